@@ -1,0 +1,34 @@
+# make test   everything that must hold, with what it needs installed first
+# make bench  the measured promises; results go to bench/results/
+# make fuzz   each fuzz target for a while
+GO   ?= go
+TOOL  = $(GO) tool -modfile=tools/go.mod
+FUZZ ?= 30s
+
+.PHONY: build test deps fmt lint bench fuzz
+build:
+	$(GO) build -o bin/watchword ./cmd/watchword
+
+test: deps fmt
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+	WATCHWORD_OUTSIDE=required $(GO) test -race -timeout 20m ./...
+
+fmt:
+	@bad=$$($(TOOL) gofumpt -l .); test -z "$$bad" || { echo "not gofumpt'ed:"; echo "$$bad"; exit 1; }
+
+# The outside programs that tests use, from Debian's packages and npm, where they are missing.
+deps:
+	@tools/install-outside.sh
+
+lint:
+	golangci-lint run
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./jose ./policy ./token ./bench
+	$(GO) run ./bench/load
+
+fuzz:
+	@for t in $$(grep -rhoE 'func (Fuzz[A-Za-z]+)' --include=*_test.go jose policy sdk | awk '{print $$2}'); do \
+	  p=$$(grep -rlE "func $$t\(" --include=*_test.go jose policy sdk | head -1 | xargs dirname); \
+	  $(GO) test -run '^$$' -fuzz "^$$t$$" -fuzztime $(FUZZ) ./$$p || exit 1; done

@@ -1,0 +1,178 @@
+package watchword_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/watchword-iot/watchword"
+
+// floors lists the rooms from the ground up. Code on one floor imports this
+// module's packages only from the floors below it, or from its own room.
+var floors = []string{
+	".",
+	"internal",
+	"jose",
+	"audit",
+	"policy keyring",
+	"token session twin event",
+	"office enroll command registry",
+	"sdk storetest sqlite",
+	"httpapi",
+	"server",
+	"cmd attack bench",
+}
+
+// allowed lists what may ship inside other people's programs.
+var allowed = map[string][]string{
+	"sdk/device": {module, module + "/jose", module + "/token", module + "/internal/", "github.com/go-json-experiment/json"},
+}
+
+// source is one parsed file of the product.
+type source struct {
+	path string // with slashes, from the root
+	room string
+	test bool
+	ast  *ast.File
+}
+
+func sources(t *testing.T) []source {
+	t.Helper()
+	var out []source
+	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && d.Name() != "." || d.Name() == "tools" || d.Name() == "node_modules" || d.Name() == "testdata") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(file, ".go") {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly|parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		file = filepath.ToSlash(file)
+		room, _, _ := strings.Cut(path.Dir(file), "/")
+		out = append(out, source{file, room, strings.HasSuffix(file, "_test.go"), f})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func (s source) imports() []string {
+	var out []string
+	for _, spec := range s.ast.Imports {
+		out = append(out, strings.Trim(spec.Path.Value, `"`))
+	}
+	return out
+}
+
+func TestImportsGoDown(t *testing.T) {
+	floor := map[string]int{}
+	for i, names := range floors {
+		for n := range strings.FieldsSeq(names) {
+			floor[n] = i
+		}
+	}
+	for _, s := range sources(t) {
+		here, known := floor[s.room]
+		if !known {
+			t.Errorf("%s: room %q is on no floor; add it to floors", s.path, s.room)
+		}
+		if s.test {
+			continue
+		}
+		for _, imp := range s.imports() {
+			rel, ours := strings.CutPrefix(imp, module)
+			if !ours {
+				continue
+			}
+			other, _, _ := strings.Cut(strings.TrimPrefix(rel, "/"), "/")
+			if other == "" {
+				other = "."
+			}
+			if other != s.room && floor[other] >= here {
+				t.Errorf("%s imports %s, which is not on a lower floor", s.path, other)
+			}
+		}
+	}
+}
+
+func TestWhatShipsInOtherProgramsIsSmall(t *testing.T) {
+	for _, s := range sources(t) {
+		list, ships := allowed[path.Dir(s.path)]
+		if !ships || s.test {
+			continue
+		}
+	imports:
+		for _, imp := range s.imports() {
+			first, _, _ := strings.Cut(imp, "/")
+			if !strings.Contains(first, ".") {
+				continue // the standard library
+			}
+			for _, a := range list {
+				if imp == a || strings.HasPrefix(imp, strings.TrimSuffix(a, "/")+"/") && a != module && a != module+"/token" {
+					continue imports
+				}
+			}
+			t.Errorf("%s imports %s, which is not on the allow-list of what ships in other people's programs", s.path, imp)
+		}
+	}
+}
+
+func TestThePapersShipAlone(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.room != "token" || s.test {
+			continue
+		}
+		for _, imp := range s.imports() {
+			if strings.HasPrefix(imp, module+"/") && imp != module+"/jose" && !strings.HasPrefix(imp, module+"/internal/") {
+				t.Errorf("%s imports %s; token ships with the device and knows jose alone", s.path, imp)
+			}
+		}
+	}
+}
+
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	documented, seen := map[string]bool{}, map[string]string{}
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		dir := path.Dir(s.path)
+		seen[dir] = s.path
+		if s.ast.Doc != nil {
+			if documented[dir] {
+				t.Errorf("%s: a second package comment", s.path)
+			}
+			documented[dir] = true
+		}
+	}
+	for dir, file := range seen {
+		if !documented[dir] {
+			t.Errorf("package of %s has no comment", file)
+		}
+	}
+}
+
+func TestNoReplace(t *testing.T) {
+	b, err := os.ReadFile("go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(b), "replace") {
+		t.Error("go.mod has a replace: go install …@latest would fail")
+	}
+}

@@ -1,0 +1,31 @@
+package audit
+
+import (
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Actor is who does something, as the doors know it: a subject that proved
+// itself with a key, or the zero subject for the server itself and for strangers.
+type Actor struct {
+	Tenant  watchword.TenantID
+	Subject watchword.SubjectID
+	Key     watchword.KeyID
+	Trace   string // the request's trace id
+}
+
+// Did returns the entry for an act that is being done.
+func (a Actor) Did(kind, object string, now time.Time, data map[string]string) Entry {
+	return Entry{
+		Tenant: a.Tenant, At: now, Kind: kind, Actor: a.Subject, Key: a.Key, Object: object,
+		Outcome: Done, Trace: a.Trace, Data: data,
+	}
+}
+
+// Failed returns the entry for an act that was refused with err.
+func (a Actor) Failed(kind, object string, now time.Time, err error, data map[string]string) Entry {
+	e := a.Did(kind, object, now, data)
+	e.Outcome, e.Code = Refused, watchword.CodeOf(err)
+	return e
+}

@@ -1,0 +1,86 @@
+// Package audit is what the house remembers: who did what, to what, and how it
+// ended. In come entries, out go their bytes, which the store keeps in the
+// transaction of the act itself. It refuses nothing and holds no secrets: an
+// entry has ids, codes, hashes and labels, never arguments or keys in clear.
+package audit
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Outcome says how a privileged act ended.
+type Outcome string
+
+// An act is done or refused. What failed for a fault of ours is neither, and
+// changed nothing.
+const (
+	Done    Outcome = "done"
+	Refused Outcome = "refused"
+)
+
+// The stable names of what is recorded. A name is never used for anything else.
+const (
+	ServerStart      = "server.start"
+	KeyCreate        = "key.create"
+	BundleSign       = "bundle.sign"
+	DeviceCreate     = "device.create"
+	OperatorCreate   = "operator.create"
+	DeviceLink       = "device.link"
+	DeviceEnroll     = "device.enroll"
+	DeviceLabel      = "device.label"
+	DeviceSuspend    = "device.suspend"
+	DeviceResume     = "device.resume"
+	DeviceRevoke     = "device.revoke"
+	DeviceDelete     = "device.delete"
+	TokenIssue       = "token.issue"
+	PolicyApply      = "policy.apply"
+	PolicyDelete     = "policy.delete"
+	CommandOrder     = "command.order"
+	CommandCancel    = "command.cancel"
+	CommandSettle    = "command.settle"
+	CommandExpire    = "command.expire"
+	CommandConflict  = "command.conflict"
+	ConfigSet        = "config.set"
+	SessionClose     = "session.close"
+	RequestRefuse    = "request.refuse"
+	RefusalsOverflow = "refusals.overflow"
+)
+
+// Entry is one line of the log. Seq is given by the store, from 1, without gaps.
+type Entry struct {
+	Seq    int64              `json:"-"`
+	Tenant watchword.TenantID `json:"tenant"`
+	At     time.Time          `json:"at"` // UTC, milliseconds
+	Kind   string             `json:"kind"`
+	// Actor is who acted; empty for the server itself and for strangers.
+	Actor watchword.SubjectID `json:"actor,omitempty"`
+	// Key is the thumbprint with which the actor proved itself.
+	Key watchword.KeyID `json:"key,omitempty"`
+	// Object is what was acted upon: a subject, policy or command id.
+	Object  string         `json:"object,omitempty"`
+	Outcome Outcome        `json:"outcome"`
+	Code    watchword.Code `json:"code,omitempty"`
+	// Trace is the id that the refusal's answer and the server's log carry too.
+	Trace string `json:"trace,omitempty"`
+	// Data holds what else belongs to this kind, in flat text.
+	Data map[string]string `json:"data,omitempty"`
+}
+
+// Body returns the entry's canonical bytes, which the store keeps as they are:
+// JSON with the members in the order of the struct and Data's in that of their
+// keys. Seq is not among them.
+func (e Entry) Body() ([]byte, error) {
+	e.At = e.At.UTC().Truncate(time.Millisecond)
+	return json.Marshal(e)
+}
+
+// Parse reads what Body wrote.
+func Parse(seq int64, body []byte) (Entry, error) {
+	var e Entry
+	err := json.Unmarshal(body, &e)
+	e.Seq = seq
+	return e, err
+}

@@ -1,0 +1,200 @@
+package watchword
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Code says what kind of refusal an error is. Codes are part of the API: they
+// stand in problem documents, receipts, logs and exit statuses, so none is ever
+// renamed. docs/errors.md explains each; a test holds the two together.
+type Code string
+
+// The closed set of codes.
+const (
+	// BadRequest means the shape of what was sent is wrong; Field names where.
+	BadRequest Code = "bad_request"
+	// TooLarge means a body, token or value is over its bound.
+	TooLarge Code = "too_large"
+	// UnsupportedMediaType means the body's content type is not one this address takes.
+	UnsupportedMediaType Code = "unsupported_media_type"
+	// MethodNotAllowed means the address exists and has no such method.
+	MethodNotAllowed Code = "method_not_allowed"
+	// NotFound means the thing does not exist, or the caller may not know it.
+	NotFound Code = "not_found"
+	// Conflict means the thing exists already, or is in a state that forbids this.
+	Conflict Code = "conflict"
+	// PreconditionFailed means the version in If-Match is not today's.
+	PreconditionFailed Code = "precondition_failed"
+	// Denied means the caller is known and no rule allows this, or one forbids it.
+	Denied Code = "denied"
+	// Unauthenticated means no token was sent where one is needed.
+	Unauthenticated Code = "unauthenticated"
+	// RateLimited means too much came from one side; RetryAfter says when to come back.
+	RateLimited Code = "rate_limited"
+	// Busy means a bounded queue is full.
+	Busy Code = "busy"
+	// Unavailable means a part the request needs (store, disk) is not working now.
+	Unavailable Code = "unavailable"
+	// TimedOut means a wait ended before its event.
+	TimedOut Code = "timed_out"
+	// ClientInvalid means a client assertion proves nobody: unknown subject or
+	// key, bad signature, wrong issuer. The outside never learns which.
+	ClientInvalid Code = "client_invalid"
+	// GrantUnsupported means a grant_type that this server does not offer.
+	GrantUnsupported Code = "grant_unsupported"
+
+	// TokenMalformed means bytes that are no compact token of ours: encoding, header or claims.
+	TokenMalformed Code = "token_malformed"
+	// TokenKind means a good token of another kind than this door takes (typ).
+	TokenKind Code = "token_kind"
+	// AlgorithmInvalid means an alg or enc that the key does not have.
+	AlgorithmInvalid Code = "algorithm_invalid"
+	// KeyUnknown means the header's kid names no key that counts here.
+	KeyUnknown Code = "key_unknown"
+	// SignatureInvalid means the signature is not the key's over these bytes.
+	SignatureInvalid Code = "signature_invalid"
+	// TokenExpired means exp has passed (RFC 7519 §4.1.4).
+	TokenExpired Code = "token_expired"
+	// TokenEarly means nbf or iat lies in the future.
+	TokenEarly Code = "token_early"
+	// TokenLifetime means exp lies further from iat than the kind allows.
+	TokenLifetime Code = "token_lifetime"
+	// IssuerMismatch means iss is not who it must be.
+	IssuerMismatch Code = "issuer_mismatch"
+	// AudienceMismatch means aud is not who reads it.
+	AudienceMismatch Code = "audience_mismatch"
+	// TokenReplayed means a single-use jti was seen before.
+	TokenReplayed Code = "token_replayed"
+	// TokenUnrecorded means a well-signed access token that is not on record as issued.
+	TokenUnrecorded Code = "token_unrecorded"
+	// TokenRevoked means the token, its key or its subject was revoked.
+	TokenRevoked Code = "token_revoked"
+	// TokenTooLarge means a subject's permissions would not fit a token of 4 KiB.
+	TokenTooLarge Code = "token_too_large"
+
+	// SubjectNew means the device has no key yet.
+	SubjectNew Code = "subject_new"
+	// SubjectSuspended means nothing of the subject passes until it is resumed.
+	SubjectSuspended Code = "subject_suspended"
+	// SubjectRevoked means the subject's keys are dead for good.
+	SubjectRevoked Code = "subject_revoked"
+
+	// CodeInvalid means an enrollment code that is unknown, used, or over.
+	CodeInvalid Code = "code_invalid"
+	// ProofInvalid means the enrollment proof does not fit its code or keys.
+	ProofInvalid Code = "proof_invalid"
+	// PinMismatch means a trust bundle whose root is not the pinned one.
+	PinMismatch Code = "pin_mismatch"
+	// BundleInvalid means a trust bundle that does not verify, is over, or is older than the known one.
+	BundleInvalid Code = "bundle_invalid"
+	// PeerUntrusted means the TLS peer is not vouched for by the trust bundle.
+	PeerUntrusted Code = "peer_untrusted"
+
+	// PolicyInvalid means a policy document with a mistake; Detail has line and column.
+	PolicyInvalid Code = "policy_invalid"
+	// ArgsInvalid means a command's arguments do not fit the function's schema.
+	ArgsInvalid Code = "args_invalid"
+	// FunctionUnknown means the device has no such function.
+	FunctionUnknown Code = "function_unknown"
+	// OrderInvalid means a signed order that does not fit its command.
+	OrderInvalid Code = "order_invalid"
+
+	// CommandUnsealed means a command that came in clear, or sealed to another key.
+	CommandUnsealed Code = "command_unsealed"
+	// CommandStale means a number that does not grow, for a command not seen before.
+	CommandStale Code = "command_stale"
+	// CommandExpired means the command's end has passed.
+	CommandExpired Code = "command_expired"
+	// NonceMismatch means a command without the nonce that this device waits for.
+	NonceMismatch Code = "nonce_mismatch"
+	// ReceiptInvalid means a receipt that settles nothing: unknown command, wrong hash, wrong signer.
+	ReceiptInvalid Code = "receipt_invalid"
+	// CommandRefused means the device's signed answer is a refusal.
+	CommandRefused Code = "command_refused"
+	// CommandFailed means the device's signed answer says that the act failed or was cut off.
+	CommandFailed Code = "command_failed"
+
+	// ConfigInvalid means a configuration file or flag with a mistake; Detail has the line.
+	ConfigInvalid Code = "config_invalid"
+	// FolderInUse means another process holds the data or state folder.
+	FolderInUse Code = "folder_in_use"
+	// KeyExposed means a key file that others can read.
+	KeyExposed Code = "key_exposed"
+	// KeyUnwrap means the key-encryption key is not the one that sealed these keys.
+	KeyUnwrap Code = "key_unwrap"
+	// Internal means the fault is ours. The cause is logged and never shown.
+	Internal Code = "internal"
+)
+
+// Codes lists the closed set in the order of docs/errors.md.
+var Codes = []Code{
+	BadRequest, TooLarge, UnsupportedMediaType, MethodNotAllowed, NotFound, Conflict, PreconditionFailed, Denied,
+	Unauthenticated, RateLimited, Busy, Unavailable, TimedOut, ClientInvalid, GrantUnsupported,
+	TokenMalformed, TokenKind, AlgorithmInvalid, KeyUnknown, SignatureInvalid, TokenExpired, TokenEarly, TokenLifetime,
+	IssuerMismatch, AudienceMismatch, TokenReplayed, TokenUnrecorded, TokenRevoked, TokenTooLarge,
+	SubjectNew, SubjectSuspended, SubjectRevoked, CodeInvalid, ProofInvalid, PinMismatch, BundleInvalid, PeerUntrusted,
+	PolicyInvalid, ArgsInvalid, FunctionUnknown, OrderInvalid,
+	CommandUnsealed, CommandStale, CommandExpired, NonceMismatch, ReceiptInvalid, CommandRefused, CommandFailed,
+	ConfigInvalid, FolderInUse, KeyExposed, KeyUnwrap, Internal,
+}
+
+// Error is a refusal. Code, Detail, Field, Rule and RetryAfter are safe to show
+// to the caller; Err is for the log alone.
+type Error struct {
+	Code   Code
+	Detail string
+	// Field is the path of the field at fault, as "labels.site", never its value.
+	Field string
+	// Rule is the policy rule that decided, as "lamps:11", where one did.
+	Rule string
+	// RetryAfter is how long to wait before trying again; 0 means unsaid.
+	RetryAfter time.Duration
+	Err        error
+}
+
+// Error joins code, field, detail and cause, for logs.
+func (e *Error) Error() string {
+	s := string(e.Code)
+	if e.Field != "" {
+		s += ": " + e.Field
+	}
+	if e.Detail != "" {
+		s += ": " + e.Detail
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns the private cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Refuse builds an [Error] with no cause.
+func Refuse(c Code, format string, a ...any) error {
+	return &Error{Code: c, Detail: fmt.Sprintf(format, a...)}
+}
+
+// RefuseField is [Refuse] for one field of what was sent, with code bad_request.
+func RefuseField(field, format string, a ...any) error {
+	return &Error{Code: BadRequest, Field: field, Detail: fmt.Sprintf(format, a...)}
+}
+
+// Because is [Refuse] with a private cause, which is logged and never shown.
+func Because(err error, c Code, format string, a ...any) error {
+	return &Error{Code: c, Detail: fmt.Sprintf(format, a...), Err: err}
+}
+
+// CodeOf returns the code of the first [Error] in err's chain, [Internal] for
+// any other error, and "" for nil.
+func CodeOf(err error) Code {
+	if err == nil {
+		return ""
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code
+	}
+	return Internal
+}

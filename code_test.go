@@ -1,0 +1,72 @@
+package watchword_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// declared returns the value of every Code constant of code.go.
+func declared(t *testing.T) []watchword.Code {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), "code.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []watchword.Code
+	for _, d := range f.Decls {
+		g, ok := d.(*ast.GenDecl)
+		if !ok || g.Tok != token.CONST {
+			continue
+		}
+		for _, s := range g.Specs {
+			v := s.(*ast.ValueSpec)
+			s, err := strconv.Unquote(v.Values[0].(*ast.BasicLit).Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, watchword.Code(s))
+		}
+	}
+	return out
+}
+
+func TestTheSetOfCodesIsClosed(t *testing.T) {
+	all := declared(t)
+	if len(all) < 40 {
+		t.Fatalf("found %d codes in code.go", len(all))
+	}
+	if got, want := slices.Sorted(slices.Values(watchword.Codes)), slices.Sorted(slices.Values(all)); !slices.Equal(got, want) {
+		t.Errorf("Codes lists %v\ncode.go declares %v", got, want)
+	}
+}
+
+func TestErrorsAreDocumented(t *testing.T) {
+	b, err := os.ReadFile("docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[watchword.Code]int{}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "| `"); ok {
+			code, _, _ := strings.Cut(rest, "`")
+			rows[watchword.Code(code)]++
+		}
+	}
+	for _, c := range watchword.Codes {
+		if rows[c] != 1 {
+			t.Errorf("docs/errors.md has %d rows for %s, want 1", rows[c], c)
+		}
+		delete(rows, c)
+	}
+	for c := range rows {
+		t.Errorf("docs/errors.md explains %s, which is no code", c)
+	}
+}

@@ -1,0 +1,73 @@
+package watchword
+
+// CommandState says how far a command has come.
+type CommandState string
+
+// The states of a command (DESIGN §6). Only a receipt with a good signature
+// leads to Done, Refused, Failed or Interrupted. Unknown means that the device
+// took it and its end passed without a receipt; a late receipt still settles it.
+const (
+	Queued      CommandState = "queued"
+	Sent        CommandState = "sent"
+	Delivered   CommandState = "delivered"
+	Accepted    CommandState = "accepted"
+	Done        CommandState = "done"
+	Refused     CommandState = "refused"
+	Failed      CommandState = "failed"
+	Interrupted CommandState = "interrupted"
+	Expired     CommandState = "expired"
+	Cancelled   CommandState = "cancelled"
+	Unknown     CommandState = "unknown"
+)
+
+// Final reports whether nothing but a late receipt can change s any more.
+func (s CommandState) Final() bool {
+	switch s {
+	case Queued, Sent, Delivered, Accepted:
+		return false
+	default:
+		return true
+	}
+}
+
+// ReceiptStatus is the st claim of a receipt.
+type ReceiptStatus string
+
+// What a device may say about a command. Conflict means that the number was
+// seen before with another command id: somebody forges, or the server lost its
+// counters.
+const (
+	StAccepted    ReceiptStatus = "accepted"
+	StDone        ReceiptStatus = "done"
+	StRefused     ReceiptStatus = "refused"
+	StFailed      ReceiptStatus = "failed"
+	StInterrupted ReceiptStatus = "interrupted"
+	StConflict    ReceiptStatus = "conflict"
+)
+
+// State returns the state of a command that a receipt with this status settles,
+// and false for a status that is none of the above.
+func (s ReceiptStatus) State() (CommandState, bool) {
+	switch s {
+	case StAccepted:
+		return Accepted, true
+	case StDone:
+		return Done, true
+	case StRefused:
+		return Refused, true
+	case StFailed, StConflict:
+		return Failed, true
+	case StInterrupted:
+		return Interrupted, true
+	default:
+		return "", false
+	}
+}
+
+// Bounds of what travels, in bytes (DESIGN §3).
+const (
+	MaxToken    = 4 << 10  // access token, assertion, proof, order
+	MaxBundle   = 64 << 10 // trust bundle
+	MaxDocument = 32 << 10 // config, event, receipt, sealed command
+	MaxArgs     = 8 << 10  // a command's args
+)

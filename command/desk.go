@@ -1,0 +1,138 @@
+package command
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/token"
+	"github.com/watchword-iot/watchword/twin"
+)
+
+// Store is what the desk needs of the cellar.
+type Store interface {
+	AddCommand(ctx context.Context, r Row, idem Idempotency, e audit.Entry) (row Row, replay bool, err error)
+	Command(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error)
+	Commands(ctx context.Context, t watchword.TenantID, f Filter, before watchword.CommandID, limit int) ([]Row, error)
+	Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]Row, error)
+	Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]Handover, error)
+	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h Handover) (Row, error)
+	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, epoch, seq int64, now time.Time) ([]Row, error)
+	Settle(ctx context.Context, s Settlement, e audit.Entry) (row Row, changed bool, err error)
+	CancelCommand(ctx context.Context, t watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (Row, error)
+	ExpireCommands(ctx context.Context, now time.Time, limit int, entry func(Row) audit.Entry) ([]Row, error)
+	NextExpiry(ctx context.Context) (time.Time, error)
+	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error)
+}
+
+// Roll tells what stands today.
+type Roll interface {
+	Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error)
+	Target(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (policy.Target, error)
+}
+
+// Safe seals what lies at rest.
+type Safe interface {
+	Seal(context string, plaintext []byte) ([]byte, error)
+	Open(context string, sealed []byte) ([]byte, error)
+}
+
+// DeskOptions is what a desk needs to know beside its store.
+type DeskOptions struct {
+	Issuer string
+	Epoch  int64
+	Signer *jose.Signer  // the command key
+	TTL    time.Duration // of a command that asks for none; 0 means 120 s
+	Now    func() time.Time
+}
+
+// Desk takes orders, hands commands over and takes receipts. It is safe for
+// concurrent use.
+type Desk struct {
+	store Store
+	roll  Roll
+	safe  Safe
+	o     DeskOptions
+
+	schemas schemas
+
+	mu      sync.Mutex
+	lines   map[lineKey]*Line                             // the connection that a device's commands go to
+	watch   map[watchword.CommandID]*watchers             // who waits for a command
+	keys    *recent.Map[watchword.KeyID, *jose.PublicKey] // parsed, by the hash of their bytes
+	nextEnd time.Time                                     // the end that Run waits for, zero for none
+	soon    chan struct{}                                 // tells Run that an end may be nearer than it knows
+}
+
+// NewDesk returns a desk over st. Run it, so that commands end on time.
+func NewDesk(st Store, roll Roll, safe Safe, o DeskOptions) *Desk {
+	if o.TTL == 0 {
+		o.TTL = 120 * time.Second
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &Desk{
+		store: st, roll: roll, safe: safe, o: o, schemas: newSchemas(),
+		lines: map[lineKey]*Line{}, watch: map[watchword.CommandID]*watchers{},
+		keys: recent.New[watchword.KeyID, *jose.PublicKey](16 << 10), soon: make(chan struct{}, 1),
+	}
+}
+
+// key parses a subject's public key, once.
+func (d *Desk) key(k watchword.Key) (*jose.PublicKey, error) {
+	d.mu.Lock()
+	pub, ok := d.keys.Get(k.ID)
+	d.mu.Unlock()
+	if ok {
+		return pub, nil
+	}
+	pub, err := jose.ParseJWK(k.JWK)
+	if err != nil {
+		return nil, watchword.Because(err, watchword.Internal, "stored key %s", k.ID)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.keys.Put(k.ID, pub)
+	return pub, nil
+}
+
+// The contexts under which the parts of a command are sealed at rest.
+func argsAtRest(id watchword.CommandID) string     { return "args/" + string(id) }
+func handoverAtRest(id watchword.CommandID) string { return "handover/" + string(id) }
+func receiptAtRest(id watchword.CommandID) string  { return "receipt/" + string(id) }
+
+// Args opens a command's arguments, for those who may see them.
+func (d *Desk) Args(r Row) ([]byte, error) { return d.safe.Open(argsAtRest(r.ID), r.Args) }
+
+// Receipt opens a command's last receipt: a compact JWS, or "" if there is none.
+func (d *Desk) Receipt(r Row) (string, error) {
+	if r.Receipt == nil {
+		return "", nil
+	}
+	b, err := d.safe.Open(receiptAtRest(r.ID), r.Receipt)
+	return string(b), err
+}
+
+// Command returns one command. Code: not_found.
+func (d *Desk) Command(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error) {
+	return d.store.Command(ctx, t, id)
+}
+
+// List returns up to limit commands, newest first, with ids below before.
+func (d *Desk) List(ctx context.Context, t watchword.TenantID, f Filter, before watchword.CommandID, limit int) ([]Row, error) {
+	return d.store.Commands(ctx, t, f, before, limit)
+}
+
+// SignConfig signs a device's wanted configuration with the command key: what a
+// device shall be is as much an order as what it shall do.
+func (d *Desk) SignConfig(device watchword.SubjectID, version int64, document []byte) (string, error) {
+	return token.SignConfig(d.o.Signer, token.Config{
+		Issuer: d.o.Issuer, Device: device, Version: version, Document: document, Issued: d.o.Now(),
+	})
+}

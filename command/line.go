@@ -1,0 +1,198 @@
+package command
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/keyring"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// The keyring is what seals at rest and signs; the interface above is what the
+// desk asks of it.
+var _ Safe = (*keyring.Ring)(nil)
+
+type lineKey struct {
+	tenant watchword.TenantID
+	device watchword.SubjectID
+}
+
+// Line is the one connection that a device's commands go to. A newer one takes
+// its place. Its methods are for one goroutine.
+type Line struct {
+	desk  *Desk
+	key   lineKey
+	wake  chan struct{} // one token: something may be waiting
+	taken chan struct{} // closed when a newer line took over
+}
+
+// Attach makes a new connection of the device the one that its commands go to.
+func (d *Desk) Attach(t watchword.TenantID, device watchword.SubjectID) *Line {
+	l := &Line{desk: d, key: lineKey{t, device}, wake: make(chan struct{}, 1), taken: make(chan struct{})}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if old := d.lines[l.key]; old != nil {
+		close(old.taken)
+	}
+	d.lines[l.key] = l
+	return l
+}
+
+// Close gives the line up.
+func (l *Line) Close() {
+	l.desk.mu.Lock()
+	defer l.desk.mu.Unlock()
+	if l.desk.lines[l.key] == l {
+		delete(l.desk.lines, l.key)
+	}
+}
+
+// wake tells the device's line, if it has one, that a command may be waiting.
+func (d *Desk) wake(t watchword.TenantID, device watchword.SubjectID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if l := d.lines[lineKey{t, device}]; l != nil {
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// SealedCommand is one command as it goes to its device.
+type SealedCommand struct {
+	ID      watchword.CommandID
+	Epoch   int64
+	Seq     int64
+	Expires time.Time
+	JWE     string
+}
+
+// Deliver notes that the device has acknowledged every command of this epoch up
+// to seq, and returns the number after which commands are still wanted: seq, or
+// 0 where the device speaks of an earlier life of the counters.
+func (l *Line) Deliver(ctx context.Context, epoch, seq int64) (after int64, err error) {
+	if epoch != l.desk.o.Epoch || seq < 1 {
+		return 0, nil
+	}
+	rows, err := l.desk.store.Deliver(ctx, l.key.tenant, l.key.device, epoch, seq, l.desk.o.Now())
+	for _, r := range rows {
+		l.desk.tell(r)
+	}
+	return seq, err
+}
+
+// Next returns up to limit commands with numbers above after, in order, signed
+// (for nonce, if the device has one) and sealed. It waits until there is one,
+// but no longer than pause, and not after ctx has ended: then it returns none
+// and no error. Codes: conflict where a newer connection took over;
+// subject_suspended, subject_revoked, unavailable.
+func (l *Line) Next(ctx context.Context, after int64, nonce string, limit int, pause time.Duration) ([]SealedCommand, error) {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	for {
+		out, err := l.pending(ctx, after, nonce, limit)
+		switch {
+		case ctx.Err() != nil:
+			return nil, nil
+		case err != nil || len(out) > 0:
+			return out, err
+		}
+		select {
+		case <-l.wake:
+		case <-l.taken:
+			return nil, watchword.Refuse(watchword.Conflict, "a newer connection of this device takes its commands now")
+		case <-timer.C:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, nil
+		}
+	}
+}
+
+// pending hands over what waits now. What was handed over before something went
+// wrong is returned; the rest comes with the next call.
+func (l *Line) pending(ctx context.Context, after int64, nonce string, limit int) ([]SealedCommand, error) {
+	rows, err := l.desk.store.Pending(ctx, l.key.tenant, l.key.device, after, l.desk.o.Now(), limit)
+	if err != nil {
+		return nil, err
+	}
+	var out []SealedCommand
+	for _, r := range rows {
+		c, err := l.handOver(ctx, r, nonce)
+		switch code := watchword.CodeOf(err); {
+		case code == watchword.Conflict || code == watchword.Busy:
+			continue // ended or cancelled meanwhile, or signed too often: its end settles it
+		case err != nil && len(out) == 0:
+			return nil, err
+		case err != nil:
+			return out, nil
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// handOver signs r, unless a version for this nonce was signed before, seals it
+// to the device's key of today, and keeps the hash before it leaves the house.
+func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand, error) {
+	d := l.desk
+	s, _, err := d.roll.Today(ctx, r.Tenant, r.Device)
+	if err != nil {
+		return SealedCommand{}, err
+	}
+	k, ok := s.SealKey()
+	if !ok {
+		return SealedCommand{}, watchword.Refuse(watchword.SubjectNew, "the device has no sealing key")
+	}
+	to, err := d.key(k)
+	if err != nil {
+		return SealedCommand{}, err
+	}
+	jws, err := d.version(ctx, r, nonce)
+	if err != nil {
+		return SealedCommand{}, err
+	}
+	jwe, err := jose.Seal(to, "JWT", []byte(jws))
+	if err != nil {
+		return SealedCommand{}, err
+	}
+	atRest, err := d.safe.Seal(handoverAtRest(r.ID), []byte(jws))
+	if err != nil {
+		return SealedCommand{}, err
+	}
+	row, err := d.store.HandOver(ctx, r.Tenant, r.ID, Handover{Hash: jose.HashOf(jws), Nonce: nonce, JWS: atRest, At: d.o.Now()})
+	if err != nil {
+		return SealedCommand{}, err
+	}
+	if r.State != row.State {
+		d.tell(row)
+	}
+	return SealedCommand{ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Expires: r.Expires, JWE: jwe}, nil
+}
+
+// version returns the JWS of r for this nonce: the one handed over before, or a new one.
+func (d *Desk) version(ctx context.Context, r Row, nonce string) (string, error) {
+	if r.State != watchword.Queued {
+		hs, err := d.store.Handovers(ctx, r.Tenant, r.ID)
+		if err != nil {
+			return "", err
+		}
+		for _, h := range hs {
+			if h.Nonce == nonce {
+				jws, err := d.safe.Open(handoverAtRest(r.ID), h.JWS)
+				return string(jws), err
+			}
+		}
+	}
+	args, err := d.Args(r)
+	if err != nil {
+		return "", err
+	}
+	return token.SignCommand(d.o.Signer, token.Command{
+		Issuer: d.o.Issuer, Device: r.Device, ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Function: r.Function, Args: args,
+		By: r.By, Nonce: nonce, Order: r.Order, Issued: d.o.Now(), Expires: r.Expires,
+	})
+}

@@ -1,0 +1,123 @@
+package command
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// TakeReceipt verifies a receipt that device handed in and settles its command.
+// The same receipt again changes nothing and is no error. trace is the request's.
+//
+// Codes: those of [token.VerifyReceipt]; receipt_invalid where it fits nothing
+// that was handed over; conflict where the command was settled otherwise.
+func (d *Desk) TakeReceipt(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, raw, trace string) (Row, error) {
+	now := d.o.Now()
+	s, _, err := d.roll.Today(ctx, t, device)
+	if err != nil {
+		return Row{}, err
+	}
+	keys := token.KeySet{}
+	for _, k := range s.Keys {
+		if k.Purpose != watchword.Sign || k.State == watchword.KeyRevoked {
+			continue // a retired key may have signed before it was replaced
+		}
+		if keys[k.ID], err = d.key(k); err != nil {
+			return Row{}, err
+		}
+	}
+	r, key, err := token.VerifyReceipt(raw, keys, device, d.o.Issuer)
+	if err != nil {
+		return Row{}, err
+	}
+	sealed, err := d.safe.Seal(receiptAtRest(r.Command), []byte(raw))
+	if err != nil {
+		return Row{}, err
+	}
+	kind := audit.CommandSettle
+	if r.Status == watchword.StConflict {
+		kind = audit.CommandConflict
+		slog.ErrorContext(ctx, "device saw two commands with one number",
+			slog.String("device", string(device)), slog.String("command", string(r.Command)), slog.Int64("seq", r.Seq))
+	}
+	by := audit.Actor{Tenant: t, Subject: device, Key: key, Trace: trace}
+	row, changed, err := d.store.Settle(ctx, Settlement{
+		Tenant: t, Device: device, ID: r.Command, Epoch: r.Epoch, Seq: r.Seq, Hash: r.Hash, Status: r.Status, Key: key, JWS: sealed, At: now,
+	}, by.Did(kind, string(r.Command), now, map[string]string{"st": string(r.Status), "ch": r.Hash, "seq": strconv.FormatInt(r.Seq, 10)}))
+	if err == nil && changed {
+		d.tell(row)
+	}
+	return row, err
+}
+
+// expireBatch is how many commands end in one transaction.
+const expireBatch = 500
+
+// Run ends commands on time until ctx ends.
+func (d *Desk) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			if err := d.expire(ctx); err != nil && ctx.Err() == nil {
+				slog.ErrorContext(ctx, "commands not expired", slog.Any("err", err))
+			}
+		case <-d.soon:
+		case <-ctx.Done():
+			return nil
+		}
+		next, err := d.store.NextExpiry(ctx)
+		if err != nil {
+			next = d.o.Now().Add(time.Second) // the store is asked again soon; what is over is not handed out meanwhile
+		}
+		d.mu.Lock()
+		d.nextEnd = next
+		d.mu.Unlock()
+		timer.Stop()
+		if !next.IsZero() {
+			timer.Reset(max(next.Sub(d.o.Now()), time.Millisecond))
+		}
+	}
+}
+
+// expire ends what is over.
+func (d *Desk) expire(ctx context.Context) error {
+	for {
+		now := d.o.Now()
+		rows, err := d.store.ExpireCommands(ctx, now, expireBatch, func(r Row) audit.Entry {
+			return audit.Actor{Tenant: r.Tenant}.Did(audit.CommandExpire, string(r.ID), now, map[string]string{"was": string(r.State)})
+		})
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			d.tell(r)
+		}
+		if len(rows) < expireBatch {
+			return nil
+		}
+	}
+}
+
+// hurry tells Run of a new end, if it is nearer than the one Run waits for.
+func (d *Desk) hurry(end time.Time) {
+	d.mu.Lock()
+	nearer := d.nextEnd.IsZero() || end.Before(d.nextEnd)
+	if nearer {
+		d.nextEnd = end
+	}
+	d.mu.Unlock()
+	if !nearer {
+		return
+	}
+	select {
+	case d.soon <- struct{}{}:
+	default:
+	}
+}

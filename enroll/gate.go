@@ -1,0 +1,169 @@
+package enroll
+
+import (
+	"context"
+	"encoding/base64"
+	"net/netip"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Store is what the gate needs of the cellar.
+type Store interface {
+	CreateSubject(ctx context.Context, s watchword.Subject, code *Code, e audit.Entry) error
+	AddCode(ctx context.Context, c Code, e audit.Entry) error
+	RedeemCode(ctx context.Context, r Redemption, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
+}
+
+// Options is what a gate needs to know beside the store.
+type Options struct {
+	PublicURL string // where links point
+	Issuer    string
+	Pin       string
+	// Fits refuses a subject whose token would outgrow its bound.
+	Fits func(watchword.Subject) error
+	// Changed tells that a subject has changed in the store, before the answer.
+	Changed func(ctx context.Context, t watchword.TenantID, id watchword.SubjectID)
+}
+
+// Gate lets subjects in. It is safe for concurrent use.
+type Gate struct {
+	store   Store
+	o       Options
+	guesses *guesses
+}
+
+// NewGate returns a gate that writes to st.
+func NewGate(st Store, o Options) *Gate {
+	return &Gate{store: st, o: o, guesses: newGuesses()}
+}
+
+// Add writes a new device down and returns the link by which it comes in. ttl 0
+// means [CodeLife]. Codes: bad_request, conflict, token_too_large.
+func (g *Gate) Add(ctx context.Context, by audit.Actor, id watchword.SubjectID, labels watchword.Labels, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
+	s := watchword.Subject{
+		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: labels,
+		Version: 1, Incarnation: 1, Created: now, Changed: now,
+	}
+	if err := watchword.CheckName("id", string(id)); err != nil {
+		return s, Link{}, err
+	}
+	if err := watchword.CheckLabels(labels); err != nil {
+		return s, Link{}, err
+	}
+	if err := g.o.Fits(s); err != nil {
+		return s, Link{}, err
+	}
+	code, link, err := g.code(by, id, ttl, now)
+	if err != nil {
+		return s, Link{}, err
+	}
+	e := by.Did(audit.DeviceCreate, string(id), now, map[string]string{"labels": labels.String()})
+	if err := g.store.CreateSubject(ctx, s, &code, e); err != nil {
+		return s, Link{}, err
+	}
+	g.o.Changed(ctx, by.Tenant, id)
+	return s, link, nil
+}
+
+// Link makes a new link for a device that is new or revoked; an older one dies.
+// Codes: bad_request, not_found, conflict.
+func (g *Gate) Link(ctx context.Context, by audit.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Link, error) {
+	code, link, err := g.code(by, id, ttl, now)
+	if err != nil {
+		return Link{}, err
+	}
+	return link, g.store.AddCode(ctx, code, by.Did(audit.DeviceLink, string(id), now, nil))
+}
+
+func (g *Gate) code(by audit.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Code, Link, error) {
+	if ttl == 0 {
+		ttl = CodeLife
+	}
+	if ttl < time.Second || ttl > CodeLifeMax {
+		return Code{}, Link{}, watchword.RefuseField("ttl", "must lie between 1 s and 30 days")
+	}
+	code := watchword.NewNonce()
+	link := newLink(g.o.PublicURL, code, g.o.Pin, now.Add(ttl))
+	return Code{Tenant: by.Tenant, Hash: HashCode(code), Subject: id, Expires: link.Expires, By: by.Subject}, link, nil
+}
+
+// Request is what a stranger shows: the code, its two public keys as JWK, and
+// the proof that it holds the signing key.
+type Request struct {
+	Code  string
+	Sign  []byte
+	Seal  []byte
+	Proof string
+}
+
+// Enroll turns the holder of a code into an active subject. Everything that
+// needs no store is checked first. The same code with the same keys gets the
+// same answer until the code is over.
+//
+// Codes: rate_limited, bad_request, proof_invalid (and the codes of
+// [token.VerifyEnrollment] behind it), code_invalid, conflict.
+func (g *Gate) Enroll(ctx context.Context, t watchword.TenantID, r Request, from netip.Addr, trace string, now time.Time) (watchword.Subject, error) {
+	if err := g.guesses.wait(from, now); err != nil {
+		return watchword.Subject{}, err
+	}
+	red, err := g.check(t, r, now)
+	if err == nil {
+		var s watchword.Subject
+		e := audit.Actor{Tenant: t, Key: red.Sign.ID, Trace: trace}.Did(audit.DeviceEnroll, "", now, map[string]string{
+			"sign": string(red.Sign.ID), "seal": string(red.Seal.ID),
+		})
+		var replay bool
+		if s, replay, err = g.store.RedeemCode(ctx, red, now, e); err == nil {
+			if !replay {
+				g.o.Changed(ctx, t, s.ID)
+			}
+			return s, nil
+		}
+	}
+	if watchword.CodeOf(err) == watchword.CodeInvalid {
+		g.guesses.wrong(from, now)
+	}
+	return watchword.Subject{}, err
+}
+
+func (g *Gate) check(t watchword.TenantID, r Request, now time.Time) (Redemption, error) {
+	if !wellFormed(r.Code) {
+		return Redemption{}, watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used, or over")
+	}
+	sign, err := parseKey("keys.sign", r.Sign, (*jose.PublicKey).MaySign)
+	if err != nil {
+		return Redemption{}, err
+	}
+	seal, err := parseKey("keys.seal", r.Seal, (*jose.PublicKey).MaySeal)
+	if err != nil {
+		return Redemption{}, err
+	}
+	if sign.ID() == seal.ID() {
+		return Redemption{}, watchword.RefuseField("keys.seal", "must be another key than keys.sign")
+	}
+	hash := HashCode(r.Code)
+	if err := token.VerifyEnrollment(r.Proof, sign, g.o.Issuer, base64.RawURLEncoding.EncodeToString(hash[:]), seal.ID(), now); err != nil {
+		return Redemption{}, watchword.Because(err, watchword.ProofInvalid, "the proof of possession does not hold: %s", watchword.CodeOf(err))
+	}
+	return Redemption{
+		Tenant: t, Hash: hash,
+		Sign: watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now},
+		Seal: watchword.Key{ID: seal.ID(), Purpose: watchword.Seal, JWK: seal.JWK(), State: watchword.KeyActive, Added: now},
+	}, nil
+}
+
+func parseKey(field string, jwk []byte, may func(*jose.PublicKey) bool) (*jose.PublicKey, error) {
+	k, err := jose.ParseJWK(jwk)
+	if err != nil {
+		return nil, &watchword.Error{Code: watchword.BadRequest, Field: field, Detail: "is no public JWK that this server takes (P-256, Ed25519 to sign; P-256, X25519 to seal)", Err: err}
+	}
+	if !may(k) {
+		return nil, watchword.RefuseField(field, "this kind of key cannot be used so")
+	}
+	return k, nil
+}

@@ -1,0 +1,83 @@
+package httpapi
+
+import (
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/office"
+	"github.com/watchword-iot/watchword/registry"
+	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/twin"
+)
+
+// Parts is the rooms behind the door.
+type Parts struct {
+	Registry *registry.Registry
+	Gate     *enroll.Gate
+	Office   *office.Office
+	Guard    *session.Guard
+	Desk     *command.Desk
+	Hub      *event.Hub
+	Recorder *audit.Recorder
+	Twins    *twin.Keeper
+	Entries  Entries
+
+	Options
+}
+
+// Options is what the door needs to know beside the rooms.
+type Options struct {
+	Version   string
+	PublicURL string        // no trailing slash
+	MQTTS     string        // address for the enrollment answer, or empty
+	CAPEM     []byte        // the own authority, for the enrollment answer; nil if a public one vouches
+	JWKS      []byte        // the issuer's public keys as a JWK set
+	Bundle    func() string // today's trust bundle
+	TokenRate float64       // requests a second and address on the endpoints that need no token; 0 means no bound
+	Now       func() time.Time
+	Log       *slog.Logger
+}
+
+// tenant is the one that the door speaks for: others come with their own addresses.
+const tenant = watchword.DefaultTenant
+
+// API is the door. It is safe for concurrent use.
+type API struct {
+	Parts
+	mux   *http.ServeMux
+	huma  huma.API
+	rates *rates
+}
+
+// New builds the door from its rooms.
+func New(p Parts) *API {
+	if p.Now == nil {
+		p.Now = time.Now
+	}
+	if p.Log == nil {
+		p.Log = slog.Default()
+	}
+	a := &API{Parts: p, mux: http.NewServeMux(), rates: newRates(p.TokenRate)}
+	a.huma = newHuma(a)
+	a.oauthRoutes()
+	a.enrollRoutes()
+	a.selfRoutes()
+	a.selfCommandRoutes()
+	a.deviceRoutes()
+	a.twinRoutes()
+	a.policyRoutes()
+	a.commandRoutes()
+	a.sessionRoutes()
+	a.eventRoutes()
+	a.auditRoutes()
+	a.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	return a
+}

@@ -1,0 +1,64 @@
+package httpapi
+
+import (
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// readBody reads a body of the wanted content type (empty: any) and bound. Codes:
+// unsupported_media_type, too_large, bad_request.
+func readBody(w http.ResponseWriter, r *http.Request, want string, most int64) ([]byte, error) {
+	if want != "" {
+		ct, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+		if err != nil || ct != want {
+			return nil, watchword.Refuse(watchword.UnsupportedMediaType, "send %s", want)
+		}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
+	if err == nil {
+		return body, nil
+	}
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, watchword.Because(err, watchword.TooLarge, "the body may have %d bytes", most)
+	}
+	return nil, watchword.Because(err, watchword.BadRequest, "the body broke off")
+}
+
+// sameClient refuses a client_id that is not the assertion's sub (RFC 7521 §4.2).
+func sameClient(clientID, assertion string) error {
+	if clientID == "" {
+		return nil
+	}
+	p, err := token.ParseAssertion(assertion, true)
+	if err != nil {
+		return err
+	}
+	if string(p.Subject()) != clientID {
+		return watchword.Refuse(watchword.ClientInvalid, "client_id is not the assertion's sub")
+	}
+	return nil
+}
+
+// etag prints a version as an entity tag.
+func etag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
+
+// ifMatch reads an If-Match header: any is returned where there is none, or "*".
+// Code: bad_request.
+func ifMatch(header string, none int64) (int64, error) {
+	header = strings.TrimSpace(header)
+	if header == "" || header == "*" {
+		return none, nil
+	}
+	v, err := strconv.ParseInt(strings.Trim(header, `"`), 10, 64)
+	if err != nil || v < 0 || etag(v) != header {
+		return 0, watchword.RefuseField("If-Match", "must be the ETag of what was read")
+	}
+	return v, nil
+}

@@ -1,0 +1,216 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Command is a command as the API shows it.
+type Command struct {
+	ID          watchword.CommandID    `json:"id"`
+	Device      watchword.SubjectID    `json:"device"`
+	Function    string                 `json:"function"`
+	State       watchword.CommandState `json:"state"`
+	Epoch       int64                  `json:"epoch"`
+	Seq         int64                  `json:"seq"`
+	By          watchword.SubjectID    `json:"by"`
+	ByKey       watchword.KeyID        `json:"by_key"`
+	CreatedAt   time.Time              `json:"created_at"`
+	ExpiresAt   time.Time              `json:"expires_at"`
+	SentAt      *time.Time             `json:"sent_at,omitempty"`
+	DeliveredAt *time.Time             `json:"delivered_at,omitempty"`
+	SettledAt   *time.Time             `json:"settled_at,omitempty"`
+	ArgsHash    string                 `json:"args_hash"`
+	Args        json.RawMessage        `json:"args,omitempty"`
+	Receipt     *Receipt               `json:"receipt,omitempty"`
+}
+
+// Receipt is the device's signed answer, which the server has verified.
+type Receipt struct {
+	Status watchword.ReceiptStatus `json:"status"`
+	Key    watchword.KeyID         `json:"key"`
+	Result json.RawMessage         `json:"result,omitempty"`
+	JWS    string                  `json:"jws"`
+}
+
+// viewCommand shows a row; whole adds arguments and receipt.
+func (a *API) viewCommand(r command.Row, whole bool) (Command, error) {
+	c := Command{
+		ID: r.ID, Device: r.Device, Function: r.Function, State: r.State, Epoch: r.Epoch, Seq: r.Seq, By: r.By, ByKey: r.ByKey,
+		CreatedAt: r.Created.UTC(), ExpiresAt: r.Expires.UTC(), SentAt: when(r.SentAt), DeliveredAt: when(r.DeliveredAt),
+		SettledAt: when(r.SettledAt), ArgsHash: r.ArgsHash,
+	}
+	if !whole {
+		return c, nil
+	}
+	args, err := a.Desk.Args(r)
+	if err != nil {
+		return c, err
+	}
+	c.Args = args
+	jws, err := a.Desk.Receipt(r)
+	if err != nil || jws == "" {
+		return c, err
+	}
+	result, err := token.ResultOf(jws)
+	c.Receipt = &Receipt{Status: r.Status, Key: r.ReceiptKey, Result: result, JWS: jws}
+	return c, err
+}
+
+type commandOut struct {
+	Status int
+	Body   Command
+}
+
+func (a *API) commandAnswer(r command.Row, err error) (*commandOut, error) {
+	if err != nil {
+		return nil, err
+	}
+	c, err := a.viewCommand(r, true)
+	return &commandOut{http.StatusOK, c}, err
+}
+
+func (a *API) commandRoutes() {
+	type sendIn struct {
+		Wait string `query:"wait"`
+		Once string `header:"Idempotency-Key" maxLength:"128"`
+		Body struct {
+			Device   watchword.SubjectID `json:"device" maxLength:"64"`
+			Function string              `json:"function" maxLength:"64"`
+			Args     json.RawMessage     `json:"args,omitempty"`
+			TTL      string              `json:"ttl,omitempty" doc:"whole seconds, as 120s; at most 24h"`
+			Order    string              `json:"order,omitempty" doc:"signed by the caller's own key"`
+		}
+	}
+	register(a, operation{method: http.MethodPost, path: "/v1/commands", summary: "Order a device to run a function", status: http.StatusCreated, body: 32 << 10, free: true},
+		func(ctx context.Context, c *caller, in *sendIn) (*commandOut, error) {
+			pause, err := wait(in.Wait)
+			if err != nil {
+				return nil, err
+			}
+			ttl, err := duration("ttl", in.Body.TTL)
+			if err != nil {
+				return nil, err
+			}
+			row, err := a.Desk.Order(ctx, c.Authority, command.Call{
+				Device: in.Body.Device, Function: in.Body.Function, Args: in.Body.Args, TTL: ttl, Signed: in.Body.Order, Once: in.Once,
+			}, c.actor.Trace)
+			if err == nil && pause > 0 {
+				row, err = a.waitFor(ctx, c, row.ID, pause)
+			}
+			out, err := a.commandAnswer(row, err)
+			if err == nil && !row.State.Final() {
+				out.Status = http.StatusCreated
+			}
+			return out, err
+		})
+
+	type listIn struct {
+		page
+		Device watchword.SubjectID    `query:"device" maxLength:"64"`
+		By     watchword.SubjectID    `query:"by" maxLength:"64"`
+		State  watchword.CommandState `query:"state" maxLength:"16"`
+	}
+	type listOut struct {
+		Body struct {
+			Commands []Command `json:"commands"`
+			Next     string    `json:"next_page_token,omitempty"`
+		}
+	}
+	register(a, operation{method: http.MethodGet, path: "/v1/commands", summary: "List commands, newest first"},
+		func(ctx context.Context, c *caller, in *listIn) (*listOut, error) {
+			f := command.Filter{Device: in.Device, By: in.By, State: in.State}
+			rows, err := a.Desk.List(ctx, c.Tenant(), f, watchword.CommandID(in.Token), in.Size+1)
+			if err != nil {
+				return nil, err
+			}
+			out := &listOut{}
+			out.Body.Commands = []Command{}
+			for i, r := range rows {
+				if i == in.Size {
+					out.Body.Next = string(rows[i-1].ID)
+					break
+				}
+				v, err := a.viewCommand(r, false)
+				if err != nil {
+					return nil, err
+				}
+				out.Body.Commands = append(out.Body.Commands, v)
+			}
+			return out, nil
+		})
+
+	type oneIn struct {
+		ID   watchword.CommandID `path:"id" maxLength:"64"`
+		Wait string              `query:"wait"`
+	}
+	register(a, operation{method: http.MethodGet, path: "/v1/commands/{id}", summary: "One command with its receipt; with wait, once it is final", free: true},
+		func(ctx context.Context, c *caller, in *oneIn) (*commandOut, error) {
+			pause, err := wait(in.Wait)
+			if err != nil {
+				return nil, err
+			}
+			row, err := a.ownCommand(ctx, c, in.ID, http.MethodGet, "")
+			if err == nil && pause > 0 {
+				row, err = a.waitFor(ctx, c, row.ID, pause)
+			}
+			return a.commandAnswer(row, err)
+		})
+
+	type cancelIn struct {
+		ID watchword.CommandID `path:"id" maxLength:"64"`
+	}
+	register(a, operation{method: http.MethodPost, path: "/v1/commands/{id}/cancel", summary: "Take back a command that is still queued", free: true},
+		func(ctx context.Context, c *caller, in *cancelIn) (*commandOut, error) {
+			if _, err := a.ownCommand(ctx, c, in.ID, http.MethodPost, "/cancel"); err != nil {
+				return nil, err
+			}
+			return a.commandAnswer(a.Desk.Cancel(ctx, c.actor, in.ID))
+		})
+}
+
+// ownCommand returns a command that the caller ordered, or that its api:
+// permission lets it have. To anybody else one that is there and one that is
+// not are the same. Codes: denied, not_found.
+func (a *API) ownCommand(ctx context.Context, c *caller, id watchword.CommandID, method, rest string) (command.Row, error) {
+	row, err := a.Desk.Command(ctx, c.Tenant(), id)
+	if err == nil && row.By == c.Subject() {
+		return row, nil
+	}
+	if denied := c.Request(method, "/v1/commands/"+string(id)+rest).Err(); denied != nil {
+		return command.Row{}, denied
+	}
+	return row, err
+}
+
+// waitFor holds a request until the command is final, or pause is over.
+func (a *API) waitFor(ctx context.Context, c *caller, id watchword.CommandID, pause time.Duration) (command.Row, error) {
+	s, err := a.Guard.Open(ctx, c.papers, session.Options{Transport: "wait", Remote: c.remote})
+	if err != nil {
+		return command.Row{}, err
+	}
+	defer s.Close(nil)
+	ctx, cancel := context.WithTimeout(ctx, pause)
+	defer cancel()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-s.Done():
+			cancel()
+		case <-stop:
+		}
+	}()
+	row, err := a.Desk.Wait(ctx, c.Tenant(), id)
+	if cause := s.Cause(); err == nil && cause != nil {
+		return command.Row{}, cause
+	}
+	return row, err
+}

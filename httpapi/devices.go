@@ -1,0 +1,303 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/registry"
+	"github.com/watchword-iot/watchword/twin"
+)
+
+// Device is a subject as the API shows it.
+type Device struct {
+	ID          watchword.SubjectID `json:"id"`
+	Kind        watchword.Kind      `json:"kind"`
+	State       watchword.State     `json:"state"`
+	Labels      watchword.Labels    `json:"labels"`
+	Version     int64               `json:"version"`
+	Incarnation int64               `json:"incarnation"`
+	CreatedAt   time.Time           `json:"created_at"`
+	ChangedAt   time.Time           `json:"changed_at"`
+	Enrollment  *Enrollment         `json:"enrollment,omitempty"`
+	Keys        []DeviceKey         `json:"keys,omitempty"`
+	Functions   []Function          `json:"functions,omitempty"`
+	Sessions    []Session           `json:"sessions,omitempty"`
+}
+
+// Enrollment is a one-time link, shown once.
+type Enrollment struct {
+	Link      string    `json:"link"`
+	Code      string    `json:"code"`
+	Pin       string    `json:"pin"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// DeviceKey is one of a subject's public keys.
+type DeviceKey struct {
+	ID      watchword.KeyID    `json:"id"`
+	Purpose watchword.Purpose  `json:"purpose"`
+	State   watchword.KeyState `json:"state"`
+	AddedAt time.Time          `json:"added_at"`
+	JWK     json.RawMessage    `json:"jwk"`
+}
+
+// Function is what a device can be asked to do.
+type Function struct {
+	Name   string          `json:"name"`
+	Schema json.RawMessage `json:"schema,omitempty"`
+}
+
+func viewDevice(s watchword.Subject) Device {
+	d := Device{
+		ID: s.ID, Kind: s.Kind, State: s.State, Labels: s.Labels, Version: s.Version, Incarnation: s.Incarnation,
+		CreatedAt: s.Created.UTC(), ChangedAt: s.Changed.UTC(),
+	}
+	if d.Labels == nil {
+		d.Labels = watchword.Labels{}
+	}
+	for _, k := range s.Keys {
+		d.Keys = append(d.Keys, DeviceKey{ID: k.ID, Purpose: k.Purpose, State: k.State, AddedAt: k.Added.UTC(), JWK: k.JWK})
+	}
+	return d
+}
+
+func viewLink(l enroll.Link) *Enrollment {
+	return &Enrollment{Link: l.URL, Code: l.Code, Pin: l.Pin, ExpiresAt: l.Expires.UTC()}
+}
+
+func viewFunctions(fs []twin.Function) []Function {
+	out := make([]Function, len(fs))
+	for i, f := range fs {
+		out[i] = Function{Name: f.Name, Schema: f.Schema}
+	}
+	return out
+}
+
+type deviceOut struct {
+	ETag string `header:"ETag"`
+	Body Device
+}
+
+func deviceAnswer(s watchword.Subject, err error) (*deviceOut, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &deviceOut{ETag: etag(s.Version), Body: viewDevice(s)}, nil
+}
+
+type deviceID struct {
+	ID watchword.SubjectID `path:"id" maxLength:"64"`
+}
+
+type reasonBody struct {
+	deviceID
+	Body *struct {
+		Reason string `json:"reason,omitempty" maxLength:"200"`
+	} `required:"false"`
+}
+
+func (in *reasonBody) reason() string {
+	if in.Body == nil {
+		return ""
+	}
+	return in.Body.Reason
+}
+
+func (a *API) deviceRoutes() {
+	type createIn struct {
+		Once string `header:"Idempotency-Key" maxLength:"128"`
+		Body struct {
+			ID     string            `json:"id" maxLength:"64"`
+			Labels map[string]string `json:"labels,omitempty"`
+			TTL    string            `json:"ttl,omitempty" doc:"of the link, as 24h; at most 30 days"`
+		}
+	}
+	register(a, operation{method: http.MethodPost, path: "/v1/devices", summary: "Add a device; out comes a one-time enrollment link", status: http.StatusCreated},
+		func(ctx context.Context, c *caller, in *createIn) (*deviceOut, error) {
+			ttl, err := duration("ttl", in.Body.TTL)
+			if err != nil {
+				return nil, err
+			}
+			s, link, err := a.Gate.Add(ctx, c.actor, watchword.SubjectID(in.Body.ID), in.Body.Labels, ttl, a.Now())
+			if watchword.CodeOf(err) == watchword.Conflict && in.Once != "" {
+				// Creating a device has its own idempotency: the id. The same request again finds what it made.
+				old, oerr := a.Registry.Subject(ctx, c.Tenant(), watchword.SubjectID(in.Body.ID))
+				if oerr == nil && old.Version == 1 && old.Labels.String() == watchword.Labels(in.Body.Labels).String() {
+					return deviceAnswer(old, nil)
+				}
+			}
+			out, err := deviceAnswer(s, err)
+			if err == nil {
+				out.Body.Enrollment = viewLink(link)
+			}
+			return out, err
+		})
+
+	type listIn struct {
+		page
+		Label []string        `query:"label,explode" maxItems:"16" doc:"key=value; all must fit"`
+		State watchword.State `query:"state" enum:"new,active,suspended,revoked"`
+	}
+	type listOut struct {
+		Body struct {
+			Devices []Device `json:"devices"`
+			Next    string   `json:"next_page_token,omitempty"`
+		}
+	}
+	register(a, operation{method: http.MethodGet, path: "/v1/devices", summary: "List devices by label and state, in order of id"},
+		func(ctx context.Context, c *caller, in *listIn) (*listOut, error) {
+			sel, err := selector(in.Label)
+			if err != nil {
+				return nil, err
+			}
+			rows, err := a.Registry.List(ctx, c.Tenant(), registry.Query{
+				Kind: watchword.Device, State: in.State, Labels: sel, After: watchword.SubjectID(in.Token), Limit: in.Size + 1,
+			})
+			if err != nil {
+				return nil, err
+			}
+			out := &listOut{}
+			out.Body.Devices = []Device{}
+			for i, s := range rows {
+				if i == in.Size {
+					out.Body.Next = string(rows[i-1].ID)
+					break
+				}
+				out.Body.Devices = append(out.Body.Devices, viewDevice(s))
+			}
+			return out, nil
+		})
+
+	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}", summary: "One device with its keys, functions and live sessions"},
+		func(ctx context.Context, c *caller, in *deviceID) (*deviceOut, error) {
+			s, err := a.device(ctx, c, in.ID)
+			if err != nil {
+				return nil, err
+			}
+			out, _ := deviceAnswer(s, nil)
+			fs, err := a.Twins.Functions(ctx, c.Tenant(), in.ID)
+			if err != nil {
+				return nil, err
+			}
+			out.Body.Functions = viewFunctions(fs)
+			out.Body.Sessions = viewSessions(a.Guard.Sessions(c.Tenant(), in.ID))
+			return out, nil
+		})
+
+	type labelsIn struct {
+		deviceID
+		Match string `header:"If-Match"`
+		Body  struct {
+			Labels map[string]string `json:"labels"`
+		}
+	}
+	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/labels", summary: "Replace a device's labels; live sessions follow at once"},
+		func(ctx context.Context, c *caller, in *labelsIn) (*deviceOut, error) {
+			v, err := ifMatch(in.Match, 0)
+			if err != nil {
+				return nil, err
+			}
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.SetLabels(ctx, c.actor, in.ID, in.Body.Labels, v, a.Now()))
+		})
+
+	type linkIn struct {
+		deviceID
+		Body *struct {
+			TTL string `json:"ttl,omitempty"`
+		} `required:"false"`
+	}
+	type linkOut struct{ Body *Enrollment }
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/link", summary: "A new one-time link for a device that is new or revoked; the old one dies"},
+		func(ctx context.Context, c *caller, in *linkIn) (*linkOut, error) {
+			var ttl time.Duration
+			if in.Body != nil {
+				var err error
+				if ttl, err = duration("ttl", in.Body.TTL); err != nil {
+					return nil, err
+				}
+			}
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			l, err := a.Gate.Link(ctx, c.actor, in.ID, ttl, a.Now())
+			if err != nil {
+				return nil, err
+			}
+			return &linkOut{viewLink(l)}, nil
+		})
+
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/suspend", summary: "Stop everything of a device until it is resumed"},
+		func(ctx context.Context, c *caller, in *reasonBody) (*deviceOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.Suspend(ctx, c.actor, in.ID, in.reason(), a.Now()))
+		})
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/resume", summary: "Give a suspended device back all it had"},
+		func(ctx context.Context, c *caller, in *reasonBody) (*deviceOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.Resume(ctx, c.actor, in.ID, a.Now()))
+		})
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/revoke", summary: "End a device's keys, tokens and sessions for good"},
+		func(ctx context.Context, c *caller, in *reasonBody) (*deviceOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.Revoke(ctx, c.actor, in.ID, in.reason(), a.Now()))
+		})
+	register(a, operation{method: http.MethodDelete, path: "/v1/devices/{id}", summary: "Revoke a device and never use its id again", status: http.StatusNoContent},
+		func(ctx context.Context, c *caller, in *deviceID) (*none, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return nil, a.Registry.Delete(ctx, c.actor, in.ID, a.Now())
+		})
+}
+
+// device returns a subject that is a device; operators and services have their
+// own addresses, and are not found here. Code: not_found.
+func (a *API) device(ctx context.Context, c *caller, id watchword.SubjectID) (watchword.Subject, error) {
+	s, err := a.Registry.Subject(ctx, c.Tenant(), id)
+	if err == nil && s.Kind != watchword.Device || watchword.CodeOf(err) == watchword.NotFound {
+		return s, watchword.Refuse(watchword.NotFound, "device %q not found", clip(string(id)))
+	}
+	return s, err
+}
+
+// duration reads a duration of a body; empty is 0. Code: bad_request.
+func duration(field, s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return 0, watchword.RefuseField(field, "must be a duration as 90s or 24h")
+	}
+	return d, nil
+}
+
+// selector reads key=value pairs. Code: bad_request.
+func selector(pairs []string) (watchword.Labels, error) {
+	sel := watchword.Labels{}
+	for _, p := range pairs {
+		k, v, ok := strings.Cut(p, "=")
+		if !ok || !watchword.ValidName(k) || !watchword.ValidName(v) {
+			return nil, watchword.RefuseField("label", "must be key=value")
+		}
+		if old, twice := sel[k]; twice && old != v {
+			return nil, watchword.RefuseField("label", "asks for two values of one key")
+		}
+		sel[k] = v
+	}
+	return sel, nil
+}

@@ -1,0 +1,94 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+
+	jsonv2 "github.com/go-json-experiment/json"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// What a stranger may ask before it has a token.
+
+func (a *API) enrollRoutes() {
+	a.mux.HandleFunc("GET /v1/trust", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/"+token.TypTrust)
+		w.Header().Set("Cache-Control", "no-cache")
+		_, _ = io.WriteString(w, a.Bundle()) // the reader has gone, if at all
+	})
+	a.mux.HandleFunc("POST /v1/enroll", a.enroll)
+	a.mux.HandleFunc("GET /e", func(w http.ResponseWriter, r *http.Request) {
+		// The fragment, and so the code, never comes here.
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, "This is a one-time link for a device. On the device, run:\n\n    watchword agent enroll 'THIS LINK' --dir DIR\n")
+	})
+	a.describe(http.MethodGet, "/v1/trust", "The root-signed trust bundle", nil)
+	a.describe(http.MethodPost, "/v1/enroll", "Enroll with a one-time code, two public keys and a proof of possession", nil)
+}
+
+// enrollment is the body of POST /v1/enroll.
+type enrollment struct {
+	Code string `json:"code"`
+	Keys struct {
+		Sign json.RawMessage `json:"sign"`
+		Seal json.RawMessage `json:"seal"`
+	} `json:"keys"`
+	Proof string `json:"proof"`
+}
+
+// enrolled is the answer.
+type enrolled struct {
+	ID            watchword.SubjectID `json:"id"`
+	Kind          watchword.Kind      `json:"kind"`
+	Labels        watchword.Labels    `json:"labels,omitempty"`
+	Issuer        string              `json:"issuer"`
+	TokenEndpoint string              `json:"token_endpoint"`
+	HTTPS         string              `json:"https"`
+	MQTTS         string              `json:"mqtts,omitempty"`
+	CA            string              `json:"ca,omitempty"`
+}
+
+func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
+	in := infoOf(r.Context())
+	s, err := func() (watchword.Subject, error) {
+		if err := a.rates.take(in.remote, a.Now()); err != nil {
+			return watchword.Subject{}, err
+		}
+		body, err := readBody(w, r, "application/json", 16<<10)
+		if err != nil {
+			return watchword.Subject{}, err
+		}
+		var e enrollment
+		if err := decode(body, &e); err != nil {
+			return watchword.Subject{}, err
+		}
+		return a.Gate.Enroll(r.Context(), tenant, enroll.Request{
+			Code: e.Code, Sign: e.Keys.Sign, Seal: e.Keys.Seal, Proof: e.Proof,
+		}, in.remote, in.trace, a.Now())
+	}()
+	if err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	answer(w, http.StatusOK, enrolled{
+		ID: s.ID, Kind: s.Kind, Labels: s.Labels, Issuer: a.Office.Issuer(), TokenEndpoint: a.PublicURL + "/oauth/token",
+		HTTPS: a.PublicURL, MQTTS: a.MQTTS, CA: string(a.CAPEM),
+	})
+}
+
+// decode reads one strict JSON object of a plain handler. Code: bad_request with the field.
+func decode(body []byte, into any) error {
+	err := jsonv2.Unmarshal(body, into, jsonv2.RejectUnknownMembers(true))
+	if err == nil {
+		return nil
+	}
+	e := &watchword.Error{Code: watchword.BadRequest, Detail: "is no JSON of the expected shape", Err: err, Field: "body"}
+	if se, ok := err.(*jsonv2.SemanticError); ok && se.JSONPointer != "" {
+		e.Field = clip(string(se.JSONPointer[1:]))
+	}
+	return e
+}

@@ -1,0 +1,114 @@
+package httpapi
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// Event is one event of a stream: Data is what was JSON, DataBase64 what was not.
+type Event struct {
+	ID          string              `json:"id"`
+	Device      watchword.SubjectID `json:"device"`
+	Stream      string              `json:"stream"`
+	ContentType string              `json:"content_type,omitempty"`
+	At          time.Time           `json:"at"`
+	Data        json.RawMessage     `json:"data,omitempty"`
+	DataBase64  string              `json:"data_base64,omitempty"`
+}
+
+func viewEvent(e *event.Event) Event {
+	v := Event{ID: e.ID, Device: e.Device, Stream: e.Stream, ContentType: e.ContentType, At: e.At.UTC()}
+	if len(e.Data) > 0 && json.Valid(e.Data) {
+		v.Data = e.Data
+	} else {
+		v.DataBase64 = base64.StdEncoding.EncodeToString(e.Data)
+	}
+	return v
+}
+
+func (a *API) eventRoutes() {
+	a.handle("GET /v1/events", false, a.streamEvents)
+	a.describe(http.MethodGet, "/v1/events", "Live events as server-sent events", nil)
+}
+
+// eventFilter is the topic filter of a request. Code: bad_request.
+func eventFilter(r *http.Request) (string, error) {
+	q := r.URL.Query()
+	device, stream := q.Get("device"), q.Get("stream")
+	if device == "" {
+		device = "+"
+	} else if err := watchword.CheckName("device", device); err != nil {
+		return "", err
+	}
+	if stream == "" {
+		stream = "#"
+	} else {
+		for segment := range strings.SplitSeq(stream, "/") {
+			if err := watchword.CheckName("stream", segment); err != nil {
+				return "", err
+			}
+		}
+	}
+	return "devices/" + device + "/events/" + stream, nil
+}
+
+func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) error {
+	filter, err := eventFilter(r)
+	if err != nil {
+		return err
+	}
+	since := r.Header.Get("Last-Event-ID")
+	if len(since) > 64 {
+		return watchword.RefuseField("Last-Event-ID", "is no id of this stream")
+	}
+	s, ctx, done, err := a.open(r, c, "sse", func(now *session.Authority) error { return now.Subscribe(filter).Err() })
+	if err != nil {
+		return err
+	}
+	defer done()
+	sub, missed, gap := a.Hub.Subscribe(c.Tenant(), filter, since)
+	defer sub.Close()
+	out := newStream(w)
+	if out.send("session", "", sessionEvent(s)) != nil {
+		return nil // the peer has gone
+	}
+	if gap && out.send("gap", "", struct{}{}) != nil {
+		return nil
+	}
+	for _, e := range missed {
+		if out.send("event", e.ID, viewEvent(e)) != nil {
+			return nil
+		}
+	}
+	beat := time.NewTicker(sseBeat)
+	defer beat.Stop()
+	for {
+		select {
+		case e, ok := <-sub.Events:
+			switch {
+			case ctx.Err() != nil:
+				a.endStream(out, r, ended(ctx)) // what waited when authority ended is not sent
+				return nil
+			case !ok:
+				a.endStream(out, r, watchword.Refuse(watchword.Busy, "this stream is read too slowly"))
+				return nil
+			case out.send("event", e.ID, viewEvent(e)) != nil:
+				return nil
+			}
+		case <-beat.C:
+			if out.beat() != nil {
+				return nil
+			}
+		case <-ctx.Done():
+			a.endStream(out, r, ended(ctx))
+			return nil
+		}
+	}
+}

@@ -1,0 +1,151 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// Policy is a stored document without its text.
+type Policy struct {
+	Name      string    `json:"name"`
+	Version   int64     `json:"version"`
+	ChangedAt time.Time `json:"changed_at"`
+}
+
+func viewPolicy(s policy.Stored) Policy { return Policy{s.Name, s.Version, s.Changed.UTC()} }
+
+const (
+	tomlType  = "application/toml"
+	maxPolicy = 64 << 10
+)
+
+func (a *API) policyRoutes() {
+	type listOut struct {
+		Body struct {
+			Policies []Policy `json:"policies"`
+		}
+	}
+	register(a, operation{method: http.MethodGet, path: "/v1/policies", summary: "All policies, by name"},
+		func(ctx context.Context, c *caller, _ *none) (*listOut, error) {
+			rows, err := a.Registry.Policies(ctx, c.Tenant())
+			out := &listOut{}
+			out.Body.Policies = []Policy{}
+			for _, p := range rows {
+				out.Body.Policies = append(out.Body.Policies, viewPolicy(p))
+			}
+			return out, err
+		})
+
+	a.handle("GET /v1/policies/{name}", false, func(w http.ResponseWriter, r *http.Request, c *caller) error {
+		p, err := a.Registry.Policy(r.Context(), c.Tenant(), r.PathValue("name"))
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Content-Type", tomlType)
+		w.Header().Set("ETag", etag(p.Version))
+		_, _ = w.Write(p.Source) // the reader has gone, if at all
+		return nil
+	})
+	a.describe(http.MethodGet, "/v1/policies/{name}", "A policy's text (TOML)", nil)
+
+	a.handle("PUT /v1/policies/{name}", false, a.applyPolicy)
+	a.describe(http.MethodPut, "/v1/policies/{name}", "Put a policy in force; live sessions follow before the answer", nil)
+
+	a.handle("POST /v1/policies/check", false, func(w http.ResponseWriter, r *http.Request, c *caller) error {
+		body, err := readBody(w, r, tomlType, maxPolicy)
+		if err != nil {
+			return err
+		}
+		name := r.URL.Query().Get("name")
+		if err := watchword.CheckName("name", name); err != nil {
+			return err
+		}
+		if err := a.Registry.CheckPolicy(r.Context(), c.Tenant(), name, body); err != nil {
+			return err
+		}
+		answer(w, http.StatusOK, map[string]bool{"ok": true})
+		return nil
+	})
+	a.describe(http.MethodPost, "/v1/policies/check", "Find a policy's mistakes without applying it", nil)
+
+	type deleteIn struct {
+		Name  string `path:"name" maxLength:"64"`
+		Match string `header:"If-Match"`
+	}
+	register(a, operation{method: http.MethodDelete, path: "/v1/policies/{name}", summary: "Take a policy out of force", status: http.StatusNoContent},
+		func(ctx context.Context, c *caller, in *deleteIn) (*none, error) {
+			v, err := ifMatch(in.Match, -1)
+			if err != nil {
+				return nil, err
+			}
+			return nil, a.Registry.DeletePolicy(ctx, c.actor, in.Name, v, a.Now())
+		})
+	a.explainRoute()
+}
+
+func (a *API) applyPolicy(w http.ResponseWriter, r *http.Request, c *caller) error {
+	name := r.PathValue("name")
+	if err := watchword.CheckName("name", name); err != nil {
+		return err
+	}
+	v, err := ifMatch(r.Header.Get("If-Match"), -1)
+	if err != nil {
+		return err
+	}
+	if r.Header.Get("If-None-Match") == "*" {
+		v = 0
+	}
+	body, err := readBody(w, r, tomlType, maxPolicy)
+	if err != nil {
+		return err
+	}
+	p, err := a.Registry.ApplyPolicy(r.Context(), c.actor, name, body, v, a.Now())
+	if err != nil {
+		return err
+	}
+	w.Header().Set("ETag", etag(p.Version))
+	answer(w, http.StatusOK, viewPolicy(p))
+	return nil
+}
+
+func (a *API) explainRoute() {
+	type explainIn struct {
+		Body struct {
+			Subject  watchword.SubjectID `json:"subject" maxLength:"64"`
+			Action   string              `json:"action" enum:"pub,sub,call,get,put,post,patch,delete"`
+			Resource string              `json:"resource" maxLength:"1024"`
+			Args     json.RawMessage     `json:"args,omitempty"`
+		}
+	}
+	type explainOut struct{ Body policy.Explanation }
+	register(a, operation{method: http.MethodPost, path: "/v1/explain", summary: "Why a request is allowed or denied"},
+		func(ctx context.Context, c *caller, in *explainIn) (*explainOut, error) {
+			q := in.Body
+			if !explainable(q.Action, q.Resource) {
+				return nil, watchword.RefuseField("resource", "must be topic:…, fn:DEVICE/FUNCTION or api:/…, with an action that it has")
+			}
+			var args []byte
+			if len(q.Args) > 0 && string(q.Args) != "null" {
+				var err error
+				if args, err = object("args", q.Args); err != nil {
+					return nil, err
+				}
+			}
+			e, err := a.Registry.Explain(ctx, c.Tenant(), q.Subject, q.Action, q.Resource, args)
+			if err != nil {
+				return nil, err
+			}
+			return &explainOut{e}, nil
+		})
+}
+
+func explainable(action, resource string) bool {
+	return slices.Contains([]string{"pub", "sub", "call", "get", "put", "post", "patch", "delete"}, action) &&
+		watchword.Permission{Resource: resource, Actions: []string{action}}.Check() == nil
+}

@@ -1,0 +1,197 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"math"
+	"net/http"
+	"strconv"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// statusOf is the one map from codes to HTTP.
+var statusOf = map[watchword.Code]int{
+	watchword.BadRequest:           http.StatusBadRequest,
+	watchword.TooLarge:             http.StatusRequestEntityTooLarge,
+	watchword.UnsupportedMediaType: http.StatusUnsupportedMediaType,
+	watchword.MethodNotAllowed:     http.StatusMethodNotAllowed,
+	watchword.NotFound:             http.StatusNotFound,
+	watchword.Conflict:             http.StatusConflict,
+	watchword.PreconditionFailed:   http.StatusPreconditionFailed,
+	watchword.Denied:               http.StatusForbidden,
+	watchword.Unauthenticated:      http.StatusUnauthorized,
+	watchword.RateLimited:          http.StatusTooManyRequests,
+	watchword.Busy:                 http.StatusTooManyRequests,
+	watchword.Unavailable:          http.StatusServiceUnavailable,
+	watchword.TimedOut:             http.StatusGatewayTimeout,
+	watchword.ClientInvalid:        http.StatusUnauthorized,
+	watchword.GrantUnsupported:     http.StatusBadRequest,
+	watchword.TokenMalformed:       http.StatusUnauthorized,
+	watchword.TokenKind:            http.StatusUnauthorized,
+	watchword.AlgorithmInvalid:     http.StatusUnauthorized,
+	watchword.KeyUnknown:           http.StatusUnauthorized,
+	watchword.SignatureInvalid:     http.StatusUnauthorized,
+	watchword.TokenExpired:         http.StatusUnauthorized,
+	watchword.TokenEarly:           http.StatusUnauthorized,
+	watchword.TokenLifetime:        http.StatusUnauthorized,
+	watchword.IssuerMismatch:       http.StatusUnauthorized,
+	watchword.AudienceMismatch:     http.StatusUnauthorized,
+	watchword.TokenReplayed:        http.StatusUnauthorized,
+	watchword.TokenUnrecorded:      http.StatusUnauthorized,
+	watchword.TokenRevoked:         http.StatusUnauthorized,
+	watchword.TokenTooLarge:        http.StatusUnprocessableEntity,
+	watchword.SubjectNew:           http.StatusUnauthorized,
+	watchword.SubjectSuspended:     http.StatusUnauthorized,
+	watchword.SubjectRevoked:       http.StatusUnauthorized,
+	watchword.CodeInvalid:          http.StatusForbidden,
+	watchword.ProofInvalid:         http.StatusForbidden,
+	watchword.PinMismatch:          http.StatusInternalServerError,
+	watchword.BundleInvalid:        http.StatusInternalServerError,
+	watchword.PeerUntrusted:        http.StatusInternalServerError,
+	watchword.PolicyInvalid:        http.StatusUnprocessableEntity,
+	watchword.ArgsInvalid:          http.StatusUnprocessableEntity,
+	watchword.FunctionUnknown:      http.StatusUnprocessableEntity,
+	watchword.OrderInvalid:         http.StatusUnprocessableEntity,
+	watchword.CommandUnsealed:      http.StatusUnprocessableEntity,
+	watchword.CommandStale:         http.StatusUnprocessableEntity,
+	watchword.CommandExpired:       http.StatusUnprocessableEntity,
+	watchword.NonceMismatch:        http.StatusUnprocessableEntity,
+	watchword.ReceiptInvalid:       http.StatusUnprocessableEntity,
+	watchword.CommandRefused:       http.StatusUnprocessableEntity,
+	watchword.CommandFailed:        http.StatusUnprocessableEntity,
+	watchword.ConfigInvalid:        http.StatusInternalServerError,
+	watchword.FolderInUse:          http.StatusInternalServerError,
+	watchword.KeyExposed:           http.StatusInternalServerError,
+	watchword.KeyUnwrap:            http.StatusInternalServerError,
+	watchword.Internal:             http.StatusInternalServerError,
+}
+
+// Problem is a problem document (RFC 9457 §3). Its members are safe to show.
+type Problem struct {
+	Type       string           `json:"type" doc:"urn:watchword:error: and the code"`
+	Title      string           `json:"title"`
+	Status     int              `json:"status"`
+	Code       watchword.Code   `json:"code" doc:"stable; docs/errors.md explains each"`
+	Detail     string           `json:"detail,omitempty"`
+	Field      string           `json:"field,omitempty" doc:"path of the field at fault, never its value"`
+	Rule       string           `json:"rule,omitempty" doc:"the policy rule that decided"`
+	TraceID    string           `json:"trace_id,omitempty"`
+	RetryAfter int              `json:"retry_after,omitempty" doc:"seconds"`
+	Mistakes   []policy.Mistake `json:"mistakes,omitempty" doc:"of a policy document"`
+}
+
+// Error, GetStatus, ContentType and GetHeaders make a Problem an answer of the API library.
+func (p *Problem) Error() string { return string(p.Code) + ": " + p.Detail }
+
+// GetStatus returns the HTTP status.
+func (p *Problem) GetStatus() int { return p.Status }
+
+// ContentType returns that of problem documents.
+func (p *Problem) ContentType(string) string { return "application/problem+json" }
+
+// GetHeaders returns what RFC 6750 §3 and RFC 9110 §10.2.3 want beside the status.
+func (p *Problem) GetHeaders() http.Header {
+	h := http.Header{}
+	if p.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(p.RetryAfter))
+	}
+	switch {
+	case p.Code == watchword.Unauthenticated:
+		h.Set("WWW-Authenticate", `Bearer realm="watchword"`)
+	case p.Status == http.StatusUnauthorized:
+		h.Set("WWW-Authenticate", `Bearer realm="watchword", error="invalid_token", error_description="`+string(p.Code)+`"`)
+	case p.Code == watchword.Denied:
+		h.Set("WWW-Authenticate", `Bearer realm="watchword", error="insufficient_scope"`)
+	}
+	return h
+}
+
+// problem turns err into a problem document, logs it, and records a refusal.
+func (a *API) problem(r *http.Request, err error) *Problem {
+	in := infoOf(r.Context())
+	p := newProblem(err)
+	p.TraceID = in.trace
+	attrs := []slog.Attr{
+		slog.String("code", string(p.Code)), slog.String("method", r.Method), slog.String("path", r.URL.Path),
+		slog.String("trace", in.trace), slog.String("remote", in.remote.String()),
+	}
+	if in.who.Subject != "" {
+		attrs = append(attrs, slog.String("subject", string(in.who.Subject)))
+	}
+	if p.Rule != "" {
+		attrs = append(attrs, slog.String("rule", p.Rule))
+	}
+	if p.Field != "" {
+		attrs = append(attrs, slog.String("field", p.Field))
+	}
+	level := slog.LevelInfo
+	if p.Status >= http.StatusInternalServerError {
+		level = slog.LevelError
+	}
+	a.Log.LogAttrs(r.Context(), level, "request refused", append(attrs, slog.Any("err", err))...)
+	if p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden {
+		a.Recorder.Refused(in.who.Failed(audit.RequestRefuse, r.Method+" "+clip(r.URL.Path), a.Now(), err, map[string]string{
+			"remote": in.remote.String(), "rule": p.Rule,
+		}))
+	}
+	return p
+}
+
+// clip bounds what a stranger can write into the log.
+func clip(s string) string {
+	const most = 200
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}
+
+func newProblem(err error) *Problem {
+	code := watchword.CodeOf(err)
+	status, ok := statusOf[code]
+	if !ok {
+		code, status = watchword.Internal, http.StatusInternalServerError
+	}
+	p := &Problem{Type: "urn:watchword:error:" + string(code), Title: string(code), Status: status, Code: code}
+	if e, ok := errors.AsType[*watchword.Error](err); ok && code != watchword.Internal {
+		p.Detail, p.Field, p.Rule = e.Detail, e.Field, e.Rule
+		p.RetryAfter = int(math.Ceil(e.RetryAfter.Seconds()))
+		p.Mistakes = policy.Mistakes(err)
+	}
+	if p.RetryAfter == 0 && (status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable) {
+		p.RetryAfter = 1
+	}
+	return p
+}
+
+// fail answers a request of a plain handler with err.
+func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
+	p := a.problem(r, err)
+	for k, v := range p.GetHeaders() {
+		w.Header()[k] = v
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(p.Status)
+	writeJSON(w, p)
+}
+
+// answer writes v as JSON.
+func answer(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	writeJSON(w, v)
+}
+
+// writeJSON leaves < > & as they are: what reads it is no HTML parser. The error
+// is the connection's, and whoever was on it has gone.
+func writeJSON(w http.ResponseWriter, v any) {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(v)
+}

@@ -1,0 +1,227 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+	"github.com/watchword-iot/watchword/twin"
+)
+
+// Self is what a subject sees of itself.
+type Self struct {
+	ID          watchword.SubjectID `json:"id"`
+	Kind        watchword.Kind      `json:"kind"`
+	State       watchword.State     `json:"state"`
+	Labels      watchword.Labels    `json:"labels"`
+	Incarnation int64               `json:"incarnation"`
+	Issuer      string              `json:"issuer"`
+	Token       SelfToken           `json:"token"`
+	Permissions SelfPermissions     `json:"permissions"`
+}
+
+// SelfToken is the token that was shown.
+type SelfToken struct {
+	JTI       string          `json:"jti"`
+	ExpiresAt time.Time       `json:"expires_at"`
+	Key       watchword.KeyID `json:"key"`
+}
+
+// SelfPermissions is what today's policy gives; the token may give less. Each
+// line is [resource, [action…]].
+type SelfPermissions struct {
+	Perm []json.RawMessage `json:"perm"`
+	Deny []json.RawMessage `json:"deny"`
+}
+
+func viewPermissions(ps []watchword.Permission) ([]json.RawMessage, error) {
+	out := make([]json.RawMessage, len(ps))
+	for i, p := range ps {
+		b, err := p.MarshalJSON()
+		if err != nil {
+			return nil, err
+		}
+		out[i] = b
+	}
+	return out, nil
+}
+
+func (a *API) selfRoutes() {
+	type selfOut struct{ Body Self }
+	register(a, operation{method: http.MethodGet, path: "/v1/self", summary: "Who am I, and what may I"},
+		func(ctx context.Context, c *caller, _ *none) (*selfOut, error) {
+			s, err := a.Registry.Subject(ctx, c.Tenant(), c.Subject())
+			if err != nil {
+				return nil, err
+			}
+			d := viewDevice(s)
+			out := &selfOut{Self{
+				ID: s.ID, Kind: s.Kind, State: s.State, Labels: d.Labels, Incarnation: s.Incarnation, Issuer: a.Office.Issuer(),
+				Token: SelfToken{JTI: c.JTI(), ExpiresAt: c.Expires().UTC(), Key: c.Key()},
+			}}
+			if out.Body.Permissions.Perm, err = viewPermissions(c.Today().Perm()); err != nil {
+				return nil, err
+			}
+			out.Body.Permissions.Deny, err = viewPermissions(c.Today().Deny())
+			return out, err
+		})
+
+	a.handle("POST /v1/self/events/{stream...}", false, a.publishEvent)
+	a.describe(http.MethodPost, "/v1/self/events/{stream}", "Publish an event: any body up to 32 KiB, with its content type", nil)
+	a.handle("PUT /v1/self/state", false, a.reportState)
+	a.describe(http.MethodPut, "/v1/self/state", "Report state: a JSON object up to 32 KiB", nil)
+	a.handle("GET /v1/self/state", false, a.selfState)
+	a.describe(http.MethodGet, "/v1/self/state", "The state reported last", nil)
+	a.handle("GET /v1/self/config", false, a.selfConfig)
+	a.describe(http.MethodGet, "/v1/self/config", "The wanted configuration, signed", nil)
+
+	type functions struct {
+		Body struct {
+			Functions []Function `json:"functions" maxItems:"256"`
+		}
+	}
+	register(a, operation{method: http.MethodPut, path: "/v1/self/functions", summary: "Announce what this device can be asked to do", status: http.StatusNoContent, body: 96 << 10},
+		func(ctx context.Context, c *caller, in *functions) (*none, error) {
+			fs, err := announced(in.Body.Functions)
+			if err != nil {
+				return nil, err
+			}
+			return nil, a.Twins.SetFunctions(ctx, c.Tenant(), c.Subject(), fs, a.Now())
+		})
+	register(a, operation{method: http.MethodGet, path: "/v1/self/functions", summary: "What this device has announced"},
+		func(ctx context.Context, c *caller, _ *none) (*functions, error) {
+			fs, err := a.Twins.Functions(ctx, c.Tenant(), c.Subject())
+			out := &functions{}
+			out.Body.Functions = viewFunctions(fs)
+			return out, err
+		})
+}
+
+func announced(in []Function) ([]twin.Function, error) {
+	seen := map[string]bool{}
+	out := make([]twin.Function, len(in))
+	for i, f := range in {
+		if err := watchword.CheckName("functions.name", f.Name); err != nil {
+			return nil, err
+		}
+		if seen[f.Name] {
+			return nil, watchword.RefuseField("functions", "one function stands twice")
+		}
+		seen[f.Name] = true
+		out[i] = twin.Function{Name: f.Name, Schema: f.Schema}
+		if len(f.Schema) == 0 || string(f.Schema) == "null" {
+			out[i].Schema = nil
+			continue
+		}
+		if _, err := command.CompileSchema(f.Schema); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func selfTopic(c *caller, rest string) string { return "devices/" + string(c.Subject()) + "/" + rest }
+
+func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) error {
+	stream := r.PathValue("stream")
+	for segment := range strings.SplitSeq(stream, "/") {
+		if err := watchword.CheckName("stream", segment); err != nil {
+			return err
+		}
+	}
+	if err := c.Publish(selfTopic(c, "events/"+stream)).Err(); err != nil {
+		return err
+	}
+	body, err := readBody(w, r, "", watchword.MaxDocument)
+	if err != nil {
+		return err
+	}
+	now := a.Now()
+	e := &event.Event{
+		Tenant: c.Tenant(), ID: watchword.NewID("evt_", now), Device: c.Subject(), Stream: stream,
+		ContentType: clip(r.Header.Get("Content-Type")), At: now, Data: body,
+	}
+	a.Hub.Publish(e)
+	answer(w, http.StatusAccepted, map[string]string{"id": e.ID})
+	return nil
+}
+
+// object refuses what is no strict JSON object, and returns it compact. Code: bad_request.
+func object(field string, b []byte) ([]byte, error) {
+	if err := jose.Walk(b, func(string, jsontext.Value) error { return nil }); err != nil {
+		return nil, &watchword.Error{Code: watchword.BadRequest, Field: field, Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
+	}
+	var out bytes.Buffer
+	if err := json.Compact(&out, b); err != nil {
+		return nil, watchword.RefuseField(field, "must be one JSON object")
+	}
+	return out.Bytes(), nil
+}
+
+func (a *API) reportState(w http.ResponseWriter, r *http.Request, c *caller) error {
+	if err := c.Publish(selfTopic(c, "state")).Err(); err != nil {
+		return err
+	}
+	body, err := readBody(w, r, "application/json", watchword.MaxDocument)
+	if err != nil {
+		return err
+	}
+	doc, err := object("state", body)
+	if err != nil {
+		return err
+	}
+	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Subject(), doc, a.Now()); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (a *API) selfState(w http.ResponseWriter, r *http.Request, c *caller) error {
+	t, err := a.Twins.Twin(r.Context(), c.Tenant(), c.Subject())
+	if err != nil {
+		return err
+	}
+	if t.State == nil {
+		return watchword.Refuse(watchword.NotFound, "no state was reported yet")
+	}
+	w.Header().Set("ETag", etag(t.StateCount))
+	answer(w, http.StatusOK, json.RawMessage(t.State))
+	return nil
+}
+
+func (a *API) selfConfig(w http.ResponseWriter, r *http.Request, c *caller) error {
+	if err := c.Authority.Subscribe(selfTopic(c, "config")).Err(); err != nil {
+		return err
+	}
+	t, err := a.Twins.Twin(r.Context(), c.Tenant(), c.Subject())
+	if err != nil {
+		return err
+	}
+	if t.Config == nil {
+		return watchword.Refuse(watchword.NotFound, "no configuration was set yet")
+	}
+	w.Header().Set("ETag", etag(t.ConfigVer))
+	w.Header().Set("Cache-Control", "no-cache")
+	if r.Header.Get("If-None-Match") == etag(t.ConfigVer) {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	jws, err := a.Desk.SignConfig(c.Subject(), t.ConfigVer, t.Config)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/"+token.TypConfig)
+	_, _ = w.Write([]byte(jws)) // the reader has gone, if at all
+	return nil
+}

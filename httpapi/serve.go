@@ -1,0 +1,106 @@
+package httpapi
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"path"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+)
+
+// The bounds of one request that is no stream.
+const (
+	maxBody      = 96 << 10 // the largest body of any address; each has its own bound below it
+	writeTimeout = 30 * time.Second
+)
+
+// info is what the door knows of a request. who is filled in when papers were shown.
+type info struct {
+	trace  string
+	remote netip.Addr
+	who    audit.Actor
+}
+
+type infoKey struct{}
+
+// infoOf returns the request's info; a zero one outside a request.
+func infoOf(ctx context.Context) *info {
+	if in, ok := ctx.Value(infoKey{}).(*info); ok {
+		return in
+	}
+	return &info{}
+}
+
+// ServeHTTP gives every request its trace id, its bounds, and an answer even
+// where the code behind it panics.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	in := &info{trace: watchword.NewID("", a.Now()), who: audit.Actor{Tenant: tenant}}
+	in.who.Trace = in.trace
+	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		in.remote = ap.Addr().Unmap()
+	}
+	r = r.WithContext(context.WithValue(r.Context(), infoKey{}, in))
+	h := w.Header()
+	h.Set("Trace-Id", in.trace)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Strict-Transport-Security", "max-age=31536000")
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	// A stalled peer costs its own connection. The error is that of a connection without deadlines: a test's recorder.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	defer func() {
+		if v := recover(); v != nil {
+			if v == http.ErrAbortHandler {
+				panic(v)
+			}
+			a.Log.ErrorContext(r.Context(), "panic in a request", slog.Any("panic", v), slog.String("trace", in.trace), slog.String("stack", string(debug.Stack())))
+			a.fail(w, r, watchword.Refuse(watchword.Internal, "panic"))
+		}
+	}()
+	if r.URL.Path != "/" && path.Clean(r.URL.Path) != r.URL.Path || strings.Contains(r.URL.RawPath, "%") {
+		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
+		return
+	}
+	handler, pattern := a.mux.Handler(r)
+	if pattern == "" {
+		a.unrouted(w, r, handler)
+		return
+	}
+	a.mux.ServeHTTP(w, r)
+}
+
+// unrouted answers in our words what the mux answers in plain text. Whoever
+// shows no papers does not learn which addresses there are.
+func (a *API) unrouted(w http.ResponseWriter, r *http.Request, handler http.Handler) {
+	if strings.HasPrefix(r.URL.Path, "/v1/") {
+		if _, err := a.caller(r); err != nil {
+			a.fail(w, r, err)
+			return
+		}
+	}
+	probe := &statusProbe{header: http.Header{}}
+	handler.ServeHTTP(probe, r)
+	if probe.status == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", probe.header.Get("Allow"))
+		a.fail(w, r, watchword.Refuse(watchword.MethodNotAllowed, "this address has no such method"))
+		return
+	}
+	a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
+}
+
+// statusProbe takes the mux's answer without sending it.
+type statusProbe struct {
+	header http.Header
+	status int
+}
+
+func (p *statusProbe) Header() http.Header         { return p.header }
+func (p *statusProbe) Write(b []byte) (int, error) { return len(b), nil }
+func (p *statusProbe) WriteHeader(status int)      { p.status = status }

@@ -1,0 +1,75 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// How a stream lives: a comment now and then shows both sides that the other is
+// there, and a peer that does not read for that long is cut off.
+const (
+	sseBeat    = 15 * time.Second
+	sseTimeout = 10 * time.Second
+)
+
+// stream writes server-sent events. It is for one goroutine.
+type stream struct {
+	w  http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func wantsStream(r *http.Request) bool {
+	return strings.Contains(r.Header.Get("Accept"), "text/event-stream")
+}
+
+// newStream starts the answer.
+func newStream(w http.ResponseWriter) *stream {
+	h := w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no")
+	w.WriteHeader(http.StatusOK)
+	return &stream{w, http.NewResponseController(w)}
+}
+
+// send writes one event; id may be empty. The error says that the peer has gone.
+func (s *stream) send(name, id string, data any) error {
+	b, err := json.Marshal(data)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	out.WriteString("event: " + name + "\n")
+	if id != "" {
+		out.WriteString("id: " + id + "\n")
+	}
+	out.WriteString("data: ")
+	out.Write(b) // JSON has no line breaks
+	out.WriteString("\n\n")
+	return s.write(out.Bytes())
+}
+
+func (s *stream) beat() error { return s.write([]byte(": \n\n")) }
+
+func (s *stream) write(b []byte) error {
+	if err := s.rc.SetWriteDeadline(time.Now().Add(sseTimeout)); err != nil {
+		return err
+	}
+	if _, err := s.w.Write(b); err != nil {
+		return err
+	}
+	return s.rc.Flush()
+}
+
+// end tells the peer why the stream is over.
+func (a *API) endStream(s *stream, r *http.Request, err error) {
+	if err == nil {
+		err = watchword.Refuse(watchword.Unavailable, "the stream is over")
+	}
+	_ = s.send("end", "", a.problem(r, err)) // who has gone needs no reason
+}

@@ -1,0 +1,284 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// Every request that lasts is a session: what it may do is asked while it lasts,
+// and whoever takes that away ends it.
+
+// open starts the session of a request that lasts, for as long as may, if not
+// nil, allows it. The context ends when the session does, or its request.
+func (a *API) open(r *http.Request, c *caller, transport string, may func(*session.Authority) error) (*session.Session, context.Context, func(), error) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	s, err := a.Guard.Open(ctx, c.papers, session.Options{Transport: transport, Remote: c.remote, Changed: func(now *session.Authority) {
+		if may == nil {
+			return
+		}
+		if err := may(now); err != nil {
+			cancel(err)
+		}
+	}})
+	if err == nil && may != nil {
+		if err = may(s.Authority()); err != nil {
+			s.Close(err)
+		}
+	}
+	if err != nil {
+		cancel(err)
+		return nil, nil, nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { s.Close(nil) })
+	go func() {
+		<-s.Done()
+		cancel(s.Cause())
+	}()
+	return s, ctx, func() { stop(); s.Close(nil); cancel(nil) }, nil
+}
+
+// ended returns why a request that lasts must stop: nil if its own client or its wait did it.
+func ended(ctx context.Context) error {
+	if err := context.Cause(ctx); err != nil && watchword.CodeOf(err) != watchword.Internal {
+		return err
+	}
+	return nil
+}
+
+const (
+	maxWait  = 60 * time.Second
+	maxBatch = 64
+)
+
+// wait reads the wait parameter. Code: bad_request.
+func wait(s string) (time.Duration, error) {
+	d, err := duration("wait", s)
+	if err == nil && d > maxWait {
+		err = watchword.RefuseField("wait", "may be 60s")
+	}
+	return d, err
+}
+
+// Session is a live session as the API shows it.
+type Session struct {
+	ID        watchword.SessionID `json:"id"`
+	Subject   watchword.SubjectID `json:"subject"`
+	Transport string              `json:"transport"`
+	Remote    string              `json:"remote"`
+	OpenedAt  time.Time           `json:"opened_at"`
+	ExpiresAt time.Time           `json:"expires_at"`
+}
+
+// sealed is one command on its way to its device.
+type sealed struct {
+	ID        watchword.CommandID `json:"id"`
+	Epoch     int64               `json:"epoch"`
+	Seq       int64               `json:"seq"`
+	ExpiresAt time.Time           `json:"expires_at"`
+	JWE       string              `json:"jwe"`
+}
+
+func viewSealed(c command.SealedCommand) sealed {
+	return sealed{c.ID, c.Epoch, c.Seq, c.Expires.UTC(), c.JWE}
+}
+
+func (a *API) selfCommandRoutes() {
+	a.handle("GET /v1/self/commands", false, func(w http.ResponseWriter, r *http.Request, c *caller) error {
+		if wantsStream(r) {
+			return a.streamCommands(w, r, c)
+		}
+		return a.pollCommands(w, r, c)
+	})
+	a.describe(http.MethodGet, "/v1/self/commands", "Sealed commands: a long poll, or a stream of server-sent events", nil)
+
+	type receiptIn struct {
+		Body struct {
+			Receipt string `json:"receipt"`
+		}
+	}
+	type receiptOut struct {
+		Body struct {
+			Command watchword.CommandID    `json:"command"`
+			State   watchword.CommandState `json:"state"`
+		}
+	}
+	register(a, operation{method: http.MethodPost, path: "/v1/self/receipts", summary: "Hand in a signed receipt", body: watchword.MaxDocument + 64},
+		func(ctx context.Context, c *caller, in *receiptIn) (*receiptOut, error) {
+			if err := c.Publish(selfTopic(c, "receipts")).Err(); err != nil {
+				return nil, err
+			}
+			row, err := a.Desk.TakeReceipt(ctx, c.Tenant(), c.Subject(), in.Body.Receipt, c.actor.Trace)
+			if err != nil {
+				return nil, receiptError(err)
+			}
+			out := &receiptOut{}
+			out.Body.Command, out.Body.State = row.ID, row.State
+			return out, nil
+		})
+}
+
+// receiptError keeps a bad receipt from looking like bad papers: the caller's
+// token is good, what it handed in is not.
+func receiptError(err error) error {
+	if statusOf[watchword.CodeOf(err)] == http.StatusUnauthorized {
+		return watchword.Because(err, watchword.ReceiptInvalid, "the receipt does not hold: %s", watchword.CodeOf(err))
+	}
+	return err
+}
+
+// mayTake says whether the device may have its commands.
+func mayTake(c *caller) func(*session.Authority) error {
+	topic := selfTopic(c, "commands")
+	return func(now *session.Authority) error { return now.Subscribe(topic).Err() }
+}
+
+// take is what both forms of taking commands read from the request.
+type take struct {
+	epoch, after int64
+	nonce        string
+}
+
+func (t *take) acknowledged(s string) (err error) {
+	epoch, seq, ok := strings.Cut(s, ".")
+	if t.epoch, err = strconv.ParseInt(epoch, 10, 64); err == nil && ok {
+		t.after, err = strconv.ParseInt(seq, 10, 64)
+	}
+	if err != nil || !ok {
+		return watchword.RefuseField("Last-Event-ID", "must be EPOCH.SEQ")
+	}
+	return nil
+}
+
+func readTake(r *http.Request) (t take, err error) {
+	q := r.URL.Query()
+	for name, into := range map[string]*int64{"epoch": &t.epoch, "after": &t.after} {
+		if s := q.Get(name); s != "" {
+			if *into, err = strconv.ParseInt(s, 10, 64); err != nil || *into < 0 {
+				return t, watchword.RefuseField(name, "must be a number")
+			}
+		}
+	}
+	if t.nonce = q.Get("nonce"); len(t.nonce) > 64 || t.nonce != "" && len(t.nonce) < 22 {
+		return t, watchword.RefuseField("nonce", "must have 22 to 64 characters")
+	}
+	return t, nil
+}
+
+// line attaches the request to the device's commands and notes what it acknowledges.
+func (a *API) line(ctx context.Context, c *caller, t take) (*command.Line, int64, error) {
+	l := a.Desk.Attach(c.Tenant(), c.Subject())
+	after, err := l.Deliver(ctx, t.epoch, t.after)
+	if err != nil {
+		l.Close()
+		return nil, 0, err
+	}
+	return l, after, nil
+}
+
+func (a *API) pollCommands(w http.ResponseWriter, r *http.Request, c *caller) error {
+	t, err := readTake(r)
+	if err != nil {
+		return err
+	}
+	limit := 16
+	if s := r.URL.Query().Get("limit"); s != "" {
+		if limit, err = strconv.Atoi(s); err != nil || limit < 1 || limit > maxBatch {
+			return watchword.RefuseField("limit", "must lie between 1 and 64")
+		}
+	}
+	pause, err := wait(r.URL.Query().Get("wait"))
+	if err != nil {
+		return err
+	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pause + writeTimeout)) // as in ServeHTTP
+	s, ctx, done, err := a.open(r, c, "poll", mayTake(c))
+	if err != nil {
+		return err
+	}
+	defer done()
+	l, after, err := a.line(ctx, c, t)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	cs, err := l.Next(ctx, after, t.nonce, limit, pause)
+	if err != nil {
+		return err
+	}
+	// A session that ended while it waited gets its cause, not an empty list.
+	if err := ended(ctx); err != nil {
+		return err
+	}
+	out := struct {
+		Session  watchword.SessionID `json:"session"`
+		Commands []sealed            `json:"commands"`
+	}{s.ID(), []sealed{}}
+	for _, sc := range cs {
+		out.Commands = append(out.Commands, viewSealed(sc))
+	}
+	answer(w, http.StatusOK, out)
+	return nil
+}
+
+func (a *API) streamCommands(w http.ResponseWriter, r *http.Request, c *caller) error {
+	t, err := readTake(r)
+	if err != nil {
+		return err
+	}
+	if last := r.Header.Get("Last-Event-ID"); last != "" {
+		if err := t.acknowledged(last); err != nil {
+			return err
+		}
+	}
+	s, ctx, done, err := a.open(r, c, "sse", mayTake(c))
+	if err != nil {
+		return err
+	}
+	defer done()
+	l, after, err := a.line(ctx, c, t)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	out := newStream(w)
+	if err := out.send("session", "", sessionEvent(s)); err != nil {
+		return nil // the peer has gone
+	}
+	for {
+		cs, err := l.Next(ctx, after, t.nonce, maxBatch, sseBeat)
+		if err == nil {
+			err = ended(ctx)
+		}
+		if err != nil {
+			a.endStream(out, r, err)
+			return nil
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		for _, sc := range cs {
+			after = sc.Seq
+			id := strconv.FormatInt(sc.Epoch, 10) + "." + strconv.FormatInt(sc.Seq, 10)
+			if err := out.send("command", id, viewSealed(sc)); err != nil {
+				return nil
+			}
+		}
+		if len(cs) == 0 && out.beat() != nil {
+			return nil
+		}
+	}
+}
+
+func sessionEvent(s *session.Session) any {
+	return struct {
+		Session   watchword.SessionID `json:"session"`
+		ExpiresAt time.Time           `json:"expires_at"`
+	}{s.ID(), s.Authority().Expires().UTC()}
+}

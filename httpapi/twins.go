@@ -1,0 +1,90 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/twin"
+)
+
+// Twin is a device's two documents as the API shows them.
+type Twin struct {
+	Config        json.RawMessage `json:"config" doc:"wanted; null if never set"`
+	ConfigVersion int64           `json:"config_version"`
+	ConfigAt      *time.Time      `json:"config_at,omitempty"`
+	State         json.RawMessage `json:"state" doc:"reported; null if never reported"`
+	StateAt       *time.Time      `json:"state_at,omitempty"`
+}
+
+func viewTwin(t twin.Twin) Twin {
+	orNull := func(b []byte) json.RawMessage {
+		if b == nil {
+			return json.RawMessage("null")
+		}
+		return b
+	}
+	return Twin{
+		Config: orNull(t.Config), ConfigVersion: t.ConfigVer, ConfigAt: when(t.ConfigAt),
+		State: orNull(t.State), StateAt: when(t.StateAt),
+	}
+}
+
+// when is t for JSON: nil for the zero time.
+func when(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+type twinOut struct {
+	ETag string `header:"ETag"`
+	Body Twin
+}
+
+func (a *API) twinRoutes() {
+	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}/twin", summary: "A device's wanted configuration and reported state"},
+		func(ctx context.Context, c *caller, in *deviceID) (*twinOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			t, err := a.Twins.Twin(ctx, c.Tenant(), in.ID)
+			if err != nil {
+				return nil, err
+			}
+			return &twinOut{etag(t.ConfigVer), viewTwin(t)}, nil
+		})
+
+	type configIn struct {
+		deviceID
+		Match   string `header:"If-Match"`
+		Body    map[string]any
+		RawBody []byte
+	}
+	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/config", summary: "Set a device's wanted configuration: a JSON object up to 32 KiB", body: watchword.MaxDocument},
+		func(ctx context.Context, c *caller, in *configIn) (*twinOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			v, err := ifMatch(in.Match, -1)
+			if err != nil {
+				return nil, err
+			}
+			doc, err := object("config", in.RawBody)
+			if err != nil {
+				return nil, err
+			}
+			e := c.actor.Did(audit.ConfigSet, string(in.ID), a.Now(), map[string]string{"sha256": jose.Hash(doc)})
+			t, err := a.Twins.SetConfig(ctx, c.Tenant(), in.ID, doc, v, a.Now(), e)
+			if err != nil {
+				return nil, err
+			}
+			return &twinOut{etag(t.ConfigVer), viewTwin(t)}, nil
+		})
+}

@@ -1,0 +1,42 @@
+package jose
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// b64 is strict base64url: no padding, no line breaks, no stray trailing bits
+// (RFC 7515 §2), so that one value has one encoding.
+var b64 = base64.RawURLEncoding.Strict()
+
+func decode(s string) ([]byte, error) {
+	out := make([]byte, b64.DecodedLen(len(s)))
+	return out, decodeInto(out, s)
+}
+
+func decodeInto(out []byte, s string) error {
+	for i := range len(s) {
+		if s[i] == '\n' || s[i] == '\r' { // which the standard library passes over
+			return malformed(nil, "is not strict base64url")
+		}
+	}
+	if n, err := b64.Decode(out, []byte(s)); err != nil || n != len(out) {
+		return malformed(err, "is not strict base64url")
+	}
+	return nil
+}
+
+// Hash returns the base64url SHA-256 of b, 43 characters, as hashes stand in claims.
+func Hash(b []byte) string {
+	sum := sha256.Sum256(b)
+	return b64.EncodeToString(sum[:])
+}
+
+// HashOf returns the base64url SHA-256 of a compact token's bytes.
+func HashOf(raw string) string { return Hash([]byte(raw)) }
+
+func tooLarge(what string, max int) error {
+	return watchword.Refuse(watchword.TooLarge, "%s may have %d bytes", what, max)
+}

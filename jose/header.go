@@ -1,0 +1,61 @@
+package jose
+
+import (
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// header is what a JOSE header says. We take the members that we issue or must
+// accept, and refuse every other: jwk, jku, x5u, x5c name keys that nobody
+// checked; crit, b64 and zip change what the bytes mean (RFC 8725 §3).
+type header struct {
+	alg, enc, typ, cty, kid string
+	epk                     jsontext.Value
+}
+
+func parseHeader(b []byte, sealed bool) (h header, err error) {
+	err = Walk(b, func(name string, v jsontext.Value) (err error) {
+		switch {
+		case name == "alg":
+			h.alg, err = String(v)
+		case name == "typ":
+			h.typ, err = String(v)
+		case name == "kid":
+			h.kid, err = String(v)
+		case name == "cty" && sealed:
+			h.cty, err = String(v)
+		case name == "enc" && sealed:
+			h.enc, err = String(v)
+		case name == "epk" && sealed:
+			h.epk = v
+		default:
+			return malformed(nil, "the header has a member that is not taken here")
+		}
+		return err
+	})
+	if err == nil && len(h.kid) > 128 {
+		err = malformed(nil, "kid may have 128 bytes")
+	}
+	return h, err
+}
+
+// SameType reports whether two typ or cty values name one media type (RFC 7515
+// §4.1.9): case does not count, and "application/" may be left out.
+func SameType(got, want string) bool {
+	return strings.EqualFold(trimApplication(got), trimApplication(want))
+}
+
+func trimApplication(s string) string {
+	const prefix = "application/"
+	if len(s) > len(prefix) && strings.EqualFold(s[:len(prefix)], prefix) && !strings.Contains(s[len(prefix):], "/") {
+		return s[len(prefix):]
+	}
+	return s
+}
+
+func badAlg() error {
+	return watchword.Refuse(watchword.AlgorithmInvalid, "the algorithm is not the key's own, or is none that is taken here")
+}

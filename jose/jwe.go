@@ -1,0 +1,155 @@
+package jose
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/ecdh"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"strconv"
+	"strings"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Seal encrypts plaintext to a public key as a compact JWE (RFC 7516 §7.1):
+// ECDH-ES with a fresh ephemeral key of the recipient's curve, A256GCM. cty says
+// what is inside, "JWT" for a token. Code: bad_request for an Ed25519 key.
+func Seal(to *PublicKey, cty string, plaintext []byte) (string, error) {
+	if !to.MaySeal() {
+		return "", badKey("an Ed25519 key does not unseal")
+	}
+	ephemeral, err := to.dh.Curve().GenerateKey(rand.Reader)
+	if err != nil {
+		return "", err
+	}
+	epk, err := fromECDH(ephemeral.PublicKey())
+	if err != nil {
+		return "", err
+	}
+	z, err := ephemeral.ECDH(to.dh)
+	if err != nil {
+		return "", err
+	}
+	aead, err := contentKey(z)
+	if err != nil {
+		return "", err
+	}
+	head := `{"alg":"ECDH-ES","enc":"A256GCM","cty":` + strconv.Quote(cty) + `,"kid":"` + string(to.id) + `","epk":` + string(epk.jwk) + `}`
+	iv := make([]byte, 12)
+	_, _ = rand.Read(iv) // never fails (crypto/rand)
+	out := b64.AppendEncode(make([]byte, 0, 600+b64.EncodedLen(len(plaintext))), []byte(head))
+	sealed := aead.Seal(nil, iv, plaintext, out) // the additional data is the encoded header (RFC 7516 §5.1)
+	out = append(out, '.', '.')                  // no encrypted key: the agreed key is the content key
+	out = append(b64.AppendEncode(out, iv), '.')
+	tag := len(sealed) - 16
+	out = append(b64.AppendEncode(out, sealed[:tag]), '.')
+	return string(b64.AppendEncode(out, sealed[tag:])), nil
+}
+
+// contentKey derives the A256GCM key of a JWE from the agreed secret.
+func contentKey(z []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(concatKDF(z, a256gcm, "", "", 32))
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+// concatKDF is the key derivation of RFC 7518 §4.6.2 with SHA-256, for keys of at
+// most 32 bytes: one round.
+func concatKDF(z []byte, alg, apu, apv string, size int) []byte {
+	h := sha256.New()
+	word := func(n int) { _ = binary.Write(h, binary.BigEndian, uint32(n)) } // a hash does not fail
+	word(1)
+	h.Write(z)
+	for _, s := range []string{alg, apu, apv} {
+		word(len(s))
+		h.Write([]byte(s))
+	}
+	word(size * 8)
+	return h.Sum(nil)[:size]
+}
+
+// Opener unseals with one key. It is safe for concurrent use if the key behind it is.
+type Opener struct {
+	key    ecdh.KeyExchanger
+	public *PublicKey
+}
+
+// NewOpener wraps any P-256 or X25519 key of the standard library's interface:
+// one in memory or in hardware. Code: bad_request.
+func NewOpener(k ecdh.KeyExchanger) (*Opener, error) {
+	pub, err := fromECDH(k.PublicKey())
+	if err != nil {
+		return nil, err
+	}
+	return &Opener{k, pub}, nil
+}
+
+// Public returns the public half.
+func (o *Opener) Public() *PublicKey { return o.public }
+
+// Open decrypts a compact JWE of at most max bytes. Its header must be strict,
+// with alg ECDH-ES, enc A256GCM, an epk on the key's curve, and kid, if there is
+// one, the key's thumbprint; apu, apv, zip and every other member are refused.
+// Codes: too_large, token_malformed, algorithm_invalid, key_unknown,
+// signature_invalid where the tag does not hold.
+func (o *Opener) Open(raw string, max int) (plaintext []byte, cty string, err error) {
+	if len(raw) > max {
+		return nil, "", tooLarge("this token", max)
+	}
+	parts := strings.SplitN(raw, ".", 6)
+	if len(parts) != 5 || parts[1] != "" {
+		return nil, "", malformed(nil, "is no compact JWE of five parts with an empty key")
+	}
+	head, err := decode(parts[0])
+	if err != nil {
+		return nil, "", err
+	}
+	h, err := parseHeader(head, true)
+	if err != nil {
+		return nil, "", err
+	}
+	if h.alg != ecdhES || h.enc != a256gcm {
+		return nil, "", badAlg()
+	}
+	if h.kid != "" && h.kid != string(o.public.ID()) {
+		return nil, "", watchword.Refuse(watchword.KeyUnknown, "sealed to another key")
+	}
+	epk, err := ParseJWK(h.epk)
+	if err != nil || epk.crv != o.public.crv {
+		return nil, "", malformed(err, "epk is no public key of the recipient's curve")
+	}
+	plaintext, err = o.decrypt(epk, parts)
+	return plaintext, h.cty, err
+}
+
+func (o *Opener) decrypt(epk *PublicKey, parts []string) ([]byte, error) {
+	iv, err := decode(parts[2])
+	if err != nil || len(iv) != 12 {
+		return nil, malformed(err, "the initialization vector has 12 bytes")
+	}
+	sealed, err := decode(parts[3])
+	if err != nil {
+		return nil, err
+	}
+	tag, err := decode(parts[4])
+	if err != nil || len(tag) != 16 {
+		return nil, malformed(err, "the tag has 16 bytes")
+	}
+	z, err := o.key.ECDH(epk.dh)
+	if err != nil {
+		return nil, malformed(err, "epk gives no shared secret")
+	}
+	aead, err := contentKey(z)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := aead.Open(nil, iv, append(sealed, tag...), []byte(parts[0]))
+	if err != nil {
+		return nil, watchword.Because(err, watchword.SignatureInvalid, "the tag does not hold: sealed to another key, or changed on the way")
+	}
+	return plain, nil
+}

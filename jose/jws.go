@@ -1,0 +1,112 @@
+package jose
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"strings"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Unverified is a compact JWS whose signature nobody has checked: what a token
+// says of itself.
+type Unverified struct {
+	Alg, Typ, Kid string
+
+	input     string // what is signed: header.payload
+	payload   []byte
+	signature [64]byte
+}
+
+// ParseJWS reads a compact JWS (RFC 7515 §7.1) of at most max bytes: three parts
+// of strict base64url, a strict header with nothing in it but alg, typ and kid,
+// a signature of 64 bytes. It does not look into the payload. Codes: too_large,
+// token_malformed, algorithm_invalid.
+func ParseJWS(raw string, max int) (*Unverified, error) {
+	if len(raw) > max {
+		return nil, tooLarge("this token", max)
+	}
+	head, rest, ok := strings.Cut(raw, ".")
+	body, sig, ok2 := strings.Cut(rest, ".")
+	if !ok || !ok2 || strings.IndexByte(sig, '.') >= 0 {
+		return nil, malformed(nil, "is no compact token of three parts")
+	}
+	headLen, bodyLen := b64.DecodedLen(len(head)), b64.DecodedLen(len(body))
+	buf := make([]byte, headLen+bodyLen)
+	if err := decodeInto(buf[:headLen], head); err != nil {
+		return nil, err
+	}
+	h, err := parseHeader(buf[:headLen], false)
+	if err != nil {
+		return nil, err
+	}
+	if h.alg != ES256 && h.alg != Ed && h.alg != EdDSA {
+		return nil, badAlg()
+	}
+	u := &Unverified{Alg: h.alg, Typ: h.typ, Kid: h.kid, input: raw[:len(head)+1+len(body)], payload: buf[headLen:]}
+	if err := decodeInto(u.payload, body); err != nil {
+		return nil, err
+	}
+	if b64.DecodedLen(len(sig)) != len(u.signature) {
+		return nil, malformed(nil, "a signature has 64 bytes")
+	}
+	return u, decodeInto(u.signature[:], sig)
+}
+
+// UnverifiedPayload returns the payload before anybody checked it: to find out
+// whose key to ask for, and for nothing else.
+func (u *Unverified) UnverifiedPayload() []byte { return u.payload }
+
+// Verify checks the signature under k and returns the payload. The header's alg
+// must be the key's own (RFC 8725 §3.1), its kid, if there is one, the key's
+// thumbprint. With ES256 two signatures, (r, s) and (r, n-s), hold for the same
+// bytes: what must happen once is keyed by jti, never by a token's bytes.
+// Codes: algorithm_invalid, key_unknown, signature_invalid.
+func (u *Unverified) Verify(k *PublicKey) ([]byte, error) {
+	alg := u.Alg
+	if alg == EdDSA {
+		alg = Ed
+	}
+	if k.Alg() == "" || alg != k.Alg() {
+		return nil, badAlg()
+	}
+	if u.Kid != "" && u.Kid != string(k.ID()) {
+		return nil, watchword.Refuse(watchword.KeyUnknown, "kid names another key")
+	}
+	good := false
+	switch alg {
+	case ES256:
+		sum := sha256.Sum256([]byte(u.input))
+		var der [72]byte
+		good = ecdsa.VerifyASN1(k.ec, sum[:], derSignature(der[:0], &u.signature))
+	case Ed:
+		good = ed25519.Verify(k.ed, []byte(u.input), u.signature[:])
+	}
+	if !good {
+		return nil, watchword.Refuse(watchword.SignatureInvalid, "the signature does not hold")
+	}
+	return u.payload, nil
+}
+
+// derSignature writes r||s as the ASN.1 SEQUENCE of two INTEGERs that the
+// standard library wants. Zero and numbers beyond the order are its to refuse.
+func derSignature(out []byte, sig *[64]byte) []byte {
+	out = append(out, 0x30, 0)
+	out = derInteger(out, sig[:32])
+	out = derInteger(out, sig[32:])
+	out[1] = byte(len(out) - 2)
+	return out
+}
+
+func derInteger(out, n []byte) []byte {
+	for len(n) > 1 && n[0] == 0 {
+		n = n[1:]
+	}
+	if n[0]&0x80 != 0 {
+		out = append(out, 0x02, byte(len(n)+1), 0)
+	} else {
+		out = append(out, 0x02, byte(len(n)))
+	}
+	return append(out, n...)
+}

@@ -1,0 +1,70 @@
+package keyring
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+)
+
+// KEK wraps the data key, and nothing else. A file stands behind it today; a
+// PKCS#11, TPM or Vault backend fits the same two methods.
+type KEK interface {
+	// ID names the key without telling it: 43 characters.
+	ID() watchword.KeyID
+	// Wrap seals a data key of 32 bytes.
+	Wrap(key []byte) ([]byte, error)
+	// Unwrap opens what Wrap sealed. Code: key_unwrap.
+	Unwrap(wrapped []byte) ([]byte, error)
+}
+
+// fileKEK is 32 bytes from a file of 43 characters of base64url.
+type fileKEK struct{ key []byte }
+
+// OpenKEK reads the key-encryption key at path, which nobody but its owner may
+// read. If make is set and there is no such file, a new key is made and written
+// (0600, synced) first. Codes: key_exposed, key_unwrap for a file that is
+// missing or holds no key.
+func OpenKEK(path string, make bool) (KEK, error) {
+	b, err := durable.ReadPrivate(path)
+	if errors.Is(err, fs.ErrNotExist) && make {
+		b = []byte(base64.RawURLEncoding.EncodeToString(randomKey()) + "\n")
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return nil, err
+		}
+		err = durable.WriteFile(path, b, 0o600)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, watchword.Because(err, watchword.KeyUnwrap, "there is no key-encryption key at %s; bring it back from where you keep it: without it the sealed keys cannot be opened", path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	key, err := base64.RawURLEncoding.DecodeString(strings.TrimSpace(string(b)))
+	if err != nil || len(key) != 32 {
+		return nil, watchword.Refuse(watchword.KeyUnwrap, "%s holds no key-encryption key: 43 characters of base64url are expected", path)
+	}
+	return fileKEK{key}, nil
+}
+
+func (k fileKEK) ID() watchword.KeyID {
+	sum := sha256.Sum256(append([]byte("watchword key-encryption key id\x00"), k.key...))
+	return watchword.KeyID(base64.RawURLEncoding.EncodeToString(sum[:]))
+}
+
+func (k fileKEK) Wrap(key []byte) ([]byte, error) { return sealBytes(k.key, "data", key) }
+
+func (k fileKEK) Unwrap(wrapped []byte) ([]byte, error) { return openBytes(k.key, "data", wrapped) }
+
+func randomKey() []byte {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	return b
+}

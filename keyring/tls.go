@@ -1,0 +1,130 @@
+package keyring
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"sync"
+	"time"
+)
+
+// How long the authority and what it certifies live, and when a server
+// certificate is made anew.
+const (
+	caLife    = 10 * 365 * 24 * time.Hour
+	leafLife  = 90 * 24 * time.Hour
+	leafRenew = 30 * 24 * time.Hour
+)
+
+type authority struct {
+	key  crypto.Signer
+	cert *x509.Certificate
+}
+
+func selfSign(key crypto.Signer, issuer string, now time.Time) ([]byte, error) {
+	t := &x509.Certificate{
+		SerialNumber:          serial(),
+		Subject:               pkix.Name{CommonName: "Watchword CA for " + issuer},
+		NotBefore:             now.Add(-time.Hour),
+		NotAfter:              now.Add(caLife),
+		IsCA:                  true,
+		MaxPathLenZero:        true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
+	return x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+}
+
+func serial() *big.Int {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	b[0] &= 0x7f           // RFC 5280 §4.1.2.2: positive
+	return new(big.Int).SetBytes(b[:])
+}
+
+func newAuthority(key crypto.Signer, der []byte) (*authority, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &authority{key: key, cert: cert}, nil
+}
+
+// CA returns the own authority's certificate as DER.
+func (r *Ring) CA() []byte { return r.ca.cert.Raw }
+
+// CAPEM returns the own authority's certificate as PEM.
+func (r *Ring) CAPEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.ca.cert.Raw})
+}
+
+// Certifier hands out a certificate of the own authority for a fixed list of
+// names, made when first needed and anew 30 days before its end. Its key never
+// leaves the process. It is safe for concurrent use.
+type Certifier struct {
+	ring  *Ring
+	names []string
+	now   func() time.Time
+
+	mu   sync.Mutex
+	leaf *tls.Certificate
+}
+
+// Certifier certifies localhost, 127.0.0.1, ::1 and names, which are DNS names
+// and IP addresses.
+func (r *Ring) Certifier(names []string, now func() time.Time) *Certifier {
+	return &Certifier{ring: r, names: append([]string{"localhost", "127.0.0.1", "::1"}, names...), now: now}
+}
+
+// GetCertificate fits [tls.Config].
+func (c *Certifier) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	now := c.now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.leaf != nil && now.Before(c.leaf.Leaf.NotAfter.Add(-leafRenew)) {
+		return c.leaf, nil
+	}
+	leaf, err := c.ring.ca.issue(c.names, now)
+	if err == nil {
+		c.leaf = leaf
+	}
+	return leaf, err
+}
+
+func (a *authority) issue(names []string, now time.Time) (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	t := &x509.Certificate{
+		SerialNumber: serial(),
+		Subject:      pkix.Name{CommonName: names[0]},
+		NotBefore:    now.Add(-time.Hour),
+		NotAfter:     now.Add(leafLife),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, n := range names {
+		if ip := net.ParseIP(n); ip != nil {
+			t.IPAddresses = append(t.IPAddresses, ip)
+		} else {
+			t.DNSNames = append(t.DNSNames, n)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, key.Public(), a.key)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}

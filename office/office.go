@@ -1,0 +1,225 @@
+package office
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Roll tells what stands today: the subject, with its keys, and its policy.
+type Roll interface {
+	Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error)
+}
+
+// Records keeps what was issued and what was spent.
+type Records interface {
+	IssueToken(ctx context.Context, r token.Record, spent token.Spent, e audit.Entry) error
+	TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error)
+}
+
+// Options tunes an [Office]. The zero value is ready to use.
+type Options struct {
+	Lifetime time.Duration // of an access token; 0 means 10 minutes
+}
+
+// Office exchanges client assertions for access tokens, and admits those tokens
+// at the doors. It is safe for concurrent use.
+type Office struct {
+	issuer   string
+	signer   *jose.Signer
+	keys     token.KeySet
+	roll     Roll
+	records  Records
+	lifetime time.Duration
+	decoy    token.KeySet // verified in the place of nobody's key, so that nobody costs what somebody costs
+
+	mu       sync.Mutex
+	parsed   *recent.Map[watchword.KeyID, *jose.PublicKey]
+	admitted *recent.Map[string, *admitted]
+}
+
+// The office remembers that many parsed keys and admitted tokens at least.
+const officeCache = 16 << 10
+
+// New returns the office of one issuer, which signs with signer and
+// believes the issuer keys in keys.
+func New(issuer string, signer *jose.Signer, keys token.KeySet, roll Roll, records Records, o Options) (*Office, error) {
+	decoy, err := jose.GenerateKey("P-256")
+	if err != nil {
+		return nil, err
+	}
+	if o.Lifetime == 0 {
+		o.Lifetime = 10 * time.Minute
+	}
+	return &Office{
+		issuer: issuer, signer: signer, keys: keys, roll: roll, records: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
+		parsed:   recent.New[watchword.KeyID, *jose.PublicKey](officeCache),
+		admitted: recent.New[string, *admitted](officeCache),
+	}, nil
+}
+
+// Issuer returns the issuer identifier.
+func (o *Office) Issuer() string { return o.issuer }
+
+// Issued is an access token that is on record.
+type Issued struct {
+	Token   string
+	Subject watchword.SubjectID
+	Expires time.Time
+	Life    time.Duration
+}
+
+// Exchange checks a client assertion, spends it, and answers with an access
+// token that carries device information and today's permissions. untyped says
+// whether an absent typ is taken. Two exchanges of one assertion: one wins.
+//
+// Codes: client_invalid for whatever would tell a stranger who is known here;
+// too_large, token_malformed, token_kind, algorithm_invalid, issuer_mismatch, audience_mismatch,
+// token_expired, token_early, token_lifetime, token_replayed, subject_new,
+// subject_suspended, subject_revoked, token_too_large, unavailable.
+func (o *Office) Exchange(ctx context.Context, t watchword.TenantID, raw string, untyped bool, trace string, now time.Time) (Issued, error) {
+	p, err := token.ParseAssertion(raw, untyped)
+	if err != nil {
+		return Issued{}, err
+	}
+	if err := p.Precheck(o.issuer, now); err != nil {
+		return Issued{}, err
+	}
+	s, today, a, err := o.authenticate(ctx, t, p)
+	if err != nil {
+		return Issued{}, err
+	}
+	if err := s.Usable(); err != nil {
+		return Issued{}, err
+	}
+	g := token.Grant{
+		Issuer: o.issuer, Subject: *s, Key: a.Key, JTI: watchword.NewID("tok_", now),
+		Issued: now.Truncate(time.Second), Perm: today.Perm(), Deny: today.Deny(),
+	}
+	g.Expires = g.Issued.Add(o.lifetime)
+	signed, err := token.SignAccess(o.signer, g)
+	if err != nil {
+		return Issued{}, err
+	}
+	by := audit.Actor{Tenant: t, Subject: s.ID, Key: a.Key, Trace: trace}
+	err = o.records.IssueToken(ctx, token.Record{
+		Tenant: t, JTI: g.JTI, Subject: s.ID, Incarnation: s.Incarnation, Key: a.Key, Issued: g.Issued, Expires: g.Expires,
+	}, token.Spent{JTI: a.JTI, Expires: a.Expires.Add(token.Skew)}, by.Did(audit.TokenIssue, g.JTI, now, nil))
+	if err != nil {
+		return Issued{}, err
+	}
+	return Issued{Token: signed, Subject: s.ID, Expires: g.Expires, Life: g.Expires.Sub(now)}, nil
+}
+
+// authenticate finds who signed p. An unknown subject takes the way of a known
+// one with a wrong key.
+func (o *Office) authenticate(ctx context.Context, t watchword.TenantID, p *token.Presented) (*watchword.Subject, *policy.Grant, token.Assertion, error) {
+	s, today, err := o.roll.Today(ctx, t, p.Subject())
+	keys := o.decoy
+	switch code := watchword.CodeOf(err); code {
+	case "":
+		if keys, err = o.signKeys(s); err != nil {
+			return nil, nil, token.Assertion{}, err
+		}
+	case watchword.NotFound:
+	default:
+		return nil, nil, token.Assertion{}, err
+	}
+	a, cerr := p.Check(keys)
+	if err != nil || cerr != nil {
+		return nil, nil, token.Assertion{}, watchword.Because(errors.Join(err, cerr), watchword.ClientInvalid, "the assertion proves no client of this server")
+	}
+	return s, today, a, nil
+}
+
+// signKeys returns the subject's active signing keys, parsed. A key's id is the
+// hash of its bytes, so what was parsed once stays right.
+func (o *Office) signKeys(s *watchword.Subject) (token.KeySet, error) {
+	set := token.KeySet{}
+	for _, k := range s.Keys {
+		if k.Purpose != watchword.Sign || k.State != watchword.KeyActive {
+			continue
+		}
+		o.mu.Lock()
+		pub, ok := o.parsed.Get(k.ID)
+		o.mu.Unlock()
+		if !ok {
+			var err error
+			if pub, err = jose.ParseJWK(k.JWK); err != nil {
+				return nil, watchword.Because(err, watchword.Internal, "stored key of %s", s.ID)
+			}
+			o.mu.Lock()
+			o.parsed.Put(k.ID, pub)
+			o.mu.Unlock()
+		}
+		set[k.ID] = pub
+	}
+	return set, nil
+}
+
+// admitted is an access token that stood at a door: checked, and on record.
+type admitted struct {
+	access      *token.Access
+	incarnation int64
+	permissions *policy.Grant
+}
+
+// Admit checks an access token, and that this very token is on record as issued
+// to that subject and key, and returns it as papers. Whether the subject still
+// counts is the guard's to say.
+//
+// Codes: as [token.VerifyAccess]; token_unrecorded, token_revoked, unavailable.
+func (o *Office) Admit(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Papers, error) {
+	a, err := token.VerifyAccess(raw, o.keys, o.issuer, o.issuer, now, 0)
+	if err != nil {
+		return session.Papers{}, err
+	}
+	if a.Bound != "" {
+		return session.Papers{}, watchword.Refuse(watchword.TokenKind, "this token is bound to a key and does not pass as Bearer (RFC 9449 §7.2)")
+	}
+	o.mu.Lock()
+	known, ok := o.admitted.Get(a.JTI)
+	o.mu.Unlock()
+	if !ok || !known.access.Same(a) {
+		if known, err = o.lookUp(ctx, t, a); err != nil {
+			return session.Papers{}, err
+		}
+		o.mu.Lock()
+		o.admitted.Put(a.JTI, known)
+		o.mu.Unlock()
+	}
+	return session.Papers{
+		Tenant: t, Subject: a.Subject, Incarnation: known.incarnation, Key: a.Key, JTI: a.JTI,
+		Issued: a.Issued, Expires: a.Expires, Permissions: known.permissions,
+	}, nil
+}
+
+func (o *Office) lookUp(ctx context.Context, t watchword.TenantID, a *token.Access) (*admitted, error) {
+	rec, err := o.records.TokenRecord(ctx, t, a.JTI)
+	switch {
+	case watchword.CodeOf(err) == watchword.NotFound || err == nil && (rec.Subject != a.Subject || rec.Key != a.Key || !rec.Expires.Equal(a.Expires)):
+		return nil, watchword.Refuse(watchword.TokenUnrecorded, "this token is not on record as issued")
+	case err != nil:
+		return nil, err
+	case rec.Revoked:
+		return nil, watchword.Refuse(watchword.TokenRevoked, "this token was revoked")
+	}
+	perm, deny, err := a.Permissions()
+	if err != nil {
+		return nil, err
+	}
+	g, err := policy.FromPermissions(perm, deny)
+	if err != nil {
+		return nil, err
+	}
+	return &admitted{access: a, incarnation: rec.Incarnation, permissions: g}, nil
+}

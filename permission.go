@@ -1,0 +1,81 @@
+package watchword
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strings"
+)
+
+// Permission is one line of the perm or deny claim: a resource and what may, or
+// may not, be done with it. Its JSON is the shape of RFC 9237: [resource,
+// [action…]].
+//
+//	topic:<MQTT filter>       pub sub
+//	fn:<device>/<function>    call
+//	api:<path filter>         get put post patch delete
+type Permission struct {
+	Resource string
+	Actions  []string
+}
+
+// The prefixes of a resource and the actions each may carry.
+const (
+	TopicPrefix = "topic:"
+	FnPrefix    = "fn:"
+	APIPrefix   = "api:"
+)
+
+var actionsOf = map[string][]string{
+	TopicPrefix: {"pub", "sub"},
+	FnPrefix:    {"call"},
+	APIPrefix:   {"get", "put", "post", "patch", "delete"},
+}
+
+// Check refuses a permission whose resource or actions are not of the table
+// above. It does not parse the filter. Code: token_malformed.
+func (p Permission) Check() error {
+	for prefix, actions := range actionsOf {
+		rest, ok := strings.CutPrefix(p.Resource, prefix)
+		if !ok {
+			continue
+		}
+		if rest == "" || len(p.Actions) == 0 {
+			return Refuse(TokenMalformed, "a permission without resource or action")
+		}
+		for i, a := range p.Actions {
+			if !slices.Contains(actions, a) || slices.Contains(p.Actions[:i], a) {
+				return Refuse(TokenMalformed, "a permission with an action that its resource does not have")
+			}
+		}
+		return nil
+	}
+	return Refuse(TokenMalformed, "a permission on an unknown kind of resource")
+}
+
+// MarshalJSON writes [resource, [action…]].
+func (p Permission) MarshalJSON() ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode([]any{p.Resource, p.Actions})
+	return bytes.TrimRight(b.Bytes(), "\n"), err
+}
+
+// UnmarshalJSON reads [resource, [action…]] and nothing else.
+func (p *Permission) UnmarshalJSON(b []byte) error {
+	var pair []json.RawMessage
+	if err := json.Unmarshal(b, &pair); err != nil {
+		return err
+	}
+	if len(pair) != 2 {
+		return Refuse(TokenMalformed, "a permission is [resource, [action…]]")
+	}
+	if err := json.Unmarshal(pair[0], &p.Resource); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(pair[1], &p.Actions); err != nil {
+		return err
+	}
+	return p.Check()
+}

@@ -1,0 +1,99 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// MaxDocument is the longest document, in bytes.
+const MaxDocument = 64 << 10
+
+// Document is one policy: what it gives and takes, and to whom. It is immutable.
+type Document struct {
+	Name string
+	// ProofRequired says that its subjects get nothing that works without a proof (proof = "required").
+	ProofRequired bool
+
+	labels   watchword.Labels                 // for
+	subjects map[watchword.SubjectID]struct{} // subjects; nil if labels choose
+	kinds    []watchword.Kind                 // nil: any
+	rules    []rule
+}
+
+// rule is one [[allow]] or [[deny]] with its templates.
+type rule struct {
+	deny      bool
+	line      int
+	publish   []string
+	subscribe []string
+	call      []string
+	on        watchword.Labels // values may be templates
+	devices   []string
+	args      []bound
+	paths     map[string][]string // action to path filters
+}
+
+// bound is the JSON Schema that one argument of a call must fit.
+type bound struct {
+	name   string
+	schema *jsonschema.Schema
+}
+
+// Who is a subject as policies see it.
+type Who struct {
+	ID     watchword.SubjectID
+	Kind   watchword.Kind
+	Labels watchword.Labels
+}
+
+// Applies reports whether the document speaks of w.
+func (d *Document) Applies(w Who) bool {
+	if d.kinds != nil {
+		found := false
+		for _, k := range d.kinds {
+			found = found || k == w.Kind
+		}
+		if !found {
+			return false
+		}
+	}
+	if d.subjects != nil {
+		_, ok := d.subjects[w.ID]
+		return ok
+	}
+	return w.Labels.Has(d.labels)
+}
+
+// Mistake is one error in a document. Line and column count from 1; 0 is unknown.
+type Mistake struct {
+	Line    int    `json:"line"`
+	Column  int    `json:"column"`
+	Message string `json:"message"`
+}
+
+// mistakes is the error of a document that has some.
+type mistakes []Mistake
+
+// maxMistakes is how many are told at once.
+const maxMistakes = 20
+
+func (m mistakes) Error() string { return fmt.Sprintf("%d mistakes", len(m)) }
+
+// Mistakes returns what [Parse] found wrong, nil for another error.
+func Mistakes(err error) []Mistake {
+	m, _ := errors.AsType[mistakes](err)
+	return m
+}
+
+func (m mistakes) refuse(name string) error {
+	lines := make([]string, len(m))
+	for i, x := range m {
+		lines[i] = fmt.Sprintf("%s.toml:%d:%d: %s", name, x.Line, x.Column, x.Message)
+	}
+	return &watchword.Error{Code: watchword.PolicyInvalid, Detail: strings.Join(lines, "\n"), Err: m}
+}

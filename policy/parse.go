@@ -1,0 +1,414 @@
+package policy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Parse reads a policy document in TOML (DESIGN §3). name is what it will be
+// called; a name in the document must be the same. Every mistake is told, with
+// line and column, up to 20. Code: policy_invalid.
+func Parse(name string, src []byte) (*Document, error) {
+	if len(src) > MaxDocument {
+		return nil, mistakes{{Message: "a policy may have 64 KiB"}}.refuse(name)
+	}
+	tree := map[string]any{}
+	if err := toml.Unmarshal(src, &tree); err != nil {
+		m := Mistake{Message: "is no TOML"}
+		if de, ok := errors.AsType[*toml.DecodeError](err); ok {
+			m.Line, m.Column = de.Position()
+			m.Message = strings.TrimPrefix(de.Error(), "toml: ")
+		}
+		return nil, mistakes{m}.refuse(name)
+	}
+	return parse(name, tree, locate(src))
+}
+
+// ParseJSON reads the same document as JSON; its mistakes have no lines.
+func ParseJSON(name string, src []byte) (*Document, error) {
+	if len(src) > MaxDocument {
+		return nil, mistakes{{Message: "a policy may have 64 KiB"}}.refuse(name)
+	}
+	tree := map[string]any{}
+	if err := json.Unmarshal(src, &tree); err != nil {
+		return nil, mistakes{{Message: "is no JSON object"}}.refuse(name)
+	}
+	return parse(name, tree, nil)
+}
+
+func parse(name string, tree map[string]any, at positions) (*Document, error) {
+	p := &parser{at: at, doc: &Document{Name: name}}
+	p.document(tree)
+	if len(p.wrong) > 0 {
+		slices.SortStableFunc(p.wrong, func(a, b Mistake) int { return a.Line - b.Line })
+		return nil, p.wrong.refuse(name)
+	}
+	return p.doc, nil
+}
+
+// parser reads the tree of a document and collects what is wrong with it.
+type parser struct {
+	at    positions
+	doc   *Document
+	wrong mistakes
+}
+
+func (p *parser) mistake(path, format string, a ...any) {
+	if len(p.wrong) >= maxMistakes {
+		return
+	}
+	pos, ok := p.at[path]
+	for !ok && path != "" { // what has no place of its own is where its parent is
+		path = path[:max(strings.LastIndexByte(path, '.'), 0)]
+		pos, ok = p.at[path]
+	}
+	p.wrong = append(p.wrong, Mistake{pos[0], pos[1], fmt.Sprintf(format, a...)})
+}
+
+// What a document and a rule may have, and what carries which action.
+var (
+	documentKeys = []string{"name", "for", "subjects", "kinds", "proof", "allow", "deny"}
+	pathActions  = []string{"get", "put", "post", "patch", "delete"}
+	ruleKeys     = append([]string{"publish", "subscribe", "call", "on", "devices", "args"}, pathActions...)
+)
+
+// keys refuses keys that are none of known.
+func (p *parser) keys(path string, table map[string]any, known []string) {
+	for k := range table {
+		if !slices.Contains(known, k) {
+			hint := ""
+			if n := nearest(k, known); n != "" {
+				hint = fmt.Sprintf("; did you mean %q?", n)
+			}
+			p.mistake(below(path, k), "unknown key %q%s", k, hint)
+		}
+	}
+}
+
+func (p *parser) document(tree map[string]any) {
+	p.keys("", tree, documentKeys)
+	if v, ok := tree["name"]; ok {
+		if s, ok := v.(string); !ok || !watchword.ValidName(s) {
+			p.mistake("name", "a policy's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+		} else if p.doc.Name == "" {
+			p.doc.Name = s
+		} else if s != p.doc.Name {
+			p.mistake("name", "the document calls itself %q, but it is to be %q", s, p.doc.Name)
+		}
+	}
+	if p.doc.Name == selfName || p.doc.Name == ownerName {
+		p.mistake("name", "%q is built in", p.doc.Name)
+	} else if !watchword.ValidName(p.doc.Name) {
+		p.mistake("name", "a policy needs a name: 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+	}
+	p.whom(tree)
+	if v, ok := tree["proof"]; ok {
+		if v != "required" {
+			p.mistake("proof", `proof may be "required"`)
+		}
+		p.doc.ProofRequired = true
+	}
+	for _, list := range []string{"deny", "allow"} {
+		p.rules(list, tree[list])
+	}
+	if tree["allow"] == nil && tree["deny"] == nil && !p.doc.ProofRequired {
+		p.mistake("", "a policy needs at least one [[allow]] or [[deny]]")
+	}
+}
+
+func (p *parser) whom(tree map[string]any) {
+	labels, byLabels := tree["for"]
+	subjects, bySubjects := tree["subjects"]
+	switch {
+	case byLabels == bySubjects:
+		p.mistake("for", `say whom it is for: either for = { label = "value" } or subjects = ["id"]; for = {} is everybody`)
+	case byLabels:
+		p.doc.labels = p.labels("for", labels, false)
+	default:
+		p.doc.subjects = map[watchword.SubjectID]struct{}{}
+		for i, s := range p.strings("subjects", subjects) {
+			if !watchword.ValidName(s) {
+				p.mistake("subjects."+strconv.Itoa(i), "an id must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+			}
+			p.doc.subjects[watchword.SubjectID(s)] = struct{}{}
+		}
+	}
+	if kinds, ok := tree["kinds"]; ok {
+		p.doc.kinds = []watchword.Kind{}
+		for i, s := range p.strings("kinds", kinds) {
+			switch k := watchword.Kind(s); k {
+			case watchword.Device, watchword.Operator, watchword.Service:
+				p.doc.kinds = append(p.doc.kinds, k)
+			default:
+				p.mistake("kinds."+strconv.Itoa(i), `a kind is "device", "operator" or "service"`)
+			}
+		}
+	}
+}
+
+func (p *parser) rules(list string, v any) {
+	if v == nil {
+		return
+	}
+	tables, ok := v.([]any)
+	if !ok {
+		p.mistake(list, "write [[%s]], with two brackets", list)
+		return
+	}
+	for i, v := range tables {
+		path := list + "." + strconv.Itoa(i)
+		table, ok := v.(map[string]any)
+		if !ok {
+			p.mistake(path, "write [[%s]] as a table", list)
+			continue
+		}
+		p.rule(path, list == "deny", table)
+	}
+}
+
+func (p *parser) rule(path string, deny bool, table map[string]any) {
+	p.keys(path, table, ruleKeys)
+	r := rule{deny: deny, line: p.at[path][0], paths: map[string][]string{}}
+	r.publish = p.filters(path, table, "publish", CheckFilter)
+	r.subscribe = p.filters(path, table, "subscribe", CheckFilter)
+	r.call = p.filters(path, table, "call", checkFunction)
+	for _, a := range pathActions {
+		if fs := p.filters(path, table, a, checkPath); fs != nil {
+			r.paths[a] = fs
+		}
+	}
+	if r.publish == nil && r.subscribe == nil && r.call == nil && len(r.paths) == 0 {
+		p.mistake(path, "a rule needs at least one of publish, subscribe, call, get, put, post, patch, delete")
+	}
+	p.target(path, table, &r)
+	p.args(path, table, &r)
+	p.doc.rules = append(p.doc.rules, r)
+}
+
+// filters reads a list of templates; each is checked with its variables filled
+// in by a harmless name.
+func (p *parser) filters(path string, table map[string]any, key string, check func(string) error) []string {
+	v, ok := table[key]
+	if !ok {
+		return nil
+	}
+	path = below(path, key)
+	list := p.strings(path, v)
+	if len(list) == 0 {
+		p.mistake(path, "%s needs at least one entry", key)
+	}
+	for i, s := range list {
+		at := path + "." + strconv.Itoa(i)
+		filled, err := expand(s, func(string) (string, bool) { return "x", true })
+		if err == nil {
+			err = check(filled)
+		}
+		if err != nil {
+			p.mistake(at, "%s", detail(err))
+		}
+	}
+	return list
+}
+
+// detail is what an error says to people, without its code.
+func detail(err error) string {
+	if e, ok := errors.AsType[*watchword.Error](err); ok {
+		return e.Detail
+	}
+	return err.Error()
+}
+
+func checkFunction(s string) error {
+	name, _ := strings.CutSuffix(s, "*")
+	if s == "*" || watchword.ValidName(name) {
+		return nil
+	}
+	return watchword.RefuseField("call", "a function's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -, and may end in *")
+}
+
+func checkPath(s string) error {
+	if !strings.HasPrefix(s, "/") {
+		return watchword.RefuseField("path", "a path starts with /")
+	}
+	return CheckFilter(s)
+}
+
+func (p *parser) target(path string, table map[string]any, r *rule) {
+	on, byLabels := table["on"]
+	devices, byID := table["devices"]
+	switch {
+	case (byLabels || byID) && r.call == nil:
+		p.mistake(path, "on and devices belong to call")
+	case byLabels && byID:
+		p.mistake(below(path, "devices"), "say on or devices, not both")
+	case byLabels:
+		r.on = p.labels(below(path, "on"), on, true)
+	case byID:
+		r.devices = p.strings(below(path, "devices"), devices)
+		for i, s := range r.devices {
+			filled, err := expand(s, func(string) (string, bool) { return "x", true })
+			if err != nil || !watchword.ValidName(filled) {
+				p.mistake(below(path, "devices")+"."+strconv.Itoa(i), "an id must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+			}
+		}
+	}
+}
+
+func (p *parser) args(path string, table map[string]any, r *rule) {
+	v, ok := table["args"]
+	if !ok {
+		return
+	}
+	path = below(path, "args")
+	bounds, ok := v.(map[string]any)
+	switch {
+	case r.call == nil:
+		p.mistake(path, "args belong to call")
+		return
+	case !ok || len(bounds) == 0:
+		p.mistake(path, "args is a table: args = { level = { maximum = 80 } }")
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(bounds)) {
+		schema, err := compileSchema(bounds[name])
+		if err != nil {
+			p.mistake(below(path, name), "the bound of %q is no JSON Schema", name)
+			continue
+		}
+		r.args = append(r.args, bound{name, schema})
+	}
+}
+
+// noLoader keeps a schema from reaching for files or the network.
+type noLoader struct{}
+
+func (noLoader) Load(string) (any, error) { return nil, errors.New("no other documents") }
+
+func compileSchema(v any) (*jsonschema.Schema, error) {
+	b, err := json.Marshal(v) // TOML's numbers and tables as JSON's
+	if err != nil {
+		return nil, err
+	}
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	c := jsonschema.NewCompiler()
+	c.UseLoader(noLoader{})
+	if err := c.AddResource("urn:watchword:bound", doc); err != nil {
+		return nil, err
+	}
+	return c.Compile("urn:watchword:bound")
+}
+
+// labels reads a table of labels; values may be templates where template is set.
+func (p *parser) labels(path string, v any, template bool) watchword.Labels {
+	table, ok := v.(map[string]any)
+	if !ok {
+		p.mistake(path, `labels are a table: { site = "plant-1" }`)
+		return nil
+	}
+	out := watchword.Labels{}
+	for k, v := range table {
+		s, ok := v.(string)
+		filled := s
+		if template && ok {
+			var err error
+			if filled, err = expand(s, func(string) (string, bool) { return "x", true }); err != nil {
+				p.mistake(below(path, k), "%s", detail(err))
+				continue
+			}
+		}
+		if !ok || !watchword.ValidName(filled) || !watchword.ValidName(k) {
+			p.mistake(below(path, k), "a label's key and value must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+			continue
+		}
+		out[k] = s
+	}
+	return out
+}
+
+func (p *parser) strings(path string, v any) []string {
+	list, ok := v.([]any)
+	if !ok {
+		p.mistake(path, `a list of strings is expected: ["…"]`)
+		return nil
+	}
+	out := make([]string, 0, len(list))
+	for i, v := range list {
+		s, ok := v.(string)
+		if !ok {
+			p.mistake(path+"."+strconv.Itoa(i), "a string is expected")
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// expand fills ${name} in s by value. missing is reported by the second result
+// of value being false: then expand returns "" and no error. Code: policy_invalid.
+func expand(s string, value func(name string) (string, bool)) (string, error) {
+	var out strings.Builder
+	for {
+		before, rest, found := strings.Cut(s, "${")
+		out.WriteString(before)
+		if !found {
+			return out.String(), nil
+		}
+		name, after, closed := strings.Cut(rest, "}")
+		if !closed || !watchword.ValidName(name) {
+			return "", watchword.Refuse(watchword.PolicyInvalid, "a variable is ${id} or ${label}")
+		}
+		v, ok := value(name)
+		if !ok {
+			return "", nil
+		}
+		out.WriteString(v)
+		s = after
+	}
+}
+
+// nearest returns the known word within two edits of s, if there is one.
+func nearest(s string, known []string) string {
+	best, word := 3, ""
+	for _, k := range known {
+		if d := distance(s, k); d < best {
+			best, word = d, k
+		}
+	}
+	return word
+}
+
+func distance(a, b string) int {
+	if len(a) > 32 {
+		return len(a)
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		prev := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := prev
+			if a[i] != b[j] {
+				cost = 1 + min(prev, row[j], row[j+1])
+			}
+			prev, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}

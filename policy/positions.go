@@ -1,0 +1,85 @@
+package policy
+
+import (
+	"strconv"
+
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// positions is where each key and each element of a TOML document stands, by its
+// path: "allow.0.publish.1". Of a key it is the key's place, of an element the value's.
+type positions map[string][2]int
+
+// locate walks src, which the decoder has found to be good TOML.
+func locate(src []byte) positions {
+	l := locator{at: positions{}, tables: map[string]int{}}
+	l.p.Reset(src)
+	prefix := ""
+	for l.p.NextExpression() {
+		e := l.p.Expression()
+		switch e.Kind {
+		case unstable.Table:
+			prefix = l.key("", e)
+		case unstable.ArrayTable:
+			prefix = l.key("", e)
+			n := l.tables[prefix]
+			l.tables[prefix]++
+			l.at[prefix+"."+strconv.Itoa(n)] = l.at[prefix]
+			prefix += "." + strconv.Itoa(n)
+		case unstable.KeyValue:
+			l.keyValue(prefix, e)
+		}
+	}
+	return l.at
+}
+
+type locator struct {
+	p      unstable.Parser
+	at     positions
+	tables map[string]int // how many [[table]] of a name there were
+}
+
+// key notes every part of a node's key and returns its path below prefix.
+func (l *locator) key(prefix string, n *unstable.Node) string {
+	path := prefix
+	for it := n.Key(); it.Next(); {
+		path = below(path, string(it.Node().Data))
+		if _, known := l.at[path]; !known || !it.Node().Next().Valid() {
+			l.note(path, it.Node())
+		}
+	}
+	return path
+}
+
+func (l *locator) keyValue(prefix string, n *unstable.Node) { l.value(l.key(prefix, n), n.Value()) }
+
+func (l *locator) value(path string, v *unstable.Node) {
+	switch v.Kind {
+	case unstable.Array:
+		i := 0
+		for it := v.Children(); it.Next(); i++ {
+			at := path + "." + strconv.Itoa(i)
+			l.note(at, it.Node())
+			l.value(at, it.Node())
+		}
+	case unstable.InlineTable:
+		for it := v.Children(); it.Next(); {
+			l.keyValue(path, it.Node())
+		}
+	}
+}
+
+func (l *locator) note(path string, n *unstable.Node) {
+	if n.Raw.Length == 0 {
+		return
+	}
+	start := l.p.Shape(n.Raw).Start
+	l.at[path] = [2]int{start.Line, start.Column}
+}
+
+func below(prefix, key string) string {
+	if prefix == "" {
+		return key
+	}
+	return prefix + "." + key
+}

@@ -1,0 +1,195 @@
+package policy
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// The policies that are built in.
+const (
+	selfName  = "self"
+	ownerName = "owner"
+)
+
+// Set is all documents of a tenant, with those built in. It is immutable and
+// safe for concurrent use.
+type Set struct {
+	docs      map[string]*Document
+	bySubject map[watchword.SubjectID][]*Document
+	byLabel   map[[2]string][]*Document // each document under one of its label pairs
+	everybody []*Document               // for = {}
+}
+
+// NewSet returns a set of docs; of two with one name the later counts.
+func NewSet(docs ...*Document) *Set {
+	m := make(map[string]*Document, len(docs))
+	for _, d := range docs {
+		m[d.Name] = d
+	}
+	return index(m)
+}
+
+func index(docs map[string]*Document) *Set {
+	s := &Set{docs: docs, bySubject: map[watchword.SubjectID][]*Document{}, byLabel: map[[2]string][]*Document{}}
+	for _, name := range slices.Sorted(maps.Keys(docs)) {
+		d := docs[name]
+		switch {
+		case d.subjects != nil:
+			for id := range d.subjects {
+				s.bySubject[id] = append(s.bySubject[id], d)
+			}
+		case len(d.labels) == 0:
+			s.everybody = append(s.everybody, d)
+		default:
+			k := slices.Min(slices.Collect(maps.Keys(d.labels)))
+			pair := [2]string{k, d.labels[k]}
+			s.byLabel[pair] = append(s.byLabel[pair], d)
+		}
+	}
+	return s
+}
+
+// Document returns the document of a name.
+func (s *Set) Document(name string) (*Document, bool) {
+	d, ok := s.docs[name]
+	return d, ok
+}
+
+// With returns a set with d added, or in the place of the one of its name.
+func (s *Set) With(d *Document) *Set {
+	m := maps.Clone(s.docs)
+	m[d.Name] = d
+	return index(m)
+}
+
+// Without returns a set without the document of a name.
+func (s *Set) Without(name string) *Set {
+	m := maps.Clone(s.docs)
+	delete(m, name)
+	return index(m)
+}
+
+// For compiles today's policy for one subject. Documents that cannot apply cost
+// nothing.
+func (s *Set) For(w Who) *Grant {
+	found := slices.Clone(s.bySubject[w.ID])
+	for k, v := range w.Labels {
+		found = append(found, s.byLabel[[2]string{k, v}]...)
+	}
+	found = append(found, s.everybody...)
+	found = slices.DeleteFunc(found, func(d *Document) bool { return !d.Applies(w) })
+	slices.SortFunc(found, func(a, b *Document) int { return cmp.Compare(a.Name, b.Name) })
+	c := compiler{who: w, g: &Grant{}}
+	c.builtIn()
+	for _, d := range found {
+		for i := range d.rules {
+			c.rule(d.Name, &d.rules[i])
+		}
+	}
+	return c.g
+}
+
+// compiler fills a grant with the rules that apply to who.
+type compiler struct {
+	who Who
+	g   *Grant
+}
+
+func (c *compiler) builtIn() {
+	self := &origin{policy: selfName}
+	c.g.allow.paths = append(c.g.allow.paths, pathRule{"/v1/self/#", allPaths, self})
+	if c.who.Kind == watchword.Device {
+		own := "devices/" + string(c.who.ID) + "/"
+		for _, t := range []topicRule{
+			{own + "events/#", true, false, self},
+			{own + "state", true, true, self},
+			{own + "receipts", true, false, self},
+			{own + "config", false, true, self},
+			{own + "commands", false, true, self},
+		} {
+			c.g.allow.topics = append(c.g.allow.topics, t)
+		}
+	}
+	if c.who.Kind == watchword.Operator && c.who.Labels["role"] == "owner" {
+		owner := &origin{policy: ownerName}
+		c.g.allow.topics = append(c.g.allow.topics, topicRule{"#", true, true, owner})
+		c.g.allow.calls = append(c.g.allow.calls, callRule{device: "*", function: "*", origin: owner})
+		c.g.allow.paths = append(c.g.allow.paths, pathRule{"/#", allPaths, owner})
+	}
+}
+
+// fill expands a template for the subject; "" where a label is missing.
+func (c *compiler) fill(template string) string {
+	s, err := expand(template, func(name string) (string, bool) {
+		if name == "id" {
+			return string(c.who.ID), true
+		}
+		v, ok := c.who.Labels[name]
+		return v, ok && watchword.ValidName(v) // a name cannot widen a filter
+	})
+	if err != nil {
+		return "" // Parse has refused such a template
+	}
+	return s
+}
+
+func (c *compiler) rule(policy string, r *rule) {
+	side := &c.g.allow
+	if r.deny {
+		side = &c.g.deny
+	}
+	o := &origin{policy: policy, line: r.line}
+	for _, t := range r.publish {
+		if f := c.fill(t); f != "" {
+			side.topics = append(side.topics, topicRule{f, true, false, o})
+		}
+	}
+	for _, t := range r.subscribe {
+		if f := c.fill(t); f != "" {
+			side.topics = append(side.topics, topicRule{f, false, true, o})
+		}
+	}
+	for _, a := range pathActions {
+		for _, t := range r.paths[a] {
+			if f := c.fill(t); f != "" {
+				side.paths = append(side.paths, pathRule{f, pathBit(a), o})
+			}
+		}
+	}
+	for _, fn := range r.call {
+		c.call(side, r, fn, o)
+	}
+}
+
+func (c *compiler) call(side *rules, r *rule, fn string, o *origin) {
+	base := callRule{function: fn, args: r.args, origin: o}
+	switch {
+	case r.devices != nil:
+		for _, t := range r.devices {
+			if id := c.fill(t); id != "" {
+				one := base
+				one.device = id
+				side.calls = append(side.calls, one)
+			}
+		}
+	case r.on != nil:
+		base.labels = watchword.Labels{}
+		for k, t := range r.on {
+			v := c.fill(t)
+			if v == "" {
+				return
+			}
+			base.labels[k] = v
+		}
+		if len(base.labels) == 0 {
+			base.device, base.labels = "*", nil
+		}
+		side.calls = append(side.calls, base)
+	default:
+		base.device = "*"
+		side.calls = append(side.calls, base)
+	}
+}

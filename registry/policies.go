@@ -1,0 +1,168 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// policyLock lets one policy change after the other pass, and the wait for it
+// end with the caller's context.
+type policyLock chan struct{}
+
+func newPolicyLock() policyLock { return make(policyLock, 1) }
+
+func (l policyLock) take(ctx context.Context) (release func(), err error) {
+	select {
+	case l <- struct{}{}:
+		return func() { <-l }, nil
+	case <-ctx.Done():
+		return nil, watchword.Because(ctx.Err(), watchword.TimedOut, "another policy change is still under way")
+	}
+}
+
+// LoadPolicies reads and compiles what the store holds; the server calls it at start.
+func LoadPolicies(ctx context.Context, st Store, t watchword.TenantID) (*policy.Set, error) {
+	rows, err := st.Policies(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	docs := make([]*policy.Document, len(rows))
+	for i, row := range rows {
+		if docs[i], err = policy.Parse(row.Name, row.Source); err != nil {
+			return nil, watchword.Because(err, watchword.Internal, "stored policy %s", row.Name)
+		}
+	}
+	return policy.NewSet(docs...), nil
+}
+
+// Policies returns all documents, by name.
+func (r *Registry) Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error) {
+	return r.store.Policies(ctx, t)
+}
+
+// Policy returns one document. Code: not_found.
+func (r *Registry) Policy(ctx context.Context, t watchword.TenantID, name string) (policy.Stored, error) {
+	rows, err := r.store.Policies(ctx, t)
+	for _, row := range rows {
+		if row.Name == name {
+			return row, nil
+		}
+	}
+	if err != nil {
+		return policy.Stored{}, err
+	}
+	return policy.Stored{}, watchword.Refuse(watchword.NotFound, "policy %q not found", name)
+}
+
+// CheckPolicy finds a document's mistakes, and the subjects whose tokens would
+// outgrow 4 KiB under it. Codes: policy_invalid, token_too_large.
+func (r *Registry) CheckPolicy(ctx context.Context, t watchword.TenantID, name string, source []byte) error {
+	doc, err := policy.Parse(name, source)
+	if err != nil {
+		return err
+	}
+	return r.everyoneFits(ctx, t, doc)
+}
+
+func (r *Registry) everyoneFits(ctx context.Context, t watchword.TenantID, doc *policy.Document) error {
+	set := r.roll.Policies().With(doc)
+	const page = 1000
+	for after := watchword.SubjectID(""); ; {
+		subjects, err := r.store.Subjects(ctx, t, "", "", nil, after, page)
+		if err != nil {
+			return err
+		}
+		for _, s := range subjects {
+			if s.State == watchword.Revoked || !doc.Applies(who(&s)) {
+				continue
+			}
+			if err := r.fits(set, s); err != nil {
+				return err
+			}
+		}
+		if len(subjects) < page {
+			return nil
+		}
+		after = subjects[page-1].ID
+	}
+}
+
+// ApplyPolicy puts a document in force: checked, stored, and every live session
+// that it touches recomputed before the answer. ifVersion is -1 for any, 0 for
+// none yet, else the version that was compared. Codes: policy_invalid,
+// token_too_large, precondition_failed.
+func (r *Registry) ApplyPolicy(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time) (policy.Stored, error) {
+	doc, err := policy.Parse(name, source)
+	if err != nil {
+		return policy.Stored{}, err
+	}
+	release, err := r.policies.take(ctx)
+	if err != nil {
+		return policy.Stored{}, err
+	}
+	defer release()
+	if err := r.everyoneFits(ctx, by.Tenant, doc); err != nil {
+		return policy.Stored{}, err
+	}
+	e := by.Did(audit.PolicyApply, name, now, map[string]string{
+		"sha256": jose.Hash(source), "bytes": strconv.Itoa(len(source)),
+	})
+	row, err := r.store.PutPolicy(ctx, by.Tenant, name, bytes.Clone(source), ifVersion, now, e)
+	if err != nil {
+		return row, err
+	}
+	before, had := r.roll.Policies().Document(name)
+	r.swap(ctx, by.Tenant, r.roll.Policies().With(doc), func(w policy.Who) bool {
+		return doc.Applies(w) || had && before.Applies(w)
+	})
+	return row, nil
+}
+
+// DeletePolicy takes a document out of force, as ApplyPolicy puts it in. Codes:
+// not_found, precondition_failed.
+func (r *Registry) DeletePolicy(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time) error {
+	release, err := r.policies.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	e := by.Did(audit.PolicyDelete, name, now, nil)
+	if err := r.store.DeletePolicy(ctx, by.Tenant, name, ifVersion, now, e); err != nil {
+		return err
+	}
+	before, had := r.roll.Policies().Document(name)
+	r.swap(ctx, by.Tenant, r.roll.Policies().Without(name), func(w policy.Who) bool {
+		return had && before.Applies(w)
+	})
+	return nil
+}
+
+func (r *Registry) swap(ctx context.Context, t watchword.TenantID, set *policy.Set, touched func(policy.Who) bool) {
+	r.roll.SetPolicies(set)
+	r.live.PolicyChanged(context.WithoutCancel(ctx), t, touched)
+}
+
+// Explain says what today's policy answers to one question about one subject,
+// and why. A subject that is not active may do nothing: Why says so. Code:
+// not_found.
+func (r *Registry) Explain(ctx context.Context, t watchword.TenantID, subject watchword.SubjectID, action, resource string, args []byte) (policy.Explanation, error) {
+	s, today, err := r.roll.Today(ctx, t, subject)
+	if err != nil {
+		return policy.Explanation{}, err
+	}
+	if err := s.Usable(); err != nil {
+		return policy.Explanation{Why: string(s.Kind) + " is " + string(s.State)}, nil
+	}
+	target, err := r.target(ctx, t, resource)
+	if err != nil {
+		return policy.Explanation{}, err
+	}
+	return today.Explain(action, resource, target, args), nil
+}

@@ -1,0 +1,148 @@
+package registry
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Store is what a [Registry] needs of the cellar.
+type Store interface {
+	Subjects
+	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
+	SetLabels(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (watchword.Subject, error)
+	Suspend(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
+	Resume(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
+	Revoke(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
+	DeleteSubject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) error
+	Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error)
+	PutPolicy(ctx context.Context, t watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (policy.Stored, error)
+	DeletePolicy(ctx context.Context, t watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) error
+}
+
+// Live is who must know of a change: the guard of the sessions. Both return
+// only when no session passes anything any more that the change took away.
+type Live interface {
+	SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID)
+	PolicyChanged(ctx context.Context, t watchword.TenantID, touched func(policy.Who) bool)
+}
+
+// Registry changes the roll. It is safe for concurrent use.
+type Registry struct {
+	store  Store
+	roll   *Roll
+	live   Live
+	issuer string
+
+	policies policyLock
+}
+
+// New returns a registry that writes to st, keeps roll true and tells live.
+func New(st Store, roll *Roll, live Live, issuer string) *Registry {
+	return &Registry{store: st, roll: roll, live: live, issuer: issuer, policies: newPolicyLock()}
+}
+
+// Subject returns one subject with its keys. Code: not_found.
+func (r *Registry) Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
+	return r.store.Subject(ctx, t, id)
+}
+
+// Query chooses subjects for a list, in order of their ids. Empty fields choose all.
+type Query struct {
+	Kind   watchword.Kind
+	State  watchword.State
+	Labels watchword.Labels
+	After  watchword.SubjectID
+	Limit  int
+}
+
+// List returns up to q.Limit subjects without their keys.
+func (r *Registry) List(ctx context.Context, t watchword.TenantID, q Query) ([]watchword.Subject, error) {
+	return r.store.Subjects(ctx, t, q.Kind, q.State, q.Labels, q.After, q.Limit)
+}
+
+// Fits refuses a subject whose token would outgrow 4 KiB under today's policies.
+// Code: token_too_large.
+func (r *Registry) Fits(s watchword.Subject) error { return r.fits(r.roll.Policies(), s) }
+
+func (r *Registry) fits(set *policy.Set, s watchword.Subject) error {
+	g := set.For(who(&s))
+	return token.Grant{Issuer: r.issuer, Subject: s, Perm: g.Perm(), Deny: g.Deny()}.Fits()
+}
+
+// SetLabels replaces the labels and recomputes what they decide. Codes:
+// bad_request, not_found, precondition_failed, token_too_large.
+func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time) (watchword.Subject, error) {
+	if err := watchword.CheckLabels(l); err != nil {
+		return watchword.Subject{}, err
+	}
+	s, err := r.store.Subject(ctx, by.Tenant, id)
+	if err != nil {
+		return s, err
+	}
+	before := s.Labels.String()
+	s.Labels = l
+	if err := r.Fits(s); err != nil {
+		return s, err
+	}
+	e := by.Did(audit.DeviceLabel, string(id), now, map[string]string{"before": before, "after": l.String()})
+	return r.changed(ctx, by.Tenant, id)(r.store.SetLabels(ctx, by.Tenant, id, l, ifVersion, now, e))
+}
+
+// Suspend stops everything of a subject until Resume. Codes: not_found, conflict.
+func (r *Registry) Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
+	e := by.Did(audit.DeviceSuspend, string(id), now, because(reason))
+	return r.changed(ctx, by.Tenant, id)(r.store.Suspend(ctx, by.Tenant, id, now, e))
+}
+
+// Resume gives a suspended subject back all it had. Codes: not_found, conflict.
+func (r *Registry) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) (watchword.Subject, error) {
+	e := by.Did(audit.DeviceResume, string(id), now, nil)
+	return r.changed(ctx, by.Tenant, id)(r.store.Resume(ctx, by.Tenant, id, now, e))
+}
+
+// Revoke ends a subject's keys, tokens and sessions for good. When it returns,
+// nothing of the subject passes any more. Code: not_found.
+func (r *Registry) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
+	e := by.Did(audit.DeviceRevoke, string(id), now, because(reason))
+	return r.changed(ctx, by.Tenant, id)(r.store.Revoke(ctx, by.Tenant, id, now, e))
+}
+
+// Delete revokes a subject and leaves a tombstone: no id means two things over
+// time. Code: not_found.
+func (r *Registry) Delete(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) error {
+	e := by.Did(audit.DeviceDelete, string(id), now, nil)
+	err := r.store.DeleteSubject(ctx, by.Tenant, id, now, e)
+	if err == nil {
+		r.Changed(ctx, by.Tenant, id)
+	}
+	return err
+}
+
+// Changed tells whoever must know that a subject has changed in the store. Rooms
+// that change subjects by themselves (enrollment) call it before they answer.
+func (r *Registry) Changed(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
+	r.roll.Forget(t, id)
+	// The change is in the store: who gave the order may have gone, the sessions must know all the same.
+	r.live.SubjectChanged(context.WithoutCancel(ctx), t, id)
+}
+
+func (r *Registry) changed(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) func(watchword.Subject, error) (watchword.Subject, error) {
+	return func(s watchword.Subject, err error) (watchword.Subject, error) {
+		if err == nil {
+			r.Changed(ctx, t, id)
+		}
+		return s, err
+	}
+}
+
+func because(reason string) map[string]string {
+	if reason == "" {
+		return nil
+	}
+	return map[string]string{"reason": reason}
+}

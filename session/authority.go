@@ -1,0 +1,105 @@
+package session
+
+import (
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// Papers is what a checked access token, on record, says. The doors fill it in.
+type Papers struct {
+	Tenant      watchword.TenantID
+	Subject     watchword.SubjectID
+	Incarnation int64
+	Key         watchword.KeyID
+	JTI         string
+	Issued      time.Time
+	Expires     time.Time
+	// Permissions is the token's perm and deny, compiled.
+	Permissions *policy.Grant
+}
+
+// Authority is what a session may do: what the token says and what today's
+// policy says, of which both must allow. It is immutable and safe for concurrent
+// use; a change of authority is another value.
+type Authority struct {
+	papers Papers
+	who    policy.Who
+	today  *policy.Grant
+}
+
+// judge is the one place that decides whether papers still count.
+//
+// Codes: token_expired, subject_new, subject_suspended, subject_revoked, token_revoked.
+func judge(p Papers, s *watchword.Subject, today *policy.Grant, now time.Time) (*Authority, error) {
+	if !now.Before(p.Expires) {
+		return nil, watchword.Refuse(watchword.TokenExpired, "the token is over")
+	}
+	if err := s.Usable(); err != nil {
+		return nil, err
+	}
+	if s.Incarnation != p.Incarnation {
+		return nil, watchword.Refuse(watchword.TokenRevoked, "the token is of an earlier life of %q", s.ID)
+	}
+	if _, ok := s.SignKey(p.Key); !ok {
+		return nil, watchword.Refuse(watchword.TokenRevoked, "the key that got this token no longer counts")
+	}
+	return &Authority{papers: p, who: policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}, today: today}, nil
+}
+
+// Tenant returns the subject's tenant.
+func (a *Authority) Tenant() watchword.TenantID { return a.papers.Tenant }
+
+// Subject returns whose authority it is.
+func (a *Authority) Subject() watchword.SubjectID { return a.papers.Subject }
+
+// Who returns the subject as policies see it.
+func (a *Authority) Who() policy.Who { return a.who }
+
+// Key returns the key with which the subject proved itself.
+func (a *Authority) Key() watchword.KeyID { return a.papers.Key }
+
+// JTI returns the id of the token behind this authority.
+func (a *Authority) JTI() string { return a.papers.JTI }
+
+// Expires returns when it ends by itself.
+func (a *Authority) Expires() time.Time { return a.papers.Expires }
+
+// Token returns the token's own permissions, Today what policy says now.
+func (a *Authority) Token() *policy.Grant { return a.papers.Permissions }
+
+// Today returns what policy says now.
+func (a *Authority) Today() *policy.Grant { return a.today }
+
+// Publish decides on one topic. It allocates nothing.
+func (a *Authority) Publish(topic string) policy.Decision {
+	if d := a.today.Publish(topic); !d.Allowed {
+		return d
+	}
+	return a.papers.Permissions.Publish(topic)
+}
+
+// Subscribe decides on one filter.
+func (a *Authority) Subscribe(filter string) policy.Decision {
+	if d := a.today.Subscribe(filter); !d.Allowed {
+		return d
+	}
+	return a.papers.Permissions.Subscribe(filter)
+}
+
+// Call decides on one function of one device with these arguments.
+func (a *Authority) Call(t policy.Target, function string, args []byte) policy.Decision {
+	if d := a.today.Call(t, function, args); !d.Allowed {
+		return d
+	}
+	return a.papers.Permissions.Call(t, function, nil)
+}
+
+// Request decides on one HTTP method and path.
+func (a *Authority) Request(method, path string) policy.Decision {
+	if d := a.today.Request(method, path); !d.Allowed {
+		return d
+	}
+	return a.papers.Permissions.Request(method, path)
+}

@@ -1,0 +1,312 @@
+package session_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+)
+
+const (
+	lux   = "plant/lux"
+	scene = "plant/scene"
+)
+
+// fakeRoll is a roll of one device, lamp-7, whose policy the test edits.
+type fakeRoll struct {
+	mu      sync.Mutex
+	subject watchword.Subject
+	set     *policy.Set
+	err     error
+	asked   chan struct{} // if not nil, Today waits here first
+}
+
+func newRoll(t *testing.T) *fakeRoll {
+	t.Helper()
+	return &fakeRoll{
+		subject: watchword.Subject{
+			Tenant: watchword.DefaultTenant, ID: "lamp-7", Kind: watchword.Device, State: watchword.Active, Incarnation: 1,
+			Keys: []watchword.Key{{ID: "k1", Purpose: watchword.Sign, State: watchword.KeyActive}},
+		},
+		set: policies(t, `subscribe = ["plant/#"]`, `publish = ["plant/#"]`),
+	}
+}
+
+// policies is one document for lamp-7 with an allow rule for each line.
+func policies(t *testing.T, allow ...string) *policy.Set {
+	t.Helper()
+	src := "subjects = [\"lamp-7\"]\n"
+	for _, a := range allow {
+		src += "[[allow]]\n" + a + "\n"
+	}
+	d, err := policy.Parse("test", []byte(src))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return policy.NewSet(d)
+}
+
+func (r *fakeRoll) Today(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+	if r.asked != nil {
+		<-r.asked
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return nil, nil, r.err
+	}
+	if id != r.subject.ID {
+		return nil, nil, watchword.Refuse(watchword.NotFound, "nobody")
+	}
+	s := r.subject
+	return &s, r.set.For(policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}), nil
+}
+
+func (r *fakeRoll) edit(f func(*fakeRoll)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(r)
+}
+
+func papers(t *testing.T, life time.Duration) session.Papers {
+	t.Helper()
+	g, err := policy.FromPermissions([]watchword.Permission{{Resource: "topic:plant/#", Actions: []string{"pub", "sub"}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	return session.Papers{
+		Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1, Key: "k1", JTI: "t1",
+		Issued: now, Expires: now.Add(life), Permissions: g,
+	}
+}
+
+func wantCode(t *testing.T, err error, want watchword.Code) {
+	t.Helper()
+	if got := watchword.CodeOf(err); got != want {
+		t.Errorf("code %q, want %q (%v)", got, want, err)
+	}
+}
+
+// wantEnd waits for the session's end and holds its cause against want.
+func wantEnd(t *testing.T, s *session.Session, want watchword.Code) {
+	t.Helper()
+	<-s.Done()
+	wantCode(t, s.Cause(), want)
+}
+
+func TestOpenRefusesPapersThatNoLongerCount(t *testing.T) {
+	for name, c := range map[string]struct {
+		edit func(*fakeRoll, *session.Papers)
+		want watchword.Code
+	}{
+		"papers past their end":          {func(_ *fakeRoll, p *session.Papers) { p.Expires = time.Now() }, watchword.TokenExpired},
+		"a subject that never enrolled":  {func(r *fakeRoll, _ *session.Papers) { r.subject.State = watchword.New }, watchword.SubjectNew},
+		"a suspended subject":            {func(r *fakeRoll, _ *session.Papers) { r.subject.State = watchword.Suspended }, watchword.SubjectSuspended},
+		"a revoked subject":              {func(r *fakeRoll, _ *session.Papers) { r.subject.State = watchword.Revoked }, watchword.SubjectRevoked},
+		"an earlier life of the subject": {func(r *fakeRoll, _ *session.Papers) { r.subject.Incarnation = 2 }, watchword.TokenRevoked},
+		"a key that was retired":         {func(r *fakeRoll, _ *session.Papers) { r.subject.Keys[0].State = watchword.KeyRetired }, watchword.TokenRevoked},
+		"a subject nobody knows":         {func(_ *fakeRoll, p *session.Papers) { p.Subject = "lamp-8" }, watchword.NotFound},
+		"a store that cannot be asked":   {func(r *fakeRoll, _ *session.Papers) { r.err = watchword.Refuse(watchword.Unavailable, "gone") }, watchword.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoll(t)
+			g := session.NewGuard(r, session.GuardOptions{})
+			p := papers(t, time.Minute)
+			c.edit(r, &p)
+			_, err := g.Open(t.Context(), p, session.Options{})
+			wantCode(t, err, c.want)
+			if n := len(g.Sessions(watchword.DefaultTenant, "")); n != 0 {
+				t.Errorf("%d sessions left in the index", n)
+			}
+		})
+	}
+}
+
+func TestASessionEndsAtTheExpOfItsTokenAndNotBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := session.NewGuard(newRoll(t), session.GuardOptions{})
+		s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+		wantCode(t, err, "")
+		time.Sleep(time.Minute - time.Nanosecond)
+		synctest.Wait()
+		if s.Cause() != nil {
+			t.Fatalf("ended early: %v", s.Cause())
+		}
+		time.Sleep(time.Nanosecond)
+		wantEnd(t, s, watchword.TokenExpired)
+	})
+}
+
+func TestRefresh(t *testing.T) {
+	t.Run("a newer token moves the end", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := session.NewGuard(newRoll(t), session.GuardOptions{})
+			s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+			wantCode(t, err, "")
+			time.Sleep(50 * time.Second)
+			wantCode(t, s.Refresh(t.Context(), papers(t, time.Minute)), "")
+			time.Sleep(59 * time.Second)
+			synctest.Wait()
+			if s.Cause() != nil {
+				t.Fatalf("ended at the old exp: %v", s.Cause())
+			}
+			time.Sleep(time.Second)
+			wantEnd(t, s, watchword.TokenExpired)
+		})
+	})
+	t.Run("an older token changes nothing", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := session.NewGuard(newRoll(t), session.GuardOptions{})
+			old := papers(t, time.Second)
+			s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+			wantCode(t, err, "")
+			wantCode(t, s.Refresh(t.Context(), old), "")
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if s.Cause() != nil {
+				t.Fatalf("the older token's end took over: %v", s.Cause())
+			}
+			s.Close(nil)
+		})
+	})
+	t.Run("another key is refused", func(t *testing.T) {
+		g := session.NewGuard(newRoll(t), session.GuardOptions{})
+		s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+		wantCode(t, err, "")
+		defer s.Close(nil)
+		p := papers(t, time.Hour)
+		p.Key = "k2"
+		wantCode(t, s.Refresh(t.Context(), p), watchword.Denied)
+	})
+	t.Run("a session that is over stays over", func(t *testing.T) {
+		g := session.NewGuard(newRoll(t), session.GuardOptions{})
+		s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+		wantCode(t, err, "")
+		s.Close(nil)
+		wantCode(t, s.Refresh(t.Context(), papers(t, time.Hour)), watchword.NotFound)
+	})
+}
+
+func TestChangesReachLiveSessionsBeforeTheAnswer(t *testing.T) {
+	ctx := t.Context()
+	r := newRoll(t)
+	g := session.NewGuard(r, session.GuardOptions{})
+	var told []*session.Authority
+	s, err := g.Open(ctx, papers(t, time.Minute), session.Options{Changed: func(a *session.Authority) { told = append(told, a) }})
+	wantCode(t, err, "")
+	if !s.Authority().Subscribe(lux).Allowed || !s.Authority().Publish(scene).Allowed {
+		t.Fatal("a fresh session may not do what token and policy allow")
+	}
+	narrower := policies(t, `subscribe = ["plant/scene"]`)
+	r.edit(func(r *fakeRoll) { r.set = narrower })
+	g.PolicyChanged(ctx, watchword.DefaultTenant, func(policy.Who) bool { return false })
+	if !s.Authority().Subscribe(lux).Allowed {
+		t.Error("a session that the policy does not touch was recomputed")
+	}
+	g.PolicyChanged(ctx, watchword.DefaultTenant, func(w policy.Who) bool { return w.ID == "lamp-7" })
+	if s.Authority().Subscribe(lux).Allowed || s.Authority().Publish(scene).Allowed || !s.Authority().Subscribe(scene).Allowed {
+		t.Error("the session does not follow the policy")
+	}
+	if len(told) != 1 || told[0] != s.Authority() {
+		t.Errorf("the transport was told %d times, want once, with the new authority", len(told))
+	}
+	r.edit(func(r *fakeRoll) { r.subject.State = watchword.Suspended })
+	g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
+	select {
+	case <-s.Done():
+	default:
+		t.Fatal("SubjectChanged returned while a suspended subject's session lives")
+	}
+	wantCode(t, s.Cause(), watchword.SubjectSuspended)
+	if g.Session(watchword.DefaultTenant, s.ID()) != nil {
+		t.Error("an ended session is still found")
+	}
+}
+
+func TestATokenNeverGains(t *testing.T) {
+	r := newRoll(t)
+	wider := policies(t, `publish = ["#"]`, `subscribe = ["#"]`)
+	r.edit(func(r *fakeRoll) { r.set = wider })
+	a, err := session.NewGuard(r, session.GuardOptions{}).Check(t.Context(), papers(t, time.Minute))
+	wantCode(t, err, "")
+	if a.Publish("elsewhere").Allowed || a.Subscribe("#").Allowed {
+		t.Error("policy gave what the token does not carry")
+	}
+	if !a.Publish(lux).Allowed {
+		t.Error("what both allow is refused")
+	}
+}
+
+func TestAChangeBetweenEnteringAndReadingIsNotLost(t *testing.T) {
+	r := newRoll(t)
+	r.asked = make(chan struct{})
+	g := session.NewGuard(r, session.GuardOptions{})
+	opened := make(chan *session.Session)
+	go func() {
+		s, err := g.Open(context.WithoutCancel(t.Context()), papers(t, time.Minute), session.Options{})
+		if err != nil {
+			t.Error(err)
+		}
+		opened <- s
+	}()
+	r.asked <- struct{}{} // Open is in the index and reads what stands now, before the edit or after
+	s := <-opened
+	r.edit(func(r *fakeRoll) { r.subject.State = watchword.Revoked })
+	go func() { r.asked <- struct{}{} }()
+	g.SubjectChanged(t.Context(), watchword.DefaultTenant, "lamp-7")
+	wantEnd(t, s, watchword.SubjectRevoked)
+}
+
+func TestSessionsAreBounded(t *testing.T) {
+	g := session.NewGuard(newRoll(t), session.GuardOptions{PerSubject: 2, Total: 3})
+	p := papers(t, time.Minute)
+	a, err := g.Open(t.Context(), p, session.Options{})
+	wantCode(t, err, "")
+	_, err = g.Open(t.Context(), p, session.Options{})
+	wantCode(t, err, "")
+	_, err = g.Open(t.Context(), p, session.Options{})
+	wantCode(t, err, watchword.Busy)
+	a.Close(nil)
+	_, err = g.Open(t.Context(), p, session.Options{})
+	wantCode(t, err, "")
+}
+
+func TestCloseEndsAllAndTakesNoMore(t *testing.T) {
+	g := session.NewGuard(newRoll(t), session.GuardOptions{})
+	s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+	wantCode(t, err, "")
+	g.Close(watchword.Refuse(watchword.Unavailable, "going down"))
+	wantEnd(t, s, watchword.Unavailable)
+	_, err = g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+	wantCode(t, err, watchword.Unavailable)
+}
+
+func TestManyChangesAtOnce(t *testing.T) {
+	ctx := t.Context()
+	r := newRoll(t)
+	g := session.NewGuard(r, session.GuardOptions{PerSubject: 100})
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			for range 20 {
+				s, err := g.Open(ctx, papers(t, time.Minute), session.Options{})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
+				s.Close(nil)
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(g.Sessions(watchword.DefaultTenant, "")); n != 0 {
+		t.Errorf("%d sessions left", n)
+	}
+}

@@ -1,0 +1,145 @@
+package session
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Options is what a transport says of its session.
+type Options struct {
+	Transport string // "poll", "sse", later "mqtt", "websocket"
+	Remote    string // address of the peer, for lists
+	// Changed, if not nil, is called after each change of authority that did not
+	// end the session, with the session locked: it takes away what no longer
+	// passes, and neither blocks nor calls back into the session but for
+	// Authority.
+	Changed func(a *Authority)
+}
+
+// Session is one live connection. It is safe for concurrent use.
+type Session struct {
+	guard   *Guard
+	id      watchword.SessionID
+	opened  time.Time
+	options Options
+
+	authority atomic.Pointer[Authority]
+	done      chan struct{}
+
+	mu     sync.Mutex // held while authority changes
+	papers Papers
+	timer  *time.Timer
+	cause  error
+	ended  bool
+}
+
+// ID returns the session's name.
+func (s *Session) ID() watchword.SessionID { return s.id }
+
+// Opened returns when it began.
+func (s *Session) Opened() time.Time { return s.opened }
+
+// Transport returns what carries it.
+func (s *Session) Transport() string { return s.options.Transport }
+
+// Remote returns the peer's address.
+func (s *Session) Remote() string { return s.options.Remote }
+
+// Authority returns what the session may do at this moment. It is never nil on
+// a session that [Guard.Open] returned; once Done is closed it no longer counts.
+func (s *Session) Authority() *Authority { return s.authority.Load() }
+
+// Done is closed when the session has ended; Cause then says why.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// Cause returns why the session ended, nil while it lives.
+func (s *Session) Cause() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cause
+}
+
+// Recompute reads authority anew and ends the session if nothing is left.
+func (s *Session) Recompute(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
+	if err := s.recompute(ctx); err != nil {
+		s.end(err)
+	}
+}
+
+// recompute is called with mu held.
+func (s *Session) recompute(ctx context.Context) error {
+	a, err := s.guard.Check(ctx, s.papers)
+	if err != nil {
+		return err // fail closed: also when the store cannot be asked
+	}
+	first := s.authority.Swap(a) == nil
+	if !first && s.options.Changed != nil {
+		s.options.Changed(a)
+	}
+	return nil
+}
+
+// Refresh puts newer papers of the same subject and key in the place of the old
+// ones, and the timer with them. Older papers, or the same, change nothing and
+// are no error. Codes: denied for another subject or key; as [Guard.Open].
+func (s *Session) Refresh(ctx context.Context, p Papers) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.Tenant != s.papers.Tenant || p.Subject != s.papers.Subject || p.Key != s.papers.Key {
+		return watchword.Refuse(watchword.Denied, "a session is refreshed by a token of the same subject and key")
+	}
+	if s.ended {
+		return watchword.Refuse(watchword.NotFound, "the session is over")
+	}
+	if !p.Expires.After(s.papers.Expires) {
+		return nil
+	}
+	old := s.papers
+	s.papers = p
+	if err := s.recompute(ctx); err != nil {
+		s.papers = old
+		return err
+	}
+	s.timer.Reset(p.Expires.Sub(s.guard.now()))
+	return nil
+}
+
+// expire is the timer's: a refresh may have come while it waited for the lock.
+func (s *Session) expire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if left := s.papers.Expires.Sub(s.guard.now()); left > 0 && !s.ended {
+		s.timer.Reset(left)
+		return
+	}
+	s.end(watchword.Refuse(watchword.TokenExpired, "the token is over"))
+}
+
+// Close ends the session; cause is nil where its own transport is done with it.
+func (s *Session) Close(cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.end(cause)
+}
+
+// end is called with mu held.
+func (s *Session) end(cause error) {
+	if s.ended {
+		return
+	}
+	s.ended, s.cause = true, cause
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.guard.leave(s)
+	close(s.done)
+}

@@ -1,0 +1,140 @@
+// Package storetest is the surveyor: it says what every cellar must do, and
+// walks through it. In comes a function that opens an empty store, out come the
+// failures. It is imported by the cellars' tests only.
+package storetest
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/keyring"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/token"
+	"github.com/watchword-iot/watchword/twin"
+)
+
+// Store is everything the rooms together ask of a cellar. Each method is one
+// business step in one transaction, and returns only after it is durable. A
+// method that takes an audit entry writes it in that transaction: both are
+// there or neither. Times are kept in UTC milliseconds. Everything is safe for
+// concurrent use.
+//
+// What another tenant owns is not_found, like what nobody owns.
+type Store interface {
+	// Founding returns what the house decided at first start; not_found before Found.
+	Founding(ctx context.Context) (keyring.Founding, error)
+	// Found writes the founding, the first server keys and one operator subject (state active, with its
+	// keys), once. Second call: conflict.
+	Found(ctx context.Context, f keyring.Founding, keys []keyring.Sealed, operator watchword.Subject, es []audit.Entry) error
+	// ServerKeys returns all server keys, oldest first.
+	ServerKeys(ctx context.Context) ([]keyring.Sealed, error)
+	// Bundle returns the newest signed bundle; not_found if none was signed.
+	Bundle(ctx context.Context) (keyring.SignedBundle, error)
+	// SaveBundle stores b if b.Version is greater than the newest one's; else conflict.
+	SaveBundle(ctx context.Context, b keyring.SignedBundle, e audit.Entry) error
+
+	// CreateSubject adds s (Version 1, Incarnation 1, no keys). If the id is taken or was ever taken by a deleted
+	// one: conflict. code, if not nil, is stored with it.
+	CreateSubject(ctx context.Context, s watchword.Subject, code *enroll.Code, e audit.Entry) error
+	// Subject returns one subject with all its keys; not_found also for deleted ones.
+	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
+	// Subjects returns up to limit subjects without keys, in order of id after `after`, that are of kind (empty:
+	// any), in state (empty: any) and carry every pair of sel.
+	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
+	// SetLabels replaces the labels. ifVersion 0 means any; another version than today's: precondition_failed.
+	SetLabels(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (watchword.Subject, error)
+	// Suspend: new or active becomes suspended (already suspended: no change, no entry, no error); revoked: conflict.
+	Suspend(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
+	// Resume: suspended becomes active if it has an active sign key, else new; active or new: no change, no entry; revoked: conflict.
+	Resume(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
+	// Revoke: any state becomes revoked (already: no change, no entry). Its keys become revoked, its codes go, its
+	// tokens become revoked, its commands that are queued or sent become cancelled, delivered or accepted ones
+	// unknown; twin, functions and idempotency rows go.
+	Revoke(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
+	// DeleteSubject does what Revoke does and leaves a tombstone: not_found from now on, the id never free again.
+	DeleteSubject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) error
+
+	// AddCode stores a code for a subject that is new or revoked, in place of any other unredeemed code of that
+	// subject. Another state: conflict.
+	AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error
+	// RedeemCode turns the code's subject from new or revoked to active with the two keys; Incarnation grows if
+	// it was revoked (old commands' numbers go on, they never restart). Of two racing redemptions with different
+	// keys one wins. The same code with the same two keys, until the code expires and while the subject is still active
+	// with those keys: the same subject again, replay true, no entry. Everything else (unknown, over, used,
+	// suspended): code_invalid. A key that another subject of the tenant has or had, or this one had before:
+	// conflict, the code is not spent. e.Object and e.Actor are set by the store to the subject's id.
+	RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
+
+	// IssueToken spends the assertion's jti (seen before for this tenant and subject: token_replayed), checks that the
+	// subject is active (subject_new, subject_suspended, subject_revoked), that r.Incarnation is its own and r.Key is one of its active sign keys (else
+	// client_invalid), and records r.
+	IssueToken(ctx context.Context, r token.Record, spent token.Spent, e audit.Entry) error
+	// TokenRecord returns the record; not_found.
+	TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error)
+	// Prune forgets spent assertions, token records, codes and idempotency rows that ended before `before`, at most
+	// limit of each, and returns how many went.
+	Prune(ctx context.Context, before time.Time, limit int) (int, error)
+
+	// Policies returns all, by name.
+	Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error)
+	// PutPolicy adds or replaces. ifVersion -1 means any, 0 that it must not exist yet, else today's version;
+	// otherwise precondition_failed. The same source again: no change, no entry, today's version.
+	PutPolicy(ctx context.Context, t watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (policy.Stored, error)
+	// DeletePolicy removes; not_found; ifVersion as above (0 is never right). A later policy of the name goes on counting versions.
+	DeletePolicy(ctx context.Context, t watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) error
+
+	// AddCommand gives r the device's next number (r.Seq is ignored; from 1, without gaps, growing over incarnations) and
+	// stores it as queued, with the device's incarnation. Device not found: not_found; not a device: not_found; revoked: subject_revoked. new or suspended ones may be
+	// ordered to. More than MaxQueued not final: busy. The same caller's idempotency key with the same hash: the
+	// row of the first time, replay true; with another hash: conflict.
+	AddCommand(ctx context.Context, r command.Row, idem command.Idempotency, e audit.Entry) (row command.Row, replay bool, err error)
+	// Command returns one; not_found.
+	Command(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (command.Row, error)
+	// Commands lists newest first, with ids below `before` (empty: from the newest).
+	Commands(ctx context.Context, t watchword.TenantID, f command.Filter, before watchword.CommandID, limit int) ([]command.Row, error)
+	// Pending returns up to limit commands of the device that are queued or sent, with Seq above after and Expires after now, in order of Seq.
+	Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]command.Row, error)
+	// Handovers returns the versions of a command that were handed over, oldest first.
+	Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]command.Handover, error)
+	// HandOver keeps h (unless its Hash is kept already) and moves queued to sent. Not queued or sent, or expired: conflict. Over
+	// MaxHandovers: busy. A device not active: subject_suspended and so on.
+	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover) (command.Row, error)
+	// Deliver moves the device's sent commands with that epoch and Seq up to seq to delivered, and returns those that moved.
+	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, epoch, seq int64, now time.Time) ([]command.Row, error)
+	// Settle applies a receipt: the command must be this device's, of its incarnation, with this epoch and seq, and Hash one
+	// of its hand-overs; otherwise receipt_invalid. accepted moves sent, delivered and unknown to accepted (unknown only while not expired);
+	// done, refused, failed, interrupted, conflict settle sent, delivered, accepted, unknown, and expired ones. The very same
+	// status again: no change, changed false, no entry. A settled command with another final status: conflict.
+	Settle(ctx context.Context, s command.Settlement, e audit.Entry) (row command.Row, changed bool, err error)
+	// CancelCommand moves queued to cancelled; otherwise conflict.
+	CancelCommand(ctx context.Context, t watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (command.Row, error)
+	// ExpireCommands moves up to limit commands whose end is not after now: queued and sent to expired, delivered and
+	// accepted to unknown, one entry from entry each, and returns them.
+	ExpireCommands(ctx context.Context, now time.Time, limit int, entry func(command.Row) audit.Entry) ([]command.Row, error)
+	// NextExpiry returns the earliest end of a command that is not final; zero if there is none.
+	NextExpiry(ctx context.Context) (time.Time, error)
+
+	// SetFunctions replaces what the device announced.
+	SetFunctions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, fs []twin.Function, now time.Time) error
+	// Functions returns them by name; empty if none were announced.
+	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error)
+	// Twin returns the device's twin; a zero one for a device that has none; not_found for no such device.
+	Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (twin.Twin, error)
+	// ReportState replaces the reported state.
+	ReportState(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error
+	// SetConfig replaces the wanted configuration; ifVersion -1 any, 0 never set, else today's; else precondition_failed.
+	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (twin.Twin, error)
+
+	// AddEntry writes an entry that no other step carries: a refusal, a start.
+	AddEntry(ctx context.Context, e audit.Entry) error
+	// Entries returns up to limit entries with Seq above after, oldest first.
+	Entries(ctx context.Context, after int64, limit int) ([]audit.Entry, error)
+
+	// Ping answers nil if a write transaction can commit.
+	Ping(ctx context.Context) error
+	Close() error
+}

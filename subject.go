@@ -1,0 +1,158 @@
+package watchword
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Kind says what a subject is.
+type Kind string
+
+// The kinds of subjects.
+const (
+	Device   Kind = "device"
+	Operator Kind = "operator"
+	Service  Kind = "service"
+)
+
+// State says where a subject stands in its life.
+type State string
+
+// The states of a subject. Suspended comes back with all it had; Revoked does
+// not: its keys are dead, and only a new enrollment brings the id back.
+const (
+	New       State = "new"
+	Active    State = "active"
+	Suspended State = "suspended"
+	Revoked   State = "revoked"
+)
+
+// Labels are a subject's key=value pairs, by which policies and selectors find
+// it. Keys and values are names ([ValidName]). nil and empty are the same.
+type Labels map[string]string
+
+// MaxLabels is how many labels a subject may have.
+const MaxLabels = 32
+
+// CheckLabels refuses labels with bad names, or too many. Code: bad_request.
+func CheckLabels(l Labels) error {
+	if len(l) > MaxLabels {
+		return RefuseField("labels", "more than %d labels", MaxLabels)
+	}
+	for k, v := range l {
+		if !ValidName(k) {
+			return RefuseField("labels", "a label key must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+		}
+		if err := CheckName("labels."+k, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Has reports whether l carries every pair of sel. An empty sel fits all.
+func (l Labels) Has(sel Labels) bool {
+	for k, v := range sel {
+		if w, ok := l[k]; !ok || w != v {
+			return false
+		}
+	}
+	return true
+}
+
+// String prints the pairs in order of their keys, as "kind=lamp,site=plant-1".
+func (l Labels) String() string {
+	var b strings.Builder
+	for i, k := range slices.Sorted(maps.Keys(l)) {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(k + "=" + l[k])
+	}
+	return b.String()
+}
+
+// Subject is who a token is about. Version grows with each change and is its
+// ETag. Incarnation grows each time a revoked id enrolls again, so that nothing
+// of an earlier life counts in a later one.
+type Subject struct {
+	Tenant      TenantID
+	ID          SubjectID
+	Kind        Kind
+	State       State
+	Labels      Labels
+	Version     int64
+	Incarnation int64
+	Created     time.Time
+	Changed     time.Time
+	// Keys holds every key the subject has or had, oldest first. Lists of many
+	// subjects leave it nil.
+	Keys []Key
+}
+
+// Usable returns nil if the subject is active, and a refusal that says why not
+// otherwise. Codes: subject_new, subject_suspended, subject_revoked.
+func (s *Subject) Usable() error {
+	switch s.State {
+	case Active:
+		return nil
+	case New:
+		return Refuse(SubjectNew, "%s %q has not enrolled yet", s.Kind, s.ID)
+	case Suspended:
+		return Refuse(SubjectSuspended, "%s %q is suspended", s.Kind, s.ID)
+	default:
+		return Refuse(SubjectRevoked, "%s %q is revoked", s.Kind, s.ID)
+	}
+}
+
+// SignKey returns the active signing key with that id.
+func (s *Subject) SignKey(id KeyID) (Key, bool) {
+	for _, k := range s.Keys {
+		if k.ID == id && k.Purpose == Sign && k.State == KeyActive {
+			return k, true
+		}
+	}
+	return Key{}, false
+}
+
+// SealKey returns the active sealing key: the newest, if there are two.
+func (s *Subject) SealKey() (Key, bool) {
+	for _, k := range slices.Backward(s.Keys) {
+		if k.Purpose == Seal && k.State == KeyActive {
+			return k, true
+		}
+	}
+	return Key{}, false
+}
+
+// Purpose says what a subject's key does.
+type Purpose string
+
+// Sign keys sign assertions and receipts; Seal keys unseal commands.
+const (
+	Sign Purpose = "sign"
+	Seal Purpose = "seal"
+)
+
+// KeyState says whether a subject's key counts.
+type KeyState string
+
+// The states of a subject's key. A retired key was replaced; a revoked one is
+// not to be believed for anything.
+const (
+	KeyActive  KeyState = "active"
+	KeyRetired KeyState = "retired"
+	KeyRevoked KeyState = "revoked"
+)
+
+// Key is a subject's public key. JWK is its canonical form: the members of
+// RFC 7638 §3.2 in that order, whose SHA-256 is ID.
+type Key struct {
+	ID      KeyID
+	Purpose Purpose
+	JWK     []byte
+	State   KeyState
+	Added   time.Time
+}

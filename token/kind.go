@@ -1,0 +1,137 @@
+package token
+
+import (
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+)
+
+// The typ header of each kind (RFC 8725 §3.11). No two kinds share one.
+const (
+	TypAssertion  = "client-authentication+jwt"
+	TypAccess     = "at+jwt"
+	TypEnrollment = "vnd.watchword.enrollment+jwt"
+	TypCommand    = "vnd.watchword.command+jwt"
+	TypConfig     = "vnd.watchword.config+jwt"
+	TypReceipt    = "vnd.watchword.receipt+jwt"
+	TypOrder      = "vnd.watchword.order+jwt"
+	TypTrust      = "vnd.watchword.trust+jwt"
+)
+
+// The longest life of each kind, from iat to exp.
+const (
+	AssertionLife = 300 * time.Second
+	ProofLife     = 300 * time.Second
+	CommandLife   = 24 * time.Hour // the default is 120 s; a caller may ask for up to this
+	ConfigLife    = 30 * 24 * time.Hour
+	TrustLife     = 90 * 24 * time.Hour
+)
+
+// Skew is how far another's clock may be from ours.
+const Skew = 60 * time.Second
+
+// KeySet is the public keys that count for one kind, by key id. It is read only.
+type KeySet map[watchword.KeyID]*jose.PublicKey
+
+// NewKeySet returns the set of ks.
+func NewKeySet(ks ...*jose.PublicKey) KeySet {
+	s := make(KeySet, len(ks))
+	for _, k := range ks {
+		s[k.ID()] = k
+	}
+	return s
+}
+
+// open parses raw, which must be of kind typ, and verifies it under the key of
+// keys that its kid names. Codes: too_large, token_malformed, algorithm_invalid,
+// token_kind, key_unknown, signature_invalid.
+func open(raw string, max int, typ string, keys KeySet) ([]byte, *jose.PublicKey, error) {
+	u, err := jose.ParseJWS(raw, max)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !jose.SameType(u.Typ, typ) {
+		return nil, nil, watchword.Refuse(watchword.TokenKind, "this is no %s", typ)
+	}
+	k, ok := keys[watchword.KeyID(u.Kid)]
+	if !ok {
+		return nil, nil, watchword.Refuse(watchword.KeyUnknown, "kid names no key that counts here")
+	}
+	payload, err := u.Verify(k)
+	return payload, k, err
+}
+
+// unix is a NumericDate without fraction (RFC 7519 §2), as every kind of ours has.
+type unix int64
+
+// UnmarshalJSON takes JSON integers alone: no fraction, no exponent.
+func (u *unix) UnmarshalJSON(b []byte) error {
+	n, err := jose.Int(b)
+	*u = unix(n)
+	return err
+}
+
+func (u unix) time() time.Time { return time.Unix(int64(u), 0) }
+
+func seconds(t time.Time) unix { return unix(t.Unix()) }
+
+// window is the times of a paper. nbf is 0 where absent.
+type window struct {
+	iat, exp, nbf unix
+}
+
+// check holds the window against now: iat and exp must be there, exp after iat
+// and no more than life after it (0: any), exp in the future but for late, iat
+// and nbf not in the future but for early. Codes: token_malformed,
+// token_lifetime, token_expired, token_early.
+func (w window) check(now time.Time, life, late, early time.Duration) error {
+	switch {
+	case w.iat <= 0 || w.exp <= 0:
+		return watchword.Refuse(watchword.TokenMalformed, "iat and exp are mandatory")
+	case w.exp <= w.iat || life > 0 && time.Duration(w.exp-w.iat)*time.Second > life:
+		return watchword.Refuse(watchword.TokenLifetime, "exp must lie after iat, by no more than the kind allows")
+	case !now.Before(w.exp.time().Add(late)):
+		return watchword.Refuse(watchword.TokenExpired, "exp has passed")
+	case w.iat.time().After(now.Add(early)) || w.nbf.time().After(now.Add(early)):
+		return watchword.Refuse(watchword.TokenEarly, "iat or nbf lies in the future")
+	}
+	return nil
+}
+
+// checkJTI refuses a jti that is absent or over 128 bytes.
+func checkJTI(jti string) error {
+	if jti == "" || len(jti) > 128 {
+		return watchword.Refuse(watchword.TokenMalformed, "jti must have 1 to 128 bytes")
+	}
+	return nil
+}
+
+func checkIssuer(got, want string) error {
+	if got != want {
+		return watchword.Refuse(watchword.IssuerMismatch, "iss is not the expected one")
+	}
+	return nil
+}
+
+func checkAudience(got audience, want string) error {
+	if len(got) != 1 || got[0] != want {
+		return watchword.Refuse(watchword.AudienceMismatch, "aud must be the one who reads this, and nobody else")
+	}
+	return nil
+}
+
+// audience is the aud claim: a string, or an array of strings (RFC 7519 §4.1.3).
+type audience []string
+
+// UnmarshalJSON takes both forms.
+func (a *audience) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '[' {
+		ss, err := jose.Strings(b)
+		*a = ss
+		return err
+	}
+	s, err := jose.String(b)
+	*a = audience{s}
+	return err
+}

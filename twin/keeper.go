@@ -1,0 +1,93 @@
+package twin
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+)
+
+// Store is what a keeper needs of the cellar. Documents come sealed.
+type Store interface {
+	SetFunctions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, fs []Function, now time.Time) error
+	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]Function, error)
+	Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (Twin, error)
+	ReportState(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error
+	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (Twin, error)
+}
+
+// Safe seals what lies at rest.
+type Safe interface {
+	Seal(context string, plaintext []byte) ([]byte, error)
+	Open(context string, sealed []byte) ([]byte, error)
+}
+
+// Keeper keeps twins, sealed at rest. It is safe for concurrent use.
+type Keeper struct {
+	store Store
+	safe  Safe
+}
+
+// NewKeeper returns a keeper over st.
+func NewKeeper(st Store, safe Safe) *Keeper { return &Keeper{st, safe} }
+
+func atRest(what string, t watchword.TenantID, device watchword.SubjectID) string {
+	return what + "/" + string(t) + "/" + string(device)
+}
+
+// Twin returns a device's twin in clear. Code: not_found.
+func (k *Keeper) Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (Twin, error) {
+	tw, err := k.store.Twin(ctx, t, device)
+	if err != nil {
+		return tw, err
+	}
+	return k.open(tw, t, device)
+}
+
+func (k *Keeper) open(tw Twin, t watchword.TenantID, device watchword.SubjectID) (Twin, error) {
+	for what, doc := range map[string]*[]byte{"config": &tw.Config, "state": &tw.State} {
+		if *doc == nil {
+			continue
+		}
+		plain, err := k.safe.Open(atRest(what, t, device), *doc)
+		if err != nil {
+			return Twin{}, err
+		}
+		*doc = plain
+	}
+	return tw, nil
+}
+
+// ReportState replaces the reported state, one JSON object.
+func (k *Keeper) ReportState(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error {
+	sealed, err := k.safe.Seal(atRest("state", t, device), state)
+	if err != nil {
+		return err
+	}
+	return k.store.ReportState(ctx, t, device, sealed, now)
+}
+
+// SetConfig replaces the wanted configuration, one JSON object. ifVersion is -1
+// for any, 0 for never set, else today's. Codes: not_found, precondition_failed.
+func (k *Keeper) SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (Twin, error) {
+	sealed, err := k.safe.Seal(atRest("config", t, device), config)
+	if err != nil {
+		return Twin{}, err
+	}
+	tw, err := k.store.SetConfig(ctx, t, device, sealed, ifVersion, now, e)
+	if err != nil {
+		return tw, err
+	}
+	return k.open(tw, t, device)
+}
+
+// SetFunctions replaces what the device announced.
+func (k *Keeper) SetFunctions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, fs []Function, now time.Time) error {
+	return k.store.SetFunctions(ctx, t, device, fs, now)
+}
+
+// Functions returns them by name.
+func (k *Keeper) Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]Function, error) {
+	return k.store.Functions(ctx, t, device)
+}
