@@ -1,0 +1,360 @@
+package server
+
+import (
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Config is the whole configuration (watchword.toml). Make one with [Defaults]
+// or [Load]; the zero value is not ready to use. Durations are written as "10m".
+type Config struct {
+	Data    string        `toml:"-"` // the data folder, from a flag or WATCHWORD_DATA
+	Server  ServerConfig  `toml:"server"`
+	Store   StoreConfig   `toml:"store"`
+	Cluster ClusterConfig `toml:"cluster"`
+	Keys    KeysConfig    `toml:"keys"`
+	Token   TokenConfig   `toml:"token"`
+	Command CommandConfig `toml:"command"`
+	Limits  LimitsConfig  `toml:"limits"`
+	Auth    AuthConfig    `toml:"auth"`
+	Audit   AuditConfig   `toml:"audit"`
+	Log     LogConfig     `toml:"log"`
+	Metrics MetricsConfig `toml:"metrics"`
+}
+
+// ServerConfig says where the doors are. PublicURL defaults to https://, the
+// first of Names or else localhost, and the port of HTTPS. The own authority
+// certifies Names, unless TLSCert and TLSKey name a certificate.
+type ServerConfig struct {
+	PublicURL      string   `toml:"public_url"`
+	HTTPS          string   `toml:"https"`
+	MQTTS          string   `toml:"mqtts"`
+	MQTT           string   `toml:"mqtt"` // plain; loopback addresses only
+	Names          []string `toml:"names"`
+	TLSCert        string   `toml:"tls_cert"`
+	TLSKey         string   `toml:"tls_key"`
+	ACMEDomain     string   `toml:"acme_domain"`
+	TrustedProxies []string `toml:"trusted_proxies"`
+}
+
+// StoreConfig says where state lies: "sqlite" is a file in the data folder.
+type StoreConfig struct {
+	URL     string `toml:"url" secret:"true"`
+	URLFile string `toml:"url_file"`
+}
+
+// ClusterConfig says who the other nodes are.
+type ClusterConfig struct {
+	Node       string   `toml:"node"`
+	Routes     []string `toml:"routes"`
+	Listen     string   `toml:"listen"`
+	Secret     string   `toml:"secret" secret:"true"`
+	SecretFile string   `toml:"secret_file"`
+}
+
+// KeysConfig says where the key-encryption key is and how keys turn.
+type KeysConfig struct {
+	KEKFile     string   `toml:"kek_file"`
+	RotateEvery Duration `toml:"rotate_every"`
+	Overlap     Duration `toml:"overlap"`
+}
+
+// TokenConfig bounds access tokens.
+type TokenConfig struct {
+	Lifetime Duration `toml:"lifetime"` // 1m to 24h
+	Skew     Duration `toml:"skew"`
+}
+
+// CommandConfig bounds commands.
+type CommandConfig struct {
+	TTL      Duration `toml:"ttl"` // 1s to 24h, whole seconds
+	MaxBytes int      `toml:"max_bytes"`
+}
+
+// LimitsConfig bounds what one side may take.
+type LimitsConfig struct {
+	Connections   int `toml:"connections"`
+	PerAddress    int `toml:"per_address"`
+	TokenRate     int `toml:"token_rate"`   // token requests a second from one address
+	PublishRate   int `toml:"publish_rate"` // events a second from one session
+	PacketBytes   int `toml:"packet_bytes"`
+	QueueMessages int `toml:"queue_messages"`
+	QueueBytes    int `toml:"queue_bytes"`
+}
+
+// AuthConfig says how people log in.
+type AuthConfig struct {
+	OIDCIssuer           string   `toml:"oidc_issuer"`
+	OIDCClientID         string   `toml:"oidc_client_id"`
+	OIDCClientSecret     string   `toml:"oidc_client_secret" secret:"true"`
+	OIDCClientSecretFile string   `toml:"oidc_client_secret_file"`
+	SessionLifetime      Duration `toml:"session_lifetime"`
+}
+
+// AuditConfig says how the log is signed.
+type AuditConfig struct {
+	CheckpointEvery Duration `toml:"checkpoint_every"`
+	Witnesses       []string `toml:"witnesses"`
+}
+
+// LogConfig says what the process prints: level debug, info, warn or error;
+// format text or json.
+type LogConfig struct {
+	Level  string `toml:"level"`
+	Format string `toml:"format"`
+}
+
+// MetricsConfig says where operations look.
+type MetricsConfig struct {
+	Listen string `toml:"listen"`
+}
+
+// Duration is a time.Duration that is written as in Go, as "90s".
+type Duration time.Duration
+
+// UnmarshalText reads what MarshalText writes.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return watchword.Refuse(watchword.ConfigInvalid, `must be a duration as "90s" or "10m"`)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText writes a duration as "1m30s".
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Defaults returns the configuration that needs no file.
+func Defaults() Config {
+	return Config{
+		Server:  ServerConfig{HTTPS: "localhost:8443", MQTTS: "localhost:8883"},
+		Store:   StoreConfig{URL: "sqlite"},
+		Keys:    KeysConfig{RotateEvery: Duration(720 * time.Hour), Overlap: Duration(48 * time.Hour)},
+		Token:   TokenConfig{Lifetime: Duration(10 * time.Minute), Skew: Duration(time.Minute)},
+		Command: CommandConfig{TTL: Duration(2 * time.Minute), MaxBytes: watchword.MaxArgs},
+		Limits: LimitsConfig{
+			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, PacketBytes: 64 << 10, QueueMessages: 1_000, QueueBytes: 1 << 20,
+		},
+		Auth:    AuthConfig{SessionLifetime: Duration(12 * time.Hour)},
+		Audit:   AuditConfig{CheckpointEvery: Duration(time.Second)},
+		Log:     LogConfig{Level: "info", Format: "text"},
+		Metrics: MetricsConfig{Listen: "127.0.0.1:9464"},
+	}
+}
+
+// PublicURL returns where devices find the server, with no slash at the end.
+func (c Config) PublicURL() string {
+	if c.Server.PublicURL != "" {
+		return strings.TrimRight(c.Server.PublicURL, "/")
+	}
+	name := "localhost"
+	if len(c.Server.Names) > 0 {
+		name = c.Server.Names[0]
+	}
+	_, port, err := net.SplitHostPort(c.Server.HTTPS)
+	if err != nil || port == "443" {
+		port = ""
+	}
+	if strings.Contains(name, ":") {
+		name = "[" + name + "]"
+	}
+	if port != "" {
+		name += ":" + port
+	}
+	return "https://" + name
+}
+
+func wrong(key, format string, a ...any) error {
+	return &watchword.Error{Code: watchword.ConfigInvalid, Field: key, Detail: watchword.Refuse("", format, a...).(*watchword.Error).Detail}
+}
+
+// Check refuses what cannot hold, naming the key. Code: config_invalid.
+func (c Config) Check() error {
+	if c.Data == "" {
+		return watchword.Refuse(watchword.ConfigInvalid, "no data folder: give --data DIR or WATCHWORD_DATA")
+	}
+	for _, check := range []func() error{c.checkDoors, c.checkTimes, c.checkNumbers, c.checkLog} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	if c.Store.URL != "sqlite" {
+		return wrong("store.url", `only "sqlite" is there yet`)
+	}
+	return nil
+}
+
+func (c Config) checkDoors() error {
+	s := c.Server
+	if (s.TLSCert == "") != (s.TLSKey == "") {
+		return wrong("server.tls_cert", "tls_cert and tls_key belong together")
+	}
+	for _, n := range s.Names {
+		if !hostName(n) {
+			return wrong("server.names", "each must be a host name or an IP address")
+		}
+	}
+	if p := s.PublicURL; p != "" && !publicURL(p) {
+		return wrong("server.public_url", "must be https://HOST[:PORT], without path, query or user")
+	}
+	for _, d := range []struct{ key, address string }{{"server.https", s.HTTPS}, {"server.mqtts", s.MQTTS}, {"server.mqtt", s.MQTT}} {
+		if d.address == "" && d.key != "server.https" {
+			continue
+		}
+		loopback, err := loopbackAddress(d.address)
+		switch {
+		case err != nil:
+			return wrong(d.key, `must be "HOST:PORT"`)
+		case loopback:
+		case d.key == "server.mqtt":
+			return wrong(d.key, "plain MQTT listens on loopback addresses only; use server.mqtts")
+		case len(s.Names) == 0 && s.TLSCert == "":
+			return wrong(d.key, `an address beyond loopback needs server.names = ["hub.local", …] for the own authority to certify, or server.tls_cert`)
+		}
+	}
+	return nil
+}
+
+func publicURL(p string) bool {
+	rest, ok := strings.CutPrefix(strings.TrimRight(p, "/"), "https://")
+	if !ok || rest == "" {
+		return false
+	}
+	host, port, err := net.SplitHostPort(rest)
+	if err != nil {
+		return hostName(strings.Trim(rest, "[]"))
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0 && hostName(host)
+}
+
+func hostName(s string) bool {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return true
+	}
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for part := range strings.SplitSeq(s, ".") {
+		if part == "" || len(part) > 63 || strings.Trim(part, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// loopbackAddress reports whether HOST:PORT can be reached from this machine alone.
+func loopbackAddress(a string) (bool, error) {
+	host, port, err := net.SplitHostPort(a)
+	if err != nil {
+		return false, err
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return false, err
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback(), nil
+}
+
+func (c Config) checkTimes() error {
+	for _, d := range []struct {
+		key      string
+		value    Duration
+		min, max time.Duration
+	}{
+		{"token.lifetime", c.Token.Lifetime, time.Minute, 24 * time.Hour},
+		{"token.skew", c.Token.Skew, 0, 5 * time.Minute},
+		{"command.ttl", c.Command.TTL, time.Second, 24 * time.Hour},
+		{"keys.rotate_every", c.Keys.RotateEvery, time.Hour, 10 * 365 * 24 * time.Hour},
+		{"keys.overlap", c.Keys.Overlap, time.Hour, 365 * 24 * time.Hour},
+		{"auth.session_lifetime", c.Auth.SessionLifetime, time.Minute, 30 * 24 * time.Hour},
+		{"audit.checkpoint_every", c.Audit.CheckpointEvery, 100 * time.Millisecond, time.Hour},
+	} {
+		if v := time.Duration(d.value); v < d.min || v > d.max {
+			return wrong(d.key, "must be from %s to %s", d.min, d.max)
+		}
+	}
+	if time.Duration(c.Command.TTL)%time.Second != 0 {
+		return wrong("command.ttl", "must be whole seconds")
+	}
+	return nil
+}
+
+func (c Config) checkNumbers() error {
+	for _, n := range []struct {
+		key             string
+		value, min, max int
+	}{
+		{"command.max_bytes", c.Command.MaxBytes, 64, watchword.MaxArgs},
+		{"limits.connections", c.Limits.Connections, 1, 1 << 20},
+		{"limits.per_address", c.Limits.PerAddress, 1, 1 << 20},
+		{"limits.token_rate", c.Limits.TokenRate, 1, 1 << 20},
+		{"limits.publish_rate", c.Limits.PublishRate, 1, 1 << 20},
+		{"limits.packet_bytes", c.Limits.PacketBytes, 1 << 10, 1 << 20},
+		{"limits.queue_messages", c.Limits.QueueMessages, 1, 1 << 20},
+		{"limits.queue_bytes", c.Limits.QueueBytes, 1 << 10, 1 << 30},
+	} {
+		if n.value < n.min || n.value > n.max {
+			return wrong(n.key, "must be from %d to %d", n.min, n.max)
+		}
+	}
+	return nil
+}
+
+func (c Config) checkLog() error {
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
+		return wrong("log.level", "must be debug, info, warn or error")
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		return wrong("log.format", "must be text or json")
+	}
+	return nil
+}
+
+// Warnings names what is set and has no part yet.
+func (c Config) Warnings() []string {
+	var out []string
+	d := Defaults()
+	for _, w := range []struct {
+		key string
+		set bool
+	}{
+		{"server.mqtts", c.Server.MQTTS != d.Server.MQTTS},
+		{"server.mqtt", c.Server.MQTT != ""},
+		{"server.acme_domain", c.Server.ACMEDomain != ""},
+		{"server.trusted_proxies", len(c.Server.TrustedProxies) > 0},
+		{"cluster", c.Cluster.Node != "" || c.Cluster.Listen != "" || len(c.Cluster.Routes) > 0},
+		{"keys.rotate_every", c.Keys.RotateEvery != d.Keys.RotateEvery},
+		{"keys.overlap", c.Keys.Overlap != d.Keys.Overlap},
+		{"token.skew", c.Token.Skew != d.Token.Skew},
+		{"limits.publish_rate", c.Limits.PublishRate != d.Limits.PublishRate},
+		{"limits.packet_bytes", c.Limits.PacketBytes != d.Limits.PacketBytes},
+		{"limits.queue_messages", c.Limits.QueueMessages != d.Limits.QueueMessages},
+		{"limits.queue_bytes", c.Limits.QueueBytes != d.Limits.QueueBytes},
+		{"command.max_bytes", c.Command.MaxBytes != d.Command.MaxBytes},
+		{"auth", c.Auth.OIDCIssuer != "" || c.Auth.SessionLifetime != d.Auth.SessionLifetime},
+		{"audit", c.Audit.CheckpointEvery != d.Audit.CheckpointEvery || len(c.Audit.Witnesses) > 0},
+		{"metrics.listen", c.Metrics.Listen != d.Metrics.Listen},
+	} {
+		if w.set {
+			out = append(out, w.key+" is set, but its part does not exist yet")
+		}
+	}
+	return out
+}
+
+// absolute makes the data folder independent of the working folder.
+func (c *Config) absolute() (err error) {
+	if c.Data != "" {
+		c.Data, err = filepath.Abs(c.Data)
+	}
+	return err
+}

@@ -1,0 +1,125 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/keyring"
+)
+
+// The names in a data folder (0700).
+const (
+	databaseFile = "watchword.db"
+	kekFile      = "keys/kek"
+	caFile       = "tls/ca.pem"
+	operatorFile = "operator.jwk"
+	serverFile   = "server.json"
+	lockFile     = "LOCK"
+)
+
+// FirstOperator is the id of the operator that is made at first start.
+const FirstOperator watchword.SubjectID = "operator"
+
+// Place is server.json: how the CLI on the same machine finds the server that
+// runs on a folder.
+type Place struct {
+	URL      string              `json:"url"`
+	HTTPS    string              `json:"https"`
+	Issuer   string              `json:"issuer"`
+	CA       string              `json:"ca,omitempty"` // path of the CA file
+	PID      int                 `json:"pid"`
+	Operator watchword.SubjectID `json:"operator"`
+	Version  string              `json:"version"`
+}
+
+// openData makes and locks the data folder. Codes: folder_in_use, key_exposed.
+func openData(dir string) (*os.File, error) {
+	for _, d := range []string{dir, filepath.Join(dir, "keys"), filepath.Join(dir, "tls")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, watchword.Because(err, watchword.ConfigInvalid, "the data folder %s cannot be made", d)
+		}
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, err
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, watchword.Refuse(watchword.KeyExposed, "the data folder %s can be entered by others (mode %04o); run chmod 700 %s", dir, mode, dir)
+	}
+	return durable.Lock(filepath.Join(dir, lockFile))
+}
+
+// foundIfNew makes keys, store and first operator where there are none yet.
+func foundIfNew(ctx context.Context, cfg Config, st keyring.Store, now time.Time) (first bool, err error) {
+	_, err = st.Founding(ctx)
+	if watchword.CodeOf(err) != watchword.NotFound {
+		return false, err
+	}
+	kek, err := keyring.OpenKEK(kekPath(cfg), cfg.Keys.KEKFile == "")
+	if err != nil {
+		return false, err
+	}
+	operator, err := operatorKey(filepath.Join(cfg.Data, operatorFile))
+	if err != nil {
+		return false, err
+	}
+	pub := operator.Public()
+	return true, keyring.Found(ctx, st, keyring.Founder{
+		Issuer: cfg.PublicURL(), KEK: kek, Now: now,
+		Operator: watchword.Subject{
+			Tenant: watchword.DefaultTenant, ID: FirstOperator, Kind: watchword.Operator, State: watchword.Active,
+			Labels: watchword.Labels{"role": "owner"}, Version: 1, Incarnation: 1, Created: now, Changed: now,
+			Keys: []watchword.Key{{ID: pub.ID(), Purpose: watchword.Sign, JWK: pub.JWK(), State: watchword.KeyActive, Added: now}},
+		},
+	})
+}
+
+func kekPath(cfg Config) string {
+	if cfg.Keys.KEKFile != "" {
+		return cfg.Keys.KEKFile
+	}
+	return filepath.Join(cfg.Data, kekFile)
+}
+
+// operatorKey reads or makes the first operator's key. It is durable before the
+// store knows of it, so a crash between leaves a key that is used next time.
+func operatorKey(path string) (*jose.PrivateKey, error) {
+	b, err := durable.ReadPrivate(path)
+	if err == nil {
+		return jose.ParsePrivateJWK(b)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	k, err := jose.GenerateKey("P-256")
+	if err != nil {
+		return nil, err
+	}
+	return k, durable.WriteFile(path, append(k.JWK(), '\n'), 0o600)
+}
+
+// checkFiles refuses private files of the folder that others can read. Code: key_exposed.
+func checkFiles(dir string) error {
+	for _, name := range []string{operatorFile, kekFile} {
+		if _, err := durable.ReadPrivate(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func writePlace(dir string, p Place) error {
+	b, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, serverFile), append(b, '\n'), 0o600)
+}

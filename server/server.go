@@ -1,0 +1,342 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/httpapi"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/keyring"
+	"github.com/watchword-iot/watchword/office"
+	"github.com/watchword-iot/watchword/registry"
+	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/sqlite"
+	"github.com/watchword-iot/watchword/token"
+	"github.com/watchword-iot/watchword/twin"
+)
+
+// Options is what a server takes beside its configuration. The zero value is
+// ready to use.
+type Options struct {
+	Log     *slog.Logger     // nil means slog.Default
+	Version string           // of the program
+	Now     func() time.Time // nil means time.Now
+}
+
+// Info says where a server is to be found.
+type Info struct {
+	URL    string // public, no trailing slash
+	HTTPS  string // the address it listens on
+	CAFile string // of the own authority; empty with a bought certificate
+	Issuer string
+	Data   string
+	First  bool // this start founded the house
+}
+
+// Server is one house, assembled. Make one with [New] and call Run once.
+type Server struct {
+	cfg      Config
+	o        Options
+	info     Info
+	lock     *os.File
+	store    *sqlite.Store
+	ring     *keyring.Ring
+	guard    *session.Guard
+	desk     *command.Desk
+	recorder *audit.Recorder
+	bundle   atomic.Pointer[string]
+	listener net.Listener
+	http     *http.Server
+	ready    chan struct{}
+}
+
+// New opens the data folder, founds the house if there is none, and listens, but
+// does not serve yet. Codes: config_invalid, folder_in_use, key_exposed,
+// key_unwrap, unavailable.
+func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	s := &Server{cfg: cfg, o: o, ready: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.lock, err = openData(cfg.Data); err != nil {
+		return nil, err
+	}
+	if err = checkFiles(cfg.Data); err != nil {
+		return nil, err
+	}
+	if err = s.listen(); err != nil {
+		return nil, err
+	}
+	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.Data, databaseFile), sqlite.Options{}); err != nil {
+		return nil, err
+	}
+	if err = s.found(ctx); err != nil {
+		return nil, err
+	}
+	return s, s.assemble(ctx)
+}
+
+// listen binds the address before anything is decided by it: port 0 becomes a real one.
+func (s *Server) listen() error {
+	l, err := net.Listen("tcp", s.cfg.Server.HTTPS)
+	if err != nil {
+		return watchword.Because(err, watchword.ConfigInvalid, "server.https: cannot listen on %s: %s", s.cfg.Server.HTTPS, reason(err))
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return err
+	}
+	s.listener = limitListener(l, s.cfg.Limits.Connections, s.cfg.Limits.PerAddress)
+	host, _, err := net.SplitHostPort(s.cfg.Server.HTTPS)
+	if err != nil {
+		return err
+	}
+	s.cfg.Server.HTTPS = net.JoinHostPort(host, port)
+	s.info = Info{URL: s.cfg.PublicURL(), HTTPS: l.Addr().String(), Data: s.cfg.Data}
+	return nil
+}
+
+// reason is the last word of a network error, without the address again.
+func reason(err error) string {
+	if e, ok := errors.AsType[*os.SyscallError](err); ok {
+		return e.Err.Error()
+	}
+	return err.Error()
+}
+
+func (s *Server) found(ctx context.Context) (err error) {
+	if s.info.First, err = foundIfNew(ctx, s.cfg, s.store, s.o.Now()); err != nil {
+		return err
+	}
+	kek, err := keyring.OpenKEK(kekPath(s.cfg), false)
+	if err != nil {
+		return err
+	}
+	if s.ring, err = keyring.Open(ctx, s.store, kek); err != nil {
+		return err
+	}
+	s.info.Issuer = s.ring.Issuer()
+	if s.cfg.Server.PublicURL != "" && s.cfg.PublicURL() != s.ring.Issuer() {
+		return watchword.Refuse(watchword.ConfigInvalid, "server.public_url is %s, but this house was founded as %s: the issuer stands in every token and is fixed at first start", s.cfg.PublicURL(), s.ring.Issuer())
+	}
+	if s.info.URL != s.ring.Issuer() {
+		s.o.Log.WarnContext(ctx, "the address changed since first start; devices look for the old one", slog.String("issuer", s.ring.Issuer()), slog.String("url", s.info.URL))
+	}
+	return s.renewBundle(ctx)
+}
+
+func (s *Server) renewBundle(ctx context.Context) error {
+	jws, err := enroll.Bundle(ctx, s.store, s.ring, s.cfg.Server.TLSCert != "", s.o.Now())
+	if err == nil {
+		s.bundle.Store(&jws)
+	}
+	return err
+}
+
+// assemble builds the rooms from the bottom up and names every part.
+func (s *Server) assemble(ctx context.Context) error {
+	set, err := registry.LoadPolicies(ctx, s.store, watchword.DefaultTenant)
+	if err != nil {
+		return err
+	}
+	roll := registry.NewRoll(s.store, set)
+	s.guard = session.NewGuard(roll, session.GuardOptions{Now: s.o.Now, Total: s.cfg.Limits.Connections})
+	reg := registry.New(s.store, roll, s.guard, s.ring.Issuer())
+	gate := enroll.NewGate(s.store, enroll.Options{
+		PublicURL: s.info.URL, Issuer: s.ring.Issuer(), Pin: token.Pin(s.ring.Signer(keyring.Root).Public()),
+		Fits: reg.Fits, Changed: reg.Changed,
+	})
+	papers, err := office.New(s.ring.Issuer(), s.ring.Signer(keyring.Issuer), token.NewKeySet(s.ring.Public(keyring.Issuer)...), roll, s.store,
+		office.Options{Lifetime: time.Duration(s.cfg.Token.Lifetime)})
+	if err != nil {
+		return err
+	}
+	s.desk = command.NewDesk(s.store, roll, s.ring, command.DeskOptions{
+		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), Signer: s.ring.Signer(keyring.Command), TTL: time.Duration(s.cfg.Command.TTL), Now: s.o.Now,
+	})
+	s.recorder = audit.NewRecorder(s.store)
+	jwks, err := jwkSet(s.ring)
+	if err != nil {
+		return err
+	}
+	options := httpapi.Options{
+		Version: s.o.Version, PublicURL: s.info.URL, JWKS: jwks, Bundle: func() string { return *s.bundle.Load() },
+		TokenRate: float64(s.cfg.Limits.TokenRate), Now: s.o.Now, Log: s.o.Log,
+	}
+	tlsConfig, err := s.tls()
+	if err != nil {
+		return err
+	}
+	if s.cfg.Server.TLSCert == "" {
+		options.CAPEM = s.ring.CAPEM()
+	}
+	api := httpapi.New(httpapi.Parts{
+		Registry: reg, Gate: gate, Office: papers, Guard: s.guard, Desk: s.desk, Hub: event.NewHub(), Recorder: s.recorder,
+		Twins: twin.NewKeeper(s.store, s.ring), Entries: s.store, Options: options,
+	})
+	s.http = &http.Server{
+		Handler: api, TLSConfig: tlsConfig,
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
+	}
+	return s.announce(ctx)
+}
+
+// tls returns the door's TLS: 1.3, with a certificate from files or of the own authority.
+func (s *Server) tls() (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}
+	if s.cfg.Server.TLSCert != "" {
+		cert, err := tls.LoadX509KeyPair(s.cfg.Server.TLSCert, s.cfg.Server.TLSKey)
+		if err != nil {
+			return nil, watchword.Because(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key are no certificate and key")
+		}
+		c.Certificates = []tls.Certificate{cert}
+		return c, nil
+	}
+	if err := os.MkdirAll(filepath.Join(s.cfg.Data, filepath.Dir(caFile)), 0o700); err != nil {
+		return nil, err
+	}
+	s.info.CAFile = filepath.Join(s.cfg.Data, caFile)
+	if err := durable.WriteFile(s.info.CAFile, s.ring.CAPEM(), 0o644); err != nil {
+		return nil, err
+	}
+	c.GetCertificate = s.ring.Certifier(s.cfg.Server.Names, s.o.Now).GetCertificate
+	return c, nil
+}
+
+func (s *Server) announce(ctx context.Context) error {
+	e := audit.Actor{Tenant: watchword.DefaultTenant}.Did(audit.ServerStart, s.info.URL, s.o.Now(), map[string]string{
+		"version": s.o.Version, "https": s.info.HTTPS, "pid": strconv.Itoa(os.Getpid()),
+	})
+	if err := s.store.AddEntry(ctx, e); err != nil {
+		return err
+	}
+	return writePlace(s.cfg.Data, Place{
+		URL: s.info.URL, HTTPS: s.info.HTTPS, Issuer: s.info.Issuer, CA: s.info.CAFile, PID: os.Getpid(), Operator: FirstOperator, Version: s.o.Version,
+	})
+}
+
+func jwkSet(ring *keyring.Ring) ([]byte, error) {
+	type entry = map[string]any
+	set := struct {
+		Keys []entry `json:"keys"`
+	}{}
+	for _, k := range ring.Public(keyring.Issuer) {
+		e := entry{}
+		if err := json.Unmarshal(k.JWK(), &e); err != nil {
+			return nil, err
+		}
+		e["kid"], e["use"], e["alg"] = k.ID(), "sig", k.Alg()
+		set.Keys = append(set.Keys, e)
+	}
+	return json.Marshal(set)
+}
+
+// Info says where the server is to be found.
+func (s *Server) Info() Info { return s.info }
+
+// Ready is closed once the server answers.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// drainTime is how long requests under way may take to end.
+const drainTime = 10 * time.Second
+
+// Run serves until ctx ends, then drains: no new connections, live sessions told
+// to go, requests under way finished, everything written. It returns nil after a
+// clean end, and closes what New opened in any case.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.close()
+	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, gctx := errgroup.WithContext(inner)
+	g.Go(func() error { return s.desk.Run(gctx) })
+	g.Go(func() error { return s.recorder.Run(gctx) })
+	g.Go(func() error { return s.keepHouse(gctx) })
+	g.Go(func() error {
+		err := s.http.ServeTLS(s.listener, "", "")
+		if errors.Is(err, http.ErrServerClosed) {
+			return nil
+		}
+		return err
+	})
+	close(s.ready)
+	select {
+	case <-ctx.Done():
+	case <-gctx.Done(): // a part failed: the others end too
+	}
+	s.guard.Close(watchword.Refuse(watchword.Unavailable, "the server is going down"))
+	drain, cancel := context.WithTimeout(inner, drainTime)
+	defer cancel()
+	derr := s.http.Shutdown(drain)
+	if derr != nil {
+		derr = errors.Join(derr, s.http.Close())
+	}
+	stop()
+	return errors.Join(g.Wait(), derr)
+}
+
+// keepHouse forgets what is over and keeps the trust bundle fresh.
+func (s *Server) keepHouse(ctx context.Context) error {
+	const pruneEvery, pruneBatch, renewEvery = time.Minute, 5000, 24 * time.Hour
+	prune, renew := time.NewTicker(pruneEvery), time.NewTicker(renewEvery)
+	defer prune.Stop()
+	defer renew.Stop()
+	for {
+		var err error
+		select {
+		case <-prune.C:
+			for n := pruneBatch; n >= pruneBatch && err == nil; {
+				n, err = s.store.Prune(ctx, s.o.Now().Add(-token.Skew), pruneBatch)
+			}
+		case <-renew.C:
+			err = s.renewBundle(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+		if err != nil && ctx.Err() == nil {
+			s.o.Log.ErrorContext(ctx, "housekeeping", slog.Any("err", err))
+		}
+	}
+}
+
+// close gives up what New took. It is safe to call twice.
+func (s *Server) close() {
+	if s.listener != nil {
+		_ = s.listener.Close() // closed already after a served Run
+	}
+	if s.store != nil {
+		if err := s.store.Close(); err != nil {
+			s.o.Log.Error("store not closed", slog.Any("err", err))
+		}
+		s.store = nil
+	}
+	if s.lock != nil {
+		_ = s.lock.Close() // the lock ends with the process at the latest
+		s.lock = nil
+	}
+}

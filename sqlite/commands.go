@@ -1,0 +1,388 @@
+package sqlite
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/command"
+)
+
+const commandColumns = `tenant, id, device, incarnation, epoch, seq, function, args, args_hash, signed_order, orderer, orderer_key,
+	state, created, expires, sent_at, delivered_at, settled_at, status, receipt, receipt_key`
+
+func scanCommand(s scanner) (r command.Row, err error) {
+	var created, expires, sent, delivered, settled int64
+	err = s.Scan(&r.Tenant, &r.ID, &r.Device, &r.Incarnation, &r.Epoch, &r.Seq, &r.Function, &r.Args, &r.ArgsHash, &r.Order, &r.By, &r.ByKey,
+		&r.State, &created, &expires, &sent, &delivered, &settled, &r.Status, &r.Receipt, &r.ReceiptKey)
+	r.Created, r.Expires = moment(created), moment(expires)
+	r.SentAt, r.DeliveredAt, r.SettledAt = moment(sent), moment(delivered), moment(settled)
+	return r, err
+}
+
+func readCommand(ctx context.Context, from rows, t watchword.TenantID, id watchword.CommandID) (command.Row, error) {
+	return one(ctx, from, scanCommand, notFound("command", id), `SELECT `+commandColumns+` FROM commands WHERE tenant = ? AND id = ?`, t, id)
+}
+
+func (t *tx) command(tenant watchword.TenantID, id watchword.CommandID) (command.Row, error) {
+	return readCommand(context.Background(), t, tenant, id)
+}
+
+// AddCommand stores a command under its device's next number.
+func (s *Store) AddCommand(ctx context.Context, r command.Row, idem command.Idempotency, e audit.Entry) (out command.Row, replay bool, err error) {
+	err = s.w.do(ctx, func(t *tx) error {
+		if out, replay, err = t.repeated(r.Tenant, idem); err != nil || replay {
+			return err
+		}
+		d, err := t.device(r.Tenant, r.Device)
+		if err != nil {
+			return err
+		}
+		if d.State == watchword.Revoked {
+			return d.Usable()
+		}
+		out, err = t.number(r, d)
+		if err != nil {
+			return err
+		}
+		if idem.Key != "" {
+			if _, err := t.exec(`INSERT INTO idempotency (tenant, caller, key, hash, command, expires) VALUES (?, ?, ?, ?, ?, ?)`,
+				r.Tenant, idem.Caller, idem.Key, idem.Hash[:], r.ID, stamp(r.Created.Add(idempotencyLife))); err != nil {
+				return err
+			}
+		}
+		return t.enter(e)
+	})
+	if err != nil {
+		return command.Row{}, false, err
+	}
+	return out, replay, nil
+}
+
+// idempotencyLife is how long a repeated request is known: longer than a command lives.
+const idempotencyLife = 48 * time.Hour
+
+// repeated finds the command that the same request made before.
+func (t *tx) repeated(tenant watchword.TenantID, idem command.Idempotency) (r command.Row, replay bool, err error) {
+	if idem.Key == "" {
+		return r, false, nil
+	}
+	type known struct {
+		hash []byte
+		id   watchword.CommandID
+	}
+	ks, err := all(context.Background(), t, func(s scanner) (k known, err error) {
+		err = s.Scan(&k.hash, &k.id)
+		return k, err
+	}, `SELECT hash, command FROM idempotency WHERE tenant = ? AND caller = ? AND key = ?`, tenant, idem.Caller, idem.Key)
+	if err != nil || len(ks) == 0 {
+		return r, false, err
+	}
+	if !bytes.Equal(ks[0].hash, idem.Hash[:]) {
+		return r, false, watchword.Refuse(watchword.Conflict, "this Idempotency-Key came with another request before")
+	}
+	r, err = t.command(tenant, ks[0].id)
+	return r, err == nil, err
+}
+
+// number gives the command the device's next number and writes it.
+func (t *tx) number(r command.Row, d watchword.Subject) (command.Row, error) {
+	type counts struct{ waiting, last int64 }
+	c, err := one(context.Background(), t, func(s scanner) (c counts, err error) {
+		err = s.Scan(&c.waiting, &c.last)
+		return c, err
+	}, notFound("device", r.Device), `SELECT (SELECT count(*) FROM commands c WHERE c.tenant = s.tenant AND c.device = s.id
+			AND c.state IN ('queued', 'sent', 'delivered', 'accepted')), last_seq
+		FROM subjects s WHERE tenant = ? AND id = ?`, r.Tenant, r.Device)
+	if err != nil {
+		return r, err
+	}
+	if c.waiting >= command.MaxQueued {
+		return r, watchword.Refuse(watchword.Busy, "%d commands wait for %q already", c.waiting, r.Device)
+	}
+	r.Seq, r.Incarnation = c.last+1, d.Incarnation
+	if _, err := t.exec(`UPDATE subjects SET last_seq = ? WHERE tenant = ? AND id = ?`, r.Seq, r.Tenant, r.Device); err != nil {
+		return r, err
+	}
+	if _, err := t.exec(`INSERT INTO commands (tenant, id, device, incarnation, epoch, seq, function, args, args_hash, signed_order, orderer, orderer_key, state, created, expires)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		r.Tenant, r.ID, r.Device, r.Incarnation, r.Epoch, r.Seq, r.Function, r.Args, r.ArgsHash, r.Order, r.By, r.ByKey,
+		watchword.Queued, stamp(r.Created), stamp(r.Expires)); err != nil {
+		return r, err
+	}
+	r.State, r.Created, r.Expires = watchword.Queued, moment(stamp(r.Created)), moment(stamp(r.Expires))
+	return r, nil
+}
+
+// Command returns one command.
+func (s *Store) Command(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (command.Row, error) {
+	return readCommand(ctx, s, t, id)
+}
+
+// unprepared runs queries whose text is put together, without keeping them.
+type unprepared struct{ *Store }
+
+func (u unprepared) query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
+	return u.db.QueryContext(ctx, q, args...)
+}
+
+// Commands lists commands, newest first.
+func (s *Store) Commands(ctx context.Context, t watchword.TenantID, f command.Filter, before watchword.CommandID, limit int) ([]command.Row, error) {
+	var q strings.Builder
+	q.WriteString(`SELECT ` + commandColumns + ` FROM commands WHERE tenant = ?`)
+	args := []any{t}
+	for _, c := range []struct {
+		column string
+		value  string
+	}{{"device = ?", string(f.Device)}, {"orderer = ?", string(f.By)}, {"state = ?", string(f.State)}, {"id < ?", string(before)}} {
+		if c.value != "" {
+			q.WriteString(" AND " + c.column)
+			args = append(args, c.value)
+		}
+	}
+	q.WriteString(` ORDER BY id DESC LIMIT ?`)
+	return all(ctx, unprepared{s}, scanCommand, q.String(), append(args, limit)...)
+}
+
+// Pending returns what waits for a device, in order.
+func (s *Store) Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]command.Row, error) {
+	return all(ctx, s, scanCommand, `SELECT `+commandColumns+` FROM commands
+		WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent') AND seq > ? AND expires > ? ORDER BY seq LIMIT ?`, t, device, after, stamp(now), limit)
+}
+
+func handovers(ctx context.Context, from rows, t watchword.TenantID, id watchword.CommandID) ([]command.Handover, error) {
+	return all(ctx, from, func(r scanner) (h command.Handover, err error) {
+		var at int64
+		err = r.Scan(&h.Hash, &h.Nonce, &h.JWS, &at)
+		h.At = moment(at)
+		return h, err
+	}, `SELECT hash, nonce, jws, at FROM handovers WHERE tenant = ? AND command = ? ORDER BY n`, t, id)
+}
+
+// Handovers returns the versions of a command that left the house.
+func (s *Store) Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]command.Handover, error) {
+	return handovers(ctx, s, t, id)
+}
+
+// HandOver keeps a version's hash before it leaves the house.
+func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover) (out command.Row, err error) {
+	err = s.w.do(ctx, func(t *tx) error {
+		if out, err = t.command(tenant, id); err != nil {
+			return err
+		}
+		if out.State != watchword.Queued && out.State != watchword.Sent || !out.Expires.After(h.At) {
+			return watchword.Refuse(watchword.Conflict, "command %q is %s", id, out.State)
+		}
+		d, err := t.device(tenant, out.Device)
+		if err != nil {
+			return err
+		}
+		if err := d.Usable(); err != nil {
+			return err
+		}
+		if d.Incarnation != out.Incarnation {
+			return watchword.Refuse(watchword.Conflict, "command %q was for an earlier life of the device", id)
+		}
+		known, err := handovers(context.Background(), t, tenant, id)
+		if err != nil {
+			return err
+		}
+		fresh := true
+		for _, k := range known {
+			fresh = fresh && k.Hash != h.Hash
+		}
+		if fresh && len(known) >= command.MaxHandovers {
+			return watchword.Refuse(watchword.Busy, "command %q was handed over %d times", id, len(known))
+		}
+		if fresh {
+			if _, err := t.exec(`INSERT INTO handovers (tenant, command, hash, nonce, jws, at) VALUES (?, ?, ?, ?, ?, ?)`,
+				tenant, id, h.Hash, h.Nonce, h.JWS, stamp(h.At)); err != nil {
+				return err
+			}
+		}
+		if out.State == watchword.Queued {
+			out.State, out.SentAt = watchword.Sent, moment(stamp(h.At))
+			_, err = t.exec(`UPDATE commands SET state = 'sent', sent_at = ? WHERE tenant = ? AND id = ?`, stamp(h.At), tenant, id)
+		}
+		return err
+	})
+	return out, err
+}
+
+// Deliver notes that the device holds its commands up to seq.
+func (s *Store) Deliver(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, epoch, seq int64, now time.Time) ([]command.Row, error) {
+	const sent = ` FROM commands WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent') AND state = 'sent' AND epoch = ? AND seq <= ?`
+	// Most polls acknowledge nothing new: look before taking the one writer.
+	waiting, err := all(ctx, s, scanCommand, `SELECT `+commandColumns+sent+` ORDER BY seq`, tenant, device, epoch, seq)
+	if err != nil || len(waiting) == 0 {
+		return nil, err
+	}
+	var out []command.Row
+	err = s.w.do(ctx, func(t *tx) error {
+		if out, err = all(context.Background(), t, scanCommand, `SELECT `+commandColumns+sent+` ORDER BY seq`, tenant, device, epoch, seq); err != nil {
+			return err
+		}
+		for i := range out {
+			out[i].State, out[i].DeliveredAt = watchword.Delivered, moment(stamp(now))
+			if _, err := t.exec(`UPDATE commands SET state = 'delivered', delivered_at = ? WHERE tenant = ? AND id = ?`, stamp(now), tenant, out[i].ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// Settle applies a receipt to its command.
+func (s *Store) Settle(ctx context.Context, c command.Settlement, e audit.Entry) (out command.Row, changed bool, err error) {
+	err = s.w.do(ctx, func(t *tx) error {
+		if out, err = t.fitting(c); err != nil {
+			return err
+		}
+		to, changes, err := settled(out, c)
+		if err != nil || !changes {
+			return err
+		}
+		changed = true
+		out.State, out.Status, out.Receipt, out.ReceiptKey = to, c.Status, c.JWS, c.Key
+		if out.DeliveredAt.IsZero() {
+			out.DeliveredAt = moment(stamp(c.At)) // who answers has it
+		}
+		if to.Final() {
+			out.SettledAt = moment(stamp(c.At))
+		} else {
+			out.SettledAt = time.Time{}
+		}
+		if _, err := t.exec(`UPDATE commands SET state = ?, status = ?, receipt = ?, receipt_key = ?, delivered_at = ?, settled_at = ? WHERE tenant = ? AND id = ?`,
+			out.State, out.Status, out.Receipt, out.ReceiptKey, stamp(out.DeliveredAt), stamp(out.SettledAt), c.Tenant, c.ID); err != nil {
+			return err
+		}
+		return t.enter(e)
+	})
+	if err != nil {
+		return command.Row{}, false, err
+	}
+	return out, changed, nil
+}
+
+// fitting returns the command that a receipt speaks of, if every part of it fits.
+func (t *tx) fitting(c command.Settlement) (command.Row, error) {
+	refused := watchword.Refuse(watchword.ReceiptInvalid, "the receipt fits no command that was handed to this device")
+	r, err := t.command(c.Tenant, c.ID)
+	if watchword.CodeOf(err) == watchword.NotFound {
+		return r, refused
+	} else if err != nil {
+		return r, err
+	}
+	d, err := t.device(c.Tenant, c.Device)
+	if watchword.CodeOf(err) == watchword.NotFound {
+		return r, refused
+	} else if err != nil {
+		return r, err
+	}
+	if r.Device != c.Device || r.Incarnation != d.Incarnation || r.Epoch != c.Epoch || r.Seq != c.Seq {
+		return r, refused
+	}
+	hs, err := handovers(context.Background(), t, c.Tenant, c.ID)
+	if err != nil {
+		return r, err
+	}
+	for _, h := range hs {
+		if h.Hash == c.Hash {
+			return r, nil
+		}
+	}
+	return r, refused
+}
+
+// settled is where a receipt leads a command: the state, and whether it changes.
+func settled(r command.Row, c command.Settlement) (to watchword.CommandState, changes bool, err error) {
+	to, ok := c.Status.State()
+	if !ok {
+		return to, false, watchword.Refuse(watchword.ReceiptInvalid, "a receipt without a status")
+	}
+	if r.Status == c.Status {
+		return r.State, false, nil
+	}
+	over := watchword.Refuse(watchword.Conflict, "command %q is %s", r.ID, r.State)
+	if to == watchword.Accepted {
+		switch r.State {
+		case watchword.Sent, watchword.Delivered:
+			return to, true, nil
+		case watchword.Unknown:
+			if r.Expires.After(c.At) {
+				return to, true, nil
+			}
+		}
+		return to, false, over
+	}
+	switch r.State {
+	case watchword.Sent, watchword.Delivered, watchword.Accepted, watchword.Unknown, watchword.Expired:
+		return to, true, nil
+	}
+	return to, false, over
+}
+
+// CancelCommand takes back a queued command.
+func (s *Store) CancelCommand(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (out command.Row, err error) {
+	err = s.w.do(ctx, func(t *tx) error {
+		if out, err = t.command(tenant, id); err != nil {
+			return err
+		}
+		if out.State != watchword.Queued {
+			return watchword.Refuse(watchword.Conflict, "command %q is %s: only a queued one can be cancelled", id, out.State)
+		}
+		out.State, out.SettledAt = watchword.Cancelled, moment(stamp(now))
+		if _, err := t.exec(`UPDATE commands SET state = 'cancelled', settled_at = ? WHERE tenant = ? AND id = ?`, stamp(now), tenant, id); err != nil {
+			return err
+		}
+		return t.enter(e)
+	})
+	return out, err
+}
+
+const live = `state IN ('queued', 'sent', 'delivered', 'accepted')`
+
+// ExpireCommands ends what is over.
+func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, entry func(command.Row) audit.Entry) (out []command.Row, err error) {
+	err = s.w.do(ctx, func(t *tx) error {
+		if out, err = all(context.Background(), t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE `+live+` AND expires <= ? ORDER BY expires LIMIT ?`, stamp(now), limit); err != nil {
+			return err
+		}
+		for i, r := range out {
+			e := entry(r)
+			to := watchword.Expired
+			if r.State == watchword.Delivered || r.State == watchword.Accepted {
+				to = watchword.Unknown
+			}
+			out[i].State, out[i].SettledAt = to, moment(stamp(now))
+			if _, err := t.exec(`UPDATE commands SET state = ?, settled_at = ? WHERE tenant = ? AND id = ?`, to, stamp(now), r.Tenant, r.ID); err != nil {
+				return err
+			}
+			if err := t.enter(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// NextExpiry returns the earliest end of a command that is not final.
+func (s *Store) NextExpiry(ctx context.Context) (time.Time, error) {
+	return one(ctx, s, func(r scanner) (time.Time, error) {
+		var end int64
+		err := r.Scan(&end)
+		return moment(end), err
+	}, nil, `SELECT coalesce(min(expires), 0) FROM commands WHERE `+live)
+}

@@ -1,0 +1,222 @@
+// Package sqlite is the cellar that is there by default: one file, SQL and
+// migrations, nothing else. In come business steps, out come rows, each step in
+// one transaction that is on the disk before its answer. It refuses what the
+// rooms' rules refuse and is unavailable when the disk is.
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	_ "modernc.org/sqlite" // the driver "sqlite", in Go alone
+
+	"github.com/watchword-iot/watchword"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// readers is how many connections read beside the one that writes.
+const readers = 4
+
+// Options is what a store takes beside its path. The zero value is ready to use.
+type Options struct {
+	// Group is how many steps one commit may carry; 0 means 512.
+	Group int
+}
+
+// Store is one database file. Make one with [Open]. It is safe for concurrent use.
+type Store struct {
+	db   *sql.DB // reads
+	w    *writer
+	mu   sync.RWMutex
+	read map[string]*sql.Stmt // by their text, which is constant
+}
+
+// Open opens the file at path, makes it (0600) if it is not there, and brings
+// its tables up to date. Code: unavailable.
+func Open(ctx context.Context, path string, o Options) (*Store, error) {
+	if o.Group == 0 {
+		o.Group = 512
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	if err := f.Close(); err != nil {
+		return nil, unavailable(err)
+	}
+	w, err := sql.Open("sqlite", dsn(path, "rwc", "journal_mode(WAL)", "synchronous(FULL)", "busy_timeout(5000)", "cache_size(-16000)"))
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	w.SetMaxOpenConns(1)
+	s := &Store{read: map[string]*sql.Stmt{}}
+	if err := migrate(ctx, w); err != nil {
+		return nil, errors.Join(unavailable(err), w.Close())
+	}
+	if s.w, err = newWriter(ctx, w, o.Group); err != nil {
+		return nil, errors.Join(unavailable(err), w.Close())
+	}
+	if s.db, err = sql.Open("sqlite", dsn(path, "ro", "busy_timeout(5000)", "query_only(1)")); err != nil {
+		return nil, errors.Join(unavailable(err), s.w.close())
+	}
+	s.db.SetMaxOpenConns(readers)
+	s.db.SetMaxIdleConns(readers)
+	if err := s.db.PingContext(ctx); err != nil {
+		return nil, errors.Join(unavailable(err), s.Close())
+	}
+	return s, nil
+}
+
+func dsn(path, mode string, pragmas ...string) string {
+	u := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}
+	q := url.Values{"mode": {mode}, "_txlock": {"immediate"}}
+	for _, p := range pragmas {
+		q.Add("_pragma", p)
+	}
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+func migrate(ctx context.Context, db *sql.DB) error {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, files)
+	if err != nil {
+		return err
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("bringing the tables up to date: %w", err)
+	}
+	return nil
+}
+
+// Ping answers nil if a write transaction can commit.
+func (s *Store) Ping(ctx context.Context) error {
+	return s.w.do(ctx, func(t *tx) error {
+		_, err := t.exec(`UPDATE house SET one = one`)
+		return err
+	})
+}
+
+// Close ends the writes under way and closes the file.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, st := range s.read {
+		errs = append(errs, st.Close())
+	}
+	s.read = map[string]*sql.Stmt{}
+	return errors.Join(append(errs, s.db.Close(), s.w.close())...)
+}
+
+// stmt returns the prepared form of a query whose text is constant.
+func (s *Store) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
+	s.mu.RLock()
+	st := s.read[query]
+	s.mu.RUnlock()
+	if st != nil {
+		return st, nil
+	}
+	st, err := s.db.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if other := s.read[query]; other != nil {
+		return other, st.Close()
+	}
+	s.read[query] = st
+	return st, nil
+}
+
+// rows is where a query's rows come from: a reader, or the writer's transaction.
+type rows interface {
+	query(ctx context.Context, q string, args ...any) (*sql.Rows, error)
+}
+
+func (s *Store) query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
+	st, err := s.stmt(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return st.QueryContext(ctx, args...)
+}
+
+// scanner is the part of sql.Rows that reads one row.
+type scanner interface{ Scan(dest ...any) error }
+
+// all reads every row of a query with scan.
+func all[T any](ctx context.Context, from rows, scan func(scanner) (T, error), q string, args ...any) ([]T, error) {
+	rs, err := from.query(ctx, q, args...)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	defer rs.Close()
+	var out []T
+	for rs.Next() {
+		v, err := scan(rs)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		out = append(out, v)
+	}
+	return out, unavailable(rs.Err())
+}
+
+// one reads the first row of a query, or is not_found with what it says.
+func one[T any](ctx context.Context, from rows, scan func(scanner) (T, error), missing error, q string, args ...any) (T, error) {
+	vs, err := all(ctx, from, scan, q, args...)
+	if err != nil || len(vs) == 0 {
+		var zero T
+		if err == nil {
+			err = missing
+		}
+		return zero, err
+	}
+	return vs[0], nil
+}
+
+func notFound(what string, id any) error {
+	return watchword.Refuse(watchword.NotFound, "%s %q not found", what, id)
+}
+
+// unavailable wraps what went wrong below; refusals and nil pass as they are.
+func unavailable(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*watchword.Error](err); ok {
+		return err
+	}
+	return watchword.Because(err, watchword.Unavailable, "the store does not answer")
+}
+
+// Times lie as UTC milliseconds, the zero time as 0.
+func stamp(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+func moment(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}

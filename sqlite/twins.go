@@ -1,0 +1,94 @@
+package sqlite
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/twin"
+)
+
+// device refuses what is no device of the tenant.
+func (t *tx) device(tenant watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
+	s, err := one(context.Background(), t, scanSubject, notFound("device", id),
+		`SELECT `+subjectColumns+` FROM subjects WHERE tenant = ? AND id = ? AND deleted = 0 AND kind = 'device'`, tenant, id)
+	return s, err
+}
+
+// SetFunctions replaces what the device announced.
+func (s *Store) SetFunctions(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, fs []twin.Function, now time.Time) error {
+	return s.w.do(ctx, func(t *tx) error {
+		if _, err := t.device(tenant, device); err != nil {
+			return err
+		}
+		if _, err := t.exec(`DELETE FROM functions WHERE tenant = ? AND device = ?`, tenant, device); err != nil {
+			return err
+		}
+		for _, f := range fs {
+			if _, err := t.exec(`INSERT INTO functions (tenant, device, name, schema) VALUES (?, ?, ?, ?)`, tenant, device, f.Name, f.Schema); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Functions returns what the device announced, by name.
+func (s *Store) Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error) {
+	return all(ctx, s, func(r scanner) (f twin.Function, err error) {
+		err = r.Scan(&f.Name, &f.Schema)
+		return f, err
+	}, `SELECT name, schema FROM functions WHERE tenant = ? AND device = ? ORDER BY name`, t, device)
+}
+
+func readTwin(ctx context.Context, from rows, t watchword.TenantID, device watchword.SubjectID) (twin.Twin, error) {
+	return one(ctx, from, func(r scanner) (w twin.Twin, err error) {
+		var configAt, stateAt int64
+		w.Tenant, w.Device = t, device
+		err = r.Scan(&w.Config, &w.ConfigVer, &configAt, &w.State, &stateAt, &w.StateCount)
+		w.ConfigAt, w.StateAt = moment(configAt), moment(stateAt)
+		return w, err
+	}, notFound("device", device), `SELECT w.config, coalesce(w.config_ver, 0), coalesce(w.config_at, 0), w.state, coalesce(w.state_at, 0), coalesce(w.state_count, 0)
+		FROM subjects s LEFT JOIN twins w ON w.tenant = s.tenant AND w.device = s.id
+		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0 AND s.kind = 'device'`, t, device)
+}
+
+// Twin returns the device's twin.
+func (s *Store) Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (twin.Twin, error) {
+	return readTwin(ctx, s, t, device)
+}
+
+// ReportState replaces the reported state.
+func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error {
+	return s.w.do(ctx, func(t *tx) error {
+		if _, err := t.device(tenant, device); err != nil {
+			return err
+		}
+		_, err := t.exec(`INSERT INTO twins (tenant, device, state, state_at, state_count) VALUES (?, ?, ?, ?, 1)
+			ON CONFLICT DO UPDATE SET state = excluded.state, state_at = excluded.state_at, state_count = state_count + 1`, tenant, device, state, stamp(now))
+		return err
+	})
+}
+
+// SetConfig replaces the wanted configuration.
+func (s *Store) SetConfig(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (out twin.Twin, err error) {
+	err = s.w.do(ctx, func(t *tx) error {
+		if out, err = readTwin(context.Background(), t, tenant, device); err != nil {
+			return err
+		}
+		if ifVersion >= 0 && ifVersion != out.ConfigVer {
+			return watchword.Refuse(watchword.PreconditionFailed, "the configuration is at version %d now", out.ConfigVer)
+		}
+		if _, err := t.exec(`INSERT INTO twins (tenant, device, config, config_ver, config_at) VALUES (?, ?, ?, 1, ?)
+			ON CONFLICT DO UPDATE SET config = excluded.config, config_at = excluded.config_at, config_ver = config_ver + 1`, tenant, device, config, stamp(now)); err != nil {
+			return err
+		}
+		if err := t.enter(e); err != nil {
+			return err
+		}
+		out, err = readTwin(context.Background(), t, tenant, device)
+		return err
+	})
+	return out, err
+}

@@ -1,0 +1,207 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+)
+
+// writer is the one connection that writes. Steps that arrive together share a
+// commit, each under its own savepoint, so that one fsync carries up to group of
+// them and a step that is refused takes nothing else with it. Nobody gets an
+// answer before the commit.
+type writer struct {
+	db    *sql.DB
+	conn  *sql.Conn
+	tx    tx
+	group int
+
+	jobs    chan *job // unbuffered: who is not taken waits at the door, with its context
+	closing chan struct{}
+	once    sync.Once
+	ended   chan struct{}
+}
+
+type job struct {
+	step func(*tx) error
+	err  error
+	done chan struct{}
+}
+
+// tx is the transaction that is open while a step runs.
+type tx struct {
+	conn  *sql.Conn
+	stmts map[string]*sql.Stmt // by their text, which is constant
+}
+
+func newWriter(ctx context.Context, db *sql.DB, group int) (*writer, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{
+		db: db, conn: conn, group: group, tx: tx{conn, map[string]*sql.Stmt{}},
+		jobs: make(chan *job), closing: make(chan struct{}), ended: make(chan struct{}),
+	}
+	go w.run()
+	return w, nil
+}
+
+// do runs a step in a transaction and returns when it is on the disk, or when it
+// was refused and left nothing. A caller that gives up before its step began
+// leaves nothing either; after that it gets the answer, whatever its context says.
+func (w *writer) do(ctx context.Context, step func(*tx) error) error {
+	j := &job{step: step, done: make(chan struct{})}
+	select {
+	case w.jobs <- j:
+	case <-ctx.Done():
+		return watchword.Because(ctx.Err(), watchword.Unavailable, "the store is busy")
+	case <-w.closing:
+		return watchword.Refuse(watchword.Unavailable, "the store is closed")
+	}
+	<-j.done
+	return j.err
+}
+
+func (w *writer) run() {
+	defer close(w.ended)
+	for {
+		select {
+		case j := <-w.jobs:
+			w.commit(j)
+		case <-w.closing:
+			return
+		}
+	}
+}
+
+// commit runs first and whoever else is waiting, and commits them together.
+func (w *writer) commit(first *job) {
+	if err := w.tx.control("BEGIN IMMEDIATE"); err != nil {
+		first.err = unavailable(err)
+		close(first.done)
+		return
+	}
+	var taken []*job
+	broken := error(nil)
+	for j := first; j != nil && broken == nil; j = w.more(len(taken)) {
+		taken = append(taken, j)
+		j.err, broken = w.tx.attempt(j.step)
+	}
+	if broken == nil {
+		broken = w.tx.control("COMMIT")
+	}
+	if broken != nil {
+		// The rollback's own error says no more: SQLite may have rolled back by itself (disk full).
+		_ = w.tx.control("ROLLBACK")
+	}
+	for _, j := range taken {
+		if broken != nil && j.err == nil {
+			j.err = unavailable(broken)
+		}
+		close(j.done)
+	}
+}
+
+// more returns the next step that is waiting already, if the group has room.
+func (w *writer) more(taken int) *job {
+	if taken >= w.group {
+		return nil
+	}
+	select {
+	case j := <-w.jobs:
+		return j
+	default:
+		return nil
+	}
+}
+
+// attempt runs one step under a savepoint. broken means that the transaction
+// itself cannot go on.
+func (t *tx) attempt(step func(*tx) error) (err, broken error) {
+	if broken := t.control("SAVEPOINT step"); broken != nil {
+		return nil, broken
+	}
+	if err := step(t); err != nil {
+		if broken := t.control("ROLLBACK TO step"); broken != nil {
+			return unavailable(err), broken
+		}
+		return unavailable(err), t.control("RELEASE step")
+	}
+	return nil, t.control("RELEASE step")
+}
+
+func (w *writer) close() error {
+	w.once.Do(func() { close(w.closing) })
+	<-w.ended
+	var errs []error
+	for _, st := range w.tx.stmts {
+		errs = append(errs, st.Close())
+	}
+	w.tx.stmts = nil
+	if err := w.conn.Close(); !errors.Is(err, sql.ErrConnDone) {
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, w.db.Close())...)
+}
+
+// The statements of a step do not follow its caller's context: an interrupt in
+// the middle would end the whole group.
+func (t *tx) stmt(q string) (*sql.Stmt, error) {
+	st := t.stmts[q]
+	if st == nil {
+		var err error
+		if st, err = t.conn.PrepareContext(context.Background(), q); err != nil {
+			return nil, fmt.Errorf("preparing %q: %w", q, err)
+		}
+		t.stmts[q] = st
+	}
+	return st, nil
+}
+
+func (t *tx) control(q string) error {
+	_, err := t.exec(q)
+	return err
+}
+
+// exec runs a statement whose text is constant and returns how many rows it changed.
+func (t *tx) exec(q string, args ...any) (int64, error) {
+	st, err := t.stmt(q)
+	if err != nil {
+		return 0, err
+	}
+	r, err := st.Exec(args...)
+	if err != nil {
+		return 0, err
+	}
+	return r.RowsAffected()
+}
+
+func (t *tx) query(_ context.Context, q string, args ...any) (*sql.Rows, error) {
+	st, err := t.stmt(q)
+	if err != nil {
+		return nil, err
+	}
+	return st.Query(args...)
+}
+
+// enter writes audit entries; their numbers grow by one each, because a step
+// that is rolled back takes its number with it.
+func (t *tx) enter(es ...audit.Entry) error {
+	for _, e := range es {
+		body, err := e.Body()
+		if err != nil {
+			return err
+		}
+		if _, err := t.exec(`INSERT INTO audit_entries (tenant, at, kind, body) VALUES (?, ?, ?, ?)`,
+			e.Tenant, stamp(e.At), e.Kind, body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
