@@ -89,7 +89,7 @@ func (g *Gate) code(by audit.Actor, id watchword.SubjectID, ttl time.Duration, n
 	}
 	code := watchword.NewNonce()
 	link := newLink(g.o.PublicURL, code, g.o.Pin, now.Add(ttl))
-	return Code{Tenant: by.Tenant, Hash: HashCode(code), Subject: id, Expires: link.Expires, By: by.Subject}, link, nil
+	return Code{Tenant: by.Tenant, Hash: token.HashCode(code), Subject: id, Expires: link.Expires, By: by.Subject}, link, nil
 }
 
 // Request is what a stranger shows: the code, its two public keys as JWK, and
@@ -132,7 +132,7 @@ func (g *Gate) Enroll(ctx context.Context, t watchword.TenantID, r Request, from
 }
 
 func (g *Gate) check(t watchword.TenantID, r Request, now time.Time) (Redemption, error) {
-	if !wellFormed(r.Code) {
+	if !token.WellFormedCode(r.Code) {
 		return Redemption{}, watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used, or over")
 	}
 	sign, err := parseKey("keys.sign", r.Sign, (*jose.PublicKey).MaySign)
@@ -146,7 +146,7 @@ func (g *Gate) check(t watchword.TenantID, r Request, now time.Time) (Redemption
 	if sign.ID() == seal.ID() {
 		return Redemption{}, watchword.RefuseField("keys.seal", "must be another key than keys.sign")
 	}
-	hash := HashCode(r.Code)
+	hash := token.HashCode(r.Code)
 	if err := token.VerifyEnrollment(r.Proof, sign, g.o.Issuer, base64.RawURLEncoding.EncodeToString(hash[:]), seal.ID(), now); err != nil {
 		return Redemption{}, watchword.Because(err, watchword.ProofInvalid, "the proof of possession does not hold: %s", watchword.CodeOf(err))
 	}

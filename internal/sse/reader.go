@@ -1,0 +1,64 @@
+// Package sse reads server-sent events. In comes a stream, out come events one
+// by one. It refuses lines and events that are longer than its bound.
+package sse
+
+import (
+	"bufio"
+	"io"
+	"strings"
+)
+
+// maxEvent is the longest line of a stream, in bytes.
+const maxEvent = 256 << 10
+
+// Event is one event. Name is "message" where the stream gave none.
+type Event struct {
+	Name string
+	ID   string
+	Data string
+}
+
+// Reader reads events. It is for one goroutine.
+type Reader struct{ s *bufio.Scanner }
+
+// NewReader returns a reader of r.
+func NewReader(r io.Reader) *Reader {
+	s := bufio.NewScanner(r)
+	s.Buffer(make([]byte, 0, 4<<10), maxEvent)
+	return &Reader{s}
+}
+
+// Next waits for the next event. At the end of the stream it returns io.EOF.
+func (r *Reader) Next() (Event, error) {
+	e := Event{Name: "message"}
+	some := false
+	for r.s.Scan() {
+		line := r.s.Text()
+		if line == "" {
+			if some {
+				return e, nil
+			}
+			continue
+		}
+		field, value, _ := strings.Cut(line, ":")
+		value = strings.TrimPrefix(value, " ")
+		switch field {
+		case "event":
+			e.Name, some = value, true
+		case "id":
+			e.ID, some = value, true
+		case "data":
+			if e.Data != "" {
+				e.Data += "\n"
+			}
+			e.Data, some = e.Data+value, true
+			if len(e.Data) > maxEvent {
+				return e, bufio.ErrTooLong
+			}
+		}
+	}
+	if err := r.s.Err(); err != nil {
+		return e, err
+	}
+	return e, io.EOF
+}

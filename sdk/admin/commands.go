@@ -1,0 +1,150 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Command is a command as the API shows it.
+type Command struct {
+	ID          watchword.CommandID    `json:"id"`
+	Device      watchword.SubjectID    `json:"device"`
+	Function    string                 `json:"function"`
+	State       watchword.CommandState `json:"state"`
+	Epoch       int64                  `json:"epoch"`
+	Seq         int64                  `json:"seq"`
+	By          watchword.SubjectID    `json:"by"`
+	ByKey       watchword.KeyID        `json:"by_key"`
+	CreatedAt   time.Time              `json:"created_at"`
+	ExpiresAt   time.Time              `json:"expires_at"`
+	SentAt      *time.Time             `json:"sent_at,omitempty"`
+	DeliveredAt *time.Time             `json:"delivered_at,omitempty"`
+	SettledAt   *time.Time             `json:"settled_at,omitempty"`
+	ArgsHash    string                 `json:"args_hash"`
+	Args        json.RawMessage        `json:"args,omitempty"`
+	Receipt     *Receipt               `json:"receipt,omitempty"`
+}
+
+// Receipt is the device's signed answer, which the server has verified.
+type Receipt struct {
+	Status watchword.ReceiptStatus `json:"status"`
+	Key    watchword.KeyID         `json:"key"`
+	Result json.RawMessage         `json:"result,omitempty"`
+	JWS    string                  `json:"jws"`
+}
+
+// Order is a command to be sent. Args is one JSON object, nil for none; TTL 0
+// means 120 s. It is signed by the client's own key: the device and the log
+// then have more than the server's word for who ordered.
+type Order struct {
+	Device   watchword.SubjectID
+	Function string
+	Args     json.RawMessage
+	TTL      time.Duration
+	Wait     time.Duration // for the receipt, at most 60 s; 0 does not wait
+}
+
+// DefaultTTL is how long a command may be begun unless told otherwise.
+const DefaultTTL = 120 * time.Second
+
+// Send orders a command and returns it once it is stored, or, with Wait, once it
+// is final or the wait is over. Codes: bad_request, denied, not_found,
+// function_unknown, args_invalid, subject_revoked, busy.
+func (c *Client) Send(ctx context.Context, o Order) (out Command, err error) {
+	if len(o.Args) == 0 {
+		o.Args = json.RawMessage("{}")
+	}
+	if o.TTL == 0 {
+		o.TTL = DefaultTTL
+	}
+	var compact bytes.Buffer // the encoder of the body would do it anyway, and the hash must hold
+	if err := json.Compact(&compact, o.Args); err != nil {
+		return out, watchword.RefuseField("args", "is no JSON")
+	}
+	now := c.o.Now()
+	signed, err := token.SignOrder(c.signer, token.Order{
+		By: c.o.Subject, Device: o.Device, Function: o.Function, ArgsHash: jose.Hash(compact.Bytes()), Issued: now, Expires: now.Add(o.TTL),
+	})
+	if err != nil {
+		return out, err
+	}
+	body := []byte(`{"device":` + quote(string(o.Device)) + `,"function":` + quote(o.Function) + `,"order":` + quote(signed) + `,"args":`)
+	body = append(append(body, compact.Bytes()...), '}') // by hand: args travels byte for byte as it was hashed
+	r := rest.Request{
+		Method: http.MethodPost, Path: "/v1/commands", Type: "application/json", Body: body,
+		Header: map[string]string{"Idempotency-Key": watchword.NewNonce()},
+	}
+	if o.Wait > 0 {
+		r.Query = url.Values{"wait": {o.Wait.String()}}
+	}
+	_, err = c.rest.JSON(ctx, r, nil, &out)
+	return out, err
+}
+
+func quote(s string) string {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return `""`
+	}
+	return string(b)
+}
+
+// Command returns one command; with wait, once it is final or the wait is over.
+func (c *Client) Command(ctx context.Context, id watchword.CommandID, wait time.Duration) (out Command, err error) {
+	q := url.Values{}
+	if wait > 0 {
+		q.Set("wait", wait.String())
+	}
+	err = c.call(ctx, http.MethodGet, "/v1/commands/"+url.PathEscape(string(id)), q, nil, &out)
+	return out, err
+}
+
+// Cancel takes back a queued command. Code: conflict.
+func (c *Client) Cancel(ctx context.Context, id watchword.CommandID) (out Command, err error) {
+	err = c.call(ctx, http.MethodPost, "/v1/commands/"+url.PathEscape(string(id))+"/cancel", nil, nil, &out)
+	return out, err
+}
+
+// Filter chooses commands; empty fields choose all.
+type Filter struct {
+	Device watchword.SubjectID
+	By     watchword.SubjectID
+	State  watchword.CommandState
+}
+
+// Commands returns up to limit commands, newest first.
+func (c *Client) Commands(ctx context.Context, f Filter, limit int) ([]Command, error) {
+	q := url.Values{}
+	for k, v := range map[string]string{"device": string(f.Device), "by": string(f.By), "state": string(f.State)} {
+		if v != "" {
+			q.Set(k, v)
+		}
+	}
+	all := []Command{}
+	for len(all) < limit {
+		q.Set("page_size", strconv.Itoa(min(limit-len(all), 500)))
+		var page struct {
+			Commands []Command `json:"commands"`
+			Next     string    `json:"next_page_token"`
+		}
+		if err := c.call(ctx, http.MethodGet, "/v1/commands", q, nil, &page); err != nil {
+			return nil, err
+		}
+		all = append(all, page.Commands...)
+		if page.Next == "" {
+			break
+		}
+		q.Set("page_token", page.Next)
+	}
+	return all, nil
+}

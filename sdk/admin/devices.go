@@ -1,0 +1,212 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+)
+
+// Device is a device as the API shows it. Keys, functions and sessions stand in
+// the answer for one device alone.
+type Device struct {
+	ID          watchword.SubjectID `json:"id"`
+	Kind        watchword.Kind      `json:"kind"`
+	State       watchword.State     `json:"state"`
+	Labels      watchword.Labels    `json:"labels"`
+	Version     int64               `json:"version"`
+	Incarnation int64               `json:"incarnation"`
+	CreatedAt   time.Time           `json:"created_at"`
+	ChangedAt   time.Time           `json:"changed_at"`
+	Enrollment  *Enrollment         `json:"enrollment,omitempty"`
+	Keys        []Key               `json:"keys,omitempty"`
+	Functions   []Function          `json:"functions,omitempty"`
+	Sessions    []Session           `json:"sessions,omitempty"`
+}
+
+// Enrollment is a one-time link; it is shown once.
+type Enrollment struct {
+	Link      string    `json:"link"`
+	Code      string    `json:"code"`
+	Pin       string    `json:"pin"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// Key is one of a subject's public keys.
+type Key struct {
+	ID      watchword.KeyID    `json:"id"`
+	Purpose watchword.Purpose  `json:"purpose"`
+	State   watchword.KeyState `json:"state"`
+	AddedAt time.Time          `json:"added_at"`
+	JWK     json.RawMessage    `json:"jwk"`
+}
+
+// Function is what a device announced.
+type Function struct {
+	Name   string          `json:"name"`
+	Schema json.RawMessage `json:"schema,omitempty"`
+}
+
+// Session is one live connection.
+type Session struct {
+	ID        watchword.SessionID `json:"id"`
+	Subject   watchword.SubjectID `json:"subject"`
+	Transport string              `json:"transport"`
+	Remote    string              `json:"remote"`
+	OpenedAt  time.Time           `json:"opened_at"`
+	ExpiresAt time.Time           `json:"expires_at"`
+}
+
+func devicePath(id watchword.SubjectID, rest string) string {
+	return "/v1/devices/" + url.PathEscape(string(id)) + rest
+}
+
+// call asks with a JSON body (nil for none) and reads a JSON answer into out (nil: none).
+func (c *Client) call(ctx context.Context, method, path string, q url.Values, in, out any) error {
+	_, err := c.rest.JSON(ctx, rest.Request{Method: method, Path: path, Query: q}, in, out)
+	return err
+}
+
+// CreateDevice adds a device and returns its one-time link. ttl is the link's
+// life; 0 means 24 h. Codes: bad_request, conflict, token_too_large, denied.
+func (c *Client) CreateDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ttl time.Duration) (d Device, err error) {
+	in := map[string]any{"id": id}
+	if len(l) > 0 {
+		in["labels"] = l
+	}
+	if ttl > 0 {
+		in["ttl"] = ttl.String()
+	}
+	err = c.call(ctx, http.MethodPost, "/v1/devices", nil, in, &d)
+	return d, err
+}
+
+// Devices calls f for each device that carries every label of sel, in order of id.
+func (c *Client) Devices(ctx context.Context, sel watchword.Labels, state watchword.State, f func(Device) error) error {
+	q := url.Values{"page_size": {"500"}}
+	for k, v := range sel {
+		q.Add("label", k+"="+v)
+	}
+	if state != "" {
+		q.Set("state", string(state))
+	}
+	for {
+		var page struct {
+			Devices []Device `json:"devices"`
+			Next    string   `json:"next_page_token"`
+		}
+		if err := c.call(ctx, http.MethodGet, "/v1/devices", q, nil, &page); err != nil {
+			return err
+		}
+		for _, d := range page.Devices {
+			if err := f(d); err != nil {
+				return err
+			}
+		}
+		if page.Next == "" {
+			return nil
+		}
+		q.Set("page_token", page.Next)
+	}
+}
+
+// Device returns one device whole. Code: not_found.
+func (c *Client) Device(ctx context.Context, id watchword.SubjectID) (d Device, err error) {
+	err = c.call(ctx, http.MethodGet, devicePath(id, ""), nil, nil, &d)
+	return d, err
+}
+
+// SetLabels replaces a device's labels. ifVersion 0 means any. Code: precondition_failed.
+func (c *Client) SetLabels(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ifVersion int64) (d Device, err error) {
+	r := rest.Request{Method: http.MethodPut, Path: devicePath(id, "/labels")}
+	if ifVersion > 0 {
+		r.Header = map[string]string{"If-Match": etag(ifVersion)}
+	}
+	_, err = c.rest.JSON(ctx, r, map[string]any{"labels": l}, &d)
+	return d, err
+}
+
+func etag(v int64) string { return strconv.Quote(strconv.FormatInt(v, 10)) }
+
+// Link makes a new one-time link; the old one dies. Code: conflict for an active device.
+func (c *Client) Link(ctx context.Context, id watchword.SubjectID, ttl time.Duration) (e Enrollment, err error) {
+	in := map[string]any{}
+	if ttl > 0 {
+		in["ttl"] = ttl.String()
+	}
+	err = c.call(ctx, http.MethodPost, devicePath(id, "/link"), nil, in, &e)
+	return e, err
+}
+
+// Suspend, Resume and Revoke change a device's state; its live sessions have
+// followed when they return. Codes: not_found, conflict.
+func (c *Client) Suspend(ctx context.Context, id watchword.SubjectID, reason string) (d Device, err error) {
+	err = c.call(ctx, http.MethodPost, devicePath(id, "/suspend"), nil, map[string]any{"reason": reason}, &d)
+	return d, err
+}
+
+// Resume gives a suspended device back all it had.
+func (c *Client) Resume(ctx context.Context, id watchword.SubjectID) (d Device, err error) {
+	err = c.call(ctx, http.MethodPost, devicePath(id, "/resume"), nil, map[string]any{}, &d)
+	return d, err
+}
+
+// Revoke ends a device's keys for good.
+func (c *Client) Revoke(ctx context.Context, id watchword.SubjectID, reason string) (d Device, err error) {
+	err = c.call(ctx, http.MethodPost, devicePath(id, "/revoke"), nil, map[string]any{"reason": reason}, &d)
+	return d, err
+}
+
+// DeleteDevice revokes a device and never frees its id again.
+func (c *Client) DeleteDevice(ctx context.Context, id watchword.SubjectID) error {
+	return c.call(ctx, http.MethodDelete, devicePath(id, ""), nil, nil, nil)
+}
+
+// Twin is what is wanted of a device and what it reported.
+type Twin struct {
+	Config        json.RawMessage `json:"config"`
+	ConfigVersion int64           `json:"config_version"`
+	ConfigAt      *time.Time      `json:"config_at,omitempty"`
+	State         json.RawMessage `json:"state"`
+	StateAt       *time.Time      `json:"state_at,omitempty"`
+}
+
+// Twin returns a device's twin.
+func (c *Client) Twin(ctx context.Context, id watchword.SubjectID) (t Twin, err error) {
+	err = c.call(ctx, http.MethodGet, devicePath(id, "/twin"), nil, nil, &t)
+	return t, err
+}
+
+// SetConfig replaces the wanted configuration, one JSON object. ifVersion below
+// 0 means any, 0 that none was set yet. Code: precondition_failed.
+func (c *Client) SetConfig(ctx context.Context, id watchword.SubjectID, config json.RawMessage, ifVersion int64) (t Twin, err error) {
+	r := rest.Request{Method: http.MethodPut, Path: devicePath(id, "/config")}
+	if ifVersion >= 0 {
+		r.Header = map[string]string{"If-Match": etag(ifVersion)}
+	}
+	_, err = c.rest.JSON(ctx, r, config, &t)
+	return t, err
+}
+
+// Sessions returns the live sessions, of one device or (empty) of all.
+func (c *Client) Sessions(ctx context.Context, device watchword.SubjectID) ([]Session, error) {
+	var out struct {
+		Sessions []Session `json:"sessions"`
+	}
+	q := url.Values{}
+	if device != "" {
+		q.Set("device", string(device))
+	}
+	err := c.call(ctx, http.MethodGet, "/v1/sessions", q, nil, &out)
+	return out.Sessions, err
+}
+
+// CloseSession ends one live session. Code: not_found.
+func (c *Client) CloseSession(ctx context.Context, id watchword.SessionID) error {
+	return c.call(ctx, http.MethodDelete, "/v1/sessions/"+url.PathEscape(string(id)), nil, nil, nil)
+}

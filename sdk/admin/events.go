@@ -1,0 +1,120 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/internal/sse"
+)
+
+// Event is what a device reported. Data is what was JSON, DataBase64 what was not.
+type Event struct {
+	ID          string              `json:"id"`
+	Device      watchword.SubjectID `json:"device"`
+	Stream      string              `json:"stream"`
+	ContentType string              `json:"content_type,omitempty"`
+	At          time.Time           `json:"at"`
+	Data        json.RawMessage     `json:"data,omitempty"`
+	DataBase64  string              `json:"data_base64,omitempty"`
+}
+
+// Watch calls f for each event of a device and stream (empty: all) until ctx or
+// the stream ends. opened, if not nil, is called once the stream stands. The
+// stream is refreshed with new tokens while it lasts.
+func (c *Client) Watch(ctx context.Context, device watchword.SubjectID, stream string, opened func(), f func(Event) error) error {
+	q := url.Values{}
+	if device != "" {
+		q.Set("device", string(device))
+	}
+	if stream != "" {
+		q.Set("stream", stream)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	res, err := c.rest.Open(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/events", Query: q, Header: map[string]string{"Accept": "text/event-stream"}})
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	r := sse.NewReader(res.Body)
+	for {
+		e, err := r.Next()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == io.EOF:
+			return watchword.Refuse(watchword.Unavailable, "the stream ended")
+		case err != nil:
+			return watchword.Because(err, watchword.Unavailable, "the stream broke")
+		}
+		switch e.Name {
+		case "session":
+			var s struct {
+				Session   watchword.SessionID `json:"session"`
+				ExpiresAt time.Time           `json:"expires_at"`
+			}
+			if err := json.Unmarshal([]byte(e.Data), &s); err != nil {
+				return err
+			}
+			go c.keep(ctx, s.Session, s.ExpiresAt)
+			if opened != nil {
+				opened()
+			}
+		case "event":
+			var v Event
+			if err := json.Unmarshal([]byte(e.Data), &v); err != nil {
+				return err
+			}
+			if err := f(v); err != nil {
+				return err
+			}
+		case "end":
+			var p struct {
+				Code   watchword.Code `json:"code"`
+				Detail string         `json:"detail"`
+			}
+			if err := json.Unmarshal([]byte(e.Data), &p); err != nil {
+				return err
+			}
+			return watchword.Refuse(p.Code, "%s", p.Detail)
+		}
+	}
+}
+
+// keep refreshes a session before its token ends, until ctx does. Where that
+// fails the stream's own end says why.
+func (c *Client) keep(ctx context.Context, id watchword.SessionID, ends time.Time) {
+	for {
+		t := time.NewTimer(max(ends.Sub(c.o.Now())*4/5, time.Second))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+		if _, err := c.tokens.Renew(ctx); err != nil {
+			continue
+		}
+		next, err := c.RefreshSession(ctx, id)
+		if err != nil {
+			continue
+		}
+		ends = next
+	}
+}
+
+// RefreshSession puts the client's token of now under one of its live sessions
+// and returns when it ends.
+func (c *Client) RefreshSession(ctx context.Context, id watchword.SessionID) (time.Time, error) {
+	var out struct {
+		ExpiresAt time.Time `json:"expires_at"`
+	}
+	err := c.call(ctx, http.MethodPut, "/v1/self/sessions/"+url.PathEscape(string(id)), nil, nil, &out)
+	return out.ExpiresAt, err
+}

@@ -1,0 +1,148 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+)
+
+// Policy is a policy as lists show it.
+type Policy struct {
+	Name      string    `json:"name"`
+	Version   int64     `json:"version"`
+	ChangedAt time.Time `json:"changed_at"`
+}
+
+func policyPath(name string) string { return "/v1/policies/" + url.PathEscape(name) }
+
+// Policies returns all policies, by name.
+func (c *Client) Policies(ctx context.Context) ([]Policy, error) {
+	var out struct {
+		Policies []Policy `json:"policies"`
+	}
+	err := c.call(ctx, http.MethodGet, "/v1/policies", nil, nil, &out)
+	return out.Policies, err
+}
+
+// Policy returns a policy's text and version. Code: not_found.
+func (c *Client) Policy(ctx context.Context, name string) (text []byte, version int64, err error) {
+	a, err := c.rest.Do(ctx, rest.Request{Method: http.MethodGet, Path: policyPath(name)})
+	if err != nil {
+		return nil, 0, err
+	}
+	version, err = strconv.ParseInt(strings.Trim(a.Header.Get("ETag"), `"`), 10, 64)
+	return a.Body, version, err
+}
+
+// CheckPolicy finds the mistakes of a policy. Codes: policy_invalid (see
+// [Mistakes]), token_too_large.
+func (c *Client) CheckPolicy(ctx context.Context, name string, text []byte) error {
+	_, err := c.rest.Do(ctx, rest.Request{
+		Method: http.MethodPost, Path: "/v1/policies/check", Query: url.Values{"name": {name}}, Type: "application/toml", Body: text,
+	})
+	return err
+}
+
+// ApplyPolicy puts a policy in force; live sessions have followed when it
+// returns. ifVersion below 0 means any, 0 that it must not exist. Codes:
+// policy_invalid, token_too_large, precondition_failed.
+func (c *Client) ApplyPolicy(ctx context.Context, name string, text []byte, ifVersion int64) (p Policy, err error) {
+	r := rest.Request{Method: http.MethodPut, Path: policyPath(name), Type: "application/toml", Body: text}
+	switch {
+	case ifVersion == 0:
+		r.Header = map[string]string{"If-None-Match": "*"}
+	case ifVersion > 0:
+		r.Header = map[string]string{"If-Match": etag(ifVersion)}
+	}
+	_, err = c.rest.JSON(ctx, r, nil, &p)
+	return p, err
+}
+
+// DeletePolicy takes a policy out of force. Code: not_found.
+func (c *Client) DeletePolicy(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, policyPath(name), nil, nil, nil)
+}
+
+// Explanation is why something is allowed or denied.
+type Explanation struct {
+	Allowed bool   `json:"allowed"`
+	Policy  string `json:"policy,omitempty"`
+	Line    int    `json:"line,omitempty"`
+	Why     string `json:"why"`
+	Nearest string `json:"nearest,omitempty"`
+}
+
+// Explain asks what policy says of a subject, an action and a resource. Code: not_found.
+func (c *Client) Explain(ctx context.Context, subject watchword.SubjectID, action, resource string, args json.RawMessage) (e Explanation, err error) {
+	in := map[string]any{"subject": subject, "action": action, "resource": resource}
+	if len(args) > 0 {
+		in["args"] = args
+	}
+	err = c.call(ctx, http.MethodPost, "/v1/explain", nil, in, &e)
+	return e, err
+}
+
+// Entry is a line of the log.
+type Entry struct {
+	Seq     int64               `json:"seq"`
+	At      time.Time           `json:"at"`
+	Kind    string              `json:"kind"`
+	Actor   watchword.SubjectID `json:"actor,omitempty"`
+	Key     watchword.KeyID     `json:"key,omitempty"`
+	Object  string              `json:"object,omitempty"`
+	Outcome string              `json:"outcome"`
+	Code    watchword.Code      `json:"code,omitempty"`
+	Trace   string              `json:"trace,omitempty"`
+	Data    map[string]string   `json:"data,omitempty"`
+}
+
+// Entries returns up to limit entries of the log after a number, oldest first.
+func (c *Client) Entries(ctx context.Context, after int64, limit int) ([]Entry, error) {
+	all := []Entry{}
+	for len(all) < limit {
+		q := url.Values{"after": {strconv.FormatInt(after, 10)}, "limit": {strconv.Itoa(min(limit-len(all), 1000))}}
+		var page struct {
+			Entries []Entry `json:"entries"`
+		}
+		if err := c.call(ctx, http.MethodGet, "/v1/audit", q, nil, &page); err != nil {
+			return nil, err
+		}
+		if len(page.Entries) == 0 {
+			break
+		}
+		all = append(all, page.Entries...)
+		after = all[len(all)-1].Seq
+	}
+	return all, nil
+}
+
+// Self is what the server says of the client itself.
+type Self struct {
+	ID     watchword.SubjectID `json:"id"`
+	Kind   watchword.Kind      `json:"kind"`
+	State  watchword.State     `json:"state"`
+	Labels watchword.Labels    `json:"labels"`
+	Issuer string              `json:"issuer"`
+	Token  struct {
+		JTI       string          `json:"jti"`
+		ExpiresAt time.Time       `json:"expires_at"`
+		Key       watchword.KeyID `json:"key"`
+	} `json:"token"`
+	Permissions struct {
+		Perm []json.RawMessage `json:"perm"`
+		Deny []json.RawMessage `json:"deny"`
+	} `json:"permissions"`
+}
+
+// Self asks who the client is, and what it may do.
+func (c *Client) Self(ctx context.Context) (s Self, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/self", nil, nil, &s)
+	return s, err
+}

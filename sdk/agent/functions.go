@@ -1,0 +1,115 @@
+// Package agent is a device for anything that runs Linux: programs carry out its
+// functions, and lines become its events. In come a functions file and standard
+// input, out go handlers and publishes. It refuses functions without a program.
+package agent
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/device"
+)
+
+// Function is one function of a functions file. The arguments go to the program's
+// standard input as one JSON object without a newline.
+type Function struct {
+	Name    string
+	Run     []string // the program, looked up in PATH if its name is bare, and its arguments
+	Timeout time.Duration
+	Schema  []byte // JSON Schema of the arguments, or nil
+}
+
+// The bounds of a functions file.
+const (
+	maxFile        = 1 << 20
+	maxTimeout     = time.Hour
+	defaultTimeout = 30 * time.Second
+)
+
+type file struct {
+	Functions map[string]struct {
+		Run     []string `toml:"run"`
+		Timeout string   `toml:"timeout"`
+		Schema  string   `toml:"schema"`
+	} `toml:"functions"`
+}
+
+// Load reads a functions file. Schemas are looked up beside it. Code:
+// config_invalid, with the file and what is wrong where.
+func Load(path string) ([]Function, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, watchword.Because(err, watchword.ConfigInvalid, "%s cannot be read", path)
+	}
+	if len(text) > maxFile {
+		return nil, watchword.Refuse(watchword.ConfigInvalid, "%s is over 1 MiB", path)
+	}
+	var f file
+	if err := decode(path, text, &f); err != nil {
+		return nil, err
+	}
+	var out []Function
+	for name, in := range f.Functions {
+		fn := Function{Name: name, Run: in.Run, Timeout: defaultTimeout}
+		wrong := func(format string, a ...any) error {
+			return watchword.Refuse(watchword.ConfigInvalid, "%s: functions.%q: %s", path, name, fmt.Sprintf(format, a...))
+		}
+		if !watchword.ValidName(name) {
+			return nil, wrong("a name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+		}
+		if len(in.Run) == 0 {
+			return nil, wrong("run is missing")
+		}
+		if fn.Run[0], err = exec.LookPath(in.Run[0]); err != nil {
+			return nil, wrong("run: %s", err)
+		}
+		if in.Timeout != "" {
+			if fn.Timeout, err = time.ParseDuration(in.Timeout); err != nil || fn.Timeout <= 0 || fn.Timeout > maxTimeout {
+				return nil, wrong(`timeout must be a duration as "10s", at most 1h`)
+			}
+		}
+		if in.Schema != "" {
+			p := in.Schema
+			if !filepath.IsAbs(p) {
+				p = filepath.Join(filepath.Dir(path), p)
+			}
+			if fn.Schema, err = os.ReadFile(p); err != nil {
+				return nil, wrong("schema: %s", err)
+			}
+		}
+		out = append(out, fn)
+	}
+	slices.SortFunc(out, func(a, b Function) int { return cmp.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+func decode(path string, text []byte, into *file) error {
+	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
+	err := d.Decode(into)
+	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		line, column := strict.Errors[0].Position()
+		return watchword.Refuse(watchword.ConfigInvalid, "%s:%d:%d: unknown key %s", path, line, column, strict.Errors[0].Key()[len(strict.Errors[0].Key())-1])
+	}
+	if e, ok := errors.AsType[*toml.DecodeError](err); ok {
+		line, column := e.Position()
+		return watchword.Refuse(watchword.ConfigInvalid, "%s:%d:%d: %s", path, line, column, e.Error())
+	}
+	return err
+}
+
+// Register makes the programs of fs the device's functions.
+func Register(d *device.Device, fs []Function) {
+	for _, f := range fs {
+		d.HandleFunction(device.Function{Name: f.Name, Schema: f.Schema}, f.carryOut)
+	}
+}

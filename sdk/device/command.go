@@ -1,0 +1,176 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	jsonv2 "github.com/go-json-experiment/json"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Command is a command that has passed every check, in the hand of the function
+// that carries it out.
+type Command struct {
+	ID       watchword.CommandID
+	Function string
+	By       watchword.SubjectID // who ordered it, by the server's word, or by their own where their key is pinned
+	Epoch    int64
+	Seq      int64
+	Expires  time.Time // until when it may be begun
+	// Raw is the arguments, one JSON object, byte for byte as ordered.
+	Raw []byte
+}
+
+// Args reads the arguments into a struct. Members that the struct does not have,
+// and members that stand twice, are refused: an argument that is not understood
+// is not one to pass over.
+func (c *Command) Args(into any) error {
+	return jsonv2.Unmarshal(c.Raw, into, jsonv2.RejectUnknownMembers(true))
+}
+
+// Handler carries out a command. What it returns becomes the receipt's result,
+// as JSON; nil for none. An error of [Refuse] becomes a signed refusal, any other
+// a signed failure. One runs at a time, in the order of the numbers.
+type Handler func(ctx context.Context, c *Command) (any, error)
+
+// Refusal is an error that says: the device will not.
+type Refusal struct {
+	Code string // the application's own, as "bad_args"
+	Err  error
+}
+
+// Error joins code and reason.
+func (r *Refusal) Error() string {
+	if r.Err == nil {
+		return r.Code
+	}
+	return r.Code + ": " + r.Err.Error()
+}
+
+// Unwrap returns the reason.
+func (r *Refusal) Unwrap() error { return r.Err }
+
+// Refuse is the error of a handler that will not, for a reason that the receipt
+// carries. code is a name, err may be nil.
+func Refuse(code string, err error) error { return &Refusal{code, err} }
+
+// Function describes what a device can be asked to do. Schema is the JSON Schema
+// of its arguments, or nil.
+type Function struct {
+	Name   string
+	Schema []byte
+}
+
+type handlers struct {
+	mu     sync.RWMutex
+	by     map[string]Handler
+	any    Handler
+	list   []Function
+	config func(context.Context, Config) error
+}
+
+// Handle says who carries out a function. It is announced to the server when Run
+// starts. It panics for a name that is none.
+func (d *Device) Handle(function string, h Handler) { d.HandleFunction(Function{Name: function}, h) }
+
+// HandleFunction is [Device.Handle] with a schema, which the server holds
+// arguments against before it takes an order.
+func (d *Device) HandleFunction(f Function, h Handler) {
+	if !watchword.ValidName(f.Name) {
+		panic(fmt.Sprintf("device: %q cannot be the name of a function", f.Name))
+	}
+	d.handlers.mu.Lock()
+	defer d.handlers.mu.Unlock()
+	if d.handlers.by == nil {
+		d.handlers.by = map[string]Handler{}
+	}
+	if _, known := d.handlers.by[f.Name]; !known {
+		d.handlers.list = append(d.handlers.list, f)
+	}
+	d.handlers.by[f.Name] = h
+}
+
+// HandleAny says who carries out the functions that nobody else does. With it
+// nothing is announced: the server then lets every name pass.
+func (d *Device) HandleAny(h Handler) {
+	d.handlers.mu.Lock()
+	defer d.handlers.mu.Unlock()
+	d.handlers.any = h
+}
+
+// carryOut runs the handler and says how it ended.
+func (d *Device) carryOut(ctx context.Context, c *Command) (st watchword.ReceiptStatus, result any) {
+	d.handlers.mu.RLock()
+	h := d.handlers.by[c.Function]
+	if h == nil {
+		h = d.handlers.any
+	}
+	d.handlers.mu.RUnlock()
+	if h == nil {
+		return watchword.StRefused, fault{string(watchword.FunctionUnknown), "this device has no such function"}
+	}
+	result, err := guarded(ctx, h, c)
+	if refusal, ok := errors.AsType[*Refusal](err); ok {
+		f := fault{Code: refusal.Code}
+		if refusal.Err != nil {
+			f.Detail = clip(refusal.Err.Error())
+		}
+		return watchword.StRefused, f
+	}
+	if failure, ok := errors.AsType[*Failure](err); ok {
+		f := fault{Code: failure.Code}
+		if failure.Err != nil {
+			f.Detail = clip(failure.Err.Error())
+		}
+		return watchword.StFailed, f
+	}
+	if err != nil {
+		return watchword.StFailed, fault{"failed", clip(err.Error())}
+	}
+	return watchword.StDone, result
+}
+
+// fault is the result of a receipt that is no success.
+type fault struct {
+	Code   string `json:"code"`
+	Detail string `json:"detail,omitempty"`
+}
+
+func clip(s string) string {
+	const most = 1000
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}
+
+// guarded turns a handler's panic into an error: one bad function must not cost
+// the device its ears.
+func guarded(ctx context.Context, h Handler, c *Command) (result any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the function panicked: %v", p)
+		}
+	}()
+	return h(ctx, c)
+}
+
+// Failure is an error that says: it was tried, and failed.
+type Failure struct {
+	Code string
+	Err  error
+}
+
+// Error joins code and reason.
+func (f *Failure) Error() string { return (&Refusal{f.Code, f.Err}).Error() }
+
+// Unwrap returns the reason.
+func (f *Failure) Unwrap() error { return f.Err }
+
+// Fail is the error of a handler that tried: as any other error, but with a code
+// of the application's own. err may be nil.
+func Fail(code string, err error) error { return &Failure{code, err} }

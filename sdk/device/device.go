@@ -1,0 +1,262 @@
+// Package device is what a device carries with it: its keys, its enrollment, its
+// tokens, and the checks of every command. In come an enrollment link and sealed
+// commands, out go events, state and signed receipts. It obeys nothing that is
+// not signed by the server it enrolled with, sealed to it, fresh and new, and it
+// never does one command twice.
+package device
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdh"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Options is what a device may be opened with beside its folder. The zero value
+// is ready to use.
+type Options struct {
+	// SignCurve is "P-256" or "Ed25519", SealCurve "P-256" or "X25519": the keys
+	// that Enroll makes. Empty means P-256.
+	SignCurve, SealCurve string
+	// Signer and Opener are keys that live elsewhere (TPM, PKCS#11) instead of
+	// files: P-256 or Ed25519, and P-256 or X25519.
+	Signer crypto.Signer
+	Opener ecdh.KeyExchanger
+	// NoClock says that the device does not know the time: then it obeys only
+	// commands that carry its own nonce.
+	NoClock bool
+	Log     *slog.Logger     // nil means slog.Default
+	Now     func() time.Time // nil means time.Now
+}
+
+// Device is one device. Its methods are safe for concurrent use. Close it at the end.
+type Device struct {
+	dir  string
+	o    Options
+	lock *os.File
+
+	signer *jose.Signer // nil until the keys exist
+	opener *jose.Opener
+
+	id     *identity // nil until enrolled
+	trust  atomic.Pointer[token.Trust]
+	road   road
+	client *rest.Client
+	tokens *rest.Tokens
+
+	handlers handlers
+	orders   atomic.Pointer[token.KeySet] // of who may order; nil: the server's word is enough
+	nonce    nonce
+
+	obeying sync.Mutex // one act at a time; holds journal
+	journal *journal
+}
+
+// Open opens or makes a device's folder for this process alone. Codes:
+// folder_in_use, key_exposed, internal where a file is damaged.
+func Open(dir string) (*Device, error) { return OpenWith(dir, Options{}) }
+
+// OpenWith is [Open] with options.
+func OpenWith(dir string, o Options) (_ *Device, err error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	d := &Device{dir: dir, o: o}
+	if d.lock, err = openFolder(dir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.lock.Close())
+		}
+	}()
+	if err := d.loadKeys(); err != nil {
+		return nil, err
+	}
+	if d.id, err = readIdentity(dir); err != nil || d.id == nil {
+		return d, err
+	}
+	return d, d.ready(false)
+}
+
+func (d *Device) path(name string) string { return filepath.Join(d.dir, name) }
+
+func (d *Device) now() time.Time {
+	if d.o.NoClock {
+		return time.Time{}
+	}
+	return d.o.Now()
+}
+
+// loadKeys takes the keys that were given, or those of the folder, if they are there.
+func (d *Device) loadKeys() (err error) {
+	if d.o.Signer != nil {
+		d.signer, err = jose.NewSigner(d.o.Signer)
+	} else if k, kerr := readKey(d.path(signFile)); kerr != nil {
+		return kerr
+	} else if k != nil {
+		d.signer, err = k.Signer()
+	}
+	if err != nil {
+		return err
+	}
+	if d.o.Opener != nil {
+		d.opener, err = jose.NewOpener(d.o.Opener)
+	} else if k, kerr := readKey(d.path(sealFile)); kerr != nil {
+		return kerr
+	} else if k != nil {
+		d.opener, err = k.Opener()
+	}
+	return err
+}
+
+// ready makes an enrolled device ready to talk.
+func (d *Device) ready(fresh bool) error {
+	if d.signer == nil || d.opener == nil {
+		return watchword.Refuse(watchword.Internal, "%s holds an enrollment, but not its keys", d.dir)
+	}
+	raw, err := os.ReadFile(d.path(trustFile))
+	if err != nil {
+		return err
+	}
+	// It was checked before it was written; a bundle that is over meanwhile must still lead to the next one.
+	t, err := token.VerifyTrust(string(raw), d.id.Pin, time.Time{})
+	if err != nil {
+		return err
+	}
+	if err := d.use(&t); err != nil {
+		return err
+	}
+	if d.journal, err = openJournal(d.path(journalFile), fresh); err != nil {
+		return err
+	}
+	if d.journal.lost {
+		d.o.Log.Warn("the memory of commands is lost; only commands that carry this device's nonce are obeyed until one came")
+	}
+	return nil
+}
+
+// use talks to the server that a trust bundle vouches for.
+func (d *Device) use(t *token.Trust) error {
+	tr, err := transport(t, d.now())
+	if err != nil {
+		return err
+	}
+	d.trust.Store(t)
+	if old := d.road.Swap(tr); old != nil {
+		old.CloseIdleConnections()
+		return nil
+	}
+	hc := &http.Client{Transport: &d.road, CheckRedirect: rest.NoRedirects}
+	d.tokens = &rest.Tokens{
+		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.o.Now,
+		Sign: func() (string, error) { return d.Assertion(token.AssertionLife) },
+	}
+	d.client = &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: d.tokens.Get}
+	return nil
+}
+
+// Enrolled reports whether the device has an identity.
+func (d *Device) Enrolled() bool { return d.id != nil }
+
+// ID returns the device's id; empty before it is enrolled.
+func (d *Device) ID() watchword.SubjectID {
+	if d.id == nil {
+		return ""
+	}
+	return d.id.ID
+}
+
+// Server returns the server's URL; empty before the device is enrolled.
+func (d *Device) Server() string {
+	if d.id == nil {
+		return ""
+	}
+	return d.id.HTTPS
+}
+
+// Keys returns the public keys, to sign and to seal; nil before they are made.
+func (d *Device) Keys() (sign, seal *jose.PublicKey) {
+	if d.signer == nil || d.opener == nil {
+		return nil, nil
+	}
+	return d.signer.Public(), d.opener.Public()
+}
+
+// CAFile returns the path of the file that other clients may trust the server by.
+func (d *Device) CAFile() string { return d.path(caFile) }
+
+// Trust returns the trust bundle that the device goes by; nil before it is enrolled.
+func (d *Device) Trust() *token.Trust { return d.trust.Load() }
+
+// Position returns the number of the last command that was begun.
+func (d *Device) Position() (epoch, seq int64) {
+	d.obeying.Lock()
+	defer d.obeying.Unlock()
+	if d.journal == nil {
+		return 0, 0
+	}
+	return d.journal.last.Epoch, d.journal.last.Seq
+}
+
+// Assertion signs a client assertion, good for life, at most 300 s: for clients
+// that fetch tokens themselves. Code: conflict before the device is enrolled.
+func (d *Device) Assertion(life time.Duration) (string, error) {
+	if d.id == nil {
+		return "", errNotEnrolled()
+	}
+	return token.SignAssertion(d.signer, d.id.ID, d.id.Issuer, d.o.Now(), life)
+}
+
+// Token returns an access token that is good for a while yet.
+func (d *Device) Token(ctx context.Context) (string, error) {
+	if d.id == nil {
+		return "", errNotEnrolled()
+	}
+	return d.tokens.Get(ctx)
+}
+
+// NewToken returns an access token that was never shown before.
+func (d *Device) NewToken(ctx context.Context) (string, error) {
+	if d.id == nil {
+		return "", errNotEnrolled()
+	}
+	return d.tokens.Renew(ctx)
+}
+
+func errNotEnrolled() error {
+	return watchword.Refuse(watchword.Conflict, "the device has not enrolled yet")
+}
+
+// Close gives the folder up.
+func (d *Device) Close() error {
+	d.obeying.Lock()
+	defer d.obeying.Unlock()
+	var errs []error
+	if d.journal != nil {
+		errs = append(errs, d.journal.close())
+		d.journal = nil
+	}
+	if d.client != nil {
+		d.client.HTTP.CloseIdleConnections()
+	}
+	return errors.Join(append(errs, d.lock.Close())...)
+}

@@ -1,0 +1,162 @@
+package device
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"net/http"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Enroll makes the device's keys, if it has none, and becomes who the link says.
+// The code is sent only after the trust bundle was checked under the link's pin
+// and the TLS peer under the bundle. Calling it again with the same link, after
+// success or after a crash at any point, gives the same result.
+//
+// Codes: bad_request for what is no link; conflict where the device is enrolled
+// by another link; pin_mismatch, bundle_invalid, peer_untrusted where the server
+// is not the link's; code_invalid, rate_limited, unavailable.
+func (d *Device) Enroll(ctx context.Context, link string) error {
+	server, code, pin, err := token.ParseLink(link)
+	if err != nil {
+		return err
+	}
+	sum := token.HashCode(code)
+	hash := base64.RawURLEncoding.EncodeToString(sum[:])
+	if d.id != nil {
+		if d.id.CodeHash == hash {
+			return nil
+		}
+		return watchword.Refuse(watchword.Conflict, "this folder is enrolled as %q already; a new enrollment needs new keys, so a new folder", d.id.ID)
+	}
+	if err := d.makeKeys(); err != nil {
+		return err
+	}
+	t, raw, err := d.meet(ctx, server, pin)
+	if err != nil {
+		return err
+	}
+	id, err := d.register(ctx, server, code, hash, t)
+	if err != nil {
+		return err
+	}
+	id.CodeHash, id.Pin = hash, pin
+	return d.settle(id, raw, t)
+}
+
+func (d *Device) makeKeys() error {
+	for _, k := range []struct {
+		file, curve string
+		have        bool
+	}{{signFile, d.o.SignCurve, d.signer != nil}, {sealFile, d.o.SealCurve, d.opener != nil}} {
+		if k.have {
+			continue
+		}
+		if k.curve == "" {
+			k.curve = jose.P256
+		}
+		if _, err := ensureKey(d.path(k.file), k.curve); err != nil {
+			return err
+		}
+	}
+	return d.loadKeys()
+}
+
+// meet fetches the trust bundle from a stranger and finds out whether it is the
+// server of the link.
+func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, string, error) {
+	var shown []*x509.Certificate
+	c := rest.Client{Base: server, HTTP: stranger(&shown)}
+	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
+	if err != nil {
+		return nil, "", err
+	}
+	t, err := token.VerifyTrust(string(a.Body), pin, d.now())
+	if err != nil {
+		return nil, "", err
+	}
+	return &t, string(a.Body), checkPeer(shown, server, &t, d.now())
+}
+
+// register shows the code and the public keys, over a connection that the bundle vouches for.
+func (d *Device) register(ctx context.Context, server, code, hash string, t *token.Trust) (*identity, error) {
+	tr, err := transport(t, d.now())
+	if err != nil {
+		return nil, err
+	}
+	defer tr.CloseIdleConnections()
+	signedAt := d.o.Now()
+	if d.o.NoClock {
+		signedAt = t.Issued // the best word on the time that there is
+	}
+	proof, err := token.SignEnrollment(d.signer, t.Issuer, hash, d.opener.Public().ID(), signedAt)
+	if err != nil {
+		return nil, err
+	}
+	var id identity
+	c := rest.Client{Base: server, HTTP: &http.Client{Transport: tr, CheckRedirect: rest.NoRedirects, Timeout: 30 * time.Second}}
+	_, err = c.JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/enroll"}, map[string]any{
+		"code": code, "proof": proof,
+		"keys": map[string]json.RawMessage{"sign": d.signer.Public().JWK(), "seal": d.opener.Public().JWK()},
+	}, &id)
+	if err != nil {
+		return nil, err
+	}
+	if id.Issuer != t.Issuer || !watchword.ValidName(string(id.ID)) || id.HTTPS == "" {
+		return nil, watchword.Refuse(watchword.IssuerMismatch, "the server's answer is not for the issuer of its trust bundle")
+	}
+	return &id, nil
+}
+
+// settle writes everything down, the identity last: it is what counts.
+func (d *Device) settle(id *identity, bundle string, t *token.Trust) error {
+	var ca []byte
+	for _, der := range t.CA {
+		ca = append(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	if err := durable.WriteFile(d.path(caFile), ca, 0o644); err != nil {
+		return err
+	}
+	if err := durable.WriteFile(d.path(trustFile), []byte(bundle), 0o600); err != nil {
+		return err
+	}
+	j, err := openJournal(d.path(journalFile), true)
+	if err != nil {
+		return err
+	}
+	if err := j.close(); err != nil {
+		return err
+	}
+	if err := writeIdentity(d.dir, id); err != nil {
+		return err
+	}
+	d.id = id
+	return d.ready(true)
+}
+
+// renewTrust asks for the newest trust bundle, which a root that this device
+// knows must have signed.
+func (d *Device) renewTrust(ctx context.Context) error {
+	c := rest.Client{Base: d.id.HTTPS, HTTP: d.client.HTTP}
+	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
+	if err != nil {
+		return err
+	}
+	known := d.trust.Load()
+	t, err := token.VerifyNextTrust(string(a.Body), *known, d.now())
+	if err != nil || t.Version == known.Version {
+		return err
+	}
+	if err := durable.WriteFile(d.path(trustFile), a.Body, 0o600); err != nil {
+		return err
+	}
+	return d.use(&t)
+}

@@ -1,0 +1,104 @@
+package device
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/jose"
+)
+
+// What lies in a device's folder (0700). Everything is written so that a power
+// cut leaves the old file or the new one.
+const (
+	signFile     = "sign.jwk"
+	sealFile     = "seal.jwk"
+	identityFile = "device.json"
+	trustFile    = "trust.jws"
+	caFile       = "ca.pem"
+	configFile   = "config.jws"
+	journalFile  = "journal"
+	lockFile     = "LOCK"
+)
+
+// identity is what enrollment gave.
+type identity struct {
+	ID            watchword.SubjectID `json:"id"`
+	Labels        watchword.Labels    `json:"labels,omitempty"`
+	Issuer        string              `json:"issuer"`
+	TokenEndpoint string              `json:"token_endpoint"`
+	HTTPS         string              `json:"https"`
+	MQTTS         string              `json:"mqtts,omitempty"`
+	CodeHash      string              `json:"code_hash"`
+	Pin           string              `json:"pin"`
+}
+
+func dirOf(path string) string { return filepath.Dir(path) }
+
+func openFolder(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !info.IsDir() {
+		return nil, watchword.Refuse(watchword.BadRequest, "%s is no folder", dir)
+	}
+	if mode := info.Mode().Perm(); mode&0o022 != 0 {
+		return nil, watchword.Refuse(watchword.KeyExposed, "the folder %s can be written by others (mode %04o)", dir, mode)
+	}
+	return durable.Lock(filepath.Join(dir, lockFile))
+}
+
+// readKey returns the key in a file; nil if there is none.
+func readKey(path string) (*jose.PrivateKey, error) {
+	b, err := durable.ReadPrivate(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return jose.ParsePrivateJWK(b)
+}
+
+// ensureKey returns the key in a file, which it makes first if there is none.
+func ensureKey(path, curve string) (*jose.PrivateKey, error) {
+	k, err := readKey(path)
+	if k != nil || err != nil {
+		return k, err
+	}
+	if k, err = jose.GenerateKey(curve); err != nil {
+		return nil, err
+	}
+	return k, durable.WriteFile(path, append(k.JWK(), '\n'), 0o600)
+}
+
+func readIdentity(dir string) (*identity, error) {
+	b, err := os.ReadFile(filepath.Join(dir, identityFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var id identity
+	if err := json.Unmarshal(b, &id); err != nil {
+		return nil, watchword.Because(err, watchword.Internal, "%s is damaged", filepath.Join(dir, identityFile))
+	}
+	return &id, nil
+}
+
+func writeIdentity(dir string, id *identity) error {
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, identityFile), append(b, '\n'), 0o600)
+}

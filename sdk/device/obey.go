@@ -1,0 +1,198 @@
+package device
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Obey takes one sealed command through every check, carries it out, and returns
+// the signed receipt, which is on the disk already. It is for transports of
+// one's own: [Device.Run] does it for the built-in ones. A command that was
+// obeyed before is not obeyed again: its receipt of then is returned. One act
+// runs at a time.
+//
+// An error means that there is no receipt, because nothing of the command can be
+// trusted, or it comes too late: command_unsealed, signature_invalid,
+// token_malformed, token_kind, algorithm_invalid, key_unknown, issuer_mismatch,
+// audience_mismatch, command_expired, token_early, nonce_mismatch,
+// command_stale, bundle_invalid, unavailable where the journal cannot be written.
+func (d *Device) Obey(ctx context.Context, jwe string) (receipt string, err error) {
+	if d.id == nil {
+		return "", errNotEnrolled()
+	}
+	d.obeying.Lock()
+	defer d.obeying.Unlock()
+	t, err := d.begin(jwe)
+	if err != nil || t.receipt != "" {
+		return t.receipt, err
+	}
+	return d.finish(ctx, t)
+}
+
+// task is a command between its checks and its receipt.
+type task struct {
+	command token.Command
+	hash    string
+	receipt string // set where the answer is known already
+}
+
+// begin checks a command and writes its number down. The caller holds obeying.
+func (d *Device) begin(jwe string) (task, error) {
+	if d.journal == nil {
+		return task{}, watchword.Refuse(watchword.Unavailable, "the device is closed")
+	}
+	c, hash, err := d.check(jwe)
+	if err != nil {
+		return task{}, err
+	}
+	t := task{command: c, hash: hash}
+	p := position{c.Epoch, c.Seq}
+	if !p.after(d.journal.last) {
+		return d.seen(t, p)
+	}
+	if d.journal.last.Epoch == p.Epoch && p.Seq > d.journal.last.Seq+1 && d.journal.last.Seq > 0 {
+		d.o.Log.Info("numbers were passed over", slog.Int64("from", d.journal.last.Seq+1), slog.Int64("to", p.Seq-1))
+	}
+	return t, d.journal.write(record{"begin", act{position: p, ID: c.ID, Hash: hash}}, true)
+}
+
+// check is everything that needs no memory: seal, signature, issuer, audience,
+// time or nonce.
+func (d *Device) check(jwe string) (token.Command, string, error) {
+	trust := d.trust.Load()
+	now := d.now()
+	if !now.IsZero() && now.After(trust.Expires.Add(token.Skew)) {
+		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle is over: nothing new is obeyed until the next one came")
+	}
+	jws, cty, err := d.opener.Open(jwe, watchword.MaxDocument)
+	if err != nil || !jose.SameType(cty, "JWT") {
+		return token.Command{}, "", watchword.Because(err, watchword.CommandUnsealed, "the command is not sealed to this device: %s", watchword.CodeOf(err))
+	}
+	nonce := ""
+	if d.o.NoClock || d.journal.lost {
+		nonce = d.nonce.current()
+	}
+	c, err := token.VerifyCommand(string(jws), token.NewKeySet(trust.Command...), d.id.Issuer, d.id.ID, now, nonce)
+	if err != nil {
+		return token.Command{}, "", err
+	}
+	if c.Epoch < trust.Epoch {
+		return token.Command{}, "", watchword.Refuse(watchword.CommandStale, "the command is from before the server lost its counters")
+	}
+	if c.Epoch > trust.Epoch { // only the root's word starts the counters anew
+		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the command is of a later epoch than the trust bundle")
+	}
+	return c, jose.HashOf(string(jws)), nil
+}
+
+// seen answers a command whose number does not grow.
+func (d *Device) seen(t task, p position) (task, error) {
+	known := d.journal.find(p)
+	switch {
+	case known == nil:
+		return t, watchword.Refuse(watchword.CommandStale, "the number %d does not grow, and was never begun here", p.Seq)
+	case known.ID == t.command.ID:
+		var err error
+		if known.Receipt == "" { // begun, and cut off before its end
+			err = d.interrupt(known)
+		}
+		t.receipt = known.Receipt
+		return t, err
+	default:
+		d.o.Log.Error("ALARM: two commands with one number; somebody forges, or the server lost its counters",
+			slog.Int64("seq", p.Seq), slog.String("first", string(known.ID)), slog.String("second", string(t.command.ID)))
+		var err error
+		t.receipt, err = d.sign(p, t.command.ID, t.hash, watchword.StConflict, map[string]any{"code": "conflict", "first": known.ID})
+		return t, err
+	}
+}
+
+// finish carries a begun command out and writes its receipt down. The caller holds obeying.
+func (d *Device) finish(ctx context.Context, t task) (string, error) {
+	c := t.command
+	var st watchword.ReceiptStatus
+	var result any
+	if err := d.ordered(c); err != nil {
+		st, result = watchword.StRefused, fault{string(watchword.OrderInvalid), "the order does not hold under a pinned key: " + string(watchword.CodeOf(err))}
+	} else {
+		st, result = d.carryOut(ctx, &Command{
+			ID: c.ID, Function: c.Function, By: c.By, Epoch: c.Epoch, Seq: c.Seq, Expires: c.Expires, Raw: c.Args,
+		})
+	}
+	p := position{c.Epoch, c.Seq}
+	receipt, err := d.sign(p, c.ID, t.hash, st, result)
+	if err != nil { // the result is no JSON, or too long: the act was done all the same
+		receipt, err = d.sign(p, c.ID, t.hash, watchword.StFailed, fault{"result_invalid", "the function ended, but its result cannot stand in a receipt"})
+	}
+	if err != nil {
+		return "", err
+	}
+	return receipt, d.journal.write(record{"end", act{position: p, Receipt: receipt}}, true)
+}
+
+// interrupt signs for an act that was cut off: nobody knows how far it came.
+func (d *Device) interrupt(a *act) error {
+	receipt, err := d.sign(a.position, a.ID, a.Hash, watchword.StInterrupted, fault{"interrupted", "the device stopped while it carried this out"})
+	if err != nil {
+		return err
+	}
+	return d.journal.write(record{"end", act{position: a.position, Receipt: receipt}}, true)
+}
+
+func (d *Device) sign(p position, id watchword.CommandID, hash string, st watchword.ReceiptStatus, result any) (string, error) {
+	r := token.Receipt{
+		Device: d.id.ID, Issuer: d.id.Issuer, Epoch: p.Epoch, Seq: p.Seq, Command: id, Hash: hash, Status: st, At: d.o.Now(),
+	}
+	if result != nil {
+		b, err := json.Marshal(result)
+		if err != nil {
+			return "", err
+		}
+		r.Result = b
+	}
+	return token.SignReceipt(d.signer, r)
+}
+
+// PinOrders makes the device obey only commands that carry an order signed by one
+// of these keys: the server's word for who ordered is then not enough.
+func (d *Device) PinOrders(keys ...*jose.PublicKey) {
+	set := token.NewKeySet(keys...)
+	d.orders.Store(&set)
+}
+
+// ordered checks the order that rides along, if keys were pinned.
+func (d *Device) ordered(c token.Command) error {
+	keys := d.orders.Load()
+	if keys == nil {
+		return nil
+	}
+	o, err := token.VerifyOrder(c.Order, *keys, d.id.ID, d.now())
+	if err != nil {
+		return err
+	}
+	return o.Covers(c.Function, c.Args, c.By, c.Expires)
+}
+
+// nonceLife is how long a nonce is good, by the monotonic clock.
+const nonceLife = 2 * time.Minute
+
+// nonce is what a device without a clock, or without its counters, knows a fresh
+// command by.
+type nonce struct {
+	value string
+	made  time.Time
+}
+
+// current returns the nonce that commands must carry. Its holder holds obeying.
+func (n *nonce) current() string {
+	if n.value == "" || time.Since(n.made) > nonceLife {
+		n.value, n.made = watchword.NewNonce(), time.Now()
+	}
+	return n.value
+}

@@ -1,0 +1,105 @@
+package device
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// answerTimeout is how long the server may take to begin an answer: longer than
+// the longest poll.
+const answerTimeout = 90 * time.Second
+
+// anchors returns what may vouch for the server's TLS.
+func anchors(t *token.Trust) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if t.WebPKI {
+		system, err := x509.SystemCertPool()
+		if err != nil {
+			return nil, watchword.Because(err, watchword.PeerUntrusted, "this system has no list of public authorities")
+		}
+		pool = system
+	}
+	for _, der := range t.CA {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, watchword.Because(err, watchword.BundleInvalid, "a TLS anchor of the trust bundle is no certificate")
+		}
+		pool.AddCert(c)
+	}
+	return pool, nil
+}
+
+// road is a transport that can be replaced while requests are under way.
+type road struct{ atomic.Pointer[http.Transport] }
+
+// RoundTrip takes the road of this moment.
+func (r *road) RoundTrip(q *http.Request) (*http.Response, error) { return r.Load().RoundTrip(q) }
+
+// CloseIdleConnections closes those of this moment.
+func (r *road) CloseIdleConnections() { r.Load().CloseIdleConnections() }
+
+// transport trusts nobody but t's anchors. now is zero for a device without a
+// clock: then certificates are checked at the time of the bundle.
+func transport(t *token.Trust, now time.Time) (*http.Transport, error) {
+	pool, err := anchors(t)
+	if err != nil {
+		return nil, err
+	}
+	c := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
+	if now.IsZero() {
+		issued := t.Issued
+		c.Time = func() time.Time { return issued }
+	}
+	return &http.Transport{
+		TLSClientConfig: c, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second,
+		ResponseHeaderTimeout: answerTimeout, IdleConnTimeout: time.Minute,
+	}, nil
+}
+
+// stranger is a client that trusts whoever answers, and keeps what it showed:
+// for the trust bundle alone, which carries its own proof.
+func stranger(shown *[]*x509.Certificate) *http.Client {
+	return &http.Client{
+		Timeout: 30 * time.Second, CheckRedirect: rest.NoRedirects,
+		Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+			MinVersion:         tls.VersionTLS13,
+			InsecureSkipVerify: true, // the bundle is checked under the pin, then this peer under the bundle
+			VerifyConnection: func(s tls.ConnectionState) error {
+				*shown = s.PeerCertificates
+				return nil
+			},
+		}},
+	}
+}
+
+// checkPeer holds what a TLS peer showed against the anchors of a bundle that
+// was checked. Code: peer_untrusted.
+func checkPeer(shown []*x509.Certificate, server string, t *token.Trust, now time.Time) error {
+	pool, err := anchors(t)
+	if err != nil {
+		return err
+	}
+	u, err := url.Parse(server)
+	if err != nil || len(shown) == 0 {
+		return watchword.Because(err, watchword.PeerUntrusted, "the server showed no certificate")
+	}
+	if now.IsZero() {
+		now = t.Issued
+	}
+	between := x509.NewCertPool()
+	for _, c := range shown[1:] {
+		between.AddCert(c)
+	}
+	if _, err := shown[0].Verify(x509.VerifyOptions{DNSName: u.Hostname(), Roots: pool, Intermediates: between, CurrentTime: now}); err != nil {
+		return watchword.Because(err, watchword.PeerUntrusted, "the trust bundle is the right one, but does not vouch for who answers at %s: somebody may sit between", u.Host)
+	}
+	return nil
+}

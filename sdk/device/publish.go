@@ -1,0 +1,123 @@
+package device
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+)
+
+// Publish reports an event in a stream, whose segments are names joined by "/".
+// v becomes JSON; bytes go as they are. Codes: bad_request, denied, too_large,
+// rate_limited, unavailable.
+func (d *Device) Publish(ctx context.Context, stream string, v any) error {
+	if d.id == nil {
+		return errNotEnrolled()
+	}
+	for s := range strings.SplitSeq(stream, "/") {
+		if err := watchword.CheckName("stream", s); err != nil {
+			return err
+		}
+	}
+	body, ok := v.([]byte)
+	kind := "application/octet-stream"
+	if !ok {
+		var err error
+		if body, err = json.Marshal(v); err != nil {
+			return watchword.Because(err, watchword.BadRequest, "the event is no JSON")
+		}
+		kind = "application/json"
+	}
+	_, err := d.ask(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/events/" + stream, Type: kind, Body: body})
+	return err
+}
+
+// ReportState replaces the device's reported state. v becomes one JSON object.
+func (d *Device) ReportState(ctx context.Context, v any) error {
+	if d.id == nil {
+		return errNotEnrolled()
+	}
+	body, err := json.Marshal(v)
+	if err != nil {
+		return watchword.Because(err, watchword.BadRequest, "the state is no JSON")
+	}
+	_, err = d.ask(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/state", Type: "application/json", Body: body})
+	return err
+}
+
+// Announce tells the server what this device can be asked to do.
+func (d *Device) Announce(ctx context.Context, fs ...Function) error {
+	type function struct {
+		Name   string          `json:"name"`
+		Schema json.RawMessage `json:"schema,omitempty"`
+	}
+	out := struct {
+		Functions []function `json:"functions"`
+	}{[]function{}}
+	for _, f := range fs {
+		out.Functions = append(out.Functions, function{f.Name, f.Schema})
+	}
+	body, err := json.Marshal(out)
+	if err != nil {
+		return watchword.Because(err, watchword.BadRequest, "a schema is no JSON")
+	}
+	_, err = d.ask(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/functions", Type: "application/json", Body: body})
+	return err
+}
+
+// Called is a command that this device ordered from another.
+type Called struct {
+	ID      watchword.CommandID    `json:"id"`
+	State   watchword.CommandState `json:"state"`
+	Receipt *struct {
+		Status watchword.ReceiptStatus `json:"status"`
+		Result json.RawMessage         `json:"result"`
+	} `json:"receipt"`
+}
+
+// Call orders another device to run a function, and waits for its receipt for at
+// most wait (60 s; 0 does not wait). Codes: denied, not_found, args_invalid and
+// the others of POST /v1/commands.
+func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function string, args any, wait time.Duration) (Called, error) {
+	if d.id == nil {
+		return Called{}, errNotEnrolled()
+	}
+	in := map[string]any{"device": to, "function": function}
+	if args != nil {
+		in["args"] = args
+	}
+	body, err := json.Marshal(in)
+	if err != nil {
+		return Called{}, watchword.Because(err, watchword.BadRequest, "the arguments are no JSON")
+	}
+	q := url.Values{}
+	if wait > 0 {
+		q.Set("wait", wait.String())
+	}
+	a, err := d.ask(ctx, rest.Request{
+		Method: http.MethodPost, Path: "/v1/commands", Query: q, Type: "application/json", Body: body,
+		Header: map[string]string{"Idempotency-Key": watchword.NewNonce()},
+	})
+	if err != nil {
+		return Called{}, err
+	}
+	var c Called
+	return c, json.Unmarshal(a.Body, &c)
+}
+
+// ask sends a request with the device's token, and once more with a new one
+// where the server does not know the first any more.
+func (d *Device) ask(ctx context.Context, r rest.Request) (*rest.Answer, error) {
+	a, err := d.client.Do(ctx, r)
+	switch watchword.CodeOf(err) {
+	case watchword.TokenExpired, watchword.TokenUnrecorded, watchword.TokenRevoked, watchword.KeyUnknown, watchword.Unauthenticated:
+		d.tokens.Forget()
+		return d.client.Do(ctx, r)
+	}
+	return a, err
+}
