@@ -30,22 +30,22 @@ type Entry struct {
 }
 
 func (a *API) auditRoutes() {
-	type listIn struct {
+	type auditListIn struct {
 		After int64 `query:"after" minimum:"0"`
 		Limit int   `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 	}
-	type listOut struct {
+	type auditListOut struct {
 		Body struct {
 			Entries []Entry `json:"entries"`
 		}
 	}
 	register(a, operation{method: http.MethodGet, path: "/v1/audit", summary: "Entries of the log, oldest first"},
-		func(ctx context.Context, c *caller, in *listIn) (*listOut, error) {
+		func(ctx context.Context, c *caller, in *auditListIn) (*auditListOut, error) {
 			rows, err := a.Entries.Entries(ctx, in.After, in.Limit)
 			if err != nil {
 				return nil, err
 			}
-			out := &listOut{}
+			out := &auditListOut{}
 			out.Body.Entries = []Entry{}
 			for _, e := range rows {
 				out.Body.Entries = append(out.Body.Entries, Entry{

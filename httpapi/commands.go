@@ -78,7 +78,7 @@ func (a *API) commandAnswer(r command.Row, err error) (*commandOut, error) {
 }
 
 func (a *API) commandRoutes() {
-	type sendIn struct {
+	type commandSendIn struct {
 		Wait string `query:"wait"`
 		Once string `header:"Idempotency-Key" maxLength:"128"`
 		Body struct {
@@ -90,7 +90,7 @@ func (a *API) commandRoutes() {
 		}
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/commands", summary: "Order a device to run a function", status: http.StatusCreated, body: 32 << 10, free: true},
-		func(ctx context.Context, c *caller, in *sendIn) (*commandOut, error) {
+		func(ctx context.Context, c *caller, in *commandSendIn) (*commandOut, error) {
 			pause, err := wait(in.Wait)
 			if err != nil {
 				return nil, err
@@ -112,26 +112,26 @@ func (a *API) commandRoutes() {
 			return out, err
 		})
 
-	type listIn struct {
-		page
+	type commandListIn struct {
+		Page
 		Device watchword.SubjectID    `query:"device" maxLength:"64"`
 		By     watchword.SubjectID    `query:"by" maxLength:"64"`
 		State  watchword.CommandState `query:"state" maxLength:"16"`
 	}
-	type listOut struct {
+	type commandListOut struct {
 		Body struct {
 			Commands []Command `json:"commands"`
 			Next     string    `json:"next_page_token,omitempty"`
 		}
 	}
 	register(a, operation{method: http.MethodGet, path: "/v1/commands", summary: "List commands, newest first"},
-		func(ctx context.Context, c *caller, in *listIn) (*listOut, error) {
+		func(ctx context.Context, c *caller, in *commandListIn) (*commandListOut, error) {
 			f := command.Filter{Device: in.Device, By: in.By, State: in.State}
 			rows, err := a.Desk.List(ctx, c.Tenant(), f, watchword.CommandID(in.Token), in.Size+1)
 			if err != nil {
 				return nil, err
 			}
-			out := &listOut{}
+			out := &commandListOut{}
 			out.Body.Commands = []Command{}
 			for i, r := range rows {
 				if i == in.Size {
@@ -147,12 +147,12 @@ func (a *API) commandRoutes() {
 			return out, nil
 		})
 
-	type oneIn struct {
+	type commandOneIn struct {
 		ID   watchword.CommandID `path:"id" maxLength:"64"`
 		Wait string              `query:"wait"`
 	}
 	register(a, operation{method: http.MethodGet, path: "/v1/commands/{id}", summary: "One command with its receipt; with wait, once it is final", free: true},
-		func(ctx context.Context, c *caller, in *oneIn) (*commandOut, error) {
+		func(ctx context.Context, c *caller, in *commandOneIn) (*commandOut, error) {
 			pause, err := wait(in.Wait)
 			if err != nil {
 				return nil, err
@@ -164,11 +164,11 @@ func (a *API) commandRoutes() {
 			return a.commandAnswer(row, err)
 		})
 
-	type cancelIn struct {
+	type commandCancelIn struct {
 		ID watchword.CommandID `path:"id" maxLength:"64"`
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/commands/{id}/cancel", summary: "Take back a command that is still queued", free: true},
-		func(ctx context.Context, c *caller, in *cancelIn) (*commandOut, error) {
+		func(ctx context.Context, c *caller, in *commandCancelIn) (*commandOut, error) {
 			if _, err := a.ownCommand(ctx, c, in.ID, http.MethodPost, "/cancel"); err != nil {
 				return nil, err
 			}

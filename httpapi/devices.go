@@ -90,18 +90,18 @@ func deviceAnswer(s watchword.Subject, err error) (*deviceOut, error) {
 	return &deviceOut{ETag: etag(s.Version), Body: viewDevice(s)}, nil
 }
 
-type deviceID struct {
+type OfDevice struct {
 	ID watchword.SubjectID `path:"id" maxLength:"64"`
 }
 
-type reasonBody struct {
-	deviceID
+type reasonIn struct {
+	OfDevice
 	Body *struct {
 		Reason string `json:"reason,omitempty" maxLength:"200"`
 	} `required:"false"`
 }
 
-func (in *reasonBody) reason() string {
+func (in *reasonIn) reason() string {
 	if in.Body == nil {
 		return ""
 	}
@@ -109,7 +109,7 @@ func (in *reasonBody) reason() string {
 }
 
 func (a *API) deviceRoutes() {
-	type createIn struct {
+	type deviceCreateIn struct {
 		Once string `header:"Idempotency-Key" maxLength:"128"`
 		Body struct {
 			ID     string            `json:"id" maxLength:"64"`
@@ -118,7 +118,7 @@ func (a *API) deviceRoutes() {
 		}
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/devices", summary: "Add a device; out comes a one-time enrollment link", status: http.StatusCreated},
-		func(ctx context.Context, c *caller, in *createIn) (*deviceOut, error) {
+		func(ctx context.Context, c *caller, in *deviceCreateIn) (*deviceOut, error) {
 			ttl, err := duration("ttl", in.Body.TTL)
 			if err != nil {
 				return nil, err
@@ -138,19 +138,19 @@ func (a *API) deviceRoutes() {
 			return out, err
 		})
 
-	type listIn struct {
-		page
+	type deviceListIn struct {
+		Page
 		Label []string        `query:"label,explode" maxItems:"16" doc:"key=value; all must fit"`
 		State watchword.State `query:"state" enum:"new,active,suspended,revoked"`
 	}
-	type listOut struct {
+	type deviceListOut struct {
 		Body struct {
 			Devices []Device `json:"devices"`
 			Next    string   `json:"next_page_token,omitempty"`
 		}
 	}
 	register(a, operation{method: http.MethodGet, path: "/v1/devices", summary: "List devices by label and state, in order of id"},
-		func(ctx context.Context, c *caller, in *listIn) (*listOut, error) {
+		func(ctx context.Context, c *caller, in *deviceListIn) (*deviceListOut, error) {
 			sel, err := selector(in.Label)
 			if err != nil {
 				return nil, err
@@ -161,7 +161,7 @@ func (a *API) deviceRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			out := &listOut{}
+			out := &deviceListOut{}
 			out.Body.Devices = []Device{}
 			for i, s := range rows {
 				if i == in.Size {
@@ -174,7 +174,7 @@ func (a *API) deviceRoutes() {
 		})
 
 	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}", summary: "One device with its keys, functions and live sessions"},
-		func(ctx context.Context, c *caller, in *deviceID) (*deviceOut, error) {
+		func(ctx context.Context, c *caller, in *OfDevice) (*deviceOut, error) {
 			s, err := a.device(ctx, c, in.ID)
 			if err != nil {
 				return nil, err
@@ -189,15 +189,15 @@ func (a *API) deviceRoutes() {
 			return out, nil
 		})
 
-	type labelsIn struct {
-		deviceID
+	type deviceLabelsIn struct {
+		OfDevice
 		Match string `header:"If-Match"`
 		Body  struct {
 			Labels map[string]string `json:"labels"`
 		}
 	}
 	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/labels", summary: "Replace a device's labels; live sessions follow at once"},
-		func(ctx context.Context, c *caller, in *labelsIn) (*deviceOut, error) {
+		func(ctx context.Context, c *caller, in *deviceLabelsIn) (*deviceOut, error) {
 			v, err := ifMatch(in.Match, 0)
 			if err != nil {
 				return nil, err
@@ -208,15 +208,15 @@ func (a *API) deviceRoutes() {
 			return deviceAnswer(a.Registry.SetLabels(ctx, c.actor, in.ID, in.Body.Labels, v, a.Now()))
 		})
 
-	type linkIn struct {
-		deviceID
+	type deviceLinkIn struct {
+		OfDevice
 		Body *struct {
 			TTL string `json:"ttl,omitempty"`
 		} `required:"false"`
 	}
-	type linkOut struct{ Body *Enrollment }
+	type deviceLinkOut struct{ Body *Enrollment }
 	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/link", summary: "A new one-time link for a device that is new or revoked; the old one dies"},
-		func(ctx context.Context, c *caller, in *linkIn) (*linkOut, error) {
+		func(ctx context.Context, c *caller, in *deviceLinkIn) (*deviceLinkOut, error) {
 			var ttl time.Duration
 			if in.Body != nil {
 				var err error
@@ -231,32 +231,32 @@ func (a *API) deviceRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			return &linkOut{viewLink(l)}, nil
+			return &deviceLinkOut{viewLink(l)}, nil
 		})
 
 	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/suspend", summary: "Stop everything of a device until it is resumed"},
-		func(ctx context.Context, c *caller, in *reasonBody) (*deviceOut, error) {
+		func(ctx context.Context, c *caller, in *reasonIn) (*deviceOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
 			return deviceAnswer(a.Registry.Suspend(ctx, c.actor, in.ID, in.reason(), a.Now()))
 		})
 	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/resume", summary: "Give a suspended device back all it had"},
-		func(ctx context.Context, c *caller, in *reasonBody) (*deviceOut, error) {
+		func(ctx context.Context, c *caller, in *reasonIn) (*deviceOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
 			return deviceAnswer(a.Registry.Resume(ctx, c.actor, in.ID, a.Now()))
 		})
 	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/revoke", summary: "End a device's keys, tokens and sessions for good"},
-		func(ctx context.Context, c *caller, in *reasonBody) (*deviceOut, error) {
+		func(ctx context.Context, c *caller, in *reasonIn) (*deviceOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
 			return deviceAnswer(a.Registry.Revoke(ctx, c.actor, in.ID, in.reason(), a.Now()))
 		})
 	register(a, operation{method: http.MethodDelete, path: "/v1/devices/{id}", summary: "Revoke a device and never use its id again", status: http.StatusNoContent},
-		func(ctx context.Context, c *caller, in *deviceID) (*none, error) {
+		func(ctx context.Context, c *caller, in *OfDevice) (*none, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}

@@ -166,8 +166,8 @@ func (a *API) describe(method, path, summary string, responses map[string]*huma.
 // none is the input or output of an operation that has none.
 type none struct{}
 
-// page is what every list takes.
-type page struct {
+// Page is what every list takes.
+type Page struct {
 	Size  int    `query:"page_size" minimum:"1" maximum:"1000" default:"100"`
 	Token string `query:"page_token" maxLength:"128"`
 }

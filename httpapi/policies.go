@@ -26,15 +26,15 @@ const (
 )
 
 func (a *API) policyRoutes() {
-	type listOut struct {
+	type policyListOut struct {
 		Body struct {
 			Policies []Policy `json:"policies"`
 		}
 	}
 	register(a, operation{method: http.MethodGet, path: "/v1/policies", summary: "All policies, by name"},
-		func(ctx context.Context, c *caller, _ *none) (*listOut, error) {
+		func(ctx context.Context, c *caller, _ *none) (*policyListOut, error) {
 			rows, err := a.Registry.Policies(ctx, c.Tenant())
-			out := &listOut{}
+			out := &policyListOut{}
 			out.Body.Policies = []Policy{}
 			for _, p := range rows {
 				out.Body.Policies = append(out.Body.Policies, viewPolicy(p))
@@ -74,12 +74,12 @@ func (a *API) policyRoutes() {
 	})
 	a.describe(http.MethodPost, "/v1/policies/check", "Find a policy's mistakes without applying it", nil)
 
-	type deleteIn struct {
+	type policyDeleteIn struct {
 		Name  string `path:"name" maxLength:"64"`
 		Match string `header:"If-Match"`
 	}
 	register(a, operation{method: http.MethodDelete, path: "/v1/policies/{name}", summary: "Take a policy out of force", status: http.StatusNoContent},
-		func(ctx context.Context, c *caller, in *deleteIn) (*none, error) {
+		func(ctx context.Context, c *caller, in *policyDeleteIn) (*none, error) {
 			v, err := ifMatch(in.Match, -1)
 			if err != nil {
 				return nil, err
@@ -115,7 +115,7 @@ func (a *API) applyPolicy(w http.ResponseWriter, r *http.Request, c *caller) err
 }
 
 func (a *API) explainRoute() {
-	type explainIn struct {
+	type policyExplainIn struct {
 		Body struct {
 			Subject  watchword.SubjectID `json:"subject" maxLength:"64"`
 			Action   string              `json:"action" enum:"pub,sub,call,get,put,post,patch,delete"`
@@ -123,9 +123,9 @@ func (a *API) explainRoute() {
 			Args     json.RawMessage     `json:"args,omitempty"`
 		}
 	}
-	type explainOut struct{ Body policy.Explanation }
+	type policyExplainOut struct{ Body policy.Explanation }
 	register(a, operation{method: http.MethodPost, path: "/v1/explain", summary: "Why a request is allowed or denied"},
-		func(ctx context.Context, c *caller, in *explainIn) (*explainOut, error) {
+		func(ctx context.Context, c *caller, in *policyExplainIn) (*policyExplainOut, error) {
 			q := in.Body
 			if !explainable(q.Action, q.Resource) {
 				return nil, watchword.RefuseField("resource", "must be topic:…, fn:DEVICE/FUNCTION or api:/…, with an action that it has")
@@ -141,7 +141,7 @@ func (a *API) explainRoute() {
 			if err != nil {
 				return nil, err
 			}
-			return &explainOut{e}, nil
+			return &policyExplainOut{e}, nil
 		})
 }
 

@@ -26,7 +26,7 @@ func viewSessions(ss []*session.Session) []Session {
 }
 
 func (a *API) sessionRoutes() {
-	type listOut struct {
+	type sessionListOut struct {
 		Body struct {
 			Sessions []Session `json:"sessions"`
 		}
@@ -34,12 +34,12 @@ func (a *API) sessionRoutes() {
 	type sessionID struct {
 		ID watchword.SessionID `path:"id" maxLength:"64"`
 	}
-	type listIn struct {
+	type sessionListIn struct {
 		Device watchword.SubjectID `query:"device" maxLength:"64"`
 	}
 	register(a, operation{method: http.MethodGet, path: "/v1/sessions", summary: "Live sessions on this node"},
-		func(ctx context.Context, c *caller, in *listIn) (*listOut, error) {
-			out := &listOut{}
+		func(ctx context.Context, c *caller, in *sessionListIn) (*sessionListOut, error) {
+			out := &sessionListOut{}
 			out.Body.Sessions = viewSessions(a.Guard.Sessions(c.Tenant(), in.Device))
 			return out, nil
 		})
@@ -58,19 +58,19 @@ func (a *API) sessionRoutes() {
 		})
 
 	register(a, operation{method: http.MethodGet, path: "/v1/self/sessions", summary: "My live sessions"},
-		func(ctx context.Context, c *caller, _ *none) (*listOut, error) {
-			out := &listOut{}
+		func(ctx context.Context, c *caller, _ *none) (*sessionListOut, error) {
+			out := &sessionListOut{}
 			out.Body.Sessions = viewSessions(a.Guard.Sessions(c.Tenant(), c.Subject()))
 			return out, nil
 		})
-	type refreshOut struct {
+	type sessionRefreshOut struct {
 		Body struct {
 			ID        watchword.SessionID `json:"id"`
 			ExpiresAt time.Time           `json:"expires_at"`
 		}
 	}
 	register(a, operation{method: http.MethodPut, path: "/v1/self/sessions/{id}", summary: "Refresh a live session with the token of this request"},
-		func(ctx context.Context, c *caller, in *sessionID) (*refreshOut, error) {
+		func(ctx context.Context, c *caller, in *sessionID) (*sessionRefreshOut, error) {
 			s := a.Guard.Session(c.Tenant(), in.ID)
 			if s == nil || s.Authority() == nil || s.Authority().Subject() != c.Subject() {
 				return nil, watchword.Refuse(watchword.NotFound, "no such session")
@@ -78,7 +78,7 @@ func (a *API) sessionRoutes() {
 			if err := s.Refresh(ctx, c.papers); err != nil {
 				return nil, err
 			}
-			out := &refreshOut{}
+			out := &sessionRefreshOut{}
 			out.Body.ID, out.Body.ExpiresAt = s.ID(), s.Authority().Expires().UTC()
 			return out, nil
 		})

@@ -50,7 +50,7 @@ type twinOut struct {
 
 func (a *API) twinRoutes() {
 	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}/twin", summary: "A device's wanted configuration and reported state"},
-		func(ctx context.Context, c *caller, in *deviceID) (*twinOut, error) {
+		func(ctx context.Context, c *caller, in *OfDevice) (*twinOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
@@ -62,7 +62,7 @@ func (a *API) twinRoutes() {
 		})
 
 	type configIn struct {
-		deviceID
+		OfDevice
 		Match   string `header:"If-Match"`
 		Body    map[string]any
 		RawBody []byte

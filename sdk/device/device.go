@@ -45,7 +45,7 @@ type Options struct {
 type Device struct {
 	dir  string
 	o    Options
-	lock *os.File
+	lock *os.File // nil where the folder is shared
 
 	signer *jose.Signer // nil until the keys exist
 	opener *jose.Opener
@@ -143,6 +143,10 @@ func (d *Device) ready(fresh bool) error {
 		return err
 	}
 	if err := d.use(&t); err != nil {
+		return err
+	}
+	if d.lock == nil {
+		d.journal, err = lookAtJournal(d.path(journalFile))
 		return err
 	}
 	if d.journal, err = openJournal(d.path(journalFile), fresh); err != nil {
@@ -258,5 +262,31 @@ func (d *Device) Close() error {
 	if d.client != nil {
 		d.client.HTTP.CloseIdleConnections()
 	}
-	return errors.Join(append(errs, d.lock.Close())...)
+	if d.lock != nil {
+		errs = append(errs, d.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// OpenShared opens the folder of an enrolled device beside a process that runs
+// it: for tokens, assertions and publishing. It neither enrolls nor obeys.
+func OpenShared(dir string, o Options) (*Device, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &Device{dir: dir, o: o}
+	if err := d.loadKeys(); err != nil {
+		return nil, err
+	}
+	if d.id, err = readIdentity(dir); err != nil || d.id == nil {
+		return d, err
+	}
+	return d, d.ready(false)
 }

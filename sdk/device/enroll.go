@@ -25,6 +25,9 @@ import (
 // by another link; pin_mismatch, bundle_invalid, peer_untrusted where the server
 // is not the link's; code_invalid, rate_limited, unavailable.
 func (d *Device) Enroll(ctx context.Context, link string) error {
+	if d.lock == nil {
+		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to enroll")
+	}
 	server, code, pin, err := token.ParseLink(link)
 	if err != nil {
 		return err

@@ -90,6 +90,18 @@ func openJournal(path string, fresh bool) (*journal, error) {
 	return j, nil
 }
 
+// lookAtJournal reads a journal that another process may be writing. Nothing can
+// be begun with it.
+func lookAtJournal(path string) (*journal, error) {
+	b, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	j := &journal{path: path, torn: watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to obey")}
+	_, err = j.replay(b)
+	return j, err
+}
+
 // cut takes off a torn last line and makes the file's name durable.
 func (j *journal) cut(good int64) error {
 	if err := j.f.Truncate(good); err != nil {
@@ -242,4 +254,9 @@ func (j *journal) compact() error {
 	return err
 }
 
-func (j *journal) close() error { return j.f.Close() }
+func (j *journal) close() error {
+	if j.f == nil {
+		return nil
+	}
+	return j.f.Close()
+}

@@ -103,3 +103,12 @@ func checkPeer(shown []*x509.Certificate, server string, t *token.Trust, now tim
 	}
 	return nil
 }
+
+// HTTPClient returns a client that trusts the server of the trust bundle and
+// nobody else: for requests of one's own. Code: conflict before the device is enrolled.
+func (d *Device) HTTPClient() (*http.Client, error) {
+	if d.id == nil {
+		return nil, errNotEnrolled()
+	}
+	return &http.Client{Transport: &d.road, CheckRedirect: rest.NoRedirects}, nil
+}

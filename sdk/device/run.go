@@ -31,6 +31,9 @@ func (d *Device) Run(ctx context.Context) error {
 	if d.id == nil {
 		return errNotEnrolled()
 	}
+	if d.lock == nil {
+		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to obey")
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	acting := make(chan inHand)
 	acted := make(chan error, 1)
@@ -307,4 +310,12 @@ func (b *backoff) wait(ctx context.Context, err error) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// HandIn sends a receipt that [Device.Obey] returned, for transports of one's own.
+func (d *Device) HandIn(ctx context.Context, receipt string) error {
+	if d.id == nil {
+		return errNotEnrolled()
+	}
+	return d.postReceipt(ctx, receipt)
 }

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword/sdk/agent"
+	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/token"
+)
+
+func (a *app) agentCommand() *cobra.Command {
+	return group("agent", "The device's side, for anything that runs Linux", a.agentEnroll(), a.agentRun(), a.agentToken(), a.agentAssertion(), a.agentStatus())
+}
+
+func dirFlag(c *cobra.Command) *string {
+	dir := c.Flags().String("dir", "", "the device's folder")
+	_ = c.MarkFlagRequired("dir") // the flag is there
+	return dir
+}
+
+func (a *app) agentEnroll() *cobra.Command {
+	c := &cobra.Command{Use: "enroll LINK|FILE|- --dir DIR", Short: "Make keys, and become the device of a one-time link", Args: args(cobra.ExactArgs(1))}
+	dir := dirFlag(c)
+	sign := c.Flags().String("sign", "P-256", "curve of the signing key: P-256 or Ed25519")
+	seal := c.Flags().String("seal", "P-256", "curve of the sealing key: P-256 or X25519")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if *sign != "P-256" && *sign != "Ed25519" {
+			return usage("--sign must be P-256 or Ed25519")
+		}
+		if *seal != "P-256" && *seal != "X25519" {
+			return usage("--seal must be P-256 or X25519")
+		}
+		link := args[0]
+		if !strings.HasPrefix(link, "https://") {
+			b, err := readInput(link, 4096)
+			if err != nil {
+				return err
+			}
+			link = strings.TrimSpace(string(b))
+		}
+		d, err := device.OpenWith(*dir, device.Options{SignCurve: *sign, SealCurve: *seal})
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		if err := d.Enroll(c.Context(), link); err != nil {
+			return err
+		}
+		return a.printStatus(d)
+	}
+	return c
+}
+
+// status is what an agent's folder says of itself.
+type status struct {
+	Enrolled bool   `json:"enrolled"`
+	ID       string `json:"id,omitempty"`
+	Server   string `json:"server,omitempty"`
+	Sign     string `json:"sign_key,omitempty"`
+	Seal     string `json:"seal_key,omitempty"`
+	Epoch    int64  `json:"epoch"`
+	Seq      int64  `json:"seq"`
+	Bundle   int64  `json:"trust_version,omitempty"`
+	Until    string `json:"trust_until,omitempty"`
+	CA       string `json:"ca,omitempty"`
+}
+
+func (a *app) printStatus(d *device.Device) error {
+	s := status{Enrolled: d.Enrolled(), ID: string(d.ID()), Server: d.Server()}
+	if sign, seal := d.Keys(); sign != nil {
+		s.Sign, s.Seal = string(sign.ID()), string(seal.ID())
+	}
+	if t := d.Trust(); t != nil {
+		s.Bundle, s.Until, s.CA = t.Version, t.Expires.UTC().Format("2006-01-02T15:04:05Z"), d.CAFile()
+	}
+	s.Epoch, s.Seq = d.Position()
+	return a.print(s, func(w io.Writer) {
+		if !s.Enrolled {
+			fmt.Fprintln(w, "not enrolled")
+			return
+		}
+		fmt.Fprintf(w, "device\t%s\nserver\t%s\nsign key\t%s\nseal key\t%s\nlast command\t%d.%d\ntrust bundle\tversion %d, until %s\nca\t%s\n",
+			s.ID, s.Server, s.Sign, s.Seal, s.Epoch, s.Seq, s.Bundle, s.Until, s.CA)
+	})
+}
+
+func (a *app) agentStatus() *cobra.Command {
+	c := &cobra.Command{Use: "status --dir DIR", Short: "What the device's folder holds", Args: args(cobra.NoArgs)}
+	dir := dirFlag(c)
+	c.RunE = func(*cobra.Command, []string) error {
+		return onDevice(*dir, a.printStatus)
+	}
+	return c
+}
+
+// onDevice opens a folder that is there and calls f.
+func onDevice(dir string, f func(*device.Device) error) error {
+	if _, err := os.Stat(dir); err != nil {
+		return err
+	}
+	d, err := device.OpenShared(dir, device.Options{})
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(d), d.Close())
+}
+
+func (a *app) agentToken() *cobra.Command {
+	c := &cobra.Command{Use: "token --dir DIR", Short: "Print an access token, for a stock client", Args: args(cobra.NoArgs)}
+	dir := dirFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return onDevice(*dir, func(d *device.Device) error {
+			t, err := d.NewToken(c.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(map[string]string{"access_token": t}, func(w io.Writer) { fmt.Fprintln(w, t) })
+		})
+	}
+	return c
+}
+
+func (a *app) agentAssertion() *cobra.Command {
+	c := &cobra.Command{Use: "assertion --dir DIR", Short: "Print a client assertion, good once, for five minutes", Args: args(cobra.NoArgs)}
+	dir := dirFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return onDevice(*dir, func(d *device.Device) error {
+			t, err := d.Assertion(token.AssertionLife)
+			if err != nil {
+				return err
+			}
+			return a.print(map[string]string{"client_assertion": t}, func(w io.Writer) { fmt.Fprintln(w, t) })
+		})
+	}
+	return c
+}
+
+func (a *app) agentRun() *cobra.Command {
+	c := &cobra.Command{Use: "run --dir DIR", Short: "Keep a session up, carry out commands, publish lines", Args: args(cobra.NoArgs)}
+	dir := dirFlag(c)
+	functions := c.Flags().String("functions", "", "TOML file that maps functions to programs")
+	stream := c.Flags().String("stdin", "", "publish each line of standard input in this stream; ends at its end")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+		d, err := device.OpenWith(*dir, device.Options{Log: log})
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		if !d.Enrolled() {
+			return usage("%s is not enrolled; see watchword agent enroll", *dir)
+		}
+		if *functions != "" {
+			fs, err := agent.Load(*functions)
+			if err != nil {
+				return err
+			}
+			agent.Register(d, fs)
+		}
+		return runAgent(c.Context(), d, *stream)
+	}
+	return c
+}
+
+func runAgent(ctx context.Context, d *device.Device, stream string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ran := make(chan error, 1)
+	go func() { ran <- d.Run(ctx) }()
+	fmt.Fprintf(os.Stderr, "%s runs against %s\n", d.ID(), d.Server())
+	if stream == "" {
+		return <-ran
+	}
+	read := make(chan error, 1)
+	go func() {
+		read <- agent.Lines(ctx, os.Stdin, func(ctx context.Context, v any) error { return d.Publish(ctx, stream, v) })
+	}()
+	select {
+	case err := <-ran:
+		return err
+	case err := <-read:
+		cancel()
+		return errors.Join(err, <-ran)
+	}
+}

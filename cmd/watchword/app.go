@@ -1,0 +1,186 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/admin"
+)
+
+// app is what every command shares.
+type app struct {
+	format string
+	json   bool
+	data   string
+}
+
+func (a *app) prepare() error {
+	if a.json {
+		a.format = "json"
+	}
+	switch a.format {
+	case "table", "json", "jsonl":
+	default:
+		f := a.format
+		a.format = "table"
+		return usage("-o %s: must be table, json or jsonl", f)
+	}
+	if a.data == "" {
+		a.data = os.Getenv("WATCHWORD_DATA")
+	}
+	if a.data == "" {
+		a.data = defaultData()
+	}
+	return nil
+}
+
+// defaultData is where server and tool meet if nobody says otherwise.
+func defaultData() string {
+	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
+		return filepath.Join(d, "watchword")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "watchword-data"
+	}
+	return filepath.Join(home, ".local", "share", "watchword")
+}
+
+// client returns the client of the server on this machine.
+func (a *app) client() (*admin.Client, error) { return admin.Local(a.data) }
+
+// print writes a result: JSON as it is, or what table writes.
+func (a *app) print(v any, table func(w io.Writer)) error {
+	if a.format == "table" {
+		w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
+		table(w)
+		return w.Flush()
+	}
+	enc := json.NewEncoder(os.Stdout)
+	enc.SetEscapeHTML(false)
+	if a.format == "json" {
+		enc.SetIndent("", "  ")
+	}
+	return enc.Encode(v)
+}
+
+// printList writes many results: a table, one JSON array, or one JSON a line.
+func printList[T any](a *app, items []T, head string, row func(w io.Writer, v T)) error {
+	if a.format == "jsonl" {
+		for _, v := range items {
+			if err := a.print(v, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if items == nil {
+		items = []T{}
+	}
+	return a.print(items, func(w io.Writer) {
+		fmt.Fprintln(w, head)
+		for _, v := range items {
+			row(w, v)
+		}
+	})
+}
+
+func (a *app) printProblem(code watchword.Code, detail string) {
+	b, err := json.Marshal(map[string]any{"type": "urn:watchword:error:" + string(code), "title": code, "code": code, "detail": detail})
+	if err != nil {
+		b = []byte(code)
+	}
+	fmt.Fprintln(os.Stderr, string(b))
+}
+
+// sure asks before something is destroyed: on a terminal; elsewhere --yes must have said so.
+func sure(yes bool, question string) error {
+	if yes {
+		return nil
+	}
+	if !terminal(os.Stdin) || !terminal(os.Stderr) {
+		return usage("%s: needs --yes where nobody can be asked", question)
+	}
+	fmt.Fprintf(os.Stderr, "%s? [y/N] ", question)
+	line, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	if err != nil || !strings.EqualFold(strings.TrimSpace(line), "y") {
+		fmt.Fprintln(os.Stderr, "nothing was done")
+		return &exit{1}
+	}
+	return nil
+}
+
+func terminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+}
+
+// labels reads -l k=v flags.
+func labels(pairs []string) (watchword.Labels, error) {
+	l := watchword.Labels{}
+	for _, p := range pairs {
+		k, v, ok := strings.Cut(p, "=")
+		if !ok {
+			return nil, usage("-l %s: must be key=value", p)
+		}
+		l[k] = v
+	}
+	return l, nil
+}
+
+// arguments reads k=v and k:=JSON into one JSON object.
+func arguments(pairs []string) (json.RawMessage, error) {
+	out := map[string]json.RawMessage{}
+	for _, p := range pairs {
+		k, v, ok := strings.Cut(p, "=")
+		if !ok || k == "" || k == ":" {
+			return nil, usage("%s: must be key=text or key:=JSON", p)
+		}
+		raw, err := json.Marshal(v)
+		if name, isJSON := strings.CutSuffix(k, ":"); isJSON {
+			k, raw = name, []byte(v)
+			if !json.Valid(raw) {
+				return nil, usage("%s: what stands after := is no JSON", p)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		if _, twice := out[k]; twice {
+			return nil, usage("%s stands twice", k)
+		}
+		out[k] = raw
+	}
+	return json.Marshal(out)
+}
+
+// readInput reads a file, or standard input for "-".
+func readInput(name string, most int64) ([]byte, error) {
+	f := os.Stdin
+	if name != "-" {
+		var err error
+		if f, err = os.Open(name); err != nil {
+			return nil, err
+		}
+		defer f.Close()
+	}
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = watchword.Refuse(watchword.TooLarge, "%s is over %d bytes", name, most)
+	}
+	return b, err
+}
+
+func ago(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+
+func yesFlag(c *cobra.Command) *bool { return c.Flags().Bool("yes", false, "do not ask") }

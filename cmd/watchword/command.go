@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/admin"
+)
+
+func (a *app) commandCommand() *cobra.Command {
+	return group("command", "Commands: signed, sealed, answered with a receipt",
+		a.commandSend(), a.commandList(), a.commandShow(), a.commandCancel())
+}
+
+func (a *app) commandSend() *cobra.Command {
+	c := &cobra.Command{
+		Use: "send DEVICE FUNCTION [k=text | k:=JSON]…", Short: "Order a device to run a function",
+		Args: args(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs,
+		Example: "  watchword command send lamp-7 lamp.set level:=40 --wait 10s",
+	}
+	ttl := c.Flags().Duration("ttl", admin.DefaultTTL, "until when it may be begun; at most 24h")
+	wait := c.Flags().Duration("wait", 0, "wait for the receipt")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		in, err := arguments(args[2:])
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		cmd, err := cl.Send(c.Context(), admin.Order{Device: watchword.SubjectID(args[0]), Function: args[1], Args: in, TTL: *ttl})
+		if err != nil {
+			return err
+		}
+		if *wait <= 0 {
+			return a.print(cmd, func(w io.Writer) { fmt.Fprintln(w, cmd.ID) })
+		}
+		if a.format == "table" {
+			fmt.Fprintf(os.Stdout, "%s  for %s, number %d, ordered and signed by %s\n", cmd.ID, cmd.Device, cmd.Seq, cl.Subject())
+		}
+		if cmd, err = awaitCommand(c.Context(), cl, cmd, *wait); err != nil {
+			return err
+		}
+		if err := a.print(cmd, func(w io.Writer) { printCourse(w, cmd) }); err != nil {
+			return err
+		}
+		return statusOfCommand(cmd.State)
+	}
+	return c
+}
+
+// awaitCommand waits in steps that the server allows.
+func awaitCommand(ctx context.Context, cl *admin.Client, cmd admin.Command, wait time.Duration) (admin.Command, error) {
+	const most = 50 * time.Second
+	for end := time.Now().Add(wait); !cmd.State.Final(); {
+		left := time.Until(end)
+		if left < time.Millisecond {
+			return cmd, nil
+		}
+		next, err := cl.Command(ctx, cmd.ID, min(left, most))
+		if err != nil {
+			return cmd, err
+		}
+		cmd = next
+	}
+	return cmd, nil
+}
+
+// printCourse prints how a command went, with times since it was stored.
+func printCourse(w io.Writer, c admin.Command) {
+	since := func(t *time.Time) int64 { return t.Sub(c.CreatedAt).Milliseconds() }
+	if c.SentAt != nil {
+		fmt.Fprintf(w, "sent\t+%d ms\tsealed to the device (ECDH-ES, A256GCM)\n", since(c.SentAt))
+	}
+	if c.DeliveredAt != nil {
+		fmt.Fprintf(w, "delivered\t+%d ms\n", since(c.DeliveredAt))
+	}
+	switch {
+	case c.Receipt != nil && c.SettledAt != nil:
+		fmt.Fprintf(w, "%s\t+%d ms\treceipt verified, key %.8s…%s\n", c.State, since(c.SettledAt), c.Receipt.Key, result(c.Receipt.Result))
+	case c.SettledAt != nil:
+		fmt.Fprintf(w, "%s\t+%d ms\n", c.State, since(c.SettledAt))
+	default:
+		fmt.Fprintf(w, "%s\tno receipt yet; it may be begun until %s\n", c.State, ago(c.ExpiresAt))
+	}
+}
+
+func result(r json.RawMessage) string {
+	if len(r) == 0 || string(r) == "null" {
+		return ""
+	}
+	return ", result " + string(r)
+}
+
+// statusOfCommand is the exit status of a command that was waited for.
+func statusOfCommand(s watchword.CommandState) error {
+	switch s {
+	case watchword.Done:
+		return nil
+	case watchword.Refused:
+		return &exit{6}
+	case watchword.Failed, watchword.Interrupted, watchword.Cancelled:
+		return &exit{1}
+	default:
+		return &exit{7}
+	}
+}
+
+func (a *app) commandList() *cobra.Command {
+	c := &cobra.Command{Use: "list [DEVICE]", Short: "Commands, newest first", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs}
+	state := c.Flags().String("state", "", "only in this state")
+	by := c.Flags().String("by", "", "only ordered by this subject")
+	limit := c.Flags().Int("limit", 50, "how many")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		f := admin.Filter{State: watchword.CommandState(*state), By: watchword.SubjectID(*by)}
+		if len(args) > 0 {
+			f.Device = watchword.SubjectID(args[0])
+		}
+		cs, err := cl.Commands(c.Context(), f, *limit)
+		if err != nil {
+			return err
+		}
+		return printList(a, cs, "ID\tDEVICE\tSEQ\tFUNCTION\tSTATE\tBY\tCREATED", func(w io.Writer, c admin.Command) {
+			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", c.ID, c.Device, c.Seq, c.Function, c.State, c.By, ago(c.CreatedAt))
+		})
+	}
+	return c
+}
+
+func (a *app) commandShow() *cobra.Command {
+	return &cobra.Command{Use: "show ID", Short: "One command with its course and receipt", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		cmd, err := cl.Command(c.Context(), watchword.CommandID(args[0]), 0)
+		if err != nil {
+			return err
+		}
+		return a.print(cmd, func(w io.Writer) {
+			fmt.Fprintf(w, "id\t%s\ndevice\t%s\nfunction\t%s %s\nnumber\t%d.%d\nby\t%s, key %.8s…\ncreated\t%s\nends\t%s\n",
+				cmd.ID, cmd.Device, cmd.Function, cmd.Args, cmd.Epoch, cmd.Seq, cmd.By, cmd.ByKey, ago(cmd.CreatedAt), ago(cmd.ExpiresAt))
+			printCourse(w, cmd)
+		})
+	}}
+}
+
+func (a *app) commandCancel() *cobra.Command {
+	return &cobra.Command{Use: "cancel ID", Short: "Take back a command that is still queued", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		cmd, err := cl.Cancel(c.Context(), watchword.CommandID(args[0]))
+		if err != nil {
+			return err
+		}
+		return a.print(cmd, func(w io.Writer) { fmt.Fprintf(w, "%s is %s\n", cmd.ID, cmd.State) })
+	}}
+}

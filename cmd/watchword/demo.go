@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword/server"
+)
+
+func (a *app) demoCommand() *cobra.Command {
+	c := &cobra.Command{Use: "demo", Short: "The whole way of a device, on loopback, in one process", Args: args(cobra.NoArgs)}
+	devices := c.Flags().Int("devices", 3, "how many devices, 3 to 50")
+	once := c.Flags().Bool("once", false, "end after the tour")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if *devices < 3 || *devices > 50 {
+			return usage("--devices must be 3 to 50")
+		}
+		return a.demo(c.Context(), *devices, *once)
+	}
+	return c
+}
+
+// step is one step of the tour, as --json prints it.
+type step struct {
+	Name   string  `json:"name"`
+	OK     bool    `json:"ok"`
+	MS     float64 `json:"ms"`
+	Detail string  `json:"detail,omitempty"`
+}
+
+// demo runs the tour in a folder that is gone afterwards.
+func (a *app) demo(ctx context.Context, devices int, once bool) (err error) {
+	dir, err := os.MkdirTemp("", "watchword-demo-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	t := &tour{dir: dir, data: filepath.Join(dir, "server"), count: devices, out: os.Stdout}
+	if a.format != "table" {
+		t.out = io.Discard
+	}
+	t.colour = t.out == os.Stdout && terminal(os.Stdout) && os.Getenv("NO_COLOR") == ""
+	logs, err := os.OpenFile(filepath.Join(dir, "server.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer logs.Close()
+	t.log = slog.New(slog.NewTextHandler(logs, nil))
+	ctx, cancel := context.WithCancel(ctx)
+	ok := t.run(ctx)
+	if a.format != "table" {
+		if err := a.print(map[string]any{"ok": ok, "steps": t.steps}, nil); err != nil {
+			cancel()
+			return err
+		}
+	}
+	if ok && !once {
+		t.stay(ctx)
+	}
+	cancel()
+	if err := t.close(); err != nil {
+		return err
+	}
+	if !ok {
+		return &exit{1}
+	}
+	return nil
+}
+
+// stay keeps everything running until somebody interrupts.
+func (t *tour) stay(ctx context.Context) {
+	t.say("\nEverything goes on running. In another terminal:\n\n"+
+		"  export WATCHWORD_DATA=%s\n"+
+		"  watchword device list\n"+
+		"  watchword command send lamp-1 lamp.set level:=70 --wait 10s\n"+
+		"  watchword event watch\n"+
+		"  watchword policy explain --subject lamp-1 --action call --resource fn:lamp-2/lamp.set level:=99\n"+
+		"  watchword audit list\n\nInterrupt (Ctrl-C) to end it; the folder is then deleted.\n", t.data)
+	for n := 0; ; n++ {
+		timer := time.NewTimer(5 * time.Second)
+		select {
+		case <-timer.C:
+			for _, l := range t.lamps[:2] {
+				if err := l.dev.Publish(ctx, "lux", 30+n%20); err != nil && ctx.Err() == nil {
+					t.log.Warn("publish", slog.Any("err", err))
+				}
+			}
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+func (t *tour) say(format string, a ...any) { fmt.Fprintf(t.out, format, a...) }
+
+// run goes through the steps and stops at the first that fails.
+func (t *tour) run(ctx context.Context) bool {
+	t.say("Watchword: three lamps, an operator, and a burglar. All on loopback, all for real.\n\n")
+	for _, s := range []struct {
+		name string
+		do   func(context.Context) (string, error)
+	}{
+		{"serve", t.serve},
+		{"enroll", t.enroll},
+		{"token", t.token},
+		{"connect", t.connect},
+		{"publish", t.publish},
+		{"publish_denied", t.publishDenied},
+		{"call_denied", t.callDenied},
+		{"command", t.command},
+		{"receipt", t.receipt},
+		{"forged_command_refused", t.forged},
+		{"replayed_command_refused", t.replayed},
+		{"refresh", t.refresh},
+		{"revoke", t.revoke},
+		{"cut", t.cut},
+	} {
+		limit, cancel := context.WithTimeout(ctx, 30*time.Second)
+		start := time.Now()
+		detail, err := s.do(limit)
+		cancel()
+		took := time.Since(start)
+		if t.took > 0 { // the step knows better what counted
+			took, t.took = t.took, 0
+		}
+		done := step{Name: s.name, OK: err == nil, MS: float64(took.Microseconds()) / 1000, Detail: detail}
+		if err != nil {
+			done.Detail = err.Error()
+		}
+		t.steps = append(t.steps, done)
+		t.tell(done)
+		if err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// tell prints a step as a line of the story.
+func (t *tour) tell(s step) {
+	mark, on, dim, off := "ok  ", "", "", ""
+	if !s.OK {
+		mark = "FAIL"
+	}
+	if t.colour {
+		on, dim, off = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+		if !s.OK {
+			on = "\x1b[31m"
+		}
+	}
+	t.say("%s%s%s  %-25s %s%8.1f ms%s  %s\n", on, mark, off, s.Name, dim, s.MS, off, s.Detail)
+}
+
+// close ends the devices, then the server.
+func (t *tour) close() error {
+	if t.stop != nil {
+		t.stop()
+	}
+	t.running.Wait()
+	var errs []error
+	for _, l := range t.lamps {
+		if l.dev != nil {
+			errs = append(errs, l.dev.Close())
+		}
+	}
+	if t.served != nil {
+		t.down()
+		errs = append(errs, <-t.served)
+	}
+	return errors.Join(errs...)
+}
+
+// serve starts the server on an empty folder.
+func (t *tour) serve(ctx context.Context) (string, error) {
+	cfg := server.Defaults()
+	cfg.Data = t.data
+	cfg.Server.HTTPS = "localhost:0"
+	if err := cfg.Check(); err != nil {
+		return "", err
+	}
+	s, err := server.New(ctx, cfg, server.Options{Log: t.log, Version: version()})
+	if err != nil {
+		return "", err
+	}
+	up, down := context.WithCancel(context.Background())
+	t.down, t.served = down, make(chan error, 1)
+	go func() { t.served <- s.Run(up) }()
+	select {
+	case <-s.Ready():
+	case err := <-t.served:
+		t.served <- err
+		return "", err
+	}
+	return fmt.Sprintf("%s, with keys, store, authority and operator of its own", s.Info().URL), nil
+}
+
+func claimsOf(payload []byte) (c struct {
+	Perm []json.RawMessage `json:"perm"`
+	EXP  int64             `json:"exp"`
+	IAT  int64             `json:"iat"`
+}, err error,
+) {
+	err = json.Unmarshal(payload, &c)
+	return c, err
+}

@@ -1,0 +1,292 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"rsc.io/qr"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/admin"
+)
+
+func (a *app) deviceCommand() *cobra.Command {
+	return group("device", "Devices: add, look, stop",
+		a.deviceCreate(), a.deviceLink(), a.deviceList(), a.deviceShow(), a.deviceLabel(),
+		a.deviceSuspend(), a.deviceResume(), a.deviceRevoke(), a.deviceDelete())
+}
+
+// deviceIDs completes the ids of devices from the live server.
+func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
+	var ids []string
+	if len(have) > 0 || a.prepare() != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	cl, err := a.client()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	err = cl.Devices(c.Context(), nil, "", func(d admin.Device) error {
+		if strings.HasPrefix(string(d.ID), start) && len(ids) < 200 {
+			ids = append(ids, string(d.ID))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) deviceCreate() *cobra.Command {
+	c := &cobra.Command{Use: "create ID", Short: "Add a device; out comes its one-time enrollment link", Args: args(cobra.ExactArgs(1))}
+	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; again for more")
+	ttl := c.Flags().Duration("ttl", 0, "life of the link (default 24h)")
+	picture := c.Flags().Bool("qr", false, "draw the link as a QR picture too")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		l, err := labels(*pairs)
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		d, err := cl.CreateDevice(c.Context(), watchword.SubjectID(args[0]), l, *ttl)
+		if err != nil {
+			return err
+		}
+		return a.printLink(d, d.Enrollment, *picture)
+	}
+	return c
+}
+
+func (a *app) deviceLink() *cobra.Command {
+	c := &cobra.Command{Use: "link ID", Short: "A new one-time link for a device that is new or revoked", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	ttl := c.Flags().Duration("ttl", 0, "life of the link (default 24h)")
+	picture := c.Flags().Bool("qr", false, "draw the link as a QR picture too")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		e, err := cl.Link(c.Context(), watchword.SubjectID(args[0]), *ttl)
+		if err != nil {
+			return err
+		}
+		return a.printLink(e, &e, *picture)
+	}
+	return c
+}
+
+// printLink prints v, or the link alone on standard output and what to do with it beside.
+func (a *app) printLink(v any, e *admin.Enrollment, picture bool) error {
+	if e == nil { // a replayed creation: the link was shown once
+		return a.print(v, func(w io.Writer) { fmt.Fprintln(w, "exists already; watchword device link makes a new link") })
+	}
+	if err := a.print(v, func(w io.Writer) { fmt.Fprintln(w, e.Link) }); err != nil {
+		return err
+	}
+	if picture {
+		if err := drawQR(os.Stderr, e.Link); err != nil {
+			return err
+		}
+	}
+	if a.format == "table" {
+		fmt.Fprintf(os.Stderr, "one use, until %s; on the device: watchword agent enroll 'LINK' --dir DIR\n", ago(e.ExpiresAt))
+	}
+	return nil
+}
+
+// drawQR draws with half blocks, two rows a line, dark on light.
+func drawQR(w io.Writer, text string) error {
+	code, err := qr.Encode(text, qr.L)
+	if err != nil {
+		return err
+	}
+	const quiet = 4
+	for y := -quiet; y < code.Size+quiet; y += 2 {
+		var line strings.Builder
+		for x := -quiet; x < code.Size+quiet; x++ {
+			switch top, bottom := code.Black(x, y), code.Black(x, y+1); {
+			case top && bottom:
+				line.WriteString(" ")
+			case top:
+				line.WriteString("▄")
+			case bottom:
+				line.WriteString("▀")
+			default:
+				line.WriteString("█")
+			}
+		}
+		fmt.Fprintln(w, line.String())
+	}
+	return nil
+}
+
+func (a *app) deviceList() *cobra.Command {
+	c := &cobra.Command{Use: "list", Short: "Devices by label and state", Args: args(cobra.NoArgs)}
+	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; again for more")
+	state := c.Flags().String("state", "", "new, active, suspended or revoked")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		l, err := labels(*pairs)
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		var ds []admin.Device
+		if err := cl.Devices(c.Context(), l, watchword.State(*state), func(d admin.Device) error {
+			ds = append(ds, d)
+			return nil
+		}); err != nil {
+			return err
+		}
+		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED", func(w io.Writer, d admin.Device) {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, ago(d.ChangedAt))
+		})
+	}
+	return c
+}
+
+func (a *app) deviceShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show ID", Short: "One device: keys, functions, live sessions", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs,
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			d, err := cl.Device(c.Context(), watchword.SubjectID(args[0]))
+			if err != nil {
+				return err
+			}
+			return a.print(d, func(w io.Writer) { showDevice(w, d) })
+		},
+	}
+}
+
+func showDevice(w io.Writer, d admin.Device) {
+	fmt.Fprintf(w, "id\t%s\nstate\t%s\nlabels\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, d.Version, ago(d.CreatedAt), ago(d.ChangedAt))
+	for _, k := range d.Keys {
+		fmt.Fprintf(w, "key\t%s  %s, %s, since %s\n", k.ID, k.Purpose, k.State, ago(k.AddedAt))
+	}
+	for _, f := range d.Functions {
+		schema := ""
+		if len(f.Schema) > 0 {
+			schema = "  with a schema"
+		}
+		fmt.Fprintf(w, "function\t%s%s\n", f.Name, schema)
+	}
+	for _, s := range d.Sessions {
+		fmt.Fprintf(w, "session\t%s  %s from %s, until %s\n", s.ID, s.Transport, s.Remote, ago(s.ExpiresAt))
+	}
+}
+
+func (a *app) deviceLabel() *cobra.Command {
+	return &cobra.Command{
+		Use: "label ID k=v k-", Short: "Set labels, or take them away with k-", Args: args(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs,
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			id := watchword.SubjectID(args[0])
+			d, err := cl.Device(c.Context(), id)
+			if err != nil {
+				return err
+			}
+			for _, p := range args[1:] {
+				if k, gone := strings.CutSuffix(p, "-"); gone && !strings.Contains(p, "=") {
+					delete(d.Labels, k)
+				} else if k, v, ok := strings.Cut(p, "="); ok {
+					d.Labels[k] = v
+				} else {
+					return usage("%s: must be key=value, or key- to take it away", p)
+				}
+			}
+			d, err = cl.SetLabels(c.Context(), id, d.Labels, d.Version)
+			return a.printDevice(d, err)
+		},
+	}
+}
+
+func (a *app) printDevice(d admin.Device, err error) error {
+	if err != nil {
+		return err
+	}
+	return a.print(d, func(w io.Writer) { fmt.Fprintf(w, "%s is %s  %s\n", d.ID, d.State, d.Labels) })
+}
+
+func (a *app) deviceSuspend() *cobra.Command {
+	c := &cobra.Command{Use: "suspend ID", Short: "Stop everything of a device, until it is resumed", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	reason := c.Flags().String("reason", "", "goes into the log")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		return a.printDevice(cl.Suspend(c.Context(), watchword.SubjectID(args[0]), *reason))
+	}
+	return c
+}
+
+func (a *app) deviceResume() *cobra.Command {
+	return &cobra.Command{
+		Use: "resume ID", Short: "Give a suspended device back all it had", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs,
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			return a.printDevice(cl.Resume(c.Context(), watchword.SubjectID(args[0])))
+		},
+	}
+}
+
+func (a *app) deviceRevoke() *cobra.Command {
+	c := &cobra.Command{Use: "revoke ID --reason R", Short: "End a device's keys for good; live sessions end at once", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	reason := c.Flags().String("reason", "", "goes into the log; needed")
+	yes := yesFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if *reason == "" {
+			return usage("revoke needs --reason: whoever reads the log will ask")
+		}
+		if err := sure(*yes, "revoke "+args[0]+", for good"); err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		start := time.Now()
+		d, err := cl.Revoke(c.Context(), watchword.SubjectID(args[0]), *reason)
+		if err == nil && a.format == "table" {
+			fmt.Fprintf(os.Stderr, "every live session has ended, +%d ms\n", time.Since(start).Milliseconds())
+		}
+		return a.printDevice(d, err)
+	}
+	return c
+}
+
+func (a *app) deviceDelete() *cobra.Command {
+	c := &cobra.Command{Use: "delete ID", Short: "Revoke a device and never use its id again", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	yes := yesFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := sure(*yes, "delete "+args[0]+"; its id can never be used again"); err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		return cl.DeleteDevice(c.Context(), watchword.SubjectID(args[0]))
+	}
+	return c
+}

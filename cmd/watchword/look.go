@@ -1,0 +1,265 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/admin"
+)
+
+func (a *app) twinCommand() *cobra.Command {
+	show := &cobra.Command{Use: "show DEVICE", Short: "What is wanted and what was reported", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	show.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		t, err := cl.Twin(c.Context(), watchword.SubjectID(args[0]))
+		return a.printTwin(t, err)
+	}
+	set := &cobra.Command{Use: "set DEVICE k=text | k:=JSON | k-", Short: "Change the wanted configuration", Args: args(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs}
+	match := set.Flags().Int64("if-match", -1, "only if this version is wanted now")
+	set.RunE = func(c *cobra.Command, args []string) error { return a.setTwin(c.Context(), args, *match) }
+	return group("twin", "Configuration wanted and state reported", show, set)
+}
+
+func (a *app) printTwin(t admin.Twin, err error) error {
+	if err != nil {
+		return err
+	}
+	return a.print(t, func(w io.Writer) {
+		fmt.Fprintf(w, "wanted\tversion %d\t%s\n", t.ConfigVersion, t.Config)
+		fmt.Fprintf(w, "reported\t\t%s\n", t.State)
+	})
+}
+
+// setTwin changes single members and leaves the others.
+func (a *app) setTwin(ctx context.Context, args []string, match int64) error {
+	cl, err := a.client()
+	if err != nil {
+		return err
+	}
+	id := watchword.SubjectID(args[0])
+	t, err := cl.Twin(ctx, id)
+	if err != nil {
+		return err
+	}
+	doc := map[string]json.RawMessage{}
+	if len(t.Config) > 0 {
+		if err := json.Unmarshal(t.Config, &doc); err != nil {
+			return err
+		}
+	}
+	if doc == nil {
+		doc = map[string]json.RawMessage{}
+	}
+	var set []string
+	for _, p := range args[1:] {
+		if k, gone := strings.CutSuffix(p, "-"); gone && !strings.Contains(p, "=") {
+			delete(doc, k)
+		} else {
+			set = append(set, p)
+		}
+	}
+	in, err := arguments(set)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(in, &doc); err != nil {
+		return err
+	}
+	whole, err := json.Marshal(doc)
+	if err != nil {
+		return err
+	}
+	if match < 0 {
+		match = t.ConfigVersion // between reading and writing nobody else's change is lost
+	}
+	t, err = cl.SetConfig(ctx, id, whole, match)
+	return a.printTwin(t, err)
+}
+
+func (a *app) eventCommand() *cobra.Command {
+	watch := &cobra.Command{Use: "watch [DEVICE]", Short: "Events as they come, until interrupted", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs}
+	stream := watch.Flags().String("stream", "", "only this stream")
+	count := watch.Flags().Int("count", 0, "end after so many (0: never)")
+	watch.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		var id watchword.SubjectID
+		if len(args) > 0 {
+			id = watchword.SubjectID(args[0])
+		}
+		if a.format == "json" {
+			a.format = "jsonl"
+		}
+		n := 0
+		err = cl.Watch(c.Context(), id, *stream, func() { fmt.Fprintln(os.Stderr, "watching") }, func(e admin.Event) error {
+			if err := a.print(e, func(w io.Writer) {
+				data := string(e.Data)
+				if data == "" {
+					data = "base64:" + e.DataBase64
+				}
+				fmt.Fprintf(w, "%s  %s/%s  %s\n", e.At.Local().Format(time.TimeOnly), e.Device, e.Stream, data)
+			}); err != nil {
+				return err
+			}
+			if n++; n == *count {
+				return errEnough
+			}
+			return nil
+		})
+		if err == errEnough {
+			return nil
+		}
+		return err
+	}
+	return group("event", "What devices report", watch)
+}
+
+var errEnough = fmt.Errorf("enough")
+
+func (a *app) sessionCommand() *cobra.Command {
+	list := &cobra.Command{Use: "list [DEVICE]", Short: "Live sessions", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs, RunE: func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		var id watchword.SubjectID
+		if len(args) > 0 {
+			id = watchword.SubjectID(args[0])
+		}
+		ss, err := cl.Sessions(c.Context(), id)
+		if err != nil {
+			return err
+		}
+		return printList(a, ss, "ID\tSUBJECT\tTRANSPORT\tREMOTE\tOPENED\tEXPIRES", func(w io.Writer, s admin.Session) {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Subject, s.Transport, s.Remote, ago(s.OpenedAt), ago(s.ExpiresAt))
+		})
+	}}
+	end := &cobra.Command{Use: "close ID", Short: "End a live session", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		return cl.CloseSession(c.Context(), watchword.SessionID(args[0]))
+	}}
+	return group("session", "Live sessions", list, end)
+}
+
+func (a *app) auditCommand() *cobra.Command {
+	list := &cobra.Command{Use: "list", Short: "Entries of the log, oldest first", Args: args(cobra.NoArgs)}
+	after := list.Flags().Int64("after", 0, "only entries after this number")
+	limit := list.Flags().Int("limit", 100, "how many")
+	list.RunE = func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		es, err := cl.Entries(c.Context(), *after, *limit)
+		if err != nil {
+			return err
+		}
+		return printList(a, es, "SEQ\tAT\tKIND\tACTOR\tOBJECT\tOUTCOME\tCODE", func(w io.Writer, e admin.Entry) {
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Seq, ago(e.At), e.Kind, e.Actor, e.Object, e.Outcome, e.Code)
+		})
+	}
+	show := &cobra.Command{Use: "show N", Short: "One entry whole", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+		var n int64
+		if _, err := fmt.Sscan(args[0], &n); err != nil || n < 1 {
+			return usage("%s: must be an entry's number", args[0])
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		es, err := cl.Entries(c.Context(), n-1, 1)
+		if err != nil {
+			return err
+		}
+		if len(es) == 0 || es[0].Seq != n {
+			return watchword.Refuse(watchword.NotFound, "entry %d not found", n)
+		}
+		return a.print(es[0], func(w io.Writer) {
+			b, err := json.MarshalIndent(es[0], "", "  ")
+			if err == nil {
+				fmt.Fprintln(w, string(b))
+			}
+		})
+	}}
+	return group("audit", "The log", list, show)
+}
+
+func (a *app) tokenCommand() *cobra.Command {
+	inspect := &cobra.Command{Use: "inspect JWT|-", Short: "What a token says of itself; nothing is verified", Args: args(cobra.ExactArgs(1)), RunE: func(_ *cobra.Command, args []string) error {
+		raw := args[0]
+		if raw == "-" {
+			b, err := readInput("-", watchword.MaxBundle)
+			if err != nil {
+				return err
+			}
+			raw = strings.TrimSpace(string(b))
+		}
+		u, err := jose.ParseJWS(raw, watchword.MaxBundle)
+		if err != nil {
+			return err
+		}
+		var claims map[string]any
+		if err := json.Unmarshal(u.UnverifiedPayload(), &claims); err != nil {
+			return watchword.Because(err, watchword.TokenMalformed, "the claims are no JSON object")
+		}
+		v := map[string]any{"header": map[string]string{"alg": u.Alg, "typ": u.Typ, "kid": u.Kid}, "claims": claims}
+		fmt.Fprintln(os.Stderr, "not verified: this is what the token says of itself")
+		return a.print(v, func(w io.Writer) {
+			for _, t := range []string{"iat", "nbf", "exp"} {
+				if n, ok := claims[t].(float64); ok {
+					fmt.Fprintf(os.Stderr, "%s  %s\n", t, ago(time.Unix(int64(n), 0)))
+				}
+			}
+			b, err := json.MarshalIndent(v, "", "  ")
+			if err == nil {
+				fmt.Fprintln(w, string(b))
+			}
+		})
+	}}
+	return group("token", "Tokens", inspect)
+}
+
+func (a *app) whoamiCommand() *cobra.Command {
+	return &cobra.Command{Use: "whoami", Short: "As whom this tool asks, and what it may", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		s, err := cl.Self(c.Context())
+		if err != nil {
+			return err
+		}
+		return a.print(s, func(w io.Writer) {
+			fmt.Fprintf(w, "%s\t%s, %s  %s\nserver\t%s\nkey\t%s\n", s.ID, s.Kind, s.State, s.Labels, cl.URL(), s.Token.Key)
+			for _, p := range s.Permissions.Perm {
+				fmt.Fprintf(w, "may\t%s\n", p)
+			}
+			for _, p := range s.Permissions.Deny {
+				fmt.Fprintf(w, "may not\t%s\n", p)
+			}
+		})
+	}}
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "The version", Args: args(cobra.NoArgs), RunE: func(*cobra.Command, []string) error {
+		return a.print(map[string]string{"version": version()}, func(w io.Writer) { fmt.Fprintln(w, version()) })
+	}}
+}

@@ -1,0 +1,221 @@
+// Command watchword is the whole product in one binary: the server, the
+// operator's tool and the device's agent. In come commands as docs/ describes
+// them, out go results on standard output and everything else on standard error.
+// It refuses secrets among its arguments.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+)
+
+func main() { os.Exit(run()) }
+
+// run runs the command line and returns the exit status.
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	a := &app{}
+	root := a.root()
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return 1
+	}
+	return a.report(err)
+}
+
+// exit is an error whose status is decided already; its message, if any, was printed.
+type exit struct{ status int }
+
+func (e *exit) Error() string { return fmt.Sprintf("exit %d", e.status) }
+
+// usageError is a command line that means nothing.
+type usageError struct{ err error }
+
+func (u *usageError) Error() string { return u.err.Error() }
+
+func usage(format string, a ...any) error { return &usageError{fmt.Errorf(format, a...)} }
+
+// exitOf is the one map from codes to exit statuses.
+var exitOf = map[watchword.Code]int{
+	watchword.BadRequest:           2,
+	watchword.TooLarge:             2,
+	watchword.UnsupportedMediaType: 1,
+	watchword.MethodNotAllowed:     1,
+	watchword.NotFound:             3,
+	watchword.Conflict:             4,
+	watchword.PreconditionFailed:   4,
+	watchword.Denied:               5,
+	watchword.Unauthenticated:      5,
+	watchword.RateLimited:          7,
+	watchword.Busy:                 7,
+	watchword.Unavailable:          1,
+	watchword.TimedOut:             7,
+	watchword.ClientInvalid:        5,
+	watchword.GrantUnsupported:     1,
+	watchword.TokenMalformed:       8,
+	watchword.TokenKind:            8,
+	watchword.AlgorithmInvalid:     8,
+	watchword.KeyUnknown:           8,
+	watchword.SignatureInvalid:     8,
+	watchword.TokenExpired:         5,
+	watchword.TokenEarly:           5,
+	watchword.TokenLifetime:        8,
+	watchword.IssuerMismatch:       8,
+	watchword.AudienceMismatch:     8,
+	watchword.TokenReplayed:        5,
+	watchword.TokenUnrecorded:      5,
+	watchword.TokenRevoked:         5,
+	watchword.TokenTooLarge:        1,
+	watchword.SubjectNew:           5,
+	watchword.SubjectSuspended:     5,
+	watchword.SubjectRevoked:       5,
+	watchword.CodeInvalid:          5,
+	watchword.ProofInvalid:         8,
+	watchword.PinMismatch:          8,
+	watchword.BundleInvalid:        8,
+	watchword.PeerUntrusted:        8,
+	watchword.PolicyInvalid:        1,
+	watchword.ArgsInvalid:          2,
+	watchword.FunctionUnknown:      3,
+	watchword.OrderInvalid:         8,
+	watchword.CommandUnsealed:      8,
+	watchword.CommandStale:         8,
+	watchword.CommandExpired:       7,
+	watchword.NonceMismatch:        8,
+	watchword.ReceiptInvalid:       8,
+	watchword.CommandRefused:       6,
+	watchword.CommandFailed:        1,
+	watchword.ConfigInvalid:        2,
+	watchword.FolderInUse:          4,
+	watchword.KeyExposed:           1,
+	watchword.KeyUnwrap:            8,
+	watchword.Internal:             1,
+}
+
+// report prints an error on standard error and returns its exit status.
+func (a *app) report(err error) int {
+	if e, ok := errors.AsType[*exit](err); ok {
+		return e.status
+	}
+	code := watchword.CodeOf(err)
+	status, ok := exitOf[code]
+	if !ok {
+		status = 1
+	}
+	if u, ok := errors.AsType[*usageError](err); ok {
+		fmt.Fprintf(os.Stderr, "watchword: %s\n", u.err)
+		return 2
+	}
+	e, ours := errors.AsType[*watchword.Error](err)
+	if a.format != "table" {
+		if p, ok := errors.AsType[*rest.Problem](err); ok {
+			fmt.Fprintln(os.Stderr, strings.TrimSpace(string(p.Document)))
+			return status
+		}
+		detail := err.Error()
+		if ours {
+			detail = e.Detail
+		}
+		a.printProblem(code, detail)
+		return status
+	}
+	switch {
+	case !ours:
+		fmt.Fprintf(os.Stderr, "watchword: %s\n", err)
+		if strings.HasPrefix(err.Error(), "unknown ") || strings.Contains(err.Error(), "arg(s)") || strings.Contains(err.Error(), "flag") {
+			return 2 // cobra's own words for a wrong command line
+		}
+	case e.Field != "" && e.Detail != "":
+		fmt.Fprintf(os.Stderr, "watchword: %s %s\n", e.Field, e.Detail)
+	case e.Detail != "":
+		fmt.Fprintf(os.Stderr, "watchword: %s\n", e.Detail)
+	default:
+		fmt.Fprintf(os.Stderr, "watchword: %s\n", code)
+	}
+	if ours && e.Rule != "" {
+		fmt.Fprintf(os.Stderr, "rule: %s\n", e.Rule)
+	}
+	if h := hintOf[code]; h != "" {
+		fmt.Fprintf(os.Stderr, "hint: %s\n", h)
+	}
+	return status
+}
+
+// hintOf is what to do next, where that can be said.
+var hintOf = map[watchword.Code]string{
+	watchword.Denied:          "watchword policy explain says which rule decided",
+	watchword.CodeInvalid:     "watchword device link ID makes a new link",
+	watchword.PinMismatch:     "make a new link, and look who answers at that address",
+	watchword.FunctionUnknown: "watchword device show ID lists what the device announced",
+	watchword.RateLimited:     "wait a moment and try again",
+}
+
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "devel"
+	}
+	return info.Main.Version
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "watchword",
+		Short:         "Identity and control for IoT devices",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.SetOut(os.Stdout)
+	root.SetErr(os.Stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	f := root.PersistentFlags()
+	f.StringVarP(&a.format, "output", "o", "table", "table, json or jsonl")
+	f.BoolVar(&a.json, "json", false, "short for -o json")
+	f.StringVar(&a.data, "data", "", "data folder of the server on this machine (default $WATCHWORD_DATA, else "+defaultData()+")")
+	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
+	root.AddCommand(
+		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
+		a.sessionCommand(), a.policyCommand(), a.tokenCommand(), a.auditCommand(), a.agentCommand(), a.whoamiCommand(), a.versionCommand(),
+	)
+	root.CompletionOptions.HiddenDefaultCmd = false
+	return root
+}
+
+// group is a noun: it needs a verb.
+func group(use, short string, subs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Args: func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usage("%s has no verb %q; see watchword %s --help", use, args[0], use)
+		}
+		return nil
+	}, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	c.AddCommand(subs...)
+	return c
+}
+
+// args is cobra's check with our kind of error.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, a []string) error {
+		if err := check(c, a); err != nil {
+			return usage("%s: %s; see %s --help", c.CommandPath(), err, c.CommandPath())
+		}
+		return nil
+	}
+}

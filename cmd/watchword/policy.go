@@ -1,0 +1,196 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/sdk/admin"
+)
+
+func (a *app) policyCommand() *cobra.Command {
+	return group("policy", "Policies: who may do what", a.policyList(), a.policyShow(), a.policyCheck(), a.policyApply(), a.policyDelete(), a.policyExplain())
+}
+
+func (a *app) policyList() *cobra.Command {
+	return &cobra.Command{Use: "list", Short: "All policies", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		ps, err := cl.Policies(c.Context())
+		if err != nil {
+			return err
+		}
+		return printList(a, ps, "NAME\tVERSION\tCHANGED", func(w io.Writer, p admin.Policy) {
+			fmt.Fprintf(w, "%s\t%d\t%s\n", p.Name, p.Version, ago(p.ChangedAt))
+		})
+	}}
+}
+
+func (a *app) policyShow() *cobra.Command {
+	return &cobra.Command{Use: "show NAME", Short: "A policy's text", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		text, v, err := cl.Policy(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return a.print(map[string]any{"name": args[0], "version": v, "text": string(text)}, func(w io.Writer) { fmt.Fprint(w, string(text)) })
+	}}
+}
+
+// policyFile reads a policy and its name, which is the document's own.
+func policyFile(file string) (name string, text []byte, err error) {
+	if text, err = readInput(file, 64<<10); err != nil {
+		return "", nil, err
+	}
+	name = strings.TrimSuffix(filepath.Base(file), ".toml")
+	var head struct {
+		Name string `toml:"name"`
+	}
+	if toml.Unmarshal(text, &head) == nil && head.Name != "" { // what is wrong with the text Parse says better
+		name = head.Name
+	}
+	_, err = policy.Parse(name, text)
+	return name, text, showMistakes(file, err, policy.Mistakes(err))
+}
+
+// showMistakes prints each mistake with its place.
+func showMistakes(file string, err error, ms []policy.Mistake) error {
+	if len(ms) == 0 {
+		return err
+	}
+	for _, m := range ms {
+		fmt.Fprintf(os.Stderr, "%s:%d:%d: %s\n", file, m.Line, m.Column, m.Message)
+	}
+	return &exit{1}
+}
+
+// remote prints the mistakes that the server found, with the file's name.
+func remote(file string, err error) error {
+	p, ok := errors.AsType[*rest.Problem](err)
+	if !ok || watchword.CodeOf(err) != watchword.PolicyInvalid {
+		return err
+	}
+	var doc struct {
+		Mistakes []policy.Mistake `json:"mistakes"`
+	}
+	if jerr := json.Unmarshal(p.Document, &doc); jerr != nil {
+		return err
+	}
+	return showMistakes(file, err, doc.Mistakes)
+}
+
+func (a *app) policyCheck() *cobra.Command {
+	return &cobra.Command{Use: "check FILE|-", Short: "Find a policy's mistakes, with line and column", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+		name, text, err := policyFile(args[0])
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if watchword.CodeOf(err) == watchword.NotFound {
+			fmt.Fprintln(os.Stderr, "no server here: only the text was checked, not the size of tokens")
+			return a.print(map[string]any{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, "ok") })
+		} else if err != nil {
+			return err
+		}
+		if err := cl.CheckPolicy(c.Context(), name, text); err != nil {
+			return remote(args[0], err)
+		}
+		return a.print(map[string]any{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, "ok") })
+	}}
+}
+
+func (a *app) policyApply() *cobra.Command {
+	c := &cobra.Command{Use: "apply FILE|-", Short: "Put a policy in force; live sessions follow at once", Args: args(cobra.ExactArgs(1))}
+	match := c.Flags().Int64("if-match", -1, "only if this version is in force (0: none yet)")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		name, text, err := policyFile(args[0])
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		p, err := cl.ApplyPolicy(c.Context(), name, text, *match)
+		if err != nil {
+			return remote(args[0], err)
+		}
+		return a.print(p, func(w io.Writer) { fmt.Fprintf(w, "%s is in force, version %d\n", p.Name, p.Version) })
+	}
+	return c
+}
+
+func (a *app) policyDelete() *cobra.Command {
+	c := &cobra.Command{Use: "delete NAME", Short: "Take a policy out of force", Args: args(cobra.ExactArgs(1))}
+	yes := yesFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := sure(*yes, "delete policy "+args[0]); err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		return cl.DeletePolicy(c.Context(), args[0])
+	}
+	return c
+}
+
+func (a *app) policyExplain() *cobra.Command {
+	c := &cobra.Command{
+		Use: "explain --subject S --action A --resource R [k=v]…", Short: "Why something is allowed or denied", Args: args(cobra.ArbitraryArgs),
+		Example: "  watchword policy explain --subject alice --action call --resource fn:lamp-7/lamp.set level:=99",
+	}
+	subject := c.Flags().String("subject", "", "whose permissions")
+	action := c.Flags().String("action", "", "pub, sub, call, get, put, post, patch or delete")
+	resource := c.Flags().String("resource", "", "topic:…, fn:DEVICE/FUNCTION or api:/…")
+	for _, f := range []string{"subject", "action", "resource"} {
+		_ = c.MarkFlagRequired(f) // the flag is there
+	}
+	c.RunE = func(c *cobra.Command, rest []string) error {
+		in, err := arguments(rest)
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		e, err := cl.Explain(c.Context(), watchword.SubjectID(*subject), *action, *resource, in)
+		if err != nil {
+			return err
+		}
+		if err := a.print(e, func(w io.Writer) {
+			word := "DENIED"
+			if e.Allowed {
+				word = "ALLOWED"
+			}
+			fmt.Fprintf(w, "%s\t%s\n", word, e.Why)
+			if e.Nearest != "" {
+				fmt.Fprintf(w, "nearest\t%s\n", e.Nearest)
+			}
+		}); err != nil {
+			return err
+		}
+		if !e.Allowed {
+			return &exit{5}
+		}
+		return nil
+	}
+	return c
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword/server"
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	c := &cobra.Command{Use: "serve", Short: "Run the server; on an empty folder it makes all it needs", Args: args(cobra.NoArgs)}
+	file := c.Flags().String("config", "", "configuration file (TOML)")
+	show := c.Flags().Bool("print-config", false, "print the configuration as it counts, with secrets masked, and end")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, from, err := server.Load(server.Source{File: *file, Data: a.data})
+		if err != nil {
+			return err
+		}
+		if err := cfg.Check(); err != nil {
+			return err
+		}
+		if *show {
+			b, err := cfg.Print()
+			if err == nil {
+				_, err = os.Stdout.Write(b)
+			}
+			return err
+		}
+		log := logger(cfg.Log)
+		slog.SetDefault(log)
+		for _, w := range cfg.Warnings() {
+			log.Warn("configuration", slog.String("warning", w))
+		}
+		s, err := server.New(c.Context(), cfg, server.Options{Log: log, Version: version()})
+		if err != nil {
+			return err
+		}
+		i := s.Info()
+		if from != "" {
+			fmt.Fprintf(os.Stderr, "configuration  %s\n", from)
+		}
+		fmt.Fprintf(os.Stderr, "Watchword listens on %s (%s)\ndata           %s\n", i.URL, i.HTTPS, i.Data)
+		if i.CAFile != "" {
+			fmt.Fprintf(os.Stderr, "authority      %s\n", i.CAFile)
+		}
+		if i.First {
+			fmt.Fprintf(os.Stderr, "first start: keys, store and the first operator were made\n")
+		}
+		fmt.Fprintf(os.Stderr, "next           watchword device create lamp-1 --data %s\n", i.Data)
+		return s.Run(c.Context())
+	}
+	return c
+}
+
+func logger(c server.LogConfig) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.Level)) // checked with the configuration
+	o := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, o))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, o))
+}

@@ -1,0 +1,465 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/internal/sse"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// tour is the demonstration under way.
+type tour struct {
+	dir, data string
+	count     int
+	out       io.Writer
+	colour    bool
+	log       *slog.Logger
+	steps     []step
+	took      time.Duration // set by a step that measured a part of itself
+
+	down   context.CancelFunc
+	served chan error
+
+	admin   *admin.Client
+	lamps   []*lamp
+	stop    context.CancelFunc
+	running sync.WaitGroup
+
+	stream  *liveStream // of the last lamp
+	sent    admin.Command
+	jwe     string // what the last lamp was sent
+	revoked time.Time
+}
+
+// lamp is one device with its function.
+type lamp struct {
+	id    watchword.SubjectID
+	dev   *device.Device
+	level atomic.Int64
+	acts  atomic.Int64
+}
+
+// set is the function lamp.set.
+func (l *lamp) set(_ context.Context, c *device.Command) (any, error) {
+	var in struct {
+		Level int64 `json:"level"`
+	}
+	if err := c.Args(&in); err != nil {
+		return nil, device.Refuse("bad_args", err)
+	}
+	l.acts.Add(1)
+	l.level.Store(in.Level)
+	return map[string]int64{"level": in.Level}, nil
+}
+
+const lampPolicy = `name = "lamps"
+for  = { kind = "lamp" }
+
+[[allow]]
+call = ["lamp.set"]                       # a lamp may dim its neighbours,
+on   = { kind = "lamp", site = "${site}" }
+args = { level = { maximum = 80 } }       # but not dazzle
+
+[[deny]]
+publish = ["devices/${id}/events/debug/#"]
+`
+
+const lampSchema = `{"type":"object","properties":{"level":{"type":"integer","minimum":0,"maximum":100}},"required":["level"],"additionalProperties":false}`
+
+// enroll adds the devices, and each becomes itself with keys that it makes.
+func (t *tour) enroll(ctx context.Context) (string, error) {
+	var err error
+	if t.admin, err = admin.Local(t.data); err != nil {
+		return "", err
+	}
+	if _, err := t.admin.ApplyPolicy(ctx, "lamps", []byte(lampPolicy), 0); err != nil {
+		return "", err
+	}
+	start := time.Now()
+	for i := range t.count {
+		l := &lamp{id: watchword.SubjectID(fmt.Sprintf("lamp-%d", i+1))}
+		t.lamps = append(t.lamps, l)
+		made, err := t.admin.CreateDevice(ctx, l.id, watchword.Labels{"kind": "lamp", "site": "plant-1"}, 0)
+		if err != nil {
+			return "", err
+		}
+		o := device.Options{Log: t.log}
+		if i%2 == 1 {
+			o.SignCurve, o.SealCurve = "Ed25519", "X25519"
+		}
+		if l.dev, err = device.OpenWith(filepath.Join(t.dir, string(l.id)), o); err != nil {
+			return "", err
+		}
+		if err := l.dev.Enroll(ctx, made.Enrollment.Link); err != nil {
+			return "", err
+		}
+		l.dev.HandleFunction(device.Function{Name: "lamp.set", Schema: []byte(lampSchema)}, l.set)
+	}
+	t.took = time.Since(start)
+	return fmt.Sprintf("%d devices made their own keys (P-256, Ed25519, X25519), checked the server under the link's pin, and showed a one-time code", t.count), nil
+}
+
+// token lets each device prove itself.
+func (t *tour) token(ctx context.Context) (string, error) {
+	start := time.Now()
+	var last string
+	for _, l := range t.lamps {
+		var err error
+		if last, err = l.dev.NewToken(ctx); err != nil {
+			return "", err
+		}
+	}
+	t.took = time.Since(start) / time.Duration(len(t.lamps))
+	issuers := token.NewKeySet(t.lamps[0].dev.Trust().Issuers...)
+	u, err := jose.ParseJWS(last, watchword.MaxToken)
+	if err != nil {
+		return "", err
+	}
+	payload, err := u.Verify(issuers[watchword.KeyID(u.Kid)])
+	if err != nil {
+		return "", err
+	}
+	c, err := claimsOf(payload)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("each signed an assertion and got a JWT of %d bytes, good for %d s, with %d permissions (time is for one)", len(last), c.EXP-c.IAT, len(c.Perm)), nil
+}
+
+// last is the lamp that talks by server-sent events, as a stock client would.
+func (t *tour) last() *lamp { return t.lamps[len(t.lamps)-1] }
+
+// connect starts every device: the last one on a stream, the others on long polls.
+func (t *tour) connect(ctx context.Context) (string, error) {
+	run, stop := context.WithCancel(context.Background())
+	t.stop = stop
+	for _, l := range t.lamps[:len(t.lamps)-1] {
+		t.running.Go(func() {
+			if err := l.dev.Run(run); err != nil {
+				t.log.Error("device", slog.String("id", string(l.id)), slog.Any("err", err))
+			}
+		})
+	}
+	if err := t.last().dev.Announce(ctx, device.Function{Name: "lamp.set", Schema: []byte(lampSchema)}); err != nil {
+		return "", err
+	}
+	var err error
+	if t.stream, err = openStream(run, t.last().dev); err != nil {
+		return "", err
+	}
+	e, err := t.stream.next(ctx)
+	if err != nil {
+		return "", err
+	}
+	if e.Name != "session" {
+		return "", fmt.Errorf("the first event is %q, not the session", e.Name)
+	}
+	if err := json.Unmarshal([]byte(e.Data), &t.stream.session); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d wait by long poll; %s by server-sent events, session %s", len(t.lamps)-1, t.last().id, t.stream.session.ID), nil
+}
+
+// liveStream is a device's command stream, read beside.
+type liveStream struct {
+	session struct {
+		ID      watchword.SessionID `json:"session"`
+		Expires time.Time           `json:"expires_at"`
+	}
+	events chan sse.Event
+	end    chan error
+}
+
+// raw is a client that shows one token of a device, as curl would.
+func raw(d *device.Device, tok string) (*rest.Client, error) {
+	hc, err := d.HTTPClient()
+	if err != nil {
+		return nil, err
+	}
+	return &rest.Client{Base: d.Server(), HTTP: hc, Bearer: func(context.Context) (string, error) { return tok, nil }}, nil
+}
+
+func openStream(ctx context.Context, d *device.Device) (*liveStream, error) {
+	tok, err := d.NewToken(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, err := raw(d, tok)
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.Open(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Header: map[string]string{"Accept": "text/event-stream"}})
+	if err != nil {
+		return nil, err
+	}
+	s := &liveStream{events: make(chan sse.Event, 16), end: make(chan error, 1)}
+	go func() {
+		defer res.Body.Close()
+		r := sse.NewReader(res.Body)
+		for {
+			e, err := r.Next()
+			if err != nil {
+				s.end <- err
+				return
+			}
+			select {
+			case s.events <- e:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return s, nil
+}
+
+func (s *liveStream) next(ctx context.Context) (sse.Event, error) {
+	select {
+	case e := <-s.events:
+		return e, nil
+	case err := <-s.end:
+		return sse.Event{}, fmt.Errorf("the stream ended: %w", err)
+	case <-ctx.Done():
+		return sse.Event{}, ctx.Err()
+	}
+}
+
+// publish sends an event from a device to an operator who listens.
+func (t *tour) publish(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	opened, got := make(chan struct{}), make(chan admin.Event, 1)
+	watched := make(chan error, 1)
+	go func() {
+		watched <- t.admin.Watch(ctx, "lamp-1", "lux", func() { close(opened) }, func(e admin.Event) error {
+			got <- e
+			return nil
+		})
+	}()
+	select {
+	case <-opened:
+	case err := <-watched:
+		return "", err
+	}
+	start := time.Now()
+	if err := t.lamps[0].dev.Publish(ctx, "lux", 42); err != nil {
+		return "", err
+	}
+	select {
+	case e := <-got:
+		t.took = time.Since(start)
+		return fmt.Sprintf("lamp-1 reported lux %s, and the operator saw it", e.Data), nil
+	case err := <-watched:
+		return "", err
+	}
+}
+
+// refused checks that err is a refusal with that code and says what it was.
+func refused(err error, code watchword.Code, what string) (string, error) {
+	if err == nil {
+		return "", fmt.Errorf("%s was let through", what)
+	}
+	if watchword.CodeOf(err) != code {
+		return "", fmt.Errorf("%s: %w, instead of %s", what, err, code)
+	}
+	e, _ := errors.AsType[*watchword.Error](err) // it has a code, so it is one
+	return what + ": refused, " + e.Detail, nil
+}
+
+func (t *tour) publishDenied(ctx context.Context) (string, error) {
+	return refused(t.lamps[0].dev.Publish(ctx, "debug/core", "0xdead"), watchword.Denied, "lamp-1 publishes debug/core")
+}
+
+func (t *tour) callDenied(ctx context.Context) (string, error) {
+	start := time.Now()
+	_, err := t.lamps[0].dev.Call(ctx, "lamp-2", "lamp.set", map[string]int{"level": 99}, 0)
+	t.took = time.Since(start)
+	said, err := refused(err, watchword.Denied, "lamp-1 calls lamp-2 lamp.set level=99")
+	if err != nil {
+		return "", err
+	}
+	e, err := t.admin.Explain(ctx, "lamp-1", "call", "fn:lamp-2/lamp.set", json.RawMessage(`{"level":99}`))
+	return said + "; the operator may ask why: " + e.Nearest, err
+}
+
+// command orders a lamp, whose receipt the next step looks at.
+func (t *tour) command(ctx context.Context) (_ string, err error) {
+	t.sent, err = t.admin.Send(ctx, admin.Order{Device: "lamp-2", Function: "lamp.set", Args: json.RawMessage(`{"level":40}`)})
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("the operator orders lamp-2 lamp.set level=40: %s, number %d, on the disk before the answer", t.sent.ID, t.sent.Seq), nil
+}
+
+// receipt waits for the answer and checks it without the server's word.
+func (t *tour) receipt(ctx context.Context) (string, error) {
+	c, err := t.admin.Command(ctx, t.sent.ID, 20*time.Second)
+	if err != nil {
+		return "", err
+	}
+	if c.State != watchword.Done || c.Receipt == nil {
+		return "", fmt.Errorf("the command is %s", c.State)
+	}
+	sign, _ := t.lamps[1].dev.Keys()
+	r, _, err := token.VerifyReceipt(c.Receipt.JWS, token.NewKeySet(sign), "lamp-2", t.lamps[1].dev.Trust().Issuer)
+	if err != nil {
+		return "", err
+	}
+	if got := t.lamps[1].level.Load(); got != 40 || r.Command != c.ID {
+		return "", fmt.Errorf("the lamp stands at %d", got)
+	}
+	t.took = c.SettledAt.Sub(c.CreatedAt)
+	return fmt.Sprintf("lamp-2 unsealed, checked, obeyed and signed: %s, verified here with its key %.8s…", r.Result, sign.ID()), nil
+}
+
+// forged shows a device a command that a burglar signed, sealed as it should be.
+func (t *tour) forged(ctx context.Context) (string, error) {
+	l := t.last()
+	burglar, err := jose.GenerateKey("P-256")
+	if err != nil {
+		return "", err
+	}
+	s, err := burglar.Signer()
+	if err != nil {
+		return "", err
+	}
+	_, seal := l.dev.Keys()
+	now := time.Now()
+	jws, err := token.SignCommand(s, token.Command{
+		Issuer: l.dev.Trust().Issuer, Device: l.id, ID: "cmd_FORGED", Epoch: 1, Seq: 999, Function: "lamp.set", Args: []byte(`{"level":0}`),
+		By: "operator", Issued: now, Expires: now.Add(time.Minute),
+	})
+	if err != nil {
+		return "", err
+	}
+	jwe, err := jose.Seal(seal, "JWT", []byte(jws))
+	if err != nil {
+		return "", err
+	}
+	_, err = l.dev.Obey(ctx, jwe)
+	if l.acts.Load() != 0 {
+		return "", errors.New("the lamp acted on a forged command")
+	}
+	return refused(err, watchword.KeyUnknown, "a burglar's command, well sealed to "+string(l.id))
+}
+
+// replayed lets the last lamp obey one command, and shows it the same one again.
+func (t *tour) replayed(ctx context.Context) (string, error) {
+	l := t.last()
+	c, err := t.admin.Send(ctx, admin.Order{Device: l.id, Function: "lamp.set", Args: json.RawMessage(`{"level":55}`)})
+	if err != nil {
+		return "", err
+	}
+	for t.jwe == "" {
+		e, err := t.stream.next(ctx)
+		if err != nil {
+			return "", err
+		}
+		var in struct {
+			ID  watchword.CommandID `json:"id"`
+			JWE string              `json:"jwe"`
+		}
+		if e.Name != "command" {
+			continue
+		}
+		if err := json.Unmarshal([]byte(e.Data), &in); err != nil {
+			return "", err
+		}
+		if in.ID == c.ID {
+			t.jwe = in.JWE
+		}
+	}
+	first, err := l.dev.Obey(ctx, t.jwe)
+	if err != nil {
+		return "", err
+	}
+	if err := l.dev.HandIn(ctx, first); err != nil {
+		return "", err
+	}
+	again, err := l.dev.Obey(ctx, t.jwe)
+	if err != nil {
+		return "", err
+	}
+	if again != first || l.acts.Load() != 1 {
+		return "", fmt.Errorf("the lamp acted %d times", l.acts.Load())
+	}
+	done, err := t.admin.Command(ctx, c.ID, 5*time.Second)
+	if err != nil || done.State != watchword.Done {
+		return "", fmt.Errorf("the command is %s: %w", done.State, err)
+	}
+	return string(l.id) + " obeyed once; the same bytes again moved nothing and brought back the receipt of then", nil
+}
+
+// refresh puts a newer token under the live stream.
+func (t *tour) refresh(ctx context.Context) (string, error) {
+	tok, err := t.last().dev.NewToken(ctx)
+	if err != nil {
+		return "", err
+	}
+	c, err := raw(t.last().dev, tok)
+	if err != nil {
+		return "", err
+	}
+	var out struct {
+		Expires time.Time `json:"expires_at"`
+	}
+	start := time.Now()
+	if _, err := c.JSON(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/sessions/" + url.PathEscape(string(t.stream.session.ID))}, nil, &out); err != nil {
+		return "", err
+	}
+	t.took = time.Since(start)
+	if out.Expires.Before(t.stream.session.Expires) {
+		return "", errors.New("the session ends earlier than before")
+	}
+	return fmt.Sprintf("a newer token under the live stream: it now ends at %s, and nothing was closed", out.Expires.Local().Format(time.TimeOnly)), nil
+}
+
+// revoke ends the last lamp while its stream is open.
+func (t *tour) revoke(ctx context.Context) (string, error) {
+	_, err := t.admin.Revoke(ctx, t.last().id, "the demo is over for you")
+	t.revoked = time.Now()
+	return "the operator revokes " + string(t.last().id) + ": its keys are dead", err
+}
+
+// cut sees that the stream ended, and that the token opens nothing any more.
+func (t *tour) cut(ctx context.Context) (string, error) {
+	for {
+		e, err := t.stream.next(ctx)
+		if err != nil {
+			return "", fmt.Errorf("the stream went without a word: %w", err)
+		}
+		if e.Name != "end" {
+			continue
+		}
+		t.took = max(time.Since(t.revoked), time.Microsecond)
+		var p struct {
+			Code watchword.Code `json:"code"`
+		}
+		if err := json.Unmarshal([]byte(e.Data), &p); err != nil || p.Code != watchword.SubjectRevoked {
+			return "", fmt.Errorf("the stream ended with %q: %w", p.Code, err)
+		}
+		break
+	}
+	err := t.last().dev.Publish(ctx, "lux", 1)
+	if _, err := refused(err, watchword.SubjectRevoked, "a publish after the end"); err != nil {
+		if watchword.CodeOf(err) != watchword.TokenRevoked && watchword.CodeOf(err) != watchword.ClientInvalid {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("its stream was told subject_revoked and closed; a publish is refused: %s", watchword.CodeOf(err)), nil
+}
