@@ -76,7 +76,9 @@ func (s schemas) check(fs []twin.Function, function string, args []byte) error {
 			return watchword.RefuseField("args", "must be a JSON object")
 		}
 		if err := schema.Validate(doc); err != nil {
-			return &watchword.Error{Code: watchword.ArgsInvalid, Field: field(err), Detail: "does not fit the function's schema", Err: err}
+			// The validator's own words repeat the value, which belongs in no log.
+			where, keyword := fault(err)
+			return &watchword.Error{Code: watchword.ArgsInvalid, Field: where, Detail: "does not fit the function's schema" + keyword}
 		}
 		return nil
 	}
@@ -101,12 +103,14 @@ func (s schemas) compiled(text []byte) (*jsonschema.Schema, error) {
 	return c, nil
 }
 
-// field returns the path of the first argument at fault, as "args.level".
-func field(err error) string {
-	path := "args"
+// fault returns the path of the first argument at fault, as "args.level", and
+// the keyword that it broke, as " (maximum)".
+func fault(err error) (path, keyword string) {
+	const most = 200
+	path = "args"
 	ve, ok := err.(*jsonschema.ValidationError)
 	if !ok {
-		return path
+		return path, ""
 	}
 	for len(ve.Causes) > 0 {
 		ve = ve.Causes[0]
@@ -114,5 +118,8 @@ func field(err error) string {
 	for _, step := range ve.InstanceLocation {
 		path += "." + step
 	}
-	return path
+	if k := ve.ErrorKind.KeywordPath(); len(k) > 0 {
+		keyword = " (" + k[len(k)-1] + ")"
+	}
+	return path[:min(len(path), most)], keyword
 }

@@ -129,7 +129,10 @@ func (a *API) problem(r *http.Request, err error) *Problem {
 		attrs = append(attrs, slog.String("field", p.Field))
 	}
 	level := slog.LevelInfo
-	if p.Status >= http.StatusInternalServerError {
+	switch {
+	case p.Code == watchword.Unavailable:
+		level = slog.LevelWarn
+	case p.Status >= http.StatusInternalServerError:
 		level = slog.LevelError
 	}
 	a.Log.LogAttrs(r.Context(), level, "request refused", append(attrs, slog.Any("err", err))...)

@@ -23,10 +23,10 @@ func (r *Registry) target(ctx context.Context, t watchword.TenantID, resource st
 // for a subject that is no device.
 func (r *Roll) Target(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (policy.Target, error) {
 	s, _, err := r.Today(ctx, t, id)
-	if err != nil {
+	if err != nil && watchword.CodeOf(err) != watchword.NotFound {
 		return policy.Target{}, err
 	}
-	if s.Kind != watchword.Device {
+	if err != nil || s.Kind != watchword.Device {
 		return policy.Target{}, watchword.Refuse(watchword.NotFound, "device %q not found", id)
 	}
 	return policy.Target{ID: s.ID, Labels: s.Labels}, nil

@@ -77,6 +77,8 @@ func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	now := o.Now // as it is kept and shown: in milliseconds
+	o.Now = func() time.Time { return now().Truncate(time.Millisecond) }
 	s := &Server{cfg: cfg, o: o, ready: make(chan struct{})}
 	defer func() {
 		if err != nil {

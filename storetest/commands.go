@@ -1,0 +1,519 @@
+package storetest
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/twin"
+)
+
+// ids grow with n, as real ones do with time.
+func cmd(n int) watchword.CommandID { return watchword.CommandID(fmt.Sprintf("cmd_%06d", n)) }
+
+func (t *T) row(n int, device watchword.SubjectID) command.Row {
+	return command.Row{
+		Tenant: here, ID: cmd(n), Device: device, Epoch: 1, Function: "lamp.set", Args: []byte("sealed"), ArgsHash: "hash",
+		By: "operator", ByKey: "op", State: watchword.Queued, Created: t.now, Expires: t.now.Add(2 * time.Minute),
+	}
+}
+
+func (t *T) order(n int, device watchword.SubjectID) command.Row {
+	t.Helper()
+	r, _, err := t.AddCommand(t.ctx, t.row(n, device), command.Idempotency{}, t.entry(audit.CommandOrder, string(cmd(n))))
+	t.must(err)
+	return r
+}
+
+func (t *T) hand(n int, hash string) error {
+	_, err := t.HandOver(t.ctx, here, cmd(n), command.Handover{Hash: hash, JWS: []byte("jws"), At: t.now})
+	return err
+}
+
+func (t *T) settle(n int, seq int64, hash string, st watchword.ReceiptStatus) (command.Row, bool, error) {
+	return t.Settle(t.ctx, command.Settlement{
+		Tenant: here, Device: "lamp-1", ID: cmd(n), Epoch: 1, Seq: seq, Hash: hash, Status: st, Key: "lamp-1-sign", JWS: []byte("receipt"), At: t.now,
+	}, t.entry(audit.CommandSettle, string(cmd(n))))
+}
+
+func (t *T) state(n int) watchword.CommandState {
+	t.Helper()
+	r, err := t.Command(t.ctx, here, cmd(n))
+	t.must(err)
+	return r.State
+}
+
+func numbers(t *T) {
+	t.enrolled("lamp-1")
+	t.enrolled("lamp-2")
+	n := t.log()
+	for i := range 3 {
+		r := t.order(i, "lamp-1")
+		is(t, "number", r.Seq, int64(i+1))
+		is(t, "incarnation", r.Incarnation, 1)
+	}
+	is(t, "another device's number", t.order(10, "lamp-2").Seq, 1)
+	is(t, "entries", t.log(), n+4)
+	got, err := t.Command(t.ctx, here, cmd(1))
+	t.must(err)
+	want := t.row(1, "lamp-1")
+	is(t, "function", got.Function, want.Function)
+	is(t, "args", string(got.Args), "sealed")
+	is(t, "ends", got.Expires.Equal(want.Expires), true)
+	is(t, "sent at", got.SentAt.IsZero(), true)
+	if got.Receipt != nil {
+		t.Fatal("a receipt before there is one")
+	}
+	_, err = t.Command(t.ctx, here, cmd(99))
+	t.wants(watchword.NotFound, err)
+	_, _, err = t.AddCommand(t.ctx, t.row(20, "nobody"), command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+	t.wants(watchword.NotFound, err)
+	t.add("lamp-3", nil)
+	is(t, "a new one may be ordered to", t.order(30, "lamp-3").Seq, 1)
+	_, err = t.Revoke(t.ctx, here, "lamp-3", t.now, t.entry(audit.DeviceRevoke, "lamp-3"))
+	t.must(err)
+	_, _, err = t.AddCommand(t.ctx, t.row(31, "lamp-3"), command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+	t.wants(watchword.SubjectRevoked, err)
+	op := watchword.Subject{Tenant: here, ID: "alice", Kind: watchword.Operator, State: watchword.New}
+	t.must(t.CreateSubject(t.ctx, op, nil, t.entry(audit.OperatorCreate, "alice")))
+	_, _, err = t.AddCommand(t.ctx, t.row(32, "alice"), command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+	t.wants(watchword.NotFound, err)
+}
+
+func numbersRace(t *T) {
+	t.enrolled("lamp-1")
+	const n = 64
+	for _, err := range race(n, func(i int) error {
+		_, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+		return err
+	}) {
+		t.must(err)
+	}
+	rows, err := t.Pending(t.ctx, here, "lamp-1", 0, t.now, 1000)
+	t.must(err)
+	is(t, "pending", len(rows), n)
+	for i, r := range rows {
+		is(t, "number", r.Seq, int64(i+1))
+	}
+}
+
+func idempotent(t *T) {
+	t.enrolled("lamp-1")
+	idem := func(key, body string) command.Idempotency {
+		return command.Idempotency{Caller: "operator", Key: key, Hash: sha256.Sum256([]byte(body))}
+	}
+	e := t.entry(audit.CommandOrder, "x")
+	first, replay, err := t.AddCommand(t.ctx, t.row(1, "lamp-1"), idem("k", "b"), e)
+	t.must(err)
+	is(t, "replay", replay, false)
+	n := t.log()
+	again, replay, err := t.AddCommand(t.ctx, t.row(2, "lamp-1"), idem("k", "b"), e)
+	t.must(err)
+	is(t, "replay", replay, true)
+	is(t, "the row of the first time", again.ID, first.ID)
+	is(t, "entries", t.log(), n)
+	_, _, err = t.AddCommand(t.ctx, t.row(3, "lamp-1"), idem("k", "another"), e)
+	t.wants(watchword.Conflict, err)
+	other := idem("k", "b")
+	other.Caller = "bob"
+	_, replay, err = t.AddCommand(t.ctx, t.row(4, "lamp-1"), other, e)
+	t.must(err)
+	is(t, "another caller's key", replay, false)
+	errs := race(8, func(i int) error {
+		_, _, err := t.AddCommand(t.ctx, t.row(100+i, "lamp-1"), idem("race", "b"), e)
+		return err
+	})
+	is(t, "all get an answer", count(errs)[""], 8)
+	rows, err := t.Pending(t.ctx, here, "lamp-1", 0, t.now, 100)
+	t.must(err)
+	is(t, "commands that there are", len(rows), 3)
+}
+
+func queueBound(t *T) {
+	t.enrolled("lamp-1")
+	e := t.entry(audit.CommandOrder, "x")
+	errs := race(command.MaxQueued+20, func(i int) error {
+		_, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, e)
+		return err
+	})
+	c := count(errs)
+	is(t, "taken", c[""], command.MaxQueued)
+	is(t, "busy", c[watchword.Busy], 20)
+}
+
+func handing(t *T) {
+	t.enrolled("lamp-1")
+	t.order(1, "lamp-1")
+	t.order(2, "lamp-1")
+	t.order(3, "lamp-1")
+	t.must(t.hand(1, "h1"))
+	is(t, "state", t.state(1), watchword.Sent)
+	t.must(t.hand(1, "h1"))
+	t.must(t.hand(1, "h1b"))
+	hs, err := t.Handovers(t.ctx, here, cmd(1))
+	t.must(err)
+	if len(hs) != 2 || hs[0].Hash != "h1" || hs[1].Hash != "h1b" || string(hs[0].JWS) != "jws" {
+		t.Fatalf("hand-overs: %+v", hs)
+	}
+	for i := len(hs); i < command.MaxHandovers; i++ {
+		t.must(t.hand(1, fmt.Sprint("more", i)))
+	}
+	t.wants(watchword.Busy, t.hand(1, "one too many"))
+	t.must(t.hand(1, "h1")) // a known one still goes
+
+	rows, err := t.Pending(t.ctx, here, "lamp-1", 1, t.now, 10)
+	t.must(err)
+	is(t, "pending after 1", len(rows), 2)
+	rows, err = t.Pending(t.ctx, here, "lamp-1", 0, t.now.Add(2*time.Minute), 10)
+	t.must(err)
+	is(t, "pending when all is over", len(rows), 0)
+
+	t.must(t.hand(2, "h2"))
+	none, err := t.Deliver(t.ctx, here, "lamp-1", 2, 3, t.now)
+	t.must(err)
+	is(t, "of another epoch", len(none), 0)
+	got, err := t.Deliver(t.ctx, here, "lamp-1", 1, 3, t.now)
+	t.must(err)
+	is(t, "delivered", len(got), 2)
+	is(t, "state", got[1].State, watchword.Delivered)
+	is(t, "a queued one stays", t.state(3), watchword.Queued)
+	t.wants(watchword.Conflict, t.hand(2, "h2"))
+	_, err = t.CancelCommand(t.ctx, here, cmd(2), t.now, t.entry(audit.CommandCancel, "x"))
+	t.wants(watchword.Conflict, err)
+	r, err := t.CancelCommand(t.ctx, here, cmd(3), t.now, t.entry(audit.CommandCancel, "x"))
+	t.must(err)
+	is(t, "state", r.State, watchword.Cancelled)
+	t.wants(watchword.Conflict, t.hand(3, "h3"))
+
+	t.order(4, "lamp-1")
+	_, err = t.Suspend(t.ctx, here, "lamp-1", t.now, t.entry(audit.DeviceSuspend, "x"))
+	t.must(err)
+	t.wants(watchword.SubjectSuspended, t.hand(4, "h4"))
+}
+
+func settling(t *T) {
+	t.enrolled("lamp-1")
+	t.enrolled("lamp-2")
+	t.order(1, "lamp-1")
+	t.order(2, "lamp-1")
+	n := t.log()
+	for _, early := range []func() error{
+		func() error { _, _, err := t.settle(1, 1, "h1", watchword.StDone); return err }, // never handed over
+	} {
+		t.wants(watchword.ReceiptInvalid, early())
+	}
+	t.must(t.hand(1, "h1"))
+	t.must(t.hand(2, "h2"))
+	for what, s := range map[string]command.Settlement{
+		"another hash":    {Tenant: here, Device: "lamp-1", ID: cmd(1), Epoch: 1, Seq: 1, Hash: "h2", Status: watchword.StDone},
+		"another number":  {Tenant: here, Device: "lamp-1", ID: cmd(1), Epoch: 1, Seq: 2, Hash: "h1", Status: watchword.StDone},
+		"another epoch":   {Tenant: here, Device: "lamp-1", ID: cmd(1), Epoch: 2, Seq: 1, Hash: "h1", Status: watchword.StDone},
+		"another device":  {Tenant: here, Device: "lamp-2", ID: cmd(1), Epoch: 1, Seq: 1, Hash: "h1", Status: watchword.StDone},
+		"another tenant":  {Tenant: other, Device: "lamp-1", ID: cmd(1), Epoch: 1, Seq: 1, Hash: "h1", Status: watchword.StDone},
+		"another command": {Tenant: here, Device: "lamp-1", ID: cmd(9), Epoch: 1, Seq: 1, Hash: "h1", Status: watchword.StDone},
+		"no such status":  {Tenant: here, Device: "lamp-1", ID: cmd(1), Epoch: 1, Seq: 1, Hash: "h1", Status: "maybe"},
+	} {
+		s.JWS, s.At = []byte("r"), t.now
+		if _, _, err := t.Settle(t.ctx, s, t.entry(audit.CommandSettle, "x")); watchword.CodeOf(err) != watchword.ReceiptInvalid {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	is(t, "state", t.state(1), watchword.Sent)
+	is(t, "entries", t.log(), n)
+	r, changed, err := t.settle(1, 1, "h1", watchword.StDone)
+	t.must(err)
+	is(t, "changed", changed, true)
+	is(t, "state", r.State, watchword.Done)
+	is(t, "receipt", string(r.Receipt), "receipt")
+	is(t, "receipt key", r.ReceiptKey, "lamp-1-sign")
+	is(t, "entries", t.log(), n+1)
+}
+
+func lateReceipts(t *T) {
+	t.enrolled("lamp-1")
+	for i := 1; i <= 5; i++ {
+		t.order(i, "lamp-1")
+		t.must(t.hand(i, fmt.Sprint("h", i)))
+	}
+	n := t.log()
+	step := func(i int, st watchword.ReceiptStatus) (command.Row, bool, error) {
+		return t.settle(i, int64(i), fmt.Sprint("h", i), st)
+	}
+	r, changed, err := step(1, watchword.StAccepted)
+	t.must(err)
+	is(t, "accepted", r.State, watchword.Accepted)
+	_, changed, err = step(1, watchword.StAccepted)
+	t.must(err)
+	is(t, "accepted twice", changed, false)
+	r, _, err = step(1, watchword.StFailed)
+	t.must(err)
+	is(t, "failed", r.State, watchword.Failed)
+	_, changed, err = step(1, watchword.StFailed)
+	t.must(err)
+	is(t, "the same again", changed, false)
+	_, _, err = step(1, watchword.StDone)
+	t.wants(watchword.Conflict, err)
+	_, _, err = step(1, watchword.StAccepted)
+	t.wants(watchword.Conflict, err)
+	is(t, "entries", t.log(), n+2)
+
+	_, err = t.Deliver(t.ctx, here, "lamp-1", 1, 2, t.now)
+	t.must(err)
+	end := t.now.Add(2 * time.Minute)
+	_, err = t.ExpireCommands(t.ctx, end, 100, func(r command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
+	t.must(err)
+	is(t, "delivered, and no receipt", t.state(2), watchword.Unknown)
+	is(t, "never acknowledged", t.state(3), watchword.Expired)
+	r, _, err = step(2, watchword.StDone)
+	t.must(err)
+	is(t, "a late receipt", r.State, watchword.Done)
+	r, _, err = step(3, watchword.StInterrupted)
+	t.must(err)
+	is(t, "a late receipt", r.State, watchword.Interrupted)
+	t.now = end
+	_, _, err = step(4, watchword.StAccepted)
+	t.wants(watchword.Conflict, err)
+}
+
+func expiring(t *T) {
+	t.enrolled("lamp-1")
+	at, err := t.NextExpiry(t.ctx)
+	t.must(err)
+	is(t, "next end of nothing", at.IsZero(), true)
+	for i := 1; i <= 4; i++ {
+		r := t.row(i, "lamp-1")
+		r.Expires = t.now.Add(time.Duration(i) * time.Minute)
+		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+		t.must(err)
+	}
+	at, err = t.NextExpiry(t.ctx)
+	t.must(err)
+	is(t, "next end", at.Equal(t.now.Add(time.Minute)), true)
+	n := t.log()
+	var was []watchword.CommandState
+	rows, err := t.ExpireCommands(t.ctx, t.now.Add(3*time.Minute), 2, func(r command.Row) audit.Entry {
+		was = append(was, r.State)
+		return t.entry(audit.CommandExpire, string(r.ID))
+	})
+	t.must(err)
+	is(t, "at most the limit", len(rows), 2)
+	is(t, "the entry sees the state before", was[0], watchword.Queued)
+	is(t, "the row the one after", rows[0].State, watchword.Expired)
+	is(t, "entries", t.log(), n+2)
+	rows, err = t.ExpireCommands(t.ctx, t.now.Add(3*time.Minute), 2, func(command.Row) audit.Entry { return t.entry(audit.CommandExpire, "x") })
+	t.must(err)
+	is(t, "the rest", len(rows), 1)
+	is(t, "one goes on", t.state(4), watchword.Queued)
+}
+
+func incarnations(t *T) {
+	t.enrolled("lamp-1")
+	e := t.entry(audit.DeviceRevoke, "lamp-1")
+	t.order(1, "lamp-1")
+	t.order(2, "lamp-1")
+	t.must(t.hand(2, "h2"))
+	t.order(3, "lamp-1")
+	t.must(t.hand(3, "h3"))
+	_, _, err := t.settle(3, 3, "h3", watchword.StAccepted)
+	t.must(err)
+	t.must(t.SetFunctions(t.ctx, here, "lamp-1", []twin.Function{{Name: "f"}}, t.now))
+	t.must(t.ReportState(t.ctx, here, "lamp-1", []byte("s"), t.now))
+	_, err = t.Revoke(t.ctx, here, "lamp-1", t.now, e)
+	t.must(err)
+	is(t, "queued", t.state(1), watchword.Cancelled)
+	is(t, "sent", t.state(2), watchword.Cancelled)
+	is(t, "accepted", t.state(3), watchword.Unknown)
+	fs, err := t.Functions(t.ctx, here, "lamp-1")
+	t.must(err)
+	is(t, "functions", len(fs), 0)
+	s := t.enroll("lamp-1", "second-life")
+	is(t, "incarnation", s.Incarnation, 2)
+	w, err := t.Twin(t.ctx, here, "lamp-1")
+	t.must(err)
+	if w.State != nil {
+		t.Fatal("an earlier life's state")
+	}
+	_, _, err = t.settle(3, 3, "h3", watchword.StDone)
+	t.wants(watchword.ReceiptInvalid, err)
+	is(t, "numbers go on", t.order(4, "lamp-1").Seq, 4)
+	rows, err := t.Pending(t.ctx, here, "lamp-1", 0, t.now, 10)
+	t.must(err)
+	is(t, "pending in the new life", len(rows), 1)
+}
+
+func commandLists(t *T) {
+	t.enrolled("lamp-1")
+	t.enrolled("lamp-2")
+	for i := range 10 {
+		r := t.row(i, []watchword.SubjectID{"lamp-1", "lamp-2"}[i%2])
+		if i >= 8 {
+			r.By = "bob"
+		}
+		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+		t.must(err)
+	}
+	_, err := t.CancelCommand(t.ctx, here, cmd(9), t.now, t.entry(audit.CommandCancel, "x"))
+	t.must(err)
+	for _, q := range []struct {
+		f      command.Filter
+		before watchword.CommandID
+		limit  int
+		want   string
+	}{
+		{command.Filter{}, "", 3, "[9 8 7]"},
+		{command.Filter{}, cmd(7), 2, "[6 5]"},
+		{command.Filter{Device: "lamp-1"}, "", 10, "[8 6 4 2 0]"},
+		{command.Filter{By: "bob"}, "", 10, "[9 8]"},
+		{command.Filter{State: watchword.Cancelled}, "", 10, "[9]"},
+		{command.Filter{Device: "lamp-1", By: "bob", State: watchword.Queued}, "", 10, "[8]"},
+	} {
+		rows, err := t.Commands(t.ctx, here, q.f, q.before, q.limit)
+		t.must(err)
+		var got []int
+		for _, r := range rows {
+			var n int
+			if _, err := fmt.Sscanf(string(r.ID), "cmd_%d", &n); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, n)
+		}
+		is(t, fmt.Sprintf("%+v", q.f), fmt.Sprint(got), q.want)
+	}
+}
+
+func twins(t *T) {
+	t.enrolled("lamp-1")
+	e := t.entry(audit.ConfigSet, "lamp-1")
+	w, err := t.Twin(t.ctx, here, "lamp-1")
+	t.must(err)
+	if w.Config != nil || w.State != nil || w.ConfigVer != 0 || w.StateCount != 0 {
+		t.Fatalf("an empty twin: %+v", w)
+	}
+	_, err = t.Twin(t.ctx, here, "nobody")
+	t.wants(watchword.NotFound, err)
+	w, err = t.SetConfig(t.ctx, here, "lamp-1", []byte("c1"), 0, t.now, e)
+	t.must(err)
+	is(t, "version", w.ConfigVer, 1)
+	_, err = t.SetConfig(t.ctx, here, "lamp-1", []byte("c2"), 0, t.now, e)
+	t.wants(watchword.PreconditionFailed, err)
+	w, err = t.SetConfig(t.ctx, here, "lamp-1", []byte("c2"), -1, t.now, e)
+	t.must(err)
+	is(t, "version", w.ConfigVer, 2)
+	t.must(t.ReportState(t.ctx, here, "lamp-1", []byte("s1"), t.now))
+	t.must(t.ReportState(t.ctx, here, "lamp-1", []byte("s2"), t.now))
+	w, err = t.Twin(t.ctx, here, "lamp-1")
+	t.must(err)
+	is(t, "config", string(w.Config), "c2")
+	is(t, "state", string(w.State), "s2")
+	is(t, "reports", w.StateCount, 2)
+	t.wants(watchword.NotFound, t.ReportState(t.ctx, here, "nobody", []byte("s"), t.now))
+	_, err = t.SetConfig(t.ctx, here, "nobody", []byte("c"), -1, t.now, e)
+	t.wants(watchword.NotFound, err)
+
+	t.must(t.SetFunctions(t.ctx, here, "lamp-1", []twin.Function{{Name: "b", Schema: []byte("{}")}, {Name: "a"}}, t.now))
+	fs, err := t.Functions(t.ctx, here, "lamp-1")
+	t.must(err)
+	if len(fs) != 2 || fs[0].Name != "a" || fs[0].Schema != nil || string(fs[1].Schema) != "{}" {
+		t.Fatalf("functions: %+v", fs)
+	}
+	t.must(t.SetFunctions(t.ctx, here, "lamp-1", nil, t.now))
+	fs, err = t.Functions(t.ctx, here, "lamp-1")
+	t.must(err)
+	is(t, "functions", len(fs), 0)
+	t.wants(watchword.NotFound, t.SetFunctions(t.ctx, here, "nobody", nil, t.now))
+}
+
+func walls(t *T) {
+	t.enrolled("lamp-1")
+	e := t.entry(audit.DeviceCreate, "x")
+	t.order(1, "lamp-1")
+	t.must(t.IssueToken(t.ctx, t.record("tok_1", "lamp-1"), t.spend("a"), e))
+	_, err := t.PutPolicy(t.ctx, here, "p", []byte("x"), -1, t.now, e)
+	t.must(err)
+
+	twinOf := watchword.Subject{Tenant: other, ID: "lamp-1", Kind: watchword.Device, State: watchword.New, Created: t.now, Changed: t.now}
+	_, err = t.Subject(t.ctx, other, "lamp-1")
+	t.wants(watchword.NotFound, err)
+	_, err = t.Revoke(t.ctx, other, "lamp-1", t.now, e)
+	t.wants(watchword.NotFound, err)
+	_, err = t.Command(t.ctx, other, cmd(1))
+	t.wants(watchword.NotFound, err)
+	_, err = t.CancelCommand(t.ctx, other, cmd(1), t.now, e)
+	t.wants(watchword.NotFound, err)
+	_, err = t.TokenRecord(t.ctx, other, "tok_1")
+	t.wants(watchword.NotFound, err)
+	_, err = t.Twin(t.ctx, other, "lamp-1")
+	t.wants(watchword.NotFound, err)
+	t.wants(watchword.NotFound, t.DeletePolicy(t.ctx, other, "p", -1, t.now, e))
+	r := t.redemption("code of lamp-1", "x")
+	r.Tenant = other
+	_, _, err = t.RedeemCode(t.ctx, r, t.now, e)
+	t.wants(watchword.CodeInvalid, err)
+	t.must(t.CreateSubject(t.ctx, twinOf, nil, e)) // the same id in another tenant is another subject
+	ss, err := t.Subjects(t.ctx, other, "", "", nil, "", 10)
+	t.must(err)
+	is(t, "subjects over there", len(ss), 1)
+	rows, err := t.Commands(t.ctx, other, command.Filter{}, "", 10)
+	t.must(err)
+	is(t, "commands over there", len(rows), 0)
+	ps, err := t.Policies(t.ctx, other)
+	t.must(err)
+	is(t, "policies over there", len(ps), 0)
+}
+
+func entries(t *T) {
+	const n = 40
+	for _, err := range race(n, func(i int) error {
+		return t.AddEntry(t.ctx, t.entry(audit.RequestRefuse, fmt.Sprint(i)))
+	}) {
+		t.must(err)
+	}
+	var seq int64
+	for {
+		es, err := t.Entries(t.ctx, seq, 7)
+		t.must(err)
+		if len(es) == 0 {
+			break
+		}
+		for _, e := range es {
+			seq++
+			is(t, "number", e.Seq, seq)
+			is(t, "time", e.At.Equal(t.now), true)
+			is(t, "data", e.Data["why"], "test")
+		}
+	}
+	is(t, "entries", seq, n)
+}
+
+// refusedLeavesNothing mixes steps that are refused in the middle into the same
+// commits as steps that pass.
+func refusedLeavesNothing(t *T) {
+	t.enrolled("lamp-1")
+	n := t.log()
+	errs := race(60, func(i int) error {
+		e := t.entry(audit.CommandOrder, "x")
+		switch i % 3 {
+		case 0:
+			_, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, e)
+			return err
+		case 1: // the number is taken, then the id is found to exist
+			r := t.row(0, "lamp-1")
+			r.ID = "cmd_double"
+			_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, e)
+			return err
+		default:
+			return t.IssueToken(t.ctx, t.record(fmt.Sprint("tok_", i), "nobody"), t.spend("a"), e)
+		}
+	})
+	ok := count(errs)[""]
+	is(t, "steps that passed", ok, 21)
+	is(t, "entries", t.log(), n+ok)
+	rows, err := t.Pending(t.ctx, here, "lamp-1", 0, t.now, 1000)
+	t.must(err)
+	is(t, "commands", len(rows), ok)
+	is(t, "the last number", rows[len(rows)-1].Seq, int64(ok))
+	t.must(t.Ping(t.ctx))
+}

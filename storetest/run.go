@@ -1,0 +1,173 @@
+package storetest
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/enroll"
+)
+
+// T is one walk through one store. Its clock stands still unless a contract moves it.
+type T struct {
+	*testing.T
+	Store
+	ctx context.Context
+	now time.Time
+}
+
+// Run walks through every contract, each with an empty store of its own.
+func Run(t *testing.T, open func(t *testing.T) Store) {
+	for _, contract := range []struct {
+		name string
+		walk func(*T)
+	}{
+		{"a house is founded once", founded},
+		{"bundles only grow", bundles},
+		{"a subject's life", subjectLife},
+		{"ids are never free again", tombstones},
+		{"labels find subjects, page by page", subjectPages},
+		{"labels are replaced under their version", labelsUnderVersion},
+		{"suspending keeps, revoking ends", endings},
+		{"a code is redeemed once", codeOnce},
+		{"of two racing devices one wins", codeRace},
+		{"a code is no key to a suspended door", codeRefused},
+		{"keys are used once in a tenant", keysOnce},
+		{"tokens are issued to who may have them", tokens},
+		{"an assertion is spent once, however many race", assertionRace},
+		{"what is over is forgotten", prune},
+		{"policies count their versions", policies},
+		{"commands take numbers without gaps", numbers},
+		{"numbers have no gaps under a race", numbersRace},
+		{"the same request acts once", idempotent},
+		{"a queue has a bound", queueBound},
+		{"a command's way to its device", handing},
+		{"only a fitting receipt settles", settling},
+		{"late, double and contradicting receipts", lateReceipts},
+		{"commands end on time", expiring},
+		{"a command dies with its device's life", incarnations},
+		{"lists of commands", commandLists},
+		{"functions and twins", twins},
+		{"walls between tenants", walls},
+		{"the log has no gaps", entries},
+		{"a refused step leaves nothing", refusedLeavesNothing},
+	} {
+		t.Run(contract.name, func(t *testing.T) {
+			st := open(t)
+			t.Cleanup(func() {
+				if err := st.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			contract.walk(&T{t, st, t.Context(), time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)})
+		})
+	}
+}
+
+const (
+	here  = watchword.DefaultTenant
+	other = watchword.TenantID("other")
+)
+
+// must stops at an error.
+func (t *T) must(err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wants fails unless err has the code ("" for none).
+func (t *T) wants(code watchword.Code, err error) {
+	t.Helper()
+	if got := watchword.CodeOf(err); got != code {
+		t.Fatalf("got %q (%v), want %q", got, err, code)
+	}
+}
+
+// is fails unless got equals want.
+func is[V comparable](t *T, what string, got, want V) {
+	t.Helper()
+	if got != want {
+		t.Fatalf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+func (t *T) entry(kind, object string) audit.Entry {
+	return audit.Entry{Tenant: here, At: t.now, Kind: kind, Object: object, Outcome: audit.Done, Data: map[string]string{"why": "test"}}
+}
+
+// log returns how many entries there are.
+func (t *T) log() int {
+	t.Helper()
+	es, err := t.Entries(t.ctx, 0, 100_000)
+	t.must(err)
+	return len(es)
+}
+
+func (t *T) add(id watchword.SubjectID, l watchword.Labels) watchword.Subject {
+	t.Helper()
+	s := watchword.Subject{Tenant: here, ID: id, Kind: watchword.Device, State: watchword.New, Labels: l, Created: t.now, Changed: t.now}
+	t.must(t.CreateSubject(t.ctx, s, nil, t.entry(audit.DeviceCreate, string(id))))
+	s.Version, s.Incarnation = 1, 1
+	return s
+}
+
+func (t *T) code(id watchword.SubjectID, name string) enroll.Code {
+	return enroll.Code{Tenant: here, Hash: sha256.Sum256([]byte(name)), Subject: id, Expires: t.now.Add(time.Hour), By: "operator"}
+}
+
+func (t *T) redemption(codeName, keys string) enroll.Redemption {
+	key := func(p watchword.Purpose) watchword.Key {
+		return watchword.Key{
+			ID: watchword.KeyID(fmt.Sprintf("%s-%s", keys, p)), Purpose: p, JWK: []byte(`{"kty":"test"}`), State: watchword.KeyActive, Added: t.now,
+		}
+	}
+	return enroll.Redemption{Tenant: here, Hash: sha256.Sum256([]byte(codeName)), Sign: key(watchword.Sign), Seal: key(watchword.Seal)}
+}
+
+// enrolled adds a device that is active with the keys ID-sign and ID-seal.
+func (t *T) enrolled(id watchword.SubjectID) watchword.Subject {
+	t.Helper()
+	t.add(id, nil)
+	return t.enroll(id, string(id))
+}
+
+func (t *T) enroll(id watchword.SubjectID, keys string) watchword.Subject {
+	t.Helper()
+	name := "code of " + keys
+	t.must(t.AddCode(t.ctx, t.code(id, name), t.entry(audit.DeviceLink, string(id))))
+	s, _, err := t.RedeemCode(t.ctx, t.redemption(name, keys), t.now, t.entry(audit.DeviceEnroll, ""))
+	t.must(err)
+	return s
+}
+
+// race runs f n times at once and returns the errors.
+func race(n int, f func(i int) error) []error {
+	errs := make([]error, n)
+	start := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			<-start
+			errs[i] = f(i)
+		})
+	}
+	close(start)
+	wg.Wait()
+	return errs
+}
+
+// count counts the errors by code.
+func count(errs []error) map[watchword.Code]int {
+	out := map[watchword.Code]int{}
+	for _, err := range errs {
+		out[watchword.CodeOf(err)]++
+	}
+	return out
+}
