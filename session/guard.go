@@ -63,6 +63,9 @@ func NewGuard(roll Roll, o GuardOptions) *Guard {
 // anything changes. Codes: as in [Guard.Open].
 func (g *Guard) Check(ctx context.Context, p Papers) (*Authority, error) {
 	s, today, err := g.roll.Today(ctx, p.Tenant, p.Subject)
+	if watchword.CodeOf(err) == watchword.NotFound { // deleted since its papers were made out
+		return nil, watchword.Refuse(watchword.SubjectRevoked, "the subject %q is gone", p.Subject)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +74,7 @@ func (g *Guard) Check(ctx context.Context, p Papers) (*Authority, error) {
 
 // Open starts a session. It is in the index before its authority is read, so
 // that no change falls between. Codes: token_expired, token_revoked,
-// subject_new, subject_suspended, subject_revoked, not_found, busy, unavailable.
+// subject_new, subject_suspended, subject_revoked, busy, unavailable.
 func (g *Guard) Open(ctx context.Context, p Papers, o Options) (*Session, error) {
 	now := g.now()
 	s := &Session{

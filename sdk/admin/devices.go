@@ -123,6 +123,9 @@ func (c *Client) Device(ctx context.Context, id watchword.SubjectID) (d Device, 
 
 // SetLabels replaces a device's labels. ifVersion 0 means any. Code: precondition_failed.
 func (c *Client) SetLabels(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ifVersion int64) (d Device, err error) {
+	if l == nil {
+		l = watchword.Labels{}
+	}
 	r := rest.Request{Method: http.MethodPut, Path: devicePath(id, "/labels")}
 	if ifVersion > 0 {
 		r.Header = map[string]string{"If-Match": etag(ifVersion)}

@@ -1,0 +1,4 @@
+// Package attack is the burglars: forged, replayed, stale and foreign papers,
+// tried at every real door of a whole house, and the device's own checks tried
+// with the server's stolen keys. It holds tests alone.
+package attack

@@ -1,0 +1,297 @@
+package attack_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/sse"
+	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
+)
+
+// stream opens a stream and returns its events; the channel is closed at its end.
+func (h *house) stream(path, token string) <-chan sse.Event {
+	h.t.Helper()
+	req, err := http.NewRequestWithContext(h.t.Context(), "GET", h.url+path, nil)
+	must(h.t, err)
+	req.Header.Set("Authorization", "Bearer "+token)
+	req.Header.Set("Accept", "text/event-stream")
+	c := h.client()
+	c.Timeout = 0
+	res, err := c.Do(req)
+	must(h.t, err)
+	h.t.Cleanup(func() { _ = res.Body.Close() })
+	if res.StatusCode != 200 {
+		b, _ := io.ReadAll(io.LimitReader(res.Body, 4096)) // for the message alone
+		h.t.Fatalf("%s: %d %s", path, res.StatusCode, b)
+	}
+	out := make(chan sse.Event, 64)
+	go func() {
+		defer close(out)
+		for r := sse.NewReader(res.Body); ; {
+			e, err := r.Next()
+			if err != nil {
+				return
+			}
+			out <- e
+		}
+	}()
+	return out
+}
+
+// next waits for an event of that name.
+func next(t testing.TB, s <-chan sse.Event, name string) sse.Event {
+	t.Helper()
+	for limit := time.After(20 * time.Second); ; {
+		select {
+		case e, ok := <-s:
+			if !ok {
+				t.Fatalf("the stream ended before an event %q", name)
+			}
+			if e.Name == name {
+				return e
+			}
+		case <-limit:
+			t.Fatalf("no event %q", name)
+		}
+	}
+}
+
+func endCode(t testing.TB, s <-chan sse.Event) watchword.Code {
+	t.Helper()
+	var p struct{ Code watchword.Code }
+	must(t, json.Unmarshal([]byte(next(t, s, "end").Data), &p))
+	if _, open := <-s; open {
+		t.Error("something came after the end")
+	}
+	return p.Code
+}
+
+const watcher = `for = { role = "watcher" }
+[[allow]]
+subscribe = ["devices/+/events/#"]
+[[allow]]
+get = ["/v1/events"]
+`
+
+func TestWhatTakesAuthorityAwayEndsLiveStreamsAtOnce(t *testing.T) {
+	h := serve(t, nil)
+	ctx := t.Context()
+	_, err := h.admin.ApplyPolicy(ctx, "watcher", []byte(watcher), -1)
+	must(t, err)
+	for _, tc := range []struct {
+		name string
+		do   func(id watchword.SubjectID) error
+		want watchword.Code
+	}{
+		{"suspend", func(id watchword.SubjectID) error { _, err := h.admin.Suspend(ctx, id, "t"); return err }, watchword.SubjectSuspended},
+		{"revoke", func(id watchword.SubjectID) error { _, err := h.admin.Revoke(ctx, id, "t"); return err }, watchword.SubjectRevoked},
+		{"delete", func(id watchword.SubjectID) error { return h.admin.DeleteDevice(ctx, id) }, watchword.SubjectRevoked},
+		{"label edit", func(id watchword.SubjectID) error { _, err := h.admin.SetLabels(ctx, id, nil, 0); return err }, watchword.Denied},
+		{"policy edit", func(watchword.SubjectID) error {
+			_, err := h.admin.ApplyPolicy(ctx, "watcher", []byte(watcher+"[[deny]]\nsubscribe = [\"devices/+/events/secret\"]\n"), -1)
+			return err
+		}, watchword.Denied},
+		{"policy deleted", func(watchword.SubjectID) error { return h.admin.DeletePolicy(ctx, "watcher") }, watchword.Denied},
+		{"session closed", func(id watchword.SubjectID) error {
+			ss, err := h.admin.Sessions(ctx, id)
+			if err != nil {
+				return err
+			}
+			for _, s := range ss {
+				if err := h.admin.CloseSession(ctx, s.ID); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, watchword.TokenRevoked},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := *h
+			h.t = t
+			_, err := h.admin.ApplyPolicy(ctx, "watcher", []byte(watcher), -1)
+			must(t, err)
+			id := watchword.SubjectID("w-" + strings.ReplaceAll(tc.name, " ", "-"))
+			w := h.enroll(id, device.Options{}, watchword.Labels{"role": "watcher"})
+			s := h.stream("/v1/events", h.token(w))
+			next(t, s, "session")
+			pub := h.enroll("p"+id, device.Options{}, nil)
+			must(t, pub.Publish(ctx, "lux", 1))
+			if e := next(t, s, "event"); !strings.Contains(e.Data, `"lux"`) {
+				t.Errorf("got %s", e.Data)
+			}
+			must(t, tc.do(id))
+			must(t, pub.Publish(ctx, "secret", 2)) // after the answer: it must not arrive
+			for e := range s {
+				if e.Name == "event" {
+					t.Errorf("an event after the answer: %s", e.Data)
+				}
+				if e.Name == "end" {
+					var p struct{ Code watchword.Code }
+					must(t, json.Unmarshal([]byte(e.Data), &p))
+					if p.Code != tc.want {
+						t.Errorf("the end says %q, want %q", p.Code, tc.want)
+					}
+					return
+				}
+			}
+			t.Error("the stream ended without a word")
+		})
+	}
+}
+
+func TestASessionTakesNewerTokensOfItsOwnAlone(t *testing.T) {
+	h := serve(t, nil)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	other := h.enroll("lamp-2", device.Options{}, nil)
+	older, first := h.token(d), h.token(d)
+	s := h.stream("/v1/self/commands", first)
+	var opened struct {
+		Session   string    `json:"session"`
+		ExpiresAt time.Time `json:"expires_at"`
+	}
+	must(t, json.Unmarshal([]byte(next(t, s, "session").Data), &opened))
+	path := "/v1/self/sessions/" + opened.Session
+	if a := h.ask("PUT", path, h.token(other), ""); a.status != 404 {
+		t.Errorf("another's token: %d %s", a.status, a.body)
+	}
+	if a := h.ask("PUT", path, older, ""); a.status >= 500 {
+		t.Errorf("an older token: %d %s", a.status, a.body)
+	}
+	if a := h.ask("PUT", path, h.token(d), ""); a.status != 200 {
+		t.Errorf("a newer token: %d %s", a.status, a.body)
+	}
+	if a := h.ask("PUT", "/v1/self/sessions/ses_none", h.token(d), ""); a.status != 404 {
+		t.Errorf("no such session: %d", a.status)
+	}
+	_, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "f"})
+	must(t, err)
+	next(t, s, "command") // the stream lives
+}
+
+func TestCommandsGoToTheNewestConnection(t *testing.T) {
+	h := serve(t, nil)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	tok := h.token(d)
+	first := h.stream("/v1/self/commands", tok)
+	next(t, first, "session")
+	second := h.stream("/v1/self/commands", tok)
+	next(t, second, "session")
+	if code := endCode(t, first); code != watchword.Conflict {
+		t.Errorf("the first ended with %q", code)
+	}
+	_, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "f"})
+	must(t, err)
+	next(t, second, "command")
+}
+
+func TestALongPollEndsWithItsAuthority(t *testing.T) {
+	h := serve(t, nil)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	tok := h.token(d)
+	got := make(chan answer, 1)
+	go func() { got <- h.ask("GET", "/v1/self/commands?wait=25s", tok, "") }()
+	for { // until the poll is a session
+		ss, err := h.admin.Sessions(t.Context(), "lamp-1")
+		must(t, err)
+		if len(ss) > 0 {
+			break
+		}
+	}
+	start := time.Now()
+	_, err := h.admin.Revoke(t.Context(), "lamp-1", "test")
+	must(t, err)
+	a := <-got
+	if a.code != watchword.SubjectRevoked {
+		t.Errorf("the poll got %d %q", a.status, a.code)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+func TestThoseWhoSayNothingAreBounded(t *testing.T) {
+	const each = 6
+	h := serve(t, func(c *server.Config) { c.Limits.PerAddress = each })
+	host := strings.TrimPrefix(h.url, "https://")
+	var silent []net.Conn
+	for range each {
+		c, err := net.Dial("tcp", host)
+		must(t, err)
+		defer c.Close()
+		silent = append(silent, c)
+	}
+	// All places are taken: the next is closed at once, before a byte was read.
+	over, err := net.Dial("tcp", host)
+	must(t, err)
+	defer over.Close()
+	must(t, over.SetReadDeadline(time.Now().Add(5*time.Second)))
+	if n, err := over.Read(make([]byte, 1)); n != 0 || err == nil || strings.Contains(err.Error(), "timeout") {
+		t.Errorf("one too many: %d bytes, %v", n, err)
+	}
+	// One that began a TLS record and stopped is cut off in time, and its place is free again.
+	_, err = silent[0].Write([]byte{0x16, 0x03, 0x01})
+	must(t, err)
+	for _, c := range silent {
+		must(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
+		if _, err := io.Copy(io.Discard, c); err != nil && strings.Contains(err.Error(), "timeout") {
+			t.Fatal("a silent connection lives on")
+		}
+	}
+	if a := h.ask("GET", "/healthz", "", ""); a.status != 200 {
+		t.Errorf("after the silence: %d", a.status)
+	}
+}
+
+func TestATrickledRequestIsCutOff(t *testing.T) {
+	h := serve(t, nil)
+	c, err := tls.Dial("tcp", strings.TrimPrefix(h.url, "https://"), &tls.Config{InsecureSkipVerify: true})
+	must(t, err)
+	defer c.Close()
+	_, err = c.Write([]byte("GET /v1/trust HTTP/1.1\r\nHost: localhost\r\nX: "))
+	must(t, err)
+	must(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
+	b, err := io.ReadAll(c)
+	if err != nil && strings.Contains(err.Error(), "timeout") {
+		t.Fatal("it waits for ever")
+	}
+	if bytes.Contains(b, []byte("200 OK")) {
+		t.Errorf("got %s", b)
+	}
+}
+
+func TestADeviceRunsThroughARestart(t *testing.T) {
+	h := serve(t, nil)
+	v := counting(h.enroll("lamp-1", device.Options{}, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- v.Run(ctx) }()
+	c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 20 * time.Second})
+	must(t, err)
+	if c.State != watchword.Done {
+		t.Fatalf("the command is %s", c.State)
+	}
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(h.url, "https://"))
+	must(t, err)
+	h.stop()
+	again := serveOn(t, h.dir, onPort(port))
+	c, err = again.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 50 * time.Second})
+	must(t, err)
+	if c.State != watchword.Done || v.acts.Load() != 2 {
+		t.Errorf("after the restart the command is %s, %d acts", c.State, v.acts.Load())
+	}
+	_, err = again.admin.Revoke(ctx, "lamp-1", "test")
+	must(t, err)
+	wants(t, "a revoked device's Run", <-ran, watchword.SubjectRevoked)
+	cancel()
+}
