@@ -111,7 +111,7 @@ func TestOpenRefusesPapersThatNoLongerCount(t *testing.T) {
 		"a revoked subject":              {func(r *fakeRoll, _ *session.Papers) { r.subject.State = watchword.Revoked }, watchword.SubjectRevoked},
 		"an earlier life of the subject": {func(r *fakeRoll, _ *session.Papers) { r.subject.Incarnation = 2 }, watchword.TokenRevoked},
 		"a key that was retired":         {func(r *fakeRoll, _ *session.Papers) { r.subject.Keys[0].State = watchword.KeyRetired }, watchword.TokenRevoked},
-		"a subject nobody knows":         {func(_ *fakeRoll, p *session.Papers) { p.Subject = "lamp-8" }, watchword.NotFound},
+		"a subject nobody knows":         {func(_ *fakeRoll, p *session.Papers) { p.Subject = "lamp-8" }, watchword.SubjectRevoked},
 		"a store that cannot be asked":   {func(r *fakeRoll, _ *session.Papers) { r.err = watchword.Refuse(watchword.Unavailable, "gone") }, watchword.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
