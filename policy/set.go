@@ -103,15 +103,13 @@ func (c *compiler) builtIn() {
 	c.g.allow.paths = append(c.g.allow.paths, pathRule{"/v1/self/#", allPaths, self})
 	if c.who.Kind == watchword.Device {
 		own := "devices/" + string(c.who.ID) + "/"
-		for _, t := range []topicRule{
-			{own + "events/#", true, false, self},
-			{own + "state", true, true, self},
-			{own + "receipts", true, false, self},
-			{own + "config", false, true, self},
-			{own + "commands", false, true, self},
-		} {
-			c.g.allow.topics = append(c.g.allow.topics, t)
-		}
+		c.g.allow.topics = append(c.g.allow.topics,
+			topicRule{own + "events/#", true, false, self},
+			topicRule{own + "state", true, true, self},
+			topicRule{own + "receipts", true, false, self},
+			topicRule{own + "config", false, true, self},
+			topicRule{own + "commands", false, true, self},
+		)
 	}
 	if c.who.Kind == watchword.Operator && c.who.Labels["role"] == "owner" {
 		owner := &origin{policy: ownerName}

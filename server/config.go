@@ -117,7 +117,7 @@ type MetricsConfig struct {
 }
 
 // Duration is a time.Duration that is written as in Go, as "90s".
-type Duration time.Duration
+type Duration struct{ time.Duration }
 
 // UnmarshalText reads what MarshalText writes.
 func (d *Duration) UnmarshalText(b []byte) error {
@@ -125,26 +125,26 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	if err != nil {
 		return watchword.Refuse(watchword.ConfigInvalid, `must be a duration as "90s" or "10m"`)
 	}
-	*d = Duration(v)
+	d.Duration = v
 	return nil
 }
 
 // MarshalText writes a duration as "1m30s".
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // Defaults returns the configuration that needs no file.
 func Defaults() Config {
 	return Config{
 		Server:  ServerConfig{HTTPS: "localhost:8443", MQTTS: "localhost:8883"},
 		Store:   StoreConfig{URL: "sqlite"},
-		Keys:    KeysConfig{RotateEvery: Duration(720 * time.Hour), Overlap: Duration(48 * time.Hour)},
-		Token:   TokenConfig{Lifetime: Duration(10 * time.Minute), Skew: Duration(time.Minute)},
-		Command: CommandConfig{TTL: Duration(2 * time.Minute), MaxBytes: watchword.MaxArgs},
+		Keys:    KeysConfig{RotateEvery: Duration{720 * time.Hour}, Overlap: Duration{48 * time.Hour}},
+		Token:   TokenConfig{Lifetime: Duration{10 * time.Minute}, Skew: Duration{time.Minute}},
+		Command: CommandConfig{TTL: Duration{2 * time.Minute}, MaxBytes: watchword.MaxArgs},
 		Limits: LimitsConfig{
 			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, PacketBytes: 64 << 10, QueueMessages: 1_000, QueueBytes: 1 << 20,
 		},
-		Auth:    AuthConfig{SessionLifetime: Duration(12 * time.Hour)},
-		Audit:   AuditConfig{CheckpointEvery: Duration(time.Second)},
+		Auth:    AuthConfig{SessionLifetime: Duration{12 * time.Hour}},
+		Audit:   AuditConfig{CheckpointEvery: Duration{time.Second}},
 		Log:     LogConfig{Level: "info", Format: "text"},
 		Metrics: MetricsConfig{Listen: "127.0.0.1:9464"},
 	}
@@ -278,11 +278,11 @@ func (c Config) checkTimes() error {
 		{"auth.session_lifetime", c.Auth.SessionLifetime, time.Minute, 30 * 24 * time.Hour},
 		{"audit.checkpoint_every", c.Audit.CheckpointEvery, 100 * time.Millisecond, time.Hour},
 	} {
-		if v := time.Duration(d.value); v < d.min || v > d.max {
+		if v := d.value.Duration; v < d.min || v > d.max {
 			return wrong(d.key, "must be from %s to %s", d.min, d.max)
 		}
 	}
-	if time.Duration(c.Command.TTL)%time.Second != 0 {
+	if c.Command.TTL.Duration%time.Second != 0 {
 		return wrong("command.ttl", "must be whole seconds")
 	}
 	return nil

@@ -19,8 +19,8 @@ import (
 
 // Source is where [Load] looks.
 type Source struct {
-	File string                         // --config; empty means the usual places, where a missing file is no error
-	Data string                         // --data; empty means WATCHWORD_DATA
+	File string                          // --config; empty means the usual places, where a missing file is no error
+	Data string                          // --data; empty means WATCHWORD_DATA
 	Env  func(key string) (string, bool) // nil means os.LookupEnv
 }
 

@@ -174,12 +174,12 @@ func (s *Server) assemble(ctx context.Context) error {
 		Fits: reg.Fits, Changed: reg.Changed,
 	})
 	papers, err := office.New(s.ring.Issuer(), s.ring.Signer(keyring.Issuer), token.NewKeySet(s.ring.Public(keyring.Issuer)...), roll, s.store,
-		office.Options{Lifetime: time.Duration(s.cfg.Token.Lifetime)})
+		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration})
 	if err != nil {
 		return err
 	}
 	s.desk = command.NewDesk(s.store, roll, s.ring, command.DeskOptions{
-		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), Signer: s.ring.Signer(keyring.Command), TTL: time.Duration(s.cfg.Command.TTL), Now: s.o.Now,
+		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), Signer: s.ring.Signer(keyring.Command), TTL: s.cfg.Command.TTL.Duration, Now: s.o.Now,
 	})
 	s.recorder = audit.NewRecorder(s.store)
 	jwks, err := jwkSet(s.ring)

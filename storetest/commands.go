@@ -245,6 +245,7 @@ func lateReceipts(t *T) {
 	r, changed, err := step(1, watchword.StAccepted)
 	t.must(err)
 	is(t, "accepted", r.State, watchword.Accepted)
+	is(t, "changed", changed, true)
 	_, changed, err = step(1, watchword.StAccepted)
 	t.must(err)
 	is(t, "accepted twice", changed, false)

@@ -298,7 +298,9 @@ func (t *T) record(jti string, id watchword.SubjectID) token.Record {
 	}
 }
 
-func (t *T) spend(jti string) token.Spent { return token.Spent{JTI: jti, Expires: t.now.Add(time.Minute)} }
+func (t *T) spend(jti string) token.Spent {
+	return token.Spent{JTI: jti, Expires: t.now.Add(time.Minute)}
+}
 
 func tokens(t *T) {
 	e := t.entry(audit.TokenIssue, "tok")
