@@ -14,6 +14,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/tomlpos"
 )
 
 // Parse reads a policy document in TOML (DESIGN §3). name is what it will be
@@ -32,7 +33,7 @@ func Parse(name string, src []byte) (*Document, error) {
 		}
 		return nil, mistakes{m}.refuse(name)
 	}
-	return parse(name, tree, locate(src))
+	return parse(name, tree, tomlpos.Locate(src))
 }
 
 // ParseJSON reads the same document as JSON; its mistakes have no lines.
@@ -47,7 +48,7 @@ func ParseJSON(name string, src []byte) (*Document, error) {
 	return parse(name, tree, nil)
 }
 
-func parse(name string, tree map[string]any, at positions) (*Document, error) {
+func parse(name string, tree map[string]any, at tomlpos.Positions) (*Document, error) {
 	p := &parser{at: at, doc: &Document{Name: name}}
 	p.document(tree)
 	if len(p.wrong) > 0 {
@@ -59,7 +60,7 @@ func parse(name string, tree map[string]any, at positions) (*Document, error) {
 
 // parser reads the tree of a document and collects what is wrong with it.
 type parser struct {
-	at    positions
+	at    tomlpos.Positions
 	doc   *Document
 	wrong mistakes
 }
@@ -91,7 +92,7 @@ func (p *parser) keys(path string, table map[string]any, known []string) {
 			if n := nearest(k, known); n != "" {
 				hint = fmt.Sprintf("; did you mean %q?", n)
 			}
-			p.mistake(below(path, k), "unknown key %q%s", k, hint)
+			p.mistake(tomlpos.Below(path, k), "unknown key %q%s", k, hint)
 		}
 	}
 }
@@ -203,7 +204,7 @@ func (p *parser) filters(path string, table map[string]any, key string, check fu
 	if !ok {
 		return nil
 	}
-	path = below(path, key)
+	path = tomlpos.Below(path, key)
 	list := p.strings(path, v)
 	if len(list) == 0 {
 		p.mistake(path, "%s needs at least one entry", key)
@@ -251,15 +252,15 @@ func (p *parser) target(path string, table map[string]any, r *rule) {
 	case (byLabels || byID) && r.call == nil:
 		p.mistake(path, "on and devices belong to call")
 	case byLabels && byID:
-		p.mistake(below(path, "devices"), "say on or devices, not both")
+		p.mistake(tomlpos.Below(path, "devices"), "say on or devices, not both")
 	case byLabels:
-		r.on = p.labels(below(path, "on"), on, true)
+		r.on = p.labels(tomlpos.Below(path, "on"), on, true)
 	case byID:
-		r.devices = p.strings(below(path, "devices"), devices)
+		r.devices = p.strings(tomlpos.Below(path, "devices"), devices)
 		for i, s := range r.devices {
 			filled, err := expand(s, func(string) (string, bool) { return "x", true })
 			if err != nil || !watchword.ValidName(filled) {
-				p.mistake(below(path, "devices")+"."+strconv.Itoa(i), "an id must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+				p.mistake(tomlpos.Below(path, "devices")+"."+strconv.Itoa(i), "an id must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
 			}
 		}
 	}
@@ -270,7 +271,7 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 	if !ok {
 		return
 	}
-	path = below(path, "args")
+	path = tomlpos.Below(path, "args")
 	bounds, ok := v.(map[string]any)
 	switch {
 	case r.call == nil:
@@ -283,7 +284,7 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 	for _, name := range slices.Sorted(maps.Keys(bounds)) {
 		schema, err := compileSchema(bounds[name])
 		if err != nil {
-			p.mistake(below(path, name), "the bound of %q is no JSON Schema", name)
+			p.mistake(tomlpos.Below(path, name), "the bound of %q is no JSON Schema", name)
 			continue
 		}
 		r.args = append(r.args, bound{name, schema})
@@ -326,12 +327,12 @@ func (p *parser) labels(path string, v any, template bool) watchword.Labels {
 		if template && ok {
 			var err error
 			if filled, err = expand(s, func(string) (string, bool) { return "x", true }); err != nil {
-				p.mistake(below(path, k), "%s", detail(err))
+				p.mistake(tomlpos.Below(path, k), "%s", detail(err))
 				continue
 			}
 		}
 		if !ok || !watchword.ValidName(filled) || !watchword.ValidName(k) {
-			p.mistake(below(path, k), "a label's key and value must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+			p.mistake(tomlpos.Below(path, k), "a label's key and value must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
 			continue
 		}
 		out[k] = s

@@ -15,6 +15,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/internal/tomlpos"
 )
 
 // Source is where [Load] looks.
@@ -108,8 +109,34 @@ func decode(file string, text []byte, c *Config) error {
 		}
 		return watchword.Refuse(watchword.ConfigInvalid, "%s:%d:%d: %s", file, line, column, what)
 	}
-	return watchword.Because(err, watchword.ConfigInvalid, "%s: no TOML that a configuration can be", file)
+	detail := err.Error()
+	if ours, ok := errors.AsType[*watchword.Error](err); ok {
+		detail = ours.Detail
+	}
+	return watchword.Because(err, watchword.ConfigInvalid, "%s%s", where(file, text, c), detail)
 }
+
+// where finds the first duration that is no text: the decoder's own error has no place then.
+func where(file string, text []byte, c *Config) string {
+	var tree map[string]map[string]any
+	if err := toml.Unmarshal(text, &tree); err != nil {
+		return file + ": "
+	}
+	at := tomlpos.Locate(text)
+	out := file + ": "
+	_ = keys(c, func(section, key string, v reflect.Value, _ bool) error { // its error only ends the walk
+		value, set := tree[section][key]
+		if _, isText := value.(string); !set || isText || v.Type() != reflect.TypeFor[Duration]() {
+			return nil
+		}
+		p := at[section+"."+key]
+		out = fmt.Sprintf("%s:%d:%d: %s.%s: ", file, p[0], p[1], section, key)
+		return errFound
+	})
+	return out
+}
+
+var errFound = errors.New("found")
 
 // keys calls see for each key of the configuration, as "server.https".
 func keys(c *Config, see func(section, key string, v reflect.Value, secret bool) error) error {

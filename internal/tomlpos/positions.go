@@ -1,4 +1,7 @@
-package policy
+// Package tomlpos finds where the keys and values of a TOML document stand, so that
+// a mistake can be told with its line and column. In comes good TOML, out come
+// places by path; it refuses nothing.
+package tomlpos
 
 import (
 	"strconv"
@@ -6,13 +9,13 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// positions is where each key and each element of a TOML document stands, by its
+// Positions is where each key and each element of a TOML document stands, by its
 // path: "allow.0.publish.1". Of a key it is the key's place, of an element the value's.
-type positions map[string][2]int
+type Positions map[string][2]int
 
-// locate walks src, which the decoder has found to be good TOML.
-func locate(src []byte) positions {
-	l := locator{at: positions{}, tables: map[string]int{}}
+// Locate walks src, which the decoder has found to be good TOML.
+func Locate(src []byte) Positions {
+	l := locator{at: Positions{}, tables: map[string]int{}}
 	l.p.Reset(src)
 	prefix := ""
 	for l.p.NextExpression() {
@@ -35,7 +38,7 @@ func locate(src []byte) positions {
 
 type locator struct {
 	p      unstable.Parser
-	at     positions
+	at     Positions
 	tables map[string]int // how many [[table]] of a name there were
 }
 
@@ -43,7 +46,7 @@ type locator struct {
 func (l *locator) key(prefix string, n *unstable.Node) string {
 	path := prefix
 	for it := n.Key(); it.Next(); {
-		path = below(path, string(it.Node().Data))
+		path = Below(path, string(it.Node().Data))
 		if _, known := l.at[path]; !known || !it.Node().Next().Valid() {
 			l.note(path, it.Node())
 		}
@@ -77,7 +80,8 @@ func (l *locator) note(path string, n *unstable.Node) {
 	l.at[path] = [2]int{start.Line, start.Column}
 }
 
-func below(prefix, key string) string {
+// Below returns the path of key under prefix, which may be empty.
+func Below(prefix, key string) string {
 	if prefix == "" {
 		return key
 	}
