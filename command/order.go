@@ -47,7 +47,7 @@ func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace st
 	if ttl == 0 {
 		ttl = d.o.TTL
 	}
-	expires := now.Add(ttl).Truncate(time.Second)
+	expires := token.CommandEnd(now, ttl)
 	if c.Signed != "" {
 		o, err := d.signedOrder(ctx, a, c, now)
 		if err != nil {

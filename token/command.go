@@ -27,6 +27,20 @@ type Command struct {
 	Expires  time.Time
 }
 
+// CommandEnd is when a command ordered now for ttl ends: tokens know whole seconds
+// alone, so it is rounded up, but never beyond [CommandLife].
+func CommandEnd(now time.Time, ttl time.Duration) time.Time {
+	begin := now.Truncate(time.Second)
+	end := now.Add(ttl).Truncate(time.Second)
+	if end.Before(now.Add(ttl)) {
+		end = end.Add(time.Second)
+	}
+	if end.Sub(begin) > CommandLife {
+		end = begin.Add(CommandLife)
+	}
+	return end
+}
+
 type commandClaims struct {
 	Iss   string              `json:"iss"`
 	Aud   audience            `json:"aud"`

@@ -32,6 +32,9 @@ func (a *app) commandSend() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if *ttl < time.Second || *ttl > 24*time.Hour || *ttl%time.Second != 0 {
+			return usage("--ttl must be whole seconds, at most 24h")
+		}
 		cl, err := a.client()
 		if err != nil {
 			return err

@@ -182,8 +182,8 @@ type liveStream struct {
 		ID      watchword.SessionID `json:"session"`
 		Expires time.Time           `json:"expires_at"`
 	}
-	events chan sse.Event
-	end    chan error
+	events chan sse.Event // closed at the end of the stream
+	end    error          // why it ended; read after events is closed
 }
 
 // raw is a client that shows one token of a device, as curl would.
@@ -208,14 +208,15 @@ func openStream(ctx context.Context, d *device.Device) (*liveStream, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &liveStream{events: make(chan sse.Event, 16), end: make(chan error, 1)}
+	s := &liveStream{events: make(chan sse.Event, 16), end: io.EOF}
 	go func() {
+		defer close(s.events)
 		defer res.Body.Close()
 		r := sse.NewReader(res.Body)
 		for {
 			e, err := r.Next()
 			if err != nil {
-				s.end <- err
+				s.end = err
 				return
 			}
 			select {
@@ -230,10 +231,11 @@ func openStream(ctx context.Context, d *device.Device) (*liveStream, error) {
 
 func (s *liveStream) next(ctx context.Context) (sse.Event, error) {
 	select {
-	case e := <-s.events:
+	case e, open := <-s.events:
+		if !open {
+			return e, fmt.Errorf("the stream ended: %w", s.end)
+		}
 		return e, nil
-	case err := <-s.end:
-		return sse.Event{}, fmt.Errorf("the stream ended: %w", err)
 	case <-ctx.Done():
 		return sse.Event{}, ctx.Err()
 	}

@@ -73,7 +73,7 @@ func (c *Client) Send(ctx context.Context, o Order) (out Command, err error) {
 	}
 	now := c.o.Now()
 	signed, err := token.SignOrder(c.signer, token.Order{
-		By: c.o.Subject, Device: o.Device, Function: o.Function, ArgsHash: jose.Hash(compact.Bytes()), Issued: now, Expires: now.Add(o.TTL),
+		By: c.o.Subject, Device: o.Device, Function: o.Function, ArgsHash: jose.Hash(compact.Bytes()), Issued: now, Expires: token.CommandEnd(now, o.TTL),
 	})
 	if err != nil {
 		return out, err

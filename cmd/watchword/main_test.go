@@ -1,0 +1,205 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/watchword-iot/watchword"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"watchword": main})
+}
+
+// The scripts run the real main; each is also an example.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("WATCHWORD_DATA", filepath.Join(e.WorkDir, "data"))
+			e.Setenv("WATCHWORD_SERVER_HTTPS", "localhost:0")
+			e.Setenv("HOME", e.WorkDir)
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"status":   wantStatus,
+			"awaiting": awaiting,
+		},
+	})
+}
+
+// wantStatus runs a program and wants its exit status: status 3 watchword device show ghost.
+func wantStatus(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 || neg {
+		ts.Fatalf("usage: status N program args…")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit, ok := err.(*exec.ExitError); ok {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if fmt.Sprint(got) != args[0] {
+		ts.Fatalf("%v: exit status %d, want %s", args[1:], got, args[0])
+	}
+}
+
+// awaiting waits until a file is there: awaiting data/server.json.
+func awaiting(ts *testscript.TestScript, _ bool, args []string) {
+	path := ts.MkAbs(args[0])
+	for end := time.Now().Add(30 * time.Second); ; {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("%s did not come", path)
+		}
+	}
+}
+
+func TestEveryCodeHasAnExitStatus(t *testing.T) {
+	for _, c := range watchword.Codes {
+		if s, ok := exitOf[c]; !ok || s < 1 || s > 8 {
+			t.Errorf("code %s has exit status %d", c, s)
+		}
+	}
+	if len(exitOf) != len(watchword.Codes) {
+		t.Errorf("%d statuses for %d codes", len(exitOf), len(watchword.Codes))
+	}
+}
+
+func TestDemoOnce(t *testing.T) {
+	bin, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	link := filepath.Join(dir, "watchword") // testscript's main looks at the name
+	if err := os.Symlink(bin, link); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	var out, errs bytes.Buffer
+	c := exec.CommandContext(ctx, link, "demo", "--once", "--json", "--devices", "5")
+	c.Stdout, c.Stderr = &out, &errs
+	c.Env = append(os.Environ(), "TMPDIR="+dir)
+	if err := c.Run(); err != nil {
+		t.Fatalf("%v\n%s%s", err, out.String(), errs.String())
+	}
+	var got struct {
+		OK    bool
+		Steps []struct {
+			Name string
+			OK   bool
+			MS   float64
+		}
+	}
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Fields("serve enroll token connect publish publish_denied call_denied command receipt forged_command_refused replayed_command_refused refresh revoke cut")
+	if !got.OK || len(got.Steps) != len(want) {
+		t.Fatalf("got %+v", got)
+	}
+	for i, s := range got.Steps {
+		if s.Name != want[i] || !s.OK || s.MS <= 0 {
+			t.Errorf("step %d is %+v, want %s", i, s, want[i])
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "watchword-demo-*")); err != nil || len(left) > 0 {
+		t.Errorf("the demo left %v, %v", left, err)
+	}
+}
+
+// docs/getting-started.md, typed line by line in an empty folder.
+func TestGettingStarted(t *testing.T) {
+	for _, p := range []string{"bash", "curl", "jq"} {
+		if _, err := exec.LookPath(p); err != nil {
+			if os.Getenv("WATCHWORD_OUTSIDE") == "required" {
+				t.Fatalf("%s is missing", p)
+			}
+			t.Skipf("%s is not installed; make test installs it", p)
+		}
+	}
+	text, err := os.ReadFile("../../docs/getting-started.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	bin, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "bin"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(bin, filepath.Join(dir, "bin", "watchword")); err != nil {
+		t.Fatal(err)
+	}
+	work := filepath.Join(dir, "work")
+	if err := os.Mkdir(work, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0") // a port of one's own: 8443 may be taken
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := fmt.Sprint(l.Addr().(*net.TCPAddr).Port)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	script := "set -eo pipefail\ntrap 'p=$(jobs -p); kill $p 2>/dev/null; wait $p' EXIT\nexport WATCHWORD_SERVER_HTTPS=localhost:" + port + "\n" +
+		strings.ReplaceAll(typed(string(text)), "localhost:8443", "localhost:"+port)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, "bash", "-c", script)
+	c.Dir = work
+	c.Env = append(os.Environ(), "PATH="+filepath.Join(dir, "bin")+":"+os.Getenv("PATH"), "HOME="+work)
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, script, out)
+	}
+	for _, want := range []string{`"api:/v1/self/#"`, `"denied"`, "receipt verified", `result {"set":40}`, "DENIED", "args.level 99 > maximum 80", "exit status 5", `"interval":30`, "is revoked", "token_revoked\"|subject_revoked\""} {
+		found := false
+		for w := range strings.SplitSeq(want, "|") {
+			found = found || bytes.Contains(out, []byte(w))
+		}
+		if !found {
+			t.Errorf("no %s in\n%s", want, out)
+		}
+	}
+}
+
+// typed is what a reader types: the lines after "$ ", and what belongs to them.
+// After a line that ends in & it waits, as a reader does, until the program says that it is up.
+func typed(doc string) string {
+	var out strings.Builder
+	inside, n := false, 0
+	for line := range strings.SplitSeq(doc, "\n") {
+		switch {
+		case strings.HasPrefix(line, "```"):
+			inside = line == "```console"
+		case inside && strings.HasSuffix(line, " &"):
+			n++
+			log := fmt.Sprintf("../log-%d", n)
+			fmt.Fprintf(&out, ": > %s\n%s > %s 2>&1 &\n", log, strings.TrimSuffix(strings.TrimPrefix(line, "$ "), " &"), log)
+			fmt.Fprintf(&out, "timeout 30 grep -m1 -q -E '^next|runs against' <(timeout 30 tail -n +1 -f %s 2>/dev/null)\n", log)
+		case inside:
+			fmt.Fprintln(&out, strings.TrimPrefix(line, "$ "))
+		}
+	}
+	return out.String()
+}
