@@ -20,9 +20,9 @@ func parseHeader(b []byte, sealed bool) (h header, err error) {
 	err = Walk(b, func(name string, v jsontext.Value) (err error) {
 		switch {
 		case name == "alg":
-			h.alg, err = String(v)
+			h.alg, err = usual(v)
 		case name == "typ":
-			h.typ, err = String(v)
+			h.typ, err = usual(v)
 		case name == "kid":
 			h.kid, err = String(v)
 		case name == "cty" && sealed:
@@ -40,6 +40,22 @@ func parseHeader(b []byte, sealed bool) (h header, err error) {
 		err = malformed(nil, "kid may have 128 bytes")
 	}
 	return h, err
+}
+
+// usual is String for values that are nearly always one of a few: those cost no
+// allocation.
+func usual(v jsontext.Value) (string, error) {
+	switch string(v) {
+	case `"ES256"`:
+		return ES256, nil
+	case `"Ed25519"`:
+		return Ed, nil
+	case `"at+jwt"`:
+		return "at+jwt", nil
+	case `"client-authentication+jwt"`:
+		return "client-authentication+jwt", nil
+	}
+	return String(v)
 }
 
 // SameType reports whether two typ or cty values name one media type (RFC 7515

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strconv"
+	"sync"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -23,17 +24,42 @@ func Walk(b []byte, f func(name string, value jsontext.Value) error) error {
 	if err := checkDepth(b); err != nil {
 		return err
 	}
-	d := jsontext.NewDecoder(bytes.NewBuffer(b)) // a *bytes.Buffer is read in place
-	if t, err := d.ReadToken(); err != nil || t.Kind() != '{' {
+	w := walkers.Get().(*walker)
+	defer w.release()
+	w.in = *bytes.NewBuffer(b) // a *bytes.Buffer is read in place
+	w.d.Reset(&w.in)
+	return w.walk(f)
+}
+
+// walker is a decoder with its buffers, kept for the next token.
+type walker struct {
+	d  *jsontext.Decoder
+	in bytes.Buffer
+}
+
+var walkers = sync.Pool{New: func() any { return &walker{d: jsontext.NewDecoder(new(bytes.Buffer))} }}
+
+// release forgets the bytes that were read, and keeps the rest.
+func (w *walker) release() {
+	w.in = bytes.Buffer{}
+	w.d.Reset(&w.in)
+	walkers.Put(w)
+}
+
+func (w *walker) walk(f func(name string, value jsontext.Value) error) error {
+	if t, err := w.d.ReadToken(); err != nil || t.Kind() != '{' {
 		return malformed(err, "is no JSON object")
 	}
-	for d.PeekKind() != '}' {
-		t, err := d.ReadToken()
+	for w.d.PeekKind() != '}' {
+		raw, err := w.d.ReadValue()
 		if err != nil {
 			return malformed(err, "is no strict JSON")
 		}
-		name := t.String()
-		v, err := d.ReadValue()
+		name, err := nameOf(raw)
+		if err != nil {
+			return err
+		}
+		v, err := w.d.ReadValue()
 		if err != nil {
 			return malformed(err, "is no strict JSON")
 		}
@@ -41,13 +67,30 @@ func Walk(b []byte, f func(name string, value jsontext.Value) error) error {
 			return err
 		}
 	}
-	if _, err := d.ReadToken(); err != nil {
+	if _, err := w.d.ReadToken(); err != nil {
 		return malformed(err, "is no strict JSON")
 	}
-	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
+	if _, err := w.d.ReadToken(); !errors.Is(err, io.EOF) {
 		return malformed(nil, "has bytes after its end")
 	}
 	return nil
+}
+
+// common is the names that stand in nearly every token: they cost no allocation.
+var common = map[string]string{
+	"alg": "alg", "typ": "typ", "kid": "kid", "enc": "enc", "cty": "cty", "epk": "epk", "kty": "kty",
+	"crv": "crv", "x": "x", "y": "y", "iss": "iss", "sub": "sub", "aud": "aud", "client_id": "client_id",
+	"jti": "jti", "iat": "iat", "exp": "exp", "nbf": "nbf", "key": "key", "dev": "dev", "perm": "perm",
+	"deny": "deny", "cnf": "cnf",
+}
+
+func nameOf(raw jsontext.Value) (string, error) {
+	if len(raw) > 2 {
+		if n, ok := common[string(raw[1:len(raw)-1])]; ok {
+			return n, nil
+		}
+	}
+	return String(raw)
 }
 
 // checkDepth bounds nesting before anything recurses.

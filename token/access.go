@@ -26,6 +26,7 @@ type Access struct {
 	// perm and deny are the claims as they stand in the token. They are read by
 	// Permissions, so that a token seen before costs no second parse.
 	perm, deny jsontext.Value
+	audience   [1]string // what Audience is made of where it is one
 }
 
 // Grant is what an access token says: the device information and permissions
@@ -117,7 +118,7 @@ func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, la
 		return nil, err
 	}
 	a, w := new(Access), window{}
-	if err := jose.Walk(payload, a.member(&w)); err != nil {
+	if err := jose.Walk(payload, a.member(&w, issuer)); err != nil {
 		return nil, err
 	}
 	if err := checkIssuer(a.Issuer, issuer); err != nil {
@@ -138,20 +139,29 @@ func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, la
 
 // member returns the function that reads one claim into a and w. Claims that we
 // do not know are passed over (RFC 7519 §4).
-func (a *Access) member(w *window) func(string, jsontext.Value) error {
+//
+// What is nearly always the same (iss and aud the issuer, client_id the sub) is
+// taken from what is there already, and costs no allocation.
+func (a *Access) member(w *window, issuer string) func(string, jsontext.Value) error {
 	return func(name string, v jsontext.Value) (err error) {
 		var s string
 		var n int64
 		switch name {
 		case "iss":
-			a.Issuer, err = jose.String(v)
+			a.Issuer, err = same(v, issuer)
 		case "sub":
 			s, err = jose.String(v)
 			a.Subject = watchword.SubjectID(s)
 		case "aud":
-			err = (*audience)(&a.Audience).UnmarshalJSON(v)
+			if v.Kind() == '[' {
+				a.Audience, err = jose.Strings(v)
+				break
+			}
+			s, err = same(v, issuer)
+			a.audience = [1]string{s}
+			a.Audience = a.audience[:]
 		case "client_id":
-			s, err = jose.String(v)
+			s, err = same(v, string(a.Subject))
 			a.ClientID = watchword.SubjectID(s)
 		case "jti":
 			a.JTI, err = jose.String(v)
@@ -183,6 +193,14 @@ func (a *Access) member(w *window) func(string, jsontext.Value) error {
 		}
 		return err
 	}
+}
+
+// same is jose.String, but returns likely itself where that is what stands there.
+func same(v jsontext.Value, likely string) (string, error) {
+	if len(v) == len(likely)+2 && v[0] == '"' && string(v[1:len(v)-1]) == likely {
+		return likely, nil
+	}
+	return jose.String(v)
 }
 
 // Same reports whether b is the very same grant as a: subject, key, id, end and
