@@ -143,14 +143,14 @@ func (r *rules) add(p watchword.Permission, o *origin) error {
 		if CheckFilter(f) != nil {
 			return bad
 		}
-		r.topics = append(r.topics, topicRule{f, slices.Contains(p.Actions, "pub"), slices.Contains(p.Actions, "sub"), o})
+		r.topics = append(r.topics, newTopicRule(f, slices.Contains(p.Actions, "pub"), slices.Contains(p.Actions, "sub"), o))
 		return nil
 	}
 	if f, ok := strings.CutPrefix(p.Resource, watchword.APIPrefix); ok {
 		if checkPath(f) != nil {
 			return bad
 		}
-		one := pathRule{filter: f, origin: o}
+		one := newPathRule(f, 0, o)
 		for _, a := range p.Actions {
 			one.actions |= pathBit(a)
 		}

@@ -105,6 +105,7 @@ func Contains(outer, inner string) bool {
 	if outer == "+/#" {
 		outer = "#" // every topic has a first level: the two match the same
 	}
+	inner = rooted(inner)
 	for {
 		o, orest, omore := strings.Cut(outer, "/")
 		if o == "#" {
@@ -127,12 +128,22 @@ func Contains(outer, inner string) bool {
 	}
 }
 
+// rooted writes "/#" as "/+/#": they match the same, since the parent of "/#" would
+// be the empty topic, which is none.
+func rooted(filter string) string {
+	if filter == "/#" {
+		return "/+/#"
+	}
+	return filter
+}
+
 // Intersects reports whether some topic matches both filters. It is exact.
 func Intersects(a, b string) bool {
 	wild := func(f string) bool { return f != "" && (f[0] == '+' || f[0] == '#') }
 	if wild(a) && strings.HasPrefix(b, "$") || wild(b) && strings.HasPrefix(a, "$") {
 		return false
 	}
+	a, b = rooted(a), rooted(b)
 	for {
 		x, xrest, xmore := strings.Cut(a, "/")
 		y, yrest, ymore := strings.Cut(b, "/")
@@ -153,3 +164,19 @@ func Intersects(a, b string) bool {
 		a, b = xrest, yrest
 	}
 }
+
+// literal returns what every topic that filter matches begins with: the bytes
+// before its first wildcard, without the slash before a #, which matches its parent.
+func literal(filter string) string {
+	i := strings.IndexAny(filter, "+#")
+	if i < 0 {
+		return filter
+	}
+	if filter[i] == '#' && i > 0 {
+		i--
+	}
+	return filter[:i]
+}
+
+// agree reports whether topics can begin with both.
+func agree(a, b string) bool { return strings.HasPrefix(a, b) || strings.HasPrefix(b, a) }

@@ -31,10 +31,16 @@ type origin struct {
 	line   int
 }
 
+// topicRule is about a filter. literal is what every topic that the filter
+// matches begins with: a comparison of bytes that spares most matches.
 type topicRule struct {
-	filter   string
-	pub, sub bool
-	origin   *origin
+	filter, literal string
+	pub, sub        bool
+	origin          *origin
+}
+
+func newTopicRule(filter string, pub, sub bool, o *origin) topicRule {
+	return topicRule{filter, literal(filter), pub, sub, o}
 }
 
 // callRule is about one device (device), any ("*"), or those with labels.
@@ -47,9 +53,13 @@ type callRule struct {
 }
 
 type pathRule struct {
-	filter  string
-	actions uint8
-	origin  *origin
+	filter, literal string
+	actions         uint8
+	origin          *origin
+}
+
+func newPathRule(filter string, actions uint8, o *origin) pathRule {
+	return pathRule{filter, literal(filter), actions, o}
 }
 
 const allPaths = 1<<5 - 1
@@ -112,12 +122,12 @@ func (d Decision) Err() error {
 // does. It allocates nothing.
 func (g *Grant) Publish(topic string) Decision {
 	for i := range g.deny.topics {
-		if r := &g.deny.topics[i]; r.pub && Match(r.filter, topic) {
+		if r := &g.deny.topics[i]; r.pub && strings.HasPrefix(topic, r.literal) && Match(r.filter, topic) {
 			return Decision{false, r.origin}
 		}
 	}
 	for i := range g.allow.topics {
-		if r := &g.allow.topics[i]; r.pub && Match(r.filter, topic) {
+		if r := &g.allow.topics[i]; r.pub && strings.HasPrefix(topic, r.literal) && Match(r.filter, topic) {
 			return Decision{true, r.origin}
 		}
 	}
@@ -132,13 +142,14 @@ func (g *Grant) Subscribe(filter string) Decision {
 	if err != nil {
 		return Decision{}
 	}
+	begins := literal(filter)
 	for i := range g.deny.topics {
-		if r := &g.deny.topics[i]; r.sub && Intersects(r.filter, filter) {
+		if r := &g.deny.topics[i]; r.sub && agree(r.literal, begins) && Intersects(r.filter, filter) {
 			return Decision{false, r.origin}
 		}
 	}
 	for i := range g.allow.topics {
-		if r := &g.allow.topics[i]; r.sub && Contains(r.filter, filter) {
+		if r := &g.allow.topics[i]; r.sub && strings.HasPrefix(filter, r.literal) && Contains(r.filter, filter) {
 			return Decision{true, r.origin}
 		}
 	}
@@ -153,12 +164,12 @@ func (g *Grant) Request(method, path string) Decision {
 		return Decision{}
 	}
 	for i := range g.deny.paths {
-		if r := &g.deny.paths[i]; r.actions&bit != 0 && Match(r.filter, path) {
+		if r := &g.deny.paths[i]; r.actions&bit != 0 && strings.HasPrefix(path, r.literal) && Match(r.filter, path) {
 			return Decision{false, r.origin}
 		}
 	}
 	for i := range g.allow.paths {
-		if r := &g.allow.paths[i]; r.actions&bit != 0 && Match(r.filter, path) {
+		if r := &g.allow.paths[i]; r.actions&bit != 0 && strings.HasPrefix(path, r.literal) && Match(r.filter, path) {
 			return Decision{true, r.origin}
 		}
 	}

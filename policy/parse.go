@@ -74,6 +74,9 @@ func (p *parser) mistake(path, format string, a ...any) {
 		path = path[:max(strings.LastIndexByte(path, '.'), 0)]
 		pos, ok = p.at[path]
 	}
+	if !ok && p.at != nil {
+		pos = [2]int{1, 1} // of the whole document
+	}
 	p.wrong = append(p.wrong, Mistake{pos[0], pos[1], fmt.Sprintf(format, a...)})
 }
 

@@ -100,22 +100,22 @@ type compiler struct {
 
 func (c *compiler) builtIn() {
 	self := &origin{policy: selfName}
-	c.g.allow.paths = append(c.g.allow.paths, pathRule{"/v1/self/#", allPaths, self})
+	c.g.allow.paths = append(c.g.allow.paths, newPathRule("/v1/self/#", allPaths, self))
 	if c.who.Kind == watchword.Device {
 		own := "devices/" + string(c.who.ID) + "/"
 		c.g.allow.topics = append(c.g.allow.topics,
-			topicRule{own + "events/#", true, false, self},
-			topicRule{own + "state", true, true, self},
-			topicRule{own + "receipts", true, false, self},
-			topicRule{own + "config", false, true, self},
-			topicRule{own + "commands", false, true, self},
+			newTopicRule(own+"events/#", true, false, self),
+			newTopicRule(own+"state", true, true, self),
+			newTopicRule(own+"receipts", true, false, self),
+			newTopicRule(own+"config", false, true, self),
+			newTopicRule(own+"commands", false, true, self),
 		)
 	}
 	if c.who.Kind == watchword.Operator && c.who.Labels["role"] == "owner" {
 		owner := &origin{policy: ownerName}
-		c.g.allow.topics = append(c.g.allow.topics, topicRule{"#", true, true, owner})
+		c.g.allow.topics = append(c.g.allow.topics, newTopicRule("#", true, true, owner))
 		c.g.allow.calls = append(c.g.allow.calls, callRule{device: "*", function: "*", origin: owner})
-		c.g.allow.paths = append(c.g.allow.paths, pathRule{"/#", allPaths, owner})
+		c.g.allow.paths = append(c.g.allow.paths, newPathRule("/#", allPaths, owner))
 	}
 }
 
@@ -142,18 +142,18 @@ func (c *compiler) rule(policy string, r *rule) {
 	o := &origin{policy: policy, line: r.line}
 	for _, t := range r.publish {
 		if f := c.fill(t); f != "" {
-			side.topics = append(side.topics, topicRule{f, true, false, o})
+			side.topics = append(side.topics, newTopicRule(f, true, false, o))
 		}
 	}
 	for _, t := range r.subscribe {
 		if f := c.fill(t); f != "" {
-			side.topics = append(side.topics, topicRule{f, false, true, o})
+			side.topics = append(side.topics, newTopicRule(f, false, true, o))
 		}
 	}
 	for _, a := range pathActions {
 		for _, t := range r.paths[a] {
 			if f := c.fill(t); f != "" {
-				side.paths = append(side.paths, pathRule{f, pathBit(a), o})
+				side.paths = append(side.paths, newPathRule(f, pathBit(a), o))
 			}
 		}
 	}
