@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/x509"
+	"encoding/hex"
 	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -185,6 +186,9 @@ func PublicFrom(pub crypto.PublicKey) (*PublicKey, error) {
 		if len(p) != ed25519.PublicKeySize {
 			return nil, badKey("an Ed25519 key has 32 bytes")
 		}
+		if smallOrder(p) {
+			return nil, badKey("x is a point of small order")
+		}
 		k.crv, k.ed = Ed, slices.Clone(p)
 	case *ecdh.PublicKey:
 		return fromECDH(p)
@@ -220,6 +224,26 @@ func lowOrder(p *ecdh.PublicKey) bool {
 	}
 	_, err = probe.ECDH(p)
 	return err != nil
+}
+
+// smallOrders is the y coordinates, in hexadecimal and without the sign, of the
+// points of edwards25519 whose order divides 8, and the two that are not reduced.
+// Under such a key one signature holds for many messages, so its receipts would
+// prove nothing.
+var smallOrders = []string{
+	"0000000000000000000000000000000000000000000000000000000000000000",
+	"0100000000000000000000000000000000000000000000000000000000000000",
+	"26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+	"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+	"edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+	"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+}
+
+func smallOrder(p ed25519.PublicKey) bool {
+	y := slices.Clone(p)
+	y[31] &= 0x7f
+	return slices.Contains(smallOrders, hex.EncodeToString(y))
 }
 
 // finish fills in the canonical JWK, the thumbprint and the SPKI.
