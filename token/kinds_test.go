@@ -1,0 +1,326 @@
+package token_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+const issuer = "https://localhost:8443"
+
+var now = time.Unix(1_790_000_000, 0)
+
+func signer(t testing.TB, crv string) *jose.Signer {
+	t.Helper()
+	k, err := jose.GenerateKey(crv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := k.Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// kind is one kind of paper: how a good one is made, and how it is checked. All
+// are signed by one and the same key here, so that the kind alone keeps them apart.
+type kind struct {
+	name  string
+	sign  func(s *jose.Signer) (string, error)
+	check func(raw string, keys token.KeySet) error
+}
+
+const (
+	dev  = watchword.SubjectID("lamp-1")
+	hash = "n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg"
+)
+
+var kinds = []kind{
+	{
+		"assertion",
+		func(s *jose.Signer) (string, error) {
+			return token.SignAssertion(s, dev, issuer, now, token.AssertionLife)
+		},
+		func(raw string, keys token.KeySet) error {
+			p, err := token.ParseAssertion(raw, false)
+			if err != nil {
+				return err
+			}
+			if err := p.Precheck(issuer, now); err != nil {
+				return err
+			}
+			_, err = p.Check(keys)
+			return err
+		},
+	},
+	{
+		"access token",
+		func(s *jose.Signer) (string, error) {
+			return token.SignAccess(s, token.Grant{
+				Issuer: issuer, Subject: watchword.Subject{ID: dev, Kind: watchword.Device}, Key: "k", JTI: "tok_1", Issued: now, Expires: now.Add(10 * time.Minute),
+				Perm: []watchword.Permission{{Resource: "api:/v1/self/#", Actions: []string{"get"}}},
+			})
+		},
+		func(raw string, keys token.KeySet) error {
+			_, err := token.VerifyAccess(raw, keys, issuer, issuer, now, 0)
+			return err
+		},
+	},
+	{
+		"enrollment",
+		func(s *jose.Signer) (string, error) { return token.SignEnrollment(s, issuer, hash, "seal", now) },
+		func(raw string, keys token.KeySet) error {
+			for _, k := range keys {
+				return token.VerifyEnrollment(raw, k, issuer, hash, "seal", now)
+			}
+			return nil
+		},
+	},
+	{
+		"command",
+		func(s *jose.Signer) (string, error) {
+			return token.SignCommand(s, token.Command{
+				Issuer: issuer, Device: dev, ID: "cmd_1", Epoch: 1, Seq: 1, Function: "f", Args: []byte("{}"), By: "operator", Issued: now, Expires: now.Add(time.Minute),
+			})
+		},
+		func(raw string, keys token.KeySet) error {
+			_, err := token.VerifyCommand(raw, keys, issuer, dev, now, "")
+			return err
+		},
+	},
+	{
+		"config",
+		func(s *jose.Signer) (string, error) {
+			return token.SignConfig(s, token.Config{Issuer: issuer, Device: dev, Version: 1, Document: []byte("{}"), Issued: now})
+		},
+		func(raw string, keys token.KeySet) error {
+			_, err := token.VerifyConfig(raw, keys, issuer, dev, now)
+			return err
+		},
+	},
+	{
+		"receipt",
+		func(s *jose.Signer) (string, error) {
+			return token.SignReceipt(s, token.Receipt{
+				Device: dev, Issuer: issuer, Epoch: 1, Seq: 1, Command: "cmd_1", Hash: hash, Status: watchword.StDone, At: now,
+			})
+		},
+		func(raw string, keys token.KeySet) error {
+			_, _, err := token.VerifyReceipt(raw, keys, dev, issuer)
+			return err
+		},
+	},
+	{
+		"order",
+		func(s *jose.Signer) (string, error) {
+			return token.SignOrder(s, token.Order{By: "operator", Device: dev, Function: "f", ArgsHash: hash, Issued: now, Expires: now.Add(time.Minute)})
+		},
+		func(raw string, keys token.KeySet) error {
+			_, err := token.VerifyOrder(raw, keys, dev, now)
+			return err
+		},
+	},
+	{
+		"trust bundle",
+		func(s *jose.Signer) (string, error) {
+			return token.SignTrust(s, token.Trust{
+				Issuer: issuer, Version: 1, Epoch: 1, Root: []*jose.PublicKey{s.Public()}, Issued: now, Expires: now.Add(24 * time.Hour),
+			})
+		},
+		func(raw string, keys token.KeySet) error {
+			for _, k := range keys {
+				_, err := token.VerifyTrust(raw, token.Pin(k), now)
+				return err
+			}
+			return nil
+		},
+	},
+}
+
+// Every paper at every verifier: its own takes it, every other refuses it.
+func TestAPaperOfOneKindIsRefusedWhereAnotherIsExpected(t *testing.T) {
+	for _, crv := range []string{jose.P256, jose.Ed} {
+		s := signer(t, crv)
+		keys := token.NewKeySet(s.Public())
+		for _, made := range kinds {
+			raw, err := made.sign(s)
+			if err != nil {
+				t.Fatalf("%s: %v", made.name, err)
+			}
+			for _, door := range kinds {
+				err := door.check(raw, keys)
+				if (made.name == door.name) != (err == nil) {
+					t.Errorf("%s: a %s where a %s is expected: %v", crv, made.name, door.name, err)
+				}
+				if err != nil && door.name != "trust bundle" && watchword.CodeOf(err) != watchword.TokenKind {
+					t.Errorf("a %s as a %s is refused with %v, not for its kind", made.name, door.name, err)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryKindChecksItsKeyAndItsBytes(t *testing.T) {
+	s, other := signer(t, jose.P256), signer(t, jose.P256)
+	for _, k := range kinds {
+		raw, err := k.sign(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := k.check(raw, token.NewKeySet(other.Public())); err == nil {
+			t.Errorf("%s: holds under another key", k.name)
+		}
+		parts := strings.Split(raw, ".")
+		forged, err := k.sign(other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mixed := parts[0] + "." + strings.Split(forged, ".")[1] + "." + strings.Split(forged, ".")[2]
+		if err := k.check(mixed, token.NewKeySet(s.Public())); err == nil {
+			t.Errorf("%s: another key's signature under this key's header holds", k.name)
+		}
+		for i := 0; i < len(raw); i += 7 {
+			c := byte('A')
+			if raw[i] == c {
+				c = 'B'
+			}
+			if err := k.check(raw[:i]+string(c)+raw[i+1:], token.NewKeySet(s.Public())); err == nil {
+				t.Errorf("%s: byte %d changed holds", k.name, i)
+			}
+		}
+	}
+}
+
+func TestTimesAreSharp(t *testing.T) {
+	s := signer(t, jose.P256)
+	keys := token.NewKeySet(s.Public())
+	raw, err := kinds[1].sign(s) // an access token of ten minutes
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name string
+		at   time.Duration
+		late time.Duration
+		want watchword.Code
+	}{
+		{"at its beginning", 0, 0, ""},
+		{"a minute before, by a clock that is behind", -time.Minute, 0, ""},
+		{"more than a minute before", -61 * time.Second, 0, watchword.TokenEarly},
+		{"a nanosecond before its end", 10*time.Minute - 1, 0, ""},
+		{"at its end, at our own door", 10 * time.Minute, 0, watchword.TokenExpired},
+		{"at its end, elsewhere", 10 * time.Minute, token.Skew, ""},
+		{"a minute after its end, elsewhere", 11 * time.Minute, token.Skew, watchword.TokenExpired},
+	} {
+		if _, err := token.VerifyAccess(raw, keys, issuer, issuer, now.Add(tc.at), tc.late); watchword.CodeOf(err) != tc.want {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+	}
+	for ttl, want := range map[time.Duration]time.Duration{
+		time.Second:        2 * time.Second, // begun half a second into one: never shorter than asked for
+		120 * time.Second:  121 * time.Second,
+		token.CommandLife:  token.CommandLife, // never longer than a command may live
+		1500 * time.Second: 1501 * time.Second,
+	} {
+		if got := token.CommandEnd(now.Add(500*time.Millisecond), ttl).Sub(now); got != want {
+			t.Errorf("a command for %s ends after %s, want %s", ttl, got, want)
+		}
+	}
+}
+
+func TestTheNextBundleIsHeldAgainstTheKnownOne(t *testing.T) {
+	root, stranger := signer(t, jose.P256), signer(t, jose.P256)
+	make := func(s *jose.Signer, change func(*token.Trust)) string {
+		b := token.Trust{Issuer: issuer, Version: 5, Epoch: 2, Root: []*jose.PublicKey{s.Public()}, Issued: now, Expires: now.Add(24 * time.Hour)}
+		if change != nil {
+			change(&b)
+		}
+		raw, err := token.SignTrust(s, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	known, err := token.VerifyTrust(make(root, nil), token.Pin(root.Public()), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name string
+		raw  string
+		want watchword.Code
+	}{
+		{"the same again", make(root, nil), ""},
+		{"a later one", make(root, func(b *token.Trust) { b.Version = 6 }), ""},
+		{"an older one", make(root, func(b *token.Trust) { b.Version = 4 }), watchword.BundleInvalid},
+		{"an earlier epoch", make(root, func(b *token.Trust) { b.Version, b.Epoch = 6, 1 }), watchword.BundleInvalid},
+		{"another issuer's", make(root, func(b *token.Trust) { b.Issuer = "https://evil.example" }), watchword.BundleInvalid},
+		{"over", make(root, func(b *token.Trust) { b.Issued, b.Expires = now.Add(-48*time.Hour), now.Add(-24*time.Hour) }), watchword.BundleInvalid},
+		{"living too long", make(root, func(b *token.Trust) { b.Expires = now.Add(91 * 24 * time.Hour) }), watchword.BundleInvalid},
+		{"a stranger's", make(stranger, nil), watchword.KeyUnknown},
+	} {
+		if _, err := token.VerifyNextTrust(tc.raw, known, now); watchword.CodeOf(err) != tc.want {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+	}
+	if _, err := token.VerifyTrust(make(stranger, func(b *token.Trust) { b.Root = append(b.Root, root.Public()) }), token.Pin(root.Public()), now); err == nil {
+		t.Error("a stranger's bundle that lists the pinned root is taken")
+	}
+}
+
+func TestAnOrderCoversOneCommandAlone(t *testing.T) {
+	s := signer(t, jose.P256)
+	args, end := []byte(`{"level": 40}`), now.Add(time.Minute)
+	raw, err := token.SignOrder(s, token.Order{By: "alice", Device: dev, Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: now, Expires: end})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := token.VerifyOrder(raw, token.NewKeySet(s.Public()), dev, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name, function, args string
+		by                   watchword.SubjectID
+		end                  time.Time
+		ok                   bool
+	}{
+		{"as ordered", "lamp.set", string(args), "alice", end, true},
+		{"another function", "lamp.get", string(args), "alice", end, false},
+		{"the same arguments with other bytes", "lamp.set", `{"level":40}`, "alice", end, false},
+		{"another orderer", "lamp.set", string(args), "bob", end, false},
+		{"another end", "lamp.set", string(args), "alice", end.Add(time.Second), false},
+	} {
+		if err := o.Covers(tc.function, []byte(tc.args), tc.by, tc.end); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+	if _, err := token.VerifyOrder(raw, token.NewKeySet(s.Public()), "lamp-2", now); watchword.CodeOf(err) != watchword.AudienceMismatch {
+		t.Errorf("for another device: %v", err)
+	}
+}
+
+func TestLinks(t *testing.T) {
+	code, pin := watchword.NewNonce(), strings.Repeat("p", 43)
+	server, c, p, err := token.ParseLink(" " + token.Link("https://hub.local:8443", code, pin) + "\n")
+	if err != nil || server != "https://hub.local:8443" || c != code || p != pin {
+		t.Errorf("got %q %q %q %v", server, c, p, err)
+	}
+	for _, bad := range []string{
+		"", "lamp", "http://hub/e#code=" + code + "&pin=" + pin, "https:///e#code=" + code + "&pin=" + pin, "https://hub/e?code=" + code + "&pin=" + pin,
+		"https://hub/e#code=short&pin=" + pin, "https://hub/e#code=" + code + "&pin=short", "https://hub/x#code=" + code + "&pin=" + pin,
+	} {
+		_, _, _, err := token.ParseLink(bad)
+		if watchword.CodeOf(err) != watchword.BadRequest {
+			t.Errorf("%q: %v", bad, err)
+		}
+		if err != nil && strings.Contains(err.Error(), code) {
+			t.Error("the error repeats the code")
+		}
+	}
+}
