@@ -1,0 +1,124 @@
+package server_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server"
+)
+
+// load reads text as a configuration file, with these variables.
+func load(t *testing.T, text string, env map[string]string) (server.Config, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "watchword.toml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, _, err := server.Load(server.Source{File: file, Data: t.TempDir(), Env: func(k string) (string, bool) {
+		v, ok := env[k]
+		return v, ok
+	}})
+	if err == nil {
+		err = c.Check()
+	}
+	return c, err
+}
+
+func TestDefaultsThenFileThenEnvironment(t *testing.T) {
+	c, err := load(t, "[server]\nnames = [\"hub.local\", \"192.168.1.9\"]\nhttps = \"0.0.0.0:8444\"\n[token]\nlifetime = \"5m\"\n[command]\nttl = \"30s\"\n",
+		map[string]string{"WATCHWORD_COMMAND_TTL": "45s", "WATCHWORD_LIMITS_TOKEN_RATE": "7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Token.Lifetime.Duration != 5*time.Minute || c.Command.TTL.Duration != 45*time.Second || c.Limits.TokenRate != 7 || c.Limits.Connections != 10_000 {
+		t.Errorf("got %+v", c)
+	}
+	if got := c.PublicURL(); got != "https://hub.local:8444" {
+		t.Errorf("public url %s", got)
+	}
+	c, err = load(t, "", map[string]string{"WATCHWORD_SERVER_NAMES": "a.example, b.example", "WATCHWORD_SERVER_HTTPS": "[::]:443"})
+	if err != nil || c.PublicURL() != "https://a.example" || len(c.Server.Names) != 2 {
+		t.Errorf("got %s, %v", c.PublicURL(), err)
+	}
+	if c, err = load(t, "", nil); err != nil || c.PublicURL() != "https://localhost:8443" {
+		t.Errorf("got %s, %v", c.PublicURL(), err)
+	}
+}
+
+func TestWhatDoesNotHoldIsRefusedWithItsPlace(t *testing.T) {
+	for _, tc := range []struct{ name, text, says string }{
+		{"an unknown section", "[sever]\nhttps = \"x\"\n", ":1:2: unknown key sever"},
+		{"an unknown key", "[token]\nlifetme = \"5m\"\n", ":2:1: unknown key token.lifetme; did you mean token.lifetime?"},
+		{"no TOML", "[token\n", ":1:"},
+		{"a wrong type", "[limits]\nconnections = \"many\"\n", ":2:15:"},
+		{"a duration that is none", "[token]\nlifetime = \"soon\"\n", ":2:12:"},
+		{"a duration as a number", "[token]\nlifetime = 600\n", ":2:1:"},
+		{"a token that lives too long", "[token]\nlifetime = \"48h\"\n", "token.lifetime"},
+		{"half a second of a command", "[command]\nttl = \"1500ms\"\n", "command.ttl"},
+		{"an address beyond loopback", "[server]\nhttps = \"0.0.0.0:8443\"\n", "server.https"},
+		{"an address of another machine", "[server]\nhttps = \"hub.local:8443\"\n", "server.https"},
+		{"MQTT beyond loopback, with no names", "[server]\nmqtts = \":8883\"\n", "server.mqtts"},
+		{"plain MQTT beyond loopback, even with names", "[server]\nnames = [\"hub\"]\nmqtt = \"0.0.0.0:1883\"\n", "server.mqtt"},
+		{"an address that is none", "[server]\nhttps = \"8443\"\n", "server.https"},
+		{"a certificate without its key", "[server]\ntls_cert = \"c.pem\"\n", "server.tls_cert"},
+		{"a name that is none", "[server]\nnames = [\"hub local\"]\n", "server.names"},
+		{"a public url with a path", "[server]\npublic_url = \"https://hub.local/x\"\n", "server.public_url"},
+		{"a public url without TLS", "[server]\npublic_url = \"http://hub.local\"\n", "server.public_url"},
+		{"a store that is not there", "[store]\nurl = \"postgres://u:secret@h/db\"\n", "store.url"},
+		{"a log level that is none", "[log]\nlevel = \"loud\"\n", "log.level"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := load(t, tc.text, nil)
+			e, ok := errors.AsType[*watchword.Error](err)
+			if !ok || e.Code != watchword.ConfigInvalid {
+				t.Fatalf("got %v", err)
+			}
+			if all := e.Field + " " + e.Detail; !strings.Contains(all, tc.says) || strings.Contains(all, "secret") {
+				t.Errorf("got %q, want %q", all, tc.says)
+			}
+		})
+	}
+	if _, err := load(t, "", map[string]string{"WATCHWORD_TOKEN_LIFETIME": "soon"}); watchword.CodeOf(err) != watchword.ConfigInvalid {
+		t.Errorf("a bad variable: %v", err)
+	}
+}
+
+func TestSecretsComeFromPrivateFilesAndAreMasked(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "oidc")
+	if err := os.WriteFile(file, []byte("hush\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := load(t, "[auth]\noidc_client_secret_file = \"oidc\"\n", map[string]string{"CREDENTIALS_DIRECTORY": dir})
+	if err != nil || c.Auth.OIDCClientSecret != "hush" {
+		t.Fatalf("got %q, %v", c.Auth.OIDCClientSecret, err)
+	}
+	text, err := c.Print()
+	if err != nil || strings.Contains(string(text), "hush") || !strings.Contains(string(text), "[secret]") {
+		t.Errorf("printed: %s %v", text, err)
+	}
+	if c.Auth.OIDCClientSecret != "hush" {
+		t.Error("printing masked the configuration itself")
+	}
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := load(t, "[auth]\noidc_client_secret_file = \""+file+"\"\n", nil); watchword.CodeOf(err) != watchword.KeyExposed {
+		t.Errorf("a secret that others can read: %v", err)
+	}
+}
+
+func TestWhatHasNoPartYetWarns(t *testing.T) {
+	c, err := load(t, "[cluster]\nnode = \"a\"\n[server]\nmqtt = \"127.0.0.1:1883\"\n", nil)
+	if err != nil || len(c.Warnings()) != 2 {
+		t.Errorf("got %v, %v", c.Warnings(), err)
+	}
+	if w := server.Defaults().Warnings(); len(w) != 0 {
+		t.Errorf("the defaults warn: %v", w)
+	}
+}

@@ -1,0 +1,122 @@
+package server_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server"
+)
+
+func config(t *testing.T, dir string) server.Config {
+	t.Helper()
+	c := server.Defaults()
+	c.Data, c.Server.HTTPS = dir, "localhost:0"
+	return c
+}
+
+var quiet = server.Options{Log: slog.New(slog.DiscardHandler), Version: "test"}
+
+// once starts a server and ends it again.
+func once(t *testing.T, c server.Config) server.Info {
+	t.Helper()
+	s, err := server.New(t.Context(), c, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-s.Ready()
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	return s.Info()
+}
+
+func TestAnEmptyFolderBecomesAHouseInUnderASecond(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "deep", "data")
+	start := time.Now()
+	s, err := server.New(t.Context(), config(t, dir), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if !s.Info().First {
+		t.Error("it was not the first start")
+	}
+	for name, mode := range map[string]os.FileMode{"operator.jwk": 0o600, "keys/kek": 0o600, "watchword.db": 0o600, "server.json": 0o600, "tls/ca.pem": 0o644} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v %v", name, info, err)
+		}
+	}
+	_, err = server.New(t.Context(), config(t, dir), quiet)
+	if watchword.CodeOf(err) != watchword.FolderInUse {
+		t.Errorf("a second one on the same folder: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if again := once(t, config(t, dir)); again.First {
+		t.Error("the second start founded it again")
+	}
+}
+
+func TestWithTheWrongKeyNothingOpens(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	once(t, config(t, dir))
+	kek := filepath.Join(dir, "keys", "kek")
+	good, err := os.ReadFile(kek)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := []byte("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+	if len(good) != len(bad) && len(good) != len(bad)+1 {
+		t.Fatalf("the key file has %d bytes", len(good))
+	}
+	if err := os.WriteFile(kek, bad[:len(good)], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.New(t.Context(), config(t, dir), quiet); err == nil {
+		t.Fatal("another key opens the house")
+	}
+	if err := os.Remove(kek); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.New(t.Context(), config(t, dir), quiet); err == nil {
+		t.Fatal("a lost key is made anew, over keys that it cannot open")
+	}
+	if err := os.WriteFile(kek, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	once(t, config(t, dir))
+	if err := os.Chmod(filepath.Join(dir, "operator.jwk"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.New(t.Context(), config(t, dir), quiet); watchword.CodeOf(err) != watchword.KeyExposed {
+		t.Errorf("an operator's key that others can read: %v", err)
+	}
+}
+
+func TestTheIssuerIsFixedAtFirstStart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	c := config(t, dir)
+	c.Server.PublicURL = "https://hub.example"
+	if got := once(t, c).Issuer; got != "https://hub.example" {
+		t.Errorf("issuer %s", got)
+	}
+	c.Server.PublicURL = "https://other.example"
+	if _, err := server.New(t.Context(), c, quiet); watchword.CodeOf(err) != watchword.ConfigInvalid {
+		t.Errorf("another issuer later: %v", err)
+	}
+}
