@@ -62,7 +62,7 @@ func TestSignaturesBesideJwxAndGoJose(t *testing.T) {
 				if got, err := jws.Verify([]byte(ours), jws.WithKey(tc.jwx, k.Public().Crypto())); err != nil || string(got) != string(payload) {
 					t.Fatalf("jwx reads %q, %v", got, err)
 				}
-				parsed, err := josev4.ParseSigned(ours, []josev4.SignatureAlgorithm{tc.jose})
+				parsed, err := josev4.ParseSignedCompact(ours, []josev4.SignatureAlgorithm{tc.jose})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -120,7 +120,7 @@ func TestSealsBesideJwxAndGoJose(t *testing.T) {
 			if got, _, err := o.Open(raw, 4096); err != nil || string(got) != string(plain) {
 				t.Fatalf("of go-jose: %q, %v", got, err)
 			}
-			parsed, err := josev4.ParseEncrypted(ours, []josev4.KeyAlgorithm{josev4.ECDH_ES}, []josev4.ContentEncryption{josev4.A256GCM})
+			parsed, err := josev4.ParseEncryptedCompact(ours, []josev4.KeyAlgorithm{josev4.ECDH_ES}, []josev4.ContentEncryption{josev4.A256GCM})
 			if err != nil {
 				t.Fatal(err)
 			}
