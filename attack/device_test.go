@@ -374,3 +374,24 @@ func TestEnrollmentAtTheGate(t *testing.T) {
 		}
 	})
 }
+
+func TestAClosedDeviceRefusesAndDoesNotPanic(t *testing.T) {
+	h := serve(t, nil)
+	v := counting(h.enroll("lamp-1", device.Options{}, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- v.Run(ctx) }()
+	c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 20 * time.Second})
+	must(t, err)
+	if c.State != watchword.Done {
+		t.Fatalf("the command is %s", c.State)
+	}
+	must(t, v.Close())
+	_, err = v.Obey(t.Context(), "x")
+	wants(t, "after Close", err, watchword.Unavailable)
+	cancel()
+	<-ran
+	if _, seq := v.Position(); seq != 1 {
+		t.Errorf("the number is %d", seq)
+	}
+}

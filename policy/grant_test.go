@@ -314,6 +314,38 @@ call = ["lamp.reset"]
 	}
 }
 
+func TestABoundIsOneForEveryKindOfValue(t *testing.T) {
+	parse := func(rule string) *policy.Grant {
+		d, err := policy.Parse("p", []byte("for = {}\n"+rule))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return policy.NewSet(d).For(policy.Who{ID: "x", Kind: watchword.Service})
+	}
+	allow := parse("[[allow]]\ncall = [\"f\"]\nargs = { level = { maximum = 80 }, mode = { pattern = \"^eco$\" } }\n")
+	deny := parse("[[allow]]\ncall = [\"f\"]\n[[deny]]\ncall = [\"f\"]\nargs = { level = { minimum = 50 } }\n")
+	for _, tc := range []struct {
+		args            string
+		allowed, spared bool
+	}{
+		{`{"level":80}`, true, false},
+		{`{"level":81}`, false, false},
+		{`{"level":"99"}`, false, false},
+		{`{"level":null}`, false, false},
+		{`{"level":[99]}`, false, false},
+		{`{"level":10}`, true, true},
+		{`{"mode":"eco","level":1}`, true, true},
+		{`{"mode":7,"level":1}`, false, true},
+	} {
+		if got := allow.Call(policy.Target{ID: "d"}, "f", []byte(tc.args)).Allowed; got != tc.allowed {
+			t.Errorf("allow with bounds, %s: %v", tc.args, got)
+		}
+		if got := deny.Call(policy.Target{ID: "d"}, "f", []byte(tc.args)).Allowed; got != tc.spared {
+			t.Errorf("deny with a bound, %s: %v", tc.args, got)
+		}
+	}
+}
+
 func TestMistakesSayWhere(t *testing.T) {
 	for _, tc := range []struct {
 		name, src    string

@@ -269,6 +269,35 @@ func (p *parser) target(path string, table map[string]any, r *rule) {
 	}
 }
 
+// typed gives a bound that speaks of numbers or texts, and names no type, that
+// type: to JSON Schema the text "99" fits { maximum = 80 }, because it is no
+// number, and what was meant as a bound would be none. In a deny rule the bound
+// stays as it is: there the wider reading is the safe one.
+func typed(bound any) any {
+	m, ok := bound.(map[string]any)
+	if !ok {
+		return bound
+	}
+	for _, k := range []string{"type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "not", "if"} {
+		if _, ok := m[k]; ok {
+			return bound
+		}
+	}
+	for kind, keywords := range map[string][]string{
+		"number": {"maximum", "minimum", "exclusiveMaximum", "exclusiveMinimum", "multipleOf"},
+		"string": {"maxLength", "minLength", "pattern"},
+	} {
+		for _, k := range keywords {
+			if _, ok := m[k]; ok {
+				out := maps.Clone(m)
+				out["type"] = kind
+				return out
+			}
+		}
+	}
+	return bound
+}
+
 func (p *parser) args(path string, table map[string]any, r *rule) {
 	v, ok := table["args"]
 	if !ok {
@@ -285,7 +314,11 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(bounds)) {
-		schema, err := compileSchema(bounds[name])
+		text := bounds[name]
+		if !r.deny {
+			text = typed(text)
+		}
+		schema, err := compileSchema(text)
 		if err != nil {
 			p.mistake(tomlpos.Below(path, name), "the bound of %q is no JSON Schema", name)
 			continue

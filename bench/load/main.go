@@ -159,7 +159,8 @@ func (b *bench) enroll(ctx context.Context, id watchword.SubjectID, o device.Opt
 	return d, d.Enroll(ctx, made.Enrollment.Link)
 }
 
-// cryptoBound is how many pairs of one ES256 check and one signature a core does in a second.
+// cryptoBound is how many pairs of one ES256 check and one signature a core does
+// in a second while all cores are at it, as they are under load.
 func cryptoBound() (float64, error) {
 	k, err := jose.GenerateKey(jose.P256)
 	if err != nil {
@@ -167,18 +168,30 @@ func cryptoBound() (float64, error) {
 	}
 	priv := k.Crypto().(*ecdsa.PrivateKey)
 	sum := sha256.Sum256([]byte("watchword"))
-	const n = 3000
+	const n = 5000
+	cores := runtime.GOMAXPROCS(0)
+	errs := make(chan error, cores)
 	start := time.Now()
-	for range n {
-		sig, err := ecdsa.SignASN1(rand.Reader, priv, sum[:])
-		if err != nil {
-			return 0, err
-		}
-		if !ecdsa.VerifyASN1(&priv.PublicKey, sum[:], sig) {
-			return 0, errors.New("a signature does not verify")
-		}
+	for range cores {
+		go func() {
+			errs <- func() error {
+				for range n {
+					sig, err := ecdsa.SignASN1(rand.Reader, priv, sum[:])
+					if err != nil {
+						return err
+					}
+					if !ecdsa.VerifyASN1(&priv.PublicKey, sum[:], sig) {
+						return errors.New("a signature does not verify")
+					}
+				}
+				return nil
+			}()
+		}()
 	}
-	return n / time.Since(start).Seconds(), nil
+	for range cores {
+		err = errors.Join(err, <-errs)
+	}
+	return n / time.Since(start).Seconds(), err
 }
 
 // tokenEndpoint exchanges assertions, signed beforehand, over TLS connections that are kept.
@@ -255,7 +268,7 @@ func (b *bench) tokenEndpoint(ctx context.Context, total, clients int) error {
 	perSecond := float64(total) / elapsed.Seconds()
 	perCore := float64(total) / (to - from).Seconds()
 	fmt.Printf("## Token endpoint\n\n%d requests, %d connections kept, TLS 1.3; assertion checked, `jti`, record and audit entry durable. Clients in another process, on the same cores.\n\n", total, clients)
-	fmt.Printf("| | |\n|---|---|\n| tokens a second, all cores | %.0f |\n| tokens a second of the server's CPU | %.0f |\n| one ES256 check and one signature, a second of CPU, in the same run | %.0f |\n| ratio | %.2f |\n| latency p50, p99 | %s, %s |\n\n",
+	fmt.Printf("| | |\n|---|---|\n| tokens a second, all cores | %.0f |\n| tokens a second of the server's CPU | %.0f |\n| one ES256 check and one signature, a second and core, all cores busy, in the same run | %.0f |\n| ratio | %.2f |\n| latency p50, p99 | %s, %s |\n\n",
 		perSecond, perCore, bound, perCore/bound, quantile(took, 0.5), quantile(took, 0.99))
 	return nil
 }

@@ -257,7 +257,8 @@ func (d *Device) Close() error {
 	var errs []error
 	if d.journal != nil {
 		errs = append(errs, d.journal.close())
-		d.journal = nil
+		// What still runs beside finds a journal that takes nothing.
+		d.journal = &journal{last: d.journal.last, torn: watchword.Refuse(watchword.Unavailable, "the device is closed")}
 	}
 	if d.client != nil {
 		d.client.HTTP.CloseIdleConnections()

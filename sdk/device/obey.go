@@ -44,8 +44,8 @@ type task struct {
 
 // begin checks a command and writes its number down. The caller holds obeying.
 func (d *Device) begin(jwe string) (task, error) {
-	if d.journal == nil {
-		return task{}, watchword.Refuse(watchword.Unavailable, "the device is closed")
+	if d.journal.torn != nil {
+		return task{}, d.journal.torn
 	}
 	c, hash, err := d.check(jwe)
 	if err != nil {
