@@ -5,10 +5,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/server"
 )
 
@@ -118,5 +120,34 @@ func TestTheIssuerIsFixedAtFirstStart(t *testing.T) {
 	c.Server.PublicURL = "https://other.example"
 	if _, err := server.New(t.Context(), c, quiet); watchword.CodeOf(err) != watchword.ConfigInvalid {
 		t.Errorf("another issuer later: %v", err)
+	}
+}
+
+// A name that the network knows may mean nothing on the server's own machine.
+func TestTheOperatorOfTheMachineNeedsNoName(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	c := config(t, dir)
+	c.Server.HTTPS, c.Server.Names = "127.0.0.1:0", []string{"hub.invalid", "192.0.2.9"}
+	s, err := server.New(t.Context(), c, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	cl, err := admin.Local(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := cl.CreateDevice(ctx, "lamp-1", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(d.Enrollment.Link, "https://hub.invalid:") {
+		t.Errorf("the link is %s", d.Enrollment.Link)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
 	}
 }

@@ -159,6 +159,7 @@ func (a *app) report(err error) int {
 // hintOf is what to do next, where that can be said.
 var hintOf = map[watchword.Code]string{
 	watchword.Denied:          "watchword policy explain says which rule decided",
+	watchword.Unavailable:     "is watchword serve running? where its folder is: --data, or WATCHWORD_DATA",
 	watchword.CodeInvalid:     "watchword device link ID makes a new link",
 	watchword.PinMismatch:     "make a new link, and look who answers at that address",
 	watchword.FunctionUnknown: "watchword device show ID lists what the device announced",

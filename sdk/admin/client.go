@@ -5,14 +5,18 @@
 package admin
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -25,6 +29,7 @@ import (
 // Options says whom to ask, and as whom.
 type Options struct {
 	URL     string // https://host:port, no slash at the end
+	Dial    string // host:port to connect to instead of URL's, whose name the certificate must still have; empty means URL's
 	Issuer  string // the issuer identifier; empty means URL
 	CA      []byte // PEM of the authority to trust; nil means the system's
 	Subject watchword.SubjectID
@@ -59,9 +64,14 @@ func New(o Options) (*Client, error) {
 			return nil, watchword.RefuseField("ca", "holds no certificate")
 		}
 	}
-	hc := &http.Client{CheckRedirect: rest.NoRedirects, Transport: &http.Transport{
+	tr := &http.Transport{
 		TLSClientConfig: conf, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 90 * time.Second,
-	}}
+	}
+	if o.Dial != "" {
+		var d net.Dialer
+		tr.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) { return d.DialContext(ctx, network, o.Dial) }
+	}
+	hc := &http.Client{CheckRedirect: rest.NoRedirects, Transport: tr}
 	c := &Client{o: o, signer: s}
 	c.tokens = &rest.Tokens{
 		Client: &rest.Client{Base: o.URL, HTTP: hc}, Path: "/oauth/token", Now: o.Now,
@@ -86,6 +96,7 @@ func Local(dir string) (*Client, error) {
 	}
 	var place struct {
 		URL      string              `json:"url"`
+		HTTPS    string              `json:"https"`
 		Issuer   string              `json:"issuer"`
 		CA       string              `json:"ca"`
 		Operator watchword.SubjectID `json:"operator"`
@@ -93,7 +104,7 @@ func Local(dir string) (*Client, error) {
 	if err := json.Unmarshal(b, &place); err != nil {
 		return nil, watchword.Because(err, watchword.ConfigInvalid, "%s is damaged", filepath.Join(dir, "server.json"))
 	}
-	o := Options{URL: place.URL, Issuer: place.Issuer, Subject: place.Operator}
+	o := Options{URL: place.URL, Issuer: place.Issuer, Subject: place.Operator, Dial: local(place.HTTPS)}
 	if place.CA != "" {
 		if o.CA, err = os.ReadFile(place.CA); err != nil {
 			return nil, watchword.Because(err, watchword.ConfigInvalid, "the authority's certificate %s cannot be read", place.CA)
@@ -107,6 +118,16 @@ func Local(dir string) (*Client, error) {
 		return nil, err
 	}
 	return New(o)
+}
+
+// local is how an address that a server listens on is reached from its own
+// machine: the name that it has for the others may mean nothing here.
+func local(listens string) string {
+	a, err := netip.ParseAddrPort(listens)
+	if err != nil || !a.Addr().IsUnspecified() {
+		return listens
+	}
+	return net.JoinHostPort("localhost", strconv.Itoa(int(a.Port())))
 }
 
 // URL returns the server's address.
