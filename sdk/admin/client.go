@@ -69,7 +69,9 @@ func New(o Options) (*Client, error) {
 	}
 	if o.Dial != "" {
 		var d net.Dialer
-		tr.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) { return d.DialContext(ctx, network, o.Dial) }
+		tr.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, network, o.Dial)
+		}
 	}
 	hc := &http.Client{CheckRedirect: rest.NoRedirects, Transport: tr}
 	c := &Client{o: o, signer: s}
