@@ -39,9 +39,9 @@ func (f Function) carryOut(ctx context.Context, c *device.Command) (any, error) 
 	case errors.Is(context.Cause(ctx), errTimeout):
 		return nil, device.Fail("timeout", fmt.Errorf("the program ran longer than %s", f.Timeout))
 	case exited && exit.Exited():
-		said := strings.TrimSpace(errs.String())
+		said := strings.TrimSpace(errs.kept.String())
 		if said == "" {
-			said = strings.TrimSpace(out.String())
+			said = strings.TrimSpace(out.kept.String())
 		}
 		return nil, device.Fail(fmt.Sprintf("exit_%d", exit.ExitCode()), errors.New(said))
 	case err != nil:
@@ -54,20 +54,20 @@ var errTimeout = errors.New("timeout")
 
 // capped keeps the beginning of what is written and counts the rest.
 type capped struct {
-	bytes.Buffer
+	kept bytes.Buffer // a field: embedded, its ReadFrom would take everything
 	over int
 }
 
 // Write never fails: a program that talks too much must not be killed by SIGPIPE for it.
 func (c *capped) Write(b []byte) (int, error) {
-	keep := min(len(b), maxOutput-c.Len())
-	c.Buffer.Write(b[:keep])
+	keep := min(len(b), maxOutput-c.kept.Len())
+	c.kept.Write(b[:keep])
 	c.over += len(b) - keep
 	return len(b), nil
 }
 
 func (c *capped) result() any {
-	b := bytes.TrimSpace(c.Bytes())
+	b := bytes.TrimSpace(c.kept.Bytes())
 	switch {
 	case len(b) == 0:
 		return nil
