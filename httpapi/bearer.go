@@ -32,9 +32,6 @@ func (a *API) caller(r *http.Request) (*caller, error) {
 	}
 	in.who.Subject, in.who.Key = papers.Subject, papers.Key
 	authority, err := a.Guard.Check(r.Context(), papers)
-	if watchword.CodeOf(err) == watchword.NotFound {
-		err = watchword.Because(err, watchword.TokenRevoked, "the token's subject is gone")
-	}
 	if err != nil {
 		return nil, err
 	}
