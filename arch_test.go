@@ -25,7 +25,7 @@ var floors = []string{
 	"token session twin event",
 	"office enroll command registry",
 	"sdk storetest sqlite",
-	"httpapi",
+	"httpapi mqtt",
 	"server",
 	"cmd attack bench",
 }

@@ -1,0 +1,303 @@
+package packet
+
+import (
+	"encoding/binary"
+)
+
+// Property is a property's identifier (MQTT 5.0 §2.2.2.2).
+type Property byte
+
+// The properties.
+const (
+	PayloadFormat          Property = 0x01
+	MessageExpiry          Property = 0x02
+	ContentType            Property = 0x03
+	ResponseTopic          Property = 0x08
+	CorrelationData        Property = 0x09
+	SubscriptionIdentifier Property = 0x0B
+	SessionExpiry          Property = 0x11
+	AssignedClientID       Property = 0x12
+	ServerKeepAlive        Property = 0x13
+	AuthMethod             Property = 0x15
+	AuthData               Property = 0x16
+	RequestProblem         Property = 0x17
+	WillDelay              Property = 0x18
+	RequestResponse        Property = 0x19
+	ResponseInformation    Property = 0x1A
+	ServerReference        Property = 0x1C
+	ReasonString           Property = 0x1F
+	ReceiveMaximum         Property = 0x21
+	TopicAliasMaximum      Property = 0x22
+	TopicAlias             Property = 0x23
+	MaximumQoS             Property = 0x24
+	RetainAvailable        Property = 0x25
+	UserProperty           Property = 0x26
+	MaximumPacketSize      Property = 0x27
+	WildcardAvailable      Property = 0x28
+	SubscriptionIDs        Property = 0x29 // whether they are available
+	SharedAvailable        Property = 0x2A
+)
+
+// Pair is a user property: a name and a value, which may stand more than once.
+type Pair struct{ Name, Value string }
+
+// Properties is what a packet of version 5 carries beside. The zero value has
+// none; version 3.1.1 drops them.
+type Properties struct {
+	numbers map[Property]uint32
+	texts   map[Property]string
+	data    map[Property][]byte
+
+	// User is the user properties in their order.
+	User []Pair
+	// Subscriptions is the subscription identifiers of a PUBLISH.
+	Subscriptions []uint32
+}
+
+// Number returns the value of a property that is a number, and whether it is there.
+func (p *Properties) Number(id Property) (uint32, bool) {
+	n, ok := p.numbers[id]
+	return n, ok
+}
+
+// Text returns the value of a property that is a string, and whether it is there.
+func (p *Properties) Text(id Property) (string, bool) {
+	s, ok := p.texts[id]
+	return s, ok
+}
+
+// Data returns the value of a property that is bytes, and whether it is there.
+func (p *Properties) Data(id Property) ([]byte, bool) {
+	b, ok := p.data[id]
+	return b, ok
+}
+
+// SetNumber sets a property that is a number.
+func (p *Properties) SetNumber(id Property, n uint32) {
+	if p.numbers == nil {
+		p.numbers = map[Property]uint32{}
+	}
+	p.numbers[id] = n
+}
+
+// SetText sets a property that is a string.
+func (p *Properties) SetText(id Property, s string) {
+	if p.texts == nil {
+		p.texts = map[Property]string{}
+	}
+	p.texts[id] = s
+}
+
+// SetData sets a property that is bytes.
+func (p *Properties) SetData(id Property, b []byte) {
+	if p.data == nil {
+		p.data = map[Property][]byte{}
+	}
+	p.data[id] = b
+}
+
+// The forms of a property's value.
+const (
+	formFlag   = iota + 1 // a byte, 0 or 1
+	formUint16            // two bytes
+	formNot0              // two bytes, not 0
+	formUint32            // four bytes
+	formSize              // four bytes, not 0
+	formVarint            // a variable byte integer, not 0
+	formText
+	formTopic // a string without wildcards
+	formData
+	formPair
+)
+
+// will stands in for the will properties of CONNECT, which have no type of their own.
+const will Type = 0
+
+// known is what each property looks like and where it may stand (table 2-4).
+var known = [0x2B]struct {
+	form byte
+	in   uint16
+}{
+	PayloadFormat:          {formFlag, set(PUBLISH, will)},
+	MessageExpiry:          {formUint32, set(PUBLISH, will)},
+	ContentType:            {formText, set(PUBLISH, will)},
+	ResponseTopic:          {formTopic, set(PUBLISH, will)},
+	CorrelationData:        {formData, set(PUBLISH, will)},
+	SubscriptionIdentifier: {formVarint, set(PUBLISH, SUBSCRIBE)},
+	SessionExpiry:          {formUint32, set(CONNECT, CONNACK, DISCONNECT)},
+	AssignedClientID:       {formText, set(CONNACK)},
+	ServerKeepAlive:        {formUint16, set(CONNACK)},
+	AuthMethod:             {formText, set(CONNECT, CONNACK, AUTH)},
+	AuthData:               {formData, set(CONNECT, CONNACK, AUTH)},
+	RequestProblem:         {formFlag, set(CONNECT)},
+	WillDelay:              {formUint32, set(will)},
+	RequestResponse:        {formFlag, set(CONNECT)},
+	ResponseInformation:    {formText, set(CONNACK)},
+	ServerReference:        {formText, set(CONNACK, DISCONNECT)},
+	ReasonString:           {formText, set(CONNACK, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, DISCONNECT, AUTH)},
+	ReceiveMaximum:         {formNot0, set(CONNECT, CONNACK)},
+	TopicAliasMaximum:      {formUint16, set(CONNECT, CONNACK)},
+	TopicAlias:             {formNot0, set(PUBLISH)},
+	MaximumQoS:             {formFlag, set(CONNACK)},
+	RetainAvailable:        {formFlag, set(CONNACK)},
+	UserProperty: {formPair, set(CONNECT, CONNACK, PUBLISH, will, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK,
+		DISCONNECT, AUTH)},
+	MaximumPacketSize: {formSize, set(CONNECT, CONNACK)},
+	WildcardAvailable: {formFlag, set(CONNACK)},
+	SubscriptionIDs:   {formFlag, set(CONNACK)},
+	SharedAvailable:   {formFlag, set(CONNACK)},
+}
+
+// The bounds of what may stand more than once.
+const (
+	maxPairs         = 64
+	maxSubscriptions = 64
+)
+
+// properties reads the properties of a packet of type t; none in version 3.1.1.
+func (r *reader) properties(t Type) (p Properties) {
+	if r.v != V5 {
+		return p
+	}
+	n := int(r.varint())
+	if r.err == nil && n > len(r.b) {
+		r.fail(Malformed, "properties that end too late")
+	}
+	if r.err != nil {
+		return p
+	}
+	inner := &reader{b: r.take(n), v: r.v}
+	for inner.err == nil && len(inner.b) > 0 {
+		inner.property(&p, t)
+	}
+	if inner.err == nil && p.data != nil {
+		if _, has := p.texts[AuthMethod]; p.data[AuthData] != nil && !has {
+			inner.fail(ProtocolError, "authentication data without a method")
+		}
+	}
+	if inner.err != nil {
+		r.fail(inner.err.Reason, inner.err.What)
+	}
+	return p
+}
+
+func (r *reader) property(p *Properties, t Type) {
+	raw := r.varint()
+	if r.err == nil && (raw >= uint32(len(known)) || known[raw].form == 0) {
+		r.fail(Malformed, "an unknown property")
+	}
+	if r.err != nil {
+		return
+	}
+	id, k := Property(raw), known[raw]
+	if k.in&(1<<t) == 0 {
+		r.fail(Malformed, "a property that does not belong into this packet")
+		return
+	}
+	if p.has(id) && k.form != formPair && !(id == SubscriptionIdentifier && t == PUBLISH) {
+		r.fail(ProtocolError, "a property twice")
+		return
+	}
+	switch k.form {
+	case formPair:
+		if len(p.User) >= maxPairs {
+			r.fail(QuotaExceeded, "too many user properties")
+			return
+		}
+		p.User = append(p.User, Pair{r.text(), r.text()})
+	case formText:
+		p.SetText(id, r.text())
+	case formTopic:
+		p.SetText(id, r.topic())
+	case formData:
+		p.SetData(id, r.binary())
+	case formVarint:
+		n := r.varint()
+		if r.err == nil && n == 0 {
+			r.fail(ProtocolError, "subscription identifier 0")
+		}
+		if len(p.Subscriptions) >= maxSubscriptions {
+			r.fail(QuotaExceeded, "too many subscription identifiers")
+			return
+		}
+		p.Subscriptions = append(p.Subscriptions, n)
+	default:
+		r.number(p, id, k.form)
+	}
+}
+
+func (r *reader) number(p *Properties, id Property, form byte) {
+	var n uint32
+	switch form {
+	case formFlag:
+		n = uint32(r.byte())
+	case formUint16, formNot0:
+		n = uint32(r.uint16())
+	default:
+		n = r.uint32()
+	}
+	if r.err == nil && (form == formFlag && n > 1 || (form == formNot0 || form == formSize) && n == 0) {
+		r.fail(ProtocolError, "a property with a value that it may not have")
+	}
+	p.SetNumber(id, n)
+}
+
+func (p *Properties) has(id Property) bool {
+	if _, ok := p.numbers[id]; ok {
+		return true
+	}
+	if _, ok := p.texts[id]; ok {
+		return true
+	}
+	_, ok := p.data[id]
+	return ok || id == SubscriptionIdentifier && len(p.Subscriptions) > 0
+}
+
+// append appends the properties in the order of their identifiers, with their length.
+func (p *Properties) append(out []byte, v Version) []byte {
+	if v != V5 {
+		return out
+	}
+	if p.numbers == nil && p.texts == nil && p.data == nil && p.User == nil && p.Subscriptions == nil {
+		return append(out, 0)
+	}
+	var inner []byte
+	for id := range Property(len(known)) {
+		inner = p.one(inner, id)
+	}
+	return append(appendVarint(out, uint32(len(inner))), inner...)
+}
+
+func (p *Properties) one(out []byte, id Property) []byte {
+	switch known[id].form {
+	case formPair:
+		for _, u := range p.User {
+			out = appendText(appendText(append(out, byte(id)), u.Name), u.Value)
+		}
+	case formVarint:
+		for _, n := range p.Subscriptions {
+			out = appendVarint(append(out, byte(id)), n)
+		}
+	case formText, formTopic:
+		if s, ok := p.texts[id]; ok {
+			out = appendText(append(out, byte(id)), s)
+		}
+	case formData:
+		if b, ok := p.data[id]; ok {
+			out = appendBinary(append(out, byte(id)), b)
+		}
+	case formFlag:
+		if n, ok := p.numbers[id]; ok {
+			out = append(out, byte(id), byte(n))
+		}
+	case formUint16, formNot0:
+		if n, ok := p.numbers[id]; ok {
+			out = binary.BigEndian.AppendUint16(append(out, byte(id)), uint16(n))
+		}
+	case formUint32, formSize:
+		if n, ok := p.numbers[id]; ok {
+			out = binary.BigEndian.AppendUint32(append(out, byte(id)), n)
+		}
+	}
+	return out
+}

@@ -1,0 +1,79 @@
+package packet
+
+import "encoding/binary"
+
+// Publish is an application message (§3.3). ID is 0 with QoS 0. Topic is empty
+// only where an alias stands for it.
+type Publish struct {
+	Dup        bool
+	QoS        byte
+	Retain     bool
+	Topic      string
+	ID         uint16
+	Properties Properties
+	Payload    []byte // aliases the body it was read from
+}
+
+// Type returns PUBLISH.
+func (*Publish) Type() Type { return PUBLISH }
+
+func (p *Publish) flags() byte { return bit(p.Retain, 0) | p.QoS<<1 | bit(p.Dup, 3) }
+
+func (r *reader) publish(flags byte) *Publish {
+	p := &Publish{Retain: flags&1 != 0, QoS: flags >> 1 & 3, Dup: flags&8 != 0}
+	switch {
+	case p.QoS == 3:
+		r.fail(Malformed, "QoS 3")
+	case p.Dup && p.QoS == 0:
+		r.fail(Malformed, "a duplicate with QoS 0")
+	}
+	p.Topic = r.topic()
+	if p.QoS > 0 {
+		p.ID = r.packetID()
+	}
+	p.Properties = r.properties(PUBLISH)
+	if _, aliased := p.Properties.Number(TopicAlias); r.err == nil && p.Topic == "" && !aliased {
+		if r.v == V5 {
+			r.fail(ProtocolError, "neither topic nor alias")
+		} else {
+			r.fail(BadTopic, "an empty topic")
+		}
+	}
+	if r.err == nil {
+		p.Payload, r.b = r.b, nil
+	}
+	return p
+}
+
+func (p *Publish) body(out []byte, v Version) []byte {
+	out = appendText(out, p.Topic)
+	if p.QoS > 0 {
+		out = binary.BigEndian.AppendUint16(out, p.ID)
+	}
+	return append(p.Properties.append(out, v), p.Payload...)
+}
+
+// Ack is PUBACK, PUBREC, PUBREL and PUBCOMP (§3.4 to §3.7), as Kind says.
+type Ack struct {
+	Kind       Type
+	ID         uint16
+	Reason     Reason
+	Properties Properties
+}
+
+// Type returns Kind.
+func (a *Ack) Type() Type { return a.Kind }
+
+func (a *Ack) flags() byte { return bit(a.Kind == PUBREL, 1) }
+
+func (r *reader) ack(t Type) *Ack {
+	a := &Ack{Kind: t, ID: r.packetID()}
+	if r.v == V5 {
+		a.Reason, a.Properties = r.ending(t)
+	}
+	return a
+}
+
+func (a *Ack) body(out []byte, v Version) []byte {
+	return ending(binary.BigEndian.AppendUint16(out, a.ID), v, a.Reason, &a.Properties)
+}
