@@ -3,6 +3,8 @@ package httpapi
 import (
 	"log/slog"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -55,6 +57,10 @@ type API struct {
 	mux   *http.ServeMux
 	huma  huma.API
 	rates *rates
+
+	// strict says that browsers shall speak nothing but TLS to this name. Not to
+	// localhost: they would refuse every other server of the machine.
+	strict bool
 }
 
 // New builds the door from its rooms.
@@ -66,6 +72,9 @@ func New(p Parts) *API {
 		p.Log = slog.Default()
 	}
 	a := &API{Parts: p, mux: http.NewServeMux(), rates: newRates(p.TokenRate)}
+	if u, err := url.Parse(p.PublicURL); err == nil {
+		a.strict = u.Hostname() != "localhost" && !strings.HasSuffix(u.Hostname(), ".localhost")
+	}
 	a.huma = newHuma(a)
 	a.oauthRoutes()
 	a.enrollRoutes()

@@ -51,7 +51,9 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Strict-Transport-Security", "max-age=31536000")
+	if a.strict {
+		h.Set("Strict-Transport-Security", "max-age=31536000")
+	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	// A stalled peer costs its own connection. The error is that of a connection without deadlines: a test's recorder.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
