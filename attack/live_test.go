@@ -295,3 +295,22 @@ func TestADeviceRunsThroughARestart(t *testing.T) {
 	wants(t, "a revoked device's Run", <-ran, watchword.SubjectRevoked)
 	cancel()
 }
+
+func TestADeviceThatPublishesTooMuchIsSlowed(t *testing.T) {
+	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 5 })
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	other := h.enroll("lamp-2", device.Options{}, nil)
+	tok := h.token(d)
+	var last answer
+	for range 40 {
+		if last = h.ask("POST", "/v1/self/events/lux", tok, "1"); last.status != 202 {
+			break
+		}
+	}
+	if last.status != 429 || last.code != watchword.RateLimited || last.header.Get("Retry-After") == "" {
+		t.Errorf("got %d %s", last.status, last.body)
+	}
+	if a := h.ask("POST", "/v1/self/events/lux", h.token(other), "1"); a.status != 202 {
+		t.Errorf("another device: %d %s", a.status, a.body)
+	}
+}

@@ -44,11 +44,12 @@ type Safe interface {
 
 // DeskOptions is what a desk needs to know beside its store.
 type DeskOptions struct {
-	Issuer string
-	Epoch  int64
-	Signer *jose.Signer  // the command key
-	TTL    time.Duration // of a command that asks for none; 0 means 120 s
-	Now    func() time.Time
+	Issuer  string
+	Epoch   int64
+	Signer  *jose.Signer  // the command key
+	TTL     time.Duration // of a command that asks for none; 0 means 120 s
+	MaxArgs int           // bytes of a command's arguments; 0 means 8 KiB, the most
+	Now     func() time.Time
 }
 
 // Desk takes orders, hands commands over and takes receipts. It is safe for
@@ -73,6 +74,9 @@ type Desk struct {
 func NewDesk(st Store, roll Roll, safe Safe, o DeskOptions) *Desk {
 	if o.TTL == 0 {
 		o.TTL = 120 * time.Second
+	}
+	if o.MaxArgs == 0 {
+		o.MaxArgs = watchword.MaxArgs
 	}
 	if o.Now == nil {
 		o.Now = time.Now

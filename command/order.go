@@ -37,7 +37,7 @@ type Call struct {
 // [token.VerifyOrder] behind it), conflict, busy, unavailable.
 func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace string) (Row, error) {
 	now := d.o.Now()
-	if err := c.normalize(); err != nil {
+	if err := c.normalize(d.o.MaxArgs); err != nil {
 		return Row{}, err
 	}
 	if err := d.allow(ctx, a, c); err != nil {
@@ -79,7 +79,7 @@ func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace st
 }
 
 // normalize checks what needs neither store nor policy.
-func (c *Call) normalize() error {
+func (c *Call) normalize(most int) error {
 	if err := watchword.CheckName("device", string(c.Device)); err != nil {
 		return err
 	}
@@ -95,8 +95,8 @@ func (c *Call) normalize() error {
 	if len(c.Args) == 0 {
 		c.Args = []byte("{}")
 	}
-	if len(c.Args) > watchword.MaxArgs {
-		return &watchword.Error{Code: watchword.TooLarge, Field: "args", Detail: "arguments may have 8 KiB"}
+	if len(c.Args) > most {
+		return &watchword.Error{Code: watchword.TooLarge, Field: "args", Detail: "arguments may have " + strconv.Itoa(most) + " bytes"}
 	}
 	// Inside the command args stand one level deeper, and within bytes that are signed as they are.
 	if err := jose.Walk(append(append([]byte(`{"args":`), c.Args...), '}'), func(string, jsontext.Value) error { return nil }); err != nil {

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -37,15 +38,16 @@ type Parts struct {
 
 // Options is what the door needs to know beside the rooms.
 type Options struct {
-	Version   string
-	PublicURL string        // no trailing slash
-	MQTTS     string        // address for the enrollment answer, or empty
-	CAPEM     []byte        // the own authority, for the enrollment answer; nil if a public one vouches
-	JWKS      []byte        // the issuer's public keys as a JWK set
-	Bundle    func() string // today's trust bundle
-	TokenRate float64       // requests a second and address on the endpoints that need no token; 0 means no bound
-	Now       func() time.Time
-	Log       *slog.Logger
+	Version     string
+	PublicURL   string        // no trailing slash
+	MQTTS       string        // address for the enrollment answer, or empty
+	CAPEM       []byte        // the own authority, for the enrollment answer; nil if a public one vouches
+	JWKS        []byte        // the issuer's public keys as a JWK set
+	Bundle      func() string // today's trust bundle
+	TokenRate   float64       // requests a second and address on the endpoints that need no token; 0 means no bound
+	PublishRate float64       // events a second and subject; 0 means no bound
+	Now         func() time.Time
+	Log         *slog.Logger
 }
 
 // tenant is the one that the door speaks for: others come with their own addresses.
@@ -56,7 +58,8 @@ type API struct {
 	Parts
 	mux   *http.ServeMux
 	huma  huma.API
-	rates *rates
+	rates *rates[netip.Prefix]        // of the endpoints that need no token
+	flow  *rates[watchword.SubjectID] // of events
 
 	// strict says that browsers shall speak nothing but TLS to this name. Not to
 	// localhost: they would refuse every other server of the machine.
@@ -71,7 +74,11 @@ func New(p Parts) *API {
 	if p.Log == nil {
 		p.Log = slog.Default()
 	}
-	a := &API{Parts: p, mux: http.NewServeMux(), rates: newRates(p.TokenRate)}
+	a := &API{
+		Parts: p, mux: http.NewServeMux(),
+		rates: newRates[netip.Prefix](p.TokenRate, "too many requests from this address"),
+		flow:  newRates[watchword.SubjectID](p.PublishRate, "too many events from this device"),
+	}
 	if u, err := url.Parse(p.PublicURL); err == nil {
 		a.strict = u.Hostname() != "localhost" && !strings.HasSuffix(u.Hostname(), ".localhost")
 	}

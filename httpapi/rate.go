@@ -11,38 +11,47 @@ import (
 	"github.com/watchword-iot/watchword/internal/recent"
 )
 
-// rates bounds what one address may ask of the endpoints that need no token.
-type rates struct {
-	limit rate.Limit
-	mu    sync.Mutex
-	by    *recent.Map[netip.Prefix, *rate.Limiter]
+// rates bounds how often each of many may do something: addresses that need no
+// token, subjects that publish. Twice a second's worth may come at once.
+type rates[K comparable] struct {
+	limit  rate.Limit
+	detail string
+	mu     sync.Mutex
+	by     *recent.Map[K, *rate.Limiter]
 }
 
-func newRates(perSecond float64) *rates {
-	return &rates{limit: rate.Limit(perSecond), by: recent.New[netip.Prefix, *rate.Limiter](8 << 10)}
+// newRates allows perSecond to each; 0 is no bound.
+func newRates[K comparable](perSecond float64, detail string) *rates[K] {
+	return &rates[K]{limit: rate.Limit(perSecond), detail: detail, by: recent.New[K, *rate.Limiter](8 << 10)}
 }
 
-// take refuses an address that asks too often. Code: rate_limited, with RetryAfter.
-func (l *rates) take(a netip.Addr, now time.Time) error {
+// take refuses one who comes too often. Code: rate_limited, with RetryAfter.
+func (l *rates[K]) take(k K, now time.Time) error {
 	if l.limit <= 0 {
 		return nil
 	}
-	bits := a.BitLen()
-	if a.Is6() {
-		bits = 64
-	}
-	p, _ := a.Prefix(bits) // the zero prefix for the zero address
 	l.mu.Lock()
-	lim, ok := l.by.Get(p)
+	lim, ok := l.by.Get(k)
 	if !ok {
 		lim = rate.NewLimiter(l.limit, int(max(10, 2*l.limit)))
-		l.by.Put(p, lim)
+		l.by.Put(k, lim)
 	}
 	l.mu.Unlock()
 	res := lim.ReserveN(now, 1)
 	if wait := res.DelayFrom(now); wait > 0 {
 		res.CancelAt(now)
-		return &watchword.Error{Code: watchword.RateLimited, Detail: "too many requests from this address", RetryAfter: wait}
+		return &watchword.Error{Code: watchword.RateLimited, Detail: l.detail, RetryAfter: wait}
 	}
 	return nil
+}
+
+// network is whom an address is counted with: its /64 for IPv6, since one
+// customer has at least that many.
+func network(a netip.Addr) netip.Prefix {
+	bits := a.BitLen()
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.Prefix(bits) // the zero prefix for the zero address
+	return p
 }

@@ -142,11 +142,14 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err := c.Publish(selfTopic(c, "events/"+stream)).Err(); err != nil {
 		return err
 	}
+	now := a.Now()
+	if err := a.flow.take(c.Subject(), now); err != nil {
+		return err
+	}
 	body, err := readBody(w, r, "", watchword.MaxDocument)
 	if err != nil {
 		return err
 	}
-	now := a.Now()
 	e := &event.Event{
 		Tenant: c.Tenant(), ID: watchword.NewID("evt_", now), Device: c.Subject(), Stream: stream,
 		ContentType: clip(r.Header.Get("Content-Type")), At: now, Data: body,

@@ -83,7 +83,7 @@ type LimitsConfig struct {
 	Connections   int `toml:"connections"`
 	PerAddress    int `toml:"per_address"`
 	TokenRate     int `toml:"token_rate"`   // token requests a second from one address
-	PublishRate   int `toml:"publish_rate"` // events a second from one session
+	PublishRate   int `toml:"publish_rate"` // events a second from one device
 	PacketBytes   int `toml:"packet_bytes"`
 	QueueMessages int `toml:"queue_messages"`
 	QueueBytes    int `toml:"queue_bytes"`
@@ -335,11 +335,9 @@ func (c Config) Warnings() []string {
 		{"keys.rotate_every", c.Keys.RotateEvery != d.Keys.RotateEvery},
 		{"keys.overlap", c.Keys.Overlap != d.Keys.Overlap},
 		{"token.skew", c.Token.Skew != d.Token.Skew},
-		{"limits.publish_rate", c.Limits.PublishRate != d.Limits.PublishRate},
 		{"limits.packet_bytes", c.Limits.PacketBytes != d.Limits.PacketBytes},
 		{"limits.queue_messages", c.Limits.QueueMessages != d.Limits.QueueMessages},
 		{"limits.queue_bytes", c.Limits.QueueBytes != d.Limits.QueueBytes},
-		{"command.max_bytes", c.Command.MaxBytes != d.Command.MaxBytes},
 		{"auth", c.Auth.OIDCIssuer != "" || c.Auth.SessionLifetime != d.Auth.SessionLifetime},
 		{"audit", c.Audit.CheckpointEvery != d.Audit.CheckpointEvery || len(c.Audit.Witnesses) > 0},
 		{"metrics.listen", c.Metrics.Listen != d.Metrics.Listen},

@@ -179,7 +179,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		return err
 	}
 	s.desk = command.NewDesk(s.store, roll, s.ring, command.DeskOptions{
-		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), Signer: s.ring.Signer(keyring.Command), TTL: s.cfg.Command.TTL.Duration, Now: s.o.Now,
+		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), Signer: s.ring.Signer(keyring.Command), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Now: s.o.Now,
 	})
 	s.recorder = audit.NewRecorder(s.store)
 	jwks, err := jwkSet(s.ring)
@@ -188,7 +188,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	}
 	options := httpapi.Options{
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: jwks, Bundle: func() string { return *s.bundle.Load() },
-		TokenRate: float64(s.cfg.Limits.TokenRate), Now: s.o.Now, Log: s.o.Log,
+		TokenRate: float64(s.cfg.Limits.TokenRate), PublishRate: float64(s.cfg.Limits.PublishRate), Now: s.o.Now, Log: s.o.Log,
 	}
 	tlsConfig, err := s.tls()
 	if err != nil {
