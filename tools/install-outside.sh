@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs the outside programs that tests use, where they are missing: curl, openssl, node with npm's jose.
+# Installs the outside programs that tests use, where they are missing: curl, jq, openssl, node with npm's jose.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 missing=()
-for pair in curl:curl openssl:openssl node:nodejs npm:npm gcc:gcc; do
+for pair in curl:curl jq:jq openssl:openssl node:nodejs npm:npm gcc:gcc; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 if ((${#missing[@]})); then
