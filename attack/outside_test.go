@@ -118,8 +118,10 @@ func TestClientsThatOthersWrote(t *testing.T) {
 		jwks := filepath.Join(dir, "jwks.json")
 		must(t, os.WriteFile(jwks, []byte(curl(url+"/.well-known/jwks.json")), 0o600))
 		const script = `
-import { createLocalJWKSet, jwtVerify } from 'jose'
 import { readFileSync } from 'node:fs'
+import { webcrypto } from 'node:crypto'
+globalThis.crypto ??= webcrypto // Debian's node 18 has it there alone
+const { createLocalJWKSet, jwtVerify } = await import('jose')
 const [jwks, issuer, token] = process.argv.slice(-3)
 const keys = createLocalJWKSet(JSON.parse(readFileSync(jwks)))
 const { payload } = await jwtVerify(token, keys, { issuer, audience: issuer, typ: 'at+jwt', algorithms: ['ES256'] })
