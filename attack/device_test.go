@@ -395,3 +395,33 @@ func TestAClosedDeviceRefusesAndDoesNotPanic(t *testing.T) {
 		t.Errorf("the number is %d", seq)
 	}
 }
+
+func TestALongActIsAcceptedFirst(t *testing.T) {
+	h := serve(t, nil)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	accepted, goOn := make(chan error, 1), make(chan struct{})
+	d.Handle("long", func(ctx context.Context, c *device.Command) (any, error) {
+		accepted <- c.Accept(ctx)
+		<-goOn
+		return nil, nil
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- d.Run(ctx) }()
+	c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "long"})
+	must(t, err)
+	must(t, <-accepted)
+	now, err := h.admin.Command(ctx, c.ID, 0)
+	must(t, err)
+	if now.State != watchword.Accepted || now.SettledAt != nil {
+		t.Errorf("under way it is %s", now.State)
+	}
+	close(goOn)
+	done, err := h.admin.Command(ctx, c.ID, 20*time.Second)
+	must(t, err)
+	if done.State != watchword.Done {
+		t.Errorf("at its end it is %s", done.State)
+	}
+	cancel()
+	must(t, <-ran)
+}

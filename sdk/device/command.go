@@ -23,7 +23,14 @@ type Command struct {
 	Expires  time.Time // until when it may be begun
 	// Raw is the arguments, one JSON object, byte for byte as ordered.
 	Raw []byte
+
+	accept func(context.Context) error
 }
+
+// Accept tells the server, signed, that the command has begun and will take a
+// while: its state becomes accepted, and whoever waits sees it. It is no end, and
+// nothing is lost if it does not arrive. Codes: as [Device.HandIn].
+func (c *Command) Accept(ctx context.Context) error { return c.accept(ctx) }
 
 // Args reads the arguments into a struct. Members that the struct does not have,
 // and members that stand twice, are refused: an argument that is not understood

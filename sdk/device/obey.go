@@ -123,6 +123,13 @@ func (d *Device) finish(ctx context.Context, t task) (string, error) {
 	} else {
 		st, result = d.carryOut(ctx, &Command{
 			ID: c.ID, Function: c.Function, By: c.By, Epoch: c.Epoch, Seq: c.Seq, Expires: c.Expires, Raw: c.Args,
+			accept: func(ctx context.Context) error {
+				receipt, err := d.sign(position{c.Epoch, c.Seq}, c.ID, t.hash, watchword.StAccepted, nil)
+				if err != nil {
+					return err
+				}
+				return d.postReceipt(ctx, receipt)
+			},
 		})
 	}
 	p := position{c.Epoch, c.Seq}
