@@ -1,5 +1,5 @@
 # make test   everything that must hold, with what it needs installed first
-# make bench  the measured promises; results go to bench/results/
+# make bench  the measured promises, printed; bench/results/ keeps the last
 # make fuzz   each fuzz target for a while
 GO   ?= go
 TOOL  = $(GO) tool -modfile=tools/go.mod
