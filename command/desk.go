@@ -63,7 +63,7 @@ type Desk struct {
 	schemas schemas
 
 	mu      sync.Mutex
-	lines   map[lineKey]*Line                             // the connection that a device's commands go to
+	lines   map[lineKey][]*Line                           // the connections of a device; its commands go to the last
 	watch   map[watchword.CommandID]*watchers             // who waits for a command
 	keys    *recent.Map[watchword.KeyID, *jose.PublicKey] // parsed, by the hash of their bytes
 	nextEnd time.Time                                     // the end that Run waits for, zero for none
@@ -83,7 +83,7 @@ func NewDesk(st Store, roll Roll, safe Safe, o DeskOptions) *Desk {
 	}
 	return &Desk{
 		store: st, roll: roll, safe: safe, o: o, schemas: newSchemas(),
-		lines: map[lineKey]*Line{}, watch: map[watchword.CommandID]*watchers{},
+		lines: map[lineKey][]*Line{}, watch: map[watchword.CommandID]*watchers{},
 		keys: recent.New[watchword.KeyID, *jose.PublicKey](16 << 10), soon: make(chan struct{}, 1),
 	}
 }

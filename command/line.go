@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -19,33 +20,73 @@ type lineKey struct {
 	device watchword.SubjectID
 }
 
-// Line is the one connection that a device's commands go to. A newer one takes
-// its place. Its methods are for one goroutine.
+// Line is one connection that a device's commands may go to. They go to the
+// newest one; when that closes, to the one before. The methods that hand over
+// are for one goroutine.
 type Line struct {
-	desk  *Desk
-	key   lineKey
-	wake  chan struct{} // one token: something may be waiting
-	taken chan struct{} // closed when a newer line took over
+	desk   *Desk
+	key    lineKey
+	wake   chan struct{} // one token: something may be waiting
+	taken  chan struct{} // closed when a newer line took over
+	notify func()        // if not nil, in the place of wake and taken
 }
 
 // Attach makes a new connection of the device the one that its commands go to.
+// It ends where a newer one takes over.
 func (d *Desk) Attach(t watchword.TenantID, device watchword.SubjectID) *Line {
 	l := &Line{desk: d, key: lineKey{t, device}, wake: make(chan struct{}, 1), taken: make(chan struct{})}
+	d.enter(l)
+	return l
+}
+
+// AttachFunc is [Desk.Attach] for a connection that does not wait in Next: notify
+// is called whenever [Line.Take] may have something, and must neither block nor
+// call back. Behind a newer line it rests until that one closes.
+func (d *Desk) AttachFunc(t watchword.TenantID, device watchword.SubjectID, notify func()) *Line {
+	l := &Line{desk: d, key: lineKey{t, device}, notify: notify}
+	d.enter(l)
+	return l
+}
+
+func (d *Desk) enter(l *Line) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if old := d.lines[l.key]; old != nil {
-		close(old.taken)
+	lines := d.lines[l.key]
+	if n := len(lines); n > 0 && lines[n-1].taken != nil {
+		close(lines[n-1].taken)
+		lines = lines[:n-1]
 	}
-	d.lines[l.key] = l
-	return l
+	d.lines[l.key] = append(slices.Clip(lines), l)
 }
 
 // Close gives the line up.
 func (l *Line) Close() {
-	l.desk.mu.Lock()
-	defer l.desk.mu.Unlock()
-	if l.desk.lines[l.key] == l {
-		delete(l.desk.lines, l.key)
+	d := l.desk
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	lines := d.lines[l.key]
+	i := slices.Index(lines, l)
+	switch {
+	case i < 0:
+		return
+	case len(lines) == 1:
+		delete(d.lines, l.key)
+		return
+	}
+	lines = slices.Concat(lines[:i], lines[i+1:])
+	d.lines[l.key] = lines
+	lines[len(lines)-1].ring()
+}
+
+// ring is called with the desk's lock held.
+func (l *Line) ring() {
+	if l.notify != nil {
+		l.notify()
+		return
+	}
+	select {
+	case l.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -53,12 +94,26 @@ func (l *Line) Close() {
 func (d *Desk) wake(t watchword.TenantID, device watchword.SubjectID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if l := d.lines[lineKey{t, device}]; l != nil {
-		select {
-		case l.wake <- struct{}{}:
-		default:
-		}
+	if lines := d.lines[lineKey{t, device}]; len(lines) > 0 {
+		lines[len(lines)-1].ring()
 	}
+}
+
+// newest reports whether the device's commands go to l.
+func (l *Line) newest() bool {
+	l.desk.mu.Lock()
+	defer l.desk.mu.Unlock()
+	lines := l.desk.lines[l.key]
+	return len(lines) > 0 && lines[len(lines)-1] == l
+}
+
+// Take returns what waits now, as [Line.Next] does, without waiting; nothing
+// while a newer line has the device's commands.
+func (l *Line) Take(ctx context.Context, after int64, nonce string, limit int) ([]SealedCommand, error) {
+	if !l.newest() {
+		return nil, nil
+	}
+	return l.pending(ctx, after, nonce, limit)
 }
 
 // SealedCommand is one command as it goes to its device.

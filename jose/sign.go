@@ -2,6 +2,8 @@ package jose
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/asn1"
@@ -65,4 +67,33 @@ func (s *Signer) sign(input []byte) ([]byte, error) {
 	rs.R.FillBytes(sig[:32])
 	rs.S.FillBytes(sig[32:])
 	return sig, nil
+}
+
+// Prove signs message as it is, without a header: what a protocol has that brings
+// its own frame (RFC 9431 §2.2.4). An ECDSA signature is R and S, 32 bytes each
+// (RFC 7518 §3.4). message must not be another's choice alone.
+func (s *Signer) Prove(message []byte) ([]byte, error) {
+	sig, err := s.sign(message)
+	if err != nil {
+		return nil, watchword.Because(err, watchword.Unavailable, "the signing key did not sign")
+	}
+	return sig, nil
+}
+
+// Proves checks what [Signer.Prove] made. Code: signature_invalid.
+func (k *PublicKey) Proves(message, sig []byte) error {
+	good := false
+	switch {
+	case len(sig) != 64:
+	case k.Alg() == ES256:
+		sum := sha256.Sum256(message)
+		var der [72]byte
+		good = ecdsa.VerifyASN1(k.ec, sum[:], derSignature(der[:0], (*[64]byte)(sig)))
+	case k.Alg() == Ed:
+		good = ed25519.Verify(k.ed, message, sig)
+	}
+	if !good {
+		return watchword.Refuse(watchword.SignatureInvalid, "the proof is not the key's")
+	}
+	return nil
 }

@@ -87,37 +87,93 @@ type Issued struct {
 // token_expired, token_early, token_lifetime, token_replayed, subject_new,
 // subject_suspended, subject_revoked, token_too_large, unavailable.
 func (o *Office) Exchange(ctx context.Context, t watchword.TenantID, raw string, untyped bool, trace string, now time.Time) (Issued, error) {
-	p, err := token.ParseAssertion(raw, untyped)
+	s, today, a, err := o.welcome(ctx, t, raw, untyped, now)
 	if err != nil {
 		return Issued{}, err
 	}
-	if err := p.Precheck(o.issuer, now); err != nil {
+	g := o.grant(s, today, a, now)
+	signed, err := token.SignAccess(o.signer, g)
+	if err != nil {
 		return Issued{}, err
+	}
+	if err := o.record(ctx, t, g, a, trace, now); err != nil {
+		return Issued{}, err
+	}
+	return Issued{Token: signed, Subject: s.ID, Expires: g.Expires, Life: g.Expires.Sub(now)}, nil
+}
+
+// Login is [Office.Exchange] for a connection that needs the papers and never
+// the token: what the token would say is on record and spent in the same way,
+// but nobody signs it. typ is mandatory. Codes: those of Exchange.
+func (o *Office) Login(ctx context.Context, t watchword.TenantID, raw, trace string, now time.Time) (session.Papers, error) {
+	s, today, a, err := o.welcome(ctx, t, raw, false, now)
+	if err != nil {
+		return session.Papers{}, err
+	}
+	g := o.grant(s, today, a, now)
+	permissions, err := policy.FromPermissions(g.Perm, g.Deny)
+	if err != nil {
+		return session.Papers{}, err
+	}
+	if err := o.record(ctx, t, g, a, trace, now); err != nil {
+		return session.Papers{}, err
+	}
+	return session.Papers{
+		Tenant: t, Subject: s.ID, Incarnation: s.Incarnation, Key: a.Key, JTI: g.JTI,
+		Issued: g.Issued, Expires: g.Expires, Permissions: permissions,
+	}, nil
+}
+
+// welcome checks a client assertion, but does not spend it.
+func (o *Office) welcome(ctx context.Context, t watchword.TenantID, raw string, untyped bool, now time.Time) (*watchword.Subject, *policy.Grant, token.Assertion, error) {
+	p, err := token.ParseAssertion(raw, untyped)
+	if err != nil {
+		return nil, nil, token.Assertion{}, err
+	}
+	if err := p.Precheck(o.issuer, now); err != nil {
+		return nil, nil, token.Assertion{}, err
 	}
 	s, today, a, err := o.authenticate(ctx, t, p)
 	if err != nil {
-		return Issued{}, err
+		return nil, nil, token.Assertion{}, err
 	}
-	if err := s.Usable(); err != nil {
-		return Issued{}, err
-	}
+	return s, today, a, s.Usable()
+}
+
+// grant is what a token for s says.
+func (o *Office) grant(s *watchword.Subject, today *policy.Grant, a token.Assertion, now time.Time) token.Grant {
 	g := token.Grant{
 		Issuer: o.issuer, Subject: *s, Key: a.Key, JTI: watchword.NewID("tok_", now),
 		Issued: now.Truncate(time.Second), Perm: today.Perm(), Deny: today.Deny(),
 	}
 	g.Expires = g.Issued.Add(o.lifetime)
-	signed, err := token.SignAccess(o.signer, g)
-	if err != nil {
-		return Issued{}, err
-	}
-	by := audit.Actor{Tenant: t, Subject: s.ID, Key: a.Key, Trace: trace}
-	err = o.records.IssueToken(ctx, token.Record{
-		Tenant: t, JTI: g.JTI, Subject: s.ID, Incarnation: s.Incarnation, Key: a.Key, Issued: g.Issued, Expires: g.Expires,
+	return g
+}
+
+// record puts g on record and spends a, in one transaction.
+func (o *Office) record(ctx context.Context, t watchword.TenantID, g token.Grant, a token.Assertion, trace string, now time.Time) error {
+	by := audit.Actor{Tenant: t, Subject: g.Subject.ID, Key: a.Key, Trace: trace}
+	return o.records.IssueToken(ctx, token.Record{
+		Tenant: t, JTI: g.JTI, Subject: g.Subject.ID, Incarnation: g.Subject.Incarnation, Key: a.Key, Issued: g.Issued, Expires: g.Expires,
 	}, token.Spent{JTI: a.JTI, Expires: a.Expires.Add(token.Skew)}, by.Did(audit.TokenIssue, g.JTI, now, nil))
+}
+
+// Proves checks that sig is a signature over message by the key that papers
+// name. Codes: signature_invalid, key_unknown, unavailable.
+func (o *Office) Proves(ctx context.Context, p session.Papers, message, sig []byte) error {
+	s, _, err := o.roll.Today(ctx, p.Tenant, p.Subject)
 	if err != nil {
-		return Issued{}, err
+		return err
 	}
-	return Issued{Token: signed, Subject: s.ID, Expires: g.Expires, Life: g.Expires.Sub(now)}, nil
+	keys, err := o.signKeys(s)
+	if err != nil {
+		return err
+	}
+	k, ok := keys[p.Key]
+	if !ok {
+		return watchword.Refuse(watchword.KeyUnknown, "the key that the token names no longer counts")
+	}
+	return k.Proves(message, sig)
 }
 
 // authenticate finds who signed p. An unknown subject takes the way of a known

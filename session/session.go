@@ -11,13 +11,16 @@ import (
 
 // Options is what a transport says of its session.
 type Options struct {
-	Transport string // "poll", "sse", later "mqtt", "websocket"
+	Transport string // "poll", "sse", "mqtt", later "websocket"
 	Remote    string // address of the peer, for lists
 	// Changed, if not nil, is called after each change of authority that did not
 	// end the session, with the session locked: it takes away what no longer
 	// passes, and neither blocks nor calls back into the session but for
 	// Authority.
 	Changed func(a *Authority)
+	// Ended, if not nil, is called once when a session that [Guard.Open] returned
+	// ends, under the same rules. cause is nil where the transport itself closed it.
+	Ended func(cause error)
 }
 
 // Session is one live connection. It is safe for concurrent use.
@@ -137,9 +140,13 @@ func (s *Session) end(cause error) {
 		return
 	}
 	s.ended, s.cause = true, cause
-	if s.timer != nil {
-		s.timer.Stop()
-	}
 	s.guard.leave(s)
 	close(s.done)
+	if s.timer == nil {
+		return // it never was open
+	}
+	s.timer.Stop()
+	if s.options.Ended != nil {
+		s.options.Ended(cause)
+	}
 }
