@@ -81,6 +81,9 @@ const (
 	// SubjectRevoked means the subject's keys are dead for good.
 	SubjectRevoked Code = "subject_revoked"
 
+	// SessionClosed means an operator closed this session; its token still counts.
+	SessionClosed Code = "session_closed"
+
 	// CodeInvalid means an enrollment code that is unknown, used, or over.
 	CodeInvalid Code = "code_invalid"
 	// ProofInvalid means the enrollment proof does not fit its code or keys.
@@ -134,7 +137,7 @@ var Codes = []Code{
 	Unauthenticated, RateLimited, Busy, Unavailable, TimedOut, ClientInvalid, GrantUnsupported,
 	TokenMalformed, TokenKind, AlgorithmInvalid, KeyUnknown, SignatureInvalid, TokenExpired, TokenEarly, TokenLifetime,
 	IssuerMismatch, AudienceMismatch, TokenReplayed, TokenUnrecorded, TokenRevoked, TokenTooLarge,
-	SubjectNew, SubjectSuspended, SubjectRevoked, CodeInvalid, ProofInvalid, PinMismatch, BundleInvalid, PeerUntrusted,
+	SubjectNew, SubjectSuspended, SubjectRevoked, SessionClosed, CodeInvalid, ProofInvalid, PinMismatch, BundleInvalid, PeerUntrusted,
 	PolicyInvalid, ArgsInvalid, FunctionUnknown, OrderInvalid,
 	CommandUnsealed, CommandStale, CommandExpired, NonceMismatch, ReceiptInvalid, CommandRefused, CommandFailed,
 	ConfigInvalid, FolderInUse, KeyExposed, KeyUnwrap, Internal,

@@ -62,7 +62,7 @@ func serve(t testing.TB, change func(*server.Config)) *house {
 func serveOn(t testing.TB, dir string, change func(*server.Config)) *house {
 	t.Helper()
 	cfg := server.Defaults()
-	cfg.Data, cfg.Server.HTTPS = dir, "localhost:0"
+	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS = dir, "localhost:0", "localhost:0"
 	cfg.Limits.TokenRate = 100_000
 	if change != nil {
 		change(&cfg)

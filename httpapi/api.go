@@ -15,6 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/office"
 	"github.com/watchword-iot/watchword/registry"
 	"github.com/watchword-iot/watchword/session"
@@ -32,8 +33,21 @@ type Parts struct {
 	Recorder *audit.Recorder
 	Twins    *twin.Keeper
 	Entries  Entries
+	Wire     Wire // nil: nobody listens elsewhere
 
 	Options
+}
+
+// Wire hands on what came over HTTP to those who listen over other doors.
+type Wire interface {
+	Carry(t watchword.TenantID, topic, contentType string, payload []byte)
+}
+
+// carry is Wire's, where there is one.
+func (a *API) carry(t watchword.TenantID, topic, contentType string, payload []byte) {
+	if a.Wire != nil {
+		a.Wire.Carry(t, topic, contentType, payload)
+	}
 }
 
 // Options is what the door needs to know beside the rooms.
@@ -58,8 +72,8 @@ type API struct {
 	Parts
 	mux   *http.ServeMux
 	huma  huma.API
-	rates *rates[netip.Prefix]        // of the endpoints that need no token
-	flow  *rates[watchword.SubjectID] // of events
+	rates *rates.Map[netip.Prefix]        // of the endpoints that need no token
+	flow  *rates.Map[watchword.SubjectID] // of events
 
 	// strict says that browsers shall speak nothing but TLS to this name. Not to
 	// localhost: they would refuse every other server of the machine.
@@ -76,8 +90,8 @@ func New(p Parts) *API {
 	}
 	a := &API{
 		Parts: p, mux: http.NewServeMux(),
-		rates: newRates[netip.Prefix](p.TokenRate, "too many requests from this address"),
-		flow:  newRates[watchword.SubjectID](p.PublishRate, "too many events from this device"),
+		rates: rates.New[netip.Prefix](p.TokenRate, "too many requests from this address"),
+		flow:  rates.New[watchword.SubjectID](p.PublishRate, "too many events from this device"),
 	}
 	if u, err := url.Parse(p.PublicURL); err == nil {
 		a.strict = u.Hostname() != "localhost" && !strings.HasSuffix(u.Hostname(), ".localhost")

@@ -9,6 +9,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -55,7 +56,7 @@ type enrolled struct {
 func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 	in := infoOf(r.Context())
 	s, err := func() (watchword.Subject, error) {
-		if err := a.rates.take(network(in.remote), a.Now()); err != nil {
+		if err := a.rates.Take(rates.Network(in.remote), a.Now()); err != nil {
 			return watchword.Subject{}, err
 		}
 		body, err := readBody(w, r, "application/json", 16<<10)

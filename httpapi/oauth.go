@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rates"
 )
 
 // The OAuth endpoints take forms and answer with OAuth's own JSON.
@@ -58,7 +59,7 @@ func public(doc map[string]any) http.HandlerFunc {
 // token is the token endpoint (RFC 6749 §4.4, RFC 7523 §2.2).
 func (a *API) token(w http.ResponseWriter, r *http.Request) {
 	in := infoOf(r.Context())
-	if err := a.rates.take(network(in.remote), a.Now()); err != nil {
+	if err := a.rates.Take(rates.Network(in.remote), a.Now()); err != nil {
 		a.oauthError(w, r, err)
 		return
 	}

@@ -46,6 +46,7 @@ var statusOf = map[watchword.Code]int{
 	watchword.TokenTooLarge:        http.StatusUnprocessableEntity,
 	watchword.SubjectNew:           http.StatusUnauthorized,
 	watchword.SubjectSuspended:     http.StatusUnauthorized,
+	watchword.SessionClosed:        http.StatusConflict,
 	watchword.SubjectRevoked:       http.StatusUnauthorized,
 	watchword.CodeInvalid:          http.StatusForbidden,
 	watchword.ProofInvalid:         http.StatusForbidden,

@@ -143,7 +143,7 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 		return err
 	}
 	now := a.Now()
-	if err := a.flow.take(c.Subject(), now); err != nil {
+	if err := a.flow.Take(c.Subject(), now); err != nil {
 		return err
 	}
 	body, err := readBody(w, r, "", watchword.MaxDocument)
@@ -155,6 +155,7 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 		ContentType: clip(r.Header.Get("Content-Type")), At: now, Data: body,
 	}
 	a.Hub.Publish(e)
+	a.carry(c.Tenant(), e.Topic(), e.ContentType, body)
 	answer(w, http.StatusAccepted, map[string]string{"id": e.ID})
 	return nil
 }
@@ -186,6 +187,7 @@ func (a *API) reportState(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Subject(), doc, a.Now()); err != nil {
 		return err
 	}
+	a.carry(c.Tenant(), selfTopic(c, "state"), "application/json", doc)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -85,6 +85,11 @@ func (a *API) twinRoutes() {
 			if err != nil {
 				return nil, err
 			}
+			signed, err := a.Desk.SignConfig(in.ID, t.ConfigVer, doc)
+			if err != nil {
+				return nil, err
+			}
+			a.carry(c.Tenant(), "devices/"+string(in.ID)+"/config", "application/jose", []byte(signed))
 			return &twinOut{etag(t.ConfigVer), viewTwin(t)}, nil
 		})
 }

@@ -1,5 +1,6 @@
-// Package mqtt is the engine of the side door: who listens to what, in what
-// order, and with what patience. In come packets, out go packets; it knows
-// nothing of tokens and asks its session for every decision. It refuses whoever
-// reads too slowly, and whatever a session does not allow.
+// Package mqtt is the side door: the MQTT engine, 3.1.1 and 5. In come
+// connections, out go messages to whoever may hear them, and commands to the
+// devices they are for. It knows nothing of tokens: it asks the office what
+// papers say and the session what may be done, and refuses, or takes away again,
+// whatever the session does not allow.
 package mqtt

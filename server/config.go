@@ -141,7 +141,7 @@ func Defaults() Config {
 		Token:   TokenConfig{Lifetime: Duration{10 * time.Minute}, Skew: Duration{time.Minute}},
 		Command: CommandConfig{TTL: Duration{2 * time.Minute}, MaxBytes: watchword.MaxArgs},
 		Limits: LimitsConfig{
-			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, PacketBytes: 64 << 10, QueueMessages: 1_000, QueueBytes: 1 << 20,
+			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
 		},
 		Auth:    AuthConfig{SessionLifetime: Duration{12 * time.Hour}},
 		Audit:   AuditConfig{CheckpointEvery: Duration{time.Second}},
@@ -327,17 +327,12 @@ func (c Config) Warnings() []string {
 		key string
 		set bool
 	}{
-		{"server.mqtts", c.Server.MQTTS != d.Server.MQTTS},
-		{"server.mqtt", c.Server.MQTT != ""},
 		{"server.acme_domain", c.Server.ACMEDomain != ""},
 		{"server.trusted_proxies", len(c.Server.TrustedProxies) > 0},
 		{"cluster", c.Cluster.Node != "" || c.Cluster.Listen != "" || len(c.Cluster.Routes) > 0},
 		{"keys.rotate_every", c.Keys.RotateEvery != d.Keys.RotateEvery},
 		{"keys.overlap", c.Keys.Overlap != d.Keys.Overlap},
 		{"token.skew", c.Token.Skew != d.Token.Skew},
-		{"limits.packet_bytes", c.Limits.PacketBytes != d.Limits.PacketBytes},
-		{"limits.queue_messages", c.Limits.QueueMessages != d.Limits.QueueMessages},
-		{"limits.queue_bytes", c.Limits.QueueBytes != d.Limits.QueueBytes},
 		{"auth", c.Auth.OIDCIssuer != "" || c.Auth.SessionLifetime != d.Auth.SessionLifetime},
 		{"audit", c.Audit.CheckpointEvery != d.Audit.CheckpointEvery || len(c.Audit.Witnesses) > 0},
 		{"metrics.listen", c.Metrics.Listen != d.Metrics.Listen},

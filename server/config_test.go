@@ -114,7 +114,7 @@ func TestSecretsComeFromPrivateFilesAndAreMasked(t *testing.T) {
 }
 
 func TestWhatHasNoPartYetWarns(t *testing.T) {
-	c, err := load(t, "[cluster]\nnode = \"a\"\n[server]\nmqtt = \"127.0.0.1:1883\"\n", nil)
+	c, err := load(t, "[cluster]\nnode = \"a\"\n[audit]\ncheckpoint_every = \"2s\"\n", nil)
 	if err != nil || len(c.Warnings()) != 2 {
 		t.Errorf("got %v, %v", c.Warnings(), err)
 	}

@@ -33,6 +33,8 @@ const FirstOperator watchword.SubjectID = "operator"
 type Place struct {
 	URL      string              `json:"url"`
 	HTTPS    string              `json:"https"`
+	MQTTS    string              `json:"mqtts,omitempty"`
+	MQTT     string              `json:"mqtt,omitempty"`
 	Issuer   string              `json:"issuer"`
 	CA       string              `json:"ca,omitempty"` // path of the CA file
 	PID      int                 `json:"pid"`

@@ -70,3 +70,14 @@ func (c *limitedConn) Close() error {
 	defer c.leave()
 	return c.Conn.Close()
 }
+
+// Below returns the connection that is counted.
+func (c *limitedConn) Below() net.Conn { return c.Conn }
+
+// CloseWrite says that nothing more will be written.
+func (c *limitedConn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return nil
+}

@@ -22,8 +22,8 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/httpapi"
-	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/keyring"
+	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/office"
 	"github.com/watchword-iot/watchword/registry"
 	"github.com/watchword-iot/watchword/session"
@@ -44,6 +44,8 @@ type Options struct {
 type Info struct {
 	URL    string // public, no trailing slash
 	HTTPS  string // the address it listens on
+	MQTTS  string // likewise, MQTT over TLS; empty where there is none
+	MQTT   string // likewise, plain
 	CAFile string // of the own authority; empty with a bought certificate
 	Issuer string
 	Data   string
@@ -62,7 +64,10 @@ type Server struct {
 	desk     *command.Desk
 	recorder *audit.Recorder
 	bundle   atomic.Pointer[string]
-	listener net.Listener
+	https    net.Listener
+	mqtts    net.Listener // nil where there is none, as the next
+	mqtt     net.Listener
+	broker   *mqtt.Broker
 	http     *http.Server
 	ready    chan struct{}
 }
@@ -101,34 +106,6 @@ func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	return s, s.assemble(ctx)
-}
-
-// listen binds the address before anything is decided by it: port 0 becomes a real one.
-func (s *Server) listen() error {
-	l, err := net.Listen("tcp", s.cfg.Server.HTTPS)
-	if err != nil {
-		return watchword.Because(err, watchword.ConfigInvalid, "server.https: cannot listen on %s: %s", s.cfg.Server.HTTPS, reason(err))
-	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		return err
-	}
-	s.listener = limitListener(l, s.cfg.Limits.Connections, s.cfg.Limits.PerAddress)
-	host, _, err := net.SplitHostPort(s.cfg.Server.HTTPS)
-	if err != nil {
-		return err
-	}
-	s.cfg.Server.HTTPS = net.JoinHostPort(host, port)
-	s.info = Info{URL: s.cfg.PublicURL(), HTTPS: l.Addr().String(), Data: s.cfg.Data}
-	return nil
-}
-
-// reason is the last word of a network error, without the address again.
-func reason(err error) string {
-	if e, ok := errors.AsType[*os.SyscallError](err); ok {
-		return e.Err.Error()
-	}
-	return err.Error()
 }
 
 func (s *Server) found(ctx context.Context) (err error) {
@@ -197,10 +174,22 @@ func (s *Server) assemble(ctx context.Context) error {
 	if s.cfg.Server.TLSCert == "" {
 		options.CAPEM = s.ring.CAPEM()
 	}
-	api := httpapi.New(httpapi.Parts{
-		Registry: reg, Gate: gate, Office: papers, Guard: s.guard, Desk: s.desk, Hub: event.NewHub(), Recorder: s.recorder,
-		Twins: twin.NewKeeper(s.store, s.ring), Entries: s.store, Options: options,
+	hub, twins := event.NewHub(), twin.NewKeeper(s.store, s.ring)
+	s.broker = mqtt.New(mqtt.Parts{
+		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder,
+		Options: mqtt.Options{
+			PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
+			PublishRate: float64(s.cfg.Limits.PublishRate), ConnectRate: float64(s.cfg.Limits.TokenRate), Now: s.o.Now, Log: s.o.Log,
+		},
 	})
+	options.MQTTS = s.publicMQTTS()
+	api := httpapi.New(httpapi.Parts{
+		Registry: reg, Gate: gate, Office: papers, Guard: s.guard, Desk: s.desk, Hub: hub, Recorder: s.recorder,
+		Twins: twins, Entries: s.store, Wire: s.broker, Options: options,
+	})
+	if s.mqtts != nil {
+		s.mqtts = tls.NewListener(s.mqtts, forMQTT(tlsConfig))
+	}
 	s.http = &http.Server{
 		Handler: api, TLSConfig: tlsConfig,
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
@@ -209,37 +198,15 @@ func (s *Server) assemble(ctx context.Context) error {
 	return s.announce(ctx)
 }
 
-// tls returns the door's TLS: 1.3, with a certificate from files or of the own authority.
-func (s *Server) tls() (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}
-	if s.cfg.Server.TLSCert != "" {
-		cert, err := tls.LoadX509KeyPair(s.cfg.Server.TLSCert, s.cfg.Server.TLSKey)
-		if err != nil {
-			return nil, watchword.Because(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key are no certificate and key")
-		}
-		c.Certificates = []tls.Certificate{cert}
-		return c, nil
-	}
-	if err := os.MkdirAll(filepath.Join(s.cfg.Data, filepath.Dir(caFile)), 0o700); err != nil {
-		return nil, err
-	}
-	s.info.CAFile = filepath.Join(s.cfg.Data, caFile)
-	if err := durable.WriteFile(s.info.CAFile, s.ring.CAPEM(), 0o644); err != nil {
-		return nil, err
-	}
-	c.GetCertificate = s.ring.Certifier(s.cfg.Server.Names, s.o.Now).GetCertificate
-	return c, nil
-}
-
 func (s *Server) announce(ctx context.Context) error {
 	e := audit.Actor{Tenant: watchword.DefaultTenant}.Did(audit.ServerStart, s.info.URL, s.o.Now(), map[string]string{
-		"version": s.o.Version, "https": s.info.HTTPS, "pid": strconv.Itoa(os.Getpid()),
+		"version": s.o.Version, "https": s.info.HTTPS, "mqtts": s.info.MQTTS, "mqtt": s.info.MQTT, "pid": strconv.Itoa(os.Getpid()),
 	})
 	if err := s.store.AddEntry(ctx, e); err != nil {
 		return err
 	}
 	return writePlace(s.cfg.Data, Place{
-		URL: s.info.URL, HTTPS: s.info.HTTPS, Issuer: s.info.Issuer, CA: s.info.CAFile, PID: os.Getpid(), Operator: FirstOperator, Version: s.o.Version,
+		URL: s.info.URL, HTTPS: s.info.HTTPS, MQTTS: s.info.MQTTS, MQTT: s.info.MQTT, Issuer: s.info.Issuer, CA: s.info.CAFile, PID: os.Getpid(), Operator: FirstOperator, Version: s.o.Version,
 	})
 }
 
@@ -280,21 +247,32 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.recorder.Run(gctx) })
 	g.Go(func() error { return s.keepHouse(gctx) })
 	g.Go(func() error {
-		err := s.http.ServeTLS(s.listener, "", "")
+		err := s.http.ServeTLS(s.https, "", "")
 		if errors.Is(err, http.ErrServerClosed) {
 			return nil
 		}
 		return err
 	})
+	for _, l := range []net.Listener{s.mqtts, s.mqtt} {
+		if l != nil {
+			g.Go(func() error { return s.broker.Serve(l) })
+		}
+	}
 	close(s.ready)
 	select {
 	case <-ctx.Done():
 	case <-gctx.Done(): // a part failed: the others end too
 	}
-	s.guard.Close(watchword.Refuse(watchword.Unavailable, "the server is going down"))
 	drain, cancel := context.WithTimeout(inner, drainTime)
 	defer cancel()
-	derr := s.http.Shutdown(drain)
+	for _, l := range []net.Listener{s.mqtts, s.mqtt} {
+		if l != nil {
+			_ = l.Close() // nothing is lost with a listener
+		}
+	}
+	s.guard.Close(watchword.Refuse(watchword.Unavailable, "the server is going down"))
+	berr := s.broker.Close(drain)
+	derr := errors.Join(berr, s.http.Shutdown(drain))
 	if derr != nil {
 		derr = errors.Join(derr, s.http.Close())
 	}
@@ -328,8 +306,10 @@ func (s *Server) keepHouse(ctx context.Context) error {
 
 // close gives up what New took. It is safe to call twice.
 func (s *Server) close() {
-	if s.listener != nil {
-		_ = s.listener.Close() // closed already after a served Run
+	for _, l := range []net.Listener{s.https, s.mqtts, s.mqtt} {
+		if l != nil {
+			_ = l.Close() // closed already after a served Run
+		}
 	}
 	if s.store != nil {
 		if err := s.store.Close(); err != nil {

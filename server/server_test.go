@@ -17,7 +17,7 @@ import (
 func config(t *testing.T, dir string) server.Config {
 	t.Helper()
 	c := server.Defaults()
-	c.Data, c.Server.HTTPS = dir, "localhost:0"
+	c.Data, c.Server.HTTPS, c.Server.MQTTS = dir, "localhost:0", "localhost:0"
 	return c
 }
 

@@ -135,3 +135,10 @@ func (a *audience) UnmarshalJSON(b []byte) error {
 	*a = audience{s}
 	return err
 }
+
+// LooksLikeAssertion reports whether raw says of itself that it is a client
+// assertion: for a door that takes both kinds, and before any check.
+func LooksLikeAssertion(raw string) bool {
+	u, err := jose.ParseJWS(raw, watchword.MaxToken)
+	return err == nil && jose.SameType(u.Typ, TypAssertion)
+}

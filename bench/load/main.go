@@ -73,7 +73,7 @@ func serve(data string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	cfg := server.Defaults()
-	cfg.Data, cfg.Server.HTTPS = data, "localhost:0"
+	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS = data, "localhost:0", "localhost:0"
 	cfg.Limits.TokenRate = 1 << 20
 	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(slog.DiscardHandler), Version: "load"})
 	if err != nil {

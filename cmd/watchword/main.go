@@ -84,6 +84,7 @@ var exitOf = map[watchword.Code]int{
 	watchword.SubjectNew:           5,
 	watchword.SubjectSuspended:     5,
 	watchword.SubjectRevoked:       5,
+	watchword.SessionClosed:        1,
 	watchword.CodeInvalid:          5,
 	watchword.ProofInvalid:         8,
 	watchword.PinMismatch:          8,

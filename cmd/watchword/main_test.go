@@ -29,6 +29,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("WATCHWORD_DATA", filepath.Join(e.WorkDir, "data"))
 			e.Setenv("WATCHWORD_SERVER_HTTPS", "localhost:0")
+			e.Setenv("WATCHWORD_SERVER_MQTTS", "localhost:0")
 			e.Setenv("HOME", e.WorkDir)
 			return nil
 		},

@@ -100,6 +100,19 @@ func Frame(b []byte, max int) (first byte, body []byte, n int, err error) {
 	return first, b[1+used : n], n, nil
 }
 
+// Need returns how many bytes the first packet of b takes, of which b holds only
+// the beginning; 0 where not even that can be said yet.
+func Need(b []byte) int {
+	if len(b) < 2 {
+		return 0
+	}
+	length, used, err := varint(b[1:])
+	if err != nil || used == 0 {
+		return 0
+	}
+	return 1 + used + int(length)
+}
+
 // Append appends p as it goes over the wire in that version.
 func Append(out []byte, p Packet, v Version) []byte {
 	out = append(out, byte(p.Type())<<4|p.flags())
@@ -131,7 +144,7 @@ func Parse(first byte, body []byte, v Version) (Packet, error) {
 	case CONNACK:
 		p = r.connack()
 	case PUBLISH:
-		p = r.publish(first & 15)
+		p = r.publish(&Publish{}, first&15)
 	case PUBACK, PUBREC, PUBREL, PUBCOMP:
 		p = r.ack(t)
 	case SUBSCRIBE:

@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"bytes"
 	"encoding/binary"
 )
 
@@ -242,6 +243,34 @@ func (r *reader) number(p *Properties, id Property, form byte) {
 	p.SetNumber(id, n)
 }
 
+// Empty reports whether there is none.
+func (p *Properties) Empty() bool {
+	return p.numbers == nil && p.texts == nil && p.data == nil && p.User == nil && p.Subscriptions == nil
+}
+
+// Forwarded returns those of a PUBLISH that go on to its receivers (MQTT 5.0
+// §3.3.2.3), nil if there are none. It shares nothing with what p was read from.
+func (p *Properties) Forwarded() *Properties {
+	out := &Properties{User: p.User}
+	for _, id := range []Property{PayloadFormat, MessageExpiry} {
+		if n, ok := p.numbers[id]; ok {
+			out.SetNumber(id, n)
+		}
+	}
+	for _, id := range []Property{ContentType, ResponseTopic} {
+		if s, ok := p.texts[id]; ok {
+			out.SetText(id, s)
+		}
+	}
+	if b, ok := p.data[CorrelationData]; ok {
+		out.SetData(CorrelationData, bytes.Clone(b))
+	}
+	if out.Empty() {
+		return nil
+	}
+	return out
+}
+
 func (p *Properties) has(id Property) bool {
 	if _, ok := p.numbers[id]; ok {
 		return true
@@ -258,7 +287,7 @@ func (p *Properties) append(out []byte, v Version) []byte {
 	if v != V5 {
 		return out
 	}
-	if p.numbers == nil && p.texts == nil && p.data == nil && p.User == nil && p.Subscriptions == nil {
+	if p.Empty() {
 		return append(out, 0)
 	}
 	var inner []byte

@@ -19,15 +19,33 @@ func (*Publish) Type() Type { return PUBLISH }
 
 func (p *Publish) flags() byte { return bit(p.Retain, 0) | p.QoS<<1 | bit(p.Dup, 3) }
 
-func (r *reader) publish(flags byte) *Publish {
-	p := &Publish{Retain: flags&1 != 0, QoS: flags >> 1 & 3, Dup: flags&8 != 0}
+// ReadPublish is [Parse] for a PUBLISH into a value that is used again. Where the
+// topic is the one that p holds already, its string is kept: so a client that
+// goes on publishing to one topic costs no allocation.
+func ReadPublish(p *Publish, first byte, body []byte, v Version) error {
+	r := reader{b: body, v: v}
+	r.publish(p, first&15)
+	if r.err != nil {
+		r.err.Type = PUBLISH
+		return r.err
+	}
+	return nil
+}
+
+func (r *reader) publish(p *Publish, flags byte) *Publish {
+	last := p.Topic
+	*p = Publish{Retain: flags&1 != 0, QoS: flags >> 1 & 3, Dup: flags&8 != 0}
 	switch {
 	case p.QoS == 3:
 		r.fail(Malformed, "QoS 3")
 	case p.Dup && p.QoS == 0:
 		r.fail(Malformed, "a duplicate with QoS 0")
 	}
-	p.Topic = r.topic()
+	if n := 2 + len(last); last != "" && len(r.b) >= n && int(r.b[0])<<8|int(r.b[1]) == len(last) && string(r.b[2:n]) == last {
+		p.Topic, r.b = last, r.b[n:]
+	} else {
+		p.Topic = r.topic()
+	}
 	if p.QoS > 0 {
 		p.ID = r.packetID()
 	}

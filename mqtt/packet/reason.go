@@ -107,3 +107,6 @@ func set(ts ...Type) (bits uint16) {
 	}
 	return bits
 }
+
+// MayCarry reports whether a packet of type t may carry r.
+func MayCarry(t Type, r Reason) bool { return mayCarry[r]&(1<<t) != 0 }

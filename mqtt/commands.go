@@ -1,0 +1,189 @@
+package mqtt
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// The bounds of handing over.
+const (
+	commandWindow = 16          // commands that one device has in hand and has not acknowledged
+	commandRetry  = time.Second // after a store that could not be asked
+)
+
+// pump hands a device's commands to one connection, in sequence. It runs while
+// there is something to do and costs nothing while there is not.
+type pump struct {
+	c     *conn
+	line  *command.Line
+	sub   *subscription
+	topic string
+
+	mu      sync.Mutex // a leaf: nothing else is locked under it
+	running bool
+	again   bool  // something may be new since the run began to look
+	stopped bool  // hand over nothing more
+	after   int64 // the number that was handed over last
+	nonce   string
+	epoch   int64
+	flying  int   // handed over on this connection, not acknowledged
+	acked   int64 // up to here, to be written down
+	written int64
+}
+
+// keepPump starts or stops the pump as the subscriptions say. It is called with
+// c.mu held.
+func (c *conn) keepPump() {
+	if c.broker.Desk == nil || c.closed {
+		return
+	}
+	var by *subscription
+	topic := c.commandsTopic()
+	for _, s := range c.subs {
+		if s.qos > 0 && policy.Match(s.filter, topic) {
+			by = s
+			break
+		}
+	}
+	switch {
+	case by == nil && c.pump != nil:
+		c.pump.stop()
+		c.pump = nil
+	case by != nil && c.pump == nil:
+		p := &pump{c: c, sub: by, topic: topic}
+		a := c.live().Authority()
+		p.line = c.broker.Desk.AttachFunc(a.Tenant(), a.Subject(), p.kick)
+		if h := c.hello; h != nil {
+			p.after, p.nonce, p.epoch, p.acked = 0, h.Nonce, h.Epoch, h.Seq
+		}
+		c.pump = p
+		p.kick()
+	case by != nil:
+		c.pump.sub = by
+	}
+}
+
+// kick makes the pump look again.
+func (p *pump) kick() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.again = true
+	if !p.running && !p.stopped {
+		p.running = true
+		go p.run(p.c.broker.ctx)
+	}
+}
+
+// stop is called with c.mu held.
+func (p *pump) stop() {
+	p.mu.Lock()
+	p.stopped = true
+	p.mu.Unlock()
+	p.line.Close()
+}
+
+// acknowledged notes a PUBACK for the command with number n.
+func (p *pump) acknowledged(n int64, taken bool) {
+	p.mu.Lock()
+	p.flying--
+	if taken {
+		p.acked = max(p.acked, n)
+	}
+	p.mu.Unlock()
+	p.kick()
+}
+
+// greeted notes a device's hello: where it is, and the nonce that commands must carry.
+func (p *pump) greeted(h *hello) {
+	p.mu.Lock()
+	if p.nonce != h.Nonce {
+		p.after = 0 // what is unanswered goes out again, for this nonce
+	}
+	p.nonce, p.epoch = h.Nonce, h.Epoch
+	p.acked, p.written = h.Seq, 0
+	p.mu.Unlock()
+	p.kick()
+}
+
+func (p *pump) run(ctx context.Context) {
+	for p.step(ctx) {
+		continue
+	}
+}
+
+// step does what there is to do and reports whether to look again.
+func (p *pump) step(ctx context.Context) bool {
+	p.mu.Lock()
+	acked, epoch := p.acked, p.epoch
+	tell := acked > p.written
+	if !tell && (!p.again || p.stopped) {
+		p.running = false
+		p.mu.Unlock()
+		return false
+	}
+	p.again, p.written = false, acked
+	after, nonce, room := p.after, p.nonce, commandWindow-p.flying
+	stopped := p.stopped
+	p.mu.Unlock()
+	if tell {
+		passed, err := p.line.Deliver(ctx, epoch, acked)
+		if err != nil {
+			return p.failed(ctx, err)
+		}
+		p.mu.Lock()
+		if p.nonce == nonce {
+			p.after = max(p.after, passed)
+		}
+		after = p.after
+		p.mu.Unlock()
+	}
+	if stopped || room <= 0 {
+		return true
+	}
+	cs, err := p.line.Take(ctx, after, nonce, room)
+	if err != nil {
+		return p.failed(ctx, err)
+	}
+	for _, sc := range cs {
+		p.send(sc)
+	}
+	return true
+}
+
+// send puts one command on its way, if the device may still have it.
+func (p *pump) send(sc command.SealedCommand) {
+	m := &message{topic: p.topic, payload: []byte(sc.JWE), qos: 1, command: sc.Seq, props: &packet.Properties{}}
+	m.props.SetText(packet.ContentType, "application/jose")
+	p.mu.Lock()
+	p.after, p.epoch = sc.Seq, sc.Epoch
+	p.flying++
+	p.again = true // there may be more behind it
+	p.mu.Unlock()
+	p.c.mu.Lock()
+	sub := p.sub
+	p.c.mu.Unlock()
+	p.c.broker.stats.commands.Add(1)
+	if p.c.offer(m, sub) {
+		p.c.flush(false)
+	}
+}
+
+// failed gets over a store that could not be asked, and nothing else.
+func (p *pump) failed(ctx context.Context, err error) bool {
+	if ctx.Err() == nil && watchword.CodeOf(err) != watchword.Conflict {
+		p.c.broker.refused(p.c, "commands not handed over", p.topic, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running, p.written = false, 0
+	if watchword.CodeOf(err) == watchword.Unavailable && !p.stopped && ctx.Err() == nil {
+		time.AfterFunc(commandRetry, p.kick)
+	}
+	return false
+}

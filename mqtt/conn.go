@@ -1,0 +1,347 @@
+package mqtt
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// The bounds of reading.
+const (
+	firstPacket = 10 * time.Second // from the connection, TLS and all, to the end of CONNECT
+	firstBytes  = 16 << 10         // of CONNECT
+	maxSubs     = 1024             // subscriptions of one connection
+	batchOffers = 4096             // deliveries before the receivers are flushed, however much is still to be read
+)
+
+// conn is one connection. One goroutine reads; what others may touch is in out,
+// or says so.
+type conn struct {
+	broker   *Broker
+	nc       net.Conn
+	raw      syscall.RawConn // nil where a write cannot be tried
+	remote   string
+	world    *world // nil before CONNECT
+	version  packet.Version
+	clientID string
+	problems bool                            // the client wants reason strings
+	session  atomic.Pointer[session.Session] // nil until CONNECT is accepted
+	leaving  atomic.Bool
+
+	out
+	// Under out.mu.
+	subs map[string]*subscription
+	will *message
+	auth *subscription // to $watchword/auth, or nil
+	ask  *time.Timer   // asks for a refresh in time; nil where nobody listens
+	pump *pump         // hands commands over; nil where the client takes none
+
+	hello *hello // what a device said first, or nil
+
+	// The reader's own.
+	keepAlive time.Duration
+	deadline  time.Time // of reading, as it was set
+	flow      bucket
+	verdict   verdict
+	ace       *challenge // an exchange of enhanced authentication, or nil
+	byAce     bool
+}
+
+// subscription is one filter of one client. What may change is under the
+// client's out.mu.
+type subscription struct {
+	c           *conn
+	filter      string
+	qos         byte
+	noLocal     bool
+	asPublished bool
+	dead        bool
+}
+
+// verdict is what was decided on the topic that was published to last. It holds
+// for one authority.
+type verdict struct {
+	by       *session.Authority
+	topic    string
+	decision policy.Decision
+	house    house
+}
+
+// batch is what a reader borrows while it works through what came in.
+type batch struct {
+	publish packet.Publish
+	touched []*conn
+	hits    int
+	now     time.Time
+}
+
+var batchesOfWork = sync.Pool{New: func() any { return &batch{} }}
+
+// serve reads until the end. It owns the connection.
+func (c *conn) serve(ctx context.Context) {
+	defer c.takeDown(ctx)
+	defer func() {
+		if v := recover(); v != nil {
+			c.broker.o.Log.ErrorContext(ctx, "panic in a connection", slog.Any("panic", v), slog.String("client", c.clientID), slog.String("stack", string(debug.Stack())))
+			c.end(watchword.Refuse(watchword.Internal, "panic"))
+		}
+	}()
+	in := inbox{}
+	defer in.release()
+	for {
+		n, err := c.nc.Read(in.room())
+		in.have += n
+		switch {
+		case c.leaving.Load():
+			in.have = 0 // what comes after the end is thrown away, until the peer has heard it
+		case n > 0:
+			used, rest := c.work(ctx, in.buf[:in.have])
+			in.consume(used, rest, n)
+		}
+		if err != nil {
+			if !c.leaving.Load() {
+				c.lost(err)
+			}
+			return
+		}
+	}
+}
+
+// work handles every whole packet in b. It returns how much of b that was, and
+// how long the packet that is not whole yet will be, if that is known.
+func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
+	w := batchesOfWork.Get().(*batch)
+	defer batchesOfWork.Put(w)
+	w.now = c.broker.o.Now()
+	c.extend(w.now)
+	for !c.leaving.Load() {
+		most := c.broker.o.PacketBytes
+		if c.live() == nil {
+			most = firstBytes
+		}
+		first, body, n, err := packet.Frame(b[used:], most)
+		if err != nil {
+			c.end(err)
+			break
+		}
+		if n == 0 {
+			rest = packet.Need(b[used:])
+			break
+		}
+		used += n
+		if err := c.handle(ctx, w, first, body); err != nil {
+			c.end(err)
+			break
+		}
+		if w.hits > batchOffers {
+			w.flush()
+		}
+	}
+	w.flush()
+	if !c.leaving.Load() {
+		c.settle()
+	}
+	return used, rest
+}
+
+// flush sees to it that all who were offered something get it.
+func (w *batch) flush() {
+	const alone = 16
+	for len(w.touched) > alone { // many receivers: share the work among the processors
+		some := append([]*conn(nil), w.touched[len(w.touched)-min(len(w.touched)-alone, 64):]...)
+		w.touched = w.touched[:len(w.touched)-len(some)]
+		go func() {
+			for _, c := range some {
+				c.flush(false)
+			}
+		}()
+	}
+	for i, c := range w.touched {
+		c.flush(false)
+		w.touched[i] = nil
+	}
+	w.touched, w.hits = w.touched[:0], 0
+}
+
+// extend moves the read deadline: one and a half keep-alives after the last
+// packet (MQTT 5.0 §3.1.2.10). It is set anew only after an eighth of one, which
+// leaves it above one and a quarter.
+func (c *conn) extend(now time.Time) {
+	if c.keepAlive == 0 || c.deadline.Sub(now) > c.keepAlive*11/8 {
+		return
+	}
+	c.deadline = now.Add(c.keepAlive * 3 / 2)
+	_ = c.nc.SetReadDeadline(c.deadline) // the error is that of a closed connection, which the next read reports
+}
+
+func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) error {
+	t := packet.Type(first >> 4)
+	if c.live() == nil {
+		return c.greet(ctx, w, first, body)
+	}
+	if t == packet.PUBLISH {
+		if err := packet.ReadPublish(&w.publish, first, body, c.version); err != nil {
+			return err
+		}
+		return c.publish(ctx, w, &w.publish)
+	}
+	p, err := packet.Parse(first, body, c.version)
+	if err != nil {
+		return err
+	}
+	switch p := p.(type) {
+	case *packet.Ack:
+		return c.ack(p)
+	case *packet.Subscribe:
+		return c.subscribe(ctx, p)
+	case *packet.Unsubscribe:
+		return c.unsubscribe(p)
+	case *packet.Ping:
+		if p.Response {
+			return wrong(packet.ProtocolError, t, "clients do not send it")
+		}
+		c.answer(&packet.Ping{Response: true})
+		return nil
+	case *packet.Disconnect:
+		return c.disconnect(p)
+	case *packet.Auth:
+		return c.reauthenticate(ctx, p, w.now)
+	case *packet.Connect:
+		return wrong(packet.ProtocolError, t, "a second one")
+	}
+	return wrong(packet.ProtocolError, t, "clients do not send it")
+}
+
+func wrong(r packet.Reason, t packet.Type, what string) error {
+	return &packet.Error{Reason: r, Type: t, What: what}
+}
+
+func (c *conn) ack(p *packet.Ack) error {
+	if p.Kind != packet.PUBACK {
+		return wrong(packet.ProtocolError, p.Kind, "there is no QoS 2 here")
+	}
+	n, ok := c.acknowledged(p.ID)
+	if !ok {
+		return nil // MQTT 5.0 §4.4: of a connection before, or twice; nothing hangs on it
+	}
+	if n == 0 {
+		return nil
+	}
+	c.mu.Lock()
+	hands := c.pump
+	c.mu.Unlock()
+	if hands != nil {
+		hands.acknowledged(n, !p.Reason.Failed())
+	}
+	return nil
+}
+
+// disconnect is the client's own end: the will is dropped, unless the client
+// asks for it (MQTT 5.0 §3.14.2.1).
+func (c *conn) disconnect(p *packet.Disconnect) error {
+	if n, ok := p.Properties.Number(packet.SessionExpiry); ok && n > 0 {
+		return wrong(packet.ProtocolError, packet.DISCONNECT, "a session expiry where CONNECT had none")
+	}
+	if p.Reason != packet.WithWill {
+		c.mu.Lock()
+		c.will = nil
+		c.mu.Unlock()
+	}
+	c.end(nil)
+	return nil
+}
+
+// errSlow ends a client that takes less than it asked for.
+var errSlow = watchword.Refuse(watchword.Busy, "this connection is read too slowly")
+
+// errTaken ends a connection whose client id connected again.
+var errTaken = errors.New("the client connected again")
+
+// end takes the connection's rights at once and says goodbye in the background.
+// It never blocks, may be called by anybody, and does it once. cause is nil where
+// the client itself wants to go.
+func (c *conn) end(cause error) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	c.closed = true
+	c.drop(func(*item) bool { return true })
+	if cause != nil {
+		c.control = c.appendGoodbye(c.control, cause)
+	}
+	c.unsubscribeAll()
+	c.leaving.Store(true)
+	c.mu.Unlock()
+	if cause != nil {
+		c.broker.refused(c, "connection ended", "", cause)
+	}
+	go c.farewell()
+}
+
+// farewell writes what is left to say, and lets the peer hear it before the
+// connection goes: a reset would take the last words along.
+func (c *conn) farewell() {
+	_ = c.nc.SetWriteDeadline(time.Now().Add(byeTimeout)) // errors here are those of a connection that is gone
+	c.mu.Lock()
+	for c.writing && !c.failed {
+		c.moved.Wait()
+	}
+	c.mu.Unlock()
+	c.flush(true)
+	if w, ok := c.nc.(interface{ CloseWrite() error }); ok {
+		_ = w.CloseWrite()
+	}
+	_ = c.nc.SetReadDeadline(time.Now().Add(byeTimeout))
+}
+
+// lost is the reader's: the peer is gone, or silent.
+func (c *conn) lost(err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		if c.live() == nil {
+			c.end(wrong(packet.KeepAliveTimeout, packet.CONNECT, "no CONNECT in time"))
+			return
+		}
+		c.end(wrong(packet.KeepAliveTimeout, packet.PINGREQ, "nothing came for one and a half keep-alives"))
+		return
+	}
+	c.mu.Lock()
+	c.closed, c.failed = true, true
+	c.drop(func(*item) bool { return true })
+	c.unsubscribeAll()
+	c.leaving.Store(true)
+	c.moved.Broadcast()
+	c.mu.Unlock()
+}
+
+// takeDown is the reader's last step.
+func (c *conn) takeDown(ctx context.Context) {
+	c.mu.Lock()
+	for c.writing && !c.failed { // a last word that is still on its way, for byeTimeout at most
+		c.moved.Wait()
+	}
+	w := c.will
+	c.will = nil
+	c.mu.Unlock()
+	_ = c.nc.Close()
+	if c.world != nil {
+		c.world.forget(c)
+	}
+	if s := c.live(); s != nil {
+		c.publishWill(ctx, w)
+		s.Close(nil)
+	}
+}

@@ -1,0 +1,235 @@
+package mqtt
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// ReceiveMaximum is how many publishes a client may have unacknowledged.
+const ReceiveMaximum = 256
+
+// greet handles what comes before the session stands: CONNECT, and the rest of
+// an exchange of enhanced authentication.
+func (c *conn) greet(ctx context.Context, w *batch, first byte, body []byte) error {
+	switch t := packet.Type(first >> 4); {
+	case t == packet.CONNECT && c.ace == nil:
+	case t == packet.AUTH && c.ace != nil:
+		p, err := packet.Parse(first, body, c.version)
+		if err != nil {
+			return err
+		}
+		return c.answered(ctx, w.now, p.(*packet.Auth))
+	default:
+		return wrong(packet.ProtocolError, t, "CONNECT comes first")
+	}
+	if err := c.broker.rates.Take(network(c.remote), w.now); err != nil {
+		return c.turnAway(err)
+	}
+	p, err := packet.Parse(first, bytes.Clone(body), packet.V5) // it may have to wait for a proof
+	if err != nil {
+		if e, ok := errors.AsType[*packet.Error](err); ok && e.Reason == packet.BadVersion {
+			return c.turnAway(err)
+		}
+		return err
+	}
+	cp := p.(*packet.Connect)
+	c.version = cp.Version
+	if err := c.openings(cp); err != nil {
+		return c.turnAway(err)
+	}
+	if method, ok := cp.Properties.Text(packet.AuthMethod); ok {
+		err = c.beginAce(ctx, w.now, method, cp)
+	} else {
+		var papers session.Papers
+		if papers, err = c.papers(ctx, w.now, string(cp.Password)); err == nil {
+			err = c.open(ctx, w.now, cp, papers)
+		}
+	}
+	if err != nil {
+		return c.turnAway(err)
+	}
+	return nil
+}
+
+// network is whom a remote address is counted with.
+func network(remote string) netip.Prefix {
+	ap, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return rates.Network(ap.Addr().Unmap())
+}
+
+// openings notes what CONNECT says of the connection itself, and refuses what
+// there is not.
+func (c *conn) openings(p *packet.Connect) error {
+	c.problems = true
+	if n, ok := p.Properties.Number(packet.RequestProblem); ok {
+		c.problems = n == 1
+	}
+	c.mu.Lock()
+	if n, ok := p.Properties.Number(packet.ReceiveMaximum); ok {
+		c.window = min(int(n), maxFlights)
+	}
+	if n, ok := p.Properties.Number(packet.MaximumPacketSize); ok {
+		c.largest = int(n)
+	}
+	c.mu.Unlock()
+	if w := p.Will; w != nil {
+		switch {
+		case w.QoS > 1:
+			return wrong(packet.NoQoS, packet.CONNECT, "a will with QoS 2; 1 is the most here")
+		case w.Retain && !isState(w.Topic):
+			return wrong(packet.NoRetain, packet.CONNECT, "a retained will; the server keeps devices/{id}/state alone")
+		}
+	}
+	return nil
+}
+
+// papers checks a password: an access token, or a client assertion, which is
+// exchanged in place.
+func (c *conn) papers(ctx context.Context, now time.Time, password string) (session.Papers, error) {
+	const t = watchword.DefaultTenant
+	if password == "" {
+		return session.Papers{}, watchword.Refuse(watchword.Unauthenticated, "send an access token or a client assertion as the password")
+	}
+	if token.LooksLikeAssertion(password) {
+		return c.broker.Office.Login(ctx, t, password, watchword.NewID("", now), now)
+	}
+	return c.broker.Office.Admit(ctx, t, password, now)
+}
+
+// open starts the session and answers CONNECT.
+func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, papers session.Papers) error {
+	assigned, err := c.name(p, papers.Subject)
+	if err != nil {
+		return err
+	}
+	c.world = c.broker.world(papers.Tenant)
+	// The one before goes first: it counts against the bounds of the subject.
+	if old := c.world.enter(c); old != nil {
+		old.takenOver()
+	}
+	s, err := c.broker.Guard.Open(ctx, papers, session.Options{Transport: "mqtt", Remote: c.remote, Changed: c.changed, Ended: c.ended})
+	if err != nil {
+		return err
+	}
+	if err := c.setWill(p.Will, s.Authority()); err != nil {
+		s.Close(nil)
+		return err
+	}
+	c.keepAlive = time.Duration(p.KeepAlive) * time.Second
+	_ = c.nc.SetDeadline(time.Time{}) // the error is that of a closed connection, which the next read reports
+	c.deadline = time.Time{}
+	ack := &packet.Connack{}
+	if c.version == packet.V5 {
+		c.promise(ack, p, assigned, s)
+	}
+	c.answer(ack) // before anything else can be said
+	c.session.Store(s)
+	if cause := s.Cause(); cause != nil || isDone(s) { // it ended before it was seen
+		c.end(cause)
+		return nil
+	}
+	c.extend(now)
+	c.broker.stats.connects.Add(1)
+	return nil
+}
+
+func isDone(s *session.Session) bool {
+	select {
+	case <-s.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// name gives the connection its client id: the subject's, alone or with a suffix.
+func (c *conn) name(p *packet.Connect, subject watchword.SubjectID) (assigned bool, err error) {
+	id := p.ClientID
+	if id == "" {
+		if c.version == packet.V311 && !p.CleanStart {
+			return false, wrong(packet.BadClientID, packet.CONNECT, "an empty client id with clean session 0")
+		}
+		c.clientID = string(subject) + "/" + strconv.FormatUint(c.broker.sequence.Add(1), 36) + "-" + watchword.NewNonce()[:6]
+		return true, nil
+	}
+	name, suffix, more := strings.Cut(id, "/")
+	if name != string(subject) || more && watchword.CheckName("client_id", suffix) != nil {
+		return false, wrong(packet.BadClientID, packet.CONNECT, fmt.Sprintf("the client id must be %s, or %s/ and a name for a further connection", subject, subject))
+	}
+	c.clientID = id
+	return false, nil
+}
+
+// promise says what there is and what not (MQTT 5.0 §3.2.2.3).
+func (c *conn) promise(ack *packet.Connack, p *packet.Connect, assigned bool, s *session.Session) {
+	props := &ack.Properties
+	props.SetNumber(packet.ReceiveMaximum, ReceiveMaximum)
+	props.SetNumber(packet.MaximumQoS, 1)
+	props.SetNumber(packet.RetainAvailable, 0)
+	props.SetNumber(packet.MaximumPacketSize, uint32(c.broker.o.PacketBytes))
+	props.SetNumber(packet.SubscriptionIDs, 0)
+	props.SetNumber(packet.SharedAvailable, 0)
+	if n, ok := p.Properties.Number(packet.SessionExpiry); ok && n > 0 {
+		props.SetNumber(packet.SessionExpiry, 0)
+	}
+	if assigned {
+		props.SetText(packet.AssignedClientID, c.clientID)
+	}
+	if c.byAce {
+		props.SetText(packet.AuthMethod, aceMethod)
+	}
+	props.User = []packet.Pair{{Name: "session", Value: string(s.ID())}, {Name: "expires_at", Value: s.Authority().Expires().UTC().Format(time.RFC3339)}}
+}
+
+// turnAway answers a CONNECT that is refused, and ends the connection.
+func (c *conn) turnAway(err error) error {
+	ack := &packet.Connack{Code: reasonFor(err)}
+	switch {
+	case c.version == packet.V5:
+		if !packet.MayCarry(packet.CONNACK, ack.Code) {
+			ack.Code = packet.Unspecified
+		}
+		ack.Properties.SetText(packet.ReasonString, words(err))
+	default: // also where the version is none that we speak
+		c.version = packet.V311
+		ack.Code = returnCode(ack.Code)
+	}
+	c.answer(ack)
+	if c.world != nil {
+		c.world.forget(c)
+	}
+	c.mu.Lock()
+	c.will = nil
+	c.mu.Unlock()
+	c.broker.stats.turnedAway.Add(1)
+	c.end(err)
+	return nil
+}
+
+// takenOver ends the connection whose client id connected again. Its session is
+// over when it returns.
+func (c *conn) takenOver() {
+	c.broker.stats.takeover.Add(1)
+	c.end(errTaken)
+	if s := c.live(); s != nil {
+		s.Close(nil)
+	}
+}
+
+// live returns the session, nil before there is one.
+func (c *conn) live() *session.Session { return c.session.Load() }

@@ -1,0 +1,199 @@
+package mqtt
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// The topics that the server has a part in: devices/{id}/….
+const devicePrefix = "devices/"
+
+// houseKind is what the server does with a topic.
+type houseKind byte
+
+const (
+	toEvents   houseKind = iota + 1 // devices/{id}/events/…: routed, and kept for streams
+	toState                         // devices/{id}/state: routed, and the last one kept
+	toReceipts                      // devices/{id}/receipts: consumed
+	serverOnly                      // devices/{id}/commands and …/config: no client publishes there
+)
+
+// house is what a topic means to the server; kind 0 is the application's own.
+type house struct {
+	kind   houseKind
+	device watchword.SubjectID
+	stream string
+}
+
+func houseOf(topic string) house {
+	rest, ok := strings.CutPrefix(topic, devicePrefix)
+	if !ok {
+		return house{}
+	}
+	id, rest, ok := strings.Cut(rest, "/")
+	if !ok {
+		return house{}
+	}
+	h := house{device: watchword.SubjectID(id)}
+	what, stream, deeper := strings.Cut(rest, "/")
+	switch {
+	case what == "events" && deeper:
+		h.kind, h.stream = toEvents, stream
+	case what == "state" && !deeper:
+		h.kind = toState
+	case what == "receipts" && !deeper:
+		h.kind = toReceipts
+	case what == "commands", what == "config":
+		h.kind = serverOnly
+	default:
+		return house{}
+	}
+	return h
+}
+
+// isState reports whether topic is the one that the server keeps the last
+// message of.
+func isState(topic string) bool { return houseOf(topic).kind == toState }
+
+// toTheHouse does what a topic of the server's means. reached is whether it was
+// of use to anybody: here it always is.
+func (c *conn) toTheHouse(ctx context.Context, w *batch, h house, m *message) (reached bool, err error) {
+	if err := watchword.CheckName("device", string(h.device)); err != nil {
+		return false, err
+	}
+	switch h.kind {
+	case toEvents:
+		err = c.event(w, h, m)
+	case toState:
+		err = c.state(ctx, w, h, m)
+	case toReceipts:
+		err = c.receipt(ctx, h, m)
+	}
+	return true, err
+}
+
+func (c *conn) event(w *batch, h house, m *message) error {
+	for s := range strings.SplitSeq(h.stream, "/") {
+		if err := watchword.CheckName("stream", s); err != nil {
+			return err
+		}
+	}
+	if len(m.payload) > watchword.MaxDocument {
+		return watchword.Refuse(watchword.TooLarge, "an event may have 32 KiB")
+	}
+	e := &event.Event{Tenant: c.world.tenant, ID: watchword.NewID("evt_", w.now), Device: h.device, Stream: h.stream, At: w.now, Data: m.payload}
+	if m.props != nil {
+		e.ContentType, _ = m.props.Text(packet.ContentType)
+		e.ContentType = clip(e.ContentType)
+	}
+	c.world.route(m, w)
+	c.broker.Hub.Publish(e)
+	return nil
+}
+
+func (c *conn) state(ctx context.Context, w *batch, h house, m *message) error {
+	if len(m.payload) > watchword.MaxDocument {
+		return watchword.Refuse(watchword.TooLarge, "a state may have 32 KiB")
+	}
+	if err := jose.Walk(m.payload, func(string, jsontext.Value) error { return nil }); err != nil {
+		return &watchword.Error{Code: watchword.BadRequest, Field: "state", Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
+	}
+	if c.broker.Twins != nil {
+		var doc bytes.Buffer
+		if err := json.Compact(&doc, m.payload); err != nil {
+			return watchword.RefuseField("state", "must be one JSON object")
+		}
+		if err := c.broker.Twins.ReportState(ctx, c.world.tenant, h.device, doc.Bytes(), w.now); err != nil {
+			return err
+		}
+	}
+	c.world.route(m, w)
+	return nil
+}
+
+func (c *conn) receipt(ctx context.Context, h house, m *message) error {
+	if c.broker.Desk == nil {
+		return watchword.Refuse(watchword.ReceiptInvalid, "no commands were handed over here")
+	}
+	if len(m.payload) > watchword.MaxDocument {
+		return watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
+	}
+	_, err := c.broker.Desk.TakeReceipt(ctx, c.world.tenant, h.device, string(m.payload), string(c.live().ID()))
+	if err != nil && reasonFor(err) == packet.NotAuthorized {
+		// The device's papers are good: what it handed in is not.
+		return watchword.Because(err, watchword.ReceiptInvalid, "the receipt does not hold: %s", watchword.CodeOf(err))
+	}
+	return err
+}
+
+// isCommands reports whether filter is the topic of this client's own commands.
+func (c *conn) isCommands(filter string) bool { return filter == c.commandsTopic() }
+
+func (c *conn) commandsTopic() string {
+	return devicePrefix + string(c.live().Authority().Subject()) + "/commands"
+}
+
+// give hands a new subscription what the server keeps: the state that was
+// reported last, the configuration that is wanted, and commands that wait.
+func (c *conn) give(ctx context.Context, s *subscription) {
+	c.mu.Lock()
+	c.keepPump()
+	c.mu.Unlock()
+	if c.broker.Twins == nil {
+		return
+	}
+	rest, ok := strings.CutPrefix(s.filter, devicePrefix)
+	if !ok {
+		return
+	}
+	id, _, _ := strings.Cut(rest, "/")
+	if id == "+" || id == "#" {
+		return // what comes is seen; what was is asked for device by device
+	}
+	device := watchword.SubjectID(id)
+	wantsState, wantsConfig := policy.Match(s.filter, stateTopic(device)), policy.Match(s.filter, configTopic(device))
+	if !wantsState && !wantsConfig {
+		return
+	}
+	tw, err := c.broker.Twins.Twin(ctx, c.world.tenant, device)
+	if err != nil {
+		if watchword.CodeOf(err) != watchword.NotFound {
+			c.broker.refused(c, "kept message not given", s.filter, err)
+		}
+		return
+	}
+	if wantsState && tw.State != nil {
+		c.giveOne(s, stateTopic(device), tw.State, "application/json")
+	}
+	if wantsConfig && tw.ConfigVer > 0 && c.broker.Desk != nil {
+		jws, err := c.broker.Desk.SignConfig(device, tw.ConfigVer, tw.Config)
+		if err != nil {
+			c.broker.refused(c, "kept message not given", s.filter, err)
+			return
+		}
+		c.giveOne(s, configTopic(device), []byte(jws), configType)
+	}
+}
+
+// configType is the content type of a signed configuration.
+const configType = "application/jose"
+
+func stateTopic(id watchword.SubjectID) string  { return devicePrefix + string(id) + "/state" }
+func configTopic(id watchword.SubjectID) string { return devicePrefix + string(id) + "/config" }
+
+// giveOne is what another broker does with a retained message.
+func (c *conn) giveOne(s *subscription, topic string, payload []byte, contentType string) {
+	m := &message{topic: topic, payload: payload, qos: 1, retain: true, props: &packet.Properties{}}
+	m.props.SetText(packet.ContentType, contentType)
+	c.queued(m, s, true) // flushed with the batch
+}

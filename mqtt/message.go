@@ -1,0 +1,68 @@
+package mqtt
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// message is one publish on its way to many. It is immutable; its encodings are
+// made when first asked for and shared by all who get it.
+type message struct {
+	topic   string
+	payload []byte
+	qos     byte
+	retain  bool               // as it was published
+	from    *conn              // nil for the server's own
+	props   *packet.Properties // nil for none; what goes along to clients of version 5
+	command int64              // the number of the command that it carries, 0 for none
+
+	frames [4]atomic.Pointer[frame] // by version and QoS
+}
+
+// frame is an encoded PUBLISH. The packet identifier at idAt, if idAt > 0, is the
+// receiver's to fill in.
+type frame struct {
+	bytes []byte
+	idAt  int
+}
+
+func frameIndex(v packet.Version, qos byte) int {
+	i := int(qos)
+	if v == packet.V5 {
+		i += 2
+	}
+	return i
+}
+
+// encoded returns m for receivers of version v at qos. Two who ask first at
+// once make the same twice, and one is kept.
+func (m *message) encoded(v packet.Version, qos byte) *frame {
+	at := &m.frames[frameIndex(v, qos)]
+	if f := at.Load(); f != nil {
+		return f
+	}
+	p := packet.Publish{Topic: m.topic, QoS: qos, Payload: m.payload}
+	if m.props != nil && v == packet.V5 {
+		p.Properties = *m.props
+	}
+	f := &frame{bytes: packet.Append(make([]byte, 0, len(m.topic)+len(m.payload)+16), &p, v)}
+	if qos > 0 {
+		f.idAt = idOffset(f.bytes)
+	}
+	at.CompareAndSwap(nil, f)
+	return at.Load()
+}
+
+// idOffset finds the packet identifier of a PUBLISH: after its topic.
+func idOffset(b []byte) int {
+	at := 2
+	for b[at-1] >= 128 { // the remaining length
+		at++
+	}
+	return at + 2 + int(binary.BigEndian.Uint16(b[at:]))
+}
+
+// size is what m counts against the bounds of a queue.
+func (m *message) size() int { return len(m.topic) + len(m.payload) + 64 }

@@ -1,0 +1,203 @@
+package mqtt
+
+import (
+	"context"
+	"encoding/json"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// The topics of one connection: consumed here, never routed, kept or logged.
+const (
+	ownTopics  = "$watchword/"
+	authTopic  = ownTopics + "auth"
+	helloTopic = ownTopics + "hello"
+)
+
+// hello is what a device may say first: the nonce that its commands must carry,
+// and the number of the last one that it began.
+type hello struct {
+	Nonce string `json:"nonce"`
+	Epoch int64  `json:"epoch"`
+	Seq   int64  `json:"seq"`
+}
+
+// Notice is what the server says on $watchword/auth, as JSON.
+type Notice struct {
+	// Type is "refreshed", "refresh" (please do), "lost" or "refused".
+	Type      string         `json:"type"`
+	ExpiresAt *time.Time     `json:"expires_at,omitempty"`
+	Code      watchword.Code `json:"code,omitempty"`
+	Detail    string         `json:"detail,omitempty"`
+	// Subscriptions is what was taken away.
+	Subscriptions []string `json:"subscriptions,omitempty"`
+}
+
+// own takes what a client says to the server alone.
+func (c *conn) own(ctx context.Context, now time.Time, p *packet.Publish) error {
+	switch p.Topic {
+	case authTopic:
+		return c.refresh(ctx, now, string(p.Payload))
+	case helloTopic:
+		return c.greeted(p.Payload)
+	}
+	return watchword.Refuse(watchword.Denied, "of $watchword/… a client publishes to auth and hello alone")
+}
+
+func (c *conn) greeted(b []byte) error {
+	h := &hello{}
+	if err := jose.DecodeExact(b, h); err != nil {
+		return &watchword.Error{Code: watchword.BadRequest, Field: "hello", Detail: "must be {nonce, epoch, seq}", Err: err}
+	}
+	if len(h.Nonce) > 64 || h.Nonce != "" && len(h.Nonce) < 22 || h.Epoch < 0 || h.Seq < 0 {
+		return watchword.RefuseField("hello", "nonce has 22 to 64 characters, epoch and seq are not negative")
+	}
+	c.mu.Lock()
+	c.hello = h
+	p := c.pump
+	c.mu.Unlock()
+	if p != nil {
+		p.greeted(h)
+	}
+	return nil
+}
+
+// refresh puts newer papers behind the session: refresh without AUTH. The answer
+// goes to whoever listens on $watchword/auth, beside the PUBACK.
+func (c *conn) refresh(ctx context.Context, now time.Time, password string) error {
+	if c.byAce {
+		return watchword.Refuse(watchword.Denied, "this session proved its key: it is refreshed by AUTH, with a proof")
+	}
+	papers, err := c.papers(ctx, now, strings.TrimSpace(password))
+	if err == nil {
+		err = c.live().Refresh(ctx, papers)
+	}
+	if err != nil {
+		c.tell(Notice{Type: "refused", Code: codeOf(err), Detail: words(err)})
+		return err
+	}
+	c.refreshed()
+	return nil
+}
+
+func (c *conn) refreshed() {
+	end := c.live().Authority().Expires().UTC()
+	c.broker.stats.refreshes.Add(1)
+	c.tell(Notice{Type: "refreshed", ExpiresAt: &end})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ask != nil {
+		c.ask.Reset(c.askIn())
+	}
+}
+
+// listen lets the client hear the server on $watchword/auth, or no more. It is
+// called with mu held.
+func (c *conn) listen(s *subscription) {
+	if c.auth != nil {
+		c.auth.dead = true
+	}
+	c.auth = s
+	switch {
+	case s == nil && c.ask != nil:
+		c.ask.Stop()
+		c.ask = nil
+	case s != nil && c.ask == nil:
+		c.ask = time.AfterFunc(c.askIn(), func() { c.askFor("the token ends soon") })
+	}
+}
+
+// askIn is when to ask for a refresh: after 70 to 85 of 100 parts of what is
+// left, never two sessions alike.
+func (c *conn) askIn() time.Duration {
+	left := c.live().Authority().Expires().Sub(c.broker.o.Now())
+	return left*70/100 + rand.N(max(left*15/100, 1))
+}
+
+func (c *conn) askFor(why string) {
+	end := c.live().Authority().Expires().UTC()
+	c.tell(Notice{Type: "refresh", ExpiresAt: &end, Detail: why})
+}
+
+// tell says n on $watchword/auth, if the client listens, and reports whether it does.
+func (c *conn) tell(n Notice) bool {
+	b, err := json.Marshal(n)
+	if err != nil {
+		return false
+	}
+	m := &message{topic: authTopic, payload: b, qos: 1}
+	c.mu.Lock()
+	s := c.auth
+	c.mu.Unlock()
+	if s == nil {
+		return false
+	}
+	if c.offer(m, s) {
+		go c.flush(true)
+	}
+	return true
+}
+
+// changed takes away what a no longer allows: it is the session's, which holds
+// its own lock meanwhile.
+func (c *conn) changed(a *session.Authority) {
+	var lost []string
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	for _, s := range c.subs {
+		if !a.Subscribe(s.filter).Allowed {
+			lost = append(lost, s.filter)
+			c.unsubscribeOne(s)
+		}
+	}
+	if len(lost) > 0 {
+		c.drop(func(it *item) bool { return it.sub.dead && !c.wanted(it) })
+		c.keepPump()
+	}
+	if c.will != nil && !judge(a, c.will.topic).decision.Allowed {
+		c.will = nil
+	}
+	listens := c.auth != nil
+	if listens {
+		c.ask.Reset(rand.N(c.broker.o.Spread)) // what was given works from the next refresh
+	}
+	c.mu.Unlock()
+	switch {
+	case len(lost) == 0:
+	case listens:
+		c.tell(Notice{Type: "lost", Code: watchword.Denied, Subscriptions: lost})
+	default:
+		c.end(watchword.Refuse(watchword.Denied, "a subscription is no longer allowed"))
+	}
+}
+
+// wanted reports whether a queued message is still under another subscription.
+// It is called with mu held.
+func (c *conn) wanted(it *item) bool {
+	if it.m.command > 0 {
+		return false
+	}
+	for _, s := range c.subs {
+		if matches(s.filter, it.m.topic) {
+			it.sub = s
+			return true
+		}
+	}
+	return false
+}
+
+// ended is the session's: nothing is left to stand on.
+func (c *conn) ended(cause error) {
+	if cause != nil {
+		c.end(cause)
+	}
+}

@@ -1,0 +1,71 @@
+package mqtt
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// stats counts what the engine does.
+type stats struct {
+	connections, subscriptions                              atomic.Int64
+	connects, turnedAway, received, sent                    atomic.Int64
+	tooLarge, slow, heldBack, commands, takeover, refreshes atomic.Int64
+
+	mu       sync.Mutex
+	refusals map[watchword.Code]int64 // never holds more than there are codes
+}
+
+func (s *stats) refusal(err error) {
+	if err == nil || err == errTaken {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refusals == nil {
+		s.refusals = map[watchword.Code]int64{}
+	}
+	s.refusals[codeOf(err)]++
+}
+
+// Stats is what the engine has done since its start, and what it holds now.
+type Stats struct {
+	Connections   int64 // now, with those that have not come to CONNECT yet
+	Clients       int64 // now, connected
+	Subscriptions int64 // now
+	Connects      int64 // accepted
+	TurnedAway    int64 // CONNECTs refused
+	Received      int64 // publishes from clients
+	Sent          int64 // publishes to clients
+	Commands      int64 // handed over
+	TooLarge      int64 // messages that a client would not take
+	SlowCut       int64 // connections cut since they were not read
+	HeldBack      int64 // publishes that had to wait for their rate
+	TakenOver     int64 // connections whose client connected again
+	Refreshes     int64 // sessions that went on under newer papers
+	Refusals      map[watchword.Code]int64
+}
+
+// Stats returns the numbers of this moment.
+func (b *Broker) Stats() Stats {
+	s := &b.stats
+	out := Stats{
+		Connections: s.connections.Load(), Subscriptions: s.subscriptions.Load(), Connects: s.connects.Load(), TurnedAway: s.turnedAway.Load(),
+		Received: s.received.Load(), Sent: s.sent.Load(), Commands: s.commands.Load(), TooLarge: s.tooLarge.Load(), SlowCut: s.slow.Load(),
+		HeldBack: s.heldBack.Load(), TakenOver: s.takeover.Load(), Refreshes: s.refreshes.Load(), Refusals: map[watchword.Code]int64{},
+	}
+	s.mu.Lock()
+	for k, v := range s.refusals {
+		out.Refusals[k] = v
+	}
+	s.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, w := range b.worlds {
+		w.mu.Lock()
+		out.Clients += int64(len(w.clients))
+		w.mu.Unlock()
+	}
+	return out
+}

@@ -1,0 +1,105 @@
+package server
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+)
+
+// listen binds the addresses before anything is decided by them: port 0 becomes
+// a real one.
+func (s *Server) listen() (err error) {
+	if s.https, err = s.bind("server.https", &s.cfg.Server.HTTPS); err != nil {
+		return err
+	}
+	s.info = Info{URL: s.cfg.PublicURL(), HTTPS: s.https.Addr().String(), Data: s.cfg.Data}
+	if s.cfg.Server.MQTTS != "" {
+		if s.mqtts, err = s.bind("server.mqtts", &s.cfg.Server.MQTTS); err != nil {
+			return err
+		}
+		s.info.MQTTS = s.mqtts.Addr().String()
+	}
+	if s.cfg.Server.MQTT != "" {
+		if s.mqtt, err = s.bind("server.mqtt", &s.cfg.Server.MQTT); err != nil {
+			return err
+		}
+		s.info.MQTT = s.mqtt.Addr().String()
+	}
+	return nil
+}
+
+// bind listens on an address of the configuration, and puts the port that it got
+// into it.
+func (s *Server) bind(key string, address *string) (net.Listener, error) {
+	l, err := net.Listen("tcp", *address)
+	if err != nil {
+		return nil, watchword.Because(err, watchword.ConfigInvalid, "%s: cannot listen on %s: %s", key, *address, reason(err))
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	host, _, err := net.SplitHostPort(*address)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	*address = net.JoinHostPort(host, port)
+	return limitListener(l, s.cfg.Limits.Connections, s.cfg.Limits.PerAddress), nil
+}
+
+// publicMQTTS returns the address that devices learn when they enroll: the public
+// name, and the port that MQTT listens on. Empty where there is none.
+func (s *Server) publicMQTTS() string {
+	_, port, err := net.SplitHostPort(s.info.MQTTS)
+	if err != nil {
+		return ""
+	}
+	u, err := url.Parse(s.info.URL)
+	if err != nil {
+		return ""
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+// forMQTT is the same TLS under the protocol's own name (ALPN).
+func forMQTT(c *tls.Config) *tls.Config {
+	c = c.Clone()
+	c.NextProtos = []string{"mqtt"}
+	return c
+}
+
+// reason is the last word of a network error, without the address again.
+func reason(err error) string {
+	if e, ok := errors.AsType[*os.SyscallError](err); ok {
+		return e.Err.Error()
+	}
+	return err.Error()
+}
+
+// tls returns the door's TLS: 1.3, with a certificate from files or of the own authority.
+func (s *Server) tls() (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}
+	if s.cfg.Server.TLSCert != "" {
+		cert, err := tls.LoadX509KeyPair(s.cfg.Server.TLSCert, s.cfg.Server.TLSKey)
+		if err != nil {
+			return nil, watchword.Because(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key are no certificate and key")
+		}
+		c.Certificates = []tls.Certificate{cert}
+		return c, nil
+	}
+	if err := os.MkdirAll(filepath.Join(s.cfg.Data, filepath.Dir(caFile)), 0o700); err != nil {
+		return nil, err
+	}
+	s.info.CAFile = filepath.Join(s.cfg.Data, caFile)
+	if err := durable.WriteFile(s.info.CAFile, s.ring.CAPEM(), 0o644); err != nil {
+		return nil, err
+	}
+	c.GetCertificate = s.ring.Certifier(s.cfg.Server.Names, s.o.Now).GetCertificate
+	return c, nil
+}
