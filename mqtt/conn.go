@@ -39,6 +39,7 @@ type conn struct {
 	problems bool                            // the client wants reason strings
 	session  atomic.Pointer[session.Session] // nil until CONNECT is accepted
 	leaving  atomic.Bool
+	parting  sync.WaitGroup // the farewell, while it lasts
 
 	out
 	// Under out.mu.
@@ -285,11 +286,11 @@ func (c *conn) end(cause error) {
 	}
 	c.unsubscribeAll()
 	c.leaving.Store(true)
+	c.parting.Go(c.farewell)
 	c.mu.Unlock()
 	if cause != nil {
 		c.broker.refused(c, "connection ended", "", cause)
 	}
-	go c.farewell()
 }
 
 // farewell writes what is left to say, and lets the peer hear it before the
@@ -329,10 +330,8 @@ func (c *conn) lost(err error) {
 
 // takeDown is the reader's last step.
 func (c *conn) takeDown(ctx context.Context) {
+	c.parting.Wait()
 	c.mu.Lock()
-	for c.writing && !c.failed { // a last word that is still on its way, for byeTimeout at most
-		c.moved.Wait()
-	}
 	w := c.will
 	c.will = nil
 	c.mu.Unlock()

@@ -1,0 +1,460 @@
+package mqtt_test
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+func TestConnectIsRefusedWithTheRightCode(t *testing.T) {
+	for name, c := range map[string]struct {
+		edit      func(*packet.Connect)
+		v5, v3    packet.Reason
+		v5Only    bool
+		otherLife time.Duration
+	}{
+		"no password":                      {edit: func(p *packet.Connect) { p.HasPass, p.HasUser, p.Password = false, false, nil }, v5: packet.NotAuthorized, v3: 5},
+		"a token that is not on record":    {edit: func(p *packet.Connect) { p.Password = []byte("token-x") }, v5: packet.NotAuthorized, v3: 5},
+		"a token that is over":             {edit: func(*packet.Connect) {}, otherLife: -time.Second, v5: packet.NotAuthorized, v3: 5},
+		"another's client id":              {edit: func(p *packet.Connect) { p.ClientID = "lamp-8" }, v5: packet.BadClientID, v3: 2},
+		"a client id that only begins so":  {edit: func(p *packet.Connect) { p.ClientID = "lamp-77" }, v5: packet.BadClientID, v3: 2},
+		"a suffix with a slash":            {edit: func(p *packet.Connect) { p.ClientID = "lamp-7/a/b" }, v5: packet.BadClientID, v3: 2},
+		"an empty suffix":                  {edit: func(p *packet.Connect) { p.ClientID = "lamp-7/" }, v5: packet.BadClientID, v3: 2},
+		"a will with QoS 2":                {edit: func(p *packet.Connect) { p.Will = &packet.Will{Topic: "a", QoS: 2} }, v5: packet.NoQoS, v3: 5},
+		"a retained will":                  {edit: func(p *packet.Connect) { p.Will = &packet.Will{Topic: "a", Retain: true} }, v5: packet.NoRetain, v3: 5},
+		"a will that may not be published": {edit: func(p *packet.Connect) { p.Will = &packet.Will{Topic: "devices/lamp-7/config"} }, v5: packet.NotAuthorized, v3: 5},
+		"a will to the server itself":      {edit: func(p *packet.Connect) { p.Will = &packet.Will{Topic: "$watchword/hello"} }, v5: packet.BadTopic, v3: 5},
+		"another authentication method":    {edit: func(p *packet.Connect) { p.Properties.SetText(packet.AuthMethod, "SCRAM") }, v5: packet.BadAuthMethod, v5Only: true},
+	} {
+		for _, v := range []packet.Version{packet.V5, packet.V311} {
+			if v == packet.V311 && c.v5Only {
+				continue
+			}
+			t.Run(name, func(t *testing.T) {
+				inBubble(t, func(t *testing.T, h *house) {
+					life := time.Hour
+					if c.otherLife != 0 {
+						life = c.otherLife
+					}
+					p := hello(v, "lamp-7", h.token("lamp-7", life))
+					c.edit(p)
+					cl := h.raw(v)
+					cl.send(p)
+					ack := want[*packet.Connack](cl)
+					if code := map[packet.Version]packet.Reason{packet.V5: c.v5, packet.V311: c.v3}[v]; ack.Code != code {
+						t.Errorf("code %#x, want %#x", ack.Code, code)
+					}
+					if why, _ := ack.Properties.Text(packet.ReasonString); v == packet.V5 && why == "" {
+						t.Error("no reason string")
+					}
+					if _, open := <-cl.got; open {
+						t.Error("the connection goes on")
+					}
+					if n := len(h.guard.Sessions(watchword.DefaultTenant, "")); n != 0 {
+						t.Errorf("%d sessions left", n)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestWhatIsNoConnectEndsTheConnection(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		for name, p := range map[string]packet.Packet{"PINGREQ": &packet.Ping{}, "PUBLISH": &packet.Publish{Topic: "a"}, "AUTH": &packet.Auth{Reason: packet.ContinueAuth}} {
+			c := h.raw(packet.V5)
+			c.send(p)
+			if p, open := <-c.got; open {
+				t.Errorf("%s first: got %T, want the end", name, p)
+			}
+		}
+		c := h.raw(packet.V311)
+		b := packet.Append(nil, hello(packet.V311, "lamp-7", "x"), packet.V311)
+		b[8] = 3 // MQTT 3.1
+		_, _ = c.nc.Write(b)
+		if ack := want[*packet.Connack](c); ack.Code != 1 {
+			t.Errorf("an old version: %#x, want 1", ack.Code)
+		}
+	})
+}
+
+func TestTheServerSaysWhatThereIsNot(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c := h.device("lamp-7", func(p *packet.Connect) {
+			p.ClientID = ""
+			p.Properties.SetNumber(packet.SessionExpiry, 3600)
+		})
+		for id, n := range map[packet.Property]uint32{
+			packet.MaximumQoS: 1, packet.RetainAvailable: 0, packet.SharedAvailable: 0, packet.SubscriptionIDs: 0, packet.SessionExpiry: 0,
+			packet.ReceiveMaximum: mqtt.ReceiveMaximum, packet.MaximumPacketSize: 64 << 10,
+		} {
+			if got, ok := c.ack.Properties.Number(id); !ok || got != n {
+				t.Errorf("property %#x: %d (%v), want %d", id, got, ok, n)
+			}
+		}
+		if id, _ := c.ack.Properties.Text(packet.AssignedClientID); !strings.HasPrefix(id, "lamp-7/") {
+			t.Errorf("assigned client id %q", id)
+		}
+	})
+}
+
+func TestMessagesReachWhoeverSubscribed(t *testing.T) {
+	for _, from := range []packet.Version{packet.V311, packet.V5} {
+		for _, to := range []packet.Version{packet.V311, packet.V5} {
+			inBubble(t, func(t *testing.T, h *house) {
+				pub := h.connect(from, "pub", h.token("pub", time.Hour))
+				sub := h.connect(to, "sub", h.token("sub", time.Hour))
+				if codes := sub.subscribe(1, "plant/+/lux", "plant/7/#"); codes[0] != 1 || codes[1] != 1 {
+					t.Fatalf("codes %v", codes)
+				}
+				for _, qos := range []byte{0, 1} {
+					if r := pub.publish(qos, "plant/7/lux", "42"); r != packet.Success {
+						t.Errorf("reason %#x", r)
+					}
+					if m := sub.message(); m.QoS != qos || m.Retain || m.Dup || string(m.Payload) != "42" || m.Topic != "plant/7/lux" {
+						t.Errorf("got %+v", m)
+					}
+					sub.silent() // under two filters, and once is enough
+				}
+				if r := pub.publish(1, "nobody/here", "x"); from == packet.V5 && r != packet.NoSubscribers {
+					t.Errorf("nobody listens: %#x", r)
+				}
+				sub.send(&packet.Unsubscribe{ID: 9, Filters: []string{"plant/+/lux", "plant/7/#", "never"}})
+				if u := want[*packet.Unsuback](sub); to == packet.V5 && (u.Codes[0] != 0 || u.Codes[2] != packet.NoSubscription) {
+					t.Errorf("codes %v", u.Codes)
+				}
+				pub.publish(1, "plant/7/lux", "43")
+				sub.silent()
+			})
+		}
+	}
+}
+
+func TestPropertiesGoAlong(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		pub, sub := h.device("pub"), h.device("sub")
+		old := h.connect(packet.V311, "old", h.token("old", time.Hour))
+		sub.subscribe(1, "q")
+		old.subscribe(1, "q")
+		p := &packet.Publish{Topic: "q", QoS: 1, ID: 5, Payload: []byte("ask")}
+		p.Properties.SetText(packet.ResponseTopic, "answers/pub")
+		p.Properties.SetText(packet.ContentType, "text/plain")
+		p.Properties.SetData(packet.CorrelationData, []byte{1, 2, 3})
+		p.Properties.SetNumber(packet.PayloadFormat, 1)
+		p.Properties.User = []packet.Pair{{Name: "b", Value: "1"}, {Name: "a", Value: "2"}, {Name: "b", Value: "3"}}
+		pub.send(p)
+		got := sub.message()
+		if s, _ := got.Properties.Text(packet.ResponseTopic); s != "answers/pub" {
+			t.Errorf("response topic %q", s)
+		}
+		if b, _ := got.Properties.Data(packet.CorrelationData); string(b) != "\x01\x02\x03" {
+			t.Errorf("correlation data %x", b)
+		}
+		if len(got.Properties.User) != 3 || got.Properties.User[2] != (packet.Pair{Name: "b", Value: "3"}) {
+			t.Errorf("user properties %v", got.Properties.User)
+		}
+		old.hears("q", "ask")
+	})
+}
+
+func TestNoLocalAndRetainAsPublished(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c := h.device("lamp-7")
+		c.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "a", QoS: 1, NoLocal: true}, {Topic: "b", QoS: 1}, {Topic: "devices/+/state", QoS: 1, RetainAsPublished: true}}})
+		want[*packet.Suback](c)
+		c.publish(1, "a", "not to me")
+		c.send(&packet.Publish{Topic: "b", Payload: []byte("to me")})
+		c.hears("b", "to me")
+		c.send(&packet.Publish{Topic: "devices/lamp-7/state", Payload: []byte(`{}`), Retain: true})
+		if m := c.message(); !m.Retain {
+			t.Error("the retain flag was not kept")
+		}
+	})
+}
+
+func TestARefusedPublishIsNeverAcknowledgedAsIfItPassed(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.policy(`publish = ["ok/#"]`, `subscribe = ["#"]`, `deny publish = ["ok/not"]`)
+		sub := h.device("sub")
+		sub.subscribe(0, "#")
+		c := h.device("lamp-7")
+		for _, topic := range []string{"other", "ok/not", "devices/lamp-7/commands", "devices/lamp-7/config", "$SYS/x", "$watchword/x"} {
+			if r := c.publish(1, topic, "x"); r != packet.NotAuthorized {
+				t.Errorf("%s: %#x, want 0x87", topic, r)
+			}
+			c.publish(0, topic, "x")
+		}
+		c.silent()
+		sub.silent()
+		if r := c.publish(1, "ok/yes", "x"); r != packet.Success {
+			t.Errorf("the connection does not go on: %#x", r)
+		}
+		sub.hears("ok/yes", "x")
+		for _, qos := range []byte{0, 1} {
+			old := h.connect(packet.V311, "old", h.token("old", time.Hour))
+			old.send(&packet.Publish{Topic: "other", QoS: qos, ID: uint16(qos)})
+			old.ended(0)
+		}
+		sub.silent()
+		if s := h.broker.Stats(); s.Refusals[watchword.Denied] == 0 {
+			t.Errorf("refusals are not counted: %+v", s)
+		}
+	})
+}
+
+func TestWhatIsNotThereYetEndsTheConnection(t *testing.T) {
+	for name, c := range map[string]struct {
+		p    packet.Packet
+		want packet.Reason
+	}{
+		"QoS 2":                      {&packet.Publish{Topic: "a", QoS: 2, ID: 1}, packet.NoQoS},
+		"a retained publish":         {&packet.Publish{Topic: "a", Retain: true}, packet.NoRetain},
+		"a topic alias":              {aliased(), packet.BadTopicAlias},
+		"a subscription identifier":  {identified(), packet.NoSubscriptionIDs},
+		"PUBREL":                     {&packet.Ack{Kind: packet.PUBREL, ID: 1}, packet.ProtocolError},
+		"CONNECT again":              {hello(packet.V5, "lamp-7", "x"), packet.ProtocolError},
+		"AUTH without a method":      {&packet.Auth{Reason: packet.Reauthenticate}, packet.ProtocolError},
+		"what only servers send":     {&packet.Suback{ID: 1, Codes: []packet.Reason{0}}, packet.ProtocolError},
+		"a packet that is too large": {&packet.Publish{Topic: "a", Payload: make([]byte, 64<<10)}, packet.TooLarge},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				cl := h.device("lamp-7")
+				go cl.send(c.p)
+				cl.ended(c.want)
+			})
+		})
+	}
+}
+
+func aliased() packet.Packet {
+	p := &packet.Publish{Topic: "a"}
+	p.Properties.SetNumber(packet.TopicAlias, 1)
+	return p
+}
+
+func identified() packet.Packet {
+	p := &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "a"}}}
+	p.Properties.Subscriptions = []uint32{7}
+	return p
+}
+
+func TestSubscriptionsAreAnsweredOneByOne(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.policy(`subscribe = ["ok/#", "devices/${id}/#"]`, `deny subscribe = ["ok/secret/#"]`)
+		filters := []string{"ok/a", "ok/#", "ok/secret", "else", "#", "$share/g/ok/a", "a/#/b", "$watchword/auth", "$watchword/hello", "$watchword/#", "devices/lamp-7/config", "devices/lamp-8/config"}
+		codes := []packet.Reason{1, 0x87, 0x87, 0x87, 0x87, 0x9E, 0x8F, 1, 0x87, 0x87, 1, 0x87}
+		c := h.device("lamp-7")
+		for i, got := range c.subscribe(1, filters...) {
+			if got != codes[i] {
+				t.Errorf("%s: %#x, want %#x", filters[i], got, codes[i])
+			}
+		}
+		old := h.connect(packet.V311, "old", h.token("old", time.Hour))
+		for i, got := range old.subscribe(2, "ok/a", "else", "$share/g/ok/a") {
+			if w := []packet.Reason{1, 0x80, 0x80}[i]; got != w {
+				t.Errorf("3.1.1, filter %d: %#x, want %#x", i, got, w)
+			}
+		}
+		if codes := c.subscribe(0, "devices/lamp-7/commands"); codes[0] != packet.Implementation {
+			t.Errorf("commands with QoS 0: %#x", codes[0])
+		}
+	})
+}
+
+func TestWills(t *testing.T) {
+	withWill := func(p *packet.Connect) {
+		p.Will = &packet.Will{Topic: "wills/lamp-7", Payload: []byte("gone"), QoS: 1}
+		p.KeepAlive = 10
+	}
+	for name, c := range map[string]struct {
+		end   func(t *testing.T, h *house, c *client)
+		comes bool
+	}{
+		"the connection broke":       {func(_ *testing.T, _ *house, c *client) { c.vanish() }, true},
+		"the client said goodbye":    {func(_ *testing.T, _ *house, c *client) { c.send(&packet.Disconnect{}) }, false},
+		"the client asked for it":    {func(_ *testing.T, _ *house, c *client) { c.send(&packet.Disconnect{Reason: packet.WithWill}) }, true},
+		"the client was silent":      {func(_ *testing.T, _ *house, _ *client) { time.Sleep(16 * time.Second) }, true},
+		"the client was taken over":  {func(_ *testing.T, h *house, _ *client) { h.device("lamp-7") }, true},
+		"the client broke the rules": {func(_ *testing.T, _ *house, c *client) { c.send(&packet.Publish{Topic: "a", QoS: 2, ID: 1}) }, true},
+		"the device was revoked":     {func(_ *testing.T, h *house, _ *client) { h.state("lamp-7", watchword.Revoked) }, false},
+		"the token ended": {func(_ *testing.T, _ *house, c *client) {
+			for range 400 {
+				time.Sleep(9 * time.Second)
+				c.send(&packet.Ping{})
+			}
+		}, false},
+		"its topic was taken away before": {func(_ *testing.T, h *house, c *client) {
+			h.policy(`subscribe = ["#"]`)
+			h.policy(`subscribe = ["#"]`, `publish = ["#"]`)
+			c.vanish()
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				sub := h.connect(packet.V5, "sub", h.token("sub", 24*time.Hour))
+				sub.subscribe(1, "wills/#")
+				cl := h.device("lamp-7", withWill)
+				c.end(t, h, cl)
+				if c.comes {
+					sub.hears("wills/lamp-7", "gone")
+				}
+				sub.silent()
+			})
+		})
+	}
+}
+
+func TestTheClockOfAConnection(t *testing.T) {
+	t.Run("CONNECT must come in ten seconds", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, h *house) {
+			c := h.raw(packet.V5)
+			_, _ = c.nc.Write([]byte{0x10}) // trickling does not help
+			start := time.Now()
+			if p, open := <-c.got; open {
+				t.Errorf("got %T", p)
+			}
+			if d := time.Since(start); d < 10*time.Second || d > 12*time.Second {
+				t.Errorf("it took %s", d)
+			}
+		})
+	})
+	t.Run("one and a half keep-alives", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, h *house) {
+			c := h.device("lamp-7", func(p *packet.Connect) { p.KeepAlive = 8 })
+			for range 20 {
+				time.Sleep(8 * time.Second)
+				c.send(&packet.Ping{})
+				want[*packet.Ping](c)
+			}
+			start := time.Now()
+			c.ended(packet.KeepAliveTimeout)
+			if d := time.Since(start); d < 10*time.Second || d > 14*time.Second {
+				t.Errorf("it took %s", d)
+			}
+		})
+	})
+	t.Run("the token's end", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, h *house) {
+			c := h.connect(packet.V5, "lamp-7", h.token("lamp-7", time.Minute))
+			time.Sleep(time.Minute - time.Nanosecond)
+			c.silent()
+			c.ended(packet.MaximumConnectTime)
+		})
+	})
+}
+
+func TestTakeoverIsNotHeldUpByAStalledPeer(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		mine, theirs := net2()
+		h.broker.Handle(theirs)
+		stalled := &client{t: t, v: packet.V5, nc: mine}
+		go stalled.send(hello(packet.V5, "lamp-7", h.token("lamp-7", time.Hour))) // and reads nothing, not even CONNACK
+		synctest.Wait()
+		start := time.Now()
+		c := h.device("lamp-7")
+		c.subscribe(1, "a")
+		c.publish(1, "a", "x")
+		if d := time.Since(start); d != 0 {
+			t.Errorf("it took %s", d)
+		}
+		time.Sleep(time.Minute)
+		if s := h.broker.Stats(); s.Connections != 1 || s.Clients != 1 || s.TakenOver != 1 {
+			t.Errorf("%+v", s)
+		}
+		if n := len(h.guard.Sessions(watchword.DefaultTenant, "lamp-7")); n != 1 {
+			t.Errorf("%d sessions", n)
+		}
+	})
+}
+
+func TestASlowReaderLosesItsConnectionAndNobodyElsesMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, mqtt.Options{QueueMessages: 100})
+		defer h.close()
+		mine, theirs := net2()
+		h.broker.Handle(theirs)
+		slow := &client{t: t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 4096)}
+		go slow.send(hello(packet.V5, "slow", h.token("slow", time.Hour)), &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "#"}}})
+		quick, pub := h.device("quick"), h.device("pub")
+		quick.subscribe(0, "#")
+		// Its CONNACK is in its way: what follows piles up.
+		first := make([]byte, 1)
+		if _, err := mine.Read(first); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		for i := range 300 {
+			pub.publish(0, "a", "x")
+			if m := quick.message(); m.Topic != "a" {
+				t.Fatalf("message %d: %+v", i, m)
+			}
+		}
+		time.Sleep(time.Minute)
+		if s := h.broker.Stats(); s.SlowCut != 1 || s.Connections != 2 {
+			t.Errorf("%+v", s)
+		}
+		quick.silent()
+	})
+}
+
+func TestFlowControlAndPacketIdentifiers(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		sub := h.device("sub", func(p *packet.Connect) { p.Properties.SetNumber(packet.ReceiveMaximum, 2) })
+		sub.subscribe(1, "a")
+		pub := h.device("pub")
+		for range 5 {
+			pub.publish(1, "a", "x")
+		}
+		one, two := want[*packet.Publish](sub), want[*packet.Publish](sub)
+		sub.silent()
+		// Its own publishes use the same identifiers, and disturb nothing.
+		sub.next = one.ID - 1
+		sub.publish(1, "b", "mine")
+		sub.silent()
+		sub.send(&packet.Ack{Kind: packet.PUBACK, ID: two.ID})
+		three := want[*packet.Publish](sub)
+		sub.silent()
+		sub.send(&packet.Ack{Kind: packet.PUBACK, ID: one.ID}, &packet.Ack{Kind: packet.PUBACK, ID: three.ID}, &packet.Ack{Kind: packet.PUBACK, ID: 999})
+		want[*packet.Publish](sub)
+		want[*packet.Publish](sub)
+		sub.silent()
+		// 65,535 identifiers, and around.
+		wide := h.device("wide")
+		wide.subscribe(1, "w")
+		held := uint16(0)
+		for i := range 70_000 {
+			pub.publish(1, "w", "x")
+			m := want[*packet.Publish](wide)
+			if i == 10 {
+				held = m.ID // not acknowledged until it is met again
+				continue
+			}
+			if m.ID == held || m.ID == 0 {
+				t.Fatalf("identifier %d is in use", m.ID)
+			}
+			wide.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+			if i == 65_000 {
+				wide.send(&packet.Ack{Kind: packet.PUBACK, ID: held})
+				held = 0
+			}
+		}
+	})
+}
+
+func TestAClientsPacketSizeIsKept(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		sub := h.device("sub", func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, 100) })
+		sub.subscribe(1, "a")
+		pub := h.device("pub")
+		pub.publish(1, "a", strings.Repeat("x", 100))
+		pub.publish(1, "a", "small")
+		sub.hears("a", "small")
+		sub.silent()
+	})
+}

@@ -1,0 +1,329 @@
+package mqtt_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/mqtt"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// house is the engine with a guard behind it, and with an office and a roll that
+// the test fills.
+type house struct {
+	t      testing.TB
+	broker *mqtt.Broker
+	guard  *session.Guard
+	hub    *event.Hub
+
+	mu      sync.Mutex
+	roll    map[watchword.SubjectID]*watchword.Subject
+	set     *policy.Set
+	tokens  map[string]session.Papers
+	serial  int
+	proving ed25519.PublicKey // of every subject, where a test proves keys
+}
+
+// inBubble runs a test with a fake clock: nothing waits for time, and Wait knows
+// when nothing more will come.
+func inBubble(t *testing.T, f func(t *testing.T, h *house)) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, mqtt.Options{})
+		f(t, h)
+		h.close()
+	})
+}
+
+func newHouse(t testing.TB, o mqtt.Options) *house {
+	h := &house{t: t, roll: map[watchword.SubjectID]*watchword.Subject{}, tokens: map[string]session.Papers{}, hub: event.NewHub()}
+	h.guard = session.NewGuard(h, session.GuardOptions{})
+	o.Log = slog.New(slog.DiscardHandler)
+	h.broker = mqtt.New(mqtt.Parts{Office: h, Guard: h.guard, Hub: h.hub, Options: o})
+	h.policy(`publish = ["#"]`, `subscribe = ["#"]`)
+	return h
+}
+
+func (h *house) close() {
+	h.guard.Close(watchword.Refuse(watchword.Unavailable, "going down"))
+	if err := h.broker.Close(context.Background()); err != nil {
+		h.t.Error(err)
+	}
+}
+
+// policy puts one document for everybody in force, with an allow rule for each
+// line; a line that begins with "deny " makes a deny rule.
+func (h *house) policy(lines ...string) {
+	h.t.Helper()
+	src := "for = {}\n"
+	for _, l := range lines {
+		kind := "allow"
+		if len(l) > 5 && l[:5] == "deny " {
+			kind, l = "deny", l[5:]
+		}
+		src += "[[" + kind + "]]\n" + l + "\n"
+	}
+	d, err := policy.Parse("test", []byte(src))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.mu.Lock()
+	h.set = policy.NewSet(d)
+	h.mu.Unlock()
+	h.guard.PolicyChanged(context.Background(), watchword.DefaultTenant, func(policy.Who) bool { return true })
+}
+
+func (h *house) state(id watchword.SubjectID, st watchword.State) {
+	h.mu.Lock()
+	h.roll[id].State = st
+	h.mu.Unlock()
+	h.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+}
+
+// token makes a token for a subject, which is added if there is none yet.
+func (h *house) token(id watchword.SubjectID, life time.Duration, perm ...watchword.Permission) string {
+	h.t.Helper()
+	if perm == nil {
+		perm = []watchword.Permission{{Resource: "topic:#", Actions: []string{"pub", "sub"}}}
+	}
+	g, err := policy.FromPermissions(perm, nil)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.roll[id] == nil {
+		h.roll[id] = &watchword.Subject{
+			Tenant: watchword.DefaultTenant, ID: id, Kind: watchword.Device, State: watchword.Active, Incarnation: 1,
+			Keys: []watchword.Key{{ID: "k1", Purpose: watchword.Sign, State: watchword.KeyActive}},
+		}
+	}
+	h.serial++
+	raw := fmt.Sprintf("token-%d", h.serial)
+	now := time.Now()
+	h.tokens[raw] = session.Papers{
+		Tenant: watchword.DefaultTenant, Subject: id, Incarnation: 1, Key: "k1", JTI: raw, Issued: now, Expires: now.Add(life), Permissions: g,
+	}
+	return raw
+}
+
+func (h *house) Today(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.roll[id]
+	if s == nil {
+		return nil, nil, watchword.Refuse(watchword.NotFound, "nobody")
+	}
+	c := *s
+	return &c, h.set.For(policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}), nil
+}
+
+func (h *house) Admit(_ context.Context, _ watchword.TenantID, raw string, now time.Time) (session.Papers, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p, ok := h.tokens[raw]
+	switch {
+	case !ok:
+		return p, watchword.Refuse(watchword.TokenUnrecorded, "not on record")
+	case !now.Before(p.Expires):
+		return p, watchword.Refuse(watchword.TokenExpired, "over")
+	}
+	return p, nil
+}
+
+func (h *house) Login(context.Context, watchword.TenantID, string, string, time.Time) (session.Papers, error) {
+	return session.Papers{}, watchword.Refuse(watchword.ClientInvalid, "no assertions here")
+}
+
+func (h *house) Proves(_ context.Context, _ session.Papers, message, sig []byte) error {
+	if !ed25519.Verify(h.proving, message, sig) {
+		return watchword.Refuse(watchword.SignatureInvalid, "not the key's")
+	}
+	return nil
+}
+
+// client is the other side of one connection.
+type client struct {
+	t    testing.TB
+	v    packet.Version
+	nc   net.Conn
+	got  chan packet.Packet // closed at the end of the connection
+	ack  *packet.Connack
+	next uint16
+}
+
+// raw opens a connection and says nothing on it.
+func (h *house) raw(v packet.Version) *client {
+	mine, theirs := net.Pipe()
+	c := &client{t: h.t, v: v, nc: mine, got: make(chan packet.Packet, 4096)}
+	h.broker.Handle(theirs)
+	go c.read()
+	return c
+}
+
+func (c *client) read() {
+	defer close(c.got)
+	var b []byte
+	buf := make([]byte, 4096)
+	for {
+		n, err := c.nc.Read(buf)
+		b = append(b, buf[:n]...)
+		for {
+			first, body, n, ferr := packet.Frame(b, packet.MaxSize)
+			if ferr != nil || n == 0 {
+				break
+			}
+			p, perr := packet.Parse(first, append([]byte(nil), body...), c.v)
+			if perr != nil {
+				c.t.Errorf("the server sent what is no packet: %v", perr)
+				return
+			}
+			b = b[n:]
+			c.got <- p
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (c *client) send(ps ...packet.Packet) {
+	var b []byte
+	for _, p := range ps {
+		b = packet.Append(b, p, c.v)
+	}
+	_, _ = c.nc.Write(b) // the server may have gone: the test sees it by what comes
+}
+
+// hello is a CONNECT that is good.
+func hello(v packet.Version, id, token string) *packet.Connect {
+	return &packet.Connect{Version: v, CleanStart: true, ClientID: id, Username: "jwt", HasUser: true, HasPass: true, Password: []byte(token)}
+}
+
+// connect opens a connection of a subject that must succeed. edit may change CONNECT.
+func (h *house) connect(v packet.Version, id, token string, edit ...func(*packet.Connect)) *client {
+	h.t.Helper()
+	c := h.raw(v)
+	p := hello(v, id, token)
+	for _, e := range edit {
+		e(p)
+	}
+	c.send(p)
+	if c.ack = want[*packet.Connack](c); c.ack.Code != packet.Success {
+		h.t.Fatalf("CONNACK %#x %v", c.ack.Code, c.ack.Properties)
+	}
+	return c
+}
+
+// device connects a device of this name under a fresh token, over version 5.
+func (h *house) device(id watchword.SubjectID, edit ...func(*packet.Connect)) *client {
+	h.t.Helper()
+	return h.connect(packet.V5, string(id), h.token(id, time.Hour), edit...)
+}
+
+// want returns the next packet, which must be a P.
+func want[P packet.Packet](c *client) P {
+	c.t.Helper()
+	p, ok := <-c.got
+	if !ok {
+		c.t.Fatalf("the connection ended; want %T", *new(P))
+	}
+	out, ok := p.(P)
+	if !ok {
+		c.t.Fatalf("got %T %+v, want %T", p, p, out)
+	}
+	return out
+}
+
+// silent fails where anything came, or the connection ended. Only in a bubble.
+func (c *client) silent() {
+	c.t.Helper()
+	synctest.Wait()
+	select {
+	case p, ok := <-c.got:
+		c.t.Fatalf("got %T %+v (open %v), want nothing", p, p, ok)
+	default:
+	}
+}
+
+// ended takes DISCONNECT with this reason and the end; for 3.1.1 the end alone.
+func (c *client) ended(r packet.Reason) {
+	c.t.Helper()
+	if c.v == packet.V5 {
+		if d := want[*packet.Disconnect](c); d.Reason != r {
+			c.t.Fatalf("DISCONNECT %#x %v, want %#x", d.Reason, d.Properties, r)
+		}
+	}
+	if p, ok := <-c.got; ok {
+		c.t.Fatalf("got %T %+v, want the end", p, p)
+	}
+}
+
+func (c *client) id() uint16 {
+	if c.next++; c.next == 0 {
+		c.next = 1
+	}
+	return c.next
+}
+
+// subscribe asks for filters at one QoS and returns the codes.
+func (c *client) subscribe(qos byte, filters ...string) []packet.Reason {
+	c.t.Helper()
+	p := &packet.Subscribe{ID: c.id()}
+	for _, f := range filters {
+		p.Filters = append(p.Filters, packet.Filter{Topic: f, QoS: qos})
+	}
+	c.send(p)
+	return want[*packet.Suback](c).Codes
+}
+
+// publish sends one message; with QoS 1 it returns the reason of its PUBACK.
+func (c *client) publish(qos byte, topic, payload string) packet.Reason {
+	c.t.Helper()
+	p := &packet.Publish{Topic: topic, QoS: qos, Payload: []byte(payload)}
+	if qos > 0 {
+		p.ID = c.id()
+	}
+	c.send(p)
+	if qos == 0 {
+		return packet.Success
+	}
+	a := want[*packet.Ack](c)
+	if a.ID != p.ID || a.Kind != packet.PUBACK {
+		c.t.Fatalf("%s for %d, want PUBACK for %d", a.Kind, a.ID, p.ID)
+	}
+	return a.Reason
+}
+
+// message takes the next publish, and acknowledges it.
+func (c *client) message() *packet.Publish {
+	c.t.Helper()
+	p := want[*packet.Publish](c)
+	if p.QoS > 0 {
+		c.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
+	}
+	return p
+}
+
+func (c *client) hears(topic, payload string) {
+	c.t.Helper()
+	if p := c.message(); p.Topic != topic || string(p.Payload) != payload {
+		c.t.Fatalf("got %q on %s, want %q on %s", p.Payload, p.Topic, payload, topic)
+	}
+}
+
+// vanish breaks the connection off.
+func (c *client) vanish() { _ = c.nc.Close() }
+
+// net2 is the two ends of a connection.
+func net2() (net.Conn, net.Conn) { return net.Pipe() }
