@@ -1,0 +1,294 @@
+package mqtt_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/binary"
+	"encoding/json"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// notice takes the next word on $watchword/auth.
+func (c *client) notice() mqtt.Notice {
+	c.t.Helper()
+	m := c.message()
+	var n mqtt.Notice
+	if err := json.Unmarshal(m.Payload, &n); err != nil || m.Topic != "$watchword/auth" {
+		c.t.Fatalf("got %q on %s: %v", m.Payload, m.Topic, err)
+	}
+	return n
+}
+
+func TestTheEndOfAuthorityEndsTheConnectionWithItsReason(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(*house)
+		want packet.Reason
+	}{
+		"revoked":             {func(h *house) { h.state("lamp-7", watchword.Revoked) }, packet.NotAuthorized},
+		"suspended":           {func(h *house) { h.state("lamp-7", watchword.Suspended) }, packet.Administrative},
+		"a key retired":       {func(h *house) { h.retire("lamp-7") }, packet.NotAuthorized},
+		"a subscription lost": {func(h *house) { h.policy(`subscribe = ["b"]`) }, packet.NotAuthorized},
+		"closed by an operator": {func(h *house) {
+			for _, s := range h.guard.Sessions(watchword.DefaultTenant, "lamp-7") {
+				s.Close(watchword.Refuse(watchword.SessionClosed, "closed"))
+			}
+		}, packet.Administrative},
+		"the server goes": {func(h *house) { h.guard.Close(watchword.Refuse(watchword.Unavailable, "going down")) }, packet.ShuttingDown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				five, three := h.device("lamp-7"), h.connect(packet.V311, "lamp-7/old", h.token("lamp-7", time.Hour))
+				for _, cl := range []*client{five, three} {
+					cl.subscribe(1, "a")
+				}
+				c.end(h)
+				five.ended(c.want)
+				three.ended(0)
+				synctest.Wait()
+				if s := h.broker.Stats(); s.Clients != 0 || s.Subscriptions != 0 {
+					t.Errorf("left: %+v", s)
+				}
+			})
+		})
+	}
+}
+
+func (h *house) retire(id watchword.SubjectID) {
+	h.mu.Lock()
+	h.roll[id].Keys = []watchword.Key{{ID: "k1", Purpose: watchword.Sign, State: watchword.KeyRetired}}
+	h.mu.Unlock()
+	h.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+}
+
+func TestALostSubscriptionIsToldWhereTheClientListens(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c, pub := h.device("lamp-7"), h.device("pub")
+		c.subscribe(1, "a", "b", "$watchword/auth")
+		h.policy(`subscribe = ["b"]`, `publish = ["#"]`)
+		if n := c.notice(); n.Type != "lost" || len(n.Subscriptions) != 1 || n.Subscriptions[0] != "a" {
+			t.Errorf("%+v", n)
+		}
+		pub.publish(1, "a", "no")
+		pub.publish(1, "b", "yes")
+		c.hears("b", "yes")
+		if codes := c.subscribe(1, "a"); codes[0] != packet.NotAuthorized {
+			t.Errorf("subscribing again: %#x", codes[0])
+		}
+		time.Sleep(5 * time.Second)
+		if n := c.notice(); n.Type != "refresh" {
+			t.Errorf("after an edit the server asks for a refresh: %+v", n)
+		}
+	})
+}
+
+func TestWhatIsQueuedGoesWithItsSubscription(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c, pub := h.device("lamp-7", func(p *packet.Connect) { p.Properties.SetNumber(packet.ReceiveMaximum, 1) }), h.device("pub")
+		c.subscribe(1, "a/#", "b", "+/both", "$watchword/auth")
+		pub.publish(1, "b", "first")
+		held := want[*packet.Publish](c) // not acknowledged: the rest waits
+		for _, topic := range []string{"a/1", "b", "a/2", "a/both", "a/3"} {
+			pub.publish(1, topic, topic)
+		}
+		h.policy(`subscribe = ["b", "+/both"]`, `publish = ["#"]`)
+		c.silent()
+		c.send(&packet.Ack{Kind: packet.PUBACK, ID: held.ID})
+		c.hears("b", "b")
+		c.hears("a/both", "a/both") // another subscription holds it up
+		if n := c.notice(); n.Type != "lost" || n.Subscriptions[0] != "a/#" {
+			t.Errorf("%+v", n)
+		}
+	})
+}
+
+func TestOnlySessionsConcernedAreTouched(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c, other := h.device("lamp-7"), h.device("lamp-8")
+		c.subscribe(1, "a", "$watchword/auth")
+		other.subscribe(1, "a", "$watchword/auth")
+		h.state("lamp-7", watchword.Suspended)
+		c.ended(packet.Administrative)
+		time.Sleep(time.Minute)
+		other.silent()
+	})
+}
+
+func TestRefreshWithoutAuth(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		for _, v := range []packet.Version{packet.V5, packet.V311} {
+			id := watchword.SubjectID(map[packet.Version]string{packet.V5: "five", packet.V311: "three"}[v])
+			c, pub := h.connect(v, string(id), h.token(id, 10*time.Minute)), h.device("pub")
+			c.subscribe(1, "a", "$watchword/auth")
+			start := time.Now()
+			n := c.notice() // asked in time, without anybody's timer
+			if d := time.Since(start); n.Type != "refresh" || d < 7*time.Minute || d > 510*time.Second {
+				t.Errorf("asked after %s: %+v", d, n)
+			}
+			c.send(&packet.Publish{Topic: "$watchword/auth", QoS: 1, ID: 77, Payload: []byte(h.token(id, 10*time.Minute))})
+			if a := want[*packet.Ack](c); a.Reason != packet.Success {
+				t.Errorf("%+v", a)
+			}
+			if n := c.notice(); n.Type != "refreshed" || time.Until(*n.ExpiresAt) < 9*time.Minute {
+				t.Errorf("%+v", n)
+			}
+			time.Sleep(5 * time.Minute) // past the old end
+			pub.publish(1, "a", "still here")
+			c.hears("a", "still here")
+			c.notice() // asked again
+		}
+	})
+}
+
+func TestABadRefreshChangesNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c := h.connect(packet.V5, "lamp-7", h.token("lamp-7", 10*time.Minute))
+		c.subscribe(1, "$watchword/auth")
+		for name, raw := range map[string]string{"rubbish": "x", "another's": h.token("lamp-8", time.Hour), "nothing": ""} {
+			c.send(&packet.Publish{Topic: "$watchword/auth", QoS: 1, ID: 7, Payload: []byte(raw)})
+			if a := want[*packet.Ack](c); a.Reason != packet.NotAuthorized {
+				t.Errorf("%s: %#x", name, a.Reason)
+			}
+			if n := c.notice(); n.Type != "refused" {
+				t.Errorf("%s: %+v", name, n)
+			}
+		}
+		c.notice() // it is asked to, in time
+		c.ended(packet.MaximumConnectTime)
+	})
+}
+
+// withAce names the method and the token, and the proof if there is one.
+func withAce(token string, proof []byte) func(*packet.Connect) {
+	return func(p *packet.Connect) {
+		p.HasUser, p.HasPass, p.Password = false, false, nil
+		p.Properties.SetText(packet.AuthMethod, "ace")
+		p.Properties.SetData(packet.AuthData, append(withLength(token), proof...))
+	}
+}
+
+func withLength(s string) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(s))), s...)
+}
+
+// prove answers the server's challenge.
+func (c *client) prove(key ed25519.PrivateKey) {
+	c.t.Helper()
+	a := want[*packet.Auth](c)
+	challenge, _ := a.Properties.Data(packet.AuthData)
+	if a.Reason != packet.ContinueAuth || len(challenge) != 8 {
+		c.t.Fatalf("%+v", a)
+	}
+	const mine = "12345678"
+	out := &packet.Auth{Reason: packet.ContinueAuth}
+	out.Properties.SetText(packet.AuthMethod, "ace")
+	out.Properties.SetData(packet.AuthData, append(withLength(mine), ed25519.Sign(key, append(challenge, mine...))...))
+	c.send(out)
+}
+
+func (c *client) reauthenticate(token string) {
+	a := &packet.Auth{Reason: packet.Reauthenticate}
+	a.Properties.SetText(packet.AuthMethod, "ace")
+	a.Properties.SetData(packet.AuthData, withLength(token))
+	c.send(a)
+}
+
+func TestProofOfPossession(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		pub, key, err := ed25519.GenerateKey(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, other, err := ed25519.GenerateKey(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.proving = pub
+		begin := func(edit func(*packet.Connect)) *client {
+			c := h.raw(packet.V5)
+			p := hello(packet.V5, "lamp-7", "")
+			edit(p)
+			c.send(p)
+			return c
+		}
+
+		c := begin(withAce(h.token("lamp-7", 10*time.Minute), nil))
+		c.prove(key)
+		ack := want[*packet.Connack](c)
+		if m, _ := ack.Properties.Text(packet.AuthMethod); ack.Code != packet.Success || m != "ace" {
+			t.Fatalf("%+v", ack)
+		}
+		c.subscribe(1, "a", "$watchword/auth")
+		c.notice()
+		if r := c.publish(1, "$watchword/auth", h.token("lamp-7", time.Hour)); r != packet.NotAuthorized {
+			t.Errorf("a refresh without the proof: %#x", r)
+		}
+		c.reauthenticate(h.token("lamp-7", 10*time.Minute))
+		c.prove(key)
+		if a := want[*packet.Auth](c); a.Reason != packet.Success {
+			t.Errorf("%+v", a)
+		}
+		if n := c.notice(); n.Type != "refreshed" {
+			t.Errorf("%+v", n)
+		}
+		time.Sleep(5 * time.Minute)
+		c.send(&packet.Publish{Topic: "a", Payload: []byte("past the old end")})
+		c.hears("a", "past the old end")
+		c.reauthenticate(h.token("lamp-7", 10*time.Minute))
+		c.prove(other)
+		c.ended(packet.NotAuthorized)
+
+		c = begin(withAce(h.token("lamp-7", time.Hour), nil))
+		c.prove(other)
+		if ack := want[*packet.Connack](c); ack.Code != packet.NotAuthorized {
+			t.Errorf("another's proof: %+v", ack)
+		}
+		c = begin(withAce(h.token("lamp-7", time.Hour), make([]byte, 64)))
+		if ack := want[*packet.Connack](c); ack.Code != packet.NotAuthorized {
+			t.Errorf("a proof by the exporter, without TLS: %+v", ack)
+		}
+		c = begin(withAce("token-x", nil))
+		if ack := want[*packet.Connack](c); ack.Code != packet.NotAuthorized {
+			t.Errorf("a token that is not on record: %+v", ack)
+		}
+		c = begin(func(p *packet.Connect) {
+			withAce("", nil)(p)
+			p.Properties.SetData(packet.AuthData, []byte{0, 50, 1})
+		})
+		if ack := want[*packet.Connack](c); ack.Code != packet.BadUserPassword {
+			t.Errorf("a length that lies: %+v", ack)
+		}
+		c = begin(withAce(h.token("lamp-7", time.Hour), nil))
+		want[*packet.Auth](c)
+		c.send(&packet.Publish{Topic: "a"})
+		if p, open := <-c.got; open {
+			t.Errorf("a publish before the proof: got %T, want the end", p)
+		}
+	})
+}
+
+func TestEventsReachTheHub(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		s, _, _ := h.hub.Subscribe(watchword.DefaultTenant, "devices/+/events/#", "")
+		defer s.Close()
+		c, app := h.device("lamp-7"), h.device("app")
+		app.subscribe(1, "devices/+/events/lux/#")
+		if r := c.publish(1, "devices/lamp-7/events/lux/1", "42"); r != packet.Success {
+			t.Errorf("%#x", r)
+		}
+		app.hears("devices/lamp-7/events/lux/1", "42")
+		if e := <-s.Events; e.Device != "lamp-7" || e.Stream != "lux/1" || string(e.Data) != "42" {
+			t.Errorf("%+v", e)
+		}
+		if r := c.publish(1, "devices/lamp-7/events/l%x", "42"); r != packet.BadPayloadFormat {
+			t.Errorf("a stream that is no name: %#x", r)
+		}
+		h.broker.Carry(watchword.DefaultTenant, "devices/lamp-8/events/lux/2", "text/plain", []byte("by another door"))
+		app.hears("devices/lamp-8/events/lux/2", "by another door")
+	})
+}
