@@ -286,16 +286,19 @@ func (c *conn) end(cause error) {
 	}
 	c.unsubscribeAll()
 	c.leaving.Store(true)
-	c.parting.Go(c.farewell)
+	w := c.will
+	c.will = nil
+	c.parting.Go(func() { c.farewell(w) })
 	c.mu.Unlock()
 	if cause != nil {
 		c.broker.refused(c, "connection ended", "", cause)
 	}
 }
 
-// farewell writes what is left to say, and lets the peer hear it before the
-// connection goes: a reset would take the last words along.
-func (c *conn) farewell() {
+// farewell publishes the will, writes what is left to say, and lets the peer hear
+// it before the connection goes: a reset would take the last words along.
+func (c *conn) farewell(will *message) {
+	c.publishWill(c.broker.ctx, will)
 	_ = c.nc.SetWriteDeadline(time.Now().Add(byeTimeout)) // errors here are those of a connection that is gone
 	c.mu.Lock()
 	for c.writing && !c.failed {

@@ -1,0 +1,534 @@
+package mqtt_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// A random history: clients connect, subscribe, publish, refresh, are taken over
+// and vanish, while the clock runs, policies are edited and devices suspended. A
+// model that is slow and obvious says after each step what each client must have
+// heard: nothing that it forbids, everything that it allows.
+
+var (
+	historyTopics  = []string{"a", "b", "c/1", "c/2", "c/1/x"}
+	historyFilters = []string{"a", "b", "c/+", "c/#", "+/1", "c/1/x"}
+	historyRules   = []string{"a", "b", "c/#", "c/1", "c/+", "#", "+"}
+)
+
+// rights is a list of what is allowed and one of what is denied.
+type rights struct{ pub, sub, noPub, noSub []string }
+
+func (r rights) mayPublish(topic string) bool {
+	hits := func(fs []string) bool {
+		return slices.ContainsFunc(fs, func(f string) bool { return policy.Match(f, topic) })
+	}
+	return hits(r.pub) && !hits(r.noPub)
+}
+
+func (r rights) maySubscribe(filter string) bool {
+	return slices.ContainsFunc(r.sub, func(f string) bool { return policy.Contains(f, filter) }) &&
+		!slices.ContainsFunc(r.noSub, func(f string) bool { return policy.Intersects(f, filter) })
+}
+
+// player is one client, as the model sees it.
+type player struct {
+	id      watchword.SubjectID
+	c       *client // nil while away
+	token   rights
+	ends    time.Time
+	subs    map[string]bool
+	listens bool
+	will    string // its topic; "" for none
+	willID  string
+}
+
+func (p *player) hears(topic string) bool {
+	for f := range p.subs {
+		if policy.Match(f, topic) {
+			return true
+		}
+	}
+	return false
+}
+
+type history struct {
+	t         *testing.T
+	h         *house
+	r         *rand.Rand
+	today     rights
+	suspended map[watchword.SubjectID]bool
+	players   []*player
+	serial    int
+	log       []string
+}
+
+func some(r *rand.Rand, from []string, likely float64) []string {
+	var out []string
+	for _, s := range from {
+		if r.Float64() < likely {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func (hs *history) note(format string, a ...any) {
+	hs.log = append(hs.log, fmt.Sprintf(format, a...))
+}
+
+func (hs *history) fail(format string, a ...any) {
+	hs.t.Helper()
+	hs.t.Fatalf("%s\nafter:\n%s", fmt.Sprintf(format, a...), strings.Join(hs.log[max(0, len(hs.log)-25):], "\n"))
+}
+
+func (hs *history) mayPublish(p *player, topic string) bool {
+	return hs.today.mayPublish(topic) && p.token.mayPublish(topic)
+}
+
+func (hs *history) maySubscribe(p *player, filter string) bool {
+	return hs.today.maySubscribe(filter) && p.token.maySubscribe(filter)
+}
+
+// expected is what each player must hear from one step, in no order between publishers.
+type expected map[*player][]string
+
+// message adds a publish, from whomever, to what is expected.
+func (hs *history) message(e expected, topic, id string) (reached bool) {
+	for _, p := range hs.players {
+		if p.c != nil && p.hears(topic) {
+			e[p] = append(e[p], topic+" "+id)
+			reached = true
+		}
+	}
+	return reached
+}
+
+// gone is the end of a player's connection, with its will if it may still be.
+func (hs *history) gone(e expected, p *player, withWill bool) {
+	p.c, p.subs, p.listens = nil, nil, false
+	topic, id := p.will, p.willID
+	p.will = ""
+	if withWill && topic != "" && hs.mayPublish(p, topic) {
+		hs.message(e, topic, id)
+	}
+}
+
+// recomputed is a change of authority: what a player loses, and who is told how.
+func (hs *history) recomputed(e expected) {
+	var closed []*player
+	for _, p := range hs.players {
+		if p.c == nil {
+			continue
+		}
+		if hs.suspended[p.id] {
+			e[p] = append(e[p], fmt.Sprintf("end %#x", packet.Administrative))
+			closed = append(closed, p)
+			p.subs, p.will = nil, "" // nothing more is heard, and no will is left
+			continue
+		}
+		lost := false
+		for f := range p.subs {
+			if !hs.maySubscribe(p, f) {
+				delete(p.subs, f)
+				lost = true
+			}
+		}
+		if p.will != "" && !hs.mayPublish(p, p.will) {
+			p.will = ""
+		}
+		switch {
+		case lost && p.listens:
+			e[p] = append(e[p], "lost")
+		case lost:
+			e[p] = append(e[p], fmt.Sprintf("end %#x", packet.NotAuthorized))
+			closed = append(closed, p)
+			p.subs = nil
+		}
+	}
+	for _, p := range closed {
+		hs.gone(e, p, true)
+	}
+}
+
+// expire ends those whose token is over by now.
+func (hs *history) expire(e expected) {
+	for _, p := range hs.players {
+		if p.c != nil && !time.Now().Before(p.ends) {
+			e[p] = append(e[p], fmt.Sprintf("end %#x", packet.MaximumConnectTime))
+			hs.gone(e, p, false)
+		}
+	}
+}
+
+// heard takes what came since the last step, in one line each. Requests to
+// refresh may come at any time.
+func heard(c *client) []string {
+	var out []string
+	for {
+		select {
+		case p, open := <-c.got:
+			switch p := p.(type) {
+			case *packet.Publish:
+				if p.QoS > 0 {
+					c.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
+				}
+				switch {
+				case p.Topic != "$watchword/auth":
+					out = append(out, p.Topic+" "+string(p.Payload))
+				case strings.Contains(string(p.Payload), `"lost"`):
+					out = append(out, "lost")
+				}
+			case *packet.Disconnect:
+				out = append(out, fmt.Sprintf("end %#x", p.Reason))
+			case nil:
+				if !open {
+					return out
+				}
+			}
+			continue
+		default:
+			return out
+		}
+	}
+}
+
+func (hs *history) check(clients map[*player]*client, e expected) {
+	hs.t.Helper()
+	synctest.Wait()
+	for p, c := range clients {
+		got, want := heard(c), e[p]
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			hs.fail("%s heard %q, want %q", p.id, got, want)
+		}
+	}
+}
+
+// step does one random thing and holds what follows against the model.
+func (hs *history) step() {
+	r, e := hs.r, expected{}
+	p := hs.players[r.IntN(len(hs.players))]
+	clients := map[*player]*client{}
+	for _, q := range hs.players {
+		if q.c != nil {
+			clients[q] = q.c
+		}
+	}
+	n := r.IntN(100)
+	if p.c == nil && n < 94 {
+		n = 0
+		if hs.suspended[p.id] && r.IntN(3) > 0 {
+			n = 94
+		}
+	}
+	switch {
+	case n < 4:
+		hs.connect(e, p, clients)
+	case n < 10:
+		hs.note("%s vanishes", p.id)
+		p.c.vanish()
+		delete(clients, p)
+		hs.gone(e, p, true)
+	case n < 13:
+		hs.note("%s says goodbye", p.id)
+		p.c.send(&packet.Disconnect{})
+		delete(clients, p)
+		hs.gone(e, p, false)
+	case n < 30:
+		f := historyFilters[r.IntN(len(historyFilters))]
+		code, want := p.c.subscribe(byte(r.IntN(2)), f)[0], packet.NotAuthorized
+		hs.note("%s subscribes to %s: %#x", p.id, f, code)
+		if hs.maySubscribe(p, f) {
+			p.subs[f], want = true, code&1
+		}
+		if code != want {
+			hs.fail("%#x, want %#x", code, want)
+		}
+	case n < 34:
+		hs.note("%s listens", p.id)
+		p.c.subscribe(1, "$watchword/auth")
+		p.listens = true
+	case n < 38:
+		f := historyFilters[r.IntN(len(historyFilters))]
+		hs.note("%s unsubscribes from %s", p.id, f)
+		p.c.send(&packet.Unsubscribe{ID: p.c.id(), Filters: []string{f}})
+		want[*packet.Unsuback](p.c)
+		delete(p.subs, f)
+	case n < 75:
+		hs.publish(e, p)
+	case n < 82:
+		hs.refresh(p)
+	case n < 88:
+		d := time.Duration(1 + r.IntN(90)*int(time.Second))
+		hs.note("the clock runs %s", d)
+		time.Sleep(d)
+		hs.expire(e)
+	case n < 94:
+		hs.edit()
+		hs.recomputed(e)
+	default:
+		st := watchword.Active
+		if hs.suspended[p.id] = !hs.suspended[p.id]; hs.suspended[p.id] {
+			st = watchword.Suspended
+		}
+		hs.note("%s is %s", p.id, st)
+		hs.h.state(p.id, st)
+		hs.recomputed(e)
+	}
+	hs.check(clients, e)
+}
+
+func (hs *history) connect(e expected, p *player, clients map[*player]*client) {
+	r := hs.r
+	token := rights{pub: some(r, historyRules, 0.5), sub: some(r, historyRules, 0.5)}
+	life := time.Duration(60+r.IntN(600)) * time.Second
+	raw := hs.h.token(p.id, life, watchword.Permission{Resource: "topic:q", Actions: []string{"pub"}})
+	hs.retoken(raw, token)
+	before := *p
+	p.token, p.ends = token, time.Now().Add(life)
+	c := hs.h.raw(packet.V5)
+	cp := hello(packet.V5, string(p.id), raw)
+	will := ""
+	if r.IntN(2) == 0 {
+		will = historyTopics[r.IntN(len(historyTopics))]
+		hs.serial++
+		cp.Will = &packet.Will{Topic: will, Payload: fmt.Append(nil, hs.serial), QoS: byte(r.IntN(2))}
+	}
+	c.send(cp)
+	ack := want[*packet.Connack](c)
+	hs.note("%s connects (%+v, will %q): %#x", p.id, token, will, ack.Code)
+	wantCode := packet.Success
+	if hs.suspended[p.id] || will != "" && !hs.mayPublish(p, will) {
+		wantCode = packet.NotAuthorized
+	}
+	if ack.Code != wantCode {
+		hs.fail("CONNACK %#x, want %#x", ack.Code, wantCode)
+	}
+	now := *p
+	if before.c != nil { // taken over, whether the new one is let in or not
+		*p = before
+		e[p] = append(e[p], fmt.Sprintf("end %#x", packet.TakenOver))
+		hs.gone(e, p, true)
+		p.token, p.ends = now.token, now.ends
+	}
+	if wantCode == packet.Success {
+		p.c, p.subs, p.will, p.willID = c, map[string]bool{}, will, fmt.Sprint(hs.serial)
+	}
+}
+
+// retoken gives a token these rights.
+func (hs *history) retoken(raw string, r rights) {
+	var perm []watchword.Permission
+	for _, f := range r.pub {
+		perm = append(perm, watchword.Permission{Resource: "topic:" + f, Actions: []string{"pub"}})
+	}
+	for _, f := range r.sub {
+		perm = append(perm, watchword.Permission{Resource: "topic:" + f, Actions: []string{"sub"}})
+	}
+	g, err := policy.FromPermissions(perm, nil)
+	if err != nil {
+		hs.t.Fatal(err)
+	}
+	hs.h.mu.Lock()
+	defer hs.h.mu.Unlock()
+	papers := hs.h.tokens[raw]
+	papers.Permissions = g
+	hs.h.tokens[raw] = papers
+}
+
+func (hs *history) publish(e expected, p *player) {
+	topic := historyTopics[hs.r.IntN(len(historyTopics))]
+	hs.serial++
+	id := fmt.Sprint(hs.serial)
+	may := hs.mayPublish(p, topic)
+	hs.note("%s publishes %s on %s (may %v)", p.id, id, topic, may)
+	m := &packet.Publish{Topic: topic, Payload: []byte(id), QoS: byte(hs.r.IntN(2))}
+	reached := may && hs.message(e, topic, id)
+	if m.QoS == 0 {
+		p.c.send(m)
+		return
+	}
+	m.ID = p.c.id()
+	p.c.send(m)
+	synctest.Wait()
+	// Its own copy may come before the acknowledgement, or after it.
+	var ack *packet.Ack
+	for range len(p.c.got) {
+		q := <-p.c.got
+		if a, ok := q.(*packet.Ack); ok {
+			ack = a
+			continue
+		}
+		p.c.got <- q
+	}
+	wantReason := packet.Success
+	switch {
+	case !may:
+		wantReason = packet.NotAuthorized
+	case !reached:
+		wantReason = packet.NoSubscribers
+	}
+	if ack == nil || ack.Reason != wantReason {
+		hs.fail("PUBACK %+v, want %#x", ack, wantReason)
+	}
+}
+
+// refresh shows a newer token, or one of another, or an older one.
+func (hs *history) refresh(p *player) {
+	token := rights{pub: some(hs.r, historyRules, 0.6), sub: historyRules}
+	life := time.Duration(30+hs.r.IntN(600)) * time.Second
+	raw := hs.h.token(p.id, life, watchword.Permission{Resource: "topic:q", Actions: []string{"pub"}})
+	hs.retoken(raw, token)
+	newer := time.Now().Add(life).After(p.ends)
+	hs.note("%s refreshes (newer %v, %+v)", p.id, newer, token)
+	p.c.send(&packet.Publish{Topic: "$watchword/auth", Payload: []byte(raw)})
+	if newer {
+		p.token, p.ends = token, time.Now().Add(life)
+		if p.will != "" && !hs.mayPublish(p, p.will) {
+			p.will = ""
+		}
+	}
+}
+
+func (hs *history) edit() {
+	r := hs.r
+	hs.today = rights{pub: some(r, historyRules, 0.6), sub: some(r, historyRules, 0.6), noPub: some(r, historyRules, 0.1), noSub: some(r, historyRules, 0.1)}
+	hs.note("policy is %+v", hs.today)
+	hs.h.policy(hs.today.lines()...)
+}
+
+func (r rights) lines() []string {
+	var out []string
+	for _, l := range []struct {
+		what string
+		fs   []string
+	}{{"publish", r.pub}, {"subscribe", r.sub}, {"deny publish", r.noPub}, {"deny subscribe", r.noSub}} {
+		if len(l.fs) > 0 {
+			out = append(out, l.what+` = ["`+strings.Join(l.fs, `", "`)+`"]`)
+		}
+	}
+	return out
+}
+
+func TestRandomHistories(t *testing.T) {
+	histories, steps := 60, 300
+	if testing.Short() {
+		histories = 10
+	}
+	for seed := range uint64(histories) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				all := rights{pub: historyRules, sub: historyRules}
+				hs := &history{t: t, h: h, r: rand.New(rand.NewPCG(seed, 1)), today: all, suspended: map[watchword.SubjectID]bool{}}
+				h.policy(all.lines()...)
+				for i := range 5 {
+					id := watchword.SubjectID(fmt.Sprintf("lamp-%d", i))
+					h.token(id, time.Hour) // enters it in the roll
+					hs.players = append(hs.players, &player{id: id})
+				}
+				for range steps {
+					hs.step()
+				}
+				for _, p := range hs.players {
+					if p.c != nil {
+						p.c.vanish()
+					}
+				}
+				time.Sleep(5 * time.Second) // those that were told to go linger for the last words
+				if s := h.broker.Stats(); s.Connections != 0 || s.Clients != 0 || s.Subscriptions != 0 {
+					t.Errorf("left at the end: %+v", s)
+				}
+			})
+		})
+	}
+}
+
+// TestAnEditBetweenManyPublishes has no lockstep: publishers go on while a topic
+// is taken away. What was published after the edit returned is heard by nobody
+// who lost it, and by everybody who kept it; nothing of before is lost to those.
+func TestAnEditBetweenManyPublishes(t *testing.T) {
+	for seed := range uint64(30) {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHouse(t, mqtt.Options{})
+			defer h.close()
+			r := rand.New(rand.NewPCG(seed, 2))
+			keeper, loser := h.device("keeper"), h.device("loser")
+			keeper.subscribe(1, "keep/#")
+			loser.subscribe(1, "keep/#", "take/#", "$watchword/auth")
+			const publishers, each = 4, 40
+			var wg sync.WaitGroup
+			started := make(chan struct{})
+			for i := range publishers {
+				c := h.device(watchword.SubjectID(fmt.Sprintf("pub-%d", i)))
+				wg.Go(func() {
+					<-started
+					for n := range each {
+						c.publish(1, "keep/x", fmt.Sprintf("%d %d", i, n))
+						c.publish(1, "take/x", fmt.Sprintf("%d %d", i, n))
+					}
+				})
+			}
+			late := h.device("late")
+			stop := make(chan struct{})
+			for _, c := range []*client{keeper, loser} {
+				wg.Go(func() {
+					last := map[string]int{}
+					seen := 0
+					for {
+						select {
+						case p := <-c.got:
+							m, ok := p.(*packet.Publish)
+							if !ok {
+								t.Errorf("got %T", p)
+								return
+							}
+							c.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+							var who, n int
+							if string(m.Payload) == "late" && m.Topic == "take/x" {
+								t.Error("heard what was published after the edit")
+							}
+							if k, _ := fmt.Sscanf(string(m.Payload), "%d %d", &who, &n); k != 2 {
+								continue
+							}
+							key := fmt.Sprint(m.Topic, who)
+							if n != last[key] && m.Topic == "keep/x" {
+								t.Errorf("message %d of %d, want %d: lost or out of order", n, who, last[key])
+							}
+							last[key] = n + 1
+							if m.Topic == "keep/x" {
+								seen++
+							}
+						case <-stop:
+							if seen != publishers*each {
+								t.Errorf("heard %d that it may hear, want %d", seen, publishers*each)
+							}
+							return
+						}
+					}
+				})
+			}
+			close(started)
+			for range r.IntN(200) {
+				time.Sleep(0) // let the others run, a random while
+			}
+			h.policy(`publish = ["#"]`, `subscribe = ["keep/#"]`)
+			late.publish(1, "take/x", "late")
+			synctest.Wait()
+			close(stop)
+			wg.Wait()
+		})
+	}
+}
