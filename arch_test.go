@@ -32,7 +32,7 @@ var floors = []string{
 
 // allowed lists what may ship inside other people's programs.
 var allowed = map[string][]string{
-	"sdk/device": {module, module + "/jose", module + "/token", module + "/internal/", "github.com/go-json-experiment/json"},
+	"sdk/device": {module, module + "/jose", module + "/token", module + "/internal/", "github.com/go-json-experiment/json", "github.com/eclipse/paho.golang"},
 }
 
 // source is one parsed file of the product.

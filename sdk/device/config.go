@@ -35,10 +35,7 @@ func (d *Device) OnConfig(f func(context.Context, Config) error) {
 
 // lookAtConfig asks for the wanted configuration and hands a new one on.
 func (d *Device) lookAtConfig(ctx context.Context) error {
-	d.handlers.mu.RLock()
-	f := d.handlers.config
-	d.handlers.mu.RUnlock()
-	if f == nil {
+	if !d.wantsConfig() {
 		return nil
 	}
 	have := d.configVersion()
@@ -53,17 +50,40 @@ func (d *Device) lookAtConfig(ctx context.Context) error {
 	if err != nil || a.Status == http.StatusNotModified {
 		return err
 	}
-	c, err := token.VerifyConfig(string(a.Body), token.NewKeySet(d.trust.Load().Command...), d.id.Issuer, d.id.ID, d.now())
+	return d.takeConfig(ctx, a.Body)
+}
+
+// wantsConfig reports whether anybody hears of configurations.
+func (d *Device) wantsConfig() bool {
+	d.handlers.mu.RLock()
+	defer d.handlers.mu.RUnlock()
+	return d.handlers.config != nil
+}
+
+// takeConfig checks a signed configuration and hands a new one on. The one that is
+// known already is no error.
+func (d *Device) takeConfig(ctx context.Context, raw []byte) error {
+	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.id.Issuer, d.id.ID, d.now())
 	if err != nil {
 		return err
 	}
-	if c.Version <= have {
+	have := d.configVersion()
+	if c.Version == have {
+		return nil
+	}
+	if c.Version < have {
 		return watchword.Refuse(watchword.CommandStale, "the configuration is version %d, and %d is known", c.Version, have)
+	}
+	d.handlers.mu.RLock()
+	f := d.handlers.config
+	d.handlers.mu.RUnlock()
+	if f == nil {
+		return nil
 	}
 	if err := f(ctx, Config{c.Version, c.Document}); err != nil {
 		return err
 	}
-	return durable.WriteFile(d.path(configFile), a.Body, 0o600)
+	return durable.WriteFile(d.path(configFile), raw, 0o600)
 }
 
 // configVersion returns the version that was handed on last, 0 if none was.

@@ -55,6 +55,7 @@ type Device struct {
 	road   road
 	client *rest.Client
 	tokens *rest.Tokens
+	wire   atomic.Pointer[wire] // the MQTT connection, while there is one
 
 	handlers handlers
 	orders   atomic.Pointer[token.KeySet] // of who may order; nil: the server's word is enough

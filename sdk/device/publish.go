@@ -3,6 +3,7 @@ package device
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -33,6 +34,9 @@ func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 		}
 		kind = "application/json"
 	}
+	if sent, err := d.overWire(ctx, "events/"+stream, kind, body); sent {
+		return err
+	}
 	_, err := d.ask(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/events/" + stream, Type: kind, Body: body})
 	return err
 }
@@ -45,6 +49,9 @@ func (d *Device) ReportState(ctx context.Context, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return watchword.Because(err, watchword.BadRequest, "the state is no JSON")
+	}
+	if sent, err := d.overWire(ctx, "state", "application/json", body); sent {
+		return err
 	}
 	_, err = d.ask(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/state", Type: "application/json", Body: body})
 	return err
@@ -108,6 +115,20 @@ func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function stri
 	}
 	var c Called
 	return c, json.Unmarshal(a.Body, &c)
+}
+
+// overWire publishes on a topic of this device over the MQTT connection, if there
+// is one. sent is false where the message must go another way.
+func (d *Device) overWire(ctx context.Context, topic, kind string, payload []byte) (sent bool, err error) {
+	w := d.wire.Load()
+	if w == nil {
+		return false, nil
+	}
+	err = w.publish(ctx, "devices/"+string(d.id.ID)+"/"+topic, kind, payload)
+	if _, lost := errors.AsType[*noWire](err); lost {
+		return false, nil
+	}
+	return true, err
 }
 
 // ask sends a request with the device's token, and once more with a new one

@@ -24,7 +24,7 @@ const (
 )
 
 // Run announces the functions, then takes commands and obeys them until ctx
-// ends or the device is revoked. It gets over lost connections, restarts of the
+// ends or the device is revoked: over MQTT 5, and over HTTPS while that cannot be had. It gets over lost connections, restarts of the
 // server and ended tokens by itself. It returns nil when ctx ended, and the
 // refusal with code subject_revoked where there is nothing left to wait for.
 func (d *Device) Run(ctx context.Context) error {
@@ -168,6 +168,9 @@ func (d *Device) unsent() *act {
 }
 
 func (d *Device) postReceipt(ctx context.Context, receipt string) error {
+	if sent, err := d.overWire(ctx, "receipts", "application/jose", []byte(receipt)); sent {
+		return err
+	}
 	body, err := json.Marshal(map[string]string{"receipt": receipt})
 	if err != nil {
 		return err
@@ -189,10 +192,11 @@ func settledAnyway(err error) bool {
 // final reports whether the device has nothing to wait for any more.
 func final(err error) bool { return watchword.CodeOf(err) == watchword.SubjectRevoked }
 
-// listen is the ear: it polls, with what was begun as acknowledged.
+// listen is the ear: over MQTT, and where that cannot be had by polling over HTTPS,
+// with what was begun as acknowledged.
 func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 	b := backoff{}
-	var trusted time.Time
+	var trusted, rested time.Time
 	for announced := false; ctx.Err() == nil; {
 		err := func() error {
 			if time.Since(trusted) > trustEvery {
@@ -207,7 +211,16 @@ func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 				}
 				announced = true
 			}
-			return d.poll(ctx, acting)
+			if d.id.MQTTS == "" || time.Since(rested) < wireRest {
+				return d.poll(ctx, acting)
+			}
+			err := d.hold(ctx, acting)
+			if _, ok := errors.AsType[*noWire](err); ok {
+				rested = time.Now()
+				d.o.Log.Info("going on over HTTPS", slog.Any("err", err))
+				return nil
+			}
+			return err
 		}()
 		switch {
 		case ctx.Err() != nil:
@@ -274,22 +287,28 @@ func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
 		return d.lookAtConfig(ctx)
 	}
 	for _, c := range out.Commands {
-		h := inHand{c.JWE, make(chan error, 1)}
-		select {
-		case acting <- h:
-		case <-ctx.Done():
-			return nil
-		}
-		select {
-		case err := <-h.begun:
-			if err != nil {
-				return err // the server would hand it over again at once
-			}
-		case <-ctx.Done():
-			return nil
+		if err := d.take(ctx, acting, c.JWE); err != nil {
+			return err // the server would hand it over again at once
 		}
 	}
 	return nil
+}
+
+// take hands one command on, and returns when its number is on the disk, or with
+// why it is nothing to obey.
+func (d *Device) take(ctx context.Context, acting chan<- inHand, jwe string) error {
+	h := inHand{jwe, make(chan error, 1)}
+	select {
+	case acting <- h:
+	case <-ctx.Done():
+		return nil
+	}
+	select {
+	case err := <-h.begun:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // backoff waits longer after each error, never two devices alike.

@@ -1,0 +1,306 @@
+package device
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
+	"github.com/eclipse/paho.golang/paho"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// How a device keeps its MQTT connection.
+const (
+	wireTimeout   = 15 * time.Second // for a connection, and for each answer
+	wireKeepAlive = 60               // seconds
+	wireWaiting   = 64               // commands between the ear and the hand; the server hands over fewer at once
+	wireRest      = 30 * time.Second // over HTTPS, after MQTT could not be had
+)
+
+const (
+	authTopic  = "$watchword/auth"
+	helloTopic = "$watchword/hello"
+)
+
+// wire is one MQTT 5 connection.
+type wire struct {
+	d        *Device
+	client   *paho.Client
+	commands chan *paho.Publish
+	configs  chan []byte
+	refresh  chan struct{}
+
+	once sync.Once
+	done chan struct{} // closed at the end; why says why
+	why  error
+	life time.Duration // of a session, as CONNACK said
+}
+
+func (w *wire) fail(err error) {
+	w.once.Do(func() {
+		w.why = err
+		close(w.done)
+	})
+}
+
+// noWire is why a device goes on over HTTPS: nobody answers MQTT.
+type noWire struct{ err error }
+
+func (e *noWire) Error() string { return "no MQTT: " + e.err.Error() }
+func (e *noWire) Unwrap() error { return e.err }
+
+// dial connects and proves who this is, by an assertion as the password.
+func (d *Device) dial(ctx context.Context) (*wire, error) {
+	ctx, cancel := context.WithTimeout(ctx, wireTimeout)
+	defer cancel()
+	tr, err := transport(d.trust.Load(), d.now())
+	if err != nil {
+		return nil, err
+	}
+	c := tr.TLSClientConfig.Clone()
+	c.NextProtos = []string{"mqtt"}
+	nc, err := (&tls.Dialer{Config: c}).DialContext(ctx, "tcp", d.id.MQTTS)
+	if err != nil {
+		return nil, &noWire{err}
+	}
+	w := &wire{
+		d: d, done: make(chan struct{}), commands: make(chan *paho.Publish, wireWaiting), configs: make(chan []byte, 4), refresh: make(chan struct{}, 1),
+	}
+	w.client = paho.NewClient(paho.ClientConfig{
+		Conn: packets.NewThreadSafeConn(nc), PacketTimeout: wireTimeout, EnableManualAcknowledgment: true, SendAcksInterval: time.Millisecond,
+		OnPublishReceived:  []func(paho.PublishReceived) (bool, error){w.received},
+		OnServerDisconnect: func(p *paho.Disconnect) { w.fail(disconnected(p)) },
+		OnClientError:      func(err error) { w.fail(watchword.Because(err, watchword.Unavailable, "the MQTT connection was lost")) },
+	})
+	assertion, err := d.Assertion(token.AssertionLife)
+	if err != nil {
+		return nil, errors.Join(err, nc.Close())
+	}
+	ack, err := w.client.Connect(ctx, &paho.Connect{
+		ClientID: string(d.id.ID), CleanStart: true, KeepAlive: wireKeepAlive,
+		Username: "jwt", UsernameFlag: true, Password: []byte(assertion), PasswordFlag: true,
+	})
+	if err != nil {
+		if ack != nil && ack.Properties != nil {
+			err = said(ack.Properties.ReasonString, err)
+		} else {
+			err = &noWire{err}
+		}
+		return nil, errors.Join(err, closed(nc))
+	}
+	if end, terr := time.Parse(time.RFC3339, ack.Properties.User.Get("expires_at")); terr == nil {
+		w.life = end.Sub(d.o.Now())
+	}
+	return w, nil
+}
+
+// closed closes a connection that may be closed already.
+func closed(c io.Closer) error {
+	if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// said turns the server's reason string, "code: detail", into the refusal that it
+// is; other if it is none.
+func said(reason string, other error) error {
+	code, detail, _ := strings.Cut(reason, ": ")
+	if slices.Contains(watchword.Codes, watchword.Code(code)) {
+		return &watchword.Error{Code: watchword.Code(code), Detail: detail, Err: other}
+	}
+	if reason != "" {
+		return watchword.Because(other, watchword.Unavailable, "%s", reason)
+	}
+	return watchword.Because(other, watchword.Unavailable, "the server said no")
+}
+
+func disconnected(p *paho.Disconnect) error {
+	reason := ""
+	if p.Properties != nil {
+		reason = p.Properties.ReasonString
+	}
+	return said(reason, errors.New("the server ended the connection"))
+}
+
+// received is the connection's: it sorts what came, and never waits long.
+func (w *wire) received(r paho.PublishReceived) (bool, error) {
+	p := r.Packet
+	switch own := "devices/" + string(w.d.id.ID); p.Topic {
+	case own + "/commands":
+		select {
+		case w.commands <- p: // acknowledged when its number is written down
+		default:
+			w.fail(watchword.Refuse(watchword.Busy, "the server hands over more commands than were agreed"))
+		}
+		return true, nil
+	case own + "/config":
+		select {
+		case w.configs <- p.Payload:
+		default: // a newer one comes with the next connection
+		}
+	case authTopic:
+		w.notice(p.Payload)
+	}
+	return true, w.client.Ack(p)
+}
+
+// notice is what the server says about this session.
+func (w *wire) notice(b []byte) {
+	var n struct {
+		Type      string    `json:"type"`
+		Code      string    `json:"code"`
+		Detail    string    `json:"detail"`
+		ExpiresAt time.Time `json:"expires_at"`
+	}
+	if json.Unmarshal(b, &n) != nil {
+		return
+	}
+	switch n.Type {
+	case "refresh":
+		select {
+		case w.refresh <- struct{}{}:
+		default:
+		}
+	case "lost":
+		w.fail(watchword.Refuse(watchword.Denied, "a subscription was taken away"))
+	}
+}
+
+// publish sends one message with QoS 1 and waits until the server has it. Codes:
+// those that the server refuses with; unavailable.
+func (w *wire) publish(ctx context.Context, topic, kind string, payload []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, wireTimeout)
+	defer cancel()
+	r, err := w.client.Publish(ctx, &paho.Publish{Topic: topic, QoS: 1, Payload: payload, Properties: &paho.PublishProperties{ContentType: kind}})
+	if err == nil {
+		return nil
+	}
+	if r != nil && r.ReasonCode >= 0x80 {
+		reason := ""
+		if r.Properties != nil {
+			reason = r.Properties.ReasonString
+		}
+		return said(reason, err)
+	}
+	return &noWire{err}
+}
+
+func (w *wire) subscribe(ctx context.Context, topics ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, wireTimeout)
+	defer cancel()
+	s := &paho.Subscribe{}
+	for _, t := range topics {
+		s.Subscriptions = append(s.Subscriptions, paho.SubscribeOptions{Topic: t, QoS: 1})
+	}
+	ack, err := w.client.Subscribe(ctx, s)
+	if err != nil && ack != nil && ack.Properties != nil {
+		return said(ack.Properties.ReasonString, err)
+	}
+	return err
+}
+
+// greet says where this device is, and which nonce it waits for, if any.
+func (w *wire) greet(ctx context.Context) (nonce string, err error) {
+	d := w.d
+	d.obeying.Lock()
+	h := struct {
+		Nonce string `json:"nonce"`
+		Epoch int64  `json:"epoch"`
+		Seq   int64  `json:"seq"`
+	}{Epoch: d.journal.last.Epoch, Seq: d.journal.last.Seq}
+	if d.o.NoClock || d.journal.lost {
+		h.Nonce = d.nonce.current()
+	}
+	d.obeying.Unlock()
+	b, err := json.Marshal(h)
+	if err != nil {
+		return "", err
+	}
+	return h.Nonce, w.publish(ctx, helloTopic, "application/json", b)
+}
+
+// hold keeps one connection until it ends, and says why.
+func (d *Device) hold(ctx context.Context, acting chan<- inHand) error {
+	w, err := d.dial(ctx)
+	if err != nil {
+		return err
+	}
+	d.wire.Store(w)
+	defer func() {
+		d.wire.CompareAndSwap(w, nil)
+		w.fail(nil)
+		_ = w.client.Disconnect(&paho.Disconnect{}) // the error is that of a connection that is gone
+	}()
+	nonce, err := w.greet(ctx)
+	if err != nil {
+		return err
+	}
+	topics := []string{authTopic, "devices/" + string(d.id.ID) + "/commands"}
+	if d.wantsConfig() {
+		topics = append(topics, "devices/"+string(d.id.ID)+"/config")
+	}
+	if err := w.subscribe(ctx, topics...); err != nil {
+		return err
+	}
+	d.o.Log.Debug("connected over MQTT", slog.String("server", d.id.MQTTS))
+	renew := time.NewTimer(w.refreshIn())
+	defer renew.Stop()
+	again := time.NewTicker(nonceLife / 4)
+	defer again.Stop()
+	for {
+		select {
+		case p := <-w.commands:
+			if err := d.take(ctx, acting, string(p.Payload)); err != nil {
+				return err
+			}
+			if err := w.client.Ack(p); err != nil {
+				return &noWire{err}
+			}
+			continue
+		case raw := <-w.configs:
+			if err := d.takeConfig(ctx, raw); err != nil {
+				d.o.Log.Warn("configuration not taken", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+			}
+			continue
+		case <-again.C:
+			d.obeying.Lock()
+			stale := nonce != "" && nonce != d.nonce.current() || nonce != "" && !d.o.NoClock && !d.journal.lost
+			d.obeying.Unlock()
+			if stale {
+				if nonce, err = w.greet(ctx); err != nil {
+					return err
+				}
+			}
+			continue
+		case <-w.refresh:
+		case <-renew.C: // the server asked, but it was not heard
+		case <-w.done:
+			return w.why
+		case <-ctx.Done():
+			return nil
+		}
+		assertion, err := d.Assertion(token.AssertionLife)
+		if err == nil {
+			err = w.publish(ctx, authTopic, "application/jwt", []byte(assertion))
+		}
+		if err != nil {
+			return err
+		}
+		renew.Reset(w.refreshIn())
+	}
+}
+
+// refreshIn is when the device refreshes by itself, if nobody asked it before.
+func (w *wire) refreshIn() time.Duration { return max(w.life, time.Minute) * 9 / 10 }
