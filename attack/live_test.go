@@ -114,7 +114,7 @@ func TestWhatTakesAuthorityAwayEndsLiveStreamsAtOnce(t *testing.T) {
 				}
 			}
 			return nil
-		}, watchword.TokenRevoked},
+		}, watchword.SessionClosed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h := *h

@@ -7,16 +7,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
-	"net/url"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/eclipse/paho.golang/paho"
+
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/rest"
-	"github.com/watchword-iot/watchword/internal/sse"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -41,10 +40,11 @@ type tour struct {
 	stop    context.CancelFunc
 	running sync.WaitGroup
 
-	stream  *liveStream // of the last lamp
-	sent    admin.Command
-	jwe     string // what the last lamp was sent
-	revoked time.Time
+	connected chan string // how a lamp reached the server
+	wire      *liveWire   // of the last lamp
+	sent      admin.Command
+	jwe       string // what the last lamp was sent
+	revoked   time.Time
 }
 
 // lamp is one device with its function.
@@ -91,6 +91,7 @@ func (t *tour) enroll(ctx context.Context) (string, error) {
 	if _, err := t.admin.ApplyPolicy(ctx, "lamps", []byte(lampPolicy), 0); err != nil {
 		return "", err
 	}
+	t.connected = make(chan string, t.count)
 	start := time.Now()
 	for i := range t.count {
 		l := &lamp{id: watchword.SubjectID(fmt.Sprintf("lamp-%d", i+1))}
@@ -99,7 +100,12 @@ func (t *tour) enroll(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		o := device.Options{Log: t.log}
+		o := device.Options{Log: t.log, Connected: func(over string) {
+			select {
+			case t.connected <- over:
+			default:
+			}
+		}}
 		if i%2 == 1 {
 			o.SignCurve, o.SealCurve = "Ed25519", "X25519"
 		}
@@ -145,7 +151,7 @@ func (t *tour) token(ctx context.Context) (string, error) {
 // last is the lamp that talks by server-sent events, as a stock client would.
 func (t *tour) last() *lamp { return t.lamps[len(t.lamps)-1] }
 
-// connect starts every device: the last one on a stream, the others on long polls.
+// connect starts every device over MQTT: the last one with a stock client.
 func (t *tour) connect(ctx context.Context) (string, error) {
 	run, stop := context.WithCancel(context.Background())
 	t.stop = stop
@@ -160,85 +166,20 @@ func (t *tour) connect(ctx context.Context) (string, error) {
 		return "", err
 	}
 	var err error
-	if t.stream, err = openStream(run, t.last().dev); err != nil {
+	if t.wire, err = openWire(ctx, t.last().dev); err != nil {
 		return "", err
 	}
-	e, err := t.stream.next(ctx)
-	if err != nil {
-		return "", err
-	}
-	if e.Name != "session" {
-		return "", fmt.Errorf("the first event is %q, not the session", e.Name)
-	}
-	if err := json.Unmarshal([]byte(e.Data), &t.stream.session); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%d wait by long poll; %s by server-sent events, session %s", len(t.lamps)-1, t.last().id, t.stream.session.ID), nil
-}
-
-// liveStream is a device's command stream, read beside.
-type liveStream struct {
-	session struct {
-		ID      watchword.SessionID `json:"session"`
-		Expires time.Time           `json:"expires_at"`
-	}
-	events chan sse.Event // closed at the end of the stream
-	end    error          // why it ended; read after events is closed
-}
-
-// raw is a client that shows one token of a device, as curl would.
-func raw(d *device.Device, tok string) (*rest.Client, error) {
-	hc, err := d.HTTPClient()
-	if err != nil {
-		return nil, err
-	}
-	return &rest.Client{Base: d.Server(), HTTP: hc, Bearer: func(context.Context) (string, error) { return tok, nil }}, nil
-}
-
-func openStream(ctx context.Context, d *device.Device) (*liveStream, error) {
-	tok, err := d.NewToken(ctx)
-	if err != nil {
-		return nil, err
-	}
-	c, err := raw(d, tok)
-	if err != nil {
-		return nil, err
-	}
-	res, err := c.Open(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Header: map[string]string{"Accept": "text/event-stream"}})
-	if err != nil {
-		return nil, err
-	}
-	s := &liveStream{events: make(chan sse.Event, 16), end: io.EOF}
-	go func() {
-		defer close(s.events)
-		defer res.Body.Close()
-		r := sse.NewReader(res.Body)
-		for {
-			e, err := r.Next()
-			if err != nil {
-				s.end = err
-				return
+	for range len(t.lamps) - 1 {
+		select {
+		case over := <-t.connected:
+			if over != "mqtt" {
+				return "", fmt.Errorf("a lamp is connected over %s", over)
 			}
-			select {
-			case s.events <- e:
-			case <-ctx.Done():
-				return
-			}
+		case <-ctx.Done():
+			return "", ctx.Err()
 		}
-	}()
-	return s, nil
-}
-
-func (s *liveStream) next(ctx context.Context) (sse.Event, error) {
-	select {
-	case e, open := <-s.events:
-		if !open {
-			return e, fmt.Errorf("the stream ended: %w", s.end)
-		}
-		return e, nil
-	case <-ctx.Done():
-		return sse.Event{}, ctx.Err()
 	}
+	return fmt.Sprintf("all over MQTT 5 and TLS 1.3: %d with the SDK, by an assertion; %s with a stock client and its token as the password, session %s", len(t.lamps)-1, t.last().id, t.wire.session), nil
 }
 
 // publish sends an event from a device to an operator who listens.
@@ -367,25 +308,11 @@ func (t *tour) replayed(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for t.jwe == "" {
-		e, err := t.stream.next(ctx)
-		if err != nil {
-			return "", err
-		}
-		var in struct {
-			ID  watchword.CommandID `json:"id"`
-			JWE string              `json:"jwe"`
-		}
-		if e.Name != "command" {
-			continue
-		}
-		if err := json.Unmarshal([]byte(e.Data), &in); err != nil {
-			return "", err
-		}
-		if in.ID == c.ID {
-			t.jwe = in.JWE
-		}
+	m, err := t.wire.next(ctx, "devices/"+string(l.id)+"/commands")
+	if err != nil {
+		return "", err
 	}
+	t.jwe = string(m)
 	first, err := l.dev.Obey(ctx, t.jwe)
 	if err != nil {
 		return "", err
@@ -407,55 +334,49 @@ func (t *tour) replayed(ctx context.Context) (string, error) {
 	return string(l.id) + " obeyed once; the same bytes again moved nothing and brought back the receipt of then", nil
 }
 
-// refresh puts a newer token under the live stream.
+// refresh puts a newer token under the live connection.
 func (t *tour) refresh(ctx context.Context) (string, error) {
 	tok, err := t.last().dev.NewToken(ctx)
 	if err != nil {
 		return "", err
 	}
-	c, err := raw(t.last().dev, tok)
+	start := time.Now()
+	if err := t.wire.publish(ctx, "$watchword/auth", tok); err != nil {
+		return "", err
+	}
+	b, err := t.wire.next(ctx, "$watchword/auth")
 	if err != nil {
 		return "", err
 	}
-	var out struct {
+	t.took = time.Since(start)
+	var n struct {
+		Type    string    `json:"type"`
 		Expires time.Time `json:"expires_at"`
 	}
-	start := time.Now()
-	if _, err := c.JSON(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/sessions/" + url.PathEscape(string(t.stream.session.ID))}, nil, &out); err != nil {
-		return "", err
+	if err := json.Unmarshal(b, &n); err != nil || n.Type != "refreshed" || n.Expires.Before(t.wire.expires) {
+		return "", fmt.Errorf("the server answers %s: %w", b, err)
 	}
-	t.took = time.Since(start)
-	if out.Expires.Before(t.stream.session.Expires) {
-		return "", errors.New("the session ends earlier than before")
-	}
-	return fmt.Sprintf("a newer token under the live stream: it now ends at %s, and nothing was closed", out.Expires.Local().Format(time.TimeOnly)), nil
+	return fmt.Sprintf("a newer token under the live connection: it now ends at %s, and nothing was closed", n.Expires.Local().Format(time.TimeOnly)), nil
 }
 
-// revoke ends the last lamp while its stream is open.
+// revoke ends the last lamp while its connection is open.
 func (t *tour) revoke(ctx context.Context) (string, error) {
 	_, err := t.admin.Revoke(ctx, t.last().id, "the demo is over for you")
 	t.revoked = time.Now()
 	return "the operator revokes " + string(t.last().id) + ": its keys are dead", err
 }
 
-// cut sees that the stream ended, and that the token opens nothing any more.
+// cut sees that the connection ended, and that the token opens nothing any more.
 func (t *tour) cut(ctx context.Context) (string, error) {
-	for {
-		e, err := t.stream.next(ctx)
-		if err != nil {
-			return "", fmt.Errorf("the stream went without a word: %w", err)
-		}
-		if e.Name != "end" {
-			continue
-		}
-		t.took = max(time.Since(t.revoked), time.Microsecond)
-		var p struct {
-			Code watchword.Code `json:"code"`
-		}
-		if err := json.Unmarshal([]byte(e.Data), &p); err != nil || p.Code != watchword.SubjectRevoked {
-			return "", fmt.Errorf("the stream ended with %q: %w", p.Code, err)
-		}
-		break
+	var bye *paho.Disconnect
+	select {
+	case bye = <-t.wire.ended:
+	case <-ctx.Done():
+		return "", fmt.Errorf("the connection goes on: %w", ctx.Err())
+	}
+	t.took = max(time.Since(t.revoked), time.Microsecond)
+	if bye.ReasonCode != 0x87 || !strings.HasPrefix(bye.Properties.ReasonString, string(watchword.SubjectRevoked)) {
+		return "", fmt.Errorf("the connection ended with %#x %q", bye.ReasonCode, bye.Properties.ReasonString)
 	}
 	err := t.last().dev.Publish(ctx, "lux", 1)
 	if _, err := refused(err, watchword.SubjectRevoked, "a publish after the end"); err != nil {
@@ -463,5 +384,5 @@ func (t *tour) cut(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	return fmt.Sprintf("its stream was told subject_revoked and closed; a publish is refused: %s", watchword.CodeOf(err)), nil
+	return fmt.Sprintf("its connection was told subject_revoked (0x87) and closed; a publish over HTTPS is refused: %s", watchword.CodeOf(err)), nil
 }

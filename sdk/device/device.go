@@ -37,8 +37,11 @@ type Options struct {
 	// NoClock says that the device does not know the time: then it obeys only
 	// commands that carry its own nonce.
 	NoClock bool
-	Log     *slog.Logger     // nil means slog.Default
-	Now     func() time.Time // nil means time.Now
+	// Connected, if not nil, is told in Run each time the server is reached again:
+	// over "mqtt" or "https". It must not wait.
+	Connected func(over string)
+	Log       *slog.Logger     // nil means slog.Default
+	Now       func() time.Time // nil means time.Now
 }
 
 // Device is one device. Its methods are safe for concurrent use. Close it at the end.
@@ -196,6 +199,15 @@ func (d *Device) Server() string {
 		return ""
 	}
 	return d.id.HTTPS
+}
+
+// MQTT returns HOST:PORT of the server's MQTT over TLS; empty where it has none,
+// and before the device is enrolled.
+func (d *Device) MQTT() string {
+	if d.id == nil {
+		return ""
+	}
+	return d.id.MQTTS
 }
 
 // Keys returns the public keys, to sign and to seal; nil before they are made.

@@ -197,6 +197,7 @@ func final(err error) bool { return watchword.CodeOf(err) == watchword.SubjectRe
 func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 	b := backoff{}
 	var trusted, rested time.Time
+	polling := false
 	for announced := false; ctx.Err() == nil; {
 		err := func() error {
 			if time.Since(trusted) > trustEvery {
@@ -212,8 +213,15 @@ func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 				announced = true
 			}
 			if d.id.MQTTS == "" || time.Since(rested) < wireRest {
-				return d.poll(ctx, acting)
+				if !polling {
+					d.connected("https")
+				}
+				polling = true
+				err := d.poll(ctx, acting)
+				polling = err == nil
+				return err
 			}
+			polling = false
 			err := d.hold(ctx, acting)
 			if _, ok := errors.AsType[*noWire](err); ok {
 				rested = time.Now()

@@ -231,6 +231,13 @@ func (w *wire) greet(ctx context.Context) (nonce string, err error) {
 	return h.Nonce, w.publish(ctx, helloTopic, "application/json", b)
 }
 
+func (d *Device) connected(over string) {
+	d.o.Log.Debug("connected", slog.String("over", over))
+	if d.o.Connected != nil {
+		d.o.Connected(over)
+	}
+}
+
 // hold keeps one connection until it ends, and says why.
 func (d *Device) hold(ctx context.Context, acting chan<- inHand) error {
 	w, err := d.dial(ctx)
@@ -254,7 +261,7 @@ func (d *Device) hold(ctx context.Context, acting chan<- inHand) error {
 	if err := w.subscribe(ctx, topics...); err != nil {
 		return err
 	}
-	d.o.Log.Debug("connected over MQTT", slog.String("server", d.id.MQTTS))
+	d.connected("mqtt")
 	renew := time.NewTimer(w.refreshIn())
 	defer renew.Stop()
 	again := time.NewTicker(nonceLife / 4)
