@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Installs the outside programs that tests use, where they are missing: curl, jq, openssl, node with npm's jose.
+# Installs the outside programs that tests use, where they are missing: curl, jq, openssl,
+# mosquitto and its clients, node with npm's jose and mqtt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 missing=()
-for pair in curl:curl jq:jq openssl:openssl node:nodejs npm:npm gcc:gcc; do
+export PATH="$PATH:/usr/sbin"
+for pair in curl:curl jq:jq openssl:openssl mosquitto:mosquitto mosquitto_pub:mosquitto-clients node:nodejs npm:npm gcc:gcc; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 if ((${#missing[@]})); then
@@ -12,4 +14,4 @@ if ((${#missing[@]})); then
   $as_root apt-get update -qq
   $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
 fi
-(cd attack/npm && [ -d node_modules/jose ] || npm ci --silent --no-audit --no-fund)
+(cd attack/npm && [ -d node_modules/jose ] && [ -d node_modules/mqtt ] || npm ci --silent --no-audit --no-fund)

@@ -162,7 +162,7 @@ func TestGettingStarted(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	script := "set -eo pipefail\ntrap 'p=$(jobs -p); kill $p 2>/dev/null; wait $p' EXIT\nexport WATCHWORD_SERVER_HTTPS=localhost:" + port + "\n" +
+	script := "set -eo pipefail\ntrap 'p=$(jobs -p); kill $p 2>/dev/null; wait $p' EXIT\nexport WATCHWORD_SERVER_MQTTS=localhost:0 WATCHWORD_SERVER_HTTPS=localhost:" + port + "\n" +
 		strings.ReplaceAll(typed(string(text)), "localhost:8443", "localhost:"+port)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()

@@ -1,0 +1,330 @@
+// Command mqttload measures the MQTT engine beside mosquitto, both started by it,
+// on loopback, with the same clients: the CPU time of the server for each message,
+// and what connections cost. It prints Markdown.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/pprof"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
+	"github.com/watchword-iot/watchword/token"
+)
+
+func main() {
+	data := flag.String("serve", "", "be the server on this folder (the program starts itself so)")
+	only := flag.String("only", "", "run what has this in its name alone")
+	scale := flag.Float64("scale", 1, "how much of the full load")
+	flag.Parse()
+	if *data != "" {
+		if err := serve(*data); err != nil {
+			fmt.Fprintln(os.Stderr, "mqttload:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if err := run(context.Background(), *only, *scale); err != nil {
+		fmt.Fprintln(os.Stderr, "mqttload:", err)
+		os.Exit(1)
+	}
+}
+
+// serve is our server, in a process of its own so that its CPU can be told.
+func serve(data string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	cfg := server.Defaults()
+	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS, cfg.Server.MQTT = data, "localhost:0", "localhost:0", "127.0.0.1:0"
+	cfg.Limits.TokenRate, cfg.Limits.PublishRate, cfg.Limits.Connections, cfg.Limits.PerAddress = 1<<20, 1<<20, 20_000, 20_000
+	cfg.Token.Lifetime.Duration = time.Hour
+	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(slog.DiscardHandler), Version: "load"})
+	if err != nil {
+		return err
+	}
+	if path := os.Getenv("LOAD_CPUPROFILE"); path != "" { // of the server alone
+		f, err := os.Create(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	if err := os.Stdout.Close(); err != nil {
+		return err
+	}
+	return s.Run(ctx)
+}
+
+// peer is one server under load.
+type peer struct {
+	name    string
+	process *exec.Cmd
+	address string // plain
+	house   *house // nil for mosquitto
+}
+
+// cpu is the time that the server has spent, in the hundredths of a second that
+// Linux tells (proc(5)).
+func (p *peer) cpu() time.Duration {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.process.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	f := strings.Fields(rest)
+	var user, system int64
+	_, _ = fmt.Sscan(f[11], &user)
+	_, _ = fmt.Sscan(f[12], &system)
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
+// rss is the server's memory, in kB.
+func (p *peer) rss() int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.process.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), "VmRSS:")
+	n := 0
+	_, _ = fmt.Sscan(rest, &n)
+	return n
+}
+
+func (p *peer) stop() error {
+	return errors.Join(p.process.Process.Signal(syscall.SIGTERM), ignoreExit(p.process.Wait()))
+}
+
+func ignoreExit(err error) error {
+	if _, ok := errors.AsType[*exec.ExitError](err); ok {
+		return nil
+	}
+	return err
+}
+
+// house is our server, with what its clients need.
+type house struct {
+	admin    *admin.Client
+	dir      string
+	place    server.Place
+	tls      *tls.Config
+	operator *jose.Signer
+	devices  []*device.Device
+	tokens   []string
+}
+
+func startHouse(dir string) (*peer, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	p := &peer{name: "Watchword", process: exec.Command(self, "-serve", filepath.Join(dir, "data"))}
+	p.process.Stderr = os.Stderr
+	ready, err := p.process.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.process.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(io.Discard, ready); err != nil {
+		return nil, err
+	}
+	h := &house{dir: dir}
+	p.house = h
+	if h.admin, err = admin.Local(filepath.Join(dir, "data")); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "data", "server.json"))
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(b, &h.place); err != nil {
+		return nil, err
+	}
+	p.address = h.place.MQTT
+	pem, err := os.ReadFile(h.place.CA)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	h.tls = &tls.Config{RootCAs: pool, ServerName: "localhost"}
+	raw, err := os.ReadFile(filepath.Join(dir, "data", "operator.jwk"))
+	if err != nil {
+		return nil, err
+	}
+	k, err := jose.ParsePrivateJWK(raw)
+	if err != nil {
+		return nil, err
+	}
+	if h.operator, err = k.Signer(); err != nil {
+		return nil, err
+	}
+	_, err = h.admin.ApplyPolicy(context.Background(), "load", []byte(`for = { kind = "load" }
+[[allow]]
+publish   = ["up/${id}", "take/x"]
+subscribe = ["fan/#", "down/${id}", "take/#"]
+`), 0)
+	return p, err
+}
+
+// enroll adds devices until there are n, each with a token.
+func (h *house) enroll(ctx context.Context, n int) error {
+	first := len(h.devices)
+	if n <= first {
+		return nil
+	}
+	h.devices = append(h.devices, make([]*device.Device, n-first)...)
+	h.tokens = append(h.tokens, make([]string, n-first)...)
+	var g errgroup.Group
+	g.SetLimit(16)
+	for i := first; i < n; i++ {
+		g.Go(func() error {
+			id := watchword.SubjectID(fmt.Sprintf("dev-%d", i))
+			made, err := h.admin.CreateDevice(ctx, id, watchword.Labels{"kind": "load"}, 0)
+			if err != nil {
+				return err
+			}
+			d, err := device.OpenWith(filepath.Join(h.dir, "devices", string(id)), device.Options{Log: slog.New(slog.DiscardHandler)})
+			if err != nil {
+				return err
+			}
+			if err := d.Enroll(ctx, made.Enrollment.Link); err != nil {
+				return err
+			}
+			h.devices[i] = d
+			h.tokens[i], err = d.Token(ctx)
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// assertion is the operator's password.
+func (h *house) assertion() (string, error) {
+	return token.SignAssertion(h.operator, h.place.Operator, h.place.Issuer, time.Now(), token.AssertionLife)
+}
+
+// device connects the i-th device, as its n-th connection.
+func (p *peer) device(ctx context.Context, i, n int, secret bool, on func(id int) func(*message)) (*client, error) {
+	id, password, address := fmt.Sprintf("dev-%d", i), "", p.address
+	if p.house != nil {
+		password = p.house.tokens[i]
+	}
+	if n > 0 {
+		id = fmt.Sprintf("%s/%d", id, n)
+	}
+	var t *tls.Config
+	if secret {
+		t, address = p.house.tls, p.house.place.MQTTS
+	}
+	var f func(*message)
+	if on != nil {
+		f = on(i)
+	}
+	return dial(ctx, address, t, id, password, f)
+}
+
+// operator connects the application's side.
+func (p *peer) operator(ctx context.Context, suffix string, on func(*message)) (*client, error) {
+	password := ""
+	if p.house != nil {
+		var err error
+		if password, err = p.house.assertion(); err != nil {
+			return nil, err
+		}
+	}
+	return dial(ctx, p.address, nil, "operator/"+suffix, password, on)
+}
+
+func startMosquitto(dir string) (*peer, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	address := l.Addr().String()
+	if err := l.Close(); err != nil {
+		return nil, err
+	}
+	_, port, _ := net.SplitHostPort(address)
+	conf := filepath.Join(dir, "mosquitto.conf")
+	text := "listener " + port + " 127.0.0.1\nallow_anonymous true\nmax_queued_messages 100000\nmax_inflight_messages 1000\nset_tcp_nodelay true\nlog_type error\n"
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	path, err := exec.LookPath("mosquitto")
+	if err != nil {
+		path = "/usr/sbin/mosquitto"
+	}
+	p := &peer{name: "mosquitto", process: exec.Command(path, "-c", conf), address: address}
+	p.process.Stderr = os.Stderr
+	if err := p.process.Start(); err != nil {
+		return nil, err
+	}
+	for range 1000 {
+		c, err := net.Dial("tcp", address)
+		if err == nil {
+			return p, c.Close()
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return nil, errors.New("mosquitto does not listen")
+}
+
+func run(ctx context.Context, only string, scale float64) (err error) {
+	dir, err := os.MkdirTemp("", "watchword-mqttload-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	raiseFileLimit()
+	fmt.Printf("%s, %s/%s, %d cores, %s\n\n", time.Now().UTC().Format("2006-01-02"), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
+	l := &load{dir: dir, scale: scale}
+	for _, w := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"ingest", l.ingest}, {"fanout", l.fanOut}, {"roundtrip", l.roundTrips}, {"connect", l.connects}, {"revoke", l.revocation}, {"idle", l.idle},
+	} {
+		if strings.Contains(w.name, only) {
+			if err := w.run(ctx); err != nil {
+				return fmt.Errorf("%s: %w", w.name, err)
+			}
+		}
+	}
+	return l.stop()
+}
+
+func raiseFileLimit() {
+	var r syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r) == nil {
+		r.Cur = r.Max
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &r) // what is too few shows when it is
+	}
+}

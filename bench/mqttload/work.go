@@ -1,0 +1,506 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+type message = packet.Publish
+
+type load struct {
+	dir   string
+	scale float64
+	us    *peer
+	them  *peer
+	runs  int
+}
+
+func (l *load) n(full int) int { return max(1, int(float64(full)*l.scale)) }
+
+// peers starts both, once, with so many devices.
+func (l *load) peers(ctx context.Context, devices int) ([]*peer, error) {
+	var err error
+	if l.us == nil {
+		l.runs++
+		if l.us, err = startHouse(filepath.Join(l.dir, strconv.Itoa(l.runs))); err != nil {
+			return nil, err
+		}
+	}
+	if l.them == nil {
+		if l.them, err = startMosquitto(l.dir); err != nil {
+			return nil, err
+		}
+	}
+	return []*peer{l.them, l.us}, l.us.house.enroll(ctx, devices)
+}
+
+func (l *load) stop() (err error) {
+	for _, p := range []*peer{l.us, l.them} {
+		if p != nil {
+			err = errors.Join(err, p.stop())
+		}
+	}
+	l.us, l.them = nil, nil
+	return err
+}
+
+// fleet connects so many devices.
+func (p *peer) fleet(ctx context.Context, n int, on func(int) func(*message), filter func(int) string, qos byte) ([]*client, error) {
+	out := make([]*client, n)
+	var g errgroup.Group
+	g.SetLimit(32)
+	for i := range n {
+		g.Go(func() (err error) {
+			if out[i], err = p.device(ctx, i, 0, false, on); err == nil && filter != nil {
+				err = out[i].subscribe(filter(i), qos)
+			}
+			return err
+		})
+	}
+	return out, g.Wait()
+}
+
+func gone(cs ...*client) {
+	for _, c := range cs {
+		_ = c.nc.Close() // nothing is lost
+	}
+	for _, c := range cs {
+		<-c.end
+	}
+}
+
+func micros(d time.Duration, n int) float64 { return float64(d.Microseconds()) / float64(n) }
+
+func row(name string, us, them float64, unit string, promise float64) {
+	fmt.Printf("| %s | %.2f | %.2f | %s | %.2f | ≤ %.2f |\n", name, us, them, unit, us/them, promise)
+}
+
+func head(title string) {
+	fmt.Printf("\n### %s\n\n| | Watchword | mosquitto | | ratio | promised |\n|---|---|---|---|---|---|\n", title)
+}
+
+// ingest: 500 publishers, one subscriber.
+func (l *load) ingest(ctx context.Context) error {
+	const publishers = 500
+	ps, err := l.peers(ctx, publishers)
+	if err != nil {
+		return err
+	}
+	head("Ingest, 500 → 1, 32 bytes, CPU of the server for each message")
+	for _, qos := range []byte{0, 1} {
+		each := l.n(400)
+		var cost []float64
+		for _, p := range ps {
+			var got atomic.Int64
+			all := make(chan struct{})
+			total := int64(publishers * each)
+			op, err := p.operator(ctx, "sub", func(*message) {
+				if got.Add(1) == total {
+					close(all)
+				}
+			})
+			if err != nil {
+				return err
+			}
+			if err := op.subscribe("devices/+/events/lux", qos); err != nil {
+				return err
+			}
+			fleet, err := p.fleet(ctx, publishers, nil, nil, 0)
+			if err != nil {
+				return err
+			}
+			before, start := p.cpu(), time.Now()
+			var g errgroup.Group
+			for i, c := range fleet {
+				g.Go(func() error {
+					m := &packet.Publish{Topic: fmt.Sprintf("devices/dev-%d/events/lux", i), QoS: qos, Payload: make([]byte, 32)}
+					// QoS 0 at a rate that both keep up with; QoS 1 one in flight.
+					pause := time.NewTicker(publishers * time.Second / 15_000)
+					defer pause.Stop()
+					for n := range each {
+						if qos > 0 {
+							m.ID = uint16(n%65535) + 1
+						}
+						if err := c.send(m); err != nil {
+							return err
+						}
+						if qos == 0 {
+							<-pause.C
+							continue
+						}
+						select {
+						case <-c.acks:
+						case <-c.end:
+							return fmt.Errorf("the connection ended: %+v", c.last)
+						}
+					}
+					return nil
+				})
+			}
+			if err := g.Wait(); err != nil {
+				return err
+			}
+			select {
+			case <-all:
+			case <-op.end:
+				return fmt.Errorf("%s: the subscriber was cut: %+v", p.name, op.last)
+			case <-time.After(30 * time.Second):
+				return fmt.Errorf("%s: %d of %d arrived", p.name, got.Load(), total)
+			}
+			took := time.Since(start)
+			cost = append(cost, micros(p.cpu()-before, int(total)))
+			fmt.Printf("<!-- %s QoS %d: %.0f messages a second -->\n", p.name, qos, float64(total)/took.Seconds())
+			gone(append(fleet, op)...)
+		}
+		row(fmt.Sprintf("QoS %d", qos), cost[1], cost[0], "µs", 0.7)
+	}
+	return nil
+}
+
+// fanOut: one publisher, 500 subscribers.
+func (l *load) fanOut(ctx context.Context) error {
+	const subscribers = 500
+	ps, err := l.peers(ctx, subscribers)
+	if err != nil {
+		return err
+	}
+	head("Fan-out, 1 → 500, QoS 0 to the subscribers, CPU of the server for each delivery")
+	for _, flight := range []int{1, 20} {
+		publishes := l.n(600)
+		if flight > 1 {
+			publishes = l.n(4000)
+		}
+		var cost []float64
+		for _, p := range ps {
+			var got atomic.Int64
+			done := make(chan struct{}, 1<<16)
+			fleet, err := p.fleet(ctx, subscribers, func(int) func(*message) {
+				return func(*message) {
+					if got.Add(1)%subscribers == 0 {
+						done <- struct{}{}
+					}
+				}
+			}, func(int) string { return "fan/x" }, 0)
+			if err != nil {
+				return err
+			}
+			op, err := p.operator(ctx, "pub", nil)
+			if err != nil {
+				return err
+			}
+			before := p.cpu()
+			m := &packet.Publish{Topic: "fan/x", Payload: make([]byte, 32)}
+			for sent := 0; sent < publishes; {
+				batch := min(flight, publishes-sent)
+				var b []byte
+				for range batch {
+					b = packet.Append(b, m, packet.V5)
+				}
+				if _, err := op.nc.Write(b); err != nil {
+					return err
+				}
+				for range batch {
+					select {
+					case <-done:
+					case <-time.After(20 * time.Second):
+						return fmt.Errorf("%s: %d deliveries after %d publishes", p.name, got.Load(), sent)
+					}
+				}
+				sent += batch
+			}
+			cost = append(cost, micros(p.cpu()-before, publishes*subscribers))
+			gone(append(fleet, op)...)
+		}
+		row(fmt.Sprintf("%d in flight", flight), cost[1], cost[0], "µs", map[int]float64{1: 0.6, 20: 0.15}[flight])
+	}
+	return nil
+}
+
+// roundTrips: down to one of 2,500 devices and up again, 1,000 a second.
+func (l *load) roundTrips(ctx context.Context) error {
+	devices, rate, seconds := l.n(2500), 1000, l.n(10)
+	ps, err := l.peers(ctx, devices)
+	if err != nil {
+		return err
+	}
+	head(fmt.Sprintf("Round trips to %d devices at %d a second, QoS 1 both ways", devices, rate))
+	var cost, p99 []float64
+	for _, p := range ps {
+		var mu sync.Mutex
+		var took []time.Duration
+		start := time.Now()
+		all := make(chan struct{})
+		total := rate * seconds
+		op, err := p.operator(ctx, "both", func(m *message) {
+			at, err := strconv.ParseInt(string(m.Payload), 10, 64)
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			took = append(took, time.Since(start)-time.Duration(at))
+			if len(took) == total {
+				close(all)
+			}
+			mu.Unlock()
+		})
+		if err != nil {
+			return err
+		}
+		if err := op.subscribe("up/+", 1); err != nil {
+			return err
+		}
+		fleet := make([]*client, devices)
+		var g errgroup.Group
+		g.SetLimit(32)
+		for i := range devices {
+			g.Go(func() (err error) {
+				up := &packet.Publish{Topic: fmt.Sprintf("up/dev-%d", i), QoS: 1}
+				ready := make(chan struct{})
+				fleet[i], err = p.device(ctx, i, 0, false, func(int) func(*message) {
+					return func(m *message) {
+						<-ready
+						up.ID = up.ID%60000 + 1
+						up.Payload = m.Payload
+						_ = fleet[i].send(up) // a lost one is missed at the end
+						select {
+						case <-fleet[i].acks:
+						default:
+						}
+					}
+				})
+				close(ready)
+				if err == nil {
+					err = fleet[i].subscribe(fmt.Sprintf("down/dev-%d", i), 1)
+				}
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+		time.Sleep(500 * time.Millisecond)
+		before := p.cpu()
+		tick := time.NewTicker(5 * time.Millisecond)
+		sent := 0
+		from := time.Now()
+		for sent < total {
+			<-tick.C
+			for due := min(total, int(time.Since(from).Seconds()*float64(rate))); sent < due; sent++ {
+				m := &packet.Publish{Topic: fmt.Sprintf("down/dev-%d", rand.IntN(devices)), QoS: 1, ID: uint16(sent%60000) + 1, Payload: strconv.AppendInt(nil, int64(time.Since(start)), 10)}
+				if err := op.send(m); err != nil {
+					return err
+				}
+				select {
+				case <-op.acks:
+				default:
+				}
+			}
+		}
+		tick.Stop()
+		select {
+		case <-all:
+		case <-time.After(20 * time.Second):
+			return fmt.Errorf("%s: %d of %d came back", p.name, len(took), total)
+		}
+		cost = append(cost, micros(p.cpu()-before, total))
+		slices.Sort(took)
+		p99 = append(p99, float64(took[len(took)*99/100].Microseconds())/1000)
+		gone(append(fleet, op)...)
+	}
+	row("CPU for each round trip", cost[1], cost[0], "µs", 1.5)
+	fmt.Printf("| p99 | %.2f | %.2f | ms | | ≤ 5 ms |\n", p99[1], p99[0])
+	return nil
+}
+
+// connects: what CONNECT costs, with the token checked.
+func (l *load) connects(ctx context.Context) error {
+	n := l.n(2000)
+	ps, err := l.peers(ctx, min(n, 2500))
+	if err != nil {
+		return err
+	}
+	p := ps[1]
+	fmt.Printf("\n### Connections\n\n| | Watchword | | promised |\n|---|---|---|---|\n")
+	for _, secret := range []bool{false, true} {
+		before := p.cpu()
+		cs := make([]*client, n)
+		var g errgroup.Group
+		g.SetLimit(8)
+		for i := range n {
+			g.Go(func() (err error) {
+				cs[i], err = p.device(ctx, i, 0, secret, nil)
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+		cost := micros(p.cpu()-before, n)
+		gone(cs...)
+		if secret {
+			fmt.Printf("| CONNECT with a token, TLS 1.3 | %.0f | µs CPU | ≤ 750 |\n", cost)
+		} else {
+			fmt.Printf("| CONNECT with a token, plain | %.0f | µs CPU | ≤ 250 |\n", cost)
+		}
+	}
+	return nil
+}
+
+// idle: what a connection holds that does nothing. On a fresh server each, 8
+// connections of each device.
+func (l *load) idle(ctx context.Context) error {
+	fmt.Printf("\n### Memory of idle connections\n\n| | Watchword | | promised |\n|---|---|---|---|\n")
+	for _, secret := range []bool{false, true} {
+		if err := l.stop(); err != nil {
+			return err
+		}
+		n := l.n(15_000)
+		ps, err := l.peers(ctx, (n+7)/8)
+		if err != nil {
+			return err
+		}
+		p := ps[1]
+		time.Sleep(2 * time.Second)
+		before := p.rss()
+		cs := make([]*client, n)
+		var g errgroup.Group
+		g.SetLimit(16)
+		for i := range n {
+			g.Go(func() (err error) {
+				cs[i], err = p.device(ctx, i/8, i%8, secret, nil)
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+		time.Sleep(130 * time.Second) // the collector runs every two minutes at the latest
+		kB := float64(p.rss()-before) / float64(n)
+		gone(cs...)
+		name, promise := "plain", "≤ 10"
+		if secret {
+			name, promise = "TLS 1.3", "≤ 32"
+		}
+		fmt.Printf("| %s, %d connections | %.1f | kB | %s |\n", name, n, kB, promise)
+	}
+	return nil
+}
+
+// revocation: how long after the API's answer something forbidden is still heard.
+func (l *load) revocation(ctx context.Context) error {
+	if err := l.stop(); err != nil { // what it revokes stays revoked
+		return err
+	}
+	devices := l.n(2000)
+	ps, err := l.peers(ctx, devices)
+	if err != nil {
+		return err
+	}
+	p := ps[1]
+	heard := make([]atomic.Int64, devices) // when each heard last, since start
+	count := make([]atomic.Int64, devices)
+	start := time.Now()
+	fleet, err := p.fleet(ctx, devices, func(i int) func(*message) {
+		return func(*message) {
+			heard[i].Store(int64(time.Since(start)))
+			count[i].Add(1)
+		}
+	}, func(int) string { return "take/#" }, 0)
+	if err != nil {
+		return err
+	}
+	op, err := p.operator(ctx, "pub", nil)
+	if err != nil {
+		return err
+	}
+	stop := make(chan struct{})
+	published := make(chan error, 1)
+	go func() {
+		tick := time.NewTicker(20 * time.Millisecond) // 100,000 deliveries a second
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if err := op.send(&packet.Publish{Topic: "take/x", Payload: make([]byte, 32)}); err != nil {
+					published <- err
+					return
+				}
+			case <-stop:
+				published <- nil
+				return
+			}
+		}
+	}()
+	late := func(answered time.Duration, who []int) (worst time.Duration) {
+		time.Sleep(max(0, 500*time.Millisecond-(time.Since(start)-answered)))
+		for _, i := range who {
+			worst = max(worst, time.Duration(heard[i].Load())-answered)
+		}
+		return worst
+	}
+	fmt.Printf("\n### Authority over %d busy sessions\n\n| | last forbidden message after the API's answer | API's answer took | promised |\n|---|---|---|---|\n", devices)
+	time.Sleep(time.Second)
+	at := time.Now()
+	if _, err := p.house.admin.Revoke(ctx, "dev-0", "load"); err != nil {
+		return err
+	}
+	took, answered := time.Since(at), time.Since(start)
+	fmt.Printf("| one revoked | %.1f ms | %.1f ms | ≤ 50 ms |\n", ms(late(answered, []int{0})), ms(took))
+	var worst, slow time.Duration
+	answers := make([]time.Duration, 101)
+	for i := 1; i <= 100; i++ {
+		at := time.Now()
+		if _, err := p.house.admin.Revoke(ctx, watchword.SubjectID(fmt.Sprintf("dev-%d", i)), "load"); err != nil {
+			return err
+		}
+		slow, answers[i] = max(slow, time.Since(at)), time.Since(start)
+	}
+	for i := 1; i <= 100; i++ {
+		worst = max(worst, late(answers[i], []int{i}))
+	}
+	fmt.Printf("| 100 revoked, one after the other | %.1f ms | %.1f ms at most | ≤ 50 ms |\n", ms(worst), ms(slow))
+	var before int64
+	for i := 101; i < devices; i++ {
+		before += count[i].Load()
+	}
+	undisturbed := 0
+	for i := 101; i < devices; i++ {
+		select {
+		case <-fleet[i].end:
+		default:
+			undisturbed++
+		}
+	}
+	all := make([]int, 0, devices)
+	for i := 101; i < devices; i++ {
+		all = append(all, i)
+	}
+	at = time.Now()
+	if _, err := p.house.admin.ApplyPolicy(ctx, "taken", []byte("for = { kind = \"load\" }\n[[deny]]\nsubscribe = [\"take/#\"]\n"), 0); err != nil {
+		return err
+	}
+	took, answered = time.Since(at), time.Since(start)
+	fmt.Printf("| a topic taken from all by policy | %.1f ms | %.1f ms | ≤ 50 ms |\n", ms(late(answered, all)), ms(took))
+	fmt.Printf("\n%d of %d others stayed connected while 101 were revoked, and heard %d messages.\n", undisturbed, devices-101, before)
+	close(stop)
+	if err := <-published; err != nil {
+		return err
+	}
+	gone(append(fleet, op)...)
+	return nil
+}
+
+func ms(d time.Duration) float64 { return float64(max(d, 0).Microseconds()) / 1000 }
