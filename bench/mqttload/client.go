@@ -23,6 +23,7 @@ type client struct {
 	out  []byte
 	end  chan struct{}
 	last packet.Packet // why it ended, if it was told; after end
+	err  error         // likewise, if it broke
 }
 
 // dial connects and waits for CONNACK.
@@ -88,6 +89,7 @@ func (c *client) read(r *bufio.Reader) {
 	for {
 		p, err := next(r)
 		if err != nil {
+			c.err = err
 			return
 		}
 		switch p := p.(type) {

@@ -156,7 +156,7 @@ func (l *load) ingest(ctx context.Context) error {
 			select {
 			case <-all:
 			case <-op.end:
-				return fmt.Errorf("%s: the subscriber was cut: %+v", p.name, op.last)
+				return fmt.Errorf("%s: the subscriber was cut: %+v %w", p.name, op.last, op.err)
 			case <-time.After(30 * time.Second):
 				return fmt.Errorf("%s: %d of %d arrived", p.name, got.Load(), total)
 			}
