@@ -50,6 +50,7 @@ type out struct {
 	largest int // the longest packet that the client takes; 0 for any
 
 	writing bool // somebody writes
+	armed   bool // a write deadline is set; the writer's
 	woken   bool // somebody will
 	closed  bool // nothing comes in any more; what is in control still goes out
 	failed  bool // nothing goes out any more
@@ -197,6 +198,7 @@ func (c *conn) send(b []byte) error {
 	if err := c.nc.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 		return err
 	}
+	c.armed = true
 	_, err := c.nc.Write(b)
 	return err
 }
@@ -222,8 +224,15 @@ func (c *conn) tryWrite() {
 	batches.Put(b)
 }
 
-// attempt is a write that does not wait.
+// attempt is a write that does not wait. A deadline that an earlier write left
+// behind would fail it.
 func (c *conn) attempt(b []byte) (n int, err error) {
+	if c.armed {
+		if err := c.nc.SetWriteDeadline(time.Time{}); err != nil {
+			return 0, err
+		}
+		c.armed = false
+	}
 	cerr := c.raw.Write(func(fd uintptr) bool {
 		for len(b) > n {
 			var k int

@@ -1,0 +1,41 @@
+package mqtt
+
+import (
+	"net"
+	"os"
+	"testing"
+	"time"
+)
+
+// A write that waits leaves a deadline behind, and one that does not wait must not
+// trip over it.
+func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	peer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	nc, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	c := &conn{nc: nc, raw: rawOf(nc)}
+	if err := c.send([]byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.SetWriteDeadline(time.Unix(1, 0)); err != nil { // as if writeTimeout had gone by
+		t.Fatal(err)
+	}
+	if _, err := nc.Write([]byte("x")); !os.IsTimeout(err) {
+		t.Fatalf("the deadline does not count: %v", err)
+	}
+	if n, err := c.attempt([]byte("b")); n != 1 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+}
