@@ -42,7 +42,14 @@ func (a *app) serveCommand() *cobra.Command {
 		if from != "" {
 			fmt.Fprintf(os.Stderr, "configuration  %s\n", from)
 		}
-		fmt.Fprintf(os.Stderr, "Watchword listens on %s (%s)\ndata           %s\n", i.URL, i.HTTPS, i.Data)
+		fmt.Fprintf(os.Stderr, "Watchword listens on %s (%s)\n", i.URL, i.HTTPS)
+		if i.MQTTS != "" {
+			fmt.Fprintf(os.Stderr, "mqtts          %s\n", i.MQTTS)
+		}
+		if i.MQTT != "" {
+			fmt.Fprintf(os.Stderr, "mqtt           %s (in clear)\n", i.MQTT)
+		}
+		fmt.Fprintf(os.Stderr, "data           %s\n", i.Data)
 		if i.CAFile != "" {
 			fmt.Fprintf(os.Stderr, "authority      %s\n", i.CAFile)
 		}
