@@ -128,7 +128,7 @@ func (l *load) ingest(ctx context.Context) error {
 				g.Go(func() error {
 					m := &packet.Publish{Topic: fmt.Sprintf("devices/dev-%d/events/lux", i), QoS: qos, Payload: make([]byte, 32)}
 					// QoS 0 at a rate that both keep up with; QoS 1 one in flight.
-					pause := time.NewTicker(publishers * time.Second / 15_000)
+					pause := time.NewTicker(publishers * time.Second / 50_000)
 					defer pause.Stop()
 					for n := range each {
 						if qos > 0 {
