@@ -63,6 +63,7 @@ func serveOn(t testing.TB, dir string, change func(*server.Config)) *house {
 	t.Helper()
 	cfg := server.Defaults()
 	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS = dir, "localhost:0", "localhost:0"
+	cfg.Metrics.Listen = "127.0.0.1:0"
 	cfg.Limits.TokenRate = 100_000
 	if change != nil {
 		change(&cfg)

@@ -62,7 +62,7 @@ func start(t testing.TB, data string, args ...string) *process {
 	bin, err := built()
 	must(t, err)
 	p := &process{Cmd: exec.Command(bin, args...), t: t, said: make(chan string, 1000)}
-	p.Env = append([]string{"WATCHWORD_SERVER_HTTPS=localhost:0", "WATCHWORD_SERVER_MQTTS=localhost:0"}, append(os.Environ(), "WATCHWORD_DATA="+data)...)
+	p.Env = append([]string{"WATCHWORD_SERVER_HTTPS=localhost:0", "WATCHWORD_SERVER_MQTTS=localhost:0", "WATCHWORD_METRICS_LISTEN=127.0.0.1:0"}, append(os.Environ(), "WATCHWORD_DATA="+data)...)
 	r, err := p.StderrPipe()
 	must(t, err)
 	must(t, p.Start())
@@ -299,7 +299,7 @@ func TestServeRefusesWhatIsNotSafe(t *testing.T) {
 			bin, err := built()
 			must(t, err)
 			c := exec.Command(bin, append([]string{"serve"}, args...)...)
-			c.Env = append(append(os.Environ(), "WATCHWORD_DATA="+data, "WATCHWORD_SERVER_HTTPS=localhost:0", "WATCHWORD_SERVER_MQTTS=localhost:0"), env...)
+			c.Env = append(append(os.Environ(), "WATCHWORD_DATA="+data, "WATCHWORD_SERVER_HTTPS=localhost:0", "WATCHWORD_SERVER_MQTTS=localhost:0", "WATCHWORD_METRICS_LISTEN=127.0.0.1:0"), env...)
 			var errs bytes.Buffer
 			c.Stdout, c.Stderr = io.Discard, &errs
 			_ = c.Run() // its status is what counts

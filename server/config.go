@@ -205,7 +205,7 @@ func (c Config) checkDoors() error {
 	if p := s.PublicURL; p != "" && !publicURL(p) {
 		return wrong("server.public_url", "must be https://HOST[:PORT], without path, query or user")
 	}
-	for _, d := range []struct{ key, address string }{{"server.https", s.HTTPS}, {"server.mqtts", s.MQTTS}, {"server.mqtt", s.MQTT}} {
+	for _, d := range []struct{ key, address string }{{"server.https", s.HTTPS}, {"server.mqtts", s.MQTTS}, {"server.mqtt", s.MQTT}, {"metrics.listen", c.Metrics.Listen}} {
 		if d.address == "" && d.key != "server.https" {
 			continue
 		}
@@ -214,6 +214,8 @@ func (c Config) checkDoors() error {
 		case err != nil:
 			return wrong(d.key, `must be "HOST:PORT"`)
 		case loopback:
+		case d.key == "metrics.listen":
+			return wrong(d.key, "what operations see stays on loopback addresses; put a proxy before it")
 		case d.key == "server.mqtt":
 			return wrong(d.key, "plain MQTT listens on loopback addresses only; use server.mqtts")
 		case len(s.Names) == 0 && s.TLSCert == "":
@@ -335,7 +337,6 @@ func (c Config) Warnings() []string {
 		{"token.skew", c.Token.Skew != d.Token.Skew},
 		{"auth", c.Auth.OIDCIssuer != "" || c.Auth.SessionLifetime != d.Auth.SessionLifetime},
 		{"audit", c.Audit.CheckpointEvery != d.Audit.CheckpointEvery || len(c.Audit.Witnesses) > 0},
-		{"metrics.listen", c.Metrics.Listen != d.Metrics.Listen},
 	} {
 		if w.set {
 			out = append(out, w.key+" is set, but its part does not exist yet")

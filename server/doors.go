@@ -31,6 +31,12 @@ func (s *Server) listen() (err error) {
 		}
 		s.info.MQTT = s.mqtt.Addr().String()
 	}
+	if s.cfg.Metrics.Listen != "" {
+		if s.metrics, err = s.bind("metrics.listen", &s.cfg.Metrics.Listen); err != nil {
+			return err
+		}
+		s.info.Metrics = s.metrics.Addr().String()
+	}
 	return nil
 }
 

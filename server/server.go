@@ -42,14 +42,16 @@ type Options struct {
 
 // Info says where a server is to be found.
 type Info struct {
-	URL    string // public, no trailing slash
-	HTTPS  string // the address it listens on
-	MQTTS  string // likewise, MQTT over TLS; empty where there is none
-	MQTT   string // likewise, plain
-	CAFile string // of the own authority; empty with a bought certificate
-	Issuer string
-	Data   string
-	First  bool // this start founded the house
+	URL   string // public, no trailing slash
+	HTTPS string // the address it listens on
+	MQTTS string // likewise, MQTT over TLS; empty where there is none
+	MQTT  string // likewise, plain
+	// Metrics is where operations look; empty where nobody may.
+	Metrics string
+	CAFile  string // of the own authority; empty with a bought certificate
+	Issuer  string
+	Data    string
+	First   bool // this start founded the house
 }
 
 // Server is one house, assembled. Make one with [New] and call Run once.
@@ -67,7 +69,9 @@ type Server struct {
 	https    net.Listener
 	mqtts    net.Listener // nil where there is none, as the next
 	mqtt     net.Listener
+	metrics  net.Listener
 	broker   *mqtt.Broker
+	ops      *http.Server
 	http     *http.Server
 	ready    chan struct{}
 }
@@ -195,6 +199,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
 	}
+	s.ops = s.operations()
 	return s.announce(ctx)
 }
 
@@ -258,6 +263,9 @@ func (s *Server) Run(ctx context.Context) error {
 			g.Go(func() error { return s.broker.Serve(l) })
 		}
 	}
+	if s.metrics != nil {
+		g.Go(func() error { return s.serveOperations(s.metrics) })
+	}
 	close(s.ready)
 	select {
 	case <-ctx.Done():
@@ -276,6 +284,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if derr != nil {
 		derr = errors.Join(derr, s.http.Close())
 	}
+	derr = errors.Join(derr, s.ops.Close())
 	stop()
 	return errors.Join(g.Wait(), derr)
 }
@@ -306,7 +315,7 @@ func (s *Server) keepHouse(ctx context.Context) error {
 
 // close gives up what New took. It is safe to call twice.
 func (s *Server) close() {
-	for _, l := range []net.Listener{s.https, s.mqtts, s.mqtt} {
+	for _, l := range []net.Listener{s.https, s.mqtts, s.mqtt, s.metrics} {
 		if l != nil {
 			_ = l.Close() // closed already after a served Run
 		}

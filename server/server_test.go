@@ -2,7 +2,9 @@ package server_test
 
 import (
 	"context"
+	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +20,7 @@ func config(t *testing.T, dir string) server.Config {
 	t.Helper()
 	c := server.Defaults()
 	c.Data, c.Server.HTTPS, c.Server.MQTTS = dir, "localhost:0", "localhost:0"
+	c.Metrics.Listen = "127.0.0.1:0"
 	return c
 }
 
@@ -145,6 +148,34 @@ func TestTheOperatorOfTheMachineNeedsNoName(t *testing.T) {
 	}
 	if !strings.HasPrefix(d.Enrollment.Link, "https://hub.invalid:") {
 		t.Errorf("the link is %s", d.Enrollment.Link)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOperationsLookThroughADoorOfTheirOwn(t *testing.T) {
+	s, err := server.New(t.Context(), config(t, filepath.Join(t.TempDir(), "data")), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-s.Ready()
+	for path, want := range map[string]string{"/healthz": "", "/readyz": "", "/metrics": "watchword_mqtt_clients 0\n"} {
+		res, err := http.Get("http://" + s.Info().Metrics + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != http.StatusOK || !strings.Contains(string(b), want) {
+			t.Errorf("%s: %s %v\n%s", path, res.Status, err, b)
+		}
+		if err := res.Body.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	cancel()
 	if err := <-ended; err != nil {

@@ -74,6 +74,7 @@ func serve(data string) error {
 	defer stop()
 	cfg := server.Defaults()
 	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS = data, "localhost:0", "localhost:0"
+	cfg.Metrics.Listen = "127.0.0.1:0"
 	cfg.Limits.TokenRate = 1 << 20
 	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(slog.DiscardHandler), Version: "load"})
 	if err != nil {

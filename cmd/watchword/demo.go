@@ -184,7 +184,7 @@ func (t *tour) close() error {
 func (t *tour) serve(ctx context.Context) (string, error) {
 	cfg := server.Defaults()
 	cfg.Data = t.data
-	cfg.Server.HTTPS, cfg.Server.MQTTS = "localhost:0", "localhost:0"
+	cfg.Server.HTTPS, cfg.Server.MQTTS, cfg.Metrics.Listen = "localhost:0", "localhost:0", ""
 	if err := cfg.Check(); err != nil {
 		return "", err
 	}

@@ -30,6 +30,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("WATCHWORD_DATA", filepath.Join(e.WorkDir, "data"))
 			e.Setenv("WATCHWORD_SERVER_HTTPS", "localhost:0")
 			e.Setenv("WATCHWORD_SERVER_MQTTS", "localhost:0")
+			e.Setenv("WATCHWORD_METRICS_LISTEN", "127.0.0.1:0")
 			e.Setenv("HOME", e.WorkDir)
 			return nil
 		},
@@ -162,7 +163,7 @@ func TestGettingStarted(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	script := "set -eo pipefail\ntrap 'p=$(jobs -p); kill $p 2>/dev/null; wait $p' EXIT\nexport WATCHWORD_SERVER_MQTTS=localhost:0 WATCHWORD_SERVER_HTTPS=localhost:" + port + "\n" +
+	script := "set -eo pipefail\ntrap 'p=$(jobs -p); kill $p 2>/dev/null; wait $p' EXIT\nexport WATCHWORD_METRICS_LISTEN=127.0.0.1:0 WATCHWORD_SERVER_MQTTS=localhost:0 WATCHWORD_SERVER_HTTPS=localhost:" + port + "\n" +
 		strings.ReplaceAll(typed(string(text)), "localhost:8443", "localhost:"+port)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()

@@ -1,0 +1,83 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt"
+)
+
+// operations is the door that people who run the server look through: /metrics,
+// /healthz and /readyz, on a listener of its own.
+func (s *Server) operations() *http.Server {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), engine{s.broker},
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_sessions", Help: "Live sessions, over all transports."}, func() float64 {
+			return float64(len(s.guard.Sessions(watchword.DefaultTenant, "")))
+		}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+		defer cancel()
+		if _, err := s.store.Founding(ctx); err != nil {
+			http.Error(w, "the store does not answer", http.StatusServiceUnavailable)
+			return
+		}
+		w.WriteHeader(http.StatusOK)
+	})
+	return &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+}
+
+func (s *Server) serveOperations(l net.Listener) error {
+	if err := s.ops.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// engine tells Prometheus what the MQTT engine does.
+type engine struct{ broker *mqtt.Broker }
+
+var refusalsDesc = prometheus.NewDesc("watchword_mqtt_refusals_total", "What was refused over MQTT, by code.", []string{"code"}, nil)
+
+// Describe sends nothing: what there is comes from Collect.
+func (e engine) Describe(chan<- *prometheus.Desc) {}
+
+// Collect sends the numbers of this moment.
+func (e engine) Collect(out chan<- prometheus.Metric) {
+	st := e.broker.Stats()
+	for _, m := range []struct {
+		name, help string
+		kind       prometheus.ValueType
+		value      int64
+	}{
+		{"connections", "Connections, with those before CONNECT.", prometheus.GaugeValue, st.Connections},
+		{"clients", "Connected clients.", prometheus.GaugeValue, st.Clients},
+		{"subscriptions", "Standing subscriptions.", prometheus.GaugeValue, st.Subscriptions},
+		{"connects_total", "Accepted CONNECTs.", prometheus.CounterValue, st.Connects},
+		{"connects_refused_total", "Refused CONNECTs.", prometheus.CounterValue, st.TurnedAway},
+		{"publishes_received_total", "Publishes from clients.", prometheus.CounterValue, st.Received},
+		{"publishes_sent_total", "Publishes to clients.", prometheus.CounterValue, st.Sent},
+		{"commands_handed_over_total", "Commands put on their way.", prometheus.CounterValue, st.Commands},
+		{"messages_too_large_total", "Messages that a client would not take.", prometheus.CounterValue, st.TooLarge},
+		{"slow_clients_cut_total", "Connections cut since they were not read.", prometheus.CounterValue, st.SlowCut},
+		{"publishes_held_back_total", "Publishes that waited for their rate.", prometheus.CounterValue, st.HeldBack},
+		{"takeovers_total", "Connections whose client connected again.", prometheus.CounterValue, st.TakenOver},
+		{"refreshes_total", "Sessions that went on under newer papers.", prometheus.CounterValue, st.Refreshes},
+	} {
+		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("watchword_mqtt_"+m.name, m.help, nil, nil), m.kind, float64(m.value))
+	}
+	for code, n := range st.Refusals {
+		out <- prometheus.MustNewConstMetric(refusalsDesc, prometheus.CounterValue, float64(n), string(code))
+	}
+}
