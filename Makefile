@@ -28,6 +28,7 @@ lint:
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./jose ./policy ./token ./bench
 	$(GO) run ./bench/load
+	$(GO) run ./bench/mqttload
 
 fuzz:
 	@for t in $$(grep -rhoE 'func (Fuzz[A-Za-z]+)' --include=*_test.go jose policy sdk mqtt | awk '{print $$2}'); do \
