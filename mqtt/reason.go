@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/mqtt/packet"
@@ -129,7 +130,7 @@ func words(err error) string {
 		if e.Detail != "" {
 			s += ": " + clip(e.Detail)
 		}
-		if e.Rule != "" {
+		if e.Rule != "" && !strings.Contains(e.Detail, e.Rule) {
 			s += " (" + e.Rule + ")"
 		}
 	}
