@@ -1,12 +1,14 @@
 package mqtt
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,7 +73,7 @@ type Broker struct {
 	worlds   map[watchword.TenantID]*world
 	closing  bool
 	serving  sync.WaitGroup
-	sequence atomic.Uint64 // of assigned client ids
+	sequence atomic.Uint64 // of connections
 }
 
 // world is what one tenant's clients share.
@@ -160,7 +162,7 @@ func (b *Broker) Handle(nc net.Conn) {
 	}
 	b.serving.Add(1)
 	b.mu.Unlock()
-	c := &conn{broker: b, nc: nc, remote: nc.RemoteAddr().String()}
+	c := &conn{broker: b, nc: nc, remote: nc.RemoteAddr().String(), number: b.sequence.Add(1)}
 	c.moved.L = &c.mu
 	c.window = maxFlights
 	if _, secret := nc.(*tls.Conn); !secret {
@@ -224,15 +226,29 @@ func (w *world) forget(c *conn) {
 	}
 }
 
-// route offers m to everybody who may hear it, and returns how many there were.
-// Who must be flushed is put into b.
+// route offers m to everybody who may hear it, once to each client, and returns
+// how many subscriptions there were. Who must be flushed is put into b.
 func (w *world) route(m *message, b *batch) (n int) {
-	w.tree.match(m.topic, func(s *subscription) {
-		n++
-		if s.c.offer(m, s) {
-			b.touched = append(b.touched, s.c)
-		}
+	filters := 0
+	w.tree.match(m.topic, func(l []*subscription) {
+		filters++
+		b.hear = append(b.hear, l...)
 	})
+	if filters > 1 { // some may be under several: theirs come together
+		slices.SortFunc(b.hear, func(x, y *subscription) int { return cmp.Compare(x.c.number, y.c.number) })
+	}
+	n = len(b.hear)
+	for i, j := 0, 0; i < n; i = j {
+		c := b.hear[i].c
+		for j = i + 1; j < n && b.hear[j].c == c; {
+			j++
+		}
+		if c.offer(m, b.hear[i:j]...) {
+			b.touched = append(b.touched, c)
+		}
+	}
+	clear(b.hear)
+	b.hear = b.hear[:0]
 	b.hits += n
 	return n
 }

@@ -32,6 +32,7 @@ const (
 type conn struct {
 	broker   *Broker
 	nc       net.Conn
+	number   uint64 // no other connection has it
 	raw      syscall.RawConn // nil where a write cannot be tried
 	remote   string
 	world    *world // nil before CONNECT
@@ -84,6 +85,7 @@ type verdict struct {
 // batch is what a reader borrows while it works through what came in.
 type batch struct {
 	publish packet.Publish
+	hear    []*subscription // who hears the message in hand
 	touched []*conn
 	hits    int
 	now     time.Time

@@ -164,7 +164,7 @@ func (c *conn) name(p *packet.Connect, subject watchword.SubjectID) (assigned bo
 		if c.version == packet.V311 && !p.CleanStart {
 			return false, wrong(packet.BadClientID, packet.CONNECT, "an empty client id with clean session 0")
 		}
-		c.clientID = string(subject) + "/" + strconv.FormatUint(c.broker.sequence.Add(1), 36) + "-" + watchword.NewNonce()[:6]
+		c.clientID = string(subject) + "/" + strconv.FormatUint(c.number, 36) + "-" + watchword.NewNonce()[:6]
 		return true, nil
 	}
 	name, suffix, more := strings.Cut(id, "/")

@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -456,5 +457,39 @@ func TestAClientsPacketSizeIsKept(t *testing.T) {
 		pub.publish(1, "a", "small")
 		sub.hears("a", "small")
 		sub.silent()
+	})
+}
+
+// Whoever listens under several filters hears each message once, at the highest
+// QoS of them, however many publish at once.
+func TestSeveralFiltersOneCopyAtTheHighestQoS(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		const publishers, each = 4, 50
+		sub := h.device("sub")
+		sub.subscribe(0, "plant/#", "+/lux")
+		sub.subscribe(1, "plant/+")
+		var all []*client
+		for i := range publishers {
+			all = append(all, h.device(watchword.SubjectID(fmt.Sprintf("pub-%d", i))))
+		}
+		for i, p := range all {
+			go func() {
+				for n := range each {
+					p.send(&packet.Publish{Topic: "plant/lux", QoS: 1, ID: p.id(), Payload: fmt.Appendf(nil, "%d/%d", i, n)})
+				}
+			}()
+		}
+		heard := map[string]int{}
+		for range publishers * each {
+			m := sub.message()
+			if m.QoS != 1 {
+				t.Errorf("%q came with QoS %d", m.Payload, m.QoS)
+			}
+			heard[string(m.Payload)]++
+		}
+		sub.silent()
+		if len(heard) != publishers*each {
+			t.Errorf("heard %d different messages, want %d", len(heard), publishers*each)
+		}
 	})
 }

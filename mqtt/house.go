@@ -193,7 +193,7 @@ func configTopic(id watchword.SubjectID) string { return devicePrefix + string(i
 
 // giveOne is what another broker does with a retained message.
 func (c *conn) giveOne(s *subscription, topic string, payload []byte, contentType string) {
-	m := &message{topic: topic, payload: payload, qos: 1, retain: true, props: &packet.Properties{}}
+	m := &message{topic: topic, payload: payload, qos: 1, kept: true, props: &packet.Properties{}}
 	m.props.SetText(packet.ContentType, contentType)
-	c.queued(m, s, true) // flushed with the batch
+	c.offer(m, s) // flushed with the batch
 }

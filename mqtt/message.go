@@ -14,6 +14,7 @@ type message struct {
 	payload []byte
 	qos     byte
 	retain  bool               // as it was published
+	kept    bool               // it was kept for those who subscribe
 	from    *conn              // nil for the server's own
 	props   *packet.Properties // nil for none; what goes along to clients of version 5
 	command int64              // the number of the command that it carries, 0 for none

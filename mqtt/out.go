@@ -42,7 +42,6 @@ type out struct {
 	queue   []item    // from head on
 	head    int
 	bytes   int
-	tail    *message // queued last, while the queue is not empty
 	control []byte   // answers, which go before messages
 	flights []flight // oldest first
 	nextID  uint16
@@ -58,14 +57,12 @@ type out struct {
 
 var batches = sync.Pool{New: func() any { b := make([]byte, 0, batchBytes+4<<10); return &b }}
 
-// offer queues m for a subscription. wake says that the caller must see to it that
-// c is flushed. A client that does not read what it is sent loses its connection.
-func (c *conn) offer(m *message, s *subscription) (wake bool) { return c.queued(m, s, false) }
-
-// queued is [conn.offer]; kept says that m was kept for those who subscribe.
-func (c *conn) queued(m *message, s *subscription, kept bool) (wake bool) {
+// offer queues m once, for those of a client's subscriptions that it matches. wake
+// says that the caller must see to it that c is flushed. A client that does not
+// read what it is sent loses its connection.
+func (c *conn) offer(m *message, subs ...*subscription) (wake bool) {
 	c.mu.Lock()
-	wake, full := c.push(m, s, kept)
+	wake, full := c.push(m, subs)
 	c.mu.Unlock()
 	if full {
 		c.broker.stats.slow.Add(1)
@@ -74,19 +71,25 @@ func (c *conn) queued(m *message, s *subscription, kept bool) (wake bool) {
 	return wake
 }
 
-func (c *conn) push(m *message, s *subscription, kept bool) (wake, full bool) {
-	if c.closed || s.dead || s.noLocal && m.from == c {
+func (c *conn) push(m *message, subs []*subscription) (wake, full bool) {
+	if c.closed {
 		return false, false
 	}
-	qos := min(m.qos, s.qos)
-	if c.tail == m { // it came under another filter of this client already: once is enough, at the higher QoS
-		if last := &c.queue[len(c.queue)-1]; last.m == m {
-			if qos > last.qos {
-				last.qos, last.sub = qos, s
-			}
-			return false, false
+	var by *subscription // the one with the highest QoS (MQTT 5.0 §3.3.4)
+	retain := m.kept
+	for _, s := range subs {
+		if s.dead || s.noLocal && m.from == c {
+			continue
+		}
+		retain = retain || m.retain && s.asPublished
+		if by == nil || s.qos > by.qos {
+			by = s
 		}
 	}
+	if by == nil {
+		return false, false
+	}
+	qos := min(m.qos, by.qos)
 	if c.largest > 0 && len(m.encoded(c.version, qos).bytes) > c.largest {
 		c.broker.stats.tooLarge.Add(1)
 		return false, false // MQTT 5.0 §3.1.2.11.4: as if it had been delivered
@@ -94,13 +97,12 @@ func (c *conn) push(m *message, s *subscription, kept bool) (wake, full bool) {
 	if len(c.queue)-c.head >= c.broker.o.QueueMessages || c.bytes+m.size() > c.broker.o.QueueBytes {
 		return false, true
 	}
-	it := item{m: m, sub: s, qos: qos}
-	if m.retain && (s.asPublished || kept) {
+	it := item{m: m, sub: by, qos: qos}
+	if retain {
 		it.flag = 1
 	}
 	c.queue = append(c.queue, it)
 	c.bytes += m.size()
-	c.tail = m
 	return c.mustWake(), false
 }
 
@@ -274,7 +276,6 @@ func (c *conn) fill(b *[]byte) bool {
 		buf = c.take(buf, it)
 	}
 	if c.head == len(c.queue) {
-		c.tail = nil
 		if c.head = 0; cap(c.queue) > 8 {
 			c.queue = nil
 		} else {
@@ -348,7 +349,7 @@ func (c *conn) drop(gone func(*item) bool) {
 		kept = append(kept, it)
 	}
 	clear(c.queue[len(kept):])
-	c.queue, c.head, c.tail = kept, 0, nil
+	c.queue, c.head = kept, 0
 }
 
 // settle is the reader's, at the end of each batch: it writes the answers, and

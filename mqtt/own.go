@@ -79,7 +79,7 @@ func (c *conn) refresh(ctx context.Context, now time.Time, password string) erro
 		err = c.live().Refresh(ctx, papers)
 	}
 	if err != nil {
-		c.tell(Notice{Type: "refused", Code: codeOf(err), Detail: words(err)})
+		c.say(Notice{Type: "refused", Code: codeOf(err), Detail: words(err)})
 		return err
 	}
 	c.refreshed()
@@ -89,7 +89,7 @@ func (c *conn) refresh(ctx context.Context, now time.Time, password string) erro
 func (c *conn) refreshed() {
 	end := c.live().Authority().Expires().UTC()
 	c.broker.stats.refreshes.Add(1)
-	c.tell(Notice{Type: "refreshed", ExpiresAt: &end})
+	c.say(Notice{Type: "refreshed", ExpiresAt: &end})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ask != nil {
@@ -125,8 +125,15 @@ func (c *conn) askFor(why string) {
 	c.tell(Notice{Type: "refresh", ExpiresAt: &end, Detail: why})
 }
 
-// tell says n on $watchword/auth, if the client listens, and reports whether it does.
-func (c *conn) tell(n Notice) bool {
+// tell says n on $watchword/auth, if the client listens there. Anybody may call it.
+func (c *conn) tell(n Notice) {
+	if c.say(n) {
+		go c.flush(true)
+	}
+}
+
+// say is tell for the reader, which flushes when it has answered too.
+func (c *conn) say(n Notice) (wake bool) {
 	b, err := json.Marshal(n)
 	if err != nil {
 		return false
@@ -135,13 +142,7 @@ func (c *conn) tell(n Notice) bool {
 	c.mu.Lock()
 	s := c.auth
 	c.mu.Unlock()
-	if s == nil {
-		return false
-	}
-	if c.offer(m, s) {
-		go c.flush(true)
-	}
-	return true
+	return s != nil && c.offer(m, s)
 }
 
 // changed takes away what a no longer allows: it is the session's, which holds

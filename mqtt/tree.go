@@ -145,10 +145,11 @@ func (n *level[S]) empty() bool {
 	return n.here.Load() == nil && n.below.Load() == nil && n.plus.Load() == nil && n.number == 0
 }
 
-// match calls f for each subscriber of each filter that matches topic: twice for
-// one who is under two. It allocates nothing. A wildcard in the first level
+// match calls f with the subscribers of each filter that matches topic, who are
+// different ones in one call, and may be the same in two. f keeps none of the
+// lists and changes none. It allocates nothing. A wildcard in the first level
 // matches no topic that begins with $ (MQTT 5.0 §4.7.2).
-func (t *tree[S]) match(topic string, f func(S)) {
+func (t *tree[S]) match(topic string, f func([]S)) {
 	if strings.HasPrefix(topic, "$") {
 		name, rest, more := strings.Cut(topic, "/")
 		if c := t.root.named(name); c != nil {
@@ -171,10 +172,14 @@ func (n *level[S]) named(name string) *level[S] {
 	return c.(*level[S])
 }
 
-func (n *level[S]) match(topic string, more bool, f func(S)) {
-	each(n.below.Load(), f)
+func (n *level[S]) match(topic string, more bool, f func([]S)) {
+	if l := n.below.Load(); l != nil {
+		f(*l)
+	}
 	if !more {
-		each(n.here.Load(), f)
+		if l := n.here.Load(); l != nil {
+			f(*l)
+		}
 		return
 	}
 	name, rest, more := strings.Cut(topic, "/")
@@ -183,14 +188,5 @@ func (n *level[S]) match(topic string, more bool, f func(S)) {
 	}
 	if c := n.plus.Load(); c != nil {
 		c.match(rest, more, f)
-	}
-}
-
-func each[S comparable](p *[]S, f func(S)) {
-	if p == nil {
-		return
-	}
-	for _, s := range *p {
-		f(s)
 	}
 }
