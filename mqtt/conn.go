@@ -32,7 +32,7 @@ const (
 type conn struct {
 	broker   *Broker
 	nc       net.Conn
-	number   uint64 // no other connection has it
+	number   uint64          // no other connection has it
 	raw      syscall.RawConn // nil where a write cannot be tried
 	remote   string
 	world    *world // nil before CONNECT
