@@ -67,13 +67,18 @@ func CheckName(field, s string) error {
 // NewID returns prefix followed by 26 characters that sort by time: 48 bits of
 // milliseconds and 80 random bits in Crockford's base 32, as a ULID.
 func NewID(prefix string, now time.Time) string {
+	var b [10]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return FormatID(prefix, now, binary.BigEndian.Uint16(b[:]), binary.BigEndian.Uint64(b[2:]))
+}
+
+// FormatID is [NewID] with the 80 bits given, for who counts them up: ids of one
+// millisecond then sort too.
+func FormatID(prefix string, now time.Time, high uint16, lo uint64) string {
 	const digits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-	var b [16]byte
-	binary.BigEndian.PutUint64(b[:8], uint64(now.UnixMilli())<<16)
-	_, _ = rand.Read(b[6:]) // never fails (crypto/rand)
 	out := make([]byte, len(prefix)+26)
 	copy(out, prefix)
-	hi, lo := binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
+	hi := uint64(now.UnixMilli())<<16 | uint64(high)
 	for i := len(out) - 1; i >= len(prefix); i-- {
 		out[i] = digits[lo&31]
 		lo = lo>>5 | hi<<59

@@ -5,6 +5,7 @@
 package event
 
 import (
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -16,13 +17,19 @@ import (
 // Event is one report of one device.
 type Event struct {
 	Tenant      watchword.TenantID
-	ID          string
 	Device      watchword.SubjectID
 	Stream      string // its segments joined by "/"
 	ContentType string
 	At          time.Time
 	Data        []byte // at most 32 KiB
+
+	origin uint16 // the hub's
+	number uint64 // in the hub's order
 }
+
+// ID returns the event's name, which a hub gave it: evt_ and 26 characters that
+// sort by time, and in order within one hub's millisecond.
+func (e *Event) ID() string { return watchword.FormatID("evt_", e.At, e.origin, e.number) }
 
 // Topic returns the topic that stands for the event.
 func (e *Event) Topic() string { return "devices/" + string(e.Device) + "/events/" + e.Stream }
@@ -37,15 +44,26 @@ const (
 
 // Hub hands events on. Make one with [NewHub]. It is safe for concurrent use.
 type Hub struct {
-	mu    sync.Mutex
-	subs  map[*Subscription]struct{}
-	kept  []*Event // a ring, oldest at first
-	first int
+	origin uint16 // random, as number is at the start: another run gives other ids
+
+	mu     sync.Mutex
+	subs   map[*Subscription]struct{}
+	kept   []kept // a ring, oldest at first
+	first  int
+	bytes  int
+	number uint64 // of the last event
+}
+
+// kept is an event with what it counts against the bounds.
+type kept struct {
+	event *Event
 	bytes int
 }
 
 // NewHub returns an empty hub.
-func NewHub() *Hub { return &Hub{subs: map[*Subscription]struct{}{}} }
+func NewHub() *Hub {
+	return &Hub{subs: map[*Subscription]struct{}{}, origin: uint16(rand.Uint32()), number: rand.Uint64() >> 1}
+}
 
 // Subscription is one reader. Events is closed when the reader was too slow, and
 // after Close.
@@ -59,12 +77,18 @@ type Subscription struct {
 	closed bool
 }
 
-// Publish hands e to every subscription that matches. It never waits.
+// Publish gives e its id and hands it to every subscription that matches. It never
+// waits.
 func (h *Hub) Publish(e *Event) {
-	topic := e.Topic()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.number++
+	e.origin, e.number = h.origin, h.number
 	h.keep(e)
+	if len(h.subs) == 0 {
+		return
+	}
+	topic := e.Topic()
 	for s := range h.subs {
 		if s.tenant != e.Tenant || !policy.Match(s.filter, topic) {
 			continue
@@ -78,11 +102,11 @@ func (h *Hub) Publish(e *Event) {
 }
 
 func (h *Hub) keep(e *Event) {
-	h.kept = append(h.kept, e)
+	h.kept = append(h.kept, kept{e, len(e.Data)})
 	h.bytes += len(e.Data)
 	for len(h.kept)-h.first > keepEvents || h.bytes > keepBytes {
-		h.bytes -= len(h.kept[h.first].Data)
-		h.kept[h.first] = nil
+		h.bytes -= h.kept[h.first].bytes
+		h.kept[h.first].event = nil
 		h.first++
 	}
 	if h.first > keepEvents {
@@ -102,10 +126,11 @@ func (h *Hub) Subscribe(t watchword.TenantID, filter, since string) (s *Subscrip
 	if since == "" {
 		return s, nil, false
 	}
-	kept := h.kept[h.first:]
-	at := slices.IndexFunc(kept, func(e *Event) bool { return e.ID == since })
+	all := h.kept[h.first:]
+	at := slices.IndexFunc(all, func(k kept) bool { return k.event.ID() == since })
 	gap = at < 0
-	for _, e := range kept[at+1:] {
+	for _, k := range all[at+1:] {
+		e := k.event
 		if e.Tenant == t && policy.Match(filter, e.Topic()) {
 			missed = append(missed, e)
 		}

@@ -2,14 +2,16 @@ package event_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/event"
 )
 
-func ev(n int, device watchword.SubjectID) *event.Event {
-	return &event.Event{Tenant: "t", ID: fmt.Sprintf("evt_%06d", n), Device: device, Stream: "lux", Data: []byte("1")}
+func ev(device watchword.SubjectID) *event.Event {
+	return &event.Event{Tenant: "t", Device: device, Stream: "lux", At: time.Unix(1_800_000_000, 0), Data: []byte("1")}
 }
 
 func TestASlowReaderLosesItsStreamAndNobodyElsesEvents(t *testing.T) {
@@ -20,9 +22,10 @@ func TestASlowReaderLosesItsStreamAndNobodyElsesEvents(t *testing.T) {
 	foreign, _, _ := h.Subscribe("other", "#", "")
 	defer foreign.Close()
 	for n := range 1000 {
-		h.Publish(ev(n, "lamp-1"))
-		if e := <-quick.Events; e.ID != ev(n, "").ID {
-			t.Fatalf("got %s as number %d", e.ID, n)
+		said := ev("lamp-1")
+		h.Publish(said)
+		if e := <-quick.Events; e != said {
+			t.Fatalf("got %s as number %d", e.ID(), n)
 		}
 	}
 	got := 0
@@ -40,15 +43,21 @@ func TestASlowReaderLosesItsStreamAndNobodyElsesEvents(t *testing.T) {
 
 func TestWhoComesBackGetsWhatItMissedOrIsToldOfTheGap(t *testing.T) {
 	h := event.NewHub()
+	var ids []string
 	for n := range 5000 {
-		h.Publish(ev(n, watchword.SubjectID(fmt.Sprintf("lamp-%d", n%2))))
+		e := ev(watchword.SubjectID(fmt.Sprintf("lamp-%d", n%2)))
+		h.Publish(e)
+		ids = append(ids, e.ID())
 	}
-	s, missed, gap := h.Subscribe("t", "devices/lamp-1/events/#", ev(4990, "").ID)
+	if !slices.IsSorted(ids) || len(slices.Compact(slices.Clone(ids))) != len(ids) {
+		t.Error("the ids of one millisecond are not in order, or not different")
+	}
+	s, missed, gap := h.Subscribe("t", "devices/lamp-1/events/#", ids[4990])
 	defer s.Close()
-	if gap || len(missed) != 5 || missed[0].ID != ev(4991, "").ID {
+	if gap || len(missed) != 5 || missed[0].ID() != ids[4991] {
 		t.Errorf("gap %v, missed %d", gap, len(missed))
 	}
-	if _, missed, gap := h.Subscribe("t", "devices/+/events/#", ev(1, "").ID); !gap || len(missed) > 4096 {
+	if _, missed, gap := h.Subscribe("t", "devices/+/events/#", ids[1]); !gap || len(missed) > 4096 {
 		t.Errorf("gap %v, missed %d", gap, len(missed))
 	}
 	if _, missed, gap := h.Subscribe("t", "#", ""); gap || len(missed) != 0 {

@@ -24,7 +24,7 @@ type Event struct {
 }
 
 func viewEvent(e *event.Event) Event {
-	v := Event{ID: e.ID, Device: e.Device, Stream: e.Stream, ContentType: e.ContentType, At: e.At.UTC()}
+	v := Event{ID: e.ID(), Device: e.Device, Stream: e.Stream, ContentType: e.ContentType, At: e.At.UTC()}
 	if len(e.Data) > 0 && json.Valid(e.Data) {
 		v.Data = e.Data
 	} else {
@@ -83,7 +83,7 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 		return nil
 	}
 	for _, e := range missed {
-		if out.send("event", e.ID, viewEvent(e)) != nil {
+		if out.send("event", e.ID(), viewEvent(e)) != nil {
 			return nil
 		}
 	}
@@ -99,7 +99,7 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 			case !ok:
 				a.endStream(out, r, watchword.Refuse(watchword.Busy, "this stream is read too slowly"))
 				return nil
-			case out.send("event", e.ID, viewEvent(e)) != nil:
+			case out.send("event", e.ID(), viewEvent(e)) != nil:
 				return nil
 			}
 		case <-beat.C:

@@ -151,12 +151,12 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 		return err
 	}
 	e := &event.Event{
-		Tenant: c.Tenant(), ID: watchword.NewID("evt_", now), Device: c.Subject(), Stream: stream,
+		Tenant: c.Tenant(), Device: c.Subject(), Stream: stream,
 		ContentType: clip(r.Header.Get("Content-Type")), At: now, Data: body,
 	}
 	a.Hub.Publish(e)
 	a.carry(c.Tenant(), e.Topic(), e.ContentType, body)
-	answer(w, http.StatusAccepted, map[string]string{"id": e.ID})
+	answer(w, http.StatusAccepted, map[string]string{"id": e.ID()})
 	return nil
 }
 

@@ -85,6 +85,7 @@ type verdict struct {
 // batch is what a reader borrows while it works through what came in.
 type batch struct {
 	publish packet.Publish
+	whole   []byte // the packet in hand, as it came
 	hear    []*subscription // who hears the message in hand
 	touched []*conn
 	hits    int
@@ -144,6 +145,7 @@ func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
 			rest = packet.Need(b[used:])
 			break
 		}
+		w.whole = b[used : used+n]
 		used += n
 		if err := c.handle(ctx, w, first, body); err != nil {
 			c.end(err)
@@ -154,6 +156,7 @@ func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
 		}
 	}
 	w.flush()
+	w.publish, w.whole = packet.Publish{}, nil
 	if !c.leaving.Load() {
 		c.settle()
 	}
@@ -201,6 +204,7 @@ func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) er
 		return c.greet(ctx, w, first, body)
 	}
 	if t == packet.PUBLISH {
+		w.publish.Topic = c.verdict.topic // the likely one
 		if err := packet.ReadPublish(&w.publish, first, body, c.version); err != nil {
 			return err
 		}

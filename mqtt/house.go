@@ -91,7 +91,7 @@ func (c *conn) event(w *batch, h house, m *message) error {
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "an event may have 32 KiB")
 	}
-	e := &event.Event{Tenant: c.world.tenant, ID: watchword.NewID("evt_", w.now), Device: h.device, Stream: h.stream, At: w.now, Data: m.payload}
+	e := &event.Event{Tenant: c.world.tenant, Device: h.device, Stream: h.stream, At: w.now, Data: m.payload}
 	if m.props != nil {
 		e.ContentType, _ = m.props.Text(packet.ContentType)
 		e.ContentType = clip(e.ContentType)

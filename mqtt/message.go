@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"bytes"
 	"encoding/binary"
 	"sync/atomic"
 
@@ -20,6 +21,7 @@ type message struct {
 	command int64              // the number of the command that it carries, 0 for none
 
 	frames [4]atomic.Pointer[frame] // by version and QoS
+	first  frame                    // where the first of them is kept, if it came so
 }
 
 // frame is an encoded PUBLISH. The packet identifier at idAt, if idAt > 0, is the
@@ -35,6 +37,19 @@ func frameIndex(v packet.Version, qos byte) int {
 		i += 2
 	}
 	return i
+}
+
+// adopt takes the packet in which p came, and which carries no properties, as the
+// encoding for those who get the same version and QoS.
+func (m *message) adopt(p *packet.Publish, whole []byte, v packet.Version) {
+	b := bytes.Clone(whole)
+	b[0] = byte(packet.PUBLISH)<<4 | p.QoS<<1
+	m.payload = b[len(b)-len(p.Payload):]
+	m.first.bytes = b
+	if p.QoS > 0 {
+		m.first.idAt = idOffset(b)
+	}
+	m.frames[frameIndex(v, p.QoS)].Store(&m.first)
 }
 
 // encoded returns m for receivers of version v at qos. Two who ask first at

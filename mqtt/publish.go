@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"bytes"
 	"context"
 	"strings"
 	"time"
@@ -59,7 +60,7 @@ func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (reached b
 	if !v.decision.Allowed {
 		return false, v.decision.Err()
 	}
-	m := c.message(p)
+	m := c.message(p, w.whole)
 	if v.house.kind != 0 {
 		return c.toTheHouse(ctx, w, v.house, m)
 	}
@@ -88,10 +89,16 @@ func judge(a *session.Authority, topic string) verdict {
 	return v
 }
 
-// message copies what outlives the read buffer.
-func (c *conn) message(p *packet.Publish) *message {
-	m := &message{topic: p.Topic, payload: append([]byte(nil), p.Payload...), qos: p.QoS, retain: p.Retain, from: c}
-	if c.version == packet.V5 && !p.Properties.Empty() {
+// message copies what outlives the read buffer. whole is the packet as it came, nil
+// for a will.
+func (c *conn) message(p *packet.Publish, whole []byte) *message {
+	m := &message{topic: p.Topic, qos: p.QoS, retain: p.Retain, from: c}
+	if whole != nil && p.Properties.Empty() {
+		m.adopt(p, whole, c.version)
+		return m
+	}
+	m.payload = bytes.Clone(p.Payload)
+	if !p.Properties.Empty() {
 		m.props = p.Properties.Forwarded()
 	}
 	return m
@@ -130,7 +137,7 @@ func (c *conn) setWill(w *packet.Will, a *session.Authority) error {
 		return v.decision.Err()
 	}
 	p := &packet.Publish{Topic: w.Topic, Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Properties: w.Properties}
-	m := c.message(p)
+	m := c.message(p, nil)
 	m.from = nil // its publisher is gone when it comes
 	c.mu.Lock()
 	defer c.mu.Unlock()
