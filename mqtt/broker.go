@@ -73,6 +73,8 @@ type Broker struct {
 	worlds   map[watchword.TenantID]*world
 	closing  bool
 	serving  sync.WaitGroup
+	looking  sync.Once
+	upkeep   sync.WaitGroup
 	sequence atomic.Uint64 // of connections
 }
 
@@ -166,7 +168,9 @@ func (b *Broker) Handle(nc net.Conn) {
 	c.moved.L = &c.mu
 	c.window = maxFlights
 	if _, secret := nc.(*tls.Conn); !secret {
-		c.raw = rawOf(nc)
+		if c.raw = rawOf(nc); c.raw != nil {
+			b.looking.Do(func() { b.upkeep.Go(b.lookTwice) })
+		}
 	}
 	c.flow = bucket{rate: b.o.PublishRate}
 	_ = nc.SetDeadline(time.Now().Add(firstPacket)) // the error is that of a closed connection, which the first read reports
@@ -183,16 +187,8 @@ func (b *Broker) Handle(nc net.Conn) {
 func (b *Broker) Close(ctx context.Context) error {
 	b.mu.Lock()
 	b.closing = true
-	var all []*conn
-	for _, w := range b.worlds {
-		w.mu.Lock()
-		for _, c := range w.clients {
-			all = append(all, c)
-		}
-		w.mu.Unlock()
-	}
 	b.mu.Unlock()
-	for _, c := range all {
+	for _, c := range b.connected(func(*conn) bool { return true }) {
 		c.end(watchword.Refuse(watchword.Unavailable, "the server is going down"))
 	}
 	gone := make(chan struct{})
@@ -200,6 +196,7 @@ func (b *Broker) Close(ctx context.Context) error {
 		b.serving.Wait()
 		close(gone)
 	}()
+	defer b.upkeep.Wait()
 	defer b.stop()
 	select {
 	case <-gone:
@@ -207,6 +204,22 @@ func (b *Broker) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// connected returns those clients of all worlds of whom is says so.
+func (b *Broker) connected(is func(*conn) bool) (all []*conn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, w := range b.worlds {
+		w.mu.Lock()
+		for _, c := range w.clients {
+			if is(c) {
+				all = append(all, c)
+			}
+		}
+		w.mu.Unlock()
+	}
+	return all
 }
 
 // enter makes c the client of its id. It returns the one that was, which must end.

@@ -41,6 +41,8 @@ type conn struct {
 	problems bool                            // the client wants reason strings
 	session  atomic.Pointer[session.Session] // nil until CONNECT is accepted
 	leaving  atomic.Bool
+	unsure   atomic.Bool    // the last read emptied the socket, and may have missed its end
+	gone     atomic.Bool    // it has
 	parting  sync.WaitGroup // the farewell, while it lasts
 
 	out
@@ -85,7 +87,7 @@ type verdict struct {
 // batch is what a reader borrows while it works through what came in.
 type batch struct {
 	publish packet.Publish
-	whole   []byte // the packet in hand, as it came
+	whole   []byte          // the packet in hand, as it came
 	hear    []*subscription // who hears the message in hand
 	touched []*conn
 	hits    int
@@ -106,7 +108,13 @@ func (c *conn) serve(ctx context.Context) {
 	in := inbox{}
 	defer in.release()
 	for {
-		n, err := c.nc.Read(in.room())
+		var n int
+		var err error
+		if c.raw != nil && c.live() != nil && !c.leaving.Load() {
+			err = c.follow(ctx, &in)
+		} else {
+			n, err = c.nc.Read(in.room())
+		}
 		in.have += n
 		switch {
 		case c.leaving.Load():

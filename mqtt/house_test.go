@@ -165,10 +165,36 @@ type client struct {
 // raw opens a connection and says nothing on it.
 func (h *house) raw(v packet.Version) *client {
 	mine, theirs := net.Pipe()
-	c := &client{t: h.t, v: v, nc: mine, got: make(chan packet.Packet, 4096)}
 	h.broker.Handle(theirs)
+	return h.over(mine, v)
+}
+
+// over speaks over a connection that is the broker's already.
+func (h *house) over(nc net.Conn, v packet.Version) *client {
+	c := &client{t: h.t, v: v, nc: nc, got: make(chan packet.Packet, 4096)}
 	go c.read()
 	return c
+}
+
+// listen takes real connections, and returns where.
+func (h *house) listen() string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	go func() { _ = h.broker.Serve(l) }()
+	h.t.Cleanup(func() { _ = l.Close() })
+	return l.Addr().String()
+}
+
+// dial opens a real connection and says nothing on it.
+func (h *house) dial(address string) *client {
+	h.t.Helper()
+	nc, err := net.Dial("tcp", address)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return h.over(nc, packet.V5)
 }
 
 func (c *client) read() {
