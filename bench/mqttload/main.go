@@ -59,6 +59,7 @@ func serve(data string) error {
 	cfg := server.Defaults()
 	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS, cfg.Server.MQTT = data, "localhost:0", "localhost:0", "127.0.0.1:0"
 	cfg.Limits.TokenRate, cfg.Limits.PublishRate, cfg.Limits.Connections, cfg.Limits.PerAddress = 1<<20, 1<<20, 20_000, 20_000
+	cfg.Limits.QueueMessages, cfg.Limits.QueueBytes = 1<<20, 1<<28 // mosquitto's queues have no bound here either
 	cfg.Token.Lifetime.Duration, cfg.Metrics.Listen = time.Hour, ""
 	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(slog.DiscardHandler), Version: "load"})
 	if err != nil {
