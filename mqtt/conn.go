@@ -121,7 +121,7 @@ func (c *conn) serve(ctx context.Context) {
 			in.have = 0 // what comes after the end is thrown away, until the peer has heard it
 		case n > 0:
 			used, rest := c.work(ctx, in.buf[:in.have])
-			in.consume(used, rest, n)
+			in.consume(used, rest)
 		}
 		if err != nil {
 			if !c.leaving.Load() {

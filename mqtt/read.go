@@ -18,14 +18,21 @@ const secondLook = 250 * time.Millisecond
 // [Broker.lookTwice] looks again. It returns when the connection leaves, or with
 // the error that ended it.
 func (c *conn) follow(ctx context.Context, in *inbox) (err error) {
+	if in.have == 0 {
+		in.release()
+	}
 	waiting := c.raw.Read(func(fd uintptr) (done bool) {
 		for !c.leaving.Load() {
+			in.lend() // for as long as there is something to read
 			room := in.room()
 			n, rerr := syscall.Read(int(fd), room)
 			switch {
 			case rerr == syscall.EINTR:
 				continue
 			case rerr == syscall.EAGAIN:
+				if in.have == 0 {
+					in.release()
+				}
 				return false
 			case rerr != nil:
 				err = rerr
@@ -36,7 +43,7 @@ func (c *conn) follow(ctx context.Context, in *inbox) (err error) {
 			}
 			in.have += n
 			used, rest := c.work(ctx, in.buf[:in.have])
-			in.consume(used, rest, n)
+			in.consume(used, rest)
 			if n < len(room) {
 				c.unsure.Store(true)
 				return c.leaving.Load()
