@@ -103,7 +103,10 @@ func (a *API) commandRoutes() {
 				Device: in.Body.Device, Function: in.Body.Function, Args: in.Body.Args, TTL: ttl, Signed: in.Body.Order, Once: in.Once,
 			}, c.actor.Trace)
 			if err == nil && pause > 0 {
-				row, err = a.waitFor(ctx, c, row.ID, pause)
+				// What is ordered is ordered: where nobody more can wait, the answer says how far it is.
+				if now, werr := a.waitFor(ctx, c, row.ID, pause); watchword.CodeOf(werr) != watchword.Busy {
+					row, err = now, werr
+				}
 			}
 			out, err := a.commandAnswer(row, err)
 			if err == nil && !row.State.Final() {
@@ -159,7 +162,10 @@ func (a *API) commandRoutes() {
 			}
 			row, err := a.ownCommand(ctx, c, in.ID, http.MethodGet, "")
 			if err == nil && pause > 0 {
-				row, err = a.waitFor(ctx, c, row.ID, pause)
+				// What is ordered is ordered: where nobody more can wait, the answer says how far it is.
+				if now, werr := a.waitFor(ctx, c, row.ID, pause); watchword.CodeOf(werr) != watchword.Busy {
+					row, err = now, werr
+				}
 			}
 			return a.commandAnswer(row, err)
 		})
@@ -192,7 +198,7 @@ func (a *API) ownCommand(ctx context.Context, c *caller, id watchword.CommandID,
 
 // waitFor holds a request until the command is final, or pause is over.
 func (a *API) waitFor(ctx context.Context, c *caller, id watchword.CommandID, pause time.Duration) (command.Row, error) {
-	s, err := a.Guard.Open(ctx, c.papers, session.Options{Transport: "wait", Remote: c.remote})
+	s, err := a.Guard.Open(ctx, c.papers, session.Options{Transport: "wait", Remote: c.remote, Request: true})
 	if err != nil {
 		return command.Row{}, err
 	}

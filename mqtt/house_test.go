@@ -80,7 +80,7 @@ func (h *house) policy(lines ...string) {
 	h.mu.Lock()
 	h.set = policy.NewSet(d)
 	h.mu.Unlock()
-	h.guard.PolicyChanged(context.Background(), watchword.DefaultTenant, func(policy.Who) bool { return true })
+	h.guard.PolicyChanged(context.Background(), watchword.DefaultTenant, d)
 }
 
 func (h *house) state(id watchword.SubjectID, st watchword.State) {

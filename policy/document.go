@@ -3,6 +3,8 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -49,6 +51,15 @@ type Who struct {
 	ID     watchword.SubjectID
 	Kind   watchword.Kind
 	Labels watchword.Labels
+}
+
+// For returns whom the document speaks of: the ids of some subjects, or else, where
+// ids is nil, all who have these labels.
+func (d *Document) For() (ids []watchword.SubjectID, labels watchword.Labels) {
+	if d.subjects != nil {
+		return slices.AppendSeq([]watchword.SubjectID{}, maps.Keys(d.subjects)), nil
+	}
+	return nil, d.labels
 }
 
 // Applies reports whether the document speaks of w.

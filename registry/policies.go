@@ -118,10 +118,7 @@ func (r *Registry) ApplyPolicy(ctx context.Context, by audit.Actor, name string,
 	if err != nil {
 		return row, err
 	}
-	before, had := r.roll.Policies().Document(name)
-	r.swap(ctx, by.Tenant, r.roll.Policies().With(doc), func(w policy.Who) bool {
-		return doc.Applies(w) || had && before.Applies(w)
-	})
+	r.swap(ctx, by.Tenant, r.roll.Policies().With(doc), name)
 	return row, nil
 }
 
@@ -137,16 +134,20 @@ func (r *Registry) DeletePolicy(ctx context.Context, by audit.Actor, name string
 	if err := r.store.DeletePolicy(ctx, by.Tenant, name, ifVersion, now, e); err != nil {
 		return err
 	}
-	before, had := r.roll.Policies().Document(name)
-	r.swap(ctx, by.Tenant, r.roll.Policies().Without(name), func(w policy.Who) bool {
-		return had && before.Applies(w)
-	})
+	r.swap(ctx, by.Tenant, r.roll.Policies().Without(name), name)
 	return nil
 }
 
-func (r *Registry) swap(ctx context.Context, t watchword.TenantID, set *policy.Set, touched func(policy.Who) bool) {
+// swap puts a set in force that differs in the document of one name.
+func (r *Registry) swap(ctx context.Context, t watchword.TenantID, set *policy.Set, name string) {
+	var versions []*policy.Document
+	for _, s := range []*policy.Set{r.roll.Policies(), set} {
+		if d, ok := s.Document(name); ok {
+			versions = append(versions, d)
+		}
+	}
 	r.roll.SetPolicies(set)
-	r.live.PolicyChanged(context.WithoutCancel(ctx), t, touched)
+	r.live.PolicyChanged(context.WithoutCancel(ctx), t, versions...)
 }
 
 // Explain says what today's policy answers to one question about one subject,

@@ -28,7 +28,7 @@ type Store interface {
 // only when no session passes anything any more that the change took away.
 type Live interface {
 	SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID)
-	PolicyChanged(ctx context.Context, t watchword.TenantID, touched func(policy.Who) bool)
+	PolicyChanged(ctx context.Context, t watchword.TenantID, versions ...*policy.Document)
 }
 
 // Registry changes the roll. It is safe for concurrent use.

@@ -2,6 +2,9 @@ package session
 
 import (
 	"context"
+	"maps"
+	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +22,8 @@ type Roll interface {
 type GuardOptions struct {
 	Now        func() time.Time // nil means time.Now
 	Total      int              // live sessions at once; 0 means 100,000
-	PerSubject int              // live sessions of one subject; 0 means 8
+	PerSubject int              // live connections of one subject; 0 means 8
+	Requests   int              // requests of one subject that wait; 0 means 1,024
 }
 
 // Guard knows every live session of this node. It is safe for concurrent use.
@@ -29,10 +33,12 @@ type Guard struct {
 	now        func() time.Time
 	total      int
 	perSubject int
+	requests   int
 
 	mu       sync.Mutex
 	sessions map[watchword.SessionID]*Session
-	subjects map[subjectKey]map[*Session]struct{}
+	subjects map[subjectKey][]*Session
+	index    index
 	closed   bool
 }
 
@@ -44,8 +50,8 @@ type subjectKey struct {
 // NewGuard returns a guard that asks roll.
 func NewGuard(roll Roll, o GuardOptions) *Guard {
 	g := &Guard{
-		roll: roll, now: o.Now, total: o.Total, perSubject: o.PerSubject,
-		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey]map[*Session]struct{}{},
+		roll: roll, now: o.Now, total: o.Total, perSubject: o.PerSubject, requests: o.Requests,
+		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(),
 	}
 	if g.now == nil {
 		g.now = time.Now
@@ -55,6 +61,9 @@ func NewGuard(roll Roll, o GuardOptions) *Guard {
 	}
 	if g.perSubject == 0 {
 		g.perSubject = 8
+	}
+	if g.requests == 0 {
+		g.requests = 1024
 	}
 	return g
 }
@@ -98,19 +107,26 @@ func (g *Guard) enter(s *Session) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	k := subjectKey{s.papers.Tenant, s.papers.Subject}
+	most, what, alike := g.perSubject, "sessions open", 0
+	if s.options.Request {
+		most, what = g.requests, "requests waiting"
+	}
+	for _, other := range g.subjects[k] {
+		if other.options.Request == s.options.Request {
+			alike++
+		}
+	}
 	switch {
 	case g.closed:
 		return watchword.Refuse(watchword.Unavailable, "the server is going down")
 	case len(g.sessions) >= g.total:
 		return watchword.Refuse(watchword.Busy, "%d sessions are open, the most that this server takes", g.total)
-	case len(g.subjects[k]) >= g.perSubject:
-		return watchword.Refuse(watchword.Busy, "%q has %d sessions open, the most that one subject may have", s.papers.Subject, g.perSubject)
-	}
-	if g.subjects[k] == nil {
-		g.subjects[k] = map[*Session]struct{}{}
+	case alike >= most:
+		return watchword.Refuse(watchword.Busy, "%q has %d %s, the most that one subject may have", s.papers.Subject, most, what)
 	}
 	g.sessions[s.id] = s
-	g.subjects[k][s] = struct{}{}
+	g.subjects[k] = append(g.subjects[k], s)
+	g.index.unsettle(s)
 	return nil
 }
 
@@ -119,10 +135,13 @@ func (g *Guard) leave(s *Session) {
 	defer g.mu.Unlock()
 	delete(g.sessions, s.id)
 	k := subjectKey{s.papers.Tenant, s.papers.Subject}
-	delete(g.subjects[k], s)
+	if i := slices.Index(g.subjects[k], s); i >= 0 {
+		g.subjects[k] = slices.Delete(g.subjects[k], i, i+1)
+	}
 	if len(g.subjects[k]) == 0 {
 		delete(g.subjects, k)
 	}
+	g.index.leave(s)
 }
 
 // Session returns a live session of that tenant; nil if there is none.
@@ -139,13 +158,10 @@ func (g *Guard) Session(t watchword.TenantID, id watchword.SessionID) *Session {
 func (g *Guard) Sessions(t watchword.TenantID, subject watchword.SubjectID) []*Session {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var out []*Session
 	if subject != "" {
-		for s := range g.subjects[subjectKey{t, subject}] {
-			out = append(out, s)
-		}
-		return out
+		return slices.Clone(g.subjects[subjectKey{t, subject}])
 	}
+	var out []*Session
 	for _, s := range g.sessions {
 		if s.papers.Tenant == t {
 			out = append(out, s)
@@ -162,14 +178,63 @@ func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id wat
 	}
 }
 
-// PolicyChanged recomputes the sessions whose subjects the policy applies to,
-// before or after the change, as touched says.
-func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, touched func(policy.Who) bool) {
-	for _, s := range g.Sessions(t, "") {
-		if a := s.Authority(); a == nil || touched(a.Who()) {
-			s.Recompute(ctx)
+// PolicyChanged recomputes the sessions that a policy speaks of, in any of its
+// versions: the one before the change and the one after it. Those that it does not
+// speak of are not touched, nor looked at where its labels tell them apart. When it
+// returns, none passes anything that policy no longer allows.
+func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, versions ...*policy.Document) {
+	concerned := g.concerned(t, versions)
+	var wg sync.WaitGroup
+	const share = 64 // of one goroutine, at least
+	each := max(share, (len(concerned)+runtime.GOMAXPROCS(0)-1)/runtime.GOMAXPROCS(0))
+	for some := range slices.Chunk(concerned, each) {
+		wg.Go(func() {
+			for _, s := range some {
+				s.Recompute(ctx)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (g *Guard) concerned(t watchword.TenantID, versions []*policy.Document) []*Session {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	found := map[*Session]struct{}{}
+	for s := range g.index.unsettled {
+		if s.papers.Tenant == t {
+			found[s] = struct{}{}
 		}
 	}
+	for _, d := range versions {
+		ids, labels := d.For()
+		add := func(s *Session) {
+			if s.papers.Tenant == t && d.Applies(s.Authority().Who()) {
+				found[s] = struct{}{}
+			}
+		}
+		switch {
+		case ids != nil:
+			for _, id := range ids {
+				for _, s := range g.subjects[subjectKey{t, id}] {
+					if _, known := found[s]; !known {
+						add(s)
+					}
+				}
+			}
+		case len(labels) > 0:
+			for s := range g.index.fewest(t, labels) {
+				add(s)
+			}
+		default:
+			for _, s := range g.sessions {
+				if _, known := found[s]; !known {
+					add(s)
+				}
+			}
+		}
+	}
+	return slices.Collect(maps.Keys(found))
 }
 
 // Close ends every session with cause and takes no further ones.

@@ -2,6 +2,7 @@ package session_test
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -31,7 +32,8 @@ func newRoll(t *testing.T) *fakeRoll {
 	return &fakeRoll{
 		subject: watchword.Subject{
 			Tenant: watchword.DefaultTenant, ID: "lamp-7", Kind: watchword.Device, State: watchword.Active, Incarnation: 1,
-			Keys: []watchword.Key{{ID: "k1", Purpose: watchword.Sign, State: watchword.KeyActive}},
+			Labels: watchword.Labels{"kind": "lamp", "site": "plant-1"},
+			Keys:   []watchword.Key{{ID: "k1", Purpose: watchword.Sign, State: watchword.KeyActive}},
 		},
 		set: policies(t, `subscribe = ["plant/#"]`, `publish = ["plant/#"]`),
 	}
@@ -44,11 +46,20 @@ func policies(t *testing.T, allow ...string) *policy.Set {
 	for _, a := range allow {
 		src += "[[allow]]\n" + a + "\n"
 	}
+	return policy.NewSet(parse(t, src))
+}
+
+// parse makes a document; one without rules gets one.
+func parse(t *testing.T, src string) *policy.Document {
+	t.Helper()
+	if !strings.Contains(src, "[[") {
+		src += "\n[[allow]]\npublish = [\"plant/lux\"]\n"
+	}
 	d, err := policy.Parse("test", []byte(src))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return policy.NewSet(d)
+	return d
 }
 
 func (r *fakeRoll) Today(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
@@ -205,11 +216,11 @@ func TestChangesReachLiveSessionsBeforeTheAnswer(t *testing.T) {
 	}
 	narrower := policies(t, `subscribe = ["plant/scene"]`)
 	r.edit(func(r *fakeRoll) { r.set = narrower })
-	g.PolicyChanged(ctx, watchword.DefaultTenant, func(policy.Who) bool { return false })
+	g.PolicyChanged(ctx, watchword.DefaultTenant, parse(t, `subjects = ["lamp-8"]`), parse(t, `for = { kind = "lamp", site = "plant-2" }`), parse(t, `for = { site = "plant-1", kind = "meter" }`))
 	if !s.Authority().Subscribe(lux).Allowed {
 		t.Error("a session that the policy does not touch was recomputed")
 	}
-	g.PolicyChanged(ctx, watchword.DefaultTenant, func(w policy.Who) bool { return w.ID == "lamp-7" })
+	g.PolicyChanged(ctx, watchword.DefaultTenant, parse(t, `for = { kind = "lamp", site = "plant-1" }`))
 	if s.Authority().Subscribe(lux).Allowed || s.Authority().Publish(scene).Allowed || !s.Authority().Subscribe(scene).Allowed {
 		t.Error("the session does not follow the policy")
 	}
@@ -308,5 +319,79 @@ func TestManyChangesAtOnce(t *testing.T) {
 	wg.Wait()
 	if n := len(g.Sessions(watchword.DefaultTenant, "")); n != 0 {
 		t.Errorf("%d sessions left", n)
+	}
+}
+
+// Whatever comes first, a change of policy finds the sessions that it speaks of:
+// by subject, by a label that was edited meanwhile, and while they are being opened.
+func TestAPolicyFindsTheSessionsItSpeaksOf(t *testing.T) {
+	ctx := t.Context()
+	for name, c := range map[string]struct {
+		policy string
+		edit   func(*fakeRoll) // before the policy
+	}{
+		"by subject":               {policy: `subjects = ["lamp-7"]`},
+		"by one label":             {policy: `for = { site = "plant-1" }`},
+		"everybody":                {policy: `for = {}`},
+		"by a label it has now":    {policy: `for = { site = "plant-2" }`, edit: func(r *fakeRoll) { r.subject.Labels = watchword.Labels{"site": "plant-2"} }},
+		"by a kind and all labels": {policy: "kinds = [\"device\"]\nfor = { site = \"plant-1\", kind = \"lamp\" }"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoll(t)
+			g := session.NewGuard(r, session.GuardOptions{})
+			told := 0
+			s, err := g.Open(ctx, papers(t, time.Minute), session.Options{Changed: func(*session.Authority) { told++ }})
+			wantCode(t, err, "")
+			defer s.Close(nil)
+			if c.edit != nil {
+				r.edit(c.edit)
+				g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
+				told = 0
+			}
+			d := parse(t, c.policy)
+			g.PolicyChanged(ctx, watchword.DefaultTenant, d)
+			g.PolicyChanged(ctx, "other", d)
+			if told != 1 {
+				t.Errorf("told %d times, want once", told)
+			}
+			wantCode(t, s.Refresh(ctx, papers(t, -time.Minute)), "")
+			g.PolicyChanged(ctx, watchword.DefaultTenant, d)
+			if told != 2 {
+				t.Errorf("told %d times after a refresh that changes nothing", told)
+			}
+		})
+	}
+	t.Run("one that is being opened", func(t *testing.T) {
+		r := newRoll(t)
+		r.asked = make(chan struct{})
+		g := session.NewGuard(r, session.GuardOptions{})
+		opened := make(chan *session.Session)
+		go func() {
+			s, err := g.Open(ctx, papers(t, time.Minute), session.Options{})
+			if err != nil {
+				t.Error(err)
+			}
+			opened <- s
+		}()
+		r.asked <- struct{}{} // it reads what stands before the edit, or after
+		narrower := policies(t, `publish = ["plant/#"]`)
+		r.edit(func(r *fakeRoll) { r.set = narrower })
+		go func() { r.asked <- struct{}{} }()
+		g.PolicyChanged(ctx, watchword.DefaultTenant, parse(t, `for = { kind = "lamp" }`))
+		if s := <-opened; s.Authority().Subscribe(lux).Allowed {
+			t.Error("the session does not follow the policy")
+		}
+	})
+}
+
+func TestRequestsThatWaitHaveABoundOfTheirOwn(t *testing.T) {
+	g := session.NewGuard(newRoll(t), session.GuardOptions{PerSubject: 1, Requests: 2})
+	p := papers(t, time.Minute)
+	for _, c := range []struct {
+		request bool
+		want    watchword.Code
+	}{{false, ""}, {true, ""}, {true, ""}, {true, watchword.Busy}, {false, watchword.Busy}} {
+		_, err := g.Open(t.Context(), p, session.Options{Request: c.request})
+		wantCode(t, err, c.want)
 	}
 }

@@ -13,6 +13,7 @@ import (
 type Options struct {
 	Transport string // "poll", "sse", "mqtt", later "websocket"
 	Remote    string // address of the peer, for lists
+	Request   bool   // one request that waits, not a connection: it has a bound of its own
 	// Changed, if not nil, is called after each change of authority that did not
 	// end the session, with the session locked: it takes away what no longer
 	// passes, and neither blocks nor calls back into the session but for
@@ -29,6 +30,7 @@ type Session struct {
 	id      watchword.SessionID
 	opened  time.Time
 	options Options
+	indexed watchword.Labels // under Guard.mu
 
 	authority atomic.Pointer[Authority]
 	done      chan struct{}
@@ -80,11 +82,13 @@ func (s *Session) Recompute(ctx context.Context) {
 
 // recompute is called with mu held.
 func (s *Session) recompute(ctx context.Context) error {
+	s.guard.unsettle(s) // whoever changes policy while it is read here finds the session
 	a, err := s.guard.Check(ctx, s.papers)
 	if err != nil {
 		return err // fail closed: also when the store cannot be asked
 	}
 	first := s.authority.Swap(a) == nil
+	s.guard.settle(s, a.who.Labels)
 	if !first && s.options.Changed != nil {
 		s.options.Changed(a)
 	}
@@ -110,6 +114,7 @@ func (s *Session) Refresh(ctx context.Context, p Papers) error {
 	s.papers = p
 	if err := s.recompute(ctx); err != nil {
 		s.papers = old
+		s.guard.settle(s, s.Authority().who.Labels)
 		return err
 	}
 	s.timer.Reset(p.Expires.Sub(s.guard.now()))

@@ -135,8 +135,7 @@ type house struct {
 	place    server.Place
 	tls      *tls.Config
 	operator *jose.Signer
-	devices  []*device.Device
-	tokens   []string
+	devices  []simulated
 }
 
 func startHouse(dir string) (*peer, error) {
@@ -201,8 +200,7 @@ func (h *house) enroll(ctx context.Context, n int) error {
 	if n <= first {
 		return nil
 	}
-	h.devices = append(h.devices, make([]*device.Device, n-first)...)
-	h.tokens = append(h.tokens, make([]string, n-first)...)
+	h.devices = append(h.devices, make([]simulated, n-first)...)
 	var g errgroup.Group
 	g.SetLimit(16)
 	for i := first; i < n; i++ {
@@ -219,9 +217,8 @@ func (h *house) enroll(ctx context.Context, n int) error {
 			if err := d.Enroll(ctx, made.Enrollment.Link); err != nil {
 				return err
 			}
-			h.devices[i] = d
-			h.tokens[i], err = d.Token(ctx)
-			return err
+			h.devices[i], err = simulate(ctx, d, filepath.Join(h.dir, "devices", string(id)))
+			return errors.Join(err, d.Close()) // its open files are wanted for connections
 		})
 	}
 	return g.Wait()
@@ -236,7 +233,7 @@ func (h *house) assertion() (string, error) {
 func (p *peer) device(ctx context.Context, i, n int, secret bool, on func(id int) func(*message)) (*client, error) {
 	id, password, address := fmt.Sprintf("dev-%d", i), "", p.address
 	if p.house != nil {
-		password = p.house.tokens[i]
+		password = p.house.devices[i].token
 	}
 	if n > 0 {
 		id = fmt.Sprintf("%s/%d", id, n)
@@ -311,7 +308,7 @@ func run(ctx context.Context, only string, scale float64) (err error) {
 		name string
 		run  func(context.Context) error
 	}{
-		{"ingest", l.ingest}, {"fanout", l.fanOut}, {"roundtrip", l.roundTrips}, {"connect", l.connects}, {"revoke", l.revocation}, {"idle", l.idle},
+		{"ingest", l.ingest}, {"fanout", l.fanOut}, {"roundtrip", l.roundTrips}, {"connect", l.connects}, {"commands", l.commands}, {"revoke", l.revocation}, {"idle", l.idle},
 	} {
 		if strings.Contains(w.name, only) {
 			if err := w.run(ctx); err != nil {

@@ -1,0 +1,72 @@
+package session
+
+import "github.com/watchword-iot/watchword"
+
+// index finds sessions by the labels of their subjects. It is under the guard's
+// lock. A session whose authority is being read is unsettled: what it will be
+// under is not known yet, so every change concerns it.
+type index struct {
+	labels    map[labelKey]map[*Session]struct{}
+	unsettled map[*Session]struct{}
+}
+
+type labelKey struct {
+	tenant      watchword.TenantID
+	name, value string
+}
+
+func newIndex() index {
+	return index{labels: map[labelKey]map[*Session]struct{}{}, unsettled: map[*Session]struct{}{}}
+}
+
+func (x *index) unsettle(s *Session) { x.unsettled[s] = struct{}{} }
+
+// settle puts s under the labels that its authority was computed from.
+func (x *index) settle(s *Session, labels watchword.Labels) {
+	x.leave(s)
+	s.indexed = labels
+	for name, value := range labels {
+		k := labelKey{s.papers.Tenant, name, value}
+		if x.labels[k] == nil {
+			x.labels[k] = map[*Session]struct{}{}
+		}
+		x.labels[k][s] = struct{}{}
+	}
+}
+
+func (x *index) leave(s *Session) {
+	delete(x.unsettled, s)
+	for name, value := range s.indexed {
+		k := labelKey{s.papers.Tenant, name, value}
+		delete(x.labels[k], s)
+		if len(x.labels[k]) == 0 {
+			delete(x.labels, k)
+		}
+	}
+	s.indexed = nil
+}
+
+// fewest returns the sessions of the one of labels that fewest have.
+func (x *index) fewest(t watchword.TenantID, labels watchword.Labels) (out map[*Session]struct{}) {
+	first := true
+	for name, value := range labels {
+		if some := x.labels[labelKey{t, name, value}]; first || len(some) < len(out) {
+			out, first = some, false
+		}
+	}
+	return out
+}
+
+func (g *Guard) unsettle(s *Session) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !s.ended {
+		g.index.unsettle(s)
+	}
+}
+
+func (g *Guard) settle(s *Session, labels watchword.Labels) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.index.settle(s, labels)
+}
