@@ -108,10 +108,10 @@ func (l *Line) newest() bool {
 }
 
 // Take returns what waits now, as [Line.Next] does, without waiting; nothing
-// while a newer line has the device's commands.
-func (l *Line) Take(ctx context.Context, after int64, nonce string, limit int) ([]SealedCommand, error) {
+// while a newer line has the device's commands. more says that there may be more.
+func (l *Line) Take(ctx context.Context, after int64, nonce string, limit int) (out []SealedCommand, more bool, err error) {
 	if !l.newest() {
-		return nil, nil
+		return nil, false, nil
 	}
 	return l.pending(ctx, after, nonce, limit)
 }
@@ -148,7 +148,7 @@ func (l *Line) Next(ctx context.Context, after int64, nonce string, limit int, p
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	for {
-		out, err := l.pending(ctx, after, nonce, limit)
+		out, _, err := l.pending(ctx, after, nonce, limit)
 		switch {
 		case ctx.Err() != nil:
 			return nil, nil
@@ -169,25 +169,24 @@ func (l *Line) Next(ctx context.Context, after int64, nonce string, limit int, p
 
 // pending hands over what waits now. What was handed over before something went
 // wrong is returned; the rest comes with the next call.
-func (l *Line) pending(ctx context.Context, after int64, nonce string, limit int) ([]SealedCommand, error) {
+func (l *Line) pending(ctx context.Context, after int64, nonce string, limit int) (out []SealedCommand, more bool, err error) {
 	rows, err := l.desk.store.Pending(ctx, l.key.tenant, l.key.device, after, l.desk.o.Now(), limit)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	var out []SealedCommand
 	for _, r := range rows {
 		c, err := l.handOver(ctx, r, nonce)
 		switch code := watchword.CodeOf(err); {
 		case code == watchword.Conflict || code == watchword.Busy:
 			continue // ended or cancelled meanwhile, or signed too often: its end settles it
 		case err != nil && len(out) == 0:
-			return nil, err
+			return nil, false, err
 		case err != nil:
-			return out, nil
+			return out, true, nil
 		}
 		out = append(out, c)
 	}
-	return out, nil
+	return out, len(rows) == limit, nil
 }
 
 // handOver signs r, unless a version for this nonce was signed before, seals it

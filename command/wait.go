@@ -11,20 +11,25 @@ import (
 type watchers struct {
 	waiting int
 	changed chan struct{}
+	row     *Row // how it stands since the last change; nil before the first
 }
 
 // Wait returns the command as soon as it is final, or as it stands when ctx
 // ends: then with no error. Code: not_found.
-func (d *Desk) Wait(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error) {
+func (d *Desk) Wait(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (row Row, err error) {
 	w := d.join(id)
 	defer d.part(id, w)
 	for {
 		d.mu.Lock()
-		changed := w.changed
+		changed, now := w.changed, w.row
 		d.mu.Unlock()
-		row, err := d.store.Command(context.WithoutCancel(ctx), t, id)
-		if err != nil || row.State.Final() {
+		if now != nil && now.Tenant == t {
+			row = *now
+		} else if row, err = d.store.Command(context.WithoutCancel(ctx), t, id); err != nil {
 			return row, err
+		}
+		if row.State.Final() {
+			return row, nil
 		}
 		select {
 		case <-changed:
@@ -54,11 +59,15 @@ func (d *Desk) part(id watchword.CommandID, w *watchers) {
 	}
 }
 
-// tell wakes those who wait for r.
+// tell wakes those who wait for r. What was told of its end stays, if news of
+// before comes after.
 func (d *Desk) tell(r Row) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if w := d.watch[r.ID]; w != nil {
+		if w.row == nil || r.State.Final() || !w.row.State.Final() {
+			w.row = &r
+		}
 		close(w.changed)
 		w.changed = make(chan struct{})
 	}

@@ -15,6 +15,9 @@ import (
 const (
 	commandWindow = 16          // commands that one device has in hand and has not acknowledged
 	commandRetry  = time.Second // after a store that could not be asked
+	// How long an acknowledgement may wait to be written down: the receipt, which as
+	// a rule comes right behind it, says the same and more.
+	deliverPause = 25 * time.Millisecond
 )
 
 // pump hands a device's commands to one connection, in sequence. It runs while
@@ -28,6 +31,9 @@ type pump struct {
 	mu      sync.Mutex // a leaf: nothing else is locked under it
 	running bool
 	again   bool  // something may be new since the run began to look
+	more    bool  // there may be more than the window had room for
+	due     bool  // what was acknowledged is to be written down now
+	pausing bool  // it will be
 	stopped bool  // hand over nothing more
 	after   int64 // the number that was handed over last
 	nonce   string
@@ -60,7 +66,7 @@ func (c *conn) keepPump() {
 		a := c.live().Authority()
 		p.line = c.broker.Desk.AttachFunc(a.Tenant(), a.Subject(), p.kick)
 		if h := c.hello; h != nil {
-			p.after, p.nonce, p.epoch, p.acked = 0, h.Nonce, h.Epoch, h.Seq
+			p.nonce, p.epoch, p.acked, p.due = h.Nonce, h.Epoch, h.Seq, true
 		}
 		c.pump = p
 		p.kick()
@@ -74,7 +80,12 @@ func (p *pump) kick() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.again = true
-	if !p.running && !p.stopped {
+	p.start()
+}
+
+// start is called with mu held.
+func (p *pump) start() {
+	if !p.running && (!p.stopped || p.acked > p.written) {
 		p.running = true
 		go p.run(p.c.broker.ctx)
 	}
@@ -84,6 +95,7 @@ func (p *pump) kick() {
 func (p *pump) stop() {
 	p.mu.Lock()
 	p.stopped = true
+	p.start()
 	p.mu.Unlock()
 	p.line.Close()
 }
@@ -91,12 +103,24 @@ func (p *pump) stop() {
 // acknowledged notes a PUBACK for the command with number n.
 func (p *pump) acknowledged(n int64, taken bool) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.flying--
 	if taken {
 		p.acked = max(p.acked, n)
 	}
-	p.mu.Unlock()
-	p.kick()
+	if p.more {
+		p.again = true
+		p.start()
+	}
+	if p.acked > p.written && !p.pausing {
+		p.pausing = true
+		time.AfterFunc(deliverPause, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.pausing, p.due = false, true
+			p.start()
+		})
+	}
 }
 
 // greeted notes a device's hello: where it is, and the nonce that commands must carry.
@@ -106,7 +130,7 @@ func (p *pump) greeted(h *hello) {
 		p.after = 0 // what is unanswered goes out again, for this nonce
 	}
 	p.nonce, p.epoch = h.Nonce, h.Epoch
-	p.acked, p.written = h.Seq, 0
+	p.acked, p.written, p.due = h.Seq, 0, true
 	p.mu.Unlock()
 	p.kick()
 }
@@ -121,15 +145,21 @@ func (p *pump) run(ctx context.Context) {
 func (p *pump) step(ctx context.Context) bool {
 	p.mu.Lock()
 	acked, epoch := p.acked, p.epoch
-	tell := acked > p.written
-	if !tell && (!p.again || p.stopped) {
-		p.running = false
+	tell := acked > p.written && (p.due || p.stopped)
+	look := p.again && !p.stopped
+	if !tell && !look {
+		p.running, p.due = false, false
 		p.mu.Unlock()
 		return false
 	}
-	p.again, p.written = false, acked
+	if tell {
+		p.due, p.written = false, acked
+	}
+	if look {
+		p.again, p.more = false, false
+	}
 	after, nonce, room := p.after, p.nonce, commandWindow-p.flying
-	stopped := p.stopped
+	p.more = p.more || look && room <= 0
 	p.mu.Unlock()
 	if tell {
 		passed, err := p.line.Deliver(ctx, epoch, acked)
@@ -143,15 +173,20 @@ func (p *pump) step(ctx context.Context) bool {
 		after = p.after
 		p.mu.Unlock()
 	}
-	if stopped || room <= 0 {
+	if !look || room <= 0 {
 		return true
 	}
-	cs, err := p.line.Take(ctx, after, nonce, room)
+	cs, more, err := p.line.Take(ctx, after, nonce, room)
 	if err != nil {
 		return p.failed(ctx, err)
 	}
 	for _, sc := range cs {
 		p.send(sc)
+	}
+	if more {
+		p.mu.Lock()
+		p.again = true // the window may have room meanwhile; else more says so then
+		p.mu.Unlock()
 	}
 	return true
 }
@@ -163,7 +198,6 @@ func (p *pump) send(sc command.SealedCommand) {
 	p.mu.Lock()
 	p.after, p.epoch = sc.Seq, sc.Epoch
 	p.flying++
-	p.again = true // there may be more behind it
 	p.mu.Unlock()
 	p.c.mu.Lock()
 	sub := p.sub
@@ -181,7 +215,7 @@ func (p *pump) failed(ctx context.Context, err error) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.running, p.written = false, 0
+	p.running, p.written, p.again, p.due = false, 0, true, true
 	if watchword.CodeOf(err) == watchword.Unavailable && !p.stopped && ctx.Err() == nil {
 		time.AfterFunc(commandRetry, p.kick)
 	}

@@ -1,7 +1,6 @@
 package token
 
 import (
-	"bytes"
 	"encoding/json"
 	"time"
 
@@ -201,13 +200,6 @@ func same(v jsontext.Value, likely string) (string, error) {
 		return likely, nil
 	}
 	return jose.String(v)
-}
-
-// Same reports whether b is the very same grant as a: subject, key, id, end and
-// permissions. Two tokens that differ in their signatures alone are the same.
-func (a *Access) Same(b *Access) bool {
-	return a.JTI == b.JTI && a.Subject == b.Subject && a.Key == b.Key && a.Expires.Equal(b.Expires) && a.Bound == b.Bound &&
-		bytes.Equal(a.perm, b.perm) && bytes.Equal(a.deny, b.deny)
 }
 
 // Permissions reads the perm and deny claims. Code: token_malformed.
