@@ -20,12 +20,18 @@ import (
 
 // Call is what somebody wants a device to do.
 type Call struct {
+	ID       watchword.CommandID // the command's, made by [NewCommandID]; empty for a new one
 	Device   watchword.SubjectID
 	Function string
 	Args     []byte        // one JSON object, at most 8 KiB; empty means {}
 	TTL      time.Duration // 0 means the default; at most 24 h; whole seconds
 	Signed   string        // the caller's signed order, or empty: then its exp is the command's
 	Once     string        // Idempotency-Key, or empty
+}
+
+// NewCommandID returns an id that no command has.
+func NewCommandID(now time.Time) watchword.CommandID {
+	return watchword.CommandID(watchword.NewID("cmd_", now))
 }
 
 // Order stores a call that a's holder may make, and returns once it is durable,
@@ -55,7 +61,10 @@ func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace st
 		}
 		expires = o.Expires
 	}
-	id := watchword.CommandID(watchword.NewID("cmd_", now))
+	id := c.ID
+	if id == "" {
+		id = NewCommandID(now)
+	}
 	args, err := d.safe.Seal(argsAtRest(id), c.Args)
 	if err != nil {
 		return Row{}, err

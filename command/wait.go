@@ -16,25 +16,47 @@ type watchers struct {
 
 // Wait returns the command as soon as it is final, or as it stands when ctx
 // ends: then with no error. Code: not_found.
-func (d *Desk) Wait(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (row Row, err error) {
-	w := d.join(id)
-	defer d.part(id, w)
+func (d *Desk) Wait(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error) {
+	w := d.Watch(id)
+	defer w.Close()
+	row, err := d.store.Command(context.WithoutCancel(ctx), t, id)
+	if err != nil {
+		return row, err
+	}
+	return w.Wait(ctx, row), nil
+}
+
+// Watch is somebody who waits for one command: from before they knew how it
+// stands, so that they miss nothing.
+type Watch struct {
+	desk *Desk
+	id   watchword.CommandID
+	w    *watchers
+}
+
+// Watch begins to watch a command, which need not be there yet. Close the watch.
+func (d *Desk) Watch(id watchword.CommandID) *Watch { return &Watch{d, id, d.join(id)} }
+
+// Close ends the watch.
+func (w *Watch) Close() { w.desk.part(w.id, w.w) }
+
+// Wait returns the command as soon as it is final, or as it stands when ctx ends.
+// row is how it stood at some moment since the watch began.
+func (w *Watch) Wait(ctx context.Context, row Row) Row {
 	for {
-		d.mu.Lock()
-		changed, now := w.changed, w.row
-		d.mu.Unlock()
-		if now != nil && now.Tenant == t {
+		w.desk.mu.Lock()
+		changed := w.w.changed
+		if now := w.w.row; now != nil && now.Tenant == row.Tenant {
 			row = *now
-		} else if row, err = d.store.Command(context.WithoutCancel(ctx), t, id); err != nil {
-			return row, err
 		}
+		w.desk.mu.Unlock()
 		if row.State.Final() {
-			return row, nil
+			return row
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return row, nil
+			return row
 		}
 	}
 }

@@ -99,12 +99,19 @@ func (a *API) commandRoutes() {
 			if err != nil {
 				return nil, err
 			}
+			id := command.NewCommandID(a.Now())
+			watch := a.Desk.Watch(id) // from before it is there
+			defer watch.Close()
 			row, err := a.Desk.Order(ctx, c.Authority, command.Call{
-				Device: in.Body.Device, Function: in.Body.Function, Args: in.Body.Args, TTL: ttl, Signed: in.Body.Order, Once: in.Once,
+				ID: id, Device: in.Body.Device, Function: in.Body.Function, Args: in.Body.Args, TTL: ttl, Signed: in.Body.Order, Once: in.Once,
 			}, c.actor.Trace)
 			if err == nil && pause > 0 {
 				// What is ordered is ordered: where nobody more can wait, the answer says how far it is.
-				if now, werr := a.waitFor(ctx, c, row.ID, pause); watchword.CodeOf(werr) != watchword.Busy {
+				wait := func(ctx context.Context) (command.Row, error) { return watch.Wait(ctx, row), nil }
+				if row.ID != id { // ordered before, with the same Idempotency-Key
+					wait = a.waitFor(c, row.ID)
+				}
+				if now, werr := a.hold(ctx, c, pause, wait); watchword.CodeOf(werr) != watchword.Busy {
 					row, err = now, werr
 				}
 			}
@@ -162,10 +169,7 @@ func (a *API) commandRoutes() {
 			}
 			row, err := a.ownCommand(ctx, c, in.ID, http.MethodGet, "")
 			if err == nil && pause > 0 {
-				// What is ordered is ordered: where nobody more can wait, the answer says how far it is.
-				if now, werr := a.waitFor(ctx, c, row.ID, pause); watchword.CodeOf(werr) != watchword.Busy {
-					row, err = now, werr
-				}
+				row, err = a.hold(ctx, c, pause, a.waitFor(c, row.ID))
 			}
 			return a.commandAnswer(row, err)
 		})
@@ -196,8 +200,13 @@ func (a *API) ownCommand(ctx context.Context, c *caller, id watchword.CommandID,
 	return row, err
 }
 
-// waitFor holds a request until the command is final, or pause is over.
-func (a *API) waitFor(ctx context.Context, c *caller, id watchword.CommandID, pause time.Duration) (command.Row, error) {
+// waitFor waits until a command is final.
+func (a *API) waitFor(c *caller, id watchword.CommandID) func(context.Context) (command.Row, error) {
+	return func(ctx context.Context) (command.Row, error) { return a.Desk.Wait(ctx, c.Tenant(), id) }
+}
+
+// hold holds a request until a command is final, or pause is over.
+func (a *API) hold(ctx context.Context, c *caller, pause time.Duration, wait func(context.Context) (command.Row, error)) (command.Row, error) {
 	s, err := a.Guard.Open(ctx, c.papers, session.Options{Transport: "wait", Remote: c.remote, Request: true})
 	if err != nil {
 		return command.Row{}, err
@@ -214,7 +223,7 @@ func (a *API) waitFor(ctx context.Context, c *caller, id watchword.CommandID, pa
 		case <-stop:
 		}
 	}()
-	row, err := a.Desk.Wait(ctx, c.Tenant(), id)
+	row, err := wait(ctx)
 	if cause := s.Cause(); err == nil && cause != nil {
 		return command.Row{}, cause
 	}

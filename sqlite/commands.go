@@ -38,15 +38,7 @@ func (s *Store) AddCommand(ctx context.Context, r command.Row, idem command.Idem
 		if out, replay, err = t.repeated(r.Tenant, idem); err != nil || replay {
 			return err
 		}
-		d, err := t.device(r.Tenant, r.Device)
-		if err != nil {
-			return err
-		}
-		if d.State == watchword.Revoked {
-			return d.Usable()
-		}
-		out, err = t.number(r, d)
-		if err != nil {
+		if out, err = t.number(r); err != nil {
 			return err
 		}
 		if idem.Key != "" {
@@ -89,24 +81,28 @@ func (t *tx) repeated(tenant watchword.TenantID, idem command.Idempotency) (r co
 	return r, err == nil, err
 }
 
-// number gives the command the device's next number and writes it.
-func (t *tx) number(r command.Row, d watchword.Subject) (command.Row, error) {
-	type counts struct{ waiting, last int64 }
-	c, err := one(context.Background(), t, func(s scanner) (c counts, err error) {
-		err = s.Scan(&c.waiting, &c.last)
+// number gives the command the device's next number and writes it. A refusal takes
+// the number back, with the step.
+func (t *tx) number(r command.Row) (command.Row, error) {
+	type taken struct {
+		device  watchword.Subject
+		waiting int64
+	}
+	c, err := one(context.Background(), t, func(s scanner) (c taken, err error) {
+		c.device.Kind, c.device.ID = watchword.Device, r.Device
+		err = s.Scan(&r.Seq, &r.Incarnation, &c.device.State, &c.waiting)
 		return c, err
-	}, notFound("device", r.Device), `SELECT (SELECT count(*) FROM commands c WHERE c.tenant = s.tenant AND c.device = s.id
-			AND c.state IN ('queued', 'sent', 'delivered', 'accepted')), last_seq
-		FROM subjects s WHERE tenant = ? AND id = ?`, r.Tenant, r.Device)
+	}, notFound("device", r.Device), `UPDATE subjects SET last_seq = last_seq + 1 WHERE tenant = ? AND id = ? AND deleted = 0 AND kind = 'device'
+		RETURNING last_seq, incarnation, state, (SELECT count(*) FROM commands c WHERE c.tenant = subjects.tenant AND c.device = subjects.id
+			AND c.state IN ('queued', 'sent', 'delivered', 'accepted'))`, r.Tenant, r.Device)
 	if err != nil {
 		return r, err
 	}
+	if c.device.State == watchword.Revoked {
+		return r, c.device.Usable()
+	}
 	if c.waiting >= command.MaxQueued {
 		return r, watchword.Refuse(watchword.Busy, "%d commands wait for %q already", c.waiting, r.Device)
-	}
-	r.Seq, r.Incarnation = c.last+1, d.Incarnation
-	if _, err := t.exec(`UPDATE subjects SET last_seq = ? WHERE tenant = ? AND id = ?`, r.Seq, r.Tenant, r.Device); err != nil {
-		return r, err
 	}
 	if _, err := t.exec(`INSERT INTO commands (tenant, id, device, incarnation, epoch, seq, function, args, args_hash, signed_order, orderer, orderer_key, state, created, expires)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
@@ -168,37 +164,70 @@ func (s *Store) Handovers(ctx context.Context, t watchword.TenantID, id watchwor
 	return handovers(ctx, s, t, id)
 }
 
+// delivery is a command beside its device as it stands, and what was handed over.
+type delivery struct {
+	command.Row
+	device   watchword.Subject
+	versions int64
+	known    bool // the one that is asked for is among them
+}
+
+func (t *tx) delivery(tenant watchword.TenantID, id watchword.CommandID, hash string) (delivery, error) {
+	return one(context.Background(), t, func(s scanner) (d delivery, err error) {
+		d.device.Kind = watchword.Device
+		d.Row, err = scanCommand(and{s, []any{&d.device.State, &d.device.Incarnation, &d.versions, &d.known}})
+		d.device.ID = d.Device
+		return d, err
+	}, notFound("command", id), selectDelivery, hash, tenant, id)
+}
+
+var selectDelivery = `SELECT ` + prefixed("c.", commandColumns) + `, s.state, s.incarnation,
+		(SELECT count(*) FROM handovers h WHERE h.tenant = c.tenant AND h.command = c.id),
+		EXISTS (SELECT 1 FROM handovers h WHERE h.tenant = c.tenant AND h.command = c.id AND h.hash = ?)
+	FROM commands c JOIN subjects s ON s.tenant = c.tenant AND s.id = c.device AND s.deleted = 0 AND s.kind = 'device'
+	WHERE c.tenant = ? AND c.id = ?`
+
+// and scans further columns behind those that it is asked for.
+type and struct {
+	scanner
+	more []any
+}
+
+func (a and) Scan(dest ...any) error { return a.scanner.Scan(append(dest, a.more...)...) }
+
+// prefixed puts a table's name before each of some columns.
+func prefixed(table, columns string) string {
+	var out strings.Builder
+	for i, c := range strings.Split(columns, ",") {
+		if i > 0 {
+			out.WriteString(", ")
+		}
+		out.WriteString(table + strings.TrimSpace(c))
+	}
+	return out.String()
+}
+
 // HandOver keeps a version's hash before it leaves the house.
 func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover) (out command.Row, err error) {
 	err = s.w.do(ctx, func(t *tx) error {
-		if out, err = t.command(tenant, id); err != nil {
+		c, err := t.delivery(tenant, id, h.Hash)
+		if err != nil {
 			return err
 		}
+		out = c.Row
 		if out.State != watchword.Queued && out.State != watchword.Sent || !out.Expires.After(h.At) {
 			return watchword.Refuse(watchword.Conflict, "command %q is %s", id, out.State)
 		}
-		d, err := t.device(tenant, out.Device)
-		if err != nil {
+		if err := c.device.Usable(); err != nil {
 			return err
 		}
-		if err := d.Usable(); err != nil {
-			return err
-		}
-		if d.Incarnation != out.Incarnation {
+		if c.device.Incarnation != out.Incarnation {
 			return watchword.Refuse(watchword.Conflict, "command %q was for an earlier life of the device", id)
 		}
-		known, err := handovers(context.Background(), t, tenant, id)
-		if err != nil {
-			return err
+		if !c.known && c.versions >= command.MaxHandovers {
+			return watchword.Refuse(watchword.Busy, "command %q was handed over %d times", id, c.versions)
 		}
-		fresh := true
-		for _, k := range known {
-			fresh = fresh && k.Hash != h.Hash
-		}
-		if fresh && len(known) >= command.MaxHandovers {
-			return watchword.Refuse(watchword.Busy, "command %q was handed over %d times", id, len(known))
-		}
-		if fresh {
+		if !c.known {
 			if _, err := t.exec(`INSERT INTO handovers (tenant, command, hash, nonce, jws, at) VALUES (?, ?, ?, ?, ?, ?)`,
 				tenant, id, h.Hash, h.Nonce, h.JWS, stamp(h.At)); err != nil {
 				return err
@@ -275,31 +304,16 @@ func (s *Store) Settle(ctx context.Context, c command.Settlement, e audit.Entry)
 // fitting returns the command that a receipt speaks of, if every part of it fits.
 func (t *tx) fitting(c command.Settlement) (command.Row, error) {
 	refused := watchword.Refuse(watchword.ReceiptInvalid, "the receipt fits no command that was handed to this device")
-	r, err := t.command(c.Tenant, c.ID)
+	r, err := t.delivery(c.Tenant, c.ID, c.Hash)
 	if watchword.CodeOf(err) == watchword.NotFound {
-		return r, refused
+		return r.Row, refused
 	} else if err != nil {
-		return r, err
+		return r.Row, err
 	}
-	d, err := t.device(c.Tenant, c.Device)
-	if watchword.CodeOf(err) == watchword.NotFound {
-		return r, refused
-	} else if err != nil {
-		return r, err
+	if r.Device != c.Device || r.Incarnation != r.device.Incarnation || r.Epoch != c.Epoch || r.Seq != c.Seq || !r.known {
+		return r.Row, refused
 	}
-	if r.Device != c.Device || r.Incarnation != d.Incarnation || r.Epoch != c.Epoch || r.Seq != c.Seq {
-		return r, refused
-	}
-	hs, err := handovers(context.Background(), t, c.Tenant, c.ID)
-	if err != nil {
-		return r, err
-	}
-	for _, h := range hs {
-		if h.Hash == c.Hash {
-			return r, nil
-		}
-	}
-	return r, refused
+	return r.Row, nil
 }
 
 // settled is where a receipt leads a command: the state, and whether it changes.

@@ -87,11 +87,20 @@ func (w *writer) commit(first *job) {
 		close(first.done)
 		return
 	}
-	var taken []*job
+	// With nothing before it, a step that is refused takes the transaction along, and
+	// needs no savepoint.
+	if first.err = unavailable(first.step(&w.tx)); first.err != nil {
+		_ = w.tx.control("ROLLBACK") // its own error says no more
+		close(first.done)
+		return
+	}
+	taken := []*job{first}
 	broken := error(nil)
-	for j := first; j != nil && broken == nil; j = w.more(len(taken)) {
+	for j := w.more(len(taken)); j != nil; j = w.more(len(taken)) {
 		taken = append(taken, j)
-		j.err, broken = w.tx.attempt(j.step)
+		if j.err, broken = w.tx.attempt(j.step); broken != nil {
+			break
+		}
 	}
 	if broken == nil {
 		broken = w.tx.control("COMMIT")
