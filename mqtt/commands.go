@@ -91,13 +91,17 @@ func (p *pump) start() {
 	}
 }
 
-// stop is called with c.mu held.
+// stop is called with c.mu held. The line goes to another connection once what was
+// acknowledged here is written down: it would be handed over again.
 func (p *pump) stop() {
 	p.mu.Lock()
 	p.stopped = true
 	p.start()
+	running := p.running
 	p.mu.Unlock()
-	p.line.Close()
+	if !running {
+		p.line.Close()
+	}
 }
 
 // acknowledged notes a PUBACK for the command with number n.
@@ -138,6 +142,12 @@ func (p *pump) greeted(h *hello) {
 func (p *pump) run(ctx context.Context) {
 	for p.step(ctx) {
 		continue
+	}
+	p.mu.Lock()
+	stopped := p.stopped
+	p.mu.Unlock()
+	if stopped {
+		p.line.Close()
 	}
 }
 

@@ -305,10 +305,10 @@ func (c *conn) end(cause error) {
 		c.control = c.appendGoodbye(c.control, cause)
 	}
 	c.unsubscribeAll()
-	c.leaving.Store(true)
 	w := c.will
 	c.will = nil
 	c.parting.Go(func() { c.farewell(w) })
+	c.leaving.Store(true) // the reader, which sees it, waits for the farewell
 	c.mu.Unlock()
 	if cause != nil {
 		c.broker.refused(c, "connection ended", "", cause)
