@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 
 	"github.com/watchword-iot/watchword"
@@ -122,13 +123,21 @@ func (w *writer) more(taken int) *job {
 	if taken >= w.group {
 		return nil
 	}
-	select {
-	case j := <-w.jobs:
-		return j
-	default:
-		return nil
+	for range yields {
+		select {
+		case j := <-w.jobs:
+			return j
+		default:
+			// Who is about to ask for a step does so first: on a busy server one commit then
+			// carries many, on an idle one nobody waits.
+			runtime.Gosched()
+		}
 	}
+	return nil
 }
+
+// yields is how often a commit lets others go first before it closes.
+const yields = 3
 
 // attempt runs one step under a savepoint. broken means that the transaction
 // itself cannot go on.
