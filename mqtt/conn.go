@@ -53,6 +53,8 @@ type conn struct {
 	ask  *time.Timer   // asks for a refresh in time; nil where nobody listens
 	pump *pump         // hands commands over; nil where the client takes none
 
+	givesTo []*subscription // who is to get all kept states; the first one is at it
+
 	hello *hello // what a device said first, or nil
 
 	// The reader's own.
@@ -73,6 +75,7 @@ type subscription struct {
 	noLocal     bool
 	asPublished bool
 	dead        bool
+	since       map[string]struct{} // topics that came since something kept is read for it; else nil
 }
 
 // verdict is what was decided on the topic that was published to last. It holds
@@ -309,6 +312,7 @@ func (c *conn) end(cause error) {
 	c.will = nil
 	c.parting.Go(func() { c.farewell(w) })
 	c.leaving.Store(true) // the reader, which sees it, waits for the farewell
+	c.moved.Broadcast()
 	c.mu.Unlock()
 	if cause != nil {
 		c.broker.refused(c, "connection ended", "", cause)

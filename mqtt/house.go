@@ -12,7 +12,6 @@ import (
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
-	"github.com/watchword-iot/watchword/policy"
 )
 
 // The topics that the server has a part in: devices/{id}/….
@@ -143,57 +142,8 @@ func (c *conn) commandsTopic() string {
 	return devicePrefix + string(c.live().Authority().Subject()) + "/commands"
 }
 
-// give hands a new subscription what the server keeps: the state that was
-// reported last, the configuration that is wanted, and commands that wait.
-func (c *conn) give(ctx context.Context, s *subscription) {
-	c.mu.Lock()
-	c.keepPump()
-	c.mu.Unlock()
-	if c.broker.Twins == nil {
-		return
-	}
-	rest, ok := strings.CutPrefix(s.filter, devicePrefix)
-	if !ok {
-		return
-	}
-	id, _, _ := strings.Cut(rest, "/")
-	if id == "+" || id == "#" {
-		return // what comes is seen; what was is asked for device by device
-	}
-	device := watchword.SubjectID(id)
-	wantsState, wantsConfig := policy.Match(s.filter, stateTopic(device)), policy.Match(s.filter, configTopic(device))
-	if !wantsState && !wantsConfig {
-		return
-	}
-	tw, err := c.broker.Twins.Twin(ctx, c.world.tenant, device)
-	if err != nil {
-		if watchword.CodeOf(err) != watchword.NotFound {
-			c.broker.refused(c, "kept message not given", s.filter, err)
-		}
-		return
-	}
-	if wantsState && tw.State != nil {
-		c.giveOne(s, stateTopic(device), tw.State, "application/json")
-	}
-	if wantsConfig && tw.ConfigVer > 0 && c.broker.Desk != nil {
-		jws, err := c.broker.Desk.SignConfig(device, tw.ConfigVer, tw.Config)
-		if err != nil {
-			c.broker.refused(c, "kept message not given", s.filter, err)
-			return
-		}
-		c.giveOne(s, configTopic(device), []byte(jws), configType)
-	}
-}
-
 // configType is the content type of a signed configuration.
 const configType = "application/jose"
 
 func stateTopic(id watchword.SubjectID) string  { return devicePrefix + string(id) + "/state" }
 func configTopic(id watchword.SubjectID) string { return devicePrefix + string(id) + "/config" }
-
-// giveOne is what another broker does with a retained message.
-func (c *conn) giveOne(s *subscription, topic string, payload []byte, contentType string) {
-	m := &message{topic: topic, payload: payload, qos: 1, kept: true, props: &packet.Properties{}}
-	m.props.SetText(packet.ContentType, contentType)
-	c.offer(m, s) // flushed with the batch
-}

@@ -17,6 +17,7 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/twin"
 )
 
 // house is the engine with a guard behind it, and with an office and a roll that
@@ -26,6 +27,7 @@ type house struct {
 	broker *mqtt.Broker
 	guard  *session.Guard
 	hub    *event.Hub
+	twins  *fakeTwins
 
 	mu      sync.Mutex
 	roll    map[watchword.SubjectID]*watchword.Subject
@@ -46,10 +48,10 @@ func inBubble(t *testing.T, f func(t *testing.T, h *house)) {
 }
 
 func newHouse(t testing.TB, o mqtt.Options) *house {
-	h := &house{t: t, roll: map[watchword.SubjectID]*watchword.Subject{}, tokens: map[string]session.Papers{}, hub: event.NewHub()}
+	h := &house{t: t, roll: map[watchword.SubjectID]*watchword.Subject{}, tokens: map[string]session.Papers{}, hub: event.NewHub(), twins: &fakeTwins{states: map[watchword.SubjectID][]byte{}}}
 	h.guard = session.NewGuard(h, session.GuardOptions{})
 	o.Log = slog.New(slog.DiscardHandler)
-	h.broker = mqtt.New(mqtt.Parts{Office: h, Guard: h.guard, Hub: h.hub, Options: o})
+	h.broker = mqtt.New(mqtt.Parts{Office: h, Guard: h.guard, Hub: h.hub, Twins: twin.NewKeeper(h.twins, openSafe{}), Options: o})
 	h.policy(`publish = ["#"]`, `subscribe = ["#"]`)
 	return h
 }

@@ -78,6 +78,14 @@ func (c *conn) push(m *message, subs []*subscription) (wake, full bool) {
 	var by *subscription // the one with the highest QoS (MQTT 5.0 §3.3.4)
 	retain := m.kept
 	for _, s := range subs {
+		if s.since != nil {
+			if _, newer := s.since[m.topic]; newer && m.kept {
+				continue
+			}
+			if !m.kept && isState(m.topic) {
+				s.since[m.topic] = struct{}{}
+			}
+		}
 		if s.dead || s.noLocal && m.from == c {
 			continue
 		}

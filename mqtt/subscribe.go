@@ -18,7 +18,7 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 	var stand []*subscription
 	var why error
 	for _, f := range p.Filters {
-		s, err := c.subscribeOne(f)
+		s, fresh, err := c.subscribeOne(f)
 		if err != nil {
 			why = err
 			c.broker.refused(c, "subscription refused", f.Topic, err)
@@ -29,52 +29,58 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 			ack.Codes = append(ack.Codes, r)
 			continue
 		}
-		stand = append(stand, s)
+		if f.RetainHandling == 0 || f.RetainHandling == 1 && fresh { // MQTT 5.0 §3.8.3.1
+			stand = append(stand, s)
+		}
 		ack.Codes = append(ack.Codes, packet.Reason(s.qos))
 	}
 	if why != nil && c.problems {
 		ack.Properties.SetText(packet.ReasonString, words(why))
 	}
 	c.answer(ack)
+	c.mu.Lock()
+	c.keepPump()
+	c.mu.Unlock()
 	for _, s := range stand {
 		c.give(ctx, s)
 	}
 	return nil
 }
 
-// subscribeOne lets one subscription stand, or says why not.
-func (c *conn) subscribeOne(f packet.Filter) (*subscription, error) {
+// subscribeOne lets one subscription stand, or says why not. fresh is false where it
+// was there before.
+func (c *conn) subscribeOne(f packet.Filter) (s *subscription, fresh bool, err error) {
 	if strings.HasPrefix(f.Topic, "$share/") {
-		return nil, wrong(packet.NoShared, packet.SUBSCRIBE, "shared subscriptions are not available")
+		return nil, false, wrong(packet.NoShared, packet.SUBSCRIBE, "shared subscriptions are not available")
 	}
 	if err := policy.CheckFilter(f.Topic); err != nil {
-		return nil, wrong(packet.BadFilter, packet.SUBSCRIBE, err.Error())
+		return nil, false, wrong(packet.BadFilter, packet.SUBSCRIBE, err.Error())
 	}
 	own := strings.HasPrefix(f.Topic, ownTopics)
 	if own && f.Topic != authTopic {
-		return nil, watchword.Refuse(watchword.Denied, "of $watchword/… only %s can be subscribed to", authTopic)
+		return nil, false, watchword.Refuse(watchword.Denied, "of $watchword/… only %s can be subscribed to", authTopic)
 	}
 	if c.isCommands(f.Topic) && f.QoS == 0 {
-		return nil, wrong(packet.Implementation, packet.SUBSCRIBE, "commands come with QoS 1: subscribe with it")
+		return nil, false, wrong(packet.Implementation, packet.SUBSCRIBE, "commands come with QoS 1: subscribe with it")
 	}
-	s := &subscription{c: c, filter: f.Topic, qos: min(f.QoS, 1), noLocal: f.NoLocal, asPublished: f.RetainAsPublished}
+	s = &subscription{c: c, filter: f.Topic, qos: min(f.QoS, 1), noLocal: f.NoLocal, asPublished: f.RetainAsPublished}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil, watchword.Refuse(watchword.Conflict, "the connection is closing")
+		return nil, false, watchword.Refuse(watchword.Conflict, "the connection is closing")
 	}
 	if own {
 		c.listen(s)
-		return s, nil
+		return s, true, nil
 	}
 	old := c.subs[f.Topic]
 	if old == nil && len(c.subs) >= maxSubs {
-		return nil, wrong(packet.QuotaExceeded, packet.SUBSCRIBE, "1024 subscriptions are the most of one connection")
+		return nil, false, wrong(packet.QuotaExceeded, packet.SUBSCRIBE, "1024 subscriptions are the most of one connection")
 	}
 	// Asked with the lock held: a change of authority after this line finds the
 	// subscription and takes it away again.
 	if err := c.live().Authority().Subscribe(f.Topic).Err(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if old != nil {
 		c.unsubscribeOne(old)
@@ -85,7 +91,7 @@ func (c *conn) subscribeOne(f packet.Filter) (*subscription, error) {
 	c.subs[f.Topic] = s
 	c.world.tree.add(f.Topic, s)
 	c.broker.stats.subscriptions.Add(1)
-	return s, nil
+	return s, old == nil, nil
 }
 
 // unsubscribeOne is called with mu held. What is queued already still goes out,

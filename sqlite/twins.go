@@ -59,6 +59,17 @@ func (s *Store) Twin(ctx context.Context, t watchword.TenantID, device watchword
 	return readTwin(ctx, s, t, device)
 }
 
+// States lists reported states by device.
+func (s *Store) States(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]twin.Twin, error) {
+	return all(ctx, s, func(r scanner) (w twin.Twin, err error) {
+		var at int64
+		w.Tenant = t
+		err = r.Scan(&w.Device, &w.State, &at)
+		w.StateAt = moment(at)
+		return w, err
+	}, `SELECT device, state, state_at FROM twins WHERE tenant = ? AND device > ? AND state IS NOT NULL ORDER BY device LIMIT ?`, t, after, limit)
+}
+
 // ReportState replaces the reported state.
 func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error {
 	return s.w.do(ctx, func(t *tx) error {

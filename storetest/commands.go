@@ -410,6 +410,23 @@ func twins(t *T) {
 	is(t, "config", string(w.Config), "c2")
 	is(t, "state", string(w.State), "s2")
 	is(t, "reports", w.StateCount, 2)
+	t.enrolled("lamp-2")
+	t.enrolled("lamp-3") // says nothing
+	t.must(t.ReportState(t.ctx, here, "lamp-2", []byte("s3"), t.now))
+	for _, c := range []struct {
+		tenant watchword.TenantID
+		after  watchword.SubjectID
+		limit  int
+		want   string
+	}{{here, "", 10, "lamp-1=s2 lamp-2=s3 "}, {here, "", 1, "lamp-1=s2 "}, {here, "lamp-1", 10, "lamp-2=s3 "}, {here, "lamp-2", 10, ""}, {other, "", 10, ""}} {
+		ws, err := t.States(t.ctx, c.tenant, c.after, c.limit)
+		t.must(err)
+		got := ""
+		for _, w := range ws {
+			got += string(w.Device) + "=" + string(w.State) + " "
+		}
+		is(t, "states", got, c.want)
+	}
 	t.wants(watchword.NotFound, t.ReportState(t.ctx, here, "nobody", []byte("s"), t.now))
 	_, err = t.SetConfig(t.ctx, here, "nobody", []byte("c"), -1, t.now, e)
 	t.wants(watchword.NotFound, err)

@@ -13,6 +13,7 @@ type Store interface {
 	SetFunctions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, fs []Function, now time.Time) error
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]Function, error)
 	Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (Twin, error)
+	States(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]Twin, error)
 	ReportState(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error
 	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (Twin, error)
 }
@@ -57,6 +58,19 @@ func (k *Keeper) open(tw Twin, t watchword.TenantID, device watchword.SubjectID)
 		*doc = plain
 	}
 	return tw, nil
+}
+
+// States returns up to limit reported states in clear, of devices whose ids are
+// above after, in their order.
+func (k *Keeper) States(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]Twin, error) {
+	ts, err := k.store.States(ctx, t, after, limit)
+	for i := range ts {
+		if err != nil {
+			break
+		}
+		ts[i], err = k.open(ts[i], t, ts[i].Device)
+	}
+	return ts, err
 }
 
 // ReportState replaces the reported state, one JSON object.
