@@ -139,22 +139,13 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 	}
 	c.answer(ack) // before anything else can be said
 	c.session.Store(s)
-	if cause := s.Cause(); cause != nil || isDone(s) { // it ended before it was seen
+	if cause := s.Cause(); cause != nil || s.Over() { // it ended before it was seen
 		c.end(cause)
 		return nil
 	}
 	c.extend(now)
 	c.broker.stats.connects.Add(1)
 	return nil
-}
-
-func isDone(s *session.Session) bool {
-	select {
-	case <-s.Done():
-		return true
-	default:
-		return false
-	}
 }
 
 // name gives the connection its client id: the subject's, alone or with a suffix.

@@ -272,8 +272,7 @@ func (c *conn) fill(b *[]byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	buf := append(*b, c.control...)
-	c.control = c.control[:0]
-	if cap(c.control) > 1<<10 {
+	if c.control = c.control[:0]; cap(c.control) > 64 { // an idle client keeps little
 		c.control = nil
 	}
 	for c.head < len(c.queue) && len(buf) < batchBytes {

@@ -150,7 +150,7 @@ func (c *conn) setWill(w *packet.Will, a *session.Authority) error {
 // where the server goes.
 func (c *conn) publishWill(ctx context.Context, m *message) {
 	s := c.live()
-	if m == nil || isDone(s) && s.Cause() != nil {
+	if m == nil || s.Over() && s.Cause() != nil {
 		return
 	}
 	v := judge(s.Authority(), m.topic)

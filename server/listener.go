@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 )
 
 // limited is a listener with a bound on connections, in all and by address. A
@@ -34,7 +35,7 @@ func (l *limited) Accept() (net.Conn, error) {
 			from = a.AddrPort().Addr().Unmap()
 		}
 		if l.enter(from) {
-			return &limitedConn{Conn: c, leave: sync.OnceFunc(func() { l.leave(from) })}, nil
+			return &limitedConn{Conn: c, of: l, from: from}, nil
 		}
 		_ = c.Close() // refused: nothing was read or written
 	}
@@ -62,12 +63,16 @@ func (l *limited) leave(a netip.Addr) {
 
 type limitedConn struct {
 	net.Conn
-	leave func()
+	of   *limited
+	from netip.Addr
+	left atomic.Bool
 }
 
 // Close closes the connection and makes room for another.
 func (c *limitedConn) Close() error {
-	defer c.leave()
+	if !c.left.Swap(true) {
+		defer c.of.leave(c.from)
+	}
 	return c.Conn.Close()
 }
 

@@ -88,7 +88,7 @@ func (g *Guard) Open(ctx context.Context, p Papers, o Options) (*Session, error)
 	now := g.now()
 	s := &Session{
 		guard: g, id: watchword.SessionID(watchword.NewID("ses_", now)), opened: now, options: o,
-		papers: p, done: make(chan struct{}),
+		papers: p,
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

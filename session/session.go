@@ -33,13 +33,14 @@ type Session struct {
 	indexed watchword.Labels // under Guard.mu
 
 	authority atomic.Pointer[Authority]
-	done      chan struct{}
+	over      atomic.Bool // ended
 
 	mu     sync.Mutex // held while authority changes
 	papers Papers
 	timer  *time.Timer
 	cause  error
 	ended  bool
+	done   chan struct{} // made when somebody asks for it
 }
 
 // ID returns the session's name.
@@ -59,7 +60,23 @@ func (s *Session) Remote() string { return s.options.Remote }
 func (s *Session) Authority() *Authority { return s.authority.Load() }
 
 // Done is closed when the session has ended; Cause then says why.
-func (s *Session) Done() <-chan struct{} { return s.done }
+func (s *Session) Done() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done == nil {
+		s.done = make(chan struct{})
+		if s.ended {
+			s.over.Store(true)
+			if s.done != nil {
+				close(s.done)
+			}
+		}
+	}
+	return s.done
+}
+
+// Over reports whether the session has ended.
+func (s *Session) Over() bool { return s.over.Load() }
 
 // Cause returns why the session ended, nil while it lives.
 func (s *Session) Cause() error {
@@ -146,7 +163,10 @@ func (s *Session) end(cause error) {
 	}
 	s.ended, s.cause = true, cause
 	s.guard.leave(s)
-	close(s.done)
+	s.over.Store(true)
+	if s.done != nil {
+		close(s.done)
+	}
 	if s.timer == nil {
 		return // it never was open
 	}
