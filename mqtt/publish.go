@@ -150,7 +150,10 @@ func (c *conn) setWill(w *packet.Will, a *session.Authority) error {
 // where the server goes.
 func (c *conn) publishWill(ctx context.Context, m *message) {
 	s := c.live()
-	if m == nil || s.Over() && s.Cause() != nil {
+	if m == nil {
+		return
+	}
+	if c.broker.Guard.Settled(); s.Over() && s.Cause() != nil {
 		return
 	}
 	v := judge(s.Authority(), m.topic)

@@ -27,13 +27,15 @@ type GuardOptions struct {
 }
 
 // Guard knows every live session of this node. It is safe for concurrent use.
-// Lock order: Session.mu before Guard.mu.
+// Lock order: Guard.changes, Session.mu, Guard.mu.
 type Guard struct {
 	roll       Roll
 	now        func() time.Time
 	total      int
 	perSubject int
 	requests   int
+
+	changes sync.RWMutex // read-held by each change while it reaches its sessions
 
 	mu       sync.Mutex
 	sessions map[watchword.SessionID]*Session
@@ -173,6 +175,8 @@ func (g *Guard) Sessions(t watchword.TenantID, subject watchword.SubjectID) []*S
 // SubjectChanged recomputes the sessions of one subject. When it returns, none
 // of them passes anything that the roll no longer allows.
 func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
+	g.changes.RLock()
+	defer g.changes.RUnlock()
 	for _, s := range g.Sessions(t, id) {
 		s.Recompute(ctx)
 	}
@@ -183,6 +187,8 @@ func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id wat
 // speak of are not touched, nor looked at where its labels tell them apart. When it
 // returns, none passes anything that policy no longer allows.
 func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, versions ...*policy.Document) {
+	g.changes.RLock()
+	defer g.changes.RUnlock()
 	concerned := g.concerned(t, versions)
 	var wg sync.WaitGroup
 	const share = 64 // of one goroutine, at least
@@ -195,6 +201,14 @@ func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, version
 		})
 	}
 	wg.Wait()
+}
+
+// Settled waits until the changes that are under way have reached every session
+// that they concern: what follows from the end of one session must not reach
+// another that the same change silences. It is not for callbacks of a session.
+func (g *Guard) Settled() {
+	g.changes.Lock()
+	defer g.changes.Unlock()
 }
 
 func (g *Guard) concerned(t watchword.TenantID, versions []*policy.Document) []*Session {
