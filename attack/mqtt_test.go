@@ -3,6 +3,9 @@ package attack_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -19,6 +22,7 @@ import (
 	paho3 "github.com/eclipse/paho.mqtt.golang"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
@@ -410,3 +414,69 @@ func TestCommandsOverMQTT(t *testing.T) {
 		t.Errorf("the first is %s", c.State)
 	}
 }
+
+// Eclipse Paho proves the device's key by the TLS connection's exporter, with no
+// challenge; and again in session, where only a challenge counts. A proof made for
+// another connection is worth nothing.
+func TestProofByTheExporter(t *testing.T) {
+	_, one, _ := meters(t)
+	tok, err := one.NewToken(t.Context())
+	must(t, err)
+	raw := must2(os.ReadFile(filepath.Join(filepath.Dir(one.CAFile()), "sign.jwk")))(t)
+	key := must2(jose.ParsePrivateJWK(raw))(t).Crypto().(*ecdsa.PrivateKey)
+	prove := func(material []byte) []byte {
+		sum := sha256.Sum256(material)
+		r, s, err := ecdsa.Sign(rand.Reader, key, sum[:])
+		must(t, err)
+		return append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
+	}
+	connect := func(other *tls.Conn) (*paho.Client, byte) {
+		nc, err := tls.Dial("tcp", one.MQTT(), anchored(t, one))
+		must(t, err)
+		from := nc
+		if other != nil {
+			from = other
+		}
+		state := from.ConnectionState()
+		material, err := state.ExportKeyingMaterial("EXPORTER-ACE-MQTT-Sign-Challenge", nil, 32)
+		must(t, err)
+		c := paho.NewClient(paho.ClientConfig{Conn: packets.NewThreadSafeConn(nc), AuthHandler: challenged{prove}})
+		ack, err := c.Connect(t.Context(), &paho.Connect{ClientID: "meter-1", CleanStart: true, KeepAlive: 30, Properties: &paho.ConnectProperties{
+			AuthMethod: "ace", AuthData: append(counted(tok), prove(material)...),
+		}})
+		if err != nil && ack == nil {
+			t.Fatal(err)
+		}
+		return c, ack.ReasonCode
+	}
+	c, code := connect(nil)
+	if code != 0 {
+		t.Fatalf("CONNACK %#x", code)
+	}
+	r, err := c.Authenticate(t.Context(), &paho.Auth{ReasonCode: 0x19, Properties: &paho.AuthProperties{AuthMethod: "ace", AuthData: counted(tok)}})
+	if err != nil || !r.Success {
+		t.Errorf("re-authentication: %+v %v", r, err)
+	}
+	must(t, c.Disconnect(&paho.Disconnect{}))
+	foreign, err := tls.Dial("tcp", one.MQTT(), anchored(t, one))
+	must(t, err)
+	defer foreign.Close()
+	if _, code := connect(foreign); code != 0x87 {
+		t.Errorf("a proof for another connection: %#x", code)
+	}
+}
+
+// challenged answers the server's challenges.
+type challenged struct{ prove func([]byte) []byte }
+
+func (challenged) Authenticated() {}
+
+func (c challenged) Authenticate(a *paho.Auth) *paho.Auth {
+	const mine = "12345678"
+	return &paho.Auth{ReasonCode: 0x18, Properties: &paho.AuthProperties{
+		AuthMethod: "ace", AuthData: append(counted(mine), c.prove(append(a.Properties.AuthData, mine...))...),
+	}}
+}
+
+// counted puts the length of s before it, in two bytes.
+func counted(s string) []byte { return append([]byte{byte(len(s) >> 8), byte(len(s))}, s...) }
