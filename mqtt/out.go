@@ -341,7 +341,9 @@ func (c *conn) writeFailed() {
 	c.control = nil
 	c.moved.Broadcast()
 	c.mu.Unlock()
-	_ = c.nc.Close() // the reader sees it and takes the rest down
+	// The reader sees it and takes the rest down. It may be the one who is here, in the
+	// middle of a read, and Close waits for the end of all reads.
+	go func() { _ = c.nc.Close() }()
 }
 
 // drop takes what is queued and gone away again. It is called with mu held.
@@ -362,7 +364,7 @@ func (c *conn) drop(gone func(*item) bool) {
 // settle is the reader's, at the end of each batch: it writes the answers, and
 // waits where too many are on their way already.
 func (c *conn) settle() {
-	c.flush(true)
+	c.flush(c.raw == nil) // a write that can be tried needs no deadline, and what it leaves is another's
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.control) > controlBytes && !c.failed && c.writing {

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"errors"
 	"net"
 	"os"
 	"testing"
@@ -37,5 +38,37 @@ func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
 	}
 	if n, err := c.attempt([]byte("b")); n != 1 || err != nil {
 		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// A reader whose answer cannot be written, while it reads, takes the connection
+// down and does not wait for itself.
+func TestAWriteThatFailsWithinARead(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	peer, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	nc, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &conn{nc: nc, raw: rawOf(nc)}
+	c.moved.L = &c.mu
+	failed := false
+	err = c.raw.Read(func(uintptr) bool {
+		if !failed {
+			failed = true
+			c.writeFailed()
+		}
+		return false // and waits for more
+	})
+	if !errors.Is(err, net.ErrClosed) {
+		t.Errorf("%v", err)
 	}
 }
