@@ -88,7 +88,8 @@ func (d *Desk) tell(r Row) {
 	defer d.mu.Unlock()
 	if w := d.watch[r.ID]; w != nil {
 		if w.row == nil || r.State.Final() || !w.row.State.Final() {
-			w.row = &r
+			now := r // here, so that nothing is copied where nobody waits
+			w.row = &now
 		}
 		close(w.changed)
 		w.changed = make(chan struct{})

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// A write that waits leaves a deadline behind, and one that does not wait must not
-// trip over it.
-func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
+// accepted is the server's end of a real connection.
+func accepted(t *testing.T) net.Conn {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -20,12 +20,19 @@ func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer peer.Close()
+	t.Cleanup(func() { _ = peer.Close() })
 	nc, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer nc.Close()
+	t.Cleanup(func() { _ = nc.Close() }) // closed already in some tests
+	return nc
+}
+
+// A write that waits leaves a deadline behind, and one that does not wait must not
+// trip over it.
+func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
+	nc := accepted(t)
 	c := &conn{nc: nc, raw: rawOf(nc)}
 	if err := c.send([]byte("a")); err != nil {
 		t.Fatal(err)
@@ -44,24 +51,11 @@ func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
 // A reader whose answer cannot be written, while it reads, takes the connection
 // down and does not wait for itself.
 func TestAWriteThatFailsWithinARead(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	peer, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer peer.Close()
-	nc, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	nc := accepted(t)
 	c := &conn{nc: nc, raw: rawOf(nc)}
 	c.moved.L = &c.mu
 	failed := false
-	err = c.raw.Read(func(uintptr) bool {
+	err := c.raw.Read(func(uintptr) bool {
 		if !failed {
 			failed = true
 			c.writeFailed()

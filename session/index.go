@@ -60,7 +60,7 @@ func (x *index) fewest(t watchword.TenantID, labels watchword.Labels) (out map[*
 func (g *Guard) unsettle(s *Session) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !s.ended {
+	if !s.ended.Load() {
 		g.index.unsettle(s)
 	}
 }

@@ -33,13 +33,12 @@ type Session struct {
 	indexed watchword.Labels // under Guard.mu
 
 	authority atomic.Pointer[Authority]
-	over      atomic.Bool // ended
+	ended     atomic.Bool // set with mu held
 
 	mu     sync.Mutex // held while authority changes
 	papers Papers
 	timer  *time.Timer
 	cause  error
-	ended  bool
 	done   chan struct{} // made when somebody asks for it
 }
 
@@ -65,8 +64,7 @@ func (s *Session) Done() <-chan struct{} {
 	defer s.mu.Unlock()
 	if s.done == nil {
 		s.done = make(chan struct{})
-		if s.ended {
-			s.over.Store(true)
+		if s.ended.Load() {
 			if s.done != nil {
 				close(s.done)
 			}
@@ -76,7 +74,7 @@ func (s *Session) Done() <-chan struct{} {
 }
 
 // Over reports whether the session has ended.
-func (s *Session) Over() bool { return s.over.Load() }
+func (s *Session) Over() bool { return s.ended.Load() }
 
 // Cause returns why the session ended, nil while it lives.
 func (s *Session) Cause() error {
@@ -89,7 +87,7 @@ func (s *Session) Cause() error {
 func (s *Session) Recompute(ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
+	if s.ended.Load() {
 		return
 	}
 	if err := s.recompute(ctx); err != nil {
@@ -121,7 +119,7 @@ func (s *Session) Refresh(ctx context.Context, p Papers) error {
 	if p.Tenant != s.papers.Tenant || p.Subject != s.papers.Subject || p.Key != s.papers.Key {
 		return watchword.Refuse(watchword.Denied, "a session is refreshed by a token of the same subject and key")
 	}
-	if s.ended {
+	if s.ended.Load() {
 		return watchword.Refuse(watchword.NotFound, "the session is over")
 	}
 	if !p.Expires.After(s.papers.Expires) {
@@ -142,7 +140,7 @@ func (s *Session) Refresh(ctx context.Context, p Papers) error {
 func (s *Session) expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if left := s.papers.Expires.Sub(s.guard.now()); left > 0 && !s.ended {
+	if left := s.papers.Expires.Sub(s.guard.now()); left > 0 && !s.ended.Load() {
 		s.timer.Reset(left)
 		return
 	}
@@ -158,12 +156,12 @@ func (s *Session) Close(cause error) {
 
 // end is called with mu held.
 func (s *Session) end(cause error) {
-	if s.ended {
+	if s.ended.Load() {
 		return
 	}
-	s.ended, s.cause = true, cause
+	s.cause = cause
+	s.ended.Store(true)
 	s.guard.leave(s)
-	s.over.Store(true)
 	if s.done != nil {
 		close(s.done)
 	}
