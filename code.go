@@ -44,6 +44,16 @@ const (
 	ClientInvalid Code = "client_invalid"
 	// GrantUnsupported means a grant_type that this server does not offer.
 	GrantUnsupported Code = "grant_unsupported"
+	// ScopeInvalid means a requested scope that is none, or more than policy gives (RFC 6749 §5.2).
+	ScopeInvalid Code = "scope_invalid"
+	// TargetInvalid means a requested resource that is none, or more than one (RFC 8707 §2).
+	TargetInvalid Code = "target_invalid"
+	// ProofRequired means a subject that gets nothing without a proof of its key.
+	ProofRequired Code = "proof_required"
+	// DPoPInvalid means a DPoP proof that does not hold: key, method, URL, token, age or use (RFC 9449 §4.3).
+	DPoPInvalid Code = "dpop_invalid"
+	// DPoPNonce means a DPoP proof without the server's nonce of today (RFC 9449 §8).
+	DPoPNonce Code = "dpop_nonce"
 
 	// TokenMalformed means bytes that are no compact token of ours: encoding, header or claims.
 	TokenMalformed Code = "token_malformed"
@@ -71,6 +81,8 @@ const (
 	TokenUnrecorded Code = "token_unrecorded"
 	// TokenRevoked means the token, its key or its subject was revoked.
 	TokenRevoked Code = "token_revoked"
+	// IssuerRevoked means that the server's own key behind a token was revoked.
+	IssuerRevoked Code = "issuer_revoked"
 	// TokenTooLarge means a subject's permissions would not fit a token of 4 KiB.
 	TokenTooLarge Code = "token_too_large"
 
@@ -88,6 +100,14 @@ const (
 	CodeInvalid Code = "code_invalid"
 	// ProofInvalid means the enrollment proof does not fit its code or keys.
 	ProofInvalid Code = "proof_invalid"
+	// PairingPending means that nobody has decided on the pairing yet (RFC 8628 §3.5).
+	PairingPending Code = "pairing_pending"
+	// PairingSlow means that the device asks too often (RFC 8628 §3.5, slow_down).
+	PairingSlow Code = "pairing_slow"
+	// PairingRejected means that an operator turned the pairing down.
+	PairingRejected Code = "pairing_rejected"
+	// PairingExpired means a pairing that is unknown, used, or over.
+	PairingExpired Code = "pairing_expired"
 	// PinMismatch means a trust bundle whose root is not the pinned one.
 	PinMismatch Code = "pin_mismatch"
 	// BundleInvalid means a trust bundle that does not verify, is over, or is older than the known one.
@@ -125,8 +145,12 @@ const (
 	FolderInUse Code = "folder_in_use"
 	// KeyExposed means a key file that others can read.
 	KeyExposed Code = "key_exposed"
+	// KeyMissing means that the key-encryption key, or an offline key, is not where it must be.
+	KeyMissing Code = "key_missing"
 	// KeyUnwrap means the key-encryption key is not the one that sealed these keys.
 	KeyUnwrap Code = "key_unwrap"
+	// KeyDamaged means a key file, or bytes sealed at rest, that are not what was written.
+	KeyDamaged Code = "key_damaged"
 	// Internal means the fault is ours. The cause is logged and never shown.
 	Internal Code = "internal"
 )
@@ -135,12 +159,14 @@ const (
 var Codes = []Code{
 	BadRequest, TooLarge, UnsupportedMediaType, MethodNotAllowed, NotFound, Conflict, PreconditionFailed, Denied,
 	Unauthenticated, RateLimited, Busy, Unavailable, TimedOut, ClientInvalid, GrantUnsupported,
+	ScopeInvalid, TargetInvalid, ProofRequired, DPoPInvalid, DPoPNonce,
 	TokenMalformed, TokenKind, AlgorithmInvalid, KeyUnknown, SignatureInvalid, TokenExpired, TokenEarly, TokenLifetime,
-	IssuerMismatch, AudienceMismatch, TokenReplayed, TokenUnrecorded, TokenRevoked, TokenTooLarge,
-	SubjectNew, SubjectSuspended, SubjectRevoked, SessionClosed, CodeInvalid, ProofInvalid, PinMismatch, BundleInvalid, PeerUntrusted,
+	IssuerMismatch, AudienceMismatch, TokenReplayed, TokenUnrecorded, TokenRevoked, IssuerRevoked, TokenTooLarge,
+	SubjectNew, SubjectSuspended, SubjectRevoked, SessionClosed, CodeInvalid, ProofInvalid,
+	PairingPending, PairingSlow, PairingRejected, PairingExpired, PinMismatch, BundleInvalid, PeerUntrusted,
 	PolicyInvalid, ArgsInvalid, FunctionUnknown, OrderInvalid,
 	CommandUnsealed, CommandStale, CommandExpired, NonceMismatch, ReceiptInvalid, CommandRefused, CommandFailed,
-	ConfigInvalid, FolderInUse, KeyExposed, KeyUnwrap, Internal,
+	ConfigInvalid, FolderInUse, KeyExposed, KeyMissing, KeyUnwrap, KeyDamaged, Internal,
 }
 
 // Error is a refusal. Code, Detail, Field, Rule and RetryAfter are safe to show

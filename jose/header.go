@@ -13,24 +13,35 @@ import (
 // checked; crit, b64 and zip change what the bytes mean (RFC 8725 §3).
 type header struct {
 	alg, enc, typ, cty, kid string
-	epk                     jsontext.Value
+	epk, jwk                jsontext.Value
 }
 
-func parseHeader(b []byte, sealed bool) (h header, err error) {
+// form is which kind of header is read: each takes members that the others refuse.
+type form byte
+
+const (
+	signed form = iota // a JWS: alg, typ, kid
+	sealed             // a JWE: enc, epk and cty beside
+	proof              // a DPoP proof: alg, typ, jwk (RFC 9449 §4.2)
+)
+
+func parseHeader(b []byte, f form) (h header, err error) {
 	err = Walk(b, func(name string, v jsontext.Value) (err error) {
 		switch {
 		case name == "alg":
 			h.alg, err = usual(v)
 		case name == "typ":
 			h.typ, err = usual(v)
-		case name == "kid":
+		case name == "kid" && f != proof:
 			h.kid, err = String(v)
-		case name == "cty" && sealed:
+		case name == "cty" && f == sealed:
 			h.cty, err = String(v)
-		case name == "enc" && sealed:
+		case name == "enc" && f == sealed:
 			h.enc, err = String(v)
-		case name == "epk" && sealed:
+		case name == "epk" && f == sealed:
 			h.epk = v
+		case name == "jwk" && f == proof:
+			h.jwk = v
 		default:
 			return malformed(nil, "the header has a member that is not taken here")
 		}

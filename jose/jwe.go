@@ -108,7 +108,7 @@ func (o *Opener) Open(raw string, max int) (plaintext []byte, cty string, err er
 	if err != nil {
 		return nil, "", err
 	}
-	h, err := parseHeader(head, true)
+	h, err := parseHeader(head, sealed)
 	if err != nil {
 		return nil, "", err
 	}

@@ -24,34 +24,58 @@ type Unverified struct {
 // a signature of 64 bytes. It does not look into the payload. Codes: too_large,
 // token_malformed, algorithm_invalid.
 func ParseJWS(raw string, max int) (*Unverified, error) {
+	u, _, err := parseJWS(raw, max, signed)
+	return u, err
+}
+
+// ParseProof is [ParseJWS] for a proof of possession, whose header carries the
+// public key that signed it and no kid (RFC 9449 §4.2). That key proves nothing
+// by itself: the caller says whose it must be. Codes: those of ParseJWS;
+// bad_request for a jwk that is absent, private, or of no kind that signs here.
+func ParseProof(raw string, max int) (*Unverified, *PublicKey, error) {
+	u, jwk, err := parseJWS(raw, max, proof)
+	if err != nil {
+		return nil, nil, err
+	}
+	if jwk == nil {
+		return nil, nil, badKey("the header carries none")
+	}
+	k, err := ParseJWK(jwk)
+	if err == nil && !k.MaySign() {
+		err = badKey("an X25519 key does not sign")
+	}
+	return u, k, err
+}
+
+func parseJWS(raw string, max int, f form) (*Unverified, []byte, error) {
 	if len(raw) > max {
-		return nil, tooLarge("this token", max)
+		return nil, nil, tooLarge("this token", max)
 	}
 	head, rest, ok := strings.Cut(raw, ".")
 	body, sig, ok2 := strings.Cut(rest, ".")
 	if !ok || !ok2 || strings.IndexByte(sig, '.') >= 0 {
-		return nil, malformed(nil, "is no compact token of three parts")
+		return nil, nil, malformed(nil, "is no compact token of three parts")
 	}
 	headLen, bodyLen := b64.DecodedLen(len(head)), b64.DecodedLen(len(body))
 	buf := make([]byte, headLen+bodyLen)
 	if err := decodeInto(buf[:headLen], head); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	h, err := parseHeader(buf[:headLen], false)
+	h, err := parseHeader(buf[:headLen], f)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if h.alg != ES256 && h.alg != Ed && h.alg != EdDSA {
-		return nil, badAlg()
+		return nil, nil, badAlg()
 	}
 	u := &Unverified{Alg: h.alg, Typ: h.typ, Kid: h.kid, input: raw[:len(head)+1+len(body)], payload: buf[headLen:]}
 	if err := decodeInto(u.payload, body); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if b64.DecodedLen(len(sig)) != len(u.signature) {
-		return nil, malformed(nil, "a signature has 64 bytes")
+		return nil, nil, malformed(nil, "a signature has 64 bytes")
 	}
-	return u, decodeInto(u.signature[:], sig)
+	return u, h.jwk, decodeInto(u.signature[:], sig)
 }
 
 // UnverifiedPayload returns the payload before anybody checked it: to find out

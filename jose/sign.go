@@ -37,7 +37,17 @@ func (s *Signer) Public() *PublicKey { return s.public }
 
 // Sign returns a compact JWS of payload with the header {"alg","typ","kid"}.
 func (s *Signer) Sign(typ string, payload []byte) (string, error) {
-	head := `{"alg":"` + s.public.Alg() + `","typ":` + strconv.Quote(typ) + `,"kid":"` + string(s.public.ID()) + `"}`
+	return s.compact(typ, `"kid":"`+string(s.public.ID())+`"`, payload)
+}
+
+// SignProof is [Signer.Sign] with the public key in the header instead of its
+// name: {"alg","typ","jwk"}, as a proof of possession has it (RFC 9449 §4.2).
+func (s *Signer) SignProof(typ string, payload []byte) (string, error) {
+	return s.compact(typ, `"jwk":`+string(s.public.JWK()), payload)
+}
+
+func (s *Signer) compact(typ, key string, payload []byte) (string, error) {
+	head := `{"alg":"` + s.public.Alg() + `","typ":` + strconv.Quote(typ) + `,` + key + `}`
 	out := make([]byte, 0, b64.EncodedLen(len(head))+b64.EncodedLen(len(payload))+2+86)
 	out = b64.AppendEncode(out, []byte(head))
 	out = append(out, '.')

@@ -32,7 +32,7 @@ func sealBytes(key []byte, context string, plaintext []byte) ([]byte, error) {
 
 func openBytes(key []byte, context string, sealed []byte) ([]byte, error) {
 	if len(sealed) < 1+saltSize+12+16 || sealed[0] != atRestV1 {
-		return nil, watchword.Refuse(watchword.KeyUnwrap, "sealed bytes are damaged: too short, or of an unknown version")
+		return nil, watchword.Refuse(watchword.KeyDamaged, "sealed bytes are damaged: too short, or of an unknown version")
 	}
 	aead, err := messageKey(key, sealed[1:1+saltSize])
 	if err != nil {
@@ -40,7 +40,7 @@ func openBytes(key []byte, context string, sealed []byte) ([]byte, error) {
 	}
 	plain, err := aead.Open(nil, sealed[1+saltSize:1+saltSize+12], sealed[1+saltSize+12:], []byte(context))
 	if err != nil {
-		return nil, watchword.Because(err, watchword.KeyUnwrap, "sealed bytes are damaged, or were sealed for something else")
+		return nil, watchword.Because(err, watchword.KeyDamaged, "sealed bytes are damaged, or were sealed for something else")
 	}
 	return plain, nil
 }

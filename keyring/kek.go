@@ -21,7 +21,7 @@ type KEK interface {
 	ID() watchword.KeyID
 	// Wrap seals a data key of 32 bytes.
 	Wrap(key []byte) ([]byte, error)
-	// Unwrap opens what Wrap sealed. Code: key_unwrap.
+	// Unwrap opens what Wrap sealed. Code: key_damaged.
 	Unwrap(wrapped []byte) ([]byte, error)
 }
 
@@ -30,8 +30,8 @@ type fileKEK struct{ key []byte }
 
 // OpenKEK reads the key-encryption key at path, which nobody but its owner may
 // read. If make is set and there is no such file, a new key is made and written
-// (0600, synced) first. Codes: key_exposed, key_unwrap for a file that is
-// missing or holds no key.
+// (0600, synced) first. Codes: key_exposed; key_missing for a file that
+// is not there, key_damaged for one that holds no key.
 func OpenKEK(path string, make bool) (KEK, error) {
 	b, err := durable.ReadPrivate(path)
 	if errors.Is(err, fs.ErrNotExist) && make {
@@ -42,14 +42,14 @@ func OpenKEK(path string, make bool) (KEK, error) {
 		err = durable.WriteFile(path, b, 0o600)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, watchword.Because(err, watchword.KeyUnwrap, "there is no key-encryption key at %s; bring it back from where you keep it: without it the sealed keys cannot be opened", path)
+		return nil, watchword.Because(err, watchword.KeyMissing, "there is no key-encryption key at %s; bring it back from where you keep it: without it the sealed keys cannot be opened", path)
 	}
 	if err != nil {
 		return nil, err
 	}
 	key, err := base64.RawURLEncoding.DecodeString(strings.TrimSpace(string(b)))
 	if err != nil || len(key) != 32 {
-		return nil, watchword.Refuse(watchword.KeyUnwrap, "%s holds no key-encryption key: 43 characters of base64url are expected", path)
+		return nil, watchword.Refuse(watchword.KeyDamaged, "%s holds no key-encryption key: 43 characters of base64url are expected", path)
 	}
 	return fileKEK{key}, nil
 }

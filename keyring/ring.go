@@ -24,6 +24,7 @@ type Ring struct {
 	data     []byte
 	signers  map[Role]*jose.Signer      // the active key of each signing role
 	public   map[Role][]*jose.PublicKey // every key of a role that counts for verifying
+	issuers  map[watchword.KeyID]*jose.PublicKey
 	ca       *authority
 }
 
@@ -83,7 +84,7 @@ func Found(ctx context.Context, st Store, f Founder) error {
 func sealContext(s Sealed) string { return "key/" + string(s.Role) + "/" + string(s.ID) }
 
 // Open reads the ring of a founded house. Codes: not_found before [Found];
-// key_unwrap for a wrong key-encryption key, and, in other words, for damage.
+// key_unwrap for a wrong key-encryption key, key_damaged for what is not as it was written.
 func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	founding, err := st.Founding(ctx)
 	if err != nil {
@@ -93,7 +94,7 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Ring{founding: founding, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{}}
+	r := &Ring{founding: founding, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{}, issuers: map[watchword.KeyID]*jose.PublicKey{}}
 	for _, s := range keys {
 		if s.Role != Data || s.State != Active {
 			continue
@@ -102,11 +103,11 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 			return nil, watchword.Refuse(watchword.KeyUnwrap, "the key-encryption key is another one than the keys were sealed with (it is %s, they want %s)", kek.ID(), s.ID)
 		}
 		if r.data, err = kek.Unwrap(s.Private); err != nil {
-			return nil, watchword.Because(err, watchword.KeyUnwrap, "the key-encryption key is the right one, but the data key is damaged")
+			return nil, watchword.Because(err, watchword.KeyDamaged, "the key-encryption key is the right one, but the data key is damaged")
 		}
 	}
 	if r.data == nil {
-		return nil, watchword.Refuse(watchword.KeyUnwrap, "the store holds no data key")
+		return nil, watchword.Refuse(watchword.KeyDamaged, "the store holds no data key")
 	}
 	for _, s := range keys {
 		if s.Role == Data || s.State == Gone || s.State == Revoked {
@@ -118,7 +119,7 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	}
 	for _, role := range []Role{Root, CA, Issuer, Command, Time, Log} {
 		if r.signers[role] == nil {
-			return nil, watchword.Refuse(watchword.KeyUnwrap, "the store holds no active %s key", role)
+			return nil, watchword.Refuse(watchword.KeyDamaged, "the store holds no active %s key", role)
 		}
 	}
 	return r, nil
@@ -127,13 +128,16 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 func (r *Ring) add(s Sealed) error {
 	plain, err := openBytes(r.data, sealContext(s), s.Private)
 	if err != nil {
-		return watchword.Because(err, watchword.KeyUnwrap, "the %s key %s is damaged", s.Role, s.ID)
+		return watchword.Because(err, watchword.KeyDamaged, "the %s key %s is damaged", s.Role, s.ID)
 	}
 	k, err := jose.ParsePrivateJWK(plain)
 	if err != nil || k.Public().ID() != s.ID {
-		return watchword.Because(err, watchword.KeyUnwrap, "the %s key %s is damaged", s.Role, s.ID)
+		return watchword.Because(err, watchword.KeyDamaged, "the %s key %s is damaged", s.Role, s.ID)
 	}
 	r.public[s.Role] = append(r.public[s.Role], k.Public())
+	if s.Role == Issuer {
+		r.issuers[s.ID] = k.Public()
+	}
 	if s.State != Active {
 		return nil
 	}
@@ -155,6 +159,12 @@ func (r *Ring) Epoch() int64 { return r.founding.Epoch }
 // Signer returns the active signer of a role.
 func (r *Ring) Signer(role Role) *jose.Signer { return r.signers[role] }
 
+// IssuerSigner returns the active issuer key.
+func (r *Ring) IssuerSigner() *jose.Signer { return r.signers[Issuer] }
+
+// IssuerKeys returns every issuer key that counts, by id.
+func (r *Ring) IssuerKeys() map[watchword.KeyID]*jose.PublicKey { return r.issuers }
+
 // Public returns every public key of a role that counts for verifying.
 func (r *Ring) Public(role Role) []*jose.PublicKey { return r.public[role] }
 
@@ -164,7 +174,7 @@ func (r *Ring) Seal(context string, plaintext []byte) ([]byte, error) {
 	return sealBytes(r.data, "row/"+context, plaintext)
 }
 
-// Open opens what Seal sealed for the same context. Code: key_unwrap.
+// Open opens what Seal sealed for the same context. Code: key_damaged.
 func (r *Ring) Open(context string, sealed []byte) ([]byte, error) {
 	return openBytes(r.data, "row/"+context, sealed)
 }

@@ -21,6 +21,14 @@ type Roll interface {
 	Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error)
 }
 
+// Keys is the issuer's keys as they stand at this moment.
+type Keys interface {
+	// IssuerSigner signs what is issued now.
+	IssuerSigner() *jose.Signer
+	// IssuerKeys is every key whose signature counts. It is read only.
+	IssuerKeys() map[watchword.KeyID]*jose.PublicKey
+}
+
 // Records keeps what was issued and what was spent.
 type Records interface {
 	IssueToken(ctx context.Context, r token.Record, spent token.Spent, e audit.Entry) error
@@ -36,8 +44,7 @@ type Options struct {
 // at the doors. It is safe for concurrent use.
 type Office struct {
 	issuer   string
-	signer   *jose.Signer
-	keys     token.KeySet
+	keys     Keys
 	roll     Roll
 	records  Records
 	lifetime time.Duration
@@ -51,9 +58,8 @@ type Office struct {
 // The office remembers that many parsed keys and admitted tokens at least.
 const officeCache = 16 << 10
 
-// New returns the office of one issuer, which signs with signer and
-// believes the issuer keys in keys.
-func New(issuer string, signer *jose.Signer, keys token.KeySet, roll Roll, records Records, o Options) (*Office, error) {
+// New returns the office of one issuer, which signs and verifies with keys.
+func New(issuer string, keys Keys, roll Roll, records Records, o Options) (*Office, error) {
 	decoy, err := jose.GenerateKey("P-256")
 	if err != nil {
 		return nil, err
@@ -62,7 +68,7 @@ func New(issuer string, signer *jose.Signer, keys token.KeySet, roll Roll, recor
 		o.Lifetime = 10 * time.Minute
 	}
 	return &Office{
-		issuer: issuer, signer: signer, keys: keys, roll: roll, records: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
+		issuer: issuer, keys: keys, roll: roll, records: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
 		parsed:   recent.New[watchword.KeyID, *jose.PublicKey](officeCache),
 		admitted: recent.New[[sha256.Size]byte, *admitted](officeCache),
 	}, nil
@@ -93,7 +99,7 @@ func (o *Office) Exchange(ctx context.Context, t watchword.TenantID, raw string,
 		return Issued{}, err
 	}
 	g := o.grant(s, today, a, now)
-	signed, err := token.SignAccess(o.signer, g)
+	signed, err := token.SignAccess(o.keys.IssuerSigner(), g)
 	if err != nil {
 		return Issued{}, err
 	}
@@ -121,7 +127,7 @@ func (o *Office) Login(ctx context.Context, t watchword.TenantID, raw, trace str
 	}
 	return session.Papers{
 		Tenant: t, Subject: s.ID, Incarnation: s.Incarnation, Key: a.Key, JTI: g.JTI,
-		Issued: g.Issued, Expires: g.Expires, Permissions: permissions,
+		SignedBy: o.keys.IssuerSigner().Public().ID(), Issued: g.Issued, Expires: g.Expires, Permissions: permissions,
 	}, nil
 }
 
@@ -244,7 +250,7 @@ func (o *Office) Admit(ctx context.Context, t watchword.TenantID, raw string, no
 	known, ok := o.admitted.Get(hash)
 	o.mu.Unlock()
 	if !ok || known.tenant != t || !now.Before(known.access.Expires) {
-		a, err := token.VerifyAccess(raw, o.keys, o.issuer, o.issuer, now, 0)
+		a, err := token.VerifyAccess(raw, o.keys.IssuerKeys(), o.issuer, o.issuer, now, 0)
 		if err != nil {
 			return session.Papers{}, err
 		}
@@ -261,7 +267,7 @@ func (o *Office) Admit(ctx context.Context, t watchword.TenantID, raw string, no
 	a := known.access
 	return session.Papers{
 		Tenant: t, Subject: a.Subject, Incarnation: known.incarnation, Key: a.Key, JTI: a.JTI,
-		Issued: a.Issued, Expires: a.Expires, Permissions: known.permissions,
+		SignedBy: a.SignedBy, Issued: a.Issued, Expires: a.Expires, Permissions: known.permissions,
 	}, nil
 }
 
@@ -284,4 +290,12 @@ func (o *Office) lookUp(ctx context.Context, t watchword.TenantID, a *token.Acce
 		return nil, err
 	}
 	return &admitted{tenant: t, access: a, incarnation: rec.Incarnation, permissions: g}, nil
+}
+
+// Forget drops what was admitted before, so that every token is looked at anew:
+// for whoever retires an issuer key or revokes a token.
+func (o *Office) Forget() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.admitted = recent.New[[sha256.Size]byte, *admitted](officeCache)
 }

@@ -154,7 +154,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		PublicURL: s.info.URL, Issuer: s.ring.Issuer(), Pin: token.Pin(s.ring.Signer(keyring.Root).Public()),
 		Fits: reg.Fits, Changed: reg.Changed,
 	})
-	papers, err := office.New(s.ring.Issuer(), s.ring.Signer(keyring.Issuer), token.NewKeySet(s.ring.Public(keyring.Issuer)...), roll, s.store,
+	papers, err := office.New(s.ring.Issuer(), s.ring, roll, s.store,
 		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration})
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ type Papers struct {
 	Incarnation int64
 	Key         watchword.KeyID
 	JTI         string
+	SignedBy    watchword.KeyID // the issuer key behind the token
 	Issued      time.Time
 	Expires     time.Time
 	// Permissions is the token's perm and deny, compiled.

@@ -21,6 +21,7 @@ type Access struct {
 	Expires  time.Time
 	Key      watchword.KeyID // the key that authenticated the subject
 	Bound    watchword.KeyID // cnf.jkt; empty for a bearer token
+	SignedBy watchword.KeyID // the issuer key
 
 	// perm and deny are the claims as they stand in the token. They are read by
 	// Permissions, so that a token seen before costs no second parse.
@@ -112,11 +113,11 @@ func SignAccess(s *jose.Signer, g Grant) (string, error) {
 // signature_invalid, issuer_mismatch, audience_mismatch, token_expired,
 // token_early, token_lifetime. Safe for concurrent use.
 func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, late time.Duration) (*Access, error) {
-	payload, _, err := open(raw, watchword.MaxToken, TypAccess, keys)
+	payload, by, err := open(raw, watchword.MaxToken, TypAccess, keys)
 	if err != nil {
 		return nil, err
 	}
-	a, w := new(Access), window{}
+	a, w := &Access{SignedBy: by.ID()}, window{}
 	if err := jose.Walk(payload, a.member(&w, issuer)); err != nil {
 		return nil, err
 	}

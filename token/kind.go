@@ -17,6 +17,9 @@ const (
 	TypReceipt    = "vnd.watchword.receipt+jwt"
 	TypOrder      = "vnd.watchword.order+jwt"
 	TypTrust      = "vnd.watchword.trust+jwt"
+	TypDPoP       = "dpop+jwt"
+	TypTime       = "vnd.watchword.time+jwt"
+	TypRekey      = "vnd.watchword.rekey+jwt"
 )
 
 // The longest life of each kind, from iat to exp.
@@ -26,6 +29,9 @@ const (
 	CommandLife   = 24 * time.Hour // the default is 120 s; a caller may ask for up to this
 	ConfigLife    = 30 * 24 * time.Hour
 	TrustLife     = 90 * 24 * time.Hour
+	DPoPLife      = 60 * time.Second // from iat: a proof has no exp
+	TimeLife      = 60 * time.Second
+	RekeyLife     = 300 * time.Second
 )
 
 // Skew is how far another's clock may be from ours.

@@ -36,6 +36,7 @@ type kind struct {
 }
 
 const (
+	dpop = "DPoP proof"
 	dev  = watchword.SubjectID("lamp-1")
 	hash = "n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg"
 )
@@ -126,6 +127,19 @@ var kinds = []kind{
 		},
 	},
 	{
+		dpop,
+		func(s *jose.Signer) (string, error) {
+			return token.SignDPoP(s, "POST", issuer+"/oauth/token", "nonce", "", now)
+		},
+		func(raw string, keys token.KeySet) error {
+			p, err := token.VerifyDPoP(raw, "POST", issuer+"/oauth/token", "", now)
+			if err == nil && keys[p.Key] == nil { // the proof carries its key: whose it must be is the caller's to say
+				err = watchword.Refuse(watchword.KeyUnknown, "another key")
+			}
+			return err
+		},
+	},
+	{
 		"trust bundle",
 		func(s *jose.Signer) (string, error) {
 			return token.SignTrust(s, token.Trust{
@@ -157,7 +171,14 @@ func TestAPaperOfOneKindIsRefusedWhereAnotherIsExpected(t *testing.T) {
 				if (made.name == door.name) != (err == nil) {
 					t.Errorf("%s: a %s where a %s is expected: %v", crv, made.name, door.name, err)
 				}
-				if err != nil && door.name != "trust bundle" && watchword.CodeOf(err) != watchword.TokenKind {
+				want := watchword.TokenKind
+				switch { // a proof's header is of another form, which is seen before its typ
+				case door.name == dpop:
+					want = watchword.DPoPInvalid
+				case made.name == dpop:
+					want = watchword.TokenMalformed
+				}
+				if err != nil && door.name != "trust bundle" && watchword.CodeOf(err) != want {
 					t.Errorf("a %s as a %s is refused with %v, not for its kind", made.name, door.name, err)
 				}
 			}

@@ -1,0 +1,124 @@
+package token
+
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+)
+
+// DPoP is a checked proof of possession (RFC 9449 §4.2). JTI is not yet spent,
+// and Nonce not yet compared: whoever acts on it does both.
+type DPoP struct {
+	Key    watchword.KeyID // the RFC 7638 thumbprint of the key in its header
+	JTI    string
+	Nonce  string // empty where it has none
+	Issued time.Time
+}
+
+type dpopClaims struct {
+	JTI   string `json:"jti"`
+	HTM   string `json:"htm"`
+	HTU   string `json:"htu"`
+	IAT   unix   `json:"iat"`
+	ATH   string `json:"ath"`
+	Nonce string `json:"nonce"`
+}
+
+// SignDPoP makes a proof for one request. uri is the target without query and
+// fragment, which are cut off; nonce is the server's, or empty; access is the
+// token that is shown beside it, or empty at the token endpoint.
+func SignDPoP(s *jose.Signer, method, uri, nonce, access string, now time.Time) (string, error) {
+	uri, _, _ = strings.Cut(uri, "#")
+	uri, _, _ = strings.Cut(uri, "?")
+	m := map[string]any{"jti": watchword.NewNonce(), "htm": method, "htu": uri, "iat": now.Unix()}
+	if nonce != "" {
+		m["nonce"] = nonce
+	}
+	if access != "" {
+		m["ath"] = jose.HashOf(access)
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return "", err
+	}
+	return s.SignProof(TypDPoP, b)
+}
+
+// VerifyDPoP checks a proof for one request (RFC 9449 §4.3): kind, the signature
+// under the key that it carries, method, target URI, the hash of the access token
+// shown beside it (empty at the token endpoint), and that it was made at most
+// [DPoPLife] ago, give or take [Skew]. That the jti is new, that the nonce is the
+// server's, and whose key it is, is for the caller to see.
+//
+// Code: dpop_invalid, with the reason in words.
+func VerifyDPoP(raw, method, uri, access string, now time.Time) (DPoP, error) {
+	u, k, err := jose.ParseProof(raw, watchword.MaxToken)
+	if err != nil {
+		return DPoP{}, noProof(err, "it is no strict JWS with a public key in its header")
+	}
+	if !jose.SameType(u.Typ, TypDPoP) {
+		return DPoP{}, noProof(nil, "its typ is not dpop+jwt")
+	}
+	var c dpopClaims
+	if err := jose.Decode(u.UnverifiedPayload(), &c); err != nil {
+		return DPoP{}, noProof(err, "its claims are not those of a proof")
+	}
+	age := now.Sub(c.IAT.time())
+	switch {
+	case checkJTI(c.JTI) != nil:
+		return DPoP{}, noProof(nil, "jti must have 1 to 128 bytes")
+	case len(c.Nonce) > 128:
+		return DPoP{}, noProof(nil, "nonce may have 128 bytes")
+	case c.IAT <= 0:
+		return DPoP{}, noProof(nil, "iat is mandatory")
+	case age > DPoPLife+Skew:
+		return DPoP{}, noProof(nil, "it is too old")
+	case age < -Skew:
+		return DPoP{}, noProof(nil, "iat lies in the future")
+	case c.HTM != method:
+		return DPoP{}, noProof(nil, "htm is another method")
+	case !sameTarget(c.HTU, uri):
+		return DPoP{}, noProof(nil, "htu is another address")
+	case access != "" && subtle.ConstantTimeCompare([]byte(c.ATH), []byte(jose.HashOf(access))) != 1:
+		return DPoP{}, noProof(nil, "ath is not the hash of the token")
+	}
+	if _, err := u.Verify(k); err != nil {
+		return DPoP{}, noProof(err, "its signature does not hold")
+	}
+	return DPoP{Key: k.ID(), JTI: c.JTI, Nonce: c.Nonce, Issued: c.IAT.time()}, nil
+}
+
+func noProof(err error, why string) error {
+	return watchword.Because(err, watchword.DPoPInvalid, "the DPoP proof does not hold: %s", why)
+}
+
+// sameTarget compares two URIs without query and fragment, after the
+// normalization of RFC 3986 §6.2.2 and §6.2.3 as far as http needs it: scheme and
+// host by their letters, the default port, an empty path.
+func sameTarget(a, b string) bool {
+	x, okx := target(a)
+	y, oky := target(b)
+	return okx && oky && x == y
+}
+
+func target(s string) (string, bool) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.User != nil || u.Opaque != "" {
+		return "", false
+	}
+	scheme, host := strings.ToLower(u.Scheme), strings.ToLower(u.Hostname())
+	port := u.Port()
+	if scheme == "https" && port == "443" || scheme == "http" && port == "80" {
+		port = ""
+	}
+	path := u.EscapedPath()
+	if path == "" {
+		path = "/"
+	}
+	return scheme + "://" + host + ":" + port + path, true
+}
