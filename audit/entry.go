@@ -25,6 +25,11 @@ const (
 const (
 	ServerStart      = "server.start"
 	KeyCreate        = "key.create"
+	KeyActivate      = "key.activate"
+	KeyRetire        = "key.retire"
+	KeyErase         = "key.erase"
+	KeyRevoke        = "key.revoke"
+	KeyMove          = "key.move"
 	BundleSign       = "bundle.sign"
 	DeviceCreate     = "device.create"
 	OperatorCreate   = "operator.create"

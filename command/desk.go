@@ -42,11 +42,18 @@ type Safe interface {
 	Open(context string, sealed []byte) ([]byte, error)
 }
 
+// Keys is the command keys as they stand at this moment.
+type Keys interface {
+	// CommandSigner signs what is handed over now.
+	CommandSigner() *jose.Signer
+	// CommandKey reports whether the key of that id counts.
+	CommandKey(id watchword.KeyID) bool
+}
+
 // DeskOptions is what a desk needs to know beside its store.
 type DeskOptions struct {
 	Issuer  string
 	Epoch   int64
-	Signer  *jose.Signer  // the command key
 	TTL     time.Duration // of a command that asks for none; 0 means 120 s
 	MaxArgs int           // bytes of a command's arguments; 0 means 8 KiB, the most
 	Now     func() time.Time
@@ -58,6 +65,7 @@ type Desk struct {
 	store Store
 	roll  Roll
 	safe  Safe
+	sign  Keys
 	o     DeskOptions
 
 	schemas schemas
@@ -71,7 +79,7 @@ type Desk struct {
 }
 
 // NewDesk returns a desk over st. Run it, so that commands end on time.
-func NewDesk(st Store, roll Roll, safe Safe, o DeskOptions) *Desk {
+func NewDesk(st Store, roll Roll, safe Safe, sign Keys, o DeskOptions) *Desk {
 	if o.TTL == 0 {
 		o.TTL = 120 * time.Second
 	}
@@ -82,7 +90,7 @@ func NewDesk(st Store, roll Roll, safe Safe, o DeskOptions) *Desk {
 		o.Now = time.Now
 	}
 	return &Desk{
-		store: st, roll: roll, safe: safe, o: o, schemas: newSchemas(),
+		store: st, roll: roll, safe: safe, sign: sign, o: o, schemas: newSchemas(),
 		lines: map[lineKey][]*Line{}, watch: map[watchword.CommandID]*watchers{},
 		keys: recent.New[watchword.KeyID, *jose.PublicKey](16 << 10), soon: make(chan struct{}, 1),
 	}
@@ -136,7 +144,7 @@ func (d *Desk) List(ctx context.Context, t watchword.TenantID, f Filter, before 
 // SignConfig signs a device's wanted configuration with the command key: what a
 // device shall be is as much an order as what it shall do.
 func (d *Desk) SignConfig(device watchword.SubjectID, version int64, document []byte) (string, error) {
-	return token.SignConfig(d.o.Signer, token.Config{
+	return token.SignConfig(d.sign.CommandSigner(), token.Config{
 		Issuer: d.o.Issuer, Device: device, Version: version, Document: document, Issued: d.o.Now(),
 	})
 }

@@ -227,7 +227,8 @@ func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand
 	return SealedCommand{ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Expires: r.Expires, JWE: jwe}, nil
 }
 
-// version returns the JWS of r for this nonce: the one handed over before, or a new one.
+// version returns the JWS of r for this nonce: the one handed over before, unless
+// its key was revoked meanwhile, or a new one.
 func (d *Desk) version(ctx context.Context, r Row, nonce string) (string, error) {
 	if r.State != watchword.Queued {
 		hs, err := d.store.Handovers(ctx, r.Tenant, r.ID)
@@ -235,8 +236,11 @@ func (d *Desk) version(ctx context.Context, r Row, nonce string) (string, error)
 			return "", err
 		}
 		for _, h := range hs {
-			if h.Nonce == nonce {
-				jws, err := d.safe.Open(handoverAtRest(r.ID), h.JWS)
+			if h.Nonce != nonce {
+				continue
+			}
+			jws, err := d.safe.Open(handoverAtRest(r.ID), h.JWS)
+			if err != nil || d.counts(string(jws)) {
 				return string(jws), err
 			}
 		}
@@ -245,8 +249,14 @@ func (d *Desk) version(ctx context.Context, r Row, nonce string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	return token.SignCommand(d.o.Signer, token.Command{
+	return token.SignCommand(d.sign.CommandSigner(), token.Command{
 		Issuer: d.o.Issuer, Device: r.Device, ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Function: r.Function, Args: args,
 		By: r.By, Nonce: nonce, Order: r.Order, Issued: d.o.Now(), Expires: r.Expires,
 	})
+}
+
+// counts reports whether the key that signed jws, which is our own, still counts.
+func (d *Desk) counts(jws string) bool {
+	u, err := jose.ParseJWS(jws, watchword.MaxDocument)
+	return err == nil && d.sign.CommandKey(watchword.KeyID(u.Kid))
 }

@@ -23,7 +23,7 @@ type Store interface {
 type Options struct {
 	PublicURL string // where links point
 	Issuer    string
-	Pin       string
+	Pin       func() string // of the root of this moment
 	// Fits refuses a subject whose token would outgrow its bound.
 	Fits func(watchword.Subject) error
 	// Changed tells that a subject has changed in the store, before the answer.
@@ -88,7 +88,7 @@ func (g *Gate) code(by audit.Actor, id watchword.SubjectID, ttl time.Duration, n
 		return Code{}, Link{}, watchword.RefuseField("ttl", "must lie between 1 s and 30 days")
 	}
 	code := watchword.NewNonce()
-	link := newLink(g.o.PublicURL, code, g.o.Pin, now.Add(ttl))
+	link := newLink(g.o.PublicURL, code, g.o.Pin(), now.Add(ttl))
 	return Code{Tenant: by.Tenant, Hash: token.HashCode(code), Subject: id, Expires: link.Expires, By: by.Subject}, link, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/office"
 	"github.com/watchword-iot/watchword/registry"
 	"github.com/watchword-iot/watchword/session"
@@ -33,6 +34,7 @@ type Parts struct {
 	Recorder *audit.Recorder
 	Twins    *twin.Keeper
 	Entries  Entries
+	Keys     *keyring.Keeper
 	Wire     Wire // nil: nobody listens elsewhere
 
 	Options
@@ -55,8 +57,8 @@ type Options struct {
 	Version     string
 	PublicURL   string        // no trailing slash
 	MQTTS       string        // address for the enrollment answer, or empty
-	CAPEM       []byte        // the own authority, for the enrollment answer; nil if a public one vouches
-	JWKS        []byte        // the issuer's public keys as a JWK set
+	CAPEM       func() []byte // the own authorities, for the enrollment answer; nil if a public one vouches
+	JWKS        func() []byte // the issuer's public keys as a JWK set
 	Bundle      func() string // today's trust bundle
 	TokenRate   float64       // requests a second and address on the endpoints that need no token; 0 means no bound
 	PublishRate float64       // events a second and subject; 0 means no bound
@@ -108,6 +110,7 @@ func New(p Parts) *API {
 	a.sessionRoutes()
 	a.eventRoutes()
 	a.auditRoutes()
+	a.keyRoutes()
 	a.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	return a
 }

@@ -77,7 +77,7 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 	}
 	answer(w, http.StatusOK, enrolled{
 		ID: s.ID, Kind: s.Kind, Labels: s.Labels, Issuer: a.Office.Issuer(), TokenEndpoint: a.PublicURL + "/oauth/token",
-		HTTPS: a.PublicURL, MQTTS: a.MQTTS, CA: string(a.CAPEM),
+		HTTPS: a.PublicURL, MQTTS: a.MQTTS, CA: a.caPEM(),
 	})
 }
 
@@ -92,4 +92,13 @@ func decode(body []byte, into any) error {
 		e.Field = clip(string(se.JSONPointer[1:]))
 	}
 	return e
+}
+
+// caPEM is what a stock client may trust this server by; empty where the public
+// Web PKI vouches.
+func (a *API) caPEM() string {
+	if a.CAPEM == nil {
+		return ""
+	}
+	return string(a.CAPEM())
 }

@@ -44,7 +44,7 @@ func (a *API) oauthRoutes() {
 	a.mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/jwk-set+json")
 		w.Header().Set("Cache-Control", "public, max-age=300")
-		_, _ = w.Write(a.JWKS) // the reader has gone, if at all
+		_, _ = w.Write(a.JWKS()) // the reader has gone, if at all
 	})
 }
 

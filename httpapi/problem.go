@@ -61,7 +61,7 @@ var statusOf = map[watchword.Code]int{
 	watchword.PairingRejected:      http.StatusBadRequest,
 	watchword.PairingExpired:       http.StatusBadRequest,
 	watchword.PinMismatch:          http.StatusInternalServerError,
-	watchword.BundleInvalid:        http.StatusInternalServerError,
+	watchword.BundleInvalid:        http.StatusUnprocessableEntity,
 	watchword.PeerUntrusted:        http.StatusInternalServerError,
 	watchword.PolicyInvalid:        http.StatusUnprocessableEntity,
 	watchword.ArgsInvalid:          http.StatusUnprocessableEntity,

@@ -47,7 +47,7 @@ func OpenKEK(path string, make bool) (KEK, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := base64.RawURLEncoding.DecodeString(strings.TrimSpace(string(b)))
+	key, err := base64.RawURLEncoding.Strict().DecodeString(strings.TrimSpace(string(b)))
 	if err != nil || len(key) != 32 {
 		return nil, watchword.Refuse(watchword.KeyDamaged, "%s holds no key-encryption key: 43 characters of base64url are expected", path)
 	}

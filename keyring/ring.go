@@ -2,7 +2,9 @@ package keyring
 
 import (
 	"context"
-	"time"
+	"encoding/json"
+	"maps"
+	"sync/atomic"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
@@ -14,69 +16,37 @@ type Store interface {
 	Founding(ctx context.Context) (Founding, error)
 	Found(ctx context.Context, f Founding, keys []Sealed, operator watchword.Subject, es []audit.Entry) error
 	ServerKeys(ctx context.Context) ([]Sealed, error)
-	Bundle(ctx context.Context) (SignedBundle, error)
-	SaveBundle(ctx context.Context, b SignedBundle, e audit.Entry) error
+	Bundles(ctx context.Context) ([]SignedBundle, error)
+	TurnKeys(ctx context.Context, t Turn, es ...audit.Entry) error
 }
 
-// Ring holds the opened keys. It is immutable and safe for concurrent use.
+// Ring holds the opened keys as they stand at this moment: ask it each time, and
+// keep nothing that it lends. It is safe for concurrent use. Who turns it is a
+// [Keeper].
 type Ring struct {
 	founding Founding
 	data     []byte
-	signers  map[Role]*jose.Signer      // the active key of each signing role
-	public   map[Role][]*jose.PublicKey // every key of a role that counts for verifying
-	issuers  map[watchword.KeyID]*jose.PublicKey
-	ca       *authority
+	now      atomic.Pointer[keys]
+	bundle   atomic.Pointer[string]
 }
 
-// Founder is what [Found] needs beside the store.
-type Founder struct {
-	Issuer   string
-	Operator watchword.Subject // the first operator, active, with its keys
-	KEK      KEK
-	Now      time.Time
+// keys is one state of the ring. It is immutable.
+type keys struct {
+	sealed  []Sealed                     // all, oldest first
+	signers map[Role]*jose.Signer        // the active key of each role; no root where it lives offline
+	public  map[Role][]*jose.PublicKey   // every key that counts, oldest first
+	private map[watchword.KeyID]*private // of every key that counts and is here
+	issuers map[watchword.KeyID]*jose.PublicKey
+	revoked map[watchword.KeyID]bool // of the issuer keys
+	jwks    []byte
+	ca      *authority
+	anchors [][]byte // DER of every authority that counts, oldest first
+	root    *jose.PublicKey
 }
 
-// Found makes every role's key, seals them, and writes them with the founding
-// and the first operator in one step. Code: conflict if the house stands already.
-func Found(ctx context.Context, st Store, f Founder) error {
-	data := randomKey()
-	wrapped, err := f.KEK.Wrap(data)
-	if err != nil {
-		return err
-	}
-	keys := []Sealed{{ID: f.KEK.ID(), Role: Data, State: Active, Private: wrapped, Created: f.Now}}
-	entry := func(kind string, k Sealed) audit.Entry {
-		return audit.Entry{
-			Tenant: watchword.DefaultTenant, At: f.Now, Kind: kind, Object: string(k.ID), Outcome: audit.Done,
-			Data: map[string]string{"role": string(k.Role)},
-		}
-	}
-	var entries []audit.Entry
-	for _, n := range []struct {
-		role Role
-		crv  string
-	}{{Root, "P-256"}, {CA, "P-256"}, {Issuer, "P-256"}, {Command, "P-256"}, {Time, "P-256"}, {Log, "Ed25519"}} {
-		k, err := jose.GenerateKey(n.crv)
-		if err != nil {
-			return err
-		}
-		s := Sealed{ID: k.Public().ID(), Role: n.role, State: Active, Public: k.Public().JWK(), Created: f.Now}
-		if s.Private, err = sealBytes(data, sealContext(s), k.JWK()); err != nil {
-			return err
-		}
-		if n.role == CA {
-			if s.Cert, err = selfSign(k.Crypto(), f.Issuer, f.Now); err != nil {
-				return err
-			}
-		}
-		keys = append(keys, s)
-		entries = append(entries, entry(audit.KeyCreate, s))
-	}
-	entries = append(entries, audit.Entry{
-		Tenant: watchword.DefaultTenant, At: f.Now, Kind: audit.OperatorCreate, Object: string(f.Operator.ID), Outcome: audit.Done,
-		Data: map[string]string{"labels": f.Operator.Labels.String(), "key": string(f.Operator.Keys[0].ID)},
-	})
-	return st.Found(ctx, Founding{Issuer: f.Issuer, Epoch: 1, At: f.Now}, keys, f.Operator, entries)
+type private struct {
+	role Role
+	key  *jose.PrivateKey
 }
 
 // sealContext ties a sealed private key to its role and public half, so that
@@ -84,18 +54,19 @@ func Found(ctx context.Context, st Store, f Founder) error {
 func sealContext(s Sealed) string { return "key/" + string(s.Role) + "/" + string(s.ID) }
 
 // Open reads the ring of a founded house. Codes: not_found before [Found];
-// key_unwrap for a wrong key-encryption key, key_damaged for what is not as it was written.
+// key_unwrap for a wrong key-encryption key, key_damaged for what is not as it was
+// written.
 func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	founding, err := st.Founding(ctx)
 	if err != nil {
 		return nil, err
 	}
-	keys, err := st.ServerKeys(ctx)
+	sealed, err := st.ServerKeys(ctx)
 	if err != nil {
 		return nil, err
 	}
-	r := &Ring{founding: founding, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{}, issuers: map[watchword.KeyID]*jose.PublicKey{}}
-	for _, s := range keys {
+	r := &Ring{founding: founding}
+	for _, s := range sealed {
 		if s.Role != Data || s.State != Active {
 			continue
 		}
@@ -109,45 +80,102 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	if r.data == nil {
 		return nil, watchword.Refuse(watchword.KeyDamaged, "the store holds no data key")
 	}
-	for _, s := range keys {
-		if s.Role == Data || s.State == Gone || s.State == Revoked {
-			continue
-		}
-		if err := r.add(s); err != nil {
-			return nil, err
-		}
+	k, err := r.open(sealed)
+	if err != nil {
+		return nil, err
 	}
-	for _, role := range []Role{Root, CA, Issuer, Command, Time, Log} {
-		if r.signers[role] == nil {
-			return nil, watchword.Refuse(watchword.KeyDamaged, "the store holds no active %s key", role)
-		}
-	}
+	r.now.Store(k)
 	return r, nil
 }
 
-func (r *Ring) add(s Sealed) error {
-	plain, err := openBytes(r.data, sealContext(s), s.Private)
+// open opens every key that counts, and refuses a ring that lacks one.
+func (r *Ring) open(sealed []Sealed) (*keys, error) {
+	k := &keys{
+		sealed: sealed, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{},
+		private: map[watchword.KeyID]*private{}, issuers: map[watchword.KeyID]*jose.PublicKey{}, revoked: map[watchword.KeyID]bool{},
+	}
+	active := map[Role]bool{}
+	for _, s := range sealed {
+		if s.Role == Issuer && s.State == Revoked {
+			k.revoked[s.ID] = true
+		}
+		if s.Role == Data || !s.State.Counts() {
+			continue
+		}
+		if err := k.add(r.data, s); err != nil {
+			return nil, err
+		}
+		active[s.Role] = active[s.Role] || s.State == Active
+	}
+	for _, role := range Roles {
+		if !active[role] {
+			return nil, watchword.Refuse(watchword.KeyDamaged, "the store holds no active %s key", role)
+		}
+	}
+	var err error
+	k.jwks, err = jwkSet(k.public[Issuer])
+	return k, err
+}
+
+func (k *keys) add(data []byte, s Sealed) error {
+	damaged := func(err error) error {
+		return watchword.Because(err, watchword.KeyDamaged, "the %s key %s is damaged", s.Role, s.ID)
+	}
+	pub, err := jose.ParseJWK(s.Public)
+	if err != nil || pub.ID() != s.ID {
+		return damaged(err)
+	}
+	k.public[s.Role] = append(k.public[s.Role], pub)
+	switch s.Role {
+	case Issuer:
+		k.issuers[s.ID] = pub
+	case CA:
+		k.anchors = append(k.anchors, s.Cert)
+	case Root:
+		if s.State == Active {
+			k.root = pub
+		}
+		if len(s.Private) == 0 {
+			return nil // it lives offline
+		}
+	}
+	plain, err := openBytes(data, sealContext(s), s.Private)
 	if err != nil {
-		return watchword.Because(err, watchword.KeyDamaged, "the %s key %s is damaged", s.Role, s.ID)
+		return damaged(err)
 	}
-	k, err := jose.ParsePrivateJWK(plain)
-	if err != nil || k.Public().ID() != s.ID {
-		return watchword.Because(err, watchword.KeyDamaged, "the %s key %s is damaged", s.Role, s.ID)
+	key, err := jose.ParsePrivateJWK(plain)
+	if err != nil || key.Public().ID() != s.ID {
+		return damaged(err)
 	}
-	r.public[s.Role] = append(r.public[s.Role], k.Public())
-	if s.Role == Issuer {
-		r.issuers[s.ID] = k.Public()
-	}
+	k.private[s.ID] = &private{s.Role, key}
 	if s.State != Active {
 		return nil
 	}
-	if r.signers[s.Role], err = k.Signer(); err != nil {
-		return err
+	if k.signers[s.Role], err = key.Signer(); err != nil {
+		return damaged(err)
 	}
 	if s.Role == CA {
-		r.ca, err = newAuthority(k.Crypto(), s.Cert)
+		if k.ca, err = newAuthority(key.Crypto(), s.Cert); err != nil {
+			return damaged(err)
+		}
 	}
-	return err
+	return nil
+}
+
+// jwkSet is keys as a JWK Set (RFC 7517 §5).
+func jwkSet(ks []*jose.PublicKey) ([]byte, error) {
+	set := struct {
+		Keys []map[string]any `json:"keys"`
+	}{}
+	for _, k := range ks {
+		e := map[string]any{}
+		if err := json.Unmarshal(k.JWK(), &e); err != nil {
+			return nil, err
+		}
+		e["kid"], e["use"], e["alg"] = k.ID(), "sig", k.Alg()
+		set.Keys = append(set.Keys, e)
+	}
+	return json.Marshal(set)
 }
 
 // Issuer returns the issuer identifier of the default tenant.
@@ -156,17 +184,43 @@ func (r *Ring) Issuer() string { return r.founding.Issuer }
 // Epoch returns the epoch that commands carry.
 func (r *Ring) Epoch() int64 { return r.founding.Epoch }
 
-// Signer returns the active signer of a role.
-func (r *Ring) Signer(role Role) *jose.Signer { return r.signers[role] }
+// Signer returns the active signer of a role; nil for a root that lives offline.
+func (r *Ring) Signer(role Role) *jose.Signer { return r.now.Load().signers[role] }
+
+// Public returns every public key of a role that counts for verifying, oldest first.
+func (r *Ring) Public(role Role) []*jose.PublicKey { return r.now.Load().public[role] }
+
+// Root returns the active root's public key.
+func (r *Ring) Root() *jose.PublicKey { return r.now.Load().root }
 
 // IssuerSigner returns the active issuer key.
-func (r *Ring) IssuerSigner() *jose.Signer { return r.signers[Issuer] }
+func (r *Ring) IssuerSigner() *jose.Signer { return r.Signer(Issuer) }
 
-// IssuerKeys returns every issuer key that counts, by id.
-func (r *Ring) IssuerKeys() map[watchword.KeyID]*jose.PublicKey { return r.issuers }
+// IssuerKeys returns every issuer key that counts, by id. It is read only.
+func (r *Ring) IssuerKeys() map[watchword.KeyID]*jose.PublicKey { return r.now.Load().issuers }
 
-// Public returns every public key of a role that counts for verifying.
-func (r *Ring) Public(role Role) []*jose.PublicKey { return r.public[role] }
+// CommandSigner returns the active command key.
+func (r *Ring) CommandSigner() *jose.Signer { return r.Signer(Command) }
+
+// CommandKey reports whether a command key of that id counts.
+func (r *Ring) CommandKey(id watchword.KeyID) bool {
+	p := r.now.Load().private[id]
+	return p != nil && p.role == Command
+}
+
+// RevokedIssuer reports whether id was an issuer key and was revoked.
+func (r *Ring) RevokedIssuer(id watchword.KeyID) bool { return r.now.Load().revoked[id] }
+
+// JWKS returns the issuer keys that count, as a JWK Set.
+func (r *Ring) JWKS() []byte { return r.now.Load().jwks }
+
+// Bundle returns the trust bundle of today; empty before a [Keeper] began.
+func (r *Ring) Bundle() string {
+	if b := r.bundle.Load(); b != nil {
+		return *b
+	}
+	return ""
+}
 
 // Seal seals bytes for rest. context says what they are and whose, as
 // "args/cmd_01…"; the same must be given to [Ring.Open].
@@ -177,4 +231,20 @@ func (r *Ring) Seal(context string, plaintext []byte) ([]byte, error) {
 // Open opens what Seal sealed for the same context. Code: key_damaged.
 func (r *Ring) Open(context string, sealed []byte) ([]byte, error) {
 	return openBytes(r.data, "row/"+context, sealed)
+}
+
+// signer returns a key that counts and is here, active or not. Code: key_missing.
+func (k *keys) signer(id watchword.KeyID) (*jose.Signer, error) {
+	p := k.private[id]
+	if p == nil {
+		return nil, watchword.Refuse(watchword.KeyMissing, "the key %s is not here: it lives offline", id)
+	}
+	return p.key.Signer()
+}
+
+// labels returns what an entry says of a key.
+func labels(s Sealed, more map[string]string) map[string]string {
+	out := map[string]string{"role": string(s.Role)}
+	maps.Copy(out, more)
+	return out
 }

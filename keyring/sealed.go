@@ -21,10 +21,15 @@ const (
 	Data    Role = "data"
 )
 
+// Roles lists the roles that sign, in the order in which people read them.
+var Roles = []Role{Root, CA, Issuer, Command, Time, Log}
+
 // State says where a server key stands in its life.
 type State string
 
-// The states of a server key.
+// The states of a server key. Next is published and does not sign yet. Retiring
+// signs no more, and counts as long as anything that it signed can be valid.
+// Gone and revoked keys count for nothing, and their private halves are erased.
 const (
 	Next     State = "next"
 	Active   State = "active"
@@ -33,10 +38,14 @@ const (
 	Revoked  State = "revoked"
 )
 
+// Counts reports whether what the key signed may still be valid, or will be.
+func (s State) Counts() bool { return s == Next || s == Active || s == Retiring }
+
 // Sealed is a server key as the store keeps it. Private is AES-256-GCM under
-// the data key (for role data: under the key-encryption key), nonce first, with
-// ID and role as additional data. Public is the canonical JWK, nil for data.
-// Cert is the DER of the ca's own certificate, nil for the others.
+// the data key (for role data: under the key-encryption key), with ID and role as
+// additional data; it is empty for a root that lives offline, and for keys that
+// count no more. Public is the canonical JWK, nil for data. Cert is the DER of
+// the ca's own certificate, nil for the others.
 type Sealed struct {
 	ID      watchword.KeyID
 	Role    Role
@@ -45,6 +54,28 @@ type Sealed struct {
 	Private []byte
 	Cert    []byte
 	Created time.Time
+	Starts  time.Time // when it signs, or began to
+	Ends    time.Time // when it is gone, for a retiring key; zero: it stays
+}
+
+// Move is one key's step from one state to another. Starts and Ends are written
+// as they stand here. Private, if not nil, replaces the sealed private key; for
+// gone and revoked it is erased in any case.
+type Move struct {
+	Role         Role
+	ID           watchword.KeyID
+	From, To     State
+	Starts, Ends time.Time
+	Private      []byte
+}
+
+// Turn is what changes in the ring at once: new keys, steps of others, bundles
+// that are signed, and bundles that were signed ahead and hold no more.
+type Turn struct {
+	Add     []Sealed
+	Move    []Move
+	Bundles []SignedBundle
+	Drop    []int64 // versions
 }
 
 // Founding is what a house decides once, at first start.
@@ -54,9 +85,11 @@ type Founding struct {
 	At     time.Time
 }
 
-// SignedBundle is a trust bundle as it was signed; Version only grows.
+// SignedBundle is a trust bundle as it was signed: published from Starts on, until
+// the next one starts. Version only grows.
 type SignedBundle struct {
 	Version int64
-	JWS     []byte
+	JWS     []byte // one compact JWS, or a JSON array of two
+	Starts  time.Time
 	Expires time.Time
 }

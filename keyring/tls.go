@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -57,23 +58,32 @@ func newAuthority(key crypto.Signer, der []byte) (*authority, error) {
 	return &authority{key: key, cert: cert}, nil
 }
 
-// CA returns the own authority's certificate as DER.
-func (r *Ring) CA() []byte { return r.ca.cert.Raw }
+// CAs returns the certificates of the own authority that count, as DER, oldest first.
+func (r *Ring) CAs() [][]byte { return r.now.Load().anchors }
 
-// CAPEM returns the own authority's certificate as PEM.
+// CAPEM returns them as PEM, the active one first.
 func (r *Ring) CAPEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.ca.cert.Raw})
+	k := r.now.Load()
+	out := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.ca.cert.Raw})
+	for _, der := range k.anchors {
+		if !bytes.Equal(der, k.ca.cert.Raw) {
+			out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+		}
+	}
+	return out
 }
 
 // Certifier hands out a certificate of the own authority for a fixed list of
-// names, made when first needed and anew 30 days before its end. Its key never
-// leaves the process. It is safe for concurrent use.
+// names, made when first needed, and anew when the authority's key turns or 30
+// days before its end. Its key never leaves the process. It is safe for
+// concurrent use.
 type Certifier struct {
 	ring  *Ring
 	names []string
 	now   func() time.Time
 
 	mu   sync.Mutex
+	by   *authority
 	leaf *tls.Certificate
 }
 
@@ -85,18 +95,20 @@ func (r *Ring) Certifier(names []string, now func() time.Time) *Certifier {
 
 // GetCertificate fits [tls.Config].
 func (c *Certifier) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	now := c.now()
+	now, ca := c.now(), c.ring.now.Load().ca
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.leaf != nil && now.Before(c.leaf.Leaf.NotAfter.Add(-leafRenew)) {
+	if c.leaf != nil && c.by.same(ca) && now.Before(c.leaf.Leaf.NotAfter.Add(-leafRenew)) {
 		return c.leaf, nil
 	}
-	leaf, err := c.ring.ca.issue(c.names, now)
+	leaf, err := ca.issue(c.names, now)
 	if err == nil {
-		c.leaf = leaf
+		c.leaf, c.by = leaf, ca
 	}
 	return leaf, err
 }
+
+func (a *authority) same(b *authority) bool { return a.cert.Equal(b.cert) }
 
 func (a *authority) issue(names []string, now time.Time) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -30,7 +30,8 @@ type hello struct {
 
 // Notice is what the server says on $watchword/auth, as JSON.
 type Notice struct {
-	// Type is "refreshed", "refresh" (please do), "lost" or "refused".
+	// Type is "refreshed", "refresh" (please do), "lost", "refused", or "trust": the
+	// trust bundle is another one, please fetch it.
 	Type      string         `json:"type"`
 	ExpiresAt *time.Time     `json:"expires_at,omitempty"`
 	Code      watchword.Code `json:"code,omitempty"`
@@ -123,6 +124,14 @@ func (c *conn) askIn() time.Duration {
 func (c *conn) askFor(why string) {
 	end := c.live().Authority().Expires().UTC()
 	c.tell(Notice{Type: "refresh", ExpiresAt: &end, Detail: why})
+}
+
+// TrustChanged tells every client that listens on $watchword/auth that the trust
+// bundle is another one.
+func (b *Broker) TrustChanged() {
+	for _, c := range b.connected(func(*conn) bool { return true }) {
+		c.tell(Notice{Type: "trust"})
+	}
 }
 
 // tell says n on $watchword/auth, if the client listens there. Anybody may call it.

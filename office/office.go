@@ -27,6 +27,8 @@ type Keys interface {
 	IssuerSigner() *jose.Signer
 	// IssuerKeys is every key whose signature counts. It is read only.
 	IssuerKeys() map[watchword.KeyID]*jose.PublicKey
+	// RevokedIssuer reports whether the key of that id was one, and was revoked.
+	RevokedIssuer(id watchword.KeyID) bool
 }
 
 // Records keeps what was issued and what was spent.
@@ -252,7 +254,7 @@ func (o *Office) Admit(ctx context.Context, t watchword.TenantID, raw string, no
 	if !ok || known.tenant != t || !now.Before(known.access.Expires) {
 		a, err := token.VerifyAccess(raw, o.keys.IssuerKeys(), o.issuer, o.issuer, now, 0)
 		if err != nil {
-			return session.Papers{}, err
+			return session.Papers{}, o.unknownIssuer(raw, err)
 		}
 		if a.Bound != "" {
 			return session.Papers{}, watchword.Refuse(watchword.TokenKind, "this token is bound to a key and does not pass as Bearer (RFC 9449 §7.2)")
@@ -269,6 +271,19 @@ func (o *Office) Admit(ctx context.Context, t watchword.TenantID, raw string, no
 		Tenant: t, Subject: a.Subject, Incarnation: known.incarnation, Key: a.Key, JTI: a.JTI,
 		SignedBy: a.SignedBy, Issued: a.Issued, Expires: a.Expires, Permissions: known.permissions,
 	}, nil
+}
+
+// unknownIssuer says of a token whose key counts no more why that is: by then it is
+// no secret, and whoever holds the token must get another one.
+func (o *Office) unknownIssuer(raw string, err error) error {
+	if watchword.CodeOf(err) != watchword.KeyUnknown {
+		return err
+	}
+	u, perr := jose.ParseJWS(raw, watchword.MaxToken)
+	if perr == nil && o.keys.RevokedIssuer(watchword.KeyID(u.Kid)) {
+		return watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
+	}
+	return err
 }
 
 func (o *Office) lookUp(ctx context.Context, t watchword.TenantID, a *token.Access) (*admitted, error) {

@@ -275,7 +275,7 @@ func (c Config) checkTimes() error {
 		{"token.lifetime", c.Token.Lifetime, time.Minute, 24 * time.Hour},
 		{"token.skew", c.Token.Skew, 0, 5 * time.Minute},
 		{"command.ttl", c.Command.TTL, time.Second, 24 * time.Hour},
-		{"keys.rotate_every", c.Keys.RotateEvery, time.Hour, 10 * 365 * 24 * time.Hour},
+		{"keys.rotate_every", c.Keys.RotateEvery, 0, 10 * 365 * 24 * time.Hour},
 		{"keys.overlap", c.Keys.Overlap, time.Hour, 365 * 24 * time.Hour},
 		{"auth.session_lifetime", c.Auth.SessionLifetime, time.Minute, 30 * 24 * time.Hour},
 		{"audit.checkpoint_every", c.Audit.CheckpointEvery, 100 * time.Millisecond, time.Hour},
@@ -283,6 +283,9 @@ func (c Config) checkTimes() error {
 		if v := d.value.Duration; v < d.min || v > d.max {
 			return wrong(d.key, "must be from %s to %s", d.min, d.max)
 		}
+	}
+	if every := c.Keys.RotateEvery.Duration; every > 0 && every <= c.Keys.Overlap.Duration {
+		return wrong("keys.rotate_every", "must be longer than keys.overlap, or 0s: then keys turn by hand alone")
 	}
 	if c.Command.TTL.Duration%time.Second != 0 {
 		return wrong("command.ttl", "must be whole seconds")
@@ -332,8 +335,6 @@ func (c Config) Warnings() []string {
 		{"server.acme_domain", c.Server.ACMEDomain != ""},
 		{"server.trusted_proxies", len(c.Server.TrustedProxies) > 0},
 		{"cluster", c.Cluster.Node != "" || c.Cluster.Listen != "" || len(c.Cluster.Routes) > 0},
-		{"keys.rotate_every", c.Keys.RotateEvery != d.Keys.RotateEvery},
-		{"keys.overlap", c.Keys.Overlap != d.Keys.Overlap},
 		{"token.skew", c.Token.Skew != d.Token.Skew},
 		{"auth", c.Auth.OIDCIssuer != "" || c.Auth.SessionLifetime != d.Auth.SessionLifetime},
 		{"audit", c.Audit.CheckpointEvery != d.Audit.CheckpointEvery || len(c.Audit.Witnesses) > 0},

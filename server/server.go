@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -40,6 +38,18 @@ type Options struct {
 	Now     func() time.Time // nil means time.Now
 }
 
+func (o Options) filled() Options {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	now := o.Now // as it is kept and shown: in milliseconds
+	o.Now = func() time.Time { return now().Truncate(time.Millisecond) }
+	return o
+}
+
 // Info says where a server is to be found.
 type Info struct {
 	URL   string // public, no trailing slash
@@ -65,7 +75,7 @@ type Server struct {
 	guard    *session.Guard
 	desk     *command.Desk
 	recorder *audit.Recorder
-	bundle   atomic.Pointer[string]
+	keeper   *keyring.Keeper
 	https    net.Listener
 	mqtts    net.Listener // nil where there is none, as the next
 	mqtt     net.Listener
@@ -80,15 +90,7 @@ type Server struct {
 // does not serve yet. Codes: config_invalid, folder_in_use, key_exposed,
 // key_unwrap, unavailable.
 func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
-	if o.Log == nil {
-		o.Log = slog.Default()
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	now := o.Now // as it is kept and shown: in milliseconds
-	o.Now = func() time.Time { return now().Truncate(time.Millisecond) }
-	s := &Server{cfg: cfg, o: o, ready: make(chan struct{})}
+	s := &Server{cfg: cfg, o: o.filled(), ready: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -116,11 +118,7 @@ func (s *Server) found(ctx context.Context) (err error) {
 	if s.info.First, err = foundIfNew(ctx, s.cfg, s.store, s.o.Now()); err != nil {
 		return err
 	}
-	kek, err := keyring.OpenKEK(kekPath(s.cfg), false)
-	if err != nil {
-		return err
-	}
-	if s.ring, err = keyring.Open(ctx, s.store, kek); err != nil {
+	if err = s.openRing(ctx); err != nil {
 		return err
 	}
 	s.info.Issuer = s.ring.Issuer()
@@ -130,13 +128,13 @@ func (s *Server) found(ctx context.Context) (err error) {
 	if s.info.URL != s.ring.Issuer() {
 		s.o.Log.WarnContext(ctx, "the address changed since first start; devices look for the old one", slog.String("issuer", s.ring.Issuer()), slog.String("url", s.info.URL))
 	}
-	return s.renewBundle(ctx)
+	return nil
 }
 
-func (s *Server) renewBundle(ctx context.Context) error {
-	jws, err := enroll.Bundle(ctx, s.store, s.ring, s.cfg.Server.TLSCert != "", s.o.Now())
+func (s *Server) openRing(ctx context.Context) error {
+	kek, err := keyring.OpenKEK(kekPath(s.cfg), false)
 	if err == nil {
-		s.bundle.Store(&jws)
+		s.ring, err = keyring.Open(ctx, s.store, kek)
 	}
 	return err
 }
@@ -148,10 +146,10 @@ func (s *Server) assemble(ctx context.Context) error {
 		return err
 	}
 	roll := registry.NewRoll(s.store, set)
-	s.guard = session.NewGuard(roll, session.GuardOptions{Now: s.o.Now, Total: s.cfg.Limits.Connections})
+	s.guard = session.NewGuard(roll, session.GuardOptions{Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.ring.RevokedIssuer})
 	reg := registry.New(s.store, roll, s.guard, s.ring.Issuer())
 	gate := enroll.NewGate(s.store, enroll.Options{
-		PublicURL: s.info.URL, Issuer: s.ring.Issuer(), Pin: token.Pin(s.ring.Signer(keyring.Root).Public()),
+		PublicURL: s.info.URL, Issuer: s.ring.Issuer(), Pin: func() string { return token.Pin(s.ring.Root()) },
 		Fits: reg.Fits, Changed: reg.Changed,
 	})
 	papers, err := office.New(s.ring.Issuer(), s.ring, roll, s.store,
@@ -159,16 +157,12 @@ func (s *Server) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.desk = command.NewDesk(s.store, roll, s.ring, command.DeskOptions{
-		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), Signer: s.ring.Signer(keyring.Command), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Now: s.o.Now,
+	s.desk = command.NewDesk(s.store, roll, s.ring, s.ring, command.DeskOptions{
+		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Now: s.o.Now,
 	})
 	s.recorder = audit.NewRecorder(s.store)
-	jwks, err := jwkSet(s.ring)
-	if err != nil {
-		return err
-	}
 	options := httpapi.Options{
-		Version: s.o.Version, PublicURL: s.info.URL, JWKS: jwks, Bundle: func() string { return *s.bundle.Load() },
+		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.ring.JWKS, Bundle: s.ring.Bundle,
 		TokenRate: float64(s.cfg.Limits.TokenRate), PublishRate: float64(s.cfg.Limits.PublishRate), Now: s.o.Now, Log: s.o.Log,
 	}
 	tlsConfig, err := s.tls()
@@ -176,7 +170,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		return err
 	}
 	if s.cfg.Server.TLSCert == "" {
-		options.CAPEM = s.ring.CAPEM()
+		options.CAPEM = s.ring.CAPEM
 	}
 	hub, twins := event.NewHub(), twin.NewKeeper(s.store, s.ring)
 	s.broker = mqtt.New(mqtt.Parts{
@@ -186,10 +180,13 @@ func (s *Server) assemble(ctx context.Context) error {
 			PublishRate: float64(s.cfg.Limits.PublishRate), ConnectRate: float64(s.cfg.Limits.TokenRate), Now: s.o.Now, Log: s.o.Log,
 		},
 	})
+	if err := s.keepKeys(ctx); err != nil {
+		return err
+	}
 	options.MQTTS = s.publicMQTTS()
 	api := httpapi.New(httpapi.Parts{
 		Registry: reg, Gate: gate, Office: papers, Guard: s.guard, Desk: s.desk, Hub: hub, Recorder: s.recorder,
-		Twins: twins, Entries: s.store, Wire: s.broker, Options: options,
+		Twins: twins, Entries: s.store, Keys: s.keeper, Wire: s.broker, Options: options,
 	})
 	if s.mqtts != nil {
 		s.mqtts = tls.NewListener(s.mqtts, forMQTT(tlsConfig))
@@ -213,22 +210,6 @@ func (s *Server) announce(ctx context.Context) error {
 	return writePlace(s.cfg.Data, Place{
 		URL: s.info.URL, HTTPS: s.info.HTTPS, MQTTS: s.info.MQTTS, MQTT: s.info.MQTT, Issuer: s.info.Issuer, CA: s.info.CAFile, PID: os.Getpid(), Operator: FirstOperator, Version: s.o.Version,
 	})
-}
-
-func jwkSet(ring *keyring.Ring) ([]byte, error) {
-	type entry = map[string]any
-	set := struct {
-		Keys []entry `json:"keys"`
-	}{}
-	for _, k := range ring.Public(keyring.Issuer) {
-		e := entry{}
-		if err := json.Unmarshal(k.JWK(), &e); err != nil {
-			return nil, err
-		}
-		e["kid"], e["use"], e["alg"] = k.ID(), "sig", k.Alg()
-		set.Keys = append(set.Keys, e)
-	}
-	return json.Marshal(set)
 }
 
 // Info says where the server is to be found.
@@ -289,21 +270,19 @@ func (s *Server) Run(ctx context.Context) error {
 	return errors.Join(g.Wait(), derr)
 }
 
-// keepHouse forgets what is over and keeps the trust bundle fresh.
+// keepHouse forgets what is over, and turns the keys whose time has come.
 func (s *Server) keepHouse(ctx context.Context) error {
-	const pruneEvery, pruneBatch, renewEvery = time.Minute, 5000, 24 * time.Hour
-	prune, renew := time.NewTicker(pruneEvery), time.NewTicker(renewEvery)
-	defer prune.Stop()
-	defer renew.Stop()
+	const every, batch = time.Minute, 5000
+	tick := time.NewTicker(every)
+	defer tick.Stop()
 	for {
 		var err error
 		select {
-		case <-prune.C:
-			for n := pruneBatch; n >= pruneBatch && err == nil; {
-				n, err = s.store.Prune(ctx, s.o.Now().Add(-token.Skew), pruneBatch)
+		case <-tick.C:
+			for n := batch; n >= batch && err == nil; {
+				n, err = s.store.Prune(ctx, s.o.Now().Add(-token.Skew), batch)
 			}
-		case <-renew.C:
-			err = s.renewBundle(ctx)
+			err = errors.Join(err, s.keeper.Step(ctx, s.o.Now()))
 		case <-ctx.Done():
 			return nil
 		}

@@ -24,6 +24,8 @@ type GuardOptions struct {
 	Total      int              // live sessions at once; 0 means 100,000
 	PerSubject int              // live connections of one subject; 0 means 8
 	Requests   int              // requests of one subject that wait; 0 means 1,024
+	// Revoked reports whether an issuer key was revoked; nil: none ever is.
+	Revoked func(id watchword.KeyID) bool
 }
 
 // Guard knows every live session of this node. It is safe for concurrent use.
@@ -34,6 +36,7 @@ type Guard struct {
 	total      int
 	perSubject int
 	requests   int
+	revoked    func(id watchword.KeyID) bool
 
 	changes sync.RWMutex // read-held by each change while it reaches its sessions
 
@@ -52,7 +55,7 @@ type subjectKey struct {
 // NewGuard returns a guard that asks roll.
 func NewGuard(roll Roll, o GuardOptions) *Guard {
 	g := &Guard{
-		roll: roll, now: o.Now, total: o.Total, perSubject: o.PerSubject, requests: o.Requests,
+		roll: roll, now: o.Now, total: o.Total, perSubject: o.PerSubject, requests: o.Requests, revoked: o.Revoked,
 		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(),
 	}
 	if g.now == nil {
@@ -79,6 +82,11 @@ func (g *Guard) Check(ctx context.Context, p Papers) (*Authority, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	// Asked at each check, and not only when papers are shown: what was checked before a
+	// key was revoked does not slip in after it.
+	if g.revoked != nil && g.revoked(p.SignedBy) {
+		return nil, watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
 	}
 	return judge(p, s, today, g.now())
 }
@@ -249,6 +257,19 @@ func (g *Guard) concerned(t watchword.TenantID, versions []*policy.Document) []*
 		}
 	}
 	return slices.Collect(maps.Keys(found))
+}
+
+// IssuerRevoked ends every session whose token was signed by an issuer key that
+// was revoked: GuardOptions.Revoked says so by the time that this is called.
+func (g *Guard) IssuerRevoked(ctx context.Context, id watchword.KeyID) {
+	g.changes.RLock()
+	defer g.changes.RUnlock()
+	g.mu.Lock()
+	all := slices.Collect(maps.Values(g.sessions))
+	g.mu.Unlock()
+	for _, s := range all {
+		s.recomputeIf(ctx, func(p Papers) bool { return p.SignedBy == id })
+	}
 }
 
 // Close ends every session with cause and takes no further ones.

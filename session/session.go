@@ -85,9 +85,14 @@ func (s *Session) Cause() error {
 
 // Recompute reads authority anew and ends the session if nothing is left.
 func (s *Session) Recompute(ctx context.Context) {
+	s.recomputeIf(ctx, func(Papers) bool { return true })
+}
+
+// recomputeIf is Recompute for a session whose papers of this moment are such.
+func (s *Session) recomputeIf(ctx context.Context, such func(Papers) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended.Load() {
+	if s.ended.Load() || !such(s.papers) {
 		return
 	}
 	if err := s.recompute(ctx); err != nil {

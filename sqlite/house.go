@@ -32,8 +32,7 @@ func (s *Store) Found(ctx context.Context, f keyring.Founding, keys []keyring.Se
 			return watchword.Refuse(watchword.Conflict, "the house stands already")
 		}
 		for _, k := range keys {
-			if _, err := t.exec(`INSERT INTO server_keys (id, role, state, public, private, cert, created) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-				k.ID, k.Role, k.State, k.Public, k.Private, k.Cert, stamp(k.Created)); err != nil {
+			if err := t.addServerKey(k); err != nil {
 				return err
 			}
 		}
@@ -49,40 +48,78 @@ func (s *Store) Found(ctx context.Context, f keyring.Founding, keys []keyring.Se
 	})
 }
 
+func (t *tx) addServerKey(k keyring.Sealed) error {
+	_, err := t.exec(`INSERT INTO server_keys (id, role, state, public, private, cert, created, starts, ends) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		k.ID, k.Role, k.State, k.Public, k.Private, k.Cert, stamp(k.Created), stamp(k.Starts), stamp(k.Ends))
+	return err
+}
+
 // ServerKeys returns all server keys, oldest first.
 func (s *Store) ServerKeys(ctx context.Context) ([]keyring.Sealed, error) {
 	return all(ctx, s, func(r scanner) (k keyring.Sealed, err error) {
-		var created int64
-		err = r.Scan(&k.ID, &k.Role, &k.State, &k.Public, &k.Private, &k.Cert, &created)
-		k.Created = moment(created)
+		var created, starts, ends int64
+		err = r.Scan(&k.ID, &k.Role, &k.State, &k.Public, &k.Private, &k.Cert, &created, &starts, &ends)
+		k.Created, k.Starts, k.Ends = moment(created), moment(starts), moment(ends)
 		return k, err
-	}, `SELECT id, role, state, public, private, cert, created FROM server_keys ORDER BY n`)
+	}, `SELECT id, role, state, public, private, cert, created, starts, ends FROM server_keys ORDER BY n`)
 }
 
-// Bundle returns the newest signed bundle.
-func (s *Store) Bundle(ctx context.Context) (keyring.SignedBundle, error) {
-	return one(ctx, s, func(r scanner) (b keyring.SignedBundle, err error) {
-		var expires int64
-		err = r.Scan(&b.Version, &b.JWS, &expires)
-		b.Expires = moment(expires)
+// Bundles returns every signed bundle, oldest first.
+func (s *Store) Bundles(ctx context.Context) ([]keyring.SignedBundle, error) {
+	return all(ctx, s, func(r scanner) (b keyring.SignedBundle, err error) {
+		var starts, expires int64
+		err = r.Scan(&b.Version, &b.JWS, &starts, &expires)
+		b.Starts, b.Expires = moment(starts), moment(expires)
 		return b, err
-	}, watchword.Refuse(watchword.NotFound, "no trust bundle was signed yet"),
-		`SELECT version, jws, expires FROM bundles ORDER BY version DESC LIMIT 1`)
+	}, `SELECT version, jws, starts, expires FROM bundles ORDER BY version`)
 }
 
-// SaveBundle stores a bundle whose version is greater than every other's.
-func (s *Store) SaveBundle(ctx context.Context, b keyring.SignedBundle, e audit.Entry) error {
+// TurnKeys carries a turn out whole, or not at all.
+func (s *Store) TurnKeys(ctx context.Context, turn keyring.Turn, es ...audit.Entry) error {
 	return s.w.do(ctx, func(t *tx) error {
-		n, err := t.exec(`INSERT INTO bundles (version, jws, expires) SELECT ?1, ?2, ?3
-			WHERE NOT EXISTS (SELECT 1 FROM bundles WHERE version >= ?1)`, b.Version, b.JWS, stamp(b.Expires))
-		if err != nil {
-			return err
+		for _, k := range turn.Add {
+			if err := t.addServerKey(k); err != nil {
+				return err
+			}
 		}
-		if n == 0 {
-			return watchword.Refuse(watchword.Conflict, "a trust bundle of this version or a later one exists")
+		for _, m := range turn.Move {
+			if err := t.moveServerKey(m); err != nil {
+				return err
+			}
 		}
-		return t.enter(e)
+		for _, v := range turn.Drop {
+			if _, err := t.exec(`DELETE FROM bundles WHERE version = ?`, v); err != nil {
+				return err
+			}
+		}
+		for _, b := range turn.Bundles {
+			n, err := t.exec(`INSERT INTO bundles (version, jws, starts, expires) SELECT ?1, ?2, ?3, ?4
+				WHERE NOT EXISTS (SELECT 1 FROM bundles WHERE version >= ?1)`, b.Version, b.JWS, stamp(b.Starts), stamp(b.Expires))
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return watchword.Refuse(watchword.Conflict, "a trust bundle of this version or a later one exists")
+			}
+		}
+		return t.enter(es...)
 	})
+}
+
+func (t *tx) moveServerKey(m keyring.Move) error {
+	var private any // NULL leaves it
+	switch {
+	case !m.To.Counts():
+		private = []byte{}
+	case m.Private != nil:
+		private = m.Private
+	}
+	n, err := t.exec(`UPDATE server_keys SET state = ?, starts = ?, ends = ?, private = coalesce(?, private) WHERE role = ? AND id = ? AND state = ?`,
+		m.To, stamp(m.Starts), stamp(m.Ends), private, m.Role, m.ID, m.From)
+	if err == nil && n == 0 {
+		err = watchword.Refuse(watchword.Conflict, "the %s key %s is not %s any more", m.Role, m.ID, m.From)
+	}
+	return err
 }
 
 // AddEntry writes an entry that no other step carries.

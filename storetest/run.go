@@ -29,6 +29,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 	}{
 		{"a house is founded once", founded},
 		{"bundles only grow", bundles},
+		{"keys turn whole or not at all", turning},
 		{"a subject's life", subjectLife},
 		{"ids are never free again", tombstones},
 		{"labels find subjects, page by page", subjectPages},

@@ -32,10 +32,12 @@ type Store interface {
 	Found(ctx context.Context, f keyring.Founding, keys []keyring.Sealed, operator watchword.Subject, es []audit.Entry) error
 	// ServerKeys returns all server keys, oldest first.
 	ServerKeys(ctx context.Context) ([]keyring.Sealed, error)
-	// Bundle returns the newest signed bundle; not_found if none was signed.
-	Bundle(ctx context.Context) (keyring.SignedBundle, error)
-	// SaveBundle stores b if b.Version is greater than the newest one's; else conflict.
-	SaveBundle(ctx context.Context, b keyring.SignedBundle, e audit.Entry) error
+	// Bundles returns every signed bundle, oldest first.
+	Bundles(ctx context.Context) ([]keyring.SignedBundle, error)
+	// TurnKeys adds keys, moves others, forgets the bundles named and stores those signed, with its entries, whole or
+	// not at all. A key that is not in From any more, or a bundle whose version is not greater than every other's:
+	// conflict. The private half of a key that is gone or revoked is erased.
+	TurnKeys(ctx context.Context, turn keyring.Turn, es ...audit.Entry) error
 
 	// CreateSubject adds s (Version 1, Incarnation 1, no keys). If the id is taken or was ever taken by a deleted
 	// one: conflict. code, if not nil, is stored with it.

@@ -46,24 +46,6 @@ func founded(t *T) {
 	is(t, "entries", t.log(), 2)
 }
 
-func bundles(t *T) {
-	_, err := t.Bundle(t.ctx)
-	t.wants(watchword.NotFound, err)
-	b := func(v int64) keyring.SignedBundle {
-		return keyring.SignedBundle{Version: v, JWS: []byte(fmt.Sprint("jws", v)), Expires: t.now.Add(time.Hour)}
-	}
-	t.must(t.SaveBundle(t.ctx, b(2), t.entry(audit.BundleSign, "2")))
-	t.wants(watchword.Conflict, t.SaveBundle(t.ctx, b(2), t.entry(audit.BundleSign, "2")))
-	t.wants(watchword.Conflict, t.SaveBundle(t.ctx, b(1), t.entry(audit.BundleSign, "1")))
-	t.must(t.SaveBundle(t.ctx, b(3), t.entry(audit.BundleSign, "3")))
-	got, err := t.Bundle(t.ctx)
-	t.must(err)
-	is(t, "version", got.Version, 3)
-	is(t, "jws", string(got.JWS), "jws3")
-	is(t, "expires", got.Expires.Equal(t.now.Add(time.Hour)), true)
-	is(t, "entries", t.log(), 2)
-}
-
 func subjectLife(t *T) {
 	s := t.add("lamp-1", watchword.Labels{"kind": "lamp"})
 	got, err := t.Subject(t.ctx, here, "lamp-1")

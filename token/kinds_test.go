@@ -142,9 +142,9 @@ var kinds = []kind{
 	{
 		"trust bundle",
 		func(s *jose.Signer) (string, error) {
-			return token.SignTrust(s, token.Trust{
+			return token.SignTrust(token.Trust{
 				Issuer: issuer, Version: 1, Epoch: 1, Root: []*jose.PublicKey{s.Public()}, Issued: now, Expires: now.Add(24 * time.Hour),
-			})
+			}, s)
 		},
 		func(raw string, keys token.KeySet) error {
 			for _, k := range keys {
@@ -261,7 +261,7 @@ func TestTheNextBundleIsHeldAgainstTheKnownOne(t *testing.T) {
 		if change != nil {
 			change(&b)
 		}
-		raw, err := token.SignTrust(s, b)
+		raw, err := token.SignTrust(b, s)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -53,8 +53,34 @@ func Pin(root *jose.PublicKey) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// SignTrust signs t with the root key.
-func SignTrust(s *jose.Signer, t Trust) (string, error) {
+// SignTrust signs t with every root that it names: one compact JWS, or, while a
+// new root is introduced, a JSON array of two over the identical payload.
+func SignTrust(t Trust, roots ...*jose.Signer) (string, error) {
+	payload, err := t.payload()
+	if err != nil {
+		return "", err
+	}
+	return SignTrustPayload(payload, roots...)
+}
+
+// TrustPayload returns the bytes that the roots of t sign: for a root that lives
+// elsewhere.
+func TrustPayload(t Trust) ([]byte, error) { return t.payload() }
+
+// SignTrustPayload signs what [TrustPayload] returned. One signer gives a compact
+// JWS, two a JSON array. Code: bad_request for more.
+func SignTrustPayload(payload []byte, roots ...*jose.Signer) (string, error) {
+	switch len(roots) {
+	case 1:
+		return roots[0].Sign(TypTrust, payload)
+	case 2:
+		return jose.SignPair(roots[0], roots[1], TypTrust, payload)
+	default:
+		return "", watchword.Refuse(watchword.BadRequest, "a trust bundle is signed by one root, or by an old one and a new one")
+	}
+}
+
+func (t Trust) payload() ([]byte, error) {
 	keys := map[string][]json.RawMessage{}
 	for role, ks := range map[string][]*jose.PublicKey{
 		"root": t.Root, "issuer": t.Issuers, "command": t.Command, "time": t.Time, "log": t.Log,
@@ -67,43 +93,42 @@ func SignTrust(s *jose.Signer, t Trust) (string, error) {
 	for _, der := range t.CA {
 		anchors.CA = append(anchors.CA, base64.StdEncoding.EncodeToString(der))
 	}
-	b, err := json.Marshal(map[string]any{
+	return json.Marshal(map[string]any{
 		"iss": t.Issuer, "jti": watchword.NewNonce(), "iat": t.Issued.Unix(), "exp": t.Expires.Unix(),
 		"ver": t.Version, "epoch": t.Epoch, "keys": keys, "tls": anchors,
 	})
-	if err != nil {
-		return "", err
-	}
-	return s.Sign(TypTrust, b)
 }
 
-// VerifyTrust checks a trust bundle for the first time: its root must be the one
-// whose SPKI has the SHA-256 pin, and must have signed it. Codes: too_large,
-// token_malformed, algorithm_invalid, token_kind, pin_mismatch,
-// signature_invalid, bundle_invalid. now is zero for a device without a clock.
+// VerifyTrust checks a trust bundle for the first time: the root whose SPKI has
+// the SHA-256 pin must be among those that it names, and each of those must have
+// signed it. Codes: too_large, token_malformed, algorithm_invalid, token_kind,
+// pin_mismatch, key_unknown, signature_invalid, bundle_invalid. now is zero for a
+// device without a clock.
 func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
-	u, err := jose.ParseJWS(raw, watchword.MaxBundle)
-	if err != nil {
-		return Trust{}, err
-	}
-	// Who signed is found in the unverified payload, and counts only if it has the pin.
-	t, err := parseTrust(u.UnverifiedPayload())
+	t, papers, err := readTrust(raw)
 	if err != nil {
 		return Trust{}, err
 	}
 	for _, root := range t.Root {
 		if subtle.ConstantTimeCompare([]byte(Pin(root)), []byte(pin)) == 1 {
-			return checkTrust(raw, NewKeySet(root), now)
+			if err := t.vouched(papers, NewKeySet(root), now); err != nil {
+				return Trust{}, err
+			}
+			return t, nil
 		}
 	}
 	return Trust{}, watchword.Refuse(watchword.PinMismatch, "the bundle's root is not the pinned one: this is not the server that made the link")
 }
 
-// VerifyNextTrust checks a bundle that follows known: signed by a root of known,
-// same issuer, and not older. Codes: as [VerifyTrust], key_unknown.
+// VerifyNextTrust checks a bundle that follows known: signed by a root of known
+// and by each root that it names, same issuer, and not older. So a new root comes
+// in by a bundle that the old one signed too. Codes: as [VerifyTrust].
 func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
-	t, err := checkTrust(raw, NewKeySet(known.Root...), now)
+	t, papers, err := readTrust(raw)
 	if err != nil {
+		return Trust{}, err
+	}
+	if err := t.vouched(papers, NewKeySet(known.Root...), now); err != nil {
 		return Trust{}, err
 	}
 	if t.Issuer != known.Issuer || t.Version < known.Version || t.Epoch < known.Epoch {
@@ -112,23 +137,61 @@ func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
 	return t, nil
 }
 
-func checkTrust(raw string, keys KeySet, now time.Time) (Trust, error) {
-	payload, _, err := open(raw, watchword.MaxBundle, TypTrust, keys)
-	if err != nil {
-		return Trust{}, err
+// readTrust reads a bundle before anybody checked it: who signed is found in it,
+// and counts only if it is known.
+func readTrust(raw string) (Trust, []*jose.Unverified, error) {
+	if len(raw) > watchword.MaxBundle {
+		return Trust{}, nil, watchword.Refuse(watchword.TooLarge, "a trust bundle may have 64 KiB")
 	}
-	t, err := parseTrust(payload)
-	if err != nil {
-		return Trust{}, err
+	var papers []*jose.Unverified
+	if jose.LooksLikePair(raw) {
+		p, err := jose.ParsePair(raw, watchword.MaxBundle)
+		if err != nil {
+			return Trust{}, nil, err
+		}
+		papers = []*jose.Unverified{p.First, p.Second}
+	} else {
+		u, err := jose.ParseJWS(raw, watchword.MaxBundle)
+		if err != nil {
+			return Trust{}, nil, err
+		}
+		papers = []*jose.Unverified{u}
+	}
+	if !jose.SameType(papers[0].Typ, TypTrust) {
+		return Trust{}, nil, watchword.Refuse(watchword.TokenKind, "this is no %s", TypTrust)
+	}
+	t, err := parseTrust(papers[0].UnverifiedPayload())
+	return t, papers, err
+}
+
+// vouched checks that each root that t names signed it, and nobody else, one of
+// known among them, and that it is its time.
+func (t Trust) vouched(papers []*jose.Unverified, known KeySet, now time.Time) error {
+	roots, signed, familiar := NewKeySet(t.Root...), KeySet{}, false
+	for _, p := range papers {
+		k, ok := roots[watchword.KeyID(p.Kid)]
+		if !ok {
+			return watchword.Refuse(watchword.KeyUnknown, "the bundle does not name the root that signed it")
+		}
+		if _, err := p.Verify(k); err != nil {
+			return err
+		}
+		signed[k.ID()] = k
+		familiar = familiar || known[k.ID()] != nil
+	}
+	if !familiar {
+		return watchword.Refuse(watchword.KeyUnknown, "no root that is known here signed the bundle")
+	}
+	if len(signed) != len(roots) || len(signed) != len(papers) {
+		return watchword.Refuse(watchword.BundleInvalid, "every root that the bundle names must have signed it")
 	}
 	if now.IsZero() {
 		now = t.Issued
 	}
-	err = window{iat: seconds(t.Issued), exp: seconds(t.Expires)}.check(now, TrustLife, Skew, Skew)
-	if err != nil {
-		return Trust{}, watchword.Because(err, watchword.BundleInvalid, "the trust bundle is over, or from the future")
+	if err := (window{iat: seconds(t.Issued), exp: seconds(t.Expires)}).check(now, TrustLife, Skew, Skew); err != nil {
+		return watchword.Because(err, watchword.BundleInvalid, "the trust bundle is over, or from the future")
 	}
-	return t, nil
+	return nil
 }
 
 func parseTrust(payload []byte) (Trust, error) {
@@ -162,4 +225,11 @@ func parseTrust(payload []byte) (Trust, error) {
 		t.CA = append(t.CA, der)
 	}
 	return t, nil
+}
+
+// ReadTrust reads a bundle without checking who signed it: one's own, or one that
+// was checked before.
+func ReadTrust(raw string) (Trust, error) {
+	t, _, err := readTrust(raw)
+	return t, err
 }

@@ -43,6 +43,27 @@ func WriteFile(path string, data []byte, mode os.FileMode) (err error) {
 	return SyncDir(filepath.Dir(path))
 }
 
+// Create is WriteFile for a file that must not be there yet: what holds a secret
+// that exists nowhere else is never written over. The error wraps [fs.ErrExist].
+func Create(path string, data []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		_ = os.Remove(path) // the write's error is the one that counts
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
 // SyncDir makes the names in a folder durable.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)

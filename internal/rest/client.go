@@ -23,6 +23,9 @@ type Client struct {
 	HTTP *http.Client // never follows to another host with the token: see Do
 	// Bearer returns the token for one request; nil for none.
 	Bearer func(ctx context.Context) (string, error)
+	// Forget, if not nil, makes Bearer return another token: it is called where the
+	// server no longer knows the first, and the request is sent once more.
+	Forget func()
 }
 
 // Request is one request. Path begins with a slash.
@@ -75,6 +78,24 @@ func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 // Open asks and returns the answer with its body unread: for streams. The caller
 // closes it.
 func (c *Client) Open(ctx context.Context, r Request) (*http.Response, error) {
+	res, err := c.open(ctx, r)
+	if c.Forget != nil && forgotten(err) {
+		c.Forget()
+		return c.open(ctx, r)
+	}
+	return res, err
+}
+
+// forgotten reports whether another token may pass where this one did not.
+func forgotten(err error) bool {
+	switch watchword.CodeOf(err) {
+	case watchword.TokenExpired, watchword.TokenUnrecorded, watchword.TokenRevoked, watchword.IssuerRevoked, watchword.KeyUnknown, watchword.Unauthenticated:
+		return true
+	}
+	return false
+}
+
+func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
 	u := c.Base + r.Path
 	if len(r.Query) > 0 {
 		u += "?" + r.Query.Encode()

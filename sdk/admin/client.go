@@ -81,7 +81,7 @@ func New(o Options) (*Client, error) {
 			return token.SignAssertion(s, o.Subject, o.Issuer, o.Now(), time.Minute)
 		},
 	}
-	c.rest = &rest.Client{Base: o.URL, HTTP: hc, Bearer: c.tokens.Get}
+	c.rest = &rest.Client{Base: o.URL, HTTP: hc, Bearer: c.tokens.Get, Forget: c.tokens.Forget}
 	return c, nil
 }
 

@@ -43,7 +43,7 @@ func (d *Device) lookAtConfig(ctx context.Context) error {
 	if have > 0 {
 		r.Header = map[string]string{"If-None-Match": strconv.Quote(strconv.FormatInt(have, 10))}
 	}
-	a, err := d.ask(ctx, r)
+	a, err := d.client.Do(ctx, r)
 	if watchword.CodeOf(err) == watchword.NotFound {
 		return nil
 	}

@@ -55,6 +55,7 @@ type Device struct {
 
 	id     *identity // nil until enrolled
 	trust  atomic.Pointer[token.Trust]
+	pinned string // the root that the folder goes by, where it is not id's any more; only who renews trust reads it
 	road   road
 	client *rest.Client
 	tokens *rest.Tokens
@@ -178,7 +179,7 @@ func (d *Device) use(t *token.Trust) error {
 		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.o.Now,
 		Sign: func() (string, error) { return d.Assertion(token.AssertionLife) },
 	}
-	d.client = &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: d.tokens.Get}
+	d.client = &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: d.tokens.Get, Forget: d.tokens.Forget}
 	return nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"net/http"
 	"time"
 
@@ -121,11 +120,7 @@ func (d *Device) register(ctx context.Context, server, code, hash string, t *tok
 
 // settle writes everything down, the identity last: it is what counts.
 func (d *Device) settle(id *identity, bundle string, t *token.Trust) error {
-	var ca []byte
-	for _, der := range t.CA {
-		ca = append(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	if err := durable.WriteFile(d.path(caFile), ca, 0o644); err != nil {
+	if err := d.writeAnchors(t); err != nil {
 		return err
 	}
 	if err := durable.WriteFile(d.path(trustFile), []byte(bundle), 0o600); err != nil {
@@ -143,23 +138,4 @@ func (d *Device) settle(id *identity, bundle string, t *token.Trust) error {
 	}
 	d.id = id
 	return d.ready(true)
-}
-
-// renewTrust asks for the newest trust bundle, which a root that this device
-// knows must have signed.
-func (d *Device) renewTrust(ctx context.Context) error {
-	c := rest.Client{Base: d.id.HTTPS, HTTP: d.client.HTTP}
-	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
-	if err != nil {
-		return err
-	}
-	known := d.trust.Load()
-	t, err := token.VerifyNextTrust(string(a.Body), *known, d.now())
-	if err != nil || t.Version == known.Version {
-		return err
-	}
-	if err := durable.WriteFile(d.path(trustFile), a.Body, 0o600); err != nil {
-		return err
-	}
-	return d.use(&t)
 }

@@ -37,7 +37,7 @@ func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 	if sent, err := d.overWire(ctx, "events/"+stream, kind, body); sent {
 		return err
 	}
-	_, err := d.ask(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/events/" + stream, Type: kind, Body: body})
+	_, err := d.client.Do(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/events/" + stream, Type: kind, Body: body})
 	return err
 }
 
@@ -53,7 +53,7 @@ func (d *Device) ReportState(ctx context.Context, v any) error {
 	if sent, err := d.overWire(ctx, "state", "application/json", body); sent {
 		return err
 	}
-	_, err = d.ask(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/state", Type: "application/json", Body: body})
+	_, err = d.client.Do(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/state", Type: "application/json", Body: body})
 	return err
 }
 
@@ -73,7 +73,7 @@ func (d *Device) Announce(ctx context.Context, fs ...Function) error {
 	if err != nil {
 		return watchword.Because(err, watchword.BadRequest, "a schema is no JSON")
 	}
-	_, err = d.ask(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/functions", Type: "application/json", Body: body})
+	_, err = d.client.Do(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/functions", Type: "application/json", Body: body})
 	return err
 }
 
@@ -106,7 +106,7 @@ func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function stri
 	if wait > 0 {
 		q.Set("wait", wait.String())
 	}
-	a, err := d.ask(ctx, rest.Request{
+	a, err := d.client.Do(ctx, rest.Request{
 		Method: http.MethodPost, Path: "/v1/commands", Query: q, Type: "application/json", Body: body,
 		Header: map[string]string{"Idempotency-Key": watchword.NewNonce()},
 	})
@@ -129,16 +129,4 @@ func (d *Device) overWire(ctx context.Context, topic, kind string, payload []byt
 		return false, nil
 	}
 	return true, err
-}
-
-// ask sends a request with the device's token, and once more with a new one
-// where the server does not know the first any more.
-func (d *Device) ask(ctx context.Context, r rest.Request) (*rest.Answer, error) {
-	a, err := d.client.Do(ctx, r)
-	switch watchword.CodeOf(err) {
-	case watchword.TokenExpired, watchword.TokenUnrecorded, watchword.TokenRevoked, watchword.KeyUnknown, watchword.Unauthenticated:
-		d.tokens.Forget()
-		return d.client.Do(ctx, r)
-	}
-	return a, err
 }

@@ -175,7 +175,7 @@ func (d *Device) postReceipt(ctx context.Context, receipt string) error {
 	if err != nil {
 		return err
 	}
-	_, err = d.ask(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/receipts", Type: "application/json", Body: body})
+	_, err = d.client.Do(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/receipts", Type: "application/json", Body: body})
 	return err
 }
 
@@ -284,7 +284,7 @@ func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
 			JWE string `json:"jwe"`
 		} `json:"commands"`
 	}
-	a, err := d.ask(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Query: q})
+	a, err := d.client.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Query: q})
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,7 @@ type wire struct {
 	commands chan *paho.Publish
 	configs  chan []byte
 	refresh  chan struct{}
+	trust    chan struct{} // another trust bundle is to be fetched
 
 	once sync.Once
 	done chan struct{} // closed at the end; why says why
@@ -75,7 +76,7 @@ func (d *Device) dial(ctx context.Context) (*wire, error) {
 		return nil, &noWire{err}
 	}
 	w := &wire{
-		d: d, done: make(chan struct{}), commands: make(chan *paho.Publish, wireWaiting), configs: make(chan []byte, 4), refresh: make(chan struct{}, 1),
+		d: d, done: make(chan struct{}), commands: make(chan *paho.Publish, wireWaiting), configs: make(chan []byte, 4), refresh: make(chan struct{}, 1), trust: make(chan struct{}, 1),
 	}
 	w.client = paho.NewClient(paho.ClientConfig{
 		Conn: packets.NewThreadSafeConn(nc), PacketTimeout: wireTimeout, EnableManualAcknowledgment: true, SendAcksInterval: time.Millisecond,
@@ -169,12 +170,19 @@ func (w *wire) notice(b []byte) {
 	}
 	switch n.Type {
 	case "refresh":
-		select {
-		case w.refresh <- struct{}{}:
-		default:
-		}
+		leaveWord(w.refresh)
+	case "trust":
+		leaveWord(w.trust)
 	case "lost":
 		w.fail(watchword.Refuse(watchword.Denied, "a subscription was taken away"))
+	}
+}
+
+// leaveWord leaves word in c, unless word is there already.
+func leaveWord(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -264,8 +272,9 @@ func (d *Device) hold(ctx context.Context, acting chan<- inHand) error {
 	d.connected("mqtt")
 	renew := time.NewTimer(w.refreshIn())
 	defer renew.Stop()
-	again := time.NewTicker(nonceLife / 4)
+	again, newer := time.NewTicker(nonceLife/4), time.NewTicker(trustEvery)
 	defer again.Stop()
+	defer newer.Stop()
 	for {
 		select {
 		case p := <-w.commands:
@@ -280,6 +289,14 @@ func (d *Device) hold(ctx context.Context, acting chan<- inHand) error {
 			if err := d.takeConfig(ctx, raw); err != nil {
 				d.o.Log.Warn("configuration not taken", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 			}
+			continue
+		case <-w.trust:
+			if err := d.renewTrust(ctx); err != nil {
+				d.o.Log.Warn("trust bundle not taken", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+			}
+			continue
+		case <-newer.C:
+			leaveWord(w.trust)
 			continue
 		case <-again.C:
 			d.obeying.Lock()

@@ -1,0 +1,336 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/server"
+	"github.com/watchword-iot/watchword/token"
+)
+
+func (a *app) keyCommand() *cobra.Command {
+	return group("key", "The server's own keys",
+		a.keyList(), a.keyRotate(), a.keyRevoke(), a.keyBundle(), a.keyPlan(), a.keySign(), a.keyImport(), a.keyOffline(), a.keyOnline())
+}
+
+const keyHead = "ROLE\tSTATE\tKEY\tALG\tSIGNS FROM\tGONE"
+
+func keyRow(w io.Writer, k admin.ServerKey) {
+	at := func(t *time.Time) string {
+		if t == nil {
+			return "-"
+		}
+		return ago(*t)
+	}
+	state := k.State
+	if k.Offline {
+		state += ", offline"
+	}
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", k.Role, state, k.ID, k.Alg, at(k.StartsAt), at(k.EndsAt))
+}
+
+func (a *app) keyList() *cobra.Command {
+	c := &cobra.Command{Use: "list", Short: "Roles and states; the pin; how it stands with the trust bundle", Args: args(cobra.NoArgs)}
+	all := c.Flags().Bool("all", false, "those too that count no more")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		ks, err := cl.ServerKeys(c.Context())
+		if err != nil {
+			return err
+		}
+		shown := ks.Keys[:0:0]
+		for _, k := range ks.Keys {
+			if *all || k.State != "gone" && k.State != "revoked" {
+				shown = append(shown, k)
+			}
+		}
+		ks.Keys = shown
+		if ks.Bundle.Stale != "" {
+			fmt.Fprintf(os.Stderr, "the root lives offline, and must sign a trust bundle: %s\nhint: watchword key plan\n", ks.Bundle.Stale)
+		}
+		return a.print(ks, func(w io.Writer) {
+			fmt.Fprintln(w, keyHead)
+			for _, k := range ks.Keys {
+				keyRow(w, k)
+			}
+			fmt.Fprintf(w, "\npin\t%s\ntrust bundle\tversion %d, until %s, %d signed ahead\n", ks.Pin, ks.Bundle.Version, ago(ks.Bundle.ExpiresAt), ks.Bundle.Ahead)
+		})
+	}
+	return c
+}
+
+func (a *app) printKey(k admin.ServerKey, err error) error {
+	if err != nil {
+		return err
+	}
+	return a.print(k, func(w io.Writer) {
+		fmt.Fprintln(w, keyHead)
+		keyRow(w, k)
+	})
+}
+
+func roles(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return []string{"root", "ca", "issuer", "command", "time", "log"}, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) keyRotate() *cobra.Command {
+	c := &cobra.Command{
+		Use: "rotate ROLE", Short: "Make the next key of root, ca, issuer, command, time or log", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: roles,
+		Long: "The next key is published at once and signs after keys.overlap, so that everybody knows it by then. With --now it signs at once:\n" +
+			"whoever verifies must fetch the newest keys first. A new root always begins at once; the old one signs bundles beside it for 120 days.",
+	}
+	now := c.Flags().Bool("now", false, "the next key signs at once")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		return a.printKey(cl.RotateKey(c.Context(), args[0], *now))
+	}
+	return c
+}
+
+func (a *app) keyRevoke() *cobra.Command {
+	c := &cobra.Command{
+		Use: "revoke KEY", Short: "End one of the server's keys: what it signed counts no more", Args: args(cobra.ExactArgs(1)),
+		Long: "Another key signs at once. Revoking the issuer key ends every session whose token it signed.",
+	}
+	reason := c.Flags().String("reason", "", "why, for the log")
+	yes := yesFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := sure(*yes, "revoke the key "+args[0]); err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		return a.printKey(cl.RevokeKey(c.Context(), watchword.KeyID(args[0]), *reason))
+	}
+	return c
+}
+
+// bundle is a trust bundle as people see it.
+type bundle struct {
+	Issuer    string              `json:"iss"`
+	Version   int64               `json:"ver"`
+	Epoch     int64               `json:"epoch"`
+	IssuedAt  time.Time           `json:"issued_at"`
+	ExpiresAt time.Time           `json:"expires_at"`
+	Pins      []string            `json:"pins"`
+	Keys      map[string][]string `json:"keys"`
+	CA        int                 `json:"ca"`
+	WebPKI    bool                `json:"web_pki"`
+	Raw       string              `json:"raw"`
+}
+
+func (a *app) keyBundle() *cobra.Command {
+	c := &cobra.Command{Use: "bundle", Short: "The trust bundle that devices go by", Args: args(cobra.NoArgs)}
+	raw := c.Flags().Bool("raw", false, "as it is signed")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		text, err := cl.TrustBundle(c.Context())
+		if err != nil {
+			return err
+		}
+		if *raw {
+			fmt.Println(text)
+			return nil
+		}
+		t, err := token.ReadTrust(text)
+		if err != nil {
+			return err
+		}
+		b := bundle{t.Issuer, t.Version, t.Epoch, t.Issued.UTC(), t.Expires.UTC(), nil, map[string][]string{}, len(t.CA), t.WebPKI, text}
+		for role, ks := range map[string][]*jose.PublicKey{"root": t.Root, "issuer": t.Issuers, "command": t.Command, "time": t.Time, "log": t.Log} {
+			for _, k := range ks {
+				b.Keys[role] = append(b.Keys[role], string(k.ID()))
+			}
+		}
+		for _, k := range t.Root {
+			b.Pins = append(b.Pins, token.Pin(k))
+		}
+		return a.print(b, func(w io.Writer) {
+			fmt.Fprintf(w, "issuer\t%s\nversion\t%d, epoch %d\nsigned\t%s, until %s\n", b.Issuer, b.Version, b.Epoch, ago(b.IssuedAt), ago(b.ExpiresAt))
+			for i, p := range b.Pins {
+				fmt.Fprintf(w, "root\t%s, pin %s\n", b.Keys["root"][i], p)
+			}
+			for _, role := range []string{"issuer", "command", "time", "log"} {
+				for _, k := range b.Keys[role] {
+					fmt.Fprintf(w, "%s\t%s\n", role, k)
+				}
+			}
+			fmt.Fprintf(w, "tls\t%d authorities of its own, public Web PKI %v\n", b.CA, b.WebPKI)
+		})
+	}
+	return c
+}
+
+// plan is what travels to the machine of an offline root.
+type plan struct {
+	Bundles []admin.PlannedBundle `json:"bundles"`
+}
+
+// signedPlan is what comes back.
+type signedPlan struct {
+	Bundles []string `json:"bundles"`
+}
+
+// writeJSON prints v whatever -o says: it is a file for the next step.
+func writeJSON(v any) error {
+	enc := json.NewEncoder(os.Stdout)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func (a *app) keyPlan() *cobra.Command {
+	c := &cobra.Command{
+		Use: "plan", Short: "Lay out the trust bundles of the time ahead, for a root that lives offline", Args: args(cobra.NoArgs),
+		Long: "Prints the bundles as JSON. Take the file to the root's machine, sign it there (watchword key sign), and bring it back (watchword key import).",
+	}
+	count := c.Flags().Int("count", 12, "how many, each for a month; at most 24")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		planned, err := cl.PlanBundles(c.Context(), *count)
+		if err != nil {
+			return err
+		}
+		return writeJSON(plan{planned})
+	}
+	return c
+}
+
+// maxPlan is the longest plan, in bytes.
+const maxPlan = 4 << 20
+
+func (a *app) keySign() *cobra.Command {
+	c := &cobra.Command{
+		Use: "sign PLAN --key FILE", Short: "Sign a plan with a root that lives offline; needs no server", Args: args(cobra.ExactArgs(1)),
+		Long: "Says on standard error what is signed, and prints the signed bundles as JSON. PLAN may be - for standard input.",
+	}
+	file := c.Flags().String("key", "", "the root's private key, as watchword key offline wrote it")
+	_ = c.MarkFlagRequired("key") // the flag is there
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		b, err := readInput(args[0], maxPlan)
+		if err != nil {
+			return err
+		}
+		var p plan
+		if err := jose.DecodeExact(b, &p); err != nil {
+			return watchword.Because(err, watchword.BadRequest, "%s is no plan of watchword key plan", args[0])
+		}
+		jwk, err := durable.ReadPrivate(*file)
+		if err != nil {
+			return err
+		}
+		key, err := jose.ParsePrivateJWK(jwk)
+		if err != nil {
+			return err
+		}
+		root, err := key.Signer()
+		if err != nil {
+			return err
+		}
+		out := signedPlan{}
+		for _, planned := range p.Bundles {
+			raw, err := token.SignTrustPayload([]byte(planned.Payload), root)
+			if err != nil {
+				return err
+			}
+			t, err := token.VerifyTrust(raw, token.Pin(root.Public()), time.Time{})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(os.Stderr, "signed version %d of %s, from %s to %s: %d issuer, %d command, %d time, %d log keys, %d authorities\n",
+				t.Version, t.Issuer, ago(t.Issued), ago(t.Expires), len(t.Issuers), len(t.Command), len(t.Time), len(t.Log), len(t.CA))
+			out.Bundles = append(out.Bundles, raw)
+		}
+		return writeJSON(out)
+	}
+	return c
+}
+
+func (a *app) keyImport() *cobra.Command {
+	return &cobra.Command{Use: "import FILE|-", Short: "Bring back the bundles that an offline root signed", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+		b, err := readInput(args[0], maxPlan)
+		if err != nil {
+			return err
+		}
+		var p signedPlan
+		if err := jose.DecodeExact(b, &p); err != nil {
+			return watchword.Because(err, watchword.BadRequest, "%s is nothing that watchword key sign wrote", args[0])
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		if err := cl.ImportBundles(c.Context(), p.Bundles); err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "%d bundles taken\n", len(p.Bundles))
+		return nil
+	}}
+}
+
+// onFolder loads the configuration of a server that does not run.
+func (a *app) onFolder(config string, f func(server.Config) error) error {
+	cfg, _, err := server.Load(server.Source{File: config, Data: a.data})
+	if err != nil {
+		return err
+	}
+	return f(cfg)
+}
+
+func (a *app) keyOffline() *cobra.Command {
+	c := &cobra.Command{
+		Use: "offline --out FILE", Short: "Move the root's private key to a file; no server may run meanwhile", Args: args(cobra.NoArgs),
+		Long: "From then on the trust bundle is signed where that file is: watchword key plan, sign, import. FILE must not exist yet; keep two copies of it.",
+	}
+	out := c.Flags().String("out", "", "where to: a file on another medium")
+	config := c.Flags().String("config", "", "configuration file")
+	_ = c.MarkFlagRequired("out") // the flag is there
+	yes := yesFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := sure(*yes, "move the root key out of "+a.data); err != nil {
+			return err
+		}
+		return a.onFolder(*config, func(cfg server.Config) error {
+			if err := server.TakeRoot(c.Context(), cfg, *out, server.Options{}); err != nil {
+				return err
+			}
+			fmt.Fprintf(os.Stderr, "the root key is in %s, and nowhere else\n", *out)
+			return nil
+		})
+	}
+	return c
+}
+
+func (a *app) keyOnline() *cobra.Command {
+	c := &cobra.Command{Use: "online --in FILE", Short: "Put the root's private key back; no server may run meanwhile", Args: args(cobra.NoArgs)}
+	in := c.Flags().String("in", "", "the file that watchword key offline wrote; it stays")
+	config := c.Flags().String("config", "", "configuration file")
+	_ = c.MarkFlagRequired("in") // the flag is there
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return a.onFolder(*config, func(cfg server.Config) error { return server.BringRoot(c.Context(), cfg, *in, server.Options{}) })
+	}
+	return c
+}

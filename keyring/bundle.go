@@ -1,0 +1,147 @@
+package keyring
+
+import (
+	"bytes"
+	"slices"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// When a bundle is signed anew: this long before its end. Bundles signed ahead
+// follow each other as closely.
+const (
+	bundleRenew = 60 * 24 * time.Hour
+	bundleStep  = token.TrustLife - bundleRenew
+)
+
+// trust is the bundle that says what k says, from at on.
+func (k *keys) trust(f Founding, webPKI bool, version int64, at time.Time) token.Trust {
+	return token.Trust{
+		Issuer: f.Issuer, Version: version, Epoch: f.Epoch, Root: k.public[Root], Issuers: k.public[Issuer],
+		Command: k.public[Command], Time: k.public[Time], Log: k.public[Log],
+		CA: k.anchors, WebPKI: webPKI, Issued: at, Expires: at.Add(token.TrustLife),
+	}
+}
+
+// sign signs a bundle with every root that it names. Code: key_missing where one
+// lives offline.
+func (k *keys) sign(t token.Trust) (SignedBundle, error) {
+	var roots []*jose.Signer
+	for _, r := range t.Root {
+		s, err := k.signer(r.ID())
+		if err != nil {
+			return SignedBundle{}, err
+		}
+		roots = append(roots, s)
+	}
+	raw, err := token.SignTrust(t, roots...)
+	return SignedBundle{Version: t.Version, JWS: []byte(raw), Starts: t.Issued, Expires: t.Expires}, err
+}
+
+// offline reports whether a root that must sign bundles is not here.
+func (k *keys) offline() bool {
+	for _, r := range k.public[Root] {
+		if k.private[r.ID()] == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// current is the newest of bundles, which are in order, that has started.
+func current(bundles []SignedBundle, now time.Time) (SignedBundle, bool) {
+	for _, b := range slices.Backward(bundles) {
+		if !now.Before(b.Starts) {
+			return b, true
+		}
+	}
+	return SignedBundle{}, false
+}
+
+func sameTrust(a, b token.Trust) bool {
+	same := func(x, y []*jose.PublicKey) bool {
+		return slices.EqualFunc(x, y, func(k, l *jose.PublicKey) bool { return k.ID() == l.ID() })
+	}
+	return a.Issuer == b.Issuer && a.Epoch == b.Epoch && a.WebPKI == b.WebPKI &&
+		same(a.Root, b.Root) && same(a.Issuers, b.Issuers) && same(a.Command, b.Command) && same(a.Time, b.Time) && same(a.Log, b.Log) &&
+		slices.EqualFunc(a.CA, b.CA, bytes.Equal)
+}
+
+// lists reports whether a bundle names a key. An authority's key is named by its
+// certificate.
+func lists(t token.Trust, k Sealed) bool {
+	if k.Role == CA {
+		return slices.ContainsFunc(t.CA, func(der []byte) bool { return bytes.Equal(der, k.Cert) })
+	}
+	named := map[Role][]*jose.PublicKey{Root: t.Root, Issuer: t.Issuers, Command: t.Command, Time: t.Time, Log: t.Log}[k.Role]
+	return slices.ContainsFunc(named, func(p *jose.PublicKey) bool { return p.ID() == k.ID })
+}
+
+// Planned is a bundle that waits for a root that lives offline. Payload is what
+// each root signs, byte for byte.
+type Planned struct {
+	Version int64             `json:"ver"`
+	Starts  time.Time         `json:"starts"`
+	Expires time.Time         `json:"expires"`
+	Roots   []watchword.KeyID `json:"roots"`   // who must sign
+	Payload string            `json:"payload"` // the claims, JSON
+}
+
+// plan lays bundles ahead of each other: each names the keys that sign while it
+// is published, those that still count, and those that sign within a refresh
+// after it.
+func (k *keys) plan(f Founding, r Rules, webPKI bool, first int64, count int, now time.Time) ([]Planned, error) {
+	var out []Planned
+	for i := range count {
+		at := now.Add(time.Duration(i) * bundleStep)
+		until := at.Add(bundleStep)
+		t := (&keys{}).trust(f, webPKI, first+int64(i), at)
+		for role, to := range map[Role]*[]*jose.PublicKey{Root: &t.Root, Issuer: &t.Issuers, Command: &t.Command, Time: &t.Time, Log: &t.Log} {
+			for _, s := range k.sealed {
+				if s.Role == role && s.State.Counts() && stands(k.sealed, s, at, until.Add(r.Overlap)) {
+					pub, err := jose.ParseJWK(s.Public)
+					if err != nil {
+						return nil, err
+					}
+					*to = append(*to, pub)
+				}
+			}
+		}
+		for _, s := range k.sealed {
+			if s.Role == CA && s.State.Counts() && stands(k.sealed, s, at, until.Add(r.Overlap)) {
+				t.CA = append(t.CA, s.Cert)
+			}
+		}
+		payload, err := token.TrustPayload(t)
+		if err != nil {
+			return nil, err
+		}
+		p := Planned{Version: t.Version, Starts: t.Issued, Expires: t.Expires, Payload: string(payload)}
+		for _, root := range t.Root {
+			p.Roots = append(p.Roots, root.ID())
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// stands reports whether s signs, or what it signed counts, at some time between
+// from and to, if every next key takes its turn when it is to start.
+func stands(ks []Sealed, s Sealed, from, to time.Time) bool {
+	if s.State == Next && !s.Starts.Before(to) {
+		return false
+	}
+	ends := s.Ends
+	if s.State != Retiring {
+		for _, n := range of(ks, s.Role, Next) { // the one that takes its place
+			if n.ID != s.ID && n.Starts.After(s.Starts) {
+				ends = ended(s.Role, n.Starts)
+				break
+			}
+		}
+	}
+	return ends.IsZero() || ends.After(from)
+}

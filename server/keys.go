@@ -1,0 +1,93 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/keyring"
+	"github.com/watchword-iot/watchword/sqlite"
+)
+
+// keepKeys begins to turn the keys, and says who must know when they have turned.
+func (s *Server) keepKeys(ctx context.Context) (err error) {
+	s.keeper, err = keyring.NewKeeper(ctx, s.store, s.ring, keyring.KeeperOptions{
+		Rules:  keyring.Rules{Every: s.cfg.Keys.RotateEvery.Duration, Overlap: s.cfg.Keys.Overlap.Duration},
+		WebPKI: s.cfg.Server.TLSCert != "", Turned: s.keysTurned, Log: s.o.Log,
+	}, s.o.Now())
+	return err
+}
+
+// keysTurned makes a change of keys felt: what a revoked issuer key signed ends
+// on every live session, and connected devices are asked to fetch the new bundle.
+func (s *Server) keysTurned(ctx context.Context, n keyring.News) {
+	for _, k := range n.Revoked {
+		if k.Role == keyring.Issuer {
+			s.guard.IssuerRevoked(ctx, k.ID)
+		}
+	}
+	if n.Anchors && s.info.CAFile != "" {
+		if err := durable.WriteFile(s.info.CAFile, s.ring.CAPEM(), 0o644); err != nil {
+			s.o.Log.ErrorContext(ctx, "the authority's file was not written", slog.String("file", s.info.CAFile), slog.Any("err", err))
+		}
+	}
+	if n.Bundle {
+		s.broker.TrustChanged()
+	}
+}
+
+// TakeRoot moves the root's private key from the data folder, on which no server
+// may run, to a file that must not exist yet (0600).
+//
+// Codes: folder_in_use, key_unwrap and the like, conflict.
+func TakeRoot(ctx context.Context, cfg Config, file string, o Options) error {
+	return withKeeper(ctx, cfg, o, func(k *keyring.Keeper, s *Server) error {
+		return k.TakeRoot(ctx, operator(), func(jwk []byte) error { return durable.Create(file, jwk, 0o600) }, s.o.Now())
+	})
+}
+
+// BringRoot puts the root's private key back from a file, which stays.
+func BringRoot(ctx context.Context, cfg Config, file string, o Options) error {
+	jwk, err := durable.ReadPrivate(file)
+	if err != nil {
+		return err
+	}
+	return withKeeper(ctx, cfg, o, func(k *keyring.Keeper, s *Server) error {
+		return k.BringRoot(ctx, operator(), jwk, s.o.Now())
+	})
+}
+
+// operator is who acts on the machine itself, with the data folder in hand.
+func operator() audit.Actor {
+	return audit.Actor{Tenant: watchword.DefaultTenant, Subject: FirstOperator}
+}
+
+// withKeeper opens a data folder without serving it.
+func withKeeper(ctx context.Context, cfg Config, o Options, f func(*keyring.Keeper, *Server) error) (err error) {
+	if _, err := os.Stat(filepath.Join(cfg.Data, databaseFile)); err != nil {
+		return watchword.Because(err, watchword.NotFound, "no server was ever started on %s", cfg.Data)
+	}
+	s := &Server{cfg: cfg, o: o.filled()}
+	defer s.close()
+	if s.lock, err = openData(cfg.Data); err != nil {
+		return err
+	}
+	if err = checkFiles(cfg.Data); err != nil {
+		return err
+	}
+	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.Data, databaseFile), sqlite.Options{}); err != nil {
+		return err
+	}
+	if err = s.openRing(ctx); err != nil {
+		return err
+	}
+	k, err := keyring.OpenKeeper(ctx, s.store, s.ring, s.o.Now())
+	if err != nil {
+		return err
+	}
+	return f(k, s)
+}
