@@ -6,11 +6,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -18,7 +13,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -28,7 +22,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,7 +30,6 @@ import (
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
-	"github.com/watchword-iot/watchword/token"
 )
 
 func main() {
@@ -46,6 +38,7 @@ func main() {
 	devices := flag.Int("devices", 50, "devices that obey")
 	rate := flag.Int("rate", 300, "commands a second")
 	seconds := flag.Int("seconds", 10, "of commands")
+	stored := flag.Int("store", 100_000, "devices in the store, beside a run with few")
 	data := flag.String("serve", "", "be the server on this folder (the program starts itself so)")
 	flag.Parse()
 	if *data != "" {
@@ -55,7 +48,7 @@ func main() {
 		}
 		return
 	}
-	if err := run(context.Background(), *tokens, *clients, *devices, *rate, *seconds); err != nil {
+	if err := run(context.Background(), *tokens, *clients, *devices, *rate, *seconds, *stored); err != nil {
 		fmt.Fprintln(os.Stderr, "load:", err)
 		os.Exit(1)
 	}
@@ -97,17 +90,62 @@ func serve(data string) error {
 	return s.Run(ctx)
 }
 
-func run(ctx context.Context, tokens, clients, devices, rate, seconds int) (err error) {
+func run(ctx context.Context, tokens, clients, devices, rate, seconds, stored int) error {
+	fmt.Printf("%s, %s/%s, %d cores, %s\n\n", time.Now().UTC().Format("2006-01-02"), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
+	if tokens > 0 {
+		fmt.Printf("## Token endpoint\n\n%d requests of %d devices, %d connections kept, TLS 1.3; assertion checked, `jti`, record and audit entry durable. Clients in another process, on the same cores.\n\n", tokens, active, clients)
+		fmt.Printf("| devices in the store | tokens a second, all cores | of the server's CPU | one ES256 check and one signature, a second of CPU, in the same run | ratio | p50 | p99 |\n|---|---|---|---|---|---|---|\n")
+		for _, n := range []int{active, stored} {
+			err := withServer(ctx, n, func(b *bench, signers map[watchword.SubjectID]*jose.Signer) error {
+				return b.tokenEndpoint(ctx, signers, n, tokens, clients)
+			})
+			if err != nil {
+				return err
+			}
+		}
+		fmt.Println()
+	}
+	if rate == 0 {
+		return nil
+	}
+	return withServer(ctx, 0, func(b *bench, _ map[watchword.SubjectID]*jose.Signer) error {
+		return b.commands(ctx, devices, rate, seconds)
+	})
+}
+
+// withServer starts a server on a new folder, with so many devices in its store.
+func withServer(ctx context.Context, stored int, f func(*bench, map[watchword.SubjectID]*jose.Signer) error) (err error) {
 	dir, err := os.MkdirTemp("", "watchword-load-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	b := &bench{dir: dir}
+	var signers map[watchword.SubjectID]*jose.Signer
+	if stored > 0 {
+		if err := b.start(); err != nil { // which founds the house
+			return err
+		}
+		if err := b.end(); err != nil {
+			return err
+		}
+		if signers, err = fill(ctx, filepath.Join(dir, "data"), stored); err != nil {
+			return err
+		}
+	}
+	if err := b.start(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.end()) }()
+	return f(b, signers)
+}
+
+func (b *bench) start() error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	b := &bench{dir: dir, server: exec.Command(self, "-serve", filepath.Join(dir, "data"))}
+	b.server = exec.Command(self, "-serve", filepath.Join(b.dir, "data"))
 	b.server.Stderr = os.Stderr
 	ready, err := b.server.StdoutPipe()
 	if err != nil {
@@ -116,20 +154,15 @@ func run(ctx context.Context, tokens, clients, devices, rate, seconds int) (err 
 	if err := b.server.Start(); err != nil {
 		return err
 	}
-	defer func() {
-		err = errors.Join(err, b.server.Process.Signal(syscall.SIGTERM), b.server.Wait())
-	}()
 	if _, err := io.Copy(io.Discard, ready); err != nil {
 		return err
 	}
-	if b.admin, err = admin.Local(filepath.Join(dir, "data")); err != nil {
-		return err
-	}
-	fmt.Printf("%s, %s/%s, %d cores, %s\n\n", time.Now().UTC().Format("2006-01-02"), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
-	if err := b.tokenEndpoint(ctx, tokens, clients); err != nil {
-		return err
-	}
-	return b.commands(ctx, devices, rate, seconds)
+	b.admin, err = admin.Local(filepath.Join(b.dir, "data"))
+	return err
+}
+
+func (b *bench) end() error {
+	return errors.Join(b.server.Process.Signal(syscall.SIGTERM), b.server.Wait())
 }
 
 // cpu is the time that the server has spent, in user and system mode, in the
@@ -158,120 +191,6 @@ func (b *bench) enroll(ctx context.Context, id watchword.SubjectID, o device.Opt
 		return nil, err
 	}
 	return d, d.Enroll(ctx, made.Enrollment.Link)
-}
-
-// cryptoBound is how many pairs of one ES256 check and one signature a core does
-// in a second while all cores are at it, as they are under load.
-func cryptoBound() (float64, error) {
-	k, err := jose.GenerateKey(jose.P256)
-	if err != nil {
-		return 0, err
-	}
-	priv := k.Crypto().(*ecdsa.PrivateKey)
-	sum := sha256.Sum256([]byte("watchword"))
-	const n = 5000
-	cores := runtime.GOMAXPROCS(0)
-	errs := make(chan error, cores)
-	start := time.Now()
-	for range cores {
-		go func() {
-			errs <- func() error {
-				for range n {
-					sig, err := ecdsa.SignASN1(rand.Reader, priv, sum[:])
-					if err != nil {
-						return err
-					}
-					if !ecdsa.VerifyASN1(&priv.PublicKey, sum[:], sig) {
-						return errors.New("a signature does not verify")
-					}
-				}
-				return nil
-			}()
-		}()
-	}
-	for range cores {
-		err = errors.Join(err, <-errs)
-	}
-	return n / time.Since(start).Seconds(), err
-}
-
-// tokenEndpoint exchanges assertions, signed beforehand, over TLS connections that are kept.
-func (b *bench) tokenEndpoint(ctx context.Context, total, clients int) error {
-	d, err := b.enroll(ctx, "bench-tokens", device.Options{})
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	forms := make([]string, total)
-	for i := range forms {
-		a, err := d.Assertion(token.AssertionLife)
-		if err != nil {
-			return err
-		}
-		forms[i] = url.Values{
-			"grant_type": {"client_credentials"}, "client_assertion": {a},
-			"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
-		}.Encode()
-	}
-	pem, err := os.ReadFile(d.CAFile())
-	if err != nil {
-		return err
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
-	before, err := cryptoBound()
-	if err != nil {
-		return err
-	}
-	var next atomic.Int64
-	took := make([]time.Duration, total)
-	errs := make(chan error, clients)
-	start := time.Now()
-	from, err := b.cpu()
-	if err != nil {
-		return err
-	}
-	var wg sync.WaitGroup
-	for range clients {
-		wg.Go(func() {
-			hc := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
-			defer hc.CloseIdleConnections()
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= total {
-					return
-				}
-				began := time.Now()
-				if err := post(ctx, hc, d.Server()+"/oauth/token", forms[i]); err != nil {
-					errs <- err
-					return
-				}
-				took[i] = time.Since(began)
-			}
-		})
-	}
-	wg.Wait()
-	elapsed := time.Since(start)
-	to, err := b.cpu()
-	if err != nil {
-		return err
-	}
-	select {
-	case err := <-errs:
-		return err
-	default:
-	}
-	after, err := cryptoBound()
-	if err != nil {
-		return err
-	}
-	bound := (before + after) / 2
-	perSecond := float64(total) / elapsed.Seconds()
-	perCore := float64(total) / (to - from).Seconds()
-	fmt.Printf("## Token endpoint\n\n%d requests, %d connections kept, TLS 1.3; assertion checked, `jti`, record and audit entry durable. Clients in another process, on the same cores.\n\n", total, clients)
-	fmt.Printf("| | |\n|---|---|\n| tokens a second, all cores | %.0f |\n| tokens a second of the server's CPU | %.0f |\n| one ES256 check and one signature, a second and core, all cores busy, in the same run | %.0f |\n| ratio | %.2f |\n| latency p50, p99 | %s, %s |\n\n",
-		perSecond, perCore, bound, perCore/bound, quantile(took, 0.5), quantile(took, 0.99))
-	return nil
 }
 
 func post(ctx context.Context, hc *http.Client, to, form string) error {

@@ -135,6 +135,9 @@ func local(listens string) string {
 // URL returns the server's address.
 func (c *Client) URL() string { return c.o.URL }
 
+// Issuer returns the issuer identifier, which assertions must name.
+func (c *Client) Issuer() string { return c.o.Issuer }
+
 // Subject returns as whom the client asks.
 func (c *Client) Subject() watchword.SubjectID { return c.o.Subject }
 
