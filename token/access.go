@@ -2,6 +2,7 @@ package token
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -104,124 +105,133 @@ func SignAccess(s *jose.Signer, g Grant) (string, error) {
 	return raw, err
 }
 
-// VerifyAccess checks an access token under the issuer's keys: shape, kind,
-// signature, issuer, audience and time. late is how long after exp it still
-// counts: 0 at our own doors, [Skew] elsewhere. That it is on record and not
-// revoked is for the caller to see.
+// VerifyAccess checks an access token under the issuer's keys: shape, kind, key,
+// issuer, audience and time, and then, because it costs a hundred times as much,
+// the signature. late is how long after exp it still counts: 0 at our own doors,
+// [Skew] elsewhere. That it is on record and not revoked is for the caller to see.
 //
 // Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
-// signature_invalid, issuer_mismatch, audience_mismatch, token_expired,
-// token_early, token_lifetime. Safe for concurrent use.
+// issuer_mismatch, audience_mismatch, token_expired, token_early, token_lifetime,
+// signature_invalid. Safe for concurrent use.
 func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, late time.Duration) (*Access, error) {
-	payload, by, err := open(raw, watchword.MaxToken, TypAccess, keys)
+	u, k, err := parse(raw, watchword.MaxToken, TypAccess, keys)
 	if err != nil {
 		return nil, err
 	}
-	a, w := &Access{SignedBy: by.ID()}, window{}
-	if err := jose.Walk(payload, a.member(&w, issuer)); err != nil {
+	a := &Access{SignedBy: k.ID()}
+	r := accessReader{Access: a, issuer: issuer}
+	if err := jose.Walk(u.UnverifiedPayload(), r.member); err != nil {
 		return nil, err
 	}
 	if err := checkIssuer(a.Issuer, issuer); err != nil {
 		return nil, err
 	}
-	if !contains(a.Audience, aud) {
+	if !slices.Contains(a.Audience, aud) {
 		return nil, watchword.Refuse(watchword.AudienceMismatch, "the token is for another audience")
 	}
-	if err := w.check(now, 0, late, Skew); err != nil {
+	if err := r.check(now, 0, late, Skew); err != nil {
 		return nil, err
 	}
-	a.Issued, a.Expires = w.iat.time(), w.exp.time()
-	if a.Subject == "" || a.Key == "" || a.perm == nil {
+	if !watchword.ValidName(string(a.Subject)) || a.Key == "" || a.perm == nil {
 		return nil, watchword.Refuse(watchword.TokenMalformed, "sub, key and perm are mandatory")
 	}
-	return a, checkJTI(a.JTI)
+	if err := checkJTI(a.JTI); err != nil {
+		return nil, err
+	}
+	if _, err := u.Verify(k); err != nil {
+		return nil, err
+	}
+	a.Issued, a.Expires = r.iat.time(), r.exp.time()
+	return a, nil
 }
 
-// member returns the function that reads one claim into a and w. Claims that we
-// do not know are passed over (RFC 7519 §4).
-//
-// What is nearly always the same (iss and aud the issuer, client_id the sub) is
-// taken from what is there already, and costs no allocation.
-func (a *Access) member(w *window, issuer string) func(string, jsontext.Value) error {
-	return func(name string, v jsontext.Value) (err error) {
-		var s string
-		var n int64
-		switch name {
-		case "iss":
-			a.Issuer, err = same(v, issuer)
-		case "sub":
-			s, err = jose.String(v)
-			a.Subject = watchword.SubjectID(s)
-		case "aud":
-			if v.Kind() == '[' {
-				a.Audience, err = jose.Strings(v)
-				break
-			}
-			s, err = same(v, issuer)
-			a.audience = [1]string{s}
-			a.Audience = a.audience[:]
-		case "client_id":
-			s, err = same(v, string(a.Subject))
-			a.ClientID = watchword.SubjectID(s)
-		case "jti":
-			a.JTI, err = jose.String(v)
-		case "iat":
-			n, err = jose.Int(v)
-			w.iat = unix(n)
-		case "exp":
-			n, err = jose.Int(v)
-			w.exp = unix(n)
-		case "nbf":
-			n, err = jose.Int(v)
-			w.nbf = unix(n)
-		case "key":
-			s, err = jose.String(v)
-			a.Key = watchword.KeyID(s)
-		case "perm":
-			a.perm = v
-		case "deny":
-			a.deny = v
-		case "cnf":
-			err = jose.Walk(v, func(name string, v jsontext.Value) error {
-				if name != "jkt" {
-					return nil
-				}
-				s, err := jose.String(v)
-				a.Bound = watchword.KeyID(s)
-				return err
-			})
+// accessReader reads the claims of an access token. What is nearly always the
+// same (iss and aud the issuer, client_id the sub) costs no allocation.
+type accessReader struct {
+	*Access
+	window
+	issuer string
+}
+
+func (r *accessReader) member(name string, v jsontext.Value) error {
+	switch name {
+	case "iss":
+		return same(&r.Issuer, v, r.issuer)
+	case "sub":
+		return text(&r.Subject, v)
+	case "aud":
+		if v.Kind() == '[' {
+			var err error
+			r.Audience, err = jose.Strings(v)
+			return err
 		}
-		return err
+		r.Audience = r.audience[:]
+		return same(&r.audience[0], v, r.issuer)
+	case "client_id":
+		return same(&r.ClientID, v, r.Subject)
+	case "jti":
+		return text(&r.JTI, v)
+	case "key":
+		return text(&r.Key, v)
+	case "perm":
+		r.perm = v
+	case "deny":
+		r.deny = v
+	case "cnf":
+		return r.confirmation(v)
 	}
+	return r.window.member(name, v)
 }
 
-// same is jose.String, but returns likely itself where that is what stands there.
-func same(v jsontext.Value, likely string) (string, error) {
-	if len(v) == len(likely)+2 && v[0] == '"' && string(v[1:len(v)-1]) == likely {
-		return likely, nil
+// confirmation reads cnf (RFC 7800 §3). A token that is bound in a way that we do
+// not know is refused: taken without its proof it would be a bearer's.
+func (r *accessReader) confirmation(v jsontext.Value) error {
+	err := jose.Walk(v, func(name string, v jsontext.Value) error {
+		if name != "jkt" {
+			return watchword.Refuse(watchword.TokenMalformed, "cnf has jkt alone")
+		}
+		return text(&r.Bound, v)
+	})
+	if err == nil && r.Bound == "" {
+		err = watchword.Refuse(watchword.TokenMalformed, "cnf names no key")
 	}
-	return jose.String(v)
+	return err
 }
 
-// Permissions reads the perm and deny claims. Code: token_malformed.
+// Permissions reads the perm and deny claims. perm is never nil. Code: token_malformed.
 func (a *Access) Permissions() (perm, deny []watchword.Permission, err error) {
-	if err := json.Unmarshal(a.perm, &perm); err != nil || perm == nil {
-		return nil, nil, watchword.Because(err, watchword.TokenMalformed, "perm is no list of permissions")
+	if perm, err = permissions(a.perm); err != nil || a.deny == nil {
+		return perm, nil, err
 	}
-	if a.deny == nil {
-		return perm, nil, nil
-	}
-	if err := json.Unmarshal(a.deny, &deny); err != nil {
-		return nil, nil, watchword.Because(err, watchword.TokenMalformed, "deny is no list of permissions")
-	}
-	return perm, deny, nil
+	deny, err = permissions(a.deny)
+	return perm, deny, err
 }
 
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
+// permissions reads an array of [resource, [action…]].
+func permissions(v jsontext.Value) ([]watchword.Permission, error) {
+	out := []watchword.Permission{}
+	err := jose.Each(v, func(item jsontext.Value) error {
+		var p watchword.Permission
+		n := 0
+		err := jose.Each(item, func(part jsontext.Value) (err error) {
+			switch n++; n {
+			case 1:
+				p.Resource, err = jose.String(part)
+			case 2:
+				p.Actions, err = jose.Strings(part)
+			default:
+				err = watchword.Refuse(watchword.TokenMalformed, "a permission is [resource, [action…]]")
+			}
+			return err
+		})
+		if err != nil {
+			return err
 		}
+		out = append(out, p)
+		return p.Check()
+	})
+	if err != nil {
+		return nil, err
 	}
-	return false
+	return out, nil
 }

@@ -1,11 +1,11 @@
 package token
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/json"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -29,17 +29,6 @@ type Trust struct {
 	WebPKI  bool     // the server has a certificate from the public Web PKI
 	Issued  time.Time
 	Expires time.Time
-}
-
-type trustClaims struct {
-	Iss   string                      `json:"iss"`
-	JTI   string                      `json:"jti"`
-	IAT   unix                        `json:"iat"`
-	EXP   unix                        `json:"exp"`
-	Ver   unix                        `json:"ver"`
-	Epoch unix                        `json:"epoch"`
-	Keys  map[string][]jsontext.Value `json:"keys"`
-	TLS   trustTLS                    `json:"tls"`
 }
 
 type trustTLS struct {
@@ -79,12 +68,15 @@ func SignTrust(s *jose.Signer, t Trust) (string, error) {
 
 // VerifyTrust checks a trust bundle for the first time: its root must be the one
 // whose SPKI has the SHA-256 pin, and must have signed it. Codes: too_large,
-// token_malformed, algorithm_invalid, token_kind, pin_mismatch,
+// token_malformed, algorithm_invalid, token_kind, pin_mismatch, key_unknown,
 // signature_invalid, bundle_invalid. now is zero for a device without a clock.
 func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
 	u, err := jose.ParseJWS(raw, watchword.MaxBundle)
 	if err != nil {
 		return Trust{}, err
+	}
+	if !jose.SameType(u.Typ, TypTrust) {
+		return Trust{}, watchword.Refuse(watchword.TokenKind, "this is no trust bundle")
 	}
 	// Who signed is found in the unverified payload, and counts only if it has the pin.
 	t, err := parseTrust(u.UnverifiedPayload())
@@ -93,7 +85,7 @@ func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
 	}
 	for _, root := range t.Root {
 		if subtle.ConstantTimeCompare([]byte(Pin(root)), []byte(pin)) == 1 {
-			return checkTrust(raw, NewKeySet(root), now)
+			return checkTrust(u, root, t, now)
 		}
 	}
 	return Trust{}, watchword.Refuse(watchword.PinMismatch, "the bundle's root is not the pinned one: this is not the server that made the link")
@@ -102,8 +94,15 @@ func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
 // VerifyNextTrust checks a bundle that follows known: signed by a root of known,
 // same issuer, and not older. Codes: as [VerifyTrust], key_unknown.
 func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
-	t, err := checkTrust(raw, NewKeySet(known.Root...), now)
+	u, root, err := parse(raw, watchword.MaxBundle, TypTrust, NewKeySet(known.Root...))
 	if err != nil {
+		return Trust{}, err
+	}
+	t, err := parseTrust(u.UnverifiedPayload())
+	if err != nil {
+		return Trust{}, err
+	}
+	if t, err = checkTrust(u, root, t, now); err != nil {
 		return Trust{}, err
 	}
 	if t.Issuer != known.Issuer || t.Version < known.Version || t.Epoch < known.Epoch {
@@ -112,19 +111,18 @@ func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
 	return t, nil
 }
 
-func checkTrust(raw string, keys KeySet, now time.Time) (Trust, error) {
-	payload, _, err := open(raw, watchword.MaxBundle, TypTrust, keys)
-	if err != nil {
-		return Trust{}, err
+// checkTrust returns t, which is what u says, if root signed it and it holds now.
+func checkTrust(u *jose.Unverified, root *jose.PublicKey, t Trust, now time.Time) (Trust, error) {
+	if u.Kid == "" {
+		return Trust{}, watchword.Refuse(watchword.KeyUnknown, "kid is mandatory")
 	}
-	t, err := parseTrust(payload)
-	if err != nil {
+	if _, err := u.Verify(root); err != nil {
 		return Trust{}, err
 	}
 	if now.IsZero() {
 		now = t.Issued
 	}
-	err = window{iat: seconds(t.Issued), exp: seconds(t.Expires)}.check(now, TrustLife, Skew, Skew)
+	err := window{iat: seconds(t.Issued), exp: seconds(t.Expires)}.check(now, TrustLife, Skew, Skew)
 	if err != nil {
 		return Trust{}, watchword.Because(err, watchword.BundleInvalid, "the trust bundle is over, or from the future")
 	}
@@ -132,34 +130,73 @@ func checkTrust(raw string, keys KeySet, now time.Time) (Trust, error) {
 }
 
 func parseTrust(payload []byte) (Trust, error) {
-	var c trustClaims
-	if err := jose.Decode(payload, &c); err != nil {
+	var t Trust
+	var w window
+	err := jose.Walk(payload, func(name string, v jsontext.Value) error {
+		switch name {
+		case "iss":
+			return text(&t.Issuer, v)
+		case "ver":
+			return number(&t.Version, v)
+		case "epoch":
+			return number(&t.Epoch, v)
+		case "keys":
+			return jose.Walk(v, t.role)
+		case "tls":
+			return jose.Walk(v, t.anchor)
+		}
+		return w.member(name, v)
+	})
+	if err != nil {
 		return Trust{}, err
 	}
-	if c.Iss == "" || c.Ver < 1 || c.Epoch < 1 {
+	if t.Issuer == "" || t.Version < 1 || t.Epoch < 1 {
 		return Trust{}, watchword.Refuse(watchword.TokenMalformed, "iss, ver and epoch are mandatory")
 	}
-	t := Trust{
-		Issuer: c.Iss, Version: int64(c.Ver), Epoch: int64(c.Epoch), WebPKI: c.TLS.WebPKI,
-		Issued: c.IAT.time(), Expires: c.EXP.time(),
-	}
-	for role, to := range map[string]*[]*jose.PublicKey{
-		"root": &t.Root, "issuer": &t.Issuers, "command": &t.Command, "time": &t.Time, "log": &t.Log,
-	} {
-		for _, raw := range c.Keys[role] {
-			k, err := jose.ParseJWK(bytes.Clone(raw))
-			if err != nil {
-				return Trust{}, watchword.Because(err, watchword.TokenMalformed, "a key of the bundle is no public JWK")
-			}
-			*to = append(*to, k)
-		}
-	}
-	for _, s := range c.TLS.CA {
-		der, err := base64.StdEncoding.Strict().DecodeString(s)
-		if err != nil {
-			return Trust{}, watchword.Refuse(watchword.TokenMalformed, "a TLS anchor of the bundle is no base64")
-		}
-		t.CA = append(t.CA, der)
-	}
+	t.Issued, t.Expires = w.iat.time(), w.exp.time()
 	return t, nil
+}
+
+// role reads the keys of one role; roles that we do not know are passed over.
+func (t *Trust) role(name string, v jsontext.Value) error {
+	to, ok := map[string]*[]*jose.PublicKey{
+		"root": &t.Root, "issuer": &t.Issuers, "command": &t.Command, "time": &t.Time, "log": &t.Log,
+	}[name]
+	if !ok {
+		return nil
+	}
+	return jose.Each(v, func(item jsontext.Value) error {
+		k, err := jose.ParseJWK(item)
+		if err != nil || !k.MaySign() {
+			return watchword.Because(err, watchword.TokenMalformed, "a key of the bundle is no public JWK that signs")
+		}
+		*to = append(*to, k)
+		return nil
+	})
+}
+
+// anchor reads what the bundle says of TLS: ca, standard base64 of DER as x5c has
+// it, and web_pki.
+func (t *Trust) anchor(name string, v jsontext.Value) error {
+	switch name {
+	case "ca":
+		return jose.Each(v, func(item jsontext.Value) error {
+			s, err := jose.String(item)
+			if err != nil {
+				return err
+			}
+			der, err := base64.StdEncoding.Strict().DecodeString(s)
+			if err != nil || strings.ContainsAny(s, "\r\n") { // which the standard library passes over
+				return watchword.Refuse(watchword.TokenMalformed, "a TLS anchor of the bundle is no base64")
+			}
+			t.CA = append(t.CA, der)
+			return nil
+		})
+	case "web_pki":
+		t.WebPKI = v.Kind() == 't'
+		if !t.WebPKI && v.Kind() != 'f' {
+			return watchword.Refuse(watchword.TokenMalformed, "web_pki is true or false")
+		}
+	}
+	return nil
 }
