@@ -29,14 +29,16 @@ func under(t testing.TB, s *Signer, header, payload string) string {
 	return in + "." + b64.EncodeToString(sig)
 }
 
-func TestAHeaderThatItsKeySignedAndNobodyTakes(t *testing.T) {
-	s := newSigner(t, P256)
+// headerCase is a header for a token that the key of s then signs.
+type headerCase struct {
+	name, header string
+	want         watchword.Code
+}
+
+func headerCases(s *Signer) []headerCase {
 	kid := `"kid":"` + string(s.Public().ID()) + `"`
 	deep := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
-	for _, tc := range []struct {
-		name, header string
-		want         watchword.Code
-	}{
+	return []headerCase{
 		{"alg, typ and kid", `{"alg":"ES256","typ":"at+jwt",` + kid + `}`, ""},
 		{"alg alone", `{"alg":"ES256"}`, ""},
 		{"white space that JSON has", "{ \"alg\" :\r\n\t\"ES256\" } ", ""},
@@ -94,7 +96,12 @@ func TestAHeaderThatItsKeySignedAndNobodyTakes(t *testing.T) {
 		{"nested to eight", `{"alg":"ES256","x":` + deep(7) + `}`, watchword.TokenMalformed},
 		{"a thousand brackets", `{"alg":"ES256","x":` + strings.Repeat("[", 1000), watchword.TokenMalformed},
 		{"cut off", `{"alg":"ES256"`, watchword.TokenMalformed},
-	} {
+	}
+}
+
+func TestAHeaderThatItsKeySignedAndNobodyTakes(t *testing.T) {
+	s := newSigner(t, P256)
+	for _, tc := range headerCases(s) {
 		t.Run(tc.name, func(t *testing.T) {
 			if got, err := verify(under(t, s, tc.header, `{"a":1}`), s.Public()); watchword.CodeOf(err) != tc.want || err == nil && string(got) != `{"a":1}` {
 				t.Errorf("got %q, %v, want %q", got, err, tc.want)
@@ -350,6 +357,54 @@ func sealUnder(t testing.TB, to *PublicKey, apu, apv string, plaintext string, h
 	return head + ".." + b64.EncodeToString(iv) + "." + b64.EncodeToString(out[:n]) + "." + b64.EncodeToString(out[n:])
 }
 
+// sealCase is a header for a seal that holds.
+type sealCase struct {
+	name, apu, apv string
+	header         func(epk string) string
+	want           watchword.Code
+}
+
+func sealCases(t testing.TB, crv, kid string) []sealCase {
+	const begin = `{"alg":"ECDH-ES","enc":"A256GCM",`
+	return []sealCase{
+		{"as others make it", "", "", func(e string) string { return begin + `"epk":` + e + `}` }, ""},
+		{"with typ, cty and kid", "", "", func(e string) string { return begin + `"typ":"JOSE","cty":"JWT","kid":"` + kid + `","epk":` + e + `}` }, ""},
+		{"apu", "Alice", "", func(e string) string { return begin + `"apu":"QWxpY2U","epk":` + e + `}` }, watchword.TokenMalformed},
+		{"apv", "", "Bob", func(e string) string { return begin + `"apv":"Qm9i","epk":` + e + `}` }, watchword.TokenMalformed},
+		{"an empty apu", "", "", func(e string) string { return begin + `"apu":"","epk":` + e + `}` }, watchword.TokenMalformed},
+		{"zip", "", "", func(e string) string { return begin + `"zip":"DEF","epk":` + e + `}` }, watchword.TokenMalformed},
+		{"crit", "", "", func(e string) string { return begin + `"crit":["exp"],"epk":` + e + `}` }, watchword.TokenMalformed},
+		{"jwk", "", "", func(e string) string { return begin + `"jwk":` + e + `,"epk":` + e + `}` }, watchword.TokenMalformed},
+		{"iv, of a key wrap", "", "", func(e string) string { return begin + `"iv":"AA","epk":` + e + `}` }, watchword.TokenMalformed},
+		{"p2c, which makes others work for hours", "", "", func(e string) string { return begin + `"p2c":2147483647,"epk":` + e + `}` }, watchword.TokenMalformed},
+		{"another kid", "", "", func(e string) string { return begin + `"kid":"x","epk":` + e + `}` }, watchword.KeyUnknown},
+		{"an empty kid", "", "", func(e string) string { return begin + `"kid":"","epk":` + e + `}` }, watchword.TokenMalformed},
+		{"cty as a number", "", "", func(e string) string { return begin + `"cty":1,"epk":` + e + `}` }, watchword.TokenMalformed},
+		{"no epk", "", "", func(string) string { return begin[:len(begin)-1] + `}` }, watchword.TokenMalformed},
+		{"epk null", "", "", func(string) string { return begin + `"epk":null}` }, watchword.TokenMalformed},
+		{"epk twice", "", "", func(e string) string { return begin + `"epk":` + e + `,"epk":` + e + `}` }, watchword.TokenMalformed},
+		{"epk with d", "", "", func(e string) string {
+			return begin + `"epk":` + e[:len(e)-1] + `,"d":"` + strings.Repeat("A", 43) + `"}}`
+		}, watchword.TokenMalformed},
+		{"epk with a member twice", "", "", func(e string) string {
+			return begin + `"epk":` + e[:len(e)-1] + `,"x":"` + strings.Repeat("A", 43) + `"}}`
+		}, watchword.TokenMalformed},
+		{"epk with a member that we do not know", "", "", func(e string) string { return begin + `"epk":` + e[:len(e)-1] + `,"ext":true}}` }, watchword.TokenMalformed},
+		{"epk on the other curve", "", "", func(string) string {
+			other, err := GenerateKey(map[string]string{P256: X25519, X25519: P256}[crv])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return begin + `"epk":` + string(other.Public().JWK()) + `}`
+		}, watchword.TokenMalformed},
+		{"epk is a key that signs", "", "", func(string) string { return begin + `"epk":` + string(newSigner(t, Ed).Public().JWK()) + `}` }, watchword.TokenMalformed},
+		{"a key wrapped beside it", "", "", func(e string) string { return `{"alg":"ECDH-ES+A256KW","enc":"A256GCM","epk":` + e + `}` }, watchword.AlgorithmInvalid},
+		{"alg in small letters", "", "", func(e string) string { return `{"alg":"ecdh-es","enc":"A256GCM","epk":` + e + `}` }, watchword.AlgorithmInvalid},
+		{"enc A128GCM", "", "", func(e string) string { return `{"alg":"ECDH-ES","enc":"A128GCM","epk":` + e + `}` }, watchword.AlgorithmInvalid},
+		{"no enc", "", "", func(e string) string { return `{"alg":"ECDH-ES","epk":` + e + `}` }, watchword.AlgorithmInvalid},
+	}
+}
+
 func TestASealThatHoldsAndNobodyTakes(t *testing.T) {
 	for _, crv := range []string{P256, X25519} {
 		k, err := GenerateKey(crv)
@@ -360,49 +415,7 @@ func TestASealThatHoldsAndNobodyTakes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		const begin = `{"alg":"ECDH-ES","enc":"A256GCM",`
-		kid := string(k.Public().ID())
-		for _, tc := range []struct {
-			name, apu, apv string
-			header         func(epk string) string
-			want           watchword.Code
-		}{
-			{"as others make it", "", "", func(e string) string { return begin + `"epk":` + e + `}` }, ""},
-			{"with typ, cty and kid", "", "", func(e string) string { return begin + `"typ":"JOSE","cty":"JWT","kid":"` + kid + `","epk":` + e + `}` }, ""},
-			{"apu", "Alice", "", func(e string) string { return begin + `"apu":"QWxpY2U","epk":` + e + `}` }, watchword.TokenMalformed},
-			{"apv", "", "Bob", func(e string) string { return begin + `"apv":"Qm9i","epk":` + e + `}` }, watchword.TokenMalformed},
-			{"an empty apu", "", "", func(e string) string { return begin + `"apu":"","epk":` + e + `}` }, watchword.TokenMalformed},
-			{"zip", "", "", func(e string) string { return begin + `"zip":"DEF","epk":` + e + `}` }, watchword.TokenMalformed},
-			{"crit", "", "", func(e string) string { return begin + `"crit":["exp"],"epk":` + e + `}` }, watchword.TokenMalformed},
-			{"jwk", "", "", func(e string) string { return begin + `"jwk":` + e + `,"epk":` + e + `}` }, watchword.TokenMalformed},
-			{"iv, of a key wrap", "", "", func(e string) string { return begin + `"iv":"AA","epk":` + e + `}` }, watchword.TokenMalformed},
-			{"p2c, which makes others work for hours", "", "", func(e string) string { return begin + `"p2c":2147483647,"epk":` + e + `}` }, watchword.TokenMalformed},
-			{"another kid", "", "", func(e string) string { return begin + `"kid":"x","epk":` + e + `}` }, watchword.KeyUnknown},
-			{"an empty kid", "", "", func(e string) string { return begin + `"kid":"","epk":` + e + `}` }, watchword.TokenMalformed},
-			{"cty as a number", "", "", func(e string) string { return begin + `"cty":1,"epk":` + e + `}` }, watchword.TokenMalformed},
-			{"no epk", "", "", func(string) string { return begin[:len(begin)-1] + `}` }, watchword.TokenMalformed},
-			{"epk null", "", "", func(string) string { return begin + `"epk":null}` }, watchword.TokenMalformed},
-			{"epk twice", "", "", func(e string) string { return begin + `"epk":` + e + `,"epk":` + e + `}` }, watchword.TokenMalformed},
-			{"epk with d", "", "", func(e string) string {
-				return begin + `"epk":` + e[:len(e)-1] + `,"d":"` + strings.Repeat("A", 43) + `"}}`
-			}, watchword.TokenMalformed},
-			{"epk with a member twice", "", "", func(e string) string {
-				return begin + `"epk":` + e[:len(e)-1] + `,"x":"` + strings.Repeat("A", 43) + `"}}`
-			}, watchword.TokenMalformed},
-			{"epk with a member that we do not know", "", "", func(e string) string { return begin + `"epk":` + e[:len(e)-1] + `,"ext":true}}` }, watchword.TokenMalformed},
-			{"epk on the other curve", "", "", func(string) string {
-				other, err := GenerateKey(map[string]string{P256: X25519, X25519: P256}[crv])
-				if err != nil {
-					t.Fatal(err)
-				}
-				return begin + `"epk":` + string(other.Public().JWK()) + `}`
-			}, watchword.TokenMalformed},
-			{"epk is a key that signs", "", "", func(string) string { return begin + `"epk":` + string(newSigner(t, Ed).Public().JWK()) + `}` }, watchword.TokenMalformed},
-			{"a key wrapped beside it", "", "", func(e string) string { return `{"alg":"ECDH-ES+A256KW","enc":"A256GCM","epk":` + e + `}` }, watchword.AlgorithmInvalid},
-			{"alg in small letters", "", "", func(e string) string { return `{"alg":"ecdh-es","enc":"A256GCM","epk":` + e + `}` }, watchword.AlgorithmInvalid},
-			{"enc A128GCM", "", "", func(e string) string { return `{"alg":"ECDH-ES","enc":"A128GCM","epk":` + e + `}` }, watchword.AlgorithmInvalid},
-			{"no enc", "", "", func(e string) string { return `{"alg":"ECDH-ES","epk":` + e + `}` }, watchword.AlgorithmInvalid},
-		} {
+		for _, tc := range sealCases(t, crv, string(k.Public().ID())) {
 			t.Run(crv+" "+tc.name, func(t *testing.T) {
 				raw := sealUnder(t, k.Public(), tc.apu, tc.apv, "march", tc.header)
 				plain, _, err := o.Open(raw, 4096)
