@@ -175,12 +175,22 @@ func (r *accessReader) member(name string, v jsontext.Value) error {
 		return text(&r.Key, v)
 	case "perm":
 		r.perm = v
+		return isArray(v)
 	case "deny":
 		r.deny = v
+		return isArray(v)
 	case "cnf":
 		return r.confirmation(v)
 	}
 	return r.window.member(name, v)
+}
+
+// isArray refuses what [Access.Permissions] would: a session is not opened first.
+func isArray(v jsontext.Value) error {
+	if v.Kind() != '[' {
+		return watchword.Refuse(watchword.TokenMalformed, "perm and deny are arrays")
+	}
+	return nil
 }
 
 // confirmation reads cnf (RFC 7800 §3). A token that is bound in a way that we do
