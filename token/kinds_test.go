@@ -327,7 +327,7 @@ func TestAnOrderCoversOneCommandAlone(t *testing.T) {
 }
 
 func TestLinks(t *testing.T) {
-	code, pin := watchword.NewNonce(), strings.Repeat("p", 43)
+	code, pin := watchword.NewNonce(), strings.Repeat("p", 42)+"o"
 	server, c, p, err := token.ParseLink(" " + token.Link("https://hub.local:8443", code, pin) + "\n")
 	if err != nil || server != "https://hub.local:8443" || c != code || p != pin {
 		t.Errorf("got %q %q %q %v", server, c, p, err)
@@ -335,6 +335,9 @@ func TestLinks(t *testing.T) {
 	for _, bad := range []string{
 		"", "lamp", "http://hub/e#code=" + code + "&pin=" + pin, "https:///e#code=" + code + "&pin=" + pin, "https://hub/e?code=" + code + "&pin=" + pin,
 		"https://hub/e#code=short&pin=" + pin, "https://hub/e#code=" + code + "&pin=short", "https://hub/x#code=" + code + "&pin=" + pin,
+		"https://hub/e#code=" + code + "&pin=" + pin[:42] + "p", "https://hub/e#code=" + code + "&pin=" + pin[:42] + " ", "https://hub/e#code=" + code + "&pin=" + pin + "&pin=" + pin,
+		"https://hub/e#code=" + code + "&pin=" + pin + "&x=1", "https://who@hub/e#code=" + code + "&pin=" + pin, "https://hub/e?#code=" + code + "&pin=" + pin,
+		"https://hub/e?code=x#code=" + code + "&pin=" + pin, "https://hub/e#code=" + code + "%0A&pin=" + pin,
 	} {
 		_, _, _, err := token.ParseLink(bad)
 		if watchword.CodeOf(err) != watchword.BadRequest {
