@@ -56,7 +56,7 @@ func parseHeader(b []byte, f form) (h header, err error) {
 // said is String for a header's values: one that is there says something. An
 // empty kid is no absent one.
 func said(v jsontext.Value) (string, error) {
-	s, err := usual(v)
+	s, err := String(v)
 	if err == nil && s == "" {
 		err = malformed(nil, "a member of the header is empty")
 	}

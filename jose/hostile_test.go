@@ -447,6 +447,14 @@ func TestASealThatHoldsAndNobodyTakes(t *testing.T) {
 					t.Errorf("%s: %q, %v", name, plain, err)
 				}
 			}
+			other, err := GenerateKey(crv)
+			if err != nil {
+				t.Fatal(err)
+			}
+			bare := sealUnder(t, other.Public(), "", "", "march", func(e string) string { return `{"alg":"ECDH-ES","enc":"A256GCM","epk":` + e + `}` })
+			if plain, _, err := o.Open(bare, 4096); watchword.CodeOf(err) != watchword.SignatureInvalid {
+				t.Errorf("sealed to another, without kid: %q, %v", plain, err)
+			}
 			twice, err := Seal(k.Public(), "JWT", []byte(good))
 			if err != nil {
 				t.Fatal(err)

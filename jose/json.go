@@ -56,7 +56,7 @@ func (w *walker) walk(f func(name string, value jsontext.Value) error) error {
 		if err != nil {
 			return malformed(err, "is no strict JSON")
 		}
-		name, err := usual(raw)
+		name, err := String(raw)
 		if err != nil {
 			return err
 		}
@@ -121,16 +121,6 @@ var common = func() map[string]string {
 	return m
 }()
 
-// usual is [String] for values that are nearly always one of a few.
-func usual(v jsontext.Value) (string, error) {
-	if len(v) > 2 && v[0] == '"' {
-		if s, ok := common[string(v[1:len(v)-1])]; ok {
-			return s, nil
-		}
-	}
-	return String(v)
-}
-
 // checkDepth bounds nesting before anything recurses.
 func checkDepth(b []byte) error {
 	depth, quoted := 0, false
@@ -158,8 +148,11 @@ func malformed(err error, what string) error {
 
 // String reads a JSON string, as [Walk] and [Each] give it.
 func String(v jsontext.Value) (string, error) {
-	s, err := text(v)
-	return string(s), err
+	b, err := text(v)
+	if s, ok := common[string(b)]; ok {
+		return s, err
+	}
+	return string(b), err
 }
 
 // text is the bytes of a JSON string: those of v itself where nothing is escaped.

@@ -219,29 +219,48 @@ func (a *Access) Permissions() (perm, deny []watchword.Permission, err error) {
 
 // permissions reads an array of [resource, [action…]].
 func permissions(v jsontext.Value) ([]watchword.Permission, error) {
-	out := []watchword.Permission{}
-	err := jose.Each(v, func(item jsontext.Value) error {
-		var p watchword.Permission
-		n := 0
-		err := jose.Each(item, func(part jsontext.Value) (err error) {
-			switch n++; n {
-			case 1:
-				p.Resource, err = jose.String(part)
-			case 2:
-				p.Actions, err = jose.Strings(part)
-			default:
-				err = watchword.Refuse(watchword.TokenMalformed, "a permission is [resource, [action…]]")
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		out = append(out, p)
-		return p.Check()
-	})
-	if err != nil {
+	r := permissionReader{out: make([]watchword.Permission, 0, 8), actions: make([]string, 0, 16)}
+	r.part, r.action = r.readPart, r.readAction
+	if err := jose.Each(v, r.item); err != nil {
 		return nil, err
 	}
-	return out, nil
+	return r.out, nil
+}
+
+// permissionReader reads permission after permission into few allocations.
+type permissionReader struct {
+	out          []watchword.Permission
+	actions      []string // of all
+	now          watchword.Permission
+	parts        int // of now that were read
+	part, action func(jsontext.Value) error
+}
+
+func (r *permissionReader) item(v jsontext.Value) error {
+	r.now, r.parts = watchword.Permission{}, 0
+	begin := len(r.actions)
+	if err := jose.Each(v, r.part); err != nil {
+		return err
+	}
+	r.now.Actions = r.actions[begin:len(r.actions):len(r.actions)]
+	r.out = append(r.out, r.now)
+	return r.now.Check()
+}
+
+func (r *permissionReader) readPart(v jsontext.Value) (err error) {
+	switch r.parts++; r.parts {
+	case 1:
+		r.now.Resource, err = jose.String(v)
+	case 2:
+		err = jose.Each(v, r.action)
+	default:
+		err = watchword.Refuse(watchword.TokenMalformed, "a permission is [resource, [action…]]")
+	}
+	return err
+}
+
+func (r *permissionReader) readAction(v jsontext.Value) error {
+	s, err := jose.String(v)
+	r.actions = append(r.actions, s)
+	return err
 }

@@ -22,6 +22,7 @@ type Config struct {
 type configClaims struct {
 	iss    string
 	aud    audience
+	jti    string
 	ver    int64
 	config jsontext.Value
 	window
@@ -33,6 +34,8 @@ func (c *configClaims) member(name string, v jsontext.Value) error {
 		return text(&c.iss, v)
 	case "aud":
 		return c.aud.UnmarshalJSON(v)
+	case "jti":
+		return text(&c.jti, v)
 	case "ver":
 		return number(&c.ver, v)
 	case "config":
@@ -68,6 +71,9 @@ func VerifyConfig(raw string, keys KeySet, issuer string, dev watchword.SubjectI
 		return Config{}, err
 	}
 	if err := checkAudience(c.aud, string(dev)); err != nil {
+		return Config{}, err
+	}
+	if err := checkJTI(c.jti); err != nil {
 		return Config{}, err
 	}
 	if c.ver < 1 || c.config.Kind() != '{' {

@@ -186,6 +186,37 @@ func TestAPaperOfOneKindIsRefusedWhereAnotherIsExpected(t *testing.T) {
 	}
 }
 
+// What is sealed is a paper for nobody until it is opened; and two in an array, or
+// one in a JSON serialization, are no paper of these kinds.
+func TestWhatIsNoCompactSignatureIsRefusedEverywhere(t *testing.T) {
+	s := signer(t, jose.P256)
+	keys := token.NewKeySet(s.Public())
+	for _, k := range kinds {
+		raw, err := k.sign(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := jose.Seal(s.Public(), "JWT", []byte(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := strings.Split(raw, ".")
+		if len(p) != 3 {
+			continue
+		}
+		for what, bad := range map[string]string{
+			"sealed": sealed, "in an array": `["` + raw + `"]`, "twice in an array": `["` + raw + `","` + raw + `"]`, "quoted": `"` + raw + `"`,
+			"flattened": `{"protected":"` + p[0] + `","payload":"` + p[1] + `","signature":"` + p[2] + `"}`, "with Bearer before": "Bearer " + raw,
+			"detached": p[0] + ".." + p[2], "without a signature": p[0] + "." + p[1] + ".", "in capitals": strings.ToUpper(raw), "with a space before": " " + raw,
+			"with a line behind": raw + "\n", "with a NUL behind": raw + "\x00", "with a part behind": raw + ".", "twice": raw + raw,
+		} {
+			if err := k.check(bad, keys); err == nil || watchword.CodeOf(err) == watchword.Internal {
+				t.Errorf("a %s %s: %v", k.name, what, err)
+			}
+		}
+	}
+}
+
 func TestEveryKindChecksItsKeyAndItsBytes(t *testing.T) {
 	s, other := signer(t, jose.P256), signer(t, jose.P256)
 	for _, k := range kinds {

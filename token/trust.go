@@ -132,10 +132,13 @@ func checkTrust(u *jose.Unverified, root *jose.PublicKey, t Trust, now time.Time
 func parseTrust(payload []byte) (Trust, error) {
 	var t Trust
 	var w window
+	var jti string
 	err := jose.Walk(payload, func(name string, v jsontext.Value) error {
 		switch name {
 		case "iss":
 			return text(&t.Issuer, v)
+		case "jti":
+			return text(&jti, v)
 		case "ver":
 			return number(&t.Version, v)
 		case "epoch":
@@ -154,7 +157,7 @@ func parseTrust(payload []byte) (Trust, error) {
 		return Trust{}, watchword.Refuse(watchword.TokenMalformed, "iss, ver and epoch are mandatory")
 	}
 	t.Issued, t.Expires = w.iat.time(), w.exp.time()
-	return t, nil
+	return t, checkJTI(jti)
 }
 
 // role reads the keys of one role; roles that we do not know are passed over.
