@@ -2,10 +2,13 @@ package bench_test
 
 import (
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/asn1"
 	"encoding/base64"
+	"errors"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,60 +62,181 @@ func paper(tb testing.TB) fixture {
 	return fixture{raw, token.NewKeySet(k.Public()), k.Public().Crypto().(*ecdsa.PublicKey), now}
 }
 
-// Raw is what nobody can go below: the digest and the ES256 check of the very same bytes.
-func BenchmarkVerifyToken(b *testing.B) {
-	f := paper(b)
-	check := bare(b, f)
-	b.Run("raw", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
+// contenders are the ways to check one token, raw first: what nobody can go below,
+// the digest and the signature check of the very same bytes.
+type contender struct {
+	name  string
+	check func() error
+}
+
+var errBad = errors.New("does not verify")
+
+func accessContenders(tb testing.TB) []contender {
+	f := paper(tb)
+	check := bare(tb, f)
+	p := jwt.NewParser(jwt.WithValidMethods([]string{"ES256"}), jwt.WithIssuer(issuer), jwt.WithAudience(issuer), jwt.WithExpirationRequired())
+	return []contender{
+		{"raw", func() error {
 			if !check() {
-				b.Fatal("does not verify")
+				return errBad
 			}
-		}
+			return nil
+		}},
+		{"watchword", func() error { return verify(f) }},
+		{"golang-jwt", func() error {
+			_, err := p.Parse(f.raw, func(*jwt.Token) (any, error) { return f.public, nil })
+			return err
+		}},
+		{"go-jose", func() error { return goJose(f.raw, josev4.ES256, f.public, f.now) }},
+		{"jwx", func() error {
+			_, err := jwxt.Parse([]byte(f.raw), jwxt.WithKey(jwa.ES256(), f.public), jwxt.WithIssuer(issuer), jwxt.WithAudience(issuer))
+			return err
+		}},
+	}
+}
+
+// assertionContenders check one client assertion, Ed25519 under its old name, which
+// is the one that all of them know.
+func assertionContenders(tb testing.TB) []contender {
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	k, err := jose.PublicFrom(public)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	now := time.Now()
+	t := jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{
+		"iss": "lamp-1", "sub": "lamp-1", "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(),
 	})
-	b.Run("watchword", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			if _, err := token.VerifyAccess(f.raw, f.keys, issuer, issuer, f.now, 0); err != nil {
-				b.Fatal(err)
+	t.Header["typ"], t.Header["kid"] = token.TypAssertion, string(k.ID())
+	raw, err := t.SignedString(private)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cut := strings.LastIndexByte(raw, '.')
+	input := []byte(raw[:cut])
+	sig, err := base64.RawURLEncoding.DecodeString(raw[cut+1:])
+	if err != nil {
+		tb.Fatal(err)
+	}
+	keys := token.NewKeySet(k)
+	p := jwt.NewParser(jwt.WithValidMethods([]string{"EdDSA"}), jwt.WithIssuer("lamp-1"), jwt.WithAudience(issuer), jwt.WithExpirationRequired())
+	return []contender{
+		{"raw", func() error {
+			if !ed25519.Verify(public, input, sig) {
+				return errBad
 			}
-		}
-	})
-	b.Run("golang-jwt", func(b *testing.B) {
-		b.ReportAllocs()
-		p := jwt.NewParser(jwt.WithValidMethods([]string{"ES256"}), jwt.WithIssuer(issuer), jwt.WithAudience(issuer), jwt.WithExpirationRequired())
-		key := func(*jwt.Token) (any, error) { return f.public, nil }
-		for b.Loop() {
-			if _, err := p.Parse(f.raw, key); err != nil {
-				b.Fatal(err)
+			return nil
+		}},
+		{"watchword", func() error {
+			p, err := token.ParseAssertion(raw, false)
+			if err == nil {
+				err = p.Precheck(issuer, now)
 			}
-		}
-	})
-	b.Run("go-jose", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			t, err := josejwt.ParseSigned(f.raw, []josev4.SignatureAlgorithm{josev4.ES256})
+			if err == nil {
+				_, err = p.Check(keys)
+			}
+			return err
+		}},
+		{"golang-jwt", func() error {
+			_, err := p.Parse(raw, func(*jwt.Token) (any, error) { return public, nil })
+			return err
+		}},
+		{"go-jose", func() error { return goJose(raw, josev4.EdDSA, public, now) }},
+		{"jwx", func() error {
+			_, err := jwxt.Parse([]byte(raw), jwxt.WithKey(jwa.EdDSA(), public), jwxt.WithIssuer("lamp-1"), jwxt.WithAudience(issuer))
+			return err
+		}},
+	}
+}
+
+func goJose(raw string, alg josev4.SignatureAlgorithm, key any, now time.Time) error {
+	t, err := josejwt.ParseSigned(raw, []josev4.SignatureAlgorithm{alg})
+	if err != nil {
+		return err
+	}
+	var c josejwt.Claims
+	if err := t.Claims(key, &c); err != nil {
+		return err
+	}
+	return c.Validate(josejwt.Expected{AnyAudience: josejwt.Audience{issuer}, Time: now})
+}
+
+func BenchmarkVerifyToken(b *testing.B)     { each(b, accessContenders(b)) }
+func BenchmarkVerifyAssertion(b *testing.B) { each(b, assertionContenders(b)) }
+
+func each(b *testing.B, cs []contender) {
+	for _, c := range cs {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := c.check(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// The ratios are what is promised, and a machine that others use too gives each
+// contender another minute. So here they take turns, one check each, and what is
+// reported is the median of each as a multiple of the raw check's.
+func BenchmarkVerifyTokenInTurns(b *testing.B)     { inTurns(b, accessContenders(b)) }
+func BenchmarkVerifyAssertionInTurns(b *testing.B) { inTurns(b, assertionContenders(b)) }
+
+func inTurns(b *testing.B, cs []contender) {
+	const most = 1 << 17 // of samples kept for each
+	took := make([][]time.Duration, len(cs))
+	for b.Loop() {
+		for i, c := range cs {
+			begin := time.Now()
+			err := c.check()
+			if d := time.Since(begin); len(took[i]) < most {
+				took[i] = append(took[i], d)
+			}
 			if err != nil {
-				b.Fatal(err)
-			}
-			var c josejwt.Claims
-			if err := t.Claims(f.public, &c); err != nil {
-				b.Fatal(err)
-			}
-			if err := c.Validate(josejwt.Expected{Issuer: issuer, AnyAudience: josejwt.Audience{issuer}, Time: f.now}); err != nil {
-				b.Fatal(err)
+				b.Fatal(c.name, err)
 			}
 		}
-	})
-	b.Run("jwx", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			if _, err := jwxt.Parse([]byte(f.raw), jwxt.WithKey(jwa.ES256(), f.public), jwxt.WithIssuer(issuer), jwxt.WithAudience(issuer)); err != nil {
-				b.Fatal(err)
-			}
+	}
+	medians := make([]float64, len(cs))
+	for i, ds := range took {
+		slices.Sort(ds)
+		medians[i] = float64(ds[len(ds)/2])
+	}
+	b.ReportMetric(0, "ns/op") // of all together, which says nothing
+	b.ReportMetric(medians[0], "raw-ns")
+	for i, c := range cs[1:] {
+		b.ReportMetric(medians[i+1]/medians[0], c.name+"-x-raw")
+	}
+}
+
+// Beside the signature check's own allocations a whole verification has ten at
+// most, and one that is turned away has no more.
+func TestVerifyingTakesFewAllocations(t *testing.T) {
+	if racing {
+		t.Skip("the race detector lets pools lose what they keep; make test counts without it")
+	}
+	for name, tc := range map[string]struct {
+		cs   []contender
+		most float64
+	}{
+		"access token": {accessContenders(t), 8}, "assertion": {assertionContenders(t), 9},
+	} {
+		count := func(c contender) float64 {
+			return testing.AllocsPerRun(200, func() {
+				if err := c.check(); err != nil {
+					t.Fatal(err)
+				}
+			})
 		}
-	})
+		raw, whole := count(tc.cs[0]), count(tc.cs[1])
+		if own := whole - raw; own > tc.most {
+			t.Errorf("%s: %v allocations beside the %v of the signature check, want %v at most (10 are promised)", name, own, raw, tc.most)
+		}
+	}
 }
 
 func verify(f fixture) error {
@@ -132,8 +256,9 @@ func bare(tb testing.TB, f fixture) func() bool {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	input := []byte(f.raw[:cut])
 	return func() bool {
-		sum := sha256.Sum256([]byte(f.raw[:cut]))
+		sum := sha256.Sum256(input)
 		return ecdsa.VerifyASN1(f.public, sum[:], der)
 	}
 }

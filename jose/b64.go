@@ -1,6 +1,7 @@
 package jose
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 
@@ -11,18 +12,17 @@ import (
 // (RFC 7515 §2), so that one value has one encoding.
 var b64 = base64.RawURLEncoding.Strict()
 
-func decode(s string) ([]byte, error) {
+func decode(s []byte) ([]byte, error) {
 	out := make([]byte, b64.DecodedLen(len(s)))
 	return out, decodeInto(out, s)
 }
 
-func decodeInto(out []byte, s string) error {
-	for i := range len(s) {
-		if s[i] == '\n' || s[i] == '\r' { // which the standard library passes over
-			return malformed(nil, "is not strict base64url")
-		}
+// decodeInto decodes s into out, which must have just the length that s gives.
+func decodeInto(out, s []byte) error {
+	if bytes.IndexByte(s, '\n') >= 0 || bytes.IndexByte(s, '\r') >= 0 { // which the standard library passes over
+		return malformed(nil, "is not strict base64url")
 	}
-	if n, err := b64.Decode(out, []byte(s)); err != nil || n != len(out) {
+	if n, err := b64.Decode(out, s); err != nil || n != len(out) {
 		return malformed(err, "is not strict base64url")
 	}
 	return nil

@@ -35,8 +35,82 @@ func FuzzParseJWS(f *testing.F) {
 	})
 }
 
+// FuzzHeader signs a payload under any header: what is taken has an alg that the
+// key has, by everybody's reading, and no member that we do not say we take.
+func FuzzHeader(f *testing.F) {
+	s := newSigner(f, P256)
+	for _, tc := range headerCases(s) {
+		f.Add(tc.header)
+	}
+	f.Fuzz(func(t *testing.T, header string) {
+		raw := under(t, s, header, `{}`)
+		_, err := verify(raw, s.Public())
+		if err != nil {
+			if watchword.CodeOf(err) == watchword.Internal {
+				t.Errorf("%q: %v", header, err)
+			}
+			return
+		}
+		var m map[string]any
+		if err := json.Unmarshal([]byte(header), &m); err != nil || m["alg"] != ES256 {
+			t.Errorf("%q is taken: %v, %v", header, m, err)
+		}
+		for name, v := range m {
+			if s, ok := v.(string); !ok || s == "" || name != "alg" && name != "typ" && name != "kid" {
+				t.Errorf("%q is taken with %s", header, name)
+			}
+		}
+	})
+}
+
+func FuzzParseProof(f *testing.F) {
+	s := newSigner(f, Ed)
+	good, err := s.SignProof("dpop+jwt", []byte(`{"a":1}`))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(b64u(`{"alg":"ES256","jwk":{"kty":"OKP"}}`) + ".e30." + strings.Repeat("A", 86))
+	f.Fuzz(func(t *testing.T, raw string) {
+		u, k, err := ParseProof(raw, 4096)
+		if err != nil {
+			if watchword.CodeOf(err) == watchword.Internal {
+				t.Errorf("%q: %v", raw, err)
+			}
+			return
+		}
+		if !k.MaySign() || u.Kid != "" {
+			t.Errorf("%q: a key %s, kid %q", raw, k.JWK(), u.Kid)
+		}
+		if k.ID() == s.Public().ID() {
+			if payload, err := u.Verify(k); err == nil && (raw != good || string(payload) != `{"a":1}`) { // Ed25519 has one signature
+				t.Errorf("verifies: %q", raw)
+			}
+		}
+	})
+}
+
 func FuzzOpen(f *testing.F) {
-	k, err := GenerateKey(P256)
+	f.Add(true, "....")
+	op, goodP := sealedFor(f, P256)
+	ox, goodX := sealedFor(f, X25519)
+	f.Add(true, goodP)
+	f.Add(false, goodX)
+	f.Fuzz(func(t *testing.T, p256 bool, raw string) {
+		o, good := ox, goodX
+		if p256 {
+			o, good = op, goodP
+		}
+		if plain, _, err := o.Open(raw, 4096); err == nil && raw != good {
+			t.Errorf("%q opens to %q", raw, plain)
+		} else if err != nil && watchword.CodeOf(err) == watchword.Internal {
+			t.Errorf("%q: %v", raw, err)
+		}
+	})
+}
+
+func sealedFor(f *testing.F, crv string) (*Opener, string) {
+	k, err := GenerateKey(crv)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -48,13 +122,77 @@ func FuzzOpen(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(good)
-	f.Add("....")
-	f.Fuzz(func(t *testing.T, raw string) {
-		if plain, _, err := o.Open(raw, 4096); err == nil && raw != good {
-			t.Errorf("%q opens to %q", raw, plain)
-		} else if err != nil && watchword.CodeOf(err) == watchword.Internal {
-			t.Errorf("%q: %v", raw, err)
+	return o, good
+}
+
+// FuzzSealHeader seals under any header, with EPK standing for the ephemeral key.
+func FuzzSealHeader(f *testing.F) {
+	k, err := GenerateKey(P256)
+	if err != nil {
+		f.Fatal(err)
+	}
+	o, err := k.Opener()
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, tc := range sealCases(f, P256, string(k.Public().ID())) {
+		f.Add(tc.header("EPK"))
+	}
+	f.Fuzz(func(t *testing.T, header string) {
+		raw := sealUnder(t, k.Public(), "", "", "x", func(epk string) string {
+			header = strings.ReplaceAll(header, "EPK", epk)
+			return header
+		})
+		if _, _, err := o.Open(raw, 1<<20); err != nil {
+			if watchword.CodeOf(err) == watchword.Internal {
+				t.Errorf("%q: %v", header, err)
+			}
+			return
+		}
+		var m map[string]any
+		if err := json.Unmarshal([]byte(header), &m); err != nil || m["alg"] != ecdhES || m["enc"] != a256gcm {
+			t.Errorf("%q opens: %v", header, err)
+		}
+		for name := range m {
+			if !strings.Contains(" alg enc epk kid cty typ ", " "+name+" ") {
+				t.Errorf("%q opens with %s", header, name)
+			}
+		}
+	})
+}
+
+func FuzzParsePrivateJWK(f *testing.F) {
+	for _, crv := range []string{P256, Ed, X25519} {
+		k, err := GenerateKey(crv)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(k.JWK())
+		f.Add(k.Public().JWK())
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		k, err := ParsePrivateJWK(raw)
+		if err != nil {
+			if watchword.CodeOf(err) != watchword.BadRequest {
+				t.Errorf("%q: %v", raw, err)
+			}
+			var m map[string]any
+			if json.Unmarshal(raw, &m) == nil {
+				if d, ok := m["d"].(string); ok && len(d) > 16 && strings.Contains(err.Error(), d) {
+					t.Errorf("the refusal repeats the key: %v", err)
+				}
+			}
+			return
+		}
+		again, err := ParsePrivateJWK(k.JWK())
+		if err != nil || again.Public().ID() != k.Public().ID() || !bytes.Equal(again.JWK(), k.JWK()) {
+			t.Errorf("%q is not read back: %v", k.Public().JWK(), err)
+		}
+		if pub, err := ParseJWK(k.Public().JWK()); err != nil || pub.ID() != k.Public().ID() {
+			t.Errorf("its public half %q: %v", k.Public().JWK(), err)
+		}
+		if _, err := ParseJWK(raw); err == nil {
+			t.Error("a private key passes for a public one")
 		}
 	})
 }
@@ -76,6 +214,10 @@ func FuzzParseJWK(f *testing.F) {
 			return
 		}
 		again, err := ParseJWK(k.JWK())
+		var plain map[string]any
+		if jerr := json.Unmarshal(raw, &plain); jerr != nil || plain["d"] != nil {
+			t.Errorf("%q is taken: %v", raw, jerr)
+		}
 		if err != nil || again.ID() != k.ID() || !bytes.Equal(again.JWK(), k.JWK()) {
 			t.Errorf("%q reads as %q, and that as %v", raw, k.JWK(), err)
 		}
@@ -97,7 +239,19 @@ func FuzzWalk(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What is taken is what the standard library reads, with the same members.
+		// What Walk takes, Each takes in an array and Decode too; and so does the standard library, with the same members.
+		var decoded map[string]any
+		if err := Decode(b, &decoded); err != nil || len(decoded) != len(seen) {
+			t.Errorf("%q: Decode says %v", b, err)
+		}
+		items := 0
+		deep := Each(append(append([]byte("["), b...), ']'), func(v jsontext.Value) error {
+			items++
+			return nil
+		})
+		if deep == nil && items != 1 || deep != nil && Walk([]byte(`{"a":`+string(b)+`}`), func(string, jsontext.Value) error { return nil }) == nil {
+			t.Errorf("%q: Each gives %d items, %v", b, items, deep)
+		}
 		var m map[string]json.RawMessage
 		if err := json.Unmarshal(b, &m); err != nil || len(m) != len(seen) {
 			t.Errorf("%q: %v, %d members instead of %d", b, err, len(m), len(seen))

@@ -29,15 +29,15 @@ func parseHeader(b []byte, f form) (h header, err error) {
 	err = Walk(b, func(name string, v jsontext.Value) (err error) {
 		switch {
 		case name == "alg":
-			h.alg, err = usual(v)
+			h.alg, err = said(v)
 		case name == "typ":
-			h.typ, err = usual(v)
+			h.typ, err = said(v)
 		case name == "kid" && f != proof:
-			h.kid, err = String(v)
+			h.kid, err = said(v)
 		case name == "cty" && f == sealed:
-			h.cty, err = String(v)
+			h.cty, err = said(v)
 		case name == "enc" && f == sealed:
-			h.enc, err = String(v)
+			h.enc, err = said(v)
 		case name == "epk" && f == sealed:
 			h.epk = v
 		case name == "jwk" && f == proof:
@@ -53,34 +53,48 @@ func parseHeader(b []byte, f form) (h header, err error) {
 	return h, err
 }
 
-// usual is String for values that are nearly always one of a few: those cost no
-// allocation.
-func usual(v jsontext.Value) (string, error) {
-	switch string(v) {
-	case `"ES256"`:
-		return ES256, nil
-	case `"Ed25519"`:
-		return Ed, nil
-	case `"at+jwt"`:
-		return "at+jwt", nil
-	case `"client-authentication+jwt"`:
-		return "client-authentication+jwt", nil
+// said is String for a header's values: one that is there says something. An
+// empty kid is no absent one.
+func said(v jsontext.Value) (string, error) {
+	s, err := String(v)
+	if err == nil && s == "" {
+		err = malformed(nil, "a member of the header is empty")
 	}
-	return String(v)
+	return s, err
 }
 
 // SameType reports whether two typ or cty values name one media type (RFC 7515
-// §4.1.9): case does not count, and "application/" may be left out.
+// §4.1.9): case does not count, and "application/" may be left out. Case is that
+// of ASCII alone: in Unicode a long s is an s too, and "truſt" would be a trust.
 func SameType(got, want string) bool {
-	return strings.EqualFold(trimApplication(got), trimApplication(want))
+	return sameLetters(trimApplication(got), trimApplication(want))
 }
 
 func trimApplication(s string) string {
 	const prefix = "application/"
-	if len(s) > len(prefix) && strings.EqualFold(s[:len(prefix)], prefix) && !strings.Contains(s[len(prefix):], "/") {
+	if len(s) > len(prefix) && sameLetters(s[:len(prefix)], prefix) && !strings.Contains(s[len(prefix):], "/") {
 		return s[len(prefix):]
 	}
 	return s
+}
+
+func sameLetters(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if lower(a[i]) != lower(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
 }
 
 func badAlg() error {

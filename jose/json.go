@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/go-json-experiment/json"
@@ -55,7 +56,7 @@ func (w *walker) walk(f func(name string, value jsontext.Value) error) error {
 		if err != nil {
 			return malformed(err, "is no strict JSON")
 		}
-		name, err := nameOf(raw)
+		name, err := String(raw)
 		if err != nil {
 			return err
 		}
@@ -67,6 +68,11 @@ func (w *walker) walk(f func(name string, value jsontext.Value) error) error {
 			return err
 		}
 	}
+	return w.end()
+}
+
+// end reads the closing bracket, and that nothing follows.
+func (w *walker) end() error {
 	if _, err := w.d.ReadToken(); err != nil {
 		return malformed(err, "is no strict JSON")
 	}
@@ -76,22 +82,44 @@ func (w *walker) walk(f func(name string, value jsontext.Value) error) error {
 	return nil
 }
 
-// common is the names that stand in nearly every token: they cost no allocation.
-var common = map[string]string{
-	"alg": "alg", "typ": "typ", "kid": "kid", "enc": "enc", "cty": "cty", "epk": "epk", "kty": "kty",
-	"crv": "crv", "x": "x", "y": "y", "iss": "iss", "sub": "sub", "aud": "aud", "client_id": "client_id",
-	"jti": "jti", "iat": "iat", "exp": "exp", "nbf": "nbf", "key": "key", "dev": "dev", "perm": "perm",
-	"deny": "deny", "cnf": "cnf",
-}
-
-func nameOf(raw jsontext.Value) (string, error) {
-	if len(raw) > 2 {
-		if n, ok := common[string(raw[1:len(raw)-1])]; ok {
-			return n, nil
+// Each reads v, which must be one JSON array as [Walk] would take it inside an
+// object, and calls f for each of its items in their order; item aliases v. An
+// error of f ends it and is returned as it is. Code: token_malformed.
+func Each(v jsontext.Value, f func(item jsontext.Value) error) error {
+	if err := checkDepth(v); err != nil {
+		return err
+	}
+	w := walkers.Get().(*walker)
+	defer w.release()
+	w.in = *bytes.NewBuffer(v)
+	w.d.Reset(&w.in)
+	if t, err := w.d.ReadToken(); err != nil || t.Kind() != '[' {
+		return malformed(err, "an array is expected")
+	}
+	for w.d.PeekKind() != ']' {
+		item, err := w.d.ReadValue()
+		if err != nil {
+			return malformed(err, "is no strict JSON")
+		}
+		if err := f(item); err != nil {
+			return err
 		}
 	}
-	return String(raw)
+	return w.end()
 }
+
+// common is the strings that stand in nearly every token, as names or as values:
+// they cost no allocation.
+var common = func() map[string]string {
+	m := map[string]string{}
+	for _, s := range strings.Fields(`alg typ kid enc cty epk jwk kty crv x y d use iss sub aud client_id jti iat exp nbf key dev perm deny cnf jkt
+		htm htu ath nonce code_hash seal_jkt epoch seq cid ch st result cmd args act order args_hash ver keys tls config
+		ES256 Ed25519 EdDSA ECDH-ES A256GCM EC OKP P-256 X25519 JWT at+jwt client-authentication+jwt dpop+jwt
+		pub call get put post patch delete GET PUT POST PATCH DELETE accepted done refused failed interrupted conflict`) {
+		m[s] = s
+	}
+	return m
+}()
 
 // checkDepth bounds nesting before anything recurses.
 func checkDepth(b []byte) error {
@@ -118,25 +146,35 @@ func malformed(err error, what string) error {
 	return watchword.Because(err, watchword.TokenMalformed, "%s", what)
 }
 
-// String reads a JSON string.
+// String reads a JSON string, as [Walk] and [Each] give it.
 func String(v jsontext.Value) (string, error) {
-	if v.Kind() != '"' {
-		return "", malformed(nil, "a string is expected")
+	b, err := text(v)
+	if s, ok := common[string(b)]; ok {
+		return s, err
+	}
+	return string(b), err
+}
+
+// text is the bytes of a JSON string: those of v itself where nothing is escaped.
+func text(v jsontext.Value) ([]byte, error) {
+	if len(v) < 2 || v[0] != '"' {
+		return nil, malformed(nil, "a string is expected")
 	}
 	if s := v[1 : len(v)-1]; bytes.IndexByte(s, '\\') < 0 {
-		return string(s), nil
+		return s, nil
 	}
 	s, err := jsontext.AppendUnquote(nil, v)
 	if err != nil {
-		return "", malformed(err, "a string is expected")
+		return nil, malformed(err, "a string is expected")
 	}
-	return string(s), nil
+	return s, nil
 }
 
-// Int reads a JSON integer of at most 53 bits: no fraction, no exponent, no -0.
+// Int reads a JSON integer of at most 53 bits, which every JSON library gives
+// back as it is (RFC 7493 §2.2): no fraction, no exponent, no -0.
 func Int(v jsontext.Value) (int64, error) {
 	n, err := strconv.ParseInt(string(v), 10, 64)
-	if err != nil || n > 1<<53 || n < -1<<53 || v[0] == '+' || n == 0 && len(v) > 1 {
+	if err != nil || n >= 1<<53 || n <= -1<<53 || v[0] == '+' || n == 0 && len(v) > 1 {
 		return 0, malformed(nil, "an integer is expected")
 	}
 	return n, nil
@@ -145,23 +183,20 @@ func Int(v jsontext.Value) (int64, error) {
 // Strings reads a JSON array of strings.
 func Strings(v jsontext.Value) ([]string, error) {
 	var out []string
-	if v.Kind() != '[' {
-		return nil, malformed(nil, "an array of strings is expected")
-	}
-	if err := json.Unmarshal(v, &out); err != nil {
-		return nil, malformed(err, "an array of strings is expected")
-	}
-	return out, nil
+	err := Each(v, func(item jsontext.Value) error {
+		s, err := String(item)
+		out = append(out, s)
+		return err
+	})
+	return out, err
 }
 
 // Decode reads b, which must be what [Walk] takes, into a struct. Members that
-// the struct does not have are passed over (RFC 7519 §4).
+// the struct does not have are passed over (RFC 7519 §4). It is slower than Walk,
+// and takes null where the struct's field does not say otherwise.
 func Decode(b []byte, into any) error {
-	if err := checkDepth(b); err != nil {
+	if err := checkObject(b); err != nil {
 		return err
-	}
-	if len(b) == 0 || b[0] != '{' {
-		return malformed(nil, "is no JSON object")
 	}
 	if err := json.Unmarshal(b, into); err != nil {
 		if e, ok := errors.AsType[*watchword.Error](err); ok {
@@ -175,7 +210,7 @@ func Decode(b []byte, into any) error {
 // DecodeExact is [Decode], but refuses members that the struct does not have,
 // naming their path. Code: token_malformed, with Field.
 func DecodeExact(b []byte, into any) error {
-	if err := checkDepth(b); err != nil {
+	if err := checkObject(b); err != nil {
 		return err
 	}
 	err := json.Unmarshal(b, into, json.RejectUnknownMembers(true))
@@ -187,4 +222,12 @@ func DecodeExact(b []byte, into any) error {
 		out.Field = string(se.JSONPointer[1:])
 	}
 	return out
+}
+
+// checkObject bounds nesting, and refuses null, which would decode into anything.
+func checkObject(b []byte) error {
+	if jsontext.Value(b).Kind() != '{' {
+		return malformed(nil, "is no JSON object")
+	}
+	return checkDepth(b)
 }

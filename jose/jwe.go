@@ -1,6 +1,7 @@
 package jose
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/ecdh"
@@ -8,7 +9,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"strconv"
-	"strings"
 
 	"github.com/watchword-iot/watchword"
 )
@@ -100,11 +100,11 @@ func (o *Opener) Open(raw string, max int) (plaintext []byte, cty string, err er
 	if len(raw) > max {
 		return nil, "", tooLarge("this token", max)
 	}
-	parts := strings.SplitN(raw, ".", 6)
-	if len(parts) != 5 || parts[1] != "" {
+	p, ok := splitJWE([]byte(raw))
+	if !ok {
 		return nil, "", malformed(nil, "is no compact JWE of five parts with an empty key")
 	}
-	head, err := decode(parts[0])
+	head, err := decode(p.head)
 	if err != nil {
 		return nil, "", err
 	}
@@ -122,22 +122,47 @@ func (o *Opener) Open(raw string, max int) (plaintext []byte, cty string, err er
 	if err != nil || epk.crv != o.public.crv {
 		return nil, "", malformed(err, "epk is no public key of the recipient's curve")
 	}
-	plaintext, err = o.decrypt(epk, parts)
+	plaintext, err = o.decrypt(epk, p)
 	return plaintext, h.cty, err
 }
 
-func (o *Opener) decrypt(epk *PublicKey, parts []string) ([]byte, error) {
-	iv, err := decode(parts[2])
-	if err != nil || len(iv) != 12 {
-		return nil, malformed(err, "the initialization vector has 12 bytes")
+// partsJWE is the parts of a compact JWE but the encrypted key, which is empty
+// where the agreed key is the content key.
+type partsJWE struct{ head, iv, text, tag []byte }
+
+func splitJWE(raw []byte) (p partsJWE, ok bool) {
+	var key, rest []byte
+	if p.head, rest, ok = bytes.Cut(raw, dot); !ok {
+		return p, false
 	}
-	sealed, err := decode(parts[3])
-	if err != nil {
+	if key, rest, ok = bytes.Cut(rest, dot); !ok || len(key) > 0 {
+		return p, false
+	}
+	if p.iv, rest, ok = bytes.Cut(rest, dot); !ok {
+		return p, false
+	}
+	p.text, p.tag, ok = bytes.Cut(rest, dot)
+	return p, ok // a fifth dot is no base64url
+}
+
+var dot = []byte{'.'}
+
+func (o *Opener) decrypt(epk *PublicKey, p partsJWE) ([]byte, error) {
+	var iv [12]byte
+	if b64.DecodedLen(len(p.iv)) != len(iv) || decodeInto(iv[:], p.iv) != nil {
+		return nil, malformed(nil, "the initialization vector has 12 bytes")
+	}
+	const tagLen = 16
+	if b64.DecodedLen(len(p.tag)) != tagLen {
+		return nil, malformed(nil, "the tag has 16 bytes")
+	}
+	n := b64.DecodedLen(len(p.text))
+	sealed := make([]byte, n+tagLen) // text and tag, opened in place
+	if err := decodeInto(sealed[:n], p.text); err != nil {
 		return nil, err
 	}
-	tag, err := decode(parts[4])
-	if err != nil || len(tag) != 16 {
-		return nil, malformed(err, "the tag has 16 bytes")
+	if err := decodeInto(sealed[n:], p.tag); err != nil {
+		return nil, err
 	}
 	z, err := o.key.ECDH(epk.dh)
 	if err != nil {
@@ -147,7 +172,7 @@ func (o *Opener) decrypt(epk *PublicKey, parts []string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	plain, err := aead.Open(nil, iv, append(sealed, tag...), []byte(parts[0]))
+	plain, err := aead.Open(sealed[:0], iv[:], sealed, p.head)
 	if err != nil {
 		return nil, watchword.Because(err, watchword.SignatureInvalid, "the tag does not hold: sealed to another key, or changed on the way")
 	}

@@ -6,8 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
-	"crypto/x509"
-	"encoding/hex"
 	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -38,47 +36,46 @@ type PublicKey struct {
 	dh   *ecdh.PublicKey // P-256 and X25519
 }
 
-// fields is the members of a JWK that we know.
+// fields is the members of a JWK that we know. What is absent is empty or nil;
+// what is there and empty was refused.
 type fields struct {
-	kty, crv, x, y, d string
-	kid, use, alg     string
-	ops               []string
-	has               map[string]bool
+	kty, crv      string
+	kid, use, alg string
+	x, y, d       []byte // 32 bytes each, or nil
+	ops           []string
 }
 
 func readJWK(b []byte, private bool) (f fields, err error) {
-	f.has = map[string]bool{}
 	err = Walk(b, func(name string, v jsontext.Value) (err error) {
-		f.has[name] = true
 		switch name {
 		case "kty":
-			f.kty, err = String(v)
+			f.kty, err = said(v)
 		case "crv":
-			f.crv, err = String(v)
+			f.crv, err = said(v)
 		case "x":
-			f.x, err = String(v)
+			f.x, err = coordinate(v)
 		case "y":
-			f.y, err = String(v)
+			f.y, err = coordinate(v)
 		case "kid":
-			f.kid, err = String(v)
+			f.kid, err = said(v)
 		case "use":
-			f.use, err = String(v)
+			f.use, err = said(v)
 		case "alg":
-			f.alg, err = String(v)
+			f.alg, err = said(v)
 		case "key_ops":
 			f.ops, err = Strings(v)
 		case "d":
 			if !private {
 				return badKey("it is private: only public keys are shared")
 			}
-			f.d, err = String(v)
+			f.d, err = coordinate(v)
 		default:
 			return badKey("it has a member that is not taken here")
 		}
 		return err
 	})
 	if err != nil && watchword.CodeOf(err) != watchword.BadRequest {
-		err = watchword.Because(err, watchword.BadRequest, "is no JWK")
+		err = badKey("it is no strict JSON object of the expected members") // the cause could quote a secret
 	}
 	return f, err
 }
@@ -100,35 +97,27 @@ func ParseJWK(b []byte) (*PublicKey, error) {
 }
 
 func (f fields) public() (*PublicKey, error) {
-	x, err := coordinate(f.x)
-	if err != nil {
-		return nil, err
-	}
 	var k *PublicKey
+	var err error
 	switch {
-	case f.kty == "EC" && f.crv == P256:
-		y, err := coordinate(f.y)
-		if err != nil {
-			return nil, err
-		}
-		pub, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), slices.Concat([]byte{4}, x, y))
-		if err != nil {
+	case f.x == nil:
+		return nil, badKey("it has no x")
+	case f.kty == "EC" && f.crv == P256 && f.y != nil:
+		pub, perr := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), slices.Concat([]byte{4}, f.x, f.y))
+		if perr != nil {
 			return nil, badKey("the point is not on the curve")
 		}
 		k, err = PublicFrom(pub)
-		if err != nil {
-			return nil, err
-		}
-	case f.kty == "OKP" && f.crv == Ed && !f.has["y"]:
-		k, err = PublicFrom(ed25519.PublicKey(x))
-	case f.kty == "OKP" && f.crv == X25519 && !f.has["y"]:
-		pub, perr := ecdh.X25519().NewPublicKey(x)
+	case f.kty == "OKP" && f.crv == Ed && f.y == nil:
+		k, err = PublicFrom(ed25519.PublicKey(f.x))
+	case f.kty == "OKP" && f.crv == X25519 && f.y == nil:
+		pub, perr := ecdh.X25519().NewPublicKey(f.x)
 		if perr != nil {
 			return nil, badKey("x is no X25519 key")
 		}
 		k, err = PublicFrom(pub)
 	default:
-		return nil, badKey("kty and crv must be EC P-256, OKP Ed25519 or OKP X25519")
+		return nil, badKey("kty and crv must be EC P-256 with y, OKP Ed25519 or OKP X25519")
 	}
 	if err != nil {
 		return nil, err
@@ -138,34 +127,34 @@ func (f fields) public() (*PublicKey, error) {
 
 // fits holds the optional members against the key.
 func (f fields) fits(k *PublicKey) error {
-	algs := []string{ecdhES}
-	if k.crv == P256 {
-		algs = append(algs, ES256)
-	} else if k.crv == Ed {
-		algs = []string{Ed, EdDSA}
-	}
+	alg := f.alg == "" || f.alg == ecdhES && k.MaySeal() || f.alg == EdDSA && k.crv == Ed || f.alg == k.Alg()
 	switch {
-	case f.has["kid"] && f.kid != string(k.id):
+	case f.kid != "" && f.kid != string(k.id):
 		return badKey("kid must be the thumbprint (RFC 7638)")
-	case f.has["alg"] && !slices.Contains(algs, f.alg):
+	case !alg:
 		return badKey("alg does not fit the key")
-	case f.has["use"] && !(f.use == "sig" && k.MaySign() || f.use == "enc" && k.MaySeal()):
+	case f.use != "" && !(f.use == "sig" && k.MaySign() || f.use == "enc" && k.MaySeal()):
 		return badKey("use does not fit the key")
 	}
-	for _, op := range f.ops {
-		if !slices.Contains([]string{"sign", "verify", "deriveKey", "deriveBits"}, op) {
+	for i, op := range f.ops {
+		fits := (op == "sign" || op == "verify") && k.MaySign() || (op == "deriveKey" || op == "deriveBits") && k.MaySeal()
+		if !fits || slices.Contains(f.ops[:i], op) {
 			return badKey("key_ops do not fit the key")
 		}
 	}
 	return nil
 }
 
-func coordinate(s string) ([]byte, error) {
-	b, err := decode(s)
-	if err != nil || len(b) != 32 {
-		return nil, badKey("a coordinate must have 32 bytes of strict base64url")
+// coordinate reads 32 bytes of strict base64url.
+func coordinate(v jsontext.Value) ([]byte, error) {
+	s, err := text(v)
+	if err == nil && b64.DecodedLen(len(s)) == 32 {
+		out := make([]byte, 32)
+		if err = decodeInto(out, s); err == nil {
+			return out, nil
+		}
 	}
-	return b, nil
+	return nil, badKey("a coordinate must have 32 bytes of strict base64url")
 }
 
 // PublicFrom wraps an *ecdsa.PublicKey (P-256), an ed25519.PublicKey or an
@@ -186,8 +175,8 @@ func PublicFrom(pub crypto.PublicKey) (*PublicKey, error) {
 		if len(p) != ed25519.PublicKeySize {
 			return nil, badKey("an Ed25519 key has 32 bytes")
 		}
-		if smallOrder(p) {
-			return nil, badKey("x is a point of small order")
+		if err := checkEdwards(p); err != nil {
+			return nil, err
 		}
 		k.crv, k.ed = Ed, slices.Clone(p)
 	case *ecdh.PublicKey:
@@ -207,8 +196,8 @@ func fromECDH(p *ecdh.PublicKey) (*PublicKey, error) {
 		}
 		return PublicFrom(ec)
 	case ecdh.X25519():
-		if lowOrder(p) {
-			return nil, badKey("x is a point of low order")
+		if err := checkMontgomery(p.Bytes()); err != nil {
+			return nil, err
 		}
 		return (&PublicKey{crv: X25519, dh: p}).finish()
 	default:
@@ -216,52 +205,41 @@ func fromECDH(p *ecdh.PublicKey) (*PublicKey, error) {
 	}
 }
 
-// lowOrder reports whether an exchange with p gives zero: what Go's ECDH refuses.
-func lowOrder(p *ecdh.PublicKey) bool {
-	probe, err := ecdh.X25519().NewPrivateKey(slices.Repeat([]byte{0x42}, 32))
-	if err != nil {
-		return true
-	}
-	_, err = probe.ECDH(p)
-	return err != nil
-}
-
-// smallOrders is the y coordinates, in hexadecimal and without the sign, of the
-// points of edwards25519 whose order divides 8, and the two that are not reduced.
-// Under such a key one signature holds for many messages, so its receipts would
-// prove nothing.
-var smallOrders = []string{
-	"0000000000000000000000000000000000000000000000000000000000000000",
-	"0100000000000000000000000000000000000000000000000000000000000000",
-	"26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
-	"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
-	"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
-	"edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
-	"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
-}
-
-func smallOrder(p ed25519.PublicKey) bool {
-	y := slices.Clone(p)
-	y[31] &= 0x7f
-	return slices.Contains(smallOrders, hex.EncodeToString(y))
-}
-
 // finish fills in the canonical JWK, the thumbprint and the SPKI.
 func (k *PublicKey) finish() (*PublicKey, error) {
 	switch k.crv {
 	case P256:
 		point := k.dh.Bytes() // 4 || x || y
-		k.jwk = []byte(`{"crv":"P-256","kty":"EC","x":"` + b64.EncodeToString(point[1:33]) + `","y":"` + b64.EncodeToString(point[33:]) + `"}`)
+		k.jwk = writeJWK(`{"crv":"P-256","kty":"EC","x":"`, point[1:33], point[33:])
+		k.spki = append(slices.Clip(spkiP256), point...)
 	case Ed:
-		k.jwk = []byte(`{"crv":"Ed25519","kty":"OKP","x":"` + b64.EncodeToString(k.ed) + `"}`)
+		k.jwk = writeJWK(`{"crv":"Ed25519","kty":"OKP","x":"`, k.ed, nil)
+		k.spki = append(slices.Clip(spkiEd), k.ed...)
 	case X25519:
-		k.jwk = []byte(`{"crv":"X25519","kty":"OKP","x":"` + b64.EncodeToString(k.dh.Bytes()) + `"}`)
+		u := k.dh.Bytes()
+		k.jwk = writeJWK(`{"crv":"X25519","kty":"OKP","x":"`, u, nil)
+		k.spki = append(slices.Clip(spkiX), u...)
 	}
 	k.id = watchword.KeyID(Hash(k.jwk))
-	var err error
-	k.spki, err = x509.MarshalPKIXPublicKey(k.Crypto())
-	return k, err
+	return k, nil
 }
+
+func writeJWK(begin string, x, y []byte) []byte {
+	out := append(make([]byte, 0, 136), begin...)
+	out = b64.AppendEncode(out, x)
+	if y != nil {
+		out = b64.AppendEncode(append(out, `","y":"`...), y)
+	}
+	return append(out, `"}`...)
+}
+
+// What stands before the key in a SubjectPublicKeyInfo (RFC 5480 §2, RFC 8410 §4).
+// A test holds it against crypto/x509.
+var (
+	spkiP256 = []byte("\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00")
+	spkiEd   = []byte("\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00")
+	spkiX    = []byte("\x30\x2a\x30\x05\x06\x03\x2b\x65\x6e\x03\x21\x00")
+)
 
 // ID returns the RFC 7638 SHA-256 thumbprint.
 func (k *PublicKey) ID() watchword.KeyID { return k.id }

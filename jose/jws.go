@@ -14,9 +14,11 @@ import (
 type Unverified struct {
 	Alg, Typ, Kid string
 
-	input     string // what is signed: header.payload
+	input     []byte // what is signed: header.payload
 	payload   []byte
 	signature [64]byte
+	der       [72]byte // the same for ES256, as the standard library wants it
+	derLen    int
 }
 
 // ParseJWS reads a compact JWS (RFC 7515 §7.1) of at most max bytes: three parts
@@ -51,31 +53,52 @@ func parseJWS(raw string, max int, f form) (*Unverified, []byte, error) {
 	if len(raw) > max {
 		return nil, nil, tooLarge("this token", max)
 	}
-	head, rest, ok := strings.Cut(raw, ".")
-	body, sig, ok2 := strings.Cut(rest, ".")
-	if !ok || !ok2 || strings.IndexByte(sig, '.') >= 0 {
+	head, body, sig, ok := splitJWS(raw)
+	if !ok {
 		return nil, nil, malformed(nil, "is no compact token of three parts")
 	}
-	headLen, bodyLen := b64.DecodedLen(len(head)), b64.DecodedLen(len(body))
-	buf := make([]byte, headLen+bodyLen)
-	if err := decodeInto(buf[:headLen], head); err != nil {
+	// One allocation holds the token and what is decoded from it.
+	headLen, bodyLen := b64.DecodedLen(head), b64.DecodedLen(body)
+	buf := make([]byte, len(raw)+headLen+bodyLen)
+	in, out := buf[:copy(buf, raw)], buf[len(raw):]
+	if err := decodeInto(out[:headLen], in[:head]); err != nil {
 		return nil, nil, err
 	}
-	h, err := parseHeader(buf[:headLen], f)
+	h, err := parseHeader(out[:headLen], f)
 	if err != nil {
 		return nil, nil, err
 	}
 	if h.alg != ES256 && h.alg != Ed && h.alg != EdDSA {
 		return nil, nil, badAlg()
 	}
-	u := &Unverified{Alg: h.alg, Typ: h.typ, Kid: h.kid, input: raw[:len(head)+1+len(body)], payload: buf[headLen:]}
-	if err := decodeInto(u.payload, body); err != nil {
+	u := &Unverified{Alg: h.alg, Typ: h.typ, Kid: h.kid, input: in[:head+1+body], payload: out[headLen:]}
+	if err := decodeInto(u.payload, u.input[head+1:]); err != nil {
 		return nil, nil, err
 	}
-	if b64.DecodedLen(len(sig)) != len(u.signature) {
+	if b64.DecodedLen(sig) != len(u.signature) {
 		return nil, nil, malformed(nil, "a signature has 64 bytes")
 	}
-	return u, h.jwk, decodeInto(u.signature[:], sig)
+	if err := decodeInto(u.signature[:], in[len(raw)-sig:]); err != nil {
+		return nil, nil, err
+	}
+	if h.alg == ES256 {
+		u.derLen = len(derSignature(u.der[:0], &u.signature))
+	}
+	return u, h.jwk, nil
+}
+
+// splitJWS returns the lengths of the three parts.
+func splitJWS(raw string) (head, body, sig int, ok bool) {
+	head = strings.IndexByte(raw, '.')
+	if head < 0 {
+		return 0, 0, 0, false
+	}
+	body = strings.IndexByte(raw[head+1:], '.')
+	if body < 0 {
+		return 0, 0, 0, false
+	}
+	rest := raw[head+1+body+1:]
+	return head, body, len(rest), strings.IndexByte(rest, '.') < 0
 }
 
 // UnverifiedPayload returns the payload before anybody checked it: to find out
@@ -101,11 +124,10 @@ func (u *Unverified) Verify(k *PublicKey) ([]byte, error) {
 	good := false
 	switch alg {
 	case ES256:
-		sum := sha256.Sum256([]byte(u.input))
-		var der [72]byte
-		good = ecdsa.VerifyASN1(k.ec, sum[:], derSignature(der[:0], &u.signature))
+		sum := sha256.Sum256(u.input)
+		good = ecdsa.VerifyASN1(k.ec, sum[:], u.der[:u.derLen])
 	case Ed:
-		good = ed25519.Verify(k.ed, []byte(u.input), u.signature[:])
+		good = ed25519.Verify(k.ed, u.input, u.signature[:])
 	}
 	if !good {
 		return nil, watchword.Refuse(watchword.SignatureInvalid, "the signature does not hold")

@@ -1,6 +1,7 @@
 package jose
 
 import (
+	"bytes"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -55,15 +56,11 @@ func ParsePair(raw string, max int) (*Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The encoding is strict, so that equal bytes are equal text and the other way round.
-	if first.body() != second.body() || !SameType(first.Typ, second.Typ) {
+	if !bytes.Equal(first.payload, second.payload) || !SameType(first.Typ, second.Typ) {
 		return nil, malformed(nil, "the two tokens do not say the same")
 	}
 	return &Pair{first, second}, nil
 }
-
-// body is the encoded payload.
-func (u *Unverified) body() string { return u.input[strings.IndexByte(u.input, '.')+1:] }
 
 // Typ returns the typ of both.
 func (p *Pair) Typ() string { return p.First.Typ }

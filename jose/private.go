@@ -79,22 +79,21 @@ func ParsePrivateJWK(b []byte) (*PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := coordinate(f.d)
-	if err != nil {
-		return nil, err
+	if f.d == nil {
+		return nil, badKey("it is public: d is missing")
 	}
 	var k *PrivateKey
 	switch f.crv {
 	case P256:
-		ec, perr := ecdsa.ParseRawPrivateKey(elliptic.P256(), d)
+		ec, perr := ecdsa.ParseRawPrivateKey(elliptic.P256(), f.d)
 		if perr != nil {
 			return nil, badKey("d is no private key of this curve")
 		}
 		k, err = privateEC(ec)
 	case Ed:
-		k, err = privateEd(ed25519.NewKeyFromSeed(d))
+		k, err = privateEd(ed25519.NewKeyFromSeed(f.d))
 	default:
-		dh, perr := ecdh.X25519().NewPrivateKey(d)
+		dh, perr := ecdh.X25519().NewPrivateKey(f.d)
 		if perr != nil {
 			return nil, badKey("d is no private key of this curve")
 		}

@@ -2,6 +2,7 @@ package token
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -104,124 +105,162 @@ func SignAccess(s *jose.Signer, g Grant) (string, error) {
 	return raw, err
 }
 
-// VerifyAccess checks an access token under the issuer's keys: shape, kind,
-// signature, issuer, audience and time. late is how long after exp it still
-// counts: 0 at our own doors, [Skew] elsewhere. That it is on record and not
-// revoked is for the caller to see.
+// VerifyAccess checks an access token under the issuer's keys: shape, kind, key,
+// issuer, audience and time, and then, because it costs a hundred times as much,
+// the signature. late is how long after exp it still counts: 0 at our own doors,
+// [Skew] elsewhere. That it is on record and not revoked is for the caller to see.
 //
 // Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
-// signature_invalid, issuer_mismatch, audience_mismatch, token_expired,
-// token_early, token_lifetime. Safe for concurrent use.
+// issuer_mismatch, audience_mismatch, token_expired, token_early, token_lifetime,
+// signature_invalid. Safe for concurrent use.
 func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, late time.Duration) (*Access, error) {
-	payload, by, err := open(raw, watchword.MaxToken, TypAccess, keys)
+	u, k, err := parse(raw, watchword.MaxToken, TypAccess, keys)
 	if err != nil {
 		return nil, err
 	}
-	a, w := &Access{SignedBy: by.ID()}, window{}
-	if err := jose.Walk(payload, a.member(&w, issuer)); err != nil {
+	a := &Access{SignedBy: k.ID()}
+	r := accessReader{Access: a, issuer: issuer}
+	if err := jose.Walk(u.UnverifiedPayload(), r.member); err != nil {
 		return nil, err
 	}
 	if err := checkIssuer(a.Issuer, issuer); err != nil {
 		return nil, err
 	}
-	if !contains(a.Audience, aud) {
+	if !slices.Contains(a.Audience, aud) {
 		return nil, watchword.Refuse(watchword.AudienceMismatch, "the token is for another audience")
 	}
-	if err := w.check(now, 0, late, Skew); err != nil {
+	if err := r.check(now, 0, late, Skew); err != nil {
 		return nil, err
 	}
-	a.Issued, a.Expires = w.iat.time(), w.exp.time()
-	if a.Subject == "" || a.Key == "" || a.perm == nil {
+	if !watchword.ValidName(string(a.Subject)) || a.Key == "" || a.perm == nil {
 		return nil, watchword.Refuse(watchword.TokenMalformed, "sub, key and perm are mandatory")
 	}
-	return a, checkJTI(a.JTI)
+	if err := checkJTI(a.JTI); err != nil {
+		return nil, err
+	}
+	if _, err := u.Verify(k); err != nil {
+		return nil, err
+	}
+	a.Issued, a.Expires = r.iat.time(), r.exp.time()
+	return a, nil
 }
 
-// member returns the function that reads one claim into a and w. Claims that we
-// do not know are passed over (RFC 7519 §4).
-//
-// What is nearly always the same (iss and aud the issuer, client_id the sub) is
-// taken from what is there already, and costs no allocation.
-func (a *Access) member(w *window, issuer string) func(string, jsontext.Value) error {
-	return func(name string, v jsontext.Value) (err error) {
-		var s string
-		var n int64
-		switch name {
-		case "iss":
-			a.Issuer, err = same(v, issuer)
-		case "sub":
-			s, err = jose.String(v)
-			a.Subject = watchword.SubjectID(s)
-		case "aud":
-			if v.Kind() == '[' {
-				a.Audience, err = jose.Strings(v)
-				break
-			}
-			s, err = same(v, issuer)
-			a.audience = [1]string{s}
-			a.Audience = a.audience[:]
-		case "client_id":
-			s, err = same(v, string(a.Subject))
-			a.ClientID = watchword.SubjectID(s)
-		case "jti":
-			a.JTI, err = jose.String(v)
-		case "iat":
-			n, err = jose.Int(v)
-			w.iat = unix(n)
-		case "exp":
-			n, err = jose.Int(v)
-			w.exp = unix(n)
-		case "nbf":
-			n, err = jose.Int(v)
-			w.nbf = unix(n)
-		case "key":
-			s, err = jose.String(v)
-			a.Key = watchword.KeyID(s)
-		case "perm":
-			a.perm = v
-		case "deny":
-			a.deny = v
-		case "cnf":
-			err = jose.Walk(v, func(name string, v jsontext.Value) error {
-				if name != "jkt" {
-					return nil
-				}
-				s, err := jose.String(v)
-				a.Bound = watchword.KeyID(s)
-				return err
-			})
+// accessReader reads the claims of an access token. What is nearly always the
+// same (iss and aud the issuer, client_id the sub) costs no allocation.
+type accessReader struct {
+	*Access
+	window
+	issuer string
+}
+
+func (r *accessReader) member(name string, v jsontext.Value) error {
+	switch name {
+	case "iss":
+		return same(&r.Issuer, v, r.issuer)
+	case "sub":
+		return text(&r.Subject, v)
+	case "aud":
+		if v.Kind() == '[' {
+			var err error
+			r.Audience, err = jose.Strings(v)
+			return err
 		}
+		r.Audience = r.audience[:]
+		return same(&r.audience[0], v, r.issuer)
+	case "client_id":
+		return same(&r.ClientID, v, r.Subject)
+	case "jti":
+		return text(&r.JTI, v)
+	case "key":
+		return text(&r.Key, v)
+	case "perm":
+		r.perm = v
+		return isArray(v)
+	case "deny":
+		r.deny = v
+		return isArray(v)
+	case "cnf":
+		return r.confirmation(v)
+	}
+	return r.window.member(name, v)
+}
+
+// isArray refuses what [Access.Permissions] would: a session is not opened first.
+func isArray(v jsontext.Value) error {
+	if v.Kind() != '[' {
+		return watchword.Refuse(watchword.TokenMalformed, "perm and deny are arrays")
+	}
+	return nil
+}
+
+// confirmation reads cnf (RFC 7800 §3). A token that is bound in a way that we do
+// not know is refused: taken without its proof it would be a bearer's.
+func (r *accessReader) confirmation(v jsontext.Value) error {
+	err := jose.Walk(v, func(name string, v jsontext.Value) error {
+		if name != "jkt" {
+			return watchword.Refuse(watchword.TokenMalformed, "cnf has jkt alone")
+		}
+		return text(&r.Bound, v)
+	})
+	if err == nil && r.Bound == "" {
+		err = watchword.Refuse(watchword.TokenMalformed, "cnf names no key")
+	}
+	return err
+}
+
+// Permissions reads the perm and deny claims. perm is never nil. Code: token_malformed.
+func (a *Access) Permissions() (perm, deny []watchword.Permission, err error) {
+	if perm, err = permissions(a.perm); err != nil || a.deny == nil {
+		return perm, nil, err
+	}
+	deny, err = permissions(a.deny)
+	return perm, deny, err
+}
+
+// permissions reads an array of [resource, [action…]].
+func permissions(v jsontext.Value) ([]watchword.Permission, error) {
+	r := permissionReader{out: make([]watchword.Permission, 0, 8), actions: make([]string, 0, 16)}
+	r.part, r.action = r.readPart, r.readAction
+	if err := jose.Each(v, r.item); err != nil {
+		return nil, err
+	}
+	return r.out, nil
+}
+
+// permissionReader reads permission after permission into few allocations.
+type permissionReader struct {
+	out          []watchword.Permission
+	actions      []string // of all
+	now          watchword.Permission
+	parts        int // of now that were read
+	part, action func(jsontext.Value) error
+}
+
+func (r *permissionReader) item(v jsontext.Value) error {
+	r.now, r.parts = watchword.Permission{}, 0
+	begin := len(r.actions)
+	if err := jose.Each(v, r.part); err != nil {
 		return err
 	}
+	r.now.Actions = r.actions[begin:len(r.actions):len(r.actions)]
+	r.out = append(r.out, r.now)
+	return r.now.Check()
 }
 
-// same is jose.String, but returns likely itself where that is what stands there.
-func same(v jsontext.Value, likely string) (string, error) {
-	if len(v) == len(likely)+2 && v[0] == '"' && string(v[1:len(v)-1]) == likely {
-		return likely, nil
+func (r *permissionReader) readPart(v jsontext.Value) (err error) {
+	switch r.parts++; r.parts {
+	case 1:
+		r.now.Resource, err = jose.String(v)
+	case 2:
+		err = jose.Each(v, r.action)
+	default:
+		err = watchword.Refuse(watchword.TokenMalformed, "a permission is [resource, [action…]]")
 	}
-	return jose.String(v)
+	return err
 }
 
-// Permissions reads the perm and deny claims. Code: token_malformed.
-func (a *Access) Permissions() (perm, deny []watchword.Permission, err error) {
-	if err := json.Unmarshal(a.perm, &perm); err != nil || perm == nil {
-		return nil, nil, watchword.Because(err, watchword.TokenMalformed, "perm is no list of permissions")
-	}
-	if a.deny == nil {
-		return perm, nil, nil
-	}
-	if err := json.Unmarshal(a.deny, &deny); err != nil {
-		return nil, nil, watchword.Because(err, watchword.TokenMalformed, "deny is no list of permissions")
-	}
-	return perm, deny, nil
-}
-
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
-		}
-	}
-	return false
+func (r *permissionReader) readAction(v jsontext.Value) error {
+	s, err := jose.String(v)
+	r.actions = append(r.actions, s)
+	return err
 }

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
 )
@@ -18,13 +20,24 @@ type Assertion struct {
 }
 
 type assertionClaims struct {
-	Iss watchword.SubjectID `json:"iss"`
-	Sub watchword.SubjectID `json:"sub"`
-	Aud audience            `json:"aud"`
-	JTI string              `json:"jti"`
-	IAT unix                `json:"iat"`
-	EXP unix                `json:"exp"`
-	NBF unix                `json:"nbf"`
+	iss, sub watchword.SubjectID
+	aud      audience
+	jti      string
+	window
+}
+
+func (c *assertionClaims) member(name string, v jsontext.Value) error {
+	switch name {
+	case "iss":
+		return same(&c.iss, v, c.sub)
+	case "sub":
+		return same(&c.sub, v, c.iss)
+	case "aud":
+		return c.aud.UnmarshalJSON(v)
+	case "jti":
+		return text(&c.jti, v)
+	}
+	return c.window.member(name, v)
 }
 
 // SignAssertion makes an assertion by which sub proves itself to issuer, good
@@ -58,45 +71,54 @@ func ParseAssertion(raw string, untyped bool) (*Presented, error) {
 		return nil, watchword.Refuse(watchword.TokenKind, "this is no client assertion")
 	}
 	p := &Presented{jws: u}
-	if err := jose.Decode(u.UnverifiedPayload(), &p.claims); err != nil {
+	if err := jose.Walk(u.UnverifiedPayload(), p.claims.member); err != nil {
 		return nil, err
 	}
-	if p.claims.Sub == "" || p.claims.Iss != p.claims.Sub || !watchword.ValidName(string(p.claims.Sub)) {
+	if p.claims.iss != p.claims.sub || !watchword.ValidName(string(p.claims.sub)) {
 		return nil, watchword.Refuse(watchword.IssuerMismatch, "iss and sub must both be the client's id")
 	}
-	return p, checkJTI(p.claims.JTI)
+	return p, checkJTI(p.claims.jti)
 }
 
 // Subject says who the assertion claims to come from.
-func (p *Presented) Subject() watchword.SubjectID { return p.claims.Sub }
+func (p *Presented) Subject() watchword.SubjectID { return p.claims.sub }
 
 // Precheck does what costs no signature: audience and time. Codes:
 // audience_mismatch, token_malformed, token_lifetime, token_expired, token_early.
 func (p *Presented) Precheck(issuer string, now time.Time) error {
-	if err := checkAudience(p.claims.Aud, issuer); err != nil {
+	if err := checkAudience(p.claims.aud, issuer); err != nil {
 		return err
 	}
-	return window{p.claims.IAT, p.claims.EXP, p.claims.NBF}.check(now, AssertionLife, Skew, Skew)
+	return p.claims.check(now, AssertionLife, Skew, Skew)
 }
 
 // Check verifies the signature under one of keys, the subject's active signing
-// keys. Without a kid each is tried; a subject has at most a few. Codes:
-// key_unknown, algorithm_invalid, signature_invalid.
+// keys. Without a kid each that fits the alg is tried; a subject has at most a
+// few. Codes: key_unknown, algorithm_invalid, signature_invalid.
 func (p *Presented) Check(keys KeySet) (Assertion, error) {
-	a := Assertion{Subject: p.claims.Sub, JTI: p.claims.JTI, Expires: p.claims.EXP.time()}
-	if p.jws.Kid != "" {
-		k, ok := keys[watchword.KeyID(p.jws.Kid)]
+	if kid := watchword.KeyID(p.jws.Kid); kid != "" {
+		k, ok := keys[kid]
 		if !ok {
 			return Assertion{}, watchword.Refuse(watchword.KeyUnknown, "kid names no active key of this subject")
 		}
-		keys = KeySet{k.ID(): k}
+		return p.under(k)
 	}
 	err := watchword.Refuse(watchword.KeyUnknown, "the subject has no active key")
-	for id, k := range keys {
-		if _, err = p.jws.Verify(k); err == nil {
-			a.Key = id
+	for _, k := range keys {
+		a, kerr := p.under(k)
+		if kerr == nil {
 			return a, nil
+		}
+		if watchword.CodeOf(err) != watchword.SignatureInvalid { // which says more than that another key has another alg
+			err = kerr
 		}
 	}
 	return Assertion{}, err
+}
+
+func (p *Presented) under(k *jose.PublicKey) (Assertion, error) {
+	if _, err := p.jws.Verify(k); err != nil {
+		return Assertion{}, err
+	}
+	return Assertion{Subject: p.claims.sub, Key: k.ID(), JTI: p.claims.jti, Expires: p.claims.exp.time()}, nil
 }

@@ -42,20 +42,42 @@ func CommandEnd(now time.Time, ttl time.Duration) time.Time {
 }
 
 type commandClaims struct {
-	Iss   string              `json:"iss"`
-	Aud   audience            `json:"aud"`
-	JTI   watchword.CommandID `json:"jti"`
-	IAT   unix                `json:"iat"`
-	EXP   unix                `json:"exp"`
-	Epoch unix                `json:"epoch"`
-	Seq   unix                `json:"seq"`
-	Cmd   string              `json:"cmd"`
-	Args  jsontext.Value      `json:"args"`
-	Act   struct {
-		Sub watchword.SubjectID `json:"sub"`
-	} `json:"act"`
-	Nonce string `json:"nonce"`
-	Order string `json:"order"`
+	Command
+	iss  string
+	aud  audience
+	args jsontext.Value
+	window
+}
+
+func (c *commandClaims) member(name string, v jsontext.Value) error {
+	switch name {
+	case "iss":
+		return text(&c.iss, v)
+	case "aud":
+		return c.aud.UnmarshalJSON(v)
+	case "jti":
+		return text(&c.ID, v)
+	case "epoch":
+		return number(&c.Epoch, v)
+	case "seq":
+		return number(&c.Seq, v)
+	case "cmd":
+		return text(&c.Function, v)
+	case "args":
+		c.args = v
+	case "act":
+		return jose.Walk(v, func(name string, v jsontext.Value) error {
+			if name == "sub" {
+				return text(&c.By, v)
+			}
+			return nil
+		})
+	case "nonce":
+		return text(&c.Nonce, v)
+	case "order":
+		return text(&c.Order, v)
+	}
+	return c.window.member(name, v)
 }
 
 // SignCommand signs c with the command key. Args must be one compact JSON object.
@@ -93,40 +115,38 @@ func VerifyCommand(raw string, keys KeySet, issuer string, dev watchword.Subject
 		return Command{}, err
 	}
 	var c commandClaims
-	if err := jose.Decode(payload, &c); err != nil {
+	if err := jose.Walk(payload, c.member); err != nil {
 		return Command{}, err
 	}
-	if err := checkIssuer(c.Iss, issuer); err != nil {
+	if err := checkIssuer(c.iss, issuer); err != nil {
 		return Command{}, err
 	}
-	if err := checkAudience(c.Aud, string(dev)); err != nil {
+	if err := checkAudience(c.aud, string(dev)); err != nil {
 		return Command{}, err
 	}
-	if err := checkJTI(string(c.JTI)); err != nil {
+	if err := checkJTI(string(c.ID)); err != nil {
 		return Command{}, err
 	}
-	if c.Epoch < 1 || c.Seq < 1 || !watchword.ValidName(c.Cmd) || len(c.Args) > watchword.MaxArgs || c.Args.Kind() != '{' {
+	if c.Epoch < 1 || c.Seq < 1 || !watchword.ValidName(c.Function) || len(c.args) > watchword.MaxArgs || c.args.Kind() != '{' {
 		return Command{}, watchword.Refuse(watchword.TokenMalformed, "epoch, seq, cmd and args are mandatory")
 	}
 	if nonce != "" && c.Nonce != nonce {
 		return Command{}, watchword.Refuse(watchword.NonceMismatch, "the command does not carry the nonce that this device waits for")
 	}
-	if err := commandTimes(c, now, nonce); err != nil {
+	if err := commandTimes(c.window, now, nonce); err != nil {
 		return Command{}, err
 	}
-	return Command{
-		Issuer: c.Iss, Device: dev, ID: c.JTI, Epoch: int64(c.Epoch), Seq: int64(c.Seq), Function: c.Cmd, Args: c.Args,
-		By: c.Act.Sub, Nonce: c.Nonce, Order: c.Order, Issued: c.IAT.time(), Expires: c.EXP.time(),
-	}, nil
+	out := c.Command
+	out.Issuer, out.Device, out.Args, out.Issued, out.Expires = issuer, dev, c.args, c.iat.time(), c.exp.time()
+	return out, nil
 }
 
-func commandTimes(c commandClaims, now time.Time, nonce string) error {
-	w := window{iat: c.IAT, exp: c.EXP}
+func commandTimes(w window, now time.Time, nonce string) error {
 	if now.IsZero() {
 		if nonce == "" {
 			return watchword.Refuse(watchword.NonceMismatch, "without a clock a command needs a nonce")
 		}
-		now = c.IAT.time() // its own word: only that the window is one
+		now = w.iat.time() // its own word: only that the window is one
 	}
 	err := w.check(now, CommandLife, Skew, Skew)
 	if watchword.CodeOf(err) == watchword.TokenExpired {

@@ -20,13 +20,28 @@ type Config struct {
 }
 
 type configClaims struct {
-	Iss    string         `json:"iss"`
-	Aud    audience       `json:"aud"`
-	JTI    string         `json:"jti"`
-	IAT    unix           `json:"iat"`
-	EXP    unix           `json:"exp"`
-	Ver    unix           `json:"ver"`
-	Config jsontext.Value `json:"config"`
+	iss    string
+	aud    audience
+	jti    string
+	ver    int64
+	config jsontext.Value
+	window
+}
+
+func (c *configClaims) member(name string, v jsontext.Value) error {
+	switch name {
+	case "iss":
+		return text(&c.iss, v)
+	case "aud":
+		return c.aud.UnmarshalJSON(v)
+	case "jti":
+		return text(&c.jti, v)
+	case "ver":
+		return number(&c.ver, v)
+	case "config":
+		c.config = v
+	}
+	return c.window.member(name, v)
 }
 
 // SignConfig signs c with the command key, good for [ConfigLife].
@@ -49,23 +64,26 @@ func VerifyConfig(raw string, keys KeySet, issuer string, dev watchword.SubjectI
 		return Config{}, err
 	}
 	var c configClaims
-	if err := jose.Decode(payload, &c); err != nil {
+	if err := jose.Walk(payload, c.member); err != nil {
 		return Config{}, err
 	}
-	if err := checkIssuer(c.Iss, issuer); err != nil {
+	if err := checkIssuer(c.iss, issuer); err != nil {
 		return Config{}, err
 	}
-	if err := checkAudience(c.Aud, string(dev)); err != nil {
+	if err := checkAudience(c.aud, string(dev)); err != nil {
 		return Config{}, err
 	}
-	if c.Ver < 1 || c.Config.Kind() != '{' {
+	if err := checkJTI(c.jti); err != nil {
+		return Config{}, err
+	}
+	if c.ver < 1 || c.config.Kind() != '{' {
 		return Config{}, watchword.Refuse(watchword.TokenMalformed, "ver and config are mandatory")
 	}
 	if now.IsZero() {
-		now = c.IAT.time()
+		now = c.iat.time()
 	}
-	if err := (window{iat: c.IAT, exp: c.EXP}).check(now, ConfigLife, Skew, Skew); err != nil {
+	if err := c.check(now, ConfigLife, Skew, Skew); err != nil {
 		return Config{}, err
 	}
-	return Config{Issuer: c.Iss, Device: dev, Version: int64(c.Ver), Document: json.RawMessage(c.Config), Issued: c.IAT.time()}, nil
+	return Config{Issuer: issuer, Device: dev, Version: c.ver, Document: json.RawMessage(c.config), Issued: c.iat.time()}, nil
 }

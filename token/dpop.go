@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
 )
@@ -21,12 +23,24 @@ type DPoP struct {
 }
 
 type dpopClaims struct {
-	JTI   string `json:"jti"`
-	HTM   string `json:"htm"`
-	HTU   string `json:"htu"`
-	IAT   unix   `json:"iat"`
-	ATH   string `json:"ath"`
-	Nonce string `json:"nonce"`
+	jti, htm, htu, ath, nonce string
+	window
+}
+
+func (c *dpopClaims) member(name string, v jsontext.Value) error {
+	switch name {
+	case "jti":
+		return text(&c.jti, v)
+	case "htm":
+		return text(&c.htm, v)
+	case "htu":
+		return text(&c.htu, v)
+	case "ath":
+		return text(&c.ath, v)
+	case "nonce":
+		return text(&c.nonce, v)
+	}
+	return c.window.member(name, v)
 }
 
 // SignDPoP makes a proof for one request. uri is the target without query and
@@ -65,32 +79,32 @@ func VerifyDPoP(raw, method, uri, access string, now time.Time) (DPoP, error) {
 		return DPoP{}, noProof(nil, "its typ is not dpop+jwt")
 	}
 	var c dpopClaims
-	if err := jose.Decode(u.UnverifiedPayload(), &c); err != nil {
+	if err := jose.Walk(u.UnverifiedPayload(), c.member); err != nil {
 		return DPoP{}, noProof(err, "its claims are not those of a proof")
 	}
-	age := now.Sub(c.IAT.time())
+	age := now.Sub(c.iat.time())
 	switch {
-	case checkJTI(c.JTI) != nil:
+	case checkJTI(c.jti) != nil:
 		return DPoP{}, noProof(nil, "jti must have 1 to 128 bytes")
-	case len(c.Nonce) > 128:
+	case len(c.nonce) > 128:
 		return DPoP{}, noProof(nil, "nonce may have 128 bytes")
-	case c.IAT <= 0:
+	case c.iat <= 0:
 		return DPoP{}, noProof(nil, "iat is mandatory")
 	case age > DPoPLife+Skew:
 		return DPoP{}, noProof(nil, "it is too old")
 	case age < -Skew:
 		return DPoP{}, noProof(nil, "iat lies in the future")
-	case c.HTM != method:
+	case c.htm != method:
 		return DPoP{}, noProof(nil, "htm is another method")
-	case !sameTarget(c.HTU, uri):
+	case !sameTarget(c.htu, uri):
 		return DPoP{}, noProof(nil, "htu is another address")
-	case access != "" && subtle.ConstantTimeCompare([]byte(c.ATH), []byte(jose.HashOf(access))) != 1:
+	case access != "" && subtle.ConstantTimeCompare([]byte(c.ath), []byte(jose.HashOf(access))) != 1:
 		return DPoP{}, noProof(nil, "ath is not the hash of the token")
 	}
 	if _, err := u.Verify(k); err != nil {
 		return DPoP{}, noProof(err, "its signature does not hold")
 	}
-	return DPoP{Key: k.ID(), JTI: c.JTI, Nonce: c.Nonce, Issued: c.IAT.time()}, nil
+	return DPoP{Key: k.ID(), JTI: c.jti, Nonce: c.nonce, Issued: c.iat.time()}, nil
 }
 
 func noProof(err error, why string) error {

@@ -4,17 +4,32 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
 )
 
 type enrollmentClaims struct {
-	Aud      audience        `json:"aud"`
-	CodeHash string          `json:"code_hash"`
-	SealJKT  watchword.KeyID `json:"seal_jkt"`
-	JTI      string          `json:"jti"`
-	IAT      unix            `json:"iat"`
-	EXP      unix            `json:"exp"`
+	aud      audience
+	codeHash string
+	sealJKT  watchword.KeyID
+	jti      string
+	window
+}
+
+func (c *enrollmentClaims) member(name string, v jsontext.Value) error {
+	switch name {
+	case "aud":
+		return c.aud.UnmarshalJSON(v)
+	case "code_hash":
+		return text(&c.codeHash, v)
+	case "seal_jkt":
+		return text(&c.sealJKT, v)
+	case "jti":
+		return text(&c.jti, v)
+	}
+	return c.window.member(name, v)
 }
 
 // SignEnrollment makes the proof by which a stranger shows that it holds the new
@@ -30,25 +45,30 @@ func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyI
 	return s.Sign(TypEnrollment, b)
 }
 
-// VerifyEnrollment checks the proof under the new key itself. Codes: as
-// [VerifyAccess], and proof_invalid where it is about another code or sealing key.
+// VerifyEnrollment checks the proof under the new key itself, the signature last.
+// Codes: as [VerifyAccess], and proof_invalid where it is about another code or
+// sealing key.
 func VerifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) error {
-	payload, _, err := open(raw, watchword.MaxToken, TypEnrollment, NewKeySet(key))
+	u, key, err := parse(raw, watchword.MaxToken, TypEnrollment, NewKeySet(key))
 	if err != nil {
 		return err
 	}
 	var c enrollmentClaims
-	if err := jose.Decode(payload, &c); err != nil {
+	if err := jose.Walk(u.UnverifiedPayload(), c.member); err != nil {
 		return err
 	}
-	if err := checkAudience(c.Aud, issuer); err != nil {
+	if err := checkAudience(c.aud, issuer); err != nil {
 		return err
 	}
-	if c.CodeHash != codeHash || c.SealJKT != seal {
+	if c.codeHash != codeHash || c.sealJKT != seal {
 		return watchword.Refuse(watchword.ProofInvalid, "the proof is for another code or sealing key")
 	}
-	if err := checkJTI(c.JTI); err != nil {
+	if err := checkJTI(c.jti); err != nil {
 		return err
 	}
-	return window{iat: c.IAT, exp: c.EXP}.check(now, ProofLife, Skew, Skew)
+	if err := c.check(now, ProofLife, Skew, Skew); err != nil {
+		return err
+	}
+	_, err = u.Verify(key)
+	return err
 }

@@ -3,6 +3,8 @@ package token
 import (
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
 )
@@ -49,10 +51,10 @@ func NewKeySet(ks ...*jose.PublicKey) KeySet {
 	return s
 }
 
-// open parses raw, which must be of kind typ, and verifies it under the key of
-// keys that its kid names. Codes: too_large, token_malformed, algorithm_invalid,
-// token_kind, key_unknown, signature_invalid.
-func open(raw string, max int, typ string, keys KeySet) ([]byte, *jose.PublicKey, error) {
+// parse reads raw, which must be of kind typ, and finds the key of keys that its
+// kid names. Its signature is not checked. Codes: too_large, token_malformed,
+// algorithm_invalid, token_kind, key_unknown.
+func parse(raw string, max int, typ string, keys KeySet) (*jose.Unverified, *jose.PublicKey, error) {
 	u, err := jose.ParseJWS(raw, max)
 	if err != nil {
 		return nil, nil, err
@@ -63,6 +65,15 @@ func open(raw string, max int, typ string, keys KeySet) ([]byte, *jose.PublicKey
 	k, ok := keys[watchword.KeyID(u.Kid)]
 	if !ok {
 		return nil, nil, watchword.Refuse(watchword.KeyUnknown, "kid names no key that counts here")
+	}
+	return u, k, nil
+}
+
+// open is [parse], and verifies the signature. Codes: those of parse, signature_invalid.
+func open(raw string, max int, typ string, keys KeySet) ([]byte, *jose.PublicKey, error) {
+	u, k, err := parse(raw, max, typ, keys)
+	if err != nil {
+		return nil, nil, err
 	}
 	payload, err := u.Verify(k)
 	return payload, k, err
@@ -87,6 +98,42 @@ type window struct {
 	iat, exp, nbf unix
 }
 
+// member reads the claim called name, if it is one of the window's.
+func (w *window) member(name string, v jsontext.Value) error {
+	switch name {
+	case "iat":
+		return number(&w.iat, v)
+	case "exp":
+		return number(&w.exp, v)
+	case "nbf":
+		return number(&w.nbf, v)
+	default:
+		return nil // claims that we do not know are passed over (RFC 7519 §4)
+	}
+}
+
+// text and number read one claim. A claim that is there has its type: null is none.
+func text[T ~string](into *T, v jsontext.Value) error {
+	s, err := jose.String(v)
+	*into = T(s)
+	return err
+}
+
+func number[T ~int64](into *T, v jsontext.Value) error {
+	n, err := jose.Int(v)
+	*into = T(n)
+	return err
+}
+
+// same is text for a claim that nearly always says likely: then it costs nothing.
+func same[T ~string](into *T, v jsontext.Value, likely T) error {
+	if len(v) == len(likely)+2 && v[0] == '"' && string(v[1:len(v)-1]) == string(likely) {
+		*into = likely
+		return nil
+	}
+	return text(into, v)
+}
+
 // check holds the window against now: iat and exp must be there, exp after iat
 // and no more than life after it (0: any), exp in the future but for late, iat
 // and nbf not in the future but for early. Codes: token_malformed,
@@ -95,7 +142,7 @@ func (w window) check(now time.Time, life, late, early time.Duration) error {
 	switch {
 	case w.iat <= 0 || w.exp <= 0:
 		return watchword.Refuse(watchword.TokenMalformed, "iat and exp are mandatory")
-	case w.exp <= w.iat || life > 0 && time.Duration(w.exp-w.iat)*time.Second > life:
+	case w.exp <= w.iat || life > 0 && w.exp-w.iat > unix(life/time.Second): // in seconds: as a Duration, centuries turn negative
 		return watchword.Refuse(watchword.TokenLifetime, "exp must lie after iat, by no more than the kind allows")
 	case !now.Before(w.exp.time().Add(late)):
 		return watchword.Refuse(watchword.TokenExpired, "exp has passed")

@@ -186,6 +186,37 @@ func TestAPaperOfOneKindIsRefusedWhereAnotherIsExpected(t *testing.T) {
 	}
 }
 
+// What is sealed is a paper for nobody until it is opened; and two in an array, or
+// one in a JSON serialization, are no paper of these kinds.
+func TestWhatIsNoCompactSignatureIsRefusedEverywhere(t *testing.T) {
+	s := signer(t, jose.P256)
+	keys := token.NewKeySet(s.Public())
+	for _, k := range kinds {
+		raw, err := k.sign(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := jose.Seal(s.Public(), "JWT", []byte(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := strings.Split(raw, ".")
+		if len(p) != 3 {
+			continue
+		}
+		for what, bad := range map[string]string{
+			"sealed": sealed, "in an array": `["` + raw + `"]`, "twice in an array": `["` + raw + `","` + raw + `"]`, "quoted": `"` + raw + `"`,
+			"flattened": `{"protected":"` + p[0] + `","payload":"` + p[1] + `","signature":"` + p[2] + `"}`, "with Bearer before": "Bearer " + raw,
+			"detached": p[0] + ".." + p[2], "without a signature": p[0] + "." + p[1] + ".", "in capitals": strings.ToUpper(raw), "with a space before": " " + raw,
+			"with a line behind": raw + "\n", "with a NUL behind": raw + "\x00", "with a part behind": raw + ".", "twice": raw + raw,
+		} {
+			if err := k.check(bad, keys); err == nil || watchword.CodeOf(err) == watchword.Internal {
+				t.Errorf("a %s %s: %v", k.name, what, err)
+			}
+		}
+	}
+}
+
 func TestEveryKindChecksItsKeyAndItsBytes(t *testing.T) {
 	s, other := signer(t, jose.P256), signer(t, jose.P256)
 	for _, k := range kinds {
@@ -327,7 +358,7 @@ func TestAnOrderCoversOneCommandAlone(t *testing.T) {
 }
 
 func TestLinks(t *testing.T) {
-	code, pin := watchword.NewNonce(), strings.Repeat("p", 43)
+	code, pin := watchword.NewNonce(), strings.Repeat("p", 42)+"o"
 	server, c, p, err := token.ParseLink(" " + token.Link("https://hub.local:8443", code, pin) + "\n")
 	if err != nil || server != "https://hub.local:8443" || c != code || p != pin {
 		t.Errorf("got %q %q %q %v", server, c, p, err)
@@ -335,6 +366,9 @@ func TestLinks(t *testing.T) {
 	for _, bad := range []string{
 		"", "lamp", "http://hub/e#code=" + code + "&pin=" + pin, "https:///e#code=" + code + "&pin=" + pin, "https://hub/e?code=" + code + "&pin=" + pin,
 		"https://hub/e#code=short&pin=" + pin, "https://hub/e#code=" + code + "&pin=short", "https://hub/x#code=" + code + "&pin=" + pin,
+		"https://hub/e#code=" + code + "&pin=" + pin[:42] + "p", "https://hub/e#code=" + code + "&pin=" + pin[:42] + " ", "https://hub/e#code=" + code + "&pin=" + pin + "&pin=" + pin,
+		"https://hub/e#code=" + code + "&pin=" + pin + "&x=1", "https://who@hub/e#code=" + code + "&pin=" + pin, "https://hub/e?#code=" + code + "&pin=" + pin,
+		"https://hub/e?code=x#code=" + code + "&pin=" + pin, "https://hub/e#code=" + code + "%0A&pin=" + pin,
 	} {
 		_, _, _, err := token.ParseLink(bad)
 		if watchword.CodeOf(err) != watchword.BadRequest {

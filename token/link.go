@@ -15,16 +15,17 @@ func Link(publicURL, code, pin string) string {
 	return publicURL + "/e#code=" + code + "&pin=" + pin
 }
 
-// ParseLink reads what [Link] wrote: the server's URL, the code of 22 and the
-// pin of 43 characters. Code: bad_request, never repeating the link.
+// ParseLink reads what [Link] wrote, and nothing beside it: the server's URL, the
+// code of 22 and the pin of 43 characters. Code: bad_request, never repeating the link.
 func ParseLink(link string) (server, code, pin string, err error) {
 	u, err := url.Parse(strings.TrimSpace(link))
 	if err != nil {
 		return "", "", "", watchword.RefuseField("link", "is no URL")
 	}
 	q, err := url.ParseQuery(u.Fragment)
-	base, ok := strings.CutSuffix(u.Path, "/e")
-	if err != nil || !ok || u.Scheme != "https" || u.Host == "" || len(q.Get("pin")) != 43 || !WellFormedCode(q.Get("code")) {
+	base, ok := strings.CutSuffix(u.EscapedPath(), "/e")
+	bare := u.Scheme == "https" && u.Host != "" && u.User == nil && u.RawQuery == "" && !u.ForceQuery
+	if err != nil || !ok || !bare || len(q) != 2 || len(q["code"]) != 1 || len(q["pin"]) != 1 || !wellFormed(q.Get("pin"), 32) || !WellFormedCode(q.Get("code")) {
 		return "", "", "", watchword.RefuseField("link", "must look like https://HOST/e#code=…&pin=…")
 	}
 	return "https://" + u.Host + base, q.Get("code"), q.Get("pin"), nil
@@ -35,7 +36,9 @@ func ParseLink(link string) (server, code, pin string, err error) {
 func HashCode(code string) [32]byte { return sha256.Sum256([]byte(code)) }
 
 // WellFormedCode reports whether s is 128 bits in strict base64url.
-func WellFormedCode(s string) bool {
+func WellFormedCode(s string) bool { return wellFormed(s, 16) }
+
+func wellFormed(s string, bytes int) bool {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	return err == nil && len(b) == 16 && len(s) == 22
+	return err == nil && len(b) == bytes && len(s) == base64.RawURLEncoding.EncodedLen(bytes)
 }

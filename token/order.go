@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
 )
@@ -22,13 +24,25 @@ type Order struct {
 }
 
 type orderClaims struct {
-	Iss watchword.SubjectID `json:"iss"`
-	Aud audience            `json:"aud"`
-	Cmd string              `json:"cmd"`
-	AH  string              `json:"args_hash"`
-	JTI string              `json:"jti"`
-	IAT unix                `json:"iat"`
-	EXP unix                `json:"exp"`
+	Order
+	aud audience
+	window
+}
+
+func (c *orderClaims) member(name string, v jsontext.Value) error {
+	switch name {
+	case "iss":
+		return text(&c.By, v)
+	case "aud":
+		return c.aud.UnmarshalJSON(v)
+	case "cmd":
+		return text(&c.Function, v)
+	case "args_hash":
+		return text(&c.ArgsHash, v)
+	case "jti":
+		return text(&c.ID, v)
+	}
+	return c.window.member(name, v)
 }
 
 // SignOrder signs o with the orderer's signing key and gives it a jti.
@@ -53,24 +67,24 @@ func VerifyOrder(raw string, keys KeySet, dev watchword.SubjectID, now time.Time
 		return Order{}, err
 	}
 	var c orderClaims
-	if err := jose.Decode(payload, &c); err != nil {
+	if err := jose.Walk(payload, c.member); err != nil {
 		return Order{}, err
 	}
-	if err := checkAudience(c.Aud, string(dev)); err != nil {
+	if err := checkAudience(c.aud, string(dev)); err != nil {
 		return Order{}, err
 	}
-	if err := checkJTI(c.JTI); err != nil {
+	if err := checkJTI(c.ID); err != nil {
 		return Order{}, err
 	}
 	if now.IsZero() {
-		now = c.IAT.time()
+		now = c.iat.time()
 	}
-	if err := (window{iat: c.IAT, exp: c.EXP}).check(now, CommandLife, Skew, Skew); err != nil {
+	if err := c.check(now, CommandLife, Skew, Skew); err != nil {
 		return Order{}, err
 	}
-	return Order{
-		By: c.Iss, Device: dev, Function: c.Cmd, ArgsHash: c.AH, ID: c.JTI, Issued: c.IAT.time(), Expires: c.EXP.time(),
-	}, nil
+	o := c.Order
+	o.Device, o.Issued, o.Expires = dev, c.iat.time(), c.exp.time()
+	return o, nil
 }
 
 // Covers refuses a command that is not what o ordered: function, arguments byte

@@ -24,17 +24,38 @@ type Receipt struct {
 }
 
 type receiptClaims struct {
-	Iss    watchword.SubjectID     `json:"iss"`
-	Aud    audience                `json:"aud"`
-	JTI    string                  `json:"jti"`
-	IAT    unix                    `json:"iat"`
-	Epoch  unix                    `json:"epoch"`
-	Seq    unix                    `json:"seq"`
-	CID    watchword.CommandID     `json:"cid"`
-	CH     string                  `json:"ch"`
-	St     watchword.ReceiptStatus `json:"st"`
-	Result jsontext.Value          `json:"result"`
+	Receipt
+	aud audience
+	jti string
+	window
 }
+
+func (c *receiptClaims) member(name string, v jsontext.Value) error {
+	switch name {
+	case "iss":
+		return text(&c.Device, v)
+	case "aud":
+		return c.aud.UnmarshalJSON(v)
+	case "jti":
+		return text(&c.jti, v)
+	case "epoch":
+		return number(&c.Epoch, v)
+	case "seq":
+		return number(&c.Seq, v)
+	case "cid":
+		return text(&c.Command, v)
+	case "ch":
+		return text(&c.Hash, v)
+	case "st":
+		return text(&c.Status, v)
+	case "result":
+		c.Result = json.RawMessage(v)
+	}
+	return c.window.member(name, v)
+}
+
+// hashLen is the characters of a SHA-256 in base64url.
+const hashLen = 43
 
 // SignReceipt signs r with the device's signing key. Code: too_large for a
 // receipt over 32 KiB.
@@ -70,25 +91,24 @@ func VerifyReceipt(raw string, keys KeySet, dev watchword.SubjectID, issuer stri
 		return Receipt{}, "", err
 	}
 	var c receiptClaims
-	if err := jose.Decode(payload, &c); err != nil {
+	if err := jose.Walk(payload, c.member); err != nil {
 		return Receipt{}, "", err
 	}
-	if err := checkIssuer(string(c.Iss), string(dev)); err != nil {
+	if err := checkIssuer(string(c.Device), string(dev)); err != nil {
 		return Receipt{}, "", err
 	}
-	if err := checkAudience(c.Aud, issuer); err != nil {
+	if err := checkAudience(c.aud, issuer); err != nil {
 		return Receipt{}, "", err
 	}
-	if err := checkJTI(c.JTI); err != nil {
+	if err := checkJTI(c.jti); err != nil {
 		return Receipt{}, "", err
 	}
-	if _, ok := c.St.State(); !ok || c.Epoch < 1 || c.Seq < 1 || c.CID == "" || len(c.CID) > 128 || c.CH == "" {
+	if _, ok := c.Status.State(); !ok || c.Epoch < 1 || c.Seq < 1 || c.Command == "" || len(c.Command) > 128 || len(c.Hash) != hashLen {
 		return Receipt{}, "", watchword.Refuse(watchword.TokenMalformed, "epoch, seq, cid, ch and st are mandatory")
 	}
-	return Receipt{
-		Device: dev, Issuer: issuer, Epoch: int64(c.Epoch), Seq: int64(c.Seq), Command: c.CID, Hash: c.CH, Status: c.St,
-		Result: json.RawMessage(c.Result), At: c.IAT.time(),
-	}, key.ID(), nil
+	r := c.Receipt
+	r.Issuer, r.At = issuer, c.iat.time()
+	return r, key.ID(), nil
 }
 
 // ResultOf reads the result of a receipt that was verified before; nil if it has none.
@@ -98,8 +118,8 @@ func ResultOf(raw string) (json.RawMessage, error) {
 		return nil, err
 	}
 	var c receiptClaims
-	if err := jose.Decode(u.UnverifiedPayload(), &c); err != nil {
+	if err := jose.Walk(u.UnverifiedPayload(), c.member); err != nil {
 		return nil, err
 	}
-	return json.RawMessage(c.Result), nil
+	return c.Result, nil
 }

@@ -1,11 +1,11 @@
 package token
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/json"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -29,17 +29,6 @@ type Trust struct {
 	WebPKI  bool     // the server has a certificate from the public Web PKI
 	Issued  time.Time
 	Expires time.Time
-}
-
-type trustClaims struct {
-	Iss   string                      `json:"iss"`
-	JTI   string                      `json:"jti"`
-	IAT   unix                        `json:"iat"`
-	EXP   unix                        `json:"exp"`
-	Ver   unix                        `json:"ver"`
-	Epoch unix                        `json:"epoch"`
-	Keys  map[string][]jsontext.Value `json:"keys"`
-	TLS   trustTLS                    `json:"tls"`
 }
 
 type trustTLS struct {
@@ -195,36 +184,78 @@ func (t Trust) vouched(papers []*jose.Unverified, known KeySet, now time.Time) e
 }
 
 func parseTrust(payload []byte) (Trust, error) {
-	var c trustClaims
-	if err := jose.Decode(payload, &c); err != nil {
+	var t Trust
+	var w window
+	var jti string
+	err := jose.Walk(payload, func(name string, v jsontext.Value) error {
+		switch name {
+		case "iss":
+			return text(&t.Issuer, v)
+		case "jti":
+			return text(&jti, v)
+		case "ver":
+			return number(&t.Version, v)
+		case "epoch":
+			return number(&t.Epoch, v)
+		case "keys":
+			return jose.Walk(v, t.role)
+		case "tls":
+			return jose.Walk(v, t.anchor)
+		}
+		return w.member(name, v)
+	})
+	if err != nil {
 		return Trust{}, err
 	}
-	if c.Iss == "" || c.Ver < 1 || c.Epoch < 1 {
+	if t.Issuer == "" || t.Version < 1 || t.Epoch < 1 {
 		return Trust{}, watchword.Refuse(watchword.TokenMalformed, "iss, ver and epoch are mandatory")
 	}
-	t := Trust{
-		Issuer: c.Iss, Version: int64(c.Ver), Epoch: int64(c.Epoch), WebPKI: c.TLS.WebPKI,
-		Issued: c.IAT.time(), Expires: c.EXP.time(),
-	}
-	for role, to := range map[string]*[]*jose.PublicKey{
+	t.Issued, t.Expires = w.iat.time(), w.exp.time()
+	return t, checkJTI(jti)
+}
+
+// role reads the keys of one role; roles that we do not know are passed over.
+func (t *Trust) role(name string, v jsontext.Value) error {
+	to, ok := map[string]*[]*jose.PublicKey{
 		"root": &t.Root, "issuer": &t.Issuers, "command": &t.Command, "time": &t.Time, "log": &t.Log,
-	} {
-		for _, raw := range c.Keys[role] {
-			k, err := jose.ParseJWK(bytes.Clone(raw))
+	}[name]
+	if !ok {
+		return nil
+	}
+	return jose.Each(v, func(item jsontext.Value) error {
+		k, err := jose.ParseJWK(item)
+		if err != nil || !k.MaySign() {
+			return watchword.Because(err, watchword.TokenMalformed, "a key of the bundle is no public JWK that signs")
+		}
+		*to = append(*to, k)
+		return nil
+	})
+}
+
+// anchor reads what the bundle says of TLS: ca, standard base64 of DER as x5c has
+// it, and web_pki.
+func (t *Trust) anchor(name string, v jsontext.Value) error {
+	switch name {
+	case "ca":
+		return jose.Each(v, func(item jsontext.Value) error {
+			s, err := jose.String(item)
 			if err != nil {
-				return Trust{}, watchword.Because(err, watchword.TokenMalformed, "a key of the bundle is no public JWK")
+				return err
 			}
-			*to = append(*to, k)
+			der, err := base64.StdEncoding.Strict().DecodeString(s)
+			if err != nil || strings.ContainsAny(s, "\r\n") { // which the standard library passes over
+				return watchword.Refuse(watchword.TokenMalformed, "a TLS anchor of the bundle is no base64")
+			}
+			t.CA = append(t.CA, der)
+			return nil
+		})
+	case "web_pki":
+		t.WebPKI = v.Kind() == 't'
+		if !t.WebPKI && v.Kind() != 'f' {
+			return watchword.Refuse(watchword.TokenMalformed, "web_pki is true or false")
 		}
 	}
-	for _, s := range c.TLS.CA {
-		der, err := base64.StdEncoding.Strict().DecodeString(s)
-		if err != nil {
-			return Trust{}, watchword.Refuse(watchword.TokenMalformed, "a TLS anchor of the bundle is no base64")
-		}
-		t.CA = append(t.CA, der)
-	}
-	return t, nil
+	return nil
 }
 
 // ReadTrust reads a bundle without checking who signed it: one's own, or one that

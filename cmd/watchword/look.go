@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
@@ -199,41 +198,6 @@ func (a *app) auditCommand() *cobra.Command {
 		})
 	}}
 	return group("audit", "The log", list, show)
-}
-
-func (a *app) tokenCommand() *cobra.Command {
-	inspect := &cobra.Command{Use: "inspect JWT|-", Short: "What a token says of itself; nothing is verified", Args: args(cobra.ExactArgs(1)), RunE: func(_ *cobra.Command, args []string) error {
-		raw := args[0]
-		if raw == "-" {
-			b, err := readInput("-", watchword.MaxBundle)
-			if err != nil {
-				return err
-			}
-			raw = strings.TrimSpace(string(b))
-		}
-		u, err := jose.ParseJWS(raw, watchword.MaxBundle)
-		if err != nil {
-			return err
-		}
-		var claims map[string]any
-		if err := json.Unmarshal(u.UnverifiedPayload(), &claims); err != nil {
-			return watchword.Because(err, watchword.TokenMalformed, "the claims are no JSON object")
-		}
-		v := map[string]any{"header": map[string]string{"alg": u.Alg, "typ": u.Typ, "kid": u.Kid}, "claims": claims}
-		fmt.Fprintln(os.Stderr, "not verified: this is what the token says of itself")
-		return a.print(v, func(w io.Writer) {
-			for _, t := range []string{"iat", "nbf", "exp"} {
-				if n, ok := claims[t].(float64); ok {
-					fmt.Fprintf(os.Stderr, "%s  %s\n", t, ago(time.Unix(int64(n), 0)))
-				}
-			}
-			b, err := json.MarshalIndent(v, "", "  ")
-			if err == nil {
-				fmt.Fprintln(w, string(b))
-			}
-		})
-	}}
-	return group("token", "Tokens", inspect)
 }
 
 func (a *app) whoamiCommand() *cobra.Command {

@@ -1,0 +1,335 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// paper is what can be said of a token without believing it.
+type paper struct {
+	Kind    string    `json:"kind"`             // its name, "sealed", or "unknown"
+	Signer  string    `json:"signer,omitempty"` // who signs this kind
+	Reader  string    `json:"reader,omitempty"` // who takes it
+	Size    int       `json:"size"`
+	Most    int       `json:"most,omitempty"` // bytes that the kind may have
+	Header  []said    `json:"header,omitempty"`
+	Claims  []said    `json:"claims,omitempty"`
+	Checks  []verdict `json:"checks"`
+	Papers  []*paper  `json:"papers,omitempty"` // of an array, and what rides inside
+	Good    bool      `json:"good"`             // nothing that could be checked is wrong
+	Checked bool      `json:"signature_checked"`
+
+	raw  string
+	typ  string
+	kind *kindOf
+}
+
+// said is one member with what it means.
+type said struct {
+	Name    string         `json:"name"`
+	Value   jsontext.Value `json:"value"`
+	Meaning string         `json:"meaning,omitempty"`
+	Lines   []string       `json:"lines,omitempty"` // perm and deny, one permission each
+}
+
+// verdict is one check. Where is part or part.member.
+type verdict struct {
+	Check  string         `json:"check"`
+	Result string         `json:"result"` // good, bad, unknown
+	Code   watchword.Code `json:"code,omitempty"`
+	Where  string         `json:"where,omitempty"`
+	Detail string         `json:"detail"`
+}
+
+func (p *paper) good(check, format string, a ...any) {
+	p.Checks = append(p.Checks, verdict{Check: check, Result: "good", Detail: fmt.Sprintf(format, a...)})
+}
+
+func (p *paper) unknown(check, format string, a ...any) {
+	p.Checks = append(p.Checks, verdict{Check: check, Result: "unknown", Detail: fmt.Sprintf(format, a...)})
+}
+
+func (p *paper) bad(check string, code watchword.Code, where, format string, a ...any) {
+	p.Checks = append(p.Checks, verdict{Check: check, Result: "bad", Code: code, Where: where, Detail: fmt.Sprintf(format, a...)})
+}
+
+// refused notes a refusal of the real reader, unless what it found was said already.
+func (p *paper) refused(check string, err error) {
+	code := watchword.CodeOf(err)
+	for _, v := range p.Checks {
+		if v.Result == "bad" && v.Code == code {
+			return
+		}
+	}
+	p.bad(check, code, "", "%s", shown(err))
+}
+
+// shown is an error's own words without its code.
+func shown(err error) string {
+	s := err.Error()
+	return strings.TrimPrefix(s, string(watchword.CodeOf(err))+": ")
+}
+
+func (p *paper) settle() *paper {
+	p.Good = true
+	for _, v := range p.Checks {
+		p.Good = p.Good && v.Result != "bad"
+	}
+	for _, q := range p.Papers {
+		p.Good = p.Good && q.Good
+	}
+	return p
+}
+
+// inspect explains raw, whatever it is.
+func inspect(raw string, now time.Time) *paper {
+	p := &paper{raw: raw, Size: len(raw), Kind: "unknown"}
+	switch {
+	case strings.HasPrefix(strings.TrimSpace(raw), "["):
+		p.array(now)
+	case strings.HasPrefix(strings.TrimSpace(raw), "{"):
+		p.bad("form", watchword.TokenMalformed, "", "a JSON serialization (RFC 7515 §7.2): the compact form alone is taken")
+	case strings.Count(raw, ".") == 2:
+		p.signed(now)
+	case strings.Count(raw, ".") == 4:
+		p.sealed()
+	default:
+		p.bad("form", watchword.TokenMalformed, "", "a token has 3 parts between dots, a sealed one 5; this has %d", strings.Count(raw, ".")+1)
+		if head, _, ok := strings.Cut(raw, "."); ok {
+			p.header(head)
+		}
+	}
+	return p.settle()
+}
+
+// array is two papers over one payload, for what two keys must sign.
+func (p *paper) array(now time.Time) {
+	p.Kind = "array"
+	vs := items(jsontext.Value(p.raw))
+	payloads := map[string]bool{}
+	for i, v := range vs {
+		s, ok := text(v)
+		if !ok {
+			p.bad("form", watchword.TokenMalformed, strconv.Itoa(i+1), "is no string")
+			continue
+		}
+		q := inspect(s, now)
+		p.Papers = append(p.Papers, q)
+		if parts := strings.Split(s, "."); len(parts) == 3 {
+			payloads[parts[1]] = true
+		}
+		p.Kind = "array of " + q.Kind
+	}
+	switch {
+	case len(vs) != 2:
+		p.bad("form", watchword.TokenMalformed, "", "an array has two tokens: the old key's and the new one's; this has %d", len(vs))
+	case len(payloads) == 1:
+		p.good("payload", "both sign the identical payload")
+	default:
+		p.bad("payload", watchword.TokenMalformed, "", "the two sign different payloads")
+	}
+}
+
+func (p *paper) signed(now time.Time) {
+	parts := strings.Split(p.raw, ".")
+	p.header(parts[0])
+	payload, wrong := leniently(parts[1])
+	p.encoding("payload", wrong)
+	sig, wrong := leniently(parts[2])
+	p.encoding("signature", wrong)
+	switch {
+	case len(sig) == 0:
+		p.bad("form", watchword.TokenMalformed, "signature", "is empty: nobody signed this")
+	case len(sig) != 64:
+		p.bad("form", watchword.TokenMalformed, "signature", "has %d bytes; those of ES256 and Ed25519 have 64", len(sig))
+	}
+	p.know()
+	p.body(payload, now)
+	p.size()
+	p.strict(now)
+}
+
+// know finds the kind by typ; an assertion may go without.
+func (p *paper) know() {
+	for i := range kindsOf {
+		if jose.SameType(p.typ, kindsOf[i].typ) {
+			p.kind = &kindsOf[i]
+		}
+	}
+	switch {
+	case p.kind != nil:
+	case p.typ == "" || jose.SameType(p.typ, "JWT"):
+		p.unknown("kind", "typ says nothing: taken as a client assertion at /oauth/token, and nowhere else")
+		p.kind = &kindsOf[0]
+	default:
+		p.bad("kind", watchword.TokenKind, "header.typ", "names no kind that is taken here")
+	}
+	if p.kind != nil {
+		p.Kind, p.Signer, p.Reader, p.Most = p.kind.name, p.kind.signer, p.kind.reader, p.kind.most
+	}
+}
+
+func (p *paper) size() {
+	switch {
+	case p.Most == 0 && p.Size > watchword.MaxBundle:
+		p.bad("size", watchword.TooLarge, "", "%d bytes: no kind has more than %d", p.Size, watchword.MaxBundle)
+	case p.Most == 0:
+	case p.Size > p.Most:
+		p.bad("size", watchword.TooLarge, "", "%d bytes; this kind may have %d", p.Size, p.Most)
+	default:
+		p.good("size", "%d bytes of %d", p.Size, p.Most)
+	}
+}
+
+func (p *paper) encoding(part string, wrong []string) {
+	for _, w := range wrong {
+		p.bad("encoding", watchword.TokenMalformed, part, "%s", w)
+	}
+}
+
+// header explains the header; what is wrong with single members is said here.
+func (p *paper) header(encoded string) {
+	b, wrong := leniently(encoded)
+	p.encoding("header", wrong)
+	ms, err := members(b)
+	if err != nil {
+		path, what := whereIn(err)
+		p.bad("header", watchword.TokenMalformed, joined("header", path), "%s", what)
+	}
+	for _, m := range ms {
+		s, isText := text(m.value)
+		p.Header = append(p.Header, said{Name: m.name, Value: value(m.value), Meaning: headerMeaning(m.name, s)})
+		where := "header." + m.name
+		switch m.name {
+		case "typ":
+			p.typ = s
+		case "alg":
+			p.algorithm(s)
+		case "zip", "crit", "b64":
+			p.bad("header", watchword.TokenMalformed, where, "changes what the bytes mean, and is refused")
+		case "jku", "x5u", "x5c", "x5t", "x5t#S256":
+			p.bad("header", watchword.TokenMalformed, where, "brings along or fetches a key that nobody checked, and is refused (RFC 8725 §3)")
+		}
+		if !isText && strings.Contains(" alg typ kid cty enc ", " "+m.name+" ") || isText && s == "" {
+			p.bad("header", watchword.TokenMalformed, where, "must be a text that is not empty")
+		}
+	}
+}
+
+func (p *paper) algorithm(alg string) {
+	switch {
+	case alg == jose.ES256, alg == jose.Ed, alg == jose.EdDSA, alg == "ECDH-ES":
+	case strings.EqualFold(alg, "none"):
+		p.bad("algorithm", watchword.AlgorithmInvalid, "header.alg", "nobody signed this: anyone can have written it")
+	case strings.HasPrefix(alg, "HS"):
+		p.bad("algorithm", watchword.AlgorithmInvalid, "header.alg", "a shared secret: whoever can check it can make it")
+	default:
+		p.bad("algorithm", watchword.AlgorithmInvalid, "header.alg", "is not taken here: ES256 and Ed25519 sign, ECDH-ES seals")
+	}
+}
+
+// strict asks the real readers, whose word counts; what they refuse beyond what
+// was said before is added.
+func (p *paper) strict(now time.Time) {
+	var err error
+	if p.kind != nil && p.kind.typ == token.TypDPoP {
+		var u *jose.Unverified
+		var k *jose.PublicKey
+		if u, k, err = jose.ParseProof(p.raw, watchword.MaxToken); err == nil {
+			if _, verr := u.Verify(k); verr != nil {
+				p.bad("signature", watchword.SignatureInvalid, "signature", "is not that of the key in its header")
+			} else {
+				p.Checked = true
+				p.good("signature", "is that of the key in its header, %s; whose key that is, it cannot say", k.ID())
+			}
+		}
+	} else {
+		_, err = jose.ParseJWS(p.raw, max(p.Most, watchword.MaxToken))
+	}
+	if err != nil {
+		p.refused("form", err)
+	} else {
+		p.good("encoding", "three parts of strict base64url, a strict header, a signature of 64 bytes")
+	}
+	if p.kind == &kindsOf[0] && err == nil {
+		if _, err := token.ParseAssertion(p.raw, true); err != nil {
+			p.refused("claims", err)
+		}
+	}
+}
+
+// sealed explains a JWE: who can open it, and no more.
+func (p *paper) sealed() {
+	p.Kind, p.Reader, p.Most = "sealed", "whoever has the private key that kid names", watchword.MaxDocument
+	parts := strings.Split(p.raw, ".")
+	p.header(parts[0])
+	for i, name := range []string{"", "encrypted key", "initialization vector", "text", "tag"} {
+		b, wrong := leniently(parts[i])
+		if i == 0 {
+			continue
+		}
+		p.encoding(name, wrong)
+		if want := []int{0, 0, 12, -1, 16}[i]; want >= 0 && len(b) != want {
+			p.bad("form", watchword.TokenMalformed, name, "has %d bytes instead of %d", len(b), want)
+		}
+	}
+	p.size()
+	var epk jsontext.Value
+	for _, h := range p.Header {
+		if h.Name == "epk" {
+			epk = h.Value
+		}
+	}
+	crv := jose.P256
+	if k, err := jose.ParseJWK(epk); err != nil {
+		p.bad("header", watchword.TokenMalformed, "header.epk", "%s", shown(err))
+	} else if k.Alg() == "" {
+		crv = jose.X25519
+	}
+	// A key of one's own opens nothing, but its opener says all that can be said before the tag.
+	k, err := jose.GenerateKey(crv)
+	if err != nil {
+		return
+	}
+	o, err := k.Opener()
+	if err != nil {
+		return
+	}
+	_, _, err = o.Open(p.raw, watchword.MaxDocument)
+	switch watchword.CodeOf(err) {
+	case watchword.KeyUnknown, watchword.SignatureInvalid:
+		p.good("encoding", "five parts of strict base64url, a strict header")
+	default:
+		p.refused("form", err)
+	}
+	p.unknown("inside", "sealed: what it says, only its recipient can read")
+}
+
+func joined(part, path string) string {
+	if path == "" {
+		return part
+	}
+	return part + "." + path
+}
+
+// value is v if it is JSON that can be printed, and a text of it otherwise.
+func value(v jsontext.Value) jsontext.Value {
+	if out, err := jsontext.AppendFormat(nil, v, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)); err == nil {
+		if s := jsontext.Value(strings.ToValidUTF8(string(out), "\ufffd")); s.IsValid(jsontext.AllowDuplicateNames(true)) {
+			return s
+		}
+	}
+	q, err := jsontext.AppendQuote(nil, strings.ToValidUTF8(string(v), "\ufffd"))
+	if err != nil {
+		return jsontext.Value("null")
+	}
+	return q
+}

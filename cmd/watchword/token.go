@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/token"
+)
+
+func (a *app) tokenCommand() *cobra.Command {
+	return group("token", "Tokens", a.tokenInspect())
+}
+
+func (a *app) tokenInspect() *cobra.Command {
+	return &cobra.Command{
+		Use: "inspect JWT|-", Short: "What a token says, what of it can be checked, and what is wrong with it",
+		Long: "Explains any token, good or bad, line by line. It is sent nowhere. The server's own papers are checked\n" +
+			"under its keys if it runs here. Exit status 8: some door would refuse it.",
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			raw := args[0]
+			if raw == "-" {
+				b, err := readInput("-", 1<<20)
+				if err != nil {
+					return err
+				}
+				raw = string(b)
+			}
+			p := inspect(strings.TrimSpace(raw), time.Now())
+			a.verify(c.Context(), p)
+			p.settle()
+			if !p.Checked {
+				fmt.Fprintln(os.Stderr, "not verified: this is what the token says of itself")
+			}
+			if err := a.print(p, func(w io.Writer) { p.write(w, "") }); err != nil {
+				return err
+			}
+			if !p.Good {
+				if a.format == "table" {
+					fmt.Fprintln(os.Stderr, "this token would be refused")
+				}
+				return &exit{exitOf[watchword.SignatureInvalid]}
+			}
+			return nil
+		},
+	}
+}
+
+// verify checks the signature of what the server signs under the keys of the
+// server on this machine, if there is one. The token is not sent: the keys are fetched.
+func (a *app) verify(ctx context.Context, p *paper) {
+	for _, q := range p.Papers {
+		a.verify(ctx, q)
+	}
+	switch {
+	case p.kind == nil || p.Checked || p.typ == token.TypDPoP:
+		return
+	case !p.settle().Good:
+		p.unknown("signature", "not checked: it would be refused before that")
+		return
+	case p.kind.signedBy == "":
+		p.unknown("signature", "not checked: it is that of %s, which is not here", p.kind.signer)
+		return
+	}
+	t, err := a.trust(ctx)
+	if err != nil {
+		p.unknown("signature", "not checked: no server here")
+		return
+	}
+	if err := p.under(t, time.Now()); err != nil {
+		p.bad("signature", watchword.CodeOf(err), "", "by the server on this machine, %s: %s", t.Issuer, shown(err))
+		return
+	}
+	p.Checked = true
+	p.good("signature", "holds under the %s key of the server on this machine, %s", p.kind.signedBy, t.Issuer)
+	if p.kind.typ == token.TypAccess {
+		p.unknown("record", "that it was issued, and is not revoked, only the server's doors can say")
+	}
+}
+
+// under asks the real verifiers.
+func (p *paper) under(t token.Trust, now time.Time) (err error) {
+	var aud watchword.SubjectID
+	for _, c := range p.Claims {
+		if s, ok := text(c.Value); ok && c.Name == "aud" {
+			aud = watchword.SubjectID(s)
+		}
+	}
+	switch p.kind.typ {
+	case token.TypAccess:
+		_, err = token.VerifyAccess(p.raw, token.NewKeySet(t.Issuers...), t.Issuer, string(aud), now, 0)
+	case token.TypCommand:
+		_, err = token.VerifyCommand(p.raw, token.NewKeySet(t.Command...), t.Issuer, aud, now, "")
+	case token.TypConfig:
+		_, err = token.VerifyConfig(p.raw, token.NewKeySet(t.Command...), t.Issuer, aud, now)
+	case token.TypTrust:
+		known := t
+		known.Version, known.Epoch = 0, 0 // an older one is still well signed
+		_, err = token.VerifyNextTrust(p.raw, known, now)
+	default: // the role alone
+		var u *jose.Unverified
+		if u, err = jose.ParseJWS(p.raw, p.Most); err != nil {
+			return err
+		}
+		for _, k := range t.Time {
+			if string(k.ID()) == u.Kid {
+				_, err = u.Verify(k)
+				return err
+			}
+		}
+		err = watchword.Refuse(watchword.KeyUnknown, "kid names none of its keys")
+	}
+	return err
+}
+
+// trust fetches the trust bundle of the server that runs on the data folder. TLS
+// vouches for it: the authority's certificate lies in the folder.
+func (a *app) trust(ctx context.Context) (token.Trust, error) {
+	cl, err := admin.Local(a.data)
+	if err != nil {
+		return token.Trust{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	bare := *cl.Rest()
+	bare.Bearer = nil
+	res, err := bare.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
+	if err != nil {
+		return token.Trust{}, err
+	}
+	u, err := jose.ParseJWS(string(res.Body), watchword.MaxBundle)
+	if err != nil {
+		return token.Trust{}, err
+	}
+	var says struct {
+		Keys struct {
+			Root []json.RawMessage `json:"root"`
+		} `json:"keys"`
+	}
+	if err := json.Unmarshal(u.UnverifiedPayload(), &says); err != nil {
+		return token.Trust{}, err
+	}
+	err = watchword.Refuse(watchword.BundleInvalid, "the server's bundle has no root")
+	for _, raw := range says.Keys.Root {
+		k, kerr := jose.ParseJWK(raw)
+		if kerr != nil {
+			return token.Trust{}, kerr
+		}
+		var t token.Trust
+		if t, err = token.VerifyTrust(string(res.Body), token.Pin(k), time.Now()); err == nil {
+			return t, nil
+		}
+	}
+	return token.Trust{}, err
+}
+
+// write prints a paper for people. What the token says is shown with nothing in it
+// that a terminal would obey.
+func (p *paper) write(w io.Writer, indent string) {
+	line := func(cells ...string) {
+		for i := range cells {
+			cells[i] = visible(cells[i])
+		}
+		fmt.Fprintln(w, indent+strings.Join(cells, "\t"))
+	}
+	if p.Signer != "" {
+		line(p.Kind + ", signed by " + p.Signer + ", for " + p.Reader)
+	} else {
+		line(strings.TrimSuffix(p.Kind+", for "+p.Reader, ", for "))
+	}
+	part := func(name string, ss []said) {
+		for _, s := range ss {
+			if len(s.Lines) == 0 {
+				line(name, s.Name, short(string(s.Value)), s.Meaning)
+			}
+			for _, l := range s.Lines {
+				line(name, s.Name, l)
+			}
+		}
+	}
+	part("header", p.Header)
+	part("claim", p.Claims)
+	for _, v := range p.Checks {
+		word := map[string]string{"good": "good", "bad": "BAD", "unknown": "?"}[v.Result]
+		detail := v.Detail
+		if v.Where != "" {
+			detail = v.Where + ": " + detail
+		}
+		if v.Code != "" {
+			detail += " (" + string(v.Code) + ")"
+		}
+		line(word, v.Check, detail)
+	}
+	for i, q := range p.Papers {
+		fmt.Fprintf(w, "%s\n%spaper %d inside\n", indent, indent, i+1)
+		q.write(w, indent+"  ")
+	}
+}
+
+// short cuts what is too long for a line.
+func short(s string) string {
+	const most = 72
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "… (" + fmt.Sprint(len(s)) + " bytes)"
+	}
+	return s
+}
+
+// visible replaces what does not print: control characters, marks that turn the
+// direction of text, and the like.
+func visible(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == ' ' || unicode.IsPrint(r) {
+			return r
+		}
+		return '\ufffd'
+	}, s)
+}
