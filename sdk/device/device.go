@@ -34,8 +34,9 @@ type Options struct {
 	// files: P-256 or Ed25519, and P-256 or X25519.
 	Signer crypto.Signer
 	Opener ecdh.KeyExchanger
-	// NoClock says that the device does not know the time: then it obeys only
-	// commands that carry its own nonce.
+	// NoClock says that the device does not know the time: then it asks the server
+	// for signed time, and until it has an answer it obeys only commands that carry
+	// its own nonce.
 	NoClock bool
 	// Connected, if not nil, is told in Run each time the server is reached again:
 	// over "mqtt" or "https". It must not wait.
@@ -60,6 +61,7 @@ type Device struct {
 	tokens *rest.Tokens
 	wire   atomic.Pointer[wire] // the MQTT connection, while there is one
 
+	clock    clock
 	handlers handlers
 	orders   atomic.Pointer[token.KeySet] // of who may order; nil: the server's word is enough
 	nonce    nonce
@@ -92,23 +94,24 @@ func OpenWith(dir string, o Options) (_ *Device, err error) {
 			err = errors.Join(err, d.lock.Close())
 		}
 	}()
-	if err := d.loadKeys(); err != nil {
-		return nil, err
+	return d, d.load()
+}
+
+// load reads what the folder holds.
+func (d *Device) load() (err error) {
+	if d.clock.floor, err = readFloor(d.path(clockFile)); err != nil {
+		return err
 	}
-	if d.id, err = readIdentity(dir); err != nil || d.id == nil {
-		return d, err
+	if err = d.loadKeys(); err != nil {
+		return err
 	}
-	return d, d.ready(false)
+	if d.id, err = readIdentity(d.dir); err != nil || d.id == nil {
+		return err
+	}
+	return d.ready(false)
 }
 
 func (d *Device) path(name string) string { return filepath.Join(d.dir, name) }
-
-func (d *Device) now() time.Time {
-	if d.o.NoClock {
-		return time.Time{}
-	}
-	return d.o.Now()
-}
 
 // loadKeys takes the keys that were given, or those of the folder, if they are there.
 func (d *Device) loadKeys() (err error) {
@@ -164,7 +167,7 @@ func (d *Device) ready(fresh bool) error {
 
 // use talks to the server that a trust bundle vouches for.
 func (d *Device) use(t *token.Trust) error {
-	tr, err := transport(t, d.now())
+	tr, err := d.roadTo(t)
 	if err != nil {
 		return err
 	}
@@ -175,12 +178,15 @@ func (d *Device) use(t *token.Trust) error {
 	}
 	hc := &http.Client{Transport: &d.road, CheckRedirect: rest.NoRedirects}
 	d.tokens = &rest.Tokens{
-		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.o.Now,
+		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.reckon,
 		Sign: func() (string, error) { return d.Assertion(token.AssertionLife) },
 	}
-	d.client = &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: d.tokens.Get}
+	d.client = &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: d.bearer}
 	return nil
 }
+
+// bearer returns the token for one request.
+func (d *Device) bearer(ctx context.Context) (string, error) { return d.inTime(ctx, d.tokens.Get) }
 
 // Enrolled reports whether the device has an identity.
 func (d *Device) Enrolled() bool { return d.id != nil }
@@ -240,7 +246,7 @@ func (d *Device) Assertion(life time.Duration) (string, error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
 	}
-	return token.SignAssertion(d.signer, d.id.ID, d.id.Issuer, d.o.Now(), life)
+	return token.SignAssertion(d.signer, d.id.ID, d.id.Issuer, d.reckon(), life)
 }
 
 // Token returns an access token that is good for a while yet.
@@ -248,7 +254,7 @@ func (d *Device) Token(ctx context.Context) (string, error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
 	}
-	return d.tokens.Get(ctx)
+	return d.bearer(ctx)
 }
 
 // NewToken returns an access token that was never shown before.
@@ -256,7 +262,7 @@ func (d *Device) NewToken(ctx context.Context) (string, error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
 	}
-	return d.tokens.Renew(ctx)
+	return d.inTime(ctx, d.tokens.Renew)
 }
 
 func errNotEnrolled() error {
@@ -296,11 +302,5 @@ func OpenShared(dir string, o Options) (*Device, error) {
 		return nil, err
 	}
 	d := &Device{dir: dir, o: o}
-	if err := d.loadKeys(); err != nil {
-		return nil, err
-	}
-	if d.id, err = readIdentity(dir); err != nil || d.id == nil {
-		return d, err
-	}
-	return d, d.ready(false)
+	return d, d.load()
 }

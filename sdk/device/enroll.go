@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -82,25 +83,42 @@ func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, st
 	if err != nil {
 		return nil, "", err
 	}
-	t, err := token.VerifyTrust(string(a.Body), pin, d.now())
+	t, err := token.VerifyTrust(string(a.Body), pin, time.Time{})
 	if err != nil {
 		return nil, "", err
 	}
-	return &t, string(a.Body), checkPeer(shown, server, &t, d.now())
+	if d.nowUnder(&t).IsZero() { // no clock, or one that the root's own word proves wrong
+		if err := d.firstTime(ctx, server, &t); err != nil {
+			return nil, "", err
+		}
+	}
+	if at := d.nowUnder(&t); !at.IsZero() {
+		if t, err = token.VerifyTrust(string(a.Body), pin, at); err != nil {
+			return nil, "", err
+		}
+	}
+	return &t, string(a.Body), checkPeer(shown, server, &t, d.nowUnder(&t))
+}
+
+// firstTime asks a server that is not one's own yet what time it is. One that does
+// not say is no error.
+func (d *Device) firstTime(ctx context.Context, server string, t *token.Trust) error {
+	d.clock.asking.Lock()
+	defer d.clock.asking.Unlock()
+	if _, err := d.askTime(ctx, server, t); err != nil {
+		d.o.Log.Info("no signed time", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+	}
+	return ctx.Err()
 }
 
 // register shows the code and the public keys, over a connection that the bundle vouches for.
 func (d *Device) register(ctx context.Context, server, code, hash string, t *token.Trust) (*identity, error) {
-	tr, err := transport(t, d.now())
+	tr, err := d.roadTo(t)
 	if err != nil {
 		return nil, err
 	}
 	defer tr.CloseIdleConnections()
-	signedAt := d.o.Now()
-	if d.o.NoClock {
-		signedAt = t.Issued // the best word on the time that there is
-	}
-	proof, err := token.SignEnrollment(d.signer, t.Issuer, hash, d.opener.Public().ID(), signedAt)
+	proof, err := token.SignEnrollment(d.signer, t.Issuer, hash, d.opener.Public().ID(), d.reckonUnder(t))
 	if err != nil {
 		return nil, err
 	}
@@ -157,6 +175,9 @@ func (d *Device) renewTrust(ctx context.Context) error {
 	t, err := token.VerifyNextTrust(string(a.Body), *known, d.now())
 	if err != nil || t.Version == known.Version {
 		return err
+	}
+	if d.over(t.Expires) {
+		return watchword.Refuse(watchword.BundleInvalid, "the trust bundle was over before this device started")
 	}
 	if err := durable.WriteFile(d.path(trustFile), a.Body, 0o600); err != nil {
 		return err

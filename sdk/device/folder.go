@@ -22,6 +22,7 @@ const (
 	caFile       = "ca.pem"
 	configFile   = "config.jws"
 	journalFile  = "journal"
+	clockFile    = "time" // the last signed time, in seconds
 	lockFile     = "LOCK"
 )
 
