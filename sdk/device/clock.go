@@ -150,6 +150,10 @@ func (d *Device) roadTo(t *token.Trust) (*http.Transport, error) {
 	return tr, nil
 }
 
+// AskTime asks the server for the time where the device does not know it: for those
+// who make assertions by themselves. [Device.Run] and tokens do it as they need it.
+func (d *Device) AskTime(ctx context.Context) { d.tellTime(ctx) }
+
 // tellTime asks the server for the time where the device does not know it, and
 // every few hours where it goes by the server's word. Without an answer it goes
 // on as it is, by nonce.
@@ -207,9 +211,9 @@ func (d *Device) doubtTime(ctx context.Context, err error) bool {
 	return better
 }
 
-// inTime gets a token under the right time: known before, or asked for once where
+// onTime gets a token under the right time: known before, or asked for once where
 // the server does not agree.
-func (d *Device) inTime(ctx context.Context, get func(context.Context) (string, error)) (string, error) {
+func (d *Device) onTime(ctx context.Context, get func(context.Context) (string, error)) (string, error) {
 	d.tellTime(ctx)
 	t, err := get(ctx)
 	if err != nil && d.doubtTime(ctx, err) {

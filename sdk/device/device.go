@@ -51,8 +51,9 @@ type Device struct {
 	o    Options
 	lock *os.File // nil where the folder is shared
 
-	signer *jose.Signer // nil until the keys exist
-	opener *jose.Opener
+	signer atomic.Pointer[jose.Signer] // nil until the keys exist; another one after [Device.Rekey]
+	opener atomic.Pointer[jose.Opener]
+	change change
 
 	id     *identity // nil until enrolled
 	trust  atomic.Pointer[token.Trust]
@@ -114,30 +115,39 @@ func (d *Device) load() (err error) {
 func (d *Device) path(name string) string { return filepath.Join(d.dir, name) }
 
 // loadKeys takes the keys that were given, or those of the folder, if they are there.
-func (d *Device) loadKeys() (err error) {
-	if d.o.Signer != nil {
-		d.signer, err = jose.NewSigner(d.o.Signer)
-	} else if k, kerr := readKey(d.path(signFile)); kerr != nil {
-		return kerr
-	} else if k != nil {
-		d.signer, err = k.Signer()
+func (d *Device) loadKeys() error {
+	var signer *jose.Signer
+	var opener *jose.Opener
+	sign, err := readKey(d.path(signFile))
+	switch {
+	case d.o.Signer != nil:
+		signer, err = jose.NewSigner(d.o.Signer)
+	case sign != nil:
+		signer, err = sign.Signer()
 	}
 	if err != nil {
 		return err
 	}
-	if d.o.Opener != nil {
-		d.opener, err = jose.NewOpener(d.o.Opener)
-	} else if k, kerr := readKey(d.path(sealFile)); kerr != nil {
-		return kerr
-	} else if k != nil {
-		d.opener, err = k.Opener()
+	seal, err := readKey(d.path(sealFile))
+	switch {
+	case d.o.Opener != nil:
+		opener, err = jose.NewOpener(d.o.Opener)
+	case seal != nil:
+		opener, err = seal.Opener()
 	}
+	if err != nil {
+		return err
+	}
+	d.signer.Store(signer)
+	d.opener.Store(opener)
+	n, err := readNext(d.path(nextFile))
+	d.change.set(n)
 	return err
 }
 
 // ready makes an enrolled device ready to talk.
 func (d *Device) ready(fresh bool) error {
-	if d.signer == nil || d.opener == nil {
+	if d.signer.Load() == nil || d.opener.Load() == nil {
 		return watchword.Refuse(watchword.Internal, "%s holds an enrollment, but not its keys", d.dir)
 	}
 	raw, err := os.ReadFile(d.path(trustFile))
@@ -176,17 +186,31 @@ func (d *Device) use(t *token.Trust) error {
 		old.CloseIdleConnections()
 		return nil
 	}
-	hc := &http.Client{Transport: &d.road, CheckRedirect: rest.NoRedirects}
-	d.tokens = &rest.Tokens{
-		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.reckon,
-		Sign: func() (string, error) { return d.Assertion(token.AssertionLife) },
-	}
-	d.client = &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: d.bearer}
+	d.client, d.tokens = d.speaker(d.signer.Load)
+	d.client.Bearer = d.bearer
 	return nil
 }
 
+// speaker asks the server as the holder of a key.
+func (d *Device) speaker(signer func() *jose.Signer) (*rest.Client, *rest.Tokens) {
+	hc := &http.Client{Transport: &d.road, CheckRedirect: rest.NoRedirects}
+	tokens := &rest.Tokens{
+		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.reckon,
+		Sign: func() (string, error) { return d.assertion(signer(), token.AssertionLife) },
+	}
+	return &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: tokens.Get}, tokens
+}
+
+// inOrder gets a token with the key that counts, at the right time.
+func (d *Device) inOrder(ctx context.Context, get func(context.Context) (string, error)) (string, error) {
+	if err := d.settleKeys(ctx); err != nil {
+		return "", err
+	}
+	return d.onTime(ctx, get)
+}
+
 // bearer returns the token for one request.
-func (d *Device) bearer(ctx context.Context) (string, error) { return d.inTime(ctx, d.tokens.Get) }
+func (d *Device) bearer(ctx context.Context) (string, error) { return d.inOrder(ctx, d.tokens.Get) }
 
 // Enrolled reports whether the device has an identity.
 func (d *Device) Enrolled() bool { return d.id != nil }
@@ -218,10 +242,11 @@ func (d *Device) MQTT() string {
 
 // Keys returns the public keys, to sign and to seal; nil before they are made.
 func (d *Device) Keys() (sign, seal *jose.PublicKey) {
-	if d.signer == nil || d.opener == nil {
+	signer, opener := d.signer.Load(), d.opener.Load()
+	if signer == nil || opener == nil {
 		return nil, nil
 	}
-	return d.signer.Public(), d.opener.Public()
+	return signer.Public(), opener.Public()
 }
 
 // CAFile returns the path of the file that other clients may trust the server by.
@@ -246,7 +271,11 @@ func (d *Device) Assertion(life time.Duration) (string, error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
 	}
-	return token.SignAssertion(d.signer, d.id.ID, d.id.Issuer, d.reckon(), life)
+	return d.assertion(d.signer.Load(), life)
+}
+
+func (d *Device) assertion(s *jose.Signer, life time.Duration) (string, error) {
+	return token.SignAssertion(s, d.id.ID, d.id.Issuer, d.reckon(), life)
 }
 
 // Token returns an access token that is good for a while yet.
@@ -262,7 +291,7 @@ func (d *Device) NewToken(ctx context.Context) (string, error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
 	}
-	return d.inTime(ctx, d.tokens.Renew)
+	return d.inOrder(ctx, d.tokens.Renew)
 }
 
 func errNotEnrolled() error {

@@ -60,7 +60,7 @@ func (d *Device) makeKeys() error {
 	for _, k := range []struct {
 		file, curve string
 		have        bool
-	}{{signFile, d.o.SignCurve, d.signer != nil}, {sealFile, d.o.SealCurve, d.opener != nil}} {
+	}{{signFile, d.o.SignCurve, d.signer.Load() != nil}, {sealFile, d.o.SealCurve, d.opener.Load() != nil}} {
 		if k.have {
 			continue
 		}
@@ -118,7 +118,7 @@ func (d *Device) register(ctx context.Context, server, code, hash string, t *tok
 		return nil, err
 	}
 	defer tr.CloseIdleConnections()
-	proof, err := token.SignEnrollment(d.signer, t.Issuer, hash, d.opener.Public().ID(), d.reckonUnder(t))
+	proof, err := token.SignEnrollment(d.signer.Load(), t.Issuer, hash, d.opener.Load().Public().ID(), d.reckonUnder(t))
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func (d *Device) register(ctx context.Context, server, code, hash string, t *tok
 	c := rest.Client{Base: server, HTTP: &http.Client{Transport: tr, CheckRedirect: rest.NoRedirects, Timeout: 30 * time.Second}}
 	_, err = c.JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/enroll"}, map[string]any{
 		"code": code, "proof": proof,
-		"keys": map[string]json.RawMessage{"sign": d.signer.Public().JWK(), "seal": d.opener.Public().JWK()},
+		"keys": map[string]json.RawMessage{"sign": d.signer.Load().Public().JWK(), "seal": d.opener.Load().Public().JWK()},
 	}, &id)
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 const (
 	signFile     = "sign.jwk"
 	sealFile     = "seal.jwk"
+	nextFile     = "keys.next" // while keys change: both new ones
 	identityFile = "device.json"
 	trustFile    = "trust.jws"
 	caFile       = "ca.pem"

@@ -69,7 +69,7 @@ func (d *Device) check(jwe string) (token.Command, string, error) {
 	if d.over(trust.Expires) {
 		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle is over: nothing new is obeyed until the next one came")
 	}
-	jws, cty, err := d.opener.Open(jwe, watchword.MaxDocument)
+	jws, cty, err := d.opener.Load().Open(jwe, watchword.MaxDocument)
 	if err != nil || !jose.SameType(cty, "JWT") {
 		return token.Command{}, "", watchword.Because(err, watchword.CommandUnsealed, "the command is not sealed to this device: %s", watchword.CodeOf(err))
 	}
@@ -165,7 +165,7 @@ func (d *Device) sign(p position, id watchword.CommandID, hash string, st watchw
 		}
 		r.Result = b
 	}
-	return token.SignReceipt(d.signer, r)
+	return token.SignReceipt(d.signer.Load(), r)
 }
 
 // PinOrders makes the device obey only commands that carry an order signed by one

@@ -201,6 +201,9 @@ func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 	for announced := false; ctx.Err() == nil; {
 		d.tellTime(ctx)
 		err := func() error {
+			if err := d.settleKeys(ctx); err != nil {
+				return err
+			}
 			if time.Since(trusted) > trustEvery {
 				if err := d.renewTrust(ctx); err != nil {
 					return err
