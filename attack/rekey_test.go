@@ -15,6 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
 	"github.com/watchword-iot/watchword/sqlite"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -356,7 +357,7 @@ func TestACutOffKeyChangeIsFinished(t *testing.T) {
 		t.Fatal("the keys changed, though the server took none")
 	}
 	must(t, d.Close())
-	h = serveOn(t, dir, onPort(port))
+	h = serveOn(t, dir, func(c *server.Config) { c.Server.HTTPS, c.Server.MQTTS = "localhost:"+port, d.MQTT() })
 
 	var newSign, newSeal []byte
 	for _, tc := range []struct {

@@ -166,9 +166,7 @@ func (d *Device) tellTime(ctx context.Context) {
 	if !d.timeDue() {
 		return
 	}
-	if _, err := d.askTime(ctx, d.id.HTTPS, d.trust.Load()); err != nil && ctx.Err() == nil {
-		d.o.Log.Info("no signed time", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
-	}
+	d.hearTime(ctx, d.id.HTTPS, d.trust.Load())
 }
 
 func (d *Device) timeDue() bool {
@@ -204,11 +202,7 @@ func (d *Device) doubtTime(ctx context.Context, err error) bool {
 	if !d.clock.askedBefore(clockRetry) || d.over(d.trust.Load().Expires) {
 		return false // a bundle that is over does not say what time it is
 	}
-	better, err := d.askTime(ctx, d.id.HTTPS, d.trust.Load())
-	if err != nil && ctx.Err() == nil {
-		d.o.Log.Info("no signed time", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
-	}
-	return better
+	return d.hearTime(ctx, d.id.HTTPS, d.trust.Load())
 }
 
 // onTime gets a token under the right time: known before, or asked for once where
@@ -220,6 +214,16 @@ func (d *Device) onTime(ctx context.Context, get func(context.Context) (string, 
 		return get(ctx)
 	}
 	return t, err
+}
+
+// hearTime is [Device.askTime] where no answer is no error: the device goes on as
+// it is.
+func (d *Device) hearTime(ctx context.Context, server string, t *token.Trust) bool {
+	better, err := d.askTime(ctx, server, t)
+	if err != nil && ctx.Err() == nil {
+		d.o.Log.Info("no signed time", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+	}
+	return better
 }
 
 // askTime asks a server for the time, signed under the time keys of t for a fresh

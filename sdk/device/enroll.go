@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
-	"log/slog"
 	"net/http"
 	"time"
 
@@ -49,6 +48,9 @@ func (d *Device) Enroll(ctx context.Context, link string) error {
 		return err
 	}
 	id, err := d.register(ctx, server, code, hash, t)
+	if watchword.CodeOf(err) == watchword.ProofInvalid && d.firstTime(ctx, server, t) {
+		id, err = d.register(ctx, server, code, hash, t) // nothing was wrong with it but its time
+	}
 	if err != nil {
 		return err
 	}
@@ -88,9 +90,7 @@ func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, st
 		return nil, "", err
 	}
 	if d.nowUnder(&t).IsZero() { // no clock, or one that the root's own word proves wrong
-		if err := d.firstTime(ctx, server, &t); err != nil {
-			return nil, "", err
-		}
+		d.firstTime(ctx, server, &t)
 	}
 	if at := d.nowUnder(&t); !at.IsZero() {
 		if t, err = token.VerifyTrust(string(a.Body), pin, at); err != nil {
@@ -100,15 +100,12 @@ func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, st
 	return &t, string(a.Body), checkPeer(shown, server, &t, d.nowUnder(&t))
 }
 
-// firstTime asks a server that is not one's own yet what time it is. One that does
-// not say is no error.
-func (d *Device) firstTime(ctx context.Context, server string, t *token.Trust) error {
+// firstTime asks a server that is not one's own yet what time it is, and reports
+// whether the device knows better now. Without an answer it goes on as it is.
+func (d *Device) firstTime(ctx context.Context, server string, t *token.Trust) bool {
 	d.clock.asking.Lock()
 	defer d.clock.asking.Unlock()
-	if _, err := d.askTime(ctx, server, t); err != nil {
-		d.o.Log.Info("no signed time", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
-	}
-	return ctx.Err()
+	return d.hearTime(ctx, server, t)
 }
 
 // register shows the code and the public keys, over a connection that the bundle vouches for.
