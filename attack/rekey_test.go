@@ -439,3 +439,25 @@ func TestAKeyChangeThatPolicyForbids(t *testing.T) {
 		t.Error("the key did not change")
 	}
 }
+
+// An agent that changes its keys by itself does so when they are old, and no sooner.
+func TestKeysThatAreOldAreChanged(t *testing.T) {
+	h := serve(t, nil)
+	v := h.enroll("lamp-1", device.Options{}, nil)
+	first, _ := v.Keys()
+	old := time.Now().Add(-60 * 24 * time.Hour)
+	must(t, os.Chtimes(filepath.Join(filepath.Dir(v.CAFile()), "seal.jwk"), old, old))
+	run, stop := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- v.RekeyEvery(run, 10*time.Second) }() // at once, give or take half a second
+	for now := first; now.ID() == first.ID(); now, _ = v.Keys() {
+		if _, err := h.admin.Device(t.Context(), "lamp-1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	must(t, <-ran)
+	if n := len(h.entries(audit.DeviceRekey, audit.Done)); n != 1 {
+		t.Errorf("%d key changes", n)
+	}
+}

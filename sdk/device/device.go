@@ -72,7 +72,7 @@ type Device struct {
 }
 
 // Open opens or makes a device's folder for this process alone. Codes:
-// folder_in_use, key_exposed, internal where a file is damaged.
+// folder_in_use, key_exposed, key_damaged, internal where another file is damaged.
 func Open(dir string) (*Device, error) { return OpenWith(dir, Options{}) }
 
 // OpenWith is [Open] with options.

@@ -380,4 +380,3 @@ func (d *Device) keysMade() (time.Time, error) {
 	}
 	return oldest, nil
 }
-
