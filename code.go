@@ -98,7 +98,7 @@ const (
 
 	// CodeInvalid means an enrollment code that is unknown, used, or over.
 	CodeInvalid Code = "code_invalid"
-	// ProofInvalid means the enrollment proof does not fit its code or keys.
+	// ProofInvalid means the proof of an enrollment or key change does not fit its code or keys.
 	ProofInvalid Code = "proof_invalid"
 	// PairingPending means that nobody has decided on the pairing yet (RFC 8628 §3.5).
 	PairingPending Code = "pairing_pending"
@@ -130,9 +130,9 @@ const (
 	CommandStale Code = "command_stale"
 	// CommandExpired means the command's end has passed.
 	CommandExpired Code = "command_expired"
-	// NonceMismatch means a command without the nonce that this device waits for.
+	// NonceMismatch means a command, or a signed time, without the nonce that this device waits for.
 	NonceMismatch Code = "nonce_mismatch"
-	// ReceiptInvalid means a receipt that settles nothing: unknown command, wrong hash, wrong signer.
+	// ReceiptInvalid means a receipt that settles nothing: unknown command, wrong hash, wrong signer, a key that was replaced before.
 	ReceiptInvalid Code = "receipt_invalid"
 	// CommandRefused means the device's signed answer is a refusal.
 	CommandRefused Code = "command_refused"

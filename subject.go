@@ -87,10 +87,15 @@ type Subject struct {
 	Incarnation int64
 	Created     time.Time
 	Changed     time.Time
-	// Keys holds every key the subject has or had, oldest first. Lists of many
+	// Keys holds the keys the subject has or had, oldest first: those that are
+	// active, and of the others the newest, up to [KeysShown] in all. Lists of many
 	// subjects leave it nil.
 	Keys []Key
 }
+
+// KeysShown is how many keys come with a subject, beside the active ones. That a
+// key was used is remembered for ever, of however many.
+const KeysShown = 32
 
 // Usable returns nil if the subject is active, and a refusal that says why not
 // otherwise. Codes: subject_new, subject_suspended, subject_revoked.
@@ -155,4 +160,6 @@ type Key struct {
 	JWK     []byte
 	State   KeyState
 	Added   time.Time
+	// Retired is when another key took its place; zero while none has.
+	Retired time.Time
 }

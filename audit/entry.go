@@ -35,6 +35,7 @@ const (
 	OperatorCreate   = "operator.create"
 	DeviceLink       = "device.link"
 	DeviceEnroll     = "device.enroll"
+	DeviceRekey      = "device.rekey"
 	DeviceLabel      = "device.label"
 	DeviceSuspend    = "device.suspend"
 	DeviceResume     = "device.resume"

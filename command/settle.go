@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -35,6 +36,9 @@ func (d *Desk) TakeReceipt(ctx context.Context, t watchword.TenantID, device wat
 	if err != nil {
 		return Row{}, err
 	}
+	if err := d.inTime(ctx, s, key, r); err != nil {
+		return Row{}, err
+	}
 	sealed, err := d.safe.Seal(receiptAtRest(r.Command), []byte(raw))
 	if err != nil {
 		return Row{}, err
@@ -53,6 +57,26 @@ func (d *Desk) TakeReceipt(ctx context.Context, t watchword.TenantID, device wat
 		d.tell(row)
 	}
 	return row, err
+}
+
+// inTime refuses a receipt by a retired key for what was handed over after it was
+// replaced: whoever finds an old key answers for nothing new. What was handed over
+// before may have been answered before. Code: receipt_invalid.
+func (d *Desk) inTime(ctx context.Context, s *watchword.Subject, key watchword.KeyID, r token.Receipt) error {
+	i := slices.IndexFunc(s.Keys, func(k watchword.Key) bool { return k.ID == key })
+	if i < 0 || s.Keys[i].State == watchword.KeyActive {
+		return nil
+	}
+	hs, err := d.store.Handovers(ctx, s.Tenant, r.Command)
+	if err != nil {
+		return err
+	}
+	for _, h := range hs {
+		if h.Hash == r.Hash && !h.At.After(s.Keys[i].Retired) {
+			return nil
+		}
+	}
+	return watchword.Refuse(watchword.ReceiptInvalid, "the key was replaced before this command was handed over")
 }
 
 // expireBatch is how many commands end in one transaction.

@@ -17,6 +17,7 @@ type Store interface {
 	CreateSubject(ctx context.Context, s watchword.Subject, code *Code, e audit.Entry) error
 	AddCode(ctx context.Context, c Code, e audit.Entry) error
 	RedeemCode(ctx context.Context, r Redemption, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
+	Rekeys
 }
 
 // Options is what a gate needs to know beside the store.

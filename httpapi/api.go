@@ -60,6 +60,7 @@ type Options struct {
 	CAPEM       func() []byte // the own authorities, for the enrollment answer; nil if a public one vouches
 	JWKS        func() []byte // the issuer's public keys as a JWK set
 	Bundle      func() string // today's trust bundle
+	Time        TimeSigner    // of POST /v1/time
 	TokenRate   float64       // requests a second and address on the endpoints that need no token; 0 means no bound
 	PublishRate float64       // events a second and subject; 0 means no bound
 	Now         func() time.Time
@@ -101,8 +102,10 @@ func New(p Parts) *API {
 	a.huma = newHuma(a)
 	a.oauthRoutes()
 	a.enrollRoutes()
+	a.timeRoutes()
 	a.selfRoutes()
 	a.selfCommandRoutes()
+	a.rekeyRoutes()
 	a.deviceRoutes()
 	a.twinRoutes()
 	a.policyRoutes()

@@ -43,6 +43,7 @@ type DeviceKey struct {
 	Purpose watchword.Purpose  `json:"purpose"`
 	State   watchword.KeyState `json:"state"`
 	AddedAt time.Time          `json:"added_at"`
+	Retired *time.Time         `json:"retired_at,omitempty" doc:"when another key took its place"`
 	JWK     json.RawMessage    `json:"jwk"`
 }
 
@@ -61,7 +62,7 @@ func viewDevice(s watchword.Subject) Device {
 		d.Labels = watchword.Labels{}
 	}
 	for _, k := range s.Keys {
-		d.Keys = append(d.Keys, DeviceKey{ID: k.ID, Purpose: k.Purpose, State: k.State, AddedAt: k.Added.UTC(), JWK: k.JWK})
+		d.Keys = append(d.Keys, DeviceKey{ID: k.ID, Purpose: k.Purpose, State: k.State, AddedAt: k.Added.UTC(), Retired: when(k.Retired), JWK: k.JWK})
 	}
 	return d
 }

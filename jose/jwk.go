@@ -250,6 +250,9 @@ func (k *PublicKey) JWK() []byte { return k.jwk }
 // SPKI returns the SubjectPublicKeyInfo (RFC 5280) as DER. The caller must not change it.
 func (k *PublicKey) SPKI() []byte { return k.spki }
 
+// Curve returns P-256, Ed25519 or X25519.
+func (k *PublicKey) Curve() string { return k.crv }
+
 // MaySign reports whether this kind of key signs: P-256 and Ed25519.
 func (k *PublicKey) MaySign() bool { return k.crv != X25519 }
 

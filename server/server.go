@@ -163,6 +163,9 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.recorder = audit.NewRecorder(s.store)
 	options := httpapi.Options{
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.ring.JWKS, Bundle: s.ring.Bundle,
+		Time: func(nonce string, now time.Time) (string, error) {
+			return token.SignTime(s.ring.Signer(keyring.Time), s.ring.Issuer(), nonce, now)
+		},
 		TokenRate: float64(s.cfg.Limits.TokenRate), PublishRate: float64(s.cfg.Limits.PublishRate), Now: s.o.Now, Log: s.o.Log,
 	}
 	tlsConfig, err := s.tls()

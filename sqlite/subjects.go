@@ -29,13 +29,13 @@ func scanSubject(r scanner) (s watchword.Subject, err error) {
 }
 
 func scanKey(r scanner) (k watchword.Key, err error) {
-	var added int64
-	err = r.Scan(&k.ID, &k.Purpose, &k.JWK, &k.State, &added)
-	k.Added = moment(added)
+	var added, retired int64
+	err = r.Scan(&k.ID, &k.Purpose, &k.JWK, &k.State, &added, &retired)
+	k.Added, k.Retired = moment(added), moment(retired)
 	return k, err
 }
 
-// subject reads one subject with its keys.
+// subject reads one subject with its keys: the active ones and the newest.
 func subject(ctx context.Context, from rows, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
 	s, err := one(ctx, from, scanSubject, notFound("subject", id),
 		`SELECT `+subjectColumns+` FROM subjects WHERE tenant = ? AND id = ? AND deleted = 0`, t, id)
@@ -43,7 +43,8 @@ func subject(ctx context.Context, from rows, t watchword.TenantID, id watchword.
 		return s, err
 	}
 	s.Keys, err = all(ctx, from, scanKey,
-		`SELECT id, purpose, jwk, state, added FROM subject_keys WHERE tenant = ? AND subject = ? ORDER BY n`, t, id)
+		`SELECT id, purpose, jwk, state, added, retired FROM subject_keys WHERE tenant = ?1 AND subject = ?2 AND (state = 'active'
+			OR n IN (SELECT n FROM subject_keys WHERE tenant = ?1 AND subject = ?2 ORDER BY n DESC LIMIT ?3)) ORDER BY n`, t, id, watchword.KeysShown)
 	return s, err
 }
 
@@ -51,7 +52,7 @@ func (t *tx) subject(tenant watchword.TenantID, id watchword.SubjectID) (watchwo
 	return subject(context.Background(), t, tenant, id)
 }
 
-// Subject returns one subject with all its keys.
+// Subject returns one subject with its keys.
 func (s *Store) Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
 	return subject(ctx, s, t, id)
 }
@@ -114,7 +115,7 @@ func (t *tx) addKey(tenant watchword.TenantID, id watchword.SubjectID, k watchwo
 	n, err := t.exec(`INSERT INTO subject_keys (tenant, subject, id, purpose, jwk, state, added) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
 		tenant, id, k.ID, k.Purpose, k.JWK, k.State, stamp(k.Added))
 	if err == nil && n == 0 {
-		err = watchword.Refuse(watchword.Conflict, "a key that was used before cannot enroll again; make new keys")
+		err = watchword.Refuse(watchword.Conflict, "a key that was used before does not come in again; make new keys")
 	}
 	return err
 }

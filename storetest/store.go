@@ -42,7 +42,8 @@ type Store interface {
 	// CreateSubject adds s (Version 1, Incarnation 1, no keys). If the id is taken or was ever taken by a deleted
 	// one: conflict. code, if not nil, is stored with it.
 	CreateSubject(ctx context.Context, s watchword.Subject, code *enroll.Code, e audit.Entry) error
-	// Subject returns one subject with all its keys; not_found also for deleted ones.
+	// Subject returns one subject with its keys, the active ones and of all the newest watchword.KeysShown; not_found also for
+	// deleted ones.
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
 	// Subjects returns up to limit subjects without keys, in order of id after `after`, that are of kind (empty:
 	// any), in state (empty: any) and carry every pair of sel.
@@ -70,6 +71,13 @@ type Store interface {
 	// suspended): code_invalid. A key that another subject of the tenant has or had, or this one had before:
 	// conflict, the code is not spent. e.Object and e.Actor are set by the store to the subject's id.
 	RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
+
+	// Rekey puts r.Sign and r.Seal in the place of the subject's active keys, which become retired as of now; one that is
+	// active already stays. Are they the active ones both: the subject, replay true, no entry, nothing spent. The subject
+	// must be active (subject_suspended, …), of r.Incarnation, and r.From one of its active sign keys (client_invalid). r.Spent
+	// was seen before: token_replayed. A key that anybody in the tenant has or had: conflict. More than enroll.RekeysMost new
+	// keys within enroll.RekeysSpan: rate_limited with RetryAfter.
+	Rekey(ctx context.Context, r enroll.Rekeying, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
 
 	// IssueToken spends the assertion's jti (seen before for this tenant and subject: token_replayed), checks that the
 	// subject is active (subject_new, subject_suspended, subject_revoked), that r.Incarnation is its own and r.Key is one of its active sign keys (else

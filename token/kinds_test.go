@@ -36,9 +36,10 @@ type kind struct {
 }
 
 const (
-	dpop = "DPoP proof"
-	dev  = watchword.SubjectID("lamp-1")
-	hash = "n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg"
+	dpop  = "DPoP proof"
+	dev   = watchword.SubjectID("lamp-1")
+	nonce = "AAAAAAAAAAAAAAAAAAAAAA"
+	hash  = "n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg"
 )
 
 var kinds = []kind{
@@ -137,6 +138,28 @@ var kinds = []kind{
 				err = watchword.Refuse(watchword.KeyUnknown, "another key")
 			}
 			return err
+		},
+	},
+	{
+		"signed time",
+		func(s *jose.Signer) (string, error) { return token.SignTime(s, issuer, nonce, now) },
+		func(raw string, keys token.KeySet) error {
+			_, err := token.VerifyTime(raw, keys, issuer, nonce)
+			return err
+		},
+	},
+	{
+		"key change", // one of its two tokens: what each must be is the same
+		func(s *jose.Signer) (string, error) {
+			raw, err := token.SignRekey(s, s, dev, issuer, "seal", now)
+			return strings.TrimSuffix(strings.TrimPrefix(raw, `["`), `"]`), err
+		},
+		func(raw string, keys token.KeySet) error {
+			for _, k := range keys {
+				_, err := token.VerifyRekey(`["`+raw+`"]`, k, k, dev, issuer, now)
+				return err
+			}
+			return nil
 		},
 	},
 	{

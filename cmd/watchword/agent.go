@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) agentCommand() *cobra.Command {
-	return group("agent", "The device's side, for anything that runs Linux", a.agentEnroll(), a.agentRun(), a.agentToken(), a.agentAssertion(), a.agentStatus())
+	return group("agent", "The device's side, for anything that runs Linux", a.agentEnroll(), a.agentRun(), a.agentToken(), a.agentAssertion(), a.agentStatus(), a.agentRekey())
 }
 
 func dirFlag(c *cobra.Command) *string {
@@ -26,11 +26,17 @@ func dirFlag(c *cobra.Command) *string {
 	return dir
 }
 
+// clockFlag is for devices that do not know the time by themselves.
+func clockFlag(c *cobra.Command) *bool {
+	return c.Flags().Bool("no-clock", false, "this device has no clock: ask the server for signed time, and obey by nonce until it is known")
+}
+
 func (a *app) agentEnroll() *cobra.Command {
 	c := &cobra.Command{Use: "enroll LINK|FILE|- --dir DIR", Short: "Make keys, and become the device of a one-time link", Args: args(cobra.ExactArgs(1))}
 	dir := dirFlag(c)
 	sign := c.Flags().String("sign", "P-256", "curve of the signing key: P-256 or Ed25519")
 	seal := c.Flags().String("seal", "P-256", "curve of the sealing key: P-256 or X25519")
+	noClock := clockFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *sign != "P-256" && *sign != "Ed25519" {
 			return usage("--sign must be P-256 or Ed25519")
@@ -46,7 +52,7 @@ func (a *app) agentEnroll() *cobra.Command {
 			}
 			link = strings.TrimSpace(string(b))
 		}
-		d, err := device.OpenWith(*dir, device.Options{SignCurve: *sign, SealCurve: *seal})
+		d, err := device.OpenWith(*dir, device.Options{SignCurve: *sign, SealCurve: *seal, NoClock: *noClock})
 		if err != nil {
 			return err
 		}
@@ -96,17 +102,17 @@ func (a *app) agentStatus() *cobra.Command {
 	c := &cobra.Command{Use: "status --dir DIR", Short: "What the device's folder holds", Args: args(cobra.NoArgs)}
 	dir := dirFlag(c)
 	c.RunE = func(*cobra.Command, []string) error {
-		return onDevice(*dir, a.printStatus)
+		return onDevice(*dir, device.Options{}, a.printStatus)
 	}
 	return c
 }
 
 // onDevice opens a folder that is there and calls f.
-func onDevice(dir string, f func(*device.Device) error) error {
+func onDevice(dir string, o device.Options, f func(*device.Device) error) error {
 	if _, err := os.Stat(dir); err != nil {
 		return err
 	}
-	d, err := device.OpenShared(dir, device.Options{})
+	d, err := device.OpenShared(dir, o)
 	if err != nil {
 		return err
 	}
@@ -115,9 +121,9 @@ func onDevice(dir string, f func(*device.Device) error) error {
 
 func (a *app) agentToken() *cobra.Command {
 	c := &cobra.Command{Use: "token --dir DIR", Short: "Print an access token, for a stock client", Args: args(cobra.NoArgs)}
-	dir := dirFlag(c)
+	dir, noClock := dirFlag(c), clockFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		return onDevice(*dir, func(d *device.Device) error {
+		return onDevice(*dir, device.Options{NoClock: *noClock}, func(d *device.Device) error {
 			t, err := d.NewToken(c.Context())
 			if err != nil {
 				return err
@@ -130,9 +136,10 @@ func (a *app) agentToken() *cobra.Command {
 
 func (a *app) agentAssertion() *cobra.Command {
 	c := &cobra.Command{Use: "assertion --dir DIR", Short: "Print a client assertion, good once, for five minutes", Args: args(cobra.NoArgs)}
-	dir := dirFlag(c)
+	dir, noClock := dirFlag(c), clockFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		return onDevice(*dir, func(d *device.Device) error {
+		return onDevice(*dir, device.Options{NoClock: *noClock}, func(d *device.Device) error {
+			d.AskTime(c.Context())
 			t, err := d.Assertion(token.AssertionLife)
 			if err != nil {
 				return err
@@ -148,9 +155,14 @@ func (a *app) agentRun() *cobra.Command {
 	dir := dirFlag(c)
 	functions := c.Flags().String("functions", "", "TOML file that maps functions to programs")
 	stream := c.Flags().String("stdin", "", "publish each line of standard input in this stream; ends at its end")
+	every := c.Flags().Duration("rekey-every", 0, "change both keys when they are this old, as 720h; 0 never does")
+	noClock := clockFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if *every != 0 && *every < rekeyShortest {
+			return usage("--rekey-every must be %s or more", rekeyShortest)
+		}
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-		d, err := device.OpenWith(*dir, device.Options{Log: log})
+		d, err := device.OpenWith(*dir, device.Options{Log: log, NoClock: *noClock})
 		if err != nil {
 			return err
 		}
@@ -165,7 +177,7 @@ func (a *app) agentRun() *cobra.Command {
 			}
 			agent.Register(d, fs)
 		}
-		return runAgent(c.Context(), d, *stream)
+		return besides(c.Context(), d, *every, func(ctx context.Context) error { return runAgent(ctx, d, *stream) })
 	}
 	return c
 }

@@ -175,7 +175,11 @@ func (a *app) deviceShow() *cobra.Command {
 func showDevice(w io.Writer, d admin.Device) {
 	fmt.Fprintf(w, "id\t%s\nstate\t%s\nlabels\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, d.Version, ago(d.CreatedAt), ago(d.ChangedAt))
 	for _, k := range d.Keys {
-		fmt.Fprintf(w, "key\t%s  %s, %s, since %s\n", k.ID, k.Purpose, k.State, ago(k.AddedAt))
+		until := ""
+		if k.Retired != nil {
+			until = ", replaced " + ago(*k.Retired)
+		}
+		fmt.Fprintf(w, "key\t%s  %s, %s, since %s%s\n", k.ID, k.Purpose, k.State, ago(k.AddedAt), until)
 	}
 	for _, f := range d.Functions {
 		schema := ""

@@ -43,6 +43,7 @@ type Key struct {
 	Purpose watchword.Purpose  `json:"purpose"`
 	State   watchword.KeyState `json:"state"`
 	AddedAt time.Time          `json:"added_at"`
+	Retired *time.Time         `json:"retired_at,omitempty"`
 	JWK     json.RawMessage    `json:"jwk"`
 }
 

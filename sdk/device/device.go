@@ -34,8 +34,9 @@ type Options struct {
 	// files: P-256 or Ed25519, and P-256 or X25519.
 	Signer crypto.Signer
 	Opener ecdh.KeyExchanger
-	// NoClock says that the device does not know the time: then it obeys only
-	// commands that carry its own nonce.
+	// NoClock says that the device does not know the time: then it asks the server
+	// for signed time, and until it has an answer it obeys only commands that carry
+	// its own nonce.
 	NoClock bool
 	// Connected, if not nil, is told in Run each time the server is reached again:
 	// over "mqtt" or "https". It must not wait.
@@ -50,8 +51,9 @@ type Device struct {
 	o    Options
 	lock *os.File // nil where the folder is shared
 
-	signer *jose.Signer // nil until the keys exist
-	opener *jose.Opener
+	signer atomic.Pointer[jose.Signer] // nil until the keys exist; another one after [Device.Rekey]
+	opener atomic.Pointer[jose.Opener]
+	change change
 
 	id     *identity // nil until enrolled
 	trust  atomic.Pointer[token.Trust]
@@ -61,6 +63,7 @@ type Device struct {
 	tokens *rest.Tokens
 	wire   atomic.Pointer[wire] // the MQTT connection, while there is one
 
+	clock    clock
 	handlers handlers
 	orders   atomic.Pointer[token.KeySet] // of who may order; nil: the server's word is enough
 	nonce    nonce
@@ -70,7 +73,7 @@ type Device struct {
 }
 
 // Open opens or makes a device's folder for this process alone. Codes:
-// folder_in_use, key_exposed, internal where a file is damaged.
+// folder_in_use, key_exposed, key_damaged, internal where another file is damaged.
 func Open(dir string) (*Device, error) { return OpenWith(dir, Options{}) }
 
 // OpenWith is [Open] with options.
@@ -93,49 +96,59 @@ func OpenWith(dir string, o Options) (_ *Device, err error) {
 			err = errors.Join(err, d.lock.Close())
 		}
 	}()
-	if err := d.loadKeys(); err != nil {
-		return nil, err
+	return d, d.load()
+}
+
+// load reads what the folder holds.
+func (d *Device) load() (err error) {
+	if d.clock.floor, err = readFloor(d.path(clockFile)); err != nil {
+		return err
 	}
-	if d.id, err = readIdentity(dir); err != nil || d.id == nil {
-		return d, err
+	if err = d.loadKeys(); err != nil {
+		return err
 	}
-	return d, d.ready(false)
+	if d.id, err = readIdentity(d.dir); err != nil || d.id == nil {
+		return err
+	}
+	return d.ready(false)
 }
 
 func (d *Device) path(name string) string { return filepath.Join(d.dir, name) }
 
-func (d *Device) now() time.Time {
-	if d.o.NoClock {
-		return time.Time{}
-	}
-	return d.o.Now()
-}
-
 // loadKeys takes the keys that were given, or those of the folder, if they are there.
-func (d *Device) loadKeys() (err error) {
-	if d.o.Signer != nil {
-		d.signer, err = jose.NewSigner(d.o.Signer)
-	} else if k, kerr := readKey(d.path(signFile)); kerr != nil {
-		return kerr
-	} else if k != nil {
-		d.signer, err = k.Signer()
+func (d *Device) loadKeys() error {
+	var signer *jose.Signer
+	var opener *jose.Opener
+	sign, err := readKey(d.path(signFile))
+	switch {
+	case d.o.Signer != nil:
+		signer, err = jose.NewSigner(d.o.Signer)
+	case sign != nil:
+		signer, err = sign.Signer()
 	}
 	if err != nil {
 		return err
 	}
-	if d.o.Opener != nil {
-		d.opener, err = jose.NewOpener(d.o.Opener)
-	} else if k, kerr := readKey(d.path(sealFile)); kerr != nil {
-		return kerr
-	} else if k != nil {
-		d.opener, err = k.Opener()
+	seal, err := readKey(d.path(sealFile))
+	switch {
+	case d.o.Opener != nil:
+		opener, err = jose.NewOpener(d.o.Opener)
+	case seal != nil:
+		opener, err = seal.Opener()
 	}
+	if err != nil {
+		return err
+	}
+	d.signer.Store(signer)
+	d.opener.Store(opener)
+	n, err := readNext(d.path(nextFile))
+	d.change.set(n)
 	return err
 }
 
 // ready makes an enrolled device ready to talk.
 func (d *Device) ready(fresh bool) error {
-	if d.signer == nil || d.opener == nil {
+	if d.signer.Load() == nil || d.opener.Load() == nil {
 		return watchword.Refuse(watchword.Internal, "%s holds an enrollment, but not its keys", d.dir)
 	}
 	raw, err := os.ReadFile(d.path(trustFile))
@@ -165,7 +178,7 @@ func (d *Device) ready(fresh bool) error {
 
 // use talks to the server that a trust bundle vouches for.
 func (d *Device) use(t *token.Trust) error {
-	tr, err := transport(t, d.now())
+	tr, err := d.roadTo(t)
 	if err != nil {
 		return err
 	}
@@ -174,14 +187,31 @@ func (d *Device) use(t *token.Trust) error {
 		old.CloseIdleConnections()
 		return nil
 	}
-	hc := &http.Client{Transport: &d.road, CheckRedirect: rest.NoRedirects}
-	d.tokens = &rest.Tokens{
-		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.o.Now,
-		Sign: func() (string, error) { return d.Assertion(token.AssertionLife) },
-	}
-	d.client = &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: d.tokens.Get, Forget: d.tokens.Forget}
+	d.client, d.tokens = d.speaker(d.signer.Load)
+	d.client.Bearer, d.client.Forget = d.bearer, d.tokens.Forget
 	return nil
 }
+
+// speaker asks the server as the holder of a key.
+func (d *Device) speaker(signer func() *jose.Signer) (*rest.Client, *rest.Tokens) {
+	hc := &http.Client{Transport: &d.road, CheckRedirect: rest.NoRedirects}
+	tokens := &rest.Tokens{
+		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.reckon,
+		Sign: func() (string, error) { return d.assertion(signer(), token.AssertionLife) },
+	}
+	return &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: tokens.Get}, tokens
+}
+
+// inOrder gets a token with the key that counts, at the right time.
+func (d *Device) inOrder(ctx context.Context, get func(context.Context) (string, error)) (string, error) {
+	if err := d.settleKeys(ctx); err != nil {
+		return "", err
+	}
+	return d.onTime(ctx, get)
+}
+
+// bearer returns the token for one request.
+func (d *Device) bearer(ctx context.Context) (string, error) { return d.inOrder(ctx, d.tokens.Get) }
 
 // Enrolled reports whether the device has an identity.
 func (d *Device) Enrolled() bool { return d.id != nil }
@@ -213,10 +243,11 @@ func (d *Device) MQTT() string {
 
 // Keys returns the public keys, to sign and to seal; nil before they are made.
 func (d *Device) Keys() (sign, seal *jose.PublicKey) {
-	if d.signer == nil || d.opener == nil {
+	signer, opener := d.signer.Load(), d.opener.Load()
+	if signer == nil || opener == nil {
 		return nil, nil
 	}
-	return d.signer.Public(), d.opener.Public()
+	return signer.Public(), opener.Public()
 }
 
 // CAFile returns the path of the file that other clients may trust the server by.
@@ -241,7 +272,11 @@ func (d *Device) Assertion(life time.Duration) (string, error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
 	}
-	return token.SignAssertion(d.signer, d.id.ID, d.id.Issuer, d.o.Now(), life)
+	return d.assertion(d.signer.Load(), life)
+}
+
+func (d *Device) assertion(s *jose.Signer, life time.Duration) (string, error) {
+	return token.SignAssertion(s, d.id.ID, d.id.Issuer, d.reckon(), life)
 }
 
 // Token returns an access token that is good for a while yet.
@@ -249,7 +284,7 @@ func (d *Device) Token(ctx context.Context) (string, error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
 	}
-	return d.tokens.Get(ctx)
+	return d.bearer(ctx)
 }
 
 // NewToken returns an access token that was never shown before.
@@ -257,7 +292,7 @@ func (d *Device) NewToken(ctx context.Context) (string, error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
 	}
-	return d.tokens.Renew(ctx)
+	return d.inOrder(ctx, d.tokens.Renew)
 }
 
 func errNotEnrolled() error {
@@ -297,11 +332,5 @@ func OpenShared(dir string, o Options) (*Device, error) {
 		return nil, err
 	}
 	d := &Device{dir: dir, o: o}
-	if err := d.loadKeys(); err != nil {
-		return nil, err
-	}
-	if d.id, err = readIdentity(dir); err != nil || d.id == nil {
-		return d, err
-	}
-	return d, d.ready(false)
+	return d, d.load()
 }

@@ -47,6 +47,9 @@ func (d *Device) Enroll(ctx context.Context, link string) error {
 		return err
 	}
 	id, err := d.register(ctx, server, code, hash, t)
+	if watchword.CodeOf(err) == watchword.ProofInvalid && d.firstTime(ctx, server, t) {
+		id, err = d.register(ctx, server, code, hash, t) // nothing was wrong with it but its time
+	}
 	if err != nil {
 		return err
 	}
@@ -58,7 +61,7 @@ func (d *Device) makeKeys() error {
 	for _, k := range []struct {
 		file, curve string
 		have        bool
-	}{{signFile, d.o.SignCurve, d.signer != nil}, {sealFile, d.o.SealCurve, d.opener != nil}} {
+	}{{signFile, d.o.SignCurve, d.signer.Load() != nil}, {sealFile, d.o.SealCurve, d.opener.Load() != nil}} {
 		if k.have {
 			continue
 		}
@@ -81,25 +84,37 @@ func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, st
 	if err != nil {
 		return nil, "", err
 	}
-	t, err := token.VerifyTrust(string(a.Body), pin, d.now())
+	t, err := token.VerifyTrust(string(a.Body), pin, time.Time{})
 	if err != nil {
 		return nil, "", err
 	}
-	return &t, string(a.Body), checkPeer(shown, server, &t, d.now())
+	if d.nowUnder(&t).IsZero() { // no clock, or one that the root's own word proves wrong
+		d.firstTime(ctx, server, &t)
+	}
+	if at := d.nowUnder(&t); !at.IsZero() {
+		if t, err = token.VerifyTrust(string(a.Body), pin, at); err != nil {
+			return nil, "", err
+		}
+	}
+	return &t, string(a.Body), checkPeer(shown, server, &t, d.nowUnder(&t))
+}
+
+// firstTime asks a server that is not one's own yet what time it is, and reports
+// whether the device knows better now. Without an answer it goes on as it is.
+func (d *Device) firstTime(ctx context.Context, server string, t *token.Trust) bool {
+	d.clock.asking.Lock()
+	defer d.clock.asking.Unlock()
+	return d.hearTime(ctx, server, t)
 }
 
 // register shows the code and the public keys, over a connection that the bundle vouches for.
 func (d *Device) register(ctx context.Context, server, code, hash string, t *token.Trust) (*identity, error) {
-	tr, err := transport(t, d.now())
+	tr, err := d.roadTo(t)
 	if err != nil {
 		return nil, err
 	}
 	defer tr.CloseIdleConnections()
-	signedAt := d.o.Now()
-	if d.o.NoClock {
-		signedAt = t.Issued // the best word on the time that there is
-	}
-	proof, err := token.SignEnrollment(d.signer, t.Issuer, hash, d.opener.Public().ID(), signedAt)
+	proof, err := token.SignEnrollment(d.signer.Load(), t.Issuer, hash, d.opener.Load().Public().ID(), d.reckonUnder(t))
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +122,7 @@ func (d *Device) register(ctx context.Context, server, code, hash string, t *tok
 	c := rest.Client{Base: server, HTTP: &http.Client{Transport: tr, CheckRedirect: rest.NoRedirects, Timeout: 30 * time.Second}}
 	_, err = c.JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/enroll"}, map[string]any{
 		"code": code, "proof": proof,
-		"keys": map[string]json.RawMessage{"sign": d.signer.Public().JWK(), "seal": d.opener.Public().JWK()},
+		"keys": map[string]json.RawMessage{"sign": d.signer.Load().Public().JWK(), "seal": d.opener.Load().Public().JWK()},
 	}, &id)
 	if err != nil {
 		return nil, err

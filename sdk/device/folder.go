@@ -17,11 +17,13 @@ import (
 const (
 	signFile     = "sign.jwk"
 	sealFile     = "seal.jwk"
+	nextFile     = "keys.next" // while keys change: both new ones
 	identityFile = "device.json"
 	trustFile    = "trust.jws"
 	caFile       = "ca.pem"
 	configFile   = "config.jws"
 	journalFile  = "journal"
+	clockFile    = "time" // the last signed time, in seconds
 	lockFile     = "LOCK"
 )
 

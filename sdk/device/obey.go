@@ -66,21 +66,23 @@ func (d *Device) begin(jwe string) (task, error) {
 // time or nonce.
 func (d *Device) check(jwe string) (token.Command, string, error) {
 	trust := d.trust.Load()
-	now := d.now()
-	if !now.IsZero() && now.After(trust.Expires.Add(token.Skew)) {
+	if d.over(trust.Expires) {
 		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle is over: nothing new is obeyed until the next one came")
 	}
-	jws, cty, err := d.opener.Open(jwe, watchword.MaxDocument)
+	jws, cty, err := d.opener.Load().Open(jwe, watchword.MaxDocument)
 	if err != nil || !jose.SameType(cty, "JWT") {
 		return token.Command{}, "", watchword.Because(err, watchword.CommandUnsealed, "the command is not sealed to this device: %s", watchword.CodeOf(err))
 	}
-	nonce := ""
-	if d.o.NoClock || d.journal.lost {
+	now, nonce := d.now(), ""
+	if d.journal.lost || now.IsZero() {
 		nonce = d.nonce.current()
 	}
 	c, err := token.VerifyCommand(string(jws), token.NewKeySet(trust.Command...), d.id.Issuer, d.id.ID, now, nonce)
 	if err != nil {
 		return token.Command{}, "", err
+	}
+	if d.over(c.Expires) {
+		return token.Command{}, "", watchword.Refuse(watchword.CommandExpired, "the command was over before this device started")
 	}
 	if c.Epoch < trust.Epoch {
 		return token.Command{}, "", watchword.Refuse(watchword.CommandStale, "the command is from before the server lost its counters")
@@ -154,7 +156,7 @@ func (d *Device) interrupt(a *act) error {
 
 func (d *Device) sign(p position, id watchword.CommandID, hash string, st watchword.ReceiptStatus, result any) (string, error) {
 	r := token.Receipt{
-		Device: d.id.ID, Issuer: d.id.Issuer, Epoch: p.Epoch, Seq: p.Seq, Command: id, Hash: hash, Status: st, At: d.o.Now(),
+		Device: d.id.ID, Issuer: d.id.Issuer, Epoch: p.Epoch, Seq: p.Seq, Command: id, Hash: hash, Status: st, At: d.reckon(),
 	}
 	if result != nil {
 		b, err := json.Marshal(result)
@@ -163,7 +165,7 @@ func (d *Device) sign(p position, id watchword.CommandID, hash string, st watchw
 		}
 		r.Result = b
 	}
-	return token.SignReceipt(d.signer, r)
+	return token.SignReceipt(d.signer.Load(), r)
 }
 
 // PinOrders makes the device obey only commands that carry an order signed by one

@@ -199,7 +199,11 @@ func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 	var trusted, rested time.Time
 	polling := false
 	for announced := false; ctx.Err() == nil; {
+		d.tellTime(ctx)
 		err := func() error {
+			if err := d.settleKeys(ctx); err != nil {
+				return err
+			}
 			if time.Since(trusted) > trustEvery {
 				if err := d.renewTrust(ctx); err != nil {
 					return err
@@ -240,6 +244,8 @@ func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 			return err
 		case watchword.CodeOf(err) == watchword.KeyUnknown, watchword.CodeOf(err) == watchword.BundleInvalid:
 			trusted = time.Time{} // a key that is newer than the bundle
+		default:
+			d.doubtTime(ctx, err)
 		}
 		d.o.Log.Info("not connected", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 		if !b.wait(ctx, err) {
@@ -267,7 +273,7 @@ func (d *Device) announce(ctx context.Context) error {
 func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
 	d.obeying.Lock()
 	last, nonce := d.journal.last, ""
-	if d.o.NoClock || d.journal.lost {
+	if d.byNonce() {
 		nonce = d.nonce.current()
 	}
 	d.obeying.Unlock()

@@ -28,6 +28,9 @@ func (d *Device) renewTrust(ctx context.Context) error {
 		return err
 	}
 	if t.Version > known.Version {
+		if d.over(t.Expires) {
+			return watchword.Refuse(watchword.BundleInvalid, "the trust bundle was over before this device started")
+		}
 		if err := durable.WriteFile(d.path(trustFile), raw, 0o600); err != nil {
 			return err
 		}

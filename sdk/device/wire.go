@@ -65,7 +65,7 @@ func (e *noWire) Unwrap() error { return e.err }
 func (d *Device) dial(ctx context.Context) (*wire, error) {
 	ctx, cancel := context.WithTimeout(ctx, wireTimeout)
 	defer cancel()
-	tr, err := transport(d.trust.Load(), d.now())
+	tr, err := d.roadTo(d.trust.Load())
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func (d *Device) dial(ctx context.Context) (*wire, error) {
 		return nil, errors.Join(err, closed(nc))
 	}
 	if end, terr := time.Parse(time.RFC3339, ack.Properties.User.Get("expires_at")); terr == nil {
-		w.life = end.Sub(d.o.Now())
+		w.life = end.Sub(d.reckon())
 	}
 	return w, nil
 }
@@ -228,7 +228,7 @@ func (w *wire) greet(ctx context.Context) (nonce string, err error) {
 		Epoch int64  `json:"epoch"`
 		Seq   int64  `json:"seq"`
 	}{Epoch: d.journal.last.Epoch, Seq: d.journal.last.Seq}
-	if d.o.NoClock || d.journal.lost {
+	if d.byNonce() {
 		h.Nonce = d.nonce.current()
 	}
 	d.obeying.Unlock()
@@ -299,10 +299,14 @@ func (d *Device) hold(ctx context.Context, acting chan<- inHand) error {
 			leaveWord(w.trust)
 			continue
 		case <-again.C:
+			d.tellTime(ctx)
 			d.obeying.Lock()
-			stale := nonce != "" && nonce != d.nonce.current() || nonce != "" && !d.o.NoClock && !d.journal.lost
+			want := ""
+			if d.byNonce() {
+				want = d.nonce.current()
+			}
 			d.obeying.Unlock()
-			if stale {
+			if nonce != want {
 				if nonce, err = w.greet(ctx); err != nil {
 					return err
 				}

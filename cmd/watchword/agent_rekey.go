@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/device"
+)
+
+// rekeyShortest is how often an agent may change its keys by itself: the server
+// takes 32 new keys a day from one device.
+const rekeyShortest = 2 * time.Hour
+
+func (a *app) agentRekey() *cobra.Command {
+	c := &cobra.Command{
+		Use: "rekey --dir DIR", Short: "Make new keys, and have the server take them", Args: args(cobra.NoArgs),
+		Long: "Make new keys and put them in the place of the old ones, here and at the server, which ends every session of the old ones.\n" +
+			"Without --sign and --seal both change and keep their curves; with one of them the other key stays. Cut off at any point,\n" +
+			"it is finished by the next start or by running it again.",
+	}
+	dir := dirFlag(c)
+	sign := c.Flags().String("sign", "", "make a new signing key on this curve: P-256 or Ed25519")
+	seal := c.Flags().String("seal", "", "make a new sealing key on this curve: P-256 or X25519")
+	noClock := clockFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) (err error) {
+		if *sign != "" && *sign != "P-256" && *sign != "Ed25519" {
+			return usage("--sign must be P-256 or Ed25519")
+		}
+		if *seal != "" && *seal != "P-256" && *seal != "X25519" {
+			return usage("--seal must be P-256 or X25519")
+		}
+		if _, err := os.Stat(*dir); err != nil {
+			return err
+		}
+		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock})
+		if watchword.CodeOf(err) == watchword.FolderInUse {
+			return watchword.Because(err, watchword.FolderInUse, "%s is in use: an agent runs on it; stop that first, or run it with --rekey-every", *dir)
+		}
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, d.Close()) }()
+		if err := d.Rekey(c.Context(), device.RekeyOptions{Sign: *sign, Seal: *seal}); err != nil {
+			return err
+		}
+		return a.printStatus(d)
+	}
+	return c
+}
+
+// besides runs f, and changes the device's keys meanwhile where that was wanted.
+func besides(ctx context.Context, d *device.Device, every time.Duration, f func(context.Context) error) error {
+	if every == 0 {
+		return f(ctx)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	rekeyed := make(chan error, 1)
+	go func() {
+		err := d.RekeyEvery(ctx, every)
+		if err != nil {
+			cancel()
+		}
+		rekeyed <- err
+	}()
+	err := f(ctx)
+	cancel()
+	return errors.Join(err, <-rekeyed)
+}

@@ -1,0 +1,64 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"net/http"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/enroll"
+)
+
+func (a *API) rekeyRoutes() {
+	a.handle("POST /v1/self/keys", false, a.rekey)
+	a.describe(http.MethodPost, "/v1/self/keys", "Change a device's own keys: the new ones, and a proof by old and new", nil)
+}
+
+// rekey is the body of POST /v1/self/keys. A key that stays is left out.
+type rekey struct {
+	Keys struct {
+		Sign json.RawMessage `json:"sign"`
+		Seal json.RawMessage `json:"seal"`
+	} `json:"keys"`
+	Rekey json.RawMessage `json:"rekey"`
+}
+
+// rekeyed is the answer: the thumbprints of the keys that count now.
+type rekeyed struct {
+	ID   watchword.SubjectID `json:"id"`
+	Keys struct {
+		Sign watchword.KeyID `json:"sign"`
+		Seal watchword.KeyID `json:"seal"`
+	} `json:"keys"`
+}
+
+func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {
+	body, err := readBody(w, r, "application/json", 16<<10)
+	if err != nil {
+		return err
+	}
+	var in rekey
+	if err := decode(body, &in); err != nil {
+		return err
+	}
+	s, err := a.Gate.Rekey(r.Context(), c.actor, enroll.RekeyRequest{Sign: in.Keys.Sign, Seal: in.Keys.Seal, Proof: in.Rekey}, a.Now())
+	if err != nil {
+		if watchword.CodeOf(err) == watchword.Conflict { // no 401 or 403, which are recorded anyway; but somebody brought a used key
+			a.Recorder.Refused(c.actor.Failed(audit.DeviceRekey, string(c.Subject()), a.Now(), err, nil))
+		}
+		return err
+	}
+	var out rekeyed
+	out.ID = s.ID
+	for _, k := range s.Keys {
+		switch {
+		case k.State != watchword.KeyActive:
+		case k.Purpose == watchword.Sign:
+			out.Keys.Sign = k.ID
+		default:
+			out.Keys.Seal = k.ID
+		}
+	}
+	answer(w, http.StatusOK, out)
+	return nil
+}

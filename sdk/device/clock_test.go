@@ -1,0 +1,253 @@
+package device
+
+import (
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// hours is a device beside a server of the time, with every clock in the test's hand.
+type hours struct {
+	*Device
+	t      *testing.T
+	mono   time.Time // of the device
+	wall   time.Time // of the device, right or wrong
+	server time.Time
+	signer *jose.Signer
+	answer func(nonce string) string // what the server says; nil: the truth
+	asked  int
+}
+
+func newHours(t *testing.T, o Options) *hours {
+	t.Helper()
+	h := &hours{t: t, mono: time.Now(), wall: time.Unix(1000, 0), server: time.Unix(1_790_000_000, 0), signer: testSigner(t)}
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.asked++
+		var q struct{ Nonce string }
+		if err := json.NewDecoder(r.Body).Decode(&q); err != nil || r.URL.Path != "/v1/time" {
+			t.Errorf("asked for %s: %v", r.URL, err)
+		}
+		say := h.answer
+		if say == nil {
+			say = func(nonce string) string { return h.sign(h.signer, nonce) }
+		}
+		_, _ = io.WriteString(w, say(q.Nonce))
+	}))
+	t.Cleanup(srv.Close)
+	o.Log, o.Now = slog.New(slog.DiscardHandler), func() time.Time { return h.wall }
+	d, err := OpenWith(t.TempDir(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	h.Device = d
+	d.clock.mono = func() time.Time { return h.mono }
+	d.id = &identity{ID: "lamp-1", Issuer: srv.URL, HTTPS: srv.URL}
+	d.trust.Store(&token.Trust{
+		Issuer: srv.URL, Time: []*jose.PublicKey{h.signer.Public()}, Issued: h.server.Add(-24 * time.Hour), Expires: h.server.Add(60 * 24 * time.Hour),
+	})
+	return h
+}
+
+func testSigner(t *testing.T) *jose.Signer {
+	t.Helper()
+	k, err := jose.GenerateKey(jose.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := k.Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (h *hours) sign(s *jose.Signer, nonce string) string {
+	raw, err := token.SignTime(s, h.id.Issuer, nonce, h.server)
+	if err != nil {
+		h.t.Error(err)
+	}
+	return raw
+}
+
+// pass lets every clock run on alike.
+func (h *hours) pass(by time.Duration) {
+	h.mono, h.wall, h.server = h.mono.Add(by), h.wall.Add(by), h.server.Add(by)
+}
+
+func (h *hours) ask() error {
+	_, err := h.askTime(h.t.Context(), h.id.HTTPS, h.trust.Load())
+	return err
+}
+
+// knows fails unless the device knows the time to within a few seconds.
+func (h *hours) knows(when string, want bool) {
+	h.t.Helper()
+	off := h.Time().Sub(h.server).Abs()
+	if got := off <= clockTrip/2+time.Second; got != want || !want && !h.Time().IsZero() {
+		h.t.Errorf("%s: the device says %s where it is %s", when, h.Time(), h.server)
+	}
+}
+
+func TestADeviceWithoutAClockGoesByTheServersWord(t *testing.T) {
+	h := newHours(t, Options{NoClock: true})
+	h.knows("before", false)
+	h.tellTime(t.Context())
+	h.knows("after an answer", true)
+	h.pass(clockAsk)
+	h.tellTime(t.Context())
+	h.knows("hours later", true)
+	if h.asked != 1 {
+		t.Errorf("asked %d times", h.asked)
+	}
+	h.pass(time.Second)
+	h.tellTime(t.Context())
+	if h.asked != 2 {
+		t.Errorf("not asked again: %d", h.asked)
+	}
+	h.pass(clockGood + time.Second)
+	h.knows("two days without an answer", false)
+	h.answer = func(string) string { return "" }
+	h.tellTime(t.Context())
+	h.tellTime(t.Context())
+	if h.asked != 3 {
+		t.Errorf("asked %d times, without rest", h.asked)
+	}
+	h.pass(clockRetry + time.Second)
+	h.answer = nil
+	h.tellTime(t.Context())
+	h.knows("a minute later", true)
+
+	h.wall = h.wall.Add(time.Hour) // it slept, while the monotonic clock stood
+	h.server = h.server.Add(time.Hour)
+	h.knows("after sleep", false)
+	h.tellTime(t.Context())
+	h.knows("asked after sleep", true)
+}
+
+func TestWhatIsNoAnswerToTheTime(t *testing.T) {
+	h := newHours(t, Options{NoClock: true})
+	recorded := h.sign(h.signer, watchword.NewNonce())
+	for _, tc := range []struct {
+		name   string
+		answer func(nonce string) string
+		want   watchword.Code
+	}{
+		{"an old answer again", func(string) string { return recorded }, watchword.NonceMismatch},
+		{"held back too long", func(nonce string) string {
+			raw := h.sign(h.signer, nonce)
+			h.pass(clockTrip + time.Millisecond)
+			return raw
+		}, watchword.TimedOut},
+		{"signed by a stranger", func(nonce string) string { return h.sign(testSigner(t), nonce) }, watchword.KeyUnknown},
+		{"from before the bundle", func(nonce string) string {
+			at := h.server
+			defer func() { h.server = at }()
+			h.server = at.Add(-25 * time.Hour)
+			return h.sign(h.signer, nonce)
+		}, watchword.TokenExpired},
+		{"words", func(string) string { return "noon" }, watchword.TokenMalformed},
+	} {
+		h.answer = tc.answer
+		if err := h.ask(); watchword.CodeOf(err) != tc.want {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+		h.knows(tc.name, false)
+	}
+	h.answer = func(nonce string) string {
+		raw := h.sign(h.signer, nonce)
+		h.pass(clockTrip)
+		return raw
+	}
+	if err := h.ask(); err != nil {
+		t.Error(err)
+	}
+	h.knows("held back for as long as may be", true)
+}
+
+// What was over before a reboot is over after it, though nobody says what time it is.
+func TestTheLastSignedTimeIsRemembered(t *testing.T) {
+	h := newHours(t, Options{NoClock: true})
+	if err := h.ask(); err != nil {
+		t.Fatal(err)
+	}
+	again := newHours(t, Options{NoClock: true})
+	b, err := os.ReadFile(h.path(clockFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(again.path(clockFile), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if again.clock.floor, err = readFloor(again.path(clockFile)); err != nil {
+		t.Fatal(err)
+	}
+	again.knows("after the reboot", false)
+	if !again.over(h.server.Add(-2*time.Minute)) || again.over(h.server.Add(time.Minute)) {
+		t.Error("what is over is judged wrongly")
+	}
+	if got := again.reckon(); got.Before(h.server.Truncate(time.Second)) {
+		t.Errorf("signs with %s, though %s has passed", got, h.server)
+	}
+	// A server whose clock was ahead, and is right again: its fresh word counts.
+	again.server = again.server.Add(-time.Hour)
+	if err := again.ask(); err != nil {
+		t.Fatal(err)
+	}
+	again.knows("after the server's time went back", true)
+
+	if err := os.WriteFile(again.path(clockFile), []byte("noon"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readFloor(again.path(clockFile)); watchword.CodeOf(err) != watchword.Internal {
+		t.Errorf("a damaged file: %v", err)
+	}
+}
+
+func TestAClockThatIsPlainlyWrong(t *testing.T) {
+	h := newHours(t, Options{}) // it is 1970 here
+	h.knows("before", false)
+	h.tellTime(t.Context())
+	h.knows("after an answer", true)
+	h.wall = h.server // somebody sets the clock
+	h.knows("set right", true)
+	h.pass(clockAsk + time.Hour)
+	h.tellTime(t.Context())
+	if h.asked != 1 {
+		t.Errorf("a right clock asked %d times", h.asked)
+	}
+
+	h.wall = h.server.Add(10 * time.Minute) // ahead, which only the server can see
+	early := watchword.Refuse(watchword.TokenEarly, "iat lies in the future")
+	if h.doubtTime(t.Context(), watchword.Refuse(watchword.Denied, "no")) {
+		t.Error("a denial says nothing about the clock")
+	}
+	if !h.doubtTime(t.Context(), early) {
+		t.Error("a refused assertion does not make it doubt its clock")
+	}
+	h.knows("after doubt", true)
+	asked := h.asked
+	if h.doubtTime(t.Context(), early) || h.asked != asked {
+		t.Error("it asks without rest")
+	}
+	h.pass(clockRetry + time.Second)
+	if h.doubtTime(t.Context(), early) {
+		t.Error("it goes by another time, though it was right")
+	}
+	t.Run("a bundle that is over does not set a clock", func(t *testing.T) {
+		h := newHours(t, Options{})
+		h.wall = h.trust.Load().Expires.Add(time.Hour)
+		if h.doubtTime(t.Context(), early) || h.asked != 0 {
+			t.Error("asked")
+		}
+	})
+}

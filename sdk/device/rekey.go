@@ -1,0 +1,382 @@
+package device
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// RekeyOptions says which keys a device changes: the curve of each new one, "P-256"
+// or "Ed25519" to sign, "P-256" or "X25519" to seal. Empty means that it stays; both
+// empty, that both change and keep their curves.
+type RekeyOptions struct{ Sign, Seal string }
+
+// Rekey makes new keys and puts them in the place of the old ones, here and at the
+// server, which ends every session of the old ones. It may be called while
+// [Device.Run] runs. New keys lie beside the old ones until the server has taken
+// them, so that no power cut loses the device: what was cut off is finished before
+// the next token is asked for, and by the next call of Rekey.
+//
+// Codes: conflict before enrollment; folder_in_use where the folder was opened to
+// look; bad_request for another curve, or a key that lives elsewhere; denied,
+// rate_limited, unavailable and what else the server says: then the old keys go on.
+func (d *Device) Rekey(ctx context.Context, o RekeyOptions) error {
+	if d.id == nil {
+		return errNotEnrolled()
+	}
+	if d.lock == nil {
+		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to change its keys")
+	}
+	c := &d.change
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o, err := d.curves(o)
+	if err != nil {
+		return err
+	}
+	if c.next != nil {
+		fits := c.next.fits(o)
+		if err := d.changeKeys(ctx, true); err != nil || fits {
+			return err
+		}
+	}
+	n, err := makeNext(o)
+	if err != nil {
+		return err
+	}
+	if err := n.write(d.path(nextFile)); err != nil {
+		return err
+	}
+	c.set(n)
+	return d.changeKeys(ctx, false)
+}
+
+// curves fills in and checks what o leaves open.
+func (d *Device) curves(o RekeyOptions) (RekeyOptions, error) {
+	if o.Sign == "" && o.Seal == "" {
+		if d.o.Signer == nil {
+			o.Sign = d.signer.Load().Public().Curve()
+		}
+		if d.o.Opener == nil {
+			o.Seal = d.opener.Load().Public().Curve()
+		}
+	}
+	switch {
+	case o.Sign != "" && d.o.Signer != nil, o.Seal != "" && d.o.Opener != nil, o == RekeyOptions{}:
+		return o, watchword.Refuse(watchword.BadRequest, "a key that lives elsewhere (TPM, PKCS#11) is not changed here")
+	case o.Sign != "" && o.Sign != jose.P256 && o.Sign != jose.Ed:
+		return o, watchword.RefuseField("sign", "must be P-256 or Ed25519")
+	case o.Seal != "" && o.Seal != jose.P256 && o.Seal != jose.X25519:
+		return o, watchword.RefuseField("seal", "must be P-256 or X25519")
+	}
+	return o, nil
+}
+
+// change is a change of keys that is under way.
+type change struct {
+	mu      sync.Mutex
+	next    *nextKeys   // nil: none
+	pending atomic.Bool // next is there, and worth another try
+}
+
+// set is called with mu held, or before anybody else knows of the device.
+func (c *change) set(n *nextKeys) {
+	c.next = n
+	c.pending.Store(n != nil)
+}
+
+// nextKeys is new keys that the server may have taken, or not. nil is one that stays.
+type nextKeys struct{ sign, seal *jose.PrivateKey }
+
+func makeNext(o RekeyOptions) (*nextKeys, error) {
+	n := &nextKeys{}
+	for _, k := range []struct {
+		curve string
+		to    **jose.PrivateKey
+	}{{o.Sign, &n.sign}, {o.Seal, &n.seal}} {
+		if k.curve == "" {
+			continue
+		}
+		key, err := jose.GenerateKey(k.curve)
+		if err != nil {
+			return nil, err
+		}
+		*k.to = key
+	}
+	return n, nil
+}
+
+// fits reports whether these are the keys that o asks for.
+func (n *nextKeys) fits(o RekeyOptions) bool {
+	curve := func(k *jose.PrivateKey) string {
+		if k == nil {
+			return ""
+		}
+		return k.Public().Curve()
+	}
+	return curve(n.sign) == o.Sign && curve(n.seal) == o.Seal
+}
+
+// nextJSON is the file of next keys: one file, so that both are there or neither.
+type nextJSON struct {
+	Sign json.RawMessage `json:"sign,omitempty"`
+	Seal json.RawMessage `json:"seal,omitempty"`
+}
+
+func (n *nextKeys) write(path string) error {
+	var f nextJSON
+	if n.sign != nil {
+		f.Sign = n.sign.JWK()
+	}
+	if n.seal != nil {
+		f.Seal = n.seal.JWK()
+	}
+	b, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(path, append(b, '\n'), 0o600)
+}
+
+// readNext returns the next keys of a folder; nil where there are none.
+func readNext(path string) (*nextKeys, error) {
+	b, err := durable.ReadPrivate(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var f nextJSON
+	n := &nextKeys{}
+	if err = json.Unmarshal(b, &f); err == nil && f.Sign != nil {
+		n.sign, err = jose.ParsePrivateJWK(f.Sign)
+	}
+	if err == nil && f.Seal != nil {
+		n.seal, err = jose.ParsePrivateJWK(f.Seal)
+	}
+	if err != nil {
+		return nil, watchword.Because(err, watchword.KeyDamaged, "%s is damaged: it may hold the keys that the server knows by now", path)
+	}
+	return n, nil
+}
+
+// settleKeys finishes a change of keys that was cut off, before anything is
+// signed with a key that may be the wrong one. Where somebody is at it already, the
+// device goes on as it is. It returns an error only where it is worth waiting for.
+func (d *Device) settleKeys(ctx context.Context) error {
+	c := &d.change
+	if !c.pending.Load() || !c.mu.TryLock() {
+		return nil
+	}
+	defer c.mu.Unlock()
+	if c.next == nil {
+		return nil
+	}
+	var err error
+	if d.lock == nil {
+		err = d.lookAtKeys(ctx)
+	} else {
+		err = d.changeKeys(ctx, true)
+	}
+	switch watchword.CodeOf(err) {
+	case "":
+		return nil
+	case watchword.Unavailable, watchword.Busy, watchword.RateLimited, watchword.TimedOut:
+		return err
+	}
+	if ctx.Err() != nil {
+		return err
+	}
+	c.pending.Store(false) // until somebody asks for it, or the next start
+	d.o.Log.Warn("keys not changed", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+	return nil
+}
+
+// changeKeys asks the server to take the next keys. It does so as who it was, and
+// as who it will be if it is that already: first says which is likelier. The caller
+// holds change.mu.
+func (d *Device) changeKeys(ctx context.Context, resumed bool) error {
+	n, from := d.change.next, d.signer.Load()
+	to := from
+	if n.sign != nil {
+		s, err := n.sign.Signer()
+		if err != nil {
+			return err
+		}
+		to = s
+	}
+	tries := []*jose.Signer{from, to}
+	if resumed {
+		tries = []*jose.Signer{to, from}
+	}
+	if to == from {
+		tries = tries[:1]
+	}
+	var err error
+	for _, as := range tries {
+		// Both keys are at hand, so that the same is said whoever asks.
+		if err = d.askRekey(ctx, as, from, to, n); watchword.CodeOf(err) != watchword.ClientInvalid {
+			break
+		}
+	}
+	if watchword.CodeOf(err) == watchword.Conflict { // used before, and not the ones that count: they never will
+		d.change.set(nil)
+		return errors.Join(err, os.Remove(d.path(nextFile)))
+	}
+	if err != nil {
+		return err
+	}
+	return d.promote(n, to)
+}
+
+// askRekey asks with the token of one of the keys.
+func (d *Device) askRekey(ctx context.Context, as, from, to *jose.Signer, n *nextKeys) error {
+	client, tokens := d.speaker(func() *jose.Signer { return as })
+	if _, err := d.onTime(ctx, tokens.Get); err != nil {
+		return err
+	}
+	seal := d.opener.Load().Public()
+	keys := map[string]json.RawMessage{}
+	if n.sign != nil {
+		keys["sign"] = n.sign.Public().JWK()
+	}
+	if n.seal != nil {
+		seal = n.seal.Public()
+		keys["seal"] = seal.JWK()
+	}
+	proof, err := token.SignRekey(from, to, d.id.ID, d.id.Issuer, seal.ID(), d.reckon())
+	if err != nil {
+		return err
+	}
+	var out struct {
+		Keys struct{ Sign, Seal watchword.KeyID }
+	}
+	if _, err := client.JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/keys"}, map[string]any{"keys": keys, "rekey": json.RawMessage(proof)}, &out); err != nil {
+		return err
+	}
+	if out.Keys.Sign != to.Public().ID() || out.Keys.Seal != seal.ID() {
+		return watchword.Refuse(watchword.Internal, "the server answers with other keys than it was asked to take")
+	}
+	return nil
+}
+
+// promote goes by the next keys from now on. A power cut between its steps leaves
+// what the next start finds out.
+func (d *Device) promote(n *nextKeys, to *jose.Signer) error {
+	d.signer.Store(to)
+	if n.seal != nil {
+		o, err := n.seal.Opener()
+		if err != nil {
+			return err
+		}
+		d.opener.Store(o)
+	}
+	d.tokens.Forget()
+	for _, k := range []struct {
+		file string
+		key  *jose.PrivateKey
+	}{{signFile, n.sign}, {sealFile, n.seal}} {
+		if k.key == nil {
+			continue
+		}
+		if err := durable.WriteFile(d.path(k.file), append(k.key.JWK(), '\n'), 0o600); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(d.path(nextFile)); err != nil {
+		return err
+	}
+	d.change.set(nil)
+	sign, seal := d.Keys()
+	d.o.Log.Info("keys changed", slog.String("sign", string(sign.ID())), slog.String("seal", string(seal.ID())))
+	return durable.SyncDir(d.dir)
+}
+
+// lookAtKeys finds out, in a folder that another process holds, which signing key
+// counts. It changes nothing.
+func (d *Device) lookAtKeys(ctx context.Context) error {
+	n := d.change.next
+	if n.sign == nil {
+		d.change.set(nil)
+		return nil
+	}
+	_, tokens := d.speaker(d.signer.Load)
+	_, err := d.onTime(ctx, tokens.Get)
+	if watchword.CodeOf(err) == watchword.ClientInvalid {
+		var s *jose.Signer
+		if s, err = n.sign.Signer(); err == nil {
+			d.signer.Store(s)
+		}
+	}
+	if err == nil {
+		d.change.set(nil)
+	}
+	return err
+}
+
+// RekeyEvery changes both keys each time they are as old as every, by the clock of
+// the file system, until ctx ends. No two devices do it at one time.
+func (d *Device) RekeyEvery(ctx context.Context, every time.Duration) error {
+	var wait time.Duration
+	for {
+		made, err := d.keysMade()
+		if err != nil {
+			return err
+		}
+		due := every - min(max(time.Since(made), 0), every) // a time to come is a clock that was wrong
+		t := time.NewTimer(max(due, wait) + rand.N(every/20+1))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		}
+		wait = 0
+		if err := d.Rekey(ctx, RekeyOptions{}); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if watchword.CodeOf(err) == watchword.BadRequest {
+				return err
+			}
+			wait = time.Hour
+			d.o.Log.Warn("keys not changed", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+		}
+	}
+}
+
+// keysMade returns when the older of the keys in files was made.
+func (d *Device) keysMade() (time.Time, error) {
+	var oldest time.Time
+	for _, k := range []struct {
+		file      string
+		elsewhere bool
+	}{{signFile, d.o.Signer != nil}, {sealFile, d.o.Opener != nil}} {
+		if k.elsewhere {
+			continue
+		}
+		info, err := os.Stat(d.path(k.file))
+		if err != nil {
+			return oldest, err
+		}
+		if oldest.IsZero() || info.ModTime().Before(oldest) {
+			oldest = info.ModTime()
+		}
+	}
+	return oldest, nil
+}

@@ -1,0 +1,111 @@
+package token
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+)
+
+// Rekey is the claims of a key change: Sign and Seal are the thumbprints of the
+// keys that count after it, whether they are new or stay. JTI is not yet spent;
+// whoever acts on it spends it.
+type Rekey struct {
+	Sign    watchword.KeyID
+	Seal    watchword.KeyID
+	JTI     string
+	Expires time.Time
+}
+
+type rekeyClaims struct {
+	Iss  watchword.SubjectID `json:"iss"`
+	Sub  watchword.SubjectID `json:"sub"`
+	Aud  audience            `json:"aud"`
+	JTI  string              `json:"jti"`
+	IAT  unix                `json:"iat"`
+	EXP  unix                `json:"exp"`
+	Sign watchword.KeyID     `json:"sign_jkt"`
+	Seal watchword.KeyID     `json:"seal_jkt"`
+}
+
+// SignRekey makes the proof by which sub goes from one signing key to another and
+// to the sealing key seal: a JSON array of two compact JWSs over one payload, by
+// the old key and by the new one. Where the signing key stays it is signed once:
+// pass the same signer twice.
+func SignRekey(from, to *jose.Signer, sub watchword.SubjectID, issuer string, seal watchword.KeyID, now time.Time) (string, error) {
+	b, err := json.Marshal(map[string]any{
+		"iss": sub, "sub": sub, "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(RekeyLife).Unix(),
+		"sign_jkt": to.Public().ID(), "seal_jkt": seal,
+	})
+	if err != nil {
+		return "", err
+	}
+	if from.Public().ID() != to.Public().ID() {
+		return jose.SignPair(from, to, TypRekey, b)
+	}
+	one, err := to.Sign(TypRekey, b)
+	return `["` + one + `"]`, err
+}
+
+// VerifyRekey checks a key change of sub: the first signature under from, the key
+// that counts now, the second under to, the key that shall count. Where to is
+// from there is one signature. The thumbprints in it are the caller's to compare.
+//
+// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
+// signature_invalid, issuer_mismatch, audience_mismatch, token_lifetime,
+// token_expired, token_early.
+func VerifyRekey(raw string, from, to *jose.PublicKey, sub watchword.SubjectID, issuer string, now time.Time) (Rekey, error) {
+	payload, err := openRekey(raw, from, to)
+	if err != nil {
+		return Rekey{}, err
+	}
+	var c rekeyClaims
+	if err := jose.Decode(payload, &c); err != nil {
+		return Rekey{}, err
+	}
+	if c.Iss != sub || c.Sub != sub {
+		return Rekey{}, watchword.Refuse(watchword.IssuerMismatch, "iss and sub must both be who changes its keys")
+	}
+	if err := checkAudience(c.Aud, issuer); err != nil {
+		return Rekey{}, err
+	}
+	if err := checkJTI(c.JTI); err != nil {
+		return Rekey{}, err
+	}
+	if err := (window{iat: c.IAT, exp: c.EXP}).check(now, RekeyLife, Skew, Skew); err != nil {
+		return Rekey{}, err
+	}
+	return Rekey{Sign: c.Sign, Seal: c.Seal, JTI: c.JTI, Expires: c.EXP.time()}, nil
+}
+
+// openRekey is open for one signature or two. A kid is mandatory, as everywhere.
+func openRekey(raw string, from, to *jose.PublicKey) ([]byte, error) {
+	if from.ID() == to.ID() {
+		if len(raw) > watchword.MaxToken {
+			return nil, watchword.Refuse(watchword.TooLarge, "a key change may have %d bytes", watchword.MaxToken)
+		}
+		list, err := jose.Strings(jsontext.Value(raw))
+		if err != nil {
+			return nil, err
+		}
+		if len(list) != 1 {
+			return nil, watchword.Refuse(watchword.TokenMalformed, "where the signing key stays it signs once")
+		}
+		payload, _, err := open(list[0], watchword.MaxToken, TypRekey, NewKeySet(from))
+		return payload, err
+	}
+	p, err := jose.ParsePair(raw, watchword.MaxToken)
+	if err != nil {
+		return nil, err
+	}
+	if !jose.SameType(p.Typ(), TypRekey) {
+		return nil, watchword.Refuse(watchword.TokenKind, "this is no %s", TypRekey)
+	}
+	if p.First.Kid == "" || p.Second.Kid == "" {
+		return nil, watchword.Refuse(watchword.KeyUnknown, "kid names no key that counts here")
+	}
+	return p.Verify(from, to)
+}

@@ -1,0 +1,73 @@
+package token
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+)
+
+type timeClaims struct {
+	Iss   string `json:"iss"`
+	JTI   string `json:"jti"`
+	IAT   unix   `json:"iat"`
+	EXP   unix   `json:"exp"`
+	Nonce string `json:"nonce"`
+}
+
+// CheckNonce refuses what is no nonce of a device: 22 to 64 characters of
+// base64url. Code: bad_request.
+func CheckNonce(nonce string) error {
+	good := len(nonce) >= 22 && len(nonce) <= 64
+	for _, c := range []byte(nonce) {
+		good = good && (c == '-' || c == '_' || c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z')
+	}
+	if !good {
+		return watchword.RefuseField("nonce", "must be 22 to 64 characters of base64url")
+	}
+	return nil
+}
+
+// SignTime says with the time key what time it is, to whoever chose nonce. Tokens
+// know whole seconds alone: up to one is cut off.
+func SignTime(s *jose.Signer, issuer, nonce string, now time.Time) (string, error) {
+	b, err := json.Marshal(map[string]any{
+		"iss": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(TimeLife).Unix(), "nonce": nonce,
+	})
+	if err != nil {
+		return "", err
+	}
+	return s.Sign(TypTime, b)
+}
+
+// VerifyTime checks a signed time under the time keys of the trust bundle and
+// returns it. It is fresh because it carries the nonce, and as old as the nonce
+// is: whoever made that bounds by a monotonic clock how long the answer took.
+//
+// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
+// signature_invalid, issuer_mismatch, nonce_mismatch, token_lifetime.
+func VerifyTime(raw string, keys KeySet, issuer, nonce string) (time.Time, error) {
+	payload, _, err := open(raw, watchword.MaxToken, TypTime, keys)
+	if err != nil {
+		return time.Time{}, err
+	}
+	var c timeClaims
+	if err := jose.Decode(payload, &c); err != nil {
+		return time.Time{}, err
+	}
+	if err := checkIssuer(c.Iss, issuer); err != nil {
+		return time.Time{}, err
+	}
+	if err := checkJTI(c.JTI); err != nil {
+		return time.Time{}, err
+	}
+	if nonce == "" || c.Nonce != nonce {
+		return time.Time{}, watchword.Refuse(watchword.NonceMismatch, "the signed time answers another question than ours")
+	}
+	// By its own word: only that the window is one.
+	if err := (window{iat: c.IAT, exp: c.EXP}).check(c.IAT.time(), TimeLife, 0, 0); err != nil {
+		return time.Time{}, err
+	}
+	return c.IAT.time(), nil
+}
