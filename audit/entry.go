@@ -30,6 +30,7 @@ const (
 	OperatorCreate   = "operator.create"
 	DeviceLink       = "device.link"
 	DeviceEnroll     = "device.enroll"
+	PairingReject    = "pairing.reject"
 	DeviceLabel      = "device.label"
 	DeviceSuspend    = "device.suspend"
 	DeviceResume     = "device.resume"

@@ -99,6 +99,7 @@ func New(p Parts) *API {
 	a.huma = newHuma(a)
 	a.oauthRoutes()
 	a.enrollRoutes()
+	a.pairingRoutes()
 	a.selfRoutes()
 	a.selfCommandRoutes()
 	a.deviceRoutes()

@@ -33,22 +33,27 @@ func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyI
 // VerifyEnrollment checks the proof under the new key itself. Codes: as
 // [VerifyAccess], and proof_invalid where it is about another code or sealing key.
 func VerifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) error {
+	_, err := verifyEnrollment(raw, key, issuer, codeHash, seal, now)
+	return err
+}
+
+func verifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) (enrollmentClaims, error) {
+	var c enrollmentClaims
 	payload, _, err := open(raw, watchword.MaxToken, TypEnrollment, NewKeySet(key))
 	if err != nil {
-		return err
+		return c, err
 	}
-	var c enrollmentClaims
 	if err := jose.Decode(payload, &c); err != nil {
-		return err
+		return c, err
 	}
 	if err := checkAudience(c.Aud, issuer); err != nil {
-		return err
+		return c, err
 	}
 	if c.CodeHash != codeHash || c.SealJKT != seal {
-		return watchword.Refuse(watchword.ProofInvalid, "the proof is for another code or sealing key")
+		return c, watchword.Refuse(watchword.ProofInvalid, "the proof is for another code or sealing key")
 	}
 	if err := checkJTI(c.JTI); err != nil {
-		return err
+		return c, err
 	}
-	return window{iat: c.IAT, exp: c.EXP}.check(now, ProofLife, Skew, Skew)
+	return c, window{iat: c.IAT, exp: c.EXP}.check(now, ProofLife, Skew, Skew)
 }
