@@ -219,11 +219,11 @@ func (a *API) pairingDecisionRoutes() {
 // codes, or keys, leaves a trace for each.
 func (a *API) undecided(c *caller, kind, typed string, err error) error {
 	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Code != watchword.Internal && e.Code != watchword.Unavailable {
-		data := map[string]string{"remote": c.remote}
+		object := ""
 		if code, cerr := enroll.ParseUserCode(typed); cerr == nil { // nothing else of a caller's goes into the log
-			data["user_code"] = enroll.FormatUserCode(code)
+			object = enroll.FormatUserCode(code)
 		}
-		a.Recorder.Refused(c.actor.Failed(kind, "", a.Now(), err, data))
+		a.Recorder.Refused(c.actor.Failed(kind, object, a.Now(), err, map[string]string{"remote": c.remote}))
 	}
 	return err
 }

@@ -205,7 +205,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.data, "data", "", "data folder of the server on this machine (default $WATCHWORD_DATA, else "+defaultData()+")")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
 	root.AddCommand(
-		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
+		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.enrollmentCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
 		a.sessionCommand(), a.policyCommand(), a.tokenCommand(), a.auditCommand(), a.agentCommand(), a.whoamiCommand(), a.versionCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"status":   wantStatus,
 			"awaiting": awaiting,
+			"capture":  capture,
 		},
 	})
 }
@@ -69,6 +71,19 @@ func awaiting(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("%s did not come", path)
 		}
 	}
+}
+
+// capture puts what a pattern's group found in the last standard output into a
+// variable: capture CODE '"user_code": "([^"]+)"'.
+func capture(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 || neg {
+		ts.Fatalf("usage: capture VARIABLE PATTERN")
+	}
+	found := regexp.MustCompile(args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	if len(found) != 2 {
+		ts.Fatalf("%s is not in the output", args[1])
+	}
+	ts.Setenv(args[0], found[1])
 }
 
 func TestEveryCodeHasAnExitStatus(t *testing.T) {
