@@ -41,7 +41,15 @@ func FormatUserCode(code string) string {
 // ParseUserCode reads what a person typed: in any case, with or without the dash.
 // Code: bad_request.
 func ParseUserCode(typed string) (string, error) {
-	code := strings.ToUpper(strings.ReplaceAll(typed, "-", ""))
+	code := strings.Map(func(r rune) rune {
+		switch {
+		case r == '-':
+			return -1
+		case 'a' <= r && r <= 'z': // these alone: other letters become some of ours too
+			return r - 'a' + 'A'
+		}
+		return r
+	}, typed)
 	if len(code) != userLength || strings.Trim(code, userAlphabet) != "" {
 		return "", watchword.RefuseField("user_code", "must be 8 letters of %s, as BCDF-GHJK", userAlphabet)
 	}

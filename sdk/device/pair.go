@@ -302,7 +302,7 @@ func (p *pairer) ask(ctx context.Context, sign, seal []byte) error {
 		return watchword.Refuse(watchword.Internal, "the server's answer is no pairing")
 	}
 	p.DeviceCode, p.UserCode, p.URI, p.URIComplete, p.Interval = out.DeviceCode, out.UserCode, out.URI, out.URIComplete, out.Interval
-	p.Expires = p.now().Add(time.Duration(min(max(out.In, 0), 86400)) * time.Second).Truncate(time.Second)
+	p.Expires = p.now().Add(time.Duration(min(max(out.In, 0), 86400)) * time.Second).UTC().Truncate(time.Second)
 	b, err := json.MarshalIndent(p.pairing, "", "  ")
 	if err != nil {
 		return err
