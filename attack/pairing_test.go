@@ -160,6 +160,8 @@ func TestAskingToBePaired(t *testing.T) {
 		return set("proof", e.proof(hash))
 	}
 	private, _ := newKey(t, "P-256")
+	assertion, err := token.SignAssertion(s.sign, "lamp-2", h.url, c.now(), time.Minute)
+	must(t, err)
 	reused := *s
 	reused.sign = deviceSigner(t, known)
 	for _, tc := range []struct {
@@ -167,31 +169,32 @@ func TestAskingToBePaired(t *testing.T) {
 		status     int
 		oauth      string
 		code       watchword.Code
-		field      string
 	}{
-		{"no proof", set("proof", ""), 401, "invalid_client", watchword.ProofInvalid, ""},
-		{"a proof by another key", proof(func(e *stray) { e.sign = other.sign }, token.PairingHash()), 401, "invalid_client", watchword.ProofInvalid, ""},
-		{"a proof that means another sealing key", proof(func(e *stray) { e.seal = other.seal }, token.PairingHash()), 401, "invalid_client", watchword.ProofInvalid, ""},
-		{"the sealing key swapped under the proof", set("seal", string(other.seal.JWK())), 401, "invalid_client", watchword.ProofInvalid, ""},
-		{"the signing key swapped under the proof", set("sign", string(other.sign.Public().JWK())), 401, "invalid_client", watchword.ProofInvalid, ""},
-		{"a proof for another issuer", proof(func(e *stray) { e.issuer = "https://evil.example" }, token.PairingHash()), 401, "invalid_client", watchword.ProofInvalid, ""},
-		{"a proof about a link's code", proof(func(*stray) {}, token.CodeHash(watchword.NewNonce())), 401, "invalid_client", watchword.ProofInvalid, ""},
-		{"an old proof", proof(func(e *stray) { e.now = func() time.Time { return c.now().Add(-time.Hour) } }, token.PairingHash()), 401, "invalid_client", watchword.ProofInvalid, ""},
-		{"no client_id", set("client_id", ""), 400, "invalid_request", watchword.BadRequest, ""},
-		{"HTML in the wish", set("client_id", "<script>alert(1)</script>"), 400, "invalid_request", watchword.BadRequest, ""},
-		{"ANSI in the wish", set("client_id", "lamp\x1b[2Jowner"), 400, "invalid_request", watchword.BadRequest, ""},
-		{"a wish that tries to escape into a path", set("client_id", "../operator"), 400, "invalid_request", watchword.BadRequest, ""},
-		{"a wish that tries to escape into a topic", set("client_id", "a/#"), 400, "invalid_request", watchword.BadRequest, ""},
-		{"a wish that is too long", set("client_id", strings.Repeat("x", 65)), 400, "invalid_request", watchword.BadRequest, ""},
-		{"a signing key that is none", set("sign", "{}"), 400, "invalid_request", watchword.BadRequest, ""},
-		{"a private key", set("sign", string(private.JWK())), 400, "invalid_request", watchword.BadRequest, ""},
-		{"a sealing key that is to sign", set("sign", string(s.seal.JWK())), 400, "invalid_request", watchword.BadRequest, ""},
-		{"no sealing key", set("seal", ""), 400, "invalid_request", watchword.BadRequest, ""},
-		{"one key for both", set("seal", string(s.sign.Public().JWK())), 400, "invalid_request", watchword.BadRequest, ""},
-		{"a scope", set("scope", "owner"), 400, "invalid_request", watchword.BadRequest, ""},
-		{"a parameter twice", with(func(f url.Values) { f.Add("client_id", "operator") }), 400, "invalid_request", watchword.BadRequest, ""},
-		{"oversize", set("sign", strings.Repeat("x", 17<<10)), 413, "invalid_request", watchword.TooLarge, ""},
-		{"keys of a device that is there", reused.askForm().Encode(), 409, "invalid_request", watchword.Conflict, ""},
+		{"no proof", set("proof", ""), 401, "invalid_client", watchword.ProofInvalid},
+		{"a proof by another key", proof(func(e *stray) { e.sign = other.sign }, token.PairingHash()), 401, "invalid_client", watchword.ProofInvalid},
+		{"a proof that means another sealing key", proof(func(e *stray) { e.seal = other.seal }, token.PairingHash()), 401, "invalid_client", watchword.ProofInvalid},
+		{"the sealing key swapped under the proof", set("seal", string(other.seal.JWK())), 401, "invalid_client", watchword.ProofInvalid},
+		{"the signing key swapped under the proof", set("sign", string(other.sign.Public().JWK())), 401, "invalid_client", watchword.ProofInvalid},
+		{"a proof for another issuer", proof(func(e *stray) { e.issuer = "https://evil.example" }, token.PairingHash()), 401, "invalid_client", watchword.ProofInvalid},
+		{"a proof about a link's code", proof(func(*stray) {}, token.CodeHash(watchword.NewNonce())), 401, "invalid_client", watchword.ProofInvalid},
+		{"an old proof", proof(func(e *stray) { e.now = func() time.Time { return c.now().Add(-time.Hour) } }, token.PairingHash()), 401, "invalid_client", watchword.ProofInvalid},
+		{"an assertion as the proof", set("proof", assertion), 401, "invalid_client", watchword.ProofInvalid},
+		{"an access token as the proof", set("proof", h.token(known)), 401, "invalid_client", watchword.ProofInvalid},
+		{"no client_id", set("client_id", ""), 400, "invalid_request", watchword.BadRequest},
+		{"HTML in the wish", set("client_id", "<script>alert(1)</script>"), 400, "invalid_request", watchword.BadRequest},
+		{"ANSI in the wish", set("client_id", "lamp\x1b[2Jowner"), 400, "invalid_request", watchword.BadRequest},
+		{"a wish that tries to escape into a path", set("client_id", "../operator"), 400, "invalid_request", watchword.BadRequest},
+		{"a wish that tries to escape into a topic", set("client_id", "a/#"), 400, "invalid_request", watchword.BadRequest},
+		{"a wish that is too long", set("client_id", strings.Repeat("x", 65)), 400, "invalid_request", watchword.BadRequest},
+		{"a signing key that is none", set("sign", "{}"), 400, "invalid_request", watchword.BadRequest},
+		{"a private key", set("sign", string(private.JWK())), 400, "invalid_request", watchword.BadRequest},
+		{"a sealing key that is to sign", set("sign", string(s.seal.JWK())), 400, "invalid_request", watchword.BadRequest},
+		{"no sealing key", set("seal", ""), 400, "invalid_request", watchword.BadRequest},
+		{"one key for both", set("seal", string(s.sign.Public().JWK())), 400, "invalid_request", watchword.BadRequest},
+		{"a scope", set("scope", "owner"), 400, "invalid_request", watchword.BadRequest},
+		{"a parameter twice", with(func(f url.Values) { f.Add("client_id", "operator") }), 400, "invalid_request", watchword.BadRequest},
+		{"oversize", set("sign", strings.Repeat("x", 17<<10)), 413, "invalid_request", watchword.TooLarge},
+		{"keys of a device that is there", reused.askForm().Encode(), 409, "invalid_request", watchword.Conflict},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h.ask("POST", "/oauth/device_authorization", "", tc.body, "Content-Type: application/x-www-form-urlencoded").
@@ -203,7 +206,7 @@ func TestAskingToBePaired(t *testing.T) {
 	if a := h.ask("GET", "/oauth/device_authorization", "", ""); a.status != 405 {
 		t.Errorf("GET: got %d", a.status)
 	}
-	h.refused(audit.RequestRefuse, watchword.ProofInvalid, 8)
+	h.refused(audit.RequestRefuse, watchword.ProofInvalid, 10)
 	must(t, h.admin.Pairings(t.Context(), func(p admin.Pairing) error { return fmt.Errorf("somebody waits: %+v", p) }))
 
 	a := h.form("/oauth/device_authorization", s.askForm())

@@ -52,6 +52,14 @@ type Pairing struct {
 	Expires time.Time
 }
 
+// Waits refuses a pairing that somebody has decided on. Code: conflict.
+func (p *Pairing) Waits() error {
+	if p.State == PairingPending {
+		return nil
+	}
+	return watchword.Refuse(watchword.Conflict, "this pairing was %s already, by %s", p.State, p.By)
+}
+
 // clientID is what the device calls itself in client_id (RFC 8628 §3.1): its
 // wish, or else its signing key.
 func (p *Pairing) clientID() watchword.SubjectID {

@@ -57,6 +57,9 @@ func (g *Gate) Approve(ctx context.Context, by audit.Actor, a Approve, now time.
 			Code: watchword.Conflict, Field: "sign", Detail: "is not the thumbprint behind this code: compare with what the device shows, whole",
 		}
 	}
+	if err := p.Waits(); err != nil {
+		return watchword.Subject{}, err
+	}
 	id := a.ID
 	if id == "" {
 		id = p.Wish
@@ -96,14 +99,13 @@ func (g *Gate) approval(ctx context.Context, by audit.Actor, p Pairing, id watch
 	if err := g.o.Fits(out.Subject); err != nil {
 		return out, err
 	}
-	if a.ID == "" {
-		return out, nil
-	}
 	switch s, err := g.store.Subject(ctx, by.Tenant, id); {
 	case watchword.CodeOf(err) == watchword.NotFound:
 		return out, nil
 	case err != nil:
 		return out, err
+	case a.ID == "":
+		return out, watchword.Refuse(watchword.Conflict, "the device wishes to be %q, which is there already: say that id if you mean it, or another", id)
 	case len(a.Labels) > 0:
 		return out, watchword.RefuseField("labels", "the device is there already, with labels of its own")
 	default:

@@ -136,8 +136,8 @@ func (s *Store) Pairings(ctx context.Context, t watchword.TenantID, before strin
 func (t *tx) waiting(tenant watchword.TenantID, id string, now time.Time) (enroll.Pairing, error) {
 	p, err := one(context.Background(), t, scanPairing, noPairing,
 		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND id = ? AND expires > ?`, tenant, id, stamp(now))
-	if err == nil && p.State != enroll.PairingPending {
-		err = watchword.Refuse(watchword.Conflict, "this pairing was %s already, by %s", p.State, p.By)
+	if err == nil {
+		err = p.Waits()
 	}
 	return p, err
 }

@@ -175,6 +175,7 @@ var hintOf = map[watchword.Code]string{
 	watchword.Unavailable:     "is watchword serve running? where its folder is: --data, or WATCHWORD_DATA",
 	watchword.CodeInvalid:     "watchword device link ID makes a new link",
 	watchword.PinMismatch:     "make a new link, and look who answers at that address",
+	watchword.PairingExpired:  "watchword agent pair begins anew, with the same keys",
 	watchword.FunctionUnknown: "watchword device show ID lists what the device announced",
 	watchword.RateLimited:     "wait a moment and try again",
 }
