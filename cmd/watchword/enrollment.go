@@ -90,7 +90,7 @@ func compared(c *cobra.Command, cl *admin.Client, code, id string) (string, erro
 		id = string(whoOf(p))
 	}
 	fmt.Fprintf(os.Stderr, "code      %s, from %s, at %s\nsign key  %s\nseal key  %s\n", p.UserCode, p.Remote, ago(p.CreatedAt), p.Sign, p.Seal)
-	return string(p.Sign), sure(false, "does the device show these keys? then it becomes "+id)
+	return string(p.Sign), sure(false, "does the device show these keys, and shall it become "+id)
 }
 
 func (a *app) enrollmentReject() *cobra.Command {
