@@ -61,6 +61,12 @@ func serve(t testing.TB, change func(*server.Config)) *house {
 
 func serveOn(t testing.TB, dir string, change func(*server.Config)) *house {
 	t.Helper()
+	return serveAt(t, dir, time.Now, change)
+}
+
+// serveAt is serveOn by another clock.
+func serveAt(t testing.TB, dir string, now func() time.Time, change func(*server.Config)) *house {
+	t.Helper()
 	cfg := server.Defaults()
 	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS = dir, "localhost:0", "localhost:0"
 	cfg.Metrics.Listen = "127.0.0.1:0"
@@ -72,7 +78,7 @@ func serveOn(t testing.TB, dir string, change func(*server.Config)) *house {
 		t.Fatal(err)
 	}
 	h := &house{t: t, dir: dir, log: &logs{}}
-	s, err := server.New(t.Context(), cfg, server.Options{Log: slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Version: "test"})
+	s, err := server.New(t.Context(), cfg, server.Options{Log: slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Version: "test", Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,7 @@ const (
 	DeviceLink       = "device.link"
 	DeviceEnroll     = "device.enroll"
 	DeviceRekey      = "device.rekey"
+	PairingReject    = "pairing.reject"
 	DeviceLabel      = "device.label"
 	DeviceSuspend    = "device.suspend"
 	DeviceResume     = "device.resume"

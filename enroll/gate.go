@@ -2,7 +2,6 @@ package enroll
 
 import (
 	"context"
-	"encoding/base64"
 	"net/netip"
 	"time"
 
@@ -18,6 +17,7 @@ type Store interface {
 	AddCode(ctx context.Context, c Code, e audit.Entry) error
 	RedeemCode(ctx context.Context, r Redemption, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
 	Rekeys
+	Pairings
 }
 
 // Options is what a gate needs to know beside the store.
@@ -29,6 +29,9 @@ type Options struct {
 	Fits func(watchword.Subject) error
 	// Changed tells that a subject has changed in the store, before the answer.
 	Changed func(ctx context.Context, t watchword.TenantID, id watchword.SubjectID)
+	// How long a pairing waits for an operator, and how often its device may ask; 0
+	// means PairingLife and PairingInterval.
+	PairingLife, PairingInterval time.Duration
 }
 
 // Gate lets subjects in. It is safe for concurrent use.
@@ -36,11 +39,18 @@ type Gate struct {
 	store   Store
 	o       Options
 	guesses *guesses
+	paces   *paces
 }
 
 // NewGate returns a gate that writes to st.
 func NewGate(st Store, o Options) *Gate {
-	return &Gate{store: st, o: o, guesses: newGuesses()}
+	if o.PairingLife == 0 {
+		o.PairingLife = PairingLife
+	}
+	if o.PairingInterval == 0 {
+		o.PairingInterval = PairingInterval
+	}
+	return &Gate{store: st, o: o, guesses: newGuesses(), paces: newPaces(o.PairingInterval)}
 }
 
 // Add writes a new device down and returns the link by which it comes in. ttl 0
@@ -136,26 +146,32 @@ func (g *Gate) check(t watchword.TenantID, r Request, now time.Time) (Redemption
 	if !token.WellFormedCode(r.Code) {
 		return Redemption{}, watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used, or over")
 	}
-	sign, err := parseKey("keys.sign", r.Sign, (*jose.PublicKey).MaySign)
+	sign, seal, err := parseKeys("keys.sign", r.Sign, "keys.seal", r.Seal)
 	if err != nil {
 		return Redemption{}, err
 	}
-	seal, err := parseKey("keys.seal", r.Seal, (*jose.PublicKey).MaySeal)
-	if err != nil {
-		return Redemption{}, err
-	}
-	if sign.ID() == seal.ID() {
-		return Redemption{}, watchword.RefuseField("keys.seal", "must be another key than keys.sign")
-	}
-	hash := token.HashCode(r.Code)
-	if err := token.VerifyEnrollment(r.Proof, sign, g.o.Issuer, base64.RawURLEncoding.EncodeToString(hash[:]), seal.ID(), now); err != nil {
-		return Redemption{}, watchword.Because(err, watchword.ProofInvalid, "the proof of possession does not hold: %s", watchword.CodeOf(err))
+	if err := token.VerifyEnrollment(r.Proof, sign, g.o.Issuer, token.CodeHash(r.Code), seal.ID(), now); err != nil {
+		return Redemption{}, noProof(err)
 	}
 	return Redemption{
-		Tenant: t, Hash: hash,
+		Tenant: t, Hash: token.HashCode(r.Code),
 		Sign: watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now},
 		Seal: watchword.Key{ID: seal.ID(), Purpose: watchword.Seal, JWK: seal.JWK(), State: watchword.KeyActive, Added: now},
 	}, nil
+}
+
+// parseKeys reads a stranger's two public keys. Code: bad_request.
+func parseKeys(signField string, signJWK []byte, sealField string, sealJWK []byte) (sign, seal *jose.PublicKey, err error) {
+	if sign, err = parseKey(signField, signJWK, (*jose.PublicKey).MaySign); err != nil {
+		return nil, nil, err
+	}
+	if seal, err = parseKey(sealField, sealJWK, (*jose.PublicKey).MaySeal); err != nil {
+		return nil, nil, err
+	}
+	if sign.ID() == seal.ID() {
+		return nil, nil, watchword.RefuseField(sealField, "must be another key than %s", signField)
+	}
+	return sign, seal, nil
 }
 
 func parseKey(field string, jwk []byte, may func(*jose.PublicKey) bool) (*jose.PublicKey, error) {
@@ -167,4 +183,8 @@ func parseKey(field string, jwk []byte, may func(*jose.PublicKey) bool) (*jose.P
 		return nil, watchword.RefuseField(field, "this kind of key cannot be used so")
 	}
 	return k, nil
+}
+
+func noProof(err error) error {
+	return watchword.Because(err, watchword.ProofInvalid, "the proof of possession does not hold: %s", watchword.CodeOf(err))
 }

@@ -103,6 +103,7 @@ func New(p Parts) *API {
 	a.oauthRoutes()
 	a.enrollRoutes()
 	a.timeRoutes()
+	a.pairingRoutes()
 	a.selfRoutes()
 	a.selfCommandRoutes()
 	a.rekeyRoutes()

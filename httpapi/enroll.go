@@ -75,10 +75,14 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
-	answer(w, http.StatusOK, enrolled{
+	answer(w, http.StatusOK, a.enrolled(s))
+}
+
+func (a *API) enrolled(s watchword.Subject) enrolled {
+	return enrolled{
 		ID: s.ID, Kind: s.Kind, Labels: s.Labels, Issuer: a.Office.Issuer(), TokenEndpoint: a.PublicURL + "/oauth/token",
 		HTTPS: a.PublicURL, MQTTS: a.MQTTS, CA: a.caPEM(),
-	})
+	}
 }
 
 // decode reads one strict JSON object of a plain handler. Code: bad_request with the field.

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -27,7 +26,8 @@ func (a *API) oauthRoutes() {
 		"issuer":                                issuer,
 		"token_endpoint":                        a.PublicURL + "/oauth/token",
 		"jwks_uri":                              a.PublicURL + "/.well-known/jwks.json",
-		"grant_types_supported":                 []string{"client_credentials"},
+		"device_authorization_endpoint":         a.PublicURL + "/oauth/device_authorization", // RFC 8628 §4
+		"grant_types_supported":                 []string{"client_credentials", deviceGrant},
 		"response_types_supported":              []string{},
 		"token_endpoint_auth_methods_supported": methods,
 		"token_endpoint_auth_signing_alg_values_supported": algs,
@@ -63,7 +63,15 @@ func (a *API) token(w http.ResponseWriter, r *http.Request) {
 		a.oauthError(w, r, err)
 		return
 	}
-	assertion, err := tokenForm(r)
+	form, err := readForm(r)
+	if err == nil && form.Get("grant_type") == deviceGrant {
+		a.pairingToken(w, r, form)
+		return
+	}
+	var assertion string
+	if err == nil {
+		assertion, err = tokenForm(r, form)
+	}
 	if err != nil {
 		a.oauthError(w, r, err)
 		return
@@ -79,34 +87,14 @@ func (a *API) token(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// tokenForm returns the client assertion of a token request. A parameter twice
-// is refused (RFC 6749 §3.2), as is one in the URL.
-func tokenForm(r *http.Request) (string, error) {
-	if ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(ct), "application/x-www-form-urlencoded") {
-		return "", watchword.Refuse(watchword.UnsupportedMediaType, "send application/x-www-form-urlencoded")
-	}
-	if r.URL.RawQuery != "" {
-		return "", watchword.RefuseField("query", "parameters go into the body")
-	}
-	r.Body = http.MaxBytesReader(nil, r.Body, maxForm)
-	if err := r.ParseForm(); err != nil {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return "", watchword.Because(err, watchword.TooLarge, "a token request may have 16 KiB")
-		}
-		return "", watchword.Because(err, watchword.BadRequest, "the body is no form")
-	}
-	form := r.PostForm
-	for name, values := range form {
-		if len(values) > 1 {
-			return "", watchword.RefuseField(clip(name), "stands twice")
-		}
-	}
+// tokenForm returns the client assertion of a token request.
+func tokenForm(r *http.Request, form url.Values) (string, error) {
 	switch grant := form.Get("grant_type"); grant {
 	case "client_credentials":
 	case "":
 		return "", watchword.RefuseField("grant_type", "is missing")
 	default:
-		return "", watchword.Refuse(watchword.GrantUnsupported, "grant_type must be client_credentials")
+		return "", watchword.Refuse(watchword.GrantUnsupported, "grant_type must be client_credentials or %s", deviceGrant)
 	}
 	if form.Get("client_secret") != "" || r.Header.Get("Authorization") != "" {
 		return "", watchword.Refuse(watchword.ClientInvalid, "this server knows no client secrets: send a client_assertion")
@@ -138,6 +126,11 @@ var oauthErrorOf = map[watchword.Code]string{
 	watchword.TooLarge:             "invalid_request",
 	watchword.UnsupportedMediaType: "invalid_request",
 	watchword.GrantUnsupported:     "unsupported_grant_type",
+	watchword.Conflict:             "invalid_request", // keys that were used before
+	watchword.PairingPending:       "authorization_pending",
+	watchword.PairingSlow:          "slow_down",
+	watchword.PairingRejected:      "access_denied",
+	watchword.PairingExpired:       "expired_token",
 	watchword.TokenTooLarge:        "invalid_scope",
 	watchword.RateLimited:          "temporarily_unavailable",
 	watchword.Busy:                 "temporarily_unavailable",

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/enroll"
 )
 
 // Config is the whole configuration (watchword.toml). Make one with [Defaults]
@@ -22,6 +23,7 @@ type Config struct {
 	Keys    KeysConfig    `toml:"keys"`
 	Token   TokenConfig   `toml:"token"`
 	Command CommandConfig `toml:"command"`
+	Pairing PairingConfig `toml:"pairing"`
 	Limits  LimitsConfig  `toml:"limits"`
 	Auth    AuthConfig    `toml:"auth"`
 	Audit   AuditConfig   `toml:"audit"`
@@ -76,6 +78,13 @@ type TokenConfig struct {
 type CommandConfig struct {
 	TTL      Duration `toml:"ttl"` // 1s to 24h, whole seconds
 	MaxBytes int      `toml:"max_bytes"`
+}
+
+// PairingConfig says how long a device with no link waits for an operator, and how
+// often it asks meanwhile.
+type PairingConfig struct {
+	Lifetime Duration `toml:"lifetime"` // 1m to 1h, whole seconds
+	Interval Duration `toml:"interval"` // 1ms to 60s
 }
 
 // LimitsConfig bounds what one side may take.
@@ -140,6 +149,7 @@ func Defaults() Config {
 		Keys:    KeysConfig{RotateEvery: Duration{720 * time.Hour}, Overlap: Duration{48 * time.Hour}},
 		Token:   TokenConfig{Lifetime: Duration{10 * time.Minute}, Skew: Duration{time.Minute}},
 		Command: CommandConfig{TTL: Duration{2 * time.Minute}, MaxBytes: watchword.MaxArgs},
+		Pairing: PairingConfig{Lifetime: Duration{enroll.PairingLife}, Interval: Duration{enroll.PairingInterval}},
 		Limits: LimitsConfig{
 			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
 		},
@@ -275,6 +285,8 @@ func (c Config) checkTimes() error {
 		{"token.lifetime", c.Token.Lifetime, time.Minute, 24 * time.Hour},
 		{"token.skew", c.Token.Skew, 0, 5 * time.Minute},
 		{"command.ttl", c.Command.TTL, time.Second, 24 * time.Hour},
+		{"pairing.lifetime", c.Pairing.Lifetime, time.Minute, time.Hour},
+		{"pairing.interval", c.Pairing.Interval, time.Millisecond, time.Minute},
 		{"keys.rotate_every", c.Keys.RotateEvery, 0, 10 * 365 * 24 * time.Hour},
 		{"keys.overlap", c.Keys.Overlap, time.Hour, 365 * 24 * time.Hour},
 		{"auth.session_lifetime", c.Auth.SessionLifetime, time.Minute, 30 * 24 * time.Hour},
@@ -289,6 +301,9 @@ func (c Config) checkTimes() error {
 	}
 	if c.Command.TTL.Duration%time.Second != 0 {
 		return wrong("command.ttl", "must be whole seconds")
+	}
+	if c.Pairing.Lifetime.Duration%time.Second != 0 {
+		return wrong("pairing.lifetime", "must be whole seconds")
 	}
 	return nil
 }

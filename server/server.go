@@ -150,7 +150,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	reg := registry.New(s.store, roll, s.guard, s.ring.Issuer())
 	gate := enroll.NewGate(s.store, enroll.Options{
 		PublicURL: s.info.URL, Issuer: s.ring.Issuer(), Pin: func() string { return token.Pin(s.ring.Root()) },
-		Fits: reg.Fits, Changed: reg.Changed,
+		Fits: reg.Fits, Changed: reg.Changed, PairingLife: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration,
 	})
 	papers, err := office.New(s.ring.Issuer(), s.ring, roll, s.store,
 		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration})

@@ -84,7 +84,16 @@ func (s *Store) RedeemCode(ctx context.Context, r enroll.Redemption, now time.Ti
 }
 
 func (t *tx) admit(s watchword.Subject, r enroll.Redemption, now time.Time, e audit.Entry) (watchword.Subject, error) {
-	for _, k := range []watchword.Key{r.Sign, r.Seal} {
+	if _, err := t.exec(`UPDATE codes SET sign = ?, seal = ? WHERE tenant = ? AND hash = ?`, r.Sign.ID, r.Seal.ID, r.Tenant, r.Hash[:]); err != nil {
+		return s, err
+	}
+	e.Object, e.Actor = string(s.ID), s.ID
+	return t.activate(s, r.Sign, r.Seal, now, e)
+}
+
+// activate gives a new or revoked subject its keys.
+func (t *tx) activate(s watchword.Subject, sign, seal watchword.Key, now time.Time, es ...audit.Entry) (watchword.Subject, error) {
+	for _, k := range []watchword.Key{sign, seal} {
 		if err := t.addKey(s.Tenant, s.ID, k); err != nil {
 			return s, err
 		}
@@ -96,9 +105,5 @@ func (t *tx) admit(s watchword.Subject, r enroll.Redemption, now time.Time, e au
 	if _, err := t.exec(`UPDATE subjects SET incarnation = incarnation + ? WHERE tenant = ? AND id = ?`, grown, s.Tenant, s.ID); err != nil {
 		return s, err
 	}
-	if _, err := t.exec(`UPDATE codes SET sign = ?, seal = ? WHERE tenant = ? AND hash = ?`, r.Sign.ID, r.Seal.ID, r.Tenant, r.Hash[:]); err != nil {
-		return s, err
-	}
-	e.Object, e.Actor = string(s.ID), s.ID
-	return t.setState(s, watchword.Active, now, e)
+	return t.setState(s, watchword.Active, now, es...)
 }

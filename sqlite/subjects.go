@@ -168,11 +168,11 @@ func (s *Store) SetLabels(ctx context.Context, tenant watchword.TenantID, id wat
 }
 
 // setState writes a state and returns the subject as it is then.
-func (t *tx) setState(s watchword.Subject, to watchword.State, now time.Time, e audit.Entry) (watchword.Subject, error) {
+func (t *tx) setState(s watchword.Subject, to watchword.State, now time.Time, es ...audit.Entry) (watchword.Subject, error) {
 	if _, err := t.exec(`UPDATE subjects SET state = ?, version = version + 1, changed = ? WHERE tenant = ? AND id = ?`, to, stamp(now), s.Tenant, s.ID); err != nil {
 		return s, err
 	}
-	if err := t.enter(e); err != nil {
+	if err := t.enter(es...); err != nil {
 		return s, err
 	}
 	return t.subject(s.Tenant, s.ID)

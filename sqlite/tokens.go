@@ -70,6 +70,7 @@ func (s *Store) Prune(ctx context.Context, before time.Time, limit int) (gone in
 			`DELETE FROM spent WHERE (tenant, subject, jti) IN (SELECT tenant, subject, jti FROM spent WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM tokens WHERE (tenant, jti) IN (SELECT tenant, jti FROM tokens WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM codes WHERE (tenant, hash) IN (SELECT tenant, hash FROM codes WHERE expires < ? LIMIT ?)`,
+			`DELETE FROM pairings WHERE (tenant, id) IN (SELECT tenant, id FROM pairings WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM idempotency WHERE (tenant, caller, key) IN (SELECT tenant, caller, key FROM idempotency WHERE expires < ? LIMIT ?)`,
 		} {
 			n, err := t.exec(q, stamp(before), limit)

@@ -78,6 +78,7 @@ type Store interface {
 	// was seen before: token_replayed. A key that anybody in the tenant has or had: conflict. More than enroll.RekeysMost new
 	// keys within enroll.RekeysSpan: rate_limited with RetryAfter.
 	Rekey(ctx context.Context, r enroll.Rekeying, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
+	Pairings
 
 	// IssueToken spends the assertion's jti (seen before for this tenant and subject: token_replayed), checks that the
 	// subject is active (subject_new, subject_suspended, subject_revoked), that r.Incarnation is its own and r.Key is one of its active sign keys (else
@@ -85,7 +86,7 @@ type Store interface {
 	IssueToken(ctx context.Context, r token.Record, spent token.Spent, e audit.Entry) error
 	// TokenRecord returns the record; not_found.
 	TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error)
-	// Prune forgets spent assertions, token records, codes and idempotency rows that ended before `before`, at most
+	// Prune forgets spent assertions, token records, codes, pairings and idempotency rows that ended before `before`, at most
 	// limit of each, and returns how many went.
 	Prune(ctx context.Context, before time.Time, limit int) (int, error)
 

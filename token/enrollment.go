@@ -49,26 +49,31 @@ func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyI
 // Codes: as [VerifyAccess], and proof_invalid where it is about another code or
 // sealing key.
 func VerifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) error {
+	_, err := verifyEnrollment(raw, key, issuer, codeHash, seal, now)
+	return err
+}
+
+func verifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) (enrollmentClaims, error) {
+	var c enrollmentClaims
 	u, key, err := parse(raw, watchword.MaxToken, TypEnrollment, NewKeySet(key))
 	if err != nil {
-		return err
+		return c, err
 	}
-	var c enrollmentClaims
 	if err := jose.Walk(u.UnverifiedPayload(), c.member); err != nil {
-		return err
+		return c, err
 	}
 	if err := checkAudience(c.aud, issuer); err != nil {
-		return err
+		return c, err
 	}
 	if c.codeHash != codeHash || c.sealJKT != seal {
-		return watchword.Refuse(watchword.ProofInvalid, "the proof is for another code or sealing key")
+		return c, watchword.Refuse(watchword.ProofInvalid, "the proof is for another code or sealing key")
 	}
 	if err := checkJTI(c.jti); err != nil {
-		return err
+		return c, err
 	}
 	if err := c.check(now, ProofLife, Skew, Skew); err != nil {
-		return err
+		return c, err
 	}
 	_, err = u.Verify(key)
-	return err
+	return c, err
 }

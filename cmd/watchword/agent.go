@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) agentCommand() *cobra.Command {
-	return group("agent", "The device's side, for anything that runs Linux", a.agentEnroll(), a.agentRun(), a.agentToken(), a.agentAssertion(), a.agentStatus(), a.agentRekey())
+	return group("agent", "The device's side, for anything that runs Linux", a.agentEnroll(), a.agentPair(), a.agentRun(), a.agentToken(), a.agentAssertion(), a.agentStatus(), a.agentRekey())
 }
 
 func dirFlag(c *cobra.Command) *string {
@@ -38,11 +38,8 @@ func (a *app) agentEnroll() *cobra.Command {
 	seal := c.Flags().String("seal", "P-256", "curve of the sealing key: P-256 or X25519")
 	noClock := clockFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if *sign != "P-256" && *sign != "Ed25519" {
-			return usage("--sign must be P-256 or Ed25519")
-		}
-		if *seal != "P-256" && *seal != "X25519" {
-			return usage("--seal must be P-256 or X25519")
+		if err := curves(*sign, *seal); err != nil {
+			return err
 		}
 		link := args[0]
 		if !strings.HasPrefix(link, "https://") {

@@ -175,6 +175,7 @@ var hintOf = map[watchword.Code]string{
 	watchword.Unavailable:     "is watchword serve running? where its folder is: --data, or WATCHWORD_DATA",
 	watchword.CodeInvalid:     "watchword device link ID makes a new link",
 	watchword.PinMismatch:     "make a new link, and look who answers at that address",
+	watchword.PairingExpired:  "watchword agent pair begins anew, with the same keys",
 	watchword.FunctionUnknown: "watchword device show ID lists what the device announced",
 	watchword.RateLimited:     "wait a moment and try again",
 }
@@ -205,7 +206,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.data, "data", "", "data folder of the server on this machine (default $WATCHWORD_DATA, else "+defaultData()+")")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
 	root.AddCommand(
-		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
+		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.enrollmentCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
 		a.sessionCommand(), a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(), a.agentCommand(), a.whoamiCommand(), a.versionCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false

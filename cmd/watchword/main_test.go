@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"status":   wantStatus,
 			"awaiting": awaiting,
+			"capture":  capture,
 		},
 	})
 }
@@ -69,6 +71,19 @@ func awaiting(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("%s did not come", path)
 		}
 	}
+}
+
+// capture puts what a pattern's group found in the last standard output into a
+// variable: capture CODE '"user_code": "([^"]+)"'.
+func capture(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 || neg {
+		ts.Fatalf("usage: capture VARIABLE PATTERN")
+	}
+	found := regexp.MustCompile(args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	if len(found) != 2 {
+		ts.Fatalf("%s is not in the output", args[1])
+	}
+	ts.Setenv(args[0], found[1])
 }
 
 func TestEveryCodeHasAnExitStatus(t *testing.T) {
@@ -163,7 +178,7 @@ func TestGettingStarted(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	script := "set -eo pipefail\ntrap 'p=$(jobs -p); kill $p 2>/dev/null; wait $p' EXIT\nexport WATCHWORD_METRICS_LISTEN=127.0.0.1:0 WATCHWORD_SERVER_MQTTS=localhost:0 WATCHWORD_SERVER_HTTPS=localhost:" + port + "\n" +
+	script := "set -eo pipefail\ntrap 'p=$(jobs -p); kill $p 2>/dev/null; wait $p' EXIT\nexport WATCHWORD_METRICS_LISTEN=127.0.0.1:0 WATCHWORD_PAIRING_INTERVAL=1ms WATCHWORD_SERVER_MQTTS=localhost:0 WATCHWORD_SERVER_HTTPS=localhost:" + port + "\n" +
 		strings.ReplaceAll(typed(string(text)), "localhost:8443", "localhost:"+port)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -174,7 +189,7 @@ func TestGettingStarted(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, script, out)
 	}
-	for _, want := range []string{`"api:/v1/self/#"`, `"denied"`, "receipt verified", `result {"set":40}`, "DENIED", "args.level 99 > maximum 80", "exit status 5", `"interval":30`, "is revoked", "token_revoked\"|subject_revoked\""} {
+	for _, want := range []string{`"api:/v1/self/#"`, `"denied"`, "lamp-9 is active", "receipt verified", `result {"set":40}`, "DENIED", "args.level 99 > maximum 80", "exit status 5", `"interval":30`, "is revoked", "token_revoked\"|subject_revoked\""} {
 		found := false
 		for w := range strings.SplitSeq(want, "|") {
 			found = found || bytes.Contains(out, []byte(w))
@@ -198,7 +213,7 @@ func typed(doc string) string {
 			n++
 			log := fmt.Sprintf("../log-%d", n)
 			fmt.Fprintf(&out, ": > %s\n%s > %s 2>&1 &\n", log, strings.TrimSuffix(strings.TrimPrefix(line, "$ "), " &"), log)
-			fmt.Fprintf(&out, "timeout 30 grep -m1 -q -E '^next|runs against' <(timeout 30 tail -n +1 -f %s 2>/dev/null)\n", log)
+			fmt.Fprintf(&out, "timeout 30 grep -m1 -q -E '^next|runs against|^waiting' <(timeout 30 tail -n +1 -f %s 2>/dev/null)\n", log)
 		case inside:
 			fmt.Fprintln(&out, strings.TrimPrefix(line, "$ "))
 		}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/device"
+)
+
+func (a *app) agentPair() *cobra.Command {
+	c := &cobra.Command{Use: "pair URL --dir DIR", Short: "Make keys, show a code, and wait until an operator approves them", Args: args(cobra.ExactArgs(1))}
+	dir := dirFlag(c)
+	id := c.Flags().String("id", "", "who the device would like to be; the operator has the last word")
+	pin := c.Flags().String("pin", "", "pin of the server's root, from watchword enrollment pin; not needed with a public certificate")
+	sign := c.Flags().String("sign", "P-256", "curve of the signing key: P-256 or Ed25519")
+	seal := c.Flags().String("seal", "P-256", "curve of the sealing key: P-256 or X25519")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := curves(*sign, *seal); err != nil {
+			return err
+		}
+		d, err := device.OpenWith(*dir, device.Options{SignCurve: *sign, SealCurve: *seal})
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		if err := d.Pair(c.Context(), args[0], device.PairOptions{ID: watchword.SubjectID(*id), Pin: *pin, Show: showPairing}); err != nil {
+			return err
+		}
+		return a.printStatus(d)
+	}
+	return c
+}
+
+// showPairing tells people at the device what to do.
+func showPairing(p device.Pairing) {
+	fmt.Fprintf(os.Stderr, "code      %s\nsign key  %s\nseal key  %s\napprove   %s\n          or, on the server: watchword enrollment approve %s --key %s\nwaiting   until %s\n",
+		p.UserCode, p.Sign, p.Seal, p.URIComplete, p.UserCode, p.Sign, ago(p.Expires))
+}
+
+// curves checks the names of the curves that keys are made on.
+func curves(sign, seal string) error {
+	if sign != "P-256" && sign != "Ed25519" {
+		return usage("--sign must be P-256 or Ed25519")
+	}
+	if seal != "P-256" && seal != "X25519" {
+		return usage("--seal must be P-256 or X25519")
+	}
+	return nil
+}

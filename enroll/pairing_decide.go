@@ -1,0 +1,126 @@
+package enroll
+
+import (
+	"context"
+	"crypto/subtle"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+)
+
+// Approve is what an operator says to a pairing. Sign is the whole thumbprint of
+// the signing key, as the device shows it: whoever read the code over somebody's
+// shoulder, or asked with keys of their own, has another one.
+type Approve struct {
+	UserCode string
+	Sign     watchword.KeyID
+	// ID is who the device shall be; empty means its wish. Only an id that is said
+	// here may be that of a device that is there already.
+	ID     watchword.SubjectID
+	Labels watchword.Labels // of a device that is added
+}
+
+// Pin is what devices check this server's root by.
+func (g *Gate) Pin() string { return g.o.Pin() }
+
+// Pairing returns the pairing of a code that a person typed. Codes: bad_request, not_found.
+func (g *Gate) Pairing(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (Pairing, error) {
+	code, err := ParseUserCode(userCode)
+	if err != nil {
+		return Pairing{}, err
+	}
+	return g.store.PairingFor(ctx, t, code, now)
+}
+
+// Pairings lists pairings that are not over, newest first, with ids below before
+// (empty: from the newest).
+func (g *Gate) Pairings(ctx context.Context, t watchword.TenantID, before string, limit int, now time.Time) ([]Pairing, error) {
+	return g.store.Pairings(ctx, t, before, limit, now)
+}
+
+// Approve makes the pairing's keys those of a device, which is added for it
+// unless a.ID is there already and new or revoked. Of two operators who decide at
+// once one wins. What the device is called is its own wish only where nobody has
+// that name yet.
+//
+// Codes: bad_request; not_found for a code that is unknown or over; conflict
+// where the thumbprint is another one, the pairing is decided, or the id is taken;
+// token_too_large.
+func (g *Gate) Approve(ctx context.Context, by audit.Actor, a Approve, now time.Time) (watchword.Subject, error) {
+	p, err := g.Pairing(ctx, by.Tenant, a.UserCode, now)
+	if err != nil {
+		return watchword.Subject{}, err
+	}
+	if subtle.ConstantTimeCompare([]byte(a.Sign), []byte(p.Sign.ID)) != 1 {
+		return watchword.Subject{}, &watchword.Error{
+			Code: watchword.Conflict, Field: "sign", Detail: "is not the thumbprint behind this code: compare with what the device shows, whole",
+		}
+	}
+	if err := p.Waits(); err != nil {
+		return watchword.Subject{}, err
+	}
+	id := a.ID
+	if id == "" {
+		id = p.Wish
+	}
+	if id == "" {
+		return watchword.Subject{}, watchword.RefuseField("id", "the device has no wish: say who it shall be")
+	}
+	approval, err := g.approval(ctx, by, p, id, a, now)
+	if err != nil {
+		return watchword.Subject{}, err
+	}
+	var es []audit.Entry
+	if approval.Add {
+		es = append(es, by.Did(audit.DeviceCreate, string(id), now, map[string]string{"labels": a.Labels.String(), "pairing": p.ID}))
+	}
+	es = append(es, by.Did(audit.DeviceEnroll, string(id), now, map[string]string{
+		"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "pairing": p.ID, "user_code": FormatUserCode(p.UserCode),
+	}))
+	s, err := g.store.ApprovePairing(ctx, approval, now, es...)
+	if err == nil {
+		g.o.Changed(ctx, by.Tenant, id)
+	}
+	return s, err
+}
+
+func (g *Gate) approval(ctx context.Context, by audit.Actor, p Pairing, id watchword.SubjectID, a Approve, now time.Time) (Approval, error) {
+	out := Approval{Pairing: p.ID, By: by.Subject, Until: now.Add(PairingAnswer), Add: true, Subject: watchword.Subject{
+		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: a.Labels,
+		Version: 1, Incarnation: 1, Created: now, Changed: now,
+	}}
+	if err := watchword.CheckName("id", string(id)); err != nil {
+		return out, err
+	}
+	if err := watchword.CheckLabels(a.Labels); err != nil {
+		return out, err
+	}
+	if err := g.o.Fits(out.Subject); err != nil {
+		return out, err
+	}
+	switch s, err := g.store.Subject(ctx, by.Tenant, id); {
+	case watchword.CodeOf(err) == watchword.NotFound:
+		return out, nil
+	case err != nil:
+		return out, err
+	case a.ID == "":
+		return out, watchword.Refuse(watchword.Conflict, "the device wishes to be %q, which is there already: say that id if you mean it, or another", id)
+	case len(a.Labels) > 0:
+		return out, watchword.RefuseField("labels", "the device is there already, with labels of its own")
+	default:
+		out.Add, out.Subject = false, s
+		return out, nil
+	}
+}
+
+// Reject turns a pairing down. Codes: bad_request, not_found, conflict.
+func (g *Gate) Reject(ctx context.Context, by audit.Actor, userCode string, now time.Time) (Pairing, error) {
+	p, err := g.Pairing(ctx, by.Tenant, userCode, now)
+	if err != nil {
+		return p, err
+	}
+	return g.store.RejectPairing(ctx, by.Tenant, p.ID, by.Subject, now, by.Did(audit.PairingReject, p.ID, now, map[string]string{
+		"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "user_code": FormatUserCode(p.UserCode),
+	}))
+}

@@ -1,0 +1,229 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/internal/rates"
+)
+
+// A device with no link asks to be paired (RFC 8628), an operator decides.
+
+const deviceGrant = "urn:ietf:params:oauth:grant-type:device_code"
+
+func (a *API) pairingRoutes() {
+	a.mux.HandleFunc("POST /oauth/device_authorization", a.deviceAuthorization)
+	a.mux.HandleFunc("GET /enroll", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, "A device shows a code and a key. Compare the key, whole, and run:\n\n    watchword enrollment approve CODE --key KEY\n") // the reader has gone, if at all
+	})
+	a.pairingListRoutes()
+	a.pairingDecisionRoutes()
+}
+
+// deviceAuthorization is the device authorization endpoint (RFC 8628 §3.1). What
+// stands for client authentication is the proof.
+func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
+	in := infoOf(r.Context())
+	asked, err := func() (enroll.Asked, error) {
+		if err := a.rates.Take(rates.Network(in.remote), a.Now()); err != nil {
+			return enroll.Asked{}, err
+		}
+		form, err := readForm(r)
+		if err == nil {
+			err = wholeGrant(form)
+		}
+		if err != nil {
+			return enroll.Asked{}, err
+		}
+		return a.Gate.Ask(r.Context(), tenant, enroll.Ask{
+			ClientID: form.Get("client_id"), Sign: []byte(form.Get("sign")), Seal: []byte(form.Get("seal")), Proof: form.Get("proof"),
+		}, in.remote, a.Now())
+	}()
+	if err != nil {
+		a.oauthError(w, r, err)
+		return
+	}
+	code := enroll.FormatUserCode(asked.UserCode)
+	answer(w, http.StatusOK, map[string]any{ // RFC 8628 §3.2
+		"device_code": asked.DeviceCode, "user_code": code,
+		"verification_uri":          a.PublicURL + "/enroll",
+		"verification_uri_complete": a.PublicURL + "/enroll?user_code=" + code,
+		"expires_in":                int(asked.Expires.Sub(a.Now()).Seconds()),
+		"interval":                  wholeSeconds(asked.Interval),
+	})
+}
+
+// wholeSeconds rounds up what is a second or more. Less is none: tests alone are that fast.
+func wholeSeconds(d time.Duration) int {
+	if d < time.Second {
+		return 0
+	}
+	return int(math.Ceil(d.Seconds()))
+}
+
+// wholeGrant refuses what asks for less than the whole grant: a pairing gives
+// what policy gives.
+func wholeGrant(form url.Values) error {
+	for _, name := range []string{"scope", "resource", "audience"} {
+		if form.Get(name) != "" {
+			return watchword.RefuseField(name, "cannot be asked for in a pairing")
+		}
+	}
+	return nil
+}
+
+// paired is the answer to the poll that finds its pairing approved: what
+// enrollment answers, and a token.
+type paired struct {
+	enrolled
+	Token string `json:"access_token"`
+	Type  string `json:"token_type"`
+	In    int    `json:"expires_in"`
+}
+
+// pairingToken is the token endpoint for a device that waits (RFC 8628 §3.4).
+func (a *API) pairingToken(w http.ResponseWriter, r *http.Request, form url.Values) {
+	in, now := infoOf(r.Context()), a.Now()
+	out, err := func() (paired, error) {
+		if err := wholeGrant(form); err != nil {
+			return paired{}, err
+		}
+		for _, name := range []string{"device_code", "client_id", "proof"} {
+			if form.Get(name) == "" {
+				return paired{}, watchword.RefuseField(name, "is missing")
+			}
+		}
+		s, key, proof, err := a.Gate.Poll(r.Context(), tenant, form.Get("device_code"), form.Get("client_id"), form.Get("proof"), now)
+		if err != nil {
+			return paired{}, err
+		}
+		issued, err := a.Office.Paired(r.Context(), tenant, s.ID, key, proof, in.trace, now)
+		return paired{a.enrolled(s), issued.Token, "Bearer", int(issued.Life.Seconds())}, err
+	}()
+	switch {
+	case err == nil:
+		w.Header().Set("Pragma", "no-cache") // RFC 6749 §5.1
+		answer(w, http.StatusOK, out)
+	case watchword.CodeOf(err) == watchword.PairingPending: // no refusal: not in the log, every few seconds
+		p := newProblem(err)
+		answer(w, p.Status, map[string]any{"error": oauthErrorOf[p.Code], "error_description": p.Detail, "code": p.Code, "trace_id": in.trace})
+	default:
+		a.oauthError(w, r, err)
+	}
+}
+
+// Pairing is a device that waits for an operator's word, or did.
+type Pairing struct {
+	UserCode  string              `json:"user_code"`
+	State     enroll.PairingState `json:"state" enum:"pending,approved,rejected"`
+	Wish      watchword.SubjectID `json:"wish,omitempty" doc:"the id that the device would like"`
+	Sign      watchword.KeyID     `json:"sign" doc:"thumbprint of the signing key: compare it with what the device shows"`
+	Seal      watchword.KeyID     `json:"seal"`
+	Remote    string              `json:"remote" doc:"the address that asked"`
+	CreatedAt time.Time           `json:"created_at"`
+	ExpiresAt time.Time           `json:"expires_at"`
+	Device    watchword.SubjectID `json:"device,omitempty" doc:"who it became"`
+	By        watchword.SubjectID `json:"by,omitempty" doc:"who decided"`
+	DecidedAt *time.Time          `json:"decided_at,omitempty"`
+}
+
+func viewPairing(p enroll.Pairing) Pairing {
+	v := Pairing{
+		UserCode: enroll.FormatUserCode(p.UserCode), State: p.State, Wish: p.Wish, Sign: p.Sign.ID, Seal: p.Seal.ID, Remote: p.Remote,
+		CreatedAt: p.Created.UTC(), ExpiresAt: p.Expires.UTC(), Device: p.Subject, By: p.By,
+	}
+	if !p.Decided.IsZero() {
+		at := p.Decided.UTC()
+		v.DecidedAt = &at
+	}
+	return v
+}
+
+type pairingOut struct{ Body Pairing }
+
+type OfPairing struct {
+	Code string `path:"user_code" maxLength:"16"`
+}
+
+func (a *API) pairingListRoutes() {
+	type pairingListOut struct {
+		Body struct {
+			Pairings []Pairing `json:"enrollments"`
+			Pin      string    `json:"pin" doc:"what a device checks this server's root by"`
+			Next     string    `json:"next_page_token,omitempty"`
+		}
+	}
+	register(a, operation{method: http.MethodGet, path: "/v1/enrollments", summary: "Devices that wait for an operator's word, and what was decided of late; newest first"},
+		func(ctx context.Context, c *caller, in *Page) (*pairingListOut, error) {
+			rows, err := a.Gate.Pairings(ctx, c.Tenant(), in.Token, in.Size+1, a.Now())
+			if err != nil {
+				return nil, err
+			}
+			out := &pairingListOut{}
+			out.Body.Pairings, out.Body.Pin = []Pairing{}, a.Gate.Pin()
+			for i, p := range rows {
+				if i == in.Size {
+					out.Body.Next = rows[i-1].ID
+					break
+				}
+				out.Body.Pairings = append(out.Body.Pairings, viewPairing(p))
+			}
+			return out, nil
+		})
+	register(a, operation{method: http.MethodGet, path: "/v1/enrollments/{user_code}", summary: "One device that waits"},
+		func(ctx context.Context, c *caller, in *OfPairing) (*pairingOut, error) {
+			p, err := a.Gate.Pairing(ctx, c.Tenant(), in.Code, a.Now())
+			if err != nil {
+				return nil, a.undecided(c, audit.RequestRefuse, in.Code, err)
+			}
+			return &pairingOut{viewPairing(p)}, nil
+		})
+}
+
+func (a *API) pairingDecisionRoutes() {
+	type pairingApproveIn struct {
+		OfPairing
+		Body struct {
+			Sign   string            `json:"sign" minLength:"43" maxLength:"43" doc:"the whole thumbprint of the device's signing key, as the device shows it"`
+			ID     string            `json:"id,omitempty" maxLength:"64" doc:"who it shall be; its own wish, if absent"`
+			Labels map[string]string `json:"labels,omitempty"`
+		}
+	}
+	register(a, operation{method: http.MethodPost, path: "/v1/enrollments/{user_code}/approve", summary: "Make the keys behind a code those of a device"},
+		func(ctx context.Context, c *caller, in *pairingApproveIn) (*deviceOut, error) {
+			s, err := a.Gate.Approve(ctx, c.actor, enroll.Approve{
+				UserCode: in.Code, Sign: watchword.KeyID(in.Body.Sign), ID: watchword.SubjectID(in.Body.ID), Labels: in.Body.Labels,
+			}, a.Now())
+			return deviceAnswer(s, a.undecided(c, audit.DeviceEnroll, in.Code, err))
+		})
+	register(a, operation{method: http.MethodPost, path: "/v1/enrollments/{user_code}/reject", summary: "Turn a device down"},
+		func(ctx context.Context, c *caller, in *OfPairing) (*pairingOut, error) {
+			p, err := a.Gate.Reject(ctx, c.actor, in.Code, a.Now())
+			if err != nil {
+				return nil, a.undecided(c, audit.PairingReject, in.Code, err)
+			}
+			return &pairingOut{viewPairing(p)}, nil
+		})
+}
+
+// undecided puts a refused decision on record, and returns err: whoever tries
+// codes, or keys, leaves a trace for each.
+func (a *API) undecided(c *caller, kind, typed string, err error) error {
+	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Code != watchword.Internal && e.Code != watchword.Unavailable {
+		object := ""
+		if code, cerr := enroll.ParseUserCode(typed); cerr == nil { // nothing else of a caller's goes into the log
+			object = enroll.FormatUserCode(code)
+		}
+		a.Recorder.Refused(c.actor.Failed(kind, object, a.Now(), err, map[string]string{"remote": c.remote}))
+	}
+	return err
+}

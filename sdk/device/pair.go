@@ -1,0 +1,345 @@
+package device
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// pairingFile (0600) keeps the device code while an operator decides, so that a
+// device that is switched off and on goes on with the same pairing.
+const pairingFile = "pairing.json"
+
+// PairOptions is what pairing takes beside the server's URL. The zero value is
+// ready to use.
+type PairOptions struct {
+	// ID is who the device would like to be; the operator has the last word. Empty
+	// means no wish.
+	ID watchword.SubjectID
+	// Pin is the pin of the server's root, as in enrollment links. Empty means that
+	// the public Web PKI vouches for the server.
+	Pin string
+	// Show is told what people must see: once when the pairing begins, and once when
+	// it goes on after a restart. It must not wait.
+	Show func(Pairing)
+	// Wait pauses between two polls; nil means a timer.
+	Wait func(ctx context.Context, d time.Duration) error
+}
+
+// Pairing is what a device shows while it waits: the operator compares Sign,
+// whole, with what the server has.
+type Pairing struct {
+	UserCode    string // XXXX-XXXX
+	URI         string // where people approve
+	URIComplete string // the same with the code in it, for a QR picture
+	Sign, Seal  watchword.KeyID
+	Expires     time.Time // by the device's clock
+}
+
+// pairing is a pairing under way, as the folder keeps it.
+type pairing struct {
+	Server      string              `json:"server"`
+	Wish        watchword.SubjectID `json:"wish,omitempty"`
+	Sign        watchword.KeyID     `json:"sign"`
+	Seal        watchword.KeyID     `json:"seal"`
+	DeviceCode  string              `json:"device_code"`
+	UserCode    string              `json:"user_code"`
+	URI         string              `json:"verification_uri"`
+	URIComplete string              `json:"verification_uri_complete,omitempty"`
+	Interval    *int64              `json:"interval,omitempty"` // seconds
+	Expires     time.Time           `json:"expires"`
+}
+
+// How a device asks (RFC 8628 §3.5).
+const (
+	pairInterval = 5 * time.Second        // where the server says nothing, and what slow_down adds
+	pairPause    = 100 * time.Millisecond // however fast the server would let it ask
+	pairPauseMax = 5 * time.Minute
+)
+
+// Pair makes the device's keys, if it has none, shows a code, and waits until an
+// operator has approved them: then the device is enrolled, as after [Device.Enroll].
+// The server is checked before anything is said. Calling it again, after success
+// or after a crash at any point, goes on where it was.
+//
+// Codes: bad_request; conflict where the device is enrolled elsewhere, or its keys
+// were used before; pin_mismatch, bundle_invalid, peer_untrusted where the server
+// is not the right one; pairing_rejected, pairing_expired; rate_limited, busy,
+// unavailable before the pairing has begun: after that it keeps asking.
+func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
+	if d.lock == nil {
+		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to enroll")
+	}
+	server, err := pairServer(server, &o)
+	if err != nil {
+		return err
+	}
+	if d.id != nil {
+		if d.id.HTTPS == server {
+			return d.forgetPairing()
+		}
+		return watchword.Refuse(watchword.Conflict, "this folder is enrolled as %q at %s already; a new enrollment needs new keys, so a new folder", d.id.ID, d.id.HTTPS)
+	}
+	if err := d.makeKeys(); err != nil {
+		return err
+	}
+	t, raw, pin, err := d.meetToPair(ctx, server, o.Pin)
+	if err != nil {
+		return err
+	}
+	tr, err := d.roadTo(t)
+	if err != nil {
+		return err
+	}
+	defer tr.CloseIdleConnections()
+	p := pairer{d: d, o: o, trust: t, client: rest.Client{
+		Base: server, HTTP: &http.Client{Transport: tr, CheckRedirect: rest.NoRedirects, Timeout: 30 * time.Second},
+	}}
+	if err := p.begin(ctx); err != nil {
+		return err
+	}
+	id, err := p.wait(ctx)
+	switch watchword.CodeOf(err) {
+	case "":
+	case watchword.PairingExpired, watchword.PairingRejected:
+		return errors.Join(err, d.forgetPairing())
+	default:
+		return err
+	}
+	id.CodeHash, id.Pin = token.CodeHash(p.DeviceCode), pin
+	if err := d.settle(id, raw, t); err != nil {
+		return err
+	}
+	return d.forgetPairing()
+}
+
+// pairServer checks what Pair was told, and returns the URL without a slash at its end.
+func pairServer(server string, o *PairOptions) (string, error) {
+	u, err := url.Parse(strings.TrimSpace(server))
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "", watchword.RefuseField("url", "must look like https://HOST:PORT")
+	}
+	if o.Pin != "" && len(o.Pin) != 43 {
+		return "", watchword.RefuseField("pin", "must be 43 characters of base64url; watchword enrollment pin prints it")
+	}
+	if o.ID != "" {
+		if err := watchword.CheckName("id", string(o.ID)); err != nil {
+			return "", err
+		}
+	}
+	if o.Show == nil {
+		o.Show = func(Pairing) {}
+	}
+	if o.Wait == nil {
+		o.Wait = pause
+	}
+	return "https://" + u.Host + strings.TrimRight(u.Path, "/"), nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// meetToPair is [Device.meet], or, without a pin, takes the public Web PKI's word
+// for the server, and the server's word for its root.
+func (d *Device) meetToPair(ctx context.Context, server, pin string) (*token.Trust, string, string, error) {
+	if pin != "" {
+		t, raw, err := d.meet(ctx, server, pin)
+		return t, raw, pin, err
+	}
+	if d.o.NoClock {
+		return nil, "", "", watchword.RefuseField("pin", "is needed where there is no clock to check a public certificate by; watchword enrollment pin prints it")
+	}
+	var shown []*x509.Certificate
+	tr := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, VerifyConnection: func(s tls.ConnectionState) error {
+		shown = s.PeerCertificates
+		return nil
+	}}}
+	c := rest.Client{Base: server, HTTP: &http.Client{Transport: tr, CheckRedirect: rest.NoRedirects, Timeout: 30 * time.Second}}
+	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		err = watchword.Because(err, watchword.PeerUntrusted, "no public authority vouches for %s: give the pin of its root, which watchword enrollment pin prints on the server", server)
+	}
+	if err != nil {
+		return nil, "", "", err
+	}
+	raw := string(a.Body)
+	if pin, err = token.PinOf(raw); err != nil {
+		return nil, "", "", err
+	}
+	t, err := token.VerifyTrust(raw, pin, d.now())
+	if err != nil {
+		return nil, "", "", err
+	}
+	return &t, raw, pin, checkPeer(shown, server, &t, d.now())
+}
+
+func (d *Device) forgetPairing() error {
+	err := os.Remove(d.path(pairingFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// pairer asks one server, over a connection that its bundle vouches for.
+type pairer struct {
+	pairing
+	d      *Device
+	o      PairOptions
+	trust  *token.Trust
+	client rest.Client
+}
+
+func (p *pairer) now() time.Time { return p.d.reckonUnder(p.trust) }
+
+func (p *pairer) proof(codeHash string) (string, error) {
+	return token.SignEnrollment(p.d.signer.Load(), p.trust.Issuer, codeHash, p.d.opener.Load().Public().ID(), p.now())
+}
+
+// clientID is the wish, or else the signing key (RFC 8628 §3.1 wants one).
+func (p *pairer) clientID() string {
+	if p.Wish == "" {
+		return string(p.Sign)
+	}
+	return string(p.Wish)
+}
+
+// begin goes on with the folder's pairing, if it is this one, or asks for a new one.
+func (p *pairer) begin(ctx context.Context) error {
+	known, err := p.d.readPairing()
+	if err != nil {
+		return err
+	}
+	sign, seal := p.d.Keys()
+	if known != nil && known.Server == p.client.Base && known.Sign == sign.ID() && known.Seal == seal.ID() && (p.o.ID == "" || p.o.ID == known.Wish) {
+		p.pairing = *known
+	} else if err := p.ask(ctx, sign.JWK(), seal.JWK()); err != nil {
+		return err
+	}
+	p.o.Show(Pairing{UserCode: p.UserCode, URI: p.URI, URIComplete: p.URIComplete, Sign: p.Sign, Seal: p.Seal, Expires: p.Expires})
+	return nil
+}
+
+func (d *Device) readPairing() (*pairing, error) {
+	b, err := durable.ReadPrivate(d.path(pairingFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var p pairing
+	if err := json.Unmarshal(b, &p); err != nil {
+		return nil, watchword.Because(err, watchword.Internal, "%s is damaged; remove it to begin anew", d.path(pairingFile))
+	}
+	return &p, nil
+}
+
+func (p *pairer) ask(ctx context.Context, sign, seal []byte) error {
+	proof, err := p.proof(token.PairingHash())
+	if err != nil {
+		return err
+	}
+	p.pairing = pairing{Server: p.client.Base, Wish: p.o.ID, Sign: p.d.signer.Load().Public().ID(), Seal: p.d.opener.Load().Public().ID()}
+	var out struct {
+		pairing
+		In int64 `json:"expires_in"`
+	}
+	if err := p.post(ctx, "/oauth/device_authorization", url.Values{
+		"client_id": {p.clientID()}, "sign": {string(sign)}, "seal": {string(seal)}, "proof": {proof},
+	}, &out); err != nil {
+		return err
+	}
+	if !token.WellFormedCode(out.DeviceCode) || out.UserCode == "" || strings.ContainsFunc(out.UserCode+out.URI+out.URIComplete, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return watchword.Refuse(watchword.Internal, "the server's answer is no pairing")
+	}
+	p.DeviceCode, p.UserCode, p.URI, p.URIComplete, p.Interval = out.DeviceCode, out.UserCode, out.URI, out.URIComplete, out.Interval
+	p.Expires = p.now().Add(time.Duration(min(max(out.In, 0), 86400)) * time.Second).UTC().Truncate(time.Second)
+	b, err := json.MarshalIndent(p.pairing, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(p.d.path(pairingFile), append(b, '\n'), 0o600)
+}
+
+func (p *pairer) post(ctx context.Context, path string, form url.Values, out any) error {
+	_, err := p.client.JSON(ctx, rest.Request{
+		Method: http.MethodPost, Path: path, Type: "application/x-www-form-urlencoded", Body: []byte(form.Encode()),
+	}, nil, out)
+	return err
+}
+
+// wait asks until an operator has decided. How long that may last is the
+// server's to say: an approval at the last moment still counts.
+func (p *pairer) wait(ctx context.Context) (*identity, error) {
+	interval := pairInterval
+	if p.Interval != nil {
+		interval = time.Duration(min(max(*p.Interval, 0), 3600)) * time.Second
+	}
+	for trouble := 0; ; {
+		id, err := p.poll(ctx)
+		gap := max(interval, pairPause)
+		switch watchword.CodeOf(err) {
+		case watchword.PairingPending:
+			trouble = 0
+		case watchword.PairingSlow: // RFC 8628 §3.5: for this and every poll to come
+			interval += pairInterval
+			gap, trouble = interval, 0
+		case watchword.Unavailable, watchword.RateLimited, watchword.Busy, watchword.TimedOut:
+			gap = min(max(interval, time.Second)<<min(trouble, 8), pairPauseMax)
+			if e, ok := errors.AsType[*watchword.Error](err); ok {
+				gap = max(gap, min(e.RetryAfter, pairPauseMax))
+			}
+			trouble++
+			p.d.o.Log.WarnContext(ctx, "the pairing waits; the server cannot be asked now", "err", err)
+		default:
+			return id, err
+		}
+		if err := p.o.Wait(ctx, gap); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (p *pairer) poll(ctx context.Context) (*identity, error) {
+	proof, err := p.proof(token.CodeHash(p.DeviceCode))
+	if err != nil {
+		return nil, err
+	}
+	var id identity
+	if err := p.post(ctx, "/oauth/token", url.Values{
+		"grant_type": {"urn:ietf:params:oauth:grant-type:device_code"}, "device_code": {p.DeviceCode}, "client_id": {p.clientID()}, "proof": {proof},
+	}, &id); err != nil {
+		return nil, err
+	}
+	return &id, id.check(p.trust)
+}
+
+// check refuses an answer that is not for the issuer of the trust bundle. Code: issuer_mismatch.
+func (id *identity) check(t *token.Trust) error {
+	if id.Issuer != t.Issuer || !watchword.ValidName(string(id.ID)) || id.HTTPS == "" {
+		return watchword.Refuse(watchword.IssuerMismatch, "the server's answer is not for the issuer of its trust bundle")
+	}
+	return nil
+}
