@@ -1,12 +1,17 @@
 package attack_test
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -136,5 +141,69 @@ func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
 	defer again.Close()
 	if _, err := again.Check(t.Context(), good); err != nil {
 		t.Errorf("after a restart of the service beside: %v", err)
+	}
+}
+
+// The program of docs/resource-servers.md, as it stands there.
+func TestTheServiceOfTheManual(t *testing.T) {
+	h := serve(t, nil)
+	text, err := os.ReadFile("../docs/resource-servers.md")
+	must(t, err)
+	block := func(language string) string {
+		_, rest, ok := strings.Cut(string(text), "```"+language+"\n")
+		body, _, closed := strings.Cut(rest, "```")
+		if !ok || !closed {
+			t.Fatalf("no %s in the manual", language)
+		}
+		return body
+	}
+	dir := t.TempDir()
+	source, program := filepath.Join(dir, "main.go"), filepath.Join(dir, "service")
+	must(t, os.WriteFile(source, []byte(block("go")), 0o600))
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, source).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	_, err = h.admin.ApplyPolicy(t.Context(), "lamps", []byte(block("toml")), 0)
+	must(t, err)
+	lamp := h.enroll("lamp-7", device.Options{}, watchword.Labels{"kind": "lamp", "site": "plant-1"})
+
+	cmd := exec.CommandContext(t.Context(), program, "-issuer", h.burgle().Issuer(), "-ca", filepath.Join(h.dir, "tls", "ca.pem"), "-cache", filepath.Join(dir, "keys.json"), "-listen", "127.0.0.1:0")
+	cmd.Stderr = h.log
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	must(t, err)
+	addr, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
+	if !ok {
+		t.Fatal(line)
+	}
+	ask := func(method, path, token string) (int, string) {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, nil)
+		must(t, err)
+		req.Header.Set("Authorization", "Bearer "+token)
+		res, err := http.DefaultClient.Do(req)
+		must(t, err)
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		must(t, err)
+		return res.StatusCode, string(b)
+	}
+	good := h.token(lamp)
+	if status, body := ask("POST", "/readings", good); status != 200 || body != "stored for lamp-7 at plant-1\n" {
+		t.Errorf("got %d %s", status, body)
+	}
+	if status, _ := ask("GET", "/readings/lamp-7/today", good); status != 200 {
+		t.Errorf("its own readings: %d", status)
+	}
+	if status, body := ask("GET", "/readings/lamp-8/today", good); status != 403 {
+		t.Errorf("another's readings: %d %s", status, body)
+	}
+	if status, body := ask("POST", "/readings", good+"A"); status != 401 {
+		t.Errorf("a token with a byte more: %d %s", status, body)
+	}
+	must(t, cmd.Process.Signal(syscall.SIGTERM))
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("at its end: %v", err)
 	}
 }
