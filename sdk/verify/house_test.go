@@ -130,6 +130,7 @@ type web struct {
 	mu      sync.Mutex
 	keys    []byte
 	down    bool
+	moved   bool          // the keys, to another path
 	fetches int           // of keys
 	hold    chan struct{} // if not nil, fetches of keys wait for it
 }
@@ -162,11 +163,17 @@ func (w *web) client() verify.Option { return verify.HTTPClient(&http.Client{Tra
 
 func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
 	w.mu.Lock()
-	body, down, hold := w.keys, w.down, w.hold
-	if r.URL.Path == "/keys" {
+	body, down, hold, status, path := w.keys, w.down, w.hold, 200, "/keys"
+	if w.moved {
+		path = "/new/keys"
+	}
+	switch r.URL.Path {
+	case "/.well-known/oauth-authorization-server":
+		body, hold = []byte(`{"issuer":"`+issuerID+`","jwks_uri":"`+issuerID+path+`"}`), nil
+	case path:
 		w.fetches++
-	} else {
-		body, hold = []byte(`{"issuer":"`+issuerID+`","jwks_uri":"`+issuerID+`/keys"}`), nil
+	default:
+		status = 404
 	}
 	w.mu.Unlock()
 	if down {
@@ -179,7 +186,7 @@ func (w *web) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, r.Context().Err()
 		}
 	}
-	return &http.Response{StatusCode: 200, Status: "200 OK", Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(body)), Request: r}, nil
+	return &http.Response{StatusCode: status, Status: http.StatusText(status), Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(body)), Request: r}, nil
 }
 
 // ask sends one request to a handler.

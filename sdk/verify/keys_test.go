@@ -209,6 +209,36 @@ func TestAnIssuerThatIsGoneDoesNoHarmForADay(t *testing.T) {
 	})
 }
 
+func TestKeysThatMovedAreFoundAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, w := newSigner(t, jose.P256), newSigner(t, jose.P256), &web{}
+		w.publish(a)
+		v := follow(t, w)
+		defer v.Close()
+		w.publish(b)
+		w.mu.Lock()
+		w.moved = true
+		w.mu.Unlock()
+		pass(6 * time.Minute)
+		wants(t, "a key at the new address", check(t, v, b), "")
+	})
+}
+
+func TestAnIssuerThatNeverAnswersIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, w := newSigner(t, jose.P256), newSigner(t, jose.P256), &web{}
+		w.publish(a)
+		v := follow(t, w)
+		defer v.Close()
+		w.publish(b)
+		w.wait(make(chan struct{}))
+		pass(5*time.Minute + time.Second) // a fetch is under way, and will not end by itself
+		w.wait(nil)
+		pass(12 * time.Second)
+		wants(t, "once it answers", check(t, v, b), "")
+	})
+}
+
 func TestFetchesAreSpreadAndBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, w := newSigner(t, jose.P256), &web{}

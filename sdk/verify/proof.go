@@ -58,7 +58,7 @@ func requestPath(r *http.Request) string {
 	if u, err := url.Parse(target); err == nil && u.Host != "" { // a proxy's form (RFC 9112 §3.2.2)
 		return u.EscapedPath()
 	}
-	return r.URL.EscapedPath()
+	return "/" + strings.TrimPrefix(r.URL.EscapedPath(), "/")
 }
 
 // spent remembers the proofs that were used, until their time is over. It never
