@@ -234,7 +234,7 @@ func TestAnIssuerThatNeverAnswersIsAskedAgain(t *testing.T) {
 		w.wait(make(chan struct{}))
 		pass(5*time.Minute + time.Second) // a fetch is under way, and will not end by itself
 		w.wait(nil)
-		pass(12 * time.Second)
+		pass(30 * time.Second) // what hangs ends after 10 s, and the next try follows
 		wants(t, "once it answers", check(t, v, b), "")
 	})
 }
