@@ -22,7 +22,6 @@ type (
 	rules     = permit.Rules[bound]
 	callRule  = permit.Call[bound]
 	topicRule = permit.Topic
-	pathRule  = permit.Path
 	origin    = permit.Origin
 )
 
