@@ -9,6 +9,8 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/santhosh-tekuri/jsonschema/v6/kind"
+
+	"github.com/watchword-iot/watchword/internal/permit"
 )
 
 // Explanation is a decision for people: the rule that decided, or the nearest
@@ -31,10 +33,10 @@ func (g *Grant) Explain(action, resource string, target Target, args []byte) Exp
 	switch action {
 	case "pub":
 		d = g.Publish(rest)
-		near = g.nearestTopic(rest, func(r *topicRule) bool { return r.pub })
+		near = g.nearestTopic(rest, func(r *topicRule) bool { return r.Pub })
 	case "sub":
 		d = g.Subscribe(rest)
-		near = g.nearestTopic(rest, func(r *topicRule) bool { return r.sub })
+		near = g.nearestTopic(rest, func(r *topicRule) bool { return r.Sub })
 	case "call":
 		_, function, _ := strings.Cut(rest, "/")
 		d = g.Call(target, function, args)
@@ -44,8 +46,8 @@ func (g *Grant) Explain(action, resource string, target Target, args []byte) Exp
 		near = g.nearestPath(action, rest)
 	}
 	e := Explanation{Allowed: d.Allowed, Why: d.Why()}
-	if d.origin != nil {
-		e.Policy, e.Line = d.origin.policy, d.origin.line
+	if d.Origin != nil {
+		e.Policy, e.Line = d.Origin.Policy, d.Origin.Line
 	} else {
 		e.Nearest = near
 	}
@@ -53,19 +55,19 @@ func (g *Grant) Explain(action, resource string, target Target, args []byte) Exp
 }
 
 func named(o *origin, format string, a ...any) string {
-	return Decision{origin: o}.Rule() + ": " + fmt.Sprintf(format, a...)
+	return Decision{Origin: o}.Rule() + ": " + fmt.Sprintf(format, a...)
 }
 
 // nearestTopic finds the allow rule whose filter shares the most levels.
 func (g *Grant) nearestTopic(topic string, fits func(*topicRule) bool) string {
 	best, near := -1, ""
-	for i := range g.allow.topics {
-		r := &g.allow.topics[i]
+	for i := range g.Allowed.Topics {
+		r := &g.Allowed.Topics[i]
 		if !fits(r) {
 			continue
 		}
-		if n := sharedLevels(r.filter, topic); n > best {
-			best, near = n, named(r.origin, "allows %s", r.filter)
+		if n := sharedLevels(r.Filter, topic); n > best {
+			best, near = n, named(r.Origin, "allows %s", r.Filter)
 		}
 	}
 	return near
@@ -73,17 +75,17 @@ func (g *Grant) nearestTopic(topic string, fits func(*topicRule) bool) string {
 
 func (g *Grant) nearestPath(action, path string) string {
 	best, near := -1, ""
-	for i := range g.allow.paths {
-		r := &g.allow.paths[i]
-		n := sharedLevels(r.filter, path)
+	for i := range g.Allowed.Paths {
+		r := &g.Allowed.Paths[i]
+		n := sharedLevels(r.Filter, path)
 		switch {
-		case Match(r.filter, path):
+		case permit.Match(r.Filter, path):
 			n += MaxLevels // the right path with another method is nearest
-		case r.actions&pathBit(action) == 0:
+		case r.Actions&permit.PathBit(action) == 0:
 			continue
 		}
 		if n > best {
-			best, near = n, named(r.origin, "allows %s on %s", strings.Join(actionsOf(r.actions), ", "), r.filter)
+			best, near = n, named(r.Origin, "allows %s on %s", strings.Join(actionsOf(r.Actions), ", "), r.Filter)
 		}
 	}
 	return near
@@ -91,7 +93,7 @@ func (g *Grant) nearestPath(action, path string) string {
 
 func actionsOf(bits uint8) []string {
 	var out []string
-	for i, a := range pathActions {
+	for i, a := range permit.PathActions {
 		if bits&(1<<i) != 0 {
 			out = append(out, a)
 		}
@@ -113,34 +115,34 @@ func sharedLevels(filter, topic string) int {
 func (g *Grant) nearestCall(t Target, function string, args []byte) string {
 	doc := newArguments(args)
 	best, near := 0, ""
-	for i := range g.allow.calls {
-		r := &g.allow.calls[i]
+	for i := range g.Allowed.Calls {
+		r := &g.Allowed.Calls[i]
 		score, why := 0, ""
 		switch {
-		case r.names(t, function):
-			if m := doc.misfit(r.args); m != nil {
+		case r.Names(t, function):
+			if m := doc.misfit(r.Bounds); m != nil {
 				score, why = 3, m.String()
 			}
-		case matchFunction(r.function, function):
-			score, why = 2, r.missed(t)
-		case r.aims(t):
-			score, why = 1, "allows "+r.function
+		case permit.MatchFunction(r.Function, function):
+			score, why = 2, missed(r, t)
+		case r.Aims(t):
+			score, why = 1, "allows "+r.Function
 		}
 		if score > best {
-			best, near = score, named(r.origin, "%s", why)
+			best, near = score, named(r.Origin, "%s", why)
 		}
 	}
 	return near
 }
 
 // missed says what keeps the rule from the device.
-func (r *callRule) missed(t Target) string {
-	for _, k := range slices.Sorted(maps.Keys(r.labels)) {
-		if got := t.Labels[k]; got != r.labels[k] {
-			return fmt.Sprintf("device %s has label %s=%s, not %s", t.ID, k, got, r.labels[k])
+func missed(r *callRule, t Target) string {
+	for _, k := range slices.Sorted(maps.Keys(r.Labels)) {
+		if got := t.Labels[k]; got != r.Labels[k] {
+			return fmt.Sprintf("device %s has label %s=%s, not %s", t.ID, k, got, r.Labels[k])
 		}
 	}
-	return "is about device " + r.device
+	return "is about device " + r.Device
 }
 
 // String says which bound was missed, as "args.level 99 > maximum 80".

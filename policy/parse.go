@@ -14,6 +14,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/permit"
 	"github.com/watchword-iot/watchword/internal/tomlpos"
 )
 
@@ -83,8 +84,7 @@ func (p *parser) mistake(path, format string, a ...any) {
 // What a document and a rule may have, and what carries which action.
 var (
 	documentKeys = []string{"name", "for", "subjects", "kinds", "proof", "allow", "deny"}
-	pathActions  = []string{"get", "put", "post", "patch", "delete"}
-	ruleKeys     = append([]string{"publish", "subscribe", "call", "on", "devices", "args"}, pathActions...)
+	ruleKeys     = append([]string{"publish", "subscribe", "call", "on", "devices", "args"}, permit.PathActions...)
 )
 
 // keys refuses keys that are none of known.
@@ -186,9 +186,9 @@ func (p *parser) rule(path string, deny bool, table map[string]any) {
 	r := rule{deny: deny, line: p.at[path][0], paths: map[string][]string{}}
 	r.publish = p.filters(path, table, "publish", CheckFilter)
 	r.subscribe = p.filters(path, table, "subscribe", CheckFilter)
-	r.call = p.filters(path, table, "call", checkFunction)
-	for _, a := range pathActions {
-		if fs := p.filters(path, table, a, checkPath); fs != nil {
+	r.call = p.filters(path, table, "call", permit.CheckFunction)
+	for _, a := range permit.PathActions {
+		if fs := p.filters(path, table, a, permit.CheckPath); fs != nil {
 			r.paths[a] = fs
 		}
 	}
@@ -231,21 +231,6 @@ func detail(err error) string {
 		return e.Detail
 	}
 	return err.Error()
-}
-
-func checkFunction(s string) error {
-	name, _ := strings.CutSuffix(s, "*")
-	if s == "*" || watchword.ValidName(name) {
-		return nil
-	}
-	return watchword.RefuseField("call", "a function's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -, and may end in *")
-}
-
-func checkPath(s string) error {
-	if !strings.HasPrefix(s, "/") {
-		return watchword.RefuseField("path", "a path starts with /")
-	}
-	return CheckFilter(s)
 }
 
 func (p *parser) target(path string, table map[string]any, r *rule) {

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/permit"
 )
 
 // The policies that are built in.
@@ -99,23 +100,23 @@ type compiler struct {
 }
 
 func (c *compiler) builtIn() {
-	self := &origin{policy: selfName}
-	c.g.allow.paths = append(c.g.allow.paths, newPathRule("/v1/self/#", allPaths, self))
+	self := &origin{Policy: selfName}
+	c.g.Allowed.Paths = append(c.g.Allowed.Paths, permit.NewPath("/v1/self/#", permit.AllPaths, self))
 	if c.who.Kind == watchword.Device {
 		own := "devices/" + string(c.who.ID) + "/"
-		c.g.allow.topics = append(c.g.allow.topics,
-			newTopicRule(own+"events/#", true, false, self),
-			newTopicRule(own+"state", true, true, self),
-			newTopicRule(own+"receipts", true, false, self),
-			newTopicRule(own+"config", false, true, self),
-			newTopicRule(own+"commands", false, true, self),
+		c.g.Allowed.Topics = append(c.g.Allowed.Topics,
+			permit.NewTopic(own+"events/#", true, false, self),
+			permit.NewTopic(own+"state", true, true, self),
+			permit.NewTopic(own+"receipts", true, false, self),
+			permit.NewTopic(own+"config", false, true, self),
+			permit.NewTopic(own+"commands", false, true, self),
 		)
 	}
 	if c.who.Kind == watchword.Operator && c.who.Labels["role"] == "owner" {
-		owner := &origin{policy: ownerName}
-		c.g.allow.topics = append(c.g.allow.topics, newTopicRule("#", true, true, owner))
-		c.g.allow.calls = append(c.g.allow.calls, callRule{device: "*", function: "*", origin: owner})
-		c.g.allow.paths = append(c.g.allow.paths, newPathRule("/#", allPaths, owner))
+		owner := &origin{Policy: ownerName}
+		c.g.Allowed.Topics = append(c.g.Allowed.Topics, permit.NewTopic("#", true, true, owner))
+		c.g.Allowed.Calls = append(c.g.Allowed.Calls, callRule{Device: "*", Function: "*", Origin: owner})
+		c.g.Allowed.Paths = append(c.g.Allowed.Paths, permit.NewPath("/#", permit.AllPaths, owner))
 	}
 }
 
@@ -135,25 +136,25 @@ func (c *compiler) fill(template string) string {
 }
 
 func (c *compiler) rule(policy string, r *rule) {
-	side := &c.g.allow
+	side := &c.g.Allowed
 	if r.deny {
-		side = &c.g.deny
+		side = &c.g.Denied
 	}
-	o := &origin{policy: policy, line: r.line}
+	o := &origin{Policy: policy, Line: r.line}
 	for _, t := range r.publish {
 		if f := c.fill(t); f != "" {
-			side.topics = append(side.topics, newTopicRule(f, true, false, o))
+			side.Topics = append(side.Topics, permit.NewTopic(f, true, false, o))
 		}
 	}
 	for _, t := range r.subscribe {
 		if f := c.fill(t); f != "" {
-			side.topics = append(side.topics, newTopicRule(f, false, true, o))
+			side.Topics = append(side.Topics, permit.NewTopic(f, false, true, o))
 		}
 	}
-	for _, a := range pathActions {
+	for _, a := range permit.PathActions {
 		for _, t := range r.paths[a] {
 			if f := c.fill(t); f != "" {
-				side.paths = append(side.paths, newPathRule(f, pathBit(a), o))
+				side.Paths = append(side.Paths, permit.NewPath(f, permit.PathBit(a), o))
 			}
 		}
 	}
@@ -163,31 +164,31 @@ func (c *compiler) rule(policy string, r *rule) {
 }
 
 func (c *compiler) call(side *rules, r *rule, fn string, o *origin) {
-	base := callRule{function: fn, args: r.args, origin: o}
+	base := callRule{Function: fn, Bounds: r.args, Origin: o}
 	switch {
 	case r.devices != nil:
 		for _, t := range r.devices {
 			if id := c.fill(t); id != "" {
 				one := base
-				one.device = id
-				side.calls = append(side.calls, one)
+				one.Device = id
+				side.Calls = append(side.Calls, one)
 			}
 		}
 	case r.on != nil:
-		base.labels = watchword.Labels{}
+		base.Labels = watchword.Labels{}
 		for k, t := range r.on {
 			v := c.fill(t)
 			if v == "" {
 				return
 			}
-			base.labels[k] = v
+			base.Labels[k] = v
 		}
-		if len(base.labels) == 0 {
-			base.device, base.labels = "*", nil
+		if len(base.Labels) == 0 {
+			base.Device, base.Labels = "*", nil
 		}
-		side.calls = append(side.calls, base)
+		side.Calls = append(side.Calls, base)
 	default:
-		base.device = "*"
-		side.calls = append(side.calls, base)
+		base.Device = "*"
+		side.Calls = append(side.Calls, base)
 	}
 }

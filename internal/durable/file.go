@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/watchword-iot/watchword"
 )
@@ -96,18 +95,4 @@ func ReadPrivate(path string) ([]byte, error) {
 		return nil, watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if somebody may have read it", path, mode, path)
 	}
 	return io.ReadAll(io.LimitReader(f, MaxPrivate))
-}
-
-// Lock takes the file at path for this process, without waiting, until the
-// returned file is closed or the process ends. Code: folder_in_use.
-func Lock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close() // nothing was written
-		return nil, watchword.Because(err, watchword.FolderInUse, "%s is in use by another process", filepath.Dir(path))
-	}
-	return f, nil
 }

@@ -1,0 +1,60 @@
+package verify
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// cached is the file of the last good keys. Whoever can write it says which keys
+// count, so it is as private as a key.
+type cached struct {
+	Issuer  string            `json:"issuer"`
+	Fetched int64             `json:"fetched"`
+	Keys    []json.RawMessage `json:"keys"`
+}
+
+// saveKeys writes the file so that it is the old one or the new one, 0600.
+func saveKeys(path, issuer string, s *keySet) error {
+	c := cached{Issuer: issuer, Fetched: s.fetched.Unix(), Keys: []json.RawMessage{}}
+	for id, k := range s.keys {
+		jwk := k.JWK()
+		c.Keys = append(c.Keys, append(append([]byte(nil), jwk[:len(jwk)-1]...), `,"kid":"`+string(id)+`"}`...))
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(path, append(b, '\n'), 0o600)
+}
+
+// loadKeys reads it. Codes: key_exposed, key_damaged, issuer_mismatch; what else
+// the system says, as that there is no such file.
+func loadKeys(path, issuer string, now time.Time) (*keySet, error) {
+	b, err := durable.ReadPrivate(path)
+	if watchword.CodeOf(err) == watchword.KeyExposed {
+		return nil, watchword.Because(err, watchword.KeyExposed, "%s can be read or written by others, so its keys do not count", path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var c cached
+	if err := json.Unmarshal(b, &c); err != nil {
+		return nil, watchword.Because(err, watchword.KeyDamaged, "%s is not what was written", path)
+	}
+	if c.Issuer != issuer {
+		return nil, watchword.Refuse(watchword.IssuerMismatch, "%s holds the keys of another issuer", path)
+	}
+	keys, err := parseJWKS(b) // the members beside keys are passed over
+	if err != nil {
+		return nil, watchword.Because(err, watchword.KeyDamaged, "%s is not what was written", path)
+	}
+	fetched := time.Unix(c.Fetched, 0)
+	if c.Fetched <= 0 || fetched.After(now.Add(token.Skew)) {
+		return nil, watchword.Refuse(watchword.KeyDamaged, "%s is not what was written: it comes from the future, or this clock is wrong", path)
+	}
+	return &keySet{keys, fetched}, nil
+}

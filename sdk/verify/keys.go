@@ -1,0 +1,253 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+const (
+	// strangerPause is how long after a fetch began no unknown kid begins another.
+	strangerPause = time.Minute
+	// strangerWait is how long a request with an unknown kid waits for a fetch.
+	strangerWait = 2 * time.Second
+	// maxWaiting is how many such requests wait at once; the others are refused.
+	maxWaiting = 64
+	// firstRetry is the wait after a first fetch that failed; it doubles with each.
+	firstRetry = time.Second
+)
+
+// keySet is the keys that count, and when they were asked for.
+type keySet struct {
+	keys    token.KeySet
+	fetched time.Time
+}
+
+// keys keeps the issuer's keys. One goroutine fetches, whoever asks; a fetch that
+// fails changes nothing.
+type keys struct {
+	source  *source // nil where the keys were given
+	cache   string  // path, or empty
+	refresh time.Duration
+	oldest  time.Duration // 0: any age
+	now     func() time.Time
+	log     *slog.Logger
+
+	set   atomic.Pointer[keySet]
+	ask   chan struct{}
+	ctx   context.Context
+	stop  context.CancelFunc
+	ended chan struct{}
+
+	mu      sync.Mutex
+	began   time.Time     // when the last fetch began
+	under   chan struct{} // closed when the fetch under way ends; nil where none is
+	waiting int
+}
+
+// start fetches the first keys, or takes those of the cache, and keeps them fresh
+// until ctx or [keys.close].
+func (k *keys) start(ctx context.Context) error {
+	k.ask, k.ended, k.began = make(chan struct{}, 1), make(chan struct{}), time.Now()
+	failures, err := 0, k.fetch(ctx)
+	if err != nil {
+		if cerr := k.fromCache(); cerr != nil {
+			return watchword.Because(err, watchword.CodeOf(err), "no keys of %s: %s; %s", k.source.issuer, says(err), says(cerr))
+		}
+		k.log.Warn("issuer not reached; going by the keys of the cache", "issuer", k.source.issuer, "since", k.set.Load().fetched, "err", err)
+		failures = 1
+	} else if err := k.save(); err != nil {
+		return watchword.Because(err, watchword.ConfigInvalid, "the keys' cache cannot be written: %s", err)
+	}
+	k.ctx, k.stop = context.WithCancel(ctx)
+	go k.run(failures)
+	return nil
+}
+
+func (k *keys) fromCache() error {
+	if k.cache == "" {
+		return watchword.Refuse(watchword.Unavailable, "there is no cache to start from (verify.Cache)")
+	}
+	s, err := loadKeys(k.cache, k.source.issuer, k.now())
+	if err != nil {
+		return err
+	}
+	if k.now().Sub(s.fetched) > k.oldest {
+		return watchword.Refuse(watchword.Unavailable, "the keys of the cache are older than %s (verify.MaxAge)", k.oldest)
+	}
+	k.set.Store(s)
+	return nil
+}
+
+func (k *keys) save() error {
+	if k.cache == "" {
+		return nil
+	}
+	return saveKeys(k.cache, k.source.issuer, k.set.Load())
+}
+
+// close ends the fetching and waits for it. The keys stay, as long as they are not too old.
+func (k *keys) close() {
+	if k.source != nil {
+		k.stop()
+		<-k.ended
+	}
+}
+
+func (k *keys) run(failures int) {
+	defer close(k.ended)
+	defer k.stop()
+	timer := time.NewTimer(k.pause(failures))
+	defer timer.Stop()
+	for {
+		select {
+		case <-k.ctx.Done():
+			return
+		case <-timer.C:
+		case <-k.ask:
+		}
+		k.begin()
+		err := k.fetch(k.ctx)
+		k.end()
+		if err == nil {
+			failures, err = 0, k.save()
+			if err != nil {
+				k.log.Warn("issuer's keys not cached", "err", err)
+			}
+		} else if k.ctx.Err() == nil {
+			failures++
+			k.log.Log(k.ctx, level(failures), "issuer's keys not refreshed", "issuer", k.source.issuer, "since", k.set.Load().fetched, "failures", failures, "err", err)
+		}
+		timer.Reset(k.pause(failures))
+	}
+}
+
+// level lets a long outage warn now and then, not at each try.
+func level(failures int) slog.Level {
+	if failures&(failures-1) == 0 {
+		return slog.LevelWarn
+	}
+	return slog.LevelDebug
+}
+
+// pause is how long to wait after so many failures in a row, spread so that many
+// services do not come at once.
+func (k *keys) pause(failures int) time.Duration {
+	d, spread := k.refresh, k.refresh/5
+	if failures > 0 {
+		d = min(d, firstRetry<<min(failures-1, 16))
+		spread = d / 2
+	}
+	return d - rand.N(spread+1)
+}
+
+func (k *keys) fetch(ctx context.Context) error {
+	at := k.now().Round(0) // by the wall clock: a machine that slept has old keys
+	got, err := k.source.fetch(ctx)
+	if err != nil {
+		return err
+	}
+	old := k.set.Swap(&keySet{got, at})
+	if len(got) == 0 {
+		k.log.Warn("the issuer publishes no key that signs: every token will be refused", "issuer", k.source.issuer)
+	} else if old != nil && !sameKeys(old.keys, got) {
+		k.log.Info("issuer's keys changed", "issuer", k.source.issuer, "keys", slices.Sorted(maps.Keys(got)))
+	}
+	return nil
+}
+
+func sameKeys(a, b token.KeySet) bool {
+	return maps.EqualFunc(a, b, func(_, _ *jose.PublicKey) bool { return true }) // named by thumbprint
+}
+
+// begin marks a fetch as under way, and takes back what asked for it meanwhile.
+func (k *keys) begin() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	select {
+	case <-k.ask:
+	default:
+	}
+	if k.under == nil {
+		k.under, k.began = make(chan struct{}), time.Now()
+	}
+}
+
+func (k *keys) end() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	close(k.under)
+	k.under = nil
+}
+
+// at returns the keys that count. Code: unavailable where they are too old.
+func (k *keys) at(now time.Time) (*keySet, error) {
+	s := k.set.Load()
+	if k.oldest > 0 && now.Sub(s.fetched) > k.oldest {
+		return nil, &watchword.Error{
+			Code: watchword.Unavailable, Detail: "the issuer has not been reached for too long to know its keys", RetryAfter: 10 * time.Second,
+		}
+	}
+	return s, nil
+}
+
+// renewed is asked for a kid that is not in s. It returns newer keys, if there are
+// or will be any within a bounded wait, else s. However many ask, one fetch begins
+// in [strangerPause].
+func (k *keys) renewed(ctx context.Context, s *keySet) *keySet {
+	under := k.join(s)
+	if under == nil {
+		return k.set.Load()
+	}
+	timer := time.NewTimer(strangerWait)
+	defer timer.Stop()
+	select {
+	case <-under:
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-k.ctx.Done():
+	}
+	k.mu.Lock()
+	k.waiting--
+	k.mu.Unlock()
+	return k.set.Load()
+}
+
+// join returns what to wait for; nil for nothing.
+func (k *keys) join(s *keySet) chan struct{} {
+	if k.source == nil || k.ctx.Err() != nil || k.set.Load() != s {
+		return nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.waiting >= maxWaiting {
+		return nil
+	}
+	if k.under == nil {
+		if time.Since(k.began) < strangerPause {
+			return nil
+		}
+		k.under, k.began = make(chan struct{}), time.Now()
+		k.ask <- struct{}{} // never waits: nothing was asked for since the last begin
+	}
+	k.waiting++
+	return k.under
+}
+
+// says is an error's words for people.
+func says(err error) string {
+	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Detail != "" {
+		return e.Detail
+	}
+	return err.Error()
+}

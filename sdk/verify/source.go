@@ -1,0 +1,145 @@
+package verify
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// fetchTime bounds one fetch, metadata and keys together.
+const fetchTime = 10 * time.Second
+
+// source is where an issuer publishes its keys. One at a time may use it.
+type source struct {
+	issuer   string
+	at       *url.URL
+	loopback bool // http is taken at loopback addresses
+	http     *http.Client
+	keysAt   string // path of the keys; empty before the metadata was read, and after a fetch that failed
+}
+
+// newSource checks the issuer identifier (RFC 8414 §2): https, no query, no fragment.
+func newSource(issuer string, loopback bool, c *http.Client) (*source, error) {
+	s := &source{issuer: issuer, loopback: loopback, http: c}
+	u, err := url.Parse(issuer)
+	if err != nil || !s.may(u) || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#") {
+		return nil, watchword.Because(err, watchword.ConfigInvalid, "the issuer must be a URL with https, without query and fragment")
+	}
+	s.at = u
+	return s, nil
+}
+
+// may reports whether a URL may be asked.
+func (s *source) may(u *url.URL) bool {
+	if u.Host == "" || u.User != nil || u.Opaque != "" {
+		return false
+	}
+	return u.Scheme == "https" || u.Scheme == "http" && s.loopback && loopback(u.Hostname())
+}
+
+func loopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.IsLoopback() || host == "localhost"
+}
+
+// fetch returns the keys that the issuer publishes now. Codes: unavailable,
+// issuer_mismatch, key_damaged.
+func (s *source) fetch(ctx context.Context) (_ token.KeySet, err error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	defer cancel()
+	defer func() {
+		if err != nil {
+			s.keysAt = "" // it may have moved
+		}
+	}()
+	if s.keysAt == "" {
+		if s.keysAt, err = s.discover(ctx); err != nil {
+			return nil, err
+		}
+	}
+	b, err := s.get(ctx, s.keysAt)
+	if err != nil {
+		return nil, err
+	}
+	return parseJWKS(b)
+}
+
+// discover reads the metadata (RFC 8414 §3), whose address has the issuer's path
+// behind the well-known one, and returns the path of the keys.
+func (s *source) discover(ctx context.Context) (string, error) {
+	b, err := s.get(ctx, "/.well-known/oauth-authorization-server"+strings.TrimSuffix(s.at.EscapedPath(), "/"))
+	if err != nil {
+		return "", err
+	}
+	var doc struct {
+		Issuer string `json:"issuer"`
+		Keys   string `json:"jwks_uri"`
+	}
+	if err := jose.Decode(b, &doc); err != nil {
+		return "", watchword.Because(err, watchword.Unavailable, "the issuer's metadata is no JSON that can be read")
+	}
+	if doc.Issuer != s.issuer { // RFC 8414 §3.3
+		return "", watchword.Refuse(watchword.IssuerMismatch, "the metadata is of another issuer than the one asked for, which must be given exactly as it names itself")
+	}
+	u, err := url.Parse(doc.Keys)
+	if err != nil || !s.may(u) || u.Fragment != "" || origin(u) != origin(s.at) {
+		return "", watchword.Because(err, watchword.IssuerMismatch, "jwks_uri is not at the issuer's own scheme, host and port")
+	}
+	path := u.EscapedPath()
+	if path == "" {
+		path = "/"
+	}
+	if u.RawQuery != "" {
+		path += "?" + u.RawQuery
+	}
+	return path, nil
+}
+
+func (s *source) get(ctx context.Context, path string) ([]byte, error) {
+	c := rest.Client{Base: s.at.Scheme + "://" + s.at.Host, HTTP: s.http}
+	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: path, Max: maxJWKS, Header: map[string]string{"Accept": "application/json, application/jwk-set+json"}})
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, watchword.Because(err, watchword.Unavailable, "the issuer does not answer in time")
+	case err != nil: // whatever code the answer has: it is about us, not about a token
+		return nil, watchword.Because(err, watchword.Unavailable, "%s", says(err))
+	case !strings.Contains(strings.ToLower(a.Header.Get("Content-Type")), "json"): // a portal's page, mostly
+		return nil, watchword.Refuse(watchword.Unavailable, "what answers for the issuer speaks no JSON")
+	}
+	return a.Body, nil
+}
+
+func origin(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"https": "443", "http": "80"}[u.Scheme]
+	}
+	return u.Scheme + "://" + strings.ToLower(u.Hostname()) + ":" + port
+}
+
+// client returns one that follows no redirect: c's way out where that is given, else
+// its own, which trusts pool (nil: the system's authorities).
+func client(c *http.Client, pool *x509.CertPool) *http.Client {
+	if c != nil {
+		own := *c
+		own.CheckRedirect = rest.NoRedirects
+		return &own
+	}
+	return &http.Client{
+		CheckRedirect: rest.NoRedirects,
+		Transport: &http.Transport{
+			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, DisableKeepAlives: true, // it asks once in minutes
+			TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}, TLSHandshakeTimeout: fetchTime, MaxResponseHeaderBytes: 64 << 10,
+		},
+	}
+}

@@ -1,0 +1,214 @@
+package verify
+
+import (
+	"context"
+	"crypto/sha256"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Verifier checks the access tokens of one issuer for one audience. It is safe for
+// concurrent use. Close it at the end.
+type Verifier struct {
+	issuer, audience string
+	bases            []string // where clients reach this service, without a slash at the end
+	proof            bool
+	metadata         string
+	now              func() time.Time
+	log              *slog.Logger
+
+	keys   keys
+	nonces *nonces // nil: none are asked for
+	spent  *spent
+
+	mu    sync.Mutex
+	known *recent.Map[[sha256.Size]byte, *Token] // by the hash of the whole token; nil: none are remembered
+}
+
+// New finds the issuer's keys by its metadata (RFC 8414) and keeps them fresh until ctx
+// ends or [Verifier.Close]: so ctx is the service's own, not one with a deadline. issuer
+// is the identifier exactly as the issuer has it, without a slash at its end where it has
+// none.
+//
+// Where the issuer cannot be reached New fails, unless [Cache] has keys that are good
+// enough; later it does no harm (see [MaxAge]). Codes: config_invalid, unavailable,
+// issuer_mismatch, key_damaged.
+func New(ctx context.Context, issuer string, opts ...Option) (*Verifier, error) {
+	o := defaults()
+	for _, set := range opts {
+		set(&o)
+	}
+	if err := o.check(issuer); err != nil {
+		return nil, err
+	}
+	v := &Verifier{
+		issuer: issuer, audience: o.audience, bases: o.public, proof: o.proof, metadata: o.metadata, now: o.now, log: o.log,
+		keys:  keys{cache: o.cache, refresh: o.refresh, now: o.now, log: o.log},
+		spent: newSpent(o.proofs),
+	}
+	if o.nonces {
+		v.nonces = &nonces{o.secret()}
+	}
+	if o.remembered > 0 {
+		v.known = recent.New[[sha256.Size]byte, *Token](o.remembered)
+	}
+	if o.given {
+		set, err := parseJWKS(o.jwks)
+		if err != nil {
+			return nil, err
+		}
+		v.keys.set.Store(&keySet{keys: set})
+		return v, nil
+	}
+	pool, err := o.trust()
+	if err != nil {
+		return nil, err
+	}
+	if v.keys.source, err = newSource(issuer, o.loopback, client(o.http, pool)); err != nil {
+		return nil, err
+	}
+	v.keys.oldest = o.oldest
+	if err := v.keys.start(ctx); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// Close ends the fetching of keys and waits for its end. What was fetched counts on, up
+// to [MaxAge].
+func (v *Verifier) Close() { v.keys.close() }
+
+// Check checks a token that came as a bearer: signature, kind, issuer, audience and
+// time. A token that is bound to a key is refused (RFC 9449 §7.2). What it allows is asked
+// of the token.
+//
+// Codes: token_malformed, algorithm_invalid, token_kind, key_unknown,
+// signature_invalid, issuer_mismatch, audience_mismatch, token_expired, token_early,
+// token_lifetime, proof_required; unavailable where the issuer's keys are too old.
+func (v *Verifier) Check(ctx context.Context, raw string) (*Token, error) {
+	t, err := v.check(ctx, raw, v.now())
+	if err != nil {
+		return nil, err
+	}
+	if err := v.mayBear(t); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (v *Verifier) mayBear(t *Token) error {
+	if t.Bound != "" {
+		return watchword.Refuse(watchword.ProofRequired, "the token is bound to a key: send it as DPoP, with a proof")
+	}
+	if v.proof {
+		return watchword.Refuse(watchword.ProofRequired, "this service takes tokens that are bound to a key alone, with a proof")
+	}
+	return nil
+}
+
+// CheckRequest checks the token of a request, and its proof where it came as DPoP: for
+// who does not use [Verifier.Require]. [Verifier.Refuse] answers what it refuses.
+//
+// Codes: unauthenticated, bad_request, those of Check, dpop_invalid, dpop_nonce, busy.
+func (v *Verifier) CheckRequest(r *http.Request) (*Token, error) {
+	t, _, err := v.request(r, v.now())
+	return t, err
+}
+
+// request returns the nonce of the request's proof beside, empty where there is none.
+func (v *Verifier) request(r *http.Request, now time.Time) (t *Token, nonce string, err error) {
+	bound, raw, err := credentials(r)
+	if err != nil {
+		return nil, "", err
+	}
+	if t, err = v.check(r.Context(), raw, now); err != nil {
+		return nil, "", err
+	}
+	if bound {
+		nonce, err = v.prove(r, raw, t, now)
+	} else {
+		err = v.mayBear(t)
+	}
+	if err != nil {
+		return nil, nonce, err
+	}
+	return t, nonce, nil
+}
+
+// credentials takes the token from the Authorization header and from nowhere else (RFC
+// 6750 §2.1). bound says that it came as DPoP. Codes: unauthenticated, bad_request.
+func credentials(r *http.Request) (bound bool, raw string, err error) {
+	values := r.Header.Values("Authorization")
+	if len(values) == 0 {
+		return false, "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …")
+	}
+	scheme, raw, _ := strings.Cut(values[0], " ")
+	bound = strings.EqualFold(scheme, "DPoP")
+	switch {
+	case len(values) > 1:
+		return false, "", watchword.RefuseField("authorization", "stands twice")
+	case !bound && !strings.EqualFold(scheme, "Bearer"):
+		return false, "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …")
+	case raw == "" || strings.ContainsAny(raw, " \t,"):
+		return false, "", watchword.RefuseField("authorization", "must be Bearer or DPoP, one space, and the token")
+	}
+	return bound, raw, nil
+}
+
+// check is all checks but who may show the token. A token that was good before, byte for
+// byte, is good again as long as its key counts and its time is not over: nothing else
+// that was checked can change.
+func (v *Verifier) check(ctx context.Context, raw string, now time.Time) (*Token, error) {
+	if len(raw) > watchword.MaxToken {
+		return nil, watchword.Refuse(watchword.TokenMalformed, "a token may have %d bytes", watchword.MaxToken)
+	}
+	set, err := v.keys.at(now)
+	if err != nil {
+		return nil, err
+	}
+	id := sha256.Sum256([]byte(raw))
+	if t := v.recall(id); t != nil && t.holds(set, now) {
+		return t, nil
+	}
+	a, err := token.VerifyAccess(raw, set.keys, v.issuer, v.audience, now, token.Skew)
+	if watchword.CodeOf(err) == watchword.KeyUnknown {
+		if newer := v.keys.renewed(ctx, set); newer != set {
+			a, err = token.VerifyAccess(raw, newer.keys, v.issuer, v.audience, now, token.Skew)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	t, err := newToken(a, raw)
+	if err != nil {
+		return nil, err
+	}
+	v.remember(id, t)
+	return t, nil
+}
+
+func (v *Verifier) recall(id [sha256.Size]byte) *Token {
+	if v.known == nil {
+		return nil
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	t, _ := v.known.Get(id)
+	return t
+}
+
+func (v *Verifier) remember(id [sha256.Size]byte, t *Token) {
+	if v.known == nil {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.known.Put(id, t)
+}

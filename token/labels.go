@@ -1,0 +1,44 @@
+package token
+
+import (
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+)
+
+// Labels reads the labels of the dev claim from raw, the very token that a was
+// made of: for who cannot ask the registry. nil if there are none. Code:
+// token_malformed.
+func (a *Access) Labels(raw string) (watchword.Labels, error) {
+	u, err := jose.ParseJWS(raw, watchword.MaxToken)
+	if err != nil {
+		return nil, err
+	}
+	var labels watchword.Labels
+	err = jose.Walk(u.UnverifiedPayload(), inside("dev", inside("labels", func(name string, v jsontext.Value) error {
+		value, err := jose.String(v)
+		if err != nil {
+			return err
+		}
+		if labels == nil {
+			labels = watchword.Labels{}
+		}
+		labels[name] = value
+		return nil
+	})))
+	if err == nil && watchword.CheckLabels(labels) != nil {
+		err = watchword.Refuse(watchword.TokenMalformed, "dev has labels that are none")
+	}
+	return labels, err
+}
+
+// inside returns a function for [jose.Walk] that walks the one member called name.
+func inside(name string, f func(string, jsontext.Value) error) func(string, jsontext.Value) error {
+	return func(got string, v jsontext.Value) error {
+		if got != name {
+			return nil
+		}
+		return jose.Walk(v, f)
+	}
+}
