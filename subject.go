@@ -85,11 +85,24 @@ type Subject struct {
 	Labels      Labels
 	Version     int64
 	Incarnation int64
+	Proof       string // RequireProof, or empty
 	Created     time.Time
 	Changed     time.Time
 	// Keys holds every key the subject has or had, oldest first. Lists of many
 	// subjects leave it nil.
 	Keys []Key
+}
+
+// RequireProof is the [Subject.Proof] of a subject that gets nothing which works
+// without a proof of its key.
+const RequireProof = "required"
+
+// CheckProof refuses what is neither RequireProof nor empty. Code: bad_request.
+func CheckProof(proof string) error {
+	if proof != "" && proof != RequireProof {
+		return RefuseField("proof", `may be "required" or ""`)
+	}
+	return nil
 }
 
 // Usable returns nil if the subject is active, and a refusal that says why not

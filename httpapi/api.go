@@ -106,6 +106,7 @@ func New(p Parts) *API {
 	a.policyRoutes()
 	a.commandRoutes()
 	a.sessionRoutes()
+	a.tokenRoutes()
 	a.eventRoutes()
 	a.auditRoutes()
 	a.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })

@@ -9,6 +9,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/office"
 )
 
 // The OAuth endpoints take forms and answer with OAuth's own JSON.
@@ -16,31 +17,44 @@ import (
 const (
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 	maxForm       = 16 << 10
+	proofAlgs     = "ES256 Ed25519 EdDSA" // of DPoP proofs
 )
+
+const resourceMetadata = "/.well-known/oauth-protected-resource"
 
 func (a *API) oauthRoutes() {
 	a.mux.HandleFunc("POST /oauth/token", a.token)
+	a.mux.HandleFunc("POST /oauth/introspect", a.introspect)
+	a.mux.HandleFunc("POST /oauth/revoke", a.revoke)
 	issuer := a.Office.Issuer()
 	methods := []string{"private_key_jwt"}
 	algs := []string{"ES256", "Ed25519", "EdDSA"}
 	metadata := map[string]any{ // RFC 8414 §2
 		"issuer":                                issuer,
 		"token_endpoint":                        a.PublicURL + "/oauth/token",
+		"introspection_endpoint":                a.PublicURL + "/oauth/introspect",
+		"revocation_endpoint":                   a.PublicURL + "/oauth/revoke",
 		"jwks_uri":                              a.PublicURL + "/.well-known/jwks.json",
 		"grant_types_supported":                 []string{"client_credentials"},
 		"response_types_supported":              []string{},
 		"token_endpoint_auth_methods_supported": methods,
-		"token_endpoint_auth_signing_alg_values_supported": algs,
-		"service_documentation":                            a.PublicURL + "/openapi.json",
+		"token_endpoint_auth_signing_alg_values_supported":         algs,
+		"introspection_endpoint_auth_methods_supported":            methods,
+		"introspection_endpoint_auth_signing_alg_values_supported": algs,
+		"revocation_endpoint_auth_methods_supported":               methods,
+		"revocation_endpoint_auth_signing_alg_values_supported":    algs,
+		"dpop_signing_alg_values_supported":                        strings.Fields(proofAlgs), // RFC 9449 §5.1
+		"service_documentation":                                    a.PublicURL + "/openapi.json",
 	}
 	resource := map[string]any{ // RFC 9728 §2
-		"resource":                 issuer,
-		"authorization_servers":    []string{issuer},
-		"jwks_uri":                 a.PublicURL + "/.well-known/jwks.json",
-		"bearer_methods_supported": []string{"header"},
+		"resource":                          issuer,
+		"authorization_servers":             []string{issuer},
+		"bearer_methods_supported":          []string{"header"},
+		"dpop_signing_alg_values_supported": strings.Fields(proofAlgs),
+		"resource_documentation":            a.PublicURL + "/openapi.json",
 	}
 	a.mux.HandleFunc("GET /.well-known/oauth-authorization-server", public(metadata))
-	a.mux.HandleFunc("GET /.well-known/oauth-protected-resource", public(resource))
+	a.mux.HandleFunc("GET "+resourceMetadata, public(resource))
 	a.mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/jwk-set+json")
 		w.Header().Set("Cache-Control", "public, max-age=300")
@@ -56,89 +70,139 @@ func public(doc map[string]any) http.HandlerFunc {
 	}
 }
 
-// token is the token endpoint (RFC 6749 §4.4, RFC 7523 §2.2).
+// token is the token endpoint (RFC 6749 §3.2). Each grant answers with what it issued.
 func (a *API) token(w http.ResponseWriter, r *http.Request) {
-	in := infoOf(r.Context())
-	if err := a.rates.Take(rates.Network(in.remote), a.Now()); err != nil {
-		a.oauthError(w, r, err)
-		return
+	form, err := a.oauthForm(r)
+	var proof *office.Shown
+	if err == nil {
+		proof, err = a.shown(r)
 	}
-	assertion, err := tokenForm(r)
 	if err != nil {
 		a.oauthError(w, r, err)
 		return
 	}
-	issued, err := a.Office.Exchange(r.Context(), tenant, assertion, true, in.trace, a.Now())
+	var issued map[string]any
+	switch form.Get("grant_type") {
+	case "client_credentials":
+		issued, err = a.clientCredentials(r, form, proof)
+	case "":
+		err = watchword.RefuseField("grant_type", "is missing")
+	default:
+		err = watchword.Refuse(watchword.GrantUnsupported, "grant_type must be client_credentials")
+	}
 	if err != nil {
 		a.oauthError(w, r, err)
 		return
 	}
 	w.Header().Set("Pragma", "no-cache") // RFC 6749 §5.1
-	answer(w, http.StatusOK, map[string]any{
-		"access_token": issued.Token, "token_type": "Bearer", "expires_in": int(issued.Life.Seconds()),
-	})
+	answer(w, http.StatusOK, issued)
 }
 
-// tokenForm returns the client assertion of a token request. A parameter twice
-// is refused (RFC 6749 §3.2), as is one in the URL.
-func tokenForm(r *http.Request) (string, error) {
-	if ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(ct), "application/x-www-form-urlencoded") {
-		return "", watchword.Refuse(watchword.UnsupportedMediaType, "send application/x-www-form-urlencoded")
+// clientCredentials is the grant of a client that signs (RFC 6749 §4.4, RFC 7523
+// §2.2), with or without a DPoP proof (RFC 9449 §5).
+func (a *API) clientCredentials(r *http.Request, form url.Values, proof *office.Shown) (map[string]any, error) {
+	in := infoOf(r.Context())
+	ask := office.Ask{Untyped: true, Proof: proof, Resource: form.Get("resource")}
+	var err error
+	if ask.Assertion, err = clientAssertion(r, form); err != nil {
+		return nil, err
 	}
-	if r.URL.RawQuery != "" {
-		return "", watchword.RefuseField("query", "parameters go into the body")
+	if err := checkTarget(form); err != nil {
+		return nil, err
 	}
-	r.Body = http.MaxBytesReader(nil, r.Body, maxForm)
-	if err := r.ParseForm(); err != nil {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return "", watchword.Because(err, watchword.TooLarge, "a token request may have 16 KiB")
-		}
-		return "", watchword.Because(err, watchword.BadRequest, "the body is no form")
+	if ask.Scope, err = watchword.ParseScope(form.Get("scope")); err != nil {
+		return nil, err
 	}
-	form := r.PostForm
-	for name, values := range form {
-		if len(values) > 1 {
-			return "", watchword.RefuseField(clip(name), "stands twice")
-		}
+	issued, err := a.Office.Exchange(r.Context(), tenant, ask, in.trace, a.Now())
+	in.who.Subject, in.who.Key = issued.Subject, issued.Key
+	if err != nil {
+		return nil, err
 	}
-	switch grant := form.Get("grant_type"); grant {
-	case "client_credentials":
-	case "":
-		return "", watchword.RefuseField("grant_type", "is missing")
-	default:
-		return "", watchword.Refuse(watchword.GrantUnsupported, "grant_type must be client_credentials")
+	out := map[string]any{"access_token": issued.Token, "token_type": bearerScheme, "expires_in": int(issued.Life.Seconds())}
+	if issued.Bound != "" {
+		out["token_type"] = proofScheme
 	}
-	if form.Get("client_secret") != "" || r.Header.Get("Authorization") != "" {
-		return "", watchword.Refuse(watchword.ClientInvalid, "this server knows no client secrets: send a client_assertion")
+	if ask.Scope != nil {
+		out["scope"] = watchword.FormatScope(ask.Scope)
 	}
-	if form.Get("client_assertion_type") != assertionType || form.Get("client_assertion") == "" {
-		return "", watchword.Refuse(watchword.ClientInvalid, "client_assertion_type must be %s, with a client_assertion", assertionType)
-	}
-	if err := narrowing(form); err != nil {
-		return "", err
-	}
-	assertion := form.Get("client_assertion")
-	return assertion, sameClient(form.Get("client_id"), assertion)
+	return out, nil
 }
 
-// narrowing refuses what asks for less than the whole grant: a token that gives
-// more than was asked for would be worse than none.
-func narrowing(form url.Values) error {
-	for _, name := range []string{"scope", "resource", "audience"} {
-		if form.Get(name) != "" {
-			return watchword.RefuseField(name, "is not supported by this server yet")
+// checkTarget refuses a resource that is none (RFC 8707 §2), and the audience
+// parameter of others, which would be passed over to the caller's loss.
+func checkTarget(form url.Values) error {
+	if form.Get("audience") != "" {
+		return watchword.Refuse(watchword.TargetInvalid, "there is no parameter audience: send resource (RFC 8707)")
+	}
+	switch list := form["resource"]; {
+	case len(list) > 1:
+		return watchword.Refuse(watchword.TargetInvalid, "a token is for one resource")
+	case len(list) == 1 && list[0] != "":
+		u, err := url.Parse(list[0])
+		if err != nil || len(list[0]) > maxTarget || !u.IsAbs() || u.Host == "" && u.Opaque == "" || strings.Contains(list[0], "#") || ascii(list[0]) != list[0] || strings.Contains(list[0], " ") {
+			return watchword.Refuse(watchword.TargetInvalid, "resource must be one absolute URI without a fragment, of at most %d bytes", maxTarget)
 		}
 	}
 	return nil
 }
 
-// oauthErrorOf maps codes to RFC 6749 §5.2; what is missing is invalid_client.
+const maxTarget = 256
+
+// oauthForm reads the form of an OAuth endpoint, from an address that does not come
+// too often. A parameter twice is refused (RFC 6749 §3.2) but for resource, as is
+// one in the URL. Codes: rate_limited, unsupported_media_type, too_large, bad_request.
+func (a *API) oauthForm(r *http.Request) (url.Values, error) {
+	if err := a.rates.Take(rates.Network(infoOf(r.Context()).remote), a.Now()); err != nil {
+		return nil, err
+	}
+	if ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(ct), "application/x-www-form-urlencoded") {
+		return nil, watchword.Refuse(watchword.UnsupportedMediaType, "send application/x-www-form-urlencoded")
+	}
+	if r.URL.RawQuery != "" {
+		return nil, watchword.RefuseField("query", "parameters go into the body")
+	}
+	r.Body = http.MaxBytesReader(nil, r.Body, maxForm)
+	if err := r.ParseForm(); err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return nil, watchword.Because(err, watchword.TooLarge, "a token request may have 16 KiB")
+		}
+		return nil, watchword.Because(err, watchword.BadRequest, "the body is no form")
+	}
+	for name, values := range r.PostForm {
+		if len(values) > 1 && name != "resource" {
+			return nil, watchword.RefuseField(clip(name), "stands twice")
+		}
+	}
+	return r.PostForm, nil
+}
+
+// clientAssertion takes the one way of client authentication out of a form (RFC 7521
+// §4.2). Code: client_invalid.
+func clientAssertion(r *http.Request, form url.Values) (string, error) {
+	if form.Get("client_secret") != "" || r.Header.Get("Authorization") != "" {
+		return "", watchword.Refuse(watchword.ClientInvalid, "this server knows no client secrets: send a client_assertion")
+	}
+	assertion := form.Get("client_assertion")
+	if form.Get("client_assertion_type") != assertionType || assertion == "" {
+		return "", watchword.Refuse(watchword.ClientInvalid, "client_assertion_type must be %s, with a client_assertion", assertionType)
+	}
+	return assertion, sameClient(form.Get("client_id"), assertion)
+}
+
+// oauthErrorOf maps codes to RFC 6749 §5.2, RFC 8707 §2 and RFC 9449 §5, §8; what is
+// missing is invalid_client.
 var oauthErrorOf = map[watchword.Code]string{
 	watchword.BadRequest:           "invalid_request",
 	watchword.TooLarge:             "invalid_request",
 	watchword.UnsupportedMediaType: "invalid_request",
 	watchword.GrantUnsupported:     "unsupported_grant_type",
+	watchword.ScopeInvalid:         "invalid_scope",
 	watchword.TokenTooLarge:        "invalid_scope",
+	watchword.TargetInvalid:        "invalid_target",
+	watchword.ProofRequired:        "invalid_dpop_proof",
+	watchword.DPoPInvalid:          "invalid_dpop_proof",
+	watchword.DPoPNonce:            "use_dpop_nonce",
+	watchword.Denied:               "unauthorized_client",
 	watchword.RateLimited:          "temporarily_unavailable",
 	watchword.Busy:                 "temporarily_unavailable",
 	watchword.Unavailable:          "temporarily_unavailable",
@@ -148,14 +212,21 @@ var oauthErrorOf = map[watchword.Code]string{
 func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
 	p := a.problem(r, err)
 	name, ok := oauthErrorOf[p.Code]
-	if !ok {
-		name = "invalid_client"
+	shown := infoOf(r.Context()).scheme != "" // a token: its bearer is answered as at any resource
+	switch {
+	case shown && p.Code == watchword.Denied:
+		name = "insufficient_scope"
+	case shown && p.Status == http.StatusUnauthorized:
+		name = challengeError(p.Code)
+	case !ok:
+		name, p.Status = "invalid_client", http.StatusUnauthorized
+	case name == "invalid_dpop_proof", name == "use_dpop_nonce", name == "unauthorized_client":
+		p.Status = http.StatusBadRequest
 	}
-	if name == "invalid_client" {
-		p.Status = http.StatusUnauthorized
-	}
-	if p.RetryAfter > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
+	for k, v := range p.GetHeaders() {
+		if k != "Www-Authenticate" || r.Header.Get("Authorization") != "" { // RFC 6749 §5.2
+			w.Header()[k] = v
+		}
 	}
 	description := p.Detail
 	if p.Field != "" {
@@ -175,4 +246,40 @@ func ascii(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// challenges are what a refusal offers (RFC 6750 §3, RFC 9449 §7.1, RFC 9728 §5.1):
+// the scheme that was used with what was wrong, or both where none was, and DPoP
+// beside Bearer, since every address takes both.
+func challenges(p *Problem) []string {
+	where := ""
+	if p.metadata != "" {
+		where = `, resource_metadata="` + p.metadata + `"`
+	}
+	bearer := `Bearer realm="watchword"`
+	proof := `DPoP algs="` + proofAlgs + `"`
+	said := ""
+	switch {
+	case p.Code == watchword.Denied:
+		said = `, error="insufficient_scope"`
+	case p.Code != watchword.Unauthenticated:
+		said = `, error=` + strconv.Quote(challengeError(p.Code)) + `, error_description="` + string(p.Code) + `"`
+	}
+	switch {
+	case p.scheme == proofScheme:
+		return []string{proof + said + where}
+	case p.Code == watchword.Denied:
+		return []string{bearer + said + where}
+	}
+	return []string{bearer + said + where, proof + where}
+}
+
+func challengeError(c watchword.Code) string {
+	switch c {
+	case watchword.DPoPNonce:
+		return "use_dpop_nonce"
+	case watchword.DPoPInvalid:
+		return "invalid_dpop_proof"
+	}
+	return "invalid_token"
 }

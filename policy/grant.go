@@ -15,6 +15,7 @@ import (
 // concurrent use.
 type Grant struct {
 	allow, deny rules
+	proof       *origin // of the first document that requires a proof; nil for none
 	claims      sync.Once
 	perm, denyP []watchword.Permission
 }
@@ -116,6 +117,11 @@ func (d Decision) Err() error {
 		return nil
 	}
 	return &watchword.Error{Code: watchword.Denied, Detail: d.Why(), Rule: d.Rule()}
+}
+
+// ProofRequired reports whether a document says proof = "required", and names it.
+func (g *Grant) ProofRequired() (rule string, required bool) {
+	return Decision{origin: g.proof}.Rule(), g.proof != nil
 }
 
 // Publish decides on one topic: an allowed filter matches it and no denied one

@@ -155,7 +155,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		Fits: reg.Fits, Changed: reg.Changed,
 	})
 	papers, err := office.New(s.ring.Issuer(), s.ring, roll, s.store,
-		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration})
+		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins()})
 	if err != nil {
 		return err
 	}

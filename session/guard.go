@@ -37,6 +37,8 @@ type Guard struct {
 
 	changes sync.RWMutex // read-held by each change while it reaches its sessions
 
+	revoked revoked
+
 	mu       sync.Mutex
 	sessions map[watchword.SessionID]*Session
 	subjects map[subjectKey][]*Session
@@ -79,6 +81,9 @@ func (g *Guard) Check(ctx context.Context, p Papers) (*Authority, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if g.revoked.has(p.Tenant, p.JTI) {
+		return nil, errRevoked
 	}
 	return judge(p, s, today, g.now())
 }
@@ -201,6 +206,17 @@ func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, version
 		})
 	}
 	wg.Wait()
+}
+
+// TokenRevoked ends the sessions that stand on one token. When it returns, none
+// does, nor will one that was on its way to open.
+func (g *Guard) TokenRevoked(t watchword.TenantID, subject watchword.SubjectID, jti string) {
+	g.changes.RLock()
+	defer g.changes.RUnlock()
+	g.revoked.add(t, jti)
+	for _, s := range g.Sessions(t, subject) {
+		s.revoke(jti)
+	}
 }
 
 // Settled waits until the changes that are under way have reached every session
