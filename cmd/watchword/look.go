@@ -233,7 +233,7 @@ func (a *app) tokenCommand() *cobra.Command {
 			}
 		})
 	}}
-	return group("token", "Tokens", inspect)
+	return group("token", "Tokens", inspect, a.tokenRevoke())
 }
 
 func (a *app) whoamiCommand() *cobra.Command {

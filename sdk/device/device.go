@@ -37,6 +37,9 @@ type Options struct {
 	// NoClock says that the device does not know the time: then it obeys only
 	// commands that carry its own nonce.
 	NoClock bool
+	// Prove makes the device prove its signing key with each request (RFC 9449) and in
+	// each MQTT connection (RFC 9431). Without it, it does so once the server says that it must.
+	Prove bool
 	// Connected, if not nil, is told in Run each time the server is reached again:
 	// over "mqtt" or "https". It must not wait.
 	Connected func(over string)
@@ -177,8 +180,14 @@ func (d *Device) use(t *token.Trust) error {
 	d.tokens = &rest.Tokens{
 		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.o.Now,
 		Sign: func() (string, error) { return d.Assertion(token.AssertionLife) },
+		Prover: &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
+			return token.SignDPoP(d.signer, method, uri, nonce, access, d.o.Now())
+		}},
 	}
-	d.client = &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: d.tokens.Get}
+	if d.o.Prove {
+		d.tokens.Prove()
+	}
+	d.client = &rest.Client{Base: d.id.HTTPS, HTTP: hc, Tokens: d.tokens}
 	return nil
 }
 
