@@ -85,6 +85,7 @@ type Subject struct {
 	Labels      Labels
 	Version     int64
 	Incarnation int64
+	Proof       string // RequireProof, or empty
 	Created     time.Time
 	Changed     time.Time
 	// Keys holds the keys the subject has or had, oldest first: those that are
@@ -96,6 +97,18 @@ type Subject struct {
 // KeysShown is how many keys come with a subject, beside the active ones. That a
 // key was used is remembered for ever, of however many.
 const KeysShown = 32
+
+// RequireProof is the [Subject.Proof] of a subject that gets nothing which works
+// without a proof of its key.
+const RequireProof = "required"
+
+// CheckProof refuses what is neither RequireProof nor empty. Code: bad_request.
+func CheckProof(proof string) error {
+	if proof != "" && proof != RequireProof {
+		return RefuseField("proof", `may be "required" or ""`)
+	}
+	return nil
+}
 
 // Usable returns nil if the subject is active, and a refusal that says why not
 // otherwise. Codes: subject_new, subject_suspended, subject_revoked.

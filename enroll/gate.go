@@ -56,14 +56,23 @@ func NewGate(st Store, o Options) *Gate {
 // Add writes a new device down and returns the link by which it comes in. ttl 0
 // means [CodeLife]. Codes: bad_request, conflict, token_too_large.
 func (g *Gate) Add(ctx context.Context, by audit.Actor, id watchword.SubjectID, labels watchword.Labels, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
+	return g.AddProving(ctx, by, id, labels, "", ttl, now)
+}
+
+// AddProving is [Gate.Add] for a device that gets nothing without a proof of its
+// key, where proof is [watchword.RequireProof].
+func (g *Gate) AddProving(ctx context.Context, by audit.Actor, id watchword.SubjectID, labels watchword.Labels, proof string, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
 	s := watchword.Subject{
-		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: labels,
+		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: labels, Proof: proof,
 		Version: 1, Incarnation: 1, Created: now, Changed: now,
 	}
 	if err := watchword.CheckName("id", string(id)); err != nil {
 		return s, Link{}, err
 	}
 	if err := watchword.CheckLabels(labels); err != nil {
+		return s, Link{}, err
+	}
+	if err := watchword.CheckProof(proof); err != nil {
 		return s, Link{}, err
 	}
 	if err := g.o.Fits(s); err != nil {
@@ -73,8 +82,11 @@ func (g *Gate) Add(ctx context.Context, by audit.Actor, id watchword.SubjectID, 
 	if err != nil {
 		return s, Link{}, err
 	}
-	e := by.Did(audit.DeviceCreate, string(id), now, map[string]string{"labels": labels.String()})
-	if err := g.store.CreateSubject(ctx, s, &code, e); err != nil {
+	data := map[string]string{"labels": labels.String()}
+	if proof != "" {
+		data["proof"] = proof
+	}
+	if err := g.store.CreateSubject(ctx, s, &code, by.Did(audit.DeviceCreate, string(id), now, data)); err != nil {
 		return s, Link{}, err
 	}
 	g.o.Changed(ctx, by.Tenant, id)

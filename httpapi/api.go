@@ -112,6 +112,7 @@ func New(p Parts) *API {
 	a.policyRoutes()
 	a.commandRoutes()
 	a.sessionRoutes()
+	a.tokenRoutes()
 	a.eventRoutes()
 	a.auditRoutes()
 	a.keyRoutes()

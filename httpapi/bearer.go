@@ -6,7 +6,14 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/office"
 	"github.com/watchword-iot/watchword/session"
+)
+
+// The schemes of the Authorization header, which are also OAuth's token types.
+const (
+	bearerScheme = "Bearer"
+	proofScheme  = "DPoP"
 )
 
 // caller is who makes a request: the papers that were shown, and what they are
@@ -19,14 +26,15 @@ type caller struct {
 }
 
 // caller checks the request's papers. Codes: unauthenticated, those of
-// [office.Office.Admit] and of [session.Guard.Check].
+// [office.Office.Admit], [office.Office.AdmitBound] and [session.Guard.Check].
 func (a *API) caller(r *http.Request) (*caller, error) {
 	in := infoOf(r.Context())
-	raw, err := bearer(r)
+	scheme, raw, err := credentials(r)
 	if err != nil {
 		return nil, err
 	}
-	papers, err := a.Office.Admit(r.Context(), tenant, raw, a.Now())
+	in.scheme = scheme
+	papers, err := a.admit(r, scheme, raw)
 	if err != nil {
 		return nil, err
 	}
@@ -38,18 +46,51 @@ func (a *API) caller(r *http.Request) (*caller, error) {
 	return &caller{Authority: authority, papers: papers, actor: in.who, remote: in.remote.String()}, nil
 }
 
-// bearer takes the token from the Authorization header and from nowhere else
-// (RFC 6750 §2.1): not from the query, not from a form.
-func bearer(r *http.Request) (string, error) {
+func (a *API) admit(r *http.Request, scheme, raw string) (session.Papers, error) {
+	if scheme == bearerScheme {
+		return a.Office.Admit(r.Context(), tenant, raw, a.Now())
+	}
+	shown, err := a.shown(r)
+	if err != nil {
+		return session.Papers{}, err
+	}
+	if shown == nil {
+		return session.Papers{}, watchword.Refuse(watchword.DPoPInvalid, "send the proof: DPoP: …")
+	}
+	return a.Office.AdmitBound(r.Context(), tenant, raw, *shown, a.Now())
+}
+
+// credentials takes the token from the Authorization header and from nowhere else
+// (RFC 6750 §2.1, RFC 9449 §7.1): not from the query, not from a form.
+func credentials(r *http.Request) (scheme, token string, err error) {
 	values := r.Header.Values("Authorization")
 	if len(values) == 0 {
-		return "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …")
+		return "", "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …")
 	}
 	scheme, token, ok := strings.Cut(values[0], " ")
-	if len(values) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
-		return "", watchword.Refuse(watchword.TokenMalformed, "send one Authorization header: Bearer and the token")
+	for _, known := range []string{bearerScheme, proofScheme} {
+		if len(values) == 1 && ok && strings.EqualFold(scheme, known) && token != "" {
+			return known, token, nil
+		}
 	}
-	return token, nil
+	return "", "", watchword.Refuse(watchword.TokenMalformed, "send one Authorization header: Bearer or DPoP, and the token")
+}
+
+// shown takes the DPoP proof of a request, nil where there is none, and puts the
+// nonce for the next one into the answer (RFC 9449 §8.2). Code: dpop_invalid for two.
+func (a *API) shown(r *http.Request) (*office.Shown, error) {
+	values := r.Header.Values("DPoP")
+	in := infoOf(r.Context())
+	if in.header != nil && (len(values) > 0 || in.scheme == proofScheme) {
+		in.header.Set("DPoP-Nonce", a.Office.Nonce(a.Now()))
+	}
+	switch len(values) {
+	case 0:
+		return nil, nil
+	case 1:
+		return &office.Shown{Proof: values[0], Method: r.Method, Path: r.URL.EscapedPath()}, nil
+	}
+	return nil, watchword.Refuse(watchword.DPoPInvalid, "send one DPoP header")
 }
 
 // authorized is the caller of a request that its papers' api: permission covers.

@@ -21,6 +21,7 @@ type Device struct {
 	Labels      watchword.Labels    `json:"labels"`
 	Version     int64               `json:"version"`
 	Incarnation int64               `json:"incarnation"`
+	Proof       string              `json:"proof,omitempty" doc:"required: nothing works without a proof of its key"`
 	CreatedAt   time.Time           `json:"created_at"`
 	ChangedAt   time.Time           `json:"changed_at"`
 	Enrollment  *Enrollment         `json:"enrollment,omitempty"`
@@ -55,7 +56,7 @@ type Function struct {
 
 func viewDevice(s watchword.Subject) Device {
 	d := Device{
-		ID: s.ID, Kind: s.Kind, State: s.State, Labels: s.Labels, Version: s.Version, Incarnation: s.Incarnation,
+		ID: s.ID, Kind: s.Kind, State: s.State, Labels: s.Labels, Version: s.Version, Incarnation: s.Incarnation, Proof: s.Proof,
 		CreatedAt: s.Created.UTC(), ChangedAt: s.Changed.UTC(),
 	}
 	if d.Labels == nil {
@@ -115,6 +116,7 @@ func (a *API) deviceRoutes() {
 		Body struct {
 			ID     string            `json:"id" maxLength:"64"`
 			Labels map[string]string `json:"labels,omitempty"`
+			Proof  string            `json:"proof,omitempty" doc:"required: it gets nothing without a proof of its key"`
 			TTL    string            `json:"ttl,omitempty" doc:"of the link, as 24h; at most 30 days"`
 		}
 	}
@@ -124,11 +126,11 @@ func (a *API) deviceRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			s, link, err := a.Gate.Add(ctx, c.actor, watchword.SubjectID(in.Body.ID), in.Body.Labels, ttl, a.Now())
+			s, link, err := a.Gate.AddProving(ctx, c.actor, watchword.SubjectID(in.Body.ID), in.Body.Labels, in.Body.Proof, ttl, a.Now())
 			if watchword.CodeOf(err) == watchword.Conflict && in.Once != "" {
 				// Creating a device has its own idempotency: the id. The same request again finds what it made.
 				old, oerr := a.Registry.Subject(ctx, c.Tenant(), watchword.SubjectID(in.Body.ID))
-				if oerr == nil && old.Version == 1 && old.Labels.String() == watchword.Labels(in.Body.Labels).String() {
+				if oerr == nil && old.Version == 1 && old.Labels.String() == watchword.Labels(in.Body.Labels).String() && old.Proof == in.Body.Proof {
 					return deviceAnswer(old, nil)
 				}
 			}
@@ -207,6 +209,20 @@ func (a *API) deviceRoutes() {
 				return nil, err
 			}
 			return deviceAnswer(a.Registry.SetLabels(ctx, c.actor, in.ID, in.Body.Labels, v, a.Now()))
+		})
+
+	type deviceProofIn struct {
+		OfDevice
+		Body struct {
+			Proof string `json:"proof" doc:"required, or empty"`
+		}
+	}
+	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/proof", summary: "Say whether a device gets anything without a proof of its key; live sessions follow at once"},
+		func(ctx context.Context, c *caller, in *deviceProofIn) (*deviceOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.SetProof(ctx, c.actor, in.ID, in.Body.Proof, a.Now()))
 		})
 
 	type deviceLinkIn struct {

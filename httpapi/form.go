@@ -7,12 +7,16 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rates"
 )
 
-// readForm reads the form of an OAuth request. A parameter twice is refused
-// (RFC 6749 §3.2), as is one in the URL. Codes: unsupported_media_type, too_large,
-// bad_request.
-func readForm(r *http.Request) (url.Values, error) {
+// oauthForm reads the form of an OAuth endpoint, from an address that does not come
+// too often. A parameter twice is refused (RFC 6749 §3.2) but for resource, as is
+// one in the URL. Codes: rate_limited, unsupported_media_type, too_large, bad_request.
+func (a *API) oauthForm(r *http.Request) (url.Values, error) {
+	if err := a.rates.Take(rates.Network(infoOf(r.Context()).remote), a.Now()); err != nil {
+		return nil, err
+	}
 	if ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(ct), "application/x-www-form-urlencoded") {
 		return nil, watchword.Refuse(watchword.UnsupportedMediaType, "send application/x-www-form-urlencoded")
 	}
@@ -27,7 +31,7 @@ func readForm(r *http.Request) (url.Values, error) {
 		return nil, watchword.Because(err, watchword.BadRequest, "the body is no form")
 	}
 	for name, values := range r.PostForm {
-		if len(values) > 1 {
+		if len(values) > 1 && name != "resource" {
 			return nil, watchword.RefuseField(clip(name), "stands twice")
 		}
 	}

@@ -82,6 +82,9 @@ func libraryError(status int, msg string, errs []error) error {
 
 type apiKey struct{}
 
+// security is what every address takes: a token, bound or not.
+var security = []map[string][]string{{"token": {}}, {"proof": {}}}
+
 func newHuma(a *API) huma.API {
 	problems()
 	c := huma.DefaultConfig("Watchword", a.Version)
@@ -93,6 +96,7 @@ func newHuma(a *API) huma.API {
 	c.Servers = []*huma.Server{{URL: a.PublicURL}}
 	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"token": {Type: "http", Scheme: "bearer", BearerFormat: "JWT", Description: "an access token from /oauth/token (RFC 9068)"},
+		"proof": {Type: "http", Scheme: "dpop", BearerFormat: "JWT", Description: "an access token that is bound to a key, with a proof in the header DPoP (RFC 9449)"},
 	}
 	return humago.New(a.mux, c)
 }
@@ -114,7 +118,7 @@ func register[I, O any](a *API, op operation, h func(ctx context.Context, c *cal
 	type key struct{}
 	o := huma.Operation{
 		Method: op.method, Path: op.path, Summary: op.summary, DefaultStatus: op.status, MaxBodyBytes: op.body,
-		OperationID: operationID(op.method, op.path), Security: []map[string][]string{{"token": {}}},
+		OperationID: operationID(op.method, op.path), Security: security,
 		Errors: []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound},
 	}
 	o.Middlewares = huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
@@ -159,7 +163,7 @@ func operationID(method, path string) string {
 func (a *API) describe(method, path, summary string, responses map[string]*huma.Response) {
 	a.huma.OpenAPI().AddOperation(&huma.Operation{
 		Method: method, Path: path, Summary: summary, OperationID: operationID(method, path), Responses: responses,
-		Security: []map[string][]string{{"token": {}}},
+		Security: security,
 	})
 }
 

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/office"
 )
 
 // The OAuth endpoints take forms and answer with OAuth's own JSON.
@@ -15,32 +15,45 @@ import (
 const (
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 	maxForm       = 16 << 10
+	proofAlgs     = "ES256 Ed25519 EdDSA" // of DPoP proofs
 )
+
+const resourceMetadata = "/.well-known/oauth-protected-resource"
 
 func (a *API) oauthRoutes() {
 	a.mux.HandleFunc("POST /oauth/token", a.token)
+	a.mux.HandleFunc("POST /oauth/introspect", a.introspect)
+	a.mux.HandleFunc("POST /oauth/revoke", a.revoke)
 	issuer := a.Office.Issuer()
 	methods := []string{"private_key_jwt"}
 	algs := []string{"ES256", "Ed25519", "EdDSA"}
 	metadata := map[string]any{ // RFC 8414 §2
-		"issuer":                                issuer,
-		"token_endpoint":                        a.PublicURL + "/oauth/token",
-		"jwks_uri":                              a.PublicURL + "/.well-known/jwks.json",
-		"device_authorization_endpoint":         a.PublicURL + "/oauth/device_authorization", // RFC 8628 §4
-		"grant_types_supported":                 []string{"client_credentials", deviceGrant},
-		"response_types_supported":              []string{},
-		"token_endpoint_auth_methods_supported": methods,
-		"token_endpoint_auth_signing_alg_values_supported": algs,
-		"service_documentation":                            a.PublicURL + "/openapi.json",
+		"issuer":                                                   issuer,
+		"token_endpoint":                                           a.PublicURL + "/oauth/token",
+		"introspection_endpoint":                                   a.PublicURL + "/oauth/introspect",
+		"revocation_endpoint":                                      a.PublicURL + "/oauth/revoke",
+		"jwks_uri":                                                 a.PublicURL + "/.well-known/jwks.json",
+		"device_authorization_endpoint":                            a.PublicURL + "/oauth/device_authorization", // RFC 8628 §4
+		"grant_types_supported":                                    []string{"client_credentials", deviceGrant},
+		"response_types_supported":                                 []string{},
+		"token_endpoint_auth_methods_supported":                    methods,
+		"token_endpoint_auth_signing_alg_values_supported":         algs,
+		"introspection_endpoint_auth_methods_supported":            methods,
+		"introspection_endpoint_auth_signing_alg_values_supported": algs,
+		"revocation_endpoint_auth_methods_supported":               methods,
+		"revocation_endpoint_auth_signing_alg_values_supported":    algs,
+		"dpop_signing_alg_values_supported":                        strings.Fields(proofAlgs), // RFC 9449 §5.1
+		"service_documentation":                                    a.PublicURL + "/openapi.json",
 	}
 	resource := map[string]any{ // RFC 9728 §2
-		"resource":                 issuer,
-		"authorization_servers":    []string{issuer},
-		"jwks_uri":                 a.PublicURL + "/.well-known/jwks.json",
-		"bearer_methods_supported": []string{"header"},
+		"resource":                          issuer,
+		"authorization_servers":             []string{issuer},
+		"bearer_methods_supported":          []string{"header"},
+		"dpop_signing_alg_values_supported": strings.Fields(proofAlgs),
+		"resource_documentation":            a.PublicURL + "/openapi.json",
 	}
 	a.mux.HandleFunc("GET /.well-known/oauth-authorization-server", public(metadata))
-	a.mux.HandleFunc("GET /.well-known/oauth-protected-resource", public(resource))
+	a.mux.HandleFunc("GET "+resourceMetadata, public(resource))
 	a.mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/jwk-set+json")
 		w.Header().Set("Cache-Control", "public, max-age=300")
@@ -56,71 +69,98 @@ func public(doc map[string]any) http.HandlerFunc {
 	}
 }
 
-// token is the token endpoint (RFC 6749 §4.4, RFC 7523 §2.2).
+// token is the token endpoint (RFC 6749 §3.2). Each grant answers with what it issued.
 func (a *API) token(w http.ResponseWriter, r *http.Request) {
-	in := infoOf(r.Context())
-	if err := a.rates.Take(rates.Network(in.remote), a.Now()); err != nil {
-		a.oauthError(w, r, err)
-		return
-	}
-	form, err := readForm(r)
-	if err == nil && form.Get("grant_type") == deviceGrant {
-		a.pairingToken(w, r, form)
-		return
-	}
-	var assertion string
+	form, err := a.oauthForm(r)
+	var proof *office.Shown
 	if err == nil {
-		assertion, err = tokenForm(r, form)
+		proof, err = a.shown(r)
 	}
 	if err != nil {
 		a.oauthError(w, r, err)
 		return
 	}
-	issued, err := a.Office.Exchange(r.Context(), tenant, assertion, true, in.trace, a.Now())
+	var issued any
+	switch form.Get("grant_type") {
+	case "client_credentials":
+		issued, err = a.clientCredentials(r, form, proof)
+	case deviceGrant:
+		issued, err = a.pairingToken(r, form, proof)
+	case "":
+		err = watchword.RefuseField("grant_type", "is missing")
+	default:
+		err = watchword.Refuse(watchword.GrantUnsupported, "grant_type must be client_credentials or %s", deviceGrant)
+	}
 	if err != nil {
 		a.oauthError(w, r, err)
 		return
 	}
 	w.Header().Set("Pragma", "no-cache") // RFC 6749 §5.1
-	answer(w, http.StatusOK, map[string]any{
-		"access_token": issued.Token, "token_type": "Bearer", "expires_in": int(issued.Life.Seconds()),
-	})
+	answer(w, http.StatusOK, issued)
 }
 
-// tokenForm returns the client assertion of a token request.
-func tokenForm(r *http.Request, form url.Values) (string, error) {
-	switch grant := form.Get("grant_type"); grant {
-	case "client_credentials":
-	case "":
-		return "", watchword.RefuseField("grant_type", "is missing")
-	default:
-		return "", watchword.Refuse(watchword.GrantUnsupported, "grant_type must be client_credentials or %s", deviceGrant)
+// clientCredentials is the grant of a client that signs (RFC 6749 §4.4, RFC 7523
+// §2.2), with or without a DPoP proof (RFC 9449 §5).
+func (a *API) clientCredentials(r *http.Request, form url.Values, proof *office.Shown) (any, error) {
+	in := infoOf(r.Context())
+	ask := office.Ask{Untyped: true, Proof: proof, Resource: form.Get("resource")}
+	var err error
+	if ask.Assertion, err = clientAssertion(r, form); err != nil {
+		return nil, err
 	}
-	if form.Get("client_secret") != "" || r.Header.Get("Authorization") != "" {
-		return "", watchword.Refuse(watchword.ClientInvalid, "this server knows no client secrets: send a client_assertion")
+	if err := checkTarget(form); err != nil {
+		return nil, err
 	}
-	if form.Get("client_assertion_type") != assertionType || form.Get("client_assertion") == "" {
-		return "", watchword.Refuse(watchword.ClientInvalid, "client_assertion_type must be %s, with a client_assertion", assertionType)
+	if ask.Scope, err = watchword.ParseScope(form.Get("scope")); err != nil {
+		return nil, err
 	}
-	if err := narrowing(form); err != nil {
-		return "", err
+	issued, err := a.Office.Exchange(r.Context(), tenant, ask, in.trace, a.Now())
+	in.who.Subject, in.who.Key = issued.Subject, issued.Key
+	if err != nil {
+		return nil, err
 	}
-	assertion := form.Get("client_assertion")
-	return assertion, sameClient(form.Get("client_id"), assertion)
+	out := map[string]any{"access_token": issued.Token, "token_type": issued.Scheme(), "expires_in": int(issued.Life.Seconds())}
+	if ask.Scope != nil {
+		out["scope"] = watchword.FormatScope(ask.Scope)
+	}
+	return out, nil
 }
 
-// narrowing refuses what asks for less than the whole grant: a token that gives
-// more than was asked for would be worse than none.
-func narrowing(form url.Values) error {
-	for _, name := range []string{"scope", "resource", "audience"} {
-		if form.Get(name) != "" {
-			return watchword.RefuseField(name, "is not supported by this server yet")
+// checkTarget refuses a resource that is none (RFC 8707 §2), and the audience
+// parameter of others, which would be passed over to the caller's loss.
+func checkTarget(form url.Values) error {
+	if form.Get("audience") != "" {
+		return watchword.Refuse(watchword.TargetInvalid, "there is no parameter audience: send resource (RFC 8707)")
+	}
+	switch list := form["resource"]; {
+	case len(list) > 1:
+		return watchword.Refuse(watchword.TargetInvalid, "a token is for one resource")
+	case len(list) == 1 && list[0] != "":
+		u, err := url.Parse(list[0])
+		if err != nil || len(list[0]) > maxTarget || !u.IsAbs() || u.Host == "" && u.Opaque == "" || strings.Contains(list[0], "#") || ascii(list[0]) != list[0] || strings.Contains(list[0], " ") {
+			return watchword.Refuse(watchword.TargetInvalid, "resource must be one absolute URI without a fragment, of at most %d bytes", maxTarget)
 		}
 	}
 	return nil
 }
 
-// oauthErrorOf maps codes to RFC 6749 §5.2; what is missing is invalid_client.
+const maxTarget = 256
+
+// clientAssertion takes the one way of client authentication out of a form (RFC 7521
+// §4.2). Code: client_invalid.
+func clientAssertion(r *http.Request, form url.Values) (string, error) {
+	if form.Get("client_secret") != "" || r.Header.Get("Authorization") != "" {
+		return "", watchword.Refuse(watchword.ClientInvalid, "this server knows no client secrets: send a client_assertion")
+	}
+	assertion := form.Get("client_assertion")
+	if form.Get("client_assertion_type") != assertionType || assertion == "" {
+		return "", watchword.Refuse(watchword.ClientInvalid, "client_assertion_type must be %s, with a client_assertion", assertionType)
+	}
+	return assertion, sameClient(form.Get("client_id"), assertion)
+}
+
+// oauthErrorOf maps codes to RFC 6749 §5.2, RFC 8707 §2 and RFC 9449 §5, §8; what is
+// missing is invalid_client.
 var oauthErrorOf = map[watchword.Code]string{
 	watchword.BadRequest:           "invalid_request",
 	watchword.TooLarge:             "invalid_request",
@@ -131,7 +171,13 @@ var oauthErrorOf = map[watchword.Code]string{
 	watchword.PairingSlow:          "slow_down",
 	watchword.PairingRejected:      "access_denied",
 	watchword.PairingExpired:       "expired_token",
+	watchword.ScopeInvalid:         "invalid_scope",
 	watchword.TokenTooLarge:        "invalid_scope",
+	watchword.TargetInvalid:        "invalid_target",
+	watchword.ProofRequired:        "invalid_dpop_proof",
+	watchword.DPoPInvalid:          "invalid_dpop_proof",
+	watchword.DPoPNonce:            "use_dpop_nonce",
+	watchword.Denied:               "unauthorized_client",
 	watchword.RateLimited:          "temporarily_unavailable",
 	watchword.Busy:                 "temporarily_unavailable",
 	watchword.Unavailable:          "temporarily_unavailable",
@@ -139,16 +185,28 @@ var oauthErrorOf = map[watchword.Code]string{
 }
 
 func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
+	if watchword.CodeOf(err) == watchword.PairingPending { // no refusal: not in the log, every few seconds
+		p := newProblem(err)
+		answer(w, p.Status, map[string]any{"error": oauthErrorOf[p.Code], "error_description": p.Detail, "code": p.Code, "trace_id": infoOf(r.Context()).trace})
+		return
+	}
 	p := a.problem(r, err)
 	name, ok := oauthErrorOf[p.Code]
-	if !ok {
-		name = "invalid_client"
+	shown := infoOf(r.Context()).scheme != "" // a token: its bearer is answered as at any resource
+	switch {
+	case shown && p.Code == watchword.Denied:
+		name = "insufficient_scope"
+	case shown && p.Status == http.StatusUnauthorized:
+		name = challengeError(p.Code)
+	case !ok:
+		name, p.Status = "invalid_client", http.StatusUnauthorized
+	case name == "invalid_dpop_proof", name == "use_dpop_nonce", name == "unauthorized_client":
+		p.Status = http.StatusBadRequest
 	}
-	if name == "invalid_client" {
-		p.Status = http.StatusUnauthorized
-	}
-	if p.RetryAfter > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
+	for k, v := range p.GetHeaders() {
+		if k != "Www-Authenticate" || r.Header.Get("Authorization") != "" { // RFC 6749 §5.2
+			w.Header()[k] = v
+		}
 	}
 	description := p.Detail
 	if p.Field != "" {
@@ -168,4 +226,40 @@ func ascii(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// challenges are what a refusal offers (RFC 6750 §3, RFC 9449 §7.1, RFC 9728 §5.1):
+// the scheme that was used with what was wrong, or both where none was, and DPoP
+// beside Bearer, since every address takes both.
+func challenges(p *Problem) []string {
+	where := ""
+	if p.metadata != "" {
+		where = `, resource_metadata="` + p.metadata + `"`
+	}
+	bearer := `Bearer realm="watchword"`
+	proof := `DPoP algs="` + proofAlgs + `"`
+	said := ""
+	switch {
+	case p.Code == watchword.Denied:
+		said = `, error="insufficient_scope"`
+	case p.Code != watchword.Unauthenticated:
+		said = `, error=` + strconv.Quote(challengeError(p.Code)) + `, error_description="` + string(p.Code) + `"`
+	}
+	switch {
+	case p.scheme == proofScheme:
+		return []string{proof + said + where}
+	case p.Code == watchword.Denied:
+		return []string{bearer + said + where}
+	}
+	return []string{bearer + said + where, proof + where}
+}
+
+func challengeError(c watchword.Code) string {
+	switch c {
+	case watchword.DPoPNonce:
+		return "use_dpop_nonce"
+	case watchword.DPoPInvalid:
+		return "invalid_dpop_proof"
+	}
+	return "invalid_token"
 }

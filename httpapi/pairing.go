@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/enroll"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/office"
 )
 
 // A device with no link asks to be paired (RFC 8628), an operator decides.
@@ -34,10 +34,7 @@ func (a *API) pairingRoutes() {
 func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 	in := infoOf(r.Context())
 	asked, err := func() (enroll.Asked, error) {
-		if err := a.rates.Take(rates.Network(in.remote), a.Now()); err != nil {
-			return enroll.Asked{}, err
-		}
-		form, err := readForm(r)
+		form, err := a.oauthForm(r)
 		if err == nil {
 			err = wholeGrant(form)
 		}
@@ -90,35 +87,24 @@ type paired struct {
 	In    int    `json:"expires_in"`
 }
 
-// pairingToken is the token endpoint for a device that waits (RFC 8628 §3.4).
-func (a *API) pairingToken(w http.ResponseWriter, r *http.Request, form url.Values) {
-	in, now := infoOf(r.Context()), a.Now()
-	out, err := func() (paired, error) {
-		if err := wholeGrant(form); err != nil {
-			return paired{}, err
-		}
-		for _, name := range []string{"device_code", "client_id", "proof"} {
-			if form.Get(name) == "" {
-				return paired{}, watchword.RefuseField(name, "is missing")
-			}
-		}
-		s, key, proof, err := a.Gate.Poll(r.Context(), tenant, form.Get("device_code"), form.Get("client_id"), form.Get("proof"), now)
-		if err != nil {
-			return paired{}, err
-		}
-		issued, err := a.Office.Paired(r.Context(), tenant, s.ID, key, proof, in.trace, now)
-		return paired{a.enrolled(s), issued.Token, "Bearer", int(issued.Life.Seconds())}, err
-	}()
-	switch {
-	case err == nil:
-		w.Header().Set("Pragma", "no-cache") // RFC 6749 §5.1
-		answer(w, http.StatusOK, out)
-	case watchword.CodeOf(err) == watchword.PairingPending: // no refusal: not in the log, every few seconds
-		p := newProblem(err)
-		answer(w, p.Status, map[string]any{"error": oauthErrorOf[p.Code], "error_description": p.Detail, "code": p.Code, "trace_id": in.trace})
-	default:
-		a.oauthError(w, r, err)
+// pairingToken is the grant of a device that waits (RFC 8628 §3.4). With a DPoP
+// proof its token is bound.
+func (a *API) pairingToken(r *http.Request, form url.Values, proof *office.Shown) (any, error) {
+	if err := wholeGrant(form); err != nil {
+		return nil, err
 	}
+	for _, name := range []string{"device_code", "client_id", "proof"} {
+		if form.Get(name) == "" {
+			return nil, watchword.RefuseField(name, "is missing")
+		}
+	}
+	now := a.Now()
+	s, key, possession, err := a.Gate.Poll(r.Context(), tenant, form.Get("device_code"), form.Get("client_id"), form.Get("proof"), now)
+	if err != nil {
+		return nil, err
+	}
+	issued, err := a.Office.Paired(r.Context(), tenant, s.ID, key, possession, proof, infoOf(r.Context()).trace, now)
+	return paired{a.enrolled(s), issued.Token, issued.Scheme(), int(issued.Life.Seconds())}, err
 }
 
 // Pairing is a device that waits for an operator's word, or did.

@@ -95,6 +95,8 @@ type Problem struct {
 	TraceID    string           `json:"trace_id,omitempty"`
 	RetryAfter int              `json:"retry_after,omitempty" doc:"seconds"`
 	Mistakes   []policy.Mistake `json:"mistakes,omitempty" doc:"of a policy document"`
+
+	scheme, metadata string // of the challenge: what was shown, and where ours is described
 }
 
 // Error, GetStatus, ContentType and GetHeaders make a Problem an answer of the API library.
@@ -106,19 +108,14 @@ func (p *Problem) GetStatus() int { return p.Status }
 // ContentType returns that of problem documents.
 func (p *Problem) ContentType(string) string { return "application/problem+json" }
 
-// GetHeaders returns what RFC 6750 §3 and RFC 9110 §10.2.3 want beside the status.
+// GetHeaders returns what RFC 6750 §3, RFC 9449 §7.1 and RFC 9110 §10.2.3 want beside the status.
 func (p *Problem) GetHeaders() http.Header {
 	h := http.Header{}
 	if p.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(p.RetryAfter))
 	}
-	switch {
-	case p.Code == watchword.Unauthenticated:
-		h.Set("WWW-Authenticate", `Bearer realm="watchword"`)
-	case p.Status == http.StatusUnauthorized:
-		h.Set("WWW-Authenticate", `Bearer realm="watchword", error="invalid_token", error_description="`+string(p.Code)+`"`)
-	case p.Code == watchword.Denied:
-		h.Set("WWW-Authenticate", `Bearer realm="watchword", error="insufficient_scope"`)
+	if p.Status == http.StatusUnauthorized || p.Code == watchword.Denied {
+		h["Www-Authenticate"] = challenges(p)
 	}
 	return h
 }
@@ -128,6 +125,7 @@ func (a *API) problem(r *http.Request, err error) *Problem {
 	in := infoOf(r.Context())
 	p := newProblem(err)
 	p.TraceID = in.trace
+	p.tell(a, in)
 	attrs := []slog.Attr{
 		slog.String("code", string(p.Code)), slog.String("method", r.Method), slog.String("path", r.URL.Path),
 		slog.String("trace", in.trace), slog.String("remote", in.remote.String()),
@@ -149,12 +147,29 @@ func (a *API) problem(r *http.Request, err error) *Problem {
 		level = slog.LevelError
 	}
 	a.Log.LogAttrs(r.Context(), level, "request refused", append(attrs, slog.Any("err", err))...)
-	if p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden {
+	if worthAnEntry(p, in) {
 		a.Recorder.Refused(in.who.Failed(audit.RequestRefuse, r.Method+" "+clip(r.URL.Path), a.Now(), err, map[string]string{
 			"remote": in.remote.String(), "rule": p.Rule,
 		}))
 	}
 	return p
+}
+
+// tell puts into p what its challenge says beside what was wrong.
+func (p *Problem) tell(a *API, in *info) {
+	p.scheme, p.metadata = in.scheme, a.PublicURL+resourceMetadata
+}
+
+// worthAnEntry reports whether a refusal is one of authority, which the log records.
+// That a proof wants a fresh nonce is the usual way of the protocol, and no refusal.
+func worthAnEntry(p *Problem, in *info) bool {
+	switch {
+	case p.Code == watchword.DPoPNonce:
+		return false
+	case p.Code == watchword.ScopeInvalid:
+		return in.who.Subject != ""
+	}
+	return p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden
 }
 
 // clip bounds what a stranger can write into the log.

@@ -25,6 +25,8 @@ type info struct {
 	trace  string
 	remote netip.Addr
 	who    audit.Actor
+	scheme string      // of the token that was shown; empty before one was
+	header http.Header // of the answer
 }
 
 type infoKey struct{}
@@ -42,6 +44,7 @@ func infoOf(ctx context.Context) *info {
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	in := &info{trace: watchword.NewID("", a.Now()), who: audit.Actor{Tenant: tenant}}
 	in.who.Trace = in.trace
+	in.header = w.Header()
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		in.remote = ap.Addr().Unmap()
 	}

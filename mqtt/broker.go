@@ -27,6 +27,7 @@ import (
 // is an [office.Office].
 type Office interface {
 	Admit(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Papers, error)
+	AdmitToProve(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Papers, error)
 	Login(ctx context.Context, t watchword.TenantID, raw, trace string, now time.Time) (session.Papers, error)
 	Proves(ctx context.Context, p session.Papers, message, sig []byte) error
 }

@@ -35,11 +35,15 @@ type Keys interface {
 type Records interface {
 	IssueToken(ctx context.Context, r token.Record, spent token.Spent, e audit.Entry) error
 	TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error)
+	SpendAssertion(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, spent token.Spent) error
+	RevokeToken(ctx context.Context, t watchword.TenantID, jti string, e audit.Entry) error
 }
 
 // Options tunes an [Office]. The zero value is ready to use.
 type Options struct {
 	Lifetime time.Duration // of an access token; 0 means 10 minutes
+	// Origins is the addresses of the server that a DPoP proof may name; nil means the issuer's.
+	Origins token.Origins
 }
 
 // Office exchanges client assertions for access tokens, and admits those tokens
@@ -52,7 +56,10 @@ type Office struct {
 	lifetime time.Duration
 	decoy    token.KeySet // verified in the place of nobody's key, so that nobody costs what somebody costs
 
+	proofs *proofs
+
 	mu       sync.Mutex
+	forgot   uint64 // how often something was taken out of admitted
 	parsed   *recent.Map[watchword.KeyID, *jose.PublicKey]
 	admitted *recent.Map[[sha256.Size]byte, *admitted] // by the hash of their bytes; whoever retires a key or a record empties it
 }
@@ -69,7 +76,11 @@ func New(issuer string, keys Keys, roll Roll, records Records, o Options) (*Offi
 	if o.Lifetime == 0 {
 		o.Lifetime = 10 * time.Minute
 	}
+	if o.Origins == nil {
+		o.Origins = token.NewOrigins(issuer)
+	}
 	return &Office{
+		proofs: newProofs(o.Origins),
 		issuer: issuer, keys: keys, roll: roll, records: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
 		parsed:   recent.New[watchword.KeyID, *jose.PublicKey](officeCache),
 		admitted: recent.New[[sha256.Size]byte, *admitted](officeCache),
@@ -79,36 +90,107 @@ func New(issuer string, keys Keys, roll Roll, records Records, o Options) (*Offi
 // Issuer returns the issuer identifier.
 func (o *Office) Issuer() string { return o.issuer }
 
-// Issued is an access token that is on record.
+// Ask is what a client shows for an access token, and what it asks for.
+type Ask struct {
+	Assertion string
+	Untyped   bool   // an absent typ of the assertion is taken
+	Proof     *Shown // nil: a bearer token
+	// Scope is all that the token shall give, each line within today's policy; nil means all of it.
+	Scope []watchword.Permission
+	// Resource is the audience; empty means the issuer.
+	Resource string
+}
+
+// Issued is an access token that is on record. Beside an error, Subject and Key say
+// whom the assertion had proved by then.
 type Issued struct {
 	Token   string
 	Subject watchword.SubjectID
+	Key     watchword.KeyID // that signed the assertion
+	Bound   watchword.KeyID // empty for a bearer token
 	Expires time.Time
 	Life    time.Duration
 }
 
 // Exchange checks a client assertion, spends it, and answers with an access
-// token that carries device information and today's permissions. untyped says
-// whether an absent typ is taken. Two exchanges of one assertion: one wins.
+// token that carries device information and today's permissions, or those that
+// were asked for. With a proof the token is bound to the proof's key. Of two
+// exchanges of one assertion one wins; what is refused spends no assertion.
 //
 // Codes: client_invalid for whatever would tell a stranger who is known here;
 // too_large, token_malformed, token_kind, algorithm_invalid, issuer_mismatch, audience_mismatch,
 // token_expired, token_early, token_lifetime, token_replayed, subject_new,
-// subject_suspended, subject_revoked, token_too_large, unavailable.
-func (o *Office) Exchange(ctx context.Context, t watchword.TenantID, raw string, untyped bool, trace string, now time.Time) (Issued, error) {
-	s, today, a, err := o.welcome(ctx, t, raw, untyped, now)
+// subject_suspended, subject_revoked, token_too_large, unavailable, dpop_invalid,
+// dpop_nonce, proof_required, scope_invalid, busy.
+func (o *Office) Exchange(ctx context.Context, t watchword.TenantID, ask Ask, trace string, now time.Time) (Issued, error) {
+	var p proof
+	var err error
+	if ask.Proof != nil {
+		if p, err = o.proofs.check(*ask.Proof, "", now); err != nil {
+			return Issued{}, err
+		}
+	}
+	s, today, a, err := o.welcome(ctx, t, ask.Assertion, ask.Untyped, now)
 	if err != nil {
 		return Issued{}, err
 	}
-	g := o.grant(s, today, a, now)
+	return o.issue(ctx, t, s, today, a, ask, p, trace, now)
+}
+
+// Scheme is how a token is shown: "Bearer", or "DPoP" for a bound one.
+func (i Issued) Scheme() string {
+	if i.Bound != "" {
+		return "DPoP"
+	}
+	return "Bearer"
+}
+
+// issue signs a token for who a proved, spends p and a, and puts it on record. p is
+// zero where ask has no proof.
+func (o *Office) issue(ctx context.Context, t watchword.TenantID, s *watchword.Subject, today *policy.Grant, a token.Assertion, ask Ask, p proof, trace string, now time.Time) (Issued, error) {
+	who := Issued{Subject: s.ID, Key: a.Key}
+	g, err := o.asked(s, today, a, ask, now)
+	if err != nil {
+		return who, err
+	}
+	g.Bound = p.Key
 	signed, err := token.SignAccess(o.keys.IssuerSigner(), g)
 	if err != nil {
-		return Issued{}, err
+		return who, err
+	}
+	if ask.Proof != nil {
+		if err := o.proofs.spend(p, now); err != nil {
+			return who, err
+		}
 	}
 	if err := o.record(ctx, t, g, a, trace, now); err != nil {
-		return Issued{}, err
+		return who, err
 	}
-	return Issued{Token: signed, Subject: s.ID, Expires: g.Expires, Life: g.Expires.Sub(now)}, nil
+	return Issued{Token: signed, Subject: s.ID, Key: a.Key, Bound: g.Bound, Expires: g.Expires, Life: g.Expires.Sub(now)}, nil
+}
+
+// asked is what the token of an ask says, but for its binding. Codes:
+// proof_required, scope_invalid.
+func (o *Office) asked(s *watchword.Subject, today *policy.Grant, a token.Assertion, ask Ask, now time.Time) (token.Grant, error) {
+	if ask.Proof == nil {
+		if err := session.NeedsProof(s, today); err != nil {
+			return token.Grant{}, err
+		}
+	}
+	g := o.grant(s, today, a, now)
+	if ask.Resource != o.issuer {
+		g.Audience = ask.Resource
+	}
+	if ask.Scope == nil {
+		return g, nil
+	}
+	for _, p := range ask.Scope {
+		if !today.Holds(p) {
+			return g, watchword.Refuse(watchword.ScopeInvalid, "scope asks for more than policy gives")
+		}
+	}
+	g.Perm = ask.Scope
+	return g, nil
 }
 
 // Login is [Office.Exchange] for a connection that needs the papers and never
@@ -119,7 +201,10 @@ func (o *Office) Login(ctx context.Context, t watchword.TenantID, raw, trace str
 	if err != nil {
 		return session.Papers{}, err
 	}
-	g := o.grant(s, today, a, now)
+	g, err := o.asked(s, today, a, Ask{}, now)
+	if err != nil {
+		return session.Papers{}, err
+	}
 	permissions, err := policy.FromPermissions(g.Perm, g.Deny)
 	if err != nil {
 		return session.Papers{}, err
@@ -229,88 +314,4 @@ func (o *Office) signKeys(s *watchword.Subject) (token.KeySet, error) {
 		set[k.ID] = pub
 	}
 	return set, nil
-}
-
-// admitted is an access token that stood at a door: checked, and on record.
-type admitted struct {
-	tenant      watchword.TenantID
-	access      *token.Access
-	incarnation int64
-	permissions *policy.Grant
-}
-
-// Admit checks an access token, and that this very token is on record as issued
-// to that subject and key, and returns it as papers. Whether the subject still
-// counts is the guard's to say.
-//
-// Codes: as [token.VerifyAccess]; token_unrecorded, token_revoked, unavailable.
-func (o *Office) Admit(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Papers, error) {
-	// The very bytes that passed before pass again, until their end: nothing that was
-	// checked of them can have changed but the time.
-	hash := sha256.Sum256([]byte(raw))
-	o.mu.Lock()
-	known, ok := o.admitted.Get(hash)
-	o.mu.Unlock()
-	if !ok || known.tenant != t || !now.Before(known.access.Expires) {
-		a, err := token.VerifyAccess(raw, o.keys.IssuerKeys(), o.issuer, o.issuer, now, 0)
-		if err != nil {
-			return session.Papers{}, o.unknownIssuer(raw, err)
-		}
-		if a.Bound != "" {
-			return session.Papers{}, watchword.Refuse(watchword.TokenKind, "this token is bound to a key and does not pass as Bearer (RFC 9449 §7.2)")
-		}
-		if known, err = o.lookUp(ctx, t, a); err != nil {
-			return session.Papers{}, err
-		}
-		o.mu.Lock()
-		o.admitted.Put(hash, known)
-		o.mu.Unlock()
-	}
-	a := known.access
-	return session.Papers{
-		Tenant: t, Subject: a.Subject, Incarnation: known.incarnation, Key: a.Key, JTI: a.JTI,
-		SignedBy: a.SignedBy, Issued: a.Issued, Expires: a.Expires, Permissions: known.permissions,
-	}, nil
-}
-
-// unknownIssuer says of a token whose key counts no more why that is: by then it is
-// no secret, and whoever holds the token must get another one.
-func (o *Office) unknownIssuer(raw string, err error) error {
-	if watchword.CodeOf(err) != watchword.KeyUnknown {
-		return err
-	}
-	u, perr := jose.ParseJWS(raw, watchword.MaxToken)
-	if perr == nil && o.keys.RevokedIssuer(watchword.KeyID(u.Kid)) {
-		return watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
-	}
-	return err
-}
-
-func (o *Office) lookUp(ctx context.Context, t watchword.TenantID, a *token.Access) (*admitted, error) {
-	rec, err := o.records.TokenRecord(ctx, t, a.JTI)
-	switch {
-	case watchword.CodeOf(err) == watchword.NotFound || err == nil && (rec.Subject != a.Subject || rec.Key != a.Key || !rec.Expires.Equal(a.Expires)):
-		return nil, watchword.Refuse(watchword.TokenUnrecorded, "this token is not on record as issued")
-	case err != nil:
-		return nil, err
-	case rec.Revoked:
-		return nil, watchword.Refuse(watchword.TokenRevoked, "this token was revoked")
-	}
-	perm, deny, err := a.Permissions()
-	if err != nil {
-		return nil, err
-	}
-	g, err := policy.FromPermissions(perm, deny)
-	if err != nil {
-		return nil, err
-	}
-	return &admitted{tenant: t, access: a, incarnation: rec.Incarnation, permissions: g}, nil
-}
-
-// Forget drops what was admitted before, so that every token is looked at anew:
-// for whoever retires an issuer key or revokes a token.
-func (o *Office) Forget() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.admitted = recent.New[[sha256.Size]byte, *admitted](officeCache)
 }

@@ -21,6 +21,8 @@ type Explanation struct {
 	Line    int    `json:"line,omitempty"`
 	Why     string `json:"why"`
 	Nearest string `json:"nearest,omitempty"`
+	// Proof says why nothing passes without a proof of the subject's key; empty where it may.
+	Proof string `json:"proof,omitempty"`
 }
 
 // Explain answers for one action (pub, sub, call, get, put, post, patch, delete)

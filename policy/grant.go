@@ -14,6 +14,7 @@ import (
 // on arguments. It is immutable and safe for concurrent use.
 type Grant struct {
 	permit.Grant[bound]
+	proof       *origin // of the first document that requires a proof; nil for none
 	claims      sync.Once
 	perm, denyP []watchword.Permission
 }
@@ -27,6 +28,11 @@ type (
 
 // Decision is the answer to one question, and which rule gave it.
 type Decision = permit.Decision
+
+// ProofRequired reports whether a document says proof = "required", and names it.
+func (g *Grant) ProofRequired() (rule string, required bool) {
+	return Decision{Origin: g.proof}.Rule(), g.proof != nil
+}
 
 // Target is a device as rules about calls see it.
 type Target = permit.Target

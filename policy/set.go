@@ -86,6 +86,9 @@ func (s *Set) For(w Who) *Grant {
 	c := compiler{who: w, g: &Grant{}}
 	c.builtIn()
 	for _, d := range found {
+		if d.ProofRequired && c.g.proof == nil {
+			c.g.proof = &origin{Policy: d.Name}
+		}
 		for i := range d.rules {
 			c.rule(d.Name, &d.rules[i])
 		}

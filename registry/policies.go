@@ -165,5 +165,11 @@ func (r *Registry) Explain(ctx context.Context, t watchword.TenantID, subject wa
 	if err != nil {
 		return policy.Explanation{}, err
 	}
-	return today.Explain(action, resource, target, args), nil
+	e := today.Explain(action, resource, target, args)
+	if rule, required := today.ProofRequired(); required {
+		e.Proof = "required by policy " + rule
+	} else if s.Proof == watchword.RequireProof {
+		e.Proof = "required of " + string(s.ID)
+	}
+	return e, nil
 }

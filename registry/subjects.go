@@ -15,6 +15,7 @@ type Store interface {
 	Subjects
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
 	SetLabels(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (watchword.Subject, error)
+	SetProof(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (watchword.Subject, error)
 	Suspend(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
 	Resume(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
 	Revoke(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
@@ -91,6 +92,17 @@ func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.S
 	}
 	e := by.Did(audit.DeviceLabel, string(id), now, map[string]string{"before": before, "after": l.String()})
 	return r.changed(ctx, by.Tenant, id)(r.store.SetLabels(ctx, by.Tenant, id, l, ifVersion, now, e))
+}
+
+// SetProof says whether a subject gets anything without a proof of its key: proof is
+// [watchword.RequireProof] or empty. Sessions without one end at once. Codes:
+// bad_request, not_found.
+func (r *Registry) SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time) (watchword.Subject, error) {
+	if err := watchword.CheckProof(proof); err != nil {
+		return watchword.Subject{}, err
+	}
+	e := by.Did(audit.DeviceProof, string(id), now, map[string]string{"proof": proof})
+	return r.changed(ctx, by.Tenant, id)(r.store.SetProof(ctx, by.Tenant, id, proof, now, e))
 }
 
 // Suspend stops everything of a subject until Resume. Codes: not_found, conflict.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // listen binds the addresses before anything is decided by them: port 0 becomes
@@ -38,6 +39,20 @@ func (s *Server) listen() (err error) {
 		s.info.Metrics = s.metrics.Addr().String()
 	}
 	return nil
+}
+
+// origins is every address that this server answers to over HTTPS: what a DPoP proof
+// may name. The name that a request gives is none of them by itself.
+func (s *Server) origins() token.Origins {
+	_, port, err := net.SplitHostPort(s.info.HTTPS)
+	if err != nil {
+		return token.NewOrigins(s.info.URL, s.ring.Issuer())
+	}
+	urls := []string{s.info.URL, s.ring.Issuer(), "https://" + s.info.HTTPS, "https://" + s.cfg.Server.HTTPS}
+	for _, host := range append([]string{"localhost", "127.0.0.1", "::1"}, s.cfg.Server.Names...) {
+		urls = append(urls, "https://"+net.JoinHostPort(host, port))
+	}
+	return token.NewOrigins(urls...)
 }
 
 // bind listens on an address of the configuration, and puts the port that it got

@@ -153,7 +153,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		Fits: reg.Fits, Changed: reg.Changed, PairingLife: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration,
 	})
 	papers, err := office.New(s.ring.Issuer(), s.ring, roll, s.store,
-		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration})
+		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins()})
 	if err != nil {
 		return err
 	}

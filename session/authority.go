@@ -17,6 +17,8 @@ type Papers struct {
 	SignedBy    watchword.KeyID // the issuer key behind the token
 	Issued      time.Time
 	Expires     time.Time
+	// Proved says that the holder proved the key on this request or connection, beyond showing the token.
+	Proved bool
 	// Permissions is the token's perm and deny, compiled.
 	Permissions *policy.Grant
 }
@@ -32,7 +34,8 @@ type Authority struct {
 
 // judge is the one place that decides whether papers still count.
 //
-// Codes: token_expired, subject_new, subject_suspended, subject_revoked, token_revoked.
+// Codes: token_expired, subject_new, subject_suspended, subject_revoked, token_revoked,
+// proof_required.
 func judge(p Papers, s *watchword.Subject, today *policy.Grant, now time.Time) (*Authority, error) {
 	if !now.Before(p.Expires) {
 		return nil, watchword.Refuse(watchword.TokenExpired, "the token is over")
@@ -45,6 +48,11 @@ func judge(p Papers, s *watchword.Subject, today *policy.Grant, now time.Time) (
 	}
 	if _, ok := s.SignKey(p.Key); !ok {
 		return nil, watchword.Refuse(watchword.TokenRevoked, "the key that got this token no longer counts")
+	}
+	if !p.Proved {
+		if err := NeedsProof(s, today); err != nil {
+			return nil, err
+		}
 	}
 	return &Authority{papers: p, who: policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}, today: today}, nil
 }
@@ -66,6 +74,9 @@ func (a *Authority) JTI() string { return a.papers.JTI }
 
 // Expires returns when it ends by itself.
 func (a *Authority) Expires() time.Time { return a.papers.Expires }
+
+// Proved reports whether the key was proved on this request or connection.
+func (a *Authority) Proved() bool { return a.papers.Proved }
 
 // Token returns the token's own permissions, Today what policy says now.
 func (a *Authority) Token() *policy.Grant { return a.papers.Permissions }

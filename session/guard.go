@@ -31,14 +31,16 @@ type GuardOptions struct {
 // Guard knows every live session of this node. It is safe for concurrent use.
 // Lock order: Guard.changes, Session.mu, Guard.mu.
 type Guard struct {
-	roll       Roll
-	now        func() time.Time
-	total      int
-	perSubject int
-	requests   int
-	revoked    func(id watchword.KeyID) bool
+	roll          Roll
+	now           func() time.Time
+	total         int
+	perSubject    int
+	requests      int
+	issuerRevoked func(id watchword.KeyID) bool
 
 	changes sync.RWMutex // read-held by each change while it reaches its sessions
+
+	revoked revoked
 
 	mu       sync.Mutex
 	sessions map[watchword.SessionID]*Session
@@ -55,7 +57,7 @@ type subjectKey struct {
 // NewGuard returns a guard that asks roll.
 func NewGuard(roll Roll, o GuardOptions) *Guard {
 	g := &Guard{
-		roll: roll, now: o.Now, total: o.Total, perSubject: o.PerSubject, requests: o.Requests, revoked: o.Revoked,
+		roll: roll, now: o.Now, total: o.Total, perSubject: o.PerSubject, requests: o.Requests, issuerRevoked: o.Revoked,
 		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(),
 	}
 	if g.now == nil {
@@ -85,8 +87,11 @@ func (g *Guard) Check(ctx context.Context, p Papers) (*Authority, error) {
 	}
 	// Asked at each check, and not only when papers are shown: what was checked before a
 	// key was revoked does not slip in after it.
-	if g.revoked != nil && g.revoked(p.SignedBy) {
+	if g.issuerRevoked != nil && g.issuerRevoked(p.SignedBy) {
 		return nil, watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
+	}
+	if g.revoked.has(p.Tenant, p.JTI) {
+		return nil, errRevoked
 	}
 	return judge(p, s, today, g.now())
 }
@@ -209,6 +214,17 @@ func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, version
 		})
 	}
 	wg.Wait()
+}
+
+// TokenRevoked ends the sessions that stand on one token. When it returns, none
+// does, nor will one that was on its way to open.
+func (g *Guard) TokenRevoked(t watchword.TenantID, subject watchword.SubjectID, jti string) {
+	g.changes.RLock()
+	defer g.changes.RUnlock()
+	g.revoked.add(t, jti)
+	for _, s := range g.Sessions(t, subject) {
+		s.revoke(jti)
+	}
 }
 
 // Settled waits until the changes that are under way have reached every session

@@ -117,13 +117,19 @@ func (s *Session) recompute(ctx context.Context) error {
 
 // Refresh puts newer papers of the same subject and key in the place of the old
 // ones, and the timer with them. Older papers, or the same, change nothing and
-// are no error. Codes: denied for another subject or key; as [Guard.Open].
+// are no error. A session that was opened with a proof takes no papers without one,
+// and none becomes proved by a refresh. Codes: denied for another subject or key;
+// proof_required; as [Guard.Open].
 func (s *Session) Refresh(ctx context.Context, p Papers) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p.Tenant != s.papers.Tenant || p.Subject != s.papers.Subject || p.Key != s.papers.Key {
 		return watchword.Refuse(watchword.Denied, "a session is refreshed by a token of the same subject and key")
 	}
+	if s.papers.Proved && !p.Proved {
+		return watchword.Refuse(watchword.ProofRequired, "this session proved its key: it is refreshed with a proof")
+	}
+	p.Proved = s.papers.Proved
 	if s.ended.Load() {
 		return watchword.Refuse(watchword.NotFound, "the session is over")
 	}
@@ -157,6 +163,15 @@ func (s *Session) Close(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.end(cause)
+}
+
+// revoke ends the session if it stands on that token.
+func (s *Session) revoke(jti string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.papers.JTI == jti {
+		s.end(errRevoked)
+	}
 }
 
 // end is called with mu held.

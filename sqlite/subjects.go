@@ -13,12 +13,12 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 )
 
-const subjectColumns = `tenant, id, kind, state, labels, version, incarnation, created, changed`
+const subjectColumns = `tenant, id, kind, state, labels, version, incarnation, proof, created, changed`
 
 func scanSubject(r scanner) (s watchword.Subject, err error) {
 	var labels []byte
 	var created, changed int64
-	if err = r.Scan(&s.Tenant, &s.ID, &s.Kind, &s.State, &labels, &s.Version, &s.Incarnation, &created, &changed); err != nil {
+	if err = r.Scan(&s.Tenant, &s.ID, &s.Kind, &s.State, &labels, &s.Version, &s.Incarnation, &s.Proof, &created, &changed); err != nil {
 		return s, err
 	}
 	s.Created, s.Changed = moment(created), moment(changed)
@@ -83,8 +83,8 @@ func (t *tx) addSubject(s watchword.Subject) error {
 	if err != nil {
 		return err
 	}
-	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-		s.Tenant, s.ID, s.Kind, s.State, labels, s.Version, s.Incarnation, stamp(s.Created), stamp(s.Changed))
+	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+		s.Tenant, s.ID, s.Kind, s.State, labels, s.Version, s.Incarnation, s.Proof, stamp(s.Created), stamp(s.Changed))
 	if err != nil {
 		return err
 	}
@@ -156,6 +156,24 @@ func (s *Store) SetLabels(ctx context.Context, tenant watchword.TenantID, id wat
 			return err
 		}
 		if err := t.addLabels(tenant, id, l); err != nil {
+			return err
+		}
+		if err := t.enter(e); err != nil {
+			return err
+		}
+		out, err = t.subject(tenant, id)
+		return err
+	})
+	return out, err
+}
+
+// SetProof writes whether a subject gets anything without a proof.
+func (s *Store) SetProof(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
+	err = s.w.do(ctx, func(t *tx) error {
+		if out, err = t.subject(tenant, id); err != nil || out.Proof == proof {
+			return err
+		}
+		if _, err := t.exec(`UPDATE subjects SET proof = ?, version = version + 1, changed = ? WHERE tenant = ? AND id = ?`, proof, stamp(now), tenant, id); err != nil {
 			return err
 		}
 		if err := t.enter(e); err != nil {

@@ -35,16 +35,42 @@ func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.Spen
 		if !h.keyed || h.incarnation != r.Incarnation {
 			return watchword.Refuse(watchword.ClientInvalid, "the key is none of the subject's")
 		}
-		n, err := t.exec(`INSERT INTO spent (tenant, subject, jti, expires) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			r.Tenant, r.Subject, spent.JTI, stamp(spent.Expires))
-		if err != nil {
+		if err := t.spend(r.Tenant, r.Subject, spent); err != nil {
 			return err
-		}
-		if n == 0 {
-			return watchword.Refuse(watchword.TokenReplayed, "this assertion was used before")
 		}
 		if _, err := t.exec(`INSERT INTO tokens (tenant, jti, subject, incarnation, key, issued, expires) VALUES (?, ?, ?, ?, ?, ?, ?)`,
 			r.Tenant, r.JTI, r.Subject, r.Incarnation, r.Key, stamp(r.Issued), stamp(r.Expires)); err != nil {
+			return err
+		}
+		return t.enter(e)
+	})
+}
+
+func (t *tx) spend(tenant watchword.TenantID, id watchword.SubjectID, spent token.Spent) error {
+	n, err := t.exec(`INSERT INTO spent (tenant, subject, jti, expires) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+		tenant, id, spent.JTI, stamp(spent.Expires))
+	if err == nil && n == 0 {
+		err = watchword.Refuse(watchword.TokenReplayed, "this assertion was used before")
+	}
+	return err
+}
+
+// SpendAssertion spends an assertion that gets no token.
+func (s *Store) SpendAssertion(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, spent token.Spent) error {
+	return s.w.do(ctx, func(t *tx) error { return t.spend(tenant, id, spent) })
+}
+
+// RevokeToken ends one token.
+func (s *Store) RevokeToken(ctx context.Context, tenant watchword.TenantID, jti string, e audit.Entry) error {
+	return s.w.do(ctx, func(t *tx) error {
+		revoked, err := one(context.Background(), t, func(r scanner) (revoked bool, err error) {
+			err = r.Scan(&revoked)
+			return revoked, err
+		}, watchword.Refuse(watchword.NotFound, "no such token"), `SELECT revoked FROM tokens WHERE tenant = ? AND jti = ?`, tenant, jti)
+		if err != nil || revoked {
+			return err
+		}
+		if _, err := t.exec(`UPDATE tokens SET revoked = 1 WHERE tenant = ? AND jti = ?`, tenant, jti); err != nil {
 			return err
 		}
 		return t.enter(e)

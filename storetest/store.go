@@ -50,6 +50,8 @@ type Store interface {
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
 	// SetLabels replaces the labels. ifVersion 0 means any; another version than today's: precondition_failed.
 	SetLabels(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (watchword.Subject, error)
+	// SetProof writes Proof (the same as it was: no change, no entry).
+	SetProof(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (watchword.Subject, error)
 	// Suspend: new or active becomes suspended (already suspended: no change, no entry, no error); revoked: conflict.
 	Suspend(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
 	// Resume: suspended becomes active if it has an active sign key, else new; active or new: no change, no entry; revoked: conflict.
@@ -86,6 +88,10 @@ type Store interface {
 	IssueToken(ctx context.Context, r token.Record, spent token.Spent, e audit.Entry) error
 	// TokenRecord returns the record; not_found.
 	TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error)
+	// SpendAssertion spends an assertion that gets no token; seen before for this tenant and subject: token_replayed.
+	SpendAssertion(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, spent token.Spent) error
+	// RevokeToken marks the record (already: no change, no entry); not_found.
+	RevokeToken(ctx context.Context, t watchword.TenantID, jti string, e audit.Entry) error
 	// Prune forgets spent assertions, token records, codes, pairings and idempotency rows that ended before `before`, at most
 	// limit of each, and returns how many went.
 	Prune(ctx context.Context, before time.Time, limit int) (int, error)

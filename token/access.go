@@ -41,6 +41,10 @@ type Grant struct {
 	Expires time.Time
 	Perm    []watchword.Permission
 	Deny    []watchword.Permission
+	// Audience is who shall read it (RFC 8707); empty means the issuer.
+	Audience string
+	// Bound is the key without whose proof it does not pass (cnf.jkt); empty for a bearer token.
+	Bound watchword.KeyID
 }
 
 type accessClaims struct {
@@ -52,9 +56,15 @@ type accessClaims struct {
 	IAT      unix                   `json:"iat"`
 	EXP      unix                   `json:"exp"`
 	Key      watchword.KeyID        `json:"key"`
+	Cnf      *confirmation          `json:"cnf,omitempty"`
 	Dev      device                 `json:"dev"`
 	Perm     []watchword.Permission `json:"perm"`
 	Deny     []watchword.Permission `json:"deny,omitempty"`
+}
+
+// confirmation is the cnf claim (RFC 7800 §3.1, RFC 9449 §6.1).
+type confirmation struct {
+	JKT watchword.KeyID `json:"jkt"`
 }
 
 type device struct {
@@ -67,11 +77,18 @@ func (g Grant) claims() ([]byte, error) {
 	if g.Perm == nil {
 		g.Perm = []watchword.Permission{}
 	}
-	return json.Marshal(accessClaims{
+	c := accessClaims{
 		Iss: g.Issuer, Sub: g.Subject.ID, Aud: g.Issuer, ClientID: g.Subject.ID, JTI: g.JTI,
 		IAT: seconds(g.Issued), EXP: seconds(g.Expires), Key: g.Key,
 		Dev: device{ID: g.Subject.ID, Labels: g.Subject.Labels}, Perm: g.Perm, Deny: g.Deny,
-	})
+	}
+	if g.Audience != "" {
+		c.Aud = g.Audience
+	}
+	if g.Bound != "" {
+		c.Cnf = &confirmation{g.Bound}
+	}
+	return json.Marshal(c)
 }
 
 // Fits refuses a grant whose token would be longer than [watchword.MaxToken].
@@ -80,6 +97,7 @@ func (g Grant) Fits() error {
 	// The longest header and signature that an issuer key makes, and the longest jti, key and times.
 	const around = 200 + 2
 	g.JTI, g.Key = "tok_01JD0000000000000000000000", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+	g.Bound = g.Key
 	g.Issued, g.Expires = time.Unix(9999999999, 0), time.Unix(9999999999, 0)
 	b, err := g.claims()
 	if err != nil {

@@ -71,6 +71,35 @@ func SignDPoP(s *jose.Signer, method, uri, nonce, access string, now time.Time) 
 //
 // Code: dpop_invalid, with the reason in words.
 func VerifyDPoP(raw, method, uri, access string, now time.Time) (DPoP, error) {
+	return verifyDPoP(raw, method, func(htu string) bool { return sameTarget(htu, uri) }, access, now)
+}
+
+// Origins is the addresses that one server is known by, each https://host:port:
+// a proof names any of them. What a request says of itself (Host) is no address.
+type Origins map[string]struct{}
+
+// NewOrigins returns the set of those urls that are some; their paths do not count.
+func NewOrigins(urls ...string) Origins {
+	o := Origins{}
+	for _, u := range urls {
+		if at, _, ok := target(u); ok {
+			o[at] = struct{}{}
+		}
+	}
+	return o
+}
+
+// VerifyDPoP is the function of that name for a server with several addresses:
+// htu must be path at one of them.
+func (o Origins) VerifyDPoP(raw, method, path, access string, now time.Time) (DPoP, error) {
+	return verifyDPoP(raw, method, func(htu string) bool {
+		at, p, ok := target(htu)
+		_, ours := o[at]
+		return ok && ours && p == path
+	}, access, now)
+}
+
+func verifyDPoP(raw, method string, same func(htu string) bool, access string, now time.Time) (DPoP, error) {
 	u, k, err := jose.ParseProof(raw, watchword.MaxToken)
 	if err != nil {
 		return DPoP{}, noProof(err, "it is no strict JWS with a public key in its header")
@@ -96,7 +125,7 @@ func VerifyDPoP(raw, method, uri, access string, now time.Time) (DPoP, error) {
 		return DPoP{}, noProof(nil, "iat lies in the future")
 	case c.htm != method:
 		return DPoP{}, noProof(nil, "htm is another method")
-	case !sameTarget(c.htu, uri):
+	case !same(c.htu):
 		return DPoP{}, noProof(nil, "htu is another address")
 	case access != "" && subtle.ConstantTimeCompare([]byte(c.ath), []byte(jose.HashOf(access))) != 1:
 		return DPoP{}, noProof(nil, "ath is not the hash of the token")
@@ -115,24 +144,24 @@ func noProof(err error, why string) error {
 // normalization of RFC 3986 §6.2.2 and §6.2.3 as far as http needs it: scheme and
 // host by their letters, the default port, an empty path.
 func sameTarget(a, b string) bool {
-	x, okx := target(a)
-	y, oky := target(b)
-	return okx && oky && x == y
+	x, xpath, okx := target(a)
+	y, ypath, oky := target(b)
+	return okx && oky && x == y && xpath == ypath
 }
 
-func target(s string) (string, bool) {
+func target(s string) (origin, path string, ok bool) {
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.User != nil || u.Opaque != "" {
-		return "", false
+		return "", "", false
 	}
 	scheme, host := strings.ToLower(u.Scheme), strings.ToLower(u.Hostname())
 	port := u.Port()
 	if scheme == "https" && port == "443" || scheme == "http" && port == "80" {
 		port = ""
 	}
-	path := u.EscapedPath()
+	path = u.EscapedPath()
 	if path == "" {
 		path = "/"
 	}
-	return scheme + "://" + host + ":" + port + path, true
+	return scheme + "://" + host + ":" + port, path, true
 }

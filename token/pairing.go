@@ -22,24 +22,18 @@ func CodeHash(code string) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// PinOf returns the pin of the root that a trust bundle names as its signer. It
-// proves nothing: it is for bundles that came over a connection which somebody
-// else vouches for, and goes into [VerifyTrust] then. Codes: as there.
+// PinOf returns the pin of the newest root that a trust bundle names. It proves
+// nothing: it is for bundles that came over a connection which somebody else
+// vouches for, and goes into [VerifyTrust] then. Codes: as there.
 func PinOf(raw string) (string, error) {
-	u, err := jose.ParseJWS(raw, watchword.MaxBundle)
+	t, _, err := readTrust(raw)
 	if err != nil {
 		return "", err
 	}
-	t, err := parseTrust(u.UnverifiedPayload())
-	if err != nil {
-		return "", err
+	if len(t.Root) == 0 {
+		return "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle names no root")
 	}
-	for _, root := range t.Root {
-		if string(root.ID()) == u.Kid {
-			return Pin(root), nil
-		}
-	}
-	return "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle does not hold the root that signed it")
+	return Pin(t.Root[len(t.Root)-1]), nil
 }
 
 // VerifyPairing is [VerifyEnrollment] for a proof that is worth a token: it

@@ -14,4 +14,5 @@ if ((${#missing[@]})); then
   $as_root apt-get update -qq
   $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
 fi
-(cd attack/npm && [ -d node_modules/jose ] && [ -d node_modules/mqtt ] || npm ci --silent --no-audit --no-fund)
+# What package-lock.json names, unless this very one was installed already.
+(cd attack/npm && cmp -s package-lock.json node_modules/.installed || { npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/.installed; })

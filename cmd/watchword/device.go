@@ -16,7 +16,7 @@ import (
 
 func (a *app) deviceCommand() *cobra.Command {
 	return group("device", "Devices: add, look, stop",
-		a.deviceCreate(), a.deviceLink(), a.deviceList(), a.deviceShow(), a.deviceLabel(),
+		a.deviceCreate(), a.deviceLink(), a.deviceList(), a.deviceShow(), a.deviceLabel(), a.deviceProof(),
 		a.deviceSuspend(), a.deviceResume(), a.deviceRevoke(), a.deviceDelete())
 }
 
@@ -45,6 +45,7 @@ func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string
 func (a *app) deviceCreate() *cobra.Command {
 	c := &cobra.Command{Use: "create ID", Short: "Add a device; out comes its one-time enrollment link", Args: args(cobra.ExactArgs(1))}
 	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; again for more")
+	proof := c.Flags().String("proof", "", "required: it gets nothing without a proof of its key")
 	ttl := c.Flags().Duration("ttl", 0, "life of the link (default 24h)")
 	picture := c.Flags().Bool("qr", false, "draw the link as a QR picture too")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -56,7 +57,7 @@ func (a *app) deviceCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		d, err := cl.CreateDevice(c.Context(), watchword.SubjectID(args[0]), l, *ttl)
+		d, err := cl.CreateProvingDevice(c.Context(), watchword.SubjectID(args[0]), l, *proof, *ttl)
 		if err != nil {
 			return err
 		}
@@ -173,7 +174,11 @@ func (a *app) deviceShow() *cobra.Command {
 }
 
 func showDevice(w io.Writer, d admin.Device) {
-	fmt.Fprintf(w, "id\t%s\nstate\t%s\nlabels\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, d.Version, ago(d.CreatedAt), ago(d.ChangedAt))
+	proof := "not required"
+	if d.Proof != "" {
+		proof = d.Proof
+	}
+	fmt.Fprintf(w, "id\t%s\nstate\t%s\nlabels\t%s\nproof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, ago(d.CreatedAt), ago(d.ChangedAt))
 	for _, k := range d.Keys {
 		until := ""
 		if k.Retired != nil {
@@ -190,6 +195,31 @@ func showDevice(w io.Writer, d admin.Device) {
 	}
 	for _, s := range d.Sessions {
 		fmt.Fprintf(w, "session\t%s  %s from %s, until %s\n", s.ID, s.Transport, s.Remote, ago(s.ExpiresAt))
+	}
+}
+
+func (a *app) deviceProof() *cobra.Command {
+	return &cobra.Command{
+		Use: "proof ID required|none", Short: "Say whether a device gets anything without a proof of its key", Args: args(cobra.ExactArgs(2)), ValidArgsFunction: a.deviceIDs,
+		RunE: func(c *cobra.Command, args []string) error {
+			proof := args[1]
+			switch proof {
+			case watchword.RequireProof:
+			case "none":
+				proof = ""
+			default:
+				return usage("proof is required or none, not %q", args[1])
+			}
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			d, err := cl.SetProof(c.Context(), watchword.SubjectID(args[0]), proof)
+			if err != nil {
+				return err
+			}
+			return a.print(d, func(w io.Writer) { fmt.Fprintf(w, "%s  proof %s\n", d.ID, args[1]) })
+		},
 	}
 }
 

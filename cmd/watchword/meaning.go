@@ -29,13 +29,13 @@ var kindsOf = []kindOf{
 	{token.TypAccess, "access token", "the server's issuer key", "the server's doors, and services that check its tokens", watchword.MaxToken, 0, "iss sub aud jti iat exp key perm", "issuer"},
 	{token.TypDPoP, "DPoP proof", "the key in its header", "whoever takes the token beside it", watchword.MaxToken, 0, "jti htm htu iat", ""},
 	{token.TypEnrollment, "enrollment proof", "the new key itself", "POST /v1/enroll", watchword.MaxToken, token.ProofLife, "aud code_hash seal_jkt jti iat exp", ""},
-	{token.TypRekey, "key change", "the old key, and the new one", "the server", watchword.MaxToken, token.RekeyLife, "jti iat exp", ""},
+	{token.TypRekey, "key change", "the old key, and the new one", "the server", watchword.MaxToken, token.RekeyLife, "iss sub aud jti iat exp sign_jkt seal_jkt", ""},
 	{token.TypCommand, "command", "the server's command key", "the device, if it was sealed to it", watchword.MaxDocument, token.CommandLife, "iss aud jti iat exp epoch seq cmd args", "command"},
 	{token.TypConfig, "configuration", "the server's command key", "the device", 2 * watchword.MaxDocument, token.ConfigLife, "iss aud jti iat exp ver config", "command"},
 	{token.TypReceipt, "receipt", "the device's own key", "the server", watchword.MaxDocument, 0, "iss aud jti epoch seq cid ch st", ""},
 	{token.TypOrder, "order", "the orderer's own key", "the server, and a device that pinned that key", watchword.MaxToken, token.CommandLife, "iss aud cmd args_hash jti iat exp", ""},
 	{token.TypTrust, "trust bundle", "the root key", "devices", watchword.MaxBundle, token.TrustLife, "iss jti iat exp ver epoch keys", "root"},
-	{token.TypTime, "signed time", "the server's time key", "a device without a clock", watchword.MaxToken, token.TimeLife, "iat nonce", "time"},
+	{token.TypTime, "signed time", "the server's time key", "a device without a clock", watchword.MaxToken, token.TimeLife, "iss jti iat exp nonce", "time"},
 }
 
 func headerMeaning(name, v string) string {

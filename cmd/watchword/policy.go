@@ -181,6 +181,9 @@ func (a *app) policyExplain() *cobra.Command {
 				word = "ALLOWED"
 			}
 			fmt.Fprintf(w, "%s\t%s\n", word, e.Why)
+			if e.Proof != "" {
+				fmt.Fprintf(w, "proof\t%s\n", e.Proof)
+			}
 			if e.Nearest != "" {
 				fmt.Fprintf(w, "nearest\t%s\n", e.Nearest)
 			}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -21,7 +20,7 @@ import (
 )
 
 func (a *app) tokenCommand() *cobra.Command {
-	return group("token", "Tokens", a.tokenInspect())
+	return group("token", "Tokens", a.tokenInspect(), a.tokenRevoke())
 }
 
 func (a *app) tokenInspect() *cobra.Command {
@@ -136,35 +135,16 @@ func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	bare := *cl.Rest()
-	bare.Bearer = nil
+	bare.Tokens = nil
 	res, err := bare.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
 	if err != nil {
 		return token.Trust{}, err
 	}
-	u, err := jose.ParseJWS(string(res.Body), watchword.MaxBundle)
+	pin, err := token.PinOf(string(res.Body))
 	if err != nil {
 		return token.Trust{}, err
 	}
-	var says struct {
-		Keys struct {
-			Root []json.RawMessage `json:"root"`
-		} `json:"keys"`
-	}
-	if err := json.Unmarshal(u.UnverifiedPayload(), &says); err != nil {
-		return token.Trust{}, err
-	}
-	err = watchword.Refuse(watchword.BundleInvalid, "the server's bundle has no root")
-	for _, raw := range says.Keys.Root {
-		k, kerr := jose.ParseJWK(raw)
-		if kerr != nil {
-			return token.Trust{}, kerr
-		}
-		var t token.Trust
-		if t, err = token.VerifyTrust(string(res.Body), token.Pin(k), time.Now()); err == nil {
-			return t, nil
-		}
-	}
-	return token.Trust{}, err
+	return token.VerifyTrust(string(res.Body), pin, time.Now())
 }
 
 // write prints a paper for people. What the token says is shown with nothing in it

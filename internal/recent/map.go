@@ -3,6 +3,8 @@
 // refuses nothing and forgets by itself.
 package recent
 
+import "maps"
+
 // Map keeps at least size and at most twice size pairs: when the young
 // generation is full it becomes the old one, and what was old and not asked for
 // since is forgotten. Every step costs the same, however full it is. It is not
@@ -41,6 +43,12 @@ func (m *Map[K, V]) Put(k K, v V) {
 func (m *Map[K, V]) Delete(k K) {
 	delete(m.young, k)
 	delete(m.old, k)
+}
+
+// DeleteFunc forgets every pair that is one to forget. It costs as much as there are pairs.
+func (m *Map[K, V]) DeleteFunc(gone func(K, V) bool) {
+	maps.DeleteFunc(m.young, gone)
+	maps.DeleteFunc(m.old, gone)
 }
 
 // Len returns how many pairs are held, of which some may be held twice.

@@ -21,11 +21,8 @@ import (
 type Client struct {
 	Base string       // https://host:port, no slash at the end
 	HTTP *http.Client // never follows to another host with the token: see Do
-	// Bearer returns the token for one request; nil for none.
-	Bearer func(ctx context.Context) (string, error)
-	// Forget, if not nil, makes Bearer return another token: it is called where the
-	// server no longer knows the first, and the request is sent once more.
-	Forget func()
+	// Tokens is where the token for each request comes from; nil for none.
+	Tokens *Tokens
 }
 
 // Request is one request. Path begins with a slash.
@@ -37,6 +34,8 @@ type Request struct {
 	Body   []byte
 	Header map[string]string
 	Max    int64 // of the answer, in bytes; 0 means 1 MiB
+	// Prover proves a key in a request without a token; nil: no proof.
+	Prover *Prover
 }
 
 // Answer is a good answer.
@@ -76,21 +75,29 @@ func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 }
 
 // Open asks and returns the answer with its body unread: for streams. The caller
-// closes it.
+// closes it. It asks again where the server only wants a proof, or another nonce in it.
 func (c *Client) Open(ctx context.Context, r Request) (*http.Response, error) {
-	res, err := c.open(ctx, r)
-	if c.Forget != nil && forgotten(err) {
-		c.Forget()
-		return c.open(ctx, r)
+	const tries = 3
+	for try := 1; ; try++ {
+		res, err := c.open(ctx, r)
+		if try == tries || !c.better(r, err) {
+			return res, err
+		}
 	}
-	return res, err
 }
 
-// forgotten reports whether another token may pass where this one did not.
-func forgotten(err error) bool {
+// better reports whether the same request can do what err says was missing.
+func (c *Client) better(r Request, err error) bool {
 	switch watchword.CodeOf(err) {
+	case watchword.DPoPNonce:
+		return r.Prover != nil || c.Tokens != nil
+	case watchword.ProofRequired:
+		return c.Tokens != nil && c.Tokens.Prove()
 	case watchword.TokenExpired, watchword.TokenUnrecorded, watchword.TokenRevoked, watchword.IssuerRevoked, watchword.KeyUnknown, watchword.Unauthenticated:
-		return true
+		if c.Tokens != nil {
+			c.Tokens.Forget() // the server does not know it any more
+			return true
+		}
 	}
 	return false
 }
@@ -110,16 +117,28 @@ func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
 	for k, v := range r.Header {
 		req.Header.Set(k, v)
 	}
-	if c.Bearer != nil {
-		t, err := c.Bearer(ctx)
-		if err != nil {
+	access, prover := "", r.Prover
+	if c.Tokens != nil {
+		if access, prover, err = c.Tokens.credential(ctx); err != nil {
 			return nil, err
 		}
-		req.Header.Set("Authorization", "Bearer "+t)
+		scheme := "Bearer "
+		if prover != nil {
+			scheme = "DPoP "
+		}
+		req.Header.Set("Authorization", scheme+access)
+	}
+	if prover != nil {
+		if err := prover.prove(req, access); err != nil {
+			return nil, err
+		}
 	}
 	res, err := c.HTTP.Do(req)
 	if err != nil {
 		return nil, unreachable(ctx, err)
+	}
+	if prover != nil {
+		prover.heard(res)
 	}
 	if res.StatusCode < 300 || res.StatusCode == http.StatusNotModified {
 		return res, nil

@@ -13,32 +13,87 @@ import (
 // Tokens gets access tokens for client assertions and remembers the last one
 // until four fifths of its life are over. It is safe for concurrent use.
 type Tokens struct {
-	Client *Client // without a Bearer
+	Client *Client // without Tokens
 	Path   string  // of the token endpoint
 	Sign   func() (assertion string, err error)
 	Now    func() time.Time
+	// Prover, if not nil, proves the key where the server wants it, or from Prove on:
+	// then tokens are bound to the prover's key (RFC 9449).
+	Prover *Prover
+	// Around, if not nil, is called instead of each look for a token, and calls get for it.
+	Around func(ctx context.Context, get func(context.Context) error) error
 
-	mu    sync.Mutex
-	token string
-	until time.Time
+	mu      sync.Mutex
+	proving bool
+	token   string
+	bound   bool // token is
+	until   time.Time
 }
 
 // Get returns a token that is good for a while. Codes: client_invalid and what
 // else the token endpoint says.
 func (t *Tokens) Get(ctx context.Context) (string, error) {
+	token, _, err := t.credential(ctx)
+	return token, err
+}
+
+// credential returns a token and, where it is bound, who proves its key.
+func (t *Tokens) credential(ctx context.Context) (access string, prover *Prover, err error) {
+	err = t.around(ctx, func(ctx context.Context) error {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.token == "" || !t.Now().Before(t.until) {
+			if err := t.fetch(ctx); err != nil {
+				return err
+			}
+		}
+		access, prover = t.token, nil
+		if t.bound {
+			prover = t.Prover
+		}
+		return nil
+	})
+	return access, prover, err
+}
+
+func (t *Tokens) around(ctx context.Context, get func(context.Context) error) error {
+	if t.Around == nil {
+		return get(ctx)
+	}
+	return t.Around(ctx, get)
+}
+
+// Prove lets every token from now on be a bound one. It reports false where there is
+// no prover.
+func (t *Tokens) Prove() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.token != "" && t.Now().Before(t.until) {
-		return t.token, nil
+	if t.Prover == nil {
+		return false
 	}
-	return t.fetch(ctx)
+	if !t.proving {
+		t.proving, t.token = true, ""
+	}
+	return true
+}
+
+// Proving reports whether tokens are bound ones.
+func (t *Tokens) Proving() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.proving
 }
 
 // Renew returns a new token, however good the last one still is.
-func (t *Tokens) Renew(ctx context.Context) (string, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.fetch(ctx)
+func (t *Tokens) Renew(ctx context.Context) (access string, err error) {
+	err = t.around(ctx, func(ctx context.Context) error {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		err := t.fetch(ctx)
+		access = t.token
+		return err
+	})
+	return access, err
 }
 
 // Forget drops a token that the server has refused.
@@ -48,28 +103,42 @@ func (t *Tokens) Forget() {
 	t.token = ""
 }
 
-func (t *Tokens) fetch(ctx context.Context) (string, error) {
+func (t *Tokens) fetch(ctx context.Context) error {
+	out, err := t.ask(ctx)
+	if watchword.CodeOf(err) == watchword.ProofRequired && t.Prover != nil && !t.proving {
+		t.proving = true
+		out, err = t.ask(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if out.Token == "" || out.In <= 0 || (out.Type == "DPoP") != t.proving {
+		return watchword.Refuse(watchword.Internal, "the token endpoint gave no token of the sort that was asked for")
+	}
+	t.token, t.bound, t.until = out.Token, t.proving, t.Now().Add(time.Duration(out.In)*time.Second*4/5)
+	return nil
+}
+
+type issued struct {
+	Token string `json:"access_token"`
+	Type  string `json:"token_type"`
+	In    int64  `json:"expires_in"`
+}
+
+func (t *Tokens) ask(ctx context.Context) (out issued, err error) {
 	assertion, err := t.Sign()
 	if err != nil {
-		return "", err
+		return out, err
 	}
 	form := url.Values{
 		"grant_type":            {"client_credentials"},
 		"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
 		"client_assertion":      {assertion},
 	}
-	var out struct {
-		Token string `json:"access_token"`
-		In    int64  `json:"expires_in"`
+	r := Request{Method: http.MethodPost, Path: t.Path, Type: "application/x-www-form-urlencoded", Body: []byte(form.Encode())}
+	if t.proving {
+		r.Prover = t.Prover
 	}
-	if _, err := t.Client.JSON(ctx, Request{
-		Method: http.MethodPost, Path: t.Path, Type: "application/x-www-form-urlencoded", Body: []byte(form.Encode()),
-	}, nil, &out); err != nil {
-		return "", err
-	}
-	if out.Token == "" || out.In <= 0 {
-		return "", watchword.Refuse(watchword.Internal, "the token endpoint gave no token")
-	}
-	t.token, t.until = out.Token, t.Now().Add(time.Duration(out.In)*time.Second*4/5)
-	return t.token, nil
+	_, err = t.Client.JSON(ctx, r, nil, &out)
+	return out, err
 }

@@ -80,8 +80,11 @@ func New(o Options) (*Client, error) {
 		Sign: func() (string, error) {
 			return token.SignAssertion(s, o.Subject, o.Issuer, o.Now(), time.Minute)
 		},
+		Prover: &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
+			return token.SignDPoP(s, method, uri, nonce, access, o.Now())
+		}},
 	}
-	c.rest = &rest.Client{Base: o.URL, HTTP: hc, Bearer: c.tokens.Get, Forget: c.tokens.Forget}
+	c.rest = &rest.Client{Base: o.URL, HTTP: hc, Tokens: c.tokens}
 	return c, nil
 }
 

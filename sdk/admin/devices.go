@@ -21,6 +21,7 @@ type Device struct {
 	Labels      watchword.Labels    `json:"labels"`
 	Version     int64               `json:"version"`
 	Incarnation int64               `json:"incarnation"`
+	Proof       string              `json:"proof,omitempty"` // watchword.RequireProof, or empty
 	CreatedAt   time.Time           `json:"created_at"`
 	ChangedAt   time.Time           `json:"changed_at"`
 	Enrollment  *Enrollment         `json:"enrollment,omitempty"`
@@ -75,16 +76,37 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 
 // CreateDevice adds a device and returns its one-time link. ttl is the link's
 // life; 0 means 24 h. Codes: bad_request, conflict, token_too_large, denied.
-func (c *Client) CreateDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ttl time.Duration) (d Device, err error) {
+func (c *Client) CreateDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ttl time.Duration) (Device, error) {
+	return c.CreateProvingDevice(ctx, id, l, "", ttl)
+}
+
+// CreateProvingDevice is CreateDevice for a device that gets nothing without a proof
+// of its key, where proof is [watchword.RequireProof].
+func (c *Client) CreateProvingDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, proof string, ttl time.Duration) (d Device, err error) {
 	in := map[string]any{"id": id}
 	if len(l) > 0 {
 		in["labels"] = l
+	}
+	if proof != "" {
+		in["proof"] = proof
 	}
 	if ttl > 0 {
 		in["ttl"] = ttl.String()
 	}
 	err = c.call(ctx, http.MethodPost, "/v1/devices", nil, in, &d)
 	return d, err
+}
+
+// SetProof says whether a device gets anything without a proof of its key: proof is
+// [watchword.RequireProof] or empty. Its live sessions have followed when it returns.
+func (c *Client) SetProof(ctx context.Context, id watchword.SubjectID, proof string) (d Device, err error) {
+	err = c.call(ctx, http.MethodPut, devicePath(id, "/proof"), nil, map[string]any{"proof": proof}, &d)
+	return d, err
+}
+
+// RevokeToken ends one access token, and the sessions on it. Code: not_found.
+func (c *Client) RevokeToken(ctx context.Context, jti string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/tokens/"+url.PathEscape(jti), nil, nil, nil)
 }
 
 // Devices calls f for each device that carries every label of sel, in order of id.

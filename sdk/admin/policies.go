@@ -77,6 +77,7 @@ type Explanation struct {
 	Line    int    `json:"line,omitempty"`
 	Why     string `json:"why"`
 	Nearest string `json:"nearest,omitempty"`
+	Proof   string `json:"proof,omitempty"` // why nothing passes without a proof of the key; empty where it may
 }
 
 // Explain asks what policy says of a subject, an action and a resource. Code: not_found.

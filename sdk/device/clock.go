@@ -207,13 +207,13 @@ func (d *Device) doubtTime(ctx context.Context, err error) bool {
 
 // onTime gets a token under the right time: known before, or asked for once where
 // the server does not agree.
-func (d *Device) onTime(ctx context.Context, get func(context.Context) (string, error)) (string, error) {
+func (d *Device) onTime(ctx context.Context, get func(context.Context) error) error {
 	d.tellTime(ctx)
-	t, err := get(ctx)
+	err := get(ctx)
 	if err != nil && d.doubtTime(ctx, err) {
 		return get(ctx)
 	}
-	return t, err
+	return err
 }
 
 // hearTime is [Device.askTime] where no answer is no error: the device goes on as

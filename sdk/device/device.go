@@ -38,6 +38,9 @@ type Options struct {
 	// for signed time, and until it has an answer it obeys only commands that carry
 	// its own nonce.
 	NoClock bool
+	// Prove makes the device prove its signing key with each request (RFC 9449) and in
+	// each MQTT connection (RFC 9431). Without it, it does so once the server says that it must.
+	Prove bool
 	// Connected, if not nil, is told in Run each time the server is reached again:
 	// over "mqtt" or "https". It must not wait.
 	Connected func(over string)
@@ -188,30 +191,38 @@ func (d *Device) use(t *token.Trust) error {
 		return nil
 	}
 	d.client, d.tokens = d.speaker(d.signer.Load)
-	d.client.Bearer, d.client.Forget = d.bearer, d.tokens.Forget
+	d.tokens.Around = d.inOrder
+	if d.o.Prove {
+		d.tokens.Prove()
+	}
 	return nil
 }
 
-// speaker asks the server as the holder of a key.
+// speaker asks the server as the holder of a key, at the right time.
 func (d *Device) speaker(signer func() *jose.Signer) (*rest.Client, *rest.Tokens) {
 	hc := &http.Client{Transport: &d.road, CheckRedirect: rest.NoRedirects}
 	tokens := &rest.Tokens{
 		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.reckon,
-		Sign: func() (string, error) { return d.assertion(signer(), token.AssertionLife) },
+		Sign:   func() (string, error) { return d.assertion(signer(), token.AssertionLife) },
+		Prover: d.prover(signer), Around: d.onTime,
 	}
-	return &rest.Client{Base: d.id.HTTPS, HTTP: hc, Bearer: tokens.Get}, tokens
+	return &rest.Client{Base: d.id.HTTPS, HTTP: hc, Tokens: tokens}, tokens
+}
+
+// prover proves the device's key with requests, where the server wants it.
+func (d *Device) prover(signer func() *jose.Signer) *rest.Prover {
+	return &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
+		return token.SignDPoP(signer(), method, uri, nonce, access, d.reckon())
+	}}
 }
 
 // inOrder gets a token with the key that counts, at the right time.
-func (d *Device) inOrder(ctx context.Context, get func(context.Context) (string, error)) (string, error) {
+func (d *Device) inOrder(ctx context.Context, get func(context.Context) error) error {
 	if err := d.settleKeys(ctx); err != nil {
-		return "", err
+		return err
 	}
 	return d.onTime(ctx, get)
 }
-
-// bearer returns the token for one request.
-func (d *Device) bearer(ctx context.Context) (string, error) { return d.inOrder(ctx, d.tokens.Get) }
 
 // Enrolled reports whether the device has an identity.
 func (d *Device) Enrolled() bool { return d.id != nil }
@@ -284,7 +295,7 @@ func (d *Device) Token(ctx context.Context) (string, error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
 	}
-	return d.bearer(ctx)
+	return d.tokens.Get(ctx)
 }
 
 // NewToken returns an access token that was never shown before.
@@ -292,7 +303,7 @@ func (d *Device) NewToken(ctx context.Context) (string, error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
 	}
-	return d.inOrder(ctx, d.tokens.Renew)
+	return d.tokens.Renew(ctx)
 }
 
 func errNotEnrolled() error {

@@ -105,7 +105,9 @@ func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
 		return err
 	}
 	defer tr.CloseIdleConnections()
-	p := pairer{d: d, o: o, trust: t, client: rest.Client{
+	p := pairer{d: d, o: o, trust: t, prover: &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
+		return token.SignDPoP(d.signer.Load(), method, uri, nonce, access, d.reckonUnder(t))
+	}}, client: rest.Client{
 		Base: server, HTTP: &http.Client{Transport: tr, CheckRedirect: rest.NoRedirects, Timeout: 30 * time.Second},
 	}}
 	if err := p.begin(ctx); err != nil {
@@ -209,6 +211,7 @@ type pairer struct {
 	o      PairOptions
 	trust  *token.Trust
 	client rest.Client
+	prover *rest.Prover // so that a policy which wants proofs stands in nobody's way
 }
 
 func (p *pairer) now() time.Time { return p.d.reckonUnder(p.trust) }
@@ -285,7 +288,7 @@ func (p *pairer) ask(ctx context.Context, sign, seal []byte) error {
 
 func (p *pairer) post(ctx context.Context, path string, form url.Values, out any) error {
 	_, err := p.client.JSON(ctx, rest.Request{
-		Method: http.MethodPost, Path: path, Type: "application/x-www-form-urlencoded", Body: []byte(form.Encode()),
+		Method: http.MethodPost, Path: path, Type: "application/x-www-form-urlencoded", Body: []byte(form.Encode()), Prover: p.prover,
 	}, nil, out)
 	return err
 }

@@ -247,7 +247,7 @@ func (d *Device) changeKeys(ctx context.Context, resumed bool) error {
 // askRekey asks with the token of one of the keys.
 func (d *Device) askRekey(ctx context.Context, as, from, to *jose.Signer, n *nextKeys) error {
 	client, tokens := d.speaker(func() *jose.Signer { return as })
-	if _, err := d.onTime(ctx, tokens.Get); err != nil {
+	if _, err := tokens.Get(ctx); err != nil { // before the proof is dated
 		return err
 	}
 	seal := d.opener.Load().Public()
@@ -316,7 +316,7 @@ func (d *Device) lookAtKeys(ctx context.Context) error {
 		return nil
 	}
 	_, tokens := d.speaker(d.signer.Load)
-	_, err := d.onTime(ctx, tokens.Get)
+	_, err := tokens.Get(ctx)
 	if watchword.CodeOf(err) == watchword.ClientInvalid {
 		var s *jose.Signer
 		if s, err = n.sign.Signer(); err == nil {

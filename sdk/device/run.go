@@ -242,6 +242,9 @@ func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 			continue
 		case final(err):
 			return err
+		case watchword.CodeOf(err) == watchword.ProofRequired && !d.tokens.Proving():
+			d.tokens.Prove()
+			continue
 		case watchword.CodeOf(err) == watchword.KeyUnknown, watchword.CodeOf(err) == watchword.BundleInvalid:
 			trusted = time.Time{} // a key that is newer than the bundle
 		default:

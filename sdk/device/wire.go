@@ -46,6 +46,7 @@ type wire struct {
 	done chan struct{} // closed at the end; why says why
 	why  error
 	life time.Duration // of a session, as CONNACK said
+	ace  bool          // it proved its key
 }
 
 func (w *wire) fail(err error) {
@@ -61,7 +62,8 @@ type noWire struct{ err error }
 func (e *noWire) Error() string { return "no MQTT: " + e.err.Error() }
 func (e *noWire) Unwrap() error { return e.err }
 
-// dial connects and proves who this is, by an assertion as the password.
+// dial connects and proves who this is: by an assertion as the password, or by the
+// key itself where the device proves it everywhere.
 func (d *Device) dial(ctx context.Context) (*wire, error) {
 	ctx, cancel := context.WithTimeout(ctx, wireTimeout)
 	defer cancel()
@@ -79,19 +81,23 @@ func (d *Device) dial(ctx context.Context) (*wire, error) {
 		d: d, done: make(chan struct{}), commands: make(chan *paho.Publish, wireWaiting), configs: make(chan []byte, 4), refresh: make(chan struct{}, 1), trust: make(chan struct{}, 1),
 	}
 	w.client = paho.NewClient(paho.ClientConfig{
-		Conn: packets.NewThreadSafeConn(nc), PacketTimeout: wireTimeout, EnableManualAcknowledgment: true, SendAcksInterval: time.Millisecond,
+		AuthHandler: prover{w}, Conn: packets.NewThreadSafeConn(nc), PacketTimeout: wireTimeout, EnableManualAcknowledgment: true, SendAcksInterval: time.Millisecond,
 		OnPublishReceived:  []func(paho.PublishReceived) (bool, error){w.received},
 		OnServerDisconnect: func(p *paho.Disconnect) { w.fail(disconnected(p)) },
 		OnClientError:      func(err error) { w.fail(watchword.Because(err, watchword.Unavailable, "the MQTT connection was lost")) },
 	})
-	assertion, err := d.Assertion(token.AssertionLife)
-	if err != nil {
-		return nil, errors.Join(err, nc.Close())
+	hello := &paho.Connect{ClientID: string(d.id.ID), CleanStart: true, KeepAlive: wireKeepAlive}
+	if w.ace = d.tokens.Proving(); w.ace {
+		err = d.proveConnection(ctx, hello, nc)
+	} else {
+		var assertion string
+		assertion, err = d.Assertion(token.AssertionLife)
+		hello.Username, hello.UsernameFlag, hello.Password, hello.PasswordFlag = "jwt", true, []byte(assertion), true
 	}
-	ack, err := w.client.Connect(ctx, &paho.Connect{
-		ClientID: string(d.id.ID), CleanStart: true, KeepAlive: wireKeepAlive,
-		Username: "jwt", UsernameFlag: true, Password: []byte(assertion), PasswordFlag: true,
-	})
+	if err != nil {
+		return nil, errors.Join(err, closed(nc))
+	}
+	ack, err := w.client.Connect(ctx, hello)
 	if err != nil {
 		if ack != nil && ack.Properties != nil {
 			err = said(ack.Properties.ReasonString, err)
@@ -319,15 +325,23 @@ func (d *Device) hold(ctx context.Context, acting chan<- inHand) error {
 		case <-ctx.Done():
 			return nil
 		}
-		assertion, err := d.Assertion(token.AssertionLife)
-		if err == nil {
-			err = w.publish(ctx, authTopic, "application/jwt", []byte(assertion))
-		}
-		if err != nil {
+		if err := w.renew(ctx); err != nil {
 			return err
 		}
 		renew.Reset(w.refreshIn())
 	}
+}
+
+// renew refreshes the session: by a new assertion, or by a new token and a proof.
+func (w *wire) renew(ctx context.Context) error {
+	if w.ace {
+		return w.reauthenticate(ctx)
+	}
+	assertion, err := w.d.Assertion(token.AssertionLife)
+	if err != nil {
+		return err
+	}
+	return w.publish(ctx, authTopic, "application/jwt", []byte(assertion))
 }
 
 // refreshIn is when the device refreshes by itself, if nobody asked it before.

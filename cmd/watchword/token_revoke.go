@@ -1,0 +1,24 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) tokenRevoke() *cobra.Command {
+	return &cobra.Command{
+		Use: "revoke JTI", Short: "End one access token, and the sessions on it", Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			if err := cl.RevokeToken(c.Context(), args[0]); err != nil {
+				return err
+			}
+			return a.print(map[string]string{"jti": args[0], "state": "revoked"}, func(w io.Writer) { fmt.Fprintf(w, "%s is revoked\n", args[0]) })
+		},
+	}
+}

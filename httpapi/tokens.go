@@ -1,0 +1,155 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/office"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// maxHint is the longest token that is looked at: what is longer is none of ours.
+const maxHint = watchword.MaxToken
+
+// introspect answers what a token counts for now (RFC 7662). Who may ask is who may
+// post here: by a token, or by an assertion of a client that policy lets.
+func (a *API) introspect(w http.ResponseWriter, r *http.Request) {
+	form, err := a.oauthForm(r)
+	if err == nil {
+		err = a.mayIntrospect(r, form)
+	}
+	if err == nil && form.Get("token") == "" {
+		err = watchword.RefuseField("token", "is missing")
+	}
+	var i *office.Introspection
+	if err == nil && len(form.Get("token")) <= maxHint {
+		i, err = a.Office.Introspect(r.Context(), tenant, form.Get("token"), a.Guard.Check, a.Now())
+	}
+	if err != nil {
+		a.oauthError(w, r, err)
+		return
+	}
+	if i == nil {
+		answer(w, http.StatusOK, map[string]any{"active": false})
+		return
+	}
+	out := map[string]any{
+		"active": true, "token_type": bearerScheme, "iss": i.Issuer, "sub": i.Subject, "client_id": i.ClientID, "aud": i.Audience[0],
+		"iat": i.Issued.Unix(), "exp": i.Expires.Unix(), "jti": i.JTI, "key": i.Key, "perm": i.Perm,
+		"dev": map[string]any{"id": i.Who.ID, "labels": labels(i.Who.Labels)},
+	}
+	if i.Bound != "" {
+		out["token_type"], out["cnf"] = proofScheme, map[string]any{"jkt": i.Bound}
+	}
+	if len(i.Deny) > 0 {
+		out["deny"] = i.Deny
+	}
+	answer(w, http.StatusOK, out)
+}
+
+func labels(l watchword.Labels) watchword.Labels {
+	if l == nil {
+		return watchword.Labels{}
+	}
+	return l
+}
+
+func (a *API) mayIntrospect(r *http.Request, form url.Values) error {
+	if r.Header.Get("Authorization") != "" {
+		_, err := a.authorized(r)
+		return err
+	}
+	_, err := a.client(r, form, func(s *watchword.Subject, today *policy.Grant) error {
+		if err := session.NeedsProof(s, today); err != nil {
+			return err // an assertion shows no proof that is for this request alone
+		}
+		return today.Request(r.Method, r.URL.Path).Err()
+	})
+	return err
+}
+
+// client is who an assertion in the form proves. Codes: those of [office.Office.Identify].
+func (a *API) client(r *http.Request, form url.Values, may func(*watchword.Subject, *policy.Grant) error) (audit.Actor, error) {
+	in := infoOf(r.Context())
+	assertion, err := clientAssertion(r, form)
+	if err != nil {
+		return in.who, err
+	}
+	c, err := a.Office.Identify(r.Context(), tenant, assertion, may, a.Now())
+	in.who.Subject, in.who.Key = c.Subject, c.Key
+	return in.who, err
+}
+
+// revoke ends a token of the client that asks (RFC 7009), and whatever session stands
+// on it, before the answer. What is no token of theirs changes nothing, and is no
+// error (§2.2); another's is a refusal in the log.
+func (a *API) revoke(w http.ResponseWriter, r *http.Request) {
+	form, err := a.oauthForm(r)
+	if err == nil {
+		err = a.revokeOwn(r, form)
+	}
+	if err != nil {
+		a.oauthError(w, r, err)
+		return
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusOK)
+}
+
+func (a *API) revokeOwn(r *http.Request, form url.Values) error {
+	by, err := a.revoker(r, form)
+	if err != nil {
+		return err
+	}
+	raw := form.Get("token")
+	switch {
+	case raw == "":
+		return watchword.RefuseField("token", "is missing")
+	case len(raw) > maxHint:
+		return nil
+	}
+	rec, err := a.Office.Own(r.Context(), tenant, by.Subject, raw, a.Now())
+	if watchword.CodeOf(err) == watchword.Denied {
+		a.Recorder.Refused(by.Failed(audit.TokenRevoke, rec.JTI, a.Now(), err, map[string]string{"subject": string(rec.Subject)}))
+		return nil
+	}
+	if err != nil || rec == nil {
+		return err
+	}
+	return a.revokeToken(r.Context(), by, rec.JTI)
+}
+
+func (a *API) revoker(r *http.Request, form url.Values) (audit.Actor, error) {
+	if r.Header.Get("Authorization") == "" {
+		return a.client(r, form, nil)
+	}
+	c, err := a.caller(r)
+	if err != nil {
+		return audit.Actor{}, err
+	}
+	return c.actor, nil
+}
+
+// revokeToken ends one token everywhere on this node. Code: not_found.
+func (a *API) revokeToken(ctx context.Context, by audit.Actor, jti string) error {
+	rec, err := a.Office.Revoke(ctx, by, jti, a.Now())
+	if err != nil {
+		return err
+	}
+	a.Guard.TokenRevoked(by.Tenant, rec.Subject, jti)
+	return nil
+}
+
+func (a *API) tokenRoutes() {
+	type tokenJTI struct {
+		JTI string `path:"jti" maxLength:"128"`
+	}
+	register(a, operation{method: http.MethodDelete, path: "/v1/tokens/{jti}", summary: "Revoke one access token; the sessions on it end at once", status: http.StatusNoContent},
+		func(ctx context.Context, c *caller, in *tokenJTI) (*none, error) {
+			return nil, a.revokeToken(ctx, c.actor, in.JTI)
+		})
+}

@@ -1,0 +1,120 @@
+package office
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Client is who a client assertion proved.
+type Client struct {
+	Subject watchword.SubjectID
+	Key     watchword.KeyID
+}
+
+// Identify checks a client assertion for something else than a token, and spends it.
+// may, if not nil, is asked before that. Codes: as [Office.Exchange], and may's.
+func (o *Office) Identify(ctx context.Context, t watchword.TenantID, raw string, may func(*watchword.Subject, *policy.Grant) error, now time.Time) (Client, error) {
+	s, today, a, err := o.welcome(ctx, t, raw, true, now)
+	if err != nil {
+		return Client{}, err
+	}
+	c := Client{s.ID, a.Key}
+	if may != nil {
+		if err := may(s, today); err != nil {
+			return c, err
+		}
+	}
+	return c, o.records.SpendAssertion(ctx, t, s.ID, token.Spent{JTI: a.JTI, Expires: a.Expires.Add(token.Skew)})
+}
+
+// Introspection is what an access token counts for now (RFC 7662 §2.2).
+type Introspection struct {
+	*token.Access
+	Who        policy.Who
+	Perm, Deny []watchword.Permission
+}
+
+// Introspect says what a token of any audience counts for now: what it says and
+// today's policy gives still, less what either denies. guard says whether its
+// subject counts. nil without an error: it does not count, for whatever reason.
+// Code: unavailable.
+func (o *Office) Introspect(ctx context.Context, t watchword.TenantID, raw string, guard func(context.Context, session.Papers) (*session.Authority, error), now time.Time) (*Introspection, error) {
+	i, err := o.introspect(ctx, t, raw, guard, now)
+	switch watchword.CodeOf(err) {
+	case "", watchword.Unavailable, watchword.Internal:
+		return i, err
+	}
+	return nil, nil
+}
+
+func (o *Office) introspect(ctx context.Context, t watchword.TenantID, raw string, guard func(context.Context, session.Papers) (*session.Authority, error), now time.Time) (*Introspection, error) {
+	a, err := token.VerifyIssued(raw, o.keys.IssuerKeys(), o.issuer, now)
+	if err != nil {
+		return nil, err
+	}
+	known, err := o.lookUp(ctx, t, a)
+	if err != nil {
+		return nil, err
+	}
+	papers := known.papers()
+	papers.Proved = a.Bound != "" // it is nothing without a proof, wherever it is shown
+	authority, err := guard(ctx, papers)
+	if err != nil {
+		return nil, err
+	}
+	perm, deny, err := a.Permissions()
+	if err != nil {
+		return nil, err
+	}
+	deny = slices.Clone(deny)
+	for _, p := range authority.Today().Deny() {
+		if !slices.ContainsFunc(deny, func(d watchword.Permission) bool {
+			return d.Resource == p.Resource && slices.Equal(d.Actions, p.Actions)
+		}) {
+			deny = append(deny, p)
+		}
+	}
+	return &Introspection{Access: a, Who: authority.Who(), Perm: authority.Today().Narrow(perm), Deny: deny}, nil
+}
+
+// Own returns the record of a token of any audience that the client was issued, and
+// that is not over; nil where there is nothing to revoke. Codes: denied for another's;
+// unavailable.
+func (o *Office) Own(ctx context.Context, t watchword.TenantID, c watchword.SubjectID, raw string, now time.Time) (*token.Record, error) {
+	a, err := token.VerifyIssued(raw, o.keys.IssuerKeys(), o.issuer, now)
+	if err != nil {
+		return nil, nil // RFC 7009 §2.2: an invalid token is no error
+	}
+	rec, err := o.records.TokenRecord(ctx, t, a.JTI)
+	switch {
+	case watchword.CodeOf(err) == watchword.NotFound || err == nil && rec.Revoked:
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case rec.Subject != c:
+		return &rec, watchword.Refuse(watchword.Denied, "this token is another's")
+	}
+	return &rec, nil
+}
+
+// Revoke ends one token, in the store and at the doors of this office. The sessions
+// on it are the guard's to end. Codes: not_found, unavailable.
+func (o *Office) Revoke(ctx context.Context, by audit.Actor, jti string, now time.Time) (token.Record, error) {
+	rec, err := o.records.TokenRecord(ctx, by.Tenant, jti)
+	if err != nil {
+		return rec, err
+	}
+	e := by.Did(audit.TokenRevoke, jti, now, map[string]string{"subject": string(rec.Subject)})
+	if err := o.records.RevokeToken(ctx, by.Tenant, jti, e); err != nil {
+		return rec, err
+	}
+	o.forget(by.Tenant, jti)
+	return rec, nil
+}
