@@ -237,6 +237,19 @@ func TestVerifyingTakesFewAllocations(t *testing.T) {
 			t.Errorf("%s: %v allocations beside the %v of the signature check, want %v at most (10 are promised)", name, own, raw, tc.most)
 		}
 	}
+	f := paper(t)
+	a, err := token.VerifyAccess(f.raw, f.keys, issuer, issuer, f.now, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	perm, _, err := a.Permissions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Beside one string for each resource: the reader, its two functions, permissions and actions.
+	if n := testing.AllocsPerRun(200, func() { _, _, err = a.Permissions() }); err != nil || n > float64(len(perm)+6) {
+		t.Errorf("%d permissions are read into %v allocations, %v", len(perm), n, err)
+	}
 }
 
 func verify(f fixture) error {
