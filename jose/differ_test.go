@@ -71,7 +71,11 @@ func jwxVerify(alg jwa.SignatureAlgorithm, k *PublicKey, raw string) error {
 }
 
 func goJoseVerify(alg josev4.SignatureAlgorithm, k *PublicKey, raw string) error {
-	o, err := josev4.ParseSigned(raw, []josev4.SignatureAlgorithm{alg})
+	parse := josev4.ParseSignedCompact
+	if strings.HasPrefix(raw, "{") {
+		parse = josev4.ParseSignedJSON
+	}
+	o, err := parse(raw, []josev4.SignatureAlgorithm{alg})
 	if err == nil {
 		_, err = o.Verify(k.Crypto())
 	}
@@ -215,7 +219,11 @@ func (d *difference) seals() {
 			_, _, ours := o.Open(raw, 1<<16)
 			_, theirs := jwe.Decrypt([]byte(raw), jwe.WithKey(jwa.ECDH_ES(), privateECDH(d.t, k)))
 			d.judge(crv+" "+name, reason, "jwx", ours, theirs)
-			e, theirs := josev4.ParseEncrypted(raw, []josev4.KeyAlgorithm{josev4.ECDH_ES}, []josev4.ContentEncryption{josev4.A256GCM, josev4.A128GCM})
+			parse := josev4.ParseEncryptedCompact
+			if strings.HasPrefix(raw, "{") {
+				parse = josev4.ParseEncryptedJSON
+			}
+			e, theirs := parse(raw, []josev4.KeyAlgorithm{josev4.ECDH_ES}, []josev4.ContentEncryption{josev4.A256GCM, josev4.A128GCM})
 			if theirs == nil {
 				_, theirs = e.Decrypt(k.Crypto())
 			}

@@ -627,3 +627,16 @@ func TestARefusedPrivateKeyIsNotRepeated(t *testing.T) {
 		}
 	}
 }
+
+func TestCommonWordsCostNothing(t *testing.T) {
+	for s := range common {
+		v := jsontext.Value(`"` + s + `"`)
+		if n := testing.AllocsPerRun(10, func() {
+			if got, err := String(v); err != nil || got != s {
+				t.Fatalf("%s is read as %q, %v", v, got, err)
+			}
+		}); n != 0 {
+			t.Errorf("%s costs %v allocations", v, n)
+		}
+	}
+}

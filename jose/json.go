@@ -25,20 +25,31 @@ func Walk(b []byte, f func(name string, value jsontext.Value) error) error {
 	if err := checkDepth(b); err != nil {
 		return err
 	}
-	w := walkers.Get().(*walker)
+	w := read(b)
 	defer w.release()
-	w.in = *bytes.NewBuffer(b) // a *bytes.Buffer is read in place
-	w.d.Reset(&w.in)
 	return w.walk(f)
 }
 
-// walker is a decoder with its buffers, kept for the next token.
+// walker is a decoder with its buffers, kept for the next token. It is reset
+// when it is given back, and looks at in for the first time when it reads.
 type walker struct {
 	d  *jsontext.Decoder
 	in bytes.Buffer
 }
 
-var walkers = sync.Pool{New: func() any { return &walker{d: jsontext.NewDecoder(new(bytes.Buffer))} }}
+var walkers = sync.Pool{New: func() any {
+	w := &walker{}
+	w.d = jsontext.NewDecoder(&w.in)
+	return w
+}}
+
+// read returns a walker at the beginning of b, which is read in place, as a
+// *bytes.Buffer is.
+func read(b []byte) *walker {
+	w := walkers.Get().(*walker)
+	w.in = *bytes.NewBuffer(b)
+	return w
+}
 
 // release forgets the bytes that were read, and keeps the rest.
 func (w *walker) release() {
@@ -89,10 +100,8 @@ func Each(v jsontext.Value, f func(item jsontext.Value) error) error {
 	if err := checkDepth(v); err != nil {
 		return err
 	}
-	w := walkers.Get().(*walker)
+	w := read(v)
 	defer w.release()
-	w.in = *bytes.NewBuffer(v)
-	w.d.Reset(&w.in)
 	if t, err := w.d.ReadToken(); err != nil || t.Kind() != '[' {
 		return malformed(err, "an array is expected")
 	}
@@ -121,11 +130,18 @@ var common = func() map[string]string {
 	return m
 }()
 
+// longest is the bytes of the longest of common.
+const longest = len("client-authentication+jwt")
+
 // checkDepth bounds nesting before anything recurses.
 func checkDepth(b []byte) error {
 	depth, quoted := 0, false
 	for i := 0; i < len(b); i++ {
-		switch c := b[i]; {
+		c := b[i]
+		if !structural[c] {
+			continue
+		}
+		switch {
 		case quoted && c == '\\':
 			i++
 		case c == '"':
@@ -142,6 +158,9 @@ func checkDepth(b []byte) error {
 	return nil
 }
 
+// structural is the bytes that checkDepth looks at: few of a token's.
+var structural = [256]bool{'"': true, '\\': true, '{': true, '}': true, '[': true, ']': true}
+
 func malformed(err error, what string) error {
 	return watchword.Because(err, watchword.TokenMalformed, "%s", what)
 }
@@ -149,8 +168,10 @@ func malformed(err error, what string) error {
 // String reads a JSON string, as [Walk] and [Each] give it.
 func String(v jsontext.Value) (string, error) {
 	b, err := text(v)
-	if s, ok := common[string(b)]; ok {
-		return s, err
+	if len(b) <= longest {
+		if s, ok := common[string(b)]; ok {
+			return s, err
+		}
 	}
 	return string(b), err
 }

@@ -124,7 +124,7 @@ func SignAccess(s *jose.Signer, g Grant) (string, error) {
 }
 
 // VerifyAccess checks an access token under the issuer's keys: shape, kind, key,
-// issuer, audience and time, and then, because it costs a hundred times as much,
+// issuer, audience and time, and then, because it costs ten times as much as all that,
 // the signature. late is how long after exp it still counts: 0 at our own doors,
 // [Skew] elsewhere. That it is on record and not revoked is for the caller to see.
 //
