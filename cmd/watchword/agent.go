@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"strings"
 
@@ -158,8 +157,7 @@ func (a *app) agentRun() *cobra.Command {
 		if *every != 0 && *every < rekeyShortest {
 			return usage("--rekey-every must be %s or more", rekeyShortest)
 		}
-		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-		d, err := device.OpenWith(*dir, device.Options{Log: log, NoClock: *noClock})
+		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock})
 		if err != nil {
 			return err
 		}
