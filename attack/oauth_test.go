@@ -238,7 +238,7 @@ func TestDPoPAtTheDoors(t *testing.T) {
 		return h.send("GET", "/v1/self", "", http.Header{"Authorization": {"DPoP " + tok}, "Dpop": proofs})
 	}
 	a := ask(tok, prove(t, s, "GET", uri, nonce, tok))
-	if a.status != 200 || a.header.Get("DPoP-Nonce") == "" {
+	if a.status != 200 || a.header.Get("DPoP-Nonce") == "" || a.header.Get("Cache-Control") != "no-store" { // RFC 9449 §8.2
 		t.Fatalf("a good proof: %d %v %s", a.status, a.header, a.body)
 	}
 	old, err := token.SignDPoP(s, "GET", uri, nonce, tok, time.Now().Add(-5*time.Minute))

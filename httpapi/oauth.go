@@ -24,6 +24,9 @@ func (a *API) oauthRoutes() {
 	a.mux.HandleFunc("POST /oauth/token", a.token)
 	a.mux.HandleFunc("POST /oauth/introspect", a.introspect)
 	a.mux.HandleFunc("POST /oauth/revoke", a.revoke)
+	a.describeOpen(http.MethodPost, "/oauth/token", "A client assertion for an access token (RFC 6749, 7523), or the poll of a pairing (RFC 8628); a form")
+	a.describeOpen(http.MethodPost, "/oauth/introspect", "What an access token counts for now (RFC 7662); a form")
+	a.describeOpen(http.MethodPost, "/oauth/revoke", "End an access token of one's own (RFC 7009); a form")
 	issuer := a.Office.Issuer()
 	methods := []string{"private_key_jwt"}
 	algs := []string{"ES256", "Ed25519", "EdDSA"}
@@ -38,7 +41,7 @@ func (a *API) oauthRoutes() {
 		"response_types_supported":                                 []string{},
 		"token_endpoint_auth_methods_supported":                    methods,
 		"token_endpoint_auth_signing_alg_values_supported":         algs,
-		"introspection_endpoint_auth_methods_supported":            methods,
+		"introspection_endpoint_auth_methods_supported":            append([]string{bearerScheme, proofScheme}, methods...),
 		"introspection_endpoint_auth_signing_alg_values_supported": algs,
 		"revocation_endpoint_auth_methods_supported":               methods,
 		"revocation_endpoint_auth_signing_alg_values_supported":    algs,
