@@ -257,7 +257,7 @@ func TestDPoPAtTheDoors(t *testing.T) {
 		{"another host", tok, []string{prove(t, s, "GET", "https://evil.example/v1/self", nonce, tok)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"another token's hash", tok, []string{prove(t, s, "GET", uri, nonce, second)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"no hash", tok, []string{prove(t, s, "GET", uri, nonce, "")}, watchword.DPoPInvalid, "invalid_dpop_proof"},
-		{"another key", tok, []string{prove(t, thief, "GET", uri, nonce, tok)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
+		{"another key", tok, []string{prove(t, thief, "GET", uri, nonce, tok)}, watchword.DPoPInvalid, "invalid_token"},
 		{"old", tok, []string{old}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"no nonce", tok, []string{prove(t, s, "GET", uri, "", tok)}, watchword.DPoPNonce, "use_dpop_nonce"},
 		{"another nonce", tok, []string{prove(t, s, "GET", uri, watchword.NewNonce(), tok)}, watchword.DPoPNonce, "use_dpop_nonce"},

@@ -200,7 +200,7 @@ func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
 	case shown && p.Code == watchword.Denied:
 		name = "insufficient_scope"
 	case shown && p.Status == http.StatusUnauthorized:
-		name = challengeError(p.Code)
+		name = challengeError(p)
 	case !ok:
 		name, p.Status = "invalid_client", http.StatusUnauthorized
 	case name == "invalid_dpop_proof", name == "use_dpop_nonce", name == "unauthorized_client":
@@ -246,7 +246,7 @@ func challenges(p *Problem) []string {
 	case p.Code == watchword.Denied:
 		said = `, error="insufficient_scope"`
 	case p.Code != watchword.Unauthenticated:
-		said = `, error=` + strconv.Quote(challengeError(p.Code)) + `, error_description="` + string(p.Code) + `"`
+		said = `, error=` + strconv.Quote(challengeError(p)) + `, error_description="` + string(p.Code) + `"`
 	}
 	switch {
 	case p.scheme == proofScheme:
@@ -257,11 +257,11 @@ func challenges(p *Problem) []string {
 	return []string{bearer + said + where, proof + where}
 }
 
-func challengeError(c watchword.Code) string {
-	switch c {
-	case watchword.DPoPNonce:
+func challengeError(p *Problem) string {
+	switch {
+	case p.Code == watchword.DPoPNonce:
 		return "use_dpop_nonce"
-	case watchword.DPoPInvalid:
+	case p.Code == watchword.DPoPInvalid && !p.binding:
 		return "invalid_dpop_proof"
 	}
 	return "invalid_token"
