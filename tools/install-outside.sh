@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the outside programs that tests use, where they are missing: curl, jq, openssl,
-# mosquitto and its clients, node with npm's jose and mqtt.
+# mosquitto and its clients, node with npm's jose, mqtt and openid-client.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 missing=()
@@ -14,4 +14,4 @@ if ((${#missing[@]})); then
   $as_root apt-get update -qq
   $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
 fi
-(cd attack/npm && [ -d node_modules/jose ] && [ -d node_modules/mqtt ] || npm ci --silent --no-audit --no-fund)
+(cd attack/npm && [ -d node_modules/jose ] && [ -d node_modules/mqtt ] && [ -d node_modules/openid-client ] || npm ci --silent --no-audit --no-fund)
