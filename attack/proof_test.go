@@ -176,7 +176,7 @@ func TestTheSDKProvesItsKeyWhenTold(t *testing.T) {
 	}
 	port := portOf(t, h.url)
 	h.stop()
-	h = serveOn(t, h.dir, onPort(port))
+	serveOn(t, h.dir, onPort(port))
 	must(t, d.Publish(t.Context(), "lux", 43))
 }
 
