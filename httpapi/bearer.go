@@ -83,6 +83,7 @@ func (a *API) shown(r *http.Request) (*office.Shown, error) {
 	in := infoOf(r.Context())
 	if in.header != nil && (len(values) > 0 || in.scheme == proofScheme) {
 		in.header.Set("DPoP-Nonce", a.Office.Nonce(a.Now()))
+		in.header.Set("Cache-Control", "no-store") // the nonce is for nobody else
 	}
 	switch len(values) {
 	case 0:
