@@ -31,6 +31,6 @@ bench:
 	$(GO) run ./bench/mqttload
 
 fuzz:
-	@for t in $$(grep -rhoE 'func (Fuzz[A-Za-z]+)' --include=*_test.go jose token policy sdk mqtt cmd | awk '{print $$2}'); do \
-	  p=$$(grep -rlE "func $$t\(" --include=*_test.go jose token policy sdk mqtt cmd | head -1 | xargs dirname); \
+	@for t in $$(grep -rhoE 'func (Fuzz[A-Za-z]+)' --include=*_test.go jose token audit policy sdk mqtt cmd | awk '{print $$2}'); do \
+	  p=$$(grep -rlE "func $$t\(" --include=*_test.go jose token audit policy sdk mqtt cmd | head -1 | xargs dirname); \
 	  $(GO) test -run '^$$' -fuzz "^$$t$$" -fuzztime $(FUZZ) ./$$p || exit 1; done

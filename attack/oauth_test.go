@@ -139,7 +139,7 @@ func dpopAtTheTokenEndpoint(t *testing.T, curve string) {
 	nonce := h.nonce()
 	now := time.Now().Unix()
 	good := func() map[string]any {
-		return map[string]any{"jti": watchword.NewNonce(), "htm": "POST", "htu": uri, "iat": now, "nonce": nonce}
+		return map[string]any{"jti": watchword.NewNonce(), "htm": "POST", "htu": uri, "iat": time.Now().Unix(), "nonce": nonce}
 	}
 	proof := func(c map[string]any) string {
 		b, err := json.Marshal(c)
@@ -182,6 +182,7 @@ func dpopAtTheTokenEndpoint(t *testing.T, curve string) {
 		t.Run(tc.name, func(t *testing.T) {
 			h := *h
 			h.t = t
+			nonce = h.nonce() // however slow this is
 			assertion, err := d.Assertion(time.Minute)
 			must(t, err)
 			form := formWith(grant, "client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer", "client_assertion", assertion)
@@ -207,6 +208,7 @@ func dpopAtTheTokenEndpoint(t *testing.T, curve string) {
 			}
 		})
 	}
+	nonce = h.nonce()
 	once := proof(good())
 	if a := h.post("/oauth/token", d, grant, "DPoP: "+once); a.status != 200 {
 		t.Fatalf("a good proof: %d %s", a.status, a.body)
@@ -277,6 +279,7 @@ func TestDPoPAtTheDoors(t *testing.T) {
 			}
 		})
 	}
+	nonce = h.nonce() // however slow that was
 	t.Run("a bound token as Bearer", func(t *testing.T) {
 		for _, extra := range []http.Header{{}, {"Dpop": {prove(t, s, "GET", uri, nonce, tok)}}} {
 			extra.Set("Authorization", "Bearer "+tok)
@@ -349,7 +352,7 @@ func TestDPoPAtTheDoors(t *testing.T) {
 		}
 	})
 	// A restart kills every proof that was made before.
-	late := prove(t, s, "GET", uri, nonce, second)
+	late := prove(t, s, "GET", uri, h.nonce(), second)
 	h.stop()
 	h = serveOn(t, h.dir, onPort(portOf(t, h.url)))
 	if a := ask(second, late); a.code != watchword.DPoPNonce {

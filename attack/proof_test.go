@@ -164,6 +164,22 @@ func TestTheSDKProvesItsKey(t *testing.T) {
 	must(t, v.ReportState(t.Context(), map[string]int{"level": 7}))
 }
 
+// A device that was told to prove its key does so from the start, and gets over a
+// server that came back and knows none of its nonces.
+func TestTheSDKProvesItsKeyWhenTold(t *testing.T) {
+	h := serve(t, nil)
+	d := h.enroll("lamp-1", device.Options{Prove: true}, nil)
+	must(t, d.Publish(t.Context(), "lux", 42))
+	c := claims(t, must2(d.Token(t.Context()))(t))
+	if cnf, _ := c["cnf"].(map[string]any); cnf["jkt"] != c["key"] {
+		t.Errorf("bound to %v, proved by %v", c["cnf"], c["key"])
+	}
+	port := portOf(t, h.url)
+	h.stop()
+	serveOn(t, h.dir, onPort(port))
+	must(t, d.Publish(t.Context(), "lux", 43))
+}
+
 func TestBoundTokensAtTheMQTTDoor(t *testing.T) {
 	h := serve(t, nil)
 	d := h.enroll("lamp-1", device.Options{}, nil)

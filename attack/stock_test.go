@@ -96,7 +96,7 @@ func TestStockOAuthClients(t *testing.T) {
 	}
 	node := outside(t, "node")
 	h := serve(t, nil)
-	gate := h.enroll("gate-1", device.Options{}, nil)
+	gate := h.enroll("gate-1", device.Options{SignCurve: "Ed25519"}, nil)
 	d := h.enroll("lamp-7", device.Options{}, nil)
 	_, err := h.admin.ApplyPolicy(t.Context(), "inspectors", []byte(inspectors), 0)
 	must(t, err)

@@ -12,21 +12,18 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// maxHint is the longest token that is looked at: what is longer is none of ours.
-const maxHint = watchword.MaxToken
+// maxShown is the longest token that is looked at: what is longer is none of ours.
+const maxShown = watchword.MaxToken
 
 // introspect answers what a token counts for now (RFC 7662). Who may ask is who may
 // post here: by a token, or by an assertion of a client that policy lets.
 func (a *API) introspect(w http.ResponseWriter, r *http.Request) {
-	form, err := a.oauthForm(r)
+	form, err := a.tokenForm(r)
 	if err == nil {
 		err = a.mayIntrospect(r, form)
 	}
-	if err == nil && form.Get("token") == "" {
-		err = watchword.RefuseField("token", "is missing")
-	}
 	var i *office.Introspection
-	if err == nil && len(form.Get("token")) <= maxHint {
+	if err == nil && len(form.Get("token")) <= maxShown {
 		i, err = a.Office.Introspect(r.Context(), tenant, form.Get("token"), a.Guard.Check, a.Now())
 	}
 	if err != nil {
@@ -56,6 +53,15 @@ func labels(l watchword.Labels) watchword.Labels {
 		return watchword.Labels{}
 	}
 	return l
+}
+
+// tokenForm is a form that is about a token.
+func (a *API) tokenForm(r *http.Request) (url.Values, error) {
+	form, err := a.oauthForm(r)
+	if err == nil && form.Get("token") == "" {
+		err = watchword.RefuseField("token", "is missing") // before the caller's assertion is spent
+	}
+	return form, err
 }
 
 func (a *API) mayIntrospect(r *http.Request, form url.Values) error {
@@ -88,7 +94,7 @@ func (a *API) client(r *http.Request, form url.Values, may func(*watchword.Subje
 // on it, before the answer. What is no token of theirs changes nothing, and is no
 // error (§2.2); another's is a refusal in the log.
 func (a *API) revoke(w http.ResponseWriter, r *http.Request) {
-	form, err := a.oauthForm(r)
+	form, err := a.tokenForm(r)
 	if err == nil {
 		err = a.revokeOwn(r, form)
 	}
@@ -105,14 +111,10 @@ func (a *API) revokeOwn(r *http.Request, form url.Values) error {
 	if err != nil {
 		return err
 	}
-	raw := form.Get("token")
-	switch {
-	case raw == "":
-		return watchword.RefuseField("token", "is missing")
-	case len(raw) > maxHint:
+	if len(form.Get("token")) > maxShown {
 		return nil
 	}
-	rec, err := a.Office.Own(r.Context(), tenant, by.Subject, raw, a.Now())
+	rec, err := a.Office.Own(r.Context(), tenant, by.Subject, form.Get("token"), a.Now())
 	if watchword.CodeOf(err) == watchword.Denied {
 		a.Recorder.Refused(by.Failed(audit.TokenRevoke, rec.JTI, a.Now(), err, map[string]string{"subject": string(rec.Subject)}))
 		return nil

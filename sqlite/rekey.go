@@ -47,13 +47,8 @@ func (t *tx) swapKeys(s watchword.Subject, r enroll.Rekeying, now time.Time) err
 	if err := t.seldom(s, now); err != nil {
 		return err
 	}
-	n, err := t.exec(`INSERT INTO spent (tenant, subject, jti, expires) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-		r.Tenant, r.Subject, r.Spent.JTI, stamp(r.Spent.Expires))
-	if err != nil {
+	if err := t.spend(r.Tenant, r.Subject, r.Spent); err != nil {
 		return err
-	}
-	if n == 0 {
-		return watchword.Refuse(watchword.TokenReplayed, "this key change was used before")
 	}
 	_, signs := s.SignKey(r.Sign.ID)
 	seal, _ := s.SealKey()
@@ -68,7 +63,7 @@ func (t *tx) swapKeys(s watchword.Subject, r enroll.Rekeying, now time.Time) err
 			return err
 		}
 	}
-	_, err = t.exec(`UPDATE subject_keys SET state = 'retired', retired = ? WHERE tenant = ? AND subject = ? AND state = 'active' AND id NOT IN (?, ?)`,
+	_, err := t.exec(`UPDATE subject_keys SET state = 'retired', retired = ? WHERE tenant = ? AND subject = ? AND state = 'active' AND id NOT IN (?, ?)`,
 		stamp(now), r.Tenant, r.Subject, r.Sign.ID, r.Seal.ID)
 	return err
 }

@@ -16,38 +16,60 @@ type holder struct {
 	keyed       bool
 }
 
-// IssueToken spends the assertion and records the token.
+// IssueToken spends the assertion and records the token: one row, if the subject
+// may have it.
 func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.Spent, e audit.Entry) error {
-	return s.w.do(ctx, func(t *tx) error {
-		h, err := one(context.Background(), t, func(r scanner) (h holder, err error) {
-			err = r.Scan(&h.kind, &h.state, &h.incarnation, &h.keyed)
-			return h, err
-		}, watchword.Refuse(watchword.ClientInvalid, "no such subject"),
-			`SELECT kind, state, incarnation, EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = s.tenant AND k.id = ?3
-				AND k.subject = s.id AND k.purpose = 'sign' AND k.state = 'active')
-			FROM subjects s WHERE tenant = ?1 AND id = ?2 AND deleted = 0`, r.Tenant, r.Subject, r.Key)
+	return s.w.doBare(ctx, func(t *tx) error {
+		n, err := t.exec(`INSERT INTO issued (jti, tenant, subject, spent, incarnation, key, issued, expires, ends)
+			SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM subjects s
+			WHERE s.tenant = ?2 AND s.id = ?3 AND s.deleted = 0 AND s.state = 'active' AND s.incarnation = ?5
+				AND EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = ?2 AND k.id = ?6 AND k.subject = ?3 AND k.purpose = 'sign' AND k.state = 'active')
+				AND NOT EXISTS (SELECT 1 FROM spent p WHERE p.tenant = ?2 AND p.subject = ?3 AND p.jti = ?4)
+			ON CONFLICT (tenant, subject, spent) DO NOTHING`,
+			r.JTI, r.Tenant, r.Subject, spent.JTI, r.Incarnation, r.Key, stamp(r.Issued), stamp(r.Expires), stamp(later(r.Expires, spent.Expires)))
 		if err != nil {
 			return err
 		}
-		if err := (&watchword.Subject{Kind: h.kind, ID: r.Subject, State: h.state}).Usable(); err != nil {
-			return err
-		}
-		if !h.keyed || h.incarnation != r.Incarnation {
-			return watchword.Refuse(watchword.ClientInvalid, "the key is none of the subject's")
-		}
-		if err := t.spend(r.Tenant, r.Subject, spent); err != nil {
-			return err
-		}
-		if _, err := t.exec(`INSERT INTO tokens (tenant, jti, subject, incarnation, key, issued, expires) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-			r.Tenant, r.JTI, r.Subject, r.Incarnation, r.Key, stamp(r.Issued), stamp(r.Expires)); err != nil {
-			return err
+		if n == 0 {
+			return t.whyNoToken(r)
 		}
 		return t.enter(e)
 	})
 }
 
+// whyNoToken says what stood in the way of a token.
+func (t *tx) whyNoToken(r token.Record) error {
+	h, err := one(context.Background(), t, func(r scanner) (h holder, err error) {
+		err = r.Scan(&h.kind, &h.state, &h.incarnation, &h.keyed)
+		return h, err
+	}, watchword.Refuse(watchword.ClientInvalid, "no such subject"),
+		`SELECT kind, state, incarnation, EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = s.tenant AND k.id = ?3
+			AND k.subject = s.id AND k.purpose = 'sign' AND k.state = 'active')
+		FROM subjects s WHERE tenant = ?1 AND id = ?2 AND deleted = 0`, r.Tenant, r.Subject, r.Key)
+	if err != nil {
+		return err
+	}
+	if err := (&watchword.Subject{Kind: h.kind, ID: r.Subject, State: h.state}).Usable(); err != nil {
+		return err
+	}
+	if !h.keyed || h.incarnation != r.Incarnation {
+		return watchword.Refuse(watchword.ClientInvalid, "the key is none of the subject's")
+	}
+	return watchword.Refuse(watchword.TokenReplayed, "this assertion was used before")
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// spend makes a paper count no more that gets no token. An assertion that got one
+// is spent too.
 func (t *tx) spend(tenant watchword.TenantID, id watchword.SubjectID, spent token.Spent) error {
-	n, err := t.exec(`INSERT INTO spent (tenant, subject, jti, expires) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+	n, err := t.exec(`INSERT INTO spent (tenant, subject, jti, expires) SELECT ?1, ?2, ?3, ?4
+		WHERE NOT EXISTS (SELECT 1 FROM issued i WHERE i.tenant = ?1 AND i.subject = ?2 AND i.spent = ?3) ON CONFLICT DO NOTHING`,
 		tenant, id, spent.JTI, stamp(spent.Expires))
 	if err == nil && n == 0 {
 		err = watchword.Refuse(watchword.TokenReplayed, "this assertion was used before")
@@ -66,11 +88,11 @@ func (s *Store) RevokeToken(ctx context.Context, tenant watchword.TenantID, jti 
 		revoked, err := one(context.Background(), t, func(r scanner) (revoked bool, err error) {
 			err = r.Scan(&revoked)
 			return revoked, err
-		}, watchword.Refuse(watchword.NotFound, "no such token"), `SELECT revoked FROM tokens WHERE tenant = ? AND jti = ?`, tenant, jti)
+		}, watchword.Refuse(watchword.NotFound, "no such token"), `SELECT revoked FROM issued WHERE tenant = ? AND jti = ?`, tenant, jti)
 		if err != nil || revoked {
 			return err
 		}
-		if _, err := t.exec(`UPDATE tokens SET revoked = 1 WHERE tenant = ? AND jti = ?`, tenant, jti); err != nil {
+		if _, err := t.exec(`UPDATE issued SET revoked = 1 WHERE tenant = ? AND jti = ?`, tenant, jti); err != nil {
 			return err
 		}
 		return t.enter(e)
@@ -85,7 +107,7 @@ func (s *Store) TokenRecord(ctx context.Context, t watchword.TenantID, jti strin
 		k.Issued, k.Expires = moment(issued), moment(expires)
 		return k, err
 	}, watchword.Refuse(watchword.NotFound, "no such token"),
-		`SELECT tenant, jti, subject, incarnation, key, issued, expires, revoked FROM tokens WHERE tenant = ? AND jti = ?`, t, jti)
+		`SELECT tenant, jti, subject, incarnation, key, issued, expires, revoked FROM issued WHERE tenant = ? AND jti = ?`, t, jti)
 }
 
 // Prune forgets what ended before, at most limit rows of each kind.
@@ -94,7 +116,7 @@ func (s *Store) Prune(ctx context.Context, before time.Time, limit int) (gone in
 		gone = 0
 		for _, q := range []string{
 			`DELETE FROM spent WHERE (tenant, subject, jti) IN (SELECT tenant, subject, jti FROM spent WHERE expires < ? LIMIT ?)`,
-			`DELETE FROM tokens WHERE (tenant, jti) IN (SELECT tenant, jti FROM tokens WHERE expires < ? LIMIT ?)`,
+			`DELETE FROM issued WHERE ends < ?1 AND jti IN (SELECT jti FROM issued ORDER BY jti LIMIT ?2)`, // the oldest end first, as a rule
 			`DELETE FROM codes WHERE (tenant, hash) IN (SELECT tenant, hash FROM codes WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM pairings WHERE (tenant, id) IN (SELECT tenant, id FROM pairings WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM idempotency WHERE (tenant, caller, key) IN (SELECT tenant, caller, key FROM idempotency WHERE expires < ? LIMIT ?)`,

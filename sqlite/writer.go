@@ -30,6 +30,7 @@ type writer struct {
 
 type job struct {
 	step func(*tx) error
+	bare bool // what it refuses, it refuses before it writes
 	err  error
 	done chan struct{}
 }
@@ -57,7 +58,16 @@ func newWriter(ctx context.Context, db *sql.DB, group int) (*writer, error) {
 // was refused and left nothing. A caller that gives up before its step began
 // leaves nothing either; after that it gets the answer, whatever its context says.
 func (w *writer) do(ctx context.Context, step func(*tx) error) error {
-	j := &job{step: step, done: make(chan struct{})}
+	return w.give(ctx, &job{step: step, done: make(chan struct{})})
+}
+
+// doBare is do for a step that writes nothing before it refuses: it needs no
+// savepoint among others. Any other error of it ends the whole group.
+func (w *writer) doBare(ctx context.Context, step func(*tx) error) error {
+	return w.give(ctx, &job{step: step, bare: true, done: make(chan struct{})})
+}
+
+func (w *writer) give(ctx context.Context, j *job) error {
 	select {
 	case w.jobs <- j:
 	case <-ctx.Done():
@@ -99,7 +109,7 @@ func (w *writer) commit(first *job) {
 	broken := error(nil)
 	for j := w.more(len(taken)); j != nil; j = w.more(len(taken)) {
 		taken = append(taken, j)
-		if j.err, broken = w.tx.attempt(j.step); broken != nil {
+		if j.err, broken = w.tx.attempt(j); broken != nil {
 			break
 		}
 	}
@@ -141,11 +151,19 @@ const yields = 3
 
 // attempt runs one step under a savepoint. broken means that the transaction
 // itself cannot go on.
-func (t *tx) attempt(step func(*tx) error) (err, broken error) {
+func (t *tx) attempt(j *job) (err, broken error) {
+	if j.bare {
+		if err = j.step(t); err != nil {
+			if _, refusal := errors.AsType[*watchword.Error](err); !refusal {
+				broken = err
+			}
+		}
+		return unavailable(err), broken
+	}
 	if broken := t.control("SAVEPOINT step"); broken != nil {
 		return nil, broken
 	}
-	if err := step(t); err != nil {
+	if err := j.step(t); err != nil {
 		if broken := t.control("ROLLBACK TO step"); broken != nil {
 			return unavailable(err), broken
 		}

@@ -307,6 +307,11 @@ func tokens(t *T) {
 	t.must(t.IssueToken(t.ctx, t.record("tok_5", "lamp-1"), t.spend("b"), e)) // what was refused spent nothing
 	t.enrolled("lamp-2")
 	t.must(t.IssueToken(t.ctx, t.record("tok_6", "lamp-2"), t.spend("a"), e)) // jti counts for its subject alone
+	// An assertion counts once, for a token or for anything else.
+	t.wants(watchword.TokenReplayed, t.SpendAssertion(t.ctx, here, "lamp-1", t.spend("a")))
+	t.must(t.SpendAssertion(t.ctx, here, "lamp-1", t.spend("d")))
+	t.wants(watchword.TokenReplayed, t.SpendAssertion(t.ctx, here, "lamp-1", t.spend("d")))
+	t.wants(watchword.TokenReplayed, t.IssueToken(t.ctx, t.record("tok_9", "lamp-1"), t.spend("d"), e))
 	_, err = t.Suspend(t.ctx, here, "lamp-1", t.now, e)
 	t.must(err)
 	t.wants(watchword.SubjectSuspended, t.IssueToken(t.ctx, t.record("tok_7", "lamp-1"), t.spend("c"), e))
@@ -332,6 +337,7 @@ func prune(t *T) {
 	e := t.entry(audit.TokenIssue, "tok")
 	for i := range 5 {
 		t.must(t.IssueToken(t.ctx, t.record(fmt.Sprint("tok_", i), "lamp-1"), t.spend(fmt.Sprint("a", i)), e))
+		t.must(t.SpendAssertion(t.ctx, here, "lamp-1", t.spend(fmt.Sprint("b", i))))
 	}
 	n, err := t.Prune(t.ctx, t.now, 100)
 	t.must(err)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the outside programs that tests use, where they are missing: curl, jq, openssl,
-# mosquitto and its clients, node with npm's jose and mqtt.
+# mosquitto and its clients, node with npm's jose, mqtt and openid-client.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 missing=()

@@ -38,3 +38,16 @@ func TestDeleteForgetsBothGenerations(t *testing.T) {
 		t.Error("b is remembered")
 	}
 }
+
+func TestDeleteFuncForgetsInBothGenerations(t *testing.T) {
+	m := recent.New[int, int](4)
+	for i := range 8 {
+		m.Put(i, i)
+	}
+	m.DeleteFunc(func(k, _ int) bool { return k%2 == 1 })
+	for i := range 8 {
+		if _, ok := m.Get(i); ok != (i%2 == 0) {
+			t.Errorf("%d: %v", i, ok)
+		}
+	}
+}

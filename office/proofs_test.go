@@ -1,0 +1,116 @@
+package office
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+const home = "https://watchword.example"
+
+func signer(t *testing.T) *jose.Signer {
+	t.Helper()
+	k, err := jose.GenerateKey(jose.Ed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := k.Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func shown(t *testing.T, s *jose.Signer, nonce string, at time.Time) Shown {
+	t.Helper()
+	raw, err := token.SignDPoP(s, "GET", home+"/a", nonce, "tok", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Shown{raw, "GET", "/a"}
+}
+
+func TestANonceCountsInItsWindowAndTheNext(t *testing.T) {
+	p, s := newProofs(token.NewOrigins(home)), signer(t)
+	start := time.Unix(6000*60, 0)
+	nonce := p.nonce(window(start))
+	for after, want := range map[time.Duration]watchword.Code{
+		0: "", 59 * time.Second: "", 60 * time.Second: "", 119 * time.Second: "",
+		120 * time.Second: watchword.DPoPNonce, time.Hour: watchword.DPoPNonce, -time.Second: watchword.DPoPNonce,
+	} {
+		now := start.Add(after)
+		if _, err := p.check(shown(t, s, nonce, now), "tok", now); watchword.CodeOf(err) != want {
+			t.Errorf("after %s: %v, want %q", after, err, want)
+		}
+	}
+	other := newProofs(token.NewOrigins(home))
+	if _, err := other.check(shown(t, s, nonce, start), "tok", start); watchword.CodeOf(err) != watchword.DPoPNonce {
+		t.Errorf("of another process: %v", err)
+	}
+}
+
+// However the clock goes, a proof that was spent is never taken again while its nonce counts.
+func TestAProofCountsOnce(t *testing.T) {
+	p, s := newProofs(token.NewOrigins(home)), signer(t)
+	start := time.Unix(6000*60, 0)
+	for w := range 6 {
+		made := start.Add(time.Duration(w)*time.Minute + 10*time.Second)
+		one := shown(t, s, p.nonce(window(made)), made)
+		for i, after := range []time.Duration{0, time.Second, 49 * time.Second, 50 * time.Second, 100 * time.Second} {
+			d, err := p.check(one, "tok", made.Add(after))
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = p.spend(d, made.Add(after))
+			if want := map[bool]watchword.Code{true: "", false: watchword.DPoPInvalid}[i == 0]; watchword.CodeOf(err) != want {
+				t.Errorf("window %d after %s: %v, want %q", w, after, err, want)
+			}
+		}
+	}
+	// The same jti under another nonce is the same proof to whoever reads RFC 9449 §11.1.
+	d := proof{token.DPoP{Key: "k", JTI: "j"}, window(start)}
+	later := start.Add(time.Minute)
+	if err := p.spend(d, start); watchword.CodeOf(err) != watchword.DPoPNonce {
+		t.Errorf("in a window that is over: %v", err)
+	}
+	fresh := newProofs(nil)
+	if err := fresh.spend(d, start); err != nil {
+		t.Fatal(err)
+	}
+	d.window++
+	if err := fresh.spend(d, later); watchword.CodeOf(err) != watchword.DPoPInvalid {
+		t.Errorf("the same jti in the next window: %v", err)
+	}
+}
+
+func TestTheMemoryOfProofsHasABoundAndRefuses(t *testing.T) {
+	p := newProofs(nil)
+	p.most, p.byKey = 10, 4
+	now := time.Unix(6000*60, 0)
+	got := map[watchword.Code]int{}
+	for i := range 6 {
+		err := p.spend(proof{token.DPoP{Key: "greedy", JTI: fmt.Sprint(i)}, window(now)}, now)
+		got[watchword.CodeOf(err)]++
+	}
+	if got[""] != 4 || got[watchword.Busy] != 2 {
+		t.Errorf("one key: %v", got)
+	}
+	for i := range 8 {
+		err := p.spend(proof{token.DPoP{Key: watchword.KeyID(fmt.Sprint("k", i)), JTI: "1"}, window(now)}, now)
+		got[watchword.CodeOf(err)]++
+	}
+	if got[""] != 10 || got[watchword.Busy] != 4 {
+		t.Errorf("all keys: %v", got)
+	}
+	if err := p.spend(proof{token.DPoP{Key: "greedy", JTI: "0"}, window(now)}, now); watchword.CodeOf(err) != watchword.DPoPInvalid {
+		t.Errorf("a full memory forgot: %v", err)
+	}
+	next := now.Add(2 * time.Minute)
+	if err := p.spend(proof{token.DPoP{Key: "greedy", JTI: "9"}, window(next)}, next); err != nil {
+		t.Errorf("two windows on there is room again: %v", err)
+	}
+}

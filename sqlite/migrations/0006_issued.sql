@@ -1,0 +1,38 @@
+-- +goose Up
+-- What was issued and the assertion that it was issued for are one row: one step of
+-- writing for each token. jti begins with the time, so rows are appended, and
+-- pruned from the front. ends is when both token and assertion are over.
+CREATE TABLE issued (
+  jti         TEXT    NOT NULL PRIMARY KEY,
+  tenant      TEXT    NOT NULL,
+  subject     TEXT    NOT NULL,
+  spent       TEXT    NOT NULL, -- the assertion's jti
+  incarnation INTEGER NOT NULL,
+  key         TEXT    NOT NULL,
+  issued      INTEGER NOT NULL,
+  expires     INTEGER NOT NULL,
+  ends        INTEGER NOT NULL,
+  revoked     INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX issued_for ON issued (tenant, subject, spent);
+-- The assertions of these stay in spent.
+INSERT INTO issued SELECT jti, tenant, subject, 'before/' || jti, incarnation, key, issued, expires, expires, revoked FROM tokens;
+DROP TABLE tokens;
+
+-- +goose Down
+CREATE TABLE tokens (
+  tenant      TEXT    NOT NULL,
+  jti         TEXT    NOT NULL,
+  subject     TEXT    NOT NULL,
+  incarnation INTEGER NOT NULL,
+  key         TEXT    NOT NULL,
+  issued      INTEGER NOT NULL,
+  expires     INTEGER NOT NULL,
+  revoked     INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (tenant, jti)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tokens_of ON tokens (tenant, subject);
+CREATE INDEX tokens_end ON tokens (expires);
+INSERT OR IGNORE INTO spent SELECT tenant, subject, spent, ends FROM issued;
+INSERT INTO tokens SELECT tenant, jti, subject, incarnation, key, issued, expires, revoked FROM issued;
+DROP TABLE issued;
