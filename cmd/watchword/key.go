@@ -271,6 +271,9 @@ func (a *app) keySign() *cobra.Command {
 				return err
 			}
 			t, err := token.VerifyTrust(raw, token.Pin(root.Public()), time.Time{})
+			if watchword.CodeOf(err) == watchword.PinMismatch || watchword.CodeOf(err) == watchword.KeyUnknown {
+				return watchword.Because(err, watchword.BundleInvalid, "%s is not the root that the plan names, %v", *file, planned.Roots)
+			}
 			if err != nil {
 				return err
 			}
