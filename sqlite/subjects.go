@@ -280,7 +280,6 @@ func (t *tx) end(tenant watchword.TenantID, id watchword.SubjectID, now time.Tim
 	for _, q := range []string{
 		`UPDATE subject_keys SET state = 'revoked' WHERE tenant = ? AND subject = ?`,
 		`DELETE FROM codes WHERE tenant = ? AND subject = ?`,
-		`UPDATE issued SET revoked = 1 WHERE tenant = ? AND subject = ?`,
 		`DELETE FROM twins WHERE tenant = ? AND device = ?`,
 		`DELETE FROM functions WHERE tenant = ? AND device = ?`,
 		`DELETE FROM idempotency WHERE tenant = ? AND caller = ?`,

@@ -20,13 +20,18 @@ type holder struct {
 // may have it.
 func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.Spent, e audit.Entry) error {
 	return s.w.doBare(ctx, func(t *tx) error {
+		k := t.used.key(r.Tenant, r.Subject, spent)
+		if t.used.has(k) {
+			return t.whyNoToken(r)
+		}
+		if err := t.used.add(k); err != nil {
+			return err
+		}
 		n, err := t.exec(`INSERT INTO issued (jti, tenant, subject, spent, incarnation, key, issued, expires, ends)
 			SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM subjects s
 			WHERE s.tenant = ?2 AND s.id = ?3 AND s.deleted = 0 AND s.state = 'active' AND s.incarnation = ?5
-				AND EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = ?2 AND k.id = ?6 AND k.subject = ?3 AND k.purpose = 'sign' AND k.state = 'active')
-				AND NOT EXISTS (SELECT 1 FROM spent p WHERE p.tenant = ?2 AND p.subject = ?3 AND p.jti = ?4)
-			ON CONFLICT (tenant, subject, spent) DO NOTHING`,
-			r.JTI, r.Tenant, r.Subject, spent.JTI, r.Incarnation, r.Key, stamp(r.Issued), stamp(r.Expires), stamp(later(r.Expires, spent.Expires)))
+				AND EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = ?2 AND k.id = ?6 AND k.subject = ?3 AND k.purpose = 'sign' AND k.state = 'active')`,
+			r.JTI, r.Tenant, r.Subject, spent.JTI, r.Incarnation, r.Key, stamp(r.Issued), stamp(r.Expires), stamp(spent.Expires))
 		if err != nil {
 			return err
 		}
@@ -58,22 +63,16 @@ func (t *tx) whyNoToken(r token.Record) error {
 	return watchword.Refuse(watchword.TokenReplayed, "this assertion was used before")
 }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-// spend makes a paper count no more that gets no token. An assertion that got one
-// is spent too.
+// spend makes a paper count no more that gets no token. Codes: token_replayed, busy.
 func (t *tx) spend(tenant watchword.TenantID, id watchword.SubjectID, spent token.Spent) error {
-	n, err := t.exec(`INSERT INTO spent (tenant, subject, jti, expires) SELECT ?1, ?2, ?3, ?4
-		WHERE NOT EXISTS (SELECT 1 FROM issued i WHERE i.tenant = ?1 AND i.subject = ?2 AND i.spent = ?3) ON CONFLICT DO NOTHING`,
-		tenant, id, spent.JTI, stamp(spent.Expires))
-	if err == nil && n == 0 {
-		err = watchword.Refuse(watchword.TokenReplayed, "this assertion was used before")
+	k := t.used.key(tenant, id, spent)
+	if t.used.has(k) {
+		return watchword.Refuse(watchword.TokenReplayed, "this paper was used before")
 	}
+	if err := t.used.add(k); err != nil {
+		return err
+	}
+	_, err := t.exec(`INSERT INTO spent (tenant, subject, jti, expires) VALUES (?, ?, ?, ?)`, tenant, id, spent.JTI, stamp(spent.Expires))
 	return err
 }
 
@@ -99,7 +98,8 @@ func (s *Store) RevokeToken(ctx context.Context, tenant watchword.TenantID, jti 
 	})
 }
 
-// TokenRecord returns the record of one token.
+// TokenRecord returns the record of one token. It is revoked too where its subject
+// is, or has enrolled anew since.
 func (s *Store) TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error) {
 	return one(ctx, s, func(r scanner) (k token.Record, err error) {
 		var issued, expires int64
@@ -107,7 +107,9 @@ func (s *Store) TokenRecord(ctx context.Context, t watchword.TenantID, jti strin
 		k.Issued, k.Expires = moment(issued), moment(expires)
 		return k, err
 	}, watchword.Refuse(watchword.NotFound, "no such token"),
-		`SELECT tenant, jti, subject, incarnation, key, issued, expires, revoked FROM issued WHERE tenant = ? AND jti = ?`, t, jti)
+		`SELECT i.tenant, i.jti, i.subject, i.incarnation, i.key, i.issued, i.expires,
+			i.revoked OR s.id IS NULL OR s.deleted OR s.state = 'revoked' OR s.incarnation <> i.incarnation
+		FROM issued i LEFT JOIN subjects s ON s.tenant = i.tenant AND s.id = i.subject WHERE i.tenant = ? AND i.jti = ?`, t, jti)
 }
 
 // Prune forgets what ended before, at most limit rows of each kind.
@@ -116,7 +118,7 @@ func (s *Store) Prune(ctx context.Context, before time.Time, limit int) (gone in
 		gone = 0
 		for _, q := range []string{
 			`DELETE FROM spent WHERE (tenant, subject, jti) IN (SELECT tenant, subject, jti FROM spent WHERE expires < ? LIMIT ?)`,
-			`DELETE FROM issued WHERE ends < ?1 AND jti IN (SELECT jti FROM issued ORDER BY jti LIMIT ?2)`, // the oldest end first, as a rule
+			`DELETE FROM issued WHERE max(expires, ends) < ?1 AND jti IN (SELECT jti FROM issued ORDER BY jti LIMIT ?2)`, // the oldest end first, as a rule
 			`DELETE FROM codes WHERE (tenant, hash) IN (SELECT tenant, hash FROM codes WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM pairings WHERE (tenant, id) IN (SELECT tenant, id FROM pairings WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM idempotency WHERE (tenant, caller, key) IN (SELECT tenant, caller, key FROM idempotency WHERE expires < ? LIMIT ?)`,
@@ -127,6 +129,7 @@ func (s *Store) Prune(ctx context.Context, before time.Time, limit int) (gone in
 			}
 			gone += int(n)
 		}
+		t.used.forget(before)
 		return nil
 	})
 	return gone, err

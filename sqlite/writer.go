@@ -39,6 +39,7 @@ type job struct {
 type tx struct {
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt // by their text, which is constant
+	used  *used
 }
 
 func newWriter(ctx context.Context, db *sql.DB, group int) (*writer, error) {
@@ -47,8 +48,11 @@ func newWriter(ctx context.Context, db *sql.DB, group int) (*writer, error) {
 		return nil, err
 	}
 	w := &writer{
-		db: db, conn: conn, group: group, tx: tx{conn, map[string]*sql.Stmt{}},
+		db: db, conn: conn, group: group, tx: tx{conn, map[string]*sql.Stmt{}, newUsed()},
 		jobs: make(chan *job), closing: make(chan struct{}), ended: make(chan struct{}),
+	}
+	if err := w.tx.used.load(ctx, &w.tx); err != nil {
+		return nil, errors.Join(err, conn.Close())
 	}
 	go w.run()
 	return w, nil
@@ -100,7 +104,9 @@ func (w *writer) commit(first *job) {
 	}
 	// With nothing before it, a step that is refused takes the transaction along, and
 	// needs no savepoint.
+	w.tx.used.added = w.tx.used.added[:0]
 	if first.err = unavailable(first.step(&w.tx)); first.err != nil {
+		w.tx.used.undo(0)
 		_ = w.tx.control("ROLLBACK") // its own error says no more
 		close(first.done)
 		return
@@ -117,6 +123,7 @@ func (w *writer) commit(first *job) {
 		broken = w.tx.control("COMMIT")
 	}
 	if broken != nil {
+		w.tx.used.undo(0)
 		// The rollback's own error says no more: SQLite may have rolled back by itself (disk full).
 		_ = w.tx.control("ROLLBACK")
 	}
@@ -152,8 +159,10 @@ const yields = 3
 // attempt runs one step under a savepoint. broken means that the transaction
 // itself cannot go on.
 func (t *tx) attempt(j *job) (err, broken error) {
+	before := len(t.used.added)
 	if j.bare {
 		if err = j.step(t); err != nil {
+			t.used.undo(before)
 			if _, refusal := errors.AsType[*watchword.Error](err); !refusal {
 				broken = err
 			}
@@ -164,6 +173,7 @@ func (t *tx) attempt(j *job) (err, broken error) {
 		return nil, broken
 	}
 	if err := j.step(t); err != nil {
+		t.used.undo(before)
 		if broken := t.control("ROLLBACK TO step"); broken != nil {
 			return unavailable(err), broken
 		}

@@ -1,7 +1,7 @@
 -- +goose Up
--- What was issued and the assertion that it was issued for are one row: one step of
--- writing for each token. jti begins with the time, so rows are appended, and
--- pruned from the front. ends is when both token and assertion are over.
+-- What was issued and the assertion that it was issued for are one row. jti begins
+-- with the time, so rows are appended, and pruned from the front. That an assertion
+-- counts once is held in memory, which is filled from here at start.
 CREATE TABLE issued (
   jti         TEXT    NOT NULL PRIMARY KEY,
   tenant      TEXT    NOT NULL,
@@ -11,12 +11,11 @@ CREATE TABLE issued (
   key         TEXT    NOT NULL,
   issued      INTEGER NOT NULL,
   expires     INTEGER NOT NULL,
-  ends        INTEGER NOT NULL,
+  ends        INTEGER NOT NULL, -- when the assertion is over
   revoked     INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
-CREATE UNIQUE INDEX issued_for ON issued (tenant, subject, spent);
 -- The assertions of these stay in spent.
-INSERT INTO issued SELECT jti, tenant, subject, 'before/' || jti, incarnation, key, issued, expires, expires, revoked FROM tokens;
+INSERT INTO issued SELECT jti, tenant, subject, 'before/' || jti, incarnation, key, issued, expires, issued, revoked FROM tokens;
 DROP TABLE tokens;
 
 -- +goose Down
