@@ -68,7 +68,7 @@ func (o *Office) AdmitBound(ctx context.Context, t watchword.TenantID, raw strin
 	if p.Key != known.access.Bound {
 		return session.Papers{}, watchword.Because(ErrBinding, watchword.DPoPInvalid, "the token is bound to another key than the one that signed the DPoP proof")
 	}
-	if err := o.proofs.spend(p, now); err != nil {
+	if err := o.proofs.spend(bearer{t, known.access.Subject}, p, now); err != nil {
 		return session.Papers{}, err
 	}
 	papers := known.papers()
