@@ -67,7 +67,7 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if s.w, err = newWriter(ctx, w, o.Group); err != nil {
 		return nil, errors.Join(unavailable(err), w.Close())
 	}
-	if s.db, err = sql.Open("sqlite", dsn(path, "ro", "busy_timeout(5000)", "query_only(1)")); err != nil {
+	if s.db, err = sql.Open("sqlite", dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-8000)")); err != nil {
 		return nil, errors.Join(unavailable(err), s.w.close())
 	}
 	s.db.SetMaxOpenConns(readers)

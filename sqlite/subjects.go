@@ -43,8 +43,18 @@ func subject(ctx context.Context, from rows, t watchword.TenantID, id watchword.
 		return s, err
 	}
 	s.Keys, err = all(ctx, from, scanKey,
-		`SELECT id, purpose, jwk, state, added, retired FROM subject_keys WHERE tenant = ?1 AND subject = ?2 AND (state = 'active'
-			OR n IN (SELECT n FROM subject_keys WHERE tenant = ?1 AND subject = ?2 ORDER BY n DESC LIMIT ?3)) ORDER BY n`, t, id, watchword.KeysShown)
+		`SELECT id, purpose, jwk, state, added, retired FROM subject_keys WHERE tenant = ? AND subject = ? ORDER BY n DESC LIMIT ?`, t, id, watchword.KeysShown)
+	if err != nil || len(s.Keys) == 0 {
+		return s, err
+	}
+	if len(s.Keys) == watchword.KeysShown { // an active one may be older than all these
+		var older []watchword.Key
+		older, err = all(ctx, from, scanKey,
+			`SELECT id, purpose, jwk, state, added, retired FROM subject_keys WHERE tenant = ?1 AND subject = ?2 AND state = 'active'
+				AND n < (SELECT n FROM subject_keys WHERE tenant = ?1 AND id = ?3) ORDER BY n DESC`, t, id, s.Keys[len(s.Keys)-1].ID)
+		s.Keys = append(s.Keys, older...)
+	}
+	slices.Reverse(s.Keys)
 	return s, err
 }
 
