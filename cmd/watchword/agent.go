@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"io"
 	"os"
 	"strings"
@@ -157,7 +158,7 @@ func (a *app) agentRun() *cobra.Command {
 		if *every != 0 && *every < rekeyShortest {
 			return usage("--rekey-every must be %s or more", rekeyShortest)
 		}
-		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock})
+		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock, Connected: func(over string) { slog.Info("connected", slog.String("over", over)) }})
 		if err != nil {
 			return err
 		}
