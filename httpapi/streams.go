@@ -19,7 +19,9 @@ import (
 // nil, allows it. The context ends when the session does, or its request.
 func (a *API) open(r *http.Request, c *caller, transport string, may func(*session.Authority) error) (*session.Session, context.Context, func(), error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
-	s, err := a.Guard.Open(ctx, c.papers, session.Options{Transport: transport, Remote: c.remote, Changed: func(now *session.Authority) {
+	// Both are called while authority changes, so that nothing passes once the change has
+	// its answer: whoever waited for the session's end instead would be late.
+	s, err := a.Guard.Open(ctx, c.papers, session.Options{Transport: transport, Remote: c.remote, Ended: cancel, Changed: func(now *session.Authority) {
 		if may == nil {
 			return
 		}
@@ -37,10 +39,6 @@ func (a *API) open(r *http.Request, c *caller, transport string, may func(*sessi
 		return nil, nil, nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { s.Close(nil) })
-	go func() {
-		<-s.Done()
-		cancel(s.Cause())
-	}()
 	return s, ctx, func() { stop(); s.Close(nil); cancel(nil) }, nil
 }
 
