@@ -3,6 +3,7 @@ package watchword
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -193,7 +194,9 @@ func (e *Error) Error() string {
 		s += ": " + e.Detail
 	}
 	if e.Err != nil {
-		s += ": " + e.Err.Error()
+		if cause := e.Err.Error(); !strings.HasSuffix(s, cause) { // a detail may end with it
+			s += ": " + cause
+		}
 	}
 	return s
 }

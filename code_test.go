@@ -1,6 +1,7 @@
 package watchword_test
 
 import (
+	"errors"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -68,5 +69,17 @@ func TestErrorsAreDocumented(t *testing.T) {
 	}
 	for c := range rows {
 		t.Errorf("docs/errors.md explains %s, which is no code", c)
+	}
+}
+
+func TestACauseIsSaidOnce(t *testing.T) {
+	cause := errors.New("connection refused")
+	for want, err := range map[string]error{
+		"unavailable: no answer: connection refused": watchword.Because(cause, watchword.Unavailable, "no answer: %s", cause),
+		"unavailable: away: connection refused":      watchword.Because(cause, watchword.Unavailable, "away"),
+	} {
+		if got := err.Error(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }

@@ -240,7 +240,7 @@ func TestDPoPAtTheDoors(t *testing.T) {
 		return h.send("GET", "/v1/self", "", http.Header{"Authorization": {"DPoP " + tok}, "Dpop": proofs})
 	}
 	a := ask(tok, prove(t, s, "GET", uri, nonce, tok))
-	if a.status != 200 || a.header.Get("DPoP-Nonce") == "" {
+	if a.status != 200 || a.header.Get("DPoP-Nonce") == "" || a.header.Get("Cache-Control") != "no-store" { // RFC 9449 §8.2
 		t.Fatalf("a good proof: %d %v %s", a.status, a.header, a.body)
 	}
 	old, err := token.SignDPoP(s, "GET", uri, nonce, tok, time.Now().Add(-5*time.Minute))
@@ -259,7 +259,7 @@ func TestDPoPAtTheDoors(t *testing.T) {
 		{"another host", tok, []string{prove(t, s, "GET", "https://evil.example/v1/self", nonce, tok)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"another token's hash", tok, []string{prove(t, s, "GET", uri, nonce, second)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"no hash", tok, []string{prove(t, s, "GET", uri, nonce, "")}, watchword.DPoPInvalid, "invalid_dpop_proof"},
-		{"another key", tok, []string{prove(t, thief, "GET", uri, nonce, tok)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
+		{"another key", tok, []string{prove(t, thief, "GET", uri, nonce, tok)}, watchword.DPoPInvalid, "invalid_token"},
 		{"old", tok, []string{old}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"no nonce", tok, []string{prove(t, s, "GET", uri, "", tok)}, watchword.DPoPNonce, "use_dpop_nonce"},
 		{"another nonce", tok, []string{prove(t, s, "GET", uri, watchword.NewNonce(), tok)}, watchword.DPoPNonce, "use_dpop_nonce"},

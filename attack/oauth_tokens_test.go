@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -389,7 +390,11 @@ func TestMetadataSaysWhatThereIs(t *testing.T) {
 		if a := h.send("POST", strings.TrimPrefix(u, h.url), "", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}); a.oauth == "" {
 			t.Errorf("%s %s: %d %s", name, u, a.status, a.body)
 		}
-		if m, _ := as[name+"_auth_methods_supported"].([]any); len(m) != 1 || m[0] != "private_key_jwt" {
+		want := []any{"private_key_jwt"}
+		if name == "introspection_endpoint" {
+			want = []any{"Bearer", "DPoP", "private_key_jwt"} // RFC 8414 §2: types of access tokens too
+		}
+		if m, _ := as[name+"_auth_methods_supported"].([]any); !slices.Equal(m, want) {
 			t.Errorf("%s: %v", name, m)
 		}
 	}

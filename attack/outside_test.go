@@ -107,6 +107,11 @@ func TestClientsThatOthersWrote(t *testing.T) {
 		if !strings.HasPrefix(doc.OpenAPI, "3.1") || doc.Paths["/v1/devices/{id}"]["get"] == nil || doc.Paths["/v1/self/commands"]["get"] == nil {
 			t.Errorf("openapi %q, %d paths", doc.OpenAPI, len(doc.Paths))
 		}
+		for _, free := range []string{"/oauth/token", "/oauth/introspect", "/oauth/revoke", "/oauth/device_authorization", "/v1/enroll", "/v1/time"} {
+			if op, _ := doc.Paths[free]["post"].(map[string]any); op == nil || op["security"] != nil {
+				t.Errorf("%s is %v; it must be there, and ask for no access token", free, op)
+			}
+		}
 	})
 	t.Run("npm's jose verifies the token from the JWKS", func(t *testing.T) {
 		if _, err := os.Stat("npm/node_modules/jose"); err != nil {

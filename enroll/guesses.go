@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/internal/recent"
 )
 
@@ -36,21 +37,11 @@ func newGuesses() *guesses {
 	return &guesses{by: recent.New[netip.Prefix, guess](guessesKept)}
 }
 
-func network(a netip.Addr) netip.Prefix {
-	a = a.Unmap()
-	bits := a.BitLen()
-	if a.Is6() {
-		bits = 64
-	}
-	p, _ := a.Prefix(bits) // the zero prefix for the zero address: one bucket for all who have none
-	return p
-}
-
 // wait refuses an address that must wait. Code: rate_limited, with RetryAfter.
 func (g *guesses) wait(a netip.Addr, now time.Time) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n, ok := g.by.Get(network(a))
+	n, ok := g.by.Get(rates.Network(a.Unmap()))
 	if !ok || n.wrong <= guessesFree {
 		return nil
 	}
@@ -67,7 +58,7 @@ func (g *guesses) wait(a netip.Addr, now time.Time) error {
 func (g *guesses) wrong(a netip.Addr, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	k := network(a)
+	k := rates.Network(a.Unmap())
 	n, _ := g.by.Get(k)
 	if now.Sub(n.last) > guessesForget {
 		n.wrong = 0

@@ -73,6 +73,9 @@ func credentials(r *http.Request) (scheme, token string, err error) {
 			return known, token, nil
 		}
 	}
+	if len(values) == 1 && !strings.EqualFold(scheme, bearerScheme) && !strings.EqualFold(scheme, proofScheme) {
+		return "", "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …") // RFC 6750 §3.1: no error
+	}
 	return "", "", watchword.Refuse(watchword.TokenMalformed, "send one Authorization header: Bearer or DPoP, and the token")
 }
 
@@ -83,7 +86,7 @@ func (a *API) shown(r *http.Request) (*office.Shown, error) {
 	in := infoOf(r.Context())
 	if in.header != nil && (len(values) > 0 || in.scheme == proofScheme) {
 		in.header.Set("DPoP-Nonce", a.Office.Nonce(a.Now()))
-		in.header.Set("Cache-Control", "no-store") // the nonce is for nobody else
+		in.header.Set("Cache-Control", "no-store") // RFC 9449 §8.2: no cache may give a stale one
 	}
 	switch len(values) {
 	case 0:

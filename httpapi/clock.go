@@ -15,7 +15,7 @@ type TimeSigner func(nonce string, now time.Time) (string, error)
 // timeRoutes is what a device without a clock asks, before it can sign anything.
 func (a *API) timeRoutes() {
 	a.mux.HandleFunc("POST /v1/time", a.time)
-	a.describe(http.MethodPost, "/v1/time", "The time, signed for a nonce of one's own", nil)
+	a.describeOpen(http.MethodPost, "/v1/time", "The time, signed for a nonce of one's own")
 }
 
 func (a *API) time(w http.ResponseWriter, r *http.Request) {

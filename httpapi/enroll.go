@@ -27,8 +27,8 @@ func (a *API) enrollRoutes() {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = io.WriteString(w, "This is a one-time link for a device. On the device, run:\n\n    watchword agent enroll 'THIS LINK' --dir DIR\n")
 	})
-	a.describe(http.MethodGet, "/v1/trust", "The root-signed trust bundle", nil)
-	a.describe(http.MethodPost, "/v1/enroll", "Enroll with a one-time code, two public keys and a proof of possession", nil)
+	a.describeOpen(http.MethodGet, "/v1/trust", "The root-signed trust bundle")
+	a.describeOpen(http.MethodPost, "/v1/enroll", "Enroll with a one-time code, two public keys and a proof of possession")
 }
 
 // enrollment is the body of POST /v1/enroll.

@@ -167,6 +167,11 @@ func (a *API) describe(method, path, summary string, responses map[string]*huma.
 	})
 }
 
+// describeOpen is describe for an address that asks for no access token, or not for one alone.
+func (a *API) describeOpen(method, path, summary string) {
+	a.huma.OpenAPI().AddOperation(&huma.Operation{Method: method, Path: path, Summary: summary, OperationID: operationID(method, path)})
+}
+
 // none is the input or output of an operation that has none.
 type none struct{}
 

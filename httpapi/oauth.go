@@ -24,6 +24,9 @@ func (a *API) oauthRoutes() {
 	a.mux.HandleFunc("POST /oauth/token", a.token)
 	a.mux.HandleFunc("POST /oauth/introspect", a.introspect)
 	a.mux.HandleFunc("POST /oauth/revoke", a.revoke)
+	a.describeOpen(http.MethodPost, "/oauth/token", "A client assertion for an access token (RFC 6749, 7523), or the poll of a pairing (RFC 8628); a form")
+	a.describeOpen(http.MethodPost, "/oauth/introspect", "What an access token counts for now (RFC 7662); a form")
+	a.describeOpen(http.MethodPost, "/oauth/revoke", "End an access token of one's own (RFC 7009); a form")
 	issuer := a.Office.Issuer()
 	methods := []string{"private_key_jwt"}
 	algs := []string{"ES256", "Ed25519", "EdDSA"}
@@ -38,7 +41,7 @@ func (a *API) oauthRoutes() {
 		"response_types_supported":                                 []string{},
 		"token_endpoint_auth_methods_supported":                    methods,
 		"token_endpoint_auth_signing_alg_values_supported":         algs,
-		"introspection_endpoint_auth_methods_supported":            methods,
+		"introspection_endpoint_auth_methods_supported":            append([]string{bearerScheme, proofScheme}, methods...),
 		"introspection_endpoint_auth_signing_alg_values_supported": algs,
 		"revocation_endpoint_auth_methods_supported":               methods,
 		"revocation_endpoint_auth_signing_alg_values_supported":    algs,
@@ -197,7 +200,7 @@ func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
 	case shown && p.Code == watchword.Denied:
 		name = "insufficient_scope"
 	case shown && p.Status == http.StatusUnauthorized:
-		name = challengeError(p.Code)
+		name = challengeError(p)
 	case !ok:
 		name, p.Status = "invalid_client", http.StatusUnauthorized
 	case name == "invalid_dpop_proof", name == "use_dpop_nonce", name == "unauthorized_client":
@@ -243,7 +246,7 @@ func challenges(p *Problem) []string {
 	case p.Code == watchword.Denied:
 		said = `, error="insufficient_scope"`
 	case p.Code != watchword.Unauthenticated:
-		said = `, error=` + strconv.Quote(challengeError(p.Code)) + `, error_description="` + string(p.Code) + `"`
+		said = `, error=` + strconv.Quote(challengeError(p)) + `, error_description="` + string(p.Code) + `"`
 	}
 	switch {
 	case p.scheme == proofScheme:
@@ -254,11 +257,11 @@ func challenges(p *Problem) []string {
 	return []string{bearer + said + where, proof + where}
 }
 
-func challengeError(c watchword.Code) string {
-	switch c {
-	case watchword.DPoPNonce:
+func challengeError(p *Problem) string {
+	switch {
+	case p.Code == watchword.DPoPNonce:
 		return "use_dpop_nonce"
-	case watchword.DPoPInvalid:
+	case p.Code == watchword.DPoPInvalid && !p.binding:
 		return "invalid_dpop_proof"
 	}
 	return "invalid_token"

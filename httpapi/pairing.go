@@ -25,6 +25,7 @@ func (a *API) pairingRoutes() {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = io.WriteString(w, "A device shows a code and a key. Compare the key, whole, and run:\n\n    watchword enrollment approve CODE --key KEY\n") // the reader has gone, if at all
 	})
+	a.describeOpen(http.MethodPost, "/oauth/device_authorization", "Ask to be paired (RFC 8628); a form")
 	a.pairingListRoutes()
 	a.pairingDecisionRoutes()
 }

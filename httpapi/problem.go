@@ -10,6 +10,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/office"
 	"github.com/watchword-iot/watchword/policy"
 )
 
@@ -97,6 +98,7 @@ type Problem struct {
 	Mistakes   []policy.Mistake `json:"mistakes,omitempty" doc:"of a policy document"`
 
 	scheme, metadata string // of the challenge: what was shown, and where ours is described
+	binding          bool   // the proof is good, and another token's
 }
 
 // Error, GetStatus, ContentType and GetHeaders make a Problem an answer of the API library.
@@ -193,6 +195,7 @@ func newProblem(err error) *Problem {
 		p.RetryAfter = int(math.Ceil(e.RetryAfter.Seconds()))
 		p.Mistakes = policy.Mistakes(err)
 	}
+	p.binding = errors.Is(err, office.ErrBinding)
 	if p.RetryAfter == 0 && (status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable) {
 		p.RetryAfter = 1
 	}

@@ -229,7 +229,7 @@ func (k *Keeper) stale(ks *keys, now time.Time) string {
 	}
 	for _, s := range ks.sealed {
 		if s.State == Revoked && lists(t, s) {
-			return "it names a " + string(s.Role) + " key that was revoked"
+			return "it names the " + string(s.Role) + " key that was revoked"
 		}
 	}
 	if !now.Before(b.Expires.Add(-bundleRenew / 2)) {

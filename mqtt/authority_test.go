@@ -12,6 +12,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/session"
 )
 
 // notice takes the next word on $watchword/auth.
@@ -64,6 +65,42 @@ func (h *house) retire(id watchword.SubjectID) {
 	h.roll[id].Keys = []watchword.Key{{ID: "k1", Purpose: watchword.Sign, State: watchword.KeyRetired}}
 	h.mu.Unlock()
 	h.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+}
+
+func TestWhatCountsForNothingTakesNoConnectionOver(t *testing.T) {
+	for name, spoil := range map[string]func(h *house, old string){
+		"of a key that was retired": func(h *house, old string) { h.edit(old, func(p *session.Papers) { p.Key = "k0" }) },
+		"of an earlier life":        func(h *house, old string) { h.edit(old, func(p *session.Papers) { p.Incarnation = 0 }) },
+		"revoked just now": func(h *house, old string) {
+			h.guard.TokenRevoked(watchword.DefaultTenant, "lamp-7", old)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				old := h.token("lamp-7", time.Hour)
+				spoil(h, old)
+				lamp := h.device("lamp-7")
+				lamp.subscribe(1, "a")
+				burglar := h.raw(packet.V5)
+				burglar.send(hello(packet.V5, "lamp-7", old))
+				if a := want[*packet.Connack](burglar); a.Code != packet.NotAuthorized {
+					t.Errorf("CONNACK %#x, want %#x", a.Code, packet.NotAuthorized)
+				}
+				lamp.silent()
+				lamp.publish(0, "a", "still here")
+				lamp.hears("a", "still here")
+			})
+		})
+	}
+}
+
+// edit changes what a token says.
+func (h *house) edit(raw string, change func(*session.Papers)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.tokens[raw]
+	change(&p)
+	h.tokens[raw] = p
 }
 
 func TestALostSubscriptionIsToldWhereTheClientListens(t *testing.T) {

@@ -117,6 +117,10 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 	if err != nil {
 		return err
 	}
+	// What counts for nothing must not end the connection of who has the name.
+	if _, err := c.broker.Guard.Check(ctx, papers); err != nil {
+		return err
+	}
 	c.world = c.broker.world(papers.Tenant)
 	// The one before goes first: it counts against the bounds of the subject.
 	if old := c.world.enter(c); old != nil {

@@ -3,6 +3,7 @@ package office
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -45,6 +46,10 @@ func (o *Office) Admit(ctx context.Context, t watchword.TenantID, raw string, no
 	return known.papers(), nil
 }
 
+// ErrBinding marks a refusal where the proof is good, but is not this token's: to
+// OAuth it is the token that is invalid (RFC 9449 §7.1).
+var ErrBinding = errors.New("the token is not bound to this key")
+
 // AdmitBound is [Office.Admit] for a token that is bound to a key, with the proof of
 // that key for this one request (RFC 9449 §7.1). Codes: those of Admit; token_kind for
 // a bearer token; dpop_invalid, dpop_nonce, busy.
@@ -61,9 +66,9 @@ func (o *Office) AdmitBound(ctx context.Context, t watchword.TenantID, raw strin
 		return session.Papers{}, err
 	}
 	if p.Key != known.access.Bound {
-		return session.Papers{}, watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof does not hold: the token is bound to another key")
+		return session.Papers{}, watchword.Because(ErrBinding, watchword.DPoPInvalid, "the token is bound to another key than the one that signed the DPoP proof")
 	}
-	if err := o.proofs.spend(p, now); err != nil {
+	if err := o.proofs.spend(bearer{t, known.access.Subject}, p, now); err != nil {
 		return session.Papers{}, err
 	}
 	papers := known.papers()

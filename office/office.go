@@ -159,7 +159,7 @@ func (o *Office) issue(ctx context.Context, t watchword.TenantID, s *watchword.S
 		return who, err
 	}
 	if ask.Proof != nil {
-		if err := o.proofs.spend(p, now); err != nil {
+		if err := o.proofs.spend(bearer{t, s.ID}, p, now); err != nil {
 			return who, err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -25,11 +26,11 @@ type Shown struct {
 // How long a nonce counts: in the window that it was made in, and in the next.
 const nonceWindow = time.Minute
 
-// The most proofs that are remembered for one window, and of one key. Who is over
-// must wait: nothing is forgotten to make room.
+// The most proofs that are remembered for one window, and of one subject, whatever
+// keys its tokens are bound to. Who is over must wait: nothing is forgotten to make room.
 const (
-	windowProofs = 256 << 10
-	keyProofs    = 32 << 10
+	windowProofs  = 256 << 10
+	subjectProofs = 32 << 10
 )
 
 // proofs checks DPoP proofs (RFC 9449): each carries a nonce of this process, so
@@ -37,32 +38,53 @@ const (
 // nothing is stored until a proof holds.
 type proofs struct {
 	origins token.Origins
-	key     [32]byte
+	key     atomic.Pointer[[32]byte]
 
-	mu    sync.Mutex
-	seen  [2]seen // by window modulo 2
-	most  int
-	byKey int
+	mu        sync.Mutex
+	seen      [2]seen // by window modulo 2
+	most      int
+	bySubject int
+}
+
+// bearer is whose token a proof stands beside.
+type bearer struct {
+	tenant watchword.TenantID
+	id     watchword.SubjectID
 }
 
 // seen is the proofs of one window.
 type seen struct {
 	window int64
-	jtis   map[watchword.KeyID]map[[16]byte]struct{}
-	n      int
+	jtis   map[spentProof]struct{}
+	of     map[bearer]int
+}
+
+// spentProof is one proof that was used: its key, and a hash of its jti.
+type spentProof struct {
+	key watchword.KeyID
+	jti [16]byte
 }
 
 func newProofs(origins token.Origins) *proofs {
-	p := &proofs{origins: origins, most: windowProofs, byKey: keyProofs}
-	_, _ = rand.Read(p.key[:]) // never fails
+	p := &proofs{origins: origins, most: windowProofs, bySubject: subjectProofs}
+	p.begin()
 	return p
+}
+
+// begin makes nonces anew: none that was given out before counts, so nothing that
+// was spent need be remembered. It is called with mu held, or before anybody knows p.
+func (p *proofs) begin() {
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // never fails
+	p.key.Store(&key)
+	p.seen = [2]seen{}
 }
 
 func window(now time.Time) int64 { return now.Unix() / int64(nonceWindow/time.Second) }
 
 // nonce returns the nonce of one window.
 func (p *proofs) nonce(w int64) string {
-	h := hmac.New(sha256.New, p.key[:])
+	h := hmac.New(sha256.New, p.key.Load()[:])
 	var b [8]byte
 	binary.BigEndian.PutUint64(b[:], uint64(w))
 	h.Write(b[:])
@@ -90,35 +112,36 @@ func (p *proofs) check(s Shown, access string, now time.Time) (proof, error) {
 	return proof{}, watchword.Refuse(watchword.DPoPNonce, "the proof must carry the nonce of the header DPoP-Nonce")
 }
 
-// spend makes a proof count no more. It is called last of all checks, so that only
-// those who hold a key that counts here fill the memory. Codes: dpop_invalid, busy.
-func (p *proofs) spend(d proof, now time.Time) error {
+// spend makes a proof beside a token of who count no more. It is called last of all
+// checks, so that only those whose token counts here fill the memory, each a share of
+// it. Codes: dpop_invalid, dpop_nonce, busy.
+func (p *proofs) spend(who bearer, d proof, now time.Time) error {
 	sum := sha256.Sum256([]byte(d.JTI))
-	jti := [16]byte(sum[:])
+	one := spentProof{d.Key, [16]byte(sum[:])}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range p.seen {
-		if _, again := p.seen[i].jtis[d.Key][jti]; again && p.seen[i].window >= window(now)-1 {
+		if _, again := p.seen[i].jtis[one]; again && p.seen[i].window >= window(now)-1 {
 			return watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof does not hold: it was used before")
 		}
 	}
 	s := &p.seen[d.window&1]
 	if s.window < d.window {
-		*s = seen{window: d.window, jtis: map[watchword.KeyID]map[[16]byte]struct{}{}}
+		*s = seen{window: d.window, jtis: map[spentProof]struct{}{}, of: map[bearer]int{}}
 	}
 	switch {
 	case s.window > d.window: // its place was taken while it was checked
+		if s.window > window(now)+1 { // or this clock was ahead: nothing would pass until it is there again
+			p.begin()
+		}
 		return watchword.Refuse(watchword.DPoPNonce, "the proof must carry the nonce of the header DPoP-Nonce")
-	case s.n >= p.most:
+	case len(s.jtis) >= p.most:
 		return &watchword.Error{Code: watchword.Busy, Detail: "more proofs came within a minute than are remembered", RetryAfter: nonceWindow}
-	case len(s.jtis[d.Key]) >= p.byKey:
-		return &watchword.Error{Code: watchword.Busy, Detail: "more proofs of this key came within a minute than are remembered", RetryAfter: nonceWindow}
+	case s.of[who] >= p.bySubject:
+		return &watchword.Error{Code: watchword.Busy, Detail: "more proofs of this subject came within a minute than are remembered", RetryAfter: nonceWindow}
 	}
-	if s.jtis[d.Key] == nil {
-		s.jtis[d.Key] = map[[16]byte]struct{}{}
-	}
-	s.jtis[d.Key][jti] = struct{}{}
-	s.n++
+	s.jtis[one] = struct{}{}
+	s.of[who]++
 	return nil
 }
 

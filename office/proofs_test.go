@@ -34,6 +34,8 @@ func shown(t *testing.T, s *jose.Signer, nonce string, at time.Time) Shown {
 	return Shown{raw, "GET", "/a"}
 }
 
+var lamp, greedy = bearer{id: "lamp-1"}, bearer{id: "greedy"}
+
 func TestANonceCountsInItsWindowAndTheNext(t *testing.T) {
 	p, s := newProofs(token.NewOrigins(home)), signer(t)
 	start := time.Unix(6000*60, 0)
@@ -65,7 +67,7 @@ func TestAProofCountsOnce(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = p.spend(d, made.Add(after))
+			err = p.spend(lamp, d, made.Add(after))
 			if want := map[bool]watchword.Code{true: "", false: watchword.DPoPInvalid}[i == 0]; watchword.CodeOf(err) != want {
 				t.Errorf("window %d after %s: %v, want %q", w, after, err, want)
 			}
@@ -74,43 +76,76 @@ func TestAProofCountsOnce(t *testing.T) {
 	// The same jti under another nonce is the same proof to whoever reads RFC 9449 §11.1.
 	d := proof{token.DPoP{Key: "k", JTI: "j"}, window(start)}
 	later := start.Add(time.Minute)
-	if err := p.spend(d, start); watchword.CodeOf(err) != watchword.DPoPNonce {
+	if err := p.spend(lamp, d, start); watchword.CodeOf(err) != watchword.DPoPNonce {
 		t.Errorf("in a window that is over: %v", err)
 	}
 	fresh := newProofs(nil)
-	if err := fresh.spend(d, start); err != nil {
+	if err := fresh.spend(lamp, d, start); err != nil {
 		t.Fatal(err)
 	}
 	d.window++
-	if err := fresh.spend(d, later); watchword.CodeOf(err) != watchword.DPoPInvalid {
+	if err := fresh.spend(lamp, d, later); watchword.CodeOf(err) != watchword.DPoPInvalid {
 		t.Errorf("the same jti in the next window: %v", err)
+	}
+}
+
+// A clock that was ahead for a while, and was set right, costs one more answer.
+func TestProofsPassAgainAfterTheClockWasAhead(t *testing.T) {
+	p, s := newProofs(token.NewOrigins(home)), signer(t)
+	now := time.Unix(6000*60, 0)
+	use := func(at time.Time, sh Shown) error {
+		d, err := p.check(sh, "tok", at)
+		if err == nil {
+			err = p.spend(lamp, d, at)
+		}
+		return err
+	}
+	first := shown(t, s, p.nonce(window(now)), now)
+	if err := use(now, first); err != nil {
+		t.Fatal(err)
+	}
+	ahead := now.Add(24 * time.Hour)
+	if err := use(ahead, shown(t, s, p.nonce(window(ahead)), ahead)); err != nil {
+		t.Fatal(err)
+	}
+	second := shown(t, s, p.nonce(window(now)), now)
+	if err := use(now, second); watchword.CodeOf(err) != watchword.DPoPNonce {
+		t.Fatalf("got %v, want another nonce to be asked for", err)
+	}
+	for _, old := range []Shown{first, second} {
+		if err := use(now, old); watchword.CodeOf(err) != watchword.DPoPNonce {
+			t.Errorf("a proof from before: %v", err)
+		}
+	}
+	if err := use(now, shown(t, s, p.nonce(window(now)), now)); err != nil {
+		t.Errorf("under the new nonce: %v", err)
 	}
 }
 
 func TestTheMemoryOfProofsHasABoundAndRefuses(t *testing.T) {
 	p := newProofs(nil)
-	p.most, p.byKey = 10, 4
+	p.most, p.bySubject = 10, 4
 	now := time.Unix(6000*60, 0)
 	got := map[watchword.Code]int{}
 	for i := range 6 {
-		err := p.spend(proof{token.DPoP{Key: "greedy", JTI: fmt.Sprint(i)}, window(now)}, now)
+		err := p.spend(greedy, proof{token.DPoP{Key: watchword.KeyID(fmt.Sprint("g", i)), JTI: fmt.Sprint(i)}, window(now)}, now)
 		got[watchword.CodeOf(err)]++
 	}
 	if got[""] != 4 || got[watchword.Busy] != 2 {
-		t.Errorf("one key: %v", got)
+		t.Errorf("one subject, a key for each: %v", got)
 	}
 	for i := range 8 {
-		err := p.spend(proof{token.DPoP{Key: watchword.KeyID(fmt.Sprint("k", i)), JTI: "1"}, window(now)}, now)
+		err := p.spend(bearer{id: watchword.SubjectID(fmt.Sprint("k", i))}, proof{token.DPoP{Key: "k", JTI: fmt.Sprint(i)}, window(now)}, now)
 		got[watchword.CodeOf(err)]++
 	}
 	if got[""] != 10 || got[watchword.Busy] != 4 {
-		t.Errorf("all keys: %v", got)
+		t.Errorf("all subjects: %v", got)
 	}
-	if err := p.spend(proof{token.DPoP{Key: "greedy", JTI: "0"}, window(now)}, now); watchword.CodeOf(err) != watchword.DPoPInvalid {
+	if err := p.spend(greedy, proof{token.DPoP{Key: "g0", JTI: "0"}, window(now)}, now); watchword.CodeOf(err) != watchword.DPoPInvalid {
 		t.Errorf("a full memory forgot: %v", err)
 	}
 	next := now.Add(2 * time.Minute)
-	if err := p.spend(proof{token.DPoP{Key: "greedy", JTI: "9"}, window(next)}, next); err != nil {
+	if err := p.spend(greedy, proof{token.DPoP{Key: "g9", JTI: "9"}, window(next)}, next); err != nil {
 		t.Errorf("two windows on there is room again: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"errors"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
@@ -82,10 +83,8 @@ func (s *Store) TurnKeys(ctx context.Context, turn keyring.Turn, es ...audit.Ent
 				return err
 			}
 		}
-		for _, m := range turn.Move {
-			if err := t.moveServerKey(m); err != nil {
-				return err
-			}
+		if err := t.moveServerKeys(turn.Move); err != nil {
+			return err
 		}
 		for _, v := range turn.Drop {
 			if _, err := t.exec(`DELETE FROM bundles WHERE version = ?`, v); err != nil {
@@ -104,6 +103,28 @@ func (s *Store) TurnKeys(ctx context.Context, turn keyring.Turn, es ...audit.Ent
 		}
 		return t.enter(es...)
 	})
+}
+
+// moveServerKeys leaves nothing of a private half that goes in the file: what SQLite
+// frees it does not overwrite unless told.
+func (t *tx) moveServerKeys(moves []keyring.Move) (err error) {
+	if len(moves) == 0 {
+		return nil
+	}
+	overwrite := func(pragma string) error { // not by tx.exec: it takes effect when it is prepared, and is to do so each time
+		_, err := t.conn.ExecContext(context.Background(), pragma)
+		return err
+	}
+	if err := overwrite(`PRAGMA secure_delete = ON`); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, overwrite(`PRAGMA secure_delete = OFF`)) }()
+	for _, m := range moves {
+		if err := t.moveServerKey(m); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (t *tx) moveServerKey(m keyring.Move) error {

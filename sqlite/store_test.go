@@ -1,6 +1,7 @@
 package sqlite_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/sqlite"
 	"github.com/watchword-iot/watchword/storetest"
 )
@@ -78,4 +80,38 @@ func BenchmarkAddEntry(b *testing.B) {
 			}
 		}
 	})
+}
+
+func TestNothingOfAnErasedKeyIsLeftInTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "test.db")
+	st := open(t, path)
+	at := time.UnixMilli(1)
+	e := audit.Entry{Tenant: watchword.DefaultTenant, At: at, Kind: audit.KeyCreate, Outcome: audit.Done}
+	private := bytes.Repeat([]byte("secret half "), 20)
+	key := func(id watchword.KeyID) keyring.Sealed {
+		return keyring.Sealed{ID: id, Role: keyring.Root, State: keyring.Active, Public: []byte("public"), Private: private, Created: at, Starts: at}
+	}
+	for _, turn := range []keyring.Turn{
+		{Add: []keyring.Sealed{key("offline"), key("revoked")}},
+		{Move: []keyring.Move{
+			{Role: keyring.Root, ID: "offline", From: keyring.Active, To: keyring.Active, Starts: at, Private: []byte{}},
+		}},
+		{Move: []keyring.Move{
+			{Role: keyring.Root, ID: "revoked", From: keyring.Active, To: keyring.Revoked, Starts: at, Ends: at},
+		}},
+	} {
+		if err := st.TurnKeys(t.Context(), turn, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := st.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(b, []byte("secret half")); n > 0 {
+		t.Errorf("%d pieces of it are left", n)
+	}
 }

@@ -158,8 +158,7 @@ func (a *app) agentRun() *cobra.Command {
 		if *every != 0 && *every < rekeyShortest {
 			return usage("--rekey-every must be %s or more", rekeyShortest)
 		}
-		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-		d, err := device.OpenWith(*dir, device.Options{Log: log, NoClock: *noClock})
+		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock, Connected: func(over string) { slog.Info("connected", slog.String("over", over)) }})
 		if err != nil {
 			return err
 		}

@@ -20,9 +20,9 @@ func (a *app) deviceCommand() *cobra.Command {
 		a.deviceSuspend(), a.deviceResume(), a.deviceRevoke(), a.deviceDelete())
 }
 
-// deviceIDs completes the ids of devices from the live server.
-func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
-	var ids []string
+// complete completes the first argument of a command from the live server, with what
+// list adds, up to a screenful.
+func (a *app) complete(have []string, list func(cl *admin.Client, add func(string)) error) ([]string, cobra.ShellCompDirective) {
 	if len(have) > 0 || a.prepare() != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -30,16 +30,28 @@ func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	err = cl.Devices(c.Context(), nil, "", func(d admin.Device) error {
-		if strings.HasPrefix(string(d.ID), start) && len(ids) < 200 {
-			ids = append(ids, string(d.ID))
+	var found []string
+	err = list(cl, func(s string) {
+		if len(found) < 200 {
+			found = append(found, s)
 		}
-		return nil
 	})
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	return ids, cobra.ShellCompDirectiveNoFileComp
+	return found, cobra.ShellCompDirectiveNoFileComp
+}
+
+// deviceIDs completes the ids of devices.
+func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
+	return a.complete(have, func(cl *admin.Client, add func(string)) error {
+		return cl.Devices(c.Context(), nil, "", func(d admin.Device) error {
+			if strings.HasPrefix(string(d.ID), start) {
+				add(string(d.ID))
+			}
+			return nil
+		})
+	})
 }
 
 func (a *app) deviceCreate() *cobra.Command {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -48,8 +49,20 @@ func whoOf(p admin.Pairing) watchword.SubjectID {
 	return "-"
 }
 
+// userCodes completes the codes of devices that wait.
+func (a *app) userCodes(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
+	return a.complete(have, func(cl *admin.Client, add func(string)) error {
+		return cl.Pairings(c.Context(), func(p admin.Pairing) error {
+			if strings.HasPrefix(p.UserCode, strings.ToUpper(start)) && p.State == "pending" {
+				add(p.UserCode + "\t" + string(whoOf(p)))
+			}
+			return nil
+		})
+	})
+}
+
 func (a *app) enrollmentApprove() *cobra.Command {
-	c := &cobra.Command{Use: "approve CODE", Short: "Let a device in, whose key you compared", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "approve CODE", Short: "Let a device in, whose key you compared", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.userCodes}
 	id := c.Flags().String("id", "", "who the device shall be; needed for one that is there already (default: its own wish)")
 	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; again for more")
 	key := c.Flags().String("key", "", "the whole thumbprint of the signing key, as the device shows it; asked for on a terminal")
@@ -95,7 +108,7 @@ func compared(c *cobra.Command, cl *admin.Client, code, id string) (string, erro
 
 func (a *app) enrollmentReject() *cobra.Command {
 	return &cobra.Command{
-		Use: "reject CODE", Short: "Turn a device down", Args: args(cobra.ExactArgs(1)),
+		Use: "reject CODE", Short: "Turn a device down", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.userCodes,
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {

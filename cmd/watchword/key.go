@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -102,9 +103,22 @@ func (a *app) keyRotate() *cobra.Command {
 	return c
 }
 
+// keyIDs completes the ids of the server's keys that count.
+func (a *app) keyIDs(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
+	return a.complete(have, func(cl *admin.Client, add func(string)) error {
+		ks, err := cl.ServerKeys(c.Context())
+		for _, k := range ks.Keys {
+			if strings.HasPrefix(string(k.ID), start) && k.State != "gone" && k.State != "revoked" {
+				add(string(k.ID) + "\t" + k.Role + ", " + k.State)
+			}
+		}
+		return err
+	})
+}
+
 func (a *app) keyRevoke() *cobra.Command {
 	c := &cobra.Command{
-		Use: "revoke KEY", Short: "End one of the server's keys: what it signed counts no more", Args: args(cobra.ExactArgs(1)),
+		Use: "revoke KEY", Short: "End one of the server's keys: what it signed counts no more", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.keyIDs,
 		Long: "Another key signs at once. Revoking the issuer key ends every session whose token it signed.",
 	}
 	reason := c.Flags().String("reason", "", "why, for the log")
@@ -257,6 +271,9 @@ func (a *app) keySign() *cobra.Command {
 				return err
 			}
 			t, err := token.VerifyTrust(raw, token.Pin(root.Public()), time.Time{})
+			if watchword.CodeOf(err) == watchword.PinMismatch || watchword.CodeOf(err) == watchword.KeyUnknown {
+				return watchword.Because(err, watchword.BundleInvalid, "%s is not the root that the plan names, %v", *file, planned.Roots)
+			}
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -26,6 +27,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil))) // serve has its own
 	a := &app{}
 	root := a.root()
 	err := root.ExecuteContext(ctx)
@@ -199,7 +201,12 @@ func (a *app) root() *cobra.Command {
 	}
 	root.SetOut(os.Stdout)
 	root.SetErr(os.Stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if strings.HasPrefix(err.Error(), "unknown shorthand flag") { // a key's id may begin with a dash
+			err = fmt.Errorf("%w; what begins with a dash and is no flag stands behind --: %s -- …", err, c.CommandPath())
+		}
+		return &usageError{err}
+	})
 	f := root.PersistentFlags()
 	f.StringVarP(&a.format, "output", "o", "table", "table, json or jsonl")
 	f.BoolVar(&a.json, "json", false, "short for -o json")

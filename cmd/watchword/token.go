@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -125,8 +126,9 @@ func (p *paper) under(t token.Trust, now time.Time) (err error) {
 	return err
 }
 
-// trust fetches the trust bundle of the server that runs on the data folder. TLS
-// vouches for it: the authority's certificate lies in the folder.
+// trust fetches the trust bundle of the server that runs on the data folder, with the
+// issuer keys that count now: a bundle that was signed ahead may name one that was
+// revoked since. TLS vouches for both: the authority's certificate lies in the folder.
 func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	cl, err := admin.Local(a.data)
 	if err != nil {
@@ -144,7 +146,28 @@ func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	if err != nil {
 		return token.Trust{}, err
 	}
-	return token.VerifyTrust(string(res.Body), pin, time.Now())
+	t, err := token.VerifyTrust(string(res.Body), pin, time.Now())
+	if err != nil {
+		return t, err
+	}
+	if res, err = bare.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/.well-known/jwks.json", Max: watchword.MaxBundle}); err != nil {
+		return t, err
+	}
+	var set struct {
+		Keys []json.RawMessage `json:"keys"`
+	}
+	if err := json.Unmarshal(res.Body, &set); err != nil {
+		return t, err
+	}
+	t.Issuers = nil
+	for _, raw := range set.Keys {
+		k, err := jose.ParseJWK(raw)
+		if err != nil {
+			return t, err
+		}
+		t.Issuers = append(t.Issuers, k)
+	}
+	return t, nil
 }
 
 // write prints a paper for people. What the token says is shown with nothing in it

@@ -39,8 +39,6 @@ type identity struct {
 	Pin           string              `json:"pin"`
 }
 
-func dirOf(path string) string { return filepath.Dir(path) }
-
 func openFolder(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err

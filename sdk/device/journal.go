@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -114,7 +115,7 @@ func (j *journal) cut(good int64) error {
 	if err := j.f.Sync(); err != nil {
 		return err
 	}
-	return durable.SyncDir(dirOf(j.path))
+	return durable.SyncDir(filepath.Dir(j.path))
 }
 
 // replay applies whole lines and returns how many bytes they have. Only the last

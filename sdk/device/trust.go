@@ -42,7 +42,7 @@ func (d *Device) renewTrust(ctx context.Context) error {
 		}
 		d.o.Log.Info("a newer trust bundle", slog.Int64("version", t.Version))
 	}
-	return d.repin(&t)
+	return d.repin(d.trust.Load()) // by the bundle that is kept: another of the same version is not
 }
 
 // repin goes by the newest root from now on. The bundle on the disk names the old

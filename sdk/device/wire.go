@@ -134,6 +134,9 @@ func said(reason string, other error) error {
 }
 
 func disconnected(p *paho.Disconnect) error {
+	if p.ReasonCode == packets.DisconnectSessionTakenOver {
+		return watchword.Refuse(watchword.Unavailable, "another connection of this device took the place of this one")
+	}
 	reason := ""
 	if p.Properties != nil {
 		reason = p.Properties.ReasonString

@@ -59,7 +59,7 @@ func ProofRequired() Option { return func(o *options) { o.proof = true } }
 func Nonces(key []byte) Option { return func(o *options) { o.nonces, o.nonceKey = true, key } }
 
 // Proofs bounds how many DPoP proofs are remembered, which they are for two to three
-// minutes each. Beyond n, and for one key beyond a quarter of n, a request gets 429. By
+// minutes each. Beyond n, and for one subject beyond a quarter of n, a request gets 429. By
 // default n is 131072, some 20 MB if it is ever reached.
 func Proofs(n int) Option { return func(o *options) { o.proofs = n } }
 

@@ -45,7 +45,7 @@ func (v *Verifier) prove(r *http.Request, raw string, t *Token, now time.Time) (
 	if v.nonces != nil && !v.nonces.holds(p.Nonce, now) {
 		return p.Nonce, watchword.Refuse(watchword.DPoPNonce, "sign the proof again with the nonce of this answer's DPoP-Nonce")
 	}
-	return p.Nonce, v.spent.take(p, now)
+	return p.Nonce, v.spent.take(t.Subject, p, now)
 }
 
 // requestPath is the path that the client asked for, escaped as it was sent: a mux
@@ -62,16 +62,22 @@ func requestPath(r *http.Request) string {
 }
 
 // spent remembers the proofs that were used, until their time is over. It never
-// forgets earlier: when it is full, or one key has more than its share, it refuses.
+// forgets earlier: when it is full, or one subject has more than its share, it refuses.
 // It is safe for concurrent use.
 type spent struct {
 	most int // in all
-	each int // of one key
+	each int // of one subject, whatever keys its tokens are bound to
 
 	mu   sync.Mutex
 	used map[use]struct{}
-	by   map[watchword.KeyID]int
-	ends map[int64][]use // by the time after which they may go, in steps
+	by   map[watchword.SubjectID]int
+	ends map[int64][]spending // by the time after which they may go, in steps
+}
+
+// spending is a use, and whose share it takes.
+type spending struct {
+	use
+	who watchword.SubjectID
 }
 
 // use is one proof: the SHA-256 of its jti under its key.
@@ -84,11 +90,11 @@ type use struct {
 const step = 16
 
 func newSpent(most int) *spent {
-	return &spent{most: most, each: max(1, most/4), used: map[use]struct{}{}, by: map[watchword.KeyID]int{}, ends: map[int64][]use{}}
+	return &spent{most: most, each: max(1, most/4), used: map[use]struct{}{}, by: map[watchword.SubjectID]int{}, ends: map[int64][]spending{}}
 }
 
 // take spends a proof. Codes: dpop_invalid where it was spent before, busy.
-func (s *spent) take(p token.DPoP, now time.Time) error {
+func (s *spent) take(who watchword.SubjectID, p token.DPoP, now time.Time) error {
 	u := use{p.Key, sha256.Sum256([]byte(p.JTI))}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -96,13 +102,13 @@ func (s *spent) take(p token.DPoP, now time.Time) error {
 	if _, twice := s.used[u]; twice {
 		return watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof was used before: sign a new one for each request")
 	}
-	if len(s.used) >= s.most || s.by[p.Key] >= s.each {
+	if len(s.used) >= s.most || s.by[who] >= s.each {
 		return &watchword.Error{Code: watchword.Busy, Detail: "too many DPoP proofs within two minutes", RetryAfter: step * time.Second}
 	}
 	end := p.Issued.Add(token.DPoPLife+token.Skew).Unix() / step
 	s.used[u] = struct{}{}
-	s.by[p.Key]++
-	s.ends[end] = append(s.ends[end], u)
+	s.by[who]++
+	s.ends[end] = append(s.ends[end], spending{u, who})
 	return nil
 }
 
@@ -113,9 +119,9 @@ func (s *spent) sweep(now int64) {
 			continue
 		}
 		for _, u := range uses {
-			delete(s.used, u)
-			if s.by[u.key]--; s.by[u.key] == 0 {
-				delete(s.by, u.key)
+			delete(s.used, u.use)
+			if s.by[u.who]--; s.by[u.who] == 0 {
+				delete(s.by, u.who)
 			}
 		}
 		delete(s.ends, end)

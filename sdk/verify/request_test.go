@@ -149,16 +149,17 @@ func TestAProofIsUsedOnce(t *testing.T) {
 
 func TestTheMemoryOfProofsIsBoundedAndRefusesRatherThanForgets(t *testing.T) {
 	key, busy, quiet := newSigner(t, jose.P256), newSigner(t, jose.Ed), newSigner(t, jose.Ed)
+	other := newSigner(t, jose.Ed)
 	v, c := static(t, jwks(key), verify.Proofs(40))
 	h := v.RequireToken()(open)
-	long := func(s *jose.Signer) string {
-		return paper(t, key, noon, map[string]any{"cnf": bound(s)["cnf"], "exp": noon.Add(time.Hour).Unix()})
+	long := func(s *jose.Signer, who string) string {
+		return paper(t, key, noon, map[string]any{"sub": who, "client_id": who, "cnf": bound(s)["cnf"], "exp": noon.Add(time.Hour).Unix()})
 	}
 	use := func(s *jose.Signer, access string) (*httptest.ResponseRecorder, string) {
 		p := proof(t, s, "GET", audience+"/", "", access, c.now())
 		return ask(h, "GET", "/", "Authorization: DPoP "+access, "DPoP: "+p), p
 	}
-	mine, theirs := long(busy), long(quiet)
+	mine, theirs := long(busy, "lamp-1"), long(quiet, "lamp-2")
 	first, p := use(busy, mine)
 	if first.Code != 200 {
 		t.Fatal(first.Body)
@@ -170,22 +171,25 @@ func TestTheMemoryOfProofsIsBoundedAndRefusesRatherThanForgets(t *testing.T) {
 	}
 	w, _ := use(busy, mine)
 	if w.Code != 429 || codeIn(t, w) != watchword.Busy || w.Header().Get("Retry-After") != "16" {
-		t.Errorf("one key beyond its quarter: %d %s", w.Code, w.Body)
+		t.Errorf("one subject beyond its quarter: %d %s", w.Code, w.Body)
+	}
+	if w, _ := use(other, long(other, "lamp-1")); w.Code != 429 {
+		t.Errorf("the same with another key: %d %s", w.Code, w.Body)
 	}
 	if w, _ := use(quiet, theirs); w.Code != 200 {
-		t.Errorf("another key beside: %s", w.Body)
+		t.Errorf("another subject beside: %s", w.Body)
 	}
 	for i := range 29 {
 		if i%10 == 9 {
 			quiet = newSigner(t, jose.Ed)
-			theirs = long(quiet)
+			theirs = long(quiet, fmt.Sprint("lamp-", 3+i))
 		}
 		if w, _ := use(quiet, theirs); w.Code != 200 {
 			t.Fatalf("%d: %s", i, w.Body)
 		}
 	}
 	last := newSigner(t, jose.Ed)
-	if w, _ := use(last, long(last)); w.Code != 429 {
+	if w, _ := use(last, long(last, "lamp-99")); w.Code != 429 {
 		t.Errorf("beyond the bound: %d", w.Code)
 	}
 	if w := ask(h, "GET", "/", "Authorization: DPoP "+mine, "DPoP: "+p); codeIn(t, w) != watchword.DPoPInvalid {

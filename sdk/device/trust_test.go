@@ -1,0 +1,63 @@
+package device
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// A server that came back from a backup may sign another bundle under a version that
+// the device has: the folder keeps the one it had, and goes by a root of that one.
+func TestTheFolderGoesByARootOfTheBundleThatItKeeps(t *testing.T) {
+	root := func() *jose.Signer {
+		k, err := jose.GenerateKey(jose.P256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := k.Signer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	first, second, third := root(), root(), root()
+	now := time.Now()
+	bundle := func(version int64, roots ...*jose.Signer) (token.Trust, string) {
+		b := token.Trust{Issuer: "https://localhost", Version: version, Epoch: 1, Issued: now, Expires: now.Add(time.Hour)}
+		for _, r := range roots {
+			b.Root = append(b.Root, r.Public())
+		}
+		for _, role := range []*[]*jose.PublicKey{&b.Issuers, &b.Command, &b.Time, &b.Log} {
+			*role = append(*role, root().Public())
+		}
+		raw, err := token.SignTrust(b, roots...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b, raw
+	}
+	known, _ := bundle(2, first, second)
+	_, answer := bundle(2, first, third)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, answer) }))
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo) // that the device hangs up is the point
+	srv.StartTLS()
+	defer srv.Close()
+
+	d := &Device{dir: t.TempDir(), o: Options{Log: slog.New(slog.DiscardHandler), Now: time.Now}}
+	d.id = &identity{ID: "lamp-1", Issuer: known.Issuer, HTTPS: srv.URL, Pin: token.Pin(second.Public())}
+	d.client = &rest.Client{HTTP: &http.Client{}}
+	d.trust.Store(&known)
+	if err := d.renewTrust(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if d.pinned != "" || d.trust.Load() != &known {
+		t.Errorf("it goes by the root %s now, and keeps a bundle of version %d", d.pinned, d.trust.Load().Version)
+	}
+}
