@@ -85,10 +85,11 @@ func (d door) forge(t testing.TB, head, payload string) string {
 	if d.second == nil {
 		return first
 	}
-	var m map[string]json.RawMessage
-	must(t, json.Unmarshal([]byte(head), &m))
-	head = strings.NewReplacer(string(d.key.Public().ID()), string(d.second.Public().ID()), `"`+d.key.Public().Alg()+`"`, `"`+d.second.Public().Alg()+`"`).Replace(head)
-	return pair(first, forge(t, d.second, head, payload))
+	return pair(first, forge(t, d.second, d.otherHead(head), payload))
+}
+
+func (d door) otherHead(head string) string {
+	return strings.NewReplacer(string(d.key.Public().ID()), string(d.second.Public().ID()), `"`+d.key.Public().Alg()+`"`, `"`+d.second.Public().Alg()+`"`).Replace(head)
 }
 
 func forge(t testing.TB, s *jose.Signer, head, payload string) string {
@@ -282,7 +283,7 @@ func (s *street) httpDoors() []door {
 		return headers("Authorization", "Bearer "+tok, "Content-Type", "application/json")
 	}
 	_, stranger := newKey(t, "P-256")
-	_, stray := newKey(t, "Ed25519")
+	_, stray := newKey(t, "P-256")
 	seal, straySeal := s.sealJWK(), s.sealJWK()
 	link := must2(s.admin.CreateDevice(t.Context(), "lamp-9", nil, 0))(t).Enrollment.Link
 	at, err := url.Parse(link)
