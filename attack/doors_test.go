@@ -138,8 +138,7 @@ func newStreet(t *testing.T, now func() time.Time) *street {
 	s.operator, err = k.Signer()
 	must(t, err)
 	s.token = s.issue(s.own, "lamp-1", "")
-	_, stranger := newKey(t, "P-256") // its answer is the nonce
-	s.nonce = s.ask1("POST", "/oauth/token", "", http.Header{"Content-Type": form, "Dpop": {s.dpop(stranger, "POST", "/oauth/token", "")}}).header.Get("DPoP-Nonce")
+	s.newNonce()
 	s.bound = s.issue(s.own, "lamp-1", s.dpop(s.own, "POST", "/oauth/token", ""))
 	s.handOver()
 	s.bundle = must2(s.admin.TrustBundle(t.Context()))(t)
