@@ -139,7 +139,7 @@ type pahoWire struct {
 }
 
 // anchored is TLS as a device has it.
-func anchored(t *testing.T, d *device.Device) *tls.Config {
+func anchored(t testing.TB, d *device.Device) *tls.Config {
 	pem, err := os.ReadFile(d.CAFile())
 	must(t, err)
 	pool := x509.NewCertPool()
@@ -157,7 +157,7 @@ func wire(t *testing.T, d *device.Device, suffix string) *pahoWire {
 	return w
 }
 
-func dialPaho(t *testing.T, d *device.Device, id, password string) (*pahoWire, error) {
+func dialPaho(t testing.TB, d *device.Device, id, password string) (*pahoWire, error) {
 	t.Helper()
 	nc, err := tls.Dial("tcp", d.MQTT(), anchored(t, d))
 	must(t, err)

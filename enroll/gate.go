@@ -7,6 +7,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -32,6 +33,8 @@ type Options struct {
 	// How long a pairing waits for an operator, and how often its device may ask; 0
 	// means PairingLife and PairingInterval.
 	PairingLife, PairingInterval time.Duration
+	// Room is where signatures are checked; nil lets everybody in at once.
+	Room *fair.Room
 }
 
 // Gate lets subjects in. It is safe for concurrent use.
@@ -128,13 +131,13 @@ type Request struct {
 // needs no store is checked first. The same code with the same keys gets the
 // same answer until the code is over.
 //
-// Codes: rate_limited, bad_request, proof_invalid (and the codes of
+// Codes: rate_limited, busy, bad_request, proof_invalid (and the codes of
 // [token.VerifyEnrollment] behind it), code_invalid, conflict.
 func (g *Gate) Enroll(ctx context.Context, t watchword.TenantID, r Request, from netip.Addr, trace string, now time.Time) (watchword.Subject, error) {
 	if err := g.guesses.wait(from, now); err != nil {
 		return watchword.Subject{}, err
 	}
-	red, err := g.check(t, r, now)
+	red, err := g.check(ctx, t, r, now)
 	if err == nil {
 		var s watchword.Subject
 		e := audit.Actor{Tenant: t, Key: red.Sign.ID, Trace: trace}.Did(audit.DeviceEnroll, "", now, map[string]string{
@@ -154,7 +157,7 @@ func (g *Gate) Enroll(ctx context.Context, t watchword.TenantID, r Request, from
 	return watchword.Subject{}, err
 }
 
-func (g *Gate) check(t watchword.TenantID, r Request, now time.Time) (Redemption, error) {
+func (g *Gate) check(ctx context.Context, t watchword.TenantID, r Request, now time.Time) (Redemption, error) {
 	if !token.WellFormedCode(r.Code) {
 		return Redemption{}, watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used, or over")
 	}
@@ -162,8 +165,10 @@ func (g *Gate) check(t watchword.TenantID, r Request, now time.Time) (Redemption
 	if err != nil {
 		return Redemption{}, err
 	}
-	if err := token.VerifyEnrollment(r.Proof, sign, g.o.Issuer, token.CodeHash(r.Code), seal.ID(), now); err != nil {
-		return Redemption{}, noProof(err)
+	if err := g.o.Room.Do(ctx, func() error {
+		return noProof(token.VerifyEnrollment(r.Proof, sign, g.o.Issuer, token.CodeHash(r.Code), seal.ID(), now))
+	}); err != nil {
+		return Redemption{}, err
 	}
 	return Redemption{
 		Tenant: t, Hash: token.HashCode(r.Code),
@@ -198,5 +203,8 @@ func parseKey(field string, jwk []byte, may func(*jose.PublicKey) bool) (*jose.P
 }
 
 func noProof(err error) error {
+	if err == nil {
+		return nil
+	}
 	return watchword.Because(err, watchword.ProofInvalid, "the proof of possession does not hold: %s", watchword.CodeOf(err))
 }

@@ -42,8 +42,10 @@ func (g *Gate) Ask(ctx context.Context, t watchword.TenantID, a Ask, from netip.
 	if err != nil {
 		return Asked{}, err
 	}
-	if err := token.VerifyEnrollment(a.Proof, sign, g.o.Issuer, token.PairingHash(), seal.ID(), now); err != nil {
-		return Asked{}, noProof(err)
+	if err := g.o.Room.Do(ctx, func() error {
+		return noProof(token.VerifyEnrollment(a.Proof, sign, g.o.Issuer, token.PairingHash(), seal.ID(), now))
+	}); err != nil {
+		return Asked{}, err
 	}
 	wish := watchword.SubjectID(a.ClientID)
 	if a.ClientID == string(sign.ID()) {
@@ -65,7 +67,7 @@ func (g *Gate) Ask(ctx context.Context, t watchword.TenantID, a Ask, from netip.
 // proof is worth one token, which spent says; an approved pairing answers again
 // until it is over, each time for a new proof.
 //
-// Codes: pairing_expired for what is unknown, used or over; proof_invalid,
+// Codes: pairing_expired for what is unknown, used or over; busy, proof_invalid,
 // client_invalid; pairing_pending, pairing_slow, pairing_rejected.
 func (g *Gate) Poll(ctx context.Context, t watchword.TenantID, deviceCode, clientID, proof string, now time.Time) (s watchword.Subject, key watchword.KeyID, spent token.Spent, err error) {
 	over := watchword.Refuse(watchword.PairingExpired, "the device code is unknown, used, or over: ask anew")
@@ -84,8 +86,11 @@ func (g *Gate) Poll(ctx context.Context, t watchword.TenantID, deviceCode, clien
 	if err != nil {
 		return s, key, spent, watchword.Because(err, watchword.Internal, "stored key of pairing %s", p.ID)
 	}
-	if spent, err = token.VerifyPairing(proof, sign, g.o.Issuer, token.CodeHash(deviceCode), p.Seal.ID, now); err != nil {
-		return s, key, spent, noProof(err)
+	if err := g.o.Room.Do(ctx, func() (err error) {
+		spent, err = token.VerifyPairing(proof, sign, g.o.Issuer, token.CodeHash(deviceCode), p.Seal.ID, now)
+		return noProof(err)
+	}); err != nil {
+		return s, key, spent, err
 	}
 	if clientID != string(p.clientID()) {
 		return s, key, spent, watchword.Refuse(watchword.ClientInvalid, "client_id is not the one that asked")

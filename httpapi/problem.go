@@ -163,11 +163,14 @@ func (p *Problem) tell(a *API, in *info) {
 }
 
 // worthAnEntry reports whether a refusal is one of authority, which the log records.
-// That a proof wants a fresh nonce is the usual way of the protocol, and no refusal.
+// That a proof wants a fresh nonce is the usual way of the protocol, and no refusal;
+// an order or a receipt that does not hold is a signature that does not.
 func worthAnEntry(p *Problem, in *info) bool {
 	switch {
 	case p.Code == watchword.DPoPNonce:
 		return false
+	case p.Code == watchword.OrderInvalid, p.Code == watchword.ReceiptInvalid:
+		return true
 	case p.Code == watchword.ScopeInvalid:
 		return in.who.Subject != ""
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/rates"
 )
 
 // The bounds of one request that is no stream.
@@ -48,7 +50,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		in.remote = ap.Addr().Unmap()
 	}
-	r = r.WithContext(context.WithValue(r.Context(), infoKey{}, in))
+	r = r.WithContext(context.WithValue(fair.With(r.Context(), rates.Network(in.remote)), infoKey{}, in))
 	h := w.Header()
 	h.Set("Trace-Id", in.trace)
 	h.Set("X-Content-Type-Options", "nosniff")

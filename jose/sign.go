@@ -6,8 +6,6 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/asn1"
-	"math/big"
 	"strconv"
 
 	"github.com/watchword-iot/watchword"
@@ -69,14 +67,40 @@ func (s *Signer) sign(input []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var rs struct{ R, S *big.Int }
-	if rest, err := asn1.Unmarshal(der, &rs); err != nil || len(rest) > 0 || rs.R.Sign() < 0 || rs.S.Sign() < 0 || rs.R.BitLen() > 256 || rs.S.BitLen() > 256 {
+	sig := make([]byte, 64)
+	if !fromDER(sig, der) {
 		return nil, badKey("the key behind the signer gave no ECDSA signature")
 	}
-	sig := make([]byte, 64)
-	rs.R.FillBytes(sig[:32])
-	rs.S.FillBytes(sig[32:])
 	return sig, nil
+}
+
+// fromDER reads the ASN.1 SEQUENCE of two INTEGERs that a key gives into r||s.
+func fromDER(sig, der []byte) bool {
+	if len(der) < 2 || der[0] != 0x30 || int(der[1]) != len(der)-2 || der[1] >= 0x80 {
+		return false
+	}
+	for rest := der[2:]; len(sig) > 0; sig = sig[32:] {
+		if len(rest) < 2 || rest[0] != 0x02 {
+			return false
+		}
+		size := int(rest[1])
+		if size == 0 || size > 33 || len(rest) < 2+size {
+			return false
+		}
+		n := rest[2 : 2+size]
+		rest = rest[2+size:]
+		if n[0] >= 0x80 { // negative
+			return false
+		}
+		if n[0] == 0 && size > 1 {
+			n = n[1:]
+		}
+		if len(n) > 32 || len(sig) == 32 && len(rest) > 0 {
+			return false
+		}
+		copy(sig[32-len(n):32], n)
+	}
+	return true
 }
 
 // Prove signs message as it is, without a header: what a protocol has that brings

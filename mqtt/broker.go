@@ -17,6 +17,7 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
@@ -165,7 +166,7 @@ func (b *Broker) Handle(nc net.Conn) {
 	}
 	b.serving.Add(1)
 	b.mu.Unlock()
-	c := &conn{broker: b, nc: nc, remote: nc.RemoteAddr().String(), number: b.sequence.Add(1)}
+	c := &conn{broker: b, nc: nc, remote: nc.RemoteAddr().String(), number: b.sequence.Add(1), trace: watchword.NewID("", b.o.Now())}
 	c.moved.L = &c.mu
 	c.window = maxFlights
 	if _, secret := nc.(*tls.Conn); !secret {
@@ -179,7 +180,7 @@ func (b *Broker) Handle(nc net.Conn) {
 	go func() {
 		defer b.serving.Done()
 		defer b.stats.connections.Add(-1)
-		c.serve(b.ctx)
+		c.serve(fair.With(b.ctx, network(c.remote)))
 	}()
 }
 
@@ -299,7 +300,8 @@ func (b *Broker) refused(c *conn, what, object string, err error) {
 		who = audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: string(s.ID())}
 		attrs = append(attrs, slog.String("subject", string(a.Subject())), slog.String("trace", string(s.ID())))
 	} else {
-		who = audit.Actor{Tenant: watchword.DefaultTenant}
+		who = audit.Actor{Tenant: watchword.DefaultTenant, Trace: c.trace}
+		attrs = append(attrs, slog.String("trace", c.trace))
 	}
 	if object != "" {
 		attrs = append(attrs, slog.String("topic", object))

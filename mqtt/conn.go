@@ -35,6 +35,7 @@ type conn struct {
 	number   uint64          // no other connection has it
 	raw      syscall.RawConn // nil where a write cannot be tried
 	remote   string
+	trace    string // until there is a session, whose id it is then
 	world    *world // nil before CONNECT
 	version  packet.Version
 	clientID string

@@ -200,6 +200,7 @@ func (c *conn) turnAway(err error) error {
 			ack.Code = packet.Unspecified
 		}
 		ack.Properties.SetText(packet.ReasonString, words(err))
+		ack.Properties.User = []packet.Pair{{Name: "trace_id", Value: c.trace}}
 	default: // also where the version is none that we speak
 		c.version = packet.V311
 		ack.Code = returnCode(ack.Code)

@@ -128,7 +128,7 @@ func (c *conn) receipt(ctx context.Context, h house, m *message) error {
 		return watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
 	}
 	_, err := c.broker.Desk.TakeReceipt(ctx, c.world.tenant, h.device, string(m.payload), string(c.live().ID()))
-	if err != nil && reasonFor(err) == packet.NotAuthorized {
+	if code := codeOf(err); code != watchword.ReceiptInvalid && worthAnEntry(code) {
 		// The device's papers are good: what it handed in is not.
 		return watchword.Because(err, watchword.ReceiptInvalid, "the receipt does not hold: %s", watchword.CodeOf(err))
 	}

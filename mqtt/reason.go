@@ -108,8 +108,11 @@ func codeOf(err error) watchword.Code {
 }
 
 // worthAnEntry reports whether a refusal is one of authority, which the log of
-// privileged acts records.
+// privileged acts records. A receipt that does not hold is a signature that does not.
 func worthAnEntry(c watchword.Code) bool {
+	if c == watchword.ReceiptInvalid {
+		return true
+	}
 	switch reasonOf[c] {
 	case packet.NotAuthorized, packet.BadUserPassword:
 		return true

@@ -34,7 +34,7 @@ func (k *admitted) papers() session.Papers {
 // to that subject and key, and returns it as papers. A token that is bound to a
 // key is refused. Whether the subject still counts is the guard's to say.
 //
-// Codes: as [token.VerifyAccess]; token_unrecorded, token_revoked, unavailable.
+// Codes: as [token.VerifyAccess]; token_unrecorded, token_revoked, busy, unavailable.
 func (o *Office) Admit(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Papers, error) {
 	known, err := o.known(ctx, t, raw, now)
 	if err != nil {
@@ -61,7 +61,7 @@ func (o *Office) AdmitBound(ctx context.Context, t watchword.TenantID, raw strin
 	if known.access.Bound == "" {
 		return session.Papers{}, watchword.Refuse(watchword.TokenKind, "this is a bearer token: no proof makes it another")
 	}
-	p, err := o.proofs.check(shown, raw, now)
+	p, err := o.proves(ctx, shown, raw, now)
 	if err != nil {
 		return session.Papers{}, err
 	}
@@ -101,7 +101,11 @@ func (o *Office) known(ctx context.Context, t watchword.TenantID, raw string, no
 	if ok && known.tenant == t && now.Before(known.access.Expires) {
 		return known, nil
 	}
-	a, err := token.VerifyAccess(raw, o.keys.IssuerKeys(), o.issuer, o.issuer, now, 0)
+	var a *token.Access
+	err := o.room.Do(ctx, func() (err error) {
+		a, err = token.VerifyAccess(raw, o.keys.IssuerKeys(), o.issuer, o.issuer, now, 0)
+		return err
+	})
 	if err != nil {
 		return nil, o.unknownIssuer(raw, err)
 	}

@@ -44,18 +44,18 @@ type Introspection struct {
 // Introspect says what a token of any audience counts for now: what it says and
 // today's policy gives still, less what either denies. guard says whether its
 // subject counts. nil without an error: it does not count, for whatever reason.
-// Code: unavailable.
+// Codes: busy, unavailable.
 func (o *Office) Introspect(ctx context.Context, t watchword.TenantID, raw string, guard func(context.Context, session.Papers) (*session.Authority, error), now time.Time) (*Introspection, error) {
 	i, err := o.introspect(ctx, t, raw, guard, now)
 	switch watchword.CodeOf(err) {
-	case "", watchword.Unavailable, watchword.Internal:
+	case "", watchword.Busy, watchword.Unavailable, watchword.Internal:
 		return i, err
 	}
 	return nil, nil
 }
 
 func (o *Office) introspect(ctx context.Context, t watchword.TenantID, raw string, guard func(context.Context, session.Papers) (*session.Authority, error), now time.Time) (*Introspection, error) {
-	a, err := token.VerifyIssued(raw, o.keys.IssuerKeys(), o.issuer, now)
+	a, err := o.issued(ctx, raw, now)
 	if err != nil {
 		return nil, err
 	}
@@ -84,11 +84,23 @@ func (o *Office) introspect(ctx context.Context, t watchword.TenantID, raw strin
 	return &Introspection{Access: a, Who: authority.Who(), Perm: authority.Today().Narrow(perm), Deny: deny}, nil
 }
 
+// issued is [token.VerifyIssued] in its turn.
+func (o *Office) issued(ctx context.Context, raw string, now time.Time) (a *token.Access, err error) {
+	err = o.room.Do(ctx, func() (err error) {
+		a, err = token.VerifyIssued(raw, o.keys.IssuerKeys(), o.issuer, now)
+		return err
+	})
+	return a, err
+}
+
 // Own returns the record of a token of any audience that the client was issued, and
 // that is not over; nil where there is nothing to revoke. Codes: denied for another's;
-// unavailable.
+// busy, unavailable.
 func (o *Office) Own(ctx context.Context, t watchword.TenantID, c watchword.SubjectID, raw string, now time.Time) (*token.Record, error) {
-	a, err := token.VerifyIssued(raw, o.keys.IssuerKeys(), o.issuer, now)
+	a, err := o.issued(ctx, raw, now)
+	if watchword.CodeOf(err) == watchword.Busy {
+		return nil, err
+	}
 	if err != nil {
 		return nil, nil // RFC 7009 §2.2: an invalid token is no error
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/recent"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/policy"
@@ -44,6 +45,8 @@ type Options struct {
 	Lifetime time.Duration // of an access token; 0 means 10 minutes
 	// Origins is the addresses of the server that a DPoP proof may name; nil means the issuer's.
 	Origins token.Origins
+	// Room is where signatures are checked; nil lets everybody in at once.
+	Room *fair.Room
 }
 
 // Office exchanges client assertions for access tokens, and admits those tokens
@@ -57,6 +60,7 @@ type Office struct {
 	decoy    token.KeySet // verified in the place of nobody's key, so that nobody costs what somebody costs
 
 	proofs *proofs
+	room   *fair.Room
 
 	mu       sync.Mutex
 	forgot   uint64 // how often something was taken out of admitted
@@ -80,7 +84,7 @@ func New(issuer string, keys Keys, roll Roll, records Records, o Options) (*Offi
 		o.Origins = token.NewOrigins(issuer)
 	}
 	return &Office{
-		proofs: newProofs(o.Origins),
+		proofs: newProofs(o.Origins), room: o.Room,
 		issuer: issuer, keys: keys, roll: roll, records: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
 		parsed:   recent.New[watchword.KeyID, *jose.PublicKey](officeCache),
 		admitted: recent.New[[sha256.Size]byte, *admitted](officeCache),
@@ -126,7 +130,7 @@ func (o *Office) Exchange(ctx context.Context, t watchword.TenantID, ask Ask, tr
 	var p proof
 	var err error
 	if ask.Proof != nil {
-		if p, err = o.proofs.check(*ask.Proof, "", now); err != nil {
+		if p, err = o.proves(ctx, *ask.Proof, "", now); err != nil {
 			return Issued{}, err
 		}
 	}
@@ -253,7 +257,7 @@ func (o *Office) record(ctx context.Context, t watchword.TenantID, g token.Grant
 }
 
 // Proves checks that sig is a signature over message by the key that papers
-// name. Codes: signature_invalid, key_unknown, unavailable.
+// name. Codes: signature_invalid, key_unknown, busy, unavailable.
 func (o *Office) Proves(ctx context.Context, p session.Papers, message, sig []byte) error {
 	s, _, err := o.roll.Today(ctx, p.Tenant, p.Subject)
 	if err != nil {
@@ -267,7 +271,7 @@ func (o *Office) Proves(ctx context.Context, p session.Papers, message, sig []by
 	if !ok {
 		return watchword.Refuse(watchword.KeyUnknown, "the key that the token names no longer counts")
 	}
-	return k.Proves(message, sig)
+	return o.room.Do(ctx, func() error { return k.Proves(message, sig) })
 }
 
 // authenticate finds who signed p. An unknown subject takes the way of a known
@@ -284,7 +288,14 @@ func (o *Office) authenticate(ctx context.Context, t watchword.TenantID, p *toke
 	default:
 		return nil, nil, token.Assertion{}, err
 	}
-	a, cerr := p.Check(keys)
+	var a token.Assertion
+	cerr := o.room.Do(ctx, func() (err error) {
+		a, err = p.Check(keys)
+		return err
+	})
+	if watchword.CodeOf(cerr) == watchword.Busy { // to everybody alike
+		return nil, nil, token.Assertion{}, cerr
+	}
 	if err != nil || cerr != nil {
 		return nil, nil, token.Assertion{}, watchword.Because(errors.Join(err, cerr), watchword.ClientInvalid, "the assertion proves no client of this server")
 	}

@@ -17,7 +17,7 @@ func (o *Office) Paired(ctx context.Context, t watchword.TenantID, id watchword.
 	var p proof
 	if shown != nil {
 		var err error
-		if p, err = o.proofs.check(*shown, "", now); err != nil {
+		if p, err = o.proves(ctx, *shown, "", now); err != nil {
 			return Issued{}, err
 		}
 	}

@@ -1,6 +1,7 @@
 package office
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -143,6 +144,15 @@ func (p *proofs) spend(who bearer, d proof, now time.Time) error {
 	s.jtis[one] = struct{}{}
 	s.of[who]++
 	return nil
+}
+
+// proves is check of a proof in its turn. Codes: those of check, busy.
+func (o *Office) proves(ctx context.Context, s Shown, access string, now time.Time) (p proof, err error) {
+	err = o.room.Do(ctx, func() (err error) {
+		p, err = o.proofs.check(s, access, now)
+		return err
+	})
+	return p, err
 }
 
 // Nonce returns what a DPoP proof must carry now: for the header DPoP-Nonce.

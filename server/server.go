@@ -20,6 +20,7 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/httpapi"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/office"
@@ -148,12 +149,13 @@ func (s *Server) assemble(ctx context.Context) error {
 	roll := registry.NewRoll(s.store, set)
 	s.guard = session.NewGuard(roll, session.GuardOptions{Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.ring.RevokedIssuer})
 	reg := registry.New(s.store, roll, s.guard, s.ring.Issuer())
+	room := fair.NewRoom()
 	gate := enroll.NewGate(s.store, enroll.Options{
 		PublicURL: s.info.URL, Issuer: s.ring.Issuer(), Pin: func() string { return token.Pin(s.ring.Root()) },
-		Fits: reg.Fits, Changed: reg.Changed, PairingLife: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration,
+		Fits: reg.Fits, Changed: reg.Changed, PairingLife: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Room: room,
 	})
 	papers, err := office.New(s.ring.Issuer(), s.ring, roll, s.store,
-		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins()})
+		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Room: room})
 	if err != nil {
 		return err
 	}

@@ -15,46 +15,65 @@ import (
 
 const subjectColumns = `tenant, id, kind, state, labels, version, incarnation, proof, created, changed`
 
-func scanSubject(r scanner) (s watchword.Subject, err error) {
-	var labels []byte
-	var created, changed int64
-	if err = r.Scan(&s.Tenant, &s.ID, &s.Kind, &s.State, &labels, &s.Version, &s.Incarnation, &s.Proof, &created, &changed); err != nil {
-		return s, err
-	}
-	s.Created, s.Changed = moment(created), moment(changed)
-	if string(labels) != "{}" {
-		err = json.Unmarshal(labels, &s.Labels)
-	}
-	return s, err
+// subjectRow is where a subject's columns are scanned to.
+type subjectRow struct {
+	watchword.Subject
+	labels           []byte
+	created, changed int64
 }
 
-func scanKey(r scanner) (k watchword.Key, err error) {
-	var added, retired int64
-	err = r.Scan(&k.ID, &k.Purpose, &k.JWK, &k.State, &added, &retired)
-	k.Added, k.Retired = moment(added), moment(retired)
-	return k, err
+func (r *subjectRow) columns() []any {
+	return []any{&r.Tenant, &r.ID, &r.Kind, &r.State, &r.labels, &r.Version, &r.Incarnation, &r.Proof, &r.created, &r.changed}
 }
 
-// subject reads one subject with its keys: the active ones and the newest.
+func (r *subjectRow) subject() (watchword.Subject, error) {
+	r.Created, r.Changed = moment(r.created), moment(r.changed)
+	if string(r.labels) == "{}" {
+		return r.Subject, nil
+	}
+	return r.Subject, json.Unmarshal(r.labels, &r.Labels)
+}
+
+func scanSubject(r scanner) (watchword.Subject, error) {
+	var row subjectRow
+	if err := r.Scan(row.columns()...); err != nil {
+		return row.Subject, err
+	}
+	return row.subject()
+}
+
+// subject reads one subject with its keys: the active ones and the newest. It is
+// one query, as a rule: who comes back after a while is in no memory.
 func subject(ctx context.Context, from rows, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
-	s, err := one(ctx, from, scanSubject, notFound("subject", id),
-		`SELECT `+subjectColumns+` FROM subjects WHERE tenant = ? AND id = ? AND deleted = 0`, t, id)
-	if err != nil {
-		return s, err
+	var row subjectRow
+	scanKey := func(r scanner) (k watchword.Key, err error) {
+		var added, retired int64
+		err = r.Scan(append(row.columns(), &k.ID, &k.Purpose, &k.JWK, &k.State, &added, &retired)...)
+		k.Added, k.Retired = moment(added), moment(retired)
+		return k, err
 	}
-	s.Keys, err = all(ctx, from, scanKey,
-		`SELECT id, purpose, jwk, state, added, retired FROM subject_keys WHERE tenant = ? AND subject = ? ORDER BY n DESC LIMIT ?`, t, id, watchword.KeysShown)
-	if err != nil || len(s.Keys) == 0 {
-		return s, err
+	const query = `SELECT s.tenant, s.id, s.kind, s.state, s.labels, s.version, s.incarnation, s.proof, s.created, s.changed,
+			coalesce(k.id, ''), coalesce(k.purpose, ''), coalesce(k.jwk, x''), coalesce(k.state, ''), coalesce(k.added, 0), coalesce(k.retired, 0)
+		FROM subjects s LEFT JOIN subject_keys k ON k.tenant = s.tenant AND k.subject = s.id
+		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0`
+	keys, err := all(ctx, from, scanKey, query+` ORDER BY k.n DESC LIMIT ?`, t, id, watchword.KeysShown)
+	if err == nil && len(keys) == 0 {
+		err = notFound("subject", id)
 	}
-	if len(s.Keys) == watchword.KeysShown { // an active one may be older than all these
+	if err == nil && len(keys) == watchword.KeysShown { // an active one may be older than all these
 		var older []watchword.Key
-		older, err = all(ctx, from, scanKey,
-			`SELECT id, purpose, jwk, state, added, retired FROM subject_keys WHERE tenant = ?1 AND subject = ?2 AND state = 'active'
-				AND n < (SELECT n FROM subject_keys WHERE tenant = ?1 AND id = ?3) ORDER BY n DESC`, t, id, s.Keys[len(s.Keys)-1].ID)
-		s.Keys = append(s.Keys, older...)
+		older, err = all(ctx, from, scanKey, query+` AND k.state = 'active' AND k.n < (SELECT n FROM subject_keys WHERE tenant = ? AND id = ?) ORDER BY k.n DESC`,
+			t, id, t, keys[len(keys)-1].ID)
+		keys = append(keys, older...)
 	}
-	slices.Reverse(s.Keys)
+	if err != nil {
+		return watchword.Subject{}, err
+	}
+	s, err := row.subject()
+	if keys[0].ID != "" { // it has one
+		slices.Reverse(keys)
+		s.Keys = keys
+	}
 	return s, err
 }
 
