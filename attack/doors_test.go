@@ -100,7 +100,7 @@ func forge(t testing.TB, s *jose.Signer, head, payload string) string {
 	return input + "." + b64(sig)
 }
 
-// wants is what the door says to a paper that is refused with code.
+// says is the door's word for a refusal with code.
 func (d door) says(code watchword.Code) watchword.Code {
 	if d.word != "" {
 		return d.word
@@ -130,8 +130,15 @@ type street struct {
 // newStreet serves by a clock and collects the papers. It begins with no refusal on record.
 func newStreet(t *testing.T, now func() time.Time) *street {
 	t.Helper()
+	return newStreetOf(t, now, device.Options{})
+}
+
+// newStreetOf is newStreet for a device with keys of other curves.
+func newStreetOf(t *testing.T, now func() time.Time, o device.Options) *street {
+	t.Helper()
+	o.Now = now
 	s := &street{house: serveAt(t, filepath.Join(t.TempDir(), "data"), now, func(c *server.Config) { c.Limits.PublishRate = 100_000 }), now: now}
-	s.d = s.enroll("lamp-1", device.Options{Now: now}, nil)
+	s.d = s.enroll("lamp-1", o, nil)
 	s.own, s.ring, s.web = deviceSigner(t, s.d), s.burgle(), s.client()
 	k, err := jose.ParsePrivateJWK(must2(os.ReadFile(filepath.Join(s.dir, "operator.jwk")))(t))
 	must(t, err)
@@ -242,7 +249,7 @@ func (s *street) ask1(method, path, body string, head http.Header) answer {
 	return a
 }
 
-// saw turns an answer over HTTP into what was seen; good is the status of success.
+// saw turns an answer over HTTP into what was seen.
 func (s *street) saw(a answer) seen {
 	if a.status < 300 {
 		return seen{code: taken}

@@ -175,3 +175,24 @@ func TestNamesAtTheTool(t *testing.T) {
 		t.Errorf("%d devices were made", n)
 	}
 }
+
+// Other tenants have no door yet: no path, no header and no issuer of theirs leads
+// anywhere, and whether there are any is not told.
+func TestNoWayToAnotherTenant(t *testing.T) {
+	s := newStreet(t, newClock().now)
+	for _, path := range []string{"/t/default/v1/self", "/t/evil/v1/self", "/t//v1/self", "/t/evil/oauth/token", "/t/evil/.well-known/jwks.json", "/t/%2e%2e/v1/self", "/v1/self/t/evil", "/v1/t/evil/self"} {
+		for _, head := range []map[string]string{{}, {"X-Tenant": "evil"}, {"X-Original-URL": "/v1/self"}, {"X-Rewrite-URL": "/v1/self"}, {"X-HTTP-Method-Override": "GET"}} {
+			h := headers("Authorization", "Bearer "+s.token)
+			for k, v := range head {
+				h.Set(k, v)
+			}
+			if a := s.ask1("GET", path, "", h); a.status != 404 || a.code != watchword.NotFound {
+				t.Errorf("%s %v: %d %s", path, head, a.status, a.body)
+			}
+		}
+	}
+	own := s.ask1("GET", "/v1/self", "", headers("Authorization", "Bearer "+s.token)).body
+	if a := s.ask1("GET", "/v1/self", "", headers("Authorization", "Bearer "+s.token, "X-Tenant", "evil", "X-Forwarded-Host", "evil.example")); a.status != 200 || a.body != own {
+		t.Errorf("by a header: %d %s", a.status, a.body)
+	}
+}

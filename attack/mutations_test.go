@@ -11,6 +11,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -98,9 +99,9 @@ func der(b []byte) []byte {
 	return append(out, b[32:]...)
 }
 
-// mutations is every game that is known to us. Those of alg are for a key of P-256;
-// kid and jwk are left to the doors that take them.
-func mutations() []mutation {
+// mutations is every game that is known to us, for keys of one curve; other is the
+// algorithms of the others. kid and jwk are left to the doors that take them.
+func mutations(other ...string) []mutation {
 	const (
 		malformed = watchword.TokenMalformed
 		badAlg    = watchword.AlgorithmInvalid
@@ -123,8 +124,9 @@ func mutations() []mutation {
 	} {
 		head("alg "+alg, badAlg, set("alg", `"`+alg+`"`))
 	}
-	head("alg of another curve", badAlg, set("alg", `"Ed25519"`))
-	head("alg of another curve, by its old name", badAlg, set("alg", `"EdDSA"`))
+	for _, alg := range other {
+		head("alg of another curve: "+alg, badAlg, set("alg", `"`+alg+`"`))
+	}
 	head("no alg", badAlg, set("alg", ""))
 	for _, v := range []string{`""`, `null`, `1`, `["ES256"]`, `{"x":"ES256"}`, `true`} {
 		head("alg "+v, malformed, set("alg", v))
@@ -307,15 +309,23 @@ func (m mutation) of(d door) (code watchword.Code, ok bool) {
 // Every game with header, encoding, numbers and text, at every door that checks a
 // signature, with signatures that hold.
 func TestMutationsOfGoodPapers(t *testing.T) {
-	c := newClock()
-	s := newStreet(t, c.now)
+	t.Run("P-256", func(t *testing.T) {
+		mutationsAtTheDoors(t, newStreet(t, newClock().now), func(door) bool { return true }, jose.Ed, jose.EdDSA)
+	})
+	t.Run("Ed25519", func(t *testing.T) {
+		s := newStreetOf(t, newClock().now, device.Options{SignCurve: jose.Ed})
+		mutationsAtTheDoors(t, s, func(d door) bool { return d.key == s.own }, jose.ES256)
+	})
+}
+
+func mutationsAtTheDoors(t *testing.T, s *street, at func(door) bool, otherAlgs ...string) {
 	cells := 0
 	for _, d := range s.doors {
-		if strings.HasPrefix(d.name, "MQTT 3.1.1") {
-			continue // the same door with fewer words
+		if strings.HasPrefix(d.name, "MQTT 3.1.1") || !at(d) {
+			continue // of MQTT 3.1.1: the same door with fewer words
 		}
 		t.Run(d.name, func(t *testing.T) {
-			ms := append(mutations(), foreign(d, s.ring.Issuer())...)
+			ms := append(mutations(otherAlgs...), foreign(d, s.ring.Issuer())...)
 			if !d.inHead {
 				ms = append(ms, kidGames(s, d)...)
 			}
@@ -342,6 +352,9 @@ func TestMutationsOfGoodPapers(t *testing.T) {
 				if got.code != want {
 					t.Errorf("%s: got %q, want %q: %s", m.name, got.code, want, got.under)
 				}
+			}
+			if got := d.show(d.make(t, d.typ, d.claims())); got.code != taken {
+				t.Errorf("with nothing wrong: got %q: %s", got.code, got.under)
 			}
 		})
 	}
