@@ -119,7 +119,9 @@ func TestAccessTokensAtTheDoor(t *testing.T) {
 		{"a stolen issuer key, another's jti", sign(t, issuer, token.TypAccess, with(c, "sub", "lamp-2", "client_id", "lamp-2")), watchword.TokenUnrecorded},
 		{"a stolen issuer key, longer life", sign(t, issuer, token.TypAccess, with(c, "exp", now+86400)), watchword.TokenUnrecorded},
 		{"the command key instead of the issuer's", sign(t, ring.Signer(keyring.Command), token.TypAccess, c), watchword.KeyUnknown},
-		{"bound, shown as bearer", sign(t, issuer, token.TypAccess, with(c, "cnf", map[string]any{"jkt": "x"})), watchword.TokenKind},
+		{"a stolen issuer key, bound to a key", sign(t, issuer, token.TypAccess, with(c, "cnf", map[string]any{"jkt": "x"})), watchword.TokenUnrecorded},
+		{"a stolen issuer key, more power", sign(t, issuer, token.TypAccess, with(c, "perm", []any{[]any{"api:/#", []string{"get"}}})), watchword.TokenUnrecorded},
+		{"a stolen issuer key, without what it may not", sign(t, issuer, token.TypAccess, with(c, "deny", []any{[]any{"api:/v1/none", []string{"get"}}})), watchword.TokenUnrecorded},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h := *h

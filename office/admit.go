@@ -138,7 +138,7 @@ func (o *Office) unknownIssuer(raw string, err error) error {
 func (o *Office) lookUp(ctx context.Context, t watchword.TenantID, a *token.Access) (*admitted, error) {
 	rec, err := o.records.TokenRecord(ctx, t, a.JTI)
 	switch {
-	case watchword.CodeOf(err) == watchword.NotFound || err == nil && (rec.Subject != a.Subject || rec.Key != a.Key || !rec.Expires.Equal(a.Expires)):
+	case watchword.CodeOf(err) == watchword.NotFound || err == nil && (rec.Subject != a.Subject || rec.Key != a.Key || !rec.Expires.Equal(a.Expires) || rec.Says != a.Says()):
 		return nil, watchword.Refuse(watchword.TokenUnrecorded, "this token is not on record as issued")
 	case err != nil:
 		return nil, err

@@ -167,7 +167,7 @@ func (o *Office) issue(ctx context.Context, t watchword.TenantID, s *watchword.S
 			return who, err
 		}
 	}
-	if err := o.record(ctx, t, g, a, trace, now); err != nil {
+	if err := o.record(ctx, t, g, g.Says(), a, trace, now); err != nil {
 		return who, err
 	}
 	return Issued{Token: signed, Subject: s.ID, Key: a.Key, Bound: g.Bound, Expires: g.Expires, Life: g.Expires.Sub(now)}, nil
@@ -213,7 +213,7 @@ func (o *Office) Login(ctx context.Context, t watchword.TenantID, raw, trace str
 	if err != nil {
 		return session.Papers{}, err
 	}
-	if err := o.record(ctx, t, g, a, trace, now); err != nil {
+	if err := o.record(ctx, t, g, [32]byte{}, a, trace, now); err != nil { // no token of it passes: there is none
 		return session.Papers{}, err
 	}
 	return session.Papers{
@@ -249,10 +249,10 @@ func (o *Office) grant(s *watchword.Subject, today *policy.Grant, a token.Assert
 }
 
 // record puts g on record and spends a, in one transaction.
-func (o *Office) record(ctx context.Context, t watchword.TenantID, g token.Grant, a token.Assertion, trace string, now time.Time) error {
+func (o *Office) record(ctx context.Context, t watchword.TenantID, g token.Grant, says [32]byte, a token.Assertion, trace string, now time.Time) error {
 	by := audit.Actor{Tenant: t, Subject: g.Subject.ID, Key: a.Key, Trace: trace}
 	return o.records.IssueToken(ctx, token.Record{
-		Tenant: t, JTI: g.JTI, Subject: g.Subject.ID, Incarnation: g.Subject.Incarnation, Key: a.Key, Issued: g.Issued, Expires: g.Expires,
+		Tenant: t, JTI: g.JTI, Subject: g.Subject.ID, Incarnation: g.Subject.Incarnation, Key: a.Key, Says: says, Issued: g.Issued, Expires: g.Expires,
 	}, token.Spent{JTI: a.JTI, Expires: a.Expires.Add(token.Skew)}, by.Did(audit.TokenIssue, g.JTI, now, nil))
 }
 

@@ -27,11 +27,11 @@ func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.Spen
 		if err := t.used.add(k); err != nil {
 			return err
 		}
-		n, err := t.exec(`INSERT INTO issued (jti, tenant, subject, spent, incarnation, key, issued, expires, ends)
-			SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM subjects s
+		n, err := t.exec(`INSERT INTO issued (jti, tenant, subject, spent, incarnation, key, says, issued, expires, ends)
+			SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 FROM subjects s
 			WHERE s.tenant = ?2 AND s.id = ?3 AND s.deleted = 0 AND s.state = 'active' AND s.incarnation = ?5
 				AND EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = ?2 AND k.id = ?6 AND k.subject = ?3 AND k.purpose = 'sign' AND k.state = 'active')`,
-			r.JTI, r.Tenant, r.Subject, spent.JTI, r.Incarnation, r.Key, stamp(r.Issued), stamp(r.Expires), stamp(spent.Expires))
+			r.JTI, r.Tenant, r.Subject, spent.JTI, r.Incarnation, r.Key, r.Says[:], stamp(r.Issued), stamp(r.Expires), stamp(spent.Expires))
 		if err != nil {
 			return err
 		}
@@ -103,11 +103,13 @@ func (s *Store) RevokeToken(ctx context.Context, tenant watchword.TenantID, jti 
 func (s *Store) TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error) {
 	return one(ctx, s, func(r scanner) (k token.Record, err error) {
 		var issued, expires int64
-		err = r.Scan(&k.Tenant, &k.JTI, &k.Subject, &k.Incarnation, &k.Key, &issued, &expires, &k.Revoked)
+		var says []byte
+		err = r.Scan(&k.Tenant, &k.JTI, &k.Subject, &k.Incarnation, &k.Key, &says, &issued, &expires, &k.Revoked)
+		copy(k.Says[:], says)
 		k.Issued, k.Expires = moment(issued), moment(expires)
 		return k, err
 	}, watchword.Refuse(watchword.NotFound, "no such token"),
-		`SELECT i.tenant, i.jti, i.subject, i.incarnation, i.key, i.issued, i.expires,
+		`SELECT i.tenant, i.jti, i.subject, i.incarnation, i.key, i.says, i.issued, i.expires,
 			i.revoked OR s.id IS NULL OR s.deleted OR s.state = 'revoked' OR s.incarnation <> i.incarnation
 		FROM issued i LEFT JOIN subjects s ON s.tenant = i.tenant AND s.id = i.subject WHERE i.tenant = ? AND i.jti = ?`, t, jti)
 }

@@ -291,6 +291,7 @@ func tokens(t *T) {
 	t.wants(watchword.SubjectNew, t.IssueToken(t.ctx, t.record("tok_1", "lamp-1"), t.spend("a"), e))
 	t.enroll("lamp-1", "lamp-1")
 	r := t.record("tok_1", "lamp-1")
+	r.Says = [32]byte{1, 31: 2}
 	t.must(t.IssueToken(t.ctx, r, t.spend("a"), e))
 	got, err := t.TokenRecord(t.ctx, here, "tok_1")
 	t.must(err)

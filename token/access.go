@@ -1,6 +1,8 @@
 package token
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"maps"
 	"slices"
 	"strconv"
@@ -83,6 +85,43 @@ func (g Grant) claims() ([]byte, error) {
 		w.permissions(`,"deny":`, g.Deny)
 	}
 	return append(w.b, '}'), w.err
+}
+
+// Says is a hash over what g gives and to whom: audience, binding, permissions. It
+// stands in the record, so that nobody who has the issuer key alone gives an issued
+// token other claims.
+func (g Grant) Says() [32]byte {
+	aud := g.Issuer
+	if g.Audience != "" {
+		aud = g.Audience
+	}
+	var perm, deny writer
+	perm.permissions("", g.Perm)
+	if len(g.Deny) > 0 {
+		deny.permissions("", g.Deny)
+	}
+	return says([]string{aud}, g.Bound, perm.b, deny.b)
+}
+
+// Says is [Grant.Says] of the grant that a was made of.
+func (a *Access) Says() [32]byte { return says(a.Audience, a.Bound, a.perm, a.deny) }
+
+func says(aud []string, bound watchword.KeyID, perm, deny []byte) [32]byte {
+	h := sha256.New()
+	part := func(b []byte) { // with its length before it: no two lists are one text
+		var size [4]byte
+		binary.BigEndian.PutUint32(size[:], uint32(len(b)))
+		h.Write(size[:])
+		h.Write(b)
+	}
+	for _, s := range aud {
+		part([]byte(s))
+	}
+	part(nil)
+	part([]byte(bound))
+	part(perm)
+	part(deny)
+	return [32]byte(h.Sum(nil))
 }
 
 // writer writes JSON.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"maps"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ func TestAnAccessTokenSaysWhatItWasGranted(t *testing.T) {
 		},
 		Deny: []watchword.Permission{{Resource: "api:/v1/<&>/#", Actions: []string{"get"}}},
 	}
+	more := watchword.Permission{Resource: "api:/#", Actions: []string{"get"}}
 	for name, change := range map[string]func(*token.Grant){
 		"all there is": func(*token.Grant) {},
 		"the least":    func(g *token.Grant) { g.Subject.Labels, g.Audience, g.Bound, g.Perm, g.Deny = nil, "", "", nil, nil },
@@ -44,6 +46,19 @@ func TestAnAccessTokenSaysWhatItWasGranted(t *testing.T) {
 		perm, deny, err := a.Permissions()
 		if err != nil || a.Bound != g.Bound || len(perm) != len(g.Perm) || len(g.Perm) > 0 && !reflect.DeepEqual(perm, g.Perm) || !reflect.DeepEqual(deny, g.Deny) {
 			t.Errorf("%s: %v, %v, %v, bound to %q", name, perm, deny, err, a.Bound)
+		}
+		if a.Says() != g.Says() {
+			t.Errorf("%s: it says something else than was granted", name)
+		}
+		for what, change := range map[string]func(*token.Grant){
+			"audience": func(g *token.Grant) { g.Audience += "x" }, "binding": func(g *token.Grant) { g.Bound += "x" },
+			"permission":      func(g *token.Grant) { g.Perm = append(slices.Clip(g.Perm), g.Deny...); g.Perm = append(g.Perm, more) },
+			"what it may not": func(g *token.Grant) { g.Deny = append(slices.Clip(g.Deny), more) },
+		} {
+			other := g
+			if change(&other); other.Says() == g.Says() {
+				t.Errorf("%s: another %s says the same", name, what)
+			}
 		}
 		u, err := jose.ParseJWS(raw, watchword.MaxToken)
 		if err != nil {

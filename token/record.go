@@ -14,9 +14,12 @@ type Record struct {
 	Subject     watchword.SubjectID
 	Incarnation int64 // of the subject when it was issued
 	Key         watchword.KeyID
-	Issued      time.Time
-	Expires     time.Time
-	Revoked     bool
+	// Says is what the token gives, and to whom: [Grant.Says]. Zero where nobody signed
+	// one, so that none passes.
+	Says    [32]byte
+	Issued  time.Time
+	Expires time.Time
+	Revoked bool
 }
 
 // Spent is a client assertion's single use: (tenant, subject, jti), kept until

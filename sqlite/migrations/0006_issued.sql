@@ -9,13 +9,14 @@ CREATE TABLE issued (
   spent       TEXT    NOT NULL, -- the assertion's jti
   incarnation INTEGER NOT NULL,
   key         TEXT    NOT NULL,
+  says        BLOB    NOT NULL, -- hash over what the token gives, and to whom
   issued      INTEGER NOT NULL,
   expires     INTEGER NOT NULL,
   ends        INTEGER NOT NULL, -- when the assertion is over
   revoked     INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
--- The assertions of these stay in spent.
-INSERT INTO issued SELECT jti, tenant, subject, 'before/' || jti, incarnation, key, issued, expires, issued, revoked FROM tokens;
+-- The assertions of these stay in spent. They pass no more: who holds one gets another.
+INSERT INTO issued SELECT jti, tenant, subject, 'before/' || jti, incarnation, key, zeroblob(32), issued, expires, issued, revoked FROM tokens;
 DROP TABLE tokens;
 
 -- +goose Down
