@@ -88,7 +88,7 @@ var takes = map[[2]string]watchword.Code{
 	{"/oauth/token, the assertion", "nothing"}:                            watchword.ClientInvalid,
 	{"/oauth/introspect, the token", "an access token"}:                   taken,
 	{"/oauth/introspect, the token", "a bound access token"}:              taken,
-	{"/oauth/introspect, the token", "a token for another audience"}:      "inactive", // its jti is on record, and not for that audience
+	{"/oauth/introspect, the token", "a token for another audience"}:      inactive, // its jti is on record, and not for that audience
 	{"/oauth/introspect, the token", "nothing"}:                           watchword.BadRequest,
 	{"/oauth/revoke, the token", "an access token"}:                       taken,
 	{"/oauth/revoke, the token", "a token for another audience"}:          nothing, // of the same name as the first, which is gone
