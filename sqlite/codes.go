@@ -11,7 +11,7 @@ import (
 
 // putCode stores a code in place of every other one of its subject.
 func (t *tx) putCode(c enroll.Code) error {
-	if _, err := t.exec(`DELETE FROM codes WHERE tenant = ? AND subject = ?`, c.Tenant, c.Subject); err != nil {
+	if _, err := t.exec(`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`, c.Tenant, c.Subject); err != nil {
 		return err
 	}
 	n, err := t.exec(`INSERT INTO codes (tenant, hash, subject, expires, maker) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,

@@ -171,7 +171,7 @@ func (s *Store) ApprovePairing(ctx context.Context, a enroll.Approval, now time.
 			return watchword.Refuse(watchword.Conflict, "%q is %s: only a new or revoked one can enroll; revoke it first", id, out.State)
 		}
 		// A link that was made for it dies: its keys are these.
-		if _, err := t.exec(`DELETE FROM codes WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
+		if _, err := t.exec(`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
 			return err
 		}
 		p.Sign.Added, p.Seal.Added = now, now

@@ -181,7 +181,7 @@ func (s *Store) SetLabels(ctx context.Context, tenant watchword.TenantID, id wat
 		if _, err := t.exec(`UPDATE subjects SET labels = ?, version = version + 1, changed = ? WHERE tenant = ? AND id = ?`, labels, stamp(now), tenant, id); err != nil {
 			return err
 		}
-		if _, err := t.exec(`DELETE FROM labels WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
+		if _, err := t.exec(`DELETE FROM labels INDEXED BY labels_of WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
 			return err
 		}
 		if err := t.addLabels(tenant, id, l); err != nil {
@@ -294,7 +294,7 @@ func (s *Store) DeleteSubject(ctx context.Context, tenant watchword.TenantID, id
 		if err := t.end(tenant, id, now); err != nil {
 			return err
 		}
-		if _, err := t.exec(`DELETE FROM labels WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
+		if _, err := t.exec(`DELETE FROM labels INDEXED BY labels_of WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
 			return err
 		}
 		if _, err := t.exec(`UPDATE subjects SET state = 'revoked', labels = '{}', deleted = 1, version = version + 1, changed = ? WHERE tenant = ? AND id = ?`, stamp(now), tenant, id); err != nil {
@@ -308,7 +308,7 @@ func (s *Store) DeleteSubject(ctx context.Context, tenant watchword.TenantID, id
 func (t *tx) end(tenant watchword.TenantID, id watchword.SubjectID, now time.Time) error {
 	for _, q := range []string{
 		`UPDATE subject_keys SET state = 'revoked' WHERE tenant = ? AND subject = ?`,
-		`DELETE FROM codes WHERE tenant = ? AND subject = ?`,
+		`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`,
 		`DELETE FROM twins WHERE tenant = ? AND device = ?`,
 		`DELETE FROM functions WHERE tenant = ? AND device = ?`,
 		`DELETE FROM idempotency WHERE tenant = ? AND caller = ?`,
