@@ -78,7 +78,7 @@ type Desk struct {
 	soon    chan struct{}                                 // tells Run that an end may be nearer than it knows
 }
 
-// NewDesk returns a desk over st. Run it, so that commands end on time.
+// NewDesk returns a desk over st, which signs with sign. Run it, so that commands end on time.
 func NewDesk(st Store, roll Roll, safe Safe, sign Keys, o DeskOptions) *Desk {
 	if o.TTL == 0 {
 		o.TTL = 120 * time.Second

@@ -31,15 +31,16 @@ func (a *API) oauthRoutes() {
 	methods := []string{"private_key_jwt"}
 	algs := []string{"ES256", "Ed25519", "EdDSA"}
 	metadata := map[string]any{ // RFC 8414 §2
-		"issuer":                                                   issuer,
-		"token_endpoint":                                           a.PublicURL + "/oauth/token",
-		"introspection_endpoint":                                   a.PublicURL + "/oauth/introspect",
-		"revocation_endpoint":                                      a.PublicURL + "/oauth/revoke",
-		"jwks_uri":                                                 a.PublicURL + "/.well-known/jwks.json",
-		"device_authorization_endpoint":                            a.PublicURL + "/oauth/device_authorization", // RFC 8628 §4
-		"grant_types_supported":                                    []string{"client_credentials", deviceGrant},
-		"response_types_supported":                                 []string{},
-		"token_endpoint_auth_methods_supported":                    methods,
+		"issuer":                                issuer,
+		"token_endpoint":                        a.PublicURL + "/oauth/token",
+		"introspection_endpoint":                a.PublicURL + "/oauth/introspect",
+		"revocation_endpoint":                   a.PublicURL + "/oauth/revoke",
+		"jwks_uri":                              a.PublicURL + "/.well-known/jwks.json",
+		"device_authorization_endpoint":         a.PublicURL + "/oauth/device_authorization", // RFC 8628 §4
+		"grant_types_supported":                 []string{"client_credentials", deviceGrant},
+		"response_types_supported":              []string{},
+		"token_endpoint_auth_methods_supported": methods,
+
 		"token_endpoint_auth_signing_alg_values_supported":         algs,
 		"introspection_endpoint_auth_methods_supported":            append([]string{bearerScheme, proofScheme}, methods...),
 		"introspection_endpoint_auth_signing_alg_values_supported": algs,

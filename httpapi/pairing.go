@@ -137,6 +137,7 @@ func viewPairing(p enroll.Pairing) Pairing {
 
 type pairingOut struct{ Body Pairing }
 
+// OfPairing is the path of a request about one pairing. The API library wants it exported.
 type OfPairing struct {
 	Code string `path:"user_code" maxLength:"16"`
 }

@@ -73,9 +73,6 @@ func OpenKeeper(ctx context.Context, st Store, ring *Ring, now time.Time) (*Keep
 	return k, nil
 }
 
-// Ring returns what is kept.
-func (k *Keeper) Ring() *Ring { return k.ring }
-
 // Step does what is due: next keys are made and published, begin to sign, and go;
 // the bundle is signed anew before its end. Call it each minute or so. Codes:
 // conflict where another node was faster, unavailable.

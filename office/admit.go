@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/recent"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
@@ -154,15 +153,6 @@ func (o *Office) lookUp(ctx context.Context, t watchword.TenantID, a *token.Acce
 		return nil, err
 	}
 	return &admitted{tenant: t, access: a, incarnation: rec.Incarnation, permissions: g}, nil
-}
-
-// Forget drops what was admitted before, so that every token is looked at anew:
-// for whoever retires an issuer key.
-func (o *Office) Forget() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.forgot++
-	o.admitted = recent.New[[sha256.Size]byte, *admitted](officeCache)
 }
 
 // forget drops one token, in whatever encodings it was shown.

@@ -65,7 +65,7 @@ type Office struct {
 	mu       sync.Mutex
 	forgot   uint64 // how often something was taken out of admitted
 	parsed   *recent.Map[watchword.KeyID, *jose.PublicKey]
-	admitted *recent.Map[[sha256.Size]byte, *admitted] // by the hash of their bytes; whoever retires a key or a record empties it
+	admitted *recent.Map[[sha256.Size]byte, *admitted] // by the hash of their bytes; who revokes a token takes it out, and revoked issuer keys are the guard's to see
 }
 
 // The office remembers that many parsed keys and admitted tokens at least.
