@@ -102,11 +102,7 @@ func (k *Keeper) Revoke(ctx context.Context, by audit.Actor, id watchword.KeyID,
 func (k *Keeper) info(id watchword.KeyID, role Role) Info {
 	for _, s := range k.ring.now.Load().sealed {
 		if s.ID == id && s.Role == role {
-			alg := jose.ES256
-			if role == Log {
-				alg = jose.Ed
-			}
-			return Info{ID: id, Role: role, State: s.State, Alg: alg, Created: s.Created, Starts: s.Starts, Ends: s.Ends}
+			return s.info()
 		}
 	}
 	return Info{}

@@ -290,6 +290,17 @@ type Info struct {
 	Offline bool
 }
 
+func (s Sealed) info() Info {
+	alg := jose.ES256
+	if s.Role == Log {
+		alg = jose.Ed
+	}
+	return Info{
+		ID: s.ID, Role: s.Role, State: s.State, Alg: alg, Created: s.Created, Starts: s.Starts, Ends: s.Ends,
+		Offline: s.State.Counts() && len(s.Private) == 0,
+	}
+}
+
 // Status is the ring as people see it.
 type Status struct {
 	Keys          []Info
@@ -310,11 +321,7 @@ func (k *Keeper) Status(now time.Time) Status {
 		if s.Role == Data {
 			continue
 		}
-		i := Info{ID: s.ID, Role: s.Role, State: s.State, Alg: jose.ES256, Created: s.Created, Starts: s.Starts, Ends: s.Ends, Offline: s.State.Counts() && len(s.Private) == 0}
-		if s.Role == Log {
-			i.Alg = jose.Ed
-		}
-		st.Keys = append(st.Keys, i)
+		st.Keys = append(st.Keys, s.info())
 	}
 	if b, ok := current(k.bundles, now); ok {
 		st.Version, st.BundleExpires = b.Version, b.Expires
