@@ -140,6 +140,11 @@ const (
 	// CommandFailed means the device's signed answer says that the act failed or was cut off.
 	CommandFailed Code = "command_failed"
 
+	// CommandUnlogged means a command without a proof that it stands in the log, for a device that obeys no other.
+	CommandUnlogged Code = "command_unlogged"
+	// LogInvalid means an entry, tile, checkpoint or proof of the log that does not fit the others.
+	LogInvalid Code = "log_invalid"
+
 	// ConfigInvalid means a configuration file or flag with a mistake; Detail has the line.
 	ConfigInvalid Code = "config_invalid"
 	// FolderInUse means another process holds the data or state folder.
@@ -166,7 +171,7 @@ var Codes = []Code{
 	SubjectNew, SubjectSuspended, SubjectRevoked, SessionClosed, CodeInvalid, ProofInvalid,
 	PairingPending, PairingSlow, PairingRejected, PairingExpired, PinMismatch, BundleInvalid, PeerUntrusted,
 	PolicyInvalid, ArgsInvalid, FunctionUnknown, OrderInvalid,
-	CommandUnsealed, CommandStale, CommandExpired, NonceMismatch, ReceiptInvalid, CommandRefused, CommandFailed,
+	CommandUnsealed, CommandStale, CommandExpired, NonceMismatch, ReceiptInvalid, CommandRefused, CommandFailed, CommandUnlogged, LogInvalid,
 	ConfigInvalid, FolderInUse, KeyExposed, KeyMissing, KeyUnwrap, KeyDamaged, Internal,
 }
 

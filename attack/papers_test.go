@@ -150,7 +150,7 @@ func TestAccessTokensAtTheDoor(t *testing.T) {
 		st, err := sqlite.Open(t.Context(), filepath.Join(h.dir, "watchword.db"), sqlite.Options{})
 		must(t, err)
 		defer st.Close()
-		es, err := st.Entries(t.Context(), 0, 10_000)
+		es, err := audit.Entries(t.Context(), st, 0, 10_000)
 		must(t, err)
 		seen := map[watchword.Code]int{}
 		for _, e := range es {

@@ -44,7 +44,7 @@ func (h *house) entries(kind string, outcome audit.Outcome) []audit.Entry {
 	st, err := sqlite.Open(h.t.Context(), filepath.Join(h.dir, "watchword.db"), sqlite.Options{})
 	must(h.t, err)
 	defer st.Close()
-	all, err := st.Entries(h.t.Context(), 0, 100_000)
+	all, err := audit.Entries(h.t.Context(), st, 0, 100_000)
 	must(h.t, err)
 	return slices.DeleteFunc(all, func(e audit.Entry) bool { return e.Kind != kind || e.Outcome != outcome })
 }

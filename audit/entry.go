@@ -58,9 +58,14 @@ const (
 	CommandExpire    = "command.expire"
 	CommandConflict  = "command.conflict"
 	ConfigSet        = "config.set"
+	CommandHandOver  = "command.handover"
+	SessionOpen      = "session.open"
 	SessionClose     = "session.close"
+	SessionsOverflow = "sessions.overflow"
 	RequestRefuse    = "request.refuse"
 	RefusalsOverflow = "refusals.overflow"
+	LogRead          = "log.read"
+	LogPrune         = "log.prune"
 )
 
 // Entry is one line of the log. Seq is given by the store, from 1, without gaps.
@@ -83,13 +88,13 @@ type Entry struct {
 	Data map[string]string `json:"data,omitempty"`
 }
 
-// Body returns the entry's canonical bytes, which the store keeps as they are:
-// JSON with the members in the order of the struct and Data's in that of their
-// keys. Seq is not among them.
+// Body returns the entry's canonical bytes, which the store keeps as they are and the
+// log commits to: JSON with the member v (1: the version of this form), then those of
+// the struct in their order, Data's in that of their keys. Seq is not among them.
 func (e Entry) Body() ([]byte, error) {
 	// Written by hand, since one stands behind every token: a fuzz test holds it to Parse.
 	var err error
-	b := append(make([]byte, 0, 384), `{"tenant":`...)
+	b := append(make([]byte, 0, 384), `{"v":1,"tenant":`...)
 	text := func(s string) {
 		if err == nil { // what a stranger wrote may be anything
 			b, err = jsontext.AppendQuote(b, strings.ToValidUTF8(s, "\uFFFD"))

@@ -4,7 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"strconv"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -12,86 +12,186 @@ import (
 
 // Store is what a recorder needs of the cellar.
 type Store interface {
-	AddEntry(ctx context.Context, e Entry) error
+	AddEntry(ctx context.Context, es ...Entry) error
 }
 
-// The bounds of a recorder: how many refusals wait to be written, and how many
-// are written in one second. What is over is counted and the count is written.
+// The bounds of a recorder, for refusals and for what happens to sessions: how many
+// wait to be written, and how many are written in one second. What is over is
+// counted, by kind and code, and the counts are written.
 const (
-	recorderQueue  = 1024
-	recorderBudget = 200
+	refusalsQueue, refusalsBudget = 1024, 200
+	sessionsQueue, sessionsBudget = 8192, 2000
+	recorderBatch                 = 256
 )
 
-// Recorder writes the entries of refused acts. They must not wait for the disk,
-// and a stranger who is refused a thousand times must not fill it: so they go
-// through a bounded queue with a budget, and what was left out is an entry of
-// its own (refusals.overflow). Make one with [NewRecorder], and run it.
+// Recorder writes the entries of what nobody waits for: refused acts, sessions that
+// open and close. They must not wait for the disk, and a stranger who is refused a
+// thousand times must not fill it: so they go through bounded queues with a budget,
+// and what was left out is an entry of its own (refusals.overflow,
+// sessions.overflow). Make one with [NewRecorder], and run it.
 type Recorder struct {
-	store   Store
-	queue   chan Entry
-	dropped atomic.Int64
+	store    Store
+	refusals *lane
+	sessions *lane
+}
+
+// lane is one queue and its budget.
+type lane struct {
+	overflow string // the kind of the entry that says what was left out
+	queue    chan Entry
+	most     int
+	budget   int // of this second; for Run alone
+
+	mu   sync.Mutex
+	left map[left]int64
+}
+
+// left is what is counted of entries that are not written.
+type left struct {
+	tenant watchword.TenantID
+	kind   string
+	cause  string
+}
+
+func newLane(overflow string, queue, budget int) *lane {
+	return &lane{overflow: overflow, queue: make(chan Entry, queue), most: budget, budget: budget, left: map[left]int64{}}
 }
 
 // NewRecorder returns a recorder that writes to st.
 func NewRecorder(st Store) *Recorder {
-	return &Recorder{store: st, queue: make(chan Entry, recorderQueue)}
-}
-
-// Refused hands over an entry. It never blocks and is safe for concurrent use.
-func (r *Recorder) Refused(e Entry) {
-	select {
-	case r.queue <- e:
-	default:
-		r.dropped.Add(1)
+	return &Recorder{
+		store: st, refusals: newLane(RefusalsOverflow, refusalsQueue, refusalsBudget),
+		sessions: newLane(SessionsOverflow, sessionsQueue, sessionsBudget),
 	}
 }
 
-// Run writes until ctx ends, then writes what is left in the queue.
+// Refused hands over the entry of a refused act. It never blocks and is safe for
+// concurrent use.
+func (r *Recorder) Refused(e Entry) { r.refusals.put(e) }
+
+// Session hands over an entry about a session, under the same rules.
+func (r *Recorder) Session(e Entry) { r.sessions.put(e) }
+
+func (l *lane) put(e Entry) {
+	select {
+	case l.queue <- e:
+	default:
+		l.leave(e)
+	}
+}
+
+// leave counts entries that are not written.
+func (l *lane) leave(es ...Entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range es {
+		cause := string(e.Code)
+		if cause == "" {
+			cause = e.Data["cause"]
+		}
+		l.left[left{e.Tenant, e.Kind, cause}]++
+	}
+}
+
+// Run writes until ctx ends, then writes what is left in the queues.
 func (r *Recorder) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	budget := recorderBudget
+	write := context.WithoutCancel(ctx)
 	for {
 		select {
-		case e := <-r.queue:
-			if budget--; budget < 0 {
-				r.dropped.Add(1)
-				continue
-			}
-			r.write(context.WithoutCancel(ctx), e)
+		case e := <-r.refusals.queue:
+			r.write(write, r.refusals, e)
+		case e := <-r.sessions.queue:
+			r.write(write, r.sessions, e)
 		case now := <-tick.C:
-			budget = recorderBudget
-			r.overflow(context.WithoutCancel(ctx), now)
+			r.second(write, now)
 		case <-ctx.Done():
-			return r.drain(context.WithoutCancel(ctx))
-		}
-	}
-}
-
-func (r *Recorder) drain(ctx context.Context) error {
-	for {
-		select {
-		case e := <-r.queue:
-			r.write(ctx, e)
-		default:
-			r.overflow(ctx, time.Now())
+			for _, l := range []*lane{r.refusals, r.sessions} {
+				l.budget = cap(l.queue)
+				r.writeAll(write, l)
+			}
+			r.second(write, time.Now())
 			return nil
 		}
 	}
 }
 
-func (r *Recorder) overflow(ctx context.Context, now time.Time) {
-	if n := r.dropped.Swap(0); n > 0 {
-		r.write(ctx, Entry{
-			Tenant: watchword.DefaultTenant, At: now, Kind: RefusalsOverflow, Outcome: Refused, Code: watchword.RateLimited,
-			Data: map[string]string{"left_out": strconv.FormatInt(n, 10)},
-		})
+// second begins another one.
+func (r *Recorder) second(ctx context.Context, now time.Time) {
+	for _, l := range []*lane{r.refusals, r.sessions} {
+		l.budget = l.most
+		r.overflow(ctx, l, now)
 	}
 }
 
-func (r *Recorder) write(ctx context.Context, e Entry) {
-	if err := r.store.AddEntry(ctx, e); err != nil {
-		r.dropped.Add(1)
-		slog.ErrorContext(ctx, "audit entry not written", slog.String("kind", e.Kind), slog.Any("err", err))
+func (r *Recorder) writeAll(ctx context.Context, l *lane) {
+	for {
+		select {
+		case e := <-l.queue:
+			r.write(ctx, l, e)
+		default:
+			return
+		}
+	}
+}
+
+// write writes first, and what else waits in its lane, in one step of the store.
+func (r *Recorder) write(ctx context.Context, l *lane, first Entry) {
+	batch := []Entry{first}
+	for len(batch) < recorderBatch {
+		select {
+		case e := <-l.queue:
+			batch = append(batch, e)
+			continue
+		default:
+		}
+		break
+	}
+	fits := min(len(batch), max(l.budget, 0))
+	l.budget -= fits
+	l.leave(batch[fits:]...)
+	if fits > 0 {
+		r.add(ctx, l, batch[:fits])
+	}
+}
+
+func (r *Recorder) add(ctx context.Context, l *lane, es []Entry) {
+	if err := r.store.AddEntry(ctx, es...); err != nil {
+		l.leave(es...) // they are counted, and the count is written when the store can
+		slog.ErrorContext(ctx, "audit entries not written", slog.Int("entries", len(es)), slog.Any("err", err))
+	}
+}
+
+// overflow writes what was left out, an entry for each tenant. What cannot be
+// written stays counted.
+func (r *Recorder) overflow(ctx context.Context, l *lane, now time.Time) {
+	l.mu.Lock()
+	counted := l.left
+	l.left = map[left]int64{}
+	l.mu.Unlock()
+	all := map[watchword.TenantID]Entry{}
+	totals := map[watchword.TenantID]int64{}
+	for k, n := range counted {
+		e, ok := all[k.tenant]
+		if !ok {
+			e = Entry{Tenant: k.tenant, At: now, Kind: l.overflow, Outcome: Refused, Code: watchword.RateLimited, Data: map[string]string{}}
+		}
+		e.Data[k.kind+" "+k.cause] = strconv.FormatInt(n, 10)
+		totals[k.tenant] += n
+		all[k.tenant] = e
+	}
+	for t, e := range all {
+		e.Data["left_out"] = strconv.FormatInt(totals[t], 10)
+		if err := r.store.AddEntry(ctx, e); err != nil {
+			slog.ErrorContext(ctx, "audit entry not written", slog.String("kind", e.Kind), slog.Any("err", err))
+			l.mu.Lock()
+			for k, n := range counted {
+				if k.tenant == t {
+					l.left[k] += n
+				}
+			}
+			l.mu.Unlock()
+		}
 	}
 }

@@ -16,10 +16,10 @@ type memory struct {
 	es []audit.Entry
 }
 
-func (m *memory) AddEntry(_ context.Context, e audit.Entry) error {
+func (m *memory) AddEntry(_ context.Context, es ...audit.Entry) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.es = append(m.es, e)
+	m.es = append(m.es, es...)
 	return nil
 }
 
@@ -52,7 +52,7 @@ func TestAFloodOfRefusalsFillsNoDiskAndIsCounted(t *testing.T) {
 				counted += n
 			}
 		}
-		if refused+counted != flood || refused > 1024 || refused == 0 {
+		if refused+counted != flood || refused > 200*4+1024 || refused == 0 {
 			t.Errorf("%d written, %d counted, of %d", refused, counted, flood)
 		}
 	})

@@ -38,6 +38,8 @@ type Roll interface {
 
 // Safe seals what lies at rest.
 type Safe interface {
+	// Mask is bytes for a context that nobody knows who has not the data key.
+	Mask(context string) [32]byte
 	Seal(context string, plaintext []byte) ([]byte, error)
 	Open(context string, sealed []byte) ([]byte, error)
 }
@@ -121,6 +123,19 @@ func receiptAtRest(id watchword.CommandID) string  { return "receipt/" + string(
 
 // Args opens a command's arguments, for those who may see them.
 func (d *Desk) Args(r Row) ([]byte, error) { return d.safe.Open(argsAtRest(r.ID), r.Args) }
+
+// Opening opens what the log's entry of the order says of its arguments: args_hash
+// is the SHA-256 over salt and args.
+func (d *Desk) Opening(r Row) (args, salt []byte, err error) {
+	args, err = d.Args(r)
+	return args, d.argsSalt(r.ID), err
+}
+
+// argsSalt keeps what a command says from being guessed by those who read the log.
+func (d *Desk) argsSalt(id watchword.CommandID) []byte {
+	mask := d.safe.Mask("salt/" + string(id))
+	return mask[:16]
+}
 
 // Receipt opens a command's last receipt: a compact JWS, or "" if there is none.
 func (d *Desk) Receipt(r Row) (string, error) {

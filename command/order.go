@@ -76,6 +76,7 @@ func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace st
 	by := audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: trace}
 	row, replay, err := d.store.AddCommand(ctx, row, c.idempotency(a.Subject()), by.Did(audit.CommandOrder, string(id), now, map[string]string{
 		"device": string(c.Device), "function": c.Function, "expires": strconv.FormatInt(expires.Unix(), 10),
+		"args_hash": jose.Hash(append(d.argsSalt(id), c.Args...)),
 	}))
 	if err != nil {
 		return Row{}, err

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -16,6 +17,7 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/recent"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/office"
 	"github.com/watchword-iot/watchword/registry"
@@ -34,6 +36,7 @@ type Parts struct {
 	Recorder *audit.Recorder
 	Twins    *twin.Keeper
 	Entries  Entries
+	Audit    *audit.Keeper
 	Keys     *keyring.Keeper
 	Wire     Wire // nil: nobody listens elsewhere
 
@@ -78,6 +81,11 @@ type API struct {
 	rates *rates.Map[netip.Prefix]        // of the endpoints that need no token
 	flow  *rates.Map[watchword.SubjectID] // of events
 
+	mirrors struct { // who reads the log's tiles, and when an entry said so
+		sync.Mutex
+		last *recent.Map[reader, time.Time]
+	}
+
 	// strict says that browsers shall speak nothing but TLS to this name. Not to
 	// localhost: they would refuse every other server of the machine.
 	strict bool
@@ -96,6 +104,7 @@ func New(p Parts) *API {
 		rates: rates.New[netip.Prefix](p.TokenRate, "too many requests from this address"),
 		flow:  rates.New[watchword.SubjectID](p.PublishRate, "too many events from this device"),
 	}
+	a.mirrors.last = recent.New[reader, time.Time](1024)
 	if u, err := url.Parse(p.PublicURL); err == nil {
 		a.strict = u.Hostname() != "localhost" && !strings.HasSuffix(u.Hostname(), ".localhost")
 	}
@@ -115,6 +124,7 @@ func New(p Parts) *API {
 	a.tokenRoutes()
 	a.eventRoutes()
 	a.auditRoutes()
+	a.logRoutes()
 	a.keyRoutes()
 	a.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	return a

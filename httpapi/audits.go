@@ -2,56 +2,383 @@ package httpapi
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"net/http"
+	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/session"
 )
 
-// Entries is what the door needs of the log.
+// Entries is what the door needs of the log's store.
 type Entries interface {
-	AddEntry(ctx context.Context, e audit.Entry) error
-	Entries(ctx context.Context, after int64, limit int) ([]audit.Entry, error)
+	AddEntry(ctx context.Context, es ...audit.Entry) error
+	Records(ctx context.Context, after int64, limit int) ([]audit.Record, error)
+	Find(ctx context.Context, q audit.Query, p audit.Page) ([]audit.Record, error)
 }
 
-// Entry is a line of the log as the API shows it.
+// Entry is a line of the log as the API shows it. Of one that is pruned there are
+// its number and hash alone.
 type Entry struct {
 	Seq     int64               `json:"seq"`
-	At      time.Time           `json:"at"`
-	Kind    string              `json:"kind"`
+	At      *time.Time          `json:"at,omitempty"`
+	Kind    string              `json:"kind,omitempty"`
 	Actor   watchword.SubjectID `json:"actor,omitempty"`
 	Key     watchword.KeyID     `json:"key,omitempty"`
 	Object  string              `json:"object,omitempty"`
-	Outcome audit.Outcome       `json:"outcome"`
+	Outcome audit.Outcome       `json:"outcome,omitempty"`
 	Code    watchword.Code      `json:"code,omitempty"`
 	Trace   string              `json:"trace,omitempty"`
 	Data    map[string]string   `json:"data,omitempty"`
+	Pruned  bool                `json:"pruned,omitempty"`
+}
+
+// EntryWhole is an entry with what the log commits to: hash is the SHA-256 over salt
+// and body.
+type EntryWhole struct {
+	Entry
+	Hash string `json:"hash" doc:"base64 SHA-256 over salt and body: what the log's leaf commits to"`
+	Salt string `json:"salt,omitempty" doc:"base64"`
+	Body string `json:"body,omitempty" doc:"the bytes that are hashed"`
+	// Args and ArgsSalt open the args_hash of a command's order, for those who may see them.
+	Args     json.RawMessage `json:"args,omitempty" doc:"of an ordered command, for those who may see it"`
+	ArgsSalt string          `json:"args_salt,omitempty" doc:"base64; args_hash is the base64url SHA-256 over args_salt and args"`
+}
+
+func viewEntry(r audit.Record) (Entry, error) {
+	if r.Pruned() {
+		return Entry{Seq: r.Seq, Pruned: true}, nil
+	}
+	e, err := r.Entry()
+	at := e.At.UTC()
+	return Entry{
+		Seq: r.Seq, At: &at, Kind: e.Kind, Actor: e.Actor, Key: e.Key, Object: e.Object, Outcome: e.Outcome, Code: e.Code, Trace: e.Trace, Data: e.Data,
+	}, err
 }
 
 func (a *API) auditRoutes() {
-	type auditListIn struct {
-		After int64 `query:"after" minimum:"0"`
-		Limit int   `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+	a.handle("GET /v1/audit", false, a.listEntries)
+	a.describe(http.MethodGet, "/v1/audit", "Entries of the log that subject, object, kind (device.*), cause, from and to choose: oldest first after a number, or order=newest before one; or a stream of server-sent events", nil)
+	a.handle("GET /v1/audit/export", false, a.exportEntries)
+	a.describe(http.MethodGet, "/v1/audit/export", "The whole log as JSON lines, which audit verify checks: of entries that are not chosen their hash alone", nil)
+
+	type entryIn struct {
+		Seq int64 `path:"seq" minimum:"1"`
 	}
-	type auditListOut struct {
-		Body struct {
-			Entries []Entry `json:"entries"`
-		}
-	}
-	register(a, operation{method: http.MethodGet, path: "/v1/audit", summary: "Entries of the log, oldest first"},
-		func(ctx context.Context, c *caller, in *auditListIn) (*auditListOut, error) {
-			rows, err := a.Entries.Entries(ctx, in.After, in.Limit)
-			if err != nil {
+	type entryOut struct{ Body EntryWhole }
+	register(a, operation{method: http.MethodGet, path: "/v1/audit/{seq}", summary: "One entry of the log, whole"},
+		func(ctx context.Context, c *caller, in *entryIn) (*entryOut, error) {
+			if err := a.noteRead(ctx, c, "show", strconv.FormatInt(in.Seq, 10)); err != nil {
 				return nil, err
 			}
-			out := &auditListOut{}
-			out.Body.Entries = []Entry{}
-			for _, e := range rows {
-				out.Body.Entries = append(out.Body.Entries, Entry{
-					e.Seq, e.At.UTC(), e.Kind, e.Actor, e.Key, e.Object, e.Outcome, e.Code, e.Trace, e.Data,
-				})
-			}
-			return out, nil
+			e, err := a.wholeEntry(ctx, c, in.Seq)
+			return &entryOut{e}, err
 		})
+	a.handle("GET /v1/audit/{seq}/proof", false, func(w http.ResponseWriter, r *http.Request, c *caller) error {
+		seq, err := strconv.ParseInt(r.PathValue("seq"), 10, 64)
+		if err != nil || seq < 1 {
+			return watchword.RefuseField("seq", "must be the number of an entry")
+		}
+		if err := a.noteRead(r.Context(), c, "prove", r.PathValue("seq")); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), writeTimeout/2)
+		defer cancel()
+		p, err := a.Audit.Prove(ctx, seq)
+		if err != nil {
+			return err
+		}
+		plain(w, "text/plain; charset=utf-8", "no-store", p.Marshal())
+		return nil
+	})
+	a.describe(http.MethodGet, "/v1/audit/{seq}/proof", "A proof (C2SP tlog-proof) that the entry is in the log: its extra data are salt and body", nil)
+}
+
+// noteRead writes down that somebody reads the log, before they do.
+func (a *API) noteRead(ctx context.Context, c *caller, what, object string) error {
+	return a.Entries.AddEntry(ctx, c.actor.Did(audit.LogRead, object, a.Now(), map[string]string{"what": what, "remote": c.remote}))
+}
+
+// plain answers with bytes as they are.
+func plain(w http.ResponseWriter, contentType, cache string, b []byte) {
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Cache-Control", cache)
+	h.Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(b) // whoever was on the connection has gone
+}
+
+func (a *API) wholeEntry(ctx context.Context, c *caller, seq int64) (out EntryWhole, err error) {
+	rs, err := a.Entries.Records(ctx, seq-1, 1)
+	if err != nil {
+		return out, err
+	}
+	if len(rs) == 0 || rs[0].Seq != seq {
+		return out, watchword.Refuse(watchword.NotFound, "entry %d not found", seq)
+	}
+	r := rs[0]
+	if out.Entry, err = viewEntry(r); err != nil {
+		return out, err
+	}
+	out.Hash = base64.StdEncoding.EncodeToString(r.Hash[:])
+	if r.Pruned() {
+		return out, nil
+	}
+	out.Salt, out.Body = base64.StdEncoding.EncodeToString(r.Salt[:]), string(r.Body)
+	if out.Kind != audit.CommandOrder {
+		return out, nil
+	}
+	row, err := a.ownCommand(ctx, c, watchword.CommandID(out.Object), http.MethodGet, "")
+	if err != nil {
+		return out, nil // who may read the log need not know what was ordered
+	}
+	args, salt, err := a.Desk.Opening(row)
+	if err != nil {
+		return out, err
+	}
+	out.Args, out.ArgsSalt = args, base64.StdEncoding.EncodeToString(salt)
+	return out, nil
+}
+
+// The parameters of a list of entries.
+const maxEntries = 1000
+
+// readQuery reads what is asked for. Code: bad_request, with the parameter.
+func readQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
+	p.Limit = 100
+	for name, values := range v {
+		s := values[0]
+		if len(values) > 1 || len(s) > 256 {
+			return q, p, watchword.RefuseField(name, "may be given once, with 256 bytes")
+		}
+		switch name {
+		case "subject":
+			q.Subject = watchword.SubjectID(s)
+		case "object":
+			q.Object = s
+		case "kind":
+			q.Kind = s
+		case "cause":
+			q.Cause = s
+		case "from":
+			q.From, err = moment(name, s)
+		case "to":
+			q.To, err = moment(name, s)
+		case "after":
+			p.After, err = number(name, s, 1<<53)
+		case "before":
+			p.Before, err = number(name, s, 1<<53)
+		case "limit":
+			var n int64
+			if n, err = number(name, s, maxEntries); n < 1 && err == nil {
+				err = watchword.RefuseField(name, "must be at least 1")
+			}
+			p.Limit = int(n)
+		case "order":
+			if p.Newest = s == "newest"; !p.Newest && s != "oldest" {
+				err = watchword.RefuseField(name, "must be newest or oldest")
+			}
+		default:
+			err = watchword.RefuseField(clip(name), "is no parameter of this address")
+		}
+		if err != nil {
+			return q, p, err
+		}
+	}
+	return q, p, nil
+}
+
+func number(name, s string, most int64) (int64, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 || n > most {
+		return 0, watchword.RefuseField(name, "must be a number of at most %d", most)
+	}
+	return n, nil
+}
+
+func moment(name, s string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return t, watchword.RefuseField(name, "must be a time as 2026-11-25T12:00:00Z")
+	}
+	return t, nil
+}
+
+// asked is what the log says of a reader's question.
+func asked(v url.Values) string {
+	keep := url.Values{}
+	for k, s := range v {
+		keep.Set(k, clip(s[0]))
+	}
+	return keep.Encode()
+}
+
+func (a *API) listEntries(w http.ResponseWriter, r *http.Request, c *caller) error {
+	q, p, err := readQuery(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	if wantsStream(r) {
+		return a.streamEntries(w, r, c, q, p)
+	}
+	if err := a.noteRead(r.Context(), c, "list", asked(r.URL.Query())); err != nil {
+		return err
+	}
+	rows, err := a.Entries.Find(r.Context(), q, p)
+	if err != nil {
+		return err
+	}
+	out := struct {
+		Entries []Entry `json:"entries"`
+	}{[]Entry{}}
+	for _, row := range rows {
+		e, err := viewEntry(row)
+		if err != nil {
+			return err
+		}
+		out.Entries = append(out.Entries, e)
+	}
+	answer(w, http.StatusOK, out)
+	return nil
+}
+
+// streamEntries sends what is chosen as it is logged, from after a number (the last
+// id that the client has, the parameter after, or now) on.
+func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q audit.Query, p audit.Page) error {
+	if p.Newest || p.Before > 0 {
+		return watchword.RefuseField("order", "a stream goes on from the oldest")
+	}
+	last := r.Header.Get("Last-Event-ID")
+	switch {
+	case last != "":
+		var err error
+		if p.After, err = number("Last-Event-ID", last, 1<<53); err != nil {
+			return err
+		}
+	case !r.URL.Query().Has("after"):
+		if cp, _, err := a.Audit.Checkpoint(); err == nil {
+			p.After = cp.Size
+		}
+	}
+	if err := a.noteRead(r.Context(), c, "stream", asked(r.URL.Query())); err != nil {
+		return err
+	}
+	s, ctx, done, err := a.open(r, c, "sse", func(now *session.Authority) error { return now.Request(http.MethodGet, r.URL.Path).Err() })
+	if err != nil {
+		return err
+	}
+	defer done()
+	out := newStream(w)
+	if out.send("session", "", sessionEvent(s)) != nil {
+		return nil // the peer has gone
+	}
+	p.Limit = maxEntries
+	beat := time.NewTicker(sseBeat)
+	defer beat.Stop()
+	for {
+		grown := a.Audit.Grown()
+		size, err := a.sendEntries(ctx, out, q, &p)
+		if err == nil {
+			err = ended(ctx)
+		}
+		if err != nil {
+			a.endStream(out, r, err)
+			return nil
+		}
+		if p.After < size {
+			continue // there is more
+		}
+		select {
+		case <-grown:
+		case <-beat.C:
+			if out.beat() != nil {
+				return nil
+			}
+		case <-ctx.Done():
+			a.endStream(out, r, ended(ctx))
+			return nil
+		}
+	}
+}
+
+// sendEntries sends one page of what the last checkpoint has, and moves p on.
+func (a *API) sendEntries(ctx context.Context, out *stream, q audit.Query, p *audit.Page) (size int64, err error) {
+	cp, _, err := a.Audit.Checkpoint()
+	if err != nil {
+		return 0, nil // the first one is on its way
+	}
+	p.Before = cp.Size + 1
+	rows, err := a.Entries.Find(ctx, q, *p)
+	if err != nil {
+		return 0, err
+	}
+	for _, row := range rows {
+		e, err := viewEntry(row)
+		if err == nil {
+			err = out.send("entry", strconv.FormatInt(row.Seq, 10), e)
+		}
+		if err != nil {
+			return 0, err
+		}
+		p.After = row.Seq
+	}
+	if len(rows) < p.Limit {
+		p.After = max(p.After, cp.Size)
+	}
+	return cp.Size, nil
+}
+
+// exportEntries writes the log as lines: a head, an entry each, and the checkpoint
+// that they add up to.
+func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) error {
+	v := r.URL.Query()
+	q, p, err := readQuery(v)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"after", "before", "limit", "order"} {
+		if v.Has(name) {
+			return watchword.RefuseField(name, "an export is of the whole log")
+		}
+	}
+	if err := a.noteRead(r.Context(), c, "export", asked(v)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), writeTimeout/2)
+	defer cancel()
+	cp, note, err := a.Audit.Now(ctx)
+	if err != nil {
+		return err
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/jsonl")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusOK)
+	rc := http.NewResponseController(w)
+	for p.After < cp.Size {
+		// A reader that does not read costs its own connection.
+		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // as in ServeHTTP
+		rows, err := a.Entries.Records(r.Context(), p.After, int(min(maxEntries, cp.Size-p.After)))
+		if err != nil || len(rows) == 0 {
+			panic(http.ErrAbortHandler) // what was sent has no end, and does not verify
+		}
+		var b []byte
+		for _, row := range rows {
+			b = append(audit.Line(row, q).AppendJSON(b), '\n')
+		}
+		if _, err := w.Write(b); err != nil {
+			return nil // the peer has gone
+		}
+		p.After = rows[len(rows)-1].Seq
+		if ctx := r.Context(); ctx.Err() != nil {
+			return nil
+		}
+	}
+	_, _ = w.Write(append(audit.ExportLine{Checkpoint: string(note)}.AppendJSON(nil), '\n')) // as above
+	return nil
 }

@@ -75,6 +75,8 @@ var statusOf = map[watchword.Code]int{
 	watchword.ReceiptInvalid:       http.StatusUnprocessableEntity,
 	watchword.CommandRefused:       http.StatusUnprocessableEntity,
 	watchword.CommandFailed:        http.StatusUnprocessableEntity,
+	watchword.CommandUnlogged:      http.StatusUnprocessableEntity,
+	watchword.LogInvalid:           http.StatusInternalServerError,
 	watchword.ConfigInvalid:        http.StatusInternalServerError,
 	watchword.FolderInUse:          http.StatusInternalServerError,
 	watchword.KeyExposed:           http.StatusInternalServerError,

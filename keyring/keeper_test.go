@@ -245,7 +245,7 @@ func TestRotateByHand(t *testing.T) {
 	if got := h.states(keyring.Log); got != "retiring active" {
 		t.Errorf("log keys: %s; what they signed counts for ever", got)
 	}
-	es, err := h.st.Entries(ctx, 0, 1000)
+	es, err := audit.Entries(ctx, h.st, 0, 1000)
 	h.must(err)
 	kinds := map[string]int{}
 	for _, e := range es {

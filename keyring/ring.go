@@ -2,12 +2,16 @@ package keyring
 
 import (
 	"context"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/json"
 	"maps"
 	"sync/atomic"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/jose"
 )
 
@@ -26,6 +30,7 @@ type Store interface {
 type Ring struct {
 	founding Founding
 	data     []byte
+	mask     []byte // made of data: no key has two uses
 	now      atomic.Pointer[keys]
 	bundle   atomic.Pointer[string]
 }
@@ -79,6 +84,9 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	}
 	if r.data == nil {
 		return nil, watchword.Refuse(watchword.KeyDamaged, "the store holds no data key")
+	}
+	if r.mask, err = hkdf.Key(sha256.New, r.data, nil, "watchword mask", sha256.Size); err != nil {
+		return nil, err
 	}
 	k, err := r.open(sealed)
 	if err != nil {
@@ -208,6 +216,25 @@ func (r *Ring) CommandKey(id watchword.KeyID) bool {
 	return p != nil && p.role == Command
 }
 
+// LogSigner signs the log's checkpoints with the active log key.
+func (r *Ring) LogSigner() ledger.Signer {
+	s := r.Signer(Log)
+	return ledger.Signer{Key: ledger.LogKeys(r.Issuer(), s.Public())[0], Do: s.Prove} // log keys are Ed25519 (found.go)
+}
+
+// LogKeys returns every key that the log's checkpoints were ever signed with, or will be.
+func (r *Ring) LogKeys() (out []ledger.Key) {
+	for _, s := range r.now.Load().sealed {
+		if s.Role != Log {
+			continue
+		}
+		if pub, err := jose.ParseJWK(s.Public); err == nil { // those that count were read when the ring was opened
+			out = append(out, ledger.LogKeys(r.Issuer(), pub)...)
+		}
+	}
+	return out
+}
+
 // RevokedIssuer reports whether id was an issuer key and was revoked.
 func (r *Ring) RevokedIssuer(id watchword.KeyID) bool { return r.now.Load().revoked[id] }
 
@@ -231,6 +258,15 @@ func (r *Ring) Seal(context string, plaintext []byte) ([]byte, error) {
 // Open opens what Seal sealed for the same context. Code: key_damaged.
 func (r *Ring) Open(context string, sealed []byte) ([]byte, error) {
 	return openBytes(r.data, "row/"+context, sealed)
+}
+
+// Mask returns bytes that belong to a context, as "salt/cmd_01…", and that nobody
+// knows who has not the data key.
+func (r *Ring) Mask(context string) (out [32]byte) {
+	h := hmac.New(sha256.New, r.mask)
+	h.Write([]byte(context)) // hashing does not fail
+	h.Sum(out[:0])
+	return out
 }
 
 // signer returns a key that counts and is here, active or not. Code: key_missing.

@@ -70,6 +70,8 @@ var reasonOf = map[watchword.Code]packet.Reason{
 	watchword.ReceiptInvalid:       packet.BadPayloadFormat,
 	watchword.CommandRefused:       packet.Implementation,
 	watchword.CommandFailed:        packet.Implementation,
+	watchword.CommandUnlogged:      packet.Implementation,
+	watchword.LogInvalid:           packet.Unspecified,
 	watchword.ConfigInvalid:        packet.Unspecified,
 	watchword.FolderInUse:          packet.Unspecified,
 	watchword.KeyExposed:           packet.Unspecified,

@@ -352,7 +352,6 @@ func (c Config) Warnings() []string {
 		{"cluster", c.Cluster.Node != "" || c.Cluster.Listen != "" || len(c.Cluster.Routes) > 0},
 		{"token.skew", c.Token.Skew != d.Token.Skew},
 		{"auth", c.Auth.OIDCIssuer != "" || c.Auth.SessionLifetime != d.Auth.SessionLifetime},
-		{"audit", c.Audit.CheckpointEvery != d.Audit.CheckpointEvery || len(c.Audit.Witnesses) > 0},
 	} {
 		if w.set {
 			out = append(out, w.key+" is set, but its part does not exist yet")

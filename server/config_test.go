@@ -117,7 +117,7 @@ func TestSecretsComeFromPrivateFilesAndAreMasked(t *testing.T) {
 }
 
 func TestWhatHasNoPartYetWarns(t *testing.T) {
-	c, err := load(t, "[cluster]\nnode = \"a\"\n[audit]\ncheckpoint_every = \"2s\"\n", nil)
+	c, err := load(t, "[cluster]\nnode = \"a\"\n[token]\nskew = \"30s\"\n", nil)
 	if err != nil || len(c.Warnings()) != 2 {
 		t.Errorf("got %v, %v", c.Warnings(), err)
 	}

@@ -76,6 +76,7 @@ type Server struct {
 	guard    *session.Guard
 	desk     *command.Desk
 	recorder *audit.Recorder
+	log      *audit.Keeper
 	keeper   *keyring.Keeper
 	https    net.Listener
 	mqtts    net.Listener // nil where there is none, as the next
@@ -146,8 +147,14 @@ func (s *Server) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.keepLog(ctx); err != nil {
+		return err
+	}
+	s.recorder = audit.NewRecorder(s.store)
 	roll := registry.NewRoll(s.store, set)
-	s.guard = session.NewGuard(roll, session.GuardOptions{Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.ring.RevokedIssuer})
+	s.guard = session.NewGuard(roll, session.GuardOptions{
+		Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.ring.RevokedIssuer, Opened: s.sessionOpened, Ended: s.sessionEnded,
+	})
 	reg := registry.New(s.store, roll, s.guard, s.ring.Issuer())
 	room := fair.NewRoom()
 	gate := enroll.NewGate(s.store, enroll.Options{
@@ -162,7 +169,6 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.desk = command.NewDesk(s.store, roll, s.ring, s.ring, command.DeskOptions{
 		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Now: s.o.Now,
 	})
-	s.recorder = audit.NewRecorder(s.store)
 	options := httpapi.Options{
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.ring.JWKS, Bundle: s.ring.Bundle,
 		Time: func(nonce string, now time.Time) (string, error) {
@@ -191,7 +197,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	options.MQTTS = s.publicMQTTS()
 	api := httpapi.New(httpapi.Parts{
 		Registry: reg, Gate: gate, Office: papers, Guard: s.guard, Desk: s.desk, Hub: hub, Recorder: s.recorder,
-		Twins: twins, Entries: s.store, Keys: s.keeper, Wire: s.broker, Options: options,
+		Twins: twins, Entries: s.store, Audit: s.log, Keys: s.keeper, Wire: s.broker, Options: options,
 	})
 	if s.mqtts != nil {
 		s.mqtts = tls.NewListener(s.mqtts, forMQTT(tlsConfig))
@@ -235,7 +241,12 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stop()
 	g, gctx := errgroup.WithContext(inner)
 	g.Go(func() error { return s.desk.Run(gctx) })
-	g.Go(func() error { return s.recorder.Run(gctx) })
+	logged, unlog := context.WithCancel(context.WithoutCancel(gctx))
+	g.Go(func() error {
+		defer unlog() // the last checkpoint has what was written last
+		return s.recorder.Run(gctx)
+	})
+	g.Go(func() error { return s.log.Run(logged) })
 	g.Go(func() error { return s.keepHouse(gctx) })
 	g.Go(func() error {
 		err := s.http.ServeTLS(s.https, "", "")

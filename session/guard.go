@@ -26,6 +26,11 @@ type GuardOptions struct {
 	Requests   int              // requests of one subject that wait; 0 means 1,024
 	// Revoked reports whether an issuer key was revoked; nil: none ever is.
 	Revoked func(id watchword.KeyID) bool
+	// Opened and Ended, if not nil, are told of each session that begins, and of its
+	// end, with the session locked: they neither block nor call back but for what the
+	// session says of itself. cause is nil where its own transport ended it.
+	Opened func(s *Session)
+	Ended  func(s *Session, cause error)
 }
 
 // Guard knows every live session of this node. It is safe for concurrent use.
@@ -37,6 +42,8 @@ type Guard struct {
 	perSubject    int
 	requests      int
 	issuerRevoked func(id watchword.KeyID) bool
+	opened        func(s *Session)
+	ended         func(s *Session, cause error)
 
 	changes sync.RWMutex // read-held by each change while it reaches its sessions
 
@@ -58,6 +65,7 @@ type subjectKey struct {
 func NewGuard(roll Roll, o GuardOptions) *Guard {
 	g := &Guard{
 		roll: roll, now: o.Now, total: o.Total, perSubject: o.PerSubject, requests: o.Requests, issuerRevoked: o.Revoked,
+		opened: o.Opened, ended: o.Ended,
 		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(),
 	}
 	if g.now == nil {
@@ -115,6 +123,9 @@ func (g *Guard) Open(ctx context.Context, p Papers, o Options) (*Session, error)
 		return nil, err
 	}
 	s.timer = time.AfterFunc(p.Expires.Sub(now), s.expire)
+	if g.opened != nil {
+		g.opened(s)
+	}
 	return s, nil
 }
 

@@ -54,6 +54,9 @@ func (s *Session) Transport() string { return s.options.Transport }
 // Remote returns the peer's address.
 func (s *Session) Remote() string { return s.options.Remote }
 
+// Lasts reports whether it is a connection, and no request that waits.
+func (s *Session) Lasts() bool { return !s.options.Request && s.options.Transport != "poll" }
+
 // Authority returns what the session may do at this moment. It is never nil on
 // a session that [Guard.Open] returned; once Done is closed it no longer counts.
 func (s *Session) Authority() *Authority { return s.authority.Load() }
@@ -191,5 +194,8 @@ func (s *Session) end(cause error) {
 	s.timer.Stop()
 	if s.options.Ended != nil {
 		s.options.Ended(cause)
+	}
+	if s.guard.ended != nil {
+		s.guard.ended(s, cause)
 	}
 }

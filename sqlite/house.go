@@ -11,7 +11,11 @@ import (
 
 // Founding returns what the house decided at first start.
 func (s *Store) Founding(ctx context.Context) (keyring.Founding, error) {
-	return one(ctx, s, scanFounding, watchword.Refuse(watchword.NotFound, "the house is not founded"),
+	return founding(ctx, s)
+}
+
+func founding(ctx context.Context, from rows) (keyring.Founding, error) {
+	return one(ctx, from, scanFounding, watchword.Refuse(watchword.NotFound, "the house is not founded"),
 		`SELECT issuer, epoch, at FROM house`)
 }
 
@@ -57,7 +61,11 @@ func (t *tx) addServerKey(k keyring.Sealed) error {
 
 // ServerKeys returns all server keys, oldest first.
 func (s *Store) ServerKeys(ctx context.Context) ([]keyring.Sealed, error) {
-	return all(ctx, s, func(r scanner) (k keyring.Sealed, err error) {
+	return serverKeys(ctx, s)
+}
+
+func serverKeys(ctx context.Context, from rows) ([]keyring.Sealed, error) {
+	return all(ctx, from, func(r scanner) (k keyring.Sealed, err error) {
 		var created, starts, ends int64
 		err = r.Scan(&k.ID, &k.Role, &k.State, &k.Public, &k.Private, &k.Cert, &created, &starts, &ends)
 		k.Created, k.Starts, k.Ends = moment(created), moment(starts), moment(ends)
@@ -67,7 +75,11 @@ func (s *Store) ServerKeys(ctx context.Context) ([]keyring.Sealed, error) {
 
 // Bundles returns every signed bundle, oldest first.
 func (s *Store) Bundles(ctx context.Context) ([]keyring.SignedBundle, error) {
-	return all(ctx, s, func(r scanner) (b keyring.SignedBundle, err error) {
+	return bundles(ctx, s)
+}
+
+func bundles(ctx context.Context, from rows) ([]keyring.SignedBundle, error) {
+	return all(ctx, from, func(r scanner) (b keyring.SignedBundle, err error) {
 		var starts, expires int64
 		err = r.Scan(&b.Version, &b.JWS, &starts, &expires)
 		b.Starts, b.Expires = moment(starts), moment(expires)
@@ -141,21 +153,4 @@ func (t *tx) moveServerKey(m keyring.Move) error {
 		err = watchword.Refuse(watchword.Conflict, "the %s key %s is not %s any more", m.Role, m.ID, m.From)
 	}
 	return err
-}
-
-// AddEntry writes an entry that no other step carries.
-func (s *Store) AddEntry(ctx context.Context, e audit.Entry) error {
-	return s.w.do(ctx, func(t *tx) error { return t.enter(e) })
-}
-
-// Entries returns up to limit entries with Seq above after, oldest first.
-func (s *Store) Entries(ctx context.Context, after int64, limit int) ([]audit.Entry, error) {
-	return all(ctx, s, func(r scanner) (audit.Entry, error) {
-		var seq int64
-		var body []byte
-		if err := r.Scan(&seq, &body); err != nil {
-			return audit.Entry{}, err
-		}
-		return audit.Parse(seq, body)
-	}, `SELECT seq, body FROM audit_entries WHERE seq > ? ORDER BY seq LIMIT ?`, after, limit)
 }

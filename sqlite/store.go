@@ -89,11 +89,7 @@ func dsn(path, mode string, pragmas ...string) string {
 }
 
 func migrate(ctx context.Context, db *sql.DB) error {
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
-	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, db, files)
+	p, err := provider(db)
 	if err != nil {
 		return err
 	}
@@ -101,6 +97,15 @@ func migrate(ctx context.Context, db *sql.DB) error {
 		return fmt.Errorf("bringing the tables up to date: %w", err)
 	}
 	return nil
+}
+
+func provider(db *sql.DB) (*goose.Provider, error) {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, err
+	}
+	return goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithGoMigrations(
+		goose.NewGoMigration(8, &goose.GoFunc{RunTx: plantLog}, &goose.GoFunc{RunTx: uprootLog})))
 }
 
 // Ping answers nil if a write transaction can commit.

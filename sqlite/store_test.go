@@ -45,7 +45,7 @@ func TestIsPrivateAndOpensAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	st = open(t, path)
-	es, err := st.Entries(t.Context(), 0, 10)
+	es, err := audit.Entries(t.Context(), st, 0, 10)
 	if err != nil || len(es) != 1 || es[0].Kind != audit.ServerStart {
 		t.Errorf("entries after opening again: %v, %v", es, err)
 	}

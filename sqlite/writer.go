@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit"
 )
 
 // writer is the one connection that writes. Steps that arrive together share a
@@ -40,6 +39,18 @@ type tx struct {
 	conn  *sql.Conn
 	stmts map[string]*sql.Stmt // by their text, which is constant
 	used  *used
+	log   *log
+}
+
+// mark is how much the open transaction has added to what lies in memory.
+type mark struct{ used, log int }
+
+func (t *tx) mark() mark { return mark{len(t.used.added), len(t.log.added)} }
+
+// undo takes back what was added since.
+func (t *tx) undo(to mark) {
+	t.used.undo(to.used)
+	t.log.undo(to.log)
 }
 
 func newWriter(ctx context.Context, db *sql.DB, group int) (*writer, error) {
@@ -48,10 +59,10 @@ func newWriter(ctx context.Context, db *sql.DB, group int) (*writer, error) {
 		return nil, err
 	}
 	w := &writer{
-		db: db, conn: conn, group: group, tx: tx{conn, map[string]*sql.Stmt{}, newUsed()},
+		db: db, conn: conn, group: group, tx: tx{conn, map[string]*sql.Stmt{}, newUsed(), newLog()},
 		jobs: make(chan *job), closing: make(chan struct{}), ended: make(chan struct{}),
 	}
-	if err := w.tx.used.load(ctx, &w.tx); err != nil {
+	if err := errors.Join(w.tx.used.load(ctx, &w.tx), w.tx.log.load(ctx, &w.tx)); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	go w.run()
@@ -104,9 +115,9 @@ func (w *writer) commit(first *job) {
 	}
 	// With nothing before it, a step that is refused takes the transaction along, and
 	// needs no savepoint.
-	w.tx.used.added = w.tx.used.added[:0]
+	w.tx.used.added, w.tx.log.added = w.tx.used.added[:0], w.tx.log.added[:0]
 	if first.err = unavailable(first.step(&w.tx)); first.err != nil {
-		w.tx.used.undo(0)
+		w.tx.undo(mark{})
 		_ = w.tx.control("ROLLBACK") // its own error says no more
 		close(first.done)
 		return
@@ -119,11 +130,17 @@ func (w *writer) commit(first *job) {
 			break
 		}
 	}
+	var grown edge
+	if broken == nil {
+		grown, broken = w.tx.log.grow(w.tx.exec)
+	}
 	if broken == nil {
 		broken = w.tx.control("COMMIT")
 	}
-	if broken != nil {
-		w.tx.used.undo(0)
+	if broken == nil {
+		w.tx.log.stand(grown)
+	} else {
+		w.tx.undo(mark{})
 		// The rollback's own error says no more: SQLite may have rolled back by itself (disk full).
 		_ = w.tx.control("ROLLBACK")
 	}
@@ -159,10 +176,10 @@ const yields = 3
 // attempt runs one step under a savepoint. broken means that the transaction
 // itself cannot go on.
 func (t *tx) attempt(j *job) (err, broken error) {
-	before := len(t.used.added)
+	before := t.mark()
 	if j.bare {
 		if err = j.step(t); err != nil {
-			t.used.undo(before)
+			t.undo(before)
 			if _, refusal := errors.AsType[*watchword.Error](err); !refusal {
 				broken = err
 			}
@@ -173,7 +190,7 @@ func (t *tx) attempt(j *job) (err, broken error) {
 		return nil, broken
 	}
 	if err := j.step(t); err != nil {
-		t.used.undo(before)
+		t.undo(before)
 		if broken := t.control("ROLLBACK TO step"); broken != nil {
 			return unavailable(err), broken
 		}
@@ -234,20 +251,4 @@ func (t *tx) query(_ context.Context, q string, args ...any) (*sql.Rows, error) 
 		return nil, err
 	}
 	return st.Query(args...)
-}
-
-// enter writes audit entries; their numbers grow by one each, because a step
-// that is rolled back takes its number with it.
-func (t *tx) enter(es ...audit.Entry) error {
-	for _, e := range es {
-		body, err := e.Body()
-		if err != nil {
-			return err
-		}
-		if _, err := t.exec(`INSERT INTO audit_entries (tenant, at, kind, body) VALUES (?, ?, ?, ?)`,
-			e.Tenant, stamp(e.At), e.Kind, body); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -491,7 +491,7 @@ func entries(t *T) {
 	}
 	var seq int64
 	for {
-		es, err := t.Entries(t.ctx, seq, 7)
+		es, err := t.Entries(seq, 7)
 		t.must(err)
 		if len(es) == 0 {
 			break

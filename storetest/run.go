@@ -67,6 +67,9 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"functions and twins", twins},
 		{"walls between tenants", walls},
 		{"the log has no gaps", entries},
+		{"the log is a tree", logTree},
+		{"the log is searched", logSearch},
+		{"checkpoints are kept", checkpoints},
 		{"a refused step leaves nothing", refusedLeavesNothing},
 	} {
 		t.Run(contract.name, func(t *testing.T) {
@@ -117,9 +120,17 @@ func (t *T) entry(kind, object string) audit.Entry {
 // log returns how many entries there are.
 func (t *T) log() int {
 	t.Helper()
-	es, err := t.Entries(t.ctx, 0, 100_000)
+	es, err := t.Entries(0, 100_000)
 	t.must(err)
 	return len(es)
+}
+
+// Entries reads the log, once everything in it has its number.
+func (t *T) Entries(after int64, limit int) ([]audit.Entry, error) {
+	if err := t.Number(t.ctx); err != nil {
+		return nil, err
+	}
+	return audit.Entries(t.ctx, t, after, limit)
 }
 
 func (t *T) add(id watchword.SubjectID, l watchword.Labels) watchword.Subject {

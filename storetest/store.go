@@ -147,11 +147,7 @@ type Store interface {
 	ReportState(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error
 	// SetConfig replaces the wanted configuration; ifVersion -1 any, 0 never set, else today's; else precondition_failed.
 	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (twin.Twin, error)
-
-	// AddEntry writes an entry that no other step carries: a refusal, a start.
-	AddEntry(ctx context.Context, e audit.Entry) error
-	// Entries returns up to limit entries with Seq above after, oldest first.
-	Entries(ctx context.Context, after int64, limit int) ([]audit.Entry, error)
+	Log
 
 	// Ping answers nil if a write transaction can commit.
 	Ping(ctx context.Context) error

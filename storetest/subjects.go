@@ -194,7 +194,7 @@ func codeOnce(t *T) {
 	_, replay, err := t.RedeemCode(t.ctx, t.redemption("new", "k"), t.now, e)
 	t.must(err)
 	is(t, "replay", replay, false)
-	es, err := t.Entries(t.ctx, int64(n), 10)
+	es, err := t.Entries(int64(n), 10)
 	t.must(err)
 	if len(es) != 1 || es[0].Object != "lamp-1" || es[0].Actor != "lamp-1" {
 		t.Fatalf("entries: %+v", es)

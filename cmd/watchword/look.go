@@ -157,49 +157,6 @@ func (a *app) sessionCommand() *cobra.Command {
 	return group("session", "Live sessions", list, end)
 }
 
-func (a *app) auditCommand() *cobra.Command {
-	list := &cobra.Command{Use: "list", Short: "Entries of the log, oldest first", Args: args(cobra.NoArgs)}
-	after := list.Flags().Int64("after", 0, "only entries after this number")
-	limit := list.Flags().Int("limit", 100, "how many")
-	list.RunE = func(c *cobra.Command, _ []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
-		es, err := cl.Entries(c.Context(), *after, *limit)
-		if err != nil {
-			return err
-		}
-		return printList(a, es, "SEQ\tAT\tKIND\tACTOR\tOBJECT\tOUTCOME\tCODE", func(w io.Writer, e admin.Entry) {
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Seq, ago(e.At), e.Kind, e.Actor, e.Object, e.Outcome, e.Code)
-		})
-	}
-	show := &cobra.Command{Use: "show N", Short: "One entry whole", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
-		var n int64
-		if _, err := fmt.Sscan(args[0], &n); err != nil || n < 1 {
-			return usage("%s: must be an entry's number", args[0])
-		}
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
-		es, err := cl.Entries(c.Context(), n-1, 1)
-		if err != nil {
-			return err
-		}
-		if len(es) == 0 || es[0].Seq != n {
-			return watchword.Refuse(watchword.NotFound, "entry %d not found", n)
-		}
-		return a.print(es[0], func(w io.Writer) {
-			b, err := json.MarshalIndent(es[0], "", "  ")
-			if err == nil {
-				fmt.Fprintln(w, string(b))
-			}
-		})
-	}}
-	return group("audit", "The log", list, show)
-}
-
 func (a *app) whoamiCommand() *cobra.Command {
 	return &cobra.Command{Use: "whoami", Short: "As whom this tool asks, and what it may", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()

@@ -113,6 +113,8 @@ var exitOf = map[watchword.Code]int{
 	watchword.ReceiptInvalid:       8,
 	watchword.CommandRefused:       6,
 	watchword.CommandFailed:        1,
+	watchword.CommandUnlogged:      8,
+	watchword.LogInvalid:           8,
 	watchword.ConfigInvalid:        2,
 	watchword.FolderInUse:          4,
 	watchword.KeyExposed:           1,

@@ -35,9 +35,20 @@ func (c *Client) Watch(ctx context.Context, device watchword.SubjectID, stream s
 	if stream != "" {
 		q.Set("stream", stream)
 	}
+	return c.follow(ctx, "/v1/events", q, opened, "event", func(data []byte) error {
+		var v Event
+		if err := json.Unmarshal(data, &v); err != nil {
+			return err
+		}
+		return f(v)
+	})
+}
+
+// follow reads a stream, which is refreshed with new tokens while it lasts.
+func (c *Client) follow(ctx context.Context, path string, q url.Values, opened func(), name string, f func(data []byte) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	res, err := c.rest.Open(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/events", Query: q, Header: map[string]string{"Accept": "text/event-stream"}})
+	res, err := c.rest.Open(ctx, rest.Request{Method: http.MethodGet, Path: path, Query: q, Header: map[string]string{"Accept": "text/event-stream"}})
 	if err != nil {
 		return err
 	}
@@ -66,12 +77,8 @@ func (c *Client) Watch(ctx context.Context, device watchword.SubjectID, stream s
 			if opened != nil {
 				opened()
 			}
-		case "event":
-			var v Event
-			if err := json.Unmarshal([]byte(e.Data), &v); err != nil {
-				return err
-			}
-			if err := f(v); err != nil {
+		case name:
+			if err := f([]byte(e.Data)); err != nil {
 				return err
 			}
 		case "end":

@@ -90,40 +90,6 @@ func (c *Client) Explain(ctx context.Context, subject watchword.SubjectID, actio
 	return e, err
 }
 
-// Entry is a line of the log.
-type Entry struct {
-	Seq     int64               `json:"seq"`
-	At      time.Time           `json:"at"`
-	Kind    string              `json:"kind"`
-	Actor   watchword.SubjectID `json:"actor,omitempty"`
-	Key     watchword.KeyID     `json:"key,omitempty"`
-	Object  string              `json:"object,omitempty"`
-	Outcome string              `json:"outcome"`
-	Code    watchword.Code      `json:"code,omitempty"`
-	Trace   string              `json:"trace,omitempty"`
-	Data    map[string]string   `json:"data,omitempty"`
-}
-
-// Entries returns up to limit entries of the log after a number, oldest first.
-func (c *Client) Entries(ctx context.Context, after int64, limit int) ([]Entry, error) {
-	all := []Entry{}
-	for len(all) < limit {
-		q := url.Values{"after": {strconv.FormatInt(after, 10)}, "limit": {strconv.Itoa(min(limit-len(all), 1000))}}
-		var page struct {
-			Entries []Entry `json:"entries"`
-		}
-		if err := c.call(ctx, http.MethodGet, "/v1/audit", q, nil, &page); err != nil {
-			return nil, err
-		}
-		if len(page.Entries) == 0 {
-			break
-		}
-		all = append(all, page.Entries...)
-		after = all[len(all)-1].Seq
-	}
-	return all, nil
-}
-
 // Self is what the server says of the client itself.
 type Self struct {
 	ID     watchword.SubjectID `json:"id"`

@@ -1,0 +1,73 @@
+package audit
+
+import (
+	"encoding/base64"
+	"encoding/json"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+)
+
+// ExportLine is one line of an exported log: an entry (its body and salt, or, where
+// it was not asked for or is pruned, its hash alone), or, at the end, the signed
+// checkpoint that all the entries before it add up to.
+type ExportLine struct {
+	Seq        int64  `json:"seq,omitempty"`
+	Hash       string `json:"hash,omitempty"` // base64
+	Salt       string `json:"salt,omitempty"` // base64
+	Body       string `json:"body,omitempty"`
+	Checkpoint string `json:"checkpoint,omitempty"`
+}
+
+// Line is a record as a line; whole where q chooses it.
+func Line(r Record, q Query) ExportLine {
+	l := ExportLine{Seq: r.Seq}
+	e, err := r.Entry()
+	if err != nil || !q.Matches(e) {
+		l.Hash = base64.StdEncoding.EncodeToString(r.Hash[:])
+		return l
+	}
+	l.Salt, l.Body = base64.StdEncoding.EncodeToString(r.Salt[:]), string(r.Body)
+	return l
+}
+
+// AppendJSON appends the line without its end.
+func (l ExportLine) AppendJSON(b []byte) []byte {
+	if l.Body != "" { // the common case, without reflection
+		b = append(jsonNumber(b, l.Seq), `,"salt":"`...)
+		b = append(append(b, l.Salt...), `","body":`...)
+		b, _ = jsontext.AppendQuote(b, l.Body) // a body is JSON, and so is good UTF-8
+		return append(b, '}')
+	}
+	out, _ := json.Marshal(l) // numbers and text alone
+	return append(b, out...)
+}
+
+func jsonNumber(b []byte, n int64) []byte {
+	out, _ := json.Marshal(n)
+	return append(append(b, `{"seq":`...), out...)
+}
+
+// Record reads a line that is an entry. Code: log_invalid.
+func (l ExportLine) Record() (r Record, err error) {
+	bad := watchword.Refuse(watchword.LogInvalid, "entry %d of the export is damaged", l.Seq)
+	r.Seq = l.Seq
+	b64 := base64.StdEncoding.Strict()
+	if l.Body == "" {
+		h, err := b64.DecodeString(l.Hash)
+		if err != nil || len(h) != len(r.Hash) || l.Salt != "" {
+			return r, bad
+		}
+		r.Hash = ledger.Hash(h)
+		return r, nil
+	}
+	salt, err := b64.DecodeString(l.Salt)
+	if err != nil || len(salt) != len(r.Salt) || l.Hash != "" {
+		return r, bad
+	}
+	r.Salt, r.Body = ledger.Salt(salt), []byte(l.Body)
+	r.Hash = ledger.Commit(r.Salt, r.Body)
+	return r, nil
+}

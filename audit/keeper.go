@@ -1,0 +1,305 @@
+package audit
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+)
+
+// Log is what a keeper needs of the cellar.
+type Log interface {
+	// Number gives each entry that is committed its number.
+	Number(ctx context.Context) error
+	Tree(ctx context.Context) (ledger.Tree, error)
+	Tile(ctx context.Context, level int, n int64, width int) ([]byte, error)
+	Commits(ctx context.Context, after int64, limit int) ([]ledger.Hash, error)
+	Records(ctx context.Context, after int64, limit int) ([]Record, error)
+	AddCheckpoint(ctx context.Context, c Signed) error
+	LastCheckpoint(ctx context.Context) (Signed, error)
+}
+
+// Keys is the log's keys as they stand at this moment.
+type Keys interface {
+	LogSigner() ledger.Signer
+	// LogKeys is every key that a checkpoint of ours may be signed with, also those that sign no more.
+	LogKeys() []ledger.Key
+}
+
+// KeeperOptions is what a keeper needs to know beside the store and the keys.
+type KeeperOptions struct {
+	Every     time.Duration // between checkpoints, while there is something new; 0 means 1 s
+	Witnesses []*Witness
+	// Grown, if not nil, is told of each checkpoint that is published, in order. It must not block.
+	Grown func(c ledger.Checkpoint)
+	Now   func() time.Time
+	Log   *slog.Logger
+}
+
+// Keeper signs the log's checkpoints. It never signs one that does not follow from
+// the last. Make one with [NewKeeper], and run it. It is safe for concurrent use.
+type Keeper struct {
+	log  Log
+	keys Keys
+	o    KeeperOptions
+
+	mu   sync.Mutex // held over a step
+	last atomic.Pointer[published]
+	soon chan struct{}
+
+	wait struct {
+		sync.Mutex
+		grown chan struct{} // closed, and replaced, with each checkpoint
+	}
+}
+
+// published is the checkpoint of this moment.
+type published struct {
+	ledger.Checkpoint
+	note []byte
+}
+
+// NewKeeper returns the keeper of a log, and holds the log against its last
+// checkpoint: one that does not extend it is not gone on with. Code: log_invalid.
+func NewKeeper(ctx context.Context, log Log, keys Keys, o KeeperOptions) (*Keeper, error) {
+	if o.Every == 0 {
+		o.Every = time.Second
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	k := &Keeper{log: log, keys: keys, o: o, soon: make(chan struct{}, 1)}
+	k.wait.grown = make(chan struct{})
+	last, err := log.LastCheckpoint(ctx)
+	if err != nil || last.Note == nil {
+		return k, err
+	}
+	c, err := ledger.Open(last.Note, keys.LogKeys()...)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := log.Tree(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if tree.Size() < c.Size {
+		return nil, watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and its last checkpoint speaks of %d: some were taken away", tree.Size(), c.Size)
+	}
+	then, err := ledger.At(c.Size, func(level int, n int64, width int) ([]byte, error) { return log.Tile(ctx, level, n, width) })
+	if err != nil {
+		return nil, err
+	}
+	if then.Root() != c.Root {
+		return nil, watchword.Refuse(watchword.LogInvalid, "the log's entries up to %d are not those of its last checkpoint: something was changed", c.Size)
+	}
+	k.last.Store(&published{c.Checkpoint, last.Note})
+	return k, nil
+}
+
+// Run signs a checkpoint each while, or when somebody waits for one, until ctx ends;
+// then the last.
+func (k *Keeper) Run(ctx context.Context) error {
+	tick := time.NewTicker(k.o.Every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-k.soon:
+		case <-ctx.Done():
+			return k.step(context.WithoutCancel(ctx))
+		}
+		if err := k.step(ctx); err != nil && ctx.Err() == nil {
+			k.o.Log.ErrorContext(ctx, "no checkpoint of the log", slog.Any("err", err))
+		}
+	}
+}
+
+// step publishes a checkpoint if there is something new.
+func (k *Keeper) step(ctx context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.log.Number(ctx); err != nil {
+		return err
+	}
+	tree, err := k.log.Tree(ctx)
+	if err != nil {
+		return err
+	}
+	s := k.keys.LogSigner()
+	if last := k.last.Load(); tree.Size() == 0 || last != nil && last.Size == tree.Size() {
+		return nil
+	}
+	c := ledger.Checkpoint{Origin: s.Name(), Size: tree.Size(), Root: tree.Root()}
+	note, err := c.Sign(s)
+	if err != nil {
+		return err
+	}
+	note = k.witness(ctx, c, note)
+	// Kept before anybody sees it: what a reader remembers is remembered here.
+	if err := k.log.AddCheckpoint(ctx, Signed{Size: c.Size, Note: note, At: k.o.Now()}); err != nil {
+		return err
+	}
+	k.last.Store(&published{c, note})
+	k.wait.Lock()
+	close(k.wait.grown)
+	k.wait.grown = make(chan struct{})
+	k.wait.Unlock()
+	if k.o.Grown != nil {
+		k.o.Grown(c)
+	}
+	return nil
+}
+
+// Checkpoint returns the last signed checkpoint. Code: unavailable before the first.
+func (k *Keeper) Checkpoint() (c ledger.Checkpoint, note []byte, err error) {
+	p := k.last.Load()
+	if p == nil {
+		return c, nil, watchword.Refuse(watchword.Unavailable, "the log has no checkpoint yet")
+	}
+	return p.Checkpoint, p.note, nil
+}
+
+// Grown is closed when the next checkpoint is there.
+func (k *Keeper) Grown() <-chan struct{} {
+	k.wait.Lock()
+	defer k.wait.Unlock()
+	return k.wait.grown
+}
+
+// Cover returns a signed checkpoint of a log that has an entry of that number; it
+// waits for one. Code: timed_out where ctx ends before, not_found for a number that
+// no entry has.
+func (k *Keeper) Cover(ctx context.Context, seq int64) (c ledger.Checkpoint, note []byte, err error) {
+	for {
+		grown := k.Grown()
+		if c, note, err := k.Checkpoint(); err == nil && c.Size >= seq {
+			return c, note, nil
+		}
+		if tree, err := k.log.Tree(ctx); err == nil && seq > tree.Size() || seq < 1 {
+			return c, nil, watchword.Refuse(watchword.NotFound, "entry %d not found", seq)
+		}
+		k.hurry()
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return c, nil, watchword.Because(ctx.Err(), watchword.TimedOut, "the log's checkpoint did not come in time")
+		}
+	}
+}
+
+// Now returns a signed checkpoint of everything that is in the log by now. Code:
+// timed_out.
+func (k *Keeper) Now(ctx context.Context) (c ledger.Checkpoint, note []byte, err error) {
+	tree, err := k.log.Tree(ctx)
+	if err != nil {
+		return c, nil, err
+	}
+	return k.Cover(ctx, tree.Size())
+}
+
+// hurry asks for a checkpoint now.
+func (k *Keeper) hurry() {
+	select {
+	case k.soon <- struct{}{}:
+	default:
+	}
+}
+
+// Covers reports whether the last checkpoint has the entry of that number; if not,
+// the next one is signed soon.
+func (k *Keeper) Covers(seq int64) bool {
+	if p := k.last.Load(); p != nil && p.Size >= seq {
+		return true
+	}
+	k.hurry()
+	return false
+}
+
+// Read reads the log's tiles.
+func (k *Keeper) Read(ctx context.Context) ledger.Read {
+	return func(level int, n int64, width int) ([]byte, error) { return k.log.Tile(ctx, level, n, width) }
+}
+
+// Prove returns the proof that the entry of that number is in the log, with the
+// entry. Codes: not_found, timed_out, log_invalid.
+func (k *Keeper) Prove(ctx context.Context, seq int64) (ledger.Proof, error) {
+	c, note, err := k.Cover(ctx, seq)
+	if err != nil {
+		return ledger.Proof{}, err
+	}
+	rs, err := k.log.Records(ctx, seq-1, 1)
+	if err != nil {
+		return ledger.Proof{}, err
+	}
+	if len(rs) == 0 || rs[0].Seq != seq {
+		return ledger.Proof{}, watchword.Refuse(watchword.LogInvalid, "entry %d is not there", seq)
+	}
+	if _, err := rs[0].Entry(); err != nil {
+		return ledger.Proof{}, err
+	}
+	hs, err := ledger.Prove(c, seq-1, k.Read(ctx))
+	if err != nil {
+		return ledger.Proof{}, err
+	}
+	p := ledger.Proof{Index: seq - 1, Salt: rs[0].Salt, Body: rs[0].Body, Hashes: hs, Checkpoint: note}
+	_, err = p.Check(k.keys.LogKeys()...)
+	return p, err
+}
+
+// Tile serves a tile, or a bundle of entries, of the log as its last checkpoint has
+// it (C2SP tlog-tiles). Code: not_found for what that log does not have.
+func (k *Keeper) Tile(ctx context.Context, level int, n int64, width int) ([]byte, error) {
+	c, _, err := k.Checkpoint()
+	if err != nil {
+		return nil, err
+	}
+	height := max(level, 0) // of what one hash or entry stands for
+	if height > 6 || (n*ledger.TileWidth+int64(width)) > c.Size>>(ledger.TileHeight*height) {
+		return nil, watchword.Refuse(watchword.NotFound, "the log has no such tile")
+	}
+	if level != ledger.EntriesLevel {
+		return k.log.Tile(ctx, level, n, width)
+	}
+	cs, err := k.log.Commits(ctx, n*ledger.TileWidth, width)
+	if err != nil {
+		return nil, err
+	}
+	if len(cs) != width {
+		return nil, watchword.Refuse(watchword.LogInvalid, "entries are not there")
+	}
+	var b []byte
+	for _, c := range cs {
+		b = ledger.AppendBundle(b, c)
+	}
+	return b, nil
+}
+
+// Entries reads up to limit entries after a number; pruned ones are passed over.
+func Entries(ctx context.Context, from interface {
+	Records(ctx context.Context, after int64, limit int) ([]Record, error)
+}, after int64, limit int,
+) ([]Entry, error) {
+	rs, err := from.Records(ctx, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	var out []Entry
+	for _, r := range rs {
+		if r.Pruned() {
+			continue
+		}
+		e, err := r.Entry()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}

@@ -1,0 +1,126 @@
+package audit
+
+import (
+	"context"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+)
+
+// Kept is a log as a store keeps it, at one moment.
+type Kept interface {
+	// Each calls f for every entry, in order of number, until it returns an error.
+	Each(ctx context.Context, f func(Record) error) error
+	// FullTile returns the hashes of a full tile, and what they add up to; not_found.
+	FullTile(ctx context.Context, level int, n int64) (hashes []byte, root ledger.Hash, err error)
+	// Terms returns the terms of a full tile's entries; not_found.
+	Terms(ctx context.Context, n int64) (Terms, error)
+	// Counts returns how many full tiles and terms there are.
+	Counts(ctx context.Context) (tiles, terms int64, err error)
+	// Checkpoints returns every checkpoint, by size.
+	Checkpoints(ctx context.Context) ([]Signed, error)
+}
+
+// VerifyKept recomputes a store's log: every entry's body against what was logged of
+// it, the leaves against the tiles, those against each other, the whole against every
+// checkpoint that the store keeps, and against those that were kept elsewhere; and
+// that what is pruned was pruned by the log's own word. Code: log_invalid.
+func VerifyKept(ctx context.Context, k Kept, keys []ledger.Key, against ...[]byte) (Verdict, error) {
+	signed, err := k.Checkpoints(ctx)
+	if err != nil {
+		return Verdict{}, err
+	}
+	notes := against
+	for _, s := range signed {
+		o, err := ledger.Open(s.Note, keys...)
+		switch {
+		case err != nil:
+			return Verdict{}, watchword.Because(err, watchword.LogInvalid, "the checkpoint of %d entries is damaged, or not signed by the log's key", s.Size)
+		case o.Size != s.Size || o.Strangers > 0:
+			return Verdict{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint of %d entries was changed", s.Size)
+		}
+		notes = append(notes, s.Note)
+	}
+	c, err := NewCheck(keys, notes...)
+	if err != nil {
+		return Verdict{}, err
+	}
+	w := keptCheck{c: c, k: k}
+	if err := k.Each(ctx, func(r Record) error { return w.record(ctx, r) }); err != nil {
+		return c.v, err
+	}
+	v, err := c.End()
+	if err != nil {
+		return v, err
+	}
+	if err := c.Gaps(); err != nil {
+		return v, err
+	}
+	tiles, terms, err := k.Counts(ctx)
+	if err == nil && (tiles != w.tiles || terms != v.Entries/ledger.TileWidth) {
+		err = watchword.Refuse(watchword.LogInvalid, "there are %d tiles and %d terms, and entries for %d and %d", tiles, terms, w.tiles, v.Entries/ledger.TileWidth)
+	}
+	return v, err
+}
+
+// keptCheck is a check under way.
+type keptCheck struct {
+	c      *Check
+	k      Kept
+	terms  Terms
+	pruned bool // one of this tile's entries is
+	tiles  int64
+}
+
+func (w *keptCheck) record(ctx context.Context, r Record) error {
+	full, err := w.c.Record(r)
+	if err != nil {
+		return err
+	}
+	if r.Pruned() {
+		w.pruned = true
+	} else {
+		e, err := r.Entry()
+		if err == nil {
+			err = w.c.Told(e)
+		}
+		if err != nil {
+			return err
+		}
+		w.terms.Add(e)
+	}
+	for _, t := range full {
+		if err := w.tile(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *keptCheck) tile(ctx context.Context, t ledger.Tile) error {
+	w.tiles++
+	b, root, err := w.k.FullTile(ctx, t.Level, t.N)
+	first := t.N<<(ledger.TileHeight*(t.Level+1)) + 1
+	if err != nil {
+		return gone(err, ledger.Path(t.Level, t.N, ledger.TileWidth), first-1)
+	}
+	if err := SameTile(b, t.Level, t.N, t.Hashes); err != nil {
+		return err
+	}
+	if root != t.Root {
+		return watchword.Refuse(watchword.LogInvalid, "entry %d: the root of %s was changed", first, ledger.Path(t.Level, t.N, ledger.TileWidth))
+	}
+	if t.Level > 0 {
+		return nil
+	}
+	terms, err := w.k.Terms(ctx, t.N)
+	if err != nil {
+		return gone(err, "what searches know of its tile", first-1)
+	}
+	// What was pruned is searched for no more, and what it was nobody knows.
+	if !w.pruned && terms != w.terms {
+		return watchword.Refuse(watchword.LogInvalid, "entry %d: what searches know of its tile was changed", first)
+	}
+	w.terms, w.pruned = Terms{}, false
+	return nil
+}

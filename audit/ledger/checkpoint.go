@@ -1,0 +1,140 @@
+package ledger
+
+import (
+	"bytes"
+	"encoding/binary"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// MaxNote is the bound of a checkpoint with its signatures.
+const MaxNote = 16 << 10
+
+// Checkpoint is what a log says of itself at one moment (tlog-checkpoint).
+type Checkpoint struct {
+	Origin string
+	Size   int64
+	Root   Hash
+}
+
+// text is the note's text: three lines.
+func (c Checkpoint) text() string {
+	return c.Origin + "\n" + strconv.FormatInt(c.Size, 10) + "\n" + b64.EncodeToString(c.Root[:]) + "\n"
+}
+
+// Sign signs a checkpoint: a signed note.
+func (c Checkpoint) Sign(s Signer) ([]byte, error) {
+	return note.Sign(&note.Note{Text: c.text()}, s)
+}
+
+// Cosignature is what a witness said of a checkpoint, and when.
+type Cosignature struct {
+	Witness Key
+	At      time.Time
+}
+
+// Opened is a checkpoint whose log's signature is good.
+type Opened struct {
+	Checkpoint
+	Cosignatures []Cosignature // of witnesses among the keys, one each
+	Strangers    int           // signatures by others, who may be anybody
+}
+
+// Open checks a signed checkpoint: one of keys must be the log's, its name the
+// origin, and have signed; the others, if they are witnesses that signed, stand in
+// what is returned. Signatures by keys that are not among keys say nothing. Code:
+// log_invalid.
+func Open(raw []byte, keys ...Key) (Opened, error) {
+	if len(raw) > MaxNote {
+		return Opened{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint is larger than 16 KiB")
+	}
+	vs := make([]note.Verifier, len(keys))
+	byID := map[string]Key{}
+	for i, k := range keys {
+		vs[i] = k
+		byID[k.id()] = k
+	}
+	n, err := note.Open(raw, note.VerifierList(vs...))
+	if err != nil {
+		return Opened{}, watchword.Because(err, watchword.LogInvalid, "the checkpoint is not signed by the log's key")
+	}
+	c, err := parseText(n.Text)
+	if err != nil {
+		return Opened{}, err
+	}
+	out, signed := Opened{Checkpoint: c, Strangers: len(n.UnverifiedSigs)}, false
+	for _, s := range n.Sigs {
+		b, err := b64.DecodeString(s.Base64)
+		if err != nil {
+			out.Strangers++ // a second form of a signature is none
+			continue
+		}
+		k := byID[Key{name: s.Name}.idOf(s.Hash)]
+		if !k.Witness() {
+			signed = signed || k.name == c.Origin
+			continue
+		}
+		out.Cosignatures = append(out.Cosignatures, Cosignature{k, time.Unix(int64(binary.BigEndian.Uint64(b[4:])), 0).UTC()}) // it verified, so it has its length
+	}
+	if !signed {
+		return Opened{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint is not signed by the log's key")
+	}
+	return out, nil
+}
+
+func (k Key) id() string              { return k.idOf(k.KeyHash()) }
+func (k Key) idOf(hash uint32) string { return k.name + "+" + strconv.FormatUint(uint64(hash), 16) }
+
+// ReadCheckpoint reads a checkpoint before anybody checked its signature. Code:
+// log_invalid.
+func ReadCheckpoint(raw []byte) (Checkpoint, error) {
+	text, _, ok := bytes.Cut(raw, []byte("\n\n"))
+	if !ok || len(raw) > MaxNote {
+		return Checkpoint{}, watchword.Refuse(watchword.LogInvalid, "this is no signed checkpoint")
+	}
+	return parseText(string(text) + "\n")
+}
+
+func parseText(text string) (c Checkpoint, err error) {
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	bad := watchword.Refuse(watchword.LogInvalid, "the checkpoint is not three lines: origin, size, root")
+	if len(lines) < 3 || lines[0] == "" {
+		return c, bad
+	}
+	c.Origin = lines[0]
+	size, err := strconv.ParseInt(lines[1], 10, 64)
+	root, err2 := b64.DecodeString(lines[2])
+	if err != nil || err2 != nil || size < 0 || size > 1<<53 || len(root) != len(c.Root) {
+		return c, bad
+	}
+	c.Size = size
+	copy(c.Root[:], root)
+	if !strings.HasPrefix(text, c.text()) { // one encoding alone
+		return c, bad
+	}
+	return c, nil
+}
+
+// Cosign adds to a checkpoint the signature lines of a witness's answer that are
+// that witness's, and returns it with them; unchanged if there is none. Code:
+// log_invalid for an answer that holds none that is good.
+func Cosign(raw, answer []byte, witness Key) ([]byte, error) {
+	text, _, ok := bytes.Cut(raw, []byte("\n\n"))
+	if !ok || len(answer) > MaxNote {
+		return nil, watchword.Refuse(watchword.LogInvalid, "the witness's answer is no signature")
+	}
+	n, err := note.Open(append(append(bytes.Clone(text), "\n\n"...), answer...), note.VerifierList(witness))
+	if err != nil {
+		return nil, watchword.Because(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
+	}
+	line := "— " + n.Sigs[0].Name + " " + n.Sigs[0].Base64 + "\n"
+	if bytes.Contains(raw, []byte(line)) {
+		return raw, nil
+	}
+	return append(bytes.Clone(raw), line...), nil
+}

@@ -1,0 +1,126 @@
+package ledger
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+)
+
+// The kinds of signatures under a checkpoint: the log's own (signed-note), and a
+// witness's, which says when (tlog-cosignature).
+const (
+	algLog         = 1
+	algCosignature = 4
+)
+
+// Key is a public key that signs checkpoints. It is a [note.Verifier].
+type Key struct {
+	name string
+	alg  byte
+	pub  ed25519.PublicKey
+}
+
+// LogKey is the log's own key: name is the log's origin.
+func LogKey(name string, pub ed25519.PublicKey) Key { return Key{name, algLog, pub} }
+
+// LogKeys is the keys of the log that an issuer keeps; those that are not Ed25519 are none.
+func LogKeys(issuer string, keys ...*jose.PublicKey) (out []Key) {
+	for _, k := range keys {
+		if pub, ok := k.Crypto().(ed25519.PublicKey); ok {
+			out = append(out, LogKey(Origin(issuer), pub))
+		}
+	}
+	return out
+}
+
+// ParseKey reads a verifier key (signed-note, Verifier keys): name+hash+material.
+// Code: bad_request.
+func ParseKey(vkey string) (Key, error) {
+	bad := watchword.Refuse(watchword.BadRequest, "this is no key of a log or witness: it has the form name+hash+base64, of Ed25519")
+	parts := strings.SplitN(vkey, "+", 3)
+	if len(parts) != 3 {
+		return Key{}, bad
+	}
+	hash, err := strconv.ParseUint(parts[1], 16, 32)
+	if err != nil || len(parts[1]) != 8 {
+		return Key{}, bad
+	}
+	raw, err := b64.DecodeString(parts[2])
+	if err != nil || len(raw) != 1+ed25519.PublicKeySize || raw[0] != algLog && raw[0] != algCosignature {
+		return Key{}, bad
+	}
+	k := Key{parts[0], raw[0], raw[1:]}
+	if !validName(k.name) || k.KeyHash() != uint32(hash) {
+		return Key{}, bad
+	}
+	return k, nil
+}
+
+func validName(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '+' || r >= 0x7f })
+}
+
+// String is the verifier key.
+func (k Key) String() string {
+	return fmt.Sprintf("%s+%08x+%s", k.name, k.KeyHash(), b64.EncodeToString(append([]byte{k.alg}, k.pub...)))
+}
+
+// Name returns the log's origin, or the witness's name.
+func (k Key) Name() string { return k.name }
+
+// Witness reports whether it signs as a witness.
+func (k Key) Witness() bool { return k.alg == algCosignature }
+
+// KeyHash is what a signature names the key by.
+func (k Key) KeyHash() uint32 {
+	sum := sha256.Sum256(append([]byte(k.name+"\n"+string(k.alg)), k.pub...))
+	return binary.BigEndian.Uint32(sum[:])
+}
+
+// Verify checks a signature over a note's text.
+func (k Key) Verify(msg, sig []byte) bool {
+	if k.alg == algLog {
+		return ed25519.Verify(k.pub, msg, sig)
+	}
+	if len(sig) != 8+ed25519.SignatureSize {
+		return false
+	}
+	at := binary.BigEndian.Uint64(sig)
+	return at < 1<<63 && ed25519.Verify(k.pub, cosigned(at, msg), sig[8:])
+}
+
+// cosigned is what a witness signs (tlog-cosignature, Ed25519 signed message).
+func cosigned(at uint64, msg []byte) []byte {
+	return append([]byte("cosignature/v1\ntime "+strconv.FormatUint(at, 10)+"\n"), msg...)
+}
+
+// Signer signs checkpoints as the log. It is a [note.Signer].
+type Signer struct {
+	Key
+	Do func(msg []byte) ([]byte, error) // Ed25519 over msg
+}
+
+// Sign signs a note's text.
+func (s Signer) Sign(msg []byte) ([]byte, error) { return s.Do(msg) }
+
+// Origin is the name of the log that an issuer keeps: its address without the scheme.
+func Origin(issuer string) string {
+	_, rest, ok := strings.Cut(issuer, "://")
+	if !ok {
+		rest = issuer
+	}
+	return rest + "/log"
+}
+
+var (
+	_ note.Verifier = Key{}
+	_ note.Signer   = Signer{}
+)

@@ -1,0 +1,203 @@
+package audit
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+)
+
+// Get fetches what stands under a path below a log's own address, as "checkpoint".
+// Code: not_found.
+type Get func(ctx context.Context, path string) ([]byte, error)
+
+// VerifyMirror recomputes a log that is served, or kept, as C2SP tlog-tiles: every
+// entry against its tile, every tile against those above, the whole against the
+// checkpoint, and against checkpoints that were kept elsewhere. Codes: log_invalid,
+// and those of get.
+func VerifyMirror(ctx context.Context, get Get, keys []ledger.Key, against ...[]byte) (Verdict, error) {
+	note, err := get(ctx, "checkpoint")
+	if err != nil {
+		return Verdict{}, err
+	}
+	c, err := NewCheck(keys, append(against, note)...)
+	if err != nil {
+		return Verdict{}, err
+	}
+	last, err := ledger.ReadCheckpoint(note)
+	if err != nil {
+		return Verdict{}, err
+	}
+	for at := int64(0); at < last.Size; at += ledger.TileWidth {
+		width := int(min(ledger.TileWidth, last.Size-at))
+		if err := c.bundle(ctx, get, at, width); err != nil {
+			return c.v, err
+		}
+	}
+	v, err := c.End()
+	if err != nil {
+		return v, err
+	}
+	return v, c.edges(ctx, get)
+}
+
+// fetch gets a tile or bundle; a partial one that is not there any more is the
+// beginning of the full one.
+func fetch(ctx context.Context, get Get, level int, n int64, width, each int) ([]byte, error) {
+	b, err := get(ctx, ledger.Path(level, n, width))
+	if width < ledger.TileWidth && watchword.CodeOf(err) == watchword.NotFound {
+		if b, err = get(ctx, ledger.Path(level, n, ledger.TileWidth)); err == nil && len(b) >= width*each {
+			b = b[:width*each]
+		}
+	}
+	return b, err
+}
+
+// bundle checks a bundle of entries, and the tiles that they end.
+func (c *Check) bundle(ctx context.Context, get Get, at int64, width int) error {
+	n := at / ledger.TileWidth
+	b, err := fetch(ctx, get, ledger.EntriesLevel, n, width, ledger.EntrySize)
+	if err != nil {
+		return gone(err, ledger.Path(ledger.EntriesLevel, n, width), at)
+	}
+	commits, err := ledger.ParseBundle(b, width)
+	if err != nil {
+		return watchword.Because(err, watchword.LogInvalid, "entry %d or one up to %d: the bundle is damaged", at+1, at+int64(width))
+	}
+	tile, err := fetch(ctx, get, 0, n, width, len(ledger.Hash{}))
+	if err != nil {
+		return gone(err, ledger.Path(0, n, width), at)
+	}
+	for i, h := range commits {
+		leaf := ledger.LeafHash(h)
+		if !bytes.HasPrefix(tile[min(len(tile), i*len(leaf)):], leaf[:]) {
+			return watchword.Refuse(watchword.LogInvalid, "entry %d is not the one that its tile has", at+int64(i)+1)
+		}
+		c.v.Entries++
+		full, err := c.leaf(leaf)
+		if err != nil {
+			return err
+		}
+		for _, t := range full[min(len(full), 1):] { // the first was compared just now
+			if err := c.tile(ctx, get, t.Level, t.N, t.Hashes); err != nil {
+				return err
+			}
+		}
+	}
+	if len(tile) != width*len(ledger.Hash{}) {
+		return watchword.Refuse(watchword.LogInvalid, "entry %d: its tile is longer than there are entries", at+int64(width))
+	}
+	return nil
+}
+
+// tile compares a tile with the one that its entries add up to.
+func (c *Check) tile(ctx context.Context, get Get, level int, n int64, want []ledger.Hash) error {
+	b, err := fetch(ctx, get, level, n, len(want), len(ledger.Hash{}))
+	first := n << (ledger.TileHeight * (level + 1))
+	if err != nil {
+		return gone(err, ledger.Path(level, n, len(want)), first)
+	}
+	return SameTile(b, level, n, want)
+}
+
+// SameTile compares a tile with the one that its entries add up to. Code: log_invalid.
+func SameTile(b []byte, level int, n int64, want []ledger.Hash) error {
+	each := int64(1) << (ledger.TileHeight * level)
+	first := n*each*ledger.TileWidth + 1
+	for i, h := range want {
+		if !bytes.HasPrefix(b[min(len(b), i*len(h)):], h[:]) {
+			return watchword.Refuse(watchword.LogInvalid, "entry %s: %s is not what the entries add up to",
+				span(first+int64(i)*each, first+int64(i+1)*each-1), ledger.Path(level, n, len(want)))
+		}
+	}
+	if len(b) != len(want)*len(ledger.Hash{}) {
+		return watchword.Refuse(watchword.LogInvalid, "%s is longer than it may be", ledger.Path(level, n, len(want)))
+	}
+	return nil
+}
+
+// edges compares the partial tiles above the leaves.
+func (c *Check) edges(ctx context.Context, get Get) error {
+	for level, w := range ledger.Widths(c.tree.Size()) {
+		if level == 0 || w == 0 {
+			continue
+		}
+		n, hashes := c.tree.Edge(level)
+		if err := c.tile(ctx, get, level, n, hashes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func gone(err error, path string, at int64) error {
+	if watchword.CodeOf(err) != watchword.NotFound {
+		return err
+	}
+	return watchword.Because(err, watchword.LogInvalid, "entry %d: %s is not there", at+1, path)
+}
+
+// VerifyExport recomputes an exported log, of which entries may be there by their
+// hash alone. Code: log_invalid.
+func VerifyExport(r io.Reader, keys []ledger.Key, against ...[]byte) (Verdict, error) {
+	const most = 1 << 20 // the longest line: a policy's text, twice escaped
+	lines := bufio.NewReaderSize(r, most)
+	var c *Check
+	var rs []Record // until the checkpoint is known, which stands at the end
+	for {
+		raw, err := lines.ReadSlice('\n')
+		if errors.Is(err, io.EOF) {
+			return Verdict{}, watchword.Refuse(watchword.LogInvalid, "the export has no checkpoint at its end: entries after %d may be missing", len(rs))
+		}
+		if err != nil {
+			return Verdict{}, watchword.Because(err, watchword.LogInvalid, "entry %d of the export is damaged, or too long", len(rs)+1)
+		}
+		var l ExportLine
+		d := json.NewDecoder(bytes.NewReader(raw))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&l); err != nil {
+			return Verdict{}, watchword.Because(err, watchword.LogInvalid, "entry %d of the export is damaged", len(rs)+1)
+		}
+		if l.Checkpoint != "" {
+			if c, err = NewCheck(keys, append(against, []byte(l.Checkpoint))...); err != nil {
+				return Verdict{}, err
+			}
+			break
+		}
+		rec, err := l.Record()
+		if err != nil {
+			return Verdict{}, err
+		}
+		rec.Body, rec.Salt = mark(rec.Body), ledger.Salt{} // it was hashed, and is not needed any more
+		rs = append(rs, rec)
+	}
+	if _, err := lines.ReadByte(); err == nil {
+		return Verdict{}, watchword.Refuse(watchword.LogInvalid, "the export goes on after its checkpoint")
+	}
+	for _, rec := range rs {
+		if rec.Seq != c.v.Entries+1 {
+			return c.v, watchword.Refuse(watchword.LogInvalid, "entry %d is missing, or is not in its place: %d follows %d", c.v.Entries+1, rec.Seq, c.v.Entries)
+		}
+		c.v.Entries++
+		if rec.Body != nil {
+			c.v.Bodies++
+		}
+		if _, err := c.leaf(ledger.LeafHash(rec.Hash)); err != nil {
+			return c.v, err
+		}
+	}
+	return c.End()
+}
+
+// mark keeps of a body only that there was one.
+func mark(body []byte) []byte {
+	if body == nil {
+		return nil
+	}
+	return []byte{}
+}

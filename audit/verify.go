@@ -1,0 +1,157 @@
+package audit
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+)
+
+// Verdict is what was found of a log that is good.
+type Verdict struct {
+	Origin       string
+	Checkpoint   ledger.Checkpoint // the largest that was checked
+	Entries      int64
+	Bodies       int64 // entries that were seen whole
+	Pruned       int64
+	Uncovered    int64 // entries after the last checkpoint: nothing signed speaks of them yet
+	Checkpoints  int   // that were held against the entries
+	Cosignatures []ledger.Cosignature
+}
+
+// Check recomputes a log, entry by entry, and holds it against signed checkpoints.
+// What it says of the first thing that does not fit is log_invalid. It is for one
+// goroutine, and for one log.
+type Check struct {
+	keys  []ledger.Key
+	want  []ledger.Opened // by size
+	tree  ledger.Tree
+	v     Verdict
+	whole []uint16 // entries with a body, by tile
+	first int64    // the first that is pruned
+	prune *pruning // the last that the log tells of
+	fresh []ledger.Hash
+}
+
+// NewCheck returns a check by the log's keys. notes are signed checkpoints, kept by the
+// log or elsewhere: the log must extend all.
+func NewCheck(keys []ledger.Key, notes ...[]byte) (*Check, error) {
+	c := &Check{keys: keys}
+	for _, n := range notes {
+		o, err := ledger.Open(n, keys...)
+		if err != nil {
+			return nil, err
+		}
+		if len(c.want) > 0 && o.Origin != c.want[0].Origin {
+			return nil, watchword.Refuse(watchword.LogInvalid, "the checkpoints are of two logs, %s and %s", c.want[0].Origin, o.Origin)
+		}
+		c.want = append(c.want, o)
+	}
+	slices.SortStableFunc(c.want, func(a, b ledger.Opened) int { return cmp.Compare(a.Size, b.Size) })
+	return c, nil
+}
+
+// Record takes the next entry. It returns the tiles that it fills, as they must be.
+func (c *Check) Record(r Record) ([]ledger.Tile, error) {
+	if next := c.v.Entries + 1; r.Seq != next {
+		return nil, watchword.Refuse(watchword.LogInvalid, "entry %d is missing, or is not in its place: %d follows %d", next, r.Seq, next-1)
+	}
+	if !r.Fits() {
+		return nil, watchword.Refuse(watchword.LogInvalid, "entry %d was changed: its body is not the one that was logged", r.Seq)
+	}
+	at := c.v.Entries / ledger.TileWidth
+	if c.v.Entries++; int(at) == len(c.whole) {
+		c.whole = append(c.whole, 0)
+	}
+	if r.Pruned() {
+		if c.v.Pruned++; c.first == 0 {
+			c.first = r.Seq
+		}
+	} else {
+		c.v.Bodies++
+		c.whole[at]++
+	}
+	return c.leaf(ledger.LeafHash(r.Hash))
+}
+
+// Told takes what an entry says that Record took. The caller reads bodies where it
+// wants to: only those of kind log.prune matter here.
+func (c *Check) Told(e Entry) error {
+	if e.Kind != LogPrune {
+		return nil
+	}
+	p, err := readPruning(e)
+	if err == nil {
+		c.prune = &p
+	}
+	return err
+}
+
+// leaf adds a leaf, and compares the tree with the checkpoints of its new size.
+func (c *Check) leaf(h ledger.Hash) (full []ledger.Tile, err error) {
+	c.fresh = append(c.fresh, h)
+	due := len(c.want) > 0 && c.want[0].Size == c.v.Entries
+	if !due && len(c.fresh) < ledger.TileWidth && c.v.Entries%ledger.TileWidth != 0 {
+		return nil, nil
+	}
+	c.tree, full = c.tree.Append(c.fresh...)
+	c.fresh = c.fresh[:0]
+	return full, c.compare()
+}
+
+// compare holds the tree against the checkpoints of its size.
+func (c *Check) compare() error {
+	for len(c.want) > 0 && c.want[0].Size <= c.tree.Size() {
+		w := c.want[0]
+		if w.Size < c.tree.Size() { // of size 0
+			c.want = c.want[1:]
+			continue
+		}
+		if root := c.tree.Root(); root != w.Root {
+			from := c.v.Checkpoint.Size + 1
+			return watchword.Refuse(watchword.LogInvalid, "entry %s: the log was rewritten there: its first %d entries are not those that their checkpoint was signed for", span(from, w.Size), w.Size)
+		}
+		c.v.Checkpoint, c.v.Origin, c.v.Cosignatures = w.Checkpoint, w.Origin, w.Cosignatures
+		c.v.Checkpoints++
+		c.want = c.want[1:]
+	}
+	return nil
+}
+
+func span(from, to int64) string {
+	if from == to {
+		return strconv.FormatInt(from, 10)
+	}
+	return strconv.FormatInt(from, 10) + " or one up to " + strconv.FormatInt(to, 10)
+}
+
+// End says what was found: every entry has been taken.
+func (c *Check) End() (Verdict, error) {
+	if len(c.fresh) > 0 {
+		c.tree, _ = c.tree.Append(c.fresh...)
+		c.fresh = nil
+		if err := c.compare(); err != nil {
+			return c.v, err
+		}
+	}
+	if len(c.want) > 0 {
+		last := c.want[len(c.want)-1]
+		return c.v, watchword.Refuse(watchword.LogInvalid, "entry %d is missing: the log has %d entries, and a checkpoint was signed for %d", c.v.Entries+1, c.v.Entries, last.Size)
+	}
+	c.v.Uncovered = c.v.Entries - c.v.Checkpoint.Size
+	return c.v, nil
+}
+
+// Gaps checks that what is pruned is what the log says was pruned: who took a body
+// away by themselves is found out. For a log that is seen whole.
+func (c *Check) Gaps() error {
+	if c.first == 0 {
+		return nil
+	}
+	if c.prune == nil {
+		return watchword.Refuse(watchword.LogInvalid, "entry %d has lost its body, and no entry says that it was pruned", c.first)
+	}
+	return c.prune.covers(c.whole, c.v.Entries)
+}

@@ -1,0 +1,163 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+)
+
+// Witness is somebody elsewhere who remembers what this log said last, and puts a
+// signature under what follows from it (C2SP tlog-witness). One goroutine at a time
+// asks it.
+type Witness struct {
+	Key    ledger.Key
+	url    string
+	client *http.Client
+
+	size  int64     // of the checkpoint that it signed last, as far as is known
+	pause time.Time // not asked before
+	fails int
+}
+
+// witnessTimeout is how long a checkpoint waits for its witnesses.
+const witnessTimeout = 2 * time.Second
+
+// ParseWitness reads a line of the configuration: a witness's verifier key, a space,
+// the address that its add-checkpoint stands below. Code: config_invalid.
+func ParseWitness(line string) (*Witness, error) {
+	vkey, address, ok := strings.Cut(strings.TrimSpace(line), " ")
+	bad := func(what string) (*Witness, error) {
+		return nil, watchword.Refuse(watchword.ConfigInvalid, "audit.witnesses: %s; a witness is its key and its address: \"name+hash+base64 https://…\"", what)
+	}
+	if !ok {
+		return bad("an address is missing")
+	}
+	k, err := ledger.ParseKey(vkey)
+	if err != nil || !k.Witness() {
+		return bad("the key is none of a witness (cosignature/v1, Ed25519)")
+	}
+	address = strings.TrimSpace(address)
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())) || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return bad("the address must begin with https:// (http:// on loopback alone)")
+	}
+	return &Witness{
+		Key: k, url: strings.TrimRight(address, "/") + "/add-checkpoint",
+		client: &http.Client{Timeout: witnessTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+	}, nil
+}
+
+func loopback(host string) bool { return host == "localhost" || host == "127.0.0.1" || host == "::1" }
+
+// witness asks every witness for its signature under a checkpoint, all at once, and
+// returns the note with those that came. Who does not answer is asked again with a
+// later one.
+func (k *Keeper) witness(ctx context.Context, c ledger.Checkpoint, note []byte) []byte {
+	if len(k.o.Witnesses) == 0 {
+		return note
+	}
+	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
+	defer cancel()
+	answers := make([][]byte, len(k.o.Witnesses))
+	var wg sync.WaitGroup
+	for i, w := range k.o.Witnesses {
+		if now := k.o.Now(); now.Before(w.pause) {
+			continue
+		}
+		wg.Go(func() {
+			answer, err := w.cosign(ctx, c, note, k.Read(ctx))
+			if w.fails++; err == nil {
+				w.fails, answers[i] = 0, answer
+				return
+			}
+			// One that is away costs each checkpoint its patience: it is asked more and more seldom.
+			w.pause = k.o.Now().Add(min(time.Minute, time.Second<<min(w.fails, 6)))
+			k.o.Log.WarnContext(ctx, "witness did not sign", slog.String("witness", w.Key.Name()), slog.Any("err", err))
+		})
+	}
+	wg.Wait()
+	for i, w := range k.o.Witnesses {
+		if answers[i] == nil {
+			continue
+		}
+		if with, err := ledger.Cosign(note, answers[i], w.Key); err == nil {
+			note = with
+		}
+	}
+	return note
+}
+
+// errElsewhere means that the witness signed another size than was thought.
+var errElsewhere = errors.New("the witness knows another size")
+
+// cosign returns the witness's signature lines, which are checked.
+func (w *Witness) cosign(ctx context.Context, c ledger.Checkpoint, note []byte, read ledger.Read) ([]byte, error) {
+	for range 2 {
+		answer, err := w.ask(ctx, c, note, read)
+		if errors.Is(err, errElsewhere) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if _, err := ledger.Cosign(note, answer, w.Key); err != nil {
+			return nil, err
+		}
+		w.size = c.Size
+		return answer, nil
+	}
+	return nil, errElsewhere
+}
+
+func (w *Witness) ask(ctx context.Context, c ledger.Checkpoint, note []byte, read ledger.Read) ([]byte, error) {
+	proof, err := ledger.ProveExtends(c, w.size, read)
+	if err != nil {
+		return nil, fmt.Errorf("the witness has seen %d entries: %w", w.size, err)
+	}
+	var body bytes.Buffer
+	fmt.Fprintf(&body, "old %d\n", w.size)
+	for _, h := range proof {
+		body.WriteString(base64.StdEncoding.EncodeToString(h[:]) + "\n")
+	}
+	body.WriteString("\n")
+	body.Write(note)
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url, &body)
+	if err != nil {
+		return nil, err
+	}
+	res, err := w.client.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(res.Body, ledger.MaxNote))
+	if err != nil {
+		return nil, err
+	}
+	switch res.StatusCode {
+	case http.StatusOK:
+		return answer, nil
+	case http.StatusConflict:
+		size, err := strconv.ParseInt(strings.TrimSpace(string(answer)), 10, 64)
+		if err != nil || size < 0 || size == w.size {
+			return nil, watchword.Refuse(watchword.LogInvalid, "the witness knows another log of this name and size")
+		}
+		w.size = size
+		return nil, errElsewhere
+	default:
+		return nil, fmt.Errorf("the witness answered %s", res.Status)
+	}
+}

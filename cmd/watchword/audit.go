@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/admin"
+)
+
+func (a *app) auditCommand() *cobra.Command {
+	return group("audit", "The log", a.auditList(), a.auditShow(), a.auditExport(), a.auditVerify(), a.auditCheckpoint(), a.auditProve(), a.auditKey(), a.auditMirror())
+}
+
+// logQuery adds the flags that choose entries.
+func logQuery(c *cobra.Command) func() (admin.LogQuery, error) {
+	f := c.Flags()
+	var q admin.LogQuery
+	f.StringVar((*string)(&q.Subject), "subject", "", "who acted, or was acted upon")
+	f.StringVar(&q.Object, "object", "", "id of a subject, policy, command, key, session or token")
+	f.StringVar(&q.Kind, "kind", "", "one kind, or a group as device.*")
+	f.StringVar(&q.Cause, "cause", "", "code of a refusal, or cause of a session's end")
+	from := f.String("from", "", "not before: a time as 2026-11-25T12:00:00Z, or a span back from now as 24h")
+	to := f.String("to", "", "before: in the same form")
+	return func() (_ admin.LogQuery, err error) {
+		if q.From, err = pointInTime("--from", *from); err != nil {
+			return q, err
+		}
+		q.To, err = pointInTime("--to", *to)
+		return q, err
+	}
+}
+
+func pointInTime(flag, s string) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return time.Now().Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return t, usage("%s %s: must be a time as 2026-11-25T12:00:00Z, or a span as 24h", flag, s)
+	}
+	return t, nil
+}
+
+func (a *app) auditList() *cobra.Command {
+	list := &cobra.Command{Use: "list", Short: "Entries of the log, oldest first", Args: args(cobra.NoArgs)}
+	query := logQuery(list)
+	after := list.Flags().Int64("after", 0, "only entries after this number")
+	before := list.Flags().Int64("before", 0, "only entries before this number")
+	limit := list.Flags().Int("limit", 100, "how many")
+	newest := list.Flags().Bool("newest", false, "newest first")
+	follow := list.Flags().Bool("follow", false, "go on with what is logged, until interrupted")
+	list.RunE = func(c *cobra.Command, _ []string) error {
+		q, err := query()
+		if err != nil {
+			return err
+		}
+		if *limit < 1 {
+			return usage("--limit %d: must be at least 1", *limit)
+		}
+		if *follow && (*newest || *before > 0) {
+			return usage("--follow: goes on from the oldest")
+		}
+		q.After, q.Before, q.Newest = *after, *before, *newest
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		if *follow {
+			return a.followLog(c.Context(), cl, q)
+		}
+		es, err := cl.FindEntries(c.Context(), q, *limit)
+		if err != nil {
+			return err
+		}
+		return printList(a, es, "SEQ\tAT\tKIND\tACTOR\tOBJECT\tOUTCOME\tCODE", entryRow)
+	}
+	return list
+}
+
+func entryRow(w io.Writer, e admin.Entry) {
+	if e.Pruned {
+		fmt.Fprintf(w, "%d\t\t(pruned)\n", e.Seq)
+		return
+	}
+	why := string(e.Code)
+	if why == "" {
+		why = e.Data["cause"]
+	}
+	fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Seq, ago(e.At), e.Kind, e.Actor, e.Object, e.Outcome, why)
+}
+
+func (a *app) followLog(ctx context.Context, cl *admin.Client, q admin.LogQuery) error {
+	if a.format == "json" {
+		a.format = "jsonl"
+	}
+	return cl.FollowLog(ctx, q, func() { fmt.Fprintln(os.Stderr, "following") }, func(e admin.Entry) error {
+		return a.print(e, func(w io.Writer) { entryRow(w, e) })
+	})
+}
+
+// entryNumber reads the number of an entry.
+func entryNumber(s string) (int64, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 1 {
+		return 0, usage("%s: must be an entry's number", s)
+	}
+	return n, nil
+}
+
+func (a *app) auditShow() *cobra.Command {
+	return &cobra.Command{Use: "show N", Short: "One entry whole, with what its hash is made of", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+		n, err := entryNumber(args[0])
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		e, err := cl.Entry(c.Context(), n)
+		if err != nil {
+			return err
+		}
+		return a.print(e, func(w io.Writer) {
+			e.Body = "" // it is what is shown
+			b, err := json.MarshalIndent(e, "", "  ")
+			if err == nil {
+				fmt.Fprintln(w, string(b))
+			}
+		})
+	}}
+}
+
+func (a *app) auditExport() *cobra.Command {
+	export := &cobra.Command{
+		Use: "export [FILE]", Short: "The whole log as JSON lines, for audit verify",
+		Long: "The whole log as JSON lines, which audit verify checks. Entries that the flags do not choose, and pruned ones, are there by their hash alone.", Args: args(cobra.MaximumNArgs(1)),
+	}
+	query := logQuery(export)
+	export.RunE = func(c *cobra.Command, args []string) error {
+		q, err := query()
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		if len(args) == 0 || args[0] == "-" {
+			return cl.ExportLog(c.Context(), q, os.Stdout)
+		}
+		f, err := os.OpenFile(args[0], os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return watchword.Because(err, watchword.Conflict, "%s", err)
+		}
+		if err = cl.ExportLog(c.Context(), q, f); err == nil {
+			err = f.Sync()
+		}
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			_ = os.Remove(args[0]) // half an export is none; the first error says why
+		}
+		return err
+	}
+	return export
+}
+
+func (a *app) auditCheckpoint() *cobra.Command {
+	return &cobra.Command{Use: "checkpoint", Short: "The log's last signed checkpoint, to keep elsewhere", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		note, err := cl.LogFile(c.Context(), "checkpoint")
+		if err != nil {
+			return err
+		}
+		_, err = os.Stdout.Write(note)
+		return err
+	}}
+}
+
+func (a *app) auditProve() *cobra.Command {
+	return &cobra.Command{Use: "prove N", Short: "A proof that an entry is in the log, for audit verify", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+		n, err := entryNumber(args[0])
+		if err != nil {
+			return err
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		p, err := cl.Proof(c.Context(), n)
+		if err != nil {
+			return err
+		}
+		_, err = os.Stdout.Write(p)
+		return err
+	}}
+}

@@ -1,0 +1,165 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+)
+
+// Entry is a line of the log. Of one that is pruned there is its number alone.
+type Entry struct {
+	Seq     int64               `json:"seq"`
+	At      time.Time           `json:"at"`
+	Kind    string              `json:"kind"`
+	Actor   watchword.SubjectID `json:"actor,omitempty"`
+	Key     watchword.KeyID     `json:"key,omitempty"`
+	Object  string              `json:"object,omitempty"`
+	Outcome string              `json:"outcome"`
+	Code    watchword.Code      `json:"code,omitempty"`
+	Trace   string              `json:"trace,omitempty"`
+	Data    map[string]string   `json:"data,omitempty"`
+	Pruned  bool                `json:"pruned,omitempty"`
+}
+
+// EntryWhole is an entry with what the log commits to: Hash is the SHA-256 over Salt
+// and Body. Args and ArgsSalt open the args_hash of an order, for those who may see them.
+type EntryWhole struct {
+	Entry
+	Hash     []byte          `json:"hash"`
+	Salt     []byte          `json:"salt,omitempty"`
+	Body     string          `json:"body,omitempty"`
+	Args     json.RawMessage `json:"args,omitempty"`
+	ArgsSalt []byte          `json:"args_salt,omitempty"`
+}
+
+// LogQuery chooses entries; empty fields choose all.
+type LogQuery struct {
+	Subject watchword.SubjectID // who acted, or was acted upon
+	Object  string
+	Kind    string // one kind, or a group as "device.*"
+	Cause   string // the code of a refusal, or the cause of a session's end
+	From    time.Time
+	To      time.Time
+	After   int64
+	Before  int64
+	Newest  bool // newest first
+}
+
+func (q LogQuery) values() url.Values {
+	v := url.Values{}
+	set := func(name, s string) {
+		if s != "" {
+			v.Set(name, s)
+		}
+	}
+	set("subject", string(q.Subject))
+	set("object", q.Object)
+	set("kind", q.Kind)
+	set("cause", q.Cause)
+	if !q.From.IsZero() {
+		v.Set("from", q.From.UTC().Format(time.RFC3339))
+	}
+	if !q.To.IsZero() {
+		v.Set("to", q.To.UTC().Format(time.RFC3339))
+	}
+	if q.After > 0 {
+		v.Set("after", strconv.FormatInt(q.After, 10))
+	}
+	if q.Before > 0 {
+		v.Set("before", strconv.FormatInt(q.Before, 10))
+	}
+	if q.Newest {
+		v.Set("order", "newest")
+	}
+	return v
+}
+
+// Entries returns up to limit entries of the log after a number, oldest first.
+func (c *Client) Entries(ctx context.Context, after int64, limit int) ([]Entry, error) {
+	return c.FindEntries(ctx, LogQuery{After: after}, limit)
+}
+
+// FindEntries returns up to limit entries that q chooses.
+func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]Entry, error) {
+	const page = 1000
+	all := []Entry{}
+	for len(all) < limit {
+		want := min(limit-len(all), page)
+		v := q.values()
+		v.Set("limit", strconv.Itoa(want))
+		var got struct {
+			Entries []Entry `json:"entries"`
+		}
+		if _, err := c.rest.JSON(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/audit", Query: v, Max: 256 << 20}, nil, &got); err != nil {
+			return nil, err
+		}
+		all = append(all, got.Entries...)
+		if len(got.Entries) < want {
+			break
+		}
+		if last := all[len(all)-1].Seq; q.Newest {
+			q.Before = last
+		} else {
+			q.After = last
+		}
+	}
+	return all, nil
+}
+
+// Entry returns one entry, whole. Code: not_found.
+func (c *Client) Entry(ctx context.Context, seq int64) (e EntryWhole, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/audit/"+strconv.FormatInt(seq, 10), nil, nil, &e)
+	return e, err
+}
+
+// FollowLog calls f for each entry that q chooses as it is logged, from after
+// q.After (0: now) on, until ctx or the stream ends.
+func (c *Client) FollowLog(ctx context.Context, q LogQuery, opened func(), f func(Entry) error) error {
+	return c.follow(ctx, "/v1/audit", q.values(), opened, "entry", func(data []byte) error {
+		var e Entry
+		if err := json.Unmarshal(data, &e); err != nil {
+			return err
+		}
+		return f(e)
+	})
+}
+
+// ExportLog writes the log as JSON lines: what q does not choose is there by its
+// hash alone.
+func (c *Client) ExportLog(ctx context.Context, q LogQuery, w io.Writer) error {
+	res, err := c.rest.Open(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/audit/export", Query: q.values()})
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if _, err = io.Copy(w, res.Body); errors.Is(err, io.ErrUnexpectedEOF) {
+		err = watchword.Because(err, watchword.Unavailable, "the export broke off")
+	}
+	return err
+}
+
+// Proof returns the proof that an entry is in the log, as text.
+func (c *Client) Proof(ctx context.Context, seq int64) ([]byte, error) {
+	a, err := c.rest.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/audit/" + strconv.FormatInt(seq, 10) + "/proof"})
+	if err != nil {
+		return nil, err
+	}
+	return a.Body, nil
+}
+
+// LogFile fetches what stands under a path of the log's own address, as "checkpoint".
+func (c *Client) LogFile(ctx context.Context, path string) ([]byte, error) {
+	a, err := c.rest.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/log/" + path})
+	if err != nil {
+		return nil, err
+	}
+	return a.Body, nil
+}

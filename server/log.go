@@ -1,0 +1,52 @@
+package server
+
+import (
+	"context"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// keepLog begins to sign the log, which must extend its last checkpoint.
+func (s *Server) keepLog(ctx context.Context) (err error) {
+	o := audit.KeeperOptions{Every: s.cfg.Audit.CheckpointEvery.Duration, Now: s.o.Now, Log: s.o.Log}
+	for _, line := range s.cfg.Audit.Witnesses {
+		w, err := audit.ParseWitness(line)
+		if err != nil {
+			return err
+		}
+		o.Witnesses = append(o.Witnesses, w)
+	}
+	s.log, err = audit.NewKeeper(ctx, s.store, s.ring, o)
+	return err
+}
+
+// sessionOpened and sessionEnded write down who is connected. A device that asks now
+// and then is in the log by its tokens.
+func (s *Server) sessionOpened(x *session.Session) {
+	if !x.Lasts() {
+		return
+	}
+	a := x.Authority()
+	s.recorder.Session(actor(a).Did(audit.SessionOpen, string(x.ID()), s.o.Now(), map[string]string{
+		"transport": x.Transport(), "remote": x.Remote(), "token": a.JTI(),
+	}))
+}
+
+func (s *Server) sessionEnded(x *session.Session, cause error) {
+	why := "closed" // by its own side
+	if cause != nil {
+		why = string(watchword.CodeOf(cause))
+	}
+	if !x.Lasts() || why == string(watchword.SessionClosed) { // whoever closed it has an entry of their own
+		return
+	}
+	s.recorder.Session(actor(x.Authority()).Did(audit.SessionClose, string(x.ID()), s.o.Now(), map[string]string{
+		"transport": x.Transport(), "cause": why,
+	}))
+}
+
+func actor(a *session.Authority) audit.Actor {
+	return audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key()}
+}

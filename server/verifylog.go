@@ -1,0 +1,72 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/keyring"
+	"github.com/watchword-iot/watchword/sqlite"
+)
+
+// IsData reports whether dir is a data folder.
+func IsData(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, databaseFile))
+	return err == nil
+}
+
+// VerifyLog recomputes the log of a data folder, whether a server runs on it or not.
+// keys are the log's and its witnesses'; none: those that the folder itself names,
+// which whoever can write to it can replace. Codes: log_invalid, not_found, unavailable.
+func VerifyLog(ctx context.Context, dir string, keys []ledger.Key, against ...[]byte) (v audit.Verdict, err error) {
+	f, err := sqlite.OpenLog(ctx, filepath.Join(dir, databaseFile))
+	if err != nil {
+		return v, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	own, err := logKeys(ctx, f)
+	if err != nil {
+		return v, err
+	}
+	if len(keys) == 0 {
+		keys = own
+	}
+	return audit.VerifyKept(ctx, f, keys, against...)
+}
+
+// LogKeys returns the keys of a data folder's log, as verifier keys.
+func LogKeys(ctx context.Context, dir string) (keys []ledger.Key, err error) {
+	f, err := sqlite.OpenLog(ctx, filepath.Join(dir, databaseFile))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return logKeys(ctx, f)
+}
+
+func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err error) {
+	founding, err := f.Founding(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := f.ServerKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sealed {
+		if s.Role != keyring.Log {
+			continue
+		}
+		pub, err := jose.ParseJWK(s.Public)
+		if err != nil {
+			return nil, watchword.Because(err, watchword.KeyDamaged, "the log key %s is damaged", s.ID)
+		}
+		keys = append(keys, ledger.LogKeys(founding.Issuer, pub)...)
+	}
+	return keys, nil
+}

@@ -1,0 +1,315 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"sync/atomic"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/audit/ledger"
+)
+
+// log is the right edge of the Merkle tree, kept in memory: what an entry adds goes
+// with it when it is rolled back, and what a commit adds is folded in with it. On
+// the disk there are entries and full tiles; the edge is read from them at start. It
+// belongs to the writer; stands is for everybody.
+type log struct {
+	edge
+	added  []added // in the transaction that is open
+	stands atomic.Pointer[ledger.Tree]
+}
+
+// edge is the tree, and the terms of the entries that fill no tile yet.
+type edge struct {
+	tree  ledger.Tree
+	terms audit.Terms
+}
+
+type added struct {
+	leaf  ledger.Hash
+	entry audit.Entry
+}
+
+func newLog() *log {
+	l := &log{}
+	l.stands.Store(&l.tree)
+	return l
+}
+
+func (l *log) undo(to int) { l.added = l.added[:to] }
+
+// grow writes the tiles that the open transaction fills, and returns the edge as it
+// will stand after the commit.
+func (l *log) grow(exec func(q string, args ...any) (int64, error)) (edge, error) {
+	return l.edge.grow(l.added, exec)
+}
+
+func (e edge) grow(added []added, exec func(q string, args ...any) (int64, error)) (edge, error) {
+	if len(added) == 0 {
+		return e, nil
+	}
+	leaves := make([]ledger.Hash, len(added))
+	at := e.tree.Size()
+	for i, a := range added {
+		leaves[i] = a.leaf
+		e.terms.Add(a.entry)
+		at++
+		if at%ledger.TileWidth > 0 {
+			continue
+		}
+		if _, err := exec(`INSERT INTO audit_terms (n, first, last, bits) VALUES (?, ?, ?, ?)`, at/ledger.TileWidth-1, e.terms.First, e.terms.Last, e.terms.Bits[:]); err != nil {
+			return e, err
+		}
+		e.terms = audit.Terms{}
+	}
+	var full []ledger.Tile
+	e.tree, full = e.tree.Append(leaves...)
+	for _, t := range full {
+		if _, err := exec(`INSERT INTO audit_tiles (level, n, root, hashes) VALUES (?, ?, ?, ?)`, t.Level, t.N, t.Root[:], ledger.AppendTile(nil, t.Hashes...)); err != nil {
+			return e, err
+		}
+	}
+	return e, nil
+}
+
+// stand makes e the edge: it is on the disk.
+func (l *log) stand(e edge) {
+	if len(l.added) == 0 {
+		return
+	}
+	l.edge = e
+	clear(l.added) // entries are not kept for longer than they are needed
+	l.added = l.added[:0]
+	tree := e.tree
+	l.stands.Store(&tree)
+}
+
+// load reads the edge from the tables. Code: log_invalid where they do not fit.
+func (l *log) load(ctx context.Context, from rows) error {
+	var size int64
+	if _, err := all(ctx, from, func(r scanner) (none struct{}, err error) {
+		return none, r.Scan(&size)
+	}, `SELECT coalesce(max(seq), 0) FROM audit_entries`); err != nil {
+		return err
+	}
+	tree, err := ledger.At(size, func(level int, n int64, width int) ([]byte, error) { return tile(ctx, from, level, n, width) })
+	if err != nil {
+		return err
+	}
+	l.tree = tree
+	rs, err := records(ctx, from, size-size%ledger.TileWidth, ledger.TileWidth)
+	if err != nil {
+		return err
+	}
+	for _, r := range rs {
+		e, err := r.Entry()
+		if err != nil {
+			return err
+		}
+		l.terms.Add(e)
+	}
+	l.stands.Store(&tree)
+	return nil
+}
+
+// enter writes audit entries, and returns the number of the last. Numbers grow by
+// one each, because a step that is rolled back takes its number with it.
+func (t *tx) enter(es ...audit.Entry) error {
+	for _, e := range es {
+		body, err := e.Body()
+		if err != nil {
+			return err
+		}
+		salt := ledger.NewSalt()
+		hash := ledger.Commit(salt, body)
+		if _, err := t.exec(`INSERT INTO audit_entries (seq, hash, salt, body) VALUES (?, ?, ?, ?)`, t.log.next(), hash[:], salt[:], body); err != nil {
+			return err
+		}
+		t.log.added = append(t.log.added, added{ledger.LeafHash(hash), e})
+	}
+	return nil
+}
+
+// next is the number of the entry that is entered next.
+func (l *log) next() int64 { return l.tree.Size() + int64(len(l.added)) + 1 }
+
+// AddEntry writes entries that no other step carries.
+func (s *Store) AddEntry(ctx context.Context, es ...audit.Entry) error {
+	return s.w.do(ctx, func(t *tx) error { return t.enter(es...) })
+}
+
+// Number has nothing to do: entries are numbered in their own transaction.
+func (s *Store) Number(context.Context) error { return nil }
+
+// Tree returns the tree over the entries that are committed.
+func (s *Store) Tree(context.Context) (ledger.Tree, error) { return *s.w.tx.log.stands.Load(), nil }
+
+// Tile returns the first hashes of a tile, as many as width says.
+func (s *Store) Tile(ctx context.Context, level int, n int64, width int) ([]byte, error) {
+	return tile(ctx, s, level, n, width)
+}
+
+// tile reads a full tile, or makes one from what lies below it.
+func tile(ctx context.Context, from rows, level int, n int64, width int) ([]byte, error) {
+	bytes := func(r scanner) (b []byte, err error) { return b, r.Scan(&b) }
+	full, err := all(ctx, from, bytes, `SELECT hashes FROM audit_tiles WHERE level = ? AND n = ?`, level, n)
+	if err != nil {
+		return nil, err
+	}
+	var b []byte
+	switch {
+	case len(full) == 1:
+		b = full[0]
+	case level == 0:
+		cs, err := commits(ctx, from, n*ledger.TileWidth, width)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range cs {
+			b = ledger.AppendTile(b, ledger.LeafHash(c))
+		}
+	default:
+		roots, err := all(ctx, from, bytes, `SELECT root FROM audit_tiles WHERE level = ? AND n >= ? AND n < ? ORDER BY n`,
+			level-1, n*ledger.TileWidth, n*ledger.TileWidth+int64(width))
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range roots {
+			b = append(b, r...)
+		}
+	}
+	if len(b) < width*len(ledger.Hash{}) {
+		return nil, watchword.Refuse(watchword.LogInvalid, "tile %s is not whole", ledger.Path(level, n, width))
+	}
+	return b[:width*len(ledger.Hash{})], nil
+}
+
+// Commits returns what the log keeps of up to limit entries after a number.
+func (s *Store) Commits(ctx context.Context, after int64, limit int) ([]ledger.Hash, error) {
+	return commits(ctx, s, after, limit)
+}
+
+// commits refuses to pass over one that is not there.
+func commits(ctx context.Context, from rows, after int64, limit int) ([]ledger.Hash, error) {
+	next := after
+	return all(ctx, from, func(r scanner) (h ledger.Hash, err error) {
+		var seq int64
+		var b []byte
+		if err = r.Scan(&seq, &b); err != nil {
+			return h, err
+		}
+		if next++; seq != next || len(b) != len(h) {
+			return h, watchword.Refuse(watchword.LogInvalid, "entry %d is not there", next)
+		}
+		copy(h[:], b)
+		return h, nil
+	}, `SELECT seq, hash FROM audit_entries WHERE seq > ? ORDER BY seq LIMIT ?`, after, limit)
+}
+
+// Records returns up to limit entries after a number as they are kept, oldest first.
+func (s *Store) Records(ctx context.Context, after int64, limit int) ([]audit.Record, error) {
+	return records(ctx, s, after, limit)
+}
+
+func records(ctx context.Context, from rows, after int64, limit int) ([]audit.Record, error) {
+	return all(ctx, from, scanRecord, `SELECT seq, hash, salt, body FROM audit_entries WHERE seq > ? ORDER BY seq LIMIT ?`, after, limit)
+}
+
+func scanRecord(r scanner) (out audit.Record, err error) {
+	var hash, salt []byte
+	if err = r.Scan(&out.Seq, &hash, &salt, &out.Body); err != nil {
+		return out, err
+	}
+	if len(hash) != len(out.Hash) || out.Body != nil && len(salt) != len(out.Salt) {
+		return out, watchword.Refuse(watchword.LogInvalid, "entry %d is damaged", out.Seq)
+	}
+	copy(out.Hash[:], hash)
+	copy(out.Salt[:], salt)
+	return out, nil
+}
+
+// AddCheckpoint keeps a signed checkpoint, in the place of another of the same size.
+func (s *Store) AddCheckpoint(ctx context.Context, c audit.Signed) error {
+	return s.w.do(ctx, func(t *tx) error {
+		_, err := t.exec(`INSERT INTO audit_checkpoints (size, note, at) VALUES (?, ?, ?)
+			ON CONFLICT (size) DO UPDATE SET note = excluded.note`, c.Size, c.Note, stamp(c.At))
+		return err
+	})
+}
+
+// LastCheckpoint returns the largest; a zero one if there is none.
+func (s *Store) LastCheckpoint(ctx context.Context) (audit.Signed, error) {
+	return one(ctx, s, scanCheckpoint, error(nil), `SELECT size, note, at FROM audit_checkpoints ORDER BY size DESC LIMIT 1`)
+}
+
+func scanCheckpoint(r scanner) (c audit.Signed, err error) {
+	var at int64
+	err = r.Scan(&c.Size, &c.Note, &at)
+	c.At = moment(at)
+	return c, err
+}
+
+// plantLog puts the entries of an older version under a tree.
+func plantLog(ctx context.Context, t *sql.Tx) error {
+	var e edge
+	exec := func(q string, args ...any) (int64, error) {
+		r, err := t.ExecContext(ctx, q, args...)
+		if err != nil {
+			return 0, err
+		}
+		return r.RowsAffected()
+	}
+	for {
+		rs, err := t.QueryContext(ctx, `SELECT seq, body FROM audit_entries_before WHERE seq > ? ORDER BY seq LIMIT ?`, e.tree.Size(), ledger.TileWidth)
+		if err != nil {
+			return err
+		}
+		var some []added
+		var bodies [][]byte
+		for rs.Next() {
+			var seq int64
+			var body []byte
+			if err := rs.Scan(&seq, &body); err != nil {
+				return err
+			}
+			entry, err := audit.Parse(seq, body)
+			if err != nil || seq != e.tree.Size()+int64(len(some))+1 {
+				return watchword.Because(err, watchword.LogInvalid, "entry %d of the log is damaged, or is not where it was", seq)
+			}
+			some, bodies = append(some, added{entry: entry}), append(bodies, body)
+		}
+		if err := rs.Err(); err != nil {
+			return err
+		}
+		if len(some) == 0 {
+			_, err := exec(`DROP TABLE audit_entries_before`)
+			return err
+		}
+		for i, body := range bodies {
+			salt := ledger.NewSalt()
+			hash := ledger.Commit(salt, body)
+			some[i].leaf = ledger.LeafHash(hash)
+			if _, err := exec(`INSERT INTO audit_entries (seq, hash, salt, body) VALUES (?, ?, ?, ?)`, e.tree.Size()+int64(i)+1, hash[:], salt[:], body); err != nil {
+				return err
+			}
+		}
+		if e, err = e.grow(some, exec); err != nil {
+			return err
+		}
+	}
+}
+
+// uprootLog is the way back.
+func uprootLog(ctx context.Context, t *sql.Tx) error {
+	_, err := t.ExecContext(ctx, `CREATE TABLE audit_entries_before (
+			seq    INTEGER PRIMARY KEY,
+			tenant TEXT    NOT NULL,
+			at     INTEGER NOT NULL,
+			kind   TEXT    NOT NULL,
+			body   BLOB    NOT NULL
+		) STRICT;
+		INSERT INTO audit_entries_before SELECT seq, json_extract(CAST(body AS TEXT), '$.tenant'), 0, json_extract(CAST(body AS TEXT), '$.kind'), body
+			FROM audit_entries WHERE body IS NOT NULL`)
+	return err
+}

@@ -1,0 +1,163 @@
+package storetest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/audit/ledger"
+)
+
+// Log is what a cellar keeps of the log: entries, and the Merkle tree over them.
+//
+// A store with one writer numbers entries in the transaction of their act. One with
+// many may queue them there, and number them in Number alone, which one node at a
+// time calls: then every method above returns once its entry is durable, and the
+// log has it after the next Number.
+type Log interface {
+	// AddEntry writes entries that no other step carries, all or none: refusals, a start.
+	AddEntry(ctx context.Context, es ...audit.Entry) error
+	// Number gives every entry that is committed its number: from 1, without gaps.
+	Number(ctx context.Context) error
+	// Tree is the tree over all entries that have a number.
+	Tree(ctx context.Context) (ledger.Tree, error)
+	// Tile returns the first width hashes of a tile of that tree; log_invalid where there are not so many.
+	Tile(ctx context.Context, level int, n int64, width int) ([]byte, error)
+	// Commits returns what the log keeps for ever of up to limit entries after a number; log_invalid over a gap.
+	Commits(ctx context.Context, after int64, limit int) ([]ledger.Hash, error)
+	// Records returns up to limit entries after a number, oldest first.
+	Records(ctx context.Context, after int64, limit int) ([]audit.Record, error)
+	// Find returns those that q and p choose, in p's order.
+	Find(ctx context.Context, q audit.Query, p audit.Page) ([]audit.Record, error)
+	// AddCheckpoint keeps a checkpoint, in the place of one of the same size.
+	AddCheckpoint(ctx context.Context, c audit.Signed) error
+	// LastCheckpoint returns the largest; a zero one if there is none.
+	LastCheckpoint(ctx context.Context) (audit.Signed, error)
+}
+
+// logTree holds the tree that a store keeps against one made of its entries.
+func logTree(t *T) {
+	const n = 256*2 + 100
+	var es []audit.Entry
+	for i := range n {
+		e := t.entry(audit.RequestRefuse, fmt.Sprint("object-", i))
+		e.Actor = watchword.SubjectID(fmt.Sprint("lamp-", i%7))
+		es = append(es, e)
+	}
+	t.must(t.AddEntry(t.ctx, es[:250]...))
+	t.must(t.AddEntry(t.ctx, es[250:600]...)) // over the end of two tiles
+	for _, e := range es[600:] {
+		t.must(t.AddEntry(t.ctx, e))
+	}
+	t.must(t.Number(t.ctx))
+	tree, err := t.Tree(t.ctx)
+	t.must(err)
+	is(t, "size", tree.Size(), int64(n))
+	rs, err := t.Records(t.ctx, 0, 10_000)
+	t.must(err)
+	is(t, "records", len(rs), n)
+	var own ledger.Tree
+	for i, r := range rs {
+		is(t, "number", r.Seq, int64(i+1))
+		is(t, "fits", r.Fits(), true)
+		e, err := r.Entry()
+		t.must(err)
+		is(t, "object", e.Object, fmt.Sprint("object-", i))
+		own, _ = own.Append(ledger.LeafHash(r.Hash))
+	}
+	is(t, "root", tree.Root(), own.Root())
+	for _, size := range []int64{1, 255, 256, 257, 512, n} {
+		then, err := ledger.At(size, func(level int, n int64, width int) ([]byte, error) { return t.Tile(t.ctx, level, n, width) })
+		t.must(err)
+		var want ledger.Tree
+		for _, r := range rs[:size] {
+			want, _ = want.Append(ledger.LeafHash(r.Hash))
+		}
+		is(t, fmt.Sprint("root of ", size), then.Root(), want.Root())
+	}
+	_, err = t.Tile(t.ctx, 0, 2, 101)
+	t.wants(watchword.LogInvalid, err)
+	cs, err := t.Commits(t.ctx, 510, 5)
+	t.must(err)
+	is(t, "commits", len(cs), 5)
+	is(t, "commit", cs[0], rs[510].Hash)
+}
+
+// logSearch finds what is to be found, forwards and backwards, page by page.
+func logSearch(t *T) {
+	const n = 256*3 + 40
+	var es []audit.Entry
+	for i := range n {
+		e := t.entry(audit.DeviceLabel, fmt.Sprint("thing-", i%300))
+		e.At = t.now.Add(time.Duration(i) * time.Second)
+		e.Actor = "alice"
+		if i%256 == 3 {
+			e.Kind, e.Actor, e.Data = audit.SessionClose, "lamp-1", map[string]string{"cause": "token_expired"}
+		}
+		if i == 700 {
+			e.Data = map[string]string{"device": "lamp-1"}
+		}
+		es = append(es, e)
+	}
+	t.must(t.AddEntry(t.ctx, es...))
+	t.must(t.Number(t.ctx))
+	for _, c := range []struct {
+		q    audit.Query
+		want []int64
+	}{
+		{audit.Query{Subject: "lamp-1"}, []int64{4, 260, 516, 701, 772}},
+		{audit.Query{Kind: audit.SessionClose}, []int64{4, 260, 516, 772}},
+		{audit.Query{Kind: "session.*", From: t.now.Add(200 * time.Second)}, []int64{260, 516, 772}},
+		{audit.Query{Cause: "token_expired", To: t.now.Add(515 * time.Second)}, []int64{4, 260}},
+		{audit.Query{Object: "thing-5"}, []int64{6, 306, 606}},
+		{audit.Query{Object: "thing-5", Kind: audit.SessionClose}, nil},
+		{audit.Query{Subject: "nobody"}, nil},
+	} {
+		for _, limit := range []int{1, 2, 100} {
+			for _, newest := range []bool{false, true} {
+				want := append([]int64(nil), c.want...)
+				if newest {
+					for i, j := 0, len(want)-1; i < j; i, j = i+1, j-1 {
+						want[i], want[j] = want[j], want[i]
+					}
+				}
+				var got []int64
+				for p := (audit.Page{Limit: limit, Newest: newest}); ; {
+					rs, err := t.Find(t.ctx, c.q, p)
+					t.must(err)
+					for _, r := range rs {
+						got = append(got, r.Seq)
+					}
+					if len(rs) < limit {
+						break
+					}
+					if newest {
+						p.Before = rs[len(rs)-1].Seq
+					} else {
+						p.After = rs[len(rs)-1].Seq
+					}
+				}
+				is(t, fmt.Sprintf("%+v, %d at a time, newest %v", c.q, limit, newest), fmt.Sprint(got), fmt.Sprint(want))
+			}
+		}
+	}
+	rs, err := t.Find(t.ctx, audit.Query{}, audit.Page{After: 10, Before: 300, Limit: 1000})
+	t.must(err)
+	is(t, "a range", fmt.Sprint(len(rs), rs[0].Seq, rs[len(rs)-1].Seq), "289 11 299")
+}
+
+func checkpoints(t *T) {
+	c, err := t.LastCheckpoint(t.ctx)
+	t.must(err)
+	is(t, "none", c.Note == nil, true)
+	for _, size := range []int64{3, 900, 12} {
+		t.must(t.AddCheckpoint(t.ctx, audit.Signed{Size: size, Note: fmt.Append(nil, size), At: t.now}))
+	}
+	t.must(t.AddCheckpoint(t.ctx, audit.Signed{Size: 900, Note: []byte("cosigned"), At: t.now}))
+	c, err = t.LastCheckpoint(t.ctx)
+	t.must(err)
+	is(t, "last", c.Size == 900 && bytes.Equal(c.Note, []byte("cosigned")) && c.At.Equal(t.now), true)
+}
