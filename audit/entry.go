@@ -88,6 +88,20 @@ type Entry struct {
 	Data map[string]string `json:"data,omitempty"`
 }
 
+// With returns the entry with more data: names and values, in turn. What a store knows
+// first, such as what was there before, comes in so.
+func (e Entry) With(pairs ...string) Entry {
+	data := maps.Clone(e.Data)
+	if data == nil {
+		data = map[string]string{}
+	}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		data[pairs[i]] = pairs[i+1]
+	}
+	e.Data = data
+	return e
+}
+
 // Body returns the entry's canonical bytes, which the store keeps as they are and the
 // log commits to: JSON with the member v (1: the version of this form), then those of
 // the struct in their order, Data's in that of their keys. Seq is not among them.

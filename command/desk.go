@@ -21,7 +21,7 @@ type Store interface {
 	Commands(ctx context.Context, t watchword.TenantID, f Filter, before watchword.CommandID, limit int) ([]Row, error)
 	Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]Row, error)
 	Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]Handover, error)
-	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h Handover) (Row, error)
+	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h Handover, e audit.Entry) (Row, error)
 	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, epoch, seq int64, now time.Time) ([]Row, error)
 	Settle(ctx context.Context, s Settlement, e audit.Entry) (row Row, changed bool, err error)
 	CancelCommand(ctx context.Context, t watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (Row, error)

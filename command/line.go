@@ -3,9 +3,11 @@ package command
 import (
 	"context"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/token"
@@ -217,7 +219,8 @@ func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand
 	if err != nil {
 		return SealedCommand{}, err
 	}
-	row, err := d.store.HandOver(ctx, r.Tenant, r.ID, Handover{Hash: jose.HashOf(jws), Nonce: nonce, JWS: atRest, At: d.o.Now()})
+	h := Handover{Hash: jose.HashOf(jws), Nonce: nonce, JWS: atRest, At: d.o.Now()}
+	row, err := d.store.HandOver(ctx, r.Tenant, r.ID, h, d.handedOver(r, h, jws))
 	if err != nil {
 		return SealedCommand{}, err
 	}
@@ -225,6 +228,18 @@ func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand
 		d.tell(row)
 	}
 	return SealedCommand{ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Expires: r.Expires, JWE: jwe}, nil
+}
+
+// handedOver is the log's entry of a version that leaves the house: which bytes, under
+// which command key.
+func (d *Desk) handedOver(r Row, h Handover, jws string) audit.Entry {
+	data := map[string]string{
+		"device": string(r.Device), "ch": h.Hash, "epoch": strconv.FormatInt(r.Epoch, 10), "seq": strconv.FormatInt(r.Seq, 10),
+	}
+	if u, err := jose.ParseJWS(jws, watchword.MaxDocument); err == nil { // our own
+		data["command_key"] = u.Kid
+	}
+	return audit.Actor{Tenant: r.Tenant}.Did(audit.CommandHandOver, string(r.ID), h.At, data)
 }
 
 // version returns the JWS of r for this nonce: the one handed over before, unless

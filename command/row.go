@@ -31,6 +31,7 @@ type Row struct {
 	Status      watchword.ReceiptStatus // of the last receipt, or empty
 	Receipt     []byte                  // the last receipt's JWS, sealed, or nil
 	ReceiptKey  watchword.KeyID         // the key that signed it
+	Entry       int64                   // number of the log's entry of that receipt; 0: it has none yet
 }
 
 // Idempotency is what a caller sends so that a repeated request acts once.
@@ -47,6 +48,7 @@ type Handover struct {
 	Nonce string // the device's nonce that it carries, or empty
 	JWS   []byte // sealed at rest with the data key
 	At    time.Time
+	Entry int64 // number of the log's entry of it; 0: it has none yet
 }
 
 // MaxHandovers is how many versions of one command are kept; a device that

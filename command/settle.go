@@ -9,6 +9,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -52,7 +53,9 @@ func (d *Desk) TakeReceipt(ctx context.Context, t watchword.TenantID, device wat
 	by := audit.Actor{Tenant: t, Subject: device, Key: key, Trace: trace}
 	row, changed, err := d.store.Settle(ctx, Settlement{
 		Tenant: t, Device: device, ID: r.Command, Epoch: r.Epoch, Seq: r.Seq, Hash: r.Hash, Status: r.Status, Key: key, JWS: sealed, At: now,
-	}, by.Did(kind, string(r.Command), now, map[string]string{"st": string(r.Status), "ch": r.Hash, "seq": strconv.FormatInt(r.Seq, 10)}))
+	}, by.Did(kind, string(r.Command), now, map[string]string{
+		"st": string(r.Status), "ch": r.Hash, "epoch": strconv.FormatInt(r.Epoch, 10), "seq": strconv.FormatInt(r.Seq, 10), "receipt": jose.HashOf(raw),
+	}))
 	if err == nil && changed {
 		d.tell(row)
 	}
@@ -115,7 +118,7 @@ func (d *Desk) expire(ctx context.Context) error {
 	for {
 		now := d.o.Now()
 		rows, err := d.store.ExpireCommands(ctx, now, expireBatch, func(r Row) audit.Entry {
-			return audit.Actor{Tenant: r.Tenant}.Did(audit.CommandExpire, string(r.ID), now, map[string]string{"was": string(r.State)})
+			return audit.Actor{Tenant: r.Tenant}.Did(audit.CommandExpire, string(r.ID), now, map[string]string{"before": string(r.State), "device": string(r.Device)})
 		})
 		if err != nil {
 			return err

@@ -141,7 +141,7 @@ func (g *Gate) Enroll(ctx context.Context, t watchword.TenantID, r Request, from
 	if err == nil {
 		var s watchword.Subject
 		e := audit.Actor{Tenant: t, Key: red.Sign.ID, Trace: trace}.Did(audit.DeviceEnroll, "", now, map[string]string{
-			"sign": string(red.Sign.ID), "seal": string(red.Seal.ID),
+			"sign": string(red.Sign.ID), "seal": string(red.Seal.ID), "sign_jwk": string(red.Sign.JWK), "seal_jwk": string(red.Seal.JWK),
 		})
 		var replay bool
 		if s, replay, err = g.store.RedeemCode(ctx, red, now, e); err == nil {

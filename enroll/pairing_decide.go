@@ -76,7 +76,7 @@ func (g *Gate) Approve(ctx context.Context, by audit.Actor, a Approve, now time.
 		es = append(es, by.Did(audit.DeviceCreate, string(id), now, map[string]string{"labels": a.Labels.String(), "pairing": p.ID}))
 	}
 	es = append(es, by.Did(audit.DeviceEnroll, string(id), now, map[string]string{
-		"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "pairing": p.ID, "user_code": FormatUserCode(p.UserCode),
+		"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "sign_jwk": string(p.Sign.JWK), "seal_jwk": string(p.Seal.JWK), "pairing": p.ID, "user_code": FormatUserCode(p.UserCode),
 	}))
 	s, err := g.store.ApprovePairing(ctx, approval, now, es...)
 	if err == nil {

@@ -118,6 +118,6 @@ func (g *Gate) checkRekey(s watchword.Subject, by audit.Actor, r RekeyRequest, n
 	}
 	red.Spent = token.Spent{JTI: p.JTI, Expires: p.Expires.Add(token.Skew)}
 	return red, map[string]string{
-		"sign": string(red.Sign.ID), "seal": string(red.Seal.ID), "sign_before": string(was.ID), "seal_before": string(seal.ID),
+		"sign": string(red.Sign.ID), "seal": string(red.Seal.ID), "sign_jwk": string(red.Sign.JWK), "seal_jwk": string(red.Seal.JWK), "sign_before": string(was.ID), "seal_before": string(seal.ID),
 	}, nil
 }

@@ -28,6 +28,7 @@ type Command struct {
 	DeliveredAt *time.Time             `json:"delivered_at,omitempty"`
 	SettledAt   *time.Time             `json:"settled_at,omitempty"`
 	ArgsHash    string                 `json:"args_hash"`
+	LogEntry    int64                  `json:"log_entry,omitempty" doc:"number of the log's entry of the receipt"`
 	Args        json.RawMessage        `json:"args,omitempty"`
 	Receipt     *Receipt               `json:"receipt,omitempty"`
 }
@@ -45,7 +46,7 @@ func (a *API) viewCommand(r command.Row, whole bool) (Command, error) {
 	c := Command{
 		ID: r.ID, Device: r.Device, Function: r.Function, State: r.State, Epoch: r.Epoch, Seq: r.Seq, By: r.By, ByKey: r.ByKey,
 		CreatedAt: r.Created.UTC(), ExpiresAt: r.Expires.UTC(), SentAt: when(r.SentAt), DeliveredAt: when(r.DeliveredAt),
-		SettledAt: when(r.SettledAt), ArgsHash: r.ArgsHash,
+		SettledAt: when(r.SettledAt), ArgsHash: r.ArgsHash, LogEntry: r.Entry,
 	}
 	if !whole {
 		return c, nil
@@ -174,6 +175,9 @@ func (a *API) commandRoutes() {
 			return a.commandAnswer(row, err)
 		})
 
+	a.handle("GET /v1/commands/{id}/evidence", true, a.evidence)
+	a.describe(http.MethodGet, "/v1/commands/{id}/evidence", "All that shows, under the root's public key alone, that a command was ordered, handed over and answered", nil)
+
 	type commandCancelIn struct {
 		ID watchword.CommandID `path:"id" maxLength:"64"`
 	}
@@ -184,6 +188,33 @@ func (a *API) commandRoutes() {
 			}
 			return a.commandAnswer(a.Desk.Cancel(ctx, c.actor, in.ID))
 		})
+}
+
+// evidence gathers what there is of a settled command.
+func (a *API) evidence(w http.ResponseWriter, r *http.Request, c *caller) error {
+	id := watchword.CommandID(r.PathValue("id"))
+	row, err := a.ownCommand(r.Context(), c, id, http.MethodGet, "/evidence")
+	if err != nil {
+		return err
+	}
+	if err := a.noteRead(r.Context(), c, "evidence", string(id)); err != nil {
+		return err
+	}
+	bundles, err := a.Keys.Chain(row.Created, row.Expires, a.Now())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), writeTimeout/2)
+	defer cancel()
+	e, err := a.Desk.Evidence(ctx, row, a.Entries, a.Audit, bundles)
+	if err != nil {
+		return err
+	}
+	b, err := e.Marshal()
+	if err == nil {
+		plain(w, "application/json", "no-store", b)
+	}
+	return err
 }
 
 // ownCommand returns a command that the caller ordered, or that its api:

@@ -61,6 +61,34 @@ func current(bundles []SignedBundle, now time.Time) (SignedBundle, bool) {
 	return SignedBundle{}, false
 }
 
+// Chain returns the bundles that a later reader needs to check what was signed from
+// one moment to another, and what is signed now: those of that time, the one of now,
+// and between them each that names other roots, so that one leads to the next.
+func (k *Keeper) Chain(from, until, now time.Time) (out []string, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	first, ok := current(k.bundles, from)
+	last, ok2 := current(k.bundles, now)
+	if !ok || !ok2 {
+		return nil, watchword.Refuse(watchword.NotFound, "there is no trust bundle of that time")
+	}
+	var roots []*jose.PublicKey
+	for _, b := range k.bundles {
+		if b.Version < first.Version || b.Version > last.Version {
+			continue
+		}
+		t, err := token.ReadTrust(string(b.JWS))
+		if err != nil {
+			return nil, err
+		}
+		turned := !slices.EqualFunc(t.Root, roots, func(a, b *jose.PublicKey) bool { return a.ID() == b.ID() })
+		if roots = t.Root; turned || b.Version == last.Version || !b.Starts.After(until) {
+			out = append(out, string(b.JWS))
+		}
+	}
+	return out, nil
+}
+
 func sameTrust(a, b token.Trust) bool {
 	same := func(x, y []*jose.PublicKey) bool {
 		return slices.EqualFunc(x, y, func(k, l *jose.PublicKey) bool { return k.ID() == l.ID() })

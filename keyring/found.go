@@ -37,7 +37,7 @@ func Found(ctx context.Context, st Store, f Founder) error {
 		entries = append(entries, house.Did(audit.KeyCreate, string(s.ID), f.Now, labels(s, nil)))
 	}
 	entries = append(entries, house.Did(audit.OperatorCreate, string(f.Operator.ID), f.Now, map[string]string{
-		"labels": f.Operator.Labels.String(), "key": string(f.Operator.Keys[0].ID),
+		"labels": f.Operator.Labels.String(), "sign": string(f.Operator.Keys[0].ID), "sign_jwk": string(f.Operator.Keys[0].JWK),
 	}))
 	return st.Found(ctx, Founding{Issuer: f.Issuer, Epoch: 1, At: f.Now}, sealed, f.Operator, entries)
 }

@@ -3,7 +3,6 @@ package registry
 import (
 	"bytes"
 	"context"
-	"strconv"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -112,7 +111,7 @@ func (r *Registry) ApplyPolicy(ctx context.Context, by audit.Actor, name string,
 		return policy.Stored{}, err
 	}
 	e := by.Did(audit.PolicyApply, name, now, map[string]string{
-		"sha256": jose.Hash(source), "bytes": strconv.Itoa(len(source)),
+		"after": jose.Hash(source), "source": string(source),
 	})
 	row, err := r.store.PutPolicy(ctx, by.Tenant, name, bytes.Clone(source), ifVersion, now, e)
 	if err != nil {

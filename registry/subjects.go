@@ -101,7 +101,7 @@ func (r *Registry) SetProof(ctx context.Context, by audit.Actor, id watchword.Su
 	if err := watchword.CheckProof(proof); err != nil {
 		return watchword.Subject{}, err
 	}
-	e := by.Did(audit.DeviceProof, string(id), now, map[string]string{"proof": proof})
+	e := by.Did(audit.DeviceProof, string(id), now, map[string]string{"after": proof})
 	return r.changed(ctx, by.Tenant, id)(r.store.SetProof(ctx, by.Tenant, id, proof, now, e))
 }
 

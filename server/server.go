@@ -212,8 +212,13 @@ func (s *Server) assemble(ctx context.Context) error {
 }
 
 func (s *Server) announce(ctx context.Context) error {
+	config, err := s.cfg.Print() // its secrets masked
+	if err != nil {
+		return err
+	}
 	e := audit.Actor{Tenant: watchword.DefaultTenant}.Did(audit.ServerStart, s.info.URL, s.o.Now(), map[string]string{
 		"version": s.o.Version, "https": s.info.HTTPS, "mqtts": s.info.MQTTS, "mqtt": s.info.MQTT, "pid": strconv.Itoa(os.Getpid()),
+		"config": string(config),
 	})
 	if err := s.store.AddEntry(ctx, e); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"strconv"
 	"strings"
 	"time"
 
@@ -13,12 +14,12 @@ import (
 )
 
 const commandColumns = `tenant, id, device, incarnation, epoch, seq, function, args, args_hash, signed_order, orderer, orderer_key,
-	state, created, expires, sent_at, delivered_at, settled_at, status, receipt, receipt_key`
+	state, created, expires, sent_at, delivered_at, settled_at, status, receipt, receipt_key, entry`
 
 func scanCommand(s scanner) (r command.Row, err error) {
 	var created, expires, sent, delivered, settled int64
 	err = s.Scan(&r.Tenant, &r.ID, &r.Device, &r.Incarnation, &r.Epoch, &r.Seq, &r.Function, &r.Args, &r.ArgsHash, &r.Order, &r.By, &r.ByKey,
-		&r.State, &created, &expires, &sent, &delivered, &settled, &r.Status, &r.Receipt, &r.ReceiptKey)
+		&r.State, &created, &expires, &sent, &delivered, &settled, &r.Status, &r.Receipt, &r.ReceiptKey, &r.Entry)
 	r.Created, r.Expires = moment(created), moment(expires)
 	r.SentAt, r.DeliveredAt, r.SettledAt = moment(sent), moment(delivered), moment(settled)
 	return r, err
@@ -47,7 +48,7 @@ func (s *Store) AddCommand(ctx context.Context, r command.Row, idem command.Idem
 				return err
 			}
 		}
-		return t.enter(e)
+		return t.enter(e.With("epoch", strconv.FormatInt(out.Epoch, 10), "seq", strconv.FormatInt(out.Seq, 10)))
 	})
 	if err != nil {
 		return command.Row{}, false, err
@@ -153,10 +154,10 @@ func (s *Store) Pending(ctx context.Context, t watchword.TenantID, device watchw
 func handovers(ctx context.Context, from rows, t watchword.TenantID, id watchword.CommandID) ([]command.Handover, error) {
 	return all(ctx, from, func(r scanner) (h command.Handover, err error) {
 		var at int64
-		err = r.Scan(&h.Hash, &h.Nonce, &h.JWS, &at)
+		err = r.Scan(&h.Hash, &h.Nonce, &h.JWS, &at, &h.Entry)
 		h.At = moment(at)
 		return h, err
-	}, `SELECT hash, nonce, jws, at FROM handovers WHERE tenant = ? AND command = ? ORDER BY n`, t, id)
+	}, `SELECT hash, nonce, jws, at, entry FROM handovers WHERE tenant = ? AND command = ? ORDER BY n`, t, id)
 }
 
 // Handovers returns the versions of a command that left the house.
@@ -208,7 +209,7 @@ func prefixed(table, columns string) string {
 }
 
 // HandOver keeps a version's hash before it leaves the house.
-func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover) (out command.Row, err error) {
+func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (out command.Row, err error) {
 	err = s.w.do(ctx, func(t *tx) error {
 		c, err := t.delivery(tenant, id, h.Hash)
 		if err != nil {
@@ -228,8 +229,11 @@ func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watc
 			return watchword.Refuse(watchword.Busy, "command %q was handed over %d times", id, c.versions)
 		}
 		if !c.known {
-			if _, err := t.exec(`INSERT INTO handovers (tenant, command, hash, nonce, jws, at) VALUES (?, ?, ?, ?, ?, ?)`,
-				tenant, id, h.Hash, h.Nonce, h.JWS, stamp(h.At)); err != nil {
+			if _, err := t.exec(`INSERT INTO handovers (tenant, command, hash, nonce, jws, at, entry) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+				tenant, id, h.Hash, h.Nonce, h.JWS, stamp(h.At), t.log.next()); err != nil {
+				return err
+			}
+			if err := t.enter(e); err != nil {
 				return err
 			}
 		}
@@ -280,7 +284,7 @@ func (s *Store) Settle(ctx context.Context, c command.Settlement, e audit.Entry)
 			return err
 		}
 		changed = true
-		out.State, out.Status, out.Receipt, out.ReceiptKey = to, c.Status, c.JWS, c.Key
+		out.State, out.Status, out.Receipt, out.ReceiptKey, out.Entry = to, c.Status, c.JWS, c.Key, t.log.next()
 		if out.DeliveredAt.IsZero() {
 			out.DeliveredAt = moment(stamp(c.At)) // who answers has it
 		}
@@ -289,8 +293,8 @@ func (s *Store) Settle(ctx context.Context, c command.Settlement, e audit.Entry)
 		} else {
 			out.SettledAt = time.Time{}
 		}
-		if _, err := t.exec(`UPDATE commands SET state = ?, status = ?, receipt = ?, receipt_key = ?, delivered_at = ?, settled_at = ? WHERE tenant = ? AND id = ?`,
-			out.State, out.Status, out.Receipt, out.ReceiptKey, stamp(out.DeliveredAt), stamp(out.SettledAt), c.Tenant, c.ID); err != nil {
+		if _, err := t.exec(`UPDATE commands SET state = ?, status = ?, receipt = ?, receipt_key = ?, delivered_at = ?, settled_at = ?, entry = ? WHERE tenant = ? AND id = ?`,
+			out.State, out.Status, out.Receipt, out.ReceiptKey, stamp(out.DeliveredAt), stamp(out.SettledAt), out.Entry, c.Tenant, c.ID); err != nil {
 			return err
 		}
 		return t.enter(e)

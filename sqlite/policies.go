@@ -3,10 +3,12 @@ package sqlite
 import (
 	"bytes"
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/policy"
 )
 
@@ -41,6 +43,14 @@ func (t *tx) policy(tenant watchword.TenantID, name string) (policyRow, error) {
 	return ps[0], nil
 }
 
+// before is what the log says of the policy that was there, beside more.
+func (p policyRow) before(more ...string) []string {
+	if p.deleted {
+		return more
+	}
+	return append(more, "before", jose.Hash(p.Source), "before_version", strconv.FormatInt(p.Version, 10))
+}
+
 // PutPolicy adds or replaces a policy.
 func (s *Store) PutPolicy(ctx context.Context, tenant watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (out policy.Stored, err error) {
 	err = s.w.do(ctx, func(t *tx) error {
@@ -66,7 +76,7 @@ func (s *Store) PutPolicy(ctx context.Context, tenant watchword.TenantID, name s
 			tenant, name, out.Version, source, stamp(now)); err != nil {
 			return err
 		}
-		return t.enter(e)
+		return t.enter(e.With(p.before("version", strconv.FormatInt(out.Version, 10))...))
 	})
 	if err != nil {
 		return policy.Stored{}, err
@@ -90,6 +100,6 @@ func (s *Store) DeletePolicy(ctx context.Context, tenant watchword.TenantID, nam
 		if _, err := t.exec(`UPDATE policies SET deleted = 1, source = x'', changed = ? WHERE tenant = ? AND name = ?`, stamp(now), tenant, name); err != nil {
 			return err
 		}
-		return t.enter(e)
+		return t.enter(e.With(p.before()...))
 	})
 }

@@ -205,7 +205,7 @@ func (s *Store) SetProof(ctx context.Context, tenant watchword.TenantID, id watc
 		if _, err := t.exec(`UPDATE subjects SET proof = ?, version = version + 1, changed = ? WHERE tenant = ? AND id = ?`, proof, stamp(now), tenant, id); err != nil {
 			return err
 		}
-		if err := t.enter(e); err != nil {
+		if err := t.enter(e.With("before", out.Proof)); err != nil {
 			return err
 		}
 		out, err = t.subject(tenant, id)
@@ -218,6 +218,10 @@ func (s *Store) SetProof(ctx context.Context, tenant watchword.TenantID, id watc
 func (t *tx) setState(s watchword.Subject, to watchword.State, now time.Time, es ...audit.Entry) (watchword.Subject, error) {
 	if _, err := t.exec(`UPDATE subjects SET state = ?, version = version + 1, changed = ? WHERE tenant = ? AND id = ?`, to, stamp(now), s.Tenant, s.ID); err != nil {
 		return s, err
+	}
+	es = slices.Clone(es)
+	if last := len(es) - 1; last >= 0 { // what else happened stands before it
+		es[last] = es[last].With("before", string(s.State), "after", string(to))
 	}
 	if err := t.enter(es...); err != nil {
 		return s, err

@@ -29,7 +29,7 @@ func (t *T) order(n int, device watchword.SubjectID) command.Row {
 }
 
 func (t *T) hand(n int, hash string) error {
-	_, err := t.HandOver(t.ctx, here, cmd(n), command.Handover{Hash: hash, JWS: []byte("jws"), At: t.now})
+	_, err := t.HandOver(t.ctx, here, cmd(n), command.Handover{Hash: hash, JWS: []byte("jws"), At: t.now}, t.entry(audit.CommandHandOver, string(cmd(n))))
 	return err
 }
 
@@ -206,7 +206,13 @@ func settling(t *T) {
 		t.wants(watchword.ReceiptInvalid, early())
 	}
 	t.must(t.hand(1, "h1"))
+	t.must(t.hand(1, "h1")) // the same again is none more
 	t.must(t.hand(2, "h2"))
+	n += 2
+	hs, err := t.Handovers(t.ctx, here, cmd(2))
+	t.must(err)
+	t.must(t.Number(t.ctx))
+	is(t, "entry of the hand-over", hs[0].Entry, int64(n))
 	for what, s := range map[string]command.Settlement{
 		"another hash":    {Tenant: here, Device: "lamp-1", ID: cmd(1), Epoch: 1, Seq: 1, Hash: "h2", Status: watchword.StDone},
 		"another number":  {Tenant: here, Device: "lamp-1", ID: cmd(1), Epoch: 1, Seq: 2, Hash: "h1", Status: watchword.StDone},
@@ -230,6 +236,7 @@ func settling(t *T) {
 	is(t, "receipt", string(r.Receipt), "receipt")
 	is(t, "receipt key", r.ReceiptKey, "lamp-1-sign")
 	is(t, "entries", t.log(), n+1)
+	is(t, "entry of the receipt", r.Entry, int64(n+1))
 }
 
 func lateReceipts(t *T) {

@@ -16,7 +16,7 @@ import (
 
 func (a *app) commandCommand() *cobra.Command {
 	return group("command", "Commands: signed, sealed, answered with a receipt",
-		a.commandSend(), a.commandList(), a.commandShow(), a.commandCancel())
+		a.commandSend(), a.commandList(), a.commandShow(), a.commandVerify(), a.commandCancel())
 }
 
 func (a *app) commandSend() *cobra.Command {
@@ -88,12 +88,19 @@ func printCourse(w io.Writer, c admin.Command) {
 	}
 	switch {
 	case c.Receipt != nil && c.SettledAt != nil:
-		fmt.Fprintf(w, "%s\t+%d ms\treceipt verified, key %.8s…%s\n", c.State, since(c.SettledAt), c.Receipt.Key, result(c.Receipt.Result))
+		fmt.Fprintf(w, "%s\t+%d ms\treceipt verified, key %.8s…%s%s\n", c.State, since(c.SettledAt), c.Receipt.Key, logEntry(c.LogEntry), result(c.Receipt.Result))
 	case c.SettledAt != nil:
 		fmt.Fprintf(w, "%s\t+%d ms\n", c.State, since(c.SettledAt))
 	default:
 		fmt.Fprintf(w, "%s\tno receipt yet; it may be begun until %s\n", c.State, ago(c.ExpiresAt))
 	}
+}
+
+func logEntry(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", log entry %d", n)
 }
 
 func result(r json.RawMessage) string {
@@ -143,10 +150,15 @@ func (a *app) commandList() *cobra.Command {
 }
 
 func (a *app) commandShow() *cobra.Command {
-	return &cobra.Command{Use: "show ID", Short: "One command with its course and receipt", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	c := &cobra.Command{Use: "show ID", Short: "One command with its course and receipt", Args: args(cobra.ExactArgs(1))}
+	evidence := c.Flags().String("evidence", "", "write what proves it to this file, which must not exist yet (- for standard output)")
+	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
+		}
+		if *evidence != "" {
+			return writeEvidence(c.Context(), cl, watchword.CommandID(args[0]), *evidence)
 		}
 		cmd, err := cl.Command(c.Context(), watchword.CommandID(args[0]), 0)
 		if err != nil {
@@ -157,7 +169,8 @@ func (a *app) commandShow() *cobra.Command {
 				cmd.ID, cmd.Device, cmd.Function, cmd.Args, cmd.Epoch, cmd.Seq, cmd.By, cmd.ByKey, ago(cmd.CreatedAt), ago(cmd.ExpiresAt))
 			printCourse(w, cmd)
 		})
-	}}
+	}
+	return c
 }
 
 func (a *app) commandCancel() *cobra.Command {

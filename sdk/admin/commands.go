@@ -31,6 +31,7 @@ type Command struct {
 	DeliveredAt *time.Time             `json:"delivered_at,omitempty"`
 	SettledAt   *time.Time             `json:"settled_at,omitempty"`
 	ArgsHash    string                 `json:"args_hash"`
+	LogEntry    int64                  `json:"log_entry,omitempty"`
 	Args        json.RawMessage        `json:"args,omitempty"`
 	Receipt     *Receipt               `json:"receipt,omitempty"`
 }

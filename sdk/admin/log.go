@@ -155,6 +155,17 @@ func (c *Client) Proof(ctx context.Context, seq int64) ([]byte, error) {
 	return a.Body, nil
 }
 
+// Evidence returns all that shows, under the root's public key alone, that a command
+// was ordered, handed over and answered: one file. Codes: conflict before there is a
+// receipt, not_found.
+func (c *Client) Evidence(ctx context.Context, id watchword.CommandID) ([]byte, error) {
+	a, err := c.rest.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/commands/" + url.PathEscape(string(id)) + "/evidence", Max: 8 << 20})
+	if err != nil {
+		return nil, err
+	}
+	return a.Body, nil
+}
+
 // LogFile fetches what stands under a path of the log's own address, as "checkpoint".
 func (c *Client) LogFile(ctx context.Context, path string) ([]byte, error) {
 	a, err := c.rest.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/log/" + path})

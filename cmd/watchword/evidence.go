@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/token"
+)
+
+func writeEvidence(ctx context.Context, cl *admin.Client, id watchword.CommandID, name string) error {
+	b, err := cl.Evidence(ctx, id)
+	if err != nil {
+		return err
+	}
+	if name == "-" {
+		_, err = os.Stdout.Write(b)
+		return err
+	}
+	return durable.Create(name, b, 0o600)
+}
+
+// proven is what command verify prints.
+type proven struct {
+	OK       bool                    `json:"ok"`
+	Issuer   string                  `json:"issuer"`
+	Command  watchword.CommandID     `json:"command"`
+	Device   watchword.SubjectID     `json:"device"`
+	Function string                  `json:"function"`
+	Args     json.RawMessage         `json:"args"`
+	Epoch    int64                   `json:"epoch"`
+	Seq      int64                   `json:"seq"`
+	By       watchword.SubjectID     `json:"by"`
+	SignedBy watchword.KeyID         `json:"order_key,omitempty"`
+	Status   watchword.ReceiptStatus `json:"status"`
+	Result   json.RawMessage         `json:"result,omitempty"`
+	Key      watchword.KeyID         `json:"receipt_key"`
+	Entries  map[string]int64        `json:"entries"`
+	Ordered  time.Time               `json:"ordered_at"`
+	Handed   time.Time               `json:"handed_over_at"`
+	Settled  time.Time               `json:"settled_at"`
+	Witness  []cosignature           `json:"cosignatures,omitempty"`
+}
+
+func (a *app) commandVerify() *cobra.Command {
+	c := &cobra.Command{
+		Use: "verify FILE", Short: "Check an evidence file, under the root's public key alone",
+		Long: "Checks what command show --evidence wrote, without any server: under the root's public key alone, which is given as its pin (the base64url SHA-256 that stands in every enrollment link), or as a file with a JWK or PEM. Exit status 8, and a reason, where something does not hold.",
+		Args: args(cobra.ExactArgs(1)),
+	}
+	root := c.Flags().String("root", "", "pin of the root, or file with its public key; the default is the pin of the server of --data")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		b, err := readInput(args[0], command.MaxEvidence)
+		if err != nil {
+			return err
+		}
+		pin, err := a.rootPin(c.Context(), *root)
+		if err != nil {
+			return err
+		}
+		v, err := command.VerifyEvidence(b, pin)
+		if err != nil {
+			return err
+		}
+		p := proven{
+			OK: true, Issuer: v.Issuer, Command: v.Command.ID, Device: v.Command.Device, Function: v.Command.Function, Args: v.Command.Args,
+			Epoch: v.Command.Epoch, Seq: v.Command.Seq, By: v.Command.By, SignedBy: v.Signed, Status: v.Status, Result: v.Result, Key: v.Key,
+			Entries: map[string]int64{"enrolled": v.Enrolled.Seq, "ordered": v.Ordered.Seq, "handed_over": v.Handed.Seq, "settled": v.Settled.Seq},
+			Ordered: v.Ordered.At, Handed: v.Handed.At, Settled: v.Settled.At,
+		}
+		for _, w := range v.Cosignatures {
+			p.Witness = append(p.Witness, cosignature{w.Witness.Name(), w.At})
+		}
+		return a.print(p, p.table)
+	}
+	return c
+}
+
+func (p proven) table(w io.Writer) {
+	fmt.Fprintf(w, "command\t%s of %s\n", p.Command, p.Issuer)
+	fmt.Fprintf(w, "device\t%s, number %d.%d\n", p.Device, p.Epoch, p.Seq)
+	fmt.Fprintf(w, "function\t%s %s\n", p.Function, p.Args)
+	by := "by the server's word"
+	if p.SignedBy != "" {
+		by = fmt.Sprintf("who signed the order, key %.8s…", p.SignedBy)
+	}
+	fmt.Fprintf(w, "ordered\t%s  by %s, %s; log entry %d\n", ago(p.Ordered), p.By, by, p.Entries["ordered"])
+	fmt.Fprintf(w, "handed over\t%s  log entry %d\n", ago(p.Handed), p.Entries["handed_over"])
+	fmt.Fprintf(w, "%s\t%s  receipt signed by key %.8s…, enrolled in log entry %d; log entry %d%s\n", p.Status, ago(p.Settled), p.Key, p.Entries["enrolled"], p.Entries["settled"], result(p.Result))
+	for _, c := range p.Witness {
+		fmt.Fprintf(w, "witness\t%s, %s\n", c.Witness, ago(c.At))
+	}
+}
+
+// rootPin reads --root.
+func (a *app) rootPin(ctx context.Context, root string) (string, error) {
+	if root == "" {
+		t, err := a.trust(ctx)
+		if err != nil {
+			return "", watchword.Because(err, watchword.CodeOf(err), "--root is missing, and the server of --data does not say: %s", err)
+		}
+		return token.Pin(t.Root[len(t.Root)-1]), nil
+	}
+	b, err := os.ReadFile(root)
+	text := strings.TrimSpace(string(b))
+	switch {
+	case err != nil && len(root) == 43: // a pin has so many characters
+		return root, nil
+	case err != nil:
+		return "", watchword.Because(err, watchword.NotFound, "--root %s is no file, and no pin", root)
+	case strings.HasPrefix(text, "{"):
+		k, err := jose.ParseJWK([]byte(text))
+		if err != nil {
+			return "", err
+		}
+		return token.Pin(k), nil
+	case len(text) == 43:
+		return text, nil
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return "", watchword.RefuseField("--root", "is no pin, JWK or PEM")
+	}
+	pub, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return "", watchword.RefuseField("--root", "is no public key")
+	}
+	k, err := jose.PublicFrom(pub)
+	if err != nil {
+		return "", err
+	}
+	return token.Pin(k), nil
+}
