@@ -16,8 +16,12 @@ import (
 // outside finds a program that others wrote. Under make test it must be there.
 func outside(t *testing.T, name string) string {
 	t.Helper()
-	path, err := exec.LookPath(name)
+	// What make test built itself comes first: other programs have such names too.
+	path, err := exec.LookPath(filepath.Join("..", "bin", "outside", name))
 	if err == nil {
+		return path
+	}
+	if path, err = exec.LookPath(name); err == nil {
 		return path
 	}
 	if os.Getenv("WATCHWORD_OUTSIDE") == "required" {

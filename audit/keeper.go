@@ -34,8 +34,9 @@ type Keys interface {
 type KeeperOptions struct {
 	Every     time.Duration // between checkpoints, while there is something new; 0 means 1 s
 	Witnesses []*Witness
-	// Grown, if not nil, is told of each checkpoint that is published, in order. It must not block.
-	Grown func(c ledger.Checkpoint)
+	Quorum    int // how many of them must have signed what Cosigned returns
+	// Grown, if not nil, is told of each checkpoint that is published. It must not block.
+	Grown func()
 	Now   func() time.Time
 	Log   *slog.Logger
 }
@@ -49,6 +50,7 @@ type Keeper struct {
 
 	mu   sync.Mutex // held over a step
 	last atomic.Pointer[published]
+	sure atomic.Pointer[published] // the last with a quorum of cosignatures
 	soon chan struct{}
 
 	wait struct {
@@ -99,8 +101,21 @@ func NewKeeper(ctx context.Context, log Log, keys Keys, o KeeperOptions) (*Keepe
 	if then.Root() != c.Root {
 		return nil, watchword.Refuse(watchword.LogInvalid, "the log's entries up to %d are not those of its last checkpoint: something was changed", c.Size)
 	}
-	k.last.Store(&published{c.Checkpoint, last.Note})
+	k.publish(c.Checkpoint, last.Note)
 	return k, nil
+}
+
+// publish makes a checkpoint that of this moment.
+func (k *Keeper) publish(c ledger.Checkpoint, note []byte) {
+	p := &published{c, note}
+	k.last.Store(p)
+	keys := k.keys.LogKeys()
+	for _, w := range k.o.Witnesses {
+		keys = append(keys, w.Key)
+	}
+	if o, err := ledger.Open(note, keys...); err == nil && len(o.Cosignatures) >= k.o.Quorum {
+		k.sure.Store(p)
+	}
 }
 
 // Run signs a checkpoint each while, or when somebody waits for one, until ctx ends;
@@ -108,6 +123,7 @@ func NewKeeper(ctx context.Context, log Log, keys Keys, o KeeperOptions) (*Keepe
 func (k *Keeper) Run(ctx context.Context) error {
 	tick := time.NewTicker(k.o.Every)
 	defer tick.Stop()
+	k.hurry() // the start itself is in the log
 	for {
 		select {
 		case <-tick.C:
@@ -146,13 +162,13 @@ func (k *Keeper) step(ctx context.Context) error {
 	if err := k.log.AddCheckpoint(ctx, Signed{Size: c.Size, Note: note, At: k.o.Now()}); err != nil {
 		return err
 	}
-	k.last.Store(&published{c, note})
+	k.publish(c, note)
 	k.wait.Lock()
 	close(k.wait.grown)
 	k.wait.grown = make(chan struct{})
 	k.wait.Unlock()
 	if k.o.Grown != nil {
-		k.o.Grown(c)
+		k.o.Grown()
 	}
 	return nil
 }
@@ -212,14 +228,14 @@ func (k *Keeper) hurry() {
 	}
 }
 
-// Covers reports whether the last checkpoint has the entry of that number; if not,
-// the next one is signed soon.
-func (k *Keeper) Covers(seq int64) bool {
-	if p := k.last.Load(); p != nil && p.Size >= seq {
-		return true
+// Cosigned returns the last checkpoint that a quorum of witnesses has signed, if it
+// has the entry of that number; if not, the next one is signed soon.
+func (k *Keeper) Cosigned(seq int64) (c ledger.Checkpoint, note []byte, ok bool) {
+	if p := k.sure.Load(); p != nil && p.Size >= seq {
+		return p.Checkpoint, p.note, true
 	}
 	k.hurry()
-	return false
+	return c, nil, false
 }
 
 // Read reads the log's tiles.
@@ -234,6 +250,11 @@ func (k *Keeper) Prove(ctx context.Context, seq int64) (ledger.Proof, error) {
 	if err != nil {
 		return ledger.Proof{}, err
 	}
+	return k.ProveIn(ctx, c, note, seq)
+}
+
+// ProveIn is Prove for a checkpoint that has the entry.
+func (k *Keeper) ProveIn(ctx context.Context, c ledger.Checkpoint, note []byte, seq int64) (ledger.Proof, error) {
 	rs, err := k.log.Records(ctx, seq-1, 1)
 	if err != nil {
 		return ledger.Proof{}, err
@@ -251,6 +272,12 @@ func (k *Keeper) Prove(ctx context.Context, seq int64) (ledger.Proof, error) {
 	p := ledger.Proof{Index: seq - 1, Salt: rs[0].Salt, Body: rs[0].Body, Hashes: hs, Checkpoint: note}
 	_, err = p.Check(k.keys.LogKeys()...)
 	return p, err
+}
+
+// ProveExtends returns the proof that the log of c begins with what it was when it had
+// so many entries. Code: log_invalid where it has fewer.
+func (k *Keeper) ProveExtends(ctx context.Context, c ledger.Checkpoint, size int64) ([]ledger.Hash, error) {
+	return ledger.ProveExtends(c, size, k.Read(ctx))
 }
 
 // Tile serves a tile, or a bundle of entries, of the log as its last checkpoint has

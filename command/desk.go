@@ -7,6 +7,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/recent"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/policy"
@@ -21,7 +22,7 @@ type Store interface {
 	Commands(ctx context.Context, t watchword.TenantID, f Filter, before watchword.CommandID, limit int) ([]Row, error)
 	Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]Row, error)
 	Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]Handover, error)
-	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h Handover, e audit.Entry) (Row, error)
+	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h Handover, e audit.Entry) (row Row, entry int64, err error)
 	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, epoch, seq int64, now time.Time) ([]Row, error)
 	Settle(ctx context.Context, s Settlement, e audit.Entry) (row Row, changed bool, err error)
 	CancelCommand(ctx context.Context, t watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (Row, error)
@@ -52,12 +53,21 @@ type Keys interface {
 	CommandKey(id watchword.KeyID) bool
 }
 
+// Log is what a desk needs of the log, for devices that obey only what is logged.
+type Log interface {
+	// Cosigned returns the last checkpoint that enough witnesses signed, if it has the entry.
+	Cosigned(seq int64) (c ledger.Checkpoint, note []byte, ok bool)
+	ProveIn(ctx context.Context, c ledger.Checkpoint, note []byte, seq int64) (ledger.Proof, error)
+	ProveExtends(ctx context.Context, c ledger.Checkpoint, size int64) ([]ledger.Hash, error)
+}
+
 // DeskOptions is what a desk needs to know beside its store.
 type DeskOptions struct {
 	Issuer  string
 	Epoch   int64
 	TTL     time.Duration // of a command that asks for none; 0 means 120 s
-	MaxArgs int           // bytes of a command's arguments; 0 means 8 KiB, the most
+	Log     Log
+	MaxArgs int // bytes of a command's arguments; 0 means 8 KiB, the most
 	Now     func() time.Time
 }
 
@@ -73,6 +83,7 @@ type Desk struct {
 	schemas schemas
 
 	mu      sync.Mutex
+	covers  map[*Line]struct{}                            // lines that wait for a checkpoint
 	lines   map[lineKey][]*Line                           // the connections of a device; its commands go to the last
 	watch   map[watchword.CommandID]*watchers             // who waits for a command
 	keys    *recent.Map[watchword.KeyID, *jose.PublicKey] // parsed, by the hash of their bytes
@@ -93,7 +104,7 @@ func NewDesk(st Store, roll Roll, safe Safe, sign Keys, o DeskOptions) *Desk {
 	}
 	return &Desk{
 		store: st, roll: roll, safe: safe, sign: sign, o: o, schemas: newSchemas(),
-		lines: map[lineKey][]*Line{}, watch: map[watchword.CommandID]*watchers{},
+		covers: map[*Line]struct{}{}, lines: map[lineKey][]*Line{}, watch: map[watchword.CommandID]*watchers{},
 		keys: recent.New[watchword.KeyID, *jose.PublicKey](16 << 10), soon: make(chan struct{}, 1),
 	}
 }

@@ -2,12 +2,14 @@ package command
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/token"
@@ -31,6 +33,17 @@ type Line struct {
 	wake   chan struct{} // one token: something may be waiting
 	taken  chan struct{} // closed when a newer line took over
 	notify func()        // if not nil, in the place of wake and taken
+
+	logged bool  // the device obeys only what is logged; both under the desk's lock
+	seen   int64 // the size of the log that it saw last, as far as is known
+}
+
+// Logged says that the device obeys only what is logged, and how large the log was
+// that it saw last (0: it saw none): from now on commands go out with their proofs.
+func (l *Line) Logged(size int64) {
+	l.desk.mu.Lock()
+	defer l.desk.mu.Unlock()
+	l.logged, l.seen = true, size
 }
 
 // Attach makes a new connection of the device the one that its commands go to.
@@ -66,6 +79,7 @@ func (l *Line) Close() {
 	d := l.desk
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	delete(d.covers, l)
 	lines := d.lines[l.key]
 	i := slices.Index(lines, l)
 	switch {
@@ -179,6 +193,8 @@ func (l *Line) pending(ctx context.Context, after int64, nonce string, limit int
 	for _, r := range rows {
 		c, err := l.handOver(ctx, r, nonce)
 		switch code := watchword.CodeOf(err); {
+		case errors.Is(err, errUncovered):
+			return out, false, nil // in order: what follows waits too
 		case code == watchword.Conflict || code == watchword.Busy:
 			continue // ended or cancelled meanwhile, or signed too often: its end settles it
 		case err != nil && len(out) == 0:
@@ -211,23 +227,74 @@ func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand
 	if err != nil {
 		return SealedCommand{}, err
 	}
-	jwe, err := jose.Seal(to, "JWT", []byte(jws))
-	if err != nil {
-		return SealedCommand{}, err
-	}
 	atRest, err := d.safe.Seal(handoverAtRest(r.ID), []byte(jws))
 	if err != nil {
 		return SealedCommand{}, err
 	}
 	h := Handover{Hash: jose.HashOf(jws), Nonce: nonce, JWS: atRest, At: d.o.Now()}
-	row, err := d.store.HandOver(ctx, r.Tenant, r.ID, h, d.handedOver(r, h, jws))
+	row, entry, err := d.store.HandOver(ctx, r.Tenant, r.ID, h, d.handedOver(r, h, jws))
 	if err != nil {
 		return SealedCommand{}, err
 	}
 	if r.State != row.State {
 		d.tell(row)
 	}
+	jwe, err := l.seal(ctx, to, jws, entry)
+	if err != nil {
+		return SealedCommand{}, err
+	}
 	return SealedCommand{ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Expires: r.Expires, JWE: jwe}, nil
+}
+
+// errUncovered means that the log's checkpoint does not have a hand-over's entry yet.
+var errUncovered = errors.New("no checkpoint has it yet")
+
+// seal seals a version to the device, with the proof that the log has it where the
+// device wants one.
+func (l *Line) seal(ctx context.Context, to *jose.PublicKey, jws string, entry int64) (string, error) {
+	d := l.desk
+	d.mu.Lock()
+	logged, seen := l.logged, l.seen
+	if logged {
+		d.covers[l] = struct{}{} // before the log is asked: no checkpoint falls between
+	}
+	d.mu.Unlock()
+	if !logged {
+		return jose.Seal(to, "JWT", []byte(jws))
+	}
+	if entry == 0 {
+		return "", watchword.Refuse(watchword.Conflict, "it was handed over before hand-overs were logged")
+	}
+	c, note, ok := d.o.Log.Cosigned(entry)
+	if !ok {
+		return "", errUncovered
+	}
+	proof, err := d.o.Log.ProveIn(ctx, c, note, entry)
+	if err != nil {
+		return "", err
+	}
+	extends, err := d.o.Log.ProveExtends(ctx, c, seen)
+	if err != nil {
+		return "", err
+	}
+	b, err := ledger.NewLogged(jws, proof, seen, extends).Marshal()
+	if err != nil {
+		return "", err
+	}
+	d.mu.Lock()
+	l.seen = c.Size
+	d.mu.Unlock()
+	return jose.Seal(to, ledger.LoggedType, b)
+}
+
+// LogGrown tells those who wait for it that the log has another checkpoint.
+func (d *Desk) LogGrown() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for l := range d.covers {
+		delete(d.covers, l)
+		l.ring()
+	}
 }
 
 // handedOver is the log's entry of a version that leaves the house: which bytes, under

@@ -141,6 +141,8 @@ func mayTake(c *caller) func(*session.Authority) error {
 type take struct {
 	epoch, after int64
 	nonce        string
+	log          int64 // size of the log that it saw last, if logged
+	logged       bool  // the device obeys only what is logged
 }
 
 func (t *take) acknowledged(s string) (err error) {
@@ -156,13 +158,14 @@ func (t *take) acknowledged(s string) (err error) {
 
 func readTake(r *http.Request) (t take, err error) {
 	q := r.URL.Query()
-	for name, into := range map[string]*int64{"epoch": &t.epoch, "after": &t.after} {
+	for name, into := range map[string]*int64{"epoch": &t.epoch, "after": &t.after, "log": &t.log} {
 		if s := q.Get(name); s != "" {
 			if *into, err = strconv.ParseInt(s, 10, 64); err != nil || *into < 0 {
 				return t, watchword.RefuseField(name, "must be a number")
 			}
 		}
 	}
+	t.logged = q.Has("log")
 	if t.nonce = q.Get("nonce"); len(t.nonce) > 64 || t.nonce != "" && len(t.nonce) < 22 {
 		return t, watchword.RefuseField("nonce", "must have 22 to 64 characters")
 	}
@@ -172,6 +175,9 @@ func readTake(r *http.Request) (t take, err error) {
 // line attaches the request to the device's commands and notes what it acknowledges.
 func (a *API) line(ctx context.Context, c *caller, t take) (*command.Line, int64, error) {
 	l := a.Desk.Attach(c.Tenant(), c.Subject())
+	if t.logged {
+		l.Logged(t.log)
+	}
 	after, err := l.Deliver(ctx, t.epoch, t.after)
 	if err != nil {
 		l.Close()

@@ -18,11 +18,11 @@ const (
 )
 
 // trust is the bundle that says what k says, from at on.
-func (k *keys) trust(f Founding, webPKI bool, version int64, at time.Time) token.Trust {
+func (k *keys) trust(f Founding, n Named, version int64, at time.Time) token.Trust {
 	return token.Trust{
 		Issuer: f.Issuer, Version: version, Epoch: f.Epoch, Root: k.public[Root], Issuers: k.public[Issuer],
 		Command: k.public[Command], Time: k.public[Time], Log: k.public[Log],
-		CA: k.anchors, WebPKI: webPKI, Issued: at, Expires: at.Add(token.TrustLife),
+		CA: k.anchors, WebPKI: n.WebPKI, Witnesses: n.Witnesses, Quorum: int64(n.Quorum), Issued: at, Expires: at.Add(token.TrustLife),
 	}
 }
 
@@ -93,7 +93,7 @@ func sameTrust(a, b token.Trust) bool {
 	same := func(x, y []*jose.PublicKey) bool {
 		return slices.EqualFunc(x, y, func(k, l *jose.PublicKey) bool { return k.ID() == l.ID() })
 	}
-	return a.Issuer == b.Issuer && a.Epoch == b.Epoch && a.WebPKI == b.WebPKI &&
+	return a.Issuer == b.Issuer && a.Epoch == b.Epoch && a.WebPKI == b.WebPKI && a.Quorum == b.Quorum && slices.Equal(a.Witnesses, b.Witnesses) &&
 		same(a.Root, b.Root) && same(a.Issuers, b.Issuers) && same(a.Command, b.Command) && same(a.Time, b.Time) && same(a.Log, b.Log) &&
 		slices.EqualFunc(a.CA, b.CA, bytes.Equal)
 }
@@ -121,12 +121,12 @@ type Planned struct {
 // plan lays bundles ahead of each other: each names the keys that sign while it
 // is published, those that still count, and those that sign within a refresh
 // after it.
-func (k *keys) plan(f Founding, r Rules, webPKI bool, first int64, count int, now time.Time) ([]Planned, error) {
+func (k *keys) plan(f Founding, r Rules, n Named, first int64, count int, now time.Time) ([]Planned, error) {
 	var out []Planned
 	for i := range count {
 		at := now.Add(time.Duration(i) * bundleStep)
 		until := at.Add(bundleStep)
-		t := (&keys{}).trust(f, webPKI, first+int64(i), at)
+		t := (&keys{}).trust(f, n, first+int64(i), at)
 		for role, to := range map[Role]*[]*jose.PublicKey{Root: &t.Root, Issuer: &t.Issuers, Command: &t.Command, Time: &t.Time, Log: &t.Log} {
 			for _, s := range k.sealed {
 				if s.Role == role && s.State.Counts() && stands(k.sealed, s, at, until.Add(r.Overlap)) {

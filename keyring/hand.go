@@ -151,7 +151,7 @@ func (k *Keeper) Plan(ctx context.Context, by audit.Actor, count int, now time.T
 	for _, b := range k.bundles {
 		version = max(version, b.Version)
 	}
-	return k.ring.now.Load().plan(k.ring.founding, k.o.Rules, k.o.WebPKI, version+1, count, now)
+	return k.ring.now.Load().plan(k.ring.founding, k.o.Rules, k.o.Named, version+1, count, now)
 }
 
 // Import takes bundles that were signed offline: by every root that they name,

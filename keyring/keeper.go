@@ -17,11 +17,18 @@ import (
 // KeeperOptions is what a keeper needs to know beside the store and the ring.
 type KeeperOptions struct {
 	Rules
-	WebPKI bool // the server's certificate is one of the public Web PKI
+	Named
 	// Turned, if not nil, is told what has changed: it is in the store and in the
 	// ring by then, and whoever asked gets the answer when it returns.
 	Turned func(ctx context.Context, n News)
 	Log    *slog.Logger // nil means slog.Default
+}
+
+// Named is what a bundle says beside the keys.
+type Named struct {
+	WebPKI    bool     // the server's certificate is one of the public Web PKI
+	Witnesses []string // who cosigns the log, as verifier keys
+	Quorum    int      // how many of them a device wants
 }
 
 // News is what a turn means to others.
@@ -68,7 +75,7 @@ func OpenKeeper(ctx context.Context, st Store, ring *Ring, now time.Time) (*Keep
 	if t, err := k.published(now); err != nil {
 		return nil, err
 	} else if t != nil {
-		k.o.WebPKI = t.WebPKI
+		k.o.Named = Named{t.WebPKI, t.Witnesses, int(t.Quorum)}
 	}
 	return k, nil
 }
@@ -172,7 +179,7 @@ func (k *Keeper) sign(t *Turn, after *keys, now time.Time) error {
 		}
 		return nil
 	}
-	want := after.trust(k.ring.founding, k.o.WebPKI, version+1, now)
+	want := after.trust(k.ring.founding, k.o.Named, version+1, now)
 	if b, ok := current(all, now); ok && now.Before(b.Expires.Add(-bundleRenew)) {
 		if known, err := token.ReadTrust(string(b.JWS)); err == nil && sameTrust(known, want) {
 			return nil

@@ -67,6 +67,7 @@ func (c *conn) keepPump() {
 		p.line = c.broker.Desk.AttachFunc(a.Tenant(), a.Subject(), p.kick)
 		if h := c.hello; h != nil {
 			p.nonce, p.epoch, p.acked, p.due = h.Nonce, h.Epoch, h.Seq, true
+			p.wantsLog(h)
 		}
 		c.pump = p
 		p.kick()
@@ -136,7 +137,15 @@ func (p *pump) greeted(h *hello) {
 	p.nonce, p.epoch = h.Nonce, h.Epoch
 	p.acked, p.written, p.due = h.Seq, 0, true
 	p.mu.Unlock()
+	p.wantsLog(h)
 	p.kick()
+}
+
+// wantsLog notes that a device obeys only what is logged.
+func (p *pump) wantsLog(h *hello) {
+	if h.Log != nil {
+		p.line.Logged(*h.Log)
+	}
 }
 
 func (p *pump) run(ctx context.Context) {

@@ -21,11 +21,13 @@ const (
 )
 
 // hello is what a device may say first: the nonce that its commands must carry,
-// and the number of the last one that it began.
+// the number of the last one that it began, and, if it obeys only what is logged, the
+// size of the log that it saw last (0: it saw none).
 type hello struct {
 	Nonce string `json:"nonce"`
 	Epoch int64  `json:"epoch"`
 	Seq   int64  `json:"seq"`
+	Log   *int64 `json:"log"`
 }
 
 // Notice is what the server says on $watchword/auth, as JSON.
@@ -56,8 +58,8 @@ func (c *conn) greeted(b []byte) error {
 	if err := jose.DecodeExact(b, h); err != nil {
 		return &watchword.Error{Code: watchword.BadRequest, Field: "hello", Detail: "must be {nonce, epoch, seq}", Err: err}
 	}
-	if len(h.Nonce) > 64 || h.Nonce != "" && len(h.Nonce) < 22 || h.Epoch < 0 || h.Seq < 0 {
-		return watchword.RefuseField("hello", "nonce has 22 to 64 characters, epoch and seq are not negative")
+	if len(h.Nonce) > 64 || h.Nonce != "" && len(h.Nonce) < 22 || h.Epoch < 0 || h.Seq < 0 || h.Log != nil && *h.Log < 0 {
+		return watchword.RefuseField("hello", "nonce has 22 to 64 characters, epoch, seq and log are not negative")
 	}
 	c.mu.Lock()
 	c.hello = h

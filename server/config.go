@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // Config is the whole configuration (watchword.toml). Make one with [Defaults]
@@ -111,6 +113,8 @@ type AuthConfig struct {
 type AuditConfig struct {
 	CheckpointEvery Duration `toml:"checkpoint_every"`
 	Witnesses       []string `toml:"witnesses"`
+	// Quorum is how many witnesses must have signed a checkpoint that devices obey by; 0: most of them.
+	Quorum int `toml:"quorum"`
 }
 
 // LogConfig says what the process prints: level debug, info, warn or error;
@@ -330,6 +334,16 @@ func (c Config) checkNumbers() error {
 }
 
 func (c Config) checkLog() error {
+	if n := len(c.Audit.Witnesses); n > token.MaxWitnesses {
+		return wrong("audit.witnesses", "may be %d", token.MaxWitnesses)
+	} else if c.Audit.Quorum < 0 || c.Audit.Quorum > n {
+		return wrong("audit.quorum", "must be from 0 to %d, as many as there are witnesses", n)
+	}
+	for _, line := range c.Audit.Witnesses {
+		if _, err := audit.ParseWitness(line); err != nil {
+			return err
+		}
+	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		return wrong("log.level", "must be debug, info, warn or error")
 	}

@@ -16,10 +16,28 @@ import (
 // keepKeys begins to turn the keys, and says who must know when they have turned.
 func (s *Server) keepKeys(ctx context.Context) (err error) {
 	s.keeper, err = keyring.NewKeeper(ctx, s.store, s.ring, keyring.KeeperOptions{
-		Rules:  keyring.Rules{Every: s.cfg.Keys.RotateEvery.Duration, Overlap: s.cfg.Keys.Overlap.Duration},
-		WebPKI: s.cfg.Server.TLSCert != "", Turned: s.keysTurned, Log: s.o.Log,
+		Rules: keyring.Rules{Every: s.cfg.Keys.RotateEvery.Duration, Overlap: s.cfg.Keys.Overlap.Duration},
+		Named: s.named(), Turned: s.keysTurned, Log: s.o.Log,
 	}, s.o.Now())
 	return err
+}
+
+// named is what the trust bundle says beside the keys.
+func (s *Server) named() keyring.Named {
+	n := keyring.Named{WebPKI: s.cfg.Server.TLSCert != "", Quorum: s.quorum()}
+	for _, w := range s.witnesses {
+		n.Witnesses = append(n.Witnesses, w.Key.String())
+	}
+	return n
+}
+
+// quorum is how many witnesses must have signed a checkpoint that a device obeys by:
+// most of them, unless the configuration says otherwise.
+func (s *Server) quorum() int {
+	if n := len(s.witnesses); s.cfg.Audit.Quorum == 0 && n > 0 {
+		return n/2 + 1
+	}
+	return s.cfg.Audit.Quorum
 }
 
 // keysTurned makes a change of keys felt: what a revoked issuer key signed ends

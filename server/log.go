@@ -16,8 +16,9 @@ func (s *Server) keepLog(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		o.Witnesses = append(o.Witnesses, w)
+		s.witnesses = append(s.witnesses, w)
 	}
+	o.Witnesses, o.Quorum, o.Grown = s.witnesses, s.quorum(), func() { s.desk.LogGrown() }
 	s.log, err = audit.NewKeeper(ctx, s.store, s.ring, o)
 	return err
 }

@@ -77,15 +77,17 @@ type Server struct {
 	desk     *command.Desk
 	recorder *audit.Recorder
 	log      *audit.Keeper
-	keeper   *keyring.Keeper
-	https    net.Listener
-	mqtts    net.Listener // nil where there is none, as the next
-	mqtt     net.Listener
-	metrics  net.Listener
-	broker   *mqtt.Broker
-	ops      *http.Server
-	http     *http.Server
-	ready    chan struct{}
+
+	witnesses []*audit.Witness
+	keeper    *keyring.Keeper
+	https     net.Listener
+	mqtts     net.Listener // nil where there is none, as the next
+	mqtt      net.Listener
+	metrics   net.Listener
+	broker    *mqtt.Broker
+	ops       *http.Server
+	http      *http.Server
+	ready     chan struct{}
 }
 
 // New opens the data folder, founds the house if there is none, and listens, but
@@ -167,7 +169,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		return err
 	}
 	s.desk = command.NewDesk(s.store, roll, s.ring, s.ring, command.DeskOptions{
-		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Now: s.o.Now,
+		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.log, Now: s.o.Now,
 	})
 	options := httpapi.Options{
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.ring.JWKS, Bundle: s.ring.Bundle,

@@ -171,12 +171,13 @@ type delivery struct {
 	device   watchword.Subject
 	versions int64
 	known    bool // the one that is asked for is among them
+	entry    int64
 }
 
 func (t *tx) delivery(tenant watchword.TenantID, id watchword.CommandID, hash string) (delivery, error) {
 	return one(context.Background(), t, func(s scanner) (d delivery, err error) {
 		d.device.Kind = watchword.Device
-		d.Row, err = scanCommand(and{s, []any{&d.device.State, &d.device.Incarnation, &d.versions, &d.known}})
+		d.Row, err = scanCommand(and{s, []any{&d.device.State, &d.device.Incarnation, &d.versions, &d.known, &d.entry}})
 		d.device.ID = d.Device
 		return d, err
 	}, notFound("command", id), selectDelivery, hash, tenant, id)
@@ -184,9 +185,10 @@ func (t *tx) delivery(tenant watchword.TenantID, id watchword.CommandID, hash st
 
 var selectDelivery = `SELECT ` + prefixed("c.", commandColumns) + `, s.state, s.incarnation,
 		(SELECT count(*) FROM handovers h WHERE h.tenant = c.tenant AND h.command = c.id),
-		EXISTS (SELECT 1 FROM handovers h WHERE h.tenant = c.tenant AND h.command = c.id AND h.hash = ?)
+		EXISTS (SELECT 1 FROM handovers h WHERE h.tenant = c.tenant AND h.command = c.id AND h.hash = ?1),
+		coalesce((SELECT entry FROM handovers h WHERE h.tenant = c.tenant AND h.command = c.id AND h.hash = ?1), 0)
 	FROM commands c JOIN subjects s ON s.tenant = c.tenant AND s.id = c.device AND s.deleted = 0 AND s.kind = 'device'
-	WHERE c.tenant = ? AND c.id = ?`
+	WHERE c.tenant = ?2 AND c.id = ?3`
 
 // and scans further columns behind those that it is asked for.
 type and struct {
@@ -209,7 +211,7 @@ func prefixed(table, columns string) string {
 }
 
 // HandOver keeps a version's hash before it leaves the house.
-func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (out command.Row, err error) {
+func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (out command.Row, entry int64, err error) {
 	err = s.w.do(ctx, func(t *tx) error {
 		c, err := t.delivery(tenant, id, h.Hash)
 		if err != nil {
@@ -228,9 +230,10 @@ func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watc
 		if !c.known && c.versions >= command.MaxHandovers {
 			return watchword.Refuse(watchword.Busy, "command %q was handed over %d times", id, c.versions)
 		}
-		if !c.known {
+		if entry = c.entry; !c.known {
+			entry = t.log.next()
 			if _, err := t.exec(`INSERT INTO handovers (tenant, command, hash, nonce, jws, at, entry) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-				tenant, id, h.Hash, h.Nonce, h.JWS, stamp(h.At), t.log.next()); err != nil {
+				tenant, id, h.Hash, h.Nonce, h.JWS, stamp(h.At), entry); err != nil {
 				return err
 			}
 			if err := t.enter(e); err != nil {
@@ -243,7 +246,7 @@ func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watc
 		}
 		return err
 	})
-	return out, err
+	return out, entry, err
 }
 
 // Deliver notes that the device holds its commands up to seq.

@@ -29,7 +29,7 @@ func (t *T) order(n int, device watchword.SubjectID) command.Row {
 }
 
 func (t *T) hand(n int, hash string) error {
-	_, err := t.HandOver(t.ctx, here, cmd(n), command.Handover{Hash: hash, JWS: []byte("jws"), At: t.now}, t.entry(audit.CommandHandOver, string(cmd(n))))
+	_, _, err := t.HandOver(t.ctx, here, cmd(n), command.Handover{Hash: hash, JWS: []byte("jws"), At: t.now}, t.entry(audit.CommandHandOver, string(cmd(n))))
 	return err
 }
 

@@ -117,9 +117,9 @@ type Store interface {
 	Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]command.Row, error)
 	// Handovers returns the versions of a command that were handed over, oldest first.
 	Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]command.Handover, error)
-	// HandOver keeps h with its entry (unless its Hash is kept already: then neither) and moves queued to sent. Not queued or sent, or expired: conflict. Over
+	// HandOver keeps h with its entry (unless its Hash is kept already: then neither) and moves queued to sent. It returns the number of the entry (0: it has none yet). Not queued or sent, or expired: conflict. Over
 	// MaxHandovers: busy. A device not active: subject_suspended and so on.
-	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (command.Row, error)
+	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (row command.Row, entry int64, err error)
 	// Deliver moves the device's sent commands with that epoch and Seq up to seq to delivered, and returns those that moved.
 	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, epoch, seq int64, now time.Time) ([]command.Row, error)
 	// Settle applies a receipt: the command must be this device's, of its incarnation, with this epoch and seq, and Hash one

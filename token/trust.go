@@ -25,10 +25,14 @@ type Trust struct {
 	Command []*jose.PublicKey
 	Time    []*jose.PublicKey
 	Log     []*jose.PublicKey
-	CA      [][]byte // DER of the own authority's certificates, if any
-	WebPKI  bool     // the server has a certificate from the public Web PKI
-	Issued  time.Time
-	Expires time.Time
+	// Witnesses is who cosigns the log's checkpoints, as C2SP verifier keys, at most
+	// 16; Quorum how many of them must have, for a device that obeys only what is logged.
+	Witnesses []string
+	Quorum    int64
+	CA        [][]byte // DER of the own authority's certificates, if any
+	WebPKI    bool     // the server has a certificate from the public Web PKI
+	Issued    time.Time
+	Expires   time.Time
 }
 
 type trustTLS struct {
@@ -82,10 +86,14 @@ func (t Trust) payload() ([]byte, error) {
 	for _, der := range t.CA {
 		anchors.CA = append(anchors.CA, base64.StdEncoding.EncodeToString(der))
 	}
-	return json.Marshal(map[string]any{
+	m := map[string]any{
 		"iss": t.Issuer, "jti": watchword.NewNonce(), "iat": t.Issued.Unix(), "exp": t.Expires.Unix(),
 		"ver": t.Version, "epoch": t.Epoch, "keys": keys, "tls": anchors,
-	})
+	}
+	if len(t.Witnesses) > 0 {
+		m["witnesses"], m["quorum"] = t.Witnesses, t.Quorum
+	}
+	return json.Marshal(m)
 }
 
 // VerifyTrust checks a trust bundle for the first time: the root whose SPKI has
@@ -201,6 +209,10 @@ func parseTrust(payload []byte) (Trust, error) {
 			return jose.Walk(v, t.role)
 		case "tls":
 			return jose.Walk(v, t.anchor)
+		case "witnesses":
+			return jose.Each(v, t.witness)
+		case "quorum":
+			return number(&t.Quorum, v)
 		}
 		return w.member(name, v)
 	})
@@ -209,6 +221,9 @@ func parseTrust(payload []byte) (Trust, error) {
 	}
 	if t.Issuer == "" || t.Version < 1 || t.Epoch < 1 {
 		return Trust{}, watchword.Refuse(watchword.TokenMalformed, "iss, ver and epoch are mandatory")
+	}
+	if t.Quorum < 0 || t.Quorum > int64(len(t.Witnesses)) {
+		return Trust{}, watchword.Refuse(watchword.TokenMalformed, "quorum must be at most as many as there are witnesses")
 	}
 	t.Issued, t.Expires = w.iat.time(), w.exp.time()
 	return t, checkJTI(jti)
@@ -230,6 +245,22 @@ func (t *Trust) role(name string, v jsontext.Value) error {
 		*to = append(*to, k)
 		return nil
 	})
+}
+
+// MaxWitnesses is how many witnesses a bundle may name.
+const MaxWitnesses = 16
+
+// witness reads one of the witnesses. What it is, those say who check checkpoints.
+func (t *Trust) witness(item jsontext.Value) error {
+	s, err := jose.String(item)
+	if err != nil {
+		return err
+	}
+	if s == "" || len(s) > 256 || len(t.Witnesses) == MaxWitnesses {
+		return watchword.Refuse(watchword.TokenMalformed, "a bundle names at most 16 witnesses, each by 256 bytes")
+	}
+	t.Witnesses = append(t.Witnesses, s)
+	return nil
 }
 
 // anchor reads what the bundle says of TLS: ca, standard base64 of DER as x5c has

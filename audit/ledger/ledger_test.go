@@ -390,3 +390,97 @@ func FuzzReaders(f *testing.F) {
 		}
 	})
 }
+
+// What a device holds a command against.
+func TestLoggedIsHeldAgainstWhatWasSeen(t *testing.T) {
+	s, _ := newKey(t, "example.com/log")
+	var witnesses []*torchwood.CosignatureSigner
+	keys := []ledger.Key{s.Key}
+	for _, name := range []string{"w1.example", "w2.example", "w3.example"} {
+		w, err := torchwood.NewCosignatureSigner(name, priv2(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := ledger.ParseKey(w.Verifier().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		witnesses, keys = append(witnesses, w), append(keys, k)
+	}
+	stranger, err := torchwood.NewCosignatureSigner("stranger.example", priv2(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	salt, body := ledger.NewSalt(), []byte(`{}`)
+	f := grow(300)
+	at := ledger.Checkpoint{Origin: "example.com/log", Size: 300, Root: f.tree.Root()}
+	f.tree, _ = f.tree.Append(ledger.LeafHash(ledger.Commit(salt, body)))
+	c := ledger.Checkpoint{Origin: "example.com/log", Size: 301, Root: f.tree.Root()}
+	signed, err := c.Sign(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hs, err := ledger.Prove(c, 300, f.read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	extends, err := ledger.ProveExtends(c, 300, f.read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	by := func(ws ...*torchwood.CosignatureSigner) []byte {
+		out := signed
+		for _, w := range ws {
+			n, err := note.Open(signed, note.VerifierList(s.Key))
+			if err != nil {
+				t.Fatal(err)
+			}
+			one, err := note.Sign(n, w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(bytes.Clone(out), lines(one)[len(lines(one))-1]...)
+		}
+		return out
+	}
+	fork := at
+	fork.Root[0] ^= 1
+	later := c
+	later.Size++
+	for _, tc := range []struct {
+		name    string
+		note    []byte
+		from    int64
+		extends []ledger.Hash
+		last    ledger.Checkpoint
+		good    bool
+	}{
+		{"two of three witnesses, and the log goes on", by(witnesses[0], witnesses[2]), 300, extends, at, true},
+		{"all witnesses, and nothing was seen before", by(witnesses...), 0, nil, ledger.Checkpoint{}, true},
+		{"one witness is too few", by(witnesses[1]), 300, extends, at, false},
+		{"one witness twice is one", by(witnesses[1], witnesses[1]), 300, extends, at, false},
+		{"a stranger is no witness", by(witnesses[1], stranger), 300, extends, at, false},
+		{"no witness", signed, 300, extends, at, false},
+		{"another log was seen before", by(witnesses...), 300, extends, fork, false},
+		{"a longer log was seen before", by(witnesses...), 302, nil, later, false},
+		{"a proof from elsewhere", by(witnesses...), 299, extends, at, false},
+		{"no proof that it goes on", by(witnesses...), 300, nil, at, false},
+		{"what was seen is passed over", by(witnesses...), 0, nil, at, false},
+	} {
+		l := ledger.NewLogged("jws", ledger.Proof{Index: 300, Salt: salt, Body: body, Hashes: hs, Checkpoint: tc.note}, tc.from, tc.extends)
+		b, err := l.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, err = ledger.ParseLogged(b); err != nil {
+			t.Fatal(err)
+		}
+		p, o, err := l.Check(tc.last, 2, keys...)
+		if (err == nil) != tc.good || tc.good && (o.Checkpoint != c || string(p.Body) != string(body)) {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+	if _, err := ledger.ParseLogged([]byte(`{"jws":"a","proof":"b","from":0,"more":1}`)); watchword.CodeOf(err) != watchword.CommandUnlogged {
+		t.Errorf("an unknown member: %v", err)
+	}
+}

@@ -153,12 +153,13 @@ func (a *app) agentRun() *cobra.Command {
 	functions := c.Flags().String("functions", "", "TOML file that maps functions to programs")
 	stream := c.Flags().String("stdin", "", "publish each line of standard input in this stream; ends at its end")
 	every := c.Flags().Duration("rekey-every", 0, "change both keys when they are this old, as 720h; 0 never does")
+	logged := c.Flags().Bool("logged-only", false, "obey only commands that come with the proof that the server's log has them")
 	noClock := clockFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *every != 0 && *every < rekeyShortest {
 			return usage("--rekey-every must be %s or more", rekeyShortest)
 		}
-		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock, Connected: func(over string) { slog.Info("connected", slog.String("over", over)) }})
+		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock, LoggedOnly: *logged, Connected: func(over string) { slog.Info("connected", slog.String("over", over)) }})
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
@@ -41,6 +42,12 @@ type Options struct {
 	// Prove makes the device prove its signing key with each request (RFC 9449) and in
 	// each MQTT connection (RFC 9431). Without it, it does so once the server says that it must.
 	Prove bool
+	// LoggedOnly makes the device obey only commands that come with the proof that the
+	// server's log has them: under the log's key, in a log that extends the one seen
+	// last, signed by as many witnesses as the trust bundle says. With no witness it
+	// takes both the command key and the log key to forge a command; with some, the log
+	// shows it to all.
+	LoggedOnly bool
 	// Connected, if not nil, is told in Run each time the server is reached again:
 	// over "mqtt" or "https". It must not wait.
 	Connected func(over string)
@@ -71,8 +78,9 @@ type Device struct {
 	orders   atomic.Pointer[token.KeySet] // of who may order; nil: the server's word is enough
 	nonce    nonce
 
-	obeying sync.Mutex // one act at a time; holds journal
+	obeying sync.Mutex // one act at a time; holds journal and log
 	journal *journal
+	log     ledger.Checkpoint // that was seen last, where only what is logged is obeyed
 }
 
 // Open opens or makes a device's folder for this process alone. Codes:
@@ -164,6 +172,9 @@ func (d *Device) ready(fresh bool) error {
 		return err
 	}
 	if err := d.use(&t); err != nil {
+		return err
+	}
+	if d.log, err = readLog(d.path(logFile)); err != nil {
 		return err
 	}
 	if d.lock == nil {

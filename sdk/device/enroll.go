@@ -5,7 +5,10 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -139,6 +142,10 @@ func (d *Device) settle(id *identity, bundle string, t *token.Trust) error {
 		return err
 	}
 	if err := durable.WriteFile(d.path(trustFile), []byte(bundle), 0o600); err != nil {
+		return err
+	}
+	// Another server's log is none that this one's must extend.
+	if err := os.Remove(d.path(logFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	j, err := openJournal(d.path(journalFile), true)

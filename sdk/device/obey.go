@@ -21,7 +21,7 @@ import (
 // trusted, or it comes too late: command_unsealed, signature_invalid,
 // token_malformed, token_kind, algorithm_invalid, key_unknown, issuer_mismatch,
 // audience_mismatch, command_expired, token_early, nonce_mismatch,
-// command_stale, bundle_invalid, unavailable where the journal cannot be written.
+// command_stale, bundle_invalid, command_unlogged (with [Options.LoggedOnly]), unavailable where the journal cannot be written.
 func (d *Device) Obey(ctx context.Context, jwe string) (receipt string, err error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
@@ -70,7 +70,11 @@ func (d *Device) check(jwe string) (token.Command, string, error) {
 		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle is over: nothing new is obeyed until the next one came")
 	}
 	jws, cty, err := d.opener.Load().Open(jwe, watchword.MaxDocument)
-	if err != nil || !jose.SameType(cty, "JWT") {
+	if err == nil && d.o.LoggedOnly {
+		if jws, err = d.logged(jws, cty); err != nil {
+			return token.Command{}, "", err
+		}
+	} else if err != nil || !jose.SameType(cty, "JWT") {
 		return token.Command{}, "", watchword.Because(err, watchword.CommandUnsealed, "the command is not sealed to this device: %s", watchword.CodeOf(err))
 	}
 	now, nonce := d.now(), ""

@@ -275,7 +275,7 @@ func (d *Device) announce(ctx context.Context) error {
 // acknowledges is what it has written down.
 func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
 	d.obeying.Lock()
-	last, nonce := d.journal.last, ""
+	last, nonce, size := d.journal.last, "", d.log.Size
 	if d.byNonce() {
 		nonce = d.nonce.current()
 	}
@@ -287,6 +287,9 @@ func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
 	}
 	if nonce != "" {
 		q.Set("nonce", nonce)
+	}
+	if d.o.LoggedOnly {
+		q.Set("log", strconv.FormatInt(size, 10))
 	}
 	var out struct {
 		Commands []struct {

@@ -236,9 +236,14 @@ func (w *wire) greet(ctx context.Context) (nonce string, err error) {
 		Nonce string `json:"nonce"`
 		Epoch int64  `json:"epoch"`
 		Seq   int64  `json:"seq"`
+		Log   *int64 `json:"log,omitempty"`
 	}{Epoch: d.journal.last.Epoch, Seq: d.journal.last.Seq}
 	if d.byNonce() {
 		h.Nonce = d.nonce.current()
+	}
+	if d.o.LoggedOnly {
+		size := d.log.Size
+		h.Log = &size
 	}
 	d.obeying.Unlock()
 	b, err := json.Marshal(h)
