@@ -65,11 +65,10 @@ func VerifyKept(ctx context.Context, k Kept, keys []ledger.Key, against ...[]byt
 
 // keptCheck is a check under way.
 type keptCheck struct {
-	c      *Check
-	k      Kept
-	terms  Terms
-	pruned bool // one of this tile's entries is
-	tiles  int64
+	c     *Check
+	k     Kept
+	terms Terms
+	tiles int64
 }
 
 func (w *keptCheck) record(ctx context.Context, r Record) error {
@@ -77,9 +76,7 @@ func (w *keptCheck) record(ctx context.Context, r Record) error {
 	if err != nil {
 		return err
 	}
-	if r.Pruned() {
-		w.pruned = true
-	} else {
+	if !r.Pruned() { // what was pruned is searched for no more
 		e, err := r.Entry()
 		if err == nil {
 			err = w.c.Told(e)
@@ -117,10 +114,9 @@ func (w *keptCheck) tile(ctx context.Context, t ledger.Tile) error {
 	if err != nil {
 		return gone(err, "what searches know of its tile", first-1)
 	}
-	// What was pruned is searched for no more, and what it was nobody knows.
-	if !w.pruned && terms != w.terms {
+	if terms != w.terms {
 		return watchword.Refuse(watchword.LogInvalid, "entry %d: what searches know of its tile was changed", first)
 	}
-	w.terms, w.pruned = Terms{}, false
+	w.terms = Terms{}
 	return nil
 }

@@ -89,7 +89,11 @@ func (t *trial) bundles(pin string) error {
 			return no("they are of two issuers")
 		}
 		t.trust = append(t.trust, b)
-		t.logs = append(t.logs, ledger.LogKeys(b.Issuer, b.Log...)...)
+		keys, err := ledger.KeysOf(b.Issuer, b.Log, b.Witnesses)
+		if err != nil {
+			return err
+		}
+		t.logs = append(t.logs, keys...)
 		for _, k := range b.Command {
 			t.command[k.ID()] = k
 		}

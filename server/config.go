@@ -113,6 +113,8 @@ type AuthConfig struct {
 type AuditConfig struct {
 	CheckpointEvery Duration `toml:"checkpoint_every"`
 	Witnesses       []string `toml:"witnesses"`
+	// Retain is how long bodies of entries are kept; 0: for ever. Hashes always are, and so is who had which key.
+	Retain Duration `toml:"retain"`
 	// Quorum is how many witnesses must have signed a checkpoint that devices obey by; 0: most of them.
 	Quorum int `toml:"quorum"`
 }
@@ -334,6 +336,9 @@ func (c Config) checkNumbers() error {
 }
 
 func (c Config) checkLog() error {
+	if r := c.Audit.Retain.Duration; r != 0 && (r < 24*time.Hour || r > 100*365*24*time.Hour) {
+		return wrong("audit.retain", "must be from 24h to a hundred years, or 0s: for ever")
+	}
 	if n := len(c.Audit.Witnesses); n > token.MaxWitnesses {
 		return wrong("audit.witnesses", "may be %d", token.MaxWitnesses)
 	} else if c.Audit.Quorum < 0 || c.Audit.Quorum > n {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
@@ -50,4 +51,21 @@ func (s *Server) sessionEnded(x *session.Session, cause error) {
 
 func actor(a *session.Authority) audit.Actor {
 	return audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key()}
+}
+
+// pruneLog takes the bodies of old entries, some tiles in a step: what waits for the
+// writer waits no longer for it than for others.
+func (s *Server) pruneLog(ctx context.Context) error {
+	const tiles = 16
+	now, keep := s.o.Now(), s.cfg.Audit.Retain.Duration
+	if keep == 0 {
+		return nil
+	}
+	for {
+		e := audit.Actor{Tenant: watchword.DefaultTenant}.Did(audit.LogPrune, "", now, map[string]string{"before": now.Add(-keep).UTC().Format(time.RFC3339)})
+		gone, err := s.store.PruneLog(ctx, now.Add(-keep), tiles, e)
+		if err != nil || gone == 0 {
+			return err
+		}
+	}
 }

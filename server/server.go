@@ -305,7 +305,7 @@ func (s *Server) keepHouse(ctx context.Context) error {
 			for n := batch; n >= batch && err == nil; {
 				n, err = s.store.Prune(ctx, s.o.Now().Add(-token.Skew), batch)
 			}
-			err = errors.Join(err, s.keeper.Step(ctx, s.o.Now()))
+			err = errors.Join(err, s.keeper.Step(ctx, s.o.Now()), s.pruneLog(ctx))
 		case <-ctx.Done():
 			return nil
 		}

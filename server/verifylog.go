@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
@@ -12,6 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/sqlite"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // IsData reports whether dir is a data folder.
@@ -67,6 +69,25 @@ func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err err
 			return nil, watchword.Because(err, watchword.KeyDamaged, "the log key %s is damaged", s.ID)
 		}
 		keys = append(keys, ledger.LogKeys(founding.Issuer, pub)...)
+	}
+	bundles, err := f.Bundles(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range bundles { // also those of before: what they signed is kept
+		t, err := token.ReadTrust(string(b.JWS))
+		if err != nil {
+			return nil, watchword.Because(err, watchword.KeyDamaged, "the trust bundle of version %d is damaged", b.Version)
+		}
+		ws, err := ledger.KeysOf(t.Issuer, nil, t.Witnesses)
+		if err != nil {
+			return nil, err
+		}
+		for _, w := range ws {
+			if !slices.ContainsFunc(keys, func(k ledger.Key) bool { return k.String() == w.String() }) {
+				keys = append(keys, w)
+			}
+		}
 	}
 	return keys, nil
 }

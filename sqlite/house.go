@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"errors"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
@@ -117,26 +116,19 @@ func (s *Store) TurnKeys(ctx context.Context, turn keyring.Turn, es ...audit.Ent
 	})
 }
 
-// moveServerKeys leaves nothing of a private half that goes in the file: what SQLite
-// frees it does not overwrite unless told.
-func (t *tx) moveServerKeys(moves []keyring.Move) (err error) {
+// moveServerKeys leaves nothing of a private half that goes in the file.
+func (t *tx) moveServerKeys(moves []keyring.Move) error {
 	if len(moves) == 0 {
 		return nil
 	}
-	overwrite := func(pragma string) error { // not by tx.exec: it takes effect when it is prepared, and is to do so each time
-		_, err := t.conn.ExecContext(context.Background(), pragma)
-		return err
-	}
-	if err := overwrite(`PRAGMA secure_delete = ON`); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, overwrite(`PRAGMA secure_delete = OFF`)) }()
-	for _, m := range moves {
-		if err := t.moveServerKey(m); err != nil {
-			return err
+	return t.overwriting(func() error {
+		for _, m := range moves {
+			if err := t.moveServerKey(m); err != nil {
+				return err
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (t *tx) moveServerKey(m keyring.Move) error {

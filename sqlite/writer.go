@@ -252,3 +252,17 @@ func (t *tx) query(_ context.Context, q string, args ...any) (*sql.Rows, error) 
 	}
 	return st.Query(args...)
 }
+
+// overwriting runs statements after which nothing of what they replace or delete is to
+// be found in the file: what SQLite frees it does not overwrite unless told.
+func (t *tx) overwriting(do func() error) (err error) {
+	set := func(pragma string) error { // not by tx.exec: it takes effect when it is prepared, and is to do so each time
+		_, err := t.conn.ExecContext(context.Background(), pragma)
+		return err
+	}
+	if err := set(`PRAGMA secure_delete = ON`); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, set(`PRAGMA secure_delete = OFF`)) }()
+	return do()
+}

@@ -32,6 +32,10 @@ type Log interface {
 	Records(ctx context.Context, after int64, limit int) ([]audit.Record, error)
 	// Find returns those that q and p choose, in p's order.
 	Find(ctx context.Context, q audit.Query, p audit.Page) ([]audit.Record, error)
+	// PruneLog takes the bodies of full tiles whose entries are all older than before, oldest first, at most limit tiles,
+	// but for those of audit.Lasting kinds; hashes stay. e gets through and kept (see [audit.Lasting]) and is written with
+	// it; nothing to prune: no entry. It returns how many bodies went.
+	PruneLog(ctx context.Context, before time.Time, limit int, e audit.Entry) (int64, error)
 	// AddCheckpoint keeps a checkpoint, in the place of one of the same size.
 	AddCheckpoint(ctx context.Context, c audit.Signed) error
 	// LastCheckpoint returns the largest; a zero one if there is none.
@@ -160,4 +164,53 @@ func checkpoints(t *T) {
 	c, err = t.LastCheckpoint(t.ctx)
 	t.must(err)
 	is(t, "last", c.Size == 900 && bytes.Equal(c.Note, []byte("cosigned")) && c.At.Equal(t.now), true)
+}
+
+// pruning takes bodies and leaves the tree.
+func pruning(t *T) {
+	const n = 256*4 + 10
+	var es []audit.Entry
+	for i := range n {
+		e := t.entry(audit.TokenIssue, fmt.Sprint("tok-", i))
+		if e.At = t.now.Add(time.Duration(i) * time.Second); i%100 == 0 {
+			e.Kind = audit.DeviceEnroll
+		}
+		es = append(es, e)
+	}
+	t.must(t.AddEntry(t.ctx, es...))
+	t.must(t.Number(t.ctx))
+	before, err := t.Tree(t.ctx)
+	t.must(err)
+	prune := func(at time.Time, limit int, want int64) {
+		t.Helper()
+		gone, err := t.PruneLog(t.ctx, at, limit, t.entry(audit.LogPrune, ""))
+		t.must(err)
+		is(t, "bodies that went", gone, want)
+		t.must(t.Number(t.ctx))
+	}
+	prune(t.now.Add(255*time.Second), 10, 0) // the first tile's last is not older
+	prune(t.now.Add(700*time.Second), 1, 253)
+	prune(t.now.Add(700*time.Second), 10, 253)
+	prune(t.now.Add(700*time.Second), 10, 0)
+	tree, err := t.Tree(t.ctx)
+	t.must(err)
+	is(t, "entries", tree.Size(), int64(n+2)) // two prunings
+	then, err := ledger.At(n, func(level int, n int64, width int) ([]byte, error) { return t.Tile(t.ctx, level, n, width) })
+	t.must(err)
+	is(t, "root", then.Root(), before.Root())
+	rs, err := t.Records(t.ctx, 0, 10_000)
+	t.must(err)
+	for i, r := range rs[:n] {
+		is(t, fmt.Sprint("pruned ", i), r.Pruned(), i < 512 && i%100 != 0)
+		is(t, "fits", r.Fits(), true)
+	}
+	last, err := rs[len(rs)-1].Entry()
+	t.must(err)
+	is(t, "what the log says", last.Data["through"]+" "+last.Data["kept"], "512 6")
+	found, err := t.Find(t.ctx, audit.Query{Kind: audit.TokenIssue}, audit.Page{Limit: 2000})
+	t.must(err)
+	is(t, "found", len(found), 512+10-5)
+	found, err = t.Find(t.ctx, audit.Query{Kind: audit.DeviceEnroll}, audit.Page{Limit: 2000})
+	t.must(err)
+	is(t, "found", len(found), 11)
 }

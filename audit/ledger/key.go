@@ -41,6 +41,23 @@ func LogKeys(issuer string, keys ...*jose.PublicKey) (out []Key) {
 	return out
 }
 
+// KeysOf is everybody whose signature under an issuer's log counts: the log's keys,
+// and its witnesses by their verifier keys. Code: bad_request for one that is none.
+func KeysOf(issuer string, logs []*jose.PublicKey, witnesses []string) ([]Key, error) {
+	keys := LogKeys(issuer, logs...)
+	for _, w := range witnesses {
+		k, err := ParseKey(w)
+		if err == nil && !k.Witness() {
+			err = watchword.Refuse(watchword.BadRequest, "%s is the key of no witness", k.Name())
+		}
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, k)
+	}
+	return keys, nil
+}
+
 // ParseKey reads a verifier key (signed-note, Verifier keys): name+hash+material.
 // Code: bad_request.
 func ParseKey(vkey string) (Key, error) {

@@ -397,7 +397,7 @@ func (a *app) bundledLogKeys(ctx context.Context) ([]ledger.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ledger.LogKeys(t.Issuer, t.Log...), nil
+	return ledger.KeysOf(t.Issuer, t.Log, t.Witnesses)
 }
 
 func (a *app) auditKey() *cobra.Command {

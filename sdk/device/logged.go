@@ -12,7 +12,6 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/jose"
-	"github.com/watchword-iot/watchword/token"
 )
 
 // logFile is the log's checkpoint that this device saw last.
@@ -46,7 +45,7 @@ func (d *Device) logged(plain []byte, cty string) ([]byte, error) {
 		return no(err)
 	}
 	trust := d.trust.Load()
-	keys, err := logKeys(trust)
+	keys, err := ledger.KeysOf(trust.Issuer, trust.Log, trust.Witnesses)
 	if err != nil {
 		return no(err)
 	}
@@ -92,20 +91,4 @@ func (d *Device) handedOver(body []byte, jws string) error {
 		return watchword.Because(err, watchword.LogInvalid, "the entry is not of this command")
 	}
 	return nil
-}
-
-// logKeys is who signs the log, and who watches it, by the root's word.
-func logKeys(t *token.Trust) ([]ledger.Key, error) {
-	keys := ledger.LogKeys(t.Issuer, t.Log...)
-	for _, w := range t.Witnesses {
-		k, err := ledger.ParseKey(w)
-		if err != nil {
-			return nil, err
-		}
-		if !k.Witness() {
-			return nil, watchword.Refuse(watchword.LogInvalid, "a witness of the trust bundle is none")
-		}
-		keys = append(keys, k)
-	}
-	return keys, nil
 }

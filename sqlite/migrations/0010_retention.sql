@@ -1,0 +1,11 @@
+-- +goose Up
+-- How far the log is pruned. The log itself says so too: entries log.prune.
+CREATE TABLE audit_pruned (
+  one     INTEGER PRIMARY KEY CHECK (one = 1),
+  through INTEGER NOT NULL,
+  kept    INTEGER NOT NULL
+) STRICT;
+INSERT INTO audit_pruned VALUES (1, 0, 0);
+
+-- +goose Down
+DROP TABLE audit_pruned;
