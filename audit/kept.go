@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"context"
 
 	"github.com/watchword-iot/watchword"
@@ -65,13 +66,19 @@ func VerifyKept(ctx context.Context, k Kept, keys []ledger.Key, against ...[]byt
 
 // keptCheck is a check under way.
 type keptCheck struct {
-	c     *Check
-	k     Kept
-	terms Terms
-	tiles int64
+	c      *Check
+	k      Kept
+	terms  Terms
+	tiles  int64
+	stored []byte // the tile that the entry at hand stands in; nil where it is not full
 }
 
 func (w *keptCheck) record(ctx context.Context, r Record) error {
+	// The tile names the very entry that is another one, and a checkpoint only how far
+	// all is well: so it is asked first.
+	if err := w.inTile(ctx, r); err != nil {
+		return err
+	}
 	full, err := w.c.Record(r)
 	if err != nil {
 		return err
@@ -92,6 +99,22 @@ func (w *keptCheck) record(ctx context.Context, r Record) error {
 		}
 	}
 	return nil
+}
+
+func (w *keptCheck) inTile(ctx context.Context, r Record) error {
+	at := w.c.v.Entries // its index, if it is in its place
+	if at%ledger.TileWidth == 0 {
+		b, _, err := w.k.FullTile(ctx, 0, at/ledger.TileWidth)
+		if w.stored = b; err != nil && watchword.CodeOf(err) != watchword.NotFound {
+			return err
+		}
+	}
+	leaf := ledger.LeafHash(r.Hash)
+	from := int(at%ledger.TileWidth) * len(leaf)
+	if r.Seq != at+1 || !r.Fits() || len(w.stored) < from+len(leaf) || bytes.Equal(w.stored[from:from+len(leaf)], leaf[:]) {
+		return nil // or Record says what is wrong
+	}
+	return watchword.Refuse(watchword.LogInvalid, "entry %d is not the one that its tile has", r.Seq)
 }
 
 func (w *keptCheck) tile(ctx context.Context, t ledger.Tile) error {
