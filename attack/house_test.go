@@ -34,6 +34,7 @@ type house struct {
 	url   string
 	admin *admin.Client
 	log   *logs
+	info  server.Info
 	stop  func()
 }
 
@@ -97,7 +98,8 @@ func serveAt(t testing.TB, dir string, now func() time.Time, change func(*server
 			t.Log(h.log.String())
 		}
 	})
-	h.url = s.Info().URL
+	h.info = s.Info()
+	h.url = h.info.URL
 	if h.admin, err = admin.Local(dir); err != nil {
 		t.Fatal(err)
 	}

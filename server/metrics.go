@@ -29,13 +29,21 @@ func (s *Server) operations() *http.Server {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 		defer cancel()
-		if _, err := s.store.Founding(ctx); err != nil {
-			http.Error(w, "the store does not answer", http.StatusServiceUnavailable)
+		if err := s.store.Ping(ctx); err != nil { // a write: what cannot be made durable is refused
+			http.Error(w, reasonOf(err), http.StatusServiceUnavailable)
 			return
 		}
 		w.WriteHeader(http.StatusOK)
 	})
 	return &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+}
+
+// reasonOf is what an error says that may be shown.
+func reasonOf(err error) string {
+	if e, ok := errors.AsType[*watchword.Error](err); ok {
+		return e.Detail
+	}
+	return "the store does not answer"
 }
 
 func (s *Server) serveOperations(l net.Listener) error {

@@ -30,7 +30,11 @@ func VerifyLog(ctx context.Context, dir string, keys []ledger.Key, against ...[]
 	if err != nil {
 		return v, err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+	defer func() {
+		if err = errors.Join(err, f.Close()); sqlite.Damaged(err) {
+			err = watchword.Because(err, watchword.LogInvalid, "the database's file is damaged: nothing that follows can be trusted")
+		}
+	}()
 	own, err := logKeys(ctx, f)
 	if err != nil {
 		return v, err

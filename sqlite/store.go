@@ -17,7 +17,8 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver "sqlite", in Go alone
+	driver "modernc.org/sqlite" // "sqlite", in Go alone
+	codes "modernc.org/sqlite/lib"
 
 	"github.com/watchword-iot/watchword"
 )
@@ -208,7 +209,27 @@ func unavailable(err error) error {
 	if _, ok := errors.AsType[*watchword.Error](err); ok {
 		return err
 	}
+	switch e, _ := errors.AsType[*driver.Error](err); primary(e) {
+	case codes.SQLITE_FULL:
+		return watchword.Because(err, watchword.Unavailable, "the store cannot write: the disk is full")
+	case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB:
+		return watchword.Because(err, watchword.Unavailable, "the store's file is damaged")
+	}
 	return watchword.Because(err, watchword.Unavailable, "the store does not answer")
+}
+
+// Damaged reports whether err says that a database's file is not one that SQLite wrote.
+func Damaged(err error) bool {
+	e, _ := errors.AsType[*driver.Error](err)
+	return primary(e) == codes.SQLITE_CORRUPT || primary(e) == codes.SQLITE_NOTADB
+}
+
+// primary is SQLite's result code without its extension; 0 for none.
+func primary(e *driver.Error) int {
+	if e == nil {
+		return 0
+	}
+	return e.Code() & 0xff
 }
 
 // Times lie as UTC milliseconds, the zero time as 0.
