@@ -18,6 +18,7 @@ type log struct {
 	edge
 	added  []added // in the transaction that is open
 	stands atomic.Pointer[ledger.Tree]
+	off    bool // for measuring
 }
 
 // edge is the tree, and the terms of the entries that fill no tile yet.
@@ -31,8 +32,8 @@ type added struct {
 	entry audit.Entry
 }
 
-func newLog() *log {
-	l := &log{}
+func newLog(off bool) *log {
+	l := &log{off: off}
 	l.stands.Store(&l.tree)
 	return l
 }
@@ -116,6 +117,9 @@ func (l *log) load(ctx context.Context, from rows) error {
 // enter writes audit entries, and returns the number of the last. Numbers grow by
 // one each, because a step that is rolled back takes its number with it.
 func (t *tx) enter(es ...audit.Entry) error {
+	if t.log.off {
+		return nil
+	}
 	for _, e := range es {
 		body, err := e.Body()
 		if err != nil {

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"slices"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
@@ -10,45 +11,88 @@ import (
 
 // Find returns up to limit entries that q chooses, with numbers above after, oldest
 // first; or, where newest is set, with numbers below before (0: all), newest first.
-func (s *Store) Find(ctx context.Context, q audit.Query, p audit.Page) ([]audit.Record, error) {
+func (s *Store) Find(ctx context.Context, q audit.Query, p audit.Page) (out []audit.Record, err error) {
 	tree, err := s.Tree(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var out []audit.Record
-	full := tree.Size() / ledger.TileWidth // what follows fills no tile, and has no terms
 	look := func(n int64) error {
-		if n < full && !q.All() {
-			if may, err := s.may(ctx, n, q); err != nil || !may {
-				return err
+		rs, err := records(ctx, s, n*ledger.TileWidth, ledger.TileWidth)
+		out = append(out, p.Choose(q, rs, p.Limit-len(out))...)
+		return err
+	}
+	// Page by page of what searches know, from the first tile that may have one to the last.
+	from, to := p.After/ledger.TileWidth, (p.Last(tree.Size())+ledger.TileWidth-1)/ledger.TileWidth
+	for from < to && len(out) < p.Limit {
+		first, next := from, min(from+termsPage, to)
+		if p.Newest {
+			first, next = max(to-termsPage, from), to
+		}
+		ns, err := s.candidates(ctx, q, first, next, tree.Size()/ledger.TileWidth)
+		if err != nil {
+			return nil, err
+		}
+		if p.Newest {
+			slices.Reverse(ns)
+			to = first
+		} else {
+			from = next
+		}
+		for _, n := range ns {
+			if len(out) == p.Limit {
+				break
+			}
+			if err := look(n); err != nil {
+				return nil, err
 			}
 		}
-		rs, err := records(ctx, s, n*ledger.TileWidth, ledger.TileWidth)
-		if err != nil {
-			return err
-		}
-		out = append(out, p.Choose(q, rs, p.Limit-len(out))...)
-		return nil
 	}
-	if p.Newest {
-		for n := (p.Last(tree.Size()) - 1) / ledger.TileWidth; n >= 0 && len(out) < p.Limit && err == nil; n-- {
-			err = look(n)
-		}
-		return out, err
-	}
-	for n := p.After / ledger.TileWidth; n*ledger.TileWidth < tree.Size() && len(out) < p.Limit && err == nil; n++ {
-		err = look(n)
-	}
-	return out, err
+	return out, nil
 }
 
-// may reports whether an entry of the n-th tile may be one that q chooses.
-func (s *Store) may(ctx context.Context, n int64, q audit.Query) (bool, error) {
-	ts, err := all(ctx, s, scanTerms, `SELECT first, last, bits FROM audit_terms WHERE n = ?`, n)
-	if err != nil || len(ts) == 0 {
-		return true, err // without terms the entries themselves are looked at
+// termsPage is how many tiles are looked at in one query: 512 KiB of terms.
+const termsPage = 256
+
+// candidates returns the tiles from first to before next that may have an entry that q
+// chooses. Of the tiles full is how many there are: what follows them has no terms.
+func (s *Store) candidates(ctx context.Context, q audit.Query, first, next, full int64) (ns []int64, err error) {
+	if q.All() {
+		for n := first; n < next; n++ {
+			ns = append(ns, n)
+		}
+		return ns, nil
 	}
-	return ts[0].May(q), nil
+	at := first
+	_, err = all(ctx, s, func(r scanner) (none struct{}, err error) {
+		var n int64
+		t, err := scanTermsOf(&n, r)
+		for ; err == nil && at < n; at++ {
+			ns = append(ns, at) // without terms the entries themselves are looked at
+		}
+		if err == nil && t.May(q) {
+			ns = append(ns, n)
+		}
+		at = n + 1
+		return none, err
+	}, `SELECT n, first, last, bits FROM audit_terms WHERE n >= ? AND n < ? ORDER BY n`, first, min(next, full))
+	for ; at < next; at++ {
+		ns = append(ns, at)
+	}
+	return ns, err
+}
+
+func scanTermsOf(n *int64, r scanner) (audit.Terms, error) {
+	return scanTerms(before{r, n})
+}
+
+// before scans another column before those that it is asked for.
+type before struct {
+	scanner
+	first any
+}
+
+func (b before) Scan(dest ...any) error {
+	return b.scanner.Scan(append([]any{b.first}, dest...)...)
 }
 
 func scanTerms(r scanner) (t audit.Terms, err error) {

@@ -33,6 +33,8 @@ const readers = 4
 type Options struct {
 	// Group is how many steps one commit may carry; 0 means 512.
 	Group int
+	// Unlogged leaves entries out, to measure what the log costs. No configuration sets it.
+	Unlogged bool
 }
 
 // Store is one database file. Make one with [Open]. It is safe for concurrent use.
@@ -65,7 +67,7 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if err := migrate(ctx, w); err != nil {
 		return nil, errors.Join(unavailable(err), w.Close())
 	}
-	if s.w, err = newWriter(ctx, w, o.Group); err != nil {
+	if s.w, err = newWriter(ctx, w, o); err != nil {
 		return nil, errors.Join(unavailable(err), w.Close())
 	}
 	if s.db, err = sql.Open("sqlite", dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-8000)")); err != nil {

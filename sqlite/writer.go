@@ -53,13 +53,13 @@ func (t *tx) undo(to mark) {
 	t.log.undo(to.log)
 }
 
-func newWriter(ctx context.Context, db *sql.DB, group int) (*writer, error) {
+func newWriter(ctx context.Context, db *sql.DB, o Options) (*writer, error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return nil, err
 	}
 	w := &writer{
-		db: db, conn: conn, group: group, tx: tx{conn, map[string]*sql.Stmt{}, newUsed(), newLog()},
+		db: db, conn: conn, group: o.Group, tx: tx{conn, map[string]*sql.Stmt{}, newUsed(), newLog(o.Unlogged)},
 		jobs: make(chan *job), closing: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if err := errors.Join(w.tx.used.load(ctx, &w.tx), w.tx.log.load(ctx, &w.tx)); err != nil {

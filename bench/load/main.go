@@ -39,10 +39,19 @@ func main() {
 	rate := flag.Int("rate", 300, "commands a second")
 	seconds := flag.Int("seconds", 10, "of commands")
 	stored := flag.Int("store", 100_000, "devices in the store, beside a run with few")
+	turns := flag.Int("log", 0, "only what the log costs: so many turns with and without")
+	unlogged := flag.Bool("unlogged", false, "with -serve: without the log")
 	data := flag.String("serve", "", "be the server on this folder (the program starts itself so)")
 	flag.Parse()
 	if *data != "" {
-		if err := serve(*data); err != nil {
+		if err := serve(*data, *unlogged); err != nil {
+			fmt.Fprintln(os.Stderr, "load:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if *turns > 0 {
+		if err := logTurns(context.Background(), *turns, *tokens, *clients, *devices, *rate, *seconds); err != nil {
 			fmt.Fprintln(os.Stderr, "load:", err)
 			os.Exit(1)
 		}
@@ -58,18 +67,23 @@ type bench struct {
 	dir    string
 	admin  *admin.Client
 	server *exec.Cmd
+
+	unlogged, quiet bool
+
+	perCore, bound float64 // tokens in a second of the server's CPU, and what the crypto alone would do
+	perCommand     time.Duration
 }
 
 // serve is the server, in a process of its own so that its CPU can be told from
 // its clients'. It says that it is ready by closing standard output.
-func serve(data string) error {
+func serve(data string, unlogged bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	cfg := server.Defaults()
 	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS = data, "localhost:0", "localhost:0"
 	cfg.Metrics.Listen = "127.0.0.1:0"
 	cfg.Limits.TokenRate = 1 << 20
-	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(slog.DiscardHandler), Version: "load"})
+	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(slog.DiscardHandler), Version: "load", Unlogged: unlogged})
 	if err != nil {
 		return err
 	}
@@ -128,13 +142,17 @@ func run(ctx context.Context, tokens, clients, devices, rate, seconds, stored in
 
 // withServer starts a server on a new folder, with so many devices in its store, of
 // whom so many ask.
-func withServer(ctx context.Context, stored, ask int, f func(*bench, map[watchword.SubjectID]*jose.Signer) error) (err error) {
+func withServer(ctx context.Context, stored, ask int, f func(*bench, map[watchword.SubjectID]*jose.Signer) error) error {
+	return withThisServer(ctx, &bench{}, stored, ask, f)
+}
+
+func withThisServer(ctx context.Context, b *bench, stored, ask int, f func(*bench, map[watchword.SubjectID]*jose.Signer) error) (err error) {
 	dir, err := os.MkdirTemp("", "watchword-load-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b := &bench{dir: dir}
+	b.dir = dir
 	var signers map[watchword.SubjectID]*jose.Signer
 	if stored > 0 {
 		if err := b.start(); err != nil { // which founds the house
@@ -159,7 +177,7 @@ func (b *bench) start() error {
 	if err != nil {
 		return err
 	}
-	b.server = exec.Command(self, "-serve", filepath.Join(b.dir, "data"))
+	b.server = exec.Command(self, fmt.Sprintf("-unlogged=%v", b.unlogged), "-serve", filepath.Join(b.dir, "data"))
 	b.server.Stderr = os.Stderr
 	ready, err := b.server.StdoutPipe()
 	if err != nil {
@@ -288,6 +306,10 @@ func (b *bench) commands(ctx context.Context, devices, rate, seconds int) error 
 	to, err := b.cpu()
 	if err != nil {
 		return err
+	}
+	b.perCommand = (to - from) / time.Duration(total)
+	if b.quiet {
+		return nil
 	}
 	fmt.Printf("## Commands\n\n%d devices (SDK, journals synced to disk, HTTP long poll), %d commands at %d/s, each signed by the orderer, stored, signed, sealed, obeyed, its receipt signed and verified. Server, devices and orderer on the same cores.\n\n", devices, total, rate)
 	fmt.Printf("| | |\n|---|---|\n| done, a second | %.0f |\n| from the API call to the verified receipt: p50, p99, most | %s, %s, %s |\n| the server's CPU per command | %s |\n",
