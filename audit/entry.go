@@ -68,6 +68,15 @@ const (
 	LogPrune         = "log.prune"
 )
 
+// Kinds lists them all.
+var Kinds = []string{
+	ServerStart, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign, DeviceCreate,
+	OperatorCreate, DeviceLink, DeviceEnroll, DeviceRekey, PairingReject, DeviceLabel, DeviceProof, DeviceSuspend,
+	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
+	CommandCancel, CommandSettle, CommandExpire, CommandConflict, ConfigSet, CommandHandOver, SessionOpen,
+	SessionClose, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
+}
+
 // Entry is one line of the log. Seq is given by the store, from 1, without gaps.
 type Entry struct {
 	Seq    int64              `json:"-"`

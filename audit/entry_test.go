@@ -1,7 +1,10 @@
 package audit_test
 
 import (
+	"os"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -38,4 +41,26 @@ func FuzzBody(f *testing.F) {
 			t.Errorf("written again it is %s, and was %s", c, b)
 		}
 	})
+}
+
+// The kinds are documented, each by its name, and no other.
+func TestKindsAreDocumented(t *testing.T) {
+	b, err := os.ReadFile("../docs/log.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(b), "## What stands in it")
+	for _, k := range audit.Kinds {
+		if !strings.Contains(table, "`"+k+"`") {
+			t.Errorf("docs/log.md does not tell of %s", k)
+		}
+	}
+	for line := range strings.Lines(table) {
+		cell, _, _ := strings.Cut(strings.TrimPrefix(line, "| "), " |")
+		for _, name := range strings.Split(cell, ", ") {
+			if name = strings.Trim(name, "`\n"); strings.Contains(name, ".") && !strings.Contains(name, " ") && !slices.Contains(audit.Kinds, name) {
+				t.Errorf("docs/log.md tells of %s", name)
+			}
+		}
+	}
 }

@@ -23,6 +23,21 @@ type Query struct {
 // All reports whether q chooses everything.
 func (q Query) All() bool { return q == Query{} }
 
+// Check refuses a kind that no entry has: who mistypes one learns it, and is not told
+// that nothing happened. Code: bad_request.
+func (q Query) Check() error {
+	group, grouped := strings.CutSuffix(q.Kind, ".*")
+	for _, k := range Kinds {
+		if g, _, _ := strings.Cut(k, "."); k == q.Kind || grouped && g == group {
+			return nil
+		}
+	}
+	if q.Kind == "" {
+		return nil
+	}
+	return watchword.RefuseField("kind", "is no kind of entry, nor a group of them as device.*")
+}
+
 // Matches reports whether q chooses e.
 func (q Query) Matches(e Entry) bool {
 	if q.Subject != "" && e.Actor != q.Subject && e.Object != string(q.Subject) && e.Data["device"] != string(q.Subject) && e.Data["subject"] != string(q.Subject) {

@@ -190,7 +190,7 @@ func readQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 			return q, p, err
 		}
 	}
-	return q, p, nil
+	return q, p, q.Check()
 }
 
 func number(name, s string, most int64) (int64, error) {

@@ -131,6 +131,15 @@ func (s *Store) Prune(ctx context.Context, before time.Time, limit int) (gone in
 			}
 			gone += int(n)
 		}
+		// Of an hour that lies two hours back or less (the ones before were seen to then) the last stays.
+		const hour = int64(time.Hour / time.Millisecond)
+		n, err := t.exec(`DELETE FROM audit_checkpoints WHERE size IN (
+			SELECT c.size FROM audit_checkpoints c WHERE c.at < ?1 AND c.at >= ?1 - 2 * ?2 AND EXISTS (
+				SELECT 1 FROM audit_checkpoints n WHERE n.size > c.size AND n.at / ?2 = c.at / ?2) LIMIT ?3)`, stamp(before)-hour, hour, limit)
+		if err != nil {
+			return err
+		}
+		gone += int(n)
 		t.used.forget(before)
 		return nil
 	})

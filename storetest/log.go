@@ -214,3 +214,23 @@ func pruning(t *T) {
 	t.must(err)
 	is(t, "found", len(found), 11)
 }
+
+// fewerCheckpoints keeps one of each hour that is over.
+func fewerCheckpoints(t *T) {
+	hour := t.now.Truncate(time.Hour).Add(-time.Hour)
+	for i := range 10 {
+		t.must(t.AddCheckpoint(t.ctx, audit.Signed{Size: int64(i + 1), Note: []byte("n"), At: hour.Add(time.Duration(i) * time.Minute)}))
+	}
+	gone, err := t.Prune(t.ctx, hour.Add(time.Hour), 100) // none is an hour old
+	t.must(err)
+	is(t, "gone", gone, 0)
+	gone, err = t.Prune(t.ctx, hour.Add(2*time.Hour), 100)
+	t.must(err)
+	is(t, "gone", gone, 9)
+	c, err := t.LastCheckpoint(t.ctx)
+	t.must(err)
+	is(t, "kept", c.Size, int64(10))
+	gone, err = t.Prune(t.ctx, hour.Add(2*time.Hour), 100)
+	t.must(err)
+	is(t, "gone", gone, 0)
+}

@@ -70,6 +70,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"the log is a tree", logTree},
 		{"the log is searched", logSearch},
 		{"checkpoints are kept", checkpoints},
+		{"of old checkpoints one of each hour is kept", fewerCheckpoints},
 		{"what is pruned leaves its hash", pruning},
 		{"a refused step leaves nothing", refusedLeavesNothing},
 	} {

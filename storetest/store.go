@@ -92,7 +92,7 @@ type Store interface {
 	SpendAssertion(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, spent token.Spent) error
 	// RevokeToken marks the record (already: no change, no entry); not_found.
 	RevokeToken(ctx context.Context, t watchword.TenantID, jti string, e audit.Entry) error
-	// Prune forgets spent assertions, token records, codes, pairings and idempotency rows that ended before `before`, at most
+	// Prune forgets, of the log's checkpoints of an hour or two before `before`, all but the last of each hour; and spent assertions, token records, codes, pairings and idempotency rows that ended before `before`, at most
 	// limit of each, and returns how many went.
 	Prune(ctx context.Context, before time.Time, limit int) (int, error)
 

@@ -124,6 +124,7 @@ func (t *tour) run(ctx context.Context) bool {
 		{"refresh", t.refresh},
 		{"revoke", t.revoke},
 		{"cut", t.cut},
+		{"audit", t.audit},
 	} {
 		limit, cancel := context.WithTimeout(ctx, 30*time.Second)
 		start := time.Now()

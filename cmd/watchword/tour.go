@@ -16,9 +16,11 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -385,4 +387,25 @@ func (t *tour) cut(ctx context.Context) (string, error) {
 		}
 	}
 	return fmt.Sprintf("its connection was told subject_revoked (0x87) and closed; a publish over HTTPS is refused: %s", watchword.CodeOf(err)), nil
+}
+
+// audit recomputes the log as somebody who trusts nobody, and checks the evidence of
+// the command under the root's public key alone.
+func (t *tour) audit(ctx context.Context) (string, error) {
+	e, err := t.admin.Evidence(ctx, t.sent.ID)
+	if err != nil {
+		return "", err
+	}
+	v, err := command.VerifyEvidence(e, token.Pin(t.lamps[0].dev.Trust().Root[0]))
+	if err != nil {
+		return "", err
+	}
+	start := time.Now()
+	log, err := server.VerifyLog(ctx, t.data, nil)
+	if err != nil {
+		return "", err
+	}
+	t.took = time.Since(start)
+	return fmt.Sprintf("%d entries recomputed and held against %d signed checkpoints; order, hand-over and receipt of %s proved under the root's key alone (log entries %d, %d, %d)",
+		log.Entries, log.Checkpoints, t.sent.ID, v.Ordered.Seq, v.Handed.Seq, v.Settled.Seq), nil
 }
