@@ -3,8 +3,10 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -170,6 +172,9 @@ func readInput(name string, most int64) ([]byte, error) {
 	if name != "-" {
 		var err error
 		if f, err = os.Open(name); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = watchword.Because(err, watchword.NotFound, "there is no file %s", name)
+			}
 			return nil, err
 		}
 		defer f.Close()

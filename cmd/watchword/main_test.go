@@ -39,6 +39,7 @@ func TestScripts(t *testing.T) {
 			"status":   wantStatus,
 			"awaiting": awaiting,
 			"capture":  capture,
+			"mangle":   mangle,
 		},
 	})
 }
@@ -86,6 +87,18 @@ func capture(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], found[1])
 }
 
+// mangle changes the first of a text in a file: mangle FILE OLD NEW.
+func mangle(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 3 || neg {
+		ts.Fatalf("usage: mangle FILE OLD NEW")
+	}
+	text := ts.ReadFile(args[0])
+	if !strings.Contains(text, args[1]) {
+		ts.Fatalf("%s does not hold %q", args[0], args[1])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Replace(text, args[1], args[2], 1)), 0o600))
+}
+
 func TestEveryCodeHasAnExitStatus(t *testing.T) {
 	for _, c := range watchword.Codes {
 		if s, ok := exitOf[c]; !ok || s < 1 || s > 8 {
@@ -127,7 +140,7 @@ func TestDemoOnce(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
-	want := strings.Fields("serve enroll token connect publish publish_denied call_denied command receipt forged_command_refused replayed_command_refused refresh revoke cut")
+	want := strings.Fields("serve enroll token connect publish publish_denied call_denied command receipt forged_command_refused replayed_command_refused refresh revoke cut audit")
 	if !got.OK || len(got.Steps) != len(want) {
 		t.Fatalf("got %+v", got)
 	}
@@ -189,7 +202,7 @@ func TestGettingStarted(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, script, out)
 	}
-	for _, want := range []string{`"api:/v1/self/#"`, `"denied"`, "lamp-9 is active", "receipt verified", `result {"set":40}`, "DENIED", "args.level 99 > maximum 80", "exit status 5", `"interval":30`, "is revoked", "token_revoked\"|subject_revoked\""} {
+	for _, want := range []string{`"api:/v1/self/#"`, `"denied"`, "lamp-9 is active", "receipt verified", `result {"set":40}`, "DENIED", "args.level 99 > maximum 80", "exit status 5", `"interval":30`, "is revoked", "verified  ", "receipt signed by key", "token_revoked\"|subject_revoked\""} {
 		found := false
 		for w := range strings.SplitSeq(want, "|") {
 			found = found || bytes.Contains(out, []byte(w))

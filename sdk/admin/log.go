@@ -65,10 +65,10 @@ func (q LogQuery) values() url.Values {
 	set("kind", q.Kind)
 	set("cause", q.Cause)
 	if !q.From.IsZero() {
-		v.Set("from", q.From.UTC().Format(time.RFC3339))
+		v.Set("from", q.From.UTC().Format(time.RFC3339Nano))
 	}
 	if !q.To.IsZero() {
-		v.Set("to", q.To.UTC().Format(time.RFC3339))
+		v.Set("to", q.To.UTC().Format(time.RFC3339Nano))
 	}
 	if q.After > 0 {
 		v.Set("after", strconv.FormatInt(q.After, 10))
