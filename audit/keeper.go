@@ -149,15 +149,25 @@ func (k *Keeper) step(ctx context.Context) error {
 		return err
 	}
 	s := k.keys.LogSigner()
-	if last := k.last.Load(); tree.Size() == 0 || last != nil && last.Size == tree.Size() {
+	last := k.last.Load()
+	c, note := ledger.Checkpoint{Origin: s.Name(), Size: tree.Size(), Root: tree.Root()}, []byte(nil)
+	switch {
+	case tree.Size() == 0:
 		return nil
+	case last != nil && last.Size == tree.Size():
+		if k.sure.Load() == last {
+			return nil
+		}
+		// Nothing is new, but somebody may wait for witnesses that were away.
+		if note = k.witness(ctx, c, last.note); len(note) == len(last.note) {
+			return nil
+		}
+	default:
+		if note, err = c.Sign(s); err != nil {
+			return err
+		}
+		note = k.witness(ctx, c, note)
 	}
-	c := ledger.Checkpoint{Origin: s.Name(), Size: tree.Size(), Root: tree.Root()}
-	note, err := c.Sign(s)
-	if err != nil {
-		return err
-	}
-	note = k.witness(ctx, c, note)
 	// Kept before anybody sees it: what a reader remembers is remembered here.
 	if err := k.log.AddCheckpoint(ctx, Signed{Size: c.Size, Note: note, At: k.o.Now()}); err != nil {
 		return err

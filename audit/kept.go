@@ -31,18 +31,20 @@ func VerifyKept(ctx context.Context, k Kept, keys []ledger.Key, against ...[]byt
 	if err != nil {
 		return Verdict{}, err
 	}
-	notes := against
+	var own [][]byte
 	for _, s := range signed {
 		o, err := ledger.Open(s.Note, keys...)
 		switch {
 		case err != nil:
 			return Verdict{}, watchword.Because(err, watchword.LogInvalid, "the checkpoint of %d entries is damaged, or not signed by the log's key", s.Size)
-		case o.Size != s.Size || o.Strangers > 0:
+		case o.Size != s.Size:
 			return Verdict{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint of %d entries was changed", s.Size)
+		case o.Strangers > 0:
+			return Verdict{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint of %d entries was changed, or signed by a witness that no trust bundle names", s.Size)
 		}
-		notes = append(notes, s.Note)
+		own = append(own, s.Note)
 	}
-	c, err := NewCheck(keys, notes...)
+	c, err := NewCheck(keys, own, against)
 	if err != nil {
 		return Verdict{}, err
 	}

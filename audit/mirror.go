@@ -4,9 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
+
+	jsonv2 "github.com/go-json-experiment/json"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit/ledger"
@@ -25,7 +26,7 @@ func VerifyMirror(ctx context.Context, get Get, keys []ledger.Key, against ...[]
 	if err != nil {
 		return Verdict{}, err
 	}
-	c, err := NewCheck(keys, append(against, note)...)
+	c, err := NewCheck(keys, [][]byte{note}, against)
 	if err != nil {
 		return Verdict{}, err
 	}
@@ -158,13 +159,11 @@ func VerifyExport(r io.Reader, keys []ledger.Key, against ...[]byte) (Verdict, e
 			return Verdict{}, watchword.Because(err, watchword.LogInvalid, "entry %d of the export is damaged, or too long", len(rs)+1)
 		}
 		var l ExportLine
-		d := json.NewDecoder(bytes.NewReader(raw))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&l); err != nil {
+		if err := jsonv2.Unmarshal(raw, &l, jsonv2.RejectUnknownMembers(true)); err != nil { // no member twice: all read the same
 			return Verdict{}, watchword.Because(err, watchword.LogInvalid, "entry %d of the export is damaged", len(rs)+1)
 		}
 		if l.Checkpoint != "" {
-			if c, err = NewCheck(keys, append(against, []byte(l.Checkpoint))...); err != nil {
+			if c, err = NewCheck(keys, [][]byte{[]byte(l.Checkpoint)}, against); err != nil {
 				return Verdict{}, err
 			}
 			break
@@ -191,7 +190,11 @@ func VerifyExport(r io.Reader, keys []ledger.Key, against ...[]byte) (Verdict, e
 			return c.v, err
 		}
 	}
-	return c.End()
+	v, err := c.End()
+	if err == nil && v.Uncovered > 0 {
+		err = watchword.Refuse(watchword.LogInvalid, "entry %d: the export has %d entries, and its checkpoint was signed for %d", v.Checkpoint.Size+1, v.Entries, v.Checkpoint.Size)
+	}
+	return v, err
 }
 
 // mark keeps of a body only that there was one.

@@ -26,7 +26,8 @@ type Verdict struct {
 // goroutine, and for one log.
 type Check struct {
 	keys  []ledger.Key
-	want  []ledger.Opened // by size
+	want  []wanted // by size
+	sure  int64    // up to here by checkpoints that were kept elsewhere
 	tree  ledger.Tree
 	v     Verdict
 	whole []uint16 // entries with a body, by tile
@@ -35,11 +36,17 @@ type Check struct {
 	fresh []ledger.Hash
 }
 
-// NewCheck returns a check by the log's keys. notes are signed checkpoints, kept by the
-// log or elsewhere: the log must extend all.
-func NewCheck(keys []ledger.Key, notes ...[]byte) (*Check, error) {
+// wanted is a checkpoint that the log must extend.
+type wanted struct {
+	ledger.Opened
+	elsewhere bool // it was not kept by the log itself
+}
+
+// NewCheck returns a check by the log's keys. own and elsewhere are signed checkpoints, kept
+// by the log and by others: the log must extend all.
+func NewCheck(keys []ledger.Key, own, elsewhere [][]byte) (*Check, error) {
 	c := &Check{keys: keys}
-	for _, n := range notes {
+	for i, n := range slices.Concat(own, elsewhere) {
 		o, err := ledger.Open(n, keys...)
 		if err != nil {
 			return nil, err
@@ -47,9 +54,11 @@ func NewCheck(keys []ledger.Key, notes ...[]byte) (*Check, error) {
 		if len(c.want) > 0 && o.Origin != c.want[0].Origin {
 			return nil, watchword.Refuse(watchword.LogInvalid, "the checkpoints are of two logs, %s and %s", c.want[0].Origin, o.Origin)
 		}
-		c.want = append(c.want, o)
+		if o.Size > 0 { // that of nothing says nothing
+			c.want = append(c.want, wanted{o, i >= len(own)})
+		}
 	}
-	slices.SortStableFunc(c.want, func(a, b ledger.Opened) int { return cmp.Compare(a.Size, b.Size) })
+	slices.SortStableFunc(c.want, func(a, b wanted) int { return cmp.Compare(a.Size, b.Size) })
 	return c, nil
 }
 
@@ -103,15 +112,17 @@ func (c *Check) leaf(h ledger.Hash) (full []ledger.Tile, err error) {
 
 // compare holds the tree against the checkpoints of its size.
 func (c *Check) compare() error {
-	for len(c.want) > 0 && c.want[0].Size <= c.tree.Size() {
+	for len(c.want) > 0 && c.want[0].Size == c.tree.Size() {
 		w := c.want[0]
-		if w.Size < c.tree.Size() { // of size 0
-			c.want = c.want[1:]
-			continue
-		}
 		if root := c.tree.Root(); root != w.Root {
 			from := c.v.Checkpoint.Size + 1
+			if w.elsewhere { // what the log says of itself in between is nobody's word
+				from = c.sure + 1
+			}
 			return watchword.Refuse(watchword.LogInvalid, "entry %s: the log was rewritten there: its first %d entries are not those that their checkpoint was signed for", span(from, w.Size), w.Size)
+		}
+		if w.elsewhere {
+			c.sure = w.Size
 		}
 		c.v.Checkpoint, c.v.Origin, c.v.Cosignatures = w.Checkpoint, w.Origin, w.Cosignatures
 		c.v.Checkpoints++

@@ -152,8 +152,8 @@ func (w *Witness) ask(ctx context.Context, c ledger.Checkpoint, note []byte, rea
 		return answer, nil
 	case http.StatusConflict:
 		size, err := strconv.ParseInt(strings.TrimSpace(string(answer)), 10, 64)
-		if err != nil || size < 0 || size == w.size {
-			return nil, watchword.Refuse(watchword.LogInvalid, "the witness knows another log of this name and size")
+		if err != nil || size < 0 || size == w.size || size > c.Size {
+			return nil, watchword.Refuse(watchword.LogInvalid, "the witness says that it knows a log of %.20q entries, and this one has %d: it knows another log of this name, or is mistaken", strings.TrimSpace(string(answer)), c.Size)
 		}
 		w.size = size
 		return nil, errElsewhere

@@ -283,6 +283,7 @@ func (l *Line) seal(ctx context.Context, to *jose.PublicKey, jws string, entry i
 	}
 	d.mu.Lock()
 	l.seen = c.Size
+	delete(d.covers, l)
 	d.mu.Unlock()
 	return jose.Seal(to, ledger.LoggedType, b)
 }

@@ -231,6 +231,9 @@ func (k *Keeper) stale(ks *keys, now time.Time) string {
 			return "it does not name the " + string(s.Role) + " key that signs"
 		}
 	}
+	if !slices.Equal(t.Witnesses, k.o.Witnesses) || t.Quorum != int64(k.o.Quorum) {
+		return "it names other witnesses of the log than the configuration"
+	}
 	for _, s := range ks.sealed {
 		if s.State == Revoked && lists(t, s) {
 			return "it names the " + string(s.Role) + " key that was revoked"

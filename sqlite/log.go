@@ -105,8 +105,8 @@ func (l *log) load(ctx context.Context, from rows) error {
 	}
 	for _, r := range rs {
 		e, err := r.Entry()
-		if err != nil {
-			return err
+		if err != nil { // what is pruned ends a tile
+			return watchword.Because(err, watchword.LogInvalid, "entry %d at the end of the log has no body, or a damaged one", r.Seq)
 		}
 		l.terms.Add(e)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"math"
 	"os"
 
 	"github.com/watchword-iot/watchword"
@@ -76,7 +77,7 @@ func (f *LogFile) Bundles(ctx context.Context) ([]keyring.SignedBundle, error) {
 func (f *LogFile) Each(ctx context.Context, do func(audit.Record) error) error {
 	// Page by page: between them the tiles are read on the same connection.
 	const page = 16 * ledger.TileWidth
-	for after := int64(0); ; {
+	for after := int64(math.MinInt64); ; { // also what has a number that no entry has
 		rs, err := records(ctx, f, after, page)
 		if err != nil {
 			return err

@@ -53,10 +53,13 @@ func Open(raw []byte, keys ...Key) (Opened, error) {
 	if len(raw) > MaxNote {
 		return Opened{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint is larger than 16 KiB")
 	}
-	vs := make([]note.Verifier, len(keys))
+	var vs []note.Verifier
 	byID := map[string]Key{}
-	for i, k := range keys {
-		vs[i] = k
+	for _, k := range keys {
+		if known, twice := byID[k.id()]; twice && known.String() == k.String() {
+			continue // several bundles name it
+		}
+		vs = append(vs, k)
 		byID[k.id()] = k
 	}
 	n, err := note.Open(raw, note.VerifierList(vs...))
@@ -130,6 +133,9 @@ func Cosign(raw, answer []byte, witness Key) ([]byte, error) {
 	}
 	n, err := note.Open(append(append(bytes.Clone(text), "\n\n"...), answer...), note.VerifierList(witness))
 	if err != nil {
+		return nil, watchword.Because(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
+	}
+	if _, err := b64.DecodeString(n.Sigs[0].Base64); err != nil { // a second form would be nobody's to a strict reader
 		return nil, watchword.Because(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
 	}
 	line := "— " + n.Sigs[0].Name + " " + n.Sigs[0].Base64 + "\n"
