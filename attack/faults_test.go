@@ -206,7 +206,7 @@ func TestWhatWasAnsweredIsInTheLog(t *testing.T) {
 	}
 	keys, err := server.LogKeys(t.Context(), data)
 	must(t, err)
-	if v, err := server.VerifyLog(t.Context(), data, keys[:1], kept...); err != nil || v.Checkpoints < len(kept) {
+	if v, err := server.VerifyLog(t.Context(), data, given(keys[:1]), kept...); err != nil || v.Checkpoints < len(kept) {
 		t.Errorf("%+v %v", v, err)
 	}
 	if _, err := ledger.ReadCheckpoint(kept[0]); err != nil {

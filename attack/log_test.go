@@ -33,7 +33,7 @@ func loggedHouse(t *testing.T) (dir string, keys []ledger.Key, kept []byte) {
 	h.checkpoint(func(o ledger.Opened) bool { return o.Size > 530 }, keys...)
 	kept = h.note()
 	h.stop() // which signs what came last
-	if _, err := server.VerifyLog(t.Context(), h.dir, keys, kept); err != nil {
+	if _, err := server.VerifyLog(t.Context(), h.dir, given(keys), kept); err != nil {
 		t.Fatal(err)
 	}
 	return h.dir, keys, kept
@@ -187,7 +187,7 @@ func TestTheLogCannotBeRewrittenUnseen(t *testing.T) {
 			t.Parallel()
 			c := copyTree(t, dir)
 			doctor(t, c, func(db *sql.DB) { tc.change(t, db) })
-			_, err := server.VerifyLog(t.Context(), c, keys, kept)
+			_, err := server.VerifyLog(t.Context(), c, given(keys), kept)
 			if tc.says == "" { // what is kept elsewhere still vouches for the rest
 				if err != nil {
 					t.Errorf("got %v", err)
@@ -255,7 +255,7 @@ func TestEveryRowOfTheLogCounts(t *testing.T) {
 					at, bit := rand.IntN(len(b)), byte(1)<<rand.IntN(8)
 					b[at] ^= bit
 					exec1(t, db, `UPDATE `+table+` SET `+column+` = ? WHERE rowid = ?`, b, id)
-					if _, err := server.VerifyLog(t.Context(), dir, keys, kept); watchword.CodeOf(err) != watchword.LogInvalid {
+					if _, err := server.VerifyLog(t.Context(), dir, given(keys), kept); watchword.CodeOf(err) != watchword.LogInvalid {
 						t.Errorf("%s, row %d: bit %08b of byte %d of %s: %v", table, id, bit, at, column, err)
 					}
 					b[at] ^= bit
@@ -264,7 +264,7 @@ func TestEveryRowOfTheLogCounts(t *testing.T) {
 			}
 		}
 	})
-	if _, err := server.VerifyLog(t.Context(), dir, keys, kept); err != nil {
+	if _, err := server.VerifyLog(t.Context(), dir, given(keys), kept); err != nil {
 		t.Errorf("put right again: %v", err)
 	}
 }
@@ -290,13 +290,13 @@ func TestAForkIsExposed(t *testing.T) {
 	one.stop()
 	two.stop()
 	for dir, against := range map[string][]byte{h.dir: second, fork: first} {
-		_, err := server.VerifyLog(t.Context(), dir, []ledger.Key{key}, against)
+		_, err := server.VerifyLog(t.Context(), dir, given([]ledger.Key{key}), against)
 		if watchword.CodeOf(err) != watchword.LogInvalid {
 			t.Errorf("%s against the other's checkpoint: %v", dir, err)
 		}
 	}
 	for dir, own := range map[string][]byte{h.dir: first, fork: second} {
-		if _, err := server.VerifyLog(t.Context(), dir, []ledger.Key{key}, own); err != nil {
+		if _, err := server.VerifyLog(t.Context(), dir, given([]ledger.Key{key}), own); err != nil {
 			t.Errorf("%s against its own: %v", dir, err)
 		}
 	}
@@ -398,4 +398,9 @@ func TestEvidenceCannotBeChanged(t *testing.T) {
 			t.Fatalf("byte %d of the evidence may be changed", i)
 		}
 	}
+}
+
+// given is keys that somebody kept.
+func given(keys []ledger.Key) func(string) []ledger.Key {
+	return func(string) []ledger.Key { return keys }
 }

@@ -35,8 +35,10 @@ type KeeperOptions struct {
 	Every     time.Duration // between checkpoints, while there is something new; 0 means 1 s
 	Witnesses []*Witness
 	Quorum    int // how many of them must have signed what Cosigned returns
-	// Grown, if not nil, is told of each checkpoint that is published. It must not block.
-	Grown func()
+	// Kept is a checkpoint that was kept outside the store, or nil: the log must extend it too.
+	Kept []byte
+	// Grown, if not nil, is told of each checkpoint that is published. It must not wait.
+	Grown func(note []byte)
 	Now   func() time.Time
 	Log   *slog.Logger
 }
@@ -80,34 +82,52 @@ func NewKeeper(ctx context.Context, log Log, keys Keys, o KeeperOptions) (*Keepe
 	k := &Keeper{log: log, keys: keys, o: o, soon: make(chan struct{}, 1)}
 	k.wait.grown = make(chan struct{})
 	last, err := log.LastCheckpoint(ctx)
-	if err != nil || last.Note == nil {
-		return k, err
-	}
-	c, err := ledger.Open(last.Note, keys.LogKeys()...)
 	if err != nil {
 		return nil, err
 	}
-	tree, err := log.Tree(ctx)
+	for _, note := range [][]byte{o.Kept, last.Note} {
+		if note == nil {
+			continue
+		}
+		c, err := k.extends(ctx, note)
+		if err != nil {
+			return nil, err
+		}
+		k.publish(c, note) // of the two the store's is the later one, as a rule
+	}
+	return k, nil
+}
+
+// extends checks that the log as it stands goes on from a checkpoint of ours.
+func (k *Keeper) extends(ctx context.Context, note []byte) (ledger.Checkpoint, error) {
+	o, err := ledger.Open(note, k.keys.LogKeys()...)
 	if err != nil {
-		return nil, err
+		return o.Checkpoint, err
+	}
+	c := o.Checkpoint
+	tree, err := k.log.Tree(ctx)
+	if err != nil {
+		return c, err
 	}
 	if tree.Size() < c.Size {
-		return nil, watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and its last checkpoint speaks of %d: some were taken away", tree.Size(), c.Size)
+		return c, watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and its last checkpoint speaks of %d: some were taken away", tree.Size(), c.Size)
 	}
-	then, err := ledger.At(c.Size, func(level int, n int64, width int) ([]byte, error) { return log.Tile(ctx, level, n, width) })
+	then, err := ledger.At(c.Size, k.Read(ctx))
 	if err != nil {
-		return nil, err
+		return c, err
 	}
 	if then.Root() != c.Root {
-		return nil, watchword.Refuse(watchword.LogInvalid, "the log's entries up to %d are not those of its last checkpoint: something was changed", c.Size)
+		return c, watchword.Refuse(watchword.LogInvalid, "the log's entries up to %d are not those of its last checkpoint: something was changed", c.Size)
 	}
-	k.publish(c.Checkpoint, last.Note)
-	return k, nil
+	return c, nil
 }
 
 // publish makes a checkpoint that of this moment.
 func (k *Keeper) publish(c ledger.Checkpoint, note []byte) {
 	p := &published{c, note}
+	if last := k.last.Load(); last != nil && last.Size > c.Size {
+		return
+	}
 	k.last.Store(p)
 	keys := k.keys.LogKeys()
 	for _, w := range k.o.Witnesses {
@@ -178,7 +198,7 @@ func (k *Keeper) step(ctx context.Context) error {
 	k.wait.grown = make(chan struct{})
 	k.wait.Unlock()
 	if k.o.Grown != nil {
-		k.o.Grown()
+		k.o.Grown(note)
 	}
 	return nil
 }
@@ -203,10 +223,19 @@ func (k *Keeper) Grown() <-chan struct{} {
 // waits for one. Code: timed_out where ctx ends before, not_found for a number that
 // no entry has.
 func (k *Keeper) Cover(ctx context.Context, seq int64) (c ledger.Checkpoint, note []byte, err error) {
+	return k.cover(ctx, seq, &k.last)
+}
+
+// CoverSure is Cover for a checkpoint that a quorum of witnesses has signed.
+func (k *Keeper) CoverSure(ctx context.Context, seq int64) (c ledger.Checkpoint, note []byte, err error) {
+	return k.cover(ctx, seq, &k.sure)
+}
+
+func (k *Keeper) cover(ctx context.Context, seq int64, of *atomic.Pointer[published]) (c ledger.Checkpoint, note []byte, err error) {
 	for {
 		grown := k.Grown()
-		if c, note, err := k.Checkpoint(); err == nil && c.Size >= seq {
-			return c, note, nil
+		if p := of.Load(); p != nil && p.Size >= seq {
+			return p.Checkpoint, p.note, nil
 		}
 		if tree, err := k.log.Tree(ctx); err == nil && seq > tree.Size() || seq < 1 {
 			return c, nil, watchword.Refuse(watchword.NotFound, "entry %d not found", seq)

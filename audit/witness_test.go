@@ -162,7 +162,7 @@ func TestAWitnessThatFailsIsAskedAgain(t *testing.T) {
 			clock := time.Now()
 			grown := make(chan struct{}, 100)
 			k, err := audit.NewKeeper(t.Context(), st, key, audit.KeeperOptions{
-				Every: 10 * time.Millisecond, Witnesses: []*audit.Witness{asked(t, key, script...)}, Quorum: 1, Grown: func() { grown <- struct{}{} }, Log: slog.New(slog.DiscardHandler),
+				Every: 10 * time.Millisecond, Witnesses: []*audit.Witness{asked(t, key, script...)}, Quorum: 1, Grown: func([]byte) { grown <- struct{}{} }, Log: slog.New(slog.DiscardHandler),
 				Now: func() time.Time {
 					mu.Lock()
 					defer mu.Unlock()

@@ -45,7 +45,9 @@ type Book interface {
 
 // Prover proves entries.
 type Prover interface {
-	Prove(ctx context.Context, seq int64) (ledger.Proof, error)
+	// CoverSure returns a checkpoint that has the entry and that enough witnesses signed.
+	CoverSure(ctx context.Context, seq int64) (c ledger.Checkpoint, note []byte, err error)
+	ProveIn(ctx context.Context, c ledger.Checkpoint, note []byte, seq int64) (ledger.Proof, error)
 }
 
 // Evidence gathers what there is of a settled command. bundles are the trust bundles
@@ -59,9 +61,17 @@ func (d *Desk) Evidence(ctx context.Context, r Row, book Book, prover Prover, bu
 	if e.Receipt, err = d.Receipt(r); err != nil {
 		return e, err
 	}
-	w := witnessBox{ctx, book, prover}
+	w := witnessBox{ctx: ctx, book: book, prover: prover}
 	about, err := w.entries(audit.Query{Object: string(r.ID)})
 	if err != nil {
+		return e, err
+	}
+	// All under one checkpoint: proofs of two might be of two logs.
+	last := int64(0)
+	for _, x := range about {
+		last = max(last, x.Seq)
+	}
+	if w.c, w.note, err = prover.CoverSure(ctx, last); err != nil {
 		return e, err
 	}
 	hs, err := d.store.Handovers(ctx, r.Tenant, r.ID)
@@ -101,6 +111,8 @@ type witnessBox struct {
 	ctx    context.Context
 	book   Book
 	prover Prover
+	c      ledger.Checkpoint
+	note   []byte
 }
 
 func (w witnessBox) entries(q audit.Query) (out []audit.Entry, err error) {
@@ -123,7 +135,7 @@ func (w witnessBox) entries(q audit.Query) (out []audit.Entry, err error) {
 func (w witnessBox) prove(es []audit.Entry, what string, is func(audit.Entry) bool) (string, error) {
 	for _, e := range slices.Backward(es) {
 		if is(e) {
-			p, err := w.prover.Prove(w.ctx, e.Seq)
+			p, err := w.prover.ProveIn(w.ctx, w.c, w.note, e.Seq)
 			return string(p.Marshal()), err
 		}
 	}

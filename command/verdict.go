@@ -67,6 +67,7 @@ type trial struct {
 	e       Evidence
 	trust   []token.Trust
 	logs    []ledger.Key
+	note    []byte // the checkpoint that all proofs are under
 	command token.KeySet
 	device  *jose.PublicKey
 	r       token.Receipt
@@ -114,6 +115,12 @@ func (t *trial) entry(proof, object string, kinds ...string) (e audit.Entry, o l
 	if o, err = p.Check(t.logs...); err != nil {
 		return e, o, err
 	}
+	if t.note == nil {
+		t.note = p.Checkpoint
+	}
+	if !bytes.Equal(t.note, p.Checkpoint) {
+		return e, o, no("its proof is under another checkpoint than the others: they may be of two logs")
+	}
 	if e, err = audit.Parse(p.Index+1, p.Body); err != nil {
 		return e, o, err
 	}
@@ -121,6 +128,21 @@ func (t *trial) entry(proof, object string, kinds ...string) (e audit.Entry, o l
 		return e, o, no("entry %d is %s of %s, and says nothing of %s", e.Seq, e.Kind, e.Object, object)
 	}
 	return e, o, nil
+}
+
+// watched returns the cosignatures of the witnesses that the last bundle names, if
+// they are as many as it wants.
+func (t *trial) watched(o ledger.Opened) (out []ledger.Cosignature, err error) {
+	last := t.trust[len(t.trust)-1]
+	for _, c := range o.Cosignatures {
+		if slices.Contains(last.Witnesses, c.Witness.String()) {
+			out = append(out, c)
+		}
+	}
+	if int64(len(out)) < last.Quorum {
+		return nil, no("%d witnesses have signed the log, and by the trust bundle %d must have", len(out), last.Quorum)
+	}
+	return out, nil
 }
 
 func (t *trial) ordered() (err error) {
@@ -148,7 +170,9 @@ func (t *trial) receipt() (err error) {
 	if t.v.Settled, o, err = t.entry(t.e.Settled, string(t.e.Command), audit.CommandSettle, audit.CommandConflict); err != nil {
 		return err
 	}
-	t.v.Cosignatures = o.Cosignatures
+	if t.v.Cosignatures, err = t.watched(o); err != nil {
+		return err
+	}
 	if t.r, t.v.Key, err = token.VerifyReceipt(t.e.Receipt, token.NewKeySet(t.device), device, t.v.Issuer); err != nil {
 		return err
 	}

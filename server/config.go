@@ -344,10 +344,16 @@ func (c Config) checkLog() error {
 	} else if c.Audit.Quorum < 0 || c.Audit.Quorum > n {
 		return wrong("audit.quorum", "must be from 0 to %d, as many as there are witnesses", n)
 	}
+	known := map[string]bool{}
 	for _, line := range c.Audit.Witnesses {
-		if _, err := audit.ParseWitness(line); err != nil {
+		w, err := audit.ParseWitness(line)
+		if err != nil {
 			return err
 		}
+		if known[w.Key.String()] {
+			return wrong("audit.witnesses", "names %s twice", w.Key.Name())
+		}
+		known[w.Key.String()] = true
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		return wrong("log.level", "must be debug, info, warn or error")

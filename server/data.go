@@ -18,11 +18,13 @@ import (
 // The names in a data folder (0700).
 const (
 	databaseFile = "watchword.db"
-	kekFile      = "keys/kek"
-	caFile       = "tls/ca.pem"
-	operatorFile = "operator.jwk"
-	serverFile   = "server.json"
-	lockFile     = "LOCK"
+	// checkpointFile is the log's last checkpoint, out of reach of who can write to the database alone.
+	checkpointFile = "log.checkpoint"
+	kekFile        = "keys/kek"
+	caFile         = "tls/ca.pem"
+	operatorFile   = "operator.jwk"
+	serverFile     = "server.json"
+	lockFile       = "LOCK"
 )
 
 // FirstOperator is the id of the operator that is made at first start.

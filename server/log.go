@@ -2,10 +2,16 @@ package server
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -19,9 +25,20 @@ func (s *Server) keepLog(ctx context.Context) (err error) {
 		}
 		s.witnesses = append(s.witnesses, w)
 	}
-	o.Witnesses, o.Quorum, o.Grown = s.witnesses, s.quorum(), func() { s.desk.LogGrown() }
+	o.Witnesses, o.Quorum, o.Grown = s.witnesses, s.quorum(), s.logGrown
+	if o.Kept, err = os.ReadFile(filepath.Join(s.cfg.Data, checkpointFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	s.log, err = audit.NewKeeper(ctx, s.store, s.ring, o)
 	return err
+}
+
+// logGrown keeps the log's checkpoint beside the store too, and tells who waits for it.
+func (s *Server) logGrown(note []byte) {
+	if err := durable.WriteFile(filepath.Join(s.cfg.Data, checkpointFile), note, 0o600); err != nil {
+		s.o.Log.Warn("the log's checkpoint was not written beside the store", slog.Any("err", err))
+	}
+	s.desk.LogGrown()
 }
 
 // sessionOpened and sessionEnded write down who is connected. A device that asks now

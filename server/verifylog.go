@@ -23,26 +23,36 @@ func IsData(dir string) bool {
 }
 
 // VerifyLog recomputes the log of a data folder, whether a server runs on it or not.
-// keys are the log's and its witnesses'; none: those that the folder itself names,
+// keys returns the log's keys under its name; nil: those that the folder itself names,
 // which whoever can write to it can replace. Codes: log_invalid, not_found, unavailable.
-func VerifyLog(ctx context.Context, dir string, keys []ledger.Key, against ...[]byte) (v audit.Verdict, err error) {
+func VerifyLog(ctx context.Context, dir string, keys func(origin string) []ledger.Key, against ...[]byte) (v audit.Verdict, err error) {
+	defer func() {
+		if sqlite.Damaged(err) {
+			err = watchword.Because(err, watchword.LogInvalid, "the database is damaged, or tables of it are gone")
+		}
+	}()
 	f, err := sqlite.OpenLog(ctx, filepath.Join(dir, databaseFile))
 	if err != nil {
 		return v, err
 	}
-	defer func() {
-		if err = errors.Join(err, f.Close()); sqlite.Damaged(err) {
-			err = watchword.Because(err, watchword.LogInvalid, "the database's file is damaged: nothing that follows can be trusted")
-		}
-	}()
+	defer func() { err = errors.Join(err, f.Close()) }()
 	own, err := logKeys(ctx, f)
 	if err != nil {
 		return v, err
 	}
-	if len(keys) == 0 {
-		keys = own
+	if note, err := os.ReadFile(filepath.Join(dir, checkpointFile)); err == nil {
+		against = append(against, note) // beside the database, and so out of reach of who can write to that alone
 	}
-	return audit.VerifyKept(ctx, f, keys, against...)
+	if keys != nil {
+		given := keys(own[0].Name())
+		for _, k := range own { // witnesses may be the folder's: their signatures alone vouch for nothing
+			if k.Witness() {
+				given = append(given, k)
+			}
+		}
+		own = given
+	}
+	return audit.VerifyKept(ctx, f, own, against...)
 }
 
 // LogKeys returns the keys of a data folder's log, as verifier keys.
@@ -73,6 +83,9 @@ func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err err
 			return nil, watchword.Because(err, watchword.KeyDamaged, "the log key %s is damaged", s.ID)
 		}
 		keys = append(keys, ledger.LogKeys(founding.Issuer, pub)...)
+	}
+	if len(keys) == 0 {
+		return nil, watchword.Refuse(watchword.LogInvalid, "the database names no key of the log")
 	}
 	bundles, err := f.Bundles(ctx)
 	if err != nil {

@@ -99,6 +99,13 @@ func (l *log) load(ctx context.Context, from rows) error {
 		return err
 	}
 	l.tree = tree
+	terms, err := one(ctx, from, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT coalesce(max(n) + 1, 0) FROM audit_terms`)
+	if err == nil && terms != size/ledger.TileWidth {
+		err = watchword.Refuse(watchword.LogInvalid, "searches know of %d tiles, and the log has %d", terms, size/ledger.TileWidth)
+	}
+	if err != nil {
+		return err
+	}
 	rs, err := records(ctx, from, size-size%ledger.TileWidth, ledger.TileWidth)
 	if err != nil {
 		return err
@@ -112,6 +119,15 @@ func (l *log) load(ctx context.Context, from rows) error {
 	}
 	l.stands.Store(&tree)
 	return nil
+}
+
+// alone refuses where somebody else has written to the log: nothing can be entered then.
+func (l *log) alone(t *tx) error {
+	last, err := one(context.Background(), t, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT coalesce(max(seq), 0) FROM audit_entries`)
+	if err == nil && !l.off && last != l.next()-1 {
+		err = watchword.Refuse(watchword.LogInvalid, "somebody else wrote to the log: it has an entry %d, and this server wrote %d", last, l.next()-1)
+	}
+	return err
 }
 
 // enter writes audit entries, and returns the number of the last. Numbers grow by

@@ -114,8 +114,10 @@ func provider(db *sql.DB) (*goose.Provider, error) {
 // Ping answers nil if a write transaction can commit.
 func (s *Store) Ping(ctx context.Context) error {
 	return s.w.do(ctx, func(t *tx) error {
-		_, err := t.exec(`UPDATE house SET one = one`)
-		return err
+		if _, err := t.exec(`UPDATE house SET one = one`); err != nil {
+			return err
+		}
+		return t.log.alone(t)
 	})
 }
 
@@ -223,7 +225,11 @@ func unavailable(err error) error {
 // Damaged reports whether err says that a database's file is not one that SQLite wrote.
 func Damaged(err error) bool {
 	e, _ := errors.AsType[*driver.Error](err)
-	return primary(e) == codes.SQLITE_CORRUPT || primary(e) == codes.SQLITE_NOTADB
+	switch primary(e) {
+	case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB, codes.SQLITE_ERROR: // the last: a table that a statement names is not there
+		return true
+	}
+	return false
 }
 
 // primary is SQLite's result code without its extension; 0 for none.

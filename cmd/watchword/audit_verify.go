@@ -106,10 +106,11 @@ func (a *app) verifyLog(ctx context.Context, what string, o verifyOptions) (veri
 	}
 	switch {
 	case info.IsDir() && server.IsData(what):
+		named := keys.of
 		if o.key == "" {
-			v.Keys = "as the folder itself names them"
+			v.Keys, named = "as the folder itself names them", nil
 		}
-		verdict, err := server.VerifyLog(ctx, what, keys.of(""), against...)
+		verdict, err := server.VerifyLog(ctx, what, named, against...)
 		return v, v.take(verdict, err)
 	case o.key == "":
 		return v, usage("--key is missing: the log's public key, as watchword audit key prints it")
@@ -198,7 +199,7 @@ func (v verification) table(w io.Writer) {
 	if v.Entry != nil {
 		fmt.Fprintf(w, "entry\t%d is in it: %s %s %s %s\n", v.Seq, v.Entry.Kind, v.Entry.Actor, v.Entry.Object, v.Entry.Outcome)
 	} else {
-		fmt.Fprintf(w, "entries\t%d, %d of them whole, %d pruned; held against %d checkpoints\n", v.Entries, v.Bodies, v.Pruned, v.Checkpoints)
+		fmt.Fprintf(w, "entries\t%d, %d of them whole, %d pruned, %d by their hash alone; held against %d checkpoints\n", v.Entries, v.Bodies, v.Pruned, v.Entries-v.Bodies-v.Pruned, v.Checkpoints)
 	}
 	if v.Uncovered > 0 {
 		fmt.Fprintf(w, "uncovered\t%d entries came after the last checkpoint\n", v.Uncovered)
