@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
@@ -20,6 +21,7 @@ import (
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
+	"github.com/watchword-iot/watchword/sqlite"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -403,4 +405,87 @@ func TestEvidenceCannotBeChanged(t *testing.T) {
 // given is keys that somebody kept.
 func given(keys []ledger.Key) func(string) []ledger.Key {
 	return func(string) []ledger.Key { return keys }
+}
+
+// What is pruned is what the log said before, under its signature, and nothing else.
+func TestPruningByNobodysWord(t *testing.T) {
+	dir, keys, kept := loggedHouse(t)
+	ctx := t.Context()
+	store := func(dir string, f func(st *sqlite.Store)) {
+		st, err := sqlite.Open(ctx, filepath.Join(dir, "watchword.db"), sqlite.Options{})
+		must(t, err)
+		f(st)
+		must(t, st.Close())
+	}
+	verify := func(dir string) error {
+		_, err := server.VerifyLog(ctx, dir, given(keys), kept)
+		return err
+	}
+	forged := copyTree(t, dir)
+	var shall audit.Pruning
+	say := func(st *sqlite.Store) {
+		var err error
+		_, shall, err = st.PlanPrune(ctx, time.Now().Add(time.Hour), 1)
+		must(t, err)
+		must(t, st.AddEntry(ctx, shall.Say(audit.Entry{Tenant: watchword.DefaultTenant, At: time.Now(), Kind: audit.LogPrune, Outcome: audit.Done})))
+	}
+	store(dir, say)
+	must(t, verify(dir))
+	serveOn(t, dir, nil).stop() // which signs it
+	store(dir, func(st *sqlite.Store) {
+		n, err := st.PruneLog(ctx, shall)
+		must(t, err)
+		if n == 0 {
+			t.Error("nothing was pruned")
+		}
+	})
+	must(t, verify(dir))
+	// Proofs made before go on holding, and it starts.
+	serveOn(t, dir, nil).stop()
+	must(t, verify(dir))
+
+	lose := func(where string) func(db *sql.DB) {
+		return func(db *sql.DB) {
+			exec1(t, db, `UPDATE audit_entries SET salt = NULL, body = NULL WHERE body IS NOT NULL AND `+where)
+			retell(t, db, 0)
+			retell(t, db, 1)
+		}
+	}
+	for name, change := range map[string]func(db *sql.DB){
+		"one of a kind that lasts": lose(`seq = (SELECT min(seq) FROM audit_entries WHERE body IS NOT NULL)`),
+		"one beyond it":            lose(`seq = 300`),
+	} {
+		c := copyTree(t, dir)
+		doctor(t, c, change)
+		wants(t, name, verify(c), watchword.LogInvalid)
+	}
+	// The same, said by who can write to the database alone.
+	store(forged, func(st *sqlite.Store) {
+		say(st)
+		_, err := st.PruneLog(ctx, shall)
+		must(t, err)
+	})
+	wants(t, "by nobody's word", verify(forged), watchword.LogInvalid)
+}
+
+// Who has no checkpoint but the one beside the database is told all the same.
+func TestTheCheckpointBesideTheDatabase(t *testing.T) {
+	dir, _, _ := loggedHouse(t)
+	for name, q := range map[string][]string{
+		"rewritten": {`DELETE FROM audit_checkpoints`, `UPDATE audit_entries SET hash = zeroblob(32), salt = NULL, body = NULL WHERE seq = (SELECT max(seq) FROM audit_entries)`},
+		"cut":       {`DELETE FROM audit_checkpoints`, `DELETE FROM audit_entries WHERE seq = (SELECT max(seq) FROM audit_entries)`},
+	} {
+		c := copyTree(t, dir)
+		doctor(t, c, func(db *sql.DB) {
+			for _, q := range q {
+				exec1(t, db, q)
+			}
+		})
+		_, err := server.VerifyLog(t.Context(), c, nil)
+		wants(t, name, err, watchword.LogInvalid)
+		cfg := server.Defaults()
+		cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS, cfg.Metrics.Listen = c, "localhost:0", "localhost:0", ""
+		_, err = server.New(t.Context(), cfg, server.Options{})
+		wants(t, name+", started", err, watchword.LogInvalid)
+	}
 }

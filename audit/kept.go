@@ -87,12 +87,10 @@ func (w *keptCheck) record(ctx context.Context, r Record) error {
 	}
 	if !r.Pruned() { // what was pruned is searched for no more
 		e, err := r.Entry()
-		if err == nil {
-			err = w.c.Told(e)
-		}
 		if err != nil {
 			return err
 		}
+		w.c.Told(e)
 		w.terms.Add(e)
 	}
 	for _, t := range full {

@@ -30,10 +30,11 @@ type Check struct {
 	sure  int64    // up to here by checkpoints that were kept elsewhere
 	tree  ledger.Tree
 	v     Verdict
-	whole []uint16 // entries with a body, by tile
-	first int64    // the first that is pruned
-	prune *pruning // the last that the log tells of
 	fresh []ledger.Hash
+
+	tiles  []bodies
+	kept   Pruning // as it would be said of the entries so far
+	prunes []Entry // log.prune
 }
 
 // wanted is a checkpoint that the log must extend.
@@ -71,31 +72,28 @@ func (c *Check) Record(r Record) ([]ledger.Tile, error) {
 		return nil, watchword.Refuse(watchword.LogInvalid, "entry %d was changed: its body is not the one that was logged", r.Seq)
 	}
 	at := c.v.Entries / ledger.TileWidth
-	if c.v.Entries++; int(at) == len(c.whole) {
-		c.whole = append(c.whole, 0)
+	if c.v.Entries++; int(at) == len(c.tiles) {
+		c.tiles = append(c.tiles, bodies{})
 	}
-	if r.Pruned() {
-		if c.v.Pruned++; c.first == 0 {
-			c.first = r.Seq
-		}
-	} else {
+	t := &c.tiles[at]
+	t.kept = c.kept
+	if !r.Pruned() {
 		c.v.Bodies++
-		c.whole[at]++
+	} else if c.v.Pruned++; t.missing == 0 {
+		t.missing = r.Seq
 	}
 	return c.leaf(ledger.LeafHash(r.Hash))
 }
 
-// Told takes what an entry says that Record took. The caller reads bodies where it
-// wants to: only those of kind log.prune matter here.
-func (c *Check) Told(e Entry) error {
-	if e.Kind != LogPrune {
-		return nil
+// Told takes what the entry says that Record took last, where it has a body.
+func (c *Check) Told(e Entry) {
+	if Lasting(e.Kind) {
+		c.kept.Keep(e.Seq)
+		c.tiles[len(c.tiles)-1].kept = c.kept
 	}
-	p, err := readPruning(e)
-	if err == nil {
-		c.prune = &p
+	if e.Kind == LogPrune {
+		c.prunes = append(c.prunes, e)
 	}
-	return err
 }
 
 // leaf adds a leaf, and compares the tree with the checkpoints of its new size.
@@ -153,16 +151,4 @@ func (c *Check) End() (Verdict, error) {
 	}
 	c.v.Uncovered = c.v.Entries - c.v.Checkpoint.Size
 	return c.v, nil
-}
-
-// Gaps checks that what is pruned is what the log says was pruned: who took a body
-// away by themselves is found out. For a log that is seen whole.
-func (c *Check) Gaps() error {
-	if c.first == 0 {
-		return nil
-	}
-	if c.prune == nil {
-		return watchword.Refuse(watchword.LogInvalid, "entry %d has lost its body, and no entry says that it was pruned", c.first)
-	}
-	return c.prune.covers(c.whole, c.v.Entries)
 }

@@ -71,7 +71,7 @@ func actor(a *session.Authority) audit.Actor {
 }
 
 // pruneLog takes the bodies of old entries, some tiles in a step: what waits for the
-// writer waits no longer for it than for others.
+// writer waits no longer for it than for others. The log says so, signed, before.
 func (s *Server) pruneLog(ctx context.Context) error {
 	const tiles = 16
 	now, keep := s.o.Now(), s.cfg.Audit.Retain.Duration
@@ -79,9 +79,18 @@ func (s *Server) pruneLog(ctx context.Context) error {
 		return nil
 	}
 	for {
+		is, shall, err := s.store.PlanPrune(ctx, now.Add(-keep), tiles)
+		if err != nil || shall == is {
+			return err
+		}
 		e := audit.Actor{Tenant: watchword.DefaultTenant}.Did(audit.LogPrune, "", now, map[string]string{"before": now.Add(-keep).UTC().Format(time.RFC3339)})
-		gone, err := s.store.PruneLog(ctx, now.Add(-keep), tiles, e)
-		if err != nil || gone == 0 {
+		if err := s.store.AddEntry(ctx, shall.Say(e)); err != nil {
+			return err
+		}
+		if _, _, err := s.log.Now(ctx); err != nil {
+			return err
+		}
+		if _, err := s.store.PruneLog(ctx, shall); err != nil {
 			return err
 		}
 	}

@@ -2,81 +2,121 @@ package sqlite
 
 import (
 	"context"
-	"strconv"
 	"time"
 
+	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// PruneLog takes the bodies of entries that are older, tile by tile, at most limit
-// tiles, and leaves their hashes; those of kinds that last stay whole. What a search
-// knows of them goes too. The entry says how far that is, in the same step. It returns
-// how many bodies went.
-func (s *Store) PruneLog(ctx context.Context, before time.Time, limit int, e audit.Entry) (gone int64, err error) {
+// PlanPrune returns how far the log would be pruned whose entries before a time go, at
+// most limit tiles further than it is; the same as it is where there is nothing to prune.
+func (s *Store) PlanPrune(ctx context.Context, before time.Time, limit int) (is, shall audit.Pruning, err error) {
+	if is, err = pruned(ctx, s); err != nil {
+		return is, is, err
+	}
+	shall = is
+	old, err := all(ctx, s, scanTerms, `SELECT first, last, bits FROM audit_terms WHERE n >= ? ORDER BY n LIMIT ?`, is.Through/ledger.TileWidth, limit)
+	if err != nil {
+		return is, is, err
+	}
+	for _, terms := range old {
+		if terms.Last >= stamp(before) {
+			break
+		}
+		if _, err := keep(ctx, s, &shall); err != nil {
+			return is, is, err
+		}
+	}
+	return is, shall, nil
+}
+
+// keep goes one tile further, and returns its entries that have a body and go.
+func keep(ctx context.Context, from rows, p *audit.Pruning) (goes []int64, err error) {
+	rs, err := records(ctx, from, p.Through, ledger.TileWidth)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range rs {
+		e, err := r.Entry()
+		if err != nil {
+			return nil, err
+		}
+		if audit.Lasting(e.Kind) {
+			p.Keep(r.Seq)
+		} else {
+			goes = append(goes, r.Seq)
+		}
+	}
+	p.Through += ledger.TileWidth
+	return goes, nil
+}
+
+// PruneLog takes the bodies of entries up to where p says, and leaves their hashes;
+// those of kinds that last stay whole. What a search knows of them goes too. It
+// returns how many bodies went. Code: conflict where p is not what would be kept.
+func (s *Store) PruneLog(ctx context.Context, p audit.Pruning) (gone int64, err error) {
 	err = s.w.do(ctx, func(t *tx) error {
 		gone = 0
-		through, kept, err := t.pruned()
+		now, err := pruned(ctx, t)
 		if err != nil {
 			return err
 		}
-		old, err := all(ctx, t, scanTerms, `SELECT first, last, bits FROM audit_terms WHERE n >= ? ORDER BY n LIMIT ?`, through/ledger.TileWidth, limit)
-		if err != nil {
-			return err
-		}
-		from := through
-		for _, terms := range old {
-			if terms.Last >= stamp(before) {
-				break
-			}
-			var g, k int64
-			err := t.overwriting(func() (err error) {
-				g, k, err = t.pruneTile(ctx, through)
+		for now.Through < p.Through {
+			var n int64
+			if err := t.overwriting(func() (err error) { // what is pruned is not to be found in the file
+				n, err = t.pruneTile(ctx, &now)
 				return err
-			})
-			if err != nil {
+			}); err != nil {
 				return err
 			}
-			gone, kept, through = gone+g, kept+k, through+ledger.TileWidth
+			gone += n
 		}
-		if through == from {
-			return nil
+		if now != p {
+			return watchword.Refuse(watchword.Conflict, "the log is pruned up to %d already, or has other entries", now.Through)
 		}
-		if _, err := t.exec(`UPDATE audit_pruned SET through = ?, kept = ?`, through, kept); err != nil {
-			return err
-		}
-		return t.enter(e.With("through", strconv.FormatInt(through, 10), "kept", strconv.FormatInt(kept, 10)))
+		_, err = t.exec(`UPDATE audit_pruned SET through = ?, kept = ?, chain = ?`, p.Through, p.Kept, p.Chain[:])
+		return err
 	})
 	return gone, err
 }
 
-func (t *tx) pruned() (through, kept int64, err error) {
-	_, err = all(context.Background(), t, func(r scanner) (none struct{}, err error) { return none, r.Scan(&through, &kept) }, `SELECT through, kept FROM audit_pruned`)
-	return through, kept, err
+func pruned(ctx context.Context, from rows) (audit.Pruning, error) {
+	return one(ctx, from, func(r scanner) (p audit.Pruning, err error) {
+		var chain []byte
+		err = r.Scan(&p.Through, &p.Kept, &chain)
+		copy(p.Chain[:], chain)
+		return p, err
+	}, notFound("pruning", 1), `SELECT through, kept, chain FROM audit_pruned`)
 }
 
-// pruneTile prunes the tile after a number, and makes its terms anew.
-func (t *tx) pruneTile(ctx context.Context, after int64) (gone, kept int64, err error) {
-	rs, err := records(ctx, t, after, ledger.TileWidth)
+// pruneTile prunes the next tile, and makes its terms anew.
+func (t *tx) pruneTile(ctx context.Context, p *audit.Pruning) (gone int64, err error) {
+	after := p.Through
+	seqs, err := keep(ctx, t, p)
 	if err != nil {
-		return 0, 0, err
+		return 0, err
+	}
+	for _, seq := range seqs {
+		if _, err := t.exec(`UPDATE audit_entries SET salt = NULL, body = NULL WHERE seq = ?`, seq); err != nil {
+			return 0, err
+		}
 	}
 	var terms audit.Terms
+	rs, err := records(ctx, t, after, ledger.TileWidth)
+	if err != nil {
+		return 0, err
+	}
 	for _, r := range rs {
-		e, err := r.Entry()
-		if err != nil {
-			return 0, 0, err
-		}
-		if audit.Lasting(e.Kind) {
-			kept++
-			terms.Add(e)
+		if r.Pruned() {
 			continue
 		}
-		if _, err = t.exec(`UPDATE audit_entries SET salt = NULL, body = NULL WHERE seq = ?`, r.Seq); err != nil {
-			return 0, 0, err
+		e, err := r.Entry()
+		if err != nil {
+			return 0, err
 		}
-		gone++
+		terms.Add(e)
 	}
 	_, err = t.exec(`UPDATE audit_terms SET first = ?, last = ?, bits = ? WHERE n = ?`, terms.First, terms.Last, terms.Bits[:], after/ledger.TileWidth)
-	return gone, kept, err
+	return int64(len(seqs)), err
 }
