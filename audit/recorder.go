@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -16,12 +17,16 @@ type Store interface {
 }
 
 // The bounds of a recorder, for refusals and for what happens to sessions: how many
-// wait to be written, and how many are written in one second. What is over is
+// wait to be written, how many are written at once after a quiet time, and how many in
+// each second of a long flood; and, where less than half is
+// left, how many of one source (a subject, or a stranger's address) in one second, so that nobody's flood hides what others do. What is over is
 // counted, by kind and code, and the counts are written.
 const (
-	refusalsQueue, refusalsBudget = 1024, 200
-	sessionsQueue, sessionsBudget = 8192, 2000
-	recorderBatch                 = 256
+	refusalsQueue, refusalsBurst, refusalsRate    = 1024, 1000, 50 // of who proved to be somebody
+	strangersQueue, strangersBurst, strangersRate = 1024, 1000, 20
+	sessionsQueue, sessionsBurst, sessionsRate    = 8192, 20_000, 200
+	sourceMost                                    = 20
+	recorderBatch                                 = 256
 )
 
 // Recorder writes the entries of what nobody waits for: refused acts, sessions that
@@ -30,21 +35,27 @@ const (
 // and what was left out is an entry of its own (refusals.overflow,
 // sessions.overflow). Make one with [NewRecorder], and run it.
 type Recorder struct {
-	store    Store
-	refusals *lane
-	sessions *lane
+	store                         Store
+	refusals, strangers, sessions *lane
 }
+
+func (r *Recorder) lanes() []*lane { return []*lane{r.refusals, r.strangers, r.sessions} }
 
 // lane is one queue and its budget.
 type lane struct {
 	overflow string // the kind of the entry that says what was left out
 	queue    chan Entry
-	most     int
-	budget   int // of this second; for Run alone
+	burst    int
+	rate     int         // a second
+	budget   int         // for Run alone
+	scarce   atomic.Bool // less than half of it is left
 
-	mu   sync.Mutex
-	left map[left]int64
+	mu      sync.Mutex
+	left    map[left]int64
+	sources map[string]int // how many came in this second; at most maxSources are told apart
 }
+
+const maxSources = 10_000
 
 // left is what is counted of entries that are not written.
 type left struct {
@@ -53,31 +64,62 @@ type left struct {
 	cause  string
 }
 
-func newLane(overflow string, queue, budget int) *lane {
-	return &lane{overflow: overflow, queue: make(chan Entry, queue), most: budget, budget: budget, left: map[left]int64{}}
+func newLane(overflow string, queue, burst, rate int) *lane {
+	return &lane{overflow: overflow, queue: make(chan Entry, queue), burst: burst, rate: rate, budget: burst, left: map[left]int64{}, sources: map[string]int{}}
 }
 
 // NewRecorder returns a recorder that writes to st.
 func NewRecorder(st Store) *Recorder {
 	return &Recorder{
-		store: st, refusals: newLane(RefusalsOverflow, refusalsQueue, refusalsBudget),
-		sessions: newLane(SessionsOverflow, sessionsQueue, sessionsBudget),
+		store: st, refusals: newLane(RefusalsOverflow, refusalsQueue, refusalsBurst, refusalsRate),
+		strangers: newLane(RefusalsOverflow, strangersQueue, strangersBurst, strangersRate),
+		sessions:  newLane(SessionsOverflow, sessionsQueue, sessionsBurst, sessionsRate),
 	}
 }
 
 // Refused hands over the entry of a refused act. It never blocks and is safe for
 // concurrent use.
-func (r *Recorder) Refused(e Entry) { r.refusals.put(e) }
+func (r *Recorder) Refused(e Entry) {
+	if e.Actor == "" {
+		r.strangers.put(e)
+		return
+	}
+	r.refusals.put(e)
+}
 
 // Session hands over an entry about a session, under the same rules.
 func (r *Recorder) Session(e Entry) { r.sessions.put(e) }
 
 func (l *lane) put(e Entry) {
+	if !l.fair(e) {
+		l.leave(e)
+		return
+	}
 	select {
 	case l.queue <- e:
 	default:
 		l.leave(e)
 	}
+}
+
+// fair reports whether there is enough for all, or e's source has not had its share of
+// this second.
+func (l *lane) fair(e Entry) bool {
+	if !l.scarce.Load() {
+		return true
+	}
+	source := string(e.Tenant) + "/" + string(e.Actor)
+	if e.Actor == "" {
+		source = e.Data["remote"]
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, known := l.sources[source]
+	if !known && len(l.sources) >= maxSources {
+		return true // the queue's bound is there too
+	}
+	l.sources[source] = n + 1
+	return n < sourceMost
 }
 
 // leave counts entries that are not written.
@@ -102,12 +144,14 @@ func (r *Recorder) Run(ctx context.Context) error {
 		select {
 		case e := <-r.refusals.queue:
 			r.write(write, r.refusals, e)
+		case e := <-r.strangers.queue:
+			r.write(write, r.strangers, e)
 		case e := <-r.sessions.queue:
 			r.write(write, r.sessions, e)
 		case now := <-tick.C:
 			r.second(write, now)
 		case <-ctx.Done():
-			for _, l := range []*lane{r.refusals, r.sessions} {
+			for _, l := range r.lanes() {
 				l.budget = cap(l.queue)
 				r.writeAll(write, l)
 			}
@@ -119,8 +163,12 @@ func (r *Recorder) Run(ctx context.Context) error {
 
 // second begins another one.
 func (r *Recorder) second(ctx context.Context, now time.Time) {
-	for _, l := range []*lane{r.refusals, r.sessions} {
-		l.budget = l.most
+	for _, l := range r.lanes() {
+		l.budget = min(l.budget+l.rate, l.burst)
+		l.scarce.Store(l.budget < l.burst/2)
+		l.mu.Lock()
+		clear(l.sources)
+		l.mu.Unlock()
 		r.overflow(ctx, l, now)
 	}
 }
@@ -150,6 +198,7 @@ func (r *Recorder) write(ctx context.Context, l *lane, first Entry) {
 	}
 	fits := min(len(batch), max(l.budget, 0))
 	l.budget -= fits
+	l.scarce.Store(l.budget < l.burst/2)
 	l.leave(batch[fits:]...)
 	if fits > 0 {
 		r.add(ctx, l, batch[:fits])

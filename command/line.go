@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strconv"
 	"time"
@@ -272,6 +273,10 @@ func (l *Line) seal(ctx context.Context, to *jose.PublicKey, jws string, entry i
 	proof, err := d.o.Log.ProveIn(ctx, c, note, entry)
 	if err != nil {
 		return "", err
+	}
+	if seen > c.Size { // of a server that came back from a backup, or a lie
+		slog.WarnContext(ctx, "a device has seen a longer log than this one", slog.String("device", string(l.key.device)))
+		return "", watchword.Refuse(watchword.Conflict, "the device has seen a longer log than this one is")
 	}
 	extends, err := d.o.Log.ProveExtends(ctx, c, seen)
 	if err != nil {

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strconv"
 	"time"
@@ -65,8 +67,8 @@ func (a *app) auditList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if *limit < 1 {
-			return usage("--limit %d: must be at least 1", *limit)
+		if *limit < 1 || *after < 0 || *before < 0 {
+			return usage("--limit must be at least 1, --after and --before not negative")
 		}
 		if *follow && (*newest || *before > 0) {
 			return usage("--follow: goes on from the oldest")
@@ -161,8 +163,11 @@ func (a *app) auditExport() *cobra.Command {
 			return cl.ExportLog(c.Context(), q, os.Stdout)
 		}
 		f, err := os.OpenFile(args[0], os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if errors.Is(err, fs.ErrExist) {
+			err = watchword.Because(err, watchword.Conflict, "%s is there already", args[0])
+		}
 		if err != nil {
-			return watchword.Because(err, watchword.Conflict, "%s", err)
+			return err
 		}
 		if err = cl.ExportLog(c.Context(), q, f); err == nil {
 			err = f.Sync()

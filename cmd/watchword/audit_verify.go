@@ -466,7 +466,8 @@ func (a *app) auditMirror() *cobra.Command {
 	return c
 }
 
-// mirror brings the copy of a log in dir up to date.
+// mirror brings the copy of a log in dir up to date: what is fetched is written once
+// all of it verifies. A copy that is damaged itself is fetched anew, whole.
 func mirror(ctx context.Context, dir string, get audit.Get, keys logKeys) (audit.Verdict, error) {
 	here := folder(dir)
 	var against [][]byte
@@ -476,11 +477,31 @@ func mirror(ctx context.Context, dir string, get audit.Get, keys logKeys) (audit
 	case watchword.CodeOf(err) != watchword.NotFound:
 		return audit.Verdict{}, err
 	}
+	v, err := mirrorOnce(ctx, dir, get, here, keys, against)
+	if watchword.CodeOf(err) == watchword.LogInvalid {
+		nothing := func(context.Context, string) ([]byte, error) {
+			return nil, watchword.Refuse(watchword.NotFound, "not looked for")
+		}
+		return mirrorOnce(ctx, dir, get, nothing, keys, against)
+	}
+	return v, err
+}
+
+func mirrorOnce(ctx context.Context, dir string, get, here audit.Get, keys logKeys, against [][]byte) (v audit.Verdict, err error) {
 	note, err := get(ctx, "checkpoint")
 	if err != nil {
-		return audit.Verdict{}, err
+		return v, err
 	}
-	verdict, err := verifyMirror(ctx, func(ctx context.Context, path string) ([]byte, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return v, err
+	}
+	fresh, err := os.MkdirTemp(dir, ".new-")
+	if err != nil {
+		return v, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(fresh)) }()
+	var fetched []string
+	v, err = verifyMirror(ctx, func(ctx context.Context, path string) ([]byte, error) {
 		if path == "checkpoint" {
 			return note, nil
 		}
@@ -491,14 +512,24 @@ func mirror(ctx context.Context, dir string, get audit.Get, keys logKeys) (audit
 		if err != nil {
 			return nil, err
 		}
-		name := filepath.Join(dir, filepath.FromSlash(path))
+		fetched = append(fetched, path)
+		name := filepath.Join(fresh, filepath.FromSlash(path))
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			return nil, err
 		}
-		return b, durable.WriteFile(name, b, 0o644)
+		return b, os.WriteFile(name, b, 0o644)
 	}, keys, against)
 	if err != nil {
-		return verdict, err
+		return v, err
 	}
-	return verdict, durable.WriteFile(filepath.Join(dir, "checkpoint"), note, 0o644)
+	for _, path := range fetched {
+		name := filepath.Join(dir, filepath.FromSlash(path))
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return v, err
+		}
+		if err := os.Rename(filepath.Join(fresh, filepath.FromSlash(path)), name); err != nil {
+			return v, err
+		}
+	}
+	return v, durable.WriteFile(filepath.Join(dir, "checkpoint"), note, 0o644)
 }

@@ -5,8 +5,10 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -30,7 +32,10 @@ func writeEvidence(ctx context.Context, cl *admin.Client, id watchword.CommandID
 		_, err = os.Stdout.Write(b)
 		return err
 	}
-	return durable.Create(name, b, 0o600)
+	if err = durable.Create(name, b, 0o600); errors.Is(err, fs.ErrExist) {
+		err = watchword.Because(err, watchword.Conflict, "%s is there already", name)
+	}
+	return err
 }
 
 // proven is what command verify prints.
