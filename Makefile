@@ -29,6 +29,8 @@ lint:
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./jose ./policy ./token ./bench
 	$(GO) run ./bench/load
+	$(GO) run ./bench/load -log 3 -rate 200 -seconds 8
+	$(GO) run ./bench/auditload
 	$(GO) run ./bench/mqttload
 
 fuzz:
