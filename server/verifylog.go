@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,6 +32,14 @@ func VerifyLog(ctx context.Context, dir string, keys func(origin string) []ledge
 			err = watchword.Because(err, watchword.LogInvalid, "the database is damaged, or tables of it are gone")
 		}
 	}()
+	// Beside the database, and so out of reach of who can write to that alone. It is read
+	// first: a server that runs writes it last.
+	switch note, err := os.ReadFile(filepath.Join(dir, checkpointFile)); {
+	case err == nil:
+		against = append(slices.Clone(against), note)
+	case !errors.Is(err, fs.ErrNotExist):
+		return v, err
+	}
 	f, err := sqlite.OpenLog(ctx, filepath.Join(dir, databaseFile))
 	if err != nil {
 		return v, err
@@ -39,9 +48,6 @@ func VerifyLog(ctx context.Context, dir string, keys func(origin string) []ledge
 	own, err := logKeys(ctx, f)
 	if err != nil {
 		return v, err
-	}
-	if note, err := os.ReadFile(filepath.Join(dir, checkpointFile)); err == nil {
-		against = append(against, note) // beside the database, and so out of reach of who can write to that alone
 	}
 	if keys != nil {
 		given := keys(own[0].Name())
