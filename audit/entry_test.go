@@ -3,6 +3,7 @@ package audit_test
 import (
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -62,5 +63,22 @@ func TestKindsAreDocumented(t *testing.T) {
 				t.Errorf("docs/log.md tells of %s", name)
 			}
 		}
+	}
+}
+
+// Kinds has every kind that entry.go names.
+func TestKindsAreAll(t *testing.T) {
+	b, err := os.ReadFile("entry.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, m := range regexp.MustCompile(`(?m)^\t\w+ += "([a-z]+\.[a-z]+)"$`).FindAllSubmatch(b, -1) {
+		if n++; !slices.Contains(audit.Kinds, string(m[1])) {
+			t.Errorf("%s is not among them", m[1])
+		}
+	}
+	if n != len(audit.Kinds) {
+		t.Errorf("%d are named, and %d listed", n, len(audit.Kinds))
 	}
 }

@@ -2,9 +2,6 @@ package audit
 
 import (
 	"encoding/base64"
-	"encoding/json"
-
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit/ledger"
@@ -31,23 +28,6 @@ func Line(r Record, q Query) ExportLine {
 	}
 	l.Salt, l.Body = base64.StdEncoding.EncodeToString(r.Salt[:]), string(r.Body)
 	return l
-}
-
-// AppendJSON appends the line without its end.
-func (l ExportLine) AppendJSON(b []byte) []byte {
-	if l.Body != "" { // the common case, without reflection
-		b = append(jsonNumber(b, l.Seq), `,"salt":"`...)
-		b = append(append(b, l.Salt...), `","body":`...)
-		b, _ = jsontext.AppendQuote(b, l.Body) // a body is JSON, and so is good UTF-8
-		return append(b, '}')
-	}
-	out, _ := json.Marshal(l) // numbers and text alone
-	return append(b, out...)
-}
-
-func jsonNumber(b []byte, n int64) []byte {
-	out, _ := json.Marshal(n)
-	return append(append(b, `{"seq":`...), out...)
 }
 
 // Record reads a line that is an entry. Code: log_invalid.

@@ -18,9 +18,10 @@ type Store interface {
 
 // The bounds of a recorder, for refusals and for what happens to sessions: how many
 // wait to be written, how many are written at once after a quiet time, and how many in
-// each second of a long flood; and, where less than half is
-// left, how many of one source (a subject, or a stranger's address) in one second, so that nobody's flood hides what others do. What is over is
-// counted, by kind and code, and the counts are written.
+// each second of a long flood; and, where less than half is left, how many of one
+// source (a subject, or a stranger's address) in one second, so that nobody's flood
+// hides what others do. What is over is counted, by kind and code, and the counts are
+// written.
 const (
 	refusalsQueue, refusalsBurst, refusalsRate    = 1024, 1000, 50 // of who proved to be somebody
 	strangersQueue, strangersBurst, strangersRate = 1024, 1000, 20

@@ -25,7 +25,6 @@ type Verdict struct {
 // What it says of the first thing that does not fit is log_invalid. It is for one
 // goroutine, and for one log.
 type Check struct {
-	keys  []ledger.Key
 	want  []wanted // by size
 	sure  int64    // up to here by checkpoints that were kept elsewhere
 	tree  ledger.Tree
@@ -46,7 +45,7 @@ type wanted struct {
 // NewCheck returns a check by the log's keys. own and elsewhere are signed checkpoints, kept
 // by the log and by others: the log must extend all.
 func NewCheck(keys []ledger.Key, own, elsewhere [][]byte) (*Check, error) {
-	c := &Check{keys: keys}
+	c := &Check{}
 	for i, n := range slices.Concat(own, elsewhere) {
 		o, err := ledger.Open(n, keys...)
 		if err != nil {

@@ -63,8 +63,8 @@ func ParseWitness(line string) (*Witness, error) {
 func loopback(host string) bool { return host == "localhost" || host == "127.0.0.1" || host == "::1" }
 
 // witness asks every witness for its signature under a checkpoint, all at once, and
-// returns the note with those that came. Who does not answer is asked again with a
-// later one.
+// returns the note with those that came. Who does not answer is asked again, after a
+// while.
 func (k *Keeper) witness(ctx context.Context, c ledger.Checkpoint, note []byte) []byte {
 	if len(k.o.Witnesses) == 0 {
 		return note

@@ -194,6 +194,8 @@ func (l *Line) pending(ctx context.Context, after int64, nonce string, limit int
 	for _, r := range rows {
 		c, err := l.handOver(ctx, r, nonce)
 		switch code := watchword.CodeOf(err); {
+		case errors.Is(err, errLonger):
+			return nil, false, err
 		case errors.Is(err, errUncovered):
 			return out, false, nil // in order: what follows waits too
 		case code == watchword.Conflict || code == watchword.Busy:
@@ -250,6 +252,9 @@ func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand
 // errUncovered means that the log's checkpoint does not have a hand-over's entry yet.
 var errUncovered = errors.New("no checkpoint has it yet")
 
+// errLonger is what a device is told that has seen a longer log.
+var errLonger = watchword.Refuse(watchword.Conflict, "the device has seen a longer log than this one is")
+
 // seal seals a version to the device, with the proof that the log has it where the
 // device wants one.
 func (l *Line) seal(ctx context.Context, to *jose.PublicKey, jws string, entry int64) (string, error) {
@@ -276,7 +281,7 @@ func (l *Line) seal(ctx context.Context, to *jose.PublicKey, jws string, entry i
 	}
 	if seen > c.Size { // of a server that came back from a backup, or a lie
 		slog.WarnContext(ctx, "a device has seen a longer log than this one", slog.String("device", string(l.key.device)))
-		return "", watchword.Refuse(watchword.Conflict, "the device has seen a longer log than this one is")
+		return "", errLonger
 	}
 	extends, err := d.o.Log.ProveExtends(ctx, c, seen)
 	if err != nil {

@@ -1,9 +1,11 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -333,7 +335,7 @@ func (a *API) sendEntries(ctx context.Context, out *stream, q audit.Query, p *au
 	return cp.Size, nil
 }
 
-// exportEntries writes the log as lines: a head, an entry each, and the checkpoint
+// exportEntries writes the log as lines: an entry each, and the checkpoint
 // that they add up to.
 func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) error {
 	v := r.URL.Query()
@@ -365,13 +367,14 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // as in ServeHTTP
 		rows, err := a.Entries.Records(r.Context(), p.After, int(min(maxEntries, cp.Size-p.After)))
 		if err != nil || len(rows) == 0 {
+			a.Log.ErrorContext(r.Context(), "an export broke off", slog.Int64("after", p.After), slog.Any("err", err))
 			panic(http.ErrAbortHandler) // what was sent has no end, and does not verify
 		}
-		var b []byte
+		var b bytes.Buffer
 		for _, row := range rows {
-			b = append(audit.Line(row, q).AppendJSON(b), '\n')
+			writeJSON(&b, audit.Line(row, q))
 		}
-		if _, err := w.Write(b); err != nil {
+		if _, err := w.Write(b.Bytes()); err != nil {
 			return nil // the peer has gone
 		}
 		p.After = rows[len(rows)-1].Seq
@@ -379,6 +382,6 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 			return nil
 		}
 	}
-	_, _ = w.Write(append(audit.ExportLine{Checkpoint: string(note)}.AppendJSON(nil), '\n')) // as above
+	writeJSON(w, audit.ExportLine{Checkpoint: string(note)})
 	return nil
 }

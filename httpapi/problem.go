@@ -3,6 +3,7 @@ package httpapi
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"math"
 	"net/http"
@@ -229,7 +230,7 @@ func answer(w http.ResponseWriter, status int, v any) {
 
 // writeJSON leaves < > & as they are: what reads it is no HTML parser. The error
 // is the connection's, and whoever was on it has gone.
-func writeJSON(w http.ResponseWriter, v any) {
+func writeJSON(w io.Writer, v any) {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	_ = enc.Encode(v)

@@ -88,10 +88,8 @@ func (l *log) stand(e edge) {
 
 // load reads the edge from the tables. Code: log_invalid where they do not fit.
 func (l *log) load(ctx context.Context, from rows) error {
-	var size int64
-	if _, err := all(ctx, from, func(r scanner) (none struct{}, err error) {
-		return none, r.Scan(&size)
-	}, `SELECT coalesce(max(seq), 0) FROM audit_entries`); err != nil {
+	size, err := lastEntry(ctx, from)
+	if err != nil {
 		return err
 	}
 	tree, err := ledger.At(size, func(level int, n int64, width int) ([]byte, error) { return tile(ctx, from, level, n, width) })
@@ -123,14 +121,18 @@ func (l *log) load(ctx context.Context, from rows) error {
 
 // alone refuses where somebody else has written to the log: nothing can be entered then.
 func (l *log) alone(t *tx) error {
-	last, err := one(context.Background(), t, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT coalesce(max(seq), 0) FROM audit_entries`)
+	last, err := lastEntry(context.Background(), t)
 	if err == nil && !l.off && last != l.next()-1 {
 		err = watchword.Refuse(watchword.LogInvalid, "somebody else wrote to the log: it has an entry %d, and this server wrote %d", last, l.next()-1)
 	}
 	return err
 }
 
-// enter writes audit entries, and returns the number of the last. Numbers grow by
+func lastEntry(ctx context.Context, from rows) (int64, error) {
+	return one(ctx, from, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT coalesce(max(seq), 0) FROM audit_entries`)
+}
+
+// enter writes audit entries. Numbers grow by
 // one each, because a step that is rolled back takes its number with it.
 func (t *tx) enter(es ...audit.Entry) error {
 	if t.log.off {

@@ -65,7 +65,7 @@ func (s *Store) candidates(ctx context.Context, q audit.Query, first, next, full
 	at := first
 	_, err = all(ctx, s, func(r scanner) (none struct{}, err error) {
 		var n int64
-		t, err := scanTermsOf(&n, r)
+		t, err := scanTerms(and{r, []any{&n}})
 		for ; err == nil && at < n; at++ {
 			ns = append(ns, at) // without terms the entries themselves are looked at
 		}
@@ -74,25 +74,11 @@ func (s *Store) candidates(ctx context.Context, q audit.Query, first, next, full
 		}
 		at = n + 1
 		return none, err
-	}, `SELECT n, first, last, bits FROM audit_terms WHERE n >= ? AND n < ? ORDER BY n`, first, min(next, full))
+	}, `SELECT first, last, bits, n FROM audit_terms WHERE n >= ? AND n < ? ORDER BY n`, first, min(next, full))
 	for ; at < next; at++ {
 		ns = append(ns, at)
 	}
 	return ns, err
-}
-
-func scanTermsOf(n *int64, r scanner) (audit.Terms, error) {
-	return scanTerms(before{r, n})
-}
-
-// before scans another column before those that it is asked for.
-type before struct {
-	scanner
-	first any
-}
-
-func (b before) Scan(dest ...any) error {
-	return b.scanner.Scan(append([]any{b.first}, dest...)...)
 }
 
 func scanTerms(r scanner) (t audit.Terms, err error) {

@@ -1,0 +1,41 @@
+package token_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+func TestABundleNamesWitnesses(t *testing.T) {
+	k, err := jose.GenerateKey(jose.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := k.Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		witnesses int
+		quorum    int64
+		want      watchword.Code
+	}{{0, 0, ""}, {1, 1, ""}, {16, 9, ""}, {17, 9, watchword.TokenMalformed}, {2, 3, watchword.TokenMalformed}, {2, -1, watchword.TokenMalformed}} {
+		now := time.Now().Truncate(time.Second)
+		b := token.Trust{Issuer: "https://w.example", Version: 1, Epoch: 1, Root: []*jose.PublicKey{s.Public()}, Quorum: tc.quorum, Issued: now, Expires: now.Add(time.Hour)}
+		for i := range tc.witnesses {
+			b.Witnesses = append(b.Witnesses, fmt.Sprint("witness-", i))
+		}
+		raw, err := token.SignTrust(b, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := token.VerifyTrust(raw, token.Pin(s.Public()), now)
+		if watchword.CodeOf(err) != tc.want || tc.want == "" && (fmt.Sprint(got.Witnesses) != fmt.Sprint(b.Witnesses) || got.Quorum != tc.quorum) {
+			t.Errorf("%d witnesses, quorum %d: %v %d, %v", tc.witnesses, tc.quorum, got.Witnesses, got.Quorum, err)
+		}
+	}
+}
