@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -23,9 +20,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
-	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
-	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/server"
 )
 
@@ -210,99 +205,6 @@ func (v verification) table(w io.Writer) {
 	fmt.Fprintf(w, "keys\t%s\n", v.Keys)
 }
 
-// logKeys is what --key names: keys with their names, and bare keys of the log,
-// whose name is the log's own.
-type logKeys struct {
-	named []ledger.Key
-	bare  []ed25519.PublicKey
-}
-
-func (k logKeys) of(origin string) []ledger.Key {
-	out := k.named
-	for _, b := range k.bare {
-		out = append(out, ledger.LogKey(origin, b))
-	}
-	return out
-}
-
-func (k logKeys) ofNote(note []byte) ([]ledger.Key, error) {
-	c, err := ledger.ReadCheckpoint(note)
-	return k.of(c.Origin), err
-}
-
-// ofExport takes the log's name from the last line, and goes back to the first.
-func (k logKeys) ofExport(f *os.File) ([]ledger.Key, error) {
-	end, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, err
-	}
-	tail := make([]byte, min(end, 2*ledger.MaxNote))
-	if _, err := f.ReadAt(tail, end-int64(len(tail))); err != nil {
-		return nil, err
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	lines := strings.Split(strings.TrimSuffix(string(tail), "\n"), "\n")
-	var l audit.ExportLine
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &l); err != nil || l.Checkpoint == "" {
-		return nil, watchword.Refuse(watchword.LogInvalid, "%s has no checkpoint at its end: entries may be missing", f.Name())
-	}
-	return k.ofNote([]byte(l.Checkpoint))
-}
-
-// readLogKeys reads --key. Code: bad_request.
-func readLogKeys(name string) (k logKeys, err error) {
-	if name == "" {
-		return k, nil
-	}
-	b, err := readInput(name, 64<<10)
-	if err != nil {
-		return k, err
-	}
-	bare := func(pub any) error {
-		ed, ok := pub.(ed25519.PublicKey)
-		if !ok {
-			return watchword.RefuseField("--key", "a log's key is Ed25519")
-		}
-		k.bare = append(k.bare, ed)
-		return nil
-	}
-	text := strings.TrimSpace(string(b))
-	switch {
-	case strings.HasPrefix(text, "{"):
-		pub, err := jose.ParseJWK([]byte(text))
-		if err != nil {
-			return k, err
-		}
-		return k, bare(pub.Crypto())
-	case strings.HasPrefix(text, "-----BEGIN"):
-		block, _ := pem.Decode([]byte(text))
-		if block == nil {
-			return k, watchword.RefuseField("--key", "is damaged PEM")
-		}
-		pub, err := x509.ParsePKIXPublicKey(block.Bytes)
-		if err != nil {
-			return k, watchword.RefuseField("--key", "is no public key")
-		}
-		return k, bare(pub)
-	}
-	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		key, err := ledger.ParseKey(line)
-		if err != nil {
-			return k, err
-		}
-		k.named = append(k.named, key)
-	}
-	if len(k.named) == 0 {
-		return k, watchword.RefuseField("--key", "holds no key")
-	}
-	return k, nil
-}
-
 func verifyMirror(ctx context.Context, get audit.Get, keys logKeys, against [][]byte) (audit.Verdict, error) {
 	note, err := get(ctx, "checkpoint")
 	if err != nil {
@@ -338,14 +240,8 @@ func (a *app) verifyURL(ctx context.Context, v *verification, o verifyOptions, k
 	if err != nil {
 		return err
 	}
-	if o.key == "" {
-		if own == nil {
-			return usage("--key is missing: the log's public key, as watchword audit key prints it")
-		}
-		if keys.named, err = own(ctx); err != nil {
-			return err
-		}
-		v.Keys = "as the server's trust bundle names them"
+	if err := v.orOwn(ctx, &keys, own); err != nil {
+		return err
 	}
 	verdict, err := verifyMirror(ctx, get, keys, against)
 	return v.take(verdict, err)
@@ -401,135 +297,15 @@ func (a *app) bundledLogKeys(ctx context.Context) ([]ledger.Key, error) {
 	return ledger.KeysOf(t.Issuer, t.Log, t.Witnesses)
 }
 
-func (a *app) auditKey() *cobra.Command {
-	return &cobra.Command{
-		Use: "key", Short: "The log's public keys, to keep elsewhere", Long: "The log's public keys, and those of the witnesses that the trust bundle names, as verifier keys (C2SP signed-note): what audit verify --key wants, and other programs for transparency logs.",
-		Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
-			keys, err := a.bundledLogKeys(c.Context())
-			if err != nil {
-				return err
-			}
-			for _, k := range keys {
-				fmt.Println(k)
-			}
-			return nil
-		},
+// orOwn takes the keys of this machine's server where --key named none.
+func (v *verification) orOwn(ctx context.Context, keys *logKeys, own func(context.Context) ([]ledger.Key, error)) (err error) {
+	if v.Keys != "" {
+		return nil
 	}
-}
-
-func (a *app) auditMirror() *cobra.Command {
-	var o verifyOptions
-	c := &cobra.Command{
-		Use: "mirror DIR [URL]", Short: "Copy the log's tiles to a folder, or bring a copy up to date",
-		Long: "Copies the log to a folder, or goes on with a copy: what is new is fetched, all of it is verified, the new log must extend the copied one, and only then is the checkpoint written.",
-		Args: args(cobra.RangeArgs(1, 2)),
+	if own == nil {
+		return usage("--key is missing: the log's public key, as watchword audit key prints it")
 	}
-	f := c.Flags()
-	f.StringVar(&o.key, "key", "", "file with the log's public key")
-	f.StringVar(&o.token, "token", "", "file with an access token for the URL, - for standard input")
-	f.StringVar(&o.ca, "cafile", "", "file with the authority that certifies the URL")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		keys, err := readLogKeys(o.key)
-		if err != nil {
-			return err
-		}
-		v := verification{OK: true, What: args[0], Keys: o.key}
-		address := ""
-		if len(args) == 2 {
-			address = args[1]
-		} else {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			address = cl.URL()
-		}
-		get, own, err := a.served(address, o)
-		if err != nil {
-			return err
-		}
-		if o.key == "" {
-			if own == nil {
-				return usage("--key is missing: the log's public key, as watchword audit key prints it")
-			}
-			if keys.named, err = own(c.Context()); err != nil {
-				return err
-			}
-			v.Keys = "as the server's trust bundle names them"
-		}
-		verdict, err := mirror(c.Context(), args[0], get, keys)
-		if err := v.take(verdict, err); err != nil {
-			return err
-		}
-		return a.print(v, v.table)
-	}
-	return c
-}
-
-// mirror brings the copy of a log in dir up to date: what is fetched is written once
-// all of it verifies. A copy that is damaged itself is fetched anew, whole.
-func mirror(ctx context.Context, dir string, get audit.Get, keys logKeys) (audit.Verdict, error) {
-	here := folder(dir)
-	var against [][]byte
-	switch old, err := here(ctx, "checkpoint"); {
-	case err == nil:
-		against = append(against, old)
-	case watchword.CodeOf(err) != watchword.NotFound:
-		return audit.Verdict{}, err
-	}
-	v, err := mirrorOnce(ctx, dir, get, here, keys, against)
-	if watchword.CodeOf(err) == watchword.LogInvalid {
-		nothing := func(context.Context, string) ([]byte, error) {
-			return nil, watchword.Refuse(watchword.NotFound, "not looked for")
-		}
-		return mirrorOnce(ctx, dir, get, nothing, keys, against)
-	}
-	return v, err
-}
-
-func mirrorOnce(ctx context.Context, dir string, get, here audit.Get, keys logKeys, against [][]byte) (v audit.Verdict, err error) {
-	note, err := get(ctx, "checkpoint")
-	if err != nil {
-		return v, err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return v, err
-	}
-	fresh, err := os.MkdirTemp(dir, ".new-")
-	if err != nil {
-		return v, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(fresh)) }()
-	var fetched []string
-	v, err = verifyMirror(ctx, func(ctx context.Context, path string) ([]byte, error) {
-		if path == "checkpoint" {
-			return note, nil
-		}
-		if b, err := here(ctx, path); watchword.CodeOf(err) != watchword.NotFound {
-			return b, err
-		}
-		b, err := get(ctx, path)
-		if err != nil {
-			return nil, err
-		}
-		fetched = append(fetched, path)
-		name := filepath.Join(fresh, filepath.FromSlash(path))
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			return nil, err
-		}
-		return b, os.WriteFile(name, b, 0o644)
-	}, keys, against)
-	if err != nil {
-		return v, err
-	}
-	for _, path := range fetched {
-		name := filepath.Join(dir, filepath.FromSlash(path))
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			return v, err
-		}
-		if err := os.Rename(filepath.Join(fresh, filepath.FromSlash(path)), name); err != nil {
-			return v, err
-		}
-	}
-	return v, durable.WriteFile(filepath.Join(dir, "checkpoint"), note, 0o644)
+	v.Keys = "as the server's trust bundle names them"
+	keys.named, err = own(ctx)
+	return err
 }

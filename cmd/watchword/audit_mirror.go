@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/durable"
+)
+
+func (a *app) auditKey() *cobra.Command {
+	return &cobra.Command{
+		Use: "key", Short: "The log's public keys, to keep elsewhere", Long: "The log's public keys, and those of the witnesses that the trust bundle names, as verifier keys (C2SP signed-note): what audit verify --key wants, and other programs for transparency logs.",
+		Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+			keys, err := a.bundledLogKeys(c.Context())
+			if err != nil {
+				return err
+			}
+			for _, k := range keys {
+				fmt.Println(k)
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) auditMirror() *cobra.Command {
+	var o verifyOptions
+	c := &cobra.Command{
+		Use: "mirror DIR [URL]", Short: "Copy the log's tiles to a folder, or bring a copy up to date",
+		Long: "Copies the log to a folder, or goes on with a copy: what is new is fetched, all of it is verified, the new log must extend the copied one, and only then is the checkpoint written.",
+		Args: args(cobra.RangeArgs(1, 2)),
+	}
+	f := c.Flags()
+	f.StringVar(&o.key, "key", "", "file with the log's public key")
+	f.StringVar(&o.token, "token", "", "file with an access token for the URL, - for standard input")
+	f.StringVar(&o.ca, "cafile", "", "file with the authority that certifies the URL")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		keys, err := readLogKeys(o.key)
+		if err != nil {
+			return err
+		}
+		v := verification{OK: true, What: args[0], Keys: o.key}
+		address := ""
+		if len(args) == 2 {
+			address = args[1]
+		} else {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			address = cl.URL()
+		}
+		get, own, err := a.served(address, o)
+		if err != nil {
+			return err
+		}
+		if err := v.orOwn(c.Context(), &keys, own); err != nil {
+			return err
+		}
+		verdict, err := mirror(c.Context(), args[0], get, keys)
+		if err := v.take(verdict, err); err != nil {
+			return err
+		}
+		return a.print(v, v.table)
+	}
+	return c
+}
+
+// mirror brings the copy of a log in dir up to date: what is fetched is written once
+// all of it verifies. A copy that is damaged itself is fetched anew, whole.
+func mirror(ctx context.Context, dir string, get audit.Get, keys logKeys) (audit.Verdict, error) {
+	here := folder(dir)
+	var against [][]byte
+	switch old, err := here(ctx, "checkpoint"); {
+	case err == nil:
+		against = append(against, old)
+	case watchword.CodeOf(err) != watchword.NotFound:
+		return audit.Verdict{}, err
+	}
+	v, err := mirrorOnce(ctx, dir, get, here, keys, against)
+	if watchword.CodeOf(err) == watchword.LogInvalid {
+		nothing := func(context.Context, string) ([]byte, error) {
+			return nil, watchword.Refuse(watchword.NotFound, "not looked for")
+		}
+		return mirrorOnce(ctx, dir, get, nothing, keys, against)
+	}
+	return v, err
+}
+
+func mirrorOnce(ctx context.Context, dir string, get, here audit.Get, keys logKeys, against [][]byte) (v audit.Verdict, err error) {
+	note, err := get(ctx, "checkpoint")
+	if err != nil {
+		return v, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return v, err
+	}
+	fresh, err := os.MkdirTemp(dir, ".new-")
+	if err != nil {
+		return v, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(fresh)) }()
+	var fetched []string
+	v, err = verifyMirror(ctx, func(ctx context.Context, path string) ([]byte, error) {
+		if path == "checkpoint" {
+			return note, nil
+		}
+		if b, err := here(ctx, path); watchword.CodeOf(err) != watchword.NotFound {
+			return b, err
+		}
+		b, err := get(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		fetched = append(fetched, path)
+		name := filepath.Join(fresh, filepath.FromSlash(path))
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return nil, err
+		}
+		return b, os.WriteFile(name, b, 0o644)
+	}, keys, against)
+	if err != nil {
+		return v, err
+	}
+	for _, path := range fetched {
+		name := filepath.Join(dir, filepath.FromSlash(path))
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return v, err
+		}
+		if err := os.Rename(filepath.Join(fresh, filepath.FromSlash(path)), name); err != nil {
+			return v, err
+		}
+	}
+	return v, durable.WriteFile(filepath.Join(dir, "checkpoint"), note, 0o644)
+}
