@@ -22,7 +22,7 @@ var floors = []string{
 	"jose",
 	"audit",
 	"policy",
-	"token session twin event",
+	"token session twin event shelf",
 	"keyring",
 	"office enroll command registry",
 	"sdk storetest sqlite",

@@ -188,6 +188,21 @@ func all[T any](ctx context.Context, from rows, scan func(scanner) (T, error), q
 	return out, unavailable(rs.Err())
 }
 
+// each hands every row of a query to f, one by one.
+func each(ctx context.Context, from rows, f func(scanner) error, q string, args ...any) error {
+	rs, err := from.query(ctx, q, args...)
+	if err != nil {
+		return unavailable(err)
+	}
+	defer rs.Close()
+	for rs.Next() {
+		if err := f(rs); err != nil {
+			return unavailable(err)
+		}
+	}
+	return unavailable(rs.Err())
+}
+
 // one reads the first row of a query, or is not_found with what it says.
 func one[T any](ctx context.Context, from rows, scan func(scanner) (T, error), missing error, q string, args ...any) (T, error) {
 	vs, err := all(ctx, from, scan, q, args...)

@@ -72,6 +72,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"checkpoints are kept", checkpoints},
 		{"of old checkpoints one of each hour is kept", fewerCheckpoints},
 		{"what is pruned leaves its hash", pruning},
+		{"what waits at the side door survives", shelfKeeps},
 		{"a refused step leaves nothing", refusedLeavesNothing},
 	} {
 		t.Run(contract.name, func(t *testing.T) {

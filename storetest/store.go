@@ -148,6 +148,7 @@ type Store interface {
 	// SetConfig replaces the wanted configuration; ifVersion -1 any, 0 never set, else today's; else precondition_failed.
 	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (twin.Twin, error)
 	Log
+	Shelf
 
 	// Ping answers nil if a write transaction can commit.
 	Ping(ctx context.Context) error

@@ -1,0 +1,272 @@
+// Package shelf is what lies beside the side door until it is fetched: the Session
+// State of MQTT clients, messages for those who are away, and retained messages, as
+// bytes that a cellar keeps. In come changes, out comes, at the next start, all of
+// it. It decides nothing and refuses only what it cannot read.
+package shelf
+
+import (
+	"encoding/binary"
+	"math"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Forever is a session expiry that never comes (MQTT 5.0 §3.1.2.11.2).
+const Forever = math.MaxUint32
+
+// Session is the Session State of one client (MQTT 5.0 §4.1), without its messages.
+type Session struct {
+	ID          int64 // the store's and this package's name for it; never used again
+	Tenant      watchword.TenantID
+	Client      string // its client identifier
+	Subject     watchword.SubjectID
+	Incarnation int64 // of the subject
+	Expiry      uint32
+	Left        time.Time // when its connection ended; zero while it has one
+	Will        []byte    // nil for none
+	WillAt      time.Time // when it is due; zero while there is a connection
+	Progress    []byte    // see [Progress]
+
+	Subscriptions []Subscription
+}
+
+// Subscription is one filter of a session. Options is that of SUBSCRIBE (MQTT 5.0 §3.8.3.1).
+type Subscription struct {
+	Filter     string
+	Options    byte
+	Identifier uint32 // 0 for none
+}
+
+// Message is one application message that sessions wait for. Packet is an encoded
+// PUBLISH of version 5.
+type Message struct {
+	ID        int64
+	Packet    []byte // nil where only Size is asked for
+	Size      int
+	Expires   time.Time // zero: never
+	Receivers []byte    // see [AppendReceiver]
+}
+
+// Retained is the retained message of one topic; without a Packet it is removed.
+type Retained struct {
+	Tenant  watchword.TenantID
+	Topic   string
+	Packet  []byte
+	Expires time.Time
+}
+
+// Changes is what one transaction writes, in this order.
+type Changes struct {
+	Dropped      []int64 // sessions, with their subscriptions
+	Sessions     []Session
+	Unsubscribed []Filter
+	Subscribed   []Filter
+	Progress     []Session // ID and Progress alone
+	Messages     []Message
+	Done         []int64 // messages
+	Retained     []Retained
+}
+
+// Filter is a subscription of a session.
+type Filter struct {
+	Session int64
+	Subscription
+}
+
+// Empty reports whether there is nothing to write.
+func (c *Changes) Empty() bool {
+	return len(c.Dropped)+len(c.Sessions)+len(c.Unsubscribed)+len(c.Subscribed)+len(c.Progress)+len(c.Messages)+len(c.Done)+len(c.Retained) == 0
+}
+
+// Receiver is one session that waits for a message.
+type Receiver struct {
+	Session     int64
+	Seq         int64 // its place in the session's queue
+	QoS         byte  // 1 or 2
+	Retain      bool  // RETAIN is to be set
+	Shared      bool  // the session has it for a group
+	Identifiers []uint32
+}
+
+// AppendReceiver appends r to the receivers of a message.
+func AppendReceiver(out []byte, r Receiver) []byte {
+	out = binary.AppendUvarint(out, uint64(r.Session))
+	out = binary.AppendUvarint(out, uint64(r.Seq))
+	flags := r.QoS
+	if r.Retain {
+		flags |= 4
+	}
+	if r.Shared {
+		flags |= 8
+	}
+	if len(r.Identifiers) == 0 {
+		return append(out, flags)
+	}
+	out = binary.AppendUvarint(append(out, flags|16), uint64(len(r.Identifiers)))
+	for _, n := range r.Identifiers {
+		out = binary.AppendUvarint(out, uint64(n))
+	}
+	return out
+}
+
+// Receivers calls f with each receiver in b. Code: internal for bytes that are none.
+func Receivers(b []byte, f func(Receiver)) error {
+	d := decoder{b: b}
+	for len(d.b) > 0 && !d.bad {
+		r := Receiver{Session: d.int(), Seq: d.int()}
+		flags := d.byte()
+		r.QoS, r.Retain, r.Shared = flags&3, flags&4 != 0, flags&8 != 0
+		if flags&16 != 0 {
+			for n := d.count(); n > 0; n-- {
+				r.Identifiers = append(r.Identifiers, uint32(d.int()))
+			}
+		}
+		if !d.bad {
+			f(r)
+		}
+	}
+	return d.err("receivers of a message")
+}
+
+// Progress is how far a session has come in its queue.
+type Progress struct {
+	Next     int64   // the highest number that was given to a message
+	Sent     int64   // the highest number that was sent
+	Open     []Open  // what was sent and is not done
+	Gone     []int64 // what was not sent and never will be
+	Lost     []Lost  // what was lost, until no message before it is left
+	Received []uint16
+	Dropped  int64 // messages that found no room
+}
+
+// Open is a message that was sent; Released, if its receiver has said PUBREC.
+type Open struct {
+	Seq      int64
+	Released bool
+}
+
+// Lost is a filter that a session may no longer subscribe to: what came by it, up to
+// Seq, is not for it any more. Told says that the client knows.
+type Lost struct {
+	Filter string
+	Seq    int64
+	Told   bool
+}
+
+// Append appends p as it is stored.
+func (p *Progress) Append(out []byte) []byte {
+	out = append(out, 1) // the version of this form
+	u := func(n int64) { out = binary.AppendUvarint(out, uint64(n)) }
+	u(p.Next)
+	u(p.Sent)
+	u(int64(len(p.Open)))
+	for _, o := range p.Open {
+		n := o.Seq << 1
+		if o.Released {
+			n++
+		}
+		u(n)
+	}
+	u(int64(len(p.Gone)))
+	for _, n := range p.Gone {
+		u(n)
+	}
+	u(int64(len(p.Lost)))
+	for _, l := range p.Lost {
+		n := l.Seq << 1
+		if l.Told {
+			n++
+		}
+		u(n)
+		u(int64(len(l.Filter)))
+		out = append(out, l.Filter...)
+	}
+	u(int64(len(p.Received)))
+	for _, id := range p.Received {
+		u(int64(id))
+	}
+	u(p.Dropped)
+	return out
+}
+
+// ParseProgress reads what [Progress.Append] wrote; nothing is a session at its
+// beginning. Code: internal for bytes that are none.
+func ParseProgress(b []byte) (p Progress, err error) {
+	if len(b) == 0 {
+		return p, nil
+	}
+	d := decoder{b: b}
+	if d.byte() != 1 {
+		d.bad = true
+	}
+	p.Next, p.Sent = d.int(), d.int()
+	for n := d.count(); n > 0; n-- {
+		v := d.int()
+		p.Open = append(p.Open, Open{v >> 1, v&1 != 0})
+	}
+	for n := d.count(); n > 0; n-- {
+		p.Gone = append(p.Gone, d.int())
+	}
+	for n := d.count(); n > 0; n-- {
+		v := d.int()
+		p.Lost = append(p.Lost, Lost{Seq: v >> 1, Told: v&1 != 0, Filter: string(d.take(d.count()))})
+	}
+	for n := d.count(); n > 0; n-- {
+		p.Received = append(p.Received, uint16(d.int()))
+	}
+	p.Dropped = d.int()
+	if len(d.b) > 0 {
+		d.bad = true
+	}
+	return p, d.err("progress of a session")
+}
+
+type decoder struct {
+	b   []byte
+	bad bool
+}
+
+func (d *decoder) int() int64 {
+	n, used := binary.Uvarint(d.b)
+	if used <= 0 || n > math.MaxInt64 {
+		d.bad, d.b = true, nil
+		return 0
+	}
+	d.b = d.b[used:]
+	return int64(n)
+}
+
+// count reads how many follow: never more than there are bytes.
+func (d *decoder) count() int {
+	n := d.int()
+	if n > int64(len(d.b)) {
+		d.bad, d.b = true, nil
+		return 0
+	}
+	return int(n)
+}
+
+func (d *decoder) byte() byte {
+	if b := d.take(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
+func (d *decoder) take(n int) []byte {
+	if d.bad || len(d.b) < n {
+		d.bad, d.b = true, nil
+		return nil
+	}
+	out := d.b[:n]
+	d.b = d.b[n:]
+	return out
+}
+
+func (d *decoder) err(what string) error {
+	if d.bad {
+		return watchword.Refuse(watchword.Internal, "the %s cannot be read", what)
+	}
+	return nil
+}

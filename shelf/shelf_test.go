@@ -1,0 +1,46 @@
+package shelf_test
+
+import (
+	"reflect"
+	"testing"
+
+	"github.com/watchword-iot/watchword/shelf"
+)
+
+func FuzzProgress(f *testing.F) {
+	p := shelf.Progress{
+		Next: 70_000, Sent: 69_000, Open: []shelf.Open{{68_000, true}, {69_000, false}}, Gone: []int64{69_500},
+		Lost: []shelf.Lost{{Filter: "a/#", Seq: 69_900, Told: true}, {Filter: "", Seq: 1}}, Received: []uint16{1, 65535}, Dropped: 3,
+	}
+	f.Add(p.Append(nil))
+	f.Add([]byte{})
+	f.Add([]byte{1, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 127})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := shelf.ParseProgress(b)
+		if err != nil {
+			return
+		}
+		again, err := shelf.ParseProgress(p.Append(nil))
+		if err != nil || !reflect.DeepEqual(p, again) {
+			t.Errorf("%+v became %+v (%v)", p, again, err)
+		}
+	})
+}
+
+func FuzzReceivers(f *testing.F) {
+	f.Add(shelf.AppendReceiver(shelf.AppendReceiver(nil, shelf.Receiver{Session: 300, Seq: 1 << 40, QoS: 2, Retain: true, Identifiers: []uint32{1, 268_435_455}}), shelf.Receiver{Session: 1, Seq: 1, QoS: 1, Shared: true}))
+	f.Add([]byte{1, 1, 17, 200})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var rs, again []shelf.Receiver
+		if shelf.Receivers(b, func(r shelf.Receiver) { rs = append(rs, r) }) != nil {
+			return
+		}
+		var out []byte
+		for _, r := range rs {
+			out = shelf.AppendReceiver(out, r)
+		}
+		if err := shelf.Receivers(out, func(r shelf.Receiver) { again = append(again, r) }); err != nil || !reflect.DeepEqual(rs, again) {
+			t.Errorf("%+v became %+v (%v)", rs, again, err)
+		}
+	})
+}

@@ -1,0 +1,143 @@
+package sqlite
+
+import (
+	"context"
+
+	"github.com/watchword-iot/watchword/shelf"
+)
+
+// Shelf hands out every session with its subscriptions, then every message without its
+// packet, oldest first.
+func (s *Store) Shelf(ctx context.Context, session func(shelf.Session) error, message func(shelf.Message) error) error {
+	subs, err := all(ctx, s, func(r scanner) (f shelf.Filter, err error) {
+		err = r.Scan(&f.Session, &f.Filter, &f.Options, &f.Identifier)
+		return f, err
+	}, `SELECT session, filter, options, identifier FROM mqtt_subscriptions ORDER BY session, filter`)
+	if err != nil {
+		return err
+	}
+	if err := each(ctx, s, func(r scanner) error {
+		var v shelf.Session
+		var left, willAt int64
+		if err := r.Scan(&v.ID, &v.Tenant, &v.Client, &v.Subject, &v.Incarnation, &v.Expiry, &left, &v.Will, &willAt, &v.Progress); err != nil {
+			return err
+		}
+		v.Left, v.WillAt = moment(left), moment(willAt)
+		for len(subs) > 0 && subs[0].Session <= v.ID {
+			if subs[0].Session == v.ID {
+				v.Subscriptions = append(v.Subscriptions, subs[0].Subscription)
+			}
+			subs = subs[1:]
+		}
+		return session(v)
+	}, `SELECT id, tenant, client, subject, incarnation, expiry, left_at, will, will_at, progress FROM mqtt_sessions ORDER BY id`); err != nil {
+		return err
+	}
+	return each(ctx, s, func(r scanner) error {
+		var m shelf.Message
+		var expires int64
+		if err := r.Scan(&m.ID, &expires, &m.Receivers, &m.Size); err != nil {
+			return err
+		}
+		m.Expires = moment(expires)
+		return message(m)
+	}, `SELECT id, expires, receivers, length(packet) FROM mqtt_messages ORDER BY id`)
+}
+
+// Retained hands out every retained message.
+func (s *Store) Retained(ctx context.Context, message func(shelf.Retained) error) error {
+	return each(ctx, s, func(r scanner) error {
+		var m shelf.Retained
+		var expires int64
+		if err := r.Scan(&m.Tenant, &m.Topic, &expires, &m.Packet); err != nil {
+			return err
+		}
+		m.Expires = moment(expires)
+		return message(m)
+	}, `SELECT tenant, topic, expires, packet FROM mqtt_retained`)
+}
+
+// ShelfMessages returns those of ids that are there.
+func (s *Store) ShelfMessages(ctx context.Context, ids []int64) (out []shelf.Message, err error) {
+	for _, id := range ids {
+		ms, err := all(ctx, s, func(r scanner) (m shelf.Message, err error) {
+			var expires int64
+			err = r.Scan(&m.ID, &expires, &m.Receivers, &m.Packet)
+			m.Expires, m.Size = moment(expires), len(m.Packet)
+			return m, err
+		}, `SELECT id, expires, receivers, packet FROM mqtt_messages WHERE id = ?`, id)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, ms...)
+	}
+	return out, nil
+}
+
+// KeepOnShelf writes changes, all or none.
+func (s *Store) KeepOnShelf(ctx context.Context, c shelf.Changes) error {
+	return s.w.do(ctx, func(t *tx) error { return t.keepOnShelf(&c) })
+}
+
+func (t *tx) keepOnShelf(c *shelf.Changes) error {
+	do := func(q string, args ...any) error {
+		_, err := t.exec(q, args...)
+		return err
+	}
+	for _, id := range c.Dropped {
+		if err := do(`DELETE FROM mqtt_sessions WHERE id = ?`, id); err != nil {
+			return err
+		}
+		if err := do(`DELETE FROM mqtt_subscriptions WHERE session = ?`, id); err != nil {
+			return err
+		}
+	}
+	for i := range c.Sessions {
+		v := &c.Sessions[i]
+		if err := do(`INSERT INTO mqtt_sessions (id, tenant, client, subject, incarnation, expiry, left_at, will, will_at, progress) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT (id) DO UPDATE SET subject = excluded.subject, incarnation = excluded.incarnation, expiry = excluded.expiry, left_at = excluded.left_at,
+				will = excluded.will, will_at = excluded.will_at, progress = excluded.progress`,
+			v.ID, v.Tenant, v.Client, v.Subject, v.Incarnation, int64(v.Expiry), stamp(v.Left), v.Will, stamp(v.WillAt), v.Progress); err != nil {
+			return err
+		}
+	}
+	for _, f := range c.Unsubscribed {
+		if err := do(`DELETE FROM mqtt_subscriptions WHERE session = ? AND filter = ?`, f.Session, f.Filter); err != nil {
+			return err
+		}
+	}
+	for _, f := range c.Subscribed {
+		if err := do(`INSERT OR REPLACE INTO mqtt_subscriptions (session, filter, options, identifier) VALUES (?, ?, ?, ?)`, f.Session, f.Filter, f.Options, f.Identifier); err != nil {
+			return err
+		}
+	}
+	for _, v := range c.Progress {
+		if err := do(`UPDATE mqtt_sessions SET progress = ? WHERE id = ?`, v.Progress, v.ID); err != nil {
+			return err
+		}
+	}
+	for i := range c.Messages {
+		m := &c.Messages[i]
+		if err := do(`INSERT INTO mqtt_messages (id, expires, receivers, packet) VALUES (?, ?, ?, ?)`, m.ID, stamp(m.Expires), m.Receivers, m.Packet); err != nil {
+			return err
+		}
+	}
+	for _, id := range c.Done {
+		if err := do(`DELETE FROM mqtt_messages WHERE id = ?`, id); err != nil {
+			return err
+		}
+	}
+	for i := range c.Retained {
+		m := &c.Retained[i]
+		if m.Packet == nil {
+			if err := do(`DELETE FROM mqtt_retained WHERE tenant = ? AND topic = ?`, m.Tenant, m.Topic); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := do(`INSERT OR REPLACE INTO mqtt_retained (tenant, topic, expires, packet) VALUES (?, ?, ?, ?)`, m.Tenant, m.Topic, stamp(m.Expires), m.Packet); err != nil {
+			return err
+		}
+	}
+	return nil
+}
