@@ -21,6 +21,8 @@ type Papers struct {
 	Proved bool
 	// Permissions is the token's perm and deny, compiled.
 	Permissions *policy.Grant
+
+	absent bool // there is no token, and nobody who shows it: policy alone counts
 }
 
 // Authority is what a session may do: what the token says and what today's
@@ -37,7 +39,7 @@ type Authority struct {
 // Codes: token_expired, subject_new, subject_suspended, subject_revoked, token_revoked,
 // proof_required.
 func judge(p Papers, s *watchword.Subject, today *policy.Grant, now time.Time) (*Authority, error) {
-	if !now.Before(p.Expires) {
+	if !p.absent && !now.Before(p.Expires) {
 		return nil, watchword.Refuse(watchword.TokenExpired, "the token is over")
 	}
 	if err := s.Usable(); err != nil {
@@ -45,6 +47,9 @@ func judge(p Papers, s *watchword.Subject, today *policy.Grant, now time.Time) (
 	}
 	if s.Incarnation != p.Incarnation {
 		return nil, watchword.Refuse(watchword.TokenRevoked, "the token is of an earlier life of %q", s.ID)
+	}
+	if p.absent {
+		return &Authority{papers: p, who: policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}, today: today}, nil
 	}
 	if _, ok := s.SignKey(p.Key); !ok {
 		return nil, watchword.Refuse(watchword.TokenRevoked, "the key that got this token no longer counts")
@@ -86,7 +91,7 @@ func (a *Authority) Today() *policy.Grant { return a.today }
 
 // Publish decides on one topic. It allocates nothing.
 func (a *Authority) Publish(topic string) policy.Decision {
-	if d := a.today.Publish(topic); !d.Allowed {
+	if d := a.today.Publish(topic); !d.Allowed || a.papers.absent {
 		return d
 	}
 	return a.papers.Permissions.Publish(topic)
@@ -94,7 +99,7 @@ func (a *Authority) Publish(topic string) policy.Decision {
 
 // Subscribe decides on one filter.
 func (a *Authority) Subscribe(filter string) policy.Decision {
-	if d := a.today.Subscribe(filter); !d.Allowed {
+	if d := a.today.Subscribe(filter); !d.Allowed || a.papers.absent {
 		return d
 	}
 	return a.papers.Permissions.Subscribe(filter)
@@ -102,7 +107,7 @@ func (a *Authority) Subscribe(filter string) policy.Decision {
 
 // Call decides on one function of one device with these arguments.
 func (a *Authority) Call(t policy.Target, function string, args []byte) policy.Decision {
-	if d := a.today.Call(t, function, args); !d.Allowed {
+	if d := a.today.Call(t, function, args); !d.Allowed || a.papers.absent {
 		return d
 	}
 	return a.papers.Permissions.Call(t, function, nil)
@@ -110,7 +115,7 @@ func (a *Authority) Call(t policy.Target, function string, args []byte) policy.D
 
 // Request decides on one HTTP method and path.
 func (a *Authority) Request(method, path string) policy.Decision {
-	if d := a.today.Request(method, path); !d.Allowed {
+	if d := a.today.Request(method, path); !d.Allowed || a.papers.absent {
 		return d
 	}
 	return a.papers.Permissions.Request(method, path)

@@ -52,6 +52,8 @@ type Guard struct {
 	mu       sync.Mutex
 	sessions map[watchword.SessionID]*Session
 	subjects map[subjectKey][]*Session
+	held     map[watchword.SessionID]*Session // those without a connection
+	absent   map[subjectKey][]*Session        // likewise
 	index    index
 	closed   bool
 }
@@ -67,6 +69,7 @@ func NewGuard(roll Roll, o GuardOptions) *Guard {
 		roll: roll, now: o.Now, total: o.Total, perSubject: o.PerSubject, requests: o.Requests, issuerRevoked: o.Revoked,
 		opened: o.Opened, ended: o.Ended,
 		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(),
+		held: map[watchword.SessionID]*Session{}, absent: map[subjectKey][]*Session{},
 	}
 	if g.now == nil {
 		g.now = time.Now
@@ -129,6 +132,29 @@ func (g *Guard) Open(ctx context.Context, p Papers, o Options) (*Session, error)
 	return s, nil
 }
 
+// Hold watches over what a subject left behind when its connection ended: a session
+// of the transport's own standard, for which nobody shows papers, and which stands
+// under today's policy alone, for the life of the subject that made it. Changed is
+// called at once and after each change that concerns it; Lapsed where nothing passes:
+// subject_suspended, subject_revoked, token_revoked for another life of the subject,
+// unavailable. It ends by [Session.Close], is in no list and counts against no bound:
+// those are its transport's.
+func (g *Guard) Hold(ctx context.Context, t watchword.TenantID, subject watchword.SubjectID, incarnation int64, o Options) *Session {
+	now := g.now()
+	s := &Session{guard: g, opened: now, options: o, papers: Papers{Tenant: t, Subject: subject, Incarnation: incarnation, absent: true}}
+	s.id = watchword.SessionID(watchword.NewID("ses_", now))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g.mu.Lock()
+	k := subjectKey{t, subject}
+	g.held[s.id] = s
+	g.absent[k] = append(g.absent[k], s)
+	g.index.unsettle(s)
+	g.mu.Unlock()
+	_ = s.recompute(ctx) // what is wrong, Lapsed was told
+	return s
+}
+
 func (g *Guard) enter(s *Session) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -159,13 +185,17 @@ func (g *Guard) enter(s *Session) error {
 func (g *Guard) leave(s *Session) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.sessions, s.id)
-	k := subjectKey{s.papers.Tenant, s.papers.Subject}
-	if i := slices.Index(g.subjects[k], s); i >= 0 {
-		g.subjects[k] = slices.Delete(g.subjects[k], i, i+1)
+	all, of := g.sessions, g.subjects
+	if s.papers.absent {
+		all, of = g.held, g.absent
 	}
-	if len(g.subjects[k]) == 0 {
-		delete(g.subjects, k)
+	delete(all, s.id)
+	k := subjectKey{s.papers.Tenant, s.papers.Subject}
+	if i := slices.Index(of[k], s); i >= 0 {
+		of[k] = slices.Delete(of[k], i, i+1)
+	}
+	if len(of[k]) == 0 {
+		delete(of, k)
 	}
 	g.index.leave(s)
 }
@@ -201,7 +231,11 @@ func (g *Guard) Sessions(t watchword.TenantID, subject watchword.SubjectID) []*S
 func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
 	g.changes.RLock()
 	defer g.changes.RUnlock()
-	for _, s := range g.Sessions(t, id) {
+	g.mu.Lock()
+	k := subjectKey{t, id}
+	all := slices.Concat(g.subjects[k], g.absent[k])
+	g.mu.Unlock()
+	for _, s := range all {
 		s.Recompute(ctx)
 	}
 }
@@ -265,7 +299,8 @@ func (g *Guard) concerned(t watchword.TenantID, versions []*policy.Document) []*
 		switch {
 		case ids != nil:
 			for _, id := range ids {
-				for _, s := range g.subjects[subjectKey{t, id}] {
+				k := subjectKey{t, id}
+				for _, s := range slices.Concat(g.subjects[k], g.absent[k]) {
 					if _, known := found[s]; !known {
 						add(s)
 					}
@@ -276,9 +311,11 @@ func (g *Guard) concerned(t watchword.TenantID, versions []*policy.Document) []*
 				add(s)
 			}
 		default:
-			for _, s := range g.sessions {
-				if _, known := found[s]; !known {
-					add(s)
+			for _, some := range []map[watchword.SessionID]*Session{g.sessions, g.held} {
+				for _, s := range some {
+					if _, known := found[s]; !known {
+						add(s)
+					}
 				}
 			}
 		}

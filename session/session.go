@@ -22,6 +22,9 @@ type Options struct {
 	// Ended, if not nil, is called once when a session that [Guard.Open] returned
 	// ends, under the same rules. cause is nil where the transport itself closed it.
 	Ended func(cause error)
+	// Lapsed, of a session without a connection (see [Guard.Hold]), is called in the
+	// place of Changed where nothing passes at this moment, and why.
+	Lapsed func(cause error)
 }
 
 // Session is one live connection. It is safe for concurrent use.
@@ -107,12 +110,16 @@ func (s *Session) recomputeIf(ctx context.Context, such func(Papers) bool) {
 func (s *Session) recompute(ctx context.Context) error {
 	s.guard.unsettle(s) // whoever changes policy while it is read here finds the session
 	a, err := s.guard.Check(ctx, s.papers)
+	if err != nil && s.papers.absent {
+		s.options.Lapsed(err) // unsettled: whatever changes, it is asked again
+		return nil
+	}
 	if err != nil {
 		return err // fail closed: also when the store cannot be asked
 	}
 	first := s.authority.Swap(a) == nil
 	s.guard.settle(s, a.who.Labels)
-	if !first && s.options.Changed != nil {
+	if (!first || s.papers.absent) && s.options.Changed != nil {
 		s.options.Changed(a)
 	}
 	return nil
@@ -189,7 +196,7 @@ func (s *Session) end(cause error) {
 		close(s.done)
 	}
 	if s.timer == nil {
-		return // it never was open
+		return // it never was open, or has no connection
 	}
 	s.timer.Stop()
 	if s.options.Ended != nil {
