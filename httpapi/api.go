@@ -45,14 +45,16 @@ type Parts struct {
 
 // Wire hands on what came over HTTP to those who listen over other doors.
 type Wire interface {
-	Carry(t watchword.TenantID, topic, contentType string, payload []byte)
+	// Carry returns when what is for those who are away is on the disk. Code: unavailable.
+	Carry(t watchword.TenantID, topic, contentType string, payload []byte) error
 }
 
 // carry is Wire's, where there is one.
-func (a *API) carry(t watchword.TenantID, topic, contentType string, payload []byte) {
-	if a.Wire != nil {
-		a.Wire.Carry(t, topic, contentType, payload)
+func (a *API) carry(t watchword.TenantID, topic, contentType string, payload []byte) error {
+	if a.Wire == nil {
+		return nil
 	}
+	return a.Wire.Carry(t, topic, contentType, payload)
 }
 
 // Options is what the door needs to know beside the rooms.

@@ -155,7 +155,9 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 		ContentType: clip(r.Header.Get("Content-Type")), At: now, Data: body,
 	}
 	a.Hub.Publish(e)
-	a.carry(c.Tenant(), e.Topic(), e.ContentType, body)
+	if err := a.carry(c.Tenant(), e.Topic(), e.ContentType, body); err != nil {
+		return err
+	}
 	answer(w, http.StatusAccepted, map[string]string{"id": e.ID()})
 	return nil
 }
@@ -187,7 +189,9 @@ func (a *API) reportState(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Subject(), doc, a.Now()); err != nil {
 		return err
 	}
-	a.carry(c.Tenant(), selfTopic(c, "state"), "application/json", doc)
+	if err := a.carry(c.Tenant(), selfTopic(c, "state"), "application/json", doc); err != nil {
+		return err
+	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -89,7 +90,9 @@ func (a *API) twinRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			a.carry(c.Tenant(), "devices/"+string(in.ID)+"/config", "application/jose", []byte(signed))
+			if err := a.carry(c.Tenant(), "devices/"+string(in.ID)+"/config", "application/jose", []byte(signed)); err != nil {
+				a.Log.WarnContext(ctx, "a configuration that is set does not wait for a session that is away", slog.String("device", string(in.ID)), slog.Any("err", err))
+			}
 			return &twinOut{etag(t.ConfigVer), viewTwin(t)}, nil
 		})
 }

@@ -44,6 +44,7 @@ type Parts struct {
 	Desk     *command.Desk // nil: nobody is handed commands
 	Twins    *twin.Keeper  // nil: nobody reports state or gets configuration
 	Recorder Recorder
+	Store    Store // nil: nothing survives, and no session outlives its connection
 
 	Options
 }
@@ -51,19 +52,26 @@ type Parts struct {
 // Options is what the door needs to know beside the rooms. The zero value is
 // ready to use.
 type Options struct {
-	PacketBytes   int              // the longest packet; 0 means 64 KiB
-	QueueMessages int              // messages that wait for one client; 0 means 10,000
-	QueueBytes    int              // bytes that they may take; 0 means 1 MiB
-	PublishRate   float64          // publishes a second of one session; 0 means no bound
-	ConnectRate   float64          // CONNECTs a second from one address; 0 means no bound
-	Spread        time.Duration    // over which requests to refresh after an edit are spread; 0 means 5 s
-	Now           func() time.Time // nil means time.Now
-	Log           *slog.Logger     // nil means slog.Default
+	PacketBytes   int           // the longest packet; 0 means 64 KiB
+	QueueMessages int           // messages that wait for one client, at most 50,000; 0 means 10,000
+	QueueBytes    int           // bytes that they may take; 0 means 1 MiB
+	KeptBytes     int64         // of all messages that wait for somebody; 0 means 1 GiB
+	SessionExpiry time.Duration // the longest life of a session without a connection; 0 means 7 days
+	Sessions      int           // that outlive their connection; 0 means 100,000
+	KeepAlive     time.Duration // the longest, for clients of version 5; 0 means 30 minutes
+	// Retained messages: how many there may be, 0 means 1,000,000, and their bytes, 0 means 256 MiB.
+	RetainedMessages, RetainedBytes int
+	PublishRate                     float64          // publishes a second of one session; 0 means no bound
+	ConnectRate                     float64          // CONNECTs a second from one address; 0 means no bound
+	Spread                          time.Duration    // over which requests to refresh after an edit are spread; 0 means 5 s
+	Now                             func() time.Time // nil means time.Now
+	Log                             *slog.Logger     // nil means slog.Default
 }
 
 // Broker is the engine. It is safe for concurrent use.
 //
-// Order of locks: session, then conn.out, then the tree or the desk.
+// Order of locks: session, retained, world, client, groups, then the tree, the desk or
+// the journal. None is held while something is written to a connection or a disk.
 type Broker struct {
 	Parts
 	o        Options
@@ -77,16 +85,21 @@ type Broker struct {
 	serving  sync.WaitGroup
 	looking  sync.Once
 	upkeep   sync.WaitGroup
-	sequence atomic.Uint64 // of connections
+	sequence atomic.Int64 // of clients
+	lasting  atomic.Int64 // clients whose state outlives their connection
+	journal  *journal
 }
 
 // world is what one tenant's clients share.
 type world struct {
-	tenant watchword.TenantID
-	tree   tree[*subscription]
+	tenant   watchword.TenantID
+	tree     tree[*subscription]
+	groups   groups
+	retained retained
 
 	mu      sync.Mutex
-	clients map[string]*conn // by client id
+	clients map[string]*client // by client identifier
+	lasting map[watchword.SubjectID]int
 }
 
 // New builds the engine from its rooms.
@@ -95,13 +108,22 @@ func New(p Parts) *Broker {
 	for _, d := range []struct {
 		at   *int
 		zero int
-	}{{&o.PacketBytes, 64 << 10}, {&o.QueueMessages, 10_000}, {&o.QueueBytes, 1 << 20}} {
+	}{{&o.PacketBytes, 64 << 10}, {&o.QueueMessages, 10_000}, {&o.QueueBytes, 1 << 20}, {&o.Sessions, 100_000}, {&o.RetainedMessages, 1_000_000}, {&o.RetainedBytes, 256 << 20}} {
 		if *d.at == 0 {
 			*d.at = d.zero
 		}
 	}
 	if o.Spread == 0 {
 		o.Spread = 5 * time.Second
+	}
+	if o.KeptBytes == 0 {
+		o.KeptBytes = 1 << 30
+	}
+	if o.SessionExpiry == 0 {
+		o.SessionExpiry = 7 * 24 * time.Hour
+	}
+	if o.KeepAlive == 0 {
+		o.KeepAlive = 30 * time.Minute
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -111,6 +133,10 @@ func New(p Parts) *Broker {
 	}
 	b := &Broker{Parts: p, o: o, worlds: map[watchword.TenantID]*world{}, rates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address")}
 	b.ctx, b.stop = context.WithCancel(context.Background())
+	b.journal = newJournal(&b.o, p.Store)
+	if p.Store != nil {
+		b.upkeep.Go(func() { b.journal.run(b.ctx) })
+	}
 	return b
 }
 
@@ -120,7 +146,7 @@ func (b *Broker) world(t watchword.TenantID) *world {
 	defer b.mu.Unlock()
 	w := b.worlds[t]
 	if w == nil {
-		w = &world{tenant: t, clients: map[string]*conn{}}
+		w = &world{tenant: t, clients: map[string]*client{}, lasting: map[watchword.SubjectID]int{}}
 		b.worlds[t] = w
 	}
 	return w
@@ -166,8 +192,9 @@ func (b *Broker) Handle(nc net.Conn) {
 	}
 	b.serving.Add(1)
 	b.mu.Unlock()
-	c := &conn{broker: b, nc: nc, remote: nc.RemoteAddr().String(), number: b.sequence.Add(1), trace: watchword.NewID("", b.o.Now())}
-	c.moved.L = &c.mu
+	c := &conn{broker: b, nc: nc, remote: nc.RemoteAddr().String(), trace: watchword.NewID("", b.o.Now())}
+	c.client = &client{broker: b, number: b.sequence.Add(1), conn: c}
+	c.moved.L = &c.client.mu
 	c.window = maxFlights
 	if _, secret := nc.(*tls.Conn); !secret {
 		if c.raw = rawOf(nc); c.raw != nil {
@@ -200,6 +227,7 @@ func (b *Broker) Close(ctx context.Context) error {
 	}()
 	defer b.upkeep.Wait()
 	defer b.stop()
+	defer b.rest()
 	select {
 	case <-gone:
 		return nil
@@ -214,8 +242,11 @@ func (b *Broker) connected(is func(*conn) bool) (all []*conn) {
 	defer b.mu.Unlock()
 	for _, w := range b.worlds {
 		w.mu.Lock()
-		for _, c := range w.clients {
-			if is(c) {
+		for _, cl := range w.clients {
+			cl.mu.Lock()
+			c := cl.conn
+			cl.mu.Unlock()
+			if c != nil && is(c) {
 				all = append(all, c)
 			}
 		}
@@ -224,53 +255,85 @@ func (b *Broker) connected(is func(*conn) bool) (all []*conn) {
 	return all
 }
 
-// enter makes c the client of its id. It returns the one that was, which must end.
-func (w *world) enter(c *conn) (old *conn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	old = w.clients[c.clientID]
-	w.clients[c.clientID] = c
-	return old
-}
-
-func (w *world) forget(c *conn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.clients[c.clientID] == c {
-		delete(w.clients, c.clientID)
+// rest stops the clocks of those who are away: they go on at the next start.
+func (b *Broker) rest() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, w := range b.worlds {
+		w.mu.Lock()
+		for _, cl := range w.clients {
+			cl.mu.Lock()
+			if l := cl.lasting; l != nil {
+				l.stop()
+			}
+			cl.mu.Unlock()
+		}
+		w.mu.Unlock()
 	}
 }
 
-// route offers m to everybody who may hear it, once to each client, and returns
-// how many subscriptions there were. Who must be flushed is put into b.
-func (w *world) route(m *message, b *batch) (n int) {
+// route offers m to everybody who may hear it, once to each client, and to one member of
+// each group. Who must be flushed is put into b. The caller owes [Broker.settle].
+func (w *world) route(m *message, b *batch, o *outcome) {
 	filters := 0
 	w.tree.match(m.topic, func(l []*subscription) {
 		filters++
 		b.hear = append(b.hear, l...)
 	})
-	if filters > 1 { // some may be under several: theirs come together
-		slices.SortFunc(b.hear, func(x, y *subscription) int { return cmp.Compare(x.c.number, y.c.number) })
+	n := len(b.hear)
+	for i := 0; i < n; { // groups come last: theirs is a copy of its own
+		g := b.hear[i].group
+		if g == nil {
+			i++
+			continue
+		}
+		n--
+		b.hear[i], b.hear[n] = b.hear[n], b.hear[i]
 	}
-	n = len(b.hear)
+	if filters > 1 { // some may be under several: theirs come together
+		slices.SortFunc(b.hear[:n], func(x, y *subscription) int { return cmp.Compare(x.client.number, y.client.number) })
+	}
 	for i, j := 0, 0; i < n; i = j {
-		c := b.hear[i].c
-		for j = i + 1; j < n && b.hear[j].c == c; {
+		cl := b.hear[i].client
+		for j = i + 1; j < n && b.hear[j].client == cl; {
 			j++
 		}
-		if c.offer(m, b.hear[i:j]...) {
+		if c := cl.offer(m, o, nil, b.hear[i:j]...); c != nil {
 			b.touched = append(b.touched, c)
 		}
 	}
+	for _, s := range b.hear[n:] {
+		if c := s.group.deliver(m, o, nil, false); c != nil {
+			b.touched = append(b.touched, c)
+		}
+	}
+	b.hits += len(b.hear)
 	clear(b.hear)
 	b.hear = b.hear[:0]
-	b.hits += n
-	return n
+}
+
+// settle has written what became of a message, with cl where it is written too, whose mu
+// is held then, and what is retained for its topic. It returns with what, nil for nothing.
+func (b *Broker) settle(o *outcome, cl *client, r *retainKey) *commit {
+	a := adding{message: o.kept, retained: r}
+	if cl != nil && cl.lasting != nil {
+		a.client = cl
+	}
+	if a.message == nil && a.client == nil && a.retained == nil {
+		return nil
+	}
+	at := b.journal.add(a)
+	if o.kept != nil {
+		b.journal.release(o.kept) // who routed it had it too
+		o.kept = nil
+	}
+	return at
 }
 
 // Carry hands on what did not come over MQTT: an event or a state over HTTP, a
-// configuration that an operator set.
-func (b *Broker) Carry(t watchword.TenantID, topic, contentType string, payload []byte) {
+// configuration that an operator set. It returns when what is for those who are away is
+// on the disk. Code: unavailable.
+func (b *Broker) Carry(t watchword.TenantID, topic, contentType string, payload []byte) error {
 	m := &message{topic: topic, payload: payload, qos: 1}
 	if contentType != "" {
 		m.props = &packet.Properties{}
@@ -278,8 +341,17 @@ func (b *Broker) Carry(t watchword.TenantID, topic, contentType string, payload 
 	}
 	w := batchesOfWork.Get().(*batch)
 	defer batchesOfWork.Put(w)
-	b.world(t).route(m, w)
+	var o outcome
+	b.world(t).route(m, w, &o)
 	w.flush()
+	at := b.settle(&o, nil, nil)
+	if at == nil {
+		return nil
+	}
+	if <-at.ended; !at.over() {
+		return watchword.Refuse(watchword.Unavailable, "this cannot be kept at the moment for those who are away")
+	}
+	return nil
 }
 
 // refused counts, logs and records what was refused to c.
@@ -294,7 +366,7 @@ func (b *Broker) refused(c *conn, what, object string, err error) {
 		level = slog.LevelError
 	}
 	var who audit.Actor
-	attrs := []slog.Attr{slog.String("code", string(code)), slog.String("client", c.clientID), slog.String("remote", c.remote)}
+	attrs := []slog.Attr{slog.String("code", string(code)), slog.String("client", c.id), slog.String("remote", c.remote)}
 	if s := c.live(); s != nil {
 		a := s.Authority()
 		who = audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: string(s.ID())}
@@ -314,7 +386,7 @@ func (b *Broker) refused(c *conn, what, object string, err error) {
 	b.o.Log.LogAttrs(b.ctx, level, what, append(attrs, slog.Any("err", err))...)
 	if b.Recorder != nil && worthAnEntry(code) {
 		if object == "" {
-			object = c.clientID
+			object = c.id
 		}
 		b.Recorder.Refused(who.Failed(audit.RequestRefuse, what+" "+clip(object), b.o.Now(), err, map[string]string{"remote": c.remote, "rule": rule}))
 	}

@@ -52,7 +52,7 @@ func (c *conn) keepPump() {
 	var by *subscription
 	topic := c.commandsTopic()
 	for _, s := range c.subs {
-		if s.qos > 0 && policy.Match(s.filter, topic) {
+		if s.qos > 0 && s.memberOf == nil && policy.Match(s.filter, topic) {
 			by = s
 			break
 		}
@@ -63,8 +63,7 @@ func (c *conn) keepPump() {
 		c.pump = nil
 	case by != nil && c.pump == nil:
 		p := &pump{c: c, sub: by, topic: topic}
-		a := c.live().Authority()
-		p.line = c.broker.Desk.AttachFunc(a.Tenant(), a.Subject(), p.kick)
+		p.line = c.broker.Desk.AttachFunc(c.world.tenant, c.owner.subject, p.kick)
 		if h := c.hello; h != nil {
 			p.nonce, p.epoch, p.acked, p.due = h.Nonce, h.Epoch, h.Seq, true
 			p.wantsLog(h)
@@ -212,7 +211,7 @@ func (p *pump) step(ctx context.Context) bool {
 
 // send puts one command on its way, if the device may still have it.
 func (p *pump) send(sc command.SealedCommand) {
-	m := &message{topic: p.topic, payload: []byte(sc.JWE), qos: 1, command: sc.Seq, props: &packet.Properties{}}
+	m := &message{topic: p.topic, payload: []byte(sc.JWE), qos: 1, command: sc.Seq, only: p.c, props: &packet.Properties{}}
 	m.props.SetText(packet.ContentType, "application/jose")
 	p.mu.Lock()
 	p.after, p.epoch = sc.Seq, sc.Epoch
@@ -222,8 +221,8 @@ func (p *pump) send(sc command.SealedCommand) {
 	sub := p.sub
 	p.c.mu.Unlock()
 	p.c.broker.stats.commands.Add(1)
-	if p.c.offer(m, sub) {
-		p.c.flush(false)
+	if wake := p.c.offer(m, &outcome{}, nil, sub); wake != nil {
+		wake.flush(false)
 	}
 }
 

@@ -32,13 +32,10 @@ const (
 type conn struct {
 	broker   *Broker
 	nc       net.Conn
-	number   uint64          // no other connection has it
 	raw      syscall.RawConn // nil where a write cannot be tried
 	remote   string
 	trace    string // until there is a session, whose id it is then
-	world    *world // nil before CONNECT
 	version  packet.Version
-	clientID string
 	problems bool                            // the client wants reason strings
 	session  atomic.Pointer[session.Session] // nil until CONNECT is accepted
 	leaving  atomic.Bool
@@ -46,15 +43,15 @@ type conn struct {
 	gone     atomic.Bool    // it has
 	parting  sync.WaitGroup // the farewell, while it lasts
 
+	*client // its own until CONNECT; another's whose place it takes, where there is one
 	out
-	// Under out.mu.
-	subs map[string]*subscription
-	will *message
+	// Under client.mu.
 	auth *subscription // to $watchword/auth, or nil
 	ask  *time.Timer   // asks for a refresh in time; nil where nobody listens
 	pump *pump         // hands commands over; nil where the client takes none
 
-	givesTo []*subscription // who is to get all kept states; the first one is at it
+	rest    *remains  // what is to be done once the client is taken away; nil before
+	givesTo []*giving // who is to get what the server keeps; the first one is at it
 
 	hello *hello // what a device said first, or nil
 
@@ -65,18 +62,36 @@ type conn struct {
 	verdict   verdict
 	ace       *challenge // an exchange of enhanced authentication, or nil
 	byAce     bool
+	heard     []string // topics by their aliases, from 1 on
 }
 
 // subscription is one filter of one client. What may change is under the
-// client's out.mu.
+// client's mu.
 type subscription struct {
-	c           *conn
-	filter      string
+	client      *client
+	name        string // as the client wrote it
+	filter      string // what it matches: name, without $share/group/
 	qos         byte
 	noLocal     bool
 	asPublished bool
+	identifier  uint32 // 0 for none
 	dead        bool
 	since       map[string]struct{} // topics that came since something kept is read for it; else nil
+
+	memberOf *group // of a shared subscription
+	group    *group // this is no client's, but stands for all members in the tree
+}
+
+// options is that of SUBSCRIBE (MQTT 5.0 §3.8.3.1).
+func (s *subscription) options() byte {
+	o := s.qos
+	if s.noLocal {
+		o |= 4
+	}
+	if s.asPublished {
+		o |= 8
+	}
+	return o
 }
 
 // verdict is what was decided on the topic that was published to last. It holds
@@ -105,7 +120,7 @@ func (c *conn) serve(ctx context.Context) {
 	defer c.takeDown(ctx)
 	defer func() {
 		if v := recover(); v != nil {
-			c.broker.o.Log.ErrorContext(ctx, "panic in a connection", slog.Any("panic", v), slog.String("client", c.clientID), slog.String("stack", string(debug.Stack())))
+			c.broker.o.Log.ErrorContext(ctx, "panic in a connection", slog.Any("panic", v), slog.String("client", c.id), slog.String("stack", string(debug.Stack())))
 			c.end(watchword.Refuse(watchword.Internal, "panic"))
 		}
 	}()
@@ -253,38 +268,36 @@ func wrong(r packet.Reason, t packet.Type, what string) error {
 	return &packet.Error{Reason: r, Type: t, What: what}
 }
 
-func (c *conn) ack(p *packet.Ack) error {
-	if p.Kind != packet.PUBACK {
-		return wrong(packet.ProtocolError, p.Kind, "there is no QoS 2 here")
+// disconnect is the client's own end: the will is dropped, unless the client
+// asks for it, and its state may end sooner or later than it said at first (MQTT 5.0
+// §3.14.2).
+func (c *conn) disconnect(p *packet.Disconnect) error {
+	if err := c.lastWords(p); err != nil {
+		return err
 	}
-	n, ok := c.acknowledged(p.ID)
-	if !ok {
-		return nil // MQTT 5.0 §4.4: of a connection before, or twice; nothing hangs on it
-	}
-	if n == 0 {
-		return nil
-	}
-	c.mu.Lock()
-	hands := c.pump
-	c.mu.Unlock()
-	if hands != nil {
-		hands.acknowledged(n, !p.Reason.Failed())
-	}
+	c.end(nil)
 	return nil
 }
 
-// disconnect is the client's own end: the will is dropped, unless the client
-// asks for it (MQTT 5.0 §3.14.2.1).
-func (c *conn) disconnect(p *packet.Disconnect) error {
-	if n, ok := p.Properties.Number(packet.SessionExpiry); ok && n > 0 {
-		return wrong(packet.ProtocolError, packet.DISCONNECT, "a session expiry where CONNECT had none")
+func (c *conn) lastWords(p *packet.Disconnect) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != c || c.closed {
+		return nil
+	}
+	l := c.lasting
+	if n, ok := p.Properties.Number(packet.SessionExpiry); ok {
+		if n > 0 && (l == nil || l.expiry == 0) && c.broker.mostExpiry() > 0 {
+			return wrong(packet.ProtocolError, packet.DISCONNECT, "a session expiry where CONNECT had none")
+		}
+		if l != nil {
+			l.expiry, l.row = min(n, c.broker.mostExpiry()), true
+			c.touch()
+		}
 	}
 	if p.Reason != packet.WithWill {
-		c.mu.Lock()
 		c.will = nil
-		c.mu.Unlock()
 	}
-	c.end(nil)
 	return nil
 }
 
@@ -304,14 +317,11 @@ func (c *conn) end(cause error) {
 		return
 	}
 	c.closed = true
-	c.drop(func(*item) bool { return true })
 	if cause != nil {
 		c.control = c.appendGoodbye(c.control, cause)
 	}
-	c.unsubscribeAll()
-	w := c.will
-	c.will = nil
-	c.parting.Go(func() { c.farewell(w) })
+	rest := c.detachFor(cause)
+	c.parting.Go(func() { c.farewell(rest) })
 	c.leaving.Store(true) // the reader, which sees it, waits for the farewell
 	c.moved.Broadcast()
 	c.mu.Unlock()
@@ -320,10 +330,10 @@ func (c *conn) end(cause error) {
 	}
 }
 
-// farewell publishes the will, writes what is left to say, and lets the peer hear
+// farewell does what is left to do, writes what is left to say, and lets the peer hear
 // it before the connection goes: a reset would take the last words along.
-func (c *conn) farewell(will *message) {
-	c.publishWill(c.broker.ctx, will)
+func (c *conn) farewell(rest remains) {
+	c.bury(c.broker.ctx, rest)
 	_ = c.nc.SetWriteDeadline(time.Now().Add(byeTimeout)) // errors here are those of a connection that is gone
 	c.mu.Lock()
 	for c.writing && !c.failed {
@@ -349,26 +359,22 @@ func (c *conn) lost(err error) {
 	}
 	c.mu.Lock()
 	c.closed, c.failed = true, true
-	c.drop(func(*item) bool { return true })
-	c.unsubscribeAll()
+	rest := c.detachFor(nil)
 	c.leaving.Store(true)
 	c.moved.Broadcast()
 	c.mu.Unlock()
+	c.bury(c.broker.ctx, rest)
 }
 
 // takeDown is the reader's last step.
 func (c *conn) takeDown(ctx context.Context) {
 	c.parting.Wait()
 	c.mu.Lock()
-	w := c.will
-	c.will = nil
+	rest := c.detachFor(nil) // where a write failed, nobody has it yet
 	c.mu.Unlock()
+	c.bury(ctx, rest)
 	_ = c.nc.Close()
-	if c.world != nil {
-		c.world.forget(c)
-	}
 	if s := c.live(); s != nil {
-		c.publishWill(ctx, w)
 		s.Close(nil)
 	}
 }

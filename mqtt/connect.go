@@ -86,15 +86,10 @@ func (c *conn) openings(p *packet.Connect) error {
 	if n, ok := p.Properties.Number(packet.MaximumPacketSize); ok {
 		c.largest = int(n)
 	}
-	c.mu.Unlock()
-	if w := p.Will; w != nil {
-		switch {
-		case w.QoS > 1:
-			return wrong(packet.NoQoS, packet.CONNECT, "a will with QoS 2; 1 is the most here")
-		case w.Retain && !isState(w.Topic):
-			return wrong(packet.NoRetain, packet.CONNECT, "a retained will; the server keeps devices/{id}/state alone")
-		}
+	if n, ok := p.Properties.Number(packet.TopicAliasMaximum); ok {
+		c.aliased = min(int(n), maxAliases)
 	}
+	c.mu.Unlock()
 	return nil
 }
 
@@ -113,7 +108,7 @@ func (c *conn) papers(ctx context.Context, now time.Time, password string) (sess
 
 // open starts the session and answers CONNECT.
 func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, papers session.Papers) error {
-	assigned, err := c.name(p, papers.Subject)
+	id, assigned, err := c.name(p, papers.Subject)
 	if err != nil {
 		return err
 	}
@@ -121,10 +116,11 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 	if _, err := c.broker.Guard.Check(ctx, papers); err != nil {
 		return err
 	}
-	c.world = c.broker.world(papers.Tenant)
+	c.client.world = c.broker.world(papers.Tenant)
 	// The one before goes first: it counts against the bounds of the subject.
-	if old := c.world.enter(c); old != nil {
-		old.takenOver()
+	present, err := c.enter(id, owner{papers.Subject, papers.Incarnation}, p.CleanStart, c.expiry(p))
+	if err != nil {
+		return err
 	}
 	s, err := c.broker.Guard.Open(ctx, papers, session.Options{Transport: "mqtt", Remote: c.remote, Changed: c.changed, Ended: c.ended})
 	if err != nil {
@@ -135,14 +131,19 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 		return err
 	}
 	c.keepAlive = time.Duration(p.KeepAlive) * time.Second
+	if most := c.broker.o.KeepAlive; c.version == packet.V5 && (c.keepAlive == 0 || c.keepAlive > most) {
+		c.keepAlive = most
+	}
 	_ = c.nc.SetDeadline(time.Time{}) // the error is that of a closed connection, which the next read reports
 	c.deadline = time.Time{}
 	ack := &packet.Connack{}
+	lost, dropped, at := c.regain(s.Authority(), &present)
+	ack.SessionPresent = present
 	if c.version == packet.V5 {
-		c.promise(ack, p, assigned, s)
+		c.promise(ack, p, assigned, s, lost, dropped)
 	}
-	c.answer(ack) // before anything else can be said
 	c.session.Store(s)
+	c.answerAfter(at, ack)                            // before anything else can be said
 	if cause := s.Cause(); cause != nil || s.Over() { // it ended before it was seen
 		c.end(cause)
 		return nil
@@ -153,42 +154,96 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 }
 
 // name gives the connection its client id: the subject's, alone or with a suffix.
-func (c *conn) name(p *packet.Connect, subject watchword.SubjectID) (assigned bool, err error) {
-	id := p.ClientID
+func (c *conn) name(p *packet.Connect, subject watchword.SubjectID) (id string, assigned bool, err error) {
+	id = p.ClientID
 	if id == "" {
 		if c.version == packet.V311 && !p.CleanStart {
-			return false, wrong(packet.BadClientID, packet.CONNECT, "an empty client id with clean session 0")
+			return "", false, wrong(packet.BadClientID, packet.CONNECT, "an empty client id with clean session 0")
 		}
-		c.clientID = string(subject) + "/" + strconv.FormatUint(c.number, 36) + "-" + watchword.NewNonce()[:6]
-		return true, nil
+		return string(subject) + "/" + strconv.FormatInt(c.number, 36) + "-" + watchword.NewNonce()[:6], true, nil
 	}
 	name, suffix, more := strings.Cut(id, "/")
 	if name != string(subject) || more && watchword.CheckName("client_id", suffix) != nil {
-		return false, wrong(packet.BadClientID, packet.CONNECT, fmt.Sprintf("the client id must be %s, or %s/ and a name for a further connection", subject, subject))
+		return "", false, wrong(packet.BadClientID, packet.CONNECT, fmt.Sprintf("the client id must be %s, or %s/ and a name for a further connection", subject, subject))
 	}
-	c.clientID = id
-	return false, nil
+	return id, false, nil
 }
 
 // promise says what there is and what not (MQTT 5.0 §3.2.2.3).
-func (c *conn) promise(ack *packet.Connack, p *packet.Connect, assigned bool, s *session.Session) {
+func (c *conn) promise(ack *packet.Connack, p *packet.Connect, assigned bool, s *session.Session, lost []string, dropped int64) {
 	props := &ack.Properties
 	props.SetNumber(packet.ReceiveMaximum, ReceiveMaximum)
-	props.SetNumber(packet.MaximumQoS, 1)
-	props.SetNumber(packet.RetainAvailable, 0)
 	props.SetNumber(packet.MaximumPacketSize, uint32(c.broker.o.PacketBytes))
-	props.SetNumber(packet.SubscriptionIDs, 0)
-	props.SetNumber(packet.SharedAvailable, 0)
-	if n, ok := p.Properties.Number(packet.SessionExpiry); ok && n > 0 {
-		props.SetNumber(packet.SessionExpiry, 0)
+	props.SetNumber(packet.TopicAliasMaximum, maxAliases)
+	if n, ok := p.Properties.Number(packet.SessionExpiry); ok && n != c.expiry(p) {
+		props.SetNumber(packet.SessionExpiry, c.expiry(p))
+	}
+	if c.keepAlive != time.Duration(p.KeepAlive)*time.Second {
+		props.SetNumber(packet.ServerKeepAlive, uint32(c.keepAlive/time.Second))
 	}
 	if assigned {
-		props.SetText(packet.AssignedClientID, c.clientID)
+		props.SetText(packet.AssignedClientID, c.id)
 	}
 	if c.byAce {
 		props.SetText(packet.AuthMethod, aceMethod)
 	}
 	props.User = []packet.Pair{{Name: "session", Value: string(s.ID())}, {Name: "expires_at", Value: s.Authority().Expires().UTC().Format(time.RFC3339)}}
+	for _, f := range lost[:min(len(lost), 32)] { // no client is left believing in a subscription that is gone
+		props.User = append(props.User, packet.Pair{Name: "lost", Value: f})
+	}
+	if dropped > 0 {
+		props.User = append(props.User, packet.Pair{Name: "dropped", Value: strconv.FormatInt(dropped, 10)})
+	}
+}
+
+// expiry is how long the session outlives its connection, in seconds.
+func (c *conn) expiry(p *packet.Connect) uint32 {
+	most := c.broker.mostExpiry()
+	if c.version == packet.V311 {
+		if p.CleanStart {
+			return 0
+		}
+		return most
+	}
+	n, _ := p.Properties.Number(packet.SessionExpiry)
+	return min(n, most)
+}
+
+// regain takes from a session that goes on what a does not allow, and returns what was
+// lost since its client last heard, how many messages found no room, and what must be on
+// the disk before the client may hear that it is there. A client of version 3.1.1 cannot
+// be told of a loss: its session begins anew.
+func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropped int64, at *commit) {
+	c.mu.Lock()
+	l := c.lasting
+	if l == nil || c.conn != c {
+		c.mu.Unlock()
+		return nil, 0, nil
+	}
+	_, orphans := c.lose(a, false)
+	for i := range l.lost {
+		if x := &l.lost[i]; !x.Told {
+			lost = append(lost, x.Filter)
+			x.Told = true
+		}
+	}
+	if len(lost) > 0 && c.version == packet.V311 {
+		c.reset()
+		*present = false
+	}
+	if c.version == packet.V5 {
+		dropped, l.dropped = l.dropped, 0
+	}
+	c.keepPump()
+	at = c.touch()
+	if *present {
+		at = nil // it is on the disk
+	}
+	c.mu.Unlock()
+	if len(orphans) > 0 {
+		go c.hand(orphans, false)
+	}
+	return lost, dropped, at
 }
 
 // turnAway answers a CONNECT that is refused, and ends the connection.
@@ -206,12 +261,6 @@ func (c *conn) turnAway(err error) error {
 		ack.Code = returnCode(ack.Code)
 	}
 	c.answer(ack)
-	if c.world != nil {
-		c.world.forget(c)
-	}
-	c.mu.Lock()
-	c.will = nil
-	c.mu.Unlock()
 	c.broker.stats.turnedAway.Add(1)
 	c.end(err)
 	return nil

@@ -26,8 +26,6 @@ func TestConnectIsRefusedWithTheRightCode(t *testing.T) {
 		"a client id that only begins so":  {edit: func(p *packet.Connect) { p.ClientID = "lamp-77" }, v5: packet.BadClientID, v3: 2},
 		"a suffix with a slash":            {edit: func(p *packet.Connect) { p.ClientID = "lamp-7/a/b" }, v5: packet.BadClientID, v3: 2},
 		"an empty suffix":                  {edit: func(p *packet.Connect) { p.ClientID = "lamp-7/" }, v5: packet.BadClientID, v3: 2},
-		"a will with QoS 2":                {edit: func(p *packet.Connect) { p.Will = &packet.Will{Topic: "a", QoS: 2} }, v5: packet.NoQoS, v3: 5},
-		"a retained will":                  {edit: func(p *packet.Connect) { p.Will = &packet.Will{Topic: "a", Retain: true} }, v5: packet.NoRetain, v3: 5},
 		"a will that may not be published": {edit: func(p *packet.Connect) { p.Will = &packet.Will{Topic: "devices/lamp-7/config"} }, v5: packet.NotAuthorized, v3: 5},
 		"a will to the server itself":      {edit: func(p *packet.Connect) { p.Will = &packet.Will{Topic: "$watchword/hello"} }, v5: packet.BadTopic, v3: 5},
 		"another authentication method":    {edit: func(p *packet.Connect) { p.Properties.SetText(packet.AuthMethod, "SCRAM") }, v5: packet.BadAuthMethod, v5Only: true},
@@ -84,14 +82,14 @@ func TestWhatIsNoConnectEndsTheConnection(t *testing.T) {
 	})
 }
 
-func TestTheServerSaysWhatThereIsNot(t *testing.T) {
+func TestTheServerSaysWhatItTakes(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
 		c := h.device("lamp-7", func(p *packet.Connect) {
 			p.ClientID = ""
-			p.Properties.SetNumber(packet.SessionExpiry, 3600)
+			p.Properties.SetNumber(packet.SessionExpiry, 30*24*3600)
 		})
 		for id, n := range map[packet.Property]uint32{
-			packet.MaximumQoS: 1, packet.RetainAvailable: 0, packet.SharedAvailable: 0, packet.SubscriptionIDs: 0, packet.SessionExpiry: 0,
+			packet.SessionExpiry: 7 * 24 * 3600, packet.ServerKeepAlive: 18 * 3600, packet.TopicAliasMaximum: 64,
 			packet.ReceiveMaximum: mqtt.ReceiveMaximum, packet.MaximumPacketSize: 64 << 10,
 		} {
 			if got, ok := c.ack.Properties.Number(id); !ok || got != n {
@@ -208,16 +206,14 @@ func TestARefusedPublishIsNeverAcknowledgedAsIfItPassed(t *testing.T) {
 	})
 }
 
-func TestWhatIsNotThereYetEndsTheConnection(t *testing.T) {
+func TestWhatNoClientMaySendEndsTheConnection(t *testing.T) {
 	for name, c := range map[string]struct {
 		p    packet.Packet
 		want packet.Reason
 	}{
-		"QoS 2":                      {&packet.Publish{Topic: "a", QoS: 2, ID: 1}, packet.NoQoS},
-		"a retained publish":         {&packet.Publish{Topic: "a", Retain: true}, packet.NoRetain},
-		"a topic alias":              {aliased(), packet.BadTopicAlias},
-		"a subscription identifier":  {identified(), packet.NoSubscriptionIDs},
-		"PUBREL":                     {&packet.Ack{Kind: packet.PUBREL, ID: 1}, packet.ProtocolError},
+		"an alias that is too high":  {aliased("a", 65), packet.BadTopicAlias},
+		"an alias of nothing":        {aliased("", 1), packet.ProtocolError},
+		"a subscription identifier":  {identified(), packet.ProtocolError},
 		"CONNECT again":              {hello(packet.V5, "lamp-7", "x"), packet.ProtocolError},
 		"AUTH without a method":      {&packet.Auth{Reason: packet.Reauthenticate}, packet.ProtocolError},
 		"what only servers send":     {&packet.Suback{ID: 1, Codes: []packet.Reason{0}}, packet.ProtocolError},
@@ -233,14 +229,14 @@ func TestWhatIsNotThereYetEndsTheConnection(t *testing.T) {
 	}
 }
 
-func aliased() packet.Packet {
-	p := &packet.Publish{Topic: "a"}
-	p.Properties.SetNumber(packet.TopicAlias, 1)
+func aliased(topic string, alias uint32) packet.Packet {
+	p := &packet.Publish{Topic: topic}
+	p.Properties.SetNumber(packet.TopicAlias, alias)
 	return p
 }
 
 func identified() packet.Packet {
-	p := &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "a"}}}
+	p := &packet.Publish{Topic: "a"}
 	p.Properties.Subscriptions = []uint32{7}
 	return p
 }
@@ -249,7 +245,7 @@ func TestSubscriptionsAreAnsweredOneByOne(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
 		h.policy(`subscribe = ["ok/#", "devices/${id}/#"]`, `deny subscribe = ["ok/secret/#"]`)
 		filters := []string{"ok/a", "ok/#", "ok/secret", "else", "#", "$share/g/ok/a", "a/#/b", "$watchword/auth", "$watchword/hello", "$watchword/#", "devices/lamp-7/config", "devices/lamp-8/config"}
-		codes := []packet.Reason{1, 0x87, 0x87, 0x87, 0x87, 0x9E, 0x8F, 1, 0x87, 0x87, 1, 0x87}
+		codes := []packet.Reason{1, 0x87, 0x87, 0x87, 0x87, 1, 0x8F, 1, 0x87, 0x87, 1, 0x87}
 		c := h.device("lamp-7")
 		for i, got := range c.subscribe(1, filters...) {
 			if got != codes[i] {
@@ -258,7 +254,7 @@ func TestSubscriptionsAreAnsweredOneByOne(t *testing.T) {
 		}
 		old := h.connect(packet.V311, "old", h.token("old", time.Hour))
 		for i, got := range old.subscribe(2, "ok/a", "else", "$share/g/ok/a") {
-			if w := []packet.Reason{1, 0x80, 0x80}[i]; got != w {
+			if w := []packet.Reason{2, 0x80, 2}[i]; got != w {
 				t.Errorf("3.1.1, filter %d: %#x, want %#x", i, got, w)
 			}
 		}

@@ -64,24 +64,25 @@ func houseOf(topic string) house {
 // message of.
 func isState(topic string) bool { return houseOf(topic).kind == toState }
 
-// toTheHouse does what a topic of the server's means. reached is whether it was
-// of use to anybody: here it always is.
-func (c *conn) toTheHouse(ctx context.Context, w *batch, h house, m *message) (reached bool, err error) {
+// toTheHouse does what a topic of the server's means. It is always of use to somebody:
+// to the server.
+func (cl *client) toTheHouse(ctx context.Context, w *batch, h house, m *message, o *outcome, session string) error {
 	if err := watchword.CheckName("device", string(h.device)); err != nil {
-		return false, err
+		return err
 	}
+	o.heard++
 	switch h.kind {
 	case toEvents:
-		err = c.event(w, h, m)
+		return cl.event(w, h, m, o)
 	case toState:
-		err = c.state(ctx, w, h, m)
+		return cl.state(ctx, w, h, m, o)
 	case toReceipts:
-		err = c.receipt(ctx, h, m)
+		return cl.receipt(ctx, h, m, session)
 	}
-	return true, err
+	return nil
 }
 
-func (c *conn) event(w *batch, h house, m *message) error {
+func (cl *client) event(w *batch, h house, m *message, o *outcome) error {
 	for s := range strings.SplitSeq(h.stream, "/") {
 		if err := watchword.CheckName("stream", s); err != nil {
 			return err
@@ -90,44 +91,44 @@ func (c *conn) event(w *batch, h house, m *message) error {
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "an event may have 32 KiB")
 	}
-	e := &event.Event{Tenant: c.world.tenant, Device: h.device, Stream: h.stream, At: w.now, Data: m.payload}
+	e := &event.Event{Tenant: cl.world.tenant, Device: h.device, Stream: h.stream, At: w.now, Data: m.payload}
 	if m.props != nil {
 		e.ContentType, _ = m.props.Text(packet.ContentType)
 		e.ContentType = clip(e.ContentType)
 	}
-	c.world.route(m, w)
-	c.broker.Hub.Publish(e)
+	cl.world.route(m, w, o)
+	cl.broker.Hub.Publish(e)
 	return nil
 }
 
-func (c *conn) state(ctx context.Context, w *batch, h house, m *message) error {
+func (cl *client) state(ctx context.Context, w *batch, h house, m *message, o *outcome) error {
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a state may have 32 KiB")
 	}
 	if err := jose.Walk(m.payload, func(string, jsontext.Value) error { return nil }); err != nil {
 		return &watchword.Error{Code: watchword.BadRequest, Field: "state", Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
 	}
-	if c.broker.Twins != nil {
+	if cl.broker.Twins != nil {
 		var doc bytes.Buffer
 		if err := json.Compact(&doc, m.payload); err != nil {
 			return watchword.RefuseField("state", "must be one JSON object")
 		}
-		if err := c.broker.Twins.ReportState(ctx, c.world.tenant, h.device, doc.Bytes(), w.now); err != nil {
+		if err := cl.broker.Twins.ReportState(ctx, cl.world.tenant, h.device, doc.Bytes(), w.now); err != nil {
 			return err
 		}
 	}
-	c.world.route(m, w)
+	cl.world.route(m, w, o)
 	return nil
 }
 
-func (c *conn) receipt(ctx context.Context, h house, m *message) error {
-	if c.broker.Desk == nil {
+func (cl *client) receipt(ctx context.Context, h house, m *message, session string) error {
+	if cl.broker.Desk == nil {
 		return watchword.Refuse(watchword.ReceiptInvalid, "no commands were handed over here")
 	}
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
 	}
-	_, err := c.broker.Desk.TakeReceipt(ctx, c.world.tenant, h.device, string(m.payload), string(c.live().ID()))
+	_, err := cl.broker.Desk.TakeReceipt(ctx, cl.world.tenant, h.device, string(m.payload), session)
 	if code := codeOf(err); code != watchword.ReceiptInvalid && worthAnEntry(code) {
 		// The device's papers are good: what it handed in is not.
 		return watchword.Because(err, watchword.ReceiptInvalid, "the receipt does not hold: %s", watchword.CodeOf(err))
@@ -139,7 +140,7 @@ func (c *conn) receipt(ctx context.Context, h house, m *message) error {
 func (c *conn) isCommands(filter string) bool { return filter == c.commandsTopic() }
 
 func (c *conn) commandsTopic() string {
-	return devicePrefix + string(c.live().Authority().Subject()) + "/commands"
+	return devicePrefix + string(c.owner.subject) + "/commands"
 }
 
 // configType is the content type of a signed configuration.

@@ -28,6 +28,7 @@ type house struct {
 	guard  *session.Guard
 	hub    *event.Hub
 	twins  *fakeTwins
+	store  *memory
 
 	mu      sync.Mutex
 	roll    map[watchword.SubjectID]*watchword.Subject
@@ -42,18 +43,43 @@ type house struct {
 func inBubble(t *testing.T, f func(t *testing.T, h *house)) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, mqtt.Options{})
+		defer func() { // also where it failed: nothing is left hanging
+			h.store.open()
+			h.close()
+		}()
 		f(t, h)
-		h.close()
 	})
 }
 
 func newHouse(t testing.TB, o mqtt.Options) *house {
 	h := &house{t: t, roll: map[watchword.SubjectID]*watchword.Subject{}, tokens: map[string]session.Papers{}, hub: event.NewHub(), twins: &fakeTwins{states: map[watchword.SubjectID][]byte{}}}
-	h.guard = session.NewGuard(h, session.GuardOptions{})
-	o.Log = slog.New(slog.DiscardHandler)
-	h.broker = mqtt.New(mqtt.Parts{Office: h, Guard: h.guard, Hub: h.hub, Twins: twin.NewKeeper(h.twins, openSafe{}), Options: o})
+	h.store = newMemory()
+	h.start(o)
 	h.policy(`publish = ["#"]`, `subscribe = ["#"]`)
 	return h
+}
+
+// start begins a life of the engine on what the store has.
+func (h *house) start(o mqtt.Options) {
+	h.t.Helper()
+	h.guard = session.NewGuard(h, session.GuardOptions{})
+	o.Log = slog.New(slog.DiscardHandler)
+	o.KeepAlive = 18 * time.Hour // so that clients may be silent while the clock runs
+	h.broker = mqtt.New(mqtt.Parts{Office: h, Guard: h.guard, Hub: h.hub, Twins: twin.NewKeeper(h.twins, openSafe{}), Store: h.store, Options: o})
+	if err := h.broker.Load(h.t.Context()); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// crash ends the engine as kill -9 does: what is not in the store is gone, and nothing
+// that it does any more gets there. It starts again on the rest.
+func (h *house) crash(o mqtt.Options) {
+	h.t.Helper()
+	old := h.store
+	h.store = old.copy()
+	old.fail(true)
+	h.close()
+	h.start(o)
 }
 
 func (h *house) close() {

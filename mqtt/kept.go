@@ -16,17 +16,53 @@ const keptPage = 64
 // anyDevice stands for all devices where filters are compared: no id holds a space.
 const anyDevice watchword.SubjectID = "any device"
 
-// give hands a new subscription what the server keeps: the states that were
-// reported last, and the configuration that is wanted of the one device that the
-// filter names.
+// giving is what one subscription is to be given of what the server keeps.
+type giving struct {
+	to     *subscription
+	list   []*message // retained, as they were when it subscribed
+	states bool       // those of all devices
+}
+
+// givenAtOnce is how many retained messages a subscription gets without waiting.
+const givenAtOnce = 32
+
+// give hands a new subscription what the server keeps: retained messages, the states
+// that were reported last, and the configuration that is wanted of the one device that
+// the filter names.
 func (c *conn) give(ctx context.Context, s *subscription) {
-	if c.broker.Twins == nil {
+	g := &giving{to: s, list: c.world.retained.match(s.filter, c.broker.o.Now())}
+	g.states = c.broker.Twins != nil && policy.Match(s.filter, stateTopic(anyDevice))
+	if len(g.list) > givenAtOnce || g.states {
+		c.giveSoon(g)
+	} else {
+		for _, m := range g.list {
+			c.giveRetained(s, m)
+		}
+	}
+	if !g.states && c.broker.Twins != nil {
+		c.giveTwin(ctx, s)
+	}
+}
+
+// giveRetained gives m, unless another took its place: that came by the subscription
+// itself, or is about to.
+func (c *conn) giveRetained(s *subscription, m *message) {
+	r := &c.world.retained
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if r.find(m.topic) != m {
 		return
 	}
-	if policy.Match(s.filter, stateTopic(anyDevice)) {
-		c.giveAll(s)
-		return
+	var o outcome
+	wake := c.offer(m, &o, nil, s)
+	c.broker.settle(&o, nil, nil)
+	if wake != nil && wake != c { // its own reader flushes when it is done
+		wake.client.wakeUp()
 	}
+}
+
+// giveTwin gives state and configuration of one device.
+func (c *conn) giveTwin(ctx context.Context, s *subscription) {
 	rest, ok := strings.CutPrefix(s.filter, devicePrefix)
 	if !ok {
 		return
@@ -69,31 +105,41 @@ func (c *conn) expect(s *subscription, on bool) {
 	}
 }
 
-// giveAll gives the states of all devices in the background, one subscription of
-// a client after the other, and no faster than the client takes them.
-func (c *conn) giveAll(s *subscription) {
+// giveSoon gives in the background, one subscription of a client after the other, and
+// no faster than the client takes it.
+func (c *conn) giveSoon(g *giving) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.givesTo) > 1 { // a client that subscribes again and again is given to once
-		waiting := slices.DeleteFunc(c.givesTo[1:], func(s *subscription) bool { return s.dead })
+		waiting := slices.DeleteFunc(c.givesTo[1:], func(w *giving) bool { return w.to.dead || w.to == g.to })
 		c.givesTo = c.givesTo[:1+len(waiting)]
 	}
-	c.givesTo = append(c.givesTo, s)
+	c.givesTo = append(c.givesTo, g)
 	if len(c.givesTo) == 1 {
-		go c.giveStates(c.broker.ctx)
+		go c.giveAll(c.broker.ctx)
 	}
 }
 
-func (c *conn) giveStates(ctx context.Context) {
+func (c *conn) giveAll(ctx context.Context) {
 	for {
 		c.mu.Lock()
-		s := c.givesTo[0]
+		g := c.givesTo[0]
 		c.mu.Unlock()
-		for after, more := watchword.SubjectID(""), true; more; {
-			after, more = c.givePage(ctx, s, after)
+		for i, m := range g.list {
+			if !c.waitForRoom(g.to) {
+				break
+			}
+			c.giveRetained(g.to, m)
+			if i%64 == 63 {
+				c.flush(true)
+			}
+		}
+		c.flush(true)
+		for after, more := watchword.SubjectID(""), g.states; more; {
+			after, more = c.givePage(ctx, g.to, after)
 		}
 		c.mu.Lock()
-		s.since = nil
+		g.to.since = nil
 		c.givesTo = c.givesTo[1:]
 		done := len(c.givesTo) == 0
 		if done {
@@ -140,7 +186,7 @@ func (c *conn) givePage(ctx context.Context, s *subscription, after watchword.Su
 func (c *conn) waitForRoom(s *subscription) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for flushed := false; !c.closed && !s.dead && (len(c.queue)-c.head > c.broker.o.QueueMessages/2 || c.bytes > c.broker.o.QueueBytes/2); {
+	for flushed := false; !c.closed && c.conn == c && !s.dead && c.fullByHalf(); {
 		if flushed {
 			c.moved.Wait()
 			continue
@@ -150,7 +196,16 @@ func (c *conn) waitForRoom(s *subscription) bool {
 		flushed = true
 		c.mu.Lock()
 	}
-	return !c.closed && !s.dead
+	return !c.closed && c.conn == c && !s.dead
+}
+
+// fullByHalf is called with mu held.
+func (c *conn) fullByHalf() bool {
+	n, size := len(c.queue)-c.head, c.bytes
+	if l := c.lasting; l != nil {
+		n, size = max(n, l.waiting), max(size, l.weight)
+	}
+	return n > c.broker.o.QueueMessages/2 || size > c.broker.o.QueueBytes/2
 }
 
 // giveOne is what another broker does with a retained message, unless a newer one
@@ -158,5 +213,7 @@ func (c *conn) waitForRoom(s *subscription) bool {
 func (c *conn) giveOne(s *subscription, topic string, payload []byte, contentType string) {
 	m := &message{topic: topic, payload: payload, qos: 1, kept: true, props: &packet.Properties{}}
 	m.props.SetText(packet.ContentType, contentType)
-	c.offer(m, s) // flushed with the batch
+	var o outcome
+	c.offer(m, &o, nil, s) // flushed with the batch
+	c.broker.settle(&o, nil, nil)
 }

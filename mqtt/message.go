@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"sync/atomic"
+	"time"
 
+	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
@@ -16,11 +18,13 @@ type message struct {
 	qos     byte
 	retain  bool               // as it was published
 	kept    bool               // it was kept for those who subscribe
-	from    *conn              // nil for the server's own
+	expires time.Time          // zero: never
+	from    *client            // nil for the server's own
+	only    *conn              // whom it is for, where that is one connection
 	props   *packet.Properties // nil for none; what goes along to clients of version 5
 	command int64              // the number of the command that it carries, 0 for none
 
-	frames [4]atomic.Pointer[frame] // by version and QoS
+	frames [6]atomic.Pointer[frame] // by version and QoS
 	first  frame                    // where the first of them is kept, if it came so
 }
 
@@ -34,7 +38,7 @@ type frame struct {
 func frameIndex(v packet.Version, qos byte) int {
 	i := int(qos)
 	if v == packet.V5 {
-		i += 2
+		i += 3
 	}
 	return i
 }
@@ -82,3 +86,63 @@ func idOffset(b []byte) int {
 
 // size is what m counts against the bounds of a queue.
 func (m *message) size() int { return len(m.topic) + len(m.payload) + 64 }
+
+// custom appends m as only one receiver gets it: with the identifiers of its
+// subscriptions, an alias for the topic, or what is left of its life.
+func (m *message) custom(out []byte, v packet.Version, it *item, id uint16, alias uint16, known bool, now time.Time) []byte {
+	p := packet.Publish{Topic: m.topic, QoS: it.qos, ID: id, Payload: m.payload}
+	if v != packet.V5 {
+		return packet.Append(out, &p, v)
+	}
+	if m.props != nil {
+		p.Properties = m.props.Clone()
+	}
+	if it.x != nil {
+		p.Properties.Subscriptions = it.x.identifiers
+	}
+	if !m.expires.IsZero() {
+		p.Properties.SetNumber(packet.MessageExpiry, uint32(max(m.expires.Sub(now)+time.Second-1, 0)/time.Second))
+	}
+	if alias > 0 {
+		p.Properties.SetNumber(packet.TopicAlias, uint32(alias))
+		if known {
+			p.Topic = ""
+		}
+	}
+	return packet.Append(out, &p, v)
+}
+
+// stored is m as it lies on the shelf: a PUBLISH of version 5.
+func (m *message) stored() []byte {
+	p := packet.Publish{Topic: m.topic, QoS: m.qos, Retain: m.retain, Payload: m.payload}
+	if m.qos > 0 {
+		p.ID = 1 // one there must be
+	}
+	if m.props != nil {
+		p.Properties = *m.props
+	}
+	return packet.Append(nil, &p, packet.V5)
+}
+
+// unstored reads what stored wrote.
+func unstored(b []byte, expires time.Time) (*message, error) {
+	first, body, n, err := packet.Frame(b, packet.MaxSize)
+	if err != nil {
+		return nil, err
+	}
+	if n != len(b) || packet.Type(first>>4) != packet.PUBLISH {
+		return nil, watchword.Refuse(watchword.Internal, "a message on the shelf is none")
+	}
+	var p packet.Publish
+	if err := packet.ReadPublish(&p, first, body, packet.V5); err != nil {
+		return nil, err
+	}
+	m := &message{topic: p.Topic, payload: p.Payload, qos: p.QoS, retain: p.Retain, expires: expires}
+	if !p.Properties.Empty() {
+		m.props = &p.Properties
+	}
+	return m, nil
+}
+
+// expired reports whether nobody is to get m any more.
+func (m *message) expired(now time.Time) bool { return !m.expires.IsZero() && !now.Before(m.expires) }

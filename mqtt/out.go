@@ -3,12 +3,9 @@ package mqtt
 import (
 	"encoding/binary"
 	"net"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
 // The bounds of writing.
@@ -18,36 +15,66 @@ const (
 	writeTimeout = 10 * time.Second // a peer that takes nothing for so long is cut
 	byeTimeout   = time.Second      // for the last words, and for the peer to hear them
 	maxFlights   = 1024             // unacknowledged messages to one client, however many it would take
+	maxAnswers   = 1024             // answers that wait for the disk; then the reader waits too
+	maxAliases   = 64               // topic aliases in each direction
 )
 
 // item is one message in a queue.
 type item struct {
 	m    *message
-	sub  *subscription
+	sub  *subscription // nil where it was fetched from the shelf
+	seq  int64         // its number, where it has one before it is sent
+	x    *extra        // nil for most
 	qos  byte
-	flag byte // RETAIN, for this receiver
+	flag byte // RETAIN and DUP, for this receiver
 }
 
-// flight is a message that was sent with QoS 1 and not acknowledged yet.
+// extra is what few items have.
+type extra struct {
+	k           *kept // nil where it does not wait on the shelf
+	identifiers []uint32
+	shared      *group // that it was picked from
+}
+
+func (it *item) shared() bool { return it.x != nil && it.x.shared != nil }
+
+// flight is a message that was sent with QoS 1 or 2 and is not done.
 type flight struct {
-	id      uint16
-	command int64 // of the message
+	seq      int64
+	command  int64    // of the message
+	k        *kept    // nil where it does not wait on the shelf, or the receiver has it
+	m        *message // of a shared subscription alone: another may get it
+	size     uint32   // what it counts, if it counts
+	qos      byte
+	retain   bool
+	released bool   // PUBREL is to be answered
+	counts   bool   // it waits on the shelf
+	shared   *group // that it was picked from
+
+	identifiers *[]uint32
 }
 
-// out is what goes to one client: a bounded queue and the answers, and whoever
-// writes them. At most one goroutine writes; no lock is held while it does.
-type out struct {
-	mu      sync.Mutex
-	moved   sync.Cond // something was written, or the end came; for the reader that waits
-	queue   []item    // from head on
-	head    int
-	bytes   int
-	control []byte   // answers, which go before messages
-	flights []flight // oldest first
-	nextID  uint16
-	window  int // how many flights the client takes
-	largest int // the longest packet that the client takes; 0 for any
+func (f *flight) entry() entry {
+	return entry{k: f.k, identifiers: f.identifiers, seq: f.seq, size: f.size, qos: f.qos, retain: f.retain, released: f.released, shared: f.shared != nil}
+}
 
+// id is the packet identifier of the message with that number. It follows from the
+// number, so that what was sent before a restart has the same one after it.
+func packetID(seq int64) uint16 { return uint16((seq-1)%identifiers + 1) }
+
+// out is what goes to one connection, and whoever writes it: answers, and after them
+// the queue of the client. At most one goroutine writes; no lock is held while it
+// does. All is under the client's mu.
+type out struct {
+	moved   sync.Cond // something was written, or the end came; for the reader that waits
+	control []byte    // answers, which go before messages
+	answers []reply   // those that wait for the disk, in order, and all that come after them
+	window  int       // how many flights the client takes
+	largest int       // the longest packet that the client takes; 0 for any
+	aliases map[string]uint16
+	aliased int // how many the client takes
+
+	ready   bool // CONNACK is in control or beyond: messages may follow
 	writing bool // somebody writes
 	armed   bool // a write deadline is set; the writer's
 	woken   bool // somebody will
@@ -57,114 +84,12 @@ type out struct {
 
 var batches = sync.Pool{New: func() any { b := make([]byte, 0, batchBytes+4<<10); return &b }}
 
-// offer queues m once, for those of a client's subscriptions that it matches. wake
-// says that the caller must see to it that c is flushed. A client that does not
-// read what it is sent loses its connection.
-func (c *conn) offer(m *message, subs ...*subscription) (wake bool) {
-	c.mu.Lock()
-	wake, full := c.push(m, subs)
-	c.mu.Unlock()
-	if full {
-		c.broker.stats.slow.Add(1)
-		c.end(errSlow)
-	}
-	return wake
-}
-
-func (c *conn) push(m *message, subs []*subscription) (wake, full bool) {
-	if c.closed {
-		return false, false
-	}
-	var by *subscription // the one with the highest QoS (MQTT 5.0 §3.3.4)
-	retain := m.kept
-	for _, s := range subs {
-		if s.since != nil {
-			if _, newer := s.since[m.topic]; newer && m.kept {
-				continue
-			}
-			if !m.kept && isState(m.topic) {
-				s.since[m.topic] = struct{}{}
-			}
-		}
-		if s.dead || s.noLocal && m.from == c {
-			continue
-		}
-		retain = retain || m.retain && s.asPublished
-		if by == nil || s.qos > by.qos {
-			by = s
-		}
-	}
-	if by == nil {
-		return false, false
-	}
-	qos := min(m.qos, by.qos)
-	if c.largest > 0 && len(m.encoded(c.version, qos).bytes) > c.largest {
-		c.broker.stats.tooLarge.Add(1)
-		return false, false // MQTT 5.0 §3.1.2.11.4: as if it had been delivered
-	}
-	if len(c.queue)-c.head >= c.broker.o.QueueMessages || c.bytes+m.size() > c.broker.o.QueueBytes {
-		return false, true
-	}
-	it := item{m: m, sub: by, qos: qos}
-	if retain {
-		it.flag = 1
-	}
-	c.queue = append(c.queue, it)
-	c.bytes += m.size()
-	return c.mustWake(), false
-}
-
-// mustWake is called with mu held.
-func (c *conn) mustWake() bool {
-	if c.writing || c.woken {
-		return false
-	}
-	c.woken = true
-	return true
-}
-
-// answer appends a packet that goes before all messages. It is the reader's.
-func (c *conn) answer(p packet.Packet) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.closed {
-		c.control = packet.Append(c.control, p, c.version)
-	}
-}
-
-// puback answers a publish in full success: the common case, in four bytes.
-func (c *conn) puback(id uint16) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.closed {
-		c.control = append(c.control, byte(packet.PUBACK)<<4, 2, byte(id>>8), byte(id))
-	}
-}
-
-// acknowledged frees the flight of a packet identifier. command is the number of
-// the command that flew with it, 0 if none did. ok is false for an identifier
-// that is not in flight.
-func (c *conn) acknowledged(id uint16) (command int64, ok bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i, f := range c.flights {
-		if f.id == id {
-			c.flights = slices.Delete(c.flights, i, i+1)
-			if len(c.flights) == 0 {
-				c.flights = nil // an idle client keeps no list
-			}
-			return f.command, true
-		}
-	}
-	return 0, false
-}
-
 // flush writes what waits, unless somebody is at it. A patient caller is one who
 // may be held up by this peer: its own reader, or a goroutine for it alone.
 func (c *conn) flush(patient bool) {
 	c.mu.Lock()
 	c.woken = false
-	if c.writing || c.failed || len(c.control) == 0 && c.head == len(c.queue) {
+	if c.writing || c.failed || len(c.control) == 0 && (c.conn != c || c.head == len(c.queue)) {
 		c.mu.Unlock()
 		return
 	}
@@ -266,8 +191,8 @@ func (c *conn) attempt(b []byte) (n int, err error) {
 	return n, err
 }
 
-// fill takes the next batch out of the queue. It reports false, and gives the
-// writing up, where there is none.
+// fill takes the next batch out of the answers and the queue. It reports false, and
+// gives the writing up, where there is none.
 func (c *conn) fill(b *[]byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -275,19 +200,8 @@ func (c *conn) fill(b *[]byte) bool {
 	if c.control = c.control[:0]; cap(c.control) > 64 { // an idle client keeps little
 		c.control = nil
 	}
-	for c.head < len(c.queue) && len(buf) < batchBytes {
-		it := &c.queue[c.head]
-		if it.qos > 0 && !c.mayFly() {
-			break
-		}
-		buf = c.take(buf, it)
-	}
-	if c.head == len(c.queue) {
-		if c.head = 0; cap(c.queue) > 8 {
-			c.queue = nil
-		} else {
-			c.queue = c.queue[:0]
-		}
+	if c.conn == c && c.ready {
+		buf = c.fillFromQueue(buf)
 	}
 	*b = buf
 	if len(buf) == 0 {
@@ -297,68 +211,159 @@ func (c *conn) fill(b *[]byte) bool {
 	return len(buf) > 0
 }
 
-// take appends one message as it goes over the wire.
-func (c *conn) take(buf []byte, it *item) []byte {
-	f := it.m.encoded(c.version, it.qos)
-	at := len(buf)
-	buf = append(buf, f.bytes...)
-	buf[at] |= it.flag
-	if f.idAt > 0 {
-		binary.BigEndian.PutUint16(buf[at+f.idAt:], c.fly(it.m.command))
+func (c *conn) fillFromQueue(buf []byte) []byte {
+	for c.head < len(c.queue) && len(buf) < batchBytes {
+		it := &c.queue[c.head]
+		if it.qos > 0 && !c.mayFly(it) {
+			break
+		}
+		buf = c.take(buf, it)
+		c.bytes -= it.m.size()
+		*it = item{}
+		c.head++
 	}
-	c.bytes -= it.m.size()
-	c.broker.stats.sent.Add(1)
-	*it = item{}
-	c.head++
+	if c.head == len(c.queue) {
+		if c.head = 0; cap(c.queue) > 8 {
+			c.queue = nil
+		} else {
+			c.queue = c.queue[:0]
+		}
+	}
+	if c.lasting != nil {
+		c.refill()
+	}
 	return buf
 }
 
-// mayFly says whether one more message may go out unacknowledged: the client
-// takes one, and its identifier has come free.
-func (c *conn) mayFly() bool {
-	return len(c.flights) < c.window && (len(c.flights) == 0 || c.flights[0].id != after(c.nextID))
-}
-
-func (c *conn) fly(command int64) uint16 {
-	c.nextID = after(c.nextID)
-	c.flights = append(c.flights, flight{c.nextID, command})
-	return c.nextID
-}
-
-// after returns the packet identifier that follows id: 1 to 65535.
-func after(id uint16) uint16 {
-	if id == 65535 {
-		return 1
+// take appends one message as it goes over the wire, if it still does.
+func (c *conn) take(buf []byte, it *item) []byte {
+	var now time.Time
+	if !it.m.expires.IsZero() {
+		if now = c.broker.o.Now(); it.m.expired(now) {
+			c.broker.stats.expired.Add(1)
+			return c.skip(buf, it)
+		}
 	}
-	return id + 1
+	if it.x != nil && it.x.k != nil && it.x.k.failed.Load() {
+		return c.skip(buf, it)
+	}
+	var id uint16
+	seq := it.seq
+	if it.qos > 0 {
+		if seq == 0 {
+			c.seq++
+			seq = c.seq
+		}
+		id = packetID(seq)
+	}
+	at := len(buf)
+	alias, known := c.alias(it.m.topic)
+	if alias > 0 || !now.IsZero() || it.x != nil && it.x.identifiers != nil {
+		buf = it.m.custom(buf, c.version, it, id, alias, known, now)
+	} else {
+		f := it.m.encoded(c.version, it.qos)
+		buf = append(buf, f.bytes...)
+		if f.idAt > 0 {
+			binary.BigEndian.PutUint16(buf[at+f.idAt:], id)
+		}
+	}
+	if c.largest > 0 && len(buf)-at > c.largest { // MQTT 5.0 §3.1.2.11.4: as if it had been delivered
+		c.broker.stats.tooLarge.Add(1)
+		if alias > 0 && !known {
+			delete(c.aliases, it.m.topic) // it never heard it
+		}
+		return c.skip(buf[:at], it)
+	}
+	buf[at] |= it.flag
+	if it.qos > 0 {
+		c.fly(it, seq)
+	}
+	c.broker.stats.sent.Add(1)
+	return buf
+}
+
+// skip is for what is not sent after all.
+func (c *conn) skip(buf []byte, it *item) []byte {
+	if it.x != nil && it.x.k != nil {
+		c.finished(it.x.k, it.seq, it.m.size())
+	}
+	return buf
+}
+
+// identifiers is how many packet identifiers there are: 0 is none.
+const identifiers = 65535
+
+// mayFly says whether one more message may go out unacknowledged: the client takes
+// one, its identifier has come free, and with QoS 2 it is on the disk.
+func (c *conn) mayFly(it *item) bool {
+	if it.qos == 2 && it.x != nil && it.x.k != nil && !it.x.k.durable.Load() && !it.x.k.failed.Load() {
+		return false
+	}
+	if len(c.flights) == 0 {
+		return true
+	}
+	seq := it.seq
+	if seq == 0 {
+		seq = c.seq + 1
+	}
+	if len(c.flights) >= c.window {
+		return false
+	}
+	oldest := c.flights[0].seq
+	if c.lasting != nil { // what does not wait on the shelf may have overtaken what does
+		for i := range c.flights {
+			oldest = min(oldest, c.flights[i].seq)
+		}
+	}
+	return seq-oldest < identifiers
+}
+
+func (c *conn) fly(it *item, seq int64) {
+	f := flight{seq: seq, command: it.m.command, qos: it.qos, size: uint32(it.m.size()), retain: it.flag&1 != 0}
+	if x := it.x; x != nil {
+		if x.identifiers != nil {
+			f.identifiers = &x.identifiers
+		}
+		if f.k = x.k; x.k != nil {
+			f.counts = true
+			c.lasting.sent = max(c.lasting.sent, seq)
+			c.touch()
+		}
+		if x.shared != nil {
+			f.shared, f.m = x.shared, it.m
+		}
+	}
+	c.flights = append(c.flights, f)
+}
+
+// alias returns the alias of a topic for this client, 0 for none; known, if the client
+// has heard it.
+func (c *conn) alias(topic string) (alias uint16, known bool) {
+	if c.aliased == 0 {
+		return 0, false
+	}
+	if alias, known = c.aliases[topic]; known || len(c.aliases) >= c.aliased {
+		return alias, known
+	}
+	if c.aliases == nil {
+		c.aliases = map[string]uint16{}
+	}
+	alias = uint16(len(c.aliases) + 1)
+	c.aliases[topic] = alias
+	return alias, false
 }
 
 // writeFailed is the writer's: the peer is gone or stalled.
 func (c *conn) writeFailed() {
 	c.mu.Lock()
 	c.failed, c.writing, c.closed = true, false, true
-	c.drop(func(*item) bool { return true })
 	c.control = nil
+	c.detach()
 	c.moved.Broadcast()
 	c.mu.Unlock()
 	// The reader sees it and takes the rest down. It may be the one who is here, in the
 	// middle of a read, and Close waits for the end of all reads.
 	go func() { _ = c.nc.Close() }()
-}
-
-// drop takes what is queued and gone away again. It is called with mu held.
-func (c *conn) drop(gone func(*item) bool) {
-	kept := c.queue[:0]
-	for i := range c.queue[c.head:] {
-		it := c.queue[c.head+i]
-		if gone(&it) {
-			c.bytes -= it.m.size()
-			continue
-		}
-		kept = append(kept, it)
-	}
-	clear(c.queue[len(kept):])
-	c.queue, c.head = kept, 0
 }
 
 // settle is the reader's, at the end of each batch: it writes the answers, and
@@ -367,7 +372,7 @@ func (c *conn) settle() {
 	c.flush(c.raw == nil) // a write that can be tried needs no deadline, and what it leaves is another's
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for len(c.control) > controlBytes && !c.failed && c.writing {
+	for len(c.control) > controlBytes && !c.failed && c.writing || len(c.answers) >= maxAnswers && !c.closed {
 		c.moved.Wait()
 	}
 }

@@ -149,40 +149,40 @@ func (c *conn) say(n Notice) (wake bool) {
 	if err != nil {
 		return false
 	}
-	m := &message{topic: authTopic, payload: b, qos: 1}
+	m := &message{topic: authTopic, payload: b, qos: 1, only: c}
 	c.mu.Lock()
 	s := c.auth
 	c.mu.Unlock()
-	return s != nil && c.offer(m, s)
+	return s != nil && c.offer(m, &outcome{}, nil, s) != nil
 }
 
 // changed takes away what a no longer allows: it is the session's, which holds
 // its own lock meanwhile.
 func (c *conn) changed(a *session.Authority) {
-	var lost []string
 	c.mu.Lock()
-	if c.closed {
+	if c.closed || c.conn != c {
 		c.mu.Unlock()
 		return
 	}
-	for _, s := range c.subs {
-		if !a.Subscribe(s.filter).Allowed {
-			lost = append(lost, s.filter)
-			c.unsubscribeOne(s)
-		}
-	}
+	lost, orphans := c.lose(a, true)
 	if len(lost) > 0 {
-		c.drop(func(it *item) bool { return it.sub.dead && !c.wanted(it) })
 		c.keepPump()
 	}
-	if c.will != nil && !judge(a, c.will.topic).decision.Allowed {
+	if c.will != nil && !judge(a, c.will.m.topic).decision.Allowed {
 		c.will = nil
+		if c.lasting != nil {
+			c.lasting.row = true
+			c.touch()
+		}
 	}
 	listens := c.auth != nil
 	if listens {
 		c.ask.Reset(rand.N(c.broker.o.Spread)) // what was given works from the next refresh
 	}
 	c.mu.Unlock()
+	if len(orphans) > 0 {
+		go c.hand(orphans, false)
+	}
 	switch {
 	case len(lost) == 0:
 	case listens:
@@ -190,21 +190,6 @@ func (c *conn) changed(a *session.Authority) {
 	default:
 		c.end(watchword.Refuse(watchword.Denied, "a subscription is no longer allowed"))
 	}
-}
-
-// wanted reports whether a queued message is still under another subscription.
-// It is called with mu held.
-func (c *conn) wanted(it *item) bool {
-	if it.m.command > 0 {
-		return false
-	}
-	for _, s := range c.subs {
-		if matches(s.filter, it.m.topic) {
-			it.sub = s
-			return true
-		}
-	}
-	return false
 }
 
 // ended is the session's: nothing is left to stand on.

@@ -15,17 +15,10 @@ import (
 // ends the connection; a refusal alone does not, where the version has a word for it.
 func (c *conn) publish(ctx context.Context, w *batch, p *packet.Publish) error {
 	c.broker.stats.received.Add(1)
-	if p.QoS > 1 {
-		return wrong(packet.NoQoS, packet.PUBLISH, "QoS 2; 1 is the most here")
-	}
-	if _, aliased := p.Properties.Number(packet.TopicAlias); aliased {
-		return wrong(packet.BadTopicAlias, packet.PUBLISH, "topic aliases are not available")
-	}
-	if p.Retain && !isState(p.Topic) {
-		return wrong(packet.NoRetain, packet.PUBLISH, "a retained message; the server keeps devices/{id}/state alone")
-	}
-	if len(p.Properties.Subscriptions) > 0 {
-		return wrong(packet.ProtocolError, packet.PUBLISH, "a subscription identifier from a client")
+	if !p.Properties.Empty() {
+		if err := c.resolve(p); err != nil {
+			return err
+		}
 	}
 	if !c.flow.take(w.now) {
 		w.flush()
@@ -34,37 +27,145 @@ func (c *conn) publish(ctx context.Context, w *batch, p *packet.Publish) error {
 			return nil
 		}
 	}
-	reached, err := c.pass(ctx, w, p)
-	if err != nil {
-		return c.refuse(p, err)
+	if p.QoS > 0 {
+		if again, err := c.took(p); again || err != nil {
+			return err
+		}
 	}
+	at, heard, err := c.pass(ctx, w, p)
 	switch {
+	case err != nil:
+		return c.refuse(p, err)
 	case p.QoS == 0:
-	case reached || c.version == packet.V311:
-		c.puback(p.ID)
+	case heard || c.version == packet.V311:
+		c.acknowledge(at, ackOf(p.QoS), p.ID)
 	default:
-		c.answer(&packet.Ack{Kind: packet.PUBACK, ID: p.ID, Reason: packet.NoSubscribers})
+		c.answerAfter(at, &packet.Ack{Kind: ackOf(p.QoS), ID: p.ID, Reason: packet.NoSubscribers})
 	}
 	return nil
 }
 
-// pass decides, and hands on. reached is whether anybody hears it.
-func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (reached bool, err error) {
+// ackOf is what a publish is answered with.
+func ackOf(qos byte) packet.Type {
+	if qos == 2 {
+		return packet.PUBREC
+	}
+	return packet.PUBACK
+}
+
+// resolve puts the topic in the place of its alias, and refuses properties that are not
+// a client's.
+func (c *conn) resolve(p *packet.Publish) error {
+	if len(p.Properties.Subscriptions) > 0 {
+		return wrong(packet.ProtocolError, packet.PUBLISH, "a subscription identifier from a client")
+	}
+	n, aliased := p.Properties.Number(packet.TopicAlias)
+	switch {
+	case !aliased:
+		return nil
+	case n > maxAliases:
+		return wrong(packet.BadTopicAlias, packet.PUBLISH, "a topic alias above the maximum")
+	case p.Topic != "":
+		for len(c.heard) < int(n) {
+			c.heard = append(c.heard, "")
+		}
+		c.heard[n-1] = p.Topic
+	case int(n) > len(c.heard) || c.heard[n-1] == "":
+		return wrong(packet.ProtocolError, packet.PUBLISH, "a topic alias that stands for nothing yet")
+	default:
+		p.Topic = c.heard[n-1]
+	}
+	return nil
+}
+
+// took says whether a publish was taken before: the client did not hear so, and says
+// it again (MQTT 5.0 §4.3.3). More of them than the client may have open end the
+// connection.
+func (c *conn) took(p *packet.Publish) (again bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != c || c.closed {
+		return true, nil
+	}
+	if at, known := c.received[p.ID]; known && p.QoS == 2 {
+		c.acknowledgeLocked(at, packet.PUBREC, p.ID)
+		return true, nil
+	}
+	switch n := c.unanswered(); {
+	case c.version == packet.V5 && n >= ReceiveMaximum:
+		return false, wrong(packet.ReceiveMaximumOver, packet.PUBLISH, "more publishes open than the receive maximum")
+	case p.QoS == 2 && len(c.received) >= maxAnswers:
+		return false, wrong(packet.QuotaExceeded, packet.PUBLISH, "too many publishes with QoS 2 that were not released")
+	}
+	return false, nil
+}
+
+// pass decides, and hands on. heard is whether anybody hears it, at what must be on the
+// disk before it is acknowledged.
+func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (at *commit, heard bool, err error) {
 	if strings.HasPrefix(p.Topic, "$") && strings.HasPrefix(p.Topic, ownTopics) {
-		return true, c.own(ctx, w.now, p)
+		if err := c.own(ctx, w.now, p); err != nil {
+			return nil, false, err
+		}
+		return c.handOn(p, &outcome{}, nil), true, nil
 	}
 	v := c.decide(p.Topic)
 	if v == nil {
-		return false, wrong(packet.BadTopic, packet.PUBLISH, "not a topic that this server takes")
+		return nil, false, wrong(packet.BadTopic, packet.PUBLISH, "not a topic that this server takes")
 	}
 	if !v.decision.Allowed {
-		return false, v.decision.Err()
+		return nil, false, v.decision.Err()
 	}
-	m := c.message(p, w.whole)
-	if v.house.kind != 0 {
-		return c.toTheHouse(ctx, w, v.house, m)
+	m := c.message(p, w.whole, w.now)
+	var o outcome
+	key, err := c.client.send(ctx, w, m, v.house, &o, string(c.live().ID()))
+	if err != nil {
+		c.broker.settle(&o, nil, key) // a part of it may be under way already
+		return nil, false, err
 	}
-	return c.world.route(m, w) > 0, nil
+	return c.handOn(p, &o, key), o.heard > 0, nil
+}
+
+// handOn has written what there is to be written before p is acknowledged. The
+// identifier of a QoS 2 publish is written with the message, or neither is.
+func (c *conn) handOn(p *packet.Publish, o *outcome, key *retainKey) (at *commit) {
+	if p.QoS < 2 {
+		return c.broker.settle(o, nil, key)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != c || c.closed {
+		return c.broker.settle(o, nil, key)
+	}
+	at = c.broker.settle(o, c.client, key)
+	if c.received == nil {
+		c.received = map[uint16]*commit{}
+	}
+	c.received[p.ID] = at
+	return at
+}
+
+// send routes a message that may pass. It returns the topic whose retained message is to
+// be written, nil for none.
+func (cl *client) send(ctx context.Context, w *batch, m *message, h house, o *outcome, session string) (key *retainKey, err error) {
+	if m.retain && h.kind != toState && h.kind != toReceipts {
+		if err := cl.world.retained.set(m, &cl.broker.o); err != nil {
+			return nil, err
+		}
+		key = &retainKey{cl.world, m.topic}
+	}
+	if h.kind != 0 {
+		err = cl.toTheHouse(ctx, w, h, m, o, session)
+	} else {
+		cl.world.route(m, w, o)
+	}
+	switch {
+	case err != nil:
+		return key, err
+	case o.err == nil, o.heard > 0 && o.err == error(errFull):
+		return key, nil
+	}
+	return key, o.err // an acknowledgement would lie
 }
 
 // decide asks the session, once for each authority and topic in a row. It returns
@@ -91,8 +192,8 @@ func judge(a *session.Authority, topic string) verdict {
 
 // message copies what outlives the read buffer. whole is the packet as it came, nil
 // for a will.
-func (c *conn) message(p *packet.Publish, whole []byte) *message {
-	m := &message{topic: p.Topic, qos: p.QoS, retain: p.Retain, from: c}
+func (c *conn) message(p *packet.Publish, whole []byte, now time.Time) *message {
+	m := &message{topic: p.Topic, qos: p.QoS, retain: p.Retain, from: c.client}
 	if whole != nil && p.Properties.Empty() {
 		m.adopt(p, whole, c.version)
 		return m
@@ -100,6 +201,9 @@ func (c *conn) message(p *packet.Publish, whole []byte) *message {
 	m.payload = bytes.Clone(p.Payload)
 	if !p.Properties.Empty() {
 		m.props = p.Properties.Forwarded()
+		if n, ok := p.Properties.Number(packet.MessageExpiry); ok {
+			m.expires = now.Add(time.Duration(n) * time.Second)
+		}
 	}
 	return m
 }
@@ -114,8 +218,8 @@ func (c *conn) refuse(p *packet.Publish, err error) error {
 	case p.QoS == 0:
 		return nil
 	}
-	a := &packet.Ack{Kind: packet.PUBACK, ID: p.ID, Reason: reasonFor(err)}
-	if !packet.MayCarry(packet.PUBACK, a.Reason) {
+	a := &packet.Ack{Kind: ackOf(p.QoS), ID: p.ID, Reason: reasonFor(err)}
+	if !packet.MayCarry(a.Kind, a.Reason) {
 		a.Reason = packet.Implementation
 	}
 	if c.problems {
@@ -123,54 +227,6 @@ func (c *conn) refuse(p *packet.Publish, err error) error {
 	}
 	c.answer(a)
 	return nil
-}
-
-// setWill keeps the will of a client, if it may be published now.
-func (c *conn) setWill(w *packet.Will, a *session.Authority) error {
-	if w == nil {
-		return nil
-	}
-	if policy.CheckTopic(w.Topic) != nil || strings.HasPrefix(w.Topic, ownTopics) {
-		return wrong(packet.BadTopic, packet.CONNECT, "the will's topic is none that this server takes")
-	}
-	if v := judge(a, w.Topic); !v.decision.Allowed {
-		return v.decision.Err()
-	}
-	p := &packet.Publish{Topic: w.Topic, Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Properties: w.Properties}
-	m := c.message(p, nil)
-	m.from = nil // its publisher is gone when it comes
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.will = m
-	return nil
-}
-
-// publishWill is the last act of a connection that was lost, if its session may
-// still publish it at that moment: not where what ended is its authority, nor
-// where the server goes.
-func (c *conn) publishWill(ctx context.Context, m *message) {
-	s := c.live()
-	if m == nil {
-		return
-	}
-	if c.broker.Guard.Settled(); s.Over() && s.Cause() != nil {
-		return
-	}
-	v := judge(s.Authority(), m.topic)
-	if !v.decision.Allowed {
-		return
-	}
-	w := batchesOfWork.Get().(*batch)
-	defer batchesOfWork.Put(w)
-	w.now = c.broker.o.Now()
-	defer w.flush()
-	if v.house.kind == 0 {
-		c.world.route(m, w)
-		return
-	}
-	if _, err := c.toTheHouse(ctx, w, v.house, m); err != nil {
-		c.broker.refused(c, "will refused", m.topic, err)
-	}
 }
 
 // bucket bounds how fast one connection publishes. It is the reader's own.

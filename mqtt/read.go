@@ -65,7 +65,7 @@ func (c *conn) follow(ctx context.Context, in *inbox) (err error) {
 func (b *Broker) lookTwice() {
 	for b.sleep(secondLook) {
 		for _, c := range b.connected(func(c *conn) bool { return c.unsure.Load() && c.unsure.Swap(false) }) {
-			if c.over() {
+			if c.hungUp() {
 				c.gone.Store(true)
 				_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // the error is that of a closed connection
 			}
@@ -73,8 +73,8 @@ func (b *Broker) lookTwice() {
 	}
 }
 
-// over reports whether the next read would find the end, and nothing before it.
-func (c *conn) over() (is bool) {
+// hungUp reports whether the next read would find the end, and nothing before it.
+func (c *conn) hungUp() (is bool) {
 	err := c.raw.Control(func(fd uintptr) {
 		var b [1]byte
 		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)

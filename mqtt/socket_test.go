@@ -52,7 +52,7 @@ func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
 // down and does not wait for itself.
 func TestAWriteThatFailsWithinARead(t *testing.T) {
 	nc := accepted(t)
-	c := &conn{nc: nc, raw: rawOf(nc)}
+	c := &conn{nc: nc, raw: rawOf(nc), client: &client{}}
 	c.moved.L = &c.mu
 	failed := false
 	err := c.raw.Read(func(uintptr) bool {

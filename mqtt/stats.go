@@ -12,6 +12,7 @@ type stats struct {
 	connections, subscriptions                              atomic.Int64
 	connects, turnedAway, received, sent                    atomic.Int64
 	tooLarge, slow, heldBack, commands, takeover, refreshes atomic.Int64
+	dropped, expired                                        atomic.Int64
 
 	mu       sync.Mutex
 	refusals map[watchword.Code]int64 // never holds more than there are codes
@@ -44,6 +45,13 @@ type Stats struct {
 	HeldBack      int64 // publishes that had to wait for their rate
 	TakenOver     int64 // connections whose client connected again
 	Refreshes     int64 // sessions that went on under newer papers
+	Dropped       int64 // messages that found no room where they were to wait
+	Expired       int64 // messages whose life ended before they were sent
+	Lasting       int64 // sessions now that outlive their connection, with one or without
+	Waiting       int64 // messages now that are kept for them
+	WaitingBytes  int64 // that these take
+	Retained      int64 // retained messages now
+	RetainedBytes int64 // that these take
 	Refusals      map[watchword.Code]int64
 }
 
@@ -53,7 +61,8 @@ func (b *Broker) Stats() Stats {
 	out := Stats{
 		Connections: s.connections.Load(), Subscriptions: s.subscriptions.Load(), Connects: s.connects.Load(), TurnedAway: s.turnedAway.Load(),
 		Received: s.received.Load(), Sent: s.sent.Load(), Commands: s.commands.Load(), TooLarge: s.tooLarge.Load(), SlowCut: s.slow.Load(),
-		HeldBack: s.heldBack.Load(), TakenOver: s.takeover.Load(), Refreshes: s.refreshes.Load(), Refusals: map[watchword.Code]int64{},
+		HeldBack: s.heldBack.Load(), TakenOver: s.takeover.Load(), Refreshes: s.refreshes.Load(),
+		Dropped: s.dropped.Load(), Expired: s.expired.Load(), Lasting: b.lasting.Load(), Waiting: b.journal.count.Load(), WaitingBytes: b.journal.bytes.Load(), Refusals: map[watchword.Code]int64{},
 	}
 	s.mu.Lock()
 	for k, v := range s.refusals {
@@ -64,8 +73,16 @@ func (b *Broker) Stats() Stats {
 	defer b.mu.Unlock()
 	for _, w := range b.worlds {
 		w.mu.Lock()
-		out.Clients += int64(len(w.clients))
+		for _, cl := range w.clients {
+			if cl.load.Load() != loadAway {
+				out.Clients++
+			}
+		}
 		w.mu.Unlock()
+		w.retained.mu.RLock()
+		out.Retained += int64(w.retained.count)
+		out.RetainedBytes += int64(w.retained.bytes)
+		w.retained.mu.RUnlock()
 	}
 	return out
 }

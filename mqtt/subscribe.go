@@ -11,14 +11,15 @@ import (
 
 // subscribe answers each filter by itself.
 func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
-	if len(p.Properties.Subscriptions) > 0 {
-		return wrong(packet.NoSubscriptionIDs, packet.SUBSCRIBE, "subscription identifiers are not available")
+	var identifier uint32
+	if ids := p.Properties.Subscriptions; len(ids) > 0 {
+		identifier = ids[0]
 	}
 	ack := &packet.Suback{ID: p.ID}
 	var stand []*subscription
 	var why error
 	for _, f := range p.Filters {
-		s, fresh, err := c.subscribeOne(f)
+		s, fresh, err := c.subscribeOne(f, identifier)
 		if err != nil {
 			why = err
 			c.broker.refused(c, "subscription refused", f.Topic, err)
@@ -29,7 +30,7 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 			ack.Codes = append(ack.Codes, r)
 			continue
 		}
-		if f.RetainHandling == 0 || f.RetainHandling == 1 && fresh { // MQTT 5.0 §3.8.3.1
+		if s.memberOf == nil && (f.RetainHandling == 0 || f.RetainHandling == 1 && fresh) { // MQTT 5.0 §3.8.3.1, §4.8.2
 			stand = append(stand, s)
 		}
 		ack.Codes = append(ack.Codes, packet.Reason(s.qos))
@@ -37,10 +38,11 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 	if why != nil && c.problems {
 		ack.Properties.SetText(packet.ReasonString, words(why))
 	}
-	c.answer(ack)
 	c.mu.Lock()
+	at := c.touch()
 	c.keepPump()
 	c.mu.Unlock()
+	c.answerAfter(at, ack)
 	for _, s := range stand {
 		c.give(ctx, s)
 	}
@@ -49,21 +51,25 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 
 // subscribeOne lets one subscription stand, or says why not. fresh is false where it
 // was there before.
-func (c *conn) subscribeOne(f packet.Filter) (s *subscription, fresh bool, err error) {
-	if strings.HasPrefix(f.Topic, "$share/") {
-		return nil, false, wrong(packet.NoShared, packet.SUBSCRIBE, "shared subscriptions are not available")
+func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription, fresh bool, err error) {
+	_, filter, shared, err := policy.Share(f.Topic)
+	if err == nil {
+		err = policy.CheckFilter(filter)
 	}
-	if err := policy.CheckFilter(f.Topic); err != nil {
+	if err != nil {
 		return nil, false, wrong(packet.BadFilter, packet.SUBSCRIBE, err.Error())
 	}
-	own := strings.HasPrefix(f.Topic, ownTopics)
+	own := strings.HasPrefix(filter, ownTopics)
 	if own && f.Topic != authTopic {
 		return nil, false, watchword.Refuse(watchword.Denied, "of $watchword/… only %s can be subscribed to", authTopic)
 	}
 	if c.isCommands(f.Topic) && f.QoS == 0 {
 		return nil, false, wrong(packet.Implementation, packet.SUBSCRIBE, "commands come with QoS 1: subscribe with it")
 	}
-	s = &subscription{c: c, filter: f.Topic, qos: min(f.QoS, 1), noLocal: f.NoLocal, asPublished: f.RetainAsPublished}
+	if c.isCommands(filter) && shared {
+		return nil, false, watchword.Refuse(watchword.Denied, "commands are for one connection, and for no group")
+	}
+	s = &subscription{client: c.client, name: f.Topic, filter: filter, qos: f.QoS, noLocal: f.NoLocal, asPublished: f.RetainAsPublished, identifier: identifier}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -83,46 +89,78 @@ func (c *conn) subscribeOne(f packet.Filter) (s *subscription, fresh bool, err e
 		return nil, false, err
 	}
 	if old != nil {
-		c.unsubscribeOne(old)
+		c.replace(old, s)
+		return old, false, nil
 	}
-	if c.subs == nil {
-		c.subs = map[string]*subscription{}
-	}
-	c.subs[f.Topic] = s
-	c.world.tree.add(f.Topic, s)
-	c.broker.stats.subscriptions.Add(1)
+	c.stand(s, shared)
 	return s, old == nil, nil
+}
+
+// stand lets a subscription stand. mu is held.
+func (cl *client) stand(s *subscription, shared bool) {
+	if cl.subs == nil {
+		cl.subs = map[string]*subscription{}
+	}
+	cl.subs[s.name] = s
+	if shared {
+		cl.world.join(s)
+	} else {
+		cl.world.tree.add(s.filter, s)
+	}
+	if cl.lasting != nil {
+		cl.lasting.change(s.name)
+	}
+	cl.broker.stats.subscriptions.Add(1)
+}
+
+// replace puts s in the place of an equal filter's, without a gap (MQTT 5.0 §3.8.4).
+// mu is held.
+func (cl *client) replace(old, s *subscription) {
+	old.qos, old.noLocal, old.asPublished, old.identifier = s.qos, s.noLocal, s.asPublished, s.identifier
+	if cl.lasting != nil {
+		cl.lasting.change(s.name)
+	}
 }
 
 // unsubscribeOne is called with mu held. What is queued already still goes out,
 // unless it is dropped too.
-func (c *conn) unsubscribeOne(s *subscription) {
+func (cl *client) unsubscribeOne(s *subscription) {
 	s.dead = true
-	delete(c.subs, s.filter)
-	c.world.tree.remove(s.filter, s)
-	c.broker.stats.subscriptions.Add(-1)
+	delete(cl.subs, s.name)
+	if s.memberOf != nil {
+		cl.world.part(s)
+	} else {
+		cl.world.tree.remove(s.filter, s)
+	}
+	if cl.lasting != nil {
+		cl.lasting.change(s.name)
+	}
+	cl.broker.stats.subscriptions.Add(-1)
 }
 
 // unsubscribeAll is called with mu held.
-func (c *conn) unsubscribeAll() {
-	for _, s := range c.subs {
-		c.unsubscribeOne(s)
+func (cl *client) unsubscribeAll() {
+	for _, s := range cl.subs {
+		cl.unsubscribeOne(s)
 	}
-	c.subs = nil
-	c.listen(nil)
-	if c.pump != nil {
-		c.pump.stop()
-		c.pump = nil
-	}
+	cl.subs = nil
 }
 
 func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
 	ack := &packet.Unsuback{ID: p.ID}
+	var orphans []orphan
 	c.mu.Lock()
+	if c.conn != c || c.closed {
+		c.mu.Unlock()
+		return nil
+	}
 	for _, f := range p.Filters {
 		code := packet.NoSubscription
 		if s := c.subs[f]; s != nil {
 			c.unsubscribeOne(s)
+			if s.memberOf != nil {
+				orphans = append(orphans, c.orphans(s)...)
+			}
 			code = packet.Success
 		} else if f == authTopic && c.auth != nil {
 			c.listen(nil)
@@ -131,7 +169,9 @@ func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
 		ack.Codes = append(ack.Codes, code)
 	}
 	c.keepPump()
+	at := c.touch()
 	c.mu.Unlock()
-	c.answer(ack)
+	c.answerAfter(at, ack)
+	c.hand(orphans, false)
 	return nil
 }

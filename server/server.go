@@ -189,12 +189,15 @@ func (s *Server) assemble(ctx context.Context) error {
 	}
 	hub, twins := event.NewHub(), twin.NewKeeper(s.store, s.ring)
 	s.broker = mqtt.New(mqtt.Parts{
-		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder,
+		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store,
 		Options: mqtt.Options{
 			PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
 			PublishRate: float64(s.cfg.Limits.PublishRate), ConnectRate: float64(s.cfg.Limits.TokenRate), Now: s.o.Now, Log: s.o.Log,
 		},
 	})
+	if err := s.broker.Load(ctx); err != nil {
+		return err
+	}
 	if err := s.keepKeys(ctx); err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package packet
 import (
 	"bytes"
 	"encoding/binary"
+	"maps"
+	"slices"
 )
 
 // Property is a property's identifier (MQTT 5.0 §2.2.2.2).
@@ -269,6 +271,14 @@ func (p *Properties) Forwarded() *Properties {
 		return nil
 	}
 	return out
+}
+
+// Clone returns a copy that may be changed. The values are shared.
+func (p *Properties) Clone() Properties {
+	return Properties{
+		numbers: maps.Clone(p.numbers), texts: maps.Clone(p.texts), data: maps.Clone(p.data),
+		User: slices.Clip(p.User), Subscriptions: slices.Clip(p.Subscriptions),
+	}
 }
 
 func (p *Properties) has(id Property) bool {

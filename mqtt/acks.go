@@ -1,0 +1,125 @@
+package mqtt
+
+import (
+	"slices"
+
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// ack takes what a client says of a publish, its own or the server's.
+func (c *conn) ack(p *packet.Ack) error {
+	var command int64
+	c.mu.Lock()
+	if c.conn != c || c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	hands := c.pump
+	switch p.Kind {
+	case packet.PUBACK:
+		command = c.acked(p)
+	case packet.PUBREC:
+		c.recorded(p)
+	case packet.PUBREL:
+		c.releasedBy(p)
+	case packet.PUBCOMP:
+		c.completed(p)
+	}
+	c.mu.Unlock()
+	if command != 0 && hands != nil {
+		hands.acknowledged(command, !p.Reason.Failed())
+	}
+	return nil
+}
+
+// flight finds what is in flight under a packet identifier; -1 for nothing: it is of a
+// connection before, or said twice, and nothing hangs on it (MQTT 5.0 §4.4).
+func (c *conn) flight(id uint16) int {
+	return slices.IndexFunc(c.flights, func(f flight) bool { return packetID(f.seq) == id })
+}
+
+// land takes a message out of flight; size and the rest as in [client.finished].
+func (c *conn) land(i int) {
+	f := c.flights[i]
+	c.flights = slices.Delete(c.flights, i, i+1)
+	if len(c.flights) == 0 {
+		c.flights = nil // an idle client keeps no list
+	}
+	if f.counts {
+		c.finished(f.k, f.seq, int(f.size))
+	}
+	c.weigh()
+	c.moved.Broadcast()
+}
+
+func (c *conn) acked(p *packet.Ack) (command int64) {
+	i := c.flight(p.ID)
+	if i < 0 || c.flights[i].qos != 1 {
+		return 0
+	}
+	command = c.flights[i].command
+	c.land(i)
+	return command
+}
+
+// recorded is PUBREC: the receiver has the message, for good once that is on the disk
+// (MQTT 5.0 §4.3.3).
+func (c *conn) recorded(p *packet.Ack) {
+	i := c.flight(p.ID)
+	if i < 0 || c.flights[i].qos != 2 {
+		a := &packet.Ack{Kind: packet.PUBREL, ID: p.ID}
+		if c.version == packet.V5 {
+			a.Reason = packet.IDNotFound
+		}
+		if !p.Reason.Failed() {
+			c.control = packet.Append(c.control, a, c.version)
+		}
+		return
+	}
+	f := &c.flights[i]
+	if p.Reason.Failed() {
+		if !f.released {
+			c.land(i)
+		}
+		return
+	}
+	var at *commit
+	if !f.released {
+		f.released, f.m = true, nil
+		if f.counts {
+			at = c.touch() // before the message may go
+			if f.k != nil {
+				c.broker.journal.release(f.k)
+				f.k = nil
+			}
+		}
+	}
+	c.acknowledgeLocked(at, packet.PUBREL, p.ID)
+	return
+}
+
+func (c *conn) completed(p *packet.Ack) {
+	if i := c.flight(p.ID); i >= 0 && c.flights[i].released {
+		c.land(i)
+	}
+}
+
+// releasedBy is PUBREL: the client has done with its identifier. That it is free must
+// be on the disk before the client hears so, and uses it for another message.
+func (c *conn) releasedBy(p *packet.Ack) {
+	_, known := c.received[p.ID]
+	if !known {
+		a := &packet.Ack{Kind: packet.PUBCOMP, ID: p.ID}
+		if c.version == packet.V5 {
+			a.Reason = packet.IDNotFound
+		}
+		if len(c.answers) > 0 {
+			c.answers = append(c.answers, reply{b: packet.Append(nil, a, c.version), kind: packet.PUBCOMP})
+			return
+		}
+		c.control = packet.Append(c.control, a, c.version)
+		return
+	}
+	delete(c.received, p.ID)
+	c.acknowledgeLocked(c.touch(), packet.PUBCOMP, p.ID)
+}

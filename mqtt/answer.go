@@ -1,0 +1,149 @@
+package mqtt
+
+import (
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// reply is what a client is told once something is on the disk.
+type reply struct {
+	after *commit // nil: only what comes before it
+	b     []byte  // as it goes over the wire; nil for a kind and an identifier alone
+	kind  packet.Type
+	id    uint16
+}
+
+// answer appends a packet that goes before all messages. It is the reader's.
+func (c *conn) answer(p packet.Packet) { c.answerAfter(nil, p) }
+
+// answerAfter is answer for what must be on the disk first; nil for nothing.
+func (c *conn) answerAfter(at *commit, p packet.Packet) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	if c.mayAnswer(at) {
+		c.control = packet.Append(c.control, p, c.version)
+		c.ready = c.ready || p.Type() == packet.CONNACK
+		return
+	}
+	a := reply{after: at, b: packet.Append(nil, p, c.version), kind: p.Type()}
+	if ack, ok := p.(*packet.Ack); ok {
+		a.id = ack.ID
+	}
+	c.answers = append(c.answers, a)
+}
+
+// acknowledge answers a publish in full success: the common case, in four bytes.
+func (c *conn) acknowledge(at *commit, kind packet.Type, id uint16) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.acknowledgeLocked(at, kind, id)
+}
+
+func (c *conn) acknowledgeLocked(at *commit, kind packet.Type, id uint16) {
+	switch {
+	case c.closed:
+	case c.mayAnswer(at):
+		c.control = appendAck(c.control, kind, id)
+	default:
+		c.answers = append(c.answers, reply{after: at, kind: kind, id: id})
+	}
+}
+
+func appendAck(out []byte, kind packet.Type, id uint16) []byte {
+	first := byte(kind) << 4
+	if kind == packet.PUBREL {
+		first |= 2
+	}
+	return append(out, first, 2, byte(id>>8), byte(id))
+}
+
+// mayAnswer reports whether an answer may go out at once: answers keep their order
+// (MQTT 5.0 §4.6). mu is held.
+func (c *conn) mayAnswer(at *commit) bool {
+	switch {
+	case len(c.answers) > 0:
+		return false
+	case at == nil:
+		return true
+	case c.broker.journal.wait(at, c):
+		return false
+	case !at.over():
+		go c.release() // it failed before anybody waited
+		return false
+	}
+	return true
+}
+
+// release sends the answers that waited for what is over now.
+func (c *conn) release() {
+	c.mu.Lock()
+	refused := c.releaseLocked()
+	c.mu.Unlock()
+	if refused != nil {
+		c.end(refused)
+		return
+	}
+	c.flush(false)
+}
+
+func (c *conn) releaseLocked() (refused error) {
+	n := 0
+	for ; n < len(c.answers) && !c.closed; n++ {
+		a := &c.answers[n]
+		if a.after != nil && c.broker.journal.wait(a.after, c) {
+			break
+		}
+		if a.after != nil && !a.after.over() {
+			if refused = c.unwritten(a); refused != nil {
+				break
+			}
+			continue
+		}
+		c.ready = c.ready || a.kind == packet.CONNACK
+		if a.b != nil {
+			c.control = append(c.control, a.b...)
+		} else {
+			c.control = appendAck(c.control, a.kind, a.id)
+		}
+	}
+	if c.answers = c.answers[n:]; len(c.answers) == 0 {
+		c.answers = nil
+	}
+	c.moved.Broadcast()
+	return refused
+}
+
+// unwritten answers for what could not be written, where the version has a word for
+// it; else the connection ends. mu is held.
+func (c *conn) unwritten(a *reply) error {
+	why := c.broker.journal.refusal()
+	if why == nil {
+		why = watchword.Refuse(watchword.Unavailable, "this could not be kept")
+	}
+	if c.version != packet.V5 || a.kind != packet.PUBACK && a.kind != packet.PUBREC {
+		return why
+	}
+	if a.kind == packet.PUBREC {
+		delete(c.received, a.id)
+	}
+	ack := &packet.Ack{Kind: a.kind, ID: a.id, Reason: packet.Implementation}
+	if c.problems {
+		ack.Properties.SetText(packet.ReasonString, words(why))
+	}
+	c.control = packet.Append(c.control, ack, c.version)
+	return nil
+}
+
+// unanswered is how many publishes of the client wait for their end; mu is held.
+func (c *conn) unanswered() int {
+	n := len(c.received)
+	for i := range c.answers {
+		if c.answers[i].kind == packet.PUBACK {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,319 @@
+package mqtt
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/shelf"
+)
+
+// client is what a client identifier stands for: its Session State (MQTT 5.0 §4.1).
+// A connection has it, and it may outlive the connection.
+type client struct {
+	broker *Broker
+	world  *world // nil before CONNECT
+	number int64  // no other client has it, nor ever had
+	id     string // the client identifier
+	owner  owner
+
+	mu   sync.Mutex
+	conn *conn // nil while it has none
+	over bool  // it is no more
+
+	subs     map[string]*subscription // by their filter as the client wrote it
+	will     *will
+	queue    []item // from head on; to be sent
+	head     int
+	bytes    int      // of the queue
+	flights  []flight // in the order in which they were sent
+	seq      int64    // the number of the last message with QoS 1 or 2
+	received map[uint16]*commit
+	lasting  *lasting // nil where it ends with its connection
+	load     atomic.Int32
+	counted  bool // under world.mu: against the bound of its subject
+}
+
+// owner is whose client it is: a subject, in one of its lives.
+type owner struct {
+	subject     watchword.SubjectID
+	incarnation int64
+}
+
+// lasting is what a client has whose state outlives a connection. All of it is under
+// the client's mu.
+type lasting struct {
+	expiry uint32 // seconds after the end of the connection
+	left   time.Time
+	willAt time.Time
+	timers []*time.Timer    // of the will and of the end, while there is no connection
+	hold   *session.Session // likewise
+	turn   int              // counts connections and their ends
+	paused bool             // its subject may have nothing at this moment
+
+	backlog []entry // what waits and is not in the queue, in order
+	loading bool    // some of it is on its way there
+	weight  int     // bytes of all that waits, in backlog, queue and flights
+	waiting int     // messages
+	sent    int64   // the highest number that was sent
+	gone    map[int64]struct{}
+	lost    []shelf.Lost
+	dropped int64 // found no room
+
+	dirty   *commit             // in which it is written next
+	row     bool                // all of it is to be written, not only how far it has come
+	changed map[string]struct{} // subscriptions to be written
+}
+
+// entry is one message that waits on the shelf.
+type entry struct {
+	k           *kept // nil where the receiver has the message, and is to be told PUBREL
+	identifiers *[]uint32
+	seq         int64
+	size        uint32
+	qos         byte
+	retain      bool
+	released    bool
+	shared      bool
+}
+
+func entryOf(it *item) entry {
+	e := entry{k: it.x.k, seq: it.seq, size: uint32(it.m.size()), qos: it.qos, retain: it.flag&1 != 0, shared: it.shared()}
+	if it.x.identifiers != nil {
+		e.identifiers = &it.x.identifiers
+	}
+	return e
+}
+
+// weightOf is what one message that waits counts beside its bytes.
+const weightOf = 64
+
+// away reports whether the client has no connection; called with mu held.
+func (cl *client) away() bool { return cl.conn == nil }
+
+// room reports whether one more message of that many bytes may wait on the shelf.
+func (cl *client) room(size int) bool {
+	l, o := cl.lasting, &cl.broker.o
+	return l.waiting < o.QueueMessages && l.weight+size+weightOf <= o.QueueBytes
+}
+
+// waits counts a message in, or out again where n is negative.
+func (l *lasting) waits(n, size int) {
+	l.waiting += n
+	l.weight += n * (size + weightOf)
+}
+
+// finished is called once for each message that waited on the shelf and is done, or
+// never will be: size is what it counted. mu is held.
+func (cl *client) finished(k *kept, seq int64, size int) {
+	if l := cl.lasting; l != nil {
+		l.waits(-1, size)
+		if seq > l.sent {
+			if l.gone == nil {
+				l.gone = map[int64]struct{}{}
+			}
+			l.gone[seq] = struct{}{}
+		}
+		cl.touch()
+	}
+	if k != nil {
+		cl.broker.journal.release(k)
+	}
+}
+
+// touch sees to it that how far the client has come is written, and returns with what.
+// mu is held.
+func (cl *client) touch() *commit {
+	if cl.lasting == nil {
+		return nil
+	}
+	return cl.broker.journal.add(adding{client: cl})
+}
+
+// pack takes what the client's connection held back to the shelf, in order, when it
+// ends. What does not wait there is lost, as it may be: QoS 0, and what the server
+// says to one connection. mu is held.
+func (cl *client) pack() {
+	l := cl.lasting
+	var first []entry
+	for _, f := range cl.flights {
+		if f.counts {
+			first = append(first, f.entry())
+		}
+	}
+	for i := cl.head; i < len(cl.queue); i++ {
+		if it := &cl.queue[i]; it.x != nil && it.x.k != nil {
+			first = append(first, entryOf(it))
+		}
+	}
+	slices.SortFunc(first, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
+	l.backlog = append(first, l.backlog...)
+	cl.queue, cl.head, cl.bytes, cl.flights = nil, 0, 0, nil
+	l.loading = false
+}
+
+// unpack puts what its receiver has already, and is to be told PUBREL, among the
+// flights of a new connection. mu is held.
+func (cl *client) unpack() {
+	l := cl.lasting
+	rest := l.backlog[:0]
+	for _, e := range l.backlog {
+		if e.released {
+			cl.flights = append(cl.flights, flight{seq: e.seq, qos: 2, released: true, size: e.size, counts: true})
+			continue
+		}
+		rest = append(rest, e)
+	}
+	clear(l.backlog[len(rest):])
+	l.backlog = rest
+}
+
+// progress is how far the client has come, for the commit c. mu is held.
+func (cl *client) progress(c *commit) shelf.Progress {
+	l := cl.lasting
+	p := shelf.Progress{Next: cl.seq, Sent: l.sent, Dropped: l.dropped}
+	first := cl.seq + 1 // the lowest that is not done
+	for _, f := range cl.flights {
+		if f.counts {
+			p.Open = append(p.Open, shelf.Open{Seq: f.seq, Released: f.released})
+			first = min(first, f.seq)
+		}
+	}
+	for _, e := range l.backlog {
+		if first = min(first, e.seq); e.seq > l.sent && !e.released {
+			break
+		}
+		p.Open = append(p.Open, shelf.Open{Seq: e.seq, Released: e.released})
+	}
+	for i := cl.head; i < len(cl.queue); i++ {
+		if it := &cl.queue[i]; it.x != nil && it.x.k != nil {
+			if first = min(first, it.seq); it.seq <= l.sent { // it was sent over an earlier connection
+				p.Open = append(p.Open, shelf.Open{Seq: it.seq})
+				continue
+			}
+			break
+		}
+	}
+	for seq := range l.gone {
+		if seq <= l.sent {
+			delete(l.gone, seq)
+			continue
+		}
+		p.Gone = append(p.Gone, seq)
+	}
+	l.lost = slices.DeleteFunc(l.lost, func(x shelf.Lost) bool { return x.Told && x.Seq < first })
+	p.Lost = slices.Clone(l.lost)
+	for id, at := range cl.received {
+		if at == nil || at == c || at.over() {
+			p.Received = append(p.Received, id)
+		}
+	}
+	return p
+}
+
+// lose takes away the subscriptions that a does not allow, and what waits by them. It
+// returns which. mu is held.
+func (cl *client) lose(a *session.Authority, told bool) (lost []string, orphans []orphan) {
+	for name, s := range cl.subs {
+		if a.Subscribe(name).Allowed {
+			continue
+		}
+		lost = append(lost, name)
+		cl.unsubscribeOne(s)
+		if s.memberOf != nil {
+			orphans = append(orphans, cl.orphans(s)...)
+		}
+		if l := cl.lasting; l != nil {
+			l.lost = append(l.lost, shelf.Lost{Filter: s.filter, Seq: cl.seq, Told: told})
+			cl.touch()
+		}
+	}
+	if len(lost) > 0 {
+		cl.drop(func(it *item) bool {
+			return it.sub != nil && it.sub.dead && !cl.wanted(it) || it.sub == nil && cl.lostTo(it.m.topic, it.seq) && !cl.wanted(it)
+		})
+	}
+	return lost, orphans
+}
+
+// lostTo reports whether a message that waits came by what was lost since. mu is held.
+func (cl *client) lostTo(topic string, seq int64) bool {
+	return slices.ContainsFunc(cl.lasting.lost, func(l shelf.Lost) bool { return seq <= l.Seq && matches(l.Filter, topic) })
+}
+
+// wanted reports whether a queued message is still under another subscription. It is
+// called with mu held.
+func (cl *client) wanted(it *item) bool {
+	if it.m.command > 0 {
+		return false
+	}
+	for _, s := range cl.subs {
+		if matches(s.filter, it.m.topic) {
+			it.sub = s
+			return true
+		}
+	}
+	return false
+}
+
+// drop takes what is queued and gone away again. It is called with mu held.
+func (cl *client) drop(gone func(*item) bool) {
+	stays := cl.queue[:0]
+	for i := range cl.queue[cl.head:] {
+		it := cl.queue[cl.head+i]
+		if gone(&it) {
+			cl.bytes -= it.m.size()
+			if it.x != nil && it.x.k != nil {
+				cl.finished(it.x.k, it.seq, it.m.size())
+			}
+			continue
+		}
+		stays = append(stays, it)
+	}
+	clear(cl.queue[len(stays):])
+	cl.queue, cl.head = stays, 0
+}
+
+// reset takes everything away that the client has. mu is held.
+func (cl *client) reset() {
+	cl.unsubscribeAll()
+	cl.drop(func(*item) bool { return true })
+	l := cl.lasting
+	for _, f := range cl.flights {
+		if f.counts {
+			cl.finished(f.k, f.seq, int(f.size))
+		}
+	}
+	cl.flights, cl.received = nil, nil
+	if l == nil {
+		return
+	}
+	for _, e := range l.backlog {
+		cl.finished(e.k, e.seq, int(e.size))
+	}
+	l.backlog, l.lost, l.gone = nil, nil, nil
+	l.sent = cl.seq
+	cl.touch()
+}
+
+// forget ends the state of a client that was to last. mu is held.
+func (cl *client) forget() {
+	cl.reset()
+	l := cl.lasting
+	l.stop()
+	cl.lasting = nil
+	cl.broker.lasting.Add(-1)
+	cl.broker.journal.add(adding{drop: cl.number})
+}
+
+// stop stops the clocks of a client without a connection.
+func (l *lasting) stop() {
+	for _, t := range l.timers {
+		t.Stop()
+	}
+	l.timers = nil
+}

@@ -1,0 +1,133 @@
+package mqtt
+
+import (
+	"log/slog"
+	"time"
+)
+
+// The bounds of what is fetched from the shelf at once.
+const (
+	fetchMessages = 64
+	fetchBytes    = 128 << 10
+	fetchRetry    = time.Second
+)
+
+// refill begins to fetch the next messages from the shelf where the queue has room for
+// them. mu is held.
+func (c *conn) refill() {
+	l := c.lasting
+	if l.loading || len(l.backlog) == 0 || c.closed || !c.ready || len(c.queue)-c.head > queueAhead/2 {
+		return
+	}
+	l.loading = true
+	go c.fetch(l.turn)
+}
+
+// fetch brings one page of the backlog into the queue.
+func (c *conn) fetch(turn int) {
+	c.mu.Lock()
+	if c.conn != c || c.lasting.turn != turn {
+		c.mu.Unlock()
+		return
+	}
+	l := c.lasting
+	n, size := 0, 0
+	for n < len(l.backlog) && n < fetchMessages && (n == 0 || size+int(l.backlog[n].size) <= fetchBytes) {
+		size += int(l.backlog[n].size)
+		n++
+	}
+	page := append([]entry(nil), l.backlog[:n]...)
+	c.mu.Unlock()
+
+	bodies, err := c.client.bodies(page)
+	if err != nil {
+		c.broker.o.Log.Error("messages that wait cannot be read", slog.String("client", c.id), slog.Any("err", err))
+		time.AfterFunc(fetchRetry, func() { c.fetch(turn) })
+		return
+	}
+
+	c.mu.Lock()
+	if c.conn != c || c.lasting.turn != turn || c.closed {
+		c.mu.Unlock()
+		return
+	}
+	// What was taken from the backlog meanwhile is not there any more.
+	for _, e := range page {
+		if len(l.backlog) == 0 || l.backlog[0].seq != e.seq {
+			continue
+		}
+		l.backlog = l.backlog[1:]
+		it, ok := bodies[e.seq]
+		if !ok || c.lostTo(it.m.topic, e.seq) && !c.wanted(&it) {
+			c.finished(e.k, e.seq, int(e.size))
+			continue
+		}
+		if e.seq <= l.sent {
+			it.flag |= 8 // DUP
+		}
+		if it.qos == 2 && !e.k.durable.Load() {
+			e.k.eager = append(e.k.eager, c.client)
+		}
+		c.queue = append(c.queue, it)
+		c.bytes += it.m.size()
+	}
+	if len(l.backlog) == 0 {
+		l.backlog = nil
+	}
+	l.loading = false
+	c.refill() // where nothing of this page was left
+	c.mu.Unlock()
+	c.flush(false)
+}
+
+// bodies reads the messages of some entries, by the numbers of these. What failed to
+// be written is not among them.
+func (cl *client) bodies(page []entry) (map[int64]item, error) {
+	out := make(map[int64]item, len(page))
+	var ids []int64
+	read := map[int64][]entry{}
+	for _, e := range page {
+		if e.k == nil {
+			continue
+		}
+		if m := e.k.body.Load(); m != nil { // not on the disk yet
+			out[e.seq] = e.item(m)
+			continue
+		}
+		if e.k.failed.Load() {
+			continue
+		}
+		if read[e.k.id] == nil {
+			ids = append(ids, e.k.id)
+		}
+		read[e.k.id] = append(read[e.k.id], e)
+	}
+	if len(ids) == 0 {
+		return out, nil
+	}
+	ms, err := cl.broker.journal.store.ShelfMessages(cl.broker.ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	for _, sm := range ms {
+		m, err := unstored(sm.Packet, sm.Expires)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range read[sm.ID] {
+			out[e.seq] = e.item(m)
+		}
+	}
+	return out, nil
+}
+
+func (e *entry) item(m *message) item {
+	it := item{m: m, seq: e.seq, qos: e.qos, x: &extra{k: e.k}}
+	if e.identifiers != nil {
+		it.x.identifiers = *e.identifiers
+	}
+	if e.retain {
+		it.flag = 1
+	}
+	return it
+}

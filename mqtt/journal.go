@@ -1,0 +1,361 @@
+package mqtt
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/shelf"
+)
+
+// Store keeps what must survive this process. It is a cellar.
+type Store interface {
+	Shelf(ctx context.Context, session func(shelf.Session) error, message func(shelf.Message) error) error
+	Retained(ctx context.Context, message func(shelf.Retained) error) error
+	ShelfMessages(ctx context.Context, ids []int64) ([]shelf.Message, error)
+	KeepOnShelf(ctx context.Context, c shelf.Changes) error
+}
+
+// journal writes what must survive: what many do at once goes to the disk at once.
+// Messages are written or refused; what clients and topics are is written until it is
+// on the disk, since it is what it is.
+type journal struct {
+	store Store // nil: nothing survives
+	now   func() time.Time
+	log   *slog.Logger
+
+	mu    sync.Mutex // a leaf, but for kept
+	open  *commit    // what is collected
+	wake  chan struct{}
+	next  int64                 // the id of the next message
+	sick  atomic.Pointer[error] // why nothing can be written at this moment
+	count atomic.Int64          // messages on the shelf
+	bytes atomic.Int64
+}
+
+// The states of a commit.
+const (
+	commitOpen = iota
+	commitWritten
+	commitFailed
+)
+
+// commit is what is written in one transaction.
+type commit struct {
+	state atomic.Int32
+	ended chan struct{}
+
+	// Under journal.mu until it is taken to be written.
+	messages []*kept
+	done     []int64
+	clients  []*client
+	dropped  []int64
+	retained map[retainKey]struct{}
+	waiters  []*conn
+}
+
+func newCommit() *commit { return &commit{ended: make(chan struct{})} }
+
+// over reports whether it is on the disk.
+func (c *commit) over() bool { return c.state.Load() == commitWritten }
+
+func (c *commit) empty() bool {
+	return len(c.messages)+len(c.done)+len(c.clients)+len(c.dropped)+len(c.retained)+len(c.waiters) == 0
+}
+
+// kept is a message that sessions wait for.
+type kept struct {
+	id        int64
+	refs      atomic.Int32 // sessions that wait, and who routes it
+	body      atomic.Pointer[message]
+	durable   atomic.Bool
+	failed    atomic.Bool
+	size      int
+	receivers []byte    // until it is written
+	eager     []*client // who may have it only when it is written: QoS 2
+	included  bool      // under journal.mu: it is, or is about to be, on the disk
+}
+
+func newJournal(o *Options, store Store) *journal {
+	return &journal{store: store, now: o.Now, log: o.Log, open: newCommit(), wake: make(chan struct{}, 1), next: 1}
+}
+
+// adding is what one act adds to the commit that is collected.
+type adding struct {
+	message  *kept
+	client   *client // its mu is held
+	drop     int64   // a session
+	retained *retainKey
+}
+
+// add returns the commit with which all of it will be written, nil where nothing
+// survives.
+func (j *journal) add(a adding) *commit {
+	if j.store == nil {
+		return nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	c := j.open
+	if a.message != nil {
+		c.messages = append(c.messages, a.message)
+	}
+	if a.client != nil && a.client.lasting.dirty != c {
+		a.client.lasting.dirty = c
+		c.clients = append(c.clients, a.client)
+	}
+	if a.drop != 0 {
+		c.dropped = append(c.dropped, a.drop)
+	}
+	if a.retained != nil {
+		if c.retained == nil {
+			c.retained = map[retainKey]struct{}{}
+		}
+		c.retained[*a.retained] = struct{}{}
+	}
+	j.nudge()
+	return c
+}
+
+func (j *journal) nudge() {
+	select {
+	case j.wake <- struct{}{}:
+	default:
+	}
+}
+
+// keep makes the record of a message that the first session waits for. The caller
+// holds one reference more than there are sessions, until it has been added.
+func (j *journal) keep(m *message) *kept {
+	k := &kept{size: m.size()}
+	k.body.Store(m)
+	k.refs.Store(1)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	k.id = j.next
+	j.next++
+	return k
+}
+
+// release gives up one reference.
+func (j *journal) release(k *kept) {
+	if k.refs.Add(-1) > 0 {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if k.included && !k.failed.Load() {
+		j.open.done = append(j.open.done, k.id)
+		j.count.Add(-1)
+		j.bytes.Add(-int64(k.size))
+		j.nudge()
+	}
+}
+
+// wait puts c among those who hear of the end of at. It reports false where the end
+// has come.
+func (j *journal) wait(at *commit, c *conn) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if at.state.Load() != commitOpen {
+		return false
+	}
+	if n := len(at.waiters); n == 0 || at.waiters[n-1] != c {
+		at.waiters = append(at.waiters, c)
+	}
+	return true
+}
+
+// refusal says why nothing can be kept at this moment, nil where it can.
+func (j *journal) refusal() error {
+	if e := j.sick.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// run writes until ctx ends, and then what is left.
+func (j *journal) run(ctx context.Context) {
+	if j.store == nil {
+		return
+	}
+	for {
+		select {
+		case <-j.wake:
+			j.step()
+		case <-ctx.Done():
+			j.step()
+			return
+		}
+	}
+}
+
+// retryAfter is how long a store that could not write is left alone.
+const retryAfter = 250 * time.Millisecond
+
+// step writes what was collected.
+func (j *journal) step() {
+	j.mu.Lock()
+	c := j.open
+	if c.empty() {
+		j.sick.Store(nil) // the next message finds out
+		j.mu.Unlock()
+		return
+	}
+	j.open = newCommit()
+	j.mu.Unlock()
+	w := writing{commit: c}
+	w.build(j)
+	var err error
+	if !w.changes.Empty() {
+		err = j.store.KeepOnShelf(context.Background(), w.changes) // it is not given up in the middle
+	}
+	j.mu.Lock()
+	for _, k := range w.messages {
+		if err == nil {
+			k.durable.Store(true)
+		} else {
+			k.failed.Store(true)
+		}
+		k.body.Store(nil)
+		k.receivers = nil
+	}
+	if err == nil {
+		c.state.Store(commitWritten)
+		j.sick.Store(nil)
+	} else {
+		c.state.Store(commitFailed)
+		e := watchword.Because(err, watchword.Unavailable, "what must survive cannot be written")
+		if j.sick.Swap(&e) == nil {
+			j.log.Error("messages are not kept", slog.Any("err", err))
+		}
+		for _, k := range w.messages {
+			j.count.Add(-1)
+			j.bytes.Add(-int64(k.size))
+		}
+		j.open.done = append(j.open.done, w.changes.Done...)
+		j.open.dropped = append(j.open.dropped, w.changes.Dropped...)
+		for key := range c.retained {
+			if j.open.retained == nil {
+				j.open.retained = map[retainKey]struct{}{}
+			}
+			j.open.retained[key] = struct{}{}
+		}
+	}
+	waiters := c.waiters
+	close(c.ended)
+	j.mu.Unlock()
+	if err != nil {
+		w.again()
+		time.AfterFunc(retryAfter, j.nudge)
+	}
+	for _, c := range waiters {
+		c.release()
+	}
+	for _, k := range w.messages {
+		for _, cl := range k.eager {
+			cl.wakeUp()
+		}
+		k.eager = nil
+	}
+}
+
+// writing is a commit on its way to the disk.
+type writing struct {
+	commit   *commit
+	changes  shelf.Changes
+	messages []*kept
+	clients  []written
+}
+
+// written is what of a client is written, so that it can be written again.
+type written struct {
+	cl      *client
+	row     bool
+	changed map[string]struct{}
+}
+
+// build turns what was collected into what is written. What is over by now is left out.
+func (w *writing) build(j *journal) {
+	c := w.commit
+	for _, cl := range c.clients {
+		w.client(cl)
+	}
+	w.changes.Dropped, w.changes.Done = c.dropped, c.done
+	for key := range c.retained {
+		w.changes.Retained = append(w.changes.Retained, key.world.retained.row(key))
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, k := range c.messages {
+		if k.refs.Load() == 0 {
+			k.body.Store(nil)
+			continue
+		}
+		k.included = true
+		j.count.Add(1)
+		j.bytes.Add(int64(k.size))
+		m := k.body.Load()
+		w.messages = append(w.messages, k)
+		w.changes.Messages = append(w.changes.Messages, shelf.Message{ID: k.id, Packet: m.stored(), Expires: m.expires, Receivers: k.receivers})
+	}
+}
+
+func (w *writing) client(cl *client) {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	l := cl.lasting
+	if cl.over || l == nil {
+		return
+	}
+	p := cl.progress(w.commit)
+	s := shelf.Session{ID: cl.number, Progress: p.Append(nil)}
+	w.clients = append(w.clients, written{cl, l.row, l.changed})
+	for name := range l.changed {
+		f := shelf.Filter{Session: cl.number, Subscription: shelf.Subscription{Filter: name}}
+		sub := cl.subs[name]
+		if sub == nil {
+			w.changes.Unsubscribed = append(w.changes.Unsubscribed, f)
+			continue
+		}
+		f.Options, f.Identifier = sub.options(), sub.identifier
+		w.changes.Subscribed = append(w.changes.Subscribed, f)
+	}
+	l.changed = nil
+	if !l.row {
+		w.changes.Progress = append(w.changes.Progress, s)
+		return
+	}
+	l.row = false
+	s.Tenant, s.Client, s.Subject, s.Incarnation = cl.world.tenant, cl.id, cl.owner.subject, cl.owner.incarnation
+	s.Expiry, s.Left, s.WillAt = l.expiry, l.left, l.willAt
+	if cl.will != nil {
+		s.Will = cl.will.stored()
+	}
+	w.changes.Sessions = append(w.changes.Sessions, s)
+}
+
+// again has clients written another time, since they were not.
+func (w *writing) again() {
+	for _, x := range w.clients {
+		x.cl.mu.Lock()
+		if l := x.cl.lasting; l != nil && !x.cl.over {
+			l.row = l.row || x.row
+			for name := range x.changed {
+				l.change(name)
+			}
+			x.cl.touch()
+		}
+		x.cl.mu.Unlock()
+	}
+}
+
+func (l *lasting) change(name string) {
+	if l.changed == nil {
+		l.changed = map[string]struct{}{}
+	}
+	l.changed[name] = struct{}{}
+}

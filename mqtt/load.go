@@ -1,0 +1,177 @@
+package mqtt
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"slices"
+
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/shelf"
+)
+
+// Load takes in what earlier lives of the server left behind: sessions with their
+// subscriptions and messages, and retained messages. It is called once, before the
+// first connection.
+func (b *Broker) Load(ctx context.Context) error {
+	store := b.journal.store
+	if store == nil {
+		return nil
+	}
+	l := loading{broker: b, clients: map[int64]*client{}}
+	if err := store.Shelf(ctx, l.session, l.message); err != nil {
+		return err
+	}
+	if err := store.Retained(ctx, func(r shelf.Retained) error {
+		m, err := unstored(r.Packet, r.Expires)
+		if err != nil {
+			return err
+		}
+		if err := b.world(r.Tenant).retained.set(m, &b.o); err != nil {
+			b.o.Log.WarnContext(ctx, "a retained message is left out: the bounds are lower than they were", slog.String("topic", r.Topic))
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	// What nobody waits for any more goes before anything new comes: a number is never
+	// used again while something names it.
+	if err := store.KeepOnShelf(ctx, shelf.Changes{Done: l.done}); err != nil {
+		return err
+	}
+	b.sequence.Store(l.number)
+	b.journal.next = l.id + 1
+	l.settle(ctx)
+	return nil
+}
+
+// loading is what [Broker.Load] gathers.
+type loading struct {
+	broker  *Broker
+	clients map[int64]*client
+	number  int64 // the highest that a client has, or had
+	id      int64 // the highest of a message
+	done    []int64
+	open    map[int64]shelf.Progress // how far each had come
+}
+
+func (l *loading) session(s shelf.Session) error {
+	b := l.broker
+	p, err := shelf.ParseProgress(s.Progress)
+	if err != nil {
+		return err
+	}
+	cl := &client{broker: b, world: b.world(s.Tenant), number: s.ID, id: s.Client, owner: owner{s.Subject, s.Incarnation}, seq: p.Next}
+	cl.load.Store(loadAway)
+	cl.lasting = &lasting{expiry: s.Expiry, left: s.Left, willAt: s.WillAt, sent: p.Sent, lost: p.Lost, dropped: p.Dropped, turn: 1}
+	if s.Will != nil {
+		if cl.will, err = unstoredWill(s.Will); err != nil {
+			return err
+		}
+	}
+	now := b.o.Now()
+	if s.Left.IsZero() { // it had its connection to the last
+		cl.lasting.left, cl.lasting.row = now, true
+		if cl.will != nil {
+			cl.lasting.willAt = now.Add(max(cl.will.delay, restartGrace))
+		}
+	}
+	for _, n := range p.Gone {
+		if cl.lasting.gone == nil {
+			cl.lasting.gone = map[int64]struct{}{}
+		}
+		cl.lasting.gone[n] = struct{}{}
+	}
+	for _, id := range p.Received {
+		if cl.received == nil {
+			cl.received = map[uint16]*commit{}
+		}
+		cl.received[id] = nil
+	}
+	for _, o := range p.Open {
+		if o.Released {
+			cl.lasting.backlog = append(cl.lasting.backlog, entry{seq: o.Seq, released: true, qos: 2})
+			cl.lasting.waits(1, 0)
+		}
+	}
+	for _, x := range s.Subscriptions {
+		_, filter, shared, err := policy.Share(x.Filter)
+		if err != nil {
+			return err
+		}
+		cl.stand(&subscription{
+			client: cl, name: x.Filter, filter: filter, qos: x.Options & 3, noLocal: x.Options&4 != 0, asPublished: x.Options&8 != 0, identifier: x.Identifier,
+		}, shared)
+	}
+	cl.lasting.changed = nil
+	b.lasting.Add(1)
+	cl.world.put(cl)
+	l.clients[s.ID] = cl
+	l.number = max(l.number, s.ID)
+	if l.open == nil {
+		l.open = map[int64]shelf.Progress{}
+	}
+	l.open[s.ID] = shelf.Progress{Sent: p.Sent, Open: p.Open}
+	return nil
+}
+
+func (l *loading) message(m shelf.Message) error {
+	l.id = max(l.id, m.ID)
+	j := l.broker.journal
+	k := &kept{id: m.ID, size: m.Size, included: true}
+	k.durable.Store(true)
+	err := shelf.Receivers(m.Receivers, func(r shelf.Receiver) {
+		l.number = max(l.number, r.Session)
+		cl := l.clients[r.Session]
+		if cl == nil || !l.waits(r, cl) {
+			return
+		}
+		e := entry{k: k, seq: r.Seq, size: uint32(m.Size), qos: r.QoS, retain: r.Retain, shared: r.Shared}
+		if r.Identifiers != nil {
+			e.identifiers = &r.Identifiers
+		}
+		k.refs.Add(1)
+		cl.lasting.backlog = append(cl.lasting.backlog, e)
+		cl.lasting.waits(1, m.Size)
+		cl.seq = max(cl.seq, r.Seq)
+	})
+	if k.refs.Load() == 0 {
+		l.done = append(l.done, m.ID)
+		return err
+	}
+	j.count.Add(1)
+	j.bytes.Add(int64(m.Size))
+	return err
+}
+
+// waits reports whether a session still waits for a message.
+func (l *loading) waits(r shelf.Receiver, cl *client) bool {
+	p := l.open[r.Session]
+	if r.Seq > p.Sent {
+		_, gone := cl.lasting.gone[r.Seq]
+		return !gone
+	}
+	return slices.ContainsFunc(p.Open, func(o shelf.Open) bool { return o.Seq == r.Seq && !o.Released })
+}
+
+// settle starts the clocks of those who are away, and has the guard say what they may.
+func (l *loading) settle(ctx context.Context) {
+	all := make([]*client, 0, len(l.clients))
+	for _, cl := range l.clients {
+		cl.mu.Lock()
+		slices.SortFunc(cl.lasting.backlog, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
+		cl.arm(l.broker.o.Now())
+		if cl.lasting.row {
+			cl.touch()
+		}
+		cl.mu.Unlock()
+		all = append(all, cl)
+	}
+	l.broker.upkeep.Go(func() {
+		for _, cl := range all {
+			if ctx := l.broker.ctx; ctx.Err() == nil {
+				cl.watch(ctx, 1)
+			}
+		}
+	})
+}

@@ -1,0 +1,173 @@
+package mqtt_test
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/shelf"
+)
+
+// memory is a store that a test can stop, break and copy. It does what storetest says
+// of a cellar.
+type memory struct {
+	mu       sync.Mutex
+	moved    *sync.Cond
+	closed   bool // nothing is written until it is open again
+	broken   bool
+	writes   int
+	sessions map[int64]shelf.Session
+	subs     map[int64]map[string]shelf.Subscription
+	messages map[int64]shelf.Message
+	retained map[string]shelf.Retained
+}
+
+func newMemory() *memory {
+	m := &memory{sessions: map[int64]shelf.Session{}, subs: map[int64]map[string]shelf.Subscription{}, messages: map[int64]shelf.Message{}, retained: map[string]shelf.Retained{}}
+	m.moved = sync.NewCond(&m.mu)
+	return m
+}
+
+func (m *memory) copy() *memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := newMemory()
+	maps.Copy(out.sessions, m.sessions)
+	for id, subs := range m.subs {
+		out.subs[id] = maps.Clone(subs)
+	}
+	maps.Copy(out.messages, m.messages)
+	maps.Copy(out.retained, m.retained)
+	return out
+}
+
+// shut holds every write back until open.
+func (m *memory) shut() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+}
+
+func (m *memory) open() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = false
+	m.moved.Broadcast()
+}
+
+// fail makes every write fail from now on, those that are held back too.
+func (m *memory) fail(yes bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.broken, m.closed = yes, false
+	m.moved.Broadcast()
+}
+
+func (m *memory) waiting() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.messages)
+}
+
+func (m *memory) Shelf(_ context.Context, session func(shelf.Session) error, message func(shelf.Message) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(m.sessions)) {
+		s := m.sessions[id]
+		for _, name := range slices.Sorted(maps.Keys(m.subs[id])) {
+			s.Subscriptions = append(s.Subscriptions, m.subs[id][name])
+		}
+		if err := session(s); err != nil {
+			return err
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(m.messages)) {
+		x := m.messages[id]
+		x.Size, x.Packet = len(x.Packet), nil
+		if err := message(x); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *memory) Retained(_ context.Context, message func(shelf.Retained) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range slices.SortedFunc(maps.Values(m.retained), func(a, b shelf.Retained) int { return cmp.Compare(a.Topic, b.Topic) }) {
+		if err := message(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *memory) ShelfMessages(_ context.Context, ids []int64) (out []shelf.Message, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.broken {
+		return nil, watchword.Refuse(watchword.Unavailable, "broken")
+	}
+	for _, id := range ids {
+		if x, ok := m.messages[id]; ok {
+			out = append(out, x)
+		}
+	}
+	return out, nil
+}
+
+func (m *memory) KeepOnShelf(_ context.Context, c shelf.Changes) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for m.closed {
+		m.moved.Wait()
+	}
+	if m.broken {
+		return watchword.Refuse(watchword.Unavailable, "broken")
+	}
+	m.writes++
+	for _, id := range c.Dropped {
+		delete(m.sessions, id)
+		delete(m.subs, id)
+	}
+	for _, s := range c.Sessions {
+		m.sessions[s.ID] = s
+	}
+	for _, f := range c.Unsubscribed {
+		delete(m.subs[f.Session], f.Filter)
+	}
+	for _, f := range c.Subscribed {
+		if m.subs[f.Session] == nil {
+			m.subs[f.Session] = map[string]shelf.Subscription{}
+		}
+		m.subs[f.Session][f.Filter] = f.Subscription
+	}
+	for _, p := range c.Progress {
+		if s, ok := m.sessions[p.ID]; ok {
+			s.Progress = p.Progress
+			m.sessions[p.ID] = s
+		}
+	}
+	for _, x := range c.Messages {
+		if _, taken := m.messages[x.ID]; taken {
+			return watchword.Refuse(watchword.Internal, "a number twice")
+		}
+		x.Packet, x.Receivers = bytes.Clone(x.Packet), bytes.Clone(x.Receivers)
+		m.messages[x.ID] = x
+	}
+	for _, id := range c.Done {
+		delete(m.messages, id)
+	}
+	for _, r := range c.Retained {
+		if r.Packet == nil {
+			delete(m.retained, r.Topic)
+			continue
+		}
+		m.retained[r.Topic] = r
+	}
+	return nil
+}

@@ -1,0 +1,167 @@
+package mqtt
+
+import (
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/shelf"
+)
+
+// outcome is what became of a message that was routed.
+type outcome struct {
+	heard  int   // who takes it
+	kept   *kept // what is to be written before it is acknowledged, nil for nothing
+	err    error // why somebody who may have it does not
+	missed int   // who does not
+}
+
+// errFull is what becomes of a message that the shelf has no room for.
+var errFull = watchword.Refuse(watchword.Busy, "whoever this is for has no room for more messages")
+
+// The bounds of what a lasting client has in its queue: the rest waits on the shelf.
+const (
+	queueAhead  = 256
+	queueWeight = 256 << 10
+)
+
+// offer queues m once, for those of the client's subscriptions that it matches. wake, if
+// not nil, is whom the caller must flush. Who has a connection and does not read what it
+// is sent loses it; the newest messages find no room where a client is away too long.
+func (cl *client) offer(m *message, o *outcome, g *group, subs ...*subscription) (wake *conn) {
+	cl.mu.Lock()
+	c := cl.conn
+	wake, slow := cl.push(m, o, g, subs)
+	cl.mu.Unlock()
+	if slow {
+		cl.broker.stats.slow.Add(1)
+		c.end(errSlow)
+	}
+	return wake
+}
+
+// choose finds the subscription with the highest QoS among those that m is for (MQTT
+// 5.0 §3.3.4), and what goes along for all of them. mu is held.
+func (cl *client) choose(m *message, subs []*subscription) (by *subscription, retain bool, identifiers []uint32) {
+	retain = m.kept
+	for _, s := range subs {
+		if s.since != nil {
+			if _, newer := s.since[m.topic]; newer && m.kept {
+				continue
+			}
+			if !m.kept && isState(m.topic) {
+				s.since[m.topic] = struct{}{}
+			}
+		}
+		if s.dead || s.noLocal && m.from == cl {
+			continue
+		}
+		retain = retain || m.retain && s.asPublished
+		if s.identifier > 0 {
+			identifiers = append(identifiers, s.identifier)
+		}
+		if by == nil || s.qos > by.qos {
+			by = s
+		}
+	}
+	return by, retain, identifiers
+}
+
+func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (wake *conn, slow bool) {
+	c := cl.conn
+	if cl.over || c != nil && c.closed || m.only != nil && m.only != c {
+		return nil, false
+	}
+	by, retain, identifiers := cl.choose(m, subs)
+	if by == nil {
+		return nil, false
+	}
+	it := item{m: m, sub: by, qos: min(m.qos, by.qos)}
+	if retain {
+		it.flag = 1
+	}
+	if identifiers != nil || g != nil {
+		it.x = &extra{identifiers: identifiers, shared: g}
+	}
+	if cl.lasting != nil && it.qos > 0 && m.only == nil {
+		return cl.keep(&it, o), false
+	}
+	if c == nil {
+		return nil, false // with QoS 0 nobody waits
+	}
+	if len(cl.queue)-cl.head >= cl.broker.o.QueueMessages || cl.bytes+m.size() > cl.broker.o.QueueBytes {
+		return nil, true
+	}
+	o.heard++
+	return cl.enqueue(it), false
+}
+
+func (cl *client) enqueue(it item) (wake *conn) {
+	cl.queue = append(cl.queue, it)
+	cl.bytes += it.m.size()
+	cl.weigh()
+	if c := cl.conn; c.ready && c.mustWake() {
+		return c
+	}
+	return nil
+}
+
+// keep lets a message wait on the shelf, and in the queue too where it may go out soon.
+func (cl *client) keep(it *item, o *outcome) (wake *conn) {
+	l, j := cl.lasting, cl.broker.journal
+	if cl.away() && l.paused {
+		return nil
+	}
+	err := j.refusal()
+	if err == nil && (!cl.room(it.m.size()) || j.bytes.Load() > cl.broker.o.KeptBytes) {
+		err = errFull
+		l.dropped++
+		cl.broker.stats.dropped.Add(1)
+		cl.touch()
+	}
+	if err != nil {
+		o.err = err
+		o.missed++
+		return nil
+	}
+	o.heard++
+	if o.kept == nil {
+		o.kept = j.keep(it.m)
+	}
+	cl.seq++
+	it.seq = cl.seq
+	k := o.kept
+	k.refs.Add(1)
+	if it.x == nil {
+		it.x = &extra{}
+	}
+	it.x.k = k
+	k.receivers = shelf.AppendReceiver(k.receivers, shelf.Receiver{
+		Session: cl.number, Seq: it.seq, QoS: it.qos, Retain: it.flag&1 != 0, Shared: it.shared(), Identifiers: it.x.identifiers,
+	})
+	l.waits(1, it.m.size())
+	if cl.away() || len(l.backlog) > 0 || len(cl.queue)-cl.head >= queueAhead || cl.bytes > queueWeight {
+		l.backlog = append(l.backlog, entryOf(it))
+		return nil
+	}
+	if it.qos == 2 {
+		k.eager = append(k.eager, cl)
+	}
+	return cl.enqueue(*it)
+}
+
+// mustWake is called with mu held.
+func (c *conn) mustWake() bool {
+	if c.writing || c.woken {
+		return false
+	}
+	c.woken = true
+	return true
+}
+
+// wakeUp has the client's connection write what it may now.
+func (cl *client) wakeUp() {
+	cl.mu.Lock()
+	c := cl.conn
+	cl.mu.Unlock()
+	if c != nil {
+		c.flush(false)
+	}
+}

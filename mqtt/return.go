@@ -1,0 +1,271 @@
+package mqtt
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/shelf"
+)
+
+// maxLasting is how many clients of one subject may have state that outlives their
+// connections.
+const maxLasting = 8
+
+// mostExpiry is the longest session expiry that this server gives, in seconds; 0 where
+// nothing survives.
+func (b *Broker) mostExpiry() uint32 {
+	if b.journal.store == nil {
+		return 0
+	}
+	return uint32(min(b.o.SessionExpiry/time.Second, shelf.Forever-1))
+}
+
+// enter makes c the connection of its client identifier. What was there before ends, or
+// goes on with c where it lasts: present says so.
+func (c *conn) enter(id string, who owner, clean bool, expiry uint32) (present bool, err error) {
+	w := c.world
+	for {
+		w.mu.Lock()
+		prev := w.clients[id]
+		if prev == nil {
+			err := w.admit(who.subject, expiry)
+			if err == nil {
+				c.start(id, who, expiry)
+				w.put(c.client)
+			}
+			w.mu.Unlock()
+			return false, err
+		}
+		w.mu.Unlock()
+		prev.mu.Lock()
+		old := prev.conn
+		prev.mu.Unlock()
+		if old != nil {
+			old.takenOver() // it has no client when it returns
+		}
+		if !clean && prev.owner == who && c.resume(prev, expiry) {
+			return true, nil
+		}
+		prev.end()
+		w.forget(prev)
+	}
+}
+
+// admit says whether a subject may have one more client that lasts. w.mu is held.
+func (w *world) admit(subject watchword.SubjectID, expiry uint32) error {
+	if expiry == 0 {
+		return nil
+	}
+	if n := w.lasting[subject]; n >= maxLasting {
+		return wrong(packet.QuotaExceeded, packet.CONNECT, fmt.Sprintf("%q has %d sessions that outlive their connection, the most that one subject may have: clean one, or let it end", subject, n))
+	}
+	return nil
+}
+
+// start makes the connection's own client that of an identifier.
+func (c *conn) start(id string, who owner, expiry uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.client.world, c.client.id, c.owner = c.world, id, who
+	if expiry > 0 {
+		c.last(expiry)
+	}
+}
+
+// last makes the client's state outlive its connection. mu is held.
+func (cl *client) last(expiry uint32) {
+	cl.lasting = &lasting{expiry: expiry, row: true}
+	cl.broker.lasting.Add(1)
+}
+
+// resume gives c the place of the connection that prev has no more. It reports false
+// where prev is over.
+func (c *conn) resume(prev *client, expiry uint32) bool {
+	own := c.client
+	own.mu.Lock()
+	for c.writing && !c.failed { // what was said before CONNACK: a challenge
+		c.moved.Wait()
+	}
+	own.mu.Unlock()
+	prev.mu.Lock()
+	if prev.over || prev.conn != nil { // somebody was quicker
+		prev.mu.Unlock()
+		return false
+	}
+	l := prev.lasting
+	hold := l.hold
+	l.hold, l.paused = nil, false
+	l.turn++
+	l.stop()
+	l.left, l.willAt, l.row = time.Time{}, time.Time{}, true
+	l.expiry = expiry
+	prev.conn = c
+	prev.unpack()
+	prev.weigh()
+	prev.touch()
+	c.client = prev
+	c.moved.L = &prev.mu
+	prev.mu.Unlock()
+	if hold != nil {
+		hold.Close(nil)
+	}
+	return true
+}
+
+// watch has the guard say what a client that is away may have. Its answers come with
+// the session locked.
+func (cl *client) watch(ctx context.Context, turn int) {
+	cl.mu.Lock()
+	tenant, who := cl.world.tenant, cl.owner
+	cl.mu.Unlock()
+	still := func(f func(l *lasting)) {
+		cl.mu.Lock()
+		defer cl.mu.Unlock()
+		if l := cl.lasting; l != nil && !cl.over && l.turn == turn {
+			f(l)
+		}
+	}
+	hold := cl.broker.Guard.Hold(ctx, tenant, who.subject, who.incarnation, session.Options{
+		Transport: "mqtt",
+		Changed: func(a *session.Authority) {
+			var orphans []orphan
+			still(func(l *lasting) {
+				l.paused = false
+				_, orphans = cl.lose(a, false)
+				if cl.will != nil && !judge(a, cl.will.m.topic).decision.Allowed {
+					cl.will, l.row = nil, true
+					cl.touch()
+				}
+			})
+			if len(orphans) > 0 {
+				go cl.hand(orphans, false)
+			}
+		},
+		Lapsed: func(cause error) {
+			still(func(l *lasting) {
+				l.paused = true
+				switch watchword.CodeOf(cause) {
+				case watchword.Unavailable:
+					return
+				case watchword.SubjectSuspended: // it may come back, with all it had
+				default:
+					go cl.end()
+				}
+				if cl.will != nil {
+					cl.will, l.row = nil, true
+					cl.touch()
+				}
+			})
+		},
+	})
+	kept := false
+	still(func(l *lasting) { l.hold, kept = hold, true })
+	if !kept {
+		hold.Close(nil)
+	}
+}
+
+// end ends a client without a connection: its time has come, or somebody begins anew in
+// its place. Where it has a connection again, it does nothing.
+func (cl *client) end() {
+	cl.mu.Lock()
+	if cl.over || cl.conn != nil {
+		cl.mu.Unlock()
+		return
+	}
+	w := cl.will
+	cl.will = nil
+	var hold *session.Session
+	var orphans []orphan
+	if l := cl.lasting; l != nil {
+		hold, l.hold = l.hold, nil
+		for _, s := range cl.subs {
+			if s.memberOf != nil {
+				orphans = append(orphans, cl.orphans(s)...)
+			}
+		}
+		cl.forget()
+	}
+	cl.over = true
+	cl.mu.Unlock()
+	if hold != nil {
+		if w != nil {
+			cl.publishWill(cl.broker.ctx, hold.Authority(), w)
+		}
+		hold.Close(nil)
+	}
+	cl.hand(orphans, false)
+	cl.leave()
+}
+
+// expire is the clock's.
+func (cl *client) expire(turn int) {
+	cl.mu.Lock()
+	now := cl.lasting != nil && cl.lasting.turn == turn
+	cl.mu.Unlock()
+	if now {
+		cl.broker.o.Log.Info("a session ended, its client did not come back", slog.String("client", cl.id))
+		cl.end()
+	}
+}
+
+// willIsDue is the clock's.
+func (cl *client) willIsDue(turn int) {
+	cl.mu.Lock()
+	l := cl.lasting
+	if l == nil || l.turn != turn || cl.will == nil {
+		cl.mu.Unlock()
+		return
+	}
+	w, hold := cl.will, l.hold
+	if hold == nil || l.paused { // nobody says what it may
+		cl.mu.Unlock()
+		return
+	}
+	cl.will, l.row = nil, true
+	cl.touch()
+	cl.mu.Unlock()
+	cl.publishWill(cl.broker.ctx, hold.Authority(), w)
+}
+
+// leave takes a client that is over out of the world.
+func (cl *client) leave() {
+	if cl.world != nil {
+		cl.world.forget(cl)
+	}
+}
+
+// put makes cl the client of its identifier. mu is held.
+func (w *world) put(cl *client) {
+	w.clients[cl.id] = cl
+	if cl.lasting != nil {
+		cl.counted = true
+		w.lasting[cl.owner.subject]++
+	}
+}
+
+// forget takes a client out that is over; another that is not stays.
+func (w *world) forget(cl *client) {
+	cl.mu.Lock()
+	over := cl.over
+	cl.mu.Unlock()
+	if !over {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.clients[cl.id] == cl {
+		delete(w.clients, cl.id)
+	}
+	if cl.counted {
+		cl.counted = false
+		if w.lasting[cl.owner.subject]--; w.lasting[cl.owner.subject] == 0 {
+			delete(w.lasting, cl.owner.subject)
+		}
+	}
+}
