@@ -25,7 +25,7 @@ func (c *conn) answerAfter(at *commit, p packet.Packet) {
 	}
 	if c.mayAnswer(at) {
 		c.control = packet.Append(c.control, p, c.version)
-		c.ready = c.ready || p.Type() == packet.CONNACK
+		c.begin(p.Type())
 		return
 	}
 	a := reply{after: at, b: packet.Append(nil, p, c.version), kind: p.Type()}
@@ -50,6 +50,24 @@ func (c *conn) acknowledgeLocked(at *commit, kind packet.Type, id uint16) {
 	default:
 		c.answers = append(c.answers, reply{after: at, kind: kind, id: id})
 	}
+}
+
+// begin lets messages follow, once CONNACK is on its way: first what the client has from
+// an earlier connection and was not told PUBREL (MQTT 5.0 §4.4). mu is held.
+func (c *conn) begin(after packet.Type) {
+	if after != packet.CONNACK || c.ready {
+		return
+	}
+	c.ready = true
+	if c.conn != c || c.lasting == nil {
+		return
+	}
+	for i := range c.flights {
+		if c.flights[i].released {
+			c.control = appendAck(c.control, packet.PUBREL, packetID(c.flights[i].seq))
+		}
+	}
+	c.refill()
 }
 
 func appendAck(out []byte, kind packet.Type, id uint16) []byte {
@@ -102,12 +120,12 @@ func (c *conn) releaseLocked() (refused error) {
 			}
 			continue
 		}
-		c.ready = c.ready || a.kind == packet.CONNACK
 		if a.b != nil {
 			c.control = append(c.control, a.b...)
 		} else {
 			c.control = appendAck(c.control, a.kind, a.id)
 		}
+		c.begin(a.kind)
 	}
 	if c.answers = c.answers[n:]; len(c.answers) == 0 {
 		c.answers = nil

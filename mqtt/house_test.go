@@ -192,6 +192,9 @@ type client struct {
 	got  chan packet.Packet // closed at the end of the connection
 	ack  *packet.Connack
 	next uint16
+
+	ahead []packet.Packet // came, and was not asked for yet
+	last  packet.Packet
 }
 
 // raw opens a connection and says nothing on it.
@@ -292,21 +295,36 @@ func (h *house) device(id watchword.SubjectID, edit ...func(*packet.Connect)) *c
 // want returns the next packet, which must be a P.
 func want[P packet.Packet](c *client) P {
 	c.t.Helper()
-	p, ok := <-c.got
-	if !ok {
-		c.t.Fatalf("the connection ended; want %T", *new(P))
+	if len(c.ahead) > 0 {
+		c.last, c.ahead = c.ahead[0], c.ahead[1:]
+	} else {
+		next(c)
 	}
-	out, ok := p.(P)
+	out, ok := c.last.(P)
 	if !ok {
-		c.t.Fatalf("got %T %+v, want %T", p, p, out)
+		c.t.Fatalf("got %T %+v, want %T", c.last, c.last, out)
 	}
 	return out
+}
+
+// next returns the next packet from the wire.
+func next(c *client) packet.Packet {
+	c.t.Helper()
+	p, ok := <-c.got
+	if !ok {
+		c.t.Fatal("the connection ended")
+	}
+	c.last = p
+	return p
 }
 
 // silent fails where anything came, or the connection ended. Only in a bubble.
 func (c *client) silent() {
 	c.t.Helper()
 	synctest.Wait()
+	if len(c.ahead) > 0 {
+		c.t.Fatalf("got %T %+v, want nothing", c.ahead[0], c.ahead[0])
+	}
 	select {
 	case p, ok := <-c.got:
 		c.t.Fatalf("got %T %+v (open %v), want nothing", p, p, ok)
