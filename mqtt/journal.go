@@ -185,10 +185,16 @@ func (j *journal) run(ctx context.Context) {
 	for {
 		select {
 		case <-j.wake:
-			j.step()
 		case <-ctx.Done():
 			j.step()
 			return
+		}
+		if j.step() {
+			continue
+		}
+		select {
+		case <-time.After(retryAfter):
+		case <-ctx.Done():
 		}
 	}
 }
@@ -196,14 +202,14 @@ func (j *journal) run(ctx context.Context) {
 // retryAfter is how long a store that could not write is left alone.
 const retryAfter = 250 * time.Millisecond
 
-// step writes what was collected.
-func (j *journal) step() {
+// step writes what was collected, and reports whether it could.
+func (j *journal) step() bool {
 	j.mu.Lock()
 	c := j.open
 	if c.empty() {
 		j.sick.Store(nil) // the next message finds out
 		j.mu.Unlock()
-		return
+		return true
 	}
 	j.open = newCommit()
 	j.mu.Unlock()
@@ -250,7 +256,7 @@ func (j *journal) step() {
 	j.mu.Unlock()
 	if err != nil {
 		w.again()
-		time.AfterFunc(retryAfter, j.nudge)
+		j.nudge()
 	}
 	for _, c := range waiters {
 		c.release()
@@ -261,6 +267,7 @@ func (j *journal) step() {
 		}
 		k.eager = nil
 	}
+	return err == nil
 }
 
 // writing is a commit on its way to the disk.

@@ -1,0 +1,304 @@
+package mqtt_test
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+func (c *client) lost() (out []string) {
+	for _, u := range c.ack.Properties.User {
+		if u.Name == "lost" {
+			out = append(out, u.Value)
+		}
+	}
+	return out
+}
+
+func TestWhoIsAwayLosesWhatPolicyTakes(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V5, "sub", "a/#", "b", "a/1")
+		pub := h.device("pub")
+		publish := func(topics ...string) {
+			for _, topic := range topics {
+				pub.publish(1, topic, topic)
+			}
+		}
+		publish("a/1", "b", "a/2")
+		h.policy(`publish = ["#"]`, `subscribe = ["b", "a/1"]`)
+		publish("a/2", "b")
+		h.policy(`publish = ["#"]`, `subscribe = ["#"]`) // too late for what was lost
+		publish("a/3", "a/1")
+		sub := h.back(packet.V5, "sub")
+		if got := sub.takesAll(4); !slices.Equal(got, []string{"a/1", "b", "b", "a/1"}) {
+			t.Errorf("%v", got)
+		}
+		sub.silent()
+		if l := sub.lost(); !slices.Equal(l, []string{"a/#"}) {
+			t.Errorf("told %q", l)
+		}
+		if n := h.store.waiting(); n != 0 {
+			t.Errorf("%d messages are left", n)
+		}
+		sub.vanish()
+		synctest.Wait()
+		if l := h.back(packet.V5, "sub").lost(); len(l) > 0 {
+			t.Errorf("told twice: %q", l)
+		}
+	})
+}
+
+// The same over a restart: what was lost stays lost.
+func TestWhatIsLostStaysLostOverARestart(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V5, "sub", "a/#", "b")
+		pub := h.device("pub")
+		pub.publish(1, "a/1", "lost")
+		h.policy(`publish = ["#"]`, `subscribe = ["b"]`)
+		pub.publish(1, "b", "kept")
+		h.crash(mqtt.Options{})
+		h.policy(`publish = ["#"]`, `subscribe = ["#"]`)
+		h.device("pub").publish(1, "a/2", "too late")
+		sub := h.back(packet.V5, "sub")
+		if got := sub.takesAll(1); got[0] != "kept" {
+			t.Errorf("%v", got)
+		}
+		sub.silent()
+		if l := sub.lost(); !slices.Equal(l, []string{"a/#"}) {
+			t.Errorf("told %q", l)
+		}
+	})
+}
+
+func TestATokenThatAllowsLessTakesTheRest(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V5, "sub", "a", "b")
+		pub := h.device("pub")
+		pub.publish(1, "a", "a")
+		pub.publish(1, "b", "b")
+		token := h.token("sub", time.Hour, watchword.Permission{Resource: "topic:b", Actions: []string{"sub"}})
+		sub := h.connect(packet.V5, "sub", token, lasts)
+		if p := sub.takes(); p.Topic != "b" {
+			t.Errorf("%+v", p)
+		}
+		sub.silent()
+		if l := sub.lost(); !slices.Equal(l, []string{"a"}) {
+			t.Errorf("told %q", l)
+		}
+	})
+}
+
+func TestAnOldClientThatCannotBeToldBeginsAnew(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V311, "sub", "a", "b")
+		pub := h.device("pub")
+		pub.publish(1, "b", "of a session that is no more")
+		h.policy(`publish = ["#"]`, `subscribe = ["b"]`)
+		c := h.connect(packet.V311, "sub", h.token("sub", time.Hour), lasts)
+		if c.ack.SessionPresent {
+			t.Error("it believes in what it lost")
+		}
+		if r := pub.publish(1, "b", "x"); r != packet.NoSubscribers {
+			t.Errorf("%#x", r)
+		}
+		c.subscribe(1, "b")
+		pub.publish(1, "b", "y")
+		if p := c.takes(); string(p.Payload) != "y" {
+			t.Errorf("%s", p.Payload)
+		}
+	})
+}
+
+func TestWhoIsSuspendedComesBackWithWhatItHad(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V5, "sub", "a")
+		pub := h.device("pub")
+		pub.publish(1, "a", "before")
+		h.state("sub", watchword.Suspended)
+		if r := pub.publish(1, "a", "meanwhile"); r != packet.NoSubscribers {
+			t.Errorf("%#x", r)
+		}
+		h.state("sub", watchword.Active)
+		pub.publish(1, "a", "after")
+		sub := h.back(packet.V5, "sub")
+		if got := sub.takesAll(2); !slices.Equal(got, []string{"before", "after"}) {
+			t.Errorf("%v", got)
+		}
+		// While it is there, the same.
+		synctest.Wait()
+		h.state("sub", watchword.Suspended)
+		sub.ended(packet.Administrative)
+		pub.publish(1, "a", "meanwhile")
+		h.state("sub", watchword.Active)
+		sub = h.back(packet.V5, "sub")
+		sub.silent()
+	})
+}
+
+func TestASessionGoesWithItsSubject(t *testing.T) {
+	for name, there := range map[string]bool{"away": false, "there": true} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				h.away(packet.V5, "sub", "a")
+				pub := h.device("pub")
+				pub.publish(1, "a", "x")
+				if there {
+					h.back(packet.V5, "sub").takes()
+				}
+				h.state("sub", watchword.Revoked)
+				synctest.Wait()
+				if s := h.broker.Stats(); s.Lasting != 0 || s.Subscriptions != 0 || h.store.waiting() != 0 {
+					t.Errorf("%d sessions, %d subscriptions, %d messages are left", s.Lasting, s.Subscriptions, h.store.waiting())
+				}
+				h.state("sub", watchword.Active)
+				if c := h.connect(packet.V5, "sub", h.token("sub", time.Hour), lasts); c.ack.SessionPresent {
+					t.Error("it is there again")
+				}
+			})
+		})
+	}
+}
+
+func TestASessionIsOfOneLifeOfItsSubject(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V5, "sub", "a")
+		h.device("pub").publish(1, "a", "x")
+		h.mu.Lock()
+		h.roll["sub"].Incarnation = 2 // enrolled again, and nobody told the guard
+		h.mu.Unlock()
+		raw := h.token("sub", time.Hour)
+		h.mu.Lock()
+		p := h.tokens[raw]
+		p.Incarnation = 2
+		h.tokens[raw] = p
+		h.mu.Unlock()
+		if c := h.connect(packet.V5, "sub", raw, lasts); c.ack.SessionPresent {
+			t.Error("the session of an earlier life")
+		}
+	})
+}
+
+// wills makes a CONNECT with a delayed will.
+func wills(delay uint32) func(*packet.Connect) {
+	return func(p *packet.Connect) {
+		lasts(p)
+		p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")}
+		p.Will.Properties.SetNumber(packet.WillDelay, delay)
+		p.Will.Properties.SetNumber(packet.MessageExpiry, 100)
+	}
+}
+
+func TestDelayedWills(t *testing.T) {
+	for name, c := range map[string]struct {
+		then func(h *house, c *client)
+		in   time.Duration // until the will; 0: never
+	}{
+		"it stays away": {func(_ *house, c *client) { c.vanish() }, time.Minute},
+		"it comes back": {func(h *house, c *client) {
+			c.vanish()
+			synctest.Wait()
+			h.connect(packet.V5, "lamp", h.token("lamp", 3*time.Hour), lasts)
+		}, 0},
+		"it begins anew": {func(h *house, c *client) {
+			c.vanish()
+			synctest.Wait()
+			h.connect(packet.V5, "lamp", h.token("lamp", 3*time.Hour))
+		}, time.Nanosecond},
+		"it is taken over": {func(h *house, _ *client) { h.connect(packet.V5, "lamp", h.token("lamp", 3*time.Hour), lasts) }, 0},
+		"it says goodbye":  {func(_ *house, c *client) { c.send(&packet.Disconnect{}) }, 0},
+		"it says so":       {func(_ *house, c *client) { c.send(&packet.Disconnect{Reason: packet.WithWill}) }, time.Minute},
+		"its session ends first": {func(_ *house, c *client) {
+			d := &packet.Disconnect{Reason: packet.WithWill}
+			d.Properties.SetNumber(packet.SessionExpiry, 10)
+			c.send(d)
+		}, 10 * time.Second},
+		"it is suspended": {func(h *house, c *client) {
+			c.vanish()
+			synctest.Wait()
+			h.state("lamp", watchword.Suspended)
+			h.state("lamp", watchword.Active)
+		}, 0},
+		"it is revoked": {func(h *house, c *client) { c.vanish(); synctest.Wait(); h.state("lamp", watchword.Revoked) }, 0},
+		"its right goes": {func(h *house, c *client) {
+			c.vanish()
+			synctest.Wait()
+			h.policy(`subscribe = ["#"]`)
+			h.policy(`publish = ["#"]`, `subscribe = ["#"]`)
+		}, 0},
+		"its right goes while it is there": {func(h *house, c *client) {
+			h.policy(`subscribe = ["#"]`)
+			h.policy(`publish = ["#"]`, `subscribe = ["#"]`)
+			c.vanish()
+		}, 0},
+		"it is suspended while it is there": {func(h *house, _ *client) { h.state("lamp", watchword.Suspended); h.state("lamp", watchword.Active) }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				ear := h.connect(packet.V5, "ear", h.token("ear", 5*time.Hour))
+				ear.subscribe(1, "will", "$watchword/auth")
+				lamp := h.connect(packet.V5, "lamp", h.token("lamp", 3*time.Hour), wills(60))
+				from := time.Now()
+				c.then(h, lamp)
+				synctest.Wait()
+				var got *packet.Publish
+				for end := time.After(2 * time.Hour); got == nil; {
+					select {
+					case p := <-ear.got:
+						if m, ok := p.(*packet.Publish); ok && m.Topic == "will" {
+							got = m
+						}
+						continue
+					case <-end:
+					}
+					break
+				}
+				after := time.Since(from)
+				switch {
+				case got == nil && c.in != 0:
+					t.Error("no will")
+				case got != nil && c.in == 0:
+					t.Errorf("a will after %v", after)
+				case got != nil && (after < c.in-time.Nanosecond || after > c.in+2*time.Second):
+					t.Errorf("a will after %v, want %v", after, c.in)
+				}
+				if got != nil {
+					if n, _ := got.Properties.Number(packet.MessageExpiry); n < 98 || n > 100 {
+						t.Errorf("it lives for %d seconds", n)
+					}
+				}
+			})
+		})
+	}
+}
+
+// The server went; who does not come back is missed.
+func TestWillsSurvive(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.connect(packet.V5, "lamp", h.token("lamp", time.Hour), wills(0))
+		back := h.connect(packet.V5, "back", h.token("back", time.Hour), wills(0))
+		waits := h.connect(packet.V5, "waits", h.token("waits", time.Hour), wills(600))
+		waits.vanish()
+		synctest.Wait()
+		_ = back
+		h.crash(mqtt.Options{})
+		ear := h.device("ear")
+		ear.subscribe(1, "will")
+		h.connect(packet.V5, "back", h.token("back", time.Hour), lasts)
+		ear.silent()
+		from := time.Now()
+		ear.takes()
+		if after := time.Since(from); after > time.Minute || after < 55*time.Second {
+			t.Errorf("after %v", after)
+		}
+		ear.takes()
+		if after := time.Since(from); after > 600*time.Second || after < 590*time.Second {
+			t.Errorf("after %v", after)
+		}
+		ear.silent()
+	})
+}
