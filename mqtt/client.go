@@ -21,6 +21,10 @@ type client struct {
 	id     string // the client identifier
 	owner  owner
 
+	// passing is held from the look whether a publish with QoS 2 was taken before until it
+	// is noted as taken: no other connection looks in between. It comes before mu.
+	passing sync.Mutex
+
 	mu   sync.Mutex
 	conn *conn // nil while it has none
 	over bool  // it is no more

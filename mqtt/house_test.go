@@ -75,9 +75,7 @@ func (h *house) start(o mqtt.Options) {
 // that it does any more gets there. It starts again on the rest.
 func (h *house) crash(o mqtt.Options) {
 	h.t.Helper()
-	old := h.store
-	h.store = old.copy()
-	old.fail(true)
+	h.store = h.store.cut()
 	h.close()
 	h.start(o)
 }

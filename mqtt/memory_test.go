@@ -32,9 +32,12 @@ func newMemory() *memory {
 	return m
 }
 
-func (m *memory) copy() *memory {
+// cut breaks the store, and returns what it had at that moment.
+func (m *memory) cut() *memory {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.broken, m.closed = true, false
+	m.moved.Broadcast()
 	out := newMemory()
 	maps.Copy(out.sessions, m.sessions)
 	for id, subs := range m.subs {

@@ -27,6 +27,11 @@ func (c *conn) publish(ctx context.Context, w *batch, p *packet.Publish) error {
 			return nil
 		}
 	}
+	if p.QoS == 2 {
+		cl := c.client
+		cl.passing.Lock()
+		defer cl.passing.Unlock()
+	}
 	if p.QoS > 0 {
 		if again, err := c.took(p); again || err != nil {
 			return err
@@ -134,7 +139,7 @@ func (c *conn) handOn(p *packet.Publish, o *outcome, key *retainKey) (at *commit
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.conn != c || c.closed {
+	if c.client.over {
 		return c.broker.settle(o, nil, key)
 	}
 	at = c.broker.settle(o, c.client, key)

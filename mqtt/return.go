@@ -92,6 +92,8 @@ func (c *conn) resume(prev *client, expiry uint32) bool {
 		c.moved.Wait()
 	}
 	own.mu.Unlock()
+	prev.passing.Lock() // the connection before may be in the middle of a publish
+	defer prev.passing.Unlock()
 	prev.mu.Lock()
 	if prev.over || prev.conn != nil { // somebody was quicker
 		prev.mu.Unlock()
