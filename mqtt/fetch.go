@@ -65,8 +65,8 @@ func (c *conn) fetch(turn int) {
 		if e.seq <= l.sent {
 			it.flag |= 8 // DUP
 		}
-		if it.qos == 2 && !e.k.durable.Load() {
-			e.k.eager = append(e.k.eager, c.client)
+		if it.qos == 2 {
+			c.broker.journal.whenWritten(e.k, c.client)
 		}
 		c.queue = append(c.queue, it)
 		c.bytes += it.m.size()

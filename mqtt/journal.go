@@ -75,7 +75,7 @@ type kept struct {
 	failed    atomic.Bool
 	size      int
 	receivers []byte    // until it is written
-	eager     []*client // who may have it only when it is written: QoS 2
+	eager     []*client // under journal.mu: who may have it only when it is written
 	included  bool      // under journal.mu: it is, or is about to be, on the disk
 }
 
@@ -155,6 +155,15 @@ func (j *journal) release(k *kept) {
 	}
 }
 
+// whenWritten wakes a client that may have k only then: with QoS 2.
+func (j *journal) whenWritten(k *kept, cl *client) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !k.durable.Load() && !k.failed.Load() {
+		k.eager = append(k.eager, cl)
+	}
+}
+
 // wait puts c among those who hear of the end of at. It reports false where the end
 // has come.
 func (j *journal) wait(at *commit, c *conn) bool {
@@ -219,6 +228,7 @@ func (j *journal) step() bool {
 	if !w.changes.Empty() {
 		err = j.store.KeepOnShelf(context.Background(), w.changes) // it is not given up in the middle
 	}
+	var eager []*client
 	j.mu.Lock()
 	for _, k := range w.messages {
 		if err == nil {
@@ -228,6 +238,8 @@ func (j *journal) step() bool {
 		}
 		k.body.Store(nil)
 		k.receivers = nil
+		eager = append(eager, k.eager...)
+		k.eager = nil
 	}
 	if err == nil {
 		c.state.Store(commitWritten)
@@ -261,11 +273,8 @@ func (j *journal) step() bool {
 	for _, c := range waiters {
 		c.release()
 	}
-	for _, k := range w.messages {
-		for _, cl := range k.eager {
-			cl.wakeUp()
-		}
-		k.eager = nil
+	for _, cl := range eager {
+		cl.wakeUp()
 	}
 	return err == nil
 }

@@ -142,7 +142,7 @@ func (cl *client) keep(it *item, o *outcome) (wake *conn) {
 		return nil
 	}
 	if it.qos == 2 {
-		k.eager = append(k.eager, cl)
+		j.whenWritten(k, cl)
 	}
 	return cl.enqueue(*it)
 }
