@@ -47,6 +47,10 @@ type Parts struct {
 type Wire interface {
 	// Carry returns when what is for those who are away is on the disk. Code: unavailable.
 	Carry(t watchword.TenantID, topic, contentType string, payload []byte) error
+	// States returns what the MQTT clients of a subject ("": of all) have, by client identifier.
+	States(t watchword.TenantID, subject watchword.SubjectID) []session.State
+	// Forget ends the session that a client without a connection left behind.
+	Forget(t watchword.TenantID, id watchword.SessionID) bool
 }
 
 // carry is Wire's, where there is one.

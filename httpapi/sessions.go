@@ -12,6 +12,36 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
+// sessions returns the live sessions of a subject ("": of all), and what those left
+// behind who are away.
+func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live []Session, away []Away) {
+	live, away = viewSessions(a.Guard.Sessions(t, subject)), []Away{}
+	if a.Wire == nil {
+		return live, away
+	}
+	at := make(map[watchword.SessionID]int, len(live))
+	for i := range live {
+		at[live[i].ID] = i
+	}
+	for _, s := range a.Wire.States(t, subject) {
+		c := ClientState{s.Client, s.Filters, s.Messages, s.Bytes, s.Memory, s.Dropped}
+		if c.Subscriptions == nil {
+			c.Subscriptions = []string{}
+		}
+		if i, ok := at[s.ID]; ok && s.Live {
+			live[i].MQTT = &c
+		} else if !s.Live {
+			v := Away{ID: s.ID, Subject: s.Subject, LeftAt: s.Left.UTC(), EndsAt: s.Ends.UTC(), MQTT: c}
+			if !s.Will.IsZero() {
+				will := s.Will.UTC()
+				v.WillAt = &will
+			}
+			away = append(away, v)
+		}
+	}
+	return live, away
+}
+
 func viewSessions(ss []*session.Session) []Session {
 	out := []Session{}
 	for _, s := range ss {
@@ -19,16 +49,34 @@ func viewSessions(ss []*session.Session) []Session {
 		if a == nil {
 			continue // not open yet
 		}
-		out = append(out, Session{s.ID(), a.Subject(), s.Transport(), s.Remote(), s.Opened().UTC(), a.Expires().UTC()})
+		out = append(out, Session{s.ID(), a.Subject(), s.Transport(), s.Remote(), s.Opened().UTC(), a.Expires().UTC(), nil})
 	}
 	slices.SortFunc(out, func(a, b Session) int { return cmp.Compare(a.ID, b.ID) })
 	return out
+}
+
+// forget ends a session that a client left behind.
+func (a *API) forget(ctx context.Context, c *caller, id watchword.SessionID) error {
+	_, away := a.sessions(c.Tenant(), "")
+	i := slices.IndexFunc(away, func(s Away) bool { return s.ID == id && id != "" })
+	if i < 0 {
+		return watchword.Refuse(watchword.NotFound, "no such session")
+	}
+	e := c.actor.Did(audit.SessionClose, string(id), a.Now(), map[string]string{"subject": string(away[i].Subject), "client": away[i].MQTT.Client})
+	if err := a.Entries.AddEntry(ctx, e); err != nil {
+		return err
+	}
+	if !a.Wire.Forget(c.Tenant(), id) {
+		return watchword.Refuse(watchword.Conflict, "its client came back meanwhile")
+	}
+	return nil
 }
 
 func (a *API) sessionRoutes() {
 	type sessionListOut struct {
 		Body struct {
 			Sessions []Session `json:"sessions"`
+			Away     []Away    `json:"away"`
 		}
 	}
 	type sessionID struct {
@@ -37,17 +85,17 @@ func (a *API) sessionRoutes() {
 	type sessionListIn struct {
 		Device watchword.SubjectID `query:"device" maxLength:"64"`
 	}
-	register(a, operation{method: http.MethodGet, path: "/v1/sessions", summary: "Live sessions on this node"},
+	register(a, operation{method: http.MethodGet, path: "/v1/sessions", summary: "Live sessions on this node, and those that MQTT clients left behind"},
 		func(ctx context.Context, c *caller, in *sessionListIn) (*sessionListOut, error) {
 			out := &sessionListOut{}
-			out.Body.Sessions = viewSessions(a.Guard.Sessions(c.Tenant(), in.Device))
+			out.Body.Sessions, out.Body.Away = a.sessions(c.Tenant(), in.Device)
 			return out, nil
 		})
-	register(a, operation{method: http.MethodDelete, path: "/v1/sessions/{id}", summary: "Close a live session", status: http.StatusNoContent},
+	register(a, operation{method: http.MethodDelete, path: "/v1/sessions/{id}", summary: "Close a live session, or end one that a client left behind", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *sessionID) (*none, error) {
 			s := a.Guard.Session(c.Tenant(), in.ID)
 			if s == nil {
-				return nil, watchword.Refuse(watchword.NotFound, "no such session")
+				return nil, a.forget(ctx, c, in.ID)
 			}
 			e := c.actor.Did(audit.SessionClose, string(in.ID), a.Now(), map[string]string{"subject": string(s.Authority().Subject())})
 			if err := a.Entries.AddEntry(ctx, e); err != nil {
@@ -57,10 +105,10 @@ func (a *API) sessionRoutes() {
 			return nil, nil
 		})
 
-	register(a, operation{method: http.MethodGet, path: "/v1/self/sessions", summary: "My live sessions"},
+	register(a, operation{method: http.MethodGet, path: "/v1/self/sessions", summary: "My live sessions, and those that I left behind"},
 		func(ctx context.Context, c *caller, _ *none) (*sessionListOut, error) {
 			out := &sessionListOut{}
-			out.Body.Sessions = viewSessions(a.Guard.Sessions(c.Tenant(), c.Subject()))
+			out.Body.Sessions, out.Body.Away = a.sessions(c.Tenant(), c.Subject())
 			return out, nil
 		})
 	type sessionRefreshOut struct {

@@ -72,6 +72,27 @@ type Session struct {
 	Remote    string              `json:"remote"`
 	OpenedAt  time.Time           `json:"opened_at"`
 	ExpiresAt time.Time           `json:"expires_at"`
+	MQTT      *ClientState        `json:"mqtt,omitempty"`
+}
+
+// ClientState is what an MQTT client has: its Session State (MQTT 5.0 §4.1).
+type ClientState struct {
+	Client        string   `json:"client_id"`
+	Subscriptions []string `json:"subscriptions"`
+	Messages      int      `json:"messages" doc:"that wait for it, or that it has not acknowledged"`
+	Bytes         int      `json:"bytes" doc:"of these"`
+	Memory        int      `json:"memory" doc:"bytes of the server's memory that it takes, about"`
+	Dropped       int64    `json:"dropped" doc:"messages that found no room since it last heard"`
+}
+
+// Away is a session without a connection: what an MQTT client left behind.
+type Away struct {
+	ID      watchword.SessionID `json:"id"`
+	Subject watchword.SubjectID `json:"subject"`
+	LeftAt  time.Time           `json:"left_at"`
+	EndsAt  time.Time           `json:"ends_at"`
+	WillAt  *time.Time          `json:"will_at,omitempty"`
+	MQTT    ClientState         `json:"mqtt"`
 }
 
 // sealed is one command on its way to its device.

@@ -309,13 +309,13 @@ func (c *conn) mayFly(it *item) bool {
 	if len(c.flights) >= c.window {
 		return false
 	}
-	oldest := c.flights[0].seq
+	oldest, newest := c.flights[0].seq, seq
 	if c.lasting != nil { // what does not wait on the shelf may have overtaken what does
 		for i := range c.flights {
-			oldest = min(oldest, c.flights[i].seq)
+			oldest, newest = min(oldest, c.flights[i].seq), max(newest, c.flights[i].seq)
 		}
 	}
-	return seq-oldest < identifiers
+	return newest-min(oldest, seq) < identifiers
 }
 
 func (c *conn) fly(it *item, seq int64) {

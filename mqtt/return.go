@@ -33,7 +33,7 @@ func (c *conn) enter(id string, who owner, clean bool, expiry uint32) (present b
 		w.mu.Lock()
 		prev := w.clients[id]
 		if prev == nil {
-			err := w.admit(who.subject, expiry)
+			err := w.admit(c.broker, who.subject, expiry)
 			if err == nil {
 				c.start(id, who, expiry)
 				w.put(c.client)
@@ -57,9 +57,12 @@ func (c *conn) enter(id string, who owner, clean bool, expiry uint32) (present b
 }
 
 // admit says whether a subject may have one more client that lasts. w.mu is held.
-func (w *world) admit(subject watchword.SubjectID, expiry uint32) error {
+func (w *world) admit(b *Broker, subject watchword.SubjectID, expiry uint32) error {
 	if expiry == 0 {
 		return nil
+	}
+	if int(b.lasting.Load()) >= b.o.Sessions {
+		return wrong(packet.QuotaExceeded, packet.CONNECT, "the server keeps no more sessions that outlive their connection")
 	}
 	if n := w.lasting[subject]; n >= maxLasting {
 		return wrong(packet.QuotaExceeded, packet.CONNECT, fmt.Sprintf("%q has %d sessions that outlive their connection, the most that one subject may have: clean one, or let it end", subject, n))

@@ -98,6 +98,13 @@ type LimitsConfig struct {
 	PacketBytes   int `toml:"packet_bytes"`
 	QueueMessages int `toml:"queue_messages"`
 	QueueBytes    int `toml:"queue_bytes"`
+
+	Sessions         int      `toml:"sessions"`          // MQTT sessions that outlive their connection
+	SessionExpiry    Duration `toml:"session_expiry"`    // for how long at most; whole seconds
+	KeptBytes        int      `toml:"kept_bytes"`        // of all messages that wait for sessions
+	RetainedMessages int      `toml:"retained_messages"` // topics with a retained message
+	RetainedBytes    int      `toml:"retained_bytes"`    // of all of them
+	KeepAlive        Duration `toml:"keep_alive"`        // the longest that an MQTT 5 client may be silent; whole seconds
 }
 
 // AuthConfig says how people log in.
@@ -158,6 +165,8 @@ func Defaults() Config {
 		Pairing: PairingConfig{Lifetime: Duration{enroll.PairingLife}, Interval: Duration{enroll.PairingInterval}},
 		Limits: LimitsConfig{
 			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
+			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, KeptBytes: 1 << 30, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
+			KeepAlive: Duration{30 * time.Minute},
 		},
 		Auth:    AuthConfig{SessionLifetime: Duration{12 * time.Hour}},
 		Audit:   AuditConfig{CheckpointEvery: Duration{time.Second}},
@@ -297,6 +306,8 @@ func (c Config) checkTimes() error {
 		{"keys.overlap", c.Keys.Overlap, time.Hour, 365 * 24 * time.Hour},
 		{"auth.session_lifetime", c.Auth.SessionLifetime, time.Minute, 30 * 24 * time.Hour},
 		{"audit.checkpoint_every", c.Audit.CheckpointEvery, 100 * time.Millisecond, time.Hour},
+		{"limits.session_expiry", c.Limits.SessionExpiry, time.Second, 365 * 24 * time.Hour},
+		{"limits.keep_alive", c.Limits.KeepAlive, 5 * time.Second, 65535 * time.Second},
 	} {
 		if v := d.value.Duration; v < d.min || v > d.max {
 			return wrong(d.key, "must be from %s to %s", d.min, d.max)
@@ -305,8 +316,13 @@ func (c Config) checkTimes() error {
 	if every := c.Keys.RotateEvery.Duration; every > 0 && every <= c.Keys.Overlap.Duration {
 		return wrong("keys.rotate_every", "must be longer than keys.overlap, or 0s: then keys turn by hand alone")
 	}
-	if c.Command.TTL.Duration%time.Second != 0 {
-		return wrong("command.ttl", "must be whole seconds")
+	for _, d := range []struct {
+		key   string
+		value time.Duration
+	}{{"command.ttl", c.Command.TTL.Duration}, {"limits.session_expiry", c.Limits.SessionExpiry.Duration}, {"limits.keep_alive", c.Limits.KeepAlive.Duration}} {
+		if d.value%time.Second != 0 {
+			return wrong(d.key, "must be whole seconds")
+		}
 	}
 	if c.Pairing.Lifetime.Duration%time.Second != 0 {
 		return wrong("pairing.lifetime", "must be whole seconds")
@@ -327,6 +343,10 @@ func (c Config) checkNumbers() error {
 		{"limits.packet_bytes", c.Limits.PacketBytes, 1 << 10, 1 << 20},
 		{"limits.queue_messages", c.Limits.QueueMessages, 1, 1 << 20},
 		{"limits.queue_bytes", c.Limits.QueueBytes, 1 << 10, 1 << 30},
+		{"limits.sessions", c.Limits.Sessions, 1, 1 << 24},
+		{"limits.kept_bytes", c.Limits.KeptBytes, 1 << 20, 1 << 42},
+		{"limits.retained_messages", c.Limits.RetainedMessages, 1, 1 << 24},
+		{"limits.retained_bytes", c.Limits.RetainedBytes, 1 << 10, 1 << 40},
 	} {
 		if n.value < n.min || n.value > n.max {
 			return wrong(n.key, "must be from %d to %d", n.min, n.max)

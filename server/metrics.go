@@ -82,6 +82,13 @@ func (e engine) Collect(out chan<- prometheus.Metric) {
 		{"publishes_held_back_total", "Publishes that waited for their rate.", prometheus.CounterValue, st.HeldBack},
 		{"takeovers_total", "Connections whose client connected again.", prometheus.CounterValue, st.TakenOver},
 		{"refreshes_total", "Sessions that went on under newer papers.", prometheus.CounterValue, st.Refreshes},
+		{"messages_dropped_total", "Messages that found no room where they were to wait.", prometheus.CounterValue, st.Dropped},
+		{"messages_expired_total", "Messages whose life ended before they were sent.", prometheus.CounterValue, st.Expired},
+		{"sessions", "Sessions that outlive their connection, with one or without.", prometheus.GaugeValue, st.Lasting},
+		{"waiting_messages", "Messages that wait for sessions.", prometheus.GaugeValue, st.Waiting},
+		{"waiting_bytes", "Bytes of messages that wait for sessions.", prometheus.GaugeValue, st.WaitingBytes},
+		{"retained_messages", "Topics with a retained message.", prometheus.GaugeValue, st.Retained},
+		{"retained_bytes", "Bytes of retained messages.", prometheus.GaugeValue, st.RetainedBytes},
 	} {
 		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("watchword_mqtt_"+m.name, m.help, nil, nil), m.kind, float64(m.value))
 	}

@@ -192,6 +192,8 @@ func (s *Server) assemble(ctx context.Context) error {
 		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store,
 		Options: mqtt.Options{
 			PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
+			Sessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, KeptBytes: int64(s.cfg.Limits.KeptBytes),
+			RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes, KeepAlive: s.cfg.Limits.KeepAlive.Duration,
 			PublishRate: float64(s.cfg.Limits.PublishRate), ConnectRate: float64(s.cfg.Limits.TokenRate), Now: s.o.Now, Log: s.o.Log,
 		},
 	})

@@ -129,8 +129,37 @@ func (a *app) eventCommand() *cobra.Command {
 
 var errEnough = fmt.Errorf("enough")
 
+// sessionRow is a live session, or one that a client left behind: State says which.
+type sessionRow struct {
+	admin.Session
+	State string `json:"state"` // live, away
+}
+
+func sessionRows(live []admin.Session, away []admin.Away) (out []sessionRow) {
+	for _, s := range live {
+		out = append(out, sessionRow{s, "live"})
+	}
+	for _, s := range away {
+		out = append(out, sessionRow{admin.Session{ID: s.ID, Subject: s.Subject, Transport: "mqtt", Remote: "away", OpenedAt: s.LeftAt, ExpiresAt: s.EndsAt, MQTT: &s.MQTT}, "away"})
+	}
+	return out
+}
+
+// waiting says what waits for an MQTT client.
+func (s sessionRow) waiting() string {
+	switch m := s.MQTT; {
+	case m == nil:
+		return ""
+	case m.Dropped > 0:
+		return fmt.Sprintf("%d messages, %d found no room", m.Messages, m.Dropped)
+	case m.Messages > 0:
+		return fmt.Sprintf("%d messages", m.Messages)
+	}
+	return ""
+}
+
 func (a *app) sessionCommand() *cobra.Command {
-	list := &cobra.Command{Use: "list [DEVICE]", Short: "Live sessions", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs, RunE: func(c *cobra.Command, args []string) error {
+	list := &cobra.Command{Use: "list [DEVICE]", Short: "Live sessions, and those that MQTT clients left behind", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs, RunE: func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
@@ -139,15 +168,15 @@ func (a *app) sessionCommand() *cobra.Command {
 		if len(args) > 0 {
 			id = watchword.SubjectID(args[0])
 		}
-		ss, err := cl.Sessions(c.Context(), id)
+		live, away, err := cl.AllSessions(c.Context(), id)
 		if err != nil {
 			return err
 		}
-		return printList(a, ss, "ID\tSUBJECT\tTRANSPORT\tREMOTE\tOPENED\tEXPIRES", func(w io.Writer, s admin.Session) {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Subject, s.Transport, s.Remote, ago(s.OpenedAt), ago(s.ExpiresAt))
+		return printList(a, sessionRows(live, away), "ID\tSUBJECT\tTRANSPORT\tREMOTE\tOPENED\tEXPIRES\tWAITING", func(w io.Writer, s sessionRow) {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Subject, s.Transport, s.Remote, ago(s.OpenedAt), ago(s.ExpiresAt), s.waiting())
 		})
 	}}
-	end := &cobra.Command{Use: "close ID", Short: "End a live session", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	end := &cobra.Command{Use: "close ID", Short: "End a live session, or one that a client left behind", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err

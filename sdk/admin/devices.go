@@ -62,6 +62,27 @@ type Session struct {
 	Remote    string              `json:"remote"`
 	OpenedAt  time.Time           `json:"opened_at"`
 	ExpiresAt time.Time           `json:"expires_at"`
+	MQTT      *ClientState        `json:"mqtt,omitempty"`
+}
+
+// ClientState is what an MQTT client has on the server: its Session State (MQTT 5.0 §4.1).
+type ClientState struct {
+	Client        string   `json:"client_id"`
+	Subscriptions []string `json:"subscriptions"`
+	Messages      int      `json:"messages"` // that wait for it, or that it has not acknowledged
+	Bytes         int      `json:"bytes"`    // of these
+	Memory        int      `json:"memory"`   // of the server, about
+	Dropped       int64    `json:"dropped"`  // messages that found no room since it last heard
+}
+
+// Away is a session without a connection: what an MQTT client left behind.
+type Away struct {
+	ID      watchword.SessionID `json:"id"`
+	Subject watchword.SubjectID `json:"subject"`
+	LeftAt  time.Time           `json:"left_at"`
+	EndsAt  time.Time           `json:"ends_at"`
+	WillAt  *time.Time          `json:"will_at,omitempty"` // when its will is due
+	MQTT    ClientState         `json:"mqtt"`
 }
 
 func devicePath(id watchword.SubjectID, rest string) string {
@@ -221,18 +242,26 @@ func (c *Client) SetConfig(ctx context.Context, id watchword.SubjectID, config j
 
 // Sessions returns the live sessions, of one device or (empty) of all.
 func (c *Client) Sessions(ctx context.Context, device watchword.SubjectID) ([]Session, error) {
+	live, _, err := c.AllSessions(ctx, device)
+	return live, err
+}
+
+// AllSessions returns the live sessions on the node that answers, and those that MQTT
+// clients left behind, of one device or of all with an empty name.
+func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([]Session, []Away, error) {
 	var out struct {
 		Sessions []Session `json:"sessions"`
+		Away     []Away    `json:"away"`
 	}
 	q := url.Values{}
 	if device != "" {
 		q.Set("device", string(device))
 	}
 	err := c.call(ctx, http.MethodGet, "/v1/sessions", q, nil, &out)
-	return out.Sessions, err
+	return out.Sessions, out.Away, err
 }
 
-// CloseSession ends one live session. Code: not_found.
+// CloseSession ends one live session, or one that a client left behind. Code: not_found.
 func (c *Client) CloseSession(ctx context.Context, id watchword.SessionID) error {
 	return c.call(ctx, http.MethodDelete, "/v1/sessions/"+url.PathEscape(string(id)), nil, nil, nil)
 }

@@ -1,0 +1,90 @@
+package mqtt
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+	"unsafe"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/shelf"
+)
+
+// States returns the clients of a tenant, or those of one subject, by client identifier.
+func (b *Broker) States(t watchword.TenantID, subject watchword.SubjectID) []session.State {
+	w := b.world(t)
+	w.mu.Lock()
+	all := slices.Collect(maps.Values(w.clients))
+	w.mu.Unlock()
+	out := []session.State{}
+	for _, cl := range all {
+		cl.mu.Lock()
+		if !cl.over && (subject == "" || subject == cl.owner.subject) {
+			out = append(out, cl.describe())
+		}
+		cl.mu.Unlock()
+	}
+	slices.SortFunc(out, func(a, b session.State) int { return cmp.Compare(a.Client, b.Client) })
+	return out
+}
+
+// describe is called with mu held.
+func (cl *client) describe() session.State {
+	s := session.State{Client: cl.id, Subject: cl.owner.subject, Messages: len(cl.queue) - cl.head + len(cl.flights), Bytes: cl.bytes, Memory: cl.memory()}
+	s.Filters = slices.Sorted(maps.Keys(cl.subs))
+	if c := cl.conn; c != nil {
+		s.Live = true
+		if live := c.live(); live != nil {
+			s.ID = live.ID()
+		}
+	}
+	l := cl.lasting
+	if l == nil {
+		return s
+	}
+	s.Messages, s.Bytes, s.Left, s.Will, s.Dropped = l.waiting, l.weight, l.left, l.willAt, l.dropped
+	if cl.conn == nil && l.expiry != shelf.Forever {
+		s.Ends = l.left.Add(time.Duration(l.expiry) * time.Second)
+	}
+	if l.hold != nil {
+		s.ID = l.hold.ID()
+	}
+	return s
+}
+
+// memory is about what the client takes: structures, what is queued, what is known of
+// what waits on the shelf. What the connection reads into and its goroutine come to that.
+func (cl *client) memory() int {
+	n := int(unsafe.Sizeof(*cl)) + cl.bytes + cap(cl.queue)*int(unsafe.Sizeof(item{})) + cap(cl.flights)*int(unsafe.Sizeof(flight{})) + len(cl.received)*32
+	for name := range cl.subs {
+		n += int(unsafe.Sizeof(subscription{})) + 3*len(name) + 128
+	}
+	if c := cl.conn; c != nil {
+		n += int(unsafe.Sizeof(*c)) + cap(c.control) + cap(c.answers)*int(unsafe.Sizeof(reply{})) + 8<<10
+	}
+	if l := cl.lasting; l != nil {
+		n += int(unsafe.Sizeof(*l)) + cap(l.backlog)*int(unsafe.Sizeof(entry{})) + len(l.gone)*16
+	}
+	return n
+}
+
+// Forget ends the session that a client without a connection left behind; id is that of
+// [session.State]. It reports whether there was one.
+func (b *Broker) Forget(t watchword.TenantID, id watchword.SessionID) bool {
+	w := b.world(t)
+	w.mu.Lock()
+	all := slices.Collect(maps.Values(w.clients))
+	w.mu.Unlock()
+	for _, cl := range all {
+		cl.mu.Lock()
+		it := cl.conn == nil && cl.lasting != nil && cl.lasting.hold != nil && cl.lasting.hold.ID() == id
+		cl.mu.Unlock()
+		if it {
+			cl.end()
+			return true
+		}
+	}
+	return false
+}
