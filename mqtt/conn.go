@@ -317,6 +317,9 @@ func (c *conn) end(cause error) {
 		return
 	}
 	c.closed = true
+	if s, ok := c.nc.(*socket); ok && cause != nil {
+		s.why.Store(&cause)
+	}
 	if cause != nil {
 		c.control = c.appendGoodbye(c.control, cause)
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -123,4 +124,15 @@ func (s *Server) tls() (*tls.Config, error) {
 	}
 	c.GetCertificate = s.ring.Certifier(s.cfg.Server.Names, s.o.Now).GetCertificate
 	return c, nil
+}
+
+// paths puts MQTT over WebSocket beside the API.
+func (s *Server) paths(api http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/mqtt" {
+			s.broker.ServeHTTP(w, r)
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
 }

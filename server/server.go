@@ -212,7 +212,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		s.mqtts = tls.NewListener(s.mqtts, forMQTT(tlsConfig))
 	}
 	s.http = &http.Server{
-		Handler: api, TLSConfig: tlsConfig,
+		Handler: s.paths(api), TLSConfig: tlsConfig,
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
 	}
