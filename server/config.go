@@ -46,6 +46,8 @@ type ServerConfig struct {
 	TLSKey         string   `toml:"tls_key"`
 	ACMEDomain     string   `toml:"acme_domain"`
 	TrustedProxies []string `toml:"trusted_proxies"`
+	ProxyProtocol  []string `toml:"proxy_protocol"` // addresses or prefixes of proxies that begin with a PROXY header, version 2
+	TLSMin         string   `toml:"tls_min"`        // "1.3", or "1.2" for devices that have no newer one
 }
 
 // StoreConfig says where state lies: "sqlite" is a file in the data folder.
@@ -157,7 +159,7 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 // Defaults returns the configuration that needs no file.
 func Defaults() Config {
 	return Config{
-		Server:  ServerConfig{HTTPS: "localhost:8443", MQTTS: "localhost:8883"},
+		Server:  ServerConfig{HTTPS: "localhost:8443", MQTTS: "localhost:8883", TLSMin: "1.3"},
 		Store:   StoreConfig{URL: "sqlite"},
 		Keys:    KeysConfig{RotateEvery: Duration{720 * time.Hour}, Overlap: Duration{48 * time.Hour}},
 		Token:   TokenConfig{Lifetime: Duration{10 * time.Minute}, Skew: Duration{time.Minute}},
@@ -222,6 +224,12 @@ func (c Config) checkDoors() error {
 	if (s.TLSCert == "") != (s.TLSKey == "") {
 		return wrong("server.tls_cert", "tls_cert and tls_key belong together")
 	}
+	if s.TLSMin != "1.2" && s.TLSMin != "1.3" {
+		return wrong("server.tls_min", `must be "1.3" or "1.2"`)
+	}
+	if len(s.proxies()) != len(s.ProxyProtocol) {
+		return wrong("server.proxy_protocol", `each must be an address or a prefix, as "10.0.0.0/8"`)
+	}
 	for _, n := range s.Names {
 		if !hostName(n) {
 			return wrong("server.names", "each must be a host name or an IP address")
@@ -248,6 +256,20 @@ func (c Config) checkDoors() error {
 		}
 	}
 	return nil
+}
+
+// proxies returns whose PROXY headers count; what is neither address nor prefix is left out.
+func (s ServerConfig) proxies() (out []netip.Prefix) {
+	for _, text := range s.ProxyProtocol {
+		p, err := netip.ParsePrefix(text)
+		if a, aerr := netip.ParseAddr(text); aerr == nil {
+			p, err = netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()), nil
+		}
+		if err == nil {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
 }
 
 func publicURL(p string) bool {

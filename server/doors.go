@@ -72,6 +72,9 @@ func (s *Server) bind(key string, address *string) (net.Listener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	*address = net.JoinHostPort(host, port)
+	if key != "metrics.listen" {
+		l = proxyListener(l, s.cfg.Server.proxies(), s.o.Log)
+	}
 	return limitListener(l, s.cfg.Limits.Connections, s.cfg.Limits.PerAddress), nil
 }
 
@@ -104,15 +107,25 @@ func reason(err error) string {
 	return err.Error()
 }
 
+// modernSuites is what TLS 1.2 may use: forward secrecy, and a cipher that authenticates.
+var modernSuites = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+}
+
 // tls returns the door's TLS: 1.3, with a certificate from files or of the own authority.
 func (s *Server) tls() (*tls.Config, error) {
+	// With no curves named, Go's own choice has X25519MLKEM768 first.
 	c := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}
+	if s.cfg.Server.TLSMin == "1.2" {
+		c.MinVersion, c.CipherSuites = tls.VersionTLS12, modernSuites
+	}
 	if s.cfg.Server.TLSCert != "" {
-		cert, err := tls.LoadX509KeyPair(s.cfg.Server.TLSCert, s.cfg.Server.TLSKey)
+		f, err := openCertFiles(s.cfg.Server.TLSCert, s.cfg.Server.TLSKey, s.o.Log)
 		if err != nil {
 			return nil, watchword.Because(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key are no certificate and key")
 		}
-		c.Certificates = []tls.Certificate{cert}
+		c.GetCertificate = f.get
 		return c, nil
 	}
 	if err := os.MkdirAll(filepath.Join(s.cfg.Data, filepath.Dir(caFile)), 0o700); err != nil {

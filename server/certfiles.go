@@ -1,0 +1,75 @@
+package server
+
+import (
+	"crypto/tls"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+// certLook is how often files are looked at: a handshake finds a new certificate no
+// later than that after it was put there.
+const certLook = time.Second
+
+// certFiles is a certificate and its key in files, read again when they change. A pair
+// that is none changes nothing: the one before goes on, and the log says so.
+type certFiles struct {
+	cert, key string
+	log       *slog.Logger
+
+	mu      sync.Mutex
+	pair    *tls.Certificate
+	looked  time.Time
+	written [2]time.Time
+	bad     [2]time.Time // when what could not be read was written
+}
+
+func openCertFiles(cert, key string, log *slog.Logger) (*certFiles, error) {
+	f := &certFiles{cert: cert, key: key, log: log}
+	at, err := f.times()
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		return nil, err
+	}
+	f.pair, f.written, f.looked = &pair, at, time.Now()
+	return f, nil
+}
+
+func (f *certFiles) times() (at [2]time.Time, err error) {
+	for i, path := range []string{f.cert, f.key} {
+		info, err := os.Stat(path)
+		if err != nil {
+			return at, err
+		}
+		at[i] = info.ModTime()
+	}
+	return at, nil
+}
+
+// get is tls.Config's GetCertificate.
+func (f *certFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	if now.Sub(f.looked) < certLook {
+		return f.pair, nil
+	}
+	f.looked = now
+	at, err := f.times()
+	if err != nil || at == f.written || at == f.bad {
+		return f.pair, nil
+	}
+	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+	if err != nil { // in the middle of being replaced, as a rule
+		f.bad = at
+		f.log.Warn("the new certificate is not used", slog.String("file", f.cert), slog.Any("err", err))
+		return f.pair, nil
+	}
+	f.log.Info("certificate replaced", slog.String("file", f.cert))
+	f.pair, f.written = &pair, at
+	return f.pair, nil
+}
