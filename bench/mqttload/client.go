@@ -27,7 +27,7 @@ type client struct {
 }
 
 // dial connects and waits for CONNACK.
-func dial(ctx context.Context, address string, secret *tls.Config, id, password string, on func(*packet.Publish)) (*client, error) {
+func dial(ctx context.Context, address string, secret *tls.Config, id, password string, on func(*packet.Publish), edit ...func(*packet.Connect)) (*client, error) {
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -40,6 +40,9 @@ func dial(ctx context.Context, address string, secret *tls.Config, id, password 
 	p := &packet.Connect{Version: packet.V5, CleanStart: true, ClientID: id}
 	if password != "" {
 		p.Username, p.HasUser, p.Password, p.HasPass = "jwt", true, []byte(password), true
+	}
+	for _, e := range edit {
+		e(p)
 	}
 	if err := c.send(p); err != nil {
 		return nil, errors.Join(err, nc.Close())
@@ -94,14 +97,24 @@ func (c *client) read(r *bufio.Reader) {
 		}
 		switch p := p.(type) {
 		case *packet.Publish:
-			if p.QoS > 0 {
-				_ = c.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID}) // a broken connection ends the reader
+			switch p.QoS { // a broken connection ends the reader
+			case 1:
+				_ = c.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
+			case 2:
+				_ = c.send(&packet.Ack{Kind: packet.PUBREC, ID: p.ID})
 			}
 			if c.on != nil {
 				c.on(p)
 			}
 		case *packet.Ack:
-			c.acks <- p.ID
+			switch p.Kind {
+			case packet.PUBREC:
+				_ = c.send(&packet.Ack{Kind: packet.PUBREL, ID: p.ID})
+			case packet.PUBREL:
+				_ = c.send(&packet.Ack{Kind: packet.PUBCOMP, ID: p.ID})
+			default:
+				c.acks <- p.ID
+			}
 		case *packet.Suback, *packet.Disconnect:
 			c.last = p
 			if _, over := p.(*packet.Disconnect); over {

@@ -28,6 +28,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
@@ -191,6 +192,9 @@ func startHouse(dir string) (*peer, error) {
 publish   = ["up/${id}", "take/x"]
 subscribe = ["fan/#", "down/${id}", "take/#"]
 `), 0)
+	if watchword.CodeOf(err) == watchword.PreconditionFailed {
+		err = nil // it is there since the first start
+	}
 	return p, err
 }
 
@@ -230,7 +234,7 @@ func (h *house) assertion() (string, error) {
 }
 
 // device connects the i-th device, as its n-th connection.
-func (p *peer) device(ctx context.Context, i, n int, secret bool, on func(id int) func(*message)) (*client, error) {
+func (p *peer) device(ctx context.Context, i, n int, secret bool, on func(id int) func(*message), edit ...func(*packet.Connect)) (*client, error) {
 	id, password, address := fmt.Sprintf("dev-%d", i), "", p.address
 	if p.house != nil {
 		password = p.house.devices[i].token
@@ -246,7 +250,7 @@ func (p *peer) device(ctx context.Context, i, n int, secret bool, on func(id int
 	if on != nil {
 		f = on(i)
 	}
-	return dial(ctx, address, t, id, password, f)
+	return dial(ctx, address, t, id, password, f, edit...)
 }
 
 // operator connects the application's side.
@@ -308,7 +312,8 @@ func run(ctx context.Context, only string, scale float64) (err error) {
 		name string
 		run  func(context.Context) error
 	}{
-		{"ingest", l.ingest}, {"fanout", l.fanOut}, {"roundtrip", l.roundTrips}, {"connect", l.connects}, {"commands", l.commands}, {"revoke", l.revocation}, {"idle", l.idle},
+		{"ingest", l.ingest}, {"fanout", l.fanOut}, {"roundtrip", l.roundTrips}, {"connect", l.connects}, {"commands", l.commands}, {"revoke", l.revocation}, {"absent", l.absent}, {"twice", l.twice},
+		{"retained", l.retained}, {"storm", l.storm}, {"idle", l.idle},
 	} {
 		if strings.Contains(w.name, only) {
 			if err := w.run(ctx); err != nil {

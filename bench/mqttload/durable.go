@@ -1,0 +1,302 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// lasts makes a session outlive its connection by an hour.
+func lasts(p *packet.Connect) {
+	p.CleanStart = false
+	p.Properties.SetNumber(packet.SessionExpiry, 3600)
+}
+
+// away has n devices subscribe over sessions that last, and leave.
+func (p *peer) away(ctx context.Context, n int) error {
+	var g errgroup.Group
+	g.SetLimit(32)
+	for i := range n {
+		g.Go(func() error {
+			c, err := p.device(ctx, i, 0, false, nil, lasts)
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(c.subscribe(fmt.Sprintf("down/dev-%d", i), 1), c.subscribe("fan/x", 1)); err != nil {
+				return err
+			}
+			gone(c)
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// pipeline publishes total messages over so many connections, each with so many under
+// way, and returns how long it took and each answer.
+func (p *peer) pipeline(ctx context.Context, name string, total, connections, window int, qos byte, topic func(n int) string, retain bool) (took time.Duration, answers []time.Duration, err error) {
+	each := total / connections
+	lists := make([][]time.Duration, connections)
+	var g errgroup.Group
+	start := time.Now()
+	for k := range connections {
+		g.Go(func() error {
+			c, err := p.operator(ctx, fmt.Sprintf("%s%d", name, k), nil)
+			if err != nil {
+				return err
+			}
+			defer gone(c)
+			var sent [65536]time.Time
+			out := 0
+			for n := range each + window {
+				if n < each {
+					m := &packet.Publish{Topic: topic(k*each + n), QoS: qos, ID: uint16(n%60000) + 1, Payload: make([]byte, 32), Retain: retain}
+					sent[m.ID] = time.Now()
+					if err := c.send(m); err != nil {
+						return err
+					}
+					if out++; out < window {
+						continue
+					}
+				}
+				if out == 0 {
+					break
+				}
+				select {
+				case id := <-c.acks:
+					out--
+					lists[k] = append(lists[k], time.Since(sent[id]))
+				case <-c.end:
+					return fmt.Errorf("the connection ended: %+v %w", c.last, c.err)
+				case <-time.After(20 * time.Second):
+					return errors.New("no answer")
+				}
+			}
+			return nil
+		})
+	}
+	err = g.Wait()
+	took = time.Since(start)
+	answers = slices.Concat(lists...)
+	slices.Sort(answers)
+	return took, answers, err
+}
+
+func p99(of []time.Duration) float64 {
+	if len(of) == 0 {
+		return 0
+	}
+	return float64(of[len(of)*99/100].Microseconds()) / 1000
+}
+
+// absent: QoS 1 into sessions that are away.
+func (l *load) absent(ctx context.Context) error {
+	if err := l.stop(); err != nil {
+		return err
+	}
+	sessions := l.n(1000)
+	ps, err := l.peers(ctx, sessions)
+	if err != nil {
+		return err
+	}
+	for _, p := range ps {
+		if err := p.away(ctx, sessions); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	fmt.Printf("\n### QoS 1 into %d absent sessions: ours on the disk (fsync) before the answer, mosquitto's in memory\n\n", sessions)
+	fmt.Printf("| | Watchword: a second | p99 | CPU each | mosquitto: a second | p99 | CPU each |\n|---|---|---|---|---|---|---|\n")
+	for _, w := range []struct {
+		name                string
+		total, conns, depth int
+		topic               func(n int) string
+		copies              int
+	}{
+		{"one session each, 1 connection, 1 under way", l.n(1000), 1, 1, func(n int) string { return fmt.Sprintf("down/dev-%d", n%sessions) }, 1},
+		{"one session each, 8 connections, 50 under way", l.n(80_000), 7, 50, func(n int) string { return fmt.Sprintf("down/dev-%d", n%sessions) }, 1},
+		{fmt.Sprintf("all %d sessions each, 1 connection, 20 under way (copies)", sessions), l.n(1000), 1, 20, func(int) string { return "fan/x" }, sessions},
+	} {
+		cells := ""
+		for _, p := range []*peer{ps[1], ps[0]} {
+			before := p.cpu()
+			took, answers, err := p.pipeline(ctx, "abs", w.total, w.conns, w.depth, 1, w.topic, false)
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.name, err)
+			}
+			n := len(answers) * w.copies
+			cells += fmt.Sprintf(" %.0f | %.2f ms | %.2f µs |", float64(n)/took.Seconds(), p99(answers), micros(p.cpu()-before, n))
+		}
+		fmt.Printf("| %s |%s\n", w.name, cells)
+	}
+	return nil
+}
+
+// twice: QoS 2 ingest.
+func (l *load) twice(ctx context.Context) error {
+	ps, err := l.peers(ctx, 1)
+	if err != nil {
+		return err
+	}
+	head("QoS 2 ingest, 7 connections, 50 under way, one subscriber with QoS 2, CPU of the server for each message")
+	total := l.n(35_000)
+	cost := make([][]float64, len(ps))
+	for range rounds {
+		for i, p := range ps {
+			var got atomic.Int64
+			all := make(chan struct{})
+			want := int64(total / 7 * 7)
+			sub, err := p.operator(ctx, "sub", func(*message) {
+				if got.Add(1) == want {
+					close(all)
+				}
+			})
+			if err != nil {
+				return err
+			}
+			if err := sub.subscribe("two/+", 2); err != nil {
+				return err
+			}
+			before := p.cpu()
+			if _, _, err := p.pipeline(ctx, "two", total, 7, 50, 2, func(n int) string { return fmt.Sprintf("two/%d", n%100) }, false); err != nil {
+				return fmt.Errorf("%s: %w", p.name, err)
+			}
+			select {
+			case <-all:
+			case <-time.After(30 * time.Second):
+				return fmt.Errorf("%s: %d of %d", p.name, got.Load(), want)
+			}
+			cost[i] = append(cost[i], micros(p.cpu()-before, total))
+			gone(sub)
+		}
+	}
+	row("QoS 2", median(cost[1]), median(cost[0]), "µs", 0.7)
+	return nil
+}
+
+// retained: many retained topics.
+func (l *load) retained(ctx context.Context) error {
+	if err := l.stop(); err != nil {
+		return err
+	}
+	ps, err := l.peers(ctx, 1)
+	if err != nil {
+		return err
+	}
+	topics := l.n(100_000) / 7 * 7
+	fmt.Printf("\n### %d retained topics of 32 bytes\n\n| | set, a second | memory each | 100 of them by `keep/+/7` | all by `keep/#` |\n|---|---|---|---|---|\n", topics)
+	for _, p := range []*peer{ps[1], ps[0]} {
+		time.Sleep(time.Second)
+		before := p.rss()
+		took, answers, err := p.pipeline(ctx, "ret", topics, 7, 50, 1, func(n int) string { return fmt.Sprintf("keep/%d/%d", n/1000, n%1000) }, true)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		memory := float64(p.rss()-before) * 1024 / float64(topics)
+		times := ""
+		for _, f := range []struct {
+			filter string
+			n      int
+		}{{"keep/+/7", topics / 1000}, {"keep/#", topics}} {
+			var got atomic.Int64
+			all := make(chan struct{})
+			c, err := p.operator(ctx, "ask", func(*message) {
+				if got.Add(1) == int64(f.n) {
+					close(all)
+				}
+			})
+			if err != nil {
+				return err
+			}
+			start := time.Now()
+			if err := c.subscribe(f.filter, 0); err != nil {
+				return err
+			}
+			select {
+			case <-all:
+			case <-time.After(60 * time.Second):
+				return fmt.Errorf("%s: %d of %d", p.name, got.Load(), f.n)
+			}
+			times += fmt.Sprintf(" %.1f ms |", float64(time.Since(start).Microseconds())/1000)
+			gone(c)
+		}
+		fmt.Printf("| %s | %.0f | %.0f bytes |%s\n", p.name, float64(len(answers))/took.Seconds(), memory, times)
+	}
+	start, err := l.restart()
+	if err != nil {
+		return err
+	}
+	fmt.Printf("\nStart to ready with them: %d ms.\n", start.Milliseconds())
+	return nil
+}
+
+// restart ends our server and starts it again on what it has.
+func (l *load) restart() (time.Duration, error) {
+	dir := l.us.house.dir
+	if err := l.us.stop(); err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	us, err := startHouse(dir)
+	if err != nil {
+		return 0, err
+	}
+	us.house.devices = l.us.house.devices
+	l.us = us
+	return time.Since(start), nil
+}
+
+// storm: everybody connects again at once, to sessions that last.
+func (l *load) storm(ctx context.Context) error {
+	connections := l.n(10_000)
+	fmt.Printf("\n### %d connections come back at once, to sessions that last\n\n| | until all are back | CPU of the server each | refused once | twice |\n|---|---|---|---|---|\n", connections)
+	for _, secret := range []bool{false, true} {
+		if err := l.stop(); err != nil {
+			return err
+		}
+		ps, err := l.peers(ctx, (connections+7)/8)
+		if err != nil {
+			return err
+		}
+		p := ps[1]
+		cs := make([]*client, connections)
+		connect := func(limit int) (refused *[2]atomic.Int64, err error) {
+			refused = &[2]atomic.Int64{}
+			var g errgroup.Group
+			g.SetLimit(limit)
+			for i := range connections {
+				g.Go(func() (err error) {
+					for try := 0; ; try++ {
+						if cs[i], err = p.device(ctx, i/8, i%8, secret, nil, lasts); err == nil || try == 2 {
+							return err
+						}
+						refused[min(try, 1)].Add(1)
+						time.Sleep(time.Second)
+					}
+				})
+			}
+			err = g.Wait()
+			return refused, err
+		}
+		if _, err := connect(16); err != nil {
+			return err
+		}
+		gone(cs...)
+		before, start := p.cpu(), time.Now()
+		refused, err := connect(connections)
+		if err != nil {
+			return err
+		}
+		took := time.Since(start)
+		name := map[bool]string{false: "plain", true: "TLS 1.3"}[secret]
+		fmt.Printf("| %s | %.1f s | %.0f µs | %d | %d |\n", name, took.Seconds(), micros(p.cpu()-before, connections), refused[0].Load(), refused[1].Load())
+		gone(cs...)
+	}
+	return nil
+}
