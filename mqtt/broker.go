@@ -76,7 +76,8 @@ type Broker struct {
 	Parts
 	o        Options
 	stats    stats
-	rates    *rates.Map[netip.Prefix]
+	rates    *rates.Map[netip.Prefix] // of CONNECTs
+	floods   *rates.Map[netip.Prefix] // of connections, before anything is spent on them
 	ctx      context.Context // of all work that the doors begin; ends with stop
 	stop     context.CancelFunc
 	mu       sync.Mutex
@@ -132,6 +133,7 @@ func New(p Parts) *Broker {
 		o.Log = slog.Default()
 	}
 	b := &Broker{Parts: p, o: o, worlds: map[watchword.TenantID]*world{}, rates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address")}
+	b.floods = rates.New[netip.Prefix](floodFactor*o.ConnectRate, "")
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.journal = newJournal(&b.o, p.Store)
 	if p.Store != nil {
@@ -182,8 +184,19 @@ func (b *Broker) sleep(d time.Duration) bool {
 	}
 }
 
+// floodFactor is how many times the rate of CONNECTs connections may come from one
+// address before they are closed unheard, and before a TLS handshake is paid for them:
+// up to there each is told 0x9F.
+const floodFactor = 4
+
 // Handle serves one connection in the background, and owns it from here on.
 func (b *Broker) Handle(nc net.Conn) {
+	remote := nc.RemoteAddr().String()
+	if b.floods.Take(network(remote), b.o.Now()) != nil {
+		b.stats.shed.Add(1)
+		_ = nc.Close() // refused: nothing was read or written
+		return
+	}
 	b.mu.Lock()
 	if b.closing {
 		b.mu.Unlock()
@@ -192,7 +205,7 @@ func (b *Broker) Handle(nc net.Conn) {
 	}
 	b.serving.Add(1)
 	b.mu.Unlock()
-	c := &conn{broker: b, nc: nc, remote: nc.RemoteAddr().String(), trace: watchword.NewID("", b.o.Now())}
+	c := &conn{broker: b, nc: nc, remote: remote, trace: watchword.NewID("", b.o.Now())}
 	c.client = &client{broker: b, number: b.sequence.Add(1), conn: c}
 	c.moved.L = &c.client.mu
 	c.window = maxFlights

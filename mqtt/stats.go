@@ -12,7 +12,7 @@ type stats struct {
 	connections, subscriptions                              atomic.Int64
 	connects, turnedAway, received, sent                    atomic.Int64
 	tooLarge, slow, heldBack, commands, takeover, refreshes atomic.Int64
-	dropped, expired                                        atomic.Int64
+	dropped, expired, shed                                  atomic.Int64
 
 	mu       sync.Mutex
 	refusals map[watchword.Code]int64 // never holds more than there are codes
@@ -37,6 +37,7 @@ type Stats struct {
 	Subscriptions int64 // now
 	Connects      int64 // accepted
 	TurnedAway    int64 // CONNECTs refused
+	Shed          int64 // connections of a flood, closed before anything was spent on them
 	Received      int64 // publishes from clients
 	Sent          int64 // publishes to clients
 	Commands      int64 // handed over
@@ -62,7 +63,7 @@ func (b *Broker) Stats() Stats {
 		Connections: s.connections.Load(), Subscriptions: s.subscriptions.Load(), Connects: s.connects.Load(), TurnedAway: s.turnedAway.Load(),
 		Received: s.received.Load(), Sent: s.sent.Load(), Commands: s.commands.Load(), TooLarge: s.tooLarge.Load(), SlowCut: s.slow.Load(),
 		HeldBack: s.heldBack.Load(), TakenOver: s.takeover.Load(), Refreshes: s.refreshes.Load(),
-		Dropped: s.dropped.Load(), Expired: s.expired.Load(), Lasting: b.lasting.Load(), Waiting: b.journal.count.Load(), WaitingBytes: b.journal.bytes.Load(), Refusals: map[watchword.Code]int64{},
+		Shed: s.shed.Load(), Dropped: s.dropped.Load(), Expired: s.expired.Load(), Lasting: b.lasting.Load(), Waiting: b.journal.count.Load(), WaitingBytes: b.journal.bytes.Load(), Refusals: map[watchword.Code]int64{},
 	}
 	s.mu.Lock()
 	for k, v := range s.refusals {

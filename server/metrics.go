@@ -74,6 +74,7 @@ func (e engine) Collect(out chan<- prometheus.Metric) {
 		{"subscriptions", "Standing subscriptions.", prometheus.GaugeValue, st.Subscriptions},
 		{"connects_total", "Accepted CONNECTs.", prometheus.CounterValue, st.Connects},
 		{"connects_refused_total", "Refused CONNECTs.", prometheus.CounterValue, st.TurnedAway},
+		{"connections_shed_total", "Connections of a flood, closed before anything was spent on them.", prometheus.CounterValue, st.Shed},
 		{"publishes_received_total", "Publishes from clients.", prometheus.CounterValue, st.Received},
 		{"publishes_sent_total", "Publishes to clients.", prometheus.CounterValue, st.Sent},
 		{"commands_handed_over_total", "Commands put on their way.", prometheus.CounterValue, st.Commands},
