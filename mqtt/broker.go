@@ -78,7 +78,7 @@ type Broker struct {
 	stats    stats
 	rates    *rates.Map[netip.Prefix] // of CONNECTs
 	floods   *rates.Map[netip.Prefix] // of connections, before anything is spent on them
-	ctx      context.Context // of all work that the doors begin; ends with stop
+	ctx      context.Context          // of all work that the doors begin; ends with stop
 	stop     context.CancelFunc
 	mu       sync.Mutex
 	worlds   map[watchword.TenantID]*world

@@ -35,6 +35,9 @@ func (c *conn) greet(ctx context.Context, w *batch, first byte, body []byte) err
 		return wrong(packet.ProtocolError, t, "CONNECT comes first")
 	}
 	if err := c.broker.rates.Take(network(c.remote), w.now); err != nil {
+		if len(body) > 6 && packet.Version(body[6]) == packet.V5 { // no more of it is read
+			c.version = packet.V5
+		}
 		return c.turnAway(err)
 	}
 	p, err := packet.Parse(first, bytes.Clone(body), packet.V5) // it may have to wait for a proof

@@ -312,8 +312,17 @@ func run(ctx context.Context, only string, scale float64) (err error) {
 		name string
 		run  func(context.Context) error
 	}{
-		{"ingest", l.ingest}, {"fanout", l.fanOut}, {"roundtrip", l.roundTrips}, {"connect", l.connects}, {"commands", l.commands}, {"revoke", l.revocation}, {"absent", l.absent}, {"twice", l.twice},
-		{"retained", l.retained}, {"storm", l.storm}, {"idle", l.idle},
+		{"ingest", l.ingest},
+		{"fanout", l.fanOut},
+		{"roundtrip", l.roundTrips},
+		{"connect", l.connects},
+		{"commands", l.commands},
+		{"revoke", l.revocation},
+		{"absent", l.absent},
+		{"twice", l.twice},
+		{"retained", l.retained},
+		{"storm", l.storm},
+		{"idle", l.idle},
 	} {
 		if strings.Contains(w.name, only) {
 			if err := w.run(ctx); err != nil {
