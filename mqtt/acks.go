@@ -95,7 +95,6 @@ func (c *conn) recorded(p *packet.Ack) {
 		}
 	}
 	c.acknowledgeLocked(at, packet.PUBREL, p.ID)
-	return
 }
 
 func (c *conn) completed(p *packet.Ack) {

@@ -139,6 +139,7 @@ func New(p Parts) *Broker {
 	if p.Store != nil {
 		b.upkeep.Go(func() { b.journal.run(b.ctx) })
 	}
+	b.upkeep.Go(b.sweep)
 	return b
 }
 

@@ -1,6 +1,8 @@
 package mqtt
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -182,4 +184,21 @@ func (r *retained) row(k retainKey) shelf.Retained {
 		out.Packet, out.Expires = m.stored(), m.expires
 	}
 	return out
+}
+
+// sweepEvery is how often retained messages whose life has ended are looked for.
+const sweepEvery = time.Minute
+
+// sweep forgets them.
+func (b *Broker) sweep() {
+	for b.sleep(sweepEvery) {
+		b.mu.Lock()
+		worlds := slices.Collect(maps.Values(b.worlds))
+		b.mu.Unlock()
+		for _, w := range worlds {
+			for _, topic := range w.retained.expire(b.o.Now()) {
+				b.journal.add(adding{retained: &retainKey{w, topic}})
+			}
+		}
+	}
 }

@@ -102,6 +102,11 @@ func TestRetainedMessagesSurviveAndEnd(t *testing.T) {
 		time.Sleep(40 * time.Second)
 		sub.given(0, packet.Filter{Topic: "short", QoS: 1})
 		sub.silent()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if s := h.broker.Stats(); s.Retained != 1 || len(h.store.retained) != 1 {
+			t.Errorf("%d retained, %d in the store", s.Retained, len(h.store.retained))
+		}
 	})
 }
 
