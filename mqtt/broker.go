@@ -359,7 +359,10 @@ func (b *Broker) Carry(t watchword.TenantID, topic, contentType string, payload 
 	b.world(t).route(m, w, &o)
 	w.flush()
 	at := b.settle(&o, nil, nil)
-	if at == nil {
+	switch {
+	case o.err != nil && o.err != error(errFull):
+		return o.err
+	case at == nil:
 		return nil
 	}
 	if <-at.ended; !at.over() {

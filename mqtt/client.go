@@ -68,9 +68,12 @@ type lasting struct {
 	lost    []shelf.Lost
 	dropped int64 // found no room
 
-	dirty   *commit             // in which it is written next
-	row     bool                // all of it is to be written, not only how far it has come
-	changed map[string]struct{} // subscriptions to be written
+	dirty     *commit             // in which it is written next
+	unwritten bool                // when its connection came, something was not on the disk yet
+	moving    []entry             // what is being handed to other members of a group
+	floor     int64               // what has a number up to here is of a session that was
+	row       bool                // all of it is to be written, not only how far it has come
+	changed   map[string]struct{} // subscriptions to be written
 }
 
 // entry is one message that waits on the shelf.
@@ -82,11 +85,11 @@ type entry struct {
 	qos         byte
 	retain      bool
 	released    bool
-	shared      bool
+	shared      *group // that it was picked from, or one of that name
 }
 
 func entryOf(it *item) entry {
-	e := entry{k: it.x.k, seq: it.seq, size: uint32(it.m.size()), qos: it.qos, retain: it.flag&1 != 0, shared: it.shared()}
+	e := entry{k: it.x.k, seq: it.seq, size: it.x.counted, qos: it.qos, retain: it.flag&1 != 0, shared: it.x.shared}
 	if it.x.identifiers != nil {
 		e.identifiers = &it.x.identifiers
 	}
@@ -154,8 +157,8 @@ func (cl *client) pack() {
 			first = append(first, entryOf(it))
 		}
 	}
-	slices.SortFunc(first, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
 	l.backlog = append(first, l.backlog...)
+	slices.SortStableFunc(l.backlog, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
 	cl.queue, cl.head, cl.bytes, cl.flights = nil, 0, 0, nil
 	l.loading = false
 }
@@ -187,19 +190,22 @@ func (cl *client) progress(c *commit) shelf.Progress {
 			first = min(first, f.seq)
 		}
 	}
-	for _, e := range l.backlog {
-		if first = min(first, e.seq); e.seq > l.sent && !e.released {
-			break
+	open := func(seq int64, released bool) {
+		if first = min(first, seq); seq <= l.sent { // what was not sent yet is open by itself
+			p.Open = append(p.Open, shelf.Open{Seq: seq, Released: released})
 		}
-		p.Open = append(p.Open, shelf.Open{Seq: e.seq, Released: e.released})
+	}
+	for _, e := range l.backlog {
+		open(e.seq, e.released)
+	}
+	for _, e := range l.moving {
+		if e.seq > l.floor {
+			open(e.seq, e.released)
+		}
 	}
 	for i := cl.head; i < len(cl.queue); i++ {
 		if it := &cl.queue[i]; it.x != nil && it.x.k != nil {
-			if first = min(first, it.seq); it.seq <= l.sent { // it was sent over an earlier connection
-				p.Open = append(p.Open, shelf.Open{Seq: it.seq})
-				continue
-			}
-			break
+			open(it.seq, false)
 		}
 	}
 	for seq := range l.gone {
@@ -272,7 +278,7 @@ func (cl *client) drop(gone func(*item) bool) {
 		if gone(&it) {
 			cl.bytes -= it.m.size()
 			if it.x != nil && it.x.k != nil {
-				cl.finished(it.x.k, it.seq, it.m.size())
+				cl.finished(it.x.k, it.seq, int(it.x.counted))
 			}
 			continue
 		}
@@ -299,8 +305,8 @@ func (cl *client) reset() {
 	for _, e := range l.backlog {
 		cl.finished(e.k, e.seq, int(e.size))
 	}
-	l.backlog, l.lost, l.gone = nil, nil, nil
-	l.sent = cl.seq
+	l.backlog, l.lost, l.gone = nil, nil, nil // what is moving goes on
+	l.sent, l.floor = cl.seq, cl.seq
 	cl.touch()
 }
 

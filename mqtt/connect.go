@@ -191,13 +191,16 @@ func (c *conn) promise(ack *packet.Connack, p *packet.Connect, assigned bool, s 
 		props.SetText(packet.AuthMethod, aceMethod)
 	}
 	props.User = []packet.Pair{{Name: "session", Value: string(s.ID())}, {Name: "expires_at", Value: s.Authority().Expires().UTC().Format(time.RFC3339)}}
-	for _, f := range lost[:min(len(lost), 32)] { // no client is left believing in a subscription that is gone
+	for _, f := range lost[:min(len(lost), maxLost)] { // no client is left believing in a subscription that is gone
 		props.User = append(props.User, packet.Pair{Name: "lost", Value: f})
 	}
 	if dropped > 0 {
 		props.User = append(props.User, packet.Pair{Name: "dropped", Value: strconv.FormatInt(dropped, 10)})
 	}
 }
+
+// maxLost is how many lost subscriptions CONNACK names.
+const maxLost = 32
 
 // expiry is how long the session outlives its connection, in seconds.
 func (c *conn) expiry(p *packet.Connect) uint32 {
@@ -215,7 +218,7 @@ func (c *conn) expiry(p *packet.Connect) uint32 {
 // regain takes from a session that goes on what a does not allow, and returns what was
 // lost since its client last heard, how many messages found no room, and what must be on
 // the disk before the client may hear that it is there. A client of version 3.1.1 cannot
-// be told of a loss: its session begins anew.
+// be told of a loss, nor one of more losses than CONNACK names: its session begins anew.
 func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropped int64, at *commit) {
 	c.mu.Lock()
 	l := c.lasting
@@ -230,7 +233,7 @@ func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropp
 			x.Told = true
 		}
 	}
-	if len(lost) > 0 && c.version == packet.V311 {
+	if len(lost) > maxLost || len(lost) > 0 && c.version == packet.V311 {
 		c.reset()
 		*present = false
 	}
@@ -239,7 +242,7 @@ func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropp
 	}
 	c.keepPump()
 	at = c.touch()
-	if *present {
+	if *present && !l.unwritten {
 		at = nil // it is on the disk
 	}
 	c.mu.Unlock()

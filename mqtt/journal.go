@@ -77,6 +77,7 @@ type kept struct {
 	receivers []byte    // until it is written
 	eager     []*client // under journal.mu: who may have it only when it is written
 	included  bool      // under journal.mu: it is, or is about to be, on the disk
+	counted   bool      // under journal.mu: in count and bytes
 }
 
 func newJournal(o *Options, store Store) *journal {
@@ -147,11 +148,19 @@ func (j *journal) release(k *kept) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.forget(k)
 	if k.included && !k.failed.Load() {
 		j.open.done = append(j.open.done, k.id)
+		j.nudge()
+	}
+}
+
+// forget takes k out of what is counted, once; mu is held.
+func (j *journal) forget(k *kept) {
+	if k.counted {
+		k.counted = false
 		j.count.Add(-1)
 		j.bytes.Add(-int64(k.size))
-		j.nudge()
 	}
 }
 
@@ -195,7 +204,7 @@ func (j *journal) run(ctx context.Context) {
 		select {
 		case <-j.wake:
 		case <-ctx.Done():
-			j.step()
+			j.finish()
 			return
 		}
 		if j.step() {
@@ -206,6 +215,17 @@ func (j *journal) run(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// finish writes what is left, and has everything that comes later fail at once.
+func (j *journal) finish() {
+	j.step()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.open.state.Store(commitFailed)
+	close(j.open.ended)
+	e := error(watchword.Refuse(watchword.Unavailable, "the server is going down"))
+	j.sick.Store(&e)
 }
 
 // retryAfter is how long a store that could not write is left alone.
@@ -251,8 +271,7 @@ func (j *journal) step() bool {
 			j.log.Error("messages are not kept", slog.Any("err", err))
 		}
 		for _, k := range w.messages {
-			j.count.Add(-1)
-			j.bytes.Add(-int64(k.size))
+			j.forget(k)
 		}
 		j.open.done = append(j.open.done, w.changes.Done...)
 		j.open.dropped = append(j.open.dropped, w.changes.Dropped...)
@@ -311,7 +330,7 @@ func (w *writing) build(j *journal) {
 			k.body.Store(nil)
 			continue
 		}
-		k.included = true
+		k.included, k.counted = true, true
 		j.count.Add(1)
 		j.bytes.Add(int64(k.size))
 		m := k.body.Load()

@@ -27,7 +27,7 @@ func (b *Broker) Load(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := b.world(r.Tenant).retained.set(m, &b.o); err != nil {
+		if _, err := b.world(r.Tenant).retained.set(m, &b.o); err != nil {
 			b.o.Log.WarnContext(ctx, "a retained message is left out: the bounds are lower than they were", slog.String("topic", r.Topic))
 		}
 		return nil
@@ -118,7 +118,7 @@ func (l *loading) session(s shelf.Session) error {
 func (l *loading) message(m shelf.Message) error {
 	l.id = max(l.id, m.ID)
 	j := l.broker.journal
-	k := &kept{id: m.ID, size: m.Size, included: true}
+	k := &kept{id: m.ID, size: m.Size, included: true, counted: true}
 	k.durable.Store(true)
 	err := shelf.Receivers(m.Receivers, func(r shelf.Receiver) {
 		l.number = max(l.number, r.Session)
@@ -126,7 +126,7 @@ func (l *loading) message(m shelf.Message) error {
 		if cl == nil || !l.waits(r, cl) {
 			return
 		}
-		e := entry{k: k, seq: r.Seq, size: uint32(m.Size), qos: r.QoS, retain: r.Retain, shared: r.Shared}
+		e := entry{k: k, seq: r.Seq, size: uint32(m.Size), qos: r.QoS, retain: r.Retain, shared: cl.world.groupOf(r.Group)}
 		if r.Identifiers != nil {
 			e.identifiers = &r.Identifiers
 		}

@@ -85,7 +85,13 @@ func idOffset(b []byte) int {
 }
 
 // size is what m counts against the bounds of a queue.
-func (m *message) size() int { return len(m.topic) + len(m.payload) + 64 }
+func (m *message) size() int {
+	n := len(m.topic) + len(m.payload) + 64
+	if m.props != nil {
+		n += m.props.Size()
+	}
+	return n
+}
 
 // custom appends m as only one receiver gets it: with the identifiers of its
 // subscriptions, an alias for the topic, or what is left of its life.

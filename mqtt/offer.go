@@ -132,9 +132,9 @@ func (cl *client) keep(it *item, o *outcome) (wake *conn) {
 	if it.x == nil {
 		it.x = &extra{}
 	}
-	it.x.k = k
+	it.x.k, it.x.counted = k, uint32(it.m.size())
 	k.receivers = shelf.AppendReceiver(k.receivers, shelf.Receiver{
-		Session: cl.number, Seq: it.seq, QoS: it.qos, Retain: it.flag&1 != 0, Shared: it.shared(), Identifiers: it.x.identifiers,
+		Session: cl.number, Seq: it.seq, QoS: it.qos, Retain: it.flag&1 != 0, Group: it.group(), Identifiers: it.x.identifiers,
 	})
 	l.waits(1, it.m.size())
 	if cl.away() || len(l.backlog) > 0 || len(cl.queue)-cl.head >= queueAhead || cl.bytes > queueWeight {

@@ -34,9 +34,16 @@ type extra struct {
 	k           *kept // nil where it does not wait on the shelf
 	identifiers []uint32
 	shared      *group // that it was picked from
+	counted     uint32 // what it counts while it waits on the shelf
 }
 
-func (it *item) shared() bool { return it.x != nil && it.x.shared != nil }
+// group names the shared subscription that it was picked from, "" for none.
+func (it *item) group() string {
+	if it.x == nil || it.x.shared == nil {
+		return ""
+	}
+	return it.x.shared.sub.name
+}
 
 // flight is a message that was sent with QoS 1 or 2 and is not done.
 type flight struct {
@@ -55,7 +62,7 @@ type flight struct {
 }
 
 func (f *flight) entry() entry {
-	return entry{k: f.k, identifiers: f.identifiers, seq: f.seq, size: f.size, qos: f.qos, retain: f.retain, released: f.released, shared: f.shared != nil}
+	return entry{k: f.k, identifiers: f.identifiers, seq: f.seq, size: f.size, qos: f.qos, retain: f.retain, released: f.released, shared: f.shared}
 }
 
 // id is the packet identifier of the message with that number. It follows from the
@@ -285,7 +292,8 @@ func (c *conn) take(buf []byte, it *item) []byte {
 // skip is for what is not sent after all.
 func (c *conn) skip(buf []byte, it *item) []byte {
 	if it.x != nil && it.x.k != nil {
-		c.finished(it.x.k, it.seq, it.m.size())
+		c.lasting.sent = max(c.lasting.sent, it.seq)
+		c.finished(it.x.k, it.seq, int(it.x.counted))
 	}
 	return buf
 }
@@ -325,7 +333,7 @@ func (c *conn) fly(it *item, seq int64) {
 			f.identifiers = &x.identifiers
 		}
 		if f.k = x.k; x.k != nil {
-			f.counts = true
+			f.counts, f.size = true, x.counted
 			c.lasting.sent = max(c.lasting.sent, seq)
 			c.touch()
 		}

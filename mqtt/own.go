@@ -164,7 +164,8 @@ func (c *conn) changed(a *session.Authority) {
 		c.mu.Unlock()
 		return
 	}
-	lost, orphans := c.lose(a, true)
+	listens := c.auth != nil
+	lost, orphans := c.lose(a, listens) // who does not listen hears it when it comes back
 	if len(lost) > 0 {
 		c.keepPump()
 	}
@@ -175,7 +176,6 @@ func (c *conn) changed(a *session.Authority) {
 			c.touch()
 		}
 	}
-	listens := c.auth != nil
 	if listens {
 		c.ask.Reset(rand.N(c.broker.o.Spread)) // what was given works from the next refresh
 	}

@@ -92,7 +92,12 @@ func (c *conn) took(p *packet.Publish) (again bool, err error) {
 	if c.conn != c || c.closed {
 		return true, nil
 	}
-	if at, known := c.received[p.ID]; known && p.QoS == 2 {
+	at, known := c.received[p.ID]
+	if known && at != nil && at.state.Load() == commitFailed { // nobody has it: neither a receiver nor the disk
+		delete(c.received, p.ID)
+		known = false
+	}
+	if known && p.QoS == 2 {
 		c.acknowledgeLocked(at, packet.PUBREC, p.ID)
 		return true, nil
 	}
@@ -124,6 +129,9 @@ func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (at *commi
 	m := c.message(p, w.whole, w.now)
 	var o outcome
 	key, err := c.client.send(ctx, w, m, v.house, &o, string(c.live().ID()))
+	if err == error(errFull) && c.version == packet.V311 {
+		err = nil // it cannot be told, and one who is away must not end who publishes
+	}
 	if err != nil {
 		c.broker.settle(&o, nil, key) // a part of it may be under way already
 		return nil, false, err
@@ -152,12 +160,19 @@ func (c *conn) handOn(p *packet.Publish, o *outcome, key *retainKey) (at *commit
 
 // send routes a message that may pass. It returns the topic whose retained message is to
 // be written, nil for none.
-func (cl *client) send(ctx context.Context, w *batch, m *message, h house, o *outcome, session string) (key *retainKey, err error) {
+func (cl *client) send(ctx context.Context, w *batch, m *message, h house, o *outcome, session string) (key *retainKey, failed error) {
+	var err error
 	if m.retain && h.kind != toState && h.kind != toReceipts {
-		if err := cl.world.retained.set(m, &cl.broker.o); err != nil {
+		old, err := cl.world.retained.set(m, &cl.broker.o)
+		if err != nil {
 			return nil, err
 		}
 		key = &retainKey{cl.world, m.topic}
+		defer func() {
+			if failed != nil { // what is refused is not kept either
+				cl.world.retained.restore(m.topic, old)
+			}
+		}()
 	}
 	if h.kind != 0 {
 		err = cl.toTheHouse(ctx, w, h, m, o, session)

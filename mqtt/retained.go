@@ -36,20 +36,37 @@ type retainKey struct {
 var errRetained = &packet.Error{Reason: packet.QuotaExceeded, Type: packet.PUBLISH, What: "the server keeps no more retained messages"}
 
 // set puts m in the place of the retained message of its topic; an empty payload
-// removes it (MQTT 5.0 §3.3.1.3).
-func (r *retained) set(m *message, o *Options) error {
+// removes it (MQTT 5.0 §3.3.1.3). It returns the one before, nil for none.
+func (r *retained) set(m *message, o *Options) (old *message, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	old = r.find(m.topic)
 	if len(m.payload) == 0 {
 		r.remove(m.topic)
-		return nil
+		return old, nil
 	}
-	n := &r.root
-	old := r.find(m.topic)
 	if old == nil && r.count >= o.RetainedMessages || r.bytes+m.size()-sizeOf(old) > o.RetainedBytes {
-		return errRetained
+		return old, errRetained
 	}
-	for level := range strings.SplitSeq(m.topic, "/") {
+	r.put(m.topic, &message{topic: m.topic, payload: m.payload, qos: m.qos, retain: true, kept: true, props: m.props, expires: m.expires})
+	return old, nil
+}
+
+// restore puts what was there before in its place again.
+func (r *retained) restore(topic string, old *message) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.remove(topic)
+	if old != nil {
+		r.put(topic, old)
+	}
+}
+
+// put is called with mu held.
+func (r *retained) put(topic string, m *message) {
+	n := &r.root
+	old := r.find(topic)
+	for level := range strings.SplitSeq(topic, "/") {
 		if n.names == nil {
 			n.names = map[string]*shelfLevel{}
 		}
@@ -64,8 +81,7 @@ func (r *retained) set(m *message, o *Options) error {
 		r.count++
 	}
 	r.bytes += m.size() - sizeOf(old)
-	n.here = &message{topic: m.topic, payload: m.payload, qos: m.qos, retain: true, kept: true, props: m.props, expires: m.expires}
-	return nil
+	n.here = m
 }
 
 func sizeOf(m *message) int {

@@ -109,6 +109,7 @@ func (c *conn) resume(prev *client, expiry uint32) bool {
 	l.stop()
 	l.left, l.willAt, l.row = time.Time{}, time.Time{}, true
 	l.expiry = expiry
+	l.unwritten = l.dirty != nil && !l.dirty.over()
 	prev.conn = c
 	prev.unpack()
 	prev.weigh()
@@ -153,13 +154,15 @@ func (cl *client) watch(ctx context.Context, turn int) {
 		},
 		Lapsed: func(cause error) {
 			still(func(l *lasting) {
-				l.paused = true
 				switch watchword.CodeOf(cause) {
-				case watchword.Unavailable:
-					return
-				case watchword.SubjectSuspended: // it may come back, with all it had
-				default:
+				case watchword.SubjectSuspended, watchword.SubjectNew: // it may come back, with all it had
+					l.paused = true
+				case watchword.SubjectRevoked, watchword.TokenRevoked:
+					l.paused = true
 					go cl.end()
+				default: // nobody can say: what waits goes on to wait, and is judged when its client comes
+					l.timers = append(l.timers, time.AfterFunc(askAgain, func() { cl.ask(turn) }))
+					return
 				}
 				if cl.will != nil {
 					cl.will, l.row = nil, true
@@ -173,6 +176,31 @@ func (cl *client) watch(ctx context.Context, turn int) {
 	if !kept {
 		hold.Close(nil)
 	}
+}
+
+// askAgain is when a question is asked again that nobody could answer.
+const askAgain = time.Second
+
+// ask has the guard look again at what a client that is away may have.
+func (cl *client) ask(turn int) {
+	cl.mu.Lock()
+	var hold *session.Session
+	if l := cl.lasting; l != nil && l.turn == turn {
+		hold = l.hold
+	}
+	cl.mu.Unlock()
+	if hold != nil {
+		hold.Recompute(cl.broker.ctx)
+	}
+}
+
+// mayNow asks what the client may do at this moment without a connection.
+func (cl *client) mayNow(ctx context.Context) (a *session.Authority, err error) {
+	hold := cl.broker.Guard.Hold(ctx, cl.world.tenant, cl.owner.subject, cl.owner.incarnation, session.Options{
+		Transport: "mqtt", Changed: func(now *session.Authority) { a, err = now, nil }, Lapsed: func(cause error) { a, err = nil, cause },
+	})
+	hold.Close(nil)
+	return a, err
 }
 
 // end ends a client without a connection: its time has come, or somebody begins anew in
@@ -199,10 +227,14 @@ func (cl *client) end() {
 	cl.over = true
 	cl.mu.Unlock()
 	if hold != nil {
-		if w != nil {
-			cl.publishWill(cl.broker.ctx, hold.Authority(), w)
-		}
 		hold.Close(nil)
+	}
+	if w != nil {
+		if a, err := cl.mayNow(cl.broker.ctx); err == nil {
+			cl.publishWill(cl.broker.ctx, a, w)
+		} else {
+			cl.broker.o.Log.Info("will not published", slog.String("client", cl.id), slog.Any("err", err))
+		}
 	}
 	cl.hand(orphans, false)
 	cl.leave()
@@ -227,15 +259,32 @@ func (cl *client) willIsDue(turn int) {
 		cl.mu.Unlock()
 		return
 	}
-	w, hold := cl.will, l.hold
-	if hold == nil || l.paused { // nobody says what it may
+	cl.mu.Unlock()
+	may, err := cl.mayNow(cl.broker.ctx)
+	cl.mu.Lock()
+	if cl.lasting != l || l.turn != turn || cl.will == nil {
 		cl.mu.Unlock()
 		return
 	}
-	cl.will, l.row = nil, true
-	cl.touch()
+	switch watchword.CodeOf(err) {
+	case "", watchword.SubjectSuspended, watchword.SubjectNew, watchword.SubjectRevoked, watchword.TokenRevoked:
+	default: // nobody can say
+		l.timers = append(l.timers, time.AfterFunc(askAgain, func() { cl.willIsDue(turn) }))
+		cl.mu.Unlock()
+		return
+	}
+	w := cl.will
+	cl.will = nil
 	cl.mu.Unlock()
-	cl.publishWill(cl.broker.ctx, hold.Authority(), w)
+	if err == nil {
+		cl.publishWill(cl.broker.ctx, may, w)
+	}
+	cl.mu.Lock() // written after it was said, so that it is not lost between
+	defer cl.mu.Unlock()
+	if cl.lasting != nil {
+		cl.lasting.row = true
+		cl.touch()
+	}
 }
 
 // leave takes a client that is over out of the world.

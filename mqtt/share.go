@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/watchword-iot/watchword/policy"
 )
 
 // group is a shared subscription: of its members one gets each message (MQTT 5.0
@@ -71,29 +73,61 @@ func (g *group) deliver(m *message, o *outcome, not *client, there bool) (wake *
 	}
 	ms := *list
 	from := int(g.next.Add(1))
-	for range 3 { // the one that was chosen may just have gone
-		var best *subscription
-		var least int32
-		for i := range ms {
-			s := ms[(from+i)%len(ms)]
-			n := s.client.load.Load()
-			if s.client == not || n == loadAway && (there || min(s.qos, m.qos) == 0) {
-				continue
-			}
-			if best == nil || n < least {
-				best, least = s, n
-			}
-		}
+	var tried [8]*subscription // they had no room, or had just gone
+	before, failed := *o, error(nil)
+	for n := range tried {
+		best := g.choose(ms, from, tried[:n], m, not, there)
 		if best == nil {
-			return nil
+			break
 		}
-		before := o.heard
-		if wake = best.client.offer(m, o, g, best); o.heard > before || o.err != nil {
+		if wake = best.client.offer(m, o, g, best); o.heard > before.heard {
+			o.err, o.missed = before.err, before.missed
 			return wake
 		}
-		from++
+		if o.err != before.err {
+			failed, o.err = o.err, before.err
+		}
+		o.missed = before.missed
+		tried[n] = best
+	}
+	if failed != nil {
+		o.err, o.missed = failed, before.missed+1
 	}
 	return nil
+}
+
+func (g *group) choose(ms []*subscription, from int, tried []*subscription, m *message, not *client, there bool) (best *subscription) {
+	var least int32
+	for i := range ms {
+		s := ms[(from+i)%len(ms)]
+		n := s.client.load.Load()
+		if s.client == not || n == loadAway && (there || min(s.qos, m.qos) == 0) || slices.Contains(tried, s) {
+			continue
+		}
+		if best == nil || n < least {
+			best, least = s, n
+		}
+	}
+	return best
+}
+
+// groupOf returns the group of that name, or one without members; nil for "".
+func (w *world) groupOf(name string) *group {
+	if name == "" {
+		return nil
+	}
+	w.groups.mu.Lock()
+	defer w.groups.mu.Unlock()
+	if g := w.groups.all[name]; g != nil {
+		return g
+	}
+	_, filter, _, err := policy.Share(name)
+	if err != nil {
+		return nil
+	}
+	g := &group{}
+	g.sub = &subscription{name: name, filter: filter, group: g}
+	return g
 }
 
 // loadAway is the load of a client without a connection: more than of any that has one.
@@ -118,23 +152,31 @@ type orphan struct {
 
 // orphans takes away what the client has for its groups and has not acknowledged: of
 // one subscription, or of all with nil, and then without what waits on the shelf for
-// the client's return. QoS 2 that is under way is nobody else's (MQTT 5.0 §4.8.2). mu
+// the client's return. QoS 2 that is under way is nobody else's (MQTT 5.0 §4.8.2). What
+// waits on the shelf is moving from here on: it is the client's until another has it. mu
 // is held.
 func (cl *client) orphans(of *subscription) (out []orphan) {
-	mine := func(g *group) bool { return g != nil && (of == nil || g == of.memberOf) }
+	mine := func(g *group) bool { return g != nil && (of == nil || g.sub.name == of.name) }
+	take := func(g *group, m *message, e entry, counts bool) {
+		out = append(out, orphan{g: g, m: m, e: e, counts: counts})
+		if counts {
+			cl.lasting.moving = append(cl.lasting.moving, e)
+		}
+	}
 	stays := cl.queue[:0]
 	for i := range cl.queue[cl.head:] {
 		it := cl.queue[cl.head+i]
-		if it.x == nil || !mine(it.x.shared) {
+		sent := cl.lasting != nil && it.seq > 0 && it.seq <= cl.lasting.sent // over an earlier connection
+		if it.x == nil || !mine(it.x.shared) || it.qos == 2 && sent {
 			stays = append(stays, it)
 			continue
 		}
 		cl.bytes -= it.m.size()
-		o := orphan{g: it.x.shared, m: it.m, counts: it.x.k != nil}
-		if o.counts {
-			o.e = entryOf(&it)
+		if it.x.k != nil {
+			take(it.x.shared, it.m, entryOf(&it), true)
+		} else {
+			take(it.x.shared, it.m, entry{}, false)
 		}
-		out = append(out, o)
 	}
 	clear(cl.queue[len(stays):])
 	cl.queue, cl.head = stays, 0
@@ -142,15 +184,15 @@ func (cl *client) orphans(of *subscription) (out []orphan) {
 		if f.m == nil || f.qos != 1 || !mine(f.shared) {
 			return false
 		}
-		out = append(out, orphan{g: f.shared, m: f.m, counts: f.counts, e: f.entry()})
+		take(f.shared, f.m, f.entry(), f.counts)
 		return true
 	})
 	if l := cl.lasting; l != nil && of != nil {
 		l.backlog = slices.DeleteFunc(l.backlog, func(e entry) bool {
-			if !e.shared || e.released || e.qos == 2 && e.seq <= l.sent {
+			if !mine(e.shared) || e.released || e.qos == 2 && e.seq <= l.sent {
 				return false
 			}
-			out = append(out, orphan{g: of.memberOf, e: e, counts: true})
+			take(e.shared, nil, e, true)
 			return true
 		})
 	}
@@ -202,33 +244,57 @@ func (cl *client) fetchOrphans(page []orphan) {
 
 func (cl *client) handOne(w *batch, o orphan, there bool) {
 	var res outcome
-	if wake := o.g.deliver(o.m, &res, cl, there); wake != nil {
-		w.touched = append(w.touched, wake)
+	if g := cl.world.groupOf(o.g.sub.name); g != nil {
+		if wake := g.deliver(o.m, &res, cl, there); wake != nil {
+			w.touched = append(w.touched, wake)
+		}
 	}
-	if res.heard == 0 && o.counts {
+	at := cl.broker.settle(&res, nil, nil)
+	switch {
+	case !o.counts:
+	case res.heard == 0:
 		cl.takeBack(o.e)
-		return
+	case at == nil:
+		cl.handed(o.e)
+	default: // another has it when that is on the disk, and not before
+		go func() {
+			if <-at.ended; at.over() {
+				cl.handed(o.e)
+			} else {
+				cl.takeBack(o.e)
+			}
+		}()
 	}
-	cl.mu.Lock()
-	defer cl.mu.Unlock()
-	if !o.counts {
-		cl.broker.settle(&res, nil, nil)
-		return
-	}
-	// Who gets it has it on the disk no later than it is gone here.
-	cl.broker.settle(&res, cl, nil)
-	cl.finished(o.e.k, o.e.seq, int(o.e.size))
 }
 
-// takeBack lets an entry wait on, in its place.
+// stopMoving is called with mu held, once for each that was moving.
+func (cl *client) stopMoving(e entry) {
+	if l := cl.lasting; l != nil {
+		l.moving = slices.DeleteFunc(l.moving, func(x entry) bool { return x.seq == e.seq })
+	}
+}
+
+// handed is for what another member has.
+func (cl *client) handed(e entry) {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	cl.stopMoving(e)
+	cl.finished(e.k, e.seq, int(e.size))
+}
+
+// takeBack lets an entry wait on, in its place, unless the session has ended.
 func (cl *client) takeBack(e entry) {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
-	if cl.over {
+	cl.stopMoving(e)
+	l := cl.lasting
+	if l == nil || e.seq <= l.floor {
 		cl.finished(e.k, e.seq, int(e.size))
 		return
 	}
-	l := cl.lasting
 	at, _ := slices.BinarySearchFunc(l.backlog, e.seq, func(x entry, seq int64) int { return cmp.Compare(x.seq, seq) })
 	l.backlog = slices.Insert(l.backlog, at, e)
+	if c := cl.conn; c != nil {
+		c.refill()
+	}
 }

@@ -61,6 +61,9 @@ func (c *conn) setWill(w *packet.Will, a *session.Authority) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.conn != c {
+		return nil // somebody has its place already, and a will of its own
+	}
 	if c.will = new; c.lasting != nil {
 		c.lasting.row = true
 		c.touch()

@@ -82,10 +82,10 @@ func (c *Changes) Empty() bool {
 // Receiver is one session that waits for a message.
 type Receiver struct {
 	Session     int64
-	Seq         int64 // its place in the session's queue
-	QoS         byte  // 1 or 2
-	Retain      bool  // RETAIN is to be set
-	Shared      bool  // the session has it for a group
+	Seq         int64  // its place in the session's queue
+	QoS         byte   // 1 or 2
+	Retain      bool   // RETAIN is to be set
+	Group       string // the shared subscription that the session has it for, "" for none
 	Identifiers []uint32
 }
 
@@ -97,13 +97,19 @@ func AppendReceiver(out []byte, r Receiver) []byte {
 	if r.Retain {
 		flags |= 4
 	}
-	if r.Shared {
+	if r.Group != "" {
 		flags |= 8
 	}
-	if len(r.Identifiers) == 0 {
-		return append(out, flags)
+	if len(r.Identifiers) > 0 {
+		flags |= 16
 	}
-	out = binary.AppendUvarint(append(out, flags|16), uint64(len(r.Identifiers)))
+	out = append(out, flags)
+	if r.Group != "" {
+		out = append(binary.AppendUvarint(out, uint64(len(r.Group))), r.Group...)
+	}
+	if len(r.Identifiers) > 0 {
+		out = binary.AppendUvarint(out, uint64(len(r.Identifiers)))
+	}
 	for _, n := range r.Identifiers {
 		out = binary.AppendUvarint(out, uint64(n))
 	}
@@ -116,7 +122,10 @@ func Receivers(b []byte, f func(Receiver)) error {
 	for len(d.b) > 0 && !d.bad {
 		r := Receiver{Session: d.int(), Seq: d.int()}
 		flags := d.byte()
-		r.QoS, r.Retain, r.Shared = flags&3, flags&4 != 0, flags&8 != 0
+		r.QoS, r.Retain = flags&3, flags&4 != 0
+		if flags&8 != 0 {
+			r.Group = string(d.take(d.count()))
+		}
 		if flags&16 != 0 {
 			for n := d.count(); n > 0; n-- {
 				r.Identifiers = append(r.Identifiers, uint32(d.int()))

@@ -28,7 +28,7 @@ func FuzzProgress(f *testing.F) {
 }
 
 func FuzzReceivers(f *testing.F) {
-	f.Add(shelf.AppendReceiver(shelf.AppendReceiver(nil, shelf.Receiver{Session: 300, Seq: 1 << 40, QoS: 2, Retain: true, Identifiers: []uint32{1, 268_435_455}}), shelf.Receiver{Session: 1, Seq: 1, QoS: 1, Shared: true}))
+	f.Add(shelf.AppendReceiver(shelf.AppendReceiver(nil, shelf.Receiver{Session: 300, Seq: 1 << 40, QoS: 2, Retain: true, Identifiers: []uint32{1, 268_435_455}}), shelf.Receiver{Session: 1, Seq: 1, QoS: 1, Group: "$share/g/a"}))
 	f.Add([]byte{1, 1, 17, 200})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var rs, again []shelf.Receiver

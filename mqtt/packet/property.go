@@ -273,6 +273,21 @@ func (p *Properties) Forwarded() *Properties {
 	return out
 }
 
+// Size returns about how many bytes the properties take.
+func (p *Properties) Size() int {
+	n := 5*len(p.numbers) + 5*len(p.Subscriptions)
+	for _, s := range p.texts {
+		n += 3 + len(s)
+	}
+	for _, b := range p.data {
+		n += 3 + len(b)
+	}
+	for _, u := range p.User {
+		n += 5 + len(u.Name) + len(u.Value)
+	}
+	return n
+}
+
 // Clone returns a copy that may be changed. The values are shared.
 func (p *Properties) Clone() Properties {
 	return Properties{
