@@ -73,8 +73,11 @@ func (l *loading) session(s shelf.Session) error {
 	if s.Left.IsZero() { // it had its connection to the last
 		cl.lasting.left, cl.lasting.row = now, true
 		if cl.will != nil {
-			cl.lasting.willAt = now.Add(max(cl.will.delay, restartGrace))
+			cl.lasting.willAt = now.Add(cl.will.delay)
 		}
+	}
+	if soon := now.Add(restartGrace); cl.will != nil && cl.lasting.willAt.Before(soon) {
+		cl.lasting.willAt = soon // everybody is about to come back, also who wants to hear it
 	}
 	for _, n := range p.Gone {
 		if cl.lasting.gone == nil {

@@ -19,6 +19,7 @@ type memory struct {
 	moved    *sync.Cond
 	closed   bool // nothing is written until it is open again
 	broken   bool
+	last     bool // the next write is the last one
 	writes   int
 	sessions map[int64]shelf.Session
 	subs     map[int64]map[string]shelf.Subscription
@@ -133,6 +134,7 @@ func (m *memory) KeepOnShelf(_ context.Context, c shelf.Changes) error {
 		return watchword.Refuse(watchword.Unavailable, "broken")
 	}
 	m.writes++
+	m.broken = m.last
 	for _, id := range c.Dropped {
 		delete(m.sessions, id)
 		delete(m.subs, id)
