@@ -90,7 +90,9 @@ func TestAWillThatFellDueWhileTheServerWasDown(t *testing.T) {
 		c := h.connect(packet.V5, "w", h.token("w", time.Hour), lasts, withWill(10))
 		c.vanish()
 		synctest.Wait()
-		h.store = h.store.cut()
+		old := h.store
+		h.store = old.cut()
+		old.fail(true)
 		h.close()
 		time.Sleep(20 * time.Second)
 		h.start(mqtt.Options{})

@@ -75,7 +75,11 @@ func (h *house) start(o mqtt.Options) {
 // that it does any more gets there. It starts again on the rest.
 func (h *house) crash(o mqtt.Options) {
 	h.t.Helper()
-	h.store = h.store.cut()
+	old := h.store
+	h.store = old.cut()
+	h.guard.Close(watchword.Refuse(watchword.Unavailable, "killed")) // nobody hears anything any more
+	synctest.Wait()
+	old.fail(true)
 	h.close()
 	h.start(o)
 }

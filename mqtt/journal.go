@@ -249,6 +249,7 @@ func (j *journal) step() bool {
 		err = j.store.KeepOnShelf(context.Background(), w.changes) // it is not given up in the middle
 	}
 	var eager []*client
+	var behind *commit
 	j.mu.Lock()
 	for _, k := range w.messages {
 		if err == nil {
@@ -273,6 +274,16 @@ func (j *journal) step() bool {
 		for _, k := range w.messages {
 			j.forget(k)
 		}
+		// What came meanwhile must not be heard where what came before it is not.
+		behind = j.open
+		j.open = newCommit()
+		behind.state.Store(commitFailed)
+		for _, k := range behind.messages {
+			k.failed.Store(true)
+			k.body.Store(nil)
+		}
+		j.open.done, j.open.dropped, j.open.retained = behind.done, behind.dropped, behind.retained
+		close(behind.ended)
 		j.open.done = append(j.open.done, w.changes.Done...)
 		j.open.dropped = append(j.open.dropped, w.changes.Dropped...)
 		for key := range c.retained {
@@ -285,6 +296,12 @@ func (j *journal) step() bool {
 	waiters := c.waiters
 	close(c.ended)
 	j.mu.Unlock()
+	if behind != nil {
+		waiters = append(waiters, behind.waiters...)
+		for _, cl := range behind.clients {
+			w.clients = append(w.clients, written{cl: cl})
+		}
+	}
 	if err != nil {
 		w.again()
 		j.nudge()

@@ -33,12 +33,11 @@ func newMemory() *memory {
 	return m
 }
 
-// cut breaks the store, and returns what it had at that moment.
+// cut has the store write nothing more, and returns what it had at that moment.
 func (m *memory) cut() *memory {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.broken, m.closed = true, false
-	m.moved.Broadcast()
+	m.closed = true
 	out := newMemory()
 	maps.Copy(out.sessions, m.sessions)
 	for id, subs := range m.subs {
