@@ -67,12 +67,8 @@ func (c *conn) acked(p *packet.Ack) (command int64) {
 func (c *conn) recorded(p *packet.Ack) {
 	i := c.flight(p.ID)
 	if i < 0 || c.flights[i].qos != 2 {
-		a := &packet.Ack{Kind: packet.PUBREL, ID: p.ID}
-		if c.version == packet.V5 {
-			a.Reason = packet.IDNotFound
-		}
 		if !p.Reason.Failed() {
-			c.control = packet.Append(c.control, a, c.version)
+			c.answerLocked(nil, &packet.Ack{Kind: packet.PUBREL, ID: p.ID, Reason: packet.IDNotFound})
 		}
 		return
 	}
@@ -106,17 +102,8 @@ func (c *conn) completed(p *packet.Ack) {
 // releasedBy is PUBREL: the client has done with its identifier. That it is free must
 // be on the disk before the client hears so, and uses it for another message.
 func (c *conn) releasedBy(p *packet.Ack) {
-	_, known := c.received[p.ID]
-	if !known {
-		a := &packet.Ack{Kind: packet.PUBCOMP, ID: p.ID}
-		if c.version == packet.V5 {
-			a.Reason = packet.IDNotFound
-		}
-		if len(c.answers) > 0 {
-			c.answers = append(c.answers, reply{b: packet.Append(nil, a, c.version), kind: packet.PUBCOMP})
-			return
-		}
-		c.control = packet.Append(c.control, a, c.version)
+	if _, known := c.received[p.ID]; !known {
+		c.answerLocked(nil, &packet.Ack{Kind: packet.PUBCOMP, ID: p.ID, Reason: packet.IDNotFound})
 		return
 	}
 	delete(c.received, p.ID)

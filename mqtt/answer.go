@@ -20,6 +20,10 @@ func (c *conn) answer(p packet.Packet) { c.answerAfter(nil, p) }
 func (c *conn) answerAfter(at *commit, p packet.Packet) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.answerLocked(at, p)
+}
+
+func (c *conn) answerLocked(at *commit, p packet.Packet) {
 	if c.closed {
 		return
 	}

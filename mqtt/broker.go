@@ -360,7 +360,7 @@ func (b *Broker) Carry(t watchword.TenantID, topic, contentType string, payload 
 	w.flush()
 	at := b.settle(&o, nil, nil)
 	switch {
-	case o.err != nil && o.err != error(errFull):
+	case o.err != nil && o.err != errFull:
 		return o.err
 	case at == nil:
 		return nil

@@ -37,9 +37,9 @@ type client struct {
 	flights  []flight // in the order in which they were sent
 	seq      int64    // the number of the last message with QoS 1 or 2
 	received map[uint16]*commit
-	lasting  *lasting // nil where it ends with its connection
-	load     atomic.Int32
-	counted  bool // under world.mu: against the bound of its subject
+	lasting  *lasting     // nil where it ends with its connection
+	load     atomic.Int32 // see weigh
+	counted  bool         // under world.mu: against the bound of its subject
 }
 
 // owner is whose client it is: a subject, in one of its lives.

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -36,7 +37,7 @@ func (c *conn) fetch(turn int) {
 		size += int(l.backlog[n].size)
 		n++
 	}
-	page := append([]entry(nil), l.backlog[:n]...)
+	page := slices.Clone(l.backlog[:n])
 	c.mu.Unlock()
 
 	bodies, err := c.client.bodies(page)

@@ -24,7 +24,6 @@ type Store interface {
 // on the disk, since it is what it is.
 type journal struct {
 	store Store // nil: nothing survives
-	now   func() time.Time
 	log   *slog.Logger
 
 	mu    sync.Mutex // a leaf, but for kept
@@ -81,7 +80,7 @@ type kept struct {
 }
 
 func newJournal(o *Options, store Store) *journal {
-	return &journal{store: store, now: o.Now, log: o.Log, open: newCommit(), wake: make(chan struct{}, 1), next: 1}
+	return &journal{store: store, log: o.Log, open: newCommit(), wake: make(chan struct{}, 1), next: 1}
 }
 
 // adding is what one act adds to the commit that is collected.
@@ -112,10 +111,7 @@ func (j *journal) add(a adding) *commit {
 		c.dropped = append(c.dropped, a.drop)
 	}
 	if a.retained != nil {
-		if c.retained == nil {
-			c.retained = map[retainKey]struct{}{}
-		}
-		c.retained[*a.retained] = struct{}{}
+		c.retain(*a.retained)
 	}
 	j.nudge()
 	return c
@@ -248,61 +244,30 @@ func (j *journal) step() bool {
 	if !w.changes.Empty() {
 		err = j.store.KeepOnShelf(context.Background(), w.changes) // it is not given up in the middle
 	}
+	var waiters []*conn
 	var eager []*client
-	var behind *commit
 	j.mu.Lock()
-	for _, k := range w.messages {
-		if err == nil {
-			k.durable.Store(true)
-		} else {
-			k.failed.Store(true)
-		}
-		k.body.Store(nil)
-		k.receivers = nil
-		eager = append(eager, k.eager...)
-		k.eager = nil
-	}
 	if err == nil {
-		c.state.Store(commitWritten)
 		j.sick.Store(nil)
+		waiters, eager = j.end(c, w.messages, commitWritten)
+		j.mu.Unlock()
 	} else {
-		c.state.Store(commitFailed)
 		e := watchword.Because(err, watchword.Unavailable, "what must survive cannot be written")
 		if j.sick.Swap(&e) == nil {
 			j.log.Error("messages are not kept", slog.Any("err", err))
 		}
-		for _, k := range w.messages {
-			j.forget(k)
-		}
 		// What came meanwhile must not be heard where what came before it is not.
-		behind = j.open
+		behind := j.open
 		j.open = newCommit()
-		behind.state.Store(commitFailed)
-		for _, k := range behind.messages {
-			k.failed.Store(true)
-			k.body.Store(nil)
-		}
-		j.open.done, j.open.dropped, j.open.retained = behind.done, behind.dropped, behind.retained
-		close(behind.ended)
-		j.open.done = append(j.open.done, w.changes.Done...)
-		j.open.dropped = append(j.open.dropped, w.changes.Dropped...)
-		for key := range c.retained {
-			if j.open.retained == nil {
-				j.open.retained = map[retainKey]struct{}{}
-			}
-			j.open.retained[key] = struct{}{}
-		}
-	}
-	waiters := c.waiters
-	close(c.ended)
-	j.mu.Unlock()
-	if behind != nil {
-		waiters = append(waiters, behind.waiters...)
+		j.open.inherit(c)
+		j.open.inherit(behind)
+		waiters, eager = j.end(c, w.messages, commitFailed)
+		w2, e2 := j.end(behind, behind.messages, commitFailed)
+		waiters, eager = append(waiters, w2...), append(eager, e2...)
+		j.mu.Unlock()
 		for _, cl := range behind.clients {
 			w.clients = append(w.clients, written{cl: cl})
 		}
-	}
-	if err != nil {
 		w.again()
 		j.nudge()
 	}
@@ -313,6 +278,43 @@ func (j *journal) step() bool {
 		cl.wakeUp()
 	}
 	return err == nil
+}
+
+// end is the end of a commit, one way or the other, and of the messages in it. It returns
+// who is to hear of it. mu is held.
+func (j *journal) end(c *commit, messages []*kept, state int32) (waiters []*conn, eager []*client) {
+	for _, k := range messages {
+		if state == commitWritten {
+			k.durable.Store(true)
+		} else {
+			k.failed.Store(true)
+			j.forget(k)
+		}
+		k.body.Store(nil)
+		k.receivers = nil
+		eager = append(eager, k.eager...)
+		k.eager = nil
+	}
+	c.state.Store(state)
+	close(c.ended)
+	return c.waiters, eager
+}
+
+// inherit takes what is to be written all the same from a commit that failed; clients
+// come by themselves.
+func (c *commit) inherit(failed *commit) {
+	c.done = append(c.done, failed.done...)
+	c.dropped = append(c.dropped, failed.dropped...)
+	for key := range failed.retained {
+		c.retain(key)
+	}
+}
+
+func (c *commit) retain(key retainKey) {
+	if c.retained == nil {
+		c.retained = map[retainKey]struct{}{}
+	}
+	c.retained[key] = struct{}{}
 }
 
 // writing is a commit on its way to the disk.

@@ -48,16 +48,16 @@ func (c *conn) give(ctx context.Context, s *subscription) {
 // itself, or is about to.
 func (c *conn) giveRetained(s *subscription, m *message) {
 	r := &c.world.retained
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	if r.find(m.topic) != m {
-		return
-	}
 	var o outcome
-	wake := c.offer(m, &o, nil, s)
+	var wake *conn
+	r.mu.RLock()
+	if r.find(m.topic) == m {
+		wake = c.offer(m, &o, nil, s)
+	}
+	r.mu.RUnlock()
 	c.broker.settle(&o, nil, nil)
-	if wake != nil && wake != c { // its own reader flushes when it is done
-		wake.client.wakeUp()
+	if wake != nil && wake != c { // who gives flushes c when it is done
+		wake.flush(false)
 	}
 }
 

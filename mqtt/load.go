@@ -18,7 +18,7 @@ func (b *Broker) Load(ctx context.Context) error {
 	if store == nil {
 		return nil
 	}
-	l := loading{broker: b, clients: map[int64]*client{}}
+	l := loading{broker: b, clients: map[int64]*client{}, open: map[int64][]shelf.Open{}}
 	if err := store.Shelf(ctx, l.session, l.message); err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ type loading struct {
 	number  int64 // the highest that a client has, or had
 	id      int64 // the highest of a message
 	done    []int64
-	open    map[int64]shelf.Progress // how far each had come
+	open    map[int64][]shelf.Open // what each had been sent and was not done with
 }
 
 func (l *loading) session(s shelf.Session) error {
@@ -111,10 +111,7 @@ func (l *loading) session(s shelf.Session) error {
 	cl.world.put(cl)
 	l.clients[s.ID] = cl
 	l.number = max(l.number, s.ID)
-	if l.open == nil {
-		l.open = map[int64]shelf.Progress{}
-	}
-	l.open[s.ID] = shelf.Progress{Sent: p.Sent, Open: p.Open}
+	l.open[s.ID] = p.Open
 	return nil
 }
 
@@ -149,12 +146,11 @@ func (l *loading) message(m shelf.Message) error {
 
 // waits reports whether a session still waits for a message.
 func (l *loading) waits(r shelf.Receiver, cl *client) bool {
-	p := l.open[r.Session]
-	if r.Seq > p.Sent {
+	if r.Seq > cl.lasting.sent {
 		_, gone := cl.lasting.gone[r.Seq]
 		return !gone
 	}
-	return slices.ContainsFunc(p.Open, func(o shelf.Open) bool { return o.Seq == r.Seq && !o.Released })
+	return slices.ContainsFunc(l.open[r.Session], func(o shelf.Open) bool { return o.Seq == r.Seq && !o.Released })
 }
 
 // settle starts the clocks of those who are away, and has the guard say what they may.

@@ -7,14 +7,13 @@ import (
 
 // outcome is what became of a message that was routed.
 type outcome struct {
-	heard  int   // who takes it
-	kept   *kept // what is to be written before it is acknowledged, nil for nothing
-	err    error // why somebody who may have it does not
-	missed int   // who does not
+	heard int   // who takes it
+	kept  *kept // what is to be written before it is acknowledged, nil for nothing
+	err   error // why somebody who may have it does not
 }
 
 // errFull is what becomes of a message that the shelf has no room for.
-var errFull = watchword.Refuse(watchword.Busy, "whoever this is for has no room for more messages")
+var errFull error = watchword.Refuse(watchword.Busy, "whoever this is for has no room for more messages")
 
 // The bounds of what a lasting client has in its queue: the rest waits on the shelf.
 const (
@@ -118,7 +117,6 @@ func (cl *client) keep(it *item, o *outcome) (wake *conn) {
 	}
 	if err != nil {
 		o.err = err
-		o.missed++
 		return nil
 	}
 	o.heard++

@@ -65,7 +65,7 @@ func (f *flight) entry() entry {
 	return entry{k: f.k, identifiers: f.identifiers, seq: f.seq, size: f.size, qos: f.qos, retain: f.retain, released: f.released, shared: f.shared}
 }
 
-// id is the packet identifier of the message with that number. It follows from the
+// packetID is the packet identifier of the message with that number. It follows from the
 // number, so that what was sent before a restart has the same one after it.
 func packetID(seq int64) uint16 { return uint16((seq-1)%identifiers + 1) }
 
@@ -236,6 +236,7 @@ func (c *conn) fillFromQueue(buf []byte) []byte {
 			c.queue = c.queue[:0]
 		}
 	}
+	c.weigh()
 	if c.lasting != nil {
 		c.refill()
 	}

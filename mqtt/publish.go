@@ -129,7 +129,7 @@ func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (at *commi
 	m := c.message(p, w.whole, w.now)
 	var o outcome
 	key, err := c.client.send(ctx, w, m, v.house, &o, string(c.live().ID()))
-	if err == error(errFull) && c.version == packet.V311 {
+	if err == errFull && c.version == packet.V311 {
 		err = nil // it cannot be told, and one who is away must not end who publishes
 	}
 	if err != nil {
@@ -160,32 +160,36 @@ func (c *conn) handOn(p *packet.Publish, o *outcome, key *retainKey) (at *commit
 
 // send routes a message that may pass. It returns the topic whose retained message is to
 // be written, nil for none.
-func (cl *client) send(ctx context.Context, w *batch, m *message, h house, o *outcome, session string) (key *retainKey, failed error) {
-	var err error
+func (cl *client) send(ctx context.Context, w *batch, m *message, h house, o *outcome, session string) (key *retainKey, err error) {
 	if m.retain && h.kind != toState && h.kind != toReceipts {
-		old, err := cl.world.retained.set(m, &cl.broker.o)
+		undo, err := cl.world.retained.set(m, &cl.broker.o)
 		if err != nil {
 			return nil, err
 		}
 		key = &retainKey{cl.world, m.topic}
-		defer func() {
-			if failed != nil { // what is refused is not kept either
-				cl.world.retained.restore(m.topic, old)
-			}
-		}()
+		if err := cl.sendOn(ctx, w, m, h, o, session, true); err != nil {
+			undo() // what is refused is not retained either
+			return key, err
+		}
+		return key, nil
 	}
+	return nil, cl.sendOn(ctx, w, m, h, o, session, false)
+}
+
+// sendOn is send for what is retained already, or is not to be. An error says that an
+// acknowledgement would lie.
+func (cl *client) sendOn(ctx context.Context, w *batch, m *message, h house, o *outcome, session string, retained bool) error {
 	if h.kind != 0 {
-		err = cl.toTheHouse(ctx, w, h, m, o, session)
+		if err := cl.toTheHouse(ctx, w, h, m, o, session); err != nil {
+			return err
+		}
 	} else {
 		cl.world.route(m, w, o)
 	}
-	switch {
-	case err != nil:
-		return key, err
-	case o.err == nil, o.heard > 0 && o.err == error(errFull):
-		return key, nil
+	if o.err == errFull && (o.heard > 0 || retained) {
+		return nil // somebody has it
 	}
-	return key, o.err // an acknowledgement would lie
+	return o.err
 }
 
 // decide asks the session, once for each authority and topic in a row. It returns

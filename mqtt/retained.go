@@ -36,30 +36,36 @@ type retainKey struct {
 var errRetained = &packet.Error{Reason: packet.QuotaExceeded, Type: packet.PUBLISH, What: "the server keeps no more retained messages"}
 
 // set puts m in the place of the retained message of its topic; an empty payload
-// removes it (MQTT 5.0 §3.3.1.3). It returns the one before, nil for none.
-func (r *retained) set(m *message, o *Options) (old *message, err error) {
+// removes it (MQTT 5.0 §3.3.1.3). undo puts what was there before in its place again,
+// unless another came meanwhile.
+func (r *retained) set(m *message, o *Options) (undo func(), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old = r.find(m.topic)
-	if len(m.payload) == 0 {
-		r.remove(m.topic)
-		return old, nil
+	old := r.find(m.topic)
+	var now *message
+	if len(m.payload) > 0 {
+		if old == nil && r.count >= o.RetainedMessages || r.bytes+m.size()-sizeOf(old) > o.RetainedBytes {
+			return nil, errRetained
+		}
+		now = &message{topic: m.topic, payload: m.payload, qos: m.qos, retain: true, kept: true, props: m.props, expires: m.expires}
 	}
-	if old == nil && r.count >= o.RetainedMessages || r.bytes+m.size()-sizeOf(old) > o.RetainedBytes {
-		return old, errRetained
-	}
-	r.put(m.topic, &message{topic: m.topic, payload: m.payload, qos: m.qos, retain: true, kept: true, props: m.props, expires: m.expires})
-	return old, nil
+	r.replace(m.topic, now)
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.find(m.topic) == now {
+			r.replace(m.topic, old)
+		}
+	}, nil
 }
 
-// restore puts what was there before in its place again.
-func (r *retained) restore(topic string, old *message) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.remove(topic)
-	if old != nil {
-		r.put(topic, old)
+// replace puts m in the place of what is retained for a topic; nil for nothing. mu is held.
+func (r *retained) replace(topic string, m *message) {
+	if m == nil {
+		r.remove(topic)
+		return
 	}
+	r.put(topic, m)
 }
 
 // put is called with mu held.
@@ -176,17 +182,24 @@ func (n *shelfLevel) all(first bool, f func(*message)) {
 	}
 }
 
-// expire forgets what nobody is to get any more, and returns its topics.
+// expire forgets what nobody is to get any more, and returns its topics. Publishers wait
+// for what is removed alone.
 func (r *retained) expire(now time.Time) (topics []string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	var over []*message
+	r.mu.RLock()
 	r.root.all(false, func(m *message) {
 		if m.expired(now) {
-			topics = append(topics, m.topic)
+			over = append(over, m)
 		}
 	})
-	for _, t := range topics {
-		r.remove(t)
+	r.mu.RUnlock()
+	for _, m := range over {
+		r.mu.Lock()
+		if r.find(m.topic) == m {
+			r.remove(m.topic)
+			topics = append(topics, m.topic)
+		}
+		r.mu.Unlock()
 	}
 	return topics
 }

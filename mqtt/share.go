@@ -74,24 +74,17 @@ func (g *group) deliver(m *message, o *outcome, not *client, there bool) (wake *
 	ms := *list
 	from := int(g.next.Add(1))
 	var tried [8]*subscription // they had no room, or had just gone
-	before, failed := *o, error(nil)
+	before := *o
 	for n := range tried {
 		best := g.choose(ms, from, tried[:n], m, not, there)
 		if best == nil {
 			break
 		}
 		if wake = best.client.offer(m, o, g, best); o.heard > before.heard {
-			o.err, o.missed = before.err, before.missed
+			o.err = before.err // another of them had no room: that is nothing to anybody
 			return wake
 		}
-		if o.err != before.err {
-			failed, o.err = o.err, before.err
-		}
-		o.missed = before.missed
 		tried[n] = best
-	}
-	if failed != nil {
-		o.err, o.missed = failed, before.missed+1
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func (cl *client) describe() session.State {
 }
 
 // memory is about what the client takes: structures, what is queued, what is known of
-// what waits on the shelf. What the connection reads into and its goroutine come to that.
+// what waits on the shelf, and 8 KiB for the goroutine that reads a connection.
 func (cl *client) memory() int {
 	n := int(unsafe.Sizeof(*cl)) + cl.bytes + cap(cl.queue)*int(unsafe.Sizeof(item{})) + cap(cl.flights)*int(unsafe.Sizeof(flight{})) + len(cl.received)*32
 	for name := range cl.subs {

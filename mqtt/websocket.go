@@ -45,6 +45,7 @@ func (s *socket) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// SetReadDeadline is net.Conn's; Read has to know it.
 func (s *socket) SetReadDeadline(t time.Time) error {
 	at := int64(0)
 	if !t.IsZero() {
@@ -54,6 +55,7 @@ func (s *socket) SetReadDeadline(t time.Time) error {
 	return s.Conn.SetReadDeadline(t)
 }
 
+// SetDeadline sets both.
 func (s *socket) SetDeadline(t time.Time) error {
 	return errors.Join(s.SetReadDeadline(t), s.SetWriteDeadline(t))
 }

@@ -3,6 +3,7 @@ package mqtt
 import (
 	"context"
 	"encoding/binary"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -100,6 +101,6 @@ func (cl *client) publishWill(ctx context.Context, a *session.Authority, w *will
 	key, err := cl.send(ctx, b, m, v.house, &o, "")
 	cl.broker.settle(&o, nil, key)
 	if err != nil {
-		cl.broker.o.Log.WarnContext(ctx, "will refused", "client", cl.id, "topic", m.topic, "err", err)
+		cl.broker.o.Log.WarnContext(ctx, "will refused", slog.String("client", cl.id), slog.String("topic", m.topic), slog.Any("err", err))
 	}
 }

@@ -17,6 +17,7 @@ const certLook = time.Second
 type certFiles struct {
 	cert, key string
 	log       *slog.Logger
+	now       func() time.Time
 
 	mu      sync.Mutex
 	pair    *tls.Certificate
@@ -25,8 +26,8 @@ type certFiles struct {
 	bad     [2]time.Time // when what could not be read was written
 }
 
-func openCertFiles(cert, key string, log *slog.Logger) (*certFiles, error) {
-	f := &certFiles{cert: cert, key: key, log: log}
+func openCertFiles(cert, key string, log *slog.Logger, now func() time.Time) (*certFiles, error) {
+	f := &certFiles{cert: cert, key: key, log: log, now: now}
 	at, err := f.times()
 	if err != nil {
 		return nil, err
@@ -35,7 +36,7 @@ func openCertFiles(cert, key string, log *slog.Logger) (*certFiles, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.pair, f.written, f.looked = &pair, at, time.Now()
+	f.pair, f.written, f.looked = &pair, at, now()
 	return f, nil
 }
 
@@ -54,7 +55,7 @@ func (f *certFiles) times() (at [2]time.Time, err error) {
 func (f *certFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := time.Now()
+	now := f.now()
 	if now.Sub(f.looked) < certLook {
 		return f.pair, nil
 	}

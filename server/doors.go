@@ -121,7 +121,7 @@ func (s *Server) tls() (*tls.Config, error) {
 		c.MinVersion, c.CipherSuites = tls.VersionTLS12, modernSuites
 	}
 	if s.cfg.Server.TLSCert != "" {
-		f, err := openCertFiles(s.cfg.Server.TLSCert, s.cfg.Server.TLSKey, s.o.Log)
+		f, err := openCertFiles(s.cfg.Server.TLSCert, s.cfg.Server.TLSKey, s.o.Log, s.o.Now)
 		if err != nil {
 			return nil, watchword.Because(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key are no certificate and key")
 		}

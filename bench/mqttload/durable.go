@@ -120,7 +120,7 @@ func (l *load) absent(ctx context.Context) error {
 		copies              int
 	}{
 		{"one session each, 1 connection, 1 under way", l.n(1000), 1, 1, func(n int) string { return fmt.Sprintf("down/dev-%d", n%sessions) }, 1},
-		{"one session each, 8 connections, 50 under way", l.n(80_000), 7, 50, func(n int) string { return fmt.Sprintf("down/dev-%d", n%sessions) }, 1},
+		{"one session each, 7 connections, 50 under way", l.n(80_000), 7, 50, func(n int) string { return fmt.Sprintf("down/dev-%d", n%sessions) }, 1},
 		{fmt.Sprintf("all %d sessions each, 1 connection, 20 under way (copies)", sessions), l.n(1000), 1, 20, func(int) string { return "fan/x" }, sessions},
 	} {
 		cells := ""
