@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -301,4 +302,55 @@ func TestWillsSurvive(t *testing.T) {
 		}
 		ear.silent()
 	})
+}
+
+// A will that fell due while the server was down is published when it is up.
+func TestAWillThatFellDueWhileTheServerWasDown(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c := h.connect(packet.V5, "lamp", h.token("lamp", time.Hour), wills(10))
+		c.vanish()
+		synctest.Wait()
+		old := h.store
+		h.store = old.cut()
+		old.fail(true)
+		h.close()
+		time.Sleep(20 * time.Second)
+		h.start(mqtt.Options{})
+		ear := h.device("ear")
+		ear.subscribe(1, "will")
+		ear.takes()
+	})
+}
+
+// A clean start ends the session before it, and its will is due (MQTT 5.0 §3.1.3.2.2).
+func TestAWillWhoseSessionACleanStartEnds(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		ear := h.device("ear")
+		ear.subscribe(1, "will")
+		h.connect(packet.V5, "lamp", h.token("lamp", time.Hour), wills(10))
+		h.device("lamp")
+		ear.takes()
+	})
+}
+
+// Who is closed for a loss: one of 3.1.1 begins anew, one of 5 hears which it was.
+func TestWhoIsClosedForALossIsToldWhenItIsBack(t *testing.T) {
+	for _, v := range []packet.Version{packet.V311, packet.V5} {
+		t.Run(fmt.Sprint(v), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				c := h.connect(v, "sub", h.token("sub", time.Hour), lasts)
+				c.subscribe(1, "a", "b")
+				h.policy(`publish = ["#"]`, `subscribe = ["b"]`)
+				c.ended(packet.NotAuthorized)
+				synctest.Wait()
+				c = h.connect(v, "sub", h.token("sub", time.Hour), lasts)
+				if v == packet.V311 && c.ack.SessionPresent {
+					t.Error("session present, though a subscription is gone")
+				}
+				if l := c.lost(); v == packet.V5 && !slices.Equal(l, []string{"a"}) {
+					t.Errorf("told %q", l)
+				}
+			})
+		})
+	}
 }

@@ -25,9 +25,10 @@ type client struct {
 	// is noted as taken: no other connection looks in between. It comes before mu.
 	passing sync.Mutex
 
-	mu   sync.Mutex
-	conn *conn // nil while it has none
-	over bool  // it is no more
+	mu    sync.Mutex
+	conn  *conn // nil while it has none
+	over  bool  // it is no more
+	ended bool  // it lasted, and is over
 
 	subs     map[string]*subscription // by their filter as the client wrote it
 	will     *will
@@ -317,7 +318,7 @@ func (cl *client) forget() {
 	l.stop()
 	cl.lasting = nil
 	cl.broker.lasting.Add(-1)
-	cl.broker.journal.add(adding{drop: cl.number})
+	cl.ended = true
 }
 
 // stop stops the clocks of a client without a connection.

@@ -61,7 +61,13 @@ func (l *loading) session(s shelf.Session) error {
 	if err != nil {
 		return err
 	}
-	cl := &client{broker: b, world: b.world(s.Tenant), number: s.ID, id: s.Client, owner: owner{s.Subject, s.Incarnation}, seq: p.Next}
+	w := b.world(s.Tenant)
+	if old := w.clients[s.Client]; old != nil { // this one began in its place, and its end was not written any more
+		delete(l.clients, old.number)
+		old.will = nil
+		old.end()
+	}
+	cl := &client{broker: b, world: w, number: s.ID, id: s.Client, owner: owner{s.Subject, s.Incarnation}, seq: p.Next}
 	cl.load.Store(loadAway)
 	cl.lasting = &lasting{expiry: s.Expiry, left: s.Left, willAt: s.WillAt, sent: p.Sent, lost: p.Lost, dropped: p.Dropped, turn: 1}
 	if s.Will != nil {

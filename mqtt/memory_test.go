@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/shelf"
@@ -19,7 +20,8 @@ type memory struct {
 	moved    *sync.Cond
 	closed   bool // nothing is written until it is open again
 	broken   bool
-	last     bool // the next write is the last one
+	last     bool          // the next write is the last one
+	slow     time.Duration // that messages take to be read
 	writes   int
 	sessions map[int64]shelf.Session
 	subs     map[int64]map[string]shelf.Subscription
@@ -110,6 +112,10 @@ func (m *memory) Retained(_ context.Context, message func(shelf.Retained) error)
 }
 
 func (m *memory) ShelfMessages(_ context.Context, ids []int64) (out []shelf.Message, err error) {
+	m.mu.Lock()
+	slow := m.slow
+	m.mu.Unlock()
+	time.Sleep(slow)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.broken {

@@ -3,6 +3,7 @@ package mqtt_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -177,4 +178,42 @@ func TestManyRetainedMessages(t *testing.T) {
 			synctest.Wait()
 		}
 	})
+}
+
+func TestWhatIsRefusedIsNotRetained(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		pub := h.device("d1")
+		p := &packet.Publish{Topic: "devices/d1/events/x", QoS: 1, ID: 9, Retain: true, Payload: []byte(strings.Repeat("x", 33<<10))}
+		pub.send(p)
+		if r := want[*packet.Ack](pub).Reason; !r.Failed() {
+			t.Errorf("%#x", r)
+		}
+		s := h.device("s")
+		s.subscribe(1, "devices/d1/events/x")
+		s.silent()
+	})
+}
+
+// A message is retained though the one who would hear it now has no room: the publisher
+// hears that it is taken.
+func TestWhatIsRetainedIsTakenThoughItsHearerIsFull(t *testing.T) {
+	for _, v := range []packet.Version{packet.V311, packet.V5} {
+		t.Run(fmt.Sprint(v), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHouse(t, mqtt.Options{QueueMessages: 3})
+				defer h.close()
+				h.away(packet.V5, "sub", "a")
+				pub := h.connect(v, "pub", h.token("pub", time.Hour))
+				for range 3 {
+					pub.publish(1, "a", "x")
+				}
+				if r := pub.retain("a", "kept"); r.Failed() {
+					t.Errorf("%#x", r)
+				}
+				s := h.device("s")
+				s.subscribe(1, "a")
+				s.hears("a", "kept")
+			})
+		})
+	}
 }

@@ -287,8 +287,12 @@ func (cl *client) willIsDue(turn int) {
 	}
 }
 
-// leave takes a client that is over out of the world.
+// leave takes a client that is over out of the world. That its session ended is written
+// with what it handed on, or later.
 func (cl *client) leave() {
+	if cl.ended {
+		cl.broker.journal.add(adding{drop: cl.number})
+	}
 	if cl.world != nil {
 		cl.world.forget(cl)
 	}
