@@ -193,6 +193,7 @@ func TestTheLaterOfTwoSessionsIsTheOne(t *testing.T) {
 		h.store.open()
 		h.connect(packet.V5, "sub", h.token("sub", time.Hour), lasts, func(p *packet.Connect) { p.CleanStart = true }).subscribe(1, "b")
 		h.device("pub").publish(1, "b", "of the second")
+		synctest.Wait()
 		maps.Copy(h.store.sessions, old.sessions)
 		maps.Copy(h.store.subs, old.subs)
 		maps.Copy(h.store.messages, old.messages)
