@@ -28,15 +28,27 @@ func (c *conn) answerLocked(at *commit, p packet.Packet) {
 		return
 	}
 	if c.mayAnswer(at) {
-		c.control = packet.Append(c.control, p, c.version)
+		c.control = c.appendFit(c.control, p)
 		c.begin(p.Type())
 		return
 	}
-	a := reply{after: at, b: packet.Append(nil, p, c.version), kind: p.Type()}
+	a := reply{after: at, b: c.appendFit(nil, p), kind: p.Type()}
 	if ack, ok := p.(*packet.Ack); ok {
 		a.id = ack.ID
 	}
 	c.answers = append(c.answers, a)
+}
+
+// appendFit appends a packet, without its explanations where it would be more than the
+// client takes with them (MQTT 5.0 §3.1.2.11.4).
+func (c *conn) appendFit(out []byte, p packet.Packet) []byte {
+	at := len(out)
+	out = packet.Append(out, p, c.version)
+	if c.largest == 0 || len(out)-at <= c.largest {
+		return out
+	}
+	packet.Unexplain(p)
+	return packet.Append(out[:at], p, c.version)
 }
 
 // acknowledge answers a publish in full success: the common case, in four bytes.
@@ -155,7 +167,7 @@ func (c *conn) unwritten(a *reply) error {
 	if c.problems {
 		ack.Properties.SetText(packet.ReasonString, words(why))
 	}
-	c.control = packet.Append(c.control, ack, c.version)
+	c.control = c.appendFit(c.control, ack)
 	return nil
 }
 

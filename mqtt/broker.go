@@ -83,6 +83,7 @@ type Broker struct {
 	mu       sync.Mutex
 	worlds   map[watchword.TenantID]*world
 	closing  bool
+	draining atomic.Bool // nothing new is taken in
 	serving  sync.WaitGroup
 	looking  sync.Once
 	upkeep   sync.WaitGroup
@@ -232,7 +233,7 @@ func (b *Broker) Close(ctx context.Context) error {
 	b.closing = true
 	b.mu.Unlock()
 	for _, c := range b.connected(func(*conn) bool { return true }) {
-		c.end(watchword.Refuse(watchword.Unavailable, "the server is going down"))
+		c.end(errGoing)
 	}
 	gone := make(chan struct{})
 	go func() {

@@ -38,6 +38,7 @@ type conn struct {
 	version  packet.Version
 	problems bool                            // the client wants reason strings
 	session  atomic.Pointer[session.Session] // nil until CONNECT is accepted
+	working  sync.Mutex                      // held while what came in is passed on
 	leaving  atomic.Bool
 	unsure   atomic.Bool    // the last read emptied the socket, and may have missed its end
 	gone     atomic.Bool    // it has
@@ -154,6 +155,8 @@ func (c *conn) serve(ctx context.Context) {
 // work handles every whole packet in b. It returns how much of b that was, and
 // how long the packet that is not whole yet will be, if that is known.
 func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
+	c.working.Lock()
+	defer c.working.Unlock()
 	w := batchesOfWork.Get().(*batch)
 	defer batchesOfWork.Put(w)
 	w.now = c.broker.o.Now()
@@ -231,6 +234,9 @@ func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) er
 		return c.greet(ctx, w, first, body)
 	}
 	if t == packet.PUBLISH {
+		if c.broker.draining.Load() {
+			return nil // its client says it again
+		}
 		w.publish.Topic = c.verdict.topic // the likely one
 		if err := packet.ReadPublish(&w.publish, first, body, c.version); err != nil {
 			return err

@@ -202,6 +202,16 @@ func (c *conn) promise(ack *packet.Connack, p *packet.Connect, assigned bool, s 
 // maxLost is how many lost subscriptions CONNACK names.
 const maxLost = 32
 
+// mayName reports whether CONNACK has room for the lost subscriptions beside the rest.
+func (c *conn) mayName(lost []string) bool {
+	const rest, each = 512, len("lost") + 5
+	size := rest
+	for _, f := range lost {
+		size += each + len(f)
+	}
+	return len(lost) <= maxLost && (c.largest == 0 || size <= c.largest)
+}
+
 // expiry is how long the session outlives its connection, in seconds.
 func (c *conn) expiry(p *packet.Connect) uint32 {
 	most := c.broker.mostExpiry()
@@ -233,7 +243,7 @@ func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropp
 			x.Told = true
 		}
 	}
-	if len(lost) > maxLost || len(lost) > 0 && c.version == packet.V311 {
+	if len(lost) > 0 && (c.version == packet.V311 || !c.mayName(lost)) {
 		c.reset()
 		*present = false
 	}

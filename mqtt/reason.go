@@ -183,11 +183,7 @@ func (c *conn) appendGoodbye(out []byte, cause error) []byte {
 	if c.version != packet.V5 || c.live() == nil {
 		return out
 	}
-	b := packet.Append(nil, c.goodbye(cause), c.version)
-	if c.largest > 0 && len(b) > c.largest {
-		b = packet.Append(nil, &packet.Disconnect{Reason: c.goodbye(cause).Reason}, c.version)
-	}
-	return append(out, b...)
+	return c.appendFit(out, c.goodbye(cause))
 }
 
 // returnCode is the answer to a refused CONNECT of version 3.1.1 (§3.2.2.3).

@@ -289,6 +289,9 @@ func (s *Server) Run(ctx context.Context) error {
 			_ = l.Close() // nothing is lost with a listener
 		}
 	}
+	pass, passed := context.WithTimeout(drain, drainTime/2)
+	s.broker.Drain(pass)
+	passed()
 	s.guard.Close(watchword.Refuse(watchword.Unavailable, "the server is going down"))
 	berr := s.broker.Close(drain)
 	derr := errors.Join(berr, s.http.Shutdown(drain))

@@ -91,6 +91,30 @@ func (p *Properties) SetText(id Property, s string) {
 	p.texts[id] = s
 }
 
+// Unexplain takes from an answer what it could do without: its reason string and its user
+// properties.
+func Unexplain(p Packet) {
+	var ps *Properties
+	switch p := p.(type) {
+	case *Connack:
+		ps = &p.Properties
+	case *Ack:
+		ps = &p.Properties
+	case *Suback:
+		ps = &p.Properties
+	case *Unsuback:
+		ps = &p.Properties
+	case *Disconnect:
+		ps = &p.Properties
+	case *Auth:
+		ps = &p.Properties
+	default:
+		return
+	}
+	delete(ps.texts, ReasonString)
+	ps.User = nil
+}
+
 // SetData sets a property that is bytes.
 func (p *Properties) SetData(id Property, b []byte) {
 	if p.data == nil {

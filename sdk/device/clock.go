@@ -141,6 +141,7 @@ func (d *Device) roadTo(t *token.Trust) (*http.Transport, error) {
 	if err != nil {
 		return nil, err
 	}
+	tr.DialContext = d.o.Dial
 	tr.TLSClientConfig.Time = func() time.Time {
 		if at := d.nowUnder(t); at.After(t.Issued) {
 			return at
@@ -245,7 +246,7 @@ func (d *Device) askTime(ctx context.Context, server string, t *token.Trust) (be
 	within, cancel := context.WithTimeout(ctx, clockTrip)
 	defer cancel()
 	var shown []*x509.Certificate
-	rc := rest.Client{Base: server, HTTP: stranger(&shown)}
+	rc := rest.Client{Base: server, HTTP: d.stranger(&shown)}
 	a, err := rc.Do(within, rest.Request{Method: http.MethodPost, Path: "/v1/time", Type: "application/json", Body: body, Max: watchword.MaxToken})
 	if err != nil {
 		return false, err

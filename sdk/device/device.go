@@ -11,6 +11,7 @@ import (
 	"crypto/ecdh"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -51,8 +52,23 @@ type Options struct {
 	// Connected, if not nil, is told in Run each time the server is reached again:
 	// over "mqtt" or "https". It must not wait.
 	Connected func(over string)
-	Log       *slog.Logger     // nil means slog.Default
-	Now       func() time.Time // nil means time.Now
+	// Dial, if not nil, makes the device's connections, under TLS: through a proxy, over
+	// another interface. It is called from several goroutines.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	Log  *slog.Logger     // nil means slog.Default
+	Now  func() time.Time // nil means time.Now
+}
+
+func (o *Options) fill() {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{}).DialContext
+	}
 }
 
 // Device is one device. Its methods are safe for concurrent use. Close it at the end.
@@ -89,12 +105,7 @@ func Open(dir string) (*Device, error) { return OpenWith(dir, Options{}) }
 
 // OpenWith is [Open] with options.
 func OpenWith(dir string, o Options) (_ *Device, err error) {
-	if o.Log == nil {
-		o.Log = slog.Default()
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
+	o.fill()
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
@@ -343,12 +354,7 @@ func (d *Device) Close() error {
 // OpenShared opens the folder of an enrolled device beside a process that runs
 // it: for tokens, assertions and publishing. It neither enrolls nor obeys.
 func OpenShared(dir string, o Options) (*Device, error) {
-	if o.Log == nil {
-		o.Log = slog.Default()
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
+	o.fill()
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err

@@ -82,7 +82,7 @@ func (d *Device) makeKeys() error {
 // server of the link.
 func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, string, error) {
 	var shown []*x509.Certificate
-	c := rest.Client{Base: server, HTTP: stranger(&shown)}
+	c := rest.Client{Base: server, HTTP: d.stranger(&shown)}
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
 	if err != nil {
 		return nil, "", err

@@ -66,10 +66,10 @@ func transport(t *token.Trust, now time.Time) (*http.Transport, error) {
 
 // stranger is a client that trusts whoever answers, and keeps what it showed:
 // for the trust bundle alone, which carries its own proof.
-func stranger(shown *[]*x509.Certificate) *http.Client {
+func (d *Device) stranger(shown *[]*x509.Certificate) *http.Client {
 	return &http.Client{
 		Timeout: 30 * time.Second, CheckRedirect: rest.NoRedirects,
-		Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+		Transport: &http.Transport{DisableKeepAlives: true, DialContext: d.o.Dial, TLSClientConfig: &tls.Config{
 			MinVersion:         tls.VersionTLS13,
 			InsecureSkipVerify: true, // the bundle is checked under the pin, then this peer under the bundle
 			VerifyConnection: func(s tls.ConnectionState) error {

@@ -68,7 +68,7 @@ func (d *Device) fetchTrust(ctx context.Context) ([]byte, error) {
 	a, err := (&rest.Client{Base: d.id.HTTPS, HTTP: d.client.HTTP}).Do(ctx, r)
 	if _, unknown := errors.AsType[*tls.CertificateVerificationError](err); unknown {
 		var shown []*x509.Certificate
-		a, err = (&rest.Client{Base: d.id.HTTPS, HTTP: stranger(&shown)}).Do(ctx, r)
+		a, err = (&rest.Client{Base: d.id.HTTPS, HTTP: d.stranger(&shown)}).Do(ctx, r)
 	}
 	if err != nil {
 		return nil, err

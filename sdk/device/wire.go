@@ -73,7 +73,7 @@ func (d *Device) dial(ctx context.Context) (*wire, error) {
 	}
 	c := tr.TLSClientConfig.Clone()
 	c.NextProtos = []string{"mqtt"}
-	nc, err := (&tls.Dialer{Config: c}).DialContext(ctx, "tcp", d.id.MQTTS)
+	nc, err := d.dialTLS(ctx, c, d.id.MQTTS)
 	if err != nil {
 		return nil, &noWire{err}
 	}
@@ -110,6 +110,23 @@ func (d *Device) dial(ctx context.Context) (*wire, error) {
 		w.life = end.Sub(d.reckon())
 	}
 	return w, nil
+}
+
+// dialTLS makes a connection to an address, whose name the other side must prove.
+func (d *Device) dialTLS(ctx context.Context, c *tls.Config, address string) (net.Conn, error) {
+	var err error
+	if c.ServerName, _, err = net.SplitHostPort(address); err != nil {
+		return nil, err
+	}
+	nc, err := d.o.Dial(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	tc := tls.Client(nc, c)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(err, closed(nc))
+	}
+	return tc, nil
 }
 
 // closed closes a connection that may be closed already.

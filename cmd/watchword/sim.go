@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/sdk/sim"
+)
+
+// simulation is one run of sim.
+type simulation struct {
+	plan  sim.Plan
+	parts sim.Parts
+	name  string
+	links string
+	admin *admin.Client // nil with links
+}
+
+func (a *app) simCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "sim --devices N --rate R", Short: "Many simulated devices, on good lines and bad ones", Args: args(cobra.NoArgs),
+		Long: `Many devices of the SDK, in one process. Each has keys and a folder of its own,
+enrolls, keeps a session up, reports events and obeys commands (` + sim.Function + `).
+Lines break one by one (--lossy) and all at once (--storm); at the end all must be back.
+
+The server is that of --data, which makes the devices and deletes them at the end, or
+that of --links: a file with a link of watchword device create on each line. With --dir
+the devices stay enrolled there, for the next run.
+
+Exit status: 0 where every device was there at the end, else 1.`,
+	}
+	s := &simulation{}
+	f := c.Flags()
+	f.IntVar(&s.plan.Devices, "devices", 100, fmt.Sprintf("how many devices, at most %d", sim.MaxDevices))
+	f.Float64Var(&s.plan.Rate, "rate", 10, "events a second, of all devices together")
+	f.IntVar(&s.plan.Size, "size", 64, "bytes of an event")
+	f.DurationVar(&s.plan.Ramp, "ramp", 5*time.Second, "over which the devices begin")
+	f.DurationVar(&s.plan.For, "for", 30*time.Second, "how long it goes on after that; 0: until interrupted")
+	f.DurationVar(&s.plan.Storm, "storm", 0, "break all lines every so often, as 60s")
+	lossy := f.String("lossy", "0%", "the share of devices whose lines are bad: slow, dead for a while, cut off")
+	f.DurationVar(&s.plan.Line, "line", 10*time.Second, "how long a bad line holds, in the mean")
+	f.Float64Var(&s.plan.Commands, "commands", 0, "commands a second, each answered by a receipt; needs --data")
+	f.Uint64Var(&s.plan.Seed, "seed", 1, "of what is left to chance")
+	f.StringVar(&s.parts.Dir, "dir", "", "where the devices' folders stay (default: nowhere)")
+	f.StringVar(&s.links, "links", "", "file with an enrollment link on each line; - is standard input")
+	f.StringVar(&s.name, "name", "sim", "what the devices' ids begin with")
+	f.DurationVar(&s.parts.Every, "every", 5*time.Second, "how often to tell what was seen")
+	c.RunE = func(c *cobra.Command, _ []string) (err error) {
+		if s.plan.Lossy, err = share(*lossy); err != nil {
+			return err
+		}
+		return a.sim(c.Context(), s)
+	}
+	return c
+}
+
+// share reads "10%" or "0.1".
+func share(text string) (float64, error) {
+	number, percent := strings.CutSuffix(text, "%")
+	v, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		return 0, usage("--lossy %s: must be as 10%% or 0.1", text)
+	}
+	if percent {
+		v /= 100
+	}
+	return v, nil
+}
+
+func (a *app) sim(ctx context.Context, s *simulation) (err error) {
+	if err := s.plan.Check(); err != nil {
+		return flagged(err)
+	}
+	if s.parts.Every < 100*time.Millisecond {
+		return usage("--every must be 100ms or more")
+	}
+	if s.parts.Dir == "" {
+		if s.parts.Dir, err = os.MkdirTemp("", "watchword-sim-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(s.parts.Dir)) }()
+		s.name += "-" + strconv.FormatUint(rand.Uint64(), 36)[:6] // a deleted device's id is never free again
+		defer func() { err = errors.Join(err, s.clean()) }()
+	}
+	if err := a.simServer(s); err != nil {
+		return err
+	}
+	s.parts.Tell = func(r sim.Report) {
+		if a.format == "jsonl" {
+			err = errors.Join(err, a.print(r, nil))
+			return
+		}
+		fmt.Fprintln(os.Stderr, brief(r))
+	}
+	r, err := sim.Run(ctx, s.plan, s.parts)
+	if err != nil {
+		return flagged(err)
+	}
+	if err := a.print(r, func(w io.Writer) { showSim(w, r) }); err != nil {
+		return err
+	}
+	if !r.OK && ctx.Err() == nil {
+		return &exit{1}
+	}
+	return nil
+}
+
+// flagged names the flag where a plan is wrong.
+func flagged(err error) error {
+	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Code == watchword.BadRequest && e.Field != "" {
+		return usage("--%s %s", e.Field, e.Detail)
+	}
+	return err
+}
+
+// simServer finds out who enrolls and who orders.
+func (a *app) simServer(s *simulation) error {
+	if s.links != "" {
+		text, err := readInput(s.links, 16<<20)
+		if err != nil {
+			return err
+		}
+		links := strings.Fields(string(text))
+		s.parts.Link = func(_ context.Context, n int) (string, error) {
+			if n >= len(links) {
+				return "", watchword.Refuse(watchword.BadRequest, "%s has %d links, and device %d needs one", s.links, len(links), n+1)
+			}
+			return links[n], nil
+		}
+		return nil
+	}
+	cl, err := a.client()
+	if err != nil {
+		return err
+	}
+	s.admin = cl
+	s.parts.Link = func(ctx context.Context, n int) (string, error) {
+		d, err := cl.CreateDevice(ctx, s.id(n), watchword.Labels{"kind": "sim"}, 0)
+		if err != nil {
+			return "", err
+		}
+		if d.Enrollment != nil {
+			return d.Enrollment.Link, nil
+		}
+		e, err := cl.Link(ctx, s.id(n), 0) // it is there, but its folder is not
+		return e.Link, err
+	}
+	s.parts.Order = func(ctx context.Context, to watchword.SubjectID, function string, args []byte) error {
+		got, err := cl.Send(ctx, admin.Order{Device: to, Function: function, Args: args, Wait: 60 * time.Second})
+		switch {
+		case err != nil:
+			return err
+		case got.Receipt == nil:
+			return watchword.Refuse(watchword.TimedOut, "no receipt in a minute")
+		case got.Receipt.Status != watchword.StDone:
+			return watchword.Refuse(watchword.CommandFailed, "%s", got.Receipt.Status)
+		}
+		return nil
+	}
+	return nil
+}
+
+func (s *simulation) id(n int) watchword.SubjectID {
+	return watchword.SubjectID(fmt.Sprintf("%s-%05d", s.name, n))
+}
+
+// clean deletes devices whose keys are gone.
+func (s *simulation) clean() error {
+	if s.admin == nil {
+		return nil
+	}
+	var g errgroup.Group
+	g.SetLimit(16)
+	for n := range s.plan.Devices {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second) // also after an interrupt
+			defer cancel()
+			err := s.admin.DeleteDevice(ctx, s.id(n))
+			if watchword.CodeOf(err) == watchword.NotFound { // it never came to be
+				return nil
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// brief is a report in one line.
+func brief(r sim.Report) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%6.0f s  %d of %d there", r.Seconds, r.Devices.MQTT+r.Devices.HTTPS, r.Devices.Planned)
+	if r.Devices.HTTPS > 0 {
+		fmt.Fprintf(&b, " (%d over HTTPS)", r.Devices.HTTPS)
+	}
+	fmt.Fprintf(&b, "  %d events, p99 %s", r.Events.Done, ms(r.Events.Took.P99))
+	if r.Commands.Done > 0 {
+		fmt.Fprintf(&b, "  %d commands, p99 %s", r.Commands.Done, ms(r.Commands.Took.P99))
+	}
+	if r.Lines.Broken > 0 {
+		fmt.Fprintf(&b, "  %d lines broken", r.Lines.Broken)
+	}
+	if n := sum(r.Events.Refused) + sum(r.Commands.Refused); n > 0 {
+		fmt.Fprintf(&b, "  %d refused", n)
+	}
+	return b.String()
+}
+
+func sum(by map[string]int) (n int) {
+	for _, k := range by {
+		n += k
+	}
+	return n
+}
+
+// ms writes milliseconds as people read them.
+func ms(v float64) string {
+	d := time.Duration(v * float64(time.Millisecond))
+	switch {
+	case d >= 10*time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	case d >= 100*time.Millisecond:
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(10 * time.Microsecond).String()
+}
+
+func showSim(w io.Writer, r sim.Report) {
+	fmt.Fprintf(w, "devices\t%d of %d there at the end: %d over MQTT, %d over HTTPS; %d enrolled in this run\n",
+		r.Devices.MQTT+r.Devices.HTTPS, r.Devices.Planned, r.Devices.MQTT, r.Devices.HTTPS, r.Devices.Enrolled)
+	fmt.Fprintf(w, "lines\t%d made for MQTT, %d broken by the simulation (%d went dead first), %d slow\n", r.Lines.Made, r.Lines.Broken, r.Lines.Silent, r.Lines.Slow)
+	showTimes(w, "  back in", r.Lines.Back)
+	for _, s := range r.Storms {
+		all := "not all were back before the next"
+		if s.Back > 0 {
+			all = "all back in " + ms(s.Back)
+		}
+		fmt.Fprintf(w, "storm\tat %.0f s: %d devices, %s\n", s.At, s.Devices, all)
+	}
+	showActs(w, "events", r.Events)
+	if r.Commands.Done+sum(r.Commands.Refused)+r.Commands.Late > 0 {
+		showActs(w, "commands", r.Commands)
+	}
+	for _, code := range slices.Sorted(maps.Keys(r.Ended)) {
+		fmt.Fprintf(w, "gave up\t%d  %s\n", r.Ended[code], code)
+	}
+}
+
+func showActs(w io.Writer, name string, a sim.Acts) {
+	fmt.Fprintf(w, "%s\t%d done, %.1f a second", name, a.Done, a.Rate)
+	if a.Late > 0 {
+		fmt.Fprintf(w, "; %d left out, since those before took too long", a.Late)
+	}
+	fmt.Fprintln(w)
+	showTimes(w, "  done in", a.Took)
+	for _, code := range slices.Sorted(maps.Keys(a.Refused)) {
+		fmt.Fprintf(w, "  refused\t%d  %s\n", a.Refused[code], code)
+	}
+}
+
+func showTimes(w io.Writer, name string, t sim.Times) {
+	if t.Count > 0 {
+		fmt.Fprintf(w, "%s\tp50 %s, p99 %s, most %s\n", name, ms(t.P50), ms(t.P99), ms(t.Most))
+	}
+}

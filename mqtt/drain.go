@@ -1,0 +1,90 @@
+package mqtt
+
+import (
+	"context"
+	"sync"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// errGoing is why a connection ends where the server goes.
+var errGoing = watchword.Refuse(watchword.Unavailable, "the server is going down")
+
+// Drain has every client go when it has what is its own: nothing new is taken in, what
+// was taken in is passed on, answers wait for the disk as ever, and each connection ends
+// with DISCONNECT 0x8B when its client has what was meant for it. A client that takes
+// nothing is let go when ctx ends. Publishes that come meanwhile are not answered: their
+// client says them again over its next connection. Close comes after it.
+func (b *Broker) Drain(ctx context.Context) {
+	b.mu.Lock()
+	b.closing = true
+	b.mu.Unlock()
+	b.draining.Store(true)
+	all := b.connected(func(*conn) bool { return true })
+	var wg sync.WaitGroup
+	for _, c := range all {
+		wg.Go(func() { c.pause(ctx) })
+	}
+	wg.Wait()
+	for _, c := range all {
+		wg.Go(func() {
+			c.finish(ctx)
+			if s := c.live(); s != nil {
+				s.Close(errGoing) // which ends the connection
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// pause returns when the reader has passed on what it had taken in.
+func (c *conn) pause(ctx context.Context) {
+	done := make(chan struct{})
+	go func() { // it outlives ctx only for as long as the reader is held back
+		c.working.Lock()
+		defer c.working.Unlock()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// finish returns when the client has what is meant for it, or ctx ends.
+func (c *conn) finish(ctx context.Context) {
+	c.flush(false)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.moved.L
+	defer context.AfterFunc(ctx, func() {
+		l.Lock()
+		defer l.Unlock()
+		c.moved.Broadcast()
+	})()
+	for ctx.Err() == nil && c.conn == c && !c.closed && !c.failed && c.busy() {
+		c.moved.Wait()
+	}
+}
+
+// busy reports whether something is on its way to the client that its state does not
+// keep. mu is held.
+func (c *conn) busy() bool {
+	if len(c.answers)+len(c.control) > 0 || c.writing {
+		return true
+	}
+	for i := c.head; i < len(c.queue); i++ {
+		if !c.keeps(c.queue[i].x) {
+			return true
+		}
+	}
+	for i := range c.flights {
+		if f := &c.flights[i]; !f.counts && f.command == 0 { // a command is handed over again
+			return true
+		}
+	}
+	return false
+}
+
+// keeps reports whether what is queued waits on the shelf too.
+func (c *conn) keeps(x *extra) bool { return c.lasting != nil && x != nil && x.k != nil }

@@ -1,0 +1,85 @@
+package mqtt_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword/mqtt"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// drain lets everybody go, and waits at most five seconds.
+func (h *house) drain() (gone <-chan struct{}) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		h.broker.Drain(ctx)
+	}()
+	return done
+}
+
+// What was taken in reaches who is there, whole and in order, before the goodbye; and who
+// published it hears what became of it.
+func TestADrainLosesNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V5, "away", "a")
+		sub := h.device("sub", oneAtATime)
+		sub.subscribe(1, "a")
+		pub := h.device("pub")
+		for n := 1; n <= 100; n++ {
+			pub.publish(1, "a", fmt.Sprint(n))
+		}
+		synctest.Wait()
+		h.store.shut()
+		pub.send(&packet.Publish{Topic: "a", QoS: 1, ID: 1000, Payload: []byte("101")})
+		synctest.Wait()
+		gone := h.drain()
+		synctest.Wait()
+		pub.send(&packet.Publish{Topic: "a", QoS: 1, ID: 1001, Payload: []byte("too late")})
+		pub.silent()
+		h.store.open()
+		if a := want[*packet.Ack](pub); a.ID != 1000 || a.Reason.Failed() {
+			t.Errorf("%+v", a)
+		}
+		pub.ended(packet.ShuttingDown)
+		if got := sub.takesAll(101); !slices.Equal(got, numbers(1, 101)) {
+			t.Errorf("%v", got)
+		}
+		sub.ended(packet.ShuttingDown)
+		<-gone
+		h.crash(mqtt.Options{})
+		if got := h.back(packet.V5, "away").takesAll(101); !slices.Equal(got, numbers(1, 101)) {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
+// Who takes nothing is let go in the end, and holds up nobody else.
+func TestADrainEnds(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		deaf := h.device("deaf", func(p *packet.Connect) { p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")} })
+		deaf.subscribe(1, "a", "will")
+		other := h.device("other")
+		other.publish(1, "a", "x")
+		want[*packet.Publish](deaf) // and no acknowledgement
+		from := time.Now()
+		gone := h.drain()
+		if d := want[*packet.Disconnect](other); d.Reason != packet.ShuttingDown {
+			t.Errorf("%#x", d.Reason)
+		}
+		if d := time.Since(from); d > 0 {
+			t.Errorf("another waited for %v", d)
+		}
+		<-gone
+		if d := time.Since(from); d != 5*time.Second {
+			t.Errorf("over after %v", d)
+		}
+		deaf.ended(packet.ShuttingDown) // and no will
+	})
+}
