@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -27,6 +28,7 @@ type simulation struct {
 	parts sim.Parts
 	name  string
 	links string
+	log   string
 	admin *admin.Client // nil with links
 }
 
@@ -58,6 +60,7 @@ Exit status: 0 where every device was there at the end, else 1.`,
 	f.StringVar(&s.parts.Dir, "dir", "", "where the devices' folders stay (default: nowhere)")
 	f.StringVar(&s.links, "links", "", "file with an enrollment link on each line; - is standard input")
 	f.StringVar(&s.name, "name", "sim", "what the devices' ids begin with")
+	f.StringVar(&s.log, "log", "", "file for what the devices log")
 	f.DurationVar(&s.parts.Every, "every", 5*time.Second, "how often to tell what was seen")
 	c.RunE = func(c *cobra.Command, _ []string) (err error) {
 		if s.plan.Lossy, err = share(*lossy); err != nil {
@@ -87,6 +90,14 @@ func (a *app) sim(ctx context.Context, s *simulation) (err error) {
 	}
 	if s.parts.Every < 100*time.Millisecond {
 		return usage("--every must be 100ms or more")
+	}
+	if s.log != "" {
+		to, err := os.OpenFile(s.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			return err
+		}
+		defer to.Close()
+		s.parts.Log = slog.New(slog.NewTextHandler(to, nil))
 	}
 	if s.parts.Dir == "" {
 		if s.parts.Dir, err = os.MkdirTemp("", "watchword-sim-"); err != nil {

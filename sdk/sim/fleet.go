@@ -34,7 +34,8 @@ type fleet struct {
 	things []*thing
 
 	enrolling chan struct{}
-	breaking  atomic.Bool // lines may still break
+	breaking  atomic.Bool  // lines may still break
+	acted     atomic.Int64 // how long events and commands were sent, once that is over
 	begun     atomic.Int64
 	enrolled  atomic.Int64
 	made      atomic.Int64
@@ -119,6 +120,7 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	f.breaking.Store(false)
 	still()
 	hands.Wait()
+	f.acted.Store(int64(f.acting()))
 	f.orders.Wait()
 	if ctx.Err() == nil {
 		f.settle(all)
@@ -239,9 +241,19 @@ func (f *fleet) order(ctx, life context.Context) {
 		f.orders.Go(func() {
 			defer func() { <-hands }()
 			err := f.parts.Order(life, id, Function, fmt.Appendf(nil, `{"n":%d}`, n))
-			f.commands.done(due, err)
+			if f.commands.done(due, err); err != nil {
+				f.parts.Log.Warn("command not done", slog.String("device", string(id)), slog.Any("err", err))
+			}
 		})
 	}
+}
+
+// acting is how long events and commands have been sent.
+func (f *fleet) acting() time.Duration {
+	if d := f.acted.Load(); d > 0 {
+		return time.Duration(d)
+	}
+	return max(time.Since(f.start)-f.plan.Ramp, 0)
 }
 
 func (a *acts) done(due time.Time, err error) {
@@ -252,16 +264,20 @@ func (a *acts) done(due time.Time, err error) {
 	a.took.took(time.Since(due))
 }
 
-func (a *acts) look(seconds float64) Acts {
+func (a *acts) look(over time.Duration) Acts {
 	t := a.took.times()
-	return Acts{Done: t.Count, Rate: float64(t.Count) / seconds, Took: t, Late: int(a.late.Load()), Refused: a.refused.all()}
+	out := Acts{Done: t.Count, Took: t, Late: int(a.late.Load()), Refused: a.refused.all()}
+	if over > 0 {
+		out.Rate = float64(t.Count) / over.Seconds()
+	}
+	return out
 }
 
 // look is what was seen so far.
 func (f *fleet) look() Report {
-	seconds := time.Since(f.start).Seconds()
+	acting := f.acting()
 	r := Report{
-		Seconds: seconds, Ended: f.ended.all(), Events: f.events.look(seconds), Commands: f.commands.look(seconds),
+		Seconds: time.Since(f.start).Seconds(), Ended: f.ended.all(), Events: f.events.look(acting), Commands: f.commands.look(acting),
 		Devices: Devices{Planned: f.plan.Devices, Begun: int(f.begun.Load()), Enrolled: int(f.enrolled.Load())},
 		Lines:   Lines{Made: int(f.made.Load()), Broken: int(f.broken.Load()), Silent: int(f.silent.Load()), Slow: int(f.slow.Load()), Back: f.back.times()},
 	}

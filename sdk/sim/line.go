@@ -35,7 +35,7 @@ func (t *thing) dial(ctx context.Context, network, address string) (net.Conn, er
 	}
 	l := &line{Conn: nc, of: t, mqtt: address == t.mqttAddress(), closed: make(chan struct{})}
 	t.open(l)
-	if t.bad && t.fleet.breaking.Load() {
+	if t.bad && t.id() != "" && t.fleet.breaking.Load() { // devices enroll where lines are good
 		l.doom(t.chance)
 	}
 	return l, nil

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -87,7 +88,9 @@ func (t *thing) report(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		f.events.done(due, err)
+		if f.events.done(due, err); err != nil {
+			f.parts.Log.Warn("event not taken", slog.String("device", string(d.ID())), slog.Any("err", err))
+		}
 	}
 }
 

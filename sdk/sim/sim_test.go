@@ -1,0 +1,133 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+func TestTimesAreTold(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	var c clockwork
+	var all []float64
+	for range 10_000 {
+		d := time.Duration(r.ExpFloat64() * float64(50*time.Millisecond))
+		c.took(d)
+		all = append(all, float64(d.Microseconds())/1000)
+	}
+	slices.Sort(all)
+	got := c.times()
+	for _, x := range []struct {
+		name      string
+		got, want float64
+	}{{"p50", got.P50, all[4999]}, {"p99", got.P99, all[9899]}} {
+		if x.got < x.want || x.got > x.want*1.04 {
+			t.Errorf("%s %v, want %v", x.name, x.got, x.want)
+		}
+	}
+	if got.Most != all[9999] || got.Count != 10_000 {
+		t.Errorf("%+v, want most %v", got, all[9999])
+	}
+	for _, us := range []uint64{0, 1, 31, 32, 63, 64, 65, 1000, 1 << 40, 1<<63 - 1} {
+		if n := step(us); upTo(n) < us || n > 0 && upTo(n-1) >= us || n >= len(c.counts) {
+			t.Errorf("%d is in step %d, up to %d", us, n, upTo(n))
+		}
+	}
+}
+
+func TestAPlanIsChecked(t *testing.T) {
+	for field, p := range map[string]Plan{
+		"devices": {}, "rate": {Devices: 1, Rate: -1}, "size": {Devices: 1, Size: MaxEvent + 1}, "lossy": {Devices: 1, Lossy: 1.1},
+		"storm": {Devices: 1, Storm: time.Millisecond}, "line": {Devices: 1, Line: 1}, "ramp": {Devices: 1, Ramp: -1}, "commands": {Devices: 1, Commands: 1},
+	} {
+		_, err := Run(t.Context(), p, Parts{})
+		if e, ok := errors.AsType[*watchword.Error](err); !ok || e.Field != field {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+// badLine is a line over a pipe, as the fates of bad ones have it.
+func badLine(t *testing.T) (l *line, other net.Conn) {
+	mine, other := net.Pipe()
+	f := &fleet{plan: Plan{Line: time.Second}, random: rand.New(rand.NewPCG(1, 1)), moved: make(chan struct{}, 1)}
+	f.breaking.Store(true)
+	th := &thing{fleet: f}
+	l = &line{Conn: mine, of: th, mqtt: true, closed: make(chan struct{})}
+	th.open(l)
+	t.Cleanup(func() { _, _ = l.Close(), other.Close() })
+	return l, other
+}
+
+func TestBadLinesAreBad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, other := badLine(t)
+		l.dead.Store(true)
+		if n, err := l.Write([]byte("into the dark")); n != 13 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		read := make(chan error, 1)
+		go func() {
+			_, err := l.Read(make([]byte, 16))
+			read <- err
+		}()
+		if _, err := other.Write([]byte("out of it")); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		select {
+		case err := <-read:
+			t.Errorf("something came over a dead line: %v", err)
+		default:
+		}
+		l.cut()
+		if err := <-read; err == nil {
+			t.Error("a cut line goes on")
+		}
+		if l.of.fleet.broken.Load() != 1 || l.of.away.IsZero() {
+			t.Error("nobody noticed")
+		}
+
+		l, other = badLine(t)
+		l.slow = true
+		go func() { _, _ = l.Write(make([]byte, 3*slowBytes)) }()
+		from := time.Now()
+		if _, err := io.ReadFull(other, make([]byte, 3*slowBytes)); err != nil || time.Since(from) < 2*slowPause {
+			t.Errorf("%v after %v", err, time.Since(from))
+		}
+	})
+}
+
+func TestEveryFateIsMet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var silent, slow, cut int64
+		for seed := range uint64(100) {
+			l, _ := badLine(t)
+			f := l.of.fleet
+			f.random = rand.New(rand.NewPCG(seed, 1))
+			l.doom(l.of.chance)
+			<-l.closed
+			silent, slow, cut = silent+f.silent.Load(), slow+f.slow.Load(), cut+f.broken.Load()
+		}
+		if silent < 15 || slow < 8 || cut != 100 {
+			t.Errorf("%d silent, %d slow, %d cut", silent, slow, cut)
+		}
+	})
+}
+
+func TestARunThatCannotEnrollSaysWhy(t *testing.T) {
+	_, err := Run(t.Context(), Plan{Devices: 3}, Parts{Dir: t.TempDir(), Link: func(context.Context, int) (string, error) {
+		return "", watchword.Refuse(watchword.Denied, "not you")
+	}})
+	if watchword.CodeOf(err) != watchword.Denied {
+		t.Errorf("%v", err)
+	}
+}
