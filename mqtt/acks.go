@@ -35,15 +35,25 @@ func (c *conn) ack(p *packet.Ack) error {
 // flight finds what is in flight under a packet identifier; -1 for nothing: it is of a
 // connection before, or said twice, and nothing hangs on it (MQTT 5.0 §4.4).
 func (c *conn) flight(id uint16) int {
-	return slices.IndexFunc(c.flights, func(f flight) bool { return packetID(f.seq) == id })
+	for i := range c.flights {
+		if packetID(c.flights[i].seq) == id {
+			return i
+		}
+	}
+	return -1
 }
 
 // land takes a message out of flight; size and the rest as in [client.finished].
 func (c *conn) land(i int) {
 	f := c.flights[i]
-	c.flights = slices.Delete(c.flights, i, i+1)
-	if len(c.flights) == 0 {
-		c.flights = nil // an idle client keeps no list
+	if i == 0 { // as a rule
+		c.flights[0] = flight{}
+		c.flights = c.flights[1:]
+	} else {
+		c.flights = slices.Delete(c.flights, i, i+1)
+	}
+	if len(c.flights) == 0 && cap(c.ground) > keptFlights { // an idle client keeps little
+		c.flights, c.ground = nil, nil
 	}
 	if f.counts {
 		c.finished(f.k, f.seq, int(f.size))

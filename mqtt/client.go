@@ -35,11 +35,13 @@ type client struct {
 	queue    []item // from head on; to be sent
 	head     int
 	bytes    int      // of the queue
-	flights  []flight // in the order in which they were sent
+	flights  []flight // in the order in which they were sent; a part of ground
+	ground   []flight // see takeOff
 	seq      int64    // the number of the last message with QoS 1 or 2
 	received map[uint16]*commit
 	lasting  *lasting     // nil where it ends with its connection
 	load     atomic.Int32 // see weigh
+	grouped  bool         // it is, or was, in a group
 	counted  bool         // under world.mu: against the bound of its subject
 }
 
@@ -160,7 +162,7 @@ func (cl *client) pack() {
 	}
 	l.backlog = append(first, l.backlog...)
 	slices.SortStableFunc(l.backlog, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
-	cl.queue, cl.head, cl.bytes, cl.flights = nil, 0, 0, nil
+	cl.queue, cl.head, cl.bytes, cl.flights, cl.ground = nil, 0, 0, nil, nil
 	l.loading = false
 }
 
@@ -171,7 +173,7 @@ func (cl *client) unpack() {
 	rest := l.backlog[:0]
 	for _, e := range l.backlog {
 		if e.released {
-			cl.flights = append(cl.flights, flight{seq: e.seq, qos: 2, released: true, size: e.size, counts: true})
+			cl.takeOff(flight{seq: e.seq, qos: 2, released: true, size: e.size, counts: true})
 			continue
 		}
 		rest = append(rest, e)
@@ -299,7 +301,7 @@ func (cl *client) reset() {
 			cl.finished(f.k, f.seq, int(f.size))
 		}
 	}
-	cl.flights, cl.received = nil, nil
+	cl.flights, cl.ground, cl.received = nil, nil, nil
 	if l == nil {
 		return
 	}

@@ -230,7 +230,7 @@ func (c *conn) fillFromQueue(buf []byte) []byte {
 		c.head++
 	}
 	if c.head == len(c.queue) {
-		if c.head = 0; cap(c.queue) > 8 {
+		if c.head = 0; cap(c.queue) > keptQueue {
 			c.queue = nil
 		} else {
 			c.queue = c.queue[:0]
@@ -242,6 +242,12 @@ func (c *conn) fillFromQueue(buf []byte) []byte {
 	}
 	return buf
 }
+
+// keptQueue is the longest empty queue that is kept for what comes next.
+const keptQueue = 64
+
+// keptFlights is the longest empty list of flights that is kept for what comes next.
+const keptFlights = 16
 
 // take appends one message as it goes over the wire, if it still does.
 func (c *conn) take(buf []byte, it *item) []byte {
@@ -342,7 +348,21 @@ func (c *conn) fly(it *item, seq int64) {
 			f.shared, f.m = x.shared, it.m
 		}
 	}
-	c.flights = append(c.flights, f)
+	c.takeOff(f)
+}
+
+// takeOff adds a message to those in flight. They land at the front as a rule: what is
+// free there is used again before the list grows.
+func (cl *client) takeOff(f flight) {
+	if len(cl.flights) == cap(cl.flights) && 2*len(cl.flights) <= cap(cl.ground) {
+		n := copy(cl.ground, cl.flights)
+		clear(cl.ground[n:])
+		cl.flights = cl.ground[:n]
+	}
+	grows := len(cl.flights) == cap(cl.flights)
+	if cl.flights = append(cl.flights, f); grows {
+		cl.ground = cl.flights[:cap(cl.flights)]
+	}
 }
 
 // alias returns the alias of a topic for this client, 0 for none; known, if the client

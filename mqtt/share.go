@@ -126,8 +126,11 @@ func (w *world) groupOf(name string) *group {
 // loadAway is the load of a client without a connection: more than of any that has one.
 const loadAway = 1 << 30
 
-// weigh says how much the client has to do. mu is held.
+// weigh says how much the client has to do, if a group may ask. mu is held.
 func (cl *client) weigh() {
+	if !cl.grouped {
+		return
+	}
 	if cl.conn == nil {
 		cl.load.Store(loadAway)
 		return

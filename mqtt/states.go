@@ -57,7 +57,7 @@ func (cl *client) describe() session.State {
 // memory is about what the client takes: structures, what is queued, what is known of
 // what waits on the shelf, and 8 KiB for the goroutine that reads a connection.
 func (cl *client) memory() int {
-	n := int(unsafe.Sizeof(*cl)) + cl.bytes + cap(cl.queue)*int(unsafe.Sizeof(item{})) + cap(cl.flights)*int(unsafe.Sizeof(flight{})) + len(cl.received)*32
+	n := int(unsafe.Sizeof(*cl)) + cl.bytes + cap(cl.queue)*int(unsafe.Sizeof(item{})) + cap(cl.ground)*int(unsafe.Sizeof(flight{})) + len(cl.received)*32
 	for name := range cl.subs {
 		n += int(unsafe.Sizeof(subscription{})) + 3*len(name) + 128
 	}

@@ -103,6 +103,8 @@ func (cl *client) stand(s *subscription, shared bool) {
 	}
 	cl.subs[s.name] = s
 	if shared {
+		cl.grouped = true
+		cl.weigh()
 		cl.world.join(s)
 	} else {
 		cl.world.tree.add(s.filter, s)

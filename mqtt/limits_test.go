@@ -1,0 +1,182 @@
+package mqtt_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword/mqtt"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// Each bound that a client can meet, and the word for it: the table of docs/operations.md.
+func TestEachLimitHasItsReason(t *testing.T) {
+	big := strings.Repeat("x", 900)
+	disconnected := func(t *testing.T, c *client) packet.Reason { return want[*packet.Disconnect](c).Reason }
+	refused := func(h *house, p *packet.Connect) packet.Reason {
+		c := h.raw(packet.V5)
+		c.send(p)
+		return want[*packet.Connack](c).Code
+	}
+	// unread is a client that has said what it wants, and reads nothing.
+	unread := func(t *testing.T, h *house) *client {
+		mine, theirs := net2()
+		h.broker.Handle(theirs)
+		c := &client{t: t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 4096)}
+		go c.send(hello(packet.V5, "slow", h.token("slow", time.Hour)), &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "a"}}})
+		synctest.Wait()
+		return c
+	}
+	cut := func(t *testing.T, h *house, payload string, most int) packet.Reason {
+		c := unread(t, h)
+		pub := h.device("pub")
+		for range most {
+			pub.publish(0, "a", payload)
+		}
+		synctest.Wait()
+		if n := h.broker.Stats().SlowCut; n != 1 {
+			t.Errorf("%d were cut", n)
+		}
+		go c.read()
+		want[*packet.Connack](c)
+		for {
+			if d, ok := next(c).(*packet.Disconnect); ok {
+				return d.Reason
+			}
+		}
+	}
+	for name, x := range map[string]struct {
+		o    mqtt.Options
+		what func(t *testing.T, h *house) packet.Reason
+		want packet.Reason
+	}{
+		"packet_bytes": {mqtt.Options{PacketBytes: 1000}, func(t *testing.T, h *house) packet.Reason {
+			c := h.device("a")
+			if n, _ := c.ack.Properties.Number(packet.MaximumPacketSize); n != 1000 {
+				t.Errorf("CONNACK says %d", n)
+			}
+			c.send(&packet.Publish{Topic: "a", Payload: []byte(big + big)})
+			return disconnected(t, c)
+		}, packet.TooLarge},
+		"queue_messages, reading too slowly": {mqtt.Options{QueueMessages: 20}, func(t *testing.T, h *house) packet.Reason {
+			return cut(t, h, "x", 200)
+		}, packet.QuotaExceeded},
+		"queue_bytes, reading too slowly": {mqtt.Options{QueueBytes: 4000}, func(t *testing.T, h *house) packet.Reason {
+			return cut(t, h, big, 200)
+		}, packet.QuotaExceeded},
+		"queue_messages, away": {mqtt.Options{QueueMessages: 3}, func(_ *testing.T, h *house) (r packet.Reason) {
+			h.away(packet.V5, "sub", "a")
+			for pub, n := h.device("pub"), 0; n < 4; n++ {
+				r = pub.publish(1, "a", "x")
+			}
+			return r
+		}, packet.QuotaExceeded},
+		"queue_bytes, away": {mqtt.Options{QueueBytes: 2500}, func(_ *testing.T, h *house) (r packet.Reason) {
+			h.away(packet.V5, "sub", "a")
+			for pub, n := h.device("pub"), 0; n < 3; n++ {
+				r = pub.publish(1, "a", big)
+			}
+			return r
+		}, packet.QuotaExceeded},
+		"kept_bytes": {mqtt.Options{KeptBytes: 1500}, func(_ *testing.T, h *house) (r packet.Reason) {
+			h.away(packet.V5, "one", "a")
+			h.away(packet.V5, "two", "b")
+			pub := h.device("pub")
+			for range 2 { // the second is the one too many; what follows is refused to all
+				pub.publish(1, "a", big)
+				synctest.Wait()
+			}
+			return pub.publish(1, "b", "x")
+		}, packet.QuotaExceeded},
+		"sessions": {mqtt.Options{Sessions: 1}, func(_ *testing.T, h *house) packet.Reason {
+			h.away(packet.V5, "one", "a")
+			p := hello(packet.V5, "two", h.token("two", time.Hour))
+			lasts(p)
+			return refused(h, p)
+		}, packet.QuotaExceeded},
+		"retained_messages": {mqtt.Options{RetainedMessages: 1}, func(_ *testing.T, h *house) packet.Reason {
+			pub := h.device("pub")
+			pub.retain("a", "x")
+			return pub.retain("b", "x")
+		}, packet.QuotaExceeded},
+		"retained_bytes": {mqtt.Options{RetainedBytes: 1500}, func(_ *testing.T, h *house) packet.Reason {
+			pub := h.device("pub")
+			pub.retain("a", big)
+			return pub.retain("b", big)
+		}, packet.QuotaExceeded},
+		"token_rate": {mqtt.Options{ConnectRate: 5}, func(_ *testing.T, h *house) (r packet.Reason) {
+			for token := h.token("a", time.Hour); r != packet.ConnectionRate; {
+				if r = refused(h, hello(packet.V5, "a", token)); r != packet.Success && r != packet.ConnectionRate {
+					return r
+				}
+			}
+			return r
+		}, packet.ConnectionRate},
+		"subscriptions of one connection": {mqtt.Options{}, func(_ *testing.T, h *house) (r packet.Reason) {
+			c := h.device("a")
+			for n := range 1025 {
+				r = c.subscribe(0, fmt.Sprint("a/", n))[0]
+			}
+			return r
+		}, packet.QuotaExceeded},
+		"receive maximum": {mqtt.Options{}, func(t *testing.T, h *house) packet.Reason {
+			c := h.device("a")
+			for n := range mqtt.ReceiveMaximum + 1 {
+				c.send(&packet.Publish{Topic: "a", QoS: 2, ID: uint16(n + 1)})
+			}
+			for {
+				if d, ok := next(c).(*packet.Disconnect); ok {
+					return d.Reason
+				}
+			}
+		}, packet.ReceiveMaximumOver},
+		"topic aliases": {mqtt.Options{}, func(t *testing.T, h *house) packet.Reason {
+			c := h.device("a")
+			c.send(aliased("a", 65))
+			return disconnected(t, c)
+		}, packet.BadTopicAlias},
+		"sessions of one subject": {mqtt.Options{}, func(_ *testing.T, h *house) packet.Reason {
+			token := h.token("a", time.Hour)
+			for n := range 8 {
+				h.connect(packet.V5, fmt.Sprint("a/", n), token)
+			}
+			return refused(h, hello(packet.V5, "a", token))
+		}, packet.QuotaExceeded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHouse(t, x.o)
+				defer h.close()
+				if r := x.what(t, h); r != x.want {
+					t.Errorf("%#x, want %#x", byte(r), byte(x.want))
+				}
+			})
+		})
+	}
+}
+
+// Who publishes faster than limits.publish_rate is read more slowly: nothing is refused,
+// and nothing is lost.
+func TestWhoPublishesTooFastIsHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, mqtt.Options{PublishRate: 10})
+		defer h.close()
+		sub := h.device("sub")
+		sub.subscribe(0, "a")
+		pub := h.device("pub")
+		from := time.Now()
+		go func() {
+			for n := 1; n <= 100; n++ {
+				pub.send(&packet.Publish{Topic: "a", Payload: fmt.Append(nil, n)})
+			}
+		}()
+		for n := 1; n <= 100; n++ {
+			sub.hears("a", fmt.Sprint(n))
+		}
+		if d := time.Since(from); d < 7*time.Second || d > 9*time.Second { // two seconds' worth may come at once
+			t.Errorf("100 messages at 10 a second took %v", d)
+		}
+	})
+}
