@@ -40,7 +40,8 @@ func (c *conn) answerLocked(at *commit, p packet.Packet) {
 }
 
 // appendFit appends a packet, without its explanations where it would be more than the
-// client takes with them (MQTT 5.0 §3.1.2.11.4).
+// client takes with them; where it is without them too, the connection ends (MQTT 5.0
+// §3.1.2.11.4).
 func (c *conn) appendFit(out []byte, p packet.Packet) []byte {
 	at := len(out)
 	out = packet.Append(out, p, c.version)
@@ -48,7 +49,11 @@ func (c *conn) appendFit(out []byte, p packet.Packet) []byte {
 		return out
 	}
 	packet.Unexplain(p)
-	return packet.Append(out[:at], p, c.version)
+	if out = packet.Append(out[:at], p, c.version); len(out)-at <= c.largest {
+		return out
+	}
+	go c.end(wrong(packet.TooLarge, p.Type(), "more than this client takes")) // it may hold mu now
+	return out[:at]
 }
 
 // acknowledge answers a publish in full success: the common case, in four bytes.

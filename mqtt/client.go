@@ -92,7 +92,7 @@ type entry struct {
 }
 
 func entryOf(it *item) entry {
-	e := entry{k: it.x.k, seq: it.seq, size: it.x.counted, qos: it.qos, retain: it.flag&1 != 0, shared: it.x.shared}
+	e := entry{k: it.x.k, seq: it.x.seq, size: it.x.counted, qos: it.qos, retain: it.flag&1 != 0, shared: it.x.shared}
 	if it.x.identifiers != nil {
 		e.identifiers = &it.x.identifiers
 	}
@@ -208,7 +208,7 @@ func (cl *client) progress(c *commit) shelf.Progress {
 	}
 	for i := cl.head; i < len(cl.queue); i++ {
 		if it := &cl.queue[i]; it.x != nil && it.x.k != nil {
-			open(it.seq, false)
+			open(it.x.seq, false)
 		}
 	}
 	for seq := range l.gone {
@@ -247,7 +247,7 @@ func (cl *client) lose(a *session.Authority, told bool) (lost []string, orphans 
 	}
 	if len(lost) > 0 {
 		cl.drop(func(it *item) bool {
-			return it.sub != nil && it.sub.dead && !cl.wanted(it) || it.sub == nil && cl.lostTo(it.m.topic, it.seq) && !cl.wanted(it)
+			return it.sub != nil && it.sub.dead && !cl.wanted(it) || it.sub == nil && cl.lostTo(it.m.topic, it.number()) && !cl.wanted(it)
 		})
 	}
 	return lost, orphans
@@ -261,7 +261,7 @@ func (cl *client) lostTo(topic string, seq int64) bool {
 // wanted reports whether a queued message is still under another subscription. It is
 // called with mu held.
 func (cl *client) wanted(it *item) bool {
-	if it.m.command > 0 {
+	if it.m.command() > 0 {
 		return false
 	}
 	for _, s := range cl.subs {
@@ -281,7 +281,7 @@ func (cl *client) drop(gone func(*item) bool) {
 		if gone(&it) {
 			cl.bytes -= it.m.size()
 			if it.x != nil && it.x.k != nil {
-				cl.finished(it.x.k, it.seq, int(it.x.counted))
+				cl.finished(it.x.k, it.x.seq, int(it.x.counted))
 			}
 			continue
 		}

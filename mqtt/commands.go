@@ -211,7 +211,7 @@ func (p *pump) step(ctx context.Context) bool {
 
 // send puts one command on its way, if the device may still have it.
 func (p *pump) send(sc command.SealedCommand) {
-	m := &message{topic: p.topic, payload: []byte(sc.JWE), qos: 1, command: sc.Seq, only: p.c, props: &packet.Properties{}}
+	m := &message{topic: p.topic, payload: []byte(sc.JWE), qos: 1, private: &private{p.c, sc.Seq}, props: &packet.Properties{}}
 	m.props.SetText(packet.ContentType, "application/jose")
 	p.mu.Lock()
 	p.after, p.epoch = sc.Seq, sc.Epoch

@@ -160,7 +160,6 @@ func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
 	w := batchesOfWork.Get().(*batch)
 	defer batchesOfWork.Put(w)
 	w.now = c.broker.o.Now()
-	c.extend(w.now)
 	for !c.leaving.Load() {
 		most := c.broker.o.PacketBytes
 		if c.live() == nil {
@@ -174,6 +173,9 @@ func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
 		if n == 0 {
 			rest = packet.Need(b[used:])
 			break
+		}
+		if used == 0 {
+			c.extend(w.now)
 		}
 		w.whole = b[used : used+n]
 		used += n
@@ -301,7 +303,7 @@ func (c *conn) lastWords(p *packet.Disconnect) error {
 			c.touch()
 		}
 	}
-	if p.Reason != packet.WithWill {
+	if p.Reason == packet.Success { // MQTT 5.0 §3.14.4
 		c.will = nil
 	}
 	return nil

@@ -20,6 +20,10 @@ import (
 // ReceiveMaximum is how many publishes a client may have unacknowledged.
 const ReceiveMaximum = 256
 
+// shortConnack is how long a CONNACK is that says nothing but its code: what may be sent
+// to whom nothing is known of.
+const shortConnack = 5
+
 // greet handles what comes before the session stands: CONNECT, and the rest of
 // an exchange of enhanced authentication.
 func (c *conn) greet(ctx context.Context, w *batch, first byte, body []byte) error {
@@ -36,7 +40,7 @@ func (c *conn) greet(ctx context.Context, w *batch, first byte, body []byte) err
 	}
 	if err := c.broker.rates.Take(network(c.remote), w.now); err != nil {
 		if len(body) > 6 && packet.Version(body[6]) == packet.V5 { // no more of it is read
-			c.version = packet.V5
+			c.version, c.largest = packet.V5, shortConnack
 		}
 		return c.turnAway(err)
 	}

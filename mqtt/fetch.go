@@ -123,7 +123,7 @@ func (cl *client) bodies(page []entry) (map[int64]item, error) {
 }
 
 func (e *entry) item(m *message) item {
-	it := item{m: m, seq: e.seq, qos: e.qos, x: &extra{k: e.k, shared: e.shared, counted: e.size}}
+	it := item{m: m, qos: e.qos, x: &extra{seq: e.seq, k: e.k, shared: e.shared, counted: e.size}}
 	if e.identifiers != nil {
 		it.x.identifiers = *e.identifiers
 	}

@@ -354,7 +354,7 @@ func (w *writing) build(j *journal) {
 		j.bytes.Add(int64(k.size))
 		m := k.body.Load()
 		w.messages = append(w.messages, k)
-		w.changes.Messages = append(w.changes.Messages, shelf.Message{ID: k.id, Packet: m.stored(), Expires: m.expires, Receivers: k.receivers})
+		w.changes.Messages = append(w.changes.Messages, shelf.Message{ID: k.id, Packet: m.stored(), Expires: m.expires(), Receivers: k.receivers})
 	}
 }
 

@@ -18,14 +18,42 @@ type message struct {
 	qos     byte
 	retain  bool               // as it was published
 	kept    bool               // it was kept for those who subscribe
-	expires time.Time          // zero: never
+	ends    int64              // Unix time in nanoseconds; 0: never
 	from    *client            // nil for the server's own
-	only    *conn              // whom it is for, where that is one connection
 	props   *packet.Properties // nil for none; what goes along to clients of version 5
-	command int64              // the number of the command that it carries, 0 for none
+	private *private           // nil where it is for everybody
 
 	frames [6]atomic.Pointer[frame] // by version and QoS
 	first  frame                    // where the first of them is kept, if it came so
+}
+
+// private is what a message has that is for one connection alone.
+type private struct {
+	only    *conn
+	command int64 // the number of the command that it carries, 0 for none
+}
+
+// command is the number of the command that m carries, 0 for none.
+func (m *message) command() int64 {
+	if m.private == nil {
+		return 0
+	}
+	return m.private.command
+}
+
+// expires is when nobody is to get m any more; zero: never.
+func (m *message) expires() time.Time {
+	if m.ends == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, m.ends)
+}
+
+// expireAt sets it; zero is never.
+func (m *message) expireAt(t time.Time) {
+	if m.ends = 0; !t.IsZero() {
+		m.ends = t.UnixNano()
+	}
 }
 
 // frame is an encoded PUBLISH. The packet identifier at idAt, if idAt > 0, is the
@@ -106,8 +134,8 @@ func (m *message) custom(out []byte, v packet.Version, it *item, id uint16, alia
 	if it.x != nil {
 		p.Properties.Subscriptions = it.x.identifiers
 	}
-	if !m.expires.IsZero() {
-		p.Properties.SetNumber(packet.MessageExpiry, uint32(max(m.expires.Sub(now)+time.Second-1, 0)/time.Second))
+	if m.ends != 0 {
+		p.Properties.SetNumber(packet.MessageExpiry, uint32(max(m.expires().Sub(now)+time.Second-1, 0)/time.Second))
 	}
 	if alias > 0 {
 		p.Properties.SetNumber(packet.TopicAlias, uint32(alias))
@@ -143,7 +171,8 @@ func unstored(b []byte, expires time.Time) (*message, error) {
 	if err := packet.ReadPublish(&p, first, body, packet.V5); err != nil {
 		return nil, err
 	}
-	m := &message{topic: p.Topic, payload: p.Payload, qos: p.QoS, retain: p.Retain, expires: expires}
+	m := &message{topic: p.Topic, payload: p.Payload, qos: p.QoS, retain: p.Retain}
+	m.expireAt(expires)
 	if !p.Properties.Empty() {
 		m.props = &p.Properties
 	}
@@ -151,4 +180,4 @@ func unstored(b []byte, expires time.Time) (*message, error) {
 }
 
 // expired reports whether nobody is to get m any more.
-func (m *message) expired(now time.Time) bool { return !m.expires.IsZero() && !now.Before(m.expires) }
+func (m *message) expired(now time.Time) bool { return m.ends != 0 && now.UnixNano() >= m.ends }

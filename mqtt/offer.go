@@ -65,7 +65,7 @@ func (cl *client) choose(m *message, subs []*subscription) (by *subscription, re
 
 func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (wake *conn, slow bool) {
 	c := cl.conn
-	if cl.over || c != nil && c.closed || m.only != nil && m.only != c {
+	if cl.over || c != nil && c.closed || m.private != nil && m.private.only != c {
 		return nil, false
 	}
 	by, retain, identifiers := cl.choose(m, subs)
@@ -79,7 +79,7 @@ func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (
 	if identifiers != nil || g != nil {
 		it.x = &extra{identifiers: identifiers, shared: g}
 	}
-	if cl.lasting != nil && it.qos > 0 && m.only == nil {
+	if cl.lasting != nil && it.qos > 0 && m.private == nil {
 		return cl.keep(&it, o), false
 	}
 	if c == nil {
@@ -124,15 +124,14 @@ func (cl *client) keep(it *item, o *outcome) (wake *conn) {
 		o.kept = j.keep(it.m)
 	}
 	cl.seq++
-	it.seq = cl.seq
 	k := o.kept
 	k.refs.Add(1)
 	if it.x == nil {
 		it.x = &extra{}
 	}
-	it.x.k, it.x.counted = k, uint32(it.m.size())
+	it.x.seq, it.x.k, it.x.counted = cl.seq, k, uint32(it.m.size())
 	k.receivers = shelf.AppendReceiver(k.receivers, shelf.Receiver{
-		Session: cl.number, Seq: it.seq, QoS: it.qos, Retain: it.flag&1 != 0, Group: it.group(), Identifiers: it.x.identifiers,
+		Session: cl.number, Seq: it.x.seq, QoS: it.qos, Retain: it.flag&1 != 0, Group: it.group(), Identifiers: it.x.identifiers,
 	})
 	l.waits(1, it.m.size())
 	if cl.away() || len(l.backlog) > 0 || len(cl.queue)-cl.head >= queueAhead || cl.bytes > queueWeight {

@@ -23,7 +23,6 @@ const (
 type item struct {
 	m    *message
 	sub  *subscription // nil where it was fetched from the shelf
-	seq  int64         // its number, where it has one before it is sent
 	x    *extra        // nil for most
 	qos  byte
 	flag byte // RETAIN and DUP, for this receiver
@@ -31,10 +30,19 @@ type item struct {
 
 // extra is what few items have.
 type extra struct {
+	seq         int64 // its number, where it has one before it is sent
 	k           *kept // nil where it does not wait on the shelf
 	identifiers []uint32
 	shared      *group // that it was picked from
 	counted     uint32 // what it counts while it waits on the shelf
+}
+
+// number is the item's, 0 where it gets one when it is sent.
+func (it *item) number() int64 {
+	if it.x == nil {
+		return 0
+	}
+	return it.x.seq
 }
 
 // group names the shared subscription that it was picked from, "" for none.
@@ -252,8 +260,8 @@ const keptFlights = 16
 // take appends one message as it goes over the wire, if it still does.
 func (c *conn) take(buf []byte, it *item) []byte {
 	var now time.Time
-	if !it.m.expires.IsZero() {
-		if now = c.broker.o.Now(); it.m.expired(now) {
+	if it.m.ends != 0 {
+		if now = c.broker.o.Now(); it.m.expired(now) && !c.wasSent(it) {
 			c.broker.stats.expired.Add(1)
 			return c.skip(buf, it)
 		}
@@ -262,7 +270,7 @@ func (c *conn) take(buf []byte, it *item) []byte {
 		return c.skip(buf, it)
 	}
 	var id uint16
-	seq := it.seq
+	seq := it.number()
 	if it.qos > 0 {
 		if seq == 0 {
 			c.seq++
@@ -296,11 +304,17 @@ func (c *conn) take(buf []byte, it *item) []byte {
 	return buf
 }
 
+// wasSent reports whether a message went out over an earlier connection: then it goes out
+// again whatever its age (MQTT 5.0 §4.3.3). mu is held.
+func (cl *client) wasSent(it *item) bool {
+	return cl.lasting != nil && it.number() > 0 && it.number() <= cl.lasting.sent
+}
+
 // skip is for what is not sent after all.
 func (c *conn) skip(buf []byte, it *item) []byte {
 	if it.x != nil && it.x.k != nil {
-		c.lasting.sent = max(c.lasting.sent, it.seq)
-		c.finished(it.x.k, it.seq, int(it.x.counted))
+		c.lasting.sent = max(c.lasting.sent, it.x.seq)
+		c.finished(it.x.k, it.x.seq, int(it.x.counted))
 	}
 	return buf
 }
@@ -317,7 +331,7 @@ func (c *conn) mayFly(it *item) bool {
 	if len(c.flights) == 0 {
 		return true
 	}
-	seq := it.seq
+	seq := it.number()
 	if seq == 0 {
 		seq = c.seq + 1
 	}
@@ -334,7 +348,7 @@ func (c *conn) mayFly(it *item) bool {
 }
 
 func (c *conn) fly(it *item, seq int64) {
-	f := flight{seq: seq, command: it.m.command, qos: it.qos, size: uint32(it.m.size()), retain: it.flag&1 != 0}
+	f := flight{seq: seq, command: it.m.command(), qos: it.qos, size: uint32(it.m.size()), retain: it.flag&1 != 0}
 	if x := it.x; x != nil {
 		if x.identifiers != nil {
 			f.identifiers = &x.identifiers

@@ -149,7 +149,7 @@ func (c *conn) say(n Notice) (wake bool) {
 	if err != nil {
 		return false
 	}
-	m := &message{topic: authTopic, payload: b, qos: 1, only: c}
+	m := &message{topic: authTopic, payload: b, qos: 1, private: &private{only: c}}
 	c.mu.Lock()
 	s := c.auth
 	c.mu.Unlock()

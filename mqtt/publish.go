@@ -226,7 +226,7 @@ func (c *conn) message(p *packet.Publish, whole []byte, now time.Time) *message 
 	if !p.Properties.Empty() {
 		m.props = p.Properties.Forwarded()
 		if n, ok := p.Properties.Number(packet.MessageExpiry); ok {
-			m.expires = now.Add(time.Duration(n) * time.Second)
+			m.expireAt(now.Add(time.Duration(n) * time.Second))
 		}
 	}
 	return m

@@ -180,7 +180,7 @@ func (c *conn) goodbye(cause error) *packet.Disconnect {
 // appendGoodbye appends it as it goes over the wire. Version 3.1.1 has no word for
 // it, and before CONNECT there is no version.
 func (c *conn) appendGoodbye(out []byte, cause error) []byte {
-	if c.version != packet.V5 || c.live() == nil {
+	if c.version != packet.V5 || c.live() == nil || !c.ready {
 		return out
 	}
 	return c.appendFit(out, c.goodbye(cause))

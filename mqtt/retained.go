@@ -47,7 +47,7 @@ func (r *retained) set(m *message, o *Options) (undo func(), err error) {
 		if old == nil && r.count >= o.RetainedMessages || r.bytes+m.size()-sizeOf(old) > o.RetainedBytes {
 			return nil, errRetained
 		}
-		now = &message{topic: m.topic, payload: m.payload, qos: m.qos, retain: true, kept: true, props: m.props, expires: m.expires}
+		now = &message{topic: m.topic, payload: m.payload, qos: m.qos, retain: true, kept: true, props: m.props, ends: m.ends}
 	}
 	r.replace(m.topic, now)
 	return func() {
@@ -210,7 +210,7 @@ func (r *retained) row(k retainKey) shelf.Retained {
 	defer r.mu.RUnlock()
 	out := shelf.Retained{Tenant: k.world.tenant, Topic: k.topic}
 	if m := r.find(k.topic); m != nil {
-		out.Packet, out.Expires = m.stored(), m.expires
+		out.Packet, out.Expires = m.stored(), m.expires()
 	}
 	return out
 }

@@ -162,8 +162,7 @@ func (cl *client) orphans(of *subscription) (out []orphan) {
 	stays := cl.queue[:0]
 	for i := range cl.queue[cl.head:] {
 		it := cl.queue[cl.head+i]
-		sent := cl.lasting != nil && it.seq > 0 && it.seq <= cl.lasting.sent // over an earlier connection
-		if it.x == nil || !mine(it.x.shared) || it.qos == 2 && sent {
+		if it.x == nil || !mine(it.x.shared) || it.qos == 2 && cl.wasSent(&it) {
 			stays = append(stays, it)
 			continue
 		}

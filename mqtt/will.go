@@ -52,7 +52,7 @@ func (c *conn) setWill(w *packet.Will, a *session.Authority) error {
 		}
 		p := &packet.Publish{Topic: w.Topic, Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Properties: w.Properties}
 		new = &will{m: c.message(p, nil, time.Time{})}
-		new.m.from, new.m.expires = nil, time.Time{} // its publisher is gone when it comes
+		new.m.from, new.m.ends = nil, 0 // its publisher is gone when it comes
 		if n, ok := w.Properties.Number(packet.WillDelay); ok {
 			new.delay = time.Duration(n) * time.Second
 		}
@@ -95,7 +95,7 @@ func (cl *client) publishWill(ctx context.Context, a *session.Authority, w *will
 	defer b.flush()
 	m := &message{topic: w.m.topic, payload: w.m.payload, qos: w.m.qos, retain: w.m.retain, props: w.m.props}
 	if w.life > 0 {
-		m.expires = b.now.Add(w.life)
+		m.expireAt(b.now.Add(w.life))
 	}
 	var o outcome
 	key, err := cl.send(ctx, b, m, v.house, &o, "")

@@ -243,7 +243,7 @@ func (l *load) restart() (time.Duration, error) {
 		return 0, err
 	}
 	start := time.Now()
-	us, err := startHouse(dir)
+	us, err := startHouse(dir, "")
 	if err != nil {
 		return 0, err
 	}

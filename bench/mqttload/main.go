@@ -39,6 +39,8 @@ func main() {
 	data := flag.String("serve", "", "be the server on this folder (the program starts itself so)")
 	only := flag.String("only", "", "run what has this in its name alone")
 	scale := flag.Float64("scale", 1, "how much of the full load")
+	against := flag.String("against", "", "another build of this program, whose server is measured in mosquitto's place")
+	flag.IntVar(&rounds, "rounds", rounds, "how often each is measured, in turn, where the median counts")
 	flag.Parse()
 	if *data != "" {
 		if err := serve(*data); err != nil {
@@ -47,7 +49,7 @@ func main() {
 		}
 		return
 	}
-	if err := run(context.Background(), *only, *scale); err != nil {
+	if err := run(context.Background(), *only, *against, *scale); err != nil {
 		fmt.Fprintln(os.Stderr, "mqttload:", err)
 		os.Exit(1)
 	}
@@ -142,12 +144,16 @@ type house struct {
 	devices  []simulated
 }
 
-func startHouse(dir string) (*peer, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
+// startHouse starts our server, of this build or of another one.
+func startHouse(dir, program string) (*peer, error) {
+	if program == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		program = self
 	}
-	p := &peer{name: "Watchword", process: exec.Command(self, "-serve", filepath.Join(dir, "data"))}
+	p := &peer{name: "Watchword", process: exec.Command(program, "-serve", filepath.Join(dir, "data"))}
 	p.process.Stderr = os.Stderr
 	ready, err := p.process.StdoutPipe()
 	if err != nil {
@@ -302,7 +308,7 @@ func startMosquitto(dir string) (*peer, error) {
 	return nil, errors.New("mosquitto does not listen")
 }
 
-func run(ctx context.Context, only string, scale float64) (err error) {
+func run(ctx context.Context, only, against string, scale float64) (err error) {
 	dir, err := os.MkdirTemp("", "watchword-mqttload-")
 	if err != nil {
 		return err
@@ -310,7 +316,7 @@ func run(ctx context.Context, only string, scale float64) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	raiseFileLimit()
 	fmt.Printf("%s, %s/%s, %d cores, %s\n\n", time.Now().UTC().Format("2006-01-02"), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
-	l := &load{dir: dir, scale: scale}
+	l := &load{dir: dir, scale: scale, against: against}
 	for _, w := range []struct {
 		name string
 		run  func(context.Context) error

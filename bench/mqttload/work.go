@@ -21,11 +21,12 @@ import (
 type message = packet.Publish
 
 type load struct {
-	dir   string
-	scale float64
-	us    *peer
-	them  *peer
-	runs  int
+	dir     string
+	scale   float64
+	against string // another build of this program, whose server takes mosquitto's place
+	us      *peer
+	them    *peer
+	runs    int
 }
 
 func (l *load) n(full int) int { return max(1, int(float64(full)*l.scale)) }
@@ -35,14 +36,23 @@ func (l *load) peers(ctx context.Context, devices int) ([]*peer, error) {
 	var err error
 	if l.us == nil {
 		l.runs++
-		if l.us, err = startHouse(filepath.Join(l.dir, strconv.Itoa(l.runs))); err != nil {
+		if l.us, err = startHouse(filepath.Join(l.dir, strconv.Itoa(l.runs)), ""); err != nil {
 			return nil, err
 		}
 	}
-	if l.them == nil {
-		if l.them, err = startMosquitto(l.dir); err != nil {
-			return nil, err
-		}
+	switch {
+	case l.them != nil:
+	case l.against != "":
+		other = "other build"
+		l.them, err = startHouse(filepath.Join(l.dir, "other"+strconv.Itoa(l.runs)), l.against)
+	default:
+		l.them, err = startMosquitto(l.dir)
+	}
+	if err == nil && l.them.house != nil {
+		err = l.them.house.enroll(ctx, devices)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return []*peer{l.them, l.us}, l.us.house.enroll(ctx, devices)
 }
@@ -88,12 +98,15 @@ func row(name string, us, them float64, unit string, promise float64) {
 	fmt.Printf("| %s | %.2f | %.2f | %s | %.2f | ≤ %.2f |\n", name, us, them, unit, us/them, promise)
 }
 
+// other is who is measured beside us.
+var other = "mosquitto"
+
 func head(title string) {
-	fmt.Printf("\n### %s\n\n| | Watchword | mosquitto | | ratio | promised |\n|---|---|---|---|---|---|\n", title)
+	fmt.Printf("\n### %s\n\n| | Watchword | "+other+" | | ratio | promised |\n|---|---|---|---|---|---|\n", title)
 }
 
 // rounds is how often each is measured, in turn; the median counts.
-const rounds = 3
+var rounds = 3
 
 func median(of []float64) float64 {
 	s := slices.Sorted(slices.Values(of))

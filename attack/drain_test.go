@@ -1,0 +1,88 @@
+package attack_test
+
+import (
+	"bufio"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/eclipse/paho.golang/paho"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
+)
+
+// A server that is told to go under load: all that publishers were acknowledged reaches
+// who is there and keeps no session, before the goodbye.
+func TestAServerThatGoesTakesNoMessageAlong(t *testing.T) {
+	const publishers, before = 3, 600
+	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })
+	_, err := h.admin.ApplyPolicy(t.Context(), "meters", []byte(`for = { kind = "meter" }
+[[allow]]
+publish   = ["plant/${id}/lux"]
+subscribe = ["plant/#"]
+`), 0)
+	must(t, err)
+	labels := watchword.Labels{"kind": "meter"}
+	reader := mosquitto(t, "mosquitto_sub", h.enroll("reader", device.Options{}, labels), "reader", "-V", "mqttv5", "-q", "1", "-t", "plant/#", "-v", "-d")
+	out, err := reader.StdoutPipe()
+	must(t, err)
+	must(t, reader.Start())
+	heard := map[string][]string{}
+	subscribed, bye := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(bye)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			topic, payload, _ := strings.Cut(lines.Text(), " ")
+			switch {
+			case strings.HasPrefix(topic, "plant/"):
+				heard[topic] = append(heard[topic], payload)
+			case strings.HasPrefix(lines.Text(), "Subscribed"):
+				close(subscribed)
+			case strings.Contains(lines.Text(), "received DISCONNECT"):
+				if !strings.Contains(lines.Text(), "(139)") { // 0x8B
+					t.Error(lines.Text())
+				}
+				return
+			}
+		}
+		t.Error("it ended without a goodbye")
+	}()
+	<-subscribed
+	acked := make([][]string, publishers)
+	var count atomic.Int64
+	enough := make(chan struct{})
+	var sending sync.WaitGroup
+	for i := range publishers {
+		id := watchword.SubjectID(fmt.Sprint("meter-", i))
+		w := wire(t, h.enroll(id, device.Options{}, labels), "")
+		sending.Go(func() {
+			for n := 0; ; n++ {
+				m := fmt.Sprintf("%06d", n)
+				if _, err := w.client.Publish(t.Context(), &paho.Publish{Topic: "plant/" + string(id) + "/lux", QoS: 1, Payload: []byte(m)}); err != nil {
+					return // the server has gone
+				}
+				acked[i] = append(acked[i], m)
+				if count.Add(1) == before {
+					close(enough)
+				}
+			}
+		})
+	}
+	<-enough
+	h.stop()
+	sending.Wait()
+	<-bye
+	must(t, reader.Process.Kill()) // it would come back
+	_ = reader.Wait()              // the error is that of having been killed
+	for i := range publishers {
+		got := heard[fmt.Sprintf("plant/meter-%d/lux", i)]
+		if n := len(acked[i]); len(got) < n || !slices.Equal(got[:n], acked[i]) {
+			t.Errorf("meter-%d: %d acknowledged, %d heard", i, n, len(got))
+		}
+	}
+}
