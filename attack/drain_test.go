@@ -2,6 +2,7 @@ package attack_test
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -36,21 +37,23 @@ subscribe = ["plant/#"]
 	subscribed, bye := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(bye)
+		last := ""
 		for lines := bufio.NewScanner(out); lines.Scan(); {
+			last = lines.Text()
 			topic, payload, _ := strings.Cut(lines.Text(), " ")
 			switch {
 			case strings.HasPrefix(topic, "plant/"):
 				heard[topic] = append(heard[topic], payload)
 			case strings.HasPrefix(lines.Text(), "Subscribed"):
 				close(subscribed)
-			case strings.Contains(lines.Text(), "received DISCONNECT"):
+			case strings.Contains(lines.Text(), "Received DISCONNECT"):
 				if !strings.Contains(lines.Text(), "(139)") { // 0x8B
 					t.Error(lines.Text())
 				}
 				return
 			}
 		}
-		t.Error("it ended without a goodbye")
+		t.Errorf("it ended without a goodbye; its last line was %q", last)
 	}()
 	<-subscribed
 	acked := make([][]string, publishers)
@@ -60,10 +63,13 @@ subscribe = ["plant/#"]
 	for i := range publishers {
 		id := watchword.SubjectID(fmt.Sprint("meter-", i))
 		w := wire(t, h.enroll(id, device.Options{}, labels), "")
+		there, cancel := context.WithCancel(t.Context())
+		go func() { <-w.ended; cancel() }()
 		sending.Go(func() {
+			defer cancel()
 			for n := 0; ; n++ {
 				m := fmt.Sprintf("%06d", n)
-				if _, err := w.client.Publish(t.Context(), &paho.Publish{Topic: "plant/" + string(id) + "/lux", QoS: 1, Payload: []byte(m)}); err != nil {
+				if _, err := w.client.Publish(there, &paho.Publish{Topic: "plant/" + string(id) + "/lux", QoS: 1, Payload: []byte(m)}); err != nil {
 					return // the server has gone
 				}
 				acked[i] = append(acked[i], m)

@@ -102,24 +102,29 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	for n := range f.plan.Devices {
 		f.things = append(f.things, &thing{fleet: f, number: n, bad: f.random.Float64() < f.plan.Lossy})
 	}
-	life, stop := context.WithCancel(ctx) // of the devices
+	life, stop := context.WithCancel(context.WithoutCancel(ctx)) // of the devices: they are looked at before they go
 	defer stop()
 	g, all := errgroup.WithContext(life)
 	for _, t := range f.things {
 		g.Go(func() error { return t.live(all) })
 	}
 	acting, still := context.WithCancel(all) // of what is done to them
+	ordering, enough := context.WithCancel(all)
+	defer enough()
 	var hands sync.WaitGroup
 	hands.Go(func() { f.tell(acting) })
 	hands.Go(func() { f.blow(acting) })
-	hands.Go(func() { f.order(acting, all) })
+	hands.Go(func() { f.order(acting, ordering) })
 	for _, t := range f.things {
 		hands.Go(func() { t.report(acting) })
 	}
-	f.wait(all)
+	f.wait(ctx, all)
 	f.breaking.Store(false)
 	still()
 	hands.Wait()
+	if ctx.Err() != nil { // nobody wants to wait any more
+		enough()
+	}
 	f.acted.Store(int64(f.acting()))
 	f.orders.Wait()
 	if ctx.Err() == nil {
@@ -135,13 +140,19 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	return r, err
 }
 
-// wait is until the time is over.
-func (f *fleet) wait(ctx context.Context) {
-	if f.plan.For == 0 {
-		<-ctx.Done()
-		return
+// wait is until the time is over, somebody interrupts, or a device cannot even begin.
+func (f *fleet) wait(ctx, all context.Context) {
+	var over <-chan time.Time
+	if f.plan.For > 0 {
+		t := time.NewTimer(f.plan.Ramp + f.plan.For)
+		defer t.Stop()
+		over = t.C
 	}
-	sleep(ctx, f.plan.Ramp+f.plan.For)
+	select {
+	case <-over:
+	case <-ctx.Done():
+	case <-all.Done():
+	}
 }
 
 // sleep reports false where ctx ended first.
