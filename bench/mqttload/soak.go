@@ -220,10 +220,8 @@ func (c *churn) speak(ctx context.Context, devices int) error {
 		return err
 	}
 	defer gone(o)
-	go func() {
-		for range o.acks {
-		}
-	}()
+	const window = 200 // under the server's receive maximum
+	open := 0
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for n := 0; ; n++ {
@@ -245,6 +243,28 @@ func (c *churn) speak(ctx context.Context, devices int) error {
 			return err
 		}
 		c.sent.Add(1)
+		if m.QoS > 0 {
+			open++
+		}
+		for more := true; more; {
+			if open < window {
+				select {
+				case <-o.acks:
+					open--
+				default:
+					more = false
+				}
+				continue
+			}
+			select {
+			case <-o.acks:
+				open--
+			case <-o.end: // told above
+				more = false
+			case <-ctx.Done():
+				return nil
+			}
+		}
 	}
 }
 
