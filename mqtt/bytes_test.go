@@ -48,6 +48,10 @@ func judgeBytes(v packet.Version, data []byte) (*judged, error) {
 			break
 		}
 		data = data[n:]
+		if packet.Type(first>>4) == packet.CONNECT {
+			j.wrong(packet.ProtocolError) // a second one, whatever it says
+			break
+		}
 		p, err := packet.Parse(first, body, v)
 		if err != nil {
 			j.end(err)

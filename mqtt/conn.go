@@ -245,6 +245,9 @@ func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) er
 		}
 		return c.publish(ctx, w, &w.publish)
 	}
+	if t == packet.CONNECT {
+		return wrong(packet.ProtocolError, t, "a second one") // whatever it says
+	}
 	p, err := packet.Parse(first, body, c.version)
 	if err != nil {
 		return err
@@ -266,8 +269,6 @@ func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) er
 		return c.disconnect(p)
 	case *packet.Auth:
 		return c.reauthenticate(ctx, p, w.now)
-	case *packet.Connect:
-		return wrong(packet.ProtocolError, t, "a second one")
 	}
 	return wrong(packet.ProtocolError, t, "clients do not send it")
 }
