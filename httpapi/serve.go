@@ -41,6 +41,19 @@ func infoOf(ctx context.Context) *info {
 	return &info{}
 }
 
+// patience is how long a request may take to be answered because it says so. One that says
+// it wrongly is refused by whoever reads it.
+func patience(r *http.Request) time.Duration {
+	if !strings.Contains(r.URL.RawQuery, "wait=") {
+		return 0
+	}
+	d, err := wait(r.URL.Query().Get("wait"))
+	if err != nil {
+		return 0
+	}
+	return d
+}
+
 // ServeHTTP gives every request its trace id, its bounds, and an answer even
 // where the code behind it panics.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -61,7 +74,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	// A stalled peer costs its own connection. The error is that of a connection without deadlines: a test's recorder.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout + patience(r)))
 	defer func() {
 		if v := recover(); v != nil {
 			if v == http.ErrAbortHandler {

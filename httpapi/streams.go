@@ -222,7 +222,6 @@ func (a *API) pollCommands(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err != nil {
 		return err
 	}
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pause + writeTimeout)) // as in ServeHTTP
 	s, ctx, done, err := a.open(r, c, "poll", mayTake(c))
 	if err != nil {
 		return err
