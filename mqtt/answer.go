@@ -27,33 +27,36 @@ func (c *conn) answerLocked(at *commit, p packet.Packet) {
 	if c.closed {
 		return
 	}
+	b, fits := c.fit(p)
+	if !fits {
+		return
+	}
 	if c.mayAnswer(at) {
-		c.control = c.appendFit(c.control, p)
+		c.control = append(c.control, b...)
 		c.begin(p.Type())
 		return
 	}
-	a := reply{after: at, b: c.appendFit(nil, p), kind: p.Type()}
+	a := reply{after: at, b: b, kind: p.Type()}
 	if ack, ok := p.(*packet.Ack); ok {
 		a.id = ack.ID
 	}
 	c.answers = append(c.answers, a)
 }
 
-// appendFit appends a packet, without its explanations where it would be more than the
-// client takes with them; where it is without them too, the connection ends (MQTT 5.0
-// §3.1.2.11.4).
-func (c *conn) appendFit(out []byte, p packet.Packet) []byte {
-	at := len(out)
-	out = packet.Append(out, p, c.version)
-	if c.largest == 0 || len(out)-at <= c.largest {
-		return out
+// fit is a packet as it goes over the wire, without its explanations where it would be
+// more than the client takes with them. Where it is without them too, it does not go, and
+// the connection ends (MQTT 5.0 §3.1.2.11.4).
+func (c *conn) fit(p packet.Packet) (b []byte, fits bool) {
+	b = packet.Append(nil, p, c.version)
+	if c.largest == 0 || len(b) <= c.largest {
+		return b, true
 	}
 	packet.Unexplain(p)
-	if out = packet.Append(out[:at], p, c.version); len(out)-at <= c.largest {
-		return out
+	if b = packet.Append(nil, p, c.version); len(b) <= c.largest {
+		return b, true
 	}
-	go c.end(wrong(packet.TooLarge, p.Type(), "more than this client takes")) // it may hold mu now
-	return out[:at]
+	go c.end(wrong(packet.TooLarge, p.Type(), "more than this client takes")) // its caller holds mu
+	return nil, false
 }
 
 // acknowledge answers a publish in full success: the common case, in four bytes.
@@ -76,7 +79,7 @@ func (c *conn) acknowledgeLocked(at *commit, kind packet.Type, id uint16) {
 // begin lets messages follow, once CONNACK is on its way: first what the client has from
 // an earlier connection and was not told PUBREL (MQTT 5.0 §4.4). mu is held.
 func (c *conn) begin(after packet.Type) {
-	if after != packet.CONNACK || c.ready {
+	if after != packet.CONNACK || c.ready || c.live() == nil { // without a session it was a refusal
 		return
 	}
 	c.ready = true
@@ -172,7 +175,8 @@ func (c *conn) unwritten(a *reply) error {
 	if c.problems {
 		ack.Properties.SetText(packet.ReasonString, words(why))
 	}
-	c.control = c.appendFit(c.control, ack)
+	b, _ := c.fit(ack)
+	c.control = append(c.control, b...)
 	return nil
 }
 

@@ -74,22 +74,23 @@ type Options struct {
 // the journal. None is held while something is written to a connection or a disk.
 type Broker struct {
 	Parts
-	o        Options
-	stats    stats
-	rates    *rates.Map[netip.Prefix] // of CONNECTs
-	floods   *rates.Map[netip.Prefix] // of connections, before anything is spent on them
-	ctx      context.Context          // of all work that the doors begin; ends with stop
-	stop     context.CancelFunc
-	mu       sync.Mutex
-	worlds   map[watchword.TenantID]*world
-	closing  bool
-	draining atomic.Bool // nothing new is taken in
-	serving  sync.WaitGroup
-	looking  sync.Once
-	upkeep   sync.WaitGroup
-	sequence atomic.Int64 // of clients
-	lasting  atomic.Int64 // clients whose state outlives their connection
-	journal  *journal
+	o         Options
+	stats     stats
+	rates     *rates.Map[netip.Prefix] // of CONNECTs
+	floods    *rates.Map[netip.Prefix] // of connections, before anything is spent on them
+	ctx       context.Context          // of all work that the doors begin; ends with stop
+	stop      context.CancelFunc
+	mu        sync.Mutex
+	worlds    map[watchword.TenantID]*world
+	closing   bool
+	strangers map[*conn]struct{} // connections without a client
+	draining  atomic.Bool        // nothing new is taken in
+	serving   sync.WaitGroup
+	looking   sync.Once
+	upkeep    sync.WaitGroup
+	sequence  atomic.Int64 // of clients
+	lasting   atomic.Int64 // clients whose state outlives their connection
+	journal   *journal
 }
 
 // world is what one tenant's clients share.
@@ -133,7 +134,7 @@ func New(p Parts) *Broker {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	b := &Broker{Parts: p, o: o, worlds: map[watchword.TenantID]*world{}, rates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address")}
+	b := &Broker{Parts: p, o: o, worlds: map[watchword.TenantID]*world{}, strangers: map[*conn]struct{}{}, rates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address")}
 	b.floods = rates.New[netip.Prefix](floodFactor*o.ConnectRate, "")
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.journal = newJournal(&b.o, p.Store)
@@ -206,8 +207,9 @@ func (b *Broker) Handle(nc net.Conn) {
 		return
 	}
 	b.serving.Add(1)
-	b.mu.Unlock()
 	c := &conn{broker: b, nc: nc, remote: remote, trace: watchword.NewID("", b.o.Now())}
+	b.strangers[c] = struct{}{}
+	b.mu.Unlock()
 	c.client = &client{broker: b, number: b.sequence.Add(1), conn: c}
 	c.moved.L = &c.client.mu
 	c.window = maxFlights
@@ -222,8 +224,16 @@ func (b *Broker) Handle(nc net.Conn) {
 	go func() {
 		defer b.serving.Done()
 		defer b.stats.connections.Add(-1)
+		defer b.known(c)
 		c.serve(fair.With(b.ctx, network(c.remote)))
 	}()
+}
+
+// known is told of a connection that has a client, or is over.
+func (b *Broker) known(c *conn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.strangers, c)
 }
 
 // Close tells every client that the server goes, and waits until all have gone
@@ -232,6 +242,7 @@ func (b *Broker) Close(ctx context.Context) error {
 	b.mu.Lock()
 	b.closing = true
 	b.mu.Unlock()
+	b.hangUp()
 	for _, c := range b.connected(func(*conn) bool { return true }) {
 		c.end(errGoing)
 	}

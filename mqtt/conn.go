@@ -155,6 +155,14 @@ func (c *conn) serve(ctx context.Context) {
 // work handles every whole packet in b. It returns how much of b that was, and
 // how long the packet that is not whole yet will be, if that is known.
 func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
+	used, rest = c.workOn(ctx, b)
+	if !c.leaving.Load() {
+		c.settle()
+	}
+	return used, rest
+}
+
+func (c *conn) workOn(ctx context.Context, b []byte) (used, rest int) {
 	c.working.Lock()
 	defer c.working.Unlock()
 	w := batchesOfWork.Get().(*batch)
@@ -189,9 +197,6 @@ func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
 	}
 	w.flush()
 	w.publish, w.whole = packet.Publish{}, nil
-	if !c.leaving.Load() {
-		c.settle()
-	}
 	return used, rest
 }
 

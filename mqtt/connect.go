@@ -150,6 +150,7 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 		c.promise(ack, p, assigned, s, lost, dropped)
 	}
 	c.session.Store(s)
+	c.broker.known(c)
 	c.answerAfter(at, ack)                            // before anything else can be said
 	if cause := s.Cause(); cause != nil || s.Over() { // it ended before it was seen
 		c.end(cause)

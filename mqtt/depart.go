@@ -44,6 +44,7 @@ func (c *conn) detachFor(cause error) (rest remains) {
 	}
 	rest.orphans = c.orphans(nil)
 	if l := c.lasting; l != nil && (l.expiry == 0 || l.turn == 0 && c.live() == nil) {
+		rest.orphans = append(rest.orphans, c.heirless()...)
 		c.forget() // the client said so, or never came to be
 	}
 	if c.lasting == nil {

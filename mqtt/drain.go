@@ -3,12 +3,16 @@ package mqtt
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 )
 
 // errGoing is why a connection ends where the server goes.
 var errGoing = watchword.Refuse(watchword.Unavailable, "the server is going down")
+
+// passTime is how long what was taken in may take to be passed on.
+const passTime = time.Second
 
 // Drain has every client go when it has what is its own: nothing new is taken in, what
 // was taken in is passed on, answers wait for the disk as ever, and each connection ends
@@ -20,10 +24,13 @@ func (b *Broker) Drain(ctx context.Context) {
 	b.closing = true
 	b.mu.Unlock()
 	b.draining.Store(true)
+	b.hangUp()
+	passed, cancel := context.WithTimeout(ctx, passTime) // one who is held back holds up nobody else
+	defer cancel()
 	all := b.connected(func(*conn) bool { return true })
 	var wg sync.WaitGroup
 	for _, c := range all {
-		wg.Go(func() { c.pause(ctx) })
+		wg.Go(func() { c.pause(passed) })
 	}
 	wg.Wait()
 	for _, c := range all {
@@ -35,6 +42,15 @@ func (b *Broker) Drain(ctx context.Context) {
 		})
 	}
 	wg.Wait()
+}
+
+// hangUp ends the connections whose client has not come to be yet.
+func (b *Broker) hangUp() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for c := range b.strangers {
+		_ = c.nc.Close() // nothing was promised
+	}
 }
 
 // pause returns when the reader has passed on what it had taken in.

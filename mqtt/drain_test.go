@@ -83,3 +83,36 @@ func TestADrainEnds(t *testing.T) {
 		deaf.ended(packet.ShuttingDown) // and no will
 	})
 }
+
+// A client that reads nothing, and whose answers hold its own reader up, holds up nobody
+// else for longer than what was taken in may take.
+func TestADrainIsNotHeldUpByADeafClient(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		other := h.device("other")
+		nc, theirs := net2()
+		h.broker.Handle(theirs)
+		deaf := &client{t: t, v: packet.V5, nc: nc}
+		go deaf.send(hello(packet.V5, "deaf", h.token("deaf", time.Hour)), &packet.Ping{}) // and reads nothing
+		synctest.Wait()
+		from := time.Now()
+		gone := h.drain()
+		want[*packet.Disconnect](other)
+		if d := time.Since(from); d > time.Second {
+			t.Errorf("another waited for %v", d)
+		}
+		<-gone
+		_ = nc.Close()
+	})
+}
+
+// Who has said nothing yet is not waited for.
+func TestADrainEndsWhoIsNoClientYet(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c := h.raw(packet.V5)
+		from := time.Now()
+		<-h.drain()
+		if _, open := <-c.got; open || time.Since(from) > 0 {
+			t.Errorf("it is there after %v", time.Since(from))
+		}
+	})
+}

@@ -489,3 +489,84 @@ func TestSeveralFiltersOneCopyAtTheHighestQoS(t *testing.T) {
 		}
 	})
 }
+
+// A receiver that always has something to take does not make its queue longer and longer.
+func TestAQueueThatIsNeverEmptyKeepsItsLength(t *testing.T) {
+	for name, edits := range map[string][]func(*packet.Connect){"there": {oneAtATime}, "lasting": {oneAtATime, lasts}} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				sub := h.connect(packet.V5, "sub", h.token("sub", time.Hour), edits...)
+				sub.subscribe(1, "a")
+				pub := h.device("pub")
+				for range 3 {
+					pub.publish(1, "a", "x")
+				}
+				memory := func() int {
+					synctest.Wait()
+					return h.broker.States(watchword.DefaultTenant, "sub")[0].Memory
+				}
+				from := memory()
+				for range 5000 {
+					pub.publish(1, "a", "x")
+					sub.message()
+				}
+				if n := memory(); n > from+1000 {
+					t.Errorf("%d bytes, and then %d", from, n)
+				}
+			})
+		})
+	}
+}
+
+// Where CONNACK is more than a client takes, or refuses, nothing of the session goes out
+// (MQTT 5.0 §3.2).
+func TestNothingGoesOutWithoutCONNACK(t *testing.T) {
+	for name, edit := range map[string]func(*packet.Connect){
+		"too large": func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, 10) },
+		"refused":   func(p *packet.Connect) { p.Will = &packet.Will{Topic: "not/mine", QoS: 1} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				h.policy(`publish = ["a"]`, `subscribe = ["#"]`)
+				h.away(packet.V5, "d", "a")
+				c := h.back(packet.V5, "d")
+				pub := h.device("pub")
+				pub.twice("a", "x")
+				m := want[*packet.Publish](c)
+				c.send(&packet.Ack{Kind: packet.PUBREC, ID: m.ID})
+				want[*packet.Ack](c) // PUBREL, and no more of it
+				pub.twice("a", "y")
+				c.vanish()
+				synctest.Wait()
+				c = h.raw(packet.V5)
+				p := hello(packet.V5, "d", h.token("d", time.Hour))
+				lasts(p)
+				edit(p)
+				c.send(p)
+				for x := range c.got {
+					if ack, ok := x.(*packet.Connack); !ok || !ack.Code.Failed() {
+						t.Errorf("got %T %+v", x, x)
+					}
+				}
+				h.back(packet.V5, "d").silentBut(1, 1)
+			})
+		})
+	}
+}
+
+// silentBut takes what comes and wants so many publishes and PUBRELs.
+func (c *client) silentBut(publishes, rels int) {
+	c.t.Helper()
+	synctest.Wait()
+	for len(c.got) > 0 {
+		switch (<-c.got).(type) {
+		case *packet.Publish:
+			publishes--
+		case *packet.Ack:
+			rels--
+		}
+	}
+	if publishes != 0 || rels != 0 {
+		c.t.Errorf("%d publishes and %d PUBRELs too few", publishes, rels)
+	}
+}

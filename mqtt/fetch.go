@@ -69,8 +69,7 @@ func (c *conn) fetch(turn int) {
 		if it.qos == 2 {
 			c.broker.journal.whenWritten(e.k, c.client)
 		}
-		c.queue = append(c.queue, it)
-		c.bytes += it.m.size()
+		c.lineUp(it)
 	}
 	if len(l.backlog) == 0 {
 		l.backlog = nil

@@ -195,3 +195,36 @@ func TestAGroupSeesWhoHasTakenWhatItHad(t *testing.T) {
 		}
 	})
 }
+
+// A member whose session ends has more than was fetched for it: all of it is the group's.
+func TestASessionThatEndsLeavesItsGroupAllItHad(t *testing.T) {
+	for name, ends := range map[string]func(h *house, m0 *client){
+		"by DISCONNECT": func(_ *house, m0 *client) {
+			d := &packet.Disconnect{}
+			d.Properties.SetNumber(packet.SessionExpiry, 0)
+			m0.send(d)
+		},
+		"by a clean start": func(h *house, m0 *client) {
+			m0.vanish()
+			synctest.Wait()
+			h.device("m0")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				const all = 600
+				m0 := h.connect(packet.V5, "m0", h.token("m0", time.Hour), lasts, oneAtATime)
+				m0.subscribe(1, "$share/g/a")
+				pub := h.device("pub")
+				for n := range all {
+					pub.publish(1, "a", fmt.Sprint(n))
+				}
+				m1 := h.device("m1")
+				m1.subscribe(1, "$share/g/a")
+				ends(h, m0)
+				m1.takesAll(all)
+				m1.silent()
+			})
+		})
+	}
+}

@@ -18,6 +18,7 @@ type message struct {
 	qos     byte
 	retain  bool               // as it was published
 	kept    bool               // it was kept for those who subscribe
+	undone  bool               // under retained.mu: its publisher heard that it was refused
 	ends    int64              // Unix time in nanoseconds; 0: never
 	from    *client            // nil for the server's own
 	props   *packet.Properties // nil for none; what goes along to clients of version 5

@@ -93,13 +93,23 @@ func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (
 }
 
 func (cl *client) enqueue(it item) (wake *conn) {
-	cl.queue = append(cl.queue, it)
-	cl.bytes += it.m.size()
+	cl.lineUp(it)
 	cl.weigh()
 	if c := cl.conn; c.ready && c.mustWake() {
 		return c
 	}
 	return nil
+}
+
+// lineUp puts an item at the end of the queue. mu is held.
+func (cl *client) lineUp(it item) {
+	if n := len(cl.queue); n == cap(cl.queue) && 2*cl.head >= n { // what was sent makes room before the queue grows
+		k := copy(cl.queue, cl.queue[cl.head:])
+		clear(cl.queue[k:])
+		cl.queue, cl.head = cl.queue[:k], 0
+	}
+	cl.queue = append(cl.queue, it)
+	cl.bytes += it.m.size()
 }
 
 // keep lets a message wait on the shelf, and in the queue too where it may go out soon.

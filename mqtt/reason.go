@@ -180,10 +180,11 @@ func (c *conn) goodbye(cause error) *packet.Disconnect {
 // appendGoodbye appends it as it goes over the wire. Version 3.1.1 has no word for
 // it, and before CONNECT there is no version.
 func (c *conn) appendGoodbye(out []byte, cause error) []byte {
-	if c.version != packet.V5 || c.live() == nil || !c.ready {
+	if c.version != packet.V5 || !c.ready {
 		return out
 	}
-	return c.appendFit(out, c.goodbye(cause))
+	b, _ := c.fit(c.goodbye(cause))
+	return append(out, b...)
 }
 
 // returnCode is the answer to a refused CONNECT of version 3.1.1 (§3.2.2.3).

@@ -53,8 +53,14 @@ func (r *retained) set(m *message, o *Options) (undo func(), err error) {
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		if old != nil && old.undone {
+			old = nil
+		}
 		if r.find(m.topic) == now {
 			r.replace(m.topic, old)
+		}
+		if now != nil {
+			now.undone = true
 		}
 	}, nil
 }

@@ -217,11 +217,7 @@ func (cl *client) end() {
 	var orphans []orphan
 	if l := cl.lasting; l != nil {
 		hold, l.hold = l.hold, nil
-		for _, s := range cl.subs {
-			if s.memberOf != nil {
-				orphans = append(orphans, cl.orphans(s)...)
-			}
-		}
+		orphans = cl.heirless()
 		cl.forget()
 	}
 	cl.over = true

@@ -194,6 +194,17 @@ func (cl *client) orphans(of *subscription) (out []orphan) {
 	return out
 }
 
+// heirless is orphans of all, with what waits on the shelf: the client will not come. mu
+// is held.
+func (cl *client) heirless() (out []orphan) {
+	for _, s := range cl.subs {
+		if s.memberOf != nil {
+			out = append(out, cl.orphans(s)...)
+		}
+	}
+	return out
+}
+
 // hand gives orphans to other members of their groups, and takes back those that
 // nobody takes while the client may come for them.
 func (cl *client) hand(all []orphan, there bool) {

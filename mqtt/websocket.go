@@ -76,5 +76,8 @@ func (s *socket) CloseWrite() error {
 			code = websocket.StatusInternalError
 		}
 	}
+	// Close waits for the peer's word, and so for the reader. The error is that of a
+	// connection that is gone.
+	defer time.AfterFunc(byeTimeout, func() { _ = s.Conn.SetReadDeadline(time.Unix(1, 0)) }).Stop()
 	return s.ws.Close(code, words)
 }
