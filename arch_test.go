@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -182,5 +183,41 @@ func TestNoReplace(t *testing.T) {
 	}
 	if strings.Contains(string(b), "replace") {
 		t.Error("go.mod has a replace: go install …@latest would fail")
+	}
+}
+
+// docs/mqtt-conformance.md goes through all statements of both standards, and names tests
+// that there are.
+func TestTheTableOfMQTTNamesTestsThatThereAre(t *testing.T) {
+	text, err := os.ReadFile("docs/mqtt-conformance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]bool{}
+	for _, s := range sources(t) {
+		if !s.test {
+			continue
+		}
+		code, err := os.ReadFile(s.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`).FindAllSubmatch(code, -1) {
+			have[string(m[1])] = true
+		}
+	}
+	for _, m := range regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllSubmatch(text, -1) {
+		if !have[string(m[1])] {
+			t.Errorf("%s is no test", m[1])
+		}
+	}
+	newer, older, _ := strings.Cut(string(text), "\n## MQTT 3.1.1")
+	for name, x := range map[string]struct {
+		part string
+		want int
+	}{"MQTT 5.0": {newer, 251}, "MQTT 3.1.1": {older, 141}} {
+		if n := len(regexp.MustCompile(`(?m)^\| MQTT-`).FindAllString(x.part, -1)); n != x.want {
+			t.Errorf("%s: %d statements, want %d", name, n, x.want)
+		}
 	}
 }

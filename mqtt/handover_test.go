@@ -74,14 +74,14 @@ func TestAHandOverThatIsNotWritten(t *testing.T) {
 func TestACrashAtTheHandOver(t *testing.T) {
 	for range 20 { // whose write is first is not the test's to say
 		inBubble(t, func(t *testing.T, h *house) {
-			m0, m1 := h.handOver(true)
+			m0, _ := h.handOver(true)
 			h.store.mu.Lock()
 			h.store.last = true
 			h.store.mu.Unlock()
 			m0.vanish()
 			synctest.Wait()
 			h.crash(mqtt.Options{})
-			m0, m1 = h.back(packet.V5, "m0"), h.back(packet.V5, "m1")
+			m0, m1 := h.back(packet.V5, "m0"), h.back(packet.V5, "m1")
 			m1.takes() // its own, that it did not acknowledge
 			synctest.Wait()
 			if len(m0.got)+len(m1.got) == 0 {

@@ -1,0 +1,1040 @@
+package mqtt_test
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// Statements of the standards that no other test holds: docs/mqtt-conformance.md names
+// them all. Those of MQTT 3.1.1 have its name before them where their numbers are others.
+
+// over takes the end of the connection, at once, and no packet before it.
+func (c *client) over() {
+	c.t.Helper()
+	from := time.Now()
+	if p, open := <-c.got; open {
+		c.t.Fatalf("got %T %+v, want the end", p, p)
+	}
+	if d := time.Since(from); d > 2*time.Second { // one is for the peer to hear it
+		c.t.Fatalf("the end took %s", d)
+	}
+}
+
+// inBoth runs a test in a bubble for each version.
+func inBoth(t *testing.T, f func(t *testing.T, h *house, v packet.Version)) {
+	for _, v := range []packet.Version{packet.V311, packet.V5} {
+		t.Run(fmt.Sprint("version ", v), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) { f(t, h, v) })
+		})
+	}
+}
+
+// text is a property that is a string, "" where it is not there.
+func text(p *packet.Properties, id packet.Property) string {
+	s, _ := p.Text(id)
+	return s
+}
+
+// explained reports whether an answer says why.
+func explained(p packet.Packet) bool {
+	var ps *packet.Properties
+	switch p := p.(type) {
+	case *packet.Connack:
+		ps = &p.Properties
+	case *packet.Ack:
+		ps = &p.Properties
+	case *packet.Suback:
+		ps = &p.Properties
+	case *packet.Disconnect:
+		ps = &p.Properties
+	}
+	return text(ps, packet.ReasonString) != "" || len(ps.User) > 0
+}
+
+// MQTT-3.1.2-1, -2, -3, 3.1.4-1, 3.1.1: the same.
+func TestABadConnectIsTheEnd(t *testing.T) {
+	for name, x := range map[string]struct {
+		spoil func(b []byte) []byte
+		says  packet.Reason // of a CONNACK of version 3.1.1; 0 for none
+	}{
+		"the reserved flag":         {func(b []byte) []byte { b[9] |= 1; return b }, 0},
+		"a will of QoS 3":           {func(b []byte) []byte { b[9] |= 4 | 3<<3; return b }, 0},
+		"flags of a will not there": {func(b []byte) []byte { b[9] |= 1 << 3; return b }, 0},
+		"a flag of the header":      {func(b []byte) []byte { b[0] |= 1; return b }, 0},
+		"bytes after it":            {func(b []byte) []byte { b[1]++; return append(b, 0) }, 0},
+		"it is cut off":             {func(b []byte) []byte { b[1]--; return b[:len(b)-1] }, 0},
+		"another protocol":          {func(b []byte) []byte { b[7] = 'U'; return b }, 1},
+		"version 3":                 {func(b []byte) []byte { b[8] = 3; return b }, 1},
+		"version 6":                 {func(b []byte) []byte { b[8] = 6; return b }, 1},
+		"version 0x84":              {func(b []byte) []byte { b[8] = 0x84; return b }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+				c := h.raw(packet.V311) // as which it reads what comes
+				_, _ = c.nc.Write(x.spoil(packet.Append(nil, hello(v, "lamp-7", h.token("lamp-7", time.Hour)), v)))
+				if x.says != 0 {
+					if ack := want[*packet.Connack](c); ack.Code != x.says {
+						t.Errorf("return code %d, want %d", ack.Code, x.says)
+					}
+				}
+				c.over()
+				if n := len(h.guard.Sessions(watchword.DefaultTenant, "lamp-7")); n != 0 {
+					t.Errorf("%d sessions", n)
+				}
+			})
+		})
+	}
+}
+
+// MQTT-3.1.4-6, 3.1.1: MQTT-3.1.4-5.
+func TestWhatFollowsARefusedConnectIsNotHeard(t *testing.T) {
+	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+		ear := h.device("ear")
+		ear.subscribe(0, "#")
+		good := hello(v, "lamp-7", h.token("lamp-7", time.Hour))
+		for _, refused := range []*packet.Connect{hello(v, "lamp-7", "token-x"), hello(v, "lamp-8", string(good.Password))} {
+			for _, more := range [][]packet.Packet{{&packet.Publish{Topic: "a"}}, {good, &packet.Publish{Topic: "a"}}} {
+				c := h.raw(v)
+				c.send(append([]packet.Packet{refused}, more...)...) // in one write
+				if ack := want[*packet.Connack](c); ack.Code == packet.Success {
+					t.Error("it was taken")
+				}
+				c.over()
+				ear.silent()
+			}
+		}
+	})
+}
+
+// MQTT-3.1.3-7, 3.2.2-16.
+func TestAnAssignedNameIsAsGoodAsAnother(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		nameless := func(p *packet.Connect) { p.ClientID = ""; lasts(p) }
+		one, two := h.device("lamp-7", nameless), h.device("lamp-7", nameless)
+		name, other := text(&one.ack.Properties, packet.AssignedClientID), text(&two.ack.Properties, packet.AssignedClientID)
+		if name == "" || name == other {
+			t.Errorf("assigned %q and %q", name, other)
+		}
+		one.subscribe(1, "a")
+		one.silent() // nobody took its place
+		one.vanish()
+		synctest.Wait()
+		pub := h.device("pub")
+		pub.publish(1, "a", "x")
+		one = h.device("lamp-7", lasts, func(p *packet.Connect) { p.ClientID = name })
+		if !one.ack.SessionPresent {
+			t.Error("no session present")
+		}
+		if again := text(&one.ack.Properties, packet.AssignedClientID); again != "" {
+			t.Errorf("assigned %q to who had a name", again)
+		}
+		one.hears("a", "x")
+		two.silent()
+	})
+}
+
+// 3.1.1: MQTT-3.1.3-6, -8.
+func TestAnEmptyNameInTheOldVersion(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		token := h.token("lamp-7", time.Hour)
+		one, two := h.connect(packet.V311, "", token), h.connect(packet.V311, "", token)
+		for _, c := range []*client{one, two} {
+			c.subscribe(1, "a")
+		}
+		one.publish(1, "a", "x")
+		one.hears("a", "x")
+		two.hears("a", "x")
+		c := h.raw(packet.V311)
+		p := hello(packet.V311, "", token)
+		p.CleanStart = false
+		c.send(p)
+		if ack := want[*packet.Connack](c); ack.Code != 2 {
+			t.Errorf("return code %d, want 2", ack.Code)
+		}
+		c.over()
+	})
+}
+
+// MQTT-3.1.2-14, -15, 3.1.1: MQTT-3.1.2-16, -17.
+func TestAWillIsRetainedWhereItSaysSo(t *testing.T) {
+	for _, retain := range []bool{false, true} {
+		inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+			ear := h.device("ear")
+			ear.subscribe(1, "will")
+			h.connect(v, "lamp-7", h.token("lamp-7", time.Hour), func(p *packet.Connect) {
+				p.Will = &packet.Will{Topic: "will", QoS: 1, Retain: retain, Payload: []byte("gone")}
+			}).vanish()
+			if p := ear.message(); p.Retain || string(p.Payload) != "gone" {
+				t.Errorf("%+v", p)
+			}
+			later := h.device("later")
+			later.subscribe(1, "will")
+			if retain {
+				if p := later.message(); !p.Retain || string(p.Payload) != "gone" {
+					t.Errorf("%+v", p)
+				}
+			}
+			later.silent()
+		})
+	}
+}
+
+// MQTT-3.1.3-10.
+func TestTheUserPropertiesOfAWillKeepTheirOrder(t *testing.T) {
+	user := []packet.Pair{{Name: "b", Value: "1"}, {Name: "a", Value: "2"}, {Name: "c", Value: ""}, {Name: "b", Value: "0"}, {Name: "", Value: "5"}}
+	for name, edit := range map[string]func(*packet.Connect){"for the connection": func(*packet.Connect) {}, "lasting": lasts} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				ear := h.device("ear")
+				ear.subscribe(1, "will")
+				h.device("lamp-7", edit, func(p *packet.Connect) {
+					p.Will = &packet.Will{Topic: "will", QoS: 1}
+					p.Will.Properties.User = user
+				}).vanish()
+				if p := ear.message(); !slices.Equal(p.Properties.User, user) {
+					t.Errorf("%v", p.Properties.User)
+				}
+			})
+		})
+	}
+}
+
+// MQTT-3.1.2-8, -10: DISCONNECT with 0x00 drops a will, and no other word does.
+func TestAWillIsDroppedByAGoodEndAlone(t *testing.T) {
+	for _, r := range []packet.Reason{
+		packet.Success, packet.WithWill, packet.Unspecified, packet.Malformed, packet.ProtocolError, packet.Implementation, packet.BadTopic,
+		packet.ReceiveMaximumOver, packet.BadTopicAlias, packet.TooLarge, packet.RateTooHigh, packet.QuotaExceeded, packet.Administrative, packet.BadPayloadFormat,
+	} {
+		for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, lasts} {
+			t.Run(fmt.Sprintf("%#x", byte(r)), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, h *house) {
+					ear := h.device("ear")
+					ear.subscribe(1, "will")
+					c := h.device("lamp-7", edit, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")} })
+					c.send(&packet.Disconnect{Reason: r})
+					c.over()
+					if r != packet.Success {
+						ear.hears("will", "gone")
+					}
+					time.Sleep(2 * time.Hour) // also when the session ends
+					if r == packet.Success && len(ear.got) > 1 {
+						t.Errorf("%d packets, want its own DISCONNECT at most", len(ear.got))
+					}
+				})
+			})
+		}
+	}
+}
+
+// MQTT-3.1.2-22, 3.1.1: MQTT-3.1.2-24: a part of a packet is no sign of life.
+func TestAPartOfAPacketDoesNotKeepAConnection(t *testing.T) {
+	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+		c := h.connect(v, "lamp-7", h.token("lamp-7", time.Hour), func(p *packet.Connect) { p.KeepAlive = 8 })
+		from, done := time.Now(), make(chan struct{})
+		go func() {
+			defer close(done)
+			for _, b := range packet.Append(nil, &packet.Publish{Topic: "a", Payload: make([]byte, 100)}, v) {
+				if _, err := c.nc.Write([]byte{b}); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		}()
+		c.ended(packet.KeepAliveTimeout)
+		if d := time.Since(from); d < 10*time.Second || d > 14*time.Second {
+			t.Errorf("it took %s", d)
+		}
+		c.vanish()
+		<-done
+	})
+}
+
+// MQTT-3.2.0-1, 3.14.0-1: who was not answered yet is told nothing else.
+func TestNothingIsSaidBeforeConnack(t *testing.T) {
+	for name, end := range map[string]func(h *house, c *client){
+		"it breaks the rules":   func(_ *house, c *client) { c.send(&packet.Ping{Response: true}) },
+		"what it sends is none": func(_ *house, c *client) { _, _ = c.nc.Write([]byte{0, 0}) },
+		"it is revoked":         func(h *house, _ *client) { h.state("lamp-7", watchword.Revoked) },
+		"its token ends":        func(*house, *client) { time.Sleep(2 * time.Hour) },
+		"another takes its place": func(h *house, _ *client) {
+			p := hello(packet.V5, "lamp-7", h.token("lamp-7", time.Hour))
+			lasts(p)
+			h.raw(packet.V5).send(p)
+		},
+		"the server goes": func(h *house, _ *client) { h.guard.Close(watchword.Refuse(watchword.Unavailable, "going down")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				h.store.shut()
+				c := h.raw(packet.V5)
+				p := hello(packet.V5, "lamp-7", h.token("lamp-7", time.Hour))
+				lasts(p)
+				c.send(p)
+				c.silent() // it waits for the disk
+				end(h, c)
+				time.Sleep(10 * time.Second)
+				h.store.open()
+				c.over()
+			})
+		})
+	}
+}
+
+// MQTT-3.1.2-29: who wants no explanations gets none but in CONNACK and DISCONNECT.
+func TestWhoWantsNoExplanationsGetsNone(t *testing.T) {
+	for name, what := range map[string]func(h *house, c *client) packet.Packet{
+		"PUBACK": func(_ *house, c *client) packet.Packet {
+			c.send(&packet.Publish{Topic: "no", QoS: 1, ID: 1})
+			return next(c)
+		},
+		"PUBREC": func(_ *house, c *client) packet.Packet {
+			c.send(&packet.Publish{Topic: "no", QoS: 2, ID: 1})
+			return next(c)
+		},
+		"SUBACK": func(_ *house, c *client) packet.Packet {
+			c.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "no"}}})
+			return next(c)
+		},
+		"PUBACK of what is not written": func(h *house, c *client) packet.Packet {
+			h.away(packet.V5, "sub", "ok")
+			h.store.fail(true)
+			c.send(&packet.Publish{Topic: "ok", QoS: 1, ID: 1})
+			return next(c)
+		},
+	} {
+		for _, wants := range []uint32{0, 1} {
+			t.Run(fmt.Sprint(name, " ", wants), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, h *house) {
+					h.policy(`publish = ["ok"]`, `subscribe = ["ok"]`)
+					c := h.device("lamp-7", func(p *packet.Connect) { p.Properties.SetNumber(packet.RequestProblem, wants) })
+					if p := what(h, c); explained(p) != (wants == 1) {
+						t.Errorf("%T %+v", p, p)
+					}
+				})
+			})
+		}
+	}
+}
+
+// refusals is every answer that the server explains, as a client hears it that connects
+// with edit.
+var refusals = map[string]func(h *house, edit func(*packet.Connect)) packet.Packet{
+	"CONNACK": func(h *house, edit func(*packet.Connect)) packet.Packet {
+		c, p := h.raw(packet.V5), hello(packet.V5, "lamp-7", "token-x")
+		edit(p)
+		c.send(p)
+		return next(c)
+	},
+	"PUBACK": func(h *house, edit func(*packet.Connect)) packet.Packet {
+		c := h.device("lamp-7", edit)
+		c.send(&packet.Publish{Topic: "no", QoS: 1, ID: 1})
+		return next(c)
+	},
+	"PUBREC": func(h *house, edit func(*packet.Connect)) packet.Packet {
+		c := h.device("lamp-7", edit)
+		c.send(&packet.Publish{Topic: "no", QoS: 2, ID: 1})
+		return next(c)
+	},
+	"SUBACK": func(h *house, edit func(*packet.Connect)) packet.Packet {
+		c := h.device("lamp-7", edit)
+		c.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "no"}}})
+		return next(c)
+	},
+	"DISCONNECT": func(h *house, edit func(*packet.Connect)) packet.Packet {
+		c := h.device("lamp-7", edit)
+		c.send(aliased("", 7))
+		return next(c)
+	},
+	"PUBACK of what is not written": func(h *house, edit func(*packet.Connect)) packet.Packet {
+		c := h.device("lamp-7", edit)
+		h.away(packet.V5, "sub", "ok")
+		h.store.fail(true)
+		c.send(&packet.Publish{Topic: "ok", QoS: 1, ID: 1})
+		return next(c)
+	},
+}
+
+// reason is what an answer says, however it explains it.
+func reason(p packet.Packet) packet.Reason {
+	switch p := p.(type) {
+	case *packet.Connack:
+		return p.Code
+	case *packet.Ack:
+		return p.Reason
+	case *packet.Suback:
+		return p.Codes[0]
+	case *packet.Disconnect:
+		return p.Reason
+	}
+	return packet.Success
+}
+
+// MQTT-3.2.2-19, -20, 3.4.2-2, 3.5.2-2, 3.9.2-1, 3.14.2-3: explanations are left out
+// where the client's packets are too small for them, and not one byte before.
+func TestExplanationsAreLeftOutWhereTheyDoNotFit(t *testing.T) {
+	most := func(n int) func(*packet.Connect) {
+		return func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, uint32(n)) }
+	}
+	hear := func(t *testing.T, what func(*house, func(*packet.Connect)) packet.Packet, edit func(*packet.Connect)) (p packet.Packet) {
+		inBubble(t, func(_ *testing.T, h *house) {
+			h.policy(`publish = ["ok"]`, `subscribe = ["ok"]`)
+			p = what(h, edit)
+		})
+		return p
+	}
+	for name, what := range refusals {
+		var whole packet.Packet
+		t.Run(name+" to who takes all", func(t *testing.T) {
+			if whole = hear(t, what, func(*packet.Connect) {}); !explained(whole) {
+				t.Fatalf("it explains nothing: %+v", whole)
+			}
+		})
+		size := len(packet.Append(nil, whole, packet.V5))
+		for _, less := range []int{0, 1} {
+			t.Run(fmt.Sprint(name, " of ", size, " to who takes ", size-less), func(t *testing.T) {
+				p := hear(t, what, most(size-less))
+				if reason(p) != reason(whole) || explained(p) != (less == 0) {
+					t.Errorf("%T %+v", p, p)
+				}
+			})
+		}
+	}
+}
+
+// MQTT-3.2.2-19, -20: of who connects too often nothing is read, nor is more said to it
+// than the least that any client takes.
+func TestWhoConnectsTooOftenHearsTheCodeAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, mqtt.Options{ConnectRate: 5})
+		defer h.close()
+		for token := h.token("lamp-7", time.Hour); ; {
+			c, p := h.raw(packet.V5), hello(packet.V5, "lamp-7", token)
+			c.send(p)
+			ack := want[*packet.Connack](c)
+			if ack.Code == packet.Success {
+				continue
+			}
+			if n := len(packet.Append(nil, ack, packet.V5)); ack.Code != packet.ConnectionRate || n > 5 {
+				t.Errorf("%#x in %d bytes", ack.Code, n)
+			}
+			c.over()
+			return
+		}
+	})
+}
+
+// MQTT-3.1.2-24: what is too large without explanations too is not sent, and is the end.
+func TestAnAnswerThatIsTooLargeIsTheEnd(t *testing.T) {
+	filters := strings.Split(strings.Repeat("a ", 39)+"a", " ")
+	for name, p := range map[string]packet.Packet{
+		"SUBACK": func() packet.Packet {
+			s := &packet.Subscribe{ID: 1}
+			for _, f := range filters {
+				s.Filters = append(s.Filters, packet.Filter{Topic: f})
+			}
+			return s
+		}(),
+		"SUBACK of refusals": func() packet.Packet {
+			s := &packet.Subscribe{ID: 1}
+			for range filters {
+				s.Filters = append(s.Filters, packet.Filter{Topic: "no/#/no"})
+			}
+			return s
+		}(),
+		"UNSUBACK": &packet.Unsubscribe{ID: 1, Filters: filters},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				c := h.device("lamp-7", func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, 40) })
+				c.send(p)
+				c.ended(packet.TooLarge)
+			})
+		})
+	}
+}
+
+// MQTT-4.12.0-3, -5, -6, 4.12.1-1.
+func TestTheMethodOfAnExchange(t *testing.T) {
+	pub, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := func(h *house) *client {
+		h.proving = pub
+		c := h.raw(packet.V5)
+		p := hello(packet.V5, "lamp-7", "")
+		withAce(h.token("lamp-7", time.Hour), nil)(p)
+		c.send(p)
+		return c
+	}
+	method := func(t *testing.T, c *client) {
+		t.Helper()
+		a := want[*packet.Auth](c)
+		if m := text(&a.Properties, packet.AuthMethod); m != "ace" {
+			t.Errorf("AUTH %#x names %q", a.Reason, m)
+		}
+		c.ahead = append([]packet.Packet{a}, c.ahead...)
+	}
+	another := func(r packet.Reason, m string) *packet.Auth {
+		a := &packet.Auth{Reason: r}
+		a.Properties.SetText(packet.AuthMethod, m)
+		a.Properties.SetData(packet.AuthData, make([]byte, 32))
+		return a
+	}
+	t.Run("it is named each time", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, h *house) {
+			c := begin(h)
+			method(t, c)
+			c.prove(key)
+			if ack := want[*packet.Connack](c); ack.Code != packet.Success || text(&ack.Properties, packet.AuthMethod) != "ace" {
+				t.Fatalf("%+v", ack)
+			}
+			c.reauthenticate(h.token("lamp-7", time.Hour))
+			method(t, c)
+			c.prove(key)
+			method(t, c)
+			if a := want[*packet.Auth](c); a.Reason != packet.Success {
+				t.Errorf("%#x", a.Reason)
+			}
+			c.silent()
+		})
+	})
+	t.Run("another method, or no 0x18, before CONNACK", func(t *testing.T) {
+		for _, a := range []*packet.Auth{another(packet.ContinueAuth, "SCRAM"), another(packet.Reauthenticate, "ace"), another(packet.Success, "ace")} {
+			inBubble(t, func(t *testing.T, h *house) {
+				c := begin(h)
+				want[*packet.Auth](c)
+				c.send(a)
+				if ack := want[*packet.Connack](c); ack.Code != packet.ProtocolError {
+					t.Errorf("%#x", ack.Code)
+				}
+				c.over()
+			})
+		}
+	})
+	t.Run("another method, or no 0x19, in session", func(t *testing.T) {
+		for _, a := range []*packet.Auth{another(packet.Reauthenticate, "SCRAM"), another(packet.ContinueAuth, "ace"), another(packet.Success, "ace")} {
+			inBubble(t, func(t *testing.T, h *house) {
+				c := begin(h)
+				c.prove(key)
+				want[*packet.Connack](c)
+				c.send(a)
+				c.ended(packet.ProtocolError)
+			})
+		}
+	})
+	t.Run("none where none was asked for", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, h *house) {
+			c := h.device("lamp-7")
+			if m, there := c.ack.Properties.Text(packet.AuthMethod); there {
+				t.Errorf("CONNACK names %q", m)
+			}
+			c.silent()
+			r, p := h.raw(packet.V5), hello(packet.V5, "lamp-7", "token-x")
+			r.send(p)
+			ack := want[*packet.Connack](r)
+			if m, there := ack.Properties.Text(packet.AuthMethod); there {
+				t.Errorf("a refusal names %q", m)
+			}
+		})
+	})
+}
+
+// MQTT-1.5.4-3, 3.1.1: MQTT-1.5.3-3.
+func TestAMarkOfByteOrderIsNotTakenOff(t *testing.T) {
+	const mark = "\xEF\xBB\xBF"
+	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+		sub, plain, pub := h.connect(v, "sub", h.token("sub", time.Hour)), h.device("plain"), h.connect(v, "pub", h.token("pub", time.Hour))
+		sub.subscribe(1, mark+"a/"+mark)
+		plain.subscribe(1, "a/#", mark+"a/b")
+		pub.publish(1, mark+"a/"+mark, mark+"x")
+		sub.hears(mark+"a/"+mark, mark+"x")
+		pub.publish(1, "a/"+mark, "y")
+		plain.hears("a/"+mark, "y")
+		sub.silent()
+		plain.silent()
+	})
+}
+
+// MQTT-3.3.1-3, 3.1.1: MQTT-3.3.1-3.
+func TestThatItIsSaidAgainIsNotHandedOn(t *testing.T) {
+	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+		for _, to := range []packet.Version{packet.V311, packet.V5} {
+			sub := h.connect(to, "sub", h.token("sub", time.Hour))
+			sub.subscribe(2, "a")
+			for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, lasts} {
+				pub := h.connect(v, "pub", h.token("pub", time.Hour), edit)
+				for _, qos := range []byte{1, 2} {
+					pub.send(&packet.Publish{Topic: "a", QoS: qos, ID: pub.id(), Dup: true, Payload: []byte("x")})
+					want[*packet.Ack](pub)
+					if p := sub.takes(); p.Dup || p.QoS != qos {
+						t.Errorf("%+v", p)
+					}
+				}
+			}
+			sub.silent()
+		}
+	})
+}
+
+// MQTT-3.3.1-6, -7, -8, -12, -13, 3.1.1: MQTT-3.3.1-5, -7, -9, -10, -11, -12.
+func TestWhatIsHeardNowAndWhatIsKept(t *testing.T) {
+	kept := func(qos byte, payload string) *packet.Publish {
+		return &packet.Publish{Topic: "a", QoS: qos, Retain: true, Payload: []byte(payload)}
+	}
+	plain := func(qos byte, payload string) *packet.Publish {
+		return &packet.Publish{Topic: "a", QoS: qos, Payload: []byte(payload)}
+	}
+	for name, x := range map[string]struct {
+		said  []*packet.Publish
+		later string // and its QoS; "" for nothing
+	}{
+		"one is kept":                               {[]*packet.Publish{kept(1, "1")}, "1 QoS 1"},
+		"the last one is kept":                      {[]*packet.Publish{kept(1, "1"), kept(2, "2")}, "2 QoS 2"},
+		"an empty one is heard, and removes":        {[]*packet.Publish{kept(1, "1"), kept(1, "")}, ""},
+		"an empty one with QoS 0":                   {[]*packet.Publish{kept(1, "1"), kept(0, "")}, ""},
+		"an empty one of what is not there":         {[]*packet.Publish{kept(1, "")}, ""},
+		"without RETAIN nothing is kept":            {[]*packet.Publish{plain(1, "1")}, ""},
+		"without RETAIN nothing is replaced":        {[]*packet.Publish{kept(1, "1"), plain(1, "2"), plain(0, "3")}, "1 QoS 1"},
+		"without RETAIN nothing is removed":         {[]*packet.Publish{kept(1, "1"), plain(1, ""), plain(0, "")}, "1 QoS 1"},
+		"one with QoS 0 takes the place of another": {[]*packet.Publish{kept(1, "1"), kept(0, "2")}, "2 QoS 0"},
+		"and the other way round":                   {[]*packet.Publish{kept(0, "1"), kept(1, "2")}, "2 QoS 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+				sub, as := h.connect(v, "sub", h.token("sub", time.Hour)), h.device("as")
+				sub.subscribe(2, "a")
+				as.given(0, packet.Filter{Topic: "a", QoS: 2, RetainAsPublished: true})
+				pub := h.connect(v, "pub", h.token("pub", time.Hour))
+				for _, p := range x.said {
+					if p.ID = 0; p.QoS > 0 {
+						p.ID = pub.id()
+					}
+					pub.send(p)
+					if p.QoS > 0 {
+						want[*packet.Ack](pub)
+					}
+					if got := sub.takes(); got.Retain || got.QoS != p.QoS || string(got.Payload) != string(p.Payload) {
+						t.Errorf("heard %+v, want %+v", got, p)
+					}
+					if got := as.takes(); got.Retain != p.Retain || string(got.Payload) != string(p.Payload) {
+						t.Errorf("as published: heard %+v, want %+v", got, p)
+					}
+				}
+				sub.silent()
+				later := h.connect(v, "later", h.token("later", time.Hour))
+				later.subscribe(2, "a")
+				if x.later != "" {
+					if p := later.takes(); !p.Retain || fmt.Sprintf("%s QoS %d", p.Payload, p.QoS) != x.later {
+						t.Errorf("kept is %+v, want %s", p, x.later)
+					}
+				}
+				later.silent()
+			})
+		})
+	}
+}
+
+// MQTT-3.3.2-4, -15, -16, -17, -18, -20: however a message comes, they come as they were.
+func TestTheWordsOnAPayloadGoAlong(t *testing.T) {
+	for name, hear := range map[string]func(h *house, publish func()) *packet.Publish{
+		"now": func(h *house, publish func()) *packet.Publish {
+			sub := h.device("sub")
+			sub.subscribe(1, "a")
+			publish()
+			return sub.takes()
+		},
+		"by a short word for the topic": func(h *house, publish func()) *packet.Publish {
+			sub := h.device("sub", func(p *packet.Connect) { p.Properties.SetNumber(packet.TopicAliasMaximum, 1) })
+			sub.subscribe(1, "a")
+			publish()
+			return sub.takes()
+		},
+		"when it is back": func(h *house, publish func()) *packet.Publish {
+			h.away(packet.V5, "sub", "a")
+			publish()
+			return h.back(packet.V5, "sub").takes()
+		},
+		"retained": func(h *house, publish func()) *packet.Publish {
+			publish()
+			sub := h.device("sub")
+			sub.subscribe(1, "a")
+			return sub.takes()
+		},
+		"retained, after a crash": func(h *house, publish func()) *packet.Publish {
+			publish()
+			h.crash(mqtt.Options{})
+			sub := h.device("sub")
+			sub.subscribe(1, "a")
+			return sub.takes()
+		},
+	} {
+		for format := range uint32(3) { // 2 is for none
+			t.Run(fmt.Sprint(name, " ", format), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, h *house) {
+					user := []packet.Pair{{Name: "b", Value: "1"}, {Name: "a", Value: "2"}, {Name: "b", Value: "3"}}
+					p := hear(h, func() {
+						p := &packet.Publish{Topic: "a", QoS: 1, ID: 5, Retain: true, Payload: []byte("x")}
+						if format < 2 {
+							p.Properties.SetNumber(packet.PayloadFormat, format)
+						}
+						p.Properties.SetText(packet.ContentType, "text/plain")
+						p.Properties.SetText(packet.ResponseTopic, "r")
+						p.Properties.SetData(packet.CorrelationData, []byte{0, 1, 2})
+						p.Properties.User = user
+						pub := h.device("pub")
+						pub.send(p)
+						want[*packet.Ack](pub)
+					})
+					if n, there := p.Properties.Number(packet.PayloadFormat); there != (format < 2) || there && n != format {
+						t.Errorf("payload format %d (%v), want %d", n, there, format)
+					}
+					if s := text(&p.Properties, packet.ContentType); s != "text/plain" {
+						t.Errorf("content type %q", s)
+					}
+					if s := text(&p.Properties, packet.ResponseTopic); s != "r" {
+						t.Errorf("response topic %q", s)
+					}
+					if b, _ := p.Properties.Data(packet.CorrelationData); string(b) != "\x00\x01\x02" {
+						t.Errorf("correlation data %x", b)
+					}
+					if !slices.Equal(p.Properties.User, user) {
+						t.Errorf("user properties %v", p.Properties.User)
+					}
+				})
+			})
+		}
+	}
+}
+
+// MQTT-3.1.2-26, -27, 3.3.2-8, -11.
+func TestTheServersAliasesAreWithinTheClientsMaximum(t *testing.T) {
+	for _, most := range []uint32{0, 1, 2, 100} {
+		t.Run(fmt.Sprint(most), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				sub := h.device("sub", func(p *packet.Connect) {
+					if most > 0 {
+						p.Properties.SetNumber(packet.TopicAliasMaximum, most)
+					}
+				})
+				sub.subscribe(1, "#")
+				pub := h.device("pub")
+				names, short := map[uint32]string{}, 0
+				for n := range 400 {
+					topic := fmt.Sprint("t/", n%130)
+					pub.publish(byte(n%2), topic, "x")
+					p := sub.takes()
+					alias, there := p.Properties.Number(packet.TopicAlias)
+					if there && (alias == 0 || alias > most) {
+						t.Fatalf("alias %d", alias)
+					}
+					switch {
+					case p.Topic == "":
+						p.Topic = names[alias]
+						short++
+					case there:
+						names[alias] = p.Topic
+					}
+					if p.Topic != topic {
+						t.Fatalf("alias %d stands for %q, want %q", alias, p.Topic, topic)
+					}
+				}
+				if (short > 0) != (most > 0) {
+					t.Errorf("%d topics were left out", short)
+				}
+			})
+		})
+	}
+}
+
+// MQTT-3.3.2-7.
+func TestAliasesEndWithTheirConnection(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		aliases := func(p *packet.Connect) { lasts(p); p.Properties.SetNumber(packet.TopicAliasMaximum, 5) }
+		c, ear := h.device("lamp-7", aliases), h.device("ear")
+		c.subscribe(1, "a")
+		ear.subscribe(0, "#")
+		for n := range 2 {
+			c.send(aliased([]string{"a", ""}[n], 1))
+			ear.hears("a", "")
+			if p := c.takes(); (p.Topic == "a") != (n == 0) {
+				t.Errorf("message %d: %+v", n, p)
+			}
+		}
+		// Another connection, and then a new one of the same session.
+		other := h.device("other")
+		other.send(aliased("", 1))
+		other.ended(packet.ProtocolError)
+		c.vanish()
+		synctest.Wait()
+		c = h.device("lamp-7", aliases)
+		if !c.ack.SessionPresent {
+			t.Error("no session present")
+		}
+		h.device("pub").publish(1, "a", "x")
+		c.hears("a", "x") // with its topic
+		ear.hears("a", "x")
+		c.send(aliased("", 1))
+		c.ended(packet.ProtocolError)
+		ear.silent()
+	})
+}
+
+// MQTT-3.3.2-12.
+func TestAllAliasesAreTaken(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c, ear := h.device("lamp-7"), h.device("ear")
+		ear.subscribe(0, "#")
+		most, _ := c.ack.Properties.Number(packet.TopicAliasMaximum)
+		for n := most; n > 0; n-- {
+			c.send(aliased(fmt.Sprint("t/", n), n))
+			ear.hears(fmt.Sprint("t/", n), "")
+		}
+		for n := range most {
+			c.send(aliased("", n+1))
+			ear.hears(fmt.Sprint("t/", n+1), "")
+		}
+		c.send(aliased("else", most), aliased("", most))
+		ear.hears("else", "")
+		ear.hears("else", "")
+	})
+}
+
+// MQTT-3.3.4-3, -4, -5.
+func TestTheIdentifiersOfSubscriptionsGoAlong(t *testing.T) {
+	for name, x := range map[string]struct {
+		edit func(*packet.Connect)
+		gone bool // while the messages come
+	}{
+		"there":          {func(*packet.Connect) {}, false},
+		"there, lasting": {lasts, false},
+		"away":           {lasts, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				sub, pub := h.device("sub", x.edit), h.device("pub")
+				ask := func(filter string, ids ...uint32) {
+					p := &packet.Subscribe{ID: sub.id(), Filters: []packet.Filter{{Topic: filter, QoS: 1}}}
+					p.Properties.Subscriptions = ids
+					sub.send(p)
+					want[*packet.Suback](sub)
+				}
+				// Each group of messages is what comes of one publish.
+				heard := func(topic string, copies ...[]uint32) {
+					t.Helper()
+					if x.gone {
+						sub.vanish()
+						synctest.Wait()
+					}
+					pub.publish(1, topic, "x")
+					if x.gone {
+						sub = h.back(packet.V5, "sub")
+					}
+					var got [][]uint32
+					for range copies {
+						ids := slices.Clone(sub.takes().Properties.Subscriptions)
+						slices.Sort(ids)
+						got = append(got, ids)
+					}
+					slices.SortFunc(got, slices.Compare)
+					if !slices.EqualFunc(got, copies, slices.Equal) {
+						t.Errorf("%s: %v, want %v", topic, got, copies)
+					}
+					sub.silent()
+				}
+				ask("one/#", 7)
+				heard("one/x", []uint32{7})
+				ask("one/+", 268_435_455)
+				heard("one/x", []uint32{7, 268_435_455})
+				heard("one/x/y", []uint32{7})
+				ask("+/x") // and none
+				heard("one/x", []uint32{7, 268_435_455})
+				heard("two/x", nil)
+				ask("$share/g/one/x", 9)
+				heard("one/x", []uint32{7, 268_435_455}, []uint32{9})
+				ask("one/+", 5) // the same again
+				heard("one/z", []uint32{5, 7})
+				ask("one/+")
+				heard("one/z", []uint32{7})
+			})
+		})
+	}
+}
+
+// MQTT-3.3.4-3: also of what was retained.
+func TestTheIdentifierGoesWithWhatWasRetained(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.device("pub").retain("a", "x")
+		sub := h.device("sub")
+		p := &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "a", QoS: 1}}}
+		p.Properties.Subscriptions = []uint32{3}
+		sub.send(p)
+		want[*packet.Suback](sub)
+		if got := sub.takes().Properties.Subscriptions; !slices.Equal(got, []uint32{3}) {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
+// MQTT-3.8.4-3, -8, 3.1.1: MQTT-3.8.4-3, -6: the lower QoS counts, that of the
+// subscription as it was said last.
+func TestTheLowerQoSCounts(t *testing.T) {
+	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+		sub, pub := h.connect(v, "sub", h.token("sub", time.Hour)), h.connect(v, "pub", h.token("pub", time.Hour))
+		for _, granted := range []byte{1, 0, 2, 0, 1, 2, 1} {
+			if codes := sub.subscribe(granted, "a"); codes[0] != packet.Reason(granted) {
+				t.Errorf("asked for %d, got %#x", granted, codes[0])
+			}
+			for published := range byte(3) {
+				pub.send(&packet.Publish{Topic: "a", QoS: published, ID: uint16(published), Payload: []byte("x")})
+				if published > 0 {
+					want[*packet.Ack](pub)
+				}
+				if published == 2 {
+					pub.send(&packet.Ack{Kind: packet.PUBREL, ID: 2})
+					want[*packet.Ack](pub)
+				}
+				if p := sub.takes(); p.QoS != min(granted, published) {
+					t.Errorf("granted %d, published %d: came with %d", granted, published, p.QoS)
+				}
+				sub.silent() // once
+			}
+		}
+		if s := h.broker.Stats(); s.Subscriptions != 1 {
+			t.Errorf("%d subscriptions", s.Subscriptions)
+		}
+	})
+}
+
+// MQTT-3.8.4-3: the other options count too.
+func TestTheOptionsThatWereSaidLastCount(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c := h.device("lamp-7")
+		for _, f := range []packet.Filter{{NoLocal: true}, {}, {RetainAsPublished: true}, {NoLocal: true}, {}} {
+			f.Topic, f.QoS, f.RetainHandling = "a", 1, 2
+			c.given(0, f)
+			c.send(&packet.Publish{Topic: "a", Retain: true, Payload: []byte("x")})
+			if !f.NoLocal {
+				if p := c.takes(); p.Retain != f.RetainAsPublished {
+					t.Errorf("%+v: RETAIN %v", f, p.Retain)
+				}
+			}
+			c.silent()
+		}
+	})
+}
+
+// MQTT-3.8.4-4, 3.1.1: MQTT-3.8.4-3.
+func TestNothingIsLostWhileASubscriptionIsReplaced(t *testing.T) {
+	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+		const many = 300
+		for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, lasts} {
+			sub, pub := h.connect(v, "sub", h.token("sub", time.Hour), edit), h.device("pub")
+			sub.subscribe(1, "a")
+			go func() {
+				for n := 1; n <= many; n++ {
+					pub.send(&packet.Publish{Topic: "a", QoS: 1, ID: pub.id(), Payload: fmt.Append(nil, n)})
+					<-pub.got
+				}
+			}()
+			var got []string
+			hear := func(p packet.Packet) (answered bool) {
+				if m, ok := p.(*packet.Publish); ok {
+					got = append(got, string(m.Payload))
+					sub.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+					return false
+				}
+				return true
+			}
+			for n := range 2 * many { // until the end, or beyond it
+				sub.send(&packet.Subscribe{ID: sub.id(), Filters: []packet.Filter{{Topic: "a", QoS: byte(1 + n%2)}}})
+				for !hear(next(sub)) {
+				}
+			}
+			for len(got) < many {
+				hear(next(sub))
+			}
+			if !slices.Equal(got, numbers(1, many)) {
+				t.Errorf("heard %v", got)
+			}
+			sub.vanish()
+			pub.vanish()
+			synctest.Wait()
+		}
+	})
+}
+
+// MQTT-3.10.4-3, 3.1.1: the same: what is under way is brought to its end, over another
+// connection too.
+func TestWhatIsUnderWayOutlivesItsSubscription(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+			sub, pub := h.connect(v, "sub", h.token("sub", time.Hour), lasts), h.device("pub")
+			sub.subscribe(2, "a")
+			pub.publish(1, "a", "one")
+			pub.twice("a", "two")
+			one, two := want[*packet.Publish](sub), want[*packet.Publish](sub)
+			sub.send(&packet.Unsubscribe{ID: 9, Filters: []string{"a"}})
+			want[*packet.Unsuback](sub)
+			pub.publish(1, "a", "three")
+			sub.silent()
+			if again {
+				sub.vanish()
+				synctest.Wait()
+				sub = h.back(v, "sub")
+				first, second := want[*packet.Publish](sub), want[*packet.Publish](sub)
+				if !first.Dup || first.ID != one.ID || !second.Dup || second.ID != two.ID {
+					t.Errorf("%+v %+v", first, second)
+				}
+			}
+			sub.send(&packet.Ack{Kind: packet.PUBREC, ID: two.ID}, &packet.Ack{Kind: packet.PUBACK, ID: one.ID})
+			if rel := want[*packet.Ack](sub); rel.Kind != packet.PUBREL || rel.ID != two.ID || rel.Reason != packet.Success {
+				t.Errorf("%+v", rel)
+			}
+			sub.send(&packet.Ack{Kind: packet.PUBCOMP, ID: two.ID})
+			sub.silent()
+			sub.vanish()
+			synctest.Wait()
+			h.back(v, "sub").silent()
+			if n := h.store.waiting(); n != 0 {
+				t.Errorf("%d messages are left", n)
+			}
+		})
+	}
+}
+
+// MQTT-4.7.2-1, 3.1.1: the same.
+func TestAWildcardIsGivenNothingRetainedOfTheServers(t *testing.T) {
+	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+		h.policy(`publish = ["#", "$lab/#"]`, `subscribe = ["#", "$lab/#"]`)
+		all := watchword.Permission{Resource: "topic:#", Actions: []string{"pub", "sub"}}
+		lab := watchword.Permission{Resource: "topic:$lab/#", Actions: []string{"pub", "sub"}}
+		pub := h.connect(packet.V5, "pub", h.token("pub", time.Hour, all, lab))
+		if r := pub.retain("$lab/a", "x"); r.Failed() {
+			t.Fatalf("%#x", r)
+		}
+		pub.retain("lab/a", "y")
+		sub := h.connect(v, "sub", h.token("sub", time.Hour, all, lab))
+		for _, filter := range []string{"#", "+/a", "+/#", "+/+"} {
+			if codes := sub.subscribe(1, filter); codes[0] != 1 {
+				t.Fatalf("%s: %#x", filter, codes[0])
+			}
+			sub.hears("lab/a", "y")
+			sub.silent()
+		}
+		for _, filter := range []string{"$lab/#", "$lab/+", "$lab/a"} {
+			sub.subscribe(1, filter)
+			sub.hears("$lab/a", "x")
+			sub.silent()
+		}
+	})
+}
