@@ -317,6 +317,7 @@ func run(ctx context.Context, only, against string, scale float64) (err error) {
 	raiseFileLimit()
 	fmt.Printf("%s, %s/%s, %d cores, %s\n\n", time.Now().UTC().Format("2006-01-02"), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
 	l := &load{dir: dir, scale: scale, against: against}
+	defer func() { err = errors.Join(err, l.stop()) }() // also where a load failed
 	for _, w := range []struct {
 		name string
 		run  func(context.Context) error
@@ -340,7 +341,7 @@ func run(ctx context.Context, only, against string, scale float64) (err error) {
 			}
 		}
 	}
-	return l.stop()
+	return nil
 }
 
 func raiseFileLimit() {
