@@ -354,3 +354,24 @@ func TestWhoIsClosedForALossIsToldWhenItIsBack(t *testing.T) {
 		})
 	}
 }
+
+// One whose session begins anew for a loss leaves its groups what waited for it.
+func TestWhoBeginsAnewLeavesItsGroupsWhatTheyHad(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V311, "m0", "$share/g/a", "b")
+		pub := h.device("pub")
+		for n := 1; n <= 10; n++ {
+			pub.publish(1, "a", fmt.Sprint(n))
+		}
+		m1 := h.device("m1")
+		m1.subscribe(1, "$share/g/a")
+		h.policy(`publish = ["#"]`, `subscribe = ["a", "$share/g/a"]`)
+		synctest.Wait()
+		if m0 := h.connect(packet.V311, "m0", h.token("m0", time.Hour), lasts); m0.ack.SessionPresent {
+			t.Error("session present, though a subscription is gone")
+		}
+		if got := m1.takesAll(10); !slices.Equal(got, numbers(1, 10)) {
+			t.Errorf("%v", got)
+		}
+	})
+}

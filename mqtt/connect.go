@@ -249,6 +249,7 @@ func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropp
 		}
 	}
 	if len(lost) > 0 && (c.version == packet.V311 || !c.mayName(lost)) {
+		orphans = append(orphans, c.heirless()...)
 		c.reset()
 		*present = false
 	}

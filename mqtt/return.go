@@ -76,6 +76,7 @@ func (c *conn) start(id string, who owner, expiry uint32) {
 	defer c.mu.Unlock()
 	c.client.world, c.client.id, c.owner = c.world, id, who
 	if expiry > 0 {
+		c.client.number = c.broker.sequence.Add(1) // in the order in which sessions begin: see Load
 		c.last(expiry)
 	}
 }

@@ -194,12 +194,12 @@ func (s *simulation) clean() error {
 	if s.admin == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // also after an interrupt
+	defer cancel()
 	var g errgroup.Group
 	g.SetLimit(16)
 	for n := range s.plan.Devices {
 		g.Go(func() error {
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second) // also after an interrupt
-			defer cancel()
 			err := s.admin.DeleteDevice(ctx, s.id(n))
 			if watchword.CodeOf(err) == watchword.NotFound { // it never came to be
 				return nil

@@ -111,6 +111,7 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	acting, still := context.WithCancel(all) // of what is done to them
 	ordering, enough := context.WithCancel(all)
 	defer enough()
+	defer context.AfterFunc(ctx, enough)() // then nobody wants to wait any more
 	var hands sync.WaitGroup
 	hands.Go(func() { f.tell(acting) })
 	hands.Go(func() { f.blow(acting) })
@@ -122,13 +123,15 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	f.breaking.Store(false)
 	still()
 	hands.Wait()
-	if ctx.Err() != nil { // nobody wants to wait any more
-		enough()
+	for _, t := range f.things { // a dead line would pass for one that is there
+		for _, l := range t.dead() {
+			l.snap()
+		}
 	}
 	f.acted.Store(int64(f.acting()))
 	f.orders.Wait()
 	if ctx.Err() == nil {
-		f.settle(all)
+		f.settle(ctx, all)
 	}
 	r := f.look()
 	r.OK = r.Devices.MQTT+r.Devices.HTTPS == r.Devices.Planned && len(r.Ended) == 0
@@ -168,9 +171,10 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // settle gives those that are away the time to come back.
-func (f *fleet) settle(ctx context.Context) {
+func (f *fleet) settle(ctx, all context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, settling)
 	defer cancel()
+	defer context.AfterFunc(all, cancel)()
 	for {
 		r := f.look()
 		gone := 0
@@ -252,6 +256,9 @@ func (f *fleet) order(ctx, life context.Context) {
 		f.orders.Go(func() {
 			defer func() { <-hands }()
 			err := f.parts.Order(life, id, Function, fmt.Appendf(nil, `{"n":%d}`, n))
+			if life.Err() != nil { // nobody waited for its end
+				return
+			}
 			if f.commands.done(due, err); err != nil {
 				f.parts.Log.Warn("command not done", slog.String("device", string(id)), slog.Any("err", err))
 			}

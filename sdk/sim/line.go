@@ -18,6 +18,7 @@ type line struct {
 	dead   atomic.Bool // nothing goes through, either way
 	closed chan struct{}
 	once   sync.Once
+	snaps  sync.Once
 }
 
 // The fates of bad lines, of a hundred.
@@ -53,8 +54,9 @@ func (l *line) doom(chance func(func(*rand.Rand))) {
 	silent := false
 	switch {
 	case fate < slowLines:
-		l.slow = true
-		l.of.fleet.slow.Add(1)
+		if l.slow = true; l.mqtt {
+			l.of.fleet.slow.Add(1)
+		}
 	case fate < slowLines+silentLines:
 		silent = true
 	}
@@ -63,9 +65,9 @@ func (l *line) doom(chance func(func(*rand.Rand))) {
 			return
 		}
 		if silent {
-			l.dead.Store(true)
-			if l.mqtt {
-				l.of.fleet.silent.Add(1)
+			if l.dead.Store(true); !l.of.fleet.breaking.Load() {
+				l.snap() // no line is dead at the end
+				return
 			}
 			if !l.lasts(silence) {
 				return
@@ -87,14 +89,20 @@ func (l *line) lasts(d time.Duration) bool {
 	}
 }
 
-// cut breaks the line as a power cut does: without a word.
+// cut is snap, as long as lines may break.
 func (l *line) cut() {
-	if !l.of.fleet.breaking.Load() {
-		return
+	if l.of.fleet.breaking.Load() {
+		l.snap()
 	}
-	if l.mqtt {
-		l.of.broke(l)
-	}
+}
+
+// snap breaks the line as a power cut does: without a word.
+func (l *line) snap() {
+	l.snaps.Do(func() {
+		if l.mqtt {
+			l.of.broke(l)
+		}
+	})
 	if tc, ok := l.Conn.(*net.TCPConn); ok {
 		_ = tc.SetLinger(0) // the other side hears of it at once, or never: both are true to life
 	}

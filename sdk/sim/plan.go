@@ -17,6 +17,8 @@ const MaxDevices = 20_000
 // MaxEvent is how large an event may be, in bytes.
 const MaxEvent = 32 << 10
 
+const daySeconds = 24 * 60 * 60
+
 // Plan is what is to be done. The zero value of a field leaves its part out.
 type Plan struct {
 	Devices  int           // 1 to MaxDevices
@@ -36,13 +38,13 @@ func (p Plan) Check() error {
 	switch {
 	case p.Devices < 1 || p.Devices > MaxDevices:
 		return watchword.RefuseField("devices", "must be 1 to %d", MaxDevices)
-	case p.Rate < 0 || p.Rate > 1e6:
-		return watchword.RefuseField("rate", "must be 0 to 1000000 events a second")
+	case !(p.Rate >= 0 && p.Rate <= 1e6) || p.Rate > 0 && float64(p.Devices)/p.Rate > daySeconds: // NaN is neither
+		return watchword.RefuseField("rate", "must be 0 to 1000000 events a second, or at least one of each device a day")
 	case p.Size < 0 || p.Size > MaxEvent:
 		return watchword.RefuseField("size", "must be 0 to %d bytes", MaxEvent)
-	case p.Commands < 0 || p.Commands > 1e5:
-		return watchword.RefuseField("commands", "must be 0 to 100000 a second")
-	case p.Lossy < 0 || p.Lossy > 1:
+	case !(p.Commands >= 0 && p.Commands <= 1e5) || p.Commands > 0 && 1/p.Commands > daySeconds:
+		return watchword.RefuseField("commands", "must be 0 to 100000 a second, or at least one a day")
+	case !(p.Lossy >= 0 && p.Lossy <= 1):
 		return watchword.RefuseField("lossy", "must be 0 to 1, or 0%% to 100%%")
 	case p.Ramp < 0 || p.For < 0:
 		return watchword.RefuseField("ramp", "no time is negative")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -44,6 +45,11 @@ func TestTimesAreTold(t *testing.T) {
 }
 
 func TestAPlanIsChecked(t *testing.T) {
+	for _, p := range []Plan{{Devices: 1, Rate: math.NaN()}, {Devices: 20_000, Rate: 1e-6}, {Devices: 1, Commands: math.NaN()}, {Devices: 1, Commands: 1e-10}, {Devices: 1, Lossy: math.NaN()}} {
+		if watchword.CodeOf(p.Check()) != watchword.BadRequest {
+			t.Errorf("%+v passes", p)
+		}
+	}
 	for field, p := range map[string]Plan{
 		"devices": {}, "rate": {Devices: 1, Rate: -1}, "size": {Devices: 1, Size: MaxEvent + 1}, "lossy": {Devices: 1, Lossy: 1.1},
 		"storm": {Devices: 1, Storm: time.Millisecond}, "line": {Devices: 1, Line: 1}, "ramp": {Devices: 1, Ramp: -1}, "commands": {Devices: 1, Commands: 1},
@@ -129,5 +135,52 @@ func TestARunThatCannotEnrollSaysWhy(t *testing.T) {
 	}})
 	if watchword.CodeOf(err) != watchword.Denied {
 		t.Errorf("%v", err)
+	}
+}
+
+// An interrupt is heard also when the time is over and devices are waited for.
+func TestAnInterruptIsHeardAtTheEndToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, interrupt := context.WithCancel(t.Context())
+		from := time.Now()
+		time.AfterFunc(2*time.Second, interrupt)
+		_, err := Run(ctx, Plan{Devices: 1, For: time.Second}, Parts{Dir: t.TempDir(), Link: func(ctx context.Context, _ int) (string, error) {
+			<-ctx.Done()
+			return "", ctx.Err()
+		}})
+		if d := time.Since(from); err != nil || d != 2*time.Second {
+			t.Errorf("%v after %v", err, d)
+		}
+	})
+}
+
+// A line that is dead, or goes dead, at the end is broken: its device is not there.
+func TestNoDeadLinePassesForOneThatIsThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for seed := range uint64(50) {
+			l, _ := badLine(t)
+			f := l.of.fleet
+			f.random = rand.New(rand.NewPCG(seed, 1))
+			l.of.connected("mqtt")
+			f.breaking.Store(false)
+			l.doom(l.of.chance)
+			time.Sleep(time.Minute)
+			if l.dead.Load() && l.of.over() != "" {
+				t.Fatalf("seed %d: dead, and there", seed)
+			}
+			if f.silent.Load() > f.broken.Load() {
+				t.Errorf("%d silent of %d broken", f.silent.Load(), f.broken.Load())
+			}
+			_ = l.Close()
+		}
+	})
+}
+
+func TestALineBreaksOnce(t *testing.T) {
+	l, _ := badLine(t)
+	l.cut()
+	l.cut()
+	if n := l.of.fleet.broken.Load(); n != 1 {
+		t.Errorf("%d", n)
 	}
 }

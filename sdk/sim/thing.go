@@ -20,6 +20,7 @@ type thing struct {
 
 	mu    sync.Mutex
 	dev   *device.Device // nil until it is enrolled
+	lines map[*line]struct{}
 	line  *line          // for MQTT, while there is one
 	where string         // "mqtt", "https", or "" while it is neither
 	away  time.Time      // since when it has been without a line that was broken
@@ -127,19 +128,35 @@ func (t *thing) over() string {
 
 // open is told of each line.
 func (t *thing) open(l *line) {
-	if !l.mqtt {
-		return
-	}
-	t.fleet.made.Add(1)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.line = l
+	if t.lines == nil {
+		t.lines = map[*line]struct{}{}
+	}
+	t.lines[l] = struct{}{}
+	if l.mqtt {
+		t.fleet.made.Add(1)
+		t.line = l
+	}
+}
+
+// dead returns the device's lines that nothing goes through.
+func (t *thing) dead() (out []*line) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for l := range t.lines {
+		if l.dead.Load() {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // shut is told of the end of each line, whoever ended it.
 func (t *thing) shut(l *line) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	delete(t.lines, l)
 	if t.line == l {
 		t.line, t.where = nil, ""
 	}
@@ -148,6 +165,9 @@ func (t *thing) shut(l *line) {
 // broke is told of the end of a line that the simulation ended.
 func (t *thing) broke(l *line) {
 	t.fleet.broken.Add(1)
+	if l.dead.Load() {
+		t.fleet.silent.Add(1)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.line == l && t.away.IsZero() {
