@@ -27,7 +27,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // the second signal is not heard out
+	context.AfterFunc(ctx, stop)                                   // the second signal is not heard out
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil))) // serve has its own
 	a := &app{}
 	root := a.root()

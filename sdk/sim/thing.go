@@ -21,10 +21,10 @@ type thing struct {
 	mu    sync.Mutex
 	dev   *device.Device // nil until it is enrolled
 	lines map[*line]struct{}
-	line  *line          // for MQTT, while there is one
-	where string         // "mqtt", "https", or "" while it is neither
-	away  time.Time      // since when it has been without a line that was broken
-	storm *storm         // it has not come back from
+	line  *line     // for MQTT, while there is one
+	where string    // "mqtt", "https", or "" while it is neither
+	away  time.Time // since when it has been without a line that was broken
+	storm *storm    // it has not come back from
 }
 
 // live is the device's life, from its place in the ramp on.
