@@ -14,7 +14,7 @@ import (
 // The bounds of handing over.
 const (
 	commandWindow = 16          // commands that one device has in hand and has not acknowledged
-	commandRetry  = time.Second // after a store that could not be asked
+	commandRetry  = time.Second // after commands could not be handed over
 	// How long an acknowledgement may wait to be written down: the receipt, which as
 	// a rule comes right behind it, says the same and more.
 	deliverPause = 25 * time.Millisecond
@@ -226,15 +226,18 @@ func (p *pump) send(sc command.SealedCommand) {
 	}
 }
 
-// failed gets over a store that could not be asked, and nothing else.
+// failed looks again a while later, whatever it was: what waits must not wait for the
+// next command to come. Where the device has lost its right, its session ends by itself;
+// where a newer line has the commands, that one hands them over.
 func (p *pump) failed(ctx context.Context, err error) bool {
-	if ctx.Err() == nil && watchword.CodeOf(err) != watchword.Conflict {
+	conflict := watchword.CodeOf(err) == watchword.Conflict
+	if ctx.Err() == nil && !conflict {
 		p.c.broker.refused(p.c, "commands not handed over", p.topic, err)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.running, p.written, p.again, p.due = false, 0, true, true
-	if watchword.CodeOf(err) == watchword.Unavailable && !p.stopped && ctx.Err() == nil {
+	if !conflict && !p.stopped && ctx.Err() == nil {
 		time.AfterFunc(commandRetry, p.kick)
 	}
 	return false

@@ -64,7 +64,16 @@ func serve(data string) error {
 	cfg.Limits.TokenRate, cfg.Limits.PublishRate, cfg.Limits.Connections, cfg.Limits.PerAddress = 1<<20, 1<<20, 20_000, 20_000
 	cfg.Limits.QueueMessages, cfg.Limits.QueueBytes = 1<<20, 1<<28 // mosquitto's queues have no bound here either
 	cfg.Token.Lifetime.Duration, cfg.Metrics.Listen = time.Hour, ""
-	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(slog.DiscardHandler), Version: "load"})
+	log := slog.DiscardHandler
+	if path := os.Getenv("LOAD_LOG"); path != "" {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		log = slog.NewTextHandler(f, nil)
+	}
+	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(log), Version: "load"})
 	if err != nil {
 		return err
 	}
