@@ -18,6 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -187,6 +188,15 @@ func (h *house) order(ctx context.Context, to watchword.SubjectID) error {
 	_, err = h.admin.Rest().JSON(ctx, rest.Request{
 		Method: http.MethodPost, Path: "/v1/commands", Type: "application/json", Body: body, Query: map[string][]string{"wait": {"30s"}},
 	}, nil, &out)
+	// Where more wait than the server lets, it answers at once with how far the command is.
+	for end := time.Now().Add(time.Minute); err == nil && !out.State.Final() && time.Now().Before(end); {
+		time.Sleep(50 * time.Millisecond)
+		var c admin.Command
+		c, err = h.admin.Command(ctx, watchword.CommandID(out.ID), 30*time.Second)
+		if out.State = c.State; watchword.CodeOf(err) == watchword.Busy {
+			err = nil
+		}
+	}
 	if err == nil && out.State != watchword.Done {
 		err = fmt.Errorf("%s to %s is %s", out.ID, to, out.State)
 	}
