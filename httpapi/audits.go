@@ -285,8 +285,8 @@ func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q
 	for {
 		grown := a.Audit.Grown()
 		size, err := a.sendEntries(ctx, out, q, &p)
-		if err == nil {
-			err = ended(ctx)
+		if why := ended(ctx); why != nil { // it says more than a store that was asked meanwhile
+			err = why
 		}
 		if err != nil {
 			a.endStream(out, r, err)
