@@ -224,7 +224,6 @@ func (b *Broker) Handle(nc net.Conn) {
 	go func() {
 		defer b.serving.Done()
 		defer b.stats.connections.Add(-1)
-		defer b.known(c)
 		c.serve(fair.With(b.ctx, network(c.remote)))
 	}()
 }

@@ -385,6 +385,7 @@ func (c *conn) lost(err error) {
 
 // takeDown is the reader's last step.
 func (c *conn) takeDown(ctx context.Context) {
+	c.broker.known(c)
 	c.parting.Wait()
 	c.mu.Lock()
 	rest := c.detachFor(nil) // where a write failed, nobody has it yet
