@@ -175,7 +175,7 @@ func (c *conn) unwritten(a *reply) error {
 	if c.problems {
 		ack.Properties.SetText(packet.ReasonString, words(why))
 	}
-	b, _ := c.fit(ack)
+	b, _ := c.fit(ack) // where it does not, the connection ends
 	c.control = append(c.control, b...)
 	return nil
 }

@@ -200,6 +200,7 @@ func (b *Broker) Handle(nc net.Conn) {
 		_ = nc.Close() // refused: nothing was read or written
 		return
 	}
+	c := &conn{broker: b, nc: nc, remote: remote, trace: watchword.NewID("", b.o.Now())}
 	b.mu.Lock()
 	if b.closing {
 		b.mu.Unlock()
@@ -207,7 +208,6 @@ func (b *Broker) Handle(nc net.Conn) {
 		return
 	}
 	b.serving.Add(1)
-	c := &conn{broker: b, nc: nc, remote: remote, trace: watchword.NewID("", b.o.Now())}
 	b.strangers[c] = struct{}{}
 	b.mu.Unlock()
 	c.client = &client{broker: b, number: b.sequence.Add(1), conn: c}

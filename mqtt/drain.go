@@ -49,7 +49,7 @@ func (b *Broker) hangUp() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for c := range b.strangers {
-		_ = c.nc.Close() // nothing was promised
+		_ = c.nc.Close() // nothing was promised; the error is that of a connection that is gone
 	}
 }
 

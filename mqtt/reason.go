@@ -183,7 +183,7 @@ func (c *conn) appendGoodbye(out []byte, cause error) []byte {
 	if c.version != packet.V5 || !c.ready {
 		return out
 	}
-	b, _ := c.fit(c.goodbye(cause))
+	b, _ := c.fit(c.goodbye(cause)) // where it does not, the end alone must do
 	return append(out, b...)
 }
 

@@ -49,10 +49,9 @@ type fleet struct {
 
 	mu     sync.Mutex
 	storms []Storm
-	storm  *storm         // the last one
-	moved  chan struct{}  // has a word in it after a device was back
-	random *rand.Rand     // under chanceMu
-	chance sync.Mutex     // of random
+	moved  chan struct{} // has a word in it after a device was back
+	random *rand.Rand    // under chance
+	chance sync.Mutex
 	orders sync.WaitGroup // under way
 }
 
@@ -130,9 +129,7 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	}
 	f.acted.Store(int64(f.acting()))
 	f.orders.Wait()
-	if ctx.Err() == nil {
-		f.settle(ctx, all)
-	}
+	f.settle(ctx, all)
 	r := f.look()
 	r.OK = r.Devices.MQTT+r.Devices.HTTPS == r.Devices.Planned && len(r.Ended) == 0
 	stop()
@@ -213,7 +210,6 @@ func (f *fleet) blow(ctx context.Context) {
 			}
 		}
 		s.missing = len(lines)
-		f.storm = s
 		if len(f.storms) < maxStorms && s.missing > 0 {
 			s.number = len(f.storms)
 			f.storms = append(f.storms, Storm{At: s.at.Sub(f.start).Seconds(), Devices: s.missing})
