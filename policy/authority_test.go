@@ -1,0 +1,158 @@
+package policy_test
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+func parsed(t *testing.T, name, src string) *policy.Document {
+	t.Helper()
+	d, err := policy.Parse(name, []byte(src))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// An owner is an operator whose label role is owner. Nothing else makes one: no other
+// kind, no other value, no other label.
+func TestWhatMakesAnOwner(t *testing.T) {
+	set := policy.NewSet()
+	for _, tc := range []struct {
+		name   string
+		kind   watchword.Kind
+		labels watchword.Labels
+		owner  bool
+	}{
+		{"an operator with role owner", watchword.Operator, watchword.Labels{"role": "owner"}, true},
+		{"with other labels beside it", watchword.Operator, watchword.Labels{"role": "owner", "site": "a"}, true},
+		{"an operator without labels", watchword.Operator, nil, false},
+		{"with another role", watchword.Operator, watchword.Labels{"role": "viewer"}, false},
+		{"with a role that begins like it", watchword.Operator, watchword.Labels{"role": "owners"}, false},
+		{"with a role that comes before it", watchword.Operator, watchword.Labels{"role": "admin"}, false},
+		{"in capitals", watchword.Operator, watchword.Labels{"role": "Owner"}, false},
+		{"with an empty role", watchword.Operator, watchword.Labels{"role": ""}, false},
+		{"the value in another label", watchword.Operator, watchword.Labels{"site": "owner"}, false},
+		{"the name as a value", watchword.Operator, watchword.Labels{"owner": "role"}, false},
+		{"a device", watchword.Device, watchword.Labels{"role": "owner"}, false},
+		{"a service", watchword.Service, watchword.Labels{"role": "owner"}, false},
+		{"a subject of no kind", "", watchword.Labels{"role": "owner"}, false},
+	} {
+		g := set.For(policy.Who{ID: "owner", Kind: tc.kind, Labels: tc.labels})
+		for what, d := range map[string]policy.Decision{
+			"publish":   g.Publish("plant/lux"),
+			"subscribe": g.Subscribe("#"),
+			"call":      g.Call(policy.Target{ID: "lamp-1"}, "lamp.set", []byte("{}")),
+			"read":      g.Request("GET", "/v1/devices"),
+			"delete":    g.Request("DELETE", "/v1/devices/lamp-1"),
+		} {
+			if d.Allowed != tc.owner {
+				t.Errorf("%s: %s is %v (%s), want %v", tc.name, what, d.Allowed, d.Why(), tc.owner)
+			}
+		}
+		if wide := slices.ContainsFunc(g.Perm(), func(p watchword.Permission) bool { return p.Resource == "api:/#" }); wide != tc.owner {
+			t.Errorf("%s: the token's claims are an owner's: %v", tc.name, wide)
+		}
+	}
+}
+
+// Every kind that a document names counts, whatever its place in the list.
+func TestADocumentOfSeveralKindsIsForEachOfThem(t *testing.T) {
+	all := []watchword.Kind{watchword.Device, watchword.Operator, watchword.Service}
+	for kinds, want := range map[string][]watchword.Kind{
+		`["device", "operator"]`:            {watchword.Device, watchword.Operator},
+		`["operator", "device"]`:            {watchword.Device, watchword.Operator},
+		`["service", "device"]`:             {watchword.Device, watchword.Service},
+		`["operator"]`:                      {watchword.Operator},
+		`["service", "operator", "device"]`: all,
+		`[]`:                                nil,
+	} {
+		for _, whom := range []string{"for = {}", `for = { site = "a" }`, `subjects = ["x"]`} {
+			d := parsed(t, "p", "kinds = "+kinds+"\n"+whom+"\n[[allow]]\npublish = [\"t\"]\n")
+			for _, kind := range append(all, "") {
+				w := policy.Who{ID: "x", Kind: kind, Labels: watchword.Labels{"site": "a"}}
+				must := slices.Contains(want, kind)
+				if got := d.Applies(w); got != must {
+					t.Errorf("kinds = %s, %s: applies to %q: %v", kinds, whom, kind, got)
+				}
+				if got := policy.NewSet(d).For(w).Publish("t").Allowed; got != must {
+					t.Errorf("kinds = %s, %s: allows %q: %v", kinds, whom, kind, got)
+				}
+			}
+		}
+	}
+}
+
+// A token cannot carry bounds. An allowed call with bounds stands in it without them, and
+// policy keeps them; a denied one is left out, since without its bounds it would deny more.
+func TestBoundsAndTheClaimsOfAToken(t *testing.T) {
+	g := policy.NewSet(parsed(t, "p", lines(
+		"for = {}",
+		"[[allow]]", `call = ["lamp.*"]`,
+		"[[allow]]", `call = ["door.open"]`, "args = { angle = { maximum = 80 } }",
+		"[[deny]]", `call = ["lamp.set"]`, "args = { level = { minimum = 50 } }",
+		"[[deny]]", `call = ["lamp.reset"]`,
+	))).For(policy.Who{ID: "x", Kind: watchword.Service})
+	resources := func(ps []watchword.Permission) (out []string) {
+		for _, p := range ps {
+			out = append(out, p.Resource)
+		}
+		return out
+	}
+	if got, want := resources(g.Perm()), []string{"api:/v1/self/#", "fn:*/door.open", "fn:*/lamp.*"}; !slices.Equal(got, want) {
+		t.Errorf("perm: got %q, want %q", got, want)
+	}
+	if got, want := resources(g.Deny()), []string{"fn:*/lamp.reset"}; !slices.Equal(got, want) {
+		t.Errorf("deny: got %q, want %q", got, want)
+	}
+	token, err := policy.FromPermissions(g.Perm(), g.Deny())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		function, args string
+		today, token   bool
+	}{
+		{"lamp.set", `{"level":10}`, true, true},
+		{"lamp.set", `{"level":90}`, false, true},
+		{"lamp.reset", `{}`, false, false},
+		{"door.open", `{"angle":80}`, true, true},
+		{"door.open", `{"angle":81}`, false, true},
+	} {
+		if got := g.Call(policy.Target{ID: "d"}, tc.function, []byte(tc.args)).Allowed; got != tc.today {
+			t.Errorf("policy: %s %s: %v", tc.function, tc.args, got)
+		}
+		if got := token.Call(policy.Target{ID: "d"}, tc.function, []byte(tc.args)).Allowed; got != tc.token {
+			t.Errorf("token: %s %s: %v", tc.function, tc.args, got)
+		}
+	}
+}
+
+// Arguments that are no JSON object fit no bound: an allow rule with bounds gives nothing
+// for them. Without arguments there is nothing that a bound could refuse.
+func TestArgumentsThatAreNoObjectFitNoBound(t *testing.T) {
+	g := policy.NewSet(parsed(t, "p", lines(
+		"for = {}", "[[allow]]", `call = ["f"]`, "args = { level = { maximum = 80 } }", "[[allow]]", `call = ["free"]`,
+	))).For(policy.Who{ID: "x", Kind: watchword.Service})
+	for args, want := range map[string]bool{
+		"": true, "{}": true, `{"level":80}`: true, `{"other":99}`: true,
+		`{"level":81}`: false, "[]": false, `[{"level":1}]`: false, "99": false, `"level"`: false, "null": false, "true": false,
+		"{": false, `{"level":1`: false, `{"level":1} x`: false, "x": false, `{"level":1}{"level":99}`: false,
+	} {
+		for range 2 { // parsed once, asked twice
+			if got := g.Call(policy.Target{ID: "d"}, "f", []byte(args)).Allowed; got != want {
+				t.Errorf("%s: allowed %v, want %v", args, got, want)
+			}
+		}
+		if !g.Call(policy.Target{ID: "d"}, "free", []byte(args)).Allowed {
+			t.Errorf("%s: refused by a rule without bounds", args)
+		}
+	}
+	e := g.Explain("call", "fn:d/f", policy.Target{ID: "d"}, []byte("[]"))
+	if want := "p:2: args.level is no JSON that its bound can read"; e.Allowed || e.Nearest != want {
+		t.Errorf("explained as %q, want %q", e.Nearest, want)
+	}
+}
