@@ -229,7 +229,7 @@ func TestPinnedOrders(t *testing.T) {
 	v := counting(h.enroll("lamp-1", device.Options{}, nil))
 	op, err := os.ReadFile(filepath.Join(h.dir, "operator.jwk"))
 	must(t, err)
-	key, err := jose.ParsePrivateJWK(op)
+	key, err := jose.ParsePrivateJWK(op, jose.ForSigning)
 	must(t, err)
 	v.PinOrders(key.Public())
 	ctx, cancel := context.WithCancel(t.Context())

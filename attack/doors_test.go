@@ -140,7 +140,7 @@ func newStreetOf(t *testing.T, now func() time.Time, o device.Options) *street {
 	s := &street{house: serveAt(t, filepath.Join(t.TempDir(), "data"), now, func(c *server.Config) { c.Limits.PublishRate = 100_000 }), now: now}
 	s.d = s.enroll("lamp-1", o, nil)
 	s.own, s.ring, s.web = deviceSigner(t, s.d), s.burgle(), s.client()
-	k, err := jose.ParsePrivateJWK(must2(os.ReadFile(filepath.Join(s.dir, "operator.jwk")))(t))
+	k, err := jose.ParsePrivateJWK(must2(os.ReadFile(filepath.Join(s.dir, "operator.jwk")))(t), jose.ForSigning)
 	must(t, err)
 	s.operator, err = k.Signer()
 	must(t, err)
@@ -179,7 +179,7 @@ func (s *street) handOver() {
 	if len(out.Commands) != 1 {
 		s.t.Fatalf("handed over %s", a.body)
 	}
-	k, err := jose.ParsePrivateJWK(must2(os.ReadFile(filepath.Join(filepath.Dir(s.d.CAFile()), "seal.jwk")))(s.t))
+	k, err := jose.ParsePrivateJWK(must2(os.ReadFile(filepath.Join(filepath.Dir(s.d.CAFile()), "seal.jwk")))(s.t), jose.ForSealing)
 	must(s.t, err)
 	o, err := k.Opener()
 	must(s.t, err)

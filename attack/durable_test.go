@@ -349,7 +349,7 @@ func countHeard(t *testing.T, s, p *peer, prefix string, once bool) {
 func operatorPapers(t testing.TB, data string) func() string {
 	raw, err := os.ReadFile(filepath.Join(data, "operator.jwk"))
 	must(t, err)
-	k, err := jose.ParsePrivateJWK(raw)
+	k, err := jose.ParsePrivateJWK(raw, jose.ForSigning)
 	must(t, err)
 	signer, err := k.Signer()
 	must(t, err)

@@ -242,7 +242,7 @@ func deviceSigner(t testing.TB, d *device.Device) *jose.Signer {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(filepath.Dir(d.CAFile()), "sign.jwk"))
 	must(t, err)
-	k, err := jose.ParsePrivateJWK(b)
+	k, err := jose.ParsePrivateJWK(b, jose.ForSigning)
 	must(t, err)
 	s, err := k.Signer()
 	must(t, err)

@@ -233,7 +233,7 @@ func TestAHandoverOfARevokedKeyIsSignedAnew(t *testing.T) {
 	}
 	b, err := os.ReadFile(filepath.Join(filepath.Dir(d.CAFile()), "seal.jwk"))
 	must(t, err)
-	k, err := jose.ParsePrivateJWK(b)
+	k, err := jose.ParsePrivateJWK(b, jose.ForSigning)
 	must(t, err)
 	o, err := k.Opener()
 	must(t, err)

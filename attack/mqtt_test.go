@@ -423,7 +423,7 @@ func TestProofByTheExporter(t *testing.T) {
 	tok, err := one.NewToken(t.Context())
 	must(t, err)
 	raw := must2(os.ReadFile(filepath.Join(filepath.Dir(one.CAFile()), "sign.jwk")))(t)
-	key := must2(jose.ParsePrivateJWK(raw))(t).Crypto().(*ecdsa.PrivateKey)
+	key := must2(jose.ParsePrivateJWK(raw, jose.ForSigning))(t).Crypto().(*ecdsa.PrivateKey)
 	prove := func(material []byte) []byte {
 		sum := sha256.Sum256(material)
 		r, s, err := ecdsa.Sign(rand.Reader, key, sum[:])

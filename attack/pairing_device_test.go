@@ -214,7 +214,7 @@ func folderKey(t testing.TB, dir string) *jose.Signer {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, "sign.jwk"))
 	must(t, err)
-	k, err := jose.ParsePrivateJWK(b)
+	k, err := jose.ParsePrivateJWK(b, jose.ForSigning)
 	must(t, err)
 	s, err := k.Signer()
 	must(t, err)
@@ -225,7 +225,7 @@ func folderSeal(t testing.TB, dir string) *jose.PublicKey {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, "seal.jwk"))
 	must(t, err)
-	k, err := jose.ParsePrivateJWK(b)
+	k, err := jose.ParsePrivateJWK(b, jose.ForSealing)
 	must(t, err)
 	return k.Public()
 }

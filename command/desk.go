@@ -117,7 +117,11 @@ func (d *Desk) key(k watchword.Key) (*jose.PublicKey, error) {
 	if ok {
 		return pub, nil
 	}
-	pub, err := jose.ParseJWK(k.JWK)
+	use := jose.ForSigning
+	if k.Purpose == watchword.Seal {
+		use = jose.ForSealing
+	}
+	pub, err := jose.ParseJWK(k.JWK, use)
 	if err != nil {
 		return nil, watchword.Because(err, watchword.Internal, "stored key %s", k.ID)
 	}

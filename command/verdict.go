@@ -155,7 +155,7 @@ func (t *trial) enrolled() (err error) {
 	if t.v.Enrolled, _, err = t.entry(t.e.Enrollment, device, keyKinds...); err != nil {
 		return err
 	}
-	if t.device, err = jose.ParseJWK([]byte(t.v.Enrolled.Data["sign_jwk"])); err != nil {
+	if t.device, err = jose.ParseJWK([]byte(t.v.Enrolled.Data["sign_jwk"]), jose.ForSigning); err != nil {
 		return err
 	}
 	if string(t.device.ID()) != t.v.Enrolled.Data["sign"] {
@@ -260,7 +260,7 @@ func (t *trial) signed() error {
 	if err != nil {
 		return err
 	}
-	key, err := jose.ParseJWK([]byte(e.Data["sign_jwk"]))
+	key, err := jose.ParseJWK([]byte(e.Data["sign_jwk"]), jose.ForSigning)
 	if err != nil {
 		return err
 	}

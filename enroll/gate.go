@@ -179,10 +179,10 @@ func (g *Gate) check(ctx context.Context, t watchword.TenantID, r Request, now t
 
 // parseKeys reads a stranger's two public keys. Code: bad_request.
 func parseKeys(signField string, signJWK []byte, sealField string, sealJWK []byte) (sign, seal *jose.PublicKey, err error) {
-	if sign, err = parseKey(signField, signJWK, (*jose.PublicKey).MaySign); err != nil {
+	if sign, err = parseKey(signField, signJWK, jose.ForSigning); err != nil {
 		return nil, nil, err
 	}
-	if seal, err = parseKey(sealField, sealJWK, (*jose.PublicKey).MaySeal); err != nil {
+	if seal, err = parseKey(sealField, sealJWK, jose.ForSealing); err != nil {
 		return nil, nil, err
 	}
 	if sign.ID() == seal.ID() {
@@ -191,13 +191,10 @@ func parseKeys(signField string, signJWK []byte, sealField string, sealJWK []byt
 	return sign, seal, nil
 }
 
-func parseKey(field string, jwk []byte, may func(*jose.PublicKey) bool) (*jose.PublicKey, error) {
-	k, err := jose.ParseJWK(jwk)
+func parseKey(field string, jwk []byte, use jose.Use) (*jose.PublicKey, error) {
+	k, err := jose.ParseJWK(jwk, use)
 	if err != nil {
-		return nil, &watchword.Error{Code: watchword.BadRequest, Field: field, Detail: "is no public JWK that this server takes (P-256, Ed25519 to sign; P-256, X25519 to seal)", Err: err}
-	}
-	if !may(k) {
-		return nil, watchword.RefuseField(field, "this kind of key cannot be used so")
+		return nil, &watchword.Error{Code: watchword.BadRequest, Field: field, Detail: "is no public JWK that this server takes (P-256, Ed25519 to sign; P-256, X25519 to seal; use, key_ops and alg, where it has them, for that)", Err: err}
 	}
 	return k, nil
 }

@@ -82,7 +82,7 @@ func (g *Gate) Poll(ctx context.Context, t watchword.TenantID, deviceCode, clien
 	if err != nil {
 		return s, key, spent, err
 	}
-	sign, err := jose.ParseJWK(p.Sign.JWK)
+	sign, err := jose.ParseJWK(p.Sign.JWK, jose.ForSigning)
 	if err != nil {
 		return s, key, spent, watchword.Because(err, watchword.Internal, "stored key of pairing %s", p.ID)
 	}

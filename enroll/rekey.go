@@ -80,14 +80,14 @@ func (g *Gate) checkRekey(s watchword.Subject, by audit.Actor, r RekeyRequest, n
 	if !ok || !ok2 {
 		return none(watchword.Refuse(watchword.ClientInvalid, "the key that got this token no longer counts"))
 	}
-	from, err := jose.ParseJWK(was.JWK)
+	from, err := jose.ParseJWK(was.JWK, jose.ForSigning)
 	if err != nil {
 		return none(watchword.Because(err, watchword.Internal, "stored key of %s", s.ID))
 	}
 	red := Rekeying{Tenant: s.Tenant, Subject: s.ID, Incarnation: s.Incarnation, From: was.ID, Sign: was, Seal: seal}
 	to := from
 	if r.Sign != nil {
-		if to, err = parseKey("keys.sign", r.Sign, (*jose.PublicKey).MaySign); err != nil {
+		if to, err = parseKey("keys.sign", r.Sign, jose.ForSigning); err != nil {
 			return none(err)
 		}
 		if to.ID() != was.ID {
@@ -95,7 +95,7 @@ func (g *Gate) checkRekey(s watchword.Subject, by audit.Actor, r RekeyRequest, n
 		}
 	}
 	if r.Seal != nil {
-		k, err := parseKey("keys.seal", r.Seal, (*jose.PublicKey).MaySeal)
+		k, err := parseKey("keys.seal", r.Seal, jose.ForSealing)
 		if err != nil {
 			return none(err)
 		}

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 
@@ -389,7 +390,7 @@ func sealCases(t testing.TB, crv, kid string) []sealCase {
 		{"epk with a member twice", "", "", func(e string) string {
 			return begin + `"epk":` + e[:len(e)-1] + `,"x":"` + strings.Repeat("A", 43) + `"}}`
 		}, watchword.TokenMalformed},
-		{"epk with a member that we do not know", "", "", func(e string) string { return begin + `"epk":` + e[:len(e)-1] + `,"ext":true}}` }, watchword.TokenMalformed},
+		{"epk with a member that we do not know", "", "", func(e string) string { return begin + `"epk":` + e[:len(e)-1] + `,"ext":true}}` }, ""},
 		{"epk on the other curve", "", "", func(string) string {
 			other, err := GenerateKey(map[string]string{P256: X25519, X25519: P256}[crv])
 			if err != nil {
@@ -472,7 +473,7 @@ func TestASealThatHoldsAndNobodyTakes(t *testing.T) {
 
 func TestPointsAreChecked(t *testing.T) {
 	okp := func(crv string, x []byte) error {
-		_, err := ParseJWK([]byte(`{"kty":"OKP","crv":"` + crv + `","x":"` + b64.EncodeToString(x) + `"}`))
+		_, err := parsedAnyUse([]byte(`{"kty":"OKP","crv":"` + crv + `","x":"` + b64.EncodeToString(x) + `"}`))
 		return err
 	}
 	little := func(n *big.Int) []byte {
@@ -549,46 +550,152 @@ func TestPointsAreChecked(t *testing.T) {
 	}
 }
 
+// What a JWK says of its own use fits what it is taken for, or the key is refused:
+// as a public key, as a private one, and in the header of a proof.
 func TestWhatAKeyMayBeSaidToBeFor(t *testing.T) {
+	const sig, enc = ForSigning, ForSealing
 	for _, tc := range []struct {
 		crv, members string
-		good         bool
+		good         []Use
 	}{
-		{P256, `"use":"sig"`, true},
-		{P256, `"use":"enc"`, true},
-		{P256, `"alg":"ECDH-ES"`, true},
-		{P256, `"key_ops":["verify"]`, true},
-		{P256, `"key_ops":["deriveKey","deriveBits"]`, true},
-		{P256, `"key_ops":[]`, true},
-		{Ed, `"alg":"EdDSA"`, true},
-		{Ed, `"alg":"Ed25519","use":"sig"`, true},
-		{X25519, `"use":"enc","alg":"ECDH-ES"`, true},
-		{P256, `"use":""`, false},
-		{P256, `"use":"SIG"`, false},
-		{P256, `"alg":""`, false},
-		{P256, `"alg":"Ed25519"`, false},
-		{P256, `"kid":""`, false},
-		{P256, `"key_ops":["verify","verify"]`, false},
-		{P256, `"key_ops":["encrypt"]`, false},
-		{P256, `"key_ops":[null]`, false},
-		{P256, `"key_ops":"verify"`, false},
-		{P256, `"key_ops":null`, false},
-		{Ed, `"use":"enc"`, false},
-		{Ed, `"key_ops":["deriveKey"]`, false},
-		{Ed, `"alg":"ECDH-ES"`, false},
-		{Ed, `"y":"` + strings.Repeat("A", 43) + `"`, false},
-		{X25519, `"use":"sig"`, false},
-		{X25519, `"key_ops":["verify"]`, false},
-		{X25519, `"alg":"Ed25519"`, false},
-		{X25519, `"x5c":[]`, false},
+		{P256, ``, []Use{sig, enc}},
+		{P256, `"use":"sig"`, []Use{sig}},
+		{P256, `"use":"enc"`, []Use{enc}},
+		{P256, `"alg":"ECDH-ES"`, []Use{enc}},
+		{P256, `"alg":"ES256"`, []Use{sig}},
+		{P256, `"alg":"ES256","use":"enc"`, nil},
+		{P256, `"alg":"ECDH-ES","use":"sig"`, nil},
+		{P256, `"use":"enc","OP":"sig"`, nil},
+		{P256, `"use":"sig","key_ops":["deriveKey"]`, nil},
+		{P256, `"alg":"ECDH-ES","OP":"sig"`, nil},
+		{P256, `"alg":"ES256","key_ops":["deriveBits"]`, nil},
+		{P256, `"OP":"sig","use":"sig","alg":"ES256"`, []Use{sig}},
+		{P256, `"OP":"sig"`, []Use{sig}},
+		{P256, `"key_ops":["sign","verify"]`, []Use{sig}},
+		{P256, `"key_ops":["OTHER"]`, nil}, // a public key that only signs, a private one that only checks
+		{P256, `"key_ops":["deriveKey","deriveBits"]`, []Use{enc}},
+		{P256, `"key_ops":["deriveBits"],"use":"enc","alg":"ECDH-ES"`, []Use{enc}},
+		{P256, `"key_ops":["sign","verify","deriveKey"]`, nil},
+		{Ed, `"alg":"EdDSA"`, []Use{sig}},
+		{Ed, `"alg":"Ed25519","use":"sig"`, []Use{sig}},
+		{Ed, ``, []Use{sig}},
+		{X25519, ``, []Use{enc}},
+		{X25519, `"use":"enc","alg":"ECDH-ES"`, []Use{enc}},
+		{P256, `"use":""`, nil},
+		{P256, `"use":"SIG"`, nil},
+		{P256, `"use":"tls"`, nil},
+		{P256, `"use":null`, nil},
+		{P256, `"alg":""`, nil},
+		{P256, `"alg":"Ed25519"`, nil},
+		{P256, `"alg":"ES384"`, nil},
+		{P256, `"alg":"ECDH-ES+A256KW"`, nil},
+		{P256, `"kid":""`, nil},
+		{P256, `"key_ops":["verify","sign","verify"]`, nil},
+		{P256, `"key_ops":["encrypt"]`, nil},
+		{P256, `"key_ops":[null]`, nil},
+		{P256, `"key_ops":"verify"`, nil},
+		{P256, `"key_ops":null`, nil},
+		{Ed, `"use":"enc"`, nil},
+		{Ed, `"key_ops":["deriveKey"]`, nil},
+		{Ed, `"alg":"ECDH-ES"`, nil},
+		{Ed, `"y":"` + strings.Repeat("A", 43) + `"`, nil},
+		{X25519, `"use":"sig"`, nil},
+		{X25519, `"OP":"sig"`, nil},
+		{X25519, `"alg":"Ed25519"`, nil},
+
+		// Members that are not known say nothing (RFC 7517 §4).
+		{P256, `"ext":true,"exp":1,"iat":null,"x5t":"a","use ":"enc","D":"a"`, []Use{sig, enc}},
+		{X25519, `"x5c":[],"ext":{"d":[]}`, []Use{enc}},
+		{P256, `"ext":true,"ext":true`, nil},
+		{P256, `"ext":{"a":1,"a":1}`, nil},
+		{P256, `"k":"AA"`, nil},
+		{Ed, `"p":"AA"`, nil},
+		{Ed, `"q":"AA"`, nil},
+		{Ed, `"dp":"AA"`, nil},
+		{Ed, `"dq":"AA"`, nil},
+		{Ed, `"qi":"AA"`, nil},
+		{P256, `"oth":[]`, nil},
+		{X25519, `"priv":"AA"`, nil},
 	} {
 		k, err := GenerateKey(tc.crv)
 		if err != nil {
 			t.Fatal(err)
 		}
-		own := string(k.Public().JWK())
-		if _, err := ParseJWK([]byte(own[:len(own)-1] + "," + tc.members + "}")); tc.good && err != nil || !tc.good && watchword.CodeOf(err) != watchword.BadRequest {
-			t.Errorf("%s with %s: %v", tc.crv, tc.members, err)
+		with := func(own []byte, does, other string) []byte {
+			if tc.members == "" {
+				return own
+			}
+			members := strings.NewReplacer(`"OP":"sig"`, `"key_ops":["`+does+`"]`, "OTHER", other).Replace(tc.members)
+			return []byte(string(own[:len(own)-1]) + "," + members + "}")
+		}
+		for _, use := range []Use{sig, enc, ""} {
+			good := slices.Contains(tc.good, use)
+			want := func(as string, err error) {
+				if good && err != nil || !good && watchword.CodeOf(err) != watchword.BadRequest {
+					t.Errorf("%s with %s as %s for %q: %v", tc.crv, tc.members, as, use, err)
+				}
+			}
+			_, err := ParseJWK(with(k.Public().JWK(), "verify", "sign"), use)
+			want("public", err)
+			_, err = ParseJWK(with(k.JWK(), "verify", "sign"), use)
+			if watchword.CodeOf(err) != watchword.BadRequest {
+				t.Errorf("%s with %s: a private key for a public one: %v", tc.crv, tc.members, err)
+			}
+			_, err = ParsePrivateJWK(with(k.JWK(), "sign", "verify"), use)
+			want("private", err)
+		}
+		s := newSigner(t, P256)
+		_, _, err = ParseProof(under(t, s, `{"alg":"ES256","jwk":`+string(with(k.Public().JWK(), "verify", "sign"))+`}`, `{}`), 4096)
+		if good := slices.Contains(tc.good, sig); (err == nil) != good {
+			t.Errorf("%s with %s in the header of a proof: %v", tc.crv, tc.members, err)
+		}
+	}
+}
+
+// Web Crypto exports the public half of a key for ECDH with no operation, and the
+// private half with those that it does.
+func TestKeysAsWebCryptoExportsThem(t *testing.T) {
+	for _, crv := range []string{P256, X25519} {
+		k, err := GenerateKey(crv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		with := func(own []byte, members string) []byte { return []byte(string(own[:len(own)-1]) + members) }
+		if _, err := ParseJWK(with(k.Public().JWK(), `,"key_ops":[],"ext":true}`), ForSealing); err != nil {
+			t.Errorf("%s: %v", crv, err)
+		}
+		if _, err := ParseJWK(with(k.Public().JWK(), `,"key_ops":[],"ext":true}`), ForSigning); err == nil {
+			t.Errorf("%s: a key that checks nothing is taken for checking", crv)
+		}
+		if _, err := ParsePrivateJWK(with(k.JWK(), `,"key_ops":["deriveBits"],"ext":false}`), ForSealing); err != nil {
+			t.Errorf("%s: %v", crv, err)
+		}
+		if _, err := ParsePrivateJWK(with(k.JWK(), `,"key_ops":[]}`), ForSealing); err == nil {
+			t.Errorf("%s: a private key that does nothing is taken", crv)
+		}
+	}
+}
+
+// The keys of Wycheproof's json_web_signature 354 and 356 and json_web_key 19 to 21:
+// the signature holds, and the key is not for signing with ES256.
+func TestAKeyThatIsForAnotherUseChecksNoSignature(t *testing.T) {
+	const point = `"x":"04N0xi21hshyvBp7I167sbE_bXqyqkAPfefdklMO7wY","y":"UI8exy-C06a7DUnjIdENkxeFtHM4-l_41LqEw9nVgmw","crv":"P-256","kty":"EC"}`
+	const signed = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImtpZC1lYy1zaWduIn0.Zm9v.5cA0OHyMP7ezamUd5c9kV-FrGxdx4hbGXOdplQkutrqWrte5P-pAvsE3Ve6xSyU3YDQwUHjVVOtvcrEbbnZ8yA"
+	k, err := ParseJWK([]byte(`{"alg":"ES256","use":"sig",`+point), ForSigning)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := ParseJWS(signed, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Kid = "" // theirs is no thumbprint
+	if got, err := u.Verify(k); err != nil || string(got) != "foo" {
+		t.Fatalf("the signature itself: %q, %v", got, err)
+	}
+	for _, members := range []string{`"use":"enc",`, `"alg":"ES256","use":"enc",`, `"key_ops":["encrypt"],`, `"alg":"ES521","use":"sig",`, `"alg":"ES224","use":"sig",`} {
+		if _, err := ParseJWK([]byte("{"+members+point), ForSigning); watchword.CodeOf(err) != watchword.BadRequest {
+			t.Errorf("with %s: %v", members, err)
 		}
 	}
 }
@@ -618,7 +725,7 @@ func TestARefusedPrivateKeyIsNotRepeated(t *testing.T) {
 			"no d":                 string(k.Public().JWK()),
 			"d of zeros":           strings.Replace(whole, d, strings.Repeat("A", 43), 1),
 		} {
-			_, err := ParsePrivateJWK([]byte(raw))
+			_, err := parsedPrivateAnyUse([]byte(raw))
 			if watchword.CodeOf(err) != watchword.BadRequest {
 				t.Errorf("%s %s: %v", crv, name, err)
 			} else if strings.Contains(err.Error(), d[:8]) || strings.Contains(err.Error(), d[21:30]) {

@@ -118,7 +118,7 @@ func (o *Opener) Open(raw string, max int) (plaintext []byte, cty string, err er
 	if h.kid != "" && h.kid != string(o.public.ID()) {
 		return nil, "", watchword.Refuse(watchword.KeyUnknown, "sealed to another key")
 	}
-	epk, err := ParseJWK(h.epk)
+	epk, err := ParseJWK(h.epk, ForSealing)
 	if err != nil || epk.crv != o.public.crv {
 		return nil, "", malformed(err, "epk is no public key of the recipient's curve")
 	}

@@ -43,36 +43,49 @@ type fields struct {
 	kid, use, alg string
 	x, y, d       []byte // 32 bytes each, or nil
 	ops           []string
+	saysOps       bool // key_ops is there, be it empty
 }
+
+// Use is what a key is taken for, in the words of RFC 7517 §4.2. Whoever parses a
+// JWK says which, and what the JWK says of its own use must fit that.
+type Use string
+
+// The uses that there are.
+const (
+	ForSigning Use = "sig" // to sign, or to check signatures: P-256 and Ed25519
+	ForSealing Use = "enc" // to agree on a key (ECDH-ES): P-256 and X25519
+)
+
+// secrets are the members of the registry "JSON Web Key Parameters" that hold
+// private or symmetric keys (RFC 7518 §6, RFC 8037 §2, RFC 9964), whatever the kind of key.
+var secrets = []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"}
 
 func readJWK(b []byte, private bool) (f fields, err error) {
 	err = Walk(b, func(name string, v jsontext.Value) (err error) {
-		switch name {
-		case "kty":
+		switch {
+		case name == "kty":
 			f.kty, err = said(v)
-		case "crv":
+		case name == "crv":
 			f.crv, err = said(v)
-		case "x":
+		case name == "x":
 			f.x, err = coordinate(v)
-		case "y":
+		case name == "y":
 			f.y, err = coordinate(v)
-		case "kid":
+		case name == "kid":
 			f.kid, err = said(v)
-		case "use":
+		case name == "use":
 			f.use, err = said(v)
-		case "alg":
+		case name == "alg":
 			f.alg, err = said(v)
-		case "key_ops":
+		case name == "key_ops":
+			f.saysOps = true
 			f.ops, err = Strings(v)
-		case "d":
-			if !private {
-				return badKey("it is private: only public keys are shared")
-			}
+		case name == "d" && private:
 			f.d, err = coordinate(v)
-		default:
-			return badKey("it has a member that is not taken here")
+		case slices.Contains(secrets, name):
+			return badKey("it has a member of a private or symmetric key")
 		}
-		return err
+		return err // other members are ignored (RFC 7517 §4)
 	})
 	if err != nil && watchword.CodeOf(err) != watchword.BadRequest {
 		err = badKey("it is no strict JSON object of the expected members") // the cause could quote a secret
@@ -84,16 +97,22 @@ func badKey(why string) error {
 	return watchword.Refuse(watchword.BadRequest, "is no JWK for this server: %s", why)
 }
 
-// ParseJWK reads a public key: EC P-256, OKP Ed25519 or OKP X25519 (RFC 7517,
-// RFC 8037). Beside the members of RFC 7638 it takes kid (which must be the
-// thumbprint), use, alg and key_ops where they fit the key. Private members,
-// points off the curve and low-order points are refused. Code: bad_request.
-func ParseJWK(b []byte) (*PublicKey, error) {
+// ParseJWK reads a public key that is to be taken for use: EC P-256 or OKP Ed25519
+// [ForSigning], EC P-256 or OKP X25519 [ForSealing] (RFC 7517, RFC 8037). kid, if
+// it is there, must be the thumbprint (RFC 7638); use, alg and key_ops must allow
+// that use (§4.2 to §4.4). Members that are not known are ignored; private and
+// symmetric ones, members that stand twice, points off the curve and low-order
+// points are refused. Code: bad_request.
+func ParseJWK(b []byte, use Use) (*PublicKey, error) {
 	f, err := readJWK(b, false)
 	if err != nil {
 		return nil, err
 	}
-	return f.public()
+	k, err := f.public()
+	if err != nil {
+		return nil, err
+	}
+	return k, f.fits(k, use)
 }
 
 func (f fields) public() (*PublicKey, error) {
@@ -119,30 +138,63 @@ func (f fields) public() (*PublicKey, error) {
 	default:
 		return nil, badKey("kty and crv must be EC P-256 with y, OKP Ed25519 or OKP X25519")
 	}
-	if err != nil {
-		return nil, err
-	}
-	return k, f.fits(k)
+	return k, err
 }
 
-// fits holds the optional members against the key.
-func (f fields) fits(k *PublicKey) error {
-	alg := f.alg == "" || f.alg == ecdhES && k.MaySeal() || f.alg == EdDSA && k.crv == Ed || f.alg == k.Alg()
+// fits holds the kind of key and its optional members against the use that it is
+// taken for. What fits the use fits each other as well.
+func (f fields) fits(k *PublicKey, use Use) error {
+	var alg bool
+	switch use {
+	case ForSigning:
+		if !k.MaySign() {
+			return badKey("this kind of key does not sign")
+		}
+		alg = f.alg == k.Alg() || f.alg == EdDSA && k.crv == Ed
+	case ForSealing:
+		if !k.MaySeal() {
+			return badKey("this kind of key does not seal")
+		}
+		alg = f.alg == ecdhES
+	default:
+		return badKey("nobody says what it is for")
+	}
 	switch {
 	case f.kid != "" && f.kid != string(k.id):
 		return badKey("kid must be the thumbprint (RFC 7638)")
-	case !alg:
-		return badKey("alg does not fit the key")
-	case f.use != "" && !(f.use == "sig" && k.MaySign() || f.use == "enc" && k.MaySeal()):
-		return badKey("use does not fit the key")
-	}
-	for i, op := range f.ops {
-		fits := (op == "sign" || op == "verify") && k.MaySign() || (op == "deriveKey" || op == "deriveBits") && k.MaySeal()
-		if !fits || slices.Contains(f.ops[:i], op) {
-			return badKey("key_ops do not fit the key")
-		}
+	case f.alg != "" && !alg:
+		return badKey("alg does not fit the key and what it is for")
+	case f.use != "" && f.use != string(use):
+		return badKey("use is another than what the key is for")
+	case f.saysOps && !f.allows(use):
+		return badKey("key_ops do not fit what the key is for")
 	}
 	return nil
+}
+
+// allows reports whether key_ops name the operation that is done here with the
+// key, and none of another use. A public key for ECDH may name none: that is how
+// Web Crypto exports one, since it is the private key that derives.
+func (f fields) allows(use Use) bool {
+	related, needed := []string{"sign", "verify"}, []string{"verify"}
+	switch {
+	case use == ForSealing:
+		related = []string{"deriveKey", "deriveBits"}
+		needed = related
+		if f.d == nil && len(f.ops) == 0 {
+			return true
+		}
+	case f.d != nil:
+		needed = []string{"sign"}
+	}
+	does := false
+	for i, op := range f.ops {
+		if !slices.Contains(related, op) || slices.Contains(f.ops[:i], op) {
+			return false
+		}
+		does = does || slices.Contains(needed, op)
+	}
+	return does
 }
 
 // coordinate reads 32 bytes of strict base64url.

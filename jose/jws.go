@@ -33,7 +33,7 @@ func ParseJWS(raw string, max int) (*Unverified, error) {
 // ParseProof is [ParseJWS] for a proof of possession, whose header carries the
 // public key that signed it and no kid (RFC 9449 §4.2). That key proves nothing
 // by itself: the caller says whose it must be. Codes: those of ParseJWS;
-// bad_request for a jwk that is absent, private, or of no kind that signs here.
+// bad_request for a jwk that is absent, private, or not for signing.
 func ParseProof(raw string, max int) (*Unverified, *PublicKey, error) {
 	u, jwk, err := parseJWS(raw, max, proof)
 	if err != nil {
@@ -42,11 +42,11 @@ func ParseProof(raw string, max int) (*Unverified, *PublicKey, error) {
 	if jwk == nil {
 		return nil, nil, badKey("the header carries none")
 	}
-	k, err := ParseJWK(jwk)
-	if err == nil && !k.MaySign() {
-		err = badKey("an X25519 key does not sign")
+	k, err := ParseJWK(jwk, ForSigning)
+	if err != nil {
+		return nil, nil, err
 	}
-	return u, k, err
+	return u, k, nil
 }
 
 func parseJWS(raw string, max int, f form) (*Unverified, []byte, error) {

@@ -68,9 +68,10 @@ func privateX(dh *ecdh.PrivateKey) (*PrivateKey, error) {
 	return &PrivateKey{public: pub, dh: dh}, err
 }
 
-// ParsePrivateJWK reads a private key; its public members must be those of d.
-// Code: bad_request, which never repeats the key.
-func ParsePrivateJWK(b []byte) (*PrivateKey, error) {
+// ParsePrivateJWK reads a private key that is to be taken for use, as [ParseJWK]
+// reads a public one; its public members must be those of d. Code: bad_request,
+// which never repeats the key.
+func ParsePrivateJWK(b []byte, use Use) (*PrivateKey, error) {
 	f, err := readJWK(b, true)
 	if err != nil {
 		return nil, err
@@ -81,6 +82,9 @@ func ParsePrivateJWK(b []byte) (*PrivateKey, error) {
 	}
 	if f.d == nil {
 		return nil, badKey("it is public: d is missing")
+	}
+	if err := f.fits(pub, use); err != nil {
+		return nil, err
 	}
 	var k *PrivateKey
 	switch f.crv {

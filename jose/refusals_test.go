@@ -226,7 +226,7 @@ func TestWhatIsNoPublicKey(t *testing.T) {
 		"no object":              `"key"`,
 		"nothing":                ``,
 	} {
-		if _, err := ParseJWK([]byte(raw)); watchword.CodeOf(err) != watchword.BadRequest {
+		if _, err := parsedAnyUse([]byte(raw)); watchword.CodeOf(err) != watchword.BadRequest {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -243,7 +243,7 @@ func TestAPrivateKeyNeverPrints(t *testing.T) {
 			t.Errorf("%s prints it: %s", verb, out)
 		}
 	}
-	back, err := ParsePrivateJWK(k.JWK())
+	back, err := parsedPrivateAnyUse(k.JWK())
 	if err != nil || back.Public().ID() != k.Public().ID() {
 		t.Errorf("read back: %v", err)
 	}

@@ -51,9 +51,24 @@ func verify(raw string, k *PublicKey) ([]byte, error) {
 	return u.Verify(k)
 }
 
+// parsedAnyUse is ParseJWK for whichever use the key allows.
+func parsedAnyUse(b []byte) (*PublicKey, error) {
+	if k, err := ParseJWK(b, ForSealing); err == nil {
+		return k, nil
+	}
+	return ParseJWK(b, ForSigning)
+}
+
+func parsedPrivateAnyUse(b []byte) (*PrivateKey, error) {
+	if k, err := ParsePrivateJWK(b, ForSealing); err == nil {
+		return k, nil
+	}
+	return ParsePrivateJWK(b, ForSigning)
+}
+
 func publicKey(t testing.TB, b []byte) *PublicKey {
 	t.Helper()
-	k, err := ParseJWK(b)
+	k, err := parsedAnyUse(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +77,7 @@ func publicKey(t testing.TB, b []byte) *PublicKey {
 
 func privateKey(t testing.TB, b []byte) *PrivateKey {
 	t.Helper()
-	k, err := ParsePrivateJWK(b)
+	k, err := parsedPrivateAnyUse(b)
 	if err != nil {
 		t.Fatal(err)
 	}

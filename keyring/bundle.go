@@ -130,7 +130,7 @@ func (k *keys) plan(f Founding, r Rules, n Named, first int64, count int, now ti
 		for role, to := range map[Role]*[]*jose.PublicKey{Root: &t.Root, Issuer: &t.Issuers, Command: &t.Command, Time: &t.Time, Log: &t.Log} {
 			for _, s := range k.sealed {
 				if s.Role == role && s.State.Counts() && stands(k.sealed, s, at, until.Add(r.Overlap)) {
-					pub, err := jose.ParseJWK(s.Public)
+					pub, err := jose.ParseJWK(s.Public, jose.ForSigning)
 					if err != nil {
 						return nil, err
 					}

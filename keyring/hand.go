@@ -238,7 +238,7 @@ func (k *Keeper) BringRoot(ctx context.Context, by audit.Actor, jwk []byte, now 
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	ks := k.ring.now.Load()
-	key, err := jose.ParsePrivateJWK(jwk)
+	key, err := jose.ParsePrivateJWK(jwk, jose.ForSigning)
 	if err != nil {
 		return err
 	}

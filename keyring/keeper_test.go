@@ -405,7 +405,7 @@ func TestARootThatLivesOffline(t *testing.T) {
 
 	planned, err := h.k.Plan(ctx, by, 6, h.now)
 	h.must(err)
-	key, err := jose.ParsePrivateJWK(medium)
+	key, err := jose.ParsePrivateJWK(medium, jose.ForSigning)
 	h.must(err)
 	root, err := key.Signer()
 	h.must(err)

@@ -129,7 +129,7 @@ func (k *keys) add(data []byte, s Sealed) error {
 	damaged := func(err error) error {
 		return watchword.Because(err, watchword.KeyDamaged, "the %s key %s is damaged", s.Role, s.ID)
 	}
-	pub, err := jose.ParseJWK(s.Public)
+	pub, err := jose.ParseJWK(s.Public, jose.ForSigning)
 	if err != nil || pub.ID() != s.ID {
 		return damaged(err)
 	}
@@ -151,7 +151,7 @@ func (k *keys) add(data []byte, s Sealed) error {
 	if err != nil {
 		return damaged(err)
 	}
-	key, err := jose.ParsePrivateJWK(plain)
+	key, err := jose.ParsePrivateJWK(plain, jose.ForSigning)
 	if err != nil || key.Public().ID() != s.ID {
 		return damaged(err)
 	}
@@ -228,7 +228,7 @@ func (r *Ring) LogKeys() (out []ledger.Key) {
 		if s.Role != Log {
 			continue
 		}
-		if pub, err := jose.ParseJWK(s.Public); err == nil { // those that count were read when the ring was opened
+		if pub, err := jose.ParseJWK(s.Public, jose.ForSigning); err == nil { // those that count were read when the ring was opened
 			out = append(out, ledger.LogKeys(r.Issuer(), pub)...)
 		}
 	}

@@ -315,7 +315,7 @@ func (o *Office) signKeys(s *watchword.Subject) (token.KeySet, error) {
 		o.mu.Unlock()
 		if !ok {
 			var err error
-			if pub, err = jose.ParseJWK(k.JWK); err != nil {
+			if pub, err = jose.ParseJWK(k.JWK, jose.ForSigning); err != nil {
 				return nil, watchword.Because(err, watchword.Internal, "stored key of %s", s.ID)
 			}
 			o.mu.Lock()

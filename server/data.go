@@ -98,7 +98,7 @@ func kekPath(cfg Config) string {
 func operatorKey(path string) (*jose.PrivateKey, error) {
 	b, err := durable.ReadPrivate(path)
 	if err == nil {
-		return jose.ParsePrivateJWK(b)
+		return jose.ParsePrivateJWK(b, jose.ForSigning)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err

@@ -71,7 +71,7 @@ func connected(t *testing.T, nc net.Conn, dir string, issuer string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := jose.ParsePrivateJWK(raw)
+	k, err := jose.ParsePrivateJWK(raw, jose.ForSigning)
 	if err != nil {
 		t.Fatal(err)
 	}

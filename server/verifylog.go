@@ -84,7 +84,7 @@ func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err err
 		if s.Role != keyring.Log {
 			continue
 		}
-		pub, err := jose.ParseJWK(s.Public)
+		pub, err := jose.ParseJWK(s.Public, jose.ForSigning)
 		if err != nil {
 			return nil, watchword.Because(err, watchword.KeyDamaged, "the log key %s is damaged", s.ID)
 		}

@@ -238,8 +238,8 @@ func (t *Trust) role(name string, v jsontext.Value) error {
 		return nil
 	}
 	return jose.Each(v, func(item jsontext.Value) error {
-		k, err := jose.ParseJWK(item)
-		if err != nil || !k.MaySign() {
+		k, err := jose.ParseJWK(item, jose.ForSigning)
+		if err != nil {
 			return watchword.Because(err, watchword.TokenMalformed, "a key of the bundle is no public JWK that signs")
 		}
 		*to = append(*to, k)

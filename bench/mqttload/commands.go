@@ -42,12 +42,15 @@ func simulate(ctx context.Context, d *device.Device, dir string) (s simulated, e
 	trust := d.Trust()
 	s.trusted, s.issuer = token.NewKeySet(trust.Command...), trust.Issuer
 	var keys [2]*jose.PrivateKey
-	for i, name := range []string{"sign.jwk", "seal.jwk"} {
-		raw, err := os.ReadFile(filepath.Join(dir, name))
+	for i, f := range []struct {
+		name string
+		use  jose.Use
+	}{{"sign.jwk", jose.ForSigning}, {"seal.jwk", jose.ForSealing}} {
+		raw, err := os.ReadFile(filepath.Join(dir, f.name))
 		if err != nil {
 			return s, err
 		}
-		if keys[i], err = jose.ParsePrivateJWK(raw); err != nil {
+		if keys[i], err = jose.ParsePrivateJWK(raw, f.use); err != nil {
 			return s, err
 		}
 	}

@@ -198,7 +198,7 @@ func startHouse(dir, program string) (*peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	k, err := jose.ParsePrivateJWK(raw)
+	k, err := jose.ParsePrivateJWK(raw, jose.ForSigning)
 	if err != nil {
 		return nil, err
 	}

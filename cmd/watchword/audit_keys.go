@@ -76,7 +76,7 @@ func readLogKeys(name string) (k logKeys, err error) {
 	text := strings.TrimSpace(string(b))
 	switch {
 	case strings.HasPrefix(text, "{"):
-		pub, err := jose.ParseJWK([]byte(text))
+		pub, err := jose.ParseJWK([]byte(text), jose.ForSigning)
 		if err != nil {
 			return k, err
 		}

@@ -127,7 +127,7 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 	case err != nil:
 		return "", watchword.Because(err, watchword.NotFound, "--root %s is no file, and no pin", root)
 	case strings.HasPrefix(text, "{"):
-		k, err := jose.ParseJWK([]byte(text))
+		k, err := jose.ParseJWK([]byte(text), jose.ForSigning)
 		if err != nil {
 			return "", err
 		}

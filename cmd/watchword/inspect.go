@@ -289,7 +289,7 @@ func (p *paper) sealed() {
 		}
 	}
 	crv := jose.P256
-	if k, err := jose.ParseJWK(epk); err != nil {
+	if k, err := jose.ParseJWK(epk, jose.ForSealing); err != nil {
 		p.bad("header", watchword.TokenMalformed, "header.epk", "%s", shown(err))
 	} else if k.Alg() == "" {
 		crv = jose.X25519

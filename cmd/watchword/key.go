@@ -256,7 +256,7 @@ func (a *app) keySign() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		key, err := jose.ParsePrivateJWK(jwk)
+		key, err := jose.ParsePrivateJWK(jwk, jose.ForSigning)
 		if err != nil {
 			return err
 		}

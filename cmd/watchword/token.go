@@ -161,7 +161,7 @@ func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	}
 	t.Issuers = nil
 	for _, raw := range set.Keys {
-		k, err := jose.ParseJWK(raw)
+		k, err := jose.ParseJWK(raw, jose.ForSigning)
 		if err != nil {
 			return t, err
 		}

@@ -119,7 +119,7 @@ func Local(dir string) (*Client, error) {
 	if err != nil {
 		return nil, watchword.Because(err, watchword.CodeOf(err), "the operator's key cannot be read: %s", err)
 	}
-	if o.Key, err = jose.ParsePrivateJWK(jwk); err != nil {
+	if o.Key, err = jose.ParsePrivateJWK(jwk, jose.ForSigning); err != nil {
 		return nil, err
 	}
 	return New(o)

@@ -141,7 +141,7 @@ func (d *Device) path(name string) string { return filepath.Join(d.dir, name) }
 func (d *Device) loadKeys() error {
 	var signer *jose.Signer
 	var opener *jose.Opener
-	sign, err := readKey(d.path(signFile))
+	sign, err := readKey(d.path(signFile), jose.ForSigning)
 	switch {
 	case d.o.Signer != nil:
 		signer, err = jose.NewSigner(d.o.Signer)
@@ -151,7 +151,7 @@ func (d *Device) loadKeys() error {
 	if err != nil {
 		return err
 	}
-	seal, err := readKey(d.path(sealFile))
+	seal, err := readKey(d.path(sealFile), jose.ForSealing)
 	switch {
 	case d.o.Opener != nil:
 		opener, err = jose.NewOpener(d.o.Opener)

@@ -63,15 +63,16 @@ func (d *Device) Enroll(ctx context.Context, link string) error {
 func (d *Device) makeKeys() error {
 	for _, k := range []struct {
 		file, curve string
+		use         jose.Use
 		have        bool
-	}{{signFile, d.o.SignCurve, d.signer.Load() != nil}, {sealFile, d.o.SealCurve, d.opener.Load() != nil}} {
+	}{{signFile, d.o.SignCurve, jose.ForSigning, d.signer.Load() != nil}, {sealFile, d.o.SealCurve, jose.ForSealing, d.opener.Load() != nil}} {
 		if k.have {
 			continue
 		}
 		if k.curve == "" {
 			k.curve = jose.P256
 		}
-		if _, err := ensureKey(d.path(k.file), k.curve); err != nil {
+		if _, err := ensureKey(d.path(k.file), k.curve, k.use); err != nil {
 			return err
 		}
 	}

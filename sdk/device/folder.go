@@ -56,8 +56,8 @@ func openFolder(dir string) (*os.File, error) {
 	return durable.Lock(filepath.Join(dir, lockFile))
 }
 
-// readKey returns the key in a file; nil if there is none.
-func readKey(path string) (*jose.PrivateKey, error) {
+// readKey returns the key in a file, which is for use; nil if there is none.
+func readKey(path string, use jose.Use) (*jose.PrivateKey, error) {
 	b, err := durable.ReadPrivate(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -65,12 +65,12 @@ func readKey(path string) (*jose.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return jose.ParsePrivateJWK(b)
+	return jose.ParsePrivateJWK(b, use)
 }
 
 // ensureKey returns the key in a file, which it makes first if there is none.
-func ensureKey(path, curve string) (*jose.PrivateKey, error) {
-	k, err := readKey(path)
+func ensureKey(path, curve string, use jose.Use) (*jose.PrivateKey, error) {
+	k, err := readKey(path, use)
 	if k != nil || err != nil {
 		return k, err
 	}

@@ -164,10 +164,10 @@ func readNext(path string) (*nextKeys, error) {
 	var f nextJSON
 	n := &nextKeys{}
 	if err = json.Unmarshal(b, &f); err == nil && f.Sign != nil {
-		n.sign, err = jose.ParsePrivateJWK(f.Sign)
+		n.sign, err = jose.ParsePrivateJWK(f.Sign, jose.ForSigning)
 	}
 	if err == nil && f.Seal != nil {
-		n.seal, err = jose.ParsePrivateJWK(f.Seal)
+		n.seal, err = jose.ParsePrivateJWK(f.Seal, jose.ForSealing)
 	}
 	if err != nil {
 		return nil, watchword.Because(err, watchword.KeyDamaged, "%s is damaged: it may hold the keys that the server knows by now", path)

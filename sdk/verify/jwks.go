@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -16,9 +17,10 @@ const (
 	maxKeys = 64
 )
 
-// parseJWKS reads a JWK set (RFC 7517 §5). Keys of kinds that do not sign here are
-// passed over, as are members that we do not know; what is left must be strict:
-// each key named by its own thumbprint, none twice, none private. A set without
+// parseJWKS reads a JWK set (RFC 7517 §5). Keys of kinds that do not sign here, and
+// keys that say that they are for encryption alone, are passed over; what is left must
+// be strict: each key for signing by all that it says, named by its own thumbprint,
+// none twice, none private. A set without
 // any is good: then no key counts. Code: key_damaged.
 func parseJWKS(b []byte) (token.KeySet, error) {
 	var doc struct {
@@ -49,11 +51,11 @@ func parseJWKS(b []byte) (token.KeySet, error) {
 	return set, nil
 }
 
-// parseKey returns nil for a key that is of no kind that signs here.
+// parseKey returns nil for a key that is not for signing here: one of another kind,
+// or one that is for encryption by all that it says. A key that contradicts itself is refused.
 func parseKey(raw jsontext.Value) (*jose.PublicKey, error) {
 	var kty, crv, use, alg string
-	var kept []string
-	kid := false
+	kid, ops := false, []string(nil)
 	err := jose.Walk(raw, func(name string, v jsontext.Value) (err error) {
 		switch name {
 		case "kty":
@@ -66,24 +68,27 @@ func parseKey(raw jsontext.Value) (*jose.PublicKey, error) {
 			kid = true
 		case "alg":
 			alg, err = jose.String(v)
-		case "x", "y", "key_ops", "d":
-		default:
-			return nil
+		case "key_ops":
+			ops, err = jose.Strings(v)
+		case "d", "k", "priv": // of any kind: whoever publishes one has lost it
+			err = watchword.Refuse(watchword.BadRequest, "it is private or symmetric")
 		}
-		kept = append(kept, `"`+name+`":`+string(v))
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	signs := kty == "EC" && crv == jose.P256 || kty == "OKP" && crv == jose.Ed
-	if !signs || use == "enc" || strings.HasPrefix(alg, "ECDH") {
+	agrees := strings.HasPrefix(alg, "ECDH-ES")
+	derives := len(ops) > 0 && !slices.ContainsFunc(ops, func(op string) bool { return op != "deriveKey" && op != "deriveBits" })
+	seals := (use == "enc" || agrees || derives) && (use == "" || use == "enc") && (alg == "" || agrees) && (len(ops) == 0 || derives)
+	if !signs || seals {
 		return nil, nil
 	}
 	if !kid {
 		return nil, watchword.Refuse(watchword.BadRequest, "it has no kid")
 	}
-	return jose.ParseJWK([]byte("{" + strings.Join(kept, ",") + "}"))
+	return jose.ParseJWK(raw, jose.ForSigning)
 }
 
 func badSet(err error, why string) error {
