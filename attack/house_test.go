@@ -36,6 +36,7 @@ type house struct {
 	log   *logs
 	info  server.Info
 	stop  func()
+	http  *http.Client // that ask uses; nil: a new connection for each request
 }
 
 // logs keeps what the server prints.
@@ -197,7 +198,11 @@ func (h *house) ask(method, path, token, body string, headers ...string) answer 
 		k, v, _ := strings.Cut(line, ": ")
 		req.Header.Set(k, v)
 	}
-	res, err := h.client().Do(req)
+	client := h.http
+	if client == nil {
+		client = h.client()
+	}
+	res, err := client.Do(req)
 	must(h.t, err)
 	defer res.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))

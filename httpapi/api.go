@@ -72,6 +72,7 @@ type Options struct {
 	Time        TimeSigner    // of POST /v1/time
 	TokenRate   float64       // requests a second and address on the endpoints that need no token; 0 means no bound
 	PublishRate float64       // events a second and subject; 0 means no bound
+	RequestRate float64       // requests a second, class and subject (see rate.go); 0 means no bound but those of the classes
 	Now         func() time.Time
 	Log         *slog.Logger
 }
@@ -86,6 +87,7 @@ type API struct {
 	huma  huma.API
 	rates *rates.Map[netip.Prefix]        // of the endpoints that need no token
 	flow  *rates.Map[watchword.SubjectID] // of events
+	each  subjectRates                    // of requests with a token
 
 	mirrors struct { // who reads the log's tiles, and when an entry said so
 		sync.Mutex
@@ -109,6 +111,7 @@ func New(p Parts) *API {
 		Parts: p, mux: http.NewServeMux(),
 		rates: rates.New[netip.Prefix](p.TokenRate, "too many requests from this address"),
 		flow:  rates.New[watchword.SubjectID](p.PublishRate, "too many events from this device"),
+		each:  newSubjectRates(p.RequestRate),
 	}
 	a.mirrors.last = recent.New[reader, time.Time](1024)
 	if u, err := url.Parse(p.PublicURL); err == nil {

@@ -26,7 +26,8 @@ type caller struct {
 }
 
 // caller checks the request's papers. Codes: unauthenticated, those of
-// [office.Office.Admit], [office.Office.AdmitBound] and [session.Guard.Check].
+// [office.Office.Admit], [office.Office.AdmitBound] and [session.Guard.Check];
+// rate_limited, since each of these requests is counted against its subject.
 func (a *API) caller(r *http.Request) (*caller, error) {
 	in := infoOf(r.Context())
 	scheme, raw, err := credentials(r)
@@ -39,6 +40,9 @@ func (a *API) caller(r *http.Request) (*caller, error) {
 		return nil, err
 	}
 	in.who.Subject, in.who.Key = papers.Subject, papers.Key
+	if err := a.each.take(r.Pattern, papers.Subject, a.Now()); err != nil {
+		return nil, err
+	}
 	authority, err := a.Guard.Check(r.Context(), papers)
 	if err != nil {
 		return nil, err

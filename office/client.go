@@ -26,6 +26,9 @@ func (o *Office) Identify(ctx context.Context, t watchword.TenantID, raw string,
 		return Client{}, err
 	}
 	c := Client{s.ID, a.Key}
+	if err := o.spends.Take(bearer{t, s.ID}, now); err != nil {
+		return c, err
+	}
 	if may != nil {
 		if err := may(s, today); err != nil {
 			return c, err

@@ -10,6 +10,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/internal/recent"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/policy"
@@ -47,6 +48,9 @@ type Options struct {
 	Origins token.Origins
 	// Room is where signatures are checked; nil lets everybody in at once.
 	Room *fair.Room
+	// IssueRate is how many tokens a second one subject gets, over HTTP and MQTT together; ten seconds' worth at once.
+	// Ten times as many of its assertions are taken for anything else. 0 is no bound.
+	IssueRate float64
 }
 
 // Office exchanges client assertions for access tokens, and admits those tokens
@@ -61,6 +65,8 @@ type Office struct {
 
 	proofs *proofs
 	room   *fair.Room
+	issues *rates.Map[bearer] // of tokens, as each is signed, written and logged
+	spends *rates.Map[bearer] // of assertions that are spent for anything else
 
 	mu       sync.Mutex
 	forgot   uint64 // how often something was taken out of admitted
@@ -85,6 +91,8 @@ func New(issuer string, keys Keys, roll Roll, records Records, o Options) (*Offi
 	}
 	return &Office{
 		proofs: newProofs(o.Origins), room: o.Room,
+		issues: rates.NewBurst[bearer](o.IssueRate, int(max(10, 10*o.IssueRate)), "too many tokens for this subject"),
+		spends: rates.NewBurst[bearer](10*o.IssueRate, int(max(10, 100*o.IssueRate)), "too many assertions of this subject"),
 		issuer: issuer, keys: keys, roll: roll, records: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
 		parsed:   recent.New[watchword.KeyID, *jose.PublicKey](officeCache),
 		admitted: recent.New[[sha256.Size]byte, *admitted](officeCache),
@@ -125,7 +133,7 @@ type Issued struct {
 // too_large, token_malformed, token_kind, algorithm_invalid, issuer_mismatch, audience_mismatch,
 // token_expired, token_early, token_lifetime, token_replayed, subject_new,
 // subject_suspended, subject_revoked, token_too_large, unavailable, dpop_invalid,
-// dpop_nonce, proof_required, scope_invalid, busy.
+// dpop_nonce, proof_required, scope_invalid, busy, rate_limited.
 func (o *Office) Exchange(ctx context.Context, t watchword.TenantID, ask Ask, trace string, now time.Time) (Issued, error) {
 	var p proof
 	var err error
@@ -153,6 +161,9 @@ func (i Issued) Scheme() string {
 // zero where ask has no proof.
 func (o *Office) issue(ctx context.Context, t watchword.TenantID, s *watchword.Subject, today *policy.Grant, a token.Assertion, ask Ask, p proof, trace string, now time.Time) (Issued, error) {
 	who := Issued{Subject: s.ID, Key: a.Key}
+	if err := o.issues.Take(bearer{t, s.ID}, now); err != nil {
+		return who, err
+	}
 	g, err := o.asked(s, today, a, ask, now)
 	if err != nil {
 		return who, err
@@ -203,6 +214,9 @@ func (o *Office) asked(s *watchword.Subject, today *policy.Grant, a token.Assert
 func (o *Office) Login(ctx context.Context, t watchword.TenantID, raw, trace string, now time.Time) (session.Papers, error) {
 	s, today, a, err := o.welcome(ctx, t, raw, false, now)
 	if err != nil {
+		return session.Papers{}, err
+	}
+	if err := o.issues.Take(bearer{t, s.ID}, now); err != nil {
 		return session.Papers{}, err
 	}
 	g, err := o.asked(s, today, a, Ask{}, now)

@@ -97,6 +97,8 @@ type LimitsConfig struct {
 	PerAddress    int `toml:"per_address"`
 	TokenRate     int `toml:"token_rate"`   // token requests a second from one address
 	PublishRate   int `toml:"publish_rate"` // events a second from one device
+	RequestRate   int `toml:"request_rate"` // HTTP requests a second from one subject, in each class of operations
+	IssueRate     int `toml:"issue_rate"`   // access tokens a second for one subject, over HTTP and MQTT
 	PacketBytes   int `toml:"packet_bytes"`
 	QueueMessages int `toml:"queue_messages"`
 	QueueBytes    int `toml:"queue_bytes"`
@@ -166,7 +168,7 @@ func Defaults() Config {
 		Command: CommandConfig{TTL: Duration{2 * time.Minute}, MaxBytes: watchword.MaxArgs},
 		Pairing: PairingConfig{Lifetime: Duration{enroll.PairingLife}, Interval: Duration{enroll.PairingInterval}},
 		Limits: LimitsConfig{
-			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
+			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, RequestRate: 2_000, IssueRate: 20, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
 			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, KeptBytes: 1 << 30, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
 			KeepAlive: Duration{30 * time.Minute},
 		},
@@ -362,6 +364,8 @@ func (c Config) checkNumbers() error {
 		{"limits.per_address", c.Limits.PerAddress, 1, 1 << 20},
 		{"limits.token_rate", c.Limits.TokenRate, 1, 1 << 20},
 		{"limits.publish_rate", c.Limits.PublishRate, 1, 1 << 20},
+		{"limits.request_rate", c.Limits.RequestRate, 1, 1 << 20},
+		{"limits.issue_rate", c.Limits.IssueRate, 1, 1 << 20},
 		{"limits.packet_bytes", c.Limits.PacketBytes, 1 << 10, 1 << 20},
 		{"limits.queue_messages", c.Limits.QueueMessages, 1, 1 << 20},
 		{"limits.queue_bytes", c.Limits.QueueBytes, 1 << 10, 1 << 30},

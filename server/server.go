@@ -166,7 +166,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		Fits: reg.Fits, Changed: reg.Changed, PairingLife: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Room: room,
 	})
 	papers, err := office.New(s.ring.Issuer(), s.ring, roll, s.store,
-		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Room: room})
+		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Room: room, IssueRate: float64(s.cfg.Limits.IssueRate)})
 	if err != nil {
 		return err
 	}
@@ -178,7 +178,8 @@ func (s *Server) assemble(ctx context.Context) error {
 		Time: func(nonce string, now time.Time) (string, error) {
 			return token.SignTime(s.ring.Signer(keyring.Time), s.ring.Issuer(), nonce, now)
 		},
-		TokenRate: float64(s.cfg.Limits.TokenRate), PublishRate: float64(s.cfg.Limits.PublishRate), Now: s.o.Now, Log: s.o.Log,
+		TokenRate: float64(s.cfg.Limits.TokenRate), PublishRate: float64(s.cfg.Limits.PublishRate),
+		RequestRate: float64(s.cfg.Limits.RequestRate), Now: s.o.Now, Log: s.o.Log,
 	}
 	tlsConfig, err := s.tls()
 	if err != nil {

@@ -82,7 +82,7 @@ func serve(data string, unlogged bool) error {
 	cfg := server.Defaults()
 	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS = data, "localhost:0", "localhost:0"
 	cfg.Metrics.Listen = "127.0.0.1:0"
-	cfg.Limits.TokenRate = 1 << 20
+	cfg.Limits.TokenRate, cfg.Limits.RequestRate, cfg.Limits.IssueRate = 1<<20, 1<<20, 1<<20
 	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(slog.DiscardHandler), Version: "load", Unlogged: unlogged})
 	if err != nil {
 		return err
