@@ -1,11 +1,12 @@
 # make test   everything that must hold, with what it needs installed first
 # make bench  the measured promises, printed; bench/results/ keeps the last
 # make fuzz   each fuzz target for a while
+# make mutate what of the code that decides about authority no test holds; goes on where it stopped
 GO   ?= go
 TOOL  = $(GO) tool -modfile=tools/go.mod
 FUZZ ?= 30s
 
-.PHONY: build test deps fmt lint bench fuzz
+.PHONY: build test deps fmt lint bench fuzz mutate
 build:
 	$(GO) build -o bin/watchword ./cmd/watchword
 
@@ -13,6 +14,7 @@ test: deps fmt
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
 	$(GO) test ./bench
+	cd tools && $(GO) test ./mutate
 	$(GO) test -run UnderASecond ./server
 	WATCHWORD_OUTSIDE=required $(GO) test -race -timeout 20m ./...
 
@@ -37,3 +39,8 @@ fuzz:
 	@for t in $$(grep -rhoE 'func (Fuzz[A-Za-z]+)' --include=*_test.go jose token audit policy sdk mqtt cmd | awk '{print $$2}'); do \
 	  p=$$(grep -rlE "func $$t\(" --include=*_test.go jose token audit policy sdk mqtt cmd | head -1 | xargs dirname); \
 	  $(GO) test -run '^$$' -fuzz "^$$t$$" -fuzztime $(FUZZ) ./$$p || exit 1; done
+
+# MUTATE="-again" judges survivors anew, after tests were added; MUTATE="-report" prints what is known.
+mutate:
+	cd tools && $(GO) build -o ../bin/mutate ./mutate
+	nice -n 19 bin/mutate $(MUTATE)
