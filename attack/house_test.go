@@ -72,7 +72,7 @@ func serveAt(t testing.TB, dir string, now func() time.Time, change func(*server
 	cfg := server.Defaults()
 	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS = dir, "localhost:0", "localhost:0"
 	cfg.Metrics.Listen = "127.0.0.1:0"
-	cfg.Limits.TokenRate = 100_000
+	cfg.Limits.TokenRate, cfg.Limits.RequestRate, cfg.Limits.IssueRate = 100_000, 1<<20, 1<<20 // few subjects do a lot here
 	if change != nil {
 		change(&cfg)
 	}

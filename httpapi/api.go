@@ -72,7 +72,7 @@ type Options struct {
 	Time        TimeSigner    // of POST /v1/time
 	TokenRate   float64       // requests a second and address on the endpoints that need no token; 0 means no bound
 	PublishRate float64       // events a second and subject; 0 means no bound
-	RequestRate float64       // requests a second, class and subject (see rate.go); 0 means no bound but those of the classes
+	RequestRate float64       // requests a second, class and subject (see rate.go); 0 means no bound
 	Now         func() time.Time
 	Log         *slog.Logger
 }

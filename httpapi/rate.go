@@ -14,23 +14,24 @@ import (
 // logged for it. Each operation belongs to one class, and a subject has one account for each class. The class follows
 // from the pattern of the route, so that a new route has one.
 
-// rateClass is what a group of operations may cost one subject.
+// rateClass is what a group of operations may cost one subject: a share of limits.request_rate, and how many seconds'
+// worth of it at once (ten requests at least).
 type rateClass struct {
-	name      string
-	perSecond float64 // at most; 0: limits.request_rate alone
-	burst     int     // 0: two seconds' worth
+	name  string
+	share float64
+	burst float64 // seconds
 }
 
 // The classes. Those of /v1/self are for devices: what a device writes of itself has a narrow bound, since every device
 // may call these operations.
 var (
-	rateRead       = &rateClass{name: "read"}
-	rateChange     = &rateClass{name: "change"}
-	rateSelf       = &rateClass{name: "self", perSecond: 50, burst: 200}
-	rateEvents     = &rateClass{name: "events"} // and limits.publish_rate: see [API.publishEvent]
-	rateReceipts   = &rateClass{name: "receipts", perSecond: 200, burst: 400}
-	rateState      = &rateClass{name: "state", perSecond: 20, burst: 100}
-	rateRare       = &rateClass{name: "rare", perSecond: 1, burst: 20}
+	rateRead       = &rateClass{"read", 1, 2}
+	rateChange     = &rateClass{"change", 1, 2}
+	rateSelf       = &rateClass{"self", 1. / 40, 4}
+	rateEvents     = &rateClass{"events", 1, 2} // and limits.publish_rate: see [API.publishEvent]
+	rateReceipts   = &rateClass{"receipts", 1. / 10, 2}
+	rateState      = &rateClass{"state", 1. / 100, 5}
+	rateRare       = &rateClass{"rare", 1. / 10_000, 100}
 	rateClasses    = []*rateClass{rateRead, rateChange, rateSelf, rateEvents, rateReceipts, rateState, rateRare}
 	rateExceptions = map[string]*rateClass{
 		"POST /v1/self/events/{stream...}": rateEvents,
@@ -60,19 +61,12 @@ func rateClassOf(pattern string) *rateClass {
 // subjectRates counts requests by class and subject. It is safe for concurrent use.
 type subjectRates map[*rateClass]*rates.Map[watchword.SubjectID]
 
-// newSubjectRates allows at most perSecond to each subject in each class; 0 is no bound in the classes without one of their own.
+// newSubjectRates allows at most perSecond to each subject, or the class's share of it; 0 is no bound.
 func newSubjectRates(perSecond float64) subjectRates {
 	out := subjectRates{}
 	for _, c := range rateClasses {
-		limit, burst := perSecond, int(math.Ceil(max(10, 2*perSecond)))
-		if c.perSecond > 0 {
-			if limit == 0 {
-				limit, burst = c.perSecond, c.burst
-			}
-			burst = min(burst, c.burst)
-			limit = min(limit, c.perSecond)
-		}
-		out[c] = rates.NewBurst[watchword.SubjectID](limit, burst, "too many requests of this subject ("+c.name+")")
+		limit := perSecond * c.share
+		out[c] = rates.NewBurst[watchword.SubjectID](limit, int(max(10, math.Ceil(limit*c.burst))), "too many requests of this subject ("+c.name+")")
 	}
 	return out
 }
