@@ -28,7 +28,7 @@ func (a *API) open(r *http.Request, c *caller, transport string, may func(*sessi
 		if err := may(now); err != nil {
 			cancel(err)
 		}
-	}})
+	}, Covers: may})
 	if err == nil && may != nil {
 		if err = may(s.Authority()); err != nil {
 			s.Close(err)

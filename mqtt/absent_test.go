@@ -76,24 +76,6 @@ func TestWhatIsLostStaysLostOverARestart(t *testing.T) {
 	})
 }
 
-func TestATokenThatAllowsLessTakesTheRest(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		h.away(packet.V5, "sub", "a", "b")
-		pub := h.device("pub")
-		pub.publish(1, "a", "a")
-		pub.publish(1, "b", "b")
-		token := h.token("sub", time.Hour, watchword.Permission{Resource: "topic:b", Actions: []string{"sub"}})
-		sub := h.connect(packet.V5, "sub", token, lasts)
-		if p := sub.takes(); p.Topic != "b" {
-			t.Errorf("%+v", p)
-		}
-		sub.silent()
-		if l := sub.lost(); !slices.Equal(l, []string{"a"}) {
-			t.Errorf("told %q", l)
-		}
-	})
-}
-
 func TestAnOldClientThatCannotBeToldBeginsAnew(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
 		h.away(packet.V311, "sub", "a", "b")

@@ -87,6 +87,14 @@ func (c *conn) beginAce(ctx context.Context, now time.Time, method string, p *pa
 		return err
 	}
 	papers.Proved = true
+	return c.admitAndOpen(ctx, now, p, papers)
+}
+
+// admitAndOpen is for a token that was proved, which is not spent.
+func (c *conn) admitAndOpen(ctx context.Context, now time.Time, p *packet.Connect, papers session.Papers) error {
+	if err := c.admit(ctx, p, papers); err != nil {
+		return err
+	}
 	return c.open(ctx, now, p, papers)
 }
 
@@ -121,7 +129,7 @@ func (c *conn) proved(ctx context.Context, p *packet.Auth) (*challenge, error) {
 func (c *conn) answered(ctx context.Context, now time.Time, p *packet.Auth) error {
 	ch, err := c.proved(ctx, p)
 	if err == nil {
-		err = c.open(ctx, now, ch.connect, ch.papers)
+		err = c.admitAndOpen(ctx, now, ch.connect, ch.papers)
 	}
 	if err != nil {
 		return c.turnAway(err)

@@ -29,7 +29,7 @@ import (
 type Office interface {
 	Admit(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Papers, error)
 	AdmitToProve(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Papers, error)
-	Login(ctx context.Context, t watchword.TenantID, raw, trace string, now time.Time) (session.Papers, error)
+	Login(ctx context.Context, t watchword.TenantID, raw string, may func(session.Papers) error, trace string, now time.Time) (session.Papers, error)
 	Proves(ctx context.Context, p session.Papers, message, sig []byte) error
 }
 

@@ -61,6 +61,7 @@ type conn struct {
 	deadline  time.Time // of reading, as it was set
 	flow      bucket
 	verdict   verdict
+	admission *admission // of a CONNECT whose session has not started; else nil
 	ace       *challenge // an exchange of enhanced authentication, or nil
 	byAce     bool
 	heard     []string // topics by their aliases, from 1 on
@@ -324,11 +325,18 @@ var errTaken = errors.New("the client connected again")
 // end takes the connection's rights at once and says goodbye in the background.
 // It never blocks, may be called by anybody, and does it once. cause is nil where
 // the client itself wants to go.
-func (c *conn) end(cause error) {
+func (c *conn) end(cause error) { _ = c.endIf(cause, func() error { return nil }) } // no reason not to
+
+// endIf is end where may, asked with the client's mu held, returns no error.
+func (c *conn) endIf(cause error, may func() error) error {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
-		return
+		return nil
+	}
+	if err := may(); err != nil {
+		c.mu.Unlock()
+		return err
 	}
 	c.closed = true
 	if s, ok := c.nc.(*socket); ok && cause != nil {
@@ -345,6 +353,7 @@ func (c *conn) end(cause error) {
 	if cause != nil {
 		c.broker.refused(c, "connection ended", "", cause)
 	}
+	return nil
 }
 
 // farewell does what is left to do, writes what is left to say, and lets the peer hear
@@ -385,6 +394,7 @@ func (c *conn) lost(err error) {
 
 // takeDown is the reader's last step.
 func (c *conn) takeDown(ctx context.Context) {
+	c.giveUpPlace()
 	c.broker.known(c)
 	c.parting.Wait()
 	c.mu.Lock()

@@ -60,7 +60,8 @@ func (c *conn) greet(ctx context.Context, w *batch, first byte, body []byte) err
 		err = c.beginAce(ctx, w.now, method, cp)
 	} else {
 		var papers session.Papers
-		if papers, err = c.papers(ctx, w.now, string(cp.Password)); err == nil {
+		may := func(papers session.Papers) error { return c.admit(ctx, cp, papers) }
+		if papers, err = c.papers(ctx, w.now, string(cp.Password), may); err == nil {
 			err = c.open(ctx, w.now, cp, papers)
 		}
 	}
@@ -101,42 +102,36 @@ func (c *conn) openings(p *packet.Connect) error {
 }
 
 // papers checks a password: an access token, or a client assertion, which is
-// exchanged in place.
-func (c *conn) papers(ctx context.Context, now time.Time, password string) (session.Papers, error) {
+// exchanged in place. may is asked before the assertion is spent.
+func (c *conn) papers(ctx context.Context, now time.Time, password string, may func(session.Papers) error) (session.Papers, error) {
 	const t = watchword.DefaultTenant
 	if password == "" {
 		return session.Papers{}, watchword.Refuse(watchword.Unauthenticated, "send an access token or a client assertion as the password")
 	}
 	if token.LooksLikeAssertion(password) {
-		return c.broker.Office.Login(ctx, t, password, watchword.NewID("", now), now)
+		return c.broker.Office.Login(ctx, t, password, may, watchword.NewID("", now), now)
 	}
-	return c.broker.Office.Admit(ctx, t, password, now)
+	papers, err := c.broker.Office.Admit(ctx, t, password, now)
+	if err == nil {
+		err = may(papers)
+	}
+	return papers, err
 }
 
-// open starts the session and answers CONNECT.
+// open starts the session that was admitted, and answers CONNECT.
 func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, papers session.Papers) error {
-	id, assigned, err := c.name(p, papers.Subject)
-	if err != nil {
-		return err
-	}
-	// What counts for nothing must not end the connection of who has the name.
-	if _, err := c.broker.Guard.Check(ctx, papers); err != nil {
-		return err
-	}
+	ad := c.admission
 	c.client.world = c.broker.world(papers.Tenant)
-	// The one before goes first: it counts against the bounds of the subject.
-	present, err := c.enter(id, owner{papers.Subject, papers.Incarnation}, p.CleanStart, c.expiry(p))
+	present, err := c.enter(ad)
 	if err != nil {
 		return err
 	}
-	s, err := c.broker.Guard.Open(ctx, papers, session.Options{Transport: "mqtt", Remote: c.remote, Changed: c.changed, Ended: c.ended})
-	if err != nil {
+	s := ad.place
+	if err := s.Start(ctx); err != nil {
 		return err
 	}
-	if err := c.setWill(p.Will, s.Authority()); err != nil {
-		s.Close(nil)
-		return err
-	}
+	c.admission = nil // takeDown knows the session
+	c.setWill(ad.will)
 	c.keepAlive = time.Duration(p.KeepAlive) * time.Second
 	if most := c.broker.o.KeepAlive; c.version == packet.V5 && (c.keepAlive == 0 || c.keepAlive > most) {
 		c.keepAlive = most
@@ -147,7 +142,7 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 	lost, dropped, at := c.regain(s.Authority(), &present)
 	ack.SessionPresent = present
 	if c.version == packet.V5 {
-		c.promise(ack, p, assigned, s, lost, dropped)
+		c.promise(ack, p, ad.assigned, s, lost, dropped)
 	}
 	c.session.Store(s)
 	c.broker.known(c)
@@ -270,6 +265,7 @@ func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropp
 
 // turnAway answers a CONNECT that is refused, and ends the connection.
 func (c *conn) turnAway(err error) error {
+	c.giveUpPlace()
 	ack := &packet.Connack{Code: reasonFor(err)}
 	switch {
 	case c.version == packet.V5:
@@ -288,14 +284,25 @@ func (c *conn) turnAway(err error) error {
 	return nil
 }
 
-// takenOver ends the connection whose client id connected again. Its session is
-// over when it returns.
-func (c *conn) takenOver() {
+// giveUpPlace gives up the place of a session that does not start.
+func (c *conn) giveUpPlace() {
+	if ad := c.admission; ad != nil {
+		c.admission = nil
+		ad.place.Close(nil)
+	}
+}
+
+// takenOver ends the connection whose client id connected again, if the admission of the
+// other suffices. Its session is over when it returns without an error.
+func (c *conn) takenOver(ad *admission) error {
+	if err := c.endIf(errTaken, func() error { return c.yields(ad) }); err != nil {
+		return err
+	}
 	c.broker.stats.takeover.Add(1)
-	c.end(errTaken)
 	if s := c.live(); s != nil {
 		s.Close(nil)
 	}
+	return nil
 }
 
 // live returns the session, nil before there is one.

@@ -101,6 +101,36 @@ func (hs *history) maySubscribe(p *player, filter string) bool {
 	return hs.today.maySubscribe(filter) && p.token.maySubscribe(filter)
 }
 
+// anyTopic reports whether today and a token allow anything at all. The built-in policy
+// gives a device some topics of its own, which only what is denied takes away.
+func (hs *history) anyTopic(token rights) bool {
+	own := rights{pub: []string{"devices/ID/events/#", "devices/ID/state"}, sub: []string{"devices/ID/config"}, noPub: hs.today.noPub, noSub: hs.today.noSub}
+	for _, topic := range []string{"devices/ID/events/z", "devices/ID/state", "devices/ID/config"} {
+		if own.mayPublish(topic) && token.mayPublish(topic) || own.maySubscribe(topic) && token.maySubscribe(topic) {
+			return true
+		}
+	}
+	for _, one := range []string{"a", "b", "c", "1", "z"} {
+		for _, topic := range []string{one, one + "/1", one + "/z", one + "/1/x", one + "/z/z"} {
+			if hs.today.mayPublish(topic) && token.mayPublish(topic) || hs.today.maySubscribe(topic) && token.maySubscribe(topic) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// covers reports whether a token covers what a player's session holds of what it may
+// have today.
+func (hs *history) covers(p *player, token rights) bool {
+	for f := range p.subs {
+		if hs.today.maySubscribe(f) && !token.maySubscribe(f) {
+			return false
+		}
+	}
+	return p.will == "" || !hs.today.mayPublish(p.will) || token.mayPublish(p.will)
+}
+
 // expected is what each player must hear from one step, in no order between publishers.
 type expected map[*player][]string
 
@@ -293,12 +323,12 @@ func (hs *history) step() {
 
 func (hs *history) connect(e expected, p *player, clients map[*player]*client) {
 	r := hs.r
-	token := rights{pub: some(r, historyRules, 0.5), sub: some(r, historyRules, 0.5)}
+	likely := []float64{0.1, 0.5, 0.8}[r.IntN(3)]
+	token := rights{pub: some(r, historyRules, likely), sub: some(r, historyRules, likely)}
 	life := time.Duration(60+r.IntN(600)) * time.Second
 	raw := hs.h.token(p.id, life, watchword.Permission{Resource: "topic:q", Actions: []string{"pub"}})
 	hs.retoken(raw, token)
-	before := *p
-	p.token, p.ends = token, time.Now().Add(life)
+	before, ends := *p, time.Now().Add(life)
 	c := hs.h.raw(packet.V5)
 	cp := hello(packet.V5, string(p.id), raw)
 	will := ""
@@ -311,22 +341,22 @@ func (hs *history) connect(e expected, p *player, clients map[*player]*client) {
 	ack := want[*packet.Connack](c)
 	hs.note("%s connects (%+v, will %q): %#x", p.id, token, will, ack.Code)
 	wantCode := packet.Success
-	if hs.suspended[p.id] || will != "" && !hs.mayPublish(p, will) {
+	mayWill := will == "" || hs.today.mayPublish(will) && token.mayPublish(will)
+	if hs.suspended[p.id] || !mayWill || !hs.anyTopic(token) || before.c != nil && !hs.covers(p, token) {
 		wantCode = packet.NotAuthorized
 	}
 	if ack.Code != wantCode {
 		hs.fail("CONNACK %#x, want %#x", ack.Code, wantCode)
 	}
-	now := *p
-	if before.c != nil { // taken over, whether the new one is let in or not
-		*p = before
+	if wantCode != packet.Success {
+		return // the one before is untouched
+	}
+	if before.c != nil {
 		e[p] = append(e[p], fmt.Sprintf("end %#x", packet.TakenOver))
 		hs.gone(e, p, true)
-		p.token, p.ends = now.token, now.ends
 	}
-	if wantCode == packet.Success {
-		p.c, p.subs, p.will, p.willID = c, map[string]bool{}, will, fmt.Sprint(hs.serial)
-	}
+	p.token, p.ends = token, ends
+	p.c, p.subs, p.will, p.willID = c, map[string]bool{}, will, fmt.Sprint(hs.serial)
 }
 
 // retoken gives a token these rights.
@@ -388,18 +418,15 @@ func (hs *history) publish(e expected, p *player) {
 
 // refresh shows a newer token, or one of another, or an older one.
 func (hs *history) refresh(p *player) {
-	token := rights{pub: some(hs.r, historyRules, 0.6), sub: historyRules}
+	token := rights{pub: some(hs.r, historyRules, 0.6), sub: some(hs.r, historyRules, 0.9)}
 	life := time.Duration(30+hs.r.IntN(600)) * time.Second
 	raw := hs.h.token(p.id, life, watchword.Permission{Resource: "topic:q", Actions: []string{"pub"}})
 	hs.retoken(raw, token)
 	newer := time.Now().Add(life).After(p.ends)
 	hs.note("%s refreshes (newer %v, %+v)", p.id, newer, token)
 	p.c.send(&packet.Publish{Topic: "$watchword/auth", Payload: []byte(raw)})
-	if newer {
+	if newer && hs.anyTopic(token) && hs.covers(p, token) {
 		p.token, p.ends = token, time.Now().Add(life)
-		if p.will != "" && !hs.mayPublish(p, p.will) {
-			p.will = ""
-		}
 	}
 }
 

@@ -30,12 +30,13 @@ type house struct {
 	twins  *fakeTwins
 	store  *memory
 
-	mu      sync.Mutex
-	roll    map[watchword.SubjectID]*watchword.Subject
-	set     *policy.Set
-	tokens  map[string]session.Papers
-	serial  int
-	proving ed25519.PublicKey // of every subject, where a test proves keys
+	mu       sync.Mutex
+	roll     map[watchword.SubjectID]*watchword.Subject
+	set      *policy.Set
+	tokens   map[string]session.Papers
+	serial   int
+	spending func()            // called while an assertion is spent, where it is set
+	proving  ed25519.PublicKey // of every subject, where a test proves keys
 }
 
 // inBubble runs a test with a fake clock: nothing waits for time, and Wait knows
@@ -175,8 +176,15 @@ func (h *house) AdmitToProve(ctx context.Context, t watchword.TenantID, raw stri
 	return h.Admit(ctx, t, raw, now)
 }
 
-func (h *house) Login(context.Context, watchword.TenantID, string, string, time.Time) (session.Papers, error) {
-	return session.Papers{}, watchword.Refuse(watchword.ClientInvalid, "no assertions here")
+func (h *house) Login(ctx context.Context, t watchword.TenantID, raw string, may func(session.Papers) error, _ string, now time.Time) (session.Papers, error) {
+	p, err := h.Admit(ctx, t, raw, now)
+	if err == nil {
+		err = may(p)
+	}
+	if err == nil && h.spending != nil {
+		h.spending()
+	}
+	return p, err
 }
 
 func (h *house) Proves(_ context.Context, _ session.Papers, message, sig []byte) error {

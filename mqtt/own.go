@@ -77,7 +77,8 @@ func (c *conn) refresh(ctx context.Context, now time.Time, password string) erro
 	if c.byAce {
 		return watchword.Refuse(watchword.Denied, "this session proved its key: it is refreshed by AUTH, with a proof")
 	}
-	papers, err := c.papers(ctx, now, strings.TrimSpace(password))
+	may := func(p session.Papers) error { return c.live().MayRefresh(ctx, p) }
+	papers, err := c.papers(ctx, now, strings.TrimSpace(password), may)
 	if err == nil {
 		err = c.live().Refresh(ctx, papers)
 	}

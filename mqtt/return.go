@@ -2,12 +2,10 @@ package mqtt
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/shelf"
 )
@@ -26,58 +24,53 @@ func (b *Broker) mostExpiry() uint32 {
 }
 
 // enter makes c the connection of its client identifier. What was there before ends, or
-// goes on with c where it lasts: present says so.
-func (c *conn) enter(id string, who owner, clean bool, expiry uint32) (present bool, err error) {
+// goes on with c where it lasts: present says so. Whether it may is asked once more, at
+// the act: until the one before has ended, it may come to hold more.
+func (c *conn) enter(ad *admission) (present bool, err error) {
 	w := c.world
 	for {
 		w.mu.Lock()
-		prev := w.clients[id]
-		if prev == nil {
-			err := w.admit(c.broker, who.subject, expiry)
-			if err == nil {
-				c.start(id, who, expiry)
-				w.put(c.client)
-			}
+		prev := w.clients[ad.id]
+		if err := w.admit(c.broker, prev, ad); err != nil {
 			w.mu.Unlock()
 			return false, err
+		}
+		if prev == nil {
+			c.start(ad)
+			w.put(c.client)
+			w.mu.Unlock()
+			return false, nil
 		}
 		w.mu.Unlock()
 		prev.mu.Lock()
 		old := prev.conn
 		prev.mu.Unlock()
 		if old != nil {
-			old.takenOver() // it has no client when it returns
+			if err := old.takenOver(ad); err != nil { // it has no client when it returns
+				return false, err
+			}
 		}
-		if !clean && prev.owner == who && c.resume(prev, expiry) {
-			return true, nil
+		if !ad.clean && prev.owner == ad.owner {
+			resumed, err := c.resume(prev, ad)
+			if resumed || err != nil {
+				return resumed, err
+			}
 		}
-		prev.end()
+		if err := prev.endIf(func() error { return prev.yields(ad) }); err != nil {
+			return false, err
+		}
 		w.forget(prev)
 	}
 }
 
-// admit says whether a subject may have one more client that lasts. w.mu is held.
-func (w *world) admit(b *Broker, subject watchword.SubjectID, expiry uint32) error {
-	if expiry == 0 {
-		return nil
-	}
-	if int(b.lasting.Load()) >= b.o.Sessions {
-		return wrong(packet.QuotaExceeded, packet.CONNECT, "the server keeps no more sessions that outlive their connection")
-	}
-	if n := w.lasting[subject]; n >= maxLasting {
-		return wrong(packet.QuotaExceeded, packet.CONNECT, fmt.Sprintf("%q has %d sessions that outlive their connection, the most that one subject may have: clean one, or let it end", subject, n))
-	}
-	return nil
-}
-
 // start makes the connection's own client that of an identifier.
-func (c *conn) start(id string, who owner, expiry uint32) {
+func (c *conn) start(ad *admission) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.client.world, c.client.id, c.owner = c.world, id, who
-	if expiry > 0 {
+	c.client.world, c.client.id, c.owner = c.world, ad.id, ad.owner
+	if ad.expiry > 0 {
 		c.client.number = c.broker.sequence.Add(1) // in the order in which sessions begin: see Load
-		c.last(expiry)
+		c.last(ad.expiry)
 	}
 }
 
@@ -88,8 +81,8 @@ func (cl *client) last(expiry uint32) {
 }
 
 // resume gives c the place of the connection that prev has no more. It reports false
-// where prev is over.
-func (c *conn) resume(prev *client, expiry uint32) bool {
+// where prev is over. Code: denied where the admission does not cover what prev holds.
+func (c *conn) resume(prev *client, ad *admission) (bool, error) {
 	own := c.client
 	own.mu.Lock()
 	for c.writing && !c.failed { // what was said before CONNACK: a challenge
@@ -101,7 +94,11 @@ func (c *conn) resume(prev *client, expiry uint32) bool {
 	prev.mu.Lock()
 	if prev.over || prev.conn != nil { // somebody was quicker
 		prev.mu.Unlock()
-		return false
+		return false, nil
+	}
+	if err := prev.yields(ad); err != nil {
+		prev.mu.Unlock()
+		return false, err
 	}
 	l := prev.lasting
 	hold := l.hold
@@ -109,7 +106,7 @@ func (c *conn) resume(prev *client, expiry uint32) bool {
 	l.turn++
 	l.stop()
 	l.left, l.willAt, l.row = time.Time{}, time.Time{}, true
-	l.expiry = expiry
+	l.expiry = ad.expiry
 	l.unwritten = l.dirty != nil && !l.dirty.over()
 	prev.conn = c
 	prev.unpack()
@@ -121,7 +118,7 @@ func (c *conn) resume(prev *client, expiry uint32) bool {
 	if hold != nil {
 		hold.Close(nil)
 	}
-	return true
+	return true, nil
 }
 
 // watch has the guard say what a client that is away may have. Its answers come with
@@ -206,11 +203,18 @@ func (cl *client) mayNow(ctx context.Context) (a *session.Authority, err error) 
 
 // end ends a client without a connection: its time has come, or somebody begins anew in
 // its place. Where it has a connection again, it does nothing.
-func (cl *client) end() {
+func (cl *client) end() { _ = cl.endIf(func() error { return nil }) } // no reason not to
+
+// endIf is end where may, asked with mu held, returns no error.
+func (cl *client) endIf(may func() error) error {
 	cl.mu.Lock()
 	if cl.over || cl.conn != nil {
 		cl.mu.Unlock()
-		return
+		return nil
+	}
+	if err := may(); err != nil {
+		cl.mu.Unlock()
+		return err
 	}
 	w := cl.will
 	cl.will = nil
@@ -235,6 +239,7 @@ func (cl *client) end() {
 	}
 	cl.hand(orphans, false)
 	cl.leave()
+	return nil
 }
 
 // expire is the clock's.

@@ -39,37 +39,40 @@ func unstoredWill(b []byte) (*will, error) {
 	return &will{m, time.Duration(binary.BigEndian.Uint32(b)) * time.Second, time.Duration(binary.BigEndian.Uint32(b[4:])) * time.Second}, nil
 }
 
-// setWill keeps the will of a client, if it may be published now, in the place of one
-// before.
-func (c *conn) setWill(w *packet.Will, a *session.Authority) error {
-	var new *will
-	if w != nil {
-		if policy.CheckTopic(w.Topic) != nil || strings.HasPrefix(w.Topic, ownTopics) {
-			return wrong(packet.BadTopic, packet.CONNECT, "the will's topic is none that this server takes")
-		}
-		if v := judge(a, w.Topic); !v.decision.Allowed {
-			return v.decision.Err()
-		}
-		p := &packet.Publish{Topic: w.Topic, Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Properties: w.Properties}
-		new = &will{m: c.message(p, nil, time.Time{})}
-		new.m.from, new.m.ends = nil, 0 // its publisher is gone when it comes
-		if n, ok := w.Properties.Number(packet.WillDelay); ok {
-			new.delay = time.Duration(n) * time.Second
-		}
-		if n, ok := w.Properties.Number(packet.MessageExpiry); ok {
-			new.life = time.Duration(n) * time.Second
-		}
+// newWill is the will of a CONNECT, if it may be published now; nil for none.
+func (c *conn) newWill(w *packet.Will, a *session.Authority) (*will, error) {
+	if w == nil {
+		return nil, nil
 	}
+	if policy.CheckTopic(w.Topic) != nil || strings.HasPrefix(w.Topic, ownTopics) {
+		return nil, wrong(packet.BadTopic, packet.CONNECT, "the will's topic is none that this server takes")
+	}
+	if v := judge(a, w.Topic); !v.decision.Allowed {
+		return nil, v.decision.Err()
+	}
+	p := &packet.Publish{Topic: w.Topic, Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Properties: w.Properties}
+	new := &will{m: c.message(p, nil, time.Time{})}
+	new.m.from, new.m.ends = nil, 0 // its publisher is gone when it comes
+	if n, ok := w.Properties.Number(packet.WillDelay); ok {
+		new.delay = time.Duration(n) * time.Second
+	}
+	if n, ok := w.Properties.Number(packet.MessageExpiry); ok {
+		new.life = time.Duration(n) * time.Second
+	}
+	return new, nil
+}
+
+// setWill keeps the will of a client, nil for none, in the place of one before.
+func (c *conn) setWill(new *will) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.conn != c {
-		return nil // somebody has its place already, and a will of its own
+		return // somebody has its place already, and a will of its own
 	}
 	if c.will = new; c.lasting != nil {
 		c.lasting.row = true
 		c.touch()
 	}
-	return nil
 }
 
 // publishWill is the last act of a connection that was lost, if its session may

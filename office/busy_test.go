@@ -83,7 +83,10 @@ func TestWhereTooManyWaitNothingElseIsSaid(t *testing.T) {
 			"revocation":             func() error { _, err := o.Own(ctx, "default", "lamp-1", access, now); return err },
 			"an assertion":           func() error { _, err := o.Exchange(ctx, "default", Ask{Assertion: known}, "", now); return err },
 			"an assertion, nobody's": func() error { _, err := o.Exchange(ctx, "default", Ask{Assertion: nobody}, "", now); return err },
-			"an assertion over MQTT": func() error { _, err := o.Login(ctx, "default", known, "", now); return err },
+			"an assertion over MQTT": func() error {
+				_, err := o.Login(ctx, "default", known, func(session.Papers) error { return nil }, "", now)
+				return err
+			},
 			"a proof": func() error {
 				_, err := o.Exchange(ctx, "default", Ask{Assertion: known, Proof: &Shown{}}, "", now)
 				return err

@@ -210,8 +210,9 @@ func (o *Office) asked(s *watchword.Subject, today *policy.Grant, a token.Assert
 
 // Login is [Office.Exchange] for a connection that needs the papers and never
 // the token: what the token would say is on record and spent in the same way,
-// but nobody signs it. typ is mandatory. Codes: those of Exchange.
-func (o *Office) Login(ctx context.Context, t watchword.TenantID, raw, trace string, now time.Time) (session.Papers, error) {
+// but nobody signs it. typ is mandatory. may is asked about the papers before the
+// assertion is spent. Codes: those of Exchange, and may's.
+func (o *Office) Login(ctx context.Context, t watchword.TenantID, raw string, may func(session.Papers) error, trace string, now time.Time) (session.Papers, error) {
 	s, today, a, err := o.welcome(ctx, t, raw, false, now)
 	if err != nil {
 		return session.Papers{}, err
@@ -227,13 +228,17 @@ func (o *Office) Login(ctx context.Context, t watchword.TenantID, raw, trace str
 	if err != nil {
 		return session.Papers{}, err
 	}
+	papers := session.Papers{
+		Tenant: t, Subject: s.ID, Incarnation: s.Incarnation, Key: a.Key, JTI: g.JTI,
+		SignedBy: o.keys.IssuerSigner().Public().ID(), Issued: g.Issued, Expires: g.Expires, Permissions: permissions,
+	}
+	if err := may(papers); err != nil {
+		return session.Papers{}, err
+	}
 	if err := o.record(ctx, t, g, [32]byte{}, a, trace, now); err != nil { // no token of it passes: there is none
 		return session.Papers{}, err
 	}
-	return session.Papers{
-		Tenant: t, Subject: s.ID, Incarnation: s.Incarnation, Key: a.Key, JTI: g.JTI,
-		SignedBy: o.keys.IssuerSigner().Public().ID(), Issued: g.Issued, Expires: g.Expires, Permissions: permissions,
-	}, nil
+	return papers, nil
 }
 
 // welcome checks a client assertion, but does not spend it.

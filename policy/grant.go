@@ -34,6 +34,10 @@ func (g *Grant) ProofRequired() (rule string, required bool) {
 	return Decision{Origin: g.proof}.Rule(), g.proof != nil
 }
 
+// AnyTopic reports whether both grants allow one action, publish or subscribe, on some
+// topic that neither denies. It is exact.
+func AnyTopic(a, b *Grant) bool { return permit.AnyTopic(&a.Grant, &b.Grant) }
+
 // Target is a device as rules about calls see it.
 type Target = permit.Target
 

@@ -105,6 +105,25 @@ func (a *Authority) Subscribe(filter string) policy.Decision {
 	return a.papers.Permissions.Subscribe(filter)
 }
 
+// AnyTopic reports whether there is a topic that may be published or subscribed to.
+func (a *Authority) AnyTopic() bool {
+	if a.papers.absent {
+		return policy.AnyTopic(a.today, a.today)
+	}
+	return policy.AnyTopic(a.today, a.papers.Permissions)
+}
+
+// WithholdsSubscription reports whether policy gives a subscription to filter today and
+// the token does not: the token is narrower than what its subject may have.
+func (a *Authority) WithholdsSubscription(filter string) bool {
+	return !a.papers.absent && a.today.Subscribe(filter).Allowed && !a.papers.Permissions.Subscribe(filter).Allowed
+}
+
+// WithholdsPublish is [Authority.WithholdsSubscription] for publishing to a topic.
+func (a *Authority) WithholdsPublish(topic string) bool {
+	return !a.papers.absent && a.today.Publish(topic).Allowed && !a.papers.Permissions.Publish(topic).Allowed
+}
+
 // Call decides on one function of one device with these arguments.
 func (a *Authority) Call(t policy.Target, function string, args []byte) policy.Decision {
 	if d := a.today.Call(t, function, args); !d.Allowed || a.papers.absent {

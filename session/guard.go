@@ -111,23 +111,28 @@ func (g *Guard) Check(ctx context.Context, p Papers) (*Authority, error) {
 // that no change falls between. Codes: token_expired, token_revoked,
 // subject_new, subject_suspended, subject_revoked, busy, unavailable.
 func (g *Guard) Open(ctx context.Context, p Papers, o Options) (*Session, error) {
+	s, err := g.Enter(p, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Start(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Enter takes the place of a session that is yet to start, within the bounds: for a
+// transport that has something to lose or to spend before it opens one. It has no
+// authority and calls nobody back until [Session.Start]; [Session.Close] gives the place
+// up. Codes: busy, unavailable.
+func (g *Guard) Enter(p Papers, o Options) (*Session, error) {
 	now := g.now()
 	s := &Session{
 		guard: g, id: watchword.SessionID(watchword.NewID("ses_", now)), opened: now, options: o,
 		papers: p,
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if err := g.enter(s); err != nil {
 		return nil, err
-	}
-	if err := s.recompute(ctx); err != nil {
-		s.end(err)
-		return nil, err
-	}
-	s.timer = time.AfterFunc(p.Expires.Sub(now), s.expire)
-	if g.opened != nil {
-		g.opened(s)
 	}
 	return s, nil
 }
@@ -151,7 +156,7 @@ func (g *Guard) Hold(ctx context.Context, t watchword.TenantID, subject watchwor
 	g.absent[k] = append(g.absent[k], s)
 	g.index.unsettle(s)
 	g.mu.Unlock()
-	_ = s.recompute(ctx) // what is wrong, Lapsed was told
+	_ = s.recompute(ctx, nil) // what is wrong, Lapsed was told
 	return s
 }
 
@@ -163,15 +168,20 @@ func (g *Guard) enter(s *Session) error {
 	if s.options.Request {
 		most, what = g.requests, "requests waiting"
 	}
+	all, old := len(g.sessions), s.options.Replaces
+	if old != nil && g.sessions[old.id] == old {
+		all--
+	}
+	s.options.Replaces = nil // it is not kept alive
 	for _, other := range g.subjects[k] {
-		if other.options.Request == s.options.Request {
+		if other.options.Request == s.options.Request && other != old {
 			alike++
 		}
 	}
 	switch {
 	case g.closed:
 		return watchword.Refuse(watchword.Unavailable, "the server is going down")
-	case len(g.sessions) >= g.total:
+	case all >= g.total:
 		return watchword.Refuse(watchword.Busy, "%d sessions are open, the most that this server takes", g.total)
 	case alike >= most:
 		return watchword.Refuse(watchword.Busy, "%q has %d %s, the most that one subject may have", s.papers.Subject, most, what)

@@ -22,6 +22,13 @@ type Options struct {
 	// Ended, if not nil, is called once when a session that [Guard.Open] returned
 	// ends, under the same rules. cause is nil where the transport itself closed it.
 	Ended func(cause error)
+	// Covers, if not nil, is asked by [Session.Refresh] whether the authority of the newer
+	// token covers what the session holds, under the same rules as Changed. Where it
+	// returns an error the refresh is refused with it, and nothing changes.
+	Covers func(a *Authority) error
+	// Replaces, if not nil, is a session that ends when this one starts: it is not counted
+	// beside it.
+	Replaces *Session
 	// Lapsed, of a session without a connection (see [Guard.Hold]), is called in the
 	// place of Changed where nothing passes at this moment, and why.
 	Lapsed func(cause error)
@@ -38,11 +45,12 @@ type Session struct {
 	authority atomic.Pointer[Authority]
 	ended     atomic.Bool // set with mu held
 
-	mu     sync.Mutex // held while authority changes
-	papers Papers
-	timer  *time.Timer
-	cause  error
-	done   chan struct{} // made when somebody asks for it
+	mu      sync.Mutex // held while authority changes
+	started bool       // it is open: its callbacks are called
+	papers  Papers
+	timer   *time.Timer
+	cause   error
+	done    chan struct{} // made when somebody asks for it
 }
 
 // ID returns the session's name.
@@ -101,13 +109,38 @@ func (s *Session) recomputeIf(ctx context.Context, such func(Papers) bool) {
 	if s.ended.Load() || !such(s.papers) {
 		return
 	}
-	if err := s.recompute(ctx); err != nil {
+	if err := s.recompute(ctx, nil); err != nil {
 		s.end(err)
 	}
 }
 
-// recompute is called with mu held.
-func (s *Session) recompute(ctx context.Context) error {
+// Start opens a session that [Guard.Enter] returned: from here on it ends by its timer,
+// and its callbacks are called. Codes: as [Guard.Open]; the cause of its end where it
+// ended meanwhile, not_found where its own transport ended it.
+func (s *Session) Start(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ended.Load() && s.cause != nil:
+		return s.cause
+	case s.ended.Load():
+		return watchword.Refuse(watchword.NotFound, "the session is over")
+	}
+	if err := s.recompute(ctx, nil); err != nil {
+		s.end(err)
+		return err
+	}
+	s.started = true
+	s.timer = time.AfterFunc(s.papers.Expires.Sub(s.guard.now()), s.expire)
+	if s.guard.opened != nil {
+		s.guard.opened(s)
+	}
+	return nil
+}
+
+// recompute is called with mu held. may, if not nil, is asked before the new authority
+// counts.
+func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) error {
 	s.guard.unsettle(s) // whoever changes policy while it is read here finds the session
 	a, err := s.guard.Check(ctx, s.papers)
 	if err != nil && s.papers.absent {
@@ -117,9 +150,14 @@ func (s *Session) recompute(ctx context.Context) error {
 	if err != nil {
 		return err // fail closed: also when the store cannot be asked
 	}
-	first := s.authority.Swap(a) == nil
+	if may != nil {
+		if err := may(a); err != nil {
+			return err
+		}
+	}
+	s.authority.Store(a)
 	s.guard.settle(s, a.who.Labels)
-	if (!first || s.papers.absent) && s.options.Changed != nil {
+	if (s.started || s.papers.absent) && s.options.Changed != nil {
 		s.options.Changed(a)
 	}
 	return nil
@@ -128,32 +166,57 @@ func (s *Session) recompute(ctx context.Context) error {
 // Refresh puts newer papers of the same subject and key in the place of the old
 // ones, and the timer with them. Older papers, or the same, change nothing and
 // are no error. A session that was opened with a proof takes no papers without one,
-// and none becomes proved by a refresh. Codes: denied for another subject or key;
-// proof_required; as [Guard.Open].
+// and none becomes proved by a refresh. A token that does not cover what the session
+// holds changes nothing: see [Options]. Codes: denied for another subject or key, and
+// where Covers says so; proof_required; as [Guard.Open].
 func (s *Session) Refresh(ctx context.Context, p Papers) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.takes(p); err != nil {
+		return err
+	}
+	p.Proved = s.papers.Proved
+	if !p.Expires.After(s.papers.Expires) {
+		return nil
+	}
+	old := s.papers
+	s.papers = p
+	if err := s.recompute(ctx, s.options.Covers); err != nil {
+		s.papers = old
+		s.guard.settle(s, s.Authority().who.Labels)
+		return err
+	}
+	s.timer.Reset(p.Expires.Sub(s.guard.now()))
+	return nil
+}
+
+// MayRefresh says whether [Session.Refresh] with p would be refused, for who has
+// something to spend on p first. Codes: as Refresh.
+func (s *Session) MayRefresh(ctx context.Context, p Papers) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.takes(p); err != nil {
+		return err
+	}
+	p.Proved = s.papers.Proved
+	a, err := s.guard.Check(ctx, p)
+	if err == nil && s.options.Covers != nil {
+		err = s.options.Covers(a)
+	}
+	return err
+}
+
+// takes says whether p are papers for a refresh of this session. mu is held.
+func (s *Session) takes(p Papers) error {
 	if p.Tenant != s.papers.Tenant || p.Subject != s.papers.Subject || p.Key != s.papers.Key {
 		return watchword.Refuse(watchword.Denied, "a session is refreshed by a token of the same subject and key")
 	}
 	if s.papers.Proved && !p.Proved {
 		return watchword.Refuse(watchword.ProofRequired, "this session proved its key: it is refreshed with a proof")
 	}
-	p.Proved = s.papers.Proved
-	if s.ended.Load() {
+	if s.ended.Load() || !s.started {
 		return watchword.Refuse(watchword.NotFound, "the session is over")
 	}
-	if !p.Expires.After(s.papers.Expires) {
-		return nil
-	}
-	old := s.papers
-	s.papers = p
-	if err := s.recompute(ctx); err != nil {
-		s.papers = old
-		s.guard.settle(s, s.Authority().who.Labels)
-		return err
-	}
-	s.timer.Reset(p.Expires.Sub(s.guard.now()))
 	return nil
 }
 

@@ -1,0 +1,368 @@
+package mqtt_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/token"
+)
+
+func permission(resource string, actions ...string) watchword.Permission {
+	return watchword.Permission{Resource: resource, Actions: actions}
+}
+
+// refusedConnect sends a CONNECT that must be refused with r, or its return code.
+func (h *house) refusedConnect(v packet.Version, id, token string, r packet.Reason, edit ...func(*packet.Connect)) {
+	h.t.Helper()
+	c := h.raw(v)
+	p := hello(v, id, token)
+	for _, e := range edit {
+		e(p)
+	}
+	c.send(p)
+	if v == packet.V311 {
+		r = map[packet.Reason]packet.Reason{packet.NotAuthorized: 5, packet.BadTopic: 5, packet.QuotaExceeded: 3}[r]
+	}
+	if ack := want[*packet.Connack](c); ack.Code != r || ack.SessionPresent {
+		h.t.Errorf("CONNACK %#x %v, want %#x", ack.Code, ack.Properties, r)
+	}
+	c.vanish()
+	synctest.Wait()
+}
+
+func TestANewSessionNeedsARightToSomeTopic(t *testing.T) {
+	for _, v := range []packet.Version{packet.V311, packet.V5} {
+		for _, tc := range []struct {
+			name   string
+			policy []string
+			perm   []watchword.Permission
+			may    bool
+		}{
+			{"one API path", nil, []watchword.Permission{permission("api:/v1/self", "get")}, false},
+			{"a function to call", nil, []watchword.Permission{permission("fn:lamp-8/lamp.set", "call")}, false},
+			{"nothing", nil, []watchword.Permission{}, false},
+			{"a topic to publish to", nil, []watchword.Permission{permission("topic:a", "pub")}, true},
+			{"a topic to subscribe to", nil, []watchword.Permission{permission("topic:a", "sub")}, true},
+			{"a topic that policy does not give", []string{`publish = ["b"]`}, []watchword.Permission{permission("topic:a", "pub")}, false},
+			{"a topic that policy gives for the other way", []string{`publish = ["a"]`}, []watchword.Permission{permission("topic:a", "sub")}, false},
+			{"a topic that is denied", []string{`publish = ["#"]`, `deny publish = ["a/#"]`}, []watchword.Permission{permission("topic:a/b", "pub")}, false},
+			{"topics of which some are denied", []string{`publish = ["#"]`, `deny publish = ["a/b"]`}, []watchword.Permission{permission("topic:a/+", "pub")}, true},
+		} {
+			t.Run(fmt.Sprint(tc.name, " ", v), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, h *house) {
+					if tc.policy != nil {
+						h.policy(tc.policy...)
+					}
+					token := h.token("lamp", time.Hour, tc.perm...)
+					if tc.may {
+						h.connect(v, "lamp", token)
+						return
+					}
+					h.refusedConnect(v, "lamp", token, packet.NotAuthorized)
+					if n := len(h.guard.Sessions(watchword.DefaultTenant, "lamp")); n > 0 {
+						t.Errorf("%d sessions are left of what was refused", n)
+					}
+				})
+			})
+		}
+	}
+}
+
+// What a session holds, and a token that covers all but that.
+var holdings = []struct {
+	name string
+	hold func(h *house, v packet.Version, e ...func(*packet.Connect)) *client
+	less []watchword.Permission
+}{
+	{"a subscription", func(h *house, v packet.Version, e ...func(*packet.Connect)) *client {
+		c := h.connect(v, "lamp", h.token("lamp", 2*time.Hour), e...)
+		c.subscribe(1, "held", "b")
+		return c
+	}, []watchword.Permission{permission("topic:b", "pub", "sub"), permission("topic:held", "pub"), permission("topic:held/#", "pub")}},
+	{"a subscription that is wider", func(h *house, v packet.Version, e ...func(*packet.Connect)) *client {
+		c := h.connect(v, "lamp", h.token("lamp", 2*time.Hour), e...)
+		c.subscribe(1, "+")
+		return c
+	}, []watchword.Permission{permission("topic:held", "pub", "sub")}},
+	{"a shared subscription", func(h *house, v packet.Version, e ...func(*packet.Connect)) *client {
+		c := h.connect(v, "lamp", h.token("lamp", 2*time.Hour), e...)
+		c.subscribe(1, "$share/g/held")
+		return c
+	}, []watchword.Permission{permission("topic:b", "pub", "sub")}},
+	{"its commands", func(h *house, v packet.Version, e ...func(*packet.Connect)) *client {
+		c := h.connect(v, "lamp", h.token("lamp", 2*time.Hour), e...)
+		c.subscribe(1, "devices/lamp/commands", "held")
+		return c
+	}, []watchword.Permission{permission("topic:held", "pub", "sub"), permission("topic:devices/lamp/state", "pub", "sub")}},
+	{"a will", func(h *house, v packet.Version, e ...func(*packet.Connect)) *client {
+		c := h.connect(v, "lamp", h.token("lamp", 2*time.Hour), append(e, func(p *packet.Connect) {
+			p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")}
+			if v == packet.V5 {
+				p.Will.Properties.SetNumber(packet.WillDelay, 1800)
+			}
+		})...)
+		c.subscribe(1, "held")
+		return c
+	}, []watchword.Permission{permission("topic:held", "pub", "sub"), permission("topic:will", "sub")}},
+}
+
+// A CONNECT whose token does not cover what the session of its client identifier holds
+// is refused, and that session goes on as if nothing had been.
+func TestANarrowTokenTakesNoSessionOver(t *testing.T) {
+	lasting := func(p *packet.Connect) { lasts(p) }
+	for _, v := range []packet.Version{packet.V311, packet.V5} {
+		for _, tc := range holdings {
+			for _, there := range []bool{true, false} {
+				for _, clean := range []bool{true, false} {
+					t.Run(fmt.Sprintf("%s, version %d, there %v, clean start %v", tc.name, v, there, clean), func(t *testing.T) {
+						inBubble(t, func(t *testing.T, h *house) {
+							ear := h.device("ear")
+							ear.subscribe(1, "will")
+							c := tc.hold(h, v, lasting)
+							synctest.Wait()
+							away := !there
+							if away && v == packet.V311 && tc.name == "a will" {
+								return // it has no delay there, and was published
+							}
+							if away {
+								c.vanish()
+								synctest.Wait()
+							}
+							before := h.broker.States(watchword.DefaultTenant, "lamp")
+							h.refusedConnect(v, "lamp", h.token("lamp", time.Hour, tc.less...), packet.NotAuthorized, func(p *packet.Connect) {
+								p.CleanStart = clean
+								if v == packet.V5 && !clean {
+									p.Properties.SetNumber(packet.SessionExpiry, 10)
+								}
+							})
+							if after := h.broker.States(watchword.DefaultTenant, "lamp"); fmt.Sprint(before) != fmt.Sprint(after) {
+								t.Errorf("the session was\n%+v, and is\n%+v", before, after)
+							}
+							ear.silent() // nor was its will published
+							pub := h.device("pub")
+							if r := pub.publish(1, "held", "x"); r != packet.Success {
+								t.Errorf("nobody hears what it subscribed to: %#x", r)
+							}
+							if away {
+								c = h.back(v, "lamp")
+							}
+							c.hears("held", "x")
+							// One that covers it, and today's policy no more, is enough.
+							h.policy(`publish = ["#"]`, `subscribe = ["b", "will", "held"]`)
+							h.connect(v, "lamp", h.token("lamp", time.Hour, permission("topic:#", "pub"), permission("topic:b", "sub"), permission("topic:held", "sub"), permission("topic:devices/lamp/commands", "sub")), lasting)
+						})
+					})
+				}
+			}
+		}
+	}
+}
+
+// A session that ends with its connection is not taken over by less either.
+func TestANarrowTokenEndsNoConnection(t *testing.T) {
+	for _, v := range []packet.Version{packet.V311, packet.V5} {
+		for _, tc := range holdings {
+			t.Run(fmt.Sprint(tc.name, " ", v), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, h *house) {
+					c := tc.hold(h, v)
+					h.refusedConnect(v, "lamp", h.token("lamp", time.Hour, tc.less...), packet.NotAuthorized)
+					h.device("pub").publish(1, "held", "x")
+					c.hears("held", "x")
+				})
+			})
+		}
+	}
+}
+
+// Whatever refuses a CONNECT, the session of its client identifier is untouched.
+func TestARefusedConnectTouchesNothing(t *testing.T) {
+	fill := func(h *house) { // the bound of live sessions
+		for n := range 8 {
+			h.connect(packet.V5, fmt.Sprint("lamp/live-", n), h.token("lamp", time.Hour))
+		}
+	}
+	for _, tc := range []struct {
+		name   string
+		before func(h *house)
+		edit   func(p *packet.Connect)
+		token  func(h *house) string
+		reason packet.Reason
+		lasts  bool // the session that stands
+	}{
+		{"a will on a topic that is none", nil, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "$watchword/auth"} }, nil, packet.BadTopic, true},
+		{"a will on a topic that is the server's", nil, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "devices/lamp/config"} }, nil, packet.NotAuthorized, true},
+		{"a will on a topic that the token does not give", nil, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "c"} }, func(h *house) string {
+			return h.token("lamp", time.Hour, permission("topic:held", "pub", "sub"))
+		}, packet.NotAuthorized, true},
+		{"a token that is over", nil, nil, func(h *house) string { return h.token("lamp", -time.Second) }, packet.NotAuthorized, true},
+		{"a token that is none", nil, nil, func(*house) string { return "token-x" }, packet.NotAuthorized, true},
+		{"no more live sessions", fill, nil, nil, packet.QuotaExceeded, true},
+		{"no more sessions that last", func(h *house) {
+			for n := range 8 {
+				h.connect(packet.V5, fmt.Sprint("lamp/", n), h.token("lamp", time.Hour), lasts).vanish()
+				synctest.Wait()
+			}
+		}, lasts, nil, packet.QuotaExceeded, false},
+	} {
+		for _, clean := range []bool{true, false} {
+			t.Run(fmt.Sprint(tc.name, ", clean start ", clean), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, h *house) {
+					c := h.connect(packet.V5, "lamp", h.token("lamp", 2*time.Hour), func(p *packet.Connect) {
+						if tc.lasts {
+							lasts(p)
+						}
+					})
+					c.subscribe(1, "held")
+					if tc.lasts {
+						c.vanish()
+						synctest.Wait()
+					}
+					if tc.before != nil {
+						tc.before(h)
+					}
+					token := h.token("lamp", time.Hour)
+					if tc.token != nil {
+						token = tc.token(h)
+					}
+					h.refusedConnect(packet.V5, "lamp", token, tc.reason, func(p *packet.Connect) {
+						if tc.edit != nil {
+							tc.edit(p)
+						}
+						p.CleanStart = clean
+					})
+					h.token("pub", time.Hour)
+					if r := h.device("pub").publish(1, "held", "x"); r != packet.Success {
+						t.Errorf("nobody hears what it subscribed to: %#x", r)
+					}
+					if !tc.lasts {
+						c.hears("held", "x")
+					}
+				})
+			})
+		}
+	}
+}
+
+// Whoever takes over its own session needs no room beside it.
+func TestWhoTakesOverNeedsNoRoomBeside(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		for n := range 8 {
+			h.connect(packet.V5, fmt.Sprint("lamp/", n), h.token("lamp", time.Hour), lasts)
+		}
+		h.refusedConnect(packet.V5, "lamp/x", h.token("lamp", time.Hour), packet.QuotaExceeded)
+		for range 3 {
+			h.connect(packet.V5, "lamp/3", h.token("lamp", time.Hour), lasts)
+			h.connect(packet.V5, "lamp/3", h.token("lamp", time.Hour)) // and begins anew
+			synctest.Wait()
+		}
+		if n := len(h.guard.Sessions(watchword.DefaultTenant, "lamp")); n != 8 {
+			t.Errorf("%d sessions, want 8", n)
+		}
+	})
+}
+
+// A refresh by a token that does not cover what the session holds changes nothing.
+func TestANarrowTokenRefreshesNoSession(t *testing.T) {
+	for _, tc := range holdings {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				c := tc.hold(h, packet.V5)
+				for _, perm := range [][]watchword.Permission{tc.less, {permission("api:/v1/self/#", "get", "put")}} {
+					if r := c.publish(1, "$watchword/auth", h.token("lamp", 4*time.Hour, perm...)); r != packet.NotAuthorized {
+						t.Errorf("reason %#x", r)
+					}
+				}
+				s := h.guard.Sessions(watchword.DefaultTenant, "lamp")[0]
+				if left := time.Until(s.Authority().Expires()); left > 2*time.Hour {
+					t.Errorf("refreshed: %v are left", left)
+				}
+				h.device("pub").publish(1, "held", "x")
+				c.hears("held", "x")
+			})
+		})
+	}
+}
+
+// assertion is a token in the shape of a client assertion.
+func (h *house) assertion(id watchword.SubjectID, perm ...watchword.Permission) string {
+	h.t.Helper()
+	k, err := jose.GenerateKey("P-256")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	s, err := k.Signer()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	raw, err := token.SignAssertion(s, id, "https://watch.example", time.Now(), time.Minute)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	papers := h.token(id, time.Hour, perm...)
+	h.mu.Lock()
+	h.tokens[raw] = h.tokens[papers]
+	h.mu.Unlock()
+	return raw
+}
+
+// What the session comes to hold while the other's assertion is being spent counts too.
+func TestWhatASessionHoldsIsAskedAtTheAct(t *testing.T) {
+	for name, tc := range map[string]struct{ clean, away bool }{
+		"there": {}, "there, clean start": {clean: true}, "away": {away: true}, "away, clean start": {away: true, clean: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				c := h.connect(packet.V5, "lamp", h.token("lamp", time.Hour), lasts)
+				h.spending = func() {
+					c.subscribe(1, "held")
+					if tc.away {
+						c.vanish()
+						synctest.Wait()
+					}
+				}
+				less := h.assertion("lamp", permission("topic:b", "pub"))
+				h.refusedConnect(packet.V5, "lamp", less, packet.NotAuthorized, func(p *packet.Connect) { p.CleanStart = tc.clean })
+				h.device("pub").publish(1, "held", "x")
+				if tc.away {
+					c = h.back(packet.V5, "lamp")
+				}
+				c.hears("held", "x")
+			})
+		})
+	}
+}
+
+// What today's policy does not give is not the token's to cover: a session that holds it
+// still, since nobody told the guard yet, loses it, and its holder is not locked out.
+func TestWhatPolicyTookLocksNobodyOut(t *testing.T) {
+	for name, there := range map[string]bool{"there": true, "away": false} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				c := h.connect(packet.V5, "lamp", h.token("lamp", time.Hour), wills(100))
+				c.subscribe(1, "a", "b")
+				if !there {
+					c.vanish()
+					synctest.Wait()
+				}
+				d, err := policy.Parse("test", []byte("for = {}\n[[allow]]\nsubscribe = [\"b\"]\n"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.mu.Lock()
+				h.set = policy.NewSet(d)
+				h.mu.Unlock()
+				c = h.connect(packet.V5, "lamp", h.token("lamp", time.Hour, permission("topic:b", "sub")), lasts)
+				if l := c.lost(); !c.ack.SessionPresent || !slices.Equal(l, []string{"a"}) {
+					t.Errorf("session present %v, told %q", c.ack.SessionPresent, l)
+				}
+			})
+		})
+	}
+}
