@@ -56,19 +56,18 @@ func (w cosigner) Sign(msg []byte) ([]byte, error) {
 // forge is everything behind an evidence file, so that a test can change any part of it and
 // have all signatures and proofs made anew.
 type forge struct {
-	t                                    *testing.T
-	root, command, device, operator, log *jose.Signer
-	witnesses                            []cosigner // who signs the checkpoint
-	trusts                               []token.Trust
-	roots                                [][]*jose.Signer // who signs each bundle
-	order                                token.Order
-	commands                             []token.Command // versions; the receipt answers the last
-	receipt                              token.Receipt
-	entries                              map[string]audit.Entry // handed is of the last version, handed0 of the first of two
-	sequence                             []string               // the entries' roles, in the log's order
-	salt                                 []byte
-	signCommand, signReceipt, signOrder  *jose.Signer
-	file                                 func(e *command.Evidence) // edits the finished file
+	t                                   *testing.T
+	parties                             // whose witnesses sign the checkpoint
+	trusts                              []token.Trust
+	roots                               [][]*jose.Signer // who signs each bundle
+	order                               token.Order
+	commands                            []token.Command // versions; the receipt answers the last
+	receipt                             token.Receipt
+	entries                             map[string]audit.Entry // handed is of the last version, handed0 of the first of two
+	sequence                            []string               // the entries' roles, in the log's order
+	salt                                []byte
+	signCommand, signReceipt, signOrder *jose.Signer
+	file                                func(e *command.Evidence) // edits the finished file
 }
 
 // at is when the command of the forge was ordered: bundles count from a day before.
@@ -90,15 +89,24 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func newForge(t *testing.T) *forge {
+// parties is the keys of a forge, made once.
+type parties struct {
+	root, command, device, operator, log *jose.Signer
+	witnesses                            []cosigner
+}
+
+func newParties(t *testing.T) parties {
 	t.Helper()
-	f := &forge{
-		t: t, root: signer(t, jose.P256), command: signer(t, jose.P256), device: signer(t, jose.P256), operator: signer(t, jose.P256),
-		log: signer(t, jose.Ed), salt: []byte("0123456789abcdef"), file: func(*command.Evidence) {},
-	}
+	p := parties{signer(t, jose.P256), signer(t, jose.P256), signer(t, jose.P256), signer(t, jose.P256), signer(t, jose.Ed), nil}
 	for i := range 3 {
-		f.witnesses = append(f.witnesses, newCosigner(t, "witness"+strconv.Itoa(i)))
+		p.witnesses = append(p.witnesses, newCosigner(t, "witness"+strconv.Itoa(i)))
 	}
+	return p
+}
+
+func newForge(t *testing.T, p parties) *forge {
+	t.Helper()
+	f := &forge{t: t, parties: p, salt: []byte("0123456789abcdef"), file: func(*command.Evidence) {}}
 	f.signCommand, f.signReceipt, f.signOrder = f.command, f.device, f.operator
 	trust := token.Trust{
 		Issuer: "https://house.example", Version: 1, Epoch: 1, Root: keys(f.root), Issuers: keys(f.command), Command: keys(f.command),
@@ -270,7 +278,8 @@ func (f *forge) verify() (command.Verdict, error) {
 }
 
 func TestEvidenceHolds(t *testing.T) {
-	f := newForge(t)
+	p := newParties(t)
+	f := newForge(t, p)
 	f.orderedBySignature()
 	v, err := f.verify()
 	if err != nil {
@@ -288,7 +297,7 @@ func TestEvidenceHolds(t *testing.T) {
 			t.Errorf("%s: %+v", what, v)
 		}
 	}
-	f = newForge(t) // without a signed order, who ordered is the server's word
+	f = newForge(t, p) // without a signed order, who ordered is the server's word
 	if v, err = f.verify(); err != nil || v.Signed != "" || v.Command.By != "alice" {
 		t.Errorf("signed by %q: %v", v.Signed, err)
 	}
@@ -297,6 +306,7 @@ func TestEvidenceHolds(t *testing.T) {
 // Each row changes one thing behind the file and has the rest made to fit it. says is what
 // the refusal says; empty where the file must still hold.
 func TestWhatEvidenceMustShow(t *testing.T) {
+	p := newParties(t)
 	second := func(f *forge, edit func(b *token.Trust)) {
 		b := f.trusts[0]
 		b.Version = 2
@@ -500,7 +510,7 @@ func TestWhatEvidenceMustShow(t *testing.T) {
 		}, "the signed order does not hold: token_expired: "},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			f := newForge(t)
+			f := newForge(t, p)
 			tc.edit(f)
 			_, err := f.verify()
 			if tc.says == "" {
@@ -517,7 +527,8 @@ func TestWhatEvidenceMustShow(t *testing.T) {
 }
 
 func TestWhatIsNoEvidence(t *testing.T) {
-	f := newForge(t)
+	p := newParties(t)
+	f := newForge(t, p)
 	good, pin := f.make(), token.Pin(f.root.Public())
 	if _, err := command.VerifyEvidence(good, pin); err != nil {
 		t.Fatal(err)
