@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/eclipse/paho.golang/paho"
+
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/sse"
 	"github.com/watchword-iot/watchword/sdk/admin"
@@ -297,7 +299,7 @@ func TestADeviceRunsThroughARestart(t *testing.T) {
 }
 
 func TestADeviceThatPublishesTooMuchIsSlowed(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 5 })
+	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 })
 	d := h.enroll("lamp-1", device.Options{}, nil)
 	other := h.enroll("lamp-2", device.Options{}, nil)
 	tok := h.token(d)
@@ -312,5 +314,23 @@ func TestADeviceThatPublishesTooMuchIsSlowed(t *testing.T) {
 	}
 	if a := h.ask("POST", "/v1/self/events/lux", h.token(other), "1"); a.status != 202 {
 		t.Errorf("another device: %d %s", a.status, a.body)
+	}
+
+	// What it publishes over MQTT is of the same account.
+	third := h.enroll("lamp-3", device.Options{}, nil)
+	tok = h.token(third)
+	w, err := dialPaho(t, third, "lamp-3", tok)
+	must(t, err)
+	for range 11 { // the last one waits
+		_, err := w.client.Publish(t.Context(), &paho.Publish{Topic: "devices/lamp-3/events/lux", QoS: 1, Payload: []byte("1")})
+		must(t, err)
+	}
+	for range 9 { // with an account of its own, HTTP would take 10
+		if last = h.ask("POST", "/v1/self/events/lux", tok, "1"); last.status != 202 {
+			break
+		}
+	}
+	if last.status != 429 {
+		t.Errorf("after MQTT used up the rate, HTTP: %d %s", last.status, last.body)
 	}
 }

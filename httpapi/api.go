@@ -16,6 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/internal/recent"
 	"github.com/watchword-iot/watchword/keyring"
@@ -63,16 +64,17 @@ func (a *API) carry(t watchword.TenantID, topic, contentType string, payload []b
 
 // Options is what the door needs to know beside the rooms.
 type Options struct {
-	Version     string
-	PublicURL   string        // no trailing slash
-	MQTTS       string        // address for the enrollment answer, or empty
-	CAPEM       func() []byte // the own authorities, for the enrollment answer; nil if a public one vouches
-	JWKS        func() []byte // the issuer's public keys as a JWK set
-	Bundle      func() string // today's trust bundle
-	Time        TimeSigner    // of POST /v1/time
-	TokenRate   float64       // requests a second and address on the endpoints that need no token; 0 means no bound
-	PublishRate float64       // events a second and subject; 0 means no bound
-	RequestRate float64       // requests a second, class and subject (see rate.go); 0 means no bound
+	Version   string
+	PublicURL string        // no trailing slash
+	MQTTS     string        // address for the enrollment answer, or empty
+	CAPEM     func() []byte // the own authorities, for the enrollment answer; nil if a public one vouches
+	JWKS      func() []byte // the issuer's public keys as a JWK set
+	Bundle    func() string // today's trust bundle
+	Time      TimeSigner    // of POST /v1/time
+	TokenRate float64       // requests a second and address on the endpoints that need no token; 0 means no bound
+	// Publishes is the rate of a subject's publishes, whatever carries them; nil means no bound.
+	Publishes   *rates.Shared[quota.Key]
+	RequestRate float64 // requests a second, class and subject (see rate.go); 0 means no bound
 	Now         func() time.Time
 	Log         *slog.Logger
 }
@@ -85,9 +87,8 @@ type API struct {
 	Parts
 	mux   *http.ServeMux
 	huma  huma.API
-	rates *rates.Map[netip.Prefix]        // of the endpoints that need no token
-	flow  *rates.Map[watchword.SubjectID] // of events
-	each  subjectRates                    // of requests with a token
+	rates *rates.Map[netip.Prefix] // of the endpoints that need no token
+	each  subjectRates             // of requests with a token
 
 	mirrors struct { // who reads the log's tiles, and when an entry said so
 		sync.Mutex
@@ -110,7 +111,6 @@ func New(p Parts) *API {
 	a := &API{
 		Parts: p, mux: http.NewServeMux(),
 		rates: rates.New[netip.Prefix](p.TokenRate, "too many requests from this address"),
-		flow:  rates.New[watchword.SubjectID](p.PublishRate, "too many events from this device"),
 		each:  newSubjectRates(p.RequestRate),
 	}
 	a.mirrors.last = recent.New[reader, time.Time](1024)

@@ -13,6 +13,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
 	"github.com/watchword-iot/watchword/twin"
@@ -143,7 +144,8 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 		return err
 	}
 	now := a.Now()
-	if err := a.flow.Take(c.Subject(), now); err != nil {
+	// By the clock of timers: connections of the same subject wait by it for the same rate.
+	if err := a.Publishes.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, 1, time.Now()); err != nil {
 		return err
 	}
 	body, err := readBody(w, r, "", watchword.MaxDocument)

@@ -3,8 +3,10 @@ package mqtt
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
 )
@@ -25,7 +27,7 @@ type admission struct {
 }
 
 // admit judges a CONNECT and takes its place within the bounds. Codes: those of
-// [session.Guard.Check] and [session.Guard.Enter]; denied where the token gives no right
+// [session.Guard.Check] and [session.Guard.Enter]; rate_limited by limits.control_rate; denied where the token gives no right
 // to any topic, where it does not give the will's, and where it does not cover what the
 // session of this client identifier holds. Reasons: client identifier not valid, topic
 // name invalid, quota exceeded.
@@ -35,6 +37,9 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, papers session.Pape
 		return err
 	}
 	if ad.by, err = c.broker.Guard.Check(ctx, papers); err != nil {
+		return err
+	}
+	if err := c.broker.controls.Take(quota.Key{Tenant: papers.Tenant, Subject: papers.Subject}, proofCost, time.Now()); err != nil {
 		return err
 	}
 	if !ad.by.AnyTopic() {

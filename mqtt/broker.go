@@ -18,6 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
@@ -45,6 +46,9 @@ type Parts struct {
 	Twins    *twin.Keeper  // nil: nobody reports state or gets configuration
 	Recorder Recorder
 	Store    Store // nil: nothing survives, and no session outlives its connection
+	// Publishes is the rate of a subject's publishes, whatever carries them; nil: by
+	// PublishRate, for the engine alone.
+	Publishes *rates.Shared[quota.Key]
 
 	Options
 }
@@ -61,7 +65,8 @@ type Options struct {
 	KeepAlive     time.Duration // the longest, for clients of version 5; 0 means 30 minutes
 	// Retained messages: how many there may be, 0 means 1,000,000, and their bytes, 0 means 256 MiB.
 	RetainedMessages, RetainedBytes int
-	PublishRate                     float64          // publishes a second of one session; 0 means no bound
+	PublishRate                     float64          // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
+	ControlRate                     float64          // other acts a second of one subject, see controlRate; 0 means no bound
 	ConnectRate                     float64          // CONNECTs a second from one address; 0 means no bound
 	Spread                          time.Duration    // over which requests to refresh after an edit are spread; 0 means 5 s
 	Now                             func() time.Time // nil means time.Now
@@ -78,6 +83,8 @@ type Broker struct {
 	stats     stats
 	rates     *rates.Map[netip.Prefix] // of CONNECTs
 	floods    *rates.Map[netip.Prefix] // of connections, before anything is spent on them
+	publishes *rates.Shared[quota.Key] // by subject
+	controls  *rates.Shared[quota.Key] // likewise
 	ctx       context.Context          // of all work that the doors begin; ends with stop
 	stop      context.CancelFunc
 	mu        sync.Mutex
@@ -136,6 +143,10 @@ func New(p Parts) *Broker {
 	}
 	b := &Broker{Parts: p, o: o, worlds: map[watchword.TenantID]*world{}, strangers: map[*conn]struct{}{}, rates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address")}
 	b.floods = rates.New[netip.Prefix](floodFactor*o.ConnectRate, "")
+	if b.publishes = p.Publishes; b.publishes == nil {
+		b.publishes = rates.NewShared[quota.Key](o.PublishRate, "")
+	}
+	b.controls = rates.NewShared[quota.Key](o.ControlRate, "this subject connects too often")
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.journal = newJournal(&b.o, p.Store)
 	if p.Store != nil {
@@ -218,7 +229,6 @@ func (b *Broker) Handle(nc net.Conn) {
 			b.looking.Do(func() { b.upkeep.Go(b.lookTwice) })
 		}
 	}
-	c.flow = bucket{rate: b.o.PublishRate}
 	_ = nc.SetDeadline(time.Now().Add(firstPacket)) // the error is that of a closed connection, which the first read reports
 	b.stats.connections.Add(1)
 	go func() {

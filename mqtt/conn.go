@@ -3,11 +3,9 @@ package mqtt
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -59,7 +57,7 @@ type conn struct {
 	// The reader's own.
 	keepAlive time.Duration
 	deadline  time.Time // of reading, as it was set
-	flow      bucket
+	pace      pace
 	verdict   verdict
 	admission *admission // of a CONNECT whose session has not started; else nil
 	ace       *challenge // an exchange of enhanced authentication, or nil
@@ -113,6 +111,7 @@ type batch struct {
 	touched []*conn
 	hits    int
 	now     time.Time
+	tick    time.Time // the same on the clock of timers, which nobody sets
 }
 
 var batchesOfWork = sync.Pool{New: func() any { return &batch{} }}
@@ -120,12 +119,7 @@ var batchesOfWork = sync.Pool{New: func() any { return &batch{} }}
 // serve reads until the end. It owns the connection.
 func (c *conn) serve(ctx context.Context) {
 	defer c.takeDown(ctx)
-	defer func() {
-		if v := recover(); v != nil {
-			c.broker.o.Log.ErrorContext(ctx, "panic in a connection", slog.Any("panic", v), slog.String("client", c.id), slog.String("stack", string(debug.Stack())))
-			c.end(watchword.Refuse(watchword.Internal, "panic"))
-		}
-	}()
+	defer c.recovered(ctx)
 	in := inbox{}
 	defer in.release()
 	for {
@@ -145,6 +139,7 @@ func (c *conn) serve(ctx context.Context) {
 			in.consume(used, rest)
 		}
 		if err != nil {
+			c.waitHeld(0) // what came before the end is not lost with it
 			if !c.leaving.Load() {
 				c.lost(err)
 			}
@@ -159,6 +154,7 @@ func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
 	used, rest = c.workOn(ctx, b)
 	if !c.leaving.Load() {
 		c.settle()
+		c.waitHeld(heldBytes)
 	}
 	return used, rest
 }
@@ -166,9 +162,8 @@ func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
 func (c *conn) workOn(ctx context.Context, b []byte) (used, rest int) {
 	c.working.Lock()
 	defer c.working.Unlock()
-	w := batchesOfWork.Get().(*batch)
-	defer batchesOfWork.Put(w)
-	w.now = c.broker.o.Now()
+	w := c.borrow()
+	defer c.giveBack(w)
 	for !c.leaving.Load() {
 		most := c.broker.o.PacketBytes
 		if c.live() == nil {
@@ -188,7 +183,16 @@ func (c *conn) workOn(ctx context.Context, b []byte) (used, rest int) {
 		}
 		w.whole = b[used : used+n]
 		used += n
-		if err := c.handle(ctx, w, first, body); err != nil {
+		if c.waits(first) {
+			c.hold(w.whole)
+			continue
+		}
+		err = c.handle(ctx, w, first, body)
+		if err == errHeld {
+			c.hold(w.whole)
+			continue
+		}
+		if err != nil {
 			c.end(err)
 			break
 		}
@@ -196,9 +200,21 @@ func (c *conn) workOn(ctx context.Context, b []byte) (used, rest int) {
 			w.flush()
 		}
 	}
+	return used, rest
+}
+
+// borrow takes a batch for what is handled from now on, with working held.
+func (c *conn) borrow() *batch {
+	w := batchesOfWork.Get().(*batch)
+	w.now, w.tick = c.broker.o.Now(), time.Now()
+	return w
+}
+
+// giveBack flushes it first.
+func (c *conn) giveBack(w *batch) {
 	w.flush()
 	w.publish, w.whole = packet.Publish{}, nil
-	return used, rest
+	batchesOfWork.Put(w)
 }
 
 // flush sees to it that all who were offered something get it.
@@ -245,6 +261,9 @@ func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) er
 		if c.broker.draining.Load() {
 			return nil // its client says it again
 		}
+		if !c.pay(publishRate, 1, w.tick) {
+			return errHeld
+		}
 		w.publish.Topic = c.verdict.topic // the likely one
 		if err := packet.ReadPublish(&w.publish, first, body, c.version); err != nil {
 			return err
@@ -262,8 +281,14 @@ func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) er
 	case *packet.Ack:
 		return c.ack(p)
 	case *packet.Subscribe:
+		if !c.pay(controlRate, len(p.Filters), w.tick) {
+			return errHeld
+		}
 		return c.subscribe(ctx, p)
 	case *packet.Unsubscribe:
+		if !c.pay(controlRate, len(p.Filters), w.tick) {
+			return errHeld
+		}
 		return c.unsubscribe(p)
 	case *packet.Ping:
 		if p.Response {
@@ -274,6 +299,9 @@ func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) er
 	case *packet.Disconnect:
 		return c.disconnect(p)
 	case *packet.Auth:
+		if !c.pay(controlRate, proofCost, w.tick) {
+			return errHeld
+		}
 		return c.reauthenticate(ctx, p, w.now)
 	}
 	return wrong(packet.ProtocolError, t, "clients do not send it")
@@ -318,6 +346,8 @@ func (c *conn) lastWords(p *packet.Disconnect) error {
 
 // errSlow ends a client that takes less than it asked for.
 var errSlow = watchword.Refuse(watchword.Busy, "this connection is read too slowly")
+
+var errPanic = watchword.Refuse(watchword.Internal, "panic")
 
 // errTaken ends a connection whose client id connected again.
 var errTaken = errors.New("the client connected again")
@@ -396,6 +426,7 @@ func (c *conn) lost(err error) {
 func (c *conn) takeDown(ctx context.Context) {
 	c.giveUpPlace()
 	c.broker.known(c)
+	c.leavePace()
 	c.parting.Wait()
 	c.mu.Lock()
 	rest := c.detachFor(nil) // where a write failed, nobody has it yet

@@ -144,6 +144,7 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 	if c.version == packet.V5 {
 		c.promise(ack, p, ad.assigned, s, lost, dropped)
 	}
+	c.join(time.Now())
 	c.session.Store(s)
 	c.broker.known(c)
 	c.answerAfter(at, ack)                            // before anything else can be said

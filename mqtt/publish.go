@@ -14,19 +14,16 @@ import (
 // publish passes a message on, if the session's authority says so now. An error
 // ends the connection; a refusal alone does not, where the version has a word for it.
 func (c *conn) publish(ctx context.Context, w *batch, p *packet.Publish) error {
-	c.broker.stats.received.Add(1)
 	if !p.Properties.Empty() {
 		if err := c.resolve(p); err != nil {
 			return err
 		}
 	}
-	if !c.flow.take(w.now) {
-		w.flush()
-		c.flush(true)
-		if !c.holdBack(ctx) {
-			return nil
-		}
+	if n := costOf(p.Topic); n > 0 && !c.pay(controlRate, n, w.tick) {
+		c.pace.credit[publishRate]++ // it is handled again
+		return errHeld
 	}
+	c.broker.stats.received.Add(1)
 	if p.QoS == 2 {
 		cl := c.client
 		cl.passing.Lock()
@@ -251,40 +248,4 @@ func (c *conn) refuse(p *packet.Publish, err error) error {
 	}
 	c.answer(a)
 	return nil
-}
-
-// bucket bounds how fast one connection publishes. It is the reader's own.
-type bucket struct {
-	rate float64 // a second; 0 for no bound
-	have float64
-	at   time.Time
-}
-
-// take reports false where this one comes too early. Two seconds' worth may come at once.
-func (b *bucket) take(now time.Time) bool {
-	if b.rate <= 0 {
-		return true
-	}
-	b.have = min(2*b.rate, b.have+now.Sub(b.at).Seconds()*b.rate)
-	if b.at.IsZero() {
-		b.have = 2 * b.rate
-	}
-	b.at = now
-	b.have--
-	return b.have >= 0
-}
-
-// holdBack reads nothing from a client that publishes too fast until it is in
-// time again: nothing is lost, and TCP tells the client.
-func (c *conn) holdBack(ctx context.Context) bool {
-	c.broker.stats.heldBack.Add(1)
-	t := time.NewTimer(time.Duration(-c.flow.have / c.flow.rate * float64(time.Second)))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-c.live().Done():
-	case <-ctx.Done():
-	}
-	return false
 }

@@ -3,6 +3,7 @@ package mqtt
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 )
@@ -86,4 +87,10 @@ func (b *Broker) Stats() Stats {
 		w.retained.mu.RUnlock()
 	}
 	return out
+}
+
+// Accounts returns how many subjects the rates remember at that moment: those that have a
+// connection, and those that did more than is forgotten by then.
+func (b *Broker) Accounts(now time.Time) int {
+	return b.publishes.Len(now) + b.controls.Len(now)
 }

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/watchword-iot/watchword"
@@ -18,7 +19,12 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 	ack := &packet.Suback{ID: p.ID}
 	var stand []*subscription
 	var why error
+	said := make(map[packet.Filter]packet.Reason, len(p.Filters)) // one that is there again, with the same options, is the same
 	for _, f := range p.Filters {
+		if code, again := said[f]; again {
+			ack.Codes = append(ack.Codes, code)
+			continue
+		}
 		s, fresh, err := c.subscribeOne(f, identifier)
 		if err != nil {
 			why = err
@@ -27,13 +33,15 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 			if c.version == packet.V311 || !packet.MayCarry(packet.SUBACK, r) {
 				r = packet.Unspecified
 			}
+			said[f] = r
 			ack.Codes = append(ack.Codes, r)
 			continue
 		}
-		if s.memberOf == nil && (f.RetainHandling == 0 || f.RetainHandling == 1 && fresh) { // MQTT 5.0 §3.8.3.1, §4.8.2
+		if s.memberOf == nil && !slices.Contains(stand, s) && (f.RetainHandling == 0 || f.RetainHandling == 1 && fresh) { // MQTT 5.0 §3.8.3.1, §4.8.2
 			stand = append(stand, s)
 		}
-		ack.Codes = append(ack.Codes, packet.Reason(s.qos))
+		said[f] = packet.Reason(f.QoS)
+		ack.Codes = append(ack.Codes, packet.Reason(f.QoS))
 	}
 	if why != nil && c.problems {
 		ack.Properties.SetText(packet.ReasonString, words(why))

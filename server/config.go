@@ -96,7 +96,8 @@ type LimitsConfig struct {
 	Connections   int `toml:"connections"`
 	PerAddress    int `toml:"per_address"`
 	TokenRate     int `toml:"token_rate"`   // token requests a second from one address
-	PublishRate   int `toml:"publish_rate"` // events a second from one device
+	PublishRate   int `toml:"publish_rate"` // publishes and events a second of one subject, over all its connections
+	ControlRate   int `toml:"control_rate"` // other MQTT acts a second of one subject: a filter counts 1, a credential 10
 	RequestRate   int `toml:"request_rate"` // HTTP requests a second from one subject, in each class of operations
 	IssueRate     int `toml:"issue_rate"`   // access tokens a second for one subject, over HTTP and MQTT
 	PacketBytes   int `toml:"packet_bytes"`
@@ -168,7 +169,7 @@ func Defaults() Config {
 		Command: CommandConfig{TTL: Duration{2 * time.Minute}, MaxBytes: watchword.MaxArgs},
 		Pairing: PairingConfig{Lifetime: Duration{enroll.PairingLife}, Interval: Duration{enroll.PairingInterval}},
 		Limits: LimitsConfig{
-			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, RequestRate: 2_000, IssueRate: 20, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
+			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, ControlRate: 200, RequestRate: 2_000, IssueRate: 20, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
 			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, KeptBytes: 1 << 30, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
 			KeepAlive: Duration{30 * time.Minute},
 		},
@@ -364,6 +365,7 @@ func (c Config) checkNumbers() error {
 		{"limits.per_address", c.Limits.PerAddress, 1, 1 << 20},
 		{"limits.token_rate", c.Limits.TokenRate, 1, 1 << 20},
 		{"limits.publish_rate", c.Limits.PublishRate, 1, 1 << 20},
+		{"limits.control_rate", c.Limits.ControlRate, 10, 1 << 20},
 		{"limits.request_rate", c.Limits.RequestRate, 1, 1 << 20},
 		{"limits.issue_rate", c.Limits.IssueRate, 1, 1 << 20},
 		{"limits.packet_bytes", c.Limits.PacketBytes, 1 << 10, 1 << 20},

@@ -21,6 +21,8 @@ import (
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/httpapi"
 	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/office"
@@ -173,12 +175,13 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.desk = command.NewDesk(s.store, roll, s.ring, s.ring, command.DeskOptions{
 		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.log, Now: s.o.Now,
 	})
+	publishes := rates.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events from this device")
 	options := httpapi.Options{
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.ring.JWKS, Bundle: s.ring.Bundle,
 		Time: func(nonce string, now time.Time) (string, error) {
 			return token.SignTime(s.ring.Signer(keyring.Time), s.ring.Issuer(), nonce, now)
 		},
-		TokenRate: float64(s.cfg.Limits.TokenRate), PublishRate: float64(s.cfg.Limits.PublishRate),
+		TokenRate: float64(s.cfg.Limits.TokenRate), Publishes: publishes,
 		RequestRate: float64(s.cfg.Limits.RequestRate), Now: s.o.Now, Log: s.o.Log,
 	}
 	tlsConfig, err := s.tls()
@@ -190,12 +193,12 @@ func (s *Server) assemble(ctx context.Context) error {
 	}
 	hub, twins := event.NewHub(), twin.NewKeeper(s.store, s.ring)
 	s.broker = mqtt.New(mqtt.Parts{
-		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store,
+		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes,
 		Options: mqtt.Options{
 			PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
 			Sessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, KeptBytes: int64(s.cfg.Limits.KeptBytes),
 			RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes, KeepAlive: s.cfg.Limits.KeepAlive.Duration,
-			PublishRate: float64(s.cfg.Limits.PublishRate), ConnectRate: float64(s.cfg.Limits.TokenRate), Now: s.o.Now, Log: s.o.Log,
+			ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), Now: s.o.Now, Log: s.o.Log,
 		},
 	})
 	if err := s.broker.Load(ctx); err != nil {
