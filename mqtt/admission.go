@@ -29,7 +29,7 @@ type admission struct {
 // admit judges a CONNECT and takes its place within the bounds. Codes: those of
 // [session.Guard.Check] and [session.Guard.Enter]; rate_limited by limits.control_rate; denied where the token gives no right
 // to any topic, where it does not give the will's, and where it does not cover what the
-// session of this client identifier holds. Reasons: client identifier not valid, topic
+// session of this client identifier holds; busy where a bound of wills is met. Reasons: client identifier not valid, topic
 // name invalid, quota exceeded.
 func (c *conn) admit(ctx context.Context, p *packet.Connect, papers session.Papers) (err error) {
 	ad := &admission{owner: owner{papers.Subject, papers.Incarnation}, clean: p.CleanStart, expiry: c.expiry(p)}
@@ -45,20 +45,25 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, papers session.Pape
 	if !ad.by.AnyTopic() {
 		return watchword.Refuse(watchword.Denied, "the token gives no right to publish or subscribe to any topic")
 	}
-	if ad.will, err = c.newWill(p.Will, ad.by); err != nil {
+	if ad.will, err = c.newWill(p.Will, ad.expiry, ad.by); err != nil {
 		return err
 	}
 	replaces, err := c.broker.world(papers.Tenant).mayEnter(c.broker, ad)
 	if err != nil {
 		return err
 	}
+	if err := c.broker.wills.reserve(ad.will, quota.Key{Tenant: papers.Tenant, Subject: papers.Subject}); err != nil {
+		return err
+	}
 	ad.place, err = c.broker.Guard.Enter(papers, session.Options{
 		Transport: "mqtt", Remote: c.remote, Changed: c.changed, Ended: c.ended, Covers: c.covers, Replaces: replaces,
 	})
-	if err == nil {
-		c.admission = ad
+	if err != nil {
+		c.broker.wills.giveBack(ad.will)
+		return err
 	}
-	return err
+	c.admission = ad
+	return nil
 }
 
 // mayEnter says why a client may not take the place of its identifier, and which live
@@ -112,8 +117,14 @@ func (cl *client) covered(a *session.Authority) error {
 			return tooNarrow("the subscription " + clip(name))
 		}
 	}
-	if cl.will != nil && a.WithholdsPublish(cl.will.m.topic) {
-		return tooNarrow("the will's topic " + clip(cl.will.m.topic))
+	topics := cl.broker.wills.waitingOf(cl)
+	if cl.will != nil {
+		topics = append(topics, cl.will.m.topic)
+	}
+	for _, topic := range topics {
+		if a.WithholdsPublish(topic) {
+			return tooNarrow("the will's topic " + clip(topic))
+		}
 	}
 	return nil
 }

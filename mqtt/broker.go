@@ -65,18 +65,20 @@ type Options struct {
 	KeepAlive     time.Duration // the longest, for clients of version 5; 0 means 30 minutes
 	// Retained messages: how many there may be, 0 means 1,000,000, and their bytes, 0 means 256 MiB.
 	RetainedMessages, RetainedBytes int
-	PublishRate                     float64          // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
-	ControlRate                     float64          // other acts a second of one subject, see controlRate; 0 means no bound
-	ConnectRate                     float64          // CONNECTs a second from one address; 0 means no bound
-	Spread                          time.Duration    // over which requests to refresh after an edit are spread; 0 means 5 s
-	Now                             func() time.Time // nil means time.Now
-	Log                             *slog.Logger     // nil means slog.Default
+	// What wills may count together: of all clients, 0 means 64 MiB, and of one subject, 0 means 256 KiB.
+	WillBytes, SubjectWillBytes int64
+	PublishRate                 float64          // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
+	ControlRate                 float64          // other acts a second of one subject, see controlRate; 0 means no bound
+	ConnectRate                 float64          // CONNECTs a second from one address; 0 means no bound
+	Spread                      time.Duration    // over which requests to refresh after an edit are spread; 0 means 5 s
+	Now                         func() time.Time // nil means time.Now
+	Log                         *slog.Logger     // nil means slog.Default
 }
 
 // Broker is the engine. It is safe for concurrent use.
 //
 // Order of locks: session, retained, world, client, groups, then the tree, the desk or
-// the journal. None is held while something is written to a connection or a disk.
+// the journal; wills come before the journal. None is held while something is written to a connection or a disk.
 type Broker struct {
 	Parts
 	o         Options
@@ -98,6 +100,7 @@ type Broker struct {
 	sequence  atomic.Int64 // of clients
 	lasting   atomic.Int64 // clients whose state outlives their connection
 	journal   *journal
+	wills     wills
 }
 
 // world is what one tenant's clients share.
@@ -122,6 +125,12 @@ func New(p Parts) *Broker {
 		if *d.at == 0 {
 			*d.at = d.zero
 		}
+	}
+	if o.WillBytes == 0 {
+		o.WillBytes = 64 << 20
+	}
+	if o.SubjectWillBytes == 0 {
+		o.SubjectWillBytes = 256 << 10
 	}
 	if o.Spread == 0 {
 		o.Spread = 5 * time.Second
@@ -149,6 +158,7 @@ func New(p Parts) *Broker {
 	b.controls = rates.NewShared[quota.Key](o.ControlRate, "this subject connects too often")
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.journal = newJournal(&b.o, p.Store)
+	b.wills.init(b)
 	if p.Store != nil {
 		b.upkeep.Go(func() { b.journal.run(b.ctx) })
 	}
@@ -292,6 +302,7 @@ func (b *Broker) connected(is func(*conn) bool) (all []*conn) {
 
 // rest stops the clocks of those who are away: they go on at the next start.
 func (b *Broker) rest() {
+	b.wills.rest()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, w := range b.worlds {

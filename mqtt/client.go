@@ -31,8 +31,8 @@ type client struct {
 	ended bool  // it lasted, and is over
 
 	subs     map[string]*subscription // by their filter as the client wrote it
-	will     *will
-	queue    []item // from head on; to be sent
+	will     *will                    // of its connection; one that waits for its time is in wills alone
+	queue    []item                   // from head on; to be sent
 	head     int
 	bytes    int      // of the queue
 	flights  []flight // in the order in which they were sent; a part of ground
@@ -56,8 +56,7 @@ type owner struct {
 type lasting struct {
 	expiry uint32 // seconds after the end of the connection
 	left   time.Time
-	willAt time.Time
-	timers []*time.Timer    // of the will and of the end, while there is no connection
+	timers []*time.Timer    // of the end, while there is no connection
 	hold   *session.Session // likewise
 	turn   int              // counts connections and their ends
 	paused bool             // its subject may have nothing at this moment

@@ -339,7 +339,10 @@ func (c *conn) lastWords(p *packet.Disconnect) error {
 		}
 	}
 	if p.Reason == packet.Success { // MQTT 5.0 §3.14.4
-		c.will = nil
+		if c.will != nil {
+			c.broker.wills.cancel(c.will)
+			c.will = nil
+		}
 	}
 	return nil
 }

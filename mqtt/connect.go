@@ -131,7 +131,12 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 		return err
 	}
 	c.admission = nil // takeDown knows the session
-	c.setWill(ad.will)
+	written, err := c.setWill(ad.will, s)
+	if err != nil {
+		s.Close(nil)
+		return err
+	}
+	c.broker.wills.cameBack(c.client, s.Authority(), present, now)
 	c.keepAlive = time.Duration(p.KeepAlive) * time.Second
 	if most := c.broker.o.KeepAlive; c.version == packet.V5 && (c.keepAlive == 0 || c.keepAlive > most) {
 		c.keepAlive = most
@@ -140,6 +145,9 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 	c.deadline = time.Time{}
 	ack := &packet.Connack{}
 	lost, dropped, at := c.regain(s.Authority(), &present)
+	if at == nil {
+		at = written // else at is that commit, or comes after it
+	}
 	ack.SessionPresent = present
 	if c.version == packet.V5 {
 		c.promise(ack, p, ad.assigned, s, lost, dropped)
@@ -290,6 +298,7 @@ func (c *conn) giveUpPlace() {
 	if ad := c.admission; ad != nil {
 		c.admission = nil
 		ad.place.Close(nil)
+		c.broker.wills.giveBack(ad.will)
 	}
 }
 

@@ -4,13 +4,13 @@ import (
 	"context"
 	"time"
 
-	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/shelf"
 )
 
 // remains is what is to be done once a connection has lost its client.
 type remains struct {
 	will    *will // to be published now
+	waits   *will // to be published later: the guard is to know
 	orphans []orphan
 	there   bool // orphans are for who is there alone: the client may come for them
 	watch   int  // of which turn of a lasting client the guard is to know; 0 for none
@@ -43,6 +43,12 @@ func (c *conn) detachFor(cause error) (rest remains) {
 		c.pump = nil
 	}
 	rest.orphans = c.orphans(nil)
+	now := c.broker.o.Now()
+	expiry := time.Duration(0)
+	if c.lasting != nil {
+		expiry = time.Duration(c.lasting.expiry) * time.Second
+	}
+	rest.will, rest.waits = c.endWill(cause, expiry, now)
 	if l := c.lasting; l != nil && (l.expiry == 0 || l.turn == 0 && c.live() == nil) {
 		rest.orphans = append(rest.orphans, c.heirless()...)
 		c.forget() // the client said so, or never came to be
@@ -51,9 +57,6 @@ func (c *conn) detachFor(cause error) (rest remains) {
 		c.reset()
 		c.client.conn, c.client.over, rest.over = nil, true, true
 		c.weigh()
-		if c.will != nil {
-			rest.will, c.will = c.will, nil
-		}
 		return rest
 	}
 	l := c.lasting
@@ -63,46 +66,22 @@ func (c *conn) detachFor(cause error) (rest remains) {
 	c.weigh()
 	l.turn++
 	rest.watch = l.turn
-	now := c.broker.o.Now()
 	l.left, l.row = now, true
-	c.settleWill(cause, now, &rest)
 	c.touch()
 	c.client.arm(now)
 	return rest
 }
 
-// restartGrace is how long the server gives those whose connection it ended itself to
-// come back, before their wills are published.
-const restartGrace = time.Minute
-
-// settleWill decides on the will of a client whose connection ended and whose state
-// lasts: now, later (MQTT 5.0 §3.1.3.2.2), or never where what ended is its authority.
-func (c *conn) settleWill(cause error, now time.Time, rest *remains) {
-	if c.will == nil {
-		return
-	}
-	s := c.live()
-	ended := s != nil && s.Over() && cause != nil
-	switch {
-	case ended && watchword.CodeOf(cause) == watchword.Unavailable: // the server goes
-		c.lasting.willAt = now.Add(max(c.will.delay, restartGrace))
-	case ended:
-		c.will = nil
-	case c.will.delay == 0:
-		rest.will, c.will = c.will, nil
-	default:
-		c.lasting.willAt = now.Add(c.will.delay)
-	}
+// ends is when the state of a client without a connection ends, false for never.
+func (l *lasting) ends() (time.Time, bool) {
+	return l.left.Add(time.Duration(l.expiry) * time.Second), l.expiry != shelf.Forever
 }
 
 // arm starts the clocks of a client without a connection. mu is held.
 func (cl *client) arm(now time.Time) {
 	l, turn := cl.lasting, cl.lasting.turn
-	if cl.will != nil {
-		l.timers = append(l.timers, time.AfterFunc(l.willAt.Sub(now), func() { cl.willIsDue(turn) }))
-	}
-	if l.expiry != shelf.Forever {
-		l.timers = append(l.timers, time.AfterFunc(l.left.Add(time.Duration(l.expiry)*time.Second).Sub(now), func() { cl.expire(turn) }))
+	if ends, ok := l.ends(); ok {
+		l.timers = append(l.timers, time.AfterFunc(ends.Sub(now), func() { cl.expire(turn) }))
 	}
 }
 
@@ -111,6 +90,7 @@ func (c *conn) bury(ctx context.Context, rest remains) {
 	if rest.will != nil {
 		c.publishWill(ctx, rest.will)
 	}
+	c.broker.wills.watch(ctx, rest.waits)
 	c.client.hand(rest.orphans, rest.there)
 	if rest.over {
 		c.client.leave()

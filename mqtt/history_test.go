@@ -52,6 +52,13 @@ type player struct {
 	listens bool
 	will    string // its topic; "" for none
 	willID  string
+	waiting []waitingWill
+}
+
+// waitingWill is the will of a connection whose token ended.
+type waitingWill struct {
+	topic, id string
+	due       time.Time
 }
 
 func (p *player) hears(topic string) bool {
@@ -159,6 +166,7 @@ func (hs *history) gone(e expected, p *player, withWill bool) {
 func (hs *history) recomputed(e expected) {
 	var closed []*player
 	for _, p := range hs.players {
+		p.waiting = slices.DeleteFunc(p.waiting, func(w waitingWill) bool { return hs.suspended[p.id] || !hs.today.mayPublish(w.topic) })
 		if p.c == nil {
 			continue
 		}
@@ -192,11 +200,41 @@ func (hs *history) recomputed(e expected) {
 	}
 }
 
-// expire ends those whose token is over by now.
+// run has the clock run, from one end of a token or time of a will to the next.
+func (hs *history) run(e expected, d time.Duration) {
+	for end := time.Now().Add(d); ; {
+		next := end
+		for _, p := range hs.players {
+			if p.c != nil && p.ends.Before(next) {
+				next = p.ends
+			}
+			for _, w := range p.waiting {
+				if w.due.Before(next) {
+					next = w.due
+				}
+			}
+		}
+		time.Sleep(time.Until(next))
+		synctest.Wait()
+		hs.expire(e)
+		if next.Equal(end) {
+			return
+		}
+	}
+}
+
+// expire publishes wills that are due, and ends those whose token is over by now.
 func (hs *history) expire(e expected) {
 	for _, p := range hs.players {
+		for len(p.waiting) > 0 && !time.Now().Before(p.waiting[0].due) {
+			hs.message(e, p.waiting[0].topic, p.waiting[0].id)
+			p.waiting = p.waiting[1:]
+		}
 		if p.c != nil && !time.Now().Before(p.ends) {
 			e[p] = append(e[p], fmt.Sprintf("end %#x", packet.MaximumConnectTime))
+			if p.will != "" {
+				p.waiting = append(p.waiting, waitingWill{p.will, p.willID, p.ends.Add(time.Minute)})
+			}
 			hs.gone(e, p, false)
 		}
 	}
@@ -304,8 +342,7 @@ func (hs *history) step() {
 	case n < 88:
 		d := time.Duration(1 + r.IntN(90)*int(time.Second))
 		hs.note("the clock runs %s", d)
-		time.Sleep(d)
-		hs.expire(e)
+		hs.run(e, d)
 	case n < 94:
 		hs.edit()
 		hs.recomputed(e)
@@ -325,7 +362,8 @@ func (hs *history) connect(e expected, p *player, clients map[*player]*client) {
 	r := hs.r
 	likely := []float64{0.1, 0.5, 0.8}[r.IntN(3)]
 	token := rights{pub: some(r, historyRules, likely), sub: some(r, historyRules, likely)}
-	life := time.Duration(60+r.IntN(600)) * time.Second
+	hs.serial++
+	life := time.Duration(60+r.IntN(600))*time.Second + time.Duration(hs.serial)*time.Microsecond // no two end at once
 	raw := hs.h.token(p.id, life, watchword.Permission{Resource: "topic:q", Actions: []string{"pub"}})
 	hs.retoken(raw, token)
 	before, ends := *p, time.Now().Add(life)
@@ -357,6 +395,7 @@ func (hs *history) connect(e expected, p *player, clients map[*player]*client) {
 	}
 	p.token, p.ends = token, ends
 	p.c, p.subs, p.will, p.willID = c, map[string]bool{}, will, fmt.Sprint(hs.serial)
+	p.waiting = slices.DeleteFunc(p.waiting, func(w waitingWill) bool { return hs.mayPublish(p, w.topic) }) // it is back
 }
 
 // retoken gives a token these rights.
@@ -419,7 +458,8 @@ func (hs *history) publish(e expected, p *player) {
 // refresh shows a newer token, or one of another, or an older one.
 func (hs *history) refresh(p *player) {
 	token := rights{pub: some(hs.r, historyRules, 0.6), sub: some(hs.r, historyRules, 0.9)}
-	life := time.Duration(30+hs.r.IntN(600)) * time.Second
+	hs.serial++
+	life := time.Duration(30+hs.r.IntN(600))*time.Second + time.Duration(hs.serial)*time.Microsecond
 	raw := hs.h.token(p.id, life, watchword.Permission{Resource: "topic:q", Actions: []string{"pub"}})
 	hs.retoken(raw, token)
 	newer := time.Now().Add(life).After(p.ends)

@@ -16,6 +16,7 @@ type Store interface {
 	Shelf(ctx context.Context, session func(shelf.Session) error, message func(shelf.Message) error) error
 	Retained(ctx context.Context, message func(shelf.Retained) error) error
 	ShelfMessages(ctx context.Context, ids []int64) ([]shelf.Message, error)
+	Wills(ctx context.Context, will func(shelf.Will) error) error
 	KeepOnShelf(ctx context.Context, c shelf.Changes) error
 }
 
@@ -53,6 +54,7 @@ type commit struct {
 	clients  []*client
 	dropped  []int64
 	retained map[retainKey]struct{}
+	wills    map[*will]struct{}
 	waiters  []*conn
 }
 
@@ -62,7 +64,7 @@ func newCommit() *commit { return &commit{ended: make(chan struct{})} }
 func (c *commit) over() bool { return c.state.Load() == commitWritten }
 
 func (c *commit) empty() bool {
-	return len(c.messages)+len(c.done)+len(c.clients)+len(c.dropped)+len(c.retained)+len(c.waiters) == 0
+	return len(c.messages)+len(c.done)+len(c.clients)+len(c.dropped)+len(c.retained)+len(c.wills)+len(c.waiters) == 0
 }
 
 // kept is a message that sessions wait for.
@@ -89,6 +91,7 @@ type adding struct {
 	client   *client // its mu is held
 	drop     int64   // a session
 	retained *retainKey
+	will     *will
 }
 
 // add returns the commit with which all of it will be written, nil where nothing
@@ -112,6 +115,9 @@ func (j *journal) add(a adding) *commit {
 	}
 	if a.retained != nil {
 		c.retain(*a.retained)
+	}
+	if a.will != nil {
+		c.write(a.will)
 	}
 	j.nudge()
 	return c
@@ -308,6 +314,16 @@ func (c *commit) inherit(failed *commit) {
 	for key := range failed.retained {
 		c.retain(key)
 	}
+	for w := range failed.wills {
+		c.write(w)
+	}
+}
+
+func (c *commit) write(w *will) {
+	if c.wills == nil {
+		c.wills = map[*will]struct{}{}
+	}
+	c.wills[w] = struct{}{}
 }
 
 func (c *commit) retain(key retainKey) {
@@ -341,6 +357,9 @@ func (w *writing) build(j *journal) {
 	w.changes.Dropped, w.changes.Done = c.dropped, c.done
 	for key := range c.retained {
 		w.changes.Retained = append(w.changes.Retained, key.world.retained.row(key))
+	}
+	for x := range c.wills {
+		w.changes.Wills = append(w.changes.Wills, x.row())
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -385,10 +404,7 @@ func (w *writing) client(cl *client) {
 	}
 	l.row = false
 	s.Tenant, s.Client, s.Subject, s.Incarnation = cl.world.tenant, cl.id, cl.owner.subject, cl.owner.incarnation
-	s.Expiry, s.Left, s.WillAt = l.expiry, l.left, l.willAt
-	if cl.will != nil {
-		s.Will = cl.will.stored()
-	}
+	s.Expiry, s.Left = l.expiry, l.left
 	w.changes.Sessions = append(w.changes.Sessions, s)
 }
 

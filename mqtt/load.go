@@ -34,6 +34,10 @@ func (b *Broker) Load(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	now := b.o.Now()
+	if err := store.Wills(ctx, func(r shelf.Will) error { return b.wills.load(r, now) }); err != nil {
+		return err
+	}
 	// What nobody waits for any more goes before anything new comes: a number is never
 	// used again while something names it.
 	if err := store.KeepOnShelf(ctx, shelf.Changes{Done: l.done}); err != nil {
@@ -64,26 +68,13 @@ func (l *loading) session(s shelf.Session) error {
 	w := b.world(s.Tenant)
 	if old := w.clients[s.Client]; old != nil { // this one began in its place, and its end was not written any more
 		delete(l.clients, old.number)
-		old.will = nil
 		old.end()
 	}
 	cl := &client{broker: b, world: w, number: s.ID, id: s.Client, owner: owner{s.Subject, s.Incarnation}, seq: p.Next}
 	cl.load.Store(loadAway)
-	cl.lasting = &lasting{expiry: s.Expiry, left: s.Left, willAt: s.WillAt, sent: p.Sent, lost: p.Lost, dropped: p.Dropped, turn: 1}
-	if s.Will != nil {
-		if cl.will, err = unstoredWill(s.Will); err != nil {
-			return err
-		}
-	}
-	now := b.o.Now()
+	cl.lasting = &lasting{expiry: s.Expiry, left: s.Left, sent: p.Sent, lost: p.Lost, dropped: p.Dropped, turn: 1}
 	if s.Left.IsZero() { // it had its connection to the last
-		cl.lasting.left, cl.lasting.row = now, true
-		if cl.will != nil {
-			cl.lasting.willAt = now.Add(cl.will.delay)
-		}
-	}
-	if soon := now.Add(restartGrace); cl.will != nil && cl.lasting.willAt.Before(soon) {
-		cl.lasting.willAt = soon // everybody is about to come back, also who wants to hear it
+		cl.lasting.left, cl.lasting.row = b.o.Now(), true
 	}
 	for _, n := range p.Gone {
 		if cl.lasting.gone == nil {
@@ -178,5 +169,6 @@ func (l *loading) settle(ctx context.Context) {
 				cl.watch(ctx, 1)
 			}
 		}
+		l.broker.wills.watchAll(l.broker.ctx)
 	})
 }

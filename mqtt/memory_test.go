@@ -27,10 +27,11 @@ type memory struct {
 	subs     map[int64]map[string]shelf.Subscription
 	messages map[int64]shelf.Message
 	retained map[string]shelf.Retained
+	wills    map[int64]shelf.Will
 }
 
 func newMemory() *memory {
-	m := &memory{sessions: map[int64]shelf.Session{}, subs: map[int64]map[string]shelf.Subscription{}, messages: map[int64]shelf.Message{}, retained: map[string]shelf.Retained{}}
+	m := &memory{sessions: map[int64]shelf.Session{}, subs: map[int64]map[string]shelf.Subscription{}, messages: map[int64]shelf.Message{}, retained: map[string]shelf.Retained{}, wills: map[int64]shelf.Will{}}
 	m.moved = sync.NewCond(&m.mu)
 	return m
 }
@@ -47,6 +48,7 @@ func (m *memory) cut() *memory {
 	}
 	maps.Copy(out.messages, m.messages)
 	maps.Copy(out.retained, m.retained)
+	maps.Copy(out.wills, m.wills)
 	return out
 }
 
@@ -105,6 +107,17 @@ func (m *memory) Retained(_ context.Context, message func(shelf.Retained) error)
 	defer m.mu.Unlock()
 	for _, r := range slices.SortedFunc(maps.Values(m.retained), func(a, b shelf.Retained) int { return cmp.Compare(a.Topic, b.Topic) }) {
 		if err := message(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *memory) Wills(_ context.Context, will func(shelf.Will) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(m.wills)) {
+		if err := will(m.wills[id]); err != nil {
 			return err
 		}
 	}
@@ -178,6 +191,11 @@ func (m *memory) KeepOnShelf(_ context.Context, c shelf.Changes) error {
 			continue
 		}
 		m.retained[r.Topic] = r
+	}
+	for _, w := range c.Wills {
+		if m.wills[w.ID] = w; w.Bytes == nil {
+			delete(m.wills, w.ID)
+		}
 	}
 	return nil
 }

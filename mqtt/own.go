@@ -170,13 +170,7 @@ func (c *conn) changed(a *session.Authority) {
 	if len(lost) > 0 {
 		c.keepPump()
 	}
-	if c.will != nil && !judge(a, c.will.m.topic).decision.Allowed {
-		c.will = nil
-		if c.lasting != nil {
-			c.lasting.row = true
-			c.touch()
-		}
-	}
+	c.recheckWill(a)
 	if listens {
 		c.ask.Reset(rand.N(c.broker.o.Spread)) // what was given works from the next refresh
 	}

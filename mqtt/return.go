@@ -105,7 +105,7 @@ func (c *conn) resume(prev *client, ad *admission) (bool, error) {
 	l.hold, l.paused = nil, false
 	l.turn++
 	l.stop()
-	l.left, l.willAt, l.row = time.Time{}, time.Time{}, true
+	l.left, l.row = time.Time{}, true
 	l.expiry = ad.expiry
 	l.unwritten = l.dirty != nil && !l.dirty.over()
 	prev.conn = c
@@ -134,17 +134,13 @@ func (cl *client) watch(ctx context.Context, turn int) {
 			f(l)
 		}
 	}
-	hold := cl.broker.Guard.Hold(ctx, tenant, who.subject, who.incarnation, session.Options{
+	hold := cl.broker.Guard.Hold(ctx, session.Papers{Tenant: tenant, Subject: who.subject, Incarnation: who.incarnation}, session.Options{
 		Transport: "mqtt",
 		Changed: func(a *session.Authority) {
 			var orphans []orphan
 			still(func(l *lasting) {
 				l.paused = false
 				_, orphans = cl.lose(a, false)
-				if cl.will != nil && !judge(a, cl.will.m.topic).decision.Allowed {
-					cl.will, l.row = nil, true
-					cl.touch()
-				}
 			})
 			if len(orphans) > 0 {
 				go cl.hand(orphans, false)
@@ -160,11 +156,6 @@ func (cl *client) watch(ctx context.Context, turn int) {
 					go cl.end()
 				default: // nobody can say: what waits goes on to wait, and is judged when its client comes
 					l.timers = append(l.timers, time.AfterFunc(askAgain, func() { cl.ask(turn) }))
-					return
-				}
-				if cl.will != nil {
-					cl.will, l.row = nil, true
-					cl.touch()
 				}
 			})
 		},
@@ -192,15 +183,6 @@ func (cl *client) ask(turn int) {
 	}
 }
 
-// mayNow asks what the client may do at this moment without a connection.
-func (cl *client) mayNow(ctx context.Context) (a *session.Authority, err error) {
-	hold := cl.broker.Guard.Hold(ctx, cl.world.tenant, cl.owner.subject, cl.owner.incarnation, session.Options{
-		Transport: "mqtt", Changed: func(now *session.Authority) { a, err = now, nil }, Lapsed: func(cause error) { a, err = nil, cause },
-	})
-	hold.Close(nil)
-	return a, err
-}
-
 // end ends a client without a connection: its time has come, or somebody begins anew in
 // its place. Where it has a connection again, it does nothing.
 func (cl *client) end() { _ = cl.endIf(func() error { return nil }) } // no reason not to
@@ -216,8 +198,6 @@ func (cl *client) endIf(may func() error) error {
 		cl.mu.Unlock()
 		return err
 	}
-	w := cl.will
-	cl.will = nil
 	var hold *session.Session
 	var orphans []orphan
 	if l := cl.lasting; l != nil {
@@ -229,13 +209,6 @@ func (cl *client) endIf(may func() error) error {
 	cl.mu.Unlock()
 	if hold != nil {
 		hold.Close(nil)
-	}
-	if w != nil {
-		if a, err := cl.mayNow(cl.broker.ctx); err == nil {
-			cl.publishWill(cl.broker.ctx, a, w)
-		} else {
-			cl.broker.o.Log.Info("will not published", slog.String("client", cl.id), slog.Any("err", err))
-		}
 	}
 	cl.hand(orphans, false)
 	cl.leave()
@@ -250,42 +223,6 @@ func (cl *client) expire(turn int) {
 	if now {
 		cl.broker.o.Log.Info("a session ended, its client did not come back", slog.String("client", cl.id))
 		cl.end()
-	}
-}
-
-// willIsDue is the clock's.
-func (cl *client) willIsDue(turn int) {
-	cl.mu.Lock()
-	l := cl.lasting
-	if l == nil || l.turn != turn || cl.will == nil {
-		cl.mu.Unlock()
-		return
-	}
-	cl.mu.Unlock()
-	may, err := cl.mayNow(cl.broker.ctx)
-	cl.mu.Lock()
-	if cl.lasting != l || l.turn != turn || cl.will == nil {
-		cl.mu.Unlock()
-		return
-	}
-	switch watchword.CodeOf(err) {
-	case "", watchword.SubjectSuspended, watchword.SubjectNew, watchword.SubjectRevoked, watchword.TokenRevoked:
-	default: // nobody can say
-		l.timers = append(l.timers, time.AfterFunc(askAgain, func() { cl.willIsDue(turn) }))
-		cl.mu.Unlock()
-		return
-	}
-	w := cl.will
-	cl.will = nil
-	cl.mu.Unlock()
-	if err == nil {
-		cl.publishWill(cl.broker.ctx, may, w)
-	}
-	cl.mu.Lock() // written after it was said, so that it is not lost between
-	defer cl.mu.Unlock()
-	if cl.lasting != nil {
-		cl.lasting.row = true
-		cl.touch()
 	}
 }
 

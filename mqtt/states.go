@@ -4,12 +4,10 @@ import (
 	"cmp"
 	"maps"
 	"slices"
-	"time"
 	"unsafe"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/session"
-	"github.com/watchword-iot/watchword/shelf"
 )
 
 // States returns the clients of a tenant, or those of one subject, by client identifier.
@@ -44,9 +42,12 @@ func (cl *client) describe() session.State {
 	if l == nil {
 		return s
 	}
-	s.Messages, s.Bytes, s.Left, s.Will, s.Dropped = l.waiting, l.weight, l.left, l.willAt, l.dropped
-	if cl.conn == nil && l.expiry != shelf.Forever {
-		s.Ends = l.left.Add(time.Duration(l.expiry) * time.Second)
+	s.Messages, s.Bytes, s.Left, s.Dropped = l.waiting, l.weight, l.left, l.dropped
+	if cl.conn == nil {
+		s.Will = cl.broker.wills.dueAt(cl)
+		if ends, ok := l.ends(); ok {
+			s.Ends = ends
+		}
 	}
 	if l.hold != nil {
 		s.ID = l.hold.ID()
@@ -82,6 +83,7 @@ func (b *Broker) Forget(t watchword.TenantID, id watchword.SessionID) bool {
 		it := cl.conn == nil && cl.lasting != nil && cl.lasting.hold != nil && cl.lasting.hold.ID() == id
 		cl.mu.Unlock()
 		if it {
+			b.wills.sessionClosed(cl, b.o.Now())
 			cl.end()
 			return true
 		}

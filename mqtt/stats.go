@@ -54,6 +54,8 @@ type Stats struct {
 	WaitingBytes  int64 // that these take
 	Retained      int64 // retained messages now
 	RetainedBytes int64 // that these take
+	Wills         int64 // that stand now: of connections, and of those that ended and whose will is not due yet
+	WillBytes     int64 // that these count
 	Refusals      map[watchword.Code]int64
 }
 
@@ -71,6 +73,7 @@ func (b *Broker) Stats() Stats {
 		out.Refusals[k] = v
 	}
 	s.mu.Unlock()
+	out.Wills, out.WillBytes = b.wills.count()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, w := range b.worlds {

@@ -1,27 +1,48 @@
 package mqtt
 
 import (
-	"context"
 	"encoding/binary"
-	"log/slog"
 	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/shelf"
 )
 
 // will is what is published when a connection is lost and its client does not come back
-// in time (MQTT 5.0 §3.1.2.5, §3.1.3.2).
+// in time (MQTT 5.0 §3.1.2.5, §3.1.3.2). It stands in [wills] until it is published or
+// cancelled. What has no other word is immutable.
 type will struct {
-	m     *message // without an end of life: that begins when it is published
-	delay time.Duration
-	life  time.Duration // 0: for ever
+	id     int64     // of its row in the store; no other will has it, nor ever had
+	of     quota.Key // whose account it counts in
+	client *client
+	m      *message // without an end of life: that begins when it is published
+	delay  time.Duration
+	life   time.Duration // 0: for ever
+
+	// Under wills.mu.
+	papers session.Papers   // of the token that it stands on, without permissions: these allow its topic
+	due    time.Time        // zero while its connection is there
+	grace  time.Time        // its client cancels it by coming back until then, whether its session goes on or not
+	timer  *time.Timer      // while due is set
+	hold   *session.Session // what its subject may, while due is set
+	over   bool             // it is published, is being published, or is cancelled
 }
 
-// stored is the will as it lies on the shelf: delay and life in seconds, then the message.
+// willGrace is how long a client has to come back, before its will is published, where
+// the server ended the connection or the session's token ran out.
+const willGrace = time.Minute
+
+// willWeight is what one will counts beside its message: structures here, a row in the store.
+const willWeight = 512
+
+func (w *will) size() int64 { return int64(w.m.size() + willWeight) }
+
+// stored is the will as the store has it: delay and life in seconds, then the message.
 func (w *will) stored() []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(w.delay/time.Second))
 	b = binary.BigEndian.AppendUint32(b, uint32(w.life/time.Second))
@@ -30,80 +51,130 @@ func (w *will) stored() []byte {
 
 func unstoredWill(b []byte) (*will, error) {
 	if len(b) < 8 {
-		return nil, watchword.Refuse(watchword.Internal, "a will on the shelf is none")
+		return nil, watchword.Refuse(watchword.Internal, "a stored will cannot be read")
 	}
 	m, err := unstored(b[8:], time.Time{})
 	if err != nil {
 		return nil, err
 	}
-	return &will{m, time.Duration(binary.BigEndian.Uint32(b)) * time.Second, time.Duration(binary.BigEndian.Uint32(b[4:])) * time.Second}, nil
+	return &will{m: m, delay: time.Duration(binary.BigEndian.Uint32(b)) * time.Second, life: time.Duration(binary.BigEndian.Uint32(b[4:])) * time.Second}, nil
 }
 
-// newWill is the will of a CONNECT, if it may be published now; nil for none.
-func (c *conn) newWill(w *packet.Will, a *session.Authority) (*will, error) {
+// newWill is the will of a CONNECT whose session outlives the connection by expiry
+// seconds, if a may publish it now; nil for none. Codes: denied,
+// and a [packet.Error] for its topic.
+func (c *conn) newWill(p *packet.Will, expiry uint32, a *session.Authority) (*will, error) {
+	if p == nil {
+		return nil, nil
+	}
+	if policy.CheckTopic(p.Topic) != nil || strings.HasPrefix(p.Topic, ownTopics) {
+		return nil, wrong(packet.BadTopic, packet.CONNECT, "the will's topic is none that this server takes")
+	}
+	if v := judge(a, p.Topic); !v.decision.Allowed {
+		return nil, v.decision.Err()
+	}
+	w := &will{m: c.message(&packet.Publish{Topic: p.Topic, Payload: p.Payload, QoS: p.QoS, Retain: p.Retain, Properties: p.Properties}, nil, time.Time{})}
+	w.m.from, w.m.ends = nil, 0 // its publisher is gone when it comes
+	if n, ok := p.Properties.Number(packet.WillDelay); ok {
+		w.delay = time.Duration(min(n, expiry)) * time.Second // MQTT 5.0 §3.1.3.2.2
+	}
+	if n, ok := p.Properties.Number(packet.MessageExpiry); ok {
+		w.life = time.Duration(n) * time.Second
+	}
+	return w, nil
+}
+
+// setWill lets a will stand for which there is room, nil for none. It returns what must
+// be in the store before the client hears CONNACK, nil for nothing. Code: denied, where s
+// may not publish it any more.
+func (c *conn) setWill(w *will, s *session.Session) (at *commit, err error) {
 	if w == nil {
 		return nil, nil
 	}
-	if policy.CheckTopic(w.Topic) != nil || strings.HasPrefix(w.Topic, ownTopics) {
-		return nil, wrong(packet.BadTopic, packet.CONNECT, "the will's topic is none that this server takes")
-	}
-	if v := judge(a, w.Topic); !v.decision.Allowed {
-		return nil, v.decision.Err()
-	}
-	p := &packet.Publish{Topic: w.Topic, Payload: w.Payload, QoS: w.QoS, Retain: w.Retain, Properties: w.Properties}
-	new := &will{m: c.message(p, nil, time.Time{})}
-	new.m.from, new.m.ends = nil, 0 // its publisher is gone when it comes
-	if n, ok := w.Properties.Number(packet.WillDelay); ok {
-		new.delay = time.Duration(n) * time.Second
-	}
-	if n, ok := w.Properties.Number(packet.MessageExpiry); ok {
-		new.life = time.Duration(n) * time.Second
-	}
-	return new, nil
-}
-
-// setWill keeps the will of a client, nil for none, in the place of one before.
-func (c *conn) setWill(new *will) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.conn != c {
-		return // somebody has its place already, and a will of its own
+	// Asked with the lock held: a change of authority after this line finds the will.
+	a := s.Authority()
+	if v := judge(a, w.m.topic); !v.decision.Allowed {
+		c.broker.wills.giveBack(w)
+		return nil, v.decision.Err()
 	}
-	if c.will = new; c.lasting != nil {
-		c.lasting.row = true
-		c.touch()
+	if c.conn != c { // another connection has its place already, and a will of its own
+		c.broker.wills.giveBack(w)
+		return nil, nil
 	}
+	w.client, w.papers = c.client, behind(a)
+	c.will = w
+	return c.broker.wills.add(w), nil
 }
 
-// publishWill is the last act of a connection that was lost, if its session may
-// still publish it at that moment: not where what ended is its authority, nor
-// where the server goes.
-func (c *conn) publishWill(ctx context.Context, w *will) {
+// behind is what a will keeps of an authority. Permissions of a token never change, and
+// neither does the topic of a will: that they allow it was asked, and is not kept.
+func behind(a *session.Authority) session.Papers {
+	p := a.Papers()
+	p.Permissions = nil
+	return p
+}
+
+// recheckWill takes the will away if a does not allow it. mu is held.
+func (c *conn) recheckWill(a *session.Authority) {
+	if c.will == nil {
+		return
+	}
+	if judge(a, c.will.m.topic).decision.Allowed {
+		c.broker.wills.stand(c.will, behind(a))
+		return
+	}
+	c.broker.wills.cancel(c.will)
+	c.will = nil
+}
+
+// endWill decides on the will of a connection that ended: now, which is the caller's to
+// do, or later, or never. expiry is how long its session outlives the connection. cause
+// is as in [conn.end]. mu is held.
+func (c *conn) endWill(cause error, expiry time.Duration, now time.Time) (publish, later *will) {
+	w := c.will
+	if c.will = nil; w == nil {
+		return nil, nil
+	}
+	wills, delay := &c.broker.wills, min(w.delay, expiry)
 	s := c.live()
-	if c.broker.Guard.Settled(); s == nil || s.Over() && s.Cause() != nil {
-		return
+	switch {
+	case !c.ready: // its client never heard that it is connected
+		wills.cancel(w)
+	case s != nil && s.Over() && cause != nil:
+		return nil, wills.sessionEnded(w, cause, delay, now)
+	case delay > 0:
+		wills.wait(w, now.Add(delay), time.Time{})
+		return nil, w
+	default:
+		return w, nil
 	}
-	c.client.publishWill(ctx, s.Authority(), w)
+	return nil, nil
 }
 
-// publishWill publishes it if a says so.
-func (cl *client) publishWill(ctx context.Context, a *session.Authority, w *will) {
-	v := judge(a, w.m.topic)
-	if !v.decision.Allowed {
-		return
+// silences reports whether the end of a session for that cause is the end of its will:
+// it has lost its authority. Else its client has a minute.
+func silences(cause error) bool {
+	switch watchword.CodeOf(cause) {
+	case watchword.SubjectNew, watchword.SubjectSuspended, watchword.SubjectRevoked, watchword.TokenRevoked, watchword.IssuerRevoked, watchword.ProofRequired, watchword.Denied:
+		return true
 	}
-	b := batchesOfWork.Get().(*batch)
-	defer batchesOfWork.Put(b)
-	b.now = cl.broker.o.Now()
-	defer b.flush()
-	m := &message{topic: w.m.topic, payload: w.m.payload, qos: w.m.qos, retain: w.m.retain, props: w.m.props}
-	if w.life > 0 {
-		m.expireAt(b.now.Add(w.life))
+	return false
+}
+
+// row is the will as it is to be written.
+func (w *will) row() shelf.Will {
+	ws := &w.client.broker.wills
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	r := shelf.Will{ID: w.id}
+	if _, stands := ws.all[w.id]; !stands {
+		return r
 	}
-	var o outcome
-	key, err := cl.send(ctx, b, m, v.house, &o, "")
-	cl.broker.settle(&o, nil, key)
-	if err != nil {
-		cl.broker.o.Log.WarnContext(ctx, "will refused", slog.String("client", cl.id), slog.String("topic", m.topic), slog.Any("err", err))
-	}
+	cl, p := w.client, &w.papers
+	r.Tenant, r.Client, r.Subject, r.Incarnation = cl.world.tenant, cl.id, cl.owner.subject, cl.owner.incarnation
+	r.Token, r.Key, r.SignedBy, r.Proved = p.JTI, p.Key, p.SignedBy, p.Proved
+	r.Due, r.Bytes = w.due, w.stored()
+	return r
 }

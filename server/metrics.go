@@ -90,6 +90,8 @@ func (e engine) Collect(out chan<- prometheus.Metric) {
 		{"waiting_bytes", "Bytes of messages that wait for sessions.", prometheus.GaugeValue, st.WaitingBytes},
 		{"retained_messages", "Topics with a retained message.", prometheus.GaugeValue, st.Retained},
 		{"retained_bytes", "Bytes of retained messages.", prometheus.GaugeValue, st.RetainedBytes},
+		{"wills", "Wills that stand: of connections, and of those that ended and whose will is not due yet.", prometheus.GaugeValue, st.Wills},
+		{"will_bytes", "Bytes of these.", prometheus.GaugeValue, st.WillBytes},
 	} {
 		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("watchword_mqtt_"+m.name, m.help, nil, nil), m.kind, float64(m.value))
 	}

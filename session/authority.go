@@ -22,7 +22,7 @@ type Papers struct {
 	// Permissions is the token's perm and deny, compiled.
 	Permissions *policy.Grant
 
-	absent bool // there is no token, and nobody who shows it: policy alone counts
+	absent bool // nobody shows a token: its end does not count, see [Guard.Hold]
 }
 
 // Authority is what a session may do: what the token says and what today's
@@ -48,7 +48,7 @@ func judge(p Papers, s *watchword.Subject, today *policy.Grant, now time.Time) (
 	if s.Incarnation != p.Incarnation {
 		return nil, watchword.Refuse(watchword.TokenRevoked, "the token is of an earlier life of %q", s.ID)
 	}
-	if p.absent {
+	if p.absent && p.Key == "" {
 		return &Authority{papers: p, who: policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}, today: today}, nil
 	}
 	if _, ok := s.SignKey(p.Key); !ok {
@@ -89,9 +89,12 @@ func (a *Authority) Token() *policy.Grant { return a.papers.Permissions }
 // Today returns what policy says now.
 func (a *Authority) Today() *policy.Grant { return a.today }
 
+// Papers returns what the authority stands on.
+func (a *Authority) Papers() Papers { return a.papers }
+
 // Publish decides on one topic. It allocates nothing.
 func (a *Authority) Publish(topic string) policy.Decision {
-	if d := a.today.Publish(topic); !d.Allowed || a.papers.absent {
+	if d := a.today.Publish(topic); !d.Allowed || a.papers.Permissions == nil && a.papers.absent {
 		return d
 	}
 	return a.papers.Permissions.Publish(topic)
@@ -99,7 +102,7 @@ func (a *Authority) Publish(topic string) policy.Decision {
 
 // Subscribe decides on one filter.
 func (a *Authority) Subscribe(filter string) policy.Decision {
-	if d := a.today.Subscribe(filter); !d.Allowed || a.papers.absent {
+	if d := a.today.Subscribe(filter); !d.Allowed || a.papers.Permissions == nil && a.papers.absent {
 		return d
 	}
 	return a.papers.Permissions.Subscribe(filter)
@@ -126,7 +129,7 @@ func (a *Authority) WithholdsPublish(topic string) bool {
 
 // Call decides on one function of one device with these arguments.
 func (a *Authority) Call(t policy.Target, function string, args []byte) policy.Decision {
-	if d := a.today.Call(t, function, args); !d.Allowed || a.papers.absent {
+	if d := a.today.Call(t, function, args); !d.Allowed || a.papers.Permissions == nil && a.papers.absent {
 		return d
 	}
 	return a.papers.Permissions.Call(t, function, nil)
@@ -134,7 +137,7 @@ func (a *Authority) Call(t policy.Target, function string, args []byte) policy.D
 
 // Request decides on one HTTP method and path.
 func (a *Authority) Request(method, path string) policy.Decision {
-	if d := a.today.Request(method, path); !d.Allowed || a.papers.absent {
+	if d := a.today.Request(method, path); !d.Allowed || a.papers.Permissions == nil && a.papers.absent {
 		return d
 	}
 	return a.papers.Permissions.Request(method, path)

@@ -138,20 +138,24 @@ func (g *Guard) Enter(p Papers, o Options) (*Session, error) {
 }
 
 // Hold watches over what a subject left behind when its connection ended: a session
-// of the transport's own standard, for which nobody shows papers, and which stands
-// under today's policy alone, for the life of the subject that made it. Changed is
-// called at once and after each change that concerns it; Lapsed where nothing passes:
-// subject_suspended, subject_revoked, token_revoked for another life of the subject,
+// of the transport's own standard, or its will. Nobody shows papers for it. Of p, the
+// tenant, the subject and its incarnation count, and today's policy. Where p has a Key
+// too, what is left behind stands on the token that p describes: its key, its issuer
+// key, its revocation, its proof and, if there are any, its permissions count as in
+// [Guard.Open], only its end does not. Changed is called at once and after each change
+// that concerns it; Lapsed where nothing passes: subject_suspended, subject_revoked,
+// token_revoked also for another incarnation, issuer_revoked, proof_required,
 // unavailable. It ends by [Session.Close], is in no list and counts against no bound:
 // those are its transport's.
-func (g *Guard) Hold(ctx context.Context, t watchword.TenantID, subject watchword.SubjectID, incarnation int64, o Options) *Session {
+func (g *Guard) Hold(ctx context.Context, p Papers, o Options) *Session {
 	now := g.now()
-	s := &Session{guard: g, opened: now, options: o, papers: Papers{Tenant: t, Subject: subject, Incarnation: incarnation, absent: true}}
+	p.absent = true
+	s := &Session{guard: g, opened: now, options: o, papers: p}
 	s.id = watchword.SessionID(watchword.NewID("ses_", now))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g.mu.Lock()
-	k := subjectKey{t, subject}
+	k := subjectKey{p.Tenant, p.Subject}
 	g.held[s.id] = s
 	g.absent[k] = append(g.absent[k], s)
 	g.index.unsettle(s)
@@ -277,7 +281,11 @@ func (g *Guard) TokenRevoked(t watchword.TenantID, subject watchword.SubjectID, 
 	g.changes.RLock()
 	defer g.changes.RUnlock()
 	g.revoked.add(t, jti)
-	for _, s := range g.Sessions(t, subject) {
+	g.mu.Lock()
+	k := subjectKey{t, subject}
+	all := slices.Concat(g.subjects[k], g.absent[k])
+	g.mu.Unlock()
+	for _, s := range all {
 		s.revoke(jti)
 	}
 }
@@ -339,7 +347,7 @@ func (g *Guard) IssuerRevoked(ctx context.Context, id watchword.KeyID) {
 	g.changes.RLock()
 	defer g.changes.RUnlock()
 	g.mu.Lock()
-	all := slices.Collect(maps.Values(g.sessions))
+	all := slices.AppendSeq(slices.Collect(maps.Values(g.sessions)), maps.Values(g.held))
 	g.mu.Unlock()
 	for _, s := range all {
 		s.recomputeIf(ctx, func(p Papers) bool { return p.SignedBy == id })

@@ -14,7 +14,7 @@ func TestWhatIsHeldFollowsPolicyAndSubject(t *testing.T) {
 	r := newRoll(t)
 	g := session.NewGuard(r, session.GuardOptions{PerSubject: 1, Opened: func(*session.Session) { t.Error("nobody came") }, Ended: func(*session.Session, error) { t.Error("nobody went") }})
 	var told []string
-	s := g.Hold(t.Context(), watchword.DefaultTenant, "lamp-7", 1, session.Options{
+	s := g.Hold(t.Context(), session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1}, session.Options{
 		Changed: func(a *session.Authority) {
 			told = append(told, map[bool]string{true: "may", false: "may not"}[a.Subscribe("plant/lux").Allowed])
 		},

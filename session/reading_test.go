@@ -110,7 +110,7 @@ func TestAChangeReachesASessionWhileItsAuthorityIsRead(t *testing.T) {
 		}},
 		"one that is held without a connection": {"plant-1", func(_ *testing.T, g *session.Guard, _ *slowRoll) func() *session.Session {
 			return func() *session.Session {
-				return g.Hold(context.Background(), watchword.DefaultTenant, "slow", 1, session.Options{Lapsed: func(error) {}})
+				return g.Hold(context.Background(), session.Papers{Tenant: watchword.DefaultTenant, Subject: "slow", Incarnation: 1}, session.Options{Lapsed: func(error) {}})
 			}
 		}},
 		"one whose labels were edited": {"plant-2", func(t *testing.T, g *session.Guard, r *slowRoll) func() *session.Session {
@@ -208,7 +208,7 @@ func TestAChangeLeavesSettledSessionsOfOthersAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	held := g.Hold(ctx, watchword.DefaultTenant, "lamp-2", 1, session.Options{Lapsed: func(error) {}})
+	held := g.Hold(ctx, session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-2", Incarnation: 1}, session.Options{Lapsed: func(error) {}})
 	other := func(what string, want ...watchword.SubjectID) {
 		t.Helper()
 		before := map[watchword.SubjectID]int{"lamp-1": r.readsOf("lamp-1"), "lamp-2": r.readsOf("lamp-2")}
@@ -378,7 +378,7 @@ func TestEverybodyIsReachedWhileSessionsOpen(t *testing.T) {
 			break
 		}
 		s.Close(nil)
-		g.Hold(ctx, watchword.DefaultTenant, "lamp-1", 1, session.Options{Lapsed: func(error) {}}).Close(nil)
+		g.Hold(ctx, session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-1", Incarnation: 1}, session.Options{Lapsed: func(error) {}}).Close(nil)
 	}
 	cancel()
 	wg.Wait()

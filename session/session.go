@@ -238,11 +238,15 @@ func (s *Session) Close(cause error) {
 	s.end(cause)
 }
 
-// revoke ends the session if it stands on that token.
+// revoke ends the session if it stands on that token; what is held lapses.
 func (s *Session) revoke(jti string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.papers.JTI == jti {
+	switch {
+	case s.ended.Load() || s.papers.JTI != jti:
+	case s.papers.absent:
+		s.options.Lapsed(errRevoked)
+	default:
 		s.end(errRevoked)
 	}
 }

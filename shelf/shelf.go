@@ -24,8 +24,6 @@ type Session struct {
 	Incarnation int64 // of the subject
 	Expiry      uint32
 	Left        time.Time // when its connection ended; zero while it has one
-	Will        []byte    // nil for none
-	WillAt      time.Time // when it is due; zero while there is a connection
 	Progress    []byte    // see [Progress]
 
 	Subscriptions []Subscription
@@ -56,6 +54,23 @@ type Retained struct {
 	Expires time.Time
 }
 
+// Will is the will of one connection (MQTT 5.0 §3.1.2.5), on the token that the
+// connection had last. Without Bytes it is removed. Token, Key and SignedBy are empty
+// where the token is not known.
+type Will struct {
+	ID          int64 // no other will has it
+	Tenant      watchword.TenantID
+	Client      string
+	Subject     watchword.SubjectID
+	Incarnation int64
+	Token       string          // its jti
+	Key         watchword.KeyID // with which the subject got it
+	SignedBy    watchword.KeyID // the issuer key
+	Proved      bool            // the connection proved the key
+	Due         time.Time       // zero while there is a connection
+	Bytes       []byte
+}
+
 // Changes is what one transaction writes, in this order.
 type Changes struct {
 	Dropped      []int64 // sessions, with their subscriptions
@@ -66,6 +81,7 @@ type Changes struct {
 	Messages     []Message
 	Done         []int64 // messages
 	Retained     []Retained
+	Wills        []Will
 }
 
 // Filter is a subscription of a session.
@@ -76,7 +92,7 @@ type Filter struct {
 
 // Empty reports whether there is nothing to write.
 func (c *Changes) Empty() bool {
-	return len(c.Dropped)+len(c.Sessions)+len(c.Unsubscribed)+len(c.Subscribed)+len(c.Progress)+len(c.Messages)+len(c.Done)+len(c.Retained) == 0
+	return len(c.Dropped)+len(c.Sessions)+len(c.Unsubscribed)+len(c.Subscribed)+len(c.Progress)+len(c.Messages)+len(c.Done)+len(c.Retained)+len(c.Wills) == 0
 }
 
 // Receiver is one session that waits for a message.

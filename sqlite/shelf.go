@@ -18,11 +18,11 @@ func (s *Store) Shelf(ctx context.Context, session func(shelf.Session) error, me
 	}
 	if err := each(ctx, s, func(r scanner) error {
 		var v shelf.Session
-		var left, willAt int64
-		if err := r.Scan(&v.ID, &v.Tenant, &v.Client, &v.Subject, &v.Incarnation, &v.Expiry, &left, &v.Will, &willAt, &v.Progress); err != nil {
+		var left int64
+		if err := r.Scan(&v.ID, &v.Tenant, &v.Client, &v.Subject, &v.Incarnation, &v.Expiry, &left, &v.Progress); err != nil {
 			return err
 		}
-		v.Left, v.WillAt = moment(left), moment(willAt)
+		v.Left = moment(left)
 		for len(subs) > 0 && subs[0].Session <= v.ID {
 			if subs[0].Session == v.ID {
 				v.Subscriptions = append(v.Subscriptions, subs[0].Subscription)
@@ -30,7 +30,7 @@ func (s *Store) Shelf(ctx context.Context, session func(shelf.Session) error, me
 			subs = subs[1:]
 		}
 		return session(v)
-	}, `SELECT id, tenant, client, subject, incarnation, expiry, left_at, will, will_at, progress FROM mqtt_sessions ORDER BY id`); err != nil {
+	}, `SELECT id, tenant, client, subject, incarnation, expiry, left_at, progress FROM mqtt_sessions ORDER BY id`); err != nil {
 		return err
 	}
 	return each(ctx, s, func(r scanner) error {
@@ -55,6 +55,19 @@ func (s *Store) Retained(ctx context.Context, message func(shelf.Retained) error
 		m.Expires = moment(expires)
 		return message(m)
 	}, `SELECT tenant, topic, expires, packet FROM mqtt_retained`)
+}
+
+// Wills hands out every will, by id.
+func (s *Store) Wills(ctx context.Context, will func(shelf.Will) error) error {
+	return each(ctx, s, func(r scanner) error {
+		var w shelf.Will
+		var due int64
+		if err := r.Scan(&w.ID, &w.Tenant, &w.Client, &w.Subject, &w.Incarnation, &w.Token, &w.Key, &w.SignedBy, &w.Proved, &due, &w.Bytes); err != nil {
+			return err
+		}
+		w.Due = moment(due)
+		return will(w)
+	}, `SELECT id, tenant, client, subject, incarnation, token, key, issuer_key, proved, due, will FROM mqtt_wills ORDER BY id`)
 }
 
 // ShelfMessages returns those of ids that are there.
@@ -94,10 +107,10 @@ func (t *tx) keepOnShelf(c *shelf.Changes) error {
 	}
 	for i := range c.Sessions {
 		v := &c.Sessions[i]
-		if err := do(`INSERT INTO mqtt_sessions (id, tenant, client, subject, incarnation, expiry, left_at, will, will_at, progress) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		if err := do(`INSERT INTO mqtt_sessions (id, tenant, client, subject, incarnation, expiry, left_at, progress) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (id) DO UPDATE SET subject = excluded.subject, incarnation = excluded.incarnation, expiry = excluded.expiry, left_at = excluded.left_at,
-				will = excluded.will, will_at = excluded.will_at, progress = excluded.progress`,
-			v.ID, v.Tenant, v.Client, v.Subject, v.Incarnation, int64(v.Expiry), stamp(v.Left), v.Will, stamp(v.WillAt), v.Progress); err != nil {
+				progress = excluded.progress`,
+			v.ID, v.Tenant, v.Client, v.Subject, v.Incarnation, int64(v.Expiry), stamp(v.Left), v.Progress); err != nil {
 			return err
 		}
 	}
@@ -136,6 +149,19 @@ func (t *tx) keepOnShelf(c *shelf.Changes) error {
 			continue
 		}
 		if err := do(`INSERT OR REPLACE INTO mqtt_retained (tenant, topic, expires, packet) VALUES (?, ?, ?, ?)`, m.Tenant, m.Topic, stamp(m.Expires), m.Packet); err != nil {
+			return err
+		}
+	}
+	for i := range c.Wills {
+		w := &c.Wills[i]
+		if w.Bytes == nil {
+			if err := do(`DELETE FROM mqtt_wills WHERE id = ?`, w.ID); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := do(`INSERT OR REPLACE INTO mqtt_wills (id, tenant, client, subject, incarnation, token, key, issuer_key, proved, due, will) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			w.ID, w.Tenant, w.Client, w.Subject, w.Incarnation, w.Token, w.Key, w.SignedBy, w.Proved, stamp(w.Due), w.Bytes); err != nil {
 			return err
 		}
 	}

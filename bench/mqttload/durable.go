@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -252,11 +253,26 @@ func (l *load) restart() (time.Duration, error) {
 	return time.Since(start), nil
 }
 
-// storm: everybody connects again at once, to sessions that last.
+// hasWill is for a CONNECT with a small will.
+func hasWill(p *packet.Connect) {
+	subject, _, _ := strings.Cut(p.ClientID, "/")
+	p.Will = &packet.Will{Topic: "up/" + subject, QoS: 1, Payload: []byte("gone")}
+}
+
+// storm: everybody connects again at once, to sessions that last or with clean ones, without wills and with them.
 func (l *load) storm(ctx context.Context) error {
 	connections := l.n(10_000)
-	fmt.Printf("\n### %d connections come back at once, to sessions that last\n\n| | until all are back | CPU of the server each | refused once | twice |\n|---|---|---|---|---|\n", connections)
-	for _, secret := range []bool{false, true} {
+	fmt.Printf("\n### %d connections come back at once\n\n| | until all are back | CPU of the server each | refused once | twice |\n|---|---|---|---|---|\n", connections)
+	for _, s := range []struct {
+		name   string
+		secret bool
+		on     func(*packet.Connect)
+	}{
+		{"clean sessions, plain", false, func(*packet.Connect) {}},
+		{"clean sessions with wills, plain", false, hasWill},
+		{"sessions that last, plain", false, lasts},
+		{"sessions that last, TLS 1.3", true, lasts},
+	} {
 		if err := l.stop(); err != nil {
 			return err
 		}
@@ -273,7 +289,7 @@ func (l *load) storm(ctx context.Context) error {
 			for i := range connections {
 				g.Go(func() (err error) {
 					for try := 0; ; try++ {
-						if cs[i], err = p.device(ctx, i/8, i%8, secret, nil, lasts); err == nil || try == 2 {
+						if cs[i], err = p.device(ctx, i/8, i%8, s.secret, nil, s.on); err == nil || try == 2 {
 							return err
 						}
 						refused[min(try, 1)].Add(1)
@@ -294,8 +310,7 @@ func (l *load) storm(ctx context.Context) error {
 			return err
 		}
 		took := time.Since(start)
-		name := map[bool]string{false: "plain", true: "TLS 1.3"}[secret]
-		fmt.Printf("| %s | %.1f s | %.0f µs | %d | %d |\n", name, took.Seconds(), micros(p.cpu()-before, connections), refused[0].Load(), refused[1].Load())
+		fmt.Printf("| %s | %.1f s | %.0f µs | %d | %d |\n", s.name, took.Seconds(), micros(p.cpu()-before, connections), refused[0].Load(), refused[1].Load())
 		gone(cs...)
 	}
 	return nil
