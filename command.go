@@ -20,10 +20,11 @@ const (
 	Unknown     CommandState = "unknown"
 )
 
-// Final reports whether nothing but a late receipt can change s any more.
+// Final reports whether nothing but a late receipt can change s any more. The empty
+// state, of a command that nothing is known of, is not final.
 func (s CommandState) Final() bool {
 	switch s {
-	case Queued, Sent, Delivered, Accepted:
+	case "", Queued, Sent, Delivered, Accepted:
 		return false
 	default:
 		return true

@@ -107,14 +107,11 @@ func (a *API) commandRoutes() {
 				ID: id, Device: in.Body.Device, Function: in.Body.Function, Args: in.Body.Args, TTL: ttl, Signed: in.Body.Order, Once: in.Once,
 			}, c.actor.Trace)
 			if err == nil && pause > 0 {
-				// What is ordered is ordered: where nobody more can wait, the answer says how far it is.
 				wait := func(ctx context.Context) (command.Row, error) { return watch.Wait(ctx, row), nil }
 				if row.ID != id { // ordered before, with the same Idempotency-Key
 					wait = a.waitFor(c, row.ID)
 				}
-				if now, werr := a.hold(ctx, c, pause, wait); watchword.CodeOf(werr) != watchword.Busy {
-					row, err = now, werr
-				}
+				row, err = a.hold(ctx, c, row, pause, wait)
 			}
 			out, err := a.commandAnswer(row, err)
 			if err == nil && !row.State.Final() {
@@ -170,7 +167,7 @@ func (a *API) commandRoutes() {
 			}
 			row, err := a.ownCommand(ctx, c, in.ID, http.MethodGet, "")
 			if err == nil && pause > 0 {
-				row, err = a.hold(ctx, c, pause, a.waitFor(c, row.ID))
+				row, err = a.hold(ctx, c, row, pause, a.waitFor(c, row.ID))
 			}
 			return a.commandAnswer(row, err)
 		})
@@ -236,9 +233,13 @@ func (a *API) waitFor(c *caller, id watchword.CommandID) func(context.Context) (
 	return func(ctx context.Context) (command.Row, error) { return a.Desk.Wait(ctx, c.Tenant(), id) }
 }
 
-// hold holds a request until a command is final, or pause is over.
-func (a *API) hold(ctx context.Context, c *caller, pause time.Duration, wait func(context.Context) (command.Row, error)) (command.Row, error) {
+// hold holds a request until a command is final, or pause is over. Where as many wait
+// already as may, it returns at once, with row: how the command stands.
+func (a *API) hold(ctx context.Context, c *caller, row command.Row, pause time.Duration, wait func(context.Context) (command.Row, error)) (command.Row, error) {
 	s, err := a.Guard.Open(ctx, c.papers, session.Options{Transport: "wait", Remote: c.remote, Request: true})
+	if watchword.CodeOf(err) == watchword.Busy {
+		return row, nil
+	}
 	if err != nil {
 		return command.Row{}, err
 	}
@@ -254,7 +255,7 @@ func (a *API) hold(ctx context.Context, c *caller, pause time.Duration, wait fun
 		case <-stop:
 		}
 	}()
-	row, err := wait(ctx)
+	row, err = wait(ctx)
 	if cause := s.Cause(); err == nil && cause != nil {
 		return command.Row{}, cause
 	}

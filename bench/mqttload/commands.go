@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/sdk/admin"
@@ -178,30 +176,18 @@ func (l *load) commandsAt(ctx context.Context, p *peer, devices, rate int, secre
 	return nil
 }
 
-// order calls a function and waits for its end.
+// order calls a function, signed by the caller's own key, and waits for its end.
 func (h *house) order(ctx context.Context, to watchword.SubjectID) error {
-	body, err := json.Marshal(map[string]any{"device": to, "function": "set", "args": map[string]int{"level": 40}})
+	c, err := h.admin.Send(ctx, admin.Order{Device: to, Function: "set", Args: json.RawMessage(`{"level":40}`), Wait: 30 * time.Second})
 	if err != nil {
 		return err
 	}
-	var out struct {
-		ID    string                 `json:"id"`
-		State watchword.CommandState `json:"state"`
-	}
-	_, err = h.admin.Rest().JSON(ctx, rest.Request{
-		Method: http.MethodPost, Path: "/v1/commands", Type: "application/json", Body: body, Query: map[string][]string{"wait": {"30s"}},
-	}, nil, &out)
 	// Where more wait than the server lets, it answers at once with how far the command is.
-	for end := time.Now().Add(time.Minute); err == nil && !out.State.Final() && time.Now().Before(end); {
-		time.Sleep(50 * time.Millisecond)
-		var c admin.Command
-		c, err = h.admin.Command(ctx, watchword.CommandID(out.ID), 30*time.Second)
-		if out.State = c.State; watchword.CodeOf(err) == watchword.Busy {
-			err = nil
-		}
+	if c, err = h.admin.Await(ctx, c, time.Minute); err != nil {
+		return fmt.Errorf("%s to %s is %s: %w", c.ID, to, c.State, err)
 	}
-	if err == nil && out.State != watchword.Done {
-		err = fmt.Errorf("%s to %s is %s", out.ID, to, out.State)
+	if c.State != watchword.Done {
+		return fmt.Errorf("%s to %s is %s", c.ID, to, c.State)
 	}
-	return err
+	return nil
 }

@@ -421,7 +421,7 @@ func (l *load) idle(ctx context.Context) error {
 			return err
 		}
 		n := l.n(15_000)
-		ps, err := l.peers(ctx, (n+7)/8)
+		ps, err := l.peers(ctx, n) // one connection each, as devices have
 		if err != nil {
 			return err
 		}
@@ -433,7 +433,7 @@ func (l *load) idle(ctx context.Context) error {
 		g.SetLimit(16)
 		for i := range n {
 			g.Go(func() (err error) {
-				cs[i], err = p.device(ctx, i/8, i%8, secret, nil)
+				cs[i], err = p.device(ctx, i, 0, secret, nil)
 				return err
 			})
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -49,7 +48,7 @@ func (a *app) commandSend() *cobra.Command {
 		if a.format == "table" {
 			fmt.Fprintf(os.Stdout, "%s  for %s, number %d, ordered and signed by %s\n", cmd.ID, cmd.Device, cmd.Seq, cl.Subject())
 		}
-		if cmd, err = awaitCommand(c.Context(), cl, cmd, *wait); err != nil {
+		if cmd, err = cl.Await(c.Context(), cmd, *wait); err != nil {
 			return err
 		}
 		if err := a.print(cmd, func(w io.Writer) { printCourse(w, cmd) }); err != nil {
@@ -58,23 +57,6 @@ func (a *app) commandSend() *cobra.Command {
 		return statusOfCommand(cmd.State)
 	}
 	return c
-}
-
-// awaitCommand waits in steps that the server allows.
-func awaitCommand(ctx context.Context, cl *admin.Client, cmd admin.Command, wait time.Duration) (admin.Command, error) {
-	const most = 50 * time.Second
-	for end := time.Now().Add(wait); !cmd.State.Final(); {
-		left := time.Until(end)
-		if left < time.Millisecond {
-			return cmd, nil
-		}
-		next, err := cl.Command(ctx, cmd.ID, min(left, most))
-		if err != nil {
-			return cmd, err
-		}
-		cmd = next
-	}
-	return cmd, nil
 }
 
 // printCourse prints how a command went, with times since it was stored.

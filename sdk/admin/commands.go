@@ -110,6 +110,34 @@ func (c *Client) Command(ctx context.Context, id watchword.CommandID, wait time.
 	return out, err
 }
 
+// Await waits until a command is final, for as long as wait, and returns it as it stands
+// then. It asks again in steps that the server allows, and no sooner than a second after
+// an answer that came early: the server answers at once where as many wait already as may.
+// After an error the command is returned as it was known before.
+func (c *Client) Await(ctx context.Context, cmd Command, wait time.Duration) (Command, error) {
+	const most, apart = 50 * time.Second, time.Second
+	for end := time.Now().Add(wait); !cmd.State.Final(); {
+		asked := time.Now()
+		left := end.Sub(asked)
+		if left < time.Millisecond {
+			return cmd, nil
+		}
+		next, err := c.Command(ctx, cmd.ID, min(left, most))
+		if err != nil {
+			return cmd, err
+		}
+		if cmd = next; cmd.State.Final() {
+			break
+		}
+		select {
+		case <-time.After(min(apart-time.Since(asked), time.Until(end))):
+		case <-ctx.Done():
+			return cmd, ctx.Err()
+		}
+	}
+	return cmd, nil
+}
+
 // Cancel takes back a queued command. Code: conflict.
 func (c *Client) Cancel(ctx context.Context, id watchword.CommandID) (out Command, err error) {
 	err = c.call(ctx, http.MethodPost, "/v1/commands/"+url.PathEscape(string(id))+"/cancel", nil, nil, &out)
