@@ -1,0 +1,179 @@
+package policy_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// permissions writes permissions as "pub,sub topic:a".
+func permissions(ps []watchword.Permission) (out []string) {
+	for _, p := range ps {
+		s := ""
+		for i, a := range p.Actions {
+			if i > 0 {
+				s += ","
+			}
+			s += a
+		}
+		out = append(out, s+" "+p.Resource)
+	}
+	return out
+}
+
+// What a subject has without any policy, line by line.
+func TestWhatIsBuiltIn(t *testing.T) {
+	for _, tc := range []struct {
+		kind   watchword.Kind
+		labels watchword.Labels
+		want   []string
+	}{
+		{watchword.Device, nil, []string{
+			"get,put,post,patch,delete api:/v1/self/#",
+			"sub topic:devices/x/commands", "sub topic:devices/x/config", "pub topic:devices/x/events/#",
+			"pub topic:devices/x/receipts", "pub,sub topic:devices/x/state",
+		}},
+		{watchword.Service, nil, []string{"get,put,post,patch,delete api:/v1/self/#"}},
+		{watchword.Operator, nil, []string{"get,put,post,patch,delete api:/v1/self/#"}},
+		{watchword.Operator, watchword.Labels{"role": "owner"}, []string{"get,put,post,patch,delete api:/#", "call fn:*/*", "pub,sub topic:#"}},
+	} {
+		g := policy.NewSet().For(policy.Who{ID: "x", Kind: tc.kind, Labels: tc.labels})
+		if got := permissions(g.Perm()); !slices.Equal(got, tc.want) {
+			t.Errorf("%s %v: got %q, want %q", tc.kind, tc.labels, got, tc.want)
+		}
+		if got := g.Deny(); len(got) != 0 {
+			t.Errorf("%s: denied %v", tc.kind, got)
+		}
+	}
+}
+
+// A line that another line covers does not stand in a token beside it, whatever sorts first;
+// of two that cover each other one does.
+func TestATokenHasNoLineThatAnotherCovers(t *testing.T) {
+	for _, tc := range []struct{ rules, want string }{
+		{`publish = ["a/#", "a/!x", "a/b"]`, `["pub topic:a/#"]`},
+		{`publish = ["#", "+/#"]`, `["pub topic:#"]`},
+		{`publish = ["+/#", "#"]`, `["pub topic:#"]`},
+		{`publish = ["/#", "/+/#"]`, `["pub topic:/#"]`},
+		{"publish = [\"a/#\"]\nsubscribe = [\"a/b\"]", `["pub topic:a/#" "sub topic:a/b"]`},
+		{"publish = [\"a/#\", \"a/b\"]\nsubscribe = [\"a/b\"]", `["pub topic:a/#" "sub topic:a/b"]`},
+		{`call = ["lamp.*", "lamp.set", "lamp.s*", "lam"]`, `["call fn:*/lam" "call fn:*/lamp.*"]`},
+		{`call = ["f", "g"]`, `["call fn:*/f" "call fn:*/g"]`},
+	} {
+		g := policy.NewSet(parsed(t, "p", "for = {}\n[[deny]]\n"+tc.rules+"\n")).For(policy.Who{ID: "x", Kind: watchword.Service})
+		if got := fmt.Sprintf("%q", permissions(g.Deny())); got != tc.want {
+			t.Errorf("%s: got %s, want %s", tc.rules, got, tc.want)
+		}
+	}
+	// A call of one device beside the same of any.
+	g := policy.NewSet(parsed(t, "p", lines(
+		"for = {}", "[[deny]]", `call = ["f", "g"]`, `devices = ["d1"]`, "[[deny]]", `call = ["f"]`, "[[deny]]", `call = ["h"]`, "on = {}", "[[deny]]", `call = ["h"]`, `on = { site = "a" }`,
+	))).For(policy.Who{ID: "x", Kind: watchword.Service})
+	if got, want := permissions(g.Deny()), []string{"call fn:*/f", "call fn:*/h", "call fn:d1/g"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// on = {} chooses every device, as no on at all does.
+func TestNoLabelsChooseEveryDevice(t *testing.T) {
+	for _, on := range []string{"", "on = {}"} {
+		g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, on))).For(policy.Who{ID: "x", Kind: watchword.Service})
+		for _, target := range []policy.Target{{ID: "d"}, {ID: "d", Labels: watchword.Labels{"site": "a"}}, {ID: "d", Unlabeled: true}} {
+			if !g.Call(target, "f", nil).Allowed {
+				t.Errorf("%q does not choose %+v", on, target)
+			}
+		}
+	}
+	// A label that the caller does not have chooses none.
+	g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, `on = { site = "${site}" }`, "[[allow]]", `call = ["f"]`, `devices = ["${site}"]`, "[[allow]]", `get = ["/${site}/#"]`, `publish = ["${site}"]`, `subscribe = ["${site}/#"]`))).
+		For(policy.Who{ID: "x", Kind: watchword.Service})
+	if got := permissions(g.Perm()); len(got) != 1 {
+		t.Errorf("without the label: %q", got)
+	}
+}
+
+// Documents that do not require a proof neither require one nor hide who does.
+func TestWhoRequiresAProofIsNamed(t *testing.T) {
+	plain, early, late := parsed(t, "m", lines("for = {}", "[[allow]]", `get = ["/"]`)), parsed(t, "a", "for = {}\nproof = \"required\"\n"), parsed(t, "z", "for = {}\nproof = \"required\"\n")
+	for want, docs := range map[string][]*policy.Document{"": {plain}, "a": {late, plain, early}, "z": {plain, late}} {
+		rule, required := policy.NewSet(docs...).For(policy.Who{ID: "x", Kind: watchword.Service}).ProofRequired()
+		if rule != want || required != (want != "") {
+			t.Errorf("got %q, %v, want %q", rule, required, want)
+		}
+	}
+}
+
+func TestWhomADocumentIsFor(t *testing.T) {
+	ids, labels := parsed(t, "p", lines(`subjects = ["b", "a"]`, "[[allow]]", `get = ["/"]`)).For()
+	slices.Sort(ids)
+	if !slices.Equal(ids, []watchword.SubjectID{"a", "b"}) || labels != nil {
+		t.Errorf("got %q and %v", ids, labels)
+	}
+	ids, labels = parsed(t, "p", lines(`for = { site = "a" }`, "[[allow]]", `get = ["/"]`)).For()
+	if ids != nil || labels["site"] != "a" {
+		t.Errorf("got %q and %v", ids, labels)
+	}
+	// A list of nobody is not a list of everybody.
+	d := parsed(t, "p", lines("subjects = []", "[[allow]]", `get = ["/"]`))
+	if ids, _ := d.For(); ids == nil || len(ids) != 0 || d.Applies(policy.Who{ID: "a"}) {
+		t.Errorf("nobody: %q", ids)
+	}
+}
+
+// One permission holds another if it speaks of all that the other speaks of.
+func TestWhichCallHoldsWhich(t *testing.T) {
+	for _, tc := range []struct {
+		outer, inner string
+		want         bool
+	}{
+		{"fn:*/lamp.set", "fn:*/lamp.set", true},
+		{"fn:*/lamp.set", "fn:*/lamp.set2", false},
+		{"fn:*/lamp.set", "fn:*/lamp.set*", false},
+		{"fn:*/lamp.set", "fn:*/lamp.*", false},
+		{"fn:*/lamp.*", "fn:*/lamp.set", true},
+		{"fn:*/lamp.*", "fn:*/lamp.s*", true},
+		{"fn:*/lamp.*", "fn:*/lamp.*", true},
+		{"fn:*/lamp.*", "fn:*/lam", false},
+		{"fn:*/lamp.*", "fn:*/lam*", false},
+		{"fn:*/*", "fn:*/x", true},
+		{"fn:*/*", "fn:*/*", true},
+		{"fn:*/f", "fn:d1/f", true},
+		{"fn:*/f", "fn:site=a/f", true},
+		{"fn:d1/f", "fn:*/f", false},
+		{"fn:d1/f", "fn:d2/f", false},
+		{"fn:d1/f", "fn:d1/f", true},
+		{"fn:d1/f", "fn:site=a/f", false},
+		{"fn:site=a/f", "fn:d1/f", false},
+		{"fn:site=a/f", "fn:*/f", false},
+		{"fn:site=a/f", "fn:site=a/f", true},
+		{"fn:site=a/f", "fn:kind=k,site=a/f", true},
+		{"fn:kind=k,site=a/f", "fn:site=a/f", false},
+		{"fn:site=a/f", "fn:site=b/f", false},
+	} {
+		g, err := policy.FromPermissions([]watchword.Permission{{Resource: tc.outer, Actions: []string{"call"}}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := g.Holds(watchword.Permission{Resource: tc.inner, Actions: []string{"call"}}); got != tc.want {
+			t.Errorf("%s holds %s: %v", tc.outer, tc.inner, got)
+		}
+	}
+	// Of several actions those alone that are held.
+	g, err := policy.FromPermissions([]watchword.Permission{{Resource: "topic:a/#", Actions: []string{"pub"}}, {Resource: "api:/v1/#", Actions: []string{"get", "put"}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := permissions(g.Narrow([]watchword.Permission{
+		{Resource: "topic:a/b", Actions: []string{"pub", "sub"}},
+		{Resource: "api:/v1/x", Actions: []string{"get", "delete"}},
+		{Resource: "topic:b", Actions: []string{"pub"}},
+		{Resource: "api:/v2", Actions: []string{"get"}},
+		{Resource: "fn:*/f", Actions: []string{"call"}},
+	}))
+	if want := []string{"pub topic:a/b", "get api:/v1/x"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
