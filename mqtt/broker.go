@@ -63,8 +63,10 @@ type Options struct {
 	SessionExpiry time.Duration // the longest life of a session without a connection; 0 means 7 days
 	Sessions      int           // that outlive their connection; 0 means 100,000
 	KeepAlive     time.Duration // the longest, for clients of version 5; 0 means 30 minutes
-	// Retained messages: how many there may be, 0 means 1,000,000, and their bytes, 0 means 256 MiB.
-	RetainedMessages, RetainedBytes int
+	// Retained messages: how many there may be, 0 means 1,000,000, and the memory that they
+	// may take, 0 means 256 MiB; those of one subject, 0 means 5,000 and 1 MiB.
+	RetainedMessages, RetainedBytes               int
+	SubjectRetainedMessages, SubjectRetainedBytes int
 	// What wills may count together: of all clients, 0 means 64 MiB, and of one subject, 0 means 256 KiB.
 	WillBytes, SubjectWillBytes int64
 	PublishRate                 float64          // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
@@ -101,6 +103,8 @@ type Broker struct {
 	lasting   atomic.Int64 // clients whose state outlives their connection
 	journal   *journal
 	wills     wills
+	retain    *retainQuota
+	purge     purge
 }
 
 // world is what one tenant's clients share.
@@ -121,7 +125,7 @@ func New(p Parts) *Broker {
 	for _, d := range []struct {
 		at   *int
 		zero int
-	}{{&o.PacketBytes, 64 << 10}, {&o.QueueMessages, 10_000}, {&o.QueueBytes, 1 << 20}, {&o.Sessions, 100_000}, {&o.RetainedMessages, 1_000_000}, {&o.RetainedBytes, 256 << 20}} {
+	}{{&o.PacketBytes, 64 << 10}, {&o.QueueMessages, 10_000}, {&o.QueueBytes, 1 << 20}, {&o.Sessions, 100_000}, {&o.RetainedMessages, 1_000_000}, {&o.RetainedBytes, 256 << 20}, {&o.SubjectRetainedMessages, 5000}, {&o.SubjectRetainedBytes, 1 << 20}} {
 		if *d.at == 0 {
 			*d.at = d.zero
 		}
@@ -157,12 +161,15 @@ func New(p Parts) *Broker {
 	}
 	b.controls = rates.NewShared[quota.Key](o.ControlRate, "this subject connects too often")
 	b.ctx, b.stop = context.WithCancel(context.Background())
-	b.journal = newJournal(&b.o, p.Store)
+	b.retain, b.purge.wake = newRetainQuota(&b.o), make(chan struct{}, 1)
+	b.journal = newJournal(&b.o, p.Store, b.retain)
 	b.wills.init(b)
+	b.Guard.Watch(b.authorityChanged)
 	if p.Store != nil {
 		b.upkeep.Go(func() { b.journal.run(b.ctx) })
 	}
 	b.upkeep.Go(b.sweep)
+	b.upkeep.Go(b.purgeRetained)
 	return b
 }
 
@@ -172,7 +179,7 @@ func (b *Broker) world(t watchword.TenantID) *world {
 	defer b.mu.Unlock()
 	w := b.worlds[t]
 	if w == nil {
-		w = &world{tenant: t, clients: map[string]*client{}, lasting: map[watchword.SubjectID]int{}}
+		w = &world{tenant: t, retained: retained{tenant: t, quota: b.retain}, clients: map[string]*client{}, lasting: map[watchword.SubjectID]int{}}
 		b.worlds[t] = w
 	}
 	return w

@@ -35,8 +35,9 @@ type house struct {
 	set      *policy.Set
 	tokens   map[string]session.Papers
 	serial   int
-	spending func()            // called while an assertion is spent, where it is set
-	proving  ed25519.PublicKey // of every subject, where a test proves keys
+	asked    map[watchword.SubjectID]int // how often the roll was
+	spending func()                      // called while an assertion is spent, where it is set
+	proving  ed25519.PublicKey           // of every subject, where a test proves keys
 }
 
 // inBubble runs a test with a fake clock: nothing waits for time, and Wait knows
@@ -151,6 +152,10 @@ func (h *house) token(id watchword.SubjectID, life time.Duration, perm ...watchw
 func (h *house) Today(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.asked == nil {
+		h.asked = map[watchword.SubjectID]int{}
+	}
+	h.asked[id]++
 	s := h.roll[id]
 	if s == nil {
 		return nil, nil, watchword.Refuse(watchword.NotFound, "nobody")

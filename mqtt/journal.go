@@ -24,10 +24,11 @@ type Store interface {
 // Messages are written or refused; what clients and topics are is written until it is
 // on the disk, since it is what it is.
 type journal struct {
-	store Store // nil: nothing survives
-	log   *slog.Logger
+	store  Store // nil: nothing survives
+	log    *slog.Logger
+	retain *retainQuota
 
-	mu    sync.Mutex // a leaf, but for kept
+	mu    sync.Mutex // a leaf, but for kept and the quota
 	open  *commit    // what is collected
 	wake  chan struct{}
 	next  int64                 // the id of the next message
@@ -81,8 +82,8 @@ type kept struct {
 	counted   bool      // under journal.mu: in count and bytes
 }
 
-func newJournal(o *Options, store Store) *journal {
-	return &journal{store: store, log: o.Log, open: newCommit(), wake: make(chan struct{}, 1), next: 1}
+func newJournal(o *Options, store Store, q *retainQuota) *journal {
+	return &journal{store: store, log: o.Log, retain: q, open: newCommit(), wake: make(chan struct{}, 1), next: 1}
 }
 
 // adding is what one act adds to the commit that is collected.
@@ -114,7 +115,9 @@ func (j *journal) add(a adding) *commit {
 		c.dropped = append(c.dropped, a.drop)
 	}
 	if a.retained != nil {
-		c.retain(*a.retained)
+		if k := *a.retained; c.retains(k) {
+			j.retain.bytes.Add(k.account(), k.bytes())
+		}
 	}
 	if a.will != nil {
 		c.write(a.will)
@@ -256,6 +259,10 @@ func (j *journal) step() bool {
 	if err == nil {
 		j.sick.Store(nil)
 		waiters, eager = j.end(c, w.messages, commitWritten)
+		for key := range c.retained {
+			j.retain.bytes.Give(key.account(), key.bytes())
+		}
+		c.retained = nil
 		j.mu.Unlock()
 	} else {
 		e := watchword.Because(err, watchword.Unavailable, "what must survive cannot be written")
@@ -265,8 +272,8 @@ func (j *journal) step() bool {
 		// What came meanwhile must not be heard where what came before it is not.
 		behind := j.open
 		j.open = newCommit()
-		j.open.inherit(c)
-		j.open.inherit(behind)
+		j.inherit(c)
+		j.inherit(behind)
 		waiters, eager = j.end(c, w.messages, commitFailed)
 		w2, e2 := j.end(behind, behind.messages, commitFailed)
 		waiters, eager = append(waiters, w2...), append(eager, e2...)
@@ -307,15 +314,17 @@ func (j *journal) end(c *commit, messages []*kept, state int32) (waiters []*conn
 }
 
 // inherit takes what is to be written all the same from a commit that failed; clients
-// come by themselves.
-func (c *commit) inherit(failed *commit) {
-	c.done = append(c.done, failed.done...)
-	c.dropped = append(c.dropped, failed.dropped...)
+// come by themselves. mu is held.
+func (j *journal) inherit(failed *commit) {
+	j.open.done = append(j.open.done, failed.done...)
+	j.open.dropped = append(j.open.dropped, failed.dropped...)
 	for key := range failed.retained {
-		c.retain(key)
+		if !j.open.retains(key) {
+			j.retain.bytes.Give(key.account(), key.bytes())
+		}
 	}
 	for w := range failed.wills {
-		c.write(w)
+		j.open.write(w)
 	}
 }
 
@@ -326,11 +335,17 @@ func (c *commit) write(w *will) {
 	c.wills[w] = struct{}{}
 }
 
-func (c *commit) retain(key retainKey) {
+// retains has the retained message of a topic written. It reports false where it is to be
+// already.
+func (c *commit) retains(key retainKey) bool {
+	if _, known := c.retained[key]; known {
+		return false
+	}
 	if c.retained == nil {
 		c.retained = map[retainKey]struct{}{}
 	}
 	c.retained[key] = struct{}{}
+	return true
 }
 
 // writing is a commit on its way to the disk.

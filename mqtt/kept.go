@@ -19,24 +19,29 @@ const anyDevice watchword.SubjectID = "any device"
 // giving is what one subscription is to be given of what the server keeps.
 type giving struct {
 	to     *subscription
-	list   []*message // retained, as they were when it subscribed
-	states bool       // those of all devices
+	after  []byte // the topic of the retained message that was looked at last
+	rest   bool   // there may be more of them
+	latest int64  // the number of the last one that was set when it subscribed: what is newer comes by itself
+	states bool   // those of all devices
 }
 
-// givenAtOnce is how many retained messages a subscription gets without waiting.
+// givenAtOnce is how many retained messages a subscription gets without waiting, and how
+// many are looked for at once.
 const givenAtOnce = 32
 
 // give hands a new subscription what the server keeps: retained messages, the states
 // that were reported last, and the configuration that is wanted of the one device that
 // the filter names.
 func (c *conn) give(ctx context.Context, s *subscription) {
-	g := &giving{to: s, list: c.world.retained.match(s.filter, c.broker.o.Now())}
+	g := &giving{to: s, latest: c.world.retained.latest()}
 	g.states = c.broker.Twins != nil && policy.Match(s.filter, stateTopic(anyDevice))
-	if len(g.list) > givenAtOnce || g.states {
+	page, last := c.world.retained.page(s.filter, nil, givenAtOnce, c.broker.o.Now())
+	if last != nil || g.states {
+		g.rest = true // all of them: what was found here is not held until its turn comes
 		c.giveSoon(g)
 	} else {
-		for _, m := range g.list {
-			c.giveRetained(s, m)
+		for _, x := range page {
+			c.giveRetained(ctx, g, x)
 		}
 	}
 	if !g.states && c.broker.Twins != nil {
@@ -44,17 +49,35 @@ func (c *conn) give(ctx context.Context, s *subscription) {
 	}
 }
 
-// giveRetained gives m, unless another took its place: that came by the subscription
-// itself, or is about to.
-func (c *conn) giveRetained(s *subscription, m *message) {
+// giveRetained gives x, if its owner may publish it at this moment, and unless another
+// took its place: that came by the subscription itself, or is about to.
+func (c *conn) giveRetained(ctx context.Context, g *giving, x *record) {
+	m, err := x.message()
+	if err != nil {
+		c.broker.refused(c, "retained message not given", string(x.topic()), err)
+		return
+	}
 	r := &c.world.retained
 	var o outcome
 	var wake *conn
-	r.mu.RLock()
-	if r.find(m.topic) == m {
-		wake = c.offer(m, &o, nil, s)
+	for {
+		r.mu.RLock()
+		may, known := x.owner.mayBeGiven(m.topic)
+		if x.gone || x.number > g.latest {
+			may, known = false, true
+		}
+		if may {
+			wake = c.offer(m, &o, nil, g.to)
+		}
+		r.mu.RUnlock()
+		if known {
+			break
+		}
+		if err := c.broker.decide(ctx, c.world, x.owner); err != nil {
+			c.broker.refused(c, "retained message not given", m.topic, err)
+			return
+		}
 	}
-	r.mu.RUnlock()
 	c.broker.settle(&o, nil, nil)
 	if wake != nil && wake != c { // who gives flushes c when it is done
 		wake.flush(false)
@@ -125,14 +148,8 @@ func (c *conn) giveAll(ctx context.Context) {
 		c.mu.Lock()
 		g := c.givesTo[0]
 		c.mu.Unlock()
-		for i, m := range g.list {
-			if !c.waitForRoom(g.to) {
-				break
-			}
-			c.giveRetained(g.to, m)
-			if i%64 == 63 {
-				c.flush(true)
-			}
+		for g.rest && c.givePageOfRetained(ctx, g) {
+			c.flush(true)
 		}
 		c.flush(true)
 		for after, more := watchword.SubjectID(""), g.states; more; {
@@ -150,6 +167,20 @@ func (c *conn) giveAll(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// givePageOfRetained gives some more retained messages, and reports whether the
+// subscription goes on.
+func (c *conn) givePageOfRetained(ctx context.Context, g *giving) bool {
+	page, last := c.world.retained.page(g.to.filter, g.after, 2*givenAtOnce, c.broker.o.Now())
+	for _, x := range page {
+		if !c.waitForRoom(g.to) {
+			return false
+		}
+		c.giveRetained(ctx, g, x)
+	}
+	g.after, g.rest = last, last != nil
+	return c.waitForRoom(g.to)
 }
 
 // givePage gives what comes after one device, and reports whether there is more and

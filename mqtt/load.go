@@ -3,7 +3,6 @@ package mqtt
 import (
 	"cmp"
 	"context"
-	"log/slog"
 	"slices"
 
 	"github.com/watchword-iot/watchword/policy"
@@ -27,9 +26,7 @@ func (b *Broker) Load(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if _, err := b.world(r.Tenant).retained.set(m, &b.o); err != nil {
-			b.o.Log.WarnContext(ctx, "a retained message is left out: the bounds are lower than they were", slog.String("topic", r.Topic))
-		}
+		b.world(r.Tenant).retained.load(m, r)
 		return nil
 	}); err != nil {
 		return err
@@ -37,6 +34,9 @@ func (b *Broker) Load(ctx context.Context) error {
 	now := b.o.Now()
 	if err := store.Wills(ctx, func(r shelf.Will) error { return b.wills.load(r, now) }); err != nil {
 		return err
+	}
+	for _, w := range b.allWorlds() {
+		b.undecided(w)
 	}
 	// What nobody waits for any more goes before anything new comes: a number is never
 	// used again while something names it.

@@ -18,7 +18,6 @@ type message struct {
 	qos     byte
 	retain  bool               // as it was published
 	kept    bool               // it was kept for those who subscribe
-	undone  bool               // under retained.mu: its publisher heard that it was refused
 	ends    int64              // Unix time in nanoseconds; 0: never
 	from    *client            // nil for the server's own
 	props   *packet.Properties // nil for none; what goes along to clients of version 5
@@ -43,11 +42,14 @@ func (m *message) command() int64 {
 }
 
 // expires is when nobody is to get m any more; zero: never.
-func (m *message) expires() time.Time {
-	if m.ends == 0 {
+func (m *message) expires() time.Time { return unixNano(m.ends) }
+
+// unixNano is a moment in nanoseconds of Unix time; 0 is none.
+func unixNano(n int64) time.Time {
+	if n == 0 {
 		return time.Time{}
 	}
-	return time.Unix(0, m.ends)
+	return time.Unix(0, n)
 }
 
 // expireAt sets it; zero is never.

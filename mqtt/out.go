@@ -280,7 +280,7 @@ func (c *conn) take(buf []byte, it *item) []byte {
 	}
 	at := len(buf)
 	alias, known := c.alias(it.m.topic)
-	if alias > 0 || !now.IsZero() || it.x != nil && it.x.identifiers != nil {
+	if alias > 0 || !now.IsZero() || it.m.kept || it.x != nil && it.x.identifiers != nil { // what is kept is one receiver's alone
 		buf = it.m.custom(buf, c.version, it, id, alias, known, now)
 	} else {
 		f := it.m.encoded(c.version, it.qos)

@@ -159,11 +159,14 @@ func (c *conn) handOn(p *packet.Publish, o *outcome, key *retainKey) (at *commit
 // be written, nil for none.
 func (cl *client) send(ctx context.Context, w *batch, m *message, h house, o *outcome, session string) (key *retainKey, err error) {
 	if m.retain && h.kind != toState && h.kind != toReceipts {
-		undo, err := cl.world.retained.set(m, &cl.broker.o)
+		if err := cl.broker.journal.refusal(); err != nil {
+			return nil, err // what waits to be written would grow without end
+		}
+		undo, err := cl.world.retained.set(m, cl.owner)
 		if err != nil {
 			return nil, err
 		}
-		key = &retainKey{cl.world, m.topic}
+		key = &retainKey{cl.world, m.topic, cl.owner.subject}
 		if err := cl.sendOn(ctx, w, m, h, o, session, true); err != nil {
 			undo() // what is refused is not retained either
 			return key, err

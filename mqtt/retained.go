@@ -3,211 +3,270 @@ package mqtt
 import (
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/shelf"
 )
 
-// retained is the retained messages of one world: a trie of topic levels. Who gives
-// one out holds mu for reading until it is queued, and who sets one holds it for
-// writing before it is routed: so nobody hears an older message after a newer one.
+// retainQuota counts retained messages of all worlds: what each subject has, and what
+// all have together.
+type retainQuota struct {
+	messages *quota.Ledger[quota.Key]
+	bytes    *quota.Ledger[quota.Key] // of memory
+}
+
+func newRetainQuota(o *Options) *retainQuota {
+	of := func(unit string, subject, total int) *quota.Ledger[quota.Key] {
+		return quota.New[quota.Key](quota.Resource{
+			Name: "retained messages", Unit: unit,
+			Subject: quota.Bound{Max: int64(subject), Name: "limits.subject_retained_" + unit},
+			Total:   quota.Bound{Max: int64(total), Name: "limits.retained_" + unit},
+		})
+	}
+	return &retainQuota{of("messages", o.SubjectRetainedMessages, o.RetainedMessages), of("bytes", o.SubjectRetainedBytes, o.RetainedBytes)}
+}
+
+// retained is the retained messages of one world. Who gives one out holds mu for reading
+// until it is queued, and who sets one holds it for writing before it is routed: so
+// nobody hears an older message after a newer one.
 type retained struct {
-	mu    sync.RWMutex
-	root  shelfLevel
-	count int
-	bytes int
+	tenant watchword.TenantID
+	quota  *retainQuota
+
+	mu      sync.RWMutex
+	records records
+	number  int64 // of the last one that was set
+	owners  owners
 }
 
-type shelfLevel struct {
-	here  *message
-	names map[string]*shelfLevel
-}
-
-// retainKey is one topic whose retained message is to be written.
+// retainKey is one topic whose retained message is to be written, and in whose account
+// it is until then.
 type retainKey struct {
 	world *world
 	topic string
+	by    watchword.SubjectID
 }
 
-// errRetained is what becomes of a retained message that there is no room for.
-var errRetained = &packet.Error{Reason: packet.QuotaExceeded, Type: packet.PUBLISH, What: "the server keeps no more retained messages"}
+// bytes is what it takes until it is written.
+func (k retainKey) bytes() int64 { return pendingBytes + int64(len(k.topic)) }
 
-// set puts m in the place of the retained message of its topic; an empty payload
-// removes it (MQTT 5.0 §3.3.1.3). undo puts what was there before in its place again,
-// unless another came meanwhile.
-func (r *retained) set(m *message, o *Options) (undo func(), err error) {
+// pendingBytes is what a topic whose retained message is to be written takes beside its name.
+const pendingBytes = 128
+
+func (k retainKey) account() quota.Key { return accountOf(k.world.tenant, k.by) }
+
+// accountOf returns the account of a subject; that of the server for none.
+func accountOf(t watchword.TenantID, id watchword.SubjectID) quota.Key {
+	if id == "" {
+		return quota.Key{}
+	}
+	return quota.Key{Tenant: t, Subject: id}
+}
+
+// set puts m, which who publishes, in the place of the retained message of its topic; an
+// empty payload removes it (MQTT 5.0 §3.3.1.3). undo puts what was there before in its
+// place again, unless another came meanwhile. Code: busy, where the subject or the server
+// has no room for it.
+func (r *retained) set(m *message, who owner) (undo func(), err error) {
+	var now *record
+	if len(m.payload) > 0 {
+		now = newRecord(&message{topic: m.topic, payload: m.payload, qos: m.qos, retain: true, props: m.props, ends: m.ends})
+	}
+	topic := []byte(m.topic)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := r.find(m.topic)
-	var now *message
-	if len(m.payload) > 0 {
-		if old == nil && r.count >= o.RetainedMessages || r.bytes+m.size()-sizeOf(old) > o.RetainedBytes {
-			return nil, errRetained
+	old := r.records.find(topic)
+	if old == nil && now == nil {
+		// It is written all the same: that it was removed before may not be on the disk.
+		by, n := accountOf(r.tenant, who.subject), retainKey{topic: m.topic}.bytes()
+		if err := r.quota.bytes.Take(by, n); err != nil {
+			return nil, err
 		}
-		now = &message{topic: m.topic, payload: m.payload, qos: m.qos, retain: true, kept: true, props: m.props, ends: m.ends}
+		r.quota.bytes.Give(by, n) // the journal counts it
+		return func() {}, nil
 	}
-	r.replace(m.topic, now)
+	if now != nil {
+		if now.owner = r.owners.take(who); now.owner.isDead() {
+			r.owners.drop(now.owner)
+			return nil, watchword.Refuse(watchword.SubjectRevoked, "the subject %q is gone", who.subject)
+		}
+		if err := r.count(old, now, true); err != nil {
+			r.owners.drop(now.owner)
+			return nil, err
+		}
+	} else {
+		_ = r.count(old, nil, false) // never refused: it does not ask
+	}
+	r.replace(old, now)
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if old != nil && old.undone {
-			old = nil
-		}
-		if r.find(m.topic) == now {
-			r.replace(m.topic, old)
-		}
 		if now != nil {
 			now.undone = true
 		}
+		if r.records.find(topic) != now {
+			return // another came meanwhile
+		}
+		back := old
+		if old != nil && (old.undone || old.owner.isDead()) {
+			back = nil
+		}
+		if back != nil {
+			back.owner = r.owners.take(back.owner.whose())
+		}
+		_ = r.count(now, back, false) // never refused: it does not ask
+		r.replace(now, back)
 	}, nil
 }
 
-// replace puts m in the place of what is retained for a topic; nil for nothing. mu is held.
-func (r *retained) replace(topic string, m *message) {
-	if m == nil {
-		r.remove(topic)
+// count moves what is counted from the account of old to that of now, of which either may
+// be nil; now's owner is taken already. mu is held.
+func (r *retained) count(old, now *record, bounded bool) error {
+	from, to := r.accountOf(old), r.accountOf(now)
+	var had, has, hadBytes, hasBytes int64
+	if old != nil {
+		had, hadBytes = 1, old.bytes()
+		if old.owner != nil && old.owner.records == 1 {
+			hadBytes += ownerBytes
+		}
+	}
+	if now != nil {
+		has, hasBytes = 1, now.bytes()
+		if now.owner != nil && now.owner.records == 1 {
+			hasBytes += ownerBytes
+		}
+	}
+	if old != nil && now != nil && old.owner == now.owner {
+		hadBytes, hasBytes = old.bytes(), now.bytes() // the owner stays as it is
+	}
+	if !bounded {
+		r.quota.messages.Give(from, had)
+		r.quota.bytes.Give(from, hadBytes)
+		r.quota.messages.Add(to, has)
+		r.quota.bytes.Add(to, hasBytes)
+		return nil
+	}
+	if err := r.quota.messages.Move(from, had, to, has); err != nil {
+		return err
+	}
+	if err := r.quota.bytes.Move(from, hadBytes, to, hasBytes); err != nil {
+		r.quota.messages.Give(to, has)
+		r.quota.messages.Add(from, had)
+		return err
+	}
+	return nil
+}
+
+func (r *retained) accountOf(x *record) quota.Key {
+	if x == nil {
+		return quota.Key{}
+	}
+	return accountOf(r.tenant, x.owner.whose().subject)
+}
+
+// replace puts now in the place of old, of which either may be nil, and gives up old's
+// owner. mu is held.
+func (r *retained) replace(old, now *record) {
+	if old != nil {
+		old.gone = true
+		r.owners.drop(old.owner)
+	}
+	switch {
+	case now == nil:
+		r.records.remove(old)
 		return
+	case now.number == 0:
+		r.number++
+		now.number = r.number
 	}
-	r.put(topic, m)
+	now.gone = false
+	r.records.put(now)
 }
 
-// put is called with mu held.
-func (r *retained) put(topic string, m *message) {
-	n := &r.root
-	old := r.find(topic)
-	for level := range strings.SplitSeq(topic, "/") {
-		if n.names == nil {
-			n.names = map[string]*shelfLevel{}
+// load takes in m, which is a row of the store, whatever the bounds say.
+func (r *retained) load(m *message, row shelf.Retained) {
+	x := recordOf(row.Packet, m.ends)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	x.owner = r.owners.take(owner{row.Subject, row.Incarnation})
+	_ = r.count(nil, x, false) // never refused: it does not ask
+	r.replace(nil, x)
+}
+
+// forget takes out what f says of those that are there, in steps, and calls done with the
+// topics of each.
+func (r *retained) forget(f func(*record) bool, done func(topics []string)) {
+	const step = 1024
+	for after := []byte(nil); ; {
+		var some []*record
+		last := after
+		r.mu.RLock()
+		p, found := r.records.seek(after)
+		if found {
+			p = r.records.after(p)
 		}
-		next := n.names[level]
-		if next == nil {
-			next = &shelfLevel{}
-			n.names[strings.Clone(level)] = next
-		}
-		n = next
-	}
-	if old == nil {
-		r.count++
-	}
-	r.bytes += m.size() - sizeOf(old)
-	n.here = m
-}
-
-func sizeOf(m *message) int {
-	if m == nil {
-		return 0
-	}
-	return m.size()
-}
-
-// find returns what is retained for a topic, nil for nothing. mu is held.
-func (r *retained) find(topic string) *message {
-	n := &r.root
-	for level := range strings.SplitSeq(topic, "/") {
-		if n = n.names[level]; n == nil {
-			return nil
-		}
-	}
-	return n.here
-}
-
-// remove forgets a topic, and the levels that are empty then. mu is held.
-func (r *retained) remove(topic string) {
-	if old := r.find(topic); old != nil {
-		r.count--
-		r.bytes -= old.size()
-		r.root.remove(topic, true)
-	}
-}
-
-func (n *shelfLevel) remove(topic string, more bool) {
-	if !more {
-		n.here = nil
-		return
-	}
-	level, rest, more := strings.Cut(topic, "/")
-	next := n.names[level]
-	next.remove(rest, more)
-	if next.here == nil && next.names == nil {
-		if delete(n.names, level); len(n.names) == 0 {
-			n.names = nil
-		}
-	}
-}
-
-// match returns what is retained for the topics of a filter.
-func (r *retained) match(filter string, now time.Time) (out []*message) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	r.root.match(filter, true, true, func(m *message) {
-		if !m.expired(now) {
-			out = append(out, m)
-		}
-	})
-	return out
-}
-
-func (n *shelfLevel) match(filter string, more, first bool, f func(*message)) {
-	if !more {
-		if n.here != nil {
-			f(n.here)
-		}
-		return
-	}
-	name, rest, more := strings.Cut(filter, "/")
-	switch name {
-	case "#":
-		n.all(first, f)
-	case "+":
-		for level, next := range n.names {
-			if first && strings.HasPrefix(level, "$") { // MQTT 5.0 §4.7.2
-				continue
+		n := 0
+		for ; n < step; n++ {
+			x := r.records.at(p)
+			if x == nil {
+				break
 			}
-			next.match(rest, more, false, f)
+			if last = x.topic(); f(x) {
+				some = append(some, x)
+			}
+			p = r.records.after(p)
 		}
-	default:
-		if next := n.names[name]; next != nil {
-			next.match(rest, more, false, f)
+		after = slices.Clone(last)
+		r.mu.RUnlock()
+		if topics := r.removeAll(some); len(topics) > 0 {
+			done(topics)
+		}
+		if n < step {
+			return
 		}
 	}
 }
 
-// all calls f with everything at n and below.
-func (n *shelfLevel) all(first bool, f func(*message)) {
-	if n.here != nil {
-		f(n.here)
+func (r *retained) removeAll(some []*record) (topics []string) {
+	if len(some) == 0 {
+		return nil
 	}
-	for level, next := range n.names {
-		if first && strings.HasPrefix(level, "$") {
-			continue
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, x := range some {
+		if !x.gone {
+			_ = r.count(x, nil, false) // never refused: it does not ask
+			r.replace(x, nil)
+			topics = append(topics, string(x.topic()))
 		}
-		next.all(false, f)
-	}
-}
-
-// expire forgets what nobody is to get any more, and returns its topics. Publishers wait
-// for what is removed alone.
-func (r *retained) expire(now time.Time) (topics []string) {
-	var over []*message
-	r.mu.RLock()
-	r.root.all(false, func(m *message) {
-		if m.expired(now) {
-			over = append(over, m)
-		}
-	})
-	r.mu.RUnlock()
-	for _, m := range over {
-		r.mu.Lock()
-		if r.find(m.topic) == m {
-			r.remove(m.topic)
-			topics = append(topics, m.topic)
-		}
-		r.mu.Unlock()
 	}
 	return topics
+}
+
+// latest is the number of the last message that was set.
+func (r *retained) latest() int64 {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.number
+}
+
+// page returns what is retained for topics of a filter that come after one, n at most,
+// and where to go on; nil where there is nothing more. Others do not wait for long.
+func (r *retained) page(filter string, after []byte, n int, now time.Time) (out []*record, last []byte) {
+	const looked = 4096
+	nano := now.UnixNano()
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	last = r.records.scan(filter, after, looked, func(x *record) bool {
+		if !x.expired(nano) {
+			out = append(out, x)
+		}
+		return len(out) < n
+	})
+	return out, slices.Clone(last)
 }
 
 // row is what is to be written of a topic now.
@@ -215,8 +274,10 @@ func (r *retained) row(k retainKey) shelf.Retained {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	out := shelf.Retained{Tenant: k.world.tenant, Topic: k.topic}
-	if m := r.find(k.topic); m != nil {
-		out.Packet, out.Expires = m.stored(), m.expires()
+	if x := r.records.find([]byte(k.topic)); x != nil {
+		out.Packet, out.Expires = x.packet, unixNano(x.ends)
+		who := x.owner.whose()
+		out.Subject, out.Incarnation = who.subject, who.incarnation
 	}
 	return out
 }
@@ -227,13 +288,33 @@ const sweepEvery = time.Minute
 // sweep forgets them.
 func (b *Broker) sweep() {
 	for b.sleep(sweepEvery) {
-		b.mu.Lock()
-		worlds := slices.Collect(maps.Values(b.worlds))
-		b.mu.Unlock()
-		for _, w := range worlds {
-			for _, topic := range w.retained.expire(b.o.Now()) {
-				b.journal.add(adding{retained: &retainKey{w, topic}})
-			}
+		for _, w := range b.allWorlds() {
+			now := b.o.Now().UnixNano()
+			b.forgetRetained(w, func(x *record) bool { return x.expired(now) })
+			b.undecided(w)
 		}
 	}
+}
+
+func (b *Broker) allWorlds() []*world {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Values(b.worlds))
+}
+
+// forgetRetained takes out of memory and store what f says of a world's retained messages,
+// in steps.
+func (b *Broker) forgetRetained(w *world, f func(*record) bool) {
+	w.retained.forget(f, func(topics []string) {
+		var at *commit
+		for _, topic := range topics {
+			at = b.journal.add(adding{retained: &retainKey{world: w, topic: topic}})
+		}
+		if at != nil {
+			select {
+			case <-at.ended:
+			case <-b.ctx.Done():
+			}
+		}
+	})
 }

@@ -67,6 +67,7 @@ func (b *Broker) Stats() Stats {
 		Received: s.received.Load(), Sent: s.sent.Load(), Commands: s.commands.Load(), TooLarge: s.tooLarge.Load(), SlowCut: s.slow.Load(),
 		HeldBack: s.heldBack.Load(), TakenOver: s.takeover.Load(), Refreshes: s.refreshes.Load(),
 		Shed: s.shed.Load(), Dropped: s.dropped.Load(), Expired: s.expired.Load(), Lasting: b.lasting.Load(), Waiting: b.journal.count.Load(), WaitingBytes: b.journal.bytes.Load(), Refusals: map[watchword.Code]int64{},
+		Retained: b.retain.messages.Total(), RetainedBytes: b.retain.bytes.Total(),
 	}
 	s.mu.Lock()
 	for k, v := range s.refusals {
@@ -84,10 +85,6 @@ func (b *Broker) Stats() Stats {
 			}
 		}
 		w.mu.Unlock()
-		w.retained.mu.RLock()
-		out.Retained += int64(w.retained.count)
-		out.RetainedBytes += int64(w.retained.bytes)
-		w.retained.mu.RUnlock()
 	}
 	return out
 }

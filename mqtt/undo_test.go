@@ -5,10 +5,9 @@ import "testing"
 // What was refused is not retained, in whichever order two refusals of one topic come.
 func TestRefusalsOfOneTopicLeaveNothing(t *testing.T) {
 	for _, swapped := range []bool{false, true} {
-		var r retained
-		o := &Options{RetainedMessages: 10, RetainedBytes: 1 << 20}
+		r := retained{quota: newRetainQuota(&Options{})}
 		set := func(payload string) func() {
-			undo, err := r.set(&message{topic: "a", payload: []byte(payload)}, o)
+			undo, err := r.set(&message{topic: "a", payload: []byte(payload)}, owner{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -20,8 +19,11 @@ func TestRefusalsOfOneTopicLeaveNothing(t *testing.T) {
 		}
 		one()
 		two()
-		if m := r.find("a"); m != nil {
-			t.Errorf("%q was refused, and is retained", m.payload)
+		if x := r.records.find([]byte("a")); x != nil {
+			t.Errorf("%q was refused, and is retained", x.packet)
+		}
+		if n := r.quota.bytes.Total(); n != 0 {
+			t.Errorf("%d bytes are counted of nothing", n)
 		}
 	}
 }

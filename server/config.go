@@ -108,10 +108,14 @@ type LimitsConfig struct {
 	SessionExpiry    Duration `toml:"session_expiry"`    // for how long at most; whole seconds
 	KeptBytes        int      `toml:"kept_bytes"`        // of all messages that wait for sessions
 	RetainedMessages int      `toml:"retained_messages"` // topics with a retained message
-	RetainedBytes    int      `toml:"retained_bytes"`    // of all of them
+	RetainedBytes    int      `toml:"retained_bytes"`    // of memory, of all of them
 	WillBytes        int      `toml:"will_bytes"`        // of all wills
 	SubjectWillBytes int      `toml:"subject_will_bytes"`
-	KeepAlive        Duration `toml:"keep_alive"` // the longest that an MQTT 5 client may be silent; whole seconds
+	// Retained messages of one subject.
+	SubjectRetainedMessages int `toml:"subject_retained_messages"`
+	SubjectRetainedBytes    int `toml:"subject_retained_bytes"`
+
+	KeepAlive Duration `toml:"keep_alive"` // the longest that an MQTT 5 client may be silent; whole seconds
 }
 
 // AuthConfig says how people log in.
@@ -174,6 +178,7 @@ func Defaults() Config {
 			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, ControlRate: 200, RequestRate: 2_000, IssueRate: 20, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
 			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, KeptBytes: 1 << 30, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
 			WillBytes: 64 << 20, SubjectWillBytes: 256 << 10,
+			SubjectRetainedMessages: 5_000, SubjectRetainedBytes: 1 << 20,
 			KeepAlive: Duration{30 * time.Minute},
 		},
 		Auth:    AuthConfig{SessionLifetime: Duration{12 * time.Hour}},
@@ -380,6 +385,8 @@ func (c Config) checkNumbers() error {
 		{"limits.retained_bytes", c.Limits.RetainedBytes, 1 << 10, 1 << 40},
 		{"limits.will_bytes", c.Limits.WillBytes, 1 << 10, 1 << 40},
 		{"limits.subject_will_bytes", c.Limits.SubjectWillBytes, 1 << 10, 1 << 40},
+		{"limits.subject_retained_messages", c.Limits.SubjectRetainedMessages, 1, 1 << 24},
+		{"limits.subject_retained_bytes", c.Limits.SubjectRetainedBytes, 1 << 10, 1 << 40},
 	} {
 		if n.value < n.min || n.value > n.max {
 			return wrong(n.key, "must be from %d to %d", n.min, n.max)

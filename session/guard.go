@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -46,6 +47,7 @@ type Guard struct {
 	ended         func(s *Session, cause error)
 
 	changes sync.RWMutex // read-held by each change while it reaches its sessions
+	watcher atomic.Pointer[func(t watchword.TenantID, id watchword.SubjectID)]
 
 	revoked revoked
 
@@ -240,11 +242,30 @@ func (g *Guard) Sessions(t watchword.TenantID, subject watchword.SubjectID) []*S
 	return out
 }
 
+// Absent answers what a subject may do now, of whom nobody shows papers: today's policy
+// alone counts, for the life of the subject that is named. Codes: subject_new,
+// subject_suspended, subject_revoked, token_revoked for another life, unavailable.
+func (g *Guard) Absent(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, incarnation int64) (*Authority, error) {
+	return g.Check(ctx, Papers{Tenant: t, Subject: id, Incarnation: incarnation, absent: true})
+}
+
+// Watch has f called within each change, before it is answered: of a subject, or of
+// policy, where id is empty. What [Guard.Absent] returned before may have changed then. f
+// does not call the guard. Who calls last is the one who watches.
+func (g *Guard) Watch(f func(t watchword.TenantID, id watchword.SubjectID)) { g.watcher.Store(&f) }
+
+func (g *Guard) told(t watchword.TenantID, id watchword.SubjectID) {
+	if f := g.watcher.Load(); f != nil {
+		(*f)(t, id)
+	}
+}
+
 // SubjectChanged recomputes the sessions of one subject. When it returns, none
 // of them passes anything that the roll no longer allows.
 func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
 	g.changes.RLock()
 	defer g.changes.RUnlock()
+	g.told(t, id)
 	g.mu.Lock()
 	k := subjectKey{t, id}
 	all := slices.Concat(g.subjects[k], g.absent[k])
@@ -261,6 +282,7 @@ func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id wat
 func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, versions ...*policy.Document) {
 	g.changes.RLock()
 	defer g.changes.RUnlock()
+	g.told(t, "")
 	concerned := g.concerned(t, versions)
 	var wg sync.WaitGroup
 	const share = 64 // of one goroutine, at least

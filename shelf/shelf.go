@@ -52,6 +52,10 @@ type Retained struct {
 	Topic   string
 	Packet  []byte
 	Expires time.Time
+	// Subject owns it, in one of its lives: it published it. Empty for the server, and for
+	// what was stored before owners were kept.
+	Subject     watchword.SubjectID
+	Incarnation int64
 }
 
 // Will is the will of one connection (MQTT 5.0 §3.1.2.5), on the token that the

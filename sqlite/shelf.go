@@ -49,12 +49,12 @@ func (s *Store) Retained(ctx context.Context, message func(shelf.Retained) error
 	return each(ctx, s, func(r scanner) error {
 		var m shelf.Retained
 		var expires int64
-		if err := r.Scan(&m.Tenant, &m.Topic, &expires, &m.Packet); err != nil {
+		if err := r.Scan(&m.Tenant, &m.Topic, &expires, &m.Packet, &m.Subject, &m.Incarnation); err != nil {
 			return err
 		}
 		m.Expires = moment(expires)
 		return message(m)
-	}, `SELECT tenant, topic, expires, packet FROM mqtt_retained`)
+	}, `SELECT tenant, topic, expires, packet, subject, incarnation FROM mqtt_retained`)
 }
 
 // Wills hands out every will, by id.
@@ -148,7 +148,8 @@ func (t *tx) keepOnShelf(c *shelf.Changes) error {
 			}
 			continue
 		}
-		if err := do(`INSERT OR REPLACE INTO mqtt_retained (tenant, topic, expires, packet) VALUES (?, ?, ?, ?)`, m.Tenant, m.Topic, stamp(m.Expires), m.Packet); err != nil {
+		if err := do(`INSERT OR REPLACE INTO mqtt_retained (tenant, topic, expires, packet, subject, incarnation) VALUES (?, ?, ?, ?, ?, ?)`,
+			m.Tenant, m.Topic, stamp(m.Expires), m.Packet, m.Subject, m.Incarnation); err != nil {
 			return err
 		}
 	}

@@ -36,7 +36,7 @@ func (t *T) shelf() string {
 		return nil
 	}))
 	t.must(t.Retained(t.ctx, func(r shelf.Retained) error {
-		fmt.Fprintf(&b, "retained %s %s %q %v\n", r.Tenant, r.Topic, r.Packet, r.Expires.UnixMilli())
+		fmt.Fprintf(&b, "retained %s %s %q %v %s.%d\n", r.Tenant, r.Topic, r.Packet, r.Expires.UnixMilli(), r.Subject, r.Incarnation)
 		return nil
 	}))
 	t.must(t.Wills(t.ctx, func(w shelf.Will) error {
@@ -60,7 +60,7 @@ func shelfKeeps(t *T) {
 		Subscribed: []shelf.Filter{{Session: 7, Subscription: shelf.Subscription{Filter: "a/#", Options: 9, Identifier: 268_435_455}}, {Session: 7, Subscription: shelf.Subscription{Filter: "b", Options: 1}}, {Session: 8, Subscription: shelf.Subscription{Filter: "c"}}},
 		Progress:   []shelf.Session{{ID: 7, Progress: []byte("p1")}, {ID: 99, Progress: []byte("of nobody")}},
 		Messages:   []shelf.Message{{ID: 1, Packet: []byte("one"), Receivers: []byte{1}}, {ID: 2, Packet: []byte("three"), Expires: t.now, Receivers: []byte{2}}},
-		Retained:   []shelf.Retained{{Tenant: here, Topic: "a", Packet: []byte("x")}, {Tenant: other, Topic: "a", Packet: []byte("y"), Expires: t.now}},
+		Retained:   []shelf.Retained{{Tenant: here, Topic: "a", Packet: []byte("x")}, {Tenant: other, Topic: "a", Packet: []byte("y"), Expires: t.now, Subject: "lamp-1", Incarnation: 3}},
 		Wills:      []shelf.Will{will, old},
 	}))
 	ms := t.now.UnixMilli()
@@ -68,8 +68,8 @@ func shelfKeeps(t *T) {
 8 other/lamp-1/a lamp-1.1 60 %[3]d "" [{c 0 0}]
 message 1 true 3 [1]
 message 2 true 5 [2]
-retained default a "x" %[3]d
-retained other a "y" %[1]d
+retained default a "x" %[3]d .0
+retained other a "y" %[1]d lamp-1.3
 will 3 other/lamp-2 lamp-2.1    false %[3]d "old"
 will 7 default/lamp-1/a lamp-1.2 t1 k1 s1 true %[2]d "gone"
 `, ms, ms+1000, time.Time{}.UnixMilli())
@@ -94,7 +94,7 @@ will 7 default/lamp-1/a lamp-1.2 t1 k1 s1 true %[2]d "gone"
 	}))
 	is(t, "the shelf in the end", t.shelf(), fmt.Sprintf(`7 default/lamp-1/a lamp-1.2 4294967295 %d "p2" [{b 2 0}]
 message 2 true 5 [2]
-retained other a "y" %d
+retained other a "y" %d lamp-1.3
 will 7 default/lamp-1/a lamp-1.2 t2 k1 s1 true %[1]d "again"
 `, time.Time{}.UnixMilli(), ms))
 }

@@ -7,6 +7,7 @@ package quota
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"testing"
 
@@ -44,6 +45,7 @@ type Ledger[K comparable] struct {
 
 	mu    sync.Mutex
 	held  map[K]int64 // above zero
+	most  int         // how many accounts there were since held was made
 	total int64
 }
 
@@ -127,8 +129,12 @@ func (l *Ledger[K]) change(k K, n int64) (short int64) {
 	}
 	if has += n; has == 0 {
 		delete(l.held, k)
+		if l.most > 64 && len(l.held) < l.most/2 { // a map does not shrink by itself
+			l.held, l.most = maps.Collect(maps.All(l.held)), len(l.held)
+		}
 	} else {
 		l.held[k] = has
+		l.most = max(l.most, len(l.held))
 	}
 	l.total += n
 	return short

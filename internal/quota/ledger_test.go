@@ -3,6 +3,7 @@ package quota_test
 import (
 	"fmt"
 	"math"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -172,6 +173,34 @@ func TestAnEmptyAccountTakesNoMemory(t *testing.T) {
 	if n := l.Accounts(); n != 0 {
 		t.Errorf("%d accounts are left of 1000 that hold nothing", n)
 	}
+}
+
+func TestTheMapOfAccountsShrinks(t *testing.T) {
+	l := ledger(0, 0)
+	key := func(i int) quota.Key { return quota.Key{Subject: watchword.SubjectID(fmt.Sprint("device-", i))} }
+	before := heap()
+	const many = 20_000
+	for i := range many {
+		take(t, l, key(i), 10)
+	}
+	full := heap() - before
+	for i := range many - 10 {
+		l.Give(key(i), 10)
+	}
+	if left := heap() - before; left > full/10 {
+		t.Errorf("%d bytes of %d are left for 10 accounts of %d", left, full, many)
+	}
+	if l.Accounts() != 10 || l.Used(key(many-1)) != 10 {
+		t.Errorf("%d accounts are left", l.Accounts())
+	}
+}
+
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 func TestGivingBackMoreThanWasTakenIsNoticed(t *testing.T) {

@@ -1,0 +1,117 @@
+package mqtt
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// heap is how many bytes live.
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// everybody is a roll on which every device is active. What policy gives is the roll's, as
+// in a server, which remembers it.
+type everybody struct{ today *policy.Grant }
+
+func (e everybody) Today(_ context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+	return &watchword.Subject{Tenant: t, ID: id, Kind: watchword.Device, State: watchword.Active, Incarnation: 1}, e.today, nil
+}
+
+// What is counted of retained messages is what they take of memory, within a quarter,
+// whatever their topics, payloads and owners are.
+func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
+	deep := strings.Repeat("/d", 62)
+	props := &packet.Properties{}
+	props.SetText(packet.ContentType, "application/json")
+	props.User = []packet.Pair{{Name: "unit", Value: "celsius"}, {Name: "site", Value: strings.Repeat("s", 100)}}
+	for name, shape := range map[string]struct {
+		n       int
+		topic   func(i int) string
+		payload int
+		props   *packet.Properties
+		owner   func(i int) owner
+	}{
+		"shallow":                  {2_000, func(i int) string { return fmt.Sprint("t", i) }, 4, nil, nil},
+		"under many parents":       {2_000, func(i int) string { return fmt.Sprintf("site/%d/%d/temperature", i/100, i) }, 20, nil, nil},
+		"under one parent":         {2_000, func(i int) string { return fmt.Sprint("a/b/c/", i) }, 20, nil, nil},
+		"deep, alone":              {2_000, func(i int) string { return fmt.Sprint(i, deep) }, 4, nil, nil},
+		"deep, names of their own": {1_000, func(i int) string { return strings.Repeat(fmt.Sprint("/", i), 62) }, 4, nil, nil},
+		"deep, branching late":     {2_000, func(i int) string { return fmt.Sprint("d", deep, i) }, 4, nil, nil},
+		"long names":               {1_000, func(i int) string { return fmt.Sprint(strings.Repeat("n", 1000), i) }, 1, nil, nil},
+		"payloads of 2 KiB":        {1_000, func(i int) string { return fmt.Sprint("p/", i) }, 2048, nil, nil},
+		"payloads of 60 KiB":       {50, func(i int) string { return fmt.Sprint("p/", i) }, 60 << 10, nil, nil},
+		"properties":               {2_000, func(i int) string { return fmt.Sprint("p/", i) }, 10, props, nil},
+		"an owner for each": {2_000, func(i int) string { return fmt.Sprintf("devices/device-%d/events/x", i) }, 10, nil, func(i int) owner {
+			return owner{watchword.SubjectID(fmt.Sprint("device-", i)), 1}
+		}},
+		"of one owner": {2_000, func(i int) string { return fmt.Sprintf("x/%d", i) }, 10, nil, func(int) owner { return owner{"one", 1} }},
+	} {
+		for _, order := range []string{"in order", "at random", "and most are gone"} {
+			t.Run(name+", "+order, func(t *testing.T) {
+				b := &Broker{Parts: Parts{Guard: session.NewGuard(everybody{policy.NewSet().For(policy.Who{})}, session.GuardOptions{})}}
+				numbers := rand.New(rand.NewPCG(1, 1)).Perm(shape.n)
+				before := heap()
+				q := newRetainQuota(&Options{})
+				w := &world{tenant: watchword.DefaultTenant, retained: retained{tenant: watchword.DefaultTenant, quota: q}}
+				set := func(i, payload int) {
+					var who owner
+					if shape.owner != nil {
+						who = shape.owner(i)
+					}
+					if _, err := w.retained.set(&message{topic: shape.topic(i), payload: make([]byte, payload), props: shape.props}, who); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for i := range shape.n {
+					if order == "in order" {
+						set(i, shape.payload)
+					} else {
+						set(numbers[i], shape.payload)
+					}
+				}
+				for _, some := range w.retained.owners.of { // as they are once they were given to somebody
+					for _, o := range some {
+						if err := b.decide(t.Context(), w, o); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				if order == "and most are gone" {
+					for i := range shape.n * 9 / 10 {
+						set(numbers[i], 0)
+					}
+				}
+				used, counted := heap()-before, q.bytes.Total()
+				if r := float64(used) / float64(counted); r < 0.8 || r > 1.25 {
+					t.Errorf("%d messages take %d bytes, and %d are counted: %.2f times", q.messages.Total(), used, counted, r)
+				} else {
+					t.Logf("%d bytes each, %d counted", used/q.messages.Total(), counted/q.messages.Total())
+				}
+				for _, i := range numbers {
+					set(i, 0)
+				}
+				if n, c := q.bytes.Total(), q.messages.Total(); n != 0 || c != 0 {
+					t.Errorf("%d bytes of %d are counted of nothing", n, c)
+				}
+				if left := heap() - before; left > used/10+64<<10 {
+					t.Errorf("%d bytes of %d are left when all are gone", left, used)
+				}
+				runtime.KeepAlive(w)
+			})
+		}
+	}
+}
