@@ -75,6 +75,8 @@ func TestBadInputAtTheDoors(t *testing.T) {
 		{"functions twice", dev, "PUT", "/v1/self/functions", `{"functions":[{"name":"a"},{"name":"a"}]}`, "", 400, watchword.BadRequest, "functions"},
 		{"a schema that is none", dev, "PUT", "/v1/self/functions", `{"functions":[{"name":"a","schema":{"type":7}}]}`, "", 400, watchword.BadRequest, "schema"},
 		{"a schema that reaches out", dev, "PUT", "/v1/self/functions", `{"functions":[{"name":"a","schema":{"$ref":"file:///etc/passwd"}}]}`, "", 400, watchword.BadRequest, "schema"},
+		{"a schema that fans out", dev, "PUT", "/v1/self/functions", `{"functions":[{"name":"a","schema":{"items":{"allOf":[` + strings.TrimSuffix(strings.Repeat(`{"$ref":"#"},`, 8), ",") + `]}}}]}`, "", 400, watchword.BadRequest, "schema"},
+		{"schemas with too many objects together", dev, "PUT", "/v1/self/functions", `{"functions":[` + manySchemas(6) + `]}`, "", 400, watchword.BadRequest, "functions"},
 		{"a nonce too short", dev, "GET", "/v1/self/commands?nonce=x", "", "", 400, watchword.BadRequest, "nonce"},
 		{"a number that is none", dev, "GET", "/v1/self/commands?after=x", "", "", 400, watchword.BadRequest, "after"},
 
@@ -112,6 +114,15 @@ func TestBadInputAtTheDoors(t *testing.T) {
 			t.Errorf("something was done all the same: %+v", e)
 		}
 	}
+}
+
+// manySchemas are functions whose schemas have 750 objects each.
+func manySchemas(n int) string {
+	var out []string
+	for i := range n {
+		out = append(out, fmt.Sprintf(`{"name":"f%d","schema":{"allOf":[%s]}}`, i, strings.TrimSuffix(strings.Repeat(`{},`, 749), ",")))
+	}
+	return strings.Join(out, ",")
 }
 
 func manyLabels(n int) string {

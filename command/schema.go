@@ -1,57 +1,38 @@
 package command
 
 import (
-	"bytes"
 	"crypto/sha256"
+	"errors"
 	"sync"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/internal/schema"
 	"github.com/watchword-iot/watchword/twin"
 )
 
 // schemas holds compiled JSON Schemas by the hash of their text.
 type schemas struct {
 	mu   *sync.Mutex
-	kept *recent.Map[[32]byte, *jsonschema.Schema]
+	kept *recent.Sized[[32]byte, *schema.Schema]
 }
+
+// schemasBytes is how much memory compiled schemas may take, all together.
+const schemasBytes = 32 << 20
 
 func newSchemas() schemas {
-	return schemas{new(sync.Mutex), recent.New[[32]byte, *jsonschema.Schema](4096)}
+	return schemas{new(sync.Mutex), recent.NewSized[[32]byte, *schema.Schema](schemasBytes)}
 }
 
-// noLoader keeps a schema from reaching for files or the network.
-type noLoader struct{}
-
-func (noLoader) Load(string) (any, error) {
-	return nil, watchword.Refuse(watchword.BadRequest, "a schema may not refer to another document")
-}
-
-// CompileSchema compiles a JSON Schema (draft 2020-12) of a function's
-// arguments; it may refer to itself alone. Code: bad_request.
-func CompileSchema(text []byte) (*jsonschema.Schema, error) {
-	bad := func(err error) error {
-		return &watchword.Error{Code: watchword.BadRequest, Field: "schema", Detail: "is no JSON Schema", Err: err}
-	}
+// CompileSchema compiles a JSON Schema (draft 2020-12) of a function's arguments; it may refer to itself alone, and is
+// refused where it could take too long, with where: see [schema.Compile]. Codes: bad_request, too_large.
+func CompileSchema(text []byte) (*schema.Schema, error) {
 	if len(text) > twin.MaxSchema {
 		return nil, &watchword.Error{Code: watchword.TooLarge, Field: "schema", Detail: "a schema may have 16 KiB"}
 	}
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
-	if err != nil {
-		return nil, bad(err)
-	}
-	c := jsonschema.NewCompiler()
-	c.UseLoader(noLoader{})
-	if err := c.AddResource("urn:watchword:schema", doc); err != nil {
-		return nil, bad(err)
-	}
-	s, err := c.Compile("urn:watchword:schema")
-	if err != nil {
-		return nil, bad(err)
-	}
-	return s, nil
+	return schema.Compile(text)
 }
 
 // check holds args against the schema of function, if the device announced
@@ -67,15 +48,18 @@ func (s schemas) check(fs []twin.Function, function string, args []byte) error {
 		if f.Schema == nil {
 			return nil
 		}
-		schema, err := s.compiled(f.Schema)
-		if err != nil {
-			return err
+		compiled, err := s.compiled(f.Schema)
+		if err != nil { // announced to an older version
+			return watchword.Because(err, watchword.ArgsInvalid, "the function's schema is not taken any more: the device must announce another")
 		}
-		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(args))
+		doc, err := schema.Parse(args)
 		if err != nil {
 			return watchword.RefuseField("args", "must be a JSON object")
 		}
-		if err := schema.Validate(doc); err != nil {
+		switch err := compiled.Validate(doc); {
+		case errors.Is(err, schema.ErrValue):
+			return &watchword.Error{Code: watchword.ArgsInvalid, Field: "args", Detail: err.Error()}
+		case err != nil:
 			// The validator's own words repeat the value, which belongs in no log.
 			where, keyword := fault(err)
 			return &watchword.Error{Code: watchword.ArgsInvalid, Field: where, Detail: "does not fit the function's schema" + keyword}
@@ -85,7 +69,7 @@ func (s schemas) check(fs []twin.Function, function string, args []byte) error {
 	return watchword.Refuse(watchword.FunctionUnknown, "the device has announced no such function")
 }
 
-func (s schemas) compiled(text []byte) (*jsonschema.Schema, error) {
+func (s schemas) compiled(text []byte) (*schema.Schema, error) {
 	h := sha256.Sum256(text)
 	s.mu.Lock()
 	c, ok := s.kept.Get(h)
@@ -99,7 +83,7 @@ func (s schemas) compiled(text []byte) (*jsonschema.Schema, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.kept.Put(h, c)
+	s.kept.Put(h, c, c.Size())
 	return c, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -108,8 +109,21 @@ func (a *API) selfRoutes() {
 		})
 }
 
+// maxObjects is how many objects the schemas of one announcement may have together: compiling them takes time.
+const maxObjects = 4096
+
+// ofFunction says of which function a schema is refused.
+func ofFunction(err error, name string) error {
+	if e, ok := errors.AsType[*watchword.Error](err); ok {
+		of := *e
+		of.Detail = "of " + name + " " + e.Detail
+		return &of
+	}
+	return err
+}
+
 func announced(in []Function) ([]twin.Function, error) {
-	seen := map[string]bool{}
+	seen, objects := map[string]bool{}, 0
 	out := make([]twin.Function, len(in))
 	for i, f := range in {
 		if err := watchword.CheckName("functions.name", f.Name); err != nil {
@@ -124,8 +138,12 @@ func announced(in []Function) ([]twin.Function, error) {
 			out[i].Schema = nil
 			continue
 		}
-		if _, err := command.CompileSchema(f.Schema); err != nil {
-			return nil, err
+		compiled, err := command.CompileSchema(f.Schema)
+		if err != nil {
+			return nil, ofFunction(err, f.Name)
+		}
+		if objects += compiled.Objects(); objects > maxObjects {
+			return nil, watchword.RefuseField("functions", "all schemas together may have 4096 objects")
 		}
 	}
 	return out, nil

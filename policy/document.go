@@ -7,9 +7,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/santhosh-tekuri/jsonschema/v6"
-
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/schema"
 )
 
 // MaxDocument is the longest document, in bytes.
@@ -25,6 +24,7 @@ type Document struct {
 	subjects map[watchword.SubjectID]struct{} // subjects; nil if labels choose
 	kinds    []watchword.Kind                 // nil: any
 	rules    []rule
+	unread   []string // bounds that could take too long: see [ParseStored]
 }
 
 // rule is one [[allow]] or [[deny]] with its templates.
@@ -43,7 +43,8 @@ type rule struct {
 // bound is the JSON Schema that one argument of a call must fit.
 type bound struct {
 	name   string
-	schema *jsonschema.Schema
+	schema *schema.Schema
+	deny   bool // of a rule that denies: a value that cannot be held against it fits
 }
 
 // Who is a subject as policies see it.

@@ -426,3 +426,64 @@ func TestASetIsWhatWasPutIn(t *testing.T) {
 		t.Error("got a document that was removed")
 	}
 }
+
+func TestABoundThatCouldTakeTooLongIsAMistake(t *testing.T) {
+	var levels strings.Builder
+	for i := range 24 {
+		fmt.Fprintf(&levels, `d%d = { allOf = [{ "$ref" = "#/$defs/d%d" }, { "$ref" = "#/$defs/d%d" }] }, `, i, i+1, i+1)
+	}
+	fanOut := `{ "$ref" = "#/$defs/d0", "$defs" = { ` + levels.String() + `d24 = {} } }`
+	for _, tc := range []struct{ bound, want string }{
+		{fanOut, `the bound of "level" is not taken: at /`},
+		{`{ pattern = "(x{400}){4}" }`, `the bound of "level" is not taken: has a pattern over the bounds`},
+		{`{ maximum = 1e300 }`, ""},
+	} {
+		for _, effect := range []string{"allow", "deny"} {
+			text := "for = { kind = \"lamp\" }\n[[allow]]\npublish = [\"x\"]\n[[" + effect + "]]\ncall = [\"f\"]\ndevices = [\"d\"]\nargs = { level = " + tc.bound + " }\n"
+			_, err := policy.Parse("p", []byte(text))
+			got := ""
+			if m := policy.Mistakes(err); len(m) > 0 {
+				got = m[0].Message
+			}
+			if !strings.HasPrefix(got, tc.want) || (err == nil) != (tc.want == "") {
+				t.Errorf("%s %.40s: %v", effect, tc.bound, err)
+			}
+			if tc.want == "" {
+				continue
+			}
+			// A store may have it from before: then the call is refused, whichever the rule is.
+			doc, unread, err := policy.ParseStored("p", []byte(text))
+			if err != nil || !slices.Equal(unread, []string{"level"}) {
+				t.Fatalf("stored: %v, %v", unread, err)
+			}
+			all, err := policy.Parse("q", []byte("for = { kind = \"lamp\" }\n[[allow]]\ncall = [\"f\"]\ndevices = [\"d\"]\n"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			docs := []*policy.Document{doc}
+			if effect == "deny" {
+				docs = append(docs, all)
+			}
+			g := policy.NewSet(docs...).For(policy.Who{ID: "x", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp"}})
+			if d := g.Call(policy.Target{ID: "d"}, "f", []byte(`{"level":1}`)); d.Err() == nil {
+				t.Errorf("stored, %s: the call passes", effect)
+			}
+		}
+	}
+}
+
+// A number that no schema is held against must not pass a rule that denies by it.
+func TestANumberBeyondTheBoundsIsDenied(t *testing.T) {
+	doc, err := policy.Parse("p", []byte("for = { kind = \"lamp\" }\n[[allow]]\ncall = [\"f\"]\ndevices = [\"d\"]\n[[deny]]\ncall = [\"f\"]\ndevices = [\"d\"]\nargs = { level = { minimum = 80 } }\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := policy.NewSet(doc).For(policy.Who{ID: "x", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp"}})
+	for args, allowed := range map[string]bool{
+		`{"level":79}`: true, `{"level":80}`: false, `{"level":1e400}`: false, `{"level":1e401}`: false, `{"level":` + strings.Repeat("9", 65) + `}`: false, `{"level":1e-9}`: true,
+	} {
+		if got := g.Call(policy.Target{ID: "d"}, "f", []byte(args)).Err() == nil; got != allowed {
+			t.Errorf("%.30s: allowed %v", args, got)
+		}
+	}
+}

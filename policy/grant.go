@@ -1,13 +1,12 @@
 package policy
 
 import (
-	"bytes"
+	"errors"
 	"sync"
-
-	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/schema"
 )
 
 // Grant is what one subject may do, compiled: the rules of [permit], with bounds
@@ -73,7 +72,7 @@ func (a *arguments) misfit(bounds []bound) *misfit {
 	if !a.parsed {
 		a.parsed = true
 		if len(a.raw) > 0 {
-			v, err := jsonschema.UnmarshalJSON(bytes.NewReader(a.raw))
+			v, err := schema.Parse(a.raw)
 			doc, ok := v.(map[string]any)
 			a.doc, a.bad = doc, err != nil || !ok
 		}
@@ -86,7 +85,7 @@ func (a *arguments) misfit(bounds []bound) *misfit {
 		if !ok {
 			continue
 		}
-		if err := b.schema.Validate(v); err != nil {
+		if err := b.schema.Validate(v); err != nil && !(b.deny && errors.Is(err, schema.ErrValue)) {
 			return &misfit{b.name, err}
 		}
 	}

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,10 +10,10 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
-	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/schema"
 	"github.com/watchword-iot/watchword/internal/tomlpos"
 )
 
@@ -34,7 +33,22 @@ func Parse(name string, src []byte) (*Document, error) {
 		}
 		return nil, mistakes{m}.refuse(name)
 	}
-	return parse(name, tree, tomlpos.Locate(src))
+	return parse(name, tree, tomlpos.Locate(src), false)
+}
+
+// ParseStored is [Parse] for a document that was taken before. A bound that is no longer taken, since it could take too
+// long (see [schema.Compile]), fails closed: with it no call is allowed, and each is denied that it might deny. unread
+// are the names of such bounds.
+func ParseStored(name string, src []byte) (doc *Document, unread []string, err error) {
+	tree := map[string]any{}
+	if err := toml.Unmarshal(src, &tree); err != nil {
+		return nil, nil, err
+	}
+	doc, err = parse(name, tree, nil, true)
+	if doc != nil {
+		unread = doc.unread
+	}
+	return doc, unread, err
 }
 
 // ParseJSON reads the same document as JSON; its mistakes have no lines.
@@ -46,11 +60,11 @@ func ParseJSON(name string, src []byte) (*Document, error) {
 	if err := json.Unmarshal(src, &tree); err != nil {
 		return nil, mistakes{{Message: "is no JSON object"}}.refuse(name)
 	}
-	return parse(name, tree, nil)
+	return parse(name, tree, nil, false)
 }
 
-func parse(name string, tree map[string]any, at tomlpos.Positions) (*Document, error) {
-	p := &parser{at: at, doc: &Document{Name: name}}
+func parse(name string, tree map[string]any, at tomlpos.Positions, stored bool) (*Document, error) {
+	p := &parser{at: at, doc: &Document{Name: name}, stored: stored}
 	p.document(tree)
 	if len(p.wrong) > 0 {
 		slices.SortStableFunc(p.wrong, func(a, b Mistake) int { return a.Line - b.Line })
@@ -64,6 +78,8 @@ type parser struct {
 	at    tomlpos.Positions
 	doc   *Document
 	wrong mistakes
+
+	stored bool // taken before: a bound that could take too long is no mistake
 }
 
 func (p *parser) mistake(path, format string, a ...any) {
@@ -303,35 +319,32 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 		if !r.deny {
 			text = typed(text)
 		}
-		schema, err := compileSchema(text)
-		if err != nil {
+		compiled, err := compileBound(text)
+		switch {
+		case err == nil:
+		case p.stored:
+			p.doc.unread = append(p.doc.unread, name)
+			if compiled, err = schema.Compile([]byte(strconv.FormatBool(r.deny))); err != nil { // what fits all, or nothing
+				panic(err) // true and false are schemas
+			}
+		case errors.Is(err, schema.ErrBounds):
+			p.mistake(tomlpos.Below(path, name), "the bound of %q is not taken: %s", name, detail(err))
+			continue
+		default:
 			p.mistake(tomlpos.Below(path, name), "the bound of %q is no JSON Schema", name)
 			continue
 		}
-		r.args = append(r.args, bound{name, schema})
+		r.args = append(r.args, bound{name, compiled, r.deny})
 	}
 }
 
-// noLoader keeps a schema from reaching for files or the network.
-type noLoader struct{}
-
-func (noLoader) Load(string) (any, error) { return nil, errors.New("no other documents") }
-
-func compileSchema(v any) (*jsonschema.Schema, error) {
-	b, err := json.Marshal(v) // TOML's numbers and tables as JSON's
+// compileBound compiles a bound, whose numbers and tables are TOML's or JSON's. Code: bad_request.
+func compileBound(v any) (*schema.Schema, error) {
+	b, err := json.Marshal(v)
 	if err != nil {
-		return nil, err
+		return nil, watchword.Because(err, watchword.BadRequest, "it cannot be written as JSON")
 	}
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
-	if err != nil {
-		return nil, err
-	}
-	c := jsonschema.NewCompiler()
-	c.UseLoader(noLoader{})
-	if err := c.AddResource("urn:watchword:bound", doc); err != nil {
-		return nil, err
-	}
-	return c.Compile("urn:watchword:bound")
+	return schema.Compile(b)
 }
 
 // labels reads a table of labels; values may be templates where template is set.

@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -34,8 +35,12 @@ func LoadPolicies(ctx context.Context, st Store, t watchword.TenantID) (*policy.
 	}
 	docs := make([]*policy.Document, len(rows))
 	for i, row := range rows {
-		if docs[i], err = policy.Parse(row.Name, row.Source); err != nil {
+		var unread []string
+		if docs[i], unread, err = policy.ParseStored(row.Name, row.Source); err != nil {
 			return nil, watchword.Because(err, watchword.Internal, "stored policy %s", row.Name)
+		}
+		if len(unread) > 0 {
+			slog.WarnContext(ctx, "a policy has bounds on arguments that could take too long: its calls are refused until it is applied with others", slog.String("policy", row.Name), slog.Any("args", unread))
 		}
 	}
 	return policy.NewSet(docs...), nil

@@ -1,0 +1,72 @@
+package schema
+
+import (
+	"errors"
+	"regexp"
+	"regexp/syntax"
+	"slices"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+)
+
+// engine compiles the regular expressions of one schema, those that are small. Go's take linear time in the value (RE2),
+// but counted repetitions make programs of any size out of few characters.
+type engine struct{ err error }
+
+// tooLarge are the errors of a pattern that is one, and too large.
+var tooLarge = []syntax.ErrorCode{syntax.ErrLarge, syntax.ErrInvalidRepeatSize, syntax.ErrNestingDepth}
+
+// pattern is a regular expression and the instructions of its program.
+type pattern struct {
+	*regexp.Regexp
+	program int
+}
+
+func (e *engine) compile(s string) (jsonschema.Regexp, error) {
+	p, err := compilePattern(s)
+	if err != nil {
+		if large, ok := errors.AsType[*syntax.Error](err); ok && e.err == nil && slices.Contains(tooLarge, large.Code) {
+			e.err = bad(errors.Join(ErrBounds, err), "has a pattern over the bounds: %d bytes, %d instructions with its repetitions written out", maxPattern, maxProgram)
+		}
+		return nil, err
+	}
+	return p, nil
+}
+
+func compilePattern(s string) (pattern, error) {
+	if len(s) > maxPattern {
+		return pattern{}, &syntax.Error{Code: syntax.ErrLarge, Expr: s[:32]}
+	}
+	parsed, err := syntax.Parse(s, syntax.Perl)
+	if err != nil {
+		return pattern{}, err
+	}
+	n := program(parsed)
+	if n > maxProgram {
+		return pattern{}, &syntax.Error{Code: syntax.ErrLarge, Expr: s[:min(32, len(s))]}
+	}
+	re, err := regexp.Compile(s)
+	return pattern{re, n}, err
+}
+
+// program is about how many instructions a regular expression has once its repetitions are written out, which
+// regexp.Compile does.
+func program(re *syntax.Regexp) int {
+	n := 1
+	switch re.Op {
+	case syntax.OpLiteral:
+		n = len(re.Rune)
+	case syntax.OpCharClass:
+		n = 1 + len(re.Rune)/16 // ranges are searched through
+	}
+	for _, sub := range re.Sub {
+		n += program(sub)
+		if n > maxProgram {
+			return maxProgram + 1
+		}
+	}
+	if re.Op == syntax.OpRepeat {
+		n = (n-1)*max(1, re.Min, re.Max) + 1
+	}
+	return min(n, maxProgram+1)
+}
