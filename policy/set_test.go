@@ -87,8 +87,15 @@ func TestNoLabelsChooseEveryDevice(t *testing.T) {
 			}
 		}
 	}
+	// Devices by their ids, one of them the caller's own.
+	g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, `devices = ["d1", "${id}"]`, "[[deny]]", `call = ["*"]`, `devices = ["d2"]`))).For(policy.Who{ID: "x", Kind: watchword.Service})
+	for id, want := range map[watchword.SubjectID]bool{"d1": true, "x": true, "d2": false, "d3": false} {
+		if got := g.Call(policy.Target{ID: id}, "f", nil); got.Allowed != want || (id == "d2") != (got.Origin != nil && !want) {
+			t.Errorf("a call of %s: %v (%s)", id, got.Allowed, got.Why())
+		}
+	}
 	// A label that the caller does not have chooses none.
-	g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, `on = { site = "${site}" }`, "[[allow]]", `call = ["f"]`, `devices = ["${site}"]`, "[[allow]]", `get = ["/${site}/#"]`, `publish = ["${site}"]`, `subscribe = ["${site}/#"]`))).
+	g = policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, `on = { site = "${site}" }`, "[[allow]]", `call = ["f"]`, `devices = ["${site}"]`, "[[allow]]", `get = ["/${site}/#"]`, `publish = ["${site}"]`, `subscribe = ["${site}/#"]`))).
 		For(policy.Who{ID: "x", Kind: watchword.Service})
 	if got := permissions(g.Perm()); len(got) != 1 {
 		t.Errorf("without the label: %q", got)
