@@ -69,12 +69,14 @@ type Options struct {
 	SubjectRetainedMessages, SubjectRetainedBytes int
 	// What wills may count together: of all clients, 0 means 64 MiB, and of one subject, 0 means 256 KiB.
 	WillBytes, SubjectWillBytes int64
-	PublishRate                 float64          // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
-	ControlRate                 float64          // other acts a second of one subject, see controlRate; 0 means no bound
-	ConnectRate                 float64          // CONNECTs a second from one address; 0 means no bound
-	Spread                      time.Duration    // over which requests to refresh after an edit are spread; 0 means 5 s
-	Now                         func() time.Time // nil means time.Now
-	Log                         *slog.Logger     // nil means slog.Default
+	PublishRate                 float64       // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
+	ControlRate                 float64       // other acts a second of one subject, see controlRate; 0 means no bound
+	ConnectRate                 float64       // CONNECTs a second from one address; 0 means no bound
+	Spread                      time.Duration // over which requests to refresh after an edit are spread; 0 means 5 s
+	// HandshakeFailed is told of each connection that ended within its TLS handshake, and why; nil: nobody is. It must not block.
+	HandshakeFailed func(remote string, err error)
+	Now             func() time.Time // nil means time.Now
+	Log             *slog.Logger     // nil means slog.Default
 }
 
 // Broker is the engine. It is safe for concurrent use.

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"os"
@@ -141,10 +142,22 @@ func (c *conn) serve(ctx context.Context) {
 		if err != nil {
 			c.waitHeld(0) // what came before the end is not lost with it
 			if !c.leaving.Load() {
+				c.handshake(err)
 				c.lost(err)
 			}
 			return
 		}
+	}
+}
+
+// handshake reports err if it ended the TLS handshake, which the first read is part of.
+func (c *conn) handshake(err error) {
+	tell := c.broker.o.HandshakeFailed
+	if tell == nil || c.live() != nil {
+		return
+	}
+	if secret, ok := c.nc.(*tls.Conn); ok && !secret.ConnectionState().HandshakeComplete {
+		tell(c.remote, err)
 	}
 }
 

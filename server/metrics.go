@@ -19,7 +19,7 @@ import (
 // /healthz and /readyz, on a listener of its own.
 func (s *Server) operations() *http.Server {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), engine{s.broker},
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), engine{s.broker}, s.handshakes.total,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_sessions", Help: "Live sessions, over all transports."}, func() float64 {
 			return float64(len(s.guard.Sessions(watchword.DefaultTenant, "")))
 		}))

@@ -90,8 +90,10 @@ type Server struct {
 	metrics   net.Listener
 	broker    *mqtt.Broker
 	ops       *http.Server
-	http      *http.Server
-	ready     chan struct{}
+
+	handshakes *handshakes
+	http       *http.Server
+	ready      chan struct{}
 }
 
 // New opens the data folder, founds the house if there is none, and listens, but
@@ -191,6 +193,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	if s.cfg.Server.TLSCert == "" {
 		options.CAPEM = s.ring.CAPEM
 	}
+	s.handshakes = newHandshakes(s.o.Log, s.o.Now)
 	hub, twins := event.NewHub(), twin.NewKeeper(s.store, s.ring)
 	s.broker = mqtt.New(mqtt.Parts{
 		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes,
@@ -200,7 +203,7 @@ func (s *Server) assemble(ctx context.Context) error {
 			RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes,
 			WillBytes: int64(s.cfg.Limits.WillBytes), SubjectWillBytes: int64(s.cfg.Limits.SubjectWillBytes),
 			SubjectRetainedMessages: s.cfg.Limits.SubjectRetainedMessages, SubjectRetainedBytes: s.cfg.Limits.SubjectRetainedBytes, KeepAlive: s.cfg.Limits.KeepAlive.Duration,
-			ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), Now: s.o.Now, Log: s.o.Log,
+			ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), HandshakeFailed: s.handshakes.mqtts, Now: s.o.Now, Log: s.o.Log,
 		},
 	})
 	if err := s.broker.Load(ctx); err != nil {
@@ -220,7 +223,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.http = &http.Server{
 		Handler: s.paths(api), TLSConfig: tlsConfig,
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
+		ErrorLog: s.handshakes.errorLog(),
 	}
 	s.ops = s.operations()
 	return s.announce(ctx)
