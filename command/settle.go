@@ -9,6 +9,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/wall"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -89,6 +90,8 @@ const expireBatch = 500
 func (d *Desk) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	ahead := wall.Start(d.o.Now, d.lookAgain) // the timer counts monotonic time
+	defer ahead.Stop()
 	for {
 		select {
 		case <-timer.C:
@@ -140,9 +143,13 @@ func (d *Desk) hurry(end time.Time) {
 		d.nextEnd = end
 	}
 	d.mu.Unlock()
-	if !nearer {
-		return
+	if nearer {
+		d.lookAgain()
 	}
+}
+
+// lookAgain has Run ask for the next end.
+func (d *Desk) lookAgain() {
 	select {
 	case d.soon <- struct{}{}:
 	default:

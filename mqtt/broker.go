@@ -20,6 +20,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/wall"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/twin"
@@ -96,6 +97,7 @@ type Broker struct {
 	mu        sync.Mutex
 	worlds    map[watchword.TenantID]*world
 	closing   bool
+	ahead     *wall.Watch
 	strangers map[*conn]struct{} // connections without a client
 	draining  atomic.Bool        // nothing new is taken in
 	serving   sync.WaitGroup
@@ -172,7 +174,31 @@ func New(p Parts) *Broker {
 	}
 	b.upkeep.Go(b.sweep)
 	b.upkeep.Go(b.purgeRetained)
+	b.ahead = wall.Start(o.Now, b.timePassed)
 	return b
+}
+
+// timePassed starts the clocks of the clients that are away anew: those count
+// monotonic time, and their wills and ends are due at a time of day.
+func (b *Broker) timePassed() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closing {
+		return
+	}
+	now := b.o.Now()
+	b.wills.timePassed(now)
+	for _, w := range b.worlds {
+		w.mu.Lock()
+		for _, cl := range w.clients {
+			cl.mu.Lock()
+			if !cl.over && cl.lasting != nil && cl.away() {
+				cl.arm(now)
+			}
+			cl.mu.Unlock()
+		}
+		w.mu.Unlock()
+	}
 }
 
 // world returns the world of a tenant.
@@ -270,6 +296,7 @@ func (b *Broker) Close(ctx context.Context) error {
 	b.mu.Lock()
 	b.closing = true
 	b.mu.Unlock()
+	b.ahead.Stop()
 	b.hangUp()
 	for _, c := range b.connected(func(*conn) bool { return true }) {
 		c.end(errGoing)

@@ -56,7 +56,8 @@ type owner struct {
 type lasting struct {
 	expiry uint32 // seconds after the end of the connection
 	left   time.Time
-	timers []*time.Timer    // of the end, while there is no connection
+	clock  *time.Timer      // of the end, while there is no connection
+	timers []*time.Timer    // to ask again, likewise
 	hold   *session.Session // likewise
 	turn   int              // counts connections and their ends
 	paused bool             // its subject may have nothing at this moment
@@ -324,8 +325,11 @@ func (cl *client) forget() {
 
 // stop stops the clocks of a client without a connection.
 func (l *lasting) stop() {
+	if l.clock != nil {
+		l.clock.Stop()
+	}
 	for _, t := range l.timers {
 		t.Stop()
 	}
-	l.timers = nil
+	l.clock, l.timers = nil, nil
 }

@@ -77,12 +77,26 @@ func (l *lasting) ends() (time.Time, bool) {
 	return l.left.Add(time.Duration(l.expiry) * time.Second), l.expiry != shelf.Forever
 }
 
-// arm starts the clocks of a client without a connection. mu is held.
+// arm starts the clocks of a client without a connection, or starts them anew. mu is held.
 func (cl *client) arm(now time.Time) {
 	l, turn := cl.lasting, cl.lasting.turn
-	if ends, ok := l.ends(); ok {
-		l.timers = append(l.timers, time.AfterFunc(ends.Sub(now), func() { cl.expire(turn) }))
+	if l.clock != nil {
+		l.clock.Stop()
+		l.clock = nil
 	}
+	if ends, ok := l.ends(); ok {
+		l.clock = time.AfterFunc(ends.Sub(now), func() { cl.expire(turn) })
+	}
+}
+
+// lapsed reports whether the session of a client that is away is over by the time of
+// day, though no clock said so yet. mu is held.
+func (cl *client) lapsed(now time.Time) bool {
+	if cl.lasting == nil || !cl.away() {
+		return false
+	}
+	ends, ok := cl.lasting.ends()
+	return ok && !now.Before(ends)
 }
 
 // bury does what is left of a connection's end. It may block.

@@ -3,11 +3,13 @@ package mqtt_test
 import (
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/wall"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
@@ -424,6 +426,48 @@ func TestTheLifeOfAMessageIsCountedDown(t *testing.T) {
 		sub.silent()
 		if n := h.store.waiting(); n != 0 {
 			t.Errorf("%d messages are left", n)
+		}
+	})
+}
+
+// Sessions end and wills are due at a time of day: the clocks of clients that are away
+// count monotonic time, and stand still while the machine does.
+func TestTheTimeOfThoseWhoAreAwayGoesOnWhileTheMachineStands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var paused atomic.Int64
+		o := mqtt.Options{Now: func() time.Time { return time.Now().Add(time.Duration(paused.Load())) }}
+		h := newHouse(t, o)
+		defer func() {
+			h.store.open()
+			h.close()
+		}()
+		ears := h.connect(packet.V5, "ears", h.token("ears", 24*time.Hour))
+		ears.subscribe(1, "will")
+		h.away(packet.V5, "sub", "a") // for an hour
+		h.connect(packet.V5, "last", h.token("last", 24*time.Hour), lasts, wills(1800)).vanish()
+		synctest.Wait()
+
+		// At once, before any clock is set anew: the session is over.
+		paused.Add(int64(61 * time.Minute))
+		if c := h.connect(packet.V5, "sub", h.token("sub", 24*time.Hour), lasts); c.ack.SessionPresent {
+			t.Error("a session is there after its end")
+		}
+		time.Sleep(wall.Late)
+		if m := ears.message(); m.Topic != "will" {
+			t.Errorf("got %s", m.Topic)
+		}
+		synctest.Wait()
+		if s := h.broker.Stats(); s.Lasting != 1 { // that of sub
+			t.Errorf("%d sessions last", s.Lasting)
+		}
+		ears.silent()
+		h.connect(packet.V5, "again", h.token("again", 24*time.Hour), lasts).vanish()
+		synctest.Wait()
+		paused.Add(int64(59 * time.Minute))
+		time.Sleep(wall.Late)
+		synctest.Wait()
+		if c := h.connect(packet.V5, "again", h.token("again", 24*time.Hour), lasts); !c.ack.SessionPresent {
+			t.Error("a session is gone before its end")
 		}
 	})
 }

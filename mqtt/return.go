@@ -92,7 +92,7 @@ func (c *conn) resume(prev *client, ad *admission) (bool, error) {
 	prev.passing.Lock() // the connection before may be in the middle of a publish
 	defer prev.passing.Unlock()
 	prev.mu.Lock()
-	if prev.over || prev.conn != nil { // somebody was quicker
+	if prev.over || prev.conn != nil || prev.lapsed(prev.broker.o.Now()) { // somebody was quicker, or the time is
 		prev.mu.Unlock()
 		return false, nil
 	}

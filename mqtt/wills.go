@@ -101,6 +101,17 @@ func (ws *wills) wait(w *will, due, grace time.Time) {
 	ws.write(w)
 }
 
+// timePassed starts the clocks of the wills that wait anew: see [Broker.timePassed].
+func (ws *wills) timePassed(now time.Time) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, list := range ws.waiting {
+		for _, w := range list {
+			w.timer.Reset(w.due.Sub(now))
+		}
+	}
+}
+
 // sessionEnded decides on a will whose session ended for cause. It returns the will where
 // it waits; the caller owes [wills.watch] then.
 func (ws *wills) sessionEnded(w *will, cause error, delay time.Duration, now time.Time) *will {

@@ -23,6 +23,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/wall"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/office"
@@ -317,10 +318,13 @@ func (s *Server) keepHouse(ctx context.Context) error {
 	const every, batch = time.Minute, 5000
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	ahead := wall.Start(s.o.Now, func() { tick.Reset(time.Nanosecond) }) // keys turn at a time of day, and tick counts monotonic time
+	defer ahead.Stop()
 	for {
 		var err error
 		select {
 		case <-tick.C:
+			tick.Reset(every)
 			for n := batch; n >= batch && err == nil; {
 				n, err = s.store.Prune(ctx, s.o.Now().Add(-token.Skew), batch)
 			}

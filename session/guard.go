@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/wall"
 	"github.com/watchword-iot/watchword/policy"
 )
 
@@ -58,6 +59,7 @@ type Guard struct {
 	absent   map[subjectKey][]*Session        // likewise
 	index    index
 	closed   bool
+	watch    *wall.Watch // while there are sessions: their timers count monotonic time
 }
 
 type subjectKey struct {
@@ -192,6 +194,9 @@ func (g *Guard) enter(s *Session) error {
 	case alike >= most:
 		return watchword.Refuse(watchword.Busy, "%q has %d %s, the most that one subject may have", s.papers.Subject, most, what)
 	}
+	if len(g.sessions) == 0 {
+		g.watch = wall.Start(g.now, g.timePassed)
+	}
 	g.sessions[s.id] = s
 	g.subjects[k] = append(g.subjects[k], s)
 	g.index.unsettle(s)
@@ -206,6 +211,9 @@ func (g *Guard) leave(s *Session) {
 		all, of = g.held, g.absent
 	}
 	delete(all, s.id)
+	if !s.papers.absent && len(all) == 0 {
+		g.watch.Stop()
+	}
 	k := subjectKey{s.papers.Tenant, s.papers.Subject}
 	if i := slices.Index(of[k], s); i >= 0 {
 		of[k] = slices.Delete(of[k], i, i+1)
@@ -373,6 +381,25 @@ func (g *Guard) IssuerRevoked(ctx context.Context, id watchword.KeyID) {
 	g.mu.Unlock()
 	for _, s := range all {
 		s.recomputeIf(ctx, func(p Papers) bool { return p.SignedBy == id })
+	}
+}
+
+// timePassed ends the sessions whose tokens are over, though their timers are not.
+func (g *Guard) timePassed() {
+	g.mu.Lock()
+	all := slices.Collect(maps.Values(g.sessions))
+	g.mu.Unlock()
+	var busy []*Session
+	for _, s := range all {
+		if !s.mu.TryLock() { // the store is being asked for it: nobody else waits for that
+			busy = append(busy, s)
+			continue
+		}
+		s.expireLocked()
+		s.mu.Unlock()
+	}
+	for _, s := range busy {
+		s.expire()
 	}
 }
 

@@ -4,11 +4,13 @@ import (
 	"context"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/wall"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
@@ -394,4 +396,112 @@ func TestRequestsThatWaitHaveABoundOfTheirOwn(t *testing.T) {
 		_, err := g.Open(t.Context(), p, session.Options{Request: c.request})
 		wantCode(t, err, c.want)
 	}
+}
+
+// What a token allows ends at a time of day: timers, which count monotonic time, stand
+// still while a machine does.
+func TestSessionsEndThoughTheirTimersStoodStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var paused atomic.Int64
+		now := func() time.Time { return time.Now().Add(time.Duration(paused.Load())) }
+		r := newRoll(t)
+		g := session.NewGuard(r, session.GuardOptions{Now: now})
+		open := func(life time.Duration) *session.Session {
+			t.Helper()
+			p := papers(t, life)
+			p.Expires = now().Add(life)
+			s, err := g.Open(t.Context(), p, session.Options{Transport: "mqtt", Ended: func(error) {}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		short, long, refreshed := open(10*time.Minute), open(4*time.Hour), open(10*time.Minute)
+		newer := papers(t, 4*time.Hour)
+		if err := refreshed.Refresh(t.Context(), newer); err != nil {
+			t.Fatal(err)
+		}
+		paused.Add(int64(3 * time.Hour))
+		time.Sleep(wall.Late)
+		synctest.Wait()
+		if !short.Over() {
+			t.Error("a token that is over for three hours still counts")
+		}
+		wantCode(t, short.Cause(), watchword.TokenExpired)
+		for name, s := range map[string]*session.Session{"a longer token": long, "a newer token": refreshed} {
+			if s.Over() {
+				t.Errorf("%s: ended with %v", name, s.Cause())
+			}
+		}
+		time.Sleep(time.Hour - 2*wall.Late)
+		synctest.Wait()
+		if long.Over() || refreshed.Over() {
+			t.Error("ended before their hour was over")
+		}
+		time.Sleep(2 * wall.Late)
+		synctest.Wait()
+		if !long.Over() || !refreshed.Over() {
+			t.Error("the timers still wait for the three hours that were lost")
+		}
+		again := open(time.Minute) // the guard was empty, and watches again
+		paused.Add(int64(time.Hour))
+		time.Sleep(wall.Late)
+		synctest.Wait()
+		if !again.Over() {
+			t.Error("a session that came when there was none outlives its token")
+		}
+	})
+}
+
+// One session whose authority is being read holds up no other's end.
+func TestASlowStoreHoldsUpNoEnd(t *testing.T) {
+	var paused atomic.Int64
+	now := func() time.Time { return time.Now().Add(time.Duration(paused.Load())) }
+	r := &stalledRoll{fakeRoll: newRoll(t), reads: make(chan struct{}), answers: make(chan struct{})}
+	g := session.NewGuard(r, session.GuardOptions{Now: now})
+	defer g.Close(nil)
+	over := func(s *session.Session, done <-chan struct{}) {
+		t.Helper()
+		select {
+		case <-done:
+			wantCode(t, s.Cause(), watchword.TokenExpired)
+		case <-time.After(20 * time.Second):
+			t.Fatal("a session whose token is over did not end")
+		}
+	}
+	var all []*session.Session
+	var ends []<-chan struct{}
+	for range 8 {
+		s, err := g.Open(t.Context(), papers(t, time.Hour), session.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, ends = append(all, s), append(ends, s.Done())
+	}
+	r.slow.Store(true)
+	go all[3].Recompute(t.Context())
+	<-r.reads
+	paused.Add(int64(2 * time.Hour))
+	for i, s := range all {
+		if i != 3 {
+			over(s, ends[i])
+		}
+	}
+	close(r.answers)
+	over(all[3], ends[3])
+}
+
+// stalledRoll is a roll whose store, once slow, says when it is asked and answers when it is told to.
+type stalledRoll struct {
+	*fakeRoll
+	slow           atomic.Bool
+	reads, answers chan struct{}
+}
+
+func (r *stalledRoll) Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+	if r.slow.Load() {
+		r.reads <- struct{}{}
+		<-r.answers
+	}
+	return r.fakeRoll.Today(ctx, t, id)
 }

@@ -220,11 +220,20 @@ func (s *Session) takes(p Papers) error {
 	return nil
 }
 
-// expire is the timer's: a refresh may have come while it waited for the lock.
+// expire is the timer's, and called where the wall clock ran ahead of it. A refresh
+// may have come while it waited for the lock.
 func (s *Session) expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if left := s.papers.Expires.Sub(s.guard.now()); left > 0 && !s.ended.Load() {
+	s.expireLocked()
+}
+
+// expireLocked is expire, called with mu held.
+func (s *Session) expireLocked() {
+	if s.ended.Load() || s.timer == nil {
+		return
+	}
+	if left := s.papers.Expires.Sub(s.guard.now()); left > 0 {
 		s.timer.Reset(left)
 		return
 	}

@@ -115,7 +115,8 @@ func (t *Tokens) fetch(ctx context.Context) error {
 	if out.Token == "" || out.In <= 0 || (out.Type == "DPoP") != t.proving {
 		return watchword.Refuse(watchword.Internal, "the token endpoint gave no token of the sort that was asked for")
 	}
-	t.token, t.bound, t.until = out.Token, t.proving, t.Now().Add(time.Duration(out.In)*time.Second*4/5)
+	t.token, t.bound = out.Token, t.proving
+	t.until = t.Now().Round(0).Add(time.Duration(out.In) * time.Second * 4 / 5) // by the wall clock: a machine that slept has an old token
 	return nil
 }
 
