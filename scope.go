@@ -11,6 +11,9 @@ const (
 	MaxScopeLines = 64
 )
 
+// WholeScope is the scope that asks for all that policy gives, whatever the resource.
+const WholeScope = "*"
+
 // ParseScope reads the scope parameter (RFC 6749 §3.3): tokens between spaces, each
 // one permission as ACTION[,ACTION…]:RESOURCE, like pub,sub:topic:devices/lamp-7/#,
 // call:fn:lamp-8/lamp.set or get:api:/v1/self/#. Tokens on one resource become one

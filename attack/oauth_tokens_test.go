@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
 )
 
 // claimed is what introspection answers.
@@ -378,6 +380,144 @@ publish = ["plant/a/secret"]
 			t.Errorf("%s at our own door: %d %s", resource, a.status, a.body)
 		}
 	}
+}
+
+// A token for another resource says nothing of this server's topics and functions,
+// unless it was asked to.
+func TestATokenForAnotherResourceGivesPathsAlone(t *testing.T) {
+	h := serve(t, nil)
+	_, err := h.admin.ApplyPolicy(t.Context(), "plant", []byte(`subjects = ["lamp-1"]
+[[allow]]
+publish = ["plant/#"]
+[[allow]]
+get = ["/readings/#"]
+[[allow]]
+call = ["lamp.set"]
+on = { site = "a" }
+[[deny]]
+publish = ["plant/secret"]
+[[deny]]
+get = ["/readings/secret"]
+`), 0)
+	must(t, err)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	const elsewhere = "https://api.example"
+	kinds := func(tok, claim string) map[string]bool {
+		b, err := json.Marshal(claims(t, tok)[claim])
+		must(t, err)
+		var ps []watchword.Permission
+		must(t, json.Unmarshal(b, &ps))
+		out := map[string]bool{}
+		for _, p := range ps {
+			kind, _, _ := strings.Cut(p.Resource, ":")
+			out[kind] = true
+		}
+		return out
+	}
+	for name, tc := range map[string]struct {
+		form   []string
+		whole  bool
+		scopes string // of the answer
+	}{
+		"no resource":                  {nil, true, ""},
+		"the issuer":                   {[]string{"resource", h.url}, true, ""},
+		"another":                      {[]string{"resource", elsewhere}, false, ""},
+		"another, and everything":      {[]string{"resource", elsewhere, "scope", "*"}, true, "*"},
+		"everything":                   {[]string{"scope", "*"}, true, "*"},
+		"another, with a scope of all": {[]string{"resource", elsewhere, "scope", "pub:topic:plant/# get:api:/readings/# call:fn:site=a/lamp.set"}, true, "pub:topic:plant/# get:api:/readings/# call:fn:site=a/lamp.set"},
+	} {
+		a := h.post("/oauth/token", d, formWith(grant, tc.form...))
+		if a.status != 200 {
+			t.Errorf("%s: %d %s", name, a.status, a.body)
+			continue
+		}
+		tok := a.member(t, "access_token")
+		perm, deny := kinds(tok, "perm"), kinds(tok, "deny")
+		if !perm["api"] || perm["topic"] != tc.whole || perm["fn"] != tc.whole {
+			t.Errorf("%s: perm is of %v", name, perm)
+		}
+		if !deny["api"] || deny["topic"] != tc.whole {
+			t.Errorf("%s: deny is of %v", name, deny)
+		}
+		var said struct{ Scope string }
+		must(t, json.Unmarshal([]byte(a.body), &said))
+		if said.Scope != tc.scopes {
+			t.Errorf("%s: scope %q", name, said.Scope)
+		}
+	}
+	for _, scope := range []string{"* get:api:/readings/#", "get:api:/readings/# *", "**", " *"} {
+		if a := h.post("/oauth/token", d, formWith(grant, "scope", scope)); a.code != watchword.ScopeInvalid {
+			t.Errorf("scope %q: %d %s", scope, a.status, a.body)
+		}
+	}
+}
+
+// Whatever says how long a token lives says the same.
+func TestEveryWordOfATokensLifeAgrees(t *testing.T) {
+	off := func() time.Time { return time.Now().Truncate(time.Second).Add(987 * time.Millisecond) } // no whole second
+	h := serveAt(t, filepath.Join(t.TempDir(), "data"), off, nil)
+	gate := h.enroll("gate-1", device.Options{}, nil)
+	_, err := h.admin.ApplyPolicy(t.Context(), "inspectors", []byte(inspectors), 0)
+	must(t, err)
+	_, s := newKey(t, "Ed25519")
+	for name, a := range map[string]answer{
+		"bearer":   h.post("/oauth/token", gate, grant),
+		"narrow":   h.post("/oauth/token", gate, formWith(grant, "scope", "get:api:/v1/self")),
+		"resource": h.post("/oauth/token", gate, formWith(grant, "resource", "urn:example:plant")),
+		"bound":    h.post("/oauth/token", gate, grant, "DPoP: "+prove(t, s, "POST", h.url+"/oauth/token", h.nonce(), "")),
+		"paired":   h.paired(t, off),
+	} {
+		var said struct {
+			In    float64 `json:"expires_in"`
+			Token string  `json:"access_token"`
+		}
+		must(t, json.Unmarshal([]byte(a.body), &said))
+		if said.Token == "" {
+			t.Errorf("%s: %d %s", name, a.status, a.body)
+			continue
+		}
+		c := claims(t, said.Token)
+		exp, _ := c["exp"].(float64)
+		iat, _ := c["iat"].(float64)
+		if said.In != exp-iat || said.In != 600 {
+			t.Errorf("%s: expires_in %v, and the token lives from %v to %v", name, said.In, iat, exp)
+		}
+		if seen, _ := h.introspect(gate, said.Token); float64(seen.Exp) != exp {
+			t.Errorf("%s: introspection says exp %v, the token %v", name, seen.Exp, exp)
+		}
+	}
+	tok := h.token(gate)
+	w, err := dialPaho(t, gate, "gate-1", tok)
+	must(t, err)
+	exp, _ := claims(t, tok)["exp"].(float64)
+	if want := time.Unix(int64(exp), 0).UTC().Format(time.RFC3339); w.ack.Properties.User.Get("expires_at") != want {
+		t.Errorf("CONNACK says %q, the token %s", w.ack.Properties.User.Get("expires_at"), want)
+	}
+	events := h.stream("/v1/self/commands", tok)
+	var opened struct {
+		At time.Time `json:"expires_at"`
+	}
+	must(t, json.Unmarshal([]byte(next(t, events, "session").Data), &opened))
+	if opened.At.Unix() != int64(exp) {
+		t.Errorf("the stream says %s, the token %v", opened.At, exp)
+	}
+	asked := h.form("/oauth/device_authorization", h.stray("lamp-9", off).askForm())
+	var p struct {
+		In float64 `json:"expires_in"`
+	}
+	must(t, json.Unmarshal([]byte(asked.body), &p))
+	if want := server.Defaults().Pairing.Lifetime.Duration.Seconds(); p.In != want {
+		t.Errorf("a pairing says %v, its life is %v", p.In, want)
+	}
+}
+
+// paired approves a new device and returns the answer to its poll.
+func (h *house) paired(t *testing.T, now func() time.Time) answer {
+	t.Helper()
+	s := h.stray("lamp-8", now).ask()
+	_, err := h.admin.ApprovePairing(t.Context(), s.user, s.sign.Public().ID(), "lamp-8", nil)
+	must(t, err)
+	return s.poll()
 }
 
 func TestMetadataSaysWhatThereIs(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/office"
@@ -115,16 +116,21 @@ func (a *API) clientCredentials(r *http.Request, form url.Values, proof *office.
 	if err := checkTarget(form); err != nil {
 		return nil, err
 	}
-	if ask.Scope, err = watchword.ParseScope(form.Get("scope")); err != nil {
-		return nil, err
+	if ask.Whole = form.Get("scope") == watchword.WholeScope; !ask.Whole {
+		if ask.Scope, err = watchword.ParseScope(form.Get("scope")); err != nil {
+			return nil, err
+		}
 	}
 	issued, err := a.Office.Exchange(r.Context(), tenant, ask, in.trace, a.Now())
 	in.who.Subject, in.who.Key = issued.Subject, issued.Key
 	if err != nil {
 		return nil, err
 	}
-	out := map[string]any{"access_token": issued.Token, "token_type": issued.Scheme(), "expires_in": int(issued.Life.Seconds())}
-	if ask.Scope != nil {
+	out := map[string]any{"access_token": issued.Token, "token_type": issued.Scheme(), "expires_in": int64(issued.Life / time.Second)}
+	switch {
+	case ask.Whole:
+		out["scope"] = watchword.WholeScope
+	case ask.Scope != nil:
 		out["scope"] = watchword.FormatScope(ask.Scope)
 	}
 	return out, nil

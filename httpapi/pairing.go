@@ -33,7 +33,7 @@ func (a *API) pairingRoutes() {
 // deviceAuthorization is the device authorization endpoint (RFC 8628 §3.1). What
 // stands for client authentication is the proof.
 func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
-	in := infoOf(r.Context())
+	in, now := infoOf(r.Context()), a.Now()
 	asked, err := func() (enroll.Asked, error) {
 		form, err := a.oauthForm(r)
 		if err == nil {
@@ -44,7 +44,7 @@ func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 		}
 		return a.Gate.Ask(r.Context(), tenant, enroll.Ask{
 			ClientID: form.Get("client_id"), Sign: []byte(form.Get("sign")), Seal: []byte(form.Get("seal")), Proof: form.Get("proof"),
-		}, in.remote, a.Now())
+		}, in.remote, now)
 	}()
 	if err != nil {
 		a.oauthError(w, r, err)
@@ -55,7 +55,7 @@ func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 		"device_code": asked.DeviceCode, "user_code": code,
 		"verification_uri":          a.PublicURL + "/enroll",
 		"verification_uri_complete": a.PublicURL + "/enroll?user_code=" + code,
-		"expires_in":                int(asked.Expires.Sub(a.Now()).Seconds()),
+		"expires_in":                int64(asked.Expires.Sub(now) / time.Second),
 		"interval":                  wholeSeconds(asked.Interval),
 	})
 }
@@ -85,7 +85,7 @@ type paired struct {
 	enrolled
 	Token string `json:"access_token"`
 	Type  string `json:"token_type"`
-	In    int    `json:"expires_in"`
+	In    int64  `json:"expires_in"`
 }
 
 // pairingToken is the grant of a device that waits (RFC 8628 §3.4). With a DPoP
@@ -105,7 +105,7 @@ func (a *API) pairingToken(r *http.Request, form url.Values, proof *office.Shown
 		return nil, err
 	}
 	issued, err := a.Office.Paired(r.Context(), tenant, s.ID, key, possession, proof, infoOf(r.Context()).trace, now)
-	return paired{a.enrolled(s), issued.Token, issued.Scheme(), int(issued.Life.Seconds())}, err
+	return paired{a.enrolled(s), issued.Token, issued.Scheme(), int64(issued.Life / time.Second)}, err
 }
 
 // Pairing is a device that waits for an operator's word, or did.

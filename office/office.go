@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -107,8 +108,11 @@ type Ask struct {
 	Assertion string
 	Untyped   bool   // an absent typ of the assertion is taken
 	Proof     *Shown // nil: a bearer token
-	// Scope is all that the token shall give, each line within today's policy; nil means all of it.
+	// Scope is all that the token shall give, each line within today's policy. nil means
+	// all of it, for another resource all of it on api: alone.
 	Scope []watchword.Permission
+	// Whole asks for all that policy gives, whatever the resource; Scope is nil then.
+	Whole bool
 	// Resource is the audience; empty means the issuer.
 	Resource string
 }
@@ -121,7 +125,7 @@ type Issued struct {
 	Key     watchword.KeyID // that signed the assertion
 	Bound   watchword.KeyID // empty for a bearer token
 	Expires time.Time
-	Life    time.Duration
+	Life    time.Duration // exp less iat, whole seconds: what expires_in says
 }
 
 // Exchange checks a client assertion, spends it, and answers with an access
@@ -181,7 +185,7 @@ func (o *Office) issue(ctx context.Context, t watchword.TenantID, s *watchword.S
 	if err := o.record(ctx, t, g, g.Says(), a, trace, now); err != nil {
 		return who, err
 	}
-	return Issued{Token: signed, Subject: s.ID, Key: a.Key, Bound: g.Bound, Expires: g.Expires, Life: g.Expires.Sub(now)}, nil
+	return Issued{Token: signed, Subject: s.ID, Key: a.Key, Bound: g.Bound, Expires: g.Expires, Life: time.Duration(g.Expires.Unix()-g.Issued.Unix()) * time.Second}, nil
 }
 
 // asked is what the token of an ask says, but for its binding. Codes:
@@ -193,8 +197,13 @@ func (o *Office) asked(s *watchword.Subject, today *policy.Grant, a token.Assert
 		}
 	}
 	g := o.grant(s, today, a, now)
-	if ask.Resource != o.issuer {
+	if ask.Resource != "" && ask.Resource != o.issuer {
 		g.Audience = ask.Resource
+		if ask.Scope == nil && !ask.Whole {
+			// Topics and functions are this server's: another service that gets hold of the
+			// token learns and may nothing of them, unless the client meant it.
+			g.Perm, g.Deny = onlyAPI(g.Perm), onlyAPI(g.Deny)
+		}
 	}
 	if ask.Scope == nil {
 		return g, nil
@@ -206,6 +215,15 @@ func (o *Office) asked(s *watchword.Subject, today *policy.Grant, a token.Assert
 	}
 	g.Perm = ask.Scope
 	return g, nil
+}
+
+func onlyAPI(ps []watchword.Permission) (out []watchword.Permission) {
+	for _, p := range ps {
+		if strings.HasPrefix(p.Resource, watchword.APIPrefix) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // Login is [Office.Exchange] for a connection that needs the papers and never

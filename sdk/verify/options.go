@@ -2,6 +2,7 @@ package verify
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
 	"net/http"
@@ -27,6 +28,7 @@ type options struct {
 	jwks                      []byte
 	given                     bool // jwks
 	proof, loopback, nonces   bool
+	tls12                     bool
 	nonceKey                  []byte
 	refresh, oldest           time.Duration
 	proofs, remembered        int
@@ -90,6 +92,10 @@ func CAFile(path string) Option { return func(o *options) { o.caFile = path } }
 // CAPool is [CAFile] for a pool in memory.
 func CAPool(p *x509.CertPool) Option { return func(o *options) { o.pool = p } }
 
+// TLS12 takes TLS 1.2 from the issuer as well: for one behind a load balancer that has
+// no newer. By default it is TLS 1.3 alone.
+func TLS12() Option { return func(o *options) { o.tls12 = true } }
+
 // LoopbackHTTP takes an issuer without TLS at a loopback address: for tests alone.
 func LoopbackHTTP() Option { return func(o *options) { o.loopback = true } }
 
@@ -134,6 +140,8 @@ func (o *options) check(issuer string) error {
 	switch {
 	case ways > 1:
 		return bad("of HTTPClient, CAFile, CAPool and Keys one is enough")
+	case o.tls12 && (o.http != nil || o.given):
+		return bad("TLS12 says nothing beside HTTPClient or Keys")
 	case o.given && o.cache != "":
 		return bad("keys that are given need no Cache")
 	case o.now == nil || o.log == nil:
@@ -166,6 +174,14 @@ func (o *options) trust() (*x509.CertPool, error) {
 		return nil, bad("the CA file holds no certificate in PEM")
 	}
 	return pool, nil
+}
+
+// tls returns the lowest version of TLS for the issuer.
+func (o *options) tls() uint16 {
+	if o.tls12 {
+		return tls.VersionTLS12
+	}
+	return tls.VersionTLS13
 }
 
 func (o *options) secret() []byte {

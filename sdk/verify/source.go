@@ -128,8 +128,8 @@ func origin(u *url.URL) string {
 }
 
 // client returns one that follows no redirect: c's way out where that is given, else
-// its own, which trusts pool (nil: the system's authorities).
-func client(c *http.Client, pool *x509.CertPool) *http.Client {
+// its own, which trusts pool (nil: the system's authorities) and speaks at least version.
+func client(c *http.Client, pool *x509.CertPool, version uint16) *http.Client {
 	if c != nil {
 		own := *c
 		own.CheckRedirect = rest.NoRedirects
@@ -139,7 +139,7 @@ func client(c *http.Client, pool *x509.CertPool) *http.Client {
 		CheckRedirect: rest.NoRedirects,
 		Transport: &http.Transport{
 			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, DisableKeepAlives: true, // it asks once in minutes
-			TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}, TLSHandshakeTimeout: fetchTime, MaxResponseHeaderBytes: 64 << 10,
+			TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: version}, TLSHandshakeTimeout: fetchTime, MaxResponseHeaderBytes: 64 << 10,
 		},
 	}
 }

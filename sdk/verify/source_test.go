@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -69,6 +70,29 @@ func TestAnIssuerIsFoundByItsMetadata(t *testing.T) {
 			v.Close()
 		}
 		srv.Close()
+	}
+}
+
+func TestAnIssuerBehindTLS12(t *testing.T) {
+	key := newSigner(t, jose.P256)
+	srv, issuer := serveIssuer(t, "", jwks(key))
+	srv.TLS.MaxVersion = tls.VersionTLS12
+	c := &clock{t: noon}
+	_, err := verify.New(t.Context(), issuer, verify.CAPool(poolOf(srv)), verify.Now(c.now), quiet())
+	wants(t, "by default", err, watchword.Unavailable)
+	v, err := verify.New(t.Context(), issuer, verify.CAPool(poolOf(srv)), verify.TLS12(), verify.Now(c.now), quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	_, err = v.Check(t.Context(), paper(t, key, noon, map[string]any{"iss": issuer, "aud": issuer}))
+	wants(t, "with TLS12", err, "")
+	srv.TLS.MaxVersion = tls.VersionTLS11
+	_, err = verify.New(t.Context(), issuer, verify.CAPool(poolOf(srv)), verify.TLS12(), verify.Now(c.now), quiet())
+	wants(t, "TLS 1.1 with TLS12", err, watchword.Unavailable)
+	for name, o := range map[string]verify.Option{"a client": verify.HTTPClient(srv.Client()), "keys": verify.Keys(jwks(key))} {
+		_, err := verify.New(t.Context(), issuer, o, verify.TLS12())
+		wants(t, "TLS12 beside "+name, err, watchword.ConfigInvalid)
 	}
 }
 
