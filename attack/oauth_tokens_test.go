@@ -468,7 +468,7 @@ func TestEveryWordOfATokensLifeAgrees(t *testing.T) {
 		"paired":   h.paired(t, off),
 	} {
 		var said struct {
-			In    float64 `json:"expires_in"`
+			In    int64  `json:"expires_in"`
 			Token string  `json:"access_token"`
 		}
 		must(t, json.Unmarshal([]byte(a.body), &said))
@@ -477,20 +477,19 @@ func TestEveryWordOfATokensLifeAgrees(t *testing.T) {
 			continue
 		}
 		c := claims(t, said.Token)
-		exp, _ := c["exp"].(float64)
-		iat, _ := c["iat"].(float64)
+		exp, iat := seconds(t, c["exp"]), seconds(t, c["iat"])
 		if said.In != exp-iat || said.In != 600 {
 			t.Errorf("%s: expires_in %v, and the token lives from %v to %v", name, said.In, iat, exp)
 		}
-		if seen, _ := h.introspect(gate, said.Token); float64(seen.Exp) != exp {
+		if seen, _ := h.introspect(gate, said.Token); seen.Exp != exp {
 			t.Errorf("%s: introspection says exp %v, the token %v", name, seen.Exp, exp)
 		}
 	}
 	tok := h.token(gate)
 	w, err := dialPaho(t, gate, "gate-1", tok)
 	must(t, err)
-	exp, _ := claims(t, tok)["exp"].(float64)
-	if want := time.Unix(int64(exp), 0).UTC().Format(time.RFC3339); w.ack.Properties.User.Get("expires_at") != want {
+	exp := seconds(t, claims(t, tok)["exp"])
+	if want := time.Unix(exp, 0).UTC().Format(time.RFC3339); w.ack.Properties.User.Get("expires_at") != want {
 		t.Errorf("CONNACK says %q, the token %s", w.ack.Properties.User.Get("expires_at"), want)
 	}
 	events := h.stream("/v1/self/commands", tok)
@@ -498,7 +497,7 @@ func TestEveryWordOfATokensLifeAgrees(t *testing.T) {
 		At time.Time `json:"expires_at"`
 	}
 	must(t, json.Unmarshal([]byte(next(t, events, "session").Data), &opened))
-	if opened.At.Unix() != int64(exp) {
+	if opened.At.Unix() != exp {
 		t.Errorf("the stream says %s, the token %v", opened.At, exp)
 	}
 	asked := h.form("/oauth/device_authorization", h.stray("lamp-9", off).askForm())
@@ -509,6 +508,15 @@ func TestEveryWordOfATokensLifeAgrees(t *testing.T) {
 	if want := server.Defaults().Pairing.Lifetime.Duration.Seconds(); p.In != want {
 		t.Errorf("a pairing says %v, its life is %v", p.In, want)
 	}
+}
+
+func seconds(t testing.TB, v any) int64 {
+	t.Helper()
+	n, ok := v.(int64)
+	if !ok {
+		t.Fatalf("%v is no number", v)
+	}
+	return n
 }
 
 // paired approves a new device and returns the answer to its poll.

@@ -73,6 +73,27 @@ func badName(s string) string {
 	return ""
 }
 
+// Printable reports whether s is UTF-8 without control characters (U+0000 to U+001F,
+// U+007F to U+009F) and without non-characters (U+FDD0 to U+FDEF, and the last two of
+// each plane): what MQTT 5.0 §1.5.4 lets a receiver refuse.
+func Printable(s string) bool {
+	for i := 0; i < len(s); {
+		if c := s[i]; c < utf8.RuneSelf {
+			if c < 0x20 || c == 0x7f {
+				return false
+			}
+			i++
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && n == 1 || r < 0xa0 || 0xfdd0 <= r && r <= 0xfdef || r&0xfffe == 0xfffe {
+			return false
+		}
+		i += n
+	}
+	return true
+}
+
 // Share takes a shared subscription apart: $share/group/rest (MQTT 5.0 §4.8.2).
 // Another filter comes back whole. Code: bad_request.
 func Share(filter string) (group, rest string, shared bool, err error) {

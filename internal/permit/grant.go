@@ -88,7 +88,8 @@ func (g *Grant[B]) Subscribe(filter string) Decision {
 }
 
 // Request decides on an HTTP method, in either case, and a path. A path with
-// empty, . or .. segments is nobody's.
+// empty, . or .. segments, with NUL, another control character or invalid UTF-8 is
+// nobody's. path is decoded: a % in it is a percent sign.
 func (g *Grant[B]) Request(method, path string) Decision {
 	bit := PathBit(method)
 	if bit == 0 || !cleanPath(path) {

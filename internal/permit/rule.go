@@ -72,7 +72,7 @@ func PathBit(method string) uint8 {
 // segment, but for a slash at its end.
 func cleanPath(path string) bool {
 	rest, ok := strings.CutPrefix(path, "/")
-	if !ok || len(path) > MaxTopic {
+	if !ok || len(path) > MaxTopic || !Printable(path) {
 		return false
 	}
 	for more := rest != ""; more; {

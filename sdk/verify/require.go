@@ -12,7 +12,7 @@ import (
 // Require returns a middleware that lets a request through whose token allows action on
 // resource, and gives its handler the token by [FromContext]. {name} in a resource stands
 // for what [http.Request.PathValue] has for that name, which must be one level: not empty,
-// no slash, no wildcard, no . or ..; else it is nobody's.
+// no slash, no wildcard, no control character, no . or ..; else it is nobody's.
 //
 //	mux.Handle("POST /readings", v.Require("api:/readings", "post")(handler))
 //	mux.Handle("PUT /lamps/{id}", v.Require("fn:{id}/lamp.set", "call")(handler))
@@ -41,7 +41,9 @@ func possible(resource, action string) bool {
 
 // RequirePath returns a middleware that lets a request through whose token allows its
 // method on its own path: api:/readings/7 get for GET /readings/7, HEAD as GET. Other
-// methods, and paths with an escaped slash, are nobody's. The path is the one that the
+// methods, and paths with an escaped slash, are nobody's. Other escapes are decoded once,
+// as [http.Request.URL] has them, and what they stand for is judged: %00 is a NUL, which
+// is nobody's, and %2500 is the four characters %00. The path is the one that the
 // middleware sees: inside [http.StripPrefix] what is left of it.
 func (v *Verifier) RequirePath() func(http.Handler) http.Handler {
 	return v.guard(func(r *http.Request, t *Token) error {
@@ -96,7 +98,7 @@ func fill(resource string, value func(name string) string) (string, bool) {
 		}
 		name, after, closed := strings.Cut(rest, "}")
 		s := value(name)
-		if !closed || s == "." || s == ".." || strings.Contains(s, "/") || permit.CheckTopic(s) != nil {
+		if !closed || s == "." || s == ".." || strings.Contains(s, "/") || !permit.Printable(s) || permit.CheckTopic(s) != nil {
 			return "", false
 		}
 		out.WriteString(s)

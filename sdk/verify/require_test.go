@@ -30,6 +30,12 @@ func TestRequireDecidesByTheRequest(t *testing.T) {
 		{"POST", "/topics/a%2Fb/lux", 403},  // one level, not two
 		{"POST", "/topics/%2E%2E/lux", 403}, // ..
 		{"POST", "/topics/%00/lux", 403},    // no topic has it
+		{"POST", "/topics/%0A/lux", 403},    // LF
+		{"POST", "/topics/%7F/lux", 403},
+		{"POST", "/topics/%C2%85/lux", 403},    // U+0085
+		{"POST", "/topics/%EF%BF%BE/lux", 403}, // U+FFFE
+		{"POST", "/topics/%FF/lux", 403},       // no UTF-8
+		{"POST", "/topics/%C3%A4/lux", 200},    // ä
 		{"POST", "/call/lamp-2/lamp.set", 200},
 		{"POST", "/call/lamp-2/door.open", 403},
 		{"POST", "/call/kind=lamp/lamp.set", 403},
@@ -46,6 +52,22 @@ func TestRequireDecidesByTheRequest(t *testing.T) {
 		{"OPTIONS", "/lamps/1", 403},
 		{"PROPFIND", "/lamps/1", 403},
 		{"GET", "/lamps/a%2Fb", 403},
+		{"GET", "/lamps/a%2fb", 403},
+		{"GET", "/lamps/%00", 403},
+		{"GET", "/lamps/a%0d%0aX-Evil:1", 403},
+		{"GET", "/lamps/%1b%5b2J", 403},
+		{"GET", "/lamps/%7F", 403},
+		{"GET", "/lamps/%C2%9B", 403},       // U+009B
+		{"GET", "/lamps/%EF%B7%90", 403},    // U+FDD0
+		{"GET", "/lamps/%F0%9F%BF%BF", 403}, // U+1FFFF
+		{"GET", "/lamps/%FF", 403},
+		{"GET", "/lamps/%C0%AF", 403},    // an overlong slash
+		{"GET", "/lamps/%ED%A0%80", 403}, // a surrogate
+		{"GET", "/lamps/%2500", 200},     // four characters: it is decoded once
+		{"GET", "/lamps/%C3%A4%20b", 200},
+		{"GET", "/read/%00", 403},
+		{"GET", "/read/%C2%80", 403},
+		{"GET", "/read/%FF", 403},
 		{"GET", "/lamps/%2e%2e", 403},
 		{"DELETE", "/whoever", 200},
 	} {

@@ -41,11 +41,15 @@ type Decision = permit.Decision
 //	api:/readings/lamp-7   get          one path; put, post, patch, delete beside; HEAD is get
 //	fn:lamp-7/lamp.set     call         one function of one device
 //
-// What is none of these is nobody's. For a call the device's labels are not known here:
+// What is none of these is nobody's, nor what has control characters or no UTF-8. A path is
+// one that was decoded. For a call the device's labels are not known here:
 // what the token allows by labels is then not allowed, and what it denies by labels is
 // denied; [Token.AllowsCall] takes them. Bounds on a call's arguments stand in policy
 // alone; the token does not carry them.
 func (t *Token) Allows(resource, action string) Decision {
+	if !permit.Printable(resource) {
+		return Decision{}
+	}
 	if topic, ok := strings.CutPrefix(resource, watchword.TopicPrefix); ok {
 		switch {
 		case action == "pub" && permit.CheckTopic(topic) == nil:
