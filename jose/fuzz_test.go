@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -255,6 +256,56 @@ func FuzzWalk(f *testing.F) {
 		var m map[string]json.RawMessage
 		if err := json.Unmarshal(b, &m); err != nil || len(m) != len(seen) {
 			t.Errorf("%q: %v, %d members instead of %d", b, err, len(m), len(seen))
+		}
+	})
+}
+
+// FuzzSignType: whatever typ and cty are asked for, what is signed and sealed is what is
+// read back, or nothing is made.
+func FuzzSignType(f *testing.F) {
+	signers := []*Signer{newSigner(f, P256), newSigner(f, Ed)}
+	k, err := GenerateKey(X25519)
+	if err != nil {
+		f.Fatal(err)
+	}
+	o, err := k.Opener()
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, typ := range []string{"", "JWT", "\x00", "\a\x7f\u0085", `a"b\c`, "</script>", "ä\U0001f600", "\u2028", "\ufffd", "\xff", "a\xc0\xaf", strings.Repeat("x", 5000)} {
+		f.Add(typ, []byte(`{"a":1}`))
+	}
+	f.Fuzz(func(t *testing.T, typ string, payload []byte) {
+		good := func(what string, err error) bool {
+			if utf8.ValidString(typ) != (err == nil) || err != nil && watchword.CodeOf(err) != watchword.BadRequest {
+				t.Errorf("%s with %q: %v", what, typ, err)
+			}
+			return err == nil
+		}
+		for _, s := range signers {
+			raw, err := s.Sign(typ, payload)
+			if good("signing", err) {
+				u, err := ParseJWS(raw, 1<<24)
+				if err != nil || u.Typ != typ || u.Kid != string(s.Public().ID()) || u.Alg != s.Public().Alg() {
+					t.Fatalf("%q is not read back: %+v, %v", typ, u, err)
+				}
+				if got, err := u.Verify(s.Public()); err != nil || !bytes.Equal(got, payload) {
+					t.Errorf("%q: %q, %v", typ, got, err)
+				}
+			}
+			raw, err = s.SignProof(typ, payload)
+			if good("proving", err) {
+				u, pub, err := ParseProof(raw, 1<<24)
+				if err != nil || u.Typ != typ || pub.ID() != s.Public().ID() {
+					t.Fatalf("a proof with %q is not read back: %v", typ, err)
+				}
+			}
+		}
+		raw, err := Seal(k.Public(), typ, payload)
+		if good("sealing", err) {
+			if got, cty, err := o.Open(raw, 1<<24); err != nil || cty != typ || !bytes.Equal(got, payload) {
+				t.Errorf("sealed as %q: %q, %q, %v", typ, cty, got, err)
+			}
 		}
 	})
 }

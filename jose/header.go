@@ -53,6 +53,19 @@ func parseHeader(b []byte, f form) (h header, err error) {
 	return h, err
 }
 
+// appendMember writes a member of a header as [parseHeader] takes it back: nothing for
+// an empty value, which a header does not have. Code: bad_request for what is no UTF-8.
+func appendMember(head []byte, name, value string) ([]byte, error) {
+	if value == "" {
+		return head, nil
+	}
+	head, err := jsontext.AppendQuote(append(append(append(head, `,"`...), name...), `":`...), value)
+	if err != nil {
+		return nil, watchword.Because(err, watchword.BadRequest, "%s must be UTF-8", name)
+	}
+	return head, nil
+}
+
 // said is String for a header's values: one that is there says something. An
 // empty kid is no absent one.
 func said(v jsontext.Value) (string, error) {

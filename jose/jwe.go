@@ -8,14 +8,14 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
-	"strconv"
 
 	"github.com/watchword-iot/watchword"
 )
 
 // Seal encrypts plaintext to a public key as a compact JWE (RFC 7516 §7.1):
 // ECDH-ES with a fresh ephemeral key of the recipient's curve, A256GCM. cty says
-// what is inside, "JWT" for a token. Code: bad_request for an Ed25519 key.
+// what is inside, "JWT" for a token; the header says nothing of it where cty is empty. Code:
+// bad_request for an Ed25519 key, and for a cty that is no UTF-8.
 func Seal(to *PublicKey, cty string, plaintext []byte) (string, error) {
 	if !to.MaySeal() {
 		return "", badKey("an Ed25519 key does not unseal")
@@ -36,10 +36,14 @@ func Seal(to *PublicKey, cty string, plaintext []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	head := `{"alg":"ECDH-ES","enc":"A256GCM","cty":` + strconv.Quote(cty) + `,"kid":"` + string(to.id) + `","epk":` + string(epk.jwk) + `}`
+	head, err := appendMember([]byte(`{"alg":"ECDH-ES","enc":"A256GCM"`), "cty", cty)
+	if err != nil {
+		return "", err
+	}
+	head = append(head, `,"kid":"`+string(to.id)+`","epk":`+string(epk.jwk)+`}`...)
 	iv := make([]byte, 12)
 	_, _ = rand.Read(iv) // never fails (crypto/rand)
-	out := b64.AppendEncode(make([]byte, 0, 600+b64.EncodedLen(len(plaintext))), []byte(head))
+	out := b64.AppendEncode(make([]byte, 0, 600+b64.EncodedLen(len(plaintext))), head)
 	sealed := aead.Seal(nil, iv, plaintext, out) // the additional data is the encoded header (RFC 7516 §5.1)
 	out = append(out, '.', '.')                  // no encrypted key: the agreed key is the content key
 	out = append(b64.AppendEncode(out, iv), '.')

@@ -6,7 +6,6 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
-	"strconv"
 
 	"github.com/watchword-iot/watchword"
 )
@@ -33,7 +32,8 @@ func NewSigner(s crypto.Signer) (*Signer, error) {
 // Public returns the public half.
 func (s *Signer) Public() *PublicKey { return s.public }
 
-// Sign returns a compact JWS of payload with the header {"alg","typ","kid"}.
+// Sign returns a compact JWS of payload with the header {"alg","typ","kid"}, without
+// typ where that is empty. Codes: bad_request for a typ that is no UTF-8, unavailable.
 func (s *Signer) Sign(typ string, payload []byte) (string, error) {
 	return s.compact(typ, `"kid":"`+string(s.public.ID())+`"`, payload)
 }
@@ -45,9 +45,13 @@ func (s *Signer) SignProof(typ string, payload []byte) (string, error) {
 }
 
 func (s *Signer) compact(typ, key string, payload []byte) (string, error) {
-	head := `{"alg":"` + s.public.Alg() + `","typ":` + strconv.Quote(typ) + `,` + key + `}`
+	head, err := appendMember([]byte(`{"alg":"`+s.public.Alg()+`"`), "typ", typ)
+	if err != nil {
+		return "", err
+	}
+	head = append(append(append(head, ','), key...), '}')
 	out := make([]byte, 0, b64.EncodedLen(len(head))+b64.EncodedLen(len(payload))+2+86)
-	out = b64.AppendEncode(out, []byte(head))
+	out = b64.AppendEncode(out, head)
 	out = append(out, '.')
 	out = b64.AppendEncode(out, payload)
 	sig, err := s.sign(out)
