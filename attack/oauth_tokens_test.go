@@ -469,7 +469,7 @@ func TestEveryWordOfATokensLifeAgrees(t *testing.T) {
 	} {
 		var said struct {
 			In    int64  `json:"expires_in"`
-			Token string  `json:"access_token"`
+			Token string `json:"access_token"`
 		}
 		must(t, json.Unmarshal([]byte(a.body), &said))
 		if said.Token == "" {
