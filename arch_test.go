@@ -221,3 +221,22 @@ func TestTheTableOfMQTTNamesTestsThatThereAre(t *testing.T) {
 		}
 	}
 }
+
+// What the server prints goes through one handler, which bounds it (internal/logbudget): no
+// room of it makes a logger of its own.
+func TestNoRoomMakesItsOwnLogger(t *testing.T) {
+	makes := regexp.MustCompile(`(?m)\bs?log\.New\w*\(|\bslog\.SetDefault\(|^\s*"log"$`)
+	free := map[string]bool{"cmd": true, "sdk": true, "attack": true, "bench": true, "server": true}
+	for _, s := range sources(t) {
+		if s.test || free[s.room] || strings.HasPrefix(s.path, "internal/logbudget/") {
+			continue
+		}
+		b, err := os.ReadFile(s.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found := makes.Find(b); found != nil {
+			t.Errorf("%s: %s: what is printed must go through the logger that the server gives", s.path, found)
+		}
+	}
+}

@@ -22,6 +22,9 @@ func (s *Server) operations() *http.Server {
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), engine{s.broker}, s.handshakes.total,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_sessions", Help: "Live sessions, over all transports."}, func() float64 {
 			return float64(len(s.guard.Sessions(watchword.DefaultTenant, "")))
+		}),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "watchword_log_lines_left_out_total", Help: "Lines that were not printed, since their budget was used up."}, func() float64 {
+			return float64(s.o.budget.LeftOut())
 		}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))

@@ -21,6 +21,7 @@ import (
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/httpapi"
 	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/logbudget"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/internal/wall"
@@ -37,11 +38,13 @@ import (
 // Options is what a server takes beside its configuration. The zero value is
 // ready to use.
 type Options struct {
-	Log     *slog.Logger     // nil means slog.Default
+	Log     *slog.Logger     // nil means slog.Default; what others can cause is bounded, see internal/logbudget
 	Version string           // of the program
 	Now     func() time.Time // nil means time.Now
 	// Unlogged leaves the audit log out, to measure what it costs. No configuration sets it.
 	Unlogged bool
+
+	budget *logbudget.Handler // Log's
 }
 
 func (o Options) filled() Options {
@@ -51,6 +54,12 @@ func (o Options) filled() Options {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	h, bounded := o.Log.Handler().(*logbudget.Handler)
+	if !bounded {
+		h = logbudget.New(o.Log.Handler())
+		o.Log = slog.New(h)
+	}
+	o.budget = h
 	now := o.Now // as it is kept and shown: in milliseconds
 	o.Now = func() time.Time { return now().Truncate(time.Millisecond) }
 	return o
@@ -271,6 +280,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return s.recorder.Run(gctx)
 	})
 	g.Go(func() error { return s.log.Run(logged) })
+	g.Go(func() error { return s.o.budget.Run(gctx) })
 	g.Go(func() error { return s.keepHouse(gctx) })
 	g.Go(func() error {
 		err := s.http.ServeTLS(s.https, "", "")

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/watchword-iot/watchword/internal/logbudget"
 	"github.com/watchword-iot/watchword/server"
 )
 
@@ -62,12 +63,13 @@ func (a *app) serveCommand() *cobra.Command {
 	return c
 }
 
+// logger is what the whole process prints by, also what goes to [slog.Default].
 func logger(c server.LogConfig) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(c.Level)) // checked with the configuration
 	o := &slog.HandlerOptions{Level: level}
 	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, o))
+		return slog.New(logbudget.New(slog.NewJSONHandler(os.Stderr, o)))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, o))
+	return slog.New(logbudget.New(slog.NewTextHandler(os.Stderr, o)))
 }
