@@ -148,6 +148,27 @@ func (d *Desk) allow(ctx context.Context, a *session.Authority, c Call) error {
 	return d.schemas.check(fs, c.Function, c.Args)
 }
 
+// MayHave says whether a's holder may have a command because it ordered it: its token and
+// today's policy must allow the very call still. Codes: denied,
+// unavailable.
+func (d *Desk) MayHave(ctx context.Context, a *session.Authority, r Row) error {
+	if r.By != a.Subject() {
+		return watchword.Refuse(watchword.Denied, "another ordered this command")
+	}
+	target, err := d.roll.Target(ctx, a.Tenant(), r.Device)
+	if watchword.CodeOf(err) == watchword.NotFound {
+		target, err = policy.Target{ID: r.Device}, nil
+	}
+	if err != nil {
+		return err
+	}
+	args, err := d.Args(r)
+	if err != nil {
+		return err
+	}
+	return a.Call(target, r.Function, args).Err()
+}
+
 func (d *Desk) signedOrder(ctx context.Context, a *session.Authority, c Call, now time.Time) (token.Order, error) {
 	s, _, err := d.roll.Today(ctx, a.Tenant(), a.Subject())
 	if err != nil {

@@ -214,18 +214,27 @@ func (a *API) evidence(w http.ResponseWriter, r *http.Request, c *caller) error 
 	return err
 }
 
-// ownCommand returns a command that the caller ordered, or that its api:
-// permission lets it have. To anybody else one that is there and one that is
-// not are the same. Codes: denied, not_found.
+// ownCommand returns a command that the caller's api: permission lets it have, or that
+// the caller ordered and might order now. Who it is alone gives nothing: its token must
+// say so. To anybody else one that is there and one that is not are the same. Codes:
+// denied, not_found, unavailable.
 func (a *API) ownCommand(ctx context.Context, c *caller, id watchword.CommandID, method, rest string) (command.Row, error) {
 	row, err := a.Desk.Command(ctx, c.Tenant(), id)
-	if err == nil && row.By == c.Subject() {
-		return row, nil
+	denied := c.Request(method, "/v1/commands/"+string(id)+rest).Err()
+	if denied == nil {
+		return row, err
 	}
-	if denied := c.Request(method, "/v1/commands/"+string(id)+rest).Err(); denied != nil {
+	if err != nil {
 		return command.Row{}, denied
 	}
-	return row, err
+	err = a.Desk.MayHave(ctx, c.Authority, row)
+	switch watchword.CodeOf(err) {
+	case "":
+		return row, nil
+	case watchword.Denied:
+		return command.Row{}, denied
+	}
+	return command.Row{}, err
 }
 
 // waitFor waits until a command is final.

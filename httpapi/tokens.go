@@ -107,15 +107,15 @@ func (a *API) revoke(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *API) revokeOwn(r *http.Request, form url.Values) error {
-	by, err := a.revoker(r, form)
+	by, with, err := a.revoker(r, form)
 	if err != nil {
 		return err
 	}
 	if len(form.Get("token")) > maxShown {
 		return nil
 	}
-	rec, err := a.Office.Own(r.Context(), tenant, by.Subject, form.Get("token"), a.Now())
-	if watchword.CodeOf(err) == watchword.Denied {
+	rec, err := a.Office.Own(r.Context(), tenant, by.Subject, with, form.Get("token"), a.Now())
+	if watchword.CodeOf(err) == watchword.Denied && rec != nil {
 		a.Recorder.Refused(by.Failed(audit.TokenRevoke, rec.JTI, a.Now(), err, map[string]string{"subject": string(rec.Subject)}))
 		return nil
 	}
@@ -125,15 +125,18 @@ func (a *API) revokeOwn(r *http.Request, form url.Values) error {
 	return a.revokeToken(r.Context(), by, rec.JTI)
 }
 
-func (a *API) revoker(r *http.Request, form url.Values) (audit.Actor, error) {
+// revoker is who asks for a revocation, and under which authority; nil for a client that
+// signs an assertion.
+func (a *API) revoker(r *http.Request, form url.Values) (audit.Actor, *session.Authority, error) {
 	if r.Header.Get("Authorization") == "" {
-		return a.client(r, form, nil)
+		by, err := a.client(r, form, nil)
+		return by, nil, err
 	}
 	c, err := a.caller(r)
 	if err != nil {
-		return audit.Actor{}, err
+		return audit.Actor{}, nil, err
 	}
-	return c.actor, nil
+	return c.actor, c.Authority, nil
 }
 
 // revokeToken ends one token everywhere on this node. Code: not_found.

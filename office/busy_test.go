@@ -80,7 +80,7 @@ func TestWhereTooManyWaitNothingElseIsSaid(t *testing.T) {
 				_, err := o.Introspect(ctx, "default", access, func(context.Context, session.Papers) (*session.Authority, error) { return nil, nil }, now)
 				return err
 			},
-			"revocation":             func() error { _, err := o.Own(ctx, "default", "lamp-1", access, now); return err },
+			"revocation":             func() error { _, err := o.Own(ctx, "default", "lamp-1", nil, access, now); return err },
 			"an assertion":           func() error { _, err := o.Exchange(ctx, "default", Ask{Assertion: known}, "", now); return err },
 			"an assertion, nobody's": func() error { _, err := o.Exchange(ctx, "default", Ask{Assertion: nobody}, "", now); return err },
 			"an assertion over MQTT": func() error {

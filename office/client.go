@@ -97,9 +97,12 @@ func (o *Office) issued(ctx context.Context, raw string, now time.Time) (a *toke
 }
 
 // Own returns the record of a token of any audience that the client was issued, and
-// that is not over; nil where there is nothing to revoke. Codes: denied for another's;
-// busy, unavailable.
-func (o *Office) Own(ctx context.Context, t watchword.TenantID, c watchword.SubjectID, raw string, now time.Time) (*token.Record, error) {
+// that is not over; nil where there is nothing to revoke. by is the authority of the token
+// that the client shows for itself, nil where it signed an assertion: a token ends itself
+// and what is no wider, and a whole one any other. Codes: denied, with no record where the
+// token that was shown is too narrow, and with it where the other is another's; busy,
+// unavailable.
+func (o *Office) Own(ctx context.Context, t watchword.TenantID, c watchword.SubjectID, by *session.Authority, raw string, now time.Time) (*token.Record, error) {
 	a, err := o.issued(ctx, raw, now)
 	if watchword.CodeOf(err) == watchword.Busy {
 		return nil, err
@@ -115,6 +118,16 @@ func (o *Office) Own(ctx context.Context, t watchword.TenantID, c watchword.Subj
 		return nil, err
 	case rec.Subject != c:
 		return &rec, watchword.Refuse(watchword.Denied, "this token is another's")
+	}
+	if by == nil || by.JTI() == a.JTI || by.Whole() {
+		return &rec, nil
+	}
+	perm, deny, err := a.Permissions()
+	if err != nil {
+		return nil, err
+	}
+	if !by.Token().Covers(perm, deny) {
+		return nil, watchword.Refuse(watchword.Denied, "the token that was shown is narrower than the one to be revoked")
 	}
 	return &rec, nil
 }

@@ -16,6 +16,25 @@ func (g *Grant) Holds(p watchword.Permission) bool {
 	return len(g.held(p)) == len(p.Actions) && p.Check() == nil
 }
 
+// Covers reports whether a token of these rules is as wide as one that says perm and
+// deny: it holds each permission of the other, and denies nothing that the other does not
+// deny. It is never wrong to the caller's gain.
+func (g *Grant) Covers(perm, deny []watchword.Permission) bool {
+	for _, p := range perm {
+		if !g.Holds(p) {
+			return false
+		}
+	}
+	for _, d := range g.Deny() {
+		if !slices.ContainsFunc(deny, func(o watchword.Permission) bool {
+			return o.Resource == d.Resource && !slices.ContainsFunc(d.Actions, func(a string) bool { return !slices.Contains(o.Actions, a) })
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
 // Narrow returns what of ps these rules still give: each permission with those of
 // its actions that a line contains, none without.
 func (g *Grant) Narrow(ps []watchword.Permission) []watchword.Permission {

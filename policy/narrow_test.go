@@ -117,3 +117,34 @@ func TestAPolicyMayRequireAProof(t *testing.T) {
 		t.Errorf("another word: %v", err)
 	}
 }
+
+func TestATokenCoversAnotherThatIsNoWider(t *testing.T) {
+	p := func(resource string, actions ...string) watchword.Permission {
+		return watchword.Permission{Resource: resource, Actions: actions}
+	}
+	perm := []watchword.Permission{p("topic:a/#", "pub", "sub"), p("api:/v1/self/#", "get"), p("fn:*/lamp.*", "call")}
+	g, err := policy.FromPermissions(perm, []watchword.Permission{p("topic:a/x", "pub", "sub")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := []watchword.Permission{p("topic:a/x", "pub", "sub")}
+	for _, tc := range []struct {
+		name       string
+		perm, deny []watchword.Permission
+		want       bool
+	}{
+		{"the same", perm, both, true},
+		{"nothing", nil, both, true},
+		{"a part", []watchword.Permission{p("topic:a/b", "pub"), p("fn:lamp-1/lamp.set", "call")}, both, true},
+		{"one topic more", append([]watchword.Permission{p("topic:b", "pub")}, perm...), both, false},
+		{"one action more", []watchword.Permission{p("api:/v1/self", "get", "put")}, both, false},
+		{"one function more", []watchword.Permission{p("fn:lamp-1/door.open", "call")}, both, false},
+		{"with nothing denied", perm, nil, false},
+		{"with less denied", perm, []watchword.Permission{p("topic:a/x", "pub")}, false},
+		{"with more denied", perm, append([]watchword.Permission{p("topic:a/y", "pub")}, both...), true},
+	} {
+		if got := g.Covers(tc.perm, tc.deny); got != tc.want {
+			t.Errorf("%s: %v", tc.name, got)
+		}
+	}
+}

@@ -108,6 +108,12 @@ func (a *Authority) Subscribe(filter string) policy.Decision {
 	return a.papers.Permissions.Subscribe(filter)
 }
 
+// Whole reports whether the token states all that today's policy gives its subject: it is
+// not narrowed, nor of before an edit that gave more.
+func (a *Authority) Whole() bool {
+	return a.papers.absent || a.papers.Permissions.Covers(a.today.Perm(), a.today.Deny())
+}
+
 // AnyTopic reports whether there is a topic that may be published or subscribed to.
 func (a *Authority) AnyTopic() bool {
 	if a.papers.absent {

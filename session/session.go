@@ -177,6 +177,9 @@ func (s *Session) Refresh(ctx context.Context, p Papers) error {
 	}
 	p.Proved = s.papers.Proved
 	if !p.Expires.After(s.papers.Expires) {
+		if err := s.would(ctx, p); watchword.CodeOf(err) == watchword.Denied {
+			return err // so that the answer does not depend on the second of its issue
+		}
 		return nil
 	}
 	old := s.papers
@@ -199,6 +202,11 @@ func (s *Session) MayRefresh(ctx context.Context, p Papers) error {
 		return err
 	}
 	p.Proved = s.papers.Proved
+	return s.would(ctx, p)
+}
+
+// would says whether p count and cover what the session holds. mu is held.
+func (s *Session) would(ctx context.Context, p Papers) error {
 	a, err := s.guard.Check(ctx, p)
 	if err == nil && s.options.Covers != nil {
 		err = s.options.Covers(a)
