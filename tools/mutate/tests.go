@@ -187,7 +187,7 @@ func (s *suite) try(ctx context.Context, m mutant) (outcome, by string, err erro
 	var some []string
 	var sum time.Duration
 	run := func() (string, error) {
-		limit := 5*sum + 20*time.Second
+		limit := 5*sum + 10*time.Second
 		wait, cancel := context.WithTimeout(ctx, limit+10*time.Second)
 		defer cancel()
 		out, err := s.binary(wait, bin, "-test.run=^("+strings.Join(some, "|")+")$", "-test.failfast", "-test.timeout="+limit.String())
