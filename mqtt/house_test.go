@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
@@ -29,6 +30,7 @@ type house struct {
 	hub    *event.Hub
 	twins  *fakeTwins
 	store  *memory
+	desk   *command.Desk // nil: nobody is handed commands
 
 	mu       sync.Mutex
 	roll     map[watchword.SubjectID]*watchword.Subject
@@ -67,7 +69,7 @@ func (h *house) start(o mqtt.Options) {
 	h.guard = session.NewGuard(h, session.GuardOptions{})
 	o.Log = slog.New(slog.DiscardHandler)
 	o.KeepAlive = 18 * time.Hour // so that clients may be silent while the clock runs
-	h.broker = mqtt.New(mqtt.Parts{Office: h, Guard: h.guard, Hub: h.hub, Twins: twin.NewKeeper(h.twins, openSafe{}), Store: h.store, Options: o})
+	h.broker = mqtt.New(mqtt.Parts{Office: h, Guard: h.guard, Hub: h.hub, Desk: h.desk, Twins: twin.NewKeeper(h.twins, openSafe{}), Store: h.store, Options: o})
 	if err := h.broker.Load(h.t.Context()); err != nil {
 		h.t.Fatal(err)
 	}
