@@ -61,6 +61,8 @@ const (
 	CommandHandOver  = "command.handover"
 	SessionOpen      = "session.open"
 	SessionClose     = "session.close"
+	RetainedShow     = "retained.show"
+	RetainedDelete   = "retained.delete"
 	SessionsOverflow = "sessions.overflow"
 	RequestRefuse    = "request.refuse"
 	RefusalsOverflow = "refusals.overflow"
@@ -74,7 +76,7 @@ var Kinds = []string{
 	OperatorCreate, DeviceLink, DeviceEnroll, DeviceRekey, PairingReject, DeviceLabel, DeviceProof, DeviceSuspend,
 	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, ConfigSet, CommandHandOver, SessionOpen,
-	SessionClose, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
+	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
 }
 
 // Entry is one line of the log. Seq is given by the store, from 1, without gaps.

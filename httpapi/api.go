@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -52,6 +53,13 @@ type Wire interface {
 	States(t watchword.TenantID, subject watchword.SubjectID) []session.State
 	// Forget ends the session that a client without a connection left behind.
 	Forget(t watchword.TenantID, id watchword.SessionID) bool
+	// Retained returns a page of retained messages: of a filter ("": all) and an owner ("": any), behind a topic, n
+	// at most; next is the topic to go on behind, "" at the end. Code: unavailable.
+	Retained(ctx context.Context, t watchword.TenantID, filter string, by watchword.SubjectID, after string, n int) (page []session.Retained, next string, err error)
+	// RetainedMessage returns the one of a topic. Codes: not_found, unavailable.
+	RetainedMessage(ctx context.Context, t watchword.TenantID, topic string) (session.Retained, error)
+	// DeleteRetained removes it once note has returned, whose error it returns. Codes: not_found, unavailable.
+	DeleteRetained(ctx context.Context, t watchword.TenantID, topic string, note func(session.Retained) error) error
 }
 
 // carry is Wire's, where there is one.
@@ -130,6 +138,7 @@ func New(p Parts) *API {
 	a.policyRoutes()
 	a.commandRoutes()
 	a.sessionRoutes()
+	a.retainedRoutes()
 	a.tokenRoutes()
 	a.eventRoutes()
 	a.auditRoutes()

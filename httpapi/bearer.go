@@ -107,7 +107,7 @@ func (a *API) authorized(r *http.Request) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c, c.Request(r.Method, r.URL.Path).Err()
+	return c, c.Request(r.Method, judgedPath(r)).Err()
 }
 
 // handle registers a plain handler. free says that papers are enough: the

@@ -156,7 +156,7 @@ func requestOf(ctx context.Context, op operation) *http.Request {
 }
 
 func operationID(method, path string) string {
-	return strings.ToLower(method) + strings.NewReplacer("/v1/", "-", "/", "-", "{", "", "}", "").Replace(path)
+	return strings.ToLower(method) + strings.NewReplacer("/v1/", "-", "/", "-", "{", "", "...}", "", "}", "").Replace(path)
 }
 
 // describe adds a plain handler's route to the description.

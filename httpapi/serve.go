@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"path"
 	"runtime/debug"
 	"strings"
@@ -84,7 +85,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			a.fail(w, r, watchword.Refuse(watchword.Internal, "panic"))
 		}
 	}()
-	if r.URL.Path != "/" && path.Clean(r.URL.Path) != r.URL.Path || strings.Contains(r.URL.RawPath, "%") {
+	if !plainPath(r.URL) {
 		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
 		return
 	}
@@ -94,6 +95,18 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a.mux.ServeHTTP(w, r)
+}
+
+// plainPath reports whether a path is written in the one way that is taken: clean, and
+// without what is percent-encoded though it need not be. A topic at its end is encoded.
+func plainPath(u *url.URL) bool {
+	p := u.EscapedPath()
+	if !strings.HasPrefix(p, retainedPrefix) {
+		if p = u.Path; strings.Contains(u.RawPath, "%") {
+			return false
+		}
+	}
+	return p == "/" || path.Clean(p) == p
 }
 
 // unrouted answers in our words what the mux answers in plain text. Whoever

@@ -35,7 +35,7 @@ const givenAtOnce = 32
 func (c *conn) give(ctx context.Context, s *subscription) {
 	g := &giving{to: s, latest: c.world.retained.latest()}
 	g.states = c.broker.Twins != nil && policy.Match(s.filter, stateTopic(anyDevice))
-	page, last := c.world.retained.page(s.filter, nil, givenAtOnce, c.broker.o.Now())
+	page, last := c.world.retained.page(s.filter, "", nil, givenAtOnce, c.broker.o.Now())
 	if last != nil || g.states {
 		g.rest = true // all of them: what was found here is not held until its turn comes
 		c.giveSoon(g)
@@ -62,7 +62,8 @@ func (c *conn) giveRetained(ctx context.Context, g *giving, x *record) {
 	var wake *conn
 	for {
 		r.mu.RLock()
-		may, known := x.owner.mayBeGiven(m.topic)
+		owner := x.owner
+		may, known := owner.mayBeGiven(m.topic)
 		if x.gone || x.number > g.latest {
 			may, known = false, true
 		}
@@ -73,7 +74,7 @@ func (c *conn) giveRetained(ctx context.Context, g *giving, x *record) {
 		if known {
 			break
 		}
-		if err := c.broker.decide(ctx, c.world, x.owner); err != nil {
+		if err := c.broker.decide(ctx, c.world, owner); err != nil {
 			c.broker.refused(c, "retained message not given", m.topic, err)
 			return
 		}
@@ -172,7 +173,7 @@ func (c *conn) giveAll(ctx context.Context) {
 // givePageOfRetained gives some more retained messages, and reports whether the
 // subscription goes on.
 func (c *conn) givePageOfRetained(ctx context.Context, g *giving) bool {
-	page, last := c.world.retained.page(g.to.filter, g.after, 2*givenAtOnce, c.broker.o.Now())
+	page, last := c.world.retained.page(g.to.filter, "", g.after, 2*givenAtOnce, c.broker.o.Now())
 	for _, x := range page {
 		if !c.waitForRoom(g.to) {
 			return false

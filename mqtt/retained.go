@@ -123,7 +123,8 @@ func (r *retained) set(m *message, who owner) (undo func(), err error) {
 }
 
 // count moves what is counted from the account of old to that of now, of which either may
-// be nil; now's owner is taken already. mu is held.
+// be nil; now's owner is taken already, so that an owner of both has two records. mu is
+// held.
 func (r *retained) count(old, now *record, bounded bool) error {
 	from, to := r.accountOf(old), r.accountOf(now)
 	var had, has, hadBytes, hasBytes int64
@@ -138,9 +139,6 @@ func (r *retained) count(old, now *record, bounded bool) error {
 		if now.owner != nil && now.owner.records == 1 {
 			hasBytes += ownerBytes
 		}
-	}
-	if old != nil && now != nil && old.owner == now.owner {
-		hadBytes, hasBytes = old.bytes(), now.bytes() // the owner stays as it is
 	}
 	if !bounded {
 		r.quota.messages.Give(from, had)
@@ -253,15 +251,16 @@ func (r *retained) latest() int64 {
 	return r.number
 }
 
-// page returns what is retained for topics of a filter that come after one, n at most,
-// and where to go on; nil where there is nothing more. Others do not wait for long.
-func (r *retained) page(filter string, after []byte, n int, now time.Time) (out []*record, last []byte) {
+// page returns what is retained by an owner ("": by any) for topics of a filter ("": for
+// all) that come after one, n at most, and where to go on; nil where there is nothing
+// more. It may be short, or empty, before the end: others do not wait for long.
+func (r *retained) page(filter string, by watchword.SubjectID, after []byte, n int, now time.Time) (out []*record, last []byte) {
 	const looked = 4096
 	nano := now.UnixNano()
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	last = r.records.scan(filter, after, looked, func(x *record) bool {
-		if !x.expired(nano) {
+		if !x.expired(nano) && (by == "" || x.owner.whose().subject == by) {
 			out = append(out, x)
 		}
 		return len(out) < n

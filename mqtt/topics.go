@@ -215,7 +215,7 @@ func (l *records) remove(r *record) {
 	}
 }
 
-// scan calls f with the records that a filter matches, in order, from the first topic
+// scan calls f with the records that a filter matches ("": with all), in order, from the first topic
 // that comes after the one given, until f reports false; it looks at no more than most. It
 // returns the topic that it came to, behind which it goes on, and nil where nothing more
 // is. That topic is part of a record.
@@ -258,6 +258,9 @@ type seeker struct {
 }
 
 func newSeeker(filter string) *seeker {
+	if filter == "" {
+		return &seeker{}
+	}
 	return &seeker{levels: bytes.Split([]byte(filter), []byte{'/'})}
 }
 
@@ -265,6 +268,9 @@ func newSeeker(filter string) *seeker {
 // not, next is the least topic after it that it may match: nil where it matches none of
 // those, empty for whatever comes next. It stands until the next call.
 func (s *seeker) match(topic []byte) (matched bool, next []byte) {
+	if s.levels == nil {
+		return true, nil
+	}
 	begin := 0
 	plus := -1 // where the last level that a + stands for ends
 	for i, level := range s.levels {

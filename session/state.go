@@ -22,3 +22,16 @@ type State struct {
 	Memory   int       // of the server that it takes, about
 	Dropped  int64     // messages that found no room since it last heard
 }
+
+// Retained is the retained message of one topic (MQTT 5.0 §3.3.1.3) on this node.
+type Retained struct {
+	Topic       string
+	Owner       watchword.SubjectID // who published it; "" for the server, and for what was stored before owners were kept
+	Incarnation int64               // of the owner
+	Given       bool                // new subscribers are given it: its owner may publish it today
+	QoS         byte
+	Memory      int       // of the server that it takes
+	Expires     time.Time // zero: never
+	ContentType string
+	Payload     []byte // not to be changed
+}

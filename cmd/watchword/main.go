@@ -217,7 +217,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.enrollmentCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
-		a.sessionCommand(), a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(), a.agentCommand(), a.simCommand(), a.whoamiCommand(), a.versionCommand(),
+		a.sessionCommand(), a.retainedCommand(), a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(), a.agentCommand(), a.simCommand(), a.whoamiCommand(), a.versionCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root

@@ -14,9 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/eclipse/paho.golang/paho"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/device"
 )
 
 func TestMain(m *testing.M) {
@@ -40,6 +42,7 @@ func TestScripts(t *testing.T) {
 			"awaiting": awaiting,
 			"capture":  capture,
 			"mangle":   mangle,
+			"retain":   retain,
 		},
 	})
 }
@@ -97,6 +100,22 @@ func mangle(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s does not hold %q", args[0], args[1])
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Replace(text, args[1], args[2], 1)), 0o600))
+}
+
+// retain publishes a retained message over MQTT as an enrolled device: retain FOLDER TOPIC PAYLOAD.
+func retain(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 3 || neg {
+		ts.Fatalf("usage: retain FOLDER TOPIC PAYLOAD")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	d, err := device.OpenShared(ts.MkAbs(args[0]), device.Options{})
+	ts.Check(err)
+	w, err := openWire(ctx, d)
+	ts.Check(err)
+	_, err = w.client.Publish(ctx, &paho.Publish{Topic: args[1], QoS: 1, Retain: true, Payload: []byte(args[2])})
+	ts.Check(err)
+	ts.Check(w.client.Disconnect(&paho.Disconnect{}))
 }
 
 func TestEveryCodeHasAnExitStatus(t *testing.T) {

@@ -1,0 +1,148 @@
+package attack_test
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/eclipse/paho.golang/paho"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
+)
+
+// oddTopics is what may stand in a topic and means something in a path.
+var oddTopics = []string{
+	"a", "a/b", "a/b/c", "a//b", "/a", "a/", "//", ".", "..", "a/../b", "a/./b", "../../v1/devices", "a%2Fb", "100%", "a b", "a?x=1", "a;b", "$stats/x", "é/ü", "%", "self/state",
+}
+
+func retain(t *testing.T, w *pahoWire, topic, payload string) {
+	t.Helper()
+	_, err := w.client.Publish(t.Context(), &paho.Publish{Topic: topic, QoS: 1, Retain: true, Payload: []byte(payload), Properties: &paho.PublishProperties{ContentType: "text/plain"}})
+	must(t, err)
+}
+
+func listed(t *testing.T, h *house, q admin.RetainedQuery) (topics []string) {
+	t.Helper()
+	must(t, h.admin.Retained(t.Context(), q, func(m admin.Retained) error {
+		topics = append(topics, m.Topic)
+		return nil
+	}))
+	return topics
+}
+
+func TestOperatorsSeeAndRemoveRetainedMessages(t *testing.T) {
+	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })
+	h.http = h.client()
+	_, err := h.admin.ApplyPolicy(t.Context(), "all", []byte("for = { kind = \"odd\" }\n[[allow]]\npublish = [\"#\", \"$stats/#\"]\n"), -1)
+	must(t, err)
+	one := h.enroll("one", device.Options{}, watchword.Labels{"kind": "odd"})
+	two := h.enroll("two", device.Options{}, watchword.Labels{"kind": "odd"})
+	w, w2 := wire(t, one, ""), wire(t, two, "")
+	for _, topic := range oddTopics {
+		retain(t, w, topic, "of "+topic)
+	}
+	many := 520 // more than a page of the client
+	for n := range many {
+		retain(t, w2, fmt.Sprintf("many/%04d/x", n), "x")
+	}
+
+	all := listed(t, h, admin.RetainedQuery{Owner: "one"})
+	want := slices.Clone(oddTopics)
+	slices.SortFunc(want, func(a, b string) int { return slices.Compare(strings.Split(a, "/"), strings.Split(b, "/")) })
+	if !slices.Equal(all, want) {
+		t.Errorf("got %q\nwant %q", all, want)
+	}
+	if n := len(listed(t, h, admin.RetainedQuery{Owner: "two"})); n != many {
+		t.Errorf("%d of %d are listed", n, many)
+	}
+	if n := len(listed(t, h, admin.RetainedQuery{})); n != many+len(oddTopics) {
+		t.Errorf("%d of %d are listed", n, many+len(oddTopics))
+	}
+	if got := listed(t, h, admin.RetainedQuery{Filter: "many/+/x", Owner: "one"}); got != nil {
+		t.Errorf("%q", got)
+	}
+	if got := listed(t, h, admin.RetainedQuery{Filter: "a/+"}); !slices.Equal(got, []string{"a/", "a/b"}) {
+		t.Errorf("%q", got)
+	}
+	wants(t, "a filter that is none", h.admin.Retained(t.Context(), admin.RetainedQuery{Filter: "a/#/b"}, nil), watchword.BadRequest)
+
+	for _, topic := range oddTopics {
+		m, err := h.admin.RetainedMessage(t.Context(), topic)
+		if err != nil || m.Topic != topic || string(m.Payload) != "of "+topic || m.Owner != "one" || !m.Given || m.ContentType != "text/plain" || m.Bytes != len("of "+topic) || m.Memory < m.Bytes {
+			t.Errorf("%q: %v %+v", topic, err, m)
+		}
+	}
+	_, err = h.admin.Suspend(t.Context(), "one", "")
+	must(t, err)
+	if m, err := h.admin.RetainedMessage(t.Context(), "a"); err != nil || m.Given {
+		t.Errorf("of who is suspended: %v %+v", err, m)
+	}
+	for _, topic := range oddTopics {
+		must(t, h.admin.DeleteRetained(t.Context(), topic))
+		wants(t, topic, h.admin.DeleteRetained(t.Context(), topic), watchword.NotFound)
+	}
+	if got := listed(t, h, admin.RetainedQuery{Owner: "one"}); got != nil {
+		t.Errorf("%q are left", got)
+	}
+	shown, deleted := map[string]bool{}, map[string]bool{}
+	entries, err := h.admin.FindEntries(t.Context(), admin.LogQuery{Kind: "retained.*"}, 1000)
+	must(t, err)
+	for _, e := range entries {
+		switch {
+		case e.Kind == audit.RetainedShow && e.Data["owner"] == "one":
+			shown[e.Object] = true
+		case e.Kind == audit.RetainedDelete && e.Data["owner"] == "one" && e.Outcome == string(audit.Done):
+			deleted[e.Object] = true
+		}
+	}
+	if len(shown) != len(oddTopics) || len(deleted) != len(oddTopics) {
+		t.Errorf("the log has %d shown and %d deleted of %d", len(shown), len(deleted), len(oddTopics))
+	}
+}
+
+// Rights to single topics are rights to paths, however a topic is written into one.
+func TestRightsToRetainedMessages(t *testing.T) {
+	h := serve(t, nil)
+	h.http = h.client()
+	_, err := h.admin.ApplyPolicy(t.Context(), "some", []byte(`for = {}
+[[allow]]
+publish = ["#"]
+get = ["/v1/retained/open/#"]
+[[deny]]
+get = ["/v1/retained/open/+/secret", "/v1/retained/open/shut/#"]
+`), -1)
+	must(t, err)
+	d := h.enroll("one", device.Options{}, nil)
+	w := wire(t, d, "")
+	tok := h.token(d)
+	for _, topic := range []string{"open/a", "open/x/secret", "open/shut/../a", "open//secret", "open/../shut", "shut", "open/a/", "open/shut//"} {
+		retain(t, w, topic, topic)
+	}
+	encoded := func(topic string) string { return strings.ReplaceAll(url.PathEscape(topic), ".", "%2E") }
+	for path, status := range map[string]int{
+		encoded("open/a"): 200, "open/a": 200, encoded("open/a/"): 200, encoded("open/../shut"): 200, // the topic that is so called, and no step up
+		encoded("open/x/secret"): 403, "open/x/secret": 403, encoded("open//secret"): 403, encoded("open/shut/../a"): 403, encoded("open/shut//"): 403, encoded("shut"): 403,
+		"": 404, "open/../shut": 404, "open//secret": 404, "open/./a": 404, encoded("open/none"): 404, "open/a%00": 400, "open%2F%2B": 400, "open/%23": 400,
+	} {
+		if a := h.ask("GET", "/v1/retained/"+path, tok, ""); a.status != status {
+			t.Errorf("%s: %d %s, want %d", path, a.status, a.body, status)
+		} else if status == 200 && !strings.Contains(a.body, base64.StdEncoding.EncodeToString([]byte("open"))[:4]) {
+			t.Errorf("%s: %s", path, a.body)
+		}
+		if a := h.ask("DELETE", "/v1/retained/"+path, tok, ""); a.status == 204 {
+			t.Errorf("%s was deleted without a right", path)
+		}
+	}
+	for _, path := range []string{"/v1/retained", "/v1/devices/%2E%2E", "/v1/retained/../devices", "/v1/retained%2F..%2Fdevices", "/v1/%72etained"} {
+		if a := h.ask("GET", path, tok, ""); a.status < 400 {
+			t.Errorf("%s: %d", path, a.status)
+		}
+	}
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/admin"
+)
+
+func (a *app) retainedCommand() *cobra.Command {
+	return group("retained", "Retained MQTT messages", a.retainedList(), a.retainedShow(), a.retainedDelete())
+}
+
+func (a *app) retainedList() *cobra.Command {
+	c := &cobra.Command{
+		Use: "list [FILTER]", Short: "Retained messages, of the topics that an MQTT filter matches", Args: args(cobra.MaximumNArgs(1)),
+		Example: "watchword retained list 'site/+/temperature' --owner lamp-7",
+	}
+	owner := c.Flags().String("owner", "", "those that this subject published")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		q := admin.RetainedQuery{Owner: watchword.SubjectID(*owner)}
+		if len(args) > 0 {
+			q.Filter = args[0]
+		}
+		var all []admin.Retained
+		if err := cl.Retained(c.Context(), q, func(m admin.Retained) error {
+			all = append(all, m)
+			return nil
+		}); err != nil {
+			return err
+		}
+		return printList(a, all, "TOPIC\tOWNER\tGIVEN\tQOS\tBYTES\tEXPIRES", func(w io.Writer, m admin.Retained) {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\n", printable(m.Topic), ownerOf(m), given(m), m.QoS, m.Bytes, expiry(m))
+		})
+	}
+	_ = c.RegisterFlagCompletionFunc("owner", a.deviceIDs) // fails for a flag that is not there
+	return c
+}
+
+func ownerOf(m admin.Retained) string {
+	if m.Owner == "" {
+		return "-"
+	}
+	return string(m.Owner)
+}
+
+func given(m admin.Retained) string {
+	if m.Given {
+		return "yes"
+	}
+	return "no"
+}
+
+func expiry(m admin.Retained) string {
+	if m.ExpiresAt == nil {
+		return "never"
+	}
+	return ago(*m.ExpiresAt)
+}
+
+// printable is a topic as a terminal may see it: what is no character to print is escaped.
+func printable(topic string) string {
+	q := strconv.Quote(topic)
+	if q = q[1 : len(q)-1]; q != topic {
+		return q
+	}
+	return topic
+}
+
+func (a *app) retainedShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show TOPIC", Short: "The payload of one retained message, as it is; --json for all that is known of it", Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			m, err := cl.RetainedMessage(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.format != "table" {
+				return a.print(m, nil)
+			}
+			fmt.Fprintf(os.Stderr, "%s, from %s, given: %s, QoS %d, expires: %s\n", printable(m.Topic), ownerOf(m), given(m), m.QoS, expiry(m))
+			_, err = os.Stdout.Write(m.Payload)
+			return err
+		},
+	}
+}
+
+func (a *app) retainedDelete() *cobra.Command {
+	c := &cobra.Command{Use: "delete TOPIC", Short: "Remove the retained message of one topic", Args: args(cobra.ExactArgs(1))}
+	yes := yesFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		if err := sure(*yes, "remove what is retained for "+printable(args[0])); err != nil {
+			return err
+		}
+		return cl.DeleteRetained(c.Context(), args[0])
+	}
+	return c
+}

@@ -1,0 +1,150 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/base64"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// Retained is the retained message of one topic, as lists show it.
+type Retained struct {
+	Topic       string              `json:"topic"`
+	Owner       watchword.SubjectID `json:"owner,omitempty" doc:"who published it; none of what was stored before owners were kept"`
+	Incarnation int64               `json:"incarnation,omitempty" doc:"of the owner"`
+	Given       bool                `json:"given" doc:"new subscribers are given it: its owner may publish it today"`
+	QoS         byte                `json:"qos"`
+	Bytes       int                 `json:"bytes" doc:"of the payload"`
+	Memory      int                 `json:"memory" doc:"bytes of the server's memory that it takes"`
+	ExpiresAt   *time.Time          `json:"expires_at,omitempty"`
+	ContentType string              `json:"content_type,omitempty"`
+}
+
+// RetainedWhole is a retained message with its payload.
+type RetainedWhole struct {
+	Retained
+	Payload string `json:"payload" doc:"base64"`
+}
+
+func viewRetained(m session.Retained) Retained {
+	out := Retained{
+		Topic: m.Topic, Owner: m.Owner, Incarnation: m.Incarnation, Given: m.Given, QoS: m.QoS, Bytes: len(m.Payload), Memory: m.Memory, ContentType: clip(m.ContentType),
+	}
+	if !m.Expires.IsZero() {
+		at := m.Expires.UTC()
+		out.ExpiresAt = &at
+	}
+	return out
+}
+
+// retainedPrefix begins the paths of single retained messages; the topic follows.
+const retainedPrefix = "/v1/retained/"
+
+// judgedPath is the path of a request as policies judge it: that of its URL, but for topics,
+// whose levels may be empty, . or .. while such segments of a path are nobody's. They
+// stand as %, %2E and %2E%2E, which wildcards cover.
+func judgedPath(r *http.Request) string {
+	topic, ok := strings.CutPrefix(r.URL.Path, retainedPrefix)
+	if !ok {
+		return r.URL.Path
+	}
+	levels := strings.Split(topic, "/")
+	for i, l := range levels {
+		switch l {
+		case "":
+			levels[i] = "%"
+		case ".", "..":
+			levels[i] = strings.ReplaceAll(l, ".", "%2E")
+		}
+	}
+	return retainedPrefix + strings.Join(levels, "/")
+}
+
+func (a *API) retainedRoutes() {
+	type listIn struct {
+		Filter string              `query:"filter" maxLength:"1024" doc:"an MQTT topic filter; none: all topics"`
+		Owner  watchword.SubjectID `query:"owner" maxLength:"64"`
+		Size   int                 `query:"page_size" minimum:"1" maximum:"1000" default:"100"`
+		Token  string              `query:"page_token" maxLength:"2048"`
+	}
+	type listOut struct {
+		Body struct {
+			Retained []Retained `json:"retained"`
+			Next     string     `json:"next_page_token,omitempty" doc:"a page may be short, or empty, and have one"`
+		}
+	}
+	type topicIn struct {
+		Topic string `path:"topic" doc:"the topic, with every / as %2F"`
+	}
+	type wholeOut struct{ Body RetainedWhole }
+
+	register(a, operation{method: http.MethodGet, path: "/v1/retained", summary: "Retained messages, in the order of their topics' levels"},
+		func(ctx context.Context, c *caller, in *listIn) (*listOut, error) {
+			if in.Filter != "" {
+				if err := policy.CheckFilter(in.Filter); err != nil {
+					return nil, err
+				}
+			}
+			after, err := base64.RawURLEncoding.DecodeString(in.Token)
+			if err != nil {
+				return nil, watchword.RefuseField("page_token", "is none of this list")
+			}
+			out := &listOut{}
+			out.Body.Retained = []Retained{}
+			if a.Wire == nil {
+				return out, nil
+			}
+			page, next, err := a.Wire.Retained(ctx, c.Tenant(), in.Filter, in.Owner, string(after), in.Size)
+			for _, m := range page {
+				out.Body.Retained = append(out.Body.Retained, viewRetained(m))
+			}
+			out.Body.Next = base64.RawURLEncoding.EncodeToString([]byte(next))
+			return out, err
+		})
+	register(a, operation{method: http.MethodGet, path: retainedPrefix + "{topic...}", summary: "The retained message of one topic, with its payload"},
+		func(ctx context.Context, c *caller, in *topicIn) (*wholeOut, error) {
+			m, err := a.retained(ctx, c, in.Topic)
+			if err != nil {
+				return nil, err
+			}
+			e := c.actor.Did(audit.RetainedShow, in.Topic, a.Now(), map[string]string{"owner": string(m.Owner), "remote": c.remote})
+			if err := a.Entries.AddEntry(ctx, e); err != nil {
+				return nil, err
+			}
+			return &wholeOut{RetainedWhole{viewRetained(m), base64.StdEncoding.EncodeToString(m.Payload)}}, nil
+		})
+	register(a, operation{method: http.MethodDelete, path: retainedPrefix + "{topic...}", summary: "Remove the retained message of one topic", status: http.StatusNoContent},
+		func(ctx context.Context, c *caller, in *topicIn) (*none, error) {
+			if _, err := a.retained(ctx, c, in.Topic); err != nil {
+				return nil, err
+			}
+			return nil, a.Wire.DeleteRetained(ctx, c.Tenant(), in.Topic, func(m session.Retained) error {
+				return a.Entries.AddEntry(ctx, c.actor.Did(audit.RetainedDelete, in.Topic, a.Now(), map[string]string{
+					"owner": string(m.Owner), "bytes": strconv.Itoa(len(m.Payload)),
+				}))
+			})
+		})
+	// A template of OpenAPI says nothing of how many segments a parameter has.
+	paths := a.huma.OpenAPI().Paths
+	paths[retainedPrefix+"{topic}"] = paths[retainedPrefix+"{topic...}"]
+	delete(paths, retainedPrefix+"{topic...}")
+}
+
+// retained returns the retained message of a topic. Codes: bad_request, not_found,
+// unavailable.
+func (a *API) retained(ctx context.Context, c *caller, topic string) (session.Retained, error) {
+	if err := policy.CheckTopic(topic); err != nil {
+		return session.Retained{}, err
+	}
+	if a.Wire == nil {
+		return session.Retained{}, watchword.Refuse(watchword.NotFound, "nothing is retained here")
+	}
+	return a.Wire.RetainedMessage(ctx, c.Tenant(), topic)
+}

@@ -1,0 +1,78 @@
+package admin
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Retained is the retained MQTT message of one topic.
+type Retained struct {
+	Topic       string              `json:"topic"`
+	Owner       watchword.SubjectID `json:"owner,omitempty"` // who published it; "" of what was stored before owners were kept
+	Incarnation int64               `json:"incarnation,omitempty"`
+	Given       bool                `json:"given"` // new subscribers are given it: its owner may publish it today
+	QoS         byte                `json:"qos"`
+	Bytes       int                 `json:"bytes"`  // of the payload
+	Memory      int                 `json:"memory"` // bytes of the server that it takes
+	ExpiresAt   *time.Time          `json:"expires_at,omitempty"`
+	ContentType string              `json:"content_type,omitempty"`
+	Payload     []byte              `json:"payload,omitempty"` // not in lists
+}
+
+// RetainedQuery chooses retained messages. Empty fields choose all.
+type RetainedQuery struct {
+	Filter string // an MQTT topic filter
+	Owner  watchword.SubjectID
+}
+
+// Retained calls f with the retained messages that q chooses, in the order of their topics'
+// levels, and ends with its error.
+func (c *Client) Retained(ctx context.Context, q RetainedQuery, f func(Retained) error) error {
+	v := url.Values{"page_size": {"500"}}
+	if q.Filter != "" {
+		v.Set("filter", q.Filter)
+	}
+	if q.Owner != "" {
+		v.Set("owner", string(q.Owner))
+	}
+	for {
+		var page struct {
+			Retained []Retained `json:"retained"`
+			Next     string     `json:"next_page_token"`
+		}
+		if err := c.call(ctx, http.MethodGet, "/v1/retained", v, nil, &page); err != nil {
+			return err
+		}
+		for _, m := range page.Retained {
+			if err := f(m); err != nil {
+				return err
+			}
+		}
+		if page.Next == "" {
+			return nil
+		}
+		v.Set("page_token", page.Next)
+	}
+}
+
+// RetainedMessage returns the retained message of a topic, with its payload. Code: not_found.
+func (c *Client) RetainedMessage(ctx context.Context, topic string) (m Retained, err error) {
+	err = c.call(ctx, http.MethodGet, retainedPath(topic), nil, nil, &m)
+	return m, err
+}
+
+// DeleteRetained removes the retained message of a topic. Code: not_found.
+func (c *Client) DeleteRetained(ctx context.Context, topic string) error {
+	return c.call(ctx, http.MethodDelete, retainedPath(topic), nil, nil, nil)
+}
+
+// retainedPath is the path of a topic's retained message. Dots are encoded too: a topic of
+// one or two is no step of a path.
+func retainedPath(topic string) string {
+	return "/v1/retained/" + strings.ReplaceAll(url.PathEscape(topic), ".", "%2E")
+}
