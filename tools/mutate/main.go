@@ -2,8 +2,9 @@
 // edit at a time, and runs the package's own tests against each: what no test notices is a
 // survivor, and either harmless or in want of a test.
 //
-// The tree stays as it is: a mutant is compiled through go's overlay. The sample is drawn by
-// a seed. Each outcome is written to a state file at once; a further run goes on where the
+// The tree stays as it is: mutants are compiled through go's overlay, as many as can be into
+// one binary in which each can be switched on, the rest alone. The sample is drawn by a seed.
+// Each outcome is written to a state file at once; a further run goes on where the
 // last one stopped, and judges a mutant again only when its file has changed. Only the tests
 // that reach the edited place are run, by the coverage of each test alone.
 package main
@@ -136,7 +137,7 @@ func load(state string) (map[mutant]result, error) {
 
 // draw returns all mutants of a package in an order that the seed and their text give: an
 // edit elsewhere leaves the sample as it is.
-func draw(root string, t target, seed uint64) (all []mutant, err error) {
+func draw(root string, t target, seed uint64) (all []candidate, err error) {
 	files, err := filepath.Glob(filepath.Join(root, t.dir, "*.go"))
 	if err != nil {
 		return nil, err
@@ -159,11 +160,11 @@ func draw(root string, t target, seed uint64) (all []mutant, err error) {
 		for _, m := range ms {
 			h := fnv.New64a()
 			fmt.Fprintf(h, "%d %q %q %q %q %d", seed, m.File, lines[m.Line-1], m.Was, m.Now, m.Column)
-			place[m] = h.Sum64()
+			place[m.mutant] = h.Sum64()
 		}
 		all = append(all, ms...)
 	}
-	slices.SortStableFunc(all, func(a, b mutant) int { return cmp.Compare(place[a], place[b]) })
+	slices.SortStableFunc(all, func(a, b candidate) int { return cmp.Compare(place[a.mutant], place[b.mutant]) })
 	return all, nil
 }
 
@@ -173,7 +174,7 @@ func digest(src []byte) string {
 }
 
 // over judges the first n mutants that compile.
-func over(ctx context.Context, root string, t target, all []mutant, known map[mutant]result, notes *os.File, n int, again bool) error {
+func over(ctx context.Context, root string, t target, all []candidate, known map[mutant]result, notes *os.File, n int, again bool) error {
 	work, err := os.MkdirTemp("", "mutate")
 	if err != nil {
 		return err
@@ -184,14 +185,18 @@ func over(ctx context.Context, root string, t target, all []mutant, known map[mu
 		s.dir = t.tests
 	}
 	judged := 0
-	for _, m := range all {
+	for _, c := range all {
 		if judged == n {
 			break
 		}
+		m := c.mutant
 		r, ok := known[m]
 		if !ok || again && (r.Outcome == survived || r.Outcome == uncovered) {
 			if s.tests == nil {
 				if err := s.measure(ctx); err != nil {
+					return err
+				}
+				if s.switches, err = s.switched(ctx, all); err != nil {
 					return err
 				}
 			}

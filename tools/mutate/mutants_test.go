@@ -141,3 +141,112 @@ func TestTheFastestTestsComeFirstAndOnlyThoseThatReach(t *testing.T) {
 		}
 	}
 }
+
+// Switched on in the binary that has all of them, a mutant is what it is when it is built
+// alone: the same tests fail. The sample has every kind of mutant that can be switched, one
+// inside the other, and two that keep the rest from compiling.
+func TestASwitchedMutantIsTheOneBuiltAlone(t *testing.T) {
+	root := t.TempDir()
+	for name, text := range map[string]string{
+		"go.mod": "module example.org/x\n\ngo 1.26\n",
+		"policy/p.go": `package policy
+
+const yes = true
+
+func Rule(a, b, c bool, n int) (out int) {
+	if a && (b || !c) && n < 3 {
+		out = 1
+	}
+	if c {
+		return 7
+	}
+	switch {
+	case n <= 1, a && b:
+		out += 2
+	case n > 4:
+		out -= 3
+	}
+	return out
+}
+
+func Last(a bool) int {
+	if a {
+		return 1
+	} else {
+		return 2
+	}
+}
+`,
+		"policy/p_test.go": `package policy
+
+import "testing"
+
+func TestRule(t *testing.T) {
+	for _, x := range []struct {
+		a, b, c bool
+		n, want int
+	}{{true, true, false, 2, 3}, {true, false, true, 0, 7}, {false, true, false, 1, 2}, {true, true, false, 3, 2}, {false, false, false, 5, -3}, {false, false, false, 4, 0}} {
+		if got := Rule(x.a, x.b, x.c, x.n); got != x.want {
+			t.Errorf("%+v: %d", x, got)
+		}
+	}
+	if yes != true || Last(true) != 1 || Last(false) != 2 {
+		t.Error("last")
+	}
+}
+`,
+	} {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := draw(root, targets[0], 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &suite{root: root, under: "policy", dir: "policy", work: t.TempDir()}
+	if err := s.measure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	on, err := s.switched(t.Context(), all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.switches = on
+	if out, err := s.binary(t.Context(), 0, on.binary); err != nil {
+		t.Fatalf("with none switched on: %v\n%s", err, out)
+	}
+	compared, died := 0, 0
+	seen := map[string]bool{}
+	for _, c := range all {
+		if kind := c.Was + " → " + c.Now; on.number[c.mutant] == 0 || seen[kind] {
+			continue
+		} else {
+			seen[kind] = true // building each alone takes its time
+		}
+		s.switches = on
+		got, _, err := s.try(t.Context(), c.mutant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.switches = nil
+		want, _, err := s.try(t.Context(), c.mutant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != want {
+			t.Errorf("%s: switched on it is %s, alone %s", c, got, want)
+		}
+		compared++
+		if got == killed {
+			died++
+		}
+	}
+	if compared < 12 || died < 8 || died == compared {
+		t.Errorf("%d compared, %d killed: the test asks too little", compared, died)
+	}
+}

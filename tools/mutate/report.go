@@ -18,10 +18,10 @@ type tally struct {
 	left                              []result
 }
 
-func sum(t target, all []mutant, known map[mutant]result, n int) tally {
+func sum(t target, all []candidate, known map[mutant]result, n int) tally {
 	y := tally{dir: t.dir, possible: len(all)}
-	for _, m := range all {
-		r, ok := known[m]
+	for _, c := range all {
+		r, ok := known[c.mutant]
 		if !ok || y.judged == n {
 			continue
 		}
@@ -49,7 +49,7 @@ func (y tally) String() string {
 }
 
 // report writes one row of the table and the survivors, in the order of the code.
-func report(w io.Writer, root string, t target, all []mutant, known map[mutant]result, n int) {
+func report(w io.Writer, root string, t target, all []candidate, known map[mutant]result, n int) {
 	y := sum(t, all, known, n)
 	fmt.Fprintf(w, "\n## %s\n\n%d mutants are possible. Of %d judged %d are killed (%.1f %%), %d of them by the limit; %d survive.\n\n",
 		y.dir, y.possible, y.judged, y.dead+y.late, y.rate(), y.late, len(y.left))

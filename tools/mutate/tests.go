@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -28,6 +29,7 @@ type suite struct {
 	root, under, dir string // dir holds the tests, under is the package that they run
 	work             string
 	tests            []test
+	switches         *switches // nil: every mutant is built alone
 }
 
 type test struct {
@@ -53,8 +55,8 @@ func command(ctx context.Context, dir, name string, args ...string) *exec.Cmd {
 	return c
 }
 
-// binary runs a test binary within the bounds.
-func (s *suite) binary(ctx context.Context, name string, args ...string) ([]byte, error) {
+// binary runs a test binary within the bounds, with one of its mutants switched on or, for 0, none.
+func (s *suite) binary(ctx context.Context, mutant int, name string, args ...string) ([]byte, error) {
 	tmp, err := os.MkdirTemp(s.work, "tmp")
 	if err != nil {
 		return nil, err
@@ -63,13 +65,54 @@ func (s *suite) binary(ctx context.Context, name string, args ...string) ([]byte
 	c := command(ctx, filepath.Join(s.root, s.dir), "sh", append([]string{
 		"-c", fmt.Sprintf(`ulimit -v %d; ulimit -f %d; exec "$0" "$@"`, maxMemory, maxFile), name,
 	}, args...)...)
-	c.Env = append(os.Environ(), "TMPDIR="+tmp)
+	c.Env = append(os.Environ(), "TMPDIR="+tmp, switchName+"="+strconv.Itoa(mutant))
 	return c.CombinedOutput()
 }
 
 func (s *suite) build(ctx context.Context, out string, flags ...string) ([]byte, error) {
 	c := command(ctx, s.root, "go", append(append([]string{"test", "-c", "-p=1", "-ldflags=-s -w", "-o", out}, flags...), "./"+s.dir)...)
 	return c.CombinedOutput()
+}
+
+// source returns a mutant's file, which must be the one that it was drawn from.
+func (s *suite) source(m mutant) ([]byte, error) {
+	path := filepath.Join(s.root, m.Dir, m.File)
+	src, err := os.ReadFile(path)
+	if err == nil && digest(src) != m.Source {
+		err = fmt.Errorf("%s has changed since the run began", path)
+	}
+	return src, err
+}
+
+// overlay writes what go reads in the place of some files.
+func (s *suite) overlay(replace map[string]string) (string, error) {
+	path := filepath.Join(s.work, "overlay.json")
+	text, err := json.Marshal(map[string]map[string]string{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	return path, os.WriteFile(path, text, 0o600)
+}
+
+// alone builds the tests with one mutant; "" where that does not compile.
+func (s *suite) alone(ctx context.Context, m mutant) (string, error) {
+	src, err := s.source(m)
+	if err != nil {
+		return "", err
+	}
+	edited := filepath.Join(s.work, "mutant.go")
+	if err := os.WriteFile(edited, slices.Concat(src[:m.Start], []byte(m.Now), src[m.End:]), 0o600); err != nil {
+		return "", err
+	}
+	overlay, err := s.overlay(map[string]string{filepath.Join(s.root, m.Dir, m.File): edited})
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(s.work, "mutant.test")
+	if _, err := s.build(ctx, bin, "-overlay="+overlay); err != nil {
+		return "", ctx.Err()
+	}
+	return bin, nil
 }
 
 // measure runs each test alone and notes what it reaches and how long it takes.
@@ -79,7 +122,7 @@ func (s *suite) measure(ctx context.Context) error {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
 	defer os.Remove(bin)
-	list, err := s.binary(ctx, bin, "-test.list=^(Test|Fuzz)")
+	list, err := s.binary(ctx, 0, bin, "-test.list=^(Test|Fuzz)")
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, list)
 	}
@@ -87,7 +130,7 @@ func (s *suite) measure(ctx context.Context) error {
 	defer os.Remove(profile)
 	for name := range strings.FieldsSeq(string(list)) {
 		begun := time.Now()
-		out, err := s.binary(ctx, bin, "-test.run=^"+name+"$", "-test.coverprofile="+profile, "-test.timeout=120s")
+		out, err := s.binary(ctx, 0, bin, "-test.run=^"+name+"$", "-test.coverprofile="+profile, "-test.timeout=120s")
 		if err != nil {
 			return fmt.Errorf("%s fails without a mutation: %w\n%s", name, err, out)
 		}
@@ -157,30 +200,14 @@ func (s *suite) try(ctx context.Context, m mutant) (outcome, by string, err erro
 	if len(tests) == 0 {
 		return uncovered, "", nil
 	}
-	path := filepath.Join(s.root, m.Dir, m.File)
-	src, err := os.ReadFile(path)
-	if err != nil {
-		return "", "", err
-	}
-	if digest(src) != m.Source {
-		return "", "", fmt.Errorf("%s has changed since the run began", path)
-	}
-	edited := filepath.Join(s.work, "mutant.go")
-	if err := os.WriteFile(edited, slices.Concat(src[:m.Start], []byte(m.Now), src[m.End:]), 0o600); err != nil {
-		return "", "", err
-	}
-	overlay := filepath.Join(s.work, "overlay.json")
-	text, err := json.Marshal(map[string]map[string]string{"Replace": {path: edited}})
-	if err != nil {
-		return "", "", err
-	}
-	if err := os.WriteFile(overlay, text, 0o600); err != nil {
-		return "", "", err
-	}
-	bin := filepath.Join(s.work, "mutant.test")
-	defer os.Remove(bin)
-	if _, err := s.build(ctx, bin, "-overlay="+overlay); err != nil {
-		return invalid, "", ctx.Err()
+	bin, number := "", 0
+	if s.switches != nil && s.switches.number[m] > 0 {
+		bin, number = s.switches.binary, s.switches.number[m]
+	} else {
+		if bin, err = s.alone(ctx, m); err != nil || bin == "" {
+			return invalid, "", err
+		}
+		defer os.Remove(bin)
 	}
 	// The fast ones first: most mutants die of them.
 	const quick = 2 * time.Second
@@ -190,7 +217,7 @@ func (s *suite) try(ctx context.Context, m mutant) (outcome, by string, err erro
 		limit := 5*sum + 10*time.Second
 		wait, cancel := context.WithTimeout(ctx, limit+10*time.Second)
 		defer cancel()
-		out, err := s.binary(wait, bin, "-test.run=^("+strings.Join(some, "|")+")$", "-test.failfast", "-test.timeout="+limit.String())
+		out, err := s.binary(wait, number, bin, "-test.run=^("+strings.Join(some, "|")+")$", "-test.failfast", "-test.timeout="+limit.String())
 		switch {
 		case err == nil:
 			return "", nil
