@@ -2,6 +2,7 @@ package mqtt_test
 
 import (
 	"context"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -17,10 +18,24 @@ import (
 // badRoll cannot say anything of most while it is bad.
 type badRoll struct {
 	*house
-	bad atomic.Bool
+	bad  atomic.Bool
+	good atomic.Int64               // answers until it is bad, where it is set
+	slow atomic.Pointer[slowAnswer] // about the subject "slow"
 }
 
+// slowAnswer is one that is not given before goOn is closed.
+type slowAnswer struct{ asked, goOn chan struct{} }
+
 func (b *badRoll) Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+	if id == "slow" {
+		if s := b.slow.Swap(nil); s != nil {
+			close(s.asked)
+			<-s.goOn
+		}
+	}
+	if b.good.Load() > 0 && b.good.Add(-1) == 0 {
+		b.bad.Store(true)
+	}
 	if b.bad.Load() && id != "pub" && id != "ear" {
 		return nil, nil, watchword.Refuse(watchword.Unavailable, "roll")
 	}
@@ -87,4 +102,45 @@ func TestNoWillUnderAnOldAuthority(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		ear.silent()
 	})
+}
+
+// A connection is lost, and before its will is published its session ends: its client has
+// a minute from there. Without a bubble, since the will waits for a lock.
+func TestASessionThatEndsBeforeTheWillIsPublished(t *testing.T) {
+	h := newHouse(t, mqtt.Options{})
+	defer h.close()
+	r := h.onABadRoll()
+	ear, lamp := h.device("ear"), h.device("lamp", withWill)
+	ear.subscribe(1, "will")
+	h.device("slow")
+	asked, goOn := make(chan struct{}), make(chan struct{})
+	r.slow.Store(&slowAnswer{asked, goOn})
+	go h.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, "slow") // the will waits for it
+	<-asked
+	lamp.vanish()
+	await(t, "the end of the connection", func() bool { return len(h.broker.States(watchword.DefaultTenant, "lamp")) == 0 })
+	h.closeSession("lamp")
+	close(goOn)
+	await(t, "the time of the will in the store", func() bool {
+		if len(ear.got) > 0 {
+			t.Fatal("the will came at once")
+		}
+		h.store.mu.Lock()
+		defer h.store.mu.Unlock()
+		for _, w := range h.store.wills {
+			return !w.Due.IsZero()
+		}
+		return false
+	})
+}
+
+// await fails where something does not come to be in ten seconds.
+func await(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !is(); {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+		runtime.Gosched()
+	}
 }

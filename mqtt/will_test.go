@@ -247,7 +247,7 @@ func TestAWillKeepsWhatItSaysOverACrash(t *testing.T) {
 			p.Will = &packet.Will{Topic: "will", QoS: 2, Retain: true, Payload: []byte{0, 1}}
 			w := &p.Will.Properties
 			w.SetNumber(packet.MessageExpiry, 100)
-			w.SetNumber(packet.WillDelay, 7) // of no use where the session ends with its connection
+			w.SetNumber(packet.WillDelay, 7_000) // of no use where the session ends with its connection
 			w.SetText(packet.ContentType, "x")
 			w.User = []packet.Pair{{Name: "a", Value: "1"}, {Name: "a", Value: "2"}}
 		})
@@ -383,6 +383,121 @@ func TestWillsHaveBounds(t *testing.T) {
 				}
 				if s := h.broker.Stats(); s.Wills != int64(all) || s.WillBytes < int64(all)*1_000 {
 					t.Errorf("%+v", s)
+				}
+			})
+		})
+	}
+}
+
+// A will delay that is longer than the minute counts from the end of the session's token
+// too; and no will waits for longer than its session lasts.
+func TestAWillDelayAfterAnEndByTheServer(t *testing.T) {
+	for name, c := range map[string]struct {
+		expiry, delay uint32
+		end           func(h *house)
+		after         time.Duration
+	}{
+		"session close, delay":                {3_600, 600, func(h *house) { h.closeSession("lamp") }, 600 * time.Second},
+		"session close, delay below a minute": {3_600, 30, func(h *house) { h.closeSession("lamp") }, time.Minute},
+		"session close, session ends first":   {90, 600, func(h *house) { h.closeSession("lamp") }, 90 * time.Second},
+		"killed, delay":                       {3_600, 600, func(h *house) { h.crash(mqtt.Options{}) }, 600 * time.Second},
+		"killed, session ends first":          {90, 600, func(h *house) { h.crash(mqtt.Options{}) }, 90 * time.Second},
+		"killed, of an older build": {90, 600, func(h *house) {
+			synctest.Wait()
+			h.store.mu.Lock()
+			for id, w := range h.store.wills {
+				w.Due, w.Token, w.Key = time.Now().Add(600*time.Second), "", ""
+				h.store.wills[id] = w
+			}
+			h.store.mu.Unlock()
+			h.crash(mqtt.Options{})
+		}, 90 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				h.connect(packet.V5, "lamp", h.token("lamp", 5*time.Hour), wills(c.delay), func(p *packet.Connect) { p.Properties.SetNumber(packet.SessionExpiry, c.expiry) })
+				c.end(h)
+				from := time.Now()
+				ear := h.connect(packet.V5, "ear", h.token("ear", 5*time.Hour))
+				ear.subscribe(1, "will")
+				ear.hears("will", "gone")
+				if after := time.Since(from); after != c.after {
+					t.Errorf("after %v, want %v", after, c.after)
+				}
+			})
+		})
+	}
+}
+
+// Wills of several lives of the server do not take each other's place in the store, and of
+// one client identifier the last will stands alone.
+func TestWillsOfSeveralLives(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.device("first", withWill)
+		synctest.Wait()
+		h.store.mu.Lock() // the connection before, whose end was not written any more
+		for id, w := range h.store.wills {
+			w.ID = id + 1
+			h.store.wills[w.ID] = w
+			break
+		}
+		h.store.mu.Unlock()
+		h.crash(mqtt.Options{})
+		h.device("second", withWill)
+		synctest.Wait()
+		h.crash(mqtt.Options{})
+		ear := h.connect(packet.V5, "ear", h.token("ear", 5*time.Hour))
+		ear.subscribe(1, "will")
+		ear.hears("will", "gone")
+		ear.hears("will", "gone")
+		time.Sleep(time.Hour)
+		ear.silent()
+		if n := h.storedWills(); n != 0 {
+			t.Errorf("%d wills are left in the store", n)
+		}
+	})
+}
+
+// What could not be written of a will is written when the store writes again.
+func TestTheEndOfAWillThatCouldNotBeWritten(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		lamp := h.device("lamp", withWill)
+		synctest.Wait()
+		h.store.fail(true)
+		lamp.send(&packet.Disconnect{})
+		time.Sleep(2 * time.Second)
+		h.store.fail(false)
+		time.Sleep(2 * time.Second)
+		if n := h.storedWills(); n != 0 {
+			t.Errorf("%d wills in the store", n)
+		}
+	})
+}
+
+// A CONNECT that is refused after its will was counted gives the room back.
+func TestARefusedConnectGivesTheRoomOfItsWillBack(t *testing.T) {
+	for name, refused := range map[string]func(h *house){
+		"too many sessions": func(h *house) {
+			for n := range 8 {
+				h.connect(packet.V5, fmt.Sprintf("lamp/%d", n), h.token("lamp", time.Hour))
+			}
+		},
+		"suspended before the session starts": func(h *house) { h.onABadRoll().good.Store(2) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				raw := h.token("lamp", time.Hour)
+				refused(h)
+				c := h.raw(packet.V5)
+				p := hello(packet.V5, "lamp", raw)
+				withWill(p)
+				c.send(p)
+				if ack := want[*packet.Connack](c); ack.Code == packet.Success {
+					t.Fatal("it was let in")
+				}
+				synctest.Wait()
+				if s := h.broker.Stats(); s.Wills != 0 || s.WillBytes != 0 {
+					t.Errorf("%d wills of %d bytes", s.Wills, s.WillBytes)
 				}
 			})
 		})

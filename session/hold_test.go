@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/session"
@@ -45,5 +46,47 @@ func TestWhatIsHeldFollowsPolicyAndSubject(t *testing.T) {
 	want := []string{"may", "may not", "may", string(watchword.SubjectSuspended), string(watchword.SubjectSuspended), "may", string(watchword.TokenRevoked)}
 	if !slices.Equal(told, want) {
 		t.Errorf("told %q, want %q", told, want)
+	}
+}
+
+// What is held on a token lapses with the token's revocation and its keys', and not with its end.
+func TestWhatIsHeldOnATokenLapsesWithIt(t *testing.T) {
+	for name, c := range map[string]struct {
+		act  func(g *session.Guard, r *fakeRoll, revoked map[watchword.KeyID]bool)
+		want []string
+	}{
+		"its token is revoked": {func(g *session.Guard, _ *fakeRoll, _ map[watchword.KeyID]bool) {
+			g.TokenRevoked(watchword.DefaultTenant, "lamp-7", "t1")
+		}, []string{"may", "token_revoked"}},
+		"another token is revoked": {func(g *session.Guard, _ *fakeRoll, _ map[watchword.KeyID]bool) {
+			g.TokenRevoked(watchword.DefaultTenant, "lamp-7", "t2")
+		}, []string{"may"}},
+		"its issuer key is revoked": {func(g *session.Guard, _ *fakeRoll, revoked map[watchword.KeyID]bool) {
+			revoked["s1"] = true
+			g.IssuerRevoked(context.Background(), "s1")
+		}, []string{"may", "issuer_revoked"}},
+		"its key is retired": {func(g *session.Guard, r *fakeRoll, _ map[watchword.KeyID]bool) {
+			r.edit(func(r *fakeRoll) { r.subject.Keys = nil })
+			g.SubjectChanged(context.Background(), watchword.DefaultTenant, "lamp-7")
+		}, []string{"may", "token_revoked"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoll(t)
+			revoked := map[watchword.KeyID]bool{}
+			g := session.NewGuard(r, session.GuardOptions{Revoked: func(id watchword.KeyID) bool { return revoked[id] }})
+			p := papers(t, -time.Minute) // over
+			p.SignedBy = "s1"
+			var told []string
+			s := g.Hold(t.Context(), p, session.Options{
+				Changed: func(*session.Authority) { told = append(told, "may") },
+				Lapsed:  func(cause error) { told = append(told, string(watchword.CodeOf(cause))) },
+			})
+			c.act(g, r, revoked)
+			s.Close(nil)
+			g.TokenRevoked(watchword.DefaultTenant, "lamp-7", "t1")
+			if !slices.Equal(told, c.want) {
+				t.Errorf("told %q, want %q", told, c.want)
+			}
+		})
 	}
 }
