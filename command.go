@@ -6,6 +6,8 @@ type CommandState string
 // The states of a command (DESIGN §6). Only a receipt with a good signature
 // leads to Done, Refused, Failed or Interrupted. Unknown means that the device
 // took it and its end passed without a receipt; a late receipt still settles it.
+// Undeliverable means that the device cannot take it, and that it was not given to
+// the connection that said so.
 const (
 	Queued      CommandState = "queued"
 	Sent        CommandState = "sent"
@@ -18,6 +20,8 @@ const (
 	Expired     CommandState = "expired"
 	Cancelled   CommandState = "cancelled"
 	Unknown     CommandState = "unknown"
+
+	Undeliverable CommandState = "undeliverable"
 )
 
 // Final reports whether nothing but a late receipt can change s any more. The empty

@@ -6,7 +6,7 @@ import "testing"
 func TestWhatIsFinal(t *testing.T) {
 	for s, want := range map[CommandState]bool{
 		"": false, Queued: false, Sent: false, Delivered: false, Accepted: false,
-		Done: true, Refused: true, Failed: true, Interrupted: true, Expired: true, Cancelled: true, Unknown: true,
+		Done: true, Refused: true, Failed: true, Interrupted: true, Expired: true, Cancelled: true, Unknown: true, Undeliverable: true,
 	} {
 		if s.Final() != want {
 			t.Errorf("%q is final: %v", s, !want)

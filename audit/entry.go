@@ -57,6 +57,7 @@ const (
 	CommandSettle    = "command.settle"
 	CommandExpire    = "command.expire"
 	CommandConflict  = "command.conflict"
+	CommandUndeliver = "command.undeliverable"
 	ConfigSet        = "config.set"
 	CommandHandOver  = "command.handover"
 	SessionOpen      = "session.open"
@@ -75,7 +76,7 @@ var Kinds = []string{
 	ServerStart, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign, DeviceCreate,
 	OperatorCreate, DeviceLink, DeviceEnroll, DeviceRekey, PairingReject, DeviceLabel, DeviceProof, DeviceSuspend,
 	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
-	CommandCancel, CommandSettle, CommandExpire, CommandConflict, ConfigSet, CommandHandOver, SessionOpen,
+	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
 }
 

@@ -34,6 +34,7 @@ type Line struct {
 	wake   chan struct{} // one token: something may be waiting
 	taken  chan struct{} // closed when a newer line took over
 	notify func()        // if not nil, in the place of wake and taken
+	fit    Fit           // what may be handed over; of the goroutine that does
 
 	logged bool  // the device obeys only what is logged; both under the desk's lock
 	seen   int64 // the size of the log that it saw last, as far as is known
@@ -140,20 +141,33 @@ type SealedCommand struct {
 	Seq     int64
 	Expires time.Time
 	JWE     string
+
+	sent time.Time // when it was sent before; zero for never
 }
 
-// Deliver notes that the device has acknowledged every command of this epoch up
+// Deliver notes that the device says that it knows every command of this epoch up
 // to seq, and returns the number after which commands are still wanted: seq, or
 // 0 where the device speaks of an earlier life of the counters.
 func (l *Line) Deliver(ctx context.Context, epoch, seq int64) (after int64, err error) {
 	if epoch != l.desk.o.Epoch || seq < 1 {
 		return 0, nil
 	}
-	rows, err := l.desk.store.Deliver(ctx, l.key.tenant, l.key.device, epoch, seq, l.desk.o.Now())
+	return seq, l.delivered(ctx, Acknowledged{UpTo: seq})
+}
+
+// Acknowledged notes that the device has acknowledged the commands with these numbers,
+// which were handed over on this line, and no others.
+func (l *Line) Acknowledged(ctx context.Context, seqs []int64) error {
+	return l.delivered(ctx, Acknowledged{Each: seqs})
+}
+
+func (l *Line) delivered(ctx context.Context, a Acknowledged) error {
+	a.Epoch = l.desk.o.Epoch
+	rows, err := l.desk.store.Deliver(ctx, l.key.tenant, l.key.device, a, l.desk.o.Now())
 	for _, r := range rows {
 		l.desk.tell(r)
 	}
-	return seq, err
+	return err
 }
 
 // Next returns up to limit commands with numbers above after, in order, signed
@@ -185,33 +199,46 @@ func (l *Line) Next(ctx context.Context, after int64, nonce string, limit int, p
 }
 
 // pending hands over what waits now. What was handed over before something went
-// wrong is returned; the rest comes with the next call.
+// wrong is returned; the rest comes with the next call. Commands that cannot go to this
+// connection do not keep back those behind them, however many they are.
 func (l *Line) pending(ctx context.Context, after int64, nonce string, limit int) (out []SealedCommand, more bool, err error) {
-	rows, err := l.desk.store.Pending(ctx, l.key.tenant, l.key.device, after, l.desk.o.Now(), limit)
-	if err != nil {
-		return nil, false, err
-	}
-	for _, r := range rows {
-		c, err := l.handOver(ctx, r, nonce)
-		switch code := watchword.CodeOf(err); {
-		case errors.Is(err, errLonger):
+	for {
+		rows, err := l.desk.store.Pending(ctx, l.key.tenant, l.key.device, after, l.desk.o.Now(), limit)
+		if err != nil {
 			return nil, false, err
-		case errors.Is(err, errUncovered):
-			return out, false, nil // in order: what follows waits too
-		case code == watchword.Conflict || code == watchword.Busy:
-			continue // ended or cancelled meanwhile, or signed too often: its end settles it
-		case err != nil && len(out) == 0:
-			return nil, false, err
-		case err != nil:
-			return out, true, nil
 		}
-		out = append(out, c)
+		for _, r := range rows {
+			c, err := l.handOver(ctx, r, nonce)
+			if m, ok := errors.AsType[*misfit](err); ok {
+				if err = l.desk.undeliverable(ctx, l.key, r.ID, m.Reason, r); err == nil {
+					continue
+				}
+			}
+			switch code := watchword.CodeOf(err); {
+			case errors.Is(err, errLonger):
+				return nil, false, err
+			case errors.Is(err, errUncovered):
+				return out, false, nil // in order: what follows waits too
+			case code == watchword.Conflict || code == watchword.Busy:
+				continue // ended or cancelled meanwhile, or signed too often: its end settles it
+			case err != nil && len(out) == 0:
+				return nil, false, err
+			case err != nil:
+				return out, true, nil
+			}
+			out = append(out, c)
+		}
+		full := len(rows) == limit
+		if len(out) > 0 || !full {
+			return out, full, nil
+		}
+		after = rows[len(rows)-1].Seq
 	}
-	return out, len(rows) == limit, nil
 }
 
 // handOver signs r, unless a version for this nonce was signed before, seals it
-// to the device's key of today, and keeps the hash before it leaves the house.
+// to the device's key of today, and keeps the hash before it leaves the house. The error
+// is a misfit where the connection does not take as much: as a rule nothing is kept then.
 func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand, error) {
 	d := l.desk
 	s, _, err := d.roll.Today(ctx, r.Tenant, r.Device)
@@ -235,6 +262,18 @@ func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand
 		return SealedCommand{}, err
 	}
 	h := Handover{Hash: jose.HashOf(jws), Nonce: nonce, JWS: atRest, At: d.o.Now()}
+	d.mu.Lock()
+	logged := l.logged
+	d.mu.Unlock()
+	jwe := ""
+	if !logged {
+		if jwe, err = jose.Seal(to, "JWT", []byte(jws)); err == nil {
+			err = l.fit.check(len(jwe)) // before anything says that it was sent
+		}
+		if err != nil {
+			return SealedCommand{}, err
+		}
+	}
 	row, entry, err := d.store.HandOver(ctx, r.Tenant, r.ID, h, d.handedOver(r, h, jws))
 	if err != nil {
 		return SealedCommand{}, err
@@ -242,11 +281,15 @@ func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand
 	if r.State != row.State {
 		d.tell(row)
 	}
-	jwe, err := l.seal(ctx, to, jws, entry)
-	if err != nil {
-		return SealedCommand{}, err
+	if logged {
+		if jwe, err = l.sealLogged(ctx, to, jws, entry); err == nil {
+			err = l.fit.check(len(jwe)) // how long the proof is was not known before
+		}
+		if err != nil {
+			return SealedCommand{}, err
+		}
 	}
-	return SealedCommand{ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Expires: r.Expires, JWE: jwe}, nil
+	return SealedCommand{ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Expires: r.Expires, JWE: jwe, sent: r.SentAt}, nil
 }
 
 // errUncovered means that the log's checkpoint does not have a hand-over's entry yet.
@@ -255,19 +298,13 @@ var errUncovered = errors.New("no checkpoint has it yet")
 // errLonger is what a device is told that has seen a longer log.
 var errLonger = watchword.Refuse(watchword.Conflict, "the device has seen a longer log than this one is")
 
-// seal seals a version to the device, with the proof that the log has it where the
-// device wants one.
-func (l *Line) seal(ctx context.Context, to *jose.PublicKey, jws string, entry int64) (string, error) {
+// sealLogged seals a version to the device, with the proof that the log has it.
+func (l *Line) sealLogged(ctx context.Context, to *jose.PublicKey, jws string, entry int64) (string, error) {
 	d := l.desk
 	d.mu.Lock()
-	logged, seen := l.logged, l.seen
-	if logged {
-		d.covers[l] = struct{}{} // before the log is asked: no checkpoint falls between
-	}
+	seen := l.seen
+	d.covers[l] = struct{}{} // before the log is asked: no checkpoint falls between
 	d.mu.Unlock()
-	if !logged {
-		return jose.Seal(to, "JWT", []byte(jws))
-	}
 	if entry == 0 {
 		return "", watchword.Refuse(watchword.Conflict, "it was handed over before hand-overs were logged")
 	}

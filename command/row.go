@@ -32,6 +32,31 @@ type Row struct {
 	Receipt     []byte                  // the last receipt's JWS, sealed, or nil
 	ReceiptKey  watchword.KeyID         // the key that signed it
 	Entry       int64                   // number of the log's entry of that receipt; 0: it has none yet
+	Reason      *Reason                 // why it is undeliverable; nil in all other states
+}
+
+// Reason says why a command could not be delivered.
+type Reason struct {
+	Code   watchword.Code `json:"code"` // too_large
+	Detail string         `json:"detail"`
+	Size   int            `json:"size"` // bytes that it has
+	Max    int            `json:"max"`  // bytes that the device takes
+}
+
+// Undelivered is a command on its way to its end because its device cannot take it.
+type Undelivered struct {
+	Tenant watchword.TenantID
+	ID     watchword.CommandID
+	Reason Reason
+	SentAt time.Time // when it was sent before, over a connection that took it; zero for never
+	At     time.Time
+}
+
+// Acknowledged is what a device says that it holds, all in one epoch.
+type Acknowledged struct {
+	Epoch int64
+	UpTo  int64   // every command up to this number; 0 for none
+	Each  []int64 // and each of these numbers
 }
 
 // Idempotency is what a caller sends so that a repeated request acts once.

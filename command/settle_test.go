@@ -164,8 +164,8 @@ type between struct {
 	delivered, settled func()
 }
 
-func (b *between) Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, epoch, seq int64, now time.Time) ([]command.Row, error) {
-	rows, err := b.Store.Deliver(ctx, t, device, epoch, seq, now)
+func (b *between) Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, a command.Acknowledged, now time.Time) ([]command.Row, error) {
+	rows, err := b.Store.Deliver(ctx, t, device, a, now)
 	if b.delivered != nil {
 		b.delivered()
 	}

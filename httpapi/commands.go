@@ -31,6 +31,7 @@ type Command struct {
 	LogEntry    int64                  `json:"log_entry,omitempty" doc:"number of the log's entry of the receipt"`
 	Args        json.RawMessage        `json:"args,omitempty"`
 	Receipt     *Receipt               `json:"receipt,omitempty"`
+	Reason      *command.Reason        `json:"reason,omitempty" doc:"why it is undeliverable"`
 }
 
 // Receipt is the device's signed answer, which the server has verified.
@@ -46,7 +47,7 @@ func (a *API) viewCommand(r command.Row, whole bool) (Command, error) {
 	c := Command{
 		ID: r.ID, Device: r.Device, Function: r.Function, State: r.State, Epoch: r.Epoch, Seq: r.Seq, By: r.By, ByKey: r.ByKey,
 		CreatedAt: r.Created.UTC(), ExpiresAt: r.Expires.UTC(), SentAt: when(r.SentAt), DeliveredAt: when(r.DeliveredAt),
-		SettledAt: when(r.SettledAt), ArgsHash: r.ArgsHash, LogEntry: r.Entry,
+		SettledAt: when(r.SettledAt), ArgsHash: r.ArgsHash, LogEntry: r.Entry, Reason: r.Reason,
 	}
 	if !whole {
 		return c, nil

@@ -164,6 +164,7 @@ type take struct {
 	nonce        string
 	log          int64 // size of the log that it saw last, if logged
 	logged       bool  // the device obeys only what is logged
+	max          int64 // bytes of the largest JWE that it can hold; 0 for any
 }
 
 func (t *take) acknowledged(s string) (err error) {
@@ -179,7 +180,7 @@ func (t *take) acknowledged(s string) (err error) {
 
 func readTake(r *http.Request) (t take, err error) {
 	q := r.URL.Query()
-	for name, into := range map[string]*int64{"epoch": &t.epoch, "after": &t.after, "log": &t.log} {
+	for name, into := range map[string]*int64{"epoch": &t.epoch, "after": &t.after, "log": &t.log, "max": &t.max} {
 		if s := q.Get(name); s != "" {
 			if *into, err = strconv.ParseInt(s, 10, 64); err != nil || *into < 0 {
 				return t, watchword.RefuseField(name, "must be a number")
@@ -199,6 +200,7 @@ func (a *API) line(ctx context.Context, c *caller, t take) (*command.Line, int64
 	if t.logged {
 		l.Logged(t.log)
 	}
+	l.Fits(command.Fit{Max: int(t.max)})
 	after, err := l.Deliver(ctx, t.epoch, t.after)
 	if err != nil {
 		l.Close()

@@ -283,6 +283,9 @@ func (cl *client) drop(gone func(*item) bool) {
 			if it.x != nil && it.x.k != nil {
 				cl.finished(it.x.k, it.x.seq, int(it.x.counted))
 			}
+			if n := it.m.command(); n > 0 && cl.conn != nil && cl.conn.pump != nil {
+				cl.conn.pump.returned(n)
+			}
 			continue
 		}
 		stays = append(stays, it)

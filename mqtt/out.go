@@ -294,6 +294,9 @@ func (c *conn) take(buf []byte, it *item) []byte {
 		if alias > 0 && !known {
 			delete(c.aliases, it.m.topic) // it never heard it
 		}
+		if n := it.m.command(); n > 0 && c.pump != nil { // but that a device has a command is said of no other
+			c.pump.doesNotFit(n, len(buf)-at)
+		}
 		return c.skip(buf[:at], it)
 	}
 	buf[at] |= it.flag
@@ -382,18 +385,24 @@ func (cl *client) takeOff(f flight) {
 // alias returns the alias of a topic for this client, 0 for none; known, if the client
 // has heard it.
 func (c *conn) alias(topic string) (alias uint16, known bool) {
+	if alias, known = c.lookUpAlias(topic); alias > 0 && !known {
+		if c.aliases == nil {
+			c.aliases = map[string]uint16{}
+		}
+		c.aliases[topic] = alias
+	}
+	return alias, known
+}
+
+// lookUpAlias returns the alias that a topic has or would get, as [conn.alias] does.
+func (c *conn) lookUpAlias(topic string) (alias uint16, known bool) {
 	if c.aliased == 0 {
 		return 0, false
 	}
 	if alias, known = c.aliases[topic]; known || len(c.aliases) >= c.aliased {
 		return alias, known
 	}
-	if c.aliases == nil {
-		c.aliases = map[string]uint16{}
-	}
-	alias = uint16(len(c.aliases) + 1)
-	c.aliases[topic] = alias
-	return alias, false
+	return uint16(len(c.aliases) + 1), false
 }
 
 // writeFailed is the writer's: the peer is gone or stalled.

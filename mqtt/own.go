@@ -21,13 +21,15 @@ const (
 )
 
 // hello is what a device may say first: the nonce that its commands must carry,
-// the number of the last one that it began, and, if it obeys only what is logged, the
-// size of the log that it saw last (0: it saw none).
+// the number of the last one that it began, if it obeys only what is logged, the
+// size of the log that it saw last (0: it saw none), and the bytes of the largest sealed
+// command that it can hold (0: any).
 type hello struct {
 	Nonce string `json:"nonce"`
 	Epoch int64  `json:"epoch"`
 	Seq   int64  `json:"seq"`
 	Log   *int64 `json:"log"`
+	Max   int    `json:"max"`
 }
 
 // Notice is what the server says on $watchword/auth, as JSON.
@@ -56,10 +58,10 @@ func (c *conn) own(ctx context.Context, now time.Time, p *packet.Publish) error 
 func (c *conn) greeted(b []byte) error {
 	h := &hello{}
 	if err := jose.DecodeExact(b, h); err != nil {
-		return &watchword.Error{Code: watchword.BadRequest, Field: "hello", Detail: "must be {nonce, epoch, seq}", Err: err}
+		return &watchword.Error{Code: watchword.BadRequest, Field: "hello", Detail: "must be {nonce, epoch, seq, log, max}", Err: err}
 	}
-	if len(h.Nonce) > 64 || h.Nonce != "" && len(h.Nonce) < 22 || h.Epoch < 0 || h.Seq < 0 || h.Log != nil && *h.Log < 0 {
-		return watchword.RefuseField("hello", "nonce has 22 to 64 characters, epoch, seq and log are not negative")
+	if len(h.Nonce) > 64 || h.Nonce != "" && len(h.Nonce) < 22 || h.Epoch < 0 || h.Seq < 0 || h.Log != nil && *h.Log < 0 || h.Max < 0 {
+		return watchword.RefuseField("hello", "nonce has 22 to 64 characters, epoch, seq, log and max are not negative")
 	}
 	c.mu.Lock()
 	c.hello = h

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"strconv"
 	"strings"
 	"time"
@@ -14,14 +15,18 @@ import (
 )
 
 const commandColumns = `tenant, id, device, incarnation, epoch, seq, function, args, args_hash, signed_order, orderer, orderer_key,
-	state, created, expires, sent_at, delivered_at, settled_at, status, receipt, receipt_key, entry`
+	state, created, expires, sent_at, delivered_at, settled_at, status, receipt, receipt_key, entry, reason`
 
 func scanCommand(s scanner) (r command.Row, err error) {
 	var created, expires, sent, delivered, settled int64
+	var reason string
 	err = s.Scan(&r.Tenant, &r.ID, &r.Device, &r.Incarnation, &r.Epoch, &r.Seq, &r.Function, &r.Args, &r.ArgsHash, &r.Order, &r.By, &r.ByKey,
-		&r.State, &created, &expires, &sent, &delivered, &settled, &r.Status, &r.Receipt, &r.ReceiptKey, &r.Entry)
+		&r.State, &created, &expires, &sent, &delivered, &settled, &r.Status, &r.Receipt, &r.ReceiptKey, &r.Entry, &reason)
 	r.Created, r.Expires = moment(created), moment(expires)
 	r.SentAt, r.DeliveredAt, r.SettledAt = moment(sent), moment(delivered), moment(settled)
+	if err == nil && reason != "" {
+		err = json.Unmarshal([]byte(reason), &r.Reason)
+	}
 	return r, err
 }
 
@@ -249,17 +254,23 @@ func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watc
 	return out, entry, err
 }
 
-// Deliver notes that the device holds its commands up to seq.
-func (s *Store) Deliver(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, epoch, seq int64, now time.Time) ([]command.Row, error) {
-	const sent = ` FROM commands WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent') AND state = 'sent' AND epoch = ? AND seq <= ?`
+// Deliver notes which of its commands a device holds.
+func (s *Store) Deliver(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledged, now time.Time) ([]command.Row, error) {
+	const sent = ` FROM commands WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent') AND state = 'sent' AND epoch = ?
+		AND (seq <= ? OR seq IN (SELECT value FROM json_each(?))) ORDER BY seq`
+	each, err := json.Marshal(a.Each)
+	if err != nil {
+		return nil, err
+	}
+	args := []any{tenant, device, a.Epoch, a.UpTo, string(each)}
 	// Most polls acknowledge nothing new: look before taking the one writer.
-	waiting, err := all(ctx, s, scanCommand, `SELECT `+commandColumns+sent+` ORDER BY seq`, tenant, device, epoch, seq)
+	waiting, err := all(ctx, s, scanCommand, `SELECT `+commandColumns+sent, args...)
 	if err != nil || len(waiting) == 0 {
 		return nil, err
 	}
 	var out []command.Row
 	err = s.w.do(ctx, func(t *tx) error {
-		if out, err = all(context.Background(), t, scanCommand, `SELECT `+commandColumns+sent+` ORDER BY seq`, tenant, device, epoch, seq); err != nil {
+		if out, err = all(context.Background(), t, scanCommand, `SELECT `+commandColumns+sent, args...); err != nil {
 			return err
 		}
 		for i := range out {
@@ -276,6 +287,34 @@ func (s *Store) Deliver(ctx context.Context, tenant watchword.TenantID, device w
 	return out, nil
 }
 
+// Undeliver ends a command that its device cannot take, unless it has ended or was
+// acknowledged meanwhile.
+func (s *Store) Undeliver(ctx context.Context, u command.Undelivered, e audit.Entry) (out command.Row, changed bool, err error) {
+	err = s.w.do(ctx, func(t *tx) error {
+		if out, err = t.command(u.Tenant, u.ID); err != nil {
+			return err
+		}
+		if out.State != watchword.Queued && out.State != watchword.Sent {
+			return nil
+		}
+		reason, err := json.Marshal(u.Reason)
+		if err != nil {
+			return err
+		}
+		changed = true
+		out.State, out.Reason, out.SentAt, out.SettledAt = watchword.Undeliverable, &u.Reason, moment(stamp(u.SentAt)), moment(stamp(u.At))
+		if _, err := t.exec(`UPDATE commands SET state = ?, reason = ?, sent_at = ?, settled_at = ? WHERE tenant = ? AND id = ?`,
+			out.State, string(reason), stamp(u.SentAt), stamp(u.At), u.Tenant, u.ID); err != nil {
+			return err
+		}
+		return t.enter(e)
+	})
+	if err != nil {
+		return command.Row{}, false, err
+	}
+	return out, changed, nil
+}
+
 // Settle applies a receipt to its command.
 func (s *Store) Settle(ctx context.Context, c command.Settlement, e audit.Entry) (out command.Row, changed bool, err error) {
 	err = s.w.do(ctx, func(t *tx) error {
@@ -287,7 +326,7 @@ func (s *Store) Settle(ctx context.Context, c command.Settlement, e audit.Entry)
 			return err
 		}
 		changed = true
-		out.State, out.Status, out.Receipt, out.ReceiptKey, out.Entry = to, c.Status, c.JWS, c.Key, t.log.next()
+		out.State, out.Status, out.Receipt, out.ReceiptKey, out.Entry, out.Reason = to, c.Status, c.JWS, c.Key, t.log.next(), nil
 		if out.DeliveredAt.IsZero() {
 			out.DeliveredAt = moment(stamp(c.At)) // who answers has it
 		}
@@ -296,7 +335,7 @@ func (s *Store) Settle(ctx context.Context, c command.Settlement, e audit.Entry)
 		} else {
 			out.SettledAt = time.Time{}
 		}
-		if _, err := t.exec(`UPDATE commands SET state = ?, status = ?, receipt = ?, receipt_key = ?, delivered_at = ?, settled_at = ?, entry = ? WHERE tenant = ? AND id = ?`,
+		if _, err := t.exec(`UPDATE commands SET state = ?, status = ?, receipt = ?, receipt_key = ?, delivered_at = ?, settled_at = ?, entry = ?, reason = '' WHERE tenant = ? AND id = ?`,
 			out.State, out.Status, out.Receipt, out.ReceiptKey, stamp(out.DeliveredAt), stamp(out.SettledAt), out.Entry, c.Tenant, c.ID); err != nil {
 			return err
 		}
@@ -337,7 +376,7 @@ func settled(r command.Row, c command.Settlement) (to watchword.CommandState, ch
 		switch r.State {
 		case watchword.Sent, watchword.Delivered:
 			return to, true, nil
-		case watchword.Unknown:
+		case watchword.Unknown, watchword.Undeliverable:
 			if r.Expires.After(c.At) {
 				return to, true, nil
 			}
@@ -345,7 +384,7 @@ func settled(r command.Row, c command.Settlement) (to watchword.CommandState, ch
 		return to, false, over
 	}
 	switch r.State {
-	case watchword.Sent, watchword.Delivered, watchword.Accepted, watchword.Unknown, watchword.Expired:
+	case watchword.Sent, watchword.Delivered, watchword.Accepted, watchword.Unknown, watchword.Expired, watchword.Undeliverable:
 		return to, true, nil
 	}
 	return to, false, over

@@ -172,13 +172,23 @@ func handing(t *T) {
 	is(t, "pending when all is over", len(rows), 0)
 
 	t.must(t.hand(2, "h2"))
-	none, err := t.Deliver(t.ctx, here, "lamp-1", 2, 3, t.now)
+	for what, a := range map[string]command.Acknowledged{
+		"of another epoch": {Epoch: 2, UpTo: 3, Each: []int64{1, 2, 3}}, "nothing": {Epoch: 1}, "others": {Epoch: 1, Each: []int64{0, 3, 4}},
+	} {
+		none, err := t.Deliver(t.ctx, here, "lamp-1", a, t.now)
+		t.must(err)
+		is(t, what, len(none), 0)
+	}
+	got, err := t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, Each: []int64{7, 2}}, t.now)
 	t.must(err)
-	is(t, "of another epoch", len(none), 0)
-	got, err := t.Deliver(t.ctx, here, "lamp-1", 1, 3, t.now)
+	is(t, "delivered, the second alone", len(got), 1)
+	is(t, "the one before it", t.state(1), watchword.Sent)
+	is(t, "the number", got[0].Seq, 2)
+	got, err = t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 3}, t.now)
 	t.must(err)
-	is(t, "delivered", len(got), 2)
-	is(t, "state", got[1].State, watchword.Delivered)
+	is(t, "delivered", len(got), 1)
+	is(t, "state", got[0].State, watchword.Delivered)
+	is(t, "the number", got[0].Seq, 1)
 	is(t, "a queued one stays", t.state(3), watchword.Queued)
 	t.wants(watchword.Conflict, t.hand(2, "h2"))
 	_, err = t.CancelCommand(t.ctx, here, cmd(2), t.now, t.entry(audit.CommandCancel, "x"))
@@ -239,6 +249,79 @@ func settling(t *T) {
 	is(t, "entry of the receipt", r.Entry, int64(n+1))
 }
 
+// What a device cannot take ends, and only what it has not taken.
+func undelivering(t *T) {
+	t.enrolled("lamp-1")
+	for i := 1; i <= 5; i++ {
+		t.order(i, "lamp-1")
+	}
+	why := command.Reason{Code: watchword.TooLarge, Detail: "too large", Size: 3000, Max: 2100}
+	before := t.now.Add(-time.Second)
+	undeliver := func(n int, sent time.Time) (command.Row, bool, error) {
+		return t.Undeliver(t.ctx, command.Undelivered{Tenant: here, ID: cmd(n), Reason: why, SentAt: sent, At: t.now}, t.entry(audit.CommandUndeliver, string(cmd(n))))
+	}
+	n := t.log()
+	_, changed, err := undeliver(1, time.Time{})
+	t.must(err)
+	is(t, "a queued one", changed, true)
+	is(t, "entries", t.log(), n+1)
+	for i := 2; i <= 4; i++ {
+		t.must(t.hand(i, fmt.Sprint("h", i)))
+	}
+	row, changed, err := undeliver(2, time.Time{})
+	t.must(err)
+	is(t, "one that was handed over and not sent", changed, true)
+	got, err := t.Command(t.ctx, here, cmd(2))
+	t.must(err)
+	for _, r := range []command.Row{row, got} {
+		is(t, "state", r.State, watchword.Undeliverable)
+		is(t, "why", *r.Reason, why)
+		is(t, "was sent", r.SentAt.IsZero(), true)
+		is(t, "when it ended", r.SettledAt.Equal(t.now), true)
+	}
+	row, _, err = undeliver(3, before)
+	t.must(err)
+	is(t, "one that was sent before", row.SentAt.Equal(before), true)
+	_, err = t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 5}, t.now)
+	t.must(err)
+	is(t, "acknowledged after it ended", t.state(3), watchword.Undeliverable)
+	n = t.log()
+	for _, i := range []int{3, 4} { // ended, delivered
+		was := t.state(i)
+		row, changed, err = undeliver(i, time.Time{})
+		t.must(err)
+		is(t, "changed", changed, false)
+		is(t, "state", row.State, was)
+		is(t, "state", t.state(i), was)
+	}
+	is(t, "entries", t.log(), n)
+	_, _, err = undeliver(99, time.Time{})
+	t.wants(watchword.NotFound, err)
+	rows, err := t.Pending(t.ctx, here, "lamp-1", 0, t.now, 10)
+	t.must(err)
+	is(t, "what waits", len(rows), 1)
+	is(t, "what waits", rows[0].Seq, 5)
+	// Its device may have had it from an earlier connection, and answers.
+	t.wants(watchword.Conflict, t.hand(3, "h3"))
+	row, changed, err = t.settle(3, 3, "h3", watchword.StAccepted)
+	t.must(err)
+	is(t, "changed", changed, true)
+	is(t, "accepted", row.State, watchword.Accepted)
+	row, _, err = t.settle(2, 2, "h2", watchword.StDone)
+	t.must(err)
+	is(t, "done", row.State, watchword.Done)
+	got, err = t.Command(t.ctx, here, cmd(2))
+	t.must(err)
+	if row.Reason != nil || got.Reason != nil {
+		t.Fatal("a reason for what was done")
+	}
+	_, err = t.ExpireCommands(t.ctx, t.now.Add(time.Hour), 100, func(r command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
+	t.must(err)
+	is(t, "its end has been", t.state(1), watchword.Undeliverable)
+	_, _, err = t.settle(1, 1, "h1", watchword.StDone)
+	t.wants(watchword.ReceiptInvalid, err) // it was never handed over
+}
+
 func lateReceipts(t *T) {
 	t.enrolled("lamp-1")
 	for i := 1; i <= 5; i++ {
@@ -268,7 +351,7 @@ func lateReceipts(t *T) {
 	t.wants(watchword.Conflict, err)
 	is(t, "entries", t.log(), n+2)
 
-	_, err = t.Deliver(t.ctx, here, "lamp-1", 1, 2, t.now)
+	_, err = t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 2}, t.now)
 	t.must(err)
 	end := t.now.Add(2 * time.Minute)
 	_, err = t.ExpireCommands(t.ctx, end, 100, func(r command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })

@@ -60,6 +60,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"a queue has a bound", queueBound},
 		{"a command's way to its device", handing},
 		{"only a fitting receipt settles", settling},
+		{"what a device cannot take", undelivering},
 		{"late, double and contradicting receipts", lateReceipts},
 		{"commands end on time", expiring},
 		{"a command dies with its device's life", incarnations},

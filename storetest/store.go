@@ -120,11 +120,13 @@ type Store interface {
 	// HandOver keeps h with its entry (unless its Hash is kept already: then neither) and moves queued to sent. It returns the number of the entry (0: it has none yet). Not queued or sent, or expired: conflict. Over
 	// MaxHandovers: busy. A device not active: subject_suspended and so on.
 	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (row command.Row, entry int64, err error)
-	// Deliver moves the device's sent commands with that epoch and Seq up to seq to delivered, and returns those that moved.
-	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, epoch, seq int64, now time.Time) ([]command.Row, error)
+	// Deliver moves to delivered those of the device's sent commands that have a's epoch and whose Seq is up to a.UpTo or in a.Each, and returns those that moved.
+	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, a command.Acknowledged, now time.Time) ([]command.Row, error)
+	// Undeliver moves a command that is queued or sent to undeliverable, with u's reason, and its time of sending to u's. Any other state: no change, changed false, no entry; not_found.
+	Undeliver(ctx context.Context, u command.Undelivered, e audit.Entry) (row command.Row, changed bool, err error)
 	// Settle applies a receipt: the command must be this device's, of its incarnation, with this epoch and seq, and Hash one
 	// of its hand-overs; otherwise receipt_invalid. accepted moves sent, delivered and unknown to accepted (unknown only while not expired);
-	// done, refused, failed, interrupted, conflict settle sent, delivered, accepted, unknown, and expired ones. The very same
+	// undeliverable as unknown; done, refused, failed, interrupted, conflict settle sent, delivered, accepted, unknown, undeliverable, and expired ones. The very same
 	// status again: no change, changed false, no entry. A settled command with another final status: conflict.
 	Settle(ctx context.Context, s command.Settlement, e audit.Entry) (row command.Row, changed bool, err error)
 	// CancelCommand moves queued to cancelled; otherwise conflict.

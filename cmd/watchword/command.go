@@ -71,6 +71,8 @@ func printCourse(w io.Writer, c admin.Command) {
 	switch {
 	case c.Receipt != nil && c.SettledAt != nil:
 		fmt.Fprintf(w, "%s\t+%d ms\treceipt verified, key %.8s…%s%s\n", c.State, since(c.SettledAt), c.Receipt.Key, logEntry(c.LogEntry), result(c.Receipt.Result))
+	case c.Reason != nil && c.SettledAt != nil:
+		fmt.Fprintf(w, "%s\t+%d ms\t%s: %s\n", c.State, since(c.SettledAt), c.Reason.Code, c.Reason.Detail)
 	case c.SettledAt != nil:
 		fmt.Fprintf(w, "%s\t+%d ms\n", c.State, since(c.SettledAt))
 	default:
@@ -99,7 +101,7 @@ func statusOfCommand(s watchword.CommandState) error {
 		return nil
 	case watchword.Refused:
 		return &exit{6}
-	case watchword.Failed, watchword.Interrupted, watchword.Cancelled:
+	case watchword.Failed, watchword.Interrupted, watchword.Cancelled, watchword.Undeliverable:
 		return &exit{1}
 	default:
 		return &exit{7}

@@ -34,6 +34,15 @@ type Command struct {
 	LogEntry    int64                  `json:"log_entry,omitempty"`
 	Args        json.RawMessage        `json:"args,omitempty"`
 	Receipt     *Receipt               `json:"receipt,omitempty"`
+	Reason      *Reason                `json:"reason,omitempty"` // why it is undeliverable
+}
+
+// Reason says why a command could not be delivered.
+type Reason struct {
+	Code   watchword.Code `json:"code"` // too_large
+	Detail string         `json:"detail"`
+	Size   int            `json:"size"` // bytes that it has
+	Max    int            `json:"max"`  // bytes that the device takes
 }
 
 // Receipt is the device's signed answer, which the server has verified.

@@ -49,6 +49,10 @@ type Options struct {
 	// takes both the command key and the log key to forge a command; with some, the log
 	// shows it to all.
 	LoggedOnly bool
+	// MaxCommand is the bytes of the largest sealed command (JWE) that the device can hold,
+	// for those with little memory; 0 is any, up to 32 KiB. The server ends a larger command
+	// as undeliverable; one that comes all the same is refused (too_large).
+	MaxCommand int
 	// Connected, if not nil, is told in Run each time the server is reached again:
 	// over "mqtt" or "https". It must not wait.
 	Connected func(over string)

@@ -21,7 +21,8 @@ import (
 // trusted, or it comes too late: command_unsealed, signature_invalid,
 // token_malformed, token_kind, algorithm_invalid, key_unknown, issuer_mismatch,
 // audience_mismatch, command_expired, token_early, nonce_mismatch,
-// command_stale, bundle_invalid, command_unlogged (with [Options.LoggedOnly]), unavailable where the journal cannot be written.
+// command_stale, bundle_invalid, command_unlogged (with [Options.LoggedOnly]), too_large (with [Options.MaxCommand]),
+// unavailable where the journal cannot be written.
 func (d *Device) Obey(ctx context.Context, jwe string) (receipt string, err error) {
 	if d.id == nil {
 		return "", errNotEnrolled()
@@ -65,6 +66,9 @@ func (d *Device) begin(jwe string) (task, error) {
 // check is everything that needs no memory: seal, signature, issuer, audience,
 // time or nonce.
 func (d *Device) check(jwe string) (token.Command, string, error) {
+	if most := d.o.MaxCommand; most > 0 && len(jwe) > most {
+		return token.Command{}, "", watchword.Refuse(watchword.TooLarge, "the sealed command has %d bytes, and this device holds %d", len(jwe), most)
+	}
 	trust := d.trust.Load()
 	if d.over(trust.Expires) {
 		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle is over: nothing new is obeyed until the next one came")

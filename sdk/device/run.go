@@ -288,6 +288,9 @@ func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
 	if nonce != "" {
 		q.Set("nonce", nonce)
 	}
+	if d.o.MaxCommand > 0 {
+		q.Set("max", strconv.Itoa(d.o.MaxCommand))
+	}
 	if d.o.LoggedOnly {
 		q.Set("log", strconv.FormatInt(size, 10))
 	}

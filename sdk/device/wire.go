@@ -254,7 +254,8 @@ func (w *wire) greet(ctx context.Context) (nonce string, err error) {
 		Epoch int64  `json:"epoch"`
 		Seq   int64  `json:"seq"`
 		Log   *int64 `json:"log,omitempty"`
-	}{Epoch: d.journal.last.Epoch, Seq: d.journal.last.Seq}
+		Max   int    `json:"max,omitempty"`
+	}{Epoch: d.journal.last.Epoch, Seq: d.journal.last.Seq, Max: d.o.MaxCommand}
 	if d.byNonce() {
 		h.Nonce = d.nonce.current()
 	}

@@ -1,0 +1,462 @@
+package attack_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/sdk/device"
+)
+
+// plainClient is an MQTT 5 client that does what it is told, packet by packet.
+type plainClient struct {
+	t  *testing.T
+	nc net.Conn
+	r  *bufio.Reader
+}
+
+// plain connects as a device and subscribes to filters with QoS 1.
+func plain(t *testing.T, d *device.Device, edit func(*packet.Connect), filters ...string) *plainClient {
+	t.Helper()
+	token, err := d.NewToken(t.Context())
+	must(t, err)
+	nc, err := tls.Dial("tcp", d.MQTT(), anchored(t, d))
+	must(t, err)
+	t.Cleanup(func() { _ = nc.Close() })
+	c := &plainClient{t, nc, bufio.NewReader(nc)}
+	p := &packet.Connect{Version: packet.V5, CleanStart: true, ClientID: string(d.ID()), Username: "jwt", HasUser: true, HasPass: true, Password: []byte(token)}
+	if edit != nil {
+		edit(p)
+	}
+	c.send(p)
+	if ack, ok := c.next().(*packet.Connack); !ok || ack.Code != packet.Success {
+		t.Fatalf("not connected: %+v", ack)
+	}
+	for _, f := range filters {
+		c.subscribe(f)
+	}
+	return c
+}
+
+func (c *plainClient) send(p packet.Packet) {
+	c.t.Helper()
+	_, err := c.nc.Write(packet.Append(nil, p, packet.V5))
+	must(c.t, err)
+}
+
+func (c *plainClient) next() packet.Packet {
+	c.t.Helper()
+	must(c.t, c.nc.SetReadDeadline(time.Now().Add(20*time.Second)))
+	p, err := readPacket(c.r)
+	if err != nil {
+		c.t.Fatalf("no packet: %v", err)
+	}
+	return p
+}
+
+func (c *plainClient) subscribe(filter string) {
+	c.t.Helper()
+	c.send(&packet.Subscribe{ID: 9, Filters: []packet.Filter{{Topic: filter, QoS: 1}}})
+	for {
+		if ack, ok := c.next().(*packet.Suback); ok {
+			if ack.Codes[0].Failed() {
+				c.t.Fatalf("%s: %#x", filter, ack.Codes[0])
+			}
+			return
+		}
+	}
+}
+
+// say publishes with QoS 1 and waits for the answer.
+func (c *plainClient) say(topic, payload string) {
+	c.t.Helper()
+	c.send(&packet.Publish{Topic: topic, QoS: 1, ID: 8, Payload: []byte(payload)})
+	if ack, ok := c.next().(*packet.Ack); !ok || ack.Kind != packet.PUBACK || ack.Reason.Failed() {
+		c.t.Fatalf("%s: %+v", topic, ack)
+	}
+}
+
+// command returns the next PUBLISH.
+func (c *plainClient) command() *packet.Publish {
+	c.t.Helper()
+	p, ok := c.next().(*packet.Publish)
+	if !ok {
+		c.t.Fatalf("not a command: %T", p)
+	}
+	return p
+}
+
+func (c *plainClient) acknowledge(p *packet.Publish, reason packet.Reason) {
+	c.t.Helper()
+	c.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID, Reason: reason})
+}
+
+func atMost(bytes uint32) func(*packet.Connect) {
+	return func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, bytes) }
+}
+
+// first returns the number of the entry of a command's order.
+func (h *house) first(c admin.Command) int64 {
+	h.t.Helper()
+	es, err := h.admin.FindEntries(h.t.Context(), admin.LogQuery{Kind: "command.order", Object: string(c.ID)}, 1)
+	must(h.t, err)
+	if len(es) != 1 {
+		h.t.Fatalf("%d entries of the order", len(es))
+	}
+	return es[0].Seq
+}
+
+// large is a command's arguments that make a packet of more than 2,100 bytes.
+var large = json.RawMessage(`{"text":"` + strings.Repeat("x", 900) + `"}`)
+
+// commandTo orders the device to do something; args is nil for few bytes.
+func (h *house) commandTo(d *device.Device, args json.RawMessage) admin.Command {
+	h.t.Helper()
+	c, err := h.admin.Send(h.t.Context(), admin.Order{Device: d.ID(), Function: "f", Args: args})
+	must(h.t, err)
+	return c
+}
+
+// becomes waits until a command is in a state.
+func (h *house) becomes(c admin.Command, want watchword.CommandState) admin.Command {
+	h.t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; {
+		now, err := h.admin.Command(h.t.Context(), c.ID, 0)
+		must(h.t, err)
+		if now.State == want {
+			return now
+		}
+		if now.State.Final() || time.Now().After(end) {
+			h.t.Fatalf("command %d is %s, want %s", c.Seq, now.State, want)
+		}
+	}
+}
+
+// tooLarge holds that a command ended because its device does not take as much.
+func (h *house) tooLarge(c admin.Command, most int) {
+	h.t.Helper()
+	c = h.becomes(c, watchword.Undeliverable)
+	if r := c.Reason; r == nil || r.Code != watchword.TooLarge || r.Max != most || r.Size <= most || c.SentAt != nil || c.DeliveredAt != nil || c.SettledAt == nil {
+		h.t.Errorf("command %d: sent %v, delivered %v, settled %v, reason %+v", c.Seq, c.SentAt, c.DeliveredAt, c.SettledAt, c.Reason)
+	}
+}
+
+// numberOf opens what a device was sent.
+func numberOf(t *testing.T, h *house, d *device.Device, jwe string) int64 {
+	t.Helper()
+	r, err := d.Obey(t.Context(), jwe)
+	must(t, err)
+	must(t, d.HandIn(t.Context(), r))
+	_, seq := d.Position()
+	return seq
+}
+
+// A command that is larger than its client takes ends as undeliverable, was never sent,
+// and keeps nothing back, however many there are.
+func TestACommandThatIsTooLargeEndsAndKeepsNothingBack(t *testing.T) {
+	h := serve(t, nil)
+	for _, many := range []int{3, 16, 40} {
+		t.Run(fmt.Sprint(many), func(t *testing.T) {
+			h := *h
+			h.t = t
+			d := h.enroll(watchword.SubjectID(fmt.Sprintf("lamp-%d", many)), device.Options{}, nil)
+			c := plain(t, d, atMost(2100), "devices/"+string(d.ID())+"/commands")
+			var sent []admin.Command
+			for range many {
+				sent = append(sent, h.commandTo(d, large))
+			}
+			small := h.commandTo(d, nil)
+			p := c.command()
+			if n := numberOf(t, &h, d, string(p.Payload)); n != small.Seq {
+				t.Errorf("number %d came, want %d", n, small.Seq)
+			}
+			c.acknowledge(p, packet.Success)
+			h.becomes(small, watchword.Refused) // by its receipt: the device has no such function
+			for _, s := range sent {
+				h.tooLarge(s, 2100)
+			}
+			// The window has all its places.
+			for range 16 {
+				h.commandTo(d, nil)
+			}
+			var ps []*packet.Publish
+			for range 16 {
+				ps = append(ps, c.command())
+			}
+			c.acknowledge(ps[0], packet.Success)
+			last := h.commandTo(d, nil)
+			h.becomes(last, watchword.Sent)
+			c.command()
+			entries, err := h.admin.FindEntries(t.Context(), admin.LogQuery{Kind: "command.undeliverable", After: h.first(sent[0])}, 100)
+			must(t, err)
+			if len(entries) != many || entries[0].Object != string(sent[0].ID) || entries[0].Data["reason"] != "too_large" || entries[0].Data["max"] != "2100" {
+				t.Errorf("%d entries of the log: %+v", len(entries), entries)
+			}
+			handed, err := h.admin.FindEntries(t.Context(), admin.LogQuery{Kind: "command.handover", Object: string(sent[0].ID)}, 100)
+			must(t, err)
+			if len(handed) != 0 {
+				t.Errorf("the log says that it was handed over: %+v", handed)
+			}
+		})
+	}
+}
+
+// What waits for a device that is away ends when it comes, by the bounds of the
+// connection that it comes with.
+func TestWhatWaitsForASmallDevice(t *testing.T) {
+	h := serve(t, nil)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	first, second, third := h.commandTo(d, large), h.commandTo(d, large), h.commandTo(d, nil)
+	c := plain(t, d, nil, "devices/lamp-1/commands")
+	p := c.command()
+	c.acknowledge(p, packet.Success)
+	h.becomes(first, watchword.Delivered)
+	c.command() // number 2, which is not acknowledged
+	must(t, c.nc.Close())
+	c = plain(t, d, atMost(2100), "devices/lamp-1/commands")
+	if n := numberOf(t, h, d, string(c.command().Payload)); n != third.Seq {
+		t.Errorf("number %d came, want %d", n, third.Seq)
+	}
+	h.becomes(first, watchword.Delivered)
+	got := h.becomes(second, watchword.Undeliverable)
+	if got.SentAt == nil || got.Reason.Size <= 2100 || got.Reason.Max != 2100 {
+		t.Errorf("one that an earlier connection took: %+v", got)
+	}
+}
+
+// The bound is a bound: a packet of as many bytes passes, with all that goes along with it.
+func TestAPacketOfTheMaximumSizePasses(t *testing.T) {
+	h := serve(t, nil)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	for name, edit := range map[string]func(*packet.Connect, *packet.Subscribe){
+		"plain":      func(*packet.Connect, *packet.Subscribe) {},
+		"alias":      func(c *packet.Connect, _ *packet.Subscribe) { c.Properties.SetNumber(packet.TopicAliasMaximum, 5) },
+		"identifier": func(_ *packet.Connect, s *packet.Subscribe) { s.Properties.Subscriptions = []uint32{200_000} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := *h
+			h.t = t
+			// What goes along with a command, as it is sent: how many bytes its packet has beside it.
+			connect := func(most int) *plainClient {
+				s := &packet.Subscribe{ID: 9, Filters: []packet.Filter{{Topic: "devices/lamp-1/commands", QoS: 1}}}
+				c := plain(t, d, func(p *packet.Connect) {
+					if edit(p, s); most > 0 {
+						atMost(uint32(most))(p)
+					}
+				})
+				c.send(s)
+				if _, ok := c.next().(*packet.Suback); !ok {
+					t.Fatal("no SUBACK")
+				}
+				return c
+			}
+			one := h.commandTo(d, nil)
+			c := connect(0)
+			p := c.command()
+			c.acknowledge(p, packet.Success)
+			h.becomes(one, watchword.Delivered)
+			size := len(packet.Append(nil, p, packet.V5))
+			must(t, c.nc.Close())
+
+			one = h.commandTo(d, nil) // as long as the one before
+			c = connect(size)
+			c.acknowledge(c.command(), packet.Success)
+			h.becomes(one, watchword.Delivered)
+			must(t, c.nc.Close())
+
+			one = h.commandTo(d, nil)
+			_ = connect(size - 1)
+			h.tooLarge(one, size-1)
+			if r := h.becomes(one, watchword.Undeliverable).Reason; r.Size != size {
+				t.Errorf("it is said to have %d bytes, and has %d", r.Size, size)
+			}
+		})
+	}
+}
+
+// A hello says how much a device can hold, and so does a request over HTTP.
+func TestADeviceSaysHowMuchItCanHold(t *testing.T) {
+	h := serve(t, nil)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	c := plain(t, d, nil)
+	c.say("$watchword/hello", `{"nonce":"","epoch":1,"seq":0,"max":2000}`)
+	first := h.commandTo(d, large)
+	small := h.commandTo(d, nil)
+	c.subscribe("devices/lamp-1/commands")
+	p := c.command()
+	if n := numberOf(t, h, d, string(p.Payload)); n != small.Seq || len(p.Payload) > 2000 {
+		t.Errorf("number %d of %d bytes came, want %d", n, len(p.Payload), small.Seq)
+	}
+	c.acknowledge(p, packet.Success)
+	h.tooLarge(first, 2000)
+	// A later hello counts for what comes after it.
+	c.say("$watchword/hello", fmt.Sprintf(`{"nonce":"","epoch":1,"seq":%d}`, small.Seq))
+	big := h.commandTo(d, large)
+	if n := numberOf(t, h, d, string(c.command().Payload)); n != big.Seq {
+		t.Errorf("number %d came, want %d", n, big.Seq)
+	}
+	c.send(&packet.Publish{Topic: "$watchword/hello", QoS: 1, ID: 3, Payload: []byte(`{"nonce":"","epoch":1,"seq":0,"max":-1}`)})
+	if ack, ok := c.next().(*packet.Ack); !ok || !ack.Reason.Failed() {
+		t.Errorf("a negative max: %+v", ack)
+	}
+	must(t, c.nc.Close())
+
+	for what, get := range map[string]func(query string) string{
+		"poll": func(query string) string {
+			var out struct {
+				Commands []struct {
+					JWE string `json:"jwe"`
+				} `json:"commands"`
+			}
+			a := h.ask("GET", "/v1/self/commands?wait=20s&limit=1"+query, h.token(d), "")
+			must(t, json.Unmarshal([]byte(a.body), &out))
+			if len(out.Commands) != 1 {
+				t.Fatalf("%s", a.body)
+			}
+			return out.Commands[0].JWE
+		},
+		"stream": func(query string) string {
+			var out struct {
+				JWE string `json:"jwe"`
+			}
+			must(t, json.Unmarshal([]byte(next(t, h.stream("/v1/self/commands?"+query, h.token(d)), "command").Data), &out))
+			return out.JWE
+		},
+	} {
+		var sent []admin.Command
+		for range 3 {
+			sent = append(sent, h.commandTo(d, large))
+		}
+		small := h.commandTo(d, nil)
+		if n := numberOf(t, h, d, get("&max=2000")); n != small.Seq {
+			t.Errorf("%s: number %d came, want %d", what, n, small.Seq)
+		}
+		for _, s := range sent {
+			h.tooLarge(s, 2000)
+		}
+	}
+	if a := h.ask("GET", "/v1/self/commands?max=-1", h.token(d), ""); a.status != 400 {
+		t.Errorf("a negative max: %d", a.status)
+	}
+}
+
+// The SDK says what its device can hold, over both transports, and takes no more.
+func TestASmallDeviceOfTheSDK(t *testing.T) {
+	h := serve(t, nil)
+	_, port, err := net.SplitHostPort(h.info.MQTTS)
+	must(t, err)
+	for _, over := range []string{"mqtt", "https"} {
+		t.Run(over, func(t *testing.T) {
+			var dialer net.Dialer
+			connected := make(chan string, 16)
+			d := h.enroll(watchword.SubjectID("lamp-"+over), device.Options{
+				MaxCommand: 2000, Connected: func(over string) { connected <- over },
+				Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+					if over == "https" && strings.HasSuffix(address, ":"+port) {
+						return nil, errors.New("no MQTT here")
+					}
+					return dialer.DialContext(ctx, network, address)
+				},
+			}, nil)
+			d.HandleAny(func(context.Context, *device.Command) (any, error) { return nil, nil })
+			first, second := h.commandTo(d, large), h.commandTo(d, nil)
+			ctx, cancel := context.WithCancel(t.Context())
+			ran := make(chan error, 1)
+			go func() { ran <- d.Run(ctx) }()
+			h.becomes(second, watchword.Done)
+			h.tooLarge(first, 2000)
+			if got := <-connected; got != over {
+				t.Errorf("connected over %s", got)
+			}
+			cancel()
+			must(t, <-ran)
+			if _, err := d.Obey(t.Context(), strings.Repeat("x", 2001)); watchword.CodeOf(err) != watchword.TooLarge {
+				t.Errorf("a larger one: %v", err)
+			}
+		})
+	}
+}
+
+// A command is delivered by its own PUBACK alone. One that is refused stays sent and
+// takes no place of the window, and neither does a PUBACK that comes twice make one.
+func TestACommandIsDeliveredByItsOwnAcknowledgementAlone(t *testing.T) {
+	h := serve(t, nil)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	c := plain(t, d, nil, "devices/lamp-1/commands")
+	var sent []admin.Command
+	for range 40 {
+		sent = append(sent, h.commandTo(d, nil))
+	}
+	taken := []int{1, 17, 39}
+	for i := range 40 {
+		p := c.command()
+		reason := packet.QuotaExceeded
+		if slices.Contains(taken, i) {
+			reason = packet.Success
+		}
+		c.acknowledge(p, reason)
+		c.acknowledge(p, packet.Success) // it answers nothing any more
+	}
+	h.becomes(sent[39], watchword.Delivered)
+	for i, s := range sent {
+		want := watchword.Sent
+		if slices.Contains(taken, i) {
+			want = watchword.Delivered
+		}
+		h.becomes(s, want)
+	}
+	// The last acknowledgement is written down; so none of the others is on its way.
+	got, err := h.admin.Command(t.Context(), sent[0].ID, 0)
+	must(t, err)
+	if got.State != watchword.Sent {
+		t.Errorf("the first is %s", got.State)
+	}
+	// Over the next connection they come again, and the window is 16: no 17th before an answer.
+	must(t, c.nc.Close())
+	c = plain(t, d, nil, "devices/lamp-1/commands", "devices/lamp-1/config")
+	for range 16 {
+		c.command()
+	}
+	c.say("devices/lamp-1/events/marker", "1")
+}
+
+// Commands in the queue of a client whose subscription is taken go out by another one
+// that it has.
+func TestQueuedCommandsGoOutByTheSubscriptionThatIsLeft(t *testing.T) {
+	h := serve(t, nil)
+	policy := []byte("subjects = [\"lamp-1\"]\n[[allow]]\nsubscribe = [\"devices/lamp-1/#\"]\n")
+	_, err := h.admin.ApplyPolicy(t.Context(), "wide", policy, -1)
+	must(t, err)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	c := plain(t, d, func(p *packet.Connect) { p.Properties.SetNumber(packet.ReceiveMaximum, 1) }, "devices/lamp-1/#", "$watchword/auth")
+	var sent []admin.Command
+	for range 4 {
+		sent = append(sent, h.commandTo(d, nil))
+	}
+	p := c.command()
+	h.becomes(sent[3], watchword.Sent) // in the queue: the client takes one at once
+	c.subscribe("devices/lamp-1/commands")
+	must(t, h.admin.DeletePolicy(t.Context(), "wide"))
+	c.acknowledge(p, packet.Success)
+	for seen := map[string]bool{}; len(seen) < 3; {
+		p := c.command()
+		if p.Topic == "devices/lamp-1/commands" {
+			seen[string(p.Payload)] = true
+		}
+		c.acknowledge(p, packet.Success)
+	}
+	for _, s := range sent {
+		h.becomes(s, watchword.Delivered)
+	}
+}

@@ -1,0 +1,128 @@
+package command_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/command"
+)
+
+// takes returns the numbers that a line hands over.
+func takes(t *testing.T, l *command.Line, limit int) (seqs []int64) {
+	t.Helper()
+	cs, _, err := l.Take(t.Context(), 0, "", limit)
+	must(t, err)
+	for _, c := range cs {
+		seqs = append(seqs, c.Seq)
+	}
+	return seqs
+}
+
+// long is arguments of that many bytes.
+func long(n int) []byte {
+	b := []byte(`{"text":"`)
+	for len(b) < n-2 {
+		b = append(b, 'x')
+	}
+	return append(b, `"}`...)
+}
+
+func TestWhatAConnectionDoesNotTakeEnds(t *testing.T) {
+	for name, fit := range map[string]command.Fit{
+		"a large JWE":    {Max: 2000},
+		"a large packet": {Packet: 2100, Size: func(jwe int) int { return jwe + 100 }},
+		"both":           {Max: 2000, Packet: 2050, Size: func(jwe int) int { return jwe }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSetup(t, options{})
+			var large []command.Row
+			for range 3 {
+				large = append(large, s.order(command.Call{Args: long(2000)}))
+			}
+			small := s.order(command.Call{})
+			w := s.Watch(large[0].ID)
+			defer w.Close()
+			l := s.Attach(here, "lamp-1")
+			defer l.Close()
+			l.Fits(fit)
+			if seqs := takes(t, l, 1); len(seqs) != 1 || seqs[0] != small.Seq {
+				t.Errorf("handed over: %v, want %d", seqs, small.Seq)
+			}
+			most := max(fit.Max, 2000)
+			if fit.Max == 0 {
+				most = fit.Packet
+			}
+			for _, c := range large {
+				row, err := s.Command(t.Context(), here, c.ID)
+				must(t, err)
+				if r := row.Reason; row.State != watchword.Undeliverable || !row.SentAt.IsZero() || r.Code != watchword.TooLarge || r.Max != most || r.Size <= most || r.Detail == "" {
+					t.Errorf("number %d is %s, sent %s, because %+v", c.Seq, row.State, row.SentAt, r)
+				}
+				hs, err := s.store.Handovers(t.Context(), here, c.ID)
+				must(t, err)
+				if len(hs) != 0 {
+					t.Errorf("number %d was handed over %d times", c.Seq, len(hs))
+				}
+			}
+			if row := w.Wait(ended(), large[0]); row.State != watchword.Undeliverable {
+				t.Errorf("who waits was told %s", row.State)
+			}
+		})
+	}
+}
+
+// Of a command with its proof it is not known before how long it is: it was not sent all the same.
+func TestAProofThatMakesACommandTooLarge(t *testing.T) {
+	log := &logOf{size: 1000}
+	s := newSetup(t, options{desk: command.DeskOptions{Log: log}})
+	first := s.order(command.Call{})
+	l := s.Attach(here, "lamp-1")
+	defer l.Close()
+	l.Logged(3)
+	cs, _, err := l.Take(t.Context(), 0, "", 10)
+	must(t, err)
+	size := len(cs[0].JWE)
+	sent, err := s.Command(t.Context(), here, first.ID)
+	must(t, err)
+	s.pass(time.Second)
+	l.Fits(command.Fit{Max: size - 1})
+	second := s.order(command.Call{})
+	if seqs := takes(t, l, 10); len(seqs) != 0 {
+		t.Errorf("handed over: %v", seqs)
+	}
+	for id, at := range map[watchword.CommandID]time.Time{first.ID: sent.SentAt, second.ID: {}} {
+		row, err := s.Command(t.Context(), here, id)
+		must(t, err)
+		if row.State != watchword.Undeliverable || !row.SentAt.Equal(at) || row.Reason.Max != size-1 {
+			t.Errorf("%s is %s, sent %s (want %s), because %+v", id, row.State, row.SentAt, at, row.Reason)
+		}
+	}
+	l.Fits(command.Fit{Max: size + 64}) // the proof names a larger log
+	third := s.order(command.Call{})
+	if seqs := takes(t, l, 10); len(seqs) != 1 || seqs[0] != third.Seq {
+		t.Errorf("handed over: %v, want %d", seqs, third.Seq)
+	}
+}
+
+// What turns out too large when it is to be written ends too, unless it has ended before.
+func TestWhatCouldNotBeWrittenEnds(t *testing.T) {
+	s := newSetup(t, options{})
+	first, second := s.order(command.Call{}), s.order(command.Call{})
+	l := s.Attach(here, "lamp-1")
+	defer l.Close()
+	cs, _, err := l.Take(t.Context(), 0, "", 10)
+	must(t, err)
+	must(t, l.Acknowledged(t.Context(), []int64{2}))
+	for _, c := range cs {
+		must(t, l.Undeliverable(t.Context(), c, command.PacketTooLarge(2200, 2100)))
+	}
+	row, err := s.Command(t.Context(), here, first.ID)
+	must(t, err)
+	if r := row.Reason; row.State != watchword.Undeliverable || !row.SentAt.IsZero() || r.Size != 2200 || r.Max != 2100 {
+		t.Errorf("the first is %s, sent %s, because %+v", row.State, row.SentAt, r)
+	}
+	if got := s.state(second.ID); got != watchword.Delivered {
+		t.Errorf("the second is %s", got)
+	}
+}
