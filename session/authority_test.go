@@ -1,0 +1,275 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// may is what an authority says to four questions: publish, subscribe, call, request.
+func may(a *session.Authority) string {
+	return fmt.Sprint(a.Publish("a/x").Allowed, a.Subscribe("a/#").Allowed, a.Call(policy.Target{ID: "d"}, "f", []byte(`{"level":5}`)).Allowed, a.Request("GET", "/v1/x").Allowed)
+}
+
+// Both token and policy must allow; what nobody shows papers for stands under policy, and
+// under the token that it came by where it has one.
+func TestWhatAnAuthorityAllows(t *testing.T) {
+	ctx := context.Background()
+	const none, all = "[[allow]]\nput = [\"/nothing\"]\n", "[[allow]]\npublish = [\"a/#\"]\nsubscribe = [\"a/#\"]\ncall = [\"f\"]\nget = [\"/v1/#\"]\n"
+	const bounded = "[[allow]]\npublish = [\"a/#\"]\nsubscribe = [\"a/#\"]\nget = [\"/v1/#\"]\n[[allow]]\ncall = [\"f\"]\nargs = { level = { maximum = 4 } }\n"
+	wide := []watchword.Permission{
+		{Resource: "topic:a/#", Actions: []string{"pub", "sub"}}, {Resource: "fn:*/f", Actions: []string{"call"}}, {Resource: "api:/v1/#", Actions: []string{"get"}},
+	}
+	for _, tc := range []struct {
+		name, policy string
+		token        []watchword.Permission
+		live, absent string // the absent one without a token
+	}{
+		{"both allow", all, wide, "true true true true", "true true true true"},
+		{"the token has nothing", all, []watchword.Permission{{Resource: "topic:b", Actions: []string{"pub"}}}, "false false false false", "true true true true"},
+		{"policy has nothing", none, wide, "false false false false", "false false false false"},
+		{"the token publishes alone", all, []watchword.Permission{{Resource: "topic:a/#", Actions: []string{"pub"}}}, "true false false false", "true true true true"},
+		{"the token subscribes alone", all, wide[:0:0], "false false false false", "true true true true"},
+		{"the token calls alone", all, wide[1:2], "false false true false", "true true true true"},
+		{"the token requests alone", all, wide[2:], "false false false true", "true true true true"},
+		{"a bound of policy", bounded, wide, "true true false true", "true true false true"},
+	} {
+		r := newRoll(t)
+		set := policy.NewSet(parse(t, "subjects = [\"lamp-7\"]\n"+tc.policy))
+		r.edit(func(r *fakeRoll) { r.set = set })
+		g := session.NewGuard(r, session.GuardOptions{})
+		p := papers(t, time.Minute)
+		var err error
+		if p.Permissions, err = policy.FromPermissions(tc.token, nil); err != nil {
+			t.Fatal(err)
+		}
+		a, err := g.Check(ctx, p)
+		wantCode(t, err, "")
+		if got := may(a); got != tc.live {
+			t.Errorf("%s: live: %s, want %s", tc.name, got, tc.live)
+		}
+		if a.Token() != p.Permissions || a.Papers().JTI != "t1" || a.JTI() != "t1" || a.Tenant() != watchword.DefaultTenant || a.Subject() != "lamp-7" || a.Key() != "k1" || a.Proved() || a.Who().Kind != watchword.Device {
+			t.Errorf("%s: %+v", tc.name, a.Papers())
+		}
+		if a, err = g.Absent(ctx, watchword.DefaultTenant, "lamp-7", 1); err != nil {
+			t.Fatal(err)
+		}
+		if got := may(a); got != tc.absent {
+			t.Errorf("%s: absent: %s, want %s", tc.name, got, tc.absent)
+		}
+		for name, c := range map[string]struct {
+			p    session.Papers
+			want string
+		}{
+			"left behind":                      {session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1}, tc.absent},
+			"left behind under its token":      {p, tc.live},
+			"left behind, without permissions": {session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1, Key: "k1"}, tc.absent},
+		} {
+			s := g.Hold(ctx, c.p, session.Options{Lapsed: func(err error) { t.Errorf("%s, %s: lapsed: %v", tc.name, name, err) }})
+			if s.Authority() == nil {
+				continue
+			}
+			if got := may(s.Authority()); got != c.want {
+				t.Errorf("%s, %s: %s, want %s", tc.name, name, got, c.want)
+			}
+		}
+		if _, err := g.Absent(ctx, watchword.DefaultTenant, "lamp-7", 2); watchword.CodeOf(err) != watchword.TokenRevoked {
+			t.Errorf("another life: %v", err)
+		}
+	}
+}
+
+// What policy gives and the token does not is withheld by the token, and by nothing else.
+func TestWhatATokenWithholds(t *testing.T) {
+	ctx := context.Background()
+	for _, tc := range []struct {
+		name, policy        string
+		token               watchword.Permission
+		pub, sub            bool
+		whole, any, whenOff bool // whether any topic is left; the last without a token
+	}{
+		{"nothing", "publish = [\"a\"]\nsubscribe = [\"a\"]", watchword.Permission{Resource: "topic:#", Actions: []string{"pub", "sub"}}, false, false, false, true, true},
+		{"publishing", "publish = [\"a\"]\nsubscribe = [\"a\"]", watchword.Permission{Resource: "topic:a", Actions: []string{"sub"}}, true, false, false, true, true},
+		{"subscribing", "publish = [\"a\"]\nsubscribe = [\"a\"]", watchword.Permission{Resource: "topic:a", Actions: []string{"pub"}}, false, true, false, true, true},
+		{"what policy does not give either", "publish = [\"b\"]", watchword.Permission{Resource: "topic:c", Actions: []string{"pub"}}, false, false, false, false, true},
+		{"all topics", "publish = [\"a\"]\nsubscribe = [\"a\"]", watchword.Permission{Resource: "api:/v1/#", Actions: []string{"get"}}, true, true, false, false, true},
+	} {
+		r := newRoll(t)
+		r.edit(func(r *fakeRoll) { r.subject.Kind = watchword.Service }) // without topics of its own
+		set := policy.NewSet(parse(t, "subjects = [\"lamp-7\"]\n[[allow]]\n"+tc.policy))
+		r.edit(func(r *fakeRoll) { r.set = set })
+		g := session.NewGuard(r, session.GuardOptions{})
+		p := papers(t, time.Minute)
+		var err error
+		if p.Permissions, err = policy.FromPermissions([]watchword.Permission{tc.token}, nil); err != nil {
+			t.Fatal(err)
+		}
+		a, err := g.Check(ctx, p)
+		wantCode(t, err, "")
+		if got := [...]bool{a.WithholdsPublish("a"), a.WithholdsSubscription("a"), a.Whole(), a.AnyTopic()}; got != [...]bool{tc.pub, tc.sub, tc.whole, tc.any} {
+			t.Errorf("%s: withholds publishing, subscribing; whole; any topic: %v", tc.name, got)
+		}
+		a, err = g.Absent(ctx, watchword.DefaultTenant, "lamp-7", 1)
+		wantCode(t, err, "")
+		if a.WithholdsPublish("a") || a.WithholdsSubscription("a") || !a.Whole() || a.AnyTopic() != tc.whenOff {
+			t.Errorf("%s: without a token something is withheld", tc.name)
+		}
+		if p.Permissions, err = policy.FromPermissions(a.Today().Perm(), a.Today().Deny()); err != nil {
+			t.Fatal(err)
+		}
+		if a, err = g.Check(ctx, p); err != nil || !a.Whole() {
+			t.Errorf("%s: a token of all that policy gives is not whole: %v", tc.name, err)
+		}
+	}
+	nothing := newRoll(t)
+	nothing.edit(func(r *fakeRoll) {
+		r.subject.Kind = watchword.Service
+		r.set = policy.NewSet()
+	})
+	a, err := session.NewGuard(nothing, session.GuardOptions{}).Absent(ctx, watchword.DefaultTenant, "lamp-7", 1)
+	if err != nil || a.AnyTopic() {
+		t.Errorf("one without any topic has one: %v", err)
+	}
+}
+
+// What stands on an issuer's key ends when that key is revoked, and nothing else does.
+func TestARevokedIssuerKeyEndsWhatStandsOnIt(t *testing.T) {
+	ctx := context.Background()
+	var mu sync.Mutex
+	gone := map[watchword.KeyID]bool{}
+	r := newRoll(t)
+	g := session.NewGuard(r, session.GuardOptions{Revoked: func(id watchword.KeyID) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return gone[id]
+	}})
+	open := func(by watchword.KeyID) *session.Session {
+		t.Helper()
+		p := papers(t, time.Minute)
+		p.SignedBy = by
+		s, err := g.Open(ctx, p, session.Options{})
+		wantCode(t, err, "")
+		return s
+	}
+	one, two := open("i1"), open("i2")
+	mu.Lock()
+	gone["i1"] = true
+	mu.Unlock()
+	g.IssuerRevoked(ctx, "i2") // of another key: asked, and found good
+	if one.Over() || two.Over() {
+		t.Error("the revocation of another key ended a session")
+	}
+	g.IssuerRevoked(ctx, "i1")
+	wantEnd(t, one, watchword.IssuerRevoked)
+	if two.Over() {
+		t.Errorf("the other's session ended: %v", two.Cause())
+	}
+	p := papers(t, time.Minute)
+	p.SignedBy = "i1"
+	_, err := g.Check(ctx, p)
+	wantCode(t, err, watchword.IssuerRevoked)
+}
+
+// Sessions are found by their tenant alone, and told apart by what carries them.
+func TestWhichSessionsAreListed(t *testing.T) {
+	ctx := context.Background()
+	r := newSlowRoll(t, "lamp-1", "lamp-2")
+	var opened, ended []watchword.SessionID
+	var causes []error
+	g := session.NewGuard(r, session.GuardOptions{
+		Total:  3,
+		Opened: func(s *session.Session) { opened = append(opened, s.ID()) },
+		Ended:  func(s *session.Session, cause error) { ended, causes = append(ended, s.ID()), append(causes, cause) },
+	})
+	open := func(id watchword.SubjectID, o session.Options) *session.Session {
+		t.Helper()
+		s, err := g.Open(ctx, papersOf(t, id), o)
+		wantCode(t, err, "")
+		return s
+	}
+	a := open("lamp-1", session.Options{Transport: "mqtt", Remote: "192.0.2.1:1"})
+	b := open("lamp-2", session.Options{Transport: "poll"})
+	c := open("lamp-2", session.Options{Transport: "sse", Request: true})
+	_, err := g.Open(ctx, papersOf(t, "lamp-1"), session.Options{})
+	wantCode(t, err, watchword.Busy) // of all
+	if !a.Lasts() || b.Lasts() || c.Lasts() || a.Transport() != "mqtt" || a.Remote() != "192.0.2.1:1" || a.Opened().IsZero() {
+		t.Error("what a session says of itself")
+	}
+	for _, q := range []struct {
+		tenant  watchword.TenantID
+		subject watchword.SubjectID
+		want    int
+	}{{watchword.DefaultTenant, "", 3}, {watchword.DefaultTenant, "lamp-2", 2}, {watchword.DefaultTenant, "lamp-3", 0}, {"other", "", 0}, {"other", "lamp-1", 0}} {
+		if got := len(g.Sessions(q.tenant, q.subject)); got != q.want {
+			t.Errorf("%q of %q: %d sessions, want %d", q.subject, q.tenant, got, q.want)
+		}
+	}
+	if g.Session(watchword.DefaultTenant, a.ID()) != a || g.Session("other", a.ID()) != nil || g.Session(watchword.DefaultTenant, "ses_x") != nil {
+		t.Error("a session is not found by its tenant and id alone")
+	}
+	// One that takes the place of another is not counted beside it, in all and of its subject.
+	next, err := g.Enter(papersOf(t, "lamp-1"), session.Options{Replaces: a})
+	wantCode(t, err, "")
+	next.Close(nil)
+	why := errors.New("why")
+	b.Close(why)
+	b.Close(nil) // again: nothing
+	if len(opened) != 3 || len(ended) != 1 || ended[0] != b.ID() || causes[0] != why || b.Cause() != why {
+		t.Errorf("told of %d that opened and %v that ended for %v", len(opened), ended, causes)
+	}
+	select {
+	case <-b.Done(): // asked for after the end
+	default:
+		t.Error("done is not closed after the end")
+	}
+	open("lamp-1", session.Options{})
+}
+
+// A revoked token is remembered for its tenant alone.
+func TestATokenIsRevokedInItsTenant(t *testing.T) {
+	ctx := context.Background()
+	r := newRoll(t)
+	g := session.NewGuard(r, session.GuardOptions{})
+	g.TokenRevoked("other", "lamp-7", "t1")
+	_, err := g.Check(ctx, papers(t, time.Minute))
+	wantCode(t, err, "")
+	g.TokenRevoked(watchword.DefaultTenant, "lamp-7", "t2")
+	_, err = g.Check(ctx, papers(t, time.Minute))
+	wantCode(t, err, "")
+	g.TokenRevoked(watchword.DefaultTenant, "lamp-7", "t1")
+	_, err = g.Check(ctx, papers(t, time.Minute))
+	wantCode(t, err, watchword.TokenRevoked)
+}
+
+// What was left behind is reached by every way in which a policy can speak of it.
+func TestAPolicyFindsWhatIsHeld(t *testing.T) {
+	ctx := context.Background()
+	for _, src := range []string{`subjects = ["lamp-7"]`, `for = { site = "plant-1" }`, `for = {}`} {
+		r := newRoll(t)
+		g := session.NewGuard(r, session.GuardOptions{})
+		told := 0
+		s := g.Hold(ctx, session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1}, session.Options{
+			Changed: func(*session.Authority) { told++ }, Lapsed: func(err error) { t.Error(err) },
+		})
+		told = 0
+		d := parse(t, src)
+		g.PolicyChanged(ctx, watchword.DefaultTenant, d)
+		g.PolicyChanged(ctx, "other", d)
+		if told != 1 {
+			t.Errorf("%s: told %d times, want once", src, told)
+		}
+		s.Close(nil)
+		g.PolicyChanged(ctx, watchword.DefaultTenant, d)
+		g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
+		if told != 1 {
+			t.Errorf("%s: told after it ended", src)
+		}
+	}
+}
