@@ -68,6 +68,9 @@ type Options struct {
 	// may take, 0 means 256 MiB; those of one subject, 0 means 5,000 and 1 MiB.
 	RetainedMessages, RetainedBytes               int
 	SubjectRetainedMessages, SubjectRetainedBytes int
+	// What subscriptions may take of memory: all of them, 0 means 256 MiB, and those of one
+	// subject, 0 means 2 MiB.
+	SubscriptionBytes, SubjectSubscriptionBytes int64
 	// What wills may count together: of all clients, 0 means 64 MiB, and of one subject, 0 means 256 KiB.
 	WillBytes, SubjectWillBytes int64
 	PublishRate                 float64       // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
@@ -109,6 +112,8 @@ type Broker struct {
 	wills     wills
 	retain    *retainQuota
 	purge     purge
+
+	subscribed *quota.Ledger[quota.Key] // of subscriptions, in bytes of memory
 }
 
 // world is what one tenant's clients share.
@@ -117,6 +122,8 @@ type world struct {
 	tree     tree[*subscription]
 	groups   groups
 	retained retained
+
+	subscribed *quota.Ledger[quota.Key] // the broker's
 
 	mu      sync.Mutex
 	clients map[string]*client // by client identifier
@@ -139,6 +146,12 @@ func New(p Parts) *Broker {
 	}
 	if o.SubjectWillBytes == 0 {
 		o.SubjectWillBytes = 256 << 10
+	}
+	if o.SubscriptionBytes == 0 {
+		o.SubscriptionBytes = 256 << 20
+	}
+	if o.SubjectSubscriptionBytes == 0 {
+		o.SubjectSubscriptionBytes = 2 << 20
 	}
 	if o.Spread == 0 {
 		o.Spread = 5 * time.Second
@@ -166,6 +179,7 @@ func New(p Parts) *Broker {
 	b.controls = rates.NewShared[quota.Key](o.ControlRate, "this subject connects too often")
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.retain, b.purge.wake = newRetainQuota(&b.o), make(chan struct{}, 1)
+	b.subscribed = newSubscriptionQuota(&b.o)
 	b.journal = newJournal(&b.o, p.Store, b.retain)
 	b.wills.init(b)
 	b.Guard.Watch(b.authorityChanged)
@@ -207,7 +221,7 @@ func (b *Broker) world(t watchword.TenantID) *world {
 	defer b.mu.Unlock()
 	w := b.worlds[t]
 	if w == nil {
-		w = &world{tenant: t, retained: retained{tenant: t, quota: b.retain}, clients: map[string]*client{}, lasting: map[watchword.SubjectID]int{}}
+		w = &world{tenant: t, subscribed: b.subscribed, retained: retained{tenant: t, quota: b.retain}, clients: map[string]*client{}, lasting: map[watchword.SubjectID]int{}}
 		b.worlds[t] = w
 	}
 	return w

@@ -77,6 +77,7 @@ type subscription struct {
 	asPublished bool
 	identifier  uint32 // 0 for none
 	dead        bool
+	levels      int64               // under tree.mu: what it is charged for levels of the tree
 	since       map[string]struct{} // topics that came since something kept is read for it; else nil
 
 	memberOf *group // of a shared subscription

@@ -121,6 +121,20 @@ func TestEachLimitHasItsReason(t *testing.T) {
 			}
 			return r
 		}, packet.QuotaExceeded},
+		"subject_subscription_bytes": {mqtt.Options{SubjectSubscriptionBytes: 10_000}, func(t *testing.T, h *house) (r packet.Reason) {
+			c := h.device("a")
+			c.subscribe(0, strings.Repeat("x/", 20)) // its own other filters have room
+			c.send(&packet.Subscribe{ID: 77, Filters: []packet.Filter{{Topic: "b"}, {Topic: strings.Repeat("y/", 20)}, {Topic: "c"}}})
+			ack := want[*packet.Suback](c)
+			if why, _ := ack.Properties.Text(packet.ReasonString); ack.Codes[0] != 0 || ack.Codes[2] != 0 || !strings.Contains(why, "limits.subject_subscription_bytes") {
+				t.Errorf("SUBACK %v %q", ack.Codes, why)
+			}
+			return ack.Codes[1]
+		}, packet.QuotaExceeded},
+		"subscription_bytes": {mqtt.Options{SubscriptionBytes: 10_000}, func(_ *testing.T, h *house) packet.Reason {
+			h.device("a").subscribe(0, strings.Repeat("x/", 20))
+			return h.device("b").subscribe(0, strings.Repeat("y/", 20))[0]
+		}, packet.QuotaExceeded},
 		"receive maximum": {mqtt.Options{}, func(t *testing.T, h *house) packet.Reason {
 			c := h.device("a")
 			for n := range mqtt.ReceiveMaximum + 1 {
@@ -177,6 +191,35 @@ func TestWhoPublishesTooFastIsHeldBack(t *testing.T) {
 		}
 		if d := time.Since(from); d < 7*time.Second || d > 9*time.Second { // two seconds' worth may come at once
 			t.Errorf("100 messages at 10 a second took %v", d)
+		}
+	})
+}
+
+// What the subscriptions of a client that is away take counts as before, also after a
+// restart, until its session ends.
+func TestSubscriptionsOfWhoIsAwayAreCounted(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V5, "one", "a/b/c", "$share/g/a/b", "x/#")
+		n := h.broker.Stats().SubscriptionBytes
+		if n < 1000 {
+			t.Fatalf("%d bytes are counted", n)
+		}
+		h.crash(mqtt.Options{SubjectSubscriptionBytes: 100}) // what stood stands
+		if m := h.broker.Stats().SubscriptionBytes; m != n {
+			t.Errorf("%d bytes are counted after a restart, %d before", m, n)
+		}
+		c := h.back(packet.V5, "one")
+		if code := c.subscribe(0, "y")[0]; code != packet.QuotaExceeded {
+			t.Errorf("one more above the bound: %#x", byte(code))
+		}
+		if code := c.subscribe(0, "x/#")[0]; code != packet.Success {
+			t.Errorf("one that stands, once more: %#x", byte(code))
+		}
+		c.vanish()
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if m := h.broker.Stats().SubscriptionBytes; m != 0 {
+			t.Errorf("%d bytes are counted when the session has ended", m)
 		}
 	})
 }

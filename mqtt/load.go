@@ -99,9 +99,9 @@ func (l *loading) session(s shelf.Session) error {
 		if err != nil {
 			return err
 		}
-		cl.stand(&subscription{
+		_ = cl.stand(&subscription{
 			client: cl, name: x.Filter, filter: filter, qos: x.Options & 3, noLocal: x.Options&4 != 0, asPublished: x.Options&8 != 0, identifier: x.Identifier,
-		}, shared)
+		}, shared, false) // never refused: it does not ask
 	}
 	cl.lasting.changed = nil
 	b.lasting.Add(1)

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword/internal/fair"
-	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
@@ -51,11 +50,6 @@ type pace struct {
 	held   []byte                // whole packets, in order
 	size   atomic.Int64          // of held
 	timer  *time.Timer           // runs while something is held
-}
-
-// account is that of the subject whose connection it is.
-func (c *conn) account() quota.Key {
-	return quota.Key{Tenant: c.world.tenant, Subject: c.owner.subject}
 }
 
 // join begins to count c's packets against the rates of its subject.

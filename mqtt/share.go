@@ -16,6 +16,7 @@ type group struct {
 	sub     *subscription // that stands for it in the tree
 	members atomic.Pointer[[]*subscription]
 	next    atomic.Uint32
+	payer   *client // under tree.mu: the member who is charged for it
 }
 
 // groups is the shared subscriptions of a world.
@@ -24,18 +25,21 @@ type groups struct {
 	all map[string]*group // by the filter as clients write it
 }
 
-func (w *world) join(s *subscription) {
+// join makes s a member of its group, which is made if there is none. Code: busy.
+func (w *world) join(s *subscription, bounded bool) error {
 	w.groups.mu.Lock()
 	defer w.groups.mu.Unlock()
 	g := w.groups.all[s.name]
 	if g == nil {
-		g = &group{}
+		g = &group{payer: s.client}
 		g.sub = &subscription{name: s.name, filter: s.filter, group: g}
+		if err := w.place(g.sub, groupBytes, bounded); err != nil {
+			return err
+		}
 		if w.groups.all == nil {
 			w.groups.all = map[string]*group{}
 		}
 		w.groups.all[s.name] = g
-		w.tree.add(s.filter, g.sub)
 	}
 	s.memberOf = g
 	list := []*subscription{s}
@@ -43,6 +47,7 @@ func (w *world) join(s *subscription) {
 		list = append(slices.Clip(*old), s)
 	}
 	g.members.Store(&list)
+	return nil
 }
 
 func (w *world) part(s *subscription) {
@@ -56,11 +61,12 @@ func (w *world) part(s *subscription) {
 	list := slices.DeleteFunc(slices.Clone(*old), func(m *subscription) bool { return m == s })
 	if len(list) > 0 {
 		g.members.Store(&list)
+		w.inherit(g, s.client, list[0].client)
 		return
 	}
 	g.members.Store(nil)
 	delete(w.groups.all, s.name)
-	w.tree.remove(s.filter, g.sub)
+	w.displace(g.sub, groupBytes)
 }
 
 // deliver gives m to one member: of those with a connection the one that has the least

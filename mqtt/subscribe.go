@@ -100,12 +100,19 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 		c.replace(old, s)
 		return old, false, nil
 	}
-	c.stand(s, shared)
+	if err := c.stand(s, shared, true); err != nil {
+		s.dead = true
+		return nil, false, err
+	}
 	return s, old == nil, nil
 }
 
-// stand lets a subscription stand. mu is held.
-func (cl *client) stand(s *subscription, shared bool) {
+// stand lets a subscription stand. bounded is false for what stood before, whatever the
+// bounds say. Code: busy, where the subject or the server has no room for it. mu is held.
+func (cl *client) stand(s *subscription, shared, bounded bool) error {
+	if err := cl.world.charge(s, shared, bounded); err != nil {
+		return err
+	}
 	if cl.subs == nil {
 		cl.subs = map[string]*subscription{}
 	}
@@ -113,14 +120,12 @@ func (cl *client) stand(s *subscription, shared bool) {
 	if shared {
 		cl.grouped = true
 		cl.weigh()
-		cl.world.join(s)
-	} else {
-		cl.world.tree.add(s.filter, s)
 	}
 	if cl.lasting != nil {
 		cl.lasting.change(s.name)
 	}
 	cl.broker.stats.subscriptions.Add(1)
+	return nil
 }
 
 // replace puts s in the place of an equal filter's, without a gap (MQTT 5.0 §3.8.4).
@@ -137,11 +142,7 @@ func (cl *client) replace(old, s *subscription) {
 func (cl *client) unsubscribeOne(s *subscription) {
 	s.dead = true
 	delete(cl.subs, s.name)
-	if s.memberOf != nil {
-		cl.world.part(s)
-	} else {
-		cl.world.tree.remove(s.filter, s)
-	}
+	cl.world.discharge(s)
 	if cl.lasting != nil {
 		cl.lasting.change(s.name)
 	}

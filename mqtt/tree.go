@@ -24,17 +24,39 @@ type level[S comparable] struct {
 	number int                      // of names; the changers' own
 }
 
+// What the parts of the tree take of memory: a level behind +, one behind a name, beside
+// the name itself, and the map of a level that has names. They are those of this compiler,
+// and a test holds them.
+const (
+	plusBytes  = 48
+	childBytes = 170
+	mapBytes   = 150
+)
+
 // add puts s under filter. It reports false where s was there already.
 func (t *tree[S]) add(filter string, s S) bool {
+	fresh, _ := t.put(filter, s, func(int64) error { return nil })
+	return fresh
+}
+
+// put is add for who pays for the levels that s needs and that are not there yet: nothing
+// changes where pay returns an error. It is called with mu held, once, if s is not there.
+func (t *tree[S]) put(filter string, s S, pay func(bytes int64) error) (fresh bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.root.holds(filter, s) {
+		return false, nil
+	}
+	if err := pay(t.root.missing(filter)); err != nil {
+		return false, err
+	}
 	n := &t.root
 	for rest, more := filter, true; more; {
 		var name string
 		name, rest, more = strings.Cut(rest, "/")
 		switch name {
 		case "#":
-			return insert(&n.below, s)
+			return insert(&n.below, s), nil
 		case "+":
 			if n.plus.Load() == nil {
 				n.plus.Store(&level[S]{})
@@ -44,7 +66,60 @@ func (t *tree[S]) add(filter string, s S) bool {
 			n = n.child(name)
 		}
 	}
-	return insert(&n.here, s)
+	return insert(&n.here, s), nil
+}
+
+// next returns the level that a part of a filter, which is not #, leads to; nil for none.
+func (n *level[S]) next(name string) *level[S] {
+	if name == "+" {
+		return n.plus.Load()
+	}
+	return n.named(name)
+}
+
+func (n *level[S]) holds(filter string, s S) bool {
+	for rest, more := filter, true; more; {
+		var name string
+		if name, rest, more = strings.Cut(rest, "/"); name == "#" {
+			l := n.below.Load()
+			return l != nil && slices.Contains(*l, s)
+		}
+		if n = n.next(name); n == nil {
+			return false
+		}
+	}
+	l := n.here.Load()
+	return l != nil && slices.Contains(*l, s)
+}
+
+// missing is what the levels take that filter needs and that are not there.
+func (n *level[S]) missing(filter string) (bytes int64) {
+	for rest, more := filter, true; more; {
+		var name string
+		if name, rest, more = strings.Cut(rest, "/"); name == "#" {
+			return bytes
+		}
+		var next *level[S]
+		if n != nil {
+			next = n.next(name)
+		}
+		if next == nil {
+			bytes += levelBytes(name)
+			if name != "+" && (n == nil || n.names.Load() == nil) {
+				bytes += mapBytes
+			}
+		}
+		n = next
+	}
+	return bytes
+}
+
+// levelBytes is what a level takes that a part of a filter leads to.
+func levelBytes(name string) int64 {
+	if name == "+" {
+		return plusBytes
+	}
+	return childBytes + int64(len(name)+7)&^7
 }
 
 // child returns the level of a name, which it makes if there is none.
@@ -79,46 +154,82 @@ func insert[S comparable](at *atomic.Pointer[[]S], s S) bool {
 // remove takes s from filter, and the levels that are empty then. It reports
 // false where s was not there.
 func (t *tree[S]) remove(filter string, s S) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.root.remove(filter, true, s)
+	return t.take(filter, s, func(int64, func() (S, bool)) {})
 }
 
-func (n *level[S]) remove(filter string, more bool, s S) bool {
+// take is remove for who paid for levels. settle is called with mu held, once, if s was
+// there: freed is what the levels took that are gone, and heir returns one whose filter
+// needs all that is left of the levels of this one; false where nothing is.
+func (t *tree[S]) take(filter string, s S, settle func(freed int64, heir func() (S, bool))) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var freed int64
+	if !t.root.remove(filter, true, s, &freed) {
+		return false
+	}
+	settle(freed, func() (S, bool) { return t.root.heir(filter) })
+	return true
+}
+
+// heir returns a subscriber below the last level of filter that is there: behind a name,
+// if that level has some.
+func (n *level[S]) heir(filter string) (s S, found bool) {
+	for rest, more := filter, true; more; {
+		var name string
+		if name, rest, more = strings.Cut(rest, "/"); name == "#" {
+			break
+		}
+		next := n.next(name)
+		if next == nil {
+			break
+		}
+		n = next
+	}
+	return n.anyone()
+}
+
+func (n *level[S]) anyone() (s S, found bool) {
+	for n != nil {
+		next := n.plus.Load()
+		if m := n.names.Load(); m != nil {
+			m.Range(func(_, c any) bool {
+				next = c.(*level[S])
+				return false
+			})
+		} else if l := n.here.Load(); l != nil {
+			return (*l)[0], true
+		} else if l := n.below.Load(); l != nil {
+			return (*l)[0], true
+		}
+		n = next
+	}
+	return s, false
+}
+
+func (n *level[S]) remove(filter string, more bool, s S, freed *int64) bool {
 	if !more {
 		return drop(&n.here, s)
 	}
 	name, rest, more := strings.Cut(filter, "/")
-	switch name {
-	case "#":
+	if name == "#" {
 		return drop(&n.below, s)
-	case "+":
-		c := n.plus.Load()
-		if c == nil || !c.remove(rest, more, s) {
-			return false
-		}
-		if c.empty() {
-			n.plus.Store(nil)
-		}
+	}
+	c := n.next(name)
+	if c == nil || !c.remove(rest, more, s, freed) {
+		return false
+	}
+	if !c.empty() {
 		return true
 	}
-	m := n.names.Load()
-	if m == nil {
-		return false
+	*freed += levelBytes(name)
+	if name == "+" {
+		n.plus.Store(nil)
+		return true
 	}
-	found, ok := m.Load(name)
-	if !ok {
-		return false
-	}
-	c := found.(*level[S])
-	if !c.remove(rest, more, s) {
-		return false
-	}
-	if c.empty() {
-		m.Delete(name)
-		if n.number--; n.number == 0 {
-			n.names.Store(nil)
-		}
+	n.names.Load().Delete(name)
+	if n.number--; n.number == 0 {
+		n.names.Store(nil)
+		*freed += mapBytes
 	}
 	return true
 }

@@ -1,0 +1,116 @@
+package mqtt
+
+import (
+	"unsafe"
+
+	"github.com/watchword-iot/watchword/internal/quota"
+)
+
+// What subscriptions take of memory is counted against their subject: themselves, with their
+// place in lists and maps, and the levels of the tree. A level that several need is charged
+// to one of them, and passes to another when that one goes.
+const (
+	// subscriptionBytes is what one takes beside its name and the tree: with its entry in
+	// the client's map, its place in a list of the tree, and what is to be given to it.
+	subscriptionBytes = int64(unsafe.Sizeof(subscription{})) + 48 + 40
+	// groupBytes is what a group takes beside its members.
+	groupBytes = int64(unsafe.Sizeof(group{})+unsafe.Sizeof(subscription{})) + 40 + 64
+)
+
+// newSubscriptionQuota counts the subscriptions of all worlds, in bytes.
+func newSubscriptionQuota(o *Options) *quota.Ledger[quota.Key] {
+	return quota.New[quota.Key](quota.Resource{
+		Name: "subscriptions", Unit: "bytes",
+		Subject: quota.Bound{Max: o.SubjectSubscriptionBytes, Name: "limits.subject_subscription_bytes"},
+		Total:   quota.Bound{Max: o.SubscriptionBytes, Name: "limits.subscription_bytes"},
+	})
+}
+
+func (cl *client) account() quota.Key { return accountOf(cl.world.tenant, cl.owner.subject) }
+
+// account is in which a subscription is counted. Of one that stands for a group, tree.mu is
+// held.
+func (s *subscription) account() quota.Key {
+	if s.group != nil {
+		return s.group.payer.account()
+	}
+	return s.client.account()
+}
+
+// bytes is what a subscription takes without the tree. Its name is rounded up, as memory is.
+func (s *subscription) bytes() int64 { return subscriptionBytes + int64(len(s.name)+15)&^15 }
+
+// charge lets a subscription stand in the tree or in its group, if its subject has room
+// for it. Code: busy.
+func (w *world) charge(s *subscription, shared, bounded bool) error {
+	if !shared {
+		return w.place(s, s.bytes(), bounded)
+	}
+	if err := w.count(s.client.account(), s.bytes(), bounded); err != nil {
+		return err
+	}
+	err := w.join(s, bounded)
+	if err != nil {
+		w.subscribed.Give(s.client.account(), s.bytes())
+	}
+	return err
+}
+
+// discharge undoes charge.
+func (w *world) discharge(s *subscription) {
+	if s.memberOf == nil {
+		w.displace(s, s.bytes())
+		return
+	}
+	w.part(s)
+	w.subscribed.Give(s.client.account(), s.bytes())
+}
+
+func (w *world) count(k quota.Key, n int64, bounded bool) error {
+	if bounded {
+		return w.subscribed.Take(k, n)
+	}
+	w.subscribed.Add(k, n)
+	return nil
+}
+
+// place puts s into the tree, for so many bytes beside the levels that it needs.
+func (w *world) place(s *subscription, bytes int64, bounded bool) error {
+	_, err := w.tree.put(s.filter, s, func(levels int64) error {
+		err := w.count(s.account(), bytes+levels, bounded)
+		if err == nil {
+			s.levels = levels
+		}
+		return err
+	})
+	return err
+}
+
+// displace undoes place. Who else needs the levels is charged for them, also above its
+// bound: it may have less without them, never more.
+func (w *world) displace(s *subscription, bytes int64) {
+	w.tree.take(s.filter, s, func(freed int64, heir func() (*subscription, bool)) {
+		w.subscribed.Give(s.account(), bytes+s.levels)
+		rest := s.levels - freed
+		s.levels = 0
+		if rest == 0 {
+			return
+		}
+		if h, found := heir(); found {
+			h.levels += rest
+			w.subscribed.Add(h.account(), rest)
+		}
+	})
+}
+
+// inherit has another member charged for a group where the one who was has gone.
+func (w *world) inherit(g *group, gone, heir *client) {
+	w.tree.mu.Lock()
+	defer w.tree.mu.Unlock()
+	if g.payer != gone {
+		return
+	}
+	w.subscribed.Give(gone.account(), groupBytes+g.sub.levels)
+	w.subscribed.Add(heir.account(), groupBytes+g.sub.levels)
+	g.payer = heir
+}

@@ -1,0 +1,213 @@
+package mqtt
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// subscribers is a world without connections.
+type subscribers struct {
+	world   *world
+	clients map[string]*client
+}
+
+func newSubscribers(o Options) *subscribers {
+	q := newSubscriptionQuota(&o)
+	s := &subscribers{clients: map[string]*client{}}
+	s.world = &world{tenant: watchword.DefaultTenant, subscribed: q, clients: map[string]*client{}}
+	s.world.retained.tenant = watchword.DefaultTenant
+	return s
+}
+
+// client returns that of an id; the subject's name is before the slash.
+func (s *subscribers) client(id string) *client {
+	cl := s.clients[id]
+	if cl == nil {
+		subject, _, _ := strings.Cut(id, "/")
+		cl = &client{broker: &Broker{subscribed: s.world.subscribed}, world: s.world, id: id, owner: owner{watchword.SubjectID(subject), 1}}
+		s.clients[id] = cl
+	}
+	return cl
+}
+
+func (s *subscribers) subscribe(id, name string) error {
+	name = strings.Clone(name) // as from a packet
+	_, filter, shared, err := policy.Share(name)
+	if err != nil {
+		return err
+	}
+	cl := s.client(id)
+	return cl.stand(&subscription{client: cl, name: name, filter: filter, qos: 1}, shared, true)
+}
+
+func (s *subscribers) unsubscribe(id, name string) {
+	cl := s.client(id)
+	cl.unsubscribeOne(cl.subs[name])
+}
+
+// What is counted of subscriptions is what they take of memory, within a quarter, with the
+// levels of the tree and the groups, whatever their filters are and whoever shares them.
+func TestSubscriptionsAreCountedAsTheyAre(t *testing.T) {
+	deep := strings.Repeat("/d", 62)
+	own := func(i int) string { return fmt.Sprint("lamp-", i/256) }
+	for name, shape := range map[string]struct {
+		n      int
+		filter func(i int) string
+		client func(i int) string
+	}{
+		"three for each device": {9_000, func(i int) string {
+			return fmt.Sprintf("devices/lamp-%d/%s", i/3, []string{"commands", "config", "events/#"}[i%3])
+		}, func(i int) string { return fmt.Sprint("lamp-", i/3) }},
+		"shallow":                       {5_000, func(i int) string { return fmt.Sprint("t", i) }, own},
+		"deep, names of their own":      {500, func(i int) string { return fmt.Sprint(i, strings.Repeat(fmt.Sprint("/", i), 62)) }, own},
+		"deep, alone":                   {500, func(i int) string { return fmt.Sprint(i, deep) }, own},
+		"deep, branching late":          {5_000, func(i int) string { return fmt.Sprint("d", deep, i) }, own},
+		"deep wildcards":                {2_000, func(i int) string { return fmt.Sprint(i, strings.Repeat("/+", 61), "/#") }, own},
+		"long names":                    {2_000, func(i int) string { return fmt.Sprint(strings.Repeat("n", 1000), i) }, own},
+		"one filter of many":            {2_000, func(int) string { return "firmware/new" }, func(i int) string { return fmt.Sprint("lamp-", i) }},
+		"groups of one":                 {2_000, func(i int) string { return fmt.Sprintf("$share/g%d/a/b", i) }, own},
+		"groups of one with long names": {2_000, func(i int) string { return fmt.Sprintf("$share/%s%d/a%d", strings.Repeat("g", 890), i, i) }, own},
+		"groups of eight":               {5_000, func(i int) string { return fmt.Sprintf("$share/g/a%d", i/8) }, func(i int) string { return fmt.Sprint("lamp-", i%8) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSubscribers(Options{})
+			for i := range shape.n { // who subscribes is there already
+				if cl := s.client(shape.client(i)); cl.subs == nil { // with the first of its map, which is the session's
+					cl.subs = map[string]*subscription{"": nil}
+					delete(cl.subs, "")
+				}
+			}
+			before := heap()
+			for i := range shape.n {
+				if err := s.subscribe(shape.client(i), shape.filter(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			used, counted := heap()-before, s.world.subscribed.Total()
+			if r := float64(used) / float64(counted); r < 0.8 || r > 1.25 {
+				t.Errorf("%d bytes each, %d counted: %.2f times", used/int64(shape.n), counted/int64(shape.n), r)
+			} else {
+				t.Logf("%d bytes each, %d counted", used/int64(shape.n), counted/int64(shape.n))
+			}
+			for i := range shape.n {
+				s.unsubscribe(shape.client(i), shape.filter(i))
+			}
+			if n := s.world.subscribed.Total(); n != 0 {
+				t.Errorf("%d bytes are counted of nothing", n)
+			}
+			if left := heap() - before; left > used/10+(512<<10) { // the clients' maps stay
+				t.Errorf("%d bytes of %d are left when all are gone", left, used)
+			}
+			runtime.KeepAlive(s)
+		})
+	}
+}
+
+// Whoever comes and goes in whatever order, all that is there is charged to somebody who
+// needs it, once: the sum is that of the parts, and nobody is charged for more than it
+// would have to pay alone.
+func TestEachLevelIsChargedOnce(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 1))
+	s := newSubscribers(Options{})
+	words := []string{"a", "b", "c", "+"}
+	type sub struct{ id, name string }
+	have := map[sub]bool{}
+	alone := func(x sub) int64 {
+		one := newSubscribers(Options{})
+		if err := one.subscribe(x.id, x.name); err != nil {
+			t.Fatal(err)
+		}
+		return one.world.subscribed.Total()
+	}
+	for step := range 20_000 {
+		var ls []string
+		for range 1 + r.IntN(5) {
+			ls = append(ls, words[r.IntN(len(words))])
+		}
+		if r.IntN(4) == 0 {
+			ls = append(ls, "#")
+		}
+		x := sub{fmt.Sprint("lamp-", r.IntN(4)), strings.Join(ls, "/")}
+		if r.IntN(3) == 0 {
+			x.name = "$share/g/" + x.name
+		}
+		if have[x] {
+			s.unsubscribe(x.id, x.name)
+			delete(have, x)
+		} else if len(have) < 60 {
+			if err := s.subscribe(x.id, x.name); err != nil {
+				t.Fatal(err)
+			}
+			have[x] = true
+		}
+		if step%200 != 0 {
+			continue
+		}
+		again := newSubscribers(Options{}) // the same, in another order
+		most := map[string]int64{}
+		for _, x := range slices.Collect(maps.Keys(have)) {
+			if err := again.subscribe(x.id, x.name); err != nil {
+				t.Fatal(err)
+			}
+			most[x.id] += alone(x)
+		}
+		if a, b := s.world.subscribed.Total(), again.world.subscribed.Total(); a != b {
+			t.Fatalf("step %d: %d are charged, and %d where the same are new", step, a, b)
+		}
+		for id, m := range most {
+			if n := s.world.subscribed.Used(s.client(id).account()); n > m || n == 0 {
+				t.Fatalf("step %d: %s is charged %d of at most %d", step, id, n, m)
+			}
+		}
+	}
+	for x := range have {
+		s.unsubscribe(x.id, x.name)
+	}
+	if n := s.world.subscribed.Total(); n != 0 {
+		t.Errorf("%d bytes are charged for nothing", n)
+	}
+}
+
+// A subscription that is refused leaves nothing behind, and names the bound.
+func TestASubscriptionThatIsRefusedLeavesNothing(t *testing.T) {
+	s := newSubscribers(Options{SubjectSubscriptionBytes: 40_000, SubscriptionBytes: 60_000})
+	fill := func(id, name string, from int) (n int) {
+		for ; ; n++ {
+			if err := s.subscribe(id, fmt.Sprintf(name, from+n)); err != nil {
+				if watchword.CodeOf(err) != watchword.Busy || !strings.Contains(err.Error(), "limits.") {
+					t.Fatal(err)
+				}
+				return n
+			}
+		}
+	}
+	for _, name := range []string{"%d/a/b/c/d", "$share/g%d/a/b/c/d"} {
+		n := fill("lamp-1", name, 1000)
+		if used := s.world.subscribed.Used(quota.Key{Tenant: watchword.DefaultTenant, Subject: "lamp-1"}); n < 20 || used > 40_000 || used < 37_000 {
+			t.Errorf("%d subscriptions take %d", n, used)
+		}
+		if m := fill("lamp-1/2", name, 2000); m > 0 {
+			t.Errorf("another connection of the subject has room for %d", m)
+		}
+		if m := fill("lamp-2", name, 3000); m < n/3 || m > n/2+2 {
+			t.Errorf("another subject has room for %d, the first for %d: %d", m, n, s.world.subscribed.Total())
+		}
+		for _, cl := range s.clients {
+			cl.unsubscribeAll()
+		}
+		var hit int
+		s.world.tree.match("1000/a/b/c/d", func(l []*subscription) { hit += len(l) })
+		if n := s.world.subscribed.Total(); n != 0 || hit != 0 || len(s.world.groups.all) != 0 {
+			t.Errorf("%d bytes, %d subscriptions and %d groups are left of nothing", n, hit, len(s.world.groups.all))
+		}
+	}
+}
