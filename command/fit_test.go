@@ -72,6 +72,36 @@ func TestWhatAConnectionDoesNotTakeEnds(t *testing.T) {
 	}
 }
 
+// The bound is a bound: as many bytes pass.
+func TestACommandOfTheMostBytesPasses(t *testing.T) {
+	s := newSetup(t, options{})
+	l := s.Attach(here, "lamp-1")
+	defer l.Close()
+	first := s.order(command.Call{})
+	cs, _, err := l.Take(t.Context(), 0, "", 1)
+	must(t, err)
+	must(t, l.Acknowledged(t.Context(), []int64{first.Seq}))
+	size := len(cs[0].JWE)
+	l.Fits(command.Fit{Max: size, Packet: size, Size: func(jwe int) int { return jwe }})
+	second := s.order(command.Call{}) // as long as the first
+	if seqs := takes(t, l, 10); len(seqs) != 1 || seqs[0] != second.Seq {
+		t.Errorf("handed over: %v, want %d", seqs, second.Seq)
+	}
+	must(t, l.Acknowledged(t.Context(), []int64{second.Seq}))
+	for _, fit := range []command.Fit{{Max: size - 1}, {Packet: size - 1, Size: func(jwe int) int { return jwe }}} {
+		l.Fits(fit)
+		c := s.order(command.Call{})
+		if seqs := takes(t, l, 10); len(seqs) != 0 {
+			t.Errorf("handed over: %v", seqs)
+		}
+		row, err := s.Command(t.Context(), here, c.ID)
+		must(t, err)
+		if row.Reason == nil || row.Reason.Size != size || row.Reason.Max != size-1 {
+			t.Errorf("because %+v, want %d and %d bytes", row.Reason, size, size-1)
+		}
+	}
+}
+
 // Of a command with its proof it is not known before how long it is: it was not sent all the same.
 func TestAProofThatMakesACommandTooLarge(t *testing.T) {
 	log := &logOf{size: 1000}

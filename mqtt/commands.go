@@ -148,7 +148,9 @@ func (p *pump) acknowledged(n int64, taken bool) {
 	if !taken {
 		return
 	}
-	p.acked = append(p.acked, n)
+	if !slices.Contains(p.acked, n) { // so that it has no more than a device has commands: command.MaxQueued
+		p.acked = append(p.acked, n)
+	}
 	if !p.pausing {
 		p.pausing = true
 		time.AfterFunc(deliverPause, func() {

@@ -19,6 +19,7 @@ func TestHowACommandLeavesTheHand(t *testing.T) {
 	}{
 		"acknowledged":                   {func(p *pump) { p.acknowledged(2, true) }, 2, 3, false, 1, 0},
 		"acknowledged twice":             {func(p *pump) { p.acknowledged(2, true); p.acknowledged(2, false) }, 2, 3, false, 1, 0},
+		"acknowledged in two versions":   {func(p *pump) { p.acknowledged(2, true); p.acknowledged(2, true) }, 2, 3, false, 1, 0},
 		"refused":                        {func(p *pump) { p.acknowledged(2, false) }, 2, 3, false, 0, 0},
 		"of another connection":          {func(p *pump) { p.acknowledged(9, true) }, 3, 3, false, 1, 0},
 		"not queued any more":            {func(p *pump) { p.returned(2) }, 2, 1, true, 0, 0},
