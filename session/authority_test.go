@@ -273,3 +273,98 @@ func TestAPolicyFindsWhatIsHeld(t *testing.T) {
 		}
 	}
 }
+
+func TestTheBoundsUnlessToldOtherwise(t *testing.T) {
+	ctx := context.Background()
+	r := newSlowRoll(t, "lamp-1", "lamp-2")
+	g := session.NewGuard(r, session.GuardOptions{})
+	fill := func(request bool, most int) {
+		t.Helper()
+		for i := range most {
+			if _, err := g.Enter(papersOf(t, "lamp-1"), session.Options{Request: request}); err != nil {
+				t.Fatalf("number %d: %v", i+1, err)
+			}
+		}
+		_, err := g.Enter(papersOf(t, "lamp-1"), session.Options{Request: request})
+		wantCode(t, err, watchword.Busy)
+	}
+	fill(false, 8)
+	fill(true, 1024)
+	_, err := g.Open(ctx, papersOf(t, "lamp-2"), session.Options{})
+	wantCode(t, err, "")
+}
+
+// Who watches is told of each change before it is answered, whoever it concerns.
+func TestTheWatcherIsToldOfEachChange(t *testing.T) {
+	ctx := context.Background()
+	g := session.NewGuard(newRoll(t), session.GuardOptions{})
+	g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7") // with nobody to tell
+	var told []string
+	g.Watch(func(t watchword.TenantID, id watchword.SubjectID) { told = append(told, string(t)+"/"+string(id)) })
+	g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
+	g.PolicyChanged(ctx, "other", parse(t, "subjects = [\"lamp-7\"]"))
+	if got, want := fmt.Sprint(told), "[default/lamp-7 other/]"; got != want {
+		t.Errorf("told of %s, want %s", got, want)
+	}
+}
+
+// A refresh can be asked for before anything is spent on it: the answer is that of the
+// refresh, and nothing changes.
+func TestWhetherARefreshWouldBeRefused(t *testing.T) {
+	ctx := context.Background()
+	uncovered := watchword.Refuse(watchword.Denied, "it does not cover what is held")
+	for name, c := range map[string]struct {
+		edit  func(r *fakeRoll, p *session.Papers)
+		cover error
+		code  watchword.Code
+	}{
+		"a newer token":          {},
+		"an older one":           {edit: func(_ *fakeRoll, p *session.Papers) { p.Expires = time.Now().Add(time.Second) }},
+		"one that is over":       {edit: func(_ *fakeRoll, p *session.Papers) { p.Expires = time.Now().Add(-time.Second) }, code: watchword.TokenExpired},
+		"another subject's":      {edit: func(_ *fakeRoll, p *session.Papers) { p.Subject = "lamp-8" }, code: watchword.Denied},
+		"another key's":          {edit: func(_ *fakeRoll, p *session.Papers) { p.Key = "k2" }, code: watchword.Denied},
+		"another tenant's":       {edit: func(_ *fakeRoll, p *session.Papers) { p.Tenant = "other" }, code: watchword.Denied},
+		"of a suspended subject": {edit: func(r *fakeRoll, _ *session.Papers) { r.subject.State = watchword.Suspended }, code: watchword.SubjectSuspended},
+		"one that covers less":   {cover: uncovered, code: watchword.Denied},
+	} {
+		r := newRoll(t)
+		g := session.NewGuard(r, session.GuardOptions{})
+		var cover error
+		s, err := g.Open(ctx, papers(t, time.Minute), session.Options{Covers: func(a *session.Authority) error {
+			if a == nil {
+				t.Errorf("%s: asked without an authority", name)
+			}
+			return cover
+		}})
+		wantCode(t, err, "")
+		before := s.Authority()
+		p := papers(t, time.Hour)
+		p.JTI = "t2"
+		if c.edit != nil {
+			r.edit(func(r *fakeRoll) { c.edit(r, &p) })
+		}
+		cover = c.cover
+		wantCode(t, s.MayRefresh(ctx, p), c.code)
+		if s.Authority() != before {
+			t.Errorf("%s: asking changed something", name)
+		}
+		err = s.Refresh(ctx, p)
+		if c.code == watchword.TokenExpired || name == "an older one" { // older papers change nothing and are no error
+			wantCode(t, err, "")
+		} else {
+			wantCode(t, err, c.code)
+		}
+		if refreshed := s.Authority().JTI() == "t2"; refreshed != (c.code == "" && name == "a newer token") {
+			t.Errorf("%s: refreshed: %v", name, refreshed)
+		}
+		// An older token that does not cover is refused as a newer one is.
+		if c.cover != nil {
+			p.Expires = time.Now().Add(time.Second)
+			wantCode(t, s.Refresh(ctx, p), c.code)
+		}
+		s.Close(nil)
+		if c.code != watchword.Denied {
+			wantCode(t, s.MayRefresh(ctx, p), watchword.NotFound)
+		}
+	}
+}
