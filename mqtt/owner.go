@@ -92,7 +92,7 @@ func (o *retainOwner) mayBeGiven(topic string) (may, known bool) {
 	if o == nil {
 		return true, true
 	}
-	return !o.dead && o.authority != nil && judge(o.authority, topic).decision.Allowed, o.decided || o.dead
+	return o.authority != nil && judge(o.authority, topic).decision.Allowed, o.decided || o.dead
 }
 
 // decide asks what of o may be given today, where that is not known: then it is, unless
