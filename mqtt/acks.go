@@ -14,6 +14,11 @@ func (c *conn) ack(p *packet.Ack) error {
 		c.mu.Unlock()
 		return nil
 	}
+	if len(c.reports) > 0 && p.Kind != packet.PUBREL {
+		if i := c.flight(p.ID); i >= 0 {
+			c.hasRead(c.flights[i].seq)
+		}
+	}
 	hands := c.pump
 	switch p.Kind {
 	case packet.PUBACK:

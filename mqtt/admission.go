@@ -23,6 +23,7 @@ type admission struct {
 	expiry   uint32
 	will     *will // nil for none
 	by       *session.Authority
+	narrow   bool             // the session would begin with a narrowed token
 	place    *session.Session // entered, not started
 }
 
@@ -45,6 +46,7 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, papers session.Pape
 	if !ad.by.AnyTopic() {
 		return watchword.Refuse(watchword.Denied, "the token gives no right to publish or subscribe to any topic")
 	}
+	ad.narrow = ad.expiry > 0 && !ad.by.WholeTopics()
 	if ad.will, err = c.newWill(p.Will, ad.expiry, ad.by); err != nil {
 		return err
 	}

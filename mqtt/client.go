@@ -70,6 +70,7 @@ type lasting struct {
 	gone    map[int64]struct{}
 	lost    []shelf.Lost
 	dropped int64 // found no room
+	narrow  bool  // it began with a narrowed token, and nobody had a whole one since
 
 	dirty     *commit             // in which it is written next
 	unwritten bool                // when its connection came, something was not on the disk yet
@@ -185,7 +186,7 @@ func (cl *client) unpack() {
 // progress is how far the client has come, for the commit c. mu is held.
 func (cl *client) progress(c *commit) shelf.Progress {
 	l := cl.lasting
-	p := shelf.Progress{Next: cl.seq, Sent: l.sent, Dropped: l.dropped}
+	p := shelf.Progress{Next: cl.seq, Sent: l.sent, Dropped: l.dropped, Narrow: l.narrow}
 	first := cl.seq + 1 // the lowest that is not done
 	for _, f := range cl.flights {
 		if f.counts {
@@ -230,7 +231,7 @@ func (cl *client) progress(c *commit) shelf.Progress {
 
 // lose takes away the subscriptions that a does not allow, and what waits by them. It
 // returns which. mu is held.
-func (cl *client) lose(a *session.Authority, told bool) (lost []string, orphans []orphan) {
+func (cl *client) lose(a *session.Authority) (lost []string, orphans []orphan) {
 	for name, s := range cl.subs {
 		if a.Subscribe(name).Allowed {
 			continue
@@ -241,7 +242,7 @@ func (cl *client) lose(a *session.Authority, told bool) (lost []string, orphans 
 			orphans = append(orphans, cl.orphans(s)...)
 		}
 		if l := cl.lasting; l != nil {
-			l.lost = append(l.lost, shelf.Lost{Filter: s.filter, Seq: cl.seq, Told: told})
+			l.lose(s.filter, cl.seq)
 			cl.touch()
 		}
 	}

@@ -350,7 +350,7 @@ func commandProperties() *packet.Properties {
 // send puts one command on its way, if the device may still have it. It reports false,
 // and leaves all as it was, where it could not be queued.
 func (p *pump) send(sc command.SealedCommand) bool {
-	m := &message{topic: p.topic, payload: []byte(sc.JWE), qos: 1, private: &private{p.c, sc.Seq}, props: commandProperties()}
+	m := &message{topic: p.topic, payload: []byte(sc.JWE), qos: 1, private: &private{only: p.c, command: sc.Seq}, props: commandProperties()}
 	sc.JWE = ""
 	p.mu.Lock()
 	p.after = sc.Seq

@@ -50,6 +50,7 @@ type conn struct {
 	ask  *time.Timer   // asks for a refresh in time; nil where nobody listens
 	pump *pump         // hands commands over; nil where the client takes none
 
+	reports []report  // what it was told of its losses, and may not have read yet
 	rest    *remains  // what is to be done once the client is taken away; nil before
 	givesTo []*giving // who is to get what the server keeps; the first one is at it
 
@@ -308,6 +309,7 @@ func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) er
 		if p.Response {
 			return wrong(packet.ProtocolError, t, "clients do not send it")
 		}
+		c.pinged()
 		c.answer(&packet.Ping{Response: true})
 		return nil
 	case *packet.Disconnect:

@@ -155,7 +155,10 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 	c.join(time.Now())
 	c.session.Store(s)
 	c.broker.known(c)
-	c.answerAfter(at, ack)                            // before anything else can be said
+	c.answerAfter(at, ack) // before anything else can be said
+	if c.version == packet.V5 && ack.Properties.User == nil {
+		c.unsay() // it had no room for what was lost
+	}
 	if cause := s.Cause(); cause != nil || s.Over() { // it ended before it was seen
 		c.end(cause)
 		return nil
@@ -245,21 +248,21 @@ func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropp
 		c.mu.Unlock()
 		return nil, 0, nil
 	}
-	_, orphans := c.lose(a, false)
-	for i := range l.lost {
-		if x := &l.lost[i]; !x.Told {
-			lost = append(lost, x.Filter)
-			x.Told = true
+	_, orphans := c.lose(a)
+	var r report
+	if l.sameHolder(a) {
+		r.lost = c.untold()
+		if c.version == packet.V5 {
+			r.dropped = l.dropped
 		}
 	}
+	lost, dropped = names(r.lost), r.dropped
 	if len(lost) > 0 && (c.version == packet.V311 || !c.mayName(lost)) {
 		orphans = append(orphans, c.heirless()...)
 		c.reset()
 		*present = false
 	}
-	if c.version == packet.V5 {
-		dropped, l.dropped = l.dropped, 0
-	}
+	c.says(r, 0)
 	c.keepPump()
 	at = c.touch()
 	if *present && !l.unwritten {

@@ -72,7 +72,7 @@ func (l *loading) session(s shelf.Session) error {
 	}
 	cl := &client{broker: b, world: w, number: s.ID, id: s.Client, owner: owner{s.Subject, s.Incarnation}, seq: p.Next}
 	cl.load.Store(loadAway)
-	cl.lasting = &lasting{expiry: s.Expiry, left: s.Left, sent: p.Sent, lost: p.Lost, dropped: p.Dropped, turn: 1}
+	cl.lasting = &lasting{expiry: s.Expiry, left: s.Left, sent: p.Sent, lost: p.Lost, dropped: p.Dropped, narrow: p.Narrow, turn: 1}
 	if s.Left.IsZero() { // it had its connection to the last
 		cl.lasting.left, cl.lasting.row = b.o.Now(), true
 	}

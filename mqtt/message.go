@@ -30,7 +30,8 @@ type message struct {
 // private is what a message has that is for one connection alone.
 type private struct {
 	only    *conn
-	command int64 // the number of the command that it carries, 0 for none
+	command int64   // the number of the command that it carries, 0 for none
+	report  *report // that it makes, nil for none
 }
 
 // command is the number of the command that m carries, 0 for none.

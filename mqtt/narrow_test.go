@@ -358,7 +358,7 @@ func TestWhatPolicyTookLocksNobodyOut(t *testing.T) {
 				h.mu.Lock()
 				h.set = policy.NewSet(d)
 				h.mu.Unlock()
-				c = h.connect(packet.V5, "lamp", h.token("lamp", time.Hour, permission("topic:b", "sub")), lasts)
+				c = h.connect(packet.V5, "lamp", h.token("lamp", time.Hour, permission("topic:b", "sub"), permission("topic:devices/lamp/#", "pub", "sub")), lasts)
 				if l := c.lost(); !c.ack.SessionPresent || !slices.Equal(l, []string{"a"}) {
 					t.Errorf("session present %v, told %q", c.ack.SessionPresent, l)
 				}

@@ -303,6 +303,12 @@ func (c *conn) take(buf []byte, it *item) []byte {
 	if it.qos > 0 {
 		c.fly(it, seq)
 	}
+	if p := it.m.private; p != nil && p.report != nil {
+		if it.qos == 0 {
+			seq = c.seq + 1
+		}
+		c.says(*p.report, seq)
+	}
 	c.broker.stats.sent.Add(1)
 	return buf
 }

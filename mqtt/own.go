@@ -140,19 +140,24 @@ func (b *Broker) TrustChanged() {
 }
 
 // tell says n on $watchword/auth, if the client listens there. Anybody may call it.
-func (c *conn) tell(n Notice) {
-	if c.say(n) {
+func (c *conn) tell(n Notice) { c.tellOf(n, nil) }
+
+// tellOf is tell for a notice that reports losses; r may be nil.
+func (c *conn) tellOf(n Notice, r *report) {
+	if c.sayOf(n, r) {
 		go c.flush(true)
 	}
 }
 
 // say is tell for the reader, which flushes when it has answered too.
-func (c *conn) say(n Notice) (wake bool) {
+func (c *conn) say(n Notice) (wake bool) { return c.sayOf(n, nil) }
+
+func (c *conn) sayOf(n Notice, r *report) (wake bool) {
 	b, err := json.Marshal(n)
 	if err != nil {
 		return false
 	}
-	m := &message{topic: authTopic, payload: b, qos: 1, private: &private{only: c}}
+	m := &message{topic: authTopic, payload: b, qos: 1, private: &private{only: c, report: r}}
 	c.mu.Lock()
 	s := c.auth
 	c.mu.Unlock()
@@ -168,7 +173,11 @@ func (c *conn) changed(a *session.Authority) {
 		return
 	}
 	listens := c.auth != nil
-	lost, orphans := c.lose(a, listens) // who does not listen hears it when it comes back
+	lost, orphans := c.lose(a) // who does not listen hears it when it comes back
+	var r *report
+	if listens && len(lost) > 0 && c.lasting != nil {
+		r = &report{lost: c.untold()}
+	}
 	if len(lost) > 0 {
 		c.keepPump()
 	}
@@ -183,7 +192,7 @@ func (c *conn) changed(a *session.Authority) {
 	switch {
 	case len(lost) == 0:
 	case listens:
-		c.tell(Notice{Type: "lost", Code: watchword.Denied, Subscriptions: lost})
+		c.tellOf(Notice{Type: "lost", Code: watchword.Denied, Subscriptions: lost}, r)
 	default:
 		c.end(watchword.Refuse(watchword.Denied, "a subscription is no longer allowed"))
 	}

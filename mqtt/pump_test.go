@@ -51,7 +51,7 @@ func TestHowACommandLeavesTheHand(t *testing.T) {
 func TestACommandIsMeasuredWhenItIsWritten(t *testing.T) {
 	b := &Broker{}
 	c := &conn{broker: b, client: &client{broker: b}, version: packet.V5}
-	m := &message{topic: "devices/lamp-1/commands", payload: make([]byte, 200), qos: 1, private: &private{c, 2}}
+	m := &message{topic: "devices/lamp-1/commands", payload: make([]byte, 200), qos: 1, private: &private{only: c, command: 2}}
 	size := len(m.encoded(packet.V5, 1).bytes)
 	for largest, fits := range map[int]bool{0: true, size: true, size - 1: false} {
 		c.largest = largest

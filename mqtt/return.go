@@ -71,6 +71,7 @@ func (c *conn) start(ad *admission) {
 	if ad.expiry > 0 {
 		c.client.number = c.broker.sequence.Add(1) // in the order in which sessions begin: see Load
 		c.last(ad.expiry)
+		c.lasting.narrow = ad.narrow
 	}
 }
 
@@ -140,7 +141,7 @@ func (cl *client) watch(ctx context.Context, turn int) {
 			var orphans []orphan
 			still(func(l *lasting) {
 				l.paused = false
-				_, orphans = cl.lose(a, false)
+				_, orphans = cl.lose(a)
 			})
 			if len(orphans) > 0 {
 				go cl.hand(orphans, false)

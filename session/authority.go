@@ -1,6 +1,7 @@
 package session
 
 import (
+	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -112,6 +113,22 @@ func (a *Authority) Subscribe(filter string) policy.Decision {
 // not narrowed, nor of before an edit that gave more.
 func (a *Authority) Whole() bool {
 	return a.papers.absent || a.papers.Permissions.Covers(a.today.Perm(), a.today.Deny())
+}
+
+// WholeTopics is [Authority.Whole] of the rights to topics alone.
+func (a *Authority) WholeTopics() bool {
+	if a.papers.absent {
+		return true
+	}
+	topics := func(ps []watchword.Permission) (out []watchword.Permission) {
+		for _, p := range ps {
+			if strings.HasPrefix(p.Resource, watchword.TopicPrefix) {
+				out = append(out, p)
+			}
+		}
+		return out
+	}
+	return a.papers.Permissions.Covers(topics(a.today.Perm()), a.today.Deny())
 }
 
 // AnyTopic reports whether there is a topic that may be published or subscribed to.

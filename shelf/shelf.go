@@ -167,6 +167,7 @@ type Progress struct {
 	Lost     []Lost  // what was lost, until no message before it is left
 	Received []uint16
 	Dropped  int64 // messages that found no room
+	Narrow   bool  // the session is held by narrowed tokens
 }
 
 // Open is a message that was sent; Released, if its receiver has said PUBREC.
@@ -185,7 +186,7 @@ type Lost struct {
 
 // Append appends p as it is stored.
 func (p *Progress) Append(out []byte) []byte {
-	out = append(out, 1) // the version of this form
+	out = append(out, progressForm)
 	u := func(n int64) { out = binary.AppendUvarint(out, uint64(n)) }
 	u(p.Next)
 	u(p.Sent)
@@ -216,8 +217,15 @@ func (p *Progress) Append(out []byte) []byte {
 		u(int64(id))
 	}
 	u(p.Dropped)
-	return out
+	var flags byte
+	if p.Narrow {
+		flags |= 1
+	}
+	return append(out, flags)
 }
+
+// progressForm is the version of the form. The one before had no flags at its end.
+const progressForm = 2
 
 // ParseProgress reads what [Progress.Append] wrote; nothing is a session at its
 // beginning. Code: internal for bytes that are none.
@@ -226,7 +234,8 @@ func ParseProgress(b []byte) (p Progress, err error) {
 		return p, nil
 	}
 	d := decoder{b: b}
-	if d.byte() != 1 {
+	form := d.byte()
+	if form != 1 && form != progressForm {
 		d.bad = true
 	}
 	p.Next, p.Sent = d.int(), d.int()
@@ -245,6 +254,9 @@ func ParseProgress(b []byte) (p Progress, err error) {
 		p.Received = append(p.Received, uint16(d.int()))
 	}
 	p.Dropped = d.int()
+	if form == progressForm {
+		p.Narrow = d.byte()&1 != 0
+	}
 	if len(d.b) > 0 {
 		d.bad = true
 	}

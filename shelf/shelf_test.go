@@ -10,9 +10,17 @@ import (
 func FuzzProgress(f *testing.F) {
 	p := shelf.Progress{
 		Next: 70_000, Sent: 69_000, Open: []shelf.Open{{68_000, true}, {69_000, false}}, Gone: []int64{69_500},
-		Lost: []shelf.Lost{{Filter: "a/#", Seq: 69_900, Told: true}, {Filter: "", Seq: 1}}, Received: []uint16{1, 65535}, Dropped: 3,
+		Lost: []shelf.Lost{{Filter: "a/#", Seq: 69_900, Told: true}, {Filter: "", Seq: 1}}, Received: []uint16{1, 65535}, Dropped: 3, Narrow: true,
 	}
 	f.Add(p.Append(nil))
+	if got, err := shelf.ParseProgress(p.Append(nil)); err != nil || !got.Narrow {
+		f.Errorf("%+v, %v", got, err)
+	}
+	before := p.Append(nil)
+	before[0], before = 1, before[:len(before)-1] // as it was written without flags
+	if got, err := shelf.ParseProgress(before); err != nil || got.Narrow || got.Dropped != 3 {
+		f.Errorf("the form before: %+v, %v", got, err)
+	}
 	f.Add([]byte{})
 	f.Add([]byte{1, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 127})
 	f.Fuzz(func(t *testing.T, b []byte) {
