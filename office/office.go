@@ -62,7 +62,7 @@ type Office struct {
 	roll     Roll
 	records  Records
 	lifetime time.Duration
-	decoy    token.KeySet // verified in the place of nobody's key, so that nobody costs what somebody costs
+	decoy    token.KeySet // a key that nobody has, in the place of an unknown subject's keys
 
 	proofs *proofs
 	room   *fair.Room
@@ -311,8 +311,10 @@ func (o *Office) Proves(ctx context.Context, p session.Papers, message, sig []by
 	return o.room.Do(ctx, func() error { return k.Proves(message, sig) })
 }
 
-// authenticate finds who signed p. An unknown subject takes the way of a known
-// one with a wrong key.
+// authenticate finds who signed p. An unknown subject takes the way of a known one with
+// a wrong key: it gets the same answer, also where too many signatures wait. It does not
+// get it after the same time: what is read of the two differs, and so does the algorithm
+// of their keys. Who measures can learn which ids there are; ids are no secrets.
 func (o *Office) authenticate(ctx context.Context, t watchword.TenantID, p *token.Presented) (*watchword.Subject, *policy.Grant, token.Assertion, error) {
 	s, today, err := o.roll.Today(ctx, t, p.Subject())
 	keys := o.decoy
