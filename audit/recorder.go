@@ -78,9 +78,12 @@ func NewRecorder(st Store) *Recorder {
 	}
 }
 
-// Refused hands over the entry of a refused act. It never blocks and is safe for
-// concurrent use.
+// Refused hands over the entry of a refused act, which is written if [Records] says so.
+// It never blocks and is safe for concurrent use.
 func (r *Recorder) Refused(e Entry) {
+	if !Records(e.Kind, e.Code, e.Actor != "") {
+		return
+	}
 	if e.Actor == "" {
 		r.strangers.put(e)
 		return

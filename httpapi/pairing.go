@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"errors"
 	"io"
 	"math"
 	"net/http"
@@ -206,7 +205,7 @@ func (a *API) pairingDecisionRoutes() {
 // undecided puts a refused decision on record, and returns err: whoever tries
 // codes, or keys, leaves a trace for each.
 func (a *API) undecided(c *caller, kind, typed string, err error) error {
-	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Code != watchword.Internal && e.Code != watchword.Unavailable {
+	if err != nil {
 		object := ""
 		if code, cerr := enroll.ParseUserCode(typed); cerr == nil { // nothing else of a caller's goes into the log
 			object = enroll.FormatUserCode(code)

@@ -152,32 +152,15 @@ func (a *API) problem(r *http.Request, err error) *Problem {
 		level = slog.LevelError
 	}
 	a.Log.LogAttrs(r.Context(), level, "request refused", append(attrs, slog.Any("err", err))...)
-	if worthAnEntry(p, in) {
-		a.Recorder.Refused(in.who.Failed(audit.RequestRefuse, r.Method+" "+clip(r.URL.Path), a.Now(), err, map[string]string{
-			"remote": in.remote.String(), "rule": p.Rule,
-		}))
-	}
+	a.Recorder.Refused(in.who.Failed(audit.RequestRefuse, r.Method+" "+clip(r.URL.Path), a.Now(), err, map[string]string{
+		"remote": in.remote.String(), "rule": p.Rule,
+	}))
 	return p
 }
 
 // tell puts into p what its challenge says beside what was wrong.
 func (p *Problem) tell(a *API, in *info) {
 	p.scheme, p.metadata = in.scheme, a.PublicURL+resourceMetadata
-}
-
-// worthAnEntry reports whether a refusal is one of authority, which the log records.
-// That a proof wants a fresh nonce is the usual way of the protocol, and no refusal;
-// an order or a receipt that does not hold is a signature that does not.
-func worthAnEntry(p *Problem, in *info) bool {
-	switch {
-	case p.Code == watchword.DPoPNonce:
-		return false
-	case p.Code == watchword.OrderInvalid, p.Code == watchword.ReceiptInvalid:
-		return true
-	case p.Code == watchword.ScopeInvalid:
-		return in.who.Subject != ""
-	}
-	return p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden
 }
 
 // clip bounds what a stranger can write into the log.

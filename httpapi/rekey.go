@@ -43,9 +43,7 @@ func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {
 	}
 	s, err := a.Gate.Rekey(r.Context(), c.actor, enroll.RekeyRequest{Sign: in.Keys.Sign, Seal: in.Keys.Seal, Proof: in.Rekey}, a.Now())
 	if err != nil {
-		if watchword.CodeOf(err) == watchword.Conflict { // no 401 or 403, which are recorded anyway; but somebody brought a used key
-			a.Recorder.Refused(c.actor.Failed(audit.DeviceRekey, string(c.Subject()), a.Now(), err, nil))
-		}
+		a.Recorder.Refused(c.actor.Failed(audit.DeviceRekey, string(c.Subject()), a.Now(), err, nil))
 		return err
 	}
 	var out rekeyed

@@ -483,11 +483,13 @@ func (b *Broker) refused(c *conn, what, object string, err error) {
 		attrs = append(attrs, slog.String("rule", rule))
 	}
 	b.o.Log.LogAttrs(b.ctx, level, what, append(attrs, slog.Any("err", err))...)
-	if b.Recorder != nil && worthAnEntry(code) {
+	if b.Recorder != nil && code != "" {
 		if object == "" {
 			object = c.id
 		}
-		b.Recorder.Refused(who.Failed(audit.RequestRefuse, what+" "+clip(object), b.o.Now(), err, map[string]string{"remote": c.remote, "rule": rule}))
+		e := who.Failed(audit.RequestRefuse, what+" "+clip(object), b.o.Now(), err, map[string]string{"remote": c.remote, "rule": rule})
+		e.Code = code // that of a protocol error too
+		b.Recorder.Refused(e)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
@@ -129,7 +130,7 @@ func (cl *client) receipt(ctx context.Context, h house, m *message, session stri
 		return watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
 	}
 	_, err := cl.broker.Desk.TakeReceipt(ctx, cl.world.tenant, h.device, string(m.payload), session)
-	if code := codeOf(err); code != watchword.ReceiptInvalid && worthAnEntry(code) {
+	if code := codeOf(err); code != watchword.ReceiptInvalid && audit.Records(audit.RequestRefuse, code, true) {
 		// The device's papers are good: what it handed in is not.
 		return watchword.Because(err, watchword.ReceiptInvalid, "the receipt does not hold: %s", watchword.CodeOf(err))
 	}

@@ -109,19 +109,6 @@ func codeOf(err error) watchword.Code {
 	return watchword.CodeOf(err)
 }
 
-// worthAnEntry reports whether a refusal is one of authority, which the log of
-// privileged acts records. A receipt that does not hold is a signature that does not.
-func worthAnEntry(c watchword.Code) bool {
-	if c == watchword.ReceiptInvalid {
-		return true
-	}
-	switch reasonOf[c] {
-	case packet.NotAuthorized, packet.BadUserPassword:
-		return true
-	}
-	return false
-}
-
 // reasonFor is the reason code of a refusal in CONNACK, PUBACK or SUBACK.
 func reasonFor(err error) packet.Reason {
 	if e, ok := errors.AsType[*packet.Error](err); ok {
