@@ -2,6 +2,7 @@ package attack_test
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,23 @@ type seen struct {
 	code  watchword.Code // taken, or the code of the refusal
 	under string         // the words that came with it
 	trace string         // of the refusal; empty where the wire has no room for one
+}
+
+// detail is what the answer says beside its code: of a problem document or OAuth error,
+// or of a reason string. Of a mistake in a form, which is no refusal of a credential and
+// names its field beside, it is nothing.
+func (s seen) detail() string {
+	if s.code == watchword.BadRequest {
+		return ""
+	}
+	var p struct {
+		Detail      string `json:"detail"`
+		Description string `json:"error_description"`
+	}
+	if json.Unmarshal([]byte(s.under), &p) == nil {
+		return cmp.Or(p.Detail, p.Description)
+	}
+	return strings.TrimPrefix(strings.TrimPrefix(s.under, string(s.code)), ": ")
 }
 
 // door is one place that takes papers of one kind.

@@ -170,7 +170,7 @@ func dialPaho(t testing.TB, d *device.Device, id, password string) (*pahoWire, e
 		}},
 		OnServerDisconnect: func(p *paho.Disconnect) { w.ended <- p },
 	})
-	w.ack, err = w.client.Connect(t.Context(), &paho.Connect{ClientID: id, CleanStart: true, KeepAlive: 30, Username: "jwt", UsernameFlag: true, Password: []byte(password), PasswordFlag: true})
+	w.ack, err = w.client.Connect(t.Context(), &paho.Connect{ClientID: id, CleanStart: true, KeepAlive: 300, Username: "jwt", UsernameFlag: true, Password: []byte(password), PasswordFlag: true})
 	if err == nil {
 		t.Cleanup(func() { _ = w.client.Disconnect(&paho.Disconnect{}) }) // gone already in some tests
 	}

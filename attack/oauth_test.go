@@ -151,6 +151,14 @@ func dpopAtTheTokenEndpoint(t *testing.T, curve string) {
 	kid := func(c map[string]any) string { return sign(t, s, token.TypDPoP, c) }
 	head := func(h string) string { return header(proof(good()), h) }
 	jwk := string(s.Public().JWK())
+	keyed := func(jwk string) string { // the signature holds
+		b, err := json.Marshal(good())
+		must(t, err)
+		return forge(t, s, `{"alg":"`+s.Public().Alg()+`","typ":"dpop+jwt","jwk":`+jwk+`}`, string(b))
+	}
+	if a := h.post("/oauth/token", d, grant, "DPoP: "+keyed(put(`"ext":true,"use":"sig","key_ops":["verify"]`)(jwk))); a.status != 200 {
+		t.Errorf("a key that is for signing: %d %s", a.status, a.body)
+	}
 	for _, tc := range []struct {
 		name   string
 		proofs []string
@@ -172,6 +180,9 @@ func dpopAtTheTokenEndpoint(t *testing.T, curve string) {
 		{"a jti without end", []string{proof(with(good(), "jti", strings.Repeat("x", 200)))}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"a name of the key instead of the key", []string{kid(good())}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"the private key in the header", []string{head(`{"alg":"` + s.Public().Alg() + `","typ":"dpop+jwt","jwk":` + string(key.JWK()) + `}`)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
+		{"a key for sealing in the header", []string{keyed(put(`"use":"enc"`)(jwk))}, watchword.DPoPInvalid, "invalid_dpop_proof"},
+		{"a key that only signs in the header", []string{keyed(put(`"key_ops":["sign"]`)(jwk))}, watchword.DPoPInvalid, "invalid_dpop_proof"},
+		{"a symmetric member in the header", []string{keyed(put(`"k":"AAAA"`)(jwk))}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"alg none", []string{head(`{"alg":"none","typ":"dpop+jwt","jwk":` + jwk + `}`)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"alg HS256", []string{head(`{"alg":"HS256","typ":"dpop+jwt","jwk":{"kty":"oct","k":"AAAA"}}`)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"another kind", []string{head(`{"alg":"` + s.Public().Alg() + `","typ":"JWT","jwk":` + jwk + `}`)}, watchword.DPoPInvalid, "invalid_dpop_proof"},

@@ -191,6 +191,8 @@ func TestAskingToBePaired(t *testing.T) {
 		{"a wish that is too long", set("client_id", strings.Repeat("x", 65)), 400, "invalid_request", watchword.BadRequest},
 		{"a signing key that is none", set("sign", "{}"), 400, "invalid_request", watchword.BadRequest},
 		{"a private key", set("sign", string(private.JWK())), 400, "invalid_request", watchword.BadRequest},
+		{"a signing key that says that it is for sealing", set("sign", put(`"use":"enc"`)(string(s.sign.Public().JWK()))), 400, "invalid_request", watchword.BadRequest},
+		{"a sealing key that says that it is for signing", set("seal", put(`"key_ops":["verify"]`)(string(s.seal.JWK()))), 400, "invalid_request", watchword.BadRequest},
 		{"a sealing key that is to sign", set("sign", string(s.seal.JWK())), 400, "invalid_request", watchword.BadRequest},
 		{"no sealing key", set("seal", ""), 400, "invalid_request", watchword.BadRequest},
 		{"one key for both", set("seal", string(s.sign.Public().JWK())), 400, "invalid_request", watchword.BadRequest},

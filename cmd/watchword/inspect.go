@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -61,15 +63,16 @@ func (p *paper) bad(check string, code watchword.Code, where, format string, a .
 	p.Checks = append(p.Checks, verdict{Check: check, Result: "bad", Code: code, Where: where, Detail: fmt.Sprintf(format, a...)})
 }
 
-// refused notes a refusal of the real reader, unless what it found was said already.
-func (p *paper) refused(check string, err error) {
-	code := watchword.CodeOf(err)
-	for _, v := range p.Checks {
-		if v.Result == "bad" && v.Code == code {
-			return
-		}
+// refused notes a refusal of the real reader in its own words: code and detail are those
+// of the answer at the door, and of the server's log. It is noted once.
+func (p *paper) refused(err error) {
+	v := verdict{Check: "refusal", Result: "bad", Code: watchword.CodeOf(err), Detail: shown(err)}
+	if e, ok := errors.AsType[*watchword.Error](err); ok {
+		v.Where, v.Detail = e.Field, e.Detail
 	}
-	p.bad(check, code, "", "%s", shown(err))
+	if !slices.Contains(p.Checks, v) {
+		p.Checks = append(p.Checks, v)
+	}
 }
 
 // shown is an error's own words without its code.
@@ -105,6 +108,9 @@ func inspect(raw string, now time.Time) *paper {
 		p.bad("form", watchword.TokenMalformed, "", "a token has 3 parts between dots, a sealed one 5; this has %d", strings.Count(raw, ".")+1)
 		if head, _, ok := strings.Cut(raw, "."); ok {
 			p.header(head)
+		}
+		if _, err := jose.ParseJWS(raw, watchword.MaxBundle); err != nil {
+			p.refused(err)
 		}
 	}
 	return p.settle()
@@ -251,19 +257,37 @@ func (p *paper) strict(now time.Time) {
 				p.good("signature", "is that of the key in its header, %s; whose key that is, it cannot say", k.ID())
 			}
 		}
+		// For the request that it names; what it is shown with, it cannot say.
+		if _, derr := token.VerifyDPoP(p.raw, p.claim("htm"), p.claim("htu"), "", now); derr != nil {
+			p.refused(derr)
+			err = nil // said, as the door says it
+			if !p.Checked {
+				return
+			}
+		}
 	} else {
 		_, err = jose.ParseJWS(p.raw, max(p.Most, watchword.MaxToken))
 	}
 	if err != nil {
-		p.refused("form", err)
+		p.refused(err)
 	} else {
 		p.good("encoding", "three parts of strict base64url, a strict header, a signature of 64 bytes")
 	}
 	if p.kind == &kindsOf[0] && err == nil {
 		if _, err := token.ParseAssertion(p.raw, true); err != nil {
-			p.refused("claims", err)
+			p.refused(err)
 		}
 	}
+}
+
+// claim returns the text of a claim; empty where it is none.
+func (p *paper) claim(name string) string {
+	for _, c := range p.Claims {
+		if s, ok := text(c.Value); ok && c.Name == name {
+			return s
+		}
+	}
+	return ""
 }
 
 // sealed explains a JWE: who can open it, and no more.
@@ -308,7 +332,7 @@ func (p *paper) sealed() {
 	case watchword.KeyUnknown, watchword.SignatureInvalid:
 		p.good("encoding", "five parts of strict base64url, a strict header")
 	default:
-		p.refused("form", err)
+		p.refused(err)
 	}
 	p.unknown("inside", "sealed: what it says, only its recipient can read")
 }

@@ -106,7 +106,7 @@ func (p *paper) body(payload []byte, now time.Time) {
 		p.bad("claims", watchword.TokenMalformed, joined("payload", path), "%s", what)
 	}
 	if werr := jose.Walk(payload, func(string, jsontext.Value) error { return nil }); err == nil && werr != nil {
-		p.refused("claims", werr) // what is good JSON, and too deep
+		p.refused(werr) // what is good JSON, and too deep
 	}
 	have := map[string]jsontext.Value{}
 	for _, m := range ms {

@@ -68,20 +68,27 @@ func (a *app) verify(ctx context.Context, p *paper) {
 	switch {
 	case p.kind == nil || p.Checked || p.typ == token.TypDPoP:
 		return
-	case !p.settle().Good:
+	}
+	good := p.settle().Good
+	t, err := a.trust(ctx)
+	if err == nil {
+		if err := p.under(t, time.Now()); err != nil {
+			p.refused(err)
+			if good {
+				p.bad("signature", watchword.CodeOf(err), "", "by the server on this machine, %s: %s", t.Issuer, shown(err))
+				return
+			}
+		}
+	}
+	switch {
+	case !good:
 		p.unknown("signature", "not checked: it would be refused before that")
 		return
 	case p.kind.signedBy == "":
 		p.unknown("signature", "not checked: it is that of %s, which is not here", p.kind.signer)
 		return
-	}
-	t, err := a.trust(ctx)
-	if err != nil {
+	case err != nil:
 		p.unknown("signature", "not checked: no server here")
-		return
-	}
-	if err := p.under(t, time.Now()); err != nil {
-		p.bad("signature", watchword.CodeOf(err), "", "by the server on this machine, %s: %s", t.Issuer, shown(err))
 		return
 	}
 	p.Checked = true
@@ -93,12 +100,7 @@ func (a *app) verify(ctx context.Context, p *paper) {
 
 // under asks the real verifiers.
 func (p *paper) under(t token.Trust, now time.Time) (err error) {
-	var aud watchword.SubjectID
-	for _, c := range p.Claims {
-		if s, ok := text(c.Value); ok && c.Name == "aud" {
-			aud = watchword.SubjectID(s)
-		}
-	}
+	aud := watchword.SubjectID(p.claim("aud"))
 	switch p.kind.typ {
 	case token.TypAccess:
 		_, err = token.VerifyAccess(p.raw, token.NewKeySet(t.Issuers...), t.Issuer, string(aud), now, 0)
@@ -110,7 +112,12 @@ func (p *paper) under(t token.Trust, now time.Time) (err error) {
 		known := t
 		known.Version, known.Epoch = 0, 0 // an older one is still well signed
 		_, err = token.VerifyNextTrust(p.raw, known, now)
-	default: // the role alone
+	case token.TypAssertion:
+		var a *token.Presented
+		if a, err = token.ParseAssertion(p.raw, true); err == nil {
+			err = a.Precheck(t.Issuer, now)
+		}
+	case token.TypTime: // the role alone
 		var u *jose.Unverified
 		if u, err = jose.ParseJWS(p.raw, p.Most); err != nil {
 			return err
