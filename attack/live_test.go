@@ -21,13 +21,17 @@ import (
 	"github.com/watchword-iot/watchword/server"
 )
 
-// stream opens a stream and returns its events; the channel is closed at its end.
-func (h *house) stream(path, token string) <-chan sse.Event {
+// stream opens a stream and returns its events; the channel is closed at its end. A header is "Name: value".
+func (h *house) stream(path, token string, headers ...string) <-chan sse.Event {
 	h.t.Helper()
 	req, err := http.NewRequestWithContext(h.t.Context(), "GET", h.url+path, nil)
 	must(h.t, err)
 	req.Header.Set("Authorization", "Bearer "+token)
 	req.Header.Set("Accept", "text/event-stream")
+	for _, line := range headers {
+		k, v, _ := strings.Cut(line, ": ")
+		req.Header.Set(k, v)
+	}
 	c := h.client()
 	c.Timeout = 0
 	res, err := c.Do(req)

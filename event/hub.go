@@ -1,16 +1,18 @@
 // Package event is what devices report, on its way to whoever may hear it. In
 // come events, out they go to the subscriptions that match, in order. It keeps
-// the last ones for those who come back, stores nothing, and cuts off whoever
-// reads too slowly: a slow reader loses its stream, not other people's events.
+// the last ones of each device within bounds, for those who come back and for
+// those who read slowly, and stores nothing. Who misses events is told how many
+// of which device; a device that reports too much costs nobody another's events.
 package event
 
 import (
 	"math/rand/v2"
-	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/backlog"
 	"github.com/watchword-iot/watchword/policy"
 )
 
@@ -21,10 +23,11 @@ type Event struct {
 	Stream      string // its segments joined by "/"
 	ContentType string
 	At          time.Time
-	Data        []byte // at most 32 KiB
+	Data        []byte // at most 32 KiB; nobody changes it any more
 
 	origin uint16 // the hub's
 	number uint64 // in the hub's order
+	topic  string // empty where nobody was there to hear it
 }
 
 // ID returns the event's name, which a hub gave it: evt_ and 26 characters that
@@ -32,15 +35,43 @@ type Event struct {
 func (e *Event) ID() string { return watchword.FormatID("evt_", e.At, e.origin, e.number) }
 
 // Topic returns the topic that stands for the event.
-func (e *Event) Topic() string { return "devices/" + string(e.Device) + "/events/" + e.Stream }
+func (e *Event) Topic() string {
+	if e.topic != "" {
+		return e.topic
+	}
+	return topicOf(e.Device, e.Stream)
+}
 
-// The bounds of a hub: how many events, of how many bytes together, are kept for those who come back, and how many
-// may wait for one subscription.
+func topicOf(device watchword.SubjectID, stream string) string {
+	return "devices/" + string(device) + "/events/" + stream
+}
+
+// memory is about what the event takes: its data, the topic that its strings and the packet behind its data have in
+// common, and what the hub notes of it.
+func (e *Event) memory() int {
+	const overhead = 448
+	return overhead + cap(e.Data) + 4*(len(e.Stream)+len(e.Device)+len("devices//events/")) + len(e.ContentType)
+}
+
+// bounds are how many events, of how many bytes together, are kept of all devices and of each, and how much is
+// remembered of those that are not kept any more.
+var bounds = backlog.Bounds{
+	Bytes: 16 << 20, Values: 4 << 10, SourceBytes: 2 << 20, SourceValues: 1 << 10, LostBytes: 4 << 20,
+}
+
+// The most devices that a [Gap] names, and the most events that [Subscription.Next] looks at and returns in one step.
 const (
-	keepEvents = 4096
-	keepBytes  = 16 << 20
-	waitEvents = 256
+	gapDevices = 32
+	nextLooks  = 256
+	nextEvents = 64
+	nextBytes  = 64 << 10
 )
+
+// source is whose share of the bounds an event takes.
+type source struct {
+	tenant watchword.TenantID
+	device watchword.SubjectID
+}
 
 // Hub hands events on. Make one with [NewHub]. It is safe for concurrent use.
 type Hub struct {
@@ -48,33 +79,57 @@ type Hub struct {
 
 	mu     sync.Mutex
 	subs   map[*Subscription]struct{}
-	kept   []kept // a ring, oldest at first
-	first  int
-	bytes  int
+	kept   *backlog.Log[source, *Event]
 	number uint64 // of the last event
-}
-
-// kept is an event with what it counts against the bounds.
-type kept struct {
-	event *Event
-	bytes int
 }
 
 // NewHub returns an empty hub.
 func NewHub() *Hub {
-	return &Hub{subs: map[*Subscription]struct{}{}, origin: uint16(rand.Uint32()), number: rand.Uint64() >> 1}
+	return &Hub{
+		subs: map[*Subscription]struct{}{}, origin: uint16(rand.Uint32()), number: rand.Uint64() >> 1,
+		kept: backlog.New[source](bounds, func(e *Event) string { return e.Stream }),
+	}
 }
 
-// Subscription is one reader. Events is closed when the reader was too slow, and
-// after Close.
+// Subscription is one reader: a place in the hub's events. It takes no memory for events of its own.
 type Subscription struct {
-	Events <-chan *Event
-
 	hub    *Hub
-	events chan *Event
 	tenant watchword.TenantID
 	filter string
-	closed bool
+	ready  chan struct{}
+
+	// Of the hub's, under its lock.
+	place  uint64 // the number of the last event that was looked at
+	lost   uint64 // the place of the first lost event that was not
+	only   *Event // that came since, if it is one alone
+	behind bool   // there may be events, or lost ones, after place; ready was told so
+	gap    bool   // events were missed of which nothing is known
+
+	given []*Event // what Next gave last
+}
+
+// Gap is how many events a reader missed since the hub had no room for them any more.
+type Gap struct {
+	Missed  int64                         // that matched and are known
+	Devices map[watchword.SubjectID]int64 // of these, by device, at most 32
+	Others  int64                         // of these, of further devices
+	More    bool                          // there may have been more, of which nothing is known any more
+}
+
+// Any reports whether anything was missed.
+func (g Gap) Any() bool { return g.Missed > 0 || g.More }
+
+func (g *Gap) add(device watchword.SubjectID) {
+	g.Missed++
+	switch _, known := g.Devices[device]; {
+	case known || len(g.Devices) < gapDevices:
+		if g.Devices == nil {
+			g.Devices = map[watchword.SubjectID]int64{}
+		}
+		g.Devices[device]++
+	default:
+		g.Others++
+	}
 }
 
 // Publish gives e its id and hands it to every subscription that matches. It never
@@ -84,72 +139,136 @@ func (h *Hub) Publish(e *Event) {
 	defer h.mu.Unlock()
 	h.number++
 	e.origin, e.number = h.origin, h.number
-	h.keep(e)
+	h.kept.Add(h.number, source{e.Tenant, e.Device}, e, e.memory())
 	if len(h.subs) == 0 {
 		return
 	}
-	topic := e.Topic()
+	lost := h.kept.NextLost()
 	for s := range h.subs {
-		if s.tenant != e.Tenant || !policy.Match(s.filter, topic) {
+		if s.behind {
+			s.only = nil // it looks by itself
 			continue
 		}
-		select {
-		case s.events <- e:
-		default:
-			h.drop(s)
+		if s.tenant == e.Tenant {
+			if e.topic == "" {
+				e.topic = topicOf(e.Device, e.Stream)
+			}
+			if policy.Match(s.filter, e.topic) {
+				s.only = e
+				s.wake()
+				continue
+			}
 		}
+		s.place, s.lost = h.number, lost
 	}
 }
 
-func (h *Hub) keep(e *Event) {
-	h.kept = append(h.kept, kept{e, len(e.Data)})
-	h.bytes += len(e.Data)
-	for len(h.kept)-h.first > keepEvents || h.bytes > keepBytes {
-		h.bytes -= h.kept[h.first].bytes
-		h.kept[h.first].event = nil
-		h.first++
-	}
-	if h.first > keepEvents {
-		h.kept, h.first = slices.Clone(h.kept[h.first:]), 0
+// wake says that there is something. It is called with the hub's lock held, as all below that does not say otherwise.
+func (s *Subscription) wake() {
+	s.behind = true
+	select {
+	case s.ready <- struct{}{}:
+	default: // it was told already
 	}
 }
 
-// Subscribe starts a subscription to events whose topic matches filter. missed is what was
-// kept after the event with id since; gap says that since is no longer known, and there may
-// have been more.
-func (h *Hub) Subscribe(t watchword.TenantID, filter, since string) (s *Subscription, missed []*Event, gap bool) {
+// Subscribe starts a subscription to events whose topic matches filter. since is the id of the event that the reader had
+// last: what came after it and is kept comes first. Empty: only what comes now.
+func (h *Hub) Subscribe(t watchword.TenantID, filter, since string) *Subscription {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s = &Subscription{hub: h, events: make(chan *Event, waitEvents), tenant: t, filter: filter}
-	s.Events = s.events
+	s := &Subscription{hub: h, tenant: t, filter: filter, ready: make(chan struct{}, 1), place: h.number, lost: h.kept.NextLost()}
 	h.subs[s] = struct{}{}
 	if since == "" {
-		return s, nil, false
+		return s
 	}
-	all := h.kept[h.first:]
-	at := slices.IndexFunc(all, func(k kept) bool { return k.event.ID() == since })
-	gap = at < 0
-	for _, k := range all[at+1:] {
-		e := k.event
-		if e.Tenant == t && policy.Match(filter, e.Topic()) {
-			missed = append(missed, e)
-		}
+	if origin, number, ok := parseID(since); ok && origin == h.origin && number <= h.number {
+		s.place, s.lost = number, 0
+	} else { // of another run, or nobody's
+		s.place, s.gap = 0, true
 	}
-	return s, missed, gap
+	s.wake()
+	return s
 }
 
-// Close ends the subscription.
+// Ready has a value when there may be something for Next.
+func (s *Subscription) Ready() <-chan struct{} { return s.ready }
+
+// Next returns the next events, of 64 KiB and at most 64 in number, and what was missed before them. It never waits. If
+// there is nothing, and more is false, Ready tells when there is. It is for one goroutine, and events are good until the
+// next call.
+func (s *Subscription) Next() (events []*Event, gap Gap, more bool) {
+	h := s.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(s.given)
+	s.given = s.given[:0]
+	switch {
+	case !s.behind:
+		return nil, gap, false
+	case s.only != nil: // as a rule
+		s.given = append(s.given, s.only)
+		s.caughtUp()
+		return s.given, gap, false
+	}
+	s.lost, gap = s.missed()
+	looks, bytes := 0, 0
+	h.kept.After(s.place, func(number uint64, e *Event) bool {
+		if more = looks == nextLooks || len(s.given) == nextEvents || bytes > nextBytes; more {
+			return false
+		}
+		looks++
+		s.place = number
+		if e.Tenant == s.tenant && policy.Match(s.filter, e.Topic()) {
+			s.given = append(s.given, e)
+			bytes += len(e.Data)
+		}
+		return true
+	})
+	if !more {
+		s.caughtUp()
+	}
+	return s.given, gap, more
+}
+
+// missed is what was lost of what s had not looked at, and the place of the next that will be.
+func (s *Subscription) missed() (next uint64, gap Gap) {
+	next, more := s.hub.kept.LostSince(s.lost, s.place, func(l backlog.Lost[source]) {
+		if l.Source.tenant == s.tenant && policy.Match(s.filter, topicOf(l.Source.device, l.Tag)) {
+			gap.add(l.Source.device)
+		}
+	})
+	gap.More = s.gap || more
+	s.gap = false
+	return next, gap
+}
+
+// caughtUp says that s has looked at everything.
+func (s *Subscription) caughtUp() {
+	s.place, s.lost, s.only, s.behind = s.hub.number, s.hub.kept.NextLost(), nil, false
+}
+
+// Close ends the subscription. It may be called again.
 func (s *Subscription) Close() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
-	s.hub.drop(s)
+	delete(s.hub.subs, s)
 }
 
-// drop is called with mu held.
-func (h *Hub) drop(s *Subscription) {
-	if !s.closed {
-		s.closed = true
-		delete(h.subs, s)
-		close(s.events)
+// parseID takes an event's id apart, as [watchword.FormatID] put it together.
+func parseID(id string) (origin uint16, number uint64, ok bool) {
+	const digits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+	text, ok := strings.CutPrefix(id, "evt_")
+	if !ok || len(text) != 26 {
+		return 0, 0, false
 	}
+	var hi, lo uint64
+	for i := range len(text) {
+		d := strings.IndexByte(digits, text[i])
+		if d < 0 {
+			return 0, 0, false
+		}
+		hi, lo = hi<<5|lo>>59, lo<<5|uint64(d)
+	}
+	return uint16(hi), lo, true
 }

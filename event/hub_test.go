@@ -2,7 +2,9 @@ package event_test
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,30 +16,82 @@ func ev(device watchword.SubjectID) *event.Event {
 	return &event.Event{Tenant: "t", Device: device, Stream: "lux", At: time.Unix(1_800_000_000, 0), Data: []byte("1")}
 }
 
-func TestASlowReaderLosesItsStreamAndNobodyElsesEvents(t *testing.T) {
-	h := event.NewHub()
-	slow, _, _ := h.Subscribe("t", "devices/+/events/#", "")
-	quick, _, _ := h.Subscribe("t", "devices/+/events/#", "")
-	defer quick.Close()
-	foreign, _, _ := h.Subscribe("other", "#", "")
-	defer foreign.Close()
-	for n := range 1000 {
-		said := ev("lamp-1")
-		h.Publish(said)
-		if e := <-quick.Events; e != said {
-			t.Fatalf("got %s as number %d", e.ID(), n)
+// take reads all that there is.
+func take(t *testing.T, s *event.Subscription) (events []*event.Event, gap event.Gap) {
+	t.Helper()
+	gap.Devices = map[watchword.SubjectID]int64{}
+	for more := true; more; {
+		var es []*event.Event
+		var g event.Gap
+		es, g, more = s.Next()
+		events = append(events, es...)
+		gap.Missed, gap.Others, gap.More = gap.Missed+g.Missed, gap.Others+g.Others, gap.More || g.More
+		for d, n := range g.Devices {
+			gap.Devices[d] += n
 		}
 	}
-	got := 0
-	for range slow.Events { // closed by the hub
-		got++
+	if es, g, _ := s.Next(); len(es) > 0 || g.Any() {
+		t.Error("there is more without a sign of it")
 	}
-	if got == 0 || got >= 1000 {
-		t.Errorf("the slow one got %d", got)
+	if !slices.IsSortedFunc(events, func(a, b *event.Event) int { return strings.Compare(a.ID(), b.ID()) }) {
+		t.Error("the events are not in order")
+	}
+	return events, gap
+}
+
+func TestASlowReaderLosesTheEventsOfWhoReportsTooMuch(t *testing.T) {
+	h := event.NewHub()
+	before := ev("before")
+	h.Publish(before)
+	slow := h.Subscribe("t", "devices/+/events/#", "")
+	defer slow.Close()
+	narrow := h.Subscribe("t", "devices/lamp-7/events/#", "")
+	defer narrow.Close()
+	quick := h.Subscribe("t", "devices/+/events/#", "")
+	defer quick.Close()
+	foreign := h.Subscribe("other", "#", "")
+	defer foreign.Close()
+	const loud, quiet = 10_000, 100
+	for n := range loud {
+		said := []*event.Event{ev("loud")}
+		if n%100 == 0 {
+			said = append(said, ev(watchword.SubjectID(fmt.Sprintf("lamp-%d", n/100%10))))
+		}
+		for _, e := range said {
+			h.Publish(e)
+			<-quick.Ready()
+			if es, gap, _ := quick.Next(); len(es) != 1 || es[0] != e || gap.Any() {
+				t.Fatalf("the quick one got %v, gap %v", es, gap)
+			}
+		}
+	}
+	<-slow.Ready()
+	events, gap := take(t, slow)
+	of := map[watchword.SubjectID]int{}
+	for _, e := range events {
+		of[e.Device]++
+	}
+	kept := of["loud"]
+	delete(of, "loud")
+	if kept < 1000 || kept > 1024 || int64(kept)+gap.Missed != loud || gap.Devices["loud"] != gap.Missed || gap.More || len(gap.Devices) != 1 {
+		t.Errorf("of the loud one %d came and %d of %v were missed", kept, gap.Missed, gap.Devices)
+	}
+	for d, n := range of {
+		if n != quiet/10 {
+			t.Errorf("of %s came %d, want %d", d, n, quiet/10)
+		}
+	}
+	if len(of) != 10 {
+		t.Errorf("of %d others came something", len(of))
+	}
+	if events, gap := take(t, narrow); len(events) != quiet/10 || gap.Any() {
+		t.Errorf("who hears one device got %d, gap %v", len(events), gap)
 	}
 	slow.Close() // again is no harm
-	if len(foreign.Events) != 0 {
+	select {
+	case <-foreign.Ready():
 		t.Error("another tenant heard it")
+	default:
 	}
 }
 
@@ -52,15 +106,115 @@ func TestWhoComesBackGetsWhatItMissedOrIsToldOfTheGap(t *testing.T) {
 	if !slices.IsSorted(ids) || len(slices.Compact(slices.Clone(ids))) != len(ids) {
 		t.Error("the ids of one millisecond are not in order, or not different")
 	}
-	s, missed, gap := h.Subscribe("t", "devices/lamp-1/events/#", ids[4990])
+	s := h.Subscribe("t", "devices/lamp-1/events/#", ids[4990])
 	defer s.Close()
-	if gap || len(missed) != 5 || missed[0].ID() != ids[4991] {
-		t.Errorf("gap %v, missed %d", gap, len(missed))
+	<-s.Ready()
+	if events, gap := take(t, s); gap.Any() || len(events) != 5 || events[0].ID() != ids[4991] {
+		t.Errorf("gap %v, missed %d", gap, len(events))
 	}
-	if _, missed, gap := h.Subscribe("t", "devices/+/events/#", ids[1]); !gap || len(missed) > 4096 {
-		t.Errorf("gap %v, missed %d", gap, len(missed))
+	for _, tc := range []struct {
+		filter, since string
+		events        int
+		missed        int64
+		more          bool
+	}{
+		{"devices/+/events/#", ids[1], 2048, 4998 - 2048, false},
+		{"devices/lamp-1/events/#", ids[1], 1024, 2499 - 1024, false},
+		{"devices/lamp-1/events/dark", ids[1], 0, 0, false},
+		{"devices/+/events/#", ids[4999], 0, 0, false},
+		{"devices/+/events/#", "evt_", 2048, 0, true},
+		{"devices/+/events/#", "evt_" + strings.Repeat("0", 26), 2048, 0, true}, // of another run
+		{"devices/+/events/#", strings.ToLower(ids[4999]), 2048, 0, true},
+		{"devices/+/events/#", "", 0, 0, false},
+	} {
+		s := h.Subscribe("t", tc.filter, tc.since)
+		defer s.Close()
+		events, gap := take(t, s)
+		if len(events) != tc.events || gap.Missed != tc.missed || gap.More != tc.more {
+			t.Errorf("%s since %s: %d events, gap %+v", tc.filter, tc.since, len(events), gap)
+		}
 	}
-	if _, missed, gap := h.Subscribe("t", "#", ""); gap || len(missed) != 0 {
-		t.Errorf("a new one: gap %v, missed %d", gap, len(missed))
+}
+
+func TestWhatIsNotRememberedOfAGapIsSaidSo(t *testing.T) {
+	h := event.NewHub()
+	first := ev("lamp-1")
+	h.Publish(first)
+	s := h.Subscribe("t", "devices/+/events/#", "")
+	defer s.Close()
+	const flood = 60_000 // more than is remembered of what was lost
+	for range flood {
+		h.Publish(ev("loud"))
+	}
+	for range 2 {
+		events, gap := take(t, s)
+		if len(events) != 1024 || !gap.More || gap.Missed < 20_000 || gap.Missed >= flood-1024 {
+			t.Errorf("%d events, gap %+v", len(events), gap)
+		}
+		s = h.Subscribe("t", "devices/+/events/#", first.ID())
+		defer s.Close()
+	}
+}
+
+func TestAGapNamesSomeDevicesAndCountsTheOthers(t *testing.T) {
+	h := event.NewHub()
+	s := h.Subscribe("t", "devices/+/events/#", "")
+	defer s.Close()
+	const devices, each = 50, 120
+	for range each {
+		for d := range devices {
+			h.Publish(ev(watchword.SubjectID(fmt.Sprintf("lamp-%02d", d))))
+		}
+	}
+	_, gap, _ := s.Next()
+	sum := gap.Others
+	for _, n := range gap.Devices {
+		sum += n
+	}
+	if len(gap.Devices) != 32 || gap.Others == 0 || sum != gap.Missed {
+		t.Errorf("%d devices, %d of others, %d in all, %d missed", len(gap.Devices), gap.Others, sum, gap.Missed)
+	}
+}
+
+// What the bounds count is what the heap has, within a quarter.
+func TestTheMemoryIsWhatIsCounted(t *testing.T) {
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	for _, tc := range []struct {
+		name          string
+		devices, size int
+		stream        string
+		most          int64
+	}{
+		{"small events", 100, 2, "lux", 16 << 20},
+		{"large events", 100, 32 << 10, "lux", 16 << 20},
+		{"long names", 10, 2, strings.Repeat("abcdefghijklmno/", 1000) + "x", 16 << 20},
+		{"one device", 1, 1000, "lux", 4 << 20},
+		{"one event each", 16 << 10, 100, "lux", 16 << 20},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			before := heap()
+			h := event.NewHub()
+			for n := range 20_000 {
+				device := watchword.SubjectID(fmt.Sprintf("lamp-%d", n%tc.devices))
+				topic := "devices/" + string(device) + "/events/" + strings.Clone(tc.stream)
+				h.Publish(&event.Event{
+					Tenant: "t", Device: watchword.SubjectID(topic[8 : 8+len(device)]), Stream: topic[len(topic)-len(tc.stream):],
+					At: time.Unix(1_800_000_000, 0), Data: make([]byte, tc.size),
+				})
+			}
+			real := heap() - before
+			const lost = 4 << 20 // beside the events themselves
+			if real > (tc.most+lost)*5/4 {
+				t.Errorf("%d bytes of memory, the bound is %d", real, tc.most+lost)
+			}
+			t.Logf("%d kB", real>>10)
+			runtime.KeepAlive(h)
+		})
 	}
 }

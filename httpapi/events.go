@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
@@ -73,33 +74,18 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 		return err
 	}
 	defer done()
-	sub, missed, gap := a.Hub.Subscribe(c.Tenant(), filter, since)
+	sub := a.Hub.Subscribe(c.Tenant(), filter, since)
 	defer sub.Close()
 	out := newStream(w)
 	if out.send("session", "", sessionEvent(s)) != nil {
 		return nil // the peer has gone
 	}
-	if gap && out.send("gap", "", struct{}{}) != nil {
-		return nil
-	}
-	for _, e := range missed {
-		if out.send("event", e.ID(), viewEvent(e)) != nil {
-			return nil
-		}
-	}
 	beat := time.NewTicker(sseBeat)
 	defer beat.Stop()
 	for {
 		select {
-		case e, ok := <-sub.Events:
-			switch {
-			case ctx.Err() != nil:
-				a.endStream(out, r, ended(ctx)) // what waited when authority ended is not sent
-				return nil
-			case !ok:
-				a.endStream(out, r, watchword.Refuse(watchword.Busy, "this stream is read too slowly"))
-				return nil
-			case out.send("event", e.ID(), viewEvent(e)) != nil:
+		case <-sub.Ready():
+			if !sendEvents(ctx, out, sub) {
 				return nil
 			}
 		case <-beat.C:
@@ -107,8 +93,38 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 				return nil
 			}
 		case <-ctx.Done():
-			a.endStream(out, r, ended(ctx))
+			a.endStream(out, r, ended(ctx)) // what waited when authority ended is not sent
 			return nil
 		}
 	}
+}
+
+// EventGap says how many events a stream's reader missed, and of which devices: they came faster than they were read, or
+// while the reader was away.
+type EventGap struct {
+	Missed  int64                         `json:"missed"`
+	Devices map[watchword.SubjectID]int64 `json:"devices,omitempty" doc:"of these, by device, at most 32"`
+	Others  int64                         `json:"others,omitempty" doc:"of these, of further devices"`
+	More    bool                          `json:"more,omitempty" doc:"there may have been more, of which nothing is known any more"`
+}
+
+// sendEvents sends all that there is, until ctx ends. false says that the peer has gone.
+func sendEvents(ctx context.Context, out *stream, sub *event.Subscription) bool {
+	for more := true; more && ctx.Err() == nil; {
+		var events []*event.Event
+		var gap event.Gap
+		events, gap, more = sub.Next()
+		if gap.Any() && out.send("gap", "", EventGap(gap)) != nil {
+			return false
+		}
+		for _, e := range events {
+			if ctx.Err() != nil {
+				return true
+			}
+			if out.send("event", e.ID(), viewEvent(e)) != nil {
+				return false
+			}
+		}
+	}
+	return true
 }

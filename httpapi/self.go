@@ -172,7 +172,7 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 	}
 	e := &event.Event{
 		Tenant: c.Tenant(), Device: c.Subject(), Stream: stream,
-		ContentType: clip(r.Header.Get("Content-Type")), At: now, Data: body,
+		ContentType: strings.Clone(clip(r.Header.Get("Content-Type"))), At: now, Data: body,
 	}
 	a.Hub.Publish(e)
 	if err := a.carry(c.Tenant(), e.Topic(), e.ContentType, body); err != nil {

@@ -311,7 +311,7 @@ func TestProofOfPossession(t *testing.T) {
 
 func TestEventsReachTheHub(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
-		s, _, _ := h.hub.Subscribe(watchword.DefaultTenant, "devices/+/events/#", "")
+		s := h.hub.Subscribe(watchword.DefaultTenant, "devices/+/events/#", "")
 		defer s.Close()
 		c, app := h.device("lamp-7"), h.device("app")
 		app.subscribe(1, "devices/+/events/lux/#")
@@ -319,8 +319,9 @@ func TestEventsReachTheHub(t *testing.T) {
 			t.Errorf("%#x", r)
 		}
 		app.hears("devices/lamp-7/events/lux/1", "42")
-		if e := <-s.Events; e.Device != "lamp-7" || e.Stream != "lux/1" || string(e.Data) != "42" {
-			t.Errorf("%+v", e)
+		<-s.Ready()
+		if es, gap, _ := s.Next(); len(es) != 1 || gap.Any() || es[0].Device != "lamp-7" || es[0].Stream != "lux/1" || string(es[0].Data) != "42" {
+			t.Errorf("%+v, gap %+v", es, gap)
 		}
 		if r := c.publish(1, "devices/lamp-7/events/l%x", "42"); r != packet.BadPayloadFormat {
 			t.Errorf("a stream that is no name: %#x", r)

@@ -121,8 +121,10 @@ func TestHandshakesThatFailAreCountedAndLogged(t *testing.T) {
 	}
 	for listener, address := range map[string]string{"https": info.HTTPS, "mqtts": info.MQTTS} {
 		for reason, fail := range map[string]func(){
-			"version":     func() { shake(address, func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }) },
-			"alpn":        func() { shake(address, func(c *tls.Config) { c.NextProtos = []string{"x" + strings.Repeat("y", 200)} }) },
+			"version": func() { shake(address, func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }) },
+			"alpn": func() {
+				shake(address, func(c *tls.Config) { c.NextProtos = []string{"x" + strings.Repeat("y", 200)} })
+			},
 			"certificate": func() { shake(address, func(c *tls.Config) { c.RootCAs = x509.NewCertPool() }) },
 			"plain":       func() { say(address, "GET / HTTP/1.0\r\n\r\n") },
 			"closed":      func() { say(address, "") },

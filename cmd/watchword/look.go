@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -104,7 +107,7 @@ func (a *app) eventCommand() *cobra.Command {
 			a.format = "jsonl"
 		}
 		n := 0
-		err = cl.Watch(c.Context(), id, *stream, func() { fmt.Fprintln(os.Stderr, "watching") }, func(e admin.Event) error {
+		err = cl.WatchGaps(c.Context(), id, *stream, func() { fmt.Fprintln(os.Stderr, "watching") }, func(g admin.EventGap) { fmt.Fprintln(os.Stderr, gapLine(g)) }, func(e admin.Event) error {
 			if err := a.print(e, func(w io.Writer) {
 				data := string(e.Data)
 				if data == "" {
@@ -125,6 +128,25 @@ func (a *app) eventCommand() *cobra.Command {
 		return err
 	}
 	return group("event", "What devices report", watch)
+}
+
+// gapLine says what a watcher missed, whoever lost most first.
+func gapLine(g admin.EventGap) string {
+	devices := slices.SortedFunc(maps.Keys(g.Devices), func(a, b watchword.SubjectID) int {
+		return cmp.Or(cmp.Compare(g.Devices[b], g.Devices[a]), cmp.Compare(a, b))
+	})
+	line := fmt.Sprintf("missed %d events", g.Missed)
+	if g.More {
+		line += ", or more"
+	}
+	for i, d := range devices {
+		if i == 8 {
+			line += ", …"
+			break
+		}
+		line += fmt.Sprintf(", %d of %s", g.Devices[d], d)
+	}
+	return line
 }
 
 var errEnough = fmt.Errorf("enough")

@@ -24,10 +24,28 @@ type Event struct {
 	DataBase64  string              `json:"data_base64,omitempty"`
 }
 
+// EventGap is how many events a watcher missed since they came faster than they were read: Missed in all, of these by
+// device as far as Devices names them, and Others of further devices. More: there may have been more.
+type EventGap struct {
+	Missed  int64                         `json:"missed"`
+	Devices map[watchword.SubjectID]int64 `json:"devices"`
+	Others  int64                         `json:"others"`
+	More    bool                          `json:"more"`
+}
+
+// WatchGaps is [Client.Watch] that calls gap for what was missed, before the events that came after it.
+func (c *Client) WatchGaps(ctx context.Context, device watchword.SubjectID, stream string, opened func(), gap func(EventGap), f func(Event) error) error {
+	return c.watch(ctx, device, stream, opened, gap, f)
+}
+
 // Watch calls f for each event of a device and stream (empty: all) until ctx or
 // the stream ends. opened, if not nil, is called once the stream stands. The
 // stream is refreshed with new tokens while it lasts.
 func (c *Client) Watch(ctx context.Context, device watchword.SubjectID, stream string, opened func(), f func(Event) error) error {
+	return c.watch(ctx, device, stream, opened, func(EventGap) {}, f)
+}
+
+func (c *Client) watch(ctx context.Context, device watchword.SubjectID, stream string, opened func(), gap func(EventGap), f func(Event) error) error {
 	q := url.Values{}
 	if device != "" {
 		q.Set("device", string(device))
@@ -35,17 +53,27 @@ func (c *Client) Watch(ctx context.Context, device watchword.SubjectID, stream s
 	if stream != "" {
 		q.Set("stream", stream)
 	}
-	return c.follow(ctx, "/v1/events", q, opened, "event", func(data []byte) error {
-		var v Event
-		if err := json.Unmarshal(data, &v); err != nil {
-			return err
-		}
-		return f(v)
+	return c.follow(ctx, "/v1/events", q, opened, map[string]func([]byte) error{
+		"event": func(data []byte) error {
+			var v Event
+			if err := json.Unmarshal(data, &v); err != nil {
+				return err
+			}
+			return f(v)
+		},
+		"gap": func(data []byte) error {
+			var g EventGap
+			if err := json.Unmarshal(data, &g); err != nil {
+				return err
+			}
+			gap(g)
+			return nil
+		},
 	})
 }
 
 // follow reads a stream, which is refreshed with new tokens while it lasts.
-func (c *Client) follow(ctx context.Context, path string, q url.Values, opened func(), name string, f func(data []byte) error) error {
+func (c *Client) follow(ctx context.Context, path string, q url.Values, opened func(), on map[string]func(data []byte) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	res, err := c.rest.Open(ctx, rest.Request{Method: http.MethodGet, Path: path, Query: q, Header: map[string]string{"Accept": "text/event-stream"}})
@@ -77,10 +105,6 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 			if opened != nil {
 				opened()
 			}
-		case name:
-			if err := f([]byte(e.Data)); err != nil {
-				return err
-			}
 		case "end":
 			var p struct {
 				Code   watchword.Code `json:"code"`
@@ -90,6 +114,12 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 				return err
 			}
 			return watchword.Refuse(p.Code, "%s", p.Detail)
+		default:
+			if f := on[e.Name]; f != nil {
+				if err := f([]byte(e.Data)); err != nil {
+					return err
+				}
+			}
 		}
 	}
 }

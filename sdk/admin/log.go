@@ -123,13 +123,13 @@ func (c *Client) Entry(ctx context.Context, seq int64) (e EntryWhole, err error)
 // FollowLog calls f for each entry that q chooses as it is logged, from after
 // q.After (0: now) on, until ctx or the stream ends.
 func (c *Client) FollowLog(ctx context.Context, q LogQuery, opened func(), f func(Entry) error) error {
-	return c.follow(ctx, "/v1/audit", q.values(), opened, "entry", func(data []byte) error {
+	return c.follow(ctx, "/v1/audit", q.values(), opened, map[string]func([]byte) error{"entry": func(data []byte) error {
 		var e Entry
 		if err := json.Unmarshal(data, &e); err != nil {
 			return err
 		}
 		return f(e)
-	})
+	}})
 }
 
 // ExportLog writes the log as JSON lines: what q does not choose is there by its

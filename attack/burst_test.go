@@ -1,0 +1,98 @@
+package attack_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/eclipse/paho.golang/paho"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/sse"
+	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
+)
+
+// TestABurstCostsNoReaderAnothersEvents has one device publish as much as it may, over MQTT, while a reader of all
+// events takes nothing, and another was away and comes back.
+func TestABurstCostsNoReaderAnothersEvents(t *testing.T) {
+	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })
+	loud, quiet := h.enroll("loud", device.Options{}, nil), h.enroll("quiet", device.Options{}, nil)
+	op, err := h.admin.Tokens().Renew(t.Context())
+	must(t, err)
+	first := h.ask("POST", "/v1/self/events/lux", h.token(quiet), "0")
+	var made struct {
+		ID string `json:"id"`
+	}
+	must(t, json.Unmarshal([]byte(first.body), &made))
+
+	// What is sent to who reads nothing waits in the connection, and then in the server.
+	slow := h.stream("/v1/events", op)
+	next(t, slow, "session")
+
+	const burst, each = 3000, 10
+	payload := []byte(strings.Repeat("x", 4000)) // more than the client's window of HTTP/2 holds
+	w := wire(t, loud, "")
+	tok := h.token(quiet)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n := range burst {
+			p := &paho.Publish{Topic: "devices/loud/events/noise", Payload: payload}
+			if n == burst-1 {
+				p.QoS = 1 // acknowledged behind all others
+			}
+			if _, err := w.client.Publish(t.Context(), p); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for n := range each {
+		if a := h.ask("POST", "/v1/self/events/lux", tok, fmt.Sprint(n+1)); a.status != 202 {
+			t.Errorf("event %d: %d %s", n, a.status, a.body)
+		}
+	}
+	wg.Wait()
+	if a := h.ask("POST", "/v1/self/events/lux", tok, `"end"`); a.status != 202 {
+		t.Errorf("the last event: %d %s", a.status, a.body)
+	}
+	back := h.stream("/v1/events", op, "Last-Event-ID: "+made.ID)
+	for name, events := range map[string]<-chan sse.Event{"who read nothing": slow, "who came back": back} {
+		of, gap := map[watchword.SubjectID]int64{}, admin.EventGap{}
+		deadline := time.After(30 * time.Second)
+		for end := false; !end; {
+			var e sse.Event
+			select {
+			case e = <-events:
+			case <-deadline:
+				t.Fatalf("%s waits for the last event; of %v, gap %+v", name, of, gap)
+			}
+			switch e.Name {
+			case "end":
+				t.Fatalf("%s was cut: %s", name, e.Data)
+			case "gap":
+				var g admin.EventGap
+				must(t, json.Unmarshal([]byte(e.Data), &g))
+				if g.More || g.Others > 0 || g.Devices["loud"] != g.Missed {
+					t.Errorf("%s: gap %s", name, e.Data)
+				}
+				gap.Missed += g.Missed
+			case "event":
+				var v admin.Event
+				must(t, json.Unmarshal([]byte(e.Data), &v))
+				of[v.Device]++
+				end = string(v.Data) == `"end"`
+			}
+		}
+		if of["quiet"] != each+1 {
+			t.Errorf("%s got %d of the quiet one's, want %d", name, of["quiet"], each+1)
+		}
+		if of["loud"]+gap.Missed != burst || of["loud"] == 0 || gap.Missed == 0 {
+			t.Errorf("%s got %d of the loud one's and missed %d, want %d together", name, of["loud"], gap.Missed, burst)
+		}
+	}
+}
