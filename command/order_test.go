@@ -225,17 +225,18 @@ func TestASignedOrder(t *testing.T) {
 		by   *jose.Signer
 		call func(c *command.Call)
 		code watchword.Code
+		why  watchword.Code // behind order_invalid
 	}{
 		"as it was signed":          {},
-		"by another key":            {by: signer(t, jose.P256), code: watchword.OrderInvalid},
-		"for another function":      {edit: func(o *token.Order) { o.Function = "lamp.get" }, code: watchword.OrderInvalid},
-		"for another device":        {edit: func(o *token.Order) { o.Device = "lamp-2" }, code: watchword.OrderInvalid},
-		"with other arguments":      {edit: func(o *token.Order) { o.ArgsHash = jose.HashOf("{}") }, code: watchword.OrderInvalid},
+		"by another key":            {by: signer(t, jose.P256), code: watchword.OrderInvalid, why: watchword.KeyUnknown},
+		"for another function":      {edit: func(o *token.Order) { o.Function = "lamp.get" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
+		"for another device":        {edit: func(o *token.Order) { o.Device = "lamp-2" }, code: watchword.OrderInvalid, why: watchword.AudienceMismatch},
+		"with other arguments":      {edit: func(o *token.Order) { o.ArgsHash = jose.HashOf("{}") }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
 		"with compact arguments":    {call: func(c *command.Call) { c.Args = []byte(`{"level":40}`) }, code: watchword.OrderInvalid},
-		"by somebody else":          {edit: func(o *token.Order) { o.By = "bob" }, code: watchword.OrderInvalid},
-		"that is over":              {edit: func(o *token.Order) { o.Issued, o.Expires = at.Add(-time.Hour), at.Add(-time.Minute) }, code: watchword.OrderInvalid},
-		"of more than a day":        {edit: func(o *token.Order) { o.Expires = at.Add(25 * time.Hour) }, code: watchword.OrderInvalid},
-		"that is no order":          {call: func(c *command.Call) { c.Signed = "x.y.z" }, code: watchword.OrderInvalid},
+		"by somebody else":          {edit: func(o *token.Order) { o.By = "bob" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
+		"that is over":              {edit: func(o *token.Order) { o.Issued, o.Expires = at.Add(-time.Hour), at.Add(-time.Minute) }, code: watchword.OrderInvalid, why: watchword.TokenExpired},
+		"of more than a day":        {edit: func(o *token.Order) { o.Expires = at.Add(25 * time.Hour) }, code: watchword.OrderInvalid, why: watchword.TokenLifetime},
+		"that is no order":          {call: func(c *command.Call) { c.Signed = "x.y.z" }, code: watchword.OrderInvalid, why: watchword.TokenMalformed},
 		"whose call names a TTL":    {call: func(c *command.Call) { c.TTL = time.Hour }},
 		"whose end is a day ahead":  {edit: func(o *token.Order) { o.Expires = at.Add(24 * time.Hour) }},
 		"that policy does not give": {call: func(c *command.Call) { c.Device = "door-1" }, code: watchword.Denied},
@@ -256,6 +257,9 @@ func TestASignedOrder(t *testing.T) {
 		row, err := s.Order(t.Context(), s.as("alice"), call, "")
 		wantCode(t, name, err, c.code)
 		if c.code != "" {
+			if e, ok := err.(*watchword.Error); c.why != "" && (!ok || e.Detail != "the signed order does not hold: "+string(c.why)) {
+				t.Errorf("%s: got %v, want it to say %s", name, err, c.why)
+			}
 			continue
 		}
 		stored, err := s.Args(row)

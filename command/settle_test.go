@@ -442,3 +442,40 @@ func TestRunTriesAgainAndHearsOfNearerEnds(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Whoever waited, or had a line, leaves nothing behind.
+func TestNothingIsKeptOfThoseWhoHaveGone(t *testing.T) {
+	s := newSetup(t, options{desk: command.DeskOptions{Log: &logOf{}}})
+	row := s.order(command.Call{})
+	if _, err := s.Wait(ended(), here, row.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Wait(ended(), here, "cmd_other"); err == nil {
+		t.Error("no error")
+	}
+	a, b := s.Watch(row.ID), s.Watch(row.ID)
+	a.Close()
+	if watched, _, _ := s.Held(); watched != 1 {
+		t.Errorf("%d commands are watched by one of two, want 1", watched)
+	}
+	if _, err := s.Cancel(t.Context(), audit.Actor{Tenant: here}, row.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.Wait(ended(), row); got.State != watchword.Cancelled {
+		t.Errorf("who still watches was told %s", got.State)
+	}
+	b.Close()
+	s.order(command.Call{})
+	l := s.AttachFunc(here, "lamp-1", func() {})
+	l.Logged(0)
+	if _, _, err := l.Take(t.Context(), 0, "", 10); err != nil {
+		t.Fatal(err)
+	}
+	if _, lines, covers := s.Held(); lines != 1 || covers != 1 {
+		t.Errorf("%d lines, %d wait for a checkpoint", lines, covers)
+	}
+	l.Close()
+	if watched, lines, covers := s.Held(); watched != 0 || lines != 0 || covers != 0 {
+		t.Errorf("%d commands are watched, %d devices have lines, %d wait for a checkpoint, after all have gone", watched, lines, covers)
+	}
+}
