@@ -92,6 +92,7 @@ func (c *conn) begin(after packet.Type) {
 		}
 	}
 	c.refill()
+	c.weigh()
 }
 
 func appendAck(out []byte, kind packet.Type, id uint16) []byte {

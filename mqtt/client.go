@@ -42,6 +42,7 @@ type client struct {
 	lasting  *lasting     // nil where it ends with its connection
 	load     atomic.Int32 // see weigh
 	grouped  bool         // it is, or was, in a group
+	shares   []*group     // that it is in
 	counted  bool         // under world.mu: against the bound of its subject
 }
 
@@ -165,6 +166,9 @@ func (cl *client) pack() {
 	slices.SortStableFunc(l.backlog, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
 	cl.queue, cl.head, cl.bytes, cl.flights, cl.ground = nil, 0, 0, nil, nil
 	l.loading = false
+	for i := range l.backlog {
+		l.backlog[i].waitsForGroup(cl)
+	}
 }
 
 // unpack puts what its receiver has already, and is to be told PUBREL, among the

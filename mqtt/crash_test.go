@@ -177,13 +177,19 @@ func crashes(t *testing.T, r *rand.Rand) {
 	version := packet.V311 + packet.Version(r.IntN(2))
 	pubs := []*end{{h: h, id: "p0", r: r, v: version}, {h: h, id: "p1", r: r, v: packet.V5}}
 	subs := []*end{{h: h, id: "s0", r: r, v: packet.V5}, {h: h, id: "s1", r: r, v: version}}
-	filters := map[watchword.SubjectID]string{"s0": "a/#", "s1": "a/+"}
-	all := append(slices.Clone(pubs), subs...)
+	filters := map[watchword.SubjectID]string{"s0": "a/#", "s1": "a/+", "g0": "$share/g/a/#", "g1": "$share/g/a/#", "g2": "$share/g/a/#"}
+	group := []*end{{h: h, id: "g0", r: r, v: packet.V5}, {h: h, id: "g1", r: r, v: version}, {h: h, id: "g2", r: r, v: packet.V5}}
+	all := slices.Concat(pubs, subs, group)
 	for _, e := range all {
 		e.connect()
 	}
-	for _, s := range subs {
+	for _, s := range slices.Concat(subs, group) {
 		s.c.subscribe(2, filters[s.id])
+	}
+	if r.IntN(2) == 0 { // nobody of the group is there for a while
+		for _, s := range group {
+			s.vanish()
+		}
 	}
 	serial := 0
 	shut := false
@@ -252,9 +258,28 @@ func crashes(t *testing.T, r *rand.Rand) {
 	for _, s := range subs {
 		judgeHeard(t, s, pubs)
 	}
+	judgeGroup(t, group, pubs)
 	if n := h.store.waiting(); n > 0 {
 		synctest.Wait()
 		t.Errorf("%d messages are left on the shelf", h.store.waiting())
+	}
+}
+
+// judgeGroup: what was acknowledged was heard by a member, whoever was there when it came.
+func judgeGroup(t *testing.T, group, pubs []*end) {
+	t.Helper()
+	heard := map[string]bool{}
+	for _, s := range group {
+		for _, m := range s.heard {
+			heard[m] = true
+		}
+	}
+	for _, p := range pubs {
+		for _, m := range p.acked {
+			if !heard[m] {
+				t.Errorf("the group never heard %q, which was acknowledged", m)
+			}
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword/shelf"
@@ -12,9 +13,10 @@ type remains struct {
 	will    *will // to be published now
 	waits   *will // to be published later: the guard is to know
 	orphans []orphan
-	there   bool // orphans are for who is there alone: the client may come for them
-	watch   int  // of which turn of a lasting client the guard is to know; 0 for none
-	over    bool // the client is no more
+	there   bool     // orphans are for who is there alone: the client may come for them
+	watch   int      // of which turn of a lasting client the guard is to know; 0 for none
+	over    bool     // the client is no more
+	groups  []*group // that may have other members for what waits with the client now
 }
 
 // detach is detachFor for who cannot do what is to be done: another will.
@@ -60,7 +62,7 @@ func (c *conn) detachFor(cause error) (rest remains) {
 		return rest
 	}
 	l := c.lasting
-	rest.there = true
+	rest.there, rest.groups = true, slices.Clone(c.shares)
 	c.pack()
 	c.client.conn = nil
 	c.weigh()
@@ -106,6 +108,9 @@ func (c *conn) bury(ctx context.Context, rest remains) {
 	}
 	c.broker.wills.watch(ctx, rest.waits)
 	c.client.hand(rest.orphans, rest.there)
+	for _, g := range rest.groups {
+		g.pull()
+	}
 	if rest.over {
 		c.client.leave()
 	}

@@ -58,8 +58,16 @@ func (c *conn) fetch(turn int) {
 			continue
 		}
 		l.backlog = l.backlog[1:]
-		it, ok := bodies[e.seq]
-		if !ok || c.lostTo(it.m.topic, e.seq) && !c.wanted(&it) {
+		var m *message
+		if e.k != nil {
+			m = bodies[e.k.id]
+		}
+		if m == nil {
+			c.finished(e.k, e.seq, int(e.size))
+			continue
+		}
+		it := e.item(m)
+		if c.lostTo(m.topic, e.seq) && !c.wanted(&it) {
 			c.finished(e.k, e.seq, int(e.size))
 			continue
 		}
@@ -80,27 +88,24 @@ func (c *conn) fetch(turn int) {
 	c.flush(false)
 }
 
-// bodies reads the messages of some entries, by the numbers of these. What failed to
-// be written is not among them.
-func (cl *client) bodies(page []entry) (map[int64]item, error) {
-	out := make(map[int64]item, len(page))
+// bodies reads the messages of some entries, by their ids in the store. What failed to be
+// written is not among them.
+func (cl *client) bodies(page []entry) (map[int64]*message, error) {
+	out := make(map[int64]*message, len(page))
 	var ids []int64
-	read := map[int64][]entry{}
 	for _, e := range page {
 		if e.k == nil {
 			continue
 		}
 		if m := e.k.body.Load(); m != nil { // not on the disk yet
-			out[e.seq] = e.item(m)
+			out[e.k.id] = m
 			continue
 		}
-		if e.k.failed.Load() {
+		if _, asked := out[e.k.id]; asked || e.k.failed.Load() {
 			continue
 		}
-		if read[e.k.id] == nil {
-			ids = append(ids, e.k.id)
-		}
-		read[e.k.id] = append(read[e.k.id], e)
+		out[e.k.id] = nil
+		ids = append(ids, e.k.id)
 	}
 	if len(ids) == 0 {
 		return out, nil
@@ -110,12 +115,8 @@ func (cl *client) bodies(page []entry) (map[int64]item, error) {
 		return nil, err
 	}
 	for _, sm := range ms {
-		m, err := unstored(sm.Packet, sm.Expires)
-		if err != nil {
+		if out[sm.ID], err = unstored(sm.Packet, sm.Expires); err != nil {
 			return nil, err
-		}
-		for _, e := range read[sm.ID] {
-			out[e.seq] = e.item(m)
 		}
 	}
 	return out, nil

@@ -128,6 +128,7 @@ func (l *loading) message(m shelf.Message) error {
 			e.identifiers = &r.Identifiers
 		}
 		k.refs.Add(1)
+		e.waitsForGroup(cl)
 		cl.lasting.backlog = append(cl.lasting.backlog, e)
 		cl.lasting.waits(1, m.Size)
 		cl.seq = max(cl.seq, r.Seq)

@@ -7,9 +7,10 @@ import (
 
 // outcome is what became of a message that was routed.
 type outcome struct {
-	heard int   // who takes it
-	kept  *kept // what is to be written before it is acknowledged, nil for nothing
-	err   error // why somebody who may have it does not
+	heard  int   // who takes it
+	handed bool  // it waited for a group: one who has no room for it stays
+	kept   *kept // what is to be written before it is acknowledged, nil for nothing
+	err    error // why somebody who may have it does not
 }
 
 // errFull is what becomes of a message that the shelf has no room for.
@@ -86,7 +87,7 @@ func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (
 		return nil, false // with QoS 0 nobody waits
 	}
 	if len(cl.queue)-cl.head >= cl.broker.o.QueueMessages || cl.bytes+m.size() > cl.broker.o.QueueBytes {
-		return nil, true
+		return nil, !o.handed
 	}
 	o.heard++
 	return cl.enqueue(it), false
@@ -121,9 +122,9 @@ func (cl *client) keep(it *item, o *outcome) (wake *conn) {
 	err := j.refusal()
 	if err == nil && (!cl.room(it.m.size()) || j.bytes.Load() > cl.broker.o.KeptBytes) {
 		err = errFull
-		l.dropped++
-		cl.broker.stats.dropped.Add(1)
-		cl.touch()
+		if it.x == nil || it.x.shared == nil { // else another member may have room
+			cl.dropOne()
+		}
 	}
 	if err != nil {
 		o.err = err
@@ -145,13 +146,34 @@ func (cl *client) keep(it *item, o *outcome) (wake *conn) {
 	})
 	l.waits(1, it.m.size())
 	if cl.away() || len(l.backlog) > 0 || len(cl.queue)-cl.head >= queueAhead || cl.bytes > queueWeight {
-		l.backlog = append(l.backlog, entryOf(it))
+		e := entryOf(it)
+		l.backlog = append(l.backlog, e)
+		if cl.away() {
+			e.waitsForGroup(cl)
+		}
 		return nil
 	}
 	if it.qos == 2 {
 		j.whenWritten(k, cl)
 	}
 	return cl.enqueue(*it)
+}
+
+// dropOne counts a message that found no room: the client hears of it. mu is held.
+func (cl *client) dropOne() {
+	if cl.lasting == nil {
+		return
+	}
+	cl.lasting.dropped++
+	cl.broker.stats.dropped.Add(1)
+	cl.touch()
+}
+
+// noRoom is dropOne for who does not hold mu.
+func (cl *client) noRoom() {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	cl.dropOne()
 }
 
 // mustWake is called with mu held.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/watchword-iot/watchword/policy"
 )
@@ -16,7 +17,10 @@ type group struct {
 	sub     *subscription // that stands for it in the tree
 	members atomic.Pointer[[]*subscription]
 	next    atomic.Uint32
-	payer   *client // under tree.mu: the member who is charged for it
+	payer   *client                // under tree.mu: the member who is charged for it
+	waits   atomic.Bool            // messages may wait for it with members that are away
+	holder  atomic.Pointer[client] // with whom the newest of them waits; the next ones go behind it
+	pulling atomic.Bool            // somebody moves them to a member that is there
 }
 
 // groups is the shared subscriptions of a world.
@@ -70,8 +74,8 @@ func (w *world) part(s *subscription) {
 }
 
 // deliver gives m to one member: of those with a connection the one that has the least
-// to do, in turn where several have; where nobody has one, to one for whom it can wait,
-// unless only who is there will do. not, if not nil, is whom it is not for.
+// to do, in turn where several have; where nobody has one, or older messages wait, to one
+// for whom it can wait, unless only who is there will do. not, if not nil, is whom it is not for.
 func (g *group) deliver(m *message, o *outcome, not *client, there bool) (wake *conn) {
 	list := g.members.Load()
 	if list == nil {
@@ -81,27 +85,53 @@ func (g *group) deliver(m *message, o *outcome, not *client, there bool) (wake *
 	from := int(g.next.Add(1))
 	var tried [8]*subscription // they had no room, or had just gone
 	before := *o
+	var full *client // the first that had no room
+	var err error
 	for n := range tried {
 		best := g.choose(ms, from, tried[:n], m, not, there)
 		if best == nil {
 			break
 		}
+		o.err = nil
 		if wake = best.client.offer(m, o, g, best); o.heard > before.heard {
-			o.err = before.err // another of them had no room: that is nothing to anybody
+			o.err = before.err                     // another of them had no room: that is nothing to anybody
+			if wake == nil && g.someoneThere(ms) { // it came after the choice, or had no room
+				g.pull()
+			}
 			return wake
 		}
+		if o.err == errFull && full == nil {
+			full = best.client
+		}
+		err = cmp.Or(o.err, err)
 		tried[n] = best
 	}
+	if full != nil && !there {
+		full.noRoom()
+	}
+	o.err = cmp.Or(err, before.err)
 	return nil
 }
 
+func (g *group) someoneThere(ms []*subscription) bool {
+	return slices.ContainsFunc(ms, func(s *subscription) bool { return s.client.load.Load() != loadAway })
+}
+
 func (g *group) choose(ms []*subscription, from int, tried []*subscription, m *message, not *client, there bool) (best *subscription) {
+	holder := g.holder.Load()
+	behind := g.waits.Load() || g.pulling.Load() // what waits comes first
 	var least int32
 	for i := range ms {
 		s := ms[(from+i)%len(ms)]
 		n := s.client.load.Load()
 		if s.client == not || n == loadAway && (there || min(s.qos, m.qos) == 0) || slices.Contains(tried, s) {
 			continue
+		}
+		if n == loadAway && s.client == holder {
+			n-- // so that what waits stays in order
+		}
+		if n >= loadAway-1 && behind {
+			n -= loadAway + 1
 		}
 		if best == nil || n < least {
 			best, least = s, n
@@ -142,14 +172,21 @@ func (cl *client) weigh() {
 		return
 	}
 	cl.load.Store(int32(len(cl.queue) - cl.head + len(cl.flights)))
+	if cl.takesMore() {
+		for _, g := range cl.shares {
+			g.pull()
+		}
+	}
 }
 
 // orphan is a message of a shared subscription whose member may not come to have it.
 type orphan struct {
+	of     *client // that has it until another does
 	g      *group
 	m      *message // nil where it is to be fetched from the shelf
 	e      entry
 	counts bool // it waits there
+	gone   bool // it could not be written when it came: its publisher heard so
 }
 
 // orphans takes away what the client has for its groups and has not acknowledged: of
@@ -160,7 +197,7 @@ type orphan struct {
 func (cl *client) orphans(of *subscription) (out []orphan) {
 	mine := func(g *group) bool { return g != nil && (of == nil || g.sub.name == of.name) }
 	take := func(g *group, m *message, e entry, counts bool) {
-		out = append(out, orphan{g: g, m: m, e: e, counts: counts})
+		out = append(out, orphan{of: cl, g: g, m: m, e: e, counts: counts})
 		if counts {
 			cl.lasting.moving = append(cl.lasting.moving, e)
 		}
@@ -223,11 +260,7 @@ func (cl *client) hand(all []orphan, there bool) {
 	for page := range slices.Chunk(all, fetchMessages) {
 		cl.fetchOrphans(page)
 		for _, o := range page {
-			if o.m != nil && matches(o.g.sub.filter, o.m.topic) {
-				cl.handOne(w, o, there)
-			} else if o.counts {
-				cl.takeBack(o.e)
-			}
+			o.of.handOne(w, o, there)
 		}
 	}
 }
@@ -248,14 +281,25 @@ func (cl *client) fetchOrphans(page []orphan) {
 		return
 	}
 	for i := range page {
-		if it, ok := bodies[page[i].e.seq]; ok && page[i].m == nil {
-			page[i].m = it.m
+		if o := &page[i]; o.m == nil {
+			o.m = bodies[o.e.k.id]
+			o.gone = o.m == nil
 		}
 	}
 }
 
-func (cl *client) handOne(w *batch, o orphan, there bool) {
-	var res outcome
+// handOne reports whether another member has it, or will when it is on the disk.
+func (cl *client) handOne(w *batch, o orphan, there bool) bool {
+	res := outcome{handed: true}
+	if o.m == nil || !matches(o.g.sub.filter, o.m.topic) {
+		switch {
+		case o.gone:
+			cl.handed(o.e)
+		case o.counts:
+			cl.takeBack(&o)
+		}
+		return o.gone
+	}
 	if g := cl.world.groupOf(o.g.sub.name); g != nil {
 		if wake := g.deliver(o.m, &res, cl, there); wake != nil {
 			w.touched = append(w.touched, wake)
@@ -265,7 +309,7 @@ func (cl *client) handOne(w *batch, o orphan, there bool) {
 	switch {
 	case !o.counts:
 	case res.heard == 0:
-		cl.takeBack(o.e)
+		cl.takeBack(&o)
 	case at == nil:
 		cl.handed(o.e)
 	default: // another has it when that is on the disk, and not before
@@ -273,10 +317,12 @@ func (cl *client) handOne(w *batch, o orphan, there bool) {
 			if <-at.ended; at.over() {
 				cl.handed(o.e)
 			} else {
-				cl.takeBack(o.e)
+				cl.takeBack(&o)
+				time.AfterFunc(fetchRetry, o.g.pull)
 			}
 		}()
 	}
+	return res.heard > 0
 }
 
 // stopMoving is called with mu held, once for each that was moving.
@@ -294,18 +340,20 @@ func (cl *client) handed(e entry) {
 	cl.finished(e.k, e.seq, int(e.size))
 }
 
-// takeBack lets an entry wait on, in its place, unless the session has ended.
-func (cl *client) takeBack(e entry) {
+// takeBack lets an entry wait on, in its place, unless the session has ended, or the entry
+// was not sent and the client has left the group: no member is left then who may have it.
+func (cl *client) takeBack(o *orphan) {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
+	e, l := o.e, cl.lasting
 	cl.stopMoving(e)
-	l := cl.lasting
-	if l == nil || e.seq <= l.floor {
+	if l == nil || e.seq <= l.floor || cl.subs[o.g.sub.name] == nil && e.seq > l.sent {
 		cl.finished(e.k, e.seq, int(e.size))
 		return
 	}
 	at, _ := slices.BinarySearchFunc(l.backlog, e.seq, func(x entry, seq int64) int { return cmp.Compare(x.seq, seq) })
 	l.backlog = slices.Insert(l.backlog, at, e)
+	e.waitsForGroup(cl)
 	if c := cl.conn; c != nil {
 		c.refill()
 	}

@@ -1,12 +1,15 @@
 package mqtt_test
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
@@ -114,14 +117,203 @@ func TestAGroupThatIsAwayWaits(t *testing.T) {
 		for n := 4; n <= 6; n++ {
 			pub.publish(1, "a", fmt.Sprint(n))
 		}
-		if got := two.takesAll(3); !slices.Equal(got, numbers(4, 6)) {
+		// What waited is the group's: who comes first gets it, and what came since behind it.
+		if got := two.takesAll(6); !slices.Equal(got, numbers(1, 6)) {
 			t.Errorf("%v", got)
 		}
 		two.silent()
-		// What waits for a member whose right goes is the group's.
-		h.state("m0", watchword.Revoked)
-		if got := two.takesAll(3); !slices.Equal(got, numbers(1, 3)) {
+		h.back(packet.V5, "m0").silent()
+	})
+}
+
+// What came while no member was there waits for the group: whoever comes first gets all of
+// it, in order, also what lies with several members and is more than is moved at once.
+func TestWhoComesFirstGetsWhatWaitsForTheGroup(t *testing.T) {
+	for name, c := range map[string]struct {
+		n     int
+		crash bool
+		comes func(h *house) *client
+	}{
+		"one of the four":                   {12, false, func(h *house) *client { return h.back(packet.V5, "m2") }},
+		"one of the four, more than a page": {700, false, func(h *house) *client { return h.back(packet.V5, "m2") }},
+		"one of the four, after a crash":    {300, true, func(h *house) *client { return h.back(packet.V5, "m2") }},
+		"another, whose session does not last": {300, false, func(h *house) *client {
+			c := h.device("m9")
+			c.subscribe(1, "$share/g/a")
+			return c
+		}},
+		"another, that takes one at a time": {300, false, func(h *house) *client {
+			c := h.device("m9", oneAtATime)
+			c.subscribe(1, "$share/g/a")
+			return c
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				for n := range 4 {
+					h.away(packet.V5, watchword.SubjectID(fmt.Sprint("m", n)), "$share/g/a", fmt.Sprint("own", n))
+				}
+				pub := h.device("pub")
+				for n := 1; n <= c.n; n++ {
+					pub.publish(1, "a", fmt.Sprint(n))
+				}
+				for n := range 4 {
+					pub.publish(1, fmt.Sprint("own", n), "x")
+				}
+				if c.crash {
+					h.crash(mqtt.Options{})
+				}
+				first := c.comes(h)
+				own := 0
+				var got []string
+				for len(got) < c.n {
+					m := first.takes()
+					if m.Topic != "a" {
+						own++
+						continue
+					}
+					got = append(got, string(m.Payload))
+				}
+				if !slices.Equal(got, numbers(1, c.n)) {
+					t.Errorf("%v", got)
+				}
+				first.silent()
+				for n := range 4 { // what is their own is still there, and nothing of the group's
+					if n == 2 && own == 1 {
+						continue
+					}
+					m := h.back(packet.V5, watchword.SubjectID(fmt.Sprint("m", n)))
+					m.hears(fmt.Sprint("own", n), "x")
+					m.silent()
+				}
+				synctest.Wait()
+				if n := h.store.waiting(); n != 0 {
+					t.Errorf("%d messages are left in the store", n)
+				}
+			})
+		})
+	}
+}
+
+// Two members that come share what waits, and neither gets what the other has.
+func TestMembersShareWhatWaits(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V5, "m0", "$share/g/a")
+		h.away(packet.V5, "m1", "$share/g/a")
+		pub := h.device("pub")
+		for n := 1; n <= 1000; n++ {
+			pub.publish(1, "a", fmt.Sprint(n))
+		}
+		one, two := h.back(packet.V5, "m0"), h.back(packet.V5, "m1")
+		seen := map[string]bool{}
+		for range 1000 {
+			var c *client
+			for synctest.Wait(); c == nil; {
+				switch {
+				case len(one.got) > 0:
+					c = one
+				case len(two.got) > 0:
+					c = two
+				default:
+					t.Fatalf("%d came", len(seen))
+				}
+			}
+			p := c.takes()
+			if seen[string(p.Payload)] {
+				t.Errorf("%s twice", p.Payload)
+			}
+			seen[string(p.Payload)] = true
+		}
+		one.silent()
+		two.silent()
+	})
+}
+
+// The bounds of a group's queue are those of its members' sessions: the newest messages
+// find no room, and it is told once for each.
+func TestAGroupThatIsAwayIsFull(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.crash(mqtt.Options{QueueMessages: 10})
+		h.away(packet.V5, "m0", "$share/g/a")
+		h.away(packet.V5, "m1", "$share/g/a")
+		pub := h.device("pub")
+		for n := 1; n <= 25; n++ {
+			reason := packet.Success
+			if n > 20 {
+				reason = packet.QuotaExceeded
+			}
+			if r := pub.publish(1, "a", fmt.Sprint(n)); r != reason {
+				t.Errorf("%d: %#x", n, r)
+			}
+		}
+		if s := h.broker.Stats(); s.Dropped != 5 {
+			t.Errorf("%d found no room", s.Dropped)
+		}
+		one := h.back(packet.V5, "m0")
+		got := one.takesAll(20)
+		slices.SortFunc(got, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) })
+		if !slices.Equal(got, numbers(1, 20)) {
 			t.Errorf("%v", got)
 		}
+		one.silent()
+		two := h.back(packet.V5, "m1")
+		two.silent()
+		if told := one.dropped() + two.dropped(); told != "5" {
+			t.Errorf("%q are told", told)
+		}
 	})
+}
+
+// A member that comes gets what waits only while it may have it; and with the last member
+// the queue of the group ends.
+func TestWhatEndsTheQueueOfAGroup(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(h *house)
+		gets int
+		left int // in the store
+	}{
+		"a member's session ends": {func(h *house) { h.device("m0") }, 4, 0},
+		"a member unsubscribes":   {func(h *house) { h.unsubscribe("m0", "$share/g/a") }, 4, 0},
+		"the last session ends":   {func(h *house) { h.device("m0"); h.device("m1") }, 0, 0},
+		// What it was sent is completed with it (MQTT 5.0 §3.10.4).
+		"the last one unsubscribes": {func(h *house) { h.unsubscribe("m0", "$share/g/a"); h.unsubscribe("m1", "$share/g/a") }, 0, 4},
+		"its messages expire":       {func(*house) { time.Sleep(200 * time.Second) }, 0, 0},
+		"the right goes":            {func(h *house) { h.policy(`publish = ["#"]`, `subscribe = ["b"]`) }, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				h.away(packet.V5, "m0", "$share/g/a")
+				h.away(packet.V5, "m1", "$share/g/a")
+				pub := h.device("pub")
+				for n := range 4 {
+					p := &packet.Publish{Topic: "a", QoS: 1, ID: pub.id(), Payload: fmt.Append(nil, n)}
+					p.Properties.SetNumber(packet.MessageExpiry, 100)
+					pub.send(p)
+					want[*packet.Ack](pub)
+				}
+				c.end(h)
+				synctest.Wait()
+				last := h.device("m9")
+				codes := last.subscribe(1, "$share/g/a", "b")
+				if codes[0].Failed() != (name == "the right goes") {
+					t.Errorf("%#x", codes)
+				}
+				last.takesAll(c.gets)
+				last.silent()
+				if n := h.store.waiting(); n != c.left {
+					t.Errorf("%d messages are left in the store, want %d", n, c.left)
+				}
+			})
+		})
+	}
+}
+
+// unsubscribe has a client come, unsubscribe, and go again.
+func (h *house) unsubscribe(id watchword.SubjectID, filter string) {
+	h.t.Helper()
+	c := h.back(packet.V5, id)
+	c.send(&packet.Unsubscribe{ID: c.id(), Filters: []string{filter}})
+	synctest.Wait()
+	c.vanish()
+	synctest.Wait()
 }

@@ -119,6 +119,7 @@ func (cl *client) stand(s *subscription, shared, bounded bool) error {
 	cl.subs[s.name] = s
 	if shared {
 		cl.grouped = true
+		cl.shares = append(cl.shares, s.memberOf)
 		cl.weigh()
 	}
 	if cl.lasting != nil {
@@ -143,6 +144,9 @@ func (cl *client) unsubscribeOne(s *subscription) {
 	s.dead = true
 	delete(cl.subs, s.name)
 	cl.world.discharge(s)
+	if g := s.memberOf; g != nil {
+		cl.shares = slices.DeleteFunc(cl.shares, func(x *group) bool { return x == g })
+	}
 	if cl.lasting != nil {
 		cl.lasting.change(s.name)
 	}

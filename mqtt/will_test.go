@@ -432,30 +432,37 @@ func TestAWillDelayAfterAnEndByTheServer(t *testing.T) {
 // Wills of several lives of the server do not take each other's place in the store, and of
 // one client identifier the last will stands alone.
 func TestWillsOfSeveralLives(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		h.device("first", withWill)
-		synctest.Wait()
-		h.store.mu.Lock() // the connection before, whose end was not written any more
-		for id, w := range h.store.wills {
-			w.ID = id + 1
-			h.store.wills[w.ID] = w
+	for _, twice := range []bool{false, true} {
+		t.Run(fmt.Sprint("twice ", twice), func(t *testing.T) { inBubble(t, func(t *testing.T, h *house) { severalLives(t, h, twice) }) })
+	}
+}
+
+func severalLives(t *testing.T, h *house, twice bool) {
+	h.device("first", withWill)
+	synctest.Wait()
+	h.store.mu.Lock() // the connection before, whose end was not written any more
+	for id, w := range h.store.wills {
+		if !twice {
 			break
 		}
-		h.store.mu.Unlock()
-		h.crash(mqtt.Options{})
-		h.device("second", withWill)
-		synctest.Wait()
-		h.crash(mqtt.Options{})
-		ear := h.connect(packet.V5, "ear", h.token("ear", 5*time.Hour))
-		ear.subscribe(1, "will")
-		ear.hears("will", "gone")
-		ear.hears("will", "gone")
-		time.Sleep(time.Hour)
-		ear.silent()
-		if n := h.storedWills(); n != 0 {
-			t.Errorf("%d wills are left in the store", n)
-		}
-	})
+		w.ID = id + 1
+		h.store.wills[w.ID] = w
+		break
+	}
+	h.store.mu.Unlock()
+	h.crash(mqtt.Options{})
+	h.device("second", withWill)
+	synctest.Wait()
+	h.crash(mqtt.Options{})
+	ear := h.connect(packet.V5, "ear", h.token("ear", 5*time.Hour))
+	ear.subscribe(1, "will")
+	ear.hears("will", "gone")
+	ear.hears("will", "gone")
+	time.Sleep(time.Hour)
+	ear.silent()
+	if n := h.storedWills(); n != 0 {
+		t.Errorf("%d wills are left in the store", n)
+	}
 }
 
 // What could not be written of a will is written when the store writes again.
