@@ -84,6 +84,7 @@ type Subject struct {
 	State       State
 	Labels      Labels
 	Version     int64
+	Basis       int64 // grows with whatever may change what it may do: state, labels, keys, proof, a revoked token
 	Incarnation int64
 	Proof       string // RequireProof, or empty
 	Created     time.Time

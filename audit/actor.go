@@ -13,13 +13,15 @@ type Actor struct {
 	Subject watchword.SubjectID
 	Key     watchword.KeyID
 	Trace   string // the request's trace id
+	// Basis is what the actor's act was decided on; zero for acts that no authority is asked for.
+	Basis watchword.Basis
 }
 
 // Did returns the entry for an act that is being done.
 func (a Actor) Did(kind, object string, now time.Time, data map[string]string) Entry {
 	return Entry{
 		Tenant: a.Tenant, At: now, Kind: kind, Actor: a.Subject, Key: a.Key, Object: object,
-		Outcome: Done, Trace: a.Trace, Data: data,
+		Outcome: Done, Trace: a.Trace, Data: data, Basis: a.Basis,
 	}
 }
 

@@ -80,6 +80,17 @@ var Kinds = []string{
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
 }
 
+// NeedsBasis reports whether an act of this kind, done by a subject, is done under an authority
+// that the store compares ([watchword.Basis]). The others are no acts that policy allows: a code or
+// an assertion that is redeemed, which the step itself checks, and what the server says of a session.
+func NeedsBasis(kind string) bool {
+	switch kind {
+	case DeviceEnroll, TokenIssue, SessionOpen, SessionClose:
+		return false
+	}
+	return true
+}
+
 // Entry is one line of the log. Seq is given by the store, from 1, without gaps.
 type Entry struct {
 	Seq    int64              `json:"-"`
@@ -98,6 +109,8 @@ type Entry struct {
 	Trace string `json:"trace,omitempty"`
 	// Data holds what else belongs to this kind, in flat text.
 	Data map[string]string `json:"data,omitempty"`
+	// Basis is what the act was decided on. The store compares it before the act is done; it is not logged.
+	Basis watchword.Basis `json:"-"`
 }
 
 // With returns the entry with more data: names and values, in turn. What a store knows

@@ -68,7 +68,7 @@ func TestEvidenceOfWhatWasDone(t *testing.T) {
 	second := s.next(l, 0, "n1")[0]
 	answer := func(u unsealed, st watchword.ReceiptStatus) {
 		t.Helper()
-		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", s.receipt(s.signs["lamp-1"], u, st), "")
+		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, s.receipt(s.signs["lamp-1"], u, st), "")
 		must(t, err)
 	}
 	answer(first, watchword.StAccepted)

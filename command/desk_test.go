@@ -96,7 +96,9 @@ func newSetup(t *testing.T, o options) *setup {
 		must(t, err)
 		docs = append(docs, d)
 	}
-	s.roll = registry.NewRoll(st, policy.NewSet(docs...))
+	version, err := st.PolicyVersion(t.Context(), here)
+	must(t, err)
+	s.roll = registry.NewRoll(st, policy.NewSet(docs...).At(version))
 	s.guard = session.NewGuard(s.roll, session.GuardOptions{Now: s.now})
 	o.desk.Issuer, o.desk.Epoch, o.desk.Now = issuer, s.ring.Epoch(), s.now
 	under, keys := command.Store(st), command.Keys(s.ring)

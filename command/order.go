@@ -35,7 +35,7 @@ func NewCommandID(now time.Time) watchword.CommandID {
 }
 
 // Order stores a call that a's holder may make, and returns once it is durable,
-// with its number. What policy refuses is refused before anything is said about
+// with its number; run it in [session.Session.Act]. What policy refuses is refused before anything is said about
 // the device.
 //
 // Codes: bad_request, too_large, denied, not_found, subject_revoked,
@@ -46,7 +46,8 @@ func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace st
 	if err := c.normalize(d.o.MaxArgs); err != nil {
 		return Row{}, err
 	}
-	if err := d.allow(ctx, a, c); err != nil {
+	basis, err := d.allow(ctx, a, c)
+	if err != nil {
 		return Row{}, err
 	}
 	ttl := c.TTL
@@ -73,7 +74,7 @@ func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace st
 		Tenant: a.Tenant(), ID: id, Device: c.Device, Epoch: d.o.Epoch, Function: c.Function, Args: args, ArgsHash: jose.Hash(c.Args),
 		Order: c.Signed, By: a.Subject(), ByKey: a.Key(), State: watchword.Queued, Created: now, Expires: expires,
 	}
-	by := audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: trace}
+	by := audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: trace, Basis: basis}
 	row, replay, err := d.store.AddCommand(ctx, row, c.idempotency(a.Subject()), by.Did(audit.CommandOrder, string(id), now, map[string]string{
 		"device": string(c.Device), "function": c.Function, "expires": strconv.FormatInt(expires.Unix(), 10),
 		"args_hash": jose.Hash(append(d.argsSalt(id), c.Args...)),
@@ -125,27 +126,29 @@ func (c *Call) normalize(most int) error {
 	return nil
 }
 
-// allow decides by policy, then by the function's schema.
-func (d *Desk) allow(ctx context.Context, a *session.Authority, c Call) error {
+// allow decides by policy, then by the function's schema, and returns what that was decided on.
+func (d *Desk) allow(ctx context.Context, a *session.Authority, c Call) (watchword.Basis, error) {
+	basis := a.Basis()
 	target, err := d.roll.Target(ctx, a.Tenant(), c.Device)
 	missing := watchword.CodeOf(err) == watchword.NotFound
 	if err != nil && !missing {
-		return err
+		return basis, err
 	}
 	if missing {
 		target = policy.Target{ID: c.Device}
 	}
 	if denied := a.Call(target, c.Function, c.Args).Err(); denied != nil {
-		return denied
+		return basis, denied
 	}
 	if missing {
-		return err
+		return basis, err
 	}
+	basis.Target, basis.TargetVersion = target.ID, target.Basis
 	fs, err := d.store.Functions(ctx, a.Tenant(), c.Device)
 	if err != nil {
-		return err
+		return basis, err
 	}
-	return d.schemas.check(fs, c.Function, c.Args)
+	return basis, d.schemas.check(fs, c.Function, c.Args)
 }
 
 // MayHave says whether a's holder may have a command because it ordered it: its token and

@@ -69,7 +69,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	s.subject("carol", watchword.Operator, nil)
 	s.subject("door-1", watchword.Device, watchword.Labels{"kind": "door"})
 	s.subject("lamp-2", watchword.Device, watchword.Labels{"kind": "lamp"})
-	must(t, s.store.SetFunctions(t.Context(), here, "lamp-2", []twin.Function{
+	must(t, s.store.SetFunctions(t.Context(), here, watchword.Basis{}, "lamp-2", []twin.Function{
 		{Name: "blink"},
 		{Name: "lamp.set", Schema: []byte(`{"properties":{"level":{"type":"object","properties":{"value":{"maximum":50}}}},"required":["level"]}`)},
 	}, s.now()))
@@ -272,7 +272,7 @@ func TestASignedOrder(t *testing.T) {
 
 func TestCancelling(t *testing.T) {
 	s := newSetup(t, options{})
-	by := audit.Actor{Tenant: here, Subject: "alice", Trace: "why"}
+	by := audit.Actor{Tenant: here, Subject: "alice", Trace: "why", Basis: watchword.Basis{Local: true}}
 	row := s.order(command.Call{})
 	w := s.Watch(row.ID)
 	defer w.Close()

@@ -15,11 +15,12 @@ import (
 )
 
 // TakeReceipt verifies a receipt that device handed in and settles its command.
-// The same receipt again changes nothing and is no error. trace is the request's.
+// The same receipt again changes nothing and is no error. b is what the device's right to hand it in
+// was decided on: run it in [session.Session.Act]. trace is the request's.
 //
 // Codes: those of [token.VerifyReceipt]; receipt_invalid where it fits nothing
 // that was handed over; conflict where the command was settled otherwise.
-func (d *Desk) TakeReceipt(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, raw, trace string) (Row, error) {
+func (d *Desk) TakeReceipt(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, b watchword.Basis, raw, trace string) (Row, error) {
 	now := d.o.Now()
 	s, _, err := d.roll.Today(ctx, t, device)
 	if err != nil {
@@ -51,7 +52,7 @@ func (d *Desk) TakeReceipt(ctx context.Context, t watchword.TenantID, device wat
 		slog.ErrorContext(ctx, "device saw two commands with one number",
 			slog.String("device", string(device)), slog.String("command", string(r.Command)), slog.Int64("seq", r.Seq))
 	}
-	by := audit.Actor{Tenant: t, Subject: device, Key: key, Trace: trace}
+	by := audit.Actor{Tenant: t, Subject: device, Key: key, Trace: trace, Basis: b}
 	row, changed, err := d.store.Settle(ctx, Settlement{
 		Tenant: t, Device: device, ID: r.Command, Epoch: r.Epoch, Seq: r.Seq, Hash: r.Hash, Status: r.Status, Key: key, JWS: sealed, At: now,
 	}, by.Did(kind, string(r.Command), now, map[string]string{

@@ -69,7 +69,7 @@ func TestTakingReceipts(t *testing.T) {
 				edit = func(*token.Receipt) {}
 			}
 			raw := s.receipt(by, u, c.status, edit)
-			row, err := s.TakeReceipt(t.Context(), here, "lamp-1", raw, "trace")
+			row, err := s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, raw, "trace")
 			wantCode(t, "the receipt", err, c.code)
 			if got := s.state(u.Command.ID); got != c.state {
 				t.Errorf("it is %s, want %s", got, c.state)
@@ -92,7 +92,7 @@ func TestTakingReceipts(t *testing.T) {
 				e.Data["ch"] != jose.HashOf(u.jws) || e.Data["epoch"] != "1" || e.Data["seq"] != seq || e.Data["receipt"] != jose.HashOf(raw) {
 				t.Errorf("the log says %+v", e)
 			}
-			again, err := s.TakeReceipt(t.Context(), here, "lamp-1", raw, "")
+			again, err := s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, raw, "")
 			if err != nil || again.State != c.state {
 				t.Errorf("the same again: %s, %v", again.State, err)
 			}
@@ -101,7 +101,7 @@ func TestTakingReceipts(t *testing.T) {
 			}
 		})
 	}
-	_, err := s.TakeReceipt(t.Context(), here, "nobody", "x", "")
+	_, err := s.TakeReceipt(t.Context(), here, "nobody", watchword.Basis{Local: true}, "x", "")
 	wantCode(t, "of nobody", err, watchword.NotFound)
 	if none, err := s.Receipt(s.order(command.Call{})); none != "" || err != nil {
 		t.Errorf("a receipt before there is one: %q, %v", none, err)
@@ -129,7 +129,7 @@ func TestReceiptsUnderAReplacedKey(t *testing.T) {
 		{"the old key for what came after", old, after, watchword.ReceiptInvalid},
 		{"the new key for what came after", s.signs["lamp-1"], after, ""},
 	} {
-		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", s.receipt(c.by, c.of, watchword.StDone), "")
+		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, s.receipt(c.by, c.of, watchword.StDone), "")
 		wantCode(t, c.name, err, c.code)
 	}
 	// By the version that it answers, not by another of the same command.
@@ -142,9 +142,9 @@ func TestReceiptsUnderAReplacedKey(t *testing.T) {
 	l := s.Attach(here, "lamp-1")
 	defer l.Close()
 	late := s.next(l, 0, "n1")[0]
-	_, err := s.TakeReceipt(t.Context(), here, "lamp-1", s.receipt(old, late, watchword.StDone), "")
+	_, err := s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, s.receipt(old, late, watchword.StDone), "")
 	wantCode(t, "the old key for the later version", err, watchword.ReceiptInvalid)
-	_, err = s.TakeReceipt(t.Context(), here, "lamp-1", s.receipt(old, early, watchword.StDone), "")
+	_, err = s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, s.receipt(old, early, watchword.StDone), "")
 	wantCode(t, "the old key for the version of before", err, "")
 }
 
@@ -154,7 +154,7 @@ func TestReceiptsUnderARevokedKey(t *testing.T) {
 	_, err := s.store.Revoke(t.Context(), here, "lamp-1", s.now(), s.entry(audit.DeviceRevoke, "lamp-1", nil))
 	must(t, err)
 	s.roll.Forget(here, "lamp-1")
-	_, err = s.TakeReceipt(t.Context(), here, "lamp-1", s.receipt(s.signs["lamp-1"], u, watchword.StDone), "")
+	_, err = s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, s.receipt(s.signs["lamp-1"], u, watchword.StDone), "")
 	wantCode(t, "a revoked device", err, watchword.KeyUnknown)
 }
 
@@ -195,7 +195,7 @@ func TestLateNewsDoesNotUndoAnEnd(t *testing.T) {
 	must(t, err)
 	settle := func(st watchword.ReceiptStatus) {
 		t.Helper()
-		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", s.receipt(s.signs["lamp-1"], u, st), "")
+		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, s.receipt(s.signs["lamp-1"], u, st), "")
 		must(t, err)
 	}
 	b.delivered = func() { settle(watchword.StDone) } // told before "delivered" is
@@ -292,7 +292,7 @@ func TestWaiting(t *testing.T) {
 	}
 	answer := func(st watchword.ReceiptStatus) {
 		t.Helper()
-		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", s.receipt(s.signs["lamp-1"], u, st), "")
+		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, s.receipt(s.signs["lamp-1"], u, st), "")
 		must(t, err)
 	}
 	answer(watchword.StAccepted) // which is no end

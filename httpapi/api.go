@@ -51,8 +51,6 @@ type Wire interface {
 	Carry(t watchword.TenantID, topic, contentType string, payload []byte) error
 	// States returns what the MQTT clients of a subject ("": of all) have, by client identifier.
 	States(t watchword.TenantID, subject watchword.SubjectID) []session.State
-	// Forget ends the session that a client without a connection left behind.
-	Forget(t watchword.TenantID, id watchword.SessionID) bool
 	// Retained returns a page of retained messages: of a filter ("": all) and an owner ("": any), behind a topic, n
 	// at most; next is the topic to go on behind, "" at the end. Code: unavailable.
 	Retained(ctx context.Context, t watchword.TenantID, filter string, by watchword.SubjectID, after string, n int) (page []session.Retained, next string, err error)
@@ -60,6 +58,9 @@ type Wire interface {
 	RetainedMessage(ctx context.Context, t watchword.TenantID, topic string) (session.Retained, error)
 	// DeleteRetained removes it once note has returned, whose error it returns. Codes: not_found, unavailable.
 	DeleteRetained(ctx context.Context, t watchword.TenantID, topic string, note func(session.Retained) error) error
+	// Forget ends the session that a client without a connection left behind, if log, which writes it down, says nil:
+	// the client cannot come back in between. Codes: not_found where there is none, or its client came back; log's.
+	Forget(t watchword.TenantID, id watchword.SessionID, log func() error) error
 }
 
 // carry is Wire's, where there is one.

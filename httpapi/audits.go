@@ -13,7 +13,6 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/session"
 )
 
 // Entries is what the door needs of the log's store.
@@ -63,9 +62,14 @@ func viewEntry(r audit.Record) (Entry, error) {
 }
 
 func (a *API) auditRoutes() {
-	a.handle("GET /v1/audit", false, a.listEntries)
+	a.handle(route{pattern: "GET /v1/audit", stream: func(r *http.Request) string {
+		if wantsStream(r) {
+			return streamTransport
+		}
+		return requestTransport
+	}}, a.listEntries)
 	a.describe(http.MethodGet, "/v1/audit", "Entries of the log that subject, object, kind (device.*), cause, from and to choose: oldest first after a number, or order=newest before one; or a stream of server-sent events", nil)
-	a.handle("GET /v1/audit/export", false, a.exportEntries)
+	a.handle(route{pattern: "GET /v1/audit/export", stream: func(*http.Request) string { return exportTransport }}, a.exportEntries)
 	a.describe(http.MethodGet, "/v1/audit/export", "The whole log as JSON lines, which audit verify checks: of entries that are not chosen their hash alone", nil)
 
 	type entryIn struct {
@@ -80,7 +84,7 @@ func (a *API) auditRoutes() {
 			e, err := a.wholeEntry(ctx, c, in.Seq)
 			return &entryOut{e}, err
 		})
-	a.handle("GET /v1/audit/{seq}/proof", false, func(w http.ResponseWriter, r *http.Request, c *caller) error {
+	a.handle(route{pattern: "GET /v1/audit/{seq}/proof"}, func(w http.ResponseWriter, r *http.Request, c *caller) error {
 		seq, err := strconv.ParseInt(r.PathValue("seq"), 10, 64)
 		if err != nil || seq < 1 {
 			return watchword.RefuseField("seq", "must be the number of an entry")
@@ -135,9 +139,13 @@ func (a *API) wholeEntry(ctx context.Context, c *caller, seq int64) (out EntryWh
 	if out.Kind != audit.CommandOrder {
 		return out, nil
 	}
-	row, err := a.ownCommand(ctx, c, watchword.CommandID(out.Object), http.MethodGet, "")
-	if err != nil {
-		return out, nil // who may read the log need not know what was ordered
+	row, err := a.Desk.Command(ctx, c.Tenant(), watchword.CommandID(out.Object))
+	may := a.mayHave(c, row, http.MethodGet, "")
+	if err != nil || may(c.Authority) != nil {
+		return out, nil // whoever may read the log need not know what was ordered
+	}
+	if err := c.session.require(may); err != nil {
+		return out, err
 	}
 	args, salt, err := a.Desk.Opening(row)
 	if err != nil {
@@ -270,13 +278,9 @@ func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q
 	if err := a.noteRead(r.Context(), c, "stream", asked(r.URL.Query())); err != nil {
 		return err
 	}
-	s, ctx, done, err := a.open(r, c, "sse", func(now *session.Authority) error { return now.Request(http.MethodGet, r.URL.Path).Err() })
-	if err != nil {
-		return err
-	}
-	defer done()
-	out := newStream(w)
-	if out.send("session", "", sessionEvent(s)) != nil {
+	ctx := c.ctx
+	out := newStream(c)
+	if out.send("session", "", sessionEvent(c.session.Session)) != nil {
 		return nil // the peer has gone
 	}
 	p.Limit = maxEntries
@@ -361,10 +365,7 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 	h.Set("Content-Type", "application/jsonl")
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
-	rc := http.NewResponseController(w)
 	for p.After < cp.Size {
-		// A reader that does not read costs its own connection.
-		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // as in ServeHTTP
 		rows, err := a.Entries.Records(r.Context(), p.After, int(min(maxEntries, cp.Size-p.After)))
 		if err != nil || len(rows) == 0 {
 			a.Log.ErrorContext(r.Context(), "an export broke off", slog.Int64("after", p.After), slog.Any("err", err))
@@ -375,10 +376,10 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 			writeJSON(&b, audit.Line(row, q))
 		}
 		if _, err := w.Write(b.Bytes()); err != nil {
-			return nil // the peer has gone
+			return nil // the peer has gone, or may read no more
 		}
 		p.After = rows[len(rows)-1].Seq
-		if ctx := r.Context(); ctx.Err() != nil {
+		if ctx := c.ctx; ctx.Err() != nil {
 			return nil
 		}
 	}

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"net/http"
 	"strings"
 
@@ -20,9 +21,14 @@ const (
 // good for at this moment.
 type caller struct {
 	*session.Authority
-	papers session.Papers
-	actor  audit.Actor
-	remote string
+	papers  session.Papers
+	actor   audit.Actor // its Basis is that of Authority, inside of [API.act]
+	remote  string
+	method  string
+	path    string          // as policies judge it
+	body    []byte          // of a plain handler
+	session *watched        // from [API.begin] on
+	ctx     context.Context // ends with the session
 }
 
 // caller checks the request's papers. Codes: unauthenticated, those of
@@ -47,7 +53,7 @@ func (a *API) caller(r *http.Request) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &caller{Authority: authority, papers: papers, actor: in.who, remote: in.remote.String()}, nil
+	return &caller{Authority: authority, papers: papers, actor: in.who, remote: in.remote.String(), method: r.Method, path: judgedPath(r)}, nil
 }
 
 func (a *API) admit(r *http.Request, scheme, raw string) (session.Papers, error) {
@@ -108,22 +114,4 @@ func (a *API) authorized(r *http.Request) (*caller, error) {
 		return nil, err
 	}
 	return c, c.Request(r.Method, judgedPath(r)).Err()
-}
-
-// handle registers a plain handler. free says that papers are enough: the
-// handler asks for what it needs by itself.
-func (a *API) handle(pattern string, free bool, h func(w http.ResponseWriter, r *http.Request, c *caller) error) {
-	who := a.authorized
-	if free {
-		who = a.caller
-	}
-	a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-		c, err := who(r)
-		if err == nil {
-			err = h(w, r, c)
-		}
-		if err != nil {
-			a.fail(w, r, err)
-		}
-	})
 }

@@ -112,7 +112,7 @@ func (a *API) commandRoutes() {
 				if row.ID != id { // ordered before, with the same Idempotency-Key
 					wait = a.waitFor(c, row.ID)
 				}
-				row, err = a.hold(ctx, c, row, pause, wait)
+				row, err = a.hold(c, row, pause, wait)
 			}
 			out, err := a.commandAnswer(row, err)
 			if err == nil && !row.State.Final() {
@@ -168,12 +168,12 @@ func (a *API) commandRoutes() {
 			}
 			row, err := a.ownCommand(ctx, c, in.ID, http.MethodGet, "")
 			if err == nil && pause > 0 {
-				row, err = a.hold(ctx, c, row, pause, a.waitFor(c, row.ID))
+				row, err = a.hold(c, row, pause, a.waitFor(c, row.ID))
 			}
 			return a.commandAnswer(row, err)
 		})
 
-	a.handle("GET /v1/commands/{id}/evidence", true, a.evidence)
+	a.handle(route{pattern: "GET /v1/commands/{id}/evidence", free: true}, a.evidence)
 	a.describe(http.MethodGet, "/v1/commands/{id}/evidence", "All that shows, under the root's public key alone, that a command was ordered, handed over and answered", nil)
 
 	type commandCancelIn struct {
@@ -215,27 +215,35 @@ func (a *API) evidence(w http.ResponseWriter, r *http.Request, c *caller) error 
 	return err
 }
 
-// ownCommand returns a command that the caller's api: permission lets it have, or that
-// the caller ordered and might order now. Who it is alone gives nothing: its token must
-// say so. To anybody else one that is there and one that is not are the same. Codes:
-// denied, not_found, unavailable.
+// ownCommand returns a command that the caller's api: permission lets it have, or that the
+// caller ordered and might order now, for as long as the request lasts. Who it is alone gives
+// nothing: its token must say so. To anybody else one that is there and one that is not are
+// the same. Codes: denied, not_found, unavailable.
 func (a *API) ownCommand(ctx context.Context, c *caller, id watchword.CommandID, method, rest string) (command.Row, error) {
 	row, err := a.Desk.Command(ctx, c.Tenant(), id)
-	denied := c.Request(method, "/v1/commands/"+string(id)+rest).Err()
-	if denied == nil {
-		return row, err
-	}
 	if err != nil {
+		row.ID = id
+	}
+	if denied := c.session.require(a.mayHave(c, row, method, rest)); denied != nil {
 		return command.Row{}, denied
 	}
-	err = a.Desk.MayHave(ctx, c.Authority, row)
-	switch watchword.CodeOf(err) {
-	case "":
-		return row, nil
-	case watchword.Denied:
-		return command.Row{}, denied
+	return row, err
+}
+
+// mayHave is what the reader of a command must be allowed. A row with no more than an id is
+// of a command that is not there.
+func (a *API) mayHave(c *caller, row command.Row, method, rest string) func(*session.Authority) error {
+	return func(now *session.Authority) error {
+		denied := now.Request(method, "/v1/commands/"+string(row.ID)+rest).Err()
+		if denied == nil || row.By == "" {
+			return denied
+		}
+		err := a.Desk.MayHave(c.ctx, now, row)
+		if watchword.CodeOf(err) == watchword.Denied {
+			return denied
+		}
+		return err
 	}
-	return command.Row{}, err
 }
 
 // waitFor waits until a command is final.
@@ -244,9 +252,14 @@ func (a *API) waitFor(c *caller, id watchword.CommandID) func(context.Context) (
 }
 
 // hold holds a request until a command is final, or pause is over. Where as many wait
-// already as may, it returns at once, with row: how the command stands.
-func (a *API) hold(ctx context.Context, c *caller, row command.Row, pause time.Duration, wait func(context.Context) (command.Row, error)) (command.Row, error) {
-	s, err := a.Guard.Open(ctx, c.papers, session.Options{Transport: "wait", Remote: c.remote, Request: true})
+// already as may, it returns at once, with row: how the command stands. What was waited for
+// is read: it is given only to whoever may have it by then. Codes: why the right to it ended.
+func (a *API) hold(c *caller, row command.Row, pause time.Duration, wait func(context.Context) (command.Row, error)) (command.Row, error) {
+	c.session.waited = true
+	if err := c.session.require(a.mayHave(c, row, http.MethodGet, "")); err != nil {
+		return command.Row{}, err
+	}
+	s, err := a.Guard.Open(c.ctx, c.papers, session.Options{Transport: "wait", Remote: c.remote, Class: session.Wait})
 	if watchword.CodeOf(err) == watchword.Busy {
 		return row, nil
 	}
@@ -254,19 +267,10 @@ func (a *API) hold(ctx context.Context, c *caller, row command.Row, pause time.D
 		return command.Row{}, err
 	}
 	defer s.Close(nil)
-	ctx, cancel := context.WithTimeout(ctx, pause)
+	ctx, cancel := context.WithTimeout(c.ctx, pause)
 	defer cancel()
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		select {
-		case <-s.Done():
-			cancel()
-		case <-stop:
-		}
-	}()
 	row, err = wait(ctx)
-	if cause := s.Cause(); err == nil && cause != nil {
+	if cause := ended(c.ctx); err == nil && cause != nil {
 		return command.Row{}, cause
 	}
 	return row, err

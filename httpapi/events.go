@@ -35,7 +35,7 @@ func viewEvent(e *event.Event) Event {
 }
 
 func (a *API) eventRoutes() {
-	a.handle("GET /v1/events", false, a.streamEvents)
+	a.handle(route{pattern: "GET /v1/events", stream: func(*http.Request) string { return streamTransport }}, a.streamEvents)
 	a.describe(http.MethodGet, "/v1/events", "Live events as server-sent events", nil)
 }
 
@@ -69,15 +69,14 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 	if len(since) > 64 {
 		return watchword.RefuseField("Last-Event-ID", "is no id of this stream")
 	}
-	s, ctx, done, err := a.open(r, c, "sse", func(now *session.Authority) error { return now.Subscribe(filter).Err() })
-	if err != nil {
+	ctx := c.ctx
+	if err := c.session.require(func(now *session.Authority) error { return now.Subscribe(filter).Err() }); err != nil {
 		return err
 	}
-	defer done()
 	sub := a.Hub.Subscribe(c.Tenant(), filter, since)
 	defer sub.Close()
-	out := newStream(w)
-	if out.send("session", "", sessionEvent(s)) != nil {
+	out := newStream(c)
+	if out.send("session", "", sessionEvent(c.session.Session)) != nil {
 		return nil // the peer has gone
 	}
 	beat := time.NewTicker(sseBeat)
@@ -86,7 +85,7 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 		select {
 		case <-sub.Ready():
 			if !sendEvents(ctx, out, sub) {
-				return nil
+				return a.broken(out, r, c)
 			}
 		case <-beat.C:
 			if out.beat() != nil {

@@ -13,6 +13,7 @@ import (
 	jsonv2 "github.com/go-json-experiment/json"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/session"
 )
 
 // The API library reads and writes /v1 and describes it (OpenAPI 3.1). What it
@@ -107,10 +108,11 @@ type operation struct {
 	status                int   // 0 means 200
 	body                  int64 // the largest body; 0 means 16 KiB
 	free                  bool  // papers are enough: the handler asks for what it needs
+	reads                 bool  // a POST that changes nothing; GET never does
 }
 
-// register adds an operation of /v1. The caller is authenticated and authorized
-// before the body is looked at, and is the handler's argument.
+// register adds an operation of /v1. The caller is authenticated and authorized before the body is looked at, and
+// again once the input is whole: then the handler runs, in [API.act].
 func register[I, O any](a *API, op operation, h func(ctx context.Context, c *caller, in *I) (*O, error)) {
 	if op.body == 0 {
 		op.body = 16 << 10
@@ -137,10 +139,22 @@ func register[I, O any](a *API, op operation, h func(ctx context.Context, c *cal
 	}}
 	huma.Register(a.huma, o, func(ctx context.Context, in *I) (*O, error) {
 		c := ctx.Value(key{}).(*caller)
-		out, err := h(ctx, c, in)
+		var may func(*session.Authority) error
+		if !op.free {
+			may = func(now *session.Authority) error { return now.Request(c.method, c.path).Err() }
+		}
+		// The library keeps the request to itself: what is needed of it is in the context.
+		r := requestOf(ctx, op)
+		err := a.begin(r, c, requestTransport, may)
+		var out *O
+		if err == nil {
+			err = a.act(r, c, may, op.reads || op.method == http.MethodGet, func() (err error) {
+				out, err = h(ctx, c, in)
+				return err
+			})
+		}
 		if err != nil {
-			// The library wants its own error type; the request is only in the context.
-			return nil, a.problem(requestOf(ctx, op), err)
+			return nil, a.problem(r, err)
 		}
 		return out, nil
 	})

@@ -13,7 +13,7 @@ import (
 // logRoutes serve the log as C2SP tlog-tiles.
 func (a *API) logRoutes() {
 	serve := func(pattern string, h func(w http.ResponseWriter, r *http.Request) error) {
-		a.handle(pattern, false, func(w http.ResponseWriter, r *http.Request, c *caller) error {
+		a.handle(route{pattern: pattern}, func(w http.ResponseWriter, r *http.Request, c *caller) error {
 			if err := a.noteMirror(r.Context(), c); err != nil {
 				return err
 			}

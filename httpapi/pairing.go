@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"io"
 	"math"
 	"net/http"
@@ -205,7 +206,7 @@ func (a *API) pairingDecisionRoutes() {
 // undecided puts a refused decision on record, and returns err: whoever tries
 // codes, or keys, leaves a trace for each.
 func (a *API) undecided(c *caller, kind, typed string, err error) error {
-	if err != nil {
+	if err != nil && !errors.Is(err, watchword.ErrBasisMoved) { // then it is decided again
 		object := ""
 		if code, cerr := enroll.ParseUserCode(typed); cerr == nil { // nothing else of a caller's goes into the log
 			object = enroll.FormatUserCode(code)

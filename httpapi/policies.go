@@ -42,7 +42,7 @@ func (a *API) policyRoutes() {
 			return out, err
 		})
 
-	a.handle("GET /v1/policies/{name}", false, func(w http.ResponseWriter, r *http.Request, c *caller) error {
+	a.handle(route{pattern: "GET /v1/policies/{name}"}, func(w http.ResponseWriter, r *http.Request, c *caller) error {
 		p, err := a.Registry.Policy(r.Context(), c.Tenant(), r.PathValue("name"))
 		if err != nil {
 			return err
@@ -54,19 +54,15 @@ func (a *API) policyRoutes() {
 	})
 	a.describe(http.MethodGet, "/v1/policies/{name}", "A policy's text (TOML)", nil)
 
-	a.handle("PUT /v1/policies/{name}", false, a.applyPolicy)
+	a.handle(route{pattern: "PUT /v1/policies/{name}", body: maxPolicy, want: tomlType}, a.applyPolicy)
 	a.describe(http.MethodPut, "/v1/policies/{name}", "Put a policy in force; live sessions follow before the answer", nil)
 
-	a.handle("POST /v1/policies/check", false, func(w http.ResponseWriter, r *http.Request, c *caller) error {
-		body, err := readBody(w, r, tomlType, maxPolicy)
-		if err != nil {
-			return err
-		}
+	a.handle(route{pattern: "POST /v1/policies/check", reads: true, body: maxPolicy, want: tomlType}, func(w http.ResponseWriter, r *http.Request, c *caller) error {
 		name := r.URL.Query().Get("name")
 		if err := watchword.CheckName("name", name); err != nil {
 			return err
 		}
-		if err := a.Registry.CheckPolicy(r.Context(), c.Tenant(), name, body); err != nil {
+		if err := a.Registry.CheckPolicy(r.Context(), c.Tenant(), name, c.body); err != nil {
 			return err
 		}
 		answer(w, http.StatusOK, map[string]bool{"ok": true})
@@ -101,11 +97,7 @@ func (a *API) applyPolicy(w http.ResponseWriter, r *http.Request, c *caller) err
 	if r.Header.Get("If-None-Match") == "*" {
 		v = 0
 	}
-	body, err := readBody(w, r, tomlType, maxPolicy)
-	if err != nil {
-		return err
-	}
-	p, err := a.Registry.ApplyPolicy(r.Context(), c.actor, name, body, v, a.Now())
+	p, err := a.Registry.ApplyPolicy(r.Context(), c.actor, name, c.body, v, a.Now())
 	if err != nil {
 		return err
 	}
@@ -124,7 +116,7 @@ func (a *API) explainRoute() {
 		}
 	}
 	type policyExplainOut struct{ Body policy.Explanation }
-	register(a, operation{method: http.MethodPost, path: "/v1/explain", summary: "Why a request is allowed or denied"},
+	register(a, operation{method: http.MethodPost, path: "/v1/explain", reads: true, summary: "Why a request is allowed or denied"},
 		func(ctx context.Context, c *caller, in *policyExplainIn) (*policyExplainOut, error) {
 			q := in.Body
 			if !explainable(q.Action, q.Resource) {

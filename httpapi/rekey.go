@@ -10,7 +10,7 @@ import (
 )
 
 func (a *API) rekeyRoutes() {
-	a.handle("POST /v1/self/keys", false, a.rekey)
+	a.handle(route{pattern: "POST /v1/self/keys", body: 16 << 10, want: "application/json"}, a.rekey)
 	a.describe(http.MethodPost, "/v1/self/keys", "Change a device's own keys: the new ones, and a proof by old and new", nil)
 }
 
@@ -33,12 +33,8 @@ type rekeyed struct {
 }
 
 func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {
-	body, err := readBody(w, r, "application/json", 16<<10)
-	if err != nil {
-		return err
-	}
 	var in rekey
-	if err := decode(body, &in); err != nil {
+	if err := decode(c.body, &in); err != nil {
 		return err
 	}
 	s, err := a.Gate.Rekey(r.Context(), c.actor, enroll.RekeyRequest{Sign: in.Keys.Sign, Seal: in.Keys.Seal, Proof: in.Rekey}, a.Now())

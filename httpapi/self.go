@@ -78,13 +78,13 @@ func (a *API) selfRoutes() {
 			return out, err
 		})
 
-	a.handle("POST /v1/self/events/{stream...}", false, a.publishEvent)
+	a.handle(route{pattern: "POST /v1/self/events/{stream...}", body: watchword.MaxDocument}, a.publishEvent)
 	a.describe(http.MethodPost, "/v1/self/events/{stream}", "Publish an event: any body up to 32 KiB, with its content type", nil)
-	a.handle("PUT /v1/self/state", false, a.reportState)
+	a.handle(route{pattern: "PUT /v1/self/state", body: watchword.MaxDocument, want: "application/json"}, a.reportState)
 	a.describe(http.MethodPut, "/v1/self/state", "Report state: a JSON object up to 32 KiB", nil)
-	a.handle("GET /v1/self/state", false, a.selfState)
+	a.handle(route{pattern: "GET /v1/self/state"}, a.selfState)
 	a.describe(http.MethodGet, "/v1/self/state", "The state reported last", nil)
-	a.handle("GET /v1/self/config", false, a.selfConfig)
+	a.handle(route{pattern: "GET /v1/self/config"}, a.selfConfig)
 	a.describe(http.MethodGet, "/v1/self/config", "The wanted configuration, signed", nil)
 
 	type functions struct {
@@ -98,7 +98,7 @@ func (a *API) selfRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			return nil, a.Twins.SetFunctions(ctx, c.Tenant(), c.Subject(), fs, a.Now())
+			return nil, a.Twins.SetFunctions(ctx, c.Tenant(), c.Basis(), c.Subject(), fs, a.Now())
 		})
 	register(a, operation{method: http.MethodGet, path: "/v1/self/functions", summary: "What this device has announced"},
 		func(ctx context.Context, c *caller, _ *none) (*functions, error) {
@@ -166,16 +166,12 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err := a.Publishes.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, 1, time.Now()); err != nil {
 		return err
 	}
-	body, err := readBody(w, r, "", watchword.MaxDocument)
-	if err != nil {
-		return err
-	}
 	e := &event.Event{
 		Tenant: c.Tenant(), Device: c.Subject(), Stream: stream,
-		ContentType: strings.Clone(clip(r.Header.Get("Content-Type"))), At: now, Data: body,
+		ContentType: strings.Clone(clip(r.Header.Get("Content-Type"))), At: now, Data: c.body,
 	}
 	a.Hub.Publish(e)
-	if err := a.carry(c.Tenant(), e.Topic(), e.ContentType, body); err != nil {
+	if err := a.carry(c.Tenant(), e.Topic(), e.ContentType, c.body); err != nil {
 		return err
 	}
 	answer(w, http.StatusAccepted, map[string]string{"id": e.ID()})
@@ -198,15 +194,11 @@ func (a *API) reportState(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err := c.Publish(selfTopic(c, "state")).Err(); err != nil {
 		return err
 	}
-	body, err := readBody(w, r, "application/json", watchword.MaxDocument)
+	doc, err := object("state", c.body)
 	if err != nil {
 		return err
 	}
-	doc, err := object("state", body)
-	if err != nil {
-		return err
-	}
-	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Subject(), doc, a.Now()); err != nil {
+	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Basis(), c.Subject(), doc, a.Now()); err != nil {
 		return err
 	}
 	if err := a.carry(c.Tenant(), selfTopic(c, "state"), "application/json", doc); err != nil {

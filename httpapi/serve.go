@@ -2,7 +2,9 @@ package httpapi
 
 import (
 	"context"
+	"crypto/tls"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -30,6 +32,19 @@ type info struct {
 	who    audit.Actor
 	scheme string      // of the token that was shown; empty before one was
 	header http.Header // of the answer
+	writer *answerWriter
+	// session is the request's once its input is whole, if it has a token.
+	session *watched
+}
+
+type connKey struct{}
+
+// ConnContext is for [http.Server]: an answer that is broken off can close its connection.
+func ConnContext(ctx context.Context, c net.Conn) context.Context {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn() // closing TLS would wait for the peer
+	}
+	return context.WithValue(ctx, connKey{}, c)
 }
 
 type infoKey struct{}
@@ -42,24 +57,13 @@ func infoOf(ctx context.Context) *info {
 	return &info{}
 }
 
-// patience is how long a request may take to be answered because it says so. One that says
-// it wrongly is refused by whoever reads it.
-func patience(r *http.Request) time.Duration {
-	if !strings.Contains(r.URL.RawQuery, "wait=") {
-		return 0
-	}
-	d, err := wait(r.URL.Query().Get("wait"))
-	if err != nil {
-		return 0
-	}
-	return d
-}
-
 // ServeHTTP gives every request its trace id, its bounds, and an answer even
 // where the code behind it panics.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	in := &info{trace: watchword.NewID("", a.Now()), who: audit.Actor{Tenant: tenant}}
 	in.who.Trace = in.trace
+	nc, _ := r.Context().Value(connKey{}).(net.Conn)
+	in.writer = newAnswerWriter(w, nc)
 	in.header = w.Header()
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		in.remote = ap.Addr().Unmap()
@@ -74,17 +78,49 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.Set("Strict-Transport-Security", "max-age=31536000")
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-	// A stalled peer costs its own connection. The error is that of a connection without deadlines: a test's recorder.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout + patience(r)))
+	common := h.Clone()
+	defer func() {
+		if s := in.session; s != nil {
+			s.close()
+		}
+	}()
+	a.serve(r, in, common)
+	a.finish(r, in, common)
+}
+
+// serve has the request answered, even where the code panics.
+func (a *API) serve(r *http.Request, in *info, common http.Header) {
 	defer func() {
 		if v := recover(); v != nil {
 			if v == http.ErrAbortHandler {
 				panic(v)
 			}
 			a.Log.ErrorContext(r.Context(), "panic in a request", slog.Any("panic", v), slog.String("trace", in.trace), slog.String("stack", string(debug.Stack())))
-			a.fail(w, r, watchword.Refuse(watchword.Internal, "panic"))
+			if in.writer.direct {
+				panic(http.ErrAbortHandler) // what was written has no end
+			}
+			in.writer.restart(common)
+			a.fail(in.writer, r, watchword.Refuse(watchword.Internal, "panic"))
 		}
 	}()
+	a.handleRequest(in.writer, r)
+}
+
+// finish writes what is held back of an answer, or why it is not given.
+func (a *API) finish(r *http.Request, in *info, common http.Header) {
+	why, started := in.writer.finish()
+	switch {
+	case why == nil:
+	case started:
+		panic(http.ErrAbortHandler) // a client sees that it has not all of it
+	default:
+		in.writer.restart(common)
+		a.fail(in.writer, r, why)
+		_, _ = in.writer.finish() // whoever was on the connection has gone
+	}
+}
+
+func (a *API) handleRequest(w http.ResponseWriter, r *http.Request) {
 	if !plainPath(r.URL) {
 		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
 		return

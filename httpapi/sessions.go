@@ -15,7 +15,7 @@ import (
 // sessions returns the live sessions of a subject ("": of all), and what those left
 // behind who are away.
 func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live []Session, away []Away) {
-	live, away = viewSessions(a.Guard.Sessions(t, subject)), []Away{}
+	live, away = viewSessions(a.Guard.Sessions(t, subject), a.Now()), []Away{}
 	if a.Wire == nil {
 		return live, away
 	}
@@ -42,12 +42,15 @@ func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live 
 	return live, away
 }
 
-func viewSessions(ss []*session.Session) []Session {
+// longAnswer is how long a request is being answered before it is listed among the sessions.
+const longAnswer = time.Second
+
+func viewSessions(ss []*session.Session, now time.Time) []Session {
 	out := []Session{}
 	for _, s := range ss {
 		a := s.Authority()
-		if a == nil {
-			continue // not open yet
+		if a == nil || s.Class() == session.Answer && now.Sub(s.Opened()) < longAnswer {
+			continue // not open yet, or a request as it is answered all the time
 		}
 		out = append(out, Session{s.ID(), a.Subject(), s.Transport(), s.Remote(), s.Opened().UTC(), a.Expires().UTC(), nil})
 	}
@@ -63,13 +66,7 @@ func (a *API) forget(ctx context.Context, c *caller, id watchword.SessionID) err
 		return watchword.Refuse(watchword.NotFound, "no such session")
 	}
 	e := c.actor.Did(audit.SessionClose, string(id), a.Now(), map[string]string{"subject": string(away[i].Subject), "client": away[i].MQTT.Client})
-	if err := a.Entries.AddEntry(ctx, e); err != nil {
-		return err
-	}
-	if !a.Wire.Forget(c.Tenant(), id) {
-		return watchword.Refuse(watchword.Conflict, "its client came back meanwhile")
-	}
-	return nil
+	return a.Wire.Forget(c.Tenant(), id, func() error { return a.Entries.AddEntry(ctx, e) })
 }
 
 func (a *API) sessionRoutes() {

@@ -18,23 +18,22 @@ const (
 )
 
 // stream writes server-sent events. It is for one goroutine.
-type stream struct {
-	w  http.ResponseWriter
-	rc *http.ResponseController
-}
+type stream struct{ w *answerWriter }
 
 func wantsStream(r *http.Request) bool {
 	return strings.Contains(r.Header.Get("Accept"), "text/event-stream")
 }
 
-// newStream starts the answer.
-func newStream(w http.ResponseWriter) *stream {
+// newStream starts the answer of a request whose session is one of a stream.
+func newStream(c *caller) *stream {
+	w := c.session.writer
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Accel-Buffering", "no")
+	w.each = sseTimeout
 	w.WriteHeader(http.StatusOK)
-	return &stream{w, http.NewResponseController(w)}
+	return &stream{w}
 }
 
 // send writes one event; id may be empty. The error says that the peer has gone.
@@ -57,19 +56,25 @@ func (s *stream) send(name, id string, data any) error {
 func (s *stream) beat() error { return s.write([]byte(": \n\n")) }
 
 func (s *stream) write(b []byte) error {
-	if err := s.rc.SetWriteDeadline(time.Now().Add(sseTimeout)); err != nil {
+	if err := s.w.stream(); err != nil {
 		return err
 	}
-	if _, err := s.w.Write(b); err != nil {
-		return err
-	}
-	return s.rc.Flush()
+	return s.w.send(b)
 }
 
-// end tells the peer why the stream is over.
+// broken ends a stream that could not be written to: the peer has gone, or may have no more of it.
+func (a *API) broken(s *stream, r *http.Request, c *caller) error {
+	if err := ended(c.ctx); err != nil {
+		a.endStream(s, r, err)
+	}
+	return nil
+}
+
+// endStream tells the peer why the stream is over: that is said whatever the session may still do.
 func (a *API) endStream(s *stream, r *http.Request, err error) {
 	if err == nil {
 		err = watchword.Refuse(watchword.Unavailable, "the stream is over")
 	}
+	s.w.release()
 	_ = s.send("end", "", a.problem(r, err)) // who has gone needs no reason
 }

@@ -12,44 +12,6 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// Every request that lasts is a session: what it may do is asked while it lasts,
-// and whoever takes that away ends it.
-
-// open starts the session of a request that lasts, for as long as may, if not
-// nil, allows it. The context ends when the session does, or its request.
-func (a *API) open(r *http.Request, c *caller, transport string, may func(*session.Authority) error) (*session.Session, context.Context, func(), error) {
-	ctx, cancel := context.WithCancelCause(r.Context())
-	// Both are called while authority changes, so that nothing passes once the change has
-	// its answer: whoever waited for the session's end instead would be late.
-	s, err := a.Guard.Open(ctx, c.papers, session.Options{Transport: transport, Remote: c.remote, Ended: cancel, Changed: func(now *session.Authority) {
-		if may == nil {
-			return
-		}
-		if err := may(now); err != nil {
-			cancel(err)
-		}
-	}, Covers: may})
-	if err == nil && may != nil {
-		if err = may(s.Authority()); err != nil {
-			s.Close(err)
-		}
-	}
-	if err != nil {
-		cancel(err)
-		return nil, nil, nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { s.Close(nil) })
-	return s, ctx, func() { stop(); s.Close(nil); cancel(nil) }, nil
-}
-
-// ended returns why a request that lasts must stop: nil if its own client or its wait did it.
-func ended(ctx context.Context) error {
-	if err := context.Cause(ctx); err != nil && watchword.CodeOf(err) != watchword.Internal {
-		return err
-	}
-	return nil
-}
-
 const (
 	maxWait  = 60 * time.Second
 	maxBatch = 64
@@ -109,7 +71,12 @@ func viewSealed(c command.SealedCommand) sealed {
 }
 
 func (a *API) selfCommandRoutes() {
-	a.handle("GET /v1/self/commands", false, func(w http.ResponseWriter, r *http.Request, c *caller) error {
+	a.handle(route{pattern: "GET /v1/self/commands", stream: func(r *http.Request) string {
+		if wantsStream(r) {
+			return streamTransport
+		}
+		return pollTransport
+	}}, func(w http.ResponseWriter, r *http.Request, c *caller) error {
 		if wantsStream(r) {
 			return a.streamCommands(w, r, c)
 		}
@@ -133,7 +100,7 @@ func (a *API) selfCommandRoutes() {
 			if err := c.Publish(selfTopic(c, "receipts")).Err(); err != nil {
 				return nil, err
 			}
-			row, err := a.Desk.TakeReceipt(ctx, c.Tenant(), c.Subject(), in.Body.Receipt, c.actor.Trace)
+			row, err := a.Desk.TakeReceipt(ctx, c.Tenant(), c.Subject(), c.Basis(), in.Body.Receipt, c.actor.Trace)
 			if err != nil {
 				return nil, receiptError(err)
 			}
@@ -224,11 +191,10 @@ func (a *API) pollCommands(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err != nil {
 		return err
 	}
-	s, ctx, done, err := a.open(r, c, "poll", mayTake(c))
-	if err != nil {
+	ctx := c.ctx
+	if err := c.session.require(mayTake(c)); err != nil {
 		return err
 	}
-	defer done()
 	l, after, err := a.line(ctx, c, t)
 	if err != nil {
 		return err
@@ -245,7 +211,7 @@ func (a *API) pollCommands(w http.ResponseWriter, r *http.Request, c *caller) er
 	out := struct {
 		Session  watchword.SessionID `json:"session"`
 		Commands []sealed            `json:"commands"`
-	}{s.ID(), []sealed{}}
+	}{c.session.ID(), []sealed{}}
 	for _, sc := range cs {
 		out.Commands = append(out.Commands, viewSealed(sc))
 	}
@@ -263,18 +229,17 @@ func (a *API) streamCommands(w http.ResponseWriter, r *http.Request, c *caller) 
 			return err
 		}
 	}
-	s, ctx, done, err := a.open(r, c, "sse", mayTake(c))
-	if err != nil {
+	ctx := c.ctx
+	if err := c.session.require(mayTake(c)); err != nil {
 		return err
 	}
-	defer done()
 	l, after, err := a.line(ctx, c, t)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	out := newStream(w)
-	if err := out.send("session", "", sessionEvent(s)); err != nil {
+	out := newStream(c)
+	if err := out.send("session", "", sessionEvent(c.session.Session)); err != nil {
 		return nil // the peer has gone
 	}
 	for {
@@ -293,7 +258,7 @@ func (a *API) streamCommands(w http.ResponseWriter, r *http.Request, c *caller) 
 			after = sc.Seq
 			id := strconv.FormatInt(sc.Epoch, 10) + "." + strconv.FormatInt(sc.Seq, 10)
 			if err := out.send("command", id, viewSealed(sc)); err != nil {
-				return nil
+				return a.broken(out, r, c)
 			}
 		}
 		if len(cs) == 0 && out.beat() != nil {

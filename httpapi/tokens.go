@@ -19,12 +19,22 @@ const maxShown = watchword.MaxToken
 // post here: by a token, or by an assertion of a client that policy lets.
 func (a *API) introspect(w http.ResponseWriter, r *http.Request) {
 	form, err := a.tokenForm(r)
+	var c *caller
 	if err == nil {
-		err = a.mayIntrospect(r, form)
+		c, err = a.introspector(r, form)
+	}
+	may := func(now *session.Authority) error { return now.Request(r.Method, judgedPath(r)).Err() }
+	if err == nil {
+		err = a.begin(r, c, requestTransport, may)
 	}
 	var i *office.Introspection
-	if err == nil && len(form.Get("token")) <= maxShown {
-		i, err = a.Office.Introspect(r.Context(), tenant, form.Get("token"), a.Guard.Check, a.Now())
+	if err == nil {
+		err = a.act(r, c, may, true, func() (err error) {
+			if len(form.Get("token")) <= maxShown {
+				i, err = a.Office.Introspect(r.Context(), tenant, form.Get("token"), a.Guard.Check, a.Now())
+			}
+			return err
+		})
 	}
 	if err != nil {
 		a.oauthError(w, r, err)
@@ -64,30 +74,31 @@ func (a *API) tokenForm(r *http.Request) (url.Values, error) {
 	return form, err
 }
 
-func (a *API) mayIntrospect(r *http.Request, form url.Values) error {
+func (a *API) introspector(r *http.Request, form url.Values) (*caller, error) {
 	if r.Header.Get("Authorization") != "" {
-		_, err := a.authorized(r)
-		return err
+		return a.authorized(r)
 	}
-	_, err := a.client(r, form, func(s *watchword.Subject, today *policy.Grant) error {
+	return a.client(r, form, func(s *watchword.Subject, today *policy.Grant) error {
 		if err := session.NeedsProof(s, today); err != nil {
 			return err // an assertion shows no proof that is for this request alone
 		}
 		return today.Request(r.Method, r.URL.Path).Err()
 	})
-	return err
 }
 
 // client is who an assertion in the form proves. Codes: those of [office.Office.Identify].
-func (a *API) client(r *http.Request, form url.Values, may func(*watchword.Subject, *policy.Grant) error) (audit.Actor, error) {
+func (a *API) client(r *http.Request, form url.Values, may func(*watchword.Subject, *policy.Grant) error) (*caller, error) {
 	in := infoOf(r.Context())
 	assertion, err := clientAssertion(r, form)
 	if err != nil {
-		return in.who, err
+		return nil, err
 	}
 	c, err := a.Office.Identify(r.Context(), tenant, assertion, may, a.Now())
 	in.who.Subject, in.who.Key = c.Subject, c.Key
-	return in.who, err
+	if err != nil {
+		return nil, err
+	}
+	return &caller{papers: session.ByKey(tenant, c.Subject, c.Incarnation, c.Key), actor: in.who, remote: in.remote.String()}, nil
 }
 
 // revoke ends a token of the client that asks (RFC 7009), and whatever session stands
@@ -107,36 +118,42 @@ func (a *API) revoke(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *API) revokeOwn(r *http.Request, form url.Values) error {
-	by, with, err := a.revoker(r, form)
+	c, err := a.revoker(r, form)
+	if err == nil {
+		err = a.begin(r, c, requestTransport, nil)
+	}
 	if err != nil {
 		return err
 	}
-	if len(form.Get("token")) > maxShown {
+	return a.act(r, c, nil, false, func() error { return a.revokeToOwner(r, c, form.Get("token")) })
+}
+
+// revokeToOwner ends a token of the subject's own. What is none is no error (RFC 7009 §2.2).
+func (a *API) revokeToOwner(r *http.Request, c *caller, raw string) error {
+	if len(raw) > maxShown {
 		return nil
 	}
-	rec, err := a.Office.Own(r.Context(), tenant, by.Subject, with, form.Get("token"), a.Now())
+	var with *session.Authority // of the token that was shown
+	if !c.papers.ByKey() {
+		with = c.Authority
+	}
+	rec, err := a.Office.Own(r.Context(), tenant, c.actor.Subject, with, raw, a.Now())
 	if watchword.CodeOf(err) == watchword.Denied && rec != nil {
-		a.Recorder.Refused(by.Failed(audit.TokenRevoke, rec.JTI, a.Now(), err, map[string]string{"subject": string(rec.Subject)}))
+		a.Recorder.Refused(c.actor.Failed(audit.TokenRevoke, rec.JTI, a.Now(), err, map[string]string{"subject": string(rec.Subject)}))
 		return nil
 	}
 	if err != nil || rec == nil {
 		return err
 	}
-	return a.revokeToken(r.Context(), by, rec.JTI)
+	return a.revokeToken(r.Context(), c.actor, rec.JTI)
 }
 
-// revoker is who asks for a revocation, and under which authority; nil for a client that
-// signs an assertion.
-func (a *API) revoker(r *http.Request, form url.Values) (audit.Actor, *session.Authority, error) {
+// revoker is who asks for a revocation: a client that shows a token, or signs an assertion.
+func (a *API) revoker(r *http.Request, form url.Values) (*caller, error) {
 	if r.Header.Get("Authorization") == "" {
-		by, err := a.client(r, form, nil)
-		return by, nil, err
+		return a.client(r, form, nil)
 	}
-	c, err := a.caller(r)
-	if err != nil {
-		return audit.Actor{}, nil, err
-	}
-	return c.actor, c.Authority, nil
+	return a.caller(r)
 }
 
 // revokeToken ends one token everywhere on this node. Code: not_found.

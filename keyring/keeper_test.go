@@ -29,7 +29,7 @@ const (
 
 var (
 	start = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
-	by    = audit.Actor{Tenant: watchword.DefaultTenant, Subject: "operator"}
+	by    = audit.Actor{Tenant: watchword.DefaultTenant, Subject: "operator", Basis: watchword.Basis{Local: true}}
 )
 
 // house is a founded ring over a real store, with a clock that the test moves.

@@ -13,6 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/session"
 )
 
 // The topics that the server has a part in: devices/{id}/….
@@ -65,9 +66,26 @@ func houseOf(topic string) house {
 // message of.
 func isState(topic string) bool { return houseOf(topic).kind == toState }
 
+// actor is who publishes: a live session, or (of a will) what one might do when it ended.
+type actor struct {
+	session *session.Session
+	left    *session.Authority // where session is nil
+	trace   string
+}
+
+// act runs what a publish writes to the store under the authority to publish it, which the store
+// compares: see [session.Session.Act].
+func (cl *client) act(ctx context.Context, by actor, topic string, do func(context.Context, *session.Authority) error) error {
+	may := func(a *session.Authority) error { return judge(a, topic).decision.Err() }
+	if by.session != nil {
+		return by.session.Act(ctx, may, do)
+	}
+	return cl.broker.Guard.Act(ctx, by.left, may, do)
+}
+
 // toTheHouse does what a topic of the server's means. It is always of use to somebody:
 // to the server.
-func (cl *client) toTheHouse(ctx context.Context, w *batch, h house, m *message, o *outcome, session string) error {
+func (cl *client) toTheHouse(ctx context.Context, w *batch, h house, m *message, o *outcome, by actor) error {
 	if err := watchword.CheckName("device", string(h.device)); err != nil {
 		return err
 	}
@@ -76,9 +94,9 @@ func (cl *client) toTheHouse(ctx context.Context, w *batch, h house, m *message,
 	case toEvents:
 		return cl.event(w, h, m, o)
 	case toState:
-		return cl.state(ctx, w, h, m, o)
+		return cl.state(ctx, w, h, m, o, by)
 	case toReceipts:
-		return cl.receipt(ctx, h, m, session)
+		return cl.receipt(ctx, h, m, by)
 	}
 	return nil
 }
@@ -102,7 +120,7 @@ func (cl *client) event(w *batch, h house, m *message, o *outcome) error {
 	return nil
 }
 
-func (cl *client) state(ctx context.Context, w *batch, h house, m *message, o *outcome) error {
+func (cl *client) state(ctx context.Context, w *batch, h house, m *message, o *outcome, by actor) error {
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a state may have 32 KiB")
 	}
@@ -114,7 +132,9 @@ func (cl *client) state(ctx context.Context, w *batch, h house, m *message, o *o
 		if err := json.Compact(&doc, m.payload); err != nil {
 			return watchword.RefuseField("state", "must be one JSON object")
 		}
-		if err := cl.broker.Twins.ReportState(ctx, cl.world.tenant, h.device, doc.Bytes(), w.now); err != nil {
+		if err := cl.act(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
+			return cl.broker.Twins.ReportState(ctx, cl.world.tenant, a.Basis(), h.device, doc.Bytes(), w.now)
+		}); err != nil {
 			return err
 		}
 	}
@@ -122,14 +142,17 @@ func (cl *client) state(ctx context.Context, w *batch, h house, m *message, o *o
 	return nil
 }
 
-func (cl *client) receipt(ctx context.Context, h house, m *message, session string) error {
+func (cl *client) receipt(ctx context.Context, h house, m *message, by actor) error {
 	if cl.broker.Desk == nil {
 		return watchword.Refuse(watchword.ReceiptInvalid, "no commands were handed over here")
 	}
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
 	}
-	_, err := cl.broker.Desk.TakeReceipt(ctx, cl.world.tenant, h.device, string(m.payload), session)
+	err := cl.act(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
+		_, err := cl.broker.Desk.TakeReceipt(ctx, cl.world.tenant, h.device, a.Basis(), string(m.payload), by.trace)
+		return err
+	})
 	if code := codeOf(err); code != watchword.ReceiptInvalid && audit.Records(audit.RequestRefuse, code, true) {
 		// The device's papers are good: what it handed in is not.
 		return watchword.Because(err, watchword.ReceiptInvalid, "the receipt does not hold: %s", watchword.CodeOf(err))

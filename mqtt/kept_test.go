@@ -31,7 +31,7 @@ func (f *fakeTwins) Twin(_ context.Context, _ watchword.TenantID, d watchword.Su
 	return twin.Twin{Device: d, State: f.states[d]}, nil
 }
 
-func (f *fakeTwins) ReportState(_ context.Context, _ watchword.TenantID, d watchword.SubjectID, state []byte, _ time.Time) error {
+func (f *fakeTwins) ReportState(_ context.Context, _ watchword.TenantID, _ watchword.Basis, d watchword.SubjectID, state []byte, _ time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.states[d] = state
@@ -62,7 +62,7 @@ func (openSafe) Open(_ string, b []byte) ([]byte, error) { return b, nil }
 // statesOf reports the states of so many devices, without anybody listening.
 func (h *house) statesOf(n int) {
 	for i := range n {
-		_ = h.twins.ReportState(h.t.Context(), "", watchword.SubjectID(fmt.Sprintf("lamp-%03d", i)), []byte(`{"on":false}`), time.Now())
+		_ = h.twins.ReportState(h.t.Context(), "", watchword.Basis{}, watchword.SubjectID(fmt.Sprintf("lamp-%03d", i)), []byte(`{"on":false}`), time.Now())
 	}
 }
 

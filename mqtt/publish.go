@@ -125,7 +125,7 @@ func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (at *commi
 	}
 	m := c.message(p, w.whole, w.now)
 	var o outcome
-	key, err := c.client.send(ctx, w, m, v.house, &o, string(c.live().ID()))
+	key, err := c.client.send(ctx, w, m, v.house, &o, actor{session: c.live(), trace: string(c.live().ID())})
 	if err == errFull && c.version == packet.V311 {
 		err = nil // it cannot be told, and one who is away must not end who publishes
 	}
@@ -157,7 +157,7 @@ func (c *conn) handOn(p *packet.Publish, o *outcome, key *retainKey) (at *commit
 
 // send routes a message that may pass. It returns the topic whose retained message is to
 // be written, nil for none.
-func (cl *client) send(ctx context.Context, w *batch, m *message, h house, o *outcome, session string) (key *retainKey, err error) {
+func (cl *client) send(ctx context.Context, w *batch, m *message, h house, o *outcome, by actor) (key *retainKey, err error) {
 	if m.retain && h.kind != toState && h.kind != toReceipts {
 		if err := cl.broker.journal.refusal(); err != nil {
 			return nil, err // what waits to be written would grow without end
@@ -167,20 +167,20 @@ func (cl *client) send(ctx context.Context, w *batch, m *message, h house, o *ou
 			return nil, err
 		}
 		key = &retainKey{cl.world, m.topic, cl.owner.subject}
-		if err := cl.sendOn(ctx, w, m, h, o, session, true); err != nil {
+		if err := cl.sendOn(ctx, w, m, h, o, by, true); err != nil {
 			undo() // what is refused is not retained either
 			return key, err
 		}
 		return key, nil
 	}
-	return nil, cl.sendOn(ctx, w, m, h, o, session, false)
+	return nil, cl.sendOn(ctx, w, m, h, o, by, false)
 }
 
 // sendOn is send for what is retained already, or is not to be. An error says that an
 // acknowledgement would lie.
-func (cl *client) sendOn(ctx context.Context, w *batch, m *message, h house, o *outcome, session string, retained bool) error {
+func (cl *client) sendOn(ctx context.Context, w *batch, m *message, h house, o *outcome, by actor, retained bool) error {
 	if h.kind != 0 {
-		if err := cl.toTheHouse(ctx, w, h, m, o, session); err != nil {
+		if err := cl.toTheHouse(ctx, w, h, m, o, by); err != nil {
 			return err
 		}
 	} else {

@@ -72,8 +72,10 @@ func (cl *client) memory() int {
 }
 
 // Forget ends the session that a client without a connection left behind; id is that of
-// [session.State]. It reports whether there was one.
-func (b *Broker) Forget(t watchword.TenantID, id watchword.SessionID) bool {
+// [session.State]. log writes that down first: the client cannot come back in between, and nothing
+// ends where log refuses. Codes: not_found where there is none, or its client came back; log's.
+func (b *Broker) Forget(t watchword.TenantID, id watchword.SessionID, log func() error) error {
+	none := watchword.Refuse(watchword.NotFound, "no such session")
 	w := b.world(t)
 	w.mu.Lock()
 	all := slices.Collect(maps.Values(w.clients))
@@ -83,10 +85,17 @@ func (b *Broker) Forget(t watchword.TenantID, id watchword.SessionID) bool {
 		it := cl.conn == nil && cl.lasting != nil && cl.lasting.hold != nil && cl.lasting.hold.ID() == id
 		cl.mu.Unlock()
 		if it {
-			b.wills.sessionClosed(cl, b.o.Now())
-			cl.end()
-			return true
+			return cl.endIf(func() error { // asked with mu held: its client may have come back
+				if l := cl.lasting; l == nil || l.hold == nil || l.hold.ID() != id {
+					return none
+				}
+				if err := log(); err != nil {
+					return err
+				}
+				b.wills.sessionClosed(cl, b.o.Now())
+				return nil
+			})
 		}
 	}
-	return false
+	return none
 }

@@ -26,6 +26,10 @@ type badRoll struct {
 // slowAnswer is one that is not given before goOn is closed.
 type slowAnswer struct{ asked, goOn chan struct{} }
 
+func (b *badRoll) Renew(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
+	return nil
+}
+
 func (b *badRoll) Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
 	if id == "slow" {
 		if s := b.slow.Swap(nil); s != nil {

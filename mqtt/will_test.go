@@ -2,6 +2,7 @@ package mqtt_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -332,8 +333,18 @@ func TestTheWillOfASessionThatAnOperatorEnds(t *testing.T) {
 		if len(states) != 1 || time.Until(states[0].Will) != 600*time.Second {
 			t.Fatalf("%+v", states)
 		}
-		if !h.broker.Forget(watchword.DefaultTenant, states[0].ID) {
-			t.Fatal("not found")
+		refused := errors.New("not written down")
+		if err := h.broker.Forget(watchword.DefaultTenant, states[0].ID, func() error { return refused }); err != refused {
+			t.Fatal(err)
+		}
+		if n := len(h.broker.States(watchword.DefaultTenant, "lamp")); n != 1 {
+			t.Fatalf("what was not written down was done: %d sessions", n)
+		}
+		if err := h.broker.Forget(watchword.DefaultTenant, states[0].ID, func() error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.broker.Forget(watchword.DefaultTenant, states[0].ID, func() error { t.Error("it was written down twice"); return nil }); watchword.CodeOf(err) != watchword.NotFound {
+			t.Fatalf("it is there still: %v", err)
 		}
 		from := time.Now()
 		ear.hears("will", "gone")

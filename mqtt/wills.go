@@ -322,7 +322,7 @@ func (ws *wills) publish(ctx context.Context, a *session.Authority, w *will) {
 		m.expireAt(b.now.Add(w.life))
 	}
 	var o outcome
-	key, err := w.client.send(ctx, b, m, v.house, &o, "")
+	key, err := w.client.send(ctx, b, m, v.house, &o, actor{left: a})
 	ws.remove(w, adding{message: o.kept, retained: key})
 	if o.kept != nil {
 		ws.broker.journal.release(o.kept) // who routed it had it too

@@ -14,8 +14,9 @@ import (
 
 // Client is who a client assertion proved.
 type Client struct {
-	Subject watchword.SubjectID
-	Key     watchword.KeyID
+	Subject     watchword.SubjectID
+	Incarnation int64
+	Key         watchword.KeyID
 }
 
 // Identify checks a client assertion for something else than a token, and spends it.
@@ -25,7 +26,7 @@ func (o *Office) Identify(ctx context.Context, t watchword.TenantID, raw string,
 	if err != nil {
 		return Client{}, err
 	}
-	c := Client{s.ID, a.Key}
+	c := Client{s.ID, s.Incarnation, a.Key}
 	if err := o.spends.Take(bearer{t, s.ID}, now); err != nil {
 		return c, err
 	}

@@ -13,6 +13,7 @@ import (
 // on arguments. It is immutable and safe for concurrent use.
 type Grant struct {
 	permit.Grant[bound]
+	version     int64
 	proof       *origin // of the first document that requires a proof; nil for none
 	claims      sync.Once
 	perm, denyP []watchword.Permission
@@ -36,6 +37,9 @@ func (g *Grant) ProofRequired() (rule string, required bool) {
 // AnyTopic reports whether both grants allow one action, publish or subscribe, on some
 // topic that neither denies. It is exact.
 func AnyTopic(a, b *Grant) bool { return permit.AnyTopic(&a.Grant, &b.Grant) }
+
+// Version returns the [Set.Version] that the grant was compiled from.
+func (g *Grant) Version() int64 { return g.version }
 
 // Target is a device as rules about calls see it.
 type Target = permit.Target

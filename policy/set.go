@@ -18,6 +18,7 @@ const (
 // Set is all documents of a tenant, with those built in. It is immutable and
 // safe for concurrent use.
 type Set struct {
+	version   int64
 	docs      map[string]*Document
 	bySubject map[watchword.SubjectID][]*Document
 	byLabel   map[[2]string][]*Document // each document under one of its label pairs
@@ -53,6 +54,16 @@ func index(docs map[string]*Document) *Set {
 	return s
 }
 
+// At returns the set as that of a version of what policies and issuer keys decide.
+func (s *Set) At(version int64) *Set {
+	c := *s
+	c.version = version
+	return &c
+}
+
+// Version returns the version of [Set.At]; 0 for a set that has none.
+func (s *Set) Version() int64 { return s.version }
+
 // Document returns the document of a name.
 func (s *Set) Document(name string) (*Document, bool) {
 	d, ok := s.docs[name]
@@ -83,7 +94,7 @@ func (s *Set) For(w Who) *Grant {
 	found = append(found, s.everybody...)
 	found = slices.DeleteFunc(found, func(d *Document) bool { return !d.Applies(w) })
 	slices.SortFunc(found, func(a, b *Document) int { return cmp.Compare(a.Name, b.Name) })
-	c := compiler{who: w, g: &Grant{}}
+	c := compiler{who: w, g: &Grant{version: s.version}}
 	c.builtIn()
 	for _, d := range found {
 		if d.ProofRequired && c.g.proof == nil {

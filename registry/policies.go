@@ -27,8 +27,14 @@ func (l policyLock) take(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// LoadPolicies reads and compiles what the store holds; the server calls it at start.
-func LoadPolicies(ctx context.Context, st Store, t watchword.TenantID) (*policy.Set, error) {
+// LoadPolicies reads and compiles what the store holds, and the version that it is of.
+func LoadPolicies(ctx context.Context, st Truth, t watchword.TenantID) (*policy.Set, error) {
+	version, err := st.PolicyVersion(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	// Read after the version: what changes in between makes the set newer than it says, and it is read
+	// again for the version that is found then.
 	rows, err := st.Policies(ctx, t)
 	if err != nil {
 		return nil, err
@@ -43,7 +49,7 @@ func LoadPolicies(ctx context.Context, st Store, t watchword.TenantID) (*policy.
 			slog.WarnContext(ctx, "a policy has bounds on arguments that could take too long: its calls are refused until it is applied with others", slog.String("policy", row.Name), slog.Any("args", unread))
 		}
 	}
-	return policy.NewSet(docs...), nil
+	return policy.NewSet(docs...).At(version), nil
 }
 
 // Policies returns all documents, by name.
@@ -118,12 +124,12 @@ func (r *Registry) ApplyPolicy(ctx context.Context, by audit.Actor, name string,
 	e := by.Did(audit.PolicyApply, name, now, map[string]string{
 		"after": jose.Hash(source), "source": string(source),
 	})
-	row, err := r.store.PutPolicy(ctx, by.Tenant, name, bytes.Clone(source), ifVersion, now, e)
+	before := r.roll.Policies()
+	row, version, err := r.store.PutPolicy(ctx, by.Tenant, name, bytes.Clone(source), ifVersion, now, e)
 	if err != nil {
 		return row, err
 	}
-	r.swap(ctx, by.Tenant, r.roll.Policies().With(doc), name)
-	return row, nil
+	return row, r.swap(ctx, by.Tenant, before, before.With(doc).At(version), name)
 }
 
 // DeletePolicy takes a document out of force, as ApplyPolicy puts it in. Codes:
@@ -135,23 +141,27 @@ func (r *Registry) DeletePolicy(ctx context.Context, by audit.Actor, name string
 	}
 	defer release()
 	e := by.Did(audit.PolicyDelete, name, now, nil)
-	if err := r.store.DeletePolicy(ctx, by.Tenant, name, ifVersion, now, e); err != nil {
+	before := r.roll.Policies()
+	version, err := r.store.DeletePolicy(ctx, by.Tenant, name, ifVersion, now, e)
+	if err != nil {
 		return err
 	}
-	r.swap(ctx, by.Tenant, r.roll.Policies().Without(name), name)
-	return nil
+	return r.swap(ctx, by.Tenant, before, before.Without(name).At(version), name)
 }
 
-// swap puts a set in force that differs in the document of one name.
-func (r *Registry) swap(ctx context.Context, t watchword.TenantID, set *policy.Set, name string) {
+// swap puts a set in force that differs from the one before in the document of one name.
+// The change is in the store: whoever ordered it may have gone, it is carried out all the same.
+func (r *Registry) swap(ctx context.Context, t watchword.TenantID, before, set *policy.Set, name string) error {
 	var versions []*policy.Document
-	for _, s := range []*policy.Set{r.roll.Policies(), set} {
+	for _, s := range []*policy.Set{before, set} {
 		if d, ok := s.Document(name); ok {
 			versions = append(versions, d)
 		}
 	}
-	r.roll.SetPolicies(set)
-	r.live.PolicyChanged(context.WithoutCancel(ctx), t, versions...)
+	ctx = context.WithoutCancel(ctx)
+	err := r.roll.advance(ctx, t, before, set)
+	r.live.PolicyChanged(ctx, t, versions...)
+	return err
 }
 
 // Explain says what today's policy answers to one question about one subject,

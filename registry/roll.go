@@ -13,17 +13,22 @@ import (
 // cacheSize is how many subjects are remembered at least; at most twice as many.
 const cacheSize = 32 << 10
 
-// Subjects is what a [Roll] needs of the cellar.
-type Subjects interface {
+// Truth is what a [Roll] reads of the store of record.
+type Truth interface {
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
+	Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error)
+	PolicyVersion(ctx context.Context, t watchword.TenantID) (int64, error)
+	TokenCounts(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error
 }
 
 // Roll answers what stands today, from memory where it can: who a subject is
-// and what policy gives it. It is safe for concurrent use. After Forget or
-// SetPolicies returned, no answer is older than that.
+// and what policy gives it. It is safe for concurrent use. After Forget or Renew
+// returned, no answer is older than that.
 type Roll struct {
-	store Subjects
+	store Truth
 	set   atomic.Pointer[policy.Set]
+
+	reading sync.Mutex // held while policies are read from the store
 
 	mu         sync.Mutex
 	generation uint64 // grows with each Forget, so that a read begun before it is not remembered after
@@ -47,7 +52,7 @@ type compiled struct {
 }
 
 // NewRoll returns a roll over st with these policies.
-func NewRoll(st Subjects, set *policy.Set) *Roll {
+func NewRoll(st Truth, set *policy.Set) *Roll {
 	r := &Roll{store: st, entries: recent.New[rollKey, *rollEntry](cacheSize)}
 	r.set.Store(set)
 	return r
@@ -56,8 +61,55 @@ func NewRoll(st Subjects, set *policy.Set) *Roll {
 // Policies returns today's policies.
 func (r *Roll) Policies() *policy.Set { return r.set.Load() }
 
-// SetPolicies puts other policies in force.
-func (r *Roll) SetPolicies(set *policy.Set) { r.set.Store(set) }
+// advance puts a set in force that was made from the one before by one change. Where another
+// change came between (of another node, or of an issuer key) the store is read instead.
+func (r *Roll) advance(ctx context.Context, t watchword.TenantID, before, set *policy.Set) error {
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	switch now := r.set.Load(); {
+	case now.Version() >= set.Version(): // read from the store meanwhile
+		return nil
+	case now == before && set.Version() == before.Version()+1:
+		r.set.Store(set)
+		return nil
+	}
+	err := r.read(ctx, t)
+	if err != nil {
+		// What is known of the change is in force for live sessions all the same. Under the version of
+		// before no act commits on it until the store was read.
+		r.set.Store(set.At(r.set.Load().Version()))
+	}
+	return err
+}
+
+// read is called with reading held.
+func (r *Roll) read(ctx context.Context, t watchword.TenantID) error {
+	set, err := LoadPolicies(ctx, r.store, t)
+	if err == nil && set.Version() > r.set.Load().Version() {
+		r.set.Store(set)
+	}
+	return err
+}
+
+// Renew makes the next answer of [Roll.Today] about a subject, and the policies, at least as new
+// as the store is now, and refuses a token that counts no more there: an act that was decided on
+// something older is decided again. Codes: token_revoked, issuer_revoked, unavailable.
+func (r *Roll) Renew(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error {
+	r.Forget(t, id)
+	if err := r.store.TokenCounts(ctx, t, jti, signedBy); err != nil {
+		return err
+	}
+	version, err := r.store.PolicyVersion(ctx, t)
+	if err != nil || version <= r.set.Load().Version() {
+		return err
+	}
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	if version <= r.set.Load().Version() {
+		return nil
+	}
+	return r.read(ctx, t)
+}
 
 // Forget drops a subject that has changed in the store.
 func (r *Roll) Forget(t watchword.TenantID, id watchword.SubjectID) {

@@ -12,7 +12,7 @@ import (
 
 // Store is what a [Registry] needs of the cellar.
 type Store interface {
-	Subjects
+	Truth
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
 	SetLabels(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (watchword.Subject, error)
 	SetProof(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (watchword.Subject, error)
@@ -20,9 +20,8 @@ type Store interface {
 	Resume(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
 	Revoke(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
 	DeleteSubject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) error
-	Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error)
-	PutPolicy(ctx context.Context, t watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (policy.Stored, error)
-	DeletePolicy(ctx context.Context, t watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) error
+	PutPolicy(ctx context.Context, t watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (p policy.Stored, version int64, err error)
+	DeletePolicy(ctx context.Context, t watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) (version int64, err error)
 }
 
 // Live is who must know of a change: the guard of the sessions. Both return

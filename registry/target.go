@@ -29,5 +29,5 @@ func (r *Roll) Target(ctx context.Context, t watchword.TenantID, id watchword.Su
 	if err != nil || s.Kind != watchword.Device {
 		return policy.Target{}, watchword.Refuse(watchword.NotFound, "device %q not found", id)
 	}
-	return policy.Target{ID: s.ID, Labels: s.Labels}, nil
+	return policy.Target{ID: s.ID, Labels: s.Labels, Basis: s.Basis}, nil
 }

@@ -81,7 +81,7 @@ func BringRoot(ctx context.Context, cfg Config, file string, o Options) error {
 
 // operator is who acts on the machine itself, with the data folder in hand.
 func operator() audit.Actor {
-	return audit.Actor{Tenant: watchword.DefaultTenant, Subject: FirstOperator}
+	return audit.Actor{Tenant: watchword.DefaultTenant, Subject: FirstOperator, Basis: watchword.Basis{Local: true}}
 }
 
 // withKeeper opens a data folder without serving it.

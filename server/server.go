@@ -234,7 +234,8 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.http = &http.Server{
 		Handler: s.paths(api), TLSConfig: tlsConfig,
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: s.handshakes.errorLog(),
+		ConnContext: httpapi.ConnContext,
+		ErrorLog:    s.handshakes.errorLog(),
 	}
 	s.ops = s.operations()
 	return s.announce(ctx)

@@ -23,8 +23,17 @@ type Papers struct {
 	// Permissions is the token's perm and deny, compiled.
 	Permissions *policy.Grant
 
-	absent bool // nobody shows a token: its end does not count, see [Guard.Hold]
+	absent bool // nobody shows a token: its end does not count, see [Guard.Hold] and [ByKey]
 }
+
+// ByKey is the papers of a subject that proved a key by a client assertion, for one request: there is
+// no token, and policy alone counts.
+func ByKey(t watchword.TenantID, subject watchword.SubjectID, incarnation int64, key watchword.KeyID) Papers {
+	return Papers{Tenant: t, Subject: subject, Incarnation: incarnation, Key: key, Proved: true, absent: true}
+}
+
+// ByKey reports whether the papers are those of [ByKey].
+func (p *Papers) ByKey() bool { return p.absent && p.Key != "" }
 
 // Authority is what a session may do: what the token says and what today's
 // policy says, of which both must allow. It is immutable and safe for concurrent
@@ -32,7 +41,13 @@ type Papers struct {
 type Authority struct {
 	papers Papers
 	who    policy.Who
+	basis  int64 // the subject's
 	today  *policy.Grant
+}
+
+// Basis returns what acts under this authority are decided on, for the store to compare.
+func (a *Authority) Basis() watchword.Basis {
+	return watchword.Basis{Subject: a.papers.Subject, Version: a.basis, Policies: a.today.Version()}
 }
 
 // judge is the one place that decides whether papers still count.
@@ -49,8 +64,9 @@ func judge(p Papers, s *watchword.Subject, today *policy.Grant, now time.Time) (
 	if s.Incarnation != p.Incarnation {
 		return nil, watchword.Refuse(watchword.TokenRevoked, "the token is of an earlier life of %q", s.ID)
 	}
-	if p.absent && p.Key == "" {
-		return &Authority{papers: p, who: policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}, today: today}, nil
+	a := &Authority{papers: p, who: policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}, basis: s.Basis, today: today}
+	if p.absent && p.Key == "" { // what a subject left behind stands whatever becomes of its keys
+		return a, nil
 	}
 	if _, ok := s.SignKey(p.Key); !ok {
 		return nil, watchword.Refuse(watchword.TokenRevoked, "the key that got this token no longer counts")
@@ -60,7 +76,7 @@ func judge(p Papers, s *watchword.Subject, today *policy.Grant, now time.Time) (
 			return nil, err
 		}
 	}
-	return &Authority{papers: p, who: policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}, today: today}, nil
+	return a, nil
 }
 
 // Tenant returns the subject's tenant.

@@ -196,7 +196,7 @@ func TestWhichSessionsAreListed(t *testing.T) {
 	}
 	a := open("lamp-1", session.Options{Transport: "mqtt", Remote: "192.0.2.1:1"})
 	b := open("lamp-2", session.Options{Transport: "poll"})
-	c := open("lamp-2", session.Options{Transport: "sse", Request: true})
+	c := open("lamp-2", session.Options{Transport: "sse", Class: session.Wait})
 	_, err := g.Open(ctx, papersOf(t, "lamp-1"), session.Options{})
 	wantCode(t, err, watchword.Busy) // of all
 	if !a.Lasts() || b.Lasts() || c.Lasts() || a.Transport() != "mqtt" || a.Remote() != "192.0.2.1:1" || a.Opened().IsZero() {

@@ -18,6 +18,9 @@ import (
 // it returns is never older than the last change that was told to the guard.
 type Roll interface {
 	Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error)
+	// Renew makes Today's next answer at least as new as the store is now, and refuses a token that
+	// counts no more there. Codes: token_revoked, issuer_revoked, unavailable.
+	Renew(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error
 }
 
 // GuardOptions tunes a [Guard]. The zero value is ready to use.
@@ -26,6 +29,7 @@ type GuardOptions struct {
 	Total      int              // live sessions at once; 0 means 100,000
 	PerSubject int              // live connections of one subject; 0 means 8
 	Requests   int              // requests of one subject that wait; 0 means 1,024
+	Answers    int              // requests of one subject that are being answered, those that wait among them; 0 means 2,048
 	// Revoked reports whether an issuer key was revoked; nil: none ever is.
 	Revoked func(id watchword.KeyID) bool
 	// Opened and Ended, if not nil, are told of each session that begins, and of its
@@ -41,8 +45,7 @@ type Guard struct {
 	roll          Roll
 	now           func() time.Time
 	total         int
-	perSubject    int
-	requests      int
+	most          [classes]int // of one subject
 	issuerRevoked func(id watchword.KeyID) bool
 	opened        func(s *Session)
 	ended         func(s *Session, cause error)
@@ -57,6 +60,7 @@ type Guard struct {
 	subjects map[subjectKey][]*Session
 	held     map[watchword.SessionID]*Session // those without a connection
 	absent   map[subjectKey][]*Session        // likewise
+	answers  int                              // sessions that are answers: their number is not counted against total
 	index    index
 	closed   bool
 	watch    *wall.Watch // while there are sessions: their timers count monotonic time
@@ -70,7 +74,7 @@ type subjectKey struct {
 // NewGuard returns a guard that asks roll.
 func NewGuard(roll Roll, o GuardOptions) *Guard {
 	g := &Guard{
-		roll: roll, now: o.Now, total: o.Total, perSubject: o.PerSubject, requests: o.Requests, issuerRevoked: o.Revoked,
+		roll: roll, now: o.Now, total: o.Total, most: [classes]int{Connection: o.PerSubject, Wait: o.Requests, Answer: o.Answers}, issuerRevoked: o.Revoked,
 		opened: o.Opened, ended: o.Ended,
 		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(),
 		held: map[watchword.SessionID]*Session{}, absent: map[subjectKey][]*Session{},
@@ -81,11 +85,10 @@ func NewGuard(roll Roll, o GuardOptions) *Guard {
 	if g.total == 0 {
 		g.total = 100_000
 	}
-	if g.perSubject == 0 {
-		g.perSubject = 8
-	}
-	if g.requests == 0 {
-		g.requests = 1024
+	for class, most := range [classes]int{Connection: 8, Wait: 1024, Answer: 2048} {
+		if g.most[class] == 0 {
+			g.most[class] = most
+		}
 	}
 	return g
 }
@@ -154,7 +157,7 @@ func (g *Guard) Enter(p Papers, o Options) (*Session, error) {
 func (g *Guard) Hold(ctx context.Context, p Papers, o Options) *Session {
 	now := g.now()
 	p.absent = true
-	s := &Session{guard: g, opened: now, options: o, papers: p}
+	s := &Session{guard: g, opened: now, options: o, papers: p, offline: true}
 	s.id = watchword.SessionID(watchword.NewID("ses_", now))
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -172,30 +175,31 @@ func (g *Guard) enter(s *Session) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	k := subjectKey{s.papers.Tenant, s.papers.Subject}
-	most, what, alike := g.perSubject, "sessions open", 0
-	if s.options.Request {
-		most, what = g.requests, "requests waiting"
-	}
-	all, old := len(g.sessions), s.options.Replaces
+	class := s.options.Class
+	most, what, alike := g.most[class], [classes]string{"sessions open", "requests waiting", "requests being answered"}[class], 0
+	all, old := len(g.sessions)-g.answers, s.options.Replaces
 	if old != nil && g.sessions[old.id] == old {
 		all--
 	}
 	s.options.Replaces = nil // it is not kept alive
 	for _, other := range g.subjects[k] {
-		if other.options.Request == s.options.Request && other != old {
+		if other.options.Class == class && other != old {
 			alike++
 		}
 	}
 	switch {
 	case g.closed:
 		return watchword.Refuse(watchword.Unavailable, "the server is going down")
-	case all >= g.total:
+	case class != Answer && all >= g.total:
 		return watchword.Refuse(watchword.Busy, "%d sessions are open, the most that this server takes", g.total)
 	case alike >= most:
 		return watchword.Refuse(watchword.Busy, "%q has %d %s, the most that one subject may have", s.papers.Subject, most, what)
 	}
 	if len(g.sessions) == 0 {
 		g.watch = wall.Start(g.now, g.timePassed)
+	}
+	if class == Answer {
+		g.answers++
 	}
 	g.sessions[s.id] = s
 	g.subjects[k] = append(g.subjects[k], s)
@@ -207,11 +211,14 @@ func (g *Guard) leave(s *Session) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	all, of := g.sessions, g.subjects
-	if s.papers.absent {
+	if s.offline {
 		all, of = g.held, g.absent
 	}
+	if _, in := all[s.id]; in && s.options.Class == Answer {
+		g.answers--
+	}
 	delete(all, s.id)
-	if !s.papers.absent && len(all) == 0 {
+	if !s.offline && len(all) == 0 {
 		g.watch.Stop()
 	}
 	k := subjectKey{s.papers.Tenant, s.papers.Subject}
@@ -224,11 +231,11 @@ func (g *Guard) leave(s *Session) {
 	g.index.leave(s)
 }
 
-// Session returns a live session of that tenant; nil if there is none.
+// Session returns a live session of that tenant; nil if there is none, or it is still being opened.
 func (g *Guard) Session(t watchword.TenantID, id watchword.SessionID) *Session {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if s := g.sessions[id]; s != nil && s.papers.Tenant == t {
+	if s := g.sessions[id]; s != nil && s.papers.Tenant == t && s.Authority() != nil {
 		return s
 	}
 	return nil

@@ -26,6 +26,7 @@ type fakeRoll struct {
 	subject watchword.Subject
 	set     *policy.Set
 	err     error
+	renewed int
 	asked   chan struct{} // if not nil, Today waits here first
 }
 
@@ -78,6 +79,13 @@ func (r *fakeRoll) Today(_ context.Context, _ watchword.TenantID, id watchword.S
 	}
 	s := r.subject
 	return &s, r.set.For(policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}), nil
+}
+
+func (r *fakeRoll) Renew(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.renewed++
+	return r.err
 }
 
 func (r *fakeRoll) edit(f func(*fakeRoll)) {
@@ -393,7 +401,7 @@ func TestRequestsThatWaitHaveABoundOfTheirOwn(t *testing.T) {
 		request bool
 		want    watchword.Code
 	}{{false, ""}, {true, ""}, {true, ""}, {true, watchword.Busy}, {false, watchword.Busy}} {
-		_, err := g.Open(t.Context(), p, session.Options{Request: c.request})
+		_, err := g.Open(t.Context(), p, session.Options{Class: map[bool]session.Class{true: session.Wait}[c.request]})
 		wantCode(t, err, c.want)
 	}
 }

@@ -46,6 +46,10 @@ func forSite(t *testing.T, site string, publish bool) *policy.Set {
 	return policy.NewSet(document(t, site, publish))
 }
 
+func (r *slowRoll) Renew(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
+	return nil
+}
+
 func (r *slowRoll) Today(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
 	r.mu.Lock()
 	s, ok := r.subjects[id]

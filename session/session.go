@@ -9,11 +9,25 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
+// Class is what kind of session it is. Each has a bound of its own for one subject.
+type Class byte
+
+const (
+	// Connection is one that lasts: an MQTT connection, a stream, a long poll.
+	Connection Class = iota
+	// Wait is a request that waits for something to happen, such as a command's end.
+	Wait
+	// Answer is a request that is being answered.
+	Answer
+
+	classes
+)
+
 // Options is what a transport says of its session.
 type Options struct {
 	Transport string // "poll", "sse", "mqtt", later "websocket"
 	Remote    string // address of the peer, for lists
-	Request   bool   // one request that waits, not a connection: it has a bound of its own
+	Class     Class
 	// Changed, if not nil, is called after each change of authority that did not
 	// end the session, with the session locked: it takes away what no longer
 	// passes, and neither blocks nor calls back into the session but for
@@ -41,6 +55,7 @@ type Session struct {
 	opened  time.Time
 	options Options
 	indexed watchword.Labels // under Guard.mu
+	offline bool             // made by Guard.Hold: it has no connection
 
 	authority atomic.Pointer[Authority]
 	ended     atomic.Bool // set with mu held
@@ -66,7 +81,12 @@ func (s *Session) Transport() string { return s.options.Transport }
 func (s *Session) Remote() string { return s.options.Remote }
 
 // Lasts reports whether it is a connection, and no request that waits.
-func (s *Session) Lasts() bool { return !s.options.Request && s.options.Transport != "poll" }
+func (s *Session) Lasts() bool {
+	return s.options.Class == Connection && s.options.Transport != "poll"
+}
+
+// Class returns what kind of session it is.
+func (s *Session) Class() Class { return s.options.Class }
 
 // Authority returns what the session may do at this moment. It is never nil on
 // a session that [Guard.Open] returned; once Done is closed it no longer counts.
@@ -131,7 +151,9 @@ func (s *Session) Start(ctx context.Context) error {
 		return err
 	}
 	s.started = true
-	s.timer = time.AfterFunc(s.papers.Expires.Sub(s.guard.now()), s.expire)
+	if !s.papers.absent {
+		s.timer = time.AfterFunc(s.papers.Expires.Sub(s.guard.now()), s.expire)
+	}
 	if s.guard.opened != nil {
 		s.guard.opened(s)
 	}
@@ -143,7 +165,7 @@ func (s *Session) Start(ctx context.Context) error {
 func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) error {
 	s.guard.unsettle(s) // whoever changes policy while it is read here finds the session
 	a, err := s.guard.Check(ctx, s.papers)
-	if err != nil && s.papers.absent {
+	if err != nil && s.offline {
 		s.options.Lapsed(err) // unsettled: whatever changes, it is asked again
 		return nil
 	}
@@ -157,7 +179,7 @@ func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) e
 	}
 	s.authority.Store(a)
 	s.guard.settle(s, a.who.Labels)
-	if (s.started || s.papers.absent) && s.options.Changed != nil {
+	if (s.started || s.offline) && s.options.Changed != nil {
 		s.options.Changed(a)
 	}
 	return nil
@@ -279,10 +301,12 @@ func (s *Session) end(cause error) {
 	if s.done != nil {
 		close(s.done)
 	}
-	if s.timer == nil {
+	if !s.started {
 		return // it never was open, or has no connection
 	}
-	s.timer.Stop()
+	if s.timer != nil {
+		s.timer.Stop()
+	}
 	if s.options.Ended != nil {
 		s.options.Ended(cause)
 	}

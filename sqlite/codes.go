@@ -24,7 +24,7 @@ func (t *tx) putCode(c enroll.Code) error {
 
 // AddCode stores a code for a subject that may enroll.
 func (s *Store) AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error {
-	return s.w.do(ctx, func(t *tx) error {
+	return s.w.act(ctx, func(t *tx) error {
 		sub, err := t.subject(c.Tenant, c.Subject)
 		if err != nil {
 			return err
@@ -36,7 +36,7 @@ func (s *Store) AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error
 			return err
 		}
 		return t.enter(e)
-	})
+	}, e)
 }
 
 type code struct {

@@ -40,7 +40,7 @@ func (t *tx) command(tenant watchword.TenantID, id watchword.CommandID) (command
 
 // AddCommand stores a command under its device's next number.
 func (s *Store) AddCommand(ctx context.Context, r command.Row, idem command.Idempotency, e audit.Entry) (out command.Row, replay bool, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		if out, replay, err = t.repeated(r.Tenant, idem); err != nil || replay {
 			return err
 		}
@@ -54,7 +54,7 @@ func (s *Store) AddCommand(ctx context.Context, r command.Row, idem command.Idem
 			}
 		}
 		return t.enter(e.With("epoch", strconv.FormatInt(out.Epoch, 10), "seq", strconv.FormatInt(out.Seq, 10)))
-	})
+	}, e)
 	if err != nil {
 		return command.Row{}, false, err
 	}
@@ -317,7 +317,7 @@ func (s *Store) Undeliver(ctx context.Context, u command.Undelivered, e audit.En
 
 // Settle applies a receipt to its command.
 func (s *Store) Settle(ctx context.Context, c command.Settlement, e audit.Entry) (out command.Row, changed bool, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		if out, err = t.fitting(c); err != nil {
 			return err
 		}
@@ -340,7 +340,7 @@ func (s *Store) Settle(ctx context.Context, c command.Settlement, e audit.Entry)
 			return err
 		}
 		return t.enter(e)
-	})
+	}, e)
 	if err != nil {
 		return command.Row{}, false, err
 	}
@@ -392,7 +392,7 @@ func settled(r command.Row, c command.Settlement) (to watchword.CommandState, ch
 
 // CancelCommand takes back a queued command.
 func (s *Store) CancelCommand(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (out command.Row, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		if out, err = t.command(tenant, id); err != nil {
 			return err
 		}
@@ -404,7 +404,7 @@ func (s *Store) CancelCommand(ctx context.Context, tenant watchword.TenantID, id
 			return err
 		}
 		return t.enter(e)
-	})
+	}, e)
 	return out, err
 }
 

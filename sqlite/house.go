@@ -88,7 +88,7 @@ func bundles(ctx context.Context, from rows) ([]keyring.SignedBundle, error) {
 
 // TurnKeys carries a turn out whole, or not at all.
 func (s *Store) TurnKeys(ctx context.Context, turn keyring.Turn, es ...audit.Entry) error {
-	return s.w.do(ctx, func(t *tx) error {
+	return s.w.act(ctx, func(t *tx) error {
 		for _, k := range turn.Add {
 			if err := t.addServerKey(k); err != nil {
 				return err
@@ -113,7 +113,7 @@ func (s *Store) TurnKeys(ctx context.Context, turn keyring.Turn, es ...audit.Ent
 			}
 		}
 		return t.enter(es...)
-	})
+	}, es...)
 }
 
 // moveServerKeys leaves nothing of a private half that goes in the file.

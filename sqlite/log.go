@@ -139,6 +139,9 @@ func (t *tx) enter(es ...audit.Entry) error {
 		return nil
 	}
 	for _, e := range es {
+		if e.Outcome == audit.Done && e.Actor != "" && (e.Basis != t.basis || e.Basis.IsZero() && audit.NeedsBasis(e.Kind)) {
+			return watchword.Refuse(watchword.Internal, "%s by %q: nothing compared what the act was decided on", e.Kind, e.Actor)
+		}
 		body, err := e.Body()
 		if err != nil {
 			return err
@@ -158,7 +161,14 @@ func (l *log) next() int64 { return l.tree.Size() + int64(len(l.added)) + 1 }
 
 // AddEntry writes entries that no other step carries.
 func (s *Store) AddEntry(ctx context.Context, es ...audit.Entry) error {
-	return s.w.do(ctx, func(t *tx) error { return t.enter(es...) })
+	return s.w.do(ctx, func(t *tx) error {
+		for _, e := range es {
+			if err := t.under(e.Tenant, e.Basis, func() error { return t.enter(e) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // Number has nothing to do: entries are numbered in their own transaction.

@@ -150,7 +150,7 @@ func (t *tx) decide(p enroll.Pairing) error {
 
 // ApprovePairing makes a pairing's keys those of a device.
 func (s *Store) ApprovePairing(ctx context.Context, a enroll.Approval, now time.Time, es ...audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		tenant, id := a.Subject.Tenant, a.Subject.ID
 		p, err := t.waiting(tenant, a.Pairing, now)
 		if err != nil {
@@ -180,7 +180,7 @@ func (s *Store) ApprovePairing(ctx context.Context, a enroll.Approval, now time.
 		}
 		p.State, p.Subject, p.By, p.Decided, p.Expires = enroll.PairingApproved, id, a.By, now, a.Until
 		return t.decide(p)
-	})
+	}, es...)
 	if err != nil {
 		return watchword.Subject{}, err
 	}
@@ -189,7 +189,7 @@ func (s *Store) ApprovePairing(ctx context.Context, a enroll.Approval, now time.
 
 // RejectPairing turns a pairing down.
 func (s *Store) RejectPairing(ctx context.Context, tenant watchword.TenantID, id string, by watchword.SubjectID, now time.Time, e audit.Entry) (p enroll.Pairing, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		if p, err = t.waiting(tenant, id, now); err != nil {
 			return err
 		}
@@ -198,6 +198,6 @@ func (s *Store) RejectPairing(ctx context.Context, tenant watchword.TenantID, id
 			return err
 		}
 		return t.enter(e)
-	})
+	}, e)
 	return p, err
 }

@@ -51,9 +51,9 @@ func (p policyRow) before(more ...string) []string {
 	return append(more, "before", jose.Hash(p.Source), "before_version", strconv.FormatInt(p.Version, 10))
 }
 
-// PutPolicy adds or replaces a policy.
-func (s *Store) PutPolicy(ctx context.Context, tenant watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (out policy.Stored, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+// PutPolicy adds or replaces a policy. It returns the tenant's [Store.PolicyVersion] after that.
+func (s *Store) PutPolicy(ctx context.Context, tenant watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (out policy.Stored, version int64, err error) {
+	err = s.w.act(ctx, func(t *tx) error {
 		p, err := t.policy(tenant, name)
 		if err != nil {
 			return err
@@ -68,7 +68,8 @@ func (s *Store) PutPolicy(ctx context.Context, tenant watchword.TenantID, name s
 		}
 		if !p.deleted && bytes.Equal(p.Source, source) {
 			out = p.Stored
-			return nil
+			version, err = readPolicyVersion(context.Background(), t, tenant)
+			return err
 		}
 		out = policy.Stored{Tenant: tenant, Name: name, Version: p.Version + 1, Source: source, Changed: moment(stamp(now))}
 		if _, err := t.exec(`INSERT INTO policies (tenant, name, version, source, changed) VALUES (?, ?, ?, ?, ?)
@@ -76,17 +77,20 @@ func (s *Store) PutPolicy(ctx context.Context, tenant watchword.TenantID, name s
 			tenant, name, out.Version, source, stamp(now)); err != nil {
 			return err
 		}
+		if version, err = readPolicyVersion(context.Background(), t, tenant); err != nil {
+			return err
+		}
 		return t.enter(e.With(p.before("version", strconv.FormatInt(out.Version, 10))...))
-	})
+	}, e)
 	if err != nil {
-		return policy.Stored{}, err
+		return policy.Stored{}, 0, err
 	}
-	return out, nil
+	return out, version, nil
 }
 
-// DeletePolicy removes a policy.
-func (s *Store) DeletePolicy(ctx context.Context, tenant watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) error {
-	return s.w.do(ctx, func(t *tx) error {
+// DeletePolicy removes a policy. It returns the tenant's [Store.PolicyVersion] after that.
+func (s *Store) DeletePolicy(ctx context.Context, tenant watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) (version int64, err error) {
+	err = s.w.act(ctx, func(t *tx) error {
 		p, err := t.policy(tenant, name)
 		if err != nil {
 			return err
@@ -100,6 +104,10 @@ func (s *Store) DeletePolicy(ctx context.Context, tenant watchword.TenantID, nam
 		if _, err := t.exec(`UPDATE policies SET deleted = 1, source = x'', changed = ? WHERE tenant = ? AND name = ?`, stamp(now), tenant, name); err != nil {
 			return err
 		}
+		if version, err = readPolicyVersion(context.Background(), t, tenant); err != nil {
+			return err
+		}
 		return t.enter(e.With(p.before()...))
-	})
+	}, e)
+	return version, err
 }

@@ -11,7 +11,7 @@ import (
 
 // Rekey puts a subject's new keys in the place of its old ones.
 func (s *Store) Rekey(ctx context.Context, r enroll.Rekeying, now time.Time, e audit.Entry) (out watchword.Subject, replay bool, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		replay = false
 		if out, err = t.subject(r.Tenant, r.Subject); err != nil {
 			return err
@@ -36,7 +36,7 @@ func (s *Store) Rekey(ctx context.Context, r enroll.Rekeying, now time.Time, e a
 		}
 		out, err = t.setState(out, out.State, now, e)
 		return err
-	})
+	}, e)
 	if err != nil {
 		return watchword.Subject{}, false, err
 	}

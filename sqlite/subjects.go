@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 )
 
-const subjectColumns = `tenant, id, kind, state, labels, version, incarnation, proof, created, changed`
+const subjectColumns = `tenant, id, kind, state, labels, version, basis, incarnation, proof, created, changed`
 
 // subjectRow is where a subject's columns are scanned to.
 type subjectRow struct {
@@ -23,7 +23,7 @@ type subjectRow struct {
 }
 
 func (r *subjectRow) columns() []any {
-	return []any{&r.Tenant, &r.ID, &r.Kind, &r.State, &r.labels, &r.Version, &r.Incarnation, &r.Proof, &r.created, &r.changed}
+	return []any{&r.Tenant, &r.ID, &r.Kind, &r.State, &r.labels, &r.Version, &r.Basis, &r.Incarnation, &r.Proof, &r.created, &r.changed}
 }
 
 func (r *subjectRow) subject() (watchword.Subject, error) {
@@ -52,7 +52,7 @@ func subject(ctx context.Context, from rows, t watchword.TenantID, id watchword.
 		k.Added, k.Retired = moment(added), moment(retired)
 		return k, err
 	}
-	const query = `SELECT s.tenant, s.id, s.kind, s.state, s.labels, s.version, s.incarnation, s.proof, s.created, s.changed,
+	const query = `SELECT s.tenant, s.id, s.kind, s.state, s.labels, s.version, s.basis, s.incarnation, s.proof, s.created, s.changed,
 			coalesce(k.id, ''), coalesce(k.purpose, ''), coalesce(k.jwk, x''), coalesce(k.state, ''), coalesce(k.added, 0), coalesce(k.retired, 0)
 		FROM subjects s LEFT JOIN subject_keys k ON k.tenant = s.tenant AND k.subject = s.id
 		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0`
@@ -112,7 +112,7 @@ func (t *tx) addSubject(s watchword.Subject) error {
 	if err != nil {
 		return err
 	}
-	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
 		s.Tenant, s.ID, s.Kind, s.State, labels, s.Version, s.Incarnation, s.Proof, stamp(s.Created), stamp(s.Changed))
 	if err != nil {
 		return err
@@ -151,7 +151,7 @@ func (t *tx) addKey(tenant watchword.TenantID, id watchword.SubjectID, k watchwo
 
 // CreateSubject adds a subject, and its first code if it has one.
 func (s *Store) CreateSubject(ctx context.Context, sub watchword.Subject, code *enroll.Code, e audit.Entry) error {
-	return s.w.do(ctx, func(t *tx) error {
+	return s.w.act(ctx, func(t *tx) error {
 		sub.Version, sub.Incarnation = 1, 1
 		if err := t.addSubject(sub); err != nil {
 			return err
@@ -162,12 +162,12 @@ func (s *Store) CreateSubject(ctx context.Context, sub watchword.Subject, code *
 			}
 		}
 		return t.enter(e)
-	})
+	}, e)
 }
 
 // SetLabels replaces the labels.
 func (s *Store) SetLabels(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		if out, err = t.subject(tenant, id); err != nil {
 			return err
 		}
@@ -192,13 +192,13 @@ func (s *Store) SetLabels(ctx context.Context, tenant watchword.TenantID, id wat
 		}
 		out, err = t.subject(tenant, id)
 		return err
-	})
+	}, e)
 	return out, err
 }
 
 // SetProof writes whether a subject gets anything without a proof.
 func (s *Store) SetProof(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		if out, err = t.subject(tenant, id); err != nil || out.Proof == proof {
 			return err
 		}
@@ -210,7 +210,7 @@ func (s *Store) SetProof(ctx context.Context, tenant watchword.TenantID, id watc
 		}
 		out, err = t.subject(tenant, id)
 		return err
-	})
+	}, e)
 	return out, err
 }
 
@@ -231,7 +231,7 @@ func (t *tx) setState(s watchword.Subject, to watchword.State, now time.Time, es
 
 // Suspend moves a new or active subject to suspended.
 func (s *Store) Suspend(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		if out, err = t.subject(tenant, id); err != nil {
 			return err
 		}
@@ -243,13 +243,13 @@ func (s *Store) Suspend(ctx context.Context, tenant watchword.TenantID, id watch
 		}
 		out, err = t.setState(out, watchword.Suspended, now, e)
 		return err
-	})
+	}, e)
 	return out, err
 }
 
 // Resume moves a suspended subject back to what it was.
 func (s *Store) Resume(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		if out, err = t.subject(tenant, id); err != nil {
 			return err
 		}
@@ -267,13 +267,13 @@ func (s *Store) Resume(ctx context.Context, tenant watchword.TenantID, id watchw
 		}
 		out, err = t.setState(out, to, now, e)
 		return err
-	})
+	}, e)
 	return out, err
 }
 
 // Revoke ends a subject's keys, codes, tokens and commands.
 func (s *Store) Revoke(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		if out, err = t.subject(tenant, id); err != nil {
 			return err
 		}
@@ -285,13 +285,13 @@ func (s *Store) Revoke(ctx context.Context, tenant watchword.TenantID, id watchw
 		}
 		out, err = t.setState(out, watchword.Revoked, now, e)
 		return err
-	})
+	}, e)
 	return out, err
 }
 
 // DeleteSubject revokes a subject and leaves a tombstone.
 func (s *Store) DeleteSubject(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) error {
-	return s.w.do(ctx, func(t *tx) error {
+	return s.w.act(ctx, func(t *tx) error {
 		if _, err := t.subject(tenant, id); err != nil {
 			return err
 		}
@@ -305,7 +305,7 @@ func (s *Store) DeleteSubject(ctx context.Context, tenant watchword.TenantID, id
 			return err
 		}
 		return t.enter(e)
-	})
+	}, e)
 }
 
 // end takes from a subject whatever it could act with.

@@ -83,7 +83,7 @@ func (s *Store) SpendAssertion(ctx context.Context, tenant watchword.TenantID, i
 
 // RevokeToken ends one token.
 func (s *Store) RevokeToken(ctx context.Context, tenant watchword.TenantID, jti string, e audit.Entry) error {
-	return s.w.do(ctx, func(t *tx) error {
+	return s.w.act(ctx, func(t *tx) error {
 		revoked, err := one(context.Background(), t, func(r scanner) (revoked bool, err error) {
 			err = r.Scan(&revoked)
 			return revoked, err
@@ -95,7 +95,7 @@ func (s *Store) RevokeToken(ctx context.Context, tenant watchword.TenantID, jti 
 			return err
 		}
 		return t.enter(e)
-	})
+	}, e)
 }
 
 // TokenRecord returns the record of one token. It is revoked too where its subject

@@ -17,8 +17,8 @@ func (t *tx) device(tenant watchword.TenantID, id watchword.SubjectID) (watchwor
 }
 
 // SetFunctions replaces what the device announced.
-func (s *Store) SetFunctions(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, fs []twin.Function, now time.Time) error {
-	return s.w.do(ctx, func(t *tx) error {
+func (s *Store) SetFunctions(ctx context.Context, tenant watchword.TenantID, b watchword.Basis, device watchword.SubjectID, fs []twin.Function, now time.Time) error {
+	return s.w.actOn(ctx, tenant, b, func(t *tx) error {
 		if _, err := t.device(tenant, device); err != nil {
 			return err
 		}
@@ -71,8 +71,8 @@ func (s *Store) States(ctx context.Context, t watchword.TenantID, after watchwor
 }
 
 // ReportState replaces the reported state.
-func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error {
-	return s.w.do(ctx, func(t *tx) error {
+func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b watchword.Basis, device watchword.SubjectID, state []byte, now time.Time) error {
+	return s.w.actOn(ctx, tenant, b, func(t *tx) error {
 		if _, err := t.device(tenant, device); err != nil {
 			return err
 		}
@@ -84,7 +84,7 @@ func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, devi
 
 // SetConfig replaces the wanted configuration.
 func (s *Store) SetConfig(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (out twin.Twin, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
+	err = s.w.act(ctx, func(t *tx) error {
 		if out, err = readTwin(context.Background(), t, tenant, device); err != nil {
 			return err
 		}
@@ -100,6 +100,6 @@ func (s *Store) SetConfig(ctx context.Context, tenant watchword.TenantID, device
 		}
 		out, err = readTwin(context.Background(), t, tenant, device)
 		return err
-	})
+	}, e)
 	return out, err
 }

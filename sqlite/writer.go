@@ -40,6 +40,7 @@ type tx struct {
 	stmts map[string]*sql.Stmt // by their text, which is constant
 	used  *used
 	log   *log
+	basis watchword.Basis // what the step that runs was compared with
 }
 
 // mark is how much the open transaction has added to what lies in memory.
@@ -59,7 +60,7 @@ func newWriter(ctx context.Context, db *sql.DB, o Options) (*writer, error) {
 		return nil, err
 	}
 	w := &writer{
-		db: db, conn: conn, group: o.Group, tx: tx{conn, map[string]*sql.Stmt{}, newUsed(), newLog(o.Unlogged)},
+		db: db, conn: conn, group: o.Group, tx: tx{conn: conn, stmts: map[string]*sql.Stmt{}, used: newUsed(), log: newLog(o.Unlogged)},
 		jobs: make(chan *job), closing: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if err := errors.Join(w.tx.used.load(ctx, &w.tx), w.tx.log.load(ctx, &w.tx)); err != nil {

@@ -410,8 +410,8 @@ func incarnations(t *T) {
 	t.must(t.hand(3, "h3"))
 	_, _, err := t.settle(3, 3, "h3", watchword.StAccepted)
 	t.must(err)
-	t.must(t.SetFunctions(t.ctx, here, "lamp-1", []twin.Function{{Name: "f"}}, t.now))
-	t.must(t.ReportState(t.ctx, here, "lamp-1", []byte("s"), t.now))
+	t.must(t.SetFunctions(t.ctx, here, watchword.Basis{}, "lamp-1", []twin.Function{{Name: "f"}}, t.now))
+	t.must(t.ReportState(t.ctx, here, watchword.Basis{}, "lamp-1", []byte("s"), t.now))
 	_, err = t.Revoke(t.ctx, here, "lamp-1", t.now, e)
 	t.must(err)
 	is(t, "queued", t.state(1), watchword.Cancelled)
@@ -493,8 +493,8 @@ func twins(t *T) {
 	w, err = t.SetConfig(t.ctx, here, "lamp-1", []byte("c2"), -1, t.now, e)
 	t.must(err)
 	is(t, "version", w.ConfigVer, 2)
-	t.must(t.ReportState(t.ctx, here, "lamp-1", []byte("s1"), t.now))
-	t.must(t.ReportState(t.ctx, here, "lamp-1", []byte("s2"), t.now))
+	t.must(t.ReportState(t.ctx, here, watchword.Basis{}, "lamp-1", []byte("s1"), t.now))
+	t.must(t.ReportState(t.ctx, here, watchword.Basis{}, "lamp-1", []byte("s2"), t.now))
 	w, err = t.Twin(t.ctx, here, "lamp-1")
 	t.must(err)
 	is(t, "config", string(w.Config), "c2")
@@ -502,7 +502,7 @@ func twins(t *T) {
 	is(t, "reports", w.StateCount, 2)
 	t.enrolled("lamp-2")
 	t.enrolled("lamp-3") // says nothing
-	t.must(t.ReportState(t.ctx, here, "lamp-2", []byte("s3"), t.now))
+	t.must(t.ReportState(t.ctx, here, watchword.Basis{}, "lamp-2", []byte("s3"), t.now))
 	for _, c := range []struct {
 		tenant watchword.TenantID
 		after  watchword.SubjectID
@@ -517,21 +517,21 @@ func twins(t *T) {
 		}
 		is(t, "states", got, c.want)
 	}
-	t.wants(watchword.NotFound, t.ReportState(t.ctx, here, "nobody", []byte("s"), t.now))
+	t.wants(watchword.NotFound, t.ReportState(t.ctx, here, watchword.Basis{}, "nobody", []byte("s"), t.now))
 	_, err = t.SetConfig(t.ctx, here, "nobody", []byte("c"), -1, t.now, e)
 	t.wants(watchword.NotFound, err)
 
-	t.must(t.SetFunctions(t.ctx, here, "lamp-1", []twin.Function{{Name: "b", Schema: []byte("{}")}, {Name: "a"}}, t.now))
+	t.must(t.SetFunctions(t.ctx, here, watchword.Basis{}, "lamp-1", []twin.Function{{Name: "b", Schema: []byte("{}")}, {Name: "a"}}, t.now))
 	fs, err := t.Functions(t.ctx, here, "lamp-1")
 	t.must(err)
 	if len(fs) != 2 || fs[0].Name != "a" || fs[0].Schema != nil || string(fs[1].Schema) != "{}" {
 		t.Fatalf("functions: %+v", fs)
 	}
-	t.must(t.SetFunctions(t.ctx, here, "lamp-1", nil, t.now))
+	t.must(t.SetFunctions(t.ctx, here, watchword.Basis{}, "lamp-1", nil, t.now))
 	fs, err = t.Functions(t.ctx, here, "lamp-1")
 	t.must(err)
 	is(t, "functions", len(fs), 0)
-	t.wants(watchword.NotFound, t.SetFunctions(t.ctx, here, "nobody", nil, t.now))
+	t.wants(watchword.NotFound, t.SetFunctions(t.ctx, here, watchword.Basis{}, "nobody", nil, t.now))
 }
 
 func walls(t *T) {
@@ -539,7 +539,7 @@ func walls(t *T) {
 	e := t.entry(audit.DeviceCreate, "x")
 	t.order(1, "lamp-1")
 	t.must(t.IssueToken(t.ctx, t.record("tok_1", "lamp-1"), t.spend("a"), e))
-	_, err := t.PutPolicy(t.ctx, here, "p", []byte("x"), -1, t.now, e)
+	_, _, err := t.PutPolicy(t.ctx, here, "p", []byte("x"), -1, t.now, e)
 	t.must(err)
 
 	twinOf := watchword.Subject{Tenant: other, ID: "lamp-1", Kind: watchword.Device, State: watchword.New, Created: t.now, Changed: t.now}
@@ -555,7 +555,8 @@ func walls(t *T) {
 	t.wants(watchword.NotFound, err)
 	_, err = t.Twin(t.ctx, other, "lamp-1")
 	t.wants(watchword.NotFound, err)
-	t.wants(watchword.NotFound, t.DeletePolicy(t.ctx, other, "p", -1, t.now, e))
+	_, err = t.DeletePolicy(t.ctx, other, "p", -1, t.now, e)
+	t.wants(watchword.NotFound, err)
 	r := t.redemption("code of lamp-1", "x")
 	r.Tenant = other
 	_, _, err = t.RedeemCode(t.ctx, r, t.now, e)

@@ -50,7 +50,7 @@ func logTree(t *T) {
 	var es []audit.Entry
 	for i := range n {
 		e := t.entry(audit.RequestRefuse, fmt.Sprint("object-", i))
-		e.Actor = watchword.SubjectID(fmt.Sprint("lamp-", i%7))
+		e.Outcome, e.Actor = audit.Refused, watchword.SubjectID(fmt.Sprint("lamp-", i%7))
 		es = append(es, e)
 	}
 	t.must(t.AddEntry(t.ctx, es[:250]...))
@@ -99,7 +99,7 @@ func logSearch(t *T) {
 	for i := range n {
 		e := t.entry(audit.DeviceLabel, fmt.Sprint("thing-", i%300))
 		e.At = t.now.Add(time.Duration(i) * time.Second)
-		e.Actor = "alice"
+		e.Actor, e.Basis = "alice", watchword.Basis{Local: true}
 		if i%256 == 3 {
 			e.Kind, e.Actor, e.Data = audit.SessionClose, "lamp-1", map[string]string{"cause": "token_expired"}
 		}

@@ -75,6 +75,9 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"what is pruned leaves its hash", pruning},
 		{"what waits at the side door survives", shelfKeeps},
 		{"a refused step leaves nothing", refusedLeavesNothing},
+		{"an act that was decided on something older does not commit", basisMoved},
+		{"an act that was decided on what stands commits", basisStands},
+		{"of two who revoke each other one does", basisRace},
 	} {
 		t.Run(contract.name, func(t *testing.T) {
 			st := open(t)

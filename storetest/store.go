@@ -23,6 +23,9 @@ import (
 // there or neither. Times are kept in UTC milliseconds. Everything is safe for
 // concurrent use.
 //
+// An entry whose actor acts under an authority has a Basis. The step compares it before it writes:
+// where it is not what stands, watchword.ErrBasisMoved, and nothing is written.
+//
 // What another tenant owns is not_found, like what nobody owns.
 type Store interface {
 	// Founding returns what the house decided at first start; not_found before Found.
@@ -100,9 +103,14 @@ type Store interface {
 	Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error)
 	// PutPolicy adds or replaces. ifVersion -1 means any, 0 that it must not exist yet, else today's version;
 	// otherwise precondition_failed. The same source again: no change, no entry, today's version.
-	PutPolicy(ctx context.Context, t watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (policy.Stored, error)
+	PutPolicy(ctx context.Context, t watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (p policy.Stored, version int64, err error)
 	// DeletePolicy removes; not_found; ifVersion as above (0 is never right). A later policy of the name goes on counting versions.
-	DeletePolicy(ctx context.Context, t watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) error
+	DeletePolicy(ctx context.Context, t watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) (version int64, err error)
+
+	// PolicyVersion returns a number that grows with each change of the tenant's policies, and when an issuer key is revoked.
+	PolicyVersion(ctx context.Context, t watchword.TenantID) (int64, error)
+	// TokenCounts: token_revoked for one that was, issuer_revoked for one that such a key signed; nil also for what is not recorded.
+	TokenCounts(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error
 
 	// AddCommand gives r the device's next number (r.Seq is ignored; from 1, without gaps, growing over incarnations) and
 	// stores it as queued, with the device's incarnation. Device not found: not_found; not a device: not_found; revoked: subject_revoked. new or suspended ones may be
@@ -137,8 +145,8 @@ type Store interface {
 	// NextExpiry returns the earliest end of a command that is not final; zero if there is none.
 	NextExpiry(ctx context.Context) (time.Time, error)
 
-	// SetFunctions replaces what the device announced.
-	SetFunctions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, fs []twin.Function, now time.Time) error
+	// SetFunctions replaces what the device announced. b is what that was decided on.
+	SetFunctions(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, fs []twin.Function, now time.Time) error
 	// Functions returns them by name; empty if none were announced.
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error)
 	// Twin returns the device's twin; a zero one for a device that has none; not_found for no such device.
@@ -146,7 +154,7 @@ type Store interface {
 	// States returns up to limit twins that have a state, with Device above after, by device: State and StateAt alone.
 	States(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]twin.Twin, error)
 	// ReportState replaces the reported state.
-	ReportState(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error
+	ReportState(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, state []byte, now time.Time) error
 	// SetConfig replaces the wanted configuration; ifVersion -1 any, 0 never set, else today's; else precondition_failed.
 	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (twin.Twin, error)
 	Log

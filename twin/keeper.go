@@ -10,11 +10,11 @@ import (
 
 // Store is what a keeper needs of the cellar. Documents come sealed.
 type Store interface {
-	SetFunctions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, fs []Function, now time.Time) error
+	SetFunctions(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, fs []Function, now time.Time) error
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]Function, error)
 	Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (Twin, error)
 	States(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]Twin, error)
-	ReportState(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error
+	ReportState(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, state []byte, now time.Time) error
 	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (Twin, error)
 }
 
@@ -73,13 +73,13 @@ func (k *Keeper) States(ctx context.Context, t watchword.TenantID, after watchwo
 	return ts, err
 }
 
-// ReportState replaces the reported state, one JSON object.
-func (k *Keeper) ReportState(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, state []byte, now time.Time) error {
+// ReportState replaces the reported state, one JSON object. b is what the report was decided on.
+func (k *Keeper) ReportState(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, state []byte, now time.Time) error {
 	sealed, err := k.safe.Seal(atRest("state", t, device), state)
 	if err != nil {
 		return err
 	}
-	return k.store.ReportState(ctx, t, device, sealed, now)
+	return k.store.ReportState(ctx, t, b, device, sealed, now)
 }
 
 // SetConfig replaces the wanted configuration, one JSON object. ifVersion is -1
@@ -96,9 +96,9 @@ func (k *Keeper) SetConfig(ctx context.Context, t watchword.TenantID, device wat
 	return k.open(tw, t, device)
 }
 
-// SetFunctions replaces what the device announced.
-func (k *Keeper) SetFunctions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, fs []Function, now time.Time) error {
-	return k.store.SetFunctions(ctx, t, device, fs, now)
+// SetFunctions replaces what the device announced. b is what that was decided on.
+func (k *Keeper) SetFunctions(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, fs []Function, now time.Time) error {
+	return k.store.SetFunctions(ctx, t, b, device, fs, now)
 }
 
 // Functions returns them by name.

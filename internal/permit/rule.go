@@ -92,6 +92,8 @@ type Target struct {
 	// Unlabeled says that whoever asks does not know the labels: then no allowed
 	// rule by labels reaches the device, and every denied one does.
 	Unlabeled bool
+	// Basis is the [watchword.Subject.Basis] that the labels are of; 0 where nobody knows.
+	Basis int64
 }
 
 // Call is about one device (Device), any ("*"), or those with Labels.

@@ -1,0 +1,28 @@
+package watchword
+
+// Basis is the versions of everything that a decision about a subject's act was made on. A
+// store compares it in the transaction of the act, before it writes: where one of them has
+// moved, nothing is written, and the act is decided again ([ErrBasisMoved]). So no change
+// commits after an edit that took its actor's right away, whatever was decided before, and
+// whichever node decided it. The zero Basis is that of the server's own acts.
+type Basis struct {
+	Subject SubjectID // the actor
+	// Version is the actor's [Subject.Basis].
+	Version int64
+	// Policies is the version of the tenant's policies and of the issuer keys that count.
+	Policies int64
+	// Target is another subject that was decided on by its labels, such as the device that is
+	// called; empty for none. TargetVersion is its [Subject.Basis].
+	Target        SubjectID
+	TargetVersion int64
+	// Local says that the act is that of whoever has the data folder in hand, with no server
+	// running on it: nothing else is asked.
+	Local bool
+}
+
+// IsZero reports whether it is the basis of the server's own acts.
+func (b Basis) IsZero() bool { return b == Basis{} }
+
+// ErrBasisMoved is what a store answers to an act whose [Basis] is no longer what stands. It
+// is handled by session.Session.Act, which decides again; a client sees it as busy, after many tries.
+var ErrBasisMoved = Refuse(Busy, "authority changed while this was being done: try again")

@@ -1,0 +1,198 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// A request with a token is decided twice. Before its body is read it is refused where that is plain already. Once its
+// input is whole it becomes a session, which the guard tells of every change of authority until the answer is written:
+//
+//   - What it changes runs in [session.Session.Act]: the store compares what it was decided on in the transaction of the
+//     change, so nothing commits after an edit that took the right away.
+//   - What it reads is written through [answerWriter], which hands nothing to the connection any more once the session
+//     has ended or its right is gone.
+
+// transports of sessions over HTTP.
+const (
+	requestTransport = "request" // a request that is being answered
+	streamTransport  = "sse"
+	pollTransport    = "poll"
+	exportTransport  = "export"
+)
+
+// watched is the session of one request.
+type watched struct {
+	*session.Session
+	writer *answerWriter
+	cancel context.CancelCauseFunc
+
+	waited bool // the answer tells of something that came after the act: it is read
+
+	mu  sync.Mutex
+	may []func(*session.Authority) error
+}
+
+// begin makes the request a session, as it stands when its input is whole. may, if not nil, is what it must be allowed
+// for as long as it lasts. The answer of one that reads is guarded; one that changes something is told how that ended
+// whatever it took away. c.ctx ends when the session does, when may refuses, or when the client goes.
+func (a *API) begin(r *http.Request, c *caller, transport string, may func(*session.Authority) error) error {
+	in := infoOf(r.Context())
+	ctx, cancel := context.WithCancelCause(r.Context())
+	w := &watched{writer: in.writer, cancel: cancel}
+	if may != nil {
+		w.may = []func(*session.Authority) error{may}
+	}
+	class := session.Connection
+	if transport == requestTransport {
+		class = session.Answer
+	}
+	in.writer.guard()
+	// Both are called while authority changes, so that nothing passes once the change has its answer: whoever waited for
+	// the session's end instead would be late.
+	s, err := a.Guard.Open(r.Context(), c.papers, session.Options{
+		Transport: transport, Remote: c.remote, Class: class, Changed: w.changed,
+		Ended: func(cause error) { w.end(cause) },
+	})
+	if err != nil {
+		in.writer.release()
+		cancel(err)
+		return err
+	}
+	w.Session = s
+	c.session, c.ctx, in.session = w, ctx, w
+	c.Authority = s.Authority()
+	if err := w.check(); err != nil {
+		in.writer.release()
+		return err
+	}
+	return nil
+}
+
+// require adds something that the session must be allowed for as long as it lasts. Code: may's.
+func (w *watched) require(may func(*session.Authority) error) error {
+	w.mu.Lock()
+	w.may = append(w.may, may)
+	w.mu.Unlock()
+	return w.check()
+}
+
+// check asks what the session must be allowed, after it was told to whoever changes authority.
+func (w *watched) check() error {
+	if err := w.allowed(w.Authority()); err != nil {
+		w.end(err)
+		return err
+	}
+	return nil
+}
+
+func (w *watched) allowed(now *session.Authority) error {
+	w.mu.Lock()
+	may := w.may
+	w.mu.Unlock()
+	for _, f := range may {
+		if err := f(now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// changed and end are called with the session locked.
+func (w *watched) changed(now *session.Authority) {
+	if err := w.allowed(now); err != nil {
+		w.end(err)
+	}
+}
+
+func (w *watched) end(cause error) {
+	if cause == nil { // its own side is done with it
+		w.cancel(nil)
+		return
+	}
+	w.cancel(cause)
+	w.writer.refuse(cause)
+}
+
+// close gives the session up: the answer is written.
+func (w *watched) close() {
+	w.Close(nil)
+	w.cancel(nil)
+}
+
+// act runs what a request changes, and what it reads beside that: h runs again where authority changed before h's own
+// change was written. reads says that h changes nothing, so that its answer stays guarded.
+func (a *API) act(r *http.Request, c *caller, may func(*session.Authority) error, reads bool, h func() error) error {
+	err := c.session.Act(r.Context(), may, func(_ context.Context, now *session.Authority) error {
+		c.Authority = now
+		c.actor.Basis = now.Basis()
+		return h()
+	})
+	if err != nil || !reads && !c.session.waited {
+		c.session.writer.release()
+	}
+	return err
+}
+
+// route is what a plain handler's address says of itself.
+type route struct {
+	pattern string                       // "METHOD /path"
+	free    bool                         // papers are enough: the handler asks for what it needs
+	reads   bool                         // a POST that changes nothing; GET never does
+	body    int64                        // the largest body that is read; 0: none is
+	want    string                       // its content type; empty: any
+	stream  func(r *http.Request) string // the transport of a request that lasts; nil, or empty: it does not
+}
+
+func (rt route) readsOnly() bool { return rt.reads || strings.HasPrefix(rt.pattern, "GET ") }
+
+// handle registers a plain handler. Its body is read before it is called.
+func (a *API) handle(rt route, h func(w http.ResponseWriter, r *http.Request, c *caller) error) {
+	a.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
+		if err := a.handled(w, r, rt, h); err != nil {
+			a.fail(w, r, err)
+		}
+	})
+}
+
+func (a *API) handled(w http.ResponseWriter, r *http.Request, rt route, h func(w http.ResponseWriter, r *http.Request, c *caller) error) error {
+	may := func(now *session.Authority) error { return now.Request(r.Method, judgedPath(r)).Err() }
+	if rt.free {
+		may = nil
+	}
+	c, err := a.caller(r)
+	if err == nil && may != nil {
+		err = may(c.Authority)
+	}
+	if err != nil {
+		return err
+	}
+	if rt.body > 0 {
+		if c.body, err = readBody(w, r, rt.want, rt.body); err != nil {
+			return err
+		}
+	}
+	transport := requestTransport
+	if rt.stream != nil {
+		if t := rt.stream(r); t != "" {
+			transport = t
+		}
+	}
+	if err := a.begin(r, c, transport, may); err != nil {
+		return err
+	}
+	return a.act(r, c, may, rt.readsOnly(), func() error { return h(w, r, c) })
+}
+
+// ended returns why a request that lasts must stop: nil if its own client or its wait did it.
+func ended(ctx context.Context) error {
+	if err := context.Cause(ctx); err != nil && watchword.CodeOf(err) != watchword.Internal {
+		return err
+	}
+	return nil
+}

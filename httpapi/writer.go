@@ -1,0 +1,254 @@
+package httpapi
+
+import (
+	"bytes"
+	"maps"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// The bounds of what is written. An answer is held back until it is whole or has answerBuffer bytes; from then on each
+// write goes to the connection in pieces of that size.
+const (
+	answerBuffer = 64 << 10
+	// A reader may let writes wait writeTimeout in all, and longer by the time that it would take at slowest bytes a
+	// second and by a share of the time that the answer has lasted: so a stream may go on for days with a pause now and
+	// then, and whoever takes a byte a minute is cut off.
+	slowest    = 64 << 10
+	pauseShare = 20
+	// cutGrace is how long a write that is under way when authority ends may take to finish by itself.
+	cutGrace = 2 * time.Millisecond
+)
+
+// answerWriter is the one writer of every answer. Under a guard it hands bytes to the connection only while the
+// authority that they were read under covers them: see [answerWriter.refuse]. Its methods are for the one goroutine
+// that answers, but for refuse.
+type answerWriter struct {
+	http.ResponseWriter
+	rc *http.ResponseController
+	nc net.Conn // the connection under it; nil where there is none to close (a test's recorder)
+
+	began   time.Time
+	blocked time.Duration // how long writes have taken
+	sent    int64
+	each    time.Duration // the most that one write may take; 0: no more than all
+
+	status int          // of a header that is held back; 0: none
+	body   bytes.Buffer // that is held back
+	direct bool         // nothing is held back any more
+	broken bool         // a write failed
+	short  bool         // a write was refused
+
+	gate chan struct{} // holds one token, which whoever writes has
+
+	mu      sync.Mutex
+	guarded bool
+	why     error // why nothing more is written
+}
+
+func newAnswerWriter(w http.ResponseWriter, nc net.Conn) *answerWriter {
+	aw := &answerWriter{ResponseWriter: w, rc: http.NewResponseController(w), nc: nc, began: time.Now(), gate: make(chan struct{}, 1)}
+	aw.gate <- struct{}{}
+	return aw
+}
+
+// Unwrap is for [http.ResponseController].
+func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// guard makes the answer one that a session watches over.
+func (w *answerWriter) guard() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.guarded = true
+}
+
+// release lets the rest of the answer pass whatever becomes of the session: what says how an act ended, or why a
+// stream has.
+func (w *answerWriter) release() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.guarded, w.short = false, false
+}
+
+// refuse ends the answer: when it returns, nothing more of it is handed to the connection. It is called while authority
+// changes and waits for no client: a write that does not finish by itself is broken off.
+func (w *answerWriter) refuse(why error) {
+	w.mu.Lock()
+	if w.why == nil {
+		w.why = why
+	}
+	guarded := w.guarded
+	w.mu.Unlock()
+	if !guarded || w.idle(cutGrace) {
+		return
+	}
+	_ = w.rc.SetWriteDeadline(time.Unix(1, 0)) // its error is that of a connection that is closed already
+	if !w.idle(50*cutGrace) && w.nc != nil {
+		// A peer of HTTP/2 that takes nothing at all: its stream cannot be reset before it reads.
+		_ = w.nc.Close()
+	}
+}
+
+// idle reports whether no write is under way, waiting up to d for that.
+func (w *answerWriter) idle(d time.Duration) bool {
+	select {
+	case <-w.gate:
+		w.gate <- struct{}{}
+		return true
+	default:
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-w.gate:
+		w.gate <- struct{}{}
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// refused returns why nothing more may be written; nil if it may.
+func (w *answerWriter) refused() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.guarded {
+		return nil
+	}
+	return w.why
+}
+
+// WriteHeader holds the status back until the first bytes go.
+func (w *answerWriter) WriteHeader(status int) {
+	if w.direct {
+		return // it went before
+	}
+	if w.status == 0 {
+		w.status = status
+	}
+}
+
+// Write holds bytes back while the answer is small.
+func (w *answerWriter) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	if !w.direct && w.body.Len()+len(b) <= answerBuffer {
+		return w.body.Write(b)
+	}
+	if err := w.stream(); err != nil {
+		return 0, err
+	}
+	n := 0
+	for n < len(b) {
+		piece := b[n:min(n+answerBuffer, len(b))]
+		if err := w.send(piece); err != nil {
+			return n, err
+		}
+		n += len(piece)
+	}
+	return n, nil
+}
+
+// stream writes what was held back; what is written from now on goes at once.
+func (w *answerWriter) stream() error {
+	if w.direct {
+		return nil
+	}
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	held := bytes.Clone(w.body.Bytes())
+	w.body.Reset()
+	return w.send(held)
+}
+
+// send hands bytes to the connection, if they may go.
+func (w *answerWriter) send(b []byte) error {
+	if w.broken {
+		return errAnswerEnded
+	}
+	<-w.gate
+	defer func() { w.gate <- struct{}{} }()
+	if w.refused() != nil {
+		w.short = true
+		return errAnswerEnded
+	}
+	began := time.Now()
+	left := w.allowance(began)
+	if left <= 0 {
+		w.broken = true
+		return errAnswerSlow
+	}
+	if w.each > 0 {
+		left = min(left, w.each)
+	}
+	if !w.direct {
+		w.direct = true
+		w.ResponseWriter.WriteHeader(w.status)
+	}
+	_ = w.rc.SetWriteDeadline(began.Add(left)) // an error is that of a test's recorder, which has none
+	if w.refused() != nil {                    // refuse may have set its deadline before this one
+		w.short = true
+		return errAnswerEnded
+	}
+	var err error
+	if len(b) > 0 {
+		_, err = w.ResponseWriter.Write(b)
+	}
+	if err == nil {
+		err = w.rc.Flush()
+	}
+	w.blocked += time.Since(began)
+	w.sent += int64(len(b))
+	if err != nil {
+		w.broken = true
+	}
+	return err
+}
+
+// allowance is how long the next write may take.
+func (w *answerWriter) allowance(now time.Time) time.Duration {
+	return writeTimeout + time.Duration(w.sent)*time.Second/slowest + now.Sub(w.began)/pauseShare - w.blocked
+}
+
+// finish writes what is held back. It returns why the answer is not what it should have been: the caller answers with
+// that if nothing was written, and breaks the connection off otherwise.
+func (w *answerWriter) finish() (why error, started bool) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	if !w.direct && !w.short {
+		if w.Header().Get("Content-Length") == "" && w.status != http.StatusNoContent && w.status != http.StatusNotModified {
+			w.Header()["Content-Length"] = []string{strconv.Itoa(w.body.Len())}
+		}
+		_ = w.stream() // broken and short say so
+	}
+	switch {
+	case w.short:
+		return w.refused(), w.direct
+	case w.broken:
+		return errAnswerEnded, true
+	}
+	return nil, w.direct
+}
+
+// restart forgets an answer of which nothing was written.
+func (w *answerWriter) restart(header http.Header) {
+	w.release()
+	w.status = 0
+	w.body.Reset()
+	h := w.Header()
+	clear(h)
+	maps.Copy(h, header)
+}
+
+var (
+	errAnswerEnded = watchword.Refuse(watchword.Unavailable, "the answer was broken off")
+	errAnswerSlow  = watchword.Refuse(watchword.Busy, "the answer is read too slowly")
+)

@@ -1,0 +1,158 @@
+package session_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// mayPublish is what an act of these tests must be allowed.
+func mayPublish(a *session.Authority) error { return a.Publish(lux).Err() }
+
+func TestAnActIsDecidedAgainWhereItsBasisMoved(t *testing.T) {
+	r := newRoll(t)
+	g := session.NewGuard(r, session.GuardOptions{})
+	s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+	wantCode(t, err, "")
+	defer s.Close(nil)
+	var seen []int64
+	err = s.Act(t.Context(), mayPublish, func(_ context.Context, a *session.Authority) error {
+		seen = append(seen, a.Basis().Version)
+		if len(seen) == 1 { // an edit commits before the act does; nobody has told the session yet
+			r.edit(func(r *fakeRoll) { r.subject.Basis = 7 })
+			return watchword.ErrBasisMoved
+		}
+		return nil
+	})
+	wantCode(t, err, "")
+	if len(seen) != 2 || seen[0] != 0 || seen[1] != 7 || r.renewed != 1 {
+		t.Errorf("decided on %v, renewed %d times; want the old version, then 7", seen, r.renewed)
+	}
+	if got := s.Authority().Basis(); got != (watchword.Basis{Subject: "lamp-7", Version: 7}) {
+		t.Errorf("the session's basis is %+v", got)
+	}
+}
+
+func TestAnActWhoseRightWentMeanwhileIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		edit func(*fakeRoll)
+		want watchword.Code
+	}{
+		"the policy changed":        {func(r *fakeRoll) { r.set = policies(t, `subscribe = ["plant/#"]`) }, watchword.Denied},
+		"the subject is revoked":    {func(r *fakeRoll) { r.subject.State = watchword.Revoked }, watchword.SubjectRevoked},
+		"the key is retired":        {func(r *fakeRoll) { r.subject.Keys[0].State = watchword.KeyRetired }, watchword.TokenRevoked},
+		"the token is revoked":      {func(r *fakeRoll) { r.err = watchword.Refuse(watchword.TokenRevoked, "revoked") }, watchword.TokenRevoked},
+		"the issuer key is":         {func(r *fakeRoll) { r.err = watchword.Refuse(watchword.IssuerRevoked, "revoked") }, watchword.IssuerRevoked},
+		"the store cannot be asked": {func(r *fakeRoll) { r.err = watchword.Refuse(watchword.Unavailable, "gone") }, watchword.Unavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoll(t)
+			s, err := session.NewGuard(r, session.GuardOptions{}).Open(t.Context(), papers(t, time.Minute), session.Options{})
+			wantCode(t, err, "")
+			defer s.Close(nil)
+			ran := 0
+			err = s.Act(t.Context(), mayPublish, func(context.Context, *session.Authority) error {
+				ran++
+				r.edit(c.edit)
+				return watchword.ErrBasisMoved
+			})
+			wantCode(t, err, c.want)
+			if ran != 1 {
+				t.Errorf("the act ran %d times, want once", ran)
+			}
+		})
+	}
+}
+
+func TestAnEndedSessionActsNoMore(t *testing.T) {
+	s, err := session.NewGuard(newRoll(t), session.GuardOptions{}).Open(t.Context(), papers(t, time.Minute), session.Options{})
+	wantCode(t, err, "")
+	s.Close(watchword.Refuse(watchword.SessionClosed, "closed"))
+	err = s.Act(t.Context(), nil, func(context.Context, *session.Authority) error { t.Error("it ran"); return nil })
+	wantCode(t, err, watchword.SessionClosed)
+}
+
+func TestAnActIsNotDecidedForEver(t *testing.T) {
+	s, err := session.NewGuard(newRoll(t), session.GuardOptions{}).Open(t.Context(), papers(t, time.Minute), session.Options{})
+	wantCode(t, err, "")
+	defer s.Close(nil)
+	ran := 0
+	err = s.Act(t.Context(), nil, func(context.Context, *session.Authority) error { ran++; return watchword.ErrBasisMoved })
+	wantCode(t, err, watchword.Busy)
+	if ran < 2 || ran > 1000 {
+		t.Errorf("it ran %d times", ran)
+	}
+}
+
+// What a session left behind acts under policy alone, for the life of its subject.
+func TestWhatWasLeftActsUnderTodaysPolicy(t *testing.T) {
+	r := newRoll(t)
+	g := session.NewGuard(r, session.GuardOptions{})
+	s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+	wantCode(t, err, "")
+	a := s.Authority()
+	s.Close(nil)
+	ran := 0
+	act := func() error {
+		return g.Act(t.Context(), a, mayPublish, func(_ context.Context, now *session.Authority) error {
+			if ran++; ran == 1 {
+				r.edit(func(r *fakeRoll) { r.subject.Basis++ })
+				return watchword.ErrBasisMoved
+			}
+			if now.Basis().Version != 1 {
+				t.Errorf("acts on version %d", now.Basis().Version)
+			}
+			return nil
+		})
+	}
+	wantCode(t, act(), "")
+	if ran != 2 {
+		t.Errorf("ran %d times, want twice", ran)
+	}
+	r.edit(func(r *fakeRoll) { r.subject.Incarnation++ })
+	wantCode(t, act(), watchword.TokenRevoked)
+	r.edit(func(r *fakeRoll) { r.subject.Incarnation--; r.subject.State = watchword.Suspended })
+	wantCode(t, act(), watchword.SubjectSuspended)
+}
+
+// A request of a client that proved a key by an assertion stands while that key does.
+func TestPapersByKeyStandWhileTheKeyDoes(t *testing.T) {
+	ctx := t.Context()
+	r := newRoll(t)
+	g := session.NewGuard(r, session.GuardOptions{})
+	_, err := g.Open(ctx, session.ByKey(watchword.DefaultTenant, "lamp-7", 1, "k2"), session.Options{})
+	wantCode(t, err, watchword.TokenRevoked)
+	s, err := g.Open(ctx, session.ByKey(watchword.DefaultTenant, "lamp-7", 1, "k1"), session.Options{Class: session.Answer})
+	wantCode(t, err, "")
+	if !s.Authority().Publish(lux).Allowed || s.Authority().Publish("elsewhere").Allowed {
+		t.Error("policy alone counts")
+	}
+	r.edit(func(r *fakeRoll) { r.subject.Keys[0].State = watchword.KeyRevoked })
+	g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
+	wantEnd(t, s, watchword.TokenRevoked)
+}
+
+// Requests that are being answered have a bound of their own, and take nobody else's place.
+func TestAnswersHaveABoundOfTheirOwn(t *testing.T) {
+	g := session.NewGuard(newRoll(t), session.GuardOptions{Total: 1, PerSubject: 1, Answers: 2})
+	p := papers(t, time.Minute)
+	open := func(class session.Class, want watchword.Code) *session.Session {
+		t.Helper()
+		s, err := g.Open(t.Context(), p, session.Options{Class: class})
+		wantCode(t, err, want)
+		return s
+	}
+	one := open(session.Answer, "")
+	open(session.Answer, "")
+	open(session.Answer, watchword.Busy)
+	open(session.Connection, "") // though two answers are there and one session in all is the bound
+	open(session.Wait, watchword.Busy)
+	one.Close(nil)
+	one.Close(nil)
+	open(session.Answer, "")
+	open(session.Answer, watchword.Busy)
+	open(session.Wait, watchword.Busy)
+}

@@ -1,0 +1,92 @@
+package sqlite
+
+import (
+	"context"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+)
+
+// act is do for a step that somebody's authority allows: it compares what the act was decided
+// on with what stands, in the step's own transaction and before the step writes, so that an act
+// may take its own actor's right away and still commits. A basis that has moved writes nothing
+// ([watchword.ErrBasisMoved]). es are the entries that the step will enter.
+func (w *writer) act(ctx context.Context, step func(*tx) error, es ...audit.Entry) error {
+	b, tenant := basisOf(es)
+	return w.actOn(ctx, tenant, b, step)
+}
+
+// actOn is act for a step that enters nothing.
+func (w *writer) actOn(ctx context.Context, tenant watchword.TenantID, b watchword.Basis, step func(*tx) error) error {
+	return w.do(ctx, func(t *tx) error {
+		return t.under(tenant, b, func() error { return step(t) })
+	})
+}
+
+func basisOf(es []audit.Entry) (watchword.Basis, watchword.TenantID) {
+	for _, e := range es {
+		if !e.Basis.IsZero() {
+			return e.Basis, e.Tenant
+		}
+	}
+	return watchword.Basis{}, ""
+}
+
+// under runs a step under a basis.
+func (t *tx) under(tenant watchword.TenantID, b watchword.Basis, step func() error) error {
+	if err := t.compare(tenant, b); err != nil {
+		return err
+	}
+	t.basis = b
+	defer func() { t.basis = watchword.Basis{} }()
+	return step()
+}
+
+// compare returns ErrBasisMoved where b is not what stands.
+func (t *tx) compare(tenant watchword.TenantID, b watchword.Basis) error {
+	if b.IsZero() || b.Local {
+		return nil
+	}
+	type versions struct{ subject, policies, target int64 }
+	v, err := one(context.Background(), t, func(r scanner) (v versions, err error) {
+		return v, r.Scan(&v.subject, &v.policies, &v.target)
+	}, watchword.ErrBasisMoved, `SELECT s.basis, `+policyVersion+`,
+			CASE WHEN ?3 = '' THEN 0 ELSE coalesce((SELECT o.basis FROM subjects o WHERE o.tenant = ?1 AND o.id = ?3), 0) END
+		FROM subjects s WHERE s.tenant = ?1 AND s.id = ?2`, tenant, b.Subject, b.Target)
+	if err == nil && (v != versions{b.Version, b.Policies, b.TargetVersion}) {
+		err = watchword.ErrBasisMoved
+	}
+	return err
+}
+
+// policyVersion is the version of the policies of tenant ?1.
+const policyVersion = `(SELECT coalesce(sum(p.version), 0) FROM policy_versions p WHERE p.tenant IN ('', ?1))`
+
+// PolicyVersion returns the version of what policies and issuer keys decide.
+func (s *Store) PolicyVersion(ctx context.Context, t watchword.TenantID) (int64, error) {
+	return readPolicyVersion(ctx, s, t)
+}
+
+func readPolicyVersion(ctx context.Context, from rows, t watchword.TenantID) (int64, error) {
+	return one(ctx, from, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT `+policyVersion, t)
+}
+
+// TokenCounts refuses a token that was revoked, or whose issuer key was. A token that is not
+// recorded, or a key that is not known, counts: others decide on these. Codes: token_revoked,
+// issuer_revoked, unavailable.
+func (s *Store) TokenCounts(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error {
+	type revoked struct{ token, key bool }
+	v, err := one(ctx, s, func(r scanner) (v revoked, err error) {
+		return v, r.Scan(&v.token, &v.key)
+	}, error(nil), `SELECT EXISTS (SELECT 1 FROM issued WHERE tenant = ?1 AND jti = ?2 AND revoked = 1),
+		EXISTS (SELECT 1 FROM server_keys WHERE role = 'issuer' AND id = ?3 AND state = 'revoked')`, t, jti, signedBy)
+	switch {
+	case err != nil:
+		return err
+	case v.token:
+		return watchword.Refuse(watchword.TokenRevoked, "this token was revoked")
+	case v.key:
+		return watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
+	}
+	return nil
+}
