@@ -278,18 +278,18 @@ func TestTheBoundsUnlessToldOtherwise(t *testing.T) {
 	ctx := context.Background()
 	r := newSlowRoll(t, "lamp-1", "lamp-2")
 	g := session.NewGuard(r, session.GuardOptions{})
-	fill := func(request bool, most int) {
+	fill := func(class session.Class, most int) {
 		t.Helper()
 		for i := range most {
-			if _, err := g.Enter(papersOf(t, "lamp-1"), session.Options{Request: request}); err != nil {
+			if _, err := g.Enter(papersOf(t, "lamp-1"), session.Options{Class: class}); err != nil {
 				t.Fatalf("number %d: %v", i+1, err)
 			}
 		}
-		_, err := g.Enter(papersOf(t, "lamp-1"), session.Options{Request: request})
+		_, err := g.Enter(papersOf(t, "lamp-1"), session.Options{Class: class})
 		wantCode(t, err, watchword.Busy)
 	}
-	fill(false, 8)
-	fill(true, 1024)
+	fill(session.Connection, 8)
+	fill(session.Wait, 1024)
 	_, err := g.Open(ctx, papersOf(t, "lamp-2"), session.Options{})
 	wantCode(t, err, "")
 }
