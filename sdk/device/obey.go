@@ -83,7 +83,7 @@ func (d *Device) check(jwe string) (token.Command, string, error) {
 	}
 	now, nonce := d.now(), ""
 	if d.journal.lost || now.IsZero() {
-		nonce = d.nonce.current()
+		nonce = d.nonce.current(d.o.Now())
 	}
 	c, err := token.VerifyCommand(string(jws), token.NewKeySet(trust.Command...), d.id.Issuer, d.id.ID, now, nonce)
 	if err != nil {
@@ -196,20 +196,22 @@ func (d *Device) ordered(c token.Command) error {
 	return o.Covers(c.Function, c.Args, c.By, c.Expires)
 }
 
-// nonceLife is how long a nonce is good, by the monotonic clock.
+// nonceLife is how long a nonce is good, by the monotonic clock and by the own one, right
+// or wrong: the first stands still while a machine sleeps.
 const nonceLife = 2 * time.Minute
 
 // nonce is what a device without a clock, or without its counters, knows a fresh
 // command by.
 type nonce struct {
 	value string
-	made  time.Time
+	made  time.Time // by the monotonic clock
+	wall  time.Time // by the own one
 }
 
 // current returns the nonce that commands must carry. Its holder holds obeying.
-func (n *nonce) current() string {
-	if n.value == "" || time.Since(n.made) > nonceLife {
-		n.value, n.made = watchword.NewNonce(), time.Now()
+func (n *nonce) current(now time.Time) string {
+	if n.value == "" || time.Since(n.made) > nonceLife || now.Round(0).Sub(n.wall) > nonceLife {
+		n.value, n.made, n.wall = watchword.NewNonce(), time.Now(), now.Round(0)
 	}
 	return n.value
 }

@@ -277,7 +277,7 @@ func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
 	d.obeying.Lock()
 	last, nonce, size := d.journal.last, "", d.log.Size
 	if d.byNonce() {
-		nonce = d.nonce.current()
+		nonce = d.nonce.current(d.o.Now())
 	}
 	d.obeying.Unlock()
 	q := url.Values{"wait": {pollWait.String()}, "limit": {"1"}}

@@ -257,7 +257,7 @@ func (w *wire) greet(ctx context.Context) (nonce string, err error) {
 		Max   int    `json:"max,omitempty"`
 	}{Epoch: d.journal.last.Epoch, Seq: d.journal.last.Seq, Max: d.o.MaxCommand}
 	if d.byNonce() {
-		h.Nonce = d.nonce.current()
+		h.Nonce = d.nonce.current(d.o.Now())
 	}
 	if d.o.LoggedOnly {
 		size := d.log.Size
@@ -335,7 +335,7 @@ func (d *Device) hold(ctx context.Context, acting chan<- inHand) error {
 			d.obeying.Lock()
 			want := ""
 			if d.byNonce() {
-				want = d.nonce.current()
+				want = d.nonce.current(d.o.Now())
 			}
 			d.obeying.Unlock()
 			if nonce != want {
