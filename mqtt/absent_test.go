@@ -76,24 +76,90 @@ func TestWhatIsLostStaysLostOverARestart(t *testing.T) {
 	})
 }
 
-func TestAnOldClientThatCannotBeToldBeginsAnew(t *testing.T) {
+// A client that cannot be told of a loss is told to subscribe anew (session present 0),
+// and keeps what it still may have: subscriptions, and what waits by them.
+func TestAClientThatCannotBeToldKeepsWhatItMayHave(t *testing.T) {
+	var many []string
+	for n := range 33 {
+		many = append(many, fmt.Sprint("x/", n))
+	}
+	for _, crash := range []bool{false, true} {
+		for name, c := range map[string]struct {
+			v    packet.Version
+			lost []string
+		}{
+			"3.1.1":                             {packet.V311, []string{"a"}},
+			"5, more losses than CONNACK names": {packet.V5, many},
+		} {
+			t.Run(fmt.Sprint(name, " crash ", crash), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, h *house) {
+					sub := h.connect(c.v, "sub", h.token("sub", time.Hour), lasts)
+					sub.subscribe(2, append([]string{"b/#", "c"}, c.lost...)...)
+					pub := h.device("pub")
+					pub.publish(1, "b/1", "under way")
+					want[*packet.Publish](sub) // and no acknowledgement
+					sub.vanish()
+					synctest.Wait()
+					pub.publish(1, c.lost[0], "taken")
+					pub.publish(1, "b/2", "one")
+					pub.publish(1, "c", "two")
+					h.policy(`publish = ["#"]`, `subscribe = ["b/#", "c"]`)
+					pub.publish(1, c.lost[0], "taken")
+					pub.publish(1, "b/3", "three")
+					synctest.Wait()
+					if crash {
+						h.crash(mqtt.Options{})
+						pub = h.device("pub")
+					}
+					sub = h.connect(c.v, "sub", h.token("sub", time.Hour), lasts)
+					if sub.ack.SessionPresent {
+						t.Error("session present, though a subscription is gone that it was not told of")
+					}
+					if got := sub.takesAll(4); !slices.Equal(got, []string{"under way", "one", "two", "three"}) {
+						t.Errorf("%v", got)
+					}
+					sub.silent()
+					codes := sub.subscribe(1, c.lost[0], "b/#")
+					if !codes[0].Failed() || codes[1].Failed() {
+						t.Errorf("%#x", codes)
+					}
+					pub.publish(1, "c", "it subscribes to it still")
+					sub.hears("c", "it subscribes to it still")
+					// It has heard: what is told once is not told again.
+					sub.send(&packet.Ping{})
+					want[*packet.Ping](sub)
+					sub.vanish()
+					synctest.Wait()
+					if c := h.connect(c.v, "sub", h.token("sub", time.Hour), lasts); !c.ack.SessionPresent {
+						t.Error("told again")
+					}
+					if n := h.store.waiting(); n != 0 {
+						t.Errorf("%d messages are left in the store", n)
+					}
+				})
+			})
+		}
+	}
+}
+
+// What a client of an earlier session had sent with QoS 2 and not released is not known to
+// one that was told to begin anew: it may use the identifier for another message.
+func TestIdentifiersAreFreeForWhoBeginsAnew(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
-		h.away(packet.V311, "sub", "a", "b")
-		pub := h.device("pub")
-		pub.publish(1, "b", "of a session that is no more")
-		h.policy(`publish = ["#"]`, `subscribe = ["b"]`)
-		c := h.connect(packet.V311, "sub", h.token("sub", time.Hour), lasts)
-		if c.ack.SessionPresent {
-			t.Error("it believes in what it lost")
-		}
-		if r := pub.publish(1, "b", "x"); r != packet.NoSubscribers {
-			t.Errorf("%#x", r)
-		}
-		c.subscribe(1, "b")
-		pub.publish(1, "b", "y")
-		if p := c.takes(); string(p.Payload) != "y" {
-			t.Errorf("%s", p.Payload)
-		}
+		ear := h.device("ear")
+		ear.subscribe(1, "q")
+		sub := h.connect(packet.V311, "sub", h.token("sub", time.Hour), lasts)
+		sub.subscribe(1, "a", "b")
+		sub.send(&packet.Publish{Topic: "q", QoS: 2, ID: 7, Payload: []byte("first")})
+		want[*packet.Ack](sub)
+		ear.hears("q", "first")
+		sub.vanish()
+		synctest.Wait()
+		h.policy(`publish = ["#"]`, `subscribe = ["b", "q"]`)
+		sub = h.connect(packet.V311, "sub", h.token("sub", time.Hour), lasts)
+		sub.send(&packet.Publish{Topic: "q", QoS: 2, ID: 7, Payload: []byte("second")})
+		want[*packet.Ack](sub)
+		ear.hears("q", "second")
 	})
 }
 

@@ -240,7 +240,9 @@ func (c *conn) expiry(p *packet.Connect) uint32 {
 // regain takes from a session that goes on what a does not allow, and returns what was
 // lost since its client last heard, how many messages found no room, and what must be on
 // the disk before the client may hear that it is there. A client of version 3.1.1 cannot
-// be told of a loss, nor one of more losses than CONNACK names: its session begins anew.
+// be told of a loss, nor one of more losses than CONNACK names: present becomes false, so
+// that it subscribes anew and hears what it may not have. The session keeps the
+// subscriptions that are left and what waits by them.
 func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropped int64, at *commit) {
 	c.mu.Lock()
 	l := c.lasting
@@ -258,8 +260,7 @@ func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropp
 	}
 	lost, dropped = names(r.lost), r.dropped
 	if len(lost) > 0 && (c.version == packet.V311 || !c.mayName(lost)) {
-		orphans = append(orphans, c.heirless()...)
-		c.reset()
+		c.received = nil // it may discard its side and use the identifiers for other messages
 		*present = false
 	}
 	c.says(r, 0)
