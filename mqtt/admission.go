@@ -37,6 +37,9 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, papers session.Pape
 	if ad.id, ad.assigned, err = c.name(p, papers.Subject); err != nil {
 		return err
 	}
+	if err := c.mayAnswerConnect(p, ad); err != nil {
+		return err
+	}
 	if ad.by, err = c.broker.Guard.Check(ctx, papers); err != nil {
 		return err
 	}

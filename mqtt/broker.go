@@ -73,10 +73,13 @@ type Options struct {
 	SubscriptionBytes, SubjectSubscriptionBytes int64
 	// What wills may count together: of all clients, 0 means 64 MiB, and of one subject, 0 means 256 KiB.
 	WillBytes, SubjectWillBytes int64
-	PublishRate                 float64       // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
-	ControlRate                 float64       // other acts a second of one subject, see controlRate; 0 means no bound
-	ConnectRate                 float64       // CONNECTs a second from one address; 0 means no bound
-	Spread                      time.Duration // over which requests to refresh after an edit are spread; 0 means 5 s
+	PublishRate                 float64 // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
+	ControlRate                 float64 // other acts a second of one subject, see controlRate; 0 means no bound
+	ConnectRate                 float64 // CONNECTs a second from one address; 0 means no bound
+	// ControlCharacters lets strings pass that hold the code points which MQTT 5.0 §1.5.4
+	// advises against; false refuses them in topics, filters and what goes along with messages.
+	ControlCharacters bool
+	Spread            time.Duration // over which requests to refresh after an edit are spread; 0 means 5 s
 	// HandshakeFailed is told of each connection that ended within its TLS handshake, and why; nil: nobody is. It must not block.
 	HandshakeFailed func(remote string, err error)
 	Now             func() time.Time // nil means time.Now

@@ -186,7 +186,7 @@ func bytesOfASession(t *testing.T, v packet.Version, data []byte, piece int) boo
 	if err != nil {
 		return false
 	}
-	h := newHouse(t, mqtt.Options{PacketBytes: packetBytes, QueueMessages: 1 << 20, QueueBytes: 1 << 30})
+	h := newHouse(t, mqtt.Options{PacketBytes: packetBytes, QueueMessages: 1 << 20, QueueBytes: 1 << 30, ControlCharacters: true})
 	defer h.close()
 	ear := h.device("ear")
 	ear.subscribe(0, "#")

@@ -79,11 +79,20 @@ func TestABadConnectIsTheEnd(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBoth(t, func(t *testing.T, h *house, v packet.Version) {
-				c := h.raw(packet.V311) // as which it reads what comes
+				reads := packet.V311 // as which it reads what comes
+				if v == packet.V5 && x.says == 0 {
+					reads = packet.V5
+				}
+				c := h.raw(reads)
 				_, _ = c.nc.Write(x.spoil(packet.Append(nil, hello(v, "lamp-7", h.token("lamp-7", time.Hour)), v)))
 				if x.says != 0 {
 					if ack := want[*packet.Connack](c); ack.Code != x.says {
 						t.Errorf("return code %d, want %d", ack.Code, x.says)
+					}
+				}
+				if reads == packet.V5 {
+					if ack := want[*packet.Connack](c); ack.Code != packet.Malformed || !ack.Properties.Empty() {
+						t.Errorf("%+v, want 0x81 alone", ack)
 					}
 				}
 				c.over()

@@ -186,7 +186,7 @@ func (c *conn) workOn(ctx context.Context, b []byte) (used, rest int) {
 		}
 		first, body, n, err := packet.Frame(b[used:], most)
 		if err != nil {
-			c.end(err)
+			c.badFrame(b[used:], err)
 			break
 		}
 		if n == 0 {

@@ -32,24 +32,22 @@ func (c *conn) greet(ctx context.Context, w *batch, first byte, body []byte) err
 	case t == packet.AUTH && c.ace != nil:
 		p, err := packet.Parse(first, body, c.version)
 		if err != nil {
-			return err
+			return c.turnAway(err)
 		}
 		return c.answered(ctx, w.now, p.(*packet.Auth))
 	default:
 		return wrong(packet.ProtocolError, t, "CONNECT comes first")
 	}
 	if err := c.broker.rates.Take(network(c.remote), w.now); err != nil {
-		if len(body) > 6 && packet.Version(body[6]) == packet.V5 { // no more of it is read
-			c.version, c.largest = packet.V5, shortConnack
-		}
+		c.saysV5(body) // no more of it is read
 		return c.turnAway(err)
 	}
 	p, err := packet.Parse(first, bytes.Clone(body), packet.V5) // it may have to wait for a proof
 	if err != nil {
-		if e, ok := errors.AsType[*packet.Error](err); ok && e.Reason == packet.BadVersion {
+		if e, ok := errors.AsType[*packet.Error](err); ok && e.Reason == packet.BadVersion || c.saysV5(body) {
 			return c.turnAway(err)
 		}
-		return err
+		return err // MQTT 3.1.1 §3.1.4: closed without CONNACK
 	}
 	cp := p.(*packet.Connect)
 	c.version = cp.Version
@@ -69,6 +67,32 @@ func (c *conn) greet(ctx context.Context, w *batch, first byte, body []byte) err
 		return c.turnAway(err)
 	}
 	return nil
+}
+
+// saysV5 reports whether the body of a CONNECT that is not read to its end is of version
+// 5, whose client may be told why it is refused (MQTT 5.0 §3.1.4), as shortly as can be.
+func (c *conn) saysV5(body []byte) bool {
+	if !bytes.HasPrefix(body, []byte("\x00\x04MQTT\x05")) {
+		return false
+	}
+	c.version, c.largest = packet.V5, shortConnack
+	return true
+}
+
+// badFrame ends a connection for a packet that is none, or too large. A CONNECT of
+// version 5 is answered.
+func (c *conn) badFrame(b []byte, err error) {
+	if c.live() == nil && c.ace == nil && packet.Type(b[0]>>4) == packet.CONNECT {
+		at := 1
+		for at < len(b) && b[at] >= 128 && at < 4 { // its length
+			at++
+		}
+		if at+1 < len(b) && c.saysV5(b[at+1:]) {
+			_ = c.turnAway(err) // always nil
+			return
+		}
+	}
+	c.end(err)
 }
 
 // network is whom a remote address is counted with.
@@ -137,10 +161,7 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 		return err
 	}
 	c.broker.wills.cameBack(c.client, s.Authority(), present, now)
-	c.keepAlive = time.Duration(p.KeepAlive) * time.Second
-	if most := c.broker.o.KeepAlive; c.version == packet.V5 && (c.keepAlive == 0 || c.keepAlive > most) {
-		c.keepAlive = most
-	}
+	c.keepAlive = c.keepAliveOf(p)
 	_ = c.nc.SetDeadline(time.Time{}) // the error is that of a closed connection, which the next read reports
 	c.deadline = time.Time{}
 	ack := &packet.Connack{}
@@ -150,7 +171,7 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 	}
 	ack.SessionPresent = present
 	if c.version == packet.V5 {
-		c.promise(ack, p, ad.assigned, s, lost, dropped)
+		c.promise(ack, p, ad, s, lost, dropped)
 	}
 	c.join(time.Now())
 	c.session.Store(s)
@@ -184,8 +205,31 @@ func (c *conn) name(p *packet.Connect, subject watchword.SubjectID) (id string, 
 	return id, false, nil
 }
 
-// promise says what there is and what not (MQTT 5.0 §3.2.2.3).
-func (c *conn) promise(ack *packet.Connack, p *packet.Connect, assigned bool, s *session.Session, lost []string, dropped int64) {
+// keepAliveOf is for how long the client of a CONNECT may be silent.
+func (c *conn) keepAliveOf(p *packet.Connect) time.Duration {
+	d := time.Duration(p.KeepAlive) * time.Second
+	if most := c.broker.o.KeepAlive; c.version == packet.V5 && (d == 0 || d > most) {
+		return most
+	}
+	return d
+}
+
+// mayAnswerConnect refuses a client that takes no packet as large as its CONNACK, which
+// it must have. Reason: packet too large.
+func (c *conn) mayAnswerConnect(p *packet.Connect, ad *admission) error {
+	if c.version != packet.V5 || c.largest == 0 {
+		return nil
+	}
+	ack := &packet.Connack{}
+	c.limits(ack, p, ad)
+	if n := len(packet.Append(nil, ack, c.version)); n > c.largest {
+		return wrong(packet.TooLarge, packet.CONNECT, fmt.Sprintf("CONNACK has %d bytes at least, more than the maximum packet size", n))
+	}
+	return nil
+}
+
+// limits says what there is and what not (MQTT 5.0 §3.2.2.3): what the client must hear.
+func (c *conn) limits(ack *packet.Connack, p *packet.Connect, ad *admission) {
 	props := &ack.Properties
 	props.SetNumber(packet.ReceiveMaximum, ReceiveMaximum)
 	props.SetNumber(packet.MaximumPacketSize, uint32(c.broker.o.PacketBytes))
@@ -193,15 +237,21 @@ func (c *conn) promise(ack *packet.Connack, p *packet.Connect, assigned bool, s 
 	if n, ok := p.Properties.Number(packet.SessionExpiry); ok && n != c.expiry(p) {
 		props.SetNumber(packet.SessionExpiry, c.expiry(p))
 	}
-	if c.keepAlive != time.Duration(p.KeepAlive)*time.Second {
-		props.SetNumber(packet.ServerKeepAlive, uint32(c.keepAlive/time.Second))
+	if d := c.keepAliveOf(p); d != time.Duration(p.KeepAlive)*time.Second {
+		props.SetNumber(packet.ServerKeepAlive, uint32(d/time.Second))
 	}
-	if assigned {
-		props.SetText(packet.AssignedClientID, c.id)
+	if ad.assigned {
+		props.SetText(packet.AssignedClientID, ad.id)
 	}
 	if c.byAce {
 		props.SetText(packet.AuthMethod, aceMethod)
 	}
+}
+
+// promise adds to the limits what explains.
+func (c *conn) promise(ack *packet.Connack, p *packet.Connect, ad *admission, s *session.Session, lost []string, dropped int64) {
+	c.limits(ack, p, ad)
+	props := &ack.Properties
 	props.User = []packet.Pair{{Name: "session", Value: string(s.ID())}, {Name: "expires_at", Value: s.Authority().Expires().UTC().Format(time.RFC3339)}}
 	for _, f := range lost[:min(len(lost), maxLost)] { // no client is left believing in a subscription that is gone
 		props.User = append(props.User, packet.Pair{Name: "lost", Value: f})

@@ -3,6 +3,7 @@ package mqtt
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"slices"
 
 	"github.com/watchword-iot/watchword/policy"
@@ -25,6 +26,10 @@ func (b *Broker) Load(ctx context.Context) error {
 		m, err := unstored(r.Packet, r.Expires)
 		if err != nil {
 			return err
+		}
+		if !b.takes(m.topic) {
+			b.o.Log.WarnContext(ctx, "a retained message is not given: its topic holds control characters", slog.String("topic", clip(m.topic)))
+			return nil
 		}
 		b.world(r.Tenant).retained.load(m, r)
 		return nil

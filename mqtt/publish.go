@@ -123,6 +123,9 @@ func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (at *commi
 	if !v.decision.Allowed {
 		return nil, false, v.decision.Err()
 	}
+	if err := c.broker.takesProperties(&p.Properties, packet.PUBLISH); err != nil {
+		return nil, false, err
+	}
 	m := c.message(p, w.whole, w.now)
 	var o outcome
 	key, err := c.client.send(ctx, w, m, v.house, &o, actor{session: c.live(), trace: string(c.live().ID())})
@@ -197,7 +200,7 @@ func (cl *client) sendOn(ctx context.Context, w *batch, m *message, h house, o *
 func (c *conn) decide(topic string) *verdict {
 	a := c.live().Authority()
 	if c.verdict.by != a || c.verdict.topic != topic {
-		if policy.CheckTopic(topic) != nil {
+		if policy.CheckTopic(topic) != nil || !c.broker.takes(topic) {
 			return nil
 		}
 		c.verdict = judge(a, topic)

@@ -64,6 +64,9 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 	if err == nil {
 		err = policy.CheckFilter(filter)
 	}
+	if err == nil && !c.broker.takes(f.Topic) { // no topic that is taken could match it by that level
+		err = watchword.RefuseField("filter", "holds control characters")
+	}
 	if err != nil {
 		return nil, false, wrong(packet.BadFilter, packet.SUBSCRIBE, err.Error())
 	}
@@ -180,6 +183,8 @@ func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
 		} else if f == authTopic && c.auth != nil {
 			c.listen(nil)
 			code = packet.Success
+		} else if _, filter, _, err := policy.Share(f); err != nil || policy.CheckFilter(filter) != nil {
+			code = packet.BadFilter // MQTT 5.0 §3.11.3
 		}
 		ack.Codes = append(ack.Codes, code)
 	}

@@ -67,8 +67,11 @@ func (c *conn) newWill(p *packet.Will, expiry uint32, a *session.Authority) (*wi
 	if p == nil {
 		return nil, nil
 	}
-	if policy.CheckTopic(p.Topic) != nil || strings.HasPrefix(p.Topic, ownTopics) {
+	if policy.CheckTopic(p.Topic) != nil || strings.HasPrefix(p.Topic, ownTopics) || !c.broker.takes(p.Topic) {
 		return nil, wrong(packet.BadTopic, packet.CONNECT, "the will's topic is none that this server takes")
+	}
+	if err := c.broker.takesProperties(&p.Properties, packet.CONNECT); err != nil {
+		return nil, err
 	}
 	if v := judge(a, p.Topic); !v.decision.Allowed {
 		return nil, v.decision.Err()

@@ -48,6 +48,9 @@ type ServerConfig struct {
 	TrustedProxies []string `toml:"trusted_proxies"`
 	ProxyProtocol  []string `toml:"proxy_protocol"` // addresses or prefixes of proxies that begin with a PROXY header, version 2
 	TLSMin         string   `toml:"tls_min"`        // "1.3", or "1.2" for devices that have no newer one
+
+	// MQTTControlCharacters lets MQTT strings pass that hold control characters or non-characters.
+	MQTTControlCharacters bool `toml:"mqtt_control_characters"`
 }
 
 // StoreConfig says where state lies: "sqlite" is a file in the data folder.

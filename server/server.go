@@ -208,6 +208,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.broker = mqtt.New(mqtt.Parts{
 		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes,
 		Options: mqtt.Options{
+			ControlCharacters: s.cfg.Server.MQTTControlCharacters,
 			PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
 			Sessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, KeptBytes: int64(s.cfg.Limits.KeptBytes),
 			RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes,

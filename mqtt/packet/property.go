@@ -235,7 +235,7 @@ func (r *reader) property(p *Properties, t Type) {
 	case formText:
 		p.SetText(id, r.text())
 	case formTopic:
-		p.SetText(id, r.topic())
+		p.SetText(id, r.responseTopic())
 	case formData:
 		p.SetData(id, r.binary())
 	case formVarint:

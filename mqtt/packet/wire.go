@@ -74,6 +74,15 @@ func (r *reader) topic() string {
 	return s
 }
 
+// responseTopic reads a topic name for answers, which has a character at least (§4.7.3).
+func (r *reader) responseTopic() string {
+	s := r.topic()
+	if r.err == nil && s == "" {
+		r.fail(ProtocolError, "an empty response topic")
+	}
+	return s
+}
+
 // packetID reads an identifier, which is never 0 (§2.2.1).
 func (r *reader) packetID() uint16 {
 	id := r.uint16()

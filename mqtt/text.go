@@ -1,0 +1,53 @@
+package mqtt
+
+import (
+	"unicode/utf8"
+
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// plain reports whether s holds none of the code points that strings should not have: the
+// control characters U+0001 to U+001F and U+007F to U+009F, and the non-characters (MQTT
+// 5.0 §1.5.4, 3.1.1 §1.5.3). A receiver may take a packet with one of them for malformed,
+// and some close the connection, again and again.
+func plain(s string) bool {
+	for i := 0; i < len(s); {
+		switch c := s[i]; {
+		case c < 0x20 || c == 0x7F:
+			return false
+		case c < utf8.RuneSelf:
+			i++
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(s[i:])
+		if r <= 0x9F || 0xFDD0 <= r && r <= 0xFDEF || r&0xFFFE == 0xFFFE {
+			return false
+		}
+		i += n
+	}
+	return true
+}
+
+// takes reports whether a string may be passed on to others.
+func (b *Broker) takes(s string) bool { return b.o.ControlCharacters || plain(s) }
+
+// takesProperties refuses the strings among the properties of a message, or of a will,
+// that may not be passed on. Reasons: topic name invalid for the response topic, malformed
+// for the others.
+func (b *Broker) takesProperties(p *packet.Properties, t packet.Type) error {
+	if b.o.ControlCharacters || p.Empty() {
+		return nil
+	}
+	if s, ok := p.Text(packet.ResponseTopic); ok && !plain(s) {
+		return wrong(packet.BadTopic, t, "the response topic holds control characters")
+	}
+	s, _ := p.Text(packet.ContentType)
+	bad := !plain(s)
+	for _, u := range p.User {
+		bad = bad || !plain(u.Name) || !plain(u.Value)
+	}
+	if bad {
+		return wrong(packet.Malformed, t, "the content type or a user property holds control characters")
+	}
+	return nil
+}
