@@ -112,6 +112,9 @@ func TestSubscriptionsAreCountedAsTheyAre(t *testing.T) {
 	}
 }
 
+// needs is what the levels of a filter take where nothing else is.
+func (w *world) needs(filter string) int64 { return (&level[*subscription]{}).missing(filter) }
+
 // Whoever comes and goes in whatever order, all that is there is charged to somebody who
 // needs it, once: the sum is that of the parts, and nobody is charged for more than it
 // would have to pay alone.
@@ -162,6 +165,28 @@ func TestEachLevelIsChargedOnce(t *testing.T) {
 		}
 		if a, b := s.world.subscribed.Total(), again.world.subscribed.Total(); a != b {
 			t.Fatalf("step %d: %d are charged, and %d where the same are new", step, a, b)
+		}
+		for _, cl := range s.clients { // what each is charged for is its own, or a level that it needs
+			var sum int64
+			for _, x := range cl.subs {
+				if sum += x.bytes() + x.levels; x.levels < 0 || x.levels > s.world.needs(x.filter) {
+					t.Fatalf("step %d: %s is charged %d for levels", step, x.name, x.levels)
+				}
+			}
+			for _, g := range s.world.groups.all {
+				if g.payer != cl {
+					continue
+				}
+				if cl.subs[g.sub.name] == nil {
+					t.Fatalf("step %d: %s is charged for the group %s, and is no member", step, cl.id, g.sub.name)
+				}
+				if sum += groupBytes + g.sub.levels; g.sub.levels < 0 || g.sub.levels > s.world.needs(g.sub.filter) {
+					t.Fatalf("step %d: the group %s is charged %d for levels", step, g.sub.name, g.sub.levels)
+				}
+			}
+			if n := s.world.subscribed.Used(cl.account()); n != sum {
+				t.Fatalf("step %d: %s is charged %d for what is worth %d", step, cl.id, n, sum)
+			}
 		}
 		for id, m := range most {
 			if n := s.world.subscribed.Used(s.client(id).account()); n > m || n == 0 {
