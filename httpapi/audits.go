@@ -161,6 +161,7 @@ const maxEntries = 1000
 // readQuery reads what is asked for. Code: bad_request, with the parameter.
 func readQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 	p.Limit = 100
+	var token int64
 	for name, values := range v {
 		s := values[0]
 		if len(values) > 1 || len(s) > 256 {
@@ -183,12 +184,14 @@ func readQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 			p.After, err = number(name, s, 1<<53)
 		case "before":
 			p.Before, err = number(name, s, 1<<53)
-		case "limit":
+		case "limit", "page_size":
 			var n int64
 			if n, err = number(name, s, maxEntries); n < 1 && err == nil {
 				err = watchword.RefuseField(name, "must be at least 1")
 			}
 			p.Limit = int(n)
+		case "page_token":
+			token, err = number(name, s, 1<<53)
 		case "order":
 			if p.Newest = s == "newest"; !p.Newest && s != "oldest" {
 				err = watchword.RefuseField(name, "must be newest or oldest")
@@ -199,6 +202,12 @@ func readQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 		if err != nil {
 			return q, p, err
 		}
+	}
+	switch {
+	case token > 0 && p.Newest:
+		p.Before = token
+	case token > 0:
+		p.After = token
 	}
 	return q, p, q.Check()
 }
@@ -245,13 +254,21 @@ func (a *API) listEntries(w http.ResponseWriter, r *http.Request, c *caller) err
 	}
 	out := struct {
 		Entries []Entry `json:"entries"`
-	}{[]Entry{}}
+		Next    string  `json:"next_page_token,omitempty"`
+	}{Entries: []Entry{}}
 	for _, row := range rows {
 		e, err := viewEntry(row)
 		if err != nil {
 			return err
 		}
 		out.Entries = append(out.Entries, e)
+	}
+	var more bool
+	if out.Entries, more, err = cut(out.Entries, p.Limit); err != nil {
+		return err
+	}
+	if n := len(out.Entries); more || n > 0 && n == p.Limit { // the rest is asked for only where somebody wants it
+		out.Next = strconv.FormatInt(out.Entries[n-1].Seq, 10)
 	}
 	answer(w, http.StatusOK, out)
 	return nil

@@ -142,18 +142,18 @@ func (a *API) commandRoutes() {
 			}
 			out := &commandListOut{}
 			out.Body.Commands = []Command{}
-			for i, r := range rows {
-				if i == in.Size {
-					out.Body.Next = string(rows[i-1].ID)
-					break
-				}
+			for _, r := range rows {
 				v, err := a.viewCommand(r, false)
 				if err != nil {
 					return nil, err
 				}
 				out.Body.Commands = append(out.Body.Commands, v)
 			}
-			return out, nil
+			var more bool
+			if out.Body.Commands, more, err = cut(out.Body.Commands, in.Size); more {
+				out.Body.Next = string(out.Body.Commands[len(out.Body.Commands)-1].ID)
+			}
+			return out, err
 		})
 
 	type commandOneIn struct {

@@ -166,14 +166,14 @@ func (a *API) deviceRoutes() {
 			}
 			out := &deviceListOut{}
 			out.Body.Devices = []Device{}
-			for i, s := range rows {
-				if i == in.Size {
-					out.Body.Next = string(rows[i-1].ID)
-					break
-				}
+			for _, s := range rows {
 				out.Body.Devices = append(out.Body.Devices, viewDevice(s))
 			}
-			return out, nil
+			var more bool
+			if out.Body.Devices, more, err = cut(out.Body.Devices, in.Size); more {
+				out.Body.Next = string(out.Body.Devices[len(out.Body.Devices)-1].ID)
+			}
+			return out, err
 		})
 
 	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}", summary: "One device with its keys, functions and live sessions"},

@@ -188,9 +188,3 @@ func (a *API) describeOpen(method, path, summary string) {
 
 // none is the input or output of an operation that has none.
 type none struct{}
-
-// Page is what every list takes.
-type Page struct {
-	Size  int    `query:"page_size" minimum:"1" maximum:"1000" default:"100"`
-	Token string `query:"page_token" maxLength:"128"`
-}

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -45,6 +46,7 @@ func (a *API) keyRoutes() {
 	type keyListOut struct {
 		Body struct {
 			Keys   []ServerKey `json:"keys"`
+			Next   string      `json:"next_page_token,omitempty"`
 			Pin    string      `json:"pin" doc:"SHA-256 of the active root's SPKI"`
 			Bundle struct {
 				Version   int64     `json:"ver"`
@@ -56,16 +58,24 @@ func (a *API) keyRoutes() {
 	}
 	type keyOut struct{ Body ServerKey }
 	register(a, operation{method: http.MethodGet, path: "/v1/keys", summary: "The server's own keys"},
-		func(context.Context, *caller, *none) (*keyListOut, error) {
+		func(_ context.Context, _ *caller, in *Page) (*keyListOut, error) {
 			st := a.Keys.Status(a.Now())
 			out := &keyListOut{}
 			out.Body.Keys, out.Body.Pin = []ServerKey{}, st.Pin
+			if i := slices.IndexFunc(st.Keys, func(k keyring.Info) bool { return string(k.ID) == in.Token }); in.Token != "" {
+				st.Keys = st.Keys[i+1:] // one that is gone meanwhile: from the beginning
+			}
 			for _, k := range st.Keys {
 				out.Body.Keys = append(out.Body.Keys, viewKey(k))
 			}
+			var more bool
+			var err error
+			if out.Body.Keys, more, err = cut(out.Body.Keys, in.Size); more {
+				out.Body.Next = string(out.Body.Keys[len(out.Body.Keys)-1].ID)
+			}
 			b := &out.Body.Bundle
 			b.Version, b.ExpiresAt, b.Ahead, b.Stale = st.Version, st.BundleExpires.UTC(), st.Ahead, st.Stale
-			return out, nil
+			return out, err
 		})
 	type rotateIn struct {
 		Role keyring.Role `path:"role" maxLength:"16"`

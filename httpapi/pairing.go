@@ -158,14 +158,14 @@ func (a *API) pairingListRoutes() {
 			}
 			out := &pairingListOut{}
 			out.Body.Pairings, out.Body.Pin = []Pairing{}, a.Gate.Pin()
-			for i, p := range rows {
-				if i == in.Size {
-					out.Body.Next = rows[i-1].ID
-					break
-				}
+			for _, p := range rows {
 				out.Body.Pairings = append(out.Body.Pairings, viewPairing(p))
 			}
-			return out, nil
+			var more bool
+			if out.Body.Pairings, more, err = cut(out.Body.Pairings, in.Size); more {
+				out.Body.Next = rows[len(out.Body.Pairings)-1].ID
+			}
+			return out, err
 		})
 	register(a, operation{method: http.MethodGet, path: "/v1/enrollments/{user_code}", summary: "One device that waits"},
 		func(ctx context.Context, c *caller, in *OfPairing) (*pairingOut, error) {

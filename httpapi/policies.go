@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -29,15 +30,26 @@ func (a *API) policyRoutes() {
 	type policyListOut struct {
 		Body struct {
 			Policies []Policy `json:"policies"`
+			Next     string   `json:"next_page_token,omitempty"`
 		}
 	}
 	register(a, operation{method: http.MethodGet, path: "/v1/policies", summary: "All policies, by name"},
-		func(ctx context.Context, c *caller, _ *none) (*policyListOut, error) {
+		func(ctx context.Context, c *caller, in *Page) (*policyListOut, error) {
 			rows, err := a.Registry.Policies(ctx, c.Tenant())
+			if err != nil {
+				return nil, err
+			}
 			out := &policyListOut{}
 			out.Body.Policies = []Policy{}
 			for _, p := range rows {
-				out.Body.Policies = append(out.Body.Policies, viewPolicy(p))
+				if p.Name > in.Token {
+					out.Body.Policies = append(out.Body.Policies, viewPolicy(p))
+				}
+			}
+			slices.SortFunc(out.Body.Policies, func(a, b Policy) int { return strings.Compare(a.Name, b.Name) })
+			var more bool
+			if out.Body.Policies, more, err = cut(out.Body.Policies, in.Size); more {
+				out.Body.Next = out.Body.Policies[len(out.Body.Policies)-1].Name
 			}
 			return out, err
 		})

@@ -102,8 +102,15 @@ func (a *API) retainedRoutes() {
 				return out, nil
 			}
 			page, next, err := a.Wire.Retained(ctx, c.Tenant(), in.Filter, in.Owner, string(after), in.Size)
+			if err != nil {
+				return nil, err
+			}
 			for _, m := range page {
 				out.Body.Retained = append(out.Body.Retained, viewRetained(m))
+			}
+			var more bool
+			if out.Body.Retained, more, err = cut(out.Body.Retained, in.Size); more {
+				next = page[len(out.Body.Retained)-1].Topic
 			}
 			out.Body.Next = base64.RawURLEncoding.EncodeToString([]byte(next))
 			return out, err

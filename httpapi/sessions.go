@@ -3,6 +3,8 @@ package httpapi
 import (
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"time"
@@ -42,6 +44,114 @@ func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live 
 	return live, away
 }
 
+// sessionPlace is where a list of sessions goes on: after a live session, by its id, or,
+// when these are done, after one that is away, by its client identifier. Where From is not
+// 0, that one comes again, with its subscriptions from that number on.
+type sessionPlace struct {
+	Live string `json:"l,omitempty"`
+	Away string `json:"a,omitempty"`
+	From int    `json:"f,omitempty"`
+}
+
+// sessionPage is one page of [API.sessions].
+func (a *API) sessionPage(t watchword.TenantID, subject watchword.SubjectID, in Page) (live []Session, away []Away, next string, err error) {
+	var from sessionPlace
+	if in.Token != "" {
+		if err := placeOf(in.Token, &from); err != nil {
+			return nil, nil, "", err
+		}
+	}
+	allLive, allAway := a.sessions(t, subject)
+	p := sessionPager{room: pageBytes, left: in.Size, from: from.From}
+	live, away = []Session{}, []Away{}
+	for _, s := range allLive {
+		if from.Away != "" || !from.next(string(s.ID), from.Live) {
+			continue
+		}
+		whole := p.take(func(cut func(*ClientState) *ClientState) any {
+			s.MQTT = cut(s.MQTT)
+			return s
+		}, string(s.ID) == from.Live)
+		if p.took {
+			live = append(live, s)
+			p.last = sessionPlace{Live: string(s.ID), From: p.at}
+		}
+		if !whole {
+			next, err = tokenOf(p.last)
+			return live, away, next, errors.Join(err, p.err)
+		}
+	}
+	for _, s := range allAway {
+		if !from.next(s.MQTT.Client, from.Away) {
+			continue
+		}
+		whole := p.take(func(cut func(*ClientState) *ClientState) any {
+			s.MQTT = *cut(&s.MQTT)
+			return s
+		}, s.MQTT.Client == from.Away)
+		if p.took {
+			away = append(away, s)
+			p.last = sessionPlace{Live: p.last.Live, Away: s.MQTT.Client, From: p.at}
+		}
+		if !whole {
+			next, err = tokenOf(p.last)
+			return live, away, next, errors.Join(err, p.err)
+		}
+	}
+	return live, away, "", p.err
+}
+
+// next reports whether one comes on the page that begins after last.
+func (from sessionPlace) next(id, last string) bool { return id > last || id == last && from.From > 0 }
+
+// sessionPager fills one page.
+type sessionPager struct {
+	room int // bytes
+	left int // sessions
+	from int // of the subscriptions of the first one
+
+	took bool // the last one is on the page
+	at   int  // its subscription with which the next page goes on; 0: it is there as a whole
+	last sessionPlace
+	err  error
+}
+
+// take puts a session on the page, with as many of its subscriptions as there is room
+// for, and reports whether more may follow. again says that it was on the page before.
+func (p *sessionPager) take(view func(cut func(*ClientState) *ClientState) any, again bool) bool {
+	p.took, p.at = false, 0
+	if p.left == 0 || p.room <= 0 {
+		return false
+	}
+	whole := true
+	b, err := json.Marshal(view(func(c *ClientState) *ClientState {
+		if c == nil {
+			return nil
+		}
+		out := *c
+		first := 0
+		if again {
+			first = min(p.from, len(c.Subscriptions))
+		}
+		out.Subscriptions = c.Subscriptions[first:]
+		bytes := 0
+		for i, f := range out.Subscriptions {
+			b, err := json.Marshal(f)
+			p.err = errors.Join(p.err, err)
+			if bytes += len(b) + 1; i > 0 && bytes > p.room {
+				out.Subscriptions, whole, p.at = out.Subscriptions[:i], false, first+i
+				break
+			}
+		}
+		return &out
+	}))
+	p.err = errors.Join(p.err, err)
+	p.room -= len(b) + 1
+	p.left--
+	p.took = true
+	return whole
+}
+
 // longAnswer is how long a request is being answered before it is listed among the sessions.
 const longAnswer = time.Second
 
@@ -74,19 +184,22 @@ func (a *API) sessionRoutes() {
 		Body struct {
 			Sessions []Session `json:"sessions"`
 			Away     []Away    `json:"away"`
+			Next     string    `json:"next_page_token,omitempty" doc:"a session with more subscriptions than a page has room for comes again on the next one, with those that follow"`
 		}
 	}
 	type sessionID struct {
 		ID watchword.SessionID `path:"id" maxLength:"64"`
 	}
 	type sessionListIn struct {
+		Page
 		Device watchword.SubjectID `query:"device" maxLength:"64"`
 	}
 	register(a, operation{method: http.MethodGet, path: "/v1/sessions", summary: "Live sessions on this node, and those that MQTT clients left behind"},
 		func(ctx context.Context, c *caller, in *sessionListIn) (*sessionListOut, error) {
 			out := &sessionListOut{}
-			out.Body.Sessions, out.Body.Away = a.sessions(c.Tenant(), in.Device)
-			return out, nil
+			var err error
+			out.Body.Sessions, out.Body.Away, out.Body.Next, err = a.sessionPage(c.Tenant(), in.Device, in.Page)
+			return out, err
 		})
 	register(a, operation{method: http.MethodDelete, path: "/v1/sessions/{id}", summary: "Close a live session, or end one that a client left behind", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *sessionID) (*none, error) {
@@ -103,10 +216,11 @@ func (a *API) sessionRoutes() {
 		})
 
 	register(a, operation{method: http.MethodGet, path: "/v1/self/sessions", summary: "My live sessions, and those that I left behind"},
-		func(ctx context.Context, c *caller, _ *none) (*sessionListOut, error) {
+		func(ctx context.Context, c *caller, in *Page) (*sessionListOut, error) {
 			out := &sessionListOut{}
-			out.Body.Sessions, out.Body.Away = a.sessions(c.Tenant(), c.Subject())
-			return out, nil
+			var err error
+			out.Body.Sessions, out.Body.Away, out.Body.Next, err = a.sessionPage(c.Tenant(), c.Subject(), *in)
+			return out, err
 		})
 	type sessionRefreshOut struct {
 		Body struct {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -92,9 +93,32 @@ func printList[T any](a *app, items []T, head string, row func(w io.Writer, v T)
 	return a.print(items, func(w io.Writer) {
 		fmt.Fprintln(w, head)
 		for _, v := range items {
-			row(w, v)
+			var line bytes.Buffer
+			row(&line, v)
+			fmt.Fprint(w, clipCells(line.String()))
 		}
 	})
+}
+
+// maxCell is how many characters of one value a table shows. JSON has it whole.
+const maxCell = 100
+
+// clipCells shortens what stands between tabs.
+func clipCells(lines string) string {
+	var out strings.Builder
+	for line := range strings.Lines(lines) {
+		for i, cell := range strings.Split(strings.TrimSuffix(line, "\n"), "\t") {
+			if i > 0 {
+				out.WriteByte('\t')
+			}
+			if c := []rune(cell); len(c) > maxCell {
+				cell = string(c[:maxCell-1]) + "…"
+			}
+			out.WriteString(cell)
+		}
+		out.WriteByte('\n')
+	}
+	return out.String()
 }
 
 func (a *app) printProblem(code watchword.Code, detail string) {

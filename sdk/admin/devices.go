@@ -249,16 +249,39 @@ func (c *Client) Sessions(ctx context.Context, device watchword.SubjectID) ([]Se
 // AllSessions returns the live sessions on the node that answers, and those that MQTT
 // clients left behind, of one device or of all with an empty name.
 func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([]Session, []Away, error) {
-	var out struct {
-		Sessions []Session `json:"sessions"`
-		Away     []Away    `json:"away"`
-	}
-	q := url.Values{}
+	live, away := []Session{}, []Away{}
+	q := url.Values{"page_size": {"500"}}
 	if device != "" {
 		q.Set("device", string(device))
 	}
-	err := c.call(ctx, http.MethodGet, "/v1/sessions", q, nil, &out)
-	return out.Sessions, out.Away, err
+	for {
+		var page struct {
+			Sessions []Session `json:"sessions"`
+			Away     []Away    `json:"away"`
+			Next     string    `json:"next_page_token"`
+		}
+		if err := c.call(ctx, http.MethodGet, "/v1/sessions", q, nil, &page); err != nil {
+			return nil, nil, err
+		}
+		for _, s := range page.Sessions { // one with many subscriptions comes in parts
+			if n := len(live); n > 0 && live[n-1].ID == s.ID && live[n-1].MQTT != nil && s.MQTT != nil {
+				live[n-1].MQTT.Subscriptions = append(live[n-1].MQTT.Subscriptions, s.MQTT.Subscriptions...)
+				continue
+			}
+			live = append(live, s)
+		}
+		for _, s := range page.Away {
+			if n := len(away); n > 0 && away[n-1].MQTT.Client == s.MQTT.Client {
+				away[n-1].MQTT.Subscriptions = append(away[n-1].MQTT.Subscriptions, s.MQTT.Subscriptions...)
+				continue
+			}
+			away = append(away, s)
+		}
+		if page.Next == "" {
+			return live, away, nil
+		}
+		q.Set("page_token", page.Next)
+	}
 }
 
 // CloseSession ends one live session, or one that a client left behind. Code: not_found.

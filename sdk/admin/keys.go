@@ -25,6 +25,7 @@ type ServerKey struct {
 // ServerKeys is the server's keys, and how it stands with its trust bundle.
 type ServerKeys struct {
 	Keys   []ServerKey `json:"keys"`
+	Next   string      `json:"next_page_token,omitempty"` // of a page; the client follows it
 	Pin    string      `json:"pin"`
 	Bundle struct {
 		Version   int64     `json:"ver"`
@@ -46,8 +47,17 @@ type PlannedBundle struct {
 
 // ServerKeys returns the server's own keys, oldest first.
 func (c *Client) ServerKeys(ctx context.Context) (ks ServerKeys, err error) {
-	err = c.call(ctx, http.MethodGet, "/v1/keys", nil, nil, &ks)
-	return ks, err
+	var all []ServerKey
+	for q := (url.Values{"page_size": {"500"}}); ; q.Set("page_token", ks.Next) {
+		ks = ServerKeys{}
+		if err := c.call(ctx, http.MethodGet, "/v1/keys", q, nil, &ks); err != nil {
+			return ServerKeys{}, err
+		}
+		if all = append(all, ks.Keys...); ks.Next == "" {
+			ks.Keys = all
+			return ks, nil
+		}
+	}
 }
 
 // RotateKey makes a role's next key; atOnce lets it sign now. Codes: not_found, conflict.

@@ -97,12 +97,13 @@ func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]Entr
 		v.Set("limit", strconv.Itoa(want))
 		var got struct {
 			Entries []Entry `json:"entries"`
+			Next    string  `json:"next_page_token"`
 		}
 		if _, err := c.rest.JSON(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/audit", Query: v, Max: 256 << 20}, nil, &got); err != nil {
 			return nil, err
 		}
 		all = append(all, got.Entries...)
-		if len(got.Entries) < want {
+		if got.Next == "" || len(got.Entries) == 0 {
 			break
 		}
 		if last := all[len(all)-1].Seq; q.Newest {
