@@ -19,7 +19,7 @@ import (
 
 // oddTopics is what may stand in a topic and means something in a path.
 var oddTopics = []string{
-	"a", "a/b", "a/b/c", "a//b", "/a", "a/", "//", ".", "..", "a/../b", "a/./b", "../../v1/devices", "a%2Fb", "100%", "a b", "a?x=1", "a;b", "$stats/x", "é/ü", "%", "self/state",
+	"a", "a/b", "a/b/c", "a//b", "/a", "a/", "//", ".", "..", "a/../b", "a/./b", "../../v1/devices", "a%2Fb", "100%", "a b", "a?x=1", "a;b", "$stats/x", "é/ü", "%", "self/state", strings.Repeat("long/", 60) + strings.Repeat("x", 724),
 }
 
 func retain(t *testing.T, w *pahoWire, topic, payload string) {
@@ -139,6 +139,10 @@ get = ["/v1/retained/open/+/secret", "/v1/retained/open/shut/#"]
 		if a := h.ask("DELETE", "/v1/retained/"+path, tok, ""); a.status == 204 {
 			t.Errorf("%s was deleted without a right", path)
 		}
+	}
+	// A right covers topics that no client may publish to any more, so that they can be removed.
+	if a := h.ask("GET", "/v1/retained/open/a%01", tok, ""); a.status == 403 {
+		t.Errorf("a control character: %d %s", a.status, a.body)
 	}
 	for _, path := range []string{"/v1/retained", "/v1/devices/%2E%2E", "/v1/retained/../devices", "/v1/retained%2F..%2Fdevices", "/v1/%72etained"} {
 		if a := h.ask("GET", path, tok, ""); a.status < 400 {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/base64"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/permit"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
@@ -48,8 +50,8 @@ func viewRetained(m session.Retained) Retained {
 const retainedPrefix = "/v1/retained/"
 
 // judgedPath is the path of a request as policies judge it: that of its URL, but for topics,
-// whose levels may be empty, . or .. while such segments of a path are nobody's. They
-// stand as %, %2E and %2E%2E, which wildcards cover.
+// whose levels may be empty, ., .. or not printable while such segments of a path are
+// nobody's. They stand as %, %2E and %2E%2E, and percent-encoded, which wildcards cover.
 func judgedPath(r *http.Request) string {
 	topic, ok := strings.CutPrefix(r.URL.Path, retainedPrefix)
 	if !ok {
@@ -57,11 +59,13 @@ func judgedPath(r *http.Request) string {
 	}
 	levels := strings.Split(topic, "/")
 	for i, l := range levels {
-		switch l {
-		case "":
+		switch {
+		case l == "":
 			levels[i] = "%"
-		case ".", "..":
+		case l == "." || l == "..":
 			levels[i] = strings.ReplaceAll(l, ".", "%2E")
+		case !permit.Printable(l):
+			levels[i] = url.PathEscape(l)
 		}
 	}
 	return retainedPrefix + strings.Join(levels, "/")

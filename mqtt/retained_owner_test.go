@@ -3,6 +3,7 @@ package mqtt_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/session"
 )
 
 // retainAll publishes one retained message to each topic.
@@ -160,8 +162,8 @@ func TestRetainedMessagesOfAnEarlierLifeAreGone(t *testing.T) {
 				one.vanish()
 				h.device("two").retainAll("b")
 				end(h)
+				h.kept(1) // nobody needs to ask for them
 				h.gets("#", "b")
-				h.kept(1)
 				h.reborn0("one")
 				h.gets("#", "b")
 			})
@@ -417,6 +419,28 @@ func TestWhatWaitsToBeWrittenIsCounted(t *testing.T) {
 	})
 }
 
+// What fails to be written, and is written again, is counted once.
+func TestWhatIsWrittenAgainIsCountedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, mqtt.Options{})
+		defer h.close()
+		one := h.device("one")
+		synctest.Wait()
+		h.store.shut()
+		for range 2 { // one is being written, one waits for it
+			one.publish0("a")
+			synctest.Wait()
+		}
+		h.store.fail(true)
+		synctest.Wait()
+		h.store.fail(false)
+		time.Sleep(time.Second)
+		h.kept(1)
+		one.retain("a", "")
+		h.kept(0)
+	})
+}
+
 // While nothing can be written nothing is retained: it would be lost, or pile up.
 func TestNothingIsRetainedThatCannotBeWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -434,5 +458,72 @@ func TestNothingIsRetainedThatCannotBeWritten(t *testing.T) {
 		one.retainAll("c")
 		h.gets("#", "a", "c")
 		h.kept(2)
+	})
+}
+
+// stalled connects a device that reads no more than two packets ahead.
+func (h *house) stalled(id watchword.SubjectID) *client {
+	h.t.Helper()
+	mine, theirs := net.Pipe()
+	h.broker.Handle(theirs)
+	c := &client{t: h.t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 2)}
+	go c.read()
+	c.send(hello(packet.V5, string(id), h.token(id, time.Hour)))
+	want[*packet.Connack](c)
+	return c
+}
+
+// What is removed while it waits to be given is not given, and what came since comes once.
+func TestWhatChangesWhileItIsGiven(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const all, room = 100, 4
+		h := newHouse(t, mqtt.Options{QueueMessages: room, SubjectRetainedBytes: 1 << 30})
+		defer h.close()
+		one := h.device("one")
+		topics := []string{"z"}
+		for n := range all {
+			topics = append(topics, fmt.Sprintf("t/%02d", n))
+		}
+		for _, topic := range topics {
+			if r := one.retain(topic, strings.Repeat("x", 20<<10)); r.Failed() { // so much that each write carries one
+				t.Fatalf("%#x", r)
+			}
+		}
+		sub := h.stalled("sub")
+		sub.send(&packet.Subscribe{ID: sub.id(), Filters: []packet.Filter{{Topic: "#"}}})
+		synctest.Wait()
+		for _, topic := range topics[1:] {
+			if err := h.broker.DeleteRetained(t.Context(), watchword.DefaultTenant, topic, func(session.Retained) error { return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		one.retain("z", "newer") // which the subscriber hears, and is not given too
+		count := map[string]int{}
+		for {
+			synctest.Wait()
+			p, ok := wantOrNothing(sub)
+			if !ok {
+				break
+			}
+			if p, ok := p.(*packet.Publish); ok {
+				count[p.Topic]++
+			}
+		}
+		if len(count) > 4+2*room || count["z"] != 1 {
+			t.Errorf("%d topics came, z %d times", len(count), count["z"])
+		}
+	})
+}
+
+// Who gives finds out too that an owner is gone.
+func TestAnOwnerWhoIsGoneIsFoundByWhoGives(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.device("one").retainAll("a", "b")
+		h.mu.Lock()
+		h.roll["one"].Incarnation++ // and nobody is told
+		h.mu.Unlock()
+		h.policy(`publish = ["#"]`, `subscribe = ["#"]`)
+		h.gets("#")
+		h.kept(0)
 	})
 }

@@ -68,11 +68,14 @@ func PathBit(method string) uint8 {
 	return 0
 }
 
+// maxPath is the longest path that is judged: a topic may stand in one, percent-encoded.
+const maxPath = 4 * MaxTopic
+
 // cleanPath reports whether path begins with a slash and has no empty, . or ..
 // segment, but for a slash at its end.
 func cleanPath(path string) bool {
 	rest, ok := strings.CutPrefix(path, "/")
-	if !ok || len(path) > MaxTopic || !Printable(path) {
+	if !ok || len(path) > maxPath || !Printable(path) {
 		return false
 	}
 	for more := rest != ""; more; {
