@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -193,6 +194,50 @@ func TestWhoComesFirstGetsWhatWaitsForTheGroup(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What lay in the store for a member that was busy is its group's when its connection ends:
+// a member that is there and had nothing to do gets it.
+func TestWhatWaitsWithABusyMemberIsTheGroupsWhenItGoes(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		m0 := h.connect(packet.V5, "m0", h.token("m0", time.Hour), lasts, oneAtATime)
+		m0.subscribe(1, "$share/g/a")
+		pub := h.device("pub")
+		for n := 1; n <= 600; n++ {
+			pub.publish(1, "a", fmt.Sprint(n))
+		}
+		m1 := h.device("m1")
+		m1.subscribe(1, "$share/g/a")
+		m1.silent()
+		m0.vanish()
+		got := m1.takesAll(600)
+		slices.SortFunc(got, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) })
+		if !slices.Equal(got, numbers(1, 600)) {
+			t.Errorf("%v", got)
+		}
+		m1.silent()
+	})
+}
+
+// What waits for a group cuts nobody off who has no room for it yet.
+func TestWhatWaitsForAGroupOverwhelmsNobody(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.crash(mqtt.Options{QueueBytes: 2_000})
+		h.away(packet.V5, "m0", "$share/g/a")
+		pub := h.device("pub")
+		pub.publish(1, "a", strings.Repeat("x", 1_500))
+		m1 := h.device("m1", oneAtATime)
+		m1.subscribe(1, "own")
+		pub.publish(1, "own", "1")
+		pub.publish(1, "own", strings.Repeat("y", 600))
+		first := want[*packet.Publish](m1)
+		m1.subscribe(1, "$share/g/a")
+		m1.silent()
+		m1.send(&packet.Ack{Kind: packet.PUBACK, ID: first.ID})
+		m1.hears("own", strings.Repeat("y", 600))
+		m1.hears("a", strings.Repeat("x", 1_500))
+		m1.silent()
+	})
 }
 
 // Two members that come share what waits, and neither gets what the other has.
