@@ -36,6 +36,8 @@ type Store interface {
 type Roll interface {
 	Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error)
 	Target(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (policy.Target, error)
+	// Forget makes the next answer about a subject at least as new as the store is now.
+	Forget(t watchword.TenantID, id watchword.SubjectID)
 }
 
 // Safe seals what lies at rest.

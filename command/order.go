@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"strconv"
 	"time"
 
@@ -80,6 +81,9 @@ func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace st
 		"args_hash": jose.Hash(append(d.argsSalt(id), c.Args...)),
 	}))
 	if err != nil {
+		if errors.Is(err, watchword.ErrBasisMoved) {
+			d.roll.Forget(a.Tenant(), c.Device) // the caller's authority is read anew by session.Act; its target's is not
+		}
 		return Row{}, err
 	}
 	if !replay {

@@ -1,6 +1,7 @@
 package command_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -293,4 +294,19 @@ func TestCancelling(t *testing.T) {
 	by.Tenant = "other"
 	_, err = s.Cancel(t.Context(), by, s.order(command.Call{}).ID)
 	wantCode(t, "another tenant's", err, watchword.NotFound)
+}
+
+// What a device is decided on is read anew where it has changed in the store since.
+func TestAnOrderIsDecidedAgainOnItsTargetsLabels(t *testing.T) {
+	s := newSetup(t, options{})
+	_, err := s.store.SetLabels(t.Context(), here, "lamp-1", watchword.Labels{"kind": "meter"}, 0, s.now(), s.entry(audit.DeviceLabel, "lamp-1", nil))
+	must(t, err) // by another node: nobody here was told
+	order := func() error {
+		_, err := s.Order(t.Context(), s.as("alice"), command.Call{Device: "lamp-1", Function: "lamp.set"}, "trace")
+		return err
+	}
+	if err := order(); !errors.Is(err, watchword.ErrBasisMoved) {
+		t.Errorf("decided on what was remembered: %v", err)
+	}
+	wantCode(t, "decided again", order(), watchword.Denied)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/permit"
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
@@ -123,6 +124,10 @@ func (a *API) finish(r *http.Request, in *info, common http.Header) {
 func (a *API) handleRequest(w http.ResponseWriter, r *http.Request) {
 	if !plainPath(r.URL) {
 		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
+		return
+	}
+	if !permit.Printable(r.URL.Path) { // no policy can name it
+		a.fail(w, r, watchword.RefuseField("path", "must be UTF-8 without control characters"))
 		return
 	}
 	handler, pattern := a.mux.Handler(r)
