@@ -65,6 +65,7 @@ func (s *setup) pass(d time.Duration) { s.clock.Add(int64(d)) }
 type options struct {
 	store func(command.Store) command.Store
 	keys  func(command.Keys) command.Keys
+	safe  func(command.Safe) command.Safe
 	desk  command.DeskOptions
 }
 
@@ -108,7 +109,11 @@ func newSetup(t *testing.T, o options) *setup {
 	if o.keys != nil {
 		keys = o.keys(keys)
 	}
-	s.Desk = command.NewDesk(under, s.roll, s.ring, keys, o.desk)
+	safe := command.Safe(s.ring)
+	if o.safe != nil {
+		safe = o.safe(safe)
+	}
+	s.Desk = command.NewDesk(under, s.roll, safe, keys, o.desk)
 	s.subject("lamp-1", watchword.Device, watchword.Labels{"kind": "lamp"})
 	return s
 }
