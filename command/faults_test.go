@@ -126,7 +126,7 @@ func TestAStepThatFailsEndsTheWhole(t *testing.T) {
 	w := s.Watch(u.Command.ID)
 	defer w.Close()
 	settle := func() error {
-		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", s.receipt(old, u, watchword.StDone), "")
+		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, s.receipt(old, u, watchword.StDone), "")
 		return err
 	}
 	at("Handovers", settle) // whether the retired key still answers

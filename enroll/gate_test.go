@@ -66,7 +66,7 @@ func must(t *testing.T, err error) {
 }
 
 // by is the operator who does all this.
-var by = audit.Actor{Tenant: here, Subject: "alice", Key: "alice-key", Trace: "trace"}
+var by = audit.Actor{Tenant: here, Subject: "alice", Key: "alice-key", Trace: "trace", Basis: watchword.Basis{Local: true}}
 
 func wantCode(t *testing.T, what string, err error, want watchword.Code) {
 	t.Helper()
@@ -618,7 +618,7 @@ func TestChangingKeys(t *testing.T) {
 	}
 	rekey := func(what string, key watchword.KeyID, r enroll.RekeyRequest, code watchword.Code) watchword.Subject {
 		t.Helper()
-		sub, err := s.Rekey(t.Context(), audit.Actor{Tenant: here, Subject: "lamp-1", Key: key, Trace: "trace"}, r, s.now)
+		sub, err := s.Rekey(t.Context(), audit.Actor{Tenant: here, Subject: "lamp-1", Key: key, Trace: "trace", Basis: watchword.Basis{Local: true}}, r, s.now)
 		wantCode(t, what, err, code)
 		return sub
 	}
