@@ -255,6 +255,11 @@ func (cl *client) lose(a *session.Authority) (lost []string, orphans []orphan) {
 			return it.sub != nil && it.sub.dead && !cl.wanted(it) || it.sub == nil && cl.lostTo(it.m.topic, it.number()) && !cl.wanted(it)
 		})
 	}
+	if cl.head < len(cl.queue) { // what came by a subscription that the client gave up itself
+		cl.drop(func(it *item) bool {
+			return (it.sub == nil || it.sub.dead) && it.m.private == nil && !a.Subscribe(it.m.topic).Allowed
+		})
+	}
 	return lost, orphans
 }
 

@@ -52,6 +52,7 @@ func (c *conn) fetch(turn int) {
 		c.mu.Unlock()
 		return
 	}
+	a := c.live().Authority()
 	// What was taken from the backlog meanwhile is not there any more.
 	for _, e := range page {
 		if len(l.backlog) == 0 || l.backlog[0].seq != e.seq {
@@ -67,7 +68,8 @@ func (c *conn) fetch(turn int) {
 			continue
 		}
 		it := e.item(m)
-		if c.lostTo(m.topic, e.seq) && !c.wanted(&it) {
+		// What came by a subscription that it gave up is asked for by its topic.
+		if c.lostTo(m.topic, e.seq) && !c.wanted(&it) || !a.Subscribe(m.topic).Allowed {
 			c.finished(e.k, e.seq, int(e.size))
 			continue
 		}

@@ -3,6 +3,7 @@ package mqtt_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -365,4 +366,66 @@ func TestWhatPolicyTookLocksNobodyOut(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What waits by a subscription that the client gave up itself is no part of what a token
+// must cover, and given only to who may hear its topic now.
+func TestWhatWasGivenUpIsGivenToWhoMayHearIt(t *testing.T) {
+	less := []watchword.Permission{permission("topic:b", "pub", "sub")}
+	for name, tc := range map[string]struct {
+		then func(h *house) string // the token with which it comes back
+		want string
+	}{
+		"a whole token":  {func(h *house) string { return h.token("lamp", time.Hour) }, "a1 b1 a2"},
+		"a narrow token": {func(h *house) string { return h.token("lamp", time.Hour, less...) }, "b1"},
+		"policy took it": {func(h *house) string {
+			h.policy(`publish = ["#"]`, `subscribe = ["b"]`)
+			return h.token("lamp", time.Hour)
+		}, "b1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				c := h.connect(packet.V5, "lamp", h.token("lamp", time.Hour), lasts, oneAtATime)
+				c.subscribe(1, "a", "b", "first")
+				pub := h.device("pub")
+				pub.publish(1, "first", "first") // not acknowledged: the rest waits
+				for _, m := range []string{"a1", "b1", "a2"} {
+					pub.publish(1, m[:1], m)
+				}
+				want[*packet.Publish](c)
+				c.send(&packet.Unsubscribe{ID: 99, Filters: []string{"a", "first"}})
+				want[*packet.Unsuback](c)
+				c.vanish()
+				synctest.Wait()
+				c = h.connect(packet.V5, "lamp", tc.then(h), lasts)
+				pub = h.device("pub2")
+				pub.publish(1, "b", "end")
+				var got []string
+				for p := c.takes(); string(p.Payload) != "end"; p = c.takes() {
+					if p.Topic != "first" {
+						got = append(got, string(p.Payload))
+					}
+				}
+				if strings.Join(got, " ") != tc.want {
+					t.Errorf("got %q, want %q", got, tc.want)
+				}
+			})
+		})
+	}
+	t.Run("policy takes it while the client is there", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, h *house) {
+			c := h.connect(packet.V5, "lamp", h.token("lamp", time.Hour), oneAtATime)
+			c.subscribe(1, "a", "b")
+			pub := h.device("pub")
+			for _, m := range []string{"b0", "a1", "b1"} {
+				pub.publish(1, m[:1], m)
+			}
+			first := want[*packet.Publish](c)
+			c.send(&packet.Unsubscribe{ID: 99, Filters: []string{"a"}})
+			want[*packet.Unsuback](c)
+			h.policy(`publish = ["#"]`, `subscribe = ["b"]`)
+			c.send(&packet.Ack{Kind: packet.PUBACK, ID: first.ID})
+			c.hears("b", "b1")
+		})
+	})
 }

@@ -208,7 +208,6 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.broker = mqtt.New(mqtt.Parts{
 		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes,
 		Options: mqtt.Options{
-			ControlCharacters: s.cfg.Server.MQTTControlCharacters,
 			PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
 			Sessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, KeptBytes: int64(s.cfg.Limits.KeptBytes),
 			RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes,
@@ -216,6 +215,7 @@ func (s *Server) assemble(ctx context.Context) error {
 			WillBytes: int64(s.cfg.Limits.WillBytes), SubjectWillBytes: int64(s.cfg.Limits.SubjectWillBytes),
 			SubjectRetainedMessages: s.cfg.Limits.SubjectRetainedMessages, SubjectRetainedBytes: s.cfg.Limits.SubjectRetainedBytes, KeepAlive: s.cfg.Limits.KeepAlive.Duration,
 			ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), HandshakeFailed: s.handshakes.mqtts, Now: s.o.Now, Log: s.o.Log,
+			ControlCharacters: s.cfg.Server.MQTTControlCharacters,
 		},
 	})
 	if err := s.broker.Load(ctx); err != nil {
