@@ -93,7 +93,7 @@ func (e engine) Collect(out chan<- prometheus.Metric) {
 		{"waiting_messages", "Messages that wait for sessions.", prometheus.GaugeValue, st.Waiting},
 		{"waiting_bytes", "Bytes of messages that wait for sessions.", prometheus.GaugeValue, st.WaitingBytes},
 		{"retained_messages", "Topics with a retained message.", prometheus.GaugeValue, st.Retained},
-		{"retained_bytes", "Bytes of retained messages.", prometheus.GaugeValue, st.RetainedBytes},
+		{"retained_bytes", "Bytes of memory that retained messages take, with those that wait to be written.", prometheus.GaugeValue, st.RetainedBytes},
 		{"wills", "Wills that stand: of connections, and of those that ended and whose will is not due yet.", prometheus.GaugeValue, st.Wills},
 		{"will_bytes", "Bytes of these.", prometheus.GaugeValue, st.WillBytes},
 	} {
