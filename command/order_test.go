@@ -299,6 +299,7 @@ func TestCancelling(t *testing.T) {
 // What a device is decided on is read anew where it has changed in the store since.
 func TestAnOrderIsDecidedAgainOnItsTargetsLabels(t *testing.T) {
 	s := newSetup(t, options{})
+	s.order(command.Call{}) // it is remembered from here on
 	_, err := s.store.SetLabels(t.Context(), here, "lamp-1", watchword.Labels{"kind": "meter"}, 0, s.now(), s.entry(audit.DeviceLabel, "lamp-1", nil))
 	must(t, err) // by another node: nobody here was told
 	order := func() error {
