@@ -84,6 +84,8 @@ type Options struct {
 	// Publishes is the rate of a subject's publishes, whatever carries them; nil means no bound.
 	Publishes   *rates.Shared[quota.Key]
 	RequestRate float64 // requests a second, class and subject (see rate.go); 0 means no bound
+	Requests    int     // under way at once, of all; 0 means no bound
+	PerAddress  int     // of these, from one address (IPv6: from one /64); 0 means no bound
 	Now         func() time.Time
 	Log         *slog.Logger
 }
@@ -94,10 +96,11 @@ const tenant = watchword.DefaultTenant
 // API is the door. It is safe for concurrent use.
 type API struct {
 	Parts
-	mux   *http.ServeMux
-	huma  huma.API
-	rates *rates.Map[netip.Prefix] // of the endpoints that need no token
-	each  subjectRates             // of requests with a token
+	mux      *http.ServeMux
+	huma     huma.API
+	rates    *rates.Map[netip.Prefix]    // of the endpoints that need no token
+	requests *quota.Ledger[netip.Prefix] // under way
+	each     subjectRates                // of requests with a token
 
 	mirrors struct { // who reads the log's tiles, and when an entry said so
 		sync.Mutex
@@ -121,6 +124,10 @@ func New(p Parts) *API {
 		Parts: p, mux: http.NewServeMux(),
 		rates: rates.New[netip.Prefix](p.TokenRate, "too many requests from this address"),
 		each:  newSubjectRates(p.RequestRate),
+		requests: quota.New[netip.Prefix](quota.Resource{
+			Name: "requests under way", Unit: "requests",
+			Subject: quota.Bound{Max: int64(p.PerAddress), Name: "limits.per_address"}, Total: quota.Bound{Max: int64(p.Requests), Name: "limits.connections"},
+		}),
 	}
 	a.mirrors.last = recent.New[reader, time.Time](1024)
 	if u, err := url.Parse(p.PublicURL); err == nil {

@@ -85,7 +85,14 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.close()
 		}
 	}()
-	a.serve(r, in, common)
+	// Many requests go over one connection (HTTP/2), and each takes memory until its answer is written.
+	network := rates.Network(in.remote)
+	if err := a.requests.Take(network, 1); err != nil {
+		a.fail(in.writer, r, &watchword.Error{Code: watchword.Busy, Detail: "too many requests are under way", RetryAfter: time.Second, Err: err})
+	} else {
+		defer a.requests.Give(network, 1)
+		a.serve(r, in, common)
+	}
 	a.finish(r, in, common)
 }
 

@@ -21,6 +21,9 @@ type admitted struct {
 	permissions *policy.Grant
 }
 
+// admittedMemory is about what a token takes that was admitted: what it says, parsed and compiled.
+func admittedMemory(raw string) int { return 2048 + 6*len(raw) }
+
 func (k *admitted) papers() session.Papers {
 	a := k.access
 	return session.Papers{
@@ -113,7 +116,7 @@ func (o *Office) known(ctx context.Context, t watchword.TenantID, raw string, no
 	}
 	o.mu.Lock()
 	if o.forgot == forgot { // what was taken out meanwhile must not come back
-		o.admitted.Put(hash, known)
+		o.admitted.Put(hash, known, admittedMemory(raw))
 	}
 	o.mu.Unlock()
 	return known, nil

@@ -72,11 +72,14 @@ type Office struct {
 	mu       sync.Mutex
 	forgot   uint64 // how often something was taken out of admitted
 	parsed   *recent.Map[watchword.KeyID, *jose.PublicKey]
-	admitted *recent.Map[[sha256.Size]byte, *admitted] // by the hash of their bytes; who revokes a token takes it out, and revoked issuer keys are the guard's to see
+	admitted *recent.Sized[[sha256.Size]byte, *admitted] // by the hash of their bytes; who revokes a token takes it out, and revoked issuer keys are the guard's to see
 }
 
-// The office remembers that many parsed keys and admitted tokens at least.
-const officeCache = 16 << 10
+// The office remembers that many parsed keys at least, and admitted tokens of that many bytes.
+const (
+	officeCache   = 16 << 10
+	admittedBytes = 128 << 20
+)
 
 // New returns the office of one issuer, which signs and verifies with keys.
 func New(issuer string, keys Keys, roll Roll, records Records, o Options) (*Office, error) {
@@ -96,7 +99,7 @@ func New(issuer string, keys Keys, roll Roll, records Records, o Options) (*Offi
 		spends: rates.NewBurst[bearer](10*o.IssueRate, int(max(10, 100*o.IssueRate)), "too many assertions of this subject"),
 		issuer: issuer, keys: keys, roll: roll, records: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
 		parsed:   recent.New[watchword.KeyID, *jose.PublicKey](officeCache),
-		admitted: recent.New[[sha256.Size]byte, *admitted](officeCache),
+		admitted: recent.NewSized[[sha256.Size]byte, *admitted](admittedBytes),
 	}, nil
 }
 

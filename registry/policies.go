@@ -104,10 +104,34 @@ func (r *Registry) everyoneFits(ctx context.Context, t watchword.TenantID, doc *
 	}
 }
 
+// The bounds of all policies of a tenant together: all are compiled at the start and looked at for each subject.
+const (
+	maxPolicies     = 1000
+	maxPoliciesText = 4 << 20 // bytes
+)
+
+// roomFor refuses a document that there is no room for beside the others. Code: too_large.
+func (r *Registry) roomFor(ctx context.Context, t watchword.TenantID, name string, source []byte) error {
+	rows, err := r.store.Policies(ctx, t)
+	if err != nil {
+		return err
+	}
+	count, text := 1, len(source)
+	for _, row := range rows {
+		if row.Name != name {
+			count, text = count+1, text+len(row.Source)
+		}
+	}
+	if count > maxPolicies || text > maxPoliciesText {
+		return watchword.Refuse(watchword.TooLarge, "there may be %d policies, of %d bytes together", maxPolicies, maxPoliciesText)
+	}
+	return nil
+}
+
 // ApplyPolicy puts a document in force: checked, stored, and every live session
 // that it touches recomputed before the answer. ifVersion is -1 for any, 0 for
 // none yet, else the version that was compared. Codes: policy_invalid,
-// token_too_large, precondition_failed.
+// token_too_large, too_large, precondition_failed.
 func (r *Registry) ApplyPolicy(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time) (policy.Stored, error) {
 	doc, err := policy.Parse(name, source)
 	if err != nil {
@@ -118,6 +142,9 @@ func (r *Registry) ApplyPolicy(ctx context.Context, by audit.Actor, name string,
 		return policy.Stored{}, err
 	}
 	defer release()
+	if err := r.roomFor(ctx, by.Tenant, name, source); err != nil {
+		return policy.Stored{}, err
+	}
 	if err := r.everyoneFits(ctx, by.Tenant, doc); err != nil {
 		return policy.Stored{}, err
 	}

@@ -194,7 +194,7 @@ func (s *Server) assemble(ctx context.Context) error {
 			return token.SignTime(s.ring.Signer(keyring.Time), s.ring.Issuer(), nonce, now)
 		},
 		TokenRate: float64(s.cfg.Limits.TokenRate), Publishes: publishes,
-		RequestRate: float64(s.cfg.Limits.RequestRate), Now: s.o.Now, Log: s.o.Log,
+		RequestRate: float64(s.cfg.Limits.RequestRate), Requests: s.cfg.Limits.Connections, PerAddress: s.cfg.Limits.PerAddress, Now: s.o.Now, Log: s.o.Log,
 	}
 	tlsConfig, err := s.tls()
 	if err != nil {

@@ -53,5 +53,16 @@ func (m *Sized[K, V]) Delete(k K) {
 	delete(m.old, k)
 }
 
+// DeleteFunc forgets every pair that is one to forget. It costs as much as there are pairs.
+func (m *Sized[K, V]) DeleteFunc(gone func(K, V) bool) {
+	for _, pairs := range []map[K]sized[V]{m.young, m.old} {
+		for k, s := range pairs {
+			if gone(k, s.value) {
+				m.Delete(k)
+			}
+		}
+	}
+}
+
 // Bytes returns how many bytes are held.
 func (m *Sized[K, V]) Bytes() int { return m.bytes + m.oldBytes }

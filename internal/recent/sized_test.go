@@ -57,3 +57,19 @@ func TestASizedMapCountsEachPairOnce(t *testing.T) {
 		t.Error("what takes more than half was taken")
 	}
 }
+
+func TestASizedMapForgetsInBothGenerations(t *testing.T) {
+	m := recent.NewSized[int, int](100)
+	for i := range 8 {
+		m.Put(i, i, 10)
+	}
+	m.DeleteFunc(func(k, _ int) bool { return k%2 == 1 })
+	for i := range 8 {
+		if _, ok := m.Get(i); ok != (i%2 == 0) {
+			t.Errorf("%d: %v", i, ok)
+		}
+	}
+	if m.Bytes() != 40 {
+		t.Errorf("%d bytes of four pairs of 10", m.Bytes())
+	}
+}

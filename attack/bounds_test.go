@@ -1,0 +1,90 @@
+package attack_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server"
+)
+
+// One connection of HTTP/2 carries many requests, and each of them takes memory until it ends.
+func TestRequestsUnderWayAreBounded(t *testing.T) {
+	const most = 8
+	h := serve(t, func(c *server.Config) { c.Limits.PerAddress = most })
+	h.http = h.client()
+	if a := h.ask("GET", "/v1/trust", "", ""); a.status != 200 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	var ended sync.WaitGroup
+	var bodies []*io.PipeWriter
+	reading := make(chan struct{}, most)
+	for range most {
+		body, w := io.Pipe()
+		bodies = append(bodies, w)
+		// The server says that it reads the body (RFC 9110 §10.1.1).
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { reading <- struct{}{} }})
+		req, err := http.NewRequestWithContext(ctx, "POST", h.url+"/v1/time", body)
+		must(t, err)
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Expect", "100-continue")
+		ended.Go(func() {
+			res, err := h.http.Do(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = res.Body.Close() // what it says is not what this is about
+			if res.StatusCode == 429 {
+				t.Error("one of those that fit was refused")
+			}
+		})
+	}
+	for n := range most {
+		select {
+		case <-reading:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%d of %d requests are under way", n, most)
+		}
+	}
+	if a := h.ask("GET", "/v1/trust", "", ""); a.status != 429 || a.code != watchword.Busy || a.header.Get("Retry-After") == "" {
+		t.Errorf("one more: %d %.200s", a.status, a.body)
+	}
+	for _, w := range bodies {
+		must(t, w.Close())
+	}
+	ended.Wait()
+	if a := h.ask("GET", "/v1/trust", "", ""); a.status != 200 {
+		t.Errorf("after them: %d %s", a.status, a.body)
+	}
+}
+
+func TestAllPoliciesTogetherAreBounded(t *testing.T) {
+	h := serve(t, nil)
+	h.http = h.client()
+	op, err := h.admin.Tokens().Renew(t.Context())
+	must(t, err)
+	const size, fit = 65_000, 4 << 20 / 65_000
+	text := "for = { kind = \"nobody\" }\n[[allow]]\npublish = [\"x\"]\n#"
+	text += strings.Repeat("x", size-len(text))
+	put := func(n int) answer {
+		return h.ask("PUT", fmt.Sprintf("/v1/policies/p%d", n), op, text, "Content-Type: application/toml")
+	}
+	for n := range fit {
+		if a := put(n); a.status >= 300 {
+			t.Fatalf("policy %d: %d %s", n, a.status, a.body)
+		}
+	}
+	if a := put(fit); a.status != 413 || a.code != watchword.TooLarge {
+		t.Errorf("one more: %d %s", a.status, a.body)
+	}
+	if a := put(0); a.status >= 300 {
+		t.Errorf("one in the place of another: %d %s", a.status, a.body)
+	}
+}
