@@ -1,9 +1,12 @@
 package attack_test
 
 import (
+	"bufio"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -135,7 +138,7 @@ call = ["lamp.*"]
 	}
 	own := order()
 
-	http := func(method, path, body string, headers ...string) func(tok string) watchword.Code {
+	ask := func(method, path, body string, headers ...string) func(tok string) watchword.Code {
 		return func(tok string) watchword.Code {
 			a := h.ask(method, path, tok, body, headers...)
 			if a.status < 300 {
@@ -202,15 +205,15 @@ call = ["lamp.*"]
 		return taken
 	}
 	putSession := func(tok string) watchword.Code {
-		return http("PUT", "/v1/self/sessions/"+standing.ack.Properties.User.Get("session"), "")(tok)
+		return ask("PUT", "/v1/self/sessions/"+standing.ack.Properties.User.Get("session"), "")(tok)
 	}
 	revoke := func(other func() string) func(tok string) watchword.Code {
 		return func(tok string) watchword.Code {
-			return http("POST", "/oauth/revoke", url.Values{"token": {other()}}.Encode(), formType)(tok)
+			return ask("POST", "/oauth/revoke", url.Values{"token": {other()}}.Encode(), formType)(tok)
 		}
 	}
 	introspect := func(tok string) watchword.Code {
-		return http("POST", "/oauth/introspect", "token=x", formType)(tok)
+		return ask("POST", "/oauth/introspect", "token=x", formType)(tok)
 	}
 	const (
 		aTopic = "pub:topic:plant/x"
@@ -238,23 +241,23 @@ call = ["lamp.*"]
 		{"a refresh over MQTT, with a path alone", "get,put:api:/v1/self/#", holds, refresh, ""},
 		{"a refresh over HTTP", holds, holds + " put:api:/v1/self/sessions/#", putSession, ""},
 		{"a refresh over HTTP of what it does not cover", "put:api:/v1/self/sessions/#", "", putSession, ""},
-		{"who am I", aTopic, "get:api:/v1/self", http("GET", "/v1/self", ""), ""},
-		{"the list of its sessions", "get:api:/v1/self", "get:api:/v1/self/sessions", http("GET", "/v1/self/sessions", ""), ""},
-		{"commands over HTTP", "get:api:/v1/self/commands", "get:api:/v1/self/commands sub:topic:devices/lamp-1/commands", http("GET", "/v1/self/commands", ""), ""},
-		{"the configuration over HTTP", "get:api:/v1/self/config", "", http("GET", "/v1/self/config", ""), ""},
-		{"the reported state over HTTP", "get:api:/v1/self", "get:api:/v1/self/state", http("GET", "/v1/self/state", ""), ""},
-		{"reporting state over HTTP", "put:api:/v1/self/state", "put:api:/v1/self/state pub:topic:devices/lamp-1/state", http("PUT", "/v1/self/state", "{}"), ""},
-		{"events over HTTP", "post:api:/v1/self/events/#", "post:api:/v1/self/events/# pub:topic:devices/lamp-1/events/#", http("POST", "/v1/self/events/lux", "1"), ""},
-		{"announcing functions", "get:api:/v1/self/functions", "put:api:/v1/self/functions", http("PUT", "/v1/self/functions", `{"functions":[]}`), ""},
-		{"changing its keys", "get:api:/v1/self/#", "", http("POST", "/v1/self/keys", "{}"), ""},
-		{"receipts", "post:api:/v1/self/receipts", "", http("POST", "/v1/self/receipts", `{"receipt":"x"}`), ""},
-		{"ordering a command", "get:api:/v1/self", "call:fn:lamp-2/lamp.*", http("POST", "/v1/commands", `{"device":"lamp-2","function":"lamp.set"}`), ""},
-		{"a command of its own", "get:api:/v1/self/#", "call:fn:lamp-2/lamp.set", http("GET", "/v1/commands/"+own, ""), ""},
-		{"a command of its own, by another function", "call:fn:lamp-2/lamp.get", "call:fn:*/lamp.set", http("GET", "/v1/commands/"+own, ""), ""},
-		{"a command of its own, on another device", "call:fn:lamp-1/lamp.set", "call:fn:lamp-2/lamp.*", http("GET", "/v1/commands/"+own+"?wait=1s", ""), ""},
-		{"evidence of its own command", "get:api:/v1/self/#", "", http("GET", "/v1/commands/"+own+"/evidence", ""), ""},
+		{"who am I", aTopic, "get:api:/v1/self", ask("GET", "/v1/self", ""), ""},
+		{"the list of its sessions", "get:api:/v1/self", "get:api:/v1/self/sessions", ask("GET", "/v1/self/sessions", ""), ""},
+		{"commands over HTTP", "get:api:/v1/self/commands", "get:api:/v1/self/commands sub:topic:devices/lamp-1/commands", ask("GET", "/v1/self/commands", ""), ""},
+		{"the configuration over HTTP", "get:api:/v1/self/config", "", ask("GET", "/v1/self/config", ""), ""},
+		{"the reported state over HTTP", "get:api:/v1/self", "get:api:/v1/self/state", ask("GET", "/v1/self/state", ""), ""},
+		{"reporting state over HTTP", "put:api:/v1/self/state", "put:api:/v1/self/state pub:topic:devices/lamp-1/state", ask("PUT", "/v1/self/state", "{}"), ""},
+		{"events over HTTP", "post:api:/v1/self/events/#", "post:api:/v1/self/events/# pub:topic:devices/lamp-1/events/#", ask("POST", "/v1/self/events/lux", "1"), ""},
+		{"announcing functions", "get:api:/v1/self/functions", "put:api:/v1/self/functions", ask("PUT", "/v1/self/functions", `{"functions":[]}`), ""},
+		{"changing its keys", "get:api:/v1/self/#", "", ask("POST", "/v1/self/keys", "{}"), ""},
+		{"receipts", "post:api:/v1/self/receipts", "", ask("POST", "/v1/self/receipts", `{"receipt":"x"}`), ""},
+		{"ordering a command", "get:api:/v1/self", "call:fn:lamp-2/lamp.*", ask("POST", "/v1/commands", `{"device":"lamp-2","function":"lamp.set"}`), ""},
+		{"a command of its own", "get:api:/v1/self/#", "call:fn:lamp-2/lamp.set", ask("GET", "/v1/commands/"+own, ""), ""},
+		{"a command of its own, by another function", "call:fn:lamp-2/lamp.get", "call:fn:*/lamp.set", ask("GET", "/v1/commands/"+own, ""), ""},
+		{"a command of its own, on another device", "call:fn:lamp-1/lamp.set", "call:fn:lamp-2/lamp.*", ask("GET", "/v1/commands/"+own+"?wait=1s", ""), ""},
+		{"evidence of its own command", "get:api:/v1/self/#", "", ask("GET", "/v1/commands/"+own+"/evidence", ""), ""},
 		{"cancelling a command of its own", "get:api:/v1/self/#", "call:fn:lamp-2/lamp.set", func(tok string) watchword.Code {
-			return http("POST", "/v1/commands/"+order()+"/cancel", "")(tok)
+			return ask("POST", "/v1/commands/"+order()+"/cancel", "")(tok)
 		}, ""},
 		{"revoking another token of its own", aTopic, "pub:topic:plant/#", revoke(func() string { return scoped("pub:topic:plant/y") }), ""},
 		{"revoking a whole token of its own", aTopic, "", revoke(func() string { return scoped("") }), ""},
@@ -324,4 +327,50 @@ call = ["lamp.*"]
 	if got := connect("lamp-1", clean, nil)(scoped(holds + " " + aTopic)); got != taken {
 		t.Errorf("taking over with what it holds: %q", got)
 	}
+}
+
+// A stream that stands is refreshed only by a token that allows it too, and goes on.
+func TestANarrowTokenRefreshesNoStream(t *testing.T) {
+	h := serve(t, nil)
+	h.http = h.client()
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	key := deviceSigner(t, d)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", h.url+"/v1/self/commands", http.NoBody)
+	must(t, err)
+	req.Header.Set("Authorization", "Bearer "+h.narrowed(key, "lamp-1", ""))
+	req.Header.Set("Accept", "text/event-stream")
+	res, err := h.client().Do(req)
+	must(t, err)
+	defer res.Body.Close()
+	lines := bufio.NewScanner(res.Body)
+	next := func(prefix string) string {
+		t.Helper()
+		for lines.Scan() {
+			if data, ok := strings.CutPrefix(lines.Text(), prefix); ok {
+				return data
+			}
+		}
+		t.Fatalf("the stream ended before %q: %v", prefix, lines.Err())
+		return ""
+	}
+	var session struct {
+		Session string `json:"session"`
+	}
+	must(t, json.Unmarshal([]byte(next("data: ")), &session))
+	path := "/v1/self/sessions/" + session.Session
+	for scope, want := range map[string]int{
+		"put:api:/v1/self/sessions/#":                                                             403,
+		"put:api:/v1/self/sessions/# get:api:/v1/self/commands":                                   403,
+		"put:api:/v1/self/sessions/# get:api:/v1/self/commands sub:topic:devices/lamp-1/commands": 200,
+		"get:api:/v1/self/# sub:topic:devices/lamp-1/commands":                                    403,
+	} {
+		if a := h.ask("PUT", path, h.narrowed(key, "lamp-1", scope), ""); a.status != want {
+			t.Errorf("%q: %d %s, want %d", scope, a.status, a.body, want)
+		}
+	}
+	_, err = h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", TTL: time.Hour})
+	must(t, err)
+	next("event: command")
 }
