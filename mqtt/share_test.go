@@ -357,6 +357,7 @@ func TestWhatEndsTheQueueOfAGroup(t *testing.T) {
 func (h *house) unsubscribe(id watchword.SubjectID, filter string) {
 	h.t.Helper()
 	c := h.back(packet.V5, id)
+	synctest.Wait() // it is sent what waits
 	c.send(&packet.Unsubscribe{ID: c.id(), Filters: []string{filter}})
 	synctest.Wait()
 	c.vanish()
