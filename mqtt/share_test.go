@@ -219,6 +219,30 @@ func TestWhatWaitsWithABusyMemberIsTheGroupsWhenItGoes(t *testing.T) {
 	})
 }
 
+// The same where nothing of it was fetched yet.
+func TestWhatWasNotFetchedYetIsTheGroups(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V5, "m0", "$share/g/a")
+		pub := h.device("pub")
+		for n := 1; n <= 5; n++ {
+			pub.publish(1, "a", fmt.Sprint(n))
+		}
+		synctest.Wait()
+		h.store.mu.Lock()
+		h.store.slow = time.Minute
+		h.store.mu.Unlock()
+		m0 := h.back(packet.V5, "m0")
+		m1 := h.device("m1")
+		m1.subscribe(1, "$share/g/a")
+		m1.silent()
+		m0.vanish()
+		if got := m1.takesAll(5); !slices.Equal(got, numbers(1, 5)) {
+			t.Errorf("%v", got)
+		}
+		m1.silent()
+	})
+}
+
 // What waits for a group cuts nobody off who has no room for it yet.
 func TestWhatWaitsForAGroupOverwhelmsNobody(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
@@ -294,14 +318,14 @@ func TestAGroupThatIsAwayIsFull(t *testing.T) {
 		if s := h.broker.Stats(); s.Dropped != 5 {
 			t.Errorf("%d found no room", s.Dropped)
 		}
-		one := h.back(packet.V5, "m0")
-		got := one.takesAll(20)
-		slices.SortFunc(got, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) })
-		if !slices.Equal(got, numbers(1, 20)) {
+		first := h.device("m9")
+		first.subscribe(1, "$share/g/a")
+		if got := first.takesAll(20); !slices.Equal(got, numbers(1, 20)) { // also over two sessions
 			t.Errorf("%v", got)
 		}
+		first.silent()
+		one, two := h.back(packet.V5, "m0"), h.back(packet.V5, "m1")
 		one.silent()
-		two := h.back(packet.V5, "m1")
 		two.silent()
 		if told := one.dropped() + two.dropped(); told != "5" {
 			t.Errorf("%q are told", told)
