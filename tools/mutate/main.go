@@ -32,13 +32,13 @@ import (
 type target struct {
 	dir   string
 	files []string // of the package, without .go; nil: all
-	tests string   // the package whose tests are run, if it is another
+	tests []string // the packages whose tests are run, in turn; nil: its own
 }
 
 // targets is what decides about authority, and is what a run goes over, in this order.
 var targets = []target{
 	{dir: "policy"},
-	{dir: "internal/permit", tests: "policy"},
+	{dir: "internal/permit", tests: []string{"internal/permit", "policy"}},
 	{dir: "session"},
 	{dir: "command"},
 	{dir: "token"},
@@ -180,9 +180,17 @@ func over(ctx context.Context, root string, t target, all []candidate, known map
 		return err
 	}
 	defer os.RemoveAll(work)
-	s := &suite{root: root, under: t.dir, dir: t.dir, work: work}
-	if t.tests != "" {
-		s.dir = t.tests
+	var suites []*suite
+	tests := t.tests
+	if tests == nil {
+		tests = []string{t.dir}
+	}
+	for _, dir := range tests {
+		s := &suite{root: root, under: t.dir, dir: dir, work: filepath.Join(work, strings.ReplaceAll(dir, "/", "_"))}
+		if err := os.Mkdir(s.work, 0o700); err != nil {
+			return err
+		}
+		suites = append(suites, s)
 	}
 	judged := 0
 	for _, c := range all {
@@ -192,18 +200,22 @@ func over(ctx context.Context, root string, t target, all []candidate, known map
 		m := c.mutant
 		r, ok := known[m]
 		if !ok || again && (r.Outcome == survived || r.Outcome == uncovered) {
-			if s.tests == nil {
-				if err := s.measure(ctx); err != nil {
-					return err
-				}
-				if s.switches, err = s.switched(ctx, all); err != nil {
-					return err
-				}
-			}
 			begun := time.Now()
-			outcome, by, err := s.try(ctx, m)
-			if err != nil {
-				return err
+			outcome, by := uncovered, ""
+			for _, s := range suites {
+				if err := s.prepare(ctx, all); err != nil {
+					return err
+				}
+				o, who, err := s.try(ctx, m)
+				if err != nil {
+					return err
+				}
+				if o != uncovered {
+					outcome, by = o, who
+				}
+				if o != uncovered && o != survived {
+					break
+				}
 			}
 			r = result{m, outcome, by, time.Since(begun).Seconds()}
 			line, err := json.Marshal(r)

@@ -115,6 +115,18 @@ func (s *suite) alone(ctx context.Context, m mutant) (string, error) {
 	return bin, nil
 }
 
+// prepare measures the tests and builds the switches, the first time.
+func (s *suite) prepare(ctx context.Context, all []candidate) (err error) {
+	if s.tests != nil {
+		return nil
+	}
+	if err := s.measure(ctx); err != nil {
+		return err
+	}
+	s.switches, err = s.switched(ctx, all)
+	return err
+}
+
 // measure runs each test alone and notes what it reaches and how long it takes.
 func (s *suite) measure(ctx context.Context) error {
 	bin := filepath.Join(s.work, "cover.test")
