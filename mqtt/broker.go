@@ -71,6 +71,9 @@ type Options struct {
 	// What subscriptions may take of memory: all of them, 0 means 256 MiB, and those of one
 	// subject, 0 means 2 MiB.
 	SubscriptionBytes, SubjectSubscriptionBytes int64
+	// What may be queued for connected clients beyond 16 KiB of each: for all of them, 0 means
+	// 1 GiB, and for those of one subject, 0 means 4 MiB.
+	QueuedBytes, SubjectQueueBytes int64
 	// What wills may count together: of all clients, 0 means 64 MiB, and of one subject, 0 means 256 KiB.
 	WillBytes, SubjectWillBytes int64
 	PublishRate                 float64 // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
@@ -117,6 +120,7 @@ type Broker struct {
 	purge     purge
 
 	subscribed *quota.Ledger[quota.Key] // of subscriptions, in bytes of memory
+	queued     *quota.Ledger[quota.Key] // of what waits for connected clients, in bytes
 }
 
 // world is what one tenant's clients share.
@@ -153,6 +157,12 @@ func New(p Parts) *Broker {
 	if o.SubscriptionBytes == 0 {
 		o.SubscriptionBytes = 256 << 20
 	}
+	if o.QueuedBytes == 0 {
+		o.QueuedBytes = 1 << 30
+	}
+	if o.SubjectQueueBytes == 0 {
+		o.SubjectQueueBytes = 4 << 20
+	}
 	if o.SubjectSubscriptionBytes == 0 {
 		o.SubjectSubscriptionBytes = 2 << 20
 	}
@@ -182,7 +192,7 @@ func New(p Parts) *Broker {
 	b.controls = rates.NewShared[quota.Key](o.ControlRate, "this subject connects too often")
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.retain, b.purge.wake = newRetainQuota(&b.o), make(chan struct{}, 1)
-	b.subscribed = newSubscriptionQuota(&b.o)
+	b.subscribed, b.queued = newSubscriptionQuota(&b.o), newQueueQuota(&b.o)
 	b.journal = newJournal(&b.o, p.Store, b.retain)
 	b.wills.init(b)
 	b.Guard.Watch(b.authorityChanged)

@@ -26,6 +26,56 @@ func newSubscriptionQuota(o *Options) *quota.Ledger[quota.Key] {
 	})
 }
 
+// newQueueQuota counts what is queued for connected clients of all worlds, in bytes.
+func newQueueQuota(o *Options) *quota.Ledger[quota.Key] {
+	return quota.New[quota.Key](quota.Resource{
+		Name: "messages that wait for connected clients", Unit: "bytes",
+		Subject: quota.Bound{Max: o.SubjectQueueBytes, Name: "limits.subject_queue_bytes"},
+		Total:   quota.Bound{Max: o.QueuedBytes, Name: "limits.queued_bytes"},
+	})
+}
+
+const (
+	// queuedBytes is what a queued message takes beside what [message.size] counts.
+	queuedBytes = int64(unsafe.Sizeof(message{})+unsafe.Sizeof(item{})) - 64
+	// queueFree is how much each client may have queued before it is counted, and queueStep
+	// how much is counted at a time: who is read as fast as it is sent to asks nobody.
+	queueFree = 16 << 10
+	queueStep = 64 << 10
+)
+
+// chargeQueue counts one more message of that size in the queue of a connected client
+// against its subject. Code: busy. mu is held.
+func (cl *client) chargeQueue(size int) error {
+	need := cl.inQueue() + int64(size) + queuedBytes - queueFree - cl.charged
+	if need <= 0 {
+		return nil
+	}
+	need = (need + queueStep - 1) / queueStep * queueStep
+	if err := cl.broker.queued.Take(cl.account(), need); err != nil {
+		return err
+	}
+	cl.charged += need
+	return nil
+}
+
+// dischargeQueue gives back what is charged for more than there is. mu is held.
+func (cl *client) dischargeQueue() {
+	if cl.charged == 0 {
+		return
+	}
+	keep := (max(0, cl.inQueue()-queueFree) + queueStep - 1) / queueStep * queueStep
+	if keep < cl.charged {
+		cl.broker.queued.Give(cl.account(), cl.charged-keep)
+		cl.charged = keep
+	}
+}
+
+// inQueue is what is queued. mu is held.
+func (cl *client) inQueue() int64 {
+	return int64(cl.bytes) + int64(len(cl.queue)-cl.head)*queuedBytes
+}
+
 func (cl *client) account() quota.Key { return accountOf(cl.world.tenant, cl.owner.subject) }
 
 // account is in which a subscription is counted. Of one that stands for a group, tree.mu is

@@ -35,6 +35,7 @@ type client struct {
 	queue    []item                   // from head on; to be sent
 	head     int
 	bytes    int      // of the queue
+	charged  int64    // what its subject is charged for the queue; see chargeQueue
 	flights  []flight // in the order in which they were sent; a part of ground
 	ground   []flight // see takeOff
 	seq      int64    // the number of the last message with QoS 1 or 2
@@ -165,6 +166,7 @@ func (cl *client) pack() {
 	l.backlog = append(first, l.backlog...)
 	slices.SortStableFunc(l.backlog, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
 	cl.queue, cl.head, cl.bytes, cl.flights, cl.ground = nil, 0, 0, nil, nil
+	cl.dischargeQueue()
 	l.loading = false
 	for i := range l.backlog {
 		l.backlog[i].waitsForGroup(cl)
@@ -302,6 +304,7 @@ func (cl *client) drop(gone func(*item) bool) {
 	}
 	clear(cl.queue[len(stays):])
 	cl.queue, cl.head = stays, 0
+	cl.dischargeQueue()
 }
 
 // reset takes everything away that the client has. mu is held.

@@ -66,6 +66,20 @@ func TestEachLimitHasItsReason(t *testing.T) {
 		"queue_bytes, reading too slowly": {mqtt.Options{QueueBytes: 4000}, func(t *testing.T, h *house) packet.Reason {
 			return cut(t, h, big, 200)
 		}, packet.QuotaExceeded},
+		"subject_queue_bytes, reading too slowly": {mqtt.Options{SubjectQueueBytes: 100_000}, func(t *testing.T, h *house) packet.Reason {
+			r := cut(t, h, big, 200)
+			synctest.Wait()
+			if n := h.broker.Stats().QueuedBytes; n != 0 {
+				t.Errorf("%d bytes are charged for nothing", n)
+			}
+			return r
+		}, packet.QuotaExceeded},
+		"subject_queue_bytes, small messages": {mqtt.Options{SubjectQueueBytes: 100_000}, func(t *testing.T, h *house) packet.Reason {
+			return cut(t, h, "", 600) // which take much more than their bytes
+		}, packet.QuotaExceeded},
+		"queued_bytes, reading too slowly": {mqtt.Options{QueuedBytes: 100_000}, func(t *testing.T, h *house) packet.Reason {
+			return cut(t, h, big, 200)
+		}, packet.QuotaExceeded},
 		"queue_messages, away": {mqtt.Options{QueueMessages: 3}, func(_ *testing.T, h *house) (r packet.Reason) {
 			h.away(packet.V5, "sub", "a")
 			for pub, n := h.device("pub"), 0; n < 4; n++ {
@@ -220,6 +234,61 @@ func TestSubscriptionsOfWhoIsAwayAreCounted(t *testing.T) {
 		synctest.Wait()
 		if m := h.broker.Stats().SubscriptionBytes; m != 0 {
 			t.Errorf("%d bytes are counted when the session has ended", m)
+		}
+	})
+}
+
+// The connections of one subject share what may wait for it; another subject has its own,
+// and what is read is given back.
+func TestOneSubjectsConnectionsShareItsQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, mqtt.Options{SubjectQueueBytes: 320 << 10})
+		defer h.close()
+		deaf := func(id, token string) *client {
+			mine, theirs := net2()
+			h.broker.Handle(theirs)
+			c := &client{t: t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 4096)}
+			go c.send(hello(packet.V5, id, token), &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "a"}}})
+			synctest.Wait()
+			return c
+		}
+		token := h.token("slow", time.Hour)
+		all := []*client{deaf("slow", token), deaf("slow/2", token), deaf("slow/3", token), deaf("other", h.token("other", time.Hour))}
+		pub := h.device("pub")
+		for range 150 { // 170 KiB for each: of one subject, one has no room
+			pub.publish(0, "a", strings.Repeat("x", 900))
+		}
+		synctest.Wait()
+		if n := h.broker.Stats().SlowCut; n < 1 || n > 2 {
+			t.Errorf("%d were cut", n)
+		}
+		for _, c := range all {
+			go c.read()
+		}
+		time.Sleep(time.Second)
+		whole, cut := 0, 0
+		for _, c := range all {
+			heard := 0
+			for len(c.got) > 0 {
+				switch p := next(c).(type) {
+				case *packet.Publish:
+					heard++
+				case *packet.Disconnect:
+					cut++
+					if why, _ := p.Properties.Text(packet.ReasonString); p.Reason != packet.QuotaExceeded || !strings.Contains(why, "limits.subject_queue_bytes") {
+						t.Errorf("DISCONNECT %#x %q", p.Reason, why)
+					}
+				}
+			}
+			if heard == 150 {
+				whole++
+			}
+		}
+		if whole+cut != len(all) || cut == 0 || whole < 2 {
+			t.Errorf("%d heard all, %d were cut", whole, cut)
+		}
+		if n := h.broker.Stats().QueuedBytes; n != 0 {
+			t.Errorf("%d bytes are charged for what was read", n)
 		}
 	})
 }

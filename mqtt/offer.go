@@ -30,9 +30,9 @@ func (cl *client) offer(m *message, o *outcome, g *group, subs ...*subscription)
 	c := cl.conn
 	wake, slow := cl.push(m, o, g, subs)
 	cl.mu.Unlock()
-	if slow {
+	if slow != nil {
 		cl.broker.stats.slow.Add(1)
-		c.end(errSlow)
+		c.end(slow)
 	}
 	return wake
 }
@@ -64,14 +64,14 @@ func (cl *client) choose(m *message, subs []*subscription) (by *subscription, re
 	return by, retain, identifiers
 }
 
-func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (wake *conn, slow bool) {
+func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (wake *conn, slow error) {
 	c := cl.conn
 	if cl.over || c != nil && c.closed || m.private != nil && m.private.only != c {
-		return nil, false
+		return nil, nil
 	}
 	by, retain, identifiers := cl.choose(m, subs)
 	if by == nil {
-		return nil, false
+		return nil, nil
 	}
 	it := item{m: m, sub: by, qos: min(m.qos, by.qos)}
 	if retain {
@@ -81,16 +81,24 @@ func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (
 		it.x = &extra{identifiers: identifiers, shared: g}
 	}
 	if cl.lasting != nil && it.qos > 0 && m.private == nil {
-		return cl.keep(&it, o), false
+		return cl.keep(&it, o), nil
 	}
 	if c == nil {
-		return nil, false // with QoS 0 nobody waits
+		return nil, nil // with QoS 0 nobody waits
 	}
-	if len(cl.queue)-cl.head >= cl.broker.o.QueueMessages || cl.bytes+m.size() > cl.broker.o.QueueBytes {
-		return nil, !o.handed
+	full := errSlow
+	if len(cl.queue)-cl.head < cl.broker.o.QueueMessages && cl.bytes+m.size() <= cl.broker.o.QueueBytes {
+		full = cl.chargeQueue(m.size())
+	}
+	switch {
+	case full == nil:
+	case o.handed:
+		return nil, nil
+	default:
+		return nil, full
 	}
 	o.heard++
-	return cl.enqueue(it), false
+	return cl.enqueue(it), nil
 }
 
 func (cl *client) enqueue(it item) (wake *conn) {

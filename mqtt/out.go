@@ -245,6 +245,7 @@ func (c *conn) fillFromQueue(buf []byte) []byte {
 		}
 	}
 	c.weigh()
+	c.dischargeQueue()
 	if c.lasting != nil {
 		c.refill()
 	}

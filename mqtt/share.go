@@ -218,6 +218,7 @@ func (cl *client) orphans(of *subscription) (out []orphan) {
 	}
 	clear(cl.queue[len(stays):])
 	cl.queue, cl.head = stays, 0
+	cl.dischargeQueue()
 	cl.flights = slices.DeleteFunc(cl.flights, func(f flight) bool {
 		if f.m == nil || f.qos != 1 || !mine(f.shared) {
 			return false

@@ -37,6 +37,7 @@ type Stats struct {
 	Clients           int64 // now, connected
 	Subscriptions     int64 // now
 	SubscriptionBytes int64 // of memory that these take
+	QueuedBytes       int64 // now, for connected clients, of what is beyond 16 KiB of each
 	Connects          int64 // accepted
 	TurnedAway        int64 // CONNECTs refused
 	Shed              int64 // connections of a flood, closed before anything was spent on them
@@ -70,7 +71,7 @@ func (b *Broker) Stats() Stats {
 		Shed: s.shed.Load(), Dropped: s.dropped.Load(), Expired: s.expired.Load(), Lasting: b.lasting.Load(), Waiting: b.journal.count.Load(), WaitingBytes: b.journal.bytes.Load(), Refusals: map[watchword.Code]int64{},
 		Retained: b.retain.messages.Total(), RetainedBytes: b.retain.bytes.Total(),
 	}
-	out.SubscriptionBytes = b.subscribed.Total()
+	out.SubscriptionBytes, out.QueuedBytes = b.subscribed.Total(), b.queued.Total()
 	s.mu.Lock()
 	for k, v := range s.refusals {
 		out.Refusals[k] = v

@@ -114,6 +114,9 @@ type LimitsConfig struct {
 	RetainedBytes    int      `toml:"retained_bytes"`    // of memory, of all of them
 	WillBytes        int      `toml:"will_bytes"`        // of all wills
 	SubjectWillBytes int      `toml:"subject_will_bytes"`
+	// What may be queued for connected clients: for all of them, and for those of one subject.
+	QueuedBytes       int `toml:"queued_bytes"`
+	SubjectQueueBytes int `toml:"subject_queue_bytes"`
 	// What subscriptions take of memory: all of them, and those of one subject.
 	SubscriptionBytes        int `toml:"subscription_bytes"`
 	SubjectSubscriptionBytes int `toml:"subject_subscription_bytes"`
@@ -184,6 +187,7 @@ func Defaults() Config {
 			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, ControlRate: 200, RequestRate: 2_000, IssueRate: 20, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
 			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, KeptBytes: 1 << 30, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
 			WillBytes: 64 << 20, SubjectWillBytes: 256 << 10,
+			QueuedBytes: 1 << 30, SubjectQueueBytes: 4 << 20,
 			SubscriptionBytes: 256 << 20, SubjectSubscriptionBytes: 2 << 20,
 			SubjectRetainedMessages: 5_000, SubjectRetainedBytes: 1 << 20,
 			KeepAlive: Duration{30 * time.Minute},
@@ -390,6 +394,8 @@ func (c Config) checkNumbers() error {
 		{"limits.kept_bytes", c.Limits.KeptBytes, 1 << 20, 1 << 42},
 		{"limits.retained_messages", c.Limits.RetainedMessages, 1, 1 << 24},
 		{"limits.retained_bytes", c.Limits.RetainedBytes, 1 << 10, 1 << 40},
+		{"limits.queued_bytes", c.Limits.QueuedBytes, 1 << 16, 1 << 40},
+		{"limits.subject_queue_bytes", c.Limits.SubjectQueueBytes, 1 << 16, 1 << 40},
 		{"limits.subscription_bytes", c.Limits.SubscriptionBytes, 1 << 10, 1 << 40},
 		{"limits.subject_subscription_bytes", c.Limits.SubjectSubscriptionBytes, 1 << 10, 1 << 40},
 		{"limits.will_bytes", c.Limits.WillBytes, 1 << 10, 1 << 40},

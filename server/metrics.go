@@ -76,6 +76,7 @@ func (e engine) Collect(out chan<- prometheus.Metric) {
 		{"clients", "Connected clients.", prometheus.GaugeValue, st.Clients},
 		{"subscriptions", "Standing subscriptions.", prometheus.GaugeValue, st.Subscriptions},
 		{"subscription_bytes", "Bytes of memory that subscriptions take.", prometheus.GaugeValue, st.SubscriptionBytes},
+		{"queued_bytes", "Bytes that are queued for connected clients, beyond 16 KiB of each.", prometheus.GaugeValue, st.QueuedBytes},
 		{"connects_total", "Accepted CONNECTs.", prometheus.CounterValue, st.Connects},
 		{"connects_refused_total", "Refused CONNECTs.", prometheus.CounterValue, st.TurnedAway},
 		{"connections_shed_total", "Connections of a flood, closed before anything was spent on them.", prometheus.CounterValue, st.Shed},

@@ -64,6 +64,7 @@ func serve(data string) error {
 	cfg.Limits.TokenRate, cfg.Limits.PublishRate, cfg.Limits.Connections, cfg.Limits.PerAddress = 1<<20, 1<<20, 20_000, 20_000
 	cfg.Limits.RequestRate, cfg.Limits.IssueRate = 1<<20, 1<<20
 	cfg.Limits.SubjectRetainedMessages, cfg.Limits.SubjectRetainedBytes = 1<<20, 1<<28 // one operator sets all of them
+	cfg.Limits.ControlRate, cfg.Limits.SubjectQueueBytes, cfg.Limits.QueuedBytes = 1<<20, 1<<40, 1<<40
 	cfg.Limits.QueueMessages, cfg.Limits.QueueBytes = 1<<20, 1<<28 // mosquitto's queues have no bound here either
 	cfg.Token.Lifetime.Duration, cfg.Metrics.Listen = time.Hour, ""
 	log := slog.DiscardHandler
