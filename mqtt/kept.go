@@ -8,6 +8,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/twin"
 )
 
 // keptPage is how many kept states are read at once.
@@ -106,7 +107,7 @@ func (c *conn) giveTwin(ctx context.Context, s *subscription) {
 		}
 		return
 	}
-	if wantsState && tw.State != nil {
+	if wantsState && c.stateMayBeGiven(ctx, tw) {
 		c.giveOne(s, stateTopic(device), tw.State, "application/json")
 	}
 	if wantsConfig && tw.ConfigVer > 0 && c.broker.Desk != nil {
@@ -204,13 +205,25 @@ func (c *conn) givePage(ctx context.Context, s *subscription, after watchword.Su
 		if !c.waitForRoom(s) {
 			return after, false
 		}
-		c.giveOne(s, topic, tw.State, "application/json")
+		if c.stateMayBeGiven(ctx, tw) {
+			c.giveOne(s, topic, tw.State, "application/json")
+		}
 	}
 	c.flush(true)
 	if len(page) < keptPage {
 		return after, false
 	}
 	return page[len(page)-1].Device, true
+}
+
+// stateMayBeGiven reports whether whoever reported a device's state may publish it today: it
+// is kept as a retained message is (see giveRetained), and given as one.
+func (c *conn) stateMayBeGiven(ctx context.Context, tw twin.Twin) bool {
+	if tw.State == nil || tw.StateBy == "" {
+		return tw.State != nil
+	}
+	a, err := c.broker.Guard.Absent(ctx, c.world.tenant, tw.StateBy, tw.StateByIncarnation)
+	return err == nil && a.Publish(stateTopic(tw.Device)).Allowed
 }
 
 // waitForRoom waits until half of the queue is free: the other half is for what

@@ -22,19 +22,23 @@ type fakeTwins struct {
 	twin.Store
 	mu     sync.Mutex
 	states map[watchword.SubjectID][]byte
+	by     map[watchword.SubjectID]watchword.SubjectID // who reported them; nobody, if absent
 	hold   chan struct{}
 }
 
 func (f *fakeTwins) Twin(_ context.Context, _ watchword.TenantID, d watchword.SubjectID) (twin.Twin, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return twin.Twin{Device: d, State: f.states[d]}, nil
+	return twin.Twin{Device: d, State: f.states[d], StateBy: f.by[d], StateByIncarnation: 1}, nil
 }
 
-func (f *fakeTwins) ReportState(_ context.Context, _ watchword.TenantID, _ watchword.Basis, d watchword.SubjectID, state []byte, _ time.Time) error {
+func (f *fakeTwins) ReportState(_ context.Context, _ watchword.TenantID, b watchword.Basis, d watchword.SubjectID, state []byte, _ time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.states[d] = state
+	if f.by == nil {
+		f.by = map[watchword.SubjectID]watchword.SubjectID{}
+	}
+	f.states[d], f.by[d] = state, b.Subject
 	return nil
 }
 
@@ -42,7 +46,7 @@ func (f *fakeTwins) States(_ context.Context, _ watchword.TenantID, after watchw
 	f.mu.Lock()
 	for _, d := range slices.Sorted(maps.Keys(f.states)) {
 		if d > after && len(out) < limit {
-			out = append(out, twin.Twin{Device: d, State: f.states[d]})
+			out = append(out, twin.Twin{Device: d, State: f.states[d], StateBy: f.by[d], StateByIncarnation: 1})
 		}
 	}
 	hold := f.hold
@@ -148,4 +152,54 @@ func TestKeptStatesWaitForTheirReader(t *testing.T) {
 		again.send(&packet.Disconnect{})
 		h.close() // fails where a goroutine stays
 	})
+}
+
+// A state is given as a retained message is: while whoever reported it may publish it.
+func TestAStateIsGivenWhileItsReporterMayPublishIt(t *testing.T) {
+	for name, c := range map[string]struct {
+		reporter watchword.SubjectID
+		take     func(h *house, id watchword.SubjectID)
+		back     func(h *house, id watchword.SubjectID)
+	}{
+		"the device, suspended": {"lamp", func(h *house, id watchword.SubjectID) { h.state(id, watchword.Suspended) }, func(h *house, id watchword.SubjectID) { h.state(id, watchword.Active) }},
+		"another, suspended":    {"boss", func(h *house, id watchword.SubjectID) { h.state(id, watchword.Suspended) }, func(h *house, id watchword.SubjectID) { h.state(id, watchword.Active) }},
+		"another, denied": {"boss", func(h *house, _ watchword.SubjectID) {
+			h.policy(`subscribe = ["#"]`, `publish = ["mark"]`)
+		}, func(h *house, _ watchword.SubjectID) { h.policy(`subscribe = ["#"]`, `publish = ["#"]`) }},
+		"another, of a later incarnation": {"boss", func(h *house, id watchword.SubjectID) {
+			h.mu.Lock()
+			h.roll[id].Incarnation++
+			h.mu.Unlock()
+			h.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+		}, nil},
+	} {
+		for _, filter := range []string{"devices/lamp/state", "devices/+/state"} {
+			t.Run(name+", "+filter, func(t *testing.T) {
+				inBubble(t, func(t *testing.T, h *house) {
+					h.policy(`subscribe = ["#"]`, `publish = ["#"]`)
+					h.device(c.reporter).publish(1, "devices/lamp/state", `{"on":true}`)
+					given := func(want bool) {
+						t.Helper()
+						ear := h.device("ear")
+						ear.subscribe(1, filter, "mark")
+						if want {
+							ear.hears("devices/lamp/state", `{"on":true}`)
+						}
+						synctest.Wait()
+						h.device("marker").publish(1, "mark", "behind it")
+						ear.hears("mark", "behind it")
+						ear.vanish()
+						synctest.Wait()
+					}
+					given(true)
+					c.take(h, c.reporter)
+					given(false)
+					if c.back != nil {
+						c.back(h, c.reporter)
+						given(true)
+					}
+				})
+			})
+		}
+	}
 }

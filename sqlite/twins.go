@@ -46,10 +46,11 @@ func readTwin(ctx context.Context, from rows, t watchword.TenantID, device watch
 	return one(ctx, from, func(r scanner) (w twin.Twin, err error) {
 		var configAt, stateAt int64
 		w.Tenant, w.Device = t, device
-		err = r.Scan(&w.Config, &w.ConfigVer, &configAt, &w.State, &stateAt, &w.StateCount)
+		err = r.Scan(&w.Config, &w.ConfigVer, &configAt, &w.State, &stateAt, &w.StateCount, &w.StateBy, &w.StateByIncarnation)
 		w.ConfigAt, w.StateAt = moment(configAt), moment(stateAt)
 		return w, err
-	}, notFound("device", device), `SELECT w.config, coalesce(w.config_ver, 0), coalesce(w.config_at, 0), w.state, coalesce(w.state_at, 0), coalesce(w.state_count, 0)
+	}, notFound("device", device), `SELECT w.config, coalesce(w.config_ver, 0), coalesce(w.config_at, 0), w.state, coalesce(w.state_at, 0), coalesce(w.state_count, 0),
+			coalesce(w.state_by, ''), coalesce(w.state_by_incarnation, 0)
 		FROM subjects s LEFT JOIN twins w ON w.tenant = s.tenant AND w.device = s.id
 		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0 AND s.kind = 'device'`, t, device)
 }
@@ -64,10 +65,10 @@ func (s *Store) States(ctx context.Context, t watchword.TenantID, after watchwor
 	return all(ctx, s, func(r scanner) (w twin.Twin, err error) {
 		var at int64
 		w.Tenant = t
-		err = r.Scan(&w.Device, &w.State, &at)
+		err = r.Scan(&w.Device, &w.State, &at, &w.StateBy, &w.StateByIncarnation)
 		w.StateAt = moment(at)
 		return w, err
-	}, `SELECT device, state, state_at FROM twins WHERE tenant = ? AND device > ? AND state IS NOT NULL ORDER BY device LIMIT ?`, t, after, limit)
+	}, `SELECT device, state, state_at, state_by, state_by_incarnation FROM twins WHERE tenant = ? AND device > ? AND state IS NOT NULL ORDER BY device LIMIT ?`, t, after, limit)
 }
 
 // ReportState replaces the reported state.
@@ -76,8 +77,10 @@ func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b wa
 		if _, err := t.device(tenant, device); err != nil {
 			return err
 		}
-		_, err := t.exec(`INSERT INTO twins (tenant, device, state, state_at, state_count) VALUES (?, ?, ?, ?, 1)
-			ON CONFLICT DO UPDATE SET state = excluded.state, state_at = excluded.state_at, state_count = state_count + 1`, tenant, device, state, stamp(now))
+		_, err := t.exec(`INSERT INTO twins (tenant, device, state, state_at, state_count, state_by, state_by_incarnation)
+			VALUES (?1, ?2, ?3, ?4, 1, ?5, coalesce((SELECT incarnation FROM subjects WHERE tenant = ?1 AND id = ?5), 0))
+			ON CONFLICT DO UPDATE SET state = excluded.state, state_at = excluded.state_at, state_count = state_count + 1,
+				state_by = excluded.state_by, state_by_incarnation = excluded.state_by_incarnation`, tenant, device, state, stamp(now), b.Subject)
 		return err
 	})
 }

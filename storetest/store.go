@@ -151,9 +151,9 @@ type Store interface {
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error)
 	// Twin returns the device's twin; a zero one for a device that has none; not_found for no such device.
 	Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (twin.Twin, error)
-	// States returns up to limit twins that have a state, with Device above after, by device: State and StateAt alone.
+	// States returns up to limit twins that have a state, with Device above after, by device: State, StateAt and who reported it alone.
 	States(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]twin.Twin, error)
-	// ReportState replaces the reported state.
+	// ReportState replaces the reported state; it is b's subject that reports it, in its incarnation of now.
 	ReportState(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, state []byte, now time.Time) error
 	// SetConfig replaces the wanted configuration; ifVersion -1 any, 0 never set, else today's; else precondition_failed.
 	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (twin.Twin, error)

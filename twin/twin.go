@@ -19,6 +19,9 @@ type Twin struct {
 	State      []byte // reported, sealed at rest with the data key
 	StateAt    time.Time
 	StateCount int64 // how often state was reported; its ETag
+	// StateBy is who reported the state, in which incarnation; empty for a state of before this was kept.
+	StateBy            watchword.SubjectID
+	StateByIncarnation int64
 }
 
 // Function is what a device can be asked to do. Schema is the JSON Schema of
