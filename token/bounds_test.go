@@ -383,3 +383,59 @@ func TestWhatFitsIsWithinTheBound(t *testing.T) {
 		t.Errorf("a token of %d bytes fits, and the next one does not", last)
 	}
 }
+
+// A claim that nearly always says the same is compared whole: another text of the same
+// length, of another length, or with an escape in it, is what it is.
+func TestAClaimThatIsNearlyTheUsualOne(t *testing.T) {
+	s := signer(t, jose.P256)
+	keys := token.NewKeySet(s.Public())
+	access := map[string]any{
+		"iss": issuer, "sub": dev, "aud": issuer, "client_id": dev, "jti": "tok_1", "iat": now.Unix(), "exp": now.Unix() + 60, "key": "k",
+		"dev": map[string]any{"id": dev}, "perm": []any{},
+	}
+	near := strings.Replace(issuer, "8443", "8444", 1)
+	for name, c := range map[string]struct {
+		change map[string]any
+		want   watchword.Code
+	}{
+		"as it should be":              {nil, ""},
+		"an issuer of the same length": {map[string]any{"iss": near}, watchword.IssuerMismatch},
+		"a longer issuer":              {map[string]any{"iss": issuer + "/"}, watchword.IssuerMismatch},
+		"a shorter issuer":             {map[string]any{"iss": issuer[:len(issuer)-1]}, watchword.IssuerMismatch},
+		"no issuer":                    {map[string]any{"iss": nil}, watchword.IssuerMismatch},
+		"an audience of that length":   {map[string]any{"aud": near}, watchword.AudienceMismatch},
+		"no audience":                  {map[string]any{"aud": nil}, watchword.AudienceMismatch},
+		"an issuer that is a number":   {map[string]any{"iss": 7}, watchword.TokenMalformed},
+	} {
+		_, err := token.VerifyAccess(signed(t, s, token.TypAccess, with(access, c.change)), keys, issuer, issuer, now, 0)
+		wantCode(t, name, err, c.want)
+	}
+	a, err := token.VerifyAccess(signed(t, s, token.TypAccess, with(access, map[string]any{"client_id": "lamp-2"})), keys, issuer, issuer, now, 0)
+	if err != nil || a.Subject != dev || a.ClientID != "lamp-2" {
+		t.Errorf("a client id of the subject's length is read as %+v, %v", a, err)
+	}
+	assertion := map[string]any{"iss": dev, "sub": dev, "aud": issuer, "jti": "j", "iat": now.Unix(), "exp": now.Unix() + 60}
+	for name, c := range map[string]struct {
+		change map[string]any
+		good   bool
+	}{
+		"as it should be":               {nil, true},
+		"a subject of the same length":  {map[string]any{"sub": "lamp-2"}, false},
+		"an issuer of the same length":  {map[string]any{"iss": "lamp-2"}, false},
+		"a longer subject":              {map[string]any{"sub": "lamp-11"}, false},
+		"an audience of that length":    {map[string]any{"aud": near}, false},
+		"neither issuer nor subject":    {map[string]any{"iss": nil, "sub": nil}, false},
+		"an empty issuer and a subject": {map[string]any{"iss": ""}, false},
+	} {
+		p, err := token.ParseAssertion(signed(t, s, token.TypAssertion, with(assertion, c.change)), false)
+		if err == nil {
+			err = p.Precheck(issuer, now)
+		}
+		if err == nil {
+			_, err = p.Check(keys)
+		}
+		if (err == nil) != c.good {
+			t.Errorf("an assertion, %s: %v", name, err)
+		}
+	}
+}
