@@ -49,6 +49,7 @@ var withoutBasis = map[string]string{
 	"RedeemCode": "the code is what allows it, and the step checks the code",
 	"IssueToken": "the step checks the subject and its key itself",
 	"HandOver":   "the server does it; the step checks the device itself",
+	"Undeliver":  "the server does it, for what its device cannot take",
 }
 
 // everyActIsKnown fails where a step takes an entry or a basis and is in no table.
