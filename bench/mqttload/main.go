@@ -40,11 +40,19 @@ func main() {
 	only := flag.String("only", "", "run what has this in its name alone")
 	scale := flag.Float64("scale", 1, "how much of the full load")
 	against := flag.String("against", "", "another build of this program, whose server is measured in mosquitto's place")
+	attacker := flag.String("attack", "", "be the attacker that this file describes, for one turn (the program starts itself so)")
 	flag.IntVar(&rounds, "rounds", rounds, "how often each is measured, in turn, where the median counts")
 	flag.Parse()
 	if *data != "" {
 		if err := serve(*data); err != nil {
 			fmt.Fprintln(os.Stderr, "mqttload:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if *attacker != "" {
+		if err := attackMain(context.Background(), *attacker); err != nil {
+			fmt.Fprintln(os.Stderr, "mqttload: the attacker:", err)
 			os.Exit(1)
 		}
 		return
@@ -177,38 +185,10 @@ func startHouse(dir, program string) (*peer, error) {
 	if _, err := io.Copy(io.Discard, ready); err != nil {
 		return nil, err
 	}
-	h := &house{dir: dir}
-	p.house = h
-	if h.admin, err = admin.Local(filepath.Join(dir, "data")); err != nil {
+	if err := p.attach(dir); err != nil {
 		return nil, err
 	}
-	b, err := os.ReadFile(filepath.Join(dir, "data", "server.json"))
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(b, &h.place); err != nil {
-		return nil, err
-	}
-	p.address = h.place.MQTT
-	pem, err := os.ReadFile(h.place.CA)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
-	h.tls = &tls.Config{RootCAs: pool, ServerName: "localhost"}
-	raw, err := os.ReadFile(filepath.Join(dir, "data", "operator.jwk"))
-	if err != nil {
-		return nil, err
-	}
-	k, err := jose.ParsePrivateJWK(raw, jose.ForSigning)
-	if err != nil {
-		return nil, err
-	}
-	if h.operator, err = k.Signer(); err != nil {
-		return nil, err
-	}
-	_, err = h.admin.ApplyPolicy(context.Background(), "load", []byte(`for = { kind = "load" }
+	_, err = p.house.admin.ApplyPolicy(context.Background(), "load", []byte(`for = { kind = "load" }
 [[allow]]
 publish   = ["up/${id}", "take/x"]
 subscribe = ["fan/#", "down/${id}", "take/#"]
@@ -217,6 +197,40 @@ subscribe = ["fan/#", "down/${id}", "take/#"]
 		err = nil // it is there since the first start
 	}
 	return p, err
+}
+
+// attach reads what clients need of our server, which runs on the data folder in dir.
+func (p *peer) attach(dir string) (err error) {
+	h := &house{dir: dir}
+	p.house = h
+	if h.admin, err = admin.Local(filepath.Join(dir, "data")); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "data", "server.json"))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, &h.place); err != nil {
+		return err
+	}
+	p.address = h.place.MQTT
+	pem, err := os.ReadFile(h.place.CA)
+	if err != nil {
+		return err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	h.tls = &tls.Config{RootCAs: pool, ServerName: "localhost"}
+	raw, err := os.ReadFile(filepath.Join(dir, "data", "operator.jwk"))
+	if err != nil {
+		return err
+	}
+	k, err := jose.ParsePrivateJWK(raw, jose.ForSigning)
+	if err != nil {
+		return err
+	}
+	h.operator, err = k.Signer()
+	return err
 }
 
 // enroll adds devices until there are n, each with a token.
@@ -345,9 +359,10 @@ func run(ctx context.Context, only, against string, scale float64) (err error) {
 		{"retained", l.retained},
 		{"storm", l.storm},
 		{"idle", l.idle},
-		{"soak", l.soak}, // ten minutes: only where it is asked for
+		{"soak", l.soak},   // ten minutes: only where it is asked for
+		{"worst", l.worst}, // two minutes; likewise, since it fails where a message is lost
 	} {
-		if strings.Contains(w.name, only) && (w.name != "soak" || only != "") {
+		if strings.Contains(w.name, only) && (w.name != "soak" && w.name != "worst" || only != "") {
 			if err := w.run(ctx); err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}

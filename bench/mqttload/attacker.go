@@ -1,0 +1,428 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// attackerAddress is where the attacker comes from. The others come from 127.0.0.1, so that what
+// the server bounds by address is not shared with them.
+const attackerAddress = "127.0.0.2"
+
+// attackMost is how often each part of an attack is done at most in one turn: a bound of the
+// generator, which time reaches first.
+const attackMost = 1_000_000
+
+// attack is one turn of the attacker, which is a process of its own.
+type attack struct {
+	ID      watchword.SubjectID
+	Folder  string // the device's, with sign.jwk
+	Issuer  string
+	URL     string
+	MQTTS   string // host and port
+	CA      string // path of the CA file
+	Turn    int    // so that names are new in each
+	Seconds float64
+
+	signer *jose.Signer
+	roots  *x509.CertPool
+	hc     *http.Client
+	token  string
+}
+
+// attackDid is what came of one part of an attack: how often the attacker sent it, and how often a
+// request was refused or a connection broke. What the server throws away, since it comes on a
+// connection that it refused, counts as sent.
+type attackDid struct {
+	Name string
+	Did  [2]int64
+}
+
+// attackMain is the attacker's process. It prints a line when it begins and, at the end, how often
+// it did what, as JSON.
+func attackMain(ctx context.Context, path string) error {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	a := &attack{}
+	if err := json.Unmarshal(raw, a); err != nil {
+		return err
+	}
+	if err := a.prepare(ctx); err != nil {
+		return err
+	}
+	fmt.Println("begins")
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(a.Seconds*float64(time.Second)))
+	defer cancel()
+	return json.NewEncoder(os.Stdout).Encode(a.run(ctx))
+}
+
+func (a *attack) prepare(ctx context.Context) error {
+	raw, err := os.ReadFile(filepath.Join(a.Folder, "sign.jwk"))
+	if err != nil {
+		return err
+	}
+	k, err := jose.ParsePrivateJWK(raw, jose.ForSigning)
+	if err != nil {
+		return err
+	}
+	if a.signer, err = k.Signer(); err != nil {
+		return err
+	}
+	pem, err := os.ReadFile(a.CA)
+	if err != nil {
+		return err
+	}
+	a.roots = x509.NewCertPool()
+	a.roots.AppendCertsFromPEM(pem)
+	a.hc = &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: a.roots}, MaxIdleConnsPerHost: 16,
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) { return a.dial(ctx, address) },
+	}}
+	// The turn before may have spent what tokens the device may have now.
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		a.token, err = a.newToken(ctx)
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+func (a *attack) dial(ctx context.Context, address string) (net.Conn, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(attackerAddress)}}
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	return d.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", port))
+}
+
+func (a *attack) assertion() (string, error) {
+	return token.SignAssertion(a.signer, a.ID, a.Issuer, time.Now(), token.AssertionLife)
+}
+
+func (a *attack) newToken(ctx context.Context) (string, error) {
+	as, err := a.assertion()
+	if err != nil {
+		return "", err
+	}
+	form := url.Values{
+		"grant_type": {"client_credentials"}, "client_assertion": {as},
+		"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
+	}
+	var out struct {
+		Token string `json:"access_token"`
+	}
+	b, err := a.request(ctx, http.MethodPost, "/oauth/token", "application/x-www-form-urlencoded", []byte(form.Encode()))
+	if err == nil {
+		err = json.Unmarshal(b, &out)
+	}
+	return out.Token, err
+}
+
+// request is an error where the answer is no success.
+func (a *attack) request(ctx context.Context, method, path, kind string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, a.URL+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", kind)
+	if a.token != "" && path != "/oauth/token" {
+		req.Header.Set("Authorization", "Bearer "+a.token)
+	}
+	res, err := a.hc.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode/100 != 2 {
+		err = fmt.Errorf("%s %s: status %d: %s", method, path, res.StatusCode, b)
+	}
+	return b, err
+}
+
+// line is an MQTT connection of the attacker, whose answers are thrown away.
+type line struct {
+	nc   net.Conn
+	done chan struct{} // the server ended it
+	out  []byte
+}
+
+// connect opens a connection and sends CONNECT; what the server answers does not matter.
+func (a *attack) connect(ctx context.Context, suffix string, edit ...func(*packet.Connect)) (*line, error) {
+	raw, err := a.dial(ctx, a.MQTTS)
+	if err != nil {
+		return nil, err
+	}
+	nc := tls.Client(raw, &tls.Config{RootCAs: a.roots, ServerName: "localhost"})
+	if err := nc.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(err, raw.Close())
+	}
+	p := &packet.Connect{
+		Version: packet.V5, CleanStart: true, ClientID: string(a.ID) + "/" + suffix,
+		Username: "jwt", HasUser: true, Password: []byte(a.token), HasPass: true,
+	}
+	for _, e := range edit {
+		e(p)
+	}
+	l := &line{nc: nc, done: make(chan struct{})}
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() }) // also where a write waits
+	go func() {
+		defer close(l.done)
+		defer stop()
+		_, _ = io.Copy(io.Discard, nc)
+	}()
+	return l, l.send(p)
+}
+
+// send sends packets in one write.
+func (l *line) send(ps ...packet.Packet) error {
+	l.out = l.out[:0]
+	for _, p := range ps {
+		l.out = packet.Append(l.out, p, packet.V5)
+	}
+	_, err := l.nc.Write(l.out)
+	return err
+}
+
+func (l *line) close() {
+	_ = l.nc.Close() // the attacker does not mind
+	<-l.done
+}
+
+// part is one thing that an attacker does again and again. do returns how often it did it; n is
+// another one each time.
+type part struct {
+	name string
+	do   func(ctx context.Context, n int) (times int, err error)
+}
+
+// overMQTT is a part that keeps one of the eight connections of a device, and comes back where
+// the server ends it.
+func (a *attack) overMQTT(name, suffix string, packets func(n int) []packet.Packet) part {
+	var l *line
+	return part{name, func(ctx context.Context, n int) (int, error) {
+		if l == nil {
+			var err error
+			if l, err = a.connect(ctx, suffix); err != nil {
+				if l != nil {
+					l.close()
+				}
+				l = nil
+				return 0, err
+			}
+		}
+		ps := packets(n)
+		if err := l.send(ps...); err != nil {
+			l.close()
+			l = nil
+			return 0, err
+		}
+		return len(ps), nil
+	}}
+}
+
+// deep is a topic or filter of 63 levels.
+func deep(prefix string, n int) string {
+	levels := strings.Split(prefix, "/")
+	for i := len(levels); i < 63; i++ {
+		levels = append(levels, fmt.Sprintf("%x.%x", n, i))
+	}
+	return strings.Join(levels, "/")
+}
+
+// groupName is one of 900 bytes.
+func groupName(n int) string { return fmt.Sprintf("%08x", n) + strings.Repeat("g", 892) }
+
+// schemas is an announcement that is dear to compile, within what is accepted: 3,720 schema
+// objects in 90 kB. The other one has references that fan out, and is refused.
+func schemas(bad bool) []byte {
+	type function struct {
+		Name   string          `json:"name"`
+		Schema json.RawMessage `json:"schema"`
+	}
+	var in struct {
+		Functions []function `json:"functions"`
+	}
+	if bad {
+		defs := []string{`"d0":{"type":"string"}`}
+		for i := 1; i < 12; i++ {
+			ref := fmt.Sprintf(`{"$ref":"#/$defs/d%d"}`, i-1)
+			defs = append(defs, fmt.Sprintf(`"d%d":{"allOf":[%s]}`, i, strings.Join([]string{ref, ref, ref, ref, ref, ref, ref, ref}, ",")))
+		}
+		in.Functions = []function{{"bad", json.RawMessage(`{"$ref":"#/$defs/d11","$defs":{` + strings.Join(defs, ",") + `}}`)}}
+	} else {
+		for i := range 60 {
+			props := make([]string, 61)
+			for j := range props {
+				props[j] = fmt.Sprintf(`"p%d":{"minLength":1}`, j)
+			}
+			in.Functions = append(in.Functions, function{fmt.Sprintf("f%d", i), json.RawMessage(`{"properties":{` + strings.Join(props, ",") + `}}`)})
+		}
+	}
+	b, _ := json.Marshal(in) // of strings and raw JSON
+	return b
+}
+
+// run does the worst that one device may try, all at once, until ctx ends.
+func (a *attack) run(ctx context.Context) []attackDid {
+	own := "devices/" + string(a.ID) + "/"
+	large, state := make([]byte, 65_000), append(append([]byte(`{"x":"`), bytes.Repeat([]byte("x"), 32_000)...), `"}`...)
+	heavy, refused := schemas(false), schemas(true)
+	same := &packet.Subscribe{ID: 1}
+	for range 1000 {
+		same.Filters = append(same.Filters, packet.Filter{Topic: own + "state", QoS: 1})
+	}
+	tiny := make([]packet.Packet, 2400)
+	for i := range tiny {
+		tiny[i] = &packet.Publish{Topic: own + "events/t", Payload: []byte{1}}
+	}
+	handshakes := []*tls.Config{
+		{RootCAs: a.roots, ServerName: "localhost", MaxVersion: tls.VersionTLS12},
+		{RootCAs: x509.NewCertPool(), ServerName: "localhost"}, // the certificate is not taken
+		{RootCAs: a.roots, ServerName: "localhost", NextProtos: []string{"other"}},
+	}
+	parts := []part{
+		a.overMQTT("retained messages, topics of 63 levels", "deep", func(n int) []packet.Packet {
+			out := make([]packet.Packet, 32)
+			for i := range out {
+				out[i] = &packet.Publish{Topic: deep(own+"events", n*len(out)+i), Retain: true, Payload: []byte("1")}
+			}
+			return out
+		}),
+		a.overMQTT("publishes of 64 KiB", "large", func(int) []packet.Packet {
+			return []packet.Packet{&packet.Publish{Topic: own + "events/large", Payload: large}}
+		}),
+		a.overMQTT("publishes of one byte", "tiny", func(int) []packet.Packet { return tiny }),
+		a.overMQTT("SUBSCRIBE, 1,000 × one filter", "same", func(int) []packet.Packet { return []packet.Packet{same} }),
+		a.overMQTT("SUBSCRIBE, 64 filters: 63 levels, groups of 900 bytes", "filters", func(n int) []packet.Packet {
+			s := &packet.Subscribe{ID: 1}
+			for i := range 32 {
+				s.Filters = append(s.Filters, packet.Filter{Topic: deep(own+"events", n*32+i), QoS: 1},
+					packet.Filter{Topic: "$share/" + groupName(n*32+i) + "/" + own + "state", QoS: 1})
+			}
+			return []packet.Packet{s}
+		}),
+		a.overMQTT("refreshes on $watchword/auth, hellos", "auth", func(n int) []packet.Packet {
+			proof := a.token
+			if as, err := a.assertion(); err == nil && n%2 == 1 {
+				proof = as
+			}
+			return []packet.Packet{
+				&packet.Publish{Topic: "$watchword/auth", Payload: []byte(proof)},
+				&packet.Publish{Topic: "$watchword/hello", Payload: []byte(`{"nonce":"` + watchword.NewNonce() + `","epoch":1,"seq":0}`)},
+			}
+		}),
+		{"connections with a will, whose sessions stay", func(ctx context.Context, n int) (int, error) {
+			l, err := a.connect(ctx, fmt.Sprintf("stays-%d", n), func(p *packet.Connect) {
+				p.Properties.SetNumber(packet.SessionExpiry, 3600)
+				p.Will = &packet.Will{Topic: own + "events/will", Payload: large[:8<<10], QoS: 1} // CONNECT may have 16 KiB
+			})
+			if l == nil {
+				return 0, err
+			}
+			if err == nil {
+				err = l.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: own + "state", QoS: 1}}})
+			}
+			l.close()
+			return 1, err
+		}},
+		{"connections with a malformed packet", func(ctx context.Context, _ int) (int, error) {
+			l, err := a.connect(ctx, "malformed")
+			if l == nil {
+				return 0, err
+			}
+			if err == nil {
+				_, err = l.nc.Write([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+			}
+			if err == nil {
+				select {
+				case <-l.done:
+				case <-time.After(time.Second):
+				}
+			}
+			l.close()
+			return 1, err
+		}},
+		{"PUT /v1/self/functions", func(ctx context.Context, n int) (int, error) {
+			body := heavy
+			if n%4 == 3 {
+				body = refused
+			}
+			_, err := a.request(ctx, http.MethodPut, "/v1/self/functions", "application/json", body)
+			return 1, err
+		}},
+		{"PUT /v1/self/state, 32 kB", func(ctx context.Context, _ int) (int, error) {
+			_, err := a.request(ctx, http.MethodPut, "/v1/self/state", "application/json", state)
+			return 1, err
+		}},
+		{"POST /v1/self/events, 1 byte and 32 kB", func(ctx context.Context, n int) (int, error) {
+			body := large[:1]
+			if n%2 == 1 {
+				body = large[:32<<10]
+			}
+			_, err := a.request(ctx, http.MethodPost, "/v1/self/events/http", "application/octet-stream", body)
+			return 1, err
+		}},
+		{"token requests", func(ctx context.Context, _ int) (int, error) {
+			_, err := a.newToken(ctx)
+			return 1, err
+		}},
+		{"TLS handshakes that fail", func(ctx context.Context, n int) (int, error) {
+			nc, err := a.dial(ctx, a.MQTTS)
+			if err != nil {
+				return 0, err
+			}
+			defer nc.Close()
+			if n%4 == 3 {
+				_, err = nc.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+				return 1, err
+			}
+			if err := nc.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+				return 0, err
+			}
+			// It is to fail: what is counted as refused are the connections that were not taken.
+			_ = tls.Client(nc, handshakes[n%4]).HandshakeContext(ctx)
+			return 1, nil
+		}},
+	}
+	out := make([]attackDid, len(parts))
+	var wg sync.WaitGroup
+	for i, p := range parts {
+		wg.Go(func() {
+			did := attackDid{Name: p.name}
+			for n := 0; n < attackMost && ctx.Err() == nil; n++ {
+				times, err := p.do(ctx, a.Turn*attackMost+n)
+				did.Did[0] += int64(times)
+				if err != nil && ctx.Err() == nil {
+					did.Did[1]++
+				}
+			}
+			out[i] = did
+		})
+	}
+	wg.Wait()
+	a.hc.CloseIdleConnections()
+	return out
+}
