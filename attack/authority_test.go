@@ -526,3 +526,40 @@ func (h *house) lastEvent(t *testing.T, b *boss) string {
 	}
 	return mark.ID
 }
+
+// Who announces a body that is not sent has an answer that cannot be written. An edit ends it all the same.
+func TestABodyThatNeverComesHoldsUpNoEdit(t *testing.T) {
+	h := serve(t, nil)
+	b := newBoss(t, h, "boss")
+	u, err := url.Parse(h.url)
+	must(t, err)
+	conf := h.client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	conf.ServerName, conf.NextProtos = u.Hostname(), []string{"http/1.1"}
+	const many = 40
+	conns := make([]*tls.Conn, many)
+	for i := range conns {
+		c, err := tls.Dial("tcp", u.Host, conf)
+		must(t, err)
+		defer c.Close()
+		_, err = fmt.Fprintf(c, "GET /v1/devices HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Length: 1\r\n\r\n", u.Host, b.token)
+		must(t, err)
+		conns[i] = c
+	}
+	for limit := time.Now().Add(20 * time.Second); ; {
+		ss, err := h.admin.Sessions(t.Context(), "boss")
+		must(t, err)
+		if len(ss) == many {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("%d of %d requests are listed", len(ss), many)
+		}
+	}
+	must(t, b.edits(t.Context(), "boss")[0].take())
+	for _, c := range conns {
+		must(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
+		if got, err := io.ReadAll(c); len(got) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+}

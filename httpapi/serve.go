@@ -63,8 +63,7 @@ func infoOf(ctx context.Context) *info {
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	in := &info{trace: watchword.NewID("", a.Now()), who: audit.Actor{Tenant: tenant}}
 	in.who.Trace = in.trace
-	nc, _ := r.Context().Value(connKey{}).(net.Conn)
-	in.writer = newAnswerWriter(w, nc)
+	in.writer = newAnswerWriter(w, r)
 	in.header = w.Header()
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		in.remote = ap.Addr().Unmap()
@@ -84,6 +83,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if s := in.session; s != nil {
 			s.close()
 		}
+		in.writer.end()
 	}()
 	// Many requests go over one connection (HTTP/2), and each takes memory until its answer is written.
 	network := rates.Network(in.remote)

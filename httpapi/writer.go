@@ -33,6 +33,8 @@ type answerWriter struct {
 	rc *http.ResponseController
 	nc net.Conn // the connection under it; nil where there is none to close (a test's recorder)
 
+	http2 bool
+
 	began   time.Time
 	blocked time.Duration // how long writes have taken
 	sent    int64
@@ -48,11 +50,13 @@ type answerWriter struct {
 
 	mu      sync.Mutex
 	guarded bool
+	over    bool  // the request is
 	why     error // why nothing more is written
 }
 
-func newAnswerWriter(w http.ResponseWriter, nc net.Conn) *answerWriter {
-	aw := &answerWriter{ResponseWriter: w, rc: http.NewResponseController(w), nc: nc, began: time.Now(), gate: make(chan struct{}, 1)}
+func newAnswerWriter(w http.ResponseWriter, r *http.Request) *answerWriter {
+	aw := &answerWriter{ResponseWriter: w, rc: http.NewResponseController(w), http2: r.ProtoMajor == 2, began: time.Now(), gate: make(chan struct{}, 1)}
+	aw.nc, _ = r.Context().Value(connKey{}).(net.Conn)
 	aw.gate <- struct{}{}
 	return aw
 }
@@ -75,23 +79,50 @@ func (w *answerWriter) release() {
 	w.guarded, w.short = false, false
 }
 
-// refuse ends the answer: when it returns, nothing more of it is handed to the connection. It is called while authority
-// changes and waits for no client: a write that does not finish by itself is broken off.
+// refuse ends the answer: no write of it begins any more. It is called while authority changes and waits for nothing;
+// [answerWriter.cut] is called after it.
 func (w *answerWriter) refuse(why error) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.why == nil {
 		w.why = why
 	}
-	guarded := w.guarded
-	w.mu.Unlock()
-	if !guarded || w.idle(cutGrace) {
+}
+
+// cut breaks off a write that is under way where the answer was refused: when it returns, nothing more of the answer is
+// handed to the connection. It waits for no client.
+func (w *answerWriter) cut() {
+	if w.refused() == nil || w.idle(cutGrace) {
 		return
 	}
-	_ = w.rc.SetWriteDeadline(time.Unix(1, 0)) // its error is that of a connection that is closed already
-	if !w.idle(50*cutGrace) && w.nc != nil {
-		// A peer of HTTP/2 that takes nothing at all: its stream cannot be reset before it reads.
-		_ = w.nc.Close()
+	w.breakOff(func() {
+		_ = w.rc.SetWriteDeadline(time.Unix(1, 0)) // its error is that of a connection that is closed already
+	})
+	if !w.idle(50 * cutGrace) {
+		// A peer of HTTP/2 that takes nothing at all: its stream cannot be reset before it reads. Or one of HTTP/1.1 that
+		// announced a body and does not send it: net/http waits for that before it writes.
+		w.breakOff(func() {
+			if w.nc != nil {
+				_ = w.nc.Close()
+			}
+		})
 	}
+}
+
+// breakOff does something to the connection, unless that belongs to another request already.
+func (w *answerWriter) breakOff(how func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.over {
+		how()
+	}
+}
+
+// end says that the connection is another request's from here on.
+func (w *answerWriter) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = true
 }
 
 // idle reports whether no write is under way, waiting up to d for that.
@@ -193,7 +224,7 @@ func (w *answerWriter) send(b []byte) error {
 		w.ResponseWriter.WriteHeader(w.status)
 	}
 	_ = w.rc.SetWriteDeadline(began.Add(left)) // an error is that of a test's recorder, which has none
-	if w.refused() != nil {                    // refuse may have set its deadline before this one
+	if w.refused() != nil {                    // cut may have set its deadline before this one
 		w.short = true
 		return errAnswerEnded
 	}
@@ -203,6 +234,9 @@ func (w *answerWriter) send(b []byte) error {
 	}
 	if err == nil {
 		err = w.rc.Flush()
+	}
+	if w.http2 && err == nil { // there the deadline's end resets the stream, also where nothing is being written
+		err = w.rc.SetWriteDeadline(time.Time{})
 	}
 	w.blocked += time.Since(began)
 	w.sent += int64(len(b))
@@ -234,6 +268,9 @@ func (w *answerWriter) finish() (why error, started bool) {
 		return w.refused(), w.direct
 	case w.broken:
 		return errAnswerEnded, true
+	}
+	if !w.http2 { // what net/http writes behind the last bytes of a stream, which may lie long back
+		_ = w.rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // an error is that of a test's recorder, which has none
 	}
 	return nil, w.direct
 }

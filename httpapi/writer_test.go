@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
 )
 
 // countingListener counts what is handed to its connections.
@@ -40,6 +43,8 @@ func (c countingConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
+func request() *http.Request { return httptest.NewRequest(http.MethodGet, "/", nil) }
+
 var errTaken = watchword.Refuse(watchword.SubjectRevoked, "taken away")
 
 // A client that does not read holds up neither who takes its right away nor gets a byte that was not handed over before.
@@ -50,8 +55,7 @@ func TestNothingIsHandedOverAfterAnAnswerIsRefused(t *testing.T) {
 			ended := make(chan error, 1)
 			l := &countingListener{}
 			srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				nc, _ := r.Context().Value(connKey{}).(net.Conn)
-				aw := newAnswerWriter(w, nc)
+				aw := newAnswerWriter(w, r)
 				aw.guard()
 				writers <- aw
 				page := bytes.Repeat([]byte("secret "), 1<<15)
@@ -83,6 +87,7 @@ func TestNothingIsHandedOverAfterAnAnswerIsRefused(t *testing.T) {
 				aw.idle(50 * time.Millisecond)
 			}
 			aw.refuse(errTaken)
+			aw.cut()
 			handed := l.handed.Load()
 			select {
 			case err := <-ended:
@@ -90,7 +95,7 @@ func TestNothingIsHandedOverAfterAnAnswerIsRefused(t *testing.T) {
 					t.Error("the write succeeded")
 				}
 			case <-time.After(10 * time.Second):
-				t.Fatal("the handler's write goes on after refuse returned")
+				t.Fatal("the handler's write goes on after cut returned")
 			}
 			n, err := io.Copy(io.Discard, resp.Body)
 			if err == nil {
@@ -98,7 +103,7 @@ func TestNothingIsHandedOverAfterAnAnswerIsRefused(t *testing.T) {
 			}
 			// What TLS and HTTP/2 say at the end (an alert, a reset) is no part of the answer.
 			if later := l.handed.Load() - handed; later > 200 {
-				t.Errorf("%d bytes were handed over after refuse returned; the client read %d", later, n)
+				t.Errorf("%d bytes were handed over after cut returned; the client read %d", later, n)
 			}
 		})
 	}
@@ -106,7 +111,7 @@ func TestNothingIsHandedOverAfterAnAnswerIsRefused(t *testing.T) {
 
 func TestAnAnswerThatIsHeldBackIsRefusedWhole(t *testing.T) {
 	rec := httptest.NewRecorder()
-	aw := newAnswerWriter(rec, nil)
+	aw := newAnswerWriter(rec, request())
 	aw.guard()
 	aw.Header().Set("ETag", "x")
 	_, _ = aw.Write([]byte("secret"))
@@ -125,7 +130,7 @@ func TestAnAnswerThatIsHeldBackIsRefusedWhole(t *testing.T) {
 
 func TestAReleasedAnswerIsGiven(t *testing.T) {
 	rec := httptest.NewRecorder()
-	aw := newAnswerWriter(rec, nil)
+	aw := newAnswerWriter(rec, request())
 	aw.guard()
 	aw.refuse(errTaken)
 	aw.release()
@@ -166,7 +171,7 @@ func (w *patientWriter) Write(b []byte) (int, error) {
 // Whoever reads a byte now and then is cut off within minutes, however each read is in time.
 func TestAReaderWithoutPaceIsCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		aw := newAnswerWriter(&patientWriter{ResponseRecorder: httptest.NewRecorder(), takes: 9 * time.Second}, nil)
+		aw := newAnswerWriter(&patientWriter{ResponseRecorder: httptest.NewRecorder(), takes: 9 * time.Second}, request())
 		aw.guard()
 		aw.each = sseTimeout
 		began := time.Now()
@@ -184,7 +189,7 @@ func TestAReaderWithoutPaceIsCutOff(t *testing.T) {
 func TestAReaderThatPausesNowAndThenIsServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &patientWriter{ResponseRecorder: httptest.NewRecorder(), takes: 9 * time.Second}
-		aw := newAnswerWriter(w, nil)
+		aw := newAnswerWriter(w, request())
 		aw.each = sseTimeout
 		if err := aw.stream(); err != nil {
 			t.Fatal(err)
@@ -202,17 +207,212 @@ func TestAReaderThatPausesNowAndThenIsServed(t *testing.T) {
 func TestAnAnswerMayBeWrittenHoweverLateItComes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &patientWriter{ResponseRecorder: httptest.NewRecorder(), takes: writeTimeout - time.Second}
-		aw := newAnswerWriter(w, nil)
+		aw := newAnswerWriter(w, request())
 		time.Sleep(maxWait)
 		_, _ = io.WriteString(aw, strings.Repeat("x", 100))
 		if why, _ := aw.finish(); why != nil {
 			t.Error(why)
 		}
 		w = &patientWriter{ResponseRecorder: httptest.NewRecorder(), takes: writeTimeout + time.Minute}
-		aw = newAnswerWriter(w, nil)
+		aw = newAnswerWriter(w, request())
 		_, _ = aw.Write([]byte("x"))
 		if why, _ := aw.finish(); why == nil {
 			t.Error("a peer that does not read for that long is not cut off")
 		}
 	})
+}
+
+// pipes is a listener whose connections are pipes: within a bubble their deadlines go by its clock.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newPipes() *pipes { return &pipes{conns: make(chan net.Conn), closed: make(chan struct{})} }
+
+func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	client, server := net.Pipe()
+	select {
+	case p.conns <- server:
+		return client, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return nil
+}
+
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// over serves h on pipes, and has use make its requests.
+func over(t *testing.T, http2 bool, h http.HandlerFunc, use func(c *http.Client)) {
+	t.Helper()
+	var protocols http.Protocols
+	protocols.SetHTTP1(!http2)
+	protocols.SetUnencryptedHTTP2(http2)
+	l := newPipes()
+	srv := &http.Server{Handler: h, Protocols: &protocols, ConnContext: ConnContext}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	tr := &http.Transport{DialContext: l.dial, Protocols: &protocols}
+	use(&http.Client{Transport: tr})
+	tr.CloseIdleConnections()
+	if err := srv.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		t.Error(err)
+	}
+}
+
+// The bound of a write is none of the time in which nothing is written.
+func TestAStreamMayBeSilentForLongerThanAWriteMayTake(t *testing.T) {
+	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				over(t, http2, func(w http.ResponseWriter, r *http.Request) {
+					aw := newAnswerWriter(w, r)
+					aw.each = sseTimeout
+					err := aw.stream()
+					for _, event := range []string{"one ", "two ", "three"} {
+						if err == nil {
+							err = aw.send([]byte(event))
+						}
+						time.Sleep(2 * writeTimeout)
+					}
+					if err == nil {
+						err, _ = aw.finish()
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				}, func(c *http.Client) {
+					resp, err := c.Get("http://here/")
+					if err != nil {
+						t.Fatal(err)
+					}
+					if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "one two three" {
+						t.Errorf("%q, %v", b, err)
+					}
+					_ = resp.Body.Close()
+				})
+			})
+		})
+	}
+}
+
+// One edit cuts many answers that nobody reads in the time of one, and touches no connection that is another request's by then.
+func TestAnEditWaitsOnceForAllThatDoNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guard := session.NewGuard(&roll{subject: watchword.Subject{Tenant: tenant, ID: "lamp", Kind: watchword.Device, State: watchword.Active, Incarnation: 1, Keys: []watchword.Key{
+			{ID: "k", Purpose: watchword.Sign, State: watchword.KeyActive},
+		}}, set: policy.NewSet()}, session.GuardOptions{})
+		a := &API{}
+		a.Guard = guard
+		papers := session.Papers{Tenant: tenant, Subject: "lamp", Incarnation: 1, Key: "k", JTI: "jti", Expires: time.Now().Add(time.Hour)}
+		var wg sync.WaitGroup
+		const readers = 100
+		var closed atomic.Int32
+		for range readers {
+			in := &info{}
+			r := request().WithContext(context.WithValue(t.Context(), infoKey{}, in))
+			conn := &stuckConn{ResponseRecorder: httptest.NewRecorder(), free: make(chan struct{}), closed: &closed}
+			in.writer = newAnswerWriter(conn, r)
+			in.writer.nc = conn
+			if err := a.begin(r, &caller{papers: papers}, requestTransport, nil); err != nil {
+				t.Fatal(err)
+			}
+			wg.Go(func() {
+				_, _ = in.writer.Write([]byte("x"))
+				if why, _ := in.writer.finish(); why == nil {
+					t.Error("the answer was given")
+				}
+				in.session.close()
+				in.writer.end()
+			})
+		}
+		synctest.Wait()
+		guard.SubjectChanged(t.Context(), tenant, "lamp") // nothing was taken
+		if n := closed.Load(); n > 0 {
+			t.Fatalf("%d connections were closed though nothing was taken", n)
+		}
+		began := time.Now()
+		guard.TokenRevoked(tenant, "lamp", "jti")
+		if took := time.Since(began); took > 60*cutGrace {
+			t.Errorf("the edit took %v", took)
+		}
+		wg.Wait()
+		if n := closed.Load(); n != readers {
+			t.Errorf("%d connections were closed, want %d", n, readers)
+		}
+	})
+}
+
+// stuckConn is a connection whose writes end when it is closed, and its response writer.
+type stuckConn struct {
+	net.Conn
+	*httptest.ResponseRecorder
+	free   chan struct{}
+	closed *atomic.Int32
+}
+
+func (c *stuckConn) Write([]byte) (int, error) {
+	<-c.free
+	return 0, net.ErrClosed
+}
+
+func (c *stuckConn) Close() error {
+	c.closed.Add(1)
+	close(c.free)
+	return nil
+}
+
+func (c *stuckConn) SetWriteDeadline(time.Time) error { return nil }
+
+// An answer that is over leaves the connection alone: it is the next request's.
+func TestAnAnswerThatIsOverCutsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var closed atomic.Int32
+		conn := &stuckConn{ResponseRecorder: httptest.NewRecorder(), free: make(chan struct{}), closed: &closed}
+		aw := newAnswerWriter(conn, request())
+		aw.nc = conn
+		aw.guard()
+		aw.WriteHeader(http.StatusOK)
+		go func() { _ = aw.send([]byte("x")) }()
+		synctest.Wait()
+		aw.refuse(errTaken)
+		aw.end()
+		aw.cut()
+		if closed.Load() > 0 {
+			t.Error("the connection was closed")
+		}
+		close(conn.free)
+	})
+}
+
+// roll is a roll of one subject.
+type roll struct {
+	subject watchword.Subject
+	set     *policy.Set
+}
+
+func (r *roll) Today(context.Context, watchword.TenantID, watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+	return &r.subject, r.set.For(policy.Who{ID: r.subject.ID, Kind: r.subject.Kind}), nil
+}
+
+func (r *roll) Renew(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
+	return nil
 }

@@ -288,6 +288,19 @@ func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id wat
 	for _, s := range all {
 		s.Recompute(ctx)
 	}
+	cut(all...)
+}
+
+// cut has the transports of sessions break off what they are doing under an authority that was taken, all at the same
+// time: an edit waits once, however many clients do not read.
+func cut(all ...*Session) {
+	var wg sync.WaitGroup
+	for _, s := range all {
+		if s.options.Cut != nil {
+			wg.Go(s.options.Cut)
+		}
+	}
+	wg.Wait()
 }
 
 // PolicyChanged recomputes the sessions that a policy speaks of, in any of its
@@ -310,6 +323,7 @@ func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, version
 		})
 	}
 	wg.Wait()
+	cut(concerned...)
 }
 
 // TokenRevoked ends the sessions that stand on one token. When it returns, none
@@ -325,6 +339,7 @@ func (g *Guard) TokenRevoked(t watchword.TenantID, subject watchword.SubjectID, 
 	for _, s := range all {
 		s.revoke(jti)
 	}
+	cut(all...)
 }
 
 // Settled waits until the changes that are under way have reached every session
@@ -389,6 +404,7 @@ func (g *Guard) IssuerRevoked(ctx context.Context, id watchword.KeyID) {
 	for _, s := range all {
 		s.recomputeIf(ctx, func(p Papers) bool { return p.SignedBy == id })
 	}
+	cut(all...)
 }
 
 // timePassed ends the sessions whose tokens are over, though their timers are not.
@@ -408,6 +424,7 @@ func (g *Guard) timePassed() {
 	for _, s := range busy {
 		s.expire()
 	}
+	cut(all...)
 }
 
 // Close ends every session with cause and takes no further ones.
@@ -420,6 +437,7 @@ func (g *Guard) Close(cause error) {
 	}
 	g.mu.Unlock()
 	for _, s := range all {
-		s.Close(cause)
+		s.close(cause)
 	}
+	cut(all...)
 }

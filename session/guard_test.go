@@ -513,3 +513,60 @@ func (r *stalledRoll) Today(ctx context.Context, t watchword.TenantID, id watchw
 	}
 	return r.fakeRoll.Today(ctx, t, id)
 }
+
+// Every change of authority cuts what its sessions are doing, all at the same time and with none of them locked.
+func TestSessionsOfOneChangeAreCutTogether(t *testing.T) {
+	for name, change := range map[string]func(g *session.Guard, ss []*session.Session){
+		"subject": func(g *session.Guard, _ []*session.Session) {
+			g.SubjectChanged(t.Context(), watchword.DefaultTenant, "lamp-7")
+		},
+		"policy": func(g *session.Guard, _ []*session.Session) {
+			g.PolicyChanged(t.Context(), watchword.DefaultTenant, parse(t, `subjects = ["lamp-7"]`))
+		},
+		"token":  func(g *session.Guard, _ []*session.Session) { g.TokenRevoked(watchword.DefaultTenant, "lamp-7", "t1") },
+		"issuer": func(g *session.Guard, _ []*session.Session) { g.IssuerRevoked(t.Context(), "") },
+		"server": func(g *session.Guard, _ []*session.Session) {
+			g.Close(watchword.Refuse(watchword.Unavailable, "the server is going down"))
+		},
+		"close": func(_ *session.Guard, ss []*session.Session) {
+			var wg sync.WaitGroup
+			for _, s := range ss {
+				wg.Go(func() { s.Close(watchword.Refuse(watchword.SessionClosed, "closed")) })
+			}
+			wg.Wait()
+		},
+		"time": func(*session.Guard, []*session.Session) { time.Sleep(2 * time.Hour) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := session.NewGuard(newRoll(t), session.GuardOptions{})
+				const many = 5
+				var cut atomic.Int32
+				together := make(chan struct{})
+				ss := make([]*session.Session, many)
+				for i := range ss {
+					var s *session.Session
+					o := session.Options{Class: session.Answer, Cut: func() {
+						_ = s.Cause() // takes its lock
+						if cut.Add(1) == many {
+							close(together)
+						}
+						<-together
+					}}
+					var err error
+					if s, err = g.Open(t.Context(), papers(t, time.Hour), o); err != nil {
+						t.Fatal(err)
+					}
+					ss[i] = s
+				}
+				change(g, ss)
+				if n := cut.Load(); n < many {
+					t.Errorf("%d were cut, want %d", n, many)
+				}
+				for _, s := range ss {
+					s.Close(nil)
+				}
+			})
+		})
+	}
+}

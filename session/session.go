@@ -36,6 +36,10 @@ type Options struct {
 	// Ended, if not nil, is called once when a session that [Guard.Open] returned
 	// ends, under the same rules. cause is nil where the transport itself closed it.
 	Ended func(cause error)
+	// Cut, if not nil, is called where Changed or Ended may have been, with nothing locked and before the change of
+	// authority is answered: it breaks off what the transport is doing under what was taken, within a bounded time that no
+	// client decides. All sessions of one change are cut at the same time. It may be called at any time, also after the end.
+	Cut func()
 	// Covers, if not nil, is asked by [Session.Refresh] whether the authority of the newer
 	// token covers what the session holds, under the same rules as Changed. Where it
 	// returns an error the refresh is refused with it, and nothing changes.
@@ -253,6 +257,7 @@ func (s *Session) takes(p Papers) error {
 // expire is the timer's, and called where the wall clock ran ahead of it. A refresh
 // may have come while it waited for the lock.
 func (s *Session) expire() {
+	defer cut(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expireLocked()
@@ -272,6 +277,13 @@ func (s *Session) expireLocked() {
 
 // Close ends the session; cause is nil where its own transport is done with it.
 func (s *Session) Close(cause error) {
+	if cause != nil {
+		defer cut(s)
+	}
+	s.close(cause)
+}
+
+func (s *Session) close(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.end(cause)
