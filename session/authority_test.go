@@ -368,3 +368,50 @@ func TestWhetherARefreshWouldBeRefused(t *testing.T) {
 		}
 	}
 }
+
+// However a session ends, the guard keeps nothing of it.
+func TestNothingIsKeptOfSessionsThatEnded(t *testing.T) {
+	ctx := context.Background()
+	r := newSlowRoll(t, "lamp-1", "lamp-2")
+	g := session.NewGuard(r, session.GuardOptions{})
+	open := func(id watchword.SubjectID) *session.Session {
+		t.Helper()
+		s, err := g.Open(ctx, papersOf(t, id), session.Options{})
+		wantCode(t, err, "")
+		return s
+	}
+	a, b, c := open("lamp-1"), open("lamp-1"), open("lamp-2")
+	held := g.Hold(ctx, session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-1", Incarnation: 1}, session.Options{Lapsed: func(error) {}})
+	if got, want := fmt.Sprint(g.Held()), "map[absent:1 held:1 labels:1 sessions:3 subjects:2 unsettled:0]"; got != want {
+		t.Errorf("while they live: %s, want %s", got, want)
+	}
+	a.Close(nil)
+	if got := len(g.Sessions(watchword.DefaultTenant, "lamp-1")); got != 1 {
+		t.Errorf("%d sessions of the subject are left, want the other", got)
+	}
+	g.TokenRevoked(watchword.DefaultTenant, "lamp-1", "t1")
+	if !b.Over() || c.Over() {
+		t.Error("a revoked token ends the sessions of its subject")
+	}
+	r.edit(func(r *slowRoll) {
+		s := r.subjects["lamp-2"]
+		s.State = watchword.Revoked
+		r.subjects["lamp-2"] = s
+	})
+	g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-2")
+	p := papersOf(t, "lamp-2")
+	p.JTI = "t2"
+	_, err := g.Open(ctx, p, session.Options{})
+	wantCode(t, err, watchword.SubjectRevoked)
+	held.Close(nil)
+	p.Subject = "lamp-1"
+	over, err := g.Open(ctx, p, session.Options{})
+	wantCode(t, err, "")
+	over.Close(nil)
+	over.Recompute(ctx) // of one that is over: nothing
+	for what, n := range g.Held() {
+		if n != 0 {
+			t.Errorf("%d %s are kept", n, what)
+		}
+	}
+}

@@ -1,0 +1,11 @@
+package session
+
+// Held returns how much a guard keeps in each of its maps: nothing once every session has gone.
+func (g *Guard) Held() map[string]int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return map[string]int{
+		"sessions": len(g.sessions), "subjects": len(g.subjects), "held": len(g.held), "absent": len(g.absent),
+		"labels": len(g.index.labels), "unsettled": len(g.index.unsettled),
+	}
+}
