@@ -311,3 +311,25 @@ func TestAnOrderIsDecidedAgainOnItsTargetsLabels(t *testing.T) {
 	}
 	wantCode(t, "decided again", order(), watchword.Denied)
 }
+
+// Who ordered a command may have it while policy still lets them order it, and nobody else may.
+func TestWhoMayHaveACommand(t *testing.T) {
+	s := newSetup(t, options{})
+	s.subject("bob", watchword.Operator, nil)
+	row := s.order(command.Call{})
+	wantCode(t, "who ordered it", s.MayHave(t.Context(), s.as("alice"), row), "")
+	wantCode(t, "somebody else", s.MayHave(t.Context(), s.as("bob"), row), watchword.Denied)
+	low, err := s.Order(t.Context(), s.as("bob"), command.Call{Device: "lamp-1", Function: "lamp.set", Args: []byte(`{"level":80}`)}, "")
+	must(t, err)
+	wantCode(t, "within the bound", s.MayHave(t.Context(), s.as("bob"), low), "")
+	low.Args = mustSeal(t, s, string(low.ID), `{"level":81}`)
+	wantCode(t, "over the bound", s.MayHave(t.Context(), s.as("bob"), low), watchword.Denied)
+	low.Args, low.Device = mustSeal(t, s, string(low.ID), `{"level":80}`), "lamp-9" // deleted, and named by bob's policy
+	wantCode(t, "of a device that is gone", s.MayHave(t.Context(), s.as("bob"), low), "")
+	row.Device = "lamp-9" // alice may by its labels, which nobody knows any more
+	wantCode(t, "of a device whose labels are gone", s.MayHave(t.Context(), s.as("alice"), row), watchword.Denied)
+	narrow, err := s.guard.Check(t.Context(), s.papersOf("alice", "fn:lamp-1/other"))
+	must(t, err)
+	row.Device = "lamp-1"
+	wantCode(t, "by a token that does not carry it", s.MayHave(t.Context(), narrow, row), watchword.Denied)
+}

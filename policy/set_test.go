@@ -184,3 +184,15 @@ func TestWhichCallHoldsWhich(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+// A set of a version is another value: what was decided under the one of before keeps its number.
+func TestASetHasTheVersionThatItWasGiven(t *testing.T) {
+	before := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `get = ["/x"]`)))
+	after := before.At(7)
+	if before.Version() != 0 || after.Version() != 7 || after.At(8).Version() != 8 || after.Version() != 7 {
+		t.Errorf("versions %d and %d", before.Version(), after.Version())
+	}
+	if _, ok := after.Document("p"); !ok {
+		t.Error("the documents are gone")
+	}
+}
