@@ -61,6 +61,9 @@ type Options struct {
 	QueueMessages int           // messages that wait for one client, at most 50,000; 0 means 10,000
 	QueueBytes    int           // bytes that they may take; 0 means 1 MiB
 	KeptBytes     int64         // of all messages that wait for somebody; 0 means 1 GiB
+	// SubjectKeptBytes is of the messages that wait for the lasting sessions of one subject,
+	// beyond 16 KiB of each; 0 means 4 MiB.
+	SubjectKeptBytes int64
 	SessionExpiry time.Duration // the longest life of a session without a connection; 0 means 7 days
 	Sessions      int           // that outlive their connection; 0 means 100,000
 	KeepAlive     time.Duration // the longest, for clients of version 5; 0 means 30 minutes
@@ -121,6 +124,7 @@ type Broker struct {
 
 	subscribed *quota.Ledger[quota.Key] // of subscriptions, in bytes of memory
 	queued     *quota.Ledger[quota.Key] // of what waits for connected clients, in bytes
+	kept       *quota.Ledger[quota.Key] // of what waits for lasting sessions, in bytes
 }
 
 // world is what one tenant's clients share.
@@ -172,6 +176,9 @@ func New(p Parts) *Broker {
 	if o.KeptBytes == 0 {
 		o.KeptBytes = 1 << 30
 	}
+	if o.SubjectKeptBytes == 0 {
+		o.SubjectKeptBytes = 4 << 20
+	}
 	if o.SessionExpiry == 0 {
 		o.SessionExpiry = 7 * 24 * time.Hour
 	}
@@ -192,7 +199,7 @@ func New(p Parts) *Broker {
 	b.controls = rates.NewShared[quota.Key](o.ControlRate, "this subject connects too often")
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.retain, b.purge.wake = newRetainQuota(&b.o), make(chan struct{}, 1)
-	b.subscribed, b.queued = newSubscriptionQuota(&b.o), newQueueQuota(&b.o)
+	b.subscribed, b.queued, b.kept = newSubscriptionQuota(&b.o), newQueueQuota(&b.o), newKeptQuota(&b.o)
 	b.journal = newJournal(&b.o, p.Store, b.retain)
 	b.wills.init(b)
 	b.Guard.Watch(b.authorityChanged)
@@ -455,7 +462,7 @@ func (b *Broker) Carry(t watchword.TenantID, topic, contentType string, payload 
 	w.flush()
 	at := b.settle(&o, nil, nil)
 	switch {
-	case o.err != nil && o.err != errFull:
+	case o.err != nil && !isFull(o.err):
 		return o.err
 	case at == nil:
 		return nil

@@ -35,6 +35,15 @@ func newQueueQuota(o *Options) *quota.Ledger[quota.Key] {
 	})
 }
 
+// newKeptQuota counts what waits for the lasting sessions of all worlds, in bytes. All
+// together are bounded by [Options.KeptBytes], where what several wait for counts once.
+func newKeptQuota(o *Options) *quota.Ledger[quota.Key] {
+	return quota.New[quota.Key](quota.Resource{
+		Name: "messages that wait for sessions", Unit: "bytes",
+		Subject: quota.Bound{Max: o.SubjectKeptBytes, Name: "limits.subject_kept_bytes"},
+	})
+}
+
 const (
 	// queuedBytes is what a queued message takes beside what [message.size] counts.
 	queuedBytes = int64(unsafe.Sizeof(message{})+unsafe.Sizeof(item{})) - 64
@@ -51,7 +60,7 @@ func (cl *client) chargeQueue(size int) error {
 	if need <= 0 {
 		return nil
 	}
-	need = (need + queueStep - 1) / queueStep * queueStep
+	need = inSteps(need)
 	if err := cl.broker.queued.Take(cl.account(), need); err != nil {
 		return err
 	}
@@ -64,10 +73,38 @@ func (cl *client) dischargeQueue() {
 	if cl.charged == 0 {
 		return
 	}
-	keep := (max(0, cl.inQueue()-queueFree) + queueStep - 1) / queueStep * queueStep
+	keep := inSteps(cl.inQueue() - queueFree)
 	if keep < cl.charged {
 		cl.broker.queued.Give(cl.account(), cl.charged-keep)
 		cl.charged = keep
+	}
+}
+
+// inSteps rounds up to what is counted; nothing where n is below zero.
+func inSteps(n int64) int64 { return (max(0, n) + queueStep - 1) / queueStep * queueStep }
+
+// chargeKept counts one more message in among those that wait for a lasting session, against
+// its subject: size is all that it counts. It is as with what is queued: free up to
+// [queueFree], and then in steps. Code: busy, only where it is bounded. mu is held.
+func (cl *client) chargeKept(size int, bounded bool) error {
+	if need := inSteps(cl.kept + int64(size) - queueFree - cl.keptCharged); need > 0 {
+		if !bounded {
+			cl.broker.kept.Add(cl.account(), need)
+		} else if err := cl.broker.kept.Take(cl.account(), need); err != nil {
+			return err
+		}
+		cl.keptCharged += need
+	}
+	cl.kept += int64(size)
+	return nil
+}
+
+// dischargeKept undoes chargeKept. mu is held.
+func (cl *client) dischargeKept(size int) {
+	cl.kept -= int64(size)
+	if keep := inSteps(cl.kept - queueFree); keep < cl.keptCharged {
+		cl.broker.kept.Give(cl.account(), cl.keptCharged-keep)
+		cl.keptCharged = keep
 	}
 }
 

@@ -36,6 +36,10 @@ type client struct {
 	head     int
 	bytes    int      // of the queue
 	charged  int64    // what its subject is charged for the queue; see chargeQueue
+	kept     int64    // bytes of all that waits on the shelf, with what is moving to others
+
+	keptCharged int64 // what its subject is charged for that; see chargeKept
+
 	flights  []flight // in the order in which they were sent; a part of ground
 	ground   []flight // see takeOff
 	seq      int64    // the number of the last message with QoS 1 or 2
@@ -114,17 +118,24 @@ func (cl *client) room(size int) bool {
 	return l.waiting < o.QueueMessages && l.weight+size+weightOf <= o.QueueBytes
 }
 
-// waits counts a message in, or out again where n is negative.
-func (l *lasting) waits(n, size int) {
-	l.waiting += n
-	l.weight += n * (size + weightOf)
+// waits counts a message in that waits on the shelf; [client.finished] counts it out. Code:
+// busy where its subject has no room for it, only where it is bounded. mu is held.
+func (cl *client) waits(size int, bounded bool) error {
+	if err := cl.chargeKept(size+weightOf, bounded); err != nil {
+		return err
+	}
+	cl.lasting.waiting++
+	cl.lasting.weight += size + weightOf
+	return nil
 }
 
 // finished is called once for each message that waited on the shelf and is done, or
 // never will be: size is what it counted. mu is held.
 func (cl *client) finished(k *kept, seq int64, size int) {
+	cl.dischargeKept(size + weightOf)
 	if l := cl.lasting; l != nil {
-		l.waits(-1, size)
+		l.waiting--
+		l.weight -= size + weightOf
 		if seq > l.sent {
 			if l.gone == nil {
 				l.gone = map[int64]struct{}{}
@@ -291,7 +302,7 @@ func (cl *client) drop(gone func(*item) bool) {
 	for i := range cl.queue[cl.head:] {
 		it := cl.queue[cl.head+i]
 		if gone(&it) {
-			cl.bytes -= it.m.size()
+			cl.bytes -= it.size()
 			if it.x != nil && it.x.k != nil {
 				cl.finished(it.x.k, it.x.seq, int(it.x.counted))
 			}

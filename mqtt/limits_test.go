@@ -104,6 +104,13 @@ func TestEachLimitHasItsReason(t *testing.T) {
 			}
 			return pub.publish(1, "b", "x")
 		}, packet.QuotaExceeded},
+		"subject_kept_bytes": {mqtt.Options{SubjectKeptBytes: 64 << 10}, func(_ *testing.T, h *house) (r packet.Reason) {
+			h.away(packet.V5, "sub", "a")
+			for pub, n := h.device("pub"), 0; n < 500 && r != packet.QuotaExceeded; n++ {
+				r = pub.publish(1, "a", big)
+			}
+			return r
+		}, packet.QuotaExceeded},
 		"sessions": {mqtt.Options{Sessions: 1}, func(_ *testing.T, h *house) packet.Reason {
 			h.away(packet.V5, "one", "a")
 			p := hello(packet.V5, "two", h.token("two", time.Hour))
@@ -289,6 +296,102 @@ func TestOneSubjectsConnectionsShareItsQueue(t *testing.T) {
 		}
 		if n := h.broker.Stats().QueuedBytes; n != 0 {
 			t.Errorf("%d bytes are charged for what was read", n)
+		}
+	})
+}
+
+// The sessions of one subject share what may wait for it; another subject has its own, what
+// is acknowledged or ends makes room, and what was stored stays after a restart.
+func TestOneSubjectsSessionsShareWhatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := mqtt.Options{SubjectKeptBytes: 128 << 10}
+		h := newHouse(t, o)
+		defer func() { h.close() }()
+		h.away(packet.V5, "slow", "a")
+		token := h.token("slow", time.Hour)
+		second := h.connect(packet.V5, "slow/2", token, lasts)
+		second.subscribe(1, "b")
+		second.vanish()
+		h.away(packet.V5, "other", "c")
+		big := strings.Repeat("x", 900)
+		var pub *client
+		fill := func(topic string) (n int) {
+			for ; n < 500; n++ {
+				pub.send(&packet.Publish{Topic: topic, QoS: 1, ID: pub.id(), Payload: []byte(big)})
+				ack := want[*packet.Ack](pub)
+				if ack.Reason == packet.QuotaExceeded {
+					if why, _ := ack.Properties.Text(packet.ReasonString); !strings.Contains(why, "(limits.subject_kept_bytes)") {
+						t.Errorf("PUBACK says %q", why)
+					}
+					return n
+				}
+			}
+			return n
+		}
+		pub = h.device("pub")
+		const all = (16<<10 + 128<<10) / (900 + 1 + 2*64)
+		if n := fill("a"); n != all {
+			t.Errorf("%d messages wait for one session, want %d", n, all)
+		}
+		if n := fill("b"); n != 16<<10/(900+1+2*64) {
+			t.Errorf("%d messages wait for the other", n)
+		}
+		if n := fill("c"); n != all {
+			t.Errorf("%d messages wait for another subject, want %d", n, all)
+		}
+
+		h.crash(o)
+		pub = h.device("pub")
+		if n := fill("a"); n != 0 {
+			t.Errorf("%d messages more after a restart", n)
+		}
+		h.crash(mqtt.Options{SubjectKeptBytes: 64 << 10})
+		pub = h.device("pub")
+		slow := h.back(packet.V5, "slow")
+		if got := slow.takesAll(all); len(got) != all {
+			t.Errorf("%d of %d messages are left above a bound", len(got), all)
+		}
+		slow.vanish()
+		synctest.Wait()
+		if n := fill("b"); n < 50 || n >= all { // 64 KiB and 16 of the session itself, less what waits there
+			t.Errorf("%d messages have room when the first session is empty", n)
+		}
+		time.Sleep(2 * time.Hour) // the sessions end
+		synctest.Wait()
+		h.away(packet.V5, "slow", "a")
+		pub = h.device("pub")
+		if n := fill("a"); n != (16<<10+64<<10)/(900+1+2*64) {
+			t.Errorf("%d messages have room when the sessions have ended", n)
+		}
+	})
+}
+
+// A message counts the subscription identifiers that go with it.
+func TestSubscriptionIdentifiersThatWaitAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, mqtt.Options{SubjectKeptBytes: 128 << 10})
+		defer h.close()
+		c := h.connect(packet.V5, "slow", h.token("slow", time.Hour), lasts)
+		const levels = 8
+		for n := range 1 << levels {
+			filter := make([]string, levels)
+			for i := range filter {
+				if filter[i] = "a"; n>>i&1 == 1 {
+					filter[i] = "+"
+				}
+			}
+			s := &packet.Subscribe{ID: c.id(), Filters: []packet.Filter{{Topic: strings.Join(filter, "/"), QoS: 1}}}
+			s.Properties.Subscriptions = []uint32{uint32(n + 1)}
+			c.send(s)
+			want[*packet.Suback](c)
+		}
+		c.vanish()
+		synctest.Wait()
+		pub, n := h.device("pub"), 0
+		for ; n < 500 && pub.publish(1, strings.TrimSuffix(strings.Repeat("a/", levels), "/"), "") == packet.Success; n++ {
+		}
+		if n < 50 || n > (16<<10+128<<10)/(4<<levels) {
+			t.Errorf("%d messages with %d identifiers each have room", n, 1<<levels)
 		}
 	})
 }

@@ -96,7 +96,7 @@ func (l *loading) session(s shelf.Session) error {
 	for _, o := range p.Open {
 		if o.Released {
 			cl.lasting.backlog = append(cl.lasting.backlog, entry{seq: o.Seq, released: true, qos: 2})
-			cl.lasting.waits(1, 0)
+			_ = cl.waits(0, false) // never refused: it does not ask
 		}
 	}
 	for _, x := range s.Subscriptions {
@@ -120,7 +120,7 @@ func (l *loading) session(s shelf.Session) error {
 func (l *loading) message(m shelf.Message) error {
 	l.id = max(l.id, m.ID)
 	j := l.broker.journal
-	k := &kept{id: m.ID, size: m.Size, included: true, counted: true}
+	k := &kept{id: m.ID, size: sizeOfStored(m.Size), included: true, counted: true}
 	k.durable.Store(true)
 	err := shelf.Receivers(m.Receivers, func(r shelf.Receiver) {
 		l.number = max(l.number, r.Session)
@@ -128,14 +128,15 @@ func (l *loading) message(m shelf.Message) error {
 		if cl == nil || !l.waits(r, cl) {
 			return
 		}
-		e := entry{k: k, seq: r.Seq, size: uint32(m.Size), qos: r.QoS, retain: r.Retain, shared: cl.world.groupOf(r.Group)}
+		size := k.size + sizeOfIdentifiers(r.Identifiers)
+		e := entry{k: k, seq: r.Seq, size: uint32(size), qos: r.QoS, retain: r.Retain, shared: cl.world.groupOf(r.Group)}
 		if r.Identifiers != nil {
 			e.identifiers = &r.Identifiers
 		}
 		k.refs.Add(1)
 		e.waitsForGroup(cl)
 		cl.lasting.backlog = append(cl.lasting.backlog, e)
-		cl.lasting.waits(1, m.Size)
+		_ = cl.waits(size, false) // likewise
 		cl.seq = max(cl.seq, r.Seq)
 	})
 	if k.refs.Load() == 0 {
@@ -143,7 +144,7 @@ func (l *loading) message(m shelf.Message) error {
 		return err
 	}
 	j.count.Add(1)
-	j.bytes.Add(int64(m.Size))
+	j.bytes.Add(int64(k.size))
 	return err
 }
 

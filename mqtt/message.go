@@ -116,9 +116,12 @@ func idOffset(b []byte) int {
 	return at + 2 + int(binary.BigEndian.Uint16(b[at:]))
 }
 
+// messageOverhead is what a message counts beside its topic, payload and properties.
+const messageOverhead = 64
+
 // size is what m counts against the bounds of a queue.
 func (m *message) size() int {
-	n := len(m.topic) + len(m.payload) + 64
+	n := len(m.topic) + len(m.payload) + messageOverhead
 	if m.props != nil {
 		n += m.props.Size()
 	}
@@ -161,6 +164,10 @@ func (m *message) stored() []byte {
 	}
 	return packet.Append(nil, &p, packet.V5)
 }
+
+// sizeOfStored is [message.size] of what takes n bytes where it is stored, within a few
+// bytes: beside topic, payload and properties a packet has 8 or 9, as a rule.
+func sizeOfStored(n int) int { return n + messageOverhead - 8 }
 
 // unstored reads what stored wrote.
 func unstored(b []byte, expires time.Time) (*message, error) {

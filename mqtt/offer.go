@@ -1,6 +1,8 @@
 package mqtt
 
 import (
+	"errors"
+
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/shelf"
 )
@@ -13,8 +15,20 @@ type outcome struct {
 	err    error // why somebody who may have it does not
 }
 
-// errFull is what becomes of a message that the shelf has no room for.
-var errFull error = watchword.Refuse(watchword.Busy, "whoever this is for has no room for more messages")
+// fullError is what becomes of a message that the shelf has no room for; it names the bound.
+type fullError struct{ error }
+
+func (f fullError) Unwrap() error { return f.error }
+
+func isFull(err error) bool {
+	_, is := errors.AsType[fullError](err)
+	return is
+}
+
+var (
+	errFull     = fullError{watchword.Refuse(watchword.Busy, "whoever this is for has no room for more messages (limits.queue_messages, limits.queue_bytes)")}
+	errFullKept = fullError{watchword.Refuse(watchword.Busy, "there is no room for more messages that wait for sessions (limits.kept_bytes)")}
+)
 
 // The bounds of what a lasting client has in its queue: the rest waits on the shelf.
 const (
@@ -87,8 +101,8 @@ func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (
 		return nil, nil // with QoS 0 nobody waits
 	}
 	full := errSlow
-	if len(cl.queue)-cl.head < cl.broker.o.QueueMessages && cl.bytes+m.size() <= cl.broker.o.QueueBytes {
-		full = cl.chargeQueue(m.size())
+	if len(cl.queue)-cl.head < cl.broker.o.QueueMessages && cl.bytes+it.size() <= cl.broker.o.QueueBytes {
+		full = cl.chargeQueue(it.size())
 	}
 	switch {
 	case full == nil:
@@ -118,7 +132,7 @@ func (cl *client) lineUp(it item) {
 		cl.queue, cl.head = cl.queue[:k], 0
 	}
 	cl.queue = append(cl.queue, it)
-	cl.bytes += it.m.size()
+	cl.bytes += it.size()
 }
 
 // keep lets a message wait on the shelf, and in the queue too where it may go out soon.
@@ -127,10 +141,20 @@ func (cl *client) keep(it *item, o *outcome) (wake *conn) {
 	if cl.away() && l.paused {
 		return nil
 	}
+	size := it.size()
 	err := j.refusal()
-	if err == nil && (!cl.room(it.m.size()) || j.bytes.Load() > cl.broker.o.KeptBytes) {
-		err = errFull
-		if it.x == nil || it.x.shared == nil { // else another member may have room
+	if err == nil {
+		switch {
+		case !cl.room(size):
+			err = errFull
+		case j.bytes.Load() > cl.broker.o.KeptBytes:
+			err = errFullKept
+		default:
+			if refused := cl.waits(size, true); refused != nil {
+				err = fullError{refused}
+			}
+		}
+		if err != nil && (it.x == nil || it.x.shared == nil) { // else another member may have room
 			cl.dropOne()
 		}
 	}
@@ -148,11 +172,10 @@ func (cl *client) keep(it *item, o *outcome) (wake *conn) {
 	if it.x == nil {
 		it.x = &extra{}
 	}
-	it.x.seq, it.x.k, it.x.counted = cl.seq, k, uint32(it.m.size())
+	it.x.seq, it.x.k, it.x.counted = cl.seq, k, uint32(size)
 	k.receivers = shelf.AppendReceiver(k.receivers, shelf.Receiver{
 		Session: cl.number, Seq: it.x.seq, QoS: it.qos, Retain: it.flag&1 != 0, Group: it.group(), Identifiers: it.x.identifiers,
 	})
-	l.waits(1, it.m.size())
 	if cl.away() || len(l.backlog) > 0 || len(cl.queue)-cl.head >= queueAhead || cl.bytes > queueWeight {
 		e := entryOf(it)
 		l.backlog = append(l.backlog, e)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // The bounds of writing.
@@ -35,6 +36,22 @@ type extra struct {
 	identifiers []uint32
 	shared      *group // that it was picked from
 	counted     uint32 // what it counts while it waits on the shelf
+}
+
+// size is what the item counts against the bounds of a queue, or while it waits on the shelf.
+func (it *item) size() int {
+	if it.x == nil {
+		return it.m.size()
+	}
+	return it.m.size() + sizeOfIdentifiers(it.x.identifiers)
+}
+
+// sizeOfIdentifiers is what they take: a message has as many as it matches subscriptions.
+func sizeOfIdentifiers(ids []uint32) int {
+	if ids == nil {
+		return 0
+	}
+	return int(unsafe.Sizeof(extra{})) + 4*len(ids)
 }
 
 // number is the item's, 0 where it gets one when it is sent.
@@ -233,7 +250,7 @@ func (c *conn) fillFromQueue(buf []byte) []byte {
 			break
 		}
 		buf = c.take(buf, it)
-		c.bytes -= it.m.size()
+		c.bytes -= it.size()
 		*it = item{}
 		c.head++
 	}

@@ -129,7 +129,7 @@ func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (at *commi
 	m := c.message(p, w.whole, w.now)
 	var o outcome
 	key, err := c.client.send(ctx, w, m, v.house, &o, actor{session: c.live(), trace: string(c.live().ID())})
-	if err == errFull && c.version == packet.V311 {
+	if isFull(err) && c.version == packet.V311 {
 		err = nil // it cannot be told, and one who is away must not end who publishes
 	}
 	if err != nil {
@@ -189,7 +189,7 @@ func (cl *client) sendOn(ctx context.Context, w *batch, m *message, h house, o *
 	} else {
 		cl.world.route(m, w, o)
 	}
-	if o.err == errFull && (o.heard > 0 || retained) {
+	if isFull(o.err) && (o.heard > 0 || retained) {
 		return nil // somebody has it
 	}
 	return o.err

@@ -100,7 +100,7 @@ func (g *group) deliver(m *message, o *outcome, not *client, there bool) (wake *
 			}
 			return wake
 		}
-		if o.err == errFull && full == nil {
+		if isFull(o.err) && full == nil {
 			full = best.client
 		}
 		err = cmp.Or(o.err, err)
@@ -209,7 +209,7 @@ func (cl *client) orphans(of *subscription) (out []orphan) {
 			stays = append(stays, it)
 			continue
 		}
-		cl.bytes -= it.m.size()
+		cl.bytes -= it.size()
 		if it.x.k != nil {
 			take(it.x.shared, it.m, entryOf(&it), true)
 		} else {

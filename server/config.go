@@ -110,6 +110,7 @@ type LimitsConfig struct {
 	Sessions         int      `toml:"sessions"`          // MQTT sessions that outlive their connection
 	SessionExpiry    Duration `toml:"session_expiry"`    // for how long at most; whole seconds
 	KeptBytes        int      `toml:"kept_bytes"`        // of all messages that wait for sessions
+	SubjectKeptBytes int      `toml:"subject_kept_bytes"`
 	RetainedMessages int      `toml:"retained_messages"` // topics with a retained message
 	RetainedBytes    int      `toml:"retained_bytes"`    // of memory, of all of them
 	WillBytes        int      `toml:"will_bytes"`        // of all wills
@@ -185,7 +186,7 @@ func Defaults() Config {
 		Pairing: PairingConfig{Lifetime: Duration{enroll.PairingLife}, Interval: Duration{enroll.PairingInterval}},
 		Limits: LimitsConfig{
 			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, ControlRate: 200, RequestRate: 2_000, IssueRate: 20, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
-			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, KeptBytes: 1 << 30, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
+			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, KeptBytes: 1 << 30, SubjectKeptBytes: 4 << 20, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
 			WillBytes: 64 << 20, SubjectWillBytes: 256 << 10,
 			QueuedBytes: 1 << 30, SubjectQueueBytes: 4 << 20,
 			SubscriptionBytes: 256 << 20, SubjectSubscriptionBytes: 2 << 20,
@@ -392,6 +393,7 @@ func (c Config) checkNumbers() error {
 		{"limits.queue_bytes", c.Limits.QueueBytes, 1 << 10, 1 << 30},
 		{"limits.sessions", c.Limits.Sessions, 1, 1 << 24},
 		{"limits.kept_bytes", c.Limits.KeptBytes, 1 << 20, 1 << 42},
+		{"limits.subject_kept_bytes", c.Limits.SubjectKeptBytes, 1 << 16, 1 << 42},
 		{"limits.retained_messages", c.Limits.RetainedMessages, 1, 1 << 24},
 		{"limits.retained_bytes", c.Limits.RetainedBytes, 1 << 10, 1 << 40},
 		{"limits.queued_bytes", c.Limits.QueuedBytes, 1 << 16, 1 << 40},

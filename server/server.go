@@ -209,7 +209,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes,
 		Options: mqtt.Options{
 			PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
-			Sessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, KeptBytes: int64(s.cfg.Limits.KeptBytes),
+			Sessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, KeptBytes: int64(s.cfg.Limits.KeptBytes), SubjectKeptBytes: int64(s.cfg.Limits.SubjectKeptBytes),
 			RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes,
 			QueuedBytes: int64(s.cfg.Limits.QueuedBytes), SubjectQueueBytes: int64(s.cfg.Limits.SubjectQueueBytes),
 			SubscriptionBytes: int64(s.cfg.Limits.SubscriptionBytes), SubjectSubscriptionBytes: int64(s.cfg.Limits.SubjectSubscriptionBytes),

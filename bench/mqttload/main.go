@@ -73,7 +73,7 @@ func serve(data string) error {
 	cfg.Limits.RequestRate, cfg.Limits.IssueRate = 1<<20, 1<<20
 	cfg.Limits.SubjectRetainedMessages, cfg.Limits.SubjectRetainedBytes = 1<<20, 1<<28 // one operator sets all of them
 	cfg.Limits.ControlRate, cfg.Limits.SubjectQueueBytes, cfg.Limits.QueuedBytes = 1<<20, 1<<40, 1<<40
-	cfg.Limits.QueueMessages, cfg.Limits.QueueBytes = 1<<20, 1<<28 // mosquitto's queues have no bound here either
+	cfg.Limits.QueueMessages, cfg.Limits.QueueBytes, cfg.Limits.SubjectKeptBytes = 1<<20, 1<<28, 1<<40 // mosquitto's queues have no bound here either
 	cfg.Token.Lifetime.Duration, cfg.Metrics.Listen = time.Hour, ""
 	log := slog.DiscardHandler
 	if path := os.Getenv("LOAD_LOG"); path != "" {
