@@ -419,6 +419,46 @@ func TestARightThatIsTakenDuringAWaitIsGone(t *testing.T) {
 	}
 }
 
+// Who may have a command for what its device is may not have it once the device is something else, also where they waited.
+func TestACommandWhoseDeviceChangesDuringAWaitIsGivenToNobody(t *testing.T) {
+	h := serve(t, nil)
+	ctx := t.Context()
+	lamp := h.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a"})
+	_, err := h.admin.ApplyPolicy(ctx, "caller", []byte("subjects = [\"caller\"]\n[[allow]]\npost = [\"/v1/commands\"]\n[[allow]]\ncall = [\"*\"]\non = { site = \"a\" }\n"), -1)
+	must(t, err)
+	token := h.token(h.enroll("caller", device.Options{}, nil))
+	order := fmt.Sprintf(`{"device":%q,"function":"f","args":{"secret":42}}`, lamp.ID())
+	for _, wait := range []string{"GET", "POST"} {
+		path, body := "/v1/commands?wait=60s", order
+		if wait == "GET" {
+			var row struct{ ID string }
+			must(t, json.Unmarshal([]byte(h.ask(http.MethodPost, "/v1/commands", token, order).body), &row))
+			path, body = "/v1/commands/"+row.ID+"?wait=60s", ""
+		}
+		answered := make(chan answer, 1)
+		go func() { answered <- h.ask(wait, path, token, body) }()
+		h.waitForSession(t, "caller")
+		_, err := h.admin.SetLabels(ctx, lamp.ID(), watchword.Labels{"site": "b"}, 0)
+		must(t, err)
+		queued, err := h.admin.Commands(ctx, admin.Filter{Device: lamp.ID(), State: watchword.Queued}, 10)
+		must(t, err)
+		for _, c := range queued {
+			_, err := h.admin.Cancel(ctx, c.ID)
+			must(t, err)
+		}
+		select {
+		case a := <-answered:
+			if a.status != http.StatusForbidden || strings.Contains(a.body, "secret") {
+				t.Errorf("%s: %d %s", wait, a.status, a.body)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: no answer", wait)
+		}
+		_, err = h.admin.SetLabels(ctx, lamp.ID(), watchword.Labels{"site": "a"}, 0)
+		must(t, err)
+	}
+}
+
 // waitForSession waits until a subject has a request that waits or lasts.
 func (h *house) waitForSession(t *testing.T, id watchword.SubjectID) admin.Session {
 	t.Helper()

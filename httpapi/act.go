@@ -133,6 +133,11 @@ func (a *API) act(r *http.Request, c *caller, may func(*session.Authority) error
 		c.actor.Basis = now.Basis()
 		return h()
 	})
+	if err == nil && (reads || c.session.waited) && !c.session.writer.direct {
+		// What it must be allowed may hang on others, such as the labels of the device that a command is for: a change of
+		// these is not told to this session. It is asked again, once what it answers with is there.
+		err = c.session.check()
+	}
 	if err != nil || !reads && !c.session.waited {
 		c.session.writer.release()
 	}
