@@ -34,6 +34,7 @@ bench:
 	$(GO) run ./bench/load -log 3 -rate 200 -seconds 8
 	$(GO) run ./bench/auditload
 	$(GO) run ./bench/mqttload
+	$(GO) run ./bench/cut
 
 fuzz:
 	@for t in $$(grep -rhoE 'func (Fuzz[A-Za-z]+)' --include=*_test.go jose token audit policy sdk mqtt cmd | awk '{print $$2}'); do \
