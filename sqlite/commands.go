@@ -254,10 +254,12 @@ func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watc
 	return out, entry, err
 }
 
-// Deliver notes which of its commands a device holds.
+// Deliver notes which of its commands a device holds: nothing of one that is not active.
 func (s *Store) Deliver(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledged, now time.Time) ([]command.Row, error) {
 	const sent = ` FROM commands WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent') AND state = 'sent' AND epoch = ?
-		AND (seq <= ? OR seq IN (SELECT value FROM json_each(?))) ORDER BY seq`
+		AND (seq <= ? OR seq IN (SELECT value FROM json_each(?)))
+		AND EXISTS (SELECT 1 FROM subjects s WHERE s.tenant = commands.tenant AND s.id = commands.device AND s.deleted = 0 AND s.state = 'active')
+		ORDER BY seq`
 	each, err := json.Marshal(a.Each)
 	if err != nil {
 		return nil, err

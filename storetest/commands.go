@@ -179,6 +179,13 @@ func handing(t *T) {
 		t.must(err)
 		is(t, what, len(none), 0)
 	}
+	_, err = t.Suspend(t.ctx, here, "lamp-1", t.now, t.entry(audit.DeviceSuspend, "lamp-1"))
+	t.must(err)
+	none, err := t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 3, Each: []int64{2}}, t.now)
+	t.must(err)
+	is(t, "delivered while it is suspended", len(none), 0)
+	_, err = t.Resume(t.ctx, here, "lamp-1", t.now, t.entry(audit.DeviceResume, "lamp-1"))
+	t.must(err)
 	got, err := t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, Each: []int64{7, 2}}, t.now)
 	t.must(err)
 	is(t, "delivered, the second alone", len(got), 1)

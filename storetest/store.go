@@ -128,7 +128,7 @@ type Store interface {
 	// HandOver keeps h with its entry (unless its Hash is kept already: then neither) and moves queued to sent. It returns the number of the entry (0: it has none yet). Not queued or sent, or expired: conflict. Over
 	// MaxHandovers: busy. A device not active: subject_suspended and so on.
 	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (row command.Row, entry int64, err error)
-	// Deliver moves to delivered those of the device's sent commands that have a's epoch and whose Seq is up to a.UpTo or in a.Each, and returns those that moved.
+	// Deliver moves to delivered those of the device's sent commands that have a's epoch and whose Seq is up to a.UpTo or in a.Each, and returns those that moved. A device not active: none.
 	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, a command.Acknowledged, now time.Time) ([]command.Row, error)
 	// Undeliver moves a command that is queued or sent to undeliverable, with u's reason, and its time of sending to u's. Any other state: no change, changed false, no entry; not_found.
 	Undeliver(ctx context.Context, u command.Undelivered, e audit.Entry) (row command.Row, changed bool, err error)
