@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -50,11 +51,11 @@ type attack struct {
 }
 
 // attackDid is what came of one part of an attack: how often the attacker sent it, and how often a
-// request was refused or a connection broke. What the server throws away, since it comes on a
-// connection that it refused, counts as sent.
+// request or connection was refused, or broke.
 type attackDid struct {
 	Name string
 	Did  [2]int64
+	Last string // what was said to the last of these
 }
 
 // attackMain is the attacker's process. It prints a line when it begins and, at the end, how often
@@ -71,10 +72,11 @@ func attackMain(ctx context.Context, path string) error {
 	if err := a.prepare(ctx); err != nil {
 		return err
 	}
-	fmt.Println("begins")
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(a.Seconds*float64(time.Second)))
-	defer cancel()
-	return json.NewEncoder(os.Stdout).Encode(a.run(ctx))
+	did, err := a.run(ctx)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(did)
 }
 
 func (a *attack) prepare(ctx context.Context) error {
@@ -164,13 +166,37 @@ func (a *attack) request(ctx context.Context, method, path, kind string, body []
 
 // line is an MQTT connection of the attacker, whose answers are thrown away.
 type line struct {
-	nc   net.Conn
-	done chan struct{} // the server ended it
-	out  []byte
+	nc     net.Conn
+	answer chan packet.Reason // of CONNACK
+	done   chan struct{}      // the server ended it
+	out    []byte
 }
 
-// connect opens a connection and sends CONNECT; what the server answers does not matter.
+// connect opens a connection, sends CONNECT and waits for the answer.
 func (a *attack) connect(ctx context.Context, suffix string, edit ...func(*packet.Connect)) (*line, error) {
+	l, err := a.begin(ctx, suffix, edit...)
+	if l == nil {
+		return nil, err
+	}
+	if err == nil {
+		select {
+		case code := <-l.answer:
+			if code.Failed() {
+				err = fmt.Errorf("CONNECT is refused: 0x%02X", byte(code))
+			}
+		case <-l.done:
+			err = errors.New("the connection ended before CONNACK")
+		}
+	}
+	if err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// begin is connect that does not wait. The line is not nil where there is something to close.
+func (a *attack) begin(ctx context.Context, suffix string, edit ...func(*packet.Connect)) (*line, error) {
 	raw, err := a.dial(ctx, a.MQTTS)
 	if err != nil {
 		return nil, err
@@ -186,12 +212,20 @@ func (a *attack) connect(ctx context.Context, suffix string, edit ...func(*packe
 	for _, e := range edit {
 		e(p)
 	}
-	l := &line{nc: nc, done: make(chan struct{})}
+	l := &line{nc: nc, answer: make(chan packet.Reason, 1), done: make(chan struct{})}
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() }) // also where a write waits
 	go func() {
 		defer close(l.done)
 		defer stop()
-		_, _ = io.Copy(io.Discard, nc)
+		r := bufio.NewReader(nc)
+		first, err := next(r)
+		if err != nil {
+			return
+		}
+		if ack, ok := first.(*packet.Connack); ok {
+			l.answer <- ack.Code
+		}
+		_, _ = io.Copy(io.Discard, r)
 	}()
 	return l, l.send(p)
 }
@@ -214,22 +248,23 @@ func (l *line) close() {
 // part is one thing that an attacker does again and again. do returns how often it did it; n is
 // another one each time.
 type part struct {
-	name string
-	do   func(ctx context.Context, n int) (times int, err error)
+	name  string
+	after time.Duration                   // it begins so much later
+	open  func(ctx context.Context) error // connects before all begin, if it is not nil
+	do    func(ctx context.Context, n int) (times int, err error)
 }
 
 // overMQTT is a part that keeps one of the eight connections of a device, and comes back where
 // the server ends it.
-func (a *attack) overMQTT(name, suffix string, packets func(n int) []packet.Packet) part {
+func (a *attack) overMQTT(name, suffix string, after time.Duration, packets func(n int) []packet.Packet) part {
 	var l *line
-	return part{name, func(ctx context.Context, n int) (int, error) {
+	open := func(ctx context.Context) (err error) {
+		l, err = a.connect(ctx, suffix)
+		return err
+	}
+	return part{name, after, open, func(ctx context.Context, n int) (int, error) {
 		if l == nil {
-			var err error
-			if l, err = a.connect(ctx, suffix); err != nil {
-				if l != nil {
-					l.close()
-				}
-				l = nil
+			if err := open(ctx); err != nil {
 				return 0, err
 			}
 		}
@@ -285,8 +320,10 @@ func schemas(bad bool) []byte {
 	return b
 }
 
-// run does the worst that one device may try, all at once, until ctx ends.
-func (a *attack) run(ctx context.Context) []attackDid {
+// run does the worst that one device may try, all at once, for so many seconds.
+func (a *attack) run(ctx context.Context) ([]attackDid, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	own := "devices/" + string(a.ID) + "/"
 	large, state := make([]byte, 65_000), append(append([]byte(`{"x":"`), bytes.Repeat([]byte("x"), 32_000)...), `"}`...)
 	heavy, refused := schemas(false), schemas(true)
@@ -298,25 +335,27 @@ func (a *attack) run(ctx context.Context) []attackDid {
 	for i := range tiny {
 		tiny[i] = &packet.Publish{Topic: own + "events/t", Payload: []byte{1}}
 	}
+	// What uses up the rate of connections comes in the second half of a turn, that they are made in the first.
+	later := time.Duration(a.Seconds / 2 * float64(time.Second))
 	handshakes := []*tls.Config{
 		{RootCAs: a.roots, ServerName: "localhost", MaxVersion: tls.VersionTLS12},
 		{RootCAs: x509.NewCertPool(), ServerName: "localhost"}, // the certificate is not taken
 		{RootCAs: a.roots, ServerName: "localhost", NextProtos: []string{"other"}},
 	}
 	parts := []part{
-		a.overMQTT("retained messages, topics of 63 levels", "deep", func(n int) []packet.Packet {
+		a.overMQTT("retained messages, topics of 63 levels", "deep", 0, func(n int) []packet.Packet {
 			out := make([]packet.Packet, 32)
 			for i := range out {
 				out[i] = &packet.Publish{Topic: deep(own+"events", n*len(out)+i), Retain: true, Payload: []byte("1")}
 			}
 			return out
 		}),
-		a.overMQTT("publishes of 64 KiB", "large", func(int) []packet.Packet {
+		a.overMQTT("publishes of 64 KiB", "large", 0, func(int) []packet.Packet {
 			return []packet.Packet{&packet.Publish{Topic: own + "events/large", Payload: large}}
 		}),
-		a.overMQTT("publishes of one byte", "tiny", func(int) []packet.Packet { return tiny }),
-		a.overMQTT("SUBSCRIBE, 1,000 × one filter", "same", func(int) []packet.Packet { return []packet.Packet{same} }),
-		a.overMQTT("SUBSCRIBE, 64 filters: 63 levels, groups of 900 bytes", "filters", func(n int) []packet.Packet {
+		a.overMQTT("publishes of one byte", "tiny", 0, func(int) []packet.Packet { return tiny }),
+		a.overMQTT("SUBSCRIBE, 1,000 × one filter", "same", later, func(int) []packet.Packet { return []packet.Packet{same} }),
+		a.overMQTT("SUBSCRIBE, 64 filters: 63 levels, groups of 900 bytes", "filters", later, func(n int) []packet.Packet {
 			s := &packet.Subscribe{ID: 1}
 			for i := range 32 {
 				s.Filters = append(s.Filters, packet.Filter{Topic: deep(own+"events", n*32+i), QoS: 1},
@@ -324,7 +363,7 @@ func (a *attack) run(ctx context.Context) []attackDid {
 			}
 			return []packet.Packet{s}
 		}),
-		a.overMQTT("refreshes on $watchword/auth, hellos", "auth", func(n int) []packet.Packet {
+		a.overMQTT("refreshes on $watchword/auth, hellos", "auth", later, func(n int) []packet.Packet {
 			proof := a.token
 			if as, err := a.assertion(); err == nil && n%2 == 1 {
 				proof = as
@@ -334,29 +373,24 @@ func (a *attack) run(ctx context.Context) []attackDid {
 				&packet.Publish{Topic: "$watchword/hello", Payload: []byte(`{"nonce":"` + watchword.NewNonce() + `","epoch":1,"seq":0}`)},
 			}
 		}),
-		{"connections with a will, whose sessions stay", func(ctx context.Context, n int) (int, error) {
+		{"connections with a will, whose sessions stay", 0, nil, func(ctx context.Context, n int) (int, error) {
 			l, err := a.connect(ctx, fmt.Sprintf("stays-%d", n), func(p *packet.Connect) {
 				p.Properties.SetNumber(packet.SessionExpiry, 3600)
 				p.Will = &packet.Will{Topic: own + "events/will", Payload: large[:8<<10], QoS: 1} // CONNECT may have 16 KiB
 			})
-			if l == nil {
+			if err != nil {
 				return 0, err
 			}
-			if err == nil {
-				err = l.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: own + "state", QoS: 1}}})
-			}
+			err = l.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: own + "state", QoS: 1}}})
 			l.close()
 			return 1, err
 		}},
-		{"connections with a malformed packet", func(ctx context.Context, _ int) (int, error) {
+		{"connections with a malformed packet", 0, nil, func(ctx context.Context, _ int) (int, error) {
 			l, err := a.connect(ctx, "malformed")
-			if l == nil {
+			if err != nil {
 				return 0, err
 			}
-			if err == nil {
-				_, err = l.nc.Write([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
-			}
-			if err == nil {
+			if _, err = l.nc.Write([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}); err == nil {
 				select {
 				case <-l.done:
 				case <-time.After(time.Second):
@@ -365,7 +399,19 @@ func (a *attack) run(ctx context.Context) []attackDid {
 			l.close()
 			return 1, err
 		}},
-		{"PUT /v1/self/functions", func(ctx context.Context, n int) (int, error) {
+		{"publishes of 64 KiB after a CONNECT that was refused", 0, nil, func(ctx context.Context, n int) (int, error) {
+			l, err := a.begin(ctx, "refused", func(p *packet.Connect) { p.Password = []byte("wrong") })
+			if l == nil {
+				return 0, err
+			}
+			sent := 0
+			for ; err == nil && sent < attackMost; sent++ {
+				err = l.send(&packet.Publish{Topic: own + "events/large", Payload: large})
+			}
+			l.close()
+			return sent, nil // it is to be refused
+		}},
+		{"PUT /v1/self/functions", 0, nil, func(ctx context.Context, n int) (int, error) {
 			body := heavy
 			if n%4 == 3 {
 				body = refused
@@ -373,11 +419,11 @@ func (a *attack) run(ctx context.Context) []attackDid {
 			_, err := a.request(ctx, http.MethodPut, "/v1/self/functions", "application/json", body)
 			return 1, err
 		}},
-		{"PUT /v1/self/state, 32 kB", func(ctx context.Context, _ int) (int, error) {
+		{"PUT /v1/self/state, 32 kB", 0, nil, func(ctx context.Context, _ int) (int, error) {
 			_, err := a.request(ctx, http.MethodPut, "/v1/self/state", "application/json", state)
 			return 1, err
 		}},
-		{"POST /v1/self/events, 1 byte and 32 kB", func(ctx context.Context, n int) (int, error) {
+		{"POST /v1/self/events, 1 byte and 32 kB", 0, nil, func(ctx context.Context, n int) (int, error) {
 			body := large[:1]
 			if n%2 == 1 {
 				body = large[:32<<10]
@@ -385,11 +431,11 @@ func (a *attack) run(ctx context.Context) []attackDid {
 			_, err := a.request(ctx, http.MethodPost, "/v1/self/events/http", "application/octet-stream", body)
 			return 1, err
 		}},
-		{"token requests", func(ctx context.Context, _ int) (int, error) {
+		{"token requests", 0, nil, func(ctx context.Context, _ int) (int, error) {
 			_, err := a.newToken(ctx)
 			return 1, err
 		}},
-		{"TLS handshakes that fail", func(ctx context.Context, n int) (int, error) {
+		{"TLS handshakes that fail", 0, nil, func(ctx context.Context, n int) (int, error) {
 			nc, err := a.dial(ctx, a.MQTTS)
 			if err != nil {
 				return 0, err
@@ -407,16 +453,35 @@ func (a *attack) run(ctx context.Context) []attackDid {
 			return 1, nil
 		}},
 	}
+	for _, p := range parts {
+		if p.open == nil {
+			continue
+		}
+		for until := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) { // the turn before may have used up the rate
+			err := p.open(ctx)
+			if err == nil {
+				break
+			}
+			if time.Now().After(until) {
+				return nil, err
+			}
+		}
+	}
+	fmt.Println("begins")
+	end := time.Now().Add(time.Duration(a.Seconds * float64(time.Second)))
+	defer time.AfterFunc(time.Until(end), cancel).Stop()
 	out := make([]attackDid, len(parts))
 	var wg sync.WaitGroup
 	for i, p := range parts {
 		wg.Go(func() {
 			did := attackDid{Name: p.name}
-			for n := 0; n < attackMost && ctx.Err() == nil; n++ {
+			time.Sleep(p.after)
+			for n := 0; n < attackMost && time.Now().Before(end); n++ {
 				times, err := p.do(ctx, a.Turn*attackMost+n)
 				did.Did[0] += int64(times)
-				if err != nil && ctx.Err() == nil {
+				if err != nil && time.Now().Before(end) {
 					did.Did[1]++
+					did.Last = err.Error()
 				}
 			}
 			out[i] = did
@@ -424,5 +489,5 @@ func (a *attack) run(ctx context.Context) []attackDid {
 	}
 	wg.Wait()
 	a.hc.CloseIdleConnections()
-	return out
+	return out, nil
 }

@@ -46,7 +46,8 @@ var worstActs = []struct {
 }
 
 // worst: what one device with default rights can do to the others when it does its worst, in turns
-// with one that is idle. The server is the product's own program, with default limits.
+// without it. The server is the product's own program, with default limits. Each attack is of a new
+// device, since what one sent goes on being held back long after it was sent.
 func (l *load) worst(ctx context.Context) (err error) {
 	seconds := max(int(worstSeconds*l.scale), 1)
 	calm, err := l.worstControl(ctx, seconds)
@@ -59,8 +60,9 @@ func (l *load) worst(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, w.p.stop()) }()
 	fmt.Printf("\n### One device does its worst, %d others beside it\n\n", worstOthers)
-	fmt.Printf("The product's program with default limits; no policy but the built-in ones. Turns of %d s, %d without and %d with the attack. The attacker comes from an address of its own, and is a process with nice 19: it takes what time the others and the server leave of the same cores.\n\n", w.seconds, worstTurns, worstTurns)
+	fmt.Printf("The product's program with default limits; no policy but the built-in ones. Turns of %d s, %d without and %d with the attack, after each of which the attacker is deleted. The attacker comes from an address of its own, and is a process with nice 19: it takes what time the others and the server leave of the same cores.\n\n", w.seconds, worstTurns, worstTurns)
 	fmt.Printf("| turn | attacker | lost | refused | heap | resident | server's CPU |\n|---|---|---|---|---|---|---|\n")
+	var full float64
 	var p99 [2][][]float64 // by attack, act, turn
 	for i := range p99 {
 		p99[i] = make([][]float64, len(worstActs))
@@ -68,6 +70,11 @@ func (l *load) worst(ctx context.Context) (err error) {
 	lost := 0
 	for turn := range worstTurns {
 		for attacked := range 2 {
+			if attacked == 1 {
+				if err := w.p.house.enroll(ctx, worstOthers+turn+1); err != nil {
+					return err
+				}
+			}
 			began := w.p.cpu()
 			r, err := w.turn(ctx, turn*2+attacked, attacked == 1)
 			if err != nil {
@@ -90,6 +97,17 @@ func (l *load) worst(ctx context.Context) (err error) {
 				slices.Sort(took)
 				p99[attacked][i] = append(p99[attacked][i], ms(took[len(took)*99/100]))
 			}
+			if attacked == 0 {
+				continue
+			}
+			if turn == worstTurns-1 {
+				if full, err = w.liveHeap(ctx); err != nil {
+					return err
+				}
+			}
+			if err := w.deleteAttacker(ctx); err != nil { // and with it what it still has on its way
+				return err
+			}
 		}
 	}
 	fmt.Printf("\n| p99, median of %d | attacker idle | attacks | ratio, promised ≤ 2 |\n|---|---|---|---|\n", worstTurns)
@@ -97,16 +115,9 @@ func (l *load) worst(ctx context.Context) (err error) {
 		idle, attacks := median(p99[0][i]), median(p99[1][i])
 		fmt.Printf("| %s, %d a second | %.1f ms | %.1f ms | %.2f |\n", act.name, act.rate, idle, attacks, attacks/idle)
 	}
-	fmt.Printf("\n| the attacker, all turns | sent | requests refused, connections broken |\n|---|---|---|\n")
-	for _, name := range w.names {
-		fmt.Printf("| %s | %d | %d |\n", name, w.attacker[name][0], w.attacker[name][1])
-	}
-	full, err := w.liveHeap(ctx)
-	if err != nil {
-		return err
-	}
-	if err := w.deleteAttacker(ctx); err != nil {
-		return err
+	fmt.Printf("\n| the attacker, all turns | sent | refused, broken | the last of these |\n|---|---|---|---|\n")
+	for _, d := range w.attacker {
+		fmt.Printf("| %s | %d | %d | %s |\n", d.Name, d.Did[0], d.Did[1], clip(d.Last))
 	}
 	after, err := w.liveHeap(ctx)
 	if err != nil {
@@ -132,8 +143,10 @@ func (l *load) worstControl(ctx context.Context, seconds int) (heap float64, err
 			return 0, err
 		}
 	}
-	if err := w.deleteAttacker(ctx); err != nil {
-		return 0, err
+	for turn := range worstTurns { // which attack nobody here
+		if err := errors.Join(w.p.house.enroll(ctx, worstOthers+turn+1), w.deleteAttacker(ctx)); err != nil {
+			return 0, err
+		}
 	}
 	return w.liveHeap(ctx)
 }
@@ -145,9 +158,8 @@ type worstCase struct {
 	p        *peer
 	metrics  string // address
 	hc       *http.Client
-	mu       sync.Mutex // of the others' tokens
-	attacker map[string][2]int64
-	names    []string // of what the attacker does
+	mu       sync.Mutex  // of the others' tokens
+	attacker []attackDid // in all turns
 }
 
 // start builds and starts the product's program and enrolls all devices.
@@ -193,18 +205,20 @@ func (w *worstCase) start(ctx context.Context) error {
 		return errors.Join(err, w.p.stop())
 	}
 	w.hc = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: w.p.house.tls, MaxIdleConnsPerHost: 64}}
-	if err := w.p.house.enroll(ctx, worstOthers+1); err != nil { // the last one attacks
+	if err := w.p.house.enroll(ctx, worstOthers); err != nil {
 		return errors.Join(err, w.p.stop())
 	}
 	return nil
 }
 
+// deleteAttacker deletes the device that was enrolled last.
 func (w *worstCase) deleteAttacker(ctx context.Context) error {
 	h := w.p.house
-	if _, err := h.admin.Revoke(ctx, h.devices[worstOthers].id, "compromised"); err != nil {
+	id := h.devices[len(h.devices)-1].id
+	if _, err := h.admin.Revoke(ctx, id, "compromised"); err != nil {
 		return err
 	}
-	return h.admin.DeleteDevice(ctx, h.devices[worstOthers].id)
+	return h.admin.DeleteDevice(ctx, id)
 }
 
 func (w *worstCase) ready(ctx context.Context) error {
@@ -241,6 +255,15 @@ func answer(hc *http.Client, req *http.Request) ([]byte, error) {
 		err = fmt.Errorf("%s %s: status %d: %s", req.Method, req.URL.Path, res.StatusCode, b)
 	}
 	return b, err
+}
+
+// clip is what of an error fits into a table.
+func clip(text string) string {
+	const most = 120
+	if _, detail, ok := strings.Cut(text, `"detail":"`); ok { // of a problem
+		text, _, _ = strings.Cut(detail, `"`)
+	}
+	return strings.ReplaceAll(text[:min(len(text), most)], "|", " ")
 }
 
 // metric is one number that /metrics gives.
@@ -528,7 +551,7 @@ func (w *worstCase) renew(ctx context.Context, i int) error {
 // attack starts one turn of the attacker and returns once it has begun; over waits for its end.
 func (w *worstCase) attack(ctx context.Context, number int) (over func() error, err error) {
 	h := w.p.house
-	id := h.devices[worstOthers].id
+	id := h.devices[len(h.devices)-1].id
 	raw, err := json.Marshal(&attack{
 		ID: id, Folder: filepath.Join(w.dir, "devices", string(id)), Issuer: h.place.Issuer, URL: h.place.URL, MQTTS: h.place.MQTTS, CA: h.place.CA,
 		Turn: number, Seconds: float64(w.seconds + 2),
@@ -564,14 +587,15 @@ func (w *worstCase) attack(ctx context.Context, number int) (over func() error, 
 			return err
 		}
 		if w.attacker == nil {
-			w.attacker = map[string][2]int64{}
+			w.attacker = make([]attackDid, len(done))
 		}
-		for _, d := range done {
-			sum, known := w.attacker[d.Name]
-			if !known {
-				w.names = append(w.names, d.Name)
+		for i, d := range done {
+			sum := &w.attacker[i]
+			sum.Name = d.Name
+			sum.Did[0] += d.Did[0]
+			if sum.Did[1] += d.Did[1]; d.Last != "" {
+				sum.Last = d.Last
 			}
-			w.attacker[d.Name] = [2]int64{sum[0] + d.Did[0], sum[1] + d.Did[1]}
 		}
 		return nil
 	}
