@@ -57,16 +57,16 @@ type Parts struct {
 // Options is what the door needs to know beside the rooms. The zero value is
 // ready to use.
 type Options struct {
-	PacketBytes   int           // the longest packet; 0 means 64 KiB
-	QueueMessages int           // messages that wait for one client, at most 50,000; 0 means 10,000
-	QueueBytes    int           // bytes that they may take; 0 means 1 MiB
-	KeptBytes     int64         // of all messages that wait for somebody; 0 means 1 GiB
+	PacketBytes   int   // the longest packet; 0 means 64 KiB
+	QueueMessages int   // messages that wait for one client, at most 50,000; 0 means 10,000
+	QueueBytes    int   // bytes that they may take; 0 means 1 MiB
+	KeptBytes     int64 // of all messages that wait for somebody; 0 means 1 GiB
 	// SubjectKeptBytes is of the messages that wait for the lasting sessions of one subject,
 	// beyond 16 KiB of each; 0 means 4 MiB.
 	SubjectKeptBytes int64
-	SessionExpiry time.Duration // the longest life of a session without a connection; 0 means 7 days
-	Sessions      int           // that outlive their connection; 0 means 100,000
-	KeepAlive     time.Duration // the longest, for clients of version 5; 0 means 30 minutes
+	SessionExpiry    time.Duration // the longest life of a session without a connection; 0 means 7 days
+	Sessions         int           // that outlive their connection; 0 means 100,000
+	KeepAlive        time.Duration // the longest, for clients of version 5; 0 means 30 minutes
 	// Retained messages: how many there may be, 0 means 1,000,000, and the memory that they
 	// may take, 0 means 256 MiB; those of one subject, 0 means 5,000 and 1 MiB.
 	RetainedMessages, RetainedBytes               int

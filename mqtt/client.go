@@ -30,13 +30,13 @@ type client struct {
 	over  bool  // it is no more
 	ended bool  // it lasted, and is over
 
-	subs     map[string]*subscription // by their filter as the client wrote it
-	will     *will                    // of its connection; one that waits for its time is in wills alone
-	queue    []item                   // from head on; to be sent
-	head     int
-	bytes    int      // of the queue
-	charged  int64    // what its subject is charged for the queue; see chargeQueue
-	kept     int64    // bytes of all that waits on the shelf, with what is moving to others
+	subs    map[string]*subscription // by their filter as the client wrote it
+	will    *will                    // of its connection; one that waits for its time is in wills alone
+	queue   []item                   // from head on; to be sent
+	head    int
+	bytes   int   // of the queue
+	charged int64 // what its subject is charged for the queue; see chargeQueue
+	kept    int64 // bytes of all that waits on the shelf, with what is moving to others
 
 	keptCharged int64 // what its subject is charged for that; see chargeKept
 

@@ -107,9 +107,9 @@ type LimitsConfig struct {
 	QueueMessages int `toml:"queue_messages"`
 	QueueBytes    int `toml:"queue_bytes"`
 
-	Sessions         int      `toml:"sessions"`          // MQTT sessions that outlive their connection
-	SessionExpiry    Duration `toml:"session_expiry"`    // for how long at most; whole seconds
-	KeptBytes        int      `toml:"kept_bytes"`        // of all messages that wait for sessions
+	Sessions         int      `toml:"sessions"`       // MQTT sessions that outlive their connection
+	SessionExpiry    Duration `toml:"session_expiry"` // for how long at most; whole seconds
+	KeptBytes        int      `toml:"kept_bytes"`     // of all messages that wait for sessions
 	SubjectKeptBytes int      `toml:"subject_kept_bytes"`
 	RetainedMessages int      `toml:"retained_messages"` // topics with a retained message
 	RetainedBytes    int      `toml:"retained_bytes"`    // of memory, of all of them
