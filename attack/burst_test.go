@@ -96,3 +96,33 @@ func TestABurstCostsNoReaderAnothersEvents(t *testing.T) {
 		}
 	}
 }
+
+// TestEventsOfADeletedDeviceAreGone: who resumes after the deletion gets those of others alone.
+func TestEventsOfADeletedDeviceAreGone(t *testing.T) {
+	h := serve(t, nil)
+	gone, stays := h.enroll("gone", device.Options{}, nil), h.enroll("stays", device.Options{}, nil)
+	op, err := h.admin.Tokens().Renew(t.Context())
+	must(t, err)
+	say := func(d *device.Device, what string) string {
+		a := h.ask("POST", "/v1/self/events/lux", h.token(d), what)
+		if a.status != 202 {
+			t.Fatalf("an event: %d %s", a.status, a.body)
+		}
+		var made struct {
+			ID string `json:"id"`
+		}
+		must(t, json.Unmarshal([]byte(a.body), &made))
+		return made.ID
+	}
+	since := say(stays, "0")
+	say(gone, "1")
+	if a := h.ask("DELETE", "/v1/devices/gone", op, ""); a.status != 204 {
+		t.Fatalf("deletion: %d %s", a.status, a.body)
+	}
+	say(stays, "2")
+	s := h.stream("/v1/events", op, "Last-Event-ID: "+since)
+	next(t, s, "session")
+	if e := next(t, s, "event"); !strings.Contains(string(e.Data), `"stays"`) {
+		t.Errorf("after the deletion comes %s", e.Data)
+	}
+}

@@ -163,6 +163,19 @@ func (h *Hub) Publish(e *Event) {
 	}
 }
 
+// Forget takes away what is kept of a device that is deleted: nobody gets it any more, nor is told that it was missed.
+// Device ids are not used again, so what is under way of it is the caller's to stop before.
+func (h *Hub) Forget(t watchword.TenantID, device watchword.SubjectID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.kept.Forget(source{t, device})
+	for s := range h.subs {
+		if s.only != nil && s.only.Tenant == t && s.only.Device == device {
+			s.only = nil // it looks by itself, and finds what came since
+		}
+	}
+}
+
 // wake says that there is something. It is called with the hub's lock held, as all below that does not say otherwise.
 func (s *Subscription) wake() {
 	s.behind = true

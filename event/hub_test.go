@@ -218,3 +218,46 @@ func TestTheMemoryIsWhatIsCounted(t *testing.T) {
 		})
 	}
 }
+
+func TestOfADeletedDeviceNothingIsKept(t *testing.T) {
+	h := event.NewHub()
+	first := ev("other")
+	h.Publish(first)
+	waits := h.Subscribe("t", "devices/+/events/#", "") // what waits for it is one event alone
+	defer waits.Close()
+	h.Publish(ev("gone"))
+	behind := h.Subscribe("t", "devices/+/events/#", first.ID())
+	defer behind.Close()
+	for range 3000 { // some of them are lost
+		h.Publish(ev("gone"))
+	}
+	foreign := ev("gone")
+	foreign.Tenant = "other tenant"
+	h.Publish(foreign)
+	one := h.Subscribe("t", "devices/gone/events/#", "")
+	defer one.Close()
+	h.Publish(ev("gone"))
+	h.Forget("t", "gone")
+	h.Forget("t", "nobody")
+	for name, s := range map[string]*event.Subscription{
+		"who read nothing": waits, "who came back before": behind, "who has one alone to read": one,
+		"who comes back": h.Subscribe("t", "devices/+/events/#", first.ID()),
+	} {
+		if events, gap := take(t, s); len(events) > 0 || gap.Missed > 0 || gap.More {
+			t.Errorf("%s gets %d events, gap %+v", name, len(events), gap)
+		}
+		s.Close()
+	}
+	marker := ev("other")
+	h.Publish(marker)
+	s := h.Subscribe("t", "devices/+/events/#", first.ID())
+	defer s.Close()
+	if events, gap := take(t, s); len(events) != 1 || events[0] != marker || gap.Any() {
+		t.Errorf("of the other come %d events, gap %+v", len(events), gap)
+	}
+	of := h.Subscribe("other tenant", "devices/+/events/#", first.ID())
+	defer of.Close()
+	if events, _ := take(t, of); len(events) != 1 {
+		t.Errorf("of another tenant's device with that id come %d", len(events))
+	}
+}

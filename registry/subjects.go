@@ -39,6 +39,7 @@ type Registry struct {
 	issuer string
 
 	policies policyLock
+	deleted  []func(t watchword.TenantID, id watchword.SubjectID)
 }
 
 // New returns a registry that writes to st, keeps roll true and tells live.
@@ -128,10 +129,20 @@ func (r *Registry) Revoke(ctx context.Context, by audit.Actor, id watchword.Subj
 func (r *Registry) Delete(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) error {
 	e := by.Did(audit.DeviceDelete, string(id), now, nil)
 	err := r.store.DeleteSubject(ctx, by.Tenant, id, now, e)
-	if err == nil {
-		r.Changed(ctx, by.Tenant, id)
+	if err != nil {
+		return err
 	}
-	return err
+	r.Changed(ctx, by.Tenant, id)
+	for _, f := range r.deleted {
+		f(by.Tenant, id)
+	}
+	return nil
+}
+
+// WhenDeleted has f called for each subject that is deleted, once nothing of it passes any more and before the deletion is
+// answered. It is for whoever keeps something of subjects in memory, and is called before the registry is used.
+func (r *Registry) WhenDeleted(f func(t watchword.TenantID, id watchword.SubjectID)) {
+	r.deleted = append(r.deleted, f)
 }
 
 // Changed tells whoever must know that a subject has changed in the store. Rooms

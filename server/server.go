@@ -205,6 +205,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	}
 	s.handshakes = newHandshakes(s.o.Log, s.o.Now)
 	hub, twins := event.NewHub(), twin.NewKeeper(s.store, s.ring)
+	reg.WhenDeleted(hub.Forget)
 	s.broker = mqtt.New(mqtt.Parts{
 		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes,
 		Options: mqtt.Options{

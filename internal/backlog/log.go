@@ -147,6 +147,30 @@ func (l *Log[K, V]) drop(s *source[K]) {
 	l.place(s)
 }
 
+// Forget takes away all values of one source, and what is remembered of those that it lost: nothing of it is lost then.
+// It takes time that grows with all that is kept and remembered.
+func (l *Log[K, V]) Forget(k K) {
+	for i := l.lostHead; i < len(l.lost); i++ { // their places stay: readers count them
+		if one := &l.lost[i]; one.Source == k {
+			l.lostBytes -= len(one.Tag)
+			*one = Lost[K]{}
+		}
+	}
+	s := l.by[k]
+	if s == nil {
+		return
+	}
+	for i := range l.all {
+		if e := &l.all[i]; e.of == s {
+			l.live--
+			l.bytes -= e.bytes
+			*e = entry[K, V]{number: e.number}
+		}
+	}
+	l.remove(s)
+	l.compact()
+}
+
 // lostMemory is about what one lost value takes beside its tag and source.
 const lostMemory = 128
 
@@ -211,7 +235,7 @@ func (l *Log[K, V]) LostSince(place, number uint64, f func(Lost[K])) (next uint6
 		place, more = l.lostAt, l.forgotten > number
 	}
 	for _, one := range l.lost[l.lostHead+int(place-l.lostAt):] {
-		if one.Number > number {
+		if one.Number > number { // 0: it was forgotten
 			f(one)
 		}
 	}

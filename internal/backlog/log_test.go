@@ -150,6 +150,7 @@ func TestALogIsWhatASlowOneWouldBe(t *testing.T) {
 	l := backlog.New[string](b, tag)
 	var slow []one
 	var lost []int
+	of := map[int]string{}
 	sum := func(source string) (values, bytes int) {
 		for _, o := range slow {
 			if source == "" || o.source == source {
@@ -167,6 +168,7 @@ func TestALogIsWhatASlowOneWouldBe(t *testing.T) {
 		o := one{n, 1 + r.IntN(8000), fmt.Sprint(r.IntN(1 + r.IntN(30)))}
 		l.Add(uint64(n), o.source, n, o.bytes)
 		slow = append(slow, o)
+		of[n] = o.source
 		for values, bytes := sum(o.source); values > b.SourceValues || bytes > b.SourceBytes; values, bytes = sum(o.source) {
 			drop(o.source)
 		}
@@ -178,6 +180,11 @@ func TestALogIsWhatASlowOneWouldBe(t *testing.T) {
 				}
 			}
 			drop(who)
+		}
+		if n%500 == 0 { // a source is forgotten, with what it lost
+			l.Forget(o.source)
+			slow = slices.DeleteFunc(slow, func(x one) bool { return x.source == o.source })
+			lost = slices.DeleteFunc(lost, func(n int) bool { return of[n] == o.source })
 		}
 		values, bytes := sum("")
 		if l.Len() != values || l.Bytes() != bytes {
