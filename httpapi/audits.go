@@ -396,8 +396,8 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 			return nil // the peer has gone, or may read no more
 		}
 		p.After = rows[len(rows)-1].Seq
-		if ctx := c.ctx; ctx.Err() != nil {
-			return nil
+		if r.Context().Err() != nil {
+			return nil // the peer has gone; where the session has ended, the next write is refused, and the answer has no end
 		}
 	}
 	writeJSON(w, audit.ExportLine{Checkpoint: string(note)})

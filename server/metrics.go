@@ -20,8 +20,8 @@ import (
 func (s *Server) operations() *http.Server {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), engine{s.broker}, s.handshakes.total,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_sessions", Help: "Live sessions, over all transports."}, func() float64 {
-			return float64(len(s.guard.Sessions(watchword.DefaultTenant, "")))
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_sessions", Help: "Live sessions, over all transports, and requests that wait; not those that are being answered."}, func() float64 {
+			return float64(s.guard.Count())
 		}),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "watchword_log_lines_left_out_total", Help: "Lines that were not printed, since their budget was used up."}, func() float64 {
 			return float64(s.o.budget.LeftOut())

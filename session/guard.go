@@ -257,6 +257,13 @@ func (g *Guard) Sessions(t watchword.TenantID, subject watchword.SubjectID) []*S
 	return out
 }
 
+// Count returns how many sessions are live, without the requests that are being answered: these come and go.
+func (g *Guard) Count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.sessions) - g.answers
+}
+
 // Absent answers what a subject may do now, of whom nobody shows papers: today's policy
 // alone counts, for the life of the subject that is named. Codes: subject_new,
 // subject_suspended, subject_revoked, token_revoked for another life, unavailable.

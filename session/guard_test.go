@@ -570,3 +570,17 @@ func TestSessionsOfOneChangeAreCutTogether(t *testing.T) {
 		})
 	}
 }
+
+func TestRequestsThatAreBeingAnsweredAreNotCounted(t *testing.T) {
+	g := session.NewGuard(newRoll(t), session.GuardOptions{})
+	for class, want := range []int{1, 2, 2} {
+		s, err := g.Open(t.Context(), papers(t, time.Hour), session.Options{Class: session.Class(class)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close(nil)
+		if n := g.Count(); n != want {
+			t.Errorf("after one of class %d: %d are counted, want %d", class, n, want)
+		}
+	}
+}
