@@ -3,7 +3,6 @@ package attack_test
 import (
 	"encoding/json"
 	"fmt"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -31,21 +30,12 @@ func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
 	tokens := []string{h.token(bad)}
 	others := h.token(good)
 
-	heap := func() int64 { // without what this test keeps of the log
-		runtime.GC()
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		h.log.mu.Lock()
-		defer h.log.mu.Unlock()
-		return int64(m.HeapAlloc) - int64(h.log.b.Cap())
-	}
 	// Its share of the kept events is full before it is measured, and caches and connections are there.
 	big := strings.Repeat("x", 30<<10)
 	for range 100 {
 		h.ask("POST", "/v1/self/events/lux", tokens[0], big)
 	}
-	before := heap()
+	before := heapOf(h)
 
 	const rounds = 150
 	acts := []struct {
@@ -104,7 +94,7 @@ func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
 			t.Errorf("act %d was never held back", i)
 		}
 	}
-	grown := heap() - before
+	grown := heapOf(h) - before
 	t.Logf("%d kB of memory, and %d kB more at the worst; held back: %v", before>>10, grown>>10, refused)
 	if grown > 16<<20 {
 		t.Errorf("the heap grew by %d kB", grown>>10)
@@ -147,7 +137,7 @@ func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
 	}
 
 	must(t, h.admin.DeleteDevice(t.Context(), "bad"))
-	if left, most := heap(), before+before/10; left > most {
+	if left, most := heapOf(h), before+before/10; left > most {
 		t.Errorf("%d kB of memory after it was deleted, %d before it began", left>>10, before>>10)
 	}
 	if a := h.ask("GET", "/v1/self", tokens[0], ""); a.status != 401 {
