@@ -445,6 +445,9 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 			t.Errorf("%s: %d, want some and %d at most", query, n, bound)
 		}
 	}
+	if live, away, err := h.admin.AllSessions(t.Context(), "bad"); err != nil || len(live) > most || len(away) != most {
+		t.Errorf("%d sessions and %d without a connection are listed: %v", len(live), len(away), err)
+	}
 	seconds := int64(time.Since(begun)/time.Second) + 1
 	added := rows(`SELECT count(*) FROM audit_entries`) - entries
 	if bound := 1000 + 50*seconds + 2*int64(connects) + 100; added > bound {
