@@ -126,3 +126,20 @@ func TestEventsOfADeletedDeviceAreGone(t *testing.T) {
 		t.Errorf("after the deletion comes %s", e.Data)
 	}
 }
+
+// TestReportedStatesHaveOneRate: over HTTP too a state counts against limits.control_rate, which is met long before the
+// rate of the operation.
+func TestReportedStatesHaveOneRate(t *testing.T) {
+	h := serve(t, func(c *server.Config) { c.Limits.ControlRate = 10 }) // one state a second, two at once
+	tok := h.token(h.enroll("lamp-7", device.Options{}, nil))
+	for n := range 50 {
+		switch a := h.ask("PUT", "/v1/self/state", tok, `{}`); {
+		case a.status == 204:
+		case a.status == 429 && a.code == watchword.RateLimited && strings.Contains(a.body, "limits.control_rate") && n > 0:
+			return
+		default:
+			t.Fatalf("state %d: %d %s", n, a.status, a.body)
+		}
+	}
+	t.Error("50 states were taken at once")
+}

@@ -82,7 +82,9 @@ type Options struct {
 	Time      TimeSigner    // of POST /v1/time
 	TokenRate float64       // requests a second and address on the endpoints that need no token; 0 means no bound
 	// Publishes is the rate of a subject's publishes, whatever carries them; nil means no bound.
-	Publishes   *rates.Shared[quota.Key]
+	Publishes *rates.Shared[quota.Key]
+	// Controls is the rate of what a subject has written of itself, whatever carries it; nil means no bound.
+	Controls    *rates.Shared[quota.Key]
 	RequestRate float64 // requests a second, class and subject (see rate.go); 0 means no bound
 	Requests    int     // under way at once, of all; 0 means no bound
 	PerAddress  int     // of these, from one address (IPv6: from one /64); 0 means no bound

@@ -198,6 +198,10 @@ func (a *API) reportState(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err != nil {
 		return err
 	}
+	// By the clock of timers, as in publishEvent.
+	if err := a.Controls.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, twin.ReportCost, time.Now()); err != nil {
+		return err
+	}
 	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Basis(), c.Subject(), doc, a.Now()); err != nil {
 		return err
 	}

@@ -50,6 +50,9 @@ type Parts struct {
 	// Publishes is the rate of a subject's publishes, whatever carries them; nil: by
 	// PublishRate, for the engine alone.
 	Publishes *rates.Shared[quota.Key]
+	// Controls is the rate of a subject's other acts, whatever carries them; nil: by ControlRate,
+	// for the engine alone.
+	Controls *rates.Shared[quota.Key]
 
 	Options
 }
@@ -196,7 +199,9 @@ func New(p Parts) *Broker {
 	if b.publishes = p.Publishes; b.publishes == nil {
 		b.publishes = rates.NewShared[quota.Key](o.PublishRate, "")
 	}
-	b.controls = rates.NewShared[quota.Key](o.ControlRate, "this subject connects too often")
+	if b.controls = p.Controls; b.controls == nil {
+		b.controls = rates.NewShared[quota.Key](o.ControlRate, "")
+	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.retain, b.purge.wake = newRetainQuota(&b.o), make(chan struct{}, 1)
 	b.subscribed, b.queued, b.kept = newSubscriptionQuota(&b.o), newQueueQuota(&b.o), newKeptQuota(&b.o)

@@ -12,6 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/twin"
 )
 
 // The rates of a subject, over all its connections. A packet that comes too early is held
@@ -20,13 +21,13 @@ import (
 // and acknowledgements of what the server sent. See [conn.waits].
 const (
 	publishRate = iota // of PUBLISH: limits.publish_rate, shared with events over HTTP
-	controlRate        // of everything else that signs, writes or logs: limits.control_rate
+	controlRate        // of everything else that signs, writes or logs: limits.control_rate, shared with states over HTTP
 	paces
 )
 
-// What a packet counts against controlRate: a filter of SUBSCRIBE or UNSUBSCRIBE 1, and
-// proofCost where a credential is checked or commands are signed: CONNECT, AUTH, and a
-// publish to $watchword/….
+// What a packet counts against controlRate: a filter of SUBSCRIBE or UNSUBSCRIBE 1,
+// [twin.ReportCost] a reported state, and proofCost where a credential is checked or commands
+// are signed: CONNECT, AUTH, and a publish to $watchword/….
 const proofCost = 10
 
 const (
@@ -249,6 +250,9 @@ func (c *conn) recovered(ctx context.Context) {
 func costOf(topic string) int {
 	if strings.HasPrefix(topic, ownTopics) {
 		return proofCost
+	}
+	if strings.HasSuffix(topic, "/state") && houseOf(topic).kind == toState {
+		return twin.ReportCost
 	}
 	return 0
 }

@@ -300,6 +300,8 @@ func TestEveryActHasARate(t *testing.T) {
 		"$watchword/hello, refused":     own("$watchword/hello", func(*house) string { return "{" }),
 		"$watchword/another, refused":   own("$watchword/x", func(*house) string { return "" }),
 		"$watchword/hello by its alias": {10, aliasedHello},
+		"$state, reported":              own("devices/lamp-7/state", func(*house) string { return `{"on":true}` }),
+		"$state, refused":               own("devices/lamp-7/state", func(*house) string { return "{" }),
 		"PUBLISH":                       {0, func(_ *house, c *client) { c.publish(1, "a", "x") }}, // by limits.publish_rate
 		"PUBREL of nothing":             {0, func(_ *house, c *client) { c.send(&packet.Ack{Kind: packet.PUBREL, ID: 1}); want[*packet.Ack](c) }},
 		"PUBREC of nothing":             {0, func(_ *house, c *client) { c.send(&packet.Ack{Kind: packet.PUBREC, ID: 1}); want[*packet.Ack](c) }},

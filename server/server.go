@@ -187,13 +187,14 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.desk = command.NewDesk(s.store, roll, s.ring, s.ring, command.DeskOptions{
 		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.log, Now: s.o.Now,
 	})
+	controls := rates.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "this subject connects or reports its state too often (limits.control_rate)")
 	publishes := rates.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events from this device")
 	options := httpapi.Options{
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.ring.JWKS, Bundle: s.ring.Bundle,
 		Time: func(nonce string, now time.Time) (string, error) {
 			return token.SignTime(s.ring.Signer(keyring.Time), s.ring.Issuer(), nonce, now)
 		},
-		TokenRate: float64(s.cfg.Limits.TokenRate), Publishes: publishes,
+		TokenRate: float64(s.cfg.Limits.TokenRate), Publishes: publishes, Controls: controls,
 		RequestRate: float64(s.cfg.Limits.RequestRate), Requests: s.cfg.Limits.Connections, PerAddress: s.cfg.Limits.PerAddress, Now: s.o.Now, Log: s.o.Log,
 	}
 	tlsConfig, err := s.tls()
@@ -207,7 +208,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	hub, twins := event.NewHub(), twin.NewKeeper(s.store, s.ring)
 	reg.WhenDeleted(hub.Forget)
 	s.broker = mqtt.New(mqtt.Parts{
-		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes,
+		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes, Controls: controls,
 		Options: mqtt.Options{
 			PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
 			Sessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, KeptBytes: int64(s.cfg.Limits.KeptBytes), SubjectKeptBytes: int64(s.cfg.Limits.SubjectKeptBytes),

@@ -8,6 +8,10 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 )
 
+// ReportCost is what a reported state counts against limits.control_rate of who reports it, over any door: it is sealed and
+// written.
+const ReportCost = 10
+
 // Store is what a keeper needs of the cellar. Documents come sealed.
 type Store interface {
 	SetFunctions(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, fs []Function, now time.Time) error
