@@ -376,11 +376,11 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 		}
 	})
 	acts.Go(func() {
-		states.publish(500, func(n int) *packet.Publish {
+		states.publish(2, func(n int) *packet.Publish { // they have a rate, which they share with the refreshes
 			return &packet.Publish{Topic: own + "state", Payload: fmt.Appendf(nil, `{"n":%d}`, n)}
 		})
-		states.publish(300, func(n int) *packet.Publish { // more than the queues of its sessions hold
-			return &packet.Publish{Topic: own + "state", Payload: fmt.Appendf(nil, `{"n":%d,"x":%q}`, n, large[:8<<10])}
+		states.publish(4, func(n int) *packet.Publish { // as large as they may be
+			return &packet.Publish{Topic: own + "state", Payload: fmt.Appendf(nil, `{"n":%d,"x":%q}`, n, large)}
 		})
 		states.publish(100, func(n int) *packet.Publish {
 			return &packet.Publish{Topic: own + "receipts", Payload: []byte("a.b.c")}
