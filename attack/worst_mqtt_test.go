@@ -353,7 +353,8 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	}
 	filters.send(s)
 	acts.Go(func() { filters.await("SUBACK", 5) })
-	floods.Go(func() { // until its connection ends
+	floods.Go(func() { // until its connection ends; not before the filters, with which it shares a rate
+		filters.await("SUBACK", 5)
 		for n := 0; credentials.send(&packet.Publish{Topic: "$watchword/auth", QoS: 1, ID: uint16(n%200 + 1), Payload: []byte(token)}); n++ {
 			if !credentials.send(&packet.Publish{Topic: "$watchword/hello", Payload: fmt.Appendf(nil, `{"nonce":"%032d","epoch":1,"seq":0}`, n)}) {
 				return
