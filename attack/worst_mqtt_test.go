@@ -386,7 +386,7 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 		states.publish(100, func(n int) *packet.Publish {
 			return &packet.Publish{Topic: own + "receipts", Payload: []byte("a.b.c")}
 		})
-		states.publish(200, func(n int) *packet.Publish { // what it may not
+		states.publish(4, func(n int) *packet.Publish { // what it may not
 			return &packet.Publish{Topic: "devices/good/state", Payload: []byte("{}")}
 		})
 	})
