@@ -105,6 +105,7 @@ type Broker struct {
 	stats     stats
 	rates     *rates.Map[netip.Prefix] // of CONNECTs
 	floods    *rates.Map[netip.Prefix] // of connections, before anything is spent on them
+	lingers   *quota.Ledger[netip.Prefix]
 	publishes *rates.Shared[quota.Key] // by subject
 	controls  *rates.Shared[quota.Key] // likewise
 	ctx       context.Context          // of all work that the doors begin; ends with stop
@@ -196,6 +197,7 @@ func New(p Parts) *Broker {
 	}
 	b := &Broker{Parts: p, o: o, worlds: map[watchword.TenantID]*world{}, strangers: map[*conn]struct{}{}, rates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address")}
 	b.floods = rates.New[netip.Prefix](floodFactor*o.ConnectRate, "")
+	b.lingers = newLingerQuota()
 	if b.publishes = p.Publishes; b.publishes == nil {
 		b.publishes = rates.NewShared[quota.Key](o.PublishRate, "")
 	}

@@ -42,6 +42,8 @@ type conn struct {
 	unsure   atomic.Bool    // the last read emptied the socket, and may have missed its end
 	gone     atomic.Bool    // it has
 	parting  sync.WaitGroup // the farewell, while it lasts
+	hasty    atomic.Bool    // nobody waits for the peer to hear it
+	until    time.Time      // when that wait ends; zero for none. The farewell's, and then the reader's
 
 	*client // its own until CONNECT; another's whose place it takes, where there is one
 	out
@@ -126,18 +128,19 @@ func (c *conn) serve(ctx context.Context) {
 	in := inbox{}
 	defer in.release()
 	for {
+		if c.leaving.Load() {
+			c.linger(&in)
+			return
+		}
 		var n int
 		var err error
-		if c.raw != nil && c.live() != nil && !c.leaving.Load() {
+		if c.raw != nil && c.live() != nil {
 			err = c.follow(ctx, &in)
 		} else {
 			n, err = c.nc.Read(in.room())
 		}
 		in.have += n
-		switch {
-		case c.leaving.Load():
-			in.have = 0 // what comes after the end is thrown away, until the peer has heard it
-		case n > 0:
+		if n > 0 && !c.leaving.Load() {
 			used, rest := c.work(ctx, in.buf[:in.have])
 			in.consume(used, rest)
 		}
@@ -388,8 +391,11 @@ func (c *conn) endIf(cause error, may func() error) error {
 		return err
 	}
 	c.closed = true
-	if s, ok := c.nc.(*socket); ok && cause != nil {
-		s.why.Store(&cause)
+	if s, ok := c.nc.(*socket); ok {
+		s.below.ended.Store(true)
+		if cause != nil {
+			s.why.Store(&cause)
+		}
 	}
 	if cause != nil {
 		c.control = c.appendGoodbye(c.control, cause)
@@ -416,10 +422,7 @@ func (c *conn) farewell(rest remains) {
 	}
 	c.mu.Unlock()
 	c.flush(true)
-	if w, ok := c.nc.(interface{ CloseWrite() error }); ok {
-		_ = w.CloseWrite()
-	}
-	_ = c.nc.SetReadDeadline(time.Now().Add(byeTimeout))
+	c.awaitPeer()
 }
 
 // lost is the reader's: the peer is gone, or silent.
@@ -452,6 +455,7 @@ func (c *conn) takeDown(ctx context.Context) {
 	c.mu.Unlock()
 	c.bury(ctx, rest)
 	_ = c.nc.Close()
+	c.awaited()
 	if s := c.live(); s != nil {
 		s.Close(nil)
 	}

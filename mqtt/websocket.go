@@ -1,11 +1,13 @@
 package mqtt
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +19,8 @@ import (
 // ServeHTTP takes MQTT over WebSocket (MQTT 5.0 §6). It asks for no origin: what a
 // connection may do comes from its CONNECT alone, which no browser adds by itself.
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{"mqtt"}, InsecureSkipVerify: true})
+	h := &hijacker{ResponseWriter: w}
+	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{Subprotocols: []string{"mqtt"}, InsecureSkipVerify: true})
 	if err != nil {
 		return // it has answered
 	}
@@ -25,13 +28,62 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = ws.Close(websocket.StatusProtocolError, "the subprotocol here is mqtt") // nothing is left to be told
 		return
 	}
-	b.Handle(&socket{Conn: websocket.NetConn(b.ctx, ws, websocket.MessageBinary), ws: ws})
+	b.Handle(&socket{Conn: websocket.NetConn(b.ctx, ws, websocket.MessageBinary), ws: ws, below: h.below})
+}
+
+// hijacker gives WebSocket a connection whose reading is bounded after the end.
+type hijacker struct {
+	http.ResponseWriter
+	below *below
+}
+
+// Hijack is [http.Hijacker]'s.
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	nc, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	h.below = &below{Conn: nc, left: lingerBytes, closed: make(chan struct{})}
+	return h.below, rw, nil
+}
+
+// below is the connection that WebSocket frames are read from. Its reader and whoever
+// waits for the peer's close frame take turns, and both throw away what comes after the
+// end: it counts for them.
+type below struct {
+	net.Conn
+	ended  atomic.Bool // the MQTT connection has; no more than left is read
+	left   int         // the one's who reads
+	once   sync.Once
+	closed chan struct{}
+}
+
+// Read is net.Conn's. Where the bound is met it waits for Close: an error would close the
+// connection before the peer has heard the last words.
+func (u *below) Read(b []byte) (int, error) {
+	if !u.ended.Load() {
+		return u.Conn.Read(b)
+	}
+	if u.left <= 0 {
+		<-u.closed
+		return 0, net.ErrClosed
+	}
+	n, err := u.Conn.Read(b[:min(len(b), u.left)])
+	u.left -= max(n, lingerRead)
+	return n, err
+}
+
+// Close is net.Conn's.
+func (u *below) Close() error {
+	u.once.Do(func() { close(u.closed) })
+	return u.Conn.Close()
 }
 
 // socket is a connection over WebSocket.
 type socket struct {
 	net.Conn
 	ws       *websocket.Conn
+	below    *below
 	deadline atomic.Int64 // of reading, in nanoseconds; 0 for none
 	why      atomic.Pointer[error]
 }
@@ -78,6 +130,11 @@ func (s *socket) CloseWrite() error {
 	}
 	// Close waits for the peer's word, and so for the reader. The error is that of a
 	// connection that is gone.
-	defer time.AfterFunc(byeTimeout, func() { _ = s.Conn.SetReadDeadline(time.Unix(1, 0)) }).Stop()
+	defer time.AfterFunc(byeTimeout, func() { _ = s.below.Close() }).Stop()
 	return s.ws.Close(code, words)
+}
+
+// Close is net.Conn's. It says nothing, and waits for nobody: CloseWrite did.
+func (s *socket) Close() error {
+	return errors.Join(s.below.Close(), s.Conn.Close())
 }
