@@ -60,7 +60,7 @@ type conn struct {
 
 	// The reader's own.
 	keepAlive time.Duration
-	deadline  time.Time // of reading, as it was set
+	extended  time.Time // when the deadline of reading was set, by the broker's clock
 	pace      pace
 	verdict   verdict
 	admission *admission // of a CONNECT whose session has not started; else nil
@@ -263,11 +263,12 @@ func (w *batch) flush() {
 // packet (MQTT 5.0 §3.1.2.10). It is set anew only after an eighth of one, which
 // leaves it above one and a quarter.
 func (c *conn) extend(now time.Time) {
-	if c.keepAlive == 0 || c.deadline.Sub(now) > c.keepAlive*11/8 {
+	if since := now.Sub(c.extended); c.keepAlive == 0 || since >= 0 && since < c.keepAlive/8 {
 		return
 	}
-	c.deadline = now.Add(c.keepAlive * 3 / 2)
-	_ = c.nc.SetReadDeadline(c.deadline) // the error is that of a closed connection, which the next read reports
+	c.extended = now
+	// A connection's deadlines are of the machine's clock, whatever clock the broker is given.
+	_ = c.nc.SetReadDeadline(time.Now().Add(c.keepAlive * 3 / 2)) // the error is that of a closed connection, which the next read reports
 }
 
 func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) error {

@@ -163,7 +163,7 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 	c.broker.wills.cameBack(c.client, s.Authority(), present, now)
 	c.keepAlive = c.keepAliveOf(p)
 	_ = c.nc.SetDeadline(time.Time{}) // the error is that of a closed connection, which the next read reports
-	c.deadline = time.Time{}
+	c.extended = time.Time{}
 	ack := &packet.Connack{}
 	lost, dropped, at := c.regain(s.Authority(), &present)
 	if at == nil {

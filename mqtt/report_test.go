@@ -71,6 +71,7 @@ func TestALossIsSaidUntilItWasRead(t *testing.T) {
 					if !slices.Equal(c.lost(), []string{"a"}) || c.dropped() != "1" {
 						t.Fatalf("told %q, dropped %q", c.lost(), c.dropped())
 					}
+					synctest.Wait() // the server knows that its CONNACK is written
 					way.then(h, c)
 					synctest.Wait()
 					if way.read {
