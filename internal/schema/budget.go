@@ -141,10 +141,10 @@ func (b *budget) weigh(s *jsonschema.Schema) {
 	b.sized[s] = true
 	b.size += schemaMemory + 2*len(s.Location) + 64*(len(s.Properties)+len(s.DependentSchemas)+len(s.DependentRequired)+len(s.Required))
 	for re := range s.PatternProperties {
-		b.size += 48 * re.(pattern).program
+		b.size += 64 * re.(pattern).program
 	}
 	if s.Pattern != nil {
-		b.size += 48 * s.Pattern.(pattern).program
+		b.size += 64 * s.Pattern.(pattern).program
 	}
 }
 
