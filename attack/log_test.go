@@ -308,9 +308,9 @@ func TestAForkIsExposed(t *testing.T) {
 func TestAServerDoesNotSignWhatWasRewritten(t *testing.T) {
 	dir, _, _ := loggedHouse(t)
 	for name, q := range map[string]string{
-		"an entry at the edge was changed": `UPDATE audit_entries SET hash = zeroblob(32) WHERE seq = (SELECT max(seq) - 1 FROM audit_entries)`,
+		"an entry at the edge was changed": `UPDATE audit_entries SET hash = zeroblob(32) WHERE seq = (SELECT max(size) - 1 FROM audit_checkpoints)`, // that it signed
 		"the end was cut":                  `DELETE FROM audit_entries WHERE seq > 520`,
-		"an entry at the edge is gone":     `DELETE FROM audit_entries WHERE seq = (SELECT max(seq) - 1 FROM audit_entries)`,
+		"an entry at the edge is gone":     `DELETE FROM audit_entries WHERE seq = (SELECT max(size) - 1 FROM audit_checkpoints)`, // that it signed
 	} {
 		c := copyTree(t, dir)
 		doctor(t, c, func(db *sql.DB) { exec1(t, db, q) })
