@@ -57,7 +57,7 @@ func (a *API) begin(r *http.Request, c *caller, transport string, may func(*sess
 	// the session's end instead would be late.
 	s, err := a.Guard.Open(r.Context(), c.papers, session.Options{
 		Transport: transport, Remote: c.remote, Class: class, Changed: w.changed,
-		Ended: func(cause error) { w.end(cause) }, Cut: w.writer.cut, Covers: w.allowed,
+		Ended: w.end, Cut: w.writer.cut, Covers: w.allowed,
 	})
 	if err != nil {
 		in.writer.release()

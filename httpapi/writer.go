@@ -194,9 +194,9 @@ func (w *answerWriter) stream() error {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	held := bytes.Clone(w.body.Bytes())
+	err := w.send(w.body.Bytes())
 	w.body.Reset()
-	return w.send(held)
+	return err
 }
 
 // send hands bytes to the connection, if they may go.

@@ -207,10 +207,10 @@ func (c *conn) stillHeld(n int) {
 
 // inARow is how many publishes come first of what is held, up to what is granted at a time.
 func (c *conn) inARow() (n int) {
-	most := max(1, int(c.pace.of[publishRate].Rate()/paceStep))
 	if c.pace.of[publishRate] == nil {
 		return 0
 	}
+	most := max(1, int(c.pace.of[publishRate].Rate()/paceStep))
 	for rest := c.pace.held; n < most; n++ {
 		first, _, used, err := packet.Frame(rest, len(rest))
 		if err != nil || used == 0 || packet.Type(first>>4) != packet.PUBLISH {
