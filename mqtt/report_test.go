@@ -193,8 +193,9 @@ func TestOnlyTheHolderIsToldWhatWasLost(t *testing.T) {
 		restart     bool
 		told        bool
 	}{
-		"the holder":                                  {told: true},
-		"one with a narrowed token":                   {then: narrow},
+		"the holder":                {told: true},
+		"one with a narrowed token": {then: narrow},
+
 		"one with a narrowed token, after a restart":  {then: narrow, restart: true},
 		"a holder who always had a narrowed token":    {first: []watchword.Permission{permission("topic:a", "sub"), permission("topic:b", "sub")}, then: narrow, told: true},
 		"that holder, after a restart":                {first: []watchword.Permission{permission("topic:a", "sub"), permission("topic:b", "sub")}, then: narrow, restart: true, told: true},
