@@ -87,7 +87,7 @@ type Hub struct {
 func NewHub() *Hub {
 	return &Hub{
 		subs: map[*Subscription]struct{}{}, origin: uint16(rand.Uint32()), number: rand.Uint64() >> 1,
-		kept: backlog.New[source](bounds, func(e *Event) string { return e.Stream }),
+		kept: backlog.New[source, *Event](bounds),
 	}
 }
 
@@ -100,7 +100,7 @@ type Subscription struct {
 
 	// Of the hub's, under its lock.
 	place  uint64 // the number of the last event that was looked at
-	lost   uint64 // the place of the first lost event that was not
+	told   uint64 // the number up to which it was told that there may have been more
 	only   *Event // that came since, if it is one alone
 	behind bool   // there may be events, or lost ones, after place; ready was told so
 	gap    bool   // events were missed of which nothing is known
@@ -119,16 +119,28 @@ type Gap struct {
 // Any reports whether anything was missed.
 func (g Gap) Any() bool { return g.Missed > 0 || g.More }
 
-func (g *Gap) add(device watchword.SubjectID) {
-	g.Missed++
+// Join adds what was missed after g.
+func (g *Gap) Join(next Gap) {
+	g.More = g.More || next.More
+	g.Missed += next.Others // those of devices are added below
+	g.Others += next.Others
+	for device, n := range next.Devices {
+		g.addSome(device, n)
+	}
+}
+
+func (g *Gap) add(device watchword.SubjectID) { g.addSome(device, 1) }
+
+func (g *Gap) addSome(device watchword.SubjectID, n int64) {
+	g.Missed += n
 	switch _, known := g.Devices[device]; {
 	case known || len(g.Devices) < gapDevices:
 		if g.Devices == nil {
 			g.Devices = map[watchword.SubjectID]int64{}
 		}
-		g.Devices[device]++
+		g.Devices[device] += n
 	default:
-		g.Others++
+		g.Others += n
 	}
 }
 
@@ -139,11 +151,10 @@ func (h *Hub) Publish(e *Event) {
 	defer h.mu.Unlock()
 	h.number++
 	e.origin, e.number = h.origin, h.number
-	h.kept.Add(h.number, source{e.Tenant, e.Device}, e, e.memory())
+	h.kept.Add(h.number, source{e.Tenant, e.Device}, e, e.Stream, e.memory())
 	if len(h.subs) == 0 {
 		return
 	}
-	lost := h.kept.NextLost()
 	for s := range h.subs {
 		if s.behind {
 			s.only = nil // it looks by itself
@@ -159,7 +170,7 @@ func (h *Hub) Publish(e *Event) {
 				continue
 			}
 		}
-		s.place, s.lost = h.number, lost
+		s.place = h.number
 	}
 }
 
@@ -190,13 +201,13 @@ func (s *Subscription) wake() {
 func (h *Hub) Subscribe(t watchword.TenantID, filter, since string) *Subscription {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := &Subscription{hub: h, tenant: t, filter: filter, ready: make(chan struct{}, 1), place: h.number, lost: h.kept.NextLost()}
+	s := &Subscription{hub: h, tenant: t, filter: filter, ready: make(chan struct{}, 1), place: h.number}
 	h.subs[s] = struct{}{}
 	if since == "" {
 		return s
 	}
 	if origin, number, ok := parseID(since); ok && origin == h.origin && number <= h.number {
-		s.place, s.lost = number, 0
+		s.place = number
 	} else { // of another run, or nobody's
 		s.place, s.gap = 0, true
 	}
@@ -207,7 +218,8 @@ func (h *Hub) Subscribe(t watchword.TenantID, filter, since string) *Subscriptio
 // Ready has a value when there may be something for Next.
 func (s *Subscription) Ready() <-chan struct{} { return s.ready }
 
-// Next returns the next events, of 64 KiB and at most 64 in number, and what was missed before them. It never waits. If
+// Next returns the next events, of 64 KiB and at most 64 in number, and what was missed among them: of the events and
+// losses that there are it looks at 256. It never waits. If
 // there is nothing, and more is false, Ready tells when there is. It is for one goroutine, and events are good until the
 // next call.
 func (s *Subscription) Next() (events []*Event, gap Gap, more bool) {
@@ -224,17 +236,23 @@ func (s *Subscription) Next() (events []*Event, gap Gap, more bool) {
 		s.caughtUp()
 		return s.given, gap, false
 	}
-	s.lost, gap = s.missed()
+	forgotten := h.kept.Forgotten()
+	gap.More = s.gap || forgotten > max(s.place, s.told)
+	s.gap, s.told = false, forgotten
 	looks, bytes := 0, 0
-	h.kept.After(s.place, func(number uint64, e *Event) bool {
+	h.kept.After(s.place, func(v backlog.Value[source, *Event]) bool {
 		if more = looks == nextLooks || len(s.given) == nextEvents || bytes > nextBytes; more {
 			return false
 		}
 		looks++
-		s.place = number
-		if e.Tenant == s.tenant && policy.Match(s.filter, e.Topic()) {
-			s.given = append(s.given, e)
-			bytes += len(e.Data)
+		s.place = v.Number
+		switch {
+		case v.Source.tenant != s.tenant:
+		case v.Kept && policy.Match(s.filter, v.Value.Topic()):
+			s.given = append(s.given, v.Value)
+			bytes += len(v.Value.Data)
+		case !v.Kept && policy.Match(s.filter, topicOf(v.Source.device, v.Tag)):
+			gap.add(v.Source.device)
 		}
 		return true
 	})
@@ -244,22 +262,8 @@ func (s *Subscription) Next() (events []*Event, gap Gap, more bool) {
 	return s.given, gap, more
 }
 
-// missed is what was lost of what s had not looked at, and the place of the next that will be.
-func (s *Subscription) missed() (next uint64, gap Gap) {
-	next, more := s.hub.kept.LostSince(s.lost, s.place, func(l backlog.Lost[source]) {
-		if l.Source.tenant == s.tenant && policy.Match(s.filter, topicOf(l.Source.device, l.Tag)) {
-			gap.add(l.Source.device)
-		}
-	})
-	gap.More = s.gap || more
-	s.gap = false
-	return next, gap
-}
-
 // caughtUp says that s has looked at everything.
-func (s *Subscription) caughtUp() {
-	s.place, s.lost, s.only, s.behind = s.hub.number, s.hub.kept.NextLost(), nil, false
-}
+func (s *Subscription) caughtUp() { s.place, s.only, s.behind = s.hub.number, nil, false }
 
 // Close ends the subscription. It may be called again.
 func (s *Subscription) Close() {

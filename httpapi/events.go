@@ -109,12 +109,17 @@ type EventGap struct {
 
 // sendEvents sends all that there is, until ctx ends. false says that the peer has gone.
 func sendEvents(ctx context.Context, out *stream, sub *event.Subscription) bool {
+	var gap event.Gap
 	for more := true; more && ctx.Err() == nil; {
 		var events []*event.Event
-		var gap event.Gap
-		events, gap, more = sub.Next()
-		if gap.Any() && out.send("gap", "", EventGap(gap)) != nil {
-			return false
+		var step event.Gap
+		events, step, more = sub.Next()
+		gap.Join(step)
+		if gap.Any() && (len(events) > 0 || !more) {
+			if out.send("gap", "", EventGap(gap)) != nil {
+				return false
+			}
+			gap = event.Gap{}
 		}
 		for _, e := range events {
 			if ctx.Err() != nil {

@@ -91,8 +91,10 @@ type Options struct {
 	Spread            time.Duration // over which requests to refresh after an edit are spread; 0 means 5 s
 	// HandshakeFailed is told of each connection that ended within its TLS handshake, and why; nil: nobody is. It must not block.
 	HandshakeFailed func(remote string, err error)
-	Now             func() time.Time // nil means time.Now
+	Now             func() time.Time // nil means the system's clock, in milliseconds
 	Log             *slog.Logger     // nil means slog.Default
+
+	system bool // Now was nil
 }
 
 // Broker is the engine. It is safe for concurrent use.
@@ -190,7 +192,7 @@ func New(p Parts) *Broker {
 		o.KeepAlive = 30 * time.Minute
 	}
 	if o.Now == nil {
-		o.Now = time.Now
+		o.Now, o.system = func() time.Time { return time.Now().Truncate(time.Millisecond) }, true
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -217,6 +219,16 @@ func New(p Parts) *Broker {
 	b.upkeep.Go(b.purgeRetained)
 	b.ahead = wall.Start(o.Now, b.timePassed)
 	return b
+}
+
+// moment is the time by the broker's clock, and the same by the clock of timers, which nobody
+// sets. Where both are the system's it is read once.
+func (b *Broker) moment() (now, tick time.Time) {
+	tick = time.Now()
+	if b.o.system {
+		return tick.Truncate(time.Millisecond), tick
+	}
+	return b.o.Now(), tick
 }
 
 // timePassed starts the clocks of the clients that are away anew: those count

@@ -104,6 +104,7 @@ func (s *subscription) options() byte {
 type verdict struct {
 	by       *session.Authority
 	topic    string
+	cost     int // against controlRate
 	decision policy.Decision
 	house    house
 }
@@ -224,7 +225,7 @@ func (c *conn) workOn(ctx context.Context, b []byte) (used, rest int) {
 // borrow takes a batch for what is handled from now on, with working held.
 func (c *conn) borrow() *batch {
 	w := batchesOfWork.Get().(*batch)
-	w.now, w.tick = c.broker.o.Now(), time.Now()
+	w.now, w.tick = c.broker.moment()
 	return w
 }
 

@@ -70,7 +70,14 @@ func isState(topic string) bool { return houseOf(topic).kind == toState }
 type actor struct {
 	session *session.Session
 	left    *session.Authority // where session is nil
-	trace   string
+}
+
+// trace is the id of its session; empty for a will.
+func (a actor) trace() string {
+	if a.session == nil {
+		return ""
+	}
+	return string(a.session.ID())
 }
 
 // act runs what a publish writes to the store under the authority to publish it, which the store
@@ -150,7 +157,7 @@ func (cl *client) receipt(ctx context.Context, h house, m *message, by actor) er
 		return watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
 	}
 	err := cl.act(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
-		_, err := cl.broker.Desk.TakeReceipt(ctx, cl.world.tenant, h.device, a.Basis(), string(m.payload), by.trace)
+		_, err := cl.broker.Desk.TakeReceipt(ctx, cl.world.tenant, h.device, a.Basis(), string(m.payload), by.trace())
 		return err
 	})
 	if code := codeOf(err); code != watchword.ReceiptInvalid && audit.Records(audit.RequestRefuse, code, true) {

@@ -19,7 +19,11 @@ func (c *conn) publish(ctx context.Context, w *batch, p *packet.Publish) error {
 			return err
 		}
 	}
-	if n := costOf(p.Topic); n > 0 && !c.pay(controlRate, n, w.tick) {
+	n := c.verdict.cost
+	if p.Topic != c.verdict.topic {
+		n = costOf(p.Topic)
+	}
+	if n > 0 && !c.pay(controlRate, n, w.tick) {
 		c.pace.credit[publishRate]++ // it is handled again
 		return errHeld
 	}
@@ -128,7 +132,7 @@ func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (at *commi
 	}
 	m := c.message(p, w.whole, w.now)
 	var o outcome
-	key, err := c.client.send(ctx, w, m, v.house, &o, actor{session: c.live(), trace: string(c.live().ID())})
+	key, err := c.client.send(ctx, w, m, v.house, &o, actor{session: c.live()})
 	if isFull(err) && c.version == packet.V311 {
 		err = nil // it cannot be told, and one who is away must not end who publishes
 	}
@@ -210,7 +214,7 @@ func (c *conn) decide(topic string) *verdict {
 
 // judge is the one place that decides on a publish.
 func judge(a *session.Authority, topic string) verdict {
-	v := verdict{by: a, topic: topic, house: houseOf(topic)}
+	v := verdict{by: a, topic: topic, cost: costOf(topic), house: houseOf(topic)}
 	if v.decision = a.Publish(topic); v.house.kind == serverOnly {
 		v.decision = policy.Decision{} // whatever policy says
 	}

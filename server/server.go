@@ -45,13 +45,14 @@ type Options struct {
 	Unlogged bool
 
 	budget *logbudget.Handler // Log's
+	clock  func() time.Time   // Now as it was given
 }
 
 func (o Options) filled() Options {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	if o.Now == nil {
+	if o.clock = o.Now; o.Now == nil {
 		o.Now = time.Now
 	}
 	h, bounded := o.Log.Handler().(*logbudget.Handler)
@@ -63,6 +64,14 @@ func (o Options) filled() Options {
 	now := o.Now // as it is kept and shown: in milliseconds
 	o.Now = func() time.Time { return now().Truncate(time.Millisecond) }
 	return o
+}
+
+// brokerClock is Now for the broker, which reads the system's clock by itself: once for each packet.
+func (o Options) brokerClock() func() time.Time {
+	if o.clock == nil {
+		return nil
+	}
+	return o.Now
 }
 
 // Info says where a server is to be found.
@@ -217,7 +226,7 @@ func (s *Server) assemble(ctx context.Context) error {
 			SubscriptionBytes: int64(s.cfg.Limits.SubscriptionBytes), SubjectSubscriptionBytes: int64(s.cfg.Limits.SubjectSubscriptionBytes),
 			WillBytes: int64(s.cfg.Limits.WillBytes), SubjectWillBytes: int64(s.cfg.Limits.SubjectWillBytes),
 			SubjectRetainedMessages: s.cfg.Limits.SubjectRetainedMessages, SubjectRetainedBytes: s.cfg.Limits.SubjectRetainedBytes, KeepAlive: s.cfg.Limits.KeepAlive.Duration,
-			ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), HandshakeFailed: s.handshakes.mqtts, Now: s.o.Now, Log: s.o.Log,
+			ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), HandshakeFailed: s.handshakes.mqtts, Now: s.o.brokerClock(), Log: s.o.Log,
 			ControlCharacters: s.cfg.Server.MQTTControlCharacters,
 		},
 	})

@@ -13,9 +13,10 @@ type Bounds struct {
 // Log keeps values of sources K. Make one with [New]. It is not safe for concurrent use: the owner holds a lock.
 type Log[K comparable, V any] struct {
 	bounds Bounds
-	tag    func(V) string
 
-	all   []entry[K, V] // by number; those that are gone stay until there are too many of them
+	all   []entry[K, V] // by number, from head on
+	head  int
+	gone  int // of all, neither kept nor remembered
 	live  int
 	bytes int
 	first int // no entry before it is kept
@@ -23,33 +24,28 @@ type Log[K comparable, V any] struct {
 	heap  []rank[K]    // of those who take a grain or more, who takes most first
 	spare []*source[K] // without values, for those that come
 
-	lost      []Lost[K] // in the order in which they were lost
-	lostHead  int
-	lostAt    uint64 // the place of lost[lostHead] among all that ever were
+	lostFirst int // no entry before it is remembered as lost
 	lostBytes int
-	forgotten uint64 // the greatest number of those that are no longer among lost
+	forgotten uint64 // the greatest number of those that were lost and are not remembered
 }
 
-// Lost is a value that is no longer kept.
-type Lost[K comparable] struct {
-	Number uint64
-	Source K
-	Tag    string
-}
-
+// entry is a value that is kept, or what is remembered of one that was lost, or neither.
 type entry[K comparable, V any] struct {
 	number uint64
-	of     *source[K] // nil: gone
-	bytes  int
+	of     *source[K] // nil: neither
 	value  V
+	tag    string
+	bytes  int32
+	kept   bool
 }
 
-// source is what the log has of one.
+// source is what the log has of one, while there is a value of it, or a lost one is remembered.
 type source[K comparable] struct {
 	key     K
 	numbers []uint64 // of its values, oldest first, from head on
 	head    int
 	bytes   int
+	lost    int // values that are remembered
 	at      int // in the heap; -1: not there
 }
 
@@ -66,7 +62,7 @@ func (s *source[K]) rank() rank[K] { return rank[K]{s.bytes / grain, s.numbers[s
 
 // grain is how many bytes two sources may differ and count as equal: among equals the oldest value goes first, whatever
 // the lengths of names do to its size.
-const grain = 4 << 10
+const grain = 16 << 10
 
 // before reports whether a loses a value before b does.
 func (a *rank[K]) before(b *rank[K]) bool {
@@ -76,20 +72,23 @@ func (a *rank[K]) before(b *rank[K]) bool {
 	return a.oldest < b.oldest
 }
 
-// New returns an empty log. tag is what is remembered of a lost value beside its source.
-func New[K comparable, V any](b Bounds, tag func(V) string) *Log[K, V] {
-	return &Log[K, V]{bounds: b, tag: tag, by: map[K]*source[K]{}}
+// New returns an empty log.
+func New[K comparable, V any](b Bounds) *Log[K, V] {
+	return &Log[K, V]{bounds: b, by: map[K]*source[K]{}}
 }
 
-// Add keeps v, which takes that many bytes. number is above those of all before. It takes time that grows with the
-// logarithm of the number of sources.
-func (l *Log[K, V]) Add(number uint64, k K, v V, bytes int) {
+// Add keeps v, which takes that many bytes, at most 1 GiB. number is above those of all before. tag is what is remembered
+// of it beside its source when it is lost. It takes time that grows with the logarithm of the number of sources.
+func (l *Log[K, V]) Add(number uint64, k K, v V, tag string, bytes int) {
 	s := l.by[k]
-	if s == nil {
+	switch {
+	case s == nil:
 		s = l.source(k)
+	case s.len() == 0:
+		l.lostBytes -= sourceMemory
 	}
 	s.numbers = append(s.numbers, number)
-	l.all = append(l.all, entry[K, V]{number, s, bytes, v})
+	l.all = append(l.all, entry[K, V]{number: number, of: s, value: v, tag: tag, bytes: int32(bytes), kept: true})
 	l.live++
 	l.bytes += bytes
 	s.bytes += bytes
@@ -100,9 +99,7 @@ func (l *Log[K, V]) Add(number uint64, k K, v V, bytes int) {
 	for l.live > l.bounds.Values || l.bytes > l.bounds.Bytes {
 		l.drop(l.most())
 	}
-	if len(l.all) > 2*l.live+64 {
-		l.compact()
-	}
+	l.compact()
 }
 
 // source begins another one.
@@ -121,92 +118,131 @@ func (l *Log[K, V]) most() *source[K] {
 	if len(l.heap) > 0 {
 		return l.heap[0].of
 	}
-	for l.all[l.first].of == nil {
+	return l.all[l.oldest()].of
+}
+
+// oldest is where the oldest value is that is kept. There is one.
+func (l *Log[K, V]) oldest() int {
+	l.first = max(l.first, l.head)
+	for !l.all[l.first].kept {
 		l.first++
 	}
-	return l.all[l.first].of
+	return l.first
 }
 
 // drop loses the oldest value of s.
 func (l *Log[K, V]) drop(s *source[K]) {
 	number := s.numbers[s.head]
-	e := &l.all[l.after(number-1)]
-	l.lose(Lost[K]{number, s.key, l.tag(e.value)})
-	l.live--
-	l.bytes -= e.bytes
-	s.bytes -= e.bytes
-	*e = entry[K, V]{number: number}
-	if s.head++; s.len() == 0 {
-		l.remove(s)
-		return
+	i := l.oldest() // as a rule
+	if l.all[i].number != number {
+		i = l.after(number - 1)
 	}
-	if s.head > 32 && s.head > len(s.numbers)/2 {
+	e := &l.all[i]
+	l.live--
+	l.bytes -= int(e.bytes)
+	s.bytes -= int(e.bytes)
+	var none V
+	e.value, e.kept = none, false
+	s.lost++
+	l.lostBytes += lostMemory + len(e.tag)
+	l.lostFirst = min(l.lostFirst, i)
+	if s.head++; s.head > 32 && s.head > len(s.numbers)/2 {
 		s.numbers = append(s.numbers[:0], s.numbers[s.head:]...)
 		s.head = 0
 	}
-	l.place(s)
+	if s.len() == 0 {
+		l.leave(s)
+		s.numbers, s.head = s.numbers[:0], 0
+		l.lostBytes += sourceMemory
+	} else {
+		l.place(s)
+	}
+	for l.lostBytes > l.bounds.LostBytes {
+		l.forgetFirst()
+	}
+}
+
+// lostMemory is about what one lost value takes beside its tag, and sourceMemory what a source takes of which no value is
+// kept.
+const (
+	lostMemory   = 128
+	sourceMemory = 256
+)
+
+// forgetFirst forgets the oldest of the values that were lost and are remembered. There is one.
+func (l *Log[K, V]) forgetFirst() {
+	l.lostFirst = max(l.lostFirst, l.head)
+	for e := &l.all[l.lostFirst]; e.kept || e.of == nil; e = &l.all[l.lostFirst] {
+		l.lostFirst++
+	}
+	e := &l.all[l.lostFirst]
+	l.forgotten = max(l.forgotten, e.number)
+	s := e.of
+	l.clear(e)
+	if s.lost == 0 && s.len() == 0 {
+		l.remove(s)
+	}
+}
+
+// clear makes an entry one that is neither kept nor remembered.
+func (l *Log[K, V]) clear(e *entry[K, V]) {
+	if e.kept {
+		l.live--
+		l.bytes -= int(e.bytes)
+	} else {
+		l.lostBytes -= lostMemory + len(e.tag)
+		e.of.lost--
+	}
+	*e = entry[K, V]{number: e.number}
+	l.gone++
 }
 
 // Forget takes away all values of one source, and what is remembered of those that it lost: nothing of it is lost then.
 // It takes time that grows with all that is kept and remembered.
 func (l *Log[K, V]) Forget(k K) {
-	for i := l.lostHead; i < len(l.lost); i++ { // their places stay: readers count them
-		if one := &l.lost[i]; one.Source == k {
-			l.lostBytes -= len(one.Tag)
-			*one = Lost[K]{}
-		}
-	}
 	s := l.by[k]
 	if s == nil {
 		return
 	}
-	for i := range l.all {
+	for i := l.head; i < len(l.all); i++ {
 		if e := &l.all[i]; e.of == s {
-			l.live--
-			l.bytes -= e.bytes
-			*e = entry[K, V]{number: e.number}
+			l.clear(e)
 		}
+	}
+	if s.len() > 0 {
+		l.lostBytes += sourceMemory // as it has no value now
 	}
 	l.remove(s)
 	l.compact()
 }
 
-// lostMemory is about what one lost value takes beside its tag and source.
-const lostMemory = 128
-
-func (l *Log[K, V]) lose(one Lost[K]) {
-	l.lost = append(l.lost, one)
-	l.lostBytes += lostMemory + len(one.Tag)
-	for l.lostBytes > l.bounds.LostBytes {
-		first := &l.lost[l.lostHead]
-		l.forgotten = max(l.forgotten, first.Number)
-		l.lostBytes -= lostMemory + len(first.Tag)
-		*first = Lost[K]{}
-		l.lostHead++
-		l.lostAt++
-	}
-	if l.lostHead > 64 && l.lostHead > len(l.lost)/2 {
-		n := copy(l.lost, l.lost[l.lostHead:])
-		clear(l.lost[n:])
-		l.lost, l.lostHead = l.lost[:n], 0
-	}
-}
-
-// compact takes out what is gone.
+// compact takes out what is gone, when that is much.
 func (l *Log[K, V]) compact() {
-	kept := l.all[:0]
-	for _, e := range l.all {
+	for l.gone > 0 && l.all[l.head].of == nil { // as a rule they are at the front
+		l.head++
+		l.gone--
+	}
+	if l.head > 64 && l.head > len(l.all)/2 {
+		n := copy(l.all, l.all[l.head:])
+		clear(l.all[n:])
+		l.all, l.first, l.lostFirst, l.head = l.all[:n], max(0, l.first-l.head), max(0, l.lostFirst-l.head), 0
+	}
+	if l.gone <= 64+(len(l.all)-l.head)/2 {
+		return
+	}
+	stay := l.all[:0]
+	for _, e := range l.all[l.head:] {
 		if e.of != nil {
-			kept = append(kept, e)
+			stay = append(stay, e)
 		}
 	}
-	clear(l.all[len(kept):])
-	l.all, l.first = kept, 0
+	clear(l.all[len(stay):])
+	l.all, l.head, l.gone, l.first, l.lostFirst = stay, 0, 0, 0, 0
 }
 
 // after is the index of the first entry with a greater number.
 func (l *Log[K, V]) after(number uint64) int {
-	low, high := 0, len(l.all)
+	low, high := l.head, len(l.all)
 	for low < high {
 		if mid := (low + high) / 2; l.all[mid].number > number {
 			high = mid
@@ -217,48 +253,43 @@ func (l *Log[K, V]) after(number uint64) int {
 	return low
 }
 
-// After calls f for each value with a greater number, oldest first, until f returns false.
-func (l *Log[K, V]) After(number uint64, f func(number uint64, v V) bool) {
+// Value is one that is kept, or that was lost: only its number, source and tag are known then.
+type Value[K comparable, V any] struct {
+	Number uint64
+	Source K
+	Tag    string
+	Value  V
+	Kept   bool
+}
+
+// After calls f for each value with a greater number that is kept, or was lost and is remembered, in the order of their
+// numbers, until f returns false.
+func (l *Log[K, V]) After(number uint64, f func(Value[K, V]) bool) {
 	for i := l.after(number); i < len(l.all); i++ {
-		if e := &l.all[i]; e.of != nil && !f(e.number, e.value) {
+		if e := &l.all[i]; e.of != nil && !f(Value[K, V]{e.number, e.of.key, e.tag, e.value, e.kept}) {
 			return
 		}
 	}
 }
 
-// LostSince calls f for each value that was lost at or after that place among all lost ones, 0 for the first. It returns
-// the place of the next that will be lost, and whether one with a number above the given one was lost there that is no
-// longer remembered.
-func (l *Log[K, V]) LostSince(place, number uint64, f func(Lost[K])) (next uint64, more bool) {
-	next = l.lostAt + uint64(len(l.lost)-l.lostHead)
-	if place < l.lostAt {
-		place, more = l.lostAt, l.forgotten > number
-	}
-	for _, one := range l.lost[l.lostHead+int(place-l.lostAt):] {
-		if one.Number > number { // 0: it was forgotten
-			f(one)
-		}
-	}
-	return next, more
-}
+// Forgotten is the greatest number of the values that were lost and are not remembered any more, 0 for none.
+func (l *Log[K, V]) Forgotten() uint64 { return l.forgotten }
 
-// NextLost is the place of the next value that will be lost.
-func (l *Log[K, V]) NextLost() uint64 { return l.lostAt + uint64(len(l.lost)-l.lostHead) }
-
-// Len and Bytes are what is kept.
+// Len returns how many values are kept.
 func (l *Log[K, V]) Len() int { return l.live }
 
 // Bytes returns the bytes of the values that are kept.
 func (l *Log[K, V]) Bytes() int { return l.bytes }
 
-// Sources returns of how many sources there is a value.
+// Sources returns of how many sources a value is kept, or remembered as lost.
 func (l *Log[K, V]) Sources() int { return len(l.by) }
 
 // spareSources is how many sources without values wait to be used again.
 const spareSources = 64
 
-// remove forgets a source without values.
+// remove forgets a source of which no value is kept, and none remembered.
 func (l *Log[K, V]) remove(s *source[K]) {
+	l.lostBytes -= sourceMemory
 	delete(l.by, s.key)
 	l.leave(s)
 	if len(l.spare) < spareSources && cap(s.numbers) <= 64 {
