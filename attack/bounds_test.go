@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 )
 
@@ -87,4 +88,49 @@ func TestAllPoliciesTogetherAreBounded(t *testing.T) {
 	if a := put(0); a.status >= 300 {
 		t.Errorf("one in the place of another: %d %s", a.status, a.body)
 	}
+}
+
+// One subject that may call devices cannot make the store hold any number of commands for them,
+// nor take the room of all others.
+func TestUnfinishedCommandsOfOneSubjectAreBounded(t *testing.T) {
+	h := serve(t, func(c *server.Config) { c.Limits.SubjectCommands, c.Limits.Commands = 3, 5 })
+	h.http = h.client()
+	_, err := h.admin.ApplyPolicy(t.Context(), "call", []byte("for = {}\n[[allow]]\npost = [\"/v1/commands\", \"/v1/commands/+/cancel\"]\n[[allow]]\ncall = [\"*\"]\non = {}\n"), -1)
+	must(t, err)
+	var tokens [3]string
+	for i := range tokens {
+		tokens[i] = h.token(h.enroll(watchword.SubjectID(fmt.Sprint("lamp-", i)), device.Options{}, nil))
+	}
+	order := func(by, to int) answer {
+		return h.ask("POST", "/v1/commands", tokens[by], fmt.Sprintf(`{"device":"lamp-%d","function":"f"}`, to))
+	}
+	taken := func(a answer) string {
+		t.Helper()
+		if a.status != 201 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		_, id, _ := strings.Cut(a.body, `"id":"`)
+		id, _, _ = strings.Cut(id, `"`)
+		return id
+	}
+	full := func(a answer, bound string) {
+		t.Helper()
+		if a.status != 429 || a.code != watchword.Busy || a.header.Get("Retry-After") == "" || !strings.Contains(a.body, "("+bound+")") {
+			t.Errorf("got %d %s, want busy (%s)", a.status, a.body, bound)
+		}
+	}
+	first := taken(order(0, 0))
+	taken(order(0, 1))
+	taken(order(0, 2))
+	for to := range 3 {
+		full(order(0, to), "limits.subject_commands")
+	}
+	taken(order(1, 0))
+	taken(order(1, 0))
+	full(order(2, 0), "limits.commands")
+	if a := h.ask("POST", "/v1/commands/"+first+"/cancel", tokens[0], ""); a.status != 200 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	taken(order(2, 0))
+	full(order(0, 0), "limits.commands")
 }

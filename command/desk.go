@@ -17,7 +17,7 @@ import (
 
 // Store is what the desk needs of the cellar.
 type Store interface {
-	AddCommand(ctx context.Context, r Row, idem Idempotency, e audit.Entry) (row Row, replay bool, err error)
+	AddCommand(ctx context.Context, r Row, idem Idempotency, b Bounds, e audit.Entry) (row Row, replay bool, err error)
 	Command(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error)
 	Commands(ctx context.Context, t watchword.TenantID, f Filter, before watchword.CommandID, limit int) ([]Row, error)
 	Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]Row, error)
@@ -71,6 +71,7 @@ type DeskOptions struct {
 	TTL     time.Duration // of a command that asks for none; 0 means 120 s
 	Log     Log
 	MaxArgs int // bytes of a command's arguments; 0 means 8 KiB, the most
+	Bounds  Bounds
 	Now     func() time.Time
 }
 

@@ -38,11 +38,11 @@ func (f *faulty) Functions(ctx context.Context, t watchword.TenantID, id watchwo
 	return fs, errors.Join(err, f.fails("Functions"))
 }
 
-func (f *faulty) AddCommand(ctx context.Context, r command.Row, i command.Idempotency, e audit.Entry) (command.Row, bool, error) {
+func (f *faulty) AddCommand(ctx context.Context, r command.Row, i command.Idempotency, b command.Bounds, e audit.Entry) (command.Row, bool, error) {
 	if err := f.fails("AddCommand"); err != nil {
 		return r, false, err
 	}
-	return f.Store.AddCommand(ctx, r, i, e)
+	return f.Store.AddCommand(ctx, r, i, b, e)
 }
 
 func (f *faulty) Settle(ctx context.Context, c command.Settlement, e audit.Entry) (command.Row, bool, error) {

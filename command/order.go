@@ -76,7 +76,7 @@ func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace st
 		Order: c.Signed, By: a.Subject(), ByKey: a.Key(), State: watchword.Queued, Created: now, Expires: expires,
 	}
 	by := audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: trace, Basis: basis}
-	row, replay, err := d.store.AddCommand(ctx, row, c.idempotency(a.Subject()), by.Did(audit.CommandOrder, string(id), now, map[string]string{
+	row, replay, err := d.store.AddCommand(ctx, row, c.idempotency(a.Subject()), d.o.Bounds, by.Did(audit.CommandOrder, string(id), now, map[string]string{
 		"device": string(c.Device), "function": c.Function, "expires": strconv.FormatInt(expires.Unix(), 10),
 		"args_hash": jose.Hash(append(d.argsSalt(id), c.Args...)),
 	}))

@@ -83,6 +83,25 @@ const MaxHandovers = 32
 // MaxQueued is how many commands may wait for one device.
 const MaxQueued = 1000
 
+// Bounds is how many commands may be unfinished (in no final state), beside [MaxQueued] of
+// each device. 0 means no bound.
+type Bounds struct {
+	PerOrderer int64 // of one subject that ordered them, for whatever devices
+	Total      int64
+}
+
+// Refusal says why an orderer that has by unfinished commands, of all that there are, may
+// not have one more; nil if it may. Code: busy, with the bound that was met in Detail.
+func (b Bounds) Refusal(by, all int64) error {
+	if b.PerOrderer > 0 && by >= b.PerOrderer {
+		return watchword.Refuse(watchword.Busy, "unfinished commands: 1 more is over the bound of %d for one subject that orders (limits.subject_commands)", b.PerOrderer)
+	}
+	if b.Total > 0 && all >= b.Total {
+		return watchword.Refuse(watchword.Busy, "unfinished commands: 1 more is over the bound of %d for all subjects together (limits.commands)", b.Total)
+	}
+	return nil
+}
+
 // Settlement is a receipt whose signature, issuer and audience are good, on its
 // way into the row of its command.
 type Settlement struct {

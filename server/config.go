@@ -107,6 +107,10 @@ type LimitsConfig struct {
 	QueueMessages int `toml:"queue_messages"`
 	QueueBytes    int `toml:"queue_bytes"`
 
+	// Commands in no final state: of all orderers, and of one subject that orders them.
+	Commands        int `toml:"commands"`
+	SubjectCommands int `toml:"subject_commands"`
+
 	Sessions         int      `toml:"sessions"`       // MQTT sessions that outlive their connection
 	SessionExpiry    Duration `toml:"session_expiry"` // for how long at most; whole seconds
 	KeptBytes        int      `toml:"kept_bytes"`     // of all messages that wait for sessions
@@ -186,6 +190,7 @@ func Defaults() Config {
 		Pairing: PairingConfig{Lifetime: Duration{enroll.PairingLife}, Interval: Duration{enroll.PairingInterval}},
 		Limits: LimitsConfig{
 			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, ControlRate: 200, RequestRate: 2_000, IssueRate: 20, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
+			Commands: 1_000_000, SubjectCommands: 50_000,
 			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, KeptBytes: 1 << 30, SubjectKeptBytes: 4 << 20, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
 			WillBytes: 64 << 20, SubjectWillBytes: 256 << 10,
 			QueuedBytes: 1 << 30, SubjectQueueBytes: 4 << 20,
@@ -391,6 +396,8 @@ func (c Config) checkNumbers() error {
 		{"limits.packet_bytes", c.Limits.PacketBytes, 1 << 10, 1 << 20},
 		{"limits.queue_messages", c.Limits.QueueMessages, 1, 1 << 20},
 		{"limits.queue_bytes", c.Limits.QueueBytes, 1 << 10, 1 << 30},
+		{"limits.commands", c.Limits.Commands, 1, 1 << 30},
+		{"limits.subject_commands", c.Limits.SubjectCommands, 1, 1 << 30},
 		{"limits.sessions", c.Limits.Sessions, 1, 1 << 24},
 		{"limits.kept_bytes", c.Limits.KeptBytes, 1 << 20, 1 << 42},
 		{"limits.subject_kept_bytes", c.Limits.SubjectKeptBytes, 1 << 16, 1 << 42},

@@ -39,12 +39,12 @@ func (t *tx) command(tenant watchword.TenantID, id watchword.CommandID) (command
 }
 
 // AddCommand stores a command under its device's next number.
-func (s *Store) AddCommand(ctx context.Context, r command.Row, idem command.Idempotency, e audit.Entry) (out command.Row, replay bool, err error) {
+func (s *Store) AddCommand(ctx context.Context, r command.Row, idem command.Idempotency, b command.Bounds, e audit.Entry) (out command.Row, replay bool, err error) {
 	err = s.w.act(ctx, func(t *tx) error {
 		if out, replay, err = t.repeated(r.Tenant, idem); err != nil || replay {
 			return err
 		}
-		if out, err = t.number(r); err != nil {
+		if out, err = t.number(r, b); err != nil {
 			return err
 		}
 		if idem.Key != "" {
@@ -89,18 +89,21 @@ func (t *tx) repeated(tenant watchword.TenantID, idem command.Idempotency) (r co
 
 // number gives the command the device's next number and writes it. A refusal takes
 // the number back, with the step.
-func (t *tx) number(r command.Row) (command.Row, error) {
+func (t *tx) number(r command.Row, b command.Bounds) (command.Row, error) {
 	type taken struct {
 		device  watchword.Subject
 		waiting int64
+		by, all int64 // commands of the orderer, and of all, that are not final
 	}
 	c, err := one(context.Background(), t, func(s scanner) (c taken, err error) {
 		c.device.Kind, c.device.ID = watchword.Device, r.Device
-		err = s.Scan(&r.Seq, &r.Incarnation, &c.device.State, &c.waiting)
+		err = s.Scan(&r.Seq, &r.Incarnation, &c.device.State, &c.waiting, &c.by, &c.all)
 		return c, err
 	}, notFound("device", r.Device), `UPDATE subjects SET last_seq = last_seq + 1 WHERE tenant = ? AND id = ? AND deleted = 0 AND kind = 'device'
 		RETURNING last_seq, incarnation, state, (SELECT count(*) FROM commands c WHERE c.tenant = subjects.tenant AND c.device = subjects.id
-			AND c.state IN ('queued', 'sent', 'delivered', 'accepted'))`, r.Tenant, r.Device)
+			AND c.state IN ('queued', 'sent', 'delivered', 'accepted')),
+			coalesce((SELECT n FROM unfinished_commands u WHERE u.tenant = subjects.tenant AND u.orderer = ?), 0),
+			coalesce((SELECT n FROM unfinished_commands u WHERE u.tenant = '' AND u.orderer = ''), 0)`, r.Tenant, r.Device, r.By)
 	if err != nil {
 		return r, err
 	}
@@ -109,6 +112,9 @@ func (t *tx) number(r command.Row) (command.Row, error) {
 	}
 	if c.waiting >= command.MaxQueued {
 		return r, watchword.Refuse(watchword.Busy, "%d commands wait for %q already", c.waiting, r.Device)
+	}
+	if err := b.Refusal(c.by, c.all); err != nil {
+		return r, err
 	}
 	if _, err := t.exec(`INSERT INTO commands (tenant, id, device, incarnation, epoch, seq, function, args, args_hash, signed_order, orderer, orderer_key, state, created, expires)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,

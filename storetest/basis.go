@@ -36,7 +36,7 @@ func (t *T) acts(e audit.Entry) map[string]error {
 	_, out["RejectPairing"] = t.RejectPairing(t.ctx, here, "x", "boss", t.now, e)
 	_, _, out["PutPolicy"] = t.PutPolicy(t.ctx, here, "p", []byte("x"), -1, t.now, e)
 	_, out["DeletePolicy"] = t.DeletePolicy(t.ctx, here, "p", -1, t.now, e)
-	_, _, out["AddCommand"] = t.AddCommand(t.ctx, t.row(900, "lamp-1"), command.Idempotency{}, e)
+	_, _, out["AddCommand"] = t.AddCommand(t.ctx, t.row(900, "lamp-1"), command.Idempotency{}, unbounded, e)
 	_, _, out["Settle"] = t.Settle(t.ctx, command.Settlement{Tenant: here, Device: "lamp-1", ID: "x"}, e)
 	_, out["CancelCommand"] = t.CancelCommand(t.ctx, here, "x", t.now, e)
 	_, out["SetConfig"] = t.SetConfig(t.ctx, here, "lamp-1", []byte("{}"), -1, t.now, e)
@@ -162,11 +162,11 @@ func basisStands(t *T) {
 	// An act is decided on its target's labels too.
 	onto := t.basis("lamp-1")
 	b.Target, b.TargetVersion = "lamp-1", onto.Version
-	_, _, err = t.AddCommand(t.ctx, t.row(1, "lamp-1"), command.Idempotency{}, t.by("boss", b, audit.CommandOrder, "1"))
+	_, _, err = t.AddCommand(t.ctx, t.row(1, "lamp-1"), command.Idempotency{}, unbounded, t.by("boss", b, audit.CommandOrder, "1"))
 	t.must(err)
 	_, err = t.SetLabels(t.ctx, here, "lamp-1", watchword.Labels{"a": "b"}, 0, t.now, t.by("boss", t.basis("boss"), audit.DeviceLabel, "lamp-1"))
 	t.must(err)
-	_, _, err = t.AddCommand(t.ctx, t.row(2, "lamp-1"), command.Idempotency{}, t.by("boss", b, audit.CommandOrder, "2"))
+	_, _, err = t.AddCommand(t.ctx, t.row(2, "lamp-1"), command.Idempotency{}, unbounded, t.by("boss", b, audit.CommandOrder, "2"))
 	if !errors.Is(err, watchword.ErrBasisMoved) {
 		t.Fatalf("the target's labels changed: got %v, want ErrBasisMoved", err)
 	}

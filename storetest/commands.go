@@ -3,6 +3,7 @@ package storetest
 import (
 	"crypto/sha256"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -10,6 +11,9 @@ import (
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/twin"
 )
+
+// unbounded lets a subject have any number of unfinished commands.
+var unbounded command.Bounds
 
 // ids grow with n, as real ones do with time.
 func cmd(n int) watchword.CommandID { return watchword.CommandID(fmt.Sprintf("cmd_%06d", n)) }
@@ -23,7 +27,7 @@ func (t *T) row(n int, device watchword.SubjectID) command.Row {
 
 func (t *T) order(n int, device watchword.SubjectID) command.Row {
 	t.Helper()
-	r, _, err := t.AddCommand(t.ctx, t.row(n, device), command.Idempotency{}, t.entry(audit.CommandOrder, string(cmd(n))))
+	r, _, err := t.AddCommand(t.ctx, t.row(n, device), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, string(cmd(n))))
 	t.must(err)
 	return r
 }
@@ -69,17 +73,17 @@ func numbers(t *T) {
 	}
 	_, err = t.Command(t.ctx, here, cmd(99))
 	t.wants(watchword.NotFound, err)
-	_, _, err = t.AddCommand(t.ctx, t.row(20, "nobody"), command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+	_, _, err = t.AddCommand(t.ctx, t.row(20, "nobody"), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
 	t.wants(watchword.NotFound, err)
 	t.add("lamp-3", nil)
 	is(t, "a new one may be ordered to", t.order(30, "lamp-3").Seq, 1)
 	_, err = t.Revoke(t.ctx, here, "lamp-3", t.now, t.entry(audit.DeviceRevoke, "lamp-3"))
 	t.must(err)
-	_, _, err = t.AddCommand(t.ctx, t.row(31, "lamp-3"), command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+	_, _, err = t.AddCommand(t.ctx, t.row(31, "lamp-3"), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
 	t.wants(watchword.SubjectRevoked, err)
 	op := watchword.Subject{Tenant: here, ID: "alice", Kind: watchword.Operator, State: watchword.New}
 	t.must(t.CreateSubject(t.ctx, op, nil, t.entry(audit.OperatorCreate, "alice")))
-	_, _, err = t.AddCommand(t.ctx, t.row(32, "alice"), command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+	_, _, err = t.AddCommand(t.ctx, t.row(32, "alice"), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
 	t.wants(watchword.NotFound, err)
 }
 
@@ -87,7 +91,7 @@ func numbersRace(t *T) {
 	t.enrolled("lamp-1")
 	const n = 64
 	for _, err := range race(n, func(i int) error {
-		_, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+		_, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
 		return err
 	}) {
 		t.must(err)
@@ -106,24 +110,24 @@ func idempotent(t *T) {
 		return command.Idempotency{Caller: "operator", Key: key, Hash: sha256.Sum256([]byte(body))}
 	}
 	e := t.entry(audit.CommandOrder, "x")
-	first, replay, err := t.AddCommand(t.ctx, t.row(1, "lamp-1"), idem("k", "b"), e)
+	first, replay, err := t.AddCommand(t.ctx, t.row(1, "lamp-1"), idem("k", "b"), unbounded, e)
 	t.must(err)
 	is(t, "replay", replay, false)
 	n := t.log()
-	again, replay, err := t.AddCommand(t.ctx, t.row(2, "lamp-1"), idem("k", "b"), e)
+	again, replay, err := t.AddCommand(t.ctx, t.row(2, "lamp-1"), idem("k", "b"), unbounded, e)
 	t.must(err)
 	is(t, "replay", replay, true)
 	is(t, "the row of the first time", again.ID, first.ID)
 	is(t, "entries", t.log(), n)
-	_, _, err = t.AddCommand(t.ctx, t.row(3, "lamp-1"), idem("k", "another"), e)
+	_, _, err = t.AddCommand(t.ctx, t.row(3, "lamp-1"), idem("k", "another"), unbounded, e)
 	t.wants(watchword.Conflict, err)
 	other := idem("k", "b")
 	other.Caller = "bob"
-	_, replay, err = t.AddCommand(t.ctx, t.row(4, "lamp-1"), other, e)
+	_, replay, err = t.AddCommand(t.ctx, t.row(4, "lamp-1"), other, unbounded, e)
 	t.must(err)
 	is(t, "another caller's key", replay, false)
 	errs := race(8, func(i int) error {
-		_, _, err := t.AddCommand(t.ctx, t.row(100+i, "lamp-1"), idem("race", "b"), e)
+		_, _, err := t.AddCommand(t.ctx, t.row(100+i, "lamp-1"), idem("race", "b"), unbounded, e)
 		return err
 	})
 	is(t, "all get an answer", count(errs)[""], 8)
@@ -136,12 +140,135 @@ func queueBound(t *T) {
 	t.enrolled("lamp-1")
 	e := t.entry(audit.CommandOrder, "x")
 	errs := race(command.MaxQueued+20, func(i int) error {
-		_, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, e)
+		_, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, unbounded, e)
 		return err
 	})
 	c := count(errs)
 	is(t, "taken", c[""], command.MaxQueued)
 	is(t, "busy", c[watchword.Busy], 20)
+}
+
+// holds fails unless by has n unfinished commands and all have all of them: one more is
+// refused at these bounds and passes above them. lamp-9 must be there.
+func (t *T) holds(what string, by watchword.SubjectID, n, all int64) {
+	t.Helper()
+	probe := func(b command.Bounds) error {
+		r := t.row(100_000+t.log(), "lamp-9")
+		r.By = by
+		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, b, t.entry(audit.CommandOrder, "probe"))
+		if err == nil {
+			_, err := t.CancelCommand(t.ctx, here, r.ID, t.now, t.entry(audit.CommandCancel, "probe"))
+			t.must(err)
+		}
+		return err
+	}
+	refused := func(b command.Bounds, says string) {
+		t.Helper()
+		before := t.log()
+		err := probe(b)
+		if watchword.CodeOf(err) != watchword.Busy || !strings.Contains(err.Error(), says) || strings.Count(err.Error(), "limits.") != 1 {
+			t.Fatalf("%s: one more of %s at %+v: %v, want busy %s", what, by, b, err, says)
+		}
+		is(t, "entries of a refusal", t.log(), before)
+	}
+	if n > 0 {
+		refused(command.Bounds{PerOrderer: n}, "(limits.subject_commands)")
+	}
+	if all > 0 {
+		refused(command.Bounds{PerOrderer: n + 1, Total: all}, "(limits.commands)")
+	}
+	if err := probe(command.Bounds{PerOrderer: n + 1, Total: all + 1}); err != nil {
+		t.Fatalf("%s: %s has more than %d unfinished commands, or all have more than %d: %v", what, by, n, all, err)
+	}
+}
+
+func unfinished(t *T) {
+	for _, d := range []watchword.SubjectID{"lamp-1", "lamp-2", "lamp-3", "lamp-9"} {
+		t.enrolled(d)
+	}
+	t.holds("before any", "operator", 0, 0)
+	order := func(n int, device, by watchword.SubjectID) {
+		t.Helper()
+		r := t.row(n, device)
+		r.By = by
+		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
+		t.must(err)
+	}
+	for i := 1; i <= 6; i++ {
+		order(i, "lamp-1", "operator")
+	}
+	order(7, "lamp-2", "operator")
+	order(8, "lamp-2", "bob")
+	order(9, "lamp-3", "bob")
+	t.holds("ordered", "operator", 7, 9)
+	t.holds("ordered", "bob", 2, 9)
+	t.holds("who ordered nothing", "carol", 0, 9)
+
+	for i := 1; i <= 5; i++ {
+		t.must(t.hand(i, fmt.Sprint("h", i)))
+	}
+	_, err := t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 1}, t.now)
+	t.must(err)
+	_, _, err = t.settle(2, 2, "h2", watchword.StAccepted)
+	t.must(err)
+	t.holds("sent, delivered, accepted", "operator", 7, 9)
+	_, _, err = t.settle(1, 1, "h1", watchword.StDone)
+	t.must(err)
+	_, _, err = t.settle(1, 1, "h1", watchword.StDone)
+	t.must(err)
+	t.holds("done, and told so twice", "operator", 6, 8)
+	_, _, err = t.settle(2, 2, "h2", watchword.StFailed)
+	t.must(err)
+	t.holds("failed", "operator", 5, 7)
+	_, _, err = t.Undeliver(t.ctx, command.Undelivered{Tenant: here, ID: cmd(3), Reason: command.Reason{Code: watchword.TooLarge}, At: t.now}, t.entry(audit.CommandUndeliver, "x"))
+	t.must(err)
+	t.holds("undeliverable", "operator", 4, 6)
+	_, _, err = t.settle(3, 3, "h3", watchword.StAccepted)
+	t.must(err)
+	t.holds("accepted after all", "operator", 5, 7)
+	_, err = t.CancelCommand(t.ctx, here, cmd(6), t.now, t.entry(audit.CommandCancel, "x"))
+	t.must(err)
+	t.holds("cancelled", "operator", 4, 6)
+	_, err = t.Revoke(t.ctx, here, "lamp-2", t.now, t.entry(audit.DeviceRevoke, "lamp-2"))
+	t.must(err)
+	t.holds("its device is revoked", "operator", 3, 4)
+	t.holds("its device is revoked", "bob", 1, 4)
+	t.must(t.DeleteSubject(t.ctx, here, "lamp-3", t.now, t.entry(audit.DeviceDelete, "lamp-3")))
+	t.holds("its device is deleted", "bob", 0, 3)
+	_, err = t.ExpireCommands(t.ctx, t.now.Add(time.Hour), 100, func(r command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
+	t.must(err)
+	t.holds("expired", "operator", 0, 0)
+	_, _, err = t.settle(4, 4, "h4", watchword.StDone)
+	t.must(err)
+	t.holds("done after its end", "operator", 0, 0)
+
+	// What was asked for before needs no room.
+	r, idem := t.row(10, "lamp-1"), command.Idempotency{Caller: "operator", Key: "k"}
+	_, _, err = t.AddCommand(t.ctx, r, idem, command.Bounds{PerOrderer: 1, Total: 1}, t.entry(audit.CommandOrder, "x"))
+	t.must(err)
+	_, replay, err := t.AddCommand(t.ctx, r, idem, command.Bounds{PerOrderer: 1, Total: 1}, t.entry(audit.CommandOrder, "x"))
+	t.must(err)
+	is(t, "replay", replay, true)
+	// A refusal takes no number of the device.
+	seq := t.order(11, "lamp-1").Seq
+	_, _, err = t.AddCommand(t.ctx, t.row(12, "lamp-1"), command.Idempotency{}, command.Bounds{PerOrderer: 2}, t.entry(audit.CommandOrder, "x"))
+	t.wants(watchword.Busy, err)
+	is(t, "the next number", t.order(13, "lamp-1").Seq, seq+1)
+}
+
+func unfinishedRace(t *T) {
+	const devices, most = 8, 20
+	for d := range devices {
+		t.enrolled(watchword.SubjectID(fmt.Sprint("lamp-", d)))
+	}
+	errs := race(3*most, func(i int) error {
+		r := t.row(i, watchword.SubjectID(fmt.Sprint("lamp-", i%devices)))
+		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, command.Bounds{PerOrderer: most}, t.entry(audit.CommandOrder, "x"))
+		return err
+	})
+	c := count(errs)
+	is(t, "taken", c[""], most)
+	is(t, "busy", c[watchword.Busy], 2*most)
 }
 
 func handing(t *T) {
@@ -384,7 +511,7 @@ func expiring(t *T) {
 	for i := 1; i <= 4; i++ {
 		r := t.row(i, "lamp-1")
 		r.Expires = t.now.Add(time.Duration(i) * time.Minute)
-		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
 		t.must(err)
 	}
 	at, err = t.NextExpiry(t.ctx)
@@ -450,7 +577,7 @@ func commandLists(t *T) {
 		if i >= 8 {
 			r.By = "bob"
 		}
-		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, t.entry(audit.CommandOrder, "x"))
+		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
 		t.must(err)
 	}
 	_, err := t.CancelCommand(t.ctx, here, cmd(9), t.now, t.entry(audit.CommandCancel, "x"))
@@ -626,12 +753,12 @@ func refusedLeavesNothing(t *T) {
 		e := t.entry(audit.CommandOrder, "x")
 		switch i % 3 {
 		case 0:
-			_, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, e)
+			_, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, unbounded, e)
 			return err
 		case 1: // the number is taken, then the id is found to exist
 			r := t.row(0, "lamp-1")
 			r.ID = "cmd_double"
-			_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, e)
+			_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, unbounded, e)
 			return err
 		default:
 			return t.IssueToken(t.ctx, t.record(fmt.Sprint("tok_", i), "nobody"), t.spend("a"), e)

@@ -58,6 +58,8 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"numbers have no gaps under a race", numbersRace},
 		{"the same request acts once", idempotent},
 		{"a queue has a bound", queueBound},
+		{"unfinished commands are counted by who ordered them", unfinished},
+		{"of racing orders as many pass as there is room", unfinishedRace},
 		{"a command's way to its device", handing},
 		{"only a fitting receipt settles", settling},
 		{"what a device cannot take", undelivering},

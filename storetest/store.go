@@ -114,9 +114,10 @@ type Store interface {
 
 	// AddCommand gives r the device's next number (r.Seq is ignored; from 1, without gaps, growing over incarnations) and
 	// stores it as queued, with the device's incarnation. Device not found: not_found; not a device: not_found; revoked: subject_revoked. new or suspended ones may be
-	// ordered to. More than MaxQueued not final: busy. The same caller's idempotency key with the same hash: the
+	// ordered to. More than MaxQueued of the device not final, or more of r.By or in all than b allows (b.Refusal): busy; a replay is not asked for room. What it costs does not grow with how many of
+	// the orderer are not final. The same caller's idempotency key with the same hash: the
 	// row of the first time, replay true; with another hash: conflict.
-	AddCommand(ctx context.Context, r command.Row, idem command.Idempotency, e audit.Entry) (row command.Row, replay bool, err error)
+	AddCommand(ctx context.Context, r command.Row, idem command.Idempotency, b command.Bounds, e audit.Entry) (row command.Row, replay bool, err error)
 	// Command returns one; not_found.
 	Command(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (command.Row, error)
 	// Commands lists newest first, with ids below `before` (empty: from the newest).
