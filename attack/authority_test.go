@@ -22,6 +22,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
@@ -336,7 +337,7 @@ func TestNoActCommitsWhileItsActorMayNot(t *testing.T) {
 		}
 	}
 	stop.Store(true)
-	wg.Wait()
+	waiting.All(t, "the end of what acts", &wg)
 	gone := ""
 	taken, done := 0, 0
 	for _, e := range h.allEntries() {

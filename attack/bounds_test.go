@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 )
@@ -60,7 +61,7 @@ func TestRequestsUnderWayAreBounded(t *testing.T) {
 	for _, w := range bodies {
 		must(t, w.Close())
 	}
-	ended.Wait()
+	waiting.All(t, "the answers to those that fit", &ended)
 	if a := h.ask("GET", "/v1/trust", "", ""); a.status != 200 {
 		t.Errorf("after them: %d %s", a.status, a.body)
 	}

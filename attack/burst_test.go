@@ -12,6 +12,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/sse"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
@@ -56,7 +57,7 @@ func TestABurstCostsNoReaderAnothersEvents(t *testing.T) {
 			t.Errorf("event %d: %d %s", n, a.status, a.body)
 		}
 	}
-	wg.Wait()
+	waiting.All(t, "the end of the burst", &wg)
 	if a := h.ask("POST", "/v1/self/events/lux", tok, `"end"`); a.status != 202 {
 		t.Errorf("the last event: %d %s", a.status, a.body)
 	}

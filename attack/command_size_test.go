@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -68,7 +69,7 @@ func (c *plainClient) next() packet.Packet {
 func (c *plainClient) subscribe(filter string) {
 	c.t.Helper()
 	c.send(&packet.Subscribe{ID: 9, Filters: []packet.Filter{{Topic: filter, QoS: 1}}})
-	for {
+	for wait := waiting.Within(); ; wait.Check(c.t, "a SUBACK for "+filter) {
 		if ack, ok := c.next().(*packet.Suback); ok {
 			if ack.Codes[0].Failed() {
 				c.t.Fatalf("%s: %#x", filter, ack.Codes[0])
@@ -376,11 +377,11 @@ func TestASmallDeviceOfTheSDK(t *testing.T) {
 			go func() { ran <- d.Run(ctx) }()
 			h.becomes(second, watchword.Done)
 			h.tooLarge(first, 2000)
-			if got := <-connected; got != over {
+			if got := waiting.For(t, "a connection", connected); got != over {
 				t.Errorf("connected over %s", got)
 			}
 			cancel()
-			must(t, <-ran)
+			must(t, waiting.For(t, "the end of the device", ran))
 			if _, err := d.Obey(t.Context(), strings.Repeat("x", 2001)); watchword.CodeOf(err) != watchword.TooLarge {
 				t.Errorf("a larger one: %v", err)
 			}
@@ -449,7 +450,9 @@ func TestQueuedCommandsGoOutByTheSubscriptionThatIsLeft(t *testing.T) {
 	c.subscribe("devices/lamp-1/commands")
 	must(t, h.admin.DeletePolicy(t.Context(), "wide"))
 	c.acknowledge(p, packet.Success)
+	wait := waiting.Within()
 	for seen := map[string]bool{}; len(seen) < 3; {
+		wait.Check(t, fmt.Sprintf("three commands on their topic, of which came %d", len(seen)))
 		p := c.command()
 		if p.Topic == "devices/lamp-1/commands" {
 			seen[string(p.Payload)] = true

@@ -2,11 +2,13 @@ package attack_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
@@ -19,8 +21,8 @@ func TestWhereNobodyMoreCanWaitTheAnswerComesAtOnce(t *testing.T) {
 	d := h.enroll("lamp-1", device.Options{}, nil)
 	first, err := h.admin.Send(t.Context(), admin.Order{Device: d.ID(), Function: "reset"})
 	must(t, err)
-	var waiting sync.WaitGroup
-	defer waiting.Wait()
+	var waits sync.WaitGroup
+	defer waiting.All(t, "the answers to those that wait", &waits)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for n := 0; n < most; n += 128 { // a connection each, made before the crowd: HTTP/2 lets 250 ask over one
@@ -29,7 +31,7 @@ func TestWhereNobodyMoreCanWaitTheAnswerComesAtOnce(t *testing.T) {
 		_, err = one.Command(ctx, first.ID, 0)
 		must(t, err)
 		for range 128 {
-			waiting.Go(func() {
+			waits.Go(func() {
 				for ctx.Err() == nil { // its minute may pass before all are there, or the one that looks has its place
 					_, _ = one.Command(ctx, first.ID, time.Minute)
 					select {
@@ -40,7 +42,9 @@ func TestWhereNobodyMoreCanWaitTheAnswerComesAtOnce(t *testing.T) {
 			})
 		}
 	}
+	wait := waiting.Within()
 	for n := 0; n < most; { // until there is no place
+		wait.Check(t, fmt.Sprintf("%d waits, of which there are %d", most, n))
 		n = 0
 		ss, err := h.admin.Sessions(t.Context(), "")
 		must(t, err)

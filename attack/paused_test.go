@@ -10,6 +10,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
@@ -27,7 +28,7 @@ func TestNothingOutlivesItsTokenOnAMachineThatWasPaused(t *testing.T) {
 	const topic = "devices/p-1/events/lux"
 	_, err = says.client.Publish(t.Context(), &paho.Publish{Topic: topic, QoS: 1, Payload: []byte("1")})
 	must(t, err)
-	if m := <-hears.got; string(m.Payload) != "1" {
+	if m := waiting.For(t, "the first message", hears.got); string(m.Payload) != "1" {
 		t.Fatalf("before: %q", m.Payload)
 	}
 	events, commands := h.stream("/v1/events", h.token(w)), h.stream("/v1/self/commands", h.token(p))

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -63,7 +64,7 @@ func (s *street) sameWords(t *testing.T, d door, shown []cell) {
 		next <- c
 	}
 	close(next)
-	wg.Wait()
+	waiting.All(t, "what token inspect says", &wg)
 }
 
 // logs waits until each refusal that has a trace is in the server's log with its code and

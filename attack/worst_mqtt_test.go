@@ -16,6 +16,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword/internal/logbudget"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
@@ -218,9 +219,9 @@ func numbered(t *testing.T, h *house, from *device.Device) (stop func() int) {
 	return func() int {
 		t.Helper()
 		close(over)
-		n := <-sent
+		n := waiting.For(t, "the end of another device's messages", sent)
 		end <- n
-		if got := <-heard; got != n {
+		if got := waiting.For(t, "another device's messages", heard); got != n {
 			t.Errorf("%d of %d messages of another device came", got, n)
 		}
 		return n
@@ -403,7 +404,9 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	}
 	peak, done := before, make(chan struct{})
 	go func() { acts.Wait(); close(done) }()
+	wait := waiting.Within() // the acts take a few seconds
 	for tick, over := time.NewTicker(200*time.Millisecond), false; !over; peak = max(peak, heapOf(h)) {
+		wait.Check(t, "the end of the acts")
 		select {
 		case <-tick.C:
 		case <-done:
@@ -422,11 +425,11 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	grown, took := peak-before, time.Since(begun)
 	const (
 		connection = 256 << 10 // buffers, goroutines, the test's own end
-		waiting    = 100 + 40*most
+		perMessage = 100 + 40*most
 	)
 	allowed := int64(limits.SubjectRetainedBytes + limits.SubjectSubscriptionBytes + limits.SubjectQueueBytes + 2*limits.SubjectWillBytes) // of wills the packet too
 	allowed += most * (connection + 3*int64(limits.PacketBytes) + 2*64*1024 + 256*64)                                                      // what is read and held back, aliases, what is open
-	allowed += int64(limits.QueueMessages) * waiting                                                                                       // of messages that wait for who is away
+	allowed += int64(limits.QueueMessages) * perMessage                                                                                    // of messages that wait for who is away
 	allowed += 2 << 20                                                                                                                     // kept events
 	t.Logf("%d kB of memory, and %d kB more at the worst, of %d kB that it may; %s; %d of %d CONNECTs refused", before>>10, grown>>10, allowed>>10, took.Round(time.Millisecond), refused, connects)
 	if grown > allowed {
@@ -466,7 +469,7 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	t.Logf("%d entries, %d lines, in %d s", added, lines, seconds)
 
 	must(t, h.admin.DeleteDevice(t.Context(), "bad"))
-	floods.Wait()
+	waiting.All(t, "the end of the floods after the deletion", &floods)
 	t.Logf("%d messages of another device", stop())
 	deadline := time.Now().Add(30 * time.Second)
 	left := int64(0)

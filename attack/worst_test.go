@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword/internal/sse"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
@@ -85,7 +86,7 @@ func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
 			t.Errorf("another device's event %d: %d %s", n, a.status, a.body)
 		}
 	}
-	wg.Wait()
+	waiting.All(t, "the end of the attack", &wg)
 	if a := h.ask("PUT", "/v1/self/state", others, `{}`); a.status != 204 {
 		t.Errorf("another device's state: %d %s", a.status, a.body)
 	}

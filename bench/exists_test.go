@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -47,7 +48,7 @@ func BenchmarkRefusedAssertion(b *testing.B) {
 	go func() { ended <- s.Run(ctx) }()
 	b.Cleanup(func() {
 		cancel()
-		if err := <-ended; err != nil {
+		if err := waiting.For(b, "the end of the server", ended); err != nil {
 			b.Error(err)
 		}
 	})
@@ -65,7 +66,7 @@ func BenchmarkRefusedAssertion(b *testing.B) {
 	ok(err)
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
-	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "localhost"}}}
+	c := &http.Client{Timeout: waiting.Limit, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "localhost"}}}
 	k, err := jose.GenerateKey(jose.P256)
 	ok(err)
 	stranger, err := k.Signer()

@@ -9,6 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/token"
@@ -42,7 +43,7 @@ func TestEvidenceOfWhatWasDone(t *testing.T) {
 	go func() { done <- log.Run(ctx) }()
 	defer func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := waiting.For(t, "the end of the keeper", done); err != nil {
 			t.Error(err)
 		}
 	}()

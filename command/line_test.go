@@ -11,6 +11,7 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/jose"
 )
 
@@ -254,7 +255,7 @@ func TestALineThatWaits(t *testing.T) {
 	}
 	go wait(l)
 	row := s.order(command.Call{})
-	if cs := <-got; len(cs) != 1 || cs[0].ID != row.ID {
+	if cs := waiting.For(t, "the command", got); len(cs) != 1 || cs[0].ID != row.ID {
 		t.Errorf("got %+v", cs)
 	}
 	taken := make(chan error, 1)
@@ -263,7 +264,7 @@ func TestALineThatWaits(t *testing.T) {
 		taken <- err
 	}()
 	newer := s.Attach(here, "lamp-1")
-	wantCode(t, "a newer connection", <-taken, watchword.Conflict)
+	wantCode(t, "a newer connection", waiting.For(t, "the end of the older line", taken), watchword.Conflict)
 	l.Close() // what was taken over leaves the newer one as it is
 	if cs := s.next(newer, 0, ""); len(cs) != 1 {
 		t.Errorf("the newer line got %d", len(cs))

@@ -11,6 +11,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -267,7 +268,7 @@ func (s *setup) expire() {
 		}
 	}
 	cancel()
-	if err := <-done; err != nil {
+	if err := waiting.For(s.t, "the end of Run", done); err != nil {
 		s.t.Error(err)
 	}
 }
@@ -298,7 +299,7 @@ func TestWaiting(t *testing.T) {
 	answer(watchword.StAccepted) // which is no end
 	answer(watchword.StDone)
 	for range 2 {
-		if row := <-got; row.State != watchword.Done || row.ID != u.Command.ID {
+		if row := waiting.For(t, "the end of the command", got); row.State != watchword.Done || row.ID != u.Command.ID {
 			t.Errorf("got %s of %q", row.State, row.ID)
 		}
 	}
@@ -386,7 +387,7 @@ func TestEndsComeInBatches(t *testing.T) {
 		}
 	}
 	cancel()
-	if err := <-done; err != nil {
+	if err := waiting.For(t, "the end of Run", done); err != nil {
 		t.Error(err)
 	}
 	if n := len(m.calls); n != 0 {
@@ -413,7 +414,7 @@ func TestRunTriesAgainAndHearsOfNearerEnds(t *testing.T) {
 		}
 	}
 	cancel()
-	if err := <-done; err != nil {
+	if err := waiting.For(t, "the end of Run", done); err != nil {
 		t.Error(err)
 	}
 
@@ -428,7 +429,7 @@ func TestRunTriesAgainAndHearsOfNearerEnds(t *testing.T) {
 	defer cancel2()
 	go func() { done <- s.Run(ctx) }()
 	until(t, "a first look for the next end", m.asked)
-	<-m.calls
+	waiting.For(t, "a first look at what is over", m.calls)
 	s.order(command.Call{TTL: 2 * time.Hour}) // wakes nobody
 	m.next.Store(at.Unix())                   // what Run is told when it asks again: now
 	s.order(command.Call{TTL: time.Minute})
@@ -438,7 +439,7 @@ func TestRunTriesAgainAndHearsOfNearerEnds(t *testing.T) {
 		t.Fatal("10 s passed without a look, though a nearer end was ordered")
 	}
 	cancel2()
-	if err := <-done; err != nil {
+	if err := waiting.For(t, "the end of Run", done); err != nil {
 		t.Error(err)
 	}
 }

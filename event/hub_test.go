@@ -10,6 +10,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/internal/waiting"
 )
 
 func ev(device watchword.SubjectID) *event.Event {
@@ -59,13 +60,13 @@ func TestASlowReaderLosesTheEventsOfWhoReportsTooMuch(t *testing.T) {
 		}
 		for _, e := range said {
 			h.Publish(e)
-			<-quick.Ready()
+			waiting.For(t, "the event", quick.Ready())
 			if es, gap, _ := quick.Next(); len(es) != 1 || es[0] != e || gap.Any() {
 				t.Fatalf("the quick one got %v, gap %v", es, gap)
 			}
 		}
 	}
-	<-slow.Ready()
+	waiting.For(t, "the events", slow.Ready())
 	events, gap := take(t, slow)
 	of := map[watchword.SubjectID]int{}
 	for _, e := range events {
@@ -108,7 +109,7 @@ func TestWhoComesBackGetsWhatItMissedOrIsToldOfTheGap(t *testing.T) {
 	}
 	s := h.Subscribe("t", "devices/lamp-1/events/#", ids[4990])
 	defer s.Close()
-	<-s.Ready()
+	waiting.For(t, "the events", s.Ready())
 	if events, gap := take(t, s); gap.Any() || len(events) != 5 || events[0].ID() != ids[4991] {
 		t.Errorf("gap %v, missed %d", gap, len(events))
 	}

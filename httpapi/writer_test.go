@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
@@ -59,12 +60,13 @@ func TestNothingIsHandedOverAfterAnAnswerIsRefused(t *testing.T) {
 				aw.guard()
 				writers <- aw
 				page := bytes.Repeat([]byte("secret "), 1<<15)
-				for {
+				for range 1 << 12 { // 900 MB, which no buffers hold: the client does not read
 					if _, err := aw.Write(page); err != nil {
 						ended <- err
 						panic(http.ErrAbortHandler)
 					}
 				}
+				ended <- nil
 			}))
 			l.Listener = srv.Listener
 			srv.Listener = l
@@ -81,8 +83,10 @@ func TestNothingIsHandedOverAfterAnAnswerIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer resp.Body.Close()
-			aw := <-writers
+			aw := waiting.For(t, "the request", writers)
+			wait := waiting.Within()
 			for last := int64(-1); last != l.handed.Load(); { // until the client's buffers are full, and the write waits
+				wait.Check(t, "a write that waits")
 				last = l.handed.Load()
 				aw.idle(50 * time.Millisecond)
 			}
@@ -273,7 +277,7 @@ func over(t *testing.T, http2 bool, h http.HandlerFunc, use func(c *http.Client)
 	if err := srv.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+	if err := waiting.For(t, "the end of the server", served); !errors.Is(err, http.ErrServerClosed) {
 		t.Error(err)
 	}
 }
@@ -354,7 +358,7 @@ func TestAnEditWaitsOnceForAllThatDoNotRead(t *testing.T) {
 		if took := time.Since(began); took > 60*cutGrace {
 			t.Errorf("the edit took %v", took)
 		}
-		wg.Wait()
+		waiting.All(t, "the end of the readers", &wg)
 		if n := closed.Load(); n != readers {
 			t.Errorf("%d connections were closed, want %d", n, readers)
 		}

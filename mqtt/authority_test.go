@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
@@ -319,7 +320,7 @@ func TestEventsReachTheHub(t *testing.T) {
 			t.Errorf("%#x", r)
 		}
 		app.hears("devices/lamp-7/events/lux/1", "42")
-		<-s.Ready()
+		waiting.For(t, "the event", s.Ready())
 		if es, gap, _ := s.Next(); len(es) != 1 || gap.Any() || es[0].Device != "lamp-7" || es[0].Stream != "lux/1" || string(es[0].Data) != "42" {
 			t.Errorf("%+v, gap %+v", es, gap)
 		}

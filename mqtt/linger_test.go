@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
@@ -261,7 +262,7 @@ func TestAFloodAfterTheEndIsNotRead(t *testing.T) {
 							}
 						}()
 						lastWords(t, c, reason)
-						<-stopped
+						waiting.For(t, "the end of the writes", stopped)
 						if d := time.Since(begun); d != time.Second {
 							t.Errorf("the end came after %s", d)
 						}

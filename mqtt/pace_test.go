@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
@@ -228,7 +229,7 @@ func TestOfWhatIsHeldBackNoMoreIsRead(t *testing.T) {
 		for range all {
 			sub.message()
 		}
-		done.Wait()
+		waiting.All(t, "all that is sent", &done)
 		pub.send(&packet.Publish{Topic: "a", Payload: []byte("it lives")})
 		sub.hears("a", "it lives")
 	})

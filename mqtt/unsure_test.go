@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
@@ -120,7 +121,7 @@ func TestASessionThatEndsBeforeTheWillIsPublished(t *testing.T) {
 	asked, goOn := make(chan struct{}), make(chan struct{})
 	r.slow.Store(&slowAnswer{asked, goOn})
 	go h.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, "slow") // the will waits for it
-	<-asked
+	waiting.For(t, "the read of the authority", asked)
 	lamp.vanish()
 	await(t, "the end of the connection", func() bool { return len(h.broker.States(watchword.DefaultTenant, "lamp")) == 0 })
 	h.closeSession("lamp")

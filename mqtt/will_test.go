@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
@@ -34,7 +35,7 @@ func withWill(p *packet.Connect) {
 // stop ends the engine as SIGTERM does, and starts it again.
 func (h *house) stop() {
 	h.t.Helper()
-	<-h.drain()
+	waiting.For(h.t, "the end of the connections", h.drain())
 	h.close()
 	h.start(mqtt.Options{})
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -103,10 +104,10 @@ func (u *upgraded) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	<-s.Ready()
+	waiting.For(u.t, "the server", s.Ready())
 	u.stop = func() {
 		if cancel(); ended != nil {
-			check(u.t, <-ended)
+			check(u.t, waiting.For(u.t, "the end of the server", ended))
 			ended = nil
 		}
 	}
@@ -213,7 +214,7 @@ func run(t *testing.T, d *device.Device) <-chan int {
 	go func() { ended <- d.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		check(t, <-ended)
+		check(t, waiting.For(t, "the end of the device", ended))
 	})
 	return levels
 }

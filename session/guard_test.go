@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/internal/wall"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
@@ -488,7 +489,7 @@ func TestASlowStoreHoldsUpNoEnd(t *testing.T) {
 	}
 	r.slow.Store(true)
 	go all[3].Recompute(t.Context())
-	<-r.reads
+	waiting.For(t, "the read of the authority", r.reads)
 	paused.Add(int64(2 * time.Hour))
 	for i, s := range all {
 		if i != 3 {

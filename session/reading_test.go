@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
@@ -385,7 +386,7 @@ func TestEverybodyIsReachedWhileSessionsOpen(t *testing.T) {
 		g.Hold(ctx, session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-1", Incarnation: 1}, session.Options{Lapsed: func(error) {}}).Close(nil)
 	}
 	cancel()
-	wg.Wait()
+	waiting.All(t, "the end of the changes", &wg)
 	if n := len(g.Sessions(watchword.DefaultTenant, "")); n != 0 {
 		t.Errorf("%d sessions are left", n)
 	}

@@ -63,7 +63,14 @@ func run(ctx context.Context, rounds, entries int) (err error) {
 		stop()
 		err = errors.Join(err, <-ended)
 	}()
-	<-s.Ready()
+	select {
+	case <-s.Ready():
+	case err := <-ended:
+		ended <- nil // for the function above
+		return errors.Join(errors.New("the server ended before it was ready"), err)
+	case <-time.After(time.Minute):
+		return errors.New("the server was not ready within a minute")
+	}
 	c, err := admin.Local(cfg.Data)
 	if err != nil {
 		return err

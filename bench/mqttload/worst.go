@@ -567,20 +567,24 @@ func (w *worstCase) attack(ctx context.Context, number int) (over func() error, 
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(w.seconds)*time.Second+2*time.Minute, errors.New("the attacker did not end within two minutes of its turn"))
 	c := exec.CommandContext(ctx, "nice", "-n", "19", self, "-attack", path)
 	c.Stderr = os.Stderr
 	out, err := c.StdoutPipe()
 	if err != nil {
+		cancel()
 		return nil, err
 	}
 	if err := c.Start(); err != nil {
+		cancel()
 		return nil, err
 	}
 	lines := bufio.NewReader(out)
 	over = func() error {
+		defer cancel()
 		rest, rerr := io.ReadAll(lines)
 		if err := errors.Join(rerr, c.Wait()); err != nil {
-			return err
+			return errors.Join(context.Cause(ctx), err)
 		}
 		var done []attackDid
 		if err := json.Unmarshal(bytes.TrimSpace(rest), &done); err != nil {

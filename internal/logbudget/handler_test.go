@@ -12,13 +12,14 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword/internal/logbudget"
+	"github.com/watchword-iot/watchword/internal/waiting"
 )
 
 // printed runs f with a logger under a budget, and returns what was printed.
 func printed(t *testing.T, f func(log *slog.Logger, h *logbudget.Handler)) string {
 	t.Helper()
 	var out bytes.Buffer
-	synctest.Test(t, func(*testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		h := logbudget.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
@@ -28,7 +29,7 @@ func printed(t *testing.T, f func(log *slog.Logger, h *logbudget.Handler)) strin
 		}()
 		f(slog.New(h), h)
 		cancel()
-		<-done
+		waiting.For(t, "the end of the handler", done)
 	})
 	return out.String()
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/internal/waiting"
 )
 
 var (
@@ -250,7 +251,7 @@ func TestManyAtOnce(t *testing.T) {
 			}
 		})
 	}
-	all.Wait()
+	waiting.All(t, "all that take and give", &all)
 	if l.Total() != 0 || l.Accounts() != 0 {
 		t.Errorf("%d in %d accounts are left", l.Total(), l.Accounts())
 	}
