@@ -124,7 +124,9 @@ func (a *API) finish(r *http.Request, in *info, common http.Header) {
 	default:
 		in.writer.restart(common)
 		a.fail(in.writer, r, why)
-		_, _ = in.writer.finish() // whoever was on the connection has gone
+		if why, started := in.writer.finish(); why != nil && started {
+			panic(http.ErrAbortHandler)
+		}
 	}
 }
 

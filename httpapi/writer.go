@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"errors"
 	"maps"
 	"net"
 	"net/http"
@@ -96,14 +97,14 @@ func (w *answerWriter) cut() {
 		return
 	}
 	w.breakOff(func() {
-		_ = w.rc.SetWriteDeadline(time.Unix(1, 0)) // its error is that of a connection that is closed already
+		_ = w.rc.SetWriteDeadline(time.Unix(1, 0)) // where it fails the write goes on, and the connection is closed below
 	})
 	if !w.idle(50 * cutGrace) {
 		// A peer of HTTP/2 that takes nothing at all: its stream cannot be reset before it reads. Or one of HTTP/1.1 that
 		// announced a body and does not send it: net/http waits for that before it writes.
 		w.breakOff(func() {
 			if w.nc != nil {
-				_ = w.nc.Close()
+				_ = w.nc.Close() // it fails where the connection is closed already; nothing more can be done
 			}
 		})
 	}
@@ -223,13 +224,12 @@ func (w *answerWriter) send(b []byte) error {
 		w.direct = true
 		w.ResponseWriter.WriteHeader(w.status)
 	}
-	_ = w.rc.SetWriteDeadline(began.Add(left)) // an error is that of a test's recorder, which has none
-	if w.refused() != nil {                    // cut may have set its deadline before this one
+	err := w.deadline(began.Add(left))
+	if w.refused() != nil { // cut may have set its deadline before this one
 		w.short = true
 		return errAnswerEnded
 	}
-	var err error
-	if len(b) > 0 {
+	if err == nil && len(b) > 0 {
 		_, err = w.ResponseWriter.Write(b)
 	}
 	if err == nil {
@@ -270,9 +270,19 @@ func (w *answerWriter) finish() (why error, started bool) {
 		return errAnswerEnded, true
 	}
 	if !w.http2 { // what net/http writes behind the last bytes of a stream, which may lie long back
-		_ = w.rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // an error is that of a test's recorder, which has none
+		if w.deadline(time.Now().Add(writeTimeout)) != nil {
+			return errAnswerEnded, true // without a deadline that write could take for ever
+		}
 	}
 	return nil, w.direct
+}
+
+// deadline sets until when writes may take. A response writer that has no deadlines, as a test's recorder, is no error.
+func (w *answerWriter) deadline(t time.Time) error {
+	if err := w.rc.SetWriteDeadline(t); !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
 }
 
 // restart forgets an answer of which nothing was written.

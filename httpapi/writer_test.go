@@ -420,3 +420,20 @@ func (r *roll) Today(context.Context, watchword.TenantID, watchword.SubjectID) (
 func (r *roll) Renew(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
 	return nil
 }
+
+// undeadlined is a response writer whose deadlines cannot be set, as those of a closed connection.
+type undeadlined struct{ *httptest.ResponseRecorder }
+
+func (undeadlined) SetWriteDeadline(time.Time) error { return net.ErrClosed }
+
+// A write without a bound of time does not begin: a client that does not read would hold it for ever.
+func TestNoWriteBeginsWithoutItsDeadline(t *testing.T) {
+	w := undeadlined{httptest.NewRecorder()}
+	aw := newAnswerWriter(w, request())
+	if _, err := aw.Write([]byte("held back")); err != nil {
+		t.Fatal(err)
+	}
+	if why, started := aw.finish(); why == nil || !started || w.Body.Len() > 0 {
+		t.Errorf("%v, started %v, %d bytes", why, started, w.Body.Len())
+	}
+}

@@ -61,9 +61,9 @@ func (c *conn) awaitPeer() {
 	}
 	c.until = time.Now().Add(byeTimeout)
 	if w, ok := c.nc.(interface{ CloseWrite() error }); ok {
-		_ = w.CloseWrite()
+		_ = w.CloseWrite() // the error is that of a peer that is gone: then the reader ends by itself
 	}
-	_ = c.nc.SetReadDeadline(c.until)
+	_ = c.nc.SetReadDeadline(c.until) // the error is that of a closed connection, which the next read reports
 }
 
 // awaited gives back the place of awaitPeer. The connection is closed.

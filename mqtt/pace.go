@@ -119,7 +119,7 @@ func (c *conn) hold(whole []byte) {
 	case packet.PUBLISH:
 		c.broker.stats.heldBack.Add(1)
 	case packet.DISCONNECT: // what it says of the will and the session counts at once
-		_, body, _, _ := packet.Frame(whole, len(whole))
+		_, body, _, _ := packet.Frame(whole, len(whole)) // it is whole: the reader framed it
 		if d, err := packet.Parse(whole[0], body, c.version); err == nil {
 			_ = c.lastWords(d.(*packet.Disconnect)) // in its place it says so again
 		}
@@ -234,7 +234,7 @@ func (c *conn) waitHeld(most int64) {
 	// The client was not listened to: that it was silent meanwhile says nothing.
 	c.extend(c.broker.o.Now())
 	if c.leaving.Load() { // its deadline is the one
-		_ = c.nc.SetReadDeadline(time.Now().Add(byeTimeout))
+		_ = c.nc.SetReadDeadline(time.Now().Add(byeTimeout)) // the error is that of a closed connection, which the next read reports
 	}
 }
 

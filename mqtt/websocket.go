@@ -130,7 +130,9 @@ func (s *socket) CloseWrite() error {
 	}
 	// Close waits for the peer's word, and so for the reader. The error is that of a
 	// connection that is gone.
-	defer time.AfterFunc(byeTimeout, func() { _ = s.below.Close() }).Stop()
+	defer time.AfterFunc(byeTimeout, func() {
+		_ = s.below.Close() // to have Close return below, which reports how the connection ended
+	}).Stop()
 	return s.ws.Close(code, words)
 }
 

@@ -114,7 +114,7 @@ type reader struct {
 	token string
 }
 
-func newReader(ctx context.Context, c *admin.Client, tmp, data, url string, entries int) (*reader, error) {
+func newReader(ctx context.Context, c *admin.Client, tmp, data, url string, entries int) (_ *reader, err error) {
 	if _, err := c.ApplyPolicy(ctx, "auditor", []byte(auditor), -1); err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func newReader(ctx context.Context, c *admin.Client, tmp, data, url string, entr
 	if err != nil {
 		return nil, err
 	}
-	defer d.Close()
+	defer func() { err = errors.Join(err, d.Close()) }()
 	if err := d.Enroll(ctx, made.Enrollment.Link); err != nil {
 		return nil, err
 	}

@@ -75,8 +75,8 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, root, state, only string, seed uint64, n int, again, show bool) error {
-	root, err := filepath.Abs(root)
+func run(ctx context.Context, root, state, only string, seed uint64, n int, again, show bool) (err error) {
+	root, err = filepath.Abs(root)
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func run(ctx context.Context, root, state, only string, seed uint64, n int, agai
 	if err != nil {
 		return err
 	}
-	defer notes.Close()
+	defer func() { err = errors.Join(err, notes.Close()) }()
 	for _, t := range targets {
 		if only != "" && !slices.Contains(strings.Split(only, ","), t.dir) {
 			continue

@@ -29,7 +29,7 @@ import (
 	"strconv"
 )
 
-// switchedOn is the mutant that is on; 0: none.
+// switchedOn is the mutant that is on; 0: none. The tool sets no other text than a number.
 var switchedOn = func() int { n, _ := strconv.Atoi(os.Getenv(%q)); return n }()
 `
 
