@@ -147,7 +147,16 @@ func (w *worstCase) turn(ctx context.Context, number int, attacked bool) (*worst
 			}
 		})
 	}
-	wg.Wait()
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Duration(w.seconds)*time.Second + 3*time.Minute): // an order takes 90 s at the most
+		return nil, errors.New("three minutes after the turn some of its requests have not ended")
+	}
 	for i, c := range services {
 		for end := time.Now().Add(20 * time.Second); events.n[i].Load() < int64(total) && time.Now().Before(end); {
 			time.Sleep(10 * time.Millisecond)
