@@ -17,6 +17,7 @@ import (
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/internal/recent"
@@ -40,7 +41,8 @@ type Parts struct {
 	Entries  Entries
 	Audit    *audit.Keeper
 	Keys     *keyring.Keeper
-	Wire     Wire // nil: nobody listens elsewhere
+	Wire     Wire       // nil: nobody listens elsewhere
+	Room     *fair.Room // in which schemas are compiled; nil has no bound
 
 	Options
 }

@@ -31,7 +31,7 @@ var (
 	rateEvents     = &rateClass{"events", 1, 2} // and limits.publish_rate: see [API.publishEvent]
 	rateReceipts   = &rateClass{"receipts", 1. / 10, 2}
 	rateState      = &rateClass{"state", 1. / 100, 5}
-	rateRare       = &rateClass{"rare", 1. / 10_000, 100}
+	rateRare       = &rateClass{"rare", 1. / 10_000, 50}
 	rateClasses    = []*rateClass{rateRead, rateChange, rateSelf, rateEvents, rateReceipts, rateState, rateRare}
 	rateExceptions = map[string]*rateClass{
 		"POST /v1/self/events/{stream...}": rateEvents,

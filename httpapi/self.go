@@ -15,6 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/internal/schema"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
 	"github.com/watchword-iot/watchword/twin"
@@ -94,7 +95,7 @@ func (a *API) selfRoutes() {
 	}
 	register(a, operation{method: http.MethodPut, path: "/v1/self/functions", summary: "Announce what this device can be asked to do", status: http.StatusNoContent, body: 96 << 10},
 		func(ctx context.Context, c *caller, in *functions) (*none, error) {
-			fs, err := announced(in.Body.Functions)
+			fs, err := a.announced(ctx, in.Body.Functions)
 			if err != nil {
 				return nil, err
 			}
@@ -122,7 +123,9 @@ func ofFunction(err error, name string) error {
 	return err
 }
 
-func announced(in []Function) ([]twin.Function, error) {
+// announced is what a device says that it can be asked to do. Its schemas are compiled in turns with what others have
+// the server calculate. Codes: bad_request; too_large; busy.
+func (a *API) announced(ctx context.Context, in []Function) ([]twin.Function, error) {
 	seen, objects := map[string]bool{}, 0
 	out := make([]twin.Function, len(in))
 	for i, f := range in {
@@ -138,9 +141,14 @@ func announced(in []Function) ([]twin.Function, error) {
 			out[i].Schema = nil
 			continue
 		}
-		compiled, err := command.CompileSchema(f.Schema)
-		if err != nil {
-			return nil, ofFunction(err, f.Name)
+		var compiled *schema.Schema
+		if err := a.Room.Do(ctx, func() (err error) {
+			if compiled, err = command.CompileSchema(f.Schema); err != nil {
+				return ofFunction(err, f.Name)
+			}
+			return nil
+		}); err != nil {
+			return nil, err
 		}
 		if objects += compiled.Objects(); objects > maxObjects {
 			return nil, watchword.RefuseField("functions", "all schemas together may have 4096 objects")

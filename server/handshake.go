@@ -25,10 +25,11 @@ const (
 	handshakeTimeout     = "timeout"     // the client did not end it in time
 	handshakePlain       = "plain"       // what came is no TLS
 	handshakeClosed      = "closed"      // the client hung up without a word
+	handshakeBusy        = "busy"        // too many waited for their turn
 	handshakeOther       = "other"
 )
 
-var handshakeReasons = []string{handshakeVersion, handshakeALPN, handshakeCertificate, handshakeTimeout, handshakePlain, handshakeClosed, handshakeOther}
+var handshakeReasons = []string{handshakeVersion, handshakeALPN, handshakeCertificate, handshakeTimeout, handshakePlain, handshakeClosed, handshakeBusy, handshakeOther}
 
 // handshakeReason tells why a handshake failed. Go has no types for most of it, and net/http gives no more than the text;
 // a test with real handshakes holds the texts.
@@ -42,6 +43,8 @@ func handshakeReason(text string) string {
 		return false
 	}
 	switch {
+	case has("too many handshakes"): // as internal/fair says it
+		return handshakeBusy
 	case has("unsupported versions", "protocol version"):
 		return handshakeVersion
 	case has("application protocol"):

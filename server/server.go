@@ -211,6 +211,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	tlsConfig = inTurn(tlsConfig)
 	if s.cfg.Server.TLSCert == "" {
 		options.CAPEM = s.ring.CAPEM
 	}
@@ -240,11 +241,12 @@ func (s *Server) assemble(ctx context.Context) error {
 	options.MQTTS = s.publicMQTTS()
 	api := httpapi.New(httpapi.Parts{
 		Registry: reg, Gate: gate, Office: papers, Guard: s.guard, Desk: s.desk, Hub: hub, Recorder: s.recorder,
-		Twins: twins, Entries: s.store, Audit: s.log, Keys: s.keeper, Wire: s.broker, Options: options,
+		Twins: twins, Entries: s.store, Audit: s.log, Keys: s.keeper, Wire: s.broker, Room: room, Options: options,
 	})
 	if s.mqtts != nil {
-		s.mqtts = tls.NewListener(s.mqtts, forMQTT(tlsConfig))
+		s.mqtts = tls.NewListener(turnListener{s.mqtts, room}, forMQTT(tlsConfig))
 	}
+	s.https = turnListener{s.https, room}
 	s.http = &http.Server{
 		Handler: s.paths(api), TLSConfig: tlsConfig,
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,

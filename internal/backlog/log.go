@@ -231,12 +231,15 @@ func (l *Log[K, V]) compact() {
 		return
 	}
 	stay := l.all[:0]
+	if rest := len(l.all) - l.head - l.gone; cap(l.all) > 4*rest+256 { // a burst is over
+		stay = make([]entry[K, V], 0, rest)
+	}
 	for _, e := range l.all[l.head:] {
 		if e.of != nil {
 			stay = append(stay, e)
 		}
 	}
-	clear(l.all[len(stay):])
+	clear(l.all[min(len(stay), len(l.all)):])
 	l.all, l.head, l.gone, l.first, l.lostFirst = stay, 0, 0, 0, 0
 }
 

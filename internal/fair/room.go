@@ -1,4 +1,5 @@
-// Package fair shares out what few can do at once: the checks of signatures. In
+// Package fair shares out what few can do at once: the checks of signatures, TLS
+// handshakes, and the compilation of schemas. In
 // come those who wait, by network; in each turn of the round one of each network
 // is let in, so that a thousand requests of one make nobody else wait for more
 // than one of them. It refuses, with busy, who waits longest in line when too many wait.
@@ -61,17 +62,20 @@ func With(ctx context.Context, network netip.Prefix) context.Context {
 // anything. Where nobody waits, Do allocates nothing. Code: busy, with RetryAfter,
 // and then f did not run.
 func (r *Room) Do(ctx context.Context, f func() error) error {
-	if r == nil {
-		return f()
-	}
-	if err := r.enter(ctx); err != nil {
+	if err := r.Enter(ctx); err != nil {
 		return err
 	}
-	defer r.leave()
+	defer r.Leave()
 	return f()
 }
 
-func (r *Room) enter(ctx context.Context) error {
+// Enter is the first half of Do, for who cannot say as one function what it does with its
+// place: it must call [Room.Leave] once, and not wait for anything until then. Code: busy,
+// with RetryAfter, and then there is no place.
+func (r *Room) Enter(ctx context.Context) error {
+	if r == nil {
+		return nil
+	}
 	r.mu.Lock()
 	if r.free > 0 {
 		r.free--
@@ -92,8 +96,18 @@ func (r *Room) enter(ctx context.Context) error {
 	}
 }
 
-// leave gives the place to whose turn it is.
-func (r *Room) leave() {
+// Waiting returns how many wait.
+func (r *Room) Waiting() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.waiting
+}
+
+// Leave gives the place of an [Room.Enter] to whose turn it is.
+func (r *Room) Leave() {
+	if r == nil {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l := r.turn
@@ -178,11 +192,11 @@ func (r *Room) giveUp(w *waiter, cause error) error {
 	}
 	r.mu.Unlock()
 	if l == nil && <-w.told == nil { // its turn came at this moment
-		r.leave()
+		r.Leave()
 	}
 	return busy(cause)
 }
 
 func busy(cause error) error {
-	return &watchword.Error{Code: watchword.Busy, Detail: "more signatures wait to be checked than can be", RetryAfter: time.Second, Err: cause}
+	return &watchword.Error{Code: watchword.Busy, Detail: "too many handshakes and signatures wait to be checked", RetryAfter: time.Second, Err: cause}
 }

@@ -229,6 +229,6 @@ func (t *text) check(pointer string, v any, depth int) error {
 	return nil
 }
 
-func escape(name string) string {
-	return strings.NewReplacer("~", "~0", "/", "~1").Replace(name)
-}
+var escaping = strings.NewReplacer("~", "~0", "/", "~1")
+
+func escape(name string) string { return escaping.Replace(name) }

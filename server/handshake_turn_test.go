@@ -1,0 +1,188 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"math/big"
+	"net"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/waiting"
+)
+
+// turnServer answers TLS handshakes in turns, and closes each connection when its handshake is over.
+func turnServer(t *testing.T, room *fair.Room) (address string, over <-chan error) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"localhost"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	l := tls.NewListener(turnListener{raw, room}, inTurn(config))
+	t.Cleanup(func() { _ = l.Close() })
+	done := make(chan error, 16)
+	go func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				c := nc.(*tls.Conn)
+				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+				err := c.Handshake()
+				_ = c.Close()
+				done <- err
+			}()
+		}
+	}()
+	return raw.Addr().String(), done
+}
+
+// places enters the room as often as it has places, and fails where one is not free.
+func places(t *testing.T, room *fair.Room) (leave func()) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), waiting.Limit)
+	defer cancel()
+	n := max(1, runtime.GOMAXPROCS(0)-1)
+	for i := range n {
+		if err := room.Enter(ctx); err != nil {
+			t.Fatalf("awaited place %d of %d: %v", i+1, n, err)
+		}
+	}
+	return func() {
+		for range n {
+			room.Leave()
+		}
+	}
+}
+
+func TestAHandshakeWaitsForItsTurn(t *testing.T) {
+	room := fair.NewRoom()
+	address, over := turnServer(t, room)
+	leave := places(t, room)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	raw, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	answered := make(chan error, 1)
+	go func() {
+		answered <- tls.Client(raw, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(ctx)
+	}()
+	for wait := waiting.Within(); room.Waiting() == 0; runtime.Gosched() {
+		wait.Check(t, "a handshake that waits for its turn")
+	}
+	select {
+	case err := <-answered:
+		t.Fatalf("a handshake was answered while no place was free: %v", err)
+	default:
+	}
+	leave()
+	if err := waiting.For(t, "the end of a handshake", over); err != nil {
+		t.Error("the handshake whose turn came:", err)
+	}
+	if err := waiting.For(t, "the client's side of the handshake", answered); err != nil {
+		t.Error("the client:", err)
+	}
+}
+
+// However a handshake ends, its place is free again: also while it waits for a client that says no more.
+func TestAHandshakeGivesItsPlaceBack(t *testing.T) {
+	room := fair.NewRoom()
+	address, over := turnServer(t, room)
+	silent := make([]net.Conn, 0, 8)
+	defer func() {
+		for _, c := range silent {
+			_ = c.Close()
+		}
+	}()
+	for name, client := range map[string]func(net.Conn) error{
+		"done":    func(c net.Conn) error { return tls.Client(c, &tls.Config{InsecureSkipVerify: true}).Handshake() },
+		"refused": func(c net.Conn) error { return tls.Client(c, &tls.Config{ServerName: "localhost"}).Handshake() },
+		"version": func(c net.Conn) error {
+			return tls.Client(c, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}).Handshake()
+		},
+		"gone": func(c net.Conn) error {
+			return tls.Client(helloOnly{c}, &tls.Config{InsecureSkipVerify: true}).Handshake()
+		},
+		"silent": nil,
+	} {
+		for range max(1, runtime.GOMAXPROCS(0)-1) {
+			raw, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if client == nil { // it sends its hello, takes the answer, and stays
+				c := helloOnly{raw}
+				silent = append(silent, raw)
+				_ = tls.Client(c, &tls.Config{InsecureSkipVerify: true}).Handshake()
+				if _, err := raw.Read(make([]byte, 1)); err != nil {
+					t.Fatal("the answer to a hello:", err)
+				}
+				continue
+			}
+			_ = client(raw) // the server says how it ended
+			_ = raw.Close()
+			if err := waiting.For(t, "the end of a handshake", over); (err == nil) != (name == "done") {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		places(t, room)()
+	}
+}
+
+// A client that takes no answer holds no place either.
+func TestAHandshakeHoldsNoPlaceWhileItWrites(t *testing.T) {
+	room := fair.NewRoom()
+	for range max(1, runtime.GOMAXPROCS(0)-1) {
+		ours, theirs := net.Pipe() // a write waits for the reader
+		defer ours.Close()
+		writes := make(chan struct{}, 1)
+		go func() {
+			c := &turnConn{Conn: tellsOfWrites{ours, writes}, room: room}
+			_ = tls.Server(c, inTurn(&tls.Config{MinVersion: tls.VersionTLS13})).Handshake() // it has no certificate, and says so
+		}()
+		defer theirs.Close()
+		go func() { _ = tls.Client(helloOnly{theirs}, &tls.Config{InsecureSkipVerify: true}).Handshake() }()
+		waiting.For(t, "the server's answer to a hello", writes)
+	}
+	places(t, room)()
+}
+
+// tellsOfWrites tells of each write before it waits.
+type tellsOfWrites struct {
+	net.Conn
+	writes chan<- struct{}
+}
+
+func (c tellsOfWrites) Write(b []byte) (int, error) {
+	select {
+	case c.writes <- struct{}{}:
+	default:
+	}
+	return c.Conn.Write(b)
+}
+
+// helloOnly is a connection on which a client hears nothing.
+type helloOnly struct{ net.Conn }
+
+func (helloOnly) Read([]byte) (int, error) { return 0, net.ErrClosed }
