@@ -12,11 +12,12 @@ type Basis struct {
 	// Policies is the version of the tenant's policies and of the issuer keys that count.
 	Policies int64
 	// Target is another subject that was decided on by its labels, such as the device that is
-	// called; empty for none. TargetVersion is its [Subject.Basis].
-	Target        SubjectID
+	// called; empty for none.
+	Target SubjectID
+	// TargetVersion is the [Subject.Basis] of Target; 0 where Target is empty.
 	TargetVersion int64
-	// Local says that the act is that of whoever has the data folder in hand, with no server
-	// running on it: nothing else is asked.
+	// Local says that the act was ordered by a process with access to the data folder, while no
+	// server runs on it: no version is compared.
 	Local bool
 }
 

@@ -15,7 +15,7 @@ const (
 	ofSubjects                      // it is about what a subject may have: where it is known which
 )
 
-// requests is which refusals of requests are recorded, at every door alike. A test
+// requests is which refusals of requests are recorded, over HTTP and MQTT alike. A test
 // holds it against the codes that there are.
 var requests = map[watchword.Code]recording{
 	watchword.BadRequest:           never,
@@ -99,7 +99,7 @@ var acts = map[string][]watchword.Code{
 }
 
 // Records reports whether the log records a refusal of that kind with code. known says
-// that it is known who was refused. Doors need not ask: [Recorder.Refused] does.
+// that it is known who was refused. Transports need not ask: [Recorder.Refused] does.
 func Records(kind string, code watchword.Code, known bool) bool {
 	if kind == RequestRefuse {
 		when := requests[code]

@@ -17,13 +17,18 @@ import (
 
 // Store is what the desk needs of the cellar.
 type Store interface {
+	// AddCommand stores a command, its idempotency key and its entry, or returns the command of an
+	// earlier request with the same key (replay). Codes: busy (MaxQueued, Bounds, or authority that
+	// changed), conflict (the key with another request).
 	AddCommand(ctx context.Context, r Row, idem Idempotency, b Bounds, e audit.Entry) (row Row, replay bool, err error)
 	Command(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error)
 	Commands(ctx context.Context, t watchword.TenantID, f Filter, before watchword.CommandID, limit int) ([]Row, error)
 	Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]Row, error)
 	Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]Handover, error)
 	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h Handover, e audit.Entry) (row Row, entry int64, err error)
+	// Deliver moves to delivered what the device acknowledged, and returns the rows that it moved.
 	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, a Acknowledged, now time.Time) ([]Row, error)
+	// Undeliver ends a command as undeliverable, unless it is in a final state already (changed is false).
 	Undeliver(ctx context.Context, u Undelivered, e audit.Entry) (row Row, changed bool, err error)
 	Settle(ctx context.Context, s Settlement, e audit.Entry) (row Row, changed bool, err error)
 	CancelCommand(ctx context.Context, t watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (Row, error)
@@ -70,8 +75,8 @@ type DeskOptions struct {
 	Epoch   int64
 	TTL     time.Duration // of a command that asks for none; 0 means 120 s
 	Log     Log
-	MaxArgs int // bytes of a command's arguments; 0 means 8 KiB, the most
-	Bounds  Bounds
+	MaxArgs int    // bytes of a command's arguments; 0 means 8 KiB, the most
+	Bounds  Bounds // of unfinished commands
 	Now     func() time.Time
 }
 

@@ -237,7 +237,7 @@ func (l *Line) pending(ctx context.Context, after int64, nonce string, limit int
 }
 
 // handOver signs r, unless a version for this nonce was signed before, seals it
-// to the device's key of today, and keeps the hash before it leaves the house. The error
+// to the device's key of today, and stores the hash before it is sent. The error
 // is a misfit where the connection does not take as much: as a rule nothing is kept then.
 func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand, error) {
 	d := l.desk

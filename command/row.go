@@ -37,24 +37,24 @@ type Row struct {
 
 // Reason says why a command could not be delivered.
 type Reason struct {
-	Code   watchword.Code `json:"code"` // too_large
-	Detail string         `json:"detail"`
-	Size   int            `json:"size"` // bytes that it has
-	Max    int            `json:"max"`  // bytes that the device takes
+	Code   watchword.Code `json:"code"`   // too_large
+	Detail string         `json:"detail"` // for people
+	Size   int            `json:"size"`   // bytes of the command as it would be sent
+	Max    int            `json:"max"`    // bytes that the device takes
 }
 
-// Undelivered is a command on its way to its end because its device cannot take it.
+// Undelivered ends a command because it is too large for its device.
 type Undelivered struct {
 	Tenant watchword.TenantID
 	ID     watchword.CommandID
 	Reason Reason
 	SentAt time.Time // when it was sent before, over a connection that took it; zero for never
-	At     time.Time
+	At     time.Time // when it ends
 }
 
 // Acknowledged is what a device says that it holds, all in one epoch.
 type Acknowledged struct {
-	Epoch int64
+	Epoch int64   // of the commands' numbers
 	UpTo  int64   // every command up to this number; 0 for none
 	Each  []int64 // and each of these numbers
 }
@@ -87,7 +87,7 @@ const MaxQueued = 1000
 // each device. 0 means no bound.
 type Bounds struct {
 	PerOrderer int64 // of one subject that ordered them, for whatever devices
-	Total      int64
+	Total      int64 // of all subjects together
 }
 
 // Refusal says why an orderer that has by unfinished commands, of all that there are, may

@@ -147,7 +147,7 @@ func (a *API) act(r *http.Request, c *caller, may func(*session.Authority) error
 // route is what a plain handler's address says of itself.
 type route struct {
 	pattern string                       // "METHOD /path"
-	free    bool                         // papers are enough: the handler asks for what it needs
+	free    bool                         // any valid token is enough: the handler asks for what it needs
 	reads   bool                         // a POST that changes nothing; GET never does
 	body    int64                        // the largest body that is read; 0: none is
 	want    string                       // its content type; empty: any

@@ -7,7 +7,8 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Page is what every list takes. Token is next_page_token of the page before.
+// Page is the query of every list. Size is the most items of a page; Token is next_page_token of the page before, and
+// empty for the first page.
 type Page struct {
 	Size  int    `query:"page_size" minimum:"1" maximum:"1000" default:"100" doc:"a page has fewer where they would be more than 512 KiB"`
 	Token string `query:"page_token" maxLength:"2048"`

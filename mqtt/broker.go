@@ -31,6 +31,8 @@ import (
 type Office interface {
 	Admit(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Papers, error)
 	AdmitToProve(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Papers, error)
+	// Login checks a client assertion and issues an access token for the connection. may is asked before the
+	// assertion is spent; its error is returned as it is.
 	Login(ctx context.Context, t watchword.TenantID, raw string, may func(session.Papers) error, trace string, now time.Time) (session.Papers, error)
 	Proves(ctx context.Context, p session.Papers, message, sig []byte) error
 }

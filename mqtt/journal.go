@@ -16,6 +16,7 @@ type Store interface {
 	Shelf(ctx context.Context, session func(shelf.Session) error, message func(shelf.Message) error) error
 	Retained(ctx context.Context, message func(shelf.Retained) error) error
 	ShelfMessages(ctx context.Context, ids []int64) ([]shelf.Message, error)
+	// Wills calls will with each will that is stored, in no order, and ends with its error.
 	Wills(ctx context.Context, will func(shelf.Will) error) error
 	KeepOnShelf(ctx context.Context, c shelf.Changes) error
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // The bounds of what is done for a connection after its end. A socket that is closed
-// with unread input resets its connection, which may take the last words (CONNACK or
+// with unread input resets its connection, which may take the final packet (CONNACK or
 // DISCONNECT with a reason) from a client that was still sending. So a little is read
 // and thrown away, for at most byeTimeout.
 const (
@@ -18,7 +18,7 @@ const (
 	lingerAll     = 4096     // of all networks
 )
 
-// newLingerQuota counts the connections that wait for their peer to hear the last words.
+// newLingerQuota counts the connections that wait for their peer to read the final packet.
 func newLingerQuota() *quota.Ledger[netip.Prefix] {
 	return quota.New[netip.Prefix](quota.Resource{
 		Name: "connections that ended", Unit: "connections",
@@ -28,7 +28,7 @@ func newLingerQuota() *quota.Ledger[netip.Prefix] {
 }
 
 // linger is what the reader does after the end: it returns when the peer has ended the
-// connection too, when there is no place to wait, or byeTimeout after the last words. When
+// connection too, when there is no place to wait, or byeTimeout after the final packet. When
 // lingerBytes have been read it reads no more, so that a flood fills the peer's own
 // buffers and costs the server nothing.
 func (c *conn) linger(in *inbox) {

@@ -33,32 +33,32 @@ func (s *stats) refusal(err error) {
 
 // Stats is what the engine has done since its start, and what it holds now.
 type Stats struct {
-	Connections       int64 // now, with those that have not come to CONNECT yet
-	Clients           int64 // now, connected
-	Subscriptions     int64 // now
-	SubscriptionBytes int64 // of memory that these take
-	QueuedBytes       int64 // now, for connected clients, of what is beyond 16 KiB of each
-	Connects          int64 // accepted
-	TurnedAway        int64 // CONNECTs refused
-	Shed              int64 // connections of a flood, closed before anything was spent on them
-	Received          int64 // publishes from clients
-	Sent              int64 // publishes to clients
-	Commands          int64 // handed over
-	TooLarge          int64 // messages that a client would not take
-	SlowCut           int64 // connections cut since they were not read
-	HeldBack          int64 // publishes that had to wait for their rate
-	TakenOver         int64 // connections whose client connected again
-	Refreshes         int64 // sessions that went on under newer papers
-	Dropped           int64 // messages that found no room where they were to wait
-	Expired           int64 // messages whose life ended before they were sent
-	Lasting           int64 // sessions now that outlive their connection, with one or without
-	Waiting           int64 // messages now that are kept for them
-	WaitingBytes      int64 // that these take
-	Retained          int64 // retained messages now
-	RetainedBytes     int64 // that these take
-	Wills             int64 // that stand now: of connections, and of those that ended and whose will is not due yet
-	WillBytes         int64 // that these count
-	Refusals          map[watchword.Code]int64
+	Connections       int64                    // now, with those that have not come to CONNECT yet
+	Clients           int64                    // now, connected
+	Subscriptions     int64                    // now
+	SubscriptionBytes int64                    // of memory that these take
+	QueuedBytes       int64                    // now, for connected clients, of what is beyond 16 KiB of each
+	Connects          int64                    // accepted
+	TurnedAway        int64                    // CONNECTs refused
+	Shed              int64                    // connections of a flood, closed before anything was spent on them
+	Received          int64                    // publishes from clients
+	Sent              int64                    // publishes to clients
+	Commands          int64                    // handed over
+	TooLarge          int64                    // messages that a client would not take
+	SlowCut           int64                    // connections cut since they were not read
+	HeldBack          int64                    // publishes that had to wait for their rate
+	TakenOver         int64                    // connections whose client connected again
+	Refreshes         int64                    // sessions that go on with a newer token
+	Dropped           int64                    // messages that found no room where they were to wait
+	Expired           int64                    // messages whose life ended before they were sent
+	Lasting           int64                    // sessions now that outlive their connection, with one or without
+	Waiting           int64                    // messages now that are kept for them
+	WaitingBytes      int64                    // that these take
+	Retained          int64                    // retained messages now
+	RetainedBytes     int64                    // that these take
+	Wills             int64                    // that stand now: of connections, and of those that ended and whose will is not due yet
+	WillBytes         int64                    // that these count
+	Refusals          map[watchword.Code]int64 // since the start, by code
 }
 
 // Stats returns the numbers of this moment.

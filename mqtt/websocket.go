@@ -59,7 +59,7 @@ type below struct {
 }
 
 // Read is net.Conn's. Where the bound is met it waits for Close: an error would close the
-// connection before the peer has heard the last words.
+// connection before the peer has read the final packet.
 func (u *below) Read(b []byte) (int, error) {
 	if !u.ended.Load() {
 		return u.Conn.Read(b)

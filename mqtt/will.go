@@ -15,7 +15,7 @@ import (
 
 // will is what is published when a connection is lost and its client does not come back
 // in time (MQTT 5.0 §3.1.2.5, §3.1.3.2). It stands in [wills] until it is published or
-// cancelled. What has no other word is immutable.
+// cancelled. Fields without a comment of their own are immutable.
 type will struct {
 	id     int64     // of its row in the store; no other will has it, nor ever had
 	of     quota.Key // whose account it counts in

@@ -72,7 +72,7 @@ func (ws *wills) add(w *will) *commit {
 // write has the row of a will written as it will be then.
 func (ws *wills) write(w *will) *commit { return ws.broker.journal.add(adding{will: w}) }
 
-// stand puts a will on other papers: its session was refreshed.
+// stand ties a will to another token: its session was refreshed.
 func (ws *wills) stand(w *will, p session.Papers) {
 	ws.mu.Lock()
 	same := w.papers.JTI == p.JTI

@@ -15,8 +15,8 @@ import (
 // Client is who a client assertion proved.
 type Client struct {
 	Subject     watchword.SubjectID
-	Incarnation int64
-	Key         watchword.KeyID
+	Incarnation int64           // of the subject
+	Key         watchword.KeyID // that signed the assertion
 }
 
 // Identify checks a client assertion for something else than a token, and spends it.

@@ -16,8 +16,12 @@ const cacheSize = 32 << 10
 // Truth is what a [Roll] reads of the store of record.
 type Truth interface {
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
+	// Policies returns all policies of a tenant, by name.
 	Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error)
+	// PolicyVersion grows with each change of a policy, and when issuer keys change.
 	PolicyVersion(ctx context.Context, t watchword.TenantID) (int64, error)
+	// TokenCounts refuses a token that was revoked, or whose issuer key was. Codes: token_revoked,
+	// issuer_revoked, unavailable.
 	TokenCounts(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error
 }
 

@@ -20,7 +20,11 @@ type Store interface {
 	Resume(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
 	Revoke(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
 	DeleteSubject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) error
+	// PutPolicy stores a policy and returns it with the version of all policies; ifVersion is the
+	// policy's version before, 0 for one that is not there, -1 for any. Codes: precondition_failed,
+	// too_large, busy (authority that changed).
 	PutPolicy(ctx context.Context, t watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (p policy.Stored, version int64, err error)
+	// DeletePolicy returns the version of all policies. Codes: not_found, precondition_failed, busy.
 	DeletePolicy(ctx context.Context, t watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) (version int64, err error)
 }
 

@@ -111,21 +111,21 @@ type LimitsConfig struct {
 	Commands        int `toml:"commands"`
 	SubjectCommands int `toml:"subject_commands"`
 
-	Sessions         int      `toml:"sessions"`       // MQTT sessions that outlive their connection
-	SessionExpiry    Duration `toml:"session_expiry"` // for how long at most; whole seconds
-	KeptBytes        int      `toml:"kept_bytes"`     // of all messages that wait for sessions
-	SubjectKeptBytes int      `toml:"subject_kept_bytes"`
-	RetainedMessages int      `toml:"retained_messages"` // topics with a retained message
-	RetainedBytes    int      `toml:"retained_bytes"`    // of memory, of all of them
-	WillBytes        int      `toml:"will_bytes"`        // of all wills
-	SubjectWillBytes int      `toml:"subject_will_bytes"`
-	// What may be queued for connected clients: for all of them, and for those of one subject.
+	Sessions         int      `toml:"sessions"`           // MQTT sessions that outlive their connection
+	SessionExpiry    Duration `toml:"session_expiry"`     // for how long at most; whole seconds
+	KeptBytes        int      `toml:"kept_bytes"`         // of all messages that wait for sessions
+	SubjectKeptBytes int      `toml:"subject_kept_bytes"` // of those that wait for the sessions of one subject
+	RetainedMessages int      `toml:"retained_messages"`  // topics with a retained message
+	RetainedBytes    int      `toml:"retained_bytes"`     // of memory, of all of them
+	WillBytes        int      `toml:"will_bytes"`         // of all wills
+	SubjectWillBytes int      `toml:"subject_will_bytes"` // of the wills of one subject
+	// Bytes that may be queued for connected clients: for all of them, and for those of one subject.
 	QueuedBytes       int `toml:"queued_bytes"`
 	SubjectQueueBytes int `toml:"subject_queue_bytes"`
-	// What subscriptions take of memory: all of them, and those of one subject.
+	// Bytes of memory that subscriptions take: all of them, and those of one subject.
 	SubscriptionBytes        int `toml:"subscription_bytes"`
 	SubjectSubscriptionBytes int `toml:"subject_subscription_bytes"`
-	// Retained messages of one subject.
+	// Retained messages of one subject: how many, and bytes of memory.
 	SubjectRetainedMessages int `toml:"subject_retained_messages"`
 	SubjectRetainedBytes    int `toml:"subject_retained_bytes"`
 

@@ -21,10 +21,10 @@ import (
 const (
 	handshakeVersion     = "version"     // the client offers no version that the server takes
 	handshakeALPN        = "alpn"        // the client wants none of the server's application protocols
-	handshakeCertificate = "certificate" // the client does not take the server's certificate, by its own word (an alert)
+	handshakeCertificate = "certificate" // the client refused the server's certificate, with an alert
 	handshakeTimeout     = "timeout"     // the client did not end it in time
 	handshakePlain       = "plain"       // what came is no TLS
-	handshakeClosed      = "closed"      // the client hung up without a word
+	handshakeClosed      = "closed"      // the client closed the connection without an alert
 	handshakeBusy        = "busy"        // too many waited for their turn
 	handshakeOther       = "other"
 )

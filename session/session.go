@@ -27,7 +27,7 @@ const (
 type Options struct {
 	Transport string // "poll", "sse", "mqtt", later "websocket"
 	Remote    string // address of the peer, for lists
-	Class     Class
+	Class     Class  // which bounds it counts against
 	// Changed, if not nil, is called after each change of authority that did not
 	// end the session, with the session locked: it takes away what no longer
 	// passes, and neither blocks nor calls back into the session but for

@@ -55,7 +55,7 @@ type Retained struct {
 	// Subject owns it, in one of its lives: it published it. Empty for the server, and for
 	// what was stored before owners were kept.
 	Subject     watchword.SubjectID
-	Incarnation int64
+	Incarnation int64 // of the subject
 }
 
 // Will is the will of one connection (MQTT 5.0 §3.1.2.5), on the token that the
@@ -64,15 +64,15 @@ type Retained struct {
 type Will struct {
 	ID          int64 // no other will has it
 	Tenant      watchword.TenantID
-	Client      string
+	Client      string // the client identifier, whole
 	Subject     watchword.SubjectID
 	Incarnation int64
 	Token       string          // its jti
 	Key         watchword.KeyID // with which the subject got it
 	SignedBy    watchword.KeyID // the issuer key
 	Proved      bool            // the connection proved the key
-	Due         time.Time       // zero while there is a connection
-	Bytes       []byte
+	Due         time.Time       // when it is published; zero while there is a connection
+	Bytes       []byte          // the will as the engine encodes it; nil removes it
 }
 
 // Changes is what one transaction writes, in this order.

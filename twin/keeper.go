@@ -8,16 +8,18 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 )
 
-// ReportCost is what a reported state counts against limits.control_rate of who reports it, over any door: it is sealed and
+// ReportCost is what a reported state counts against limits.control_rate of who reports it, over HTTP and MQTT: it is sealed and
 // written.
 const ReportCost = 10
 
 // Store is what a keeper needs of the cellar. Documents come sealed.
 type Store interface {
+	// SetFunctions replaces what a device announced. Code: busy, where b has moved.
 	SetFunctions(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, fs []Function, now time.Time) error
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]Function, error)
 	Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (Twin, error)
 	States(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]Twin, error)
+	// ReportState replaces the state, and notes who b says reported it. Code: busy, where b has moved.
 	ReportState(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, state []byte, now time.Time) error
 	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (Twin, error)
 }

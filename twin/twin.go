@@ -21,7 +21,7 @@ type Twin struct {
 	StateCount int64 // how often state was reported; its ETag
 	// StateBy is who reported the state, in which incarnation; empty for a state of before this was kept.
 	StateBy            watchword.SubjectID
-	StateByIncarnation int64
+	StateByIncarnation int64 // of StateBy; 0 where that is empty
 }
 
 // Function is what a device can be asked to do. Schema is the JSON Schema of

@@ -63,8 +63,8 @@ func (p *paper) bad(check string, code watchword.Code, where, format string, a .
 	p.Checks = append(p.Checks, verdict{Check: check, Result: "bad", Code: code, Where: where, Detail: fmt.Sprintf(format, a...)})
 }
 
-// refused notes a refusal of the real reader in its own words: code and detail are those
-// of the answer at the door, and of the server's log. It is noted once.
+// refused notes a refusal as the server's own check says it: code and detail are those
+// of the server's answer and of its log. It is noted once.
 func (p *paper) refused(err error) {
 	v := verdict{Check: "refusal", Result: "bad", Code: watchword.CodeOf(err), Detail: shown(err)}
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
@@ -260,7 +260,7 @@ func (p *paper) strict(now time.Time) {
 		// For the request that it names; what it is shown with, it cannot say.
 		if _, derr := token.VerifyDPoP(p.raw, p.claim("htm"), p.claim("htu"), "", now); derr != nil {
 			p.refused(derr)
-			err = nil // said, as the door says it
+			err = nil // it was noted, with the server's code and detail
 			if !p.Checked {
 				return
 			}

@@ -261,8 +261,8 @@ type Value[K comparable, V any] struct {
 	Number uint64
 	Source K
 	Tag    string
-	Value  V
-	Kept   bool
+	Value  V    // the zero V where it was lost
+	Kept   bool // false: it was lost
 }
 
 // After calls f for each value with a greater number that is kept, or was lost and is remembered, in the order of their

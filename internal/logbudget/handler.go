@@ -110,7 +110,7 @@ func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	switch {
 	case strings.HasPrefix(source, subjectPrefix):
 		kind = subjects
-	case source != "", r.Level < slog.LevelInfo: // what a library says of connections names its peer in words
+	case source != "", r.Level < slog.LevelInfo: // a library names the peer of a connection in its text, and in no attribute
 		kind = strangers
 	}
 	if !h.shared.take(kind, source, r.Message, time.Now()) {

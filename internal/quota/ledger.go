@@ -23,7 +23,7 @@ type Key struct {
 // Bound is the most that may be held, in the ledger's unit, and the configuration
 // key that sets it. A Max of 0 is no bound.
 type Bound struct {
-	Max  int64
+	Max  int64  // in the ledger's unit; 0: none
 	Name string // as "limits.subject_retained_bytes"
 }
 

@@ -41,7 +41,7 @@ type Command struct {
 type Reason struct {
 	Code   watchword.Code `json:"code"` // too_large
 	Detail string         `json:"detail"`
-	Size   int            `json:"size"` // bytes that it has
+	Size   int            `json:"size"` // bytes of the command as it would be sent
 	Max    int            `json:"max"`  // bytes that the device takes
 }
 

@@ -28,9 +28,9 @@ type Event struct {
 // device as far as Devices names them, and Others of further devices. More: there may have been more.
 type EventGap struct {
 	Missed  int64                         `json:"missed"`
-	Devices map[watchword.SubjectID]int64 `json:"devices"`
-	Others  int64                         `json:"others"`
-	More    bool                          `json:"more"`
+	Devices map[watchword.SubjectID]int64 `json:"devices"` // at most 32
+	Others  int64                         `json:"others"`  // of devices that Devices does not name
+	More    bool                          `json:"more"`    // there may have been more, of which the server knows nothing
 }
 
 // WatchGaps is [Client.Watch] that calls gap for what was missed, before the events that came after it.

@@ -13,21 +13,21 @@ import (
 // Retained is the retained MQTT message of one topic.
 type Retained struct {
 	Topic       string              `json:"topic"`
-	Owner       watchword.SubjectID `json:"owner,omitempty"` // who published it; "" of what was stored before owners were kept
-	Incarnation int64               `json:"incarnation,omitempty"`
-	Given       bool                `json:"given"` // new subscribers are given it: its owner may publish it today
+	Owner       watchword.SubjectID `json:"owner,omitempty"`       // who published it; "" of what was stored before owners were kept
+	Incarnation int64               `json:"incarnation,omitempty"` // of the owner
+	Given       bool                `json:"given"`                 // new subscribers are given it: its owner may publish it today
 	QoS         byte                `json:"qos"`
-	Bytes       int                 `json:"bytes"`  // of the payload
-	Memory      int                 `json:"memory"` // bytes of the server that it takes
-	ExpiresAt   *time.Time          `json:"expires_at,omitempty"`
+	Bytes       int                 `json:"bytes"`                // of the payload
+	Memory      int                 `json:"memory"`               // bytes of the server that it takes
+	ExpiresAt   *time.Time          `json:"expires_at,omitempty"` // nil: never
 	ContentType string              `json:"content_type,omitempty"`
 	Payload     []byte              `json:"payload,omitempty"` // not in lists
 }
 
 // RetainedQuery chooses retained messages. Empty fields choose all.
 type RetainedQuery struct {
-	Filter string // an MQTT topic filter
-	Owner  watchword.SubjectID
+	Filter string              // an MQTT topic filter
+	Owner  watchword.SubjectID // who published them
 }
 
 // Retained calls f with the retained messages that q chooses, in the order of their topics'
