@@ -55,7 +55,7 @@ func (d *Desk) undeliverable(ctx context.Context, of lineKey, id watchword.Comma
 	now := d.o.Now()
 	u := Undelivered{Tenant: of.tenant, ID: id, Reason: why, SentAt: was.SentAt, At: now}
 	row, changed, err := d.store.Undeliver(ctx, u, audit.Actor{Tenant: of.tenant}.Did(audit.CommandUndeliver, string(id), now, map[string]string{
-		"device": string(of.device), "before": string(was.State), "reason": string(why.Code), "size": strconv.Itoa(why.Size), "max": strconv.Itoa(why.Max),
+		"device": string(of.device), "reason": string(why.Code), "size": strconv.Itoa(why.Size), "max": strconv.Itoa(why.Max),
 	}))
 	if err == nil && changed {
 		d.tell(row)

@@ -89,12 +89,11 @@ func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.S
 	if err != nil {
 		return s, err
 	}
-	before := s.Labels.String()
-	s.Labels = l
+	s.Labels = l // the only thing of it that another edit may change and that a token's size depends on
 	if err := r.Fits(s); err != nil {
 		return s, err
 	}
-	e := by.Did(audit.DeviceLabel, string(id), now, map[string]string{"before": before, "after": l.String()})
+	e := by.Did(audit.DeviceLabel, string(id), now, nil)
 	return r.changed(ctx, by.Tenant, id)(r.store.SetLabels(ctx, by.Tenant, id, l, ifVersion, now, e))
 }
 

@@ -309,7 +309,7 @@ func (s *Store) Undeliver(ctx context.Context, u command.Undelivered, e audit.En
 		if err != nil {
 			return err
 		}
-		changed = true
+		changed, e = true, e.With("before", string(out.State))
 		out.State, out.Reason, out.SentAt, out.SettledAt = watchword.Undeliverable, &u.Reason, moment(stamp(u.SentAt)), moment(stamp(u.At))
 		if _, err := t.exec(`UPDATE commands SET state = ?, reason = ?, sent_at = ?, settled_at = ? WHERE tenant = ? AND id = ?`,
 			out.State, string(reason), stamp(u.SentAt), stamp(u.At), u.Tenant, u.ID); err != nil {

@@ -165,7 +165,7 @@ func (s *Store) CreateSubject(ctx context.Context, sub watchword.Subject, code *
 	}, e)
 }
 
-// SetLabels replaces the labels.
+// SetLabels replaces the labels. The entry says which they were and are.
 func (s *Store) SetLabels(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
 	err = s.w.act(ctx, func(t *tx) error {
 		if out, err = t.subject(tenant, id); err != nil {
@@ -187,7 +187,7 @@ func (s *Store) SetLabels(ctx context.Context, tenant watchword.TenantID, id wat
 		if err := t.addLabels(tenant, id, l); err != nil {
 			return err
 		}
-		if err := t.enter(e); err != nil {
+		if err := t.enter(e.With("before", out.Labels.String(), "after", l.String())); err != nil {
 			return err
 		}
 		out, err = t.subject(tenant, id)

@@ -34,6 +34,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"ids are never free again", tombstones},
 		{"labels find subjects, page by page", subjectPages},
 		{"labels are replaced under their version", labelsUnderVersion},
+		{"each edit of labels says what it replaced", labelsOfManyEditors},
 		{"a proof is required or not", proofRequired},
 		{"suspending keeps, revoking ends", endings},
 		{"a code is redeemed once", codeOnce},

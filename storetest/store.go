@@ -51,7 +51,8 @@ type Store interface {
 	// Subjects returns up to limit subjects without keys, in order of id after `after`, that are of kind (empty:
 	// any), in state (empty: any) and carry every pair of sel.
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
-	// SetLabels replaces the labels. ifVersion 0 means any; another version than today's: precondition_failed.
+	// SetLabels replaces the labels. ifVersion 0 means any; another version than today's: precondition_failed. The
+	// entry gets before and after, of the labels as they stand in the transaction.
 	SetLabels(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (watchword.Subject, error)
 	// SetProof writes Proof (the same as it was: no change, no entry).
 	SetProof(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (watchword.Subject, error)

@@ -3,10 +3,12 @@ package storetest
 import (
 	"bytes"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -137,7 +139,44 @@ func labelsUnderVersion(t *T) {
 	}
 	_, err = t.SetLabels(t.ctx, here, "nobody", nil, 0, t.now, t.entry(audit.DeviceLabel, "nobody"))
 	t.wants(watchword.NotFound, err)
-	is(t, "entries", t.log(), 3)
+	es, err := t.Entries(0, 10)
+	t.must(err)
+	is(t, "entries", len(es), 3)
+	for i, want := range []string{"site=a > site=b", "site=b > "} { // what the caller read before has no say
+		is(t, "what changed", es[i+1].Data["before"]+" > "+es[i+1].Data["after"], want)
+	}
+}
+
+// Each of many edits at once says what it replaced: the entries are one chain, in their order.
+func labelsOfManyEditors(t *T) {
+	const editors, each = 8, 5
+	t.add("lamp-1", nil)
+	var wg sync.WaitGroup
+	for i := range editors {
+		wg.Go(func() {
+			for n := range each {
+				_, err := t.SetLabels(t.ctx, here, "lamp-1", watchword.Labels{"by": fmt.Sprintf("%d-%d", i, n)}, 0, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	waiting.All(t, "the end of all edits", &wg)
+	es, err := t.Entries(0, 100)
+	t.must(err)
+	last := ""
+	for _, e := range es {
+		if e.Kind != audit.DeviceLabel {
+			continue
+		}
+		is(t, "the labels before", e.Data["before"], last)
+		last = e.Data["after"]
+	}
+	s, err := t.Subject(t.ctx, here, "lamp-1")
+	t.must(err)
+	is(t, "the last", s.Labels.String(), last)
+	is(t, "entries", len(es), 1+editors*each)
 }
 
 func endings(t *T) {
