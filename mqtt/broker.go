@@ -301,7 +301,7 @@ func (b *Broker) sleep(d time.Duration) bool {
 // floodFactor is how many times the rate of CONNECTs connections may come from one
 // address before they are closed unheard, and before a TLS handshake is paid for them:
 // up to there each is told 0x9F.
-const floodFactor = 4
+const floodFactor = 1.25
 
 // Handle serves one connection in the background, and owns it from here on.
 func (b *Broker) Handle(nc net.Conn) {
