@@ -141,8 +141,13 @@ func (k *Keeper) publish(c ledger.Checkpoint, note []byte) {
 	}
 }
 
+// LastStep bounds the checkpoint that [Keeper.Run] signs at its end: a store or a witness that
+// does not answer holds up no stop of the server.
+const LastStep = 5 * time.Second
+
 // Run signs a checkpoint each while, or when somebody waits for one, until ctx ends;
-// then the last.
+// then, within [LastStep], one of all that was written before ctx ended. It returns an error
+// where that one could not be signed: the next start signs it.
 func (k *Keeper) Run(ctx context.Context) error {
 	tick := time.NewTicker(k.o.Every)
 	defer tick.Stop()
@@ -152,7 +157,12 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case <-tick.C:
 		case <-k.soon:
 		case <-ctx.Done():
-			return k.step(context.WithoutCancel(ctx))
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), LastStep)
+			defer cancel()
+			if err := k.step(last); err != nil {
+				return watchword.Because(err, watchword.CodeOf(err), "the last entries of the log are not signed before the next start")
+			}
+			return nil
 		}
 		if err := k.step(ctx); err != nil && ctx.Err() == nil {
 			k.o.Log.ErrorContext(ctx, "no checkpoint of the log", slog.Any("err", err))

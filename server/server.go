@@ -100,6 +100,7 @@ type Server struct {
 	desk     *command.Desk
 	recorder *audit.Recorder
 	log      *audit.Keeper
+	beside   []func(context.Context) error // further parts that run until their context ends; a test's
 
 	witnesses []*audit.Witness
 	keeper    *keyring.Keeper
@@ -284,22 +285,22 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 const drainTime = 10 * time.Second
 
 // Run serves until ctx ends, then drains: no new connections, live sessions told
-// to go, requests under way finished, everything written. It returns nil after a
-// clean end, and closes what New opened in any case.
+// to go, requests under way finished, everything written and the log signed. It
+// returns nil after a clean end, and closes what New opened in any case.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.close()
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, gctx := errgroup.WithContext(inner)
-	g.Go(func() error { return s.desk.Run(gctx) })
-	logged, unlog := context.WithCancel(context.WithoutCancel(gctx))
-	g.Go(func() error {
-		defer unlog() // the last checkpoint has what was written last
-		return s.recorder.Run(gctx)
-	})
-	g.Go(func() error { return s.log.Run(logged) })
-	g.Go(func() error { return s.o.budget.Run(gctx) })
-	g.Go(func() error { return s.keepHouse(gctx) })
+	// What writes entries is in g, and the log's keeper is not: it ends once all of g has, so that its last checkpoint has
+	// what was written last.
+	logged, unlog := context.WithCancel(context.WithoutCancel(ctx))
+	defer unlog()
+	signed := make(chan error, 1)
+	go func() { signed <- s.log.Run(logged) }()
+	for _, part := range append([]func(context.Context) error{s.desk.Run, s.recorder.Run, s.o.budget.Run, s.keepHouse}, s.beside...) {
+		g.Go(func() error { return part(gctx) })
+	}
 	g.Go(func() error {
 		err := s.http.ServeTLS(s.https, "", "")
 		if errors.Is(err, http.ErrServerClosed) {
@@ -338,7 +339,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	derr = errors.Join(derr, s.ops.Close())
 	stop()
-	return errors.Join(g.Wait(), derr)
+	err := g.Wait()
+	unlog()
+	return errors.Join(err, <-signed, derr) // bounded by audit.LastStep
 }
 
 // keepHouse forgets what is over, and turns the keys whose time has come.
