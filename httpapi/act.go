@@ -125,23 +125,42 @@ func (w *watched) close() {
 	w.cancel(nil)
 }
 
+// manner is what kind of act a request is.
+type manner struct {
+	reads bool // it changes nothing, so that its answer stays guarded
+	edits bool // it edits policies: it is decided once no other edit is under way
+}
+
 // act runs what a request changes, and what it reads beside that: h runs again where authority changed before h's own
-// change was written. reads says that h changes nothing, so that its answer stays guarded.
-func (a *API) act(r *http.Request, c *caller, may func(*session.Authority) error, reads bool, h func() error) error {
-	err := c.session.Act(r.Context(), may, func(_ context.Context, now *session.Authority) error {
-		c.Authority = now
-		c.actor.Basis = now.Basis()
-		return h()
-	})
-	if err == nil && (reads || c.session.waited) && !c.session.writer.direct {
+// change was written.
+func (a *API) act(r *http.Request, c *caller, may func(*session.Authority) error, m manner, h func() error) error {
+	err := a.decided(r, c, may, m, h)
+	if err == nil && (m.reads || c.session.waited) && !c.session.writer.direct {
 		// What it must be allowed may hang on others, such as the labels of the device that a command is for: a change of
 		// these is not told to this session. It is asked again, once what it answers with is there.
 		err = c.session.check()
 	}
-	if err != nil || !reads && !c.session.waited {
+	if err != nil || !m.reads && !c.session.waited {
 		c.session.writer.release()
 	}
 	return err
+}
+
+func (a *API) decided(r *http.Request, c *caller, may func(*session.Authority) error, m manner, h func() error) (err error) {
+	if m.edits {
+		if c.edit, err = a.Registry.EditPolicies(c.ctx); err != nil {
+			if cause := ended(c.ctx); cause != nil { // the session ended meanwhile
+				return cause
+			}
+			return err
+		}
+		defer c.edit.End()
+	}
+	return c.session.Act(r.Context(), may, func(_ context.Context, now *session.Authority) error {
+		c.Authority = now
+		c.actor.Basis = now.Basis()
+		return h()
+	})
 }
 
 // route is what a plain handler's address says of itself.
@@ -149,6 +168,7 @@ type route struct {
 	pattern string                       // "METHOD /path"
 	free    bool                         // any valid token is enough: the handler asks for what it needs
 	reads   bool                         // a POST that changes nothing; GET never does
+	edits   bool                         // it edits policies, by caller.edit
 	body    int64                        // the largest body that is read; 0: none is
 	want    string                       // its content type; empty: any
 	stream  func(r *http.Request) string // the transport of a request that lasts; nil, or empty: it does not
@@ -191,7 +211,7 @@ func (a *API) handled(w http.ResponseWriter, r *http.Request, rt route, h func(w
 	if err := a.begin(r, c, transport, may); err != nil {
 		return err
 	}
-	return a.act(r, c, may, rt.readsOnly(), func() error { return h(w, r, c) })
+	return a.act(r, c, may, manner{reads: rt.readsOnly(), edits: rt.edits}, func() error { return h(w, r, c) })
 }
 
 // ended returns why a request that lasts must stop: nil if its own client or its wait did it.

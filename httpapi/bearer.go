@@ -8,6 +8,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/office"
+	"github.com/watchword-iot/watchword/registry"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -29,6 +30,8 @@ type caller struct {
 	body    []byte          // of a plain handler
 	session *watched        // from [API.begin] on
 	ctx     context.Context // ends with the session
+
+	edit *registry.PolicyEdit // of a request that edits policies, inside of [API.act]; nil for others
 }
 
 // caller checks the request's papers. Codes: unauthenticated, those of

@@ -109,6 +109,7 @@ type operation struct {
 	body                  int64 // the largest body; 0 means 16 KiB
 	free                  bool  // papers are enough: the handler asks for what it needs
 	reads                 bool  // a POST that changes nothing; GET never does
+	edits                 bool  // it edits policies, by caller.edit
 }
 
 // register adds an operation of /v1. The caller is authenticated and authorized before the body is looked at, and
@@ -148,7 +149,7 @@ func register[I, O any](a *API, op operation, h func(ctx context.Context, c *cal
 		err := a.begin(r, c, requestTransport, may)
 		var out *O
 		if err == nil {
-			err = a.act(r, c, may, op.reads || op.method == http.MethodGet, func() (err error) {
+			err = a.act(r, c, may, manner{reads: op.reads || op.method == http.MethodGet, edits: op.edits}, func() (err error) {
 				out, err = h(ctx, c, in)
 				return err
 			})

@@ -66,7 +66,7 @@ func (a *API) policyRoutes() {
 	})
 	a.describe(http.MethodGet, "/v1/policies/{name}", "A policy's text (TOML)", nil)
 
-	a.handle(route{pattern: "PUT /v1/policies/{name}", body: maxPolicy, want: tomlType}, a.applyPolicy)
+	a.handle(route{pattern: "PUT /v1/policies/{name}", edits: true, body: maxPolicy, want: tomlType}, a.applyPolicy)
 	a.describe(http.MethodPut, "/v1/policies/{name}", "Put a policy in force; live sessions follow before the answer", nil)
 
 	a.handle(route{pattern: "POST /v1/policies/check", reads: true, body: maxPolicy, want: tomlType}, func(w http.ResponseWriter, r *http.Request, c *caller) error {
@@ -86,13 +86,13 @@ func (a *API) policyRoutes() {
 		Name  string `path:"name" maxLength:"64"`
 		Match string `header:"If-Match"`
 	}
-	register(a, operation{method: http.MethodDelete, path: "/v1/policies/{name}", summary: "Take a policy out of force", status: http.StatusNoContent},
+	register(a, operation{method: http.MethodDelete, path: "/v1/policies/{name}", edits: true, summary: "Take a policy out of force", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *policyDeleteIn) (*none, error) {
 			v, err := ifMatch(in.Match, -1)
 			if err != nil {
 				return nil, err
 			}
-			return nil, a.Registry.DeletePolicy(ctx, c.actor, in.Name, v, a.Now())
+			return nil, c.edit.Delete(ctx, c.actor, in.Name, v, a.Now())
 		})
 	a.explainRoute()
 }
@@ -109,7 +109,7 @@ func (a *API) applyPolicy(w http.ResponseWriter, r *http.Request, c *caller) err
 	if r.Header.Get("If-None-Match") == "*" {
 		v = 0
 	}
-	p, err := a.Registry.ApplyPolicy(r.Context(), c.actor, name, c.body, v, a.Now())
+	p, err := c.edit.Apply(r.Context(), c.actor, name, c.body, v, a.Now())
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ func (a *API) introspect(w http.ResponseWriter, r *http.Request) {
 	}
 	var i *office.Introspection
 	if err == nil {
-		err = a.act(r, c, may, true, func() (err error) {
+		err = a.act(r, c, may, manner{reads: true}, func() (err error) {
 			if len(form.Get("token")) <= maxShown {
 				i, err = a.Office.Introspect(r.Context(), tenant, form.Get("token"), a.Guard.Check, a.Now())
 			}
@@ -125,7 +125,7 @@ func (a *API) revokeOwn(r *http.Request, form url.Values) error {
 	if err != nil {
 		return err
 	}
-	return a.act(r, c, nil, false, func() error { return a.revokeToOwner(r, c, form.Get("token")) })
+	return a.act(r, c, nil, manner{}, func() error { return a.revokeToOwner(r, c, form.Get("token")) })
 }
 
 // revokeToOwner ends a token of the subject's own. What is none is no error (RFC 7009 §2.2).

@@ -128,20 +128,50 @@ func (r *Registry) roomFor(ctx context.Context, t watchword.TenantID, name strin
 	return nil
 }
 
-// ApplyPolicy puts a document in force: checked, stored, and every live session
-// that it touches recomputed before the answer. ifVersion is -1 for any, 0 for
-// none yet, else the version that was compared. Codes: policy_invalid,
-// token_too_large, too_large, precondition_failed.
-func (r *Registry) ApplyPolicy(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time) (policy.Stored, error) {
+// PolicyEdit is the exclusive right to edit the policies of this process, from
+// [Registry.EditPolicies] to End. Each edit moves the version of all policies, and so what
+// every other edit was decided on: decide within it, or many editors at once decide again
+// and again. It is for one goroutine.
+type PolicyEdit struct {
+	r       *Registry
+	release func()
+}
+
+// EditPolicies waits until no other edit of policies is under way, in the order of the calls.
+// Code: timed_out where ctx ends before.
+func (r *Registry) EditPolicies(ctx context.Context) (*PolicyEdit, error) {
+	release, err := r.policies.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &PolicyEdit{r, release}, nil
+}
+
+// End lets the next edit pass.
+func (p *PolicyEdit) End() { p.release() }
+
+// decided returns ErrBasisMoved where an edit was decided under policies that are not in force
+// any more. The store compares too, with more, in the transaction: this is before the work.
+func (p *PolicyEdit) decided(b watchword.Basis) error {
+	if !b.IsZero() && !b.Local && b.Policies < p.r.roll.Policies().Version() {
+		return watchword.ErrBasisMoved
+	}
+	return nil
+}
+
+// Apply puts a document in force: checked, stored, and every live session that it
+// touches recomputed before the answer. ifVersion is -1 for any, 0 for none yet, else
+// the version that was compared. Codes: policy_invalid, token_too_large, too_large,
+// precondition_failed, busy ([watchword.ErrBasisMoved]).
+func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time) (policy.Stored, error) {
+	if err := p.decided(by.Basis); err != nil {
+		return policy.Stored{}, err
+	}
 	doc, err := policy.Parse(name, source)
 	if err != nil {
 		return policy.Stored{}, err
 	}
-	release, err := r.policies.take(ctx)
-	if err != nil {
-		return policy.Stored{}, err
-	}
-	defer release()
+	r := p.r
 	if err := r.roomFor(ctx, by.Tenant, name, source); err != nil {
 		return policy.Stored{}, err
 	}
@@ -159,14 +189,13 @@ func (r *Registry) ApplyPolicy(ctx context.Context, by audit.Actor, name string,
 	return row, r.swap(ctx, by.Tenant, before, before.With(doc).At(version), name)
 }
 
-// DeletePolicy takes a document out of force, as ApplyPolicy puts it in. Codes:
-// not_found, precondition_failed.
-func (r *Registry) DeletePolicy(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time) error {
-	release, err := r.policies.take(ctx)
-	if err != nil {
+// Delete takes a document out of force, as Apply puts it in. Codes: not_found,
+// precondition_failed, busy.
+func (p *PolicyEdit) Delete(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time) error {
+	if err := p.decided(by.Basis); err != nil {
 		return err
 	}
-	defer release()
+	r := p.r
 	e := by.Did(audit.PolicyDelete, name, now, nil)
 	before := r.roll.Policies()
 	version, err := r.store.DeletePolicy(ctx, by.Tenant, name, ifVersion, now, e)
