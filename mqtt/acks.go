@@ -121,6 +121,6 @@ func (c *conn) releasedBy(p *packet.Ack) {
 		c.answerLocked(nil, &packet.Ack{Kind: packet.PUBCOMP, ID: p.ID, Reason: packet.IDNotFound})
 		return
 	}
-	delete(c.received, p.ID)
+	c.unreceive(p.ID)
 	c.acknowledgeLocked(c.touch(), packet.PUBCOMP, p.ID)
 }

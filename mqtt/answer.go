@@ -70,6 +70,9 @@ func (c *conn) acknowledgeLocked(at *commit, kind packet.Type, id uint16) {
 	switch {
 	case c.closed:
 	case c.mayAnswer(at):
+		if kind == packet.PUBREC && at != nil {
+			c.receivedIsKept(id, at)
+		}
 		c.control = appendAck(c.control, kind, id)
 	default:
 		c.answers = append(c.answers, reply{after: at, kind: kind, id: id})
@@ -145,6 +148,9 @@ func (c *conn) releaseLocked() (refused error) {
 			}
 			continue
 		}
+		if a.kind == packet.PUBREC && a.after != nil {
+			c.receivedIsKept(a.id, a.after)
+		}
 		if a.b != nil {
 			c.control = append(c.control, a.b...)
 		} else {
@@ -170,7 +176,7 @@ func (c *conn) unwritten(a *reply) error {
 		return why
 	}
 	if a.kind == packet.PUBREC {
-		delete(c.received, a.id)
+		c.unreceive(a.id)
 	}
 	ack := &packet.Ack{Kind: a.kind, ID: a.id, Reason: packet.Implementation}
 	if c.problems {

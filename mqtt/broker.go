@@ -82,6 +82,9 @@ type Options struct {
 	// What may be queued for connected clients beyond 16 KiB of each: for all of them, 0 means
 	// 1 GiB, and for those of one subject, 0 means 4 MiB.
 	QueuedBytes, SubjectQueueBytes int64
+	// What connections and sessions may remember beyond 4 KiB of each, of topic aliases and of identifiers of QoS 2
+	// that were not released: all of them, 0 means 256 MiB, and those of one subject, 0 means 256 KiB.
+	ConnectionBytes, SubjectConnectionBytes int64
 	// What wills may count together: of all clients, 0 means 64 MiB, and of one subject, 0 means 256 KiB.
 	WillBytes, SubjectWillBytes int64
 	PublishRate                 float64 // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
@@ -133,6 +136,7 @@ type Broker struct {
 	subscribed *quota.Ledger[quota.Key] // of subscriptions, in bytes of memory
 	queued     *quota.Ledger[quota.Key] // of what waits for connected clients, in bytes
 	kept       *quota.Ledger[quota.Key] // of what waits for lasting sessions, in bytes
+	remembers  *quota.Ledger[quota.Key] // of topic aliases and identifiers, in bytes
 }
 
 // world is what one tenant's clients share.
@@ -178,6 +182,12 @@ func New(p Parts) *Broker {
 	if o.SubjectSubscriptionBytes == 0 {
 		o.SubjectSubscriptionBytes = 2 << 20
 	}
+	if o.ConnectionBytes == 0 {
+		o.ConnectionBytes = 256 << 20
+	}
+	if o.SubjectConnectionBytes == 0 {
+		o.SubjectConnectionBytes = 256 << 10
+	}
 	if o.Spread == 0 {
 		o.Spread = 5 * time.Second
 	}
@@ -210,7 +220,7 @@ func New(p Parts) *Broker {
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.retain, b.purge.wake = newRetainQuota(&b.o), make(chan struct{}, 1)
-	b.subscribed, b.queued, b.kept = newSubscriptionQuota(&b.o), newQueueQuota(&b.o), newKeptQuota(&b.o)
+	b.subscribed, b.queued, b.kept, b.remembers = newSubscriptionQuota(&b.o), newQueueQuota(&b.o), newKeptQuota(&b.o), newMemoryQuota(&b.o)
 	b.journal = newJournal(&b.o, p.Store, b.retain)
 	b.wills.init(b)
 	b.Guard.Watch(b.authorityChanged)

@@ -35,6 +35,16 @@ func newQueueQuota(o *Options) *quota.Ledger[quota.Key] {
 	})
 }
 
+// newMemoryQuota counts what connections and sessions of all worlds remember between packets:
+// topic aliases each way, and packet identifiers of QoS 2 that were not released.
+func newMemoryQuota(o *Options) *quota.Ledger[quota.Key] {
+	return quota.New[quota.Key](quota.Resource{
+		Name: "topic aliases and packet identifiers", Unit: "bytes",
+		Subject: quota.Bound{Max: o.SubjectConnectionBytes, Name: "limits.subject_connection_bytes"},
+		Total:   quota.Bound{Max: o.ConnectionBytes, Name: "limits.connection_bytes"},
+	})
+}
+
 // newKeptQuota counts what waits for the lasting sessions of all worlds, in bytes. All
 // together are bounded by [Options.KeptBytes], where what several wait for counts once.
 func newKeptQuota(o *Options) *quota.Ledger[quota.Key] {
@@ -60,7 +70,7 @@ func (cl *client) chargeQueue(size int) error {
 	if need <= 0 {
 		return nil
 	}
-	need = inSteps(need)
+	need = inSteps(need, queueStep)
 	if err := cl.broker.queued.Take(cl.account(), need); err != nil {
 		return err
 	}
@@ -73,7 +83,7 @@ func (cl *client) dischargeQueue() {
 	if cl.charged == 0 {
 		return
 	}
-	keep := inSteps(cl.inQueue() - queueFree)
+	keep := inSteps(cl.inQueue()-queueFree, queueStep)
 	if keep < cl.charged {
 		cl.broker.queued.Give(cl.account(), cl.charged-keep)
 		cl.charged = keep
@@ -81,13 +91,13 @@ func (cl *client) dischargeQueue() {
 }
 
 // inSteps rounds up to what is counted; nothing where n is below zero.
-func inSteps(n int64) int64 { return (max(0, n) + queueStep - 1) / queueStep * queueStep }
+func inSteps(n, step int64) int64 { return (max(0, n) + step - 1) / step * step }
 
 // chargeKept counts one more message in among those that wait for a lasting session, against
 // its subject: size is all that it counts. It is as with what is queued: free up to
 // [queueFree], and then in steps. Code: busy, only where it is bounded. mu is held.
 func (cl *client) chargeKept(size int, bounded bool) error {
-	if need := inSteps(cl.kept + int64(size) - queueFree - cl.keptCharged); need > 0 {
+	if need := inSteps(cl.kept+int64(size)-queueFree-cl.keptCharged, queueStep); need > 0 {
 		if !bounded {
 			cl.broker.kept.Add(cl.account(), need)
 		} else if err := cl.broker.kept.Take(cl.account(), need); err != nil {
@@ -102,7 +112,7 @@ func (cl *client) chargeKept(size int, bounded bool) error {
 // dischargeKept undoes chargeKept. mu is held.
 func (cl *client) dischargeKept(size int) {
 	cl.kept -= int64(size)
-	if keep := inSteps(cl.kept - queueFree); keep < cl.keptCharged {
+	if keep := inSteps(cl.kept-queueFree, queueStep); keep < cl.keptCharged {
 		cl.broker.kept.Give(cl.account(), cl.keptCharged-keep)
 		cl.keptCharged = keep
 	}

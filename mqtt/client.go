@@ -40,15 +40,18 @@ type client struct {
 
 	keptCharged int64 // what its subject is charged for that; see chargeKept
 
-	flights  []flight // in the order in which they were sent; a part of ground
-	ground   []flight // see takeOff
-	seq      int64    // the number of the last message with QoS 1 or 2
-	received map[uint16]*commit
-	lasting  *lasting     // nil where it ends with its connection
-	load     atomic.Int32 // see weigh
-	grouped  bool         // it is, or was, in a group
-	shares   []*group     // that it is in
-	counted  bool         // under world.mu: against the bound of its subject
+	flights  []flight           // in the order in which they were sent; a part of ground
+	ground   []flight           // see takeOff
+	seq      int64              // the number of the last message with QoS 1 or 2
+	received map[uint16]*commit // publishes with QoS 2 that were not released; see [client.receive]
+	lasting  *lasting           // nil where it ends with its connection
+	load     atomic.Int32       // see weigh
+	grouped  bool               // it is, or was, in a group
+	shares   []*group           // that it is in
+	counted  bool               // under world.mu: against the bound of its subject
+
+	mostReceived    int // identifiers that were in received at once since it was made
+	receivedCharged charged
 }
 
 // owner is whose client it is: a subject, in one of its lives.
@@ -239,6 +242,9 @@ func (cl *client) progress(c *commit) shelf.Progress {
 	l.lost = slices.DeleteFunc(l.lost, func(x shelf.Lost) bool { return x.Told && x.Seq < first })
 	p.Lost = slices.Clone(l.lost)
 	for id, at := range cl.received {
+		if at != nil && at.over() {
+			cl.received[id] = nil // nobody needs it any more
+		}
 		if at == nil || at == c || at.over() {
 			p.Received = append(p.Received, id)
 		}
@@ -328,7 +334,8 @@ func (cl *client) reset() {
 			cl.finished(f.k, f.seq, int(f.size))
 		}
 	}
-	cl.flights, cl.ground, cl.received = nil, nil, nil
+	cl.flights, cl.ground = nil, nil
+	cl.unreceiveAll()
 	if l == nil {
 		return
 	}

@@ -66,7 +66,7 @@ type conn struct {
 	admission *admission // of a CONNECT whose session has not started; else nil
 	ace       *challenge // an exchange of enhanced authentication, or nil
 	byAce     bool
-	heard     []string // topics by their aliases, from 1 on
+	heard     []string // topics by their aliases, from 1 on; see [conn.hear]
 }
 
 // subscription is one filter of one client. What may change is under the
@@ -456,6 +456,7 @@ func (c *conn) takeDown(ctx context.Context) {
 	rest := c.detachFor(nil) // where a write failed, nobody has it yet
 	c.mu.Unlock()
 	c.bury(ctx, rest)
+	c.forgetAliases()
 	_ = c.nc.Close()
 	c.awaited()
 	if s := c.live(); s != nil {

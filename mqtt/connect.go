@@ -310,7 +310,7 @@ func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropp
 	}
 	lost, dropped = names(r.lost), r.dropped
 	if len(lost) > 0 && (c.version == packet.V311 || !c.mayName(lost)) {
-		c.received = nil // it may discard its side and use the identifiers for other messages
+		c.unreceiveAll() // it may discard its side and use the identifiers for other messages
 		*present = false
 	}
 	c.says(r, 0)

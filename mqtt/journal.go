@@ -50,7 +50,7 @@ type commit struct {
 	state atomic.Int32
 	ended chan struct{}
 
-	// Under journal.mu until it is taken to be written.
+	// Under journal.mu until it is taken to be written; nothing once it has ended.
 	messages []*kept
 	done     []int64
 	clients  []*client
@@ -259,11 +259,10 @@ func (j *journal) step() bool {
 	j.mu.Lock()
 	if err == nil {
 		j.sick.Store(nil)
-		waiters, eager = j.end(c, w.messages, commitWritten)
 		for key := range c.retained {
 			j.retain.bytes.Give(key.account(), key.bytes())
 		}
-		c.retained = nil
+		waiters, eager = j.end(c, w.messages, commitWritten)
 		j.mu.Unlock()
 	} else {
 		e := watchword.Because(err, watchword.Unavailable, "what must survive cannot be written")
@@ -275,13 +274,13 @@ func (j *journal) step() bool {
 		j.open = newCommit()
 		j.inherit(c)
 		j.inherit(behind)
+		for _, cl := range behind.clients {
+			w.clients = append(w.clients, written{cl: cl})
+		}
 		waiters, eager = j.end(c, w.messages, commitFailed)
 		w2, e2 := j.end(behind, behind.messages, commitFailed)
 		waiters, eager = append(waiters, w2...), append(eager, e2...)
 		j.mu.Unlock()
-		for _, cl := range behind.clients {
-			w.clients = append(w.clients, written{cl: cl})
-		}
 		w.again()
 		j.nudge()
 	}
@@ -311,7 +310,10 @@ func (j *journal) end(c *commit, messages []*kept, state int32) (waiters []*conn
 	}
 	c.state.Store(state)
 	close(c.ended)
-	return c.waiters, eager
+	waiters = c.waiters
+	// Sessions and identifiers name a commit for longer than it takes: nothing stays with it.
+	c.messages, c.done, c.clients, c.dropped, c.retained, c.wills, c.waiters = nil, nil, nil, nil, nil, nil, nil
+	return waiters, eager
 }
 
 // inherit takes what is to be written all the same from a commit that failed; clients

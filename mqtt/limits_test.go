@@ -172,6 +172,31 @@ func TestEachLimitHasItsReason(t *testing.T) {
 			c.send(aliased("a", 65))
 			return disconnected(t, c)
 		}, packet.BadTopicAlias},
+		"subject_connection_bytes, aliases": {mqtt.Options{SubjectConnectionBytes: 20_000}, func(t *testing.T, h *house) packet.Reason {
+			c := h.device("a")
+			for n := 1; n <= 64; n++ {
+				c.send(aliased(fmt.Sprint(big, n), uint32(n)))
+			}
+			d := want[*packet.Disconnect](c)
+			if why, _ := d.Properties.Text(packet.ReasonString); !strings.Contains(why, "(limits.subject_connection_bytes)") {
+				t.Errorf("it says %q", why)
+			}
+			synctest.Wait()
+			if n := h.broker.Stats().ConnectionBytes; n != 0 {
+				t.Errorf("%d bytes are charged for nothing", n)
+			}
+			return d.Reason
+		}, packet.QuotaExceeded},
+		"connection_bytes, QoS 2": {mqtt.Options{ConnectionBytes: 3000}, func(t *testing.T, h *house) packet.Reason {
+			c := h.device("a")
+			for n := range mqtt.ReceiveMaximum {
+				c.send(&packet.Publish{Topic: "a", QoS: 2, ID: uint16(n + 1)})
+				if ack := want[*packet.Ack](c); ack.Reason.Failed() {
+					return ack.Reason
+				}
+			}
+			return 0
+		}, packet.QuotaExceeded},
 		"sessions of one subject": {mqtt.Options{}, func(_ *testing.T, h *house) packet.Reason {
 			token := h.token("a", time.Hour)
 			for n := range 8 {

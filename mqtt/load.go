@@ -88,10 +88,8 @@ func (l *loading) session(s shelf.Session) error {
 		cl.lasting.gone[n] = struct{}{}
 	}
 	for _, id := range p.Received {
-		if cl.received == nil {
-			cl.received = map[uint16]*commit{}
-		}
-		cl.received[id] = nil
+		_ = cl.roomForReceived(false) // never refused: it does not ask
+		cl.receive(id, nil)
 	}
 	for _, o := range p.Open {
 		if o.Released {

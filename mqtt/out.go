@@ -104,7 +104,10 @@ type out struct {
 	window  int       // how many flights the client takes
 	largest int       // the longest packet that the client takes; 0 for any
 	aliases map[string]uint16
-	aliased int // how many the client takes
+	aliased int // how many the client takes, or there is room for
+
+	aliasBytes   int // of memory that aliases take, each way
+	aliasCharged charged
 
 	ready   bool // CONNACK is in control or beyond: messages may follow
 	writing bool // somebody writes
@@ -311,6 +314,7 @@ func (c *conn) take(buf []byte, it *item) []byte {
 		c.broker.stats.tooLarge.Add(1)
 		if alias > 0 && !known {
 			delete(c.aliases, it.m.topic) // it never heard it
+			_ = c.rememberMore(-(sentBytes + rounded(it.m.topic)))
 		}
 		if n := it.m.command(); n > 0 && c.pump != nil { // but that a device has a command is said of no other
 			c.pump.doesNotFit(n, len(buf)-at)
@@ -407,9 +411,13 @@ func (cl *client) takeOff(f flight) {
 }
 
 // alias returns the alias of a topic for this client, 0 for none; known, if the client
-// has heard it.
+// has heard it. Where its subject has no room for another, topics go as they are.
 func (c *conn) alias(topic string) (alias uint16, known bool) {
 	if alias, known = c.lookUpAlias(topic); alias > 0 && !known {
+		if c.rememberMore(sentBytes+rounded(topic)) != nil {
+			c.aliased = len(c.aliases)
+			return 0, false
+		}
 		if c.aliases == nil {
 			c.aliases = map[string]uint16{}
 		}

@@ -38,6 +38,11 @@ func (c *conn) publish(ctx context.Context, w *batch, p *packet.Publish) error {
 			return err
 		}
 	}
+	if p.QoS == 2 {
+		if err := c.roomFor2(); err != nil {
+			return c.refuse(p, err)
+		}
+	}
 	at, heard, err := c.pass(ctx, w, p)
 	switch {
 	case err != nil:
@@ -72,10 +77,7 @@ func (c *conn) resolve(p *packet.Publish) error {
 	case n > maxAliases:
 		return wrong(packet.BadTopicAlias, packet.PUBLISH, "a topic alias above the maximum")
 	case p.Topic != "":
-		for len(c.heard) < int(n) {
-			c.heard = append(c.heard, "")
-		}
-		c.heard[n-1] = p.Topic
+		return c.hear(int(n), p.Topic)
 	case int(n) > len(c.heard) || c.heard[n-1] == "":
 		return wrong(packet.ProtocolError, packet.PUBLISH, "a topic alias that stands for nothing yet")
 	default:
@@ -95,7 +97,7 @@ func (c *conn) took(p *packet.Publish) (again bool, err error) {
 	}
 	at, known := c.received[p.ID]
 	if known && at != nil && at.state.Load() == commitFailed { // nobody has it: neither a receiver nor the disk
-		delete(c.received, p.ID)
+		c.unreceive(p.ID)
 		known = false
 	}
 	if known && p.QoS == 2 {
@@ -109,6 +111,13 @@ func (c *conn) took(p *packet.Publish) (again bool, err error) {
 		return false, wrong(packet.QuotaExceeded, packet.PUBLISH, "too many publishes with QoS 2 that were not released")
 	}
 	return false, nil
+}
+
+// roomFor2 makes room for the identifier of a publish with QoS 2. Code: busy.
+func (c *conn) roomFor2() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.roomForReceived(true)
 }
 
 // pass decides, and hands on. heard is whether anybody hears it, at what must be on the
@@ -155,10 +164,7 @@ func (c *conn) handOn(p *packet.Publish, o *outcome, key *retainKey) (at *commit
 		return c.broker.settle(o, nil, key)
 	}
 	at = c.broker.settle(o, c.client, key)
-	if c.received == nil {
-		c.received = map[uint16]*commit{}
-	}
-	c.received[p.ID] = at
+	c.receive(p.ID, at)
 	return at
 }
 

@@ -58,12 +58,12 @@ func (cl *client) describe() session.State {
 // memory is about what the client takes: structures, what is queued, what is known of
 // what waits on the shelf, and 8 KiB for the goroutine that reads a connection.
 func (cl *client) memory() int {
-	n := int(unsafe.Sizeof(*cl)) + cl.bytes + cap(cl.queue)*int(unsafe.Sizeof(item{})) + cap(cl.ground)*int(unsafe.Sizeof(flight{})) + len(cl.received)*32
+	n := int(unsafe.Sizeof(*cl)) + cl.bytes + cap(cl.queue)*int(unsafe.Sizeof(item{})) + cap(cl.ground)*int(unsafe.Sizeof(flight{})) + cl.mostReceived*receivedBytes
 	for name := range cl.subs {
 		n += int(unsafe.Sizeof(subscription{})) + 3*len(name) + 128
 	}
 	if c := cl.conn; c != nil {
-		n += int(unsafe.Sizeof(*c)) + cap(c.control) + cap(c.answers)*int(unsafe.Sizeof(reply{})) + 8<<10
+		n += int(unsafe.Sizeof(*c)) + c.aliasBytes + cap(c.control) + cap(c.answers)*int(unsafe.Sizeof(reply{})) + 8<<10
 	}
 	if l := cl.lasting; l != nil {
 		n += int(unsafe.Sizeof(*l)) + cap(l.backlog)*int(unsafe.Sizeof(entry{})) + len(l.gone)*16

@@ -38,6 +38,7 @@ type Stats struct {
 	Subscriptions     int64                    // now
 	SubscriptionBytes int64                    // of memory that these take
 	QueuedBytes       int64                    // now, for connected clients, of what is beyond 16 KiB of each
+	ConnectionBytes   int64                    // of topic aliases and packet identifiers, of what is beyond 4 KiB of each connection or session
 	Connects          int64                    // accepted
 	TurnedAway        int64                    // CONNECTs refused
 	Shed              int64                    // connections of a flood, closed before anything was spent on them
@@ -71,7 +72,7 @@ func (b *Broker) Stats() Stats {
 		Shed: s.shed.Load(), Dropped: s.dropped.Load(), Expired: s.expired.Load(), Lasting: b.lasting.Load(), Waiting: b.journal.count.Load(), WaitingBytes: b.journal.bytes.Load(), Refusals: map[watchword.Code]int64{},
 		Retained: b.retain.messages.Total(), RetainedBytes: b.retain.bytes.Total(),
 	}
-	out.SubscriptionBytes, out.QueuedBytes = b.subscribed.Total(), b.queued.Total()
+	out.SubscriptionBytes, out.QueuedBytes, out.ConnectionBytes = b.subscribed.Total(), b.queued.Total(), b.remembers.Total()
 	s.mu.Lock()
 	for k, v := range s.refusals {
 		out.Refusals[k] = v

@@ -76,6 +76,7 @@ func (e engine) Collect(out chan<- prometheus.Metric) {
 		{"clients", "Connected clients.", prometheus.GaugeValue, st.Clients},
 		{"subscriptions", "Standing subscriptions.", prometheus.GaugeValue, st.Subscriptions},
 		{"subscription_bytes", "Bytes of memory that subscriptions take.", prometheus.GaugeValue, st.SubscriptionBytes},
+		{"connection_bytes", "Bytes that topic aliases and packet identifiers of QoS 2 take, beyond 4 KiB of each connection or session.", prometheus.GaugeValue, st.ConnectionBytes},
 		{"queued_bytes", "Bytes that are queued for connected clients, beyond 16 KiB of each.", prometheus.GaugeValue, st.QueuedBytes},
 		{"connects_total", "Accepted CONNECTs.", prometheus.CounterValue, st.Connects},
 		{"connects_refused_total", "Refused CONNECTs.", prometheus.CounterValue, st.TurnedAway},

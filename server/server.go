@@ -226,6 +226,7 @@ func (s *Server) assemble(ctx context.Context) error {
 			Sessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, KeptBytes: int64(s.cfg.Limits.KeptBytes), SubjectKeptBytes: int64(s.cfg.Limits.SubjectKeptBytes),
 			RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes,
 			QueuedBytes: int64(s.cfg.Limits.QueuedBytes), SubjectQueueBytes: int64(s.cfg.Limits.SubjectQueueBytes),
+			ConnectionBytes: int64(s.cfg.Limits.ConnectionBytes), SubjectConnectionBytes: int64(s.cfg.Limits.SubjectConnectionBytes),
 			SubscriptionBytes: int64(s.cfg.Limits.SubscriptionBytes), SubjectSubscriptionBytes: int64(s.cfg.Limits.SubjectSubscriptionBytes),
 			WillBytes: int64(s.cfg.Limits.WillBytes), SubjectWillBytes: int64(s.cfg.Limits.SubjectWillBytes),
 			SubjectRetainedMessages: s.cfg.Limits.SubjectRetainedMessages, SubjectRetainedBytes: s.cfg.Limits.SubjectRetainedBytes, KeepAlive: s.cfg.Limits.KeepAlive.Duration,
