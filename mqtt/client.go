@@ -76,7 +76,7 @@ type lasting struct {
 	weight  int     // bytes of all that waits, in backlog, queue and flights
 	waiting int     // messages
 	sent    int64   // the highest number that was sent
-	gone    map[int64]struct{}
+	gone    spans   // what was not sent and never will be
 	lost    []shelf.Lost
 	dropped int64 // found no room
 	narrow  bool  // it began with a narrowed token, and nobody had a whole one since
@@ -140,10 +140,7 @@ func (cl *client) finished(k *kept, seq int64, size int) {
 		l.waiting--
 		l.weight -= size + weightOf
 		if seq > l.sent {
-			if l.gone == nil {
-				l.gone = map[int64]struct{}{}
-			}
-			l.gone[seq] = struct{}{}
+			l.gone.add(seq, seq)
 		}
 		cl.touch()
 	}
@@ -232,13 +229,8 @@ func (cl *client) progress(c *commit) shelf.Progress {
 			open(it.x.seq, false)
 		}
 	}
-	for seq := range l.gone {
-		if seq <= l.sent {
-			delete(l.gone, seq)
-			continue
-		}
-		p.Gone = append(p.Gone, seq)
-	}
+	l.gone.after(l.sent)
+	p.Gone = slices.Clone(l.gone)
 	l.lost = slices.DeleteFunc(l.lost, func(x shelf.Lost) bool { return x.Told && x.Seq < first })
 	p.Lost = slices.Clone(l.lost)
 	for id, at := range cl.received {

@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
@@ -136,6 +137,73 @@ func TestWhatIsNeverSentGrowsNothing(t *testing.T) {
 			if n := len(s.Progress); n > 1000 {
 				t.Errorf("%d bytes of progress", n)
 			}
+		}
+	})
+}
+
+// What other members of a group have taken leaves no trace with one who is away, and has
+// something of its own that waits.
+func TestWhatOthersTookGrowsNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.away(packet.V5, "away", "own", "$share/g/q")
+		pub := h.device("pub")
+		pub.publish(1, "own", "first")
+		const rounds, each = 15, 40
+		for range rounds {
+			for n := range each {
+				pub.publish(1, "q", fmt.Sprint(n))
+			}
+			c := h.device("there")
+			c.subscribe(1, "$share/g/q")
+			for range each {
+				c.takes()
+			}
+			synctest.Wait()
+			c.vanish()
+			synctest.Wait()
+		}
+		pub.publish(1, "own", "last")
+		synctest.Wait()
+		for _, s := range h.store.sessions {
+			if n := len(s.Progress); n > 100 {
+				t.Errorf("%d bytes of progress", n)
+			}
+		}
+		h.crash(mqtt.Options{})
+		c := h.back(packet.V5, "away")
+		for _, text := range []string{"first", "last"} {
+			if m := c.takes(); string(m.Payload) != text {
+				t.Errorf("got %s %q, want %q", m.Topic, m.Payload, text)
+			}
+		}
+		c.silent()
+	})
+}
+
+// A disk that is slow makes no room: what is to be written counts among what waits.
+func TestWhatIsNotWrittenYetCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, mqtt.Options{KeptBytes: 10_000})
+		defer h.close()
+		h.away(packet.V5, "sub", "a")
+		pub := h.device("pub")
+		h.store.shut()
+		for range 20 {
+			pub.send(&packet.Publish{Topic: "a", QoS: 1, ID: pub.id(), Payload: []byte(strings.Repeat("x", 900))})
+		}
+		synctest.Wait()
+		if s := h.broker.Stats(); s.WaitingBytes < 9000 || s.WaitingBytes > 11_000 || s.Waiting != 11 {
+			t.Errorf("%d messages of %d bytes wait", s.Waiting, s.WaitingBytes)
+		}
+		h.store.open()
+		full := 0
+		for range 20 {
+			if ack := want[*packet.Ack](pub); ack.Reason == packet.QuotaExceeded {
+				full++
+			}
+		}
+		if full != 9 {
+			t.Errorf("%d found no room", full)
 		}
 	})
 }

@@ -53,6 +53,7 @@ func (c *conn) fetch(turn int) {
 		return
 	}
 	a := c.live().Authority()
+	all := l.backlog
 	// What was taken from the backlog meanwhile is not there any more.
 	for _, e := range page {
 		if len(l.backlog) == 0 || l.backlog[0].seq != e.seq {
@@ -81,13 +82,25 @@ func (c *conn) fetch(turn int) {
 		}
 		c.lineUp(it)
 	}
-	if len(l.backlog) == 0 {
-		l.backlog = nil
-	}
+	l.backlog = shrunk(all, len(all)-len(l.backlog))
 	l.loading = false
 	c.refill() // where nothing of this page was left
 	c.mu.Unlock()
 	c.flush(false)
+}
+
+// shrunk is what is left of a list whose first n are done. They are not held by it any more,
+// and a list that was much longer lets go of its memory.
+func shrunk(list []entry, n int) []entry {
+	rest := append(list[:0], list[n:]...)
+	clear(list[len(rest):])
+	switch {
+	case len(rest) == 0:
+		return nil
+	case cap(rest) > 4*fetchMessages && len(rest) < cap(rest)/4:
+		return slices.Clone(rest)
+	}
+	return rest
 }
 
 // bodies reads the messages of some entries, by their ids in the store. What failed to be

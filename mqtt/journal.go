@@ -79,7 +79,7 @@ type kept struct {
 	size      int
 	receivers []byte    // until it is written
 	eager     []*client // under journal.mu: who may have it only when it is written
-	included  bool      // under journal.mu: it is, or is about to be, on the disk
+	included  bool      // under journal.mu: it is on the disk, or about to be
 	counted   bool      // under journal.mu: in count and bytes
 }
 
@@ -144,6 +144,10 @@ func (j *journal) keep(m *message) *kept {
 	defer j.mu.Unlock()
 	k.id = j.next
 	j.next++
+	// It counts from here on: a disk that is slow does not make room.
+	k.counted = true
+	j.count.Add(1)
+	j.bytes.Add(int64(k.size))
 	return k
 }
 
@@ -386,9 +390,7 @@ func (w *writing) build(j *journal) {
 			k.body.Store(nil)
 			continue
 		}
-		k.included, k.counted = true, true
-		j.count.Add(1)
-		j.bytes.Add(int64(k.size))
+		k.included = true
 		m := k.body.Load()
 		w.messages = append(w.messages, k)
 		w.changes.Messages = append(w.changes.Messages, shelf.Message{ID: k.id, Packet: m.stored(), Expires: m.expires(), Receivers: k.receivers})

@@ -81,11 +81,8 @@ func (l *loading) session(s shelf.Session) error {
 	if s.Left.IsZero() { // it had its connection to the last
 		cl.lasting.left, cl.lasting.row = b.o.Now(), true
 	}
-	for _, n := range p.Gone {
-		if cl.lasting.gone == nil {
-			cl.lasting.gone = map[int64]struct{}{}
-		}
-		cl.lasting.gone[n] = struct{}{}
+	for _, s := range p.Gone {
+		cl.lasting.gone.add(s.From, s.To)
 	}
 	for _, id := range p.Received {
 		_ = cl.roomForReceived(false) // never refused: it does not ask
@@ -149,8 +146,7 @@ func (l *loading) message(m shelf.Message) error {
 // waits reports whether a session still waits for a message.
 func (l *loading) waits(r shelf.Receiver, cl *client) bool {
 	if r.Seq > cl.lasting.sent {
-		_, gone := cl.lasting.gone[r.Seq]
-		return !gone
+		return !cl.lasting.gone.has(r.Seq)
 	}
 	return slices.ContainsFunc(l.open[r.Session], func(o shelf.Open) bool { return o.Seq == r.Seq && !o.Released })
 }

@@ -263,6 +263,8 @@ func (c *conn) fillFromQueue(buf []byte) []byte {
 		} else {
 			c.queue = c.queue[:0]
 		}
+	} else if c.head > 4*keptQueue && c.head > len(c.queue)/4*3 { // one who is never quite done keeps no more than it has
+		c.queue, c.head = append([]item(nil), c.queue[c.head:]...), 0
 	}
 	c.weigh()
 	c.dischargeQueue()

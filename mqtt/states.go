@@ -66,7 +66,7 @@ func (cl *client) memory() int {
 		n += int(unsafe.Sizeof(*c)) + c.aliasBytes + cap(c.control) + cap(c.answers)*int(unsafe.Sizeof(reply{})) + 8<<10
 	}
 	if l := cl.lasting; l != nil {
-		n += int(unsafe.Sizeof(*l)) + cap(l.backlog)*int(unsafe.Sizeof(entry{})) + len(l.gone)*16
+		n += int(unsafe.Sizeof(*l)) + cap(l.backlog)*int(unsafe.Sizeof(entry{})) + cap(l.gone)*16
 	}
 	return n
 }

@@ -160,15 +160,18 @@ func Receivers(b []byte, f func(Receiver)) error {
 
 // Progress is how far a session has come in its queue.
 type Progress struct {
-	Next     int64   // the highest number that was given to a message
-	Sent     int64   // the highest number that was sent
-	Open     []Open  // what was sent and is not done
-	Gone     []int64 // what was not sent and never will be
-	Lost     []Lost  // what was lost, until no message before it is left
+	Next     int64  // the highest number that was given to a message
+	Sent     int64  // the highest number that was sent
+	Open     []Open // what was sent and is not done
+	Gone     []Span // what was not sent and never will be, in order
+	Lost     []Lost // what was lost, until no message before it is left
 	Received []uint16
 	Dropped  int64 // messages that found no room
 	Narrow   bool  // the session is held by narrowed tokens
 }
+
+// Span is the numbers from From to To, both among them.
+type Span struct{ From, To int64 }
 
 // Open is a message that was sent; Released, if its receiver has said PUBREC.
 type Open struct {
@@ -199,8 +202,9 @@ func (p *Progress) Append(out []byte) []byte {
 		u(n)
 	}
 	u(int64(len(p.Gone)))
-	for _, n := range p.Gone {
-		u(n)
+	for _, s := range p.Gone {
+		u(s.From)
+		u(s.To)
 	}
 	u(int64(len(p.Lost)))
 	for _, l := range p.Lost {
@@ -224,8 +228,9 @@ func (p *Progress) Append(out []byte) []byte {
 	return append(out, flags)
 }
 
-// progressForm is the version of the form. The one before had no flags at its end.
-const progressForm = 2
+// progressForm is the version of the form. Form 2 had each number of what is gone, and form
+// 1 no flags at its end.
+const progressForm = 3
 
 // ParseProgress reads what [Progress.Append] wrote; nothing is a session at its
 // beginning. Code: internal for bytes that are none.
@@ -235,7 +240,7 @@ func ParseProgress(b []byte) (p Progress, err error) {
 	}
 	d := decoder{b: b}
 	form := d.byte()
-	if form != 1 && form != progressForm {
+	if form < 1 || form > progressForm {
 		d.bad = true
 	}
 	p.Next, p.Sent = d.int(), d.int()
@@ -244,7 +249,11 @@ func ParseProgress(b []byte) (p Progress, err error) {
 		p.Open = append(p.Open, Open{v >> 1, v&1 != 0})
 	}
 	for n := d.count(); n > 0; n-- {
-		p.Gone = append(p.Gone, d.int())
+		s := Span{From: d.int()}
+		if s.To = s.From; form == progressForm {
+			s.To = d.int()
+		}
+		p.Gone = append(p.Gone, s)
 	}
 	for n := d.count(); n > 0; n-- {
 		v := d.int()
@@ -254,7 +263,7 @@ func ParseProgress(b []byte) (p Progress, err error) {
 		p.Received = append(p.Received, uint16(d.int()))
 	}
 	p.Dropped = d.int()
-	if form == progressForm {
+	if form > 1 {
 		p.Narrow = d.byte()&1 != 0
 	}
 	if len(d.b) > 0 {

@@ -1,7 +1,9 @@
 package shelf_test
 
 import (
+	"bytes"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/watchword-iot/watchword/shelf"
@@ -9,17 +11,24 @@ import (
 
 func FuzzProgress(f *testing.F) {
 	p := shelf.Progress{
-		Next: 70_000, Sent: 69_000, Open: []shelf.Open{{68_000, true}, {69_000, false}}, Gone: []int64{69_500},
+		Next: 70_000, Sent: 69_000, Open: []shelf.Open{{68_000, true}, {69_000, false}}, Gone: []shelf.Span{{69_500, 69_500}, {69_600, 69_990}},
 		Lost: []shelf.Lost{{Filter: "a/#", Seq: 69_900, Told: true}, {Filter: "", Seq: 1}}, Received: []uint16{1, 65535}, Dropped: 3, Narrow: true,
 	}
 	f.Add(p.Append(nil))
 	if got, err := shelf.ParseProgress(p.Append(nil)); err != nil || !got.Narrow {
 		f.Errorf("%+v, %v", got, err)
 	}
+	p.Gone = []shelf.Span{{5, 5}} // one number twice, as two that are gone were written before
 	before := p.Append(nil)
+	before[0] = 2
+	gone := bytes.Index(before, []byte{1, 5, 5})
+	before[gone] = 2
+	if got, err := shelf.ParseProgress(before); err != nil || !got.Narrow || !slices.Equal(got.Gone, []shelf.Span{{5, 5}, {5, 5}}) {
+		f.Errorf("form 2: %+v, %v", got, err)
+	}
 	before[0], before = 1, before[:len(before)-1] // as it was written without flags
-	if got, err := shelf.ParseProgress(before); err != nil || got.Narrow || got.Dropped != 3 {
-		f.Errorf("the form before: %+v, %v", got, err)
+	if got, err := shelf.ParseProgress(before); err != nil || got.Narrow || got.Dropped != 3 || len(got.Gone) != 2 {
+		f.Errorf("form 1: %+v, %v", got, err)
 	}
 	f.Add([]byte{})
 	f.Add([]byte{1, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 127})
