@@ -144,3 +144,19 @@ func TestReportedStatesHaveOneRate(t *testing.T) {
 	}
 	t.Error("50 states were taken at once")
 }
+
+// TestReceiptsHaveOneRate: over HTTP too a receipt counts against limits.control_rate.
+func TestReceiptsHaveOneRate(t *testing.T) {
+	h := serve(t, func(c *server.Config) { c.Limits.ControlRate = 10 }) // 20 at once
+	tok := h.token(h.enroll("lamp-7", device.Options{}, nil))
+	for n := range 100 {
+		switch a := h.ask("POST", "/v1/self/receipts", tok, `{"receipt":"none"}`); {
+		case a.status != 429 && a.code == watchword.ReceiptInvalid:
+		case a.status == 429 && a.code == watchword.RateLimited && strings.Contains(a.body, "limits.control_rate") && n >= 20:
+			return
+		default:
+			t.Fatalf("receipt %d: %d %s", n, a.status, a.body)
+		}
+	}
+	t.Error("100 receipts were taken at once")
+}

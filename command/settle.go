@@ -14,6 +14,10 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
+// ReceiptCost is what a receipt counts against limits.control_rate of who hands it in, over HTTP and MQTT: its signature
+// is checked, and it is written.
+const ReceiptCost = 1
+
 // TakeReceipt verifies a receipt that device handed in and settles its command.
 // The same receipt again changes nothing and is no error. b is what the device's right to hand it in
 // was decided on: run it in [session.Session.Act]. trace is the request's.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -98,6 +99,10 @@ func (a *API) selfCommandRoutes() {
 	register(a, operation{method: http.MethodPost, path: "/v1/self/receipts", summary: "Hand in a signed receipt", body: watchword.MaxDocument + 64},
 		func(ctx context.Context, c *caller, in *receiptIn) (*receiptOut, error) {
 			if err := c.Publish(selfTopic(c, "receipts")).Err(); err != nil {
+				return nil, err
+			}
+			// By the clock of timers, as in publishEvent.
+			if err := a.Controls.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, command.ReceiptCost, time.Now()); err != nil {
 				return nil, err
 			}
 			row, err := a.Desk.TakeReceipt(ctx, c.Tenant(), c.Subject(), c.Basis(), in.Body.Receipt, c.actor.Trace)

@@ -301,12 +301,12 @@ func (c *conn) handle(ctx context.Context, w *batch, first byte, body []byte) er
 	case *packet.Ack:
 		return c.ack(p)
 	case *packet.Subscribe:
-		if !c.pay(controlRate, len(p.Filters), w.tick) {
+		if !c.pay(controlRate, distinct(p.Filters), w.tick) {
 			return errHeld
 		}
 		return c.subscribe(ctx, p)
 	case *packet.Unsubscribe:
-		if !c.pay(controlRate, len(p.Filters), w.tick) {
+		if !c.pay(controlRate, distinct(p.Filters), w.tick) {
 			return errHeld
 		}
 		return c.unsubscribe(p)

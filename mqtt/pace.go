@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/mqtt/packet"
@@ -21,12 +22,12 @@ import (
 // and acknowledgements of what the server sent. See [conn.waits].
 const (
 	publishRate = iota // of PUBLISH: limits.publish_rate, shared with events over HTTP
-	controlRate        // of everything else that signs, writes or logs: limits.control_rate, shared with states over HTTP
+	controlRate        // of everything else that signs, writes or logs: limits.control_rate, shared with states and receipts over HTTP
 	paces
 )
 
-// What a packet counts against controlRate: a filter of SUBSCRIBE or UNSUBSCRIBE 1,
-// [twin.ReportCost] a reported state, and proofCost where a credential is checked or commands
+// What a packet counts against controlRate: each different filter of SUBSCRIBE or UNSUBSCRIBE 1,
+// [twin.ReportCost] a reported state, [command.ReceiptCost] a receipt, and proofCost where a credential is checked or commands
 // are signed: CONNECT, AUTH, and a publish to $watchword/….
 const proofCost = 10
 
@@ -251,8 +252,27 @@ func costOf(topic string) int {
 	if strings.HasPrefix(topic, ownTopics) {
 		return proofCost
 	}
-	if strings.HasSuffix(topic, "/state") && houseOf(topic).kind == toState {
+	if !strings.HasSuffix(topic, "/state") && !strings.HasSuffix(topic, "/receipts") {
+		return 0
+	}
+	switch houseOf(topic).kind {
+	case toState:
 		return twin.ReportCost
+	case toReceipts:
+		return command.ReceiptCost
 	}
 	return 0
+}
+
+// distinct is how many different ones are in a list: what stands there again is answered with
+// what was done for the first.
+func distinct[T comparable](list []T) int {
+	if len(list) < 2 {
+		return len(list)
+	}
+	seen := make(map[T]struct{}, len(list))
+	for _, x := range list {
+		seen[x] = struct{}{}
+	}
+	return len(seen)
 }

@@ -302,10 +302,20 @@ func TestEveryActHasARate(t *testing.T) {
 		"$watchword/another, refused":   own("$watchword/x", func(*house) string { return "" }),
 		"$watchword/hello by its alias": {10, aliasedHello},
 		"$state, reported":              own("devices/lamp-7/state", func(*house) string { return `{"on":true}` }),
-		"$state, refused":               own("devices/lamp-7/state", func(*house) string { return "{" }),
-		"PUBLISH":                       {0, func(_ *house, c *client) { c.publish(1, "a", "x") }}, // by limits.publish_rate
-		"PUBREL of nothing":             {0, func(_ *house, c *client) { c.send(&packet.Ack{Kind: packet.PUBREL, ID: 1}); want[*packet.Ack](c) }},
-		"PUBREC of nothing":             {0, func(_ *house, c *client) { c.send(&packet.Ack{Kind: packet.PUBREC, ID: 1}); want[*packet.Ack](c) }},
+		"receipt, refused":              {1, func(_ *house, c *client) { c.publish(1, "devices/lamp-7/receipts", "x") }},
+		"SUBSCRIBE of one, again and again": {1, func(_ *house, c *client) {
+			c.subscribe(0, slices.Repeat([]string{"a"}, 50)...)
+		}},
+		"UNSUBSCRIBE of two, again and again": {2, func(_ *house, c *client) {
+			c.send(&packet.Unsubscribe{ID: c.id(), Filters: slices.Repeat([]string{"a", "b"}, 20)})
+			if n := len(want[*packet.Unsuback](c).Codes); n != 40 {
+				c.t.Errorf("%d codes", n)
+			}
+		}},
+		"$state, refused":   own("devices/lamp-7/state", func(*house) string { return "{" }),
+		"PUBLISH":           {0, func(_ *house, c *client) { c.publish(1, "a", "x") }}, // by limits.publish_rate
+		"PUBREL of nothing": {0, func(_ *house, c *client) { c.send(&packet.Ack{Kind: packet.PUBREL, ID: 1}); want[*packet.Ack](c) }},
+		"PUBREC of nothing": {0, func(_ *house, c *client) { c.send(&packet.Ack{Kind: packet.PUBREC, ID: 1}); want[*packet.Ack](c) }},
 		"PUBACK and PUBCOMP of nothing": {0, func(_ *house, c *client) {
 			c.send(&packet.Ack{Kind: packet.PUBACK, ID: 1}, &packet.Ack{Kind: packet.PUBCOMP, ID: 1})
 		}},

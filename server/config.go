@@ -100,7 +100,7 @@ type LimitsConfig struct {
 	PerAddress    int `toml:"per_address"`
 	TokenRate     int `toml:"token_rate"`   // token requests a second from one address
 	PublishRate   int `toml:"publish_rate"` // publishes and events a second of one subject, over all its connections
-	ControlRate   int `toml:"control_rate"` // other MQTT acts a second of one subject: a filter counts 1, a credential or a reported state 10
+	ControlRate   int `toml:"control_rate"` // other MQTT acts a second of one subject: a filter or a receipt counts 1, a credential or a reported state 10
 	RequestRate   int `toml:"request_rate"` // HTTP requests a second from one subject, in each class of operations
 	IssueRate     int `toml:"issue_rate"`   // access tokens a second for one subject, over HTTP and MQTT
 	PacketBytes   int `toml:"packet_bytes"`
