@@ -156,53 +156,17 @@ type world struct {
 // New builds the engine from its rooms.
 func New(p Parts) *Broker {
 	o := p.Options
-	for _, d := range []struct {
-		at   *int
-		zero int
-	}{{&o.PacketBytes, 64 << 10}, {&o.QueueMessages, 10_000}, {&o.QueueBytes, 1 << 20}, {&o.Sessions, 100_000}, {&o.RetainedMessages, 1_000_000}, {&o.RetainedBytes, 256 << 20}, {&o.SubjectRetainedMessages, 5000}, {&o.SubjectRetainedBytes, 1 << 20}} {
-		if *d.at == 0 {
-			*d.at = d.zero
-		}
-	}
-	if o.WillBytes == 0 {
-		o.WillBytes = 64 << 20
-	}
-	if o.SubjectWillBytes == 0 {
-		o.SubjectWillBytes = 256 << 10
-	}
-	if o.SubscriptionBytes == 0 {
-		o.SubscriptionBytes = 256 << 20
-	}
-	if o.QueuedBytes == 0 {
-		o.QueuedBytes = 1 << 30
-	}
-	if o.SubjectQueueBytes == 0 {
-		o.SubjectQueueBytes = 4 << 20
-	}
-	if o.SubjectSubscriptionBytes == 0 {
-		o.SubjectSubscriptionBytes = 2 << 20
-	}
-	if o.ConnectionBytes == 0 {
-		o.ConnectionBytes = 256 << 20
-	}
-	if o.SubjectConnectionBytes == 0 {
-		o.SubjectConnectionBytes = 256 << 10
-	}
-	if o.Spread == 0 {
-		o.Spread = 5 * time.Second
-	}
-	if o.KeptBytes == 0 {
-		o.KeptBytes = 1 << 30
-	}
-	if o.SubjectKeptBytes == 0 {
-		o.SubjectKeptBytes = 4 << 20
-	}
-	if o.SessionExpiry == 0 {
-		o.SessionExpiry = 7 * 24 * time.Hour
-	}
-	if o.KeepAlive == 0 {
-		o.KeepAlive = 30 * time.Minute
-	}
+	o.PacketBytes = cmp.Or(o.PacketBytes, 64<<10)
+	o.QueueMessages, o.QueueBytes = cmp.Or(o.QueueMessages, 10_000), cmp.Or(o.QueueBytes, 1<<20)
+	o.QueuedBytes, o.SubjectQueueBytes = cmp.Or(o.QueuedBytes, 1<<30), cmp.Or(o.SubjectQueueBytes, 4<<20)
+	o.Sessions, o.SessionExpiry = cmp.Or(o.Sessions, 100_000), cmp.Or(o.SessionExpiry, 7*24*time.Hour)
+	o.KeptBytes, o.SubjectKeptBytes = cmp.Or(o.KeptBytes, 1<<30), cmp.Or(o.SubjectKeptBytes, 4<<20)
+	o.RetainedMessages, o.RetainedBytes = cmp.Or(o.RetainedMessages, 1_000_000), cmp.Or(o.RetainedBytes, 256<<20)
+	o.SubjectRetainedMessages, o.SubjectRetainedBytes = cmp.Or(o.SubjectRetainedMessages, 5000), cmp.Or(o.SubjectRetainedBytes, 1<<20)
+	o.WillBytes, o.SubjectWillBytes = cmp.Or(o.WillBytes, 64<<20), cmp.Or(o.SubjectWillBytes, 256<<10)
+	o.SubscriptionBytes, o.SubjectSubscriptionBytes = cmp.Or(o.SubscriptionBytes, 256<<20), cmp.Or(o.SubjectSubscriptionBytes, 2<<20)
+	o.ConnectionBytes, o.SubjectConnectionBytes = cmp.Or(o.ConnectionBytes, 256<<20), cmp.Or(o.SubjectConnectionBytes, 256<<10)
+	o.Spread, o.KeepAlive = cmp.Or(o.Spread, 5*time.Second), cmp.Or(o.KeepAlive, 30*time.Minute)
 	if o.Now == nil {
 		o.Now, o.system = func() time.Time { return time.Now().Truncate(time.Millisecond) }, true
 	}
