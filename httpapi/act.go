@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -53,6 +54,7 @@ func (a *API) begin(r *http.Request, c *caller, transport string, may func(*sess
 		class = session.Answer
 	}
 	in.writer.guard()
+	in.writer.of(quota.Key{Tenant: c.papers.Tenant, Subject: c.papers.Subject})
 	// Both are called while authority changes, so that nothing passes once the change has its answer: whoever waited for
 	// the session's end instead would be late.
 	s, err := a.Guard.Open(r.Context(), c.papers, session.Options{

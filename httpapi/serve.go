@@ -68,6 +68,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		in.remote = ap.Addr().Unmap()
 	}
+	in.writer.answers, in.writer.account.network = a.answers, rates.Network(in.remote)
 	r = r.WithContext(context.WithValue(fair.With(r.Context(), rates.Network(in.remote)), infoKey{}, in))
 	h := w.Header()
 	h.Set("Trace-Id", in.trace)

@@ -1,16 +1,17 @@
 package httpapi
 
 import (
-	"bytes"
 	"errors"
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/quota"
 )
 
 // The bounds of what is written. An answer is held back until it is whole or has answerBuffer bytes; from then on each
@@ -41,11 +42,17 @@ type answerWriter struct {
 	sent    int64
 	each    time.Duration // the most that one write may take; 0: no more than all
 
-	status int          // of a header that is held back; 0: none
-	body   bytes.Buffer // that is held back
-	direct bool         // nothing is held back any more
-	broken bool         // a write failed
-	short  bool         // a write was refused
+	status int    // of a header that is held back; 0: none
+	body   []byte // that is held back
+	direct bool   // nothing is held back any more
+	broken bool   // a write failed
+	short  bool   // a write was refused
+
+	answers *quota.Ledger[answerAccount] // where its memory is counted; nil: nowhere
+	account answerAccount
+	charged int64
+	must    bool  // it tells of a change: it is given whatever the bounds say
+	full    error // there was no room for it
 
 	gate chan struct{} // holds one token, which whoever writes has
 
@@ -56,7 +63,7 @@ type answerWriter struct {
 }
 
 func newAnswerWriter(w http.ResponseWriter, r *http.Request) *answerWriter {
-	aw := &answerWriter{ResponseWriter: w, rc: http.NewResponseController(w), http2: r.ProtoMajor == 2, began: time.Now(), gate: make(chan struct{}, 1)}
+	aw := &answerWriter{ResponseWriter: w, rc: http.NewResponseController(w), http2: r.ProtoMajor == 2, began: time.Now(), must: r.Method != http.MethodGet && r.Method != http.MethodHead, gate: make(chan struct{}, 1)}
 	aw.nc, _ = r.Context().Value(connKey{}).(net.Conn)
 	aw.gate <- struct{}{}
 	return aw
@@ -121,6 +128,7 @@ func (w *answerWriter) breakOff(how func()) {
 
 // end says that the connection is another request's from here on.
 func (w *answerWriter) end() {
+	w.gives(0)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.over = true
@@ -170,12 +178,16 @@ func (w *answerWriter) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	if !w.direct && w.body.Len()+len(b) <= answerBuffer {
-		return w.body.Write(b)
+	if !w.direct && len(w.body)+len(b) <= answerBuffer {
+		return len(b), w.hold(b)
+	}
+	if err := w.takes(cap(w.body) + len(b)); err != nil {
+		return 0, err
 	}
 	if err := w.stream(); err != nil {
 		return 0, err
 	}
+	defer w.gives(0) // b is its caller's again
 	n := 0
 	for n < len(b) {
 		piece := b[n:min(n+answerBuffer, len(b))]
@@ -187,6 +199,77 @@ func (w *answerWriter) Write(b []byte) (int, error) {
 	return n, nil
 }
 
+// hold keeps b until the answer is whole.
+func (w *answerWriter) hold(b []byte) error {
+	need := len(w.body) + len(b)
+	if need > cap(w.body) {
+		room := min(max(need, 2*cap(w.body)), answerBuffer)
+		if err := w.takes(room); err != nil {
+			return err
+		}
+		w.body = append(make([]byte, 0, room), w.body...)
+	}
+	w.body = append(w.body, b...)
+	return nil
+}
+
+// The memory of an answer is counted beyond answerFree, in steps.
+const (
+	answerFree = 4 << 10
+	answerStep = 4 << 10
+)
+
+// answerAccount is who is charged for the memory of answers: a subject, or the network that a request without a token came from.
+type answerAccount struct {
+	quota.Key
+	network netip.Prefix
+}
+
+// newAnswerQuota counts the bytes of answers that are not with the connection yet.
+func newAnswerQuota(subject, total int64) *quota.Ledger[answerAccount] {
+	return quota.New[answerAccount](quota.Resource{
+		Name: "answers that are not read yet", Unit: "bytes",
+		Subject: quota.Bound{Max: subject, Name: "limits.subject_answer_bytes"},
+		Total:   quota.Bound{Max: total, Name: "limits.answer_bytes"},
+	})
+}
+
+// takes counts what the answer takes from now on, n bytes, where that is more than before. Code: busy, where it only
+// reads and there is no room: it is answered so where nothing of it was written, and broken off otherwise.
+func (w *answerWriter) takes(n int) error {
+	more := counted(n) - w.charged
+	if w.answers == nil || more <= 0 {
+		return nil
+	}
+	if w.must {
+		w.answers.Add(w.account, more)
+	} else if err := w.answers.Take(w.account, more); err != nil {
+		w.full, w.broken = err, w.direct
+		return err
+	}
+	w.charged += more
+	return nil
+}
+
+// gives gives back what is counted above n bytes.
+func (w *answerWriter) gives(n int) {
+	if less := w.charged - counted(n); less > 0 {
+		w.answers.Give(w.account, less)
+		w.charged -= less
+	}
+}
+
+func counted(n int) int64 {
+	return int64(max(0, n-answerFree)+answerStep-1) / answerStep * answerStep
+}
+
+// of says whose answer it is. Nothing of it was written yet.
+func (w *answerWriter) of(k quota.Key) {
+	if w.charged == 0 {
+		w.account = answerAccount{Key: k}
+	}
+}
+
 // stream writes what was held back; what is written from now on goes at once.
 func (w *answerWriter) stream() error {
 	if w.direct {
@@ -195,8 +278,8 @@ func (w *answerWriter) stream() error {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	err := w.send(w.body.Bytes())
-	w.body.Reset()
+	err := w.send(w.body)
+	w.body = nil
 	return err
 }
 
@@ -254,12 +337,15 @@ func (w *answerWriter) allowance(now time.Time) time.Duration {
 // finish writes what is held back. It returns why the answer is not what it should have been: the caller answers with
 // that if nothing was written, and breaks the connection off otherwise.
 func (w *answerWriter) finish() (why error, started bool) {
+	if w.full != nil && !w.direct {
+		return w.full, false
+	}
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
 	if !w.direct && !w.short {
 		if w.Header().Get("Content-Length") == "" && w.status != http.StatusNoContent && w.status != http.StatusNotModified {
-			w.Header()["Content-Length"] = []string{strconv.Itoa(w.body.Len())}
+			w.Header()["Content-Length"] = []string{strconv.Itoa(len(w.body))}
 		}
 		_ = w.stream() // broken and short say so
 	}
@@ -289,7 +375,8 @@ func (w *answerWriter) deadline(t time.Time) error {
 func (w *answerWriter) restart(header http.Header) {
 	w.release()
 	w.status = 0
-	w.body.Reset()
+	w.body, w.full, w.must = nil, nil, true
+	w.gives(0)
 	h := w.Header()
 	clear(h)
 	maps.Copy(h, header)

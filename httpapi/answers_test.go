@@ -1,0 +1,168 @@
+package httpapi
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/internal/waiting"
+)
+
+// answerOf is one that is not written yet.
+func answerOf(a *API, method string, id watchword.SubjectID) (*answerWriter, *httptest.ResponseRecorder) {
+	rec := httptest.NewRecorder()
+	w := newAnswerWriter(rec, httptest.NewRequest(method, "/", nil))
+	w.answers = a.answers
+	w.of(quota.Key{Tenant: tenant, Subject: id})
+	w.guard()
+	return w, rec
+}
+
+// What all answers of one subject take before they are with its connections is bounded, also where it reads none.
+func TestAnswersThatAreNotReadAreBounded(t *testing.T) {
+	a := &API{answers: newAnswerQuota(1<<20, 3<<20/2)}
+	page := make([]byte, answerBuffer)
+	var held []*answerWriter
+	// fill has answers of a subject held back until there is no room for one more, and returns how many.
+	fill := func(id watchword.SubjectID, bound string) (n int) {
+		t.Helper()
+		for ; n < 100; n++ {
+			w, rec := answerOf(a, http.MethodGet, id)
+			if _, err := w.Write(page); err == nil {
+				held = append(held, w)
+				continue
+			}
+			why, started := w.finish()
+			if watchword.CodeOf(why) != watchword.Busy || started || !strings.Contains(why.Error(), "("+bound+")") {
+				t.Fatalf("%v, started %v", why, started)
+			}
+			w.restart(http.Header{})
+			if _, err := w.Write(page[:3000]); err != nil {
+				t.Errorf("there is no room to say so: %v", err)
+			}
+			if why, _ := w.finish(); why != nil || rec.Body.Len() != 3000 {
+				t.Errorf("%v: %d bytes", why, rec.Body.Len())
+			}
+			w.end()
+			return n
+		}
+		return n
+	}
+	if n := fill("lamp", "limits.subject_answer_bytes"); n != 1<<20/(answerBuffer-answerFree) {
+		t.Errorf("one subject has room for %d", n)
+	}
+	if n := fill("pump", "limits.answer_bytes"); n != 1<<19/(answerBuffer-answerFree) {
+		t.Errorf("another has room for %d", n)
+	}
+	change, rec := answerOf(a, http.MethodPost, "lamp")
+	if _, err := change.Write(page); err != nil {
+		t.Errorf("an answer that tells of a change: %v", err)
+	}
+	if why, _ := change.finish(); why != nil || rec.Body.Len() != len(page) {
+		t.Errorf("an answer that tells of a change: %v, %d bytes", why, rec.Body.Len())
+	}
+	change.end()
+	stream, rec := answerOf(a, http.MethodGet, "lamp")
+	_ = stream.stream()
+	if _, err := stream.Write(page[:4000]); err != nil || rec.Body.Len() != 4000 {
+		t.Errorf("a small event: %v", err)
+	}
+	if _, err := stream.Write(page); watchword.CodeOf(err) != watchword.Busy {
+		t.Errorf("a large event: %v", err)
+	}
+	if why, started := stream.finish(); !errors.Is(why, errAnswerEnded) || !started {
+		t.Errorf("a stream without room: %v, started %v", why, started)
+	}
+	stream.end()
+	for _, w := range held {
+		w.end()
+	}
+	if n := a.answers.Total(); n != 0 {
+		t.Errorf("%d bytes are charged for nothing", n)
+	}
+	if n := fill("lamp", "limits.subject_answer_bytes"); n != 1<<20/(answerBuffer-answerFree) {
+		t.Errorf("when all are given there is room for %d", n)
+	}
+}
+
+// What is counted is what the answers take of memory, within a quarter, however they are written.
+func TestAnswersAreCountedAsTheyAre(t *testing.T) {
+	for name, shape := range map[string]struct{ each, pieces int }{
+		"whole": {60_000, 1}, "in pieces": {60_000, 37}, "a page that is larger than what is held back": {300_000, 1}, "small ones": {10_000, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := &API{answers: newAnswerQuota(0, 0)}
+			const readers = 40
+			size := 1
+			stuck := make(chan struct{}, readers)
+			h := func(w http.ResponseWriter, r *http.Request) {
+				aw := newAnswerWriter(w, r)
+				defer aw.end()
+				aw.answers = a.answers
+				page := bytes.Repeat([]byte("x"), size/shape.pieces)
+				for range shape.pieces {
+					if len(aw.body)+len(page) > answerBuffer {
+						stuck <- struct{}{} // the next write waits for the reader
+					}
+					_, _ = aw.Write(page)
+				}
+				page = nil
+				if !aw.direct {
+					stuck <- struct{}{}
+				}
+				_, _ = aw.finish() // the reader goes away in the end
+			}
+			over(t, false, h, func(c *http.Client) {
+				// ask begins requests whose answers nobody reads.
+				ask := func() (conns []io.Closer) {
+					for range readers {
+						conn, err := c.Transport.(*http.Transport).DialContext(t.Context(), "", "")
+						if err != nil {
+							t.Fatal(err)
+						}
+						if _, err := fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+							t.Fatal(err)
+						}
+						conns = append(conns, conn)
+						waiting.For(t, "an answer that is not read", stuck)
+					}
+					return conns
+				}
+				few := ask()
+				before := heap()
+				size = shape.each
+				many := ask()
+				used := heap() - before
+				// What a connection and its request take beside the answer.
+				before = heap()
+				size = 1
+				more := ask()
+				used -= heap() - before
+				counted := a.answers.Total() + readers*answerFree
+				t.Logf("%d bytes each, %d counted", used/readers, counted/readers)
+				if r := float64(used) / float64(counted); r < 0.75 || r > 1.25 {
+					t.Errorf("%.2f times what is counted", r)
+				}
+				for _, c := range append(append(few, many...), more...) {
+					_ = c.Close()
+				}
+			})
+		})
+	}
+}
+
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
