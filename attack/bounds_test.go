@@ -135,3 +135,58 @@ func TestUnfinishedCommandsOfOneSubjectAreBounded(t *testing.T) {
 	taken(order(2, 0))
 	full(order(0, 0), "limits.commands")
 }
+
+// One subject whose requests send their bodies slowly holds no more than its bound; others are answered meanwhile.
+func TestBodiesOfOneSubjectAreBounded(t *testing.T) {
+	h := serve(t, func(c *server.Config) { c.Limits.SubjectBodyBytes = 1 << 20 })
+	h.http = h.client()
+	greedy, other := h.token(h.enroll("lamp-1", device.Options{}, nil)), h.token(h.enroll("lamp-2", device.Options{}, nil))
+	event := strings.Repeat("x", 32<<10)
+	const most = 1 << 20 / (28 << 10)
+	var ended sync.WaitGroup
+	var bodies []*io.PipeWriter
+	reading := make(chan struct{}, most)
+	for range most {
+		body, w := io.Pipe()
+		bodies = append(bodies, w)
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { reading <- struct{}{} }})
+		req, err := http.NewRequestWithContext(ctx, "POST", h.url+"/v1/self/events/lux", body)
+		must(t, err)
+		req.ContentLength = int64(len(event))
+		req.Header.Set("Authorization", "Bearer "+greedy)
+		req.Header.Set("Expect", "100-continue")
+		ended.Go(func() {
+			res, err := h.http.Do(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = res.Body.Close() // what it says is not what this is about
+			if res.StatusCode != 202 {
+				t.Errorf("one of those that fit: %d", res.StatusCode)
+			}
+		})
+	}
+	for n := range most {
+		select {
+		case <-reading:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%d of %d bodies are under way", n, most)
+		}
+	}
+	if a := h.ask("POST", "/v1/self/events/lux", greedy, event); a.status != 429 || a.code != watchword.Busy || a.header.Get("Retry-After") == "" || !strings.Contains(a.body, "(limits.subject_body_bytes)") {
+		t.Errorf("one more: %d %.200s", a.status, a.body)
+	}
+	if a := h.ask("POST", "/v1/self/events/lux", other, event); a.status != 202 {
+		t.Errorf("another subject: %d %.200s", a.status, a.body)
+	}
+	for _, w := range bodies {
+		_, err := io.WriteString(w, event)
+		must(t, err)
+		must(t, w.Close())
+	}
+	ended.Wait()
+	if a := h.ask("POST", "/v1/self/events/lux", greedy, event); a.status != 202 {
+		t.Errorf("after them: %d %.200s", a.status, a.body)
+	}
+}

@@ -56,10 +56,10 @@ func TestAnswersThatAreNotReadAreBounded(t *testing.T) {
 		}
 		return n
 	}
-	if n := fill("lamp", "limits.subject_answer_bytes"); n != 1<<20/(answerBuffer-answerFree) {
+	if n := fill("lamp", "limits.subject_body_bytes"); n != 1<<20/(answerBuffer-answerFree) {
 		t.Errorf("one subject has room for %d", n)
 	}
-	if n := fill("pump", "limits.answer_bytes"); n != 1<<19/(answerBuffer-answerFree) {
+	if n := fill("pump", "limits.body_bytes"); n != 1<<19/(answerBuffer-answerFree) {
 		t.Errorf("another has room for %d", n)
 	}
 	change, rec := answerOf(a, http.MethodPost, "lamp")
@@ -88,8 +88,49 @@ func TestAnswersThatAreNotReadAreBounded(t *testing.T) {
 	if n := a.answers.Total(); n != 0 {
 		t.Errorf("%d bytes are charged for nothing", n)
 	}
-	if n := fill("lamp", "limits.subject_answer_bytes"); n != 1<<20/(answerBuffer-answerFree) {
+	if n := fill("lamp", "limits.subject_body_bytes"); n != 1<<20/(answerBuffer-answerFree) {
 		t.Errorf("when all are given there is room for %d", n)
+	}
+}
+
+// Bodies of requests share the account, from before they are read: a body may be sent as slowly as its request may last.
+func TestBodiesUnderWayAreBounded(t *testing.T) {
+	a := &API{answers: newAnswerQuota(1<<20, 0)}
+	request := func(length int64) (*answerWriter, error) {
+		r := httptest.NewRequest(http.MethodPost, "/", nil)
+		r.ContentLength = length
+		w, _ := answerOf(a, http.MethodPost, "lamp")
+		return w, w.receives(r)
+	}
+	for length, want := range map[int64]int{32 << 10: 1 << 20 / (28 << 10), -1: 1 << 20 / (maxBody - answerFree), 1 << 40: 1 << 20 / (maxBody - answerFree)} {
+		var under []*answerWriter
+		for {
+			w, err := request(length)
+			if err != nil {
+				if watchword.CodeOf(err) != watchword.Busy || !strings.Contains(err.Error(), "(limits.subject_body_bytes)") {
+					t.Fatal(err)
+				}
+				w.end()
+				break
+			}
+			if err := w.receives(httptest.NewRequest(http.MethodPost, "/", strings.NewReader(strings.Repeat("x", 9000)))); err != nil { // counts once
+				t.Fatal(err)
+			}
+			under = append(under, w)
+		}
+		if len(under) != want {
+			t.Errorf("there is room for %d bodies of %d, want %d", len(under), length, want)
+		}
+		small, err := request(answerFree)
+		if err != nil {
+			t.Errorf("a small one: %v", err)
+		}
+		for _, w := range append(under, small) {
+			w.end()
+		}
+		if n := a.answers.Total(); n != 0 {
+			t.Errorf("%d bytes are charged for nothing", n)
+		}
 	}
 }
 

@@ -90,11 +90,11 @@ type Options struct {
 	RequestRate float64 // requests a second, class and subject (see rate.go); 0 means no bound
 	Requests    int     // under way at once, of all; 0 means no bound
 	PerAddress  int     // of these, from one address (IPv6: from one /64); 0 means no bound
-	// The bytes of answers that are not with their connections yet, beyond 4 KiB of each: of one subject (without a token:
+	// The bytes of requests under way and of answers that are not with their connections yet, beyond 4 KiB of each: of one subject (without a token:
 	// of one network), and of all; 0 means no bound.
-	SubjectAnswerBytes, AnswerBytes int64
-	Now                             func() time.Time
-	Log                             *slog.Logger
+	SubjectBodyBytes, BodyBytes int64
+	Now                         func() time.Time
+	Log                         *slog.Logger
 }
 
 // tenant is the one that the door speaks for: others come with their own addresses.
@@ -137,7 +137,7 @@ func New(p Parts) *API {
 			Subject: quota.Bound{Max: int64(p.PerAddress), Name: "limits.per_address"}, Total: quota.Bound{Max: int64(p.Requests), Name: "limits.connections"},
 		}),
 	}
-	a.answers = newAnswerQuota(p.SubjectAnswerBytes, p.AnswerBytes)
+	a.answers = newAnswerQuota(p.SubjectBodyBytes, p.BodyBytes)
 	a.mirrors.last = recent.New[reader, time.Time](1024)
 	if u, err := url.Parse(p.PublicURL); err == nil {
 		a.strict = u.Hostname() != "localhost" && !strings.HasSuffix(u.Hostname(), ".localhost")

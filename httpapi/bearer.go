@@ -7,6 +7,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/office"
 	"github.com/watchword-iot/watchword/registry"
 	"github.com/watchword-iot/watchword/session"
@@ -36,7 +37,7 @@ type caller struct {
 
 // caller checks the request's papers. Codes: unauthenticated, those of
 // [office.Office.Admit], [office.Office.AdmitBound] and [session.Guard.Check];
-// rate_limited, since each of these requests is counted against its subject.
+// rate_limited, since each of these requests is counted against its subject; busy where there is no room for its body.
 func (a *API) caller(r *http.Request) (*caller, error) {
 	in := infoOf(r.Context())
 	scheme, raw, err := credentials(r)
@@ -50,6 +51,10 @@ func (a *API) caller(r *http.Request) (*caller, error) {
 	}
 	in.who.Subject, in.who.Key = papers.Subject, papers.Key
 	if err := a.each.take(r.Pattern, papers.Subject, a.Now()); err != nil {
+		return nil, err
+	}
+	in.writer.of(quota.Key{Tenant: papers.Tenant, Subject: papers.Subject})
+	if err := in.writer.receives(r); err != nil {
 		return nil, err
 	}
 	authority, err := a.Guard.Check(r.Context(), papers)

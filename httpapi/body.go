@@ -13,13 +13,16 @@ import (
 )
 
 // readBody reads a body of the wanted content type (empty: any) and bound. Codes:
-// unsupported_media_type, too_large, bad_request.
+// unsupported_media_type, too_large, bad_request; busy where there is no room for it.
 func readBody(w http.ResponseWriter, r *http.Request, want string, most int64) ([]byte, error) {
 	if want != "" {
 		ct, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 		if err != nil || ct != want {
 			return nil, watchword.Refuse(watchword.UnsupportedMediaType, "send %s", want)
 		}
+	}
+	if err := infoOf(r.Context()).writer.receives(r); err != nil {
+		return nil, err
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	if err == nil {

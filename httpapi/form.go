@@ -23,6 +23,9 @@ func (a *API) oauthForm(r *http.Request) (url.Values, error) {
 	if r.URL.RawQuery != "" {
 		return nil, watchword.RefuseField("query", "parameters go into the body")
 	}
+	if err := infoOf(r.Context()).writer.receives(r); err != nil {
+		return nil, err
+	}
 	r.Body = http.MaxBytesReader(nil, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {

@@ -50,7 +50,8 @@ type answerWriter struct {
 
 	answers *quota.Ledger[answerAccount] // where its memory is counted; nil: nowhere
 	account answerAccount
-	charged int64
+	charged int64 // for the answer
+	input   int64 // for the body of its request
 	must    bool  // it tells of a change: it is given whatever the bounds say
 	full    error // there was no room for it
 
@@ -129,6 +130,10 @@ func (w *answerWriter) breakOff(how func()) {
 // end says that the connection is another request's from here on.
 func (w *answerWriter) end() {
 	w.gives(0)
+	if w.input > 0 {
+		w.answers.Give(w.account, w.input)
+		w.input = 0
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.over = true
@@ -225,12 +230,12 @@ type answerAccount struct {
 	network netip.Prefix
 }
 
-// newAnswerQuota counts the bytes of answers that are not with the connection yet.
+// newAnswerQuota counts the bodies of requests under way, and of answers that are not with the connection yet.
 func newAnswerQuota(subject, total int64) *quota.Ledger[answerAccount] {
 	return quota.New[answerAccount](quota.Resource{
-		Name: "answers that are not read yet", Unit: "bytes",
-		Subject: quota.Bound{Max: subject, Name: "limits.subject_answer_bytes"},
-		Total:   quota.Bound{Max: total, Name: "limits.answer_bytes"},
+		Name: "bodies of requests under way and of answers that are not read yet", Unit: "bytes",
+		Subject: quota.Bound{Max: subject, Name: "limits.subject_body_bytes"},
+		Total:   quota.Bound{Max: total, Name: "limits.body_bytes"},
 	})
 }
 
@@ -251,6 +256,24 @@ func (w *answerWriter) takes(n int) error {
 	return nil
 }
 
+// receives counts the body that r announces (one of no announced length as the longest that is read), until the answer is
+// given. It is called before the body is read, once it is known whose it is; only the first call counts. Code: busy.
+func (w *answerWriter) receives(r *http.Request) error {
+	n := r.ContentLength
+	if n < 0 || n > maxBody {
+		n = maxBody
+	}
+	n = counted(int(n))
+	if w.answers == nil || w.input > 0 || n == 0 {
+		return nil
+	}
+	if err := w.answers.Take(w.account, n); err != nil {
+		return err
+	}
+	w.input = n
+	return nil
+}
+
 // gives gives back what is counted above n bytes.
 func (w *answerWriter) gives(n int) {
 	if less := w.charged - counted(n); less > 0 {
@@ -263,9 +286,9 @@ func counted(n int) int64 {
 	return int64(max(0, n-answerFree)+answerStep-1) / answerStep * answerStep
 }
 
-// of says whose answer it is. Nothing of it was written yet.
+// of says whose request it is. Nothing is counted of it yet, or it is the same.
 func (w *answerWriter) of(k quota.Key) {
-	if w.charged == 0 {
+	if w.charged == 0 && w.input == 0 {
 		w.account = answerAccount{Key: k}
 	}
 }

@@ -122,9 +122,9 @@ type LimitsConfig struct {
 	// Bytes that may be queued for connected clients: for all of them, and for those of one subject.
 	QueuedBytes       int `toml:"queued_bytes"`
 	SubjectQueueBytes int `toml:"subject_queue_bytes"`
-	// Bytes of HTTP answers that are not read yet: of all, and of one subject (without a token: of one network).
-	AnswerBytes        int `toml:"answer_bytes"`
-	SubjectAnswerBytes int `toml:"subject_answer_bytes"`
+	// Bytes of HTTP bodies, of requests under way and of answers that are not read yet: of all, and of one subject (without a token: of one network).
+	BodyBytes        int `toml:"body_bytes"`
+	SubjectBodyBytes int `toml:"subject_body_bytes"`
 	// Bytes of topic aliases and identifiers of QoS 2 that connections and sessions remember: of all of them, and of one subject.
 	ConnectionBytes        int `toml:"connection_bytes"`
 	SubjectConnectionBytes int `toml:"subject_connection_bytes"`
@@ -200,7 +200,7 @@ func Defaults() Config {
 			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, KeptBytes: 1 << 30, SubjectKeptBytes: 4 << 20, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
 			WillBytes: 64 << 20, SubjectWillBytes: 256 << 10,
 			QueuedBytes: 1 << 30, SubjectQueueBytes: 4 << 20,
-			AnswerBytes: 1 << 30, SubjectAnswerBytes: 8 << 20,
+			BodyBytes: 1 << 30, SubjectBodyBytes: 8 << 20,
 			ConnectionBytes: 256 << 20, SubjectConnectionBytes: 256 << 10,
 			SubscriptionBytes: 256 << 20, SubjectSubscriptionBytes: 2 << 20,
 			SubjectRetainedMessages: 5_000, SubjectRetainedBytes: 1 << 20,
@@ -413,8 +413,8 @@ func (c Config) checkNumbers() error {
 		{"limits.retained_bytes", c.Limits.RetainedBytes, 1 << 10, 1 << 40},
 		{"limits.queued_bytes", c.Limits.QueuedBytes, 1 << 16, 1 << 40},
 		{"limits.subject_queue_bytes", c.Limits.SubjectQueueBytes, 1 << 16, 1 << 40},
-		{"limits.answer_bytes", c.Limits.AnswerBytes, 1 << 20, 1 << 40},
-		{"limits.subject_answer_bytes", c.Limits.SubjectAnswerBytes, 1 << 20, 1 << 40},
+		{"limits.body_bytes", c.Limits.BodyBytes, 1 << 20, 1 << 40},
+		{"limits.subject_body_bytes", c.Limits.SubjectBodyBytes, 1 << 20, 1 << 40},
 		{"limits.connection_bytes", c.Limits.ConnectionBytes, 1 << 10, 1 << 40},
 		{"limits.subject_connection_bytes", c.Limits.SubjectConnectionBytes, 1 << 10, 1 << 40},
 		{"limits.subscription_bytes", c.Limits.SubscriptionBytes, 1 << 10, 1 << 40},

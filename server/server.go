@@ -206,7 +206,7 @@ func (s *Server) assemble(ctx context.Context) error {
 			return token.SignTime(s.ring.Signer(keyring.Time), s.ring.Issuer(), nonce, now)
 		},
 		TokenRate: float64(s.cfg.Limits.TokenRate), Publishes: publishes, Controls: controls,
-		AnswerBytes: int64(s.cfg.Limits.AnswerBytes), SubjectAnswerBytes: int64(s.cfg.Limits.SubjectAnswerBytes),
+		BodyBytes: int64(s.cfg.Limits.BodyBytes), SubjectBodyBytes: int64(s.cfg.Limits.SubjectBodyBytes),
 		RequestRate: float64(s.cfg.Limits.RequestRate), Requests: s.cfg.Limits.Connections, PerAddress: s.cfg.Limits.PerAddress, Now: s.o.Now, Log: s.o.Log,
 	}
 	tlsConfig, err := s.tls()
