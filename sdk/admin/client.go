@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -149,3 +150,33 @@ func (c *Client) Tokens() *rest.Tokens { return c.tokens }
 
 // Rest returns the client beneath: for requests that have no method here.
 func (c *Client) Rest() *rest.Client { return c.rest }
+
+// list asks for the pages of a list, whose items are in the member of that name, and calls f with each item. It ends with
+// f's error.
+func list[T any](ctx context.Context, c *Client, path, member string, q url.Values, f func(T) error) error {
+	q.Set("page_size", "500")
+	for {
+		var page map[string]json.RawMessage
+		if err := c.call(ctx, http.MethodGet, path, q, nil, &page); err != nil {
+			return err
+		}
+		var items []T
+		var next string
+		for name, to := range map[string]any{member: &items, "next_page_token": &next} {
+			if raw, ok := page[name]; ok {
+				if err := json.Unmarshal(raw, to); err != nil {
+					return watchword.Because(err, watchword.Internal, "the server's answer is not what was asked for")
+				}
+			}
+		}
+		for _, item := range items {
+			if err := f(item); err != nil {
+				return err
+			}
+		}
+		if next == "" {
+			return nil
+		}
+		q.Set("page_token", next)
+	}
+}

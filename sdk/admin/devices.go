@@ -132,31 +132,14 @@ func (c *Client) RevokeToken(ctx context.Context, jti string) error {
 
 // Devices calls f for each device that carries every label of sel, in order of id.
 func (c *Client) Devices(ctx context.Context, sel watchword.Labels, state watchword.State, f func(Device) error) error {
-	q := url.Values{"page_size": {"500"}}
+	q := url.Values{}
 	for k, v := range sel {
 		q.Add("label", k+"="+v)
 	}
 	if state != "" {
 		q.Set("state", string(state))
 	}
-	for {
-		var page struct {
-			Devices []Device `json:"devices"`
-			Next    string   `json:"next_page_token"`
-		}
-		if err := c.call(ctx, http.MethodGet, "/v1/devices", q, nil, &page); err != nil {
-			return err
-		}
-		for _, d := range page.Devices {
-			if err := f(d); err != nil {
-				return err
-			}
-		}
-		if page.Next == "" {
-			return nil
-		}
-		q.Set("page_token", page.Next)
-	}
+	return list(ctx, c, "/v1/devices", "devices", q, f)
 }
 
 // Device returns one device whole. Code: not_found.

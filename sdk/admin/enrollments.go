@@ -31,25 +31,7 @@ func pairingPath(userCode, rest string) string {
 
 // Pairings calls f for each pairing that is not over, newest first.
 func (c *Client) Pairings(ctx context.Context, f func(Pairing) error) error {
-	q := url.Values{"page_size": {"500"}}
-	for {
-		var page struct {
-			Pairings []Pairing `json:"enrollments"`
-			Next     string    `json:"next_page_token"`
-		}
-		if err := c.call(ctx, http.MethodGet, "/v1/enrollments", q, nil, &page); err != nil {
-			return err
-		}
-		for _, p := range page.Pairings {
-			if err := f(p); err != nil {
-				return err
-			}
-		}
-		if page.Next == "" {
-			return nil
-		}
-		q.Set("page_token", page.Next)
-	}
+	return list(ctx, c, "/v1/enrollments", "enrollments", url.Values{}, f)
 }
 
 // Pin returns what a device checks the server's root by.

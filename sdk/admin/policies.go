@@ -24,20 +24,15 @@ func policyPath(name string) string { return "/v1/policies/" + url.PathEscape(na
 
 // Policies returns all policies, by name.
 func (c *Client) Policies(ctx context.Context) ([]Policy, error) {
-	all, q := []Policy{}, url.Values{"page_size": {"500"}}
-	for {
-		var page struct {
-			Policies []Policy `json:"policies"`
-			Next     string   `json:"next_page_token"`
-		}
-		if err := c.call(ctx, http.MethodGet, "/v1/policies", q, nil, &page); err != nil {
-			return nil, err
-		}
-		if all = append(all, page.Policies...); page.Next == "" {
-			return all, nil
-		}
-		q.Set("page_token", page.Next)
+	all := []Policy{}
+	err := list(ctx, c, "/v1/policies", "policies", url.Values{}, func(p Policy) error {
+		all = append(all, p)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
+	return all, nil
 }
 
 // Policy returns a policy's text and version. Code: not_found.

@@ -33,31 +33,14 @@ type RetainedQuery struct {
 // Retained calls f with the retained messages that q chooses, in the order of their topics'
 // levels, and ends with its error.
 func (c *Client) Retained(ctx context.Context, q RetainedQuery, f func(Retained) error) error {
-	v := url.Values{"page_size": {"500"}}
+	v := url.Values{}
 	if q.Filter != "" {
 		v.Set("filter", q.Filter)
 	}
 	if q.Owner != "" {
 		v.Set("owner", string(q.Owner))
 	}
-	for {
-		var page struct {
-			Retained []Retained `json:"retained"`
-			Next     string     `json:"next_page_token"`
-		}
-		if err := c.call(ctx, http.MethodGet, "/v1/retained", v, nil, &page); err != nil {
-			return err
-		}
-		for _, m := range page.Retained {
-			if err := f(m); err != nil {
-				return err
-			}
-		}
-		if page.Next == "" {
-			return nil
-		}
-		v.Set("page_token", page.Next)
-	}
+	return list(ctx, c, "/v1/retained", "retained", v, f)
 }
 
 // RetainedMessage returns the retained message of a topic, with its payload. Code: not_found.
