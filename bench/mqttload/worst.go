@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,7 +18,7 @@ const (
 )
 
 // What the others do, in order, with how often a second: all of them together.
-var worstActs = []struct {
+var worstActs = [...]struct {
 	name string
 	rate int
 }{
@@ -33,7 +34,7 @@ var worstActs = []struct {
 // device, since what one sent goes on being held back long after it was sent.
 func (l *load) worst(ctx context.Context) (err error) {
 	seconds := max(int(worstSeconds*l.scale), 1)
-	calm, err := l.worstControl(ctx, seconds)
+	calm, control, err := l.worstControl(ctx, seconds)
 	if err != nil {
 		return err
 	}
@@ -43,13 +44,10 @@ func (l *load) worst(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, w.p.stop()) }()
 	fmt.Printf("\n### One device does its worst, %d others beside it\n\n", worstOthers)
-	fmt.Printf("The product's program with default limits; no policy but the built-in ones. Turns of %d s, %d without and %d with the attack, after each of which the attacker is deleted. The attacker comes from an address of its own, and is a process with nice 19: it takes what time the others and the server leave of the same cores.\n\n", w.seconds, worstTurns, worstTurns)
+	fmt.Printf("The product's program with default limits; no policy but the built-in ones. Turns of %d s, %d without and %d with the attack, after each of which the attacker is deleted. The attacker comes from an address of its own, and is a process with nice 19: it takes what time the others and the server leave of the same cores. For comparison, on a server that nobody attacks: turns with and without a process of normal priority that only computes, on one core.\n\n", w.seconds, worstTurns, worstTurns)
 	fmt.Printf("| turn | attacker | lost | refused | heap | resident | server's CPU |\n|---|---|---|---|---|---|---|\n")
 	var full float64
-	var p99 [2][][]float64 // by attack, act, turn
-	for i := range p99 {
-		p99[i] = make([][]float64, len(worstActs))
-	}
+	var p99 worstTimes
 	lost := 0
 	for turn := range worstTurns {
 		for attacked := range 2 {
@@ -73,12 +71,8 @@ func (l *load) worst(ctx context.Context) (err error) {
 				fmt.Fprintln(os.Stderr, "mqttload:", why)
 			}
 			lost += r.lost
-			for i, took := range r.took {
-				if len(took) == 0 {
-					return fmt.Errorf("%s: none was answered", worstActs[i].name)
-				}
-				slices.Sort(took)
-				p99[attacked][i] = append(p99[attacked][i], ms(took[len(took)*99/100]))
+			if err := p99.add(attacked, r); err != nil {
+				return err
 			}
 			if attacked == 0 {
 				continue
@@ -93,10 +87,10 @@ func (l *load) worst(ctx context.Context) (err error) {
 			}
 		}
 	}
-	fmt.Printf("\n| p99, median of %d | attacker idle | attacks | ratio, promised ≤ 2 |\n|---|---|---|---|\n", worstTurns)
+	fmt.Printf("\n| p99, median of %d | attacker idle | attacks | ratio, promised ≤ 2 | beside a process that computes: ratio |\n|---|---|---|---|---|\n", worstTurns)
 	for i, act := range worstActs {
 		idle, attacks := median(p99[0][i]), median(p99[1][i])
-		fmt.Printf("| %s, %d a second | %.1f ms | %.1f ms | %.2f |\n", act.name, act.rate, idle, attacks, attacks/idle)
+		fmt.Printf("| %s, %d a second | %.1f ms | %.1f ms | %.2f | %.2f |\n", act.name, act.rate, idle, attacks, attacks/idle, median(control[1][i])/median(control[0][i]))
 	}
 	fmt.Printf("\n| the attacker, all turns | sent | refused, broken | the last of these |\n|---|---|---|---|\n")
 	for _, d := range w.attacker {
@@ -113,25 +107,55 @@ func (l *load) worst(ctx context.Context) (err error) {
 	return nil
 }
 
+// worstTimes are p99 in ms, by whether something disturbs the others (1) or not (0), act and turn.
+type worstTimes [2][len(worstActs)][]float64
+
+func (t *worstTimes) add(disturbed int, r *worstTurn) error {
+	for i, took := range r.took {
+		if len(took) == 0 {
+			return fmt.Errorf("%s: none was answered", worstActs[i].name)
+		}
+		slices.Sort(took)
+		t[disturbed][i] = append(t[disturbed][i], ms(took[len(took)*99/100]))
+	}
+	return nil
+}
+
 // worstControl is what the live heap of a server is that had all turns without an attack: what the
-// others have it remember (tokens, events for who comes back) counts on both sides.
-func (l *load) worstControl(ctx context.Context, seconds int) (heap float64, err error) {
+// others have it remember (tokens, events for who comes back) counts on both sides. In every other
+// turn a process that has nothing to do with the server takes the time of one core.
+func (l *load) worstControl(ctx context.Context, seconds int) (heap float64, p99 worstTimes, err error) {
 	w := &worstCase{dir: filepath.Join(l.dir, "calm"), seconds: seconds}
 	if err := w.start(ctx); err != nil {
-		return 0, err
+		return 0, p99, err
 	}
 	defer func() { err = errors.Join(err, w.p.stop()) }()
 	for turn := range 2 * worstTurns {
-		if _, err := w.turn(ctx, turn, false); err != nil {
-			return 0, err
+		busy, done := context.WithCancel(ctx)
+		if turn%2 == 1 {
+			c := exec.CommandContext(busy, "sh", "-c", "while :; do :; done")
+			if err := c.Start(); err != nil {
+				done()
+				return 0, p99, err
+			}
+			defer func() { _ = c.Wait() }() // it is killed
+		}
+		r, err := w.turn(ctx, turn, false)
+		done()
+		if err == nil {
+			err = p99.add(turn%2, r)
+		}
+		if err != nil {
+			return 0, p99, err
 		}
 	}
 	for turn := range worstTurns { // which attack nobody here
 		if err := errors.Join(w.p.house.enroll(ctx, worstOthers+turn+1), w.deleteAttacker(ctx)); err != nil {
-			return 0, err
+			return 0, p99, err
 		}
 	}
-	return w.liveHeap(ctx)
+	heap, err = w.liveHeap(ctx)
+	return heap, p99, err
 }
 
 // clip is what of an error fits into a table.
