@@ -158,6 +158,11 @@ func (a *API) wholeEntry(ctx context.Context, c *caller, seq int64) (out EntryWh
 // The parameters of a list of entries.
 const maxEntries = 1000
 
+const (
+	entriesAtOnce = 64       // that are read from the store at a time, since one may have 64 KiB and more
+	exportBuffer  = 64 << 10 // bytes of lines that an export writes at a time
+)
+
 // readQuery reads what is asked for. Code: bad_request, with the parameter.
 func readQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 	p.Limit = 100
@@ -248,7 +253,7 @@ func (a *API) listEntries(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err := a.noteRead(r.Context(), c, "list", asked(r.URL.Query())); err != nil {
 		return err
 	}
-	rows, err := a.Entries.Find(r.Context(), q, p)
+	rows, some, err := a.findEntries(r.Context(), q, p)
 	if err != nil {
 		return err
 	}
@@ -267,11 +272,39 @@ func (a *API) listEntries(w http.ResponseWriter, r *http.Request, c *caller) err
 	if out.Entries, more, err = cut(out.Entries, p.Limit); err != nil {
 		return err
 	}
-	if n := len(out.Entries); more || n > 0 && n == p.Limit { // the rest is asked for only where somebody wants it
+	if n := len(out.Entries); more || some || n > 0 && n == p.Limit { // the rest is asked for only where somebody wants it
 		out.Next = strconv.FormatInt(out.Entries[n-1].Seq, 10)
 	}
 	answer(w, http.StatusOK, out)
 	return nil
+}
+
+// findEntries reads at least what fits into one page of the answer. some says that there may be more up to the limit.
+func (a *API) findEntries(ctx context.Context, q audit.Query, p audit.Page) (all []audit.Record, some bool, err error) {
+	for left, bytes := p.Limit, 0; left > 0; {
+		if bytes > pageBytes {
+			return all, true, nil
+		}
+		p.Limit = min(left, entriesAtOnce)
+		rows, err := a.Entries.Find(ctx, q, p)
+		if err != nil {
+			return nil, false, err
+		}
+		for _, row := range rows {
+			bytes += len(row.Body)
+		}
+		all = append(all, rows...)
+		if len(rows) < p.Limit {
+			break
+		}
+		left -= len(rows)
+		if last := rows[len(rows)-1].Seq; p.Newest {
+			p.Before = last
+		} else {
+			p.After = last
+		}
+	}
+	return all, false, nil
 }
 
 // streamEntries sends what is chosen as it is logged, from after a number (the last
@@ -300,7 +333,7 @@ func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q
 	if out.send("session", "", sessionEvent(c.session.Session)) != nil {
 		return nil // the peer has gone
 	}
-	p.Limit = maxEntries
+	p.Limit = entriesAtOnce
 	beat := time.NewTicker(sseBeat)
 	defer beat.Stop()
 	for {
@@ -383,14 +416,20 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
 	for p.After < cp.Size {
-		rows, err := a.Entries.Records(r.Context(), p.After, int(min(maxEntries, cp.Size-p.After)))
+		rows, err := a.Entries.Records(r.Context(), p.After, int(min(entriesAtOnce, cp.Size-p.After)))
 		if err != nil || len(rows) == 0 {
 			a.Log.ErrorContext(r.Context(), "an export broke off", slog.Int64("after", p.After), slog.Any("err", err))
 			panic(http.ErrAbortHandler) // what was sent has no end, and does not verify
 		}
 		var b bytes.Buffer
 		for _, row := range rows {
-			writeJSON(&b, audit.Line(row, q))
+			if writeJSON(&b, audit.Line(row, q)); b.Len() < exportBuffer {
+				continue
+			}
+			if _, err := w.Write(b.Bytes()); err != nil {
+				return nil // the peer has gone, or may read no more
+			}
+			b.Reset()
 		}
 		if _, err := w.Write(b.Bytes()); err != nil {
 			return nil // the peer has gone, or may read no more
