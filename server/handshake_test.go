@@ -84,6 +84,49 @@ func comes(t *testing.T, address, name string, n int) {
 	}
 }
 
+// clearAlerts sends an alert in the clear instead of a sealed record, as OpenSSL's clients do before they have sent one,
+// behind the record that is there for middleboxes or without it.
+type clearAlerts struct {
+	net.Conn
+	withChange bool
+}
+
+func (c *clearAlerts) Write(b []byte) (int, error) {
+	const changeCipherSpec, hello, fatal, unknownAuthority = 20, 22, 2, 48
+	if b[0] == hello {
+		return c.Conn.Write(b)
+	}
+	said := []byte{21, 3, 3, 0, 2, fatal, unknownAuthority}
+	if c.withChange {
+		said = append([]byte{changeCipherSpec, 3, 3, 0, 1, 1}, said...)
+	}
+	_, err := c.Conn.Write(said)
+	return len(b), err
+}
+
+// Clients on OpenSSL say in the clear that they refuse the certificate.
+func TestAnAlertInTheClearIsTheReason(t *testing.T) {
+	log := &lines{}
+	info := runningAt(t, config(t, t.TempDir()+"/data"), server.Options{Log: slog.New(slog.NewTextHandler(log, nil)), Version: "test"})
+	for listener, address := range map[string]string{"https": info.HTTPS, "mqtts": info.MQTTS} {
+		for n, withChange := range []bool{false, true} {
+			nc, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tls.Client(&clearAlerts{nc, withChange}, &tls.Config{ServerName: "localhost", RootCAs: x509.NewCertPool()}).Handshake(); err == nil {
+				t.Error("the handshake did not fail")
+			}
+			_, _ = io.Copy(io.Discard, nc) // until the server hangs up
+			_ = nc.Close()
+			comes(t, info.Metrics, fmt.Sprintf(`watchword_tls_handshakes_failed_total{listener="%s",reason="certificate"}`, listener), 1+n)
+		}
+		if n := len(log.with("TLS handshake failed", "listener="+listener, "unknown certificate authority")); n != 2 {
+			t.Errorf("%d log lines on %s say why", n, listener)
+		}
+	}
+}
+
 func TestHandshakesThatFailAreCountedAndLogged(t *testing.T) {
 	log := &lines{}
 	c := config(t, t.TempDir()+"/data")

@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/tls"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -47,6 +48,7 @@ type turnConn struct {
 	net.Conn
 	room   *fair.Room
 	inside atomic.Bool
+	shakes bool // the server has answered the hello, and what comes may be an alert in the clear; for the one who reads
 }
 
 // enter waits for a place. Code: busy.
@@ -59,6 +61,7 @@ func (c *turnConn) enter(hello *tls.ClientHelloInfo) error {
 		return err
 	}
 	c.inside.Store(true)
+	c.shakes = true
 	return nil
 }
 
@@ -68,10 +71,35 @@ func (c *turnConn) leave() {
 	}
 }
 
-// Read gives the place back first: it waits for the client.
+// Read gives the place back first: it waits for the client. An alert in the clear ends the handshake as the error that it
+// is.
 func (c *turnConn) Read(b []byte) (int, error) {
 	c.leave()
-	return c.Conn.Read(b)
+	n, err := c.Conn.Read(b)
+	if c.shakes && n > 0 {
+		var alert error
+		if c.shakes, alert = clearAlert(b[:n]); alert != nil {
+			return 0, alert
+		}
+	}
+	return n, err
+}
+
+// clearAlert looks at what a client sent behind the server's hello: whether the next read may still hold an alert in the
+// clear, and the alert that these bytes are. A client on OpenSSL that refuses the server's certificate says so before it
+// seals anything, where crypto/tls takes sealed records alone and would call the alert a bad MAC (RFC 8446, 5.1).
+func clearAlert(b []byte) (more bool, alert error) {
+	const changeCipherSpec, alertRecord, handshake, closeNotify = 20, 21, 22, 0
+	if len(b) >= 6 && b[0] == changeCipherSpec {
+		b = b[6:] // of one byte, for the sake of middleboxes (RFC 8446, D.4)
+	}
+	switch {
+	case len(b) == 0:
+		return true, nil
+	case len(b) == 7 && b[0] == alertRecord && b[3] == 0 && b[4] == 2 && b[6] != closeNotify:
+		return false, fmt.Errorf("remote error: %w", tls.AlertError(b[6]))
+	}
+	return b[0] == handshake, nil // a second hello; TLS 1.2
 }
 
 // Write gives the place back first.
