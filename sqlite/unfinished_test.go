@@ -68,6 +68,37 @@ func TestCommandsOfBeforeAreCounted(t *testing.T) {
 	}
 }
 
+// A file may have every later migration and lack one that came after them.
+func TestAMigrationThatCameLateIsMadeUpFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(opened(t, path).Close())
+	db, err := sql.Open("sqlite", dsn(path, "rwc", "journal_mode(WAL)"))
+	check(err)
+	p, err := provider(db)
+	check(err)
+	_, err = p.ApplyVersion(t.Context(), 15, false)
+	check(err)
+	version, err := p.GetDBVersion(t.Context())
+	check(err)
+	if version <= 15 {
+		t.Fatalf("the file is of version %d", version)
+	}
+	check(db.Close())
+	s := opened(t, path)
+	defer func() { check(s.Close()) }()
+	var n int
+	check(s.db.QueryRowContext(t.Context(), `SELECT n FROM unfinished_commands WHERE tenant = '' AND orderer = ''`).Scan(&n))
+	if n != 0 {
+		t.Errorf("%d unfinished commands", n)
+	}
+}
+
 // BenchmarkAddCommand adds commands of one orderer that has so many unfinished.
 func BenchmarkAddCommand(b *testing.B) {
 	for _, n := range []int{0, 50_000} {
