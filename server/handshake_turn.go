@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
 	"net"
@@ -43,12 +45,15 @@ func inTurn(c *tls.Config) *tls.Config {
 }
 
 // turnConn has a place in the room from the client's hello until the server's answer to it is made: when it writes,
-// or reads on, or ends.
+// or reads on, or ends. Where the answer is a HelloRetryRequest (RFC 8446 §4.1.4) nothing was calculated yet: it has a
+// place again from the second hello on, which tells nobody else of itself.
 type turnConn struct {
 	net.Conn
 	room   *fair.Room
+	turn   context.Context // of the handshake, with its network; from the first hello on
 	inside atomic.Bool
-	shakes bool // the server has answered the hello, and what comes may be an alert in the clear; for the one who reads
+	retry  atomic.Bool // a second hello is awaited
+	shakes bool        // the server has answered the hello, and what comes may be an alert in the clear; for the one who reads
 }
 
 // enter waits for a place. Code: busy.
@@ -57,7 +62,12 @@ func (c *turnConn) enter(hello *tls.ClientHelloInfo) error {
 	if ap, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil { // the zero network has a line too
 		network = rates.Network(ap.Addr().Unmap())
 	}
-	if err := c.room.Enter(fair.With(hello.Context(), network)); err != nil {
+	c.turn = fair.With(hello.Context(), network)
+	return c.wait()
+}
+
+func (c *turnConn) wait() error {
+	if err := c.room.Enter(c.turn); err != nil {
 		return err
 	}
 	c.inside.Store(true)
@@ -72,7 +82,7 @@ func (c *turnConn) leave() {
 }
 
 // Read gives the place back first: it waits for the client. An alert in the clear ends the handshake as the error that it
-// is.
+// is. With a part of a second hello it waits for a place. Code: busy.
 func (c *turnConn) Read(b []byte) (int, error) {
 	c.leave()
 	n, err := c.Conn.Read(b)
@@ -82,6 +92,11 @@ func (c *turnConn) Read(b []byte) (int, error) {
 			return 0, alert
 		}
 	}
+	if n > 0 && c.retry.Load() {
+		if err := c.wait(); err != nil {
+			return 0, err
+		}
+	}
 	return n, err
 }
 
@@ -89,7 +104,7 @@ func (c *turnConn) Read(b []byte) (int, error) {
 // clear, and the alert that these bytes are. A client on OpenSSL that refuses the server's certificate says so before it
 // seals anything, where crypto/tls takes sealed records alone and would call the alert a bad MAC (RFC 8446, 5.1).
 func clearAlert(b []byte) (more bool, alert error) {
-	const changeCipherSpec, alertRecord, handshake, closeNotify = 20, 21, 22, 0
+	const closeNotify = 0 // of the alerts (RFC 8446 §6)
 	if len(b) >= 6 && b[0] == changeCipherSpec {
 		b = b[6:] // of one byte, for the sake of middleboxes (RFC 8446, D.4)
 	}
@@ -99,12 +114,18 @@ func clearAlert(b []byte) (more bool, alert error) {
 	case len(b) == 7 && b[0] == alertRecord && b[3] == 0 && b[4] == 2 && b[6] != closeNotify:
 		return false, fmt.Errorf("remote error: %w", tls.AlertError(b[6]))
 	}
-	return b[0] == handshake, nil // a second hello; TLS 1.2
+	return b[0] == handshakeRecord, nil // a second hello; TLS 1.2
 }
 
 // Write gives the place back first.
 func (c *turnConn) Write(b []byte) (int, error) {
 	c.leave()
+	switch {
+	case asksAgain(b):
+		c.retry.Store(true)
+	case len(b) > 0 && b[0] != changeCipherSpec && c.retry.Load():
+		c.retry.Store(false)
+	}
 	return c.Conn.Write(b)
 }
 
@@ -112,4 +133,21 @@ func (c *turnConn) Write(b []byte) (int, error) {
 func (c *turnConn) Close() error {
 	c.leave()
 	return c.Conn.Close()
+}
+
+// Of RFC 8446: the types of records (§5.1), and of a handshake message (§4).
+const (
+	changeCipherSpec = 20 // one may follow a HelloRetryRequest (appendix D.4)
+	alertRecord      = 21
+	handshakeRecord  = 22
+	serverHello      = 2
+)
+
+// retryRandom is the random of a ServerHello that is a HelloRetryRequest: SHA-256 of these words (RFC 8446 §4.1.3).
+var retryRandom = sha256.Sum256([]byte("HelloRetryRequest"))
+
+// asksAgain reports whether a write begins with the record of a HelloRetryRequest.
+func asksAgain(b []byte) bool {
+	const at = 5 + 4 + 2 // behind the headers of the record and of the message, and the version
+	return len(b) >= at+len(retryRandom) && b[0] == handshakeRecord && b[5] == serverHello && [32]byte(b[at:]) == retryRandom
 }

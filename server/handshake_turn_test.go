@@ -17,8 +17,9 @@ import (
 	"github.com/watchword-iot/watchword/internal/waiting"
 )
 
-// turnServer answers TLS handshakes in turns, and closes each connection when its handshake is over.
-func turnServer(t *testing.T, room *fair.Room) (address string, over <-chan error) {
+// turnServer answers TLS handshakes in turns, over the given curves if any, and closes each connection when its handshake
+// is over.
+func turnServer(t *testing.T, room *fair.Room, curves ...tls.CurveID) (address string, over <-chan error) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -33,7 +34,7 @@ func turnServer(t *testing.T, room *fair.Room) (address string, over <-chan erro
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	config := &tls.Config{MinVersion: tls.VersionTLS13, CurvePreferences: curves, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
 	l := tls.NewListener(turnListener{raw, room}, inTurn(config))
 	t.Cleanup(func() { _ = l.Close() })
 	done := make(chan error, 16)
@@ -103,6 +104,54 @@ func TestAHandshakeWaitsForItsTurn(t *testing.T) {
 	if err := waiting.For(t, "the client's side of the handshake", answered); err != nil {
 		t.Error("the client:", err)
 	}
+}
+
+// Where the server asks for another hello, the second one waits for its turn too: the work comes behind it.
+func TestASecondHelloWaitsForItsTurn(t *testing.T) {
+	room := fair.NewRoom()
+	address, over := turnServer(t, room, tls.CurveP384) // for which a client has no key share in its first hello
+	raw, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	c := &pausesAfterHello{Conn: raw, paused: make(chan struct{}), goOn: make(chan struct{})}
+	answered := make(chan error, 1)
+	go func() { answered <- tls.Client(c, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(t.Context()) }()
+	waiting.For(t, "the server's wish for a second hello", c.paused)
+	leave := places(t, room) // that none is lost meanwhile is shown too
+	close(c.goOn)
+	for wait := waiting.Within(); room.Waiting() == 0; runtime.Gosched() {
+		wait.Check(t, "a second hello that waits for its turn")
+	}
+	select {
+	case err := <-answered:
+		t.Fatalf("a second hello was answered while no place was free: %v", err)
+	default:
+	}
+	leave()
+	if err := waiting.For(t, "the end of a handshake", over); err != nil {
+		t.Error("the handshake whose turn came:", err)
+	}
+	if err := waiting.For(t, "the client's side of the handshake", answered); err != nil {
+		t.Error("the client:", err)
+	}
+	places(t, room)()
+}
+
+// pausesAfterHello is a connection on which a client waits before it writes for the second time.
+type pausesAfterHello struct {
+	net.Conn
+	writes       int
+	paused, goOn chan struct{}
+}
+
+func (c *pausesAfterHello) Write(b []byte) (int, error) {
+	if c.writes++; c.writes == 2 {
+		close(c.paused)
+		<-c.goOn
+	}
+	return c.Conn.Write(b)
 }
 
 // However a handshake ends, its place is free again: also while it waits for a client that says no more.
