@@ -405,6 +405,32 @@ func aliasedHello(_ *house, c *client) {
 	want[*packet.Ack](c)
 }
 
+// The options that are said last for a filter are those that stay, also where they were said before.
+func TestOfEqualFiltersOfOneSubscribeTheLastOneStays(t *testing.T) {
+	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+		pub, c := h.device("pub"), h.connect(v, "sub", h.token("sub", time.Hour))
+		for _, last := range []byte{0, 1} {
+			p := &packet.Subscribe{ID: c.id()}
+			codes := []packet.Reason{0, 1, 0, 1, packet.Reason(last)}
+			for _, qos := range codes {
+				p.Filters = append(p.Filters, packet.Filter{Topic: "a", QoS: byte(qos)})
+			}
+			c.send(p)
+			if got := want[*packet.Suback](c).Codes; !slices.Equal(got, codes) {
+				t.Errorf("%v, want %v", got, codes)
+			}
+			pub.publish(1, "a", "x")
+			m := want[*packet.Publish](c)
+			if m.QoS != last {
+				t.Errorf("it comes with QoS %d, want %d", m.QoS, last)
+			}
+			if m.QoS > 0 {
+				c.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
+			}
+		}
+	})
+}
+
 // One filter a thousand times is one subscription, and brings what is retained once. Each
 // time has its code, and options that differ are put in place in turn.
 func TestEqualFiltersOfOneSubscribeCountOnce(t *testing.T) {

@@ -20,10 +20,21 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 	var stand []*subscription
 	var why error
 	said := make(map[packet.Filter]packet.Reason, len(p.Filters)) // one that is there again, with the same options, is the same
-	for _, f := range p.Filters {
-		if code, again := said[f]; again {
+	var latest map[string]packet.Filter
+	var final map[string]int // where each filter is for the last time: its options there are those that stay (MQTT 5.0 §3.8.4)
+	if len(p.Filters) > 1 {
+		latest, final = map[string]packet.Filter{}, map[string]int{}
+		for i, f := range p.Filters {
+			final[f.Topic] = i
+		}
+	}
+	for i, f := range p.Filters {
+		if code, again := said[f]; again && (latest[f.Topic] == f || i < final[f.Topic]) {
 			ack.Codes = append(ack.Codes, code)
 			continue
+		}
+		if latest != nil {
+			latest[f.Topic] = f
 		}
 		s, fresh, err := c.subscribeOne(f, identifier)
 		if err != nil {
