@@ -93,6 +93,35 @@ func TestAnswersThatAreNotReadAreBounded(t *testing.T) {
 	}
 }
 
+// An event of a stream is counted while it is written, and a stream without room for one is broken off.
+func TestEventsThatAreNotReadAreCounted(t *testing.T) {
+	a := &API{answers: newAnswerQuota(1<<20, 0)}
+	w, rec := answerOf(a, http.MethodGet, "lamp")
+	defer w.end()
+	s := newStream(&caller{session: &watched{writer: w}})
+	big := strings.Repeat("x", 40<<10)
+	if err := s.send("event", "", big); err != nil || rec.Body.Len() < len(big) {
+		t.Fatalf("%v: %d bytes", err, rec.Body.Len())
+	}
+	if n := a.answers.Total(); n != 0 {
+		t.Errorf("%d bytes are charged for what is written", n)
+	}
+	other, _ := answerOf(a, http.MethodGet, "lamp")
+	defer other.end()
+	if err := other.takes(1<<20 - 8<<10); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.send("event", "", "small"); err != nil {
+		t.Errorf("a small event: %v", err)
+	}
+	if err := s.send("event", "", big); watchword.CodeOf(err) != watchword.Busy {
+		t.Errorf("an event for which there is no room: %v", err)
+	}
+	if why, started := w.finish(); !errors.Is(why, errAnswerEnded) || !started {
+		t.Errorf("the stream then: %v, started %v", why, started)
+	}
+}
+
 // Bodies of requests share the account, from before they are read: a body may be sent as slowly as its request may last.
 func TestBodiesUnderWayAreBounded(t *testing.T) {
 	a := &API{answers: newAnswerQuota(1<<20, 0)}

@@ -59,7 +59,8 @@ func (s *stream) write(b []byte) error {
 	if err := s.w.stream(); err != nil {
 		return err
 	}
-	return s.w.send(b)
+	_, err := s.w.Write(b) // it counts b while it is written
+	return err
 }
 
 // broken ends a stream that could not be written to: the peer has gone, or may have no more of it.
