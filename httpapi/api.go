@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -109,6 +110,7 @@ type API struct {
 	requests *quota.Ledger[netip.Prefix]  // under way
 	answers  *quota.Ledger[answerAccount] // bytes of answers
 	each     subjectRates                 // of requests with a token
+	paused   atomic.Int32                 // answers that are given late
 
 	mirrors struct { // who reads the log's tiles, and when an entry said so
 		sync.Mutex

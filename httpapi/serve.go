@@ -94,7 +94,32 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer a.requests.Give(network, 1)
 		a.serve(r, in, common)
 	}
+	a.pause(r.Context(), in.writer)
 	a.finish(r, in, common)
+}
+
+// An answer of status 429 is given late, so that who asks again at once costs the server less than who waits. Where so
+// many are late already, it is given at once.
+const (
+	refusalPause = 100 * time.Millisecond
+	pausedMost   = 1024
+)
+
+// pause waits, where the answer is one that is given late, or until the client goes.
+func (a *API) pause(ctx context.Context, w *answerWriter) {
+	if w.direct || w.status != http.StatusTooManyRequests {
+		return
+	}
+	defer a.paused.Add(-1)
+	if a.paused.Add(1) > pausedMost {
+		return
+	}
+	t := time.NewTimer(refusalPause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // serve has the request answered, even where the code panics.

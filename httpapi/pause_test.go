@@ -1,0 +1,59 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// pauses is how long an answer of that status is held back.
+func pauses(ctx context.Context, a *API, status int, direct bool) time.Duration {
+	w := newAnswerWriter(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
+	w.WriteHeader(status)
+	w.direct = direct
+	began := time.Now()
+	a.pause(ctx, w)
+	return time.Since(began)
+}
+
+func TestAnAnswerThatRefusesForARateIsGivenLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, ctx := &API{}, t.Context()
+		for _, tc := range []struct {
+			status int
+			direct bool
+			want   time.Duration
+		}{
+			{http.StatusTooManyRequests, false, refusalPause},
+			{http.StatusTooManyRequests, true, 0}, // its first bytes have gone
+			{http.StatusOK, false, 0},
+			{http.StatusForbidden, false, 0},
+			{http.StatusServiceUnavailable, false, 0},
+		} {
+			if got := pauses(ctx, a, tc.status, tc.direct); got != tc.want {
+				t.Errorf("status %d, begun %v: %v, want %v", tc.status, tc.direct, got, tc.want)
+			}
+		}
+		gone, cancel := context.WithCancel(ctx)
+		cancel()
+		if got := pauses(gone, a, http.StatusTooManyRequests, false); got != 0 {
+			t.Errorf("for a client that has gone: %v", got)
+		}
+		var wg sync.WaitGroup
+		for range pausedMost {
+			wg.Go(func() { pauses(ctx, a, http.StatusTooManyRequests, false) })
+		}
+		synctest.Wait()
+		if got := pauses(ctx, a, http.StatusTooManyRequests, false); got != 0 {
+			t.Errorf("beyond the bound: %v", got)
+		}
+		wg.Wait()
+		if got := pauses(ctx, a, http.StatusTooManyRequests, false); got != refusalPause || a.paused.Load() != 0 {
+			t.Errorf("afterwards: %v, %d are counted", got, a.paused.Load())
+		}
+	})
+}
