@@ -66,7 +66,7 @@ type lasting struct {
 	expiry uint32 // seconds after the end of the connection
 	left   time.Time
 	clock  *time.Timer      // of the end, while there is no connection
-	timers []*time.Timer    // to ask again, likewise
+	again  *time.Timer      // of the question that nobody could answer, likewise
 	hold   *session.Session // likewise
 	turn   int              // counts connections and their ends
 	paused bool             // its subject may have nothing at this moment
@@ -354,8 +354,8 @@ func (l *lasting) stop() {
 	if l.clock != nil {
 		l.clock.Stop()
 	}
-	for _, t := range l.timers {
-		t.Stop()
+	if l.again != nil {
+		l.again.Stop()
 	}
-	l.clock, l.timers = nil, nil
+	l.clock, l.again = nil, nil
 }

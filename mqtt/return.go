@@ -156,7 +156,10 @@ func (cl *client) watch(ctx context.Context, turn int) {
 					l.paused = true
 					go cl.end()
 				default: // nobody can say: what waits goes on to wait, and is judged when its client comes
-					l.timers = append(l.timers, time.AfterFunc(askAgain, func() { cl.ask(turn) }))
+					if l.again != nil {
+						l.again.Stop()
+					}
+					l.again = time.AfterFunc(askAgain, func() { cl.ask(turn) })
 				}
 			})
 		},
