@@ -161,8 +161,17 @@ func TestASharedSubscriptionIsHandedNoCommands(t *testing.T) {
 		c.acknowledge(o.take(c, n))
 		c.send(&packet.Unsubscribe{ID: c.id(), Filters: []string{ownCommands}})
 		want[*packet.Unsuback](c)
-		o.order()
+		n = o.order()
 		c.silent()
+		rows, err := o.desk.List(t.Context(), watchword.DefaultTenant, command.Filter{Device: "lamp-7"}, "", 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rows {
+			if r.Seq == n && r.State != watchword.Queued {
+				t.Errorf("a command that nobody is there to take is %s, want queued", r.State)
+			}
+		}
 	})
 }
 
