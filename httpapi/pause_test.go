@@ -8,15 +8,18 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
 )
 
 // pauses is how long an answer of that status is held back.
-func pauses(ctx context.Context, a *API, status int, direct bool) time.Duration {
+func pauses(ctx context.Context, a *API, who watchword.SubjectID, status int, direct bool) time.Duration {
 	w := newAnswerWriter(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
 	w.WriteHeader(status)
 	w.direct = direct
 	began := time.Now()
-	a.pause(ctx, w)
+	a.pause(ctx, &info{who: audit.Actor{Subject: who}, writer: w})
 	return time.Since(began)
 }
 
@@ -24,35 +27,37 @@ func TestAnAnswerThatRefusesForARateIsGivenLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, ctx := &API{}, t.Context()
 		for _, tc := range []struct {
+			who    watchword.SubjectID
 			status int
 			direct bool
 			want   time.Duration
 		}{
-			{http.StatusTooManyRequests, false, refusalPause},
-			{http.StatusTooManyRequests, true, 0}, // its first bytes have gone
-			{http.StatusOK, false, 0},
-			{http.StatusForbidden, false, 0},
-			{http.StatusServiceUnavailable, false, 0},
+			{"lamp", http.StatusTooManyRequests, false, refusalPause},
+			{"lamp", http.StatusTooManyRequests, true, 0}, // its first bytes have gone
+			{"", http.StatusTooManyRequests, false, 0},    // a stranger
+			{"lamp", http.StatusOK, false, 0},
+			{"lamp", http.StatusForbidden, false, 0},
+			{"lamp", http.StatusServiceUnavailable, false, 0},
 		} {
-			if got := pauses(ctx, a, tc.status, tc.direct); got != tc.want {
+			if got := pauses(ctx, a, tc.who, tc.status, tc.direct); got != tc.want {
 				t.Errorf("status %d, begun %v: %v, want %v", tc.status, tc.direct, got, tc.want)
 			}
 		}
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
-		if got := pauses(gone, a, http.StatusTooManyRequests, false); got != 0 {
+		if got := pauses(gone, a, "lamp", http.StatusTooManyRequests, false); got != 0 {
 			t.Errorf("for a client that has gone: %v", got)
 		}
 		var wg sync.WaitGroup
 		for range pausedMost {
-			wg.Go(func() { pauses(ctx, a, http.StatusTooManyRequests, false) })
+			wg.Go(func() { pauses(ctx, a, "lamp", http.StatusTooManyRequests, false) })
 		}
 		synctest.Wait()
-		if got := pauses(ctx, a, http.StatusTooManyRequests, false); got != 0 {
+		if got := pauses(ctx, a, "lamp", http.StatusTooManyRequests, false); got != 0 {
 			t.Errorf("beyond the bound: %v", got)
 		}
 		wg.Wait()
-		if got := pauses(ctx, a, http.StatusTooManyRequests, false); got != refusalPause || a.paused.Load() != 0 {
+		if got := pauses(ctx, a, "lamp", http.StatusTooManyRequests, false); got != refusalPause || a.paused.Load() != 0 {
 			t.Errorf("afterwards: %v, %d are counted", got, a.paused.Load())
 		}
 	})

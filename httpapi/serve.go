@@ -94,20 +94,20 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer a.requests.Give(network, 1)
 		a.serve(r, in, common)
 	}
-	a.pause(r.Context(), in.writer)
+	a.pause(r.Context(), in)
 	a.finish(r, in, common)
 }
 
-// An answer of status 429 is given late, so that who asks again at once costs the server less than who waits. Where so
-// many are late already, it is given at once.
+// An answer of status 429 to a subject is given late, so that one who asks again at once costs the server no more than
+// one who waits. Where so many are late already, it is given at once. Strangers are bounded by address before.
 const (
-	refusalPause = 100 * time.Millisecond
+	refusalPause = 20 * time.Millisecond
 	pausedMost   = 1024
 )
 
 // pause waits, where the answer is one that is given late, or until the client goes.
-func (a *API) pause(ctx context.Context, w *answerWriter) {
-	if w.direct || w.status != http.StatusTooManyRequests {
+func (a *API) pause(ctx context.Context, in *info) {
+	if in.who.Subject == "" || in.writer.direct || in.writer.status != http.StatusTooManyRequests {
 		return
 	}
 	defer a.paused.Add(-1)
