@@ -8,13 +8,43 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 )
+
+// slowBodies sends so many requests whose bodies are the caller's to write, and returns when the server reads all of
+// them. fits says of the status of an answer whether it is one of a request that was within the bounds.
+func (h *house) slowBodies(t *testing.T, n int, request func(body io.Reader) *http.Request, fits func(status int) bool) (bodies []*io.PipeWriter, ended *sync.WaitGroup) {
+	t.Helper()
+	ended = &sync.WaitGroup{}
+	reading := make(chan struct{}, n)
+	for range n {
+		body, w := io.Pipe()
+		bodies = append(bodies, w)
+		// The server says that it reads the body (RFC 9110 §10.1.1).
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { reading <- struct{}{} }})
+		req := request(body).WithContext(ctx)
+		req.Header.Set("Expect", "100-continue")
+		ended.Go(func() {
+			res, err := h.http.Do(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = res.Body.Close() // what it says is not what this is about
+			if !fits(res.StatusCode) {
+				t.Errorf("one of those that fit: %d", res.StatusCode)
+			}
+		})
+	}
+	for i := range n {
+		waiting.For(t, fmt.Sprintf("the reading of body %d of %d", i+1, n), reading)
+	}
+	return bodies, ended
+}
 
 // One connection of HTTP/2 carries many requests, and each of them takes memory until it ends.
 func TestRequestsUnderWayAreBounded(t *testing.T) {
@@ -24,44 +54,19 @@ func TestRequestsUnderWayAreBounded(t *testing.T) {
 	if a := h.ask("GET", "/v1/trust", "", ""); a.status != 200 {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
-	var ended sync.WaitGroup
-	var bodies []*io.PipeWriter
-	reading := make(chan struct{}, most)
-	for range most {
-		body, w := io.Pipe()
-		bodies = append(bodies, w)
-		// The server says that it reads the body (RFC 9110 §10.1.1).
-		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { reading <- struct{}{} }})
-		req, err := http.NewRequestWithContext(ctx, "POST", h.url+"/v1/time", body)
+	bodies, ended := h.slowBodies(t, most, func(body io.Reader) *http.Request {
+		req, err := http.NewRequest("POST", h.url+"/v1/time", body)
 		must(t, err)
 		req.Header.Set("Content-Type", "application/json")
-		req.Header.Set("Expect", "100-continue")
-		ended.Go(func() {
-			res, err := h.http.Do(req)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			_ = res.Body.Close() // what it says is not what this is about
-			if res.StatusCode == 429 {
-				t.Error("one of those that fit was refused")
-			}
-		})
-	}
-	for n := range most {
-		select {
-		case <-reading:
-		case <-time.After(20 * time.Second):
-			t.Fatalf("%d of %d requests are under way", n, most)
-		}
-	}
+		return req
+	}, func(status int) bool { return status != 429 })
 	if a := h.ask("GET", "/v1/trust", "", ""); a.status != 429 || a.code != watchword.Busy || a.header.Get("Retry-After") == "" {
 		t.Errorf("one more: %d %.200s", a.status, a.body)
 	}
 	for _, w := range bodies {
 		must(t, w.Close())
 	}
-	waiting.All(t, "the answers to those that fit", &ended)
+	waiting.All(t, "the answers to those that fit", ended)
 	if a := h.ask("GET", "/v1/trust", "", ""); a.status != 200 {
 		t.Errorf("after them: %d %s", a.status, a.body)
 	}
@@ -143,37 +148,13 @@ func TestBodiesOfOneSubjectAreBounded(t *testing.T) {
 	greedy, other := h.token(h.enroll("lamp-1", device.Options{}, nil)), h.token(h.enroll("lamp-2", device.Options{}, nil))
 	event := strings.Repeat("x", 32<<10)
 	const most = 1 << 20 / (28 << 10)
-	var ended sync.WaitGroup
-	var bodies []*io.PipeWriter
-	reading := make(chan struct{}, most)
-	for range most {
-		body, w := io.Pipe()
-		bodies = append(bodies, w)
-		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { reading <- struct{}{} }})
-		req, err := http.NewRequestWithContext(ctx, "POST", h.url+"/v1/self/events/lux", body)
+	bodies, ended := h.slowBodies(t, most, func(body io.Reader) *http.Request {
+		req, err := http.NewRequest("POST", h.url+"/v1/self/events/lux", body)
 		must(t, err)
 		req.ContentLength = int64(len(event))
 		req.Header.Set("Authorization", "Bearer "+greedy)
-		req.Header.Set("Expect", "100-continue")
-		ended.Go(func() {
-			res, err := h.http.Do(req)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			_ = res.Body.Close() // what it says is not what this is about
-			if res.StatusCode != 202 {
-				t.Errorf("one of those that fit: %d", res.StatusCode)
-			}
-		})
-	}
-	for n := range most {
-		select {
-		case <-reading:
-		case <-time.After(20 * time.Second):
-			t.Fatalf("%d of %d bodies are under way", n, most)
-		}
-	}
+		return req
+	}, func(status int) bool { return status == 202 })
 	if a := h.ask("POST", "/v1/self/events/lux", greedy, event); a.status != 429 || a.code != watchword.Busy || a.header.Get("Retry-After") == "" || !strings.Contains(a.body, "(limits.subject_body_bytes)") {
 		t.Errorf("one more: %d %.200s", a.status, a.body)
 	}
@@ -185,7 +166,7 @@ func TestBodiesOfOneSubjectAreBounded(t *testing.T) {
 		must(t, err)
 		must(t, w.Close())
 	}
-	ended.Wait()
+	waiting.All(t, "the answers to those that fit", ended)
 	if a := h.ask("POST", "/v1/self/events/lux", greedy, event); a.status != 202 {
 		t.Errorf("after them: %d %.200s", a.status, a.body)
 	}

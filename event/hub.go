@@ -219,9 +219,8 @@ func (h *Hub) Subscribe(t watchword.TenantID, filter, since string) *Subscriptio
 func (s *Subscription) Ready() <-chan struct{} { return s.ready }
 
 // Next returns the next events, of 64 KiB and at most 64 in number, and what was missed among them: of the events and
-// losses that there are it looks at 256. It never waits. If
-// there is nothing, and more is false, Ready tells when there is. It is for one goroutine, and events are good until the
-// next call.
+// losses that there are it looks at 256. It never waits. If there is nothing, and more is false, Ready tells when there
+// is. It is for one goroutine, and events are good until the next call.
 func (s *Subscription) Next() (events []*Event, gap Gap, more bool) {
 	h := s.hub
 	h.mu.Lock()

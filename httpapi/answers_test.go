@@ -133,7 +133,7 @@ func TestBodiesUnderWayAreBounded(t *testing.T) {
 	}
 	for length, want := range map[int64]int{32 << 10: 1 << 20 / (28 << 10), -1: 1 << 20 / (maxBody - answerFree), 1 << 40: 1 << 20 / (maxBody - answerFree)} {
 		var under []*answerWriter
-		for {
+		for len(under) <= want {
 			w, err := request(length)
 			if err != nil {
 				if watchword.CodeOf(err) != watchword.Busy || !strings.Contains(err.Error(), "(limits.subject_body_bytes)") {

@@ -315,8 +315,8 @@ func (c *conn) take(buf []byte, it *item) []byte {
 	if c.largest > 0 && len(buf)-at > c.largest { // MQTT 5.0 §3.1.2.11.4: as if it had been delivered
 		c.broker.stats.tooLarge.Add(1)
 		if alias > 0 && !known {
-			delete(c.aliases, it.m.topic) // it never heard it
-			_ = c.rememberMore(-(sentBytes + rounded(it.m.topic)))
+			delete(c.aliases, it.m.topic)                          // it never heard it
+			_ = c.rememberMore(-(sentBytes + rounded(it.m.topic))) // never refused: it shrinks
 		}
 		if n := it.m.command(); n > 0 && c.pump != nil { // but that a device has a command is said of no other
 			c.pump.doesNotFit(n, len(buf)-at)

@@ -89,12 +89,18 @@ func TestAHandshakeWaitsForItsTurn(t *testing.T) {
 	go func() {
 		answered <- tls.Client(raw, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(ctx)
 	}()
+	waitsForItsTurn(t, room, leave, answered, over)
+}
+
+// waitsForItsTurn shows that the handshake under way waits, and goes on once leave made room.
+func waitsForItsTurn(t *testing.T, room *fair.Room, leave func(), answered, over <-chan error) {
+	t.Helper()
 	for wait := waiting.Within(); room.Waiting() == 0; runtime.Gosched() {
 		wait.Check(t, "a handshake that waits for its turn")
 	}
 	select {
 	case err := <-answered:
-		t.Fatalf("a handshake was answered while no place was free: %v", err)
+		t.Fatalf("it was answered while no place was free: %v", err)
 	default:
 	}
 	leave()
@@ -121,21 +127,7 @@ func TestASecondHelloWaitsForItsTurn(t *testing.T) {
 	waiting.For(t, "the server's wish for a second hello", c.paused)
 	leave := places(t, room) // that none is lost meanwhile is shown too
 	close(c.goOn)
-	for wait := waiting.Within(); room.Waiting() == 0; runtime.Gosched() {
-		wait.Check(t, "a second hello that waits for its turn")
-	}
-	select {
-	case err := <-answered:
-		t.Fatalf("a second hello was answered while no place was free: %v", err)
-	default:
-	}
-	leave()
-	if err := waiting.For(t, "the end of a handshake", over); err != nil {
-		t.Error("the handshake whose turn came:", err)
-	}
-	if err := waiting.For(t, "the client's side of the handshake", answered); err != nil {
-		t.Error("the client:", err)
-	}
+	waitsForItsTurn(t, room, leave, answered, over)
 	places(t, room)()
 }
 

@@ -131,17 +131,14 @@ func (l *load) worstControl(ctx context.Context, seconds int) (heap float64, p99
 	}
 	defer func() { err = errors.Join(err, w.p.stop()) }()
 	for turn := range 2 * worstTurns {
-		busy, done := context.WithCancel(ctx)
+		end := func() {}
 		if turn%2 == 1 {
-			c := exec.CommandContext(busy, "sh", "-c", "while :; do :; done")
-			if err := c.Start(); err != nil {
-				done()
+			if end, err = compute(ctx); err != nil {
 				return 0, p99, err
 			}
-			defer func() { _ = c.Wait() }() // it is killed
 		}
 		r, err := w.turn(ctx, turn, false)
-		done()
+		end()
 		if err == nil {
 			err = p99.add(turn%2, r)
 		}
@@ -156,6 +153,20 @@ func (l *load) worstControl(ctx context.Context, seconds int) (heap float64, p99
 	}
 	heap, err = w.liveHeap(ctx)
 	return heap, p99, err
+}
+
+// compute starts a process that takes the time of one core, until end is called.
+func compute(ctx context.Context) (end func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	c := exec.CommandContext(ctx, "sh", "-c", "while :; do :; done")
+	if err := c.Start(); err != nil {
+		cancel()
+		return nil, err
+	}
+	return func() {
+		cancel()
+		_ = c.Wait() // says that it was killed
+	}, nil
 }
 
 // clip is what of an error fits into a table.

@@ -78,7 +78,8 @@ func New[K comparable, V any](b Bounds) *Log[K, V] {
 }
 
 // Add keeps v, which takes that many bytes, at most 1 GiB. number is above those of all before. tag is what is remembered
-// of it beside its source when it is lost. It takes time that grows with the logarithm of the number of sources.
+// of it beside its source when it is lost. It takes time that grows with the logarithm of the number of sources, and now
+// and then with the number of values that are kept, when it looks for the oldest one or the first that was lost.
 func (l *Log[K, V]) Add(number uint64, k K, v V, tag string, bytes int) {
 	s := l.by[k]
 	switch {
