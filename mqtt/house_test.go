@@ -373,7 +373,8 @@ func (c *client) id() uint16 {
 	return c.next
 }
 
-// subscribe asks for filters at one QoS and returns the codes.
+// subscribe asks for filters at one QoS and returns the codes. Messages of the subscription
+// may come before its SUBACK (MQTT 5.0 §3.8.4): they are kept for the next calls.
 func (c *client) subscribe(qos byte, filters ...string) []packet.Reason {
 	c.t.Helper()
 	p := &packet.Subscribe{ID: c.id()}
@@ -381,7 +382,19 @@ func (c *client) subscribe(qos byte, filters ...string) []packet.Reason {
 		p.Filters = append(p.Filters, packet.Filter{Topic: f, QoS: qos})
 	}
 	c.send(p)
-	return want[*packet.Suback](c).Codes
+	for {
+		switch got := next(c).(type) {
+		case *packet.Suback:
+			if got.ID != p.ID {
+				c.t.Fatalf("SUBACK for %d, want %d", got.ID, p.ID)
+			}
+			return got.Codes
+		case *packet.Publish:
+			c.ahead = append(c.ahead, got)
+		default:
+			c.t.Fatalf("got %T %+v, want SUBACK", got, got)
+		}
+	}
 }
 
 // publish sends one message; with QoS 1 it returns the reason of its PUBACK.
