@@ -8,8 +8,10 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +36,7 @@ import (
 // ends of what is in it, however much later the test runs.
 type upgraded struct {
 	t     *testing.T
+	made  string // the archive's name, a date
 	dir   string
 	now   func() time.Time
 	info  server.Info
@@ -76,7 +79,7 @@ func check(t *testing.T, err error) {
 
 func upgrade(t *testing.T, archive string) *upgraded {
 	t.Helper()
-	u := &upgraded{t: t, dir: t.TempDir()}
+	u := &upgraded{t: t, made: strings.TrimSuffix(filepath.Base(archive), ".tar.gz"), dir: t.TempDir()}
 	unpack(t, archive, u.dir)
 	made, err := strconv.ParseInt(strings.TrimSpace(string(u.read("made"))), 10, 64)
 	check(t, err)
@@ -134,7 +137,11 @@ func (u *upgraded) device(id watchword.SubjectID) *device.Device {
 		},
 	})
 	check(u.t, err)
-	u.t.Cleanup(func() { check(u.t, d.Close()) })
+	u.t.Cleanup(func() {
+		if err := d.Close(); err != nil && !errors.Is(err, os.ErrClosed) { // a test may have closed it
+			u.t.Error(err)
+		}
+	})
 	return d
 }
 
@@ -267,6 +274,76 @@ func TestAFolderOfAnEarlierBuildGoesOn(t *testing.T) {
 	}
 }
 
+// A device's folder that an earlier build left keeps its memory: the number of the last
+// command, what it signed for it, and that its counters are known. A device that had lost
+// them would obey only what carries its nonce, and none of these commands does.
+func TestADeviceFolderOfAnEarlierBuildKeepsItsMemory(t *testing.T) {
+	archives, err := filepath.Glob("testdata/upgrade/*.tar.gz")
+	check(t, err)
+	if len(archives) == 0 {
+		t.Fatal("no archives")
+	}
+	for _, archive := range archives {
+		t.Run(strings.TrimSuffix(filepath.Base(archive), ".tar.gz"), func(t *testing.T) {
+			t.Parallel()
+			u := upgrade(t, archive)
+			d := u.device("lamp-1")
+			levels := 0
+			handle := func(d *device.Device) {
+				d.Handle("lamp.set", func(context.Context, *device.Command) (any, error) {
+					levels++
+					return map[string]int{"level": 50}, nil
+				})
+			}
+			handle(d)
+			if epoch, seq := d.Position(); epoch != 1 || seq != 2 {
+				t.Errorf("lamp-1 is at %d.%d", epoch, seq)
+			}
+			jwe := u.next(d)
+			receipt, err := d.Obey(t.Context(), jwe)
+			check(t, err)
+			check(t, d.HandIn(t.Context(), receipt))
+			equal(t, "commands of lamp-1", u.commands("lamp-1"), []string{"1 done", "2 failed", "3 done"})
+			check(t, d.Close())
+			d = u.device("lamp-1")
+			handle(d)
+			again, err := d.Obey(t.Context(), jwe)
+			check(t, err)
+			if again != receipt || levels != 1 {
+				t.Errorf("command 3 was done %d times; signed for anew: %v", levels, again != receipt)
+			}
+			check(t, d.Close())
+			two := u.device("lamp-2") // it never obeyed; it opens, and is nowhere
+			if epoch, seq := two.Position(); epoch != 0 || seq != 0 {
+				t.Errorf("lamp-2 is at %d.%d", epoch, seq)
+			}
+		})
+	}
+}
+
+// next asks for the next command over HTTPS, without a nonce.
+func (u *upgraded) next(d *device.Device) string {
+	u.t.Helper()
+	c, err := d.HTTPClient()
+	check(u.t, err)
+	token, err := d.Token(u.t.Context())
+	check(u.t, err)
+	epoch, seq := d.Position()
+	q, err := http.NewRequestWithContext(u.t.Context(), http.MethodGet,
+		fmt.Sprintf("https://localhost:28443/v1/self/commands?limit=1&wait=10s&epoch=%d&after=%d", epoch, seq), nil)
+	check(u.t, err)
+	q.Header.Set("Authorization", "Bearer "+token)
+	r, err := c.Do(q)
+	check(u.t, err)
+	defer r.Body.Close()
+	var out struct{ Commands []struct{ JWE string } }
+	check(u.t, json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(&out))
+	if r.StatusCode != http.StatusOK || len(out.Commands) != 1 {
+		u.t.Fatalf("the next command: %s, %d commands", r.Status, len(out.Commands))
+	}
+	return out.Commands[0].JWE
+}
+
 func (u *upgraded) in(t *testing.T) *upgraded {
 	here := *u
 	here.t = t
@@ -352,15 +429,18 @@ func (u *upgraded) testMessages(t *testing.T) {
 	other, _, kept := u.mqtt(u.device("lamp-2"), "lamp-2/tool")
 	_, err = other.Subscribe(t.Context(), &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: "sites/+/#", QoS: 1}, {Topic: "devices/+/events/#", QoS: 1}}})
 	check(t, err)
-	equal(t, "retained messages", collect(t, kept, 3), []string{ // sites/a/from-4 is of a device that is revoked, but no row says whose it is
-		`devices/lamp-2/events/power {"w":3}`, "sites/a/from-4 4", "sites/a/scene evening",
-	})
+	want := []string{`devices/lamp-2/events/power {"w":3}`, "sites/a/scene evening"}
+	if u.made == "2026-11-27" { // sites/a/from-4 is of a device that is revoked, but no row says whose it is
+		want = slices.Insert(want, 1, "sites/a/from-4 4")
+	}
+	equal(t, "retained messages", collect(t, kept, len(want)), want)
 	// The subscriptions of the session are there, the shared one too.
 	for _, topic := range []string{"sites/a/again", "sites/b/again"} {
 		_, err = other.Publish(t.Context(), &paho.Publish{Topic: topic, QoS: 1, Payload: []byte("2")})
 		check(t, err)
 	}
 	equal(t, "what came after", collect(t, got, 2), []string{"sites/a/again 2", "sites/b/again 2"})
+	equal(t, "what came after the retained messages", collect(t, kept, 2), []string{"sites/a/again 2", "sites/b/again 2"})
 	check(t, c.Disconnect(&paho.Disconnect{}))
 	check(t, other.Disconnect(&paho.Disconnect{}))
 }
