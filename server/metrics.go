@@ -16,7 +16,7 @@ import (
 )
 
 // operations is the door that people who run the server look through: /metrics,
-// /healthz and /readyz, on a listener of its own.
+// /healthz and /readyz, on a listener of its own. It has no TLS, so it answers to its own names alone.
 func (s *Server) operations() *http.Server {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), engine{s.broker}, s.handshakes.total,
@@ -38,7 +38,7 @@ func (s *Server) operations() *http.Server {
 		}
 		w.WriteHeader(http.StatusOK)
 	})
-	return &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	return &http.Server{Handler: ownHosts(s.cfg.hosts(), mux), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
 }
 
 // reasonOf is what an error says that may be shown.

@@ -182,3 +182,46 @@ func TestOperationsLookThroughADoorOfTheirOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A page whose name was made to point at this machine (DNS rebinding) reads nothing of operations.
+func TestOperationsAnswerToTheirOwnNamesAlone(t *testing.T) {
+	c := config(t, filepath.Join(t.TempDir(), "data"))
+	c.Server.Names, c.Server.PublicURL = []string{"hub.local", "192.0.2.7"}, "https://hub.example"
+	s, err := server.New(t.Context(), c, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-s.Ready()
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		for host, want := range map[string]int{
+			"localhost": 200, "LOCALHOST:9464": 200, "localhost.": 200, "127.0.0.1": 200, "127.9.9.9:1": 200, "[::1]:9464": 200, "[::1]": 200,
+			"hub.local": 200, "Hub.Local:443": 200, "192.0.2.7": 200, "hub.example:9464": 200,
+			"evil.example": 421, "evil.example:9464": 421, "localhost.evil.example": 421, "127.0.0.1.evil.example": 421, "hub.local.evil.example": 421,
+			"192.0.2.8": 421, "[2001:db8::1]": 421, "a.hub.local": 421,
+		} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Info().Metrics+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = host
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(res.Body)
+			if err != nil || res.StatusCode != want || want == 421 && strings.Contains(string(b), "watchword_") {
+				t.Errorf("Host %s, %s: %s %v, want %d", host, path, res.Status, err, want)
+			}
+			if err := res.Body.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+}

@@ -277,7 +277,7 @@ func (a *app) served(address string, o verifyOptions) (get audit.Get, own func(c
 		}
 		head["Authorization"] = "Bearer " + strings.TrimSpace(string(b))
 	}
-	c := &rest.Client{Base: base, HTTP: &http.Client{CheckRedirect: rest.NoRedirects, Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}}}
+	c := &rest.Client{Base: base, Public: o.token == "", HTTP: &http.Client{CheckRedirect: rest.NoRedirects, Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}}}
 	return func(ctx context.Context, path string) ([]byte, error) {
 		res, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/" + path, Header: head})
 		if err != nil {

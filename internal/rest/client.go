@@ -23,6 +23,9 @@ type Client struct {
 	HTTP *http.Client // never follows to another host with the token: see Do
 	// Tokens is where the token for each request comes from; nil for none.
 	Tokens *Tokens
+	// Public says that requests ask for what anyone may read, and hold no secret: they may go without TLS. No other request
+	// does, but to a loopback address (bad_request).
+	Public bool
 }
 
 // Request is one request. Path begins with a slash.
@@ -117,6 +120,9 @@ func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
 	for k, v := range r.Header {
 		req.Header.Set(k, v)
 	}
+	if err := c.checkClear(req, r.Body); err != nil { // before a token is asked for
+		return nil, err
+	}
 	access, prover := "", r.Prover
 	if c.Tokens != nil {
 		if access, prover, err = c.Tokens.credential(ctx); err != nil {
@@ -132,6 +138,9 @@ func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
 		if err := prover.prove(req, access); err != nil {
 			return nil, err
 		}
+	}
+	if err := c.checkClear(req, r.Body); err != nil {
+		return nil, err
 	}
 	res, err := c.HTTP.Do(req)
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -69,6 +70,9 @@ func New(o Options) (*Client, error) {
 		TLSClientConfig: conf, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 90 * time.Second,
 	}
 	if o.Dial != "" {
+		if !strings.HasPrefix(o.URL, "https://") { // its host is what decides whether a token may go in clear
+			return nil, watchword.RefuseField("url", "must be https:// where another address is dialled")
+		}
 		var d net.Dialer
 		tr.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return d.DialContext(ctx, network, o.Dial)
