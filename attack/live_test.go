@@ -16,6 +16,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/sse"
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
@@ -278,8 +279,10 @@ func TestATrickledRequestIsCutOff(t *testing.T) {
 
 func TestADeviceRunsThroughARestart(t *testing.T) {
 	h := serve(t, nil)
-	v := counting(h.enroll("lamp-1", device.Options{}, nil))
+	revoked := make(chan time.Duration, 1)
+	v := counting(h.enroll("lamp-1", device.Options{Revoked: func(pause time.Duration) { revoked <- pause }}, nil))
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	ran := make(chan error, 1)
 	go func() { ran <- v.Run(ctx) }()
 	c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 20 * time.Second})
@@ -298,8 +301,20 @@ func TestADeviceRunsThroughARestart(t *testing.T) {
 	}
 	_, err = again.admin.Revoke(ctx, "lamp-1", "test")
 	must(t, err)
-	wants(t, "a revoked device's Run", <-ran, watchword.SubjectRevoked)
+	if pause := waiting.For(t, "the word that the device is revoked", revoked); pause < 20*time.Hour || pause > 28*time.Hour {
+		t.Errorf("it asks again after %s", pause)
+	}
+	_, err = v.Token(ctx)
+	wants(t, "a token", err, watchword.SubjectRevoked)
+	select {
+	case err := <-ran:
+		t.Errorf("Run ended: %v", err)
+	default:
+	}
 	cancel()
+	if err := waiting.For(t, "the end of Run", ran); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestADeviceThatPublishesTooMuchIsSlowed(t *testing.T) {

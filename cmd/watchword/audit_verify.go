@@ -277,14 +277,26 @@ func (a *app) served(address string, o verifyOptions) (get audit.Get, own func(c
 		}
 		head["Authorization"] = "Bearer " + strings.TrimSpace(string(b))
 	}
-	c := &rest.Client{Base: base, Public: o.token == "", HTTP: &http.Client{CheckRedirect: rest.NoRedirects, Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}}}
+	return mirrorAt(rest.NewStranger(base, rest.Transport(conf, nil)), head), nil, nil
+}
+
+// mirrorAt fetches the files of a log that is served by anybody: the log is proved by its
+// key, and nothing else that is said there counts. A file that is not there makes the
+// mirror unavailable, not the log invalid; a partial tile or bundle may be gone, as soon as
+// there is the full one (C2SP tlog-tiles).
+func mirrorAt(c *rest.Client, head map[string]string) audit.Get {
 	return func(ctx context.Context, path string) ([]byte, error) {
-		res, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/" + path, Header: head})
-		if err != nil {
-			return nil, err
+		a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/" + path, Header: head})
+		switch {
+		case err == nil:
+			return a.Body, nil
+		case rest.StatusOf(err) == http.StatusNotFound && strings.Contains(path, ".p/"):
+			return nil, watchword.Because(err, watchword.NotFound, "there is no %s", path)
+		case rest.StatusOf(err) != 0:
+			return nil, watchword.Because(err, watchword.Unavailable, "%s: the answer has status %d", path, rest.StatusOf(err))
 		}
-		return res.Body, nil
-	}, nil, nil
+		return nil, err
+	}
 }
 
 // bundledLogKeys is the log's keys as this machine's server publishes them, under

@@ -143,8 +143,7 @@ func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	bare := *cl.Rest()
-	bare.Tokens = nil
+	bare := cl.Rest().Bare()
 	res, err := bare.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
 	if err != nil {
 		return token.Trust{}, err

@@ -31,8 +31,8 @@ func TestNothingSecretInClear(t *testing.T) {
 		r.Header = map[string]string{name: value}
 		return r
 	}
-	tokens := func(base string, h *http.Client) *rest.Tokens {
-		return &rest.Tokens{Client: &rest.Client{Base: base, HTTP: h}, Path: "/token", Now: time.Now, Sign: func() (string, error) { return "assertion", nil }}
+	tokens := func(base string, rt http.RoundTripper) *rest.Tokens {
+		return &rest.Tokens{Client: rest.New(base, rt, nil), Path: "/token", Now: time.Now, Sign: func() (string, error) { return "assertion", nil }}
 	}
 	for name, c := range map[string]struct {
 		base   string
@@ -49,7 +49,6 @@ func TestNothingSecretInClear(t *testing.T) {
 		"clear carries what is public":                   {"http://hub.example", true, false, get, true},
 		"clear carries a harmless header":                {"http://hub.example", true, false, with("Accept", "text/plain"), true},
 		"clear carries no token":                         {"http://hub.example", false, true, get, false},
-		"clear carries no token of a public client":      {"http://hub.example", true, true, get, false},
 		"clear carries nothing that is not public":       {"http://hub.example", false, false, get, false},
 		"clear carries no Authorization":                 {"http://hub.example", true, false, with("Authorization", "Bearer t"), false},
 		"clear carries no Authorization in another case": {"http://hub.example", true, false, with("authorization", "Bearer t"), false},
@@ -67,10 +66,12 @@ func TestNothingSecretInClear(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &wire{}
-			h := &http.Client{Transport: w, CheckRedirect: rest.NoRedirects}
-			cl := &rest.Client{Base: c.base, HTTP: h, Public: c.public}
-			if c.tokens {
-				cl.Tokens = tokens(c.base, h)
+			cl := rest.New(c.base, w, nil)
+			switch {
+			case c.tokens:
+				cl = rest.New(c.base, w, tokens(c.base, w))
+			case c.public:
+				cl = rest.NewStranger(c.base, w)
 			}
 			_, err := cl.Do(t.Context(), c.r)
 			if c.goes != (err == nil) || !c.goes && watchword.CodeOf(err) != watchword.BadRequest {
@@ -86,7 +87,7 @@ func TestNothingSecretInClear(t *testing.T) {
 	}
 	// The token endpoint by itself.
 	w := &wire{}
-	if _, err := tokens("http://hub.example", &http.Client{Transport: w}).Get(t.Context()); watchword.CodeOf(err) != watchword.BadRequest || w.sent != 0 {
+	if _, err := tokens("http://hub.example", w).Get(t.Context()); watchword.CodeOf(err) != watchword.BadRequest || w.sent != 0 {
 		t.Errorf("the assertion went in clear: %d requests, %v", w.sent, err)
 	}
 }

@@ -1,6 +1,7 @@
 // Package rest is the client's side of an HTTP API that answers with problem
 // documents. In come requests, out come bodies or the server's own refusals. It
-// refuses answers that are longer than was asked for.
+// refuses answers that are longer, or take longer, than was asked for, and believes
+// no word of a peer that is not authenticated.
 package rest
 
 import (
@@ -17,16 +18,54 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Client asks one server. It is safe for concurrent use.
+const (
+	// exchangeTime is how long an exchange may take from its first byte to the last of the
+	// answer, beside what was asked for: see [Request.within].
+	exchangeTime = 30 * time.Second
+	// slowest is the bytes of an answer in a second that are waited for.
+	slowest = 128 << 10
+	// maxBody is the most bytes of an answer unless the request says another bound.
+	maxBody = 1 << 20
+	// maxRefusal is the most bytes that are read of a refusal.
+	maxRefusal = 64 << 10
+	// maxWait is the longest that a server is asked to hold an answer back.
+	maxWait = 60 * time.Second
+)
+
+// Client asks one server. Every request has a deadline for the whole exchange and a
+// bound for the bytes of the answer. Make it with [New] or [NewStranger]. It is safe
+// for concurrent use.
 type Client struct {
-	Base string       // https://host:port, no slash at the end
-	HTTP *http.Client // never follows to another host with the token: see Do
-	// Tokens is where the token for each request comes from; nil for none.
-	Tokens *Tokens
-	// Public says that requests ask for what anyone may read, and hold no secret: they may go without TLS. No other request
-	// does, but to a loopback address (bad_request).
-	Public bool
+	base     string
+	http     *http.Client // never follows to another host with the token: see [Plain]
+	tokens   *Tokens      // nil for none
+	stranger bool
 }
+
+// New returns a client of the server at base (https://host:port, no slash at the end),
+// whose identity rt verifies: its refusals count. tokens is where the token for each
+// request comes from; nil for none. rt is of [Transport], or [Bounded].
+func New(base string, rt http.RoundTripper, tokens *Tokens) *Client {
+	return &Client{base: base, http: Plain(rt), tokens: tokens}
+}
+
+// NewStranger returns a client of whoever answers at base: only the body of an answer
+// with status 200 is handed on, for a caller that checks what it proves by itself.
+// Everything else is unavailable, with no code, text or Retry-After of the peer;
+// [StatusOf] tells the status. A request that holds no secret may go without TLS; no other
+// request does, of no client, but to a loopback address (bad_request).
+func NewStranger(base string, rt http.RoundTripper) *Client {
+	return &Client{base: base, http: Plain(rt), stranger: true}
+}
+
+// Base returns the server's address.
+func (c *Client) Base() string { return c.base }
+
+// Bare returns a client of the same server, over the same connections, without tokens.
+func (c *Client) Bare() *Client { return &Client{base: c.base, http: c.http, stranger: c.stranger} }
+
+// CloseIdleConnections closes connections that no request uses.
+func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
 
 // Request is one request. Path begins with a slash.
 type Request struct {
@@ -37,8 +76,24 @@ type Request struct {
 	Body   []byte
 	Header map[string]string
 	Max    int64 // of the answer, in bytes; 0 means 1 MiB
+	// Wait asks the server to hold its answer back for so long at most, until there is
+	// something to say: the parameter wait. The deadline is so much later, 60 s at most.
+	Wait time.Duration
 	// Prover proves a key in a request without a token; nil: no proof.
 	Prover *Prover
+}
+
+func (r *Request) most() int64 {
+	if r.Max == 0 {
+		return maxBody
+	}
+	return r.Max
+}
+
+// within is the deadline of the whole exchange, with all that it takes: a token, and
+// asking again with a better proof.
+func (r *Request) within() time.Duration {
+	return exchangeTime + min(max(r.Wait, 0), maxWait) + time.Duration(r.most()/slowest)*time.Second
 }
 
 // Answer is a good answer.
@@ -54,32 +109,52 @@ type Problem struct{ Document []byte }
 // Error names what is wrapped.
 func (p *Problem) Error() string { return "the server's answer" }
 
+// status is the status of an answer that does not count.
+type status int
+
+func (s status) Error() string { return "status " + strconv.Itoa(int(s)) }
+
+// StatusOf returns the HTTP status that an unauthenticated peer refused with; 0 where
+// there was none.
+func StatusOf(err error) int {
+	s, _ := errors.AsType[status](err)
+	return int(s)
+}
+
 // Do asks and reads the answer. A refusal is a [watchword.Error] with the
-// server's code, and wraps its [Problem]. Code, beside those: unavailable where
-// nobody answers.
+// server's code, and wraps its [Problem]. Codes, beside those: unavailable where
+// nobody answers, or not in time; too_large.
 func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
-	res, err := c.Open(ctx, r)
+	ctx, cancel := context.WithTimeoutCause(ctx, r.within(), late(r.within()))
+	defer cancel()
+	res, err := c.ask(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	defer res.Body.Close()
-	most := r.Max
-	if most == 0 {
-		most = 1 << 20
-	}
+	most := r.most()
 	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
 	if err != nil {
-		return nil, unreachable(ctx, err)
+		return nil, c.unreachable(ctx, err)
 	}
 	if int64(len(body)) > most {
-		return nil, watchword.Refuse(watchword.TooLarge, "the server's answer is over %d bytes", most)
+		return nil, c.refuse(nil, watchword.TooLarge, "the answer is over %d bytes", most)
 	}
 	return &Answer{res.StatusCode, res.Header, body}, nil
 }
 
-// Open asks and returns the answer with its body unread: for streams. The caller
-// closes it. It asks again where the server only wants a proof, or another nonce in it.
-func (c *Client) Open(ctx context.Context, r Request) (*http.Response, error) {
+// refuse is [watchword.Because] for an answer that this client refuses; of a stranger
+// it is unavailable.
+func (c *Client) refuse(err error, code watchword.Code, format string, a ...any) error {
+	if c.stranger {
+		code = watchword.Unavailable
+	}
+	return watchword.Because(err, code, format, a...)
+}
+
+// ask asks and returns the answer with its body unread. It asks again where the server
+// only wants a proof, or another nonce in it.
+func (c *Client) ask(ctx context.Context, r Request) (*http.Response, error) {
 	const tries = 3
 	for try := 1; ; try++ {
 		res, err := c.open(ctx, r)
@@ -93,12 +168,12 @@ func (c *Client) Open(ctx context.Context, r Request) (*http.Response, error) {
 func (c *Client) better(r Request, err error) bool {
 	switch watchword.CodeOf(err) {
 	case watchword.DPoPNonce:
-		return r.Prover != nil || c.Tokens != nil
+		return r.Prover != nil || c.tokens != nil
 	case watchword.ProofRequired:
-		return c.Tokens != nil && c.Tokens.Prove()
+		return c.tokens != nil && c.tokens.Prove()
 	case watchword.TokenExpired, watchword.TokenUnrecorded, watchword.TokenRevoked, watchword.IssuerRevoked, watchword.KeyUnknown, watchword.Unauthenticated:
-		if c.Tokens != nil {
-			c.Tokens.Forget() // the server does not know it any more
+		if c.tokens != nil {
+			c.tokens.Forget() // the server does not know it any more
 			return true
 		}
 	}
@@ -106,9 +181,16 @@ func (c *Client) better(r Request, err error) bool {
 }
 
 func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
-	u := c.Base + r.Path
-	if len(r.Query) > 0 {
-		u += "?" + r.Query.Encode()
+	u := c.base + r.Path
+	q := r.Query
+	if r.Wait > 0 {
+		q = url.Values{"wait": {r.Wait.String()}}
+		for k, v := range r.Query {
+			q[k] = v
+		}
+	}
+	if len(q) > 0 {
+		u += "?" + q.Encode()
 	}
 	req, err := http.NewRequestWithContext(ctx, r.Method, u, bytes.NewReader(r.Body))
 	if err != nil {
@@ -124,8 +206,8 @@ func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
 		return nil, err
 	}
 	access, prover := "", r.Prover
-	if c.Tokens != nil {
-		if access, prover, err = c.Tokens.credential(ctx); err != nil {
+	if c.tokens != nil {
+		if access, prover, err = c.tokens.credential(ctx); err != nil {
 			return nil, err
 		}
 		scheme := "Bearer "
@@ -142,20 +224,24 @@ func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
 	if err := c.checkClear(req, r.Body); err != nil {
 		return nil, err
 	}
-	res, err := c.HTTP.Do(req)
+	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, unreachable(ctx, err)
+		return nil, c.unreachable(ctx, err)
 	}
 	if prover != nil {
 		prover.heard(res)
 	}
-	if res.StatusCode < 300 || res.StatusCode == http.StatusNotModified {
+	switch {
+	case res.StatusCode == http.StatusOK, !c.stranger && (res.StatusCode < 300 || res.StatusCode == http.StatusNotModified):
 		return res, nil
 	}
 	defer res.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(res.Body, 64<<10))
+	if c.stranger {
+		return nil, watchword.Because(status(res.StatusCode), watchword.Unavailable, "who answers there, and proves nothing, gave no answer that counts: status %d", res.StatusCode)
+	}
+	b, err := io.ReadAll(io.LimitReader(res.Body, maxRefusal))
 	if err != nil {
-		return nil, unreachable(ctx, err)
+		return nil, c.unreachable(ctx, err)
 	}
 	return nil, refusal(res, b)
 }
@@ -174,23 +260,9 @@ func (c *Client) JSON(ctx context.Context, r Request, in, out any) (*Answer, err
 		return a, err
 	}
 	if err := json.Unmarshal(a.Body, out); err != nil {
-		return a, watchword.Because(err, watchword.Internal, "the server's answer is not what was asked for")
+		return a, c.refuse(says{"the answer is not what was asked for", err}, watchword.Internal, "the answer is not what was asked for")
 	}
 	return a, nil
-}
-
-func unreachable(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if e, ok := errors.AsType[*watchword.Error](err); ok {
-		return e
-	}
-	// The URL in an error may be long; what went wrong is its innermost part.
-	if e, ok := errors.AsType[*url.Error](err); ok {
-		err = e.Err
-	}
-	return watchword.Because(err, watchword.Unavailable, "the server does not answer: %s", err)
 }
 
 // refusal reads a problem document (RFC 9457) or OAuth's own error (RFC 6749 §5.2).
@@ -221,6 +293,3 @@ func refusal(res *http.Response, body []byte) error {
 		Err: &Problem{body},
 	}
 }
-
-// NoRedirects keeps a client from carrying a token to another address.
-func NoRedirects(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }

@@ -5,6 +5,9 @@ import (
 	"sync"
 )
 
+// maxNonce is the bytes of the longest nonce that is sent back.
+const maxNonce = 512
+
 // Prover makes DPoP proofs (RFC 9449) for one server, and remembers the nonce that
 // it gave last. It is safe for concurrent use.
 type Prover struct {
@@ -29,7 +32,7 @@ func (p *Prover) prove(req *http.Request, access string) error {
 
 // heard takes the nonce for the next request out of an answer, if there is one.
 func (p *Prover) heard(res *http.Response) {
-	if n := res.Header.Get("DPoP-Nonce"); n != "" {
+	if n := res.Header.Get("DPoP-Nonce"); n != "" && len(n) <= maxNonce {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.nonce = n

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"sync"
@@ -10,8 +11,14 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
+// The bounds of what the token endpoint says.
+const (
+	maxGrant = 64 << 10 // bytes of its answer
+	maxLife  = 86400    // seconds that a token is used for without asking again
+)
+
 // Tokens gets access tokens for client assertions and remembers the last one
-// until four fifths of its life are over. It is safe for concurrent use.
+// until four fifths of its life are over, a second at least. It is safe for concurrent use.
 type Tokens struct {
 	Client *Client // without Tokens
 	Path   string  // of the token endpoint
@@ -23,12 +30,42 @@ type Tokens struct {
 	// Around, if not nil, is called instead of each look for a token, and calls get for it.
 	Around func(ctx context.Context, get func(context.Context) error) error
 
-	mu      sync.Mutex
+	mu      turn
 	proving bool
 	token   string
 	bound   bool // token is
 	until   time.Time
 }
+
+// turn is a mutex whose wait ends with a context: who holds it may wait for the server.
+type turn struct {
+	once sync.Once
+	free chan struct{}
+}
+
+func (t *turn) init() { t.once.Do(func() { t.free = make(chan struct{}, 1) }) }
+
+// Lock waits for as long as it takes.
+func (t *turn) Lock() {
+	t.init()
+	t.free <- struct{}{}
+}
+
+// within waits until ctx ends.
+func (t *turn) within(ctx context.Context) error {
+	t.init()
+	select {
+	case t.free <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		if cause, ok := errors.AsType[*watchword.Error](context.Cause(ctx)); ok {
+			return cause
+		}
+		return ctx.Err()
+	}
+}
+
+func (t *turn) Unlock() { <-t.free }
 
 // Get returns a token that is good for a while. Codes: client_invalid and what
 // else the token endpoint says.
@@ -40,7 +77,9 @@ func (t *Tokens) Get(ctx context.Context) (string, error) {
 // credential returns a token and, where it is bound, who proves its key.
 func (t *Tokens) credential(ctx context.Context) (access string, prover *Prover, err error) {
 	err = t.around(ctx, func(ctx context.Context) error {
-		t.mu.Lock()
+		if err := t.mu.within(ctx); err != nil {
+			return err
+		}
 		defer t.mu.Unlock()
 		if t.token == "" || !t.Now().Before(t.until) {
 			if err := t.fetch(ctx); err != nil {
@@ -87,7 +126,9 @@ func (t *Tokens) Proving() bool {
 // Renew returns a new token, however good the last one still is.
 func (t *Tokens) Renew(ctx context.Context) (access string, err error) {
 	err = t.around(ctx, func(ctx context.Context) error {
-		t.mu.Lock()
+		if err := t.mu.within(ctx); err != nil {
+			return err
+		}
 		defer t.mu.Unlock()
 		err := t.fetch(ctx)
 		access = t.token
@@ -116,7 +157,8 @@ func (t *Tokens) fetch(ctx context.Context) error {
 		return watchword.Refuse(watchword.Internal, "the token endpoint gave no token of the sort that was asked for")
 	}
 	t.token, t.bound = out.Token, t.proving
-	t.until = t.Now().Round(0).Add(time.Duration(out.In) * time.Second * 4 / 5) // by the wall clock: a machine that slept has an old token
+	life := max(time.Duration(min(out.In, maxLife))*time.Second*4/5, time.Second)
+	t.until = t.Now().Round(0).Add(life) // by the wall clock: a machine that slept has an old token
 	return nil
 }
 
@@ -136,7 +178,7 @@ func (t *Tokens) ask(ctx context.Context) (out issued, err error) {
 		"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
 		"client_assertion":      {assertion},
 	}
-	r := Request{Method: http.MethodPost, Path: t.Path, Type: "application/x-www-form-urlencoded", Body: []byte(form.Encode())}
+	r := Request{Method: http.MethodPost, Path: t.Path, Type: "application/x-www-form-urlencoded", Body: []byte(form.Encode()), Max: maxGrant}
 	if t.proving {
 		r.Prover = t.Prover
 	}

@@ -66,22 +66,20 @@ func New(o Options) (*Client, error) {
 			return nil, watchword.RefuseField("ca", "holds no certificate")
 		}
 	}
-	tr := &http.Transport{
-		TLSClientConfig: conf, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 90 * time.Second,
-	}
+	var dial rest.Dial
 	if o.Dial != "" {
 		if !strings.HasPrefix(o.URL, "https://") { // its host is what decides whether a token may go in clear
 			return nil, watchword.RefuseField("url", "must be https:// where another address is dialled")
 		}
 		var d net.Dialer
-		tr.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return d.DialContext(ctx, network, o.Dial)
 		}
 	}
-	hc := &http.Client{CheckRedirect: rest.NoRedirects, Transport: tr}
+	tr := rest.Transport(conf, dial)
 	c := &Client{o: o, signer: s}
 	c.tokens = &rest.Tokens{
-		Client: &rest.Client{Base: o.URL, HTTP: hc}, Path: "/oauth/token", Now: o.Now,
+		Client: rest.New(o.URL, tr, nil), Path: "/oauth/token", Now: o.Now,
 		Sign: func() (string, error) {
 			return token.SignAssertion(s, o.Subject, o.Issuer, o.Now(), time.Minute)
 		},
@@ -89,7 +87,7 @@ func New(o Options) (*Client, error) {
 			return token.SignDPoP(s, method, uri, nonce, access, o.Now())
 		}},
 	}
-	c.rest = &rest.Client{Base: o.URL, HTTP: hc, Tokens: c.tokens}
+	c.rest = rest.New(o.URL, tr, c.tokens)
 	return c, nil
 }
 
@@ -159,7 +157,7 @@ func (c *Client) Rest() *rest.Client { return c.rest }
 // f's error.
 func list[T any](ctx context.Context, c *Client, path, member string, q url.Values, f func(T) error) error {
 	q.Set("page_size", "500")
-	for {
+	for pages := newPages(); ; {
 		var page map[string]json.RawMessage
 		if err := c.call(ctx, http.MethodGet, path, q, nil, &page); err != nil {
 			return err
@@ -181,6 +179,29 @@ func list[T any](ctx context.Context, c *Client, path, member string, q url.Valu
 		if next == "" {
 			return nil
 		}
+		if err := pages.next(ctx, next, len(items)); err != nil {
+			return err
+		}
 		q.Set("page_token", next)
 	}
+}
+
+// pages follows the pages of a list: one may be empty, and have a next one.
+type pages struct {
+	pace rest.Pace
+	last string
+}
+
+func newPages() *pages {
+	return &pages{pace: rest.Pace{Least: 10 * time.Millisecond, Most: time.Second}}
+}
+
+// next returns when the page of a token may be asked for: at once after a page with
+// items. Code: internal where it is the page that was just read.
+func (p *pages) next(ctx context.Context, token string, items int) error {
+	if token == p.last {
+		return watchword.Refuse(watchword.Internal, "the server's list does not end: a page names itself as the next one")
+	}
+	p.last = token
+	return p.pace.Wait(ctx, items > 0)
 }

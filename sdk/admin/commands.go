@@ -94,9 +94,7 @@ func (c *Client) Send(ctx context.Context, o Order) (out Command, err error) {
 		Method: http.MethodPost, Path: "/v1/commands", Type: "application/json", Body: body,
 		Header: map[string]string{"Idempotency-Key": watchword.NewNonce()},
 	}
-	if o.Wait > 0 {
-		r.Query = url.Values{"wait": {o.Wait.String()}}
-	}
+	r.Wait = o.Wait
 	_, err = c.rest.JSON(ctx, r, nil, &out)
 	return out, err
 }
@@ -111,11 +109,7 @@ func quote(s string) string {
 
 // Command returns one command; with wait, once it is final or the wait is over.
 func (c *Client) Command(ctx context.Context, id watchword.CommandID, wait time.Duration) (out Command, err error) {
-	q := url.Values{}
-	if wait > 0 {
-		q.Set("wait", wait.String())
-	}
-	err = c.call(ctx, http.MethodGet, "/v1/commands/"+url.PathEscape(string(id)), q, nil, &out)
+	_, err = c.rest.JSON(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/commands/" + url.PathEscape(string(id)), Wait: wait}, nil, &out)
 	return out, err
 }
 
@@ -169,7 +163,7 @@ func (c *Client) Commands(ctx context.Context, f Filter, limit int) ([]Command, 
 		}
 	}
 	all := []Command{}
-	for len(all) < limit {
+	for pages := newPages(); len(all) < limit; {
 		q.Set("page_size", strconv.Itoa(min(limit-len(all), 500)))
 		var page struct {
 			Commands []Command `json:"commands"`
@@ -181,6 +175,9 @@ func (c *Client) Commands(ctx context.Context, f Filter, limit int) ([]Command, 
 		all = append(all, page.Commands...)
 		if page.Next == "" {
 			break
+		}
+		if err := pages.next(ctx, page.Next, len(page.Commands)); err != nil {
+			return nil, err
 		}
 		q.Set("page_token", page.Next)
 	}

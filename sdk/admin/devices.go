@@ -237,7 +237,7 @@ func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([
 	if device != "" {
 		q.Set("device", string(device))
 	}
-	for {
+	for pages := newPages(); ; {
 		var page struct {
 			Sessions []Session `json:"sessions"`
 			Away     []Away    `json:"away"`
@@ -262,6 +262,9 @@ func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([
 		}
 		if page.Next == "" {
 			return live, away, nil
+		}
+		if err := pages.next(ctx, page.Next, len(page.Sessions)+len(page.Away)); err != nil {
+			return nil, nil, err
 		}
 		q.Set("page_token", page.Next)
 	}

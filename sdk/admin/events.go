@@ -76,12 +76,14 @@ func (c *Client) watch(ctx context.Context, device watchword.SubjectID, stream s
 func (c *Client) follow(ctx context.Context, path string, q url.Values, opened func(), on map[string]func(data []byte) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	res, err := c.rest.Open(ctx, rest.Request{Method: http.MethodGet, Path: path, Query: q, Header: map[string]string{"Accept": "text/event-stream"}})
+	res, err := c.rest.Stream(ctx, rest.Request{Method: http.MethodGet, Path: path, Query: q, Header: map[string]string{"Accept": "text/event-stream"}})
 	if err != nil {
 		return err
 	}
-	defer res.Body.Close()
-	r := sse.NewReader(res.Body)
+	defer res.Close()
+	r := sse.NewReader(res)
+	keeping := func() {} // ends the keeping of the session that was named last
+	defer func() { keeping() }()
 	for {
 		e, err := r.Next()
 		switch {
@@ -89,6 +91,8 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 			return nil
 		case err == io.EOF:
 			return watchword.Refuse(watchword.Unavailable, "the stream ended")
+		case watchword.CodeOf(err) == watchword.Unavailable:
+			return err
 		case err != nil:
 			return watchword.Because(err, watchword.Unavailable, "the stream broke")
 		}
@@ -101,7 +105,8 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 			if err := json.Unmarshal([]byte(e.Data), &s); err != nil {
 				return err
 			}
-			go c.keep(ctx, s.Session, s.ExpiresAt)
+			keeping() // one at a time, however many the server names
+			keeping = c.startKeeping(ctx, s.Session, s.ExpiresAt)
 			if opened != nil {
 				opened()
 			}
@@ -122,6 +127,13 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 			}
 		}
 	}
+}
+
+// startKeeping keeps a session until ctx ends or stop is called.
+func (c *Client) startKeeping(ctx context.Context, id watchword.SessionID, ends time.Time) (stop func()) {
+	ctx, stop = context.WithCancel(ctx)
+	go c.keep(ctx, id, ends)
+	return stop
 }
 
 // keep refreshes a session before its token ends, until ctx does. Where that

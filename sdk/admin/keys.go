@@ -48,6 +48,7 @@ type PlannedBundle struct {
 // ServerKeys returns the server's own keys, oldest first.
 func (c *Client) ServerKeys(ctx context.Context) (ks ServerKeys, err error) {
 	var all []ServerKey
+	pages := newPages()
 	for q := (url.Values{"page_size": {"500"}}); ; q.Set("page_token", ks.Next) {
 		ks = ServerKeys{}
 		if err := c.call(ctx, http.MethodGet, "/v1/keys", q, nil, &ks); err != nil {
@@ -56,6 +57,9 @@ func (c *Client) ServerKeys(ctx context.Context) (ks ServerKeys, err error) {
 		if all = append(all, ks.Keys...); ks.Next == "" {
 			ks.Keys = all
 			return ks, nil
+		}
+		if err := pages.next(ctx, ks.Next, len(ks.Keys)); err != nil {
+			return ServerKeys{}, err
 		}
 	}
 }

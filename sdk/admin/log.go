@@ -91,7 +91,7 @@ func (c *Client) Entries(ctx context.Context, after int64, limit int) ([]Entry, 
 func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]Entry, error) {
 	const page = 1000
 	all := []Entry{}
-	for len(all) < limit {
+	for pages := newPages(); len(all) < limit; {
 		want := min(limit-len(all), page)
 		v := q.values()
 		v.Set("limit", strconv.Itoa(want))
@@ -105,6 +105,9 @@ func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]Entr
 		all = append(all, got.Entries...)
 		if got.Next == "" || len(got.Entries) == 0 {
 			break
+		}
+		if err := pages.next(ctx, got.Next, len(got.Entries)); err != nil {
+			return nil, err
 		}
 		if last := all[len(all)-1].Seq; q.Newest {
 			q.Before = last
@@ -133,15 +136,23 @@ func (c *Client) FollowLog(ctx context.Context, q LogQuery, opened func(), f fun
 	}})
 }
 
+// maxExportLine is the bytes of the longest line of an export: a policy's text, twice escaped.
+const maxExportLine = 1 << 20
+
 // ExportLog writes the log as JSON lines: what q does not choose is there by its
-// hash alone.
+// hash alone. Codes: too_large for a line of over 1 MiB; unavailable where the export
+// breaks off, or brings nothing for 90 s.
 func (c *Client) ExportLog(ctx context.Context, q LogQuery, w io.Writer) error {
-	res, err := c.rest.Open(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/audit/export", Query: q.values()})
+	res, err := c.rest.Stream(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/audit/export", Query: q.values()})
 	if err != nil {
 		return err
 	}
-	defer res.Body.Close()
-	if _, err = io.Copy(w, res.Body); errors.Is(err, io.ErrUnexpectedEOF) {
+	defer res.Close()
+	err = res.Lines(maxExportLine, func(line []byte) error {
+		_, err := w.Write(line)
+		return err
+	})
+	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = watchword.Because(err, watchword.Unavailable, "the export broke off")
 	}
 	return err

@@ -2,7 +2,6 @@ package device
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -137,11 +136,10 @@ func (d *Device) byNonce() bool { return d.journal.lost || d.now().IsZero() }
 // roadTo is [transport] under the device's own word on the time, and never before
 // the trust bundle.
 func (d *Device) roadTo(t *token.Trust) (*http.Transport, error) {
-	tr, err := transport(t, d.nowUnder(t))
+	tr, err := transport(t, d.nowUnder(t), d.o.Dial)
 	if err != nil {
 		return nil, err
 	}
-	tr.DialContext = d.o.Dial
 	tr.TLSClientConfig.Time = func() time.Time {
 		if at := d.nowUnder(t); at.After(t.Issued) {
 			return at
@@ -209,6 +207,9 @@ func (d *Device) doubtTime(ctx context.Context, err error) bool {
 // onTime gets a token under the right time: known before, or asked for once where
 // the server does not agree.
 func (d *Device) onTime(ctx context.Context, get func(context.Context) error) error {
+	if err := d.revoked.refused(); err != nil {
+		return err // every request with a token comes here first
+	}
 	d.tellTime(ctx)
 	err := get(ctx)
 	if err != nil && d.doubtTime(ctx, err) {
@@ -245,8 +246,7 @@ func (d *Device) askTime(ctx context.Context, server string, t *token.Trust) (be
 	}
 	within, cancel := context.WithTimeout(ctx, clockTrip)
 	defer cancel()
-	var shown []*x509.Certificate
-	rc := rest.Client{Base: server, HTTP: d.stranger(&shown)}
+	rc, _ := d.stranger(server)
 	a, err := rc.Do(within, rest.Request{Method: http.MethodPost, Path: "/v1/time", Type: "application/json", Body: body, Max: watchword.MaxToken})
 	if err != nil {
 		return false, err

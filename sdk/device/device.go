@@ -12,7 +12,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -56,6 +55,11 @@ type Options struct {
 	// Connected, if not nil, is told in Run each time the server is reached again:
 	// over "mqtt" or "https". It must not wait.
 	Connected func(over string)
+	// Revoked, if not nil, is told in Run when the server, whose certificate the trust bundle
+	// vouches for, says that the device is revoked. Run goes on: until pause is over, about
+	// a day, nothing is asked for (other methods return subject_revoked), then it asks again,
+	// and tells again if it hears the same. It must not wait.
+	Revoked func(pause time.Duration)
 	// Dial, if not nil, makes the device's connections, under TLS: through a proxy, over
 	// another interface. It is called from several goroutines.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -94,6 +98,7 @@ type Device struct {
 	wire   atomic.Pointer[wire] // the MQTT connection, while there is one
 
 	clock    clock
+	revoked  revocation
 	handlers handlers
 	orders   atomic.Pointer[token.KeySet] // of who may order; nil: the server's word is enough
 	nonce    nonce
@@ -226,13 +231,12 @@ func (d *Device) use(t *token.Trust) error {
 
 // speaker asks the server as the holder of a key, at the right time.
 func (d *Device) speaker(signer func() *jose.Signer) (*rest.Client, *rest.Tokens) {
-	hc := &http.Client{Transport: &d.road, CheckRedirect: rest.NoRedirects}
 	tokens := &rest.Tokens{
-		Client: &rest.Client{Base: d.id.HTTPS, HTTP: hc}, Path: "/oauth/token", Now: d.reckon,
+		Client: rest.New(d.id.HTTPS, &d.road, nil), Path: "/oauth/token", Now: d.reckon,
 		Sign:   func() (string, error) { return d.assertion(signer(), token.AssertionLife) },
 		Prover: d.prover(signer), Around: d.onTime,
 	}
-	return &rest.Client{Base: d.id.HTTPS, HTTP: hc, Tokens: tokens}, tokens
+	return rest.New(d.id.HTTPS, &d.road, tokens), tokens
 }
 
 // prover proves the device's key with requests, where the server wants it.
@@ -347,7 +351,7 @@ func (d *Device) Close() error {
 		d.journal = &journal{last: d.journal.last, torn: watchword.Refuse(watchword.Unavailable, "the device is closed")}
 	}
 	if d.client != nil {
-		d.client.HTTP.CloseIdleConnections()
+		d.client.CloseIdleConnections()
 	}
 	if d.lock != nil {
 		errs = append(errs, d.lock.Close())

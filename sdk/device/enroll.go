@@ -2,7 +2,6 @@ package device
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -82,8 +81,7 @@ func (d *Device) makeKeys() error {
 // meet fetches the trust bundle from a stranger and finds out whether it is the
 // server of the link.
 func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, string, error) {
-	var shown []*x509.Certificate
-	c := rest.Client{Base: server, HTTP: d.stranger(&shown)}
+	c, shown := d.stranger(server)
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
 	if err != nil {
 		return nil, "", err
@@ -100,7 +98,7 @@ func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, st
 			return nil, "", err
 		}
 	}
-	return &t, string(a.Body), checkPeer(shown, server, &t, d.nowUnder(&t))
+	return &t, string(a.Body), checkPeer(shown(), server, &t, d.nowUnder(&t))
 }
 
 // firstTime asks a server that is not one's own yet what time it is, and reports
@@ -123,8 +121,7 @@ func (d *Device) register(ctx context.Context, server, code, hash string, t *tok
 		return nil, err
 	}
 	var id identity
-	c := rest.Client{Base: server, HTTP: &http.Client{Transport: tr, CheckRedirect: rest.NoRedirects, Timeout: 30 * time.Second}}
-	_, err = c.JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/enroll"}, map[string]any{
+	_, err = rest.New(server, tr, nil).JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/enroll"}, map[string]any{
 		"code": code, "proof": proof,
 		"keys": map[string]json.RawMessage{"sign": d.signer.Load().Public().JWK(), "seal": d.opener.Load().Public().JWK()},
 	}, &id)

@@ -3,7 +3,6 @@ package device
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -65,8 +64,8 @@ type pairing struct {
 
 // How a device asks (RFC 8628 §3.5).
 const (
-	pairInterval = 5 * time.Second        // where the server says nothing, and what slow_down adds
-	pairPause    = 100 * time.Millisecond // however fast the server would let it ask
+	pairInterval = 5 * time.Second // where the server says nothing, and what slow_down adds
+	pairPause    = time.Second     // however fast the server would let it ask
 	pairPauseMax = 5 * time.Minute
 )
 
@@ -107,9 +106,7 @@ func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
 	defer tr.CloseIdleConnections()
 	p := pairer{d: d, o: o, trust: t, prover: &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
 		return token.SignDPoP(d.signer.Load(), method, uri, nonce, access, d.reckonUnder(t))
-	}}, client: rest.Client{
-		Base: server, HTTP: &http.Client{Transport: tr, CheckRedirect: rest.NoRedirects, Timeout: 30 * time.Second},
-	}}
+	}}, client: rest.New(server, tr, nil)}
 	if err := p.begin(ctx); err != nil {
 		return err
 	}
@@ -172,14 +169,9 @@ func (d *Device) meetToPair(ctx context.Context, server, pin string) (*token.Tru
 	if d.o.NoClock {
 		return nil, "", "", watchword.RefuseField("pin", "is needed where there is no clock to check a public certificate by; watchword enrollment pin prints it")
 	}
-	var shown []*x509.Certificate
-	tr := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, VerifyConnection: func(s tls.ConnectionState) error {
-		shown = s.PeerCertificates
-		return nil
-	}}}
-	c := rest.Client{Base: server, HTTP: &http.Client{Transport: tr, CheckRedirect: rest.NoRedirects, Timeout: 30 * time.Second}}
+	c, shown := d.unproved(server, &tls.Config{MinVersion: tls.VersionTLS13})
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+	if uncertified(err) {
 		err = watchword.Because(err, watchword.PeerUntrusted, "no public authority vouches for %s: give the pin of its root, which watchword enrollment pin prints on the server", server)
 	}
 	if err != nil {
@@ -193,7 +185,7 @@ func (d *Device) meetToPair(ctx context.Context, server, pin string) (*token.Tru
 	if err != nil {
 		return nil, "", "", err
 	}
-	return &t, raw, pin, checkPeer(shown, server, &t, d.now())
+	return &t, raw, pin, checkPeer(shown(), server, &t, d.now())
 }
 
 func (d *Device) forgetPairing() error {
@@ -210,7 +202,7 @@ type pairer struct {
 	d      *Device
 	o      PairOptions
 	trust  *token.Trust
-	client rest.Client
+	client *rest.Client
 	prover *rest.Prover // so that a policy which wants proofs stands in nobody's way
 }
 
@@ -235,7 +227,7 @@ func (p *pairer) begin(ctx context.Context) error {
 		return err
 	}
 	sign, seal := p.d.Keys()
-	if known != nil && known.Server == p.client.Base && known.Sign == sign.ID() && known.Seal == seal.ID() && (p.o.ID == "" || p.o.ID == known.Wish) {
+	if known != nil && known.Server == p.client.Base() && known.Sign == sign.ID() && known.Seal == seal.ID() && (p.o.ID == "" || p.o.ID == known.Wish) {
 		p.pairing = *known
 	} else if err := p.ask(ctx, sign.JWK(), seal.JWK()); err != nil {
 		return err
@@ -264,7 +256,7 @@ func (p *pairer) ask(ctx context.Context, sign, seal []byte) error {
 	if err != nil {
 		return err
 	}
-	p.pairing = pairing{Server: p.client.Base, Wish: p.o.ID, Sign: p.d.signer.Load().Public().ID(), Seal: p.d.opener.Load().Public().ID()}
+	p.pairing = pairing{Server: p.client.Base(), Wish: p.o.ID, Sign: p.d.signer.Load().Public().ID(), Seal: p.d.opener.Load().Public().ID()}
 	var out struct {
 		pairing
 		In int64 `json:"expires_in"`

@@ -13,10 +13,6 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// answerTimeout is how long the server may take to begin an answer: longer than
-// the longest poll.
-const answerTimeout = 90 * time.Second
-
 // anchors returns what may vouch for the server's TLS.
 func anchors(t *token.Trust) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
@@ -48,7 +44,7 @@ func (r *road) CloseIdleConnections() { r.Load().CloseIdleConnections() }
 
 // transport trusts nobody but t's anchors. now is zero for a device without a
 // clock: then certificates are checked at the time of the bundle.
-func transport(t *token.Trust, now time.Time) (*http.Transport, error) {
+func transport(t *token.Trust, now time.Time, dial rest.Dial) (*http.Transport, error) {
 	pool, err := anchors(t)
 	if err != nil {
 		return nil, err
@@ -58,25 +54,31 @@ func transport(t *token.Trust, now time.Time) (*http.Transport, error) {
 		issued := t.Issued
 		c.Time = func() time.Time { return issued }
 	}
-	return &http.Transport{
-		TLSClientConfig: c, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second,
-		ResponseHeaderTimeout: answerTimeout, IdleConnTimeout: time.Minute,
-	}, nil
+	return rest.Transport(c, dial), nil
 }
 
-// stranger is a client that trusts whoever answers, and keeps what it showed:
-// for the trust bundle alone, which carries its own proof.
-func (d *Device) stranger(shown *[]*x509.Certificate) *http.Client {
-	return &http.Client{
-		Timeout: 30 * time.Second, CheckRedirect: rest.NoRedirects,
-		Transport: &http.Transport{DisableKeepAlives: true, DialContext: d.o.Dial, TLSClientConfig: &tls.Config{
-			MinVersion:         tls.VersionTLS13,
-			InsecureSkipVerify: true, // the bundle is checked under the pin, then this peer under the bundle
-			VerifyConnection: func(s tls.ConnectionState) error {
-				*shown = s.PeerCertificates
-				return nil
-			},
-		}},
+// stranger is a client of whoever answers at server, for what carries its own proof: the
+// trust bundle and signed time. It believes nothing else that is said there. shown
+// returns the certificates that the last peer showed.
+func (d *Device) stranger(server string) (c *rest.Client, shown func() []*x509.Certificate) {
+	return d.unproved(server, &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		InsecureSkipVerify: true, // the bundle is checked under the pin, then this peer under the bundle
+	})
+}
+
+// unproved is a client of a server of which no bundle is known yet.
+func (d *Device) unproved(server string, conf *tls.Config) (c *rest.Client, shown func() []*x509.Certificate) {
+	var peer atomic.Pointer[[]*x509.Certificate]
+	conf.VerifyConnection = func(s tls.ConnectionState) error {
+		peer.Store(&s.PeerCertificates)
+		return nil
+	}
+	return rest.NewStranger(server, rest.Once(rest.Transport(conf, d.o.Dial))), func() []*x509.Certificate {
+		if p := peer.Load(); p != nil {
+			return *p
+		}
+		return nil
 	}
 }
 
@@ -105,10 +107,11 @@ func checkPeer(shown []*x509.Certificate, server string, t *token.Trust, now tim
 }
 
 // HTTPClient returns a client that trusts the server of the trust bundle and
-// nobody else: for requests of one's own. Code: conflict before the device is enrolled.
+// nobody else: for requests of one's own, whose contexts need deadlines. Code: conflict before
+// the device is enrolled.
 func (d *Device) HTTPClient() (*http.Client, error) {
 	if d.id == nil {
 		return nil, errNotEnrolled()
 	}
-	return &http.Client{Transport: &d.road, CheckRedirect: rest.NoRedirects}, nil
+	return rest.Plain(&d.road), nil
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
@@ -102,12 +101,8 @@ func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function stri
 	if err != nil {
 		return Called{}, watchword.Because(err, watchword.BadRequest, "the arguments are no JSON")
 	}
-	q := url.Values{}
-	if wait > 0 {
-		q.Set("wait", wait.String())
-	}
 	a, err := d.client.Do(ctx, rest.Request{
-		Method: http.MethodPost, Path: "/v1/commands", Query: q, Type: "application/json", Body: body,
+		Method: http.MethodPost, Path: "/v1/commands", Wait: wait, Type: "application/json", Body: body,
 		Header: map[string]string{"Idempotency-Key": watchword.NewNonce()},
 	})
 	if err != nil {

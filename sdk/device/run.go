@@ -21,12 +21,17 @@ const (
 	backoffMin = 500 * time.Millisecond
 	backoffMax = time.Minute
 	trustEvery = 12 * time.Hour
+	// pollPace is the time from a poll that brought nothing new to the next one. It grows to
+	// half of pollWait, which is how long the server may hold a poll back: one that does so is
+	// asked again at once.
+	pollPace = time.Second
 )
 
 // Run announces the functions, then takes commands and obeys them until ctx
-// ends or the device is revoked: over MQTT 5, and over HTTPS while that cannot be had. It gets over lost connections, restarts of the
-// server and ended tokens by itself. It returns nil when ctx ended, and the
-// refusal with code subject_revoked where there is nothing left to wait for.
+// ends: over MQTT 5, and over HTTPS while that cannot be had. It gets over lost connections, restarts of the
+// server and ended tokens by itself. Where the server says that the device is revoked, it
+// asks again once a day: see [Options.Revoked]. It returns nil when ctx ended, and an error
+// only where the folder cannot be written.
 func (d *Device) Run(ctx context.Context) error {
 	if d.id == nil {
 		return errNotEnrolled()
@@ -138,9 +143,7 @@ func (d *Device) handIn(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if final(err) {
-				return err
-			}
+			err = d.judged(err)
 			d.o.Log.Info("receipt waits", slog.Any("err", err))
 			if !b.wait(ctx, err) {
 				return nil
@@ -189,13 +192,11 @@ func settledAnyway(err error) bool {
 	return false
 }
 
-// final reports whether the device has nothing to wait for any more.
-func final(err error) bool { return watchword.CodeOf(err) == watchword.SubjectRevoked }
-
 // listen is the ear: over MQTT, and where that cannot be had by polling over HTTPS,
 // with what was begun as acknowledged.
 func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 	b := backoff{}
+	pace := rest.Pace{Least: pollPace, Most: pollWait / 2}
 	var trusted, rested time.Time
 	polling := false
 	for announced := false; ctx.Err() == nil; {
@@ -221,8 +222,11 @@ func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 					d.connected("https")
 				}
 				polling = true
+				before := d.at()
 				err := d.poll(ctx, acting)
-				polling = err == nil
+				if polling = err == nil; polling {
+					err = pace.Wait(ctx, before != d.at())
+				}
 				return err
 			}
 			polling = false
@@ -240,16 +244,15 @@ func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 		case err == nil:
 			b = backoff{}
 			continue
-		case final(err):
-			return err
 		case watchword.CodeOf(err) == watchword.ProofRequired && !d.tokens.Proving():
 			d.tokens.Prove()
 			continue
-		case watchword.CodeOf(err) == watchword.KeyUnknown, watchword.CodeOf(err) == watchword.BundleInvalid:
-			trusted = time.Time{} // a key that is newer than the bundle
+		case watchword.CodeOf(err) == watchword.KeyUnknown, watchword.CodeOf(err) == watchword.BundleInvalid, uncertified(err):
+			trusted = time.Time{} // a key, or an authority, that is newer than the bundle
 		default:
 			d.doubtTime(ctx, err)
 		}
+		err = d.judged(err)
 		d.o.Log.Info("not connected", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 		if !b.wait(ctx, err) {
 			return nil
@@ -271,6 +274,13 @@ func (d *Device) announce(ctx context.Context) error {
 	return d.lookAtConfig(ctx)
 }
 
+// at is the number of the last command that was begun.
+func (d *Device) at() position {
+	d.obeying.Lock()
+	defer d.obeying.Unlock()
+	return d.journal.last
+}
+
 // poll waits for one command and hands it on. One at a time: what the device
 // acknowledges is what it has written down.
 func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
@@ -280,7 +290,7 @@ func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
 		nonce = d.nonce.current(d.o.Now())
 	}
 	d.obeying.Unlock()
-	q := url.Values{"wait": {pollWait.String()}, "limit": {"1"}}
+	q := url.Values{"limit": {"1"}}
 	if last.Seq > 0 {
 		q.Set("after", strconv.FormatInt(last.Seq, 10))
 		q.Set("epoch", strconv.FormatInt(last.Epoch, 10))
@@ -299,7 +309,7 @@ func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
 			JWE string `json:"jwe"`
 		} `json:"commands"`
 	}
-	a, err := d.client.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Query: q})
+	a, err := d.client.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Query: q, Wait: pollWait})
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package device
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"log/slog"
@@ -18,14 +17,19 @@ import (
 // renewTrust asks for the newest trust bundle, which a root that this device
 // knows must have signed, beside every root that it names.
 func (d *Device) renewTrust(ctx context.Context) error {
-	raw, err := d.fetchTrust(ctx)
+	raw, proved, err := d.fetchTrust(ctx)
 	if err != nil {
 		return err
 	}
 	known := d.trust.Load()
 	t, err := token.VerifyNextTrust(string(raw), *known, d.now())
-	if err != nil {
+	switch {
+	case proved && err != nil:
 		return err
+	case err != nil:
+		return watchword.Because(err, watchword.Unavailable, "who answers there has no certificate that counts, and shows no trust bundle that does (%s)", watchword.CodeOf(err))
+	case !proved && t.Version <= known.Version: // anybody may show what is public
+		return watchword.Refuse(watchword.Unavailable, "who answers there has no certificate that counts, and shows no newer trust bundle")
 	}
 	if t.Version > known.Version {
 		if d.over(t.Expires) {
@@ -62,18 +66,28 @@ func (d *Device) repin(t *token.Trust) error {
 }
 
 // fetchTrust asks the server; and, where its authority is one that this device
-// does not know yet, whoever answers there: a bundle carries its own proof.
-func (d *Device) fetchTrust(ctx context.Context) ([]byte, error) {
+// does not know yet, whoever answers there: a bundle carries its own proof. proved
+// reports whether the server's certificate counts.
+func (d *Device) fetchTrust(ctx context.Context) (raw []byte, proved bool, err error) {
+	proved = true
 	r := rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle}
-	a, err := (&rest.Client{Base: d.id.HTTPS, HTTP: d.client.HTTP}).Do(ctx, r)
-	if _, unknown := errors.AsType[*tls.CertificateVerificationError](err); unknown {
-		var shown []*x509.Certificate
-		a, err = (&rest.Client{Base: d.id.HTTPS, HTTP: d.stranger(&shown)}).Do(ctx, r)
+	a, err := d.client.Bare().Do(ctx, r)
+	if uncertified(err) {
+		c, _ := d.stranger(d.id.HTTPS)
+		a, err = c.Do(ctx, r)
+		proved = false
 	}
 	if err != nil {
-		return nil, err
+		return nil, proved, err
 	}
-	return a.Body, nil
+	return a.Body, proved, nil
+}
+
+// uncertified reports whether an error says that who answers has no certificate that
+// the trust bundle vouches for: the server's authority may have changed.
+func uncertified(err error) bool {
+	_, is := errors.AsType[*tls.CertificateVerificationError](err)
+	return is
 }
 
 // writeAnchors keeps what other clients may trust the server by.

@@ -52,7 +52,7 @@ func TestTheFolderGoesByARootOfTheBundleThatItKeeps(t *testing.T) {
 
 	d := &Device{dir: t.TempDir(), o: Options{Log: slog.New(slog.DiscardHandler), Now: time.Now}}
 	d.id = &identity{ID: "lamp-1", Issuer: known.Issuer, HTTPS: srv.URL, Pin: token.Pin(second.Public())}
-	d.client = &rest.Client{HTTP: &http.Client{}}
+	d.client = rest.New(srv.URL, srv.Client().Transport, nil)
 	d.trust.Store(&known)
 	if err := d.renewTrust(t.Context()); err != nil {
 		t.Fatal(err)

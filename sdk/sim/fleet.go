@@ -314,7 +314,10 @@ func (f *fleet) folder(n int) string { return filepath.Join(f.parts.Dir, fmt.Spr
 
 // open opens a device, and enrolls it unless it is.
 func (f *fleet) open(ctx context.Context, t *thing) (*device.Device, error) {
-	d, err := device.OpenWith(f.folder(t.number), device.Options{Log: f.parts.Log, Connected: t.connected, Dial: t.dial})
+	d, err := device.OpenWith(f.folder(t.number), device.Options{
+		Log: f.parts.Log, Connected: t.connected, Dial: t.dial,
+		Revoked: func(time.Duration) { t.ended(watchword.Refuse(watchword.SubjectRevoked, "the device is revoked")) },
+	})
 	if err != nil || d.Enrolled() {
 		return d, err
 	}

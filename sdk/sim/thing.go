@@ -25,6 +25,7 @@ type thing struct {
 	where string    // "mqtt", "https", or "" while it is neither
 	away  time.Time // since when it has been without a line that was broken
 	storm *storm    // it has not come back from
+	gone  bool      // it will not come back
 }
 
 // live is the device's life, from its place in the ramp on.
@@ -51,10 +52,8 @@ func (t *thing) live(ctx context.Context) error {
 	t.mu.Lock()
 	t.dev = d
 	t.mu.Unlock()
-	err = d.Run(ctx)
-	if err != nil && ctx.Err() == nil {
-		f.ended.add(err) // the others go on
-		t.gone()
+	if err = d.Run(ctx); err != nil && ctx.Err() == nil {
+		t.ended(err)
 	}
 	return d.Close()
 }
@@ -209,11 +208,16 @@ func (t *thing) connected(over string) {
 	}
 }
 
-// gone is a device that will not come back.
-func (t *thing) gone() {
+// ended counts a device that will not come back, once; the others go on.
+func (t *thing) ended(err error) {
 	t.mu.Lock()
-	t.where = ""
+	first := !t.gone
+	t.gone, t.where = true, ""
 	t.mu.Unlock()
+	if !first {
+		return
+	}
+	t.fleet.ended.add(err)
 	select {
 	case t.fleet.moved <- struct{}{}:
 	default:

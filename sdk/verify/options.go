@@ -82,7 +82,9 @@ func MaxAge(d time.Duration) Option { return func(o *options) { o.oldest = d } }
 // for the life of the process.
 func Keys(jwks []byte) Option { return func(o *options) { o.jwks, o.given = jwks, true } }
 
-// HTTPClient fetches metadata and keys through c. Redirects are not followed, whatever c does.
+// HTTPClient fetches metadata and keys through the Transport of c. Redirects are not
+// followed, whatever c does, each fetch ends after 10 s, and where the Transport is an
+// [http.Transport] without a bound of response headers, they may have 64 KiB.
 func HTTPClient(c *http.Client) Option { return func(o *options) { o.http = c } }
 
 // CAFile trusts the authorities in a PEM file, and no others, for the issuer's TLS: its

@@ -24,12 +24,12 @@ type source struct {
 	issuer   string
 	at       *url.URL
 	loopback bool // http is taken at loopback addresses
-	http     *http.Client
+	http     http.RoundTripper
 	keysAt   string // path of the keys; empty before the metadata was read, and after a fetch that failed
 }
 
 // newSource checks the issuer identifier (RFC 8414 §2): https, no query, no fragment.
-func newSource(issuer string, loopback bool, c *http.Client) (*source, error) {
+func newSource(issuer string, loopback bool, c http.RoundTripper) (*source, error) {
 	s := &source{issuer: issuer, loopback: loopback, http: c}
 	u, err := url.Parse(issuer)
 	if err != nil || !s.may(u) || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#") {
@@ -106,13 +106,13 @@ func (s *source) discover(ctx context.Context) (string, error) {
 }
 
 func (s *source) get(ctx context.Context, path string) ([]byte, error) {
-	c := rest.Client{Base: s.at.Scheme + "://" + s.at.Host, HTTP: s.http}
+	c := rest.NewStranger(s.at.Scheme+"://"+s.at.Host, s.http) // certified or not: what counts are the keys
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: path, Max: maxJWKS, Header: map[string]string{"Accept": "application/json, application/jwk-set+json"}})
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, watchword.Because(err, watchword.Unavailable, "the issuer does not answer in time")
-	case err != nil: // whatever code the answer has: it is about us, not about a token
-		return nil, watchword.Because(err, watchword.Unavailable, "%s", says(err))
+	case err != nil:
+		return nil, err
 	case !strings.Contains(strings.ToLower(a.Header.Get("Content-Type")), "json"): // a portal's page, mostly
 		return nil, watchword.Refuse(watchword.Unavailable, "what answers for the issuer speaks no JSON")
 	}
@@ -127,19 +127,13 @@ func origin(u *url.URL) string {
 	return u.Scheme + "://" + strings.ToLower(u.Hostname()) + ":" + port
 }
 
-// client returns one that follows no redirect: c's way out where that is given, else
-// its own, which trusts pool (nil: the system's authorities) and speaks at least version.
-func client(c *http.Client, pool *x509.CertPool, version uint16) *http.Client {
+// way returns how the issuer is reached: c's way where that is given, else its own,
+// which trusts pool (nil: the system's authorities) and speaks at least version.
+func way(c *http.Client, pool *x509.CertPool, version uint16) http.RoundTripper {
 	if c != nil {
-		own := *c
-		own.CheckRedirect = rest.NoRedirects
-		return &own
+		return rest.Bounded(c.Transport)
 	}
-	return &http.Client{
-		CheckRedirect: rest.NoRedirects,
-		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, DisableKeepAlives: true, // it asks once in minutes
-			TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: version}, TLSHandshakeTimeout: fetchTime, MaxResponseHeaderBytes: 64 << 10,
-		},
-	}
+	t := rest.Transport(&tls.Config{RootCAs: pool, MinVersion: version}, nil)
+	t.Proxy, t.DisableKeepAlives = http.ProxyFromEnvironment, true // it asks once in minutes
+	return t
 }

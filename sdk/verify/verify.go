@@ -71,7 +71,7 @@ func New(ctx context.Context, issuer string, opts ...Option) (*Verifier, error) 
 	if err != nil {
 		return nil, err
 	}
-	if v.keys.source, err = newSource(issuer, o.loopback, client(o.http, pool, o.tls())); err != nil {
+	if v.keys.source, err = newSource(issuer, o.loopback, way(o.http, pool, o.tls())); err != nil {
 		return nil, err
 	}
 	v.keys.oldest = o.oldest

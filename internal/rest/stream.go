@@ -1,0 +1,89 @@
+package rest
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// idleTime is how long a stream may bring nothing: six times as long as the server is
+// silent at most.
+const idleTime = 90 * time.Second
+
+// errIdle is why a stream ends that brings nothing.
+var errIdle = watchword.Refuse(watchword.Unavailable, "the stream brought nothing for %s", idleTime)
+
+// Stream is an answer that is read as it comes. It is for one goroutine.
+type Stream struct {
+	Header http.Header
+
+	client *Client
+	body   io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	idle   *time.Timer // running while a read waits
+}
+
+// Stream asks and returns the answer with its body unread. The caller closes it. The
+// answer must begin within the deadline of an exchange, and each read ends within 90 s:
+// unavailable. How long the whole is has no bound here, the reader must have one for its
+// parts: [Stream.Lines], sse.Reader.
+func (c *Client) Stream(ctx context.Context, r Request) (*Stream, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(r.within(), func() { cancel(late(r.within())) })
+	res, err := c.ask(ctx, r)
+	timer.Stop()
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	s := &Stream{Header: res.Header, client: c, body: res.Body, ctx: ctx, cancel: cancel}
+	s.idle = time.AfterFunc(idleTime, func() { cancel(errIdle) })
+	s.idle.Stop()
+	return s, nil
+}
+
+// Read reads what comes next. Code: unavailable, where the stream breaks or is silent.
+func (s *Stream) Read(b []byte) (int, error) {
+	s.idle.Reset(idleTime)
+	n, err := s.body.Read(b)
+	s.idle.Stop()
+	if err != nil && err != io.EOF {
+		err = s.client.unreachable(s.ctx, err)
+	}
+	return n, err
+}
+
+// Close ends the stream.
+func (s *Stream) Close() error {
+	s.idle.Stop()
+	s.cancel(nil)
+	return s.body.Close()
+}
+
+// Lines calls f with each line, with its end. Code, beside those of reading: too_large,
+// for a line of more than max bytes.
+func (s *Stream) Lines(max int, f func(line []byte) error) error {
+	r := bufio.NewReaderSize(s, max)
+	for {
+		line, err := r.ReadSlice('\n')
+		switch {
+		case err == bufio.ErrBufferFull:
+			return s.client.refuse(nil, watchword.TooLarge, "a line of the answer is over %d bytes", max)
+		case err != nil && err != io.EOF:
+			return err
+		}
+		if len(line) > 0 {
+			if err := f(line); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+	}
+}
