@@ -156,3 +156,21 @@ func TestWhatCouldNotBeWrittenEnds(t *testing.T) {
 		t.Errorf("the second is %s", got)
 	}
 }
+
+// A full page of which few fit is handed over as it is: what is behind it comes with the
+// next call, so that no more are in hand than were asked for.
+func TestFewOfAPageFit(t *testing.T) {
+	s := newSetup(t, options{})
+	for range 2 {
+		s.order(command.Call{Args: long(2000)})
+	}
+	small := []command.Row{s.order(command.Call{}), s.order(command.Call{}), s.order(command.Call{}), s.order(command.Call{})}
+	l := s.Attach(here, "lamp-1")
+	defer l.Close()
+	l.Fits(command.Fit{Max: 2000})
+	cs, more, err := l.Take(t.Context(), 0, "", 3)
+	must(t, err)
+	if len(cs) != 1 || cs[0].Seq != small[0].Seq || !more {
+		t.Errorf("%d commands, more %v; want number %d alone, and more", len(cs), more, small[0].Seq)
+	}
+}
