@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -245,5 +246,89 @@ func TestWhatHandsCommandsOver(t *testing.T) {
 		c.subscribe(1, ownCommands)
 		o.take(c, n)
 		other.silent()
+	})
+}
+
+// state returns the state of the command with number n.
+func (o *orders) state(n int64) watchword.CommandState {
+	o.t.Helper()
+	rows, err := o.desk.List(o.t.Context(), watchword.DefaultTenant, command.Filter{Device: "lamp-7"}, "", 100)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	for _, r := range rows {
+		if r.Seq == n {
+			return r.State
+		}
+	}
+	o.t.Fatalf("no command %d", n)
+	return ""
+}
+
+// An acknowledgement is written down a moment later, together with those that follow it at
+// once, though no receipt comes.
+func TestAcknowledgementsAreWrittenDown(t *testing.T) {
+	withDesk(t, func(t *testing.T, h *house, o *orders) {
+		c := h.device("lamp-7")
+		c.subscribe(1, ownCommands)
+		for range 3 {
+			first, second := o.order(), o.order()
+			a, b := o.take(c, first), o.take(c, second)
+			c.acknowledge(a)
+			synctest.Wait()
+			time.Sleep(10 * time.Millisecond)
+			c.acknowledge(b)
+			synctest.Wait()
+			if s := o.state(first); s != watchword.Sent {
+				t.Errorf("number %d is %s before the pause is over, want sent", first, s)
+			}
+			time.Sleep(15 * time.Millisecond)
+			synctest.Wait()
+			for _, n := range []int64{first, second} {
+				if s := o.state(n); s != watchword.Delivered {
+					t.Errorf("number %d is %s after the pause, want delivered", n, s)
+				}
+			}
+		}
+	})
+}
+
+// A session that is resumed is handed the commands that came meanwhile, by the
+// subscription of then; and a connection with a Maximum Packet Size what fits into it.
+func TestAResumedSessionIsHandedCommands(t *testing.T) {
+	withDesk(t, func(t *testing.T, h *house, o *orders) {
+		h.away(packet.V5, "lamp-7", ownCommands)
+		n := o.order()
+		c := h.connect(packet.V5, "lamp-7", h.token("lamp-7", time.Hour), lasts, func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, 4000) })
+		c.acknowledge(o.take(c, n))
+	})
+}
+
+// A hello behind the subscription counts: what is not acknowledged comes again, for its nonce.
+func TestAHelloBehindTheSubscription(t *testing.T) {
+	withDesk(t, func(t *testing.T, h *house, o *orders) {
+		c := h.device("lamp-7")
+		c.subscribe(1, ownCommands)
+		n := o.order()
+		o.take(c, n)
+		const nonce = "0123456789012345678901"
+		if r := c.publish(1, "$watchword/hello", `{"nonce":"`+nonce+`","epoch":0,"seq":0}`); r != packet.Success {
+			t.Fatalf("hello: %#x", r)
+		}
+		p := o.take(c, n)
+		jws, _, err := o.opens.Open(string(p.Payload), watchword.MaxDocument)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := jose.ParseJWS(string(jws), watchword.MaxDocument)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var claims struct {
+			Nonce string `json:"nonce"`
+		}
+		if err := jose.Decode(u.UnverifiedPayload(), &claims); err != nil || claims.Nonce != nonce {
+			t.Errorf("nonce %q (%v), want %q", claims.Nonce, err, nonce)
+		}
 	})
 }

@@ -471,3 +471,39 @@ func TestTheTimeOfThoseWhoAreAwayGoesOnWhileTheMachineStands(t *testing.T) {
 		}
 	})
 }
+
+// A subject has room for eight lasting sessions, however they end.
+func TestRoomForLastingSessions(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		connect := func(n int, edit ...func(*packet.Connect)) packet.Reason {
+			t.Helper()
+			c := h.raw(packet.V5)
+			p := hello(packet.V5, fmt.Sprintf("sub/%d", n), h.token("sub", time.Hour))
+			for _, e := range edit {
+				e(p)
+			}
+			c.send(p)
+			code := want[*packet.Connack](c).Code
+			c.vanish()
+			synctest.Wait()
+			return code
+		}
+		const most = 8
+		for n := range most {
+			if code := connect(n, lasts); code != packet.Success {
+				t.Fatalf("session %d: %#x", n, code)
+			}
+		}
+		for round := range 3 {
+			if code := connect(most+round, lasts); code != packet.QuotaExceeded {
+				t.Errorf("round %d, one more: %#x, want %#x", round, code, packet.QuotaExceeded)
+			}
+			if code := connect(round); code != packet.Success { // a clean start, which ends with its connection
+				t.Errorf("round %d, a clean start: %#x", round, code)
+			}
+			if code := connect(most+round, lasts); code != packet.Success {
+				t.Errorf("round %d, one for the one that ended: %#x", round, code)
+			}
+		}
+	})
+}
