@@ -331,3 +331,38 @@ func TestEventsReachTheHub(t *testing.T) {
 		app.hears("devices/lamp-8/events/lux/2", "by another door")
 	})
 }
+
+// A session that a token opened is not refreshed by a proof: no key was named in CONNECT
+// (MQTT 5.0 §4.12.1), however good the token in AUTH is.
+func TestNoProofWhereNoneWasAskedFor(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		pub, _, err := ed25519.GenerateKey(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.proving = pub
+		c := h.device("lamp-7")
+		c.reauthenticate(h.token("lamp-7", time.Hour))
+		c.ended(packet.ProtocolError)
+	})
+}
+
+// So many publishes with QoS 2 may be unreleased; one more ends the connection.
+func TestUnreleasedPublishes(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		c := h.connect(packet.V311, "pub", h.token("pub", time.Hour))
+		const most = 1024
+		for n := range most {
+			c.send(&packet.Publish{Topic: "a", QoS: 2, ID: uint16(n + 1)})
+			if a := want[*packet.Ack](c); a.Kind != packet.PUBREC {
+				t.Fatalf("publish %d: %s", n, a.Kind)
+			}
+		}
+		c.send(&packet.Publish{Topic: "a", QoS: 2, ID: most, Dup: true}) // said again: it is none more
+		if a := want[*packet.Ack](c); a.Kind != packet.PUBREC {
+			t.Fatalf("said again: %s", a.Kind)
+		}
+		c.send(&packet.Publish{Topic: "a", QoS: 2, ID: most + 1})
+		c.ended(packet.QuotaExceeded)
+	})
+}
