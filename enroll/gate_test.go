@@ -152,7 +152,7 @@ func TestAddingADevice(t *testing.T) {
 	sub, link, err := s.Add(t.Context(), by, "lamp-1", watchword.Labels{"site": "a"}, 0, s.now)
 	must(t, err)
 	s.wantChanged("added", "lamp-1")
-	if sub.ID != "lamp-1" || sub.Kind != watchword.Device || sub.State != watchword.New || sub.Labels["site"] != "a" || sub.Proof != "" {
+	if sub.ID != "lamp-1" || sub.Kind != watchword.Device || sub.State != watchword.New || sub.Labels["site"] != "a" || sub.Proof != "" || sub.Version != 1 || sub.Incarnation != 1 {
 		t.Errorf("got %+v", sub)
 	}
 	if !link.Expires.Equal(s.now.Add(24*time.Hour)) || link.Pin != s.Pin() || link.URL != token.Link("https://house.example/w", link.Code, link.Pin) || !token.WellFormedCode(link.Code) {
@@ -526,6 +526,11 @@ func TestDecidingOnAPairing(t *testing.T) {
 	if ps, err := s.Pairings(t.Context(), here, "", 10, s.now); err != nil || len(ps) != 1 || ps[0].State != enroll.PairingPending {
 		t.Fatalf("%+v, %v", ps, err)
 	}
+
+	none := newDevice(t)
+	nameless := s.asked(none, string(none.sign.Public().ID()))
+	_, err = s.Approve(t.Context(), by, enroll.Approve{UserCode: nameless.UserCode, Sign: none.sign.Public().ID()}, s.now)
+	wantField(t, "one without a wish, and no id", err, watchword.BadRequest, "id")
 
 	// One that is there, by its id.
 	sub, err := s.Approve(t.Context(), by, enroll.Approve{UserCode: strings.ToLower(enroll.FormatUserCode(a.UserCode)), Sign: key, ID: "lamp-0"}, s.now)

@@ -59,3 +59,54 @@ func TestATokenCompilesToABoundedGrant(t *testing.T) {
 		}
 	}
 }
+
+// Each method is decided by itself, in either case; a denied rule counts for its own
+// methods and for the paths that it matches, and for no others.
+func TestRequests(t *testing.T) {
+	methods := [][]string{{"GET", "get", "HEAD", "head"}, {"PUT", "put"}, {"POST", "post"}, {"PATCH", "patch"}, {"DELETE", "delete"}}
+	o := &permit.Origin{Policy: "p"}
+	for denied, names := range methods {
+		bit := permit.PathBit(names[0])
+		if bit == 0 || bit&permit.AllPaths != bit {
+			t.Fatalf("%s: bit %#x of %#x", names[0], bit, permit.AllPaths)
+		}
+		var g permit.Grant[struct{}]
+		g.Allowed.Paths = append(g.Allowed.Paths, permit.NewPath("/v1/#", permit.AllPaths, o))
+		g.Denied.Paths = append(g.Denied.Paths, permit.NewPath("/v1/+/keys", bit, o))
+		for asked, names := range methods {
+			for _, m := range names {
+				for path, spared := range map[string]bool{"/v1/a/keys": false, "/v1/a/keys/b": true, "/v1/keys": true, "/v1": true, "/v1/a": true} {
+					if d := g.Request(m, path); d.Allowed != (spared || asked != denied) || d.Rule() == "" {
+						t.Errorf("%s is denied: %s %s is allowed: %v by %q", methods[denied][0], m, path, d.Allowed, d.Rule())
+					}
+				}
+				if d := g.Request(m, "/v2/a"); d.Allowed || d.Rule() != "" {
+					t.Errorf("%s /v2/a: %v by %q", m, d.Allowed, d.Rule())
+				}
+			}
+		}
+		var one permit.Grant[struct{}]
+		one.Allowed.Paths = append(one.Allowed.Paths, permit.NewPath("/v1/#", bit, o))
+		for asked, names := range methods {
+			if got := one.Request(names[0], "/v1/a").Allowed; got != (asked == denied) {
+				t.Errorf("%s alone is allowed: %s is %v", methods[denied][0], names[0], got)
+			}
+		}
+	}
+	var g permit.Grant[struct{}]
+	g.Allowed.Paths = append(g.Allowed.Paths, permit.NewPath("#", permit.AllPaths, o), permit.NewPath("/#", permit.AllPaths, o))
+	for path, want := range map[string]bool{
+		"/": true, "/a": true, "/a/b": true, "/..a/.b/c..": true, "/a%2f..": true, "/...": true,
+		"": false, "a": false, "//": false, "//a": false, "/a/": false, "/a/b/": false, "/a//b": false, "/a//": false, "/.": false, "/..": false, "/./a": false, "/../a": false,
+		"/a/.": false, "/a/..": false, "/a/./b": false, "/a/../b": false, "/a/../": false, "/a\x00": false, "/a\n": false, "/a\xff": false,
+	} {
+		if got := g.Request("GET", path).Allowed; got != want {
+			t.Errorf("%q: %v", path, got)
+		}
+	}
+	for _, m := range []string{"", "Get", "TRACE", "OPTIONS", "CONNECT", "GETX"} {
+		if g.Request(m, "/a").Allowed {
+			t.Errorf("%q is allowed", m)
+		}
+	}
+}

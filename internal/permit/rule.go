@@ -71,8 +71,8 @@ func PathBit(method string) uint8 {
 // maxPath is the longest path that is judged: a topic may stand in one, percent-encoded.
 const maxPath = 4 * MaxTopic
 
-// cleanPath reports whether path begins with a slash and has no empty, . or ..
-// segment, but for a slash at its end.
+// cleanPath reports whether path begins with a slash and has no empty, . or .. segment.
+// A slash at the end begins an empty one; "/" alone has none.
 func cleanPath(path string) bool {
 	rest, ok := strings.CutPrefix(path, "/")
 	if !ok || len(path) > maxPath || !Printable(path) {
