@@ -330,5 +330,13 @@ func TestAHelloBehindTheSubscription(t *testing.T) {
 		if err := jose.Decode(u.UnverifiedPayload(), &claims); err != nil || claims.Nonce != nonce {
 			t.Errorf("nonce %q (%v), want %q", claims.Nonce, err, nonce)
 		}
+		// What it says that it knows is written down at once, though it acknowledges nothing.
+		if r := c.publish(1, "$watchword/hello", fmt.Sprintf(`{"nonce":"%s","epoch":1,"seq":%d}`, nonce, n)); r != packet.Success {
+			t.Fatalf("hello: %#x", r)
+		}
+		synctest.Wait()
+		if s := o.state(n); s != watchword.Delivered {
+			t.Errorf("a command that the device knows is %s, want delivered", s)
+		}
 	})
 }

@@ -387,3 +387,34 @@ func (h *house) unsubscribe(id watchword.SubjectID, filter string) {
 	c.vanish()
 	synctest.Wait()
 }
+
+// A group for which there is no room is not made: its member is refused, and nothing is counted.
+func TestAGroupWithoutRoom(t *testing.T) {
+	made, refused := 0, 0
+	for bound := int64(100); bound <= 3000; bound += 100 {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHouse(t, mqtt.Options{SubjectSubscriptionBytes: bound})
+			defer h.close()
+			c := h.device("sub")
+			switch code := c.subscribe(1, "$share/g/a")[0]; code {
+			case 1:
+				made++
+				h.device("pub").publish(1, "a", "x")
+				c.hears("a", "x")
+			case packet.QuotaExceeded:
+				refused++
+				if n := h.broker.Stats().SubscriptionBytes; n != 0 {
+					t.Errorf("bound of %d: refused, and %d bytes are counted", bound, n)
+				}
+			default:
+				t.Errorf("bound of %d: %#x", bound, code)
+			}
+			if n := h.broker.Stats().SubscriptionBytes; n > bound {
+				t.Errorf("bound of %d: %d bytes are counted", bound, n)
+			}
+		})
+	}
+	if made < 3 || refused < 3 {
+		t.Errorf("%d made, %d refused: the bounds do not try both", made, refused)
+	}
+}

@@ -242,35 +242,50 @@ func TestAWillIsStoredBeforeCONNACK(t *testing.T) {
 	}
 }
 
-// What a will says is the same after a crash.
+// What a will says is the same after a crash, and it is kept for as long as it said.
 func TestAWillKeepsWhatItSaysOverACrash(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		h.device("lamp", func(p *packet.Connect) {
-			p.Will = &packet.Will{Topic: "will", QoS: 2, Retain: true, Payload: []byte{0, 1}}
-			w := &p.Will.Properties
-			w.SetNumber(packet.MessageExpiry, 100)
-			w.SetNumber(packet.WillDelay, 7_000) // of no use where the session ends with its connection
-			w.SetText(packet.ContentType, "x")
-			w.User = []packet.Pair{{Name: "a", Value: "1"}, {Name: "a", Value: "2"}}
+	for _, crash := range []bool{false, true} {
+		t.Run(fmt.Sprint("crash ", crash), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) { aWillSays(t, h, crash) })
 		})
-		h.crash(mqtt.Options{})
-		ear := h.device("ear")
-		p := &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "will", QoS: 2, RetainAsPublished: true}}}
-		ear.send(p)
-		want[*packet.Suback](ear)
-		m := want[*packet.Publish](ear)
-		life, _ := m.Properties.Number(packet.MessageExpiry)
-		kind, _ := m.Properties.Text(packet.ContentType)
-		_, delayed := m.Properties.Number(packet.WillDelay)
-		if m.QoS != 2 || !m.Retain || string(m.Payload) != "\x00\x01" || life != 100 || kind != "x" || delayed || fmt.Sprint(m.Properties.User) != "[{a 1} {a 2}]" {
-			t.Errorf("%+v", m)
-		}
-		late := h.device("late")
-		late.subscribe(1, "will")
-		if m := late.message(); !m.Retain {
-			t.Errorf("%+v", m)
-		}
+	}
+}
+
+func aWillSays(t *testing.T, h *house, crash bool) {
+	lamp := h.device("lamp", func(p *packet.Connect) {
+		p.Will = &packet.Will{Topic: "will", QoS: 2, Retain: true, Payload: []byte{0, 1}}
+		w := &p.Will.Properties
+		w.SetNumber(packet.MessageExpiry, 100)
+		w.SetNumber(packet.WillDelay, 7_000) // of no use where the session ends with its connection
+		w.SetText(packet.ContentType, "x")
+		w.User = []packet.Pair{{Name: "a", Value: "1"}, {Name: "a", Value: "2"}}
 	})
+	if crash {
+		h.crash(mqtt.Options{})
+	} else {
+		lamp.vanish()
+		synctest.Wait()
+	}
+	ear := h.device("ear")
+	p := &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "will", QoS: 2, RetainAsPublished: true}}}
+	ear.send(p)
+	want[*packet.Suback](ear)
+	m := want[*packet.Publish](ear)
+	life, _ := m.Properties.Number(packet.MessageExpiry)
+	kind, _ := m.Properties.Text(packet.ContentType)
+	_, delayed := m.Properties.Number(packet.WillDelay)
+	if m.QoS != 2 || !m.Retain || string(m.Payload) != "\x00\x01" || life != 100 || kind != "x" || delayed || fmt.Sprint(m.Properties.User) != "[{a 1} {a 2}]" {
+		t.Errorf("%+v", m)
+	}
+	late := h.device("late")
+	late.subscribe(1, "will")
+	if m := late.message(); !m.Retain {
+		t.Errorf("%+v", m)
+	}
+	time.Sleep(101 * time.Second)
+	later := h.device("later")
+	later.subscribe(1, "will")
+	later.silent()
 }
 
 // A will stands on the token that its connection had last.
