@@ -113,11 +113,11 @@ func (a *API) selfRoutes() {
 // maxObjects is how many objects the schemas of one announcement may have together: compiling them takes time.
 const maxObjects = 4096
 
-// ofFunction says of which function a schema is refused.
+// ofFunction says in the field of which function a schema is refused, so that a device can announce the others.
 func ofFunction(err error, name string) error {
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		of := *e
-		of.Detail = "of " + name + " " + e.Detail
+		of.Field, of.Detail = "functions."+name, "schema: "+e.Detail
 		return &of
 	}
 	return err

@@ -130,7 +130,7 @@ func (d *Device) over(end time.Time) bool {
 }
 
 // byNonce reports whether only a nonce shows that a command is fresh. The caller
-// holds obeying.
+// holds memory.
 func (d *Device) byNonce() bool { return d.journal.lost || d.now().IsZero() }
 
 // roadTo is [transport] under the device's own word on the time, and never before

@@ -41,7 +41,10 @@ func (c *Command) Args(into any) error {
 
 // Handler carries out a command. What it returns becomes the receipt's result,
 // as JSON; nil for none. An error of [Refuse] becomes a signed refusal, any other
-// a signed failure. One runs at a time, in the order of the numbers.
+// a signed failure. One runs at a time, in the order of the numbers; while it runs, the device goes on
+// receiving and reporting, and no other command is begun, however long it takes. Its context ends where
+// the device stops, and context.Cause then says why: [ErrStopping] where [Device.Run] ends. A handler
+// that returns an error after that was cut off: the receipt is "interrupted", unless the error is of [Refuse].
 type Handler func(ctx context.Context, c *Command) (any, error)
 
 // Refusal is an error that says: the device will not.
@@ -127,6 +130,9 @@ func (d *Device) carryOut(ctx context.Context, c *Command) (st watchword.Receipt
 			f.Detail = clip(refusal.Err.Error())
 		}
 		return watchword.StRefused, f
+	}
+	if err != nil && ctx.Err() != nil {
+		return watchword.StInterrupted, fault{"interrupted", clip("the device stopped while it carried this out: " + err.Error())}
 	}
 	if failure, ok := errors.AsType[*Failure](err); ok {
 		f := fault{Code: failure.Code}

@@ -2,9 +2,12 @@ package device
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
@@ -26,7 +29,9 @@ type Config struct {
 func (c Config) Into(v any) error { return jsonv2.Unmarshal(c.Raw, v) }
 
 // OnConfig says who hears of a new configuration. It is called once for each
-// version; after an error, again later.
+// version; after an error, again later. In [Device.Run] it runs beside commands and functions, and never
+// twice at once: where it hangs, newer configurations wait, of which the newest counts. Its context ends
+// with [ErrStopping] as the cause where Run ends.
 func (d *Device) OnConfig(f func(context.Context, Config) error) {
 	d.handlers.mu.Lock()
 	defer d.handlers.mu.Unlock()
@@ -80,8 +85,8 @@ func (d *Device) takeConfig(ctx context.Context, raw []byte) error {
 	if f == nil {
 		return nil
 	}
-	if err := f(ctx, Config{c.Version, c.Document}); err != nil {
-		return err
+	if err := heard(ctx, f, Config{c.Version, c.Document}); err != nil {
+		return &notApplied{err}
 	}
 	return durable.WriteFile(d.path(configFile), raw, 0o600)
 }
@@ -98,4 +103,55 @@ func (d *Device) configVersion() int64 {
 		return 0
 	}
 	return c.Version
+}
+
+// notApplied is the error of a handler of configurations: another try may do better.
+type notApplied struct{ err error }
+
+func (e *notApplied) Error() string { return "the configuration was not applied: " + e.err.Error() }
+func (e *notApplied) Unwrap() error { return e.err }
+
+// heard turns a handler's panic into an error.
+func heard(ctx context.Context, f func(context.Context, Config) error, c Config) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the handler panicked: %v", p)
+		}
+	}()
+	return f(ctx, c)
+}
+
+// pushed is the configuration that came last over MQTT and was not looked at yet.
+type pushed struct {
+	mu  sync.Mutex
+	raw []byte
+}
+
+// put replaces what is there; where it is kept for another try, only nothing.
+func (p *pushed) put(raw []byte, again bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !again || p.raw == nil {
+		p.raw = raw
+	}
+}
+
+func (p *pushed) take() (raw []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	raw, p.raw = p.raw, nil
+	return raw
+}
+
+// hearConfig hands on the configuration that came over MQTT, or asks for it.
+func (r *run) hearConfig(ctx context.Context) error {
+	raw := r.pushed.take()
+	if raw == nil {
+		return r.lookAtConfig(ctx)
+	}
+	err := r.takeConfig(ctx, raw)
+	if _, again := errors.AsType[*notApplied](err); again {
+		r.pushed.put(raw, true)
+	}
+	return err
 }

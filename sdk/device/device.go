@@ -103,7 +103,8 @@ type Device struct {
 	orders   atomic.Pointer[token.KeySet] // of who may order; nil: the server's word is enough
 	nonce    nonce
 
-	obeying sync.Mutex // one act at a time; holds journal and log
+	obeying sync.Mutex // one act at a time, from its checks to its receipt; before memory
+	memory  sync.Mutex // of journal, log and nonce; held while the disk is written, never while a function runs
 	journal *journal
 	log     ledger.Checkpoint // that was seen last, where only what is logged is obeyed
 }
@@ -248,8 +249,8 @@ func (d *Device) prover(signer func() *jose.Signer) *rest.Prover {
 
 // inOrder gets a token with the key that counts, at the right time.
 func (d *Device) inOrder(ctx context.Context, get func(context.Context) error) error {
-	if err := d.settleKeys(ctx); err != nil {
-		return err
+	if err := d.settleKeys(ctx); err != nil { // it goes on as who it was, and tries again later
+		d.o.Log.Info("keys not changed yet", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 	}
 	return d.onTime(ctx, get)
 }
@@ -299,8 +300,8 @@ func (d *Device) Trust() *token.Trust { return d.trust.Load() }
 
 // Position returns the number of the last command that was begun.
 func (d *Device) Position() (epoch, seq int64) {
-	d.obeying.Lock()
-	defer d.obeying.Unlock()
+	d.memory.Lock()
+	defer d.memory.Unlock()
 	if d.journal == nil {
 		return 0, 0
 	}
@@ -340,10 +341,12 @@ func errNotEnrolled() error {
 	return watchword.Refuse(watchword.Conflict, "the device has not enrolled yet")
 }
 
-// Close gives the folder up.
+// Close gives the folder up. It does not wait for functions that run: end the context of
+// [Device.Run], and wait for it, before. The receipt of one that runs on cannot be written, and is
+// "interrupted" at the next start.
 func (d *Device) Close() error {
-	d.obeying.Lock()
-	defer d.obeying.Unlock()
+	d.memory.Lock()
+	defer d.memory.Unlock()
 	var errs []error
 	if d.journal != nil {
 		errs = append(errs, d.journal.close())

@@ -30,7 +30,7 @@ func readLog(path string) (ledger.Checkpoint, error) {
 }
 
 // logged checks that the log has what is to be obeyed, remembers how far the log was
-// seen, and returns the command that was proved. The caller holds obeying. Code:
+// seen, and returns the command that was proved. The caller holds memory. Code:
 // command_unlogged.
 func (d *Device) logged(plain []byte, cty string) ([]byte, error) {
 	no := func(err error) ([]byte, error) {

@@ -36,23 +36,25 @@ func (d *Device) Obey(ctx context.Context, jwe string) (receipt string, err erro
 	return d.finish(ctx, t)
 }
 
-// task is a command between its checks and its receipt.
-type task struct {
+// unfinished is a command between its checks and its receipt.
+type unfinished struct {
 	command token.Command
 	hash    string
 	receipt string // set where the answer is known already
 }
 
 // begin checks a command and writes its number down. The caller holds obeying.
-func (d *Device) begin(jwe string) (task, error) {
+func (d *Device) begin(jwe string) (unfinished, error) {
+	d.memory.Lock()
+	defer d.memory.Unlock()
 	if d.journal.torn != nil {
-		return task{}, d.journal.torn
+		return unfinished{}, d.journal.torn
 	}
 	c, hash, err := d.check(jwe)
 	if err != nil {
-		return task{}, err
+		return unfinished{}, err
 	}
-	t := task{command: c, hash: hash}
+	t := unfinished{command: c, hash: hash}
 	p := position{c.Epoch, c.Seq}
 	if !p.after(d.journal.last) {
 		return d.seen(t, p)
@@ -64,7 +66,7 @@ func (d *Device) begin(jwe string) (task, error) {
 }
 
 // check is everything that needs no memory: seal, signature, issuer, audience,
-// time or nonce.
+// time or nonce. The caller holds memory.
 func (d *Device) check(jwe string) (token.Command, string, error) {
 	if most := d.o.MaxCommand; most > 0 && len(jwe) > most {
 		return token.Command{}, "", watchword.Refuse(watchword.TooLarge, "the sealed command has %d bytes, and this device holds %d", len(jwe), most)
@@ -101,8 +103,8 @@ func (d *Device) check(jwe string) (token.Command, string, error) {
 	return c, jose.HashOf(string(jws)), nil
 }
 
-// seen answers a command whose number does not grow.
-func (d *Device) seen(t task, p position) (task, error) {
+// seen answers a command whose number does not grow. The caller holds memory.
+func (d *Device) seen(t unfinished, p position) (unfinished, error) {
 	known := d.journal.find(p)
 	switch {
 	case known == nil:
@@ -124,7 +126,7 @@ func (d *Device) seen(t task, p position) (task, error) {
 }
 
 // finish carries a begun command out and writes its receipt down. The caller holds obeying.
-func (d *Device) finish(ctx context.Context, t task) (string, error) {
+func (d *Device) finish(ctx context.Context, t unfinished) (string, error) {
 	c := t.command
 	var st watchword.ReceiptStatus
 	var result any
@@ -150,10 +152,13 @@ func (d *Device) finish(ctx context.Context, t task) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	d.memory.Lock()
+	defer d.memory.Unlock()
 	return receipt, d.journal.write(record{"end", act{position: p, Receipt: receipt}}, true)
 }
 
-// interrupt signs for an act that was cut off: nobody knows how far it came.
+// interrupt signs for an act that was cut off: nobody knows how far it came. The caller
+// holds memory.
 func (d *Device) interrupt(a *act) error {
 	receipt, err := d.sign(a.position, a.ID, a.Hash, watchword.StInterrupted, fault{"interrupted", "the device stopped while it carried this out"})
 	if err != nil {
@@ -208,7 +213,7 @@ type nonce struct {
 	wall  time.Time // by the own one
 }
 
-// current returns the nonce that commands must carry. Its holder holds obeying.
+// current returns the nonce that commands must carry. Its holder holds memory.
 func (n *nonce) current(now time.Time) string {
 	if n.value == "" || time.Since(n.made) > nonceLife || now.Round(0).Sub(n.wall) > nonceLife {
 		n.value, n.made, n.wall = watchword.NewNonce(), time.Now(), now.Round(0)

@@ -56,7 +56,9 @@ func (d *Device) ReportState(ctx context.Context, v any) error {
 	return err
 }
 
-// Announce tells the server what this device can be asked to do.
+// Announce tells the server what this device can be asked to do. Codes: bad_request and too_large,
+// where the field is "functions.NAME" if the server says which function is at fault; denied,
+// rate_limited, unavailable. It takes effect as a whole or not at all.
 func (d *Device) Announce(ctx context.Context, fs ...Function) error {
 	type function struct {
 		Name   string          `json:"name"`
@@ -66,6 +68,9 @@ func (d *Device) Announce(ctx context.Context, fs ...Function) error {
 		Functions []function `json:"functions"`
 	}{[]function{}}
 	for _, f := range fs {
+		if len(f.Schema) > 0 && !json.Valid(f.Schema) {
+			return watchword.RefuseField("functions."+f.Name, "the schema is no JSON")
+		}
 		out.Functions = append(out.Functions, function{f.Name, f.Schema})
 	}
 	body, err := json.Marshal(out)

@@ -91,7 +91,11 @@ type change struct {
 	mu      sync.Mutex
 	next    *nextKeys   // nil: none
 	pending atomic.Bool // next is there, and worth another try
+	failed  time.Time   // the last try of [Device.settleKeys] that is worth another one
 }
+
+// keysAgain is the pause before the server is asked again to take keys, where it had no answer.
+const keysAgain = time.Minute
 
 // set is called with mu held, or before anybody else knows of the device.
 func (c *change) set(n *nextKeys) {
@@ -177,14 +181,15 @@ func readNext(path string) (*nextKeys, error) {
 
 // settleKeys finishes a change of keys that was cut off, before anything is
 // signed with a key that may be the wrong one. Where somebody is at it already, the
-// device goes on as it is. It returns an error only where it is worth waiting for.
+// device goes on as it is, and where the server had no answer within [keysAgain]. It
+// returns an error only where another try is worth it.
 func (d *Device) settleKeys(ctx context.Context) error {
 	c := &d.change
 	if !c.pending.Load() || !c.mu.TryLock() {
 		return nil
 	}
 	defer c.mu.Unlock()
-	if c.next == nil {
+	if c.next == nil || time.Since(c.failed) < keysAgain {
 		return nil
 	}
 	var err error
@@ -197,6 +202,7 @@ func (d *Device) settleKeys(ctx context.Context) error {
 	case "":
 		return nil
 	case watchword.Unavailable, watchword.Busy, watchword.RateLimited, watchword.TimedOut:
+		c.failed = time.Now()
 		return err
 	}
 	if ctx.Err() != nil {

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -25,13 +27,31 @@ const (
 	// half of pollWait, which is how long the server may hold a poll back: one that does so is
 	// asked again at once.
 	pollPace = time.Second
+	timeLook = nonceLife / 4 // between two looks whether the time is to be asked for
 )
 
-// Run announces the functions, then takes commands and obeys them until ctx
-// ends: over MQTT 5, and over HTTPS while that cannot be had. It gets over lost connections, restarts of the
-// server and ended tokens by itself. Where the server says that the device is revoked, it
-// asks again once a day: see [Options.Revoked]. It returns nil when ctx ended, and an error
-// only where the folder cannot be written.
+// Run takes commands and obeys them until ctx ends: over MQTT 5, and over HTTPS while that
+// cannot be had. It gets over lost connections, restarts of the server and ended tokens by itself.
+//
+// What goes on beside the commands is a task of its own each: to announce the functions, look at
+// the configuration, renew the trust bundle, ask for the time, finish a change of keys, hand in
+// receipts. A task that fails is reported in the log with its code and tried again after a pause that
+// grows to 10 minutes; commands wait for none of them. Receiving, refreshing and reconnecting go
+// on while a function runs, however long. One function runs at a time ([Handler]); a command is
+// acknowledged when it is begun and its number is on the disk. Those behind it, as many as MQTT's
+// Receive Maximum lets the server hand over, wait unacknowledged: after a reconnection the
+// server hands them over again, none is lost, and none is done twice. With 256 receipts that the server has
+// not answered no further command is begun.
+//
+// When ctx ends, the context of a function that runs, and of an OnConfig handler, ends with the cause
+// [ErrStopping]. Run waits 20 s for them, writes the receipt down, and returns. A function that does
+// not return is left behind, and its receipt is "interrupted" at the next start. End ctx and wait
+// for Run before Close.
+//
+// Where the server says that the device is revoked, it asks again once a day: see [Options.Revoked].
+//
+// It returns nil when ctx ended, and an error with code unavailable where the journal cannot be
+// written: then no command can be begun until the folder is opened again.
 func (d *Device) Run(ctx context.Context) error {
 	if d.id == nil {
 		return errNotEnrolled()
@@ -39,201 +59,134 @@ func (d *Device) Run(ctx context.Context) error {
 	if d.lock == nil {
 		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to obey")
 	}
+	return newRun(d).whole(ctx)
+}
+
+// stopGrace is how long Run waits for what its handlers do after ctx ended.
+const stopGrace = 20 * time.Second
+
+// run is one call of Run.
+type run struct {
+	*Device
+	acting chan inHand       // to the goroutine that carries commands out, which takes one when it is idle
+	sent   chan struct{}     // one token: a receipt was taken
+	paused map[string]paused // receipts that were refused; of the task that hands in
+	pushed pushed
+	// doubted says that the server found what was signed from the past or the future.
+	doubted atomic.Bool
+
+	functions, config, bundle, time, keys, receipts *task
+}
+
+func newRun(d *Device) *run {
+	r := &run{Device: d, acting: make(chan inHand), sent: make(chan struct{}, 1), paused: map[string]paused{}}
+	r.functions = newTask("announce functions", 0, taskPause, r.announce)
+	r.config = newTask("look at the configuration", 0, taskPause, r.hearConfig)
+	r.bundle = newTask("renew the trust bundle", trustEvery, taskPause, d.renewTrust)
+	r.time = newTask("ask for the time", timeLook, taskPause, r.askForTime)
+	r.keys = newTask("finish a change of keys", keysAgain, taskPause, d.settleKeys)
+	r.receipts = newTask("hand in receipts", receiptLook, 0, r.handIn)
+	return r
+}
+
+func (r *run) tasks() []*task {
+	return []*task{r.functions, r.config, r.bundle, r.time, r.keys, r.receipts}
+}
+
+// reached is told when the server was reached again: what failed may go better now.
+func (r *run) reached(over string) {
+	r.connected(over)
+	for _, t := range r.tasks() {
+		if t.failed.Load() {
+			t.soon()
+		}
+	}
+}
+
+// whole runs all parts, and ends them.
+func (r *run) whole(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	acting := make(chan inHand)
+	defer cancel()
+	handlers, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer context.AfterFunc(ctx, func() { stop(ErrStopping) })()
+	defer stop(ErrStopping)
+	var tasks sync.WaitGroup
+	for _, t := range r.tasks() {
+		of := ctx
+		if t == r.config {
+			of = handlers
+		}
+		tasks.Go(func() { t.run(of, r.o.Log) })
+	}
 	acted := make(chan error, 1)
 	go func() {
-		defer cancel() // without a hand there is no use for the ear
-		acted <- d.actor(ctx, acting)
+		err := r.act(ctx, handlers)
+		cancel() // without it there is no use in listening
+		acted <- err
 	}()
-	err := d.listen(ctx, acting)
+	r.await(ctx, headStart, r.keys, r.bundle, r.functions)
+	err := r.listen(ctx)
 	cancel()
-	if aerr := <-acted; err == nil {
-		err = aerr
+	ended := make(chan error, 1)
+	go func() {
+		tasks.Wait()
+		ended <- <-acted
+	}()
+	select {
+	case aerr := <-ended:
+		if err == nil {
+			err = aerr
+		}
+	case <-time.After(stopGrace):
+		r.o.Log.Error("a handler does not return; it is left behind")
 	}
 	return err
 }
 
-// inHand is a sealed command on its way from the ear to the hand. begun says
-// that its number is on the disk, or why it is nothing to obey.
-type inHand struct {
-	jwe   string
-	begun chan error
-}
-
-// actor carries out one command after the other and hands in the receipts.
-func (d *Device) actor(ctx context.Context, acting <-chan inHand) error {
-	if err := d.catchUp(ctx); err != nil {
-		return err
-	}
-	for {
+// await waits for the first runs of tasks, and for no longer than most.
+func (r *run) await(ctx context.Context, most time.Duration, tasks ...*task) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	for _, t := range tasks {
 		select {
-		case h := <-acting:
-			d.actOn(ctx, h)
-			if err := d.handIn(ctx); err != nil {
-				return err
-			}
+		case <-t.first:
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }
 
-func (d *Device) actOn(ctx context.Context, h inHand) {
-	d.obeying.Lock()
-	defer d.obeying.Unlock()
-	t, err := d.begin(h.jwe)
-	h.begun <- err
-	switch {
-	case err != nil:
-	case t.receipt != "":
-		d.again(t)
-	default:
-		_, err = d.finish(ctx, t)
-	}
-	if err != nil {
-		d.o.Log.Warn("command not obeyed", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
-	}
-}
-
-// again makes sure that the receipt of a command that came twice is sent twice.
-func (d *Device) again(t task) {
-	p := position{t.command.Epoch, t.command.Seq}
-	if a := d.journal.find(p); a != nil && a.ID == t.command.ID {
-		a.Sent = false
-		return
-	}
-	if len(d.journal.acts) < 2*journalActs {
-		d.journal.acts = append(d.journal.acts, &act{ID: t.command.ID, Receipt: t.receipt}) // a conflict: sent once, not remembered
-	}
-}
-
-// catchUp signs for what was cut off and hands in what was not.
-func (d *Device) catchUp(ctx context.Context) error {
-	d.obeying.Lock()
-	for _, a := range d.journal.acts {
-		if a.Receipt == "" {
-			if err := d.interrupt(a); err != nil {
-				d.obeying.Unlock()
-				return err
-			}
-		}
-	}
-	d.obeying.Unlock()
-	return d.handIn(ctx)
-}
-
-// handIn sends every receipt that the server has not answered yet, and waits as
-// long as it takes. It returns an error only where there is no use in going on.
-func (d *Device) handIn(ctx context.Context) error {
-	for {
-		a := d.unsent()
-		if a == nil || ctx.Err() != nil {
-			return nil
-		}
-		b := backoff{}
-		for {
-			err := d.postReceipt(ctx, a.Receipt)
-			if err == nil || settledAnyway(err) {
-				if err != nil {
-					d.o.Log.Warn("the server does not take a receipt", slog.String("command", string(a.ID)), slog.Any("err", err))
-				}
-				break
-			}
-			if ctx.Err() != nil {
-				return nil
-			}
-			err = d.judged(err)
-			d.o.Log.Info("receipt waits", slog.Any("err", err))
-			if !b.wait(ctx, err) {
-				return nil
-			}
-		}
-		d.obeying.Lock()
-		err := d.journal.write(record{"sent", act{position: a.position}}, false)
-		a.Sent = true
-		d.obeying.Unlock()
-		if err != nil {
-			return err
-		}
-	}
-}
-
-func (d *Device) unsent() *act {
-	d.obeying.Lock()
-	defer d.obeying.Unlock()
-	for _, a := range d.journal.acts {
-		if a.Receipt != "" && !a.Sent {
-			return a
-		}
-	}
-	return nil
-}
-
-func (d *Device) postReceipt(ctx context.Context, receipt string) error {
-	if sent, err := d.overWire(ctx, "receipts", "application/jose", []byte(receipt)); sent {
-		return err
-	}
-	body, err := json.Marshal(map[string]string{"receipt": receipt})
-	if err != nil {
-		return err
-	}
-	_, err = d.client.Do(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/receipts", Type: "application/json", Body: body})
-	return err
-}
-
-// settledAnyway reports whether the server has said no to this very receipt,
-// and will go on saying so.
-func settledAnyway(err error) bool {
-	switch watchword.CodeOf(err) {
-	case watchword.ReceiptInvalid, watchword.Conflict, watchword.BadRequest, watchword.TooLarge, watchword.NotFound:
-		return true
-	}
-	return false
-}
-
-// listen is the ear: over MQTT, and where that cannot be had by polling over HTTPS,
+// listen takes commands over MQTT, and where that cannot be had by polling over HTTPS,
 // with what was begun as acknowledged.
-func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
-	b := backoff{}
+func (r *run) listen(ctx context.Context) error {
+	b := backoff{most: backoffMax}
 	pace := rest.Pace{Least: pollPace, Most: pollWait / 2}
-	var trusted, rested time.Time
+	var rested time.Time
 	polling := false
-	for announced := false; ctx.Err() == nil; {
-		d.tellTime(ctx)
+	for ctx.Err() == nil {
+		if r.now().IsZero() {
+			r.time.soon()
+			r.await(ctx, headStart, r.time)
+		}
 		err := func() error {
-			if err := d.settleKeys(ctx); err != nil {
-				return err
-			}
-			if time.Since(trusted) > trustEvery {
-				if err := d.renewTrust(ctx); err != nil {
-					return err
-				}
-				trusted = time.Now()
-			}
-			if !announced {
-				if err := d.announce(ctx); err != nil {
-					return err
-				}
-				announced = true
-			}
-			if d.id.MQTTS == "" || time.Since(rested) < wireRest {
+			if r.id.MQTTS == "" || time.Since(rested) < wireRest {
 				if !polling {
-					d.connected("https")
+					r.reached("https")
 				}
 				polling = true
-				before := d.at()
-				err := d.poll(ctx, acting)
+				before := r.at()
+				err := r.poll(ctx)
 				if polling = err == nil; polling {
-					err = pace.Wait(ctx, before != d.at())
+					err = pace.Wait(ctx, before != r.at())
 				}
 				return err
 			}
 			polling = false
-			err := d.hold(ctx, acting)
+			err := r.hold(ctx)
 			if _, ok := errors.AsType[*noWire](err); ok {
 				rested = time.Now()
-				d.o.Log.Info("going on over HTTPS", slog.Any("err", err))
+				r.suspect(err)
+				r.o.Log.Info("going on over HTTPS", slog.Any("err", err))
 				return nil
 			}
 			return err
@@ -242,18 +195,15 @@ func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			b = backoff{}
+			b.last = 0
 			continue
-		case watchword.CodeOf(err) == watchword.ProofRequired && !d.tokens.Proving():
-			d.tokens.Prove()
+		case watchword.CodeOf(err) == watchword.ProofRequired && !r.tokens.Proving():
+			r.tokens.Prove()
 			continue
-		case watchword.CodeOf(err) == watchword.KeyUnknown, watchword.CodeOf(err) == watchword.BundleInvalid, uncertified(err):
-			trusted = time.Time{} // a key, or an authority, that is newer than the bundle
-		default:
-			d.doubtTime(ctx, err)
 		}
-		err = d.judged(err)
-		d.o.Log.Info("not connected", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+		r.suspect(err)
+		err = r.judged(err)
+		r.o.Log.Info("not connected", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 		if !b.wait(ctx, err) {
 			return nil
 		}
@@ -261,55 +211,57 @@ func (d *Device) listen(ctx context.Context, acting chan<- inHand) error {
 	return nil
 }
 
-func (d *Device) announce(ctx context.Context) error {
-	d.handlers.mu.RLock()
-	list, open := d.handlers.list, d.handlers.any != nil
-	d.handlers.mu.RUnlock()
-	if open {
-		list = nil
+// suspect asks for what may mend the cause of an error: a newer trust bundle, another time.
+func (r *run) suspect(err error) {
+	switch code := watchword.CodeOf(err); {
+	case uncertified(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid:
+		r.bundle.soon() // a key, or an authority, that is newer than the bundle
+	case code == watchword.TokenEarly, code == watchword.TokenExpired:
+		r.doubted.Store(true)
+		r.time.soon()
 	}
-	if err := d.Announce(ctx, list...); err != nil {
-		return err
+}
+
+// askForTime asks where the time is not known, or where the server does not agree.
+func (r *run) askForTime(ctx context.Context) error {
+	r.tellTime(ctx)
+	if r.doubted.Swap(false) {
+		r.doubtTime(ctx, watchword.Refuse(watchword.TokenExpired, "the server does not agree"))
 	}
-	return d.lookAtConfig(ctx)
+	return nil
 }
 
 // at is the number of the last command that was begun.
 func (d *Device) at() position {
-	d.obeying.Lock()
-	defer d.obeying.Unlock()
+	d.memory.Lock()
+	defer d.memory.Unlock()
 	return d.journal.last
 }
 
 // poll waits for one command and hands it on. One at a time: what the device
 // acknowledges is what it has written down.
-func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
-	d.obeying.Lock()
-	last, nonce, size := d.journal.last, "", d.log.Size
-	if d.byNonce() {
-		nonce = d.nonce.current(d.o.Now())
-	}
-	d.obeying.Unlock()
+func (r *run) poll(ctx context.Context) error {
+	at := r.greeting()
 	q := url.Values{"limit": {"1"}}
-	if last.Seq > 0 {
-		q.Set("after", strconv.FormatInt(last.Seq, 10))
-		q.Set("epoch", strconv.FormatInt(last.Epoch, 10))
+	if at.Seq > 0 {
+		q.Set("after", strconv.FormatInt(at.Seq, 10))
+		q.Set("epoch", strconv.FormatInt(at.Epoch, 10))
 	}
-	if nonce != "" {
-		q.Set("nonce", nonce)
+	if at.Nonce != "" {
+		q.Set("nonce", at.Nonce)
 	}
-	if d.o.MaxCommand > 0 {
-		q.Set("max", strconv.Itoa(d.o.MaxCommand))
+	if at.Max > 0 {
+		q.Set("max", strconv.Itoa(at.Max))
 	}
-	if d.o.LoggedOnly {
-		q.Set("log", strconv.FormatInt(size, 10))
+	if at.Log != nil {
+		q.Set("log", strconv.FormatInt(*at.Log, 10))
 	}
 	var out struct {
 		Commands []struct {
 			JWE string `json:"jwe"`
 		} `json:"commands"`
 	}
-	a, err := d.client.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Query: q, Wait: pollWait})
+	a, err := r.client.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Query: q, Wait: pollWait})
 	if err != nil {
 		return err
 	}
@@ -317,22 +269,23 @@ func (d *Device) poll(ctx context.Context, acting chan<- inHand) error {
 		return watchword.Because(err, watchword.Internal, "the server's answer is no list of commands")
 	}
 	if len(out.Commands) == 0 {
-		return d.lookAtConfig(ctx)
+		r.config.soon()
+		return nil
 	}
-	for _, c := range out.Commands {
-		if err := d.take(ctx, acting, c.JWE); err != nil {
-			return err // the server would hand it over again at once
-		}
-	}
-	return nil
+	return r.take(ctx, out.Commands[0].JWE) // the others come again: only this one can be acknowledged
 }
 
 // take hands one command on, and returns when its number is on the disk, or with
-// why it is nothing to obey.
-func (d *Device) take(ctx context.Context, acting chan<- inHand, jwe string) error {
+// why it is nothing to obey. Where a function runs for longer than [pollWait], it gives up: the
+// server hands the command over again, and meanwhile there is time to look for a better connection.
+func (r *run) take(ctx context.Context, jwe string) error {
 	h := inHand{jwe, make(chan error, 1)}
+	most := time.NewTimer(pollWait)
+	defer most.Stop()
 	select {
-	case acting <- h:
+	case r.acting <- h:
+	case <-most.C:
+		return nil
 	case <-ctx.Done():
 		return nil
 	}
@@ -345,24 +298,19 @@ func (d *Device) take(ctx context.Context, acting chan<- inHand, jwe string) err
 }
 
 // backoff waits longer after each error, never two devices alike.
-type backoff struct{ last time.Duration }
+type backoff struct{ last, most time.Duration }
+
+// next returns how long to wait after err.
+func (b *backoff) next(err error) time.Duration {
+	b.last = min(max(2*b.last, backoffMin), b.most)
+	if e, ok := errors.AsType[*watchword.Error](err); ok && e.RetryAfter > 0 {
+		return e.RetryAfter + rand.N(b.last)
+	}
+	return b.last/2 + rand.N(b.last/2)
+}
 
 // wait reports false where ctx ended first.
-func (b *backoff) wait(ctx context.Context, err error) bool {
-	b.last = min(max(2*b.last, backoffMin), backoffMax)
-	pause := b.last/2 + rand.N(b.last/2)
-	if e, ok := errors.AsType[*watchword.Error](err); ok && e.RetryAfter > 0 {
-		pause = e.RetryAfter + rand.N(b.last)
-	}
-	t := time.NewTimer(pause)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
+func (b *backoff) wait(ctx context.Context, err error) bool { return sleep(ctx, b.next(err)) }
 
 // HandIn sends a receipt that [Device.Obey] returned, for transports of one's own.
 func (d *Device) HandIn(ctx context.Context, receipt string) error {

@@ -35,12 +35,10 @@ const (
 
 // wire is one MQTT 5 connection.
 type wire struct {
-	d        *Device
+	d        *run
 	client   *paho.Client
 	commands chan *paho.Publish
-	configs  chan []byte
 	refresh  chan struct{}
-	trust    chan struct{} // another trust bundle is to be fetched
 
 	once sync.Once
 	done chan struct{} // closed at the end; why says why
@@ -64,7 +62,7 @@ func (e *noWire) Unwrap() error { return e.err }
 
 // dial connects and proves who this is: by an assertion as the password, or by the
 // key itself where the device proves it everywhere.
-func (d *Device) dial(ctx context.Context) (*wire, error) {
+func (d *run) dial(ctx context.Context) (*wire, error) {
 	ctx, cancel := context.WithTimeout(ctx, wireTimeout)
 	defer cancel()
 	tr, err := d.roadTo(d.trust.Load())
@@ -78,7 +76,7 @@ func (d *Device) dial(ctx context.Context) (*wire, error) {
 		return nil, &noWire{err}
 	}
 	w := &wire{
-		d: d, done: make(chan struct{}), commands: make(chan *paho.Publish, wireWaiting), configs: make(chan []byte, 4), refresh: make(chan struct{}, 1), trust: make(chan struct{}, 1),
+		d: d, done: make(chan struct{}), commands: make(chan *paho.Publish, wireWaiting), refresh: make(chan struct{}, 1),
 	}
 	w.client = paho.NewClient(paho.ClientConfig{
 		AuthHandler: prover{w}, Conn: packets.NewThreadSafeConn(nc), PacketTimeout: wireTimeout, EnableManualAcknowledgment: true, SendAcksInterval: time.Millisecond,
@@ -173,10 +171,8 @@ func (w *wire) received(r paho.PublishReceived) (bool, error) {
 		}
 		return true, nil
 	case own + "/config":
-		select {
-		case w.configs <- p.Payload:
-		default: // a newer one comes with the next connection
-		}
+		w.d.pushed.put(p.Payload, false)
+		w.d.config.soon()
 	case authTopic:
 		w.notice(p.Payload)
 	}
@@ -198,7 +194,7 @@ func (w *wire) notice(b []byte) {
 	case "refresh":
 		leaveWord(w.refresh)
 	case "trust":
-		leaveWord(w.trust)
+		w.d.bundle.soon()
 	case "lost":
 		w.fail(watchword.Refuse(watchword.Denied, "a subscription was taken away"))
 	}
@@ -245,30 +241,37 @@ func (w *wire) subscribe(ctx context.Context, topics ...string) error {
 	return err
 }
 
-// greet says where this device is, and which nonce it waits for, if any.
-func (w *wire) greet(ctx context.Context) (nonce string, err error) {
-	d := w.d
-	d.obeying.Lock()
-	h := struct {
-		Nonce string `json:"nonce"`
-		Epoch int64  `json:"epoch"`
-		Seq   int64  `json:"seq"`
-		Log   *int64 `json:"log,omitempty"`
-		Max   int    `json:"max,omitempty"`
-	}{Epoch: d.journal.last.Epoch, Seq: d.journal.last.Seq, Max: d.o.MaxCommand}
+// greeting is what a device says of itself before it is handed commands.
+type greeting struct {
+	Nonce string `json:"nonce"` // that commands must carry; empty for none
+	Epoch int64  `json:"epoch"` // and seq: the last command that was begun
+	Seq   int64  `json:"seq"`
+	Log   *int64 `json:"log,omitempty"` // the size of the log that was seen last, where only what is logged is obeyed
+	Max   int    `json:"max,omitempty"`
+}
+
+func (d *Device) greeting() greeting {
+	d.memory.Lock()
+	defer d.memory.Unlock()
+	g := greeting{Epoch: d.journal.last.Epoch, Seq: d.journal.last.Seq, Max: d.o.MaxCommand}
 	if d.byNonce() {
-		h.Nonce = d.nonce.current(d.o.Now())
+		g.Nonce = d.nonce.current(d.o.Now())
 	}
 	if d.o.LoggedOnly {
 		size := d.log.Size
-		h.Log = &size
+		g.Log = &size
 	}
-	d.obeying.Unlock()
-	b, err := json.Marshal(h)
+	return g
+}
+
+// greet says where this device is, and which nonce it waits for, if any.
+func (w *wire) greet(ctx context.Context) (nonce string, err error) {
+	g := w.d.greeting()
+	b, err := json.Marshal(g)
 	if err != nil {
 		return "", err
 	}
-	return h.Nonce, w.publish(ctx, helloTopic, "application/json", b)
+	return g.Nonce, w.publish(ctx, helloTopic, "application/json", b)
 }
 
 func (d *Device) connected(over string) {
@@ -278,8 +281,9 @@ func (d *Device) connected(over string) {
 	}
 }
 
-// hold keeps one connection until it ends, and says why.
-func (d *Device) hold(ctx context.Context, acting chan<- inHand) error {
+// hold keeps one connection until it ends, and says why. Commands that came wait in it, and go
+// with it: those that were not begun are not acknowledged, and come again.
+func (d *run) hold(ctx context.Context) error {
 	w, err := d.dial(ctx)
 	if err != nil {
 		return err
@@ -301,44 +305,39 @@ func (d *Device) hold(ctx context.Context, acting chan<- inHand) error {
 	if err := w.subscribe(ctx, topics...); err != nil {
 		return err
 	}
-	d.connected("mqtt")
+	d.reached("mqtt")
 	renew := time.NewTimer(w.refreshIn())
 	defer renew.Stop()
-	again, newer := time.NewTicker(nonceLife/4), time.NewTicker(trustEvery)
+	again := time.NewTicker(nonceLife / 4)
 	defer again.Stop()
-	defer newer.Stop()
+	var (
+		waiting []*paho.Publish // commands that came, oldest first
+		first   inHand          // the oldest, which is offered
+		acting  chan<- inHand   // nil while nothing is offered
+		begun   <-chan error    // nil while nothing was taken
+	)
 	for {
+		if acting == nil && begun == nil && len(waiting) > 0 {
+			first, acting = inHand{string(waiting[0].Payload), make(chan error, 1)}, d.acting
+		}
 		select {
 		case p := <-w.commands:
-			if err := d.take(ctx, acting, string(p.Payload)); err != nil {
+			waiting = append(waiting, p)
+			continue
+		case acting <- first:
+			acting, begun = nil, first.begun
+			continue
+		case err := <-begun:
+			if err != nil {
 				return err
 			}
-			if err := w.client.Ack(p); err != nil {
+			if err := w.client.Ack(waiting[0]); err != nil {
 				return &noWire{err}
 			}
-			continue
-		case raw := <-w.configs:
-			if err := d.takeConfig(ctx, raw); err != nil {
-				d.o.Log.Warn("configuration not taken", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
-			}
-			continue
-		case <-w.trust:
-			if err := d.renewTrust(ctx); err != nil {
-				d.o.Log.Warn("trust bundle not taken", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
-			}
-			continue
-		case <-newer.C:
-			leaveWord(w.trust)
+			begun, waiting = nil, waiting[1:]
 			continue
 		case <-again.C:
-			d.tellTime(ctx)
-			d.obeying.Lock()
-			want := ""
-			if d.byNonce() {
-				want = d.nonce.current(d.o.Now())
-			}
-			d.obeying.Unlock()
-			if nonce != want {
+			if nonce != d.greeting().Nonce {
 				if nonce, err = w.greet(ctx); err != nil {
 					return err
 				}

@@ -1,0 +1,59 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// announce tells the server of the functions that have handlers. Those that the server refuses
+// are reported by name and left out, and the others are announced. Where it refuses without naming
+// one, the function with the longest schema is left out. Nothing is announced where all are refused: no
+// function at all would let every name pass.
+func (r *run) announce(ctx context.Context) error {
+	r.handlers.mu.RLock()
+	list, open := slices.Clone(r.handlers.list), r.handlers.any != nil
+	r.handlers.mu.RUnlock()
+	if open {
+		list = nil
+	}
+	for empty := len(list) == 0; empty || len(list) > 0; {
+		err := r.Announce(ctx, list...)
+		switch watchword.CodeOf(err) {
+		default:
+			return err
+		case watchword.BadRequest, watchword.TooLarge:
+		}
+		i := refusedFunction(err, list)
+		if i < 0 {
+			return err
+		}
+		r.o.Log.Error("the server refuses a function, which is not announced", slog.String("function", list[i].Name),
+			slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+		list = slices.Delete(list, i, i+1)
+	}
+	return nil
+}
+
+// refusedFunction returns the index of the function that a refusal speaks of, or else of the one
+// with the longest schema; -1 where none has a schema.
+func refusedFunction(err error, list []Function) int {
+	if e, ok := errors.AsType[*watchword.Error](err); ok {
+		if name, ok := strings.CutPrefix(e.Field, "functions."); ok {
+			if i := slices.IndexFunc(list, func(f Function) bool { return f.Name == name }); i >= 0 {
+				return i
+			}
+		}
+	}
+	longest := -1
+	for i, f := range list {
+		if len(f.Schema) > 0 && (longest < 0 || len(f.Schema) > len(list[longest].Schema)) {
+			longest = i
+		}
+	}
+	return longest
+}

@@ -1,0 +1,446 @@
+package device
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/token"
+)
+
+func done(context.Context, *Command) (any, error) { return nil, nil }
+
+// Each request of a task stalls, or is refused, for ever: commands come and are obeyed all the same.
+func TestNoTaskStandsBetweenADeviceAndItsCommands(t *testing.T) {
+	refuse := func(w http.ResponseWriter, _ *http.Request) {
+		problem(w, http.StatusInternalServerError, watchword.Internal, "")
+	}
+	for _, tc := range []struct {
+		name     string
+		overMQTT bool
+		stall    bool
+	}{{"refused, over MQTT", true, false}, {"stalled, over MQTT", true, true}, {"refused, over HTTPS", false, false}, {"stalled, over HTTPS", false, true}} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			s := newFakeServer(t)
+			bad := refuse
+			if tc.stall {
+				bad = s.stall
+			}
+			for _, route := range []string{"PUT /v1/self/functions", "GET /v1/self/config", "GET /v1/trust", "POST /v1/self/keys", "POST /v1/time"} {
+				s.handle(route, bad)
+			}
+			d := s.device(tc.overMQTT, Options{})
+			d.Handle("f", done)
+			d.OnConfig(func(context.Context, Config) error { return nil })
+			n, err := makeNext(RekeyOptions{Sign: "P-256"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.change.set(n)
+			jwe := s.order(d, 1, "f")
+			s.run(d)
+			if tc.overMQTT {
+				s.connected("a connection").hand(1, jwe)
+			}
+			if seq, st := s.receipt("the command"); seq != 1 || st != watchword.StDone {
+				t.Errorf("%d is %s", seq, st)
+			}
+		})
+	}
+}
+
+func TestADeviceThatIsNotToldTheTimeConnectsAllTheSame(t *testing.T) {
+	t.Parallel()
+	s := newFakeServer(t)
+	s.handle("POST /v1/time", s.stall)
+	s.run(s.device(true, Options{NoClock: true}))
+	s.connected("a connection")
+}
+
+// signed returns a configuration of a version.
+func (s *fakeServer) config(version int64) []byte {
+	s.t.Helper()
+	raw, err := token.SignConfig(s.command, token.Config{Issuer: s.https.URL, Device: "lamp-1", Version: version, Document: json.RawMessage(`{}`), Issued: time.Now()})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return []byte(raw)
+}
+
+func (c *fakeConn) configure(version int64) {
+	c.send(&packet.Publish{Topic: "devices/lamp-1/config", Payload: c.s.config(version)})
+}
+
+func TestAHandlerOfConfigurationsNeverHoldsUpCommands(t *testing.T) {
+	t.Parallel()
+	s := newFakeServer(t)
+	d := s.device(true, Options{})
+	d.Handle("f", done)
+	var running, most atomic.Int64
+	told, hung, release := make(chan int64, 10), make(chan error, 1), make(chan struct{})
+	d.OnConfig(func(ctx context.Context, c Config) error {
+		most.Store(max(most.Load(), running.Add(1)))
+		defer running.Add(-1)
+		told <- c.Version
+		switch c.Version {
+		case 1:
+			return errors.New("cannot be applied")
+		case 2:
+			panic("nor this")
+		case 3:
+			<-release
+		case 5:
+			<-ctx.Done()
+			hung <- context.Cause(ctx)
+		}
+		return nil
+	})
+	end, ended := s.run(d)
+	c := s.connected("a connection")
+	obeyed := func(when string, seq int64) {
+		t.Helper()
+		c.hand(uint16(seq), s.order(d, seq, "f"))
+		if n, st := s.receipt("a command " + when); n != seq || st != watchword.StDone {
+			t.Errorf("%s: %d is %s", when, n, st)
+		}
+	}
+	heard := func(want int64) {
+		t.Helper()
+		for {
+			if v := waiting.For(t, "the next version", told); v == want {
+				return
+			} else if v > want {
+				t.Fatalf("version %d, and not %d", v, want)
+			}
+		}
+	}
+	c.configure(1)
+	heard(1)
+	heard(1) // again
+	obeyed("after an error", 1)
+	c.configure(2)
+	heard(2)
+	obeyed("after a panic", 2)
+	c.configure(3)
+	heard(3)
+	c.configure(4)
+	c.configure(5) // the newest of those that came meanwhile
+	obeyed("while the handler runs", 3)
+	close(release)
+	heard(5)
+	c.configure(1)
+	obeyed("after a version that is lower", 4)
+	if most.Load() != 1 {
+		t.Errorf("%d handlers at once", most.Load())
+	}
+	end()
+	if cause := waiting.For(t, "the end of the handler", hung); !errors.Is(cause, ErrStopping) {
+		t.Errorf("its context ended for %v", cause)
+	}
+	if err := waiting.For(t, "the end of Run", ended); err != nil {
+		t.Error(err)
+	}
+}
+
+// lines is a log that tests read.
+type lines struct {
+	mu  sync.Mutex
+	all strings.Builder
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
+}
+
+func TestValidFunctionsAreAnnouncedThoughOthersAreNot(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		refuse   map[string]string // function to the field of the refusal
+		want     []string          // announced in the end; nil for nothing
+		reported []string
+	}{
+		{"all are good", nil, []string{"a.schema", "b", "c"}, nil},
+		{"the server names one", map[string]string{"b": "functions.b"}, []string{"a.schema", "c"}, []string{"b"}},
+		{"the server names two", map[string]string{"a.schema": "functions.a.schema", "c": "functions.c"}, []string{"b"}, []string{"a.schema", "c"}},
+		{"the server names none", map[string]string{"c": "body"}, []string{"a.schema", "b"}, []string{"c"}},
+		{"all are refused", map[string]string{"a.schema": "functions.a.schema", "b": "functions.b", "c": "functions.c"}, nil, []string{"a.schema", "b", "c"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newFakeServer(t)
+			taken := make(chan []string, 10)
+			s.handle("PUT /v1/self/functions", func(w http.ResponseWriter, r *http.Request) {
+				var in struct{ Functions []struct{ Name string } }
+				if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+					t.Error(err)
+				}
+				names := []string{}
+				for _, f := range in.Functions {
+					if field, no := tc.refuse[f.Name]; no {
+						problem(w, http.StatusBadRequest, watchword.BadRequest, field)
+						return
+					}
+					names = append(names, f.Name)
+				}
+				taken <- names
+				w.WriteHeader(http.StatusNoContent)
+			})
+			log := &lines{}
+			d := s.device(true, Options{Log: slog.New(slog.NewTextHandler(log, nil))})
+			d.HandleFunction(Function{"a.schema", []byte(`{"type":"object"}`)}, done)
+			d.HandleFunction(Function{"b", nil}, done)
+			d.HandleFunction(Function{"c", []byte(`{"type":"object","properties":{}}`)}, done)
+			if err := newRun(d).announce(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			close(taken)
+			if got := <-taken; !slices.Equal(got, tc.want) {
+				t.Errorf("announced %q", got)
+			}
+			for _, name := range tc.reported {
+				if !strings.Contains(log.String(), "function="+name+" ") {
+					t.Errorf("nothing said of %s:\n%s", name, log)
+				}
+			}
+			if n := strings.Count(log.String(), "level=ERROR"); n != len(tc.reported) {
+				t.Errorf("%d reports:\n%s", n, log)
+			}
+		})
+	}
+}
+
+func TestASchemaThatIsNoJSONIsLeftOutByName(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(false, Options{})
+	err := d.Announce(t.Context(), Function{"a", []byte(`{}`)}, Function{"b", []byte(`{`)})
+	if e, ok := errors.AsType[*watchword.Error](err); !ok || e.Code != watchword.BadRequest || e.Field != "functions.b" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A function runs, a command waits behind it, and the device goes on: it refreshes, loses its
+// connection and comes back. Each command is obeyed once, and acknowledged when it was begun.
+func TestADeviceListensWhileAFunctionRuns(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(true, Options{})
+	var acts atomic.Int64
+	begun, release := make(chan struct{}), make(chan struct{})
+	d.Handle("slow", func(context.Context, *Command) (any, error) {
+		acts.Add(1)
+		close(begun)
+		<-release
+		return nil, nil
+	})
+	d.Handle("f", func(context.Context, *Command) (any, error) { acts.Add(1); return nil, nil })
+	s.run(d)
+	one, two := s.order(d, 1, "slow"), s.order(d, 2, "f")
+	c := s.connected("a connection")
+	c.hand(1, one)
+	waiting.For(t, "the function", begun)
+	if id := waiting.For(t, "the acknowledgement of the command that runs", c.acked); id != 1 {
+		t.Errorf("acknowledged %d", id)
+	}
+	c.hand(2, two)
+	refreshed(t, c)
+	if _, seq := d.Position(); seq != 1 {
+		t.Errorf("it is at %d", seq)
+	}
+	_ = c.nc.Close()
+	again := s.connected("another connection")
+	waiting.For(t, "the end of the first", c.ended)
+	if len(c.acked) != 0 {
+		t.Errorf("%d was acknowledged and not begun", <-c.acked)
+	}
+	var hello greeting
+	if err := json.Unmarshal(waiting.For(t, "a greeting", again.received).Payload, &hello); err != nil || hello.Seq != 1 {
+		t.Errorf("it says that it is at %d, %v", hello.Seq, err)
+	}
+	again.hand(1, one) // as a server does that did not hear of it
+	again.hand(2, two)
+	refreshed(t, again)
+	close(release)
+	for want := range int64(2) {
+		if seq, st := s.receipt("a command"); seq != want+1 || st != watchword.StDone {
+			t.Errorf("%d is %s", seq, st)
+		}
+	}
+	for want := range uint16(2) {
+		if id := waiting.For(t, "an acknowledgement", again.acked); id != want+1 {
+			t.Errorf("acknowledged %d", id)
+		}
+	}
+	if acts.Load() != 2 {
+		t.Errorf("acted %d times", acts.Load())
+	}
+}
+
+// refreshed asks a device to refresh, and waits until it did.
+func refreshed(t *testing.T, c *fakeConn) {
+	t.Helper()
+	c.send(&packet.Publish{Topic: authTopic, Payload: []byte(`{"type":"refresh"}`)})
+	for {
+		if p := waiting.For(t, "a refresh", c.received); p.Topic == authTopic {
+			return
+		}
+	}
+}
+
+func TestADevicePollsWhileAFunctionRuns(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(false, Options{})
+	begun, release := make(chan struct{}), make(chan struct{})
+	var acts atomic.Int64
+	d.Handle("slow", func(context.Context, *Command) (any, error) {
+		acts.Add(1)
+		close(begun)
+		<-release
+		return nil, nil
+	})
+	d.Handle("f", func(context.Context, *Command) (any, error) { acts.Add(1); return nil, nil })
+	s.order(d, 1, "slow")
+	s.run(d)
+	waiting.For(t, "the function", begun)
+	polled := func() {
+		t.Helper()
+		for {
+			if waiting.For(t, "a poll", s.asked) == "GET /v1/self/commands" {
+				return
+			}
+		}
+	}
+	for len(s.asked) > 0 {
+		<-s.asked
+	}
+	polled() // with what was begun as acknowledged
+	s.order(d, 2, "f")
+	polled()
+	if _, seq := d.Position(); seq != 1 {
+		t.Errorf("it is at %d", seq)
+	}
+	close(release)
+	for want := range int64(2) {
+		if seq, st := s.receipt("a command"); seq != want+1 || st != watchword.StDone {
+			t.Errorf("%d is %s", seq, st)
+		}
+	}
+	if acts.Load() != 2 {
+		t.Errorf("acted %d times", acts.Load())
+	}
+}
+
+func TestWhereRunEndsAFunctionIsCutOff(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err  error
+		want watchword.ReceiptStatus
+	}{
+		"and says so":            {errors.New("signal: killed"), watchword.StInterrupted},
+		"with a code of its own": {Fail("killed", nil), watchword.StInterrupted},
+		"that will not":          {Refuse("no", nil), watchword.StRefused},
+		"and is done":            {nil, watchword.StDone},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newFakeServer(t)
+			d := s.device(true, Options{})
+			begun, why := make(chan struct{}), make(chan error, 1)
+			d.Handle("slow", func(ctx context.Context, _ *Command) (any, error) {
+				close(begun)
+				<-ctx.Done()
+				why <- context.Cause(ctx)
+				return nil, tc.err
+			})
+			end, ended := s.run(d)
+			s.connected("a connection").hand(1, s.order(d, 1, "slow"))
+			waiting.For(t, "the function", begun)
+			end()
+			if err := waiting.For(t, "the end of Run", ended); err != nil {
+				t.Error(err)
+			}
+			if cause := <-why; !errors.Is(cause, ErrStopping) {
+				t.Errorf("its context ended for %v", cause)
+			}
+			if a := d.journal.find(position{1, 1}); a == nil || a.Receipt == "" || readReceipt(t, a.Receipt).Status != tc.want {
+				t.Errorf("the receipt on the disk is %+v, want %s", a, tc.want)
+			}
+			s.run(d)
+			if _, st := s.receipt("the command"); st != tc.want {
+				t.Errorf("the server has %s, want %s", st, tc.want)
+			}
+		})
+	}
+}
+
+func TestARefusedReceiptStandsInNoOthersWay(t *testing.T) {
+	for _, code := range []watchword.Code{watchword.Internal, watchword.ReceiptInvalid, watchword.Denied} {
+		t.Run(string(code), func(t *testing.T) {
+			t.Parallel()
+			s := newFakeServer(t)
+			refused := make(chan string, 10)
+			s.handle("POST /v1/self/receipts", func(w http.ResponseWriter, r *http.Request) {
+				var in struct{ Receipt string }
+				b, err := io.ReadAll(r.Body)
+				if err != nil || json.Unmarshal(b, &in) != nil {
+					t.Error(err)
+				}
+				if readReceipt(t, in.Receipt).Seq == 1 {
+					refused <- in.Receipt
+					problem(w, 422, code, "")
+					return
+				}
+				s.receipts <- in.Receipt
+			})
+			d := s.device(false, Options{})
+			d.Handle("f", done)
+			s.order(d, 1, "f")
+			s.order(d, 2, "f")
+			end, ended := s.run(d)
+			waiting.For(t, "the first receipt", refused)
+			if seq, _ := s.receipt("the second command"); seq != 2 {
+				t.Errorf("the receipt is of %d", seq)
+			}
+			end()
+			waiting.For(t, "the end of Run", ended)
+			if a := d.journal.find(position{1, 1}); a == nil || a.Sent {
+				t.Errorf("a refused receipt is marked as sent: %+v", a)
+			}
+			if len(refused) != 0 {
+				t.Error("it was sent again at once")
+			}
+		})
+	}
+}
+
+func TestRunEndsWhereTheJournalCannotBeWritten(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(false, Options{})
+	d.Handle("f", done)
+	if err := d.journal.f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.order(d, 1, "f")
+	_, ended := s.run(d)
+	if err := waiting.For(t, "the end of Run", ended); watchword.CodeOf(err) != watchword.Unavailable {
+		t.Errorf("got %v", err)
+	}
+	d.journal.f = nil
+}
