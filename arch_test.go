@@ -240,3 +240,30 @@ func TestNoRoomMakesItsOwnLogger(t *testing.T) {
 		}
 	}
 }
+
+// Requests are made by internal/rest, whose clients have deadlines and bounds: no other
+// code of the product has an HTTP client or transport of its own.
+func TestEveryRequestIsMadeByOneClient(t *testing.T) {
+	// Tests and what loads and attacks servers make what they need.
+	exempt := regexp.MustCompile(`(^|/)(internal/rest|attack|bench|tools)/|_test\.go$`)
+	own := regexp.MustCompile(`\bhttp\.(Client|Transport)\{|\brest\.Client\{|\bhttp\.(Get|Head|Post|PostForm|DefaultClient|DefaultTransport)\b|\bnew\(http\.(Client|Transport)\)`)
+	looked := 0
+	for _, s := range sources(t) {
+		if exempt.MatchString(s.path) {
+			continue
+		}
+		looked++
+		b, err := os.ReadFile(filepath.FromSlash(s.path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n, line := range strings.Split(string(b), "\n") {
+			if code, _, _ := strings.Cut(line, "//"); own.MatchString(code) {
+				t.Errorf("%s:%d: %s: make it with internal/rest", s.path, n+1, strings.TrimSpace(line))
+			}
+		}
+	}
+	if looked < 100 {
+		t.Errorf("looked at %d files", looked)
+	}
+}

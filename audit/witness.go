@@ -17,6 +17,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/internal/rest"
 )
 
 // Witness is somebody elsewhere who remembers what this log said last, and puts a
@@ -54,10 +55,9 @@ func ParseWitness(line string) (*Witness, error) {
 	if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())) || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return bad("the address must begin with https:// (http:// on loopback alone)")
 	}
-	return &Witness{
-		Key: k, url: strings.TrimRight(address, "/") + "/add-checkpoint",
-		client: &http.Client{Timeout: witnessTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
-	}, nil
+	w := &Witness{Key: k, url: strings.TrimRight(address, "/") + "/add-checkpoint", client: rest.Plain(rest.Bounded(nil))}
+	w.client.Timeout = witnessTimeout
+	return w, nil
 }
 
 func loopback(host string) bool { return host == "localhost" || host == "127.0.0.1" || host == "::1" }
