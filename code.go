@@ -151,6 +151,8 @@ const (
 	FolderInUse Code = "folder_in_use"
 	// KeyExposed means a key file that others can read.
 	KeyExposed Code = "key_exposed"
+	// FileUntrusted means a file or folder that decides something and that others own or can write to.
+	FileUntrusted Code = "file_untrusted"
 	// KeyMissing means that the key-encryption key, or an offline key, is not where it must be.
 	KeyMissing Code = "key_missing"
 	// KeyUnwrap means the key-encryption key is not the one that sealed these keys.
@@ -172,7 +174,7 @@ var Codes = []Code{
 	PairingPending, PairingSlow, PairingRejected, PairingExpired, PinMismatch, BundleInvalid, PeerUntrusted,
 	PolicyInvalid, ArgsInvalid, FunctionUnknown, OrderInvalid,
 	CommandUnsealed, CommandStale, CommandExpired, NonceMismatch, ReceiptInvalid, CommandRefused, CommandFailed, CommandUnlogged, LogInvalid,
-	ConfigInvalid, FolderInUse, KeyExposed, KeyMissing, KeyUnwrap, KeyDamaged, Internal,
+	ConfigInvalid, FolderInUse, KeyExposed, FileUntrusted, KeyMissing, KeyUnwrap, KeyDamaged, Internal,
 }
 
 // Error is a refusal. Code, Detail, Field, Rule and RetryAfter are safe to show

@@ -82,6 +82,7 @@ var requests = map[watchword.Code]recording{
 	watchword.ConfigInvalid:        never,
 	watchword.FolderInUse:          never,
 	watchword.KeyExposed:           never,
+	watchword.FileUntrusted:        never,
 	watchword.KeyMissing:           never,
 	watchword.KeyUnwrap:            never,
 	watchword.KeyDamaged:           never,

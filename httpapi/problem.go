@@ -81,6 +81,7 @@ var statusOf = map[watchword.Code]int{
 	watchword.ConfigInvalid:        http.StatusInternalServerError,
 	watchword.FolderInUse:          http.StatusInternalServerError,
 	watchword.KeyExposed:           http.StatusInternalServerError,
+	watchword.FileUntrusted:        http.StatusInternalServerError,
 	watchword.KeyMissing:           http.StatusInternalServerError,
 	watchword.KeyUnwrap:            http.StatusInternalServerError,
 	watchword.KeyDamaged:           http.StatusInternalServerError,

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -30,13 +29,13 @@ type fileKEK struct{ key []byte }
 
 // OpenKEK reads the key-encryption key at path, which nobody but its owner may
 // read. If make is set and there is no such file, a new key is made and written
-// (0600, synced) first. Codes: key_exposed; key_missing for a file that
+// (0600, synced) first. Codes: key_exposed, file_untrusted; key_missing for a file that
 // is not there, key_damaged for one that holds no key.
 func OpenKEK(path string, make bool) (KEK, error) {
 	b, err := durable.ReadPrivate(path)
 	if errors.Is(err, fs.ErrNotExist) && make {
 		b = []byte(base64.RawURLEncoding.EncodeToString(randomKey()) + "\n")
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		if err := durable.Folder(filepath.Dir(path), false); err != nil {
 			return nil, err
 		}
 		err = durable.WriteFile(path, b, 0o600)

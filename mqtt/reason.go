@@ -75,6 +75,7 @@ var reasonOf = map[watchword.Code]packet.Reason{
 	watchword.ConfigInvalid:        packet.Unspecified,
 	watchword.FolderInUse:          packet.Unspecified,
 	watchword.KeyExposed:           packet.Unspecified,
+	watchword.FileUntrusted:        packet.Unspecified,
 	watchword.KeyMissing:           packet.Unspecified,
 	watchword.KeyUnwrap:            packet.Unspecified,
 	watchword.KeyDamaged:           packet.Unspecified,

@@ -6,6 +6,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/watchword-iot/watchword/internal/durable"
 )
 
 // certLook is how often files are looked at: a handshake finds a new certificate no
@@ -32,12 +34,28 @@ func openCertFiles(cert, key string, log *slog.Logger, now func() time.Time) (*c
 	if err != nil {
 		return nil, err
 	}
-	pair, err := tls.LoadX509KeyPair(cert, key)
+	pair, err := f.read()
 	if err != nil {
 		return nil, err
 	}
 	f.pair, f.written, f.looked = &pair, at, now()
 	return f, nil
+}
+
+// maxPEM is the longest file of certificates or a key, in bytes.
+const maxPEM = 1 << 20
+
+// read reads both files. A key that others can read is taken, as where an orchestrator mounts it; one that they can write is not.
+func (f *certFiles) read() (tls.Certificate, error) {
+	cert, err := durable.ReadTrusted(f.cert, maxPEM)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	key, err := durable.ReadTrusted(f.key, maxPEM)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(cert, key)
 }
 
 func (f *certFiles) times() (at [2]time.Time, err error) {
@@ -64,7 +82,7 @@ func (f *certFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if err != nil || at == f.written || at == f.bad {
 		return f.pair, nil
 	}
-	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+	pair, err := f.read()
 	if err != nil { // in the middle of being replaced, as a rule
 		f.bad = at
 		f.log.Warn("the new certificate is not used", slog.String("file", f.cert), slog.Any("err", err))

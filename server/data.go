@@ -44,19 +44,23 @@ type Place struct {
 	Version  string              `json:"version"`
 }
 
-// openData makes and locks the data folder. Codes: folder_in_use, key_exposed.
+// openData makes and locks the data folder, after all that is believed of it was checked: nothing is made in one that others
+// could write to. Codes: folder_in_use, key_exposed, file_untrusted, config_invalid.
 func openData(dir string) (*os.File, error) {
-	for _, d := range []string{dir, filepath.Join(dir, "keys"), filepath.Join(dir, "tls")} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, watchword.Because(err, watchword.ConfigInvalid, "the data folder %s cannot be made", d)
+	err := durable.Folder(dir, true)
+	if err == nil {
+		err = checkFiles(dir)
+	}
+	for _, sub := range []string{filepath.Dir(kekFile), filepath.Dir(caFile)} {
+		if err == nil {
+			err = durable.Folder(filepath.Join(dir, sub), false)
 		}
 	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return nil, err
+	if ours, ok := errors.AsType[*watchword.Error](err); ok {
+		return nil, ours
 	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return nil, watchword.Refuse(watchword.KeyExposed, "the data folder %s can be entered by others (mode %04o); run chmod 700 %s", dir, mode, dir)
+	if err != nil {
+		return nil, watchword.Because(err, watchword.ConfigInvalid, "the data folder %s cannot be made or read", dir)
 	}
 	return durable.Lock(filepath.Join(dir, lockFile))
 }
@@ -110,10 +114,21 @@ func operatorKey(path string) (*jose.PrivateKey, error) {
 	return k, durable.WriteFile(path, append(k.JWK(), '\n'), 0o600)
 }
 
-// checkFiles refuses private files of the folder that others can read. Code: key_exposed.
+// checkFiles refuses a folder of which others can read what is private, or have what is believed. Codes: key_exposed,
+// file_untrusted.
 func checkFiles(dir string) error {
+	for _, sub := range []string{filepath.Dir(kekFile), filepath.Dir(caFile)} {
+		if err := durable.CheckFolder(filepath.Join(dir, sub), false); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	for _, name := range []string{operatorFile, kekFile} {
 		if _, err := durable.ReadPrivate(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for _, name := range []string{databaseFile, databaseFile + "-wal", databaseFile + "-shm", checkpointFile, serverFile, caFile, lockFile} {
+		if err := durable.CheckFile(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

@@ -122,14 +122,14 @@ func (s *Server) tls() (*tls.Config, error) {
 	}
 	if s.cfg.Server.TLSCert != "" {
 		f, err := openCertFiles(s.cfg.Server.TLSCert, s.cfg.Server.TLSKey, s.o.Log, s.o.Now)
+		if watchword.CodeOf(err) == watchword.FileUntrusted {
+			return nil, err
+		}
 		if err != nil {
 			return nil, watchword.Because(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key are no certificate and key")
 		}
 		c.GetCertificate = f.get
 		return c, nil
-	}
-	if err := os.MkdirAll(filepath.Join(s.cfg.Data, filepath.Dir(caFile)), 0o700); err != nil {
-		return nil, err
 	}
 	s.info.CAFile = filepath.Join(s.cfg.Data, caFile)
 	if err := durable.WriteFile(s.info.CAFile, s.ring.CAPEM(), 0o644); err != nil {

@@ -94,9 +94,6 @@ func withKeeper(ctx context.Context, cfg Config, o Options, f func(*keyring.Keep
 	if s.lock, err = openData(cfg.Data); err != nil {
 		return err
 	}
-	if err = checkFiles(cfg.Data); err != nil {
-		return err
-	}
 	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.Data, databaseFile), sqlite.Options{}); err != nil {
 		return err
 	}

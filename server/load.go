@@ -30,7 +30,7 @@ const maxConfig = 1 << 20
 
 // Load reads the configuration: defaults, then the file, then WATCHWORD_<SECTION>_<KEY>.
 // It returns the path of the file it read, empty if none. Code: config_invalid,
-// with file, line and column, or the variable's name; key_exposed for a secret's file.
+// with file, line and column, or the variable's name; key_exposed for a secret's file; file_untrusted.
 func Load(src Source) (c Config, file string, err error) {
 	if src.Env == nil {
 		src.Env = os.LookupEnv
@@ -66,21 +66,19 @@ func find(src Source) (path string, text []byte, err error) {
 		}
 	}
 	for _, p := range paths {
-		info, err := os.Stat(p)
-		if err != nil {
-			if src.File == "" && errors.Is(err, os.ErrNotExist) {
-				continue
-			}
-			return p, nil, watchword.Because(err, watchword.ConfigInvalid, "%s cannot be read", p)
+		if src.File == "" && !exists(p) { // whoever may write there: nobody did
+			continue
 		}
-		if info.Size() > maxConfig {
-			return p, nil, watchword.Refuse(watchword.ConfigInvalid, "%s is over %d bytes", p, maxConfig)
+		text, err := durable.ReadTrusted(p, maxConfig)
+		switch {
+		case err == nil:
+			return p, append([]byte{}, text...), nil // an empty one was read too
+		case watchword.CodeOf(err) == watchword.FileUntrusted:
+			return p, nil, err
+		case watchword.CodeOf(err) == watchword.TooLarge:
+			return p, nil, watchword.Because(err, watchword.ConfigInvalid, "%s", err)
 		}
-		text, err := os.ReadFile(p)
-		if err != nil {
-			return p, nil, watchword.Because(err, watchword.ConfigInvalid, "%s cannot be read", p)
-		}
-		return p, append([]byte{}, text...), nil
+		return p, nil, watchword.Because(err, watchword.ConfigInvalid, "%s cannot be read", p)
 	}
 	return "", nil, nil
 }
@@ -215,7 +213,7 @@ func readSecrets(c *Config, env func(string) (string, bool)) error {
 			continue
 		}
 		b, err := durable.ReadPrivate(resolve(s.file))
-		if watchword.CodeOf(err) == watchword.KeyExposed {
+		if c := watchword.CodeOf(err); c == watchword.KeyExposed || c == watchword.FileUntrusted {
 			return err
 		} else if err != nil {
 			return watchword.Because(err, watchword.ConfigInvalid, "%s: the file cannot be read", s.key)

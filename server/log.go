@@ -5,12 +5,12 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/session"
 )
@@ -26,7 +26,7 @@ func (s *Server) keepLog(ctx context.Context) (err error) {
 		s.witnesses = append(s.witnesses, w)
 	}
 	o.Witnesses, o.Quorum, o.Grown = s.witnesses, s.quorum(), s.logGrown
-	if o.Kept, err = os.ReadFile(filepath.Join(s.cfg.Data, checkpointFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if o.Kept, err = durable.ReadTrusted(filepath.Join(s.cfg.Data, checkpointFile), ledger.MaxNote); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	s.log, err = audit.NewKeeper(ctx, s.store, s.ring, o)

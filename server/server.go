@@ -117,7 +117,7 @@ type Server struct {
 }
 
 // New opens the data folder, founds the house if there is none, and listens, but
-// does not serve yet. Codes: config_invalid, folder_in_use, key_exposed,
+// does not serve yet. Codes: config_invalid, folder_in_use, key_exposed, file_untrusted,
 // key_unwrap, unavailable.
 func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 	s := &Server{cfg: cfg, o: o.filled(), ready: make(chan struct{})}
@@ -127,9 +127,6 @@ func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 		}
 	}()
 	if s.lock, err = openData(cfg.Data); err != nil {
-		return nil, err
-	}
-	if err = checkFiles(cfg.Data); err != nil {
 		return nil, err
 	}
 	if err = s.listen(); err != nil {

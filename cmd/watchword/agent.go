@@ -43,7 +43,7 @@ func (a *app) agentEnroll() *cobra.Command {
 		}
 		link := args[0]
 		if !strings.HasPrefix(link, "https://") {
-			b, err := readInput(link, 4096)
+			b, err := readTrust(link, 4096)
 			if err != nil {
 				return err
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
@@ -190,7 +191,20 @@ func arguments(pairs []string) (json.RawMessage, error) {
 	return json.Marshal(out)
 }
 
-// readInput reads a file, or standard input for "-".
+// readTrust reads a file that says whom to trust, or standard input for "-". Codes: file_untrusted, not_found, too_large.
+func readTrust(name string, most int64) ([]byte, error) {
+	if name == "-" {
+		return readInput(name, most)
+	}
+	b, err := durable.ReadTrusted(name, most)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = watchword.Because(err, watchword.NotFound, "there is no file %s", name)
+	}
+	return b, err
+}
+
+// readInput reads a file, or standard input for "-". What it says counts only as far as it is checked afterwards, or as whoever
+// named it meant it: what decides whom to trust comes from readTrust.
 func readInput(name string, most int64) ([]byte, error) {
 	f := os.Stdin
 	if name != "-" {

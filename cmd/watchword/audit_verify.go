@@ -82,7 +82,7 @@ func (a *app) verifyLog(ctx context.Context, what string, o verifyOptions) (veri
 	v := verification{OK: true, What: what, Keys: o.key}
 	var against [][]byte
 	for _, name := range o.against {
-		b, err := readInput(name, ledger.MaxNote)
+		b, err := readTrust(name, ledger.MaxNote)
 		if err != nil {
 			return v, err
 		}
@@ -260,7 +260,7 @@ func (a *app) served(address string, o verifyOptions) (get audit.Get, own func(c
 	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if o.ca != "" {
-		b, err := readInput(o.ca, 1<<20)
+		b, err := readTrust(o.ca, 1<<20)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -271,7 +271,7 @@ func (a *app) served(address string, o verifyOptions) (get audit.Get, own func(c
 	}
 	head := map[string]string{}
 	if o.token != "" {
-		b, err := readInput(o.token, watchword.MaxToken+2)
+		b, err := readTrust(o.token, watchword.MaxToken+2)
 		if err != nil {
 			return nil, nil, err
 		}

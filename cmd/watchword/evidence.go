@@ -119,11 +119,14 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 		}
 		return token.Pin(t.Root[len(t.Root)-1]), nil
 	}
-	b, err := os.ReadFile(root)
+	if _, err := os.Stat(root); err != nil && len(root) == 43 { // a pin has so many characters
+		return root, nil
+	}
+	b, err := durable.ReadTrusted(root, 64<<10)
 	text := strings.TrimSpace(string(b))
 	switch {
-	case err != nil && len(root) == 43: // a pin has so many characters
-		return root, nil
+	case watchword.CodeOf(err) == watchword.FileUntrusted:
+		return "", err
 	case err != nil:
 		return "", watchword.Because(err, watchword.NotFound, "--root %s is no file, and no pin", root)
 	case strings.HasPrefix(text, "{"):

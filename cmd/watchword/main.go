@@ -119,6 +119,7 @@ var exitOf = map[watchword.Code]int{
 	watchword.ConfigInvalid:        2,
 	watchword.FolderInUse:          4,
 	watchword.KeyExposed:           1,
+	watchword.FileUntrusted:        1,
 	watchword.KeyMissing:           1,
 	watchword.KeyUnwrap:            8,
 	watchword.KeyDamaged:           8,

@@ -5,12 +5,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 
+	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
@@ -29,7 +29,7 @@ func openWire(ctx context.Context, d *device.Device) (*liveWire, error) {
 	if err != nil {
 		return nil, err
 	}
-	pem, err := os.ReadFile(d.CAFile())
+	pem, err := durable.ReadTrusted(d.CAFile(), 1<<20)
 	if err != nil {
 		return nil, err
 	}

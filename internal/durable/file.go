@@ -1,15 +1,12 @@
 // Package durable reads and writes small files that must be whole, private and
 // still there after the power went. In come paths and bytes, out go files that
-// are the old ones or the new ones and nothing between. It refuses to read a
-// private file that others can read.
+// are the old ones or the new ones and nothing between. It refuses to read what
+// decides something and can be written by others, or is private and can be read by them.
 package durable
 
 import (
-	"io"
 	"os"
 	"path/filepath"
-
-	"github.com/watchword-iot/watchword"
 )
 
 // WriteFile puts data into path so that after a crash the file is the old one
@@ -74,25 +71,4 @@ func SyncDir(dir string) error {
 		err = cerr
 	}
 	return err
-}
-
-// MaxPrivate is the longest private file, in bytes.
-const MaxPrivate = 64 << 10
-
-// ReadPrivate reads a file that nobody but its owner may read or write. Code:
-// key_exposed, naming the file and its mode.
-func ReadPrivate(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return nil, watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if somebody may have read it", path, mode, path)
-	}
-	return io.ReadAll(io.LimitReader(f, MaxPrivate))
 }

@@ -15,7 +15,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -93,9 +92,10 @@ func New(o Options) (*Client, error) {
 
 // Local returns the client of the server that runs on a data folder of this
 // machine, as its first operator. Codes: not_found where no server was started
-// on it, key_exposed.
+// on it, key_exposed, file_untrusted.
 func Local(dir string) (*Client, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "server.json"))
+	const mostPlace, mostCA = 64 << 10, 1 << 20
+	b, err := durable.ReadTrusted(filepath.Join(dir, "server.json"), mostPlace)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, watchword.Refuse(watchword.NotFound, "no server was ever started on %s", dir)
 	}
@@ -114,7 +114,10 @@ func Local(dir string) (*Client, error) {
 	}
 	o := Options{URL: place.URL, Issuer: place.Issuer, Subject: place.Operator, Dial: local(place.HTTPS)}
 	if place.CA != "" {
-		if o.CA, err = os.ReadFile(place.CA); err != nil {
+		if o.CA, err = durable.ReadTrusted(place.CA, mostCA); err != nil {
+			if watchword.CodeOf(err) == watchword.FileUntrusted {
+				return nil, err
+			}
 			return nil, watchword.Because(err, watchword.ConfigInvalid, "the authority's certificate %s cannot be read", place.CA)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
@@ -45,14 +45,17 @@ type file struct {
 }
 
 // Load reads a functions file. Schemas are looked up beside it. Code:
-// config_invalid, with the file and what is wrong where.
+// config_invalid, with the file and what is wrong where; file_untrusted, also for a schema or a program.
 func Load(path string) ([]Function, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
+	text, err := durable.ReadTrusted(path, maxFile)
+	switch watchword.CodeOf(err) {
+	case "":
+	case watchword.FileUntrusted:
+		return nil, err
+	case watchword.TooLarge:
+		return nil, watchword.Because(err, watchword.ConfigInvalid, "%s is over 1 MiB", path)
+	default:
 		return nil, watchword.Because(err, watchword.ConfigInvalid, "%s cannot be read", path)
-	}
-	if len(text) > maxFile {
-		return nil, watchword.Refuse(watchword.ConfigInvalid, "%s is over 1 MiB", path)
 	}
 	var f file
 	if err := decode(path, text, &f); err != nil {
@@ -73,6 +76,9 @@ func Load(path string) ([]Function, error) {
 		if fn.Run[0], err = exec.LookPath(in.Run[0]); err != nil {
 			return nil, wrong("run: %s", err)
 		}
+		if err := durable.CheckFile(fn.Run[0]); err != nil { // who can write to it decides what the device does
+			return nil, untrusted(err, wrong("run: %s", err))
+		}
 		if in.Timeout != "" {
 			if fn.Timeout, err = time.ParseDuration(in.Timeout); err != nil || fn.Timeout <= 0 || fn.Timeout > maxTimeout {
 				return nil, wrong(`timeout must be a duration as "10s", at most 1h`)
@@ -83,14 +89,22 @@ func Load(path string) ([]Function, error) {
 			if !filepath.IsAbs(p) {
 				p = filepath.Join(filepath.Dir(path), p)
 			}
-			if fn.Schema, err = os.ReadFile(p); err != nil {
-				return nil, wrong("schema: %s", err)
+			if fn.Schema, err = durable.ReadTrusted(p, maxFile); err != nil {
+				return nil, untrusted(err, wrong("schema: %s", err))
 			}
 		}
 		out = append(out, fn)
 	}
 	slices.SortFunc(out, func(a, b Function) int { return cmp.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// untrusted returns err where that is what it says, else what is wrong in the functions file.
+func untrusted(err, wrong error) error {
+	if watchword.CodeOf(err) == watchword.FileUntrusted {
+		return err
+	}
+	return wrong
 }
 
 func decode(path string, text []byte, into *file) error {

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -303,7 +302,7 @@ func (d *Device) goBy(at time.Time, t *token.Trust) (better bool, err error) {
 
 // readFloor returns the last signed time of an earlier run; zero if there was none.
 func readFloor(path string) (time.Time, error) {
-	b, err := os.ReadFile(path)
+	b, err := durable.ReadTrusted(path, durable.MaxPrivate)
 	if errors.Is(err, fs.ErrNotExist) {
 		return time.Time{}, nil
 	}

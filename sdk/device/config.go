@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -93,7 +92,7 @@ func (d *Device) takeConfig(ctx context.Context, raw []byte) error {
 
 // configVersion returns the version that was handed on last, 0 if none was.
 func (d *Device) configVersion() int64 {
-	raw, err := os.ReadFile(d.path(configFile))
+	raw, err := durable.ReadTrusted(d.path(configFile), 2*watchword.MaxDocument)
 	if err != nil {
 		return 0
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
@@ -110,7 +111,7 @@ type Device struct {
 }
 
 // Open opens or makes a device's folder for this process alone. Codes:
-// folder_in_use, key_exposed, key_damaged, internal where another file is damaged.
+// folder_in_use, key_exposed, file_untrusted, key_damaged, internal where another file is damaged.
 func Open(dir string) (*Device, error) { return OpenWith(dir, Options{}) }
 
 // OpenWith is [Open] with options.
@@ -183,7 +184,7 @@ func (d *Device) ready(fresh bool) error {
 	if d.signer.Load() == nil || d.opener.Load() == nil {
 		return watchword.Refuse(watchword.Internal, "%s holds an enrollment, but not its keys", d.dir)
 	}
-	raw, err := os.ReadFile(d.path(trustFile))
+	raw, err := durable.ReadTrusted(d.path(trustFile), watchword.MaxBundle)
 	if err != nil {
 		return err
 	}

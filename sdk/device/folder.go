@@ -39,19 +39,16 @@ type identity struct {
 	Pin           string              `json:"pin"`
 }
 
+// openFolder makes and locks a device's folder. Nothing is made where others could write. Codes: folder_in_use, file_untrusted.
 func openFolder(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.Folder(dir, false); err != nil {
 		return nil, err
 	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return nil, err
-	}
-	if !info.IsDir() {
-		return nil, watchword.Refuse(watchword.BadRequest, "%s is no folder", dir)
-	}
-	if mode := info.Mode().Perm(); mode&0o022 != 0 {
-		return nil, watchword.Refuse(watchword.KeyExposed, "the folder %s can be written by others (mode %04o)", dir, mode)
+	// Beside those that are read through durable: what is only written, or believed by others.
+	for _, name := range []string{lockFile, journalFile, caFile, configFile} {
+		if err := durable.CheckFile(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
 	return durable.Lock(filepath.Join(dir, lockFile))
 }
@@ -81,7 +78,7 @@ func ensureKey(path, curve string, use jose.Use) (*jose.PrivateKey, error) {
 }
 
 func readIdentity(dir string) (*identity, error) {
-	b, err := os.ReadFile(filepath.Join(dir, identityFile))
+	b, err := durable.ReadTrusted(filepath.Join(dir, identityFile), durable.MaxPrivate)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

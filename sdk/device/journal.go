@@ -52,6 +52,7 @@ type record struct {
 const (
 	journalActs  = 512
 	journalBytes = 4 << 20
+	maxJournal   = 64 << 20 // a compact one holds journalActs receipts, and may be over journalBytes
 )
 
 type journal struct {
@@ -68,7 +69,7 @@ type journal struct {
 // enrolled: then a missing journal is an empty one, not a lost one.
 func openJournal(path string, fresh bool) (*journal, error) {
 	j := &journal{path: path}
-	b, err := os.ReadFile(path)
+	b, err := durable.ReadTrusted(path, maxJournal)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !missing {
 		return nil, err
@@ -94,7 +95,7 @@ func openJournal(path string, fresh bool) (*journal, error) {
 // lookAtJournal reads a journal that another process may be writing. Nothing can
 // be begun with it.
 func lookAtJournal(path string) (*journal, error) {
-	b, err := os.ReadFile(path)
+	b, err := durable.ReadTrusted(path, maxJournal)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"os"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -19,7 +18,7 @@ const logFile = "log.checkpoint"
 
 // readLog reads what the folder remembers of the log; a zero checkpoint for nothing.
 func readLog(path string) (ledger.Checkpoint, error) {
-	b, err := os.ReadFile(path)
+	b, err := durable.ReadTrusted(path, ledger.MaxNote)
 	if errors.Is(err, fs.ErrNotExist) {
 		return ledger.Checkpoint{}, nil
 	}

@@ -7,11 +7,11 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
 )
 
 // Option changes one thing that [New] would do otherwise.
@@ -167,7 +167,7 @@ func (o *options) trust() (*x509.CertPool, error) {
 	if o.caFile == "" {
 		return o.pool, nil
 	}
-	pem, err := os.ReadFile(o.caFile)
+	pem, err := durable.ReadTrusted(o.caFile, 1<<20)
 	if err != nil {
 		return nil, watchword.Because(err, watchword.ConfigInvalid, "the CA file cannot be read: %s", err)
 	}

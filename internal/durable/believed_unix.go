@@ -1,0 +1,138 @@
+//go:build unix
+
+package durable
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// maxLinks is how many symbolic links a way may have, as in Linux.
+const maxLinks = 40
+
+// checkWay goes from the root to path as the system does, and checks each folder, link and what is at its end. last is the mode
+// that the folder of what is at the end must not have; of the folders above only others count, not a group. Code:
+// file_untrusted; what else the system says, as that there is nothing at path.
+func checkWay(path string, last fs.FileMode) error {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	at, rest, links := "/", split(abs), 0
+	for {
+		info, err := os.Lstat(at)
+		if err != nil {
+			return err
+		}
+		if len(rest) == 0 {
+			return checkOwner(at, info)
+		}
+		forbidden := fs.FileMode(0o002)
+		if len(rest) == 1 {
+			forbidden = last
+		}
+		if err := checkAbove(at, path, info, forbidden); err != nil {
+			return err
+		}
+		next := filepath.Join(at, rest[0])
+		if rest[0] == ".." { // of a link's target
+			at, rest = filepath.Dir(at), rest[1:]
+			continue
+		}
+		info, err = os.Lstat(next)
+		if err != nil {
+			return err
+		}
+		if info.Mode()&fs.ModeSymlink == 0 {
+			at, rest = next, rest[1:]
+			continue
+		}
+		if err := checkOwner(next, info); err != nil {
+			return err
+		}
+		if links++; links > maxLinks {
+			return &fs.PathError{Op: "open", Path: path, Err: syscall.ELOOP}
+		}
+		target, err := os.Readlink(next)
+		if err != nil {
+			return err
+		}
+		if filepath.IsAbs(target) {
+			at = "/"
+		}
+		rest = append(split(target), rest[1:]...)
+	}
+}
+
+// split returns the names of a path, without empty ones and ".".
+func split(path string) (names []string) {
+	for name := range strings.SplitSeq(path, "/") {
+		if name != "" && name != "." {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// checkAbove checks a folder above path.
+func checkAbove(dir, path string, info fs.FileInfo, forbidden fs.FileMode) error {
+	if !info.IsDir() {
+		return &fs.PathError{Op: "open", Path: path, Err: syscall.ENOTDIR}
+	}
+	if err := checkOwner(dir, info); err != nil {
+		return err
+	}
+	if mode := info.Mode(); mode.Perm()&forbidden != 0 && mode&fs.ModeSticky == 0 {
+		return watchword.Refuse(watchword.FileUntrusted, "the folder %s can be written by others (mode %04o), who could put another in the place of %s; run chmod go-w %s", dir, mode.Perm(), path, dir)
+	}
+	return nil
+}
+
+// checkEntry checks the owner and the mode of a believed file or folder.
+func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
+	if err := checkOwner(path, info); err != nil {
+		return err
+	}
+	mode := info.Mode().Perm()
+	switch {
+	case mode&forbidden == 0:
+		return nil
+	case forbidden == othersRead && info.IsDir():
+		return watchword.Refuse(watchword.KeyExposed, "the folder %s can be entered by others (mode %04o); run chmod 700 %s", path, mode, path)
+	case forbidden == othersRead:
+		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if somebody may have read it", path, mode, path)
+	}
+	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o); look whether it is still what it should be, and run chmod go-w %s", path, mode, path)
+}
+
+// checkOwner refuses what belongs to somebody else than this process's user and root.
+func checkOwner(path string, info fs.FileInfo) error {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return watchword.Refuse(watchword.FileUntrusted, "%s: its owner is not known", path)
+	}
+	me, owner := os.Geteuid(), int(st.Uid)
+	switch {
+	case owner == me, owner == 0:
+		return nil
+	case runtime.GOOS == "android" && owner == 1000: // the system, to which the folders above those of apps belong
+		return nil
+	}
+	who, command := fmt.Sprintf("uid %d", owner), fmt.Sprintf("chown root: %s", path)
+	if u, err := user.LookupId(strconv.Itoa(owner)); err == nil {
+		who = fmt.Sprintf("%s (uid %d)", u.Username, owner)
+	}
+	if me != 0 {
+		command = fmt.Sprintf("chown %d %s as root", me, path)
+	}
+	return watchword.Refuse(watchword.FileUntrusted, "%s belongs to %s, who could change or replace it, not to uid %d that runs this; run this as its owner, or run %s", path, who, me, command)
+}
