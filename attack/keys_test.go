@@ -304,32 +304,32 @@ func TestForgedBundlesAtADevice(t *testing.T) {
 		raw  func() (string, error)
 		want watchword.Code
 	}{
-		{"a stranger's own", func() (string, error) { return token.SignTrust(mine, stranger) }, watchword.KeyUnknown},
-		{"signed by the issuer key", func() (string, error) { return token.SignTrust(next, ring.IssuerSigner()) }, watchword.KeyUnknown},
-		{"a second root that did not sign", func() (string, error) { return token.SignTrust(both, root) }, watchword.BundleInvalid},
-		{"a second root that signed alone", func() (string, error) { return token.SignTrust(both, stranger) }, watchword.KeyUnknown},
-		{"one root twice", func() (string, error) { return token.SignTrust(next, root, root) }, watchword.BundleInvalid},
+		{"a stranger's own", func() (string, error) { return forgeTrust(mine, stranger) }, watchword.KeyUnknown},
+		{"signed by the issuer key", func() (string, error) { return forgeTrust(next, ring.IssuerSigner()) }, watchword.KeyUnknown},
+		{"a second root that did not sign", func() (string, error) { return forgeTrust(both, root) }, watchword.BundleInvalid},
+		{"a second root that signed alone", func() (string, error) { return forgeTrust(both, stranger) }, watchword.KeyUnknown},
+		{"one root twice", func() (string, error) { return forgeTrust(next, root, root) }, watchword.BundleInvalid},
 		{"three", func() (string, error) {
-			raw, err := token.SignTrust(next, root)
+			raw, err := forgeTrust(next, root)
 			return `["` + raw + `","` + raw + `","` + raw + `"]`, err
 		}, watchword.TokenMalformed},
 		{"two that differ", func() (string, error) {
-			a, err := token.SignTrust(both, root)
+			a, err := forgeTrust(both, root)
 			if err != nil {
 				return "", err
 			}
-			b, err := token.SignTrust(mine, stranger)
+			b, err := forgeTrust(mine, stranger)
 			return fmt.Sprintf("[%q,%q]", a, b), err
 		}, watchword.TokenMalformed},
 		{"an older one", func() (string, error) {
 			old := next
 			old.Version = known.Version - 1
-			return token.SignTrust(old, root)
+			return forgeTrust(old, root)
 		}, watchword.TokenMalformed},
 		{"over", func() (string, error) {
 			old := next
 			old.Issued, old.Expires = now.Add(-2*time.Hour), now.Add(-time.Hour)
-			return token.SignTrust(old, root)
+			return forgeTrust(old, root)
 		}, watchword.BundleInvalid},
 	} {
 		raw, err := tc.raw()
@@ -337,4 +337,20 @@ func TestForgedBundlesAtADevice(t *testing.T) {
 		_, err = token.VerifyNextTrust(raw, known, now)
 		wants(t, tc.name, err, tc.want)
 	}
+}
+
+// forgeTrust signs a bundle as [token.SignTrust] does, also one that nobody would take.
+func forgeTrust(b token.Trust, roots ...*jose.Signer) (string, error) {
+	payload, err := token.TrustPayload(b)
+	if err != nil {
+		return "", err
+	}
+	return forgePayload(payload, roots...)
+}
+
+func forgePayload(payload []byte, roots ...*jose.Signer) (string, error) {
+	if len(roots) == 2 {
+		return jose.SignPair(roots[0], roots[1], token.TypTrust, payload)
+	}
+	return roots[0].Sign(token.TypTrust, payload)
 }

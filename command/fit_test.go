@@ -1,6 +1,7 @@
 package command_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -172,5 +173,36 @@ func TestFewOfAPageFit(t *testing.T) {
 	must(t, err)
 	if len(cs) != 1 || cs[0].Seq != small[0].Seq || !more {
 		t.Errorf("%d commands, more %v; want number %d alone, and more", len(cs), more, small[0].Seq)
+	}
+}
+
+// argsOf is a safe in which the arguments of the first command are others.
+type argsOf struct {
+	command.Safe
+	context, args string
+}
+
+func (a *argsOf) Open(context string, sealed []byte) ([]byte, error) {
+	if strings.HasPrefix(context, "args/") && (a.context == "" || a.context == context) {
+		a.context = context
+		return []byte(a.args), nil
+	}
+	return a.Safe.Open(context, sealed)
+}
+
+// A command that was kept by a build that checked less, and that no device would take, ends
+// and does not keep back those behind it.
+func TestACommandThatNoDeviceTakesEnds(t *testing.T) {
+	s := newSetup(t, options{safe: func(safe command.Safe) command.Safe { return &argsOf{Safe: safe, args: `{"a":[[[[[[[1]]]]]]]}`} }})
+	deep, behind := s.order(command.Call{}), s.order(command.Call{})
+	l := s.Attach(here, "lamp-1")
+	defer l.Close()
+	if seqs := takes(t, l, 2); len(seqs) != 1 || seqs[0] != behind.Seq {
+		t.Errorf("handed over: %v, want %d", seqs, behind.Seq)
+	}
+	row, err := s.Command(t.Context(), here, deep.ID)
+	must(t, err)
+	if row.State != watchword.Undeliverable || row.Reason.Code != watchword.BadRequest {
+		t.Errorf("it is %s, because %+v", row.State, row.Reason)
 	}
 }

@@ -238,7 +238,8 @@ func (l *Line) pending(ctx context.Context, after int64, nonce string, limit int
 
 // handOver signs r, unless a version for this nonce was signed before, seals it
 // to the device's key of today, and stores the hash before it is sent. The error
-// is a misfit where the connection does not take as much: as a rule nothing is kept then.
+// is a misfit where the connection does not take as much, or no device would take it: as
+// a rule nothing is kept then.
 func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand, error) {
 	d := l.desk
 	s, _, err := d.roll.Today(ctx, r.Tenant, r.Device)
@@ -379,10 +380,19 @@ func (d *Desk) version(ctx context.Context, r Row, nonce string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	return token.SignCommand(d.sign.CommandSigner(), token.Command{
+	now := d.o.Now()
+	if left := r.Expires.Sub(now); left <= 0 || left > token.CommandLife+time.Second { // or the clock went back: it may come again
+		return "", watchword.Refuse(watchword.Conflict, "the command cannot be signed now: it ends at %s", r.Expires.UTC().Format(time.RFC3339))
+	}
+	jws, err := token.SignCommand(d.sign.CommandSigner(), token.Command{
 		Issuer: d.o.Issuer, Device: r.Device, ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Function: r.Function, Args: args,
-		By: r.By, Nonce: nonce, Order: r.Order, Issued: d.o.Now(), Expires: r.Expires,
+		By: r.By, Nonce: nonce, Order: r.Order, Issued: now, Expires: r.Expires,
 	})
+	switch code := watchword.CodeOf(err); code {
+	case watchword.BadRequest, watchword.TooLarge: // no device would take it, at no time: it must not keep back those behind it
+		return "", &misfit{Reason{Code: code, Detail: "no device takes this command: " + err.Error()}}
+	}
+	return jws, err
 }
 
 // counts reports whether the key that signed jws, which is our own, still counts.

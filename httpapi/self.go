@@ -123,6 +123,15 @@ func ofFunction(err error, name string) error {
 	return err
 }
 
+// ofField says which member of a request no reader of what is signed from it would take.
+func ofField(field string, err error, must string) error {
+	switch code := watchword.CodeOf(err); code {
+	case watchword.BadRequest, watchword.TooLarge:
+		return &watchword.Error{Code: code, Field: field, Detail: must, Err: err}
+	}
+	return err
+}
+
 // announced is what a device says that it can be asked to do. Its schemas are compiled in turns with what others have
 // the server calculate. Codes: bad_request; too_large; busy.
 func (a *API) announced(ctx context.Context, in []Function) ([]twin.Function, error) {

@@ -81,6 +81,10 @@ func (a *API) twinRoutes() {
 			if err != nil {
 				return nil, err
 			}
+			// Before it is kept: what no device would take must not stand in the place of what they have.
+			if _, err := a.Desk.SignConfig(in.ID, 1, doc); err != nil {
+				return nil, ofField("config", err, "must be one JSON object, no member twice, at most 7 deep")
+			}
 			e := c.actor.Did(audit.ConfigSet, string(in.ID), a.Now(), map[string]string{"sha256": jose.Hash(doc)})
 			t, err := a.Twins.SetConfig(ctx, c.Tenant(), in.ID, doc, v, a.Now(), e)
 			if err != nil {

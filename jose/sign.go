@@ -12,12 +12,14 @@ import (
 
 // Signer signs with one key. It is safe for concurrent use if the key behind it is.
 type Signer struct {
-	key    crypto.Signer
-	public *PublicKey
+	key     crypto.Signer
+	public  *PublicKey
+	outside bool // the key lives elsewhere: what comes back is checked before it counts
 }
 
 // NewSigner wraps any P-256 or Ed25519 key of the standard library's interface:
-// one in memory, in a TPM or behind PKCS#11. Code: bad_request.
+// one in memory, in a TPM or behind PKCS#11. A signature that comes from elsewhere is
+// verified each time before it is given away. Code: bad_request.
 func NewSigner(s crypto.Signer) (*Signer, error) {
 	pub, err := PublicFrom(s.Public())
 	if err != nil {
@@ -26,7 +28,12 @@ func NewSigner(s crypto.Signer) (*Signer, error) {
 	if !pub.MaySign() {
 		return nil, badKey("an X25519 key does not sign")
 	}
-	return &Signer{s, pub}, nil
+	outside := true
+	switch s.(type) {
+	case *ecdsa.PrivateKey, ed25519.PrivateKey, *ed25519.PrivateKey:
+		outside = false
+	}
+	return &Signer{s, pub, outside}, nil
 }
 
 // Public returns the public half.
@@ -63,6 +70,14 @@ func (s *Signer) compact(typ, key string, payload []byte) (string, error) {
 }
 
 func (s *Signer) sign(input []byte) ([]byte, error) {
+	sig, err := s.raw(input)
+	if err == nil && s.outside {
+		err = s.public.Proves(input, sig)
+	}
+	return sig, err
+}
+
+func (s *Signer) raw(input []byte) ([]byte, error) {
 	if s.public.Alg() == Ed {
 		return s.key.Sign(rand.Reader, input, crypto.Hash(0))
 	}

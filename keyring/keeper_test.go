@@ -363,12 +363,12 @@ func TestANewRootIsIntroducedByTheOldOne(t *testing.T) {
 		h.must(err)
 		mine := trust
 		mine.Root = []*jose.PublicKey{s.Public()}
-		forged, err := token.SignTrust(mine, s)
+		forged, err := forgeTrust(mine, s)
 		h.must(err)
 		_, err = token.VerifyNextTrust(forged, knew, start)
 		h.wants(watchword.KeyUnknown, err)
 		mine.Root = []*jose.PublicKey{trust.Root[0], s.Public()} // names the old one, which did not sign
-		forged, err = token.SignTrust(mine, s)
+		forged, err = forgeTrust(mine, s)
 		h.must(err)
 		_, err = token.VerifyNextTrust(forged, knew, start)
 		h.wants(watchword.KeyUnknown, err)
@@ -417,18 +417,18 @@ func TestARootThatLivesOffline(t *testing.T) {
 	}
 	t.Run("what cannot be taken", func(t *testing.T) {
 		_, stranger := newSigner(t)
-		foreign, err := token.SignTrustPayload([]byte(planned[0].Payload), stranger)
+		foreign, err := forgePayload([]byte(planned[0].Payload), stranger)
 		h.must(err)
-		later, err := token.SignTrustPayload([]byte(planned[2].Payload), stranger)
+		later, err := forgePayload([]byte(planned[2].Payload), stranger)
 		h.must(err)
 		alien := h.bundle()
 		alien.Version, alien.Issued, alien.Expires = 7, h.now, h.now.Add(day)
 		alien.Command = append(alien.Command, stranger.Public())
-		strange, err := token.SignTrust(alien, root)
+		strange, err := forgeTrust(alien, root)
 		h.must(err)
 		lacking := h.bundle()
 		lacking.Version, lacking.Issued, lacking.Expires, lacking.Issuers = 7, h.now, h.now.Add(day), nil
-		short, err := token.SignTrust(lacking, root)
+		short, err := forgeTrust(lacking, root)
 		h.must(err)
 		for name, c := range map[string]struct {
 			raws []string
@@ -593,3 +593,19 @@ type changed struct {
 }
 
 func (c changed) ServerKeys(context.Context) ([]keyring.Sealed, error) { return c.rows, nil }
+
+// forgeTrust signs a bundle as [token.SignTrust] does, also one that nobody would take.
+func forgeTrust(b token.Trust, roots ...*jose.Signer) (string, error) {
+	payload, err := token.TrustPayload(b)
+	if err != nil {
+		return "", err
+	}
+	return forgePayload(payload, roots...)
+}
+
+func forgePayload(payload []byte, roots ...*jose.Signer) (string, error) {
+	if len(roots) == 2 {
+		return jose.SignPair(roots[0], roots[1], token.TypTrust, payload)
+	}
+	return roots[0].Sign(token.TypTrust, payload)
+}

@@ -178,17 +178,31 @@ func (g Grant) Fits() error {
 	return nil
 }
 
-// SignAccess signs g with the issuer key. Code: token_too_large.
+// SignAccess signs g with the issuer key. Codes: token_too_large; bad_request where
+// no door would take it; unavailable.
 func SignAccess(s *jose.Signer, g Grant) (string, error) {
 	b, err := g.claims()
 	if err != nil {
 		return "", err
 	}
 	raw, err := s.Sign(TypAccess, b)
-	if err == nil && len(raw) > watchword.MaxToken {
+	if err != nil {
+		return "", err
+	}
+	if len(raw) > watchword.MaxToken {
 		return "", watchword.Refuse(watchword.TokenTooLarge, "the permissions of %s would not fit a token of 4 KiB", g.Subject.ID)
 	}
-	return raw, err
+	return raw, checkSigned(raw, TypAccess, watchword.MaxToken, func(payload []byte) error {
+		aud := g.Issuer
+		if g.Audience != "" {
+			aud = g.Audience
+		}
+		a, err := readAccess(payload, &Access{}, g.Issuer, aud, g.Issued, 0)
+		if err == nil {
+			_, _, err = a.Permissions()
+		}
+		return err
+	})
 }
 
 // VerifyAccess checks an access token under the issuer's keys: shape, kind, key,
@@ -204,9 +218,19 @@ func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, la
 	if err != nil {
 		return nil, err
 	}
-	a := &Access{SignedBy: k.ID()}
+	a, err := readAccess(u.UnverifiedPayload(), &Access{SignedBy: k.ID()}, issuer, aud, now, late)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := u.Verify(k); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+func readAccess(payload []byte, a *Access, issuer, aud string, now time.Time, late time.Duration) (*Access, error) {
 	r := accessReader{Access: a, issuer: issuer}
-	if err := jose.Walk(u.UnverifiedPayload(), r.member); err != nil {
+	if err := jose.Walk(payload, r.member); err != nil {
 		return nil, err
 	}
 	if err := checkIssuer(a.Issuer, issuer); err != nil {
@@ -222,9 +246,6 @@ func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, la
 		return nil, watchword.Refuse(watchword.TokenMalformed, "sub, key and perm are mandatory")
 	}
 	if err := checkJTI(a.JTI); err != nil {
-		return nil, err
-	}
-	if _, err := u.Verify(k); err != nil {
 		return nil, err
 	}
 	a.Issued, a.Expires = r.iat.time(), r.exp.time()

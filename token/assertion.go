@@ -41,7 +41,8 @@ func (c *assertionClaims) member(name string, v jsontext.Value) error {
 }
 
 // SignAssertion makes an assertion by which sub proves itself to issuer, good
-// for life, which is at most [AssertionLife].
+// for life, which is at most [AssertionLife]. Codes: bad_request where the server
+// would refuse it; unavailable.
 func SignAssertion(s *jose.Signer, sub watchword.SubjectID, issuer string, now time.Time, life time.Duration) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"iss": sub, "sub": sub, "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(life).Unix(),
@@ -49,7 +50,15 @@ func SignAssertion(s *jose.Signer, sub watchword.SubjectID, issuer string, now t
 	if err != nil {
 		return "", err
 	}
-	return s.Sign(TypAssertion, b)
+	raw, err := s.Sign(TypAssertion, b)
+	if err != nil {
+		return "", err
+	}
+	p, err := ParseAssertion(raw, false)
+	if err == nil {
+		err = p.Precheck(issuer, now)
+	}
+	return raw, unreadable(err, TypAssertion)
 }
 
 // Presented is a client assertion whose signature nobody has checked. It is

@@ -263,10 +263,7 @@ func TestThePinOfABundle(t *testing.T) {
 		t.Errorf("got %s, %v, want the newest root's", pin, err)
 	}
 	bundle.Root = nil
-	if raw, err = token.SignTrust(bundle, old); err != nil {
-		t.Fatal(err)
-	}
-	_, err = token.PinOf(raw)
+	_, err = token.PinOf(signedAnyway(t, bundle, old))
 	wantCode(t, "a bundle without a root", err, watchword.BundleInvalid)
 	_, err = token.PinOf("x")
 	wantCode(t, "what is no bundle", err, watchword.TokenMalformed)
@@ -364,7 +361,7 @@ func TestWhatFitsIsWithinTheBound(t *testing.T) {
 		return raw
 	}
 	last := 0
-	for i := range 5000 {
+	for i := 1; i < 5000; i++ {
 		g.Perm = []watchword.Permission{{Resource: "topic:" + strings.Repeat("x", i), Actions: []string{"pub"}}}
 		err := g.Fits()
 		n := len(longest())

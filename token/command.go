@@ -81,6 +81,7 @@ func (c *commandClaims) member(name string, v jsontext.Value) error {
 }
 
 // SignCommand signs c with the command key. Args must be one compact JSON object.
+// Codes: bad_request, too_large where no device would take it; unavailable.
 func SignCommand(s *jose.Signer, c Command) (string, error) {
 	m := map[string]any{
 		"iss": c.Issuer, "aud": c.Device, "jti": c.ID, "iat": c.Issued.Unix(), "exp": c.Expires.Unix(),
@@ -99,7 +100,13 @@ func SignCommand(s *jose.Signer, c Command) (string, error) {
 	// Args goes in by hand: an encoder would rewrite it, and its hash is what was ordered.
 	b = append(b[:len(b)-1], `,"args":`...)
 	b = append(append(b, c.Args...), '}')
-	return s.Sign(TypCommand, b)
+	return sign(s, TypCommand, watchword.MaxDocument, b, func(payload []byte) error {
+		got, err := readCommand(payload, c.Issuer, c.Device, c.Issued, c.Nonce)
+		if err == nil && (got.ID != c.ID || got.Function != c.Function || got.By != c.By || got.Order != c.Order || string(got.Args) != string(c.Args)) {
+			err = changedClaim()
+		}
+		return err
+	})
 }
 
 // VerifyCommand checks the JWS of a command that was sealed to device, under the
@@ -114,6 +121,10 @@ func VerifyCommand(raw string, keys KeySet, issuer string, dev watchword.Subject
 	if err != nil {
 		return Command{}, err
 	}
+	return readCommand(payload, issuer, dev, now, nonce)
+}
+
+func readCommand(payload []byte, issuer string, dev watchword.SubjectID, now time.Time, nonce string) (Command, error) {
 	var c commandClaims
 	if err := jose.Walk(payload, c.member); err != nil {
 		return Command{}, err

@@ -45,7 +45,8 @@ func (c *dpopClaims) member(name string, v jsontext.Value) error {
 
 // SignDPoP makes a proof for one request. uri is the target without query and
 // fragment, which are cut off; nonce is the server's, or empty; access is the
-// token that is shown beside it, or empty at the token endpoint.
+// token that is shown beside it, or empty at the token endpoint. Codes: bad_request
+// where the server would refuse it; unavailable.
 func SignDPoP(s *jose.Signer, method, uri, nonce, access string, now time.Time) (string, error) {
 	uri, _, _ = strings.Cut(uri, "#")
 	uri, _, _ = strings.Cut(uri, "?")
@@ -60,7 +61,12 @@ func SignDPoP(s *jose.Signer, method, uri, nonce, access string, now time.Time) 
 	if err != nil {
 		return "", err
 	}
-	return s.SignProof(TypDPoP, b)
+	raw, err := s.SignProof(TypDPoP, b)
+	if err != nil {
+		return "", err
+	}
+	_, _, _, err = readDPoP(raw, method, func(htu string) bool { return sameTarget(htu, uri) }, access, now)
+	return raw, unreadable(err, TypDPoP)
 }
 
 // VerifyDPoP checks a proof for one request (RFC 9449 §4.3): kind, the signature
@@ -100,40 +106,50 @@ func (o Origins) VerifyDPoP(raw, method, path, access string, now time.Time) (DP
 }
 
 func verifyDPoP(raw, method string, same func(htu string) bool, access string, now time.Time) (DPoP, error) {
-	u, k, err := jose.ParseProof(raw, watchword.MaxToken)
+	u, k, c, err := readDPoP(raw, method, same, access, now)
 	if err != nil {
-		return DPoP{}, noProof(err, "it is no strict JWS with a public key in its header")
-	}
-	if !jose.SameType(u.Typ, TypDPoP) {
-		return DPoP{}, noProof(nil, "its typ is not dpop+jwt")
-	}
-	var c dpopClaims
-	if err := jose.Walk(u.UnverifiedPayload(), c.member); err != nil {
-		return DPoP{}, noProof(err, "its claims are not those of a proof")
-	}
-	age := now.Sub(c.iat.time())
-	switch {
-	case checkJTI(c.jti) != nil:
-		return DPoP{}, noProof(nil, "jti must have 1 to 128 bytes")
-	case len(c.nonce) > 128:
-		return DPoP{}, noProof(nil, "nonce may have 128 bytes")
-	case c.iat <= 0:
-		return DPoP{}, noProof(nil, "iat is mandatory")
-	case age > DPoPLife+Skew:
-		return DPoP{}, noProof(nil, "it is too old")
-	case age < -Skew:
-		return DPoP{}, noProof(nil, "iat lies in the future")
-	case c.htm != method:
-		return DPoP{}, noProof(nil, "htm is another method")
-	case !same(c.htu):
-		return DPoP{}, noProof(nil, "htu is another address")
-	case access != "" && subtle.ConstantTimeCompare([]byte(c.ath), []byte(jose.HashOf(access))) != 1:
-		return DPoP{}, noProof(nil, "ath is not the hash of the token")
+		return DPoP{}, err
 	}
 	if _, err := u.Verify(k); err != nil {
 		return DPoP{}, noProof(err, "its signature does not hold")
 	}
 	return DPoP{Key: k.ID(), JTI: c.jti, Nonce: c.nonce, Issued: c.iat.time()}, nil
+}
+
+// readDPoP is everything but the signature.
+func readDPoP(raw, method string, same func(htu string) bool, access string, now time.Time) (u *jose.Unverified, k *jose.PublicKey, c dpopClaims, err error) {
+	no := func(err error, why string) (*jose.Unverified, *jose.PublicKey, dpopClaims, error) {
+		return nil, nil, dpopClaims{}, noProof(err, why)
+	}
+	if u, k, err = jose.ParseProof(raw, watchword.MaxToken); err != nil {
+		return no(err, "it is no strict JWS with a public key in its header")
+	}
+	if !jose.SameType(u.Typ, TypDPoP) {
+		return no(nil, "its typ is not dpop+jwt")
+	}
+	if err := jose.Walk(u.UnverifiedPayload(), c.member); err != nil {
+		return no(err, "its claims are not those of a proof")
+	}
+	age := now.Sub(c.iat.time())
+	switch {
+	case checkJTI(c.jti) != nil:
+		return no(nil, "jti must have 1 to 128 bytes")
+	case len(c.nonce) > 128:
+		return no(nil, "nonce may have 128 bytes")
+	case c.iat <= 0:
+		return no(nil, "iat is mandatory")
+	case age > DPoPLife+Skew:
+		return no(nil, "it is too old")
+	case age < -Skew:
+		return no(nil, "iat lies in the future")
+	case c.htm != method:
+		return no(nil, "htm is another method")
+	case !same(c.htu):
+		return no(nil, "htu is another address")
+	case access != "" && subtle.ConstantTimeCompare([]byte(c.ath), []byte(jose.HashOf(access))) != 1:
+		return no(nil, "ath is not the hash of the token")
+	}
+	return u, k, c, nil
 }
 
 func noProof(err error, why string) error {

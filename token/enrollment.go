@@ -34,6 +34,7 @@ func (c *enrollmentClaims) member(name string, v jsontext.Value) error {
 
 // SignEnrollment makes the proof by which a stranger shows that it holds the new
 // signing key, for one code (as its base64url SHA-256), one sealing key and one issuer.
+// Codes: bad_request where the server would refuse it; unavailable.
 func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyID, now time.Time) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"aud": issuer, "code_hash": codeHash, "seal_jkt": seal,
@@ -42,7 +43,10 @@ func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyI
 	if err != nil {
 		return "", err
 	}
-	return s.Sign(TypEnrollment, b)
+	return sign(s, TypEnrollment, watchword.MaxToken, b, func(payload []byte) error {
+		_, err := readEnrollment(payload, issuer, codeHash, seal, now)
+		return err
+	})
 }
 
 // VerifyEnrollment checks the proof under the new key itself, the signature last.
@@ -59,7 +63,15 @@ func verifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, 
 	if err != nil {
 		return c, err
 	}
-	if err := jose.Walk(u.UnverifiedPayload(), c.member); err != nil {
+	if c, err = readEnrollment(u.UnverifiedPayload(), issuer, codeHash, seal, now); err != nil {
+		return c, err
+	}
+	_, err = u.Verify(key)
+	return c, err
+}
+
+func readEnrollment(payload []byte, issuer, codeHash string, seal watchword.KeyID, now time.Time) (c enrollmentClaims, err error) {
+	if err := jose.Walk(payload, c.member); err != nil {
 		return c, err
 	}
 	if err := checkAudience(c.aud, issuer); err != nil {
@@ -71,9 +83,5 @@ func verifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, 
 	if err := checkJTI(c.jti); err != nil {
 		return c, err
 	}
-	if err := c.check(now, ProofLife, Skew, Skew); err != nil {
-		return c, err
-	}
-	_, err = u.Verify(key)
-	return c, err
+	return c, c.check(now, ProofLife, Skew, Skew)
 }

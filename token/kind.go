@@ -79,6 +79,49 @@ func open(raw string, max int, typ string, keys KeySet) ([]byte, *jose.PublicKey
 	return payload, k, err
 }
 
+// sign makes a token of kind typ, and runs on its finished bytes the check that its
+// readers run, all but the signature: what they would refuse is never given away.
+// max is the readers' bound in bytes. Codes: too_large, bad_request where read
+// refuses, unavailable where the key does not sign.
+func sign(s *jose.Signer, typ string, max int, payload []byte, read func(payload []byte) error) (string, error) {
+	raw, err := s.Sign(typ, payload)
+	if err != nil {
+		return "", err
+	}
+	return raw, checkSigned(raw, typ, max, read)
+}
+
+// checkSigned runs the readers' check of shape and claims on a token that was just signed.
+func checkSigned(raw, typ string, max int, read func(payload []byte) error) error {
+	u, err := jose.ParseJWS(raw, max)
+	if err == nil && !jose.SameType(u.Typ, typ) {
+		err = watchword.Refuse(watchword.TokenKind, "this is no %s", typ)
+	}
+	if err == nil {
+		err = read(u.UnverifiedPayload())
+	}
+	return unreadable(err, typ)
+}
+
+// unreadable is the error of who signs where the reader refuses: for the signer it is
+// its own input that is wrong, not a token. Codes: too_large, bad_request.
+func unreadable(err error, typ string) error {
+	switch code := watchword.CodeOf(err); code {
+	case "":
+		return nil
+	case watchword.TooLarge:
+		return watchword.Because(err, watchword.TooLarge, "the %s is too large for its readers", typ)
+	default:
+		return watchword.Because(err, watchword.BadRequest, "the readers of this %s would refuse it: %s: %s", typ, code, err)
+	}
+}
+
+// changedClaim is the error of a claim that JSON cannot hold as it is: encoding/json
+// replaces what is no UTF-8.
+func changedClaim() error {
+	return watchword.Refuse(watchword.TokenMalformed, "a claim is no UTF-8")
+}
+
 // unix is a NumericDate without fraction (RFC 7519 §2), as every kind of ours has.
 type unix int64
 

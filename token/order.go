@@ -45,7 +45,8 @@ func (c *orderClaims) member(name string, v jsontext.Value) error {
 	return c.window.member(name, v)
 }
 
-// SignOrder signs o with the orderer's signing key and gives it a jti.
+// SignOrder signs o with the orderer's signing key and gives it a jti. Codes:
+// bad_request where no device would take it; unavailable.
 func SignOrder(s *jose.Signer, o Order) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"iss": o.By, "aud": o.Device, "cmd": o.Function, "args_hash": o.ArgsHash,
@@ -54,7 +55,13 @@ func SignOrder(s *jose.Signer, o Order) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return s.Sign(TypOrder, b)
+	return sign(s, TypOrder, watchword.MaxToken, b, func(payload []byte) error {
+		got, err := readOrder(payload, o.Device, o.Issued)
+		if err == nil && (got.By != o.By || got.Function != o.Function || got.ArgsHash != o.ArgsHash) {
+			err = changedClaim()
+		}
+		return err
+	})
 }
 
 // VerifyOrder checks an order under the keys that may give it: the orderer's own
@@ -66,6 +73,10 @@ func VerifyOrder(raw string, keys KeySet, dev watchword.SubjectID, now time.Time
 	if err != nil {
 		return Order{}, err
 	}
+	return readOrder(payload, dev, now)
+}
+
+func readOrder(payload []byte, dev watchword.SubjectID, now time.Time) (Order, error) {
 	var c orderClaims
 	if err := jose.Walk(payload, c.member); err != nil {
 		return Order{}, err

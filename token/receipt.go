@@ -57,8 +57,10 @@ func (c *receiptClaims) member(name string, v jsontext.Value) error {
 // hashLen is the characters of a SHA-256 in base64url.
 const hashLen = 43
 
-// SignReceipt signs r with the device's signing key. Code: too_large for a
-// receipt over 32 KiB.
+// SignReceipt signs r with the device's signing key. Codes: too_large for a receipt
+// over 32 KiB; bad_request where the server would refuse it: a result that is no
+// strict JSON (UTF-8, no member twice, at most 7 deep), a claim that is missing;
+// unavailable.
 func SignReceipt(s *jose.Signer, r Receipt) (string, error) {
 	m := map[string]any{
 		"iss": r.Device, "aud": r.Issuer, "jti": watchword.NewNonce(), "iat": r.At.Unix(),
@@ -71,11 +73,13 @@ func SignReceipt(s *jose.Signer, r Receipt) (string, error) {
 	if err != nil {
 		return "", watchword.Because(err, watchword.BadRequest, "the result is no JSON")
 	}
-	raw, err := s.Sign(TypReceipt, b)
-	if err == nil && len(raw) > watchword.MaxDocument {
-		return "", watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
-	}
-	return raw, err
+	return sign(s, TypReceipt, watchword.MaxDocument, b, func(payload []byte) error {
+		got, err := readReceipt(payload, r.Device, r.Issuer)
+		if err == nil && (got.Command != r.Command || got.Hash != r.Hash || got.Status != r.Status || (got.Result == nil) != (r.Result == nil)) {
+			err = changedClaim()
+		}
+		return err
+	})
 }
 
 // VerifyReceipt checks a receipt under the device's signing keys. A receipt has
@@ -90,25 +94,33 @@ func VerifyReceipt(raw string, keys KeySet, dev watchword.SubjectID, issuer stri
 	if err != nil {
 		return Receipt{}, "", err
 	}
+	r, err := readReceipt(payload, dev, issuer)
+	if err != nil {
+		return Receipt{}, "", err
+	}
+	return r, key.ID(), nil
+}
+
+func readReceipt(payload []byte, dev watchword.SubjectID, issuer string) (Receipt, error) {
 	var c receiptClaims
 	if err := jose.Walk(payload, c.member); err != nil {
-		return Receipt{}, "", err
+		return Receipt{}, err
 	}
 	if err := checkIssuer(string(c.Device), string(dev)); err != nil {
-		return Receipt{}, "", err
+		return Receipt{}, err
 	}
 	if err := checkAudience(c.aud, issuer); err != nil {
-		return Receipt{}, "", err
+		return Receipt{}, err
 	}
 	if err := checkJTI(c.jti); err != nil {
-		return Receipt{}, "", err
+		return Receipt{}, err
 	}
 	if _, ok := c.Status.State(); !ok || c.Epoch < 1 || c.Seq < 1 || c.Command == "" || len(c.Command) > 128 || len(c.Hash) != hashLen {
-		return Receipt{}, "", watchword.Refuse(watchword.TokenMalformed, "epoch, seq, cid, ch and st are mandatory")
+		return Receipt{}, watchword.Refuse(watchword.TokenMalformed, "epoch, seq, cid, ch and st are mandatory")
 	}
 	r := c.Receipt
 	r.Issuer, r.At = issuer, c.iat.time()
-	return r, key.ID(), nil
+	return r, nil
 }
 
 // ResultOf reads the result of a receipt that was verified before; nil if it has none.

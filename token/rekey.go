@@ -34,7 +34,8 @@ type rekeyClaims struct {
 // SignRekey makes the proof by which sub goes from one signing key to another and
 // to the sealing key seal: a JSON array of two compact JWSs over one payload, by
 // the old key and by the new one. Where the signing key stays it is signed once:
-// pass the same signer twice.
+// pass the same signer twice. Codes: bad_request where the server would refuse it;
+// unavailable.
 func SignRekey(from, to *jose.Signer, sub watchword.SubjectID, issuer string, seal watchword.KeyID, now time.Time) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"iss": sub, "sub": sub, "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(RekeyLife).Unix(),
@@ -43,11 +44,23 @@ func SignRekey(from, to *jose.Signer, sub watchword.SubjectID, issuer string, se
 	if err != nil {
 		return "", err
 	}
-	if from.Public().ID() != to.Public().ID() {
-		return jose.SignPair(from, to, TypRekey, b)
+	read := func(payload []byte) error {
+		_, err := readRekey(payload, sub, issuer, now)
+		return err
 	}
-	one, err := to.Sign(TypRekey, b)
-	return `["` + one + `"]`, err
+	if from.Public().ID() == to.Public().ID() {
+		one, err := sign(to, TypRekey, watchword.MaxToken-len(`[""]`), b, read)
+		return `["` + one + `"]`, err
+	}
+	raw, err := jose.SignPair(from, to, TypRekey, b)
+	if err != nil {
+		return "", err
+	}
+	p, err := jose.ParsePair(raw, watchword.MaxToken)
+	if err == nil {
+		err = read(p.UnverifiedPayload())
+	}
+	return raw, unreadable(err, TypRekey)
 }
 
 // VerifyRekey checks a key change of sub: the first signature under from, the key
@@ -62,6 +75,10 @@ func VerifyRekey(raw string, from, to *jose.PublicKey, sub watchword.SubjectID, 
 	if err != nil {
 		return Rekey{}, err
 	}
+	return readRekey(payload, sub, issuer, now)
+}
+
+func readRekey(payload []byte, sub watchword.SubjectID, issuer string, now time.Time) (Rekey, error) {
 	var c rekeyClaims
 	if err := jose.Decode(payload, &c); err != nil {
 		return Rekey{}, err

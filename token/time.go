@@ -30,7 +30,7 @@ func CheckNonce(nonce string) error {
 }
 
 // SignTime says with the time key what time it is, to whoever chose nonce. Tokens
-// know whole seconds alone: up to one is cut off.
+// know whole seconds alone: up to one is cut off. Codes: bad_request, unavailable.
 func SignTime(s *jose.Signer, issuer, nonce string, now time.Time) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"iss": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(TimeLife).Unix(), "nonce": nonce,
@@ -38,7 +38,10 @@ func SignTime(s *jose.Signer, issuer, nonce string, now time.Time) (string, erro
 	if err != nil {
 		return "", err
 	}
-	return s.Sign(TypTime, b)
+	return sign(s, TypTime, watchword.MaxToken, b, func(payload []byte) error {
+		_, err := readTime(payload, issuer, nonce)
+		return err
+	})
 }
 
 // VerifyTime checks a signed time under the time keys of the trust bundle and
@@ -52,6 +55,10 @@ func VerifyTime(raw string, keys KeySet, issuer, nonce string) (time.Time, error
 	if err != nil {
 		return time.Time{}, err
 	}
+	return readTime(payload, issuer, nonce)
+}
+
+func readTime(payload []byte, issuer, nonce string) (time.Time, error) {
 	var c timeClaims
 	if err := jose.Decode(payload, &c); err != nil {
 		return time.Time{}, err

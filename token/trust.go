@@ -61,16 +61,31 @@ func SignTrust(t Trust, roots ...*jose.Signer) (string, error) {
 func TrustPayload(t Trust) ([]byte, error) { return t.payload() }
 
 // SignTrustPayload signs what [TrustPayload] returned. One signer gives a compact
-// JWS, two a JSON array. Code: bad_request for more.
+// JWS, two a JSON array. Codes: bad_request for more, and, as too_large, for what
+// no device would take; unavailable.
 func SignTrustPayload(payload []byte, roots ...*jose.Signer) (string, error) {
+	var raw string
+	var err error
+	known := KeySet{}
 	switch len(roots) {
 	case 1:
-		return roots[0].Sign(TypTrust, payload)
+		raw, err = roots[0].Sign(TypTrust, payload)
 	case 2:
-		return jose.SignPair(roots[0], roots[1], TypTrust, payload)
+		raw, err = jose.SignPair(roots[0], roots[1], TypTrust, payload)
 	default:
 		return "", watchword.Refuse(watchword.BadRequest, "a trust bundle is signed by one root, or by an old one and a new one")
 	}
+	if err != nil {
+		return "", err
+	}
+	for _, r := range roots {
+		known[r.Public().ID()] = r.Public()
+	}
+	t, papers, err := readTrust(raw)
+	if err == nil {
+		err = t.vouched(papers, known, time.Time{}) // signed seldom, and by keys that others keep: the signatures too
+	}
+	return raw, unreadable(err, TypTrust)
 }
 
 func (t Trust) payload() ([]byte, error) {

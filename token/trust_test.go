@@ -10,6 +10,20 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
+// signedAnyway signs a bundle that its readers may refuse.
+func signedAnyway(t *testing.T, b token.Trust, root *jose.Signer) string {
+	t.Helper()
+	payload, err := token.TrustPayload(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := root.Sign(token.TypTrust, payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
 func TestABundleNamesWitnesses(t *testing.T) {
 	k, err := jose.GenerateKey(jose.P256)
 	if err != nil {
@@ -29,11 +43,7 @@ func TestABundleNamesWitnesses(t *testing.T) {
 		for i := range tc.witnesses {
 			b.Witnesses = append(b.Witnesses, fmt.Sprint("witness-", i))
 		}
-		raw, err := token.SignTrust(b, s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := token.VerifyTrust(raw, token.Pin(s.Public()), now)
+		got, err := token.VerifyTrust(signedAnyway(t, b, s), token.Pin(s.Public()), now)
 		if watchword.CodeOf(err) != tc.want || tc.want == "" && (fmt.Sprint(got.Witnesses) != fmt.Sprint(b.Witnesses) || got.Quorum != tc.quorum) {
 			t.Errorf("%d witnesses, quorum %d: %v %d, %v", tc.witnesses, tc.quorum, got.Witnesses, got.Quorum, err)
 		}

@@ -39,7 +39,7 @@ type Command struct {
 
 // Reason says why a command could not be delivered.
 type Reason struct {
-	Code   watchword.Code `json:"code"` // too_large
+	Code   watchword.Code `json:"code"` // too_large; bad_request where no device would take it
 	Detail string         `json:"detail"`
 	Size   int            `json:"size"` // bytes of the command as it would be sent
 	Max    int            `json:"max"`  // bytes that the device takes

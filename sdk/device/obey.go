@@ -3,6 +3,7 @@ package device
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -146,8 +147,10 @@ func (d *Device) finish(ctx context.Context, t unfinished) (string, error) {
 	}
 	p := position{c.Epoch, c.Seq}
 	receipt, err := d.sign(p, c.ID, t.hash, st, result)
-	if err != nil { // the result is no JSON, or too long: the act was done all the same
-		receipt, err = d.sign(p, c.ID, t.hash, watchword.StFailed, fault{"result_invalid", "the function ended, but its result cannot stand in a receipt"})
+	switch watchword.CodeOf(err) {
+	case watchword.BadRequest, watchword.TooLarge: // the act was done all the same
+		d.o.Log.Warn("the result of a command cannot stand in a receipt", slog.String("command", string(c.ID)), slog.Any("err", err))
+		receipt, err = d.sign(p, c.ID, t.hash, invalidStatus(st), resultInvalid)
 	}
 	if err != nil {
 		return "", err
@@ -167,18 +170,42 @@ func (d *Device) interrupt(a *act) error {
 	return d.journal.write(record{"end", act{position: a.position, Receipt: receipt}}, true)
 }
 
+// resultInvalid stands in the place of a result that no receipt can hold.
+var resultInvalid = fault{"result_invalid", "the function ended, but its result cannot stand in a receipt: it must be strict JSON, at most 7 deep, with which the receipt has 32 KiB"}
+
+// invalidStatus is the status of a receipt whose result was replaced. A refusal stays one:
+// nothing was done.
+func invalidStatus(st watchword.ReceiptStatus) watchword.ReceiptStatus {
+	if st == watchword.StDone {
+		return watchword.StFailed
+	}
+	return st
+}
+
+// sign signs what became of a command, as the server takes it. Codes: bad_request and
+// too_large where result cannot stand in a receipt; unavailable where the key does not sign.
 func (d *Device) sign(p position, id watchword.CommandID, hash string, st watchword.ReceiptStatus, result any) (string, error) {
 	r := token.Receipt{
 		Device: d.id.ID, Issuer: d.id.Issuer, Epoch: p.Epoch, Seq: p.Seq, Command: id, Hash: hash, Status: st, At: d.reckon(),
 	}
 	if result != nil {
-		b, err := json.Marshal(result)
+		b, err := encodeResult(result)
 		if err != nil {
-			return "", err
+			return "", watchword.Because(err, watchword.BadRequest, "the result is no JSON")
 		}
 		r.Result = b
 	}
 	return token.SignReceipt(d.signer.Load(), r)
+}
+
+// encodeResult is json.Marshal where a panic of a handler's type is an error.
+func encodeResult(v any) (b []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("its encoding panicked: %v", p)
+		}
+	}()
+	return json.Marshal(v)
 }
 
 // PinOrders makes the device obey only commands that carry an order signed by one

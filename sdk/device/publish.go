@@ -8,8 +8,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/jose"
 )
 
 // Publish reports an event in a stream, whose segments are names joined by "/".
@@ -33,6 +36,9 @@ func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 		}
 		kind = "application/json"
 	}
+	if err := fits("the event", body); err != nil {
+		return err
+	}
 	if sent, err := d.overWire(ctx, "events/"+stream, kind, body); sent {
 		return err
 	}
@@ -40,7 +46,29 @@ func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 	return err
 }
 
-// ReportState replaces the device's reported state. v becomes one JSON object.
+// checkState runs the server's own check of a reported state: one strict JSON object of
+// at most 32 KiB, in UTF-8, no member twice, at most 8 deep. Codes: bad_request, too_large.
+func checkState(state []byte) error {
+	if err := fits("the state", state); err != nil {
+		return err
+	}
+	if err := jose.Walk(state, func(string, jsontext.Value) error { return nil }); err != nil {
+		return watchword.Because(err, watchword.BadRequest, "the state must be one JSON object, no member twice, at most 8 deep")
+	}
+	return nil
+}
+
+// fits refuses what the server would refuse as too long. Code: too_large.
+func fits(what string, body []byte) error {
+	if len(body) > watchword.MaxDocument {
+		return watchword.Refuse(watchword.TooLarge, "%s has %d bytes, and may have %d", what, len(body), watchword.MaxDocument)
+	}
+	return nil
+}
+
+// ReportState replaces the device's reported state. v becomes one JSON object, as the
+// server takes it; else nothing is sent. Codes: bad_request, too_large, denied,
+// rate_limited, unavailable.
 func (d *Device) ReportState(ctx context.Context, v any) error {
 	if d.id == nil {
 		return errNotEnrolled()
@@ -48,6 +76,9 @@ func (d *Device) ReportState(ctx context.Context, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return watchword.Because(err, watchword.BadRequest, "the state is no JSON")
+	}
+	if err := checkState(body); err != nil {
+		return err
 	}
 	if sent, err := d.overWire(ctx, "state", "application/json", body); sent {
 		return err
