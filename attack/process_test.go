@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
@@ -248,6 +249,48 @@ func TestADeviceKilledAnywhereNeverActsTwice(t *testing.T) {
 		t.Errorf("%d commands ended as %v, %d acts", len(sent), ends, len(times))
 	}
 	t.Logf("%v, %d acts", ends, len(times))
+}
+
+// An agent that is told to end while a program runs: the program and all that it started
+// end, and the next start hands in the receipt that says so.
+func TestAnAgentThatEndsInMidFunctionSignsInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	data, lamp := filepath.Join(dir, "data"), filepath.Join(dir, "lamp-1")
+	s := start(t, data, "serve")
+	s.until("next ")
+	link, _ := command(t, data, "", "device", "create", "lamp-1")
+	if _, status := command(t, data, link, "agent", "enroll", "-", "--dir", lamp); status != 0 {
+		t.Fatal("agent enroll")
+	}
+	begun, functions := filepath.Join(dir, "begun"), filepath.Join(dir, "functions.toml")
+	must(t, os.WriteFile(functions, []byte("[functions.\"act\"]\ngrace = \"200ms\"\nenv = {BEGUN = \""+begun+"\"}\n"+
+		"run = [\"/bin/sh\", \"-c\", \"trap '' TERM; (setsid sleep 1000 & echo $! >$BEGUN.1; mv $BEGUN.1 $BEGUN); while :; do sleep 0.1; done\"]\n"), 0o600))
+	cl, err := admin.Local(data)
+	must(t, err)
+	agent := start(t, data, "agent", "run", "--dir", lamp, "--functions", functions)
+	c, err := cl.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "act"})
+	must(t, err)
+	var pid string
+	for wait := waiting.Within(); pid == ""; {
+		wait.Check(t, "the program's start")
+		b, _ := os.ReadFile(begun) // not there yet
+		pid = strings.TrimSpace(string(b))
+	}
+	must(t, agent.Process.Signal(syscall.SIGTERM))
+	ended := make(chan error, 1)
+	go func() { ended <- agent.Wait() }()
+	if err := waiting.For(t, "the agent's end", ended); err != nil {
+		t.Errorf("SIGTERM: %v", err)
+	}
+	if stat, err := os.ReadFile("/proc/" + pid + "/stat"); err == nil && !strings.Contains(string(stat), ") Z ") {
+		t.Errorf("what the program started runs on: %s", stat)
+	}
+	start(t, data, "agent", "run", "--dir", lamp, "--functions", functions)
+	c, err = cl.Command(t.Context(), c.ID, 50*time.Second)
+	must(t, err)
+	if c.State != "interrupted" || c.Receipt == nil || !strings.Contains(string(c.Receipt.Result), `"code":"interrupted"`) {
+		t.Errorf("%s %+v", c.State, c.Receipt)
+	}
 }
 
 func TestServeRefusesWhatIsNotSafe(t *testing.T) {

@@ -172,7 +172,7 @@ func (a *app) agentRun() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			agent.Register(d, fs)
+			agent.RegisterWith(d, fs, agent.Options{Dedicated: true})
 		}
 		return besides(c.Context(), d, *every, func(ctx context.Context) error { return runAgent(ctx, d, *stream) })
 	}

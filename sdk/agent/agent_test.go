@@ -16,8 +16,12 @@ import (
 
 func run(t *testing.T, timeout time.Duration, script, args string) (any, error) {
 	t.Helper()
-	f := Function{Name: "f", Run: []string{"/bin/sh", "-c", script}, Timeout: timeout}
-	return f.carryOut(t.Context(), &device.Command{ID: "cmd_1", Function: "f", By: "alice", Seq: 7, Raw: []byte(args)})
+	return runWith(t.Context(), newRunner(Options{}), Function{Timeout: timeout}, script, args)
+}
+
+func runWith(ctx context.Context, r *runner, f Function, script, args string) (any, error) {
+	f.Name, f.Run = "f", []string{"/bin/sh", "-c", script}
+	return r.carryOut(ctx, f, &device.Command{ID: "cmd_1", Function: "f", By: "alice", Seq: 7, Raw: []byte(args)})
 }
 
 func TestWhatAProgramSaysBecomesTheResult(t *testing.T) {
@@ -79,13 +83,18 @@ func TestFunctionsFiles(t *testing.T) {
 		t.Fatalf("%+v %v", fs, err)
 	}
 	for name, tc := range map[string]struct{ text, says string }{
-		"no TOML":           {"[functions", "f.toml:1:"},
-		"an unknown key":    {"[functions.\"a\"]\nrum = [\"sh\"]\n", "f.toml:2:1: unknown key rum"},
-		"no program":        {"[functions.\"a\"]\ntimeout = \"5s\"\n", "run is missing"},
-		"a program nowhere": {"[functions.\"a\"]\nrun = [\"no-such-program-here\"]\n", "run:"},
-		"a bad name":        {"[functions.\"a/b\"]\nrun = [\"sh\"]\n", "a name must be"},
-		"a bad timeout":     {"[functions.\"a\"]\nrun = [\"sh\"]\ntimeout = \"2h\"\n", "timeout must be"},
-		"a schema nowhere":  {"[functions.\"a\"]\nrun = [\"sh\"]\nschema = \"none.json\"\n", "schema:"},
+		"no TOML":             {"[functions", "f.toml:1:"},
+		"an unknown key":      {"[functions.\"a\"]\nrum = [\"sh\"]\n", "f.toml:2:1: unknown key rum"},
+		"no program":          {"[functions.\"a\"]\ntimeout = \"5s\"\n", "run is missing"},
+		"a program nowhere":   {"[functions.\"a\"]\nrun = [\"no-such-program-here\"]\n", "run:"},
+		"a bad name":          {"[functions.\"a/b\"]\nrun = [\"sh\"]\n", "a name must be"},
+		"a bad grace":         {"[functions.\"a\"]\nrun = [\"sh\"]\ngrace = \"2m\"\n", "grace must be"},
+		"a grace below 0":     {"[functions.\"a\"]\nrun = [\"sh\"]\ngrace = \"-1s\"\n", "grace must be"},
+		"our own variable":    {"[functions.\"a\"]\nrun = [\"sh\"]\nenv = {WATCHWORD_BY = \"x\"}\n", "WATCHWORD_BY"},
+		"a NUL":               {"[functions.\"a\"]\nrun = [\"sh\"]\nenv = {A = \"\\u0000\"}\n", "cannot be set"},
+		"a name that is none": {"[functions.\"a\"]\nrun = [\"sh\"]\npass = [\"A=B\"]\n", "cannot be passed on"},
+		"a bad timeout":       {"[functions.\"a\"]\nrun = [\"sh\"]\ntimeout = \"2h\"\n", "timeout must be"},
+		"a schema nowhere":    {"[functions.\"a\"]\nrun = [\"sh\"]\nschema = \"none.json\"\n", "schema:"},
 	} {
 		_, err := load(tc.text)
 		if watchword.CodeOf(err) != watchword.ConfigInvalid || !strings.Contains(err.Error(), tc.says) {

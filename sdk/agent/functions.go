@@ -6,11 +6,14 @@ package agent
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -24,9 +27,12 @@ import (
 // standard input as one JSON object without a newline.
 type Function struct {
 	Name    string
-	Run     []string // the program, looked up in PATH if its name is bare, and its arguments
-	Timeout time.Duration
-	Schema  []byte // JSON Schema of the arguments, or nil
+	Run     []string          // the program, looked up in PATH if its name is bare, and its arguments
+	Timeout time.Duration     // then all that the program started is killed
+	Grace   time.Duration     // how long the program may go on after SIGTERM, when the agent ends; 0 is not at all
+	Env     map[string]string // variables that it has besides those of the agent
+	Pass    []string          // names of variables of the agent that it has too
+	Schema  []byte            // JSON Schema of the arguments, or nil
 }
 
 // The bounds of a functions file.
@@ -34,13 +40,18 @@ const (
 	maxFile        = 1 << 20
 	maxTimeout     = time.Hour
 	defaultTimeout = 30 * time.Second
+	maxGrace       = 15 * time.Second // device.Run waits 20 s for a handler
+	defaultGrace   = 5 * time.Second
 )
 
 type file struct {
 	Functions map[string]struct {
-		Run     []string `toml:"run"`
-		Timeout string   `toml:"timeout"`
-		Schema  string   `toml:"schema"`
+		Run     []string          `toml:"run"`
+		Timeout string            `toml:"timeout"`
+		Grace   string            `toml:"grace"`
+		Env     map[string]string `toml:"env"`
+		Pass    []string          `toml:"pass"`
+		Schema  string            `toml:"schema"`
 	} `toml:"functions"`
 }
 
@@ -63,7 +74,7 @@ func Load(path string) ([]Function, error) {
 	}
 	var out []Function
 	for name, in := range f.Functions {
-		fn := Function{Name: name, Run: in.Run, Timeout: defaultTimeout}
+		fn := Function{Name: name, Run: in.Run, Timeout: defaultTimeout, Grace: defaultGrace, Env: in.Env, Pass: in.Pass}
 		wrong := func(format string, a ...any) error {
 			return watchword.Refuse(watchword.ConfigInvalid, "%s: functions.%q: %s", path, name, fmt.Sprintf(format, a...))
 		}
@@ -82,6 +93,21 @@ func Load(path string) ([]Function, error) {
 		if in.Timeout != "" {
 			if fn.Timeout, err = time.ParseDuration(in.Timeout); err != nil || fn.Timeout <= 0 || fn.Timeout > maxTimeout {
 				return nil, wrong(`timeout must be a duration as "10s", at most 1h`)
+			}
+		}
+		if in.Grace != "" {
+			if fn.Grace, err = time.ParseDuration(in.Grace); err != nil || fn.Grace < 0 || fn.Grace > maxGrace {
+				return nil, wrong(`grace must be a duration as "5s", at most 15s`)
+			}
+		}
+		for name, value := range in.Env {
+			if !validVariable(name) || strings.ContainsRune(value, 0) {
+				return nil, wrong("env: %q cannot be set: a name has no = and does not begin with %s, and there is no NUL", name, ownPrefix)
+			}
+		}
+		for _, name := range in.Pass {
+			if !validVariable(name) {
+				return nil, wrong("pass: %q cannot be passed on: a name has no = and does not begin with %s", name, ownPrefix)
 			}
 		}
 		if in.Schema != "" {
@@ -121,9 +147,39 @@ func decode(path string, text []byte, into *file) error {
 	return err
 }
 
-// Register makes the programs of fs the device's functions.
-func Register(d *device.Device, fs []Function) {
+// Options is what [RegisterWith] may be told. Its zero value works.
+type Options struct {
+	// Dedicated says that this process starts no other processes than the programs of one
+	// device, so that on Linux each child that it has while a program runs is the program's:
+	// it becomes the parent of its descendants' orphans, and kills them with the program.
+	Dedicated bool
+	// Log is told of processes that could not be killed; nil is [slog.Default].
+	Log *slog.Logger
+}
+
+type runner struct {
+	o        Options
+	noCgroup bool // do as where no control group can be made
+}
+
+// Register is [RegisterWith] with the zero Options.
+func Register(d *device.Device, fs []Function) { RegisterWith(d, fs, Options{}) }
+
+// RegisterWith makes the programs of fs the device's functions. Where programs have control
+// groups (Linux), it ends those that an agent before left when it was killed.
+func RegisterWith(d *device.Device, fs []Function, o Options) {
+	r := newRunner(o)
+	sweepCgroups()
 	for _, f := range fs {
-		d.HandleFunction(device.Function{Name: f.Name, Schema: f.Schema}, f.carryOut)
+		d.HandleFunction(device.Function{Name: f.Name, Schema: f.Schema}, func(ctx context.Context, c *device.Command) (any, error) {
+			return r.carryOut(ctx, f, c)
+		})
 	}
+}
+
+func newRunner(o Options) *runner {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return &runner{o: o}
 }

@@ -1,0 +1,66 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// maxOutput is how much of a program's output goes into the receipt, in bytes.
+const maxOutput = 16 << 10
+
+// output keeps the first maxOutput bytes of what is written and counts the rest.
+type output struct {
+	kept bytes.Buffer // a field: embedded, its ReadFrom would take everything
+	over int
+}
+
+// Write never fails: a program that prints too much must not be ended by SIGPIPE.
+func (o *output) Write(b []byte) (int, error) {
+	keep := min(len(b), maxOutput-o.kept.Len())
+	o.kept.Write(b[:keep])
+	o.over += len(b) - keep
+	return len(b), nil
+}
+
+// text is what was kept, with U+FFFD for what is not UTF-8: for the detail of a failure.
+func (o *output) text() string { return strings.ToValidUTF8(o.kept.String(), "\uFFFD") }
+
+// result is what was printed, as it is if it is JSON, else as {"output": TEXT}. What is
+// not UTF-8, and text that would be too long in JSON, is {"output_base64": BYTES} (RFC 4648
+// §4), so that no byte changes. Bytes that were not kept are counted as "left_out".
+func (o *output) result() any {
+	b := o.kept.Bytes()
+	left := o.over
+	if left > 0 && len(b) > 0 { // the cut may have split a character
+		for n := 1; n < utf8.UTFMax && n <= len(b); n++ {
+			if tail := b[len(b)-n:]; utf8.RuneStart(tail[0]) {
+				if !utf8.FullRune(tail) {
+					b, left = b[:len(b)-n], left+n
+				}
+				break
+			}
+		}
+	}
+	trimmed := bytes.TrimSpace(b)
+	switch {
+	case len(trimmed) == 0 && left == 0:
+		return nil
+	case left == 0 && utf8.Valid(trimmed) && json.Valid(trimmed):
+		return json.RawMessage(trimmed)
+	}
+	out := map[string]any{}
+	if text, err := json.Marshal(string(trimmed)); err == nil && utf8.Valid(b) && len(text) <= watchword.MaxDocument-1024 {
+		out["output"] = json.RawMessage(text)
+	} else {
+		out["output_base64"] = base64.StdEncoding.EncodeToString(b)
+	}
+	if left > 0 {
+		out["left_out"] = left
+	}
+	return out
+}

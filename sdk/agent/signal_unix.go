@@ -1,0 +1,20 @@
+//go:build unix
+
+package agent
+
+import (
+	"errors"
+	"os/exec"
+	"syscall"
+)
+
+// bySIGTERM reports whether a program was ended by SIGTERM, or says so by the status
+// that shells have for it.
+func bySIGTERM(err error) bool {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && (status.Signaled() && status.Signal() == syscall.SIGTERM || status.Exited() && status.ExitStatus() == 128+int(syscall.SIGTERM))
+}
