@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/sdk/agent"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/token"
@@ -159,6 +160,11 @@ func (a *app) agentRun() *cobra.Command {
 		if *every != 0 && *every < rekeyShortest {
 			return usage("--rekey-every must be %s or more", rekeyShortest)
 		}
+		if *stream != "" {
+			if err := checkStream(*stream); err != nil {
+				return err
+			}
+		}
 		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock, LoggedOnly: *logged, Connected: func(over string) { slog.Info("connected", slog.String("over", over)) }})
 		if err != nil {
 			return err
@@ -190,13 +196,27 @@ func runAgent(ctx context.Context, d *device.Device, stream string) error {
 	}
 	read := make(chan error, 1)
 	go func() {
-		read <- agent.Lines(ctx, os.Stdin, func(ctx context.Context, v any) error { return d.Publish(ctx, stream, v) })
+		read <- agent.Lines(ctx, os.Stdin, func(ctx context.Context, v any) error { return d.Publish(ctx, stream, v) }, slog.Default())
 	}()
 	select {
 	case err := <-ran:
 		return err
 	case err := <-read:
+		if err != nil { // commands go on without lines
+			slog.Error("no more lines are read", slog.Any("err", err))
+			return <-ran
+		}
 		cancel()
-		return errors.Join(err, <-ran)
+		return <-ran
 	}
+}
+
+// checkStream refuses a stream that no event can be published in, before lines are read.
+func checkStream(stream string) error {
+	for s := range strings.SplitSeq(stream, "/") {
+		if err := watchword.CheckName("stream", s); err != nil {
+			return usage("--stdin %s: must be names joined by /", stream)
+		}
+	}
+	return nil
 }

@@ -139,7 +139,7 @@ func sure(yes bool, question string) error {
 		return usage("%s: needs --yes where nobody can be asked", question)
 	}
 	fmt.Fprintf(os.Stderr, "%s? [y/N] ", question)
-	line, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	line, err := bufio.NewReader(io.LimitReader(os.Stdin, 1024)).ReadString('\n')
 	if err != nil || !strings.EqualFold(strings.TrimSpace(line), "y") {
 		fmt.Fprintln(os.Stderr, "nothing was done")
 		return &exit{1}

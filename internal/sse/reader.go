@@ -31,11 +31,13 @@ func NewReader(r io.Reader) *Reader {
 // Next waits for the next event. At the end of the stream it returns io.EOF.
 func (r *Reader) Next() (Event, error) {
 	e := Event{Name: "message"}
-	some := false
+	var data []byte // not a string: a stream of empty lines would cost the square of its length
+	some, lines := false, false
 	for r.s.Scan() {
 		line := r.s.Text()
 		if line == "" {
 			if some {
+				e.Data = string(data)
 				return e, nil
 			}
 			continue
@@ -48,11 +50,11 @@ func (r *Reader) Next() (Event, error) {
 		case "id":
 			e.ID, some = value, true
 		case "data":
-			if e.Data != "" {
-				e.Data += "\n"
+			if lines {
+				data = append(data, '\n')
 			}
-			e.Data, some = e.Data+value, true
-			if len(e.Data) > maxEvent {
+			data, some, lines = append(data, value...), true, true
+			if len(data) > maxEvent {
 				return e, bufio.ErrTooLong
 			}
 		}

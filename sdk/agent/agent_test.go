@@ -105,21 +105,3 @@ func TestFunctionsFiles(t *testing.T) {
 		t.Errorf("no file: %v", err)
 	}
 }
-
-func TestLines(t *testing.T) {
-	var got []string
-	publish := func(_ context.Context, v any) error {
-		b, err := json.Marshal(v)
-		got = append(got, string(b))
-		return err
-	}
-	if err := Lines(t.Context(), strings.NewReader("42\n\n{\"a\":1}\nhello world\n  7 \nlast"), publish); err != nil {
-		t.Fatal(err)
-	}
-	if want := `42 {"a":1} "hello world" 7 "last"`; strings.Join(got, " ") != want {
-		t.Errorf("got %v", got)
-	}
-	if err := Lines(t.Context(), strings.NewReader(strings.Repeat("x", 40<<10)), publish); watchword.CodeOf(err) != watchword.TooLarge {
-		t.Errorf("a line too long: %v", err)
-	}
-}
