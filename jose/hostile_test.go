@@ -343,6 +343,12 @@ func sealUnder(t testing.TB, to *PublicKey, apu, apv string, plaintext string, h
 	if err != nil {
 		t.Fatal(err)
 	}
+	return sealWith(t, z, apu, apv, plaintext, header(string(epk.JWK())))
+}
+
+// sealWith seals under a header of any bytes, with z as the shared secret.
+func sealWith(t testing.TB, z []byte, apu, apv, plaintext, header string) string {
+	t.Helper()
 	block, err := aes.NewCipher(concatKDF(z, a256gcm, apu, apv, 32))
 	if err != nil {
 		t.Fatal(err)
@@ -351,7 +357,7 @@ func sealUnder(t testing.TB, to *PublicKey, apu, apv string, plaintext string, h
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := b64u(header(string(epk.JWK())))
+	head := b64u(header)
 	iv := make([]byte, 12)
 	out := aead.Seal(nil, iv, []byte(plaintext), []byte(head))
 	n := len(out) - 16
@@ -403,6 +409,25 @@ func sealCases(t testing.TB, crv, kid string) []sealCase {
 		{"alg in small letters", "", "", func(e string) string { return `{"alg":"ecdh-es","enc":"A256GCM","epk":` + e + `}` }, watchword.AlgorithmInvalid},
 		{"enc A128GCM", "", "", func(e string) string { return `{"alg":"ECDH-ES","enc":"A128GCM","epk":` + e + `}` }, watchword.AlgorithmInvalid},
 		{"no enc", "", "", func(e string) string { return `{"alg":"ECDH-ES","epk":` + e + `}` }, watchword.AlgorithmInvalid},
+	}
+}
+
+// A point of low order gives a secret that everybody knows (RFC 7748 §6.1): all zeros.
+func TestAPointOfLowOrderSealsNothing(t *testing.T) {
+	k, err := GenerateKey(X25519)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := k.Opener()
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := append([]byte{1}, make([]byte, 31)...)
+	for name, point := range map[string][]byte{"zero": make([]byte, 32), "one": one} {
+		raw := sealWith(t, make([]byte, 32), "", "", "march", `{"alg":"ECDH-ES","enc":"A256GCM","epk":{"kty":"OKP","crv":"X25519","x":"`+b64.EncodeToString(point)+`"}}`)
+		if plain, _, err := o.Open(raw, 4096); watchword.CodeOf(err) != watchword.TokenMalformed || !strings.Contains(err.Error(), "epk") {
+			t.Errorf("%s: %q, %v", name, plain, err)
+		}
 	}
 }
 

@@ -123,6 +123,10 @@ func TestPapersByKeyStandWhileTheKeyDoes(t *testing.T) {
 	ctx := t.Context()
 	r := newRoll(t)
 	g := session.NewGuard(r, session.GuardOptions{})
+	token, byKey, held := papers(t, time.Minute), session.ByKey(watchword.DefaultTenant, "lamp-7", 1, "k1"), session.Papers{}
+	if token.ByKey() || !byKey.ByKey() || held.ByKey() {
+		t.Errorf("by key: a token's papers %v, those of a key %v, none %v", token.ByKey(), byKey.ByKey(), held.ByKey())
+	}
 	_, err := g.Open(ctx, session.ByKey(watchword.DefaultTenant, "lamp-7", 1, "k2"), session.Options{})
 	wantCode(t, err, watchword.TokenRevoked)
 	s, err := g.Open(ctx, session.ByKey(watchword.DefaultTenant, "lamp-7", 1, "k1"), session.Options{Class: session.Answer})

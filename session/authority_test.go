@@ -139,6 +139,43 @@ func TestWhatATokenWithholds(t *testing.T) {
 	}
 }
 
+// A session that outlives its token stands under all rights to topics that policy gives:
+// it takes a token that has them all, whatever else the token has or lacks.
+func TestATokenWithAllTopics(t *testing.T) {
+	ctx := context.Background()
+	r := newRoll(t)
+	set := policy.NewSet(parse(t, "subjects = [\"lamp-7\"]\n[[allow]]\npublish = [\"a/#\"]\nsubscribe = [\"a/#\"]\nget = [\"/v1/#\"]\n"))
+	r.edit(func(r *fakeRoll) { r.subject.Kind, r.set = watchword.Service, set })
+	g := session.NewGuard(r, session.GuardOptions{})
+	for _, tc := range []struct {
+		resource      string
+		actions       []string
+		topics, whole bool
+	}{
+		{"topic:a/#", []string{"pub", "sub"}, true, false},
+		{"topic:#", []string{"pub", "sub"}, true, false},
+		{"topic:a/#", []string{"pub"}, false, false},
+		{"topic:a/+", []string{"pub", "sub"}, false, false},
+		{"api:/v1/#", []string{"get"}, false, false},
+	} {
+		p := papers(t, time.Minute)
+		var err error
+		if p.Permissions, err = policy.FromPermissions([]watchword.Permission{{Resource: tc.resource, Actions: tc.actions}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		a, err := g.Check(ctx, p)
+		wantCode(t, err, "")
+		if a.WholeTopics() != tc.topics || a.Whole() != tc.whole {
+			t.Errorf("%s %v: all topics %v, all rights %v", tc.resource, tc.actions, a.WholeTopics(), a.Whole())
+		}
+	}
+	a, err := g.Absent(ctx, watchword.DefaultTenant, "lamp-7", 1)
+	wantCode(t, err, "")
+	if !a.WholeTopics() {
+		t.Error("without a token something is withheld")
+	}
+}
+
 // What stands on an issuer's key ends when that key is revoked, and nothing else does.
 func TestARevokedIssuerKeyEndsWhatStandsOnIt(t *testing.T) {
 	ctx := context.Background()

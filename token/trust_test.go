@@ -2,6 +2,7 @@ package token_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,12 +37,26 @@ func TestABundleNamesWitnesses(t *testing.T) {
 	for _, tc := range []struct {
 		witnesses int
 		quorum    int64
+		name      *string // of one more
 		want      watchword.Code
-	}{{0, 0, ""}, {1, 1, ""}, {16, 9, ""}, {17, 9, watchword.TokenMalformed}, {2, 3, watchword.TokenMalformed}, {2, -1, watchword.TokenMalformed}} {
+	}{
+		{0, 0, nil, ""},
+		{1, 1, nil, ""},
+		{16, 9, nil, ""},
+		{17, 9, nil, watchword.TokenMalformed},
+		{2, 3, nil, watchword.TokenMalformed},
+		{2, -1, nil, watchword.TokenMalformed},
+		{1, 1, new(strings.Repeat("w", 256)), ""},
+		{1, 1, new(strings.Repeat("w", 257)), watchword.TokenMalformed},
+		{1, 1, new(""), watchword.TokenMalformed},
+	} {
 		now := time.Now().Truncate(time.Second)
 		b := token.Trust{Issuer: "https://w.example", Version: 1, Epoch: 1, Root: []*jose.PublicKey{s.Public()}, Quorum: tc.quorum, Issued: now, Expires: now.Add(time.Hour)}
 		for i := range tc.witnesses {
 			b.Witnesses = append(b.Witnesses, fmt.Sprint("witness-", i))
+		}
+		if tc.name != nil {
+			b.Witnesses = append(b.Witnesses, *tc.name)
 		}
 		got, err := token.VerifyTrust(signedAnyway(t, b, s), token.Pin(s.Public()), now)
 		if watchword.CodeOf(err) != tc.want || tc.want == "" && (fmt.Sprint(got.Witnesses) != fmt.Sprint(b.Witnesses) || got.Quorum != tc.quorum) {
