@@ -23,6 +23,15 @@ var unbelieved = map[string]string{
 	"sdk/device/journal.go compact os.OpenFile":     "to write what it has just written itself",
 	"server/verifylog.go VerifyLog os.ReadFile":     "one more checkpoint that the log must extend; it can only refuse",
 
+	"sdk/agent/tree_linux.go makeCgroup os.Mkdir":       "a control group below the own one: the kernel's file system",
+	"sdk/agent/tree_linux.go makeCgroup os.Open":        "likewise",
+	"sdk/agent/tree_linux.go killOnce os.WriteFile":     "likewise",
+	"sdk/agent/tree_linux.go killOnce os.ReadFile":      "likewise",
+	"sdk/agent/tree_linux.go processes os.Open":         "/proc, the kernel's",
+	"sdk/agent/tree_linux.go readProcess os.ReadFile":   "likewise",
+	"sdk/agent/tree_linux.go marked os.ReadFile":        "likewise",
+	"sdk/agent/tree_linux.go readOwnCgroup os.ReadFile": "likewise",
+
 	"cmd/watchword/app.go readInput os.Open":                "what whoever runs it names, to be checked or sent; not whom to trust (readTrust)",
 	"cmd/watchword/audit_verify.go file os.Open":            "an export or a proof, which is verified",
 	"cmd/watchword/audit_verify.go folder os.ReadFile":      "a mirror of the log, which is verified",

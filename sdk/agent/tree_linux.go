@@ -313,7 +313,9 @@ func (p process) kill() {
 }
 
 // ownCgroup is the folder of this process's control group of version 2.
-var ownCgroup = sync.OnceValues(func() (string, error) {
+var ownCgroup = sync.OnceValues(readOwnCgroup)
+
+func readOwnCgroup() (string, error) {
 	of, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return "", err
@@ -323,7 +325,7 @@ var ownCgroup = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	return cgroupFolder(string(of), string(mounts))
-})
+}
 
 // cgroupFolder reads cgroups(7) and proc_pid_mountinfo(5).
 func cgroupFolder(of, mounts string) (string, error) {
