@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -12,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/agent"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/token"
@@ -86,12 +85,12 @@ func (a *app) printStatus(d *device.Device) error {
 		s.Bundle, s.Until, s.CA = t.Version, t.Expires.UTC().Format("2006-01-02T15:04:05Z"), d.CAFile()
 	}
 	s.Epoch, s.Seq = d.Position()
-	return a.print(s, func(w io.Writer) {
+	return a.print(s, func(w *terminal.Writer) {
 		if !s.Enrolled {
-			fmt.Fprintln(w, "not enrolled")
+			w.Printf("not enrolled\n")
 			return
 		}
-		fmt.Fprintf(w, "device\t%s\nserver\t%s\nsign key\t%s\nseal key\t%s\nlast command\t%d.%d\ntrust bundle\tversion %d, until %s\nca\t%s\n",
+		w.Printf("device\t%s\nserver\t%s\nsign key\t%s\nseal key\t%s\nlast command\t%d.%d\ntrust bundle\tversion %d, until %s\nca\t%s\n",
 			s.ID, s.Server, s.Sign, s.Seal, s.Epoch, s.Seq, s.Bundle, s.Until, s.CA)
 	})
 }
@@ -126,7 +125,7 @@ func (a *app) agentToken() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(map[string]string{"access_token": t}, func(w io.Writer) { fmt.Fprintln(w, t) })
+			return a.print(map[string]string{"access_token": t}, func(w *terminal.Writer) { w.Printf("%s\n", t) })
 		})
 	}
 	return c
@@ -142,7 +141,7 @@ func (a *app) agentAssertion() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(map[string]string{"client_assertion": t}, func(w io.Writer) { fmt.Fprintln(w, t) })
+			return a.print(map[string]string{"client_assertion": t}, func(w *terminal.Writer) { w.Printf("%s\n", t) })
 		})
 	}
 	return c
@@ -180,17 +179,17 @@ func (a *app) agentRun() *cobra.Command {
 			}
 			agent.RegisterWith(d, fs, agent.Options{Dedicated: true})
 		}
-		return besides(c.Context(), d, *every, func(ctx context.Context) error { return runAgent(ctx, d, *stream) })
+		return besides(c.Context(), d, *every, func(ctx context.Context) error { return a.runAgent(ctx, d, *stream) })
 	}
 	return c
 }
 
-func runAgent(ctx context.Context, d *device.Device, stream string) error {
+func (a *app) runAgent(ctx context.Context, d *device.Device, stream string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ran := make(chan error, 1)
 	go func() { ran <- d.Run(ctx) }()
-	fmt.Fprintf(os.Stderr, "%s runs against %s\n", d.ID(), d.Server())
+	a.err.Printf("%s runs against %s\n", d.ID(), d.Server())
 	if stream == "" {
 		return <-ran
 	}

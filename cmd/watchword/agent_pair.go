@@ -1,9 +1,6 @@
 package main
 
 import (
-	"fmt"
-	"os"
-
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
@@ -26,7 +23,7 @@ func (a *app) agentPair() *cobra.Command {
 			return err
 		}
 		defer d.Close()
-		if err := d.Pair(c.Context(), args[0], device.PairOptions{ID: watchword.SubjectID(*id), Pin: *pin, Show: showPairing}); err != nil {
+		if err := d.Pair(c.Context(), args[0], device.PairOptions{ID: watchword.SubjectID(*id), Pin: *pin, Show: a.showPairing}); err != nil {
 			return err
 		}
 		return a.printStatus(d)
@@ -35,8 +32,8 @@ func (a *app) agentPair() *cobra.Command {
 }
 
 // showPairing tells people at the device what to do.
-func showPairing(p device.Pairing) {
-	fmt.Fprintf(os.Stderr, "code      %s\nsign key  %s\nseal key  %s\napprove   %s\n          or, on the server: watchword enrollment approve %s --key %s\nwaiting   until %s\n",
+func (a *app) showPairing(p device.Pairing) {
+	a.err.Printf("code      %s\nsign key  %s\nseal key  %s\napprove   %s\n          or, on the server: watchword enrollment approve %s --key %s\nwaiting   until %s\n",
 		p.UserCode, p.Sign, p.Seal, p.URIComplete, p.UserCode, p.Sign, ago(p.Expires))
 }
 

@@ -5,24 +5,25 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
-// app is what every command shares.
+// app is what every command shares. out and err are the only ways to print.
 type app struct {
+	out, err *terminal.Writer
+
 	format string
 	json   bool
 	data   string
@@ -64,22 +65,15 @@ func defaultData() string {
 func (a *app) client() (*admin.Client, error) { return admin.Local(a.data) }
 
 // print writes a result: JSON as it is, or what table writes.
-func (a *app) print(v any, table func(w io.Writer)) error {
+func (a *app) print(v any, table func(w *terminal.Writer)) error {
 	if a.format == "table" {
-		w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
-		table(w)
-		return w.Flush()
+		return a.out.Table(table)
 	}
-	enc := json.NewEncoder(os.Stdout)
-	enc.SetEscapeHTML(false)
-	if a.format == "json" {
-		enc.SetIndent("", "  ")
-	}
-	return enc.Encode(v)
+	return a.out.JSON(v, a.format == "json")
 }
 
 // printList writes many results: a table, one JSON array, or one JSON a line.
-func printList[T any](a *app, items []T, head string, row func(w io.Writer, v T)) error {
+func printList[T any](a *app, items []T, head string, row func(w *terminal.Writer, v T)) error {
 	if a.format == "jsonl" {
 		for _, v := range items {
 			if err := a.print(v, nil); err != nil {
@@ -91,12 +85,12 @@ func printList[T any](a *app, items []T, head string, row func(w io.Writer, v T)
 	if items == nil {
 		items = []T{}
 	}
-	return a.print(items, func(w io.Writer) {
-		fmt.Fprintln(w, head)
+	return a.print(items, func(w *terminal.Writer) {
+		w.Line(strings.Split(head, "\t")...)
 		for _, v := range items {
 			var line bytes.Buffer
-			row(&line, v)
-			fmt.Fprint(w, clipCells(line.String()))
+			row(terminal.New(&line, false), v)
+			w.Document(clipCells(line.String()))
 		}
 	})
 }
@@ -123,31 +117,27 @@ func clipCells(lines string) string {
 }
 
 func (a *app) printProblem(code watchword.Code, detail string) {
-	b, err := json.Marshal(map[string]any{"type": "urn:watchword:error:" + string(code), "title": code, "code": code, "detail": detail})
-	if err != nil {
-		b = []byte(code)
-	}
-	fmt.Fprintln(os.Stderr, string(b))
+	_ = a.err.JSON(map[string]any{"type": "urn:watchword:error:" + string(code), "title": code, "code": code, "detail": detail}, false) // nobody is left to tell
 }
 
 // sure asks before something is destroyed: on a terminal; elsewhere --yes must have said so.
-func sure(yes bool, question string) error {
+func (a *app) sure(yes bool, question string) error {
 	if yes {
 		return nil
 	}
-	if !terminal(os.Stdin) || !terminal(os.Stderr) {
+	if !isTerminal(os.Stdin) || !a.err.Shows() {
 		return usage("%s: needs --yes where nobody can be asked", question)
 	}
-	fmt.Fprintf(os.Stderr, "%s? [y/N] ", question)
+	a.err.Printf("%s? [y/N] ", question)
 	line, err := bufio.NewReader(io.LimitReader(os.Stdin, 1024)).ReadString('\n')
 	if err != nil || !strings.EqualFold(strings.TrimSpace(line), "y") {
-		fmt.Fprintln(os.Stderr, "nothing was done")
+		a.err.Printf("nothing was done\n")
 		return &exit{1}
 	}
 	return nil
 }
 
-func terminal(f *os.File) bool {
+func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
 }

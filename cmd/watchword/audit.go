@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -14,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
@@ -90,24 +89,24 @@ func (a *app) auditList() *cobra.Command {
 	return list
 }
 
-func entryRow(w io.Writer, e admin.Entry) {
+func entryRow(w *terminal.Writer, e admin.Entry) {
 	if e.Pruned {
-		fmt.Fprintf(w, "%d\t\t(pruned)\n", e.Seq)
+		w.Printf("%d\t\t(pruned)\n", e.Seq)
 		return
 	}
 	why := string(e.Code)
 	if why == "" {
 		why = e.Data["cause"]
 	}
-	fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Seq, ago(e.At), e.Kind, e.Actor, e.Object, e.Outcome, why)
+	w.Printf("%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Seq, ago(e.At), e.Kind, e.Actor, e.Object, e.Outcome, why)
 }
 
 func (a *app) followLog(ctx context.Context, cl *admin.Client, q admin.LogQuery) error {
 	if a.format == "json" {
 		a.format = "jsonl"
 	}
-	return cl.FollowLog(ctx, q, func() { fmt.Fprintln(os.Stderr, "following") }, func(e admin.Entry) error {
-		return a.print(e, func(w io.Writer) { entryRow(w, e) })
+	return cl.FollowLog(ctx, q, func() { a.err.Printf("following\n") }, func(e admin.Entry) error {
+		return a.print(e, func(w *terminal.Writer) { entryRow(w, e) })
 	})
 }
 
@@ -134,12 +133,9 @@ func (a *app) auditShow() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.print(e, func(w io.Writer) {
-			e.Body = "" // it is what is shown
-			b, err := json.MarshalIndent(e, "", "  ")
-			if err == nil {
-				fmt.Fprintln(w, string(b))
-			}
+		return a.print(e, func(w *terminal.Writer) {
+			e.Body = ""         // it is what is shown
+			_ = w.JSON(e, true) // the table says what went wrong
 		})
 	}}
 }
@@ -160,7 +156,7 @@ func (a *app) auditExport() *cobra.Command {
 			return err
 		}
 		if len(args) == 0 || args[0] == "-" {
-			return cl.ExportLog(c.Context(), q, os.Stdout)
+			return a.exportJSON(func(w io.Writer) error { return cl.ExportLog(c.Context(), q, w) })
 		}
 		f, err := os.OpenFile(args[0], os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if errors.Is(err, fs.ErrExist) {
@@ -183,6 +179,12 @@ func (a *app) auditExport() *cobra.Command {
 	return export
 }
 
+// exportJSON prints what f writes, as lines of JSON.
+func (a *app) exportJSON(f func(io.Writer) error) error {
+	w := a.out.JSONStream()
+	return errors.Join(f(w), w.Close())
+}
+
 func (a *app) auditCheckpoint() *cobra.Command {
 	return &cobra.Command{Use: "checkpoint", Short: "The log's last signed checkpoint, to keep elsewhere", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
@@ -193,8 +195,8 @@ func (a *app) auditCheckpoint() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		_, err = os.Stdout.Write(note)
-		return err
+		a.out.Document(string(note))
+		return a.out.Err()
 	}}
 }
 
@@ -212,7 +214,7 @@ func (a *app) auditProve() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		_, err = os.Stdout.Write(p)
-		return err
+		a.out.Document(string(p))
+		return a.out.Err()
 	}}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 
@@ -23,9 +22,9 @@ func (a *app) auditKey() *cobra.Command {
 				return err
 			}
 			for _, k := range keys {
-				fmt.Println(k)
+				a.out.Printf("%s\n", k)
 			}
-			return nil
+			return a.out.Err()
 		},
 	}
 }

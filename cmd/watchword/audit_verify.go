@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -21,6 +20,7 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/server"
 )
 
@@ -187,22 +187,22 @@ func (v *verification) file(name string, keys logKeys, against [][]byte) error {
 	return nil
 }
 
-func (v verification) table(w io.Writer) {
-	fmt.Fprintf(w, "verified\t%s\n", v.What)
-	fmt.Fprintf(w, "log\t%s\n", v.Origin)
-	fmt.Fprintf(w, "checkpoint\t%d entries, root %s\n", v.Size, v.Root)
+func (v verification) table(w *terminal.Writer) {
+	w.Printf("verified\t%s\n", v.What)
+	w.Printf("log\t%s\n", v.Origin)
+	w.Printf("checkpoint\t%d entries, root %s\n", v.Size, v.Root)
 	if v.Entry != nil {
-		fmt.Fprintf(w, "entry\t%d is in it: %s %s %s %s\n", v.Seq, v.Entry.Kind, v.Entry.Actor, v.Entry.Object, v.Entry.Outcome)
+		w.Printf("entry\t%d is in it: %s %s %s %s\n", v.Seq, v.Entry.Kind, v.Entry.Actor, v.Entry.Object, v.Entry.Outcome)
 	} else {
-		fmt.Fprintf(w, "entries\t%d, %d of them whole, %d pruned, %d by their hash alone; held against %d checkpoints\n", v.Entries, v.Bodies, v.Pruned, v.Entries-v.Bodies-v.Pruned, v.Checkpoints)
+		w.Printf("entries\t%d, %d of them whole, %d pruned, %d by their hash alone; held against %d checkpoints\n", v.Entries, v.Bodies, v.Pruned, v.Entries-v.Bodies-v.Pruned, v.Checkpoints)
 	}
 	if v.Uncovered > 0 {
-		fmt.Fprintf(w, "uncovered\t%d entries came after the last checkpoint\n", v.Uncovered)
+		w.Printf("uncovered\t%d entries came after the last checkpoint\n", v.Uncovered)
 	}
 	for _, c := range v.Cosignatures {
-		fmt.Fprintf(w, "witness\t%s, %s\n", c.Witness, ago(c.At))
+		w.Printf("witness\t%s, %s\n", c.Witness, ago(c.At))
 	}
-	fmt.Fprintf(w, "keys\t%s\n", v.Keys)
+	w.Printf("keys\t%s\n", v.Keys)
 }
 
 func verifyMirror(ctx context.Context, get audit.Get, keys logKeys, against [][]byte) (audit.Verdict, error) {

@@ -3,13 +3,12 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
@@ -43,15 +42,15 @@ func (a *app) commandSend() *cobra.Command {
 			return err
 		}
 		if *wait <= 0 {
-			return a.print(cmd, func(w io.Writer) { fmt.Fprintln(w, cmd.ID) })
+			return a.print(cmd, func(w *terminal.Writer) { w.Printf("%s\n", cmd.ID) })
 		}
 		if a.format == "table" {
-			fmt.Fprintf(os.Stdout, "%s  for %s, number %d, ordered and signed by %s\n", cmd.ID, cmd.Device, cmd.Seq, cl.Subject())
+			a.out.Printf("%s  for %s, number %d, ordered and signed by %s\n", cmd.ID, cmd.Device, cmd.Seq, cl.Subject())
 		}
 		if cmd, err = cl.Await(c.Context(), cmd, *wait); err != nil {
 			return err
 		}
-		if err := a.print(cmd, func(w io.Writer) { printCourse(w, cmd) }); err != nil {
+		if err := a.print(cmd, func(w *terminal.Writer) { printCourse(w, cmd) }); err != nil {
 			return err
 		}
 		return statusOfCommand(cmd.State)
@@ -60,23 +59,23 @@ func (a *app) commandSend() *cobra.Command {
 }
 
 // printCourse prints how a command went, with times since it was stored.
-func printCourse(w io.Writer, c admin.Command) {
+func printCourse(w *terminal.Writer, c admin.Command) {
 	since := func(t *time.Time) int64 { return t.Sub(c.CreatedAt).Milliseconds() }
 	if c.SentAt != nil {
-		fmt.Fprintf(w, "sent\t+%d ms\tsealed to the device (ECDH-ES, A256GCM)\n", since(c.SentAt))
+		w.Printf("sent\t+%d ms\tsealed to the device (ECDH-ES, A256GCM)\n", since(c.SentAt))
 	}
 	if c.DeliveredAt != nil {
-		fmt.Fprintf(w, "delivered\t+%d ms\n", since(c.DeliveredAt))
+		w.Printf("delivered\t+%d ms\n", since(c.DeliveredAt))
 	}
 	switch {
 	case c.Receipt != nil && c.SettledAt != nil:
-		fmt.Fprintf(w, "%s\t+%d ms\treceipt verified, key %.8s…%s%s\n", c.State, since(c.SettledAt), c.Receipt.Key, logEntry(c.LogEntry), result(c.Receipt.Result))
+		w.Printf("%s\t+%d ms\treceipt verified, key %.8s…%s%s\n", c.State, since(c.SettledAt), c.Receipt.Key, logEntry(c.LogEntry), result(c.Receipt.Result))
 	case c.Reason != nil && c.SettledAt != nil:
-		fmt.Fprintf(w, "%s\t+%d ms\t%s: %s\n", c.State, since(c.SettledAt), c.Reason.Code, c.Reason.Detail)
+		w.Printf("%s\t+%d ms\t%s: %s\n", c.State, since(c.SettledAt), c.Reason.Code, c.Reason.Detail)
 	case c.SettledAt != nil:
-		fmt.Fprintf(w, "%s\t+%d ms\n", c.State, since(c.SettledAt))
+		w.Printf("%s\t+%d ms\n", c.State, since(c.SettledAt))
 	default:
-		fmt.Fprintf(w, "%s\tno receipt yet; it may be begun until %s\n", c.State, ago(c.ExpiresAt))
+		w.Printf("%s\tno receipt yet; it may be begun until %s\n", c.State, ago(c.ExpiresAt))
 	}
 }
 
@@ -126,8 +125,8 @@ func (a *app) commandList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return printList(a, cs, "ID\tDEVICE\tSEQ\tFUNCTION\tSTATE\tBY\tCREATED", func(w io.Writer, c admin.Command) {
-			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", c.ID, c.Device, c.Seq, c.Function, c.State, c.By, ago(c.CreatedAt))
+		return printList(a, cs, "ID\tDEVICE\tSEQ\tFUNCTION\tSTATE\tBY\tCREATED", func(w *terminal.Writer, c admin.Command) {
+			w.Printf("%s\t%s\t%d\t%s\t%s\t%s\t%s\n", c.ID, c.Device, c.Seq, c.Function, c.State, c.By, ago(c.CreatedAt))
 		})
 	}
 	return c
@@ -142,14 +141,14 @@ func (a *app) commandShow() *cobra.Command {
 			return err
 		}
 		if *evidence != "" {
-			return writeEvidence(c.Context(), cl, watchword.CommandID(args[0]), *evidence)
+			return a.writeEvidence(c.Context(), cl, watchword.CommandID(args[0]), *evidence)
 		}
 		cmd, err := cl.Command(c.Context(), watchword.CommandID(args[0]), 0)
 		if err != nil {
 			return err
 		}
-		return a.print(cmd, func(w io.Writer) {
-			fmt.Fprintf(w, "id\t%s\ndevice\t%s\nfunction\t%s %s\nnumber\t%d.%d\nby\t%s, key %.8s…\ncreated\t%s\nends\t%s\n",
+		return a.print(cmd, func(w *terminal.Writer) {
+			w.Printf("id\t%s\ndevice\t%s\nfunction\t%s %s\nnumber\t%d.%d\nby\t%s, key %.8s…\ncreated\t%s\nends\t%s\n",
 				cmd.ID, cmd.Device, cmd.Function, cmd.Args, cmd.Epoch, cmd.Seq, cmd.By, cmd.ByKey, ago(cmd.CreatedAt), ago(cmd.ExpiresAt))
 			printCourse(w, cmd)
 		})
@@ -167,6 +166,6 @@ func (a *app) commandCancel() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.print(cmd, func(w io.Writer) { fmt.Fprintf(w, "%s is %s\n", cmd.ID, cmd.State) })
+		return a.print(cmd, func(w *terminal.Writer) { w.Printf("%s is %s\n", cmd.ID, cmd.State) })
 	}}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/server"
 )
 
@@ -44,11 +45,11 @@ func (a *app) demo(ctx context.Context, devices int, once bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	t := &tour{dir: dir, data: filepath.Join(dir, "server"), count: devices, out: os.Stdout}
+	t := &tour{dir: dir, data: filepath.Join(dir, "server"), count: devices, out: a.out}
 	if a.format != "table" {
-		t.out = io.Discard
+		t.out = terminal.New(io.Discard, false)
 	}
-	t.colour = t.out == os.Stdout && terminal(os.Stdout) && os.Getenv("NO_COLOR") == ""
+	t.colour = t.out.Shows() && os.Getenv("NO_COLOR") == ""
 	logs, err := os.OpenFile(filepath.Join(dir, "server.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -78,7 +79,7 @@ func (a *app) demo(ctx context.Context, devices int, once bool) (err error) {
 
 // stay keeps everything running until somebody interrupts.
 func (t *tour) stay(ctx context.Context) {
-	t.say("\nEverything goes on running. In another terminal:\n\n"+
+	t.out.Printf("\nEverything goes on running. In another terminal:\n\n"+
 		"  export WATCHWORD_DATA=%s\n"+
 		"  watchword device list\n"+
 		"  watchword command send lamp-1 lamp.set level:=70 --wait 10s\n"+
@@ -101,11 +102,9 @@ func (t *tour) stay(ctx context.Context) {
 	}
 }
 
-func (t *tour) say(format string, a ...any) { fmt.Fprintf(t.out, format, a...) }
-
 // run goes through the steps and stops at the first that fails.
 func (t *tour) run(ctx context.Context) bool {
-	t.say("Watchword: three lamps, an operator, and a burglar. All on loopback, all for real.\n\n")
+	t.out.Printf("Watchword: three lamps, an operator, and a burglar. All on loopback, all for real.\n\n")
 	for _, s := range []struct {
 		name string
 		do   func(context.Context) (string, error)
@@ -149,17 +148,21 @@ func (t *tour) run(ctx context.Context) bool {
 
 // tell prints a step as a line of the story.
 func (t *tour) tell(s step) {
-	mark, on, dim, off := "ok  ", "", "", ""
-	if !s.OK {
-		mark = "FAIL"
+	switch {
+	case s.OK && t.colour:
+		t.out.Printf("\x1b[32mok  \x1b[0m")
+	case s.OK:
+		t.out.Printf("ok  ")
+	case t.colour:
+		t.out.Printf("\x1b[31mFAIL\x1b[0m")
+	default:
+		t.out.Printf("FAIL")
 	}
 	if t.colour {
-		on, dim, off = "\x1b[32m", "\x1b[2m", "\x1b[0m"
-		if !s.OK {
-			on = "\x1b[31m"
-		}
+		t.out.Printf("  %-25s \x1b[2m%8.1f ms\x1b[0m  %s\n", s.Name, s.MS, s.Detail)
+	} else {
+		t.out.Printf("  %-25s %8.1f ms  %s\n", s.Name, s.MS, s.Detail)
 	}
-	t.say("%s%s%s  %-25s %s%8.1f ms%s  %s\n", on, mark, off, s.Name, dim, s.MS, off, s.Detail)
 }
 
 // close ends the devices, then the server.

@@ -1,9 +1,6 @@
 package main
 
 import (
-	"fmt"
-	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -11,6 +8,7 @@ import (
 	"rsc.io/qr"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
@@ -99,24 +97,24 @@ func (a *app) deviceLink() *cobra.Command {
 // printLink prints v, or the link alone on standard output and what to do with it beside.
 func (a *app) printLink(v any, e *admin.Enrollment, picture bool) error {
 	if e == nil { // a replayed creation: the link was shown once
-		return a.print(v, func(w io.Writer) { fmt.Fprintln(w, "exists already; watchword device link makes a new link") })
+		return a.print(v, func(w *terminal.Writer) { w.Printf("exists already; watchword device link makes a new link\n") })
 	}
-	if err := a.print(v, func(w io.Writer) { fmt.Fprintln(w, e.Link) }); err != nil {
+	if err := a.print(v, func(w *terminal.Writer) { w.Printf("%s\n", e.Link) }); err != nil {
 		return err
 	}
 	if picture {
-		if err := drawQR(os.Stderr, e.Link); err != nil {
+		if err := drawQR(a.err, e.Link); err != nil {
 			return err
 		}
 	}
 	if a.format == "table" {
-		fmt.Fprintf(os.Stderr, "one use, until %s; on the device: watchword agent enroll 'LINK' --dir DIR\n", ago(e.ExpiresAt))
+		a.err.Printf("one use, until %s; on the device: watchword agent enroll 'LINK' --dir DIR\n", ago(e.ExpiresAt))
 	}
 	return nil
 }
 
 // drawQR draws with half blocks, two rows a line, dark on light.
-func drawQR(w io.Writer, text string) error {
+func drawQR(w *terminal.Writer, text string) error {
 	code, err := qr.Encode(text, qr.L)
 	if err != nil {
 		return err
@@ -136,7 +134,7 @@ func drawQR(w io.Writer, text string) error {
 				line.WriteString("█")
 			}
 		}
-		fmt.Fprintln(w, line.String())
+		w.Printf("%s\n", line.String())
 	}
 	return nil
 }
@@ -161,8 +159,8 @@ func (a *app) deviceList() *cobra.Command {
 		}); err != nil {
 			return err
 		}
-		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED", func(w io.Writer, d admin.Device) {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, ago(d.ChangedAt))
+		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED", func(w *terminal.Writer, d admin.Device) {
+			w.Printf("%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, ago(d.ChangedAt))
 		})
 	}
 	return c
@@ -180,33 +178,33 @@ func (a *app) deviceShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(d, func(w io.Writer) { showDevice(w, d) })
+			return a.print(d, func(w *terminal.Writer) { showDevice(w, d) })
 		},
 	}
 }
 
-func showDevice(w io.Writer, d admin.Device) {
+func showDevice(w *terminal.Writer, d admin.Device) {
 	proof := "not required"
 	if d.Proof != "" {
 		proof = d.Proof
 	}
-	fmt.Fprintf(w, "id\t%s\nstate\t%s\nlabels\t%s\nproof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, ago(d.CreatedAt), ago(d.ChangedAt))
+	w.Printf("id\t%s\nstate\t%s\nlabels\t%s\nproof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, ago(d.CreatedAt), ago(d.ChangedAt))
 	for _, k := range d.Keys {
 		until := ""
 		if k.Retired != nil {
 			until = ", replaced " + ago(*k.Retired)
 		}
-		fmt.Fprintf(w, "key\t%s  %s, %s, since %s%s\n", k.ID, k.Purpose, k.State, ago(k.AddedAt), until)
+		w.Printf("key\t%s  %s, %s, since %s%s\n", k.ID, k.Purpose, k.State, ago(k.AddedAt), until)
 	}
 	for _, f := range d.Functions {
 		schema := ""
 		if len(f.Schema) > 0 {
 			schema = "  with a schema"
 		}
-		fmt.Fprintf(w, "function\t%s%s\n", f.Name, schema)
+		w.Printf("function\t%s%s\n", f.Name, schema)
 	}
 	for _, s := range d.Sessions {
-		fmt.Fprintf(w, "session\t%s  %s from %s, until %s\n", s.ID, s.Transport, s.Remote, ago(s.ExpiresAt))
+		w.Printf("session\t%s  %s from %s, until %s\n", s.ID, s.Transport, s.Remote, ago(s.ExpiresAt))
 	}
 }
 
@@ -230,7 +228,7 @@ func (a *app) deviceProof() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(d, func(w io.Writer) { fmt.Fprintf(w, "%s  proof %s\n", d.ID, args[1]) })
+			return a.print(d, func(w *terminal.Writer) { w.Printf("%s  proof %s\n", d.ID, args[1]) })
 		},
 	}
 }
@@ -267,7 +265,7 @@ func (a *app) printDevice(d admin.Device, err error) error {
 	if err != nil {
 		return err
 	}
-	return a.print(d, func(w io.Writer) { fmt.Fprintf(w, "%s is %s  %s\n", d.ID, d.State, d.Labels) })
+	return a.print(d, func(w *terminal.Writer) { w.Printf("%s is %s  %s\n", d.ID, d.State, d.Labels) })
 }
 
 func (a *app) deviceSuspend() *cobra.Command {
@@ -304,7 +302,7 @@ func (a *app) deviceRevoke() *cobra.Command {
 		if *reason == "" {
 			return usage("revoke needs --reason: whoever reads the log will ask")
 		}
-		if err := sure(*yes, "revoke "+args[0]+", for good"); err != nil {
+		if err := a.sure(*yes, "revoke "+args[0]+", for good"); err != nil {
 			return err
 		}
 		cl, err := a.client()
@@ -314,7 +312,7 @@ func (a *app) deviceRevoke() *cobra.Command {
 		start := time.Now()
 		d, err := cl.Revoke(c.Context(), watchword.SubjectID(args[0]), *reason)
 		if err == nil && a.format == "table" {
-			fmt.Fprintf(os.Stderr, "every live session has ended, +%d ms\n", time.Since(start).Milliseconds())
+			a.err.Printf("every live session has ended, +%d ms\n", time.Since(start).Milliseconds())
 		}
 		return a.printDevice(d, err)
 	}
@@ -325,7 +323,7 @@ func (a *app) deviceDelete() *cobra.Command {
 	c := &cobra.Command{Use: "delete ID", Short: "Revoke a device and never use its id again", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := sure(*yes, "delete "+args[0]+"; its id can never be used again"); err != nil {
+		if err := a.sure(*yes, "delete "+args[0]+"; its id can never be used again"); err != nil {
 			return err
 		}
 		cl, err := a.client()

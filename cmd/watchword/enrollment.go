@@ -1,14 +1,13 @@
 package main
 
 import (
-	"fmt"
-	"io"
 	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
@@ -31,8 +30,8 @@ func (a *app) enrollmentList() *cobra.Command {
 			}); err != nil {
 				return err
 			}
-			return printList(a, ps, "CODE\tSTATE\tID\tSIGN KEY\tFROM\tUNTIL", func(w io.Writer, p admin.Pairing) {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", p.UserCode, p.State, whoOf(p), p.Sign, p.Remote, ago(p.ExpiresAt))
+			return printList(a, ps, "CODE\tSTATE\tID\tSIGN KEY\tFROM\tUNTIL", func(w *terminal.Writer, p admin.Pairing) {
+				w.Printf("%s\t%s\t%s\t%s\t%s\t%s\n", p.UserCode, p.State, whoOf(p), p.Sign, p.Remote, ago(p.ExpiresAt))
 			})
 		},
 	}
@@ -79,7 +78,7 @@ func (a *app) enrollmentApprove() *cobra.Command {
 			return err
 		}
 		if *key == "" {
-			if *key, err = compared(c, cl, args[0], *id); err != nil {
+			if *key, err = a.compared(c, cl, args[0], *id); err != nil {
 				return err
 			}
 		}
@@ -91,8 +90,8 @@ func (a *app) enrollmentApprove() *cobra.Command {
 
 // compared shows a person the keys behind a code, and returns the one that the
 // answer was about. Nobody else's can slip under it: the server compares it again.
-func compared(c *cobra.Command, cl *admin.Client, code, id string) (string, error) {
-	if !terminal(os.Stdin) || !terminal(os.Stderr) {
+func (a *app) compared(c *cobra.Command, cl *admin.Client, code, id string) (string, error) {
+	if !isTerminal(os.Stdin) || !a.err.Shows() {
 		return "", usage("--key is needed where nobody can be asked: the whole thumbprint that the device shows")
 	}
 	p, err := cl.Pairing(c.Context(), code)
@@ -102,8 +101,8 @@ func compared(c *cobra.Command, cl *admin.Client, code, id string) (string, erro
 	if id == "" {
 		id = string(whoOf(p))
 	}
-	fmt.Fprintf(os.Stderr, "code      %s, from %s, at %s\nsign key  %s\nseal key  %s\n", p.UserCode, p.Remote, ago(p.CreatedAt), p.Sign, p.Seal)
-	return string(p.Sign), sure(false, "does the device show these keys, and shall it become "+id)
+	a.err.Printf("code      %s, from %s, at %s\nsign key  %s\nseal key  %s\n", p.UserCode, p.Remote, ago(p.CreatedAt), p.Sign, p.Seal)
+	return string(p.Sign), a.sure(false, "does the device show these keys, and shall it become "+id)
 }
 
 func (a *app) enrollmentReject() *cobra.Command {
@@ -118,7 +117,7 @@ func (a *app) enrollmentReject() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(p, func(w io.Writer) { fmt.Fprintf(w, "%s is %s\n", p.UserCode, p.State) })
+			return a.print(p, func(w *terminal.Writer) { w.Printf("%s is %s\n", p.UserCode, p.State) })
 		},
 	}
 }
@@ -136,9 +135,9 @@ func (a *app) enrollmentPin() *cobra.Command {
 				return err
 			}
 			if a.format == "table" {
-				fmt.Fprintf(os.Stderr, "on the device: watchword agent pair %s --pin PIN --dir DIR\n", cl.URL())
+				a.err.Printf("on the device: watchword agent pair %s --pin PIN --dir DIR\n", cl.URL())
 			}
-			return a.print(map[string]string{"url": cl.URL(), "pin": pin}, func(w io.Writer) { fmt.Fprintln(w, pin) })
+			return a.print(map[string]string{"url": cl.URL(), "pin": pin}, func(w *terminal.Writer) { w.Printf("%s\n", pin) })
 		},
 	}
 }

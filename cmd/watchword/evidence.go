@@ -18,19 +18,22 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/token"
 )
 
-func writeEvidence(ctx context.Context, cl *admin.Client, id watchword.CommandID, name string) error {
+func (a *app) writeEvidence(ctx context.Context, cl *admin.Client, id watchword.CommandID, name string) error {
 	b, err := cl.Evidence(ctx, id)
 	if err != nil {
 		return err
 	}
 	if name == "-" {
-		_, err = os.Stdout.Write(b)
-		return err
+		return a.exportJSON(func(w io.Writer) error {
+			_, err := w.Write(b)
+			return err
+		})
 	}
 	if err = durable.Create(name, b, 0o600); errors.Is(err, fs.ErrExist) {
 		err = watchword.Because(err, watchword.Conflict, "%s is there already", name)
@@ -94,19 +97,19 @@ func (a *app) commandVerify() *cobra.Command {
 	return c
 }
 
-func (p proven) table(w io.Writer) {
-	fmt.Fprintf(w, "command\t%s of %s\n", p.Command, p.Issuer)
-	fmt.Fprintf(w, "device\t%s, number %d.%d\n", p.Device, p.Epoch, p.Seq)
-	fmt.Fprintf(w, "function\t%s %s\n", p.Function, p.Args)
+func (p proven) table(w *terminal.Writer) {
+	w.Printf("command\t%s of %s\n", p.Command, p.Issuer)
+	w.Printf("device\t%s, number %d.%d\n", p.Device, p.Epoch, p.Seq)
+	w.Printf("function\t%s %s\n", p.Function, p.Args)
 	by := "by the server's word"
 	if p.SignedBy != "" {
 		by = fmt.Sprintf("who signed the order, key %.8s…", p.SignedBy)
 	}
-	fmt.Fprintf(w, "ordered\t%s  by %s, %s; log entry %d\n", ago(p.Ordered), p.By, by, p.Entries["ordered"])
-	fmt.Fprintf(w, "handed over\t%s  log entry %d\n", ago(p.Handed), p.Entries["handed_over"])
-	fmt.Fprintf(w, "%s\t%s  receipt signed by key %.8s…, enrolled in log entry %d; log entry %d%s\n", p.Status, ago(p.Settled), p.Key, p.Entries["enrolled"], p.Entries["settled"], result(p.Result))
+	w.Printf("ordered\t%s  by %s, %s; log entry %d\n", ago(p.Ordered), p.By, by, p.Entries["ordered"])
+	w.Printf("handed over\t%s  log entry %d\n", ago(p.Handed), p.Entries["handed_over"])
+	w.Printf("%s\t%s  receipt signed by key %.8s…, enrolled in log entry %d; log entry %d%s\n", p.Status, ago(p.Settled), p.Key, p.Entries["enrolled"], p.Entries["settled"], result(p.Result))
 	for _, c := range p.Witness {
-		fmt.Fprintf(w, "witness\t%s, %s\n", c.Witness, ago(c.At))
+		w.Printf("witness\t%s, %s\n", c.Witness, ago(c.At))
 	}
 }
 

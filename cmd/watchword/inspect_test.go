@@ -8,6 +8,7 @@ import (
 	"unicode"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -45,7 +46,7 @@ func FuzzInspect(f *testing.F) {
 			t.Errorf("%q: %v", raw, err)
 		}
 		var b strings.Builder
-		p.write(&b, "")
+		p.write(terminal.New(&b, false), "")
 		for _, r := range b.String() {
 			if r != '\n' && r != '\t' && !unicode.IsPrint(r) {
 				t.Errorf("%q prints %q", raw, r)

@@ -1,10 +1,7 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
-	"io"
-	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +9,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/server"
@@ -25,7 +23,7 @@ func (a *app) keyCommand() *cobra.Command {
 
 const keyHead = "ROLE\tSTATE\tKEY\tALG\tSIGNS FROM\tGONE"
 
-func keyRow(w io.Writer, k admin.ServerKey) {
+func keyRow(w *terminal.Writer, k admin.ServerKey) {
 	at := func(t *time.Time) string {
 		if t == nil {
 			return "-"
@@ -36,7 +34,7 @@ func keyRow(w io.Writer, k admin.ServerKey) {
 	if k.Offline {
 		state += ", offline"
 	}
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", k.Role, state, k.ID, k.Alg, at(k.StartsAt), at(k.EndsAt))
+	w.Printf("%s\t%s\t%s\t%s\t%s\t%s\n", k.Role, state, k.ID, k.Alg, at(k.StartsAt), at(k.EndsAt))
 }
 
 func (a *app) keyList() *cobra.Command {
@@ -59,14 +57,14 @@ func (a *app) keyList() *cobra.Command {
 		}
 		ks.Keys = shown
 		if ks.Bundle.Stale != "" {
-			fmt.Fprintf(os.Stderr, "the root lives offline, and must sign a trust bundle: %s\nhint: watchword key plan\n", ks.Bundle.Stale)
+			a.err.Printf("the root lives offline, and must sign a trust bundle: %s\nhint: watchword key plan\n", ks.Bundle.Stale)
 		}
-		return a.print(ks, func(w io.Writer) {
-			fmt.Fprintln(w, keyHead)
+		return a.print(ks, func(w *terminal.Writer) {
+			w.Printf(keyHead + "\n")
 			for _, k := range ks.Keys {
 				keyRow(w, k)
 			}
-			fmt.Fprintf(w, "\npin\t%s\ntrust bundle\tversion %d, until %s, %d signed ahead\n", ks.Pin, ks.Bundle.Version, ago(ks.Bundle.ExpiresAt), ks.Bundle.Ahead)
+			w.Printf("\npin\t%s\ntrust bundle\tversion %d, until %s, %d signed ahead\n", ks.Pin, ks.Bundle.Version, ago(ks.Bundle.ExpiresAt), ks.Bundle.Ahead)
 		})
 	}
 	return c
@@ -76,8 +74,8 @@ func (a *app) printKey(k admin.ServerKey, err error) error {
 	if err != nil {
 		return err
 	}
-	return a.print(k, func(w io.Writer) {
-		fmt.Fprintln(w, keyHead)
+	return a.print(k, func(w *terminal.Writer) {
+		w.Printf(keyHead + "\n")
 		keyRow(w, k)
 	})
 }
@@ -124,7 +122,7 @@ func (a *app) keyRevoke() *cobra.Command {
 	reason := c.Flags().String("reason", "", "why, for the log")
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := sure(*yes, "revoke the key "+args[0]); err != nil {
+		if err := a.sure(*yes, "revoke the key "+args[0]); err != nil {
 			return err
 		}
 		cl, err := a.client()
@@ -163,8 +161,8 @@ func (a *app) keyBundle() *cobra.Command {
 			return err
 		}
 		if *raw {
-			fmt.Println(text)
-			return nil
+			a.out.Printf("%s\n", text)
+			return a.out.Err()
 		}
 		t, err := token.ReadTrust(text)
 		if err != nil {
@@ -179,17 +177,17 @@ func (a *app) keyBundle() *cobra.Command {
 		for _, k := range t.Root {
 			b.Pins = append(b.Pins, token.Pin(k))
 		}
-		return a.print(b, func(w io.Writer) {
-			fmt.Fprintf(w, "issuer\t%s\nversion\t%d, epoch %d\nsigned\t%s, until %s\n", b.Issuer, b.Version, b.Epoch, ago(b.IssuedAt), ago(b.ExpiresAt))
+		return a.print(b, func(w *terminal.Writer) {
+			w.Printf("issuer\t%s\nversion\t%d, epoch %d\nsigned\t%s, until %s\n", b.Issuer, b.Version, b.Epoch, ago(b.IssuedAt), ago(b.ExpiresAt))
 			for i, p := range b.Pins {
-				fmt.Fprintf(w, "root\t%s, pin %s\n", b.Keys["root"][i], p)
+				w.Printf("root\t%s, pin %s\n", b.Keys["root"][i], p)
 			}
 			for _, role := range []string{"issuer", "command", "time", "log"} {
 				for _, k := range b.Keys[role] {
-					fmt.Fprintf(w, "%s\t%s\n", role, k)
+					w.Printf("%s\t%s\n", role, k)
 				}
 			}
-			fmt.Fprintf(w, "tls\t%d authorities of its own, public Web PKI %v\n", b.CA, b.WebPKI)
+			w.Printf("tls\t%d authorities of its own, public Web PKI %v\n", b.CA, b.WebPKI)
 		})
 	}
 	return c
@@ -206,12 +204,7 @@ type signedPlan struct {
 }
 
 // writeJSON prints v whatever -o says: it is a file for the next step.
-func writeJSON(v any) error {
-	enc := json.NewEncoder(os.Stdout)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
-}
+func (a *app) writeJSON(v any) error { return a.out.JSON(v, true) }
 
 func (a *app) keyPlan() *cobra.Command {
 	c := &cobra.Command{
@@ -228,7 +221,7 @@ func (a *app) keyPlan() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return writeJSON(plan{planned})
+		return a.writeJSON(plan{planned})
 	}
 	return c
 }
@@ -266,22 +259,22 @@ func (a *app) keySign() *cobra.Command {
 		}
 		out := signedPlan{}
 		for _, planned := range p.Bundles {
+			if !slices.Contains(planned.Roots, root.Public().ID()) {
+				return watchword.Refuse(watchword.BundleInvalid, "%s is not the root that the plan names, %v", *file, planned.Roots)
+			}
 			raw, err := token.SignTrustPayload([]byte(planned.Payload), root)
 			if err != nil {
 				return err
 			}
 			t, err := token.VerifyTrust(raw, token.Pin(root.Public()), time.Time{})
-			if watchword.CodeOf(err) == watchword.PinMismatch || watchword.CodeOf(err) == watchword.KeyUnknown {
-				return watchword.Because(err, watchword.BundleInvalid, "%s is not the root that the plan names, %v", *file, planned.Roots)
-			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(os.Stderr, "signed version %d of %s, from %s to %s: %d issuer, %d command, %d time, %d log keys, %d authorities\n",
+			a.err.Printf("signed version %d of %s, from %s to %s: %d issuer, %d command, %d time, %d log keys, %d authorities\n",
 				t.Version, t.Issuer, ago(t.Issued), ago(t.Expires), len(t.Issuers), len(t.Command), len(t.Time), len(t.Log), len(t.CA))
 			out.Bundles = append(out.Bundles, raw)
 		}
-		return writeJSON(out)
+		return a.writeJSON(out)
 	}
 	return c
 }
@@ -303,7 +296,7 @@ func (a *app) keyImport() *cobra.Command {
 		if err := cl.ImportBundles(c.Context(), p.Bundles); err != nil {
 			return err
 		}
-		fmt.Fprintf(os.Stderr, "%d bundles taken\n", len(p.Bundles))
+		a.err.Printf("%d bundles taken\n", len(p.Bundles))
 		return nil
 	}}
 }
@@ -327,14 +320,14 @@ func (a *app) keyOffline() *cobra.Command {
 	_ = c.MarkFlagRequired("out") // the flag is there
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if err := sure(*yes, "move the root key out of "+a.data); err != nil {
+		if err := a.sure(*yes, "move the root key out of "+a.data); err != nil {
 			return err
 		}
 		return a.onFolder(*config, func(cfg server.Config) error {
 			if err := server.TakeRoot(c.Context(), cfg, *out, server.Options{}); err != nil {
 				return err
 			}
-			fmt.Fprintf(os.Stderr, "the root key is in %s, and nowhere else\n", *out)
+			a.err.Printf("the root key is in %s, and nowhere else\n", *out)
 			return nil
 		})
 	}

@@ -5,9 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
@@ -38,9 +37,9 @@ func (a *app) printTwin(t admin.Twin, err error) error {
 	if err != nil {
 		return err
 	}
-	return a.print(t, func(w io.Writer) {
-		fmt.Fprintf(w, "wanted\tversion %d\t%s\n", t.ConfigVersion, t.Config)
-		fmt.Fprintf(w, "reported\t\t%s\n", t.State)
+	return a.print(t, func(w *terminal.Writer) {
+		w.Printf("wanted\tversion %d\t%s\n", t.ConfigVersion, t.Config)
+		w.Printf("reported\t\t%s\n", t.State)
 	})
 }
 
@@ -107,13 +106,13 @@ func (a *app) eventCommand() *cobra.Command {
 			a.format = "jsonl"
 		}
 		n := 0
-		err = cl.WatchGaps(c.Context(), id, *stream, func() { fmt.Fprintln(os.Stderr, "watching") }, func(g admin.EventGap) { fmt.Fprintln(os.Stderr, gapLine(g)) }, func(e admin.Event) error {
-			if err := a.print(e, func(w io.Writer) {
+		err = cl.WatchGaps(c.Context(), id, *stream, func() { a.err.Printf("watching\n") }, func(g admin.EventGap) { a.err.Printf("%s\n", gapLine(g)) }, func(e admin.Event) error {
+			if err := a.print(e, func(w *terminal.Writer) {
 				data := string(e.Data)
 				if data == "" {
 					data = "base64:" + e.DataBase64
 				}
-				fmt.Fprintf(w, "%s  %s/%s  %s\n", e.At.Local().Format(time.TimeOnly), e.Device, e.Stream, data)
+				w.Printf("%s  %s/%s  %s\n", e.At.Local().Format(time.TimeOnly), e.Device, e.Stream, data)
 			}); err != nil {
 				return err
 			}
@@ -194,8 +193,8 @@ func (a *app) sessionCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return printList(a, sessionRows(live, away), "ID\tSUBJECT\tTRANSPORT\tREMOTE\tOPENED\tEXPIRES\tWAITING", func(w io.Writer, s sessionRow) {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Subject, s.Transport, s.Remote, ago(s.OpenedAt), ago(s.ExpiresAt), s.waiting())
+		return printList(a, sessionRows(live, away), "ID\tSUBJECT\tTRANSPORT\tREMOTE\tOPENED\tEXPIRES\tWAITING", func(w *terminal.Writer, s sessionRow) {
+			w.Printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Subject, s.Transport, s.Remote, ago(s.OpenedAt), ago(s.ExpiresAt), s.waiting())
 		})
 	}}
 	end := &cobra.Command{Use: "close ID", Short: "End a live session, or one that a client left behind", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
@@ -218,13 +217,13 @@ func (a *app) whoamiCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.print(s, func(w io.Writer) {
-			fmt.Fprintf(w, "%s\t%s, %s  %s\nserver\t%s\nkey\t%s\n", s.ID, s.Kind, s.State, s.Labels, cl.URL(), s.Token.Key)
+		return a.print(s, func(w *terminal.Writer) {
+			w.Printf("%s\t%s, %s  %s\nserver\t%s\nkey\t%s\n", s.ID, s.Kind, s.State, s.Labels, cl.URL(), s.Token.Key)
 			for _, p := range s.Permissions.Perm {
-				fmt.Fprintf(w, "may\t%s\n", p)
+				w.Printf("may\t%s\n", p)
 			}
 			for _, p := range s.Permissions.Deny {
-				fmt.Fprintf(w, "may not\t%s\n", p)
+				w.Printf("may not\t%s\n", p)
 			}
 		})
 	}}
@@ -232,6 +231,6 @@ func (a *app) whoamiCommand() *cobra.Command {
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{Use: "version", Short: "The version", Args: args(cobra.NoArgs), RunE: func(*cobra.Command, []string) error {
-		return a.print(map[string]string{"version": version()}, func(w io.Writer) { fmt.Fprintln(w, version()) })
+		return a.print(map[string]string{"version": version()}, func(w *terminal.Writer) { w.Printf("%s\n", version()) })
 	}}
 }

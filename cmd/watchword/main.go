@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,18 +20,23 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/internal/terminal"
 )
 
-func main() { os.Exit(run()) }
+// main alone names the streams: everything else prints through the two writers.
+func main() {
+	os.Exit(run(os.Args[1:], terminal.New(os.Stdout, isTerminal(os.Stdout)), terminal.New(os.Stderr, isTerminal(os.Stderr))))
+}
 
-// run runs the command line and returns the exit status.
-func run() int {
+// run runs a command line and returns the exit status.
+func run(args []string, out, errs *terminal.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop)                                   // the second signal is not heard out
-	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil))) // serve has its own
-	a := &app{}
+	context.AfterFunc(ctx, stop)                              // the second signal is not heard out
+	slog.SetDefault(slog.New(slog.NewTextHandler(errs, nil))) // serve has its own
+	a := &app{out: out, err: errs}
 	root := a.root()
+	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -137,13 +143,13 @@ func (a *app) report(err error) int {
 		status = 1
 	}
 	if u, ok := errors.AsType[*usageError](err); ok {
-		fmt.Fprintf(os.Stderr, "watchword: %s\n", u.err)
+		a.err.Printf("watchword: %s\n", clipped(u.Error()))
 		return 2
 	}
 	e, ours := errors.AsType[*watchword.Error](err)
 	if a.format != "table" {
 		if p, ok := errors.AsType[*rest.Problem](err); ok {
-			fmt.Fprintln(os.Stderr, strings.TrimSpace(string(p.Document)))
+			_ = a.err.JSON(json.RawMessage(p.Document), false) // it was read as JSON; nobody is left to tell
 			return status
 		}
 		detail := err.Error()
@@ -155,24 +161,34 @@ func (a *app) report(err error) int {
 	}
 	switch {
 	case !ours:
-		fmt.Fprintf(os.Stderr, "watchword: %s\n", err)
+		a.err.Printf("watchword: %s\n", clipped(err.Error()))
 		if strings.HasPrefix(err.Error(), "unknown ") || strings.Contains(err.Error(), "arg(s)") || strings.Contains(err.Error(), "flag") {
 			return 2 // cobra's own words for a wrong command line
 		}
 	case e.Field != "" && e.Detail != "":
-		fmt.Fprintf(os.Stderr, "watchword: %s %s\n", e.Field, e.Detail)
+		a.err.Printf("watchword: %s %s\n", clipped(e.Field), clipped(e.Detail))
 	case e.Detail != "":
-		fmt.Fprintf(os.Stderr, "watchword: %s\n", e.Detail)
+		a.err.Printf("watchword: %s\n", clipped(e.Detail))
 	default:
-		fmt.Fprintf(os.Stderr, "watchword: %s\n", code)
+		a.err.Printf("watchword: %s\n", clipped(string(code)))
 	}
 	if ours && e.Rule != "" {
-		fmt.Fprintf(os.Stderr, "rule: %s\n", e.Rule)
+		a.err.Printf("rule: %s\n", clipped(e.Rule))
 	}
 	if h := hintOf[code]; h != "" {
-		fmt.Fprintf(os.Stderr, "hint: %s\n", h)
+		a.err.Printf("hint: %s\n", h)
 	}
 	return status
+}
+
+// maxReason is how much of each text of an error is shown, in bytes: a server may say anything. JSON has it whole.
+const maxReason = 2000
+
+func clipped(s string) string {
+	if len(s) <= maxReason {
+		return s
+	}
+	return fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(s[:maxReason], ""), len(s))
 }
 
 // hintOf is what to do next, where that can be said.
@@ -203,8 +219,8 @@ func (a *app) root() *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.SetOut(os.Stdout)
-	root.SetErr(os.Stderr)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		if strings.HasPrefix(err.Error(), "unknown shorthand flag") { // a key's id may begin with a dash
 			err = fmt.Errorf("%w; what begins with a dash and is no flag stands behind --: %s -- …", err, c.CommandPath())

@@ -3,9 +3,6 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -14,6 +11,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
@@ -32,8 +30,8 @@ func (a *app) policyList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return printList(a, ps, "NAME\tVERSION\tCHANGED", func(w io.Writer, p admin.Policy) {
-			fmt.Fprintf(w, "%s\t%d\t%s\n", p.Name, p.Version, ago(p.ChangedAt))
+		return printList(a, ps, "NAME\tVERSION\tCHANGED", func(w *terminal.Writer, p admin.Policy) {
+			w.Printf("%s\t%d\t%s\n", p.Name, p.Version, ago(p.ChangedAt))
 		})
 	}}
 }
@@ -48,12 +46,12 @@ func (a *app) policyShow() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.print(map[string]any{"name": args[0], "version": v, "text": string(text)}, func(w io.Writer) { fmt.Fprint(w, string(text)) })
+		return a.print(map[string]any{"name": args[0], "version": v, "text": string(text)}, func(w *terminal.Writer) { w.Document(string(text)) })
 	}}
 }
 
 // policyFile reads a policy and its name, which is the document's own.
-func policyFile(file string) (name string, text []byte, err error) {
+func (a *app) policyFile(file string) (name string, text []byte, err error) {
 	if text, err = readInput(file, 64<<10); err != nil {
 		return "", nil, err
 	}
@@ -65,22 +63,22 @@ func policyFile(file string) (name string, text []byte, err error) {
 		name = head.Name
 	}
 	_, err = policy.Parse(name, text)
-	return name, text, showMistakes(file, err, policy.Mistakes(err))
+	return name, text, a.showMistakes(file, err, policy.Mistakes(err))
 }
 
 // showMistakes prints each mistake with its place.
-func showMistakes(file string, err error, ms []policy.Mistake) error {
+func (a *app) showMistakes(file string, err error, ms []policy.Mistake) error {
 	if len(ms) == 0 {
 		return err
 	}
 	for _, m := range ms {
-		fmt.Fprintf(os.Stderr, "%s:%d:%d: %s\n", file, m.Line, m.Column, m.Message)
+		a.err.Printf("%s:%d:%d: %s\n", file, m.Line, m.Column, m.Message)
 	}
 	return &exit{1}
 }
 
 // remote prints the mistakes that the server found, with the file's name.
-func remote(file string, err error) error {
+func (a *app) remote(file string, err error) error {
 	p, ok := errors.AsType[*rest.Problem](err)
 	if !ok || watchword.CodeOf(err) != watchword.PolicyInvalid {
 		return err
@@ -91,26 +89,26 @@ func remote(file string, err error) error {
 	if jerr := json.Unmarshal(p.Document, &doc); jerr != nil {
 		return err
 	}
-	return showMistakes(file, err, doc.Mistakes)
+	return a.showMistakes(file, err, doc.Mistakes)
 }
 
 func (a *app) policyCheck() *cobra.Command {
 	return &cobra.Command{Use: "check FILE|-", Short: "Find a policy's mistakes, with line and column", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
-		name, text, err := policyFile(args[0])
+		name, text, err := a.policyFile(args[0])
 		if err != nil {
 			return err
 		}
 		cl, err := a.client()
 		if watchword.CodeOf(err) == watchword.NotFound {
-			fmt.Fprintln(os.Stderr, "no server here: only the text was checked, not the size of tokens")
-			return a.print(map[string]any{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, "ok") })
+			a.err.Printf("no server here: only the text was checked, not the size of tokens\n")
+			return a.print(map[string]any{"ok": true}, func(w *terminal.Writer) { w.Printf("ok\n") })
 		} else if err != nil {
 			return err
 		}
 		if err := cl.CheckPolicy(c.Context(), name, text); err != nil {
-			return remote(args[0], err)
+			return a.remote(args[0], err)
 		}
-		return a.print(map[string]any{"ok": true}, func(w io.Writer) { fmt.Fprintln(w, "ok") })
+		return a.print(map[string]any{"ok": true}, func(w *terminal.Writer) { w.Printf("ok\n") })
 	}}
 }
 
@@ -118,7 +116,7 @@ func (a *app) policyApply() *cobra.Command {
 	c := &cobra.Command{Use: "apply FILE|-", Short: "Put a policy in force; live sessions follow at once", Args: args(cobra.ExactArgs(1))}
 	match := c.Flags().Int64("if-match", -1, "only if this version is in force (0: none yet)")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		name, text, err := policyFile(args[0])
+		name, text, err := a.policyFile(args[0])
 		if err != nil {
 			return err
 		}
@@ -128,9 +126,9 @@ func (a *app) policyApply() *cobra.Command {
 		}
 		p, err := cl.ApplyPolicy(c.Context(), name, text, *match)
 		if err != nil {
-			return remote(args[0], err)
+			return a.remote(args[0], err)
 		}
-		return a.print(p, func(w io.Writer) { fmt.Fprintf(w, "%s is in force, version %d\n", p.Name, p.Version) })
+		return a.print(p, func(w *terminal.Writer) { w.Printf("%s is in force, version %d\n", p.Name, p.Version) })
 	}
 	return c
 }
@@ -139,7 +137,7 @@ func (a *app) policyDelete() *cobra.Command {
 	c := &cobra.Command{Use: "delete NAME", Short: "Take a policy out of force", Args: args(cobra.ExactArgs(1))}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := sure(*yes, "delete policy "+args[0]); err != nil {
+		if err := a.sure(*yes, "delete policy "+args[0]); err != nil {
 			return err
 		}
 		cl, err := a.client()
@@ -175,17 +173,17 @@ func (a *app) policyExplain() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := a.print(e, func(w io.Writer) {
+		if err := a.print(e, func(w *terminal.Writer) {
 			word := "DENIED"
 			if e.Allowed {
 				word = "ALLOWED"
 			}
-			fmt.Fprintf(w, "%s\t%s\n", word, e.Why)
+			w.Printf("%s\t%s\n", word, e.Why)
 			if e.Proof != "" {
-				fmt.Fprintf(w, "proof\t%s\n", e.Proof)
+				w.Printf("proof\t%s\n", e.Proof)
 			}
 			if e.Nearest != "" {
-				fmt.Fprintf(w, "nearest\t%s\n", e.Nearest)
+				w.Printf("nearest\t%s\n", e.Nearest)
 			}
 		}); err != nil {
 			return err

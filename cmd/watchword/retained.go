@@ -1,14 +1,10 @@
 package main
 
 import (
-	"fmt"
-	"io"
-	"os"
-	"strconv"
-
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
@@ -38,8 +34,8 @@ func (a *app) retainedList() *cobra.Command {
 		}); err != nil {
 			return err
 		}
-		return printList(a, all, "TOPIC\tOWNER\tGIVEN\tQOS\tBYTES\tEXPIRES", func(w io.Writer, m admin.Retained) {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\n", printable(m.Topic), ownerOf(m), given(m), m.QoS, m.Bytes, expiry(m))
+		return printList(a, all, "TOPIC\tOWNER\tGIVEN\tQOS\tBYTES\tEXPIRES", func(w *terminal.Writer, m admin.Retained) {
+			w.Printf("%s\t%s\t%s\t%d\t%d\t%s\n", m.Topic, ownerOf(m), given(m), m.QoS, m.Bytes, expiry(m))
 		})
 	}
 	_ = c.RegisterFlagCompletionFunc("owner", a.deviceIDs) // fails for a flag that is not there
@@ -67,15 +63,6 @@ func expiry(m admin.Retained) string {
 	return ago(*m.ExpiresAt)
 }
 
-// printable is a topic as a terminal may see it: what is no character to print is escaped.
-func printable(topic string) string {
-	q := strconv.Quote(topic)
-	if q = q[1 : len(q)-1]; q != topic {
-		return q
-	}
-	return topic
-}
-
 func (a *app) retainedShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show TOPIC", Short: "The payload of one retained message, as it is; --json for all that is known of it", Args: args(cobra.ExactArgs(1)),
@@ -91,8 +78,8 @@ func (a *app) retainedShow() *cobra.Command {
 			if a.format != "table" {
 				return a.print(m, nil)
 			}
-			fmt.Fprintf(os.Stderr, "%s, from %s, given: %s, QoS %d, expires: %s\n", printable(m.Topic), ownerOf(m), given(m), m.QoS, expiry(m))
-			_, err = os.Stdout.Write(m.Payload)
+			a.err.Printf("%s, from %s, given: %s, QoS %d, expires: %s\n", m.Topic, ownerOf(m), given(m), m.QoS, expiry(m))
+			_, err = a.out.Data().Write(m.Payload)
 			return err
 		},
 	}
@@ -106,7 +93,7 @@ func (a *app) retainedDelete() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := sure(*yes, "remove what is retained for "+printable(args[0])); err != nil {
+		if err := a.sure(*yes, "remove what is retained for "+args[0]); err != nil {
 			return err
 		}
 		return cl.DeleteRetained(c.Context(), args[0])

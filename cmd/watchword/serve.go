@@ -1,9 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -26,11 +24,12 @@ func (a *app) serveCommand() *cobra.Command {
 		if *show {
 			b, err := cfg.Print()
 			if err == nil {
-				_, err = os.Stdout.Write(b)
+				a.out.Document(string(b))
+				err = a.out.Err()
 			}
 			return err
 		}
-		log := logger(cfg.Log)
+		log := a.logger(cfg.Log)
 		slog.SetDefault(log)
 		for _, w := range cfg.Warnings() {
 			log.Warn("configuration", slog.String("warning", w))
@@ -41,35 +40,35 @@ func (a *app) serveCommand() *cobra.Command {
 		}
 		i := s.Info()
 		if from != "" {
-			fmt.Fprintf(os.Stderr, "configuration  %s\n", from)
+			a.err.Printf("configuration  %s\n", from)
 		}
-		fmt.Fprintf(os.Stderr, "Watchword listens on %s (%s)\n", i.URL, i.HTTPS)
+		a.err.Printf("Watchword listens on %s (%s)\n", i.URL, i.HTTPS)
 		if i.MQTTS != "" {
-			fmt.Fprintf(os.Stderr, "mqtts          %s\n", i.MQTTS)
+			a.err.Printf("mqtts          %s\n", i.MQTTS)
 		}
 		if i.MQTT != "" {
-			fmt.Fprintf(os.Stderr, "mqtt           %s (in clear)\n", i.MQTT)
+			a.err.Printf("mqtt           %s (in clear)\n", i.MQTT)
 		}
-		fmt.Fprintf(os.Stderr, "data           %s\n", i.Data)
+		a.err.Printf("data           %s\n", i.Data)
 		if i.CAFile != "" {
-			fmt.Fprintf(os.Stderr, "authority      %s\n", i.CAFile)
+			a.err.Printf("authority      %s\n", i.CAFile)
 		}
 		if i.First {
-			fmt.Fprintf(os.Stderr, "first start: keys, store and the first operator were made\n")
+			a.err.Printf("first start: keys, store and the first operator were made\n")
 		}
-		fmt.Fprintf(os.Stderr, "next           watchword device create lamp-1 --data %s\n", i.Data)
+		a.err.Printf("next           watchword device create lamp-1 --data %s\n", i.Data)
 		return s.Run(c.Context())
 	}
 	return c
 }
 
 // logger is what the whole process prints by, also what goes to [slog.Default].
-func logger(c server.LogConfig) *slog.Logger {
+func (a *app) logger(c server.LogConfig) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(c.Level)) // checked with the configuration
 	o := &slog.HandlerOptions{Level: level}
 	if c.Format == "json" {
-		return slog.New(logbudget.New(slog.NewJSONHandler(os.Stderr, o)))
+		return slog.New(logbudget.New(slog.NewJSONHandler(a.err, o)))
 	}
-	return slog.New(logbudget.New(slog.NewTextHandler(os.Stderr, o)))
+	return slog.New(logbudget.New(slog.NewTextHandler(a.err, o)))
 }

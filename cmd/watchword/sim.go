@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/sim"
 )
@@ -115,13 +115,13 @@ func (a *app) sim(ctx context.Context, s *simulation) (err error) {
 			err = errors.Join(err, a.print(r, nil))
 			return
 		}
-		fmt.Fprintln(os.Stderr, brief(r))
+		a.err.Printf("%s\n", brief(r))
 	}
 	r, err := sim.Run(ctx, s.plan, s.parts)
 	if err != nil {
 		return flagged(err)
 	}
-	if err := a.print(r, func(w io.Writer) { showSim(w, r) }); err != nil {
+	if err := a.print(r, func(w *terminal.Writer) { showSim(w, r) }); err != nil {
 		return err
 	}
 	if !r.OK && ctx.Err() == nil {
@@ -212,22 +212,21 @@ func (s *simulation) clean() error {
 
 // brief is a report in one line.
 func brief(r sim.Report) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%6.0f s  %d of %d there", r.Seconds, r.Devices.MQTT+r.Devices.HTTPS, r.Devices.Planned)
+	b := fmt.Sprintf("%6.0f s  %d of %d there", r.Seconds, r.Devices.MQTT+r.Devices.HTTPS, r.Devices.Planned)
 	if r.Devices.HTTPS > 0 {
-		fmt.Fprintf(&b, " (%d over HTTPS)", r.Devices.HTTPS)
+		b += fmt.Sprintf(" (%d over HTTPS)", r.Devices.HTTPS)
 	}
-	fmt.Fprintf(&b, "  %d events, p99 %s", r.Events.Done, ms(r.Events.Took.P99))
+	b += fmt.Sprintf("  %d events, p99 %s", r.Events.Done, ms(r.Events.Took.P99))
 	if r.Commands.Done > 0 {
-		fmt.Fprintf(&b, "  %d commands, p99 %s", r.Commands.Done, ms(r.Commands.Took.P99))
+		b += fmt.Sprintf("  %d commands, p99 %s", r.Commands.Done, ms(r.Commands.Took.P99))
 	}
 	if r.Lines.Broken > 0 {
-		fmt.Fprintf(&b, "  %d lines broken", r.Lines.Broken)
+		b += fmt.Sprintf("  %d lines broken", r.Lines.Broken)
 	}
 	if n := sum(r.Events.Refused) + sum(r.Commands.Refused); n > 0 {
-		fmt.Fprintf(&b, "  %d refused", n)
+		b += fmt.Sprintf("  %d refused", n)
 	}
-	return b.String()
+	return b
 }
 
 func sum(by map[string]int) (n int) {
@@ -249,41 +248,41 @@ func ms(v float64) string {
 	return d.Round(10 * time.Microsecond).String()
 }
 
-func showSim(w io.Writer, r sim.Report) {
-	fmt.Fprintf(w, "devices\t%d of %d there at the end: %d over MQTT, %d over HTTPS; %d enrolled in this run\n",
+func showSim(w *terminal.Writer, r sim.Report) {
+	w.Printf("devices\t%d of %d there at the end: %d over MQTT, %d over HTTPS; %d enrolled in this run\n",
 		r.Devices.MQTT+r.Devices.HTTPS, r.Devices.Planned, r.Devices.MQTT, r.Devices.HTTPS, r.Devices.Enrolled)
-	fmt.Fprintf(w, "lines\t%d made for MQTT, %d broken by the simulation (%d went dead first), %d slow\n", r.Lines.Made, r.Lines.Broken, r.Lines.Silent, r.Lines.Slow)
+	w.Printf("lines\t%d made for MQTT, %d broken by the simulation (%d went dead first), %d slow\n", r.Lines.Made, r.Lines.Broken, r.Lines.Silent, r.Lines.Slow)
 	showTimes(w, "  back in", r.Lines.Back)
 	for _, s := range r.Storms {
 		all := "not all were back before the next"
 		if s.Back > 0 {
 			all = "all back in " + ms(s.Back)
 		}
-		fmt.Fprintf(w, "storm\tat %.0f s: %d devices, %s\n", s.At, s.Devices, all)
+		w.Printf("storm\tat %.0f s: %d devices, %s\n", s.At, s.Devices, all)
 	}
 	showActs(w, "events", r.Events)
 	if r.Commands.Done+sum(r.Commands.Refused)+r.Commands.Late > 0 {
 		showActs(w, "commands", r.Commands)
 	}
 	for _, code := range slices.Sorted(maps.Keys(r.Ended)) {
-		fmt.Fprintf(w, "gave up\t%d  %s\n", r.Ended[code], code)
+		w.Printf("gave up\t%d  %s\n", r.Ended[code], code)
 	}
 }
 
-func showActs(w io.Writer, name string, a sim.Acts) {
-	fmt.Fprintf(w, "%s\t%d done, %.1f a second", name, a.Done, a.Rate)
+func showActs(w *terminal.Writer, name string, a sim.Acts) {
+	w.Printf("%s\t%d done, %.1f a second", name, a.Done, a.Rate)
 	if a.Late > 0 {
-		fmt.Fprintf(w, "; %d left out, since those before took too long", a.Late)
+		w.Printf("; %d left out, since those before took too long", a.Late)
 	}
-	fmt.Fprintln(w)
+	w.Printf("\n")
 	showTimes(w, "  done in", a.Took)
 	for _, code := range slices.Sorted(maps.Keys(a.Refused)) {
-		fmt.Fprintf(w, "  refused\t%d  %s\n", a.Refused[code], code)
+		w.Printf("  refused\t%d  %s\n", a.Refused[code], code)
 	}
 }
 
-func showTimes(w io.Writer, name string, t sim.Times) {
+func showTimes(w *terminal.Writer, name string, t sim.Times) {
 	if t.Count > 0 {
-		fmt.Fprintf(w, "%s\tp50 %s, p99 %s, most %s\n", name, ms(t.P50), ms(t.P99), ms(t.Most))
+		w.Printf("%s\tp50 %s, p99 %s, most %s\n", name, ms(t.P50), ms(t.P99), ms(t.Most))
 	}
 }

@@ -4,17 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/token"
@@ -43,14 +41,14 @@ func (a *app) tokenInspect() *cobra.Command {
 			a.verify(c.Context(), p)
 			p.settle()
 			if !p.Checked {
-				fmt.Fprintln(os.Stderr, "not verified: this is what the token says of itself")
+				a.err.Printf("not verified: this is what the token says of itself\n")
 			}
-			if err := a.print(p, func(w io.Writer) { p.write(w, "") }); err != nil {
+			if err := a.print(p, func(w *terminal.Writer) { p.write(w, "") }); err != nil {
 				return err
 			}
 			if !p.Good {
 				if a.format == "table" {
-					fmt.Fprintln(os.Stderr, "this token would be refused")
+					a.err.Printf("this token would be refused\n")
 				}
 				return &exit{exitOf[watchword.SignatureInvalid]}
 			}
@@ -178,12 +176,10 @@ func (a *app) trust(ctx context.Context) (token.Trust, error) {
 
 // write prints a paper for people. What the token says is shown with nothing in it
 // that a terminal would obey.
-func (p *paper) write(w io.Writer, indent string) {
+func (p *paper) write(w *terminal.Writer, indent string) {
 	line := func(cells ...string) {
-		for i := range cells {
-			cells[i] = visible(cells[i])
-		}
-		fmt.Fprintln(w, indent+strings.Join(cells, "\t"))
+		cells[0] = indent + cells[0]
+		w.Line(cells...)
 	}
 	if p.Signer != "" {
 		line(p.Kind + ", signed by " + p.Signer + ", for " + p.Reader)
@@ -214,7 +210,7 @@ func (p *paper) write(w io.Writer, indent string) {
 		line(word, v.Check, detail)
 	}
 	for i, q := range p.Papers {
-		fmt.Fprintf(w, "%s\n%spaper %d inside\n", indent, indent, i+1)
+		w.Printf("%s\n%spaper %d inside\n", indent, indent, i+1)
 		q.write(w, indent+"  ")
 	}
 }
@@ -226,15 +222,4 @@ func short(s string) string {
 		return string(r[:most]) + "… (" + fmt.Sprint(len(s)) + " bytes)"
 	}
 	return s
-}
-
-// visible replaces what does not print: control characters, marks that turn the
-// direction of text, and the like.
-func visible(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == ' ' || unicode.IsPrint(r) {
-			return r
-		}
-		return '\ufffd'
-	}, s)
 }

@@ -1,10 +1,9 @@
 package main
 
 import (
-	"fmt"
-	"io"
-
 	"github.com/spf13/cobra"
+
+	"github.com/watchword-iot/watchword/internal/terminal"
 )
 
 func (a *app) tokenRevoke() *cobra.Command {
@@ -18,7 +17,7 @@ func (a *app) tokenRevoke() *cobra.Command {
 			if err := cl.RevokeToken(c.Context(), args[0]); err != nil {
 				return err
 			}
-			return a.print(map[string]string{"jti": args[0], "state": "revoked"}, func(w io.Writer) { fmt.Fprintf(w, "%s is revoked\n", args[0]) })
+			return a.print(map[string]string{"jti": args[0], "state": "revoked"}, func(w *terminal.Writer) { w.Printf("%s is revoked\n", args[0]) })
 		},
 	}
 }

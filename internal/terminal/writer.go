@@ -1,0 +1,154 @@
+package terminal
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"sync"
+	"text/tabwriter"
+	"unicode/utf8"
+)
+
+// format is a text of the program itself. Nobody else can name the type, so that a caller's format is a constant.
+type format string
+
+// Writer prints to one stream. Whatever way is used, what others filled in is escaped. It is safe for concurrent use.
+type Writer struct {
+	mu    sync.Mutex
+	to    io.Writer
+	shows bool
+	err   error // the first that to gave
+}
+
+// New returns a Writer to a stream; shows says that a terminal shows it.
+func New(to io.Writer, shows bool) *Writer { return &Writer{to: to, shows: shows} }
+
+// Shows reports whether a terminal shows what is printed.
+func (w *Writer) Shows() bool { return w.shows }
+
+// Printf prints a constant format of fields, as [fmt.Printf] does. Each field is escaped, as [Escape] says: the format alone
+// breaks lines, separates cells and colours. An error is that of [Writer.Err].
+func (w *Writer) Printf(text format, fields ...any) {
+	for i, f := range fields {
+		fields[i] = escaped{f}
+	}
+	w.put(fmt.Appendf(nil, string(text), fields...))
+}
+
+// escaped is a field that prints itself escaped, whatever its verb.
+type escaped struct{ v any }
+
+// Format is that of [fmt.Formatter].
+func (e escaped) Format(s fmt.State, verb rune) {
+	_, _ = io.WriteString(s, Escape(fmt.Sprintf(fmt.FormatString(s, verb), e.v))) // s is a buffer
+}
+
+// Line prints fields with a tab between them, and ends the line.
+func (w *Writer) Line(fields ...string) {
+	var out []byte
+	for i, f := range fields {
+		if i > 0 {
+			out = append(out, '\t')
+		}
+		out = append(out, Escape(f)...)
+	}
+	w.put(append(out, '\n'))
+}
+
+// Write prints a document: lines of a text that others wrote as a whole, as a library's usage or a log. Its line breaks and
+// tabs stand. It implements [io.Writer].
+func (w *Writer) Write(p []byte) (int, error) {
+	w.put([]byte(escape(string(p), document)))
+	return len(p), w.Err()
+}
+
+// Document prints what Write prints.
+func (w *Writer) Document(text string) { w.put([]byte(escape(text, document))) }
+
+// JSON prints v as JSON, in one line or indented. What is no character to see stands as \u escapes, which are the same JSON.
+func (w *Writer) JSON(v any, indented bool) error {
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	if indented {
+		enc.SetIndent("", "  ")
+	}
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	w.put([]byte(escape(out.String(), jsonText)))
+	return w.Err()
+}
+
+// Data returns where bytes go that a program may read: as they are where no terminal shows them, else as a document. The
+// caller writes what it has whole, or in pieces that end with a line.
+func (w *Writer) Data() io.Writer {
+	if w.shows {
+		return w
+	}
+	return rawWriter{w}
+}
+
+type rawWriter struct{ w *Writer }
+
+func (r rawWriter) Write(p []byte) (int, error) {
+	r.w.put(p)
+	return len(p), r.w.Err()
+}
+
+// JSONStream returns where lines of JSON go that others wrote, in any pieces. Close it at the end.
+func (w *Writer) JSONStream() io.WriteCloser { return &jsonStream{w: w} }
+
+type jsonStream struct {
+	w    *Writer
+	tail []byte // of a character whose end has not come
+}
+
+func (s *jsonStream) Write(p []byte) (int, error) {
+	b := append(s.tail, p...)
+	whole := len(b)
+	for back := 1; back <= min(utf8.UTFMax-1, len(b)); back++ {
+		if c := b[len(b)-back]; utf8.RuneStart(c) {
+			if !utf8.FullRune(b[len(b)-back:]) {
+				whole = len(b) - back
+			}
+			break
+		}
+	}
+	s.w.put([]byte(escape(string(b[:whole]), jsonText)))
+	s.tail = append([]byte(nil), b[whole:]...)
+	return len(p), s.w.Err()
+}
+
+func (s *jsonStream) Close() error {
+	s.w.put([]byte(escape(string(s.tail), jsonText)))
+	s.tail = nil
+	return s.w.Err()
+}
+
+// Table calls f with a Writer whose lines have cells between tabs, and prints them in columns.
+func (w *Writer) Table(f func(*Writer)) error {
+	t := tabwriter.NewWriter(rawWriter{w}, 0, 4, 2, ' ', 0)
+	inner := New(t, w.shows)
+	f(inner)
+	if err := inner.Err(); err != nil {
+		return err
+	}
+	return t.Flush()
+}
+
+// Err returns the first error that the stream gave; nothing was printed after it.
+func (w *Writer) Err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
+}
+
+func (w *Writer) put(p []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil && len(p) > 0 {
+		_, w.err = w.to.Write(p)
+	}
+}
