@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -27,11 +28,12 @@ type Shown struct {
 // How long a nonce counts: in the window that it was made in, and in the next.
 const nonceWindow = time.Minute
 
-// The most proofs that are remembered for one window, and of one subject, whatever
-// keys its tokens are bound to. Who is over must wait: nothing is forgotten to make room.
+// The most proofs that are remembered for one window, and which part of them one subject
+// alone may have, whatever keys its tokens are bound to ([fair.Share]: the less is free, the less
+// each may have). Who is over must wait: nothing is forgotten to make room.
 const (
-	windowProofs  = 256 << 10
-	subjectProofs = 32 << 10
+	windowProofs = 256 << 10
+	proofsPart   = 8
 )
 
 // proofs checks DPoP proofs (RFC 9449): each carries a nonce of this process, so
@@ -41,10 +43,10 @@ type proofs struct {
 	origins token.Origins
 	key     atomic.Pointer[[32]byte]
 
-	mu        sync.Mutex
-	seen      [2]seen // by window modulo 2
-	most      int
-	bySubject int
+	mu   sync.Mutex
+	seen [2]seen // by window modulo 2
+	most int
+	part int
 }
 
 // bearer is whose token a proof stands beside.
@@ -67,7 +69,7 @@ type spentProof struct {
 }
 
 func newProofs(origins token.Origins) *proofs {
-	p := &proofs{origins: origins, most: windowProofs, bySubject: subjectProofs}
+	p := &proofs{origins: origins, most: windowProofs, part: proofsPart}
 	p.begin()
 	return p
 }
@@ -138,7 +140,7 @@ func (p *proofs) spend(who bearer, d proof, now time.Time) error {
 		return watchword.Refuse(watchword.DPoPNonce, "the proof must carry the nonce of the header DPoP-Nonce")
 	case len(s.jtis) >= p.most:
 		return &watchword.Error{Code: watchword.Busy, Detail: "more proofs came within a minute than are remembered", RetryAfter: nonceWindow}
-	case s.of[who] >= p.bySubject:
+	case !fair.Share(s.of[who], len(s.jtis), p.most, p.part):
 		return &watchword.Error{Code: watchword.Busy, Detail: "more proofs of this subject came within a minute than are remembered", RetryAfter: nonceWindow}
 	}
 	s.jtis[one] = struct{}{}

@@ -124,28 +124,39 @@ func TestProofsPassAgainAfterTheClockWasAhead(t *testing.T) {
 
 func TestTheMemoryOfProofsHasABoundAndRefuses(t *testing.T) {
 	p := newProofs(nil)
-	p.most, p.bySubject = 10, 4
+	p.most, p.part = 40, 4
 	now := time.Unix(6000*60, 0)
-	got := map[watchword.Code]int{}
-	for i := range 6 {
-		err := p.spend(greedy, proof{token.DPoP{Key: watchword.KeyID(fmt.Sprint("g", i)), JTI: fmt.Sprint(i)}, window(now)}, now)
-		got[watchword.CodeOf(err)]++
+	n := 0
+	spend := func(who string) watchword.Code {
+		n++
+		return watchword.CodeOf(p.spend(bearer{id: watchword.SubjectID(who)}, proof{token.DPoP{Key: watchword.KeyID(fmt.Sprint("k", n)), JTI: fmt.Sprint(n)}, window(now)}, now))
 	}
-	if got[""] != 4 || got[watchword.Busy] != 2 {
-		t.Errorf("one subject, a key for each: %v", got)
+	fill := func(who string) (times int) {
+		for spend(who) == "" {
+			times++
+		}
+		return times
 	}
-	for i := range 8 {
-		err := p.spend(bearer{id: watchword.SubjectID(fmt.Sprint("k", i))}, proof{token.DPoP{Key: "k", JTI: fmt.Sprint(i)}, window(now)}, now)
-		got[watchword.CodeOf(err)]++
+	if got := fill("greedy"); got != 10 {
+		t.Errorf("one subject, a key for each, has %d of 40", got)
 	}
-	if got[""] != 10 || got[watchword.Busy] != 4 {
-		t.Errorf("all subjects: %v", got)
+	// However many take all that they can, another finds room.
+	for i := range 7 {
+		fill(fmt.Sprint("flood", i))
+		if c := spend(fmt.Sprint("quiet", i)); c != "" {
+			t.Errorf("beside %d subjects: %s", i+2, c)
+		}
 	}
-	if err := p.spend(greedy, proof{token.DPoP{Key: "g0", JTI: "0"}, window(now)}, now); watchword.CodeOf(err) != watchword.DPoPInvalid {
+	for i := 0; spend(fmt.Sprint("one each", i)) == ""; i++ {
+	}
+	if got := len(p.seen[window(now)&1].jtis); got != 40 {
+		t.Errorf("it is full with %d", got)
+	}
+	if err := p.spend(bearer{id: "greedy"}, proof{token.DPoP{Key: "k1", JTI: "1"}, window(now)}, now); watchword.CodeOf(err) != watchword.DPoPInvalid {
 		t.Errorf("a full memory forgot: %v", err)
 	}
 	next := now.Add(2 * time.Minute)
-	if err := p.spend(greedy, proof{token.DPoP{Key: "g9", JTI: "9"}, window(next)}, next); err != nil {
+	if err := p.spend(bearer{id: "greedy"}, proof{token.DPoP{Key: "k9", JTI: "9"}, window(next)}, next); err != nil {
 		t.Errorf("two windows on there is room again: %v", err)
 	}
 }

@@ -35,7 +35,7 @@ type options struct {
 }
 
 func defaults() options {
-	return options{now: time.Now, log: slog.Default(), refresh: 5 * time.Minute, oldest: 24 * time.Hour, proofs: 1 << 17, remembered: 4096}
+	return options{now: time.Now, log: slog.Default(), refresh: 5 * time.Minute, oldest: 24 * time.Hour, proofs: 1 << 19, remembered: 4096}
 }
 
 // Audience says who this service is: what must stand in a token's aud. By default
@@ -61,8 +61,10 @@ func ProofRequired() Option { return func(o *options) { o.proof = true } }
 func Nonces(key []byte) Option { return func(o *options) { o.nonces, o.nonceKey = true, key } }
 
 // Proofs bounds how many DPoP proofs are remembered, which they are for two to three
-// minutes each. Beyond n, and for one subject beyond a quarter of n, a request gets 429. By
-// default n is 131072, some 20 MB if it is ever reached.
+// minutes each. Beyond n a request gets 429, and so does one of a subject that has its share: a
+// quarter of n where it is alone, and the less the more the others have, so that those who send all
+// that they can shut nobody out. By default n is 524288: 3,000 requests a second for ever, of
+// one subject some 800; about 50 MB if it is ever reached.
 func Proofs(n int) Option { return func(o *options) { o.proofs = n } }
 
 // Cache keeps the last good keys in a file (0600), so that a restart while the issuer

@@ -3,6 +3,7 @@ package verify
 import (
 	"crypto/sha256"
 	"errors"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -61,67 +63,92 @@ func requestPath(r *http.Request) string {
 	return "/" + strings.TrimPrefix(r.URL.EscapedPath(), "/")
 }
 
+// spentPart is which part of the memory one subject alone may fill.
+const spentPart = 4
+
 // spent remembers the proofs that were used, until their time is over. It never
-// forgets earlier: when it is full, or one subject has more than its share, it refuses.
-// It is safe for concurrent use.
+// forgets earlier: when it is full, or one subject has its share ([fair.Share]), it refuses.
+// An entry takes about 100 bytes. It is safe for concurrent use.
 type spent struct {
 	most int // in all
-	each int // of one subject, whatever keys its tokens are bound to
 
-	mu   sync.Mutex
-	used map[use]struct{}
-	by   map[watchword.SubjectID]int
-	ends map[int64][]spending // by the time after which they may go, in steps
+	mu    sync.Mutex
+	used  map[use]struct{}
+	by    map[watchword.SubjectID]*share
+	ends  map[int64][]spending // by the time after which they may go, in steps
+	swept int64                // the last step that went away; a proof that ended in it or before may have been used
+}
+
+// share is what one subject has, whatever keys its tokens are bound to.
+type share struct {
+	who watchword.SubjectID
+	has int
 }
 
 // spending is a use, and whose share it takes.
 type spending struct {
 	use
-	who watchword.SubjectID
+	of *share
 }
 
-// use is one proof: the SHA-256 of its jti under its key.
-type use struct {
-	key watchword.KeyID
-	jti [sha256.Size]byte
+// use is one proof: half of the SHA-256 of its key and jti. Whoever finds two alike
+// (2^64 tries) has the second of their own refused.
+type use [sha256.Size / 2]byte
+
+func useOf(p token.DPoP) use {
+	sum := sha256.Sum256([]byte(string(p.Key) + "\x00" + p.JTI)) // no key has a NUL
+	return use(sum[:])
 }
 
 // step is how many seconds go away at once.
 const step = 16
 
 func newSpent(most int) *spent {
-	return &spent{most: most, each: max(1, most/4), used: map[use]struct{}{}, by: map[watchword.SubjectID]int{}, ends: map[int64][]spending{}}
+	return &spent{most: most, used: map[use]struct{}{}, by: map[watchword.SubjectID]*share{}, ends: map[int64][]spending{}, swept: math.MinInt64}
 }
 
-// take spends a proof. Codes: dpop_invalid where it was spent before, busy.
+// take spends a proof. Codes: dpop_invalid where it was spent before, or may have been
+// (the clock went back), busy.
 func (s *spent) take(who watchword.SubjectID, p token.DPoP, now time.Time) error {
-	u := use{p.Key, sha256.Sum256([]byte(p.JTI))}
+	u := useOf(p)
+	end := p.Issued.Add(token.DPoPLife+token.Skew).Unix() / step
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sweep(now.Unix() / step)
+	if end <= s.swept {
+		return watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof is from before what this service remembers: its clock went back")
+	}
 	if _, twice := s.used[u]; twice {
 		return watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof was used before: sign a new one for each request")
 	}
-	if len(s.used) >= s.most || s.by[who] >= s.each {
+	of := s.by[who]
+	if of == nil {
+		of = &share{who: who}
+	}
+	if !fair.Share(of.has, len(s.used), s.most, spentPart) {
 		return &watchword.Error{Code: watchword.Busy, Detail: "too many DPoP proofs within two minutes", RetryAfter: step * time.Second}
 	}
-	end := p.Issued.Add(token.DPoPLife+token.Skew).Unix() / step
+	s.by[who] = of
+	of.has++
 	s.used[u] = struct{}{}
-	s.by[who]++
-	s.ends[end] = append(s.ends[end], spending{u, who})
+	s.ends[end] = append(s.ends[end], spending{u, of})
 	return nil
 }
 
 // sweep drops what no proof can be accepted for any more.
 func (s *spent) sweep(now int64) {
+	if now-1 <= s.swept {
+		return
+	}
+	s.swept = now - 1
 	for end, uses := range s.ends {
 		if end >= now {
 			continue
 		}
 		for _, u := range uses {
 			delete(s.used, u.use)
-			if s.by[u.who]--; s.by[u.who] == 0 {
-				delete(s.by, u.who)
+			if u.of.has--; u.of.has == 0 {
+				delete(s.by, u.of.who)
 			}
 		}
 		delete(s.ends, end)

@@ -179,13 +179,22 @@ func TestTheMemoryOfProofsIsBoundedAndRefusesRatherThanForgets(t *testing.T) {
 	if w, _ := use(quiet, theirs); w.Code != 200 {
 		t.Errorf("another subject beside: %s", w.Body)
 	}
-	for i := range 29 {
-		if i%10 == 9 {
-			quiet = newSigner(t, jose.Ed)
-			theirs = long(quiet, fmt.Sprint("lamp-", 3+i))
-		}
+	// A few of another; then new subjects find room until all is full, however much each of them takes.
+	for range 3 {
 		if w, _ := use(quiet, theirs); w.Code != 200 {
-			t.Fatalf("%d: %s", i, w.Body)
+			t.Fatalf("another subject: %s", w.Body)
+		}
+	}
+	full := 14
+	for i := 0; full < 40; i++ {
+		quiet := newSigner(t, jose.Ed)
+		theirs := long(quiet, fmt.Sprint("flood-", i))
+		had := full
+		for w, _ := use(quiet, theirs); w.Code == 200; w, _ = use(quiet, theirs) {
+			full++
+		}
+		if full == had {
+			t.Fatalf("with %d of 40, one who has none has no room", full)
 		}
 	}
 	last := newSigner(t, jose.Ed)
@@ -201,6 +210,38 @@ func TestTheMemoryOfProofsIsBoundedAndRefusesRatherThanForgets(t *testing.T) {
 	}
 	if w := ask(h, "GET", "/", "Authorization: DPoP "+mine, "DPoP: "+p); codeIn(t, w) != watchword.DPoPInvalid {
 		t.Errorf("a used proof then: %s", w.Body)
+	}
+}
+
+// A proof that was used counts no more, also where its entry went away because the clock ran
+// ahead for a while.
+func TestAUsedProofIsNotForgottenByAClockThatGoesBack(t *testing.T) {
+	key, lamp := newSigner(t, jose.P256), newSigner(t, jose.P256)
+	v, c := static(t, jwks(key))
+	h := v.RequireToken()(open)
+	tied := paper(t, key, noon, map[string]any{"cnf": bound(lamp)["cnf"], "exp": noon.Add(time.Hour).Unix()})
+	p := proof(t, lamp, "GET", audience+"/", "", tied, noon)
+	use := func(p string) watchword.Code {
+		w := ask(h, "GET", "/", "Authorization: DPoP "+tied, "DPoP: "+p)
+		if w.Code == 200 {
+			return ""
+		}
+		return codeIn(t, w)
+	}
+	if got := use(p); got != "" {
+		t.Fatal(got)
+	}
+	c.set(noon.Add(30 * time.Minute))
+	if got := use(proof(t, lamp, "GET", audience+"/", "", tied, c.now())); got != "" {
+		t.Fatal(got)
+	}
+	c.set(noon)
+	if got := use(p); got != watchword.DPoPInvalid {
+		t.Errorf("the used proof: %q", got)
+	}
+	c.set(noon.Add(30 * time.Minute))
+	if got := use(proof(t, lamp, "GET", audience+"/", "", tied, c.now())); got != "" {
+		t.Errorf("once the clock is there again: %s", got)
 	}
 }
 
