@@ -134,6 +134,9 @@ func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 	defer res.Body.Close()
 	most := r.most()
 	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
+	if err == nil {
+		err = ctx.Err() // a server may end its answer when it sees that nobody waits any more
+	}
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}

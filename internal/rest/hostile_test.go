@@ -337,17 +337,16 @@ func TestAStreamHasAnEndAndBounds(t *testing.T) {
 	}
 	t.Run("a slow reader is not the server's silence", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			s, err := rest.New("http://localhost", inMemory(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "a\nb\n") }), nil).Stream(t.Context(), ask)
+			s, err := rest.New("http://localhost", inMemory(t, each(time.Hour, 3)), nil).Stream(t.Context(), ask)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer s.Close()
-			b := make([]byte, 1)
-			for range 4 {
-				time.Sleep(time.Hour)
-				if n, err := s.Read(b); n != 1 || err != nil && err != io.EOF {
+			for range 3 {
+				if _, err := io.ReadFull(s, make([]byte, len("line\n"))); err != nil {
 					t.Fatal(err)
 				}
+				time.Sleep(time.Hour - time.Second)
 			}
 		})
 	})
@@ -378,6 +377,30 @@ func TestTheSameRequestIsSentAgainTwiceAtMost(t *testing.T) {
 			t.Errorf("%s: asked %d times, and for %d tokens: %v", code, asked, tokens, err)
 		}
 	}
+}
+
+// A nonce comes back in each proof, unless it is longer than any server needs.
+func TestALongNonceIsNotSentBack(t *testing.T) {
+	for size, back := range map[int]bool{1: true, 512: true, 513: false, 60_000: false} {
+		nonce, sent := strings.Repeat("n", size), ""
+		p := &rest.Prover{Sign: func(_, _, nonce, _ string) (string, error) { sent = nonce; return "proof", nil }}
+		c := rest.New("https://hub.example", saying{nonce}, nil)
+		for range 2 {
+			if _, err := c.Do(t.Context(), rest.Request{Method: "GET", Path: "/x", Prover: p}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if (sent == nonce) != back {
+			t.Errorf("a nonce of %d bytes: %d bytes came back", size, len(sent))
+		}
+	}
+}
+
+// saying answers with a nonce.
+type saying struct{ nonce string }
+
+func (s saying) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: 200, Header: http.Header{"Dpop-Nonce": {s.nonce}}, Body: http.NoBody}, nil
 }
 
 type answering func(*http.Request) (int, string)

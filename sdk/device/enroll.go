@@ -88,7 +88,7 @@ func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, st
 	}
 	t, err := token.VerifyTrust(string(a.Body), pin, time.Time{})
 	if err != nil {
-		return nil, "", err
+		return nil, "", noBundle(err)
 	}
 	if d.nowUnder(&t).IsZero() { // no clock, or one that the root's own word proves wrong
 		d.firstTime(ctx, server, &t)
@@ -99,6 +99,15 @@ func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, st
 		}
 	}
 	return &t, string(a.Body), checkPeer(shown(), server, &t, d.nowUnder(&t))
+}
+
+// noBundle is why what a peer showed is not the server's trust bundle: bundle_invalid for
+// what is not even one.
+func noBundle(err error) error {
+	if watchword.CodeOf(err) == watchword.TokenMalformed {
+		return watchword.Because(err, watchword.BundleInvalid, "who answers there shows no trust bundle")
+	}
+	return err
 }
 
 // firstTime asks a server that is not one's own yet what time it is, and reports

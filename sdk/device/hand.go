@@ -147,7 +147,7 @@ func (r *run) handIn(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case noAnswer(err):
-			return r.judged(err)
+			return err
 		case settledAnyway(err):
 			p.last = receiptNo
 		default:

@@ -86,6 +86,10 @@ func newRun(d *Device) *run {
 	r.time = newTask("ask for the time", timeLook, taskPause, r.askForTime)
 	r.keys = newTask("finish a change of keys", keysAgain, taskPause, d.settleKeys)
 	r.receipts = newTask("hand in receipts", receiptLook, 0, r.handIn)
+	for _, t := range r.tasks() {
+		do := t.do
+		t.do = func(ctx context.Context) error { return d.judged(do(ctx)) }
+	}
 	return r
 }
 
@@ -162,26 +166,32 @@ func (r *run) listen(ctx context.Context) error {
 	b := backoff{most: backoffMax}
 	pace := rest.Pace{Least: pollPace, Most: pollWait / 2}
 	var rested time.Time
-	polling := false
+	polling, probe := false, false
 	for ctx.Err() == nil {
 		if r.now().IsZero() {
 			r.time.soon()
 			r.await(ctx, headStart, r.time)
 		}
+		begun := time.Now()
 		err := func() error {
 			if r.id.MQTTS == "" || time.Since(rested) < wireRest {
-				if !polling {
-					r.reached("https")
+				wait := pollWait
+				if probe = !polling; probe {
+					wait = 0 // the server is reached once it has answered, not before
 				}
-				polling = true
 				before := r.at()
-				err := r.poll(ctx)
-				if polling = err == nil; polling {
-					err = pace.Wait(ctx, before != r.at())
+				err := r.poll(ctx, wait)
+				polling = err == nil
+				switch {
+				case err != nil:
+					return err
+				case probe:
+					r.reached("https")
+					return nil
 				}
-				return err
+				return pace.Wait(ctx, before != r.at())
 			}
-			polling = false
+			polling, probe = false, false
 			err := r.hold(ctx)
 			if _, ok := errors.AsType[*noWire](err); ok {
 				rested = time.Now()
@@ -195,11 +205,16 @@ func (r *run) listen(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			b.last = 0
+			if !probe { // or else one that answers these alone would be asked twice a second
+				b.last = 0
+			}
 			continue
 		case watchword.CodeOf(err) == watchword.ProofRequired && !r.tokens.Proving():
 			r.tokens.Prove()
 			continue
+		}
+		if time.Since(begun) > backoffMax {
+			b.last = 0 // it was a good connection
 		}
 		r.suspect(err)
 		err = r.judged(err)
@@ -238,9 +253,9 @@ func (d *Device) at() position {
 	return d.journal.last
 }
 
-// poll waits for one command and hands it on. One at a time: what the device
+// poll asks for one command, for which the server may wait, and hands it on. One at a time: what the device
 // acknowledges is what it has written down.
-func (r *run) poll(ctx context.Context) error {
+func (r *run) poll(ctx context.Context, wait time.Duration) error {
 	at := r.greeting()
 	q := url.Values{"limit": {"1"}}
 	if at.Seq > 0 {
@@ -261,7 +276,7 @@ func (r *run) poll(ctx context.Context) error {
 			JWE string `json:"jwe"`
 		} `json:"commands"`
 	}
-	a, err := r.client.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Query: q, Wait: pollWait})
+	a, err := r.client.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Query: q, Wait: wait})
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ const (
 	wireTimeout   = 15 * time.Second // for a connection, and for each answer
 	wireKeepAlive = 60               // seconds
 	wireWaiting   = 64               // commands between the ear and the hand; the server hands over fewer at once
+	refreshPace   = 2 * time.Second  // between two refreshes of a session at least; the server waits 5 s for one
 	wireRest      = 30 * time.Second // over HTTPS, after MQTT could not be had
 )
 
@@ -311,6 +312,7 @@ func (d *run) hold(ctx context.Context) error {
 	again := time.NewTicker(nonceLife / 4)
 	defer again.Stop()
 	var (
+		renewed time.Time       // when the session was
 		waiting []*paho.Publish // commands that came, oldest first
 		first   inHand          // the oldest, which is offered
 		acting  chan<- inHand   // nil while nothing is offered
@@ -344,6 +346,10 @@ func (d *run) hold(ctx context.Context) error {
 			}
 			continue
 		case <-w.refresh:
+			if left := refreshPace - time.Since(renewed); left > 0 {
+				renew.Reset(left) // however often it asks
+				continue
+			}
 		case <-renew.C: // the server asked, but it was not heard
 		case <-w.done:
 			return w.why
@@ -353,6 +359,7 @@ func (d *run) hold(ctx context.Context) error {
 		if err := w.renew(ctx); err != nil {
 			return err
 		}
+		renewed = time.Now()
 		renew.Reset(w.refreshIn())
 	}
 }
