@@ -19,8 +19,6 @@ var openers = map[string]bool{
 // unbelieved is where files are opened in another way, as "file function call", and why that may be.
 var unbelieved = map[string]string{
 	"sqlite/store.go Open os.OpenFile":              "server.openData checked the folder and the file",
-	"sdk/device/journal.go openJournal os.OpenFile": "to write; the folder was checked, and what is there was read first",
-	"sdk/device/journal.go compact os.OpenFile":     "to write what it has just written itself",
 	"server/verifylog.go VerifyLog os.ReadFile":     "one more checkpoint that the log must extend; it can only refuse",
 
 	"sdk/agent/tree_linux.go makeCgroup os.Mkdir":       "a control group below the own one: the kernel's file system",

@@ -3,6 +3,7 @@ package attack_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -42,9 +43,13 @@ func counting(d *device.Device) *target {
 // seal signs a command with s and seals it to the device.
 func (v *target) seal(t testing.TB, s *jose.Signer, c token.Command) string {
 	t.Helper()
-	jws, err := token.SignCommand(s, c)
-	must(t, err)
 	_, to := v.Keys()
+	jws, err := token.SignCommand(s, c)
+	if c.Expires.Sub(c.Issued) > token.CommandLife { // none that our own signs
+		jws, err = s.Sign(token.TypCommand, fmt.Appendf(nil, `{"iss":%q,"aud":%q,"jti":%q,"iat":%d,"exp":%d,"epoch":%d,"seq":%d,"cmd":%q,"args":%s}`,
+			c.Issuer, c.Device, c.ID, c.Issued.Unix(), c.Expires.Unix(), c.Epoch, c.Seq, c.Function, c.Args))
+	}
+	must(t, err)
 	jwe, err := jose.Seal(to, "JWT", []byte(jws))
 	must(t, err)
 	return jwe
@@ -197,31 +202,50 @@ func TestADeviceThatLostItsMemoryObeysByNonceAlone(t *testing.T) {
 	dir := filepath.Dir(v.CAFile())
 	ring := h.burgle()
 	now := time.Now()
-	old := v.seal(t, ring.Signer(keyring.Command), token.Command{
-		Issuer: ring.Issuer(), Device: "lamp-1", ID: "cmd_old", Epoch: 1, Seq: 1, Function: "lamp.set", Args: []byte(`{}`),
-		By: "operator", Issued: now, Expires: now.Add(time.Minute),
-	})
-	_, err := v.Obey(t.Context(), old)
-	must(t, err)
-	must(t, v.Close())
-	must(t, os.Remove(filepath.Join(dir, "journal")))
-	v = counting(h.open(dir, device.Options{}))
-	_, err = v.Obey(t.Context(), old)
-	wants(t, "a captured command after the memory was lost", err, watchword.NonceMismatch)
-	if v.acts.Load() != 0 {
-		t.Fatal("it acted")
+	// obeys lets the device run until it has done one command of the real server.
+	obeys := func() (seq int64) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- v.Run(ctx) }()
+		c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 20 * time.Second})
+		must(t, err)
+		if c.State != watchword.Done || v.acts.Load() != 1 {
+			t.Errorf("the command is %s after %d acts", c.State, v.acts.Load())
+		}
+		cancel()
+		must(t, <-ran)
+		return c.Seq
 	}
-	// By its nonce it goes on: the real server signs for it.
-	ctx, cancel := context.WithCancel(t.Context())
-	ran := make(chan error, 1)
-	go func() { ran <- v.Run(ctx) }()
-	c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 20 * time.Second})
-	must(t, err)
-	if c.State != watchword.Done || v.acts.Load() != 1 {
-		t.Errorf("the command is %s after %d acts", c.State, v.acts.Load())
+	seq := obeys()
+	for name, lose := range map[string]func(){
+		"a journal that is gone": func() { must(t, os.Remove(filepath.Join(dir, "journal"))) },
+		"an empty journal":       func() { must(t, os.WriteFile(filepath.Join(dir, "journal"), nil, 0o600)) },
+		"all that is remembered, gone": func() {
+			must(t, os.Remove(filepath.Join(dir, "journal")))
+			must(t, os.Remove(filepath.Join(dir, "numbers")))
+		},
+	} {
+		captured := v.seal(t, ring.Signer(keyring.Command), token.Command{
+			Issuer: ring.Issuer(), Device: "lamp-1", ID: "cmd_old", Epoch: 1, Seq: seq, Function: "lamp.set", Args: []byte(`{}`),
+			By: "operator", Issued: now, Expires: now.Add(time.Minute),
+		})
+		must(t, v.Close())
+		lose()
+		v = counting(h.open(dir, device.Options{}))
+		if why := v.Lost(); why == "" {
+			t.Errorf("%s: the memory is not lost", name)
+		}
+		_, err := v.Obey(t.Context(), captured)
+		wants(t, name+": a captured command", err, watchword.NonceMismatch)
+		if v.acts.Load() != 0 {
+			t.Fatalf("%s: it acted", name)
+		}
+		seq = obeys() // by its nonce it goes on: the real server signs for it
+		if why := v.Lost(); why != "" {
+			t.Errorf("%s: it is lost still: %s", name, why)
+		}
 	}
-	cancel()
-	must(t, <-ran)
 }
 
 func TestPinnedOrders(t *testing.T) {

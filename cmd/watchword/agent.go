@@ -71,6 +71,7 @@ type status struct {
 	Seal     string `json:"seal_key,omitempty"`
 	Epoch    int64  `json:"epoch"`
 	Seq      int64  `json:"seq"`
+	Lost     string `json:"memory_lost,omitempty"`
 	Bundle   int64  `json:"trust_version,omitempty"`
 	Until    string `json:"trust_until,omitempty"`
 	CA       string `json:"ca,omitempty"`
@@ -85,6 +86,7 @@ func (a *app) printStatus(d *device.Device) error {
 		s.Bundle, s.Until, s.CA = t.Version, t.Expires.UTC().Format("2006-01-02T15:04:05Z"), d.CAFile()
 	}
 	s.Epoch, s.Seq = d.Position()
+	s.Lost = d.Lost()
 	return a.print(s, func(w *terminal.Writer) {
 		if !s.Enrolled {
 			w.Printf("not enrolled\n")
@@ -92,6 +94,9 @@ func (a *app) printStatus(d *device.Device) error {
 		}
 		w.Printf("device\t%s\nserver\t%s\nsign key\t%s\nseal key\t%s\nlast command\t%d.%d\ntrust bundle\tversion %d, until %s\nca\t%s\n",
 			s.ID, s.Server, s.Sign, s.Seal, s.Epoch, s.Seq, s.Bundle, s.Until, s.CA)
+		if s.Lost != "" {
+			w.Printf("memory\tlost, commands count by nonce alone until one came: %s\n", s.Lost)
+		}
 	})
 }
 

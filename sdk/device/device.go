@@ -107,6 +107,7 @@ type Device struct {
 	obeying sync.Mutex // one act at a time, from its checks to its receipt; before memory
 	memory  sync.Mutex // of journal, log and nonce; held while the disk is written, never while a function runs
 	journal *journal
+	numbers *numbers          // has a lock of its own
 	log     ledger.Checkpoint // that was seen last, where only what is logged is obeyed
 }
 
@@ -143,7 +144,7 @@ func (d *Device) load() (err error) {
 	if d.id, err = readIdentity(d.dir); err != nil || d.id == nil {
 		return err
 	}
-	return d.ready(false)
+	return d.ready()
 }
 
 func (d *Device) path(name string) string { return filepath.Join(d.dir, name) }
@@ -180,9 +181,13 @@ func (d *Device) loadKeys() error {
 }
 
 // ready makes an enrolled device ready to talk.
-func (d *Device) ready(fresh bool) error {
+func (d *Device) ready() error {
 	if d.signer.Load() == nil || d.opener.Load() == nil {
 		return watchword.Refuse(watchword.Internal, "%s holds an enrollment, but not its keys", d.dir)
+	}
+	var err error
+	if d.numbers, err = readNumbers(durable.OS{}, d.path(numbersFile)); err != nil {
+		return err
 	}
 	raw, err := durable.ReadTrusted(d.path(trustFile), watchword.MaxBundle)
 	if err != nil {
@@ -200,14 +205,17 @@ func (d *Device) ready(fresh bool) error {
 		return err
 	}
 	if d.lock == nil {
-		d.journal, err = lookAtJournal(d.path(journalFile))
+		d.journal, err = lookAtJournal(durable.OS{}, d.path(journalFile), d.numbers)
 		return err
 	}
-	if d.journal, err = openJournal(d.path(journalFile), fresh); err != nil {
+	if d.journal, err = openJournal(durable.OS{}, d.path(journalFile), d.numbers); err != nil {
 		return err
 	}
 	if d.journal.lost {
-		d.o.Log.Warn("the memory of commands is lost; only commands that carry this device's nonce are obeyed until one came")
+		d.o.Log.Error("the memory of commands is lost; only commands that carry this device's nonce are obeyed until one came", slog.String("why", d.journal.why))
+	}
+	if err := d.journal.torn; err != nil {
+		d.o.Log.Error("the memory of commands cannot be written", slog.Any("err", err))
 	}
 	return nil
 }
@@ -307,6 +315,20 @@ func (d *Device) Position() (epoch, seq int64) {
 		return 0, 0
 	}
 	return d.journal.last.Epoch, d.journal.last.Seq
+}
+
+// Lost says why the memory of commands is lost, so that only commands that carry this device's
+// nonce are obeyed until one came; empty where it is not.
+func (d *Device) Lost() string {
+	d.memory.Lock()
+	defer d.memory.Unlock()
+	switch {
+	case d.journal == nil || !d.journal.lost:
+		return ""
+	case d.journal.why == "":
+		return "it was lost before the folder was opened"
+	}
+	return d.journal.why
 }
 
 // Assertion signs a client assertion, good for life, at most 300 s: for clients

@@ -155,16 +155,16 @@ func (d *Device) settle(id *identity, bundle string, t *token.Trust) error {
 	if err := os.Remove(d.path(logFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	j, err := openJournal(d.path(journalFile), true)
+	n, err := readNumbers(durable.OS{}, d.path(numbersFile))
 	if err != nil {
 		return err
 	}
-	if err := j.close(); err != nil {
+	if err := newJournal(durable.OS{}, d.path(journalFile), n); err != nil {
 		return err
 	}
 	if err := writeIdentity(d.dir, id); err != nil {
 		return err
 	}
 	d.id = id
-	return d.ready(true)
+	return d.ready()
 }

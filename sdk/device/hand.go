@@ -31,12 +31,10 @@ type inHand struct {
 	begun chan error
 }
 
-// act carries out one command after the other until ctx ends, and returns an error where the
-// journal cannot be written any more. handlers is the context of the functions.
-func (r *run) act(ctx, handlers context.Context) error {
-	if err := r.catchUp(); err != nil {
-		return err
-	}
+// act carries out one command after the other until ctx ends. Where the journal cannot be
+// written none is begun, and the next one tries anew. handlers is the context of the functions.
+func (r *run) act(ctx, handlers context.Context) {
+	r.catchUp()
 	r.receipts.soon()
 	for {
 		acting := r.acting
@@ -46,22 +44,12 @@ func (r *run) act(ctx, handlers context.Context) error {
 		select {
 		case h := <-acting:
 			r.actOn(handlers, h)
-			if err := r.torn(); err != nil {
-				return err
-			}
 			r.receipts.soon()
 		case <-r.sent: // there may be room again
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
-}
-
-// torn returns why the journal cannot be written any more; nil where it can.
-func (d *Device) torn() error {
-	d.memory.Lock()
-	defer d.memory.Unlock()
-	return d.journal.torn
 }
 
 func (d *Device) actOn(ctx context.Context, h inHand) {
@@ -95,20 +83,20 @@ func (d *Device) again(t unfinished) {
 	}
 }
 
-// catchUp signs for what was cut off.
-func (d *Device) catchUp() error {
+// catchUp signs for what was cut off. What cannot be written down is said all the same.
+func (d *Device) catchUp() {
 	d.obeying.Lock() // an act of an earlier Run that did not end may be under way
 	defer d.obeying.Unlock()
 	d.memory.Lock()
 	defer d.memory.Unlock()
 	for _, a := range d.journal.acts {
-		if a.Receipt == "" {
-			if err := d.interrupt(a); err != nil {
-				return err
-			}
+		if a.Receipt != "" {
+			continue
+		}
+		if err := d.interrupt(a); err != nil {
+			d.o.Log.Error("no receipt for a command that was cut off", slog.String("command", string(a.ID)), slog.Any("err", err))
 		}
 	}
-	return nil
 }
 
 // paused is when a receipt that the server refused is sent again.

@@ -6,20 +6,24 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
 )
 
 // The journal is the device's memory of commands: one record a line, each with
-// its checksum, synced before anything is done that it speaks of. A power cut
-// can tear the last line only, and a torn line is as if it was never written.
+// its checksum, synced before anything is done that it speaks of. Its first record is
+// written at enrollment, and the number of the last command that was begun stands a second
+// time in the counts ([numbers]), written after the journal and before the command is begun.
+//
+// A power cut can tear the last line only, which then has no end and speaks of nothing that
+// was done: the counts prove that. Anything else that is missing or damaged means that the
+// memory is lost: from then on only a nonce shows that a command is new, until one was.
+// What can be read of a lost memory still counts.
 
 // position is a command's number, which only grows.
 type position struct {
@@ -40,7 +44,7 @@ type act struct {
 	Sent    bool                `json:"sent,omitempty"`
 }
 
-// record is one line. Op is begin, end, sent, or lost: the counters before this
+// record is one line. Op is first, begin, end, sent, or lost: the counters before this
 // line are unknown.
 type record struct {
 	Op string `json:"op"`
@@ -56,123 +60,197 @@ const (
 )
 
 type journal struct {
-	path string
-	f    *os.File
-	size int64
-	last position
-	lost bool // the counters were lost: only a nonce shows that a command is new
-	acts []*act
-	torn error // a write that failed: nothing may follow it
+	disk  durable.Disk
+	path  string
+	f     durable.File // nil where the next write opens it
+	size  int64
+	limit int64 // of size: then it is written anew
+	last  position
+	lost  bool   // the counters were lost: only a nonce shows that a command is new
+	why   string // what was found at the opening, where the memory was lost then
+	acts  []*act
+	torn  error // a write that failed: nothing may follow it before the file is written anew
+
+	numbers *numbers // nil where nothing can be begun
+	first   bool     // the file begins with its first record
 }
 
-// openJournal reads the journal at path. fresh says that the device has just
-// enrolled: then a missing journal is an empty one, not a lost one.
-func openJournal(path string, fresh bool) (*journal, error) {
-	j := &journal{path: path}
-	b, err := durable.ReadTrusted(path, maxJournal)
-	missing := errors.Is(err, fs.ErrNotExist)
-	if err != nil && !missing {
-		return nil, err
+// newJournal makes the memory of a device that enrolls. What is there of an earlier
+// enrollment is not believed: then the memory begins as a lost one.
+func newJournal(disk durable.Disk, path string, n *numbers) error {
+	b, err := disk.Read(path, maxJournal)
+	if unbelieved(err) {
+		return err
 	}
-	good, err := j.replay(b)
+	old := &journal{}
+	damage := old.replay(b)
+	j := &journal{disk: disk, path: path, numbers: n}
+	j.lost = err != nil && !errors.Is(err, fs.ErrNotExist) || old.last.Seq > 0 || old.lost || damage.lines > 0
+	if _, err := j.compact(); err != nil {
+		return err
+	}
+	return errors.Join(n.update(func(c *counts) { *c = counts{Written: c.Written} }), j.close())
+}
+
+// openJournal reads the memory of an enrolled device. It never fails for damage, and not
+// because nothing can be written: then it is tried again before the next command is
+// begun. Codes: file_untrusted, key_exposed.
+func openJournal(disk durable.Disk, path string, n *numbers) (*journal, error) {
+	j, anew, err := readJournal(disk, path, n)
 	if err != nil {
 		return nil, err
 	}
-	if j.f, err = os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600); err != nil {
-		return nil, err
-	}
-	if err := j.cut(good); err != nil {
-		return nil, errors.Join(err, j.f.Close())
-	}
-	if missing && !fresh {
-		if err := j.write(record{Op: "lost"}, true); err != nil {
-			return nil, errors.Join(err, j.f.Close())
-		}
+	j.numbers = n
+	if anew {
+		j.fail(j.takeOver())
 	}
 	return j, nil
 }
 
 // lookAtJournal reads a journal that another process may be writing. Nothing can
 // be begun with it.
-func lookAtJournal(path string) (*journal, error) {
-	b, err := durable.ReadTrusted(path, maxJournal)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+func lookAtJournal(disk durable.Disk, path string, n *numbers) (*journal, error) {
+	j, _, err := readJournal(disk, path, n)
+	if err == nil {
+		j.torn = watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to obey")
 	}
-	j := &journal{path: path, torn: watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to obey")}
-	_, err = j.replay(b)
 	return j, err
 }
 
-// cut takes off a torn last line and makes the file's name durable.
-func (j *journal) cut(good int64) error {
-	if err := j.f.Truncate(good); err != nil {
-		return err
+// readJournal finds out what is remembered, and whether the file and the counts must be
+// written anew.
+func readJournal(disk durable.Disk, path string, n *numbers) (j *journal, anew bool, err error) {
+	b, err := disk.Read(path, maxJournal)
+	if unbelieved(err) {
+		return nil, false, err
 	}
-	if _, err := j.f.Seek(good, io.SeekStart); err != nil {
-		return err
+	missing, unread := errors.Is(err, fs.ErrNotExist), err
+	j = &journal{disk: disk, path: path, limit: journalBytes}
+	damage := j.replay(b)
+	c := n.counts()
+	old := n.read == absent && !j.first || n.read == whole && c.Adopting // of a build that kept no counts
+	var why []string
+	say := func(is bool, format string, a ...any) {
+		if is {
+			why = append(why, fmt.Sprintf(format, a...))
+		}
 	}
-	j.size = good
-	if err := j.f.Sync(); err != nil {
-		return err
+	say(missing, "%s is missing", path)
+	say(!missing && unread != nil, "%s cannot be read: %v", path, unread)
+	say(damage.lines > 0, "%d lines of %s are damaged, the first is line %d", damage.lines, path, damage.first)
+	say(unread == nil && !j.first && !old, "%s does not begin with its first record", path)
+	say(n.read == absent && !old, "%s is missing", n.path)
+	say(n.read == damaged, "%s is damaged", n.path)
+	say(c.position.after(j.last), "%s ends at number %d of epoch %d, and number %d of epoch %d was begun", path, j.last.Seq, j.last.Epoch, c.Seq, c.Epoch)
+	if len(why) > 0 {
+		j.lost, j.why = true, strings.Join(why, "; ")
 	}
-	return durable.SyncDir(filepath.Dir(j.path))
+	if c.position.after(j.last) {
+		j.last = c.position
+	}
+	anew = len(why) > 0 || damage.tail > 0 || !j.first || n.read != whole || n.mend || c.Adopting || j.last != c.position
+	return j, anew, nil
 }
 
-// replay applies whole lines and returns how many bytes they have. Only the last
-// line may be torn; damage before it is an error, because what follows cannot be trusted.
-func (j *journal) replay(b []byte) (good int64, err error) {
-	for n := 1; len(b) > 0; n++ {
-		line, rest, whole := bytes.Cut(b, []byte("\n"))
-		r, ok := parseRecord(line)
-		if !ok || !whole {
-			if len(rest) == 0 {
-				return good, nil
-			}
-			return 0, watchword.Refuse(watchword.Internal, "%s:%d: the journal is damaged; its counters cannot be trusted: move it away, and the device goes on by nonce", j.path, n)
+// takeOver writes what was read as it shall be. The counts come first, and say that the
+// journal of a build without them is still to come; after a power cut between, it is neither
+// lost nor believed without them for ever.
+func (j *journal) takeOver() error {
+	if j.numbers.read == absent && !j.lost {
+		if err := j.numbers.update(func(c *counts) { c.position, c.Adopting = j.last, true }); err != nil {
+			return err
 		}
-		j.apply(r)
-		good += int64(len(line)) + 1
-		b = rest
 	}
-	return good, nil
+	if _, err := j.compact(); err != nil {
+		return err
+	}
+	return j.numbers.update(func(c *counts) {
+		c.Adopting = false
+		if j.last.after(c.position) {
+			c.position = j.last
+		}
+	})
+}
+
+// damage is what replay could not read.
+type damage struct {
+	lines int // whole lines
+	first int // of them
+	tail  int // bytes of a last line without its end
+}
+
+// replay applies every line that can be read.
+func (j *journal) replay(b []byte) (d damage) {
+	for n := 1; len(b) > 0; n++ {
+		line, rest, end := bytes.Cut(b, []byte("\n"))
+		if !end {
+			d.tail = len(b)
+			return d
+		}
+		j.size += int64(len(line)) + 1
+		b = rest
+		r, ok := parseRecord(line)
+		if !ok {
+			if d.lines++; d.first == 0 {
+				d.first = n
+			}
+			continue
+		}
+		j.first = j.first || n == 1 && r.Op == "first"
+		j.apply(r)
+	}
+	return d
 }
 
 func parseRecord(line []byte) (r record, ok bool) {
+	body, ok := parseLine(line)
+	return r, ok && json.Unmarshal(body, &r) == nil
+}
+
+// parseLine returns what a line says behind its checksum.
+func parseLine(line []byte) (body []byte, ok bool) {
 	if len(line) < 10 || line[8] != ' ' {
-		return r, false
+		return nil, false
 	}
 	sum, err := strconv.ParseUint(string(line[:8]), 16, 32)
-	if err != nil || uint32(sum) != checksum(line[9:]) {
-		return r, false
-	}
-	return r, json.Unmarshal(line[9:], &r) == nil
+	return line[9:], err == nil && uint32(sum) == checksum(line[9:])
 }
+
+func encodeLine(body []byte) []byte { return fmt.Appendf(nil, "%08x %s\n", checksum(body), body) }
 
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
 func (j *journal) apply(r record) {
+	if r.position.after(j.last) {
+		j.last = r.position
+	}
 	switch r.Op {
 	case "lost":
 		j.lost = true
 	case "begin":
-		a := r.act
-		j.acts = append(j.acts, &a)
-		if len(j.acts) > journalActs {
-			j.acts = slices.Delete(j.acts, 0, len(j.acts)-journalActs)
-		}
-		if a.position.after(j.last) {
-			j.last = a.position
-		}
-		j.lost = false // this one was proven new, and every older one has a smaller number
+		j.add(r.act)
+		j.lost, j.why = false, "" // this one was proven new, and every older one has a smaller number
 	case "end", "sent":
-		if a := j.find(r.position); a != nil {
-			if r.Op == "end" {
-				a.Receipt = r.Receipt
-			}
-			a.Sent = r.Op == "sent"
+		a := j.find(r.position)
+		if a == nil && r.ID != "" { // its beginning is damaged
+			a = j.add(act{position: r.position, ID: r.ID, Hash: r.Hash})
 		}
+		if a == nil {
+			return
+		}
+		if r.Op == "end" {
+			a.Receipt = r.Receipt
+		}
+		a.Sent = r.Op == "sent"
 	}
+}
+
+func (j *journal) add(a act) *act {
+	j.acts = append(j.acts, &a)
+	if len(j.acts) > journalActs {
+		j.acts = slices.Delete(j.acts, 0, len(j.acts)-journalActs)
+	}
+	return &a
 }
 
 func (j *journal) find(p position) *act {
@@ -184,26 +262,73 @@ func (j *journal) find(p position) *act {
 	return nil
 }
 
-// write adds a record. sync says whether it must be on the disk before the return.
-func (j *journal) write(r record, sync bool) error {
-	if j.torn != nil {
+// ready returns why nothing can be begun; nil where something can. After a write that
+// failed it writes the memory anew first.
+func (j *journal) ready() error {
+	if j.torn == nil || j.numbers == nil {
 		return j.torn
 	}
+	j.torn = nil
+	j.fail(j.takeOver())
+	return j.torn
+}
+
+// fail notes that what is on the disk is not known to be what is remembered.
+func (j *journal) fail(err error) {
+	if err != nil {
+		j.torn = watchword.Because(err, watchword.Unavailable, "the journal cannot be written; no command is obeyed until it can")
+	}
+}
+
+// write adds a record; sync says whether it must be on the disk before the return, and
+// with begin the counts with it. A begin that fails was not begun, and is not remembered. What
+// happened is remembered though it cannot be written: it is, before the next command is begun.
+// Code: unavailable.
+func (j *journal) write(r record, sync bool) error {
+	err := j.ready()
+	if err == nil {
+		if err = j.append(r, sync); err == nil && r.Op == "begin" {
+			err = j.numbers.update(func(c *counts) {
+				if r.position.after(c.position) {
+					c.position = r.position
+				}
+			})
+		}
+		j.fail(err)
+		err = j.torn
+	}
+	if err != nil && r.Op == "begin" {
+		return err
+	}
+	j.apply(r)
+	if err != nil {
+		return err
+	}
+	if j.size > j.limit {
+		if kept, err := j.compact(); !kept {
+			j.fail(err) // the record is on the disk, and what comes next waits for the file
+		}
+	}
+	return nil
+}
+
+// append adds a line to the file.
+func (j *journal) append(r record, sync bool) error {
 	line, err := encodeRecord(r)
 	if err != nil {
 		return err
 	}
-	if _, err = j.f.Write(line); err == nil && sync {
-		err = j.f.Sync()
+	if j.f == nil {
+		if j.f, err = j.disk.Open(j.path, false); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		j.torn = watchword.Because(err, watchword.Unavailable, "the journal cannot be written; no command is obeyed until it can")
-		return j.torn
+	if _, err = j.f.WriteAt(line, j.size); err != nil {
+		return err
 	}
 	j.size += int64(len(line))
-	j.apply(r)
-	if j.size > journalBytes {
-		return j.compact()
+	if sync {
+		return j.f.Sync()
 	}
 	return nil
 }
@@ -213,52 +338,57 @@ func encodeRecord(r record) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return fmt.Appendf(nil, "%08x %s\n", checksum(b), b), nil
+	return encodeLine(b), nil
 }
 
-// compact writes the file anew with what is remembered.
-func (j *journal) compact() error {
-	var out []byte
+// compact writes the file anew with what is remembered. kept is true where nothing came
+// of it and the old file goes on.
+func (j *journal) compact() (kept bool, err error) {
+	out, err := encodeRecord(record{Op: "first", act: act{position: j.last}})
+	if err != nil {
+		return true, err
+	}
+	add := func(r record) {
+		line, lerr := encodeRecord(r)
+		if err == nil {
+			err = lerr
+		}
+		out = append(out, line...)
+	}
 	for _, a := range j.acts {
 		if a.Seq == 0 {
 			continue // a conflict on its way
 		}
-		for _, op := range []struct {
-			name string
-			is   bool
-		}{{"begin", true}, {"end", a.Receipt != ""}, {"sent", a.Sent}} {
-			if !op.is {
-				continue
-			}
-			line, err := encodeRecord(record{Op: op.name, act: act{position: a.position, ID: a.ID, Hash: a.Hash, Receipt: a.Receipt}})
-			if err != nil {
-				return err
-			}
-			out = append(out, line...)
+		add(record{"begin", act{position: a.position, ID: a.ID, Hash: a.Hash}})
+		if a.Receipt != "" {
+			add(record{"end", act{position: a.position, ID: a.ID, Hash: a.Hash, Receipt: a.Receipt}})
+		}
+		if a.Sent {
+			add(record{"sent", act{position: a.position}})
 		}
 	}
 	if j.lost {
-		line, err := encodeRecord(record{Op: "lost"})
-		if err != nil {
-			return err
-		}
-		out = append(out, line...)
+		add(record{Op: "lost"})
 	}
-	if err := durable.WriteFile(j.path, out, 0o600); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(j.path, os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return err
+		return true, err
 	}
-	err = j.f.Close()
-	j.f, j.size = f, int64(len(out))
-	return err
+	if kept, err = durable.Replace(j.disk, j.path, out); err != nil {
+		if kept {
+			j.limit = j.size + journalBytes/4 // the disk may be full: it goes on as it is for a while
+		}
+		return kept, err
+	}
+	_ = j.close() // what it would say is of the old file
+	j.size, j.first, j.limit = int64(len(out)), true, max(journalBytes, 2*int64(len(out)))
+	return false, nil
 }
 
 func (j *journal) close() error {
 	if j.f == nil {
 		return nil
 	}
-	return j.f.Close()
+	f := j.f
+	j.f = nil
+	return f.Close()
 }

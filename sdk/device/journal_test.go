@@ -8,11 +8,34 @@ import (
 	"testing"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
 )
+
+// fresh makes the memory of a device that has just enrolled.
+func fresh(t *testing.T, path string) *journal {
+	t.Helper()
+	n := numbersOf(t, path)
+	if err := newJournal(durable.OS{}, path, n); err != nil {
+		t.Fatal(err)
+	}
+	return open(t, path)
+}
+
+func numbersOf(t *testing.T, path string) *numbers {
+	t.Helper()
+	n, err := readNumbers(durable.OS{}, path+".numbers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
 
 func open(t *testing.T, path string) *journal {
 	t.Helper()
-	j, err := openJournal(path, true)
+	j, err := openJournal(durable.OS{}, path, numbersOf(t, path))
+	if err == nil {
+		err = j.torn
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,7 +48,7 @@ func (j *journal) obey(t *testing.T, seq int64) {
 	p := position{1, seq}
 	for _, r := range []record{
 		{"begin", act{position: p, ID: watchword.CommandID(fmt.Sprint("cmd_", seq)), Hash: "h"}},
-		{"end", act{position: p, Receipt: strings.Repeat("r", 500)}},
+		{"end", act{position: p, ID: watchword.CommandID(fmt.Sprint("cmd_", seq)), Hash: "h", Receipt: strings.Repeat("r", 500)}},
 	} {
 		if err := j.write(r, false); err != nil {
 			t.Fatal(err)
@@ -33,54 +56,58 @@ func (j *journal) obey(t *testing.T, seq int64) {
 	}
 }
 
-// Whatever byte the power goes at, the journal reads as some state that it was in.
-func TestAJournalCutAnywhereIsAJournal(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "journal")
-	j := open(t, path)
-	for seq := range int64(4) {
-		j.obey(t, seq+1)
-	}
-	if err := j.close(); err != nil {
-		t.Fatal(err)
-	}
-	whole, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var last int64
-	for n := range len(whole) + 1 {
-		cut := filepath.Join(dir, "cut")
-		if err := os.WriteFile(cut, whole[:n], 0o600); err != nil {
-			t.Fatal(err)
-		}
-		k, err := openJournal(cut, true)
+// A journal of a build that kept no counts is taken over as it is, and not lost.
+func TestAJournalOfABuildWithoutCountsIsTakenOver(t *testing.T) {
+	line := func(r record) []byte {
+		b, err := encodeRecord(r)
 		if err != nil {
-			t.Fatalf("cut at %d: %v", n, err)
-		}
-		if k.last.Seq < last {
-			t.Fatalf("cut at %d: the number went back to %d", n, k.last.Seq)
-		}
-		last = k.last.Seq
-		k.obey(t, k.last.Seq+1) // it goes on
-		if err := k.close(); err != nil {
 			t.Fatal(err)
 		}
-		if k, err = openJournal(cut, true); err != nil || k.last.Seq != last+1 {
-			t.Fatalf("cut at %d and gone on: %v", n, err)
-		}
-		if err := k.close(); err != nil {
-			t.Fatal(err)
-		}
+		return b
 	}
-	if last != 4 {
-		t.Errorf("the whole journal is at %d", last)
+	begun := line(record{"begin", act{position: position{1, 7}, ID: "cmd_7", Hash: "h"}})
+	ended := line(record{"end", act{position: position{1, 7}, Receipt: "r"}})
+	for name, tc := range map[string]struct {
+		content string
+		seq     int64
+		lost    bool
+	}{
+		"of a device that did nothing yet": {"", 0, false},
+		"of one that did":                  {string(begun) + string(ended), 7, false},
+		"of one that was cut off":          {string(begun), 7, false},
+		"with a torn line":                 {string(begun) + "deadbeef {", 7, false},
+		"that is lost already":             {string(line(record{Op: "lost"})), 0, true},
+		"with a damaged line":              {string(begun) + "deadbeef {}\n", 7, true},
+		"with damage before the end":       {"deadbeef {}\n" + string(begun), 7, true},
+	} {
+		path := filepath.Join(t.TempDir(), "journal")
+		if err := os.WriteFile(path, []byte(tc.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			j := open(t, path)
+			if j.lost != tc.lost || j.last.Seq != tc.seq || tc.seq > 0 && j.find(position{1, 7}) == nil {
+				t.Errorf("%s: lost %v (%s), at %d", name, j.lost, j.why, j.last.Seq)
+			}
+			if err := j.close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// From then on an empty file is a loss.
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if j := open(t, path); !j.lost || j.last.Seq != tc.seq {
+			t.Errorf("%s, and emptied: lost %v, at %d", name, j.lost, j.last.Seq)
+		}
 	}
 }
 
-func TestADamagedJournalIsNotBelieved(t *testing.T) {
+// What can be read of a damaged journal still counts: receipts wait to be handed in, and what was
+// begun is known.
+func TestWhatIsReadOfADamagedJournal(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
-	j := open(t, path)
+	j := fresh(t, path)
 	for seq := range int64(3) {
 		j.obey(t, seq+1)
 	}
@@ -91,28 +118,41 @@ func TestADamagedJournalIsNotBelieved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b[20] ^= 1
-	if err := os.WriteFile(path, b, 0o600); err != nil {
+	lines := strings.SplitAfter(string(b), "\n") // first, begin 1, end 1, …
+	lines[3] = "deadbeef" + lines[3][8:]         // the beginning of 2
+	if err := os.WriteFile(path, []byte(strings.Join(lines, "")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openJournal(path, true); err == nil || !strings.Contains(err.Error(), "journal:1") {
-		t.Errorf("got %v", err)
+	j = open(t, path)
+	if !j.lost || j.last.Seq != 3 || !strings.Contains(j.why, "line 4") {
+		t.Errorf("lost %v (%s), at %d", j.lost, j.why, j.last.Seq)
+	}
+	for seq := range int64(3) {
+		if a := j.find(position{1, seq + 1}); a == nil || a.Receipt == "" || a.Sent || a.ID == "" {
+			t.Errorf("number %d is remembered as %+v", seq+1, a)
+		}
 	}
 }
 
 func TestALostJournalWaitsForANonce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
-	j, err := openJournal(path, false)
-	if err != nil || !j.lost {
-		t.Fatalf("lost %v, %v", j.lost, err)
-	}
+	j := fresh(t, path)
+	j.obey(t, 3)
 	if err := j.close(); err != nil {
 		t.Fatal(err)
 	}
-	j = open(t, path) // it stays lost until a command was proven new
-	if !j.lost {
-		t.Error("opening it again found it")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
 	}
+	for range 2 { // it stays lost until a command was proven new
+		if j = open(t, path); !j.lost || j.last.Seq != 3 {
+			t.Fatalf("lost %v, at %d", j.lost, j.last.Seq)
+		}
+		if err := j.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	j = open(t, path)
 	j.obey(t, 9)
 	if err := j.close(); err != nil {
 		t.Fatal(err)
@@ -122,9 +162,26 @@ func TestALostJournalWaitsForANonce(t *testing.T) {
 	}
 }
 
+// A device that enrolls where another memory lies has none of its own.
+func TestAnEnrollmentBelievesNoOlderMemory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	j := fresh(t, path)
+	if j.lost {
+		t.Error("a new one is lost")
+	}
+	j.obey(t, 3)
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	if j = fresh(t, path); !j.lost || j.last.Seq != 0 || len(j.acts) != 0 {
+		t.Errorf("lost %v, at %d", j.lost, j.last.Seq)
+	}
+}
+
 func TestAJournalHasABound(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
-	j := open(t, path)
+	j := fresh(t, path)
+	j.disk, j.numbers.disk = lazyDisk{}, lazyDisk{}
 	const n = 12_000 // of 600 bytes: more than the file may have
 	for seq := range int64(n) {
 		j.obey(t, seq+1)

@@ -48,8 +48,8 @@ type unfinished struct {
 func (d *Device) begin(jwe string) (unfinished, error) {
 	d.memory.Lock()
 	defer d.memory.Unlock()
-	if d.journal.torn != nil {
-		return unfinished{}, d.journal.torn
+	if err := d.journal.ready(); err != nil {
+		return unfinished{}, err
 	}
 	c, hash, err := d.check(jwe)
 	if err != nil {
@@ -157,17 +157,21 @@ func (d *Device) finish(ctx context.Context, t unfinished) (string, error) {
 	}
 	d.memory.Lock()
 	defer d.memory.Unlock()
-	return receipt, d.journal.write(record{"end", act{position: p, Receipt: receipt}}, true)
+	return receipt, d.journal.write(record{"end", act{position: p, ID: c.ID, Hash: t.hash, Receipt: receipt}}, true)
 }
 
 // interrupt signs for an act that was cut off: nobody knows how far it came. The caller
 // holds memory.
 func (d *Device) interrupt(a *act) error {
-	receipt, err := d.sign(a.position, a.ID, a.Hash, watchword.StInterrupted, fault{"interrupted", "the device stopped while it carried this out"})
+	why := fault{"interrupted", "the device stopped while it carried this out"}
+	if d.journal.lost {
+		why.Detail = "the device began this, and has lost its memory of the end"
+	}
+	receipt, err := d.sign(a.position, a.ID, a.Hash, watchword.StInterrupted, why)
 	if err != nil {
 		return err
 	}
-	return d.journal.write(record{"end", act{position: a.position, Receipt: receipt}}, true)
+	return d.journal.write(record{"end", act{position: a.position, ID: a.ID, Hash: a.Hash, Receipt: receipt}}, true)
 }
 
 // resultInvalid stands in the place of a result that no receipt can hold.

@@ -50,8 +50,9 @@ const (
 //
 // Where the server says that the device is revoked, it asks again once a day: see [Options.Revoked].
 //
-// It returns nil when ctx ended, and an error with code unavailable where the journal cannot be
-// written: then no command can be begun until the folder is opened again.
+// Where the journal cannot be written no command is begun; with each that comes it is tried again.
+//
+// It returns nil when ctx ended.
 func (d *Device) Run(ctx context.Context) error {
 	if d.id == nil {
 		return errNotEnrolled()
@@ -122,25 +123,17 @@ func (r *run) whole(ctx context.Context) error {
 		}
 		tasks.Go(func() { t.run(of, r.o.Log) })
 	}
-	acted := make(chan error, 1)
-	go func() {
-		err := r.act(ctx, handlers)
-		cancel() // without it there is no use in listening
-		acted <- err
-	}()
+	tasks.Go(func() { r.act(ctx, handlers) })
 	r.await(ctx, headStart, r.keys, r.bundle, r.functions)
 	err := r.listen(ctx)
 	cancel()
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
 		tasks.Wait()
-		ended <- <-acted
+		close(ended)
 	}()
 	select {
-	case aerr := <-ended:
-		if err == nil {
-			err = aerr
-		}
+	case <-ended:
 	case <-time.After(stopGrace):
 		r.o.Log.Error("a handler does not return; it is left behind")
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/token"
@@ -430,17 +431,28 @@ func TestARefusedReceiptStandsInNoOthersWay(t *testing.T) {
 	}
 }
 
-func TestRunEndsWhereTheJournalCannotBeWritten(t *testing.T) {
+// A command waits where the journal cannot be written, and is done once it can.
+func TestACommandWaitsForTheJournal(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})
 	d.Handle("f", done)
-	if err := d.journal.f.Close(); err != nil {
-		t.Fatal(err)
-	}
+	full := &faultDisk{Disk: durable.OS{}}
+	full.fail.Store(true)
+	d.journal.disk, d.journal.f = full, nil
 	s.order(d, 1, "f")
-	_, ended := s.run(d)
-	if err := waiting.For(t, "the end of Run", ended); watchword.CodeOf(err) != watchword.Unavailable {
-		t.Errorf("got %v", err)
+	end, ended := s.run(d)
+	for within := waiting.Within(); full.failed.Load() < 3; time.Sleep(time.Millisecond) {
+		within.Check(t, "three tries to write the journal")
 	}
-	d.journal.f = nil
+	if _, seq := d.Position(); seq != 0 {
+		t.Errorf("number %d was begun", seq)
+	}
+	full.fail.Store(false)
+	if seq, st := s.receipt("the command"); seq != 1 || st != watchword.StDone {
+		t.Errorf("%d is %s", seq, st)
+	}
+	end()
+	if err := waiting.For(t, "the end of Run", ended); err != nil {
+		t.Error(err)
+	}
 }

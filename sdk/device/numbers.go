@@ -1,0 +1,178 @@
+package device
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"sync"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/internal/durable"
+)
+
+// counts is every number of the folder that must not go back, kept a second time
+// beside the files that it is about: so that a damaged file is seen to be one, and is
+// never taken for an older state.
+type counts struct {
+	Written  int64 `json:"n"` // how often the counts were written
+	position       // of the last command that was begun
+	// Adopting says that the folder is of a build without counts, and is being taken over.
+	Adopting bool `json:"adopting,omitempty"`
+
+	TrustVersion int64 `json:"trust,omitempty"`
+	TrustEpoch   int64 `json:"trust_epoch,omitempty"`
+
+	ConfigEpoch   int64 `json:"config_epoch,omitempty"` // of the configuration that was handed on last
+	ConfigVersion int64 `json:"config,omitempty"`
+
+	LogSize int64       `json:"log,omitempty"` // the log's checkpoint that was seen last
+	LogRoot ledger.Hash `json:"log_root,omitzero"`
+
+	Time int64 `json:"time,omitempty"` // the last signed time, in seconds
+}
+
+// numbersFile holds the counts in two slots, written in turn and in place, each with its
+// checksum: a write that is cut off damages one, and costs one sync.
+const (
+	numbersFile = "numbers"
+	slotSize    = 512
+	slotApart   = 4096 // the slots lie in different blocks
+)
+
+// numbers keeps the counts on the disk. It is safe for concurrent use.
+type numbers struct {
+	disk durable.Disk
+	path string
+
+	mu   sync.Mutex
+	now  counts
+	read state
+	mend bool // a slot is damaged: the next write writes both
+}
+
+// state is what was found of the counts.
+type state int
+
+const (
+	absent  state = iota // no such file
+	damaged              // a file, of which nothing can be read
+	whole
+)
+
+// readNumbers reads the counts of a folder. The error is that of a file that is not
+// believed; one that cannot be read is damaged.
+func readNumbers(disk durable.Disk, path string) (*numbers, error) {
+	n := &numbers{disk: disk, path: path}
+	b, err := disk.Read(path, 2*slotApart)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return n, nil
+	case unbelieved(err):
+		return nil, err
+	}
+	n.read = damaged
+	for _, at := range []int{0, slotApart} {
+		c, ok := readSlot(b, at)
+		n.mend = n.mend || !ok
+		if ok && c.Written > n.now.Written {
+			n.now, n.read = c, whole
+		}
+	}
+	return n, nil
+}
+
+// unbelieved reports whether a file is refused for its owner, its mode or its way. Any
+// other error means that it cannot be read: its content is lost.
+func unbelieved(err error) bool {
+	code := watchword.CodeOf(err)
+	return err != nil && (code == watchword.FileUntrusted || code == watchword.KeyExposed)
+}
+
+func readSlot(b []byte, at int) (c counts, ok bool) {
+	if len(b) < at+slotSize {
+		return c, false
+	}
+	line, rest, found := bytes.Cut(b[at:at+slotSize], []byte("\n"))
+	if !found || len(bytes.Trim(rest, " ")) > 0 {
+		return c, false
+	}
+	body, ok := parseLine(line)
+	return c, ok && json.Unmarshal(body, &c) == nil && c.Written > 0
+}
+
+// counts returns what is known.
+func (n *numbers) counts() counts {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.now
+}
+
+// update changes the counts and returns when they are on the disk. After an error they
+// are as before.
+func (n *numbers) update(change func(*counts)) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	next := n.now
+	change(&next)
+	if next == n.now && n.read == whole && !n.mend {
+		return nil
+	}
+	next.Written++
+	slot, err := encodeSlot(next)
+	if err != nil {
+		return err
+	}
+	if n.read == whole && !n.mend {
+		if err := n.writeSlot(slot, slotOf(next)); err != nil {
+			n.mend = true
+			return err
+		}
+		n.now = next
+		return nil
+	}
+	both := bytes.Repeat([]byte(" "), slotApart+slotSize)
+	copy(both[slotOf(next):], slot)
+	next.Written++
+	if slot, err = encodeSlot(next); err != nil {
+		return err
+	}
+	copy(both[slotOf(next):], slot)
+	if _, err := durable.Replace(n.disk, n.path, both); err != nil {
+		n.mend = true // whichever file is there now: the next write makes it anew
+		return err
+	}
+	n.now, n.read, n.mend = next, whole, false
+	return nil
+}
+
+// slotOf is where counts are written: the slot of those before stays.
+func slotOf(c counts) int64 { return c.Written % 2 * slotApart }
+
+func (n *numbers) writeSlot(slot []byte, at int64) error {
+	f, err := n.disk.Open(n.path, false)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(slot, at)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func encodeSlot(c counts) ([]byte, error) {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	line := encodeLine(b)
+	if len(line) > slotSize {
+		return nil, watchword.Refuse(watchword.Internal, "the numbers have %d bytes", len(line))
+	}
+	return append(line, bytes.Repeat([]byte(" "), slotSize-len(line))...), nil
+}
