@@ -25,12 +25,12 @@ import (
 
 // main alone names the streams: everything else prints through the two writers.
 func main() {
-	os.Exit(run(os.Args[1:], terminal.New(os.Stdout, isTerminal(os.Stdout)), terminal.New(os.Stderr, isTerminal(os.Stderr))))
+	os.Exit(run(context.Background(), os.Args[1:], terminal.New(os.Stdout, isTerminal(os.Stdout)), terminal.New(os.Stderr, isTerminal(os.Stderr))))
 }
 
-// run runs a command line and returns the exit status.
-func run(args []string, out, errs *terminal.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+// run runs a command line until it ends or ctx does, and returns the exit status.
+func run(ctx context.Context, args []string, out, errs *terminal.Writer) int {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)                              // the second signal is not heard out
 	slog.SetDefault(slog.New(slog.NewTextHandler(errs, nil))) // serve has its own
