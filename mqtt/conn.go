@@ -427,7 +427,7 @@ func (c *conn) farewell(rest remains) {
 	c.awaitPeer()
 }
 
-// lost is the reader's: the peer is gone, or silent.
+// lost is the reader's: the peer is gone, or silent, or sent a frame of WebSocket that is refused.
 func (c *conn) lost(err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		if c.live() == nil {
@@ -435,6 +435,10 @@ func (c *conn) lost(err error) {
 			return
 		}
 		c.end(wrong(packet.KeepAliveTimeout, packet.PINGREQ, "nothing came for one and a half keep-alives"))
+		return
+	}
+	if bad, ok := errors.AsType[*frameError](err); ok {
+		c.end(bad)
 		return
 	}
 	c.mu.Lock()

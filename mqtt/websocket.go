@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -19,7 +20,7 @@ import (
 // ServeHTTP takes MQTT over WebSocket (MQTT 5.0 §6). It asks for no origin: what a
 // connection may do comes from its CONNECT alone, which no browser adds by itself.
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := &hijacker{ResponseWriter: w}
+	h := &hijacker{ResponseWriter: w, frames: newFrameCheck(b.o.PacketBytes)}
 	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{Subprotocols: []string{"mqtt"}, InsecureSkipVerify: true})
 	if err != nil {
 		return // it has answered
@@ -31,10 +32,12 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.Handle(&socket{Conn: websocket.NetConn(b.ctx, ws, websocket.MessageBinary), ws: ws, below: h.below})
 }
 
-// hijacker gives WebSocket a connection whose reading is bounded after the end.
+// hijacker gives WebSocket a connection whose frames are checked, and whose reading is bounded
+// after the end.
 type hijacker struct {
 	http.ResponseWriter
-	below *below
+	frames frameCheck
+	below  *below
 }
 
 // Hijack is [http.Hijacker]'s.
@@ -43,8 +46,12 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	h.below = &below{Conn: nc, left: lingerBytes, closed: make(chan struct{})}
-	return h.below, rw, nil
+	h.below = &below{Conn: nc, frames: h.frames, left: lingerBytes, closed: make(chan struct{})}
+	// What came with the request is checked as all that follows.
+	if h.below.early, err = io.ReadAll(io.LimitReader(rw.Reader, int64(rw.Reader.Buffered()))); err != nil {
+		return nil, nil, errors.Join(err, nc.Close())
+	}
+	return h.below, bufio.NewReadWriter(bufio.NewReader(h.below), rw.Writer), nil
 }
 
 // below is the connection that WebSocket frames are read from. Its reader and whoever
@@ -52,15 +59,38 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // end: it counts for them.
 type below struct {
 	net.Conn
-	ended  atomic.Bool // the MQTT connection has; no more than left is read
-	left   int         // the one's who reads
+	frames frameCheck
+	early  []byte                     // what came with the request; read first
+	bad    atomic.Pointer[frameError] // what was wrong with a frame: nothing is read from it on
+	ended  atomic.Bool                // the MQTT connection has; no more than left is read
+	left   int                        // the one's who reads
 	once   sync.Once
 	closed chan struct{}
 }
 
-// Read is net.Conn's. Where the bound is met it waits for Close: an error would close the
-// connection before the peer has read the final packet.
+// Read is net.Conn's, up to a frame that is refused. Where the bound is met it waits for
+// Close: an error would close the connection before the peer has read the final packet.
 func (u *below) Read(b []byte) (int, error) {
+	if u.bad.Load() != nil {
+		return 0, u.waste(b)
+	}
+	n, err := u.read(b)
+	good, bad := u.frames.check(b[:n])
+	if bad != nil {
+		if u.bad.Store(bad); good == 0 {
+			return 0, bad
+		}
+		return good, nil
+	}
+	return n, err
+}
+
+func (u *below) read(b []byte) (int, error) {
+	if len(u.early) > 0 {
+		n := copy(b, u.early)
+		u.early = u.early[n:]
+		return n, nil
+	}
 	if !u.ended.Load() {
 		return u.Conn.Read(b)
 	}
@@ -71,6 +101,16 @@ func (u *below) Read(b []byte) (int, error) {
 	n, err := u.Conn.Read(b[:min(len(b), u.left)])
 	u.left -= max(n, lingerRead)
 	return n, err
+}
+
+// waste throws away what comes after a frame that was refused, once the connection has ended.
+func (u *below) waste(b []byte) error {
+	for u.ended.Load() {
+		if _, err := u.read(b); err != nil {
+			return err
+		}
+	}
+	return u.bad.Load()
 }
 
 // Close is net.Conn's.
@@ -91,6 +131,9 @@ type socket struct {
 // Read is net.Conn's, with its word for a deadline.
 func (s *socket) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b)
+	if bad := s.below.bad.Load(); err != nil && bad != nil {
+		return n, bad
+	}
 	if at := s.deadline.Load(); err != nil && at > 0 && time.Now().UnixNano() >= at && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
 		err = os.ErrDeadlineExceeded
 	}
@@ -118,6 +161,8 @@ func (s *socket) CloseWrite() error {
 	code, words := websocket.StatusNormalClosure, ""
 	if p := s.why.Load(); p != nil && errors.Is(*p, errTaken) {
 		code, words = websocket.StatusPolicyViolation, "the client connected again"
+	} else if bad, ok := frameErrorOf(p); ok {
+		code, words = bad.code, bad.cause.What
 	} else if p != nil {
 		switch code, words = websocket.StatusPolicyViolation, string(codeOf(*p)); codeOf(*p) {
 		case watchword.Unavailable:
@@ -134,6 +179,13 @@ func (s *socket) CloseWrite() error {
 		_ = s.below.Close() // to have Close return below, which reports how the connection ended
 	}).Stop()
 	return s.ws.Close(code, words)
+}
+
+func frameErrorOf(p *error) (*frameError, bool) {
+	if p == nil {
+		return nil, false
+	}
+	return errors.AsType[*frameError](*p)
 }
 
 // Close is net.Conn's. It says nothing, and waits for nobody: CloseWrite did.
