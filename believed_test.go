@@ -18,8 +18,8 @@ var openers = map[string]bool{
 
 // unbelieved is where files are opened in another way, as "file function call", and why that may be.
 var unbelieved = map[string]string{
-	"sqlite/store.go Open os.OpenFile":              "server.openData checked the folder and the file",
-	"server/verifylog.go VerifyLog os.ReadFile":     "one more checkpoint that the log must extend; it can only refuse",
+	"sqlite/store.go Open os.OpenFile":          "server.openData checked the folder and the file",
+	"server/verifylog.go VerifyLog os.ReadFile": "one more checkpoint that the log must extend; it can only refuse",
 
 	"sdk/agent/tree_linux.go makeCgroup os.Mkdir":       "a control group below the own one: the kernel's file system",
 	"sdk/agent/tree_linux.go makeCgroup os.Open":        "likewise",

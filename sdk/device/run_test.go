@@ -281,7 +281,11 @@ func TestADeviceListensWhileAFunctionRuns(t *testing.T) {
 	refreshed(t, again)
 	close(release)
 	for want := range int64(2) {
-		if seq, st := s.receipt("a command"); seq != want+1 || st != watchword.StDone {
+		seq, st := s.receipt("a command")
+		for seq == want && st == watchword.StDone { // of the one that came twice: it is sent for each time
+			seq, st = s.receipt("a command")
+		}
+		if seq != want+1 || st != watchword.StDone {
 			t.Errorf("%d is %s", seq, st)
 		}
 	}
