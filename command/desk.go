@@ -180,10 +180,13 @@ func (d *Desk) List(ctx context.Context, t watchword.TenantID, f Filter, before 
 	return d.store.Commands(ctx, t, f, before, limit)
 }
 
+// Epoch is that of the commands and configurations that the desk signs.
+func (d *Desk) Epoch() int64 { return d.o.Epoch }
+
 // SignConfig signs a device's wanted configuration with the command key: what a
 // device shall be is as much an order as what it shall do.
 func (d *Desk) SignConfig(device watchword.SubjectID, version int64, document []byte) (string, error) {
 	return token.SignConfig(d.sign.CommandSigner(), token.Config{
-		Issuer: d.o.Issuer, Device: device, Version: version, Document: document, Issued: d.o.Now(),
+		Issuer: d.o.Issuer, Device: device, Epoch: d.o.Epoch, Version: version, Document: document, Issued: d.o.Now(),
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -253,9 +254,12 @@ func (a *API) selfConfig(w http.ResponseWriter, r *http.Request, c *caller) erro
 	if t.Config == nil {
 		return watchword.Refuse(watchword.NotFound, "no configuration was set yet")
 	}
-	w.Header().Set("ETag", etag(t.ConfigVer))
+	tag := fmt.Sprintf(`"%d.%d"`, a.Desk.Epoch(), t.ConfigVer)
+	w.Header().Set("ETag", tag)
 	w.Header().Set("Cache-Control", "no-cache")
-	if r.Header.Get("If-None-Match") == etag(t.ConfigVer) {
+	known := r.Header.Get("If-None-Match")
+	// A device of a build without epochs names the version alone, of the first epoch.
+	if known == tag || a.Desk.Epoch() == 1 && known == etag(t.ConfigVer) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}

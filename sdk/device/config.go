@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"sync"
 	"time"
 
@@ -18,8 +17,9 @@ import (
 )
 
 // Config is what is wanted of the device: one JSON object, signed by the server,
-// whose version only grows.
+// whose version only grows within an epoch, and whose epoch only grows.
 type Config struct {
+	Epoch   int64 // as of commands; 1 from a server that does not say
 	Version int64
 	Raw     []byte
 }
@@ -42,10 +42,9 @@ func (d *Device) lookAtConfig(ctx context.Context) error {
 	if !d.wantsConfig() {
 		return nil
 	}
-	have := d.configVersion()
 	r := rest.Request{Method: http.MethodGet, Path: "/v1/self/config"}
-	if have > 0 {
-		r.Header = map[string]string{"If-None-Match": strconv.Quote(strconv.FormatInt(have, 10))}
+	if tag := d.configTag.Load(); tag != nil {
+		r.Header = map[string]string{"If-None-Match": *tag}
 	}
 	a, err := d.client.Do(ctx, r)
 	if watchword.CodeOf(err) == watchword.NotFound {
@@ -54,7 +53,14 @@ func (d *Device) lookAtConfig(ctx context.Context) error {
 	if err != nil || a.Status == http.StatusNotModified {
 		return err
 	}
-	return d.takeConfig(ctx, a.Body)
+	if err := d.takeConfig(ctx, a.Body); err != nil {
+		return err
+	}
+	tag := a.Header.Get("ETag")
+	if d.configTag.Store(&tag); tag == "" {
+		d.configTag.Store(nil)
+	}
+	return nil
 }
 
 // wantsConfig reports whether anybody hears of configurations.
@@ -71,12 +77,21 @@ func (d *Device) takeConfig(ctx context.Context, raw []byte) error {
 	if err != nil {
 		return err
 	}
-	have := d.configVersion()
-	if c.Version == have {
-		return nil
+	epoch := d.trust.Load().Epoch
+	switch {
+	case c.Epoch > epoch: // only the root's word starts the versions anew
+		return watchword.Refuse(watchword.BundleInvalid, "the configuration is of a later epoch than the trust bundle")
+	case c.Epoch == 0:
+		c.Epoch = 1 // of a server that does not say: no later than any that it could say
+	case c.Epoch < epoch:
+		return watchword.Refuse(watchword.CommandStale, "the configuration is from before the server lost its counters")
 	}
-	if c.Version < have {
-		return watchword.Refuse(watchword.CommandStale, "the configuration is version %d, and %d is known", c.Version, have)
+	number, known := configNumber(c), d.knownConfig()
+	if number == known {
+		return d.mendConfig(raw, number)
+	}
+	if !number.after(known) {
+		return watchword.Refuse(watchword.CommandStale, "the configuration is version %d of epoch %d, and %d of epoch %d is known", c.Version, c.Epoch, known.Seq, known.Epoch)
 	}
 	d.handlers.mu.RLock()
 	f := d.handlers.config
@@ -84,24 +99,48 @@ func (d *Device) takeConfig(ctx context.Context, raw []byte) error {
 	if f == nil {
 		return nil
 	}
-	if err := heard(ctx, f, Config{c.Version, c.Document}); err != nil {
+	if err := heard(ctx, f, Config{c.Epoch, c.Version, c.Document}); err != nil {
 		return &notApplied{err}
+	}
+	if err := d.numbers.update(func(c *counts) { c.ConfigEpoch, c.ConfigVersion = number.Epoch, number.Seq }); err != nil {
+		return err
 	}
 	return durable.WriteFile(d.path(configFile), raw, 0o600)
 }
 
-// configVersion returns the version that was handed on last, 0 if none was.
-func (d *Device) configVersion() int64 {
+func configNumber(c token.Config) position { return position{max(c.Epoch, 1), c.Version} }
+
+// knownConfig returns the epoch and version that were handed on last. They are kept as numbers: what
+// signed the configuration then may not count any more.
+func (d *Device) knownConfig() position {
+	c := d.numbers.counts()
+	return position{c.ConfigEpoch, c.ConfigVersion}
+}
+
+// mendConfig writes the configuration that is known where the folder does not have it any more.
+func (d *Device) mendConfig(raw []byte, number position) error {
+	if d.configInFolder() == number {
+		return nil
+	}
+	return durable.WriteFile(d.path(configFile), raw, 0o600)
+}
+
+// configInFolder returns epoch and version of the configuration in the folder; zero where there is
+// none, or none that can be believed. A key that does not count any more may have signed it.
+func (d *Device) configInFolder() position {
 	raw, err := durable.ReadTrusted(d.path(configFile), 2*watchword.MaxDocument)
 	if err != nil {
-		return 0
+		return position{}
 	}
-	// It was in time when it came: here only its version counts.
+	// It was in time when it came.
 	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.id.Issuer, d.id.ID, time.Time{})
-	if err != nil {
-		return 0
+	if watchword.CodeOf(err) == watchword.KeyUnknown {
+		c, err = token.ReadConfig(string(raw))
 	}
-	return c.Version
+	if err != nil {
+		return position{}
+	}
+	return configNumber(c)
 }
 
 // notApplied is the error of a handler of configurations: another try may do better.

@@ -107,8 +107,10 @@ type Device struct {
 	obeying sync.Mutex // one act at a time, from its checks to its receipt; before memory
 	memory  sync.Mutex // of journal, log and nonce; held while the disk is written, never while a function runs
 	journal *journal
-	numbers *numbers          // has a lock of its own
-	log     ledger.Checkpoint // that was seen last, where only what is logged is obeyed
+	numbers *numbers // has a lock of its own
+
+	configTag atomic.Pointer[string] // the ETag of the configuration that is known; nil for none
+	log       ledger.Checkpoint      // that was seen last, where only what is logged is obeyed
 }
 
 // Open opens or makes a device's folder for this process alone. Codes:
@@ -217,7 +219,23 @@ func (d *Device) ready() error {
 	if err := d.journal.torn; err != nil {
 		d.o.Log.Error("the memory of commands cannot be written", slog.Any("err", err))
 	}
+	d.keepNumbers()
 	return nil
+}
+
+// keepNumbers takes over into the counts what the files say and the counts do not: of a build
+// that kept none, or where they were lost.
+func (d *Device) keepNumbers() {
+	config := d.knownConfig()
+	if config.Seq == 0 {
+		config = d.configInFolder()
+	}
+	err := d.numbers.update(func(c *counts) {
+		c.ConfigEpoch, c.ConfigVersion = config.Epoch, config.Seq
+	})
+	if err != nil {
+		d.o.Log.Error("the numbers of the folder cannot be written", slog.Any("err", err))
+	}
 }
 
 // use talks to the server that a trust bundle vouches for.
