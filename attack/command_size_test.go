@@ -432,6 +432,24 @@ func TestACommandIsDeliveredByItsOwnAcknowledgementAlone(t *testing.T) {
 	c.say("devices/lamp-1/events/marker", "1")
 }
 
+// Commands that wait in a client's hand leave half of its Receive Maximum to everything else.
+func TestCommandsLeaveRoomForOtherMessages(t *testing.T) {
+	h := serve(t, nil)
+	d := h.enroll("lamp-1", device.Options{}, nil)
+	for range 6 {
+		h.commandTo(d, nil)
+	}
+	c := plain(t, d, func(p *packet.Connect) { p.Properties.SetNumber(packet.ReceiveMaximum, 8) }, "devices/lamp-1/commands")
+	first := c.command()
+	for range 3 {
+		c.command()
+	}
+	c.say("devices/lamp-1/events/marker", "1") // no fifth
+	c.acknowledge(first, packet.Success)
+	c.command()
+	c.say("devices/lamp-1/events/marker", "2")
+}
+
 // Commands in the queue of a client whose subscription is taken go out by another one
 // that it has.
 func TestQueuedCommandsGoOutByTheSubscriptionThatIsLeft(t *testing.T) {

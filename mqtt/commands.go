@@ -14,7 +14,7 @@ import (
 
 // The bounds of handing over.
 const (
-	commandWindow = 16          // commands that one device has in hand and has not acknowledged
+	commandWindow = 16          // commands that one device has in hand and has not acknowledged: see [conn.commandWindow]
 	commandRetry  = time.Second // after commands could not be handed over
 	// How long an acknowledgement may wait to be written down: the receipt, which as
 	// a rule comes right behind it, says the same and more.
@@ -33,6 +33,7 @@ type pump struct {
 	sub     *subscription
 	topic   string
 	largest int // the longest packet that the client takes; 0 for any
+	window  int // commands that may be in hand
 
 	mu       sync.Mutex // a leaf: nothing else is locked under it
 	running  bool
@@ -44,7 +45,7 @@ type pump struct {
 	after    int64 // the number that was handed over last
 	nonce    string
 	max      int                     // bytes of the largest JWE that the device can hold; 0 for any
-	inHand   []command.SealedCommand // without their JWEs; at most commandWindow
+	inHand   []command.SealedCommand // without their JWEs; at most window
 	known    position                // the device said that it knows all up to here; to be written down
 	acked    []int64                 // acknowledged one by one, to be written down
 	tooLarge []misfit                // to be settled
@@ -78,7 +79,7 @@ func (c *conn) keepPump() {
 		c.pump.stop()
 		c.pump = nil
 	case by != nil && c.pump == nil:
-		p := &pump{c: c, sub: by, topic: topic, largest: c.largest}
+		p := &pump{c: c, sub: by, topic: topic, largest: c.largest, window: c.commandWindow()}
 		p.line = c.broker.Desk.AttachFunc(c.world.tenant, c.owner.subject, p.kick)
 		if h := c.hello; h != nil {
 			p.nonce, p.max, p.known, p.due = h.Nonce, h.Max, position{h.Epoch, h.Seq}, true
@@ -89,6 +90,16 @@ func (c *conn) keepPump() {
 	case by != nil:
 		c.pump.sub = by
 	}
+}
+
+// commandWindow is how many commands the client may have unacknowledged: half of its Receive Maximum
+// at most, if it takes more than one message. A device that carries them out in turn must not be
+// deaf for everything else until it is done. mu is held.
+func (c *conn) commandWindow() int {
+	if c.window < 2 {
+		return commandWindow
+	}
+	return min(commandWindow, c.window/2)
 }
 
 // kick makes the pump look again.
@@ -236,7 +247,7 @@ func (p *pump) step(ctx context.Context) bool {
 	if look {
 		p.again, p.more = false, false
 	}
-	after, nonce, room := p.after, p.nonce, commandWindow-len(p.inHand)
+	after, nonce, room := p.after, p.nonce, p.window-len(p.inHand)
 	p.more = p.more || look && room <= 0
 	p.mu.Unlock()
 	if tell {

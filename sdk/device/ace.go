@@ -19,6 +19,7 @@ import (
 const (
 	aceMethod     = "ace"
 	exporterLabel = "EXPORTER-ACE-MQTT-Sign-Challenge"
+	authsAsked    = 2 // AUTH packets that an exchange takes: the challenge, and its end
 )
 
 // behindLength puts the length of first, in two bytes, before it, and rest behind.
@@ -46,7 +47,7 @@ func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc ne
 	if err != nil {
 		return err
 	}
-	hello.Properties = &paho.ConnectProperties{AuthMethod: aceMethod, AuthData: behindLength([]byte(raw), sig)}
+	hello.Properties.AuthMethod, hello.Properties.AuthData = aceMethod, behindLength([]byte(raw), sig)
 	return nil
 }
 
@@ -54,10 +55,12 @@ func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc ne
 func (w *wire) reauthenticate(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, wireTimeout)
 	defer cancel()
+	defer context.AfterFunc(w.over, cancel)()
 	raw, err := w.d.tokens.Renew(ctx)
 	if err != nil {
 		return err
 	}
+	w.conn.auths.Store(authsAsked)
 	r, err := w.client.Authenticate(ctx, &paho.Auth{
 		ReasonCode: packets.AuthReauthenticate, Properties: &paho.AuthProperties{AuthMethod: aceMethod, AuthData: behindLength([]byte(raw), nil)},
 	})

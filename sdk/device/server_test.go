@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,6 +31,7 @@ type fakeServer struct {
 	t       *testing.T
 	https   *httptest.Server
 	mqtt    net.Listener
+	dial    func(ctx context.Context, network, address string) (net.Conn, error) // nil: by the network
 	root    *jose.Signer
 	command *jose.Signer
 	clock   *jose.Signer
@@ -48,12 +51,89 @@ type fakeServer struct {
 
 func newFakeServer(t *testing.T) *fakeServer {
 	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mqtt, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fakeServerOn(t, ln, mqtt)
+}
+
+// newBubbleServer is [newFakeServer] for a bubble of testing/synctest.
+func newBubbleServer(t *testing.T) *fakeServer {
+	t.Helper()
+	ln, mqtt := newPipeListener("127.0.0.1:1"), newPipeListener("127.0.0.1:2")
+	s := fakeServerOn(t, ln, mqtt)
+	s.dial = func(ctx context.Context, _, address string) (net.Conn, error) {
+		if address == string(ln.address) {
+			return ln.dial(ctx)
+		}
+		return mqtt.dial(ctx)
+	}
+	return s
+}
+
+// pipeListener takes connections that are pipes.
+type pipeListener struct {
+	address pipeAddress
+	came    chan net.Conn
+	once    sync.Once
+	over    chan struct{}
+	down    atomic.Bool // no connection is made
+}
+
+type pipeAddress string
+
+func (pipeAddress) Network() string  { return "tcp" }
+func (a pipeAddress) String() string { return string(a) }
+
+func newPipeListener(address string) *pipeListener {
+	return &pipeListener{address: pipeAddress(address), came: make(chan net.Conn), over: make(chan struct{})}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.came:
+		return c, nil
+	case <-l.over:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.over) })
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return l.address }
+
+func (l *pipeListener) dial(ctx context.Context) (net.Conn, error) {
+	if l.down.Load() {
+		return nil, errors.New("connection refused")
+	}
+	here, there := net.Pipe()
+	select {
+	case l.came <- there:
+		return here, nil
+	case <-l.over:
+		return nil, errors.New("connection refused")
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func fakeServerOn(t *testing.T, ln, mqtt net.Listener) *fakeServer {
+	t.Helper()
 	s := &fakeServer{
 		t: t, root: testSigner(t), command: testSigner(t), clock: testSigner(t), routes: map[string]http.HandlerFunc{},
 		receipts: make(chan string, 1000), conns: make(chan *fakeConn, 100), asked: make(chan string, 10_000),
 	}
-	s.https = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
-	s.https.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+	s.https = &httptest.Server{Listener: ln, Config: &http.Server{
+		Handler: http.HandlerFunc(s.serve), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo),
+	}}
 	s.https.StartTLS()
 	t.Cleanup(func() {
 		s.https.CloseClientConnections()
@@ -61,10 +141,7 @@ func newFakeServer(t *testing.T) *fakeServer {
 	})
 	conf := s.https.TLS.Clone()
 	conf.NextProtos, conf.MinVersion = []string{"mqtt"}, tls.VersionTLS13
-	var err error
-	if s.mqtt, err = tls.Listen("tcp", "127.0.0.1:0", conf); err != nil {
-		t.Fatal(err)
-	}
+	s.mqtt = tls.NewListener(mqtt, conf)
 	var serving sync.WaitGroup
 	t.Cleanup(func() {
 		_ = s.mqtt.Close()
@@ -85,6 +162,7 @@ func newFakeServer(t *testing.T) *fakeServer {
 		Root: []*jose.PublicKey{s.root.Public()}, Command: []*jose.PublicKey{s.command.Public()}, Time: []*jose.PublicKey{s.clock.Public()},
 		Issuers: []*jose.PublicKey{testSigner(t).Public()}, Log: []*jose.PublicKey{testSigner(t).Public()},
 	}
+	var err error
 	if s.bundle, err = token.SignTrust(s.trust, s.root); err != nil {
 		t.Fatal(err)
 	}
@@ -96,6 +174,9 @@ func (s *fakeServer) device(overMQTT bool, o Options) *Device {
 	s.t.Helper()
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Dial == nil {
+		o.Dial = s.dial
 	}
 	dir := s.t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {
@@ -235,7 +316,7 @@ func (s *fakeServer) order(d *Device, seq int64, function string) string {
 	now := time.Now()
 	jws, err := token.SignCommand(s.command, token.Command{
 		Issuer: s.https.URL, Device: "lamp-1", ID: watchword.CommandID(watchword.NewID("cmd_", now)), Epoch: 1, Seq: seq,
-		Function: function, Args: []byte(`{}`), By: "operator", Issued: now, Expires: now.Add(5 * time.Minute),
+		Function: function, Args: []byte(`{}`), By: "operator", Issued: now, Expires: now.Add(time.Hour),
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -281,14 +362,16 @@ type fakeConn struct {
 	r       *bufio.Reader
 	connect *packet.Connect
 
-	mu       sync.Mutex // of writes
-	ended    chan struct{}
-	acked    chan uint16 // PUBACKs that came
-	left     chan packet.Reason
-	filters  []packet.Filter
-	silent   bool // PUBLISH is not acknowledged
-	noPings  bool // PINGREQ is not answered
-	received chan *packet.Publish
+	mu      sync.Mutex // of writes
+	ended   chan struct{}
+	acked   chan uint16 // PUBACKs that came
+	left    chan packet.Reason
+	filters []packet.Filter
+	silent  bool // PUBLISH is not acknowledged
+	noPings bool // PINGREQ is not answered
+
+	noSuback, shortSuback bool // of SUBSCRIBE: no answer; one that lacks a line
+	received              chan *packet.Publish
 }
 
 // converse is the server's side of one connection.
@@ -328,8 +411,19 @@ func (s *fakeServer) converse(nc net.Conn) {
 		case *packet.Publish:
 			c.published(p)
 		case *packet.Subscribe:
-			c.filters = p.Filters
-			c.send(&packet.Suback{ID: p.ID, Codes: make([]packet.Reason, len(p.Filters))})
+			if c.filters = p.Filters; c.noSuback {
+				continue
+			}
+			a := &packet.Suback{ID: p.ID}
+			for _, f := range p.Filters {
+				a.Codes = append(a.Codes, packet.Reason(f.QoS))
+			}
+			if c.shortSuback {
+				a.Codes = a.Codes[:1]
+				c.send(a)
+				continue
+			}
+			c.send(a)
 			s.conns <- c
 		case *packet.Ack:
 			c.acked <- p.ID

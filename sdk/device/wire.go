@@ -15,6 +15,7 @@ import (
 
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
+	mqttstate "github.com/eclipse/paho.golang/paho/session/state"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/token"
@@ -24,7 +25,6 @@ import (
 const (
 	wireTimeout   = 15 * time.Second // for a connection, and for each answer
 	wireKeepAlive = 60               // seconds
-	wireWaiting   = 64               // commands between the ear and the hand; the server hands over fewer at once
 	refreshPace   = 2 * time.Second  // between two refreshes of a session at least; the server waits 5 s for one
 	wireRest      = 30 * time.Second // over HTTPS, after MQTT could not be had
 )
@@ -38,11 +38,16 @@ const (
 type wire struct {
 	d        *run
 	client   *paho.Client
+	conn     *checkedConn
+	largest  int // bytes of a packet that the server takes; 0 for any
 	commands chan *paho.Publish
 	refresh  chan struct{}
 
+	session *mqttstate.State
+
 	once sync.Once
-	done chan struct{} // closed at the end; why says why
+	over context.Context // ends with the connection; why says why
+	end  context.CancelFunc
 	why  error
 	life time.Duration // of a session, as CONNACK said
 	ace  bool          // it proved its key
@@ -51,7 +56,7 @@ type wire struct {
 func (w *wire) fail(err error) {
 	w.once.Do(func() {
 		w.why = err
-		close(w.done)
+		w.end()
 	})
 }
 
@@ -77,16 +82,22 @@ func (d *run) dial(ctx context.Context) (*wire, error) {
 		return nil, &noWire{err}
 	}
 	w := &wire{
-		d: d, done: make(chan struct{}), commands: make(chan *paho.Publish, wireWaiting), refresh: make(chan struct{}, 1),
+		d: d, commands: make(chan *paho.Publish, receiveMaximum), refresh: make(chan struct{}, 1), session: mqttstate.NewInMemory(),
 	}
+	w.over, w.end = context.WithCancel(context.Background())
+	max := d.maxPacket()
+	w.conn = newCheckedConn(nc, max, w.fail)
 	w.client = paho.NewClient(paho.ClientConfig{
-		AuthHandler: prover{w}, Conn: packets.NewThreadSafeConn(nc), PacketTimeout: wireTimeout, EnableManualAcknowledgment: true, SendAcksInterval: time.Millisecond,
+		AuthHandler: prover{w}, Conn: w.conn, PingHandler: newPinger(), PacketTimeout: wireTimeout, Session: heldAcks{w.session},
 		OnPublishReceived:  []func(paho.PublishReceived) (bool, error){w.received},
 		OnServerDisconnect: func(p *paho.Disconnect) { w.fail(disconnected(p)) },
 		OnClientError:      func(err error) { w.fail(watchword.Because(err, watchword.Unavailable, "the MQTT connection was lost")) },
 	})
-	hello := &paho.Connect{ClientID: string(d.id.ID), CleanStart: true, KeepAlive: wireKeepAlive}
+	hello := &paho.Connect{ClientID: string(d.id.ID), CleanStart: true, KeepAlive: wireKeepAlive, Properties: &paho.ConnectProperties{
+		MaximumPacketSize: new(uint32(max)), ReceiveMaximum: new(uint16(receiveMaximum)), TopicAliasMaximum: new(uint16(0)),
+	}}
 	if w.ace = d.tokens.Proving(); w.ace {
+		w.conn.auths.Store(authsAsked)
 		err = d.proveConnection(ctx, hello, nc)
 	} else {
 		var assertion string
@@ -100,15 +111,30 @@ func (d *run) dial(ctx context.Context) (*wire, error) {
 	if err != nil {
 		if ack != nil && ack.Properties != nil {
 			err = said(ack.Properties.ReasonString, err)
+			if !alsoOverHTTPS(err) {
+				err = &noWire{err}
+			}
 		} else {
 			err = &noWire{err}
 		}
 		return nil, errors.Join(err, closed(nc))
 	}
+	if n := ack.Properties.MaximumPacketSize; n != nil {
+		w.largest = int(min(*n, 1<<30))
+	}
 	if end, terr := time.Parse(time.RFC3339, ack.Properties.User.Get("expires_at")); terr == nil {
 		w.life = end.Sub(d.reckon())
 	}
 	return w, nil
+}
+
+// alsoOverHTTPS reports whether what MQTT refuses with is said over HTTPS too.
+func alsoOverHTTPS(err error) bool {
+	switch watchword.CodeOf(err) {
+	case watchword.SubjectRevoked, watchword.ClientInvalid, watchword.ProofRequired, watchword.TokenEarly, watchword.TokenExpired, watchword.Busy, watchword.RateLimited:
+		return true
+	}
+	return false
 }
 
 // dialTLS makes a connection to an address, whose name the other side must prove.
@@ -165,10 +191,13 @@ func (w *wire) received(r paho.PublishReceived) (bool, error) {
 	p := r.Packet
 	switch own := "devices/" + string(w.d.id.ID); p.Topic {
 	case own + "/commands":
+		if p.QoS == 0 {
+			w.fail(&noWire{watchword.Refuse(watchword.Unavailable, "a command came with QoS 0: it could not be acknowledged")})
+			return true, nil
+		}
 		select {
 		case w.commands <- p: // acknowledged when its number is written down
-		default:
-			w.fail(watchword.Refuse(watchword.Busy, "the server hands over more commands than were agreed"))
+		case <-w.over.Done():
 		}
 		return true, nil
 	case own + "/config":
@@ -177,7 +206,23 @@ func (w *wire) received(r paho.PublishReceived) (bool, error) {
 	case authTopic:
 		w.notice(p.Payload)
 	}
-	return true, w.client.Ack(p)
+	return true, w.acknowledge(p)
+}
+
+// heldAcks is a session that acknowledges no message by itself. Commands are acknowledged in the
+// order in which they came (MQTT-4.6.0-2), and no other messages come with QoS 1.
+type heldAcks struct{ *mqttstate.State }
+
+// Ack is called when a message was received.
+func (heldAcks) Ack(*packets.Publish) error { return nil }
+
+// acknowledge sends PUBACK.
+func (w *wire) acknowledge(p *paho.Publish) error {
+	if p.QoS == 0 {
+		return nil
+	}
+	w.conn.acknowledged(p.PacketID)
+	return w.session.Ack(&packets.Publish{PacketID: p.PacketID, QoS: p.QoS})
 }
 
 // notice is what the server says about this session.
@@ -209,11 +254,16 @@ func leaveWord(c chan<- struct{}) {
 	}
 }
 
-// publish sends one message with QoS 1 and waits until the server has it. Codes:
-// those that the server refuses with; unavailable.
+// publish sends one message with QoS 1 and waits until the server has it, for [wireTimeout] at
+// most: then the connection is over. Codes: those that the server refuses with; unavailable.
 func (w *wire) publish(ctx context.Context, topic, kind string, payload []byte) error {
+	if w.largest > 0 && len(topic)+len(kind)+len(payload)+32 > w.largest {
+		return &noWire{watchword.Refuse(watchword.TooLarge, "the server takes packets of %d bytes over MQTT", w.largest)}
+	}
+	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, wireTimeout)
 	defer cancel()
+	defer context.AfterFunc(w.over, cancel)() // the client waits on when the connection is lost
 	r, err := w.client.Publish(ctx, &paho.Publish{Topic: topic, QoS: 1, Payload: payload, Properties: &paho.PublishProperties{ContentType: kind}})
 	if err == nil {
 		return nil
@@ -225,21 +275,33 @@ func (w *wire) publish(ctx context.Context, topic, kind string, payload []byte) 
 		}
 		return said(reason, err)
 	}
+	if caller.Err() == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		// What it holds of the message, and its place among those that the server takes, go with it.
+		w.fail(&noWire{watchword.Because(err, watchword.Unavailable, "no PUBACK within %s", wireTimeout)})
+	}
 	return &noWire{err}
 }
 
-func (w *wire) subscribe(ctx context.Context, topics ...string) error {
+// subscribe subscribes to the commands with QoS 1, so that they are acknowledged, and to other topics
+// with QoS 0: their messages must not wait behind commands for a place under Receive Maximum.
+func (w *wire) subscribe(ctx context.Context, commands string, topics ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, wireTimeout)
 	defer cancel()
-	s := &paho.Subscribe{}
+	defer context.AfterFunc(w.over, cancel)()
+	s := &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: commands, QoS: 1}}}
 	for _, t := range topics {
-		s.Subscriptions = append(s.Subscriptions, paho.SubscribeOptions{Topic: t, QoS: 1})
+		s.Subscriptions = append(s.Subscriptions, paho.SubscribeOptions{Topic: t})
 	}
 	ack, err := w.client.Subscribe(ctx, s)
-	if err != nil && ack != nil && ack.Properties != nil {
+	switch {
+	case err != nil && ack != nil && ack.Properties != nil:
 		return said(ack.Properties.ReasonString, err)
+	case err != nil:
+		return &noWire{err}
+	case len(ack.Reasons) != len(s.Subscriptions) || ack.Reasons[0] != 1:
+		return &noWire{watchword.Refuse(watchword.Unavailable, "the server did not take the subscriptions as they are")}
 	}
-	return err
+	return nil
 }
 
 // greeting is what a device says of itself before it is handed commands.
@@ -282,6 +344,14 @@ func (d *Device) connected(over string) {
 	}
 }
 
+// lost is the error of a connection that was good until now: another one may be had.
+func lost(err error) error {
+	if no, ok := errors.AsType[*noWire](err); ok {
+		return watchword.Because(no.err, watchword.Unavailable, "the MQTT connection was lost")
+	}
+	return err
+}
+
 // hold keeps one connection until it ends, and says why. Commands that came wait in it, and go
 // with it: those that were not begun are not acknowledged, and come again.
 func (d *run) hold(ctx context.Context) error {
@@ -293,17 +363,18 @@ func (d *run) hold(ctx context.Context) error {
 	defer func() {
 		d.wire.CompareAndSwap(w, nil)
 		w.fail(nil)
+		w.conn.bye()
 		_ = w.client.Disconnect(&paho.Disconnect{}) // the error is that of a connection that is gone
 	}()
 	nonce, err := w.greet(ctx)
 	if err != nil {
 		return err
 	}
-	topics := []string{authTopic, "devices/" + string(d.id.ID) + "/commands"}
+	topics := []string{authTopic}
 	if d.wantsConfig() {
 		topics = append(topics, "devices/"+string(d.id.ID)+"/config")
 	}
-	if err := w.subscribe(ctx, topics...); err != nil {
+	if err := w.subscribe(ctx, "devices/"+string(d.id.ID)+"/commands", topics...); err != nil {
 		return err
 	}
 	d.reached("mqtt")
@@ -333,15 +404,15 @@ func (d *run) hold(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if err := w.client.Ack(waiting[0]); err != nil {
-				return &noWire{err}
+			if err := w.acknowledge(waiting[0]); err != nil {
+				return lost(err)
 			}
 			begun, waiting = nil, waiting[1:]
 			continue
 		case <-again.C:
 			if nonce != d.greeting().Nonce {
 				if nonce, err = w.greet(ctx); err != nil {
-					return err
+					return lost(err)
 				}
 			}
 			continue
@@ -351,13 +422,13 @@ func (d *run) hold(ctx context.Context) error {
 				continue
 			}
 		case <-renew.C: // the server asked, but it was not heard
-		case <-w.done:
+		case <-w.over.Done():
 			return w.why
 		case <-ctx.Done():
 			return nil
 		}
 		if err := w.renew(ctx); err != nil {
-			return err
+			return lost(err)
 		}
 		renewed = time.Now()
 		renew.Reset(w.refreshIn())
