@@ -38,7 +38,9 @@ func (s *Server) operations() *http.Server {
 		}
 		w.WriteHeader(http.StatusOK)
 	})
-	return &http.Server{Handler: ownHosts(s.cfg.hosts(), mux), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	h := newHTTPServer(ownHosts(s.cfg.hosts(), mux))
+	h.ReadHeaderTimeout, h.ReadTimeout, h.WriteTimeout, h.MaxHeaderBytes = 10*time.Second, 10*time.Second, 30*time.Second, 16<<10
+	return h
 }
 
 // reasonOf is what an error says that may be shown.

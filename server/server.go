@@ -247,12 +247,11 @@ func (s *Server) assemble(ctx context.Context) error {
 		s.mqtts = tls.NewListener(turnListener{s.mqtts, room}, forMQTT(tlsConfig))
 	}
 	s.https = turnListener{s.https, room}
-	s.http = &http.Server{
-		Handler: s.paths(api), TLSConfig: tlsConfig,
-		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
-		ConnContext: httpapi.ConnContext,
-		ErrorLog:    s.handshakes.errorLog(),
-	}
+	s.http = newHTTPServer(s.paths(api))
+	s.http.TLSConfig = tlsConfig
+	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout, s.http.MaxHeaderBytes = 10*time.Second, 60*time.Second, 2*time.Minute, 16<<10
+	s.http.ConnContext = httpapi.ConnContext
+	s.http.ErrorLog = s.handshakes.errorLog()
 	s.ops = s.operations()
 	return s.announce(ctx)
 }
