@@ -243,7 +243,7 @@ func (d *Device) askTime(ctx context.Context, server string, t *token.Trust) (be
 	if err != nil {
 		return false, err
 	}
-	within, cancel := context.WithTimeout(ctx, clockTrip)
+	within, cancel := context.WithTimeoutCause(ctx, clockTrip, watchword.Refuse(watchword.TimedOut, "no signed time came within %s", clockTrip))
 	defer cancel()
 	rc, _ := d.stranger(server)
 	a, err := rc.Do(within, rest.Request{Method: http.MethodPost, Path: "/v1/time", Type: "application/json", Body: body, Max: watchword.MaxToken})

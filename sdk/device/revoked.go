@@ -59,9 +59,11 @@ func (d *Device) judged(err error) error {
 			d.o.Revoked(pause)
 		}
 	}
-	detail := ""
-	if e, ok := errors.AsType[*watchword.Error](err); ok {
-		detail = e.Detail
+	e, ok := errors.AsType[*watchword.Error](err)
+	if !ok {
+		return err
 	}
-	return &watchword.Error{Code: watchword.SubjectRevoked, Detail: detail, RetryAfter: pause, Err: err}
+	paused := *e
+	paused.RetryAfter = pause
+	return &paused
 }
