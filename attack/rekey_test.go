@@ -414,6 +414,7 @@ func TestACutOffKeyChangeIsFinished(t *testing.T) {
 
 	// A folder from a backup, whose next keys were replaced long ago: it is lost, and says so.
 	write("keys.next", []byte("{"))
+	write("keys.next.copy", []byte("{"))
 	if _, err := device.OpenWith(folder, device.Options{}); watchword.CodeOf(err) != watchword.KeyDamaged {
 		t.Errorf("damaged next keys: %v", err)
 	}

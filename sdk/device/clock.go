@@ -297,21 +297,28 @@ func (d *Device) goBy(at time.Time, t *token.Trust) (better bool, err error) {
 	if d.lock == nil {
 		return better, nil
 	}
-	return better, durable.WriteFile(d.path(clockFile), strconv.AppendInt(nil, at.Unix(), 10), 0o600)
+	if err := durable.WriteFile(d.path(clockFile), strconv.AppendInt(nil, at.Unix(), 10), 0o600); err != nil || d.id == nil {
+		return better, err
+	}
+	return better, d.numbers.update(func(c *counts) { c.Time = at.Unix() })
 }
 
-// readFloor returns the last signed time of an earlier run; zero if there was none.
-func readFloor(path string) (time.Time, error) {
-	b, err := durable.ReadTrusted(path, durable.MaxPrivate)
+// readFloor returns the last signed time of an earlier run; zero if there was none. The counts
+// have it too: they have a checksum, and the file is read where they do not.
+func (d *Device) readFloor() (time.Time, error) {
+	b, err := durable.ReadTrusted(d.path(clockFile), durable.MaxPrivate)
+	if unbelieved(err) {
+		return time.Time{}, err
+	}
+	if had := d.numbers.counts().Time; had > 0 {
+		return time.Unix(had, 0), nil
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return time.Time{}, nil
 	}
-	if err != nil {
-		return time.Time{}, err
+	if n, perr := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil && perr == nil && n > 0 {
+		return time.Unix(n, 0), nil
 	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil || n <= 0 {
-		return time.Time{}, watchword.Because(err, watchword.Internal, "%s is damaged; it holds the last signed time, in seconds, and may be removed", path)
-	}
-	return time.Unix(n, 0), nil
+	d.o.Log.Error("the last signed time is lost; the server is asked anew", slog.String("path", d.path(clockFile)))
+	return time.Time{}, nil
 }

@@ -137,13 +137,16 @@ func OpenWith(dir string, o Options) (_ *Device, err error) {
 
 // load reads what the folder holds.
 func (d *Device) load() (err error) {
-	if d.clock.floor, err = readFloor(d.path(clockFile)); err != nil {
+	if d.numbers, err = readNumbers(durable.OS{}, d.path(numbersFile)); err != nil {
+		return err
+	}
+	if d.clock.floor, err = d.readFloor(); err != nil {
 		return err
 	}
 	if err = d.loadKeys(); err != nil {
 		return err
 	}
-	if d.id, err = readIdentity(d.dir); err != nil || d.id == nil {
+	if d.id, err = d.readIdentity(); err != nil || d.id == nil {
 		return err
 	}
 	return d.ready()
@@ -155,7 +158,7 @@ func (d *Device) path(name string) string { return filepath.Join(d.dir, name) }
 func (d *Device) loadKeys() error {
 	var signer *jose.Signer
 	var opener *jose.Opener
-	sign, err := readKey(d.path(signFile), jose.ForSigning)
+	sign, err := d.readKey(signFile, jose.ForSigning)
 	switch {
 	case d.o.Signer != nil:
 		signer, err = jose.NewSigner(d.o.Signer)
@@ -165,7 +168,7 @@ func (d *Device) loadKeys() error {
 	if err != nil {
 		return err
 	}
-	seal, err := readKey(d.path(sealFile), jose.ForSealing)
+	seal, err := d.readKey(sealFile, jose.ForSealing)
 	switch {
 	case d.o.Opener != nil:
 		opener, err = jose.NewOpener(d.o.Opener)
@@ -177,7 +180,7 @@ func (d *Device) loadKeys() error {
 	}
 	d.signer.Store(signer)
 	d.opener.Store(opener)
-	n, err := readNext(d.path(nextFile))
+	n, err := d.readNext()
 	d.change.set(n)
 	return err
 }
@@ -187,23 +190,14 @@ func (d *Device) ready() error {
 	if d.signer.Load() == nil || d.opener.Load() == nil {
 		return watchword.Refuse(watchword.Internal, "%s holds an enrollment, but not its keys", d.dir)
 	}
-	var err error
-	if d.numbers, err = readNumbers(durable.OS{}, d.path(numbersFile)); err != nil {
-		return err
-	}
-	raw, err := durable.ReadTrusted(d.path(trustFile), watchword.MaxBundle)
-	if err != nil {
-		return err
-	}
-	// It was checked before it was written; a bundle that is over meanwhile must still lead to the next one.
-	t, err := token.VerifyTrust(string(raw), d.id.Pin, time.Time{})
+	t, err := d.readTrust()
 	if err != nil {
 		return err
 	}
 	if err := d.use(&t); err != nil {
 		return err
 	}
-	if d.log, err = readLog(d.path(logFile)); err != nil {
+	if d.log, err = d.readLog(&t); err != nil {
 		return err
 	}
 	if d.lock == nil {
@@ -226,12 +220,17 @@ func (d *Device) ready() error {
 // keepNumbers takes over into the counts what the files say and the counts do not: of a build
 // that kept none, or where they were lost.
 func (d *Device) keepNumbers() {
-	config := d.knownConfig()
+	config, trust := d.knownConfig(), d.trust.Load()
 	if config.Seq == 0 {
 		config = d.configInFolder()
 	}
 	err := d.numbers.update(func(c *counts) {
 		c.ConfigEpoch, c.ConfigVersion = config.Epoch, config.Seq
+		c.TrustVersion, c.TrustEpoch = max(c.TrustVersion, trust.Version), max(c.TrustEpoch, trust.Epoch)
+		c.LogSize, c.LogRoot = d.log.Size, d.log.Root
+		if floor := d.clock.noSooner(); !floor.IsZero() {
+			c.Time = floor.Unix()
+		}
 	})
 	if err != nil {
 		d.o.Log.Error("the numbers of the folder cannot be written", slog.Any("err", err))
@@ -276,6 +275,11 @@ func (d *Device) prover(signer func() *jose.Signer) *rest.Prover {
 
 // inOrder gets a token with the key that counts, at the right time.
 func (d *Device) inOrder(ctx context.Context, get func(context.Context) error) error {
+	if lostTrust(d.trust.Load()) {
+		if err := d.renewTrust(ctx); err != nil {
+			return err
+		}
+	}
 	if err := d.settleKeys(ctx); err != nil { // it goes on as who it was, and tries again later
 		d.o.Log.Info("keys not changed yet", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 	}
@@ -322,8 +326,15 @@ func (d *Device) Keys() (sign, seal *jose.PublicKey) {
 // CAFile returns the path of the file that other clients may trust the server by.
 func (d *Device) CAFile() string { return d.path(caFile) }
 
-// Trust returns the trust bundle that the device goes by; nil before it is enrolled.
-func (d *Device) Trust() *token.Trust { return d.trust.Load() }
+// Trust returns the trust bundle that the device goes by; nil before it is enrolled, and
+// where the folder's is lost until the server gave the next one.
+func (d *Device) Trust() *token.Trust {
+	t := d.trust.Load()
+	if t != nil && lostTrust(t) {
+		return nil
+	}
+	return t
+}
 
 // Position returns the number of the last command that was begun.
 func (d *Device) Position() (epoch, seq int64) {

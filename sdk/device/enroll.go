@@ -71,7 +71,7 @@ func (d *Device) makeKeys() error {
 		if k.curve == "" {
 			k.curve = jose.P256
 		}
-		if _, err := ensureKey(d.path(k.file), k.curve, k.use); err != nil {
+		if err := d.ensureKey(k.file, k.curve, k.use); err != nil {
 			return err
 		}
 	}
@@ -155,11 +155,7 @@ func (d *Device) settle(id *identity, bundle string, t *token.Trust) error {
 	if err := os.Remove(d.path(logFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	n, err := readNumbers(durable.OS{}, d.path(numbersFile))
-	if err != nil {
-		return err
-	}
-	if err := newJournal(durable.OS{}, d.path(journalFile), n); err != nil {
+	if err := newJournal(durable.OS{}, d.path(journalFile), d.numbers); err != nil {
 		return err
 	}
 	if err := writeIdentity(d.dir, id); err != nil {

@@ -11,21 +11,46 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // logFile is the log's checkpoint that this device saw last.
 const logFile = "log.checkpoint"
 
-// readLog reads what the folder remembers of the log; a zero checkpoint for nothing.
-func readLog(path string) (ledger.Checkpoint, error) {
-	b, err := durable.ReadTrusted(path, ledger.MaxNote)
-	if errors.Is(err, fs.ErrNotExist) {
-		return ledger.Checkpoint{}, nil
+// readLog returns the checkpoint of the log that was seen last; a zero one for none. The file
+// counts where the log's signature shows that it is whole, else the counts.
+func (d *Device) readLog(t *token.Trust) (ledger.Checkpoint, error) {
+	c := d.numbers.counts()
+	had := ledger.Checkpoint{Origin: ledger.Origin(d.id.Issuer), Size: c.LogSize, Root: c.LogRoot}
+	if had.Size == 0 {
+		had = ledger.Checkpoint{}
 	}
-	if err != nil {
-		return ledger.Checkpoint{}, err
+	b, err := durable.ReadTrusted(d.path(logFile), ledger.MaxNote)
+	switch {
+	case unbelieved(err):
+		return had, err
+	case errors.Is(err, fs.ErrNotExist) && had.Size == 0:
+		return had, nil
 	}
-	return ledger.ReadCheckpoint(b)
+	if err == nil {
+		var keys []ledger.Key
+		var o ledger.Opened
+		if keys, err = ledger.KeysOf(t.Issuer, t.Log, t.Witnesses); err == nil {
+			o, err = ledger.Open(b, keys...)
+		}
+		if err == nil && o.Size >= had.Size {
+			return o.Checkpoint, nil
+		}
+		if err != nil && had.Size == 0 { // of a build that kept no counts: the key that signed it may be gone
+			if c, rerr := ledger.ReadCheckpoint(b); rerr == nil {
+				return c, nil
+			}
+		}
+	}
+	if had.Size == 0 {
+		d.o.Log.Error("the log's checkpoint is lost in both places; the next one that comes is believed", slog.Any("err", err))
+	}
+	return had, nil
 }
 
 // logged checks that the log has what is to be obeyed, remembers how far the log was
@@ -57,6 +82,7 @@ func (d *Device) logged(plain []byte, cty string) ([]byte, error) {
 			return nil, watchword.Because(err, watchword.Unavailable, "the log's checkpoint cannot be written")
 		}
 		d.log = seen.Checkpoint
+		d.numbers.stage(func(c *counts) { c.LogSize, c.LogRoot = seen.Size, seen.Root }) // written with the command's number
 	}
 	if err := d.handedOver(p.Body, l.JWS); err != nil {
 		return no(err)

@@ -49,7 +49,8 @@ type numbers struct {
 	mu   sync.Mutex
 	now  counts
 	read state
-	mend bool // a slot is damaged: the next write writes both
+	next func(*counts) // what the next write takes along
+	mend bool          // a slot is damaged: the next write writes both
 }
 
 // state is what was found of the counts.
@@ -115,6 +116,9 @@ func (n *numbers) update(change func(*counts)) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	next := n.now
+	if n.next != nil {
+		n.next(&next)
+	}
 	change(&next)
 	if next == n.now && n.read == whole && !n.mend {
 		return nil
@@ -129,7 +133,7 @@ func (n *numbers) update(change func(*counts)) error {
 			n.mend = true
 			return err
 		}
-		n.now = next
+		n.now, n.next = next, nil
 		return nil
 	}
 	both := bytes.Repeat([]byte(" "), slotApart+slotSize)
@@ -143,12 +147,19 @@ func (n *numbers) update(change func(*counts)) error {
 		n.mend = true // whichever file is there now: the next write makes it anew
 		return err
 	}
-	n.now, n.read, n.mend = next, whole, false
+	n.now, n.next, n.read, n.mend = next, nil, whole, false
 	return nil
 }
 
 // slotOf is where counts are written: the slot of those before stays.
 func slotOf(c counts) int64 { return c.Written % 2 * slotApart }
+
+// stage leaves a change of the log's number for the next update: the folder has it elsewhere too.
+func (n *numbers) stage(change func(*counts)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.next = change // each is of the same number, and later than the one before
+}
 
 func (n *numbers) writeSlot(slot []byte, at int64) error {
 	f, err := n.disk.Open(n.path, false)

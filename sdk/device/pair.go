@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -246,7 +247,8 @@ func (d *Device) readPairing() (*pairing, error) {
 	}
 	var p pairing
 	if err := json.Unmarshal(b, &p); err != nil {
-		return nil, watchword.Because(err, watchword.Internal, "%s is damaged; remove it to begin anew", d.path(pairingFile))
+		d.o.Log.Warn("the pairing that was begun is damaged; it begins anew", slog.String("path", d.path(pairingFile)))
+		return nil, nil
 	}
 	return &p, nil
 }

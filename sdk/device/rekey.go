@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -141,42 +140,51 @@ type nextJSON struct {
 	Seal json.RawMessage `json:"seal,omitempty"`
 }
 
-func (n *nextKeys) write(path string) error {
-	var f nextJSON
+func (n *nextKeys) json() (f nextJSON) {
 	if n.sign != nil {
 		f.Sign = n.sign.JWK()
 	}
 	if n.seal != nil {
 		f.Seal = n.seal.JWK()
 	}
-	b, err := json.Marshal(f)
+	return f
+}
+
+func (n *nextKeys) write(path string) error {
+	b, err := withSum(n.json())
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(path, append(b, '\n'), 0o600)
+	return writeKept(path, b)
 }
 
 // readNext returns the next keys of a folder; nil where there are none.
-func readNext(path string) (*nextKeys, error) {
-	b, err := durable.ReadPrivate(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+func (d *Device) readNext() (n *nextKeys, err error) {
+	b, err := d.readKept(nextFile, true, func(b []byte) error {
+		var f nextJSON
+		read := &nextKeys{}
+		err := checkSum(b, &f)
+		if err == nil && f.Sign != nil {
+			read.sign, err = jose.ParsePrivateJWK(f.Sign, jose.ForSigning)
+		}
+		if err == nil && f.Seal != nil {
+			read.seal, err = jose.ParsePrivateJWK(f.Seal, jose.ForSealing)
+		}
+		if err == nil && read.sign == nil && read.seal == nil {
+			err = watchword.Refuse(watchword.KeyDamaged, "it has no key")
+		}
+		if err == nil && n == nil {
+			n = read
+		}
+		return err
+	})
+	if watchword.CodeOf(err) == watchword.KeyDamaged {
+		err = watchword.Because(err, watchword.KeyDamaged, "%s is damaged: it may hold the keys that the server knows by now", d.path(nextFile))
 	}
-	if err != nil {
+	if err != nil || n == nil {
 		return nil, err
 	}
-	var f nextJSON
-	n := &nextKeys{}
-	if err = json.Unmarshal(b, &f); err == nil && f.Sign != nil {
-		n.sign, err = jose.ParsePrivateJWK(f.Sign, jose.ForSigning)
-	}
-	if err == nil && f.Seal != nil {
-		n.seal, err = jose.ParsePrivateJWK(f.Seal, jose.ForSealing)
-	}
-	if err != nil {
-		return nil, watchword.Because(err, watchword.KeyDamaged, "%s is damaged: it may hold the keys that the server knows by now", path)
-	}
-	return n, nil
+	return n, d.addSum(nextFile, b, n.json())
 }
 
 // settleKeys finishes a change of keys that was cut off, before anything is
@@ -242,7 +250,7 @@ func (d *Device) changeKeys(ctx context.Context, resumed bool) error {
 	}
 	if watchword.CodeOf(err) == watchword.Conflict { // used before, and not the ones that count: they never will
 		d.change.set(nil)
-		return errors.Join(err, os.Remove(d.path(nextFile)))
+		return errors.Join(err, removeKept(d.path(nextFile)))
 	}
 	if err != nil {
 		return err
@@ -300,11 +308,11 @@ func (d *Device) promote(n *nextKeys, to *jose.Signer) error {
 		if k.key == nil {
 			continue
 		}
-		if err := durable.WriteFile(d.path(k.file), append(k.key.JWK(), '\n'), 0o600); err != nil {
+		if err := writeKept(d.path(k.file), append(k.key.JWK(), '\n')); err != nil {
 			return err
 		}
 	}
-	if err := os.Remove(d.path(nextFile)); err != nil {
+	if err := removeKept(d.path(nextFile)); err != nil {
 		return err
 	}
 	d.change.set(nil)

@@ -3,6 +3,7 @@ package device
 import (
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,8 +13,10 @@ import (
 )
 
 func TestNextKeysAreWholeAndPrivate(t *testing.T) {
-	path := filepath.Join(t.TempDir(), nextFile)
-	if n, err := readNext(path); n != nil || err != nil {
+	dir := t.TempDir()
+	path := filepath.Join(dir, nextFile)
+	d := &Device{dir: dir, o: Options{Log: slog.New(slog.DiscardHandler)}} // one that looks
+	if n, err := d.readNext(); n != nil || err != nil {
 		t.Errorf("none: %v, %v", n, err)
 	}
 	for _, o := range []RekeyOptions{{Sign: jose.Ed, Seal: jose.X25519}, {Sign: jose.P256}, {Seal: jose.P256}} {
@@ -24,7 +27,7 @@ func TestNextKeysAreWholeAndPrivate(t *testing.T) {
 		if err := made.write(path); err != nil {
 			t.Fatal(err)
 		}
-		n, err := readNext(path)
+		n, err := d.readNext()
 		if err != nil || !n.fits(o) || n.fits(RekeyOptions{Sign: jose.P256, Seal: jose.P256}) {
 			t.Errorf("%+v: %v", o, err)
 		}
@@ -35,13 +38,19 @@ func TestNextKeysAreWholeAndPrivate(t *testing.T) {
 	if err := os.WriteFile(path, []byte(`{"sign":{"kty":"EC"}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readNext(path); watchword.CodeOf(err) != watchword.KeyDamaged {
+	if n, err := d.readNext(); err != nil || n == nil {
+		t.Errorf("damaged, with a copy: %v", err)
+	}
+	if err := os.Remove(copyOf(path)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.readNext(); watchword.CodeOf(err) != watchword.KeyDamaged {
 		t.Errorf("damaged: %v", err)
 	}
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readNext(path); watchword.CodeOf(err) != watchword.KeyExposed {
+	if _, err := d.readNext(); watchword.CodeOf(err) != watchword.KeyExposed {
 		t.Errorf("exposed: %v", err)
 	}
 }

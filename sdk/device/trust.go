@@ -1,12 +1,14 @@
 package device
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/pem"
 	"errors"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
@@ -22,24 +24,24 @@ func (d *Device) renewTrust(ctx context.Context) error {
 		return err
 	}
 	known := d.trust.Load()
-	t, err := token.VerifyNextTrust(string(raw), *known, d.now())
+	lost := lostTrust(known)
+	t, err := d.verifyNext(string(raw), known)
 	switch {
 	case proved && err != nil:
 		return err
 	case err != nil:
 		return watchword.Because(err, watchword.Unavailable, "who answers there has no certificate that counts, and shows no trust bundle that does (%s)", watchword.CodeOf(err))
-	case !proved && t.Version <= known.Version: // anybody may show what is public
+	case !proved && t.Version <= known.Version && !lost: // anybody may show what is public
 		return watchword.Refuse(watchword.Unavailable, "who answers there has no certificate that counts, and shows no newer trust bundle")
 	}
-	if t.Version > known.Version {
+	if t.Version > known.Version || lost {
 		if d.over(t.Expires) {
 			return watchword.Refuse(watchword.BundleInvalid, "the trust bundle was over before this device started")
 		}
-		if err := durable.WriteFile(d.path(trustFile), raw, 0o600); err != nil {
-			return err
-		}
-		if err := d.writeAnchors(&t); err != nil {
-			return err
+		if d.lock != nil { // the folder that another holds is that one's to mend
+			if err := d.keepTrust(raw, &t); err != nil {
+				return err
+			}
 		}
 		if err := d.use(&t); err != nil {
 			return err
@@ -47,6 +49,71 @@ func (d *Device) renewTrust(ctx context.Context) error {
 		d.o.Log.Info("a newer trust bundle", slog.Int64("version", t.Version))
 	}
 	return d.repin(d.trust.Load()) // by the bundle that is kept: another of the same version is not
+}
+
+// readTrust returns the folder's trust bundle. One that is missing, damaged, or older than the device
+// has had is lost: then it returns one without keys and anchors, under which nothing counts but
+// the next bundle under the pin, which must not be older than the one that was had.
+func (d *Device) readTrust() (t token.Trust, err error) {
+	had := d.numbers.counts()
+	raw, err := durable.ReadTrusted(d.path(trustFile), 2*watchword.MaxBundle)
+	if unbelieved(err) {
+		return t, err
+	}
+	if err == nil {
+		// It was checked before it was written; a bundle that is over meanwhile must still lead to the next one.
+		t, err = token.VerifyTrust(string(raw), d.id.Pin, time.Time{})
+	}
+	if err == nil && (t.Version < had.TrustVersion || t.Epoch < had.TrustEpoch) {
+		err = watchword.Refuse(watchword.BundleInvalid, "it has version %d, and version %d was there before", t.Version, had.TrustVersion)
+	}
+	if err == nil {
+		d.mendAnchors(&t)
+		return t, nil
+	}
+	d.o.Log.Error("the trust bundle of the folder is lost; the next one is asked for under the pin, and nothing is obeyed until it came", slog.Any("err", err))
+	return token.Trust{Issuer: d.id.Issuer, Version: had.TrustVersion, Epoch: had.TrustEpoch}, nil
+}
+
+// lostTrust reports whether a bundle stands for one that is lost.
+func lostTrust(t *token.Trust) bool { return t != nil && len(t.Root) == 0 }
+
+// verifyNext checks the bundle that follows known.
+func (d *Device) verifyNext(raw string, known *token.Trust) (token.Trust, error) {
+	if !lostTrust(known) {
+		return token.VerifyNextTrust(raw, *known, d.now())
+	}
+	t, err := token.VerifyTrust(raw, d.id.Pin, d.now())
+	if err == nil && (t.Issuer != known.Issuer || t.Version < known.Version || t.Epoch < known.Epoch) {
+		err = watchword.Refuse(watchword.BundleInvalid, "the bundle is another issuer's, or older than the one that was known")
+	}
+	return t, err
+}
+
+// keepTrust writes a bundle down, and its number last: the counts are never ahead of the file.
+func (d *Device) keepTrust(raw []byte, t *token.Trust) error {
+	if err := durable.WriteFile(d.path(trustFile), raw, 0o600); err != nil {
+		return err
+	}
+	if err := d.writeAnchors(t); err != nil {
+		return err
+	}
+	return d.numbers.update(func(c *counts) {
+		c.TrustVersion, c.TrustEpoch = max(c.TrustVersion, t.Version), max(c.TrustEpoch, t.Epoch)
+	})
+}
+
+// mendAnchors writes the anchors anew where the file does not have them.
+func (d *Device) mendAnchors(t *token.Trust) {
+	if d.lock == nil {
+		return
+	}
+	if b, err := durable.ReadTrusted(d.path(caFile), 4*watchword.MaxBundle); err == nil && bytes.Equal(b, anchorsPEM(t)) {
+		return
+	}
+	if err := d.writeAnchors(t); err != nil {
+		d.o.Log.Error("the file of the server's authority cannot be mended", slog.Any("err", err))
+	}
 }
 
 // repin goes by the newest root from now on. The bundle on the disk names the old
@@ -92,9 +159,12 @@ func uncertified(err error) bool {
 
 // writeAnchors keeps what other clients may trust the server by.
 func (d *Device) writeAnchors(t *token.Trust) error {
-	var ca []byte
+	return durable.WriteFile(d.path(caFile), anchorsPEM(t), 0o644)
+}
+
+func anchorsPEM(t *token.Trust) (ca []byte) {
 	for _, der := range t.CA {
 		ca = append(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
-	return durable.WriteFile(d.path(caFile), ca, 0o644)
+	return ca
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
@@ -51,6 +52,7 @@ func TestTheFolderGoesByARootOfTheBundleThatItKeeps(t *testing.T) {
 	defer srv.Close()
 
 	d := &Device{dir: t.TempDir(), o: Options{Log: slog.New(slog.DiscardHandler), Now: time.Now}}
+	d.numbers = &numbers{disk: durable.OS{}, path: d.path(numbersFile)}
 	d.id = &identity{ID: "lamp-1", Issuer: known.Issuer, HTTPS: srv.URL, Pin: token.Pin(second.Public())}
 	d.client = rest.New(srv.URL, srv.Client().Transport, nil)
 	d.trust.Store(&known)

@@ -1,0 +1,280 @@
+package device
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// some is some damages of a file: missing, empty, prefixes, flipped bits all over it, zeros.
+func some(whole []byte, steps int, f func(what string, b []byte)) {
+	f("missing", nil)
+	f("empty", []byte{})
+	f("zeros", make([]byte, len(whole)))
+	for i := range steps {
+		if n := len(whole) * i / steps; n > 0 {
+			f(fmt.Sprintf("cut to %d bytes", n), whole[:n])
+		}
+		at := (len(whole)*i/steps + 7*i) % len(whole)
+		for _, i := range []int{at, max(len(whole)-1-2*i, 0)} {
+			b := slices.Clone(whole)
+			b[i] ^= 1 << (i % 7)
+			f(fmt.Sprintf("byte %d flipped", i), b)
+		}
+	}
+}
+
+func signCommand(t *testing.T, s *fakeServer, to *jose.PublicKey, seq int64, nonce string) string {
+	t.Helper()
+	now := time.Now()
+	jws, err := token.SignCommand(s.command, token.Command{
+		Issuer: s.trust.Issuer, Device: "lamp-1", ID: watchword.CommandID(fmt.Sprint("cmd_", seq)), Epoch: 1, Seq: seq,
+		Function: "f", Args: []byte(`{}`), By: "operator", Nonce: nonce, Issued: now, Expires: now.Add(5 * time.Minute),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwe, err := jose.Seal(to, "JWT", []byte(jws))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return jwe
+}
+
+// renewed raises the fake server's bundle, which the device takes if it is not nil.
+func (s *fakeServer) renewed(d *Device) {
+	s.t.Helper()
+	s.trust.Version++
+	raw, err := token.SignTrust(s.trust, s.root)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.bundle = raw
+	if err := d.renewTrust(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Whatever a disk does to one file of a device's folder: the folder opens, the device is who it was,
+// nothing is done twice, nothing goes back, a new command is obeyed, and the folder is whole again.
+func TestNoDamageOfAFileMakesADeviceActTwiceOrDeaf(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(false, Options{})
+	acted := map[int64]int{}
+	obey := func(d *Device) {
+		d.Handle("f", func(_ context.Context, c *Command) (any, error) { acted[c.Seq]++; return nil, nil })
+		d.OnConfig(func(context.Context, Config) error { return nil })
+	}
+	obey(d)
+	older := s.bundle
+	s.renewed(d)
+	sign, seal := d.Keys()
+	for seq := range int64(3) {
+		if _, err := d.Obey(t.Context(), signCommand(t, s, seal, seq+1, "")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 5)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.goBy(time.Now(), &s.trust); err != nil {
+		t.Fatal(err)
+	}
+	floor := d.clock.noSooner().Unix()
+	next, err := makeNext(RekeyOptions{Sign: jose.P256, Seal: jose.X25519})
+	if err == nil {
+		err = next.write(d.path(nextFile))
+	}
+	if err == nil {
+		err = d.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := os.ReadDir(d.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string][]byte{}
+	for _, e := range names {
+		if e.Name() == lockFile {
+			continue
+		}
+		if files[e.Name()], err = os.ReadFile(d.path(e.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{signFile, sealFile, nextFile, identityFile, trustFile, caFile, configFile, journalFile, numbersFile, clockFile} {
+		if len(files[name]) == 0 {
+			t.Fatalf("the folder has no %s", name)
+		}
+	}
+	for name, whole := range files {
+		steps := 5
+		if strings.HasSuffix(name, ".copy") {
+			steps = 1
+		}
+		some(whole, steps, func(what string, b []byte) {
+			dir := filepath.Join(t.TempDir(), "lamp")
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for other, content := range files {
+				if other == name {
+					content = b
+				}
+				if content == nil {
+					continue
+				}
+				if err := os.WriteFile(filepath.Join(dir, other), content, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			clear(acted)
+			what = name + " " + what
+			d, err := OpenWith(dir, d.o)
+			if err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			obey(d)
+			if a, b := d.Keys(); a.ID() != sign.ID() || b.ID() != seal.ID() || d.ID() != "lamp-1" || d.Server() != s.https.URL {
+				t.Errorf("%s: another device", what)
+			}
+			if n := d.change.next; n == nil || n.sign.Public().ID() != next.sign.Public().ID() || n.seal.Public().ID() != next.seal.Public().ID() {
+				t.Errorf("%s: the next keys are lost", what)
+			}
+			if got := d.clock.noSooner().Unix(); got != floor {
+				t.Errorf("%s: the last signed time is %d, was %d", what, got, floor)
+			}
+			if _, err := d.verifyNext(older, d.trust.Load()); err == nil {
+				t.Errorf("%s: an older trust bundle is taken", what)
+			}
+			if d.Trust() == nil {
+				if err := d.renewTrust(t.Context()); err != nil {
+					t.Errorf("%s: the bundle is lost, and the next one is not taken: %v", what, err)
+				}
+			}
+			if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 4)); watchword.CodeOf(err) != watchword.CommandStale {
+				t.Errorf("%s: an older configuration: %v", what, err)
+			}
+			for seq := range int64(3) {
+				_, _ = d.Obey(t.Context(), signCommand(t, s, seal, seq+1, "")) // refused, or its receipt of then
+			}
+			nonce := d.nonce.current(d.o.Now())
+			for seq := range int64(3) {
+				_, _ = d.Obey(t.Context(), signCommand(t, s, seal, seq+1, nonce))
+			}
+			if len(acted) > 0 {
+				t.Errorf("%s: acted again on %v", what, acted)
+			}
+			if _, err := d.Obey(t.Context(), signCommand(t, s, seal, 4, nonce)); err != nil || acted[4] != 1 {
+				t.Errorf("%s: a new command: %v", what, err)
+			}
+			if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 6)); err != nil {
+				t.Errorf("%s: a new configuration: %v", what, err)
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Contains([]string{configFile, journalFile, numbersFile, clockFile}, name) { // these are written anew otherwise
+				if now, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(now, whole) && what != name+" byte "+fmt.Sprint(len(whole)-1)+" flipped" {
+					t.Errorf("%s: it is not mended: %v", what, err)
+				}
+			}
+			if t.Failed() {
+				t.FailNow()
+			}
+		})
+	}
+	// Where both of the two are damaged there is nothing to go by, and the error says which file.
+	for _, name := range []string{signFile, sealFile, nextFile, identityFile} {
+		for other, content := range files {
+			if err := os.WriteFile(filepath.Join(d.dir, other), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, p := range []string{d.path(name), copyOf(d.path(name))} {
+			if err := os.WriteFile(p, []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := OpenWith(d.dir, d.o); watchword.CodeOf(err) != watchword.KeyDamaged || !bytes.Contains([]byte(err.Error()), []byte(name)) {
+			t.Errorf("both of %s: %v", name, err)
+		}
+	}
+}
+
+// The log's checkpoint is known a second time: a damaged file opens no way to an older log.
+func TestADamagedCheckpointIsKnownAllTheSame(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(false, Options{})
+	k, err := jose.GenerateKey(jose.Ed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := k.Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust := s.trust
+	trust.Log = []*jose.PublicKey{k.Public()}
+	note := func(size int64) []byte {
+		t.Helper()
+		ls := ledger.Signer{Key: ledger.LogKeys(trust.Issuer, k.Public())[0], Do: signer.Prove}
+		b, err := ledger.Checkpoint{Origin: ledger.Origin(trust.Issuer), Size: size, Root: ledger.Hash{byte(size)}}.Sign(ls)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	whole := note(9)
+	put := func(b []byte) {
+		t.Helper()
+		if err := os.WriteFile(d.path(logFile), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(whole)
+	known, err := d.readLog(&trust)
+	if err != nil || known.Size != 9 {
+		t.Fatalf("%+v, %v", known, err)
+	}
+	d.numbers.stage(func(c *counts) { c.LogSize, c.LogRoot = known.Size, known.Root })
+	if err := d.numbers.update(func(*counts) {}); err != nil {
+		t.Fatal(err)
+	}
+	cases := 0
+	some(whole, 12, func(what string, b []byte) {
+		if put(b); b == nil {
+			if err := os.Remove(d.path(logFile)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := d.readLog(&trust); err != nil || got != known {
+			t.Errorf("%s: %+v, %v", what, got, err)
+		}
+		cases++
+	})
+	put(note(4))
+	if got, err := d.readLog(&trust); err != nil || got != known {
+		t.Errorf("an older one: %+v, %v", got, err)
+	}
+	put(note(12))
+	if got, err := d.readLog(&trust); err != nil || got.Size != 12 {
+		t.Errorf("a later one: %+v, %v", got, err)
+	}
+	if cases < 30 {
+		t.Errorf("%d cases", cases)
+	}
+}
