@@ -471,3 +471,68 @@ func TestAPaceGrowsAndBeginsAnew(t *testing.T) {
 		}
 	})
 }
+
+// A connection of HTTP/2 that dies without a word costs one request, and no further one.
+func TestADeadConnectionIsNotUsedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPipes()
+		var protocols http.Protocols
+		protocols.SetUnencryptedHTTP2(true)
+		srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), Protocols: &protocols}
+		ended := make(chan error, 1)
+		go func() { ended <- srv.Serve(p) }()
+		var lines []*deadable
+		tr := rest.Transport(&tls.Config{}, func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := p.dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			lines = append(lines, &deadable{Conn: c})
+			return lines[len(lines)-1], nil
+		})
+		tr.Protocols = &protocols
+		defer func() {
+			tr.CloseIdleConnections()
+			for _, l := range lines {
+				_ = l.Conn.Close()
+			}
+			_ = srv.Close()
+			<-ended
+			time.Sleep(time.Minute) // of the bubble
+		}()
+		c := rest.New("http://localhost", tr, nil)
+		ask := func() (took time.Duration, err error) {
+			begun := time.Now()
+			_, err = c.Do(t.Context(), rest.Request{Method: "GET", Path: "/"})
+			return time.Since(begun), err
+		}
+		for range 2 {
+			if _, err := ask(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(lines) != 1 {
+			t.Fatalf("%d connections", len(lines))
+		}
+		lines[0].dead.Store(true)
+		if took, err := ask(); watchword.CodeOf(err) != watchword.Unavailable || took > 38*time.Second {
+			t.Errorf("over the dead one: %v after %s", err, took)
+		}
+		if took, err := ask(); err != nil || took > time.Second || len(lines) != 2 {
+			t.Errorf("after it: %v after %s, %d connections", err, took, len(lines))
+		}
+	})
+}
+
+// deadable is a connection on which nothing comes or goes any more once it is dead.
+type deadable struct {
+	net.Conn
+	dead atomic.Bool
+}
+
+func (d *deadable) Write(b []byte) (int, error) {
+	if d.dead.Load() {
+		return len(b), nil
+	}
+	return d.Conn.Write(b)
+}

@@ -204,3 +204,17 @@ func TestALineOfAnExportHasABound(t *testing.T) {
 		}
 	}
 }
+
+// Who waits for a command asks once a second, however fast the server answers that it is not over.
+func TestWaitingForACommandHasAPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, h := against(func(*http.Request) (int, io.Reader) { return 200, strings.NewReader(`{"id":"cmd_1","state":"queued"}`) })
+		begun := time.Now()
+		if _, err := c.Await(t.Context(), Command{ID: "cmd_1"}, time.Minute); err != nil || time.Since(begun) != time.Minute {
+			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+		if n := h.times("GET /v1/commands/cmd_1"); n < 55 || n > 61 {
+			t.Errorf("it asked %d times in a minute", n)
+		}
+	})
+}
