@@ -519,6 +519,10 @@ func TestNoCommandPrintsWhatATerminalWouldObey(t *testing.T) {
 		{"device", venom},
 		{"--data", venom, "device", "list"},
 		{"-o", venom, "device", "list"},
+		{"--data", w.data, "__complete", "device", "show", ""},
+		{"--data", w.data, "enrollment", "approve", "CODE"}, // which asks, where standard input is a terminal or no file
+		{"--data", w.data, "device", "revoke", venom, "--reason", "r"},
+		{"--data", w.data, "policy", "delete", venom},
 		{"__complete", "device", "show", ""},
 		{"__complete", "enrollment", "approve", ""},
 		{"__complete", "key", "revoke", ""},

@@ -14,7 +14,7 @@ import (
 // write to it, or put another in its place, decides then. So each is read through this file, which wants of it that
 //
 //   - it belongs to the user of this process (the effective user id) or to root; where root runs, to root alone,
-//   - no group and nobody else may write to it, and where it is private, read it,
+//   - no group but the user's own and nobody else may write to it, and where it is private, no group and nobody else read it,
 //   - every folder on the way to it belongs to these too, and others may not write there, unless its sticky bit keeps them from
 //     what is not theirs; in the folder of a file neither may a group,
 //   - every symbolic link on the way belongs to these too.

@@ -85,13 +85,10 @@ func split(path string) (names []string) {
 
 // checkAbove checks a folder above path.
 func checkAbove(dir, path string, info fs.FileInfo, forbidden fs.FileMode) error {
-	if !info.IsDir() {
-		return &fs.PathError{Op: "open", Path: path, Err: syscall.ENOTDIR}
-	}
 	if err := checkOwner(dir, info); err != nil {
 		return err
 	}
-	if mode := info.Mode(); mode.Perm()&forbidden != 0 && mode&fs.ModeSticky == 0 {
+	if mode := info.Mode(); mode.Perm()&forbidden&^ownGroup(info) != 0 && mode&fs.ModeSticky == 0 {
 		return watchword.Refuse(watchword.FileUntrusted, "the folder %s can be written by others (mode %04o), who could put another in the place of %s; run chmod go-w %s", dir, mode.Perm(), path, dir)
 	}
 	return nil
@@ -104,7 +101,7 @@ func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
 	}
 	mode := info.Mode().Perm()
 	switch {
-	case mode&forbidden == 0:
+	case mode&forbidden == 0, forbidden == othersWrite && mode&forbidden&^ownGroup(info) == 0:
 		return nil
 	case forbidden == othersRead && info.IsDir():
 		return watchword.Refuse(watchword.KeyExposed, "the folder %s can be entered by others (mode %04o); run chmod 700 %s", path, mode, path)
@@ -112,6 +109,16 @@ func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
 		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if somebody may have read it", path, mode, path)
 	}
 	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o); look whether it is still what it should be, and run chmod go-w %s", path, mode, path)
+}
+
+// ownGroup is the mode's bit that does not count where the group is the user's own: of the same number, as useradd makes them.
+// Where umask is 002, as with many distributions, such a group may write to every file. Root has none.
+func ownGroup(info fs.FileInfo) fs.FileMode {
+	me := os.Geteuid()
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && me != 0 && os.Getegid() == me && int(st.Gid) == me {
+		return 0o020
+	}
+	return 0
 }
 
 // checkOwner refuses what belongs to somebody else than this process's user and root.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/internal/waiting"
 )
 
 const other = 54321 // a user id that nobody has
@@ -186,6 +187,22 @@ func TestWhatIsNotThereIsNotThere(t *testing.T) {
 	}
 }
 
+// Somebody else's pipe, put where a file was looked for, is refused before it is opened: that would wait for a writer.
+func TestAPipeOfOthersIsNotWaitedFor(t *testing.T) {
+	needRoot(t)
+	d := folder(t, t.TempDir()+"/f", 0o777|fs.ModeSticky)
+	must(t, syscall.Mkfifo(d+"/pipe", 0o600))
+	own(t, d+"/pipe")
+	err := make(chan error, 1)
+	go func() {
+		_, e := durable.ReadTrusted(d+"/pipe", 4)
+		err <- e
+	}()
+	if e := waiting.For(t, "the refusal of a pipe", err); watchword.CodeOf(e) != watchword.FileUntrusted {
+		t.Errorf("got %v", e)
+	}
+}
+
 // A shell's <(…) is a pipe, which has no place in a folder.
 func TestAPipeOfOnesOwnIsBelieved(t *testing.T) {
 	r, w, err := os.Pipe()
@@ -242,6 +259,10 @@ func TestAFolderIsCheckedBeforeAnythingIsMade(t *testing.T) {
 				switch {
 				case want == "" && (after != nil || !info.IsDir() || before != nil && info.Mode().Perm() != 0o700):
 					t.Errorf("it was not made: %v, %v", info, after)
+				case want == "" && before != nil:
+					if info, err := os.Stat(filepath.Join(path, "..")); strings.HasSuffix(path, "/new/deep") && (err != nil || info.Mode().Perm() != 0o700) {
+						t.Errorf("the folder above was made with %v, %v", info.Mode(), err)
+					}
 				case want != "" && before != nil && after == nil:
 					t.Error("it was made")
 				}
@@ -265,11 +286,23 @@ func folder(t *testing.T, path string, m fs.FileMode) string {
 // Who is not root believes root and no third.
 func TestWhoIsNotRootBelievesRootToo(t *testing.T) {
 	if dir := os.Getenv("WATCHWORD_TEST_AS_ANOTHER"); dir != "" {
-		for name, want := range map[string]watchword.Code{"roots": "", "own": "", "thirds": watchword.FileUntrusted} {
+		ofOwnGroup := watchword.Code("")
+		if os.Getegid() != other {
+			ofOwnGroup = watchword.FileUntrusted
+		}
+		for name, want := range map[string]watchword.Code{
+			"roots": "", "own": "", "thirds": watchword.FileUntrusted,
+			"own-group": ofOwnGroup, "folder/own": ofOwnGroup, "everybodys": watchword.FileUntrusted, "roots-group": watchword.FileUntrusted, "thirds-group": watchword.FileUntrusted,
+		} {
 			b, err := durable.ReadTrusted(filepath.Join(dir, name), 4)
 			wants(t, name, want, b, err)
-			if want != "" && !strings.Contains(err.Error(), fmt.Sprintf("chown %d ", other)) {
+			if name == "thirds" && !strings.Contains(err.Error(), fmt.Sprintf("chown %d ", other)) {
 				t.Errorf("%s: it says %v", name, err)
+			}
+		}
+		for _, name := range []string{"own-group", "group-writes"} {
+			if _, err := durable.ReadPrivate(filepath.Join(dir, name)); watchword.CodeOf(err) != watchword.KeyExposed {
+				t.Errorf("a private file, %s: %v", name, err)
 			}
 		}
 		return
@@ -282,14 +315,28 @@ func TestWhoIsNotRootBelievesRootToo(t *testing.T) {
 	put(t, dir+"/roots", 0o644)
 	must(t, os.Chown(put(t, dir+"/own", 0o644), other, other))
 	must(t, os.Chown(put(t, dir+"/thirds", 0o644), other+1, other+1))
+	for name, c := range map[string]struct {
+		mode     fs.FileMode
+		uid, gid int
+	}{
+		"own-group": {0o664, other, other}, "everybodys": {0o666, other, other}, "roots-group": {0o664, other, 0}, "thirds-group": {0o664, other, other + 1},
+		"folder/own": {0o664, other, other}, "group-writes": {0o620, other, other},
+	} {
+		path := put(t, filepath.Join(dir, name), c.mode)
+		must(t, os.Chown(path, c.uid, c.gid))
+	}
+	must(t, os.Chown(dir+"/folder", other, other))
+	must(t, os.Chmod(dir+"/folder", 0o775))
 	bin, err := os.ReadFile(os.Args[0]) // the test's own folder is closed to others
 	must(t, err)
 	must(t, os.WriteFile(dir+"/test", bin, 0o755))
-	c := exec.Command(dir+"/test", "-test.run", "^TestWhoIsNotRootBelievesRootToo$", "-test.v")
-	c.Env = append(os.Environ(), "WATCHWORD_TEST_AS_ANOTHER="+dir)
-	c.Dir = "/"
-	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: other, Gid: other}}
-	if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
-		t.Errorf("%v\n%s", err, out)
+	for _, group := range []uint32{other, other + 1} {
+		c := exec.Command(dir+"/test", "-test.run", "^TestWhoIsNotRootBelievesRootToo$", "-test.v")
+		c.Env = append(os.Environ(), "WATCHWORD_TEST_AS_ANOTHER="+dir)
+		c.Dir = "/"
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: other, Gid: group}}
+		if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS") {
+			t.Errorf("%v\n%s", err, out)
+		}
 	}
 }
