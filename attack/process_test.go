@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -290,6 +292,72 @@ func TestAnAgentThatEndsInMidFunctionSignsInterrupted(t *testing.T) {
 	must(t, err)
 	if c.State != "interrupted" || c.Receipt == nil || !strings.Contains(string(c.Receipt.Result), `"code":"interrupted"`) {
 		t.Errorf("%s %+v", c.State, c.Receipt)
+	}
+}
+
+// Lines that cannot be published end neither the agent nor the lines behind them, and
+// commands go on; each event is what was read.
+func TestAnAgentReadsOnBehindABadLine(t *testing.T) {
+	dir := t.TempDir()
+	data, lamp := filepath.Join(dir, "data"), filepath.Join(dir, "lamp-1")
+	s := start(t, data, "serve")
+	s.until("next ")
+	link, _ := command(t, data, "", "device", "create", "lamp-1")
+	if _, status := command(t, data, link, "agent", "enroll", "-", "--dir", lamp); status != 0 {
+		t.Fatal("agent enroll")
+	}
+	functions := filepath.Join(dir, "functions.toml")
+	must(t, os.WriteFile(functions, []byte("[functions.\"act\"]\nrun = [\"cat\"]\n"), 0o600))
+	cl, err := admin.Local(data)
+	must(t, err)
+	events, opened := make(chan admin.Event, 10), make(chan struct{})
+	go func() {
+		_ = cl.Watch(t.Context(), "lamp-1", "", sync.OnceFunc(func() { close(opened) }), func(e admin.Event) error {
+			events <- e
+			return nil
+		}) // until the test ends
+	}()
+	waiting.For(t, "the stream of events", opened)
+	bin, err := built()
+	must(t, err)
+	agent := exec.Command(bin, "agent", "run", "--dir", lamp, "--functions", functions, "--stdin", "log")
+	var said bytes.Buffer
+	agent.Stderr = &said
+	in, err := agent.StdinPipe()
+	must(t, err)
+	must(t, agent.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- agent.Wait() }()
+	t.Cleanup(func() { _ = agent.Process.Kill() }) // it has ended, or the test failed
+	next := func(want string) {
+		t.Helper()
+		e := waiting.For(t, "the event "+want, events)
+		raw, err := base64.StdEncoding.DecodeString(e.DataBase64)
+		must(t, err)
+		if got := string(e.Data) + string(raw); got != want || e.Stream != "log" {
+			t.Errorf("got %q in %s, want %q", got, e.Stream, want)
+		}
+	}
+	_, err = io.WriteString(in, "1\n"+strings.Repeat("x", 33_000)+"\n a\xffb\r\n"+strings.Repeat("\x01", 30_000)+"\n5\n")
+	must(t, err)
+	next("1")
+	next(" a\xffb")
+	next("5")
+	c, err := cl.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "act", Args: json.RawMessage(`{"a":1}`)})
+	must(t, err)
+	if c, err = cl.Command(t.Context(), c.ID, 50*time.Second); err != nil || c.State != "done" {
+		t.Errorf("%s %v", c.State, err)
+	}
+	_, err = io.WriteString(in, "last")
+	must(t, errors.Join(err, in.Close()))
+	next("\"last\"")
+	if err := waiting.For(t, "the agent's end", ended); err != nil {
+		t.Errorf("at the end of its input: %v", err)
+	}
+	for _, want := range []string{`msg="line passed over" line=2 bytes=33000 code=too_large`, `msg="line passed over" line=4 bytes=30000 code=too_large`} {
+		if !strings.Contains(said.String(), want) {
+			t.Errorf("it did not say %s:\n%s", want, said.String())
+		}
 	}
 }
 

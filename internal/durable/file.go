@@ -7,6 +7,7 @@ package durable
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 )
 
 // WriteFile puts data into path so that after a crash the file is the old one
@@ -60,8 +61,12 @@ func Create(path string, data []byte, mode os.FileMode) error {
 	return SyncDir(filepath.Dir(path))
 }
 
-// SyncDir makes the names in a folder durable.
+// SyncDir makes the names in a folder durable. On Windows it does nothing: a folder cannot
+// be synced there.
 func SyncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
