@@ -123,7 +123,7 @@ func StatusOf(err error) int {
 
 // Do asks and reads the answer. A refusal is a [watchword.Error] with the
 // server's code, and wraps its [Problem]. Codes, beside those: unavailable where
-// nobody answers, or not in time; too_large.
+// nobody answers, or not in time, or with more bytes than were asked for.
 func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, r.within(), late(r.within()))
 	defer cancel()
@@ -141,7 +141,8 @@ func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 		return nil, c.unreachable(ctx, err)
 	}
 	if int64(len(body)) > most {
-		return nil, c.refuse(nil, watchword.TooLarge, "the answer is over %d bytes", most)
+		// The server says too_large of a request: of that, callers may draw conclusions.
+		return nil, c.refuse(nil, watchword.Unavailable, "the answer is over %d bytes", most)
 	}
 	return &Answer{res.StatusCode, res.Header, body}, nil
 }

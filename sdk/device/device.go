@@ -62,7 +62,8 @@ type Options struct {
 	// and tells again if it hears the same. It must not wait.
 	Revoked func(pause time.Duration)
 	// Dial, if not nil, makes the device's connections, under TLS: through a proxy, over
-	// another interface. It is called from several goroutines.
+	// another interface. It is called from several goroutines, 20 times at once and then once a
+	// second at most.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	Log  *slog.Logger     // nil means slog.Default
 	Now  func() time.Time // nil means time.Now
@@ -78,6 +79,7 @@ func (o *Options) fill() {
 	if o.Dial == nil {
 		o.Dial = (&net.Dialer{}).DialContext
 	}
+	o.Dial = paced(o.Dial)
 }
 
 // Device is one device. Its methods are safe for concurrent use. Close it at the end.

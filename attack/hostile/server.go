@@ -1,0 +1,509 @@
+package hostile
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Function is the function that devices under test have. Its arguments are {"n":N}, and the device
+// tells N through [Device.Acted].
+const Function = "act"
+
+// DeviceID is who enrolls.
+const DeviceID watchword.SubjectID = "device-1"
+
+// Door is one of a server's two.
+type Door int
+
+// The doors.
+const (
+	HTTPS Door = iota
+	MQTT
+)
+
+// Server is the server of one device under test. It is good until [Server.Switch] says otherwise.
+// It is safe for concurrent use.
+type Server struct {
+	keys     *authority
+	stranger tls.Certificate // of another authority
+	code     string          // of the one enrollment
+	doors    [2]net.Listener
+	web      *http.Server
+	requests *handover
+	running  sync.WaitGroup
+
+	mu          sync.Mutex
+	closed      bool
+	now         *Case // nil: good
+	connections map[*connection]struct{}
+	wake        chan struct{} // closed and made anew when anything below changes
+	sign, seal  *jose.PublicKey
+	tokens      map[string]bool
+	orders      []*Order
+	config      *token.Config
+	version     int64 // of the trust bundle
+	attempts    []time.Time
+	largest     int64    // bytes that one connection took, or one answer over HTTP
+	problems    []string // what the device sent that no server has to take
+	subscribed  int
+}
+
+// New returns a server on two listeners, which it closes in [Server.Close].
+func New(https, mqtts net.Listener) (*Server, error) {
+	now := time.Now()
+	keys, err := newAuthority(now)
+	if err != nil {
+		return nil, err
+	}
+	_, other, err := newCertificate(now)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		keys: keys, stranger: other, code: watchword.NewNonce(), doors: [2]net.Listener{https, mqtts}, version: 1, wake: make(chan struct{}),
+		connections: map[*connection]struct{}{}, tokens: map[string]bool{}, requests: newHandover(https.Addr()),
+	}
+	s.web = &http.Server{Handler: http.HandlerFunc(s.serveHTTP), ErrorLog: log.New(io.Discard, "", 0), MaxHeaderBytes: 1 << 20, ConnContext: s.counting}
+	s.running.Go(func() { _ = s.web.Serve(s.requests) }) // it ends with what it is handed over by
+	for door, l := range s.doors {
+		s.running.Go(func() { s.accept(Door(door), l) })
+	}
+	return s, nil
+}
+
+// Close closes the listeners and all connections, and waits for what served them.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	err := errors.Join(s.doors[HTTPS].Close(), s.doors[MQTT].Close(), s.requests.Close())
+	s.Cut()
+	err = errors.Join(err, s.web.Close())
+	s.running.Wait()
+	return err
+}
+
+// Link is the link that enrolls the device; it works any number of times.
+func (s *Server) Link() string {
+	return token.Link(s.url(), s.code, token.Pin(s.keys.root.Public()))
+}
+
+func (s *Server) url() string { return "https://" + s.address(HTTPS) }
+
+// address is HOST:PORT of a door, under the name that the certificate has.
+func (s *Server) address(d Door) string {
+	_, port, err := net.SplitHostPort(s.doors[d].Addr().String())
+	if err != nil {
+		return s.doors[d].Addr().String()
+	}
+	return net.JoinHostPort("localhost", port)
+}
+
+// Switch makes the server one of that case from now on; nil makes it good. Connections of before
+// are cut, unless the case that they were of stays.
+func (s *Server) Switch(c *Case) {
+	s.mu.Lock()
+	before := s.now
+	s.now = c
+	s.changed()
+	s.mu.Unlock()
+	if before == nil || !before.Stays {
+		s.Cut()
+	}
+}
+
+// Cut closes all connections.
+func (s *Server) Cut() {
+	s.mu.Lock()
+	var all []*connection
+	for c := range s.connections {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		_ = c.Close() // that is all that is wanted of it
+	}
+}
+
+// changed wakes those that wait. The caller holds mu.
+func (s *Server) changed() {
+	close(s.wake)
+	s.wake = make(chan struct{})
+}
+
+// state returns the case of this moment and what is closed when anything changes.
+func (s *Server) state() (*Case, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now, s.wake
+}
+
+// connection is an accepted connection.
+type connection struct {
+	net.Conn
+	server *Server
+	took   atomic.Int64 // bytes that the device took, or the network holds for it
+	web    bool         // each answer over it is counted by itself
+	asking atomic.Int64 // requests under way
+	asked  atomic.Int64 // requests
+}
+
+// Write counts what the other side takes.
+func (c *connection) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.took.Add(int64(n))
+	return n, err
+}
+
+func (s *Server) accept(door Door, l net.Listener) {
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			return
+		}
+		c := &connection{Conn: nc, server: s}
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			_ = nc.Close() // nobody serves it
+			return
+		}
+		s.connections[c] = struct{}{}
+		s.attempts = append(s.attempts, time.Now())
+		mode := s.now
+		s.running.Add(1)
+		s.mu.Unlock()
+		go func() {
+			defer s.running.Done()
+			if handed := s.serve(door, mode, c); !handed {
+				_ = c.Close() // it may be closed already
+			}
+		}()
+	}
+}
+
+type countKey struct{}
+
+// counting lets each request know its connection.
+func (s *Server) counting(ctx context.Context, nc net.Conn) context.Context {
+	tc, ok := nc.(*tls.Conn)
+	if !ok {
+		return ctx
+	}
+	return context.WithValue(ctx, countKey{}, tc.NetConn())
+}
+
+// counted begins to count what the device takes of one answer, and returns the end of that. The
+// connection is counted where nothing else was asked over it meanwhile, the body in any case.
+func (s *Server) counted(w http.ResponseWriter, r *http.Request) (*counter, func()) {
+	body := &counter{ResponseWriter: w}
+	c, ok := r.Context().Value(countKey{}).(*connection)
+	if !ok {
+		return body, func() {}
+	}
+	before, alone, number := c.took.Load(), c.asking.Add(1) == 1, c.asked.Add(1)
+	return body, func() {
+		c.asking.Add(-1)
+		n := body.n
+		if alone && c.asked.Load() == number {
+			n = max(n, c.took.Load()-before)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.largest = max(s.largest, n)
+	}
+}
+
+// counter counts the body of an answer.
+type counter struct {
+	http.ResponseWriter
+	n int64
+}
+
+// Write implements [io.Writer].
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(b)
+	c.n += int64(n)
+	return n, err
+}
+
+// Unwrap is for [http.ResponseController].
+func (c *counter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+// Close closes the connection, whoever served it.
+func (c *connection) Close() error {
+	err := c.Conn.Close()
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	delete(c.server.connections, c)
+	if !c.web {
+		c.server.largest = max(c.server.largest, c.took.Load())
+	}
+	return err
+}
+
+// serve serves a connection to its end, or hands it over.
+func (s *Server) serve(door Door, mode *Case, c *connection) (handed bool) {
+	if mode == nil {
+		mode = &Case{}
+	}
+	if mode.Connection != nil && mode.Connection(s, door, c) {
+		return false
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{s.keys.certificate}, NextProtos: []string{"mqtt"}, SessionTicketsDisabled: true}
+	if door == HTTPS {
+		conf.NextProtos = []string{"h2", "http/1.1"}
+		if mode.Protocols != nil {
+			conf.NextProtos = mode.Protocols
+		}
+	}
+	if mode.Stranger {
+		conf.Certificates = []tls.Certificate{s.stranger}
+	}
+	tc := tls.Server(c, conf)
+	if err := tc.Handshake(); err != nil {
+		return false
+	}
+	if mode.Raw != nil && mode.Raw(s, door, tc) {
+		return false
+	}
+	if door == HTTPS {
+		s.mu.Lock()
+		c.web = true
+		s.mu.Unlock()
+		return s.requests.give(tc) == nil
+	}
+	m := &Session{Server: s, Conn: tc, writing: make(chan struct{}, 1)}
+	if mode.Session != nil {
+		mode.Session(m)
+	} else {
+		m.Serve()
+	}
+	m.end()
+	return false
+}
+
+// handover is a listener of connections that others accepted.
+type handover struct {
+	address net.Addr
+	next    chan net.Conn
+	closed  chan struct{}
+	once    sync.Once
+}
+
+func newHandover(a net.Addr) *handover {
+	return &handover{address: a, next: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (h *handover) give(c net.Conn) error {
+	select {
+	case h.next <- c:
+		return nil
+	case <-h.closed:
+		return net.ErrClosed
+	}
+}
+
+// Accept implements [net.Listener].
+func (h *handover) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.next:
+		return c, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements [net.Listener].
+func (h *handover) Close() error {
+	h.once.Do(func() { close(h.closed) })
+	return nil
+}
+
+// Addr implements [net.Listener].
+func (h *handover) Addr() net.Addr { return h.address }
+
+// Order is a command for the device.
+type Order struct {
+	N    int64 // what the device tells that it acted on
+	Seq  int64
+	ID   watchword.CommandID
+	Done chan struct{} // closed when the device's first receipt that says done came
+	done bool
+	had  bool // the device acknowledged it
+}
+
+// Order gives the device a command, which goes out as soon as it can be had.
+func (s *Server) Order() *Order {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seq := int64(1)
+	if len(s.orders) > 0 {
+		seq = s.orders[len(s.orders)-1].Seq + 1
+	}
+	o := &Order{N: seq, Seq: seq, ID: newCommandID(time.Now()), Done: make(chan struct{})}
+	s.orders = append(s.orders, o)
+	s.changed()
+	return o
+}
+
+// Pass leaves out the next n numbers, for a case that used them.
+func (s *Server) pass(n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := &Order{Seq: n, had: true, done: true}
+	if len(s.orders) > 0 {
+		o.Seq += s.orders[len(s.orders)-1].Seq
+	}
+	s.orders = append(s.orders, o)
+}
+
+// next returns the orders that the device has not acknowledged, oldest first.
+func (s *Server) next() (out []*Order) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.orders {
+		if !o.had && !o.done {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+func (s *Server) last() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.orders) == 0 {
+		return 0
+	}
+	return s.orders[len(s.orders)-1].Seq
+}
+
+// acknowledge notes that the device has written down the numbers up to seq.
+func (s *Server) acknowledge(seq int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.orders {
+		if o.Seq <= seq {
+			o.had = true
+		}
+	}
+}
+
+// seal signs and seals an order. nonce is that which the device waits for, or empty.
+func (s *Server) sealed(o *Order, nonce string) (string, error) {
+	return s.Seal(s.keys.command, o.N, func(c *token.Command) { c.ID, c.Seq, c.Nonce = o.ID, o.Seq, nonce })
+}
+
+// Seal makes a command of the next number that tells the device to act on n, as edit leaves it,
+// signed by a signer (nil: the command key) and sealed to the device.
+func (s *Server) Seal(by *jose.Signer, n int64, edit func(*token.Command)) (string, error) {
+	now := time.Now()
+	c := token.Command{
+		Issuer: Issuer, Device: DeviceID, ID: newCommandID(now), Epoch: epoch, Seq: s.last() + 1, Function: Function, Args: fmt.Appendf(nil, `{"n":%d}`, n),
+		By: "operator", Issued: now, Expires: now.Add(time.Hour),
+	}
+	if edit != nil {
+		edit(&c)
+	}
+	if by == nil {
+		by = s.keys.command
+	}
+	jws, err := token.SignCommand(by, c)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	to := s.seal
+	s.mu.Unlock()
+	if to == nil {
+		return "", errors.New("nobody has enrolled")
+	}
+	return jose.Seal(to, "JWT", []byte(jws))
+}
+
+// receipt takes a receipt. Code: receipt_invalid.
+func (s *Server) receipt(raw string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, _, err := token.VerifyReceipt(raw, token.NewKeySet(s.sign), DeviceID, Issuer)
+	if err != nil {
+		s.problems = append(s.problems, fmt.Sprintf("a receipt that does not verify: %v", err))
+		return err
+	}
+	i := slices.IndexFunc(s.orders, func(o *Order) bool { return o.Done != nil && o.ID == r.Command })
+	if i < 0 {
+		return nil // of a case's own
+	}
+	if o := s.orders[i]; r.Status == watchword.StDone && !o.done {
+		o.done, o.had = true, true
+		close(o.Done)
+		s.changed()
+	} else if r.Status != watchword.StDone && r.Status != watchword.StAccepted {
+		s.problems = append(s.problems, fmt.Sprintf("command %d ended as %s: %s", o.N, r.Status, r.Result))
+	}
+	return nil
+}
+
+// Configure is the configuration that the device is to have from now on; nil for none.
+func (s *Server) Configure(version int64, document json.RawMessage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.config = &token.Config{Issuer: Issuer, Device: DeviceID, Version: version, Document: document, Issued: time.Now()}
+	s.changed()
+}
+
+// Renew makes the next version of the trust bundle the one that is given.
+func (s *Server) Renew() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version++
+}
+
+func (s *Server) trust() (string, error) {
+	s.mu.Lock()
+	version := s.version
+	s.mu.Unlock()
+	return s.keys.bundle(version, time.Now(), nil)
+}
+
+// Online waits until the device takes commands, over MQTT or by a poll, and reports false where
+// ctx ended first.
+func (s *Server) Online(ctx context.Context) bool {
+	for {
+		s.mu.Lock()
+		n, wake := s.subscribed, s.wake
+		s.mu.Unlock()
+		if n > 0 {
+			return true
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// taking counts those connections and polls that take commands.
+func (s *Server) taking(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.subscribed += n
+	s.changed()
+}

@@ -1,0 +1,376 @@
+package hostile
+
+import (
+	"crypto/tls"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// Topics of a device, and of the protocol.
+const (
+	topicAuth     = "$watchword/auth"
+	topicHello    = "$watchword/hello"
+	topicCommands = "devices/" + string(DeviceID) + "/commands"
+	topicConfig   = "devices/" + string(DeviceID) + "/config"
+	topicReceipts = "devices/" + string(DeviceID) + "/receipts"
+)
+
+// maxDevicePacket is how long a packet of the device may be; a good server says so in CONNACK.
+const maxDevicePacket = 256 << 10
+
+// Session is one MQTT 5 connection with the device, at the server's end.
+type Session struct {
+	Server *Server
+	Conn   net.Conn // TLS; reads go through [Session.Read]
+
+	in      []byte
+	connect *packet.Connect
+	// Limits that the device told; 0 where it told none.
+	Largest, Receive uint32
+
+	writing    chan struct{} // has room for the one who writes; a mutex would stop the time of a bubble
+	mu         sync.Mutex
+	nonce      string
+	subscribed bool
+	deaf       bool // nothing is answered any more
+	over       chan struct{}
+	pushing    sync.WaitGroup
+	id         uint16
+	pushed     map[uint16]*Order
+	sent       map[*Order]bool
+}
+
+// errPacket is why a session ends: what the device sent is no MQTT.
+var errPacket = errors.New("no MQTT packet")
+
+// Read returns the device's next packet.
+func (m *Session) Read() (packet.Packet, error) {
+	for {
+		first, body, n, err := packet.Frame(m.in, maxDevicePacket)
+		if err != nil {
+			return nil, errors.Join(errPacket, err)
+		}
+		if n > 0 {
+			p, err := packet.Parse(first, append([]byte(nil), body...), packet.V5)
+			m.in = m.in[n:]
+			if err != nil {
+				return nil, errors.Join(errPacket, err)
+			}
+			return p, nil
+		}
+		more := make([]byte, 4<<10)
+		k, err := m.Conn.Read(more)
+		m.in = append(m.in, more[:k]...)
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Write sends packets, however wrong.
+func (m *Session) Write(ps ...packet.Packet) error {
+	var b []byte
+	for _, p := range ps {
+		b = packet.Append(b, p, packet.V5)
+	}
+	return m.Raw(b)
+}
+
+// Raw sends bytes.
+func (m *Session) Raw(b []byte) error {
+	m.writing <- struct{}{}
+	defer func() { <-m.writing }()
+	_, err := m.Conn.Write(b)
+	return err
+}
+
+// Open reads CONNECT and answers nothing yet. It reports false where the connection ended, or who
+// connects is not the device.
+func (m *Session) Open() bool {
+	p, err := m.Read()
+	c, ok := p.(*packet.Connect)
+	if err != nil || !ok {
+		return false
+	}
+	m.connect = c
+	m.Largest, _ = c.Properties.Number(packet.MaximumPacketSize)
+	m.Receive, _ = c.Properties.Number(packet.ReceiveMaximum)
+	if method, _ := c.Properties.Text(packet.AuthMethod); method == ace {
+		data, _ := c.Properties.Data(packet.AuthData)
+		return m.proves(data)
+	}
+	return c.Version == packet.V5 && m.Server.verify(string(c.Password))
+}
+
+// ace is how a device proves its key in CONNECT (RFC 9431 §2.2.4).
+const ace = "ace"
+
+// proves checks a token, behind its length in two bytes, and the signature of what this TLS
+// connection exports.
+func (m *Session) proves(data []byte) bool {
+	tc, ok := m.Conn.(*tls.Conn)
+	if !ok || len(data) < 2 || len(data) < 2+int(binary.BigEndian.Uint16(data)) {
+		return false
+	}
+	n := 2 + int(binary.BigEndian.Uint16(data))
+	state := tc.ConnectionState()
+	material, err := state.ExportKeyingMaterial("EXPORTER-ACE-MQTT-Sign-Challenge", nil, 32)
+	m.Server.mu.Lock()
+	key, known := m.Server.sign, m.Server.tokens[string(data[2:n])]
+	m.Server.mu.Unlock()
+	return err == nil && known && key.Proves(material, data[n:]) == nil
+}
+
+// Accept is [Session.Open] and a good CONNACK.
+func (m *Session) Accept() bool { return m.Open() && m.Write(m.Connack()) == nil }
+
+// Connack is the good answer to CONNECT.
+func (m *Session) Connack() *packet.Connack {
+	ack := &packet.Connack{}
+	ack.Properties.SetNumber(packet.ReceiveMaximum, 256)
+	ack.Properties.SetNumber(packet.MaximumPacketSize, maxDevicePacket)
+	if method, ok := m.connect.Properties.Text(packet.AuthMethod); ok {
+		ack.Properties.SetText(packet.AuthMethod, method)
+	}
+	ack.Properties.User = []packet.Pair{{Name: "expires_at", Value: time.Now().Add(10 * time.Minute).UTC().Format(time.RFC3339)}}
+	return ack
+}
+
+// Serve is a good server's session, from CONNECT to its end.
+func (m *Session) Serve() {
+	if m.Accept() {
+		m.Go()
+	}
+}
+
+// Go is what a good server does after CONNACK, until the end of the connection.
+func (m *Session) Go() {
+	for {
+		p, err := m.Read()
+		if err != nil || !m.Answer(p) {
+			return
+		}
+	}
+}
+
+// Until is [Session.Go] until the device has subscribed to its commands; it reports false where
+// the connection ended before. No command was sent yet then.
+func (m *Session) Until() bool {
+	m.mu.Lock()
+	m.sent = map[*Order]bool{}
+	for _, o := range m.Server.next() {
+		m.sent[o] = true // left to the case
+	}
+	m.mu.Unlock()
+	for {
+		p, err := m.Read()
+		if err != nil || !m.Answer(p) {
+			return false
+		}
+		m.mu.Lock()
+		there := m.subscribed
+		m.mu.Unlock()
+		if there {
+			return true
+		}
+	}
+}
+
+// Beside is [Session.Go] with f beside it, which may send anything.
+func (m *Session) Beside(f func(m *Session) error) {
+	var beside sync.WaitGroup
+	beside.Go(func() { _ = f(m) }) // a peer that is gone
+	for {
+		p, err := m.Read()
+		if err != nil {
+			break
+		}
+		m.mu.Lock()
+		deaf := m.deaf
+		m.mu.Unlock()
+		if !deaf && !m.Answer(p) {
+			break
+		}
+	}
+	_ = m.Conn.Close() // it may be closed already
+	beside.Wait()
+}
+
+// Drain reads and answers nothing, until the connection ends.
+func (m *Session) Drain() {
+	_, _ = io.Copy(io.Discard, m.Conn) // until its end, whatever it is
+}
+
+// Answer does with one packet what a good server does; it reports false where the session has ended.
+func (m *Session) Answer(p packet.Packet) bool {
+	switch p := p.(type) {
+	case *packet.Publish:
+		m.hear(p)
+		return p.QoS == 0 || m.Write(&packet.Ack{Kind: packet.PUBACK, ID: p.ID}) == nil
+	case *packet.Subscribe:
+		ack := &packet.Suback{ID: p.ID}
+		commands := false
+		for _, f := range p.Filters {
+			ack.Codes = append(ack.Codes, packet.GrantedQoS1)
+			commands = commands || f.Topic == topicCommands
+		}
+		if m.Write(ack) != nil {
+			return false
+		}
+		if commands {
+			m.start()
+		}
+		return true
+	case *packet.Ack:
+		m.acked(p)
+		return true
+	case *packet.Ping:
+		return m.Write(&packet.Ping{Response: true}) == nil
+	case *packet.Auth:
+		return m.reauthenticate(p)
+	case *packet.Disconnect:
+		return false
+	}
+	return true
+}
+
+// reauthenticate answers AUTH: a token by a challenge, and what comes back by success.
+func (m *Session) reauthenticate(p *packet.Auth) bool {
+	out := &packet.Auth{Reason: packet.ContinueAuth}
+	out.Properties.SetText(packet.AuthMethod, ace)
+	if p.Reason == packet.Reauthenticate {
+		out.Properties.SetData(packet.AuthData, []byte(watchword.NewNonce()))
+	} else {
+		out.Reason = packet.Success
+	}
+	return m.Write(out) == nil
+}
+
+// hear takes what the device says on the topics of the protocol.
+func (m *Session) hear(p *packet.Publish) {
+	switch p.Topic {
+	case topicHello:
+		var h struct{ Nonce string }
+		if json.Unmarshal(p.Payload, &h) == nil {
+			m.mu.Lock()
+			m.nonce = h.Nonce
+			m.mu.Unlock()
+		}
+	case topicReceipts:
+		_ = m.Server.receipt(string(p.Payload)) // it is noted
+	}
+}
+
+// acked notes that the device has written a command down.
+func (m *Session) acked(a *packet.Ack) {
+	m.mu.Lock()
+	o := m.pushed[a.ID]
+	delete(m.pushed, a.ID)
+	m.mu.Unlock()
+	if o != nil && a.Kind == packet.PUBACK {
+		m.Server.mu.Lock()
+		o.had = true
+		m.Server.mu.Unlock()
+	}
+}
+
+// start sends the commands that there are, and those that come.
+func (m *Session) start() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.subscribed {
+		return
+	}
+	m.subscribed, m.over = true, make(chan struct{})
+	m.Server.taking(1)
+	m.pushing.Go(m.push)
+}
+
+// end waits for what was begun.
+func (m *Session) end() {
+	_ = m.Conn.Close() // it may be closed already
+	m.mu.Lock()
+	there := m.subscribed
+	m.mu.Unlock()
+	if there {
+		close(m.over)
+		m.pushing.Wait()
+		m.Server.taking(-1)
+	}
+}
+
+func (m *Session) push() {
+	for {
+		_, wake := m.Server.state()
+		for _, o := range m.Server.next() {
+			if !m.give(o) {
+				return
+			}
+		}
+		select {
+		case <-wake:
+		case <-m.over:
+			return
+		}
+	}
+}
+
+// give sends a command once.
+func (m *Session) give(o *Order) bool {
+	m.mu.Lock()
+	if m.sent == nil {
+		m.sent = map[*Order]bool{}
+	}
+	known, nonce := m.sent[o], m.nonce
+	m.sent[o] = true
+	m.mu.Unlock()
+	if known {
+		return true
+	}
+	jwe, err := m.Server.sealed(o, nonce)
+	if err != nil {
+		return false
+	}
+	p := m.Command(jwe)
+	m.mu.Lock()
+	if m.pushed == nil {
+		m.pushed = map[uint16]*Order{}
+	}
+	m.pushed[p.ID] = o
+	m.mu.Unlock()
+	return m.Write(p) == nil
+}
+
+// Command is a PUBLISH that carries a sealed command.
+func (m *Session) Command(jwe string) *packet.Publish { return m.Publish(topicCommands, []byte(jwe)) }
+
+// Publish is a PUBLISH with QoS 1 under the next packet identifier.
+func (m *Session) Publish(topic string, payload []byte) *packet.Publish {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.id++; m.id == 0 {
+		m.id = 1
+	}
+	return &packet.Publish{Topic: topic, QoS: 1, ID: m.id, Payload: payload}
+}
+
+// Nonce is the nonce that the device waits for, if any.
+func (m *Session) Nonce() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.nonce
+}
+
+// refusal is a reason string as Watchword has it.
+func refusal(code watchword.Code) string {
+	return strings.Join([]string{string(code), "by the hostile server"}, ": ")
+}
