@@ -75,15 +75,6 @@ func TestTheGoodServerIsGood(t *testing.T) {
 	meet(t, hostile.Case{Name: "good", Lasts: 30 * time.Minute})
 }
 
-// open is the cases that a device of this process does not hold yet, and why.
-var open = map[string]string{
-	"PUBLISH of 256 MB":                "no Maximum Packet Size is told, and none is held",
-	"PUBLISH of 256 MB before CONNACK": "as above",
-	"CONNACK of 256 MB":                "as above",
-	"AUTH of 256 MB":                   "as above",
-	"AUTH without end":                 "each is answered, and a write that nobody reads does not end",
-}
-
 func TestADeviceInThisProcessHoldsEveryCase(t *testing.T) {
 	names := map[string]bool{}
 	for _, c := range hostile.Cases() {
@@ -93,15 +84,7 @@ func TestADeviceInThisProcessHoldsEveryCase(t *testing.T) {
 		names[c.Name] = true
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
-			if why := open[c.Name]; why != "" {
-				t.Skip(why)
-			}
 			meet(t, c)
 		})
-	}
-	for name := range open {
-		if !names[name] {
-			t.Errorf("there is no case %q", name)
-		}
 	}
 }

@@ -286,7 +286,7 @@ func answerCases() (out []Case) {
 			if r.URL.Path != pathConfig {
 				return false
 			}
-			c := token.Config{Issuer: Issuer, Device: DeviceID, Version: 7, Document: json.RawMessage(`{}`), Issued: time.Now()}
+			c := token.Config{Issuer: Issuer, Device: DeviceID, Epoch: epoch, Version: 7, Document: json.RawMessage(`{}`), Issued: time.Now()}
 			jws, err := token.SignConfig(s.keys.issuer, c)
 			write(w, "application/jose", []byte(jws), err)
 			return true
@@ -321,7 +321,7 @@ func configured(version func(n int) int64) func(*Server, http.ResponseWriter, *h
 		}
 		n := <-counted
 		counted <- n + 1
-		c := token.Config{Issuer: Issuer, Device: DeviceID, Version: version(n), Document: json.RawMessage(`{"n":` + strconv.Itoa(n) + `}`), Issued: time.Now()}
+		c := token.Config{Issuer: Issuer, Device: DeviceID, Epoch: epoch, Version: version(n), Document: json.RawMessage(`{"n":` + strconv.Itoa(n) + `}`), Issued: time.Now()}
 		jws, err := token.SignConfig(s.keys.command, c)
 		write(w, "application/jose", []byte(jws), err)
 		return true

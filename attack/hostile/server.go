@@ -464,7 +464,7 @@ func (s *Server) receipt(raw string) error {
 func (s *Server) Configure(version int64, document json.RawMessage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.config = &token.Config{Issuer: Issuer, Device: DeviceID, Version: version, Document: document, Issued: time.Now()}
+	s.config = &token.Config{Issuer: Issuer, Device: DeviceID, Epoch: epoch, Version: version, Document: document, Issued: time.Now()}
 	s.changed()
 }
 
