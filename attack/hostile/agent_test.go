@@ -1,6 +1,9 @@
 package hostile_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"net"
 	"os/exec"
 	"path/filepath"
@@ -63,40 +66,71 @@ func TestTheAgentHoldsCasesOfEachKind(t *testing.T) {
 	for _, c := range hostile.Cases() {
 		cases[c.Name] = c
 	}
+	type seen struct {
+		said string
+		err  error
+	}
+	var mu sync.Mutex
+	saw := map[string]seen{}
+	var met sync.WaitGroup
+	turn := make(chan struct{}, 10) // they wait most of the time: parallel tests would be as few as there are cores
 	for _, name := range atAgent {
 		c, ok := cases[name]
 		if !ok {
 			t.Errorf("there is no case %q", name)
 			continue
 		}
+		dir := t.TempDir()
+		met.Add(1)
+		turn <- struct{}{}
+		go func() {
+			defer met.Done()
+			defer func() { <-turn }()
+			said, err := meetAgent(t.Context(), bin, dir, c)
+			mu.Lock()
+			defer mu.Unlock()
+			saw[name] = seen{said, err}
+		}()
+	}
+	met.Wait()
+	for name, s := range saw {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			listen := func() net.Listener {
-				l, err := net.Listen("tcp", "127.0.0.1:0")
-				check(t, err)
-				return l
-			}
-			s, err := hostile.New(listen(), listen())
-			check(t, err)
-			t.Cleanup(func() { check(t, s.Close()) })
-			a := devices.NewAgent(bin, t.TempDir())
-			check(t, a.Enroll(t.Context(), s.Link()))
-			check(t, a.Start())
-			c.Bytes = 0 // what the kernel holds for the agent counts too
-			out, err := c.Run(t.Context(), s, a, agentLimits)
-			if err != nil {
-				t.Error(err)
-			}
-			if m := a.Memory(); m > agentMemory {
-				t.Errorf("it held %d MB", m>>20)
-			}
-			if err := a.Stop(); err != nil {
-				t.Errorf("at its end: %v", err)
-			}
-			t.Logf("%+v, %d MB", out, a.Memory()>>20)
-			if t.Failed() {
-				t.Log(a.Output())
+			t.Log(s.said)
+			if s.err != nil {
+				t.Error(s.err)
 			}
 		})
 	}
+}
+
+// meetAgent lets an agent meet one case.
+func meetAgent(ctx context.Context, bin, dir string, c hostile.Case) (said string, err error) {
+	https, err1 := net.Listen("tcp", "127.0.0.1:0")
+	mqtts, err2 := net.Listen("tcp", "127.0.0.1:0")
+	if err := errors.Join(err1, err2); err != nil {
+		return "", err
+	}
+	s, err := hostile.New(https, mqtts)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	a := devices.NewAgent(bin, dir)
+	if err := errors.Join(a.Enroll(ctx, s.Link()), a.Start()); err != nil {
+		return "", err
+	}
+	c.Bytes = 0 // what the kernel holds for the agent counts too
+	out, err := c.Run(ctx, s, a, agentLimits)
+	if serr := a.Stop(); serr != nil {
+		err = errors.Join(err, fmt.Errorf("at its end: %w", serr))
+	}
+	m := a.Memory()
+	if m > agentMemory {
+		err = errors.Join(err, fmt.Errorf("it held %d MB", m>>20))
+	}
+	said = fmt.Sprintf("%+v, %d MB", out, m>>20)
+	if err != nil {
+		said += "\n" + a.Output()
+	}
+	return said, err
 }

@@ -17,8 +17,17 @@ import (
 
 func TestMain(m *testing.M) {
 	log.SetOutput(io.Discard) // net/http's client tells there what a server sends that is no HTTP
-	os.Exit(m.Run())
+	var err error
+	if temporary, err = os.MkdirTemp("", "watchword-hostile-"); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(temporary) // a temporary folder
+	os.Exit(code)
 }
+
+// temporary is a folder for the tests of this package.
+var temporary string
 
 func check(t testing.TB, err error) {
 	t.Helper()
@@ -42,24 +51,31 @@ func (l *logs) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// enrolled returns a server in memory, and a device of this process that runs against it.
+func enrolled(t *testing.T) (*hostile.Server, *devices.InProcess) {
+	t.Helper()
+	var network hostile.Network
+	s, err := hostile.New(network.Listen(), network.Listen())
+	check(t, err)
+	t.Cleanup(func() { check(t, s.Close()) })
+	l := &logs{}
+	d, err := devices.OpenInProcess(t.TempDir(), network.Dial, slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	check(t, err)
+	t.Cleanup(func() {
+		check(t, d.Close())
+		if t.Failed() {
+			t.Log(l.b.String())
+		}
+	})
+	check(t, d.Enroll(t.Context(), s.Link()))
+	check(t, d.Start())
+	return s, d
+}
+
 // meet lets a device of this process meet one case in virtual time.
 func meet(t *testing.T, c hostile.Case) {
 	synctest.Test(t, func(t *testing.T) {
-		var network hostile.Network
-		s, err := hostile.New(network.Listen(), network.Listen())
-		check(t, err)
-		t.Cleanup(func() { check(t, s.Close()) })
-		l := &logs{}
-		d, err := devices.OpenInProcess(t.TempDir(), network.Dial, slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug})))
-		check(t, err)
-		t.Cleanup(func() {
-			check(t, d.Close())
-			if t.Failed() || os.Getenv("HOSTILE_LOG") != "" {
-				t.Log(l.b.String())
-			}
-		})
-		check(t, d.Enroll(t.Context(), s.Link()))
-		check(t, d.Start())
+		s, d := enrolled(t)
 		out, err := c.Run(t.Context(), s, d, hostile.Standard)
 		if err != nil {
 			t.Error(err)
@@ -87,4 +103,26 @@ func TestADeviceInThisProcessHoldsEveryCase(t *testing.T) {
 			meet(t, c)
 		})
 	}
+}
+
+// A device that meets one case after the other for an hour, of virtual time, obeys within a pause
+// of the good server's return each time, every command once. The program in soak does so in real time.
+func TestADeviceMeetsOneCaseAfterTheOther(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, d := enrolled(t)
+		limits := hostile.Standard
+		limits.Minute *= 2 // cases are shorter than a device's pauses here: each begins with quick attempts
+		seen, err := hostile.Soak(t.Context(), s, d, hostile.Plan{Seed: 1, Devices: 5, For: time.Hour, Most: 30 * time.Second, Limits: limits})
+		if err != nil {
+			t.Error(err)
+		}
+		if err := d.Stop(); err != nil {
+			t.Errorf("at its end: %v", err)
+		}
+		if seen.Cases < 20 || seen.Orders < 2*seen.Cases {
+			t.Errorf("%d cases, %d commands", seen.Cases, seen.Orders)
+		}
+		t.Logf("%d cases, %d commands, %+v", seen.Cases, seen.Orders, seen.Out)
+	})
 }

@@ -24,6 +24,7 @@ type Agent struct {
 	cmd      *exec.Cmd
 	ended    chan error
 	said     buffer
+	memory   int64
 }
 
 // NewAgent returns an agent of that binary, which has all its files in dir.
@@ -63,6 +64,7 @@ func (a *Agent) Stop() error {
 		return errors.Join(errors.New("the agent had ended by itself"), err)
 	default:
 	}
+	a.memory = max(a.memory, a.highest())
 	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
@@ -70,7 +72,7 @@ func (a *Agent) Stop() error {
 	defer t.Stop()
 	select {
 	case err := <-a.ended:
-		return err
+		return err // nil: status 0
 	case <-t.C:
 		return errors.Join(errors.New("the agent does not end"), a.cmd.Process.Kill())
 	}
@@ -99,8 +101,11 @@ func (a *Agent) Acted() ([]int64, error) {
 // Output is what the agent said so far.
 func (a *Agent) Output() string { return a.said.String() }
 
-// Memory is the most memory that the agent held, in bytes (VmHWM of proc(5)); 0 where it cannot be told.
-func (a *Agent) Memory() int64 {
+// Memory is the most memory that the agent held until it was stopped last, in bytes (VmHWM of
+// proc(5)); 0 where it cannot be told.
+func (a *Agent) Memory() int64 { return a.memory }
+
+func (a *Agent) highest() int64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.cmd.Process.Pid))
 	if err != nil {
 		return 0
