@@ -21,6 +21,9 @@ const headerTake = 1 << 20
 // 4 MiB come before anybody reads them.
 const bodyTake = 6 << 20
 
+// http1Take is the same for bodies over HTTP/1.1.
+const http1Take = 2 << 20
+
 // packetTake is the same for an MQTT packet that is too long: its header is enough to know.
 const packetTake = 512 << 10
 
@@ -80,20 +83,21 @@ func trickle(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// endless is what an answer without end has, in bytes, and repeats how often a part of it stands
-// there at most: a device that takes it all has failed by then, and the machine of the test has not.
+// What an answer without end has, in bytes: a device that takes it all has failed by then, and the
+// machine of the test has not. endless is for what a device may take a part of, see bodyTake.
 const (
 	endless = 8 << 20
-	repeats = 20_000
+	long    = 3 << 20
+	repeats = 10_000 // of short parts
 )
 
 // filler is what stands for one byte that is repeated without end.
 var filler = strings.Repeat("x", 1000)
 
-// repeat sends a text again and again until the device goes away.
-func repeat(w io.Writer, text string) {
+// repeat sends a text again and again until the device goes away, or bytes have been sent.
+func repeat(w io.Writer, text string, bytes int) {
 	b := []byte(strings.Repeat(text, max(1, 16<<10/len(text))))
-	for n := 0; n < min(endless, repeats*len(text)); n += len(b) {
+	for n := 0; n < min(bytes, repeats*len(text)); n += len(b) {
 		if _, err := w.Write(b); err != nil {
 			return
 		}

@@ -298,7 +298,7 @@ func floodCases() (out []Case) {
 	const largest = 268_435_455
 	flood := func(each string) func(*Session) {
 		return then(func(m *Session) error {
-			repeat(raw{m}, each)
+			repeat(raw{m}, each, long)
 			return nil
 		})
 	}
@@ -317,12 +317,12 @@ func floodCases() (out []Case) {
 			if err := m.Raw(announced(1, largest)); err != nil {
 				return err
 			}
-			repeat(raw{m}, filler)
+			repeat(raw{m}, filler, long)
 			return nil
 		})},
 		{Name: "PUBLISH of 256 MB before CONNACK", Bytes: packetTake, Session: func(m *Session) {
 			if m.Open() && m.Raw(announced(1, largest)) == nil {
-				repeat(raw{m}, filler)
+				repeat(raw{m}, filler, long)
 			}
 		}},
 		{Name: "64 commands of 100 kB", Bytes: packetTake + 128<<10, Session: numbered(64, topicCommands, make([]byte, 100<<10))},
@@ -336,12 +336,12 @@ func floodCases() (out []Case) {
 		})},
 		{Name: "CONNACK of 256 MB", Bytes: packetTake, Session: func(m *Session) {
 			if m.Open() && m.Raw([]byte("\x20\xff\xff\xff\x7f\x00\x00\xff\xff\x7f")) == nil {
-				repeat(raw{m}, strings.Repeat("\x26\x00\x01x\x00\x01y", 100))
+				repeat(raw{m}, strings.Repeat("\x26\x00\x01x\x00\x01y", 100), long)
 			}
 		}},
 		{Name: "AUTH of 256 MB", Bytes: packetTake, Session: then(func(m *Session) error {
 			err := m.Raw([]byte("\xf0\xff\xff\xff\x7f\x18\xff\xff\x7f"))
-			repeat(raw{m}, strings.Repeat("\x26\x00\x01x\x00\x01y", 100))
+			repeat(raw{m}, strings.Repeat("\x26\x00\x01x\x00\x01y", 100), long)
 			return err
 		})},
 		{Name: "more commands than the device's Receive Maximum", Session: numbered(2000, topicCommands, []byte("x.y.z"))},
@@ -357,12 +357,12 @@ func floodCases() (out []Case) {
 		{Name: "AUTH without end before CONNACK", Session: func(m *Session) {
 			if m.Open() {
 				go m.Drain()
-				repeat(raw{m}, "\xf0\x08\x18\x06\x15\x00\x03ace")
+				repeat(raw{m}, "\xf0\x08\x18\x06\x15\x00\x03ace", long)
 			}
 		}},
 		{Name: "PINGRESP without end before CONNACK", Session: func(m *Session) {
 			if m.Open() {
-				repeat(raw{m}, "\xd0\x00")
+				repeat(raw{m}, "\xd0\x00", long)
 			}
 		}},
 		{Name: "QoS 0 without end", Session: flood("\x30\x05\x00\x01a\x00x")},

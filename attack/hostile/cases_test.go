@@ -6,6 +6,7 @@ import (
 	"log"
 	"log/slog"
 	"os"
+	"runtime/metrics"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -91,7 +92,39 @@ func TestTheGoodServerIsGood(t *testing.T) {
 	meet(t, hostile.Case{Name: "good", Lasts: 30 * time.Minute})
 }
 
+// heapCeiling is what the heap may have in use while two devices and their servers meet cases, in bytes.
+const heapCeiling = 256 << 20
+
+// watchHeap fails a test, at its end, during which the heap was above the ceiling.
+func watchHeap(t *testing.T) {
+	end, most := make(chan struct{}), make(chan uint64)
+	go func() {
+		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		var highest uint64
+		for {
+			metrics.Read(sample)
+			highest = max(highest, sample[0].Value.Uint64())
+			select {
+			case <-tick.C:
+			case <-end:
+				most <- highest
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		close(end)
+		n := <-most
+		if t.Logf("a heap of %d MB at most", n>>20); n > heapCeiling {
+			t.Errorf("the heap had %d MB", n>>20)
+		}
+	})
+}
+
 func TestADeviceInThisProcessHoldsEveryCase(t *testing.T) {
+	watchHeap(t)
 	names := map[string]bool{}
 	for _, c := range hostile.Cases() {
 		if names[c.Name] {

@@ -33,14 +33,14 @@ func bigHeaders(w http.ResponseWriter, _ *http.Request) {
 // hints answers with interim answers (RFC 9110 §15.2) without end.
 func hints(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Link", "</"+strings.Repeat("x", 1000)+">; rel=preload")
-	for n := 0; n < endless && r.Context().Err() == nil; n += 1000 {
+	for n := 0; n < long && r.Context().Err() == nil; n += 1000 {
 		w.WriteHeader(http.StatusEarlyHints)
 	}
 	silent(w, r)
 }
 
 func endlessBody(w http.ResponseWriter, _ *http.Request) {
-	repeat(w, strings.Repeat(`[[[[[[[["x",`, 100))
+	repeat(w, strings.Repeat(`[[[[[[[["x",`, 100), endless)
 }
 
 // grown is a body that grows a thousandfold when it is decompressed, to 64 MiB.
@@ -132,7 +132,7 @@ func tlsCases() []Case {
 			return true
 		}},
 		{Name: "a handshake of noise without end", Bytes: headerTake, Connection: func(_ *Server, _ Door, c net.Conn) bool {
-			repeat(c, "\x16\x03\x03\x40\x00"+filler)
+			repeat(c, "\x16\x03\x03\x40\x00"+filler, long)
 			return true
 		}},
 		{Name: "HTTP in clear", Connection: func(_ *Server, _ Door, c net.Conn) bool {
@@ -145,7 +145,7 @@ func tlsCases() []Case {
 		}},
 		{Name: "the end after the handshake", Raw: func(*Server, Door, *tls.Conn) bool { return true }},
 		{Name: "noise without end after the handshake", Bytes: headerTake, Raw: func(_ *Server, _ Door, c *tls.Conn) bool {
-			repeat(c, filler)
+			repeat(c, filler, long)
 			return true
 		}},
 		{Name: "HTTP where MQTT is", Raw: func(_ *Server, d Door, c *tls.Conn) bool {
@@ -262,7 +262,7 @@ func answerCases() (out []Case) {
 		{Name: "bodies that grow", Request: always(bomb), Bytes: bodyTake},
 		{Name: "a refusal without end", Bytes: bodyTake, Request: always(func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusForbidden)
-			repeat(w, `{"detail":"`+filler)
+			repeat(w, `{"detail":"`+filler, endless)
 		})},
 		{Name: "receipts that are refused", Orders: 1, Restarts: true, Request: on(refusing(http.StatusUnprocessableEntity, watchword.ReceiptInvalid, 0), pathReceipts)},
 		{Name: "receipts that are not taken", Orders: 1, Request: on(refusing(http.StatusServiceUnavailable, watchword.Unavailable, 0), pathReceipts)},
@@ -350,12 +350,12 @@ func http1Cases() (out []Case) {
 		{"101 Switching Protocols", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", filler},
 	} {
 		out = append(out, Case{
-			Name: bad.name, Protocols: []string{"http/1.1"}, Connection: noMQTT, Bytes: bodyTake,
+			Name: bad.name, Protocols: []string{"http/1.1"}, Connection: noMQTT, Bytes: http1Take,
 			Raw: func(_ *Server, d Door, c *tls.Conn) bool {
 				_, _ = c.Read(make([]byte, 16<<10)) // the request, or its beginning
 				_, _ = io.WriteString(c, bad.begin) // a peer that is gone
 				if bad.then != "" {
-					repeat(c, bad.then)
+					repeat(c, bad.then, long)
 				}
 				return true
 			},
@@ -409,7 +409,7 @@ func http2Cases() (out []Case) {
 				_, _ = io.WriteString(c, bad.begin) // a peer that is gone
 				switch {
 				case bad.then != "":
-					repeat(c, bad.then)
+					repeat(c, bad.then, long)
 				case bad.stays:
 					<-ended
 				}

@@ -20,6 +20,8 @@ type Plan struct {
 	// Most is how long one case lasts at most, and a tenth of it at least.
 	Most   time.Duration
 	Limits Limits
+	// TCP says that bytes are not judged: what the kernel holds for the device would count.
+	TCP bool
 	// Tell, if not nil, is told of each case that was met.
 	Tell func(name string, out Outcome, err error)
 }
@@ -48,6 +50,9 @@ func Soak(ctx context.Context, s *Server, d Device, p Plan) (seen Seen, err erro
 			}
 			if ctx.Err() != nil || time.Since(begun) >= p.For {
 				break
+			}
+			if p.TCP {
+				c.Bytes = 0
 			}
 			l := p.Limits
 			l.Lasts = p.Most/10 + time.Duration(lasts.Int64N(int64(p.Most*9/10)))

@@ -65,7 +65,7 @@ func run(ctx context.Context, lasts time.Duration, count int, seed uint64, most 
 	for n := range count {
 		all.Go(func() {
 			seen, err := one(ctx, filepath.Join(dir, fmt.Sprint(n)), hostile.Plan{
-				Seed: seed, Number: n, Devices: count, For: lasts, Most: most,
+				Seed: seed, Number: n, Devices: count, For: lasts, Most: most, TCP: true,
 				Limits: hostile.Limits{Pause: hostile.Standard.Pause, Deadline: hostile.Standard.Deadline, Second: 40, Minute: hostile.Standard.Minute},
 				Tell: func(name string, out hostile.Outcome, err error) {
 					mu.Lock()
