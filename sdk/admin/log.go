@@ -99,7 +99,7 @@ func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]Entr
 			Entries []Entry `json:"entries"`
 			Next    string  `json:"next_page_token"`
 		}
-		if _, err := c.rest.JSON(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/audit", Query: v, Max: 256 << 20}, nil, &got); err != nil {
+		if _, err := c.rest.JSON(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/audit", Query: v, Max: 8 << 20}, nil, &got); err != nil {
 			return nil, err
 		}
 		all = append(all, got.Entries...)
