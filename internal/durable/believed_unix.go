@@ -3,6 +3,7 @@
 package durable
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -86,7 +87,7 @@ func split(path string) (names []string) {
 // checkAbove checks a folder above path.
 func checkAbove(dir, path string, info fs.FileInfo, forbidden fs.FileMode) error {
 	if err := checkOwner(dir, info); err != nil {
-		return err
+		return watchword.Because(err, watchword.FileUntrusted, "%s lies below a folder of another user, who could put another in its place; take one that lies elsewhere, or: %s", path, detail(err))
 	}
 	if mode := info.Mode(); mode.Perm()&forbidden&^ownGroup(info) != 0 && mode&fs.ModeSticky == 0 {
 		return watchword.Refuse(watchword.FileUntrusted, "the folder %s can be written by others (mode %04o), who could put another in the place of %s; run chmod go-w %s", dir, mode.Perm(), path, dir)
@@ -109,6 +110,14 @@ func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
 		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if somebody may have read it", path, mode, path)
 	}
 	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o); look whether it is still what it should be, and run chmod go-w %s", path, mode, path)
+}
+
+// detail is the words of a refusal without its code.
+func detail(err error) string {
+	if e, ok := errors.AsType[*watchword.Error](err); ok {
+		return e.Detail
+	}
+	return err.Error()
 }
 
 // ownGroup is the mode's bit that does not count where the group is the user's own: of the same number, as useradd makes them.
