@@ -508,3 +508,36 @@ func TestAFloodOfMessagesIsNotHeldInMemory(t *testing.T) {
 		t.Errorf("%d bytes more are held", grown)
 	}
 }
+
+// Over MQTT nothing is acknowledged, over HTTPS each answer stalls: what the application asks for ends.
+func TestWhatAnApplicationSendsHasADeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newBubbleServer(t)
+		d := s.device(true, Options{})
+		s.run(d)
+		for name, tc := range map[string]struct {
+			most time.Duration
+			do   func(context.Context) error
+		}{
+			"an event":  {sendTimeout, func(ctx context.Context) error { return d.Publish(ctx, "lux", 1) }},
+			"the state": {sendTimeout, func(ctx context.Context) error { return d.ReportState(ctx, map[string]int{}) }},
+			"a receipt": {sendTimeout, func(ctx context.Context) error { return d.HandIn(ctx, "r") }},
+			"functions": {sendTimeout, func(ctx context.Context) error { return d.Announce(ctx) }},
+			"a command": {sendTimeout + 40*time.Second, func(ctx context.Context) error {
+				_, err := d.Call(ctx, "lamp-2", "f", nil, 40*time.Second)
+				return err
+			}},
+		} {
+			c := s.connected("a connection")
+			for _, route := range []string{"POST /v1/self/events/lux", "PUT /v1/self/state", "POST /v1/self/receipts", "PUT /v1/self/functions", "POST /v1/commands"} {
+				s.handle(route, s.stall)
+			}
+			c.quiet.Store(true)
+			begun := time.Now()
+			if err := tc.do(t.Context()); watchword.CodeOf(err) != watchword.Unavailable || time.Since(begun) > tc.most {
+				t.Errorf("%s: after %s: %v", name, time.Since(begun), err)
+			}
+			_ = c.nc.Close()
+		}
+	})
+}

@@ -15,9 +15,14 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
+// sendTimeout is how long the server may take to answer what an application sends: [wireTimeout] over
+// MQTT, and then the whole exchange over HTTPS.
+const sendTimeout = time.Minute
+
 // Publish reports an event in a stream, whose segments are names joined by "/".
 // v becomes JSON; bytes go as they are. Codes: bad_request, denied, too_large,
-// rate_limited, unavailable.
+// rate_limited, unavailable, also where the server has not answered within a minute: then nobody knows
+// whether it has the event.
 func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 	if d.id == nil {
 		return errNotEnrolled()
@@ -68,7 +73,7 @@ func fits(what string, body []byte) error {
 
 // ReportState replaces the device's reported state. v becomes one JSON object, as the
 // server takes it; else nothing is sent. Codes: bad_request, too_large, denied,
-// rate_limited, unavailable.
+// rate_limited, unavailable, also where the server has not answered within a minute.
 func (d *Device) ReportState(ctx context.Context, v any) error {
 	if d.id == nil {
 		return errNotEnrolled()
@@ -89,7 +94,7 @@ func (d *Device) ReportState(ctx context.Context, v any) error {
 
 // Announce tells the server what this device can be asked to do. Codes: bad_request and too_large,
 // where the field is "functions.NAME" if the server says which function is at fault; denied,
-// rate_limited, unavailable. It takes effect as a whole or not at all.
+// rate_limited, unavailable, also where the server has not answered within a minute. It takes effect as a whole or not at all.
 func (d *Device) Announce(ctx context.Context, fs ...Function) error {
 	type function struct {
 		Name   string          `json:"name"`
@@ -124,7 +129,7 @@ type Called struct {
 
 // Call orders another device to run a function, and waits for its receipt for at
 // most wait (60 s; 0 does not wait). Codes: denied, not_found, args_invalid and
-// the others of POST /v1/commands.
+// the others of POST /v1/commands; unavailable, also where the server has not answered a minute after wait.
 func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function string, args any, wait time.Duration) (Called, error) {
 	if d.id == nil {
 		return Called{}, errNotEnrolled()

@@ -320,7 +320,8 @@ func (b *backoff) next(err error) time.Duration {
 // wait reports false where ctx ended first.
 func (b *backoff) wait(ctx context.Context, err error) bool { return sleep(ctx, b.next(err)) }
 
-// HandIn sends a receipt that [Device.Obey] returned, for transports of one's own.
+// HandIn sends a receipt that [Device.Obey] returned, for transports of one's own. Codes:
+// receipt_invalid; denied, rate_limited; unavailable, also where the server has not answered within a minute.
 func (d *Device) HandIn(ctx context.Context, receipt string) error {
 	if d.id == nil {
 		return errNotEnrolled()

@@ -367,8 +367,9 @@ type fakeConn struct {
 	acked   chan uint16 // PUBACKs that came
 	left    chan packet.Reason
 	filters []packet.Filter
-	silent  bool // PUBLISH is not acknowledged
-	noPings bool // PINGREQ is not answered
+	silent  bool        // PUBLISH is not acknowledged
+	quiet   atomic.Bool // from now on
+	noPings bool        // PINGREQ is not answered
 
 	noSuback, shortSuback bool // of SUBSCRIBE: no answer; one that lacks a line
 	received              chan *packet.Publish
@@ -449,7 +450,7 @@ func (c *fakeConn) published(p *packet.Publish) {
 	case c.received <- p:
 	default:
 	}
-	if p.QoS > 0 && !c.silent {
+	if p.QoS > 0 && !c.silent && !c.quiet.Load() {
 		c.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
 	}
 }
