@@ -5,27 +5,35 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"unsafe"
 
 	"github.com/watchword-iot/watchword"
 )
 
-// errorSharingViolation is what a file gives that another process has open for itself.
-const errorSharingViolation = syscall.Errno(32)
+var lockFileEx = syscall.NewLazyDLL("kernel32.dll").NewProc("LockFileEx")
+
+// Of LockFileEx.
+const (
+	lockFailImmediately = 1
+	lockExclusive       = 2
+	errorLockViolation  = syscall.Errno(33) // another process has it
+)
 
 // Lock takes the file at path for this process, without waiting, until the
 // returned file is closed or the process ends. Code: folder_in_use.
 func Lock(path string) (*os.File, error) {
-	name, err := syscall.UTF16PtrFromString(path)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	const nobodyElse = 0 // the share mode
-	h, err := syscall.CreateFile(name, syscall.GENERIC_READ|syscall.GENERIC_WRITE, nobodyElse, nil, syscall.OPEN_ALWAYS, syscall.FILE_ATTRIBUTE_NORMAL, 0)
-	if errors.Is(err, errorSharingViolation) {
+	var at syscall.Overlapped // from the first byte
+	ok, _, err := lockFileEx.Call(f.Fd(), lockExclusive|lockFailImmediately, 0, 1, 0, uintptr(unsafe.Pointer(&at)))
+	if ok != 0 {
+		return f, nil
+	}
+	_ = f.Close() // nothing was written
+	if errors.Is(err, errorLockViolation) {
 		return nil, watchword.Because(err, watchword.FolderInUse, "%s is in use by another process", filepath.Dir(path))
 	}
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(h), path), nil
+	return nil, &os.PathError{Op: "lock", Path: path, Err: err}
 }
