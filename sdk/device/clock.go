@@ -135,7 +135,7 @@ func (d *Device) byNonce() bool { return d.journal.lost || d.now().IsZero() }
 // roadTo is [transport] under the device's own word on the time, and never before
 // the trust bundle.
 func (d *Device) roadTo(t *token.Trust) (*http.Transport, error) {
-	tr, err := transport(t, d.nowUnder(t), d.o.Dial)
+	tr, err := transport(t, d.nowUnder(t), d.connect)
 	if err != nil {
 		return nil, err
 	}

@@ -79,7 +79,6 @@ func (o *Options) fill() {
 	if o.Dial == nil {
 		o.Dial = (&net.Dialer{}).DialContext
 	}
-	o.Dial = paced(o.Dial)
 }
 
 // Device is one device. Its methods are safe for concurrent use. Close it at the end.
@@ -87,6 +86,7 @@ type Device struct {
 	dir  string
 	o    Options
 	lock *os.File // nil where the folder is shared
+	pace dialPace
 
 	signer atomic.Pointer[jose.Signer] // nil until the keys exist; another one after [Device.Rekey]
 	opener atomic.Pointer[jose.Opener]

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/rest"
 )
 
 // How often a device connects at most, whatever its server does: net/http by itself connects
@@ -38,13 +37,10 @@ func (p *dialPace) take(now time.Time) bool {
 	return true
 }
 
-// paced is dial at the pace of a device. Code: unavailable beyond it.
-func paced(dial rest.Dial) rest.Dial {
-	p := &dialPace{}
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		if !p.take(time.Now()) {
-			return nil, watchword.Refuse(watchword.Unavailable, "this device connects too often; a connection a second is free again")
-		}
-		return dial(ctx, network, address)
+// connect is [Options.Dial] at the pace of a device. Code: unavailable beyond it.
+func (d *Device) connect(ctx context.Context, network, address string) (net.Conn, error) {
+	if !d.pace.take(time.Now()) {
+		return nil, watchword.Refuse(watchword.Unavailable, "this device connects too often; a connection a second is free again")
 	}
+	return d.o.Dial(ctx, network, address)
 }

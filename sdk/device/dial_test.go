@@ -14,10 +14,10 @@ import (
 func TestConnectionsHaveAPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refused := errors.New("refused")
-		dial := paced(func(context.Context, string, string) (net.Conn, error) { return nil, refused })
+		d := &Device{o: Options{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, refused }}}
 		made := func() (n int) {
 			for {
-				_, err := dial(t.Context(), "tcp", "x")
+				_, err := d.connect(t.Context(), "tcp", "x")
 				if watchword.CodeOf(err) == watchword.Unavailable {
 					return n
 				}

@@ -74,7 +74,7 @@ func (d *Device) unproved(server string, conf *tls.Config) (c *rest.Client, show
 		peer.Store(&s.PeerCertificates)
 		return nil
 	}
-	return rest.NewStranger(server, rest.Once(rest.Transport(conf, d.o.Dial))), func() []*x509.Certificate {
+	return rest.NewStranger(server, rest.Once(rest.Transport(conf, d.connect))), func() []*x509.Certificate {
 		if p := peer.Load(); p != nil {
 			return *p
 		}

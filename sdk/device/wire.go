@@ -143,7 +143,7 @@ func (d *Device) dialTLS(ctx context.Context, c *tls.Config, address string) (ne
 	if c.ServerName, _, err = net.SplitHostPort(address); err != nil {
 		return nil, err
 	}
-	nc, err := d.o.Dial(ctx, "tcp", address)
+	nc, err := d.connect(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
