@@ -541,3 +541,40 @@ func TestWhatAnApplicationSendsHasADeadline(t *testing.T) {
 		}
 	})
 }
+
+// A connection that worked and is lost is made again at once, and not left for HTTPS.
+func TestAConnectionThatIsLostInARefreshIsMadeAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newBubbleServer(t)
+		s.run(s.device(true, Options{}))
+		c := s.connected("a connection")
+		c.quiet.Store(true)
+		refreshed(t, c)
+		begun := time.Now()
+		_ = c.nc.Close()
+		s.connected("another connection")
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("after %s", took)
+		}
+	})
+}
+
+// A server that goes on and acknowledges no message is left: what it does not acknowledge is kept for it.
+func TestAServerThatAcknowledgesNothingIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newBubbleServer(t)
+		s.handle("POST /v1/self/events/lux", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) })
+		d := s.device(true, Options{})
+		s.run(d)
+		c := s.connected("a connection")
+		c.quiet.Store(true)
+		if err := d.Publish(t.Context(), "lux", 1); err != nil { // over HTTPS, in the end
+			t.Error(err)
+		}
+		select {
+		case <-c.ended:
+		case <-time.After(5 * time.Second): // before it is to refresh
+			t.Error("the connection goes on")
+		}
+	})
+}

@@ -87,8 +87,9 @@ func (d *run) dial(ctx context.Context) (*wire, error) {
 	w.over, w.end = context.WithCancel(context.Background())
 	max := d.maxPacket()
 	w.conn = newCheckedConn(nc, max, w.fail)
+	// Each call has a context of its own, which ends before PacketTimeout.
 	w.client = paho.NewClient(paho.ClientConfig{
-		AuthHandler: prover{w}, Conn: w.conn, PingHandler: newPinger(), PacketTimeout: wireTimeout, Session: heldAcks{w.session},
+		AuthHandler: prover{w}, Conn: w.conn, PingHandler: newPinger(), PacketTimeout: 2 * wireTimeout, Session: heldAcks{w.session},
 		OnPublishReceived:  []func(paho.PublishReceived) (bool, error){w.received},
 		OnServerDisconnect: func(p *paho.Disconnect) { w.fail(disconnected(p)) },
 		OnClientError:      func(err error) { w.fail(watchword.Because(err, watchword.Unavailable, "the MQTT connection was lost")) },
