@@ -30,6 +30,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -852,5 +853,15 @@ func TestAPairingHasAPace(t *testing.T) {
 				t.Errorf("interval %s: it asked %d times in ten minutes", interval, n)
 			}
 		})
+	}
+}
+
+// The codes of refusals over MQTT are in reason strings, which the server leaves out where a
+// client asks it to (MQTT 5.0 §3.1.2.11.7).
+func TestADeviceAsksMQTTForReasons(t *testing.T) {
+	s := newFakeServer(t)
+	s.run(s.device(true, Options{}))
+	if n, ok := s.connected("a connection").connect.Properties.Number(packet.RequestProblem); ok && n == 0 {
+		t.Error("it asks for none")
 	}
 }

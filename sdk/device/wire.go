@@ -96,6 +96,7 @@ func (d *run) dial(ctx context.Context) (*wire, error) {
 	})
 	hello := &paho.Connect{ClientID: string(d.id.ID), CleanStart: true, KeepAlive: wireKeepAlive, Properties: &paho.ConnectProperties{
 		MaximumPacketSize: new(uint32(max)), ReceiveMaximum: new(uint16(receiveMaximum)), TopicAliasMaximum: new(uint16(0)),
+		RequestProblemInfo: true, // the codes of refusals are in reason strings
 	}}
 	if w.ace = d.tokens.Proving(); w.ace {
 		w.conn.auths.Store(authsAsked)
