@@ -119,28 +119,30 @@ func (d *Device) knownConfig() position {
 
 // mendConfig writes the configuration that is known where the folder does not have it any more.
 func (d *Device) mendConfig(raw []byte, number position) error {
-	if d.configInFolder() == number {
+	if file, _ := d.configInFolder(); file == number {
 		return nil
 	}
 	return durable.WriteFile(d.path(configFile), raw, 0o600)
 }
 
 // configInFolder returns epoch and version of the configuration in the folder; zero where there is
-// none, or none that can be believed. A key that does not count any more may have signed it.
-func (d *Device) configInFolder() position {
+// none, or none that can be believed. signed says that a key that counts has signed it; else a key that
+// does not count any more may have.
+func (d *Device) configInFolder() (number position, signed bool) {
 	raw, err := durable.ReadTrusted(d.path(configFile), 2*watchword.MaxDocument)
 	if err != nil {
-		return position{}
+		return position{}, false
 	}
 	// It was in time when it came.
 	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.id.Issuer, d.id.ID, time.Time{})
+	signed = err == nil
 	if watchword.CodeOf(err) == watchword.KeyUnknown {
 		c, err = token.ReadConfig(string(raw))
 	}
 	if err != nil {
-		return position{}
+		return position{}, false
 	}
-	return configNumber(c)
+	return configNumber(c), signed
 }
 
 // notApplied is the error of a handler of configurations: another try may do better.

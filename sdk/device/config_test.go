@@ -110,7 +110,7 @@ func TestAnOlderConfigurationIsNeverHandedOn(t *testing.T) {
 			t.Errorf("%s: handed on %d times, %+v", tc.name, heard-before, got)
 		}
 	}
-	if n := d.configInFolder(); n != (position{2, 2}) {
+	if n, _ := d.configInFolder(); n != (position{2, 2}) {
 		t.Errorf("the folder has version %d of epoch %d", n.Seq, n.Epoch)
 	}
 	d.OnConfig(func(context.Context, Config) error { return errors.New("no") })

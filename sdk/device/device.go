@@ -223,8 +223,8 @@ func (d *Device) ready() error {
 // that kept none, or where they were lost.
 func (d *Device) keepNumbers() {
 	config, trust := d.knownConfig(), d.trust.Load()
-	if config.Seq == 0 {
-		config = d.configInFolder()
+	if file, signed := d.configInFolder(); config.Seq == 0 || signed && file.after(config) {
+		config = file // the counts are damaged, or of an older time than the file
 	}
 	err := d.numbers.update(func(c *counts) {
 		c.ConfigEpoch, c.ConfigVersion = config.Epoch, config.Seq

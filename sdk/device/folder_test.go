@@ -215,6 +215,93 @@ func TestNoDamageOfAFileMakesADeviceActTwiceOrDeaf(t *testing.T) {
 	}
 }
 
+// One file of an earlier time among the others, as of a backup, leads back to no older state.
+func TestAFileOfAnEarlierTimeLeadsNowhere(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(false, Options{})
+	acted := map[int64]int{}
+	obey := func(d *Device) {
+		d.Handle("f", func(_ context.Context, c *Command) (any, error) { acted[c.Seq]++; return nil, nil })
+		d.OnConfig(func(context.Context, Config) error { return nil })
+	}
+	obey(d)
+	_, seal := d.Keys()
+	step := func(seq, version int64) {
+		t.Helper()
+		if _, err := d.Obey(t.Context(), signCommand(t, s, seal, seq, "")); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, version)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	folder := func() map[string][]byte {
+		t.Helper()
+		files := map[string][]byte{}
+		for _, name := range []string{identityFile, trustFile, caFile, configFile, journalFile, numbersFile} {
+			b, err := os.ReadFile(d.path(name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			files[name] = b
+		}
+		return files
+	}
+	step(1, 3)
+	earlier, bundle := folder(), s.bundle
+	s.renewed(d)
+	step(2, 4)
+	step(3, 5)
+	later := folder()
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, old := range earlier {
+		for other, content := range later {
+			if other == name {
+				content = old
+			}
+			if err := os.WriteFile(d.path(other), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		clear(acted)
+		d, err := OpenWith(d.dir, d.o)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		obey(d)
+		if _, err := d.verifyNext(bundle, d.trust.Load()); err == nil {
+			t.Errorf("%s: an older trust bundle is taken", name)
+		}
+		if d.Trust() == nil {
+			if err := d.renewTrust(t.Context()); err != nil {
+				t.Errorf("%s: the next bundle is not taken: %v", name, err)
+			}
+		}
+		if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 4)); watchword.CodeOf(err) != watchword.CommandStale {
+			t.Errorf("%s: an older configuration: %v", name, err)
+		}
+		for _, nonce := range []string{"", d.nonce.current(d.o.Now())} {
+			for seq := range int64(3) {
+				_, _ = d.Obey(t.Context(), signCommand(t, s, seal, seq+1, nonce)) // refused, or its receipt of then
+			}
+		}
+		if len(acted) > 0 {
+			t.Errorf("%s: acted again on %v", name, acted)
+		}
+		if _, err := d.Obey(t.Context(), signCommand(t, s, seal, 4, d.nonce.current(d.o.Now()))); err != nil || acted[4] != 1 {
+			t.Errorf("%s: a new command: %v", name, err)
+		}
+		if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 6)); err != nil {
+			t.Errorf("%s: a new configuration: %v", name, err)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // The log's checkpoint is known a second time: a damaged file opens no way to an older log.
 func TestADamagedCheckpointIsKnownAllTheSame(t *testing.T) {
 	s := newFakeServer(t)
