@@ -10,6 +10,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // Receipts on their way.
@@ -137,7 +138,13 @@ func (r *run) handIn(ctx context.Context) error {
 		case noAnswer(err):
 			return err
 		case settledAnyway(err):
+			if r.replace(a, err) {
+				r.receipts.soon()
+				continue
+			}
 			p.last = receiptNo
+			r.wasRefused(a)
+			leaveWord(r.sent)
 		default:
 			p.last = min(max(2*p.last, receiptAgain), receiptNo)
 		}
@@ -147,6 +154,48 @@ func (r *run) handIn(ctx context.Context) error {
 			slog.Duration("pause", p.last), slog.Any("err", err))
 	}
 	return nil
+}
+
+// replace signs anew where the server refused a receipt and the fault is in it: one of a build that
+// did not check what it signed, or one by a key that counts no more. It reports whether
+// there is another receipt now, which this device would take as the server does; so that comes once.
+func (d *Device) replace(a *act, refused error) bool {
+	switch watchword.CodeOf(refused) {
+	case watchword.Conflict, watchword.NotFound:
+		return false // the server has another answer, or never ordered it: nothing that is signed changes that
+	}
+	d.memory.Lock()
+	defer d.memory.Unlock()
+	if a.Seq == 0 || a.ID == "" {
+		return false
+	}
+	_, _, err := token.VerifyReceipt(a.Receipt, token.NewKeySet(d.signer.Load().Public()), d.id.ID, d.id.Issuer)
+	if err == nil {
+		return false
+	}
+	st, result := watchword.StFailed, any(resultInvalid)
+	if old, rerr := token.ReadReceipt(a.Receipt, d.id.ID, d.id.Issuer); rerr == nil {
+		if st, result = old.Status, nil; old.Result != nil {
+			result = old.Result
+		}
+	}
+	receipt, serr := d.sign(a.position, a.ID, a.Hash, st, result)
+	if serr != nil {
+		d.o.Log.Warn("a receipt that the server refused cannot be signed anew", slog.String("command", string(a.ID)), slog.Any("err", serr))
+		return false
+	}
+	d.o.Log.Warn("the server refused a receipt; another takes its place", slog.String("command", string(a.ID)), slog.Any("refused", refused), slog.Any("err", err))
+	if err := d.journal.write(record{"end", act{position: a.position, ID: a.ID, Hash: a.Hash, Receipt: receipt}}, true); err != nil {
+		d.o.Log.Error("it is not on the disk yet", slog.Any("err", err))
+	}
+	return true
+}
+
+// wasRefused notes that a receipt holds up no further commands: the server has answered it.
+func (d *Device) wasRefused(a *act) {
+	d.memory.Lock()
+	defer d.memory.Unlock()
+	a.refused = true
 }
 
 func (d *Device) wasSent(a *act) error {
@@ -159,8 +208,8 @@ func (d *Device) wasSent(a *act) error {
 	return d.journal.write(record{"sent", act{position: a.position}}, false)
 }
 
-// unsent counts the receipts that the server has not taken, and lists them where list is
-// not nil. What is listed has its receipt, which does not change any more.
+// unsent counts the receipts that the server has not answered, and lists those that it has not
+// taken where list is not nil. What is listed has its receipt, which does not change any more.
 func (d *Device) unsent(list *[]*act) (n int) {
 	d.memory.Lock()
 	defer d.memory.Unlock()
@@ -168,7 +217,10 @@ func (d *Device) unsent(list *[]*act) (n int) {
 		if a.Receipt == "" || a.Sent {
 			continue
 		}
-		if n++; list != nil {
+		if !a.refused {
+			n++
+		}
+		if list != nil {
 			*list = append(*list, a)
 		}
 	}

@@ -42,6 +42,8 @@ type act struct {
 	Hash    string              `json:"ch"`
 	Receipt string              `json:"receipt,omitempty"`
 	Sent    bool                `json:"sent,omitempty"`
+
+	refused bool // the server said no to the receipt, in this run
 }
 
 // record is one line. Op is first, begin, end, sent, or lost: the counters before this

@@ -70,7 +70,7 @@ const stopGrace = 20 * time.Second
 type run struct {
 	*Device
 	acting chan inHand       // to the goroutine that carries commands out, which takes one when it is idle
-	sent   chan struct{}     // one token: a receipt was taken
+	sent   chan struct{}     // one token: a receipt was answered
 	paused map[string]paused // receipts that were refused; of the task that hands in
 	pushed pushed
 	// doubted says that the server found what was signed from the past or the future.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -457,6 +459,123 @@ func TestACommandWaitsForTheJournal(t *testing.T) {
 	if seq, st := s.receipt("the command"); seq != 1 || st != watchword.StDone {
 		t.Errorf("%d is %s", seq, st)
 	}
+	end()
+	if err := waiting.For(t, "the end of Run", ended); err != nil {
+		t.Error(err)
+	}
+}
+
+// A receipt that the server refuses for what stands in it, or for its key, is replaced once and said
+// again; those behind it go on.
+func TestARefusedReceiptIsReplaced(t *testing.T) {
+	for name, tc := range map[string]struct {
+		result string
+		by     func(t *testing.T, d *Device) *jose.Signer
+		st     watchword.ReceiptStatus
+		want   string
+	}{
+		"of a build that did not check":   {`{"a":1,"a":2}`, nil, watchword.StFailed, `"result_invalid"`},
+		"by a key that counts no more":    {`{"lux":7}`, func(t *testing.T, _ *Device) *jose.Signer { return testSigner(t) }, watchword.StDone, `{"lux":7}`},
+		"of such a build, by such a key":  {`"\ud800"`, func(t *testing.T, _ *Device) *jose.Signer { return testSigner(t) }, watchword.StFailed, `"result_invalid"`},
+		"that is nested, and has no jti":  {`[[[[[[[[1]]]]]]]]`, nil, watchword.StFailed, `"result_invalid"`},
+		"that is good, and refused again": {`1`, nil, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newFakeServer(t)
+			d := s.device(false, Options{})
+			signer := d.signer.Load()
+			if tc.by != nil {
+				signer = tc.by(t, d)
+			}
+			hash := strings.Repeat("h", 43)
+			bad, err := signer.Sign(token.TypReceipt, fmt.Appendf(nil, `{"iss":"lamp-1","aud":%q,"jti":"j","iat":1,"epoch":1,"seq":1,"cid":"cmd_1","ch":%q,"st":"done","result":%s}`, s.https.URL, hash, tc.result))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range []record{
+				{"begin", act{position: position{1, 1}, ID: "cmd_1", Hash: hash}}, {"end", act{position: position{1, 1}, ID: "cmd_1", Hash: hash, Receipt: bad}},
+			} {
+				if err := d.journal.write(r, true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			refused := make(chan string, 100)
+			s.handle("POST /v1/self/receipts", func(w http.ResponseWriter, r *http.Request) {
+				var in struct{ Receipt string }
+				if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+					t.Error(err)
+				}
+				got, _, err := token.VerifyReceipt(in.Receipt, token.NewKeySet(d.signer.Load().Public()), "lamp-1", s.https.URL)
+				if err != nil || tc.st == "" && got.Seq == 1 {
+					refused <- in.Receipt
+					problem(w, http.StatusUnprocessableEntity, watchword.ReceiptInvalid, "")
+					return
+				}
+				s.receipts <- in.Receipt
+			})
+			d.Handle("f", done)
+			s.order(d, 2, "f")
+			end, ended := s.run(d)
+			if raw := waiting.For(t, "the refused one", refused); raw != bad {
+				t.Errorf("another was refused: %s", raw)
+			}
+			first, second := int64(1), int64(2)
+			if tc.st == "" {
+				first = 2
+			}
+			seen := map[int64]bool{}
+			for len(seen) < int(second-first)+1 {
+				raw := waiting.For(t, "a receipt", s.receipts)
+				r, _, err := token.VerifyReceipt(raw, token.NewKeySet(d.signer.Load().Public()), "lamp-1", s.https.URL)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if seen[r.Seq] = true; r.Seq == 1 && (r.Status != tc.st || !strings.Contains(string(r.Result), tc.want) || r.Command != "cmd_1" || r.Hash != hash) {
+					t.Errorf("in its place: %+v %s", r, r.Result)
+				}
+			}
+			end()
+			if err := waiting.For(t, "the end of Run", ended); err != nil {
+				t.Error(err)
+			}
+			if n := len(refused); n != 0 {
+				t.Errorf("refused %d more times", n)
+			}
+		})
+	}
+}
+
+// Receipts that the server refuses for good hold up no commands, however many they are.
+func TestRefusedReceiptsHoldUpNoCommands(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(false, Options{})
+	d.journal.disk, d.numbers.disk = lazyDisk{}, lazyDisk{}
+	const many = receiptsWaiting + 5
+	for seq := range int64(many) {
+		p, id := position{1, seq + 1}, watchword.CommandID(fmt.Sprint("cmd_", seq+1))
+		for _, r := range []record{{"begin", act{position: p, ID: id, Hash: "h"}}, {"end", act{position: p, ID: id, Hash: "h", Receipt: fmt.Sprint("rrr", seq)}}} {
+			if err := d.journal.write(r, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	last := make(chan struct{}, 1)
+	s.handle("POST /v1/self/receipts", func(w http.ResponseWriter, r *http.Request) {
+		var in struct{ Receipt string }
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+			t.Error(err)
+		}
+		if !strings.HasPrefix(in.Receipt, "rrr") { // of no journal here
+			last <- struct{}{}
+			return
+		}
+		problem(w, http.StatusConflict, watchword.Conflict, "")
+	})
+	d.Handle("f", done)
+	s.order(d, many+1, "f")
+	end, ended := s.run(d)
+	waiting.For(t, "the receipt of the command behind them", last)
 	end()
 	if err := waiting.For(t, "the end of Run", ended); err != nil {
 		t.Error(err)
