@@ -148,7 +148,10 @@ func (d *Device) readKey(name string, use jose.Use) (k *jose.PrivateKey, err err
 		}
 		return err
 	})
-	return k, err
+	if err != nil { // also where one of the two was good: the other is not to be believed
+		return nil, err
+	}
+	return k, nil
 }
 
 // ensureKey makes the key in a file, if there is none.
