@@ -20,7 +20,7 @@ import (
 var atAgent = []string{
 	"a stranger that says the device is revoked",
 	"a stranger that is busy for an hour",
-	"a stranger with 10 MB of headers",
+	"a stranger with 3 MB of headers",
 	"a stranger that passes everything on",
 	"connections that are closed at once",
 	"no commands, at once",

@@ -88,7 +88,7 @@ func trickle(w http.ResponseWriter, r *http.Request) {
 const (
 	endless = 8 << 20
 	long    = 3 << 20
-	repeats = 10_000 // of short parts
+	repeats = 5_000 // of short parts
 )
 
 // filler is what stands for one byte that is repeated without end.

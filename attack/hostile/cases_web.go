@@ -23,10 +23,11 @@ func refusing(status int, code watchword.Code, retryAfter int) func(http.Respons
 	return func(w http.ResponseWriter, _ *http.Request) { Refuse(w, status, code, retryAfter) }
 }
 
-// bigHeaders answers with 10 MB of headers.
+// bigHeaders answers with 3 MB of headers.
 func bigHeaders(w http.ResponseWriter, _ *http.Request) {
-	for n := range 10_000 {
-		w.Header().Set(fmt.Sprintf("X-Hostile-%d", n), strings.Repeat("x", 1000))
+	long := strings.Repeat("x", 100_000)
+	for n := range 30 {
+		w.Header().Set(fmt.Sprintf("X-Hostile-%d", n), long)
 	}
 }
 
@@ -43,11 +44,11 @@ func endlessBody(w http.ResponseWriter, _ *http.Request) {
 	repeat(w, strings.Repeat(`[[[[[[[["x",`, 100), endless)
 }
 
-// grown is a body that grows a thousandfold when it is decompressed, to 64 MiB.
+// grown is a body that grows a thousandfold when it is decompressed, to 16 MiB.
 var grown = sync.OnceValue(func() []byte {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
-	for range 64 {
+	for range 16 {
 		_, _ = z.Write(make([]byte, 1<<20)) // into memory
 	}
 	_ = z.Close() // into memory
@@ -85,7 +86,7 @@ func strangerCases() []Case {
 			Refuse(w, http.StatusUnauthorized, watchword.DPoPNonce, 0)
 		})},
 		{Name: "a stranger that redirects to itself", Request: always(redirecting(""))},
-		{Name: "a stranger with 10 MB of headers", Request: always(bigHeaders), Bytes: headerTake},
+		{Name: "a stranger with 3 MB of headers", Request: always(bigHeaders), Bytes: headerTake},
 		{Name: "a stranger with interim answers without end", Request: always(hints), Bytes: headerTake},
 		{Name: "a stranger with a body without end", Request: always(endlessBody), Bytes: bodyTake},
 		{Name: "a stranger whose body stalls after a byte", Request: always(stalling), Stays: true},
@@ -257,7 +258,7 @@ func answerCases() (out []Case) {
 		{Name: "an unknown code to everything", Request: always(refusing(http.StatusTeapot, "hostile", 0))},
 		{Name: "redirects to itself", Request: always(redirecting(""))},
 		{Name: "redirects to plain HTTP", Request: always(redirecting("http://127.0.0.1:9"))},
-		{Name: "10 MB of headers", Request: always(bigHeaders), Bytes: headerTake},
+		{Name: "3 MB of headers", Request: always(bigHeaders), Bytes: headerTake},
 		{Name: "interim answers without end", Request: always(hints), Bytes: headerTake},
 		{Name: "bodies that grow", Request: always(bomb), Bytes: bodyTake},
 		{Name: "a refusal without end", Bytes: bodyTake, Request: always(func(w http.ResponseWriter, _ *http.Request) {
