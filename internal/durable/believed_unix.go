@@ -90,7 +90,7 @@ func checkAbove(dir, path string, info fs.FileInfo, forbidden fs.FileMode) error
 		return watchword.Because(err, watchword.FileUntrusted, "%s lies below a folder of another user, who could put another in its place; take one that lies elsewhere, or: %s", path, detail(err))
 	}
 	if mode := info.Mode(); mode.Perm()&forbidden&^ownGroup(info) != 0 && mode&fs.ModeSticky == 0 {
-		return watchword.Refuse(watchword.FileUntrusted, "the folder %s can be written by others (mode %04o), who could put another in the place of %s; run chmod go-w %s", dir, mode.Perm(), path, dir)
+		return watchword.Refuse(watchword.FileUntrusted, "the folder %s can be written by others (mode %04o), who could put another in the place of %s; run chmod go-w %s", dir, mode.Perm(), path, word(dir))
 	}
 	return nil
 }
@@ -105,11 +105,11 @@ func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
 	case mode&forbidden == 0, forbidden == othersWrite && mode&forbidden&^ownGroup(info) == 0:
 		return nil
 	case forbidden == othersRead && info.IsDir():
-		return watchword.Refuse(watchword.KeyExposed, "the folder %s can be entered by others (mode %04o); run chmod 700 %s", path, mode, path)
+		return watchword.Refuse(watchword.KeyExposed, "the folder %s can be entered by others (mode %04o); run chmod 700 %s", path, mode, word(path))
 	case forbidden == othersRead:
-		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if somebody may have read it", path, mode, path)
+		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if somebody may have read it", path, mode, word(path))
 	}
-	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o); look whether it is still what it should be, and run chmod go-w %s", path, mode, path)
+	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o); look whether it is still what it should be, and run chmod go-w %s", path, mode, word(path))
 }
 
 // detail is the words of a refusal without its code.
@@ -143,12 +143,30 @@ func checkOwner(path string, info fs.FileInfo) error {
 	case runtime.GOOS == "android" && owner == 1000: // the system, to which the folders above those of apps belong
 		return nil
 	}
-	who, command := fmt.Sprintf("uid %d", owner), fmt.Sprintf("chown root: %s", path)
+	chown := "chown"
+	if info.Mode()&fs.ModeSymlink != 0 {
+		chown = "chown -h" // the link itself
+	}
+	who, command := fmt.Sprintf("uid %d", owner), fmt.Sprintf("%s root: %s", chown, word(path))
 	if u, err := user.LookupId(strconv.Itoa(owner)); err == nil {
 		who = fmt.Sprintf("%s (uid %d)", u.Username, owner)
 	}
 	if me != 0 {
-		command = fmt.Sprintf("chown %d %s as root", me, path)
+		command = fmt.Sprintf("%s %d %s as root", chown, me, word(path))
 	}
 	return watchword.Refuse(watchword.FileUntrusted, "%s belongs to %s, who could change or replace it, not to uid %d that runs this; run this as its owner, or run %s", path, who, me, command)
+}
+
+// word is a path as one word of a shell, that the command of a message can be pasted as it stands.
+func word(path string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+@:,=%", r)
+	}
+	if strings.IndexFunc(path, func(r rune) bool { return !plain(r) }) < 0 && !strings.HasPrefix(path, "-") {
+		return path
+	}
+	if strings.HasPrefix(path, "-") {
+		path = "./" + path // no option
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
 }

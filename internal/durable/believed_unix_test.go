@@ -118,7 +118,7 @@ func TestABelievedFileBelongsToWhoBelievesIt(t *testing.T) {
 				must(t, os.Lchown(l, other, other))
 				return l
 			},
-			watchword.FileUntrusted, watchword.FileUntrusted, "chown root: ",
+			watchword.FileUntrusted, watchword.FileUntrusted, "chown -h root: ",
 		},
 		"a folder": {func(t *testing.T, d string) string { return d }, watchword.FileUntrusted, watchword.FileUntrusted, "is a folder"},
 	} {
@@ -136,6 +136,59 @@ func TestABelievedFileBelongsToWhoBelievesIt(t *testing.T) {
 			}
 			if got := watchword.CodeOf(durable.CheckFile(path)); got != c.trusted {
 				t.Errorf("CheckFile says %s, want %q", got, c.trusted)
+			}
+		})
+	}
+}
+
+// The command of a message is one that a shell takes as it stands, whatever the names, and mends what is wrong.
+func TestTheCommandOfARefusalMends(t *testing.T) {
+	needRoot(t)
+	const name = "it's $(touch made) `touch made`; touch made #\\\n\"*"
+	file := func(t *testing.T, d string, m fs.FileMode) string { return put(t, filepath.Join(d, name, name), m) }
+	for what, make := range map[string]func(t *testing.T, d string) string{
+		"a file that others write": func(t *testing.T, d string) string { return file(t, d, 0o622) },
+		"a file that others read":  func(t *testing.T, d string) string { return file(t, d, 0o644) },
+		"somebody else's file":     func(t *testing.T, d string) string { return own(t, file(t, d, 0o600)) },
+		"somebody else's link": func(t *testing.T, d string) string {
+			l := link(t, file(t, d, 0o600), filepath.Join(d, name, "link"))
+			must(t, os.Lchown(l, other, other))
+			return l
+		},
+		"a folder that others write":     func(t *testing.T, d string) string { return mode(t, file(t, d, 0o600), "..", 0o777) },
+		"somebody else's folder":         func(t *testing.T, d string) string { p := file(t, d, 0o600); own(t, filepath.Dir(p)); return p },
+		"all of it, and more than once ": func(t *testing.T, d string) string { return own(t, mode(t, file(t, d, 0o666), "..", 0o777)) },
+		"what begins with a dash, with no folder before it": func(t *testing.T, d string) string {
+			return filepath.Base(put(t, d+"/-R", 0o666))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			d := t.TempDir()
+			t.Chdir(d)
+			path := make(t, d)
+			for range 4 {
+				_, err := durable.ReadPrivate(path)
+				if err == nil {
+					break
+				}
+				refused, _ := errors.AsType[*watchword.Error](err)
+				if refused == nil {
+					t.Fatal(err)
+				}
+				_, command, found := strings.Cut(refused.Detail, "run ch")
+				if !found {
+					t.Fatalf("it says no command: %v", err)
+				}
+				command, _, _ = strings.Cut("ch"+command, ", and replace the key")
+				if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
+					t.Fatalf("%s: %v\n%s", command, err, out)
+				}
+			}
+			if b, err := durable.ReadPrivate(path); err != nil || string(b) != "text" {
+				t.Errorf("not mended: %q, %v", b, err)
+			}
+			if _, err := os.Stat(d + "/made"); err == nil {
+				t.Error("the shell ran a name")
 			}
 		})
 	}
