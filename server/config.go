@@ -390,8 +390,9 @@ func (c Config) checkTimes() error {
 
 func (c Config) checkNumbers() error {
 	for _, n := range []struct {
-		key             string
-		value, min, max int
+		key      string
+		value    int
+		min, max int64 // some are more than an int of 32 bits
 	}{
 		{"command.max_bytes", c.Command.MaxBytes, 64, watchword.MaxArgs},
 		{"limits.connections", c.Limits.Connections, 1, 1 << 20},
@@ -424,7 +425,7 @@ func (c Config) checkNumbers() error {
 		{"limits.subject_retained_messages", c.Limits.SubjectRetainedMessages, 1, 1 << 24},
 		{"limits.subject_retained_bytes", c.Limits.SubjectRetainedBytes, 1 << 10, 1 << 40},
 	} {
-		if n.value < n.min || n.value > n.max {
+		if v := int64(n.value); v < n.min || v > n.max {
 			return wrong(n.key, "must be from %d to %d", n.min, n.max)
 		}
 	}
