@@ -197,3 +197,27 @@ func TestAJournalHasABound(t *testing.T) {
 		t.Errorf("after compaction it is at %d", j.last.Seq)
 	}
 }
+
+// A journal that ends at a whole record, and before the last command that was begun, is lost.
+func TestAJournalCutAtARecordIsLost(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	j := fresh(t, path)
+	j.obey(t, 1)
+	j.obey(t, 2)
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(b), "\n") // first, begin 1, end 1, begin 2, end 2
+	for n, lost := range map[int]bool{1: true, 3: true, 4: false} {
+		if err := os.WriteFile(path, []byte(strings.Join(lines[:n], "")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if k := open(t, path); k.lost != lost || k.last.Seq != 2 {
+			t.Errorf("cut behind line %d: lost %v, at %d", n, k.lost, k.last.Seq)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"testing"
 	"time"
 
@@ -61,5 +62,19 @@ func TestTheFolderGoesByARootOfTheBundleThatItKeeps(t *testing.T) {
 	}
 	if d.pinned != "" || d.trust.Load() != &known {
 		t.Errorf("it goes by the root %s now, and keeps a bundle of version %d", d.pinned, d.trust.Load().Version)
+	}
+}
+
+// A bundle that is older than the one that was had does not count, though its signature does.
+func TestAnOlderBundleInTheFolderIsNoBundle(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(false, Options{})
+	older := s.bundle
+	s.renewed(d)
+	if err := os.WriteFile(d.path(trustFile), []byte(older), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if known, err := d.readTrust(); err != nil || !lostTrust(&known) {
+		t.Errorf("version %d counts, %v", known.Version, err)
 	}
 }
