@@ -30,11 +30,14 @@ type Tokens struct {
 	// Around, if not nil, is called instead of each look for a token, and calls get for it.
 	Around func(ctx context.Context, get func(context.Context) error) error
 
-	mu      turn
+	fetching turn // one fetch at a time; before mu
+
+	mu      sync.Mutex // of what follows; never held while the server is asked
 	proving bool
 	token   string
 	bound   bool // token is
 	until   time.Time
+	dropped int // how often tokens that were asked for until then ceased to count
 }
 
 // turn is a mutex whose wait ends with a context: who holds it may wait for the server.
@@ -43,17 +46,9 @@ type turn struct {
 	free chan struct{}
 }
 
-func (t *turn) init() { t.once.Do(func() { t.free = make(chan struct{}, 1) }) }
-
-// Lock waits for as long as it takes.
-func (t *turn) Lock() {
-	t.init()
-	t.free <- struct{}{}
-}
-
-// within waits until ctx ends.
-func (t *turn) within(ctx context.Context) error {
-	t.init()
+// Lock waits until ctx ends.
+func (t *turn) Lock(ctx context.Context) error {
+	t.once.Do(func() { t.free = make(chan struct{}, 1) })
 	select {
 	case t.free <- struct{}{}:
 		return nil
@@ -75,24 +70,33 @@ func (t *Tokens) Get(ctx context.Context) (string, error) {
 }
 
 // credential returns a token and, where it is bound, who proves its key.
-func (t *Tokens) credential(ctx context.Context) (access string, prover *Prover, err error) {
-	err = t.around(ctx, func(ctx context.Context) error {
-		if err := t.mu.within(ctx); err != nil {
+func (t *Tokens) credential(ctx context.Context) (token string, prover *Prover, err error) {
+	err = t.around(ctx, func(ctx context.Context) (err error) {
+		if err := t.fetching.Lock(ctx); err != nil {
 			return err
 		}
-		defer t.mu.Unlock()
-		if t.token == "" || !t.Now().Before(t.until) {
-			if err := t.fetch(ctx); err != nil {
-				return err
-			}
+		defer t.fetching.Unlock()
+		access, bound := t.kept()
+		if access == "" {
+			access, bound, err = t.fetch(ctx)
 		}
-		access, prover = t.token, nil
-		if t.bound {
+		token, prover = access, nil
+		if bound {
 			prover = t.Prover
 		}
-		return nil
+		return err
 	})
-	return access, prover, err
+	return token, prover, err
+}
+
+// kept returns the token that was got last; empty where it does not count any more.
+func (t *Tokens) kept() (token string, bound bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.Now().Before(t.until) {
+		return "", false
+	}
+	return t.token, t.bound
 }
 
 func (t *Tokens) around(ctx context.Context, get func(context.Context) error) error {
@@ -111,7 +115,8 @@ func (t *Tokens) Prove() bool {
 		return false
 	}
 	if !t.proving {
-		t.proving, t.token = true, ""
+		t.proving = true
+		t.drop()
 	}
 	return true
 }
@@ -125,41 +130,58 @@ func (t *Tokens) Proving() bool {
 
 // Renew returns a new token, however good the last one still is.
 func (t *Tokens) Renew(ctx context.Context) (access string, err error) {
-	err = t.around(ctx, func(ctx context.Context) error {
-		if err := t.mu.within(ctx); err != nil {
+	err = t.around(ctx, func(ctx context.Context) (err error) {
+		if err := t.fetching.Lock(ctx); err != nil {
 			return err
 		}
-		defer t.mu.Unlock()
-		err := t.fetch(ctx)
-		access = t.token
+		defer t.fetching.Unlock()
+		access, _, err = t.fetch(ctx)
 		return err
 	})
 	return access, err
 }
 
-// Forget drops a token that the server has refused.
+// Forget drops a token that the server has refused, and one that is being asked for. It does
+// not wait for the server.
 func (t *Tokens) Forget() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.token = ""
+	t.drop()
 }
 
-func (t *Tokens) fetch(ctx context.Context) error {
-	out, err := t.ask(ctx)
-	if watchword.CodeOf(err) == watchword.ProofRequired && t.Prover != nil && !t.proving {
+// drop is called with mu held.
+func (t *Tokens) drop() {
+	t.token = ""
+	t.dropped++
+}
+
+// fetch asks for a token, and keeps it unless it was dropped meanwhile. The caller holds fetching.
+func (t *Tokens) fetch(ctx context.Context) (token string, bound bool, err error) {
+	t.mu.Lock()
+	proving, dropped := t.proving, t.dropped
+	t.mu.Unlock()
+	out, err := t.ask(ctx, proving)
+	if watchword.CodeOf(err) == watchword.ProofRequired && t.Prover != nil && !proving {
+		proving = true
+		t.mu.Lock()
 		t.proving = true
-		out, err = t.ask(ctx)
+		t.mu.Unlock()
+		out, err = t.ask(ctx, proving)
 	}
 	if err != nil {
-		return err
+		return "", false, err
 	}
-	if out.Token == "" || out.In <= 0 || (out.Type == "DPoP") != t.proving {
-		return watchword.Refuse(watchword.Internal, "the token endpoint gave no token of the sort that was asked for")
+	if out.Token == "" || out.In <= 0 || (out.Type == "DPoP") != proving {
+		return "", false, watchword.Refuse(watchword.Internal, "the token endpoint gave no token of the sort that was asked for")
 	}
-	t.token, t.bound = out.Token, t.proving
-	life := max(time.Duration(min(out.In, maxLife))*time.Second*4/5, time.Second)
-	t.until = t.Now().Round(0).Add(life) // by the wall clock: a machine that slept has an old token
-	return nil
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if dropped == t.dropped {
+		t.token, t.bound = out.Token, proving
+		life := max(time.Duration(min(out.In, maxLife))*time.Second*4/5, time.Second)
+		t.until = t.Now().Round(0).Add(life) // by the wall clock: a machine that slept has an old token
+	}
+	return out.Token, proving, nil
 }
 
 type issued struct {
@@ -168,7 +190,7 @@ type issued struct {
 	In    int64  `json:"expires_in"`
 }
 
-func (t *Tokens) ask(ctx context.Context) (out issued, err error) {
+func (t *Tokens) ask(ctx context.Context, proving bool) (out issued, err error) {
 	assertion, err := t.Sign()
 	if err != nil {
 		return out, err
@@ -179,7 +201,7 @@ func (t *Tokens) ask(ctx context.Context) (out issued, err error) {
 		"client_assertion":      {assertion},
 	}
 	r := Request{Method: http.MethodPost, Path: t.Path, Type: "application/x-www-form-urlencoded", Body: []byte(form.Encode()), Max: maxGrant}
-	if t.proving {
+	if proving {
 		r.Prover = t.Prover
 	}
 	_, err = t.Client.JSON(ctx, r, nil, &out)

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -63,6 +64,30 @@ func TestNoTaskStandsBetweenADeviceAndItsCommands(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The token endpoint stalls for ever: MQTT needs no token, so commands come over it as soon as ever.
+func TestNoConnectionWaitsForAToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newBubbleServer(t)
+		s.handle("POST /oauth/token", s.stall)
+		d := s.device(true, Options{})
+		d.Handle("f", done)
+		begun := time.Now()
+		s.run(d)
+		for id := range uint16(3) {
+			c := s.connected("a connection")
+			c.hand(id+1, s.order(d, int64(id)+1, "f"))
+			if seq, st := s.receipt("the command"); seq != int64(id)+1 || st != watchword.StDone {
+				t.Errorf("%d is %s", seq, st)
+			}
+			if took := time.Since(begun); took > headStart+backoffMin {
+				t.Errorf("connection %d took %s", id+1, took)
+			}
+			_ = c.nc.Close()
+			begun = time.Now()
+		}
+	})
 }
 
 func TestADeviceThatIsNotToldTheTimeConnectsAllTheSame(t *testing.T) {
