@@ -40,7 +40,7 @@ const (
 // on while a function runs, however long. One function runs at a time ([Handler]); a command is
 // acknowledged when it is begun and its number is on the disk. Those behind it, as many as MQTT's
 // Receive Maximum lets the server hand over, wait unacknowledged: after a reconnection the
-// server hands them over again, none is lost, and none is done twice. With 256 receipts that the server has
+// server hands them over again, none is lost, and none is done twice; one that expires meanwhile is not begun. With 256 receipts that the server has
 // not answered no further command is begun.
 //
 // When ctx ends, the context of a function that runs, and of an OnConfig handler, ends with the cause

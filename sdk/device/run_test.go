@@ -66,6 +66,41 @@ func TestNoTaskStandsBetweenADeviceAndItsCommands(t *testing.T) {
 	}
 }
 
+// A command expires while a function runs: the connection goes on, with the commands behind it.
+func TestACommandThatExpiresWhileItWaitsCostsNoConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newBubbleServer(t)
+		d := s.device(true, Options{})
+		d.Handle("f", done)
+		d.Handle("slow", func(context.Context, *Command) (any, error) {
+			time.Sleep(10 * time.Minute)
+			return nil, nil
+		})
+		s.run(d)
+		c := s.connected("a connection")
+		c.hand(1, s.order(d, 1, "slow"))
+		c.hand(2, s.orderFor(d, 2, "f", time.Minute))
+		c.hand(3, s.order(d, 3, "f"))
+		time.Sleep(11 * time.Minute)
+		for _, want := range []int64{1, 3} {
+			if seq, st := s.receipt("a command"); seq != want || st != watchword.StDone {
+				t.Errorf("%d is %s", seq, st)
+			}
+			if id := waiting.For(t, "PUBACK", c.acked); int64(id) != want {
+				t.Errorf("%d is acknowledged", id)
+			}
+		}
+		if id := waiting.For(t, "PUBACK of the command that expired", c.rejected); id != 2 {
+			t.Errorf("%d is rejected", id)
+		}
+		select {
+		case <-c.ended:
+			t.Error("the connection ended")
+		default:
+		}
+	})
+}
+
 // The token endpoint stalls for ever: MQTT needs no token, so commands come over it as soon as ever.
 func TestNoConnectionWaitsForAToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -313,10 +313,16 @@ func (s *fakeServer) poll(w http.ResponseWriter, r *http.Request) {
 // order seals a command to a device and keeps it for who asks over HTTPS.
 func (s *fakeServer) order(d *Device, seq int64, function string) string {
 	s.t.Helper()
+	return s.orderFor(d, seq, function, time.Hour)
+}
+
+// orderFor is order of a command that may be begun for life.
+func (s *fakeServer) orderFor(d *Device, seq int64, function string, life time.Duration) string {
+	s.t.Helper()
 	now := time.Now()
 	jws, err := token.SignCommand(s.command, token.Command{
 		Issuer: s.https.URL, Device: "lamp-1", ID: watchword.CommandID(watchword.NewID("cmd_", now)), Epoch: 1, Seq: seq,
-		Function: function, Args: []byte(`{}`), By: "operator", Issued: now, Expires: now.Add(time.Hour),
+		Function: function, Args: []byte(`{}`), By: "operator", Issued: now, Expires: now.Add(life),
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -362,14 +368,16 @@ type fakeConn struct {
 	r       *bufio.Reader
 	connect *packet.Connect
 
-	mu      sync.Mutex // of writes
-	ended   chan struct{}
-	acked   chan uint16 // PUBACKs that came
-	left    chan packet.Reason
-	filters []packet.Filter
-	silent  bool        // PUBLISH is not acknowledged
-	quiet   atomic.Bool // from now on
-	noPings bool        // PINGREQ is not answered
+	mu    sync.Mutex // of writes
+	ended chan struct{}
+	acked chan uint16 // PUBACKs that came
+
+	rejected chan uint16 // those with a reason code of an error
+	left     chan packet.Reason
+	filters  []packet.Filter
+	silent   bool        // PUBLISH is not acknowledged
+	quiet    atomic.Bool // from now on
+	noPings  bool        // PINGREQ is not answered
 
 	noSuback, shortSuback bool // of SUBSCRIBE: no answer; one that lacks a line
 	received              chan *packet.Publish
@@ -378,7 +386,7 @@ type fakeConn struct {
 // converse is the server's side of one connection.
 func (s *fakeServer) converse(nc net.Conn) {
 	c := &fakeConn{
-		s: s, nc: nc, r: bufio.NewReader(nc), ended: make(chan struct{}), acked: make(chan uint16, 1000), left: make(chan packet.Reason, 1), received: make(chan *packet.Publish, 1000),
+		s: s, nc: nc, r: bufio.NewReader(nc), ended: make(chan struct{}), acked: make(chan uint16, 1000), rejected: make(chan uint16, 1000), left: make(chan packet.Reason, 1), received: make(chan *packet.Publish, 1000),
 	}
 	stop := context.AfterFunc(s.t.Context(), func() { _ = nc.Close() })
 	defer func() {
@@ -427,6 +435,10 @@ func (s *fakeServer) converse(nc net.Conn) {
 			c.send(a)
 			s.conns <- c
 		case *packet.Ack:
+			if p.Reason.Failed() {
+				c.rejected <- p.ID
+				continue
+			}
 			c.acked <- p.ID
 		case *packet.Ping:
 			if !c.noPings {

@@ -227,6 +227,15 @@ func (w *wire) acknowledge(p *paho.Publish) error {
 	return w.session.Ack(&packets.Publish{PacketID: p.PacketID, QoS: p.QoS})
 }
 
+// reject sends PUBACK with a reason code that says that the message was not taken: the server does
+// not count the command as delivered.
+func (w *wire) reject(p *paho.Publish) error {
+	w.conn.acknowledged(p.PacketID)
+	a := packets.Puback{PacketID: p.PacketID, ReasonCode: packets.PubackImplementationSpecificError, Properties: &packets.Properties{}}
+	_, err := a.WriteTo(w.conn)
+	return err
+}
+
 // notice is what the server says about this session.
 func (w *wire) notice(b []byte) {
 	var n struct {
@@ -403,10 +412,15 @@ func (d *run) hold(ctx context.Context) error {
 			acting, begun = nil, first.begun
 			continue
 		case err := <-begun:
-			if err != nil {
+			switch watchword.CodeOf(err) {
+			case "":
+				err = w.acknowledge(waiting[0])
+			case watchword.CommandExpired: // those behind it wait for no other connection
+				err = w.reject(waiting[0])
+			default:
 				return err
 			}
-			if err := w.acknowledge(waiting[0]); err != nil {
+			if err != nil {
 				return lost(err)
 			}
 			begun, waiting = nil, waiting[1:]
