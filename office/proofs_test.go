@@ -34,7 +34,7 @@ func shown(t *testing.T, s *jose.Signer, nonce string, at time.Time) Shown {
 	return Shown{raw, "GET", "/a"}
 }
 
-var lamp, greedy = bearer{id: "lamp-1"}, bearer{id: "greedy"}
+var lamp = bearer{id: "lamp-1"}
 
 func TestANonceCountsInItsWindowAndTheNext(t *testing.T) {
 	p, s := newProofs(token.NewOrigins(home)), signer(t)

@@ -535,11 +535,11 @@ func TestNoCommandPrintsWhatATerminalWouldObey(t *testing.T) {
 
 // hostileWorld is what the commands find on this machine.
 type hostileWorld struct {
-	e                     *evil
-	dir, data, device     string
-	policy, file, key     string
-	signed, jwt, nextPath string
-	n                     int
+	e                 *evil
+	dir, data, device string
+	policy, file, key string
+	signed, jwt       string
+	n                 int
 }
 
 func newHostileWorld(t *testing.T, e *evil) *hostileWorld {

@@ -377,7 +377,7 @@ func TestNoDamageOfTheMemoryMakesADeviceActTwiceOrDeaf(t *testing.T) {
 			if err := k.open(); err != nil {
 				t.Fatalf("%s %s: %v", filepath.Base(path), what, err)
 			}
-			if (b == nil || len(b) == 0) && !k.j.lost {
+			if len(b) == 0 && !k.j.lost {
 				t.Errorf("%s %s: it is not lost", filepath.Base(path), what)
 			}
 			if k.j.lost {
