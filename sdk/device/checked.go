@@ -45,9 +45,9 @@ type checkedConn struct {
 	net.Conn
 	sync.Mutex // of writes; the MQTT client holds it for each packet
 
-	max   int           // bytes of a packet
-	wrong func(error)   // is told why the server is left
-	r     *bufio.Reader // of one goroutine, with packet and rest
+	max   int                           // bytes of a packet
+	wrong func(why error, leave func()) // is told why the server is left, and calls leave before anybody else ends the connection
+	r     *bufio.Reader                 // of one goroutine, with packet and rest
 	body  []byte
 	rest  []byte // of a packet that was checked: not read yet
 
@@ -58,7 +58,7 @@ type checkedConn struct {
 	open   map[uint16]struct{} // identifiers of PUBLISH with QoS 1 that were not acknowledged
 }
 
-func newCheckedConn(nc net.Conn, max int, wrong func(error)) *checkedConn {
+func newCheckedConn(nc net.Conn, max int, wrong func(why error, leave func())) *checkedConn {
 	return &checkedConn{Conn: nc, max: max, wrong: wrong, r: bufio.NewReader(nc), open: map[uint16]struct{}{}}
 }
 
@@ -79,8 +79,7 @@ func (c *checkedConn) Read(p []byte) (int, error) {
 	if len(c.rest) == 0 {
 		err := c.next()
 		if v, ok := err.(*violation); ok {
-			c.wrong(&noWire{watchword.Because(v, watchword.Unavailable, "%s", v)})
-			c.leave(v.reason)
+			c.wrong(&noWire{watchword.Because(v, watchword.Unavailable, "%s", v)}, func() { c.leave(v.reason) })
 		}
 		if err != nil {
 			return 0, err
@@ -255,10 +254,9 @@ func (c *checkedConn) bye() {
 // leave says why the connection ends, if that can be said, and ends it.
 func (c *checkedConn) leave(reason byte) {
 	c.bye()
-	if c.TryLock() {
-		_, _ = c.Conn.Write([]byte{packets.DISCONNECT << 4, 2, reason, 0}) // nobody needs to hear it
-		c.Unlock()
-	}
+	c.Lock()                                                           // who writes now has a moment left
+	_, _ = c.Conn.Write([]byte{packets.DISCONNECT << 4, 2, reason, 0}) // nobody needs to hear it
+	c.Unlock()
 	_ = c.Close()
 }
 

@@ -88,7 +88,7 @@ func TestAServerIsHeldToWhatWasAgreed(t *testing.T) {
 			here, there := net.Pipe()
 			defer there.Close()
 			var why error
-			c := newCheckedConn(here, bound, func(err error) { why = err })
+			c := newCheckedConn(here, bound, func(err error, leave func()) { why = err; leave() })
 			if tc.auth {
 				c.auths.Store(authsAsked)
 			}
@@ -142,7 +142,7 @@ func FuzzCheckedConn(f *testing.F) {
 			_ = there.Close()
 		}()
 		const bound = 200
-		c := newCheckedConn(here, bound, func(error) {})
+		c := newCheckedConn(here, bound, func(_ error, leave func()) { leave() })
 		c.auths.Store(authsAsked)
 		for open := 0; ; {
 			p, err := packets.ReadPacket(c)
@@ -181,7 +181,7 @@ func TestRandomPacketsAreReadOrRefused(t *testing.T) {
 			_, _ = there.Write(b)
 			_ = there.Close()
 		}()
-		c := newCheckedConn(here, 1000, func(error) {})
+		c := newCheckedConn(here, 1000, func(_ error, leave func()) { leave() })
 		c.auths.Store(authsAsked)
 		for {
 			if _, err := packets.ReadPacket(c); err != nil {

@@ -66,6 +66,33 @@ func TestNoTaskStandsBetweenADeviceAndItsCommands(t *testing.T) {
 	}
 }
 
+// What MQTT refuses a suspended device with, HTTPS would too: it asks there for nothing, and is back over
+// MQTT within a pause of the end of the suspension.
+func TestASuspendedDeviceComesBackOverMQTT(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newBubbleServer(t)
+		s.beginWith(func(c *fakeConn) bool {
+			a := &packet.Connack{Code: packet.NotAuthorized}
+			a.Properties.SetText(packet.ReasonString, string(watchword.SubjectSuspended)+": a test says so")
+			c.send(a)
+			return false
+		})
+		s.run(s.device(true, Options{}))
+		time.Sleep(10 * time.Minute)
+		s.beginWith(nil)
+		begun := time.Now()
+		s.connected("a connection")
+		if took := time.Since(begun); took > backoffMax {
+			t.Errorf("it is back after %s", took)
+		}
+		for len(s.asked) > 0 {
+			if route := <-s.asked; route == "GET /v1/self/commands" {
+				t.Fatal("it asked for commands over HTTPS")
+			}
+		}
+	})
+}
+
 // A command expires while a function runs: the connection goes on, with the commands behind it.
 func TestACommandThatExpiresWhileItWaitsCostsNoConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -53,9 +53,14 @@ type wire struct {
 	ace  bool          // it proved its key
 }
 
-func (w *wire) fail(err error) {
+func (w *wire) fail(err error) { w.failAfter(err, func() {}) }
+
+// failAfter is fail that calls leave first, for as long as which nobody else ends the connection: the
+// server is to hear why.
+func (w *wire) failAfter(err error, leave func()) {
 	w.once.Do(func() {
 		w.why = err
+		leave()
 		w.end()
 	})
 }
@@ -86,7 +91,7 @@ func (d *run) dial(ctx context.Context) (*wire, error) {
 	}
 	w.over, w.end = context.WithCancel(context.Background())
 	max := d.maxPacket()
-	w.conn = newCheckedConn(nc, max, w.fail)
+	w.conn = newCheckedConn(nc, max, w.failAfter)
 	// Each call has a context of its own, which ends before PacketTimeout.
 	w.client = paho.NewClient(paho.ClientConfig{
 		AuthHandler: prover{w}, Conn: w.conn, PingHandler: newPinger(), PacketTimeout: 2 * wireTimeout, Session: heldAcks{w.session},
@@ -133,7 +138,7 @@ func (d *run) dial(ctx context.Context) (*wire, error) {
 // alsoOverHTTPS reports whether what MQTT refuses with is said over HTTPS too.
 func alsoOverHTTPS(err error) bool {
 	switch watchword.CodeOf(err) {
-	case watchword.SubjectRevoked, watchword.ClientInvalid, watchword.ProofRequired, watchword.TokenEarly, watchword.TokenExpired, watchword.Busy, watchword.RateLimited:
+	case watchword.SubjectRevoked, watchword.ClientInvalid, watchword.ProofRequired, watchword.TokenEarly, watchword.TokenExpired, watchword.SubjectSuspended, watchword.Busy, watchword.RateLimited:
 		return true
 	}
 	return false
