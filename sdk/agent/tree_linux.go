@@ -150,17 +150,23 @@ func (t *tree) started(pid int) {
 // an orderly end.
 func (t *tree) terminate() { _ = syscall.Kill(-t.pid, syscall.SIGTERM) } // it may have ended
 
-// kill kills all, again and again until none is left, for killLimit at most.
+// kill kills all, again and again until none is left, in two looks where there is no control group, for
+// killLimit at most.
 func (t *tree) kill() error {
 	if t.stop != nil {
 		close(t.stop)
 		t.swept.Wait()
 		t.stop = nil
 	}
-	pause := time.Millisecond
+	pause, none := time.Millisecond, 0
 	for end := time.Now().Add(killLimit); ; pause = min(2*pause, 100*time.Millisecond) {
 		left, err := t.killOnce()
-		if err == nil && left == 0 {
+		if none++; err != nil || left > 0 {
+			none = 0
+		}
+		// Of /proc one look is not enough: in the middle of execve(2) a process has no environment, and one
+		// that is born while it is read is missed where its parent ends meanwhile.
+		if none > 1 || none == 1 && t.cgroup != "" {
 			return nil
 		}
 		if time.Now().After(end) {
