@@ -157,6 +157,31 @@ func TestTheVersionOfAnOlderBuildsConfigurationIsTakenOver(t *testing.T) {
 	}
 }
 
+// A configuration in the folder that no key which counts has signed moves the number that is known nowhere:
+// it may be damaged.
+func TestAConfigurationThatNobodySignedMovesNoNumber(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(false, Options{})
+	d.OnConfig(func(context.Context, Config) error { return nil })
+	if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 5)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(d.path(configFile), s.signedConfig(testSigner(t), 1, 1<<53-1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := OpenWith(d.dir, d.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	if n := d.knownConfig(); n != (position{1, 5}) {
+		t.Errorf("the known one is version %d of epoch %d", n.Seq, n.Epoch)
+	}
+}
+
 // What is known is not asked for again: the device says back the ETag that it was told.
 func TestAConfigurationIsAskedForByItsTag(t *testing.T) {
 	s := newFakeServer(t)

@@ -397,3 +397,19 @@ func TestNoDamageOfTheMemoryMakesADeviceActTwiceOrDeaf(t *testing.T) {
 		t.Errorf("%d of %d damages cost the memory", lost, cases)
 	}
 }
+
+// The number of a command is on the disk a second time before it is begun: after a power cut the counts
+// show that its record is missing.
+func TestTheCountsAreSyncedBeforeACommandIsBegun(t *testing.T) {
+	l := newLamp(t)
+	if err := l.open(); err != nil {
+		t.Fatal(err)
+	}
+	first := slices.Clone(l.disk.names[lampJournal].data)
+	l.command(1, false)
+	l.disk = l.disk.restart(0) // what was not synced is gone
+	l.disk.names[lampJournal] = &inode{first, first}
+	if err := l.open(); err != nil || !l.j.lost || l.j.last.Seq != 1 {
+		t.Errorf("lost %v, at %d: %v", l.j.lost, l.j.last.Seq, err)
+	}
+}

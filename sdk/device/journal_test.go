@@ -103,6 +103,67 @@ func TestAJournalOfABuildWithoutCountsIsTakenOver(t *testing.T) {
 	}
 }
 
+// keepsName is a disk on which one file cannot be replaced.
+type keepsName struct {
+	durable.OS
+	path string
+}
+
+func (k keepsName) Rename(from, to string) error {
+	if to == k.path {
+		return os.ErrPermission
+	}
+	return k.OS.Rename(from, to)
+}
+
+// A power cut while a journal is taken over costs nothing, before the file is written anew and after; and
+// then the counts hold it, though nothing was begun yet.
+func TestATakeoverThatWasCutOffGoesOn(t *testing.T) {
+	for name, anew := range map[string]bool{"before the file is written anew": false, "after": true} {
+		for _, last := range []position{{}, {1, 7}} {
+			path := filepath.Join(t.TempDir(), "journal")
+			old := &journal{disk: durable.OS{}, path: path, last: last}
+			if last.Seq > 0 {
+				old.add(act{position: last, ID: "cmd_7", Hash: "h"})
+			}
+			if _, err := old.compact(); err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if anew {
+				err = numbersOf(t, path).update(func(c *counts) { c.position, c.Adopting = last, true })
+			} else {
+				_, rest, _ := strings.Cut(string(b), "\n") // without the first record
+				if err = os.WriteFile(path, []byte(rest), 0o600); err == nil {
+					var j *journal
+					if j, err = openJournal(keepsName{path: path}, path, numbersOf(t, path)); err == nil && j.torn == nil {
+						t.Error("the file was written anew")
+					}
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			j := open(t, path)
+			if j.lost || j.last != last || j.numbers.counts().Adopting {
+				t.Errorf("%s, at number %d: lost %v (%s), at %d, adopting %v", name, last.Seq, j.lost, j.why, j.last.Seq, j.numbers.counts().Adopting)
+			}
+			if err := j.close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if j := open(t, path); !j.lost {
+				t.Errorf("%s, at number %d, and emptied: it is not lost", name, last.Seq)
+			}
+		}
+	}
+}
+
 // What can be read of a damaged journal still counts: receipts wait to be handed in, and what was
 // begun is known.
 func TestWhatIsReadOfADamagedJournal(t *testing.T) {
