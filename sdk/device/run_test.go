@@ -75,6 +75,7 @@ func TestASuspendedDeviceComesBackOverMQTT(t *testing.T) {
 			a := &packet.Connack{Code: packet.NotAuthorized}
 			a.Properties.SetText(packet.ReasonString, string(watchword.SubjectSuspended)+": a test says so")
 			c.send(a)
+			_, _ = c.read() // until the device has read it, and goes
 			return false
 		})
 		s.run(s.device(true, Options{}))
