@@ -669,3 +669,46 @@ func TestRefusedReceiptsHoldUpNoCommands(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// With as many receipts as may wait for the server's answer no further command is begun, until
+// one is taken.
+func TestUnansweredReceiptsHoldUpCommands(t *testing.T) {
+	s := newFakeServer(t)
+	d := s.device(false, Options{})
+	d.journal.disk, d.numbers.disk = lazyDisk{}, lazyDisk{}
+	for seq := range int64(receiptsWaiting) {
+		p, id := position{1, seq + 1}, watchword.CommandID(fmt.Sprint("cmd_", seq+1))
+		for _, r := range []record{{"begin", act{position: p, ID: id, Hash: "h"}}, {"end", act{position: p, ID: id, Hash: "h", Receipt: fmt.Sprint("rrr", seq)}}} {
+			if err := d.journal.write(r, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	tried := make(chan struct{}, receiptsWaiting)
+	var answers atomic.Bool
+	s.handle("POST /v1/self/receipts", func(w http.ResponseWriter, _ *http.Request) {
+		if !answers.Load() {
+			tried <- struct{}{}
+			problem(w, http.StatusServiceUnavailable, watchword.Unavailable, "")
+		}
+	})
+	acted := make(chan struct{}, 1)
+	d.Handle("f", func(context.Context, *Command) (any, error) {
+		acted <- struct{}{}
+		return nil, nil
+	})
+	s.order(d, receiptsWaiting+1, "f")
+	end, ended := s.run(d)
+	for range 3 { // half a second and more lies between two
+		waiting.For(t, "a receipt", tried)
+	}
+	if len(acted) != 0 {
+		t.Error("a command was begun with as many receipts waiting as may wait")
+	}
+	answers.Store(true)
+	waiting.For(t, "the command, once a receipt was taken", acted)
+	end()
+	if err := waiting.For(t, "the end of Run", ended); err != nil {
+		t.Error(err)
+	}
+}
