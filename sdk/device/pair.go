@@ -150,14 +150,8 @@ func pairServer(server string, o *PairOptions) (string, error) {
 }
 
 func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	sleep(ctx, d)
+	return ctx.Err()
 }
 
 // meetToPair is [Device.meet], or, without a pin, takes the public Web PKI's word

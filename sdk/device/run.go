@@ -44,7 +44,7 @@ const (
 // not answered no further command is begun.
 //
 // When ctx ends, the context of a function that runs, and of an OnConfig handler, ends with the cause
-// [ErrStopping]. Run waits 20 s for them, writes the receipt down, and returns. A function that does
+// [ErrStopping]. Run waits 20 s for them, writes the receipt down, tries for 3 s to hand it in, and returns. A function that does
 // not return is left behind, and its receipt is "interrupted" at the next start. End ctx and wait
 // for Run before Close.
 //
@@ -63,8 +63,10 @@ func (d *Device) Run(ctx context.Context) error {
 	return newRun(d).whole(ctx)
 }
 
-// stopGrace is how long Run waits for what its handlers do after ctx ended.
-const stopGrace = 20 * time.Second
+const (
+	stopGrace = 20 * time.Second // that Run waits for what its handlers do after ctx ended
+	lastTry   = 3 * time.Second  // that it then tries to hand in receipts
+)
 
 // run is one call of Run.
 type run struct {
@@ -134,10 +136,24 @@ func (r *run) whole(ctx context.Context) error {
 	}()
 	select {
 	case <-ended:
+		r.lastReceipts(ctx)
 	case <-time.After(stopGrace):
 		r.o.Log.Error("a handler does not return; it is left behind")
 	}
 	return err
+}
+
+// lastReceipts tries once to hand in what is left when everything has ended, as a receipt of a function that
+// was cut off: who waits for it need not wait for the next start.
+func (r *run) lastReceipts(ctx context.Context) {
+	if r.unsent(nil) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTry)
+	defer cancel()
+	if err := r.handIn(ctx); err != nil || ctx.Err() != nil {
+		r.o.Log.Info("receipts wait for the next start", slog.Any("err", errors.Join(err, ctx.Err())))
+	}
 }
 
 // await waits for the first runs of tasks, and for no longer than most.

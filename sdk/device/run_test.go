@@ -147,6 +147,7 @@ func TestNoConnectionWaitsForAToken(t *testing.T) {
 			if took := time.Since(begun); took > headStart+backoffMin {
 				t.Errorf("connection %d took %s", id+1, took)
 			}
+			synctest.Wait() // the receipt is acknowledged: without that it would be tried over HTTPS
 			_ = c.nc.Close()
 			begun = time.Now()
 		}
@@ -479,12 +480,55 @@ func TestWhereRunEndsAFunctionIsCutOff(t *testing.T) {
 			if a := d.journal.find(position{1, 1}); a == nil || a.Receipt == "" || readReceipt(t, a.Receipt).Status != tc.want {
 				t.Errorf("the receipt on the disk is %+v, want %s", a, tc.want)
 			}
-			s.run(d)
-			if _, st := s.receipt("the command"); st != tc.want {
-				t.Errorf("the server has %s, want %s", st, tc.want)
+			select {
+			case raw := <-s.receipts:
+				if st := readReceipt(t, raw).Status; st != tc.want {
+					t.Errorf("the server has %s, want %s", st, tc.want)
+				}
+			default:
+				t.Error("Run ended, and the receipt was not handed in")
 			}
 		})
 	}
+}
+
+// A server that does not answer keeps nobody from stopping; the next start hands in the receipt.
+func TestAReceiptThatCannotBeHandedInAtTheEndIsHandedInLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newBubbleServer(t)
+		d := s.device(true, Options{})
+		begun := make(chan struct{})
+		d.Handle("slow", func(ctx context.Context, _ *Command) (any, error) {
+			close(begun)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		s.handle("POST /v1/self/receipts", s.stall)
+		end, ended := s.run(d)
+		s.connected("a connection").hand(1, s.order(d, 1, "slow"))
+		waiting.For(t, "the function", begun)
+		at := time.Now()
+		end()
+		if err := waiting.For(t, "the end of Run", ended); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(at); took < lastTry || took > lastTry+time.Second {
+			t.Errorf("Run ended after %s, want %s", took, lastTry)
+		}
+		s.handle("POST /v1/self/receipts", func(_ http.ResponseWriter, r *http.Request) {
+			var in struct{ Receipt string }
+			if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+				t.Error(err)
+			}
+			s.receipts <- in.Receipt
+		})
+		end, ended = s.run(d)
+		if _, st := s.receipt("the command"); st != watchword.StInterrupted {
+			t.Errorf("the server has %s, want interrupted", st)
+		}
+		end()
+		waiting.For(t, "the end of Run", ended)
+	})
 }
 
 func TestARefusedReceiptStandsInNoOthersWay(t *testing.T) {

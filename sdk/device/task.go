@@ -80,8 +80,11 @@ func (t *task) wait(ctx context.Context, pause time.Duration, timed bool) bool {
 	return true
 }
 
-// sleep reports false where ctx ended first.
+// sleep reports false where ctx ended first. Where there is nothing to wait for no timer is made.
 func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
