@@ -182,7 +182,7 @@ func (a *app) agentRun() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			agent.RegisterWith(d, fs, agent.Options{Dedicated: true})
+			agent.Register(d, fs, agent.Options{Dedicated: true})
 		}
 		return besides(c.Context(), d, *every, func(ctx context.Context) error { return a.runAgent(ctx, d, *stream) })
 	}

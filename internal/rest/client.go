@@ -112,6 +112,7 @@ func (p *Problem) Error() string { return "the server's answer" }
 // status is the status of an answer that does not count.
 type status int
 
+// Error names the status, and nothing that the peer said.
 func (s status) Error() string { return "status " + strconv.Itoa(int(s)) }
 
 // StatusOf returns the HTTP status that an unauthenticated peer refused with; 0 where

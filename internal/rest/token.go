@@ -60,6 +60,7 @@ func (t *turn) Lock(ctx context.Context) error {
 	}
 }
 
+// Unlock gives the turn up.
 func (t *turn) Unlock() { <-t.free }
 
 // Get returns a token that is good for a while. Codes: client_invalid and what

@@ -38,6 +38,7 @@ func Transport(c *tls.Config, dial Dial) *http.Transport {
 // dialing is an error of a dial function, whose words are not the peer's.
 type dialing struct{ error }
 
+// Unwrap returns what the dialer returned.
 func (d dialing) Unwrap() error { return d.error }
 
 // Once makes t use each connection for one exchange over HTTP/1.1, and returns it: for

@@ -25,6 +25,7 @@ type says struct {
 	err   error
 }
 
+// Error returns the words, and Unwrap the error that they stand for.
 func (s says) Error() string { return s.words }
 func (s says) Unwrap() error { return s.err }
 

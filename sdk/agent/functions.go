@@ -147,7 +147,7 @@ func decode(path string, text []byte, into *file) error {
 	return err
 }
 
-// Options is what [RegisterWith] may be told. Its zero value works.
+// Options is what [Register] may be told. Its zero value works.
 type Options struct {
 	// Dedicated says that this process starts no other processes than the programs of one
 	// device, so that on Linux each child that it has while a program runs is the program's:
@@ -162,12 +162,9 @@ type runner struct {
 	noCgroup bool // do as where no control group can be made
 }
 
-// Register is [RegisterWith] with the zero Options.
-func Register(d *device.Device, fs []Function) { RegisterWith(d, fs, Options{}) }
-
-// RegisterWith makes the programs of fs the device's functions. Where programs have control
+// Register makes the programs of fs the device's functions. Where programs have control
 // groups (Linux), it ends those that an agent before left when it was killed.
-func RegisterWith(d *device.Device, fs []Function, o Options) {
+func Register(d *device.Device, fs []Function, o Options) {
 	r := newRunner(o)
 	sweepCgroups()
 	for _, f := range fs {

@@ -68,6 +68,7 @@ type violation struct {
 	what   string
 }
 
+// Error says what the server did, for the log.
 func (v *violation) Error() string {
 	return fmt.Sprintf("the server breaks the protocol: %s (0x%02X)", v.what, v.reason)
 }
