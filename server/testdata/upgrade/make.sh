@@ -2,7 +2,8 @@
 # usage: make.sh WATCHWORD OUT.tar.gz
 # Makes a data folder with one of everything that a server keeps, by a build of watchword (a path),
 # and packs it with the folders of two devices. The tests of server/ migrate what it packs: see
-# upgrade_test.go, which says what must be there afterwards. Needs mosquitto-clients, curl and jq.
+# upgrade_test.go, which says what must be there afterwards. README.md beside this file names the
+# commit of every archive. Needs mosquitto-clients, curl and jq.
 # It listens on loopback ports 28443 and 28883, takes about 20 seconds, and leaves nothing else behind.
 set -euo pipefail
 ww=$(realpath "$1") out=$(realpath -m "$2")
