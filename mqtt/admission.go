@@ -91,7 +91,7 @@ func (w *world) mayEnter(b *Broker, ad *admission) (replaces *session.Session, e
 
 // admit says whether a subject may have one more client that lasts, beside prev, whose
 // place it takes and which may be nil. w.mu is held.
-func (w *world) admit(b *Broker, prev *client, ad *admission) error {
+func (w *world) admit(b *Broker, prev *sessionState, ad *admission) error {
 	if ad.expiry == 0 || prev != nil && prev.counted {
 		return nil
 	}
@@ -106,25 +106,25 @@ func (w *world) admit(b *Broker, prev *client, ad *admission) error {
 
 // yields says why an admission does not suffice to resume, take over or end this client.
 // One of an earlier life of its subject holds nothing against it. mu is held.
-func (cl *client) yields(ad *admission) error {
-	if cl.over || cl.owner != ad.owner {
+func (st *sessionState) yields(ad *admission) error {
+	if st.over || st.owner != ad.owner {
 		return nil
 	}
-	return cl.covered(ad.by)
+	return st.covered(ad.by)
 }
 
 // covered says whether a's token covers what the client holds: its subscriptions, by
 // which also what waits for it came, and its will. What today's policy does not give is
 // not the token's to cover: that is taken away in any case. Code: denied. mu is held.
-func (cl *client) covered(a *session.Authority) error {
-	for name := range cl.subs {
+func (st *sessionState) covered(a *session.Authority) error {
+	for name := range st.subs {
 		if a.WithholdsSubscription(name) {
 			return tooNarrow("the subscription " + clip(name))
 		}
 	}
-	topics := cl.broker.wills.waitingOf(cl)
-	if cl.will != nil {
-		topics = append(topics, cl.will.m.topic)
+	topics := st.broker.wills.waitingOf(st)
+	if st.will != nil {
+		topics = append(topics, st.will.m.topic)
 	}
 	for _, topic := range topics {
 		if a.WithholdsPublish(topic) {
@@ -145,10 +145,10 @@ func (c *conn) covers(a *session.Authority) error {
 	if !a.AnyTopic() {
 		return watchword.Refuse(watchword.Denied, "the token gives no right to publish or subscribe to any topic")
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed || c.conn != c {
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	if c.out.closed || c.session.conn != c {
 		return nil
 	}
-	return c.covered(a)
+	return c.session.covered(a)
 }

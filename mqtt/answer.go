@@ -18,13 +18,13 @@ func (c *conn) answer(p packet.Packet) { c.answerAfter(nil, p) }
 
 // answerAfter is answer for what must be on the disk first; nil for nothing.
 func (c *conn) answerAfter(at *commit, p packet.Packet) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
 	c.answerLocked(at, p)
 }
 
 func (c *conn) answerLocked(at *commit, p packet.Packet) {
-	if c.closed {
+	if c.out.closed {
 		return
 	}
 	b, fits := c.fit(p)
@@ -32,7 +32,7 @@ func (c *conn) answerLocked(at *commit, p packet.Packet) {
 		return
 	}
 	if c.mayAnswer(at) {
-		c.control = append(c.control, b...)
+		c.out.control = append(c.out.control, b...)
 		c.begin(p.Type())
 		return
 	}
@@ -40,7 +40,7 @@ func (c *conn) answerLocked(at *commit, p packet.Packet) {
 	if ack, ok := p.(*packet.Ack); ok {
 		a.id = ack.ID
 	}
-	c.answers = append(c.answers, a)
+	c.out.answers = append(c.out.answers, a)
 }
 
 // fit is a packet as it goes over the wire, without its explanations where it would be
@@ -48,11 +48,11 @@ func (c *conn) answerLocked(at *commit, p packet.Packet) {
 // the connection ends (MQTT 5.0 §3.1.2.11.4).
 func (c *conn) fit(p packet.Packet) (b []byte, fits bool) {
 	b = packet.Append(nil, p, c.version)
-	if c.largest == 0 || len(b) <= c.largest {
+	if c.out.largest == 0 || len(b) <= c.out.largest {
 		return b, true
 	}
 	packet.Unexplain(p)
-	if b = packet.Append(nil, p, c.version); len(b) <= c.largest {
+	if b = packet.Append(nil, p, c.version); len(b) <= c.out.largest {
 		return b, true
 	}
 	go c.end(wrong(packet.TooLarge, p.Type(), "more than this client takes")) // its caller holds mu
@@ -61,41 +61,41 @@ func (c *conn) fit(p packet.Packet) (b []byte, fits bool) {
 
 // acknowledge answers a publish in full success: the common case, in four bytes.
 func (c *conn) acknowledge(at *commit, kind packet.Type, id uint16) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
 	c.acknowledgeLocked(at, kind, id)
 }
 
 func (c *conn) acknowledgeLocked(at *commit, kind packet.Type, id uint16) {
 	switch {
-	case c.closed:
+	case c.out.closed:
 	case c.mayAnswer(at):
 		if kind == packet.PUBREC && at != nil {
-			c.receivedIsKept(id, at)
+			c.session.receivedIsKept(id, at)
 		}
-		c.control = appendAck(c.control, kind, id)
+		c.out.control = appendAck(c.out.control, kind, id)
 	default:
-		c.answers = append(c.answers, reply{after: at, kind: kind, id: id})
+		c.out.answers = append(c.out.answers, reply{after: at, kind: kind, id: id})
 	}
 }
 
 // begin lets messages follow, once CONNACK is on its way: first what the client has from
 // an earlier connection and was not told PUBREL (MQTT 5.0 §4.4). mu is held.
 func (c *conn) begin(after packet.Type) {
-	if after != packet.CONNACK || c.ready || c.live() == nil { // without a session it was a refusal
+	if after != packet.CONNACK || c.out.ready || c.live() == nil { // without a session it was a refusal
 		return
 	}
-	c.ready = true
-	if c.conn != c || c.lasting == nil {
+	c.out.ready = true
+	if c.session.conn != c || c.session.lasting == nil {
 		return
 	}
-	for i := range c.flights {
-		if c.flights[i].released {
-			c.control = appendAck(c.control, packet.PUBREL, packetID(c.flights[i].seq))
+	for i := range c.session.flights {
+		if c.session.flights[i].released {
+			c.out.control = appendAck(c.out.control, packet.PUBREL, packetID(c.session.flights[i].seq))
 		}
 	}
 	c.refill()
-	c.weigh()
+	c.session.weigh()
 }
 
 func appendAck(out []byte, kind packet.Type, id uint16) []byte {
@@ -110,7 +110,7 @@ func appendAck(out []byte, kind packet.Type, id uint16) []byte {
 // (MQTT 5.0 §4.6). mu is held.
 func (c *conn) mayAnswer(at *commit) bool {
 	switch {
-	case len(c.answers) > 0:
+	case len(c.out.answers) > 0:
 		return false
 	case at == nil:
 		return true
@@ -125,9 +125,9 @@ func (c *conn) mayAnswer(at *commit) bool {
 
 // release sends the answers that waited for what is over now.
 func (c *conn) release() {
-	c.mu.Lock()
+	c.session.mu.Lock()
 	refused := c.releaseLocked()
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 	if refused != nil {
 		c.end(refused)
 		return
@@ -137,8 +137,8 @@ func (c *conn) release() {
 
 func (c *conn) releaseLocked() (refused error) {
 	n := 0
-	for ; n < len(c.answers) && !c.closed; n++ {
-		a := &c.answers[n]
+	for ; n < len(c.out.answers) && !c.out.closed; n++ {
+		a := &c.out.answers[n]
 		if a.after != nil && c.broker.journal.wait(a.after, c) {
 			break
 		}
@@ -149,19 +149,19 @@ func (c *conn) releaseLocked() (refused error) {
 			continue
 		}
 		if a.kind == packet.PUBREC && a.after != nil {
-			c.receivedIsKept(a.id, a.after)
+			c.session.receivedIsKept(a.id, a.after)
 		}
 		if a.b != nil {
-			c.control = append(c.control, a.b...)
+			c.out.control = append(c.out.control, a.b...)
 		} else {
-			c.control = appendAck(c.control, a.kind, a.id)
+			c.out.control = appendAck(c.out.control, a.kind, a.id)
 		}
 		c.begin(a.kind)
 	}
-	if c.answers = c.answers[n:]; len(c.answers) == 0 {
-		c.answers = nil
+	if c.out.answers = c.out.answers[n:]; len(c.out.answers) == 0 {
+		c.out.answers = nil
 	}
-	c.moved.Broadcast()
+	c.out.moved.Broadcast()
 	return refused
 }
 
@@ -176,22 +176,22 @@ func (c *conn) unwritten(a *reply) error {
 		return why
 	}
 	if a.kind == packet.PUBREC {
-		c.unreceive(a.id)
+		c.session.unreceive(a.id)
 	}
 	ack := &packet.Ack{Kind: a.kind, ID: a.id, Reason: packet.Implementation}
 	if c.problems {
 		ack.Properties.SetText(packet.ReasonString, words(why))
 	}
 	b, _ := c.fit(ack) // where it does not, the connection ends
-	c.control = append(c.control, b...)
+	c.out.control = append(c.out.control, b...)
 	return nil
 }
 
 // unanswered is how many publishes of the client wait for their end; mu is held.
 func (c *conn) unanswered() int {
-	n := len(c.received)
-	for i := range c.answers {
-		if c.answers[i].kind == packet.PUBACK {
+	n := len(c.session.received)
+	for i := range c.out.answers {
+		if c.out.answers[i].kind == packet.PUBACK {
 			n++
 		}
 	}

@@ -149,7 +149,7 @@ type world struct {
 	subscribed *quota.Ledger[quota.Key] // the broker's
 
 	mu      sync.Mutex
-	clients map[string]*client // by client identifier
+	clients map[string]*sessionState // by client identifier
 	lasting map[watchword.SubjectID]int
 }
 
@@ -219,12 +219,12 @@ func (b *Broker) timePassed() {
 	b.wills.timePassed(now)
 	for _, w := range b.worlds {
 		w.mu.Lock()
-		for _, cl := range w.clients {
-			cl.mu.Lock()
-			if !cl.over && cl.lasting != nil && cl.away() {
-				cl.arm(now)
+		for _, st := range w.clients {
+			st.mu.Lock()
+			if !st.over && st.lasting != nil && st.away() {
+				st.arm(now)
 			}
-			cl.mu.Unlock()
+			st.mu.Unlock()
 		}
 		w.mu.Unlock()
 	}
@@ -236,7 +236,7 @@ func (b *Broker) world(t watchword.TenantID) *world {
 	defer b.mu.Unlock()
 	w := b.worlds[t]
 	if w == nil {
-		w = &world{tenant: t, subscribed: b.subscribed, retained: retained{tenant: t, quota: b.retain}, clients: map[string]*client{}, lasting: map[watchword.SubjectID]int{}}
+		w = &world{tenant: t, subscribed: b.subscribed, retained: retained{tenant: t, quota: b.retain}, clients: map[string]*sessionState{}, lasting: map[watchword.SubjectID]int{}}
 		b.worlds[t] = w
 	}
 	return w
@@ -295,9 +295,9 @@ func (b *Broker) Handle(nc net.Conn) {
 	b.serving.Add(1)
 	b.strangers[c] = struct{}{}
 	b.mu.Unlock()
-	c.client = &client{broker: b, number: b.sequence.Add(1), conn: c}
-	c.moved.L = &c.client.mu
-	c.window = maxFlights
+	c.session = &sessionState{broker: b, number: b.sequence.Add(1), conn: c}
+	c.out.moved.L = &c.session.mu
+	c.out.window = maxFlights
 	if _, secret := nc.(*tls.Conn); !secret {
 		if c.raw = rawOf(nc); c.raw != nil {
 			b.looking.Do(func() { b.upkeep.Go(b.lookTwice) })
@@ -352,10 +352,10 @@ func (b *Broker) connected(is func(*conn) bool) (all []*conn) {
 	defer b.mu.Unlock()
 	for _, w := range b.worlds {
 		w.mu.Lock()
-		for _, cl := range w.clients {
-			cl.mu.Lock()
-			c := cl.conn
-			cl.mu.Unlock()
+		for _, st := range w.clients {
+			st.mu.Lock()
+			c := st.conn
+			st.mu.Unlock()
 			if c != nil && is(c) {
 				all = append(all, c)
 			}
@@ -372,12 +372,12 @@ func (b *Broker) rest() {
 	defer b.mu.Unlock()
 	for _, w := range b.worlds {
 		w.mu.Lock()
-		for _, cl := range w.clients {
-			cl.mu.Lock()
-			if l := cl.lasting; l != nil {
+		for _, st := range w.clients {
+			st.mu.Lock()
+			if l := st.lasting; l != nil {
 				l.stop()
 			}
-			cl.mu.Unlock()
+			st.mu.Unlock()
 		}
 		w.mu.Unlock()
 	}
@@ -402,14 +402,14 @@ func (w *world) route(m *message, b *batch, o *outcome) {
 		b.hear[i], b.hear[n] = b.hear[n], b.hear[i]
 	}
 	if filters > 1 { // some may be under several: theirs come together
-		slices.SortFunc(b.hear[:n], func(x, y *subscription) int { return cmp.Compare(x.client.number, y.client.number) })
+		slices.SortFunc(b.hear[:n], func(x, y *subscription) int { return cmp.Compare(x.session.number, y.session.number) })
 	}
 	for i, j := 0, 0; i < n; i = j {
-		cl := b.hear[i].client
-		for j = i + 1; j < n && b.hear[j].client == cl; {
+		st := b.hear[i].session
+		for j = i + 1; j < n && b.hear[j].session == st; {
 			j++
 		}
-		if c := cl.offer(m, o, nil, b.hear[i:j]...); c != nil {
+		if c := st.offer(m, o, nil, b.hear[i:j]...); c != nil {
 			b.touched = append(b.touched, c)
 		}
 	}
@@ -423,12 +423,12 @@ func (w *world) route(m *message, b *batch, o *outcome) {
 	b.hear = b.hear[:0]
 }
 
-// settle has written what became of a message, with cl where it is written too, whose mu
+// settle has written what became of a message, with st where it is written too, whose mu
 // is held then, and what is retained for its topic. It returns with what, nil for nothing.
-func (b *Broker) settle(o *outcome, cl *client, r *retainKey) *commit {
+func (b *Broker) settle(o *outcome, st *sessionState, r *retainKey) *commit {
 	a := adding{message: o.kept, retained: r}
-	if cl != nil && cl.lasting != nil {
-		a.client = cl
+	if st != nil && st.lasting != nil {
+		a.client = st
 	}
 	if a.message == nil && a.client == nil && a.retained == nil {
 		return nil
@@ -480,7 +480,7 @@ func (b *Broker) refused(c *conn, what, object string, err error) {
 		level = slog.LevelError
 	}
 	var who audit.Actor
-	attrs := []slog.Attr{slog.String("code", string(code)), slog.String("client", c.id), slog.String("remote", c.remote)}
+	attrs := []slog.Attr{slog.String("code", string(code)), slog.String("client", c.session.id), slog.String("remote", c.remote)}
 	if s := c.live(); s != nil {
 		a := s.Authority()
 		who = audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: string(s.ID())}
@@ -500,7 +500,7 @@ func (b *Broker) refused(c *conn, what, object string, err error) {
 	b.o.Log.LogAttrs(b.ctx, level, what, append(attrs, slog.Any("err", err))...)
 	if b.Recorder != nil && code != "" {
 		if object == "" {
-			object = c.id
+			object = c.session.id
 		}
 		e := who.Failed(audit.RequestRefuse, what+" "+clip(object), b.o.Now(), err, map[string]string{"remote": c.remote, "rule": rule})
 		e.Code = code // that of a protocol error too

@@ -65,28 +65,28 @@ const (
 
 // chargeQueue counts one more message of that size in the queue of a connected client
 // against its subject. Code: busy. mu is held.
-func (cl *client) chargeQueue(size int) error {
-	need := cl.inQueue() + int64(size) + queuedBytes - queueFree - cl.charged
+func (st *sessionState) chargeQueue(size int) error {
+	need := st.inQueue() + int64(size) + queuedBytes - queueFree - st.charged
 	if need <= 0 {
 		return nil
 	}
 	need = inSteps(need, queueStep)
-	if err := cl.broker.queued.Take(cl.account(), need); err != nil {
+	if err := st.broker.queued.Take(st.account(), need); err != nil {
 		return err
 	}
-	cl.charged += need
+	st.charged += need
 	return nil
 }
 
 // dischargeQueue gives back what is charged for more than there is. mu is held.
-func (cl *client) dischargeQueue() {
-	if cl.charged == 0 {
+func (st *sessionState) dischargeQueue() {
+	if st.charged == 0 {
 		return
 	}
-	keep := inSteps(cl.inQueue()-queueFree, queueStep)
-	if keep < cl.charged {
-		cl.broker.queued.Give(cl.account(), cl.charged-keep)
-		cl.charged = keep
+	keep := inSteps(st.inQueue()-queueFree, queueStep)
+	if keep < st.charged {
+		st.broker.queued.Give(st.account(), st.charged-keep)
+		st.charged = keep
 	}
 }
 
@@ -96,34 +96,34 @@ func inSteps(n, step int64) int64 { return (max(0, n) + step - 1) / step * step 
 // chargeKept counts one more message in among those that wait for a lasting session, against
 // its subject: size is all that it counts. It is as with what is queued: free up to
 // [queueFree], and then in steps. Code: busy, only where it is bounded. mu is held.
-func (cl *client) chargeKept(size int, bounded bool) error {
-	if need := inSteps(cl.kept+int64(size)-queueFree-cl.keptCharged, queueStep); need > 0 {
+func (st *sessionState) chargeKept(size int, bounded bool) error {
+	if need := inSteps(st.kept+int64(size)-queueFree-st.keptCharged, queueStep); need > 0 {
 		if !bounded {
-			cl.broker.kept.Add(cl.account(), need)
-		} else if err := cl.broker.kept.Take(cl.account(), need); err != nil {
+			st.broker.kept.Add(st.account(), need)
+		} else if err := st.broker.kept.Take(st.account(), need); err != nil {
 			return err
 		}
-		cl.keptCharged += need
+		st.keptCharged += need
 	}
-	cl.kept += int64(size)
+	st.kept += int64(size)
 	return nil
 }
 
 // dischargeKept undoes chargeKept. mu is held.
-func (cl *client) dischargeKept(size int) {
-	cl.kept -= int64(size)
-	if keep := inSteps(cl.kept-queueFree, queueStep); keep < cl.keptCharged {
-		cl.broker.kept.Give(cl.account(), cl.keptCharged-keep)
-		cl.keptCharged = keep
+func (st *sessionState) dischargeKept(size int) {
+	st.kept -= int64(size)
+	if keep := inSteps(st.kept-queueFree, queueStep); keep < st.keptCharged {
+		st.broker.kept.Give(st.account(), st.keptCharged-keep)
+		st.keptCharged = keep
 	}
 }
 
 // inQueue is what is queued. mu is held.
-func (cl *client) inQueue() int64 {
-	return int64(cl.bytes) + int64(len(cl.queue)-cl.head)*queuedBytes
+func (st *sessionState) inQueue() int64 {
+	return int64(st.bytes) + int64(len(st.queue)-st.head)*queuedBytes
 }
 
-func (cl *client) account() quota.Key { return accountOf(cl.world.tenant, cl.owner.subject) }
+func (st *sessionState) account() quota.Key { return accountOf(st.world.tenant, st.owner.subject) }
 
 // account is in which a subscription is counted. Of one that stands for a group, tree.mu is
 // held.
@@ -131,7 +131,7 @@ func (s *subscription) account() quota.Key {
 	if s.group != nil {
 		return s.group.payer.account()
 	}
-	return s.client.account()
+	return s.session.account()
 }
 
 // bytes is what a subscription takes without the tree. Its name is rounded up, as memory is.
@@ -143,12 +143,12 @@ func (w *world) charge(s *subscription, shared, bounded bool) error {
 	if !shared {
 		return w.place(s, s.bytes(), bounded)
 	}
-	if err := w.count(s.client.account(), s.bytes(), bounded); err != nil {
+	if err := w.count(s.session.account(), s.bytes(), bounded); err != nil {
 		return err
 	}
 	err := w.join(s, bounded)
 	if err != nil {
-		w.subscribed.Give(s.client.account(), s.bytes())
+		w.subscribed.Give(s.session.account(), s.bytes())
 	}
 	return err
 }
@@ -160,7 +160,7 @@ func (w *world) discharge(s *subscription) {
 		return
 	}
 	w.part(s)
-	w.subscribed.Give(s.client.account(), s.bytes())
+	w.subscribed.Give(s.session.account(), s.bytes())
 }
 
 func (w *world) count(k quota.Key, n int64, bounded bool) error {
@@ -201,7 +201,7 @@ func (w *world) displace(s *subscription, bytes int64) {
 }
 
 // inherit has another member charged for a group where the one who was has gone.
-func (w *world) inherit(g *group, gone, heir *client) {
+func (w *world) inherit(g *group, gone, heir *sessionState) {
 	w.tree.mu.Lock()
 	defer w.tree.mu.Unlock()
 	if g.payer != gone {

@@ -17,26 +17,26 @@ import (
 // subscribers is a world without connections.
 type subscribers struct {
 	world   *world
-	clients map[string]*client
+	clients map[string]*sessionState
 }
 
 func newSubscribers(o Options) *subscribers {
 	q := newSubscriptionQuota(&o)
-	s := &subscribers{clients: map[string]*client{}}
-	s.world = &world{tenant: watchword.DefaultTenant, subscribed: q, clients: map[string]*client{}}
+	s := &subscribers{clients: map[string]*sessionState{}}
+	s.world = &world{tenant: watchword.DefaultTenant, subscribed: q, clients: map[string]*sessionState{}}
 	s.world.retained.tenant = watchword.DefaultTenant
 	return s
 }
 
 // client returns that of an id; the subject's name is before the slash.
-func (s *subscribers) client(id string) *client {
-	cl := s.clients[id]
-	if cl == nil {
+func (s *subscribers) client(id string) *sessionState {
+	st := s.clients[id]
+	if st == nil {
 		subject, _, _ := strings.Cut(id, "/")
-		cl = &client{broker: &Broker{subscribed: s.world.subscribed}, world: s.world, id: id, owner: owner{watchword.SubjectID(subject), 1}}
-		s.clients[id] = cl
+		st = &sessionState{broker: &Broker{subscribed: s.world.subscribed}, world: s.world, id: id, owner: owner{watchword.SubjectID(subject), 1}}
+		s.clients[id] = st
 	}
-	return cl
+	return st
 }
 
 func (s *subscribers) subscribe(id, name string) error {
@@ -45,13 +45,13 @@ func (s *subscribers) subscribe(id, name string) error {
 	if err != nil {
 		return err
 	}
-	cl := s.client(id)
-	return cl.stand(&subscription{client: cl, name: name, filter: filter, qos: 1}, shared, true)
+	st := s.client(id)
+	return st.stand(&subscription{session: st, name: name, filter: filter, qos: 1}, shared, true)
 }
 
 func (s *subscribers) unsubscribe(id, name string) {
-	cl := s.client(id)
-	cl.unsubscribeOne(cl.subs[name])
+	st := s.client(id)
+	st.unsubscribeOne(st.subs[name])
 }
 
 // What is counted of subscriptions is what they take of memory, within a quarter, with the
@@ -81,9 +81,9 @@ func TestSubscriptionsAreCountedAsTheyAre(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newSubscribers(Options{})
 			for i := range shape.n { // who subscribes is there already
-				if cl := s.client(shape.client(i)); cl.subs == nil { // with the first of its map, which is the session's
-					cl.subs = map[string]*subscription{"": nil}
-					delete(cl.subs, "")
+				if st := s.client(shape.client(i)); st.subs == nil { // with the first of its map, which is the session's
+					st.subs = map[string]*subscription{"": nil}
+					delete(st.subs, "")
 				}
 			}
 			before := heap()
@@ -166,26 +166,26 @@ func TestEachLevelIsChargedOnce(t *testing.T) {
 		if a, b := s.world.subscribed.Total(), again.world.subscribed.Total(); a != b {
 			t.Fatalf("step %d: %d are charged, and %d where the same are new", step, a, b)
 		}
-		for _, cl := range s.clients { // what each is charged for is its own, or a level that it needs
+		for _, st := range s.clients { // what each is charged for is its own, or a level that it needs
 			var sum int64
-			for _, x := range cl.subs {
+			for _, x := range st.subs {
 				if sum += x.bytes() + x.levels; x.levels < 0 || x.levels > s.world.needs(x.filter) {
 					t.Fatalf("step %d: %s is charged %d for levels", step, x.name, x.levels)
 				}
 			}
 			for _, g := range s.world.groups.all {
-				if g.payer != cl {
+				if g.payer != st {
 					continue
 				}
-				if cl.subs[g.sub.name] == nil {
-					t.Fatalf("step %d: %s is charged for the group %s, and is no member", step, cl.id, g.sub.name)
+				if st.subs[g.sub.name] == nil {
+					t.Fatalf("step %d: %s is charged for the group %s, and is no member", step, st.id, g.sub.name)
 				}
 				if sum += groupBytes + g.sub.levels; g.sub.levels < 0 || g.sub.levels > s.world.needs(g.sub.filter) {
 					t.Fatalf("step %d: the group %s is charged %d for levels", step, g.sub.name, g.sub.levels)
 				}
 			}
-			if n := s.world.subscribed.Used(cl.account()); n != sum {
-				t.Fatalf("step %d: %s is charged %d for what is worth %d", step, cl.id, n, sum)
+			if n := s.world.subscribed.Used(st.account()); n != sum {
+				t.Fatalf("step %d: %s is charged %d for what is worth %d", step, st.id, n, sum)
 			}
 		}
 		for id, m := range most {
@@ -226,8 +226,8 @@ func TestASubscriptionThatIsRefusedLeavesNothing(t *testing.T) {
 		if m := fill("lamp-2", name, 3000); m < n/3 || m > n/2+2 {
 			t.Errorf("another subject has room for %d, the first for %d: %d", m, n, s.world.subscribed.Total())
 		}
-		for _, cl := range s.clients {
-			cl.unsubscribeAll()
+		for _, st := range s.clients {
+			st.unsubscribeAll()
 		}
 		var hit int
 		s.world.tree.match("1000/a/b/c/d", func(l []*subscription) { hit += len(l) })

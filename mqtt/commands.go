@@ -63,12 +63,12 @@ type misfit struct {
 // keepPump starts or stops the pump as the subscriptions say. It is called with
 // c.mu held.
 func (c *conn) keepPump() {
-	if c.broker.Desk == nil || c.closed {
+	if c.broker.Desk == nil || c.out.closed {
 		return
 	}
 	var by *subscription
 	topic := c.commandsTopic()
-	for _, s := range c.subs {
+	for _, s := range c.session.subs {
 		if s.qos > 0 && s.memberOf == nil && policy.Match(s.filter, topic) {
 			by = s
 			break
@@ -79,8 +79,8 @@ func (c *conn) keepPump() {
 		c.pump.stop()
 		c.pump = nil
 	case by != nil && c.pump == nil:
-		p := &pump{c: c, sub: by, topic: topic, largest: c.largest, window: c.commandWindow()}
-		p.line = c.broker.Desk.AttachFunc(c.world.tenant, c.owner.subject, p.kick)
+		p := &pump{c: c, sub: by, topic: topic, largest: c.out.largest, window: c.commandWindow()}
+		p.line = c.broker.Desk.AttachFunc(c.session.world.tenant, c.session.owner.subject, p.kick)
 		if h := c.hello; h != nil {
 			p.nonce, p.max, p.known, p.due = h.Nonce, h.Max, position{h.Epoch, h.Seq}, true
 			p.wantsLog(h)
@@ -96,10 +96,10 @@ func (c *conn) keepPump() {
 // at most, if it takes more than one message. A device that carries them out in turn must not be
 // deaf for everything else until it is done. mu is held.
 func (c *conn) commandWindow() int {
-	if c.window < 2 {
+	if c.out.window < 2 {
 		return commandWindow
 	}
-	return min(commandWindow, c.window/2)
+	return min(commandWindow, c.out.window/2)
 }
 
 // kick makes the pump look again.
@@ -337,13 +337,13 @@ func (p *pump) fit() command.Fit {
 	if f.Packet == 0 {
 		return f
 	}
-	p.c.mu.Lock()
+	p.c.session.mu.Lock()
 	it := item{qos: 1}
 	if n := p.sub.identifier; n > 0 {
 		it.x = &extra{identifiers: []uint32{n}}
 	}
 	alias, known := p.c.lookUpAlias(p.topic)
-	p.c.mu.Unlock()
+	p.c.session.mu.Unlock()
 	f.Size = func(jwe int) int {
 		m := &message{topic: p.topic, payload: make([]byte, jwe), qos: 1, props: commandProperties()}
 		return len(m.custom(nil, p.c.version, &it, 1, alias, known, time.Time{}))
@@ -367,11 +367,11 @@ func (p *pump) send(sc command.SealedCommand) bool {
 	p.after = sc.Seq
 	p.inHand = append(p.inHand, sc)
 	p.mu.Unlock()
-	p.c.mu.Lock()
+	p.c.session.mu.Lock()
 	sub := p.sub
-	p.c.mu.Unlock()
+	p.c.session.mu.Unlock()
 	var o outcome
-	wake := p.c.offer(m, &o, nil, sub)
+	wake := p.c.session.offer(m, &o, nil, sub)
 	if o.heard == 0 {
 		p.mu.Lock()
 		defer p.mu.Unlock()

@@ -29,25 +29,27 @@ const (
 // conn is one connection. One goroutine reads; what others may touch is in out,
 // or says so.
 type conn struct {
-	broker   *Broker
-	nc       net.Conn
-	raw      syscall.RawConn // nil where a write cannot be tried
-	remote   string
-	trace    string // until there is a session, whose id it is then
-	version  packet.Version
-	problems bool                            // the client wants reason strings
-	session  atomic.Pointer[session.Session] // nil until CONNECT is accepted
-	working  sync.Mutex                      // held while what came in is passed on
-	leaving  atomic.Bool
-	unsure   atomic.Bool    // the last read emptied the socket, and may have missed its end
-	gone     atomic.Bool    // it has
-	parting  sync.WaitGroup // the farewell, while it lasts
-	hasty    atomic.Bool    // nobody waits for the peer to hear it
-	until    time.Time      // when that wait ends; zero for none. The farewell's, and then the reader's
+	broker      *Broker
+	nc          net.Conn
+	raw         syscall.RawConn // nil where a write cannot be tried
+	remote      string
+	trace       string // until there is a session, whose id it is then
+	version     packet.Version
+	problems    bool                            // the client wants reason strings
+	liveSession atomic.Pointer[session.Session] // what the connection is authorized to do; nil until CONNECT is accepted
+	working     sync.Mutex                      // held while what came in is passed on
+	leaving     atomic.Bool
+	unsure      atomic.Bool    // the last read emptied the socket, and may have missed its end
+	gone        atomic.Bool    // it has
+	parting     sync.WaitGroup // the farewell, while it lasts
+	hasty       atomic.Bool    // nobody waits for the peer to hear it
+	until       time.Time      // when that wait ends; zero for none. The farewell's, and then the reader's
 
-	*client // its own until CONNECT; another's whose place it takes, where there is one
-	out
-	// Under client.mu.
+	// session is the Session State. A connection starts with an empty one of its own. Where
+	// CONNECT resumes a session, [conn.resume] replaces it, once, before the client can hear CONNACK.
+	session *sessionState
+	out     out
+	// Under sessionState.mu.
 	auth *subscription // to $watchword/auth, or nil
 	ask  *time.Timer   // asks for a refresh in time; nil where nobody listens
 	pump *pump         // hands commands over; nil where the client takes none
@@ -72,7 +74,7 @@ type conn struct {
 // subscription is one filter of one client. What may change is under the
 // client's mu.
 type subscription struct {
-	client      *client
+	session     *sessionState
 	name        string // as the client wrote it
 	filter      string // what it matches: name, without $share/group/
 	qos         byte
@@ -344,25 +346,25 @@ func (c *conn) disconnect(p *packet.Disconnect) error {
 }
 
 func (c *conn) lastWords(p *packet.Disconnect) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.conn != c || c.closed {
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	if c.session.conn != c || c.out.closed {
 		return nil
 	}
-	l := c.lasting
+	l := c.session.lasting
 	if n, ok := p.Properties.Number(packet.SessionExpiry); ok {
 		if n > 0 && (l == nil || l.expiry == 0) && c.broker.mostExpiry() > 0 {
 			return wrong(packet.ProtocolError, packet.DISCONNECT, "a session expiry where CONNECT had none")
 		}
 		if l != nil {
 			l.expiry, l.row = min(n, c.broker.mostExpiry()), true
-			c.touch()
+			c.session.touch()
 		}
 	}
 	if p.Reason == packet.Success { // MQTT 5.0 §3.14.4
-		if c.will != nil {
-			c.broker.wills.cancel(c.will)
-			c.will = nil
+		if c.session.will != nil {
+			c.broker.wills.cancel(c.session.will)
+			c.session.will = nil
 		}
 	}
 	return nil
@@ -383,16 +385,16 @@ func (c *conn) end(cause error) { _ = c.endIf(cause, func() error { return nil }
 
 // endIf is end where may, asked with the client's mu held, returns no error.
 func (c *conn) endIf(cause error, may func() error) error {
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
+	c.session.mu.Lock()
+	if c.out.closed {
+		c.session.mu.Unlock()
 		return nil
 	}
 	if err := may(); err != nil {
-		c.mu.Unlock()
+		c.session.mu.Unlock()
 		return err
 	}
-	c.closed = true
+	c.out.closed = true
 	if s, ok := c.nc.(*socket); ok {
 		s.below.ended.Store(true)
 		if cause != nil {
@@ -400,13 +402,13 @@ func (c *conn) endIf(cause error, may func() error) error {
 		}
 	}
 	if cause != nil {
-		c.control = c.appendGoodbye(c.control, cause)
+		c.out.control = c.appendGoodbye(c.out.control, cause)
 	}
 	rest := c.detachFor(cause)
 	c.parting.Go(func() { c.farewell(rest) })
 	c.leaving.Store(true) // the reader, which sees it, waits for the farewell
-	c.moved.Broadcast()
-	c.mu.Unlock()
+	c.out.moved.Broadcast()
+	c.session.mu.Unlock()
 	if cause != nil {
 		c.broker.refused(c, "connection ended", "", cause)
 	}
@@ -418,11 +420,11 @@ func (c *conn) endIf(cause error, may func() error) error {
 func (c *conn) farewell(rest remains) {
 	c.bury(c.broker.ctx, rest)
 	_ = c.nc.SetWriteDeadline(time.Now().Add(byeTimeout)) // errors here are those of a connection that is gone
-	c.mu.Lock()
-	for c.writing && !c.failed {
-		c.moved.Wait()
+	c.session.mu.Lock()
+	for c.out.writing && !c.out.failed {
+		c.out.moved.Wait()
 	}
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 	c.flush(true)
 	c.awaitPeer()
 }
@@ -441,12 +443,12 @@ func (c *conn) lost(err error) {
 		c.end(bad)
 		return
 	}
-	c.mu.Lock()
-	c.closed, c.failed = true, true
+	c.session.mu.Lock()
+	c.out.closed, c.out.failed = true, true
 	rest := c.detachFor(nil)
 	c.leaving.Store(true)
-	c.moved.Broadcast()
-	c.mu.Unlock()
+	c.out.moved.Broadcast()
+	c.session.mu.Unlock()
 	c.bury(c.broker.ctx, rest)
 }
 
@@ -456,9 +458,9 @@ func (c *conn) takeDown(ctx context.Context) {
 	c.broker.known(c)
 	c.leavePace()
 	c.parting.Wait()
-	c.mu.Lock()
+	c.session.mu.Lock()
 	rest := c.detachFor(nil) // where a write failed, nobody has it yet
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 	c.bury(ctx, rest)
 	c.forgetAliases()
 	_ = c.nc.Close()

@@ -75,7 +75,7 @@ func (c *conn) saysV5(body []byte) bool {
 	if !bytes.HasPrefix(body, []byte("\x00\x04MQTT\x05")) {
 		return false
 	}
-	c.version, c.largest = packet.V5, shortConnack
+	c.version, c.out.largest = packet.V5, shortConnack
 	return true
 }
 
@@ -111,17 +111,17 @@ func (c *conn) openings(p *packet.Connect) error {
 	if n, ok := p.Properties.Number(packet.RequestProblem); ok {
 		c.problems = n == 1
 	}
-	c.mu.Lock()
+	c.session.mu.Lock()
 	if n, ok := p.Properties.Number(packet.ReceiveMaximum); ok {
-		c.window = min(int(n), maxFlights)
+		c.out.window = min(int(n), maxFlights)
 	}
 	if n, ok := p.Properties.Number(packet.MaximumPacketSize); ok {
-		c.largest = int(n)
+		c.out.largest = int(n)
 	}
 	if n, ok := p.Properties.Number(packet.TopicAliasMaximum); ok {
-		c.aliased = min(int(n), maxAliases)
+		c.out.aliased = min(int(n), maxAliases)
 	}
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 	return nil
 }
 
@@ -145,7 +145,7 @@ func (c *conn) papers(ctx context.Context, now time.Time, password string, may f
 // open starts the session that was admitted, and answers CONNECT.
 func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, papers session.Papers) error {
 	ad := c.admission
-	c.client.world = c.broker.world(papers.Tenant)
+	c.session.world = c.broker.world(papers.Tenant)
 	present, err := c.enter(ad)
 	if err != nil {
 		return err
@@ -160,7 +160,7 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 		s.Close(nil)
 		return err
 	}
-	c.broker.wills.cameBack(c.client, s.Authority(), present, now)
+	c.broker.wills.cameBack(c.session, s.Authority(), present, now)
 	c.keepAlive = c.keepAliveOf(p)
 	_ = c.nc.SetDeadline(time.Time{}) // the error is that of a closed connection, which the next read reports
 	c.extended = time.Time{}
@@ -174,7 +174,7 @@ func (c *conn) open(ctx context.Context, now time.Time, p *packet.Connect, paper
 		c.promise(ack, p, ad, s, lost, dropped)
 	}
 	c.join(time.Now())
-	c.session.Store(s)
+	c.liveSession.Store(s)
 	c.broker.known(c)
 	c.answerAfter(at, ack) // before anything else can be said
 	if c.version == packet.V5 && ack.Properties.User == nil {
@@ -196,7 +196,7 @@ func (c *conn) name(p *packet.Connect, subject watchword.SubjectID) (id string, 
 		if c.version == packet.V311 && !p.CleanStart {
 			return "", false, wrong(packet.BadClientID, packet.CONNECT, "an empty client id with clean session 0")
 		}
-		return string(subject) + "/" + strconv.FormatInt(c.number, 36) + "-" + watchword.NewNonce()[:6], true, nil
+		return string(subject) + "/" + strconv.FormatInt(c.session.number, 36) + "-" + watchword.NewNonce()[:6], true, nil
 	}
 	name, suffix, more := strings.Cut(id, "/")
 	if name != string(subject) || more && watchword.CheckName("client_id", suffix) != nil {
@@ -217,12 +217,12 @@ func (c *conn) keepAliveOf(p *packet.Connect) time.Duration {
 // mayAnswerConnect refuses a client that takes no packet as large as its CONNACK, which
 // it must have. Reason: packet too large.
 func (c *conn) mayAnswerConnect(p *packet.Connect, ad *admission) error {
-	if c.version != packet.V5 || c.largest == 0 {
+	if c.version != packet.V5 || c.out.largest == 0 {
 		return nil
 	}
 	ack := &packet.Connack{}
 	c.limits(ack, p, ad)
-	if n := len(packet.Append(nil, ack, c.version)); n > c.largest {
+	if n := len(packet.Append(nil, ack, c.version)); n > c.out.largest {
 		return wrong(packet.TooLarge, packet.CONNECT, fmt.Sprintf("CONNACK has %d bytes at least, more than the maximum packet size", n))
 	}
 	return nil
@@ -271,7 +271,7 @@ func (c *conn) mayName(lost []string) bool {
 	for _, f := range lost {
 		size += each + len(f)
 	}
-	return len(lost) <= maxLost && (c.largest == 0 || size <= c.largest)
+	return len(lost) <= maxLost && (c.out.largest == 0 || size <= c.out.largest)
 }
 
 // expiry is how long the session outlives its connection, in seconds.
@@ -294,34 +294,34 @@ func (c *conn) expiry(p *packet.Connect) uint32 {
 // that it subscribes anew and hears what it may not have. The session keeps the
 // subscriptions that are left and what waits by them.
 func (c *conn) regain(a *session.Authority, present *bool) (lost []string, dropped int64, at *commit) {
-	c.mu.Lock()
-	l := c.lasting
-	if l == nil || c.conn != c {
-		c.mu.Unlock()
+	c.session.mu.Lock()
+	l := c.session.lasting
+	if l == nil || c.session.conn != c {
+		c.session.mu.Unlock()
 		return nil, 0, nil
 	}
-	_, orphans := c.lose(a)
+	_, orphans := c.session.lose(a)
 	var r report
 	if l.sameHolder(a) {
-		r.lost = c.untold()
+		r.lost = c.session.untold()
 		if c.version == packet.V5 {
 			r.dropped = l.dropped
 		}
 	}
 	lost, dropped = names(r.lost), r.dropped
 	if len(lost) > 0 && (c.version == packet.V311 || !c.mayName(lost)) {
-		c.unreceiveAll() // it may discard its side and use the identifiers for other messages
+		c.session.unreceiveAll() // it may discard its side and use the identifiers for other messages
 		*present = false
 	}
 	c.says(r, 0)
 	c.keepPump()
-	at = c.touch()
+	at = c.session.touch()
 	if *present && !l.unwritten {
 		at = nil // it is on the disk
 	}
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 	if len(orphans) > 0 {
-		go c.hand(orphans, false)
+		go c.session.hand(orphans, false)
 	}
 	return lost, dropped, at
 }
@@ -359,7 +359,7 @@ func (c *conn) giveUpPlace() {
 // takenOver ends the connection whose client id connected again, if the admission of the
 // other suffices. Its session is over when it returns without an error.
 func (c *conn) takenOver(ad *admission) error {
-	if err := c.endIf(errTaken, func() error { return c.yields(ad) }); err != nil {
+	if err := c.endIf(errTaken, func() error { return c.session.yields(ad) }); err != nil {
 		return err
 	}
 	c.broker.stats.takeover.Add(1)
@@ -370,4 +370,4 @@ func (c *conn) takenOver(ad *admission) error {
 }
 
 // live returns the session, nil before there is one.
-func (c *conn) live() *session.Session { return c.session.Load() }
+func (c *conn) live() *session.Session { return c.liveSession.Load() }

@@ -19,7 +19,7 @@ type end struct {
 	h    *house
 	id   watchword.SubjectID
 	r    *rand.Rand
-	c    *client // nil while away
+	c    *sessionState // nil while away
 	v    packet.Version
 	next uint16
 

@@ -21,7 +21,7 @@ type remains struct {
 
 // detach is detachFor for who cannot do what is to be done: another will.
 func (c *conn) detach() {
-	if c.conn == c && c.rest == nil {
+	if c.session.conn == c && c.rest == nil {
 		rest := c.detachFor(nil)
 		c.rest = &rest
 	}
@@ -34,43 +34,43 @@ func (c *conn) detachFor(cause error) (rest remains) {
 		rest, *c.rest = *c.rest, remains{}
 		return rest
 	}
-	if c.conn != c {
+	if c.session.conn != c {
 		return rest
 	}
 	c.rest = &remains{}
-	c.answers = nil
+	c.out.answers = nil
 	c.listen(nil)
 	if c.pump != nil {
 		c.pump.stop()
 		c.pump = nil
 	}
-	rest.orphans = c.orphans(nil)
+	rest.orphans = c.session.orphans(nil)
 	now := c.broker.o.Now()
 	expiry := time.Duration(0)
-	if c.lasting != nil {
-		expiry = time.Duration(c.lasting.expiry) * time.Second
+	if c.session.lasting != nil {
+		expiry = time.Duration(c.session.lasting.expiry) * time.Second
 	}
 	rest.will, rest.waits = c.endWill(cause, expiry, now)
-	if l := c.lasting; l != nil && (l.expiry == 0 || l.turn == 0 && c.live() == nil) {
-		rest.orphans = append(rest.orphans, c.heirless()...)
-		c.forget() // the client said so, or never came to be
+	if l := c.session.lasting; l != nil && (l.expiry == 0 || l.turn == 0 && c.live() == nil) {
+		rest.orphans = append(rest.orphans, c.session.heirless()...)
+		c.session.forget() // the client said so, or never came to be
 	}
-	if c.lasting == nil {
-		c.reset()
-		c.client.conn, c.client.over, rest.over = nil, true, true
-		c.weigh()
+	if c.session.lasting == nil {
+		c.session.reset()
+		c.session.conn, c.session.over, rest.over = nil, true, true
+		c.session.weigh()
 		return rest
 	}
-	l := c.lasting
-	rest.there, rest.groups = true, slices.Clone(c.shares)
-	c.pack()
-	c.client.conn = nil
-	c.weigh()
+	l := c.session.lasting
+	rest.there, rest.groups = true, slices.Clone(c.session.shares)
+	c.session.pack()
+	c.session.conn = nil
+	c.session.weigh()
 	l.turn++
 	rest.watch = l.turn
 	l.left, l.row = now, true
-	c.touch()
-	c.client.arm(now)
+	c.session.touch()
+	c.session.arm(now)
 	return rest
 }
 
@@ -80,24 +80,24 @@ func (l *lasting) ends() (time.Time, bool) {
 }
 
 // arm starts the clocks of a client without a connection, or starts them anew. mu is held.
-func (cl *client) arm(now time.Time) {
-	l, turn := cl.lasting, cl.lasting.turn
+func (st *sessionState) arm(now time.Time) {
+	l, turn := st.lasting, st.lasting.turn
 	if l.clock != nil {
 		l.clock.Stop()
 		l.clock = nil
 	}
 	if ends, ok := l.ends(); ok {
-		l.clock = time.AfterFunc(ends.Sub(now), func() { cl.expire(turn) })
+		l.clock = time.AfterFunc(ends.Sub(now), func() { st.expire(turn) })
 	}
 }
 
 // lapsed reports whether the session of a client that is away is over by the time of
 // day, though no clock said so yet. mu is held.
-func (cl *client) lapsed(now time.Time) bool {
-	if cl.lasting == nil || !cl.away() {
+func (st *sessionState) lapsed(now time.Time) bool {
+	if st.lasting == nil || !st.away() {
 		return false
 	}
-	ends, ok := cl.lasting.ends()
+	ends, ok := st.lasting.ends()
 	return ok && !now.Before(ends)
 }
 
@@ -107,14 +107,14 @@ func (c *conn) bury(ctx context.Context, rest remains) {
 		c.publishWill(ctx, rest.will)
 	}
 	c.broker.wills.watch(ctx, rest.waits)
-	c.client.hand(rest.orphans, rest.there)
+	c.session.hand(rest.orphans, rest.there)
 	for _, g := range rest.groups {
 		g.pull()
 	}
 	if rest.over {
-		c.client.leave()
+		c.session.leave()
 	}
 	if rest.watch > 0 {
-		c.client.watch(ctx, rest.watch)
+		c.session.watch(ctx, rest.watch)
 	}
 }

@@ -70,32 +70,32 @@ func (c *conn) pause(ctx context.Context) {
 // finish returns when the client has what is meant for it, or ctx ends.
 func (c *conn) finish(ctx context.Context) {
 	c.flush(false)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	l := c.moved.L
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	l := c.out.moved.L
 	defer context.AfterFunc(ctx, func() {
 		l.Lock()
 		defer l.Unlock()
-		c.moved.Broadcast()
+		c.out.moved.Broadcast()
 	})()
-	for ctx.Err() == nil && c.conn == c && !c.closed && !c.failed && c.busy() {
-		c.moved.Wait()
+	for ctx.Err() == nil && c.session.conn == c && !c.out.closed && !c.out.failed && c.busy() {
+		c.out.moved.Wait()
 	}
 }
 
 // busy reports whether something is on its way to the client that its state does not
 // keep. mu is held.
 func (c *conn) busy() bool {
-	if len(c.answers)+len(c.control) > 0 || c.writing {
+	if len(c.out.answers)+len(c.out.control) > 0 || c.out.writing {
 		return true
 	}
-	for i := c.head; i < len(c.queue); i++ {
-		if !c.keeps(c.queue[i].x) {
+	for i := c.session.head; i < len(c.session.queue); i++ {
+		if !c.keeps(c.session.queue[i].x) {
 			return true
 		}
 	}
-	for i := range c.flights {
-		if f := &c.flights[i]; !f.counts && f.command == 0 { // a command is handed over again
+	for i := range c.session.flights {
+		if f := &c.session.flights[i]; !f.counts && f.command == 0 { // a command is handed over again
 			return true
 		}
 	}
@@ -103,4 +103,4 @@ func (c *conn) busy() bool {
 }
 
 // keeps reports whether what is queued waits on the shelf too.
-func (c *conn) keeps(x *extra) bool { return c.lasting != nil && x != nil && x.k != nil }
+func (c *conn) keeps(x *extra) bool { return c.session.lasting != nil && x != nil && x.k != nil }

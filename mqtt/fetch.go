@@ -16,8 +16,8 @@ const (
 // refill begins to fetch the next messages from the shelf where the queue has room for
 // them. mu is held.
 func (c *conn) refill() {
-	l := c.lasting
-	if l.loading || len(l.backlog) == 0 || c.closed || !c.ready || len(c.queue)-c.head > queueAhead/2 {
+	l := c.session.lasting
+	if l.loading || len(l.backlog) == 0 || c.out.closed || !c.out.ready || len(c.session.queue)-c.session.head > queueAhead/2 {
 		return
 	}
 	l.loading = true
@@ -26,30 +26,30 @@ func (c *conn) refill() {
 
 // fetch brings one page of the backlog into the queue.
 func (c *conn) fetch(turn int) {
-	c.mu.Lock()
-	if c.conn != c || c.lasting.turn != turn {
-		c.mu.Unlock()
+	c.session.mu.Lock()
+	if c.session.conn != c || c.session.lasting.turn != turn {
+		c.session.mu.Unlock()
 		return
 	}
-	l := c.lasting
+	l := c.session.lasting
 	n, size := 0, 0
 	for n < len(l.backlog) && n < fetchMessages && (n == 0 || size+int(l.backlog[n].size) <= fetchBytes) {
 		size += int(l.backlog[n].size)
 		n++
 	}
 	page := slices.Clone(l.backlog[:n])
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 
-	bodies, err := c.client.bodies(page)
+	bodies, err := c.session.bodies(page)
 	if err != nil {
-		c.broker.o.Log.Error("messages that wait cannot be read", slog.String("client", c.id), slog.Any("err", err))
+		c.broker.o.Log.Error("messages that wait cannot be read", slog.String("client", c.session.id), slog.Any("err", err))
 		time.AfterFunc(fetchRetry, func() { c.fetch(turn) })
 		return
 	}
 
-	c.mu.Lock()
-	if c.conn != c || c.lasting.turn != turn || c.closed {
-		c.mu.Unlock()
+	c.session.mu.Lock()
+	if c.session.conn != c || c.session.lasting.turn != turn || c.out.closed {
+		c.session.mu.Unlock()
 		return
 	}
 	a := c.live().Authority()
@@ -65,27 +65,27 @@ func (c *conn) fetch(turn int) {
 			m = bodies[e.k.id]
 		}
 		if m == nil {
-			c.finished(e.k, e.seq, int(e.size))
+			c.session.finished(e.k, e.seq, int(e.size))
 			continue
 		}
 		it := e.item(m)
 		// What came by a subscription that it gave up is asked for by its topic.
-		if c.lostTo(m.topic, e.seq) && !c.wanted(&it) || !a.Subscribe(m.topic).Allowed {
-			c.finished(e.k, e.seq, int(e.size))
+		if c.session.lostTo(m.topic, e.seq) && !c.session.wanted(&it) || !a.Subscribe(m.topic).Allowed {
+			c.session.finished(e.k, e.seq, int(e.size))
 			continue
 		}
 		if e.seq <= l.sent {
 			it.flag |= 8 // DUP
 		}
 		if it.qos == 2 {
-			c.broker.journal.whenWritten(e.k, c.client)
+			c.broker.journal.whenWritten(e.k, c.session)
 		}
-		c.lineUp(it)
+		c.session.lineUp(it)
 	}
 	l.backlog = shrunk(all, len(all)-len(l.backlog))
 	l.loading = false
 	c.refill() // where nothing of this page was left
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 	c.flush(false)
 }
 
@@ -105,7 +105,7 @@ func shrunk(list []entry, n int) []entry {
 
 // bodies reads the messages of some entries, by their ids in the store. What failed to be
 // written is not among them.
-func (cl *client) bodies(page []entry) (map[int64]*message, error) {
+func (st *sessionState) bodies(page []entry) (map[int64]*message, error) {
 	out := make(map[int64]*message, len(page))
 	var ids []int64
 	for _, e := range page {
@@ -125,7 +125,7 @@ func (cl *client) bodies(page []entry) (map[int64]*message, error) {
 	if len(ids) == 0 {
 		return out, nil
 	}
-	ms, err := cl.broker.journal.store.ShelfMessages(cl.broker.ctx, ids)
+	ms, err := st.broker.journal.store.ShelfMessages(st.broker.ctx, ids)
 	if err != nil {
 		return nil, err
 	}

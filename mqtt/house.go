@@ -82,33 +82,33 @@ func (a actor) trace() string {
 
 // act runs what a publish writes to the store under the authority to publish it, which the store
 // compares: see [session.Session.Act].
-func (cl *client) act(ctx context.Context, by actor, topic string, do func(context.Context, *session.Authority) error) error {
+func (st *sessionState) act(ctx context.Context, by actor, topic string, do func(context.Context, *session.Authority) error) error {
 	may := func(a *session.Authority) error { return judge(a, topic).decision.Err() }
 	if by.session != nil {
 		return by.session.Act(ctx, may, do)
 	}
-	return cl.broker.Guard.Act(ctx, by.left, may, do)
+	return st.broker.Guard.Act(ctx, by.left, may, do)
 }
 
 // toTheHouse does what a topic of the server's means. It is always of use to somebody:
 // to the server.
-func (cl *client) toTheHouse(ctx context.Context, w *batch, h house, m *message, o *outcome, by actor) error {
+func (st *sessionState) toTheHouse(ctx context.Context, w *batch, h house, m *message, o *outcome, by actor) error {
 	if err := watchword.CheckName("device", string(h.device)); err != nil {
 		return err
 	}
 	o.heard++
 	switch h.kind {
 	case toEvents:
-		return cl.event(w, h, m, o)
+		return st.event(w, h, m, o)
 	case toState:
-		return cl.state(ctx, w, h, m, o, by)
+		return st.state(ctx, w, h, m, o, by)
 	case toReceipts:
-		return cl.receipt(ctx, h, m, by)
+		return st.receipt(ctx, h, m, by)
 	}
 	return nil
 }
 
-func (cl *client) event(w *batch, h house, m *message, o *outcome) error {
+func (st *sessionState) event(w *batch, h house, m *message, o *outcome) error {
 	for s := range strings.SplitSeq(h.stream, "/") {
 		if err := watchword.CheckName("stream", s); err != nil {
 			return err
@@ -117,47 +117,47 @@ func (cl *client) event(w *batch, h house, m *message, o *outcome) error {
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "an event may have 32 KiB")
 	}
-	e := &event.Event{Tenant: cl.world.tenant, Device: h.device, Stream: h.stream, At: w.now, Data: m.payload}
+	e := &event.Event{Tenant: st.world.tenant, Device: h.device, Stream: h.stream, At: w.now, Data: m.payload}
 	if m.props != nil {
 		e.ContentType, _ = m.props.Text(packet.ContentType)
 		e.ContentType = clip(e.ContentType)
 	}
-	cl.world.route(m, w, o)
-	cl.broker.Hub.Publish(e)
+	st.world.route(m, w, o)
+	st.broker.Hub.Publish(e)
 	return nil
 }
 
-func (cl *client) state(ctx context.Context, w *batch, h house, m *message, o *outcome, by actor) error {
+func (st *sessionState) state(ctx context.Context, w *batch, h house, m *message, o *outcome, by actor) error {
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a state may have 32 KiB")
 	}
 	if err := jose.Walk(m.payload, func(string, jsontext.Value) error { return nil }); err != nil {
 		return &watchword.Error{Code: watchword.BadRequest, Field: "state", Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
 	}
-	if cl.broker.Twins != nil {
+	if st.broker.Twins != nil {
 		var doc bytes.Buffer
 		if err := json.Compact(&doc, m.payload); err != nil {
 			return watchword.RefuseField("state", "must be one JSON object")
 		}
-		if err := cl.act(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
-			return cl.broker.Twins.ReportState(ctx, cl.world.tenant, a.Basis(), h.device, doc.Bytes(), w.now)
+		if err := st.act(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
+			return st.broker.Twins.ReportState(ctx, st.world.tenant, a.Basis(), h.device, doc.Bytes(), w.now)
 		}); err != nil {
 			return err
 		}
 	}
-	cl.world.route(m, w, o)
+	st.world.route(m, w, o)
 	return nil
 }
 
-func (cl *client) receipt(ctx context.Context, h house, m *message, by actor) error {
-	if cl.broker.Desk == nil {
+func (st *sessionState) receipt(ctx context.Context, h house, m *message, by actor) error {
+	if st.broker.Desk == nil {
 		return watchword.Refuse(watchword.ReceiptInvalid, "no commands were handed over here")
 	}
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
 	}
-	err := cl.act(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
-		_, err := cl.broker.Desk.TakeReceipt(ctx, cl.world.tenant, h.device, a.Basis(), string(m.payload), by.trace())
+	err := st.act(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
+		_, err := st.broker.Desk.TakeReceipt(ctx, st.world.tenant, h.device, a.Basis(), string(m.payload), by.trace())
 		return err
 	})
 	if code := codeOf(err); code != watchword.ReceiptInvalid && audit.Records(audit.RequestRefuse, code, true) {
@@ -171,7 +171,7 @@ func (cl *client) receipt(ctx context.Context, h house, m *message, by actor) er
 func (c *conn) isCommands(filter string) bool { return filter == c.commandsTopic() }
 
 func (c *conn) commandsTopic() string {
-	return devicePrefix + string(c.owner.subject) + "/commands"
+	return devicePrefix + string(c.session.owner.subject) + "/commands"
 }
 
 // configType is the content type of a signed configuration.

@@ -53,7 +53,7 @@ type commit struct {
 	// Under journal.mu until it is taken to be written; nothing once it has ended.
 	messages []*kept
 	done     []int64
-	clients  []*client
+	clients  []*sessionState
 	dropped  []int64
 	retained map[retainKey]struct{}
 	wills    map[*will]struct{}
@@ -77,10 +77,10 @@ type kept struct {
 	durable   atomic.Bool
 	failed    atomic.Bool
 	size      int
-	receivers []byte    // until it is written
-	eager     []*client // under journal.mu: who may have it only when it is written
-	included  bool      // under journal.mu: it is on the disk, or about to be
-	counted   bool      // under journal.mu: in count and bytes
+	receivers []byte          // until it is written
+	eager     []*sessionState // under journal.mu: who may have it only when it is written
+	included  bool            // under journal.mu: it is on the disk, or about to be
+	counted   bool            // under journal.mu: in count and bytes
 }
 
 func newJournal(o *Options, store Store, q *retainQuota) *journal {
@@ -90,8 +90,8 @@ func newJournal(o *Options, store Store, q *retainQuota) *journal {
 // adding is what one act adds to the commit that is collected.
 type adding struct {
 	message  *kept
-	client   *client // its mu is held
-	drop     int64   // a session
+	client   *sessionState // its mu is held
+	drop     int64         // a session
 	retained *retainKey
 	will     *will
 }
@@ -175,11 +175,11 @@ func (j *journal) forget(k *kept) {
 }
 
 // whenWritten wakes a client that may have k only then: with QoS 2.
-func (j *journal) whenWritten(k *kept, cl *client) {
+func (j *journal) whenWritten(k *kept, st *sessionState) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if !k.durable.Load() && !k.failed.Load() {
-		k.eager = append(k.eager, cl)
+		k.eager = append(k.eager, st)
 	}
 }
 
@@ -259,7 +259,7 @@ func (j *journal) step() bool {
 		err = j.store.KeepOnShelf(context.Background(), w.changes) // it is not given up in the middle
 	}
 	var waiters []*conn
-	var eager []*client
+	var eager []*sessionState
 	j.mu.Lock()
 	if err == nil {
 		j.sick.Store(nil)
@@ -278,8 +278,8 @@ func (j *journal) step() bool {
 		j.open = newCommit()
 		j.inherit(c)
 		j.inherit(behind)
-		for _, cl := range behind.clients {
-			w.clients = append(w.clients, written{cl: cl})
+		for _, st := range behind.clients {
+			w.clients = append(w.clients, written{st: st})
 		}
 		waiters, eager = j.end(c, w.messages, commitFailed)
 		w2, e2 := j.end(behind, behind.messages, commitFailed)
@@ -291,15 +291,15 @@ func (j *journal) step() bool {
 	for _, c := range waiters {
 		c.release()
 	}
-	for _, cl := range eager {
-		cl.wakeUp()
+	for _, st := range eager {
+		st.wakeUp()
 	}
 	return err == nil
 }
 
 // end is the end of a commit, one way or the other, and of the messages in it. It returns
 // who is to hear of it. mu is held.
-func (j *journal) end(c *commit, messages []*kept, state int32) (waiters []*conn, eager []*client) {
+func (j *journal) end(c *commit, messages []*kept, state int32) (waiters []*conn, eager []*sessionState) {
 	for _, k := range messages {
 		if state == commitWritten {
 			k.durable.Store(true)
@@ -365,7 +365,7 @@ type writing struct {
 
 // written is what of a client is written, so that it can be written again.
 type written struct {
-	cl      *client
+	st      *sessionState
 	row     bool
 	changed map[string]struct{}
 }
@@ -373,8 +373,8 @@ type written struct {
 // build turns what was collected into what is written. What is over by now is left out.
 func (w *writing) build(j *journal) {
 	c := w.commit
-	for _, cl := range c.clients {
-		w.client(cl)
+	for _, st := range c.clients {
+		w.client(st)
 	}
 	w.changes.Dropped, w.changes.Done = c.dropped, c.done
 	for key := range c.retained {
@@ -397,19 +397,19 @@ func (w *writing) build(j *journal) {
 	}
 }
 
-func (w *writing) client(cl *client) {
-	cl.mu.Lock()
-	defer cl.mu.Unlock()
-	l := cl.lasting
-	if cl.over || l == nil {
+func (w *writing) client(st *sessionState) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	l := st.lasting
+	if st.over || l == nil {
 		return
 	}
-	p := cl.progress(w.commit)
-	s := shelf.Session{ID: cl.number, Progress: p.Append(nil)}
-	w.clients = append(w.clients, written{cl, l.row, l.changed})
+	p := st.progress(w.commit)
+	s := shelf.Session{ID: st.number, Progress: p.Append(nil)}
+	w.clients = append(w.clients, written{st, l.row, l.changed})
 	for name := range l.changed {
-		f := shelf.Filter{Session: cl.number, Subscription: shelf.Subscription{Filter: name}}
-		sub := cl.subs[name]
+		f := shelf.Filter{Session: st.number, Subscription: shelf.Subscription{Filter: name}}
+		sub := st.subs[name]
 		if sub == nil {
 			w.changes.Unsubscribed = append(w.changes.Unsubscribed, f)
 			continue
@@ -423,7 +423,7 @@ func (w *writing) client(cl *client) {
 		return
 	}
 	l.row = false
-	s.Tenant, s.Client, s.Subject, s.Incarnation = cl.world.tenant, cl.id, cl.owner.subject, cl.owner.incarnation
+	s.Tenant, s.Client, s.Subject, s.Incarnation = st.world.tenant, st.id, st.owner.subject, st.owner.incarnation
 	s.Expiry, s.Left = l.expiry, l.left
 	w.changes.Sessions = append(w.changes.Sessions, s)
 }
@@ -431,15 +431,15 @@ func (w *writing) client(cl *client) {
 // again has clients written another time, since they were not.
 func (w *writing) again() {
 	for _, x := range w.clients {
-		x.cl.mu.Lock()
-		if l := x.cl.lasting; l != nil && !x.cl.over {
+		x.st.mu.Lock()
+		if l := x.st.lasting; l != nil && !x.st.over {
 			l.row = l.row || x.row
 			for name := range x.changed {
 				l.change(name)
 			}
-			x.cl.touch()
+			x.st.touch()
 		}
-		x.cl.mu.Unlock()
+		x.st.mu.Unlock()
 	}
 }
 

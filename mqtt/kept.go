@@ -34,9 +34,9 @@ const givenAtOnce = 32
 // that were reported last, and the configuration that is wanted of the one device that
 // the filter names.
 func (c *conn) give(ctx context.Context, s *subscription) {
-	g := &giving{to: s, latest: c.world.retained.latest()}
+	g := &giving{to: s, latest: c.session.world.retained.latest()}
 	g.states = c.broker.Twins != nil && policy.Match(s.filter, stateTopic(anyDevice))
-	page, last := c.world.retained.page(s.filter, "", nil, givenAtOnce, c.broker.o.Now())
+	page, last := c.session.world.retained.page(s.filter, "", nil, givenAtOnce, c.broker.o.Now())
 	if last != nil || g.states {
 		g.rest = true // all of them: what was found here is not held until its turn comes
 		c.giveSoon(g)
@@ -58,7 +58,7 @@ func (c *conn) giveRetained(ctx context.Context, g *giving, x *record) {
 		c.broker.refused(c, "retained message not given", string(x.topic()), err)
 		return
 	}
-	r := &c.world.retained
+	r := &c.session.world.retained
 	var o outcome
 	var wake *conn
 	for {
@@ -69,13 +69,13 @@ func (c *conn) giveRetained(ctx context.Context, g *giving, x *record) {
 			may, known = false, true
 		}
 		if may {
-			wake = c.offer(m, &o, nil, g.to)
+			wake = c.session.offer(m, &o, nil, g.to)
 		}
 		r.mu.RUnlock()
 		if known {
 			break
 		}
-		if err := c.broker.decide(ctx, c.world, owner); err != nil {
+		if err := c.broker.decide(ctx, c.session.world, owner); err != nil {
 			c.broker.refused(c, "retained message not given", m.topic, err)
 			return
 		}
@@ -100,7 +100,7 @@ func (c *conn) giveTwin(ctx context.Context, s *subscription) {
 	}
 	c.expect(s, true)
 	defer c.expect(s, false)
-	tw, err := c.broker.Twins.Twin(ctx, c.world.tenant, device)
+	tw, err := c.broker.Twins.Twin(ctx, c.session.world.tenant, device)
 	if err != nil {
 		if watchword.CodeOf(err) != watchword.NotFound {
 			c.broker.refused(c, "kept message not given", s.filter, err)
@@ -123,8 +123,8 @@ func (c *conn) giveTwin(ctx context.Context, s *subscription) {
 // expect begins to note what comes for s while something kept is read, or ends it:
 // what was kept before must not be said after what came since.
 func (c *conn) expect(s *subscription, on bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
 	if s.since = nil; on {
 		s.since = map[string]struct{}{}
 	}
@@ -133,8 +133,8 @@ func (c *conn) expect(s *subscription, on bool) {
 // giveSoon gives in the background, one subscription of a client after the other, and
 // no faster than the client takes it.
 func (c *conn) giveSoon(g *giving) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
 	if len(c.givesTo) > 1 { // a client that subscribes again and again is given to once
 		waiting := slices.DeleteFunc(c.givesTo[1:], func(w *giving) bool { return w.to.dead || w.to == g.to })
 		c.givesTo = c.givesTo[:1+len(waiting)]
@@ -147,9 +147,9 @@ func (c *conn) giveSoon(g *giving) {
 
 func (c *conn) giveAll(ctx context.Context) {
 	for {
-		c.mu.Lock()
+		c.session.mu.Lock()
 		g := c.givesTo[0]
-		c.mu.Unlock()
+		c.session.mu.Unlock()
 		for g.rest && c.givePageOfRetained(ctx, g) {
 			c.flush(true)
 		}
@@ -157,14 +157,14 @@ func (c *conn) giveAll(ctx context.Context) {
 		for after, more := watchword.SubjectID(""), g.states; more; {
 			after, more = c.givePage(ctx, g.to, after)
 		}
-		c.mu.Lock()
+		c.session.mu.Lock()
 		g.to.since = nil
 		c.givesTo = c.givesTo[1:]
 		done := len(c.givesTo) == 0
 		if done {
 			c.givesTo = nil
 		}
-		c.mu.Unlock()
+		c.session.mu.Unlock()
 		if done {
 			return
 		}
@@ -174,7 +174,7 @@ func (c *conn) giveAll(ctx context.Context) {
 // givePageOfRetained gives some more retained messages, and reports whether the
 // subscription goes on.
 func (c *conn) givePageOfRetained(ctx context.Context, g *giving) bool {
-	page, last := c.world.retained.page(g.to.filter, "", g.after, 2*givenAtOnce, c.broker.o.Now())
+	page, last := c.session.world.retained.page(g.to.filter, "", g.after, 2*givenAtOnce, c.broker.o.Now())
 	for _, x := range page {
 		if !c.waitForRoom(g.to) {
 			return false
@@ -192,7 +192,7 @@ func (c *conn) givePage(ctx context.Context, s *subscription, after watchword.Su
 		return after, false
 	}
 	c.expect(s, true)
-	page, err := c.broker.Twins.States(ctx, c.world.tenant, after, keptPage)
+	page, err := c.broker.Twins.States(ctx, c.session.world.tenant, after, keptPage)
 	if err != nil {
 		c.broker.refused(c, "kept messages not given", s.filter, err)
 		return after, false
@@ -222,32 +222,32 @@ func (c *conn) stateMayBeGiven(ctx context.Context, tw twin.Twin) bool {
 	if tw.State == nil || tw.StateBy == "" {
 		return tw.State != nil
 	}
-	a, err := c.broker.Guard.Absent(ctx, c.world.tenant, tw.StateBy, tw.StateByIncarnation)
+	a, err := c.broker.Guard.Absent(ctx, c.session.world.tenant, tw.StateBy, tw.StateByIncarnation)
 	return err == nil && a.Publish(stateTopic(tw.Device)).Allowed
 }
 
 // waitForRoom waits until half of the queue is free: the other half is for what
 // comes live. It reports false where nobody wants any more.
 func (c *conn) waitForRoom(s *subscription) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for flushed := false; !c.closed && c.conn == c && !s.dead && c.fullByHalf(); {
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	for flushed := false; !c.out.closed && c.session.conn == c && !s.dead && c.fullByHalf(); {
 		if flushed {
-			c.moved.Wait()
+			c.out.moved.Wait()
 			continue
 		}
-		c.mu.Unlock()
+		c.session.mu.Unlock()
 		c.flush(true)
 		flushed = true
-		c.mu.Lock()
+		c.session.mu.Lock()
 	}
-	return !c.closed && c.conn == c && !s.dead
+	return !c.out.closed && c.session.conn == c && !s.dead
 }
 
 // fullByHalf is called with mu held.
 func (c *conn) fullByHalf() bool {
-	n, size := len(c.queue)-c.head, c.bytes
-	if l := c.lasting; l != nil {
+	n, size := len(c.session.queue)-c.session.head, c.session.bytes
+	if l := c.session.lasting; l != nil {
 		n, size = max(n, l.waiting), max(size, l.weight)
 	}
 	return n > c.broker.o.QueueMessages/2 || size > c.broker.o.QueueBytes/2
@@ -259,6 +259,6 @@ func (c *conn) giveOne(s *subscription, topic string, payload []byte, contentTyp
 	m := &message{topic: topic, payload: payload, qos: 1, kept: true, props: &packet.Properties{}}
 	m.props.SetText(packet.ContentType, contentType)
 	var o outcome
-	c.offer(m, &o, nil, s) // flushed with the batch
+	c.session.offer(m, &o, nil, s) // flushed with the batch
 	c.broker.settle(&o, nil, nil)
 }

@@ -40,19 +40,19 @@ func TestWhatWaitsTakesNoMoreThanIsCounted(t *testing.T) {
 			b := &Broker{o: Options{QueueMessages: 10_000, QueueBytes: 1 << 30, KeptBytes: 1 << 40, Now: time.Now}}
 			b.journal = newJournal(&b.o, nowhere{}, newRetainQuota(&b.o))
 			b.kept, b.queued, b.remembers = newKeptQuota(&b.o), newQueueQuota(&b.o), newMemoryQuota(&b.o)
-			w := &world{tenant: watchword.DefaultTenant, clients: map[string]*client{}}
-			sessions := make([]*client, shape.sessions)
+			w := &world{tenant: watchword.DefaultTenant, clients: map[string]*sessionState{}}
+			sessions := make([]*sessionState, shape.sessions)
 			subs := make([][]*subscription, shape.sessions)
 			for i := range sessions {
-				cl := &client{broker: b, world: w, number: int64(i + 1), owner: owner{watchword.SubjectID(fmt.Sprint("lamp-", i)), 1}, lasting: &lasting{}}
+				st := &sessionState{broker: b, world: w, number: int64(i + 1), owner: owner{watchword.SubjectID(fmt.Sprint("lamp-", i)), 1}, lasting: &lasting{}}
 				for n := range max(shape.ids, 1) {
-					s := &subscription{client: cl, qos: 2}
+					s := &subscription{session: st, qos: 2}
 					if shape.ids > 0 {
 						s.identifier = uint32(n + 1)
 					}
 					subs[i] = append(subs[i], s)
 				}
-				sessions[i] = cl
+				sessions[i] = st
 			}
 			before := heap()
 			offer := func(to ...int) {
@@ -85,16 +85,16 @@ func TestWhatWaitsTakesNoMoreThanIsCounted(t *testing.T) {
 			b.journal.step()
 			b.journal.step() // what a commit has written it does not hold
 			var counted int64
-			for _, cl := range sessions {
-				counted += cl.kept
+			for _, st := range sessions {
+				counted += st.kept
 			}
 			used, n := heap()-before, int64(shape.sessions*shape.each)
 			t.Logf("%d bytes for each message and session, %d counted", used/n, counted/n)
 			if used > counted+counted/4 {
 				t.Errorf("%.2f times what is counted", float64(used)/float64(counted))
 			}
-			for _, cl := range sessions {
-				cl.forget()
+			for _, st := range sessions {
+				st.forget()
 			}
 			b.journal.step()
 			b.journal.step()

@@ -18,7 +18,7 @@ func (b *Broker) Load(ctx context.Context) error {
 	if store == nil {
 		return nil
 	}
-	l := loading{broker: b, clients: map[int64]*client{}, open: map[int64][]shelf.Open{}}
+	l := loading{broker: b, clients: map[int64]*sessionState{}, open: map[int64][]shelf.Open{}}
 	if err := store.Shelf(ctx, l.session, l.message); err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (b *Broker) Load(ctx context.Context) error {
 // loading is what [Broker.Load] gathers.
 type loading struct {
 	broker  *Broker
-	clients map[int64]*client
+	clients map[int64]*sessionState
 	number  int64 // the highest that a client has, or had
 	id      int64 // the highest of a message
 	done    []int64
@@ -75,23 +75,23 @@ func (l *loading) session(s shelf.Session) error {
 		delete(l.clients, old.number)
 		old.end()
 	}
-	cl := &client{broker: b, world: w, number: s.ID, id: s.Client, owner: owner{s.Subject, s.Incarnation}, seq: p.Next}
-	cl.load.Store(loadAway)
-	cl.lasting = &lasting{expiry: s.Expiry, left: s.Left, sent: p.Sent, lost: p.Lost, dropped: p.Dropped, narrow: p.Narrow, turn: 1}
+	st := &sessionState{broker: b, world: w, number: s.ID, id: s.Client, owner: owner{s.Subject, s.Incarnation}, seq: p.Next}
+	st.load.Store(loadAway)
+	st.lasting = &lasting{expiry: s.Expiry, left: s.Left, sent: p.Sent, lost: p.Lost, dropped: p.Dropped, narrow: p.Narrow, turn: 1}
 	if s.Left.IsZero() { // it had its connection to the last
-		cl.lasting.left, cl.lasting.row = b.o.Now(), true
+		st.lasting.left, st.lasting.row = b.o.Now(), true
 	}
 	for _, s := range p.Gone {
-		cl.lasting.gone.add(s.From, s.To)
+		st.lasting.gone.add(s.From, s.To)
 	}
 	for _, id := range p.Received {
-		_ = cl.roomForReceived(false) // never refused: it does not ask
-		cl.receive(id, nil)
+		_ = st.roomForReceived(false) // never refused: it does not ask
+		st.receive(id, nil)
 	}
 	for _, o := range p.Open {
 		if o.Released {
-			cl.lasting.backlog = append(cl.lasting.backlog, entry{seq: o.Seq, released: true, qos: 2})
-			_ = cl.waits(0, false) // never refused: it does not ask
+			st.lasting.backlog = append(st.lasting.backlog, entry{seq: o.Seq, released: true, qos: 2})
+			_ = st.waits(0, false) // never refused: it does not ask
 		}
 	}
 	for _, x := range s.Subscriptions {
@@ -99,14 +99,14 @@ func (l *loading) session(s shelf.Session) error {
 		if err != nil {
 			return err
 		}
-		_ = cl.stand(&subscription{
-			client: cl, name: x.Filter, filter: filter, qos: x.Options & 3, noLocal: x.Options&4 != 0, asPublished: x.Options&8 != 0, identifier: x.Identifier,
+		_ = st.stand(&subscription{
+			session: st, name: x.Filter, filter: filter, qos: x.Options & 3, noLocal: x.Options&4 != 0, asPublished: x.Options&8 != 0, identifier: x.Identifier,
 		}, shared, false) // never refused: it does not ask
 	}
-	cl.lasting.changed = nil
+	st.lasting.changed = nil
 	b.lasting.Add(1)
-	cl.world.put(cl)
-	l.clients[s.ID] = cl
+	st.world.put(st)
+	l.clients[s.ID] = st
 	l.number = max(l.number, s.ID)
 	l.open[s.ID] = p.Open
 	return nil
@@ -119,20 +119,20 @@ func (l *loading) message(m shelf.Message) error {
 	k.durable.Store(true)
 	err := shelf.Receivers(m.Receivers, func(r shelf.Receiver) {
 		l.number = max(l.number, r.Session)
-		cl := l.clients[r.Session]
-		if cl == nil || !l.waits(r, cl) {
+		st := l.clients[r.Session]
+		if st == nil || !l.waits(r, st) {
 			return
 		}
 		size := k.size + sizeOfIdentifiers(r.Identifiers)
-		e := entry{k: k, seq: r.Seq, size: uint32(size), qos: r.QoS, retain: r.Retain, shared: cl.world.groupOf(r.Group)}
+		e := entry{k: k, seq: r.Seq, size: uint32(size), qos: r.QoS, retain: r.Retain, shared: st.world.groupOf(r.Group)}
 		if r.Identifiers != nil {
 			e.identifiers = &r.Identifiers
 		}
 		k.refs.Add(1)
-		e.waitsForGroup(cl)
-		cl.lasting.backlog = append(cl.lasting.backlog, e)
-		_ = cl.waits(size, false) // likewise
-		cl.seq = max(cl.seq, r.Seq)
+		e.waitsForGroup(st)
+		st.lasting.backlog = append(st.lasting.backlog, e)
+		_ = st.waits(size, false) // likewise
+		st.seq = max(st.seq, r.Seq)
 	})
 	if k.refs.Load() == 0 {
 		l.done = append(l.done, m.ID)
@@ -144,30 +144,30 @@ func (l *loading) message(m shelf.Message) error {
 }
 
 // waits reports whether a session still waits for a message.
-func (l *loading) waits(r shelf.Receiver, cl *client) bool {
-	if r.Seq > cl.lasting.sent {
-		return !cl.lasting.gone.has(r.Seq)
+func (l *loading) waits(r shelf.Receiver, st *sessionState) bool {
+	if r.Seq > st.lasting.sent {
+		return !st.lasting.gone.has(r.Seq)
 	}
 	return slices.ContainsFunc(l.open[r.Session], func(o shelf.Open) bool { return o.Seq == r.Seq && !o.Released })
 }
 
 // settle starts the clocks of those who are away, and has the guard say what they may.
 func (l *loading) settle(ctx context.Context) {
-	all := make([]*client, 0, len(l.clients))
-	for _, cl := range l.clients {
-		cl.mu.Lock()
-		slices.SortFunc(cl.lasting.backlog, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
-		cl.arm(l.broker.o.Now())
-		if cl.lasting.row {
-			cl.touch()
+	all := make([]*sessionState, 0, len(l.clients))
+	for _, st := range l.clients {
+		st.mu.Lock()
+		slices.SortFunc(st.lasting.backlog, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
+		st.arm(l.broker.o.Now())
+		if st.lasting.row {
+			st.touch()
 		}
-		cl.mu.Unlock()
-		all = append(all, cl)
+		st.mu.Unlock()
+		all = append(all, st)
 	}
 	l.broker.upkeep.Go(func() {
-		for _, cl := range all {
+		for _, st := range all {
 			if ctx := l.broker.ctx; ctx.Err() == nil {
-				cl.watch(ctx, 1)
+				st.watch(ctx, 1)
 			}
 		}
 		l.broker.wills.watchAll(l.broker.ctx)

@@ -19,7 +19,7 @@ type message struct {
 	retain  bool               // as it was published
 	kept    bool               // it was kept for those who subscribe
 	ends    int64              // Unix time in nanoseconds; 0: never
-	from    *client            // nil for the server's own
+	from    *sessionState      // nil for the server's own
 	props   *packet.Properties // nil for none; what goes along to clients of version 5
 	private *private           // nil where it is for everybody
 

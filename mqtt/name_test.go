@@ -23,7 +23,7 @@ func TestCONNACKNamesTheLostWhereItFits(t *testing.T) {
 			{0, names <= maxLost}, {whole, names <= maxLost}, {whole - 1, false}, {whole + 1, names <= maxLost},
 		} {
 			c := &conn{version: packet.V5}
-			c.largest = tc.largest
+			c.out.largest = tc.largest
 			if got := c.mayName(lost); got != tc.want {
 				t.Errorf("%d names, a client that takes %d bytes: %v", names, tc.largest, got)
 			}

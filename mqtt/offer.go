@@ -39,13 +39,13 @@ const (
 // offer queues m once, for those of the client's subscriptions that it matches. wake, if
 // not nil, is whom the caller must flush. Who has a connection and does not read what it
 // is sent loses it; the newest messages find no room where a client is away too long.
-func (cl *client) offer(m *message, o *outcome, g *group, subs ...*subscription) (wake *conn) {
-	cl.mu.Lock()
-	c := cl.conn
-	wake, slow := cl.push(m, o, g, subs)
-	cl.mu.Unlock()
+func (st *sessionState) offer(m *message, o *outcome, g *group, subs ...*subscription) (wake *conn) {
+	st.mu.Lock()
+	c := st.conn
+	wake, slow := st.push(m, o, g, subs)
+	st.mu.Unlock()
 	if slow != nil {
-		cl.broker.stats.slow.Add(1)
+		st.broker.stats.slow.Add(1)
 		c.end(slow)
 	}
 	return wake
@@ -53,7 +53,7 @@ func (cl *client) offer(m *message, o *outcome, g *group, subs ...*subscription)
 
 // choose finds the subscription with the highest QoS among those that m is for (MQTT
 // 5.0 §3.3.4), and what goes along for all of them. mu is held.
-func (cl *client) choose(m *message, subs []*subscription) (by *subscription, retain bool, identifiers []uint32) {
+func (st *sessionState) choose(m *message, subs []*subscription) (by *subscription, retain bool, identifiers []uint32) {
 	retain = m.kept
 	for _, s := range subs {
 		if s.since != nil {
@@ -64,7 +64,7 @@ func (cl *client) choose(m *message, subs []*subscription) (by *subscription, re
 				s.since[m.topic] = struct{}{}
 			}
 		}
-		if s.dead || s.noLocal && m.from == cl {
+		if s.dead || s.noLocal && m.from == st {
 			continue
 		}
 		retain = retain || m.retain && s.asPublished
@@ -78,12 +78,12 @@ func (cl *client) choose(m *message, subs []*subscription) (by *subscription, re
 	return by, retain, identifiers
 }
 
-func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (wake *conn, slow error) {
-	c := cl.conn
-	if cl.over || c != nil && c.closed || m.private != nil && m.private.only != c {
+func (st *sessionState) push(m *message, o *outcome, g *group, subs []*subscription) (wake *conn, slow error) {
+	c := st.conn
+	if st.over || c != nil && c.out.closed || m.private != nil && m.private.only != c {
 		return nil, nil
 	}
-	by, retain, identifiers := cl.choose(m, subs)
+	by, retain, identifiers := st.choose(m, subs)
 	if by == nil {
 		return nil, nil
 	}
@@ -94,15 +94,15 @@ func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (
 	if identifiers != nil || g != nil {
 		it.x = &extra{identifiers: identifiers, shared: g}
 	}
-	if cl.lasting != nil && it.qos > 0 && m.private == nil {
-		return cl.keep(&it, o), nil
+	if st.lasting != nil && it.qos > 0 && m.private == nil {
+		return st.keep(&it, o), nil
 	}
 	if c == nil {
 		return nil, nil // with QoS 0 nobody waits
 	}
 	full := errSlow
-	if len(cl.queue)-cl.head < cl.broker.o.QueueMessages && cl.bytes+it.size() <= cl.broker.o.QueueBytes {
-		full = cl.chargeQueue(it.size())
+	if len(st.queue)-st.head < st.broker.o.QueueMessages && st.bytes+it.size() <= st.broker.o.QueueBytes {
+		full = st.chargeQueue(it.size())
 	}
 	switch {
 	case full == nil:
@@ -112,50 +112,50 @@ func (cl *client) push(m *message, o *outcome, g *group, subs []*subscription) (
 		return nil, full
 	}
 	o.heard++
-	return cl.enqueue(it), nil
+	return st.enqueue(it), nil
 }
 
-func (cl *client) enqueue(it item) (wake *conn) {
-	cl.lineUp(it)
-	cl.weigh()
-	if c := cl.conn; c.ready && c.mustWake() {
+func (st *sessionState) enqueue(it item) (wake *conn) {
+	st.lineUp(it)
+	st.weigh()
+	if c := st.conn; c.out.ready && c.mustWake() {
 		return c
 	}
 	return nil
 }
 
 // lineUp puts an item at the end of the queue. mu is held.
-func (cl *client) lineUp(it item) {
-	if n := len(cl.queue); n == cap(cl.queue) && 2*cl.head >= n { // what was sent makes room before the queue grows
-		k := copy(cl.queue, cl.queue[cl.head:])
-		clear(cl.queue[k:])
-		cl.queue, cl.head = cl.queue[:k], 0
+func (st *sessionState) lineUp(it item) {
+	if n := len(st.queue); n == cap(st.queue) && 2*st.head >= n { // what was sent makes room before the queue grows
+		k := copy(st.queue, st.queue[st.head:])
+		clear(st.queue[k:])
+		st.queue, st.head = st.queue[:k], 0
 	}
-	cl.queue = append(cl.queue, it)
-	cl.bytes += it.size()
+	st.queue = append(st.queue, it)
+	st.bytes += it.size()
 }
 
 // keep lets a message wait on the shelf, and in the queue too where it may go out soon.
-func (cl *client) keep(it *item, o *outcome) (wake *conn) {
-	l, j := cl.lasting, cl.broker.journal
-	if cl.away() && l.paused {
+func (st *sessionState) keep(it *item, o *outcome) (wake *conn) {
+	l, j := st.lasting, st.broker.journal
+	if st.away() && l.paused {
 		return nil
 	}
 	size := it.size()
 	err := j.refusal()
 	if err == nil {
 		switch {
-		case !cl.room(size):
+		case !st.room(size):
 			err = errFull
-		case j.bytes.Load() > cl.broker.o.KeptBytes:
+		case j.bytes.Load() > st.broker.o.KeptBytes:
 			err = errFullKept
 		default:
-			if refused := cl.waits(size, true); refused != nil {
+			if refused := st.waits(size, true); refused != nil {
 				err = fullError{refused}
 			}
 		}
 		if err != nil && (it.x == nil || it.x.shared == nil) { // else another member may have room
-			cl.dropOne()
+			st.dropOne()
 		}
 	}
 	if err != nil {
@@ -166,61 +166,61 @@ func (cl *client) keep(it *item, o *outcome) (wake *conn) {
 	if o.kept == nil {
 		o.kept = j.keep(it.m)
 	}
-	cl.seq++
+	st.seq++
 	k := o.kept
 	k.refs.Add(1)
 	if it.x == nil {
 		it.x = &extra{}
 	}
-	it.x.seq, it.x.k, it.x.counted = cl.seq, k, uint32(size)
+	it.x.seq, it.x.k, it.x.counted = st.seq, k, uint32(size)
 	k.receivers = shelf.AppendReceiver(k.receivers, shelf.Receiver{
-		Session: cl.number, Seq: it.x.seq, QoS: it.qos, Retain: it.flag&1 != 0, Group: it.group(), Identifiers: it.x.identifiers,
+		Session: st.number, Seq: it.x.seq, QoS: it.qos, Retain: it.flag&1 != 0, Group: it.group(), Identifiers: it.x.identifiers,
 	})
-	if cl.away() || len(l.backlog) > 0 || len(cl.queue)-cl.head >= queueAhead || cl.bytes > queueWeight {
+	if st.away() || len(l.backlog) > 0 || len(st.queue)-st.head >= queueAhead || st.bytes > queueWeight {
 		e := entryOf(it)
 		l.backlog = append(l.backlog, e)
-		if cl.away() {
-			e.waitsForGroup(cl)
+		if st.away() {
+			e.waitsForGroup(st)
 		}
 		return nil
 	}
 	if it.qos == 2 {
-		j.whenWritten(k, cl)
+		j.whenWritten(k, st)
 	}
-	return cl.enqueue(*it)
+	return st.enqueue(*it)
 }
 
 // dropOne counts a message that found no room: the client hears of it. mu is held.
-func (cl *client) dropOne() {
-	if cl.lasting == nil {
+func (st *sessionState) dropOne() {
+	if st.lasting == nil {
 		return
 	}
-	cl.lasting.dropped++
-	cl.broker.stats.dropped.Add(1)
-	cl.touch()
+	st.lasting.dropped++
+	st.broker.stats.dropped.Add(1)
+	st.touch()
 }
 
 // noRoom is dropOne for who does not hold mu.
-func (cl *client) noRoom() {
-	cl.mu.Lock()
-	defer cl.mu.Unlock()
-	cl.dropOne()
+func (st *sessionState) noRoom() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.dropOne()
 }
 
 // mustWake is called with mu held.
 func (c *conn) mustWake() bool {
-	if c.writing || c.woken {
+	if c.out.writing || c.out.woken {
 		return false
 	}
-	c.woken = true
+	c.out.woken = true
 	return true
 }
 
 // wakeUp has the client's connection write what it may now.
-func (cl *client) wakeUp() {
-	cl.mu.Lock()
-	c := cl.conn
-	cl.mu.Unlock()
+func (st *sessionState) wakeUp() {
+	st.mu.Lock()
+	c := st.conn
+	st.mu.Unlock()
 	if c != nil {
 		c.flush(false)
 	}

@@ -122,14 +122,14 @@ var batches = sync.Pool{New: func() any { b := make([]byte, 0, batchBytes+4<<10)
 // flush writes what waits, unless somebody is at it. A patient caller is one who
 // may be held up by this peer: its own reader, or a goroutine for it alone.
 func (c *conn) flush(patient bool) {
-	c.mu.Lock()
-	c.woken = false
-	if c.writing || c.failed || len(c.control) == 0 && (c.conn != c || c.head == len(c.queue)) {
-		c.mu.Unlock()
+	c.session.mu.Lock()
+	c.out.woken = false
+	if c.out.writing || c.out.failed || len(c.out.control) == 0 && (c.session.conn != c || c.session.head == len(c.session.queue)) {
+		c.session.mu.Unlock()
 		return
 	}
-	c.writing = true
-	c.mu.Unlock()
+	c.out.writing = true
+	c.session.mu.Unlock()
 	switch {
 	case patient:
 		c.write(nil)
@@ -168,7 +168,7 @@ func (c *conn) send(b []byte) error {
 	if err := c.nc.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 		return err
 	}
-	c.armed = true
+	c.out.armed = true
 	_, err := c.nc.Write(b)
 	return err
 }
@@ -197,11 +197,11 @@ func (c *conn) tryWrite() {
 // attempt is a write that does not wait. A deadline that an earlier write left
 // behind would fail it.
 func (c *conn) attempt(b []byte) (n int, err error) {
-	if c.armed {
+	if c.out.armed {
 		if err := c.nc.SetWriteDeadline(time.Time{}); err != nil {
 			return 0, err
 		}
-		c.armed = false
+		c.out.armed = false
 	}
 	cerr := c.raw.Write(func(fd uintptr) bool {
 		for len(b) > n {
@@ -229,46 +229,46 @@ func (c *conn) attempt(b []byte) (n int, err error) {
 // fill takes the next batch out of the answers and the queue. It reports false, and
 // gives the writing up, where there is none.
 func (c *conn) fill(b *[]byte) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	buf := append(*b, c.control...)
-	if c.control = c.control[:0]; cap(c.control) > 64 { // an idle client keeps little
-		c.control = nil
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	buf := append(*b, c.out.control...)
+	if c.out.control = c.out.control[:0]; cap(c.out.control) > 64 { // an idle client keeps little
+		c.out.control = nil
 	}
-	if c.conn == c && c.ready {
+	if c.session.conn == c && c.out.ready {
 		buf = c.fillFromQueue(buf)
 	}
 	*b = buf
 	if len(buf) == 0 {
-		c.writing = false
+		c.out.writing = false
 	}
-	c.moved.Broadcast()
+	c.out.moved.Broadcast()
 	return len(buf) > 0
 }
 
 func (c *conn) fillFromQueue(buf []byte) []byte {
-	for c.head < len(c.queue) && len(buf) < batchBytes {
-		it := &c.queue[c.head]
+	for c.session.head < len(c.session.queue) && len(buf) < batchBytes {
+		it := &c.session.queue[c.session.head]
 		if it.qos > 0 && !c.mayFly(it) {
 			break
 		}
 		buf = c.take(buf, it)
-		c.bytes -= it.size()
+		c.session.bytes -= it.size()
 		*it = item{}
-		c.head++
+		c.session.head++
 	}
-	if c.head == len(c.queue) {
-		if c.head = 0; cap(c.queue) > keptQueue {
-			c.queue = nil
+	if c.session.head == len(c.session.queue) {
+		if c.session.head = 0; cap(c.session.queue) > keptQueue {
+			c.session.queue = nil
 		} else {
-			c.queue = c.queue[:0]
+			c.session.queue = c.session.queue[:0]
 		}
-	} else if c.head > 4*keptQueue && c.head > len(c.queue)/4*3 { // one who is never quite done keeps no more than it has
-		c.queue, c.head = append([]item(nil), c.queue[c.head:]...), 0
+	} else if c.session.head > 4*keptQueue && c.session.head > len(c.session.queue)/4*3 { // one who is never quite done keeps no more than it has
+		c.session.queue, c.session.head = append([]item(nil), c.session.queue[c.session.head:]...), 0
 	}
-	c.weigh()
-	c.dischargeQueue()
-	if c.lasting != nil {
+	c.session.weigh()
+	c.session.dischargeQueue()
+	if c.session.lasting != nil {
 		c.refill()
 	}
 	return buf
@@ -284,7 +284,7 @@ const keptFlights = 16
 func (c *conn) take(buf []byte, it *item) []byte {
 	var now time.Time
 	if it.m.ends != 0 {
-		if now = c.broker.o.Now(); it.m.expired(now) && !c.wasSent(it) {
+		if now = c.broker.o.Now(); it.m.expired(now) && !c.session.wasSent(it) {
 			c.broker.stats.expired.Add(1)
 			return c.skip(buf, it)
 		}
@@ -296,8 +296,8 @@ func (c *conn) take(buf []byte, it *item) []byte {
 	seq := it.number()
 	if it.qos > 0 {
 		if seq == 0 {
-			c.seq++
-			seq = c.seq
+			c.session.seq++
+			seq = c.session.seq
 		}
 		id = packetID(seq)
 	}
@@ -312,10 +312,10 @@ func (c *conn) take(buf []byte, it *item) []byte {
 			binary.BigEndian.PutUint16(buf[at+f.idAt:], id)
 		}
 	}
-	if c.largest > 0 && len(buf)-at > c.largest { // MQTT 5.0 §3.1.2.11.4: as if it had been delivered
+	if c.out.largest > 0 && len(buf)-at > c.out.largest { // MQTT 5.0 §3.1.2.11.4: as if it had been delivered
 		c.broker.stats.tooLarge.Add(1)
 		if alias > 0 && !known {
-			delete(c.aliases, it.m.topic)                          // it never heard it
+			delete(c.out.aliases, it.m.topic)                      // it never heard it
 			_ = c.rememberMore(-(sentBytes + rounded(it.m.topic))) // never refused: it shrinks
 		}
 		if n := it.m.command(); n > 0 && c.pump != nil { // but that a device has a command is said of no other
@@ -329,7 +329,7 @@ func (c *conn) take(buf []byte, it *item) []byte {
 	}
 	if p := it.m.private; p != nil && p.report != nil {
 		if it.qos == 0 {
-			seq = c.seq + 1
+			seq = c.session.seq + 1
 		}
 		c.says(*p.report, seq)
 	}
@@ -339,15 +339,15 @@ func (c *conn) take(buf []byte, it *item) []byte {
 
 // wasSent reports whether a message went out over an earlier connection: then it goes out
 // again whatever its age (MQTT 5.0 §4.3.3). mu is held.
-func (cl *client) wasSent(it *item) bool {
-	return cl.lasting != nil && it.number() > 0 && it.number() <= cl.lasting.sent
+func (st *sessionState) wasSent(it *item) bool {
+	return st.lasting != nil && it.number() > 0 && it.number() <= st.lasting.sent
 }
 
 // skip is for what is not sent after all.
 func (c *conn) skip(buf []byte, it *item) []byte {
 	if it.x != nil && it.x.k != nil {
-		c.lasting.sent = max(c.lasting.sent, it.x.seq)
-		c.finished(it.x.k, it.x.seq, int(it.x.counted))
+		c.session.lasting.sent = max(c.session.lasting.sent, it.x.seq)
+		c.session.finished(it.x.k, it.x.seq, int(it.x.counted))
 	}
 	return buf
 }
@@ -361,20 +361,20 @@ func (c *conn) mayFly(it *item) bool {
 	if it.qos == 2 && it.x != nil && it.x.k != nil && !it.x.k.durable.Load() && !it.x.k.failed.Load() {
 		return false
 	}
-	if len(c.flights) == 0 {
+	if len(c.session.flights) == 0 {
 		return true
 	}
 	seq := it.number()
 	if seq == 0 {
-		seq = c.seq + 1
+		seq = c.session.seq + 1
 	}
-	if len(c.flights) >= c.window {
+	if len(c.session.flights) >= c.out.window {
 		return false
 	}
-	oldest, newest := c.flights[0].seq, seq
-	if c.lasting != nil { // what does not wait on the shelf may have overtaken what does
-		for i := range c.flights {
-			oldest, newest = min(oldest, c.flights[i].seq), max(newest, c.flights[i].seq)
+	oldest, newest := c.session.flights[0].seq, seq
+	if c.session.lasting != nil { // what does not wait on the shelf may have overtaken what does
+		for i := range c.session.flights {
+			oldest, newest = min(oldest, c.session.flights[i].seq), max(newest, c.session.flights[i].seq)
 		}
 	}
 	return newest-min(oldest, seq) < identifiers
@@ -388,27 +388,27 @@ func (c *conn) fly(it *item, seq int64) {
 		}
 		if f.k = x.k; x.k != nil {
 			f.counts, f.size = true, x.counted
-			c.lasting.sent = max(c.lasting.sent, seq)
-			c.touch()
+			c.session.lasting.sent = max(c.session.lasting.sent, seq)
+			c.session.touch()
 		}
 		if x.shared != nil {
 			f.shared, f.m = x.shared, it.m
 		}
 	}
-	c.takeOff(f)
+	c.session.takeOff(f)
 }
 
 // takeOff adds a message to those in flight. They land at the front as a rule: what is
 // free there is used again before the list grows.
-func (cl *client) takeOff(f flight) {
-	if len(cl.flights) == cap(cl.flights) && 2*len(cl.flights) <= cap(cl.ground) {
-		n := copy(cl.ground, cl.flights)
-		clear(cl.ground[n:])
-		cl.flights = cl.ground[:n]
+func (st *sessionState) takeOff(f flight) {
+	if len(st.flights) == cap(st.flights) && 2*len(st.flights) <= cap(st.ground) {
+		n := copy(st.ground, st.flights)
+		clear(st.ground[n:])
+		st.flights = st.ground[:n]
 	}
-	grows := len(cl.flights) == cap(cl.flights)
-	if cl.flights = append(cl.flights, f); grows {
-		cl.ground = cl.flights[:cap(cl.flights)]
+	grows := len(st.flights) == cap(st.flights)
+	if st.flights = append(st.flights, f); grows {
+		st.ground = st.flights[:cap(st.flights)]
 	}
 }
 
@@ -417,36 +417,36 @@ func (cl *client) takeOff(f flight) {
 func (c *conn) alias(topic string) (alias uint16, known bool) {
 	if alias, known = c.lookUpAlias(topic); alias > 0 && !known {
 		if c.rememberMore(sentBytes+rounded(topic)) != nil {
-			c.aliased = len(c.aliases)
+			c.out.aliased = len(c.out.aliases)
 			return 0, false
 		}
-		if c.aliases == nil {
-			c.aliases = map[string]uint16{}
+		if c.out.aliases == nil {
+			c.out.aliases = map[string]uint16{}
 		}
-		c.aliases[topic] = alias
+		c.out.aliases[topic] = alias
 	}
 	return alias, known
 }
 
 // lookUpAlias returns the alias that a topic has or would get, as [conn.alias] does.
 func (c *conn) lookUpAlias(topic string) (alias uint16, known bool) {
-	if c.aliased == 0 {
+	if c.out.aliased == 0 {
 		return 0, false
 	}
-	if alias, known = c.aliases[topic]; known || len(c.aliases) >= c.aliased {
+	if alias, known = c.out.aliases[topic]; known || len(c.out.aliases) >= c.out.aliased {
 		return alias, known
 	}
-	return uint16(len(c.aliases) + 1), false
+	return uint16(len(c.out.aliases) + 1), false
 }
 
 // writeFailed is the writer's: the peer is gone or stalled.
 func (c *conn) writeFailed() {
-	c.mu.Lock()
-	c.failed, c.writing, c.closed = true, false, true
-	c.control = nil
+	c.session.mu.Lock()
+	c.out.failed, c.out.writing, c.out.closed = true, false, true
+	c.out.control = nil
 	c.detach()
-	c.moved.Broadcast()
-	c.mu.Unlock()
+	c.out.moved.Broadcast()
+	c.session.mu.Unlock()
 	// The reader sees it and takes the rest down. It may be the one who is here, in the
 	// middle of a read, and Close waits for the end of all reads.
 	go func() { _ = c.nc.Close() }()
@@ -456,10 +456,10 @@ func (c *conn) writeFailed() {
 // waits where too many are on their way already.
 func (c *conn) settle() {
 	c.flush(c.raw == nil) // a write that can be tried needs no deadline, and what it leaves is another's
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for len(c.control) > controlBytes && !c.failed && c.writing || len(c.answers) >= maxAnswers && !c.closed {
-		c.moved.Wait()
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	for len(c.out.control) > controlBytes && !c.out.failed && c.out.writing || len(c.out.answers) >= maxAnswers && !c.out.closed {
+		c.out.moved.Wait()
 	}
 }
 

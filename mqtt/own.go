@@ -63,10 +63,10 @@ func (c *conn) greeted(b []byte) error {
 	if len(h.Nonce) > 64 || h.Nonce != "" && len(h.Nonce) < 22 || h.Epoch < 0 || h.Seq < 0 || h.Log != nil && *h.Log < 0 || h.Max < 0 {
 		return watchword.RefuseField("hello", "nonce has 22 to 64 characters, epoch, seq, log and max are not negative")
 	}
-	c.mu.Lock()
+	c.session.mu.Lock()
 	c.hello = h
 	p := c.pump
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 	if p != nil {
 		p.greeted(h)
 	}
@@ -96,8 +96,8 @@ func (c *conn) refreshed() {
 	end := c.live().Authority().Expires().UTC()
 	c.broker.stats.refreshes.Add(1)
 	c.say(Notice{Type: "refreshed", ExpiresAt: &end})
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
 	if c.ask != nil {
 		c.ask.Reset(c.askIn())
 	}
@@ -158,25 +158,25 @@ func (c *conn) sayOf(n Notice, r *report) (wake bool) {
 		return false
 	}
 	m := &message{topic: authTopic, payload: b, qos: 1, private: &private{only: c, report: r}}
-	c.mu.Lock()
+	c.session.mu.Lock()
 	s := c.auth
-	c.mu.Unlock()
-	return s != nil && c.offer(m, &outcome{}, nil, s) != nil
+	c.session.mu.Unlock()
+	return s != nil && c.session.offer(m, &outcome{}, nil, s) != nil
 }
 
 // changed takes away what a no longer allows: it is the session's, which holds
 // its own lock meanwhile.
 func (c *conn) changed(a *session.Authority) {
-	c.mu.Lock()
-	if c.closed || c.conn != c {
-		c.mu.Unlock()
+	c.session.mu.Lock()
+	if c.out.closed || c.session.conn != c {
+		c.session.mu.Unlock()
 		return
 	}
 	listens := c.auth != nil
-	lost, orphans := c.lose(a) // who does not listen hears it when it comes back
+	lost, orphans := c.session.lose(a) // who does not listen hears it when it comes back
 	var r *report
-	if listens && len(lost) > 0 && c.lasting != nil {
-		r = &report{lost: c.untold()}
+	if listens && len(lost) > 0 && c.session.lasting != nil {
+		r = &report{lost: c.session.untold()}
 	}
 	if len(lost) > 0 {
 		c.keepPump()
@@ -185,9 +185,9 @@ func (c *conn) changed(a *session.Authority) {
 	if listens {
 		c.ask.Reset(rand.N(c.broker.o.Spread)) // what was given works from the next refresh
 	}
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 	if len(orphans) > 0 {
-		go c.hand(orphans, false)
+		go c.session.hand(orphans, false)
 	}
 	switch {
 	case len(lost) == 0:

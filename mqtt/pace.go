@@ -56,7 +56,7 @@ type pace struct {
 
 // join begins to count c's packets against the rates of its subject.
 func (c *conn) join(now time.Time) {
-	k := c.account()
+	k := c.session.account()
 	c.pace.of = [paces]*rates.Account{publishRate: c.broker.publishes.Join(k, now), controlRate: c.broker.controls.Join(k, now)}
 }
 
@@ -75,7 +75,7 @@ func (c *conn) leavePace() {
 		a.Return(p.credit[i])
 	}
 	p.of = [paces]*rates.Account{}
-	k, now := c.account(), time.Now()
+	k, now := c.session.account(), time.Now()
 	c.broker.publishes.Leave(k, now)
 	c.broker.controls.Leave(k, now)
 }
@@ -201,9 +201,9 @@ func (c *conn) stillHeld(n int) {
 	if before := c.pace.size.Swap(int64(n)); n > 0 && (before <= heldBytes || n > heldBytes) {
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.moved.Broadcast()
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	c.out.moved.Broadcast()
 }
 
 // inARow is how many publishes come first of what is held, up to what is granted at a time.
@@ -227,11 +227,11 @@ func (c *conn) waitHeld(most int64) {
 	if c.pace.size.Load() <= most {
 		return
 	}
-	c.mu.Lock()
-	for c.pace.size.Load() > most && !c.closed {
-		c.moved.Wait()
+	c.session.mu.Lock()
+	for c.pace.size.Load() > most && !c.out.closed {
+		c.out.moved.Wait()
 	}
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 	// The client was not listened to: that it was silent meanwhile says nothing.
 	c.extend(c.broker.o.Now())
 	if c.leaving.Load() { // its deadline is the one
@@ -242,7 +242,7 @@ func (c *conn) waitHeld(most int64) {
 // recovered ends a connection in whose work something went wrong that must not.
 func (c *conn) recovered(ctx context.Context) {
 	if v := recover(); v != nil {
-		c.broker.o.Log.ErrorContext(ctx, "panic in a connection", slog.Any("panic", v), slog.String("client", c.id), slog.String("stack", string(debug.Stack())))
+		c.broker.o.Log.ErrorContext(ctx, "panic in a connection", slog.Any("panic", v), slog.String("client", c.session.id), slog.String("stack", string(debug.Stack())))
 		c.end(errPanic)
 	}
 }

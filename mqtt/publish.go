@@ -29,9 +29,9 @@ func (c *conn) publish(ctx context.Context, w *batch, p *packet.Publish) error {
 	}
 	c.broker.stats.received.Add(1)
 	if p.QoS == 2 {
-		cl := c.client
-		cl.passing.Lock()
-		defer cl.passing.Unlock()
+		st := c.session
+		st.passing.Lock()
+		defer st.passing.Unlock()
 	}
 	if p.QoS > 0 {
 		if again, err := c.took(p); again || err != nil {
@@ -90,14 +90,14 @@ func (c *conn) resolve(p *packet.Publish) error {
 // it again (MQTT 5.0 §4.3.3). More of them than the client may have open end the
 // connection.
 func (c *conn) took(p *packet.Publish) (again bool, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.conn != c || c.closed {
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	if c.session.conn != c || c.out.closed {
 		return true, nil
 	}
-	at, known := c.received[p.ID]
+	at, known := c.session.received[p.ID]
 	if known && at != nil && at.state.Load() == commitFailed { // nobody has it: neither a receiver nor the disk
-		c.unreceive(p.ID)
+		c.session.unreceive(p.ID)
 		known = false
 	}
 	if known && p.QoS == 2 {
@@ -107,7 +107,7 @@ func (c *conn) took(p *packet.Publish) (again bool, err error) {
 	switch n := c.unanswered(); {
 	case c.version == packet.V5 && n >= ReceiveMaximum:
 		return false, wrong(packet.ReceiveMaximumOver, packet.PUBLISH, "more publishes open than the receive maximum")
-	case p.QoS == 2 && len(c.received) >= maxAnswers:
+	case p.QoS == 2 && len(c.session.received) >= maxAnswers:
 		return false, wrong(packet.QuotaExceeded, packet.PUBLISH, "too many publishes with QoS 2 that were not released")
 	}
 	return false, nil
@@ -115,9 +115,9 @@ func (c *conn) took(p *packet.Publish) (again bool, err error) {
 
 // roomFor2 makes room for the identifier of a publish with QoS 2. Code: busy.
 func (c *conn) roomFor2() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.roomForReceived(true)
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	return c.session.roomForReceived(true)
 }
 
 // pass decides, and hands on. heard is whether anybody hears it, at what must be on the
@@ -141,7 +141,7 @@ func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (at *commi
 	}
 	m := c.message(p, w.whole, w.now)
 	var o outcome
-	key, err := c.client.send(ctx, w, m, v.house, &o, actor{session: c.live()})
+	key, err := c.session.send(ctx, w, m, v.house, &o, actor{session: c.live()})
 	if isFull(err) && c.version == packet.V311 {
 		err = nil // it cannot be told, and one who is away must not end who publishes
 	}
@@ -158,46 +158,46 @@ func (c *conn) handOn(p *packet.Publish, o *outcome, key *retainKey) (at *commit
 	if p.QoS < 2 {
 		return c.broker.settle(o, nil, key)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.client.over {
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	if c.session.over {
 		return c.broker.settle(o, nil, key)
 	}
-	at = c.broker.settle(o, c.client, key)
-	c.receive(p.ID, at)
+	at = c.broker.settle(o, c.session, key)
+	c.session.receive(p.ID, at)
 	return at
 }
 
 // send routes a message that may pass. It returns the topic whose retained message is to
 // be written, nil for none.
-func (cl *client) send(ctx context.Context, w *batch, m *message, h house, o *outcome, by actor) (key *retainKey, err error) {
+func (st *sessionState) send(ctx context.Context, w *batch, m *message, h house, o *outcome, by actor) (key *retainKey, err error) {
 	if m.retain && h.kind != toState && h.kind != toReceipts {
-		if err := cl.broker.journal.refusal(); err != nil {
+		if err := st.broker.journal.refusal(); err != nil {
 			return nil, err // what waits to be written would grow without end
 		}
-		undo, err := cl.world.retained.set(m, cl.owner)
+		undo, err := st.world.retained.set(m, st.owner)
 		if err != nil {
 			return nil, err
 		}
-		key = &retainKey{cl.world, m.topic, cl.owner.subject}
-		if err := cl.sendOn(ctx, w, m, h, o, by, true); err != nil {
+		key = &retainKey{st.world, m.topic, st.owner.subject}
+		if err := st.sendOn(ctx, w, m, h, o, by, true); err != nil {
 			undo() // what is refused is not retained either
 			return key, err
 		}
 		return key, nil
 	}
-	return nil, cl.sendOn(ctx, w, m, h, o, by, false)
+	return nil, st.sendOn(ctx, w, m, h, o, by, false)
 }
 
 // sendOn is send for what is retained already, or is not to be. An error says that an
 // acknowledgement would lie.
-func (cl *client) sendOn(ctx context.Context, w *batch, m *message, h house, o *outcome, by actor, retained bool) error {
+func (st *sessionState) sendOn(ctx context.Context, w *batch, m *message, h house, o *outcome, by actor, retained bool) error {
 	if h.kind != 0 {
-		if err := cl.toTheHouse(ctx, w, h, m, o, by); err != nil {
+		if err := st.toTheHouse(ctx, w, h, m, o, by); err != nil {
 			return err
 		}
 	} else {
-		cl.world.route(m, w, o)
+		st.world.route(m, w, o)
 	}
 	if isFull(o.err) && (o.heard > 0 || retained) {
 		return nil // somebody has it
@@ -230,7 +230,7 @@ func judge(a *session.Authority, topic string) verdict {
 // message copies what outlives the read buffer. whole is the packet as it came, nil
 // for a will.
 func (c *conn) message(p *packet.Publish, whole []byte, now time.Time) *message {
-	m := &message{topic: p.Topic, qos: p.QoS, retain: p.Retain, from: c.client}
+	m := &message{topic: p.Topic, qos: p.QoS, retain: p.Retain, from: c.session}
 	if whole != nil && p.Properties.Empty() {
 		m.adopt(p, whole, c.version)
 		return m

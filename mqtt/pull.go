@@ -13,7 +13,7 @@ import (
 // stays with the one that it lay with.
 
 // waitsForGroup notes that an entry of a client that is away waits for its group.
-func (e *entry) waitsForGroup(with *client) {
+func (e *entry) waitsForGroup(with *sessionState) {
 	if e.shared != nil {
 		e.shared.holder.Store(with)
 		e.shared.waits.Store(true)
@@ -22,12 +22,12 @@ func (e *entry) waitsForGroup(with *client) {
 
 // takesMore reports whether the client is there and has little to do: what waits for its
 // groups may be its. mu is held.
-func (cl *client) takesMore() bool {
-	c, o := cl.conn, &cl.broker.o
-	if c == nil || c.closed || !c.ready || cl.over || len(cl.queue)-cl.head+len(cl.flights) > min(queueAhead, o.QueueMessages)/2 || cl.bytes > o.QueueBytes/2 {
+func (st *sessionState) takesMore() bool {
+	c, o := st.conn, &st.broker.o
+	if c == nil || c.out.closed || !c.out.ready || st.over || len(st.queue)-st.head+len(st.flights) > min(queueAhead, o.QueueMessages)/2 || st.bytes > o.QueueBytes/2 {
 		return false
 	}
-	l := cl.lasting
+	l := st.lasting
 	return l == nil || len(l.backlog) == 0 && l.waiting <= o.QueueMessages/2 && l.weight <= o.QueueBytes/2
 }
 
@@ -58,17 +58,17 @@ func (g *group) pullAll() {
 }
 
 // taker returns a member that takes more, nil for none.
-func (g *group) taker() *client {
+func (g *group) taker() *sessionState {
 	list := g.members.Load()
 	if list == nil {
 		return nil
 	}
 	for _, s := range *list {
-		s.client.mu.Lock()
-		takes := !s.dead && s.client.takesMore()
-		s.client.mu.Unlock()
+		s.session.mu.Lock()
+		takes := !s.dead && s.session.takesMore()
+		s.session.mu.Unlock()
 		if takes {
-			return s.client
+			return s.session
 		}
 	}
 	return nil
@@ -95,7 +95,7 @@ func (g *group) pullPage() (moved bool, err error) {
 	defer w.flush()
 	to.fetchOrphans(page)
 	for _, o := range page {
-		if !o.of.handOne(w, o, true) {
+		if !o.session.handOne(w, o, true) {
 			err = errNotTaken
 		}
 	}
@@ -103,7 +103,7 @@ func (g *group) pullPage() (moved bool, err error) {
 }
 
 // oldest takes the oldest messages that wait with members that are away: they are moving
-// from here on, see [client.orphans].
+// from here on, see [sessionState.orphans].
 func (g *group) oldest() (page []orphan) {
 	list := g.members.Load()
 	if list == nil {
@@ -114,22 +114,22 @@ func (g *group) oldest() (page []orphan) {
 	members := slices.Clone(*list)
 	for _, s := range members {
 		n := 0
-		s.client.mu.Lock()
-		for _, e := range s.client.awayBacklog() {
-			if g.mayTake(s.client, &e) {
+		s.session.mu.Lock()
+		for _, e := range s.session.awayBacklog() {
+			if g.mayTake(s.session, &e) {
 				all = append(all, waiting{e.k.id, int64(e.size)})
 				if n++; n == fetchMessages {
 					break
 				}
 			}
 		}
-		s.client.mu.Unlock()
+		s.session.mu.Unlock()
 	}
 	if len(all) == 0 {
 		return nil
 	}
 	slices.SortFunc(all, func(a, b waiting) int { return cmp.Compare(a.id, b.id) })
-	o := &members[0].client.broker.o
+	o := &members[0].session.broker.o
 	most, room := min(fetchMessages, max(o.QueueMessages/4, 1)), int64(min(fetchBytes, o.QueueBytes/4))
 	n := 0
 	for n < len(all) && n < most && (n == 0 || room >= all[n].size) {
@@ -138,35 +138,35 @@ func (g *group) oldest() (page []orphan) {
 	}
 	last := all[n-1].id
 	for _, s := range members {
-		cl := s.client
-		cl.mu.Lock()
-		if len(cl.awayBacklog()) > 0 {
-			l := cl.lasting
+		st := s.session
+		st.mu.Lock()
+		if len(st.awayBacklog()) > 0 {
+			l := st.lasting
 			l.backlog = slices.DeleteFunc(l.backlog, func(e entry) bool {
-				if e.k == nil || e.k.id > last || !g.mayTake(cl, &e) {
+				if e.k == nil || e.k.id > last || !g.mayTake(st, &e) {
 					return false
 				}
-				page = append(page, orphan{of: cl, g: e.shared, e: e, counts: true})
+				page = append(page, orphan{session: st, g: e.shared, e: e, counts: true})
 				l.moving = append(l.moving, e)
 				return true
 			})
 		}
-		cl.mu.Unlock()
+		st.mu.Unlock()
 	}
 	slices.SortFunc(page, func(a, b orphan) int { return cmp.Compare(a.e.k.id, b.e.k.id) })
 	return page
 }
 
 // awayBacklog is what waits with a client that is away; nil for one that is not. mu is held.
-func (cl *client) awayBacklog() []entry {
-	if cl.lasting == nil || cl.conn != nil || cl.over {
+func (st *sessionState) awayBacklog() []entry {
+	if st.lasting == nil || st.conn != nil || st.over {
 		return nil
 	}
-	return cl.lasting.backlog
+	return st.lasting.backlog
 }
 
 // mayTake reports whether an entry of a client is the group's, and may be another's: not
 // with QoS 2 that is under way (MQTT 5.0 §4.8.2). The client's mu is held.
-func (g *group) mayTake(cl *client, e *entry) bool {
-	return e.k != nil && e.shared != nil && e.shared.sub.name == g.sub.name && !e.released && !(e.qos == 2 && e.seq <= cl.lasting.sent)
+func (g *group) mayTake(st *sessionState, e *entry) bool {
+	return e.k != nil && e.shared != nil && e.shared.sub.name == g.sub.name && !e.released && !(e.qos == 2 && e.seq <= st.lasting.sent)
 }

@@ -50,11 +50,11 @@ func TestHowACommandLeavesTheHand(t *testing.T) {
 // had been delivered.
 func TestACommandIsMeasuredWhenItIsWritten(t *testing.T) {
 	b := &Broker{}
-	c := &conn{broker: b, client: &client{broker: b}, version: packet.V5}
+	c := &conn{broker: b, session: &sessionState{broker: b}, version: packet.V5}
 	m := &message{topic: "devices/lamp-1/commands", payload: make([]byte, 200), qos: 1, private: &private{only: c, command: 2}}
 	size := len(m.encoded(packet.V5, 1).bytes)
 	for largest, fits := range map[int]bool{0: true, size: true, size - 1: false} {
-		c.largest = largest
+		c.out.largest = largest
 		c.pump = &pump{running: true, largest: largest, inHand: []command.SealedCommand{{Seq: 1}, {Seq: 2}}}
 		buf := c.take([]byte("before"), &item{m: m, qos: 1})
 		if sent := len(buf) - len("before"); fits && sent != size || !fits && sent != 0 || string(buf[:len("before")]) != "before" {

@@ -168,7 +168,7 @@ func (c *conn) goodbye(cause error) *packet.Disconnect {
 // appendGoodbye appends it as it goes over the wire. Version 3.1.1 has no word for
 // it, and before CONNECT there is no version.
 func (c *conn) appendGoodbye(out []byte, cause error) []byte {
-	if c.version != packet.V5 || !c.ready {
+	if c.version != packet.V5 || !c.out.ready {
 		return out
 	}
 	b, _ := c.fit(c.goodbye(cause)) // where it does not, the end alone must do

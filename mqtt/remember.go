@@ -43,48 +43,48 @@ func (c *charged) resize(q *quota.Ledger[quota.Key], k quota.Key, n int, bounded
 }
 
 // roomForReceived makes room for one more identifier of QoS 2. Code: busy. mu is held.
-func (cl *client) roomForReceived(bounded bool) error {
-	n := len(cl.received) + 1
-	if n <= cl.mostReceived {
+func (st *sessionState) roomForReceived(bounded bool) error {
+	n := len(st.received) + 1
+	if n <= st.mostReceived {
 		return nil
 	}
-	err := cl.receivedCharged.resize(cl.broker.remembers, cl.account(), n*receivedBytes, bounded)
+	err := st.receivedCharged.resize(st.broker.remembers, st.account(), n*receivedBytes, bounded)
 	if err == nil {
-		cl.mostReceived = n
+		st.mostReceived = n
 	}
 	return err
 }
 
 // receive notes that a publish with QoS 2 was taken, with what is on the disk when it may be
 // acknowledged; nil: it may be. There is room for it. mu is held.
-func (cl *client) receive(id uint16, at *commit) {
-	if cl.received == nil {
-		cl.received = map[uint16]*commit{}
+func (st *sessionState) receive(id uint16, at *commit) {
+	if st.received == nil {
+		st.received = map[uint16]*commit{}
 	}
-	cl.received[id] = at
+	st.received[id] = at
 }
 
 // receivedIsKept notes that at, with which a publish was taken, is on the disk: nobody needs
 // it any more. mu is held.
-func (cl *client) receivedIsKept(id uint16, at *commit) {
-	if was, known := cl.received[id]; known && was == at {
-		cl.received[id] = nil
+func (st *sessionState) receivedIsKept(id uint16, at *commit) {
+	if was, known := st.received[id]; known && was == at {
+		st.received[id] = nil
 	}
 }
 
 // unreceive forgets an identifier. mu is held.
-func (cl *client) unreceive(id uint16) {
-	delete(cl.received, id)
-	if len(cl.received) == 0 && cl.mostReceived > fewReceived {
-		cl.unreceiveAll()
+func (st *sessionState) unreceive(id uint16) {
+	delete(st.received, id)
+	if len(st.received) == 0 && st.mostReceived > fewReceived {
+		st.unreceiveAll()
 	}
 }
 
 // unreceiveAll forgets them all. mu is held.
-func (cl *client) unreceiveAll() {
-	cl.received, cl.mostReceived = nil, 0
-	if cl.receivedCharged > 0 { // else it may have no subject yet
-		_ = cl.receivedCharged.resize(cl.broker.remembers, cl.account(), 0, false) // never refused: it shrinks
+func (st *sessionState) unreceiveAll() {
+	st.received, st.mostReceived = nil, 0
+	if st.receivedCharged > 0 { // else it may have no subject yet
+		_ = st.receivedCharged.resize(st.broker.remembers, st.account(), 0, false) // never refused: it shrinks
 	}
 }
 
@@ -94,8 +94,8 @@ func (c *conn) hear(alias int, topic string) error {
 	if len(c.heard) >= alias && c.heard[alias-1] == topic {
 		return nil
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
 	heard := c.heard
 	if len(heard) < alias {
 		heard = make([]string, alias)
@@ -111,20 +111,20 @@ func (c *conn) hear(alias int, topic string) error {
 
 // rememberMore counts n bytes more of aliases, or less. mu is held.
 func (c *conn) rememberMore(n int) error {
-	err := c.aliasCharged.resize(c.broker.remembers, c.account(), c.aliasBytes+n, true)
+	err := c.out.aliasCharged.resize(c.broker.remembers, c.session.account(), c.out.aliasBytes+n, true)
 	if err == nil {
-		c.aliasBytes += n
+		c.out.aliasBytes += n
 	}
 	return err
 }
 
 // forgetAliases is the reader's last word on them: nobody sends on the connection any more.
 func (c *conn) forgetAliases() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.heard, c.aliases, c.aliased = nil, nil, 0
-	if c.aliasBytes > 0 { // else it may never have come to CONNECT
-		_ = c.rememberMore(-c.aliasBytes) // never refused: it shrinks
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	c.heard, c.out.aliases, c.out.aliased = nil, nil, 0
+	if c.out.aliasBytes > 0 { // else it may never have come to CONNECT
+		_ = c.rememberMore(-c.out.aliasBytes) // never refused: it shrinks
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 func TestWhatIsRememberedIsCountedAsItIs(t *testing.T) {
 	b := &Broker{}
 	b.remembers = newMemoryQuota(&Options{})
-	w := &world{tenant: watchword.DefaultTenant, clients: map[string]*client{}}
+	w := &world{tenant: watchword.DefaultTenant, clients: map[string]*sessionState{}}
 	for name, shape := range map[string]struct {
 		each int
 		do   func(c *conn, i int)
@@ -21,15 +21,15 @@ func TestWhatIsRememberedIsCountedAsItIs(t *testing.T) {
 		"aliases of a client, long topics":  {64, func(c *conn, i int) { _ = c.hear(i+1, fmt.Sprint(strings.Repeat("x", 900), i)) }},
 		"aliases of a client, short topics": {64, func(c *conn, i int) { _ = c.hear(i+1, fmt.Sprint("devices/lamp/events/", i)) }},
 		"aliases to a client":               {64, func(c *conn, i int) { c.alias(fmt.Sprint("devices/lamp/events/", i)) }},
-		"identifiers":                       {256, func(c *conn, i int) { _ = c.roomForReceived(true); c.receive(uint16(i*7+1), nil) }},
-		"many identifiers":                  {1024, func(c *conn, i int) { _ = c.roomForReceived(true); c.receive(uint16(i*7+1), nil) }},
+		"identifiers":                       {256, func(c *conn, i int) { _ = c.session.roomForReceived(true); c.session.receive(uint16(i*7+1), nil) }},
+		"many identifiers":                  {1024, func(c *conn, i int) { _ = c.session.roomForReceived(true); c.session.receive(uint16(i*7+1), nil) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			const conns = 300
 			all := make([]*conn, conns)
 			for i := range all {
-				c := &conn{broker: b, client: &client{broker: b, world: w, owner: owner{watchword.SubjectID(fmt.Sprint("lamp-", i)), 1}}}
-				c.aliased = maxAliases
+				c := &conn{broker: b, session: &sessionState{broker: b, world: w, owner: owner{watchword.SubjectID(fmt.Sprint("lamp-", i)), 1}}}
+				c.out.aliased = maxAliases
 				all[i] = c
 			}
 			before, counted := heap(), 0
@@ -37,7 +37,7 @@ func TestWhatIsRememberedIsCountedAsItIs(t *testing.T) {
 				for i := range shape.each {
 					shape.do(c, i)
 				}
-				counted += c.aliasBytes + c.mostReceived*receivedBytes
+				counted += c.out.aliasBytes + c.session.mostReceived*receivedBytes
 			}
 			used := int(heap() - before)
 			if r := float64(used) / float64(counted); r < 0.8 || r > 1.25 {
@@ -50,7 +50,7 @@ func TestWhatIsRememberedIsCountedAsItIs(t *testing.T) {
 			}
 			for _, c := range all {
 				c.forgetAliases()
-				c.unreceiveAll()
+				c.session.unreceiveAll()
 			}
 			if n := b.remembers.Total(); n != 0 {
 				t.Errorf("%d bytes are charged for nothing", n)
@@ -70,7 +70,7 @@ func TestACommitThatHasEndedHoldsNothing(t *testing.T) {
 		j := newJournal(&Options{}, nil, nil)
 		k := &kept{size: 1}
 		c := j.open
-		c.messages, c.done, c.clients, c.dropped = []*kept{k}, []int64{1}, []*client{{}}, []int64{2}
+		c.messages, c.done, c.clients, c.dropped = []*kept{k}, []int64{1}, []*sessionState{{}}, []int64{2}
 		c.retained, c.wills, c.waiters = map[retainKey]struct{}{{}: {}}, map[*will]struct{}{{}: {}}, []*conn{{}}
 		if waiters, _ := j.end(c, c.messages, state); len(waiters) != 1 {
 			t.Errorf("%d are told of the end", len(waiters))

@@ -30,22 +30,22 @@ func (l *lasting) lose(filter string, seq int64) {
 
 // untold returns the losses that the client was not told. One whose filter stands again
 // needs no telling: who subscribed anew knew of it. mu is held.
-func (cl *client) untold() (lost []shelf.Lost) {
-	l := cl.lasting
+func (st *sessionState) untold() (lost []shelf.Lost) {
+	l := st.lasting
 	for i := range l.lost {
 		x := &l.lost[i]
 		if x.Told {
 			continue
 		}
-		if x.Told = cl.stands(x.Filter); !x.Told {
+		if x.Told = st.stands(x.Filter); !x.Told {
 			lost = append(lost, *x)
 		}
 	}
 	return lost
 }
 
-func (cl *client) stands(filter string) bool {
-	for _, s := range cl.subs {
+func (st *sessionState) stands(filter string) bool {
+	for _, s := range st.subs {
 		if s.filter == filter {
 			return true
 		}
@@ -87,8 +87,8 @@ func (c *conn) says(r report, after int64) {
 
 // unsay is for a CONNACK that went without the report.
 func (c *conn) unsay() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
 	c.reports = nil
 }
 
@@ -109,9 +109,9 @@ func (c *conn) hasRead(seq int64) {
 
 // pinged is told of PINGREQ: where nothing waits to be written, all was written before.
 func (c *conn) pinged() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.reports) > 0 && c.conn == c && c.ready && !c.writing && len(c.control) == 0 {
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	if len(c.reports) > 0 && c.session.conn == c && c.out.ready && !c.out.writing && len(c.out.control) == 0 {
 		for _, r := range c.reports {
 			c.told(r)
 		}
@@ -121,7 +121,7 @@ func (c *conn) pinged() {
 
 // told notes that the client knows what is in a report. mu is held.
 func (c *conn) told(r report) {
-	l := c.lasting
+	l := c.session.lasting
 	if l == nil {
 		return
 	}
@@ -132,5 +132,5 @@ func (c *conn) told(r report) {
 		}
 	}
 	l.dropped = max(0, l.dropped-r.dropped)
-	c.touch()
+	c.session.touch()
 }

@@ -27,7 +27,7 @@ func (b *Broker) mostExpiry() uint32 {
 // goes on with c where it lasts: present says so. Whether it may is asked once more, at
 // the act: until the one before has ended, it may come to hold more.
 func (c *conn) enter(ad *admission) (present bool, err error) {
-	w := c.world
+	w := c.session.world
 	for {
 		w.mu.Lock()
 		prev := w.clients[ad.id]
@@ -37,7 +37,7 @@ func (c *conn) enter(ad *admission) (present bool, err error) {
 		}
 		if prev == nil {
 			c.start(ad)
-			w.put(c.client)
+			w.put(c.session)
 			w.mu.Unlock()
 			return false, nil
 		}
@@ -65,29 +65,29 @@ func (c *conn) enter(ad *admission) (present bool, err error) {
 
 // start makes the connection's own client that of an identifier.
 func (c *conn) start(ad *admission) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.client.world, c.client.id, c.owner = c.world, ad.id, ad.owner
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	c.session.id, c.session.owner = ad.id, ad.owner
 	if ad.expiry > 0 {
-		c.client.number = c.broker.sequence.Add(1) // in the order in which sessions begin: see Load
-		c.last(ad.expiry)
-		c.lasting.narrow = ad.narrow
+		c.session.number = c.broker.sequence.Add(1) // in the order in which sessions begin: see Load
+		c.session.last(ad.expiry)
+		c.session.lasting.narrow = ad.narrow
 	}
 }
 
 // last makes the client's state outlive its connection. mu is held.
-func (cl *client) last(expiry uint32) {
-	cl.lasting = &lasting{expiry: expiry, row: true}
-	cl.broker.lasting.Add(1)
+func (st *sessionState) last(expiry uint32) {
+	st.lasting = &lasting{expiry: expiry, row: true}
+	st.broker.lasting.Add(1)
 }
 
 // resume gives c the place of the connection that prev has no more. It reports false
 // where prev is over. Code: denied where the admission does not cover what prev holds.
-func (c *conn) resume(prev *client, ad *admission) (bool, error) {
-	own := c.client
+func (c *conn) resume(prev *sessionState, ad *admission) (bool, error) {
+	own := c.session
 	own.mu.Lock()
-	for c.writing && !c.failed { // what was said before CONNACK: a challenge
-		c.moved.Wait()
+	for c.out.writing && !c.out.failed { // what was said before CONNACK: a challenge
+		c.out.moved.Wait()
 	}
 	own.mu.Unlock()
 	prev.passing.Lock() // the connection before may be in the middle of a publish
@@ -113,8 +113,8 @@ func (c *conn) resume(prev *client, ad *admission) (bool, error) {
 	prev.unpack()
 	prev.weigh()
 	prev.touch()
-	c.client = prev
-	c.moved.L = &prev.mu
+	c.session = prev
+	c.out.moved.L = &prev.mu
 	prev.mu.Unlock()
 	if hold != nil {
 		hold.Close(nil)
@@ -124,27 +124,27 @@ func (c *conn) resume(prev *client, ad *admission) (bool, error) {
 
 // watch has the guard say what a client that is away may have. Its answers come with
 // the session locked.
-func (cl *client) watch(ctx context.Context, turn int) {
-	cl.mu.Lock()
-	tenant, who := cl.world.tenant, cl.owner
-	cl.mu.Unlock()
+func (st *sessionState) watch(ctx context.Context, turn int) {
+	st.mu.Lock()
+	tenant, who := st.world.tenant, st.owner
+	st.mu.Unlock()
 	still := func(f func(l *lasting)) {
-		cl.mu.Lock()
-		defer cl.mu.Unlock()
-		if l := cl.lasting; l != nil && !cl.over && l.turn == turn {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		if l := st.lasting; l != nil && !st.over && l.turn == turn {
 			f(l)
 		}
 	}
-	hold := cl.broker.Guard.Hold(ctx, session.Papers{Tenant: tenant, Subject: who.subject, Incarnation: who.incarnation}, session.Options{
+	hold := st.broker.Guard.Hold(ctx, session.Papers{Tenant: tenant, Subject: who.subject, Incarnation: who.incarnation}, session.Options{
 		Transport: "mqtt",
 		Changed: func(a *session.Authority) {
 			var orphans []orphan
 			still(func(l *lasting) {
 				l.paused = false
-				_, orphans = cl.lose(a)
+				_, orphans = st.lose(a)
 			})
 			if len(orphans) > 0 {
-				go cl.hand(orphans, false)
+				go st.hand(orphans, false)
 			}
 		},
 		Lapsed: func(cause error) {
@@ -154,12 +154,12 @@ func (cl *client) watch(ctx context.Context, turn int) {
 					l.paused = true
 				case watchword.SubjectRevoked, watchword.TokenRevoked:
 					l.paused = true
-					go cl.end()
+					go st.end()
 				default: // nobody can say: what waits goes on to wait, and is judged when its client comes
 					if l.again != nil {
 						l.again.Stop()
 					}
-					l.again = time.AfterFunc(askAgain, func() { cl.ask(turn) })
+					l.again = time.AfterFunc(askAgain, func() { st.ask(turn) })
 				}
 			})
 		},
@@ -175,98 +175,98 @@ func (cl *client) watch(ctx context.Context, turn int) {
 const askAgain = time.Second
 
 // ask has the guard look again at what a client that is away may have.
-func (cl *client) ask(turn int) {
-	cl.mu.Lock()
+func (st *sessionState) ask(turn int) {
+	st.mu.Lock()
 	var hold *session.Session
-	if l := cl.lasting; l != nil && l.turn == turn {
+	if l := st.lasting; l != nil && l.turn == turn {
 		hold = l.hold
 	}
-	cl.mu.Unlock()
+	st.mu.Unlock()
 	if hold != nil {
-		hold.Recompute(cl.broker.ctx)
+		hold.Recompute(st.broker.ctx)
 	}
 }
 
 // end ends a client without a connection: its time has come, or somebody begins anew in
 // its place. Where it has a connection again, it does nothing.
-func (cl *client) end() { _ = cl.endIf(func() error { return nil }) } // no reason not to
+func (st *sessionState) end() { _ = st.endIf(func() error { return nil }) } // no reason not to
 
 // endIf is end where may, asked with mu held, returns no error.
-func (cl *client) endIf(may func() error) error {
-	cl.mu.Lock()
-	if cl.over || cl.conn != nil {
-		cl.mu.Unlock()
+func (st *sessionState) endIf(may func() error) error {
+	st.mu.Lock()
+	if st.over || st.conn != nil {
+		st.mu.Unlock()
 		return nil
 	}
 	if err := may(); err != nil {
-		cl.mu.Unlock()
+		st.mu.Unlock()
 		return err
 	}
 	var hold *session.Session
 	var orphans []orphan
-	if l := cl.lasting; l != nil {
+	if l := st.lasting; l != nil {
 		hold, l.hold = l.hold, nil
-		orphans = cl.heirless()
-		cl.forget()
+		orphans = st.heirless()
+		st.forget()
 	}
-	cl.over = true
-	cl.mu.Unlock()
+	st.over = true
+	st.mu.Unlock()
 	if hold != nil {
 		hold.Close(nil)
 	}
-	cl.hand(orphans, false)
-	cl.leave()
+	st.hand(orphans, false)
+	st.leave()
 	return nil
 }
 
 // expire is the clock's.
-func (cl *client) expire(turn int) {
-	cl.mu.Lock()
-	now := cl.lasting != nil && cl.lasting.turn == turn
-	cl.mu.Unlock()
+func (st *sessionState) expire(turn int) {
+	st.mu.Lock()
+	now := st.lasting != nil && st.lasting.turn == turn
+	st.mu.Unlock()
 	if now {
-		cl.broker.o.Log.Info("a session ended, its client did not come back", slog.String("client", cl.id))
-		cl.end()
+		st.broker.o.Log.Info("a session ended, its client did not come back", slog.String("client", st.id))
+		st.end()
 	}
 }
 
 // leave takes a client that is over out of the world. That its session ended is written
 // with what it handed on, or later.
-func (cl *client) leave() {
-	if cl.ended {
-		cl.broker.journal.add(adding{drop: cl.number})
+func (st *sessionState) leave() {
+	if st.ended {
+		st.broker.journal.add(adding{drop: st.number})
 	}
-	if cl.world != nil {
-		cl.world.forget(cl)
+	if st.world != nil {
+		st.world.forget(st)
 	}
 }
 
-// put makes cl the client of its identifier. mu is held.
-func (w *world) put(cl *client) {
-	w.clients[cl.id] = cl
-	if cl.lasting != nil {
-		cl.counted = true
-		w.lasting[cl.owner.subject]++
+// put makes st the client of its identifier. mu is held.
+func (w *world) put(st *sessionState) {
+	w.clients[st.id] = st
+	if st.lasting != nil {
+		st.counted = true
+		w.lasting[st.owner.subject]++
 	}
 }
 
 // forget takes a client out that is over; another that is not stays.
-func (w *world) forget(cl *client) {
-	cl.mu.Lock()
-	over := cl.over
-	cl.mu.Unlock()
+func (w *world) forget(st *sessionState) {
+	st.mu.Lock()
+	over := st.over
+	st.mu.Unlock()
 	if !over {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.clients[cl.id] == cl {
-		delete(w.clients, cl.id)
+	if w.clients[st.id] == st {
+		delete(w.clients, st.id)
 	}
-	if cl.counted {
-		cl.counted = false
-		if w.lasting[cl.owner.subject]--; w.lasting[cl.owner.subject] == 0 {
-			delete(w.lasting, cl.owner.subject)
+	if st.counted {
+		st.counted = false
+		if w.lasting[st.owner.subject]--; w.lasting[st.owner.subject] == 0 {
+			delete(w.lasting, st.owner.subject)
 		}
 	}
 }

@@ -17,10 +17,10 @@ type group struct {
 	sub     *subscription // that stands for it in the tree
 	members atomic.Pointer[[]*subscription]
 	next    atomic.Uint32
-	payer   *client                // under tree.mu: the member who is charged for it
-	waits   atomic.Bool            // messages may wait for it with members that are away
-	holder  atomic.Pointer[client] // with whom the newest of them waits; the next ones go behind it
-	pulling atomic.Bool            // somebody moves them to a member that is there
+	payer   *sessionState                // under tree.mu: the member who is charged for it
+	waits   atomic.Bool                  // messages may wait for it with members that are away
+	holder  atomic.Pointer[sessionState] // with whom the newest of them waits; the next ones go behind it
+	pulling atomic.Bool                  // somebody moves them to a member that is there
 }
 
 // groups is the shared subscriptions of a world.
@@ -35,7 +35,7 @@ func (w *world) join(s *subscription, bounded bool) error {
 	defer w.groups.mu.Unlock()
 	g := w.groups.all[s.name]
 	if g == nil {
-		g = &group{payer: s.client}
+		g = &group{payer: s.session}
 		g.sub = &subscription{name: s.name, filter: s.filter, group: g}
 		if err := w.place(g.sub, groupBytes, bounded); err != nil {
 			return err
@@ -65,7 +65,7 @@ func (w *world) part(s *subscription) {
 	list := slices.DeleteFunc(slices.Clone(*old), func(m *subscription) bool { return m == s })
 	if len(list) > 0 {
 		g.members.Store(&list)
-		w.inherit(g, s.client, list[0].client)
+		w.inherit(g, s.session, list[0].session)
 		return
 	}
 	g.members.Store(nil)
@@ -76,7 +76,7 @@ func (w *world) part(s *subscription) {
 // deliver gives m to one member: of those with a connection the one that has the least
 // to do, in turn where several have; where nobody has one, or older messages wait, to one
 // for whom it can wait, unless only who is there will do. not, if not nil, is whom it is not for.
-func (g *group) deliver(m *message, o *outcome, not *client, there bool) (wake *conn) {
+func (g *group) deliver(m *message, o *outcome, not *sessionState, there bool) (wake *conn) {
 	list := g.members.Load()
 	if list == nil {
 		return nil
@@ -85,7 +85,7 @@ func (g *group) deliver(m *message, o *outcome, not *client, there bool) (wake *
 	from := int(g.next.Add(1))
 	var tried [8]*subscription // they had no room, or had just gone
 	before := *o
-	var full *client // the first that had no room
+	var full *sessionState // the first that had no room
 	var err error
 	for n := range tried {
 		best := g.choose(ms, from, tried[:n], m, not, there)
@@ -93,7 +93,7 @@ func (g *group) deliver(m *message, o *outcome, not *client, there bool) (wake *
 			break
 		}
 		o.err = nil
-		if wake = best.client.offer(m, o, g, best); o.heard > before.heard {
+		if wake = best.session.offer(m, o, g, best); o.heard > before.heard {
 			o.err = before.err                     // another of them had no room: that is nothing to anybody
 			if wake == nil && g.someoneThere(ms) { // it came after the choice, or had no room
 				g.pull()
@@ -101,7 +101,7 @@ func (g *group) deliver(m *message, o *outcome, not *client, there bool) (wake *
 			return wake
 		}
 		if isFull(o.err) && full == nil {
-			full = best.client
+			full = best.session
 		}
 		err = cmp.Or(o.err, err)
 		tried[n] = best
@@ -114,20 +114,20 @@ func (g *group) deliver(m *message, o *outcome, not *client, there bool) (wake *
 }
 
 func (g *group) someoneThere(ms []*subscription) bool {
-	return slices.ContainsFunc(ms, func(s *subscription) bool { return s.client.load.Load() != loadAway })
+	return slices.ContainsFunc(ms, func(s *subscription) bool { return s.session.load.Load() != loadAway })
 }
 
-func (g *group) choose(ms []*subscription, from int, tried []*subscription, m *message, not *client, there bool) (best *subscription) {
+func (g *group) choose(ms []*subscription, from int, tried []*subscription, m *message, not *sessionState, there bool) (best *subscription) {
 	holder := g.holder.Load()
 	behind := g.waits.Load() || g.pulling.Load() // what waits comes first
 	var least int32
 	for i := range ms {
 		s := ms[(from+i)%len(ms)]
-		n := s.client.load.Load()
-		if s.client == not || n == loadAway && (there || min(s.qos, m.qos) == 0) || slices.Contains(tried, s) {
+		n := s.session.load.Load()
+		if s.session == not || n == loadAway && (there || min(s.qos, m.qos) == 0) || slices.Contains(tried, s) {
 			continue
 		}
-		if n == loadAway && s.client == holder {
+		if n == loadAway && s.session == holder {
 			n-- // so that what waits stays in order
 		}
 		if n >= loadAway-1 && behind {
@@ -163,17 +163,17 @@ func (w *world) groupOf(name string) *group {
 const loadAway = 1 << 30
 
 // weigh says how much the client has to do, if a group may ask. mu is held.
-func (cl *client) weigh() {
-	if !cl.grouped {
+func (st *sessionState) weigh() {
+	if !st.grouped {
 		return
 	}
-	if cl.conn == nil {
-		cl.load.Store(loadAway)
+	if st.conn == nil {
+		st.load.Store(loadAway)
 		return
 	}
-	cl.load.Store(int32(len(cl.queue) - cl.head + len(cl.flights)))
-	if cl.takesMore() {
-		for _, g := range cl.shares {
+	st.load.Store(int32(len(st.queue) - st.head + len(st.flights)))
+	if st.takesMore() {
+		for _, g := range st.shares {
 			g.pull()
 		}
 	}
@@ -181,12 +181,12 @@ func (cl *client) weigh() {
 
 // orphan is a message of a shared subscription whose member may not come to have it.
 type orphan struct {
-	of     *client // that has it until another does
-	g      *group
-	m      *message // nil where it is to be fetched from the shelf
-	e      entry
-	counts bool // it waits there
-	gone   bool // it could not be written when it came: its publisher heard so
+	session *sessionState // that has it until another does
+	g       *group
+	m       *message // nil where it is to be fetched from the shelf
+	e       entry
+	counts  bool // it waits there
+	gone    bool // it could not be written when it came: its publisher heard so
 }
 
 // orphans takes away what the client has for its groups and has not acknowledged: of
@@ -194,39 +194,39 @@ type orphan struct {
 // the client's return. QoS 2 that is under way is nobody else's (MQTT 5.0 §4.8.2). What
 // waits on the shelf is moving from here on: it is the client's until another has it. mu
 // is held.
-func (cl *client) orphans(of *subscription) (out []orphan) {
+func (st *sessionState) orphans(of *subscription) (out []orphan) {
 	mine := func(g *group) bool { return g != nil && (of == nil || g.sub.name == of.name) }
 	take := func(g *group, m *message, e entry, counts bool) {
-		out = append(out, orphan{of: cl, g: g, m: m, e: e, counts: counts})
+		out = append(out, orphan{session: st, g: g, m: m, e: e, counts: counts})
 		if counts {
-			cl.lasting.moving = append(cl.lasting.moving, e)
+			st.lasting.moving = append(st.lasting.moving, e)
 		}
 	}
-	stays := cl.queue[:0]
-	for i := range cl.queue[cl.head:] {
-		it := cl.queue[cl.head+i]
-		if it.x == nil || !mine(it.x.shared) || it.qos == 2 && cl.wasSent(&it) {
+	stays := st.queue[:0]
+	for i := range st.queue[st.head:] {
+		it := st.queue[st.head+i]
+		if it.x == nil || !mine(it.x.shared) || it.qos == 2 && st.wasSent(&it) {
 			stays = append(stays, it)
 			continue
 		}
-		cl.bytes -= it.size()
+		st.bytes -= it.size()
 		if it.x.k != nil {
 			take(it.x.shared, it.m, entryOf(&it), true)
 		} else {
 			take(it.x.shared, it.m, entry{}, false)
 		}
 	}
-	clear(cl.queue[len(stays):])
-	cl.queue, cl.head = stays, 0
-	cl.dischargeQueue()
-	cl.flights = slices.DeleteFunc(cl.flights, func(f flight) bool {
+	clear(st.queue[len(stays):])
+	st.queue, st.head = stays, 0
+	st.dischargeQueue()
+	st.flights = slices.DeleteFunc(st.flights, func(f flight) bool {
 		if f.m == nil || f.qos != 1 || !mine(f.shared) {
 			return false
 		}
 		take(f.shared, f.m, f.entry(), f.counts)
 		return true
 	})
-	if l := cl.lasting; l != nil && of != nil {
+	if l := st.lasting; l != nil && of != nil {
 		l.backlog = slices.DeleteFunc(l.backlog, func(e entry) bool {
 			if !mine(e.shared) || e.released || e.qos == 2 && e.seq <= l.sent {
 				return false
@@ -240,10 +240,10 @@ func (cl *client) orphans(of *subscription) (out []orphan) {
 
 // heirless is orphans of all, with what waits on the shelf: the client will not come. mu
 // is held.
-func (cl *client) heirless() (out []orphan) {
-	for _, s := range cl.subs {
+func (st *sessionState) heirless() (out []orphan) {
+	for _, s := range st.subs {
 		if s.memberOf != nil {
-			out = append(out, cl.orphans(s)...)
+			out = append(out, st.orphans(s)...)
 		}
 	}
 	return out
@@ -251,7 +251,7 @@ func (cl *client) heirless() (out []orphan) {
 
 // hand gives orphans to other members of their groups, and takes back those that
 // nobody takes while the client may come for them.
-func (cl *client) hand(all []orphan, there bool) {
+func (st *sessionState) hand(all []orphan, there bool) {
 	if len(all) == 0 {
 		return
 	}
@@ -259,14 +259,14 @@ func (cl *client) hand(all []orphan, there bool) {
 	defer batchesOfWork.Put(w)
 	defer w.flush()
 	for page := range slices.Chunk(all, fetchMessages) {
-		cl.fetchOrphans(page)
+		st.fetchOrphans(page)
 		for _, o := range page {
-			o.of.handOne(w, o, there)
+			o.session.handOne(w, o, there)
 		}
 	}
 }
 
-func (cl *client) fetchOrphans(page []orphan) {
+func (st *sessionState) fetchOrphans(page []orphan) {
 	var es []entry
 	for _, o := range page {
 		if o.m == nil {
@@ -276,9 +276,9 @@ func (cl *client) fetchOrphans(page []orphan) {
 	if len(es) == 0 {
 		return
 	}
-	bodies, err := cl.bodies(es)
+	bodies, err := st.bodies(es)
 	if err != nil {
-		cl.broker.o.Log.Error("shared messages that wait cannot be read", slog.String("client", cl.id), slog.Any("err", err))
+		st.broker.o.Log.Error("shared messages that wait cannot be read", slog.String("client", st.id), slog.Any("err", err))
 		return
 	}
 	for i := range page {
@@ -290,35 +290,35 @@ func (cl *client) fetchOrphans(page []orphan) {
 }
 
 // handOne reports whether another member has it, or will when it is on the disk.
-func (cl *client) handOne(w *batch, o orphan, there bool) bool {
+func (st *sessionState) handOne(w *batch, o orphan, there bool) bool {
 	res := outcome{handed: true}
 	if o.m == nil || !matches(o.g.sub.filter, o.m.topic) {
 		switch {
 		case o.gone:
-			cl.handed(o.e)
+			st.handed(o.e)
 		case o.counts:
-			cl.takeBack(&o)
+			st.takeBack(&o)
 		}
 		return o.gone
 	}
-	if g := cl.world.groupOf(o.g.sub.name); g != nil {
-		if wake := g.deliver(o.m, &res, cl, there); wake != nil {
+	if g := st.world.groupOf(o.g.sub.name); g != nil {
+		if wake := g.deliver(o.m, &res, st, there); wake != nil {
 			w.touched = append(w.touched, wake)
 		}
 	}
-	at := cl.broker.settle(&res, nil, nil)
+	at := st.broker.settle(&res, nil, nil)
 	switch {
 	case !o.counts:
 	case res.heard == 0:
-		cl.takeBack(&o)
+		st.takeBack(&o)
 	case at == nil:
-		cl.handed(o.e)
+		st.handed(o.e)
 	default: // another has it when that is on the disk, and not before
 		go func() {
 			if <-at.ended; at.over() {
-				cl.handed(o.e)
+				st.handed(o.e)
 			} else {
-				cl.takeBack(&o)
+				st.takeBack(&o)
 				time.AfterFunc(fetchRetry, o.g.pull)
 			}
 		}()
@@ -327,35 +327,35 @@ func (cl *client) handOne(w *batch, o orphan, there bool) bool {
 }
 
 // stopMoving is called with mu held, once for each that was moving.
-func (cl *client) stopMoving(e entry) {
-	if l := cl.lasting; l != nil {
+func (st *sessionState) stopMoving(e entry) {
+	if l := st.lasting; l != nil {
 		l.moving = slices.DeleteFunc(l.moving, func(x entry) bool { return x.seq == e.seq })
 	}
 }
 
 // handed is for what another member has.
-func (cl *client) handed(e entry) {
-	cl.mu.Lock()
-	defer cl.mu.Unlock()
-	cl.stopMoving(e)
-	cl.finished(e.k, e.seq, int(e.size))
+func (st *sessionState) handed(e entry) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.stopMoving(e)
+	st.finished(e.k, e.seq, int(e.size))
 }
 
 // takeBack lets an entry wait on, in its place, unless the session has ended, or the entry
 // was not sent and the client has left the group: no member is left then who may have it.
-func (cl *client) takeBack(o *orphan) {
-	cl.mu.Lock()
-	defer cl.mu.Unlock()
-	e, l := o.e, cl.lasting
-	cl.stopMoving(e)
-	if l == nil || e.seq <= l.floor || cl.subs[o.g.sub.name] == nil && e.seq > l.sent {
-		cl.finished(e.k, e.seq, int(e.size))
+func (st *sessionState) takeBack(o *orphan) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	e, l := o.e, st.lasting
+	st.stopMoving(e)
+	if l == nil || e.seq <= l.floor || st.subs[o.g.sub.name] == nil && e.seq > l.sent {
+		st.finished(e.k, e.seq, int(e.size))
 		return
 	}
 	at, _ := slices.BinarySearchFunc(l.backlog, e.seq, func(x entry, seq int64) int { return cmp.Compare(x.seq, seq) })
 	l.backlog = slices.Insert(l.backlog, at, e)
-	e.waitsForGroup(cl)
-	if c := cl.conn; c != nil {
+	e.waitsForGroup(st)
+	if c := st.conn; c != nil {
 		c.refill()
 	}
 }

@@ -52,8 +52,8 @@ func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
 // down and does not wait for itself.
 func TestAWriteThatFailsWithinARead(t *testing.T) {
 	nc := accepted(t)
-	c := &conn{nc: nc, raw: rawOf(nc), client: &client{}}
-	c.moved.L = &c.mu
+	c := &conn{nc: nc, raw: rawOf(nc), session: &sessionState{}}
+	c.out.moved.L = &c.session.mu
 	failed := false
 	err := c.raw.Read(func(uintptr) bool {
 		if !failed {

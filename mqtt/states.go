@@ -17,34 +17,34 @@ func (b *Broker) States(t watchword.TenantID, subject watchword.SubjectID) []ses
 	all := slices.Collect(maps.Values(w.clients))
 	w.mu.Unlock()
 	out := []session.State{}
-	for _, cl := range all {
-		cl.mu.Lock()
-		if !cl.over && (subject == "" || subject == cl.owner.subject) {
-			out = append(out, cl.describe())
+	for _, st := range all {
+		st.mu.Lock()
+		if !st.over && (subject == "" || subject == st.owner.subject) {
+			out = append(out, st.describe())
 		}
-		cl.mu.Unlock()
+		st.mu.Unlock()
 	}
 	slices.SortFunc(out, func(a, b session.State) int { return cmp.Compare(a.Client, b.Client) })
 	return out
 }
 
 // describe is called with mu held.
-func (cl *client) describe() session.State {
-	s := session.State{Client: cl.id, Subject: cl.owner.subject, Messages: len(cl.queue) - cl.head + len(cl.flights), Bytes: cl.bytes, Memory: cl.memory()}
-	s.Filters = slices.Sorted(maps.Keys(cl.subs))
-	if c := cl.conn; c != nil {
+func (st *sessionState) describe() session.State {
+	s := session.State{Client: st.id, Subject: st.owner.subject, Messages: len(st.queue) - st.head + len(st.flights), Bytes: st.bytes, Memory: st.memory()}
+	s.Filters = slices.Sorted(maps.Keys(st.subs))
+	if c := st.conn; c != nil {
 		s.Live = true
 		if live := c.live(); live != nil {
 			s.ID = live.ID()
 		}
 	}
-	l := cl.lasting
+	l := st.lasting
 	if l == nil {
 		return s
 	}
 	s.Messages, s.Bytes, s.Left, s.Dropped = l.waiting, l.weight, l.left, l.dropped
-	if cl.conn == nil {
-		s.Will = cl.broker.wills.dueAt(cl)
+	if st.conn == nil {
+		s.Will = st.broker.wills.dueAt(st)
 		if ends, ok := l.ends(); ok {
 			s.Ends = ends
 		}
@@ -57,15 +57,15 @@ func (cl *client) describe() session.State {
 
 // memory is about what the client takes: structures, what is queued, what is known of
 // what waits on the shelf, and 8 KiB for the goroutine that reads a connection.
-func (cl *client) memory() int {
-	n := int(unsafe.Sizeof(*cl)) + cl.bytes + cap(cl.queue)*int(unsafe.Sizeof(item{})) + cap(cl.ground)*int(unsafe.Sizeof(flight{})) + cl.mostReceived*receivedBytes
-	for name := range cl.subs {
+func (st *sessionState) memory() int {
+	n := int(unsafe.Sizeof(*st)) + st.bytes + cap(st.queue)*int(unsafe.Sizeof(item{})) + cap(st.ground)*int(unsafe.Sizeof(flight{})) + st.mostReceived*receivedBytes
+	for name := range st.subs {
 		n += int(unsafe.Sizeof(subscription{})) + 3*len(name) + 128
 	}
-	if c := cl.conn; c != nil {
-		n += int(unsafe.Sizeof(*c)) + c.aliasBytes + cap(c.control) + cap(c.answers)*int(unsafe.Sizeof(reply{})) + 8<<10
+	if c := st.conn; c != nil {
+		n += int(unsafe.Sizeof(*c)) + c.out.aliasBytes + cap(c.out.control) + cap(c.out.answers)*int(unsafe.Sizeof(reply{})) + 8<<10
 	}
-	if l := cl.lasting; l != nil {
+	if l := st.lasting; l != nil {
 		n += int(unsafe.Sizeof(*l)) + cap(l.backlog)*int(unsafe.Sizeof(entry{})) + cap(l.gone)*16
 	}
 	return n
@@ -80,19 +80,19 @@ func (b *Broker) Forget(t watchword.TenantID, id watchword.SessionID, log func()
 	w.mu.Lock()
 	all := slices.Collect(maps.Values(w.clients))
 	w.mu.Unlock()
-	for _, cl := range all {
-		cl.mu.Lock()
-		it := cl.conn == nil && cl.lasting != nil && cl.lasting.hold != nil && cl.lasting.hold.ID() == id
-		cl.mu.Unlock()
+	for _, st := range all {
+		st.mu.Lock()
+		it := st.conn == nil && st.lasting != nil && st.lasting.hold != nil && st.lasting.hold.ID() == id
+		st.mu.Unlock()
 		if it {
-			return cl.endIf(func() error { // asked with mu held: its client may have come back
-				if l := cl.lasting; l == nil || l.hold == nil || l.hold.ID() != id {
+			return st.endIf(func() error { // asked with mu held: its client may have come back
+				if l := st.lasting; l == nil || l.hold == nil || l.hold.ID() != id {
 					return none
 				}
 				if err := log(); err != nil {
 					return err
 				}
-				b.wills.sessionClosed(cl, b.o.Now())
+				b.wills.sessionClosed(st, b.o.Now())
 				return nil
 			})
 		}

@@ -83,8 +83,8 @@ func (b *Broker) Stats() Stats {
 	defer b.mu.Unlock()
 	for _, w := range b.worlds {
 		w.mu.Lock()
-		for _, cl := range w.clients {
-			if cl.load.Load() != loadAway {
+		for _, st := range w.clients {
+			if st.load.Load() != loadAway {
 				out.Clients++
 			}
 		}

@@ -57,10 +57,10 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 	if why != nil && c.problems {
 		ack.Properties.SetText(packet.ReasonString, words(why))
 	}
-	c.mu.Lock()
-	at := c.touch()
+	c.session.mu.Lock()
+	at := c.session.touch()
 	c.keepPump()
-	c.mu.Unlock()
+	c.session.mu.Unlock()
 	c.answerAfter(at, ack)
 	for _, s := range stand {
 		c.give(ctx, s)
@@ -91,18 +91,18 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 	if c.isCommands(filter) && shared {
 		return nil, false, watchword.Refuse(watchword.Denied, "commands are for one connection, and for no group")
 	}
-	s = &subscription{client: c.client, name: f.Topic, filter: filter, qos: f.QoS, noLocal: f.NoLocal, asPublished: f.RetainAsPublished, identifier: identifier}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
+	s = &subscription{session: c.session, name: f.Topic, filter: filter, qos: f.QoS, noLocal: f.NoLocal, asPublished: f.RetainAsPublished, identifier: identifier}
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	if c.out.closed {
 		return nil, false, watchword.Refuse(watchword.Conflict, "the connection is closing")
 	}
 	if own {
 		c.listen(s)
 		return s, true, nil
 	}
-	old := c.subs[f.Topic]
-	if old == nil && len(c.subs) >= maxSubs {
+	old := c.session.subs[f.Topic]
+	if old == nil && len(c.session.subs) >= maxSubs {
 		return nil, false, wrong(packet.QuotaExceeded, packet.SUBSCRIBE, "1024 subscriptions are the most of one connection")
 	}
 	// Asked with the lock held: a change of authority after this line finds the
@@ -111,10 +111,10 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 		return nil, false, err
 	}
 	if old != nil {
-		c.replace(old, s)
+		c.session.replace(old, s)
 		return old, false, nil
 	}
-	if err := c.stand(s, shared, true); err != nil {
+	if err := c.session.stand(s, shared, true); err != nil {
 		s.dead = true
 		return nil, false, err
 	}
@@ -123,72 +123,72 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 
 // stand lets a subscription stand. bounded is false for what stood before, whatever the
 // bounds say. Code: busy, where the subject or the server has no room for it. mu is held.
-func (cl *client) stand(s *subscription, shared, bounded bool) error {
-	if err := cl.world.charge(s, shared, bounded); err != nil {
+func (st *sessionState) stand(s *subscription, shared, bounded bool) error {
+	if err := st.world.charge(s, shared, bounded); err != nil {
 		return err
 	}
-	if cl.subs == nil {
-		cl.subs = map[string]*subscription{}
+	if st.subs == nil {
+		st.subs = map[string]*subscription{}
 	}
-	cl.subs[s.name] = s
+	st.subs[s.name] = s
 	if shared {
-		cl.grouped = true
-		cl.shares = append(cl.shares, s.memberOf)
-		cl.weigh()
+		st.grouped = true
+		st.shares = append(st.shares, s.memberOf)
+		st.weigh()
 	}
-	if cl.lasting != nil {
-		cl.lasting.change(s.name)
+	if st.lasting != nil {
+		st.lasting.change(s.name)
 	}
-	cl.broker.stats.subscriptions.Add(1)
+	st.broker.stats.subscriptions.Add(1)
 	return nil
 }
 
 // replace puts s in the place of an equal filter's, without a gap (MQTT 5.0 §3.8.4).
 // mu is held.
-func (cl *client) replace(old, s *subscription) {
+func (st *sessionState) replace(old, s *subscription) {
 	old.qos, old.noLocal, old.asPublished, old.identifier = s.qos, s.noLocal, s.asPublished, s.identifier
-	if cl.lasting != nil {
-		cl.lasting.change(s.name)
+	if st.lasting != nil {
+		st.lasting.change(s.name)
 	}
 }
 
 // unsubscribeOne is called with mu held. What is queued already still goes out,
 // unless it is dropped too.
-func (cl *client) unsubscribeOne(s *subscription) {
+func (st *sessionState) unsubscribeOne(s *subscription) {
 	s.dead = true
-	delete(cl.subs, s.name)
-	cl.world.discharge(s)
+	delete(st.subs, s.name)
+	st.world.discharge(s)
 	if g := s.memberOf; g != nil {
-		cl.shares = slices.DeleteFunc(cl.shares, func(x *group) bool { return x == g })
+		st.shares = slices.DeleteFunc(st.shares, func(x *group) bool { return x == g })
 	}
-	if cl.lasting != nil {
-		cl.lasting.change(s.name)
+	if st.lasting != nil {
+		st.lasting.change(s.name)
 	}
-	cl.broker.stats.subscriptions.Add(-1)
+	st.broker.stats.subscriptions.Add(-1)
 }
 
 // unsubscribeAll is called with mu held.
-func (cl *client) unsubscribeAll() {
-	for _, s := range cl.subs {
-		cl.unsubscribeOne(s)
+func (st *sessionState) unsubscribeAll() {
+	for _, s := range st.subs {
+		st.unsubscribeOne(s)
 	}
-	cl.subs = nil
+	st.subs = nil
 }
 
 func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
 	ack := &packet.Unsuback{ID: p.ID}
 	var orphans []orphan
-	c.mu.Lock()
-	if c.conn != c || c.closed {
-		c.mu.Unlock()
+	c.session.mu.Lock()
+	if c.session.conn != c || c.out.closed {
+		c.session.mu.Unlock()
 		return nil
 	}
 	for _, f := range p.Filters {
 		code := packet.NoSubscription
-		if s := c.subs[f]; s != nil {
-			c.unsubscribeOne(s)
+		if s := c.session.subs[f]; s != nil {
+			c.session.unsubscribeOne(s)
 			if s.memberOf != nil {
-				orphans = append(orphans, c.orphans(s)...)
+				orphans = append(orphans, c.session.orphans(s)...)
 			}
 			code = packet.Success
 		} else if f == authTopic && c.auth != nil {
@@ -200,9 +200,9 @@ func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
 		ack.Codes = append(ack.Codes, code)
 	}
 	c.keepPump()
-	at := c.touch()
-	c.mu.Unlock()
+	at := c.session.touch()
+	c.session.mu.Unlock()
 	c.answerAfter(at, ack)
-	c.hand(orphans, false)
+	c.session.hand(orphans, false)
 	return nil
 }

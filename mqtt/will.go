@@ -17,12 +17,12 @@ import (
 // in time (MQTT 5.0 §3.1.2.5, §3.1.3.2). It stands in [wills] until it is published or
 // cancelled. Fields without a comment of their own are immutable.
 type will struct {
-	id     int64     // of its row in the store; no other will has it, nor ever had
-	of     quota.Key // whose account it counts in
-	client *client
-	m      *message // without an end of life: that begins when it is published
-	delay  time.Duration
-	life   time.Duration // 0: for ever
+	id      int64     // of its row in the store; no other will has it, nor ever had
+	of      quota.Key // whose account it counts in
+	session *sessionState
+	m       *message // without an end of life: that begins when it is published
+	delay   time.Duration
+	life    time.Duration // 0: for ever
 
 	// Under wills.mu.
 	papers session.Papers   // of the token that it stands on, without permissions: these allow its topic
@@ -94,20 +94,20 @@ func (c *conn) setWill(w *will, s *session.Session) (at *commit, err error) {
 	if w == nil {
 		return nil, nil
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
 	// Asked with the lock held: a change of authority after this line finds the will.
 	a := s.Authority()
 	if v := judge(a, w.m.topic); !v.decision.Allowed {
 		c.broker.wills.giveBack(w)
 		return nil, v.decision.Err()
 	}
-	if c.conn != c { // another connection has its place already, and a will of its own
+	if c.session.conn != c { // another connection has its place already, and a will of its own
 		c.broker.wills.giveBack(w)
 		return nil, nil
 	}
-	w.client, w.papers = c.client, behind(a)
-	c.will = w
+	w.session, w.papers = c.session, behind(a)
+	c.session.will = w
 	return c.broker.wills.add(w), nil
 }
 
@@ -121,29 +121,29 @@ func behind(a *session.Authority) session.Papers {
 
 // recheckWill takes the will away if a does not allow it. mu is held.
 func (c *conn) recheckWill(a *session.Authority) {
-	if c.will == nil {
+	if c.session.will == nil {
 		return
 	}
-	if judge(a, c.will.m.topic).decision.Allowed {
-		c.broker.wills.stand(c.will, behind(a))
+	if judge(a, c.session.will.m.topic).decision.Allowed {
+		c.broker.wills.stand(c.session.will, behind(a))
 		return
 	}
-	c.broker.wills.cancel(c.will)
-	c.will = nil
+	c.broker.wills.cancel(c.session.will)
+	c.session.will = nil
 }
 
 // endWill decides on the will of a connection that ended: now, which is the caller's to
 // do, or later, or never. expiry is how long its session outlives the connection. cause
 // is as in [conn.end]. mu is held.
 func (c *conn) endWill(cause error, expiry time.Duration, now time.Time) (publish, later *will) {
-	w := c.will
-	if c.will = nil; w == nil {
+	w := c.session.will
+	if c.session.will = nil; w == nil {
 		return nil, nil
 	}
 	wills, delay := &c.broker.wills, min(w.delay, expiry)
 	s := c.live()
 	switch {
-	case !c.ready: // its client never heard that it is connected
+	case !c.out.ready: // its client never heard that it is connected
 		wills.cancel(w)
 	case s != nil && s.Over() && cause != nil:
 		return nil, wills.sessionEnded(w, cause, delay, now)
@@ -168,15 +168,15 @@ func silences(cause error) bool {
 
 // row is the will as it is to be written.
 func (w *will) row() shelf.Will {
-	ws := &w.client.broker.wills
+	ws := &w.session.broker.wills
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	r := shelf.Will{ID: w.id}
 	if _, stands := ws.all[w.id]; !stands {
 		return r
 	}
-	cl, p := w.client, &w.papers
-	r.Tenant, r.Client, r.Subject, r.Incarnation = cl.world.tenant, cl.id, cl.owner.subject, cl.owner.incarnation
+	st, p := w.session, &w.papers
+	r.Tenant, r.Client, r.Subject, r.Incarnation = st.world.tenant, st.id, st.owner.subject, st.owner.incarnation
 	r.Token, r.Key, r.SignedBy, r.Proved = p.JTI, p.Key, p.SignedBy, p.Proved
 	r.Due, r.Bytes = w.due, w.stored()
 	return r

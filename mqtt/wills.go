@@ -32,7 +32,7 @@ type clientName struct {
 	id     string
 }
 
-func (cl *client) name() clientName { return clientName{cl.world.tenant, cl.id} }
+func (st *sessionState) name() clientName { return clientName{st.world.tenant, st.id} }
 
 func (ws *wills) init(b *Broker) {
 	ws.broker, ws.all, ws.waiting = b, map[int64]*will{}, map[clientName][]*will{}
@@ -90,7 +90,7 @@ func (ws *wills) wait(w *will, due, grace time.Time) {
 	if w.over {
 		return
 	}
-	name := w.client.name()
+	name := w.session.name()
 	if w.timer == nil {
 		ws.waiting[name] = append(ws.waiting[name], w)
 	} else {
@@ -132,7 +132,7 @@ func (ws *wills) claim(w *will) bool {
 		return false
 	}
 	w.over = true
-	name := w.client.name()
+	name := w.session.name()
 	if list := slices.DeleteFunc(ws.waiting[name], func(x *will) bool { return x == w }); len(list) > 0 {
 		ws.waiting[name] = list
 	} else {
@@ -172,13 +172,13 @@ func (ws *wills) cancel(w *will) {
 // connection before left behind (MQTT 5.0 §3.1.3.2.2). Where the session before did not
 // go on, it has ended now, and its will is due, unless it waits for its client to come
 // back at all: then the client has, if it may say what the will says.
-func (ws *wills) cameBack(cl *client, a *session.Authority, goesOn bool, now time.Time) {
+func (ws *wills) cameBack(st *sessionState, a *session.Authority, goesOn bool, now time.Time) {
 	ws.mu.Lock()
-	some := slices.Clone(ws.waiting[cl.name()])
+	some := slices.Clone(ws.waiting[st.name()])
 	ws.mu.Unlock()
 	for _, w := range some {
 		switch {
-		case goesOn && w.client == cl:
+		case goesOn && w.session == st:
 			ws.cancel(w)
 		case !now.Before(w.graceEnd()):
 			go ws.fallDue(w)
@@ -189,7 +189,7 @@ func (ws *wills) cameBack(cl *client, a *session.Authority, goesOn bool, now tim
 }
 
 func (w *will) graceEnd() time.Time {
-	ws := &w.client.broker.wills
+	ws := &w.session.broker.wills
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	return w.grace
@@ -197,12 +197,12 @@ func (w *will) graceEnd() time.Time {
 
 // sessionClosed is told of a session without a connection that an operator ended: the
 // will that waited longer than a minute waits for a minute.
-func (ws *wills) sessionClosed(cl *client, now time.Time) {
+func (ws *wills) sessionClosed(st *sessionState, now time.Time) {
 	ws.mu.Lock()
-	some := slices.Clone(ws.waiting[cl.name()])
+	some := slices.Clone(ws.waiting[st.name()])
 	ws.mu.Unlock()
 	for _, w := range some {
-		if w.client == cl {
+		if w.session == st {
 			ws.wait(w, now.Add(willGrace), now.Add(willGrace))
 		}
 	}
@@ -210,11 +210,11 @@ func (ws *wills) sessionClosed(cl *client, now time.Time) {
 
 // waitingOf returns the topics of the wills that wait for a client's session to end, or
 // for their time.
-func (ws *wills) waitingOf(cl *client) (topics []string) {
+func (ws *wills) waitingOf(st *sessionState) (topics []string) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	for _, w := range ws.waiting[cl.name()] {
-		if w.client == cl {
+	for _, w := range ws.waiting[st.name()] {
+		if w.session == st {
 			topics = append(topics, w.m.topic)
 		}
 	}
@@ -222,11 +222,11 @@ func (ws *wills) waitingOf(cl *client) (topics []string) {
 }
 
 // dueAt is when the will that a client left behind is due; zero for none.
-func (ws *wills) dueAt(cl *client) time.Time {
+func (ws *wills) dueAt(st *sessionState) time.Time {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	for _, w := range ws.waiting[cl.name()] {
-		if w.client == cl {
+	for _, w := range ws.waiting[st.name()] {
+		if w.session == st {
 			return w.due
 		}
 	}
@@ -322,13 +322,13 @@ func (ws *wills) publish(ctx context.Context, a *session.Authority, w *will) {
 		m.expireAt(b.now.Add(w.life))
 	}
 	var o outcome
-	key, err := w.client.send(ctx, b, m, v.house, &o, actor{left: a})
+	key, err := w.session.send(ctx, b, m, v.house, &o, actor{left: a})
 	ws.remove(w, adding{message: o.kept, retained: key})
 	if o.kept != nil {
 		ws.broker.journal.release(o.kept) // who routed it had it too
 	}
 	if err != nil {
-		ws.broker.o.Log.WarnContext(ctx, "will refused", slog.String("client", w.client.id), slog.String("topic", m.topic), slog.Any("err", err))
+		ws.broker.o.Log.WarnContext(ctx, "will refused", slog.String("client", w.session.id), slog.String("topic", m.topic), slog.Any("err", err))
 	}
 }
 
@@ -353,28 +353,28 @@ func (ws *wills) load(r shelf.Will, now time.Time) error {
 	}
 	b, world := ws.broker, ws.broker.world(r.Tenant)
 	who := owner{r.Subject, r.Incarnation}
-	cl := world.clients[r.Client] // nobody else knows the world yet
+	st := world.clients[r.Client] // nobody else knows the world yet
 	due := now.Add(willGrace)
 	at := r.Due
 	if at.IsZero() {
 		at = now.Add(w.delay)
 	}
-	if cl == nil || cl.owner != who {
-		cl = &client{broker: b, world: world, id: r.Client, owner: who, over: true}
-	} else if ends, ok := cl.lasting.ends(); ok && ends.Before(at) {
+	if st == nil || st.owner != who {
+		st = &sessionState{broker: b, world: world, id: r.Client, owner: who, over: true}
+	} else if ends, ok := st.lasting.ends(); ok && ends.Before(at) {
 		at = ends
 	}
 	if at.After(due) {
 		due = at
 	}
-	w.id, w.client = r.ID, cl
+	w.id, w.session = r.ID, st
 	w.papers = session.Papers{Tenant: r.Tenant, Subject: r.Subject, Incarnation: r.Incarnation, Key: r.Key, JTI: r.Token, SignedBy: r.SignedBy, Proved: r.Proved}
 	w.of = quota.Key{Tenant: r.Tenant, Subject: r.Subject}
 	ws.ledger.Add(w.of, w.size())
 	ws.mu.Lock()
 	ws.last = max(ws.last, r.ID)
 	ws.all[w.id] = w
-	older := slices.Clone(ws.waiting[cl.name()])
+	older := slices.Clone(ws.waiting[st.name()])
 	ws.mu.Unlock()
 	for _, x := range older { // of a connection that this one followed, and whose end was not written any more
 		ws.cancel(x)

@@ -12,9 +12,10 @@ import (
 	"github.com/watchword-iot/watchword/shelf"
 )
 
-// client is what a client identifier stands for: its Session State (MQTT 5.0 §4.1).
-// A connection has it, and it may outlive the connection.
-type client struct {
+// sessionState is the Session State of one client identifier (MQTT 5.0 §4.1). A connection
+// refers to it as [conn.session]; with a session expiry it outlives the connection. Methods
+// that say so are called with mu held.
+type sessionState struct {
 	broker *Broker
 	world  *world // nil before CONNECT
 	number int64  // no other client has it, nor ever had
@@ -43,7 +44,7 @@ type client struct {
 	flights  []flight           // in the order in which they were sent; a part of ground
 	ground   []flight           // see takeOff
 	seq      int64              // the number of the last message with QoS 1 or 2
-	received map[uint16]*commit // publishes with QoS 2 that were not released; see [client.receive]
+	received map[uint16]*commit // publishes with QoS 2 that were not released; see [sessionState.receive]
 	lasting  *lasting           // nil where it ends with its connection
 	load     atomic.Int32       // see weigh
 	grouped  bool               // it is, or was, in a group
@@ -113,85 +114,85 @@ func entryOf(it *item) entry {
 const weightOf = 64
 
 // away reports whether the client has no connection; called with mu held.
-func (cl *client) away() bool { return cl.conn == nil }
+func (st *sessionState) away() bool { return st.conn == nil }
 
 // room reports whether one more message of that many bytes may wait on the shelf.
-func (cl *client) room(size int) bool {
-	l, o := cl.lasting, &cl.broker.o
+func (st *sessionState) room(size int) bool {
+	l, o := st.lasting, &st.broker.o
 	return l.waiting < o.QueueMessages && l.weight+size+weightOf <= o.QueueBytes
 }
 
-// waits counts a message in that waits on the shelf; [client.finished] counts it out. Code:
+// waits counts a message in that waits on the shelf; [sessionState.finished] counts it out. Code:
 // busy where its subject has no room for it, only where it is bounded. mu is held.
-func (cl *client) waits(size int, bounded bool) error {
-	if err := cl.chargeKept(size+weightOf, bounded); err != nil {
+func (st *sessionState) waits(size int, bounded bool) error {
+	if err := st.chargeKept(size+weightOf, bounded); err != nil {
 		return err
 	}
-	cl.lasting.waiting++
-	cl.lasting.weight += size + weightOf
+	st.lasting.waiting++
+	st.lasting.weight += size + weightOf
 	return nil
 }
 
 // finished is called once for each message that waited on the shelf and is done, or
 // never will be: size is what it counted. mu is held.
-func (cl *client) finished(k *kept, seq int64, size int) {
-	cl.dischargeKept(size + weightOf)
-	if l := cl.lasting; l != nil {
+func (st *sessionState) finished(k *kept, seq int64, size int) {
+	st.dischargeKept(size + weightOf)
+	if l := st.lasting; l != nil {
 		l.waiting--
 		l.weight -= size + weightOf
 		if seq > l.sent {
 			l.gone.add(seq, seq)
 		}
-		cl.touch()
+		st.touch()
 	}
 	if k != nil {
-		cl.broker.journal.release(k)
+		st.broker.journal.release(k)
 	}
 }
 
 // touch sees to it that how far the client has come is written, and returns with what.
 // mu is held.
-func (cl *client) touch() *commit {
-	if cl.lasting == nil {
+func (st *sessionState) touch() *commit {
+	if st.lasting == nil {
 		return nil
 	}
-	return cl.broker.journal.add(adding{client: cl})
+	return st.broker.journal.add(adding{client: st})
 }
 
 // pack takes what the client's connection held back to the shelf, in order, when it
 // ends. What does not wait there is lost, as it may be: QoS 0, and what the server
 // says to one connection. mu is held.
-func (cl *client) pack() {
-	l := cl.lasting
+func (st *sessionState) pack() {
+	l := st.lasting
 	var first []entry
-	for _, f := range cl.flights {
+	for _, f := range st.flights {
 		if f.counts {
 			first = append(first, f.entry())
 		}
 	}
-	for i := cl.head; i < len(cl.queue); i++ {
-		if it := &cl.queue[i]; it.x != nil && it.x.k != nil {
+	for i := st.head; i < len(st.queue); i++ {
+		if it := &st.queue[i]; it.x != nil && it.x.k != nil {
 			first = append(first, entryOf(it))
 		}
 	}
 	l.backlog = append(first, l.backlog...)
 	slices.SortStableFunc(l.backlog, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
-	cl.queue, cl.head, cl.bytes, cl.flights, cl.ground = nil, 0, 0, nil, nil
-	cl.dischargeQueue()
+	st.queue, st.head, st.bytes, st.flights, st.ground = nil, 0, 0, nil, nil
+	st.dischargeQueue()
 	l.loading = false
 	for i := range l.backlog {
-		l.backlog[i].waitsForGroup(cl)
+		l.backlog[i].waitsForGroup(st)
 	}
 }
 
 // unpack puts what its receiver has already, and is to be told PUBREL, among the
 // flights of a new connection. mu is held.
-func (cl *client) unpack() {
-	l := cl.lasting
+func (st *sessionState) unpack() {
+	l := st.lasting
 	rest := l.backlog[:0]
 	for _, e := range l.backlog {
 		if e.released {
-			cl.takeOff(flight{seq: e.seq, qos: 2, released: true, size: e.size, counts: true})
+			st.takeOff(flight{seq: e.seq, qos: 2, released: true, size: e.size, counts: true})
 			continue
 		}
 		rest = append(rest, e)
@@ -201,11 +202,11 @@ func (cl *client) unpack() {
 }
 
 // progress is how far the client has come, for the commit c. mu is held.
-func (cl *client) progress(c *commit) shelf.Progress {
-	l := cl.lasting
-	p := shelf.Progress{Next: cl.seq, Sent: l.sent, Dropped: l.dropped, Narrow: l.narrow}
-	first := cl.seq + 1 // the lowest that is not done
-	for _, f := range cl.flights {
+func (st *sessionState) progress(c *commit) shelf.Progress {
+	l := st.lasting
+	p := shelf.Progress{Next: st.seq, Sent: l.sent, Dropped: l.dropped, Narrow: l.narrow}
+	first := st.seq + 1 // the lowest that is not done
+	for _, f := range st.flights {
 		if f.counts {
 			p.Open = append(p.Open, shelf.Open{Seq: f.seq, Released: f.released})
 			first = min(first, f.seq)
@@ -224,8 +225,8 @@ func (cl *client) progress(c *commit) shelf.Progress {
 			open(e.seq, e.released)
 		}
 	}
-	for i := cl.head; i < len(cl.queue); i++ {
-		if it := &cl.queue[i]; it.x != nil && it.x.k != nil {
+	for i := st.head; i < len(st.queue); i++ {
+		if it := &st.queue[i]; it.x != nil && it.x.k != nil {
 			open(it.x.seq, false)
 		}
 	}
@@ -233,9 +234,9 @@ func (cl *client) progress(c *commit) shelf.Progress {
 	p.Gone = slices.Clone(l.gone)
 	l.lost = slices.DeleteFunc(l.lost, func(x shelf.Lost) bool { return x.Told && x.Seq < first })
 	p.Lost = slices.Clone(l.lost)
-	for id, at := range cl.received {
+	for id, at := range st.received {
 		if at != nil && at.over() {
-			cl.received[id] = nil // nobody needs it any more
+			st.received[id] = nil // nobody needs it any more
 		}
 		if at == nil || at == c || at.over() {
 			p.Received = append(p.Received, id)
@@ -246,28 +247,28 @@ func (cl *client) progress(c *commit) shelf.Progress {
 
 // lose takes away the subscriptions that a does not allow, and what waits by them. It
 // returns which. mu is held.
-func (cl *client) lose(a *session.Authority) (lost []string, orphans []orphan) {
-	for name, s := range cl.subs {
+func (st *sessionState) lose(a *session.Authority) (lost []string, orphans []orphan) {
+	for name, s := range st.subs {
 		if a.Subscribe(name).Allowed {
 			continue
 		}
 		lost = append(lost, name)
-		cl.unsubscribeOne(s)
+		st.unsubscribeOne(s)
 		if s.memberOf != nil {
-			orphans = append(orphans, cl.orphans(s)...)
+			orphans = append(orphans, st.orphans(s)...)
 		}
-		if l := cl.lasting; l != nil {
-			l.lose(s.filter, cl.seq)
-			cl.touch()
+		if l := st.lasting; l != nil {
+			l.lose(s.filter, st.seq)
+			st.touch()
 		}
 	}
 	if len(lost) > 0 {
-		cl.drop(func(it *item) bool {
-			return it.sub != nil && it.sub.dead && !cl.wanted(it) || it.sub == nil && cl.lostTo(it.m.topic, it.number()) && !cl.wanted(it)
+		st.drop(func(it *item) bool {
+			return it.sub != nil && it.sub.dead && !st.wanted(it) || it.sub == nil && st.lostTo(it.m.topic, it.number()) && !st.wanted(it)
 		})
 	}
-	if cl.head < len(cl.queue) { // what came by a subscription that the client gave up itself
-		cl.drop(func(it *item) bool {
+	if st.head < len(st.queue) { // what came by a subscription that the client gave up itself
+		st.drop(func(it *item) bool {
 			return (it.sub == nil || it.sub.dead) && it.m.private == nil && !a.Subscribe(it.m.topic).Allowed
 		})
 	}
@@ -275,17 +276,17 @@ func (cl *client) lose(a *session.Authority) (lost []string, orphans []orphan) {
 }
 
 // lostTo reports whether a message that waits came by what was lost since. mu is held.
-func (cl *client) lostTo(topic string, seq int64) bool {
-	return slices.ContainsFunc(cl.lasting.lost, func(l shelf.Lost) bool { return seq <= l.Seq && matches(l.Filter, topic) })
+func (st *sessionState) lostTo(topic string, seq int64) bool {
+	return slices.ContainsFunc(st.lasting.lost, func(l shelf.Lost) bool { return seq <= l.Seq && matches(l.Filter, topic) })
 }
 
 // wanted reports whether a queued message is still under another subscription. It is
 // called with mu held.
-func (cl *client) wanted(it *item) bool {
+func (st *sessionState) wanted(it *item) bool {
 	if it.m.command() > 0 {
 		return false
 	}
-	for _, s := range cl.subs {
+	for _, s := range st.subs {
 		if matches(s.filter, it.m.topic) {
 			it.sub = s
 			return true
@@ -295,58 +296,58 @@ func (cl *client) wanted(it *item) bool {
 }
 
 // drop takes what is queued and gone away again. It is called with mu held.
-func (cl *client) drop(gone func(*item) bool) {
-	stays := cl.queue[:0]
-	for i := range cl.queue[cl.head:] {
-		it := cl.queue[cl.head+i]
+func (st *sessionState) drop(gone func(*item) bool) {
+	stays := st.queue[:0]
+	for i := range st.queue[st.head:] {
+		it := st.queue[st.head+i]
 		if gone(&it) {
-			cl.bytes -= it.size()
+			st.bytes -= it.size()
 			if it.x != nil && it.x.k != nil {
-				cl.finished(it.x.k, it.x.seq, int(it.x.counted))
+				st.finished(it.x.k, it.x.seq, int(it.x.counted))
 			}
-			if n := it.m.command(); n > 0 && cl.conn != nil && cl.conn.pump != nil {
-				cl.conn.pump.returned(n)
+			if n := it.m.command(); n > 0 && st.conn != nil && st.conn.pump != nil {
+				st.conn.pump.returned(n)
 			}
 			continue
 		}
 		stays = append(stays, it)
 	}
-	clear(cl.queue[len(stays):])
-	cl.queue, cl.head = stays, 0
-	cl.dischargeQueue()
+	clear(st.queue[len(stays):])
+	st.queue, st.head = stays, 0
+	st.dischargeQueue()
 }
 
 // reset takes everything away that the client has. mu is held.
-func (cl *client) reset() {
-	cl.unsubscribeAll()
-	cl.drop(func(*item) bool { return true })
-	l := cl.lasting
-	for _, f := range cl.flights {
+func (st *sessionState) reset() {
+	st.unsubscribeAll()
+	st.drop(func(*item) bool { return true })
+	l := st.lasting
+	for _, f := range st.flights {
 		if f.counts {
-			cl.finished(f.k, f.seq, int(f.size))
+			st.finished(f.k, f.seq, int(f.size))
 		}
 	}
-	cl.flights, cl.ground = nil, nil
-	cl.unreceiveAll()
+	st.flights, st.ground = nil, nil
+	st.unreceiveAll()
 	if l == nil {
 		return
 	}
 	for _, e := range l.backlog {
-		cl.finished(e.k, e.seq, int(e.size))
+		st.finished(e.k, e.seq, int(e.size))
 	}
 	l.backlog, l.lost, l.gone = nil, nil, nil // what is moving goes on
-	l.sent, l.floor = cl.seq, cl.seq
-	cl.touch()
+	l.sent, l.floor = st.seq, st.seq
+	st.touch()
 }
 
 // forget ends the state of a client that was to last. mu is held.
-func (cl *client) forget() {
-	cl.reset()
-	l := cl.lasting
+func (st *sessionState) forget() {
+	st.reset()
+	l := st.lasting
 	l.stop()
-	cl.lasting = nil
-	cl.broker.lasting.Add(-1)
-	cl.ended = true
+	st.lasting = nil
+	st.broker.lasting.Add(-1)
+	st.ended = true
 }
 
 // stop stops the clocks of a client without a connection.
