@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-func (st *sessionState) lost() (out []string) {
-	for _, u := range st.ack.Properties.User {
+func (c *client) lost() (out []string) {
+	for _, u := range c.ack.Properties.User {
 		if u.Name == "lost" {
 			out = append(out, u.Value)
 		}
@@ -244,50 +244,47 @@ func wills(delay uint32) func(*packet.Connect) {
 
 func TestDelayedWills(t *testing.T) {
 	for name, c := range map[string]struct {
-		then func(h *house, c *sessionState)
+		then func(h *house, c *client)
 		in   time.Duration // until the will; 0: never
 	}{
-		"it stays away": {func(_ *house, c *sessionState) { c.vanish() }, time.Minute},
-		"it comes back": {func(h *house, c *sessionState) {
+		"it stays away": {func(_ *house, c *client) { c.vanish() }, time.Minute},
+		"it comes back": {func(h *house, c *client) {
 			c.vanish()
 			synctest.Wait()
 			h.connect(packet.V5, "lamp", h.token("lamp", 3*time.Hour), lasts)
 		}, 0},
-		"it begins anew": {func(h *house, c *sessionState) {
+		"it begins anew": {func(h *house, c *client) {
 			c.vanish()
 			synctest.Wait()
 			h.connect(packet.V5, "lamp", h.token("lamp", 3*time.Hour))
 		}, time.Nanosecond},
-		"it is taken over": {func(h *house, _ *sessionState) { h.connect(packet.V5, "lamp", h.token("lamp", 3*time.Hour), lasts) }, 0},
-		"it says goodbye":  {func(_ *house, c *sessionState) { c.send(&packet.Disconnect{}) }, 0},
-		"it says so":       {func(_ *house, c *sessionState) { c.send(&packet.Disconnect{Reason: packet.WithWill}) }, time.Minute},
-		"its session ends first": {func(_ *house, c *sessionState) {
+		"it is taken over": {func(h *house, _ *client) { h.connect(packet.V5, "lamp", h.token("lamp", 3*time.Hour), lasts) }, 0},
+		"it says goodbye":  {func(_ *house, c *client) { c.send(&packet.Disconnect{}) }, 0},
+		"it says so":       {func(_ *house, c *client) { c.send(&packet.Disconnect{Reason: packet.WithWill}) }, time.Minute},
+		"its session ends first": {func(_ *house, c *client) {
 			d := &packet.Disconnect{Reason: packet.WithWill}
 			d.Properties.SetNumber(packet.SessionExpiry, 10)
 			c.send(d)
 		}, 10 * time.Second},
-		"it is suspended": {func(h *house, c *sessionState) {
+		"it is suspended": {func(h *house, c *client) {
 			c.vanish()
 			synctest.Wait()
 			h.state("lamp", watchword.Suspended)
 			h.state("lamp", watchword.Active)
 		}, 0},
-		"it is revoked": {func(h *house, c *sessionState) { c.vanish(); synctest.Wait(); h.state("lamp", watchword.Revoked) }, 0},
-		"its right goes": {func(h *house, c *sessionState) {
+		"it is revoked": {func(h *house, c *client) { c.vanish(); synctest.Wait(); h.state("lamp", watchword.Revoked) }, 0},
+		"its right goes": {func(h *house, c *client) {
 			c.vanish()
 			synctest.Wait()
 			h.policy(`subscribe = ["#"]`)
 			h.policy(`publish = ["#"]`, `subscribe = ["#"]`)
 		}, 0},
-		"its right goes while it is there": {func(h *house, c *sessionState) {
+		"its right goes while it is there": {func(h *house, c *client) {
 			h.policy(`subscribe = ["#"]`)
 			h.policy(`publish = ["#"]`, `subscribe = ["#"]`)
 			c.vanish()
 		}, 0},
-		"it is suspended while it is there": {func(h *house, _ *sessionState) {
-			h.state("lamp", watchword.Suspended)
-			h.state("lamp", watchword.Active)
-		}, 0},
+		"it is suspended while it is there": {func(h *house, _ *client) { h.state("lamp", watchword.Suspended); h.state("lamp", watchword.Active) }, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *house) {

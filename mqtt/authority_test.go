@@ -17,12 +17,12 @@ import (
 )
 
 // notice takes the next word on $watchword/auth.
-func (st *sessionState) notice() mqtt.Notice {
-	st.t.Helper()
-	m := st.message()
+func (c *client) notice() mqtt.Notice {
+	c.t.Helper()
+	m := c.message()
 	var n mqtt.Notice
 	if err := json.Unmarshal(m.Payload, &n); err != nil || m.Topic != "$watchword/auth" {
-		st.t.Fatalf("got %q on %s: %v", m.Payload, m.Topic, err)
+		c.t.Fatalf("got %q on %s: %v", m.Payload, m.Topic, err)
 	}
 	return n
 }
@@ -46,8 +46,8 @@ func TestTheEndOfAuthorityEndsTheConnectionWithItsReason(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *house) {
 				five, three := h.device("lamp-7"), h.connect(packet.V311, "lamp-7/old", h.token("lamp-7", time.Hour))
-				for _, st := range []*sessionState{five, three} {
-					st.subscribe(1, "a")
+				for _, cl := range []*client{five, three} {
+					cl.subscribe(1, "a")
 				}
 				c.end(h)
 				five.ended(c.want)
@@ -215,25 +215,25 @@ func withLength(s string) []byte {
 }
 
 // prove answers the server's challenge.
-func (st *sessionState) prove(key ed25519.PrivateKey) {
-	st.t.Helper()
-	a := want[*packet.Auth](st)
+func (c *client) prove(key ed25519.PrivateKey) {
+	c.t.Helper()
+	a := want[*packet.Auth](c)
 	challenge, _ := a.Properties.Data(packet.AuthData)
 	if a.Reason != packet.ContinueAuth || len(challenge) != 8 {
-		st.t.Fatalf("%+v", a)
+		c.t.Fatalf("%+v", a)
 	}
 	const mine = "12345678"
 	out := &packet.Auth{Reason: packet.ContinueAuth}
 	out.Properties.SetText(packet.AuthMethod, "ace")
 	out.Properties.SetData(packet.AuthData, append(withLength(mine), ed25519.Sign(key, append(challenge, mine...))...))
-	st.send(out)
+	c.send(out)
 }
 
-func (st *sessionState) reauthenticate(token string) {
+func (c *client) reauthenticate(token string) {
 	a := &packet.Auth{Reason: packet.Reauthenticate}
 	a.Properties.SetText(packet.AuthMethod, "ace")
 	a.Properties.SetData(packet.AuthData, withLength(token))
-	st.send(a)
+	c.send(a)
 }
 
 func TestProofOfPossession(t *testing.T) {
@@ -247,7 +247,7 @@ func TestProofOfPossession(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.proving = pub
-		begin := func(edit func(*packet.Connect)) *sessionState {
+		begin := func(edit func(*packet.Connect)) *client {
 			c := h.raw(packet.V5)
 			p := hello(packet.V5, "lamp-7", "")
 			edit(p)

@@ -12,12 +12,12 @@ import (
 
 // sayThatLives publishes a message that expires in so many seconds; with QoS 2 it goes
 // as far as PUBREC. It returns its identifier.
-func (st *sessionState) sayThatLives(qos byte, topic, payload string, seconds uint32) uint16 {
-	st.t.Helper()
-	p := &packet.Publish{Topic: topic, QoS: qos, ID: st.id(), Payload: []byte(payload)}
+func (c *client) sayThatLives(qos byte, topic, payload string, seconds uint32) uint16 {
+	c.t.Helper()
+	p := &packet.Publish{Topic: topic, QoS: qos, ID: c.id(), Payload: []byte(payload)}
 	p.Properties.SetNumber(packet.MessageExpiry, seconds)
-	st.send(p)
-	want[*packet.Ack](st)
+	c.send(p)
+	want[*packet.Ack](c)
 	return p.ID
 }
 
@@ -69,7 +69,7 @@ func TestAnExchangeGoesOnThoughTheMessageExpired(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *house) {
 				pub := h.device("pub")
 				h.away(packet.V5, "sub", "a")
-				var sub *sessionState
+				var sub *client
 				if !away {
 					sub = h.back(packet.V5, "sub")
 				}
@@ -135,7 +135,7 @@ func TestWhatWasRefusedDoesNotComeAgain(t *testing.T) {
 func TestEachMemberHasItsOwnQoS(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
 		pub := h.device("pub")
-		var members []*sessionState
+		var members []*client
 		for n := range byte(3) {
 			c := h.device(watchword.SubjectID(fmt.Sprint("m", n)))
 			if codes := c.subscribe(n, "$share/g/a"); codes[0] != packet.Reason(n) {
@@ -170,7 +170,7 @@ func TestEachMemberHasItsOwnQoS(t *testing.T) {
 }
 
 // underWay is a group of two, m0 and m1; m0 was sent a message with QoS 2, and m1 nothing.
-func (h *house) underWay(edit func(*packet.Connect)) (m0, m1, pub *sessionState, sent *packet.Publish) {
+func (h *house) underWay(edit func(*packet.Connect)) (m0, m1, pub *client, sent *packet.Publish) {
 	h.t.Helper()
 	m0, pub = h.device("m0", edit), h.device("pub")
 	m0.subscribe(2, "$share/g/a")
@@ -219,19 +219,19 @@ func TestWhatIsUnderWayWaitsForItsMember(t *testing.T) {
 func TestWhatIsUnderWayEndsWithItsMember(t *testing.T) {
 	for name, x := range map[string]struct {
 		edit func(*packet.Connect)
-		ends func(h *house, m0 *sessionState)
+		ends func(h *house, m0 *client)
 	}{
-		"with its connection": {func(*packet.Connect) {}, func(_ *house, m0 *sessionState) { m0.vanish() }},
-		"with its last words": {lasts, func(_ *house, m0 *sessionState) {
+		"with its connection": {func(*packet.Connect) {}, func(_ *house, m0 *client) { m0.vanish() }},
+		"with its last words": {lasts, func(_ *house, m0 *client) {
 			d := &packet.Disconnect{}
 			d.Properties.SetNumber(packet.SessionExpiry, 0)
 			m0.send(d)
 		}},
-		"by a clean start":            {lasts, func(h *house, _ *sessionState) { h.device("m0").vanish() }},
-		"by one when it was away":     {lasts, func(h *house, m0 *sessionState) { m0.vanish(); synctest.Wait(); h.device("m0").vanish() }},
-		"when its time has come":      {lasts, func(_ *house, m0 *sessionState) { m0.vanish(); time.Sleep(61 * time.Minute) }},
-		"when it is revoked":          {lasts, func(h *house, _ *sessionState) { h.state("m0", watchword.Revoked) }},
-		"when it is revoked and away": {lasts, func(h *house, m0 *sessionState) { m0.vanish(); synctest.Wait(); h.state("m0", watchword.Revoked) }},
+		"by a clean start":            {lasts, func(h *house, _ *client) { h.device("m0").vanish() }},
+		"by one when it was away":     {lasts, func(h *house, m0 *client) { m0.vanish(); synctest.Wait(); h.device("m0").vanish() }},
+		"when its time has come":      {lasts, func(_ *house, m0 *client) { m0.vanish(); time.Sleep(61 * time.Minute) }},
+		"when it is revoked":          {lasts, func(h *house, _ *client) { h.state("m0", watchword.Revoked) }},
+		"when it is revoked and away": {lasts, func(h *house, m0 *client) { m0.vanish(); synctest.Wait(); h.state("m0", watchword.Revoked) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *house) {

@@ -18,14 +18,14 @@ import (
 // them all. Those of MQTT 3.1.1 have its name before them where their numbers are others.
 
 // over takes the end of the connection, at once, and no packet before it.
-func (st *sessionState) over() {
-	st.t.Helper()
+func (c *client) over() {
+	c.t.Helper()
 	from := time.Now()
-	if p, open := <-st.got; open {
-		st.t.Fatalf("got %T %+v, want the end", p, p)
+	if p, open := <-c.got; open {
+		c.t.Fatalf("got %T %+v, want the end", p, p)
 	}
 	if d := time.Since(from); d > 2*time.Second { // one is for the peer to hear it
-		st.t.Fatalf("the end took %s", d)
+		c.t.Fatalf("the end took %s", d)
 	}
 }
 
@@ -156,7 +156,7 @@ func TestAnEmptyNameInTheOldVersion(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
 		token := h.token("lamp-7", time.Hour)
 		one, two := h.connect(packet.V311, "", token), h.connect(packet.V311, "", token)
-		for _, c := range []*sessionState{one, two} {
+		for _, c := range []*client{one, two} {
 			c.subscribe(1, "a")
 		}
 		one.publish(1, "a", "x")
@@ -269,17 +269,17 @@ func TestAPartOfAPacketDoesNotKeepAConnection(t *testing.T) {
 
 // MQTT-3.2.0-1, 3.14.0-1: who was not answered yet is told nothing else.
 func TestNothingIsSaidBeforeConnack(t *testing.T) {
-	for name, end := range map[string]func(h *house, c *sessionState){
-		"it breaks the rules":   func(_ *house, c *sessionState) { c.send(&packet.Ping{Response: true}) },
-		"what it sends is none": func(_ *house, c *sessionState) { _, _ = c.nc.Write([]byte{0, 0}) },
-		"it is revoked":         func(h *house, _ *sessionState) { h.state("lamp-7", watchword.Revoked) },
-		"its token ends":        func(*house, *sessionState) { time.Sleep(2 * time.Hour) },
-		"another takes its place": func(h *house, _ *sessionState) {
+	for name, end := range map[string]func(h *house, c *client){
+		"it breaks the rules":   func(_ *house, c *client) { c.send(&packet.Ping{Response: true}) },
+		"what it sends is none": func(_ *house, c *client) { _, _ = c.nc.Write([]byte{0, 0}) },
+		"it is revoked":         func(h *house, _ *client) { h.state("lamp-7", watchword.Revoked) },
+		"its token ends":        func(*house, *client) { time.Sleep(2 * time.Hour) },
+		"another takes its place": func(h *house, _ *client) {
 			p := hello(packet.V5, "lamp-7", h.token("lamp-7", time.Hour))
 			lasts(p)
 			h.raw(packet.V5).send(p)
 		},
-		"the server goes": func(h *house, _ *sessionState) { h.guard.Close(watchword.Refuse(watchword.Unavailable, "going down")) },
+		"the server goes": func(h *house, _ *client) { h.guard.Close(watchword.Refuse(watchword.Unavailable, "going down")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *house) {
@@ -300,20 +300,20 @@ func TestNothingIsSaidBeforeConnack(t *testing.T) {
 
 // MQTT-3.1.2-29: who wants no explanations gets none but in CONNACK and DISCONNECT.
 func TestWhoWantsNoExplanationsGetsNone(t *testing.T) {
-	for name, what := range map[string]func(h *house, c *sessionState) packet.Packet{
-		"PUBACK": func(_ *house, c *sessionState) packet.Packet {
+	for name, what := range map[string]func(h *house, c *client) packet.Packet{
+		"PUBACK": func(_ *house, c *client) packet.Packet {
 			c.send(&packet.Publish{Topic: "no", QoS: 1, ID: 1})
 			return next(c)
 		},
-		"PUBREC": func(_ *house, c *sessionState) packet.Packet {
+		"PUBREC": func(_ *house, c *client) packet.Packet {
 			c.send(&packet.Publish{Topic: "no", QoS: 2, ID: 1})
 			return next(c)
 		},
-		"SUBACK": func(_ *house, c *sessionState) packet.Packet {
+		"SUBACK": func(_ *house, c *client) packet.Packet {
 			c.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "no"}}})
 			return next(c)
 		},
-		"PUBACK of what is not written": func(h *house, c *sessionState) packet.Packet {
+		"PUBACK of what is not written": func(h *house, c *client) packet.Packet {
 			h.away(packet.V5, "sub", "ok")
 			h.store.fail(true)
 			c.send(&packet.Publish{Topic: "ok", QoS: 1, ID: 1})
@@ -477,7 +477,7 @@ func TestTheMethodOfAnExchange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	begin := func(h *house) *sessionState {
+	begin := func(h *house) *client {
 		h.proving = pub
 		c := h.raw(packet.V5)
 		p := hello(packet.V5, "lamp-7", "")
@@ -485,7 +485,7 @@ func TestTheMethodOfAnExchange(t *testing.T) {
 		c.send(p)
 		return c
 	}
-	method := func(t *testing.T, c *sessionState) {
+	method := func(t *testing.T, c *client) {
 		t.Helper()
 		a := want[*packet.Auth](c)
 		if m := text(&a.Properties, packet.AuthMethod); m != "ace" {

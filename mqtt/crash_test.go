@@ -19,7 +19,7 @@ type end struct {
 	h    *house
 	id   watchword.SubjectID
 	r    *rand.Rand
-	c    *sessionState // nil while away
+	c    *client // nil while away
 	v    packet.Version
 	next uint16
 

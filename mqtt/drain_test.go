@@ -91,7 +91,7 @@ func TestADrainIsNotHeldUpByADeafClient(t *testing.T) {
 		other := h.device("other")
 		nc, theirs := net2()
 		h.broker.Handle(theirs)
-		deaf := &sessionState{t: t, v: packet.V5, nc: nc}
+		deaf := &client{t: t, v: packet.V5, nc: nc}
 		go deaf.send(hello(packet.V5, "deaf", h.token("deaf", time.Hour)), &packet.Ping{}) // and reads nothing
 		synctest.Wait()
 		from := time.Now()

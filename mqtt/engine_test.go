@@ -42,16 +42,16 @@ func TestConnectIsRefusedWithTheRightCode(t *testing.T) {
 					}
 					p := hello(v, "lamp-7", h.token("lamp-7", life))
 					c.edit(p)
-					st := h.raw(v)
-					st.send(p)
-					ack := want[*packet.Connack](st)
+					cl := h.raw(v)
+					cl.send(p)
+					ack := want[*packet.Connack](cl)
 					if code := map[packet.Version]packet.Reason{packet.V5: c.v5, packet.V311: c.v3}[v]; ack.Code != code {
 						t.Errorf("code %#x, want %#x", ack.Code, code)
 					}
 					if why, _ := ack.Properties.Text(packet.ReasonString); v == packet.V5 && why == "" {
 						t.Error("no reason string")
 					}
-					if _, open := <-st.got; open {
+					if _, open := <-cl.got; open {
 						t.Error("the connection goes on")
 					}
 					if n := len(h.guard.Sessions(watchword.DefaultTenant, "")); n != 0 {
@@ -221,9 +221,9 @@ func TestWhatNoClientMaySendEndsTheConnection(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *house) {
-				st := h.device("lamp-7")
-				go st.send(c.p)
-				st.ended(c.want)
+				cl := h.device("lamp-7")
+				go cl.send(c.p)
+				cl.ended(c.want)
 			})
 		})
 	}
@@ -270,23 +270,23 @@ func TestWills(t *testing.T) {
 		p.KeepAlive = 10
 	}
 	for name, c := range map[string]struct {
-		end   func(t *testing.T, h *house, c *sessionState)
+		end   func(t *testing.T, h *house, c *client)
 		comes bool
 	}{
-		"the connection broke":       {func(_ *testing.T, _ *house, c *sessionState) { c.vanish() }, true},
-		"the client said goodbye":    {func(_ *testing.T, _ *house, c *sessionState) { c.send(&packet.Disconnect{}) }, false},
-		"the client asked for it":    {func(_ *testing.T, _ *house, c *sessionState) { c.send(&packet.Disconnect{Reason: packet.WithWill}) }, true},
-		"the client was silent":      {func(_ *testing.T, _ *house, _ *sessionState) { time.Sleep(16 * time.Second) }, true},
-		"the client was taken over":  {func(_ *testing.T, h *house, _ *sessionState) { h.device("lamp-7") }, true},
-		"the client broke the rules": {func(_ *testing.T, _ *house, c *sessionState) { c.send(&packet.Publish{Topic: "a", QoS: 2, ID: 1}) }, true},
-		"the device was revoked":     {func(_ *testing.T, h *house, _ *sessionState) { h.state("lamp-7", watchword.Revoked) }, false},
-		"the token ended": {func(_ *testing.T, _ *house, c *sessionState) {
+		"the connection broke":       {func(_ *testing.T, _ *house, c *client) { c.vanish() }, true},
+		"the client said goodbye":    {func(_ *testing.T, _ *house, c *client) { c.send(&packet.Disconnect{}) }, false},
+		"the client asked for it":    {func(_ *testing.T, _ *house, c *client) { c.send(&packet.Disconnect{Reason: packet.WithWill}) }, true},
+		"the client was silent":      {func(_ *testing.T, _ *house, _ *client) { time.Sleep(16 * time.Second) }, true},
+		"the client was taken over":  {func(_ *testing.T, h *house, _ *client) { h.device("lamp-7") }, true},
+		"the client broke the rules": {func(_ *testing.T, _ *house, c *client) { c.send(&packet.Publish{Topic: "a", QoS: 2, ID: 1}) }, true},
+		"the device was revoked":     {func(_ *testing.T, h *house, _ *client) { h.state("lamp-7", watchword.Revoked) }, false},
+		"the token ended": {func(_ *testing.T, _ *house, c *client) {
 			for range 400 {
 				time.Sleep(9 * time.Second)
 				c.send(&packet.Ping{})
 			}
 		}, false},
-		"its topic was taken away before": {func(_ *testing.T, h *house, c *sessionState) {
+		"its topic was taken away before": {func(_ *testing.T, h *house, c *client) {
 			h.policy(`subscribe = ["#"]`)
 			h.policy(`subscribe = ["#"]`, `publish = ["#"]`)
 			c.vanish()
@@ -296,8 +296,8 @@ func TestWills(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *house) {
 				sub := h.connect(packet.V5, "sub", h.token("sub", 24*time.Hour))
 				sub.subscribe(1, "wills/#")
-				st := h.device("lamp-7", withWill)
-				c.end(t, h, st)
+				cl := h.device("lamp-7", withWill)
+				c.end(t, h, cl)
 				if c.comes {
 					sub.hears("wills/lamp-7", "gone")
 				}
@@ -350,7 +350,7 @@ func TestTakeoverIsNotHeldUpByAStalledPeer(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
 		mine, theirs := net2()
 		h.broker.Handle(theirs)
-		stalled := &sessionState{t: t, v: packet.V5, nc: mine}
+		stalled := &client{t: t, v: packet.V5, nc: mine}
 		go stalled.send(hello(packet.V5, "lamp-7", h.token("lamp-7", time.Hour))) // and reads nothing, not even CONNACK
 		synctest.Wait()
 		start := time.Now()
@@ -376,7 +376,7 @@ func TestASlowReaderLosesItsConnectionAndNobodyElsesMessages(t *testing.T) {
 		defer h.close()
 		mine, theirs := net2()
 		h.broker.Handle(theirs)
-		slow := &sessionState{t: t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 4096)}
+		slow := &client{t: t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 4096)}
 		go slow.send(hello(packet.V5, "slow", h.token("slow", time.Hour)), &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "#"}}})
 		quick, pub := h.device("quick"), h.device("pub")
 		quick.subscribe(0, "#")
@@ -464,7 +464,7 @@ func TestSeveralFiltersOneCopyAtTheHighestQoS(t *testing.T) {
 		sub := h.device("sub")
 		sub.subscribe(0, "plant/#", "+/lux")
 		sub.subscribe(1, "plant/+")
-		var all []*sessionState
+		var all []*client
 		for i := range publishers {
 			all = append(all, h.device(watchword.SubjectID(fmt.Sprintf("pub-%d", i))))
 		}
@@ -555,11 +555,11 @@ func TestNothingGoesOutWithoutCONNACK(t *testing.T) {
 }
 
 // silentBut takes what comes and wants so many publishes and PUBRELs.
-func (st *sessionState) silentBut(publishes, rels int) {
-	st.t.Helper()
+func (c *client) silentBut(publishes, rels int) {
+	c.t.Helper()
 	synctest.Wait()
-	for len(st.got) > 0 {
-		switch (<-st.got).(type) {
+	for len(c.got) > 0 {
+		switch (<-c.got).(type) {
 		case *packet.Publish:
 			publishes--
 		case *packet.Ack:
@@ -567,6 +567,6 @@ func (st *sessionState) silentBut(publishes, rels int) {
 		}
 	}
 	if publishes != 0 || rels != 0 {
-		st.t.Errorf("%d publishes and %d PUBRELs too few", publishes, rels)
+		c.t.Errorf("%d publishes and %d PUBRELs too few", publishes, rels)
 	}
 }

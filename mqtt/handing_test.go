@@ -108,7 +108,7 @@ func (o *orders) order() int64 {
 }
 
 // take returns the next packet, which must be the command with number n, unacknowledged.
-func (o *orders) take(c *sessionState, n int64) *packet.Publish {
+func (o *orders) take(c *client, n int64) *packet.Publish {
 	o.t.Helper()
 	p := want[*packet.Publish](c)
 	if p.Topic != ownCommands || p.QoS != 1 || p.Retain {
@@ -135,8 +135,8 @@ func (o *orders) take(c *sessionState, n int64) *packet.Publish {
 	return p
 }
 
-func (st *sessionState) acknowledge(p *packet.Publish) {
-	st.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
+func (c *client) acknowledge(p *packet.Publish) {
+	c.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
 }
 
 // Commands are for one connection. A shared subscription to them is refused, and one to

@@ -16,7 +16,7 @@ func oneAtATime(p *packet.Connect) { p.Properties.SetNumber(packet.ReceiveMaximu
 
 // handOver is the moment before a message of a shared group is handed on: m0 has it, and
 // has not acknowledged it, m1 is the other member and, where full, takes no more now.
-func (h *house) handOver(full bool) (m0, m1 *sessionState) {
+func (h *house) handOver(full bool) (m0, m1 *client) {
 	h.t.Helper()
 	m0 = h.connect(packet.V5, "m0", h.token("m0", time.Hour), lasts)
 	m0.subscribe(1, "$share/g/a")
@@ -169,7 +169,7 @@ func TestAGroupSeesWhoHasTakenWhatItHad(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
 		nc, theirs := net2()
 		h.broker.Handle(theirs)
-		slow := &sessionState{t: t, v: packet.V5, nc: nc, got: make(chan packet.Packet, 4096)}
+		slow := &client{t: t, v: packet.V5, nc: nc, got: make(chan packet.Packet, 4096)}
 		go slow.send(hello(packet.V5, "m0", h.token("m0", time.Hour)), &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "$share/g/a"}}})
 		pub := h.device("pub")
 		synctest.Wait() // m0 reads nothing yet, also not its CONNACK
@@ -197,13 +197,13 @@ func TestAGroupSeesWhoHasTakenWhatItHad(t *testing.T) {
 
 // A member whose session ends has more than was fetched for it: all of it is the group's.
 func TestASessionThatEndsLeavesItsGroupAllItHad(t *testing.T) {
-	for name, ends := range map[string]func(h *house, m0 *sessionState){
-		"by DISCONNECT": func(_ *house, m0 *sessionState) {
+	for name, ends := range map[string]func(h *house, m0 *client){
+		"by DISCONNECT": func(_ *house, m0 *client) {
 			d := &packet.Disconnect{}
 			d.Properties.SetNumber(packet.SessionExpiry, 0)
 			m0.send(d)
 		},
-		"by a clean start": func(h *house, m0 *sessionState) {
+		"by a clean start": func(h *house, m0 *client) {
 			m0.vanish()
 			synctest.Wait()
 			h.device("m0")

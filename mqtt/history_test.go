@@ -45,7 +45,7 @@ func (r rights) maySubscribe(filter string) bool {
 // player is one client, as the model sees it.
 type player struct {
 	id      watchword.SubjectID
-	c       *sessionState // nil while away
+	c       *client // nil while away
 	token   rights
 	ends    time.Time
 	subs    map[string]bool
@@ -242,7 +242,7 @@ func (hs *history) expire(e expected) {
 
 // heard takes what came since the last step, in one line each. Requests to
 // refresh may come at any time.
-func heard(c *sessionState) []string {
+func heard(c *client) []string {
 	var out []string
 	for {
 		select {
@@ -272,7 +272,7 @@ func heard(c *sessionState) []string {
 	}
 }
 
-func (hs *history) check(clients map[*player]*sessionState, e expected) {
+func (hs *history) check(clients map[*player]*client, e expected) {
 	hs.t.Helper()
 	synctest.Wait()
 	for p, c := range clients {
@@ -289,7 +289,7 @@ func (hs *history) check(clients map[*player]*sessionState, e expected) {
 func (hs *history) step() {
 	r, e := hs.r, expected{}
 	p := hs.players[r.IntN(len(hs.players))]
-	clients := map[*player]*sessionState{}
+	clients := map[*player]*client{}
 	for _, q := range hs.players {
 		if q.c != nil {
 			clients[q] = q.c
@@ -358,7 +358,7 @@ func (hs *history) step() {
 	hs.check(clients, e)
 }
 
-func (hs *history) connect(e expected, p *player, clients map[*player]*sessionState) {
+func (hs *history) connect(e expected, p *player, clients map[*player]*client) {
 	r := hs.r
 	likely := []float64{0.1, 0.5, 0.8}[r.IntN(3)]
 	token := rights{pub: some(r, historyRules, likely), sub: some(r, historyRules, likely)}
@@ -550,7 +550,7 @@ func TestAnEditBetweenManyPublishes(t *testing.T) {
 			}
 			late := h.device("late")
 			stop := make(chan struct{})
-			for _, c := range []*sessionState{keeper, loser} {
+			for _, c := range []*client{keeper, loser} {
 				wg.Go(func() {
 					last := map[string]int{}
 					seen := 0

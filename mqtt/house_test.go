@@ -205,8 +205,8 @@ func (h *house) Proves(_ context.Context, _ session.Papers, message, sig []byte)
 	return nil
 }
 
-// sessionState is the other side of one connection.
-type sessionState struct {
+// client is the other side of one connection.
+type client struct {
 	t    testing.TB
 	v    packet.Version
 	nc   net.Conn
@@ -219,15 +219,15 @@ type sessionState struct {
 }
 
 // raw opens a connection and says nothing on it.
-func (h *house) raw(v packet.Version) *sessionState {
+func (h *house) raw(v packet.Version) *client {
 	mine, theirs := net.Pipe()
 	h.broker.Handle(theirs)
 	return h.over(mine, v)
 }
 
 // over speaks over a connection that is the broker's already.
-func (h *house) over(nc net.Conn, v packet.Version) *sessionState {
-	c := &sessionState{t: h.t, v: v, nc: nc, got: make(chan packet.Packet, 4096)}
+func (h *house) over(nc net.Conn, v packet.Version) *client {
+	c := &client{t: h.t, v: v, nc: nc, got: make(chan packet.Packet, 4096)}
 	go c.read()
 	return c
 }
@@ -244,7 +244,7 @@ func (h *house) listen() string {
 }
 
 // dial opens a real connection and says nothing on it.
-func (h *house) dial(address string) *sessionState {
+func (h *house) dial(address string) *client {
 	h.t.Helper()
 	nc, err := net.Dial("tcp", address)
 	if err != nil {
@@ -253,25 +253,25 @@ func (h *house) dial(address string) *sessionState {
 	return h.over(nc, packet.V5)
 }
 
-func (st *sessionState) read() {
-	defer close(st.got)
+func (c *client) read() {
+	defer close(c.got)
 	var b []byte
 	buf := make([]byte, 4096)
 	for {
-		n, err := st.nc.Read(buf)
+		n, err := c.nc.Read(buf)
 		b = append(b, buf[:n]...)
 		for {
 			first, body, n, ferr := packet.Frame(b, packet.MaxSize)
 			if ferr != nil || n == 0 {
 				break
 			}
-			p, perr := packet.Parse(first, append([]byte(nil), body...), st.v)
+			p, perr := packet.Parse(first, append([]byte(nil), body...), c.v)
 			if perr != nil {
-				st.t.Errorf("the server sent what is no packet: %v", perr)
+				c.t.Errorf("the server sent what is no packet: %v", perr)
 				return
 			}
 			b = b[n:]
-			st.got <- p
+			c.got <- p
 		}
 		if err != nil {
 			return
@@ -279,12 +279,12 @@ func (st *sessionState) read() {
 	}
 }
 
-func (st *sessionState) send(ps ...packet.Packet) {
+func (c *client) send(ps ...packet.Packet) {
 	var b []byte
 	for _, p := range ps {
-		b = packet.Append(b, p, st.v)
+		b = packet.Append(b, p, c.v)
 	}
-	_, _ = st.nc.Write(b) // the server may have gone: the test sees it by what comes
+	_, _ = c.nc.Write(b) // the server may have gone: the test sees it by what comes
 }
 
 // hello is a CONNECT that is good.
@@ -293,7 +293,7 @@ func hello(v packet.Version, id, token string) *packet.Connect {
 }
 
 // connect opens a connection of a subject that must succeed. edit may change CONNECT.
-func (h *house) connect(v packet.Version, id, token string, edit ...func(*packet.Connect)) *sessionState {
+func (h *house) connect(v packet.Version, id, token string, edit ...func(*packet.Connect)) *client {
 	h.t.Helper()
 	c := h.raw(v)
 	p := hello(v, id, token)
@@ -308,13 +308,13 @@ func (h *house) connect(v packet.Version, id, token string, edit ...func(*packet
 }
 
 // device connects a device of this name under a fresh token, over version 5.
-func (h *house) device(id watchword.SubjectID, edit ...func(*packet.Connect)) *sessionState {
+func (h *house) device(id watchword.SubjectID, edit ...func(*packet.Connect)) *client {
 	h.t.Helper()
 	return h.connect(packet.V5, string(id), h.token(id, time.Hour), edit...)
 }
 
 // want returns the next packet, which must be a P.
-func want[P packet.Packet](c *sessionState) P {
+func want[P packet.Packet](c *client) P {
 	c.t.Helper()
 	if len(c.ahead) > 0 {
 		c.last, c.ahead = c.ahead[0], c.ahead[1:]
@@ -329,7 +329,7 @@ func want[P packet.Packet](c *sessionState) P {
 }
 
 // next returns the next packet from the wire.
-func next(c *sessionState) packet.Packet {
+func next(c *client) packet.Packet {
 	c.t.Helper()
 	p, ok := <-c.got
 	if !ok {
@@ -340,100 +340,100 @@ func next(c *sessionState) packet.Packet {
 }
 
 // silent fails where anything came, or the connection ended. Only in a bubble.
-func (st *sessionState) silent() {
-	st.t.Helper()
+func (c *client) silent() {
+	c.t.Helper()
 	synctest.Wait()
-	if len(st.ahead) > 0 {
-		st.t.Fatalf("got %T %+v, want nothing", st.ahead[0], st.ahead[0])
+	if len(c.ahead) > 0 {
+		c.t.Fatalf("got %T %+v, want nothing", c.ahead[0], c.ahead[0])
 	}
 	select {
-	case p, ok := <-st.got:
-		st.t.Fatalf("got %T %+v (open %v), want nothing", p, p, ok)
+	case p, ok := <-c.got:
+		c.t.Fatalf("got %T %+v (open %v), want nothing", p, p, ok)
 	default:
 	}
 }
 
 // ended takes DISCONNECT with this reason and the end; for 3.1.1 the end alone.
-func (st *sessionState) ended(r packet.Reason) {
-	st.t.Helper()
-	if st.v == packet.V5 {
-		if d := want[*packet.Disconnect](st); d.Reason != r {
-			st.t.Fatalf("DISCONNECT %#x %v, want %#x", d.Reason, d.Properties, r)
+func (c *client) ended(r packet.Reason) {
+	c.t.Helper()
+	if c.v == packet.V5 {
+		if d := want[*packet.Disconnect](c); d.Reason != r {
+			c.t.Fatalf("DISCONNECT %#x %v, want %#x", d.Reason, d.Properties, r)
 		}
 	}
-	if p, ok := <-st.got; ok {
-		st.t.Fatalf("got %T %+v, want the end", p, p)
+	if p, ok := <-c.got; ok {
+		c.t.Fatalf("got %T %+v, want the end", p, p)
 	}
 }
 
-func (st *sessionState) id() uint16 {
-	if st.next++; st.next == 0 {
-		st.next = 1
+func (c *client) id() uint16 {
+	if c.next++; c.next == 0 {
+		c.next = 1
 	}
-	return st.next
+	return c.next
 }
 
 // subscribe asks for filters at one QoS and returns the codes. Messages of the subscription
 // may come before its SUBACK (MQTT 5.0 §3.8.4): they are kept for the next calls.
-func (st *sessionState) subscribe(qos byte, filters ...string) []packet.Reason {
-	st.t.Helper()
-	p := &packet.Subscribe{ID: st.id()}
+func (c *client) subscribe(qos byte, filters ...string) []packet.Reason {
+	c.t.Helper()
+	p := &packet.Subscribe{ID: c.id()}
 	for _, f := range filters {
 		p.Filters = append(p.Filters, packet.Filter{Topic: f, QoS: qos})
 	}
-	st.send(p)
+	c.send(p)
 	for {
-		switch got := next(st).(type) {
+		switch got := next(c).(type) {
 		case *packet.Suback:
 			if got.ID != p.ID {
-				st.t.Fatalf("SUBACK for %d, want %d", got.ID, p.ID)
+				c.t.Fatalf("SUBACK for %d, want %d", got.ID, p.ID)
 			}
 			return got.Codes
 		case *packet.Publish:
-			st.ahead = append(st.ahead, got)
+			c.ahead = append(c.ahead, got)
 		default:
-			st.t.Fatalf("got %T %+v, want SUBACK", got, got)
+			c.t.Fatalf("got %T %+v, want SUBACK", got, got)
 		}
 	}
 }
 
 // publish sends one message; with QoS 1 it returns the reason of its PUBACK.
-func (st *sessionState) publish(qos byte, topic, payload string) packet.Reason {
-	st.t.Helper()
+func (c *client) publish(qos byte, topic, payload string) packet.Reason {
+	c.t.Helper()
 	p := &packet.Publish{Topic: topic, QoS: qos, Payload: []byte(payload)}
 	if qos > 0 {
-		p.ID = st.id()
+		p.ID = c.id()
 	}
-	st.send(p)
+	c.send(p)
 	if qos == 0 {
 		return packet.Success
 	}
-	a := want[*packet.Ack](st)
+	a := want[*packet.Ack](c)
 	if a.ID != p.ID || a.Kind != packet.PUBACK {
-		st.t.Fatalf("%s for %d, want PUBACK for %d", a.Kind, a.ID, p.ID)
+		c.t.Fatalf("%s for %d, want PUBACK for %d", a.Kind, a.ID, p.ID)
 	}
 	return a.Reason
 }
 
 // message takes the next publish, and acknowledges it.
-func (st *sessionState) message() *packet.Publish {
-	st.t.Helper()
-	p := want[*packet.Publish](st)
+func (c *client) message() *packet.Publish {
+	c.t.Helper()
+	p := want[*packet.Publish](c)
 	if p.QoS > 0 {
-		st.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
+		c.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
 	}
 	return p
 }
 
-func (st *sessionState) hears(topic, payload string) {
-	st.t.Helper()
-	if p := st.message(); p.Topic != topic || string(p.Payload) != payload {
-		st.t.Fatalf("got %q on %s, want %q on %s", p.Payload, p.Topic, payload, topic)
+func (c *client) hears(topic, payload string) {
+	c.t.Helper()
+	if p := c.message(); p.Topic != topic || string(p.Payload) != payload {
+		c.t.Fatalf("got %q on %s, want %q on %s", p.Payload, p.Topic, payload, topic)
 	}
 }
 
 // vanish breaks the connection off.
-func (st *sessionState) vanish() { _ = st.nc.Close() }
+func (c *client) vanish() { _ = c.nc.Close() }
 
 // net2 is the two ends of a connection.
 func net2() (net.Conn, net.Conn) { return net.Pipe() }

@@ -35,7 +35,7 @@ func (h *house) away(v packet.Version, id watchword.SubjectID, filters ...string
 }
 
 // back connects it again.
-func (h *house) back(v packet.Version, id watchword.SubjectID) *sessionState {
+func (h *house) back(v packet.Version, id watchword.SubjectID) *client {
 	h.t.Helper()
 	c := h.connect(v, string(id), h.token(id, time.Hour), lasts)
 	if !c.ack.SessionPresent {
@@ -45,49 +45,49 @@ func (h *house) back(v packet.Version, id watchword.SubjectID) *sessionState {
 }
 
 // twice publishes with QoS 2, all four packets of it, and returns the reason of PUBREC.
-func (st *sessionState) twice(topic, payload string) packet.Reason {
-	st.t.Helper()
-	id := st.id()
-	st.send(&packet.Publish{Topic: topic, QoS: 2, ID: id, Payload: []byte(payload)})
-	rec := want[*packet.Ack](st)
+func (c *client) twice(topic, payload string) packet.Reason {
+	c.t.Helper()
+	id := c.id()
+	c.send(&packet.Publish{Topic: topic, QoS: 2, ID: id, Payload: []byte(payload)})
+	rec := want[*packet.Ack](c)
 	if rec.Kind != packet.PUBREC || rec.ID != id {
-		st.t.Fatalf("%s for %d, want PUBREC for %d", rec.Kind, rec.ID, id)
+		c.t.Fatalf("%s for %d, want PUBREC for %d", rec.Kind, rec.ID, id)
 	}
 	if rec.Reason.Failed() {
 		return rec.Reason
 	}
-	st.send(&packet.Ack{Kind: packet.PUBREL, ID: id})
-	if comp := want[*packet.Ack](st); comp.Kind != packet.PUBCOMP || comp.ID != id {
-		st.t.Fatalf("%s for %d, want PUBCOMP for %d", comp.Kind, comp.ID, id)
+	c.send(&packet.Ack{Kind: packet.PUBREL, ID: id})
+	if comp := want[*packet.Ack](c); comp.Kind != packet.PUBCOMP || comp.ID != id {
+		c.t.Fatalf("%s for %d, want PUBCOMP for %d", comp.Kind, comp.ID, id)
 	}
 	return rec.Reason
 }
 
 // takes receives one message, whatever its QoS asks for.
-func (st *sessionState) takes() *packet.Publish {
-	st.t.Helper()
-	p := want[*packet.Publish](st)
+func (c *client) takes() *packet.Publish {
+	c.t.Helper()
+	p := want[*packet.Publish](c)
 	switch p.QoS {
 	case 1:
-		st.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
+		c.send(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
 	case 2:
-		st.send(&packet.Ack{Kind: packet.PUBREC, ID: p.ID})
-		rel, ok := next(st).(*packet.Ack)
-		for ; !ok; rel, ok = next(st).(*packet.Ack) { // what was on its way meanwhile
-			st.ahead = append(st.ahead, st.last)
+		c.send(&packet.Ack{Kind: packet.PUBREC, ID: p.ID})
+		rel, ok := next(c).(*packet.Ack)
+		for ; !ok; rel, ok = next(c).(*packet.Ack) { // what was on its way meanwhile
+			c.ahead = append(c.ahead, c.last)
 		}
 		if rel.Kind != packet.PUBREL || rel.ID != p.ID {
-			st.t.Fatalf("%s for %d, want PUBREL for %d", rel.Kind, rel.ID, p.ID)
+			c.t.Fatalf("%s for %d, want PUBREL for %d", rel.Kind, rel.ID, p.ID)
 		}
-		st.send(&packet.Ack{Kind: packet.PUBCOMP, ID: p.ID})
+		c.send(&packet.Ack{Kind: packet.PUBCOMP, ID: p.ID})
 	}
 	return p
 }
 
-func (st *sessionState) takesAll(n int) (payloads []string) {
-	st.t.Helper()
+func (c *client) takesAll(n int) (payloads []string) {
+	c.t.Helper()
 	for range n {
-		payloads = append(payloads, string(st.takes().Payload))
+		payloads = append(payloads, string(c.takes().Payload))
 	}
 	return payloads
 }

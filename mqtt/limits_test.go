@@ -14,17 +14,17 @@ import (
 // Each bound that a client can meet, and the word for it: the table of docs/operations.md.
 func TestEachLimitHasItsReason(t *testing.T) {
 	big := strings.Repeat("x", 900)
-	disconnected := func(t *testing.T, c *sessionState) packet.Reason { return want[*packet.Disconnect](c).Reason }
+	disconnected := func(t *testing.T, c *client) packet.Reason { return want[*packet.Disconnect](c).Reason }
 	refused := func(h *house, p *packet.Connect) packet.Reason {
 		c := h.raw(packet.V5)
 		c.send(p)
 		return want[*packet.Connack](c).Code
 	}
 	// unread is a client that has said what it wants, and reads nothing.
-	unread := func(t *testing.T, h *house) *sessionState {
+	unread := func(t *testing.T, h *house) *client {
 		mine, theirs := net2()
 		h.broker.Handle(theirs)
-		c := &sessionState{t: t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 4096)}
+		c := &client{t: t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 4096)}
 		go c.send(hello(packet.V5, "slow", h.token("slow", time.Hour)), &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "a"}}})
 		synctest.Wait()
 		return c
@@ -276,16 +276,16 @@ func TestOneSubjectsConnectionsShareItsQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, mqtt.Options{SubjectQueueBytes: 320 << 10})
 		defer h.close()
-		deaf := func(id, token string) *sessionState {
+		deaf := func(id, token string) *client {
 			mine, theirs := net2()
 			h.broker.Handle(theirs)
-			c := &sessionState{t: t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 4096)}
+			c := &client{t: t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 4096)}
 			go c.send(hello(packet.V5, id, token), &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "a"}}})
 			synctest.Wait()
 			return c
 		}
 		token := h.token("slow", time.Hour)
-		all := []*sessionState{deaf("slow", token), deaf("slow/2", token), deaf("slow/3", token), deaf("other", h.token("other", time.Hour))}
+		all := []*client{deaf("slow", token), deaf("slow/2", token), deaf("slow/3", token), deaf("other", h.token("other", time.Hour))}
 		pub := h.device("pub")
 		for range 150 { // 170 KiB for each: of one subject, one has no room
 			pub.publish(0, "a", strings.Repeat("x", 900))
@@ -339,7 +339,7 @@ func TestOneSubjectsSessionsShareWhatWaits(t *testing.T) {
 		second.vanish()
 		h.away(packet.V5, "other", "c")
 		big := strings.Repeat("x", 900)
-		var pub *sessionState
+		var pub *client
 		fill := func(topic string) (n int) {
 			for ; n < 500; n++ {
 				pub.send(&packet.Publish{Topic: topic, QoS: 1, ID: pub.id(), Payload: []byte(big)})

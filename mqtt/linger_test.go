@@ -161,7 +161,7 @@ var ends = map[string]func(*house) (send []byte, last packet.Reason){
 }
 
 // lastWords takes what comes up to the end, of which the last must say why.
-func lastWords(t *testing.T, c *sessionState, want packet.Reason) {
+func lastWords(t *testing.T, c *client, want packet.Reason) {
 	t.Helper()
 	var last packet.Packet
 	for p := range c.got {

@@ -79,30 +79,30 @@ func TestANewSessionNeedsARightToSomeTopic(t *testing.T) {
 // What a session holds, and a token that covers all but that.
 var holdings = []struct {
 	name string
-	hold func(h *house, v packet.Version, e ...func(*packet.Connect)) *sessionState
+	hold func(h *house, v packet.Version, e ...func(*packet.Connect)) *client
 	less []watchword.Permission
 }{
-	{"a subscription", func(h *house, v packet.Version, e ...func(*packet.Connect)) *sessionState {
+	{"a subscription", func(h *house, v packet.Version, e ...func(*packet.Connect)) *client {
 		c := h.connect(v, "lamp", h.token("lamp", 2*time.Hour), e...)
 		c.subscribe(1, "held", "b")
 		return c
 	}, []watchword.Permission{permission("topic:b", "pub", "sub"), permission("topic:held", "pub"), permission("topic:held/#", "pub")}},
-	{"a subscription that is wider", func(h *house, v packet.Version, e ...func(*packet.Connect)) *sessionState {
+	{"a subscription that is wider", func(h *house, v packet.Version, e ...func(*packet.Connect)) *client {
 		c := h.connect(v, "lamp", h.token("lamp", 2*time.Hour), e...)
 		c.subscribe(1, "+")
 		return c
 	}, []watchword.Permission{permission("topic:held", "pub", "sub")}},
-	{"a shared subscription", func(h *house, v packet.Version, e ...func(*packet.Connect)) *sessionState {
+	{"a shared subscription", func(h *house, v packet.Version, e ...func(*packet.Connect)) *client {
 		c := h.connect(v, "lamp", h.token("lamp", 2*time.Hour), e...)
 		c.subscribe(1, "$share/g/held")
 		return c
 	}, []watchword.Permission{permission("topic:b", "pub", "sub")}},
-	{"its commands", func(h *house, v packet.Version, e ...func(*packet.Connect)) *sessionState {
+	{"its commands", func(h *house, v packet.Version, e ...func(*packet.Connect)) *client {
 		c := h.connect(v, "lamp", h.token("lamp", 2*time.Hour), e...)
 		c.subscribe(1, "devices/lamp/commands", "held")
 		return c
 	}, []watchword.Permission{permission("topic:held", "pub", "sub"), permission("topic:devices/lamp/state", "pub", "sub")}},
-	{"a will", func(h *house, v packet.Version, e ...func(*packet.Connect)) *sessionState {
+	{"a will", func(h *house, v packet.Version, e ...func(*packet.Connect)) *client {
 		c := h.connect(v, "lamp", h.token("lamp", 2*time.Hour), append(e, func(p *packet.Connect) {
 			p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")}
 			if v == packet.V5 {

@@ -275,7 +275,7 @@ func TestEveryActHasARate(t *testing.T) {
 		t.Fatal(err)
 	}
 	own := func(topic string, payload func(h *house) string) act {
-		return act{10, func(h *house, c *sessionState) {
+		return act{10, func(h *house, c *client) {
 			c.publish(1, topic, payload(h))
 			for len(c.ahead) == 0 && len(c.got) > 0 { // what is said about it
 				next(c)
@@ -284,13 +284,13 @@ func TestEveryActHasARate(t *testing.T) {
 	}
 	fresh := func(h *house) string { return h.token("lamp-7", time.Hour) }
 	acts := map[string]act{
-		"SUBSCRIBE":        {1, func(_ *house, c *sessionState) { c.subscribe(0, "a") }},
-		"SUBSCRIBE of two": {2, func(_ *house, c *sessionState) { c.subscribe(0, "a", "b") }},
-		"UNSUBSCRIBE": {1, func(_ *house, c *sessionState) {
+		"SUBSCRIBE":        {1, func(_ *house, c *client) { c.subscribe(0, "a") }},
+		"SUBSCRIBE of two": {2, func(_ *house, c *client) { c.subscribe(0, "a", "b") }},
+		"UNSUBSCRIBE": {1, func(_ *house, c *client) {
 			c.send(&packet.Unsubscribe{ID: c.id(), Filters: []string{"a"}})
 			want[*packet.Unsuback](c)
 		}},
-		"AUTH": {20, func(h *house, c *sessionState) {
+		"AUTH": {20, func(h *house, c *client) {
 			c.reauthenticate(h.token("lamp-7", time.Hour))
 			c.prove(key)
 			want[*packet.Auth](c)
@@ -302,25 +302,25 @@ func TestEveryActHasARate(t *testing.T) {
 		"$watchword/another, refused":   own("$watchword/x", func(*house) string { return "" }),
 		"$watchword/hello by its alias": {10, aliasedHello},
 		"$state, reported":              own("devices/lamp-7/state", func(*house) string { return `{"on":true}` }),
-		"receipt, refused":              {1, func(_ *house, c *sessionState) { c.publish(1, "devices/lamp-7/receipts", "x") }},
-		"SUBSCRIBE of one, again and again": {1, func(_ *house, c *sessionState) {
+		"receipt, refused":              {1, func(_ *house, c *client) { c.publish(1, "devices/lamp-7/receipts", "x") }},
+		"SUBSCRIBE of one, again and again": {1, func(_ *house, c *client) {
 			c.subscribe(0, slices.Repeat([]string{"a"}, 50)...)
 		}},
-		"UNSUBSCRIBE of two, again and again": {2, func(_ *house, c *sessionState) {
+		"UNSUBSCRIBE of two, again and again": {2, func(_ *house, c *client) {
 			c.send(&packet.Unsubscribe{ID: c.id(), Filters: slices.Repeat([]string{"a", "b"}, 20)})
 			if n := len(want[*packet.Unsuback](c).Codes); n != 40 {
 				c.t.Errorf("%d codes", n)
 			}
 		}},
 		"$state, refused":   own("devices/lamp-7/state", func(*house) string { return "{" }),
-		"PUBLISH":           {0, func(_ *house, c *sessionState) { c.publish(1, "a", "x") }}, // by limits.publish_rate
-		"PUBREL of nothing": {0, func(_ *house, c *sessionState) { c.send(&packet.Ack{Kind: packet.PUBREL, ID: 1}); want[*packet.Ack](c) }},
-		"PUBREC of nothing": {0, func(_ *house, c *sessionState) { c.send(&packet.Ack{Kind: packet.PUBREC, ID: 1}); want[*packet.Ack](c) }},
-		"PUBACK and PUBCOMP of nothing": {0, func(_ *house, c *sessionState) {
+		"PUBLISH":           {0, func(_ *house, c *client) { c.publish(1, "a", "x") }}, // by limits.publish_rate
+		"PUBREL of nothing": {0, func(_ *house, c *client) { c.send(&packet.Ack{Kind: packet.PUBREL, ID: 1}); want[*packet.Ack](c) }},
+		"PUBREC of nothing": {0, func(_ *house, c *client) { c.send(&packet.Ack{Kind: packet.PUBREC, ID: 1}); want[*packet.Ack](c) }},
+		"PUBACK and PUBCOMP of nothing": {0, func(_ *house, c *client) {
 			c.send(&packet.Ack{Kind: packet.PUBACK, ID: 1}, &packet.Ack{Kind: packet.PUBCOMP, ID: 1})
 		}},
-		"PINGREQ":                           {0, func(_ *house, c *sessionState) { c.send(&packet.Ping{}); want[*packet.Ping](c) }},
-		"CONNECT and DISCONNECT, see below": {0, func(*house, *sessionState) {}},
+		"PINGREQ":                           {0, func(_ *house, c *client) { c.send(&packet.Ping{}); want[*packet.Ping](c) }},
+		"CONNECT and DISCONNECT, see below": {0, func(*house, *client) {}},
 	}
 	servers := []packet.Type{packet.CONNACK, packet.SUBACK, packet.UNSUBACK, packet.PINGRESP}
 	for p := packet.CONNECT; p <= packet.AUTH; p++ {
@@ -344,7 +344,7 @@ func TestEveryActHasARate(t *testing.T) {
 				defer h.close()
 				h.proving = pub
 				token := h.token("lamp-7", 10*time.Minute)
-				var cs [2]*sessionState
+				var cs [2]*client
 				for n, id := range []string{"lamp-7", "lamp-7/2"} {
 					cs[n] = h.raw(packet.V5)
 					p := hello(packet.V5, id, token)
@@ -392,10 +392,10 @@ func TestEveryActHasARate(t *testing.T) {
 // act is something that a client does, and what it costs.
 type act struct {
 	cost int
-	do   func(h *house, c *sessionState)
+	do   func(h *house, c *client)
 }
 
-func aliasedHello(_ *house, c *sessionState) {
+func aliasedHello(_ *house, c *client) {
 	p := &packet.Publish{QoS: 1, ID: c.id(), Payload: []byte(`{"nonce":"","epoch":1,"seq":0}`)}
 	if p.ID == 1 { // the first of this connection
 		p.Topic = "$watchword/hello"

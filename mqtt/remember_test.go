@@ -21,7 +21,7 @@ func TestConnectionsOfOneSubjectShareWhatTheyRemember(t *testing.T) {
 		sub.subscribe(0, "#")
 		topic := func(n int) string { return fmt.Sprint(strings.Repeat("x", 996), n) }
 		// fill has c use so many aliases, each for another topic, and returns how many were taken.
-		fill := func(c *sessionState, most int) int {
+		fill := func(c *client, most int) int {
 			for n := 1; n <= most; n++ {
 				c.send(aliased(topic(n), uint32(n)))
 				c.send(&packet.Ping{})
@@ -64,7 +64,7 @@ func TestConnectionsOfOneSubjectShareWhatTheyRemember(t *testing.T) {
 		if n := fill(first, 40); n != 40 {
 			t.Errorf("when the first has ended there is room for %d", n)
 		}
-		for _, c := range []*sessionState{first, second, other} {
+		for _, c := range []*client{first, second, other} {
 			c.vanish()
 		}
 		synctest.Wait()

@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-func (st *sessionState) dropped() string {
-	for _, u := range st.ack.Properties.User {
+func (c *client) dropped() string {
+	for _, u := range c.ack.Properties.User {
 		if u.Name == "dropped" {
 			return u.Value
 		}
@@ -36,25 +36,25 @@ func (h *house) loses(v packet.Version) {
 // then each CONNACK says it, also over a restart.
 func TestALossIsSaidUntilItWasRead(t *testing.T) {
 	ways := map[string]struct {
-		then func(h *house, c *sessionState)
+		then func(h *house, c *client)
 		read bool
 	}{
-		"the line breaks": {func(_ *house, c *sessionState) { c.vanish() }, false},
-		"it subscribes, and is gone": {func(_ *house, c *sessionState) {
+		"the line breaks": {func(_ *house, c *client) { c.vanish() }, false},
+		"it subscribes, and is gone": {func(_ *house, c *client) {
 			c.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "c"}}})
 			for range 3 { // two messages and SUBACK
 				next(c)
 			}
 			c.vanish()
 		}, false},
-		"it publishes, and is gone":    {func(_ *house, c *sessionState) { c.publish(0, "c", "x"); c.vanish() }, false},
-		"it says goodbye":              {func(_ *house, c *sessionState) { c.send(&packet.Disconnect{}) }, false},
-		"the server is killed":         {func(h *house, _ *sessionState) { h.crash(mqtt.Options{QueueMessages: 2}) }, false},
-		"it acknowledges a message":    {func(_ *house, c *sessionState) { c.takes(); c.vanish() }, true},
-		"it pings":                     {func(_ *house, c *sessionState) { c.send(&packet.Ping{}); want[*packet.Publish](c); c.vanish() }, true},
-		"it pings, and is taken over":  {func(_ *house, c *sessionState) { c.send(&packet.Ping{}) }, true},
-		"it acknowledges what is none": {func(_ *house, c *sessionState) { c.send(&packet.Ack{Kind: packet.PUBACK, ID: 60_000}); c.vanish() }, false},
-		"it pings, and the server is killed": {func(h *house, c *sessionState) {
+		"it publishes, and is gone":    {func(_ *house, c *client) { c.publish(0, "c", "x"); c.vanish() }, false},
+		"it says goodbye":              {func(_ *house, c *client) { c.send(&packet.Disconnect{}) }, false},
+		"the server is killed":         {func(h *house, _ *client) { h.crash(mqtt.Options{QueueMessages: 2}) }, false},
+		"it acknowledges a message":    {func(_ *house, c *client) { c.takes(); c.vanish() }, true},
+		"it pings":                     {func(_ *house, c *client) { c.send(&packet.Ping{}); want[*packet.Publish](c); c.vanish() }, true},
+		"it pings, and is taken over":  {func(_ *house, c *client) { c.send(&packet.Ping{}) }, true},
+		"it acknowledges what is none": {func(_ *house, c *client) { c.send(&packet.Ack{Kind: packet.PUBACK, ID: 60_000}); c.vanish() }, false},
+		"it pings, and the server is killed": {func(h *house, c *client) {
 			c.send(&packet.Ping{})
 			synctest.Wait()
 			h.crash(mqtt.Options{QueueMessages: 2})

@@ -17,11 +17,11 @@ import (
 )
 
 // retainAll publishes one retained message to each topic.
-func (st *sessionState) retainAll(topics ...string) {
-	st.t.Helper()
+func (c *client) retainAll(topics ...string) {
+	c.t.Helper()
 	for _, topic := range topics {
-		if r := st.retain(topic, "kept"); r.Failed() {
-			st.t.Fatalf("%s: %#x %v", topic, r, st.last)
+		if r := c.retain(topic, "kept"); r.Failed() {
+			c.t.Fatalf("%s: %#x %v", topic, r, c.last)
 		}
 	}
 }
@@ -50,7 +50,7 @@ func (h *house) gets(filter string, want ...string) {
 	}
 }
 
-func wantOrNothing(c *sessionState) (packet.Packet, bool) {
+func wantOrNothing(c *client) (packet.Packet, bool) {
 	select {
 	case p, ok := <-c.got:
 		return p, ok
@@ -266,8 +266,8 @@ func TestAnEditReachesWhoIsBeingGiven(t *testing.T) {
 }
 
 // publish0 publishes a retained message with QoS 0.
-func (st *sessionState) publish0(topic string) {
-	st.send(&packet.Publish{Topic: topic, Retain: true, Payload: []byte("x")})
+func (c *client) publish0(topic string) {
+	c.send(&packet.Publish{Topic: topic, Retain: true, Payload: []byte("x")})
 }
 
 // The roll is asked for an owner once, however much is given, until something changes.
@@ -462,11 +462,11 @@ func TestNothingIsRetainedThatCannotBeWritten(t *testing.T) {
 }
 
 // stalled connects a device that reads no more than two packets ahead.
-func (h *house) stalled(id watchword.SubjectID) *sessionState {
+func (h *house) stalled(id watchword.SubjectID) *client {
 	h.t.Helper()
 	mine, theirs := net.Pipe()
 	h.broker.Handle(theirs)
-	c := &sessionState{t: h.t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 2)}
+	c := &client{t: h.t, v: packet.V5, nc: mine, got: make(chan packet.Packet, 2)}
 	go c.read()
 	c.send(hello(packet.V5, string(id), h.token(id, time.Hour)))
 	want[*packet.Connack](c)

@@ -13,20 +13,20 @@ import (
 )
 
 // retain publishes a retained message with QoS 1.
-func (st *sessionState) retain(topic, payload string) packet.Reason {
-	st.t.Helper()
-	p := &packet.Publish{Topic: topic, QoS: 1, Retain: true, ID: st.id(), Payload: []byte(payload)}
-	st.send(p)
-	return want[*packet.Ack](st).Reason
+func (c *client) retain(topic, payload string) packet.Reason {
+	c.t.Helper()
+	p := &packet.Publish{Topic: topic, QoS: 1, Retain: true, ID: c.id(), Payload: []byte(payload)}
+	c.send(p)
+	return want[*packet.Ack](c).Reason
 }
 
 // given subscribes and returns what comes at once, sorted.
-func (st *sessionState) given(n int, f packet.Filter) (out []string) {
-	st.t.Helper()
-	st.send(&packet.Subscribe{ID: st.id(), Filters: []packet.Filter{f}})
-	want[*packet.Suback](st)
+func (c *client) given(n int, f packet.Filter) (out []string) {
+	c.t.Helper()
+	c.send(&packet.Subscribe{ID: c.id(), Filters: []packet.Filter{f}})
+	want[*packet.Suback](c)
 	for range n {
-		p := st.takes()
+		p := c.takes()
 		out = append(out, fmt.Sprintf("%s=%s %v", p.Topic, p.Payload, p.Retain))
 	}
 	slices.Sort(out)

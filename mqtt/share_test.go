@@ -17,7 +17,7 @@ import (
 func TestOfAGroupOneGetsEachMessage(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
 		pub := h.device("pub")
-		var members []*sessionState
+		var members []*client
 		for n := range 4 {
 			c := h.device(watchword.SubjectID(fmt.Sprint("m", n)))
 			c.subscribe(1, "$share/g/a/#")
@@ -68,15 +68,13 @@ func TestOfAGroupOneGetsEachMessage(t *testing.T) {
 }
 
 func TestAGroupGoesOnWithoutAMember(t *testing.T) {
-	for name, goes := range map[string]func(h *house, c *sessionState){
-		"it vanishes": func(_ *house, c *sessionState) { c.vanish() },
-		"it unsubscribes": func(_ *house, c *sessionState) {
-			c.send(&packet.Unsubscribe{ID: c.id(), Filters: []string{"$share/g/a"}})
-		},
-		"it loses its right": func(h *house, _ *sessionState) {
+	for name, goes := range map[string]func(h *house, c *client){
+		"it vanishes":     func(_ *house, c *client) { c.vanish() },
+		"it unsubscribes": func(_ *house, c *client) { c.send(&packet.Unsubscribe{ID: c.id(), Filters: []string{"$share/g/a"}}) },
+		"it loses its right": func(h *house, _ *client) {
 			h.policy(`publish = ["#"]`, `subscribe = ["x/#"]`)
 		},
-		"it is suspended": func(h *house, _ *sessionState) { h.state("m0", watchword.Suspended) },
+		"it is suspended": func(h *house, _ *client) { h.state("m0", watchword.Suspended) },
 	} {
 		for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, lasts} {
 			t.Run(name, func(t *testing.T) {
@@ -135,17 +133,17 @@ func TestWhoComesFirstGetsWhatWaitsForTheGroup(t *testing.T) {
 	for name, c := range map[string]struct {
 		n     int
 		crash bool
-		comes func(h *house) *sessionState
+		comes func(h *house) *client
 	}{
-		"one of the four":                   {12, false, func(h *house) *sessionState { return h.back(packet.V5, "m2") }},
-		"one of the four, more than a page": {700, false, func(h *house) *sessionState { return h.back(packet.V5, "m2") }},
-		"one of the four, after a crash":    {300, true, func(h *house) *sessionState { return h.back(packet.V5, "m2") }},
-		"another, whose session does not last": {300, false, func(h *house) *sessionState {
+		"one of the four":                   {12, false, func(h *house) *client { return h.back(packet.V5, "m2") }},
+		"one of the four, more than a page": {700, false, func(h *house) *client { return h.back(packet.V5, "m2") }},
+		"one of the four, after a crash":    {300, true, func(h *house) *client { return h.back(packet.V5, "m2") }},
+		"another, whose session does not last": {300, false, func(h *house) *client {
 			c := h.device("m9")
 			c.subscribe(1, "$share/g/a")
 			return c
 		}},
-		"another, that takes one at a time": {300, false, func(h *house) *sessionState {
+		"another, that takes one at a time": {300, false, func(h *house) *client {
 			c := h.device("m9", oneAtATime)
 			c.subscribe(1, "$share/g/a")
 			return c
@@ -278,7 +276,7 @@ func TestMembersShareWhatWaits(t *testing.T) {
 		one, two := h.back(packet.V5, "m0"), h.back(packet.V5, "m1")
 		seen := map[string]bool{}
 		for range 1000 {
-			var c *sessionState
+			var c *client
 			for synctest.Wait(); c == nil; {
 				switch {
 				case len(one.got) > 0:

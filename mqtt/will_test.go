@@ -75,50 +75,50 @@ func TestWillsOfEveryEnd(t *testing.T) {
 	expire := func() { time.Sleep(willToken); synctest.Wait() }
 	const now, grace, never = time.Nanosecond, time.Minute, 0
 	for name, c := range map[string]struct {
-		end   func(h *house, c *sessionState)
+		end   func(h *house, c *client)
 		after time.Duration // never: 0
 	}{
-		"the connection broke": {func(_ *house, c *sessionState) { c.vanish() }, now},
-		"the client broke the rules": {func(_ *house, c *sessionState) {
+		"the connection broke": {func(_ *house, c *client) { c.vanish() }, now},
+		"the client broke the rules": {func(_ *house, c *client) {
 			c.send(&packet.Publish{Topic: "a", QoS: 2, ID: 1}, &packet.Connect{Version: c.v})
 		}, now},
-		"the client said goodbye":        {func(_ *house, c *sessionState) { c.send(&packet.Disconnect{}) }, never},
-		"the token ended":                {func(*house, *sessionState) { expire() }, grace},
-		"an operator closed the session": {func(h *house, _ *sessionState) { h.closeSession("lamp") }, grace},
-		"the server was stopped":         {func(h *house, _ *sessionState) { h.stop() }, grace},
-		"the server was killed":          {func(h *house, _ *sessionState) { h.crash(mqtt.Options{}) }, grace},
-		"the token ended, the server was killed": {func(h *house, _ *sessionState) {
+		"the client said goodbye":        {func(_ *house, c *client) { c.send(&packet.Disconnect{}) }, never},
+		"the token ended":                {func(*house, *client) { expire() }, grace},
+		"an operator closed the session": {func(h *house, _ *client) { h.closeSession("lamp") }, grace},
+		"the server was stopped":         {func(h *house, _ *client) { h.stop() }, grace},
+		"the server was killed":          {func(h *house, _ *client) { h.crash(mqtt.Options{}) }, grace},
+		"the token ended, the server was killed": {func(h *house, _ *client) {
 			expire()
 			synctest.Wait()
 			h.crash(mqtt.Options{})
 		}, grace},
-		"the subject was suspended":                   {func(h *house, _ *sessionState) { suspend(h) }, never},
-		"the subject was revoked":                     {func(h *house, _ *sessionState) { h.state("lamp", watchword.Revoked) }, never},
-		"the subject was deleted":                     {func(h *house, _ *sessionState) { h.forget("lamp") }, never},
-		"the token was revoked":                       {func(h *house, _ *sessionState) { tokenGone(h) }, never},
-		"its topic was taken, then it broke":          {func(h *house, c *sessionState) { noRight(h); c.vanish() }, never},
-		"the token ended, then it was suspended":      {func(h *house, _ *sessionState) { expire(); suspend(h) }, never},
-		"the token ended, then it was revoked":        {func(h *house, _ *sessionState) { expire(); h.state("lamp", watchword.Revoked) }, never},
-		"the token ended, then it was deleted":        {func(h *house, _ *sessionState) { expire(); h.forget("lamp") }, never},
-		"the token ended, then its topic went":        {func(h *house, _ *sessionState) { expire(); noRight(h) }, never},
-		"the token ended, then the token was revoked": {func(h *house, _ *sessionState) { expire(); tokenGone(h) }, never},
-		"the token ended, then its key went":          {func(h *house, _ *sessionState) { expire(); h.rekey("lamp") }, never},
-		"the token ended, then another incarnation began": {func(h *house, _ *sessionState) {
+		"the subject was suspended":                   {func(h *house, _ *client) { suspend(h) }, never},
+		"the subject was revoked":                     {func(h *house, _ *client) { h.state("lamp", watchword.Revoked) }, never},
+		"the subject was deleted":                     {func(h *house, _ *client) { h.forget("lamp") }, never},
+		"the token was revoked":                       {func(h *house, _ *client) { tokenGone(h) }, never},
+		"its topic was taken, then it broke":          {func(h *house, c *client) { noRight(h); c.vanish() }, never},
+		"the token ended, then it was suspended":      {func(h *house, _ *client) { expire(); suspend(h) }, never},
+		"the token ended, then it was revoked":        {func(h *house, _ *client) { expire(); h.state("lamp", watchword.Revoked) }, never},
+		"the token ended, then it was deleted":        {func(h *house, _ *client) { expire(); h.forget("lamp") }, never},
+		"the token ended, then its topic went":        {func(h *house, _ *client) { expire(); noRight(h) }, never},
+		"the token ended, then the token was revoked": {func(h *house, _ *client) { expire(); tokenGone(h) }, never},
+		"the token ended, then its key went":          {func(h *house, _ *client) { expire(); h.rekey("lamp") }, never},
+		"the token ended, then another incarnation began": {func(h *house, _ *client) {
 			expire()
 			h.mu.Lock()
 			h.roll["lamp"].Incarnation = 2
 			h.mu.Unlock()
 			h.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, "lamp")
 		}, never},
-		"the server was killed, and it was suspended meanwhile": {func(h *house, _ *sessionState) {
+		"the server was killed, and it was suspended meanwhile": {func(h *house, _ *client) {
 			h.crash(mqtt.Options{})
 			h.state("lamp", watchword.Suspended)
 		}, never},
-		"the server was killed, and its key went meanwhile": {func(h *house, _ *sessionState) {
+		"the server was killed, and its key went meanwhile": {func(h *house, _ *client) {
 			h.crash(mqtt.Options{})
 			h.rekey("lamp")
 		}, never},
-		"the server was killed, and its topic went for good": {func(h *house, _ *sessionState) {
+		"the server was killed, and its topic went for good": {func(h *house, _ *client) {
 			h.crash(mqtt.Options{})
 			h.policy(`publish = ["other"]`, `subscribe = ["#"]`)
 		}, never},
