@@ -53,7 +53,7 @@ func (c *conn) aceToken(ctx context.Context, now time.Time, p *packet.Properties
 	if !ok || len(token) == 0 {
 		return papers, nil, errAce
 	}
-	papers, err = c.broker.Office.AdmitToProve(ctx, watchword.DefaultTenant, string(token), now)
+	papers, err = c.broker.deps.Office.AdmitToProve(ctx, watchword.DefaultTenant, string(token), now)
 	return papers, proof, err
 }
 
@@ -83,7 +83,7 @@ func (c *conn) beginAce(ctx context.Context, now time.Time, method string, p *pa
 	if err != nil {
 		return watchword.Because(err, watchword.Denied, "this TLS connection exports nothing: ask for a challenge")
 	}
-	if err := c.broker.Office.Proves(ctx, papers, material, proof); err != nil {
+	if err := c.broker.deps.Office.Proves(ctx, papers, material, proof); err != nil {
 		return err
 	}
 	papers.Proved = true
@@ -120,7 +120,7 @@ func (c *conn) proved(ctx context.Context, p *packet.Auth) (*challenge, error) {
 	if !ok || len(nonce) < challengeBytes || len(nonce) > 64 {
 		return ch, watchword.Refuse(watchword.TokenMalformed, "the authentication data must be a nonce of 8 to 64 bytes with its length before it, and the signature")
 	}
-	err := c.broker.Office.Proves(ctx, ch.papers, append(ch.nonce[:], nonce...), sig)
+	err := c.broker.deps.Office.Proves(ctx, ch.papers, append(ch.nonce[:], nonce...), sig)
 	ch.papers.Proved = err == nil
 	return ch, err
 }

@@ -40,7 +40,7 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, papers session.Pape
 	if err := c.mayAnswerConnect(p, ad); err != nil {
 		return err
 	}
-	if ad.by, err = c.broker.Guard.Check(ctx, papers); err != nil {
+	if ad.by, err = c.broker.deps.Guard.Check(ctx, papers); err != nil {
 		return err
 	}
 	if err := c.broker.controls.Take(quota.Key{Tenant: papers.Tenant, Subject: papers.Subject}, proofCost, time.Now()); err != nil {
@@ -60,7 +60,7 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, papers session.Pape
 	if err := c.broker.wills.reserve(ad.will, quota.Key{Tenant: papers.Tenant, Subject: papers.Subject}); err != nil {
 		return err
 	}
-	ad.place, err = c.broker.Guard.Enter(papers, session.Options{
+	ad.place, err = c.broker.deps.Guard.Enter(papers, session.Options{
 		Transport: "mqtt", Remote: c.remote, Changed: c.changed, Ended: c.ended, Covers: c.covers, Replaces: replaces,
 	})
 	if err != nil {
@@ -95,7 +95,7 @@ func (w *world) admit(b *Broker, prev *sessionState, ad *admission) error {
 	if ad.expiry == 0 || prev != nil && prev.counted {
 		return nil
 	}
-	if int(b.lasting.Load()) >= b.o.Sessions {
+	if int(b.lasting.Load()) >= b.options.Sessions {
 		return wrong(packet.QuotaExceeded, packet.CONNECT, "the server keeps no more sessions that outlive their connection")
 	}
 	if n := w.lasting[ad.owner.subject]; n >= maxLasting {

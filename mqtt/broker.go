@@ -40,66 +40,21 @@ type Office interface {
 // Recorder takes the entries of refused acts, and never blocks.
 type Recorder interface{ Refused(e audit.Entry) }
 
-// Parts is the rooms behind the door.
-type Parts struct {
+// Dependencies is what the broker is built from. Office, Guard and Hub are required.
+type Dependencies struct {
 	Office   Office
 	Guard    *session.Guard
 	Hub      *event.Hub
-	Desk     *command.Desk // nil: nobody is handed commands
-	Twins    *twin.Keeper  // nil: nobody reports state or gets configuration
-	Recorder Recorder
-	Store    Store // nil: nothing survives, and no session outlives its connection
-	// Publishes is the rate of a subject's publishes, whatever carries them; nil: by
-	// PublishRate, for the engine alone.
+	Desk     *command.Desk // nil: no commands are delivered
+	Twins    *twin.Keeper  // nil: no state is stored and no configuration is delivered
+	Recorder Recorder      // nil: refusals are not recorded
+	Store    Store         // nil: nothing is persistent, and no session outlives its connection
+	// Publishes is the rate of a subject's publishes, shared with other transports; nil: the broker
+	// counts by itself, with Options.PublishRate.
 	Publishes *rates.Shared[quota.Key]
-	// Controls is the rate of a subject's other acts, whatever carries them; nil: by ControlRate,
-	// for the engine alone.
+	// Controls is the rate of a subject's other requests, shared with other transports; nil: the broker
+	// counts by itself, with Options.ControlRate.
 	Controls *rates.Shared[quota.Key]
-
-	Options
-}
-
-// Options is what the door needs to know beside the rooms. The zero value is
-// ready to use.
-type Options struct {
-	PacketBytes   int   // the longest packet; 0 means 64 KiB
-	QueueMessages int   // messages that wait for one client, at most 50,000; 0 means 10,000
-	QueueBytes    int   // bytes that they may take; 0 means 1 MiB
-	KeptBytes     int64 // of all messages that wait for somebody; 0 means 1 GiB
-	// SubjectKeptBytes is of the messages that wait for the lasting sessions of one subject,
-	// beyond 16 KiB of each; 0 means 4 MiB.
-	SubjectKeptBytes int64
-	SessionExpiry    time.Duration // the longest life of a session without a connection; 0 means 7 days
-	Sessions         int           // that outlive their connection; 0 means 100,000
-	KeepAlive        time.Duration // the longest, for clients of version 5; 0 means 30 minutes
-	// Retained messages: how many there may be, 0 means 1,000,000, and the memory that they
-	// may take, 0 means 256 MiB; those of one subject, 0 means 5,000 and 1 MiB.
-	RetainedMessages, RetainedBytes               int
-	SubjectRetainedMessages, SubjectRetainedBytes int
-	// What subscriptions may take of memory: all of them, 0 means 256 MiB, and those of one
-	// subject, 0 means 2 MiB.
-	SubscriptionBytes, SubjectSubscriptionBytes int64
-	// What may be queued for connected clients beyond 16 KiB of each: for all of them, 0 means
-	// 1 GiB, and for those of one subject, 0 means 4 MiB.
-	QueuedBytes, SubjectQueueBytes int64
-	// What connections and sessions may remember beyond 4 KiB of each, of topic aliases and of identifiers of QoS 2
-	// that were not released: all of them, 0 means 256 MiB, and those of one subject, 0 means 256 KiB.
-	ConnectionBytes, SubjectConnectionBytes int64
-	// What wills may count together: of all clients, 0 means 64 MiB, and of one subject, 0 means 256 KiB.
-	WillBytes, SubjectWillBytes int64
-	PublishRate                 float64 // publishes a second of one subject, where Parts have no Publishes; 0 means no bound
-	ControlRate                 float64 // other acts a second of one subject, see controlRate; 0 means no bound
-	ConnectRate                 float64 // CONNECTs a second from one address; 0 means no bound
-	// ControlCharacters lets strings pass that hold the code points which MQTT 5.0 §1.5.4
-	// advises against; false refuses them in topics, filters and what goes along with messages.
-	ControlCharacters bool
-	Spread            time.Duration // over which requests to refresh after an edit are spread; 0 means 5 s
-	// HandshakeFailed is told of each connection that ended within its TLS handshake, and why; nil: nobody is. It must not block.
-	HandshakeFailed func(remote string, err error)
-	Now             func() time.Time // nil means the system's clock, in milliseconds
-	Log             *slog.Logger     // nil means slog.Default
-
-	system bool // Now was nil
 }
 
 // Broker is the engine. It is safe for concurrent use.
@@ -107,8 +62,9 @@ type Options struct {
 // Order of locks: session, retained, world, client, groups, then the tree, the desk or
 // the journal; wills come before the journal. None is held while something is written to a connection or a disk.
 type Broker struct {
-	Parts
-	o         Options
+	deps      Dependencies
+	options   Options
+	system    bool // o.Now is the system's clock
 	stats     stats
 	rates     *rates.Map[netip.Prefix] // of CONNECTs
 	floods    *rates.Map[netip.Prefix] // of connections, before anything is spent on them
@@ -153,42 +109,25 @@ type world struct {
 	lasting map[watchword.SubjectID]int
 }
 
-// New builds the engine from its rooms.
-func New(p Parts) *Broker {
-	o := p.Options
-	o.PacketBytes = cmp.Or(o.PacketBytes, 64<<10)
-	o.QueueMessages, o.QueueBytes = cmp.Or(o.QueueMessages, 10_000), cmp.Or(o.QueueBytes, 1<<20)
-	o.QueuedBytes, o.SubjectQueueBytes = cmp.Or(o.QueuedBytes, 1<<30), cmp.Or(o.SubjectQueueBytes, 4<<20)
-	o.Sessions, o.SessionExpiry = cmp.Or(o.Sessions, 100_000), cmp.Or(o.SessionExpiry, 7*24*time.Hour)
-	o.KeptBytes, o.SubjectKeptBytes = cmp.Or(o.KeptBytes, 1<<30), cmp.Or(o.SubjectKeptBytes, 4<<20)
-	o.RetainedMessages, o.RetainedBytes = cmp.Or(o.RetainedMessages, 1_000_000), cmp.Or(o.RetainedBytes, 256<<20)
-	o.SubjectRetainedMessages, o.SubjectRetainedBytes = cmp.Or(o.SubjectRetainedMessages, 5000), cmp.Or(o.SubjectRetainedBytes, 1<<20)
-	o.WillBytes, o.SubjectWillBytes = cmp.Or(o.WillBytes, 64<<20), cmp.Or(o.SubjectWillBytes, 256<<10)
-	o.SubscriptionBytes, o.SubjectSubscriptionBytes = cmp.Or(o.SubscriptionBytes, 256<<20), cmp.Or(o.SubjectSubscriptionBytes, 2<<20)
-	o.ConnectionBytes, o.SubjectConnectionBytes = cmp.Or(o.ConnectionBytes, 256<<20), cmp.Or(o.SubjectConnectionBytes, 256<<10)
-	o.Spread, o.KeepAlive = cmp.Or(o.Spread, 5*time.Second), cmp.Or(o.KeepAlive, 30*time.Minute)
-	if o.Now == nil {
-		o.Now, o.system = func() time.Time { return time.Now().Truncate(time.Millisecond) }, true
-	}
-	if o.Log == nil {
-		o.Log = slog.Default()
-	}
-	b := &Broker{Parts: p, o: o, worlds: map[watchword.TenantID]*world{}, strangers: map[*conn]struct{}{}, rates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address")}
+// New returns a broker that serves no connection yet; see [Broker.Load] and [Broker.Serve].
+func New(d Dependencies, options Options) *Broker {
+	o := options.withDefaults()
+	b := &Broker{deps: d, options: o, system: options.Now == nil, worlds: map[watchword.TenantID]*world{}, strangers: map[*conn]struct{}{}, rates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address")}
 	b.floods = rates.New[netip.Prefix](floodFactor*o.ConnectRate, "")
 	b.lingers = newLingerQuota()
-	if b.publishes = p.Publishes; b.publishes == nil {
+	if b.publishes = d.Publishes; b.publishes == nil {
 		b.publishes = rates.NewShared[quota.Key](o.PublishRate, "")
 	}
-	if b.controls = p.Controls; b.controls == nil {
+	if b.controls = d.Controls; b.controls == nil {
 		b.controls = rates.NewShared[quota.Key](o.ControlRate, "")
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
-	b.retain, b.purge.wake = newRetainQuota(&b.o), make(chan struct{}, 1)
-	b.subscribed, b.queued, b.kept, b.remembers = newSubscriptionQuota(&b.o), newQueueQuota(&b.o), newKeptQuota(&b.o), newMemoryQuota(&b.o)
-	b.journal = newJournal(&b.o, p.Store, b.retain)
+	b.retain, b.purge.wake = newRetainQuota(&b.options), make(chan struct{}, 1)
+	b.subscribed, b.queued, b.kept, b.remembers = newSubscriptionQuota(&b.options), newQueueQuota(&b.options), newKeptQuota(&b.options), newMemoryQuota(&b.options)
+	b.journal = newJournal(&b.options, d.Store, b.retain)
 	b.wills.init(b)
-	b.Guard.Watch(b.authorityChanged)
-	if p.Store != nil {
+	b.deps.Guard.Watch(b.authorityChanged)
+	if d.Store != nil {
 		b.upkeep.Go(func() { b.journal.run(b.ctx) })
 	}
 	b.upkeep.Go(b.sweep)
@@ -201,10 +140,10 @@ func New(p Parts) *Broker {
 // sets. Where both are the system's it is read once.
 func (b *Broker) moment() (now, tick time.Time) {
 	tick = time.Now()
-	if b.o.system {
+	if b.system {
 		return tick.Truncate(time.Millisecond), tick
 	}
-	return b.o.Now(), tick
+	return b.options.Now(), tick
 }
 
 // timePassed starts the clocks of the clients that are away anew: those count
@@ -215,7 +154,7 @@ func (b *Broker) timePassed() {
 	if b.closing {
 		return
 	}
-	now := b.o.Now()
+	now := b.options.Now()
 	b.wills.timePassed(now)
 	for _, w := range b.worlds {
 		w.mu.Lock()
@@ -280,12 +219,12 @@ const floodFactor = 1.25
 // Handle serves one connection in the background, and owns it from here on.
 func (b *Broker) Handle(nc net.Conn) {
 	remote := nc.RemoteAddr().String()
-	if b.floods.Take(network(remote), b.o.Now()) != nil {
+	if b.floods.Take(network(remote), b.options.Now()) != nil {
 		b.stats.shed.Add(1)
 		_ = nc.Close() // refused: nothing was read or written
 		return
 	}
-	c := &conn{broker: b, nc: nc, remote: remote, trace: watchword.NewID("", b.o.Now())}
+	c := &conn{broker: b, nc: nc, remote: remote, trace: watchword.NewID("", b.options.Now())}
 	b.mu.Lock()
 	if b.closing {
 		b.mu.Unlock()
@@ -497,14 +436,14 @@ func (b *Broker) refused(c *conn, what, object string, err error) {
 		rule = e.Rule
 		attrs = append(attrs, slog.String("rule", rule))
 	}
-	b.o.Log.LogAttrs(b.ctx, level, what, append(attrs, slog.Any("err", err))...)
-	if b.Recorder != nil && code != "" {
+	b.options.Log.LogAttrs(b.ctx, level, what, append(attrs, slog.Any("err", err))...)
+	if b.deps.Recorder != nil && code != "" {
 		if object == "" {
 			object = c.session.id
 		}
-		e := who.Failed(audit.RequestRefuse, what+" "+clip(object), b.o.Now(), err, map[string]string{"remote": c.remote, "rule": rule})
+		e := who.Failed(audit.RequestRefuse, what+" "+clip(object), b.options.Now(), err, map[string]string{"remote": c.remote, "rule": rule})
 		e.Code = code // that of a protocol error too
-		b.Recorder.Refused(e)
+		b.deps.Recorder.Refused(e)
 	}
 }
 

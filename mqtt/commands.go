@@ -63,7 +63,7 @@ type misfit struct {
 // keepPump starts or stops the pump as the subscriptions say. It is called with
 // c.mu held.
 func (c *conn) keepPump() {
-	if c.broker.Desk == nil || c.out.closed {
+	if c.broker.deps.Desk == nil || c.out.closed {
 		return
 	}
 	var by *subscription
@@ -80,7 +80,7 @@ func (c *conn) keepPump() {
 		c.pump = nil
 	case by != nil && c.pump == nil:
 		p := &pump{c: c, sub: by, topic: topic, largest: c.out.largest, window: c.commandWindow()}
-		p.line = c.broker.Desk.AttachFunc(c.session.world.tenant, c.session.owner.subject, p.kick)
+		p.line = c.broker.deps.Desk.AttachFunc(c.session.world.tenant, c.session.owner.subject, p.kick)
 		if h := c.hello; h != nil {
 			p.nonce, p.max, p.known, p.due = h.Nonce, h.Max, position{h.Epoch, h.Seq}, true
 			p.wantsLog(h)

@@ -160,7 +160,7 @@ func (c *conn) serve(ctx context.Context) {
 
 // handshake reports err if it ended the TLS handshake, which the first read is part of.
 func (c *conn) handshake(err error) {
-	tell := c.broker.o.HandshakeFailed
+	tell := c.broker.options.HandshakeFailed
 	if tell == nil || c.live() != nil {
 		return
 	}
@@ -186,7 +186,7 @@ func (c *conn) workOn(ctx context.Context, b []byte) (used, rest int) {
 	w := c.borrow()
 	defer c.giveBack(w)
 	for !c.leaving.Load() {
-		most := c.broker.o.PacketBytes
+		most := c.broker.options.PacketBytes
 		if c.live() == nil {
 			most = firstBytes
 		}

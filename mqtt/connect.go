@@ -133,9 +133,9 @@ func (c *conn) papers(ctx context.Context, now time.Time, password string, may f
 		return session.Papers{}, watchword.Refuse(watchword.Unauthenticated, "send an access token or a client assertion as the password")
 	}
 	if token.LooksLikeAssertion(password) {
-		return c.broker.Office.Login(ctx, t, password, may, watchword.NewID("", now), now)
+		return c.broker.deps.Office.Login(ctx, t, password, may, watchword.NewID("", now), now)
 	}
-	papers, err := c.broker.Office.Admit(ctx, t, password, now)
+	papers, err := c.broker.deps.Office.Admit(ctx, t, password, now)
 	if err == nil {
 		err = may(papers)
 	}
@@ -208,7 +208,7 @@ func (c *conn) name(p *packet.Connect, subject watchword.SubjectID) (id string, 
 // keepAliveOf is for how long the client of a CONNECT may be silent.
 func (c *conn) keepAliveOf(p *packet.Connect) time.Duration {
 	d := time.Duration(p.KeepAlive) * time.Second
-	if most := c.broker.o.KeepAlive; c.version == packet.V5 && (d == 0 || d > most) {
+	if most := c.broker.options.KeepAlive; c.version == packet.V5 && (d == 0 || d > most) {
 		return most
 	}
 	return d
@@ -232,7 +232,7 @@ func (c *conn) mayAnswerConnect(p *packet.Connect, ad *admission) error {
 func (c *conn) limits(ack *packet.Connack, p *packet.Connect, ad *admission) {
 	props := &ack.Properties
 	props.SetNumber(packet.ReceiveMaximum, ReceiveMaximum)
-	props.SetNumber(packet.MaximumPacketSize, uint32(c.broker.o.PacketBytes))
+	props.SetNumber(packet.MaximumPacketSize, uint32(c.broker.options.PacketBytes))
 	props.SetNumber(packet.TopicAliasMaximum, maxAliases)
 	if n, ok := p.Properties.Number(packet.SessionExpiry); ok && n != c.expiry(p) {
 		props.SetNumber(packet.SessionExpiry, c.expiry(p))

@@ -45,7 +45,7 @@ func (c *conn) detachFor(cause error) (rest remains) {
 		c.pump = nil
 	}
 	rest.orphans = c.session.orphans(nil)
-	now := c.broker.o.Now()
+	now := c.broker.options.Now()
 	expiry := time.Duration(0)
 	if c.session.lasting != nil {
 		expiry = time.Duration(c.session.lasting.expiry) * time.Second

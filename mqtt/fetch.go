@@ -42,7 +42,7 @@ func (c *conn) fetch(turn int) {
 
 	bodies, err := c.session.bodies(page)
 	if err != nil {
-		c.broker.o.Log.Error("messages that wait cannot be read", slog.String("client", c.session.id), slog.Any("err", err))
+		c.broker.options.Log.Error("messages that wait cannot be read", slog.String("client", c.session.id), slog.Any("err", err))
 		time.AfterFunc(fetchRetry, func() { c.fetch(turn) })
 		return
 	}

@@ -87,7 +87,7 @@ func (st *sessionState) act(ctx context.Context, by actor, topic string, do func
 	if by.session != nil {
 		return by.session.Act(ctx, may, do)
 	}
-	return st.broker.Guard.Act(ctx, by.left, may, do)
+	return st.broker.deps.Guard.Act(ctx, by.left, may, do)
 }
 
 // toTheHouse does what a topic of the server's means. It is always of use to somebody:
@@ -123,7 +123,7 @@ func (st *sessionState) event(w *batch, h house, m *message, o *outcome) error {
 		e.ContentType = clip(e.ContentType)
 	}
 	st.world.route(m, w, o)
-	st.broker.Hub.Publish(e)
+	st.broker.deps.Hub.Publish(e)
 	return nil
 }
 
@@ -134,13 +134,13 @@ func (st *sessionState) state(ctx context.Context, w *batch, h house, m *message
 	if err := jose.Walk(m.payload, func(string, jsontext.Value) error { return nil }); err != nil {
 		return &watchword.Error{Code: watchword.BadRequest, Field: "state", Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
 	}
-	if st.broker.Twins != nil {
+	if st.broker.deps.Twins != nil {
 		var doc bytes.Buffer
 		if err := json.Compact(&doc, m.payload); err != nil {
 			return watchword.RefuseField("state", "must be one JSON object")
 		}
 		if err := st.act(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
-			return st.broker.Twins.ReportState(ctx, st.world.tenant, a.Basis(), h.device, doc.Bytes(), w.now)
+			return st.broker.deps.Twins.ReportState(ctx, st.world.tenant, a.Basis(), h.device, doc.Bytes(), w.now)
 		}); err != nil {
 			return err
 		}
@@ -150,14 +150,14 @@ func (st *sessionState) state(ctx context.Context, w *batch, h house, m *message
 }
 
 func (st *sessionState) receipt(ctx context.Context, h house, m *message, by actor) error {
-	if st.broker.Desk == nil {
+	if st.broker.deps.Desk == nil {
 		return watchword.Refuse(watchword.ReceiptInvalid, "no commands were handed over here")
 	}
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
 	}
 	err := st.act(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
-		_, err := st.broker.Desk.TakeReceipt(ctx, st.world.tenant, h.device, a.Basis(), string(m.payload), by.trace())
+		_, err := st.broker.deps.Desk.TakeReceipt(ctx, st.world.tenant, h.device, a.Basis(), string(m.payload), by.trace())
 		return err
 	})
 	if code := codeOf(err); code != watchword.ReceiptInvalid && audit.Records(audit.RequestRefuse, code, true) {

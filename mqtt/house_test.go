@@ -69,7 +69,7 @@ func (h *house) start(o mqtt.Options) {
 	h.guard = session.NewGuard(h, session.GuardOptions{})
 	o.Log = slog.New(slog.DiscardHandler)
 	o.KeepAlive = 18 * time.Hour // so that clients may be silent while the clock runs
-	h.broker = mqtt.New(mqtt.Parts{Office: h, Guard: h.guard, Hub: h.hub, Desk: h.desk, Twins: twin.NewKeeper(h.twins, openSafe{}), Store: h.store, Options: o})
+	h.broker = mqtt.New(mqtt.Dependencies{Office: h, Guard: h.guard, Hub: h.hub, Desk: h.desk, Twins: twin.NewKeeper(h.twins, openSafe{}), Store: h.store}, o)
 	if err := h.broker.Load(h.t.Context()); err != nil {
 		h.t.Fatal(err)
 	}

@@ -35,8 +35,8 @@ const givenAtOnce = 32
 // the filter names.
 func (c *conn) give(ctx context.Context, s *subscription) {
 	g := &giving{to: s, latest: c.session.world.retained.latest()}
-	g.states = c.broker.Twins != nil && policy.Match(s.filter, stateTopic(anyDevice))
-	page, last := c.session.world.retained.page(s.filter, "", nil, givenAtOnce, c.broker.o.Now())
+	g.states = c.broker.deps.Twins != nil && policy.Match(s.filter, stateTopic(anyDevice))
+	page, last := c.session.world.retained.page(s.filter, "", nil, givenAtOnce, c.broker.options.Now())
 	if last != nil || g.states {
 		g.rest = true // all of them: what was found here is not held until its turn comes
 		c.giveSoon(g)
@@ -45,7 +45,7 @@ func (c *conn) give(ctx context.Context, s *subscription) {
 			c.giveRetained(ctx, g, x)
 		}
 	}
-	if !g.states && c.broker.Twins != nil {
+	if !g.states && c.broker.deps.Twins != nil {
 		c.giveTwin(ctx, s)
 	}
 }
@@ -100,7 +100,7 @@ func (c *conn) giveTwin(ctx context.Context, s *subscription) {
 	}
 	c.expect(s, true)
 	defer c.expect(s, false)
-	tw, err := c.broker.Twins.Twin(ctx, c.session.world.tenant, device)
+	tw, err := c.broker.deps.Twins.Twin(ctx, c.session.world.tenant, device)
 	if err != nil {
 		if watchword.CodeOf(err) != watchword.NotFound {
 			c.broker.refused(c, "kept message not given", s.filter, err)
@@ -110,8 +110,8 @@ func (c *conn) giveTwin(ctx context.Context, s *subscription) {
 	if wantsState && c.stateMayBeGiven(ctx, tw) {
 		c.giveOne(s, stateTopic(device), tw.State, "application/json")
 	}
-	if wantsConfig && tw.ConfigVer > 0 && c.broker.Desk != nil {
-		jws, err := c.broker.Desk.SignConfig(device, tw.ConfigVer, tw.Config)
+	if wantsConfig && tw.ConfigVer > 0 && c.broker.deps.Desk != nil {
+		jws, err := c.broker.deps.Desk.SignConfig(device, tw.ConfigVer, tw.Config)
 		if err != nil {
 			c.broker.refused(c, "kept message not given", s.filter, err)
 			return
@@ -174,7 +174,7 @@ func (c *conn) giveAll(ctx context.Context) {
 // givePageOfRetained gives some more retained messages, and reports whether the
 // subscription goes on.
 func (c *conn) givePageOfRetained(ctx context.Context, g *giving) bool {
-	page, last := c.session.world.retained.page(g.to.filter, "", g.after, 2*givenAtOnce, c.broker.o.Now())
+	page, last := c.session.world.retained.page(g.to.filter, "", g.after, 2*givenAtOnce, c.broker.options.Now())
 	for _, x := range page {
 		if !c.waitForRoom(g.to) {
 			return false
@@ -192,7 +192,7 @@ func (c *conn) givePage(ctx context.Context, s *subscription, after watchword.Su
 		return after, false
 	}
 	c.expect(s, true)
-	page, err := c.broker.Twins.States(ctx, c.session.world.tenant, after, keptPage)
+	page, err := c.broker.deps.Twins.States(ctx, c.session.world.tenant, after, keptPage)
 	if err != nil {
 		c.broker.refused(c, "kept messages not given", s.filter, err)
 		return after, false
@@ -222,7 +222,7 @@ func (c *conn) stateMayBeGiven(ctx context.Context, tw twin.Twin) bool {
 	if tw.State == nil || tw.StateBy == "" {
 		return tw.State != nil
 	}
-	a, err := c.broker.Guard.Absent(ctx, c.session.world.tenant, tw.StateBy, tw.StateByIncarnation)
+	a, err := c.broker.deps.Guard.Absent(ctx, c.session.world.tenant, tw.StateBy, tw.StateByIncarnation)
 	return err == nil && a.Publish(stateTopic(tw.Device)).Allowed
 }
 
@@ -250,7 +250,7 @@ func (c *conn) fullByHalf() bool {
 	if l := c.session.lasting; l != nil {
 		n, size = max(n, l.waiting), max(size, l.weight)
 	}
-	return n > c.broker.o.QueueMessages/2 || size > c.broker.o.QueueBytes/2
+	return n > c.broker.options.QueueMessages/2 || size > c.broker.options.QueueBytes/2
 }
 
 // giveOne is what another broker does with a retained message, unless a newer one

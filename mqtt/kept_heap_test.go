@@ -37,9 +37,9 @@ func TestWhatWaitsTakesNoMoreThanIsCounted(t *testing.T) {
 		"middling":                       {20, 2000, false, 1, 0, 100},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := &Broker{o: Options{QueueMessages: 10_000, QueueBytes: 1 << 30, KeptBytes: 1 << 40, Now: time.Now}}
-			b.journal = newJournal(&b.o, nowhere{}, newRetainQuota(&b.o))
-			b.kept, b.queued, b.remembers = newKeptQuota(&b.o), newQueueQuota(&b.o), newMemoryQuota(&b.o)
+			b := &Broker{options: Options{QueueMessages: 10_000, QueueBytes: 1 << 30, KeptBytes: 1 << 40, Now: time.Now}}
+			b.journal = newJournal(&b.options, nowhere{}, newRetainQuota(&b.options))
+			b.kept, b.queued, b.remembers = newKeptQuota(&b.options), newQueueQuota(&b.options), newMemoryQuota(&b.options)
 			w := &world{tenant: watchword.DefaultTenant, clients: map[string]*sessionState{}}
 			sessions := make([]*sessionState, shape.sessions)
 			subs := make([][]*subscription, shape.sessions)

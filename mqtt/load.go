@@ -28,7 +28,7 @@ func (b *Broker) Load(ctx context.Context) error {
 			return err
 		}
 		if !b.takes(m.topic) {
-			b.o.Log.WarnContext(ctx, "a retained message is not given: its topic holds control characters", slog.String("topic", clip(m.topic)))
+			b.options.Log.WarnContext(ctx, "a retained message is not given: its topic holds control characters", slog.String("topic", clip(m.topic)))
 			return nil
 		}
 		b.world(r.Tenant).retained.load(m, r)
@@ -36,7 +36,7 @@ func (b *Broker) Load(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	now := b.o.Now()
+	now := b.options.Now()
 	if err := store.Wills(ctx, func(r shelf.Will) error { return b.wills.load(r, now) }); err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (l *loading) session(s shelf.Session) error {
 	st.load.Store(loadAway)
 	st.lasting = &lasting{expiry: s.Expiry, left: s.Left, sent: p.Sent, lost: p.Lost, dropped: p.Dropped, narrow: p.Narrow, turn: 1}
 	if s.Left.IsZero() { // it had its connection to the last
-		st.lasting.left, st.lasting.row = b.o.Now(), true
+		st.lasting.left, st.lasting.row = b.options.Now(), true
 	}
 	for _, s := range p.Gone {
 		st.lasting.gone.add(s.From, s.To)
@@ -157,7 +157,7 @@ func (l *loading) settle(ctx context.Context) {
 	for _, st := range l.clients {
 		st.mu.Lock()
 		slices.SortFunc(st.lasting.backlog, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
-		st.arm(l.broker.o.Now())
+		st.arm(l.broker.options.Now())
 		if st.lasting.row {
 			st.touch()
 		}

@@ -101,7 +101,7 @@ func (st *sessionState) push(m *message, o *outcome, g *group, subs []*subscript
 		return nil, nil // with QoS 0 nobody waits
 	}
 	full := errSlow
-	if len(st.queue)-st.head < st.broker.o.QueueMessages && st.bytes+it.size() <= st.broker.o.QueueBytes {
+	if len(st.queue)-st.head < st.broker.options.QueueMessages && st.bytes+it.size() <= st.broker.options.QueueBytes {
 		full = st.chargeQueue(it.size())
 	}
 	switch {
@@ -147,7 +147,7 @@ func (st *sessionState) keep(it *item, o *outcome) (wake *conn) {
 		switch {
 		case !st.room(size):
 			err = errFull
-		case j.bytes.Load() > st.broker.o.KeptBytes:
+		case j.bytes.Load() > st.broker.options.KeptBytes:
 			err = errFullKept
 		default:
 			if refused := st.waits(size, true); refused != nil {

@@ -284,7 +284,7 @@ const keptFlights = 16
 func (c *conn) take(buf []byte, it *item) []byte {
 	var now time.Time
 	if it.m.ends != 0 {
-		if now = c.broker.o.Now(); it.m.expired(now) && !c.session.wasSent(it) {
+		if now = c.broker.options.Now(); it.m.expired(now) && !c.session.wasSent(it) {
 			c.broker.stats.expired.Add(1)
 			return c.skip(buf, it)
 		}

@@ -122,7 +122,7 @@ func (c *conn) listen(s *subscription) {
 // askIn is when to ask for a refresh: after 70 to 85 of 100 parts of what is
 // left, never two sessions alike.
 func (c *conn) askIn() time.Duration {
-	left := c.live().Authority().Expires().Sub(c.broker.o.Now())
+	left := c.live().Authority().Expires().Sub(c.broker.options.Now())
 	return left*70/100 + rand.N(max(left*15/100, 1))
 }
 
@@ -183,7 +183,7 @@ func (c *conn) changed(a *session.Authority) {
 	}
 	c.recheckWill(a)
 	if listens {
-		c.ask.Reset(rand.N(c.broker.o.Spread)) // what was given works from the next refresh
+		c.ask.Reset(rand.N(c.broker.options.Spread)) // what was given works from the next refresh
 	}
 	c.session.mu.Unlock()
 	if len(orphans) > 0 {

@@ -105,7 +105,7 @@ func (b *Broker) decide(ctx context.Context, w *world, o *retainOwner) error {
 	if decided {
 		return nil
 	}
-	a, err := b.Guard.Absent(ctx, w.tenant, o.who.subject, o.who.incarnation)
+	a, err := b.deps.Guard.Absent(ctx, w.tenant, o.who.subject, o.who.incarnation)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if o.changes != changes {
@@ -191,7 +191,7 @@ func (b *Broker) purgeRetained() {
 		}
 		for _, d := range b.purge.take() {
 			if err := b.decide(b.ctx, d.world, d.owner); err != nil && b.ctx.Err() == nil {
-				b.o.Log.Warn("the owner of retained messages cannot be asked for", slog.String("subject", string(d.owner.who.subject)), slog.Any("err", err))
+				b.options.Log.Warn("the owner of retained messages cannot be asked for", slog.String("subject", string(d.owner.who.subject)), slog.Any("err", err))
 			}
 		}
 		for _, w := range b.allWorlds() {

@@ -233,7 +233,7 @@ func (c *conn) waitHeld(most int64) {
 	}
 	c.session.mu.Unlock()
 	// The client was not listened to: that it was silent meanwhile says nothing.
-	c.extend(c.broker.o.Now())
+	c.extend(c.broker.options.Now())
 	if c.leaving.Load() { // its deadline is the one
 		_ = c.nc.SetReadDeadline(time.Now().Add(byeTimeout)) // the error is that of a closed connection, which the next read reports
 	}
@@ -242,7 +242,7 @@ func (c *conn) waitHeld(most int64) {
 // recovered ends a connection in whose work something went wrong that must not.
 func (c *conn) recovered(ctx context.Context) {
 	if v := recover(); v != nil {
-		c.broker.o.Log.ErrorContext(ctx, "panic in a connection", slog.Any("panic", v), slog.String("client", c.session.id), slog.String("stack", string(debug.Stack())))
+		c.broker.options.Log.ErrorContext(ctx, "panic in a connection", slog.Any("panic", v), slog.String("client", c.session.id), slog.String("stack", string(debug.Stack())))
 		c.end(errPanic)
 	}
 }

@@ -23,7 +23,7 @@ func (e *entry) waitsForGroup(with *sessionState) {
 // takesMore reports whether the client is there and has little to do: what waits for its
 // groups may be its. mu is held.
 func (st *sessionState) takesMore() bool {
-	c, o := st.conn, &st.broker.o
+	c, o := st.conn, &st.broker.options
 	if c == nil || c.out.closed || !c.out.ready || st.over || len(st.queue)-st.head+len(st.flights) > min(queueAhead, o.QueueMessages)/2 || st.bytes > o.QueueBytes/2 {
 		return false
 	}
@@ -129,7 +129,7 @@ func (g *group) oldest() (page []orphan) {
 		return nil
 	}
 	slices.SortFunc(all, func(a, b waiting) int { return cmp.Compare(a.id, b.id) })
-	o := &members[0].session.broker.o
+	o := &members[0].session.broker.options
 	most, room := min(fetchMessages, max(o.QueueMessages/4, 1)), int64(min(fetchBytes, o.QueueBytes/4))
 	n := 0
 	for n < len(all) && n < most && (n == 0 || room >= all[n].size) {

@@ -288,7 +288,7 @@ const sweepEvery = time.Minute
 func (b *Broker) sweep() {
 	for b.sleep(sweepEvery) {
 		for _, w := range b.allWorlds() {
-			now := b.o.Now().UnixNano()
+			now := b.options.Now().UnixNano()
 			b.forgetRetained(w, func(x *record) bool { return x.expired(now) })
 			b.undecided(w)
 		}

@@ -20,7 +20,7 @@ func (b *Broker) Retained(ctx context.Context, t watchword.TenantID, filter stri
 	w, last := b.world(t), []byte(after)
 	for tries := 0; tries < listedAtOnce && len(out) < n; tries++ {
 		var page []*record
-		page, last = w.retained.page(filter, by, last, n-len(out), b.o.Now())
+		page, last = w.retained.page(filter, by, last, n-len(out), b.options.Now())
 		for _, x := range page {
 			v, err := b.view(ctx, w, x)
 			if err != nil {
@@ -38,7 +38,7 @@ func (b *Broker) Retained(ctx context.Context, t watchword.TenantID, filter stri
 // RetainedMessage returns what is retained for a topic. Codes: not_found, unavailable.
 func (b *Broker) RetainedMessage(ctx context.Context, t watchword.TenantID, topic string) (session.Retained, error) {
 	w := b.world(t)
-	x := w.retained.of(topic, b.o.Now())
+	x := w.retained.of(topic, b.options.Now())
 	if x == nil {
 		return session.Retained{}, errNotRetained
 	}

@@ -66,7 +66,7 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 	} {
 		for _, order := range []string{"in order", "at random", "and most are gone"} {
 			t.Run(name+", "+order, func(t *testing.T) {
-				b := &Broker{Parts: Parts{Guard: session.NewGuard(everybody{policy.NewSet().For(policy.Who{})}, session.GuardOptions{})}}
+				b := &Broker{deps: Dependencies{Guard: session.NewGuard(everybody{policy.NewSet().For(policy.Who{})}, session.GuardOptions{})}}
 				numbers := rand.New(rand.NewPCG(1, 1)).Perm(shape.n)
 				before := heap()
 				q := newRetainQuota(&Options{})

@@ -20,7 +20,7 @@ func (b *Broker) mostExpiry() uint32 {
 	if b.journal.store == nil {
 		return 0
 	}
-	return uint32(min(b.o.SessionExpiry/time.Second, shelf.Forever-1))
+	return uint32(min(b.options.SessionExpiry/time.Second, shelf.Forever-1))
 }
 
 // enter makes c the connection of its client identifier. What was there before ends, or
@@ -93,7 +93,7 @@ func (c *conn) resume(prev *sessionState, ad *admission) (bool, error) {
 	prev.passing.Lock() // the connection before may be in the middle of a publish
 	defer prev.passing.Unlock()
 	prev.mu.Lock()
-	if prev.over || prev.conn != nil || prev.lapsed(prev.broker.o.Now()) { // somebody was quicker, or the time is
+	if prev.over || prev.conn != nil || prev.lapsed(prev.broker.options.Now()) { // somebody was quicker, or the time is
 		prev.mu.Unlock()
 		return false, nil
 	}
@@ -135,7 +135,7 @@ func (st *sessionState) watch(ctx context.Context, turn int) {
 			f(l)
 		}
 	}
-	hold := st.broker.Guard.Hold(ctx, session.Papers{Tenant: tenant, Subject: who.subject, Incarnation: who.incarnation}, session.Options{
+	hold := st.broker.deps.Guard.Hold(ctx, session.Papers{Tenant: tenant, Subject: who.subject, Incarnation: who.incarnation}, session.Options{
 		Transport: "mqtt",
 		Changed: func(a *session.Authority) {
 			var orphans []orphan
@@ -225,7 +225,7 @@ func (st *sessionState) expire(turn int) {
 	now := st.lasting != nil && st.lasting.turn == turn
 	st.mu.Unlock()
 	if now {
-		st.broker.o.Log.Info("a session ended, its client did not come back", slog.String("client", st.id))
+		st.broker.options.Log.Info("a session ended, its client did not come back", slog.String("client", st.id))
 		st.end()
 	}
 }

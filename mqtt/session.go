@@ -118,7 +118,7 @@ func (st *sessionState) away() bool { return st.conn == nil }
 
 // room reports whether one more message of that many bytes may wait on the shelf.
 func (st *sessionState) room(size int) bool {
-	l, o := st.lasting, &st.broker.o
+	l, o := st.lasting, &st.broker.options
 	return l.waiting < o.QueueMessages && l.weight+size+weightOf <= o.QueueBytes
 }
 

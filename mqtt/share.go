@@ -278,7 +278,7 @@ func (st *sessionState) fetchOrphans(page []orphan) {
 	}
 	bodies, err := st.bodies(es)
 	if err != nil {
-		st.broker.o.Log.Error("shared messages that wait cannot be read", slog.String("client", st.id), slog.Any("err", err))
+		st.broker.options.Log.Error("shared messages that wait cannot be read", slog.String("client", st.id), slog.Any("err", err))
 		return
 	}
 	for i := range page {

@@ -92,7 +92,7 @@ func (b *Broker) Forget(t watchword.TenantID, id watchword.SessionID, log func()
 				if err := log(); err != nil {
 					return err
 				}
-				b.wills.sessionClosed(st, b.o.Now())
+				b.wills.sessionClosed(st, b.options.Now())
 				return nil
 			})
 		}

@@ -29,13 +29,13 @@ func plain(s string) bool {
 }
 
 // takes reports whether a string may be passed on to others.
-func (b *Broker) takes(s string) bool { return b.o.ControlCharacters || plain(s) }
+func (b *Broker) takes(s string) bool { return b.options.ControlCharacters || plain(s) }
 
 // takesProperties refuses the strings among the properties of a message, or of a will,
 // that may not be passed on. Reasons: topic name invalid for the response topic, malformed
 // for the others.
 func (b *Broker) takesProperties(p *packet.Properties, t packet.Type) error {
-	if b.o.ControlCharacters || p.Empty() {
+	if b.options.ControlCharacters || p.Empty() {
 		return nil
 	}
 	if s, ok := p.Text(packet.ResponseTopic); ok && !plain(s) {

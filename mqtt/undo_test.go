@@ -149,7 +149,7 @@ func TestAnAnswerFromBeforeAChangeDoesNotCount(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var b *Broker
 			roll := hasty{everybody{policy.NewSet().For(policy.Who{})}, func() { b.authorityChanged(watchword.DefaultTenant, id) }}
-			b = New(Parts{Guard: session.NewGuard(roll, session.GuardOptions{})})
+			b = New(Dependencies{Guard: session.NewGuard(roll, session.GuardOptions{})}, Options{})
 			defer b.stop()
 			w := b.world(watchword.DefaultTenant)
 			if _, err := w.retained.set(&message{topic: "a", payload: []byte("x")}, owner{"one", 1}); err != nil {

@@ -20,7 +20,7 @@ import (
 // ServeHTTP takes MQTT over WebSocket (MQTT 5.0 §6). It asks for no origin: what a
 // connection may do comes from its CONNECT alone, which no browser adds by itself.
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := &hijacker{ResponseWriter: w, frames: newFrameCheck(b.o.PacketBytes)}
+	h := &hijacker{ResponseWriter: w, frames: newFrameCheck(b.options.PacketBytes)}
 	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{Subprotocols: []string{"mqtt"}, InsecureSkipVerify: true})
 	if err != nil {
 		return // it has answered

@@ -38,8 +38,8 @@ func (ws *wills) init(b *Broker) {
 	ws.broker, ws.all, ws.waiting = b, map[int64]*will{}, map[clientName][]*will{}
 	ws.ledger = quota.New[quota.Key](quota.Resource{
 		Name: "wills", Unit: "bytes",
-		Subject: quota.Bound{Max: b.o.SubjectWillBytes, Name: "limits.subject_will_bytes"},
-		Total:   quota.Bound{Max: b.o.WillBytes, Name: "limits.will_bytes"},
+		Subject: quota.Bound{Max: b.options.SubjectWillBytes, Name: "limits.subject_will_bytes"},
+		Total:   quota.Bound{Max: b.options.WillBytes, Name: "limits.will_bytes"},
 	})
 }
 
@@ -97,7 +97,7 @@ func (ws *wills) wait(w *will, due, grace time.Time) {
 		w.timer.Stop()
 	}
 	w.due, w.grace = due, grace
-	w.timer = time.AfterFunc(due.Sub(ws.broker.o.Now()), func() { ws.fallDue(w) })
+	w.timer = time.AfterFunc(due.Sub(ws.broker.options.Now()), func() { ws.fallDue(w) })
 	ws.write(w)
 }
 
@@ -267,14 +267,14 @@ func (ws *wills) hold(ctx context.Context, w *will, o session.Options) *session.
 	p := w.papers
 	ws.mu.Unlock()
 	o.Transport = "mqtt"
-	return ws.broker.Guard.Hold(ctx, p, o)
+	return ws.broker.deps.Guard.Hold(ctx, p, o)
 }
 
 // fallDue publishes a will that waited, if its subject may publish it today and the token
 // that it stands on was not revoked. Where nobody can say, it asks again.
 func (ws *wills) fallDue(w *will) {
 	ctx := ws.broker.ctx
-	ws.broker.Guard.Settled()
+	ws.broker.deps.Guard.Settled()
 	var a *session.Authority
 	var lapsed error
 	ws.hold(ctx, w, session.Options{Changed: func(now *session.Authority) { a, lapsed = now, nil }, Lapsed: func(cause error) { a, lapsed = nil, cause }}).Close(nil)
@@ -295,9 +295,9 @@ func (ws *wills) fallDue(w *will) {
 // publishWill is the last act of a connection that was lost.
 func (c *conn) publishWill(ctx context.Context, w *will) {
 	ws := &c.broker.wills
-	c.broker.Guard.Settled()
+	c.broker.deps.Guard.Settled()
 	if s := c.live(); s.Over() && s.Cause() != nil { // it lost its session meanwhile
-		ws.watch(ctx, ws.sessionEnded(w, s.Cause(), 0, c.broker.o.Now()))
+		ws.watch(ctx, ws.sessionEnded(w, s.Cause(), 0, c.broker.options.Now()))
 	} else {
 		ws.publish(ctx, s.Authority(), w)
 	}
@@ -315,7 +315,7 @@ func (ws *wills) publish(ctx context.Context, a *session.Authority, w *will) {
 	}
 	b := batchesOfWork.Get().(*batch)
 	defer batchesOfWork.Put(b)
-	b.now = ws.broker.o.Now()
+	b.now = ws.broker.options.Now()
 	defer b.flush()
 	m := &message{topic: w.m.topic, payload: w.m.payload, qos: w.m.qos, retain: w.m.retain, props: w.m.props}
 	if w.life > 0 {
@@ -328,7 +328,7 @@ func (ws *wills) publish(ctx context.Context, a *session.Authority, w *will) {
 		ws.broker.journal.release(o.kept) // who routed it had it too
 	}
 	if err != nil {
-		ws.broker.o.Log.WarnContext(ctx, "will refused", slog.String("client", w.session.id), slog.String("topic", m.topic), slog.Any("err", err))
+		ws.broker.options.Log.WarnContext(ctx, "will refused", slog.String("client", w.session.id), slog.String("topic", m.topic), slog.Any("err", err))
 	}
 }
 

@@ -1,0 +1,91 @@
+package mqtt
+
+import (
+	"cmp"
+	"log/slog"
+	"time"
+)
+
+// Options is the broker's limits, clock and log. The zero value is usable: [New] replaces a zero by
+// the default that each field states.
+type Options struct {
+	PacketBytes int // longest packet from a client, in bytes; 64 KiB
+
+	// Queue of one connected client, and of one persistent session.
+	QueueMessages int // messages, at most 50,000; 10,000
+	QueueBytes    int // bytes; 1 MiB
+	// Queues of connected clients beyond 16 KiB of each.
+	QueuedBytes       int64 // of all clients; 1 GiB
+	SubjectQueueBytes int64 // of the clients of one subject; 4 MiB
+	// Messages stored for persistent sessions.
+	KeptBytes        int64 // for all sessions; 1 GiB
+	SubjectKeptBytes int64 // for the sessions of one subject, beyond 16 KiB of each; 4 MiB
+
+	Sessions      int           // persistent sessions; 100,000
+	SessionExpiry time.Duration // longest Session Expiry Interval; 7 days
+	KeepAlive     time.Duration // longest Keep Alive of clients of version 5; 30 minutes
+
+	RetainedMessages        int // of all subjects; 1,000,000
+	RetainedBytes           int // of memory, of all subjects; 256 MiB
+	SubjectRetainedMessages int // of one subject; 5,000
+	SubjectRetainedBytes    int // of memory, of one subject; 1 MiB
+
+	SubscriptionBytes        int64 // memory of all subscriptions; 256 MiB
+	SubjectSubscriptionBytes int64 // memory of one subject's subscriptions; 2 MiB
+
+	// Topic aliases and packet identifiers of QoS 2 that are not released yet, beyond 4 KiB of each
+	// connection or session.
+	ConnectionBytes        int64 // of all clients; 256 MiB
+	SubjectConnectionBytes int64 // of one subject's clients; 256 KiB
+
+	WillBytes        int64 // wills of all clients; 64 MiB
+	SubjectWillBytes int64 // wills of one subject's clients; 256 KiB
+
+	PublishRate float64 // publishes a second of one subject, unless [Dependencies.Publishes] is set; 0 means no limit
+	ControlRate float64 // other requests a second of one subject, see controlRate, unless [Dependencies.Controls] is set; 0 means no limit
+	ConnectRate float64 // CONNECTs a second from one address; 0 means no limit
+
+	// ControlCharacters accepts strings that hold the code points which MQTT 5.0 §1.5.4 advises against.
+	// false refuses them in topics, filters and the properties of messages.
+	ControlCharacters bool
+	// Spread is the time over which requests to refresh the token are spread after a policy edit; 5 s.
+	Spread time.Duration
+	// HandshakeFailed is called for each connection that ended within its TLS handshake, with the error.
+	// It must not block; nil: no call.
+	HandshakeFailed func(remote string, err error)
+	Now             func() time.Time // nil: the system's clock, in milliseconds
+	Log             *slog.Logger     // nil: slog.Default
+}
+
+// withDefaults returns o with each zero field that has a default replaced by it. It is the one place
+// that states them.
+func (o Options) withDefaults() Options {
+	o.PacketBytes = cmp.Or(o.PacketBytes, 64<<10)
+	o.QueueMessages = cmp.Or(o.QueueMessages, 10_000)
+	o.QueueBytes = cmp.Or(o.QueueBytes, 1<<20)
+	o.QueuedBytes = cmp.Or(o.QueuedBytes, 1<<30)
+	o.SubjectQueueBytes = cmp.Or(o.SubjectQueueBytes, 4<<20)
+	o.KeptBytes = cmp.Or(o.KeptBytes, 1<<30)
+	o.SubjectKeptBytes = cmp.Or(o.SubjectKeptBytes, 4<<20)
+	o.Sessions = cmp.Or(o.Sessions, 100_000)
+	o.SessionExpiry = cmp.Or(o.SessionExpiry, 7*24*time.Hour)
+	o.KeepAlive = cmp.Or(o.KeepAlive, 30*time.Minute)
+	o.RetainedMessages = cmp.Or(o.RetainedMessages, 1_000_000)
+	o.RetainedBytes = cmp.Or(o.RetainedBytes, 256<<20)
+	o.SubjectRetainedMessages = cmp.Or(o.SubjectRetainedMessages, 5000)
+	o.SubjectRetainedBytes = cmp.Or(o.SubjectRetainedBytes, 1<<20)
+	o.SubscriptionBytes = cmp.Or(o.SubscriptionBytes, 256<<20)
+	o.SubjectSubscriptionBytes = cmp.Or(o.SubjectSubscriptionBytes, 2<<20)
+	o.ConnectionBytes = cmp.Or(o.ConnectionBytes, 256<<20)
+	o.SubjectConnectionBytes = cmp.Or(o.SubjectConnectionBytes, 256<<10)
+	o.WillBytes = cmp.Or(o.WillBytes, 64<<20)
+	o.SubjectWillBytes = cmp.Or(o.SubjectWillBytes, 256<<10)
+	o.Spread = cmp.Or(o.Spread, 5*time.Second)
+	if o.Now == nil {
+		o.Now = func() time.Time { return time.Now().Truncate(time.Millisecond) }
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return o
+}
