@@ -8,9 +8,9 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
-	"github.com/watchword-iot/watchword/internal/recent"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/token"
 	"github.com/watchword-iot/watchword/twin"
 )
@@ -37,9 +37,9 @@ type Store interface {
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error)
 }
 
-// Roll tells what stands today.
-type Roll interface {
-	Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error)
+// Directory answers who a subject is now.
+type Directory interface {
+	Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error)
 	Target(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (policy.Target, error)
 	// Forget makes the next answer about a subject at least as new as the store is now.
 	Forget(t watchword.TenantID, id watchword.SubjectID)
@@ -83,25 +83,24 @@ type DeskOptions struct {
 // Desk takes orders, hands commands over and takes receipts. It is safe for
 // concurrent use.
 type Desk struct {
-	store Store
-	roll  Roll
-	safe  Safe
-	sign  Keys
-	o     DeskOptions
+	store     Store
+	directory Directory
+	safe      Safe
+	sign      Keys
+	o         DeskOptions
 
 	schemas schemas
 
 	mu      sync.Mutex
-	covers  map[*Line]struct{}                            // lines that wait for a checkpoint
-	lines   map[lineKey][]*Line                           // the connections of a device; its commands go to the last
-	watch   map[watchword.CommandID]*watchers             // who waits for a command
-	keys    *recent.Map[watchword.KeyID, *jose.PublicKey] // parsed, by the hash of their bytes
-	nextEnd time.Time                                     // the end that Run waits for, zero for none
-	soon    chan struct{}                                 // tells Run that an end may be nearer than it knows
+	covers  map[*Line]struct{}                // lines that wait for a checkpoint
+	lines   map[lineKey][]*Line               // the connections of a device; its commands go to the last
+	watch   map[watchword.CommandID]*watchers // who waits for a command
+	nextEnd time.Time                         // the end that Run waits for, zero for none
+	soon    chan struct{}                     // tells Run that an end may be nearer than it knows
 }
 
 // NewDesk returns a desk over st, which signs with sign. Run it, so that commands end on time.
-func NewDesk(st Store, roll Roll, safe Safe, sign Keys, o DeskOptions) *Desk {
+func NewDesk(st Store, dir Directory, safe Safe, sign Keys, o DeskOptions) *Desk {
 	if o.TTL == 0 {
 		o.TTL = 120 * time.Second
 	}
@@ -112,32 +111,10 @@ func NewDesk(st Store, roll Roll, safe Safe, sign Keys, o DeskOptions) *Desk {
 		o.Now = time.Now
 	}
 	return &Desk{
-		store: st, roll: roll, safe: safe, sign: sign, o: o, schemas: newSchemas(),
+		store: st, directory: dir, safe: safe, sign: sign, o: o, schemas: newSchemas(),
 		covers: map[*Line]struct{}{}, lines: map[lineKey][]*Line{}, watch: map[watchword.CommandID]*watchers{},
-		keys: recent.New[watchword.KeyID, *jose.PublicKey](16 << 10), soon: make(chan struct{}, 1),
+		soon: make(chan struct{}, 1),
 	}
-}
-
-// key parses a subject's public key, once.
-func (d *Desk) key(k watchword.Key) (*jose.PublicKey, error) {
-	d.mu.Lock()
-	pub, ok := d.keys.Get(k.ID)
-	d.mu.Unlock()
-	if ok {
-		return pub, nil
-	}
-	use := jose.ForSigning
-	if k.Purpose == watchword.Seal {
-		use = jose.ForSealing
-	}
-	pub, err := jose.ParseJWK(k.JWK, use)
-	if err != nil {
-		return nil, watchword.Because(err, watchword.Internal, "stored key %s", k.ID)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.keys.Put(k.ID, pub)
-	return pub, nil
 }
 
 // The contexts under which the parts of a command are sealed at rest.

@@ -50,7 +50,7 @@ type setup struct {
 	t     *testing.T
 	store *sqlite.Store
 	ring  *keyring.Ring
-	roll  *registry.Roll
+	roll  *registry.Directory
 	guard *session.Guard
 	clock atomic.Int64 // in nanoseconds since 1970
 	signs map[watchword.SubjectID]*jose.Signer
@@ -91,15 +91,11 @@ func newSetup(t *testing.T, o options) *setup {
 	}}))
 	s.ring, err = keyring.Open(t.Context(), st, kek)
 	must(t, err)
-	var docs []*policy.Document
 	for name, src := range map[string]string{"callers": callers, "bounded": bounded} {
-		d, err := policy.Parse(name, []byte(src))
+		_, _, err = st.PutPolicy(t.Context(), here, name, []byte(src), -1, at, s.entry(audit.PolicyApply, name, nil))
 		must(t, err)
-		docs = append(docs, d)
 	}
-	version, err := st.PolicyVersion(t.Context(), here)
-	must(t, err)
-	s.roll = registry.NewRoll(st, policy.NewSet(docs...).At(version))
+	s.roll = registry.NewDirectory(st)
 	s.guard = session.NewGuard(s.roll, session.GuardOptions{Now: s.now})
 	o.desk.Issuer, o.desk.Epoch, o.desk.Now = issuer, s.ring.Epoch(), s.now
 	under, keys := command.Store(st), command.Keys(s.ring)

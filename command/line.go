@@ -242,15 +242,15 @@ func (l *Line) pending(ctx context.Context, after int64, nonce string, limit int
 // a rule nothing is kept then.
 func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand, error) {
 	d := l.desk
-	s, _, err := d.roll.Today(ctx, r.Tenant, r.Device)
+	who, err := d.directory.Principal(ctx, r.Tenant, r.Device)
 	if err != nil {
 		return SealedCommand{}, err
 	}
-	k, ok := s.SealKey()
+	k, ok := who.Subject.SealKey()
 	if !ok {
 		return SealedCommand{}, watchword.Refuse(watchword.SubjectNew, "the device has no sealing key")
 	}
-	to, err := d.key(k)
+	to, err := who.Keys.Key(k.ID)
 	if err != nil {
 		return SealedCommand{}, err
 	}

@@ -82,7 +82,7 @@ func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace st
 	}))
 	if err != nil {
 		if errors.Is(err, watchword.ErrBasisMoved) {
-			d.roll.Forget(a.Tenant(), c.Device) // the caller's authority is read anew by session.Act; its target's is not
+			d.directory.Forget(a.Tenant(), c.Device) // the caller's authority is read anew by session.Act; its target's is not
 		}
 		return Row{}, err
 	}
@@ -133,7 +133,7 @@ func (c *Call) normalize(most int) error {
 // allow decides by policy, then by the function's schema, and returns what that was decided on.
 func (d *Desk) allow(ctx context.Context, a *session.Authority, c Call) (watchword.Basis, error) {
 	basis := a.Basis()
-	target, err := d.roll.Target(ctx, a.Tenant(), c.Device)
+	target, err := d.directory.Target(ctx, a.Tenant(), c.Device)
 	missing := watchword.CodeOf(err) == watchword.NotFound
 	if err != nil && !missing {
 		return basis, err
@@ -162,7 +162,7 @@ func (d *Desk) MayHave(ctx context.Context, a *session.Authority, r Row) error {
 	if r.By != a.Subject() {
 		return watchword.Refuse(watchword.Denied, "another ordered this command")
 	}
-	target, err := d.roll.Target(ctx, a.Tenant(), r.Device)
+	target, err := d.directory.Target(ctx, a.Tenant(), r.Device)
 	if watchword.CodeOf(err) == watchword.NotFound {
 		target, err = policy.Target{ID: r.Device}, nil
 	}
@@ -177,15 +177,15 @@ func (d *Desk) MayHave(ctx context.Context, a *session.Authority, r Row) error {
 }
 
 func (d *Desk) signedOrder(ctx context.Context, a *session.Authority, c Call, now time.Time) (token.Order, error) {
-	s, _, err := d.roll.Today(ctx, a.Tenant(), a.Subject())
+	who, err := d.directory.Principal(ctx, a.Tenant(), a.Subject())
 	if err != nil {
 		return token.Order{}, err
 	}
-	k, ok := s.SignKey(a.Key())
+	k, ok := who.Subject.SignKey(a.Key())
 	if !ok {
 		return token.Order{}, watchword.Refuse(watchword.KeyUnknown, "the order must be signed by the key that got the token")
 	}
-	pub, err := d.key(k)
+	pub, err := who.Keys.Key(k.ID)
 	if err != nil {
 		return token.Order{}, err
 	}

@@ -26,24 +26,19 @@ const ReceiptCost = 1
 // that was handed over; conflict where the command was settled otherwise.
 func (d *Desk) TakeReceipt(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, b watchword.Basis, raw, trace string) (Row, error) {
 	now := d.o.Now()
-	s, _, err := d.roll.Today(ctx, t, device)
+	who, err := d.directory.Principal(ctx, t, device)
 	if err != nil {
 		return Row{}, err
 	}
-	keys := token.KeySet{}
-	for _, k := range s.Keys {
-		if k.Purpose != watchword.Sign || k.State == watchword.KeyRevoked {
-			continue // a retired key may have signed before it was replaced
-		}
-		if keys[k.ID], err = d.key(k); err != nil {
-			return Row{}, err
-		}
+	keys, err := who.Keys.Signed() // a retired key may have signed before it was replaced
+	if err != nil {
+		return Row{}, err
 	}
 	r, key, err := token.VerifyReceipt(raw, keys, device, d.o.Issuer)
 	if err != nil {
 		return Row{}, err
 	}
-	if err := d.inTime(ctx, s, key, r); err != nil {
+	if err := d.inTime(ctx, who.Subject, key, r); err != nil {
 		return Row{}, err
 	}
 	sealed, err := d.safe.Seal(receiptAtRest(r.Command), []byte(raw))

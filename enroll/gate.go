@@ -27,7 +27,7 @@ type Options struct {
 	Issuer    string
 	Pin       func() string // of the root of this moment
 	// Fits refuses a subject whose token would outgrow its bound.
-	Fits func(watchword.Subject) error
+	Fits func(ctx context.Context, s watchword.Subject) error
 	// Changed tells that a subject has changed in the store, before the answer.
 	Changed func(ctx context.Context, t watchword.TenantID, id watchword.SubjectID)
 	// How long a pairing waits for an operator, and how often its device may ask; 0
@@ -78,7 +78,7 @@ func (g *Gate) AddProving(ctx context.Context, by audit.Actor, id watchword.Subj
 	if err := watchword.CheckProof(proof); err != nil {
 		return s, Link{}, err
 	}
-	if err := g.o.Fits(s); err != nil {
+	if err := g.o.Fits(ctx, s); err != nil {
 		return s, Link{}, err
 	}
 	code, link, err := g.code(by, id, ttl, now)

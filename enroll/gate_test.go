@@ -50,7 +50,7 @@ func newSetup(t *testing.T, o enroll.Options) *setup {
 	s := &setup{t: t, store: st, now: at}
 	o.PublicURL, o.Issuer = "https://house.example/w", issuer
 	o.Pin = func() string { return strings.Repeat("p", 43) }
-	o.Fits = func(watchword.Subject) error { return s.fits }
+	o.Fits = func(context.Context, watchword.Subject) error { return s.fits }
 	o.Changed = func(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) {
 		s.changed = append(s.changed, id)
 	}

@@ -96,7 +96,7 @@ func (g *Gate) approval(ctx context.Context, by audit.Actor, p Pairing, id watch
 	if err := watchword.CheckLabels(a.Labels); err != nil {
 		return out, err
 	}
-	if err := g.o.Fits(out.Subject); err != nil {
+	if err := g.o.Fits(ctx, out.Subject); err != nil {
 		return out, err
 	}
 	switch s, err := g.store.Subject(ctx, by.Tenant, id); {

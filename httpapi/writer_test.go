@@ -413,8 +413,8 @@ type roll struct {
 	set     *policy.Set
 }
 
-func (r *roll) Today(context.Context, watchword.TenantID, watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
-	return &r.subject, r.set.For(policy.Who{ID: r.subject.ID, Kind: r.subject.Kind}), nil
+func (r *roll) Principal(context.Context, watchword.TenantID, watchword.SubjectID) (*session.Principal, error) {
+	return session.NewPrincipal(&r.subject, r.set), nil
 }
 
 func (r *roll) Renew(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {

@@ -76,9 +76,7 @@ func withDesk(t *testing.T, f func(t *testing.T, h *house, o *orders)) {
 			&enroll.Code{Tenant: watchword.DefaultTenant, Hash: hash, Subject: "lamp-7", Expires: now.Add(time.Hour)}, entry(audit.DeviceCreate)))
 		_, _, err = st.RedeemCode(t.Context(), enroll.Redemption{Tenant: watchword.DefaultTenant, Hash: hash, Sign: key(sign, watchword.Sign), Seal: key(seal, watchword.Seal)}, now, entry(audit.DeviceEnroll))
 		must(err)
-		set, err := registry.LoadPolicies(t.Context(), st, watchword.DefaultTenant)
-		must(err)
-		roll := registry.NewRoll(st, set)
+		roll := registry.NewDirectory(st)
 		all, err := policy.FromPermissions([]watchword.Permission{{Resource: "fn:*/*", Actions: []string{"call"}}}, nil)
 		must(err)
 		o := &orders{t: t, store: st}

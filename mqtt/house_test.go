@@ -155,7 +155,7 @@ func (h *house) Renew(context.Context, watchword.TenantID, watchword.SubjectID, 
 	return nil
 }
 
-func (h *house) Today(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+func (h *house) Principal(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.asked == nil {
@@ -164,10 +164,10 @@ func (h *house) Today(_ context.Context, _ watchword.TenantID, id watchword.Subj
 	h.asked[id]++
 	s := h.roll[id]
 	if s == nil {
-		return nil, nil, watchword.Refuse(watchword.NotFound, "nobody")
+		return nil, watchword.Refuse(watchword.NotFound, "nobody")
 	}
 	c := *s
-	return &c, h.set.For(policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}), nil
+	return session.NewPrincipal(&c, h.set), nil
 }
 
 func (h *house) Admit(_ context.Context, _ watchword.TenantID, raw string, now time.Time) (session.Papers, error) {

@@ -31,8 +31,8 @@ func (everybody) Renew(context.Context, watchword.TenantID, watchword.SubjectID,
 	return nil
 }
 
-func (e everybody) Today(_ context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
-	return &watchword.Subject{Tenant: t, ID: id, Kind: watchword.Device, State: watchword.Active, Incarnation: 1}, e.today, nil
+func (e everybody) Principal(_ context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
+	return &session.Principal{Subject: &watchword.Subject{Tenant: t, ID: id, Kind: watchword.Device, State: watchword.Active, Incarnation: 1}, Grant: e.today}, nil
 }
 
 // What is counted of retained messages is what they take of memory, within a quarter,

@@ -138,9 +138,9 @@ type hasty struct {
 	change func()
 }
 
-func (h hasty) Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+func (h hasty) Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	defer h.change()
-	return h.everybody.Today(ctx, t, id)
+	return h.everybody.Principal(ctx, t, id)
 }
 
 // An answer that is older than a change does not count.

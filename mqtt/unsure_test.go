@@ -12,7 +12,6 @@ import (
 	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
-	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -31,7 +30,7 @@ func (b *badRoll) Renew(context.Context, watchword.TenantID, watchword.SubjectID
 	return nil
 }
 
-func (b *badRoll) Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+func (b *badRoll) Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	if id == "slow" {
 		if s := b.slow.Swap(nil); s != nil {
 			close(s.asked)
@@ -42,9 +41,9 @@ func (b *badRoll) Today(ctx context.Context, t watchword.TenantID, id watchword.
 		b.bad.Store(true)
 	}
 	if b.bad.Load() && id != "pub" && id != "ear" {
-		return nil, nil, watchword.Refuse(watchword.Unavailable, "roll")
+		return nil, watchword.Refuse(watchword.Unavailable, "roll")
 	}
-	return b.house.Today(ctx, t, id)
+	return b.house.Principal(ctx, t, id)
 }
 
 // onABadRoll has the engine ask a roll that may be bad.

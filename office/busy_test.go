@@ -29,11 +29,11 @@ func (k keys) RevokedIssuer(watchword.KeyID) bool { return false }
 // roll knows one device.
 type roll struct{ s watchword.Subject }
 
-func (r roll) Today(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+func (r roll) Principal(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	if id != r.s.ID {
-		return nil, nil, watchword.Refuse(watchword.NotFound, "nobody")
+		return nil, watchword.Refuse(watchword.NotFound, "nobody")
 	}
-	return &r.s, nil, nil
+	return session.NewPrincipal(&r.s, policy.NewSet()), nil
 }
 
 // Where too many signatures wait already, whoever comes is told so, by that word,

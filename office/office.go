@@ -19,9 +19,9 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Roll tells what stands today: the subject, with its keys, and its policy.
-type Roll interface {
-	Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error)
+// Directory answers who a subject is now, what policy gives it, and its keys.
+type Directory interface {
+	Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error)
 }
 
 // Keys is the issuer's keys as they stand at this moment.
@@ -57,12 +57,12 @@ type Options struct {
 // Office exchanges client assertions for access tokens, and admits those tokens
 // at the doors. It is safe for concurrent use.
 type Office struct {
-	issuer   string
-	keys     Keys
-	roll     Roll
-	records  Records
-	lifetime time.Duration
-	decoy    token.KeySet // a key that nobody has, in the place of an unknown subject's keys
+	issuer    string
+	keys      Keys
+	directory Directory
+	records   Records
+	lifetime  time.Duration
+	decoy     token.KeySet // a key that nobody has, in the place of an unknown subject's keys
 
 	proofs *proofs
 	room   *fair.Room
@@ -70,19 +70,15 @@ type Office struct {
 	spends *rates.Map[bearer] // of assertions that are spent for anything else
 
 	mu       sync.Mutex
-	forgot   uint64 // how often something was taken out of admitted
-	parsed   *recent.Map[watchword.KeyID, *jose.PublicKey]
+	forgot   uint64                                      // how often something was taken out of admitted
 	admitted *recent.Sized[[sha256.Size]byte, *admitted] // by the hash of their bytes; who revokes a token takes it out, and revoked issuer keys are the guard's to see
 }
 
-// The office remembers that many parsed keys at least, and admitted tokens of that many bytes.
-const (
-	officeCache   = 16 << 10
-	admittedBytes = 128 << 20
-)
+// admittedBytes is how much memory the admitted tokens that are remembered may take.
+const admittedBytes = 128 << 20
 
 // New returns the office of one issuer, which signs and verifies with keys.
-func New(issuer string, keys Keys, roll Roll, records Records, o Options) (*Office, error) {
+func New(issuer string, keys Keys, d Directory, records Records, o Options) (*Office, error) {
 	decoy, err := jose.GenerateKey("P-256")
 	if err != nil {
 		return nil, err
@@ -97,8 +93,7 @@ func New(issuer string, keys Keys, roll Roll, records Records, o Options) (*Offi
 		proofs: newProofs(o.Origins), room: o.Room,
 		issues: rates.NewBurst[bearer](o.IssueRate, int(max(10, 10*o.IssueRate)), "too many tokens for this subject"),
 		spends: rates.NewBurst[bearer](10*o.IssueRate, int(max(10, 100*o.IssueRate)), "too many assertions of this subject"),
-		issuer: issuer, keys: keys, roll: roll, records: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
-		parsed:   recent.New[watchword.KeyID, *jose.PublicKey](officeCache),
+		issuer: issuer, keys: keys, directory: d, records: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
 		admitted: recent.NewSized[[sha256.Size]byte, *admitted](admittedBytes),
 	}, nil
 }
@@ -299,11 +294,11 @@ func (o *Office) record(ctx context.Context, t watchword.TenantID, g token.Grant
 // Proves checks that sig is a signature over message by the key that papers
 // name. Codes: signature_invalid, key_unknown, busy, unavailable.
 func (o *Office) Proves(ctx context.Context, p session.Papers, message, sig []byte) error {
-	s, _, err := o.roll.Today(ctx, p.Tenant, p.Subject)
+	who, err := o.directory.Principal(ctx, p.Tenant, p.Subject)
 	if err != nil {
 		return err
 	}
-	keys, err := o.signKeys(s)
+	keys, err := who.Keys.Signing()
 	if err != nil {
 		return err
 	}
@@ -319,11 +314,11 @@ func (o *Office) Proves(ctx context.Context, p session.Papers, message, sig []by
 // get it after the same time: what is read of the two differs, and so does the algorithm
 // of their keys. Who measures can learn which ids there are; ids are no secrets.
 func (o *Office) authenticate(ctx context.Context, t watchword.TenantID, p *token.Presented) (*watchword.Subject, *policy.Grant, token.Assertion, error) {
-	s, today, err := o.roll.Today(ctx, t, p.Subject())
+	who, err := o.directory.Principal(ctx, t, p.Subject())
 	keys := o.decoy
 	switch code := watchword.CodeOf(err); code {
 	case "":
-		if keys, err = o.signKeys(s); err != nil {
+		if keys, err = who.Keys.Signing(); err != nil {
 			return nil, nil, token.Assertion{}, err
 		}
 	case watchword.NotFound:
@@ -341,30 +336,5 @@ func (o *Office) authenticate(ctx context.Context, t watchword.TenantID, p *toke
 	if err != nil || cerr != nil {
 		return nil, nil, token.Assertion{}, watchword.Because(errors.Join(err, cerr), watchword.ClientInvalid, "the assertion proves no client of this server")
 	}
-	return s, today, a, nil
-}
-
-// signKeys returns the subject's active signing keys, parsed. A key's id is the
-// hash of its bytes, so what was parsed once stays right.
-func (o *Office) signKeys(s *watchword.Subject) (token.KeySet, error) {
-	set := token.KeySet{}
-	for _, k := range s.Keys {
-		if k.Purpose != watchword.Sign || k.State != watchword.KeyActive {
-			continue
-		}
-		o.mu.Lock()
-		pub, ok := o.parsed.Get(k.ID)
-		o.mu.Unlock()
-		if !ok {
-			var err error
-			if pub, err = jose.ParseJWK(k.JWK, jose.ForSigning); err != nil {
-				return nil, watchword.Because(err, watchword.Internal, "stored key of %s", s.ID)
-			}
-			o.mu.Lock()
-			o.parsed.Put(k.ID, pub)
-			o.mu.Unlock()
-		}
-		set[k.ID] = pub
-	}
-	return set, nil
+	return who.Subject, who.Grant, a, nil
 }

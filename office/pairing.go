@@ -21,10 +21,11 @@ func (o *Office) Paired(ctx context.Context, t watchword.TenantID, id watchword.
 			return Issued{}, err
 		}
 	}
-	s, today, err := o.roll.Today(ctx, t, id)
+	who, err := o.directory.Principal(ctx, t, id)
 	if err != nil {
 		return Issued{}, err
 	}
+	s, today := who.Subject, who.Grant
 	if err := s.Usable(); err != nil {
 		return Issued{}, err
 	}

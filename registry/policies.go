@@ -10,6 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
 )
 
 // policyLock lets one policy change after the other pass, and the wait for it
@@ -27,8 +28,8 @@ func (l policyLock) take(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// LoadPolicies reads and compiles what the store holds, and the version that it is of.
-func LoadPolicies(ctx context.Context, st Truth, t watchword.TenantID) (*policy.Set, error) {
+// loadPolicies reads and compiles what the store holds, and the version that it is of.
+func loadPolicies(ctx context.Context, st Truth, t watchword.TenantID) (*policy.Set, error) {
 	version, err := st.PolicyVersion(ctx, t)
 	if err != nil {
 		return nil, err
@@ -82,7 +83,11 @@ func (r *Registry) CheckPolicy(ctx context.Context, t watchword.TenantID, name s
 }
 
 func (r *Registry) everyoneFits(ctx context.Context, t watchword.TenantID, doc *policy.Document) error {
-	set := r.roll.Policies().With(doc)
+	set, err := r.directory.Policies(ctx, t)
+	if err != nil {
+		return err
+	}
+	set = set.With(doc)
 	const page = 1000
 	for after := watchword.SubjectID(""); ; {
 		subjects, err := r.store.Subjects(ctx, t, "", "", nil, after, page)
@@ -90,7 +95,7 @@ func (r *Registry) everyoneFits(ctx context.Context, t watchword.TenantID, doc *
 			return err
 		}
 		for _, s := range subjects {
-			if s.State == watchword.Revoked || !doc.Applies(who(&s)) {
+			if s.State == watchword.Revoked || !doc.Applies(session.Who(&s)) {
 				continue
 			}
 			if err := r.fits(set, s); err != nil {
@@ -152,8 +157,8 @@ func (p *PolicyEdit) End() { p.release() }
 
 // decided returns ErrBasisMoved where an edit was decided under policies that are not in force
 // any more. The store compares too, with more, in the transaction: this is before the work.
-func (p *PolicyEdit) decided(b watchword.Basis) error {
-	if !b.IsZero() && !b.Local && b.Policies < p.r.roll.Policies().Version() {
+func (p *PolicyEdit) decided(b watchword.Basis, before *policy.Set) error {
+	if !b.IsZero() && !b.Local && b.Policies < before.Version() {
 		return watchword.ErrBasisMoved
 	}
 	return nil
@@ -164,7 +169,11 @@ func (p *PolicyEdit) decided(b watchword.Basis) error {
 // the version that was compared. Codes: policy_invalid, token_too_large, too_large,
 // precondition_failed, busy ([watchword.ErrBasisMoved]).
 func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time) (policy.Stored, error) {
-	if err := p.decided(by.Basis); err != nil {
+	before, err := p.r.directory.Policies(ctx, by.Tenant)
+	if err == nil {
+		err = p.decided(by.Basis, before)
+	}
+	if err != nil {
 		return policy.Stored{}, err
 	}
 	doc, err := policy.Parse(name, source)
@@ -181,7 +190,6 @@ func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, sou
 	e := by.Did(audit.PolicyApply, name, now, map[string]string{
 		"after": jose.Hash(source), "source": string(source),
 	})
-	before := r.roll.Policies()
 	row, version, err := r.store.PutPolicy(ctx, by.Tenant, name, bytes.Clone(source), ifVersion, now, e)
 	if err != nil {
 		return row, err
@@ -192,12 +200,15 @@ func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, sou
 // Delete takes a document out of force, as Apply puts it in. Codes: not_found,
 // precondition_failed, busy.
 func (p *PolicyEdit) Delete(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time) error {
-	if err := p.decided(by.Basis); err != nil {
+	r := p.r
+	before, err := r.directory.Policies(ctx, by.Tenant)
+	if err == nil {
+		err = p.decided(by.Basis, before)
+	}
+	if err != nil {
 		return err
 	}
-	r := p.r
 	e := by.Did(audit.PolicyDelete, name, now, nil)
-	before := r.roll.Policies()
 	version, err := r.store.DeletePolicy(ctx, by.Tenant, name, ifVersion, now, e)
 	if err != nil {
 		return err
@@ -215,7 +226,7 @@ func (r *Registry) swap(ctx context.Context, t watchword.TenantID, before, set *
 		}
 	}
 	ctx = context.WithoutCancel(ctx)
-	err := r.roll.advance(ctx, t, before, set)
+	err := r.directory.advance(ctx, t, before, set)
 	r.live.PolicyChanged(ctx, t, versions...)
 	return err
 }
@@ -224,10 +235,11 @@ func (r *Registry) swap(ctx context.Context, t watchword.TenantID, before, set *
 // and why. A subject that is not active may do nothing: Why says so. Code:
 // not_found.
 func (r *Registry) Explain(ctx context.Context, t watchword.TenantID, subject watchword.SubjectID, action, resource string, args []byte) (policy.Explanation, error) {
-	s, today, err := r.roll.Today(ctx, t, subject)
+	p, err := r.directory.Principal(ctx, t, subject)
 	if err != nil {
 		return policy.Explanation{}, err
 	}
+	s, today := p.Subject, p.Grant
 	if err := s.Usable(); err != nil {
 		return policy.Explanation{Why: string(s.Kind) + " is " + string(s.State)}, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -35,20 +36,20 @@ type Live interface {
 	PolicyChanged(ctx context.Context, t watchword.TenantID, versions ...*policy.Document)
 }
 
-// Registry changes the roll. It is safe for concurrent use.
+// Registry changes subjects and policies. It is safe for concurrent use.
 type Registry struct {
-	store  Store
-	roll   *Roll
-	live   Live
-	issuer string
+	store     Store
+	directory *Directory
+	live      Live
+	issuer    string
 
 	policies policyLock
 	deleted  []func(t watchword.TenantID, id watchword.SubjectID)
 }
 
-// New returns a registry that writes to st, keeps roll true and tells live.
-func New(st Store, roll *Roll, live Live, issuer string) *Registry {
-	return &Registry{store: st, roll: roll, live: live, issuer: issuer, policies: newPolicyLock()}
+// New returns a registry that writes to st, keeps d true and tells live.
+func New(st Store, d *Directory, live Live, issuer string) *Registry {
+	return &Registry{store: st, directory: d, live: live, issuer: issuer, policies: newPolicyLock()}
 }
 
 // Subject returns one subject with its keys. Code: not_found.
@@ -72,10 +73,16 @@ func (r *Registry) List(ctx context.Context, t watchword.TenantID, q Query) ([]w
 
 // Fits refuses a subject whose token would outgrow 4 KiB under today's policies.
 // Code: token_too_large.
-func (r *Registry) Fits(s watchword.Subject) error { return r.fits(r.roll.Policies(), s) }
+func (r *Registry) Fits(ctx context.Context, s watchword.Subject) error {
+	set, err := r.directory.Policies(ctx, s.Tenant)
+	if err != nil {
+		return err
+	}
+	return r.fits(set, s)
+}
 
 func (r *Registry) fits(set *policy.Set, s watchword.Subject) error {
-	g := set.For(who(&s))
+	g := set.For(session.Who(&s))
 	return token.Grant{Issuer: r.issuer, Subject: s, Perm: g.Perm(), Deny: g.Deny()}.Fits()
 }
 
@@ -90,7 +97,7 @@ func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.S
 		return s, err
 	}
 	s.Labels = l // the only thing of it that another edit may change and that a token's size depends on
-	if err := r.Fits(s); err != nil {
+	if err := r.Fits(ctx, s); err != nil {
 		return s, err
 	}
 	e := by.Did(audit.DeviceLabel, string(id), now, nil)
@@ -151,7 +158,7 @@ func (r *Registry) WhenDeleted(f func(t watchword.TenantID, id watchword.Subject
 // Changed tells whoever must know that a subject has changed in the store. Rooms
 // that change subjects by themselves (enrollment) call it before they answer.
 func (r *Registry) Changed(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
-	r.roll.Forget(t, id)
+	r.directory.Forget(t, id)
 	// The change is in the store: who gave the order may have gone, the sessions must know all the same.
 	r.live.SubjectChanged(context.WithoutCancel(ctx), t, id)
 }

@@ -16,18 +16,19 @@ func (r *Registry) target(ctx context.Context, t watchword.TenantID, resource st
 		return policy.Target{}, nil
 	}
 	id, _, _ := strings.Cut(rest, "/")
-	return r.roll.Target(ctx, t, watchword.SubjectID(id))
+	return r.directory.Target(ctx, t, watchword.SubjectID(id))
 }
 
 // Target returns a device as rules about calls see it. Code: not_found, also
 // for a subject that is no device.
-func (r *Roll) Target(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (policy.Target, error) {
-	s, _, err := r.Today(ctx, t, id)
+func (d *Directory) Target(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (policy.Target, error) {
+	p, err := d.Principal(ctx, t, id)
 	if err != nil && watchword.CodeOf(err) != watchword.NotFound {
 		return policy.Target{}, err
 	}
-	if err != nil || s.Kind != watchword.Device {
+	if err != nil || p.Subject.Kind != watchword.Device {
 		return policy.Target{}, watchword.Refuse(watchword.NotFound, "device %q not found", id)
 	}
+	s := p.Subject
 	return policy.Target{ID: s.ID, Labels: s.Labels, Basis: s.Basis}, nil
 }

@@ -168,30 +168,29 @@ func (s *Server) openRing(ctx context.Context) error {
 
 // assemble builds the rooms from the bottom up and names every part.
 func (s *Server) assemble(ctx context.Context) error {
-	set, err := registry.LoadPolicies(ctx, s.store, watchword.DefaultTenant)
-	if err != nil {
-		return err
-	}
 	if err := s.keepLog(ctx); err != nil {
 		return err
 	}
 	s.recorder = audit.NewRecorder(s.store)
-	roll := registry.NewRoll(s.store, set)
-	s.guard = session.NewGuard(roll, session.GuardOptions{
+	directory := registry.NewDirectory(s.store)
+	if _, err := directory.Policies(ctx, watchword.DefaultTenant); err != nil { // what cannot be read stops the start, not a request
+		return err
+	}
+	s.guard = session.NewGuard(directory, session.GuardOptions{
 		Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.ring.RevokedIssuer, Opened: s.sessionOpened, Ended: s.sessionEnded,
 	})
-	reg := registry.New(s.store, roll, s.guard, s.ring.Issuer())
+	reg := registry.New(s.store, directory, s.guard, s.ring.Issuer())
 	room := fair.NewRoom()
 	gate := enroll.NewGate(s.store, enroll.Options{
 		PublicURL: s.info.URL, Issuer: s.ring.Issuer(), Pin: func() string { return token.Pin(s.ring.Root()) },
 		Fits: reg.Fits, Changed: reg.Changed, PairingLife: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Room: room,
 	})
-	papers, err := office.New(s.ring.Issuer(), s.ring, roll, s.store,
+	papers, err := office.New(s.ring.Issuer(), s.ring, directory, s.store,
 		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Room: room, IssueRate: float64(s.cfg.Limits.IssueRate)})
 	if err != nil {
 		return err
 	}
-	s.desk = command.NewDesk(s.store, roll, s.ring, s.ring, command.DeskOptions{
+	s.desk = command.NewDesk(s.store, directory, s.ring, s.ring, command.DeskOptions{
 		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.log, Now: s.o.Now,
 		Bounds: command.Bounds{PerOrderer: int64(s.cfg.Limits.SubjectCommands), Total: int64(s.cfg.Limits.Commands)},
 	})

@@ -20,7 +20,7 @@ const maxDecisions = 64
 // do may run several times and must leave nothing behind when it returns
 // [watchword.ErrBasisMoved]. The input of the act must be whole before Act is called.
 //
-// Codes: the session's cause where it has ended; may's; do's; busy; those of [Roll.Renew].
+// Codes: the session's cause where it has ended; may's; do's; busy; those of [Directory.Renew].
 func (s *Session) Act(ctx context.Context, may func(*Authority) error, do func(context.Context, *Authority) error) error {
 	return act(ctx, may, do, s.current, s.renew)
 }
@@ -30,7 +30,7 @@ func (s *Session) Act(ctx context.Context, may func(*Authority) error, do func(c
 func (g *Guard) Act(ctx context.Context, a *Authority, may func(*Authority) error, do func(context.Context, *Authority) error) error {
 	p := ByKey(a.papers.Tenant, a.papers.Subject, a.papers.Incarnation, "")
 	return act(ctx, may, do, func() (*Authority, error) { return g.Check(ctx, p) }, func(ctx context.Context) error {
-		return g.roll.Renew(ctx, p.Tenant, p.Subject, "", "")
+		return g.directory.Renew(ctx, p.Tenant, p.Subject, "", "")
 	})
 }
 
@@ -79,7 +79,7 @@ func (s *Session) renew(ctx context.Context) error {
 		return nil // the caller finds the cause
 	}
 	p := s.papers
-	err := s.guard.roll.Renew(ctx, p.Tenant, p.Subject, p.JTI, p.SignedBy)
+	err := s.guard.directory.Renew(ctx, p.Tenant, p.Subject, p.JTI, p.SignedBy)
 	switch watchword.CodeOf(err) {
 	case "":
 		if err := s.recompute(ctx, nil); err != nil {

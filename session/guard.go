@@ -14,11 +14,11 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// Roll tells what stands today: the subject, with its keys, and its policy. What
-// it returns is never older than the last change that was told to the guard.
-type Roll interface {
-	Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error)
-	// Renew makes Today's next answer at least as new as the store is now, and refuses a token that
+// Directory answers who a subject is now and what policy gives it. No answer is older than the last change that the guard
+// was told.
+type Directory interface {
+	Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*Principal, error)
+	// Renew makes Principal's next answer at least as new as the store is now, and refuses a token that
 	// counts no more there. Codes: token_revoked, issuer_revoked, unavailable.
 	Renew(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error
 }
@@ -42,7 +42,7 @@ type GuardOptions struct {
 // Guard knows every live session of this node. It is safe for concurrent use.
 // Lock order: Guard.changes, Session.mu, Guard.mu.
 type Guard struct {
-	roll          Roll
+	directory     Directory
 	now           func() time.Time
 	total         int
 	most          [classes]int // of one subject
@@ -71,10 +71,10 @@ type subjectKey struct {
 	id     watchword.SubjectID
 }
 
-// NewGuard returns a guard that asks roll.
-func NewGuard(roll Roll, o GuardOptions) *Guard {
+// NewGuard returns a guard that asks d.
+func NewGuard(d Directory, o GuardOptions) *Guard {
 	g := &Guard{
-		roll: roll, now: o.Now, total: o.Total, most: [classes]int{Connection: o.PerSubject, Wait: o.Requests, Answer: o.Answers}, issuerRevoked: o.Revoked,
+		directory: d, now: o.Now, total: o.Total, most: [classes]int{Connection: o.PerSubject, Wait: o.Requests, Answer: o.Answers}, issuerRevoked: o.Revoked,
 		opened: o.Opened, ended: o.Ended,
 		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(),
 		held: map[watchword.SessionID]*Session{}, absent: map[subjectKey][]*Session{},
@@ -96,7 +96,7 @@ func NewGuard(roll Roll, o GuardOptions) *Guard {
 // Check answers what papers may do now, for one request that is over before
 // anything changes. Codes: as in [Guard.Open].
 func (g *Guard) Check(ctx context.Context, p Papers) (*Authority, error) {
-	s, today, err := g.roll.Today(ctx, p.Tenant, p.Subject)
+	who, err := g.directory.Principal(ctx, p.Tenant, p.Subject)
 	if watchword.CodeOf(err) == watchword.NotFound { // deleted since its papers were made out
 		return nil, watchword.Refuse(watchword.SubjectRevoked, "the subject %q is gone", p.Subject)
 	}
@@ -111,7 +111,7 @@ func (g *Guard) Check(ctx context.Context, p Papers) (*Authority, error) {
 	if g.revoked.has(p.Tenant, p.JTI) {
 		return nil, errRevoked
 	}
-	return judge(p, s, today, g.now())
+	return judge(p, who.Subject, who.Grant, g.now())
 }
 
 // Open starts a session. It is in the index before its authority is read, so
@@ -283,7 +283,7 @@ func (g *Guard) told(t watchword.TenantID, id watchword.SubjectID) {
 }
 
 // SubjectChanged recomputes the sessions of one subject. When it returns, none
-// of them passes anything that the roll no longer allows.
+// of them passes anything that is no longer allowed.
 func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
 	g.changes.RLock()
 	defer g.changes.RUnlock()

@@ -66,20 +66,20 @@ func parse(t *testing.T, src string) *policy.Document {
 	return d
 }
 
-func (r *fakeRoll) Today(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+func (r *fakeRoll) Principal(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	if r.asked != nil {
 		<-r.asked
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err != nil {
-		return nil, nil, r.err
+		return nil, r.err
 	}
 	if id != r.subject.ID {
-		return nil, nil, watchword.Refuse(watchword.NotFound, "nobody")
+		return nil, watchword.Refuse(watchword.NotFound, "nobody")
 	}
 	s := r.subject
-	return &s, r.set.For(policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}), nil
+	return session.NewPrincipal(&s, r.set), nil
 }
 
 func (r *fakeRoll) Renew(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
@@ -507,12 +507,12 @@ type stalledRoll struct {
 	reads, answers chan struct{}
 }
 
-func (r *stalledRoll) Today(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+func (r *stalledRoll) Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	if r.slow.Load() {
 		r.reads <- struct{}{}
 		<-r.answers
 	}
-	return r.fakeRoll.Today(ctx, t, id)
+	return r.fakeRoll.Principal(ctx, t, id)
 }
 
 // Every change of authority cuts what its sessions are doing, all at the same time and with none of them locked.

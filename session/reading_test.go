@@ -51,20 +51,20 @@ func (r *slowRoll) Renew(context.Context, watchword.TenantID, watchword.SubjectI
 	return nil
 }
 
-func (r *slowRoll) Today(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*watchword.Subject, *policy.Grant, error) {
+func (r *slowRoll) Principal(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	r.mu.Lock()
 	s, ok := r.subjects[id]
 	set, hook := r.set, r.hook
 	r.reads[id]++
 	r.mu.Unlock()
 	if !ok {
-		return nil, nil, watchword.Refuse(watchword.NotFound, "nobody")
+		return nil, watchword.Refuse(watchword.NotFound, "nobody")
 	}
-	grant := set.For(policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels})
+	p := session.NewPrincipal(&s, set)
 	if hook != nil {
 		hook(id)
 	}
-	return &s, grant, nil
+	return p, nil
 }
 
 func (r *slowRoll) edit(f func(*slowRoll)) {

@@ -1,0 +1,135 @@
+package session
+
+import (
+	"sync/atomic"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// Principal is one subject as it stands now: the subject itself, what policy gives it, and its keys. It is immutable and
+// safe for concurrent use; what it points to must not be changed.
+type Principal struct {
+	Subject *watchword.Subject
+	// Policies is the set of the tenant's policies that Grant was compiled from.
+	Policies *policy.Set
+	Grant    *policy.Grant
+	Keys     *Keys
+}
+
+// NewPrincipal compiles what set gives s.
+func NewPrincipal(s *watchword.Subject, set *policy.Set) *Principal {
+	return &Principal{Subject: s, Policies: set, Grant: set.For(Who(s)), Keys: NewKeys(s.Keys)}
+}
+
+// Under returns p under another set of policies.
+func (p *Principal) Under(set *policy.Set) *Principal {
+	return &Principal{Subject: p.Subject, Policies: set, Grant: set.For(Who(p.Subject)), Keys: p.Keys}
+}
+
+// Who is s as policies see it.
+func Who(s *watchword.Subject) policy.Who {
+	return policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}
+}
+
+// What a principal takes of memory beside its texts: its structures, those of one key that was parsed, and those of one label.
+const (
+	principalBytes = 1024
+	keyBytes       = 1024
+	labelBytes     = 96
+)
+
+// Bytes is about what p takes of memory, with all keys parsed. The policies that it shares with others do not count.
+func (p *Principal) Bytes() int {
+	n := principalBytes + p.Grant.Bytes()
+	for _, k := range p.Subject.Keys {
+		n += keyBytes + len(k.ID) + len(k.JWK)
+	}
+	for name, value := range p.Subject.Labels {
+		n += labelBytes + len(name) + len(value)
+	}
+	return n
+}
+
+// Keys is the public keys of one subject, each parsed when it is first asked for. It is safe for concurrent use. nil is
+// the keys of nobody.
+type Keys struct {
+	keys    []watchword.Key
+	parsed  []atomic.Pointer[jose.PublicKey] // of keys
+	signing atomic.Pointer[map[watchword.KeyID]*jose.PublicKey]
+}
+
+// NewKeys returns the keys that a subject has or had.
+func NewKeys(keys []watchword.Key) *Keys {
+	return &Keys{keys: keys, parsed: make([]atomic.Pointer[jose.PublicKey], len(keys))}
+}
+
+// Key returns one key, whatever its state. Codes: key_unknown for one that is not the subject's; internal for one that
+// the store holds damaged.
+func (k *Keys) Key(id watchword.KeyID) (*jose.PublicKey, error) {
+	if k != nil {
+		for i := range k.keys {
+			if k.keys[i].ID == id {
+				return k.key(i)
+			}
+		}
+	}
+	return nil, watchword.Refuse(watchword.KeyUnknown, "the subject has no key %s", id)
+}
+
+func (k *Keys) key(i int) (*jose.PublicKey, error) {
+	if pub := k.parsed[i].Load(); pub != nil {
+		return pub, nil
+	}
+	use := jose.ForSigning
+	if k.keys[i].Purpose == watchword.Seal {
+		use = jose.ForSealing
+	}
+	pub, err := jose.ParseJWK(k.keys[i].JWK, use)
+	if err != nil {
+		return nil, watchword.Because(err, watchword.Internal, "stored key %s", k.keys[i].ID)
+	}
+	k.parsed[i].Store(pub)
+	return pub, nil
+}
+
+// Signing returns the active signing keys by id. The map is shared: it must not be changed. Code: internal for a key that
+// the store holds damaged.
+func (k *Keys) Signing() (map[watchword.KeyID]*jose.PublicKey, error) {
+	if k == nil {
+		return nil, nil
+	}
+	if all := k.signing.Load(); all != nil {
+		return *all, nil
+	}
+	all, err := k.signed(func(s watchword.KeyState) bool { return s == watchword.KeyActive })
+	if err == nil {
+		k.signing.Store(&all)
+	}
+	return all, err
+}
+
+// Signed returns the signing keys of which an older signature is believed: the active ones and those that were replaced,
+// not those that were revoked. Code: internal for a key that the store holds damaged.
+func (k *Keys) Signed() (map[watchword.KeyID]*jose.PublicKey, error) {
+	return k.signed(func(s watchword.KeyState) bool { return s != watchword.KeyRevoked })
+}
+
+func (k *Keys) signed(such func(watchword.KeyState) bool) (map[watchword.KeyID]*jose.PublicKey, error) {
+	all := map[watchword.KeyID]*jose.PublicKey{}
+	if k == nil {
+		return all, nil
+	}
+	for i := range k.keys {
+		if k.keys[i].Purpose != watchword.Sign || !such(k.keys[i].State) {
+			continue
+		}
+		pub, err := k.key(i)
+		if err != nil {
+			return nil, err
+		}
+		all[k.keys[i].ID] = pub
+	}
+	return all, nil
+}
