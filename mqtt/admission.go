@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
@@ -40,6 +41,7 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, papers session.Pape
 	if err := c.mayAnswerConnect(p, ad); err != nil {
 		return err
 	}
+	lockrank.Block()
 	if ad.by, err = c.broker.deps.Guard.Check(ctx, papers); err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/internal/wall"
@@ -57,10 +58,8 @@ type Dependencies struct {
 	Controls *rates.Shared[quota.Key]
 }
 
-// Broker is the engine. It is safe for concurrent use.
-//
-// Order of locks: session, retained, world, client, groups, then the tree, the desk or
-// the journal; wills come before the journal. None is held while something is written to a connection or a disk.
+// Broker is the MQTT server of all tenants. It is safe for concurrent use. locks.go states the order of
+// its locks.
 type Broker struct {
 	deps      Dependencies
 	options   Options
@@ -73,7 +72,7 @@ type Broker struct {
 	controls  *rates.Shared[quota.Key] // likewise
 	ctx       context.Context          // of all work that the doors begin; ends with stop
 	stop      context.CancelFunc
-	mu        sync.Mutex
+	mu        lockrank.Mutex[brokerLock]
 	worlds    map[watchword.TenantID]*world
 	closing   bool
 	ahead     *wall.Watch
@@ -104,7 +103,7 @@ type world struct {
 
 	subscribed *quota.Ledger[quota.Key] // the broker's
 
-	mu      sync.Mutex
+	mu      lockrank.Mutex[tenantLock]
 	clients map[string]*sessionState // by client identifier
 	lasting map[watchword.SubjectID]int
 }
@@ -401,6 +400,7 @@ func (b *Broker) Carry(t watchword.TenantID, topic, contentType string, payload 
 	case at == nil:
 		return nil
 	}
+	lockrank.Block()
 	if <-at.ended; !at.over() {
 		return watchword.Refuse(watchword.Unavailable, "this cannot be kept at the moment for those who are away")
 	}

@@ -3,11 +3,11 @@ package mqtt
 import (
 	"context"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
 )
@@ -35,7 +35,7 @@ type pump struct {
 	largest int // the longest packet that the client takes; 0 for any
 	window  int // commands that may be in hand
 
-	mu       sync.Mutex // a leaf: nothing else is locked under it
+	mu       lockrank.Mutex[pumpLock]
 	running  bool
 	again    bool  // something may be new since the run began to look
 	more     bool  // there may be more than the window had room for
@@ -266,6 +266,7 @@ func (p *pump) step(ctx context.Context) bool {
 		return true
 	}
 	p.line.Fits(p.fit())
+	lockrank.Block()
 	cs, more, err := p.line.Take(ctx, after, nonce, room)
 	if err != nil {
 		return p.failed(ctx, err)
@@ -310,6 +311,7 @@ func (p *pump) tell(ctx context.Context, t told) (passed int64, err error) {
 			p.acked, p.tooLarge = append(t.acked, p.acked...), append(t.tooLarge, p.tooLarge...)
 		}
 	}()
+	lockrank.Block()
 	if passed, err = p.line.Deliver(ctx, t.known.epoch, t.known.seq); err != nil {
 		return 0, err
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
@@ -37,7 +38,7 @@ type conn struct {
 	version     packet.Version
 	problems    bool                            // the client wants reason strings
 	liveSession atomic.Pointer[session.Session] // what the connection is authorized to do; nil until CONNECT is accepted
-	working     sync.Mutex                      // held while what came in is passed on
+	processing  lockrank.Mutex[processingLock]  // held while packets are handled
 	leaving     atomic.Bool
 	unsure      atomic.Bool    // the last read emptied the socket, and may have missed its end
 	gone        atomic.Bool    // it has
@@ -181,8 +182,8 @@ func (c *conn) work(ctx context.Context, b []byte) (used, rest int) {
 }
 
 func (c *conn) workOn(ctx context.Context, b []byte) (used, rest int) {
-	c.working.Lock()
-	defer c.working.Unlock()
+	c.processing.Lock()
+	defer c.processing.Unlock()
 	w := c.borrow()
 	defer c.giveBack(w)
 	for !c.leaving.Load() {
@@ -224,7 +225,7 @@ func (c *conn) workOn(ctx context.Context, b []byte) (used, rest int) {
 	return used, rest
 }
 
-// borrow takes a batch for what is handled from now on, with working held.
+// borrow takes a batch for what is handled from now on, with processing held.
 func (c *conn) borrow() *batch {
 	w := batchesOfWork.Get().(*batch)
 	w.now, w.tick = c.broker.moment()

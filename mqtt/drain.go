@@ -57,8 +57,8 @@ func (b *Broker) hangUp() {
 func (c *conn) pause(ctx context.Context) {
 	done := make(chan struct{})
 	go func() { // it outlives ctx only for as long as the reader is held back
-		c.working.Lock()
-		defer c.working.Unlock()
+		c.processing.Lock()
+		defer c.processing.Unlock()
 		close(done)
 	}()
 	select {

@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"slices"
 	"time"
+
+	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
 // The bounds of what is fetched from the shelf at once.
@@ -125,6 +127,7 @@ func (st *sessionState) bodies(page []entry) (map[int64]*message, error) {
 	if len(ids) == 0 {
 		return out, nil
 	}
+	lockrank.Block()
 	ms, err := st.broker.journal.store.ShelfMessages(st.broker.ctx, ids)
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
@@ -83,6 +84,7 @@ func (a actor) trace() string {
 // act runs what a publish writes to the store under the authority to publish it, which the store
 // compares: see [session.Session.Act].
 func (st *sessionState) act(ctx context.Context, by actor, topic string, do func(context.Context, *session.Authority) error) error {
+	lockrank.Block()
 	may := func(a *session.Authority) error { return judge(a, topic).decision.Err() }
 	if by.session != nil {
 		return by.session.Act(ctx, may, do)

@@ -3,11 +3,11 @@ package mqtt
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/shelf"
 )
 
@@ -29,8 +29,8 @@ type journal struct {
 	log    *slog.Logger
 	retain *retainQuota
 
-	mu    sync.Mutex // a leaf, but for kept and the quota
-	open  *commit    // what is collected
+	mu    lockrank.Mutex[journalLock]
+	open  *commit // what is collected
 	wake  chan struct{}
 	next  int64                 // the id of the next message
 	sick  atomic.Pointer[error] // why nothing can be written at this moment
@@ -256,6 +256,7 @@ func (j *journal) step() bool {
 	w.build(j)
 	var err error
 	if !w.changes.Empty() {
+		lockrank.Block()
 		err = j.store.KeepOnShelf(context.Background(), w.changes) // it is not given up in the middle
 	}
 	var waiters []*conn

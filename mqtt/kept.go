@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/twin"
@@ -100,6 +101,7 @@ func (c *conn) giveTwin(ctx context.Context, s *subscription) {
 	}
 	c.expect(s, true)
 	defer c.expect(s, false)
+	lockrank.Block()
 	tw, err := c.broker.deps.Twins.Twin(ctx, c.session.world.tenant, device)
 	if err != nil {
 		if watchword.CodeOf(err) != watchword.NotFound {
@@ -192,6 +194,7 @@ func (c *conn) givePage(ctx context.Context, s *subscription, after watchword.Su
 		return after, false
 	}
 	c.expect(s, true)
+	lockrank.Block()
 	page, err := c.broker.deps.Twins.States(ctx, c.session.world.tenant, after, keptPage)
 	if err != nil {
 		c.broker.refused(c, "kept messages not given", s.filter, err)
@@ -222,6 +225,7 @@ func (c *conn) stateMayBeGiven(ctx context.Context, tw twin.Twin) bool {
 	if tw.State == nil || tw.StateBy == "" {
 		return tw.State != nil
 	}
+	lockrank.Block()
 	a, err := c.broker.deps.Guard.Absent(ctx, c.session.world.tenant, tw.StateBy, tw.StateByIncarnation)
 	return err == nil && a.Publish(stateTopic(tw.Device)).Allowed
 }

@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"time"
 	"unsafe"
+
+	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
 // The bounds of writing.
@@ -161,6 +163,7 @@ func (c *conn) write(rest *[]byte) {
 }
 
 func (c *conn) send(b []byte) error {
+	lockrank.Block()
 	timeout := writeTimeout
 	if c.leaving.Load() {
 		timeout = byeTimeout
@@ -203,6 +206,7 @@ func (c *conn) attempt(b []byte) (n int, err error) {
 		}
 		c.out.armed = false
 	}
+	lockrank.Block()
 	cerr := c.raw.Write(func(fd uintptr) bool {
 		for len(b) > n {
 			var k int

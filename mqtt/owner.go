@@ -5,9 +5,9 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"sync"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -105,6 +105,7 @@ func (b *Broker) decide(ctx context.Context, w *world, o *retainOwner) error {
 	if decided {
 		return nil
 	}
+	lockrank.Block()
 	a, err := b.deps.Guard.Absent(ctx, w.tenant, o.who.subject, o.who.incarnation)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -148,8 +149,8 @@ func (b *Broker) authorityChanged(t watchword.TenantID, id watchword.SubjectID) 
 type purge struct {
 	wake chan struct{}
 
-	mu    sync.Mutex // a leaf
-	asked []doubt    // owners of whom it is to be asked
+	mu    lockrank.Mutex[purgeLock]
+	asked []doubt // owners of whom it is to be asked
 }
 
 type doubt struct {
@@ -202,7 +203,7 @@ func (b *Broker) purgeRetained() {
 	}
 }
 
-func (s *owners) anyDead(mu *sync.RWMutex) bool {
+func (s *owners) anyDead(mu *lockrank.RWMutex[retainedLock]) bool {
 	mu.RLock()
 	defer mu.RUnlock()
 	for _, some := range s.of {

@@ -44,7 +44,7 @@ const (
 // in time.
 var errHeld = errors.New("held back")
 
-// pace is what of a connection is held back. It is under conn.working but for size.
+// pace is what of a connection is held back. It is under conn.processing but for size.
 type pace struct {
 	of     [paces]*rates.Account // nil before the session stands, and where there is no bound
 	credit [paces]int            // reserved for what comes first, and not used
@@ -62,8 +62,8 @@ func (c *conn) join(now time.Time) {
 
 // leavePace forgets what is held back, and gives back what was reserved for it.
 func (c *conn) leavePace() {
-	c.working.Lock()
-	defer c.working.Unlock()
+	c.processing.Lock()
+	defer c.processing.Unlock()
 	p := &c.pace
 	if p.timer != nil {
 		p.timer.Stop()
@@ -151,8 +151,8 @@ func (c *conn) passHeld() {
 	if !more {
 		return
 	}
-	c.working.Lock()
-	defer c.working.Unlock()
+	c.processing.Lock()
+	defer c.processing.Unlock()
 	if len(c.pace.held) > 0 && !c.leaving.Load() {
 		c.passIn(again)
 	}
@@ -160,8 +160,8 @@ func (c *conn) passHeld() {
 
 // passSome is passHeld up to what is not in time yet, and returns in how long it will be.
 func (c *conn) passSome(ctx context.Context) (again time.Duration, more bool) {
-	c.working.Lock()
-	defer c.working.Unlock()
+	c.processing.Lock()
+	defer c.processing.Unlock()
 	p := &c.pace
 	w := c.borrow()
 	defer c.giveBack(w)

@@ -30,8 +30,8 @@ func (c *conn) publish(ctx context.Context, w *batch, p *packet.Publish) error {
 	c.broker.stats.received.Add(1)
 	if p.QoS == 2 {
 		st := c.session
-		st.passing.Lock()
-		defer st.passing.Unlock()
+		st.receiving.Lock()
+		defer st.receiving.Unlock()
 	}
 	if p.QoS > 0 {
 		if again, err := c.took(p); again || err != nil {

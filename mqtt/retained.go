@@ -3,10 +3,10 @@ package mqtt
 import (
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/shelf"
 )
@@ -36,7 +36,7 @@ type retained struct {
 	tenant watchword.TenantID
 	quota  *retainQuota
 
-	mu      sync.RWMutex
+	mu      lockrank.RWMutex[retainedLock]
 	records records
 	number  int64 // of the last one that was set
 	owners  owners
@@ -310,6 +310,7 @@ func (b *Broker) forgetRetained(w *world, f func(*record) bool) {
 			at = b.journal.add(adding{retained: &retainKey{world: w, topic: topic}})
 		}
 		if at != nil {
+			lockrank.Block()
 			select {
 			case <-at.ended:
 			case <-b.ctx.Done():

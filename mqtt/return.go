@@ -90,8 +90,8 @@ func (c *conn) resume(prev *sessionState, ad *admission) (bool, error) {
 		c.out.moved.Wait()
 	}
 	own.mu.Unlock()
-	prev.passing.Lock() // the connection before may be in the middle of a publish
-	defer prev.passing.Unlock()
+	prev.receiving.Lock() // the connection before may be in the middle of a publish
+	defer prev.receiving.Unlock()
 	prev.mu.Lock()
 	if prev.over || prev.conn != nil || prev.lapsed(prev.broker.options.Now()) { // somebody was quicker, or the time is
 		prev.mu.Unlock()

@@ -3,11 +3,11 @@ package mqtt
 import (
 	"cmp"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/shelf"
 )
@@ -22,11 +22,12 @@ type sessionState struct {
 	id     string // the client identifier
 	owner  owner
 
-	// passing is held from the look whether a publish with QoS 2 was taken before until it
-	// is noted as taken: no other connection looks in between. It comes before mu.
-	passing sync.Mutex
+	// receiving is held from the look whether a PUBLISH with QoS 2 was received before until it is noted as
+	// received, and while an operator's end of the session is recorded: no other connection resumes the
+	// session in between.
+	receiving lockrank.Mutex[receivingLock]
 
-	mu    sync.Mutex
+	mu    lockrank.Mutex[sessionLock]
 	conn  *conn // nil while it has none
 	over  bool  // it is no more
 	ended bool  // it lasted, and is over

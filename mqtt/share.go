@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"log/slog"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/policy"
 )
 
@@ -25,7 +25,7 @@ type group struct {
 
 // groups is the shared subscriptions of a world.
 type groups struct {
-	mu  sync.Mutex        // of who changes them; the tree's is locked under it
+	mu  lockrank.Mutex[sharedLock]
 	all map[string]*group // by the filter as clients write it
 }
 

@@ -7,6 +7,7 @@ import (
 	"unsafe"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -71,31 +72,46 @@ func (st *sessionState) memory() int {
 	return n
 }
 
-// Forget ends the session that a client without a connection left behind; id is that of
-// [session.State]. log writes that down first: the client cannot come back in between, and nothing
-// ends where log refuses. Codes: not_found where there is none, or its client came back; log's.
+// Forget ends a persistent session whose client is not connected; id is that of [session.State]. log
+// records that first, and may wait for a store: meanwhile the client cannot resume the session, and
+// nothing ends where log returns an error. Codes: not_found where there is no such session, or its client
+// is connected; log's.
 func (b *Broker) Forget(t watchword.TenantID, id watchword.SessionID, log func() error) error {
-	none := watchword.Refuse(watchword.NotFound, "no such session")
 	w := b.world(t)
 	w.mu.Lock()
 	all := slices.Collect(maps.Values(w.clients))
 	w.mu.Unlock()
 	for _, st := range all {
-		st.mu.Lock()
-		it := st.conn == nil && st.lasting != nil && st.lasting.hold != nil && st.lasting.hold.ID() == id
-		st.mu.Unlock()
-		if it {
-			return st.endIf(func() error { // asked with mu held: its client may have come back
-				if l := st.lasting; l == nil || l.hold == nil || l.hold.ID() != id {
-					return none
-				}
-				if err := log(); err != nil {
-					return err
-				}
-				b.wills.sessionClosed(st, b.options.Now())
-				return nil
-			})
+		if st.isOffline(id) {
+			return st.endOffline(id, log)
 		}
 	}
-	return none
+	return errNoSession
+}
+
+var errNoSession = watchword.Refuse(watchword.NotFound, "no such session")
+
+// isOffline reports whether st has that id and no connection.
+func (st *sessionState) isOffline(id watchword.SessionID) bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.conn == nil && st.lasting != nil && st.lasting.hold != nil && st.lasting.hold.ID() == id
+}
+
+// endOffline is [Broker.Forget] for one session. A session that ends by itself while log runs is no
+// error: it has ended, and log said so.
+func (st *sessionState) endOffline(id watchword.SessionID, log func() error) error {
+	st.receiving.Lock() // conn.resume takes it before it gives the session a connection
+	defer st.receiving.Unlock()
+	if !st.isOffline(id) {
+		return errNoSession
+	}
+	lockrank.Block()
+	if err := log(); err != nil {
+		return err
+	}
+	return st.endIf(func() error {
+		st.broker.wills.sessionClosed(st, st.broker.options.Now())
+		return nil
+	})
 }

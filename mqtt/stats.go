@@ -1,11 +1,11 @@
 package mqtt
 
 import (
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
 // stats counts what the engine does.
@@ -15,7 +15,7 @@ type stats struct {
 	tooLarge, slow, heldBack, commands, takeover, refreshes atomic.Int64
 	dropped, expired, shed                                  atomic.Int64
 
-	mu       sync.Mutex
+	mu       lockrank.Mutex[statsLock]
 	refusals map[watchword.Code]int64 // never holds more than there are codes
 }
 

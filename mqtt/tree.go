@@ -5,13 +5,15 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
 // tree is who listens to what: a trie of topic levels. Matching takes no lock and
 // is safe beside every change; changes wait for each other. One subscriber is in
 // a filter at most once. Filters and topics are well-formed ones.
 type tree[S comparable] struct {
-	mu   sync.Mutex // of who changes
+	mu   lockrank.Mutex[treeLock] // of changes
 	root level[S]
 }
 

@@ -537,3 +537,36 @@ func TestARefusedConnectGivesTheRoomOfItsWillBack(t *testing.T) {
 		})
 	}
 }
+
+// Recording an operator's end of a session may wait for a store, and locks nobody out but the client
+// itself: it resumes the session only where the end was not recorded.
+func TestAClientThatComesBackWhileTheEndOfItsSessionIsRecorded(t *testing.T) {
+	for name, refused := range map[string]error{"recorded": nil, "not recorded": errors.New("not recorded")} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				h.away(packet.V5, "lamp", "x")
+				synctest.Wait()
+				states := h.broker.States(watchword.DefaultTenant, "lamp")
+				if len(states) != 1 {
+					t.Fatalf("%+v", states)
+				}
+				c, p := h.raw(packet.V5), hello(packet.V5, "lamp", h.token("lamp", time.Hour))
+				p.CleanStart = false
+				p.Properties.SetNumber(packet.SessionExpiry, 3600)
+				err := h.broker.Forget(watchword.DefaultTenant, states[0].ID, func() error {
+					c.send(p)
+					if now := h.broker.States(watchword.DefaultTenant, "lamp"); len(now) != 1 || now[0].Live {
+						t.Errorf("while it is recorded: %+v", now)
+					}
+					return refused
+				})
+				if err != refused {
+					t.Fatal(err)
+				}
+				if ack := want[*packet.Connack](c); ack.Code != packet.Success || ack.SessionPresent != (refused != nil) {
+					t.Errorf("CONNACK %#x, session present %v", ack.Code, ack.SessionPresent)
+				}
+			})
+		})
+	}
+}

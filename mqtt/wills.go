@@ -4,10 +4,10 @@ import (
 	"context"
 	"log/slog"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/shelf"
@@ -15,12 +15,12 @@ import (
 
 // wills is every will that stands: of connections, and of those that ended and whose
 // will waits until it is due. All of them are in the store too. It is safe for concurrent
-// use; its lock is a leaf but for the ledger and the journal.
+// use.
 type wills struct {
 	broker *Broker
 	ledger *quota.Ledger[quota.Key] // their bytes
 
-	mu      sync.Mutex
+	mu      lockrank.Mutex[willsLock]
 	last    int64 // the highest id
 	all     map[int64]*will
 	waiting map[clientName][]*will // those that have a time when they are due

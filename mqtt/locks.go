@@ -1,0 +1,77 @@
+package mqtt
+
+import "github.com/watchword-iot/watchword/internal/lockrank"
+
+// The locks of this package, in the order in which a goroutine may take them: with one of them held it
+// takes only locks further down, and never two of one kind. Test runs under the race detector check
+// that; see [lockrank]. Outside of this package, [session.Session] calls back (authority changes and
+// ends) with its own lock held: that comes after receivingLock and before brokerLock. The locks of
+// [command.Desk], of [quota.Ledger] and of rates come last: they call nothing of this package but
+// pump.wake, which takes pumpLock alone.
+//
+// The first two are held while packets are handled, and so while a store is read or written. None of
+// the others is held while something is written to a connection or a store.
+type (
+	processingLock struct{} // conn.processing: one goroutine at a time handles the packets of a connection
+	receivingLock  struct{} // sessionState.receiving: one PUBLISH with QoS 2 of a session at a time
+	brokerLock     struct{} // Broker.mu: the tenants, and connections before CONNECT
+	tenantLock     struct{} // world.mu: the sessions by client identifier
+	retainedLock   struct{} // retained.mu: held for reading while a retained message is queued
+	sessionLock    struct{} // sessionState.mu: the Session State, and the outgoing side of its connection
+	sharedLock     struct{} // groups.mu: shared subscriptions
+	treeLock       struct{} // tree.mu: changes of the subscription tree
+	willsLock      struct{} // wills.mu
+	journalLock    struct{} // journal.mu: what is collected for the next write
+	pumpLock       struct{} // pump.mu: delivery of a device's commands
+	purgeLock      struct{} // purge.mu
+	statsLock      struct{} // stats.mu
+)
+
+// LockInfo is [lockrank.Kind]'s, as for all others here.
+func (processingLock) LockInfo() lockrank.Info {
+	return lockrank.Info{Name: "mqtt conn.processing", Rank: 110, Blocking: true}
+}
+
+// LockInfo is [lockrank.Kind]'s.
+func (receivingLock) LockInfo() lockrank.Info {
+	return lockrank.Info{Name: "mqtt sessionState.receiving", Rank: 120, Blocking: true}
+}
+
+// LockInfo is [lockrank.Kind]'s.
+func (brokerLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt Broker.mu", Rank: 130} }
+
+// LockInfo is [lockrank.Kind]'s.
+func (tenantLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt world.mu", Rank: 140} }
+
+// LockInfo is [lockrank.Kind]'s.
+func (retainedLock) LockInfo() lockrank.Info {
+	return lockrank.Info{Name: "mqtt retained.mu", Rank: 150}
+}
+
+// LockInfo is [lockrank.Kind]'s.
+func (sessionLock) LockInfo() lockrank.Info {
+	return lockrank.Info{Name: "mqtt sessionState.mu", Rank: 160}
+}
+
+// LockInfo is [lockrank.Kind]'s.
+func (sharedLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt groups.mu", Rank: 170} }
+
+// LockInfo is [lockrank.Kind]'s.
+func (treeLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt tree.mu", Rank: 180} }
+
+// LockInfo is [lockrank.Kind]'s.
+func (willsLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt wills.mu", Rank: 190} }
+
+// LockInfo is [lockrank.Kind]'s.
+func (journalLock) LockInfo() lockrank.Info {
+	return lockrank.Info{Name: "mqtt journal.mu", Rank: 200}
+}
+
+// LockInfo is [lockrank.Kind]'s.
+func (pumpLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt pump.mu", Rank: 210} }
+
+// LockInfo is [lockrank.Kind]'s.
+func (purgeLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt purge.mu", Rank: 220} }
+
+// LockInfo is [lockrank.Kind]'s.
+func (statsLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt stats.mu", Rank: 230} }
