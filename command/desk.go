@@ -20,19 +20,19 @@ type Store interface {
 	// AddCommand stores a command, its idempotency key and its entry, or returns the command of an
 	// earlier request with the same key (replay). Codes: busy (MaxQueued, Bounds, or authority that
 	// changed), conflict (the key with another request).
-	AddCommand(ctx context.Context, r Row, idem Idempotency, b Bounds, e audit.Entry) (row Row, replay bool, err error)
+	AddCommand(ctx context.Context, by audit.Actor, r Row, idem Idempotency, b Bounds, entry audit.EntryOf[Row]) (row Row, replay bool, err error)
 	Command(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error)
 	Commands(ctx context.Context, t watchword.TenantID, f Filter, before watchword.CommandID, limit int) ([]Row, error)
 	Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]Row, error)
 	Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]Handover, error)
-	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h Handover, e audit.Entry) (row Row, entry int64, err error)
+	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h Handover, entry audit.EntryOf[Row]) (row Row, number int64, err error)
 	// Deliver moves to delivered what the device acknowledged, and returns the rows that it moved.
 	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, a Acknowledged, now time.Time) ([]Row, error)
 	// Undeliver ends a command as undeliverable, unless it is in a final state already (changed is false).
-	Undeliver(ctx context.Context, u Undelivered, e audit.Entry) (row Row, changed bool, err error)
-	Settle(ctx context.Context, s Settlement, e audit.Entry) (row Row, changed bool, err error)
-	CancelCommand(ctx context.Context, t watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (Row, error)
-	ExpireCommands(ctx context.Context, now time.Time, limit int, entry func(Row) audit.Entry) ([]Row, error)
+	Undeliver(ctx context.Context, u Undelivered, entry audit.EntryOf[Row]) (row Row, changed bool, err error)
+	Settle(ctx context.Context, by audit.Actor, s Settlement, entry audit.EntryOf[Row]) (row Row, changed bool, err error)
+	CancelCommand(ctx context.Context, by audit.Actor, id watchword.CommandID, now time.Time, entry audit.EntryOf[Row]) (Row, error)
+	ExpireCommands(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[Row]) ([]Row, error)
 	NextExpiry(ctx context.Context) (time.Time, error)
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error)
 }

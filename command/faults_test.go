@@ -38,18 +38,18 @@ func (f *faulty) Functions(ctx context.Context, t watchword.TenantID, id watchwo
 	return fs, errors.Join(err, f.fails("Functions"))
 }
 
-func (f *faulty) AddCommand(ctx context.Context, r command.Row, i command.Idempotency, b command.Bounds, e audit.Entry) (command.Row, bool, error) {
+func (f *faulty) AddCommand(ctx context.Context, by audit.Actor, r command.Row, i command.Idempotency, b command.Bounds, e audit.EntryOf[command.Row]) (command.Row, bool, error) {
 	if err := f.fails("AddCommand"); err != nil {
 		return r, false, err
 	}
-	return f.Store.AddCommand(ctx, r, i, b, e)
+	return f.Store.AddCommand(ctx, by, r, i, b, e)
 }
 
-func (f *faulty) Settle(ctx context.Context, c command.Settlement, e audit.Entry) (command.Row, bool, error) {
+func (f *faulty) Settle(ctx context.Context, by audit.Actor, c command.Settlement, e audit.EntryOf[command.Row]) (command.Row, bool, error) {
 	if err := f.fails("Settle"); err != nil {
 		return command.Row{State: watchword.Done}, true, err
 	}
-	return f.Store.Settle(ctx, c, e)
+	return f.Store.Settle(ctx, by, c, e)
 }
 
 func (f *faulty) Seal(c string, b []byte) ([]byte, error) {

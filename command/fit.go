@@ -54,9 +54,11 @@ func (l *Line) Undeliverable(ctx context.Context, c SealedCommand, why Reason) e
 func (d *Desk) undeliverable(ctx context.Context, of lineKey, id watchword.CommandID, why Reason, was Row) error {
 	now := d.o.Now()
 	u := Undelivered{Tenant: of.tenant, ID: id, Reason: why, SentAt: was.SentAt, At: now}
-	row, changed, err := d.store.Undeliver(ctx, u, audit.Actor{Tenant: of.tenant}.Did(audit.CommandUndeliver, string(id), now, map[string]string{
-		"device": string(of.device), "reason": string(why.Code), "size": strconv.Itoa(why.Size), "max": strconv.Itoa(why.Max),
-	}))
+	row, changed, err := d.store.Undeliver(ctx, u, func(before, _ Row) audit.Entry {
+		return audit.Actor{Tenant: of.tenant}.Did(audit.CommandUndeliver, string(id), now, map[string]string{
+			"device": string(of.device), "reason": string(why.Code), "size": strconv.Itoa(why.Size), "max": strconv.Itoa(why.Max), "before": string(before.State),
+		})
+	})
 	if err == nil && changed {
 		d.tell(row)
 	}

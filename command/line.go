@@ -275,7 +275,7 @@ func (l *Line) handOver(ctx context.Context, r Row, nonce string) (SealedCommand
 			return SealedCommand{}, err
 		}
 	}
-	row, entry, err := d.store.HandOver(ctx, r.Tenant, r.ID, h, d.handedOver(r, h, jws))
+	row, entry, err := d.store.HandOver(ctx, r.Tenant, r.ID, h, audit.Always[Row](d.handedOver(r, h, jws)))
 	if err != nil {
 		return SealedCommand{}, err
 	}

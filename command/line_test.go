@@ -142,7 +142,7 @@ type partly struct {
 	fail map[watchword.CommandID]error
 }
 
-func (p partly) HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (command.Row, int64, error) {
+func (p partly) HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.EntryOf[command.Row]) (command.Row, int64, error) {
 	if err := p.fail[id]; err != nil {
 		return command.Row{}, 0, err
 	}

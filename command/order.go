@@ -76,10 +76,13 @@ func (d *Desk) Order(ctx context.Context, a *session.Authority, c Call, trace st
 		Order: c.Signed, By: a.Subject(), ByKey: a.Key(), State: watchword.Queued, Created: now, Expires: expires,
 	}
 	by := audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: trace, Basis: basis}
-	row, replay, err := d.store.AddCommand(ctx, row, c.idempotency(a.Subject()), d.o.Bounds, by.Did(audit.CommandOrder, string(id), now, map[string]string{
-		"device": string(c.Device), "function": c.Function, "expires": strconv.FormatInt(expires.Unix(), 10),
-		"args_hash": jose.Hash(append(d.argsSalt(id), c.Args...)),
-	}))
+	argsHash := jose.Hash(append(d.argsSalt(id), c.Args...))
+	row, replay, err := d.store.AddCommand(ctx, by, row, c.idempotency(a.Subject()), d.o.Bounds, func(_, added Row) audit.Entry {
+		return by.Did(audit.CommandOrder, string(id), now, map[string]string{
+			"device": string(c.Device), "function": c.Function, "expires": strconv.FormatInt(expires.Unix(), 10), "args_hash": argsHash,
+			"epoch": strconv.FormatInt(added.Epoch, 10), "seq": strconv.FormatInt(added.Seq, 10),
+		})
+	})
 	if err != nil {
 		if errors.Is(err, watchword.ErrBasisMoved) {
 			d.directory.Forget(a.Tenant(), c.Device) // the caller's authority is read anew by session.Act; its target's is not
@@ -208,7 +211,7 @@ func (c *Call) idempotency(by watchword.SubjectID) Idempotency {
 // Cancel takes back a command that is still queued. Codes: not_found, conflict.
 func (d *Desk) Cancel(ctx context.Context, by audit.Actor, id watchword.CommandID) (Row, error) {
 	now := d.o.Now()
-	row, err := d.store.CancelCommand(ctx, by.Tenant, id, now, by.Did(audit.CommandCancel, string(id), now, nil))
+	row, err := d.store.CancelCommand(ctx, by, id, now, audit.Always[Row](by.Did(audit.CommandCancel, string(id), now, nil)))
 	if err == nil {
 		d.tell(row)
 	}

@@ -52,20 +52,6 @@ type Undelivered struct {
 	At     time.Time // when it ends
 }
 
-// Acknowledged is what a device says that it holds, all in one epoch.
-type Acknowledged struct {
-	Epoch int64   // of the commands' numbers
-	UpTo  int64   // every command up to this number; 0 for none
-	Each  []int64 // and each of these numbers
-}
-
-// Idempotency is what a caller sends so that a repeated request acts once.
-type Idempotency struct {
-	Caller watchword.SubjectID
-	Key    string   // at most 128 bytes; empty means none was sent
-	Hash   [32]byte // of the request: the same key with another request is a conflict
-}
-
 // Handover is one version of a command that left the house. Hash is the
 // base64url SHA-256 of the inner JWS, which a receipt must repeat as ch.
 type Handover struct {
@@ -79,28 +65,6 @@ type Handover struct {
 // MaxHandovers is how many versions of one command are kept; a device that
 // makes the server sign more gets no further one.
 const MaxHandovers = 32
-
-// MaxQueued is how many commands may wait for one device.
-const MaxQueued = 1000
-
-// Bounds is how many commands may be unfinished (in no final state), beside [MaxQueued] of
-// each device. 0 means no bound.
-type Bounds struct {
-	PerOrderer int64 // of one subject that ordered them, for whatever devices
-	Total      int64 // of all subjects together
-}
-
-// Refusal says why an orderer that has by unfinished commands, of all that there are, may
-// not have one more; nil if it may. Code: busy, with the bound that was met in Detail.
-func (b Bounds) Refusal(by, all int64) error {
-	if b.PerOrderer > 0 && by >= b.PerOrderer {
-		return watchword.Refuse(watchword.Busy, "unfinished commands: 1 more is over the bound of %d for one subject that orders (limits.subject_commands)", b.PerOrderer)
-	}
-	if b.Total > 0 && all >= b.Total {
-		return watchword.Refuse(watchword.Busy, "unfinished commands: 1 more is over the bound of %d for all subjects together (limits.commands)", b.Total)
-	}
-	return nil
-}
 
 // Settlement is a receipt whose signature, issuer and audience are good, on its
 // way into the row of its command.

@@ -52,11 +52,11 @@ func (d *Desk) TakeReceipt(ctx context.Context, t watchword.TenantID, device wat
 			slog.String("device", string(device)), slog.String("command", string(r.Command)), slog.Int64("seq", r.Seq))
 	}
 	by := audit.Actor{Tenant: t, Subject: device, Key: key, Trace: trace, Basis: b}
-	row, changed, err := d.store.Settle(ctx, Settlement{
+	row, changed, err := d.store.Settle(ctx, by, Settlement{
 		Tenant: t, Device: device, ID: r.Command, Epoch: r.Epoch, Seq: r.Seq, Hash: r.Hash, Status: r.Status, Key: key, JWS: sealed, At: now,
-	}, by.Did(kind, string(r.Command), now, map[string]string{
+	}, audit.Always[Row](by.Did(kind, string(r.Command), now, map[string]string{
 		"st": string(r.Status), "ch": r.Hash, "epoch": strconv.FormatInt(r.Epoch, 10), "seq": strconv.FormatInt(r.Seq, 10), "receipt": jose.HashOf(raw),
-	}))
+	})))
 	if err == nil && changed {
 		d.tell(row)
 	}
@@ -120,7 +120,7 @@ func (d *Desk) Run(ctx context.Context) error {
 func (d *Desk) expire(ctx context.Context) error {
 	for {
 		now := d.o.Now()
-		rows, err := d.store.ExpireCommands(ctx, now, expireBatch, func(r Row) audit.Entry {
+		rows, err := d.store.ExpireCommands(ctx, now, expireBatch, func(r, _ Row) audit.Entry {
 			return audit.Actor{Tenant: r.Tenant}.Did(audit.CommandExpire, string(r.ID), now, map[string]string{"before": string(r.State), "device": string(r.Device)})
 		})
 		if err != nil {

@@ -181,8 +181,8 @@ func (b *between) Deliver(ctx context.Context, t watchword.TenantID, device watc
 	return rows, err
 }
 
-func (b *between) Settle(ctx context.Context, c command.Settlement, e audit.Entry) (command.Row, bool, error) {
-	row, changed, err := b.Store.Settle(ctx, c, e)
+func (b *between) Settle(ctx context.Context, by audit.Actor, c command.Settlement, e audit.EntryOf[command.Row]) (command.Row, bool, error) {
+	row, changed, err := b.Store.Settle(ctx, by, c, e)
 	if b.settled != nil {
 		b.settled()
 	}
@@ -337,7 +337,7 @@ type many struct {
 	nextErr error
 }
 
-func (m *many) ExpireCommands(_ context.Context, now time.Time, limit int, entry func(command.Row) audit.Entry) (out []command.Row, err error) {
+func (m *many) ExpireCommands(_ context.Context, now time.Time, limit int, entry audit.EntryOf[command.Row]) (out []command.Row, err error) {
 	m.calls <- limit
 	if m.fails > 0 {
 		m.fails--
@@ -350,7 +350,7 @@ func (m *many) ExpireCommands(_ context.Context, now time.Time, limit int, entry
 	m.batches = m.batches[1:]
 	for i := range n {
 		r := command.Row{Tenant: here, ID: watchword.CommandID(fmt.Sprint("cmd_", i)), Device: "lamp-1", State: watchword.Delivered}
-		if e := entry(r); e.Kind != audit.CommandExpire || e.Object != string(r.ID) || e.Data["before"] != "delivered" || e.Data["device"] != "lamp-1" || e.Tenant != here || !e.At.Equal(now) {
+		if e := entry(r, r); e.Kind != audit.CommandExpire || e.Object != string(r.ID) || e.Data["before"] != "delivered" || e.Data["device"] != "lamp-1" || e.Tenant != here || !e.At.Equal(now) {
 			return nil, fmt.Errorf("the entry is %+v", e)
 		}
 		r.State = watchword.Unknown

@@ -1,11 +1,10 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"encoding/json"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,91 +38,90 @@ func (t *tx) command(tenant watchword.TenantID, id watchword.CommandID) (command
 }
 
 // AddCommand stores a command under its device's next number.
-func (s *Store) AddCommand(ctx context.Context, r command.Row, idem command.Idempotency, b command.Bounds, e audit.Entry) (out command.Row, replay bool, err error) {
-	err = s.w.act(ctx, func(t *tx) error {
-		if out, replay, err = t.repeated(r.Tenant, idem); err != nil || replay {
-			return err
+func (s *Store) AddCommand(ctx context.Context, by audit.Actor, r command.Row, idem command.Idempotency, b command.Bounds, entry audit.EntryOf[command.Row]) (command.Row, bool, error) {
+	type result struct {
+		row    command.Row
+		replay bool
+	}
+	r.Created, r.Expires = whole(r.Created), whole(r.Expires)
+	out, err := actBy(ctx, s, by, func(t *tx) (result, error) {
+		if old, known, err := t.repeated(r.Tenant, idem); err != nil || known {
+			return result{old, known}, err
 		}
-		if out, err = t.number(r, b); err != nil {
-			return err
+		row, err := t.queue(r, b)
+		if err != nil {
+			return result{}, err
 		}
 		if idem.Key != "" {
 			if _, err := t.exec(`INSERT INTO idempotency (tenant, caller, key, hash, command, expires) VALUES (?, ?, ?, ?, ?, ?)`,
-				r.Tenant, idem.Caller, idem.Key, idem.Hash[:], r.ID, stamp(r.Created.Add(idempotencyLife))); err != nil {
-				return err
+				r.Tenant, idem.Caller, idem.Key, idem.Hash[:], r.ID, stamp(idem.Until(r.Created))); err != nil {
+				return result{}, err
 			}
 		}
-		return t.enter(e.With("epoch", strconv.FormatInt(out.Epoch, 10), "seq", strconv.FormatInt(out.Seq, 10)))
-	}, e)
-	if err != nil {
-		return command.Row{}, false, err
-	}
-	return out, replay, nil
+		return result{row, false}, t.enter(entry(command.Row{}, row))
+	})
+	return out.row, out.replay, err
 }
 
-// idempotencyLife is how long a repeated request is known: longer than a command lives.
-const idempotencyLife = 48 * time.Hour
-
 // repeated finds the command that the same request made before.
-func (t *tx) repeated(tenant watchword.TenantID, idem command.Idempotency) (r command.Row, replay bool, err error) {
+func (t *tx) repeated(tenant watchword.TenantID, idem command.Idempotency) (r command.Row, known bool, err error) {
 	if idem.Key == "" {
 		return r, false, nil
 	}
-	type known struct {
+	type request struct {
 		hash []byte
 		id   watchword.CommandID
 	}
-	ks, err := all(context.Background(), t, func(s scanner) (k known, err error) {
-		err = s.Scan(&k.hash, &k.id)
-		return k, err
+	rs, err := all(context.Background(), t, func(s scanner) (r request, err error) {
+		err = s.Scan(&r.hash, &r.id)
+		return r, err
 	}, `SELECT hash, command FROM idempotency WHERE tenant = ? AND caller = ? AND key = ?`, tenant, idem.Caller, idem.Key)
-	if err != nil || len(ks) == 0 {
+	if err != nil || len(rs) == 0 {
 		return r, false, err
 	}
-	if !bytes.Equal(ks[0].hash, idem.Hash[:]) {
-		return r, false, watchword.Refuse(watchword.Conflict, "this Idempotency-Key came with another request before")
+	if err := idem.Repeats(rs[0].hash); err != nil {
+		return r, false, err
 	}
-	r, err = t.command(tenant, ks[0].id)
+	r, err = t.command(tenant, rs[0].id)
 	return r, err == nil, err
 }
 
-// number gives the command the device's next number and writes it. A refusal takes
-// the number back, with the step.
-func (t *tx) number(r command.Row, b command.Bounds) (command.Row, error) {
-	type taken struct {
-		device  watchword.Subject
-		waiting int64
-		by, all int64 // commands of the orderer, and of all, that are not final
-	}
-	c, err := one(context.Background(), t, func(s scanner) (c taken, err error) {
-		c.device.Kind, c.device.ID = watchword.Device, r.Device
-		err = s.Scan(&r.Seq, &r.Incarnation, &c.device.State, &c.waiting, &c.by, &c.all)
-		return c, err
+// queue gives the command the device's next number and writes it. A refusal takes the number back, with the step.
+func (t *tx) queue(r command.Row, b command.Bounds) (command.Row, error) {
+	q, err := one(context.Background(), t, func(s scanner) (q command.Queue, err error) {
+		q.Device.Kind, q.Device.ID = watchword.Device, r.Device
+		err = s.Scan(&q.Seq, &q.Device.Incarnation, &q.Device.State, &q.OfDevice, &q.OfOrderer, &q.Total)
+		return q, err
 	}, notFound("device", r.Device), `UPDATE subjects SET last_seq = last_seq + 1 WHERE tenant = ? AND id = ? AND deleted = 0 AND kind = 'device'
 		RETURNING last_seq, incarnation, state, (SELECT count(*) FROM commands c WHERE c.tenant = subjects.tenant AND c.device = subjects.id
 			AND c.state IN ('queued', 'sent', 'delivered', 'accepted')),
 			coalesce((SELECT n FROM unfinished_commands u WHERE u.tenant = subjects.tenant AND u.orderer = ?), 0),
 			coalesce((SELECT n FROM unfinished_commands u WHERE u.tenant = '' AND u.orderer = ''), 0)`, r.Tenant, r.Device, r.By)
+	if err == nil {
+		r, err = q.Add(r, b)
+	}
 	if err != nil {
 		return r, err
 	}
-	if c.device.State == watchword.Revoked {
-		return r, c.device.Usable()
-	}
-	if c.waiting >= command.MaxQueued {
-		return r, watchword.Refuse(watchword.Busy, "%d commands wait for %q already", c.waiting, r.Device)
-	}
-	if err := b.Refusal(c.by, c.all); err != nil {
-		return r, err
-	}
-	if _, err := t.exec(`INSERT INTO commands (tenant, id, device, incarnation, epoch, seq, function, args, args_hash, signed_order, orderer, orderer_key, state, created, expires)
+	_, err = t.exec(`INSERT INTO commands (tenant, id, device, incarnation, epoch, seq, function, args, args_hash, signed_order, orderer, orderer_key, state, created, expires)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		r.Tenant, r.ID, r.Device, r.Incarnation, r.Epoch, r.Seq, r.Function, r.Args, r.ArgsHash, r.Order, r.By, r.ByKey,
-		watchword.Queued, stamp(r.Created), stamp(r.Expires)); err != nil {
-		return r, err
+		r.Tenant, r.ID, r.Device, r.Incarnation, r.Epoch, r.Seq, r.Function, r.Args, r.ArgsHash, r.Order, r.By, r.ByKey, r.State, stamp(r.Created), stamp(r.Expires))
+	return r, err
+}
+
+// putCommand writes all of a command that changes after it was added.
+func (t *tx) putCommand(r command.Row) error {
+	reason := ""
+	if r.Reason != nil {
+		b, err := json.Marshal(r.Reason)
+		if err != nil {
+			return err
+		}
+		reason = string(b)
 	}
-	r.State, r.Created, r.Expires = watchword.Queued, moment(stamp(r.Created)), moment(stamp(r.Expires))
-	return r, nil
+	_, err := t.exec(`UPDATE commands SET state = ?, sent_at = ?, delivered_at = ?, settled_at = ?, status = ?, receipt = ?, receipt_key = ?, entry = ?, reason = ?
+		WHERE tenant = ? AND id = ?`, r.State, stamp(r.SentAt), stamp(r.DeliveredAt), stamp(r.SettledAt), r.Status, r.Receipt, r.ReceiptKey, r.Entry, reason, r.Tenant, r.ID)
+	return err
 }
 
 // Command returns one command.
@@ -176,25 +174,17 @@ func (s *Store) Handovers(ctx context.Context, t watchword.TenantID, id watchwor
 	return handovers(ctx, s, t, id)
 }
 
-// delivery is a command beside its device as it stands, and what was handed over.
-type delivery struct {
-	command.Row
-	device   watchword.Subject
-	versions int64
-	known    bool // the one that is asked for is among them
-	entry    int64
+// snapshot reads a command beside its device, and beside its version of that hash.
+func (t *tx) snapshot(tenant watchword.TenantID, id watchword.CommandID, hash string) (command.Snapshot, error) {
+	return one(context.Background(), t, func(r scanner) (s command.Snapshot, err error) {
+		s.Target.Kind = watchword.Device
+		s.Row, err = scanCommand(and{r, []any{&s.Target.State, &s.Target.Incarnation, &s.Versions, &s.Known, &s.Logged}})
+		s.Target.ID = s.Device
+		return s, err
+	}, notFound("command", id), selectSnapshot, hash, tenant, id)
 }
 
-func (t *tx) delivery(tenant watchword.TenantID, id watchword.CommandID, hash string) (delivery, error) {
-	return one(context.Background(), t, func(s scanner) (d delivery, err error) {
-		d.device.Kind = watchword.Device
-		d.Row, err = scanCommand(and{s, []any{&d.device.State, &d.device.Incarnation, &d.versions, &d.known, &d.entry}})
-		d.device.ID = d.Device
-		return d, err
-	}, notFound("command", id), selectDelivery, hash, tenant, id)
-}
-
-var selectDelivery = `SELECT ` + prefixed("c.", commandColumns) + `, s.state, s.incarnation,
+var selectSnapshot = `SELECT ` + prefixed("c.", commandColumns) + `, s.state, s.incarnation,
 		(SELECT count(*) FROM handovers h WHERE h.tenant = c.tenant AND h.command = c.id),
 		EXISTS (SELECT 1 FROM handovers h WHERE h.tenant = c.tenant AND h.command = c.id AND h.hash = ?1),
 		coalesce((SELECT entry FROM handovers h WHERE h.tenant = c.tenant AND h.command = c.id AND h.hash = ?1), 0)
@@ -221,229 +211,184 @@ func prefixed(table, columns string) string {
 	return out.String()
 }
 
-// HandOver keeps a version's hash before it leaves the house.
-func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (out command.Row, entry int64, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
-		c, err := t.delivery(tenant, id, h.Hash)
+// HandOver stores a version's hash before the version is sent.
+func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, entry audit.EntryOf[command.Row]) (command.Row, int64, error) {
+	type result struct {
+		row    command.Row
+		number int64
+	}
+	h.At = whole(h.At)
+	out, err := write(ctx, s, func(t *tx) (out result, err error) {
+		c, err := t.snapshot(tenant, id, h.Hash)
 		if err != nil {
-			return err
+			return out, err
 		}
-		out = c.Row
-		if out.State != watchword.Queued && out.State != watchword.Sent || !out.Expires.After(h.At) {
-			return watchword.Refuse(watchword.Conflict, "command %q is %s", id, out.State)
+		row, isNew, err := c.HandOver(h)
+		if err != nil {
+			return out, err
 		}
-		if err := c.device.Usable(); err != nil {
-			return err
-		}
-		if c.device.Incarnation != out.Incarnation {
-			return watchword.Refuse(watchword.Conflict, "command %q was for an earlier life of the device", id)
-		}
-		if !c.known && c.versions >= command.MaxHandovers {
-			return watchword.Refuse(watchword.Busy, "command %q was handed over %d times", id, c.versions)
-		}
-		if entry = c.entry; !c.known {
-			entry = t.log.next()
+		out = result{row, c.Logged}
+		if isNew {
+			out.number = t.log.next()
 			if _, err := t.exec(`INSERT INTO handovers (tenant, command, hash, nonce, jws, at, entry) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-				tenant, id, h.Hash, h.Nonce, h.JWS, stamp(h.At), entry); err != nil {
-				return err
+				tenant, id, h.Hash, h.Nonce, h.JWS, stamp(h.At), out.number); err != nil {
+				return out, err
 			}
-			if err := t.enter(e); err != nil {
-				return err
+			if err := t.enter(entry(c.Row, row)); err != nil {
+				return out, err
 			}
 		}
-		if out.State == watchword.Queued {
-			out.State, out.SentAt = watchword.Sent, moment(stamp(h.At))
-			_, err = t.exec(`UPDATE commands SET state = 'sent', sent_at = ? WHERE tenant = ? AND id = ?`, stamp(h.At), tenant, id)
+		if row.State != c.State {
+			err = t.putCommand(row)
 		}
-		return err
+		return out, err
 	})
-	return out, entry, err
+	return out.row, out.number, err
 }
 
-// Deliver notes which of its commands a device holds: nothing of one that is not active.
-func (s *Store) Deliver(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledged, now time.Time) ([]command.Row, error) {
-	const sent = ` FROM commands WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent') AND state = 'sent' AND epoch = ?
-		AND (seq <= ? OR seq IN (SELECT value FROM json_each(?)))
-		AND EXISTS (SELECT 1 FROM subjects s WHERE s.tenant = commands.tenant AND s.id = commands.device AND s.deleted = 0 AND s.state = 'active')
-		ORDER BY seq`
+// acknowledged reads the sent commands that a device acknowledges, beside the device.
+func acknowledged(ctx context.Context, from rows, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledged) ([]command.Snapshot, error) {
 	each, err := json.Marshal(a.Each)
 	if err != nil {
 		return nil, err
 	}
-	args := []any{tenant, device, a.Epoch, a.UpTo, string(each)}
-	// Most polls acknowledge nothing new: look before taking the one writer.
-	waiting, err := all(ctx, s, scanCommand, `SELECT `+commandColumns+sent, args...)
-	if err != nil || len(waiting) == 0 {
-		return nil, err
-	}
-	var out []command.Row
-	err = s.w.do(ctx, func(t *tx) error {
-		if out, err = all(context.Background(), t, scanCommand, `SELECT `+commandColumns+sent, args...); err != nil {
-			return err
-		}
-		for i := range out {
-			out[i].State, out[i].DeliveredAt = watchword.Delivered, moment(stamp(now))
-			if _, err := t.exec(`UPDATE commands SET state = 'delivered', delivered_at = ? WHERE tenant = ? AND id = ?`, stamp(now), tenant, out[i].ID); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
+	return all(ctx, from, func(r scanner) (s command.Snapshot, err error) {
+		s.Target.Kind, s.Target.ID = watchword.Device, device
+		s.Row, err = scanCommand(and{r, []any{&s.Target.State, &s.Target.Incarnation}})
+		return s, err
+	}, selectAcknowledged, tenant, device, a.Epoch, a.UpTo, string(each))
 }
 
-// Undeliver ends a command that its device cannot take, unless it has ended or was
-// acknowledged meanwhile.
-func (s *Store) Undeliver(ctx context.Context, u command.Undelivered, e audit.Entry) (out command.Row, changed bool, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
-		if out, err = t.command(u.Tenant, u.ID); err != nil {
-			return err
-		}
-		if out.State != watchword.Queued && out.State != watchword.Sent {
-			return nil
-		}
-		reason, err := json.Marshal(u.Reason)
-		if err != nil {
-			return err
-		}
-		changed, e = true, e.With("before", string(out.State))
-		out.State, out.Reason, out.SentAt, out.SettledAt = watchword.Undeliverable, &u.Reason, moment(stamp(u.SentAt)), moment(stamp(u.At))
-		if _, err := t.exec(`UPDATE commands SET state = ?, reason = ?, sent_at = ?, settled_at = ? WHERE tenant = ? AND id = ?`,
-			out.State, string(reason), stamp(u.SentAt), stamp(u.At), u.Tenant, u.ID); err != nil {
-			return err
-		}
-		return t.enter(e)
-	})
-	if err != nil {
-		return command.Row{}, false, err
+var selectAcknowledged = `SELECT ` + prefixed("c.", commandColumns) + `, s.state, s.incarnation
+	FROM commands c JOIN subjects s ON s.tenant = c.tenant AND s.id = c.device AND s.deleted = 0
+	WHERE c.tenant = ? AND c.device = ? AND c.state IN ('queued', 'sent') AND c.state = 'sent' AND c.epoch = ?
+		AND (c.seq <= ? OR c.seq IN (SELECT value FROM json_each(?)))
+	ORDER BY c.seq`
+
+// Deliver notes which of its commands a device holds.
+func (s *Store) Deliver(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledged, now time.Time) ([]command.Row, error) {
+	now = whole(now)
+	// Most polls acknowledge nothing new: look before taking the one writer.
+	waiting, err := acknowledged(ctx, s, tenant, device, a)
+	if err != nil || !slices.ContainsFunc(waiting, func(c command.Snapshot) bool { _, changes := c.Deliver(a, now); return changes }) {
+		return nil, err
 	}
-	return out, changed, nil
+	return write(ctx, s, func(t *tx) (out []command.Row, err error) {
+		cs, err := acknowledged(context.Background(), t, tenant, device, a)
+		for _, c := range cs {
+			if row, changes := c.Deliver(a, now); changes && err == nil {
+				out = append(out, row)
+				err = t.putCommand(row)
+			}
+		}
+		return out, err
+	})
+}
+
+// outcome is a command after a step, and whether the step changed it.
+type outcome struct {
+	row     command.Row
+	changed bool
+}
+
+// Undeliver ends a command that its device cannot take.
+func (s *Store) Undeliver(ctx context.Context, u command.Undelivered, entry audit.EntryOf[command.Row]) (command.Row, bool, error) {
+	u.SentAt, u.At = whole(u.SentAt), whole(u.At)
+	out, err := write(ctx, s, func(t *tx) (out outcome, err error) {
+		before, err := t.command(u.Tenant, u.ID)
+		if err != nil {
+			return out, err
+		}
+		if out.row, out.changed = before.Undeliver(u); !out.changed {
+			return out, nil
+		}
+		if err := t.putCommand(out.row); err != nil {
+			return out, err
+		}
+		return out, t.enter(entry(before, out.row))
+	})
+	return out.row, out.changed, err
 }
 
 // Settle applies a receipt to its command.
-func (s *Store) Settle(ctx context.Context, c command.Settlement, e audit.Entry) (out command.Row, changed bool, err error) {
-	err = s.w.act(ctx, func(t *tx) error {
-		if out, err = t.fitting(c); err != nil {
-			return err
+func (s *Store) Settle(ctx context.Context, by audit.Actor, r command.Settlement, entry audit.EntryOf[command.Row]) (command.Row, bool, error) {
+	r.At = whole(r.At)
+	out, err := actBy(ctx, s, by, func(t *tx) (out outcome, err error) {
+		before, err := t.snapshot(r.Tenant, r.ID, r.Hash)
+		if watchword.CodeOf(err) == watchword.NotFound {
+			err = command.ErrUnfitting
 		}
-		to, changes, err := settled(out, c)
-		if err != nil || !changes {
-			return err
+		if err != nil {
+			return out, err
 		}
-		changed = true
-		out.State, out.Status, out.Receipt, out.ReceiptKey, out.Entry, out.Reason = to, c.Status, c.JWS, c.Key, t.log.next(), nil
-		if out.DeliveredAt.IsZero() {
-			out.DeliveredAt = moment(stamp(c.At)) // who answers has it
+		if out.row, out.changed, err = before.Settle(r); err != nil || !out.changed {
+			return out, err
 		}
-		if to.Final() {
-			out.SettledAt = moment(stamp(c.At))
-		} else {
-			out.SettledAt = time.Time{}
+		out.row.Entry = t.log.next()
+		if err := t.putCommand(out.row); err != nil {
+			return out, err
 		}
-		if _, err := t.exec(`UPDATE commands SET state = ?, status = ?, receipt = ?, receipt_key = ?, delivered_at = ?, settled_at = ?, entry = ?, reason = '' WHERE tenant = ? AND id = ?`,
-			out.State, out.Status, out.Receipt, out.ReceiptKey, stamp(out.DeliveredAt), stamp(out.SettledAt), out.Entry, c.Tenant, c.ID); err != nil {
-			return err
-		}
-		return t.enter(e)
-	}, e)
-	if err != nil {
-		return command.Row{}, false, err
-	}
-	return out, changed, nil
-}
-
-// fitting returns the command that a receipt speaks of, if every part of it fits.
-func (t *tx) fitting(c command.Settlement) (command.Row, error) {
-	refused := watchword.Refuse(watchword.ReceiptInvalid, "the receipt fits no command that was handed to this device")
-	r, err := t.delivery(c.Tenant, c.ID, c.Hash)
-	if watchword.CodeOf(err) == watchword.NotFound {
-		return r.Row, refused
-	} else if err != nil {
-		return r.Row, err
-	}
-	if r.Device != c.Device || r.Incarnation != r.device.Incarnation || r.Epoch != c.Epoch || r.Seq != c.Seq || !r.known {
-		return r.Row, refused
-	}
-	return r.Row, nil
-}
-
-// settled is where a receipt leads a command: the state, and whether it changes.
-func settled(r command.Row, c command.Settlement) (to watchword.CommandState, changes bool, err error) {
-	to, ok := c.Status.State()
-	if !ok {
-		return to, false, watchword.Refuse(watchword.ReceiptInvalid, "a receipt without a status")
-	}
-	if r.Status == c.Status {
-		return r.State, false, nil
-	}
-	over := watchword.Refuse(watchword.Conflict, "command %q is %s", r.ID, r.State)
-	if to == watchword.Accepted {
-		switch r.State {
-		case watchword.Sent, watchword.Delivered:
-			return to, true, nil
-		case watchword.Unknown, watchword.Undeliverable:
-			if r.Expires.After(c.At) {
-				return to, true, nil
-			}
-		}
-		return to, false, over
-	}
-	switch r.State {
-	case watchword.Sent, watchword.Delivered, watchword.Accepted, watchword.Unknown, watchword.Expired, watchword.Undeliverable:
-		return to, true, nil
-	}
-	return to, false, over
+		return out, t.enter(entry(before.Row, out.row))
+	})
+	return out.row, out.changed, err
 }
 
 // CancelCommand takes back a queued command.
-func (s *Store) CancelCommand(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (out command.Row, err error) {
-	err = s.w.act(ctx, func(t *tx) error {
-		if out, err = t.command(tenant, id); err != nil {
-			return err
+func (s *Store) CancelCommand(ctx context.Context, by audit.Actor, id watchword.CommandID, now time.Time, entry audit.EntryOf[command.Row]) (command.Row, error) {
+	now = whole(now)
+	return actBy(ctx, s, by, func(t *tx) (command.Row, error) {
+		before, err := t.command(by.Tenant, id)
+		if err != nil {
+			return before, err
 		}
-		if out.State != watchword.Queued {
-			return watchword.Refuse(watchword.Conflict, "command %q is %s: only a queued one can be cancelled", id, out.State)
+		after, err := before.Cancel(now)
+		if err != nil {
+			return after, err
 		}
-		out.State, out.SettledAt = watchword.Cancelled, moment(stamp(now))
-		if _, err := t.exec(`UPDATE commands SET state = 'cancelled', settled_at = ? WHERE tenant = ? AND id = ?`, stamp(now), tenant, id); err != nil {
-			return err
+		if err := t.putCommand(after); err != nil {
+			return after, err
 		}
-		return t.enter(e)
-	}, e)
-	return out, err
+		return after, t.enter(entry(before, after))
+	})
 }
 
+// live is [command.Unfinished] as the indexes and triggers of the tables have it, word for word.
 const live = `state IN ('queued', 'sent', 'delivered', 'accepted')`
 
-// ExpireCommands ends what is over.
-func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, entry func(command.Row) audit.Entry) (out []command.Row, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
-		if out, err = all(context.Background(), t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE `+live+` AND expires <= ? ORDER BY expires LIMIT ?`, stamp(now), limit); err != nil {
+// ExpireCommands ends commands whose end has passed.
+func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[command.Row]) ([]command.Row, error) {
+	now = whole(now)
+	return write(ctx, s, func(t *tx) (out []command.Row, err error) {
+		due, err := all(context.Background(), t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE `+live+` AND expires <= ? ORDER BY expires LIMIT ?`, stamp(now), limit)
+		if err != nil {
+			return nil, err
+		}
+		for _, before := range due {
+			after, changes := before.Expire(now)
+			if !changes {
+				continue
+			}
+			if err := t.putCommand(after); err != nil {
+				return nil, err
+			}
+			if err := t.enter(entry(before, after)); err != nil {
+				return nil, err
+			}
+			out = append(out, after)
+		}
+		return out, nil
+	})
+}
+
+// abandonCommands ends the commands of a device that is revoked or deleted.
+func (t *tx) abandonCommands(tenant watchword.TenantID, device watchword.SubjectID, now time.Time) error {
+	for _, state := range command.Unfinished {
+		if _, err := t.exec(`UPDATE commands SET settled_at = ?, state = ? WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent', 'delivered', 'accepted') AND state = ?`,
+			stamp(now), command.Abandoned(state), tenant, device, state); err != nil {
 			return err
 		}
-		for i, r := range out {
-			e := entry(r)
-			to := watchword.Expired
-			if r.State == watchword.Delivered || r.State == watchword.Accepted {
-				to = watchword.Unknown
-			}
-			out[i].State, out[i].SettledAt = to, moment(stamp(now))
-			if _, err := t.exec(`UPDATE commands SET state = ?, settled_at = ? WHERE tenant = ? AND id = ?`, to, stamp(now), r.Tenant, r.ID); err != nil {
-				return err
-			}
-			if err := t.enter(e); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
 	}
-	return out, nil
+	return nil
 }
 
 // NextExpiry returns the earliest end of a command that is not final.

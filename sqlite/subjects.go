@@ -321,7 +321,5 @@ func (t *tx) end(tenant watchword.TenantID, id watchword.SubjectID, now time.Tim
 			return err
 		}
 	}
-	_, err := t.exec(`UPDATE commands SET settled_at = ?, state = CASE WHEN state IN ('queued', 'sent') THEN 'cancelled' ELSE 'unknown' END
-		WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent', 'delivered', 'accepted')`, stamp(now), tenant, id)
-	return err
+	return t.abandonCommands(tenant, id, now)
 }

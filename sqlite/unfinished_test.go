@@ -28,15 +28,15 @@ func TestCommandsOfBeforeAreCounted(t *testing.T) {
 	lamp := watchword.Subject{Tenant: watchword.DefaultTenant, ID: "lamp", Kind: watchword.Device, State: watchword.New, Created: at, Changed: at}
 	must(s.CreateSubject(t.Context(), lamp, &enroll.Code{Tenant: lamp.Tenant, Subject: lamp.ID, Expires: at.Add(time.Hour)}, e))
 	add := func(id int, by watchword.SubjectID, b command.Bounds) error {
-		_, _, err := s.AddCommand(t.Context(), command.Row{
+		_, _, err := s.AddCommand(t.Context(), audit.Actor{}, command.Row{
 			Tenant: lamp.Tenant, ID: watchword.CommandID(fmt.Sprint("cmd_", id)), Device: lamp.ID, Function: "f", Args: []byte("{}"), By: by, Created: at, Expires: at.Add(time.Hour),
-		}, command.Idempotency{}, b, e)
+		}, command.Idempotency{}, b, audit.Always[command.Row](e))
 		return err
 	}
 	for i := range 5 {
 		must(add(i, []watchword.SubjectID{"alice", "bob"}[i%2], command.Bounds{}))
 	}
-	_, err := s.CancelCommand(t.Context(), lamp.Tenant, "cmd_0", at, e)
+	_, err := s.CancelCommand(t.Context(), audit.Actor{Tenant: lamp.Tenant}, "cmd_0", at, audit.Always[command.Row](e))
 	must(err)
 	must(s.Close())
 
@@ -121,7 +121,7 @@ func BenchmarkAddCommand(b *testing.B) {
 					Tenant: watchword.DefaultTenant, ID: watchword.CommandID(fmt.Sprintf("cmd_%09d", i)), Device: watchword.SubjectID(fmt.Sprint("lamp-", i%devices)), Function: "f",
 					Args: []byte("{}"), By: "alice", Created: at, Expires: at.Add(time.Hour),
 				}
-				_, _, err := s.AddCommand(b.Context(), r, command.Idempotency{}, command.Bounds{PerOrderer: 1 << 30, Total: 1 << 30}, e)
+				_, _, err := s.AddCommand(b.Context(), audit.Actor{}, r, command.Idempotency{}, command.Bounds{PerOrderer: 1 << 30, Total: 1 << 30}, audit.Always[command.Row](e))
 				return err
 			}
 			errs := make(chan error)
@@ -145,7 +145,7 @@ func BenchmarkAddCommand(b *testing.B) {
 				if err := add(i); err != nil {
 					b.Fatal(err)
 				}
-				if _, err := s.CancelCommand(b.Context(), watchword.DefaultTenant, watchword.CommandID(fmt.Sprintf("cmd_%09d", i)), at, e); err != nil {
+				if _, err := s.CancelCommand(b.Context(), audit.Actor{Tenant: watchword.DefaultTenant}, watchword.CommandID(fmt.Sprintf("cmd_%09d", i)), at, audit.Always[command.Row](e)); err != nil {
 					b.Fatal(err)
 				}
 			}

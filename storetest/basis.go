@@ -45,11 +45,12 @@ func (t *T) acts(e audit.Entry) map[string]error {
 
 // withoutBasis is why a step that takes an entry compares nothing.
 var withoutBasis = map[string]string{
-	"Found":      "there is nobody yet",
-	"RedeemCode": "the code is what allows it, and the step checks the code",
-	"IssueToken": "the step checks the subject and its key itself",
-	"HandOver":   "the server does it; the step checks the device itself",
-	"Undeliver":  "the server does it, for what its device cannot take",
+	"Found":          "there is nobody yet",
+	"RedeemCode":     "the code is what allows it, and the step checks the code",
+	"IssueToken":     "the step checks the subject and its key itself",
+	"HandOver":       "the server does it; the step checks the device itself",
+	"Undeliver":      "the server does it, for what its device cannot take",
+	"ExpireCommands": "the server does it, when their time has come",
 }
 
 // everyActIsKnown fails where a step takes an entry or a basis and is in no table.
@@ -59,8 +60,8 @@ func everyActIsKnown(t *T) {
 	for m := range store.NumMethod() {
 		name, in := store.Method(m).Name, store.Method(m).Type
 		for i := range in.NumIn() {
-			switch p := in.In(i); p {
-			case reflect.TypeFor[audit.Entry](), reflect.TypeFor[[]audit.Entry](), reflect.TypeFor[watchword.Basis]():
+			switch p := in.In(i); {
+			case p == reflect.TypeFor[watchword.Basis](), p == reflect.TypeFor[audit.Actor](), isEntry(p):
 				_, tried := acts[name]
 				if _, excused := withoutBasis[name]; tried == excused {
 					t.Errorf("%s: is it one that authority allows? Put it in one table, and in one only", name)
@@ -68,6 +69,14 @@ func everyActIsKnown(t *T) {
 			}
 		}
 	}
+}
+
+// isEntry reports whether a parameter of that type is an entry, several, or makes one.
+func isEntry(p reflect.Type) bool {
+	if p.Kind() == reflect.Func && p.NumOut() == 1 {
+		p = p.Out(0)
+	}
+	return p == reflect.TypeFor[audit.Entry]() || p == reflect.TypeFor[[]audit.Entry]()
 }
 
 // basis returns what the acts of a subject are decided on now.

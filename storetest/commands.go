@@ -235,7 +235,7 @@ func unfinished(t *T) {
 	t.holds("its device is revoked", "bob", 1, 4)
 	t.must(t.DeleteSubject(t.ctx, here, "lamp-3", t.now, t.entry(audit.DeviceDelete, "lamp-3")))
 	t.holds("its device is deleted", "bob", 0, 3)
-	_, err = t.ExpireCommands(t.ctx, t.now.Add(time.Hour), 100, func(r command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
+	_, err = t.ExpireCommands(t.ctx, t.now.Add(time.Hour), 100, func(r, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
 	t.must(err)
 	t.holds("expired", "operator", 0, 0)
 	_, _, err = t.settle(4, 4, "h4", watchword.StDone)
@@ -449,7 +449,7 @@ func undelivering(t *T) {
 	if row.Reason != nil || got.Reason != nil {
 		t.Fatal("a reason for what was done")
 	}
-	_, err = t.ExpireCommands(t.ctx, t.now.Add(time.Hour), 100, func(r command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
+	_, err = t.ExpireCommands(t.ctx, t.now.Add(time.Hour), 100, func(r, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
 	t.must(err)
 	is(t, "its end has been", t.state(1), watchword.Undeliverable)
 	_, _, err = t.settle(1, 1, "h1", watchword.StDone)
@@ -488,7 +488,7 @@ func lateReceipts(t *T) {
 	_, err = t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 2}, t.now)
 	t.must(err)
 	end := t.now.Add(2 * time.Minute)
-	_, err = t.ExpireCommands(t.ctx, end, 100, func(r command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
+	_, err = t.ExpireCommands(t.ctx, end, 100, func(r, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
 	t.must(err)
 	is(t, "delivered, and no receipt", t.state(2), watchword.Unknown)
 	is(t, "never acknowledged", t.state(3), watchword.Expired)
@@ -519,7 +519,7 @@ func expiring(t *T) {
 	is(t, "next end", at.Equal(t.now.Add(time.Minute)), true)
 	n := t.log()
 	var was []watchword.CommandState
-	rows, err := t.ExpireCommands(t.ctx, t.now.Add(3*time.Minute), 2, func(r command.Row) audit.Entry {
+	rows, err := t.ExpireCommands(t.ctx, t.now.Add(3*time.Minute), 2, func(r, _ command.Row) audit.Entry {
 		was = append(was, r.State)
 		return t.entry(audit.CommandExpire, string(r.ID))
 	})
@@ -528,7 +528,7 @@ func expiring(t *T) {
 	is(t, "the entry sees the state before", was[0], watchword.Queued)
 	is(t, "the row the one after", rows[0].State, watchword.Expired)
 	is(t, "entries", t.log(), n+2)
-	rows, err = t.ExpireCommands(t.ctx, t.now.Add(3*time.Minute), 2, func(command.Row) audit.Entry { return t.entry(audit.CommandExpire, "x") })
+	rows, err = t.ExpireCommands(t.ctx, t.now.Add(3*time.Minute), 2, func(_, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, "x") })
 	t.must(err)
 	is(t, "the rest", len(rows), 1)
 	is(t, "one goes on", t.state(4), watchword.Queued)

@@ -115,10 +115,10 @@ type Store interface {
 
 	// AddCommand gives r the device's next number (r.Seq is ignored; from 1, without gaps, growing over incarnations) and
 	// stores it as queued, with the device's incarnation. Device not found: not_found; not a device: not_found; revoked: subject_revoked. new or suspended ones may be
-	// ordered to. More than MaxQueued of the device not final, or more of r.By or in all than b allows (b.Refusal): busy; a replay is not asked for room. What it costs does not grow with how many of
+	// ordered to. More than MaxQueued of the device not final, or more of r.By or in all than b allows (command.Queue): busy; a replay is not asked for room. What it costs does not grow with how many of
 	// the orderer are not final. The same caller's idempotency key with the same hash: the
 	// row of the first time, replay true; with another hash: conflict.
-	AddCommand(ctx context.Context, r command.Row, idem command.Idempotency, b command.Bounds, e audit.Entry) (row command.Row, replay bool, err error)
+	AddCommand(ctx context.Context, by audit.Actor, r command.Row, idem command.Idempotency, b command.Bounds, entry audit.EntryOf[command.Row]) (row command.Row, replay bool, err error)
 	// Command returns one; not_found.
 	Command(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (command.Row, error)
 	// Commands lists newest first, with ids below `before` (empty: from the newest).
@@ -129,21 +129,21 @@ type Store interface {
 	Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]command.Handover, error)
 	// HandOver keeps h with its entry (unless its Hash is kept already: then neither) and moves queued to sent. It returns the number of the entry (0: it has none yet). Not queued or sent, or expired: conflict. Over
 	// MaxHandovers: busy. A device not active: subject_suspended and so on.
-	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (row command.Row, entry int64, err error)
+	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover, entry audit.EntryOf[command.Row]) (row command.Row, number int64, err error)
 	// Deliver moves to delivered those of the device's sent commands that have a's epoch and whose Seq is up to a.UpTo or in a.Each, and returns those that moved. A device not active: none.
 	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, a command.Acknowledged, now time.Time) ([]command.Row, error)
 	// Undeliver moves a command that is queued or sent to undeliverable, with u's reason, and its time of sending to u's. Any other state: no change, changed false, no entry; not_found.
-	Undeliver(ctx context.Context, u command.Undelivered, e audit.Entry) (row command.Row, changed bool, err error)
+	Undeliver(ctx context.Context, u command.Undelivered, entry audit.EntryOf[command.Row]) (row command.Row, changed bool, err error)
 	// Settle applies a receipt: the command must be this device's, of its incarnation, with this epoch and seq, and Hash one
 	// of its hand-overs; otherwise receipt_invalid. accepted moves sent, delivered and unknown to accepted (unknown only while not expired);
 	// undeliverable as unknown; done, refused, failed, interrupted, conflict settle sent, delivered, accepted, unknown, undeliverable, and expired ones. The very same
 	// status again: no change, changed false, no entry. A settled command with another final status: conflict.
-	Settle(ctx context.Context, s command.Settlement, e audit.Entry) (row command.Row, changed bool, err error)
+	Settle(ctx context.Context, by audit.Actor, s command.Settlement, entry audit.EntryOf[command.Row]) (row command.Row, changed bool, err error)
 	// CancelCommand moves queued to cancelled; otherwise conflict.
-	CancelCommand(ctx context.Context, t watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (command.Row, error)
+	CancelCommand(ctx context.Context, by audit.Actor, id watchword.CommandID, now time.Time, entry audit.EntryOf[command.Row]) (command.Row, error)
 	// ExpireCommands moves up to limit commands whose end is not after now: queued and sent to expired, delivered and
 	// accepted to unknown, one entry from entry each, and returns them.
-	ExpireCommands(ctx context.Context, now time.Time, limit int, entry func(command.Row) audit.Entry) ([]command.Row, error)
+	ExpireCommands(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[command.Row]) ([]command.Row, error)
 	// NextExpiry returns the earliest end of a command that is not final; zero if there is none.
 	NextExpiry(ctx context.Context) (time.Time, error)
 

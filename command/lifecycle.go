@@ -1,0 +1,152 @@
+package command
+
+import (
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// The functions of this file and of queue.go decide what becomes of a command. They read and write nothing: a store calls
+// them between loading and writing, in one transaction. Each returns the command as it is to be written; the command that it
+// got does not change.
+
+// Unfinished lists the states that are not final.
+var Unfinished = []watchword.CommandState{watchword.Queued, watchword.Sent, watchword.Delivered, watchword.Accepted}
+
+// Snapshot is a command and its device as one transaction sees them, beside one version of the command (a [Handover]).
+type Snapshot struct {
+	Row
+	// Target is the device: its ID, Kind, State and Incarnation alone.
+	Target   watchword.Subject
+	Versions int64 // how many versions were handed over
+	Known    bool  // the version that is asked for is one of them
+	Logged   int64 // number of the log's entry of that version; 0 where it is not known
+}
+
+// HandOver decides whether the version h may be sent to the device. isNew says that h is to be stored, with its entry.
+// Codes: conflict, busy (MaxHandovers), subject_new, subject_suspended, subject_revoked.
+func (s Snapshot) HandOver(h Handover) (r Row, isNew bool, err error) {
+	r = s.Row
+	if r.State != watchword.Queued && r.State != watchword.Sent || !r.Expires.After(h.At) {
+		return r, false, watchword.Refuse(watchword.Conflict, "command %q is %s", r.ID, r.State)
+	}
+	if err := s.Target.Usable(); err != nil {
+		return r, false, err
+	}
+	if s.Target.Incarnation != r.Incarnation {
+		return r, false, watchword.Refuse(watchword.Conflict, "command %q was for an earlier life of the device", r.ID)
+	}
+	if !s.Known && s.Versions >= MaxHandovers {
+		return r, false, watchword.Refuse(watchword.Busy, "command %q was handed over %d times", r.ID, s.Versions)
+	}
+	if r.State == watchword.Queued {
+		r.State, r.SentAt = watchword.Sent, h.At
+	}
+	return r, !s.Known, nil
+}
+
+// Deliver notes that the device holds the command, where a says so: changed is false for a command that was not sent or is
+// not among those of a, and where the device is not active.
+func (s Snapshot) Deliver(a Acknowledged, now time.Time) (r Row, changed bool) {
+	r = s.Row
+	if r.State != watchword.Sent || s.Target.Usable() != nil || !a.has(r) {
+		return r, false
+	}
+	r.State, r.DeliveredAt = watchword.Delivered, now
+	return r, true
+}
+
+// Settle applies a receipt. The Entry of r is left to the store, which numbers the receipt's entry. changed is false where
+// the same status was reported before.
+//
+// Codes: receipt_invalid where the receipt fits nothing that was handed over to this device in this life; conflict where
+// the command's state takes no such receipt.
+func (s Snapshot) Settle(t Settlement) (r Row, changed bool, err error) {
+	r = s.Row
+	if r.Device != t.Device || r.Incarnation != s.Target.Incarnation || r.Epoch != t.Epoch || r.Seq != t.Seq || !s.Known {
+		return r, false, ErrUnfitting
+	}
+	to, err := r.settled(t)
+	if err != nil || r.Status == t.Status {
+		return r, false, err
+	}
+	r.State, r.Status, r.Receipt, r.ReceiptKey, r.Reason = to, t.Status, t.JWS, t.Key, nil
+	if r.DeliveredAt.IsZero() {
+		r.DeliveredAt = t.At // a device that answers holds the command
+	}
+	r.SettledAt = time.Time{}
+	if to.Final() {
+		r.SettledAt = t.At
+	}
+	return r, true, nil
+}
+
+// ErrUnfitting is the refusal of a receipt that fits no command.
+var ErrUnfitting = watchword.Refuse(watchword.ReceiptInvalid, "the receipt fits no command that was handed to this device")
+
+// settled returns the state to which a receipt leads.
+func (r Row) settled(t Settlement) (watchword.CommandState, error) {
+	to, ok := t.Status.State()
+	if !ok {
+		return to, watchword.Refuse(watchword.ReceiptInvalid, "a receipt without a status")
+	}
+	if r.Status == t.Status {
+		return r.State, nil
+	}
+	takes := false
+	switch r.State {
+	case watchword.Sent, watchword.Delivered:
+		takes = true
+	case watchword.Accepted, watchword.Expired:
+		takes = to != watchword.Accepted
+	case watchword.Unknown, watchword.Undeliverable:
+		takes = to != watchword.Accepted || r.Expires.After(t.At)
+	}
+	if !takes {
+		return to, watchword.Refuse(watchword.Conflict, "command %q is %s", r.ID, r.State)
+	}
+	return to, nil
+}
+
+// Undeliver ends the command with u's reason. changed is false where it has ended, or the device has acknowledged it.
+func (r Row) Undeliver(u Undelivered) (_ Row, changed bool) {
+	if r.State != watchword.Queued && r.State != watchword.Sent {
+		return r, false
+	}
+	r.State, r.Reason, r.SentAt, r.SettledAt = watchword.Undeliverable, &u.Reason, u.SentAt, u.At
+	return r, true
+}
+
+// Cancel takes back a queued command. Code: conflict in any other state.
+func (r Row) Cancel(now time.Time) (Row, error) {
+	if r.State != watchword.Queued {
+		return r, watchword.Refuse(watchword.Conflict, "command %q is %s: only a queued one can be cancelled", r.ID, r.State)
+	}
+	r.State, r.SettledAt = watchword.Cancelled, now
+	return r, nil
+}
+
+// Expire ends a command whose end is not after now. changed is false where it has ended, or its end is to come.
+func (r Row) Expire(now time.Time) (_ Row, changed bool) {
+	if r.State.Final() || r.Expires.After(now) {
+		return r, false
+	}
+	to := watchword.Expired
+	if r.State == watchword.Delivered || r.State == watchword.Accepted {
+		to = watchword.Unknown // the device may have acted
+	}
+	r.State, r.SettledAt = to, now
+	return r, true
+}
+
+// Abandoned returns the state of a command whose device is revoked or deleted; final states stay.
+func Abandoned(s watchword.CommandState) watchword.CommandState {
+	switch s {
+	case watchword.Queued, watchword.Sent:
+		return watchword.Cancelled
+	case watchword.Delivered, watchword.Accepted:
+		return watchword.Unknown
+	default:
+		return s
+	}
+}
