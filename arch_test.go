@@ -26,6 +26,7 @@ var floors = []string{
 	"token session twin event shelf",
 	"keyring",
 	"office enroll command registry",
+	"api",
 	"sdk storetest sqlite",
 	"httpapi mqtt",
 	"server",
@@ -34,12 +35,13 @@ var floors = []string{
 
 // allowed lists what may ship inside other people's programs.
 var allowed = map[string][]string{
+	"api": {module},
 	"sdk/device": {
-		module, module + "/jose", module + "/token", module + "/audit/ledger", module + "/internal/", "github.com/go-json-experiment/json",
+		module, module + "/api", module + "/jose", module + "/token", module + "/audit/ledger", module + "/internal/", "github.com/go-json-experiment/json",
 		"github.com/eclipse/paho.golang",
 	},
 	"sdk/verify": {
-		module, module + "/jose", module + "/token", module + "/internal/durable", module + "/internal/fair", module + "/internal/permit",
+		module, module + "/api", module + "/jose", module + "/token", module + "/internal/durable", module + "/internal/fair", module + "/internal/permit",
 		module + "/internal/recent", module + "/internal/rest", "github.com/go-json-experiment/json",
 	},
 }

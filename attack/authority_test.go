@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/admin"
@@ -461,7 +462,7 @@ func TestACommandWhoseDeviceChangesDuringAWaitIsGivenToNobody(t *testing.T) {
 }
 
 // waitForSession waits until a subject has a request that waits or lasts.
-func (h *house) waitForSession(t *testing.T, id watchword.SubjectID) admin.Session {
+func (h *house) waitForSession(t *testing.T, id watchword.SubjectID) api.Session {
 	t.Helper()
 	for limit := time.Now().Add(20 * time.Second); time.Now().Before(limit); {
 		ss, err := h.admin.Sessions(t.Context(), id)
@@ -471,7 +472,7 @@ func (h *house) waitForSession(t *testing.T, id watchword.SubjectID) admin.Sessi
 		}
 	}
 	t.Fatalf("%s: no session was seen", id)
-	return admin.Session{}
+	return api.Session{}
 }
 
 // Long answers are listed, counted and cut: a client that reads slowly gets no end of what it may no longer read.

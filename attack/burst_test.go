@@ -11,9 +11,9 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/sse"
 	"github.com/watchword-iot/watchword/internal/waiting"
-	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 )
@@ -63,7 +63,7 @@ func TestABurstCostsNoReaderAnothersEvents(t *testing.T) {
 	}
 	back := h.stream("/v1/events", op, "Last-Event-ID: "+made.ID)
 	for name, events := range map[string]<-chan sse.Event{"who read nothing": slow, "who came back": back} {
-		of, gap := map[watchword.SubjectID]int64{}, admin.EventGap{}
+		of, gap := map[watchword.SubjectID]int64{}, api.EventGap{}
 		deadline := time.After(30 * time.Second)
 		for end := false; !end; {
 			var e sse.Event
@@ -76,14 +76,14 @@ func TestABurstCostsNoReaderAnothersEvents(t *testing.T) {
 			case "end":
 				t.Fatalf("%s was cut: %s", name, e.Data)
 			case "gap":
-				var g admin.EventGap
+				var g api.EventGap
 				must(t, json.Unmarshal([]byte(e.Data), &g))
 				if g.More || g.Others > 0 || g.Devices["loud"] != g.Missed {
 					t.Errorf("%s: gap %s", name, e.Data)
 				}
 				gap.Missed += g.Missed
 			case "event":
-				var v admin.Event
+				var v api.Event
 				must(t, json.Unmarshal([]byte(e.Data), &v))
 				of[v.Device]++
 				end = string(v.Data) == `"end"`

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/sdk/admin"
@@ -108,7 +109,7 @@ func atMost(bytes uint32) func(*packet.Connect) {
 }
 
 // first returns the number of the entry of a command's order.
-func (h *house) first(c admin.Command) int64 {
+func (h *house) first(c api.Command) int64 {
 	h.t.Helper()
 	es, err := h.admin.FindEntries(h.t.Context(), admin.LogQuery{Kind: "command.order", Object: string(c.ID)}, 1)
 	must(h.t, err)
@@ -122,7 +123,7 @@ func (h *house) first(c admin.Command) int64 {
 var large = json.RawMessage(`{"text":"` + strings.Repeat("x", 900) + `"}`)
 
 // commandTo orders the device to do something; args is nil for few bytes.
-func (h *house) commandTo(d *device.Device, args json.RawMessage) admin.Command {
+func (h *house) commandTo(d *device.Device, args json.RawMessage) api.Command {
 	h.t.Helper()
 	c, err := h.admin.Send(h.t.Context(), admin.Order{Device: d.ID(), Function: "f", Args: args})
 	must(h.t, err)
@@ -130,7 +131,7 @@ func (h *house) commandTo(d *device.Device, args json.RawMessage) admin.Command 
 }
 
 // becomes waits until a command is in a state.
-func (h *house) becomes(c admin.Command, want watchword.CommandState) admin.Command {
+func (h *house) becomes(c api.Command, want watchword.CommandState) api.Command {
 	h.t.Helper()
 	for end := time.Now().Add(20 * time.Second); ; {
 		now, err := h.admin.Command(h.t.Context(), c.ID, 0)
@@ -145,7 +146,7 @@ func (h *house) becomes(c admin.Command, want watchword.CommandState) admin.Comm
 }
 
 // tooLarge holds that a command ended because its device does not take as much.
-func (h *house) tooLarge(c admin.Command, most int) {
+func (h *house) tooLarge(c api.Command, most int) {
 	h.t.Helper()
 	c = h.becomes(c, watchword.Undeliverable)
 	if r := c.Reason; r == nil || r.Code != watchword.TooLarge || r.Max != most || r.Size <= most || c.SentAt != nil || c.DeliveredAt != nil || c.SettledAt == nil {
@@ -178,7 +179,7 @@ func TestACommandThatIsTooLargeEndsAndKeepsNothingBack(t *testing.T) {
 			h.t = t
 			d := h.enroll(watchword.SubjectID(fmt.Sprintf("lamp-%d", many)), device.Options{}, nil)
 			c := plain(t, d, atMost(2100), "devices/"+string(d.ID())+"/commands")
-			var sent []admin.Command
+			var sent []api.Command
 			for range many {
 				sent = append(sent, h.commandTo(d, large))
 			}
@@ -335,7 +336,7 @@ func TestADeviceSaysHowMuchItCanHold(t *testing.T) {
 			return out.JWE
 		},
 	} {
-		var sent []admin.Command
+		var sent []api.Command
 		for range 3 {
 			sent = append(sent, h.commandTo(d, large))
 		}
@@ -395,7 +396,7 @@ func TestACommandIsDeliveredByItsOwnAcknowledgementAlone(t *testing.T) {
 	h := serve(t, nil)
 	d := h.enroll("lamp-1", device.Options{}, nil)
 	c := plain(t, d, nil, "devices/lamp-1/commands")
-	var sent []admin.Command
+	var sent []api.Command
 	for range 40 {
 		sent = append(sent, h.commandTo(d, nil))
 	}
@@ -459,7 +460,7 @@ func TestQueuedCommandsGoOutByTheSubscriptionThatIsLeft(t *testing.T) {
 	must(t, err)
 	d := h.enroll("lamp-1", device.Options{}, nil)
 	c := plain(t, d, func(p *packet.Connect) { p.Properties.SetNumber(packet.ReceiveMaximum, 1) }, "devices/lamp-1/#", "$watchword/auth")
-	var sent []admin.Command
+	var sent []api.Command
 	for range 4 {
 		sent = append(sent, h.commandTo(d, nil))
 	}

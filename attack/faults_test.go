@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -66,9 +67,9 @@ func TestAFullDisk(t *testing.T) {
 	lamp := h.enroll("lamp-1", device.Options{}, nil)
 	watchCtx, stopWatch := context.WithCancel(ctx)
 	defer stopWatch()
-	events, opened := make(chan admin.Event, 100), make(chan struct{})
+	events, opened := make(chan api.Event, 100), make(chan struct{})
 	go func() {
-		_ = h.admin.Watch(watchCtx, "", "", func() { close(opened) }, func(e admin.Event) error { events <- e; return nil }) // ends with the test
+		_ = h.admin.Watch(watchCtx, "", "", func() { close(opened) }, func(e api.Event) error { events <- e; return nil }) // ends with the test
 	}()
 	<-opened
 	event := func(what string) {

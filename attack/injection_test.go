@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
@@ -170,7 +170,7 @@ func TestNamesAtTheTool(t *testing.T) {
 		}
 	}
 	n := 0
-	must(t, h.admin.Devices(t.Context(), nil, "", func(admin.Device) error { n++; return nil }))
+	must(t, h.admin.Devices(t.Context(), nil, "", func(api.Device) error { n++; return nil }))
 	if n != 0 {
 		t.Errorf("%d devices were made", n)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -23,14 +24,14 @@ func TestTheLogIsFollowed(t *testing.T) {
 	h := serve(t, func(c *server.Config) { c.Audit.CheckpointEvery.Duration = 100 * time.Millisecond })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	got, opened := make(chan admin.Entry, 1000), make(chan struct{})
+	got, opened := make(chan api.Entry, 1000), make(chan struct{})
 	followed := make(chan error, 1)
 	go func() {
-		followed <- h.admin.FollowLog(ctx, admin.LogQuery{Subject: "lamp-1"}, func() { close(opened) }, func(e admin.Entry) error { got <- e; return nil })
+		followed <- h.admin.FollowLog(ctx, admin.LogQuery{Subject: "lamp-1"}, func() { close(opened) }, func(e api.Entry) error { got <- e; return nil })
 	}()
 	<-opened
 	var seen []string
-	until := func(kind string, is func(admin.Entry) bool) admin.Entry {
+	until := func(kind string, is func(api.Entry) bool) api.Entry {
 		t.Helper()
 		for {
 			select {
@@ -44,7 +45,7 @@ func TestTheLogIsFollowed(t *testing.T) {
 			}
 		}
 	}
-	all := func(admin.Entry) bool { return true }
+	all := func(api.Entry) bool { return true }
 	lamp := h.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a"})
 	until(audit.DeviceCreate, all)
 	e := until(audit.DeviceEnroll, all)
@@ -76,7 +77,7 @@ func TestTheLogIsFollowed(t *testing.T) {
 	if r := until(audit.DeviceRevoke, all); r.Data["before"] != "active" || r.Data["reason"] != "lost" {
 		t.Errorf("%+v", r)
 	}
-	until(audit.SessionClose, func(e admin.Entry) bool {
+	until(audit.SessionClose, func(e api.Entry) bool {
 		return e.Object == open.Object && e.Data["cause"] == string(watchword.SubjectRevoked)
 	})
 	es, err := h.admin.FindEntries(ctx, admin.LogQuery{Cause: string(watchword.SubjectRevoked), Kind: audit.SessionClose}, 10)
@@ -140,7 +141,7 @@ func TestReadersOfTheLog(t *testing.T) {
 	for {
 		es, err := h.admin.FindEntries(ctx, admin.LogQuery{Subject: "auditor", Kind: audit.LogRead}, 100)
 		must(t, err)
-		if slices.ContainsFunc(es, func(e admin.Entry) bool { return e.Data["what"] == "stream" }) {
+		if slices.ContainsFunc(es, func(e api.Entry) bool { return e.Data["what"] == "stream" }) {
 			break
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	paho3 "github.com/eclipse/paho.mqtt.golang"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -343,11 +344,11 @@ func TestTheDoorsHearEachOther(t *testing.T) {
 	if p := <-w.got; p.Topic != "devices/meter-1/events/lux" || string(p.Payload) != "42" || p.Properties.ContentType != "application/json" {
 		t.Errorf("event: %+v", p)
 	}
-	opened, events := make(chan struct{}), make(chan admin.Event, 1)
+	opened, events := make(chan struct{}), make(chan api.Event, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		_ = h.admin.Watch(ctx, "meter-2", "", func() { close(opened) }, func(e admin.Event) error { // ends with the test
+		_ = h.admin.Watch(ctx, "meter-2", "", func() { close(opened) }, func(e api.Event) error { // ends with the test
 			events <- e
 			return nil
 		})
@@ -371,7 +372,7 @@ func TestTheDoorsHearEachOther(t *testing.T) {
 // to the one before when that closes; delivered is the PUBACK.
 func TestCommandsOverMQTT(t *testing.T) {
 	h, one, _ := meters(t)
-	send := func() admin.Command {
+	send := func() api.Command {
 		c, err := h.admin.Send(t.Context(), admin.Order{Device: "meter-1", Function: "reset"})
 		must(t, err)
 		return c

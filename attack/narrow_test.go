@@ -18,6 +18,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -294,7 +295,7 @@ call = ["lamp.*"]
 	// hello says nothing by itself: without the right to its commands none is acknowledged.
 	mine, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", TTL: time.Hour})
 	must(t, err)
-	handed := func(c admin.Command) {
+	handed := func(c api.Command) {
 		t.Helper()
 		for end := time.After(10 * time.Second); ; {
 			select {

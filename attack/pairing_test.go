@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/jose"
-	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 	"github.com/watchword-iot/watchword/token"
@@ -212,7 +212,7 @@ func TestAskingToBePaired(t *testing.T) {
 		t.Errorf("GET: got %d", a.status)
 	}
 	h.refused(audit.RequestRefuse, watchword.ProofInvalid, 10)
-	must(t, h.admin.Pairings(t.Context(), func(p admin.Pairing) error { return fmt.Errorf("somebody waits: %+v", p) }))
+	must(t, h.admin.Pairings(t.Context(), func(p api.Pairing) error { return fmt.Errorf("somebody waits: %+v", p) }))
 
 	a := h.form("/oauth/device_authorization", s.askForm())
 	var out map[string]any
@@ -472,7 +472,7 @@ func TestOfTwoOperatorsWhoDecideAtOnceOneWins(t *testing.T) {
 		t.Errorf("operator %d won, and the device hears %+v", winner, a)
 	}
 	devices := 0
-	must(t, h.admin.Devices(t.Context(), nil, "", func(admin.Device) error { devices++; return nil }))
+	must(t, h.admin.Devices(t.Context(), nil, "", func(api.Device) error { devices++; return nil }))
 	if devices != winner%2 {
 		t.Errorf("%d devices", devices)
 	}
@@ -496,7 +496,7 @@ func TestAFloodOfPairingsIsBounded(t *testing.T) {
 		t.Error("the same device code again")
 	}
 	n, of := 0, map[string]int{}
-	must(t, h.admin.Pairings(t.Context(), func(p admin.Pairing) error { n++; of[p.UserCode]++; return nil }))
+	must(t, h.admin.Pairings(t.Context(), func(p api.Pairing) error { n++; of[p.UserCode]++; return nil }))
 	if n != 16 || len(of) != 16 {
 		t.Errorf("%d wait, under %d codes", n, len(of))
 	}

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
@@ -222,7 +223,7 @@ func TestADeviceKilledAnywhereNeverActsTwice(t *testing.T) {
 	cl, err := admin.Local(data)
 	must(t, err)
 	agent := start(t, data, "agent", "run", "--dir", lamp, "--functions", functions)
-	var sent []admin.Command
+	var sent []api.Command
 	for i := range 60 {
 		c, err := cl.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "act"})
 		must(t, err)
@@ -309,9 +310,9 @@ func TestAnAgentReadsOnBehindABadLine(t *testing.T) {
 	must(t, os.WriteFile(functions, []byte("[functions.\"act\"]\nrun = [\"cat\"]\n"), 0o600))
 	cl, err := admin.Local(data)
 	must(t, err)
-	events, opened := make(chan admin.Event, 10), make(chan struct{})
+	events, opened := make(chan api.Event, 10), make(chan struct{})
 	go func() {
-		_ = cl.Watch(t.Context(), "lamp-1", "", sync.OnceFunc(func() { close(opened) }), func(e admin.Event) error {
+		_ = cl.Watch(t.Context(), "lamp-1", "", sync.OnceFunc(func() { close(opened) }), func(e api.Event) error {
 			events <- e
 			return nil
 		}) // until the test ends

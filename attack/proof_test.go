@@ -12,6 +12,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
@@ -106,16 +107,16 @@ func TestWhatNeedsAProofWorksWithoutNone(t *testing.T) {
 // Operators may be under proof as well: the client finds out by itself.
 func TestAnOperatorUnderProof(t *testing.T) {
 	h := serve(t, nil)
-	must(t, h.admin.Devices(t.Context(), nil, "", func(admin.Device) error { return nil }))
+	must(t, h.admin.Devices(t.Context(), nil, "", func(api.Device) error { return nil }))
 	_, err := h.admin.ApplyPolicy(t.Context(), "proving", []byte("for = {}\nkinds = [\"operator\"]\nproof = \"required\"\n"), 0)
 	must(t, err)
-	must(t, h.admin.Devices(t.Context(), nil, "", func(admin.Device) error { return nil }))
+	must(t, h.admin.Devices(t.Context(), nil, "", func(api.Device) error { return nil }))
 	if !h.admin.Tokens().Proving() {
 		t.Error("it was let in without a proof")
 	}
 	fresh, err := admin.Local(h.dir)
 	must(t, err)
-	must(t, fresh.Devices(t.Context(), nil, "", func(admin.Device) error { return nil }))
+	must(t, fresh.Devices(t.Context(), nil, "", func(api.Device) error { return nil }))
 }
 
 // The SDK keeps working for a device that must prove its key: over MQTT by ace,

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
@@ -228,7 +229,7 @@ func TestADeviceChangesItsKeysWhileItRuns(t *testing.T) {
 		}
 	}
 	connected()
-	order := func() admin.Command {
+	order := func() api.Command {
 		t.Helper()
 		c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 30 * time.Second})
 		must(t, err)
@@ -280,7 +281,7 @@ func TestReceiptsByARetiredKey(t *testing.T) {
 	ctx := t.Context()
 	v := counting(h.enroll("lamp-1", device.Options{}, nil))
 	old := deviceSigner(t, v.Device)
-	hand := func() (admin.Command, string) {
+	hand := func() (api.Command, string) {
 		t.Helper()
 		c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set"})
 		must(t, err)

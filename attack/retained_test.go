@@ -11,6 +11,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -30,7 +31,7 @@ func retain(t *testing.T, w *pahoWire, topic, payload string) {
 
 func listed(t *testing.T, h *house, q admin.RetainedQuery) (topics []string) {
 	t.Helper()
-	must(t, h.admin.Retained(t.Context(), q, func(m admin.Retained) error {
+	must(t, h.admin.Retained(t.Context(), q, func(m api.Retained) error {
 		topics = append(topics, m.Topic)
 		return nil
 	}))

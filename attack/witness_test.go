@@ -23,6 +23,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/keyring"
@@ -161,7 +162,7 @@ func TestWitnessesOfOthersSignTheLog(t *testing.T) {
 	if q := lamp.Trust(); len(q.Witnesses) != 3 || q.Quorum != 2 {
 		t.Fatalf("the bundle names %v, quorum %d", q.Witnesses, q.Quorum)
 	}
-	send := func(level string) admin.Command {
+	send := func(level string) api.Command {
 		t.Helper()
 		c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", Args: json.RawMessage(`{"level":` + level + `}`), Wait: 30 * time.Second})
 		must(t, err)

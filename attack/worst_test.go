@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/sse"
 	"github.com/watchword-iot/watchword/internal/waiting"
-	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 )
@@ -119,13 +119,13 @@ func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
 		case "end", "":
 			t.Fatalf("the reader was cut: %s", e.Data)
 		case "gap":
-			var g admin.EventGap
+			var g api.EventGap
 			must(t, json.Unmarshal([]byte(e.Data), &g))
 			if g.Devices["bad"] != g.Missed {
 				t.Errorf("a gap of others: %s", e.Data)
 			}
 		case "event":
-			var v admin.Event
+			var v api.Event
 			must(t, json.Unmarshal([]byte(e.Data), &v))
 			if strings.HasPrefix(string(v.Data), `"good `) {
 				heard++

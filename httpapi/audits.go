@@ -3,8 +3,6 @@ package httpapi
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -12,6 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 )
 
@@ -22,42 +21,14 @@ type Entries interface {
 	Find(ctx context.Context, q audit.Query, p audit.Page) ([]audit.Record, error)
 }
 
-// Entry is a line of the log as the API shows it. Of one that is pruned there are
-// its number and hash alone.
-type Entry struct {
-	Seq     int64               `json:"seq"`
-	At      *time.Time          `json:"at,omitempty"`
-	Kind    string              `json:"kind,omitempty"`
-	Actor   watchword.SubjectID `json:"actor,omitempty"`
-	Key     watchword.KeyID     `json:"key,omitempty"`
-	Object  string              `json:"object,omitempty"`
-	Outcome audit.Outcome       `json:"outcome,omitempty"`
-	Code    watchword.Code      `json:"code,omitempty"`
-	Trace   string              `json:"trace,omitempty"`
-	Data    map[string]string   `json:"data,omitempty"`
-	Pruned  bool                `json:"pruned,omitempty"`
-}
-
-// EntryWhole is an entry with what the log commits to: hash is the SHA-256 over salt
-// and body.
-type EntryWhole struct {
-	Entry
-	Hash string `json:"hash" doc:"base64 SHA-256 over salt and body: what the log's leaf commits to"`
-	Salt string `json:"salt,omitempty" doc:"base64"`
-	Body string `json:"body,omitempty" doc:"the bytes that are hashed"`
-	// Args and ArgsSalt open the args_hash of a command's order, for those who may see them.
-	Args     json.RawMessage `json:"args,omitempty" doc:"of an ordered command, for those who may see it"`
-	ArgsSalt string          `json:"args_salt,omitempty" doc:"base64; args_hash is the base64url SHA-256 over args_salt and args"`
-}
-
-func viewEntry(r audit.Record) (Entry, error) {
+func viewEntry(r audit.Record) (api.Entry, error) {
 	if r.Pruned() {
-		return Entry{Seq: r.Seq, Pruned: true}, nil
+		return api.Entry{Seq: r.Seq, Pruned: true}, nil
 	}
 	e, err := r.Entry()
 	at := e.At.UTC()
-	return Entry{
-		Seq: r.Seq, At: &at, Kind: e.Kind, Actor: e.Actor, Key: e.Key, Object: e.Object, Outcome: e.Outcome, Code: e.Code, Trace: e.Trace, Data: e.Data,
+	return api.Entry{
+		Seq: r.Seq, At: &at, Kind: e.Kind, Actor: e.Actor, Key: e.Key, Object: e.Object, Outcome: string(e.Outcome), Code: e.Code, Trace: e.Trace, Data: e.Data,
 	}, err
 }
 
@@ -75,7 +46,7 @@ func (a *API) auditRoutes() {
 	type entryIn struct {
 		Seq int64 `path:"seq" minimum:"1"`
 	}
-	type entryOut struct{ Body EntryWhole }
+	type entryOut struct{ Body api.EntryWhole }
 	register(a, operation{method: http.MethodGet, path: "/v1/audit/{seq}", summary: "One entry of the log, whole"},
 		func(ctx context.Context, c *caller, in *entryIn) (*entryOut, error) {
 			if err := a.noteRead(ctx, c, "show", strconv.FormatInt(in.Seq, 10)); err != nil {
@@ -119,7 +90,7 @@ func plain(w http.ResponseWriter, contentType, cache string, b []byte) {
 	_, _ = w.Write(b) // whoever was on the connection has gone
 }
 
-func (a *API) wholeEntry(ctx context.Context, c *caller, seq int64) (out EntryWhole, err error) {
+func (a *API) wholeEntry(ctx context.Context, c *caller, seq int64) (out api.EntryWhole, err error) {
 	rs, err := a.Entries.Records(ctx, seq-1, 1)
 	if err != nil {
 		return out, err
@@ -131,11 +102,11 @@ func (a *API) wholeEntry(ctx context.Context, c *caller, seq int64) (out EntryWh
 	if out.Entry, err = viewEntry(r); err != nil {
 		return out, err
 	}
-	out.Hash = base64.StdEncoding.EncodeToString(r.Hash[:])
+	out.Hash = r.Hash[:]
 	if r.Pruned() {
 		return out, nil
 	}
-	out.Salt, out.Body = base64.StdEncoding.EncodeToString(r.Salt[:]), string(r.Body)
+	out.Salt, out.Body = r.Salt[:], string(r.Body)
 	if out.Kind != audit.CommandOrder {
 		return out, nil
 	}
@@ -151,7 +122,7 @@ func (a *API) wholeEntry(ctx context.Context, c *caller, seq int64) (out EntryWh
 	if err != nil {
 		return out, err
 	}
-	out.Args, out.ArgsSalt = args, base64.StdEncoding.EncodeToString(salt)
+	out.Args, out.ArgsSalt = args, salt
 	return out, nil
 }
 
@@ -257,10 +228,7 @@ func (a *API) listEntries(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err != nil {
 		return err
 	}
-	out := struct {
-		Entries []Entry `json:"entries"`
-		Next    string  `json:"next_page_token,omitempty"`
-	}{Entries: []Entry{}}
+	out := api.EntryList{Entries: []api.Entry{}}
 	for _, row := range rows {
 		e, err := viewEntry(row)
 		if err != nil {
@@ -273,7 +241,7 @@ func (a *API) listEntries(w http.ResponseWriter, r *http.Request, c *caller) err
 		return err
 	}
 	if n := len(out.Entries); more || some || n > 0 && n == p.Limit { // the rest is asked for only where somebody wants it
-		out.Next = strconv.FormatInt(out.Entries[n-1].Seq, 10)
+		out.NextPageToken = strconv.FormatInt(out.Entries[n-1].Seq, 10)
 	}
 	answer(w, http.StatusOK, out)
 	return nil

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -28,9 +29,7 @@ func (a *API) time(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return "", err
 		}
-		var q struct {
-			Nonce string `json:"nonce"`
-		}
+		var q api.TimeRequest
 		if err := decode(body, &q); err != nil {
 			return "", err
 		}

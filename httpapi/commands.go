@@ -2,52 +2,22 @@ package httpapi
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Command is a command as the API shows it.
-type Command struct {
-	ID          watchword.CommandID    `json:"id"`
-	Device      watchword.SubjectID    `json:"device"`
-	Function    string                 `json:"function"`
-	State       watchword.CommandState `json:"state"`
-	Epoch       int64                  `json:"epoch"`
-	Seq         int64                  `json:"seq"`
-	By          watchword.SubjectID    `json:"by"`
-	ByKey       watchword.KeyID        `json:"by_key"`
-	CreatedAt   time.Time              `json:"created_at"`
-	ExpiresAt   time.Time              `json:"expires_at"`
-	SentAt      *time.Time             `json:"sent_at,omitempty"`
-	DeliveredAt *time.Time             `json:"delivered_at,omitempty"`
-	SettledAt   *time.Time             `json:"settled_at,omitempty"`
-	ArgsHash    string                 `json:"args_hash"`
-	LogEntry    int64                  `json:"log_entry,omitempty" doc:"number of the log's entry of the receipt"`
-	Args        json.RawMessage        `json:"args,omitempty"`
-	Receipt     *Receipt               `json:"receipt,omitempty"`
-	Reason      *command.Reason        `json:"reason,omitempty" doc:"why it is undeliverable"`
-}
-
-// Receipt is the device's signed answer, which the server has verified.
-type Receipt struct {
-	Status watchword.ReceiptStatus `json:"status"`
-	Key    watchword.KeyID         `json:"key"`
-	Result json.RawMessage         `json:"result,omitempty"`
-	JWS    string                  `json:"jws"`
-}
-
 // viewCommand shows a row; whole adds arguments and receipt.
-func (a *API) viewCommand(r command.Row, whole bool) (Command, error) {
-	c := Command{
+func (a *API) viewCommand(r command.Row, whole bool) (api.Command, error) {
+	c := api.Command{
 		ID: r.ID, Device: r.Device, Function: r.Function, State: r.State, Epoch: r.Epoch, Seq: r.Seq, By: r.By, ByKey: r.ByKey,
 		CreatedAt: r.Created.UTC(), ExpiresAt: r.Expires.UTC(), SentAt: when(r.SentAt), DeliveredAt: when(r.DeliveredAt),
-		SettledAt: when(r.SettledAt), ArgsHash: r.ArgsHash, LogEntry: r.Entry, Reason: r.Reason,
+		SettledAt: when(r.SettledAt), ArgsHash: r.ArgsHash, LogEntry: r.Entry, Reason: (*api.Reason)(r.Reason),
 	}
 	if !whole {
 		return c, nil
@@ -62,13 +32,13 @@ func (a *API) viewCommand(r command.Row, whole bool) (Command, error) {
 		return c, err
 	}
 	result, err := token.ResultOf(jws)
-	c.Receipt = &Receipt{Status: r.Status, Key: r.ReceiptKey, Result: result, JWS: jws}
+	c.Receipt = &api.Receipt{Status: r.Status, Key: r.ReceiptKey, Result: result, JWS: jws}
 	return c, err
 }
 
 type commandOut struct {
 	Status int
-	Body   Command
+	Body   api.Command
 }
 
 func (a *API) commandAnswer(r command.Row, err error) (*commandOut, error) {
@@ -83,13 +53,7 @@ func (a *API) commandRoutes() {
 	type commandSendIn struct {
 		Wait string `query:"wait"`
 		Once string `header:"Idempotency-Key" maxLength:"128"`
-		Body struct {
-			Device   watchword.SubjectID `json:"device" maxLength:"64"`
-			Function string              `json:"function" maxLength:"64"`
-			Args     json.RawMessage     `json:"args,omitempty"`
-			TTL      string              `json:"ttl,omitempty" doc:"whole seconds, as 120s; at most 24h"`
-			Order    string              `json:"order,omitempty" doc:"signed by the caller's own key"`
-		}
+		Body api.SendCommandRequest
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/commands", summary: "Order a device to run a function", status: http.StatusCreated, body: 32 << 10, free: true},
 		func(ctx context.Context, c *caller, in *commandSendIn) (*commandOut, error) {
@@ -127,12 +91,7 @@ func (a *API) commandRoutes() {
 		By     watchword.SubjectID    `query:"by" maxLength:"64"`
 		State  watchword.CommandState `query:"state" maxLength:"16"`
 	}
-	type commandListOut struct {
-		Body struct {
-			Commands []Command `json:"commands"`
-			Next     string    `json:"next_page_token,omitempty"`
-		}
-	}
+	type commandListOut struct{ Body api.CommandList }
 	register(a, operation{method: http.MethodGet, path: "/v1/commands", summary: "List commands, newest first"},
 		func(ctx context.Context, c *caller, in *commandListIn) (*commandListOut, error) {
 			f := command.Filter{Device: in.Device, By: in.By, State: in.State}
@@ -141,7 +100,7 @@ func (a *API) commandRoutes() {
 				return nil, err
 			}
 			out := &commandListOut{}
-			out.Body.Commands = []Command{}
+			out.Body.Commands = []api.Command{}
 			for _, r := range rows {
 				v, err := a.viewCommand(r, false)
 				if err != nil {
@@ -151,7 +110,7 @@ func (a *API) commandRoutes() {
 			}
 			var more bool
 			if out.Body.Commands, more, err = cut(out.Body.Commands, in.Size); more {
-				out.Body.Next = string(out.Body.Commands[len(out.Body.Commands)-1].ID)
+				out.Body.NextPageToken = string(out.Body.Commands[len(out.Body.Commands)-1].ID)
 			}
 			return out, err
 		})

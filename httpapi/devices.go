@@ -2,60 +2,19 @@ package httpapi
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/registry"
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// Device is a subject as the API shows it.
-type Device struct {
-	ID          watchword.SubjectID `json:"id"`
-	Kind        watchword.Kind      `json:"kind"`
-	State       watchword.State     `json:"state"`
-	Labels      watchword.Labels    `json:"labels"`
-	Version     int64               `json:"version"`
-	Incarnation int64               `json:"incarnation"`
-	Proof       string              `json:"proof,omitempty" doc:"required: nothing works without a proof of its key"`
-	CreatedAt   time.Time           `json:"created_at"`
-	ChangedAt   time.Time           `json:"changed_at"`
-	Enrollment  *Enrollment         `json:"enrollment,omitempty"`
-	Keys        []DeviceKey         `json:"keys,omitempty"`
-	Functions   []Function          `json:"functions,omitempty"`
-	Sessions    []Session           `json:"sessions,omitempty"`
-}
-
-// Enrollment is a one-time link, shown once.
-type Enrollment struct {
-	Link      string    `json:"link"`
-	Code      string    `json:"code"`
-	Pin       string    `json:"pin"`
-	ExpiresAt time.Time `json:"expires_at"`
-}
-
-// DeviceKey is one of a subject's public keys.
-type DeviceKey struct {
-	ID      watchword.KeyID    `json:"id"`
-	Purpose watchword.Purpose  `json:"purpose"`
-	State   watchword.KeyState `json:"state"`
-	AddedAt time.Time          `json:"added_at"`
-	Retired *time.Time         `json:"retired_at,omitempty" doc:"when another key took its place"`
-	JWK     json.RawMessage    `json:"jwk"`
-}
-
-// Function is what a device can be asked to do.
-type Function struct {
-	Name   string          `json:"name"`
-	Schema json.RawMessage `json:"schema,omitempty"`
-}
-
-func viewDevice(s watchword.Subject) Device {
-	d := Device{
+func viewDevice(s watchword.Subject) api.Device {
+	d := api.Device{
 		ID: s.ID, Kind: s.Kind, State: s.State, Labels: s.Labels, Version: s.Version, Incarnation: s.Incarnation, Proof: s.Proof,
 		CreatedAt: s.Created.UTC(), ChangedAt: s.Changed.UTC(),
 	}
@@ -63,26 +22,26 @@ func viewDevice(s watchword.Subject) Device {
 		d.Labels = watchword.Labels{}
 	}
 	for _, k := range s.Keys {
-		d.Keys = append(d.Keys, DeviceKey{ID: k.ID, Purpose: k.Purpose, State: k.State, AddedAt: k.Added.UTC(), Retired: when(k.Retired), JWK: k.JWK})
+		d.Keys = append(d.Keys, api.DeviceKey{ID: k.ID, Purpose: k.Purpose, State: k.State, AddedAt: k.Added.UTC(), Retired: when(k.Retired), JWK: k.JWK})
 	}
 	return d
 }
 
-func viewLink(l enroll.Link) *Enrollment {
-	return &Enrollment{Link: l.URL, Code: l.Code, Pin: l.Pin, ExpiresAt: l.Expires.UTC()}
+func viewLink(l enroll.Link) *api.Enrollment {
+	return &api.Enrollment{Link: l.URL, Code: l.Code, Pin: l.Pin, ExpiresAt: l.Expires.UTC()}
 }
 
-func viewFunctions(fs []twin.Function) []Function {
-	out := make([]Function, len(fs))
+func viewFunctions(fs []twin.Function) []api.Function {
+	out := make([]api.Function, len(fs))
 	for i, f := range fs {
-		out[i] = Function{Name: f.Name, Schema: f.Schema}
+		out[i] = api.Function{Name: f.Name, Schema: f.Schema}
 	}
 	return out
 }
 
 type deviceOut struct {
 	ETag string `header:"ETag"`
-	Body Device
+	Body api.Device
 }
 
 func deviceAnswer(s watchword.Subject, err error) (*deviceOut, error) {
@@ -98,9 +57,7 @@ type OfDevice struct {
 
 type reasonIn struct {
 	OfDevice
-	Body *struct {
-		Reason string `json:"reason,omitempty" maxLength:"200"`
-	} `required:"false"`
+	Body *api.ReasonRequest `required:"false"`
 }
 
 func (in *reasonIn) reason() string {
@@ -113,12 +70,7 @@ func (in *reasonIn) reason() string {
 func (a *API) deviceRoutes() {
 	type deviceCreateIn struct {
 		Once string `header:"Idempotency-Key" maxLength:"128"`
-		Body struct {
-			ID     string            `json:"id" maxLength:"64"`
-			Labels map[string]string `json:"labels,omitempty"`
-			Proof  string            `json:"proof,omitempty" doc:"required: it gets nothing without a proof of its key"`
-			TTL    string            `json:"ttl,omitempty" doc:"of the link, as 24h; at most 30 days"`
-		}
+		Body api.CreateDeviceRequest
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/devices", summary: "Add a device; out comes a one-time enrollment link", status: http.StatusCreated},
 		func(ctx context.Context, c *caller, in *deviceCreateIn) (*deviceOut, error) {
@@ -146,12 +98,7 @@ func (a *API) deviceRoutes() {
 		Label []string        `query:"label,explode" maxItems:"16" doc:"key=value; all must fit"`
 		State watchword.State `query:"state" enum:"new,active,suspended,revoked"`
 	}
-	type deviceListOut struct {
-		Body struct {
-			Devices []Device `json:"devices"`
-			Next    string   `json:"next_page_token,omitempty"`
-		}
-	}
+	type deviceListOut struct{ Body api.DeviceList }
 	register(a, operation{method: http.MethodGet, path: "/v1/devices", summary: "List devices by label and state, in order of id"},
 		func(ctx context.Context, c *caller, in *deviceListIn) (*deviceListOut, error) {
 			sel, err := selector(in.Label)
@@ -165,13 +112,13 @@ func (a *API) deviceRoutes() {
 				return nil, err
 			}
 			out := &deviceListOut{}
-			out.Body.Devices = []Device{}
+			out.Body.Devices = []api.Device{}
 			for _, s := range rows {
 				out.Body.Devices = append(out.Body.Devices, viewDevice(s))
 			}
 			var more bool
 			if out.Body.Devices, more, err = cut(out.Body.Devices, in.Size); more {
-				out.Body.Next = string(out.Body.Devices[len(out.Body.Devices)-1].ID)
+				out.Body.NextPageToken = string(out.Body.Devices[len(out.Body.Devices)-1].ID)
 			}
 			return out, err
 		})
@@ -195,9 +142,7 @@ func (a *API) deviceRoutes() {
 	type deviceLabelsIn struct {
 		OfDevice
 		Match string `header:"If-Match"`
-		Body  struct {
-			Labels map[string]string `json:"labels"`
-		}
+		Body  api.LabelsRequest
 	}
 	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/labels", summary: "Replace a device's labels; live sessions follow at once"},
 		func(ctx context.Context, c *caller, in *deviceLabelsIn) (*deviceOut, error) {
@@ -213,9 +158,7 @@ func (a *API) deviceRoutes() {
 
 	type deviceProofIn struct {
 		OfDevice
-		Body struct {
-			Proof string `json:"proof" doc:"required, or empty"`
-		}
+		Body api.ProofRequest
 	}
 	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/proof", summary: "Say whether a device gets anything without a proof of its key; live sessions follow at once"},
 		func(ctx context.Context, c *caller, in *deviceProofIn) (*deviceOut, error) {
@@ -227,11 +170,9 @@ func (a *API) deviceRoutes() {
 
 	type deviceLinkIn struct {
 		OfDevice
-		Body *struct {
-			TTL string `json:"ttl,omitempty"`
-		} `required:"false"`
+		Body *api.LinkRequest `required:"false"`
 	}
-	type deviceLinkOut struct{ Body *Enrollment }
+	type deviceLinkOut struct{ Body *api.Enrollment }
 	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/link", summary: "A new one-time link for a device that is new or revoked; the old one dies"},
 		func(ctx context.Context, c *caller, in *deviceLinkIn) (*deviceLinkOut, error) {
 			var ttl time.Duration

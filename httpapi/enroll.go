@@ -1,13 +1,13 @@
 package httpapi
 
 import (
-	"encoding/json"
 	"io"
 	"net/http"
 
 	jsonv2 "github.com/go-json-experiment/json"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/token"
@@ -31,28 +31,6 @@ func (a *API) enrollRoutes() {
 	a.describeOpen(http.MethodPost, "/v1/enroll", "Enroll with a one-time code, two public keys and a proof of possession")
 }
 
-// enrollment is the body of POST /v1/enroll.
-type enrollment struct {
-	Code string `json:"code"`
-	Keys struct {
-		Sign json.RawMessage `json:"sign"`
-		Seal json.RawMessage `json:"seal"`
-	} `json:"keys"`
-	Proof string `json:"proof"`
-}
-
-// enrolled is the answer.
-type enrolled struct {
-	ID            watchword.SubjectID `json:"id"`
-	Kind          watchword.Kind      `json:"kind"`
-	Labels        watchword.Labels    `json:"labels,omitempty"`
-	Issuer        string              `json:"issuer"`
-	TokenEndpoint string              `json:"token_endpoint"`
-	HTTPS         string              `json:"https"`
-	MQTTS         string              `json:"mqtts,omitempty"`
-	CA            string              `json:"ca,omitempty"`
-}
-
 func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 	in := infoOf(r.Context())
 	s, err := func() (watchword.Subject, error) {
@@ -63,7 +41,7 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return watchword.Subject{}, err
 		}
-		var e enrollment
+		var e api.EnrollRequest
 		if err := decode(body, &e); err != nil {
 			return watchword.Subject{}, err
 		}
@@ -78,8 +56,8 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, a.enrolled(s))
 }
 
-func (a *API) enrolled(s watchword.Subject) enrolled {
-	return enrolled{
+func (a *API) enrolled(s watchword.Subject) api.EnrollResponse {
+	return api.EnrollResponse{
 		ID: s.ID, Kind: s.Kind, Labels: s.Labels, Issuer: a.Office.Issuer(), TokenEndpoint: a.PublicURL + "/oauth/token",
 		HTTPS: a.PublicURL, MQTTS: a.MQTTS, CA: a.caPEM(),
 	}

@@ -9,23 +9,13 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/session"
 )
 
-// Event is one event of a stream: Data is what was JSON, DataBase64 what was not.
-type Event struct {
-	ID          string              `json:"id"`
-	Device      watchword.SubjectID `json:"device"`
-	Stream      string              `json:"stream"`
-	ContentType string              `json:"content_type,omitempty"`
-	At          time.Time           `json:"at"`
-	Data        json.RawMessage     `json:"data,omitempty"`
-	DataBase64  string              `json:"data_base64,omitempty"`
-}
-
-func viewEvent(e *event.Event) Event {
-	v := Event{ID: e.ID(), Device: e.Device, Stream: e.Stream, ContentType: e.ContentType, At: e.At.UTC()}
+func viewEvent(e *event.Event) api.Event {
+	v := api.Event{ID: e.ID(), Device: e.Device, Stream: e.Stream, ContentType: e.ContentType, At: e.At.UTC()}
 	if len(e.Data) > 0 && json.Valid(e.Data) {
 		v.Data = e.Data
 	} else {
@@ -98,15 +88,6 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 	}
 }
 
-// EventGap says how many events a stream's reader missed, and of which devices: they came faster than they were read, or
-// while the reader was away.
-type EventGap struct {
-	Missed  int64                         `json:"missed"`
-	Devices map[watchword.SubjectID]int64 `json:"devices,omitempty" doc:"of these, by device, at most 32"`
-	Others  int64                         `json:"others,omitempty" doc:"of these, of further devices"`
-	More    bool                          `json:"more,omitempty" doc:"there may have been more, of which nothing is known any more"`
-}
-
 // sendEvents sends all that there is, until ctx ends. false says that the peer has gone.
 func sendEvents(ctx context.Context, out *stream, sub *event.Subscription) bool {
 	var gap event.Gap
@@ -116,7 +97,7 @@ func sendEvents(ctx context.Context, out *stream, sub *event.Subscription) bool 
 		events, step, more = sub.Next()
 		gap.Join(step)
 		if gap.Any() && (len(events) > 0 || !more) {
-			if out.send("gap", "", EventGap(gap)) != nil {
+			if out.send("gap", "", api.EventGap(gap)) != nil {
 				return false
 			}
 			gap = event.Gap{}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/office"
 )
 
@@ -126,14 +127,18 @@ func (a *API) clientCredentials(r *http.Request, form url.Values, proof *office.
 	if err != nil {
 		return nil, err
 	}
-	out := map[string]any{"access_token": issued.Token, "token_type": issued.Scheme(), "expires_in": int64(issued.Life / time.Second)}
+	out := viewToken(issued)
 	switch {
 	case ask.Whole:
-		out["scope"] = watchword.WholeScope
+		out.Scope = watchword.WholeScope
 	case ask.Scope != nil:
-		out["scope"] = watchword.FormatScope(ask.Scope)
+		out.Scope = watchword.FormatScope(ask.Scope)
 	}
 	return out, nil
+}
+
+func viewToken(i office.Issued) api.TokenResponse {
+	return api.TokenResponse{AccessToken: i.Token, TokenType: i.Scheme(), ExpiresIn: int64(i.Life / time.Second)}
 }
 
 // checkTarget refuses a resource that is none (RFC 8707 §2), and the audience
@@ -197,7 +202,7 @@ var oauthErrorOf = map[watchword.Code]string{
 func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
 	if watchword.CodeOf(err) == watchword.PairingPending { // no refusal: not in the log, every few seconds
 		p := newProblem(err)
-		answer(w, p.Status, map[string]any{"error": oauthErrorOf[p.Code], "error_description": p.Detail, "code": p.Code, "trace_id": infoOf(r.Context()).trace})
+		answer(w, p.Status, api.OAuthError{Error: oauthErrorOf[p.Code], Description: p.Detail, Code: p.Code, TraceID: infoOf(r.Context()).trace})
 		return
 	}
 	p := a.problem(r, err)
@@ -222,7 +227,7 @@ func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
 	if p.Field != "" {
 		description = p.Field + " " + description
 	}
-	answer(w, p.Status, map[string]any{"error": name, "error_description": ascii(description), "code": p.Code, "trace_id": p.TraceID})
+	answer(w, p.Status, api.OAuthError{Error: name, Description: ascii(description), Code: p.Code, TraceID: p.TraceID})
 }
 
 // ascii keeps a description within RFC 6749 §5.2: %x20-21 / %x23-5B / %x5D-7E.
@@ -241,7 +246,7 @@ func ascii(s string) string {
 // challenges are what a refusal offers (RFC 6750 §3, RFC 9449 §7.1, RFC 9728 §5.1):
 // the scheme that was used with what was wrong, or both where none was, and DPoP
 // beside Bearer, since every address takes both.
-func challenges(p *Problem) []string {
+func challenges(p *problem) []string {
 	where := ""
 	if p.metadata != "" {
 		where = `, resource_metadata="` + p.metadata + `"`
@@ -264,7 +269,7 @@ func challenges(p *Problem) []string {
 	return []string{bearer + said + where, proof + where}
 }
 
-func challengeError(p *Problem) string {
+func challengeError(p *problem) string {
 	switch {
 	case p.Code == watchword.DPoPNonce:
 		return "use_dpop_nonce"

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/watchword-iot/watchword/api"
 )
 
 // pages goes through all pages of a list.
@@ -60,8 +62,8 @@ func TestASessionIsCutBetweenItsSubscriptions(t *testing.T) {
 		from, count := 0, 0
 		for again := false; ; again = true {
 			p := sessionPager{room: pageBytes, left: sizes, from: from}
-			c := &ClientState{Subscriptions: want}
-			whole := p.take(func(cut func(*ClientState) *ClientState) any { c = cut(c); return c }, again)
+			c := &api.ClientState{Subscriptions: want}
+			whole := p.take(func(cut func(*api.ClientState) *api.ClientState) any { c = cut(c); return c }, again)
 			b, err := json.Marshal(c)
 			if err != nil || p.err != nil || !p.took || len(b) > pageBytes+8<<10 {
 				t.Fatalf("a page of %d bytes, took %v, %v %v", len(b), p.took, err, p.err)
@@ -79,7 +81,7 @@ func TestASessionIsCutBetweenItsSubscriptions(t *testing.T) {
 		}
 	}
 	p := sessionPager{room: pageBytes, left: 1}
-	one := func(func(*ClientState) *ClientState) any { return 1 }
+	one := func(func(*api.ClientState) *api.ClientState) any { return 1 }
 	if !p.take(one, false) || !p.took || p.take(one, false) || p.took {
 		t.Error("a page of one has not one")
 	}

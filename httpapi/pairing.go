@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/office"
@@ -51,21 +52,20 @@ func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	code := enroll.FormatUserCode(asked.UserCode)
-	answer(w, http.StatusOK, map[string]any{ // RFC 8628 §3.2
-		"device_code": asked.DeviceCode, "user_code": code,
-		"verification_uri":          a.PublicURL + "/enroll",
-		"verification_uri_complete": a.PublicURL + "/enroll?user_code=" + code,
-		"expires_in":                int64(asked.Expires.Sub(now) / time.Second),
-		"interval":                  wholeSeconds(asked.Interval),
+	interval := wholeSeconds(asked.Interval)
+	answer(w, http.StatusOK, api.DeviceAuthorization{
+		DeviceCode: asked.DeviceCode, UserCode: code, VerificationURI: a.PublicURL + "/enroll",
+		VerificationURIComplete: a.PublicURL + "/enroll?user_code=" + code,
+		ExpiresIn:               int64(asked.Expires.Sub(now) / time.Second), Interval: &interval,
 	})
 }
 
 // wholeSeconds rounds up what is a second or more. Less is none: tests alone are that fast.
-func wholeSeconds(d time.Duration) int {
+func wholeSeconds(d time.Duration) int64 {
 	if d < time.Second {
 		return 0
 	}
-	return int(math.Ceil(d.Seconds()))
+	return int64(math.Ceil(d.Seconds()))
 }
 
 // wholeGrant refuses what asks for less than the whole grant: a pairing gives
@@ -77,15 +77,6 @@ func wholeGrant(form url.Values) error {
 		}
 	}
 	return nil
-}
-
-// paired is the answer to the poll that finds its pairing approved: what
-// enrollment answers, and a token.
-type paired struct {
-	enrolled
-	Token string `json:"access_token"`
-	Type  string `json:"token_type"`
-	In    int64  `json:"expires_in"`
 }
 
 // pairingToken is the grant of a device that waits (RFC 8628 §3.4). With a DPoP
@@ -105,37 +96,17 @@ func (a *API) pairingToken(r *http.Request, form url.Values, proof *office.Shown
 		return nil, err
 	}
 	issued, err := a.Office.Paired(r.Context(), tenant, s.ID, key, possession, proof, infoOf(r.Context()).trace, now)
-	return paired{a.enrolled(s), issued.Token, issued.Scheme(), int64(issued.Life / time.Second)}, err
+	return api.PairingResponse{EnrollResponse: a.enrolled(s), TokenResponse: viewToken(issued)}, err
 }
 
-// Pairing is a device that waits for an operator's word, or did.
-type Pairing struct {
-	UserCode  string              `json:"user_code"`
-	State     enroll.PairingState `json:"state" enum:"pending,approved,rejected"`
-	Wish      watchword.SubjectID `json:"wish,omitempty" doc:"the id that the device would like"`
-	Sign      watchword.KeyID     `json:"sign" doc:"thumbprint of the signing key: compare it with what the device shows"`
-	Seal      watchword.KeyID     `json:"seal"`
-	Remote    string              `json:"remote" doc:"the address that asked"`
-	CreatedAt time.Time           `json:"created_at"`
-	ExpiresAt time.Time           `json:"expires_at"`
-	Device    watchword.SubjectID `json:"device,omitempty" doc:"who it became"`
-	By        watchword.SubjectID `json:"by,omitempty" doc:"who decided"`
-	DecidedAt *time.Time          `json:"decided_at,omitempty"`
-}
-
-func viewPairing(p enroll.Pairing) Pairing {
-	v := Pairing{
-		UserCode: enroll.FormatUserCode(p.UserCode), State: p.State, Wish: p.Wish, Sign: p.Sign.ID, Seal: p.Seal.ID, Remote: p.Remote,
-		CreatedAt: p.Created.UTC(), ExpiresAt: p.Expires.UTC(), Device: p.Subject, By: p.By,
+func viewPairing(p enroll.Pairing) api.Pairing {
+	return api.Pairing{
+		UserCode: enroll.FormatUserCode(p.UserCode), State: string(p.State), Wish: p.Wish, Sign: p.Sign.ID, Seal: p.Seal.ID, Remote: p.Remote,
+		CreatedAt: p.Created.UTC(), ExpiresAt: p.Expires.UTC(), Device: p.Subject, By: p.By, DecidedAt: when(p.Decided),
 	}
-	if !p.Decided.IsZero() {
-		at := p.Decided.UTC()
-		v.DecidedAt = &at
-	}
-	return v
 }
 
-type pairingOut struct{ Body Pairing }
+type pairingOut struct{ Body api.Pairing }
 
 // OfPairing is the path of a request about one pairing. The API library wants it exported.
 type OfPairing struct {
@@ -143,13 +114,7 @@ type OfPairing struct {
 }
 
 func (a *API) pairingListRoutes() {
-	type pairingListOut struct {
-		Body struct {
-			Pairings []Pairing `json:"enrollments"`
-			Pin      string    `json:"pin" doc:"what a device checks this server's root by"`
-			Next     string    `json:"next_page_token,omitempty"`
-		}
-	}
+	type pairingListOut struct{ Body api.PairingList }
 	register(a, operation{method: http.MethodGet, path: "/v1/enrollments", summary: "Devices that wait for an operator's word, and what was decided of late; newest first"},
 		func(ctx context.Context, c *caller, in *Page) (*pairingListOut, error) {
 			rows, err := a.Gate.Pairings(ctx, c.Tenant(), in.Token, in.Size+1, a.Now())
@@ -157,13 +122,13 @@ func (a *API) pairingListRoutes() {
 				return nil, err
 			}
 			out := &pairingListOut{}
-			out.Body.Pairings, out.Body.Pin = []Pairing{}, a.Gate.Pin()
+			out.Body.Pairings, out.Body.Pin = []api.Pairing{}, a.Gate.Pin()
 			for _, p := range rows {
 				out.Body.Pairings = append(out.Body.Pairings, viewPairing(p))
 			}
 			var more bool
 			if out.Body.Pairings, more, err = cut(out.Body.Pairings, in.Size); more {
-				out.Body.Next = rows[len(out.Body.Pairings)-1].ID
+				out.Body.NextPageToken = rows[len(out.Body.Pairings)-1].ID
 			}
 			return out, err
 		})
@@ -180,11 +145,7 @@ func (a *API) pairingListRoutes() {
 func (a *API) pairingDecisionRoutes() {
 	type pairingApproveIn struct {
 		OfPairing
-		Body struct {
-			Sign   string            `json:"sign" minLength:"43" maxLength:"43" doc:"the whole thumbprint of the device's signing key, as the device shows it"`
-			ID     string            `json:"id,omitempty" maxLength:"64" doc:"who it shall be; its own wish, if absent"`
-			Labels map[string]string `json:"labels,omitempty"`
-		}
+		Body api.ApprovePairingRequest
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/enrollments/{user_code}/approve", summary: "Make the keys behind a code those of a device"},
 		func(ctx context.Context, c *caller, in *pairingApproveIn) (*deviceOut, error) {

@@ -2,24 +2,18 @@ package httpapi
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// Policy is a stored document without its text.
-type Policy struct {
-	Name      string    `json:"name"`
-	Version   int64     `json:"version"`
-	ChangedAt time.Time `json:"changed_at"`
+func viewPolicy(s policy.Stored) api.Policy {
+	return api.Policy{Name: s.Name, Version: s.Version, ChangedAt: s.Changed.UTC()}
 }
-
-func viewPolicy(s policy.Stored) Policy { return Policy{s.Name, s.Version, s.Changed.UTC()} }
 
 const (
 	tomlType  = "application/toml"
@@ -27,12 +21,7 @@ const (
 )
 
 func (a *API) policyRoutes() {
-	type policyListOut struct {
-		Body struct {
-			Policies []Policy `json:"policies"`
-			Next     string   `json:"next_page_token,omitempty"`
-		}
-	}
+	type policyListOut struct{ Body api.PolicyList }
 	register(a, operation{method: http.MethodGet, path: "/v1/policies", summary: "All policies, by name"},
 		func(ctx context.Context, c *caller, in *Page) (*policyListOut, error) {
 			rows, err := a.Registry.Policies(ctx, c.Tenant())
@@ -40,16 +29,16 @@ func (a *API) policyRoutes() {
 				return nil, err
 			}
 			out := &policyListOut{}
-			out.Body.Policies = []Policy{}
+			out.Body.Policies = []api.Policy{}
 			for _, p := range rows {
 				if p.Name > in.Token {
 					out.Body.Policies = append(out.Body.Policies, viewPolicy(p))
 				}
 			}
-			slices.SortFunc(out.Body.Policies, func(a, b Policy) int { return strings.Compare(a.Name, b.Name) })
+			slices.SortFunc(out.Body.Policies, func(a, b api.Policy) int { return strings.Compare(a.Name, b.Name) })
 			var more bool
 			if out.Body.Policies, more, err = cut(out.Body.Policies, in.Size); more {
-				out.Body.Next = out.Body.Policies[len(out.Body.Policies)-1].Name
+				out.Body.NextPageToken = out.Body.Policies[len(out.Body.Policies)-1].Name
 			}
 			return out, err
 		})
@@ -77,7 +66,7 @@ func (a *API) policyRoutes() {
 		if err := a.Registry.CheckPolicy(r.Context(), c.Tenant(), name, c.body); err != nil {
 			return err
 		}
-		answer(w, http.StatusOK, map[string]bool{"ok": true})
+		answer(w, http.StatusOK, api.PolicyCheck{OK: true})
 		return nil
 	})
 	a.describe(http.MethodPost, "/v1/policies/check", "Find a policy's mistakes without applying it", nil)
@@ -119,15 +108,8 @@ func (a *API) applyPolicy(w http.ResponseWriter, r *http.Request, c *caller) err
 }
 
 func (a *API) explainRoute() {
-	type policyExplainIn struct {
-		Body struct {
-			Subject  watchword.SubjectID `json:"subject" maxLength:"64"`
-			Action   string              `json:"action" enum:"pub,sub,call,get,put,post,patch,delete"`
-			Resource string              `json:"resource" maxLength:"1024"`
-			Args     json.RawMessage     `json:"args,omitempty"`
-		}
-	}
-	type policyExplainOut struct{ Body policy.Explanation }
+	type policyExplainIn struct{ Body api.ExplainRequest }
+	type policyExplainOut struct{ Body api.Explanation }
 	register(a, operation{method: http.MethodPost, path: "/v1/explain", reads: true, summary: "Why a request is allowed or denied"},
 		func(ctx context.Context, c *caller, in *policyExplainIn) (*policyExplainOut, error) {
 			q := in.Body
@@ -145,7 +127,7 @@ func (a *API) explainRoute() {
 			if err != nil {
 				return nil, err
 			}
-			return &policyExplainOut{e}, nil
+			return &policyExplainOut{api.Explanation(e)}, nil
 		})
 }
 

@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/office"
 	"github.com/watchword-iot/watchword/policy"
@@ -88,34 +89,25 @@ var statusOf = map[watchword.Code]int{
 	watchword.Internal:             http.StatusInternalServerError,
 }
 
-// Problem is a problem document (RFC 9457 §3). Its members are safe to show.
-type Problem struct {
-	Type       string           `json:"type" doc:"urn:watchword:error: and the code"`
-	Title      string           `json:"title"`
-	Status     int              `json:"status"`
-	Code       watchword.Code   `json:"code" doc:"stable; docs/errors.md explains each"`
-	Detail     string           `json:"detail,omitempty"`
-	Field      string           `json:"field,omitempty" doc:"path of the field at fault, never its value"`
-	Rule       string           `json:"rule,omitempty" doc:"the policy rule that decided"`
-	TraceID    string           `json:"trace_id,omitempty"`
-	RetryAfter int              `json:"retry_after,omitempty" doc:"seconds"`
-	Mistakes   []policy.Mistake `json:"mistakes,omitempty" doc:"of a policy document"`
+// problem is a problem document with what its challenge says beside. All its members are safe to show.
+type problem struct {
+	api.Problem
 
 	scheme, metadata string // of the challenge: what was shown, and where ours is described
 	binding          bool   // the proof is good, and another token's
 }
 
-// Error, GetStatus, ContentType and GetHeaders make a Problem an answer of the API library.
-func (p *Problem) Error() string { return string(p.Code) + ": " + p.Detail }
+// Error, GetStatus, ContentType and GetHeaders make a problem an answer of the API library.
+func (p *problem) Error() string { return string(p.Code) + ": " + p.Detail }
 
 // GetStatus returns the HTTP status.
-func (p *Problem) GetStatus() int { return p.Status }
+func (p *problem) GetStatus() int { return p.Status }
 
 // ContentType returns that of problem documents.
-func (p *Problem) ContentType(string) string { return "application/problem+json" }
+func (p *problem) ContentType(string) string { return "application/problem+json" }
 
 // GetHeaders returns what RFC 6750 §3, RFC 9449 §7.1 and RFC 9110 §10.2.3 want beside the status.
-func (p *Problem) GetHeaders() http.Header {
+func (p *problem) GetHeaders() http.Header {
 	h := http.Header{}
 	if p.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(p.RetryAfter))
@@ -127,7 +119,7 @@ func (p *Problem) GetHeaders() http.Header {
 }
 
 // problem turns err into a problem document, logs it, and records a refusal.
-func (a *API) problem(r *http.Request, err error) *Problem {
+func (a *API) problem(r *http.Request, err error) *problem {
 	in := infoOf(r.Context())
 	p := newProblem(err)
 	p.TraceID = in.trace
@@ -160,7 +152,7 @@ func (a *API) problem(r *http.Request, err error) *Problem {
 }
 
 // tell puts into p what its challenge says beside what was wrong.
-func (p *Problem) tell(a *API, in *info) {
+func (p *problem) tell(a *API, in *info) {
 	p.scheme, p.metadata = in.scheme, a.PublicURL+resourceMetadata
 }
 
@@ -173,17 +165,19 @@ func clip(s string) string {
 	return s
 }
 
-func newProblem(err error) *Problem {
+func newProblem(err error) *problem {
 	code := watchword.CodeOf(err)
 	status, ok := statusOf[code]
 	if !ok {
 		code, status = watchword.Internal, http.StatusInternalServerError
 	}
-	p := &Problem{Type: "urn:watchword:error:" + string(code), Title: string(code), Status: status, Code: code}
+	p := &problem{Problem: api.Problem{Type: "urn:watchword:error:" + string(code), Title: string(code), Status: status, Code: code}}
 	if e, ok := errors.AsType[*watchword.Error](err); ok && code != watchword.Internal {
 		p.Detail, p.Field, p.Rule = e.Detail, e.Field, e.Rule
 		p.RetryAfter = int(math.Ceil(e.RetryAfter.Seconds()))
-		p.Mistakes = policy.Mistakes(err)
+		for _, m := range policy.Mistakes(err) {
+			p.Mistakes = append(p.Mistakes, api.Mistake(m))
+		}
 	}
 	p.binding = errors.Is(err, office.ErrBinding)
 	if p.RetryAfter == 0 && (status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable) {

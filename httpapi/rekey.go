@@ -1,10 +1,10 @@
 package httpapi
 
 import (
-	"encoding/json"
 	"net/http"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/enroll"
 )
@@ -14,26 +14,8 @@ func (a *API) rekeyRoutes() {
 	a.describe(http.MethodPost, "/v1/self/keys", "Change a device's own keys: the new ones, and a proof by old and new", nil)
 }
 
-// rekey is the body of POST /v1/self/keys. A key that stays is left out.
-type rekey struct {
-	Keys struct {
-		Sign json.RawMessage `json:"sign"`
-		Seal json.RawMessage `json:"seal"`
-	} `json:"keys"`
-	Rekey json.RawMessage `json:"rekey"`
-}
-
-// rekeyed is the answer: the thumbprints of the keys that count now.
-type rekeyed struct {
-	ID   watchword.SubjectID `json:"id"`
-	Keys struct {
-		Sign watchword.KeyID `json:"sign"`
-		Seal watchword.KeyID `json:"seal"`
-	} `json:"keys"`
-}
-
 func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {
-	var in rekey
+	var in api.RekeyRequest
 	if err := decode(c.body, &in); err != nil {
 		return err
 	}
@@ -42,8 +24,7 @@ func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {
 		a.Recorder.Refused(c.actor.Failed(audit.DeviceRekey, string(c.Subject()), a.Now(), err, nil))
 		return err
 	}
-	var out rekeyed
-	out.ID = s.ID
+	out := api.RekeyResponse{ID: s.ID}
 	for _, k := range s.Keys {
 		switch {
 		case k.State != watchword.KeyActive:

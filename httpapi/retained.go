@@ -7,43 +7,20 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/internal/permit"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
 
-// Retained is the retained message of one topic, as lists show it.
-type Retained struct {
-	Topic       string              `json:"topic"`
-	Owner       watchword.SubjectID `json:"owner,omitempty" doc:"who published it; none of what was stored before owners were kept"`
-	Incarnation int64               `json:"incarnation,omitempty" doc:"of the owner"`
-	Given       bool                `json:"given" doc:"new subscribers are given it: its owner may publish it today"`
-	QoS         byte                `json:"qos"`
-	Bytes       int                 `json:"bytes" doc:"of the payload"`
-	Memory      int                 `json:"memory" doc:"bytes of the server's memory that it takes"`
-	ExpiresAt   *time.Time          `json:"expires_at,omitempty"`
-	ContentType string              `json:"content_type,omitempty"`
-}
-
-// RetainedWhole is a retained message with its payload.
-type RetainedWhole struct {
-	Retained
-	Payload string `json:"payload" doc:"base64"`
-}
-
-func viewRetained(m session.Retained) Retained {
-	out := Retained{
+func viewRetained(m session.Retained) api.Retained {
+	return api.Retained{
 		Topic: m.Topic, Owner: m.Owner, Incarnation: m.Incarnation, Given: m.Given, QoS: m.QoS, Bytes: len(m.Payload), Memory: m.Memory, ContentType: clip(m.ContentType),
+		ExpiresAt: when(m.Expires),
 	}
-	if !m.Expires.IsZero() {
-		at := m.Expires.UTC()
-		out.ExpiresAt = &at
-	}
-	return out
 }
 
 // retainedPrefix begins the paths of single retained messages; the topic follows.
@@ -78,16 +55,11 @@ func (a *API) retainedRoutes() {
 		Size   int                 `query:"page_size" minimum:"1" maximum:"1000" default:"100"`
 		Token  string              `query:"page_token" maxLength:"2048"`
 	}
-	type listOut struct {
-		Body struct {
-			Retained []Retained `json:"retained"`
-			Next     string     `json:"next_page_token,omitempty" doc:"a page may be short, or empty, and have one"`
-		}
-	}
+	type listOut struct{ Body api.RetainedList }
 	type topicIn struct {
 		Topic string `path:"topic" doc:"the topic, with every / as %2F"`
 	}
-	type wholeOut struct{ Body RetainedWhole }
+	type wholeOut struct{ Body api.RetainedWhole }
 
 	register(a, operation{method: http.MethodGet, path: "/v1/retained", summary: "Retained messages, in the order of their topics' levels"},
 		func(ctx context.Context, c *caller, in *listIn) (*listOut, error) {
@@ -101,7 +73,7 @@ func (a *API) retainedRoutes() {
 				return nil, watchword.RefuseField("page_token", "is none of this list")
 			}
 			out := &listOut{}
-			out.Body.Retained = []Retained{}
+			out.Body.Retained = []api.Retained{}
 			if a.Wire == nil {
 				return out, nil
 			}
@@ -116,7 +88,7 @@ func (a *API) retainedRoutes() {
 			if out.Body.Retained, more, err = cut(out.Body.Retained, in.Size); more {
 				next = page[len(out.Body.Retained)-1].Topic
 			}
-			out.Body.Next = base64.RawURLEncoding.EncodeToString([]byte(next))
+			out.Body.NextPageToken = base64.RawURLEncoding.EncodeToString([]byte(next))
 			return out, err
 		})
 	register(a, operation{method: http.MethodGet, path: retainedPrefix + "{topic...}", summary: "The retained message of one topic, with its payload"},
@@ -129,7 +101,7 @@ func (a *API) retainedRoutes() {
 			if err := a.Entries.AddEntry(ctx, e); err != nil {
 				return nil, err
 			}
-			return &wholeOut{RetainedWhole{viewRetained(m), base64.StdEncoding.EncodeToString(m.Payload)}}, nil
+			return &wholeOut{api.RetainedWhole{Retained: viewRetained(m), Payload: m.Payload}}, nil
 		})
 	register(a, operation{method: http.MethodDelete, path: retainedPrefix + "{topic...}", summary: "Remove the retained message of one topic", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *topicIn) (*none, error) {

@@ -13,6 +13,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/internal/quota"
@@ -21,32 +22,6 @@ import (
 	"github.com/watchword-iot/watchword/token"
 	"github.com/watchword-iot/watchword/twin"
 )
-
-// Self is what a subject sees of itself.
-type Self struct {
-	ID          watchword.SubjectID `json:"id"`
-	Kind        watchword.Kind      `json:"kind"`
-	State       watchword.State     `json:"state"`
-	Labels      watchword.Labels    `json:"labels"`
-	Incarnation int64               `json:"incarnation"`
-	Issuer      string              `json:"issuer"`
-	Token       SelfToken           `json:"token"`
-	Permissions SelfPermissions     `json:"permissions"`
-}
-
-// SelfToken is the token that was shown.
-type SelfToken struct {
-	JTI       string          `json:"jti"`
-	ExpiresAt time.Time       `json:"expires_at"`
-	Key       watchword.KeyID `json:"key"`
-}
-
-// SelfPermissions is what today's policy gives; the token may give less. Each
-// line is [resource, [action…]].
-type SelfPermissions struct {
-	Perm []json.RawMessage `json:"perm"`
-	Deny []json.RawMessage `json:"deny"`
-}
 
 func viewPermissions(ps []watchword.Permission) ([]json.RawMessage, error) {
 	out := make([]json.RawMessage, len(ps))
@@ -61,7 +36,7 @@ func viewPermissions(ps []watchword.Permission) ([]json.RawMessage, error) {
 }
 
 func (a *API) selfRoutes() {
-	type selfOut struct{ Body Self }
+	type selfOut struct{ Body api.Self }
 	register(a, operation{method: http.MethodGet, path: "/v1/self", summary: "Who am I, and what may I"},
 		func(ctx context.Context, c *caller, _ *none) (*selfOut, error) {
 			s, err := a.Registry.Subject(ctx, c.Tenant(), c.Subject())
@@ -69,9 +44,9 @@ func (a *API) selfRoutes() {
 				return nil, err
 			}
 			d := viewDevice(s)
-			out := &selfOut{Self{
+			out := &selfOut{api.Self{
 				ID: s.ID, Kind: s.Kind, State: s.State, Labels: d.Labels, Incarnation: s.Incarnation, Issuer: a.Office.Issuer(),
-				Token: SelfToken{JTI: c.JTI(), ExpiresAt: c.Expires().UTC(), Key: c.Key()},
+				Token: api.SelfToken{JTI: c.JTI(), ExpiresAt: c.Expires().UTC(), Key: c.Key()},
 			}}
 			if out.Body.Permissions.Perm, err = viewPermissions(c.Today().Perm()); err != nil {
 				return nil, err
@@ -89,11 +64,7 @@ func (a *API) selfRoutes() {
 	a.handle(route{pattern: "GET /v1/self/config"}, a.selfConfig)
 	a.describe(http.MethodGet, "/v1/self/config", "The wanted configuration, signed", nil)
 
-	type functions struct {
-		Body struct {
-			Functions []Function `json:"functions" maxItems:"256"`
-		}
-	}
+	type functions struct{ Body api.FunctionList }
 	register(a, operation{method: http.MethodPut, path: "/v1/self/functions", summary: "Announce what this device can be asked to do", status: http.StatusNoContent, body: 96 << 10},
 		func(ctx context.Context, c *caller, in *functions) (*none, error) {
 			fs, err := a.announced(ctx, in.Body.Functions)
@@ -135,7 +106,7 @@ func ofField(field string, err error, must string) error {
 
 // announced is what a device says that it can be asked to do. Its schemas are compiled in turns with what others have
 // the server calculate. Codes: bad_request; too_large; busy.
-func (a *API) announced(ctx context.Context, in []Function) ([]twin.Function, error) {
+func (a *API) announced(ctx context.Context, in []api.Function) ([]twin.Function, error) {
 	seen, objects := map[string]bool{}, 0
 	out := make([]twin.Function, len(in))
 	for i, f := range in {
@@ -192,7 +163,7 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err := a.carry(c.Tenant(), e.Topic(), e.ContentType, c.body); err != nil {
 		return err
 	}
-	answer(w, http.StatusAccepted, map[string]string{"id": e.ID()})
+	answer(w, http.StatusAccepted, api.PublishResponse{ID: e.ID()})
 	return nil
 }
 

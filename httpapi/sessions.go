@@ -10,14 +10,15 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/session"
 )
 
 // sessions returns the live sessions of a subject ("": of all), and what those left
 // behind who are away.
-func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live []Session, away []Away) {
-	live, away = viewSessions(a.Guard.Sessions(t, subject), a.Now()), []Away{}
+func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live []api.Session, away []api.OfflineSession) {
+	live, away = viewSessions(a.Guard.Sessions(t, subject), a.Now()), []api.OfflineSession{}
 	if a.Wire == nil {
 		return live, away
 	}
@@ -26,19 +27,14 @@ func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live 
 		at[live[i].ID] = i
 	}
 	for _, s := range a.Wire.States(t, subject) {
-		c := ClientState{s.Client, s.Filters, s.Messages, s.Bytes, s.Memory, s.Dropped}
+		c := api.ClientState{Client: s.Client, Subscriptions: s.Filters, Messages: s.Messages, Bytes: s.Bytes, Memory: s.Memory, Dropped: s.Dropped}
 		if c.Subscriptions == nil {
 			c.Subscriptions = []string{}
 		}
 		if i, ok := at[s.ID]; ok && s.Live {
 			live[i].MQTT = &c
 		} else if !s.Live {
-			v := Away{ID: s.ID, Subject: s.Subject, LeftAt: s.Left.UTC(), EndsAt: s.Ends.UTC(), MQTT: c}
-			if !s.Will.IsZero() {
-				will := s.Will.UTC()
-				v.WillAt = &will
-			}
-			away = append(away, v)
+			away = append(away, api.OfflineSession{ID: s.ID, Subject: s.Subject, LeftAt: s.Left.UTC(), EndsAt: s.Ends.UTC(), WillAt: when(s.Will), MQTT: c})
 		}
 	}
 	return live, away
@@ -54,7 +50,7 @@ type sessionPlace struct {
 }
 
 // sessionPage is one page of [API.sessions].
-func (a *API) sessionPage(t watchword.TenantID, subject watchword.SubjectID, in Page) (live []Session, away []Away, next string, err error) {
+func (a *API) sessionPage(t watchword.TenantID, subject watchword.SubjectID, in Page) (live []api.Session, away []api.OfflineSession, next string, err error) {
 	var from sessionPlace
 	if in.Token != "" {
 		if err := placeOf(in.Token, &from); err != nil {
@@ -63,12 +59,12 @@ func (a *API) sessionPage(t watchword.TenantID, subject watchword.SubjectID, in 
 	}
 	allLive, allAway := a.sessions(t, subject)
 	p := sessionPager{room: pageBytes, left: in.Size, from: from.From}
-	live, away = []Session{}, []Away{}
+	live, away = []api.Session{}, []api.OfflineSession{}
 	for _, s := range allLive {
 		if from.Away != "" || !from.next(string(s.ID), from.Live) {
 			continue
 		}
-		whole := p.take(func(cut func(*ClientState) *ClientState) any {
+		whole := p.take(func(cut func(*api.ClientState) *api.ClientState) any {
 			s.MQTT = cut(s.MQTT)
 			return s
 		}, string(s.ID) == from.Live)
@@ -85,7 +81,7 @@ func (a *API) sessionPage(t watchword.TenantID, subject watchword.SubjectID, in 
 		if !from.next(s.MQTT.Client, from.Away) {
 			continue
 		}
-		whole := p.take(func(cut func(*ClientState) *ClientState) any {
+		whole := p.take(func(cut func(*api.ClientState) *api.ClientState) any {
 			s.MQTT = *cut(&s.MQTT)
 			return s
 		}, s.MQTT.Client == from.Away)
@@ -118,13 +114,13 @@ type sessionPager struct {
 
 // take puts a session on the page, with as many of its subscriptions as there is room
 // for, and reports whether more may follow. again says that it was on the page before.
-func (p *sessionPager) take(view func(cut func(*ClientState) *ClientState) any, again bool) bool {
+func (p *sessionPager) take(view func(cut func(*api.ClientState) *api.ClientState) any, again bool) bool {
 	p.took, p.at = false, 0
 	if p.left == 0 || p.room <= 0 {
 		return false
 	}
 	whole := true
-	b, err := json.Marshal(view(func(c *ClientState) *ClientState {
+	b, err := json.Marshal(view(func(c *api.ClientState) *api.ClientState {
 		if c == nil {
 			return nil
 		}
@@ -155,23 +151,25 @@ func (p *sessionPager) take(view func(cut func(*ClientState) *ClientState) any, 
 // longAnswer is how long a request is being answered before it is listed among the sessions.
 const longAnswer = time.Second
 
-func viewSessions(ss []*session.Session, now time.Time) []Session {
-	out := []Session{}
+func viewSessions(ss []*session.Session, now time.Time) []api.Session {
+	out := []api.Session{}
 	for _, s := range ss {
 		a := s.Authority()
 		if a == nil || s.Class() == session.Answer && now.Sub(s.Opened()) < longAnswer {
 			continue // not open yet, or a request as it is answered all the time
 		}
-		out = append(out, Session{s.ID(), a.Subject(), s.Transport(), s.Remote(), s.Opened().UTC(), a.Expires().UTC(), nil})
+		out = append(out, api.Session{
+			ID: s.ID(), Subject: a.Subject(), Transport: s.Transport(), Remote: s.Remote(), OpenedAt: s.Opened().UTC(), ExpiresAt: a.Expires().UTC(),
+		})
 	}
-	slices.SortFunc(out, func(a, b Session) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(out, func(a, b api.Session) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
 
 // forget ends a session that a client left behind.
 func (a *API) forget(ctx context.Context, c *caller, id watchword.SessionID) error {
 	_, away := a.sessions(c.Tenant(), "")
-	i := slices.IndexFunc(away, func(s Away) bool { return s.ID == id && id != "" })
+	i := slices.IndexFunc(away, func(s api.OfflineSession) bool { return s.ID == id && id != "" })
 	if i < 0 {
 		return watchword.Refuse(watchword.NotFound, "no such session")
 	}
@@ -180,13 +178,7 @@ func (a *API) forget(ctx context.Context, c *caller, id watchword.SessionID) err
 }
 
 func (a *API) sessionRoutes() {
-	type sessionListOut struct {
-		Body struct {
-			Sessions []Session `json:"sessions"`
-			Away     []Away    `json:"away"`
-			Next     string    `json:"next_page_token,omitempty" doc:"a session with more subscriptions than a page has room for comes again on the next one, with those that follow"`
-		}
-	}
+	type sessionListOut struct{ Body api.SessionList }
 	type sessionID struct {
 		ID watchword.SessionID `path:"id" maxLength:"64"`
 	}
@@ -198,7 +190,7 @@ func (a *API) sessionRoutes() {
 		func(ctx context.Context, c *caller, in *sessionListIn) (*sessionListOut, error) {
 			out := &sessionListOut{}
 			var err error
-			out.Body.Sessions, out.Body.Away, out.Body.Next, err = a.sessionPage(c.Tenant(), in.Device, in.Page)
+			out.Body.Sessions, out.Body.Offline, out.Body.NextPageToken, err = a.sessionPage(c.Tenant(), in.Device, in.Page)
 			return out, err
 		})
 	register(a, operation{method: http.MethodDelete, path: "/v1/sessions/{id}", summary: "Close a live session, or end one that a client left behind", status: http.StatusNoContent},
@@ -219,15 +211,10 @@ func (a *API) sessionRoutes() {
 		func(ctx context.Context, c *caller, in *Page) (*sessionListOut, error) {
 			out := &sessionListOut{}
 			var err error
-			out.Body.Sessions, out.Body.Away, out.Body.Next, err = a.sessionPage(c.Tenant(), c.Subject(), *in)
+			out.Body.Sessions, out.Body.Offline, out.Body.NextPageToken, err = a.sessionPage(c.Tenant(), c.Subject(), *in)
 			return out, err
 		})
-	type sessionRefreshOut struct {
-		Body struct {
-			ID        watchword.SessionID `json:"id"`
-			ExpiresAt time.Time           `json:"expires_at"`
-		}
-	}
+	type sessionRefreshOut struct{ Body api.SessionRefresh }
 	register(a, operation{method: http.MethodPut, path: "/v1/self/sessions/{id}", summary: "Refresh a live session with the token of this request"},
 		func(ctx context.Context, c *caller, in *sessionID) (*sessionRefreshOut, error) {
 			s := a.Guard.Session(c.Tenant(), in.ID)

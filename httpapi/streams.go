@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/session"
@@ -27,48 +28,8 @@ func wait(s string) (time.Duration, error) {
 	return d, err
 }
 
-// Session is a live session as the API shows it.
-type Session struct {
-	ID        watchword.SessionID `json:"id"`
-	Subject   watchword.SubjectID `json:"subject"`
-	Transport string              `json:"transport"`
-	Remote    string              `json:"remote"`
-	OpenedAt  time.Time           `json:"opened_at"`
-	ExpiresAt time.Time           `json:"expires_at"`
-	MQTT      *ClientState        `json:"mqtt,omitempty"`
-}
-
-// ClientState is what an MQTT client has: its Session State (MQTT 5.0 §4.1).
-type ClientState struct {
-	Client        string   `json:"client_id"`
-	Subscriptions []string `json:"subscriptions"`
-	Messages      int      `json:"messages" doc:"that wait for it, or that it has not acknowledged"`
-	Bytes         int      `json:"bytes" doc:"of these"`
-	Memory        int      `json:"memory" doc:"bytes of the server's memory that it takes, about"`
-	Dropped       int64    `json:"dropped" doc:"messages that found no room since it last heard"`
-}
-
-// Away is a session without a connection: what an MQTT client left behind.
-type Away struct {
-	ID      watchword.SessionID `json:"id"`
-	Subject watchword.SubjectID `json:"subject"`
-	LeftAt  time.Time           `json:"left_at"`
-	EndsAt  time.Time           `json:"ends_at"`
-	WillAt  *time.Time          `json:"will_at,omitempty"`
-	MQTT    ClientState         `json:"mqtt"`
-}
-
-// sealed is one command on its way to its device.
-type sealed struct {
-	ID        watchword.CommandID `json:"id"`
-	Epoch     int64               `json:"epoch"`
-	Seq       int64               `json:"seq"`
-	ExpiresAt time.Time           `json:"expires_at"`
-	JWE       string              `json:"jwe"`
-}
-
-func viewSealed(c command.SealedCommand) sealed {
-	return sealed{c.ID, c.Epoch, c.Seq, c.Expires.UTC(), c.JWE}
+func viewSealed(c command.SealedCommand) api.SealedCommand {
+	return api.SealedCommand{ID: c.ID, Epoch: c.Epoch, Seq: c.Seq, ExpiresAt: c.Expires.UTC(), JWE: c.JWE}
 }
 
 func (a *API) selfCommandRoutes() {
@@ -85,17 +46,8 @@ func (a *API) selfCommandRoutes() {
 	})
 	a.describe(http.MethodGet, "/v1/self/commands", "Sealed commands: a long poll, or a stream of server-sent events", nil)
 
-	type receiptIn struct {
-		Body struct {
-			Receipt string `json:"receipt"`
-		}
-	}
-	type receiptOut struct {
-		Body struct {
-			Command watchword.CommandID    `json:"command"`
-			State   watchword.CommandState `json:"state"`
-		}
-	}
+	type receiptIn struct{ Body api.ReceiptRequest }
+	type receiptOut struct{ Body api.ReceiptResponse }
 	register(a, operation{method: http.MethodPost, path: "/v1/self/receipts", summary: "Hand in a signed receipt", body: watchword.MaxDocument + 64},
 		func(ctx context.Context, c *caller, in *receiptIn) (*receiptOut, error) {
 			if err := c.Publish(selfTopic(c, "receipts")).Err(); err != nil {
@@ -213,10 +165,7 @@ func (a *API) pollCommands(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err := ended(ctx); err != nil {
 		return err
 	}
-	out := struct {
-		Session  watchword.SessionID `json:"session"`
-		Commands []sealed            `json:"commands"`
-	}{c.session.ID(), []sealed{}}
+	out := api.SealedCommands{Session: c.session.ID(), Commands: []api.SealedCommand{}}
 	for _, sc := range cs {
 		out.Commands = append(out.Commands, viewSealed(sc))
 	}
@@ -272,9 +221,6 @@ func (a *API) streamCommands(w http.ResponseWriter, r *http.Request, c *caller) 
 	}
 }
 
-func sessionEvent(s *session.Session) any {
-	return struct {
-		Session   watchword.SessionID `json:"session"`
-		ExpiresAt time.Time           `json:"expires_at"`
-	}{s.ID(), s.Authority().Expires().UTC()}
+func sessionEvent(s *session.Session) api.SessionEvent {
+	return api.SessionEvent{Session: s.ID(), ExpiresAt: s.Authority().Expires().UTC()}
 }

@@ -6,6 +6,7 @@ import (
 	"net/url"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/office"
 	"github.com/watchword-iot/watchword/policy"
@@ -41,19 +42,19 @@ func (a *API) introspect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if i == nil {
-		answer(w, http.StatusOK, map[string]any{"active": false})
+		answer(w, http.StatusOK, api.Introspection{})
 		return
 	}
-	out := map[string]any{
-		"active": true, "token_type": bearerScheme, "iss": i.Issuer, "sub": i.Subject, "client_id": i.ClientID, "aud": i.Audience[0],
-		"iat": i.Issued.Unix(), "exp": i.Expires.Unix(), "jti": i.JTI, "key": i.Key, "perm": i.Perm,
-		"dev": map[string]any{"id": i.Who.ID, "labels": labels(i.Who.Labels)},
+	out := api.Introspection{
+		Active: true, TokenType: bearerScheme, Issuer: i.Issuer, Subject: i.Subject, ClientID: i.ClientID, Audience: i.Audience[0],
+		IssuedAt: i.Issued.Unix(), ExpiresAt: i.Expires.Unix(), JTI: i.JTI, Key: i.Key, Perm: i.Perm, Deny: i.Deny,
+		Device: &api.IntrospectedDevice{ID: i.Who.ID, Labels: labels(i.Who.Labels)},
+	}
+	if out.Perm == nil {
+		out.Perm = []watchword.Permission{}
 	}
 	if i.Bound != "" {
-		out["token_type"], out["cnf"] = proofScheme, map[string]any{"jkt": i.Bound}
-	}
-	if len(i.Deny) > 0 {
-		out["deny"] = i.Deny
+		out.TokenType, out.Confirm = proofScheme, &api.Confirmation{Thumbprint: i.Bound}
 	}
 	answer(w, http.StatusOK, out)
 }

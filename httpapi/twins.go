@@ -8,28 +8,20 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// Twin is a device's two documents as the API shows them.
-type Twin struct {
-	Config        json.RawMessage `json:"config" doc:"wanted; null if never set"`
-	ConfigVersion int64           `json:"config_version"`
-	ConfigAt      *time.Time      `json:"config_at,omitempty"`
-	State         json.RawMessage `json:"state" doc:"reported; null if never reported"`
-	StateAt       *time.Time      `json:"state_at,omitempty"`
-}
-
-func viewTwin(t twin.Twin) Twin {
+func viewTwin(t twin.Twin) api.Twin {
 	orNull := func(b []byte) json.RawMessage {
 		if b == nil {
 			return json.RawMessage("null")
 		}
 		return b
 	}
-	return Twin{
+	return api.Twin{
 		Config: orNull(t.Config), ConfigVersion: t.ConfigVer, ConfigAt: when(t.ConfigAt),
 		State: orNull(t.State), StateAt: when(t.StateAt),
 	}
@@ -46,7 +38,7 @@ func when(t time.Time) *time.Time {
 
 type twinOut struct {
 	ETag string `header:"ETag"`
-	Body Twin
+	Body api.Twin
 }
 
 func (a *API) twinRoutes() {

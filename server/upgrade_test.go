@@ -24,6 +24,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
@@ -239,7 +240,7 @@ func level(t *testing.T, levels <-chan int, want int) {
 }
 
 // await waits until a command has its receipt.
-func (u *upgraded) await(c admin.Command) admin.Command {
+func (u *upgraded) await(c api.Command) api.Command {
 	u.t.Helper()
 	ctx, cancel := context.WithTimeout(u.t.Context(), 30*time.Second)
 	defer cancel()
@@ -354,7 +355,7 @@ func (u *upgraded) testSubjects(t *testing.T) {
 	u = u.in(t)
 	ctx := t.Context()
 	var got []string
-	check(t, u.admin.Devices(ctx, nil, "", func(d admin.Device) error {
+	check(t, u.admin.Devices(ctx, nil, "", func(d api.Device) error {
 		got = append(got, string(d.ID)+" "+string(d.State)+" "+d.Labels["kind"]+" "+d.Labels["site"])
 		return nil
 	}))
@@ -505,7 +506,7 @@ func (u *upgraded) testLog(t *testing.T) {
 	if e := es[was.Entries]; e.Seq != was.Entries+1 {
 		t.Errorf("the first entry of this build is number %d of %d", e.Seq, was.Entries)
 	}
-	if !slices.ContainsFunc(es[was.Entries:], func(e admin.Entry) bool { return e.Kind == "server.start" && e.Data["version"] == quiet.Version }) {
+	if !slices.ContainsFunc(es[was.Entries:], func(e api.Entry) bool { return e.Kind == "server.start" && e.Data["version"] == quiet.Version }) {
 		t.Error("the log has no start of this build")
 	}
 }

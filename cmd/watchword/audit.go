@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
@@ -89,23 +90,26 @@ func (a *app) auditList() *cobra.Command {
 	return list
 }
 
-func entryRow(w *terminal.Writer, e admin.Entry) {
+func entryRow(w *terminal.Writer, e api.Entry) {
 	if e.Pruned {
 		w.Printf("%d\t\t(pruned)\n", e.Seq)
 		return
 	}
-	why := string(e.Code)
+	why, at := string(e.Code), ""
 	if why == "" {
 		why = e.Data["cause"]
 	}
-	w.Printf("%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Seq, ago(e.At), e.Kind, e.Actor, e.Object, e.Outcome, why)
+	if e.At != nil {
+		at = ago(*e.At)
+	}
+	w.Printf("%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Seq, at, e.Kind, e.Actor, e.Object, e.Outcome, why)
 }
 
 func (a *app) followLog(ctx context.Context, cl *admin.Client, q admin.LogQuery) error {
 	if a.format == "json" {
 		a.format = "jsonl"
 	}
-	return cl.FollowLog(ctx, q, func() { a.err.Printf("following\n") }, func(e admin.Entry) error {
+	return cl.FollowLog(ctx, q, func() { a.err.Printf("following\n") }, func(e api.Entry) error {
 		return a.print(e, func(w *terminal.Writer) { entryRow(w, e) })
 	})
 }

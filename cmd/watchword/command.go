@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
@@ -59,7 +60,7 @@ func (a *app) commandSend() *cobra.Command {
 }
 
 // printCourse prints how a command went, with times since it was stored.
-func printCourse(w *terminal.Writer, c admin.Command) {
+func printCourse(w *terminal.Writer, c api.Command) {
 	since := func(t *time.Time) int64 { return t.Sub(c.CreatedAt).Milliseconds() }
 	if c.SentAt != nil {
 		w.Printf("sent\t+%d ms\tsealed to the device (ECDH-ES, A256GCM)\n", since(c.SentAt))
@@ -125,7 +126,7 @@ func (a *app) commandList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return printList(a, cs, "ID\tDEVICE\tSEQ\tFUNCTION\tSTATE\tBY\tCREATED", func(w *terminal.Writer, c admin.Command) {
+		return printList(a, cs, "ID\tDEVICE\tSEQ\tFUNCTION\tSTATE\tBY\tCREATED", func(w *terminal.Writer, c api.Command) {
 			w.Printf("%s\t%s\t%d\t%s\t%s\t%s\t%s\n", c.ID, c.Device, c.Seq, c.Function, c.State, c.By, ago(c.CreatedAt))
 		})
 	}

@@ -8,6 +8,7 @@ import (
 	"rsc.io/qr"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
@@ -43,7 +44,7 @@ func (a *app) complete(have []string, list func(cl *admin.Client, add func(strin
 // deviceIDs completes the ids of devices.
 func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
 	return a.complete(have, func(cl *admin.Client, add func(string)) error {
-		return cl.Devices(c.Context(), nil, "", func(d admin.Device) error {
+		return cl.Devices(c.Context(), nil, "", func(d api.Device) error {
 			if strings.HasPrefix(string(d.ID), start) {
 				add(string(d.ID))
 			}
@@ -95,7 +96,7 @@ func (a *app) deviceLink() *cobra.Command {
 }
 
 // printLink prints v, or the link alone on standard output and what to do with it beside.
-func (a *app) printLink(v any, e *admin.Enrollment, picture bool) error {
+func (a *app) printLink(v any, e *api.Enrollment, picture bool) error {
 	if e == nil { // a replayed creation: the link was shown once
 		return a.print(v, func(w *terminal.Writer) { w.Printf("exists already; watchword device link makes a new link\n") })
 	}
@@ -152,14 +153,14 @@ func (a *app) deviceList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var ds []admin.Device
-		if err := cl.Devices(c.Context(), l, watchword.State(*state), func(d admin.Device) error {
+		var ds []api.Device
+		if err := cl.Devices(c.Context(), l, watchword.State(*state), func(d api.Device) error {
 			ds = append(ds, d)
 			return nil
 		}); err != nil {
 			return err
 		}
-		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED", func(w *terminal.Writer, d admin.Device) {
+		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED", func(w *terminal.Writer, d api.Device) {
 			w.Printf("%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, ago(d.ChangedAt))
 		})
 	}
@@ -183,7 +184,7 @@ func (a *app) deviceShow() *cobra.Command {
 	}
 }
 
-func showDevice(w *terminal.Writer, d admin.Device) {
+func showDevice(w *terminal.Writer, d api.Device) {
 	proof := "not required"
 	if d.Proof != "" {
 		proof = d.Proof
@@ -261,7 +262,7 @@ func (a *app) deviceLabel() *cobra.Command {
 	}
 }
 
-func (a *app) printDevice(d admin.Device, err error) error {
+func (a *app) printDevice(d api.Device, err error) error {
 	if err != nil {
 		return err
 	}

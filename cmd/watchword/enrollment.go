@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
@@ -23,14 +24,14 @@ func (a *app) enrollmentList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var ps []admin.Pairing
-			if err := cl.Pairings(c.Context(), func(p admin.Pairing) error {
+			var ps []api.Pairing
+			if err := cl.Pairings(c.Context(), func(p api.Pairing) error {
 				ps = append(ps, p)
 				return nil
 			}); err != nil {
 				return err
 			}
-			return printList(a, ps, "CODE\tSTATE\tID\tSIGN KEY\tFROM\tUNTIL", func(w *terminal.Writer, p admin.Pairing) {
+			return printList(a, ps, "CODE\tSTATE\tID\tSIGN KEY\tFROM\tUNTIL", func(w *terminal.Writer, p api.Pairing) {
 				w.Printf("%s\t%s\t%s\t%s\t%s\t%s\n", p.UserCode, p.State, whoOf(p), p.Sign, p.Remote, ago(p.ExpiresAt))
 			})
 		},
@@ -38,7 +39,7 @@ func (a *app) enrollmentList() *cobra.Command {
 }
 
 // whoOf is who a pairing became, or would like to be.
-func whoOf(p admin.Pairing) watchword.SubjectID {
+func whoOf(p api.Pairing) watchword.SubjectID {
 	switch {
 	case p.Device != "":
 		return p.Device
@@ -51,7 +52,7 @@ func whoOf(p admin.Pairing) watchword.SubjectID {
 // userCodes completes the codes of devices that wait.
 func (a *app) userCodes(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
 	return a.complete(have, func(cl *admin.Client, add func(string)) error {
-		return cl.Pairings(c.Context(), func(p admin.Pairing) error {
+		return cl.Pairings(c.Context(), func(p api.Pairing) error {
 			if strings.HasPrefix(p.UserCode, strings.ToUpper(start)) && p.State == "pending" {
 				add(p.UserCode + "\t" + string(whoOf(p)))
 			}

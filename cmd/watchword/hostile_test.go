@@ -29,9 +29,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/jose"
-	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -172,41 +172,41 @@ func page[T any](name string) any { return map[string]any{name: []any{full[T]()}
 
 // answers is what the server answers by "METHOD path", the longest that fits: JSON of a value, or text.
 var answers = map[string]func() any{
-	"POST /v1/devices":   func() any { return full[admin.Device]() },
-	"GET /v1/devices?":   func() any { return page[admin.Device]("devices") },
-	"GET /v1/devices/":   func() any { return full[admin.Device]() },
-	"PUT /v1/devices/":   func() any { return full[admin.Device]() },
-	"POST /v1/devices/":  func() any { return full[admin.Device]() },
-	"GET twin":           func() any { return full[admin.Twin]() },
-	"PUT config":         func() any { return full[admin.Twin]() },
-	"POST link":          func() any { return full[admin.Enrollment]() },
-	"POST /v1/commands":  func() any { return full[admin.Command]() },
-	"GET /v1/commands?":  func() any { return page[admin.Command]("commands") },
-	"GET /v1/commands/":  func() any { return full[admin.Command]() },
-	"POST /v1/commands/": func() any { return full[admin.Command]() },
+	"POST /v1/devices":   func() any { return full[api.Device]() },
+	"GET /v1/devices?":   func() any { return page[api.Device]("devices") },
+	"GET /v1/devices/":   func() any { return full[api.Device]() },
+	"PUT /v1/devices/":   func() any { return full[api.Device]() },
+	"POST /v1/devices/":  func() any { return full[api.Device]() },
+	"GET twin":           func() any { return full[api.Twin]() },
+	"PUT config":         func() any { return full[api.Twin]() },
+	"POST link":          func() any { return full[api.Enrollment]() },
+	"POST /v1/commands":  func() any { return full[api.Command]() },
+	"GET /v1/commands?":  func() any { return page[api.Command]("commands") },
+	"GET /v1/commands/":  func() any { return full[api.Command]() },
+	"POST /v1/commands/": func() any { return full[api.Command]() },
 	"GET evidence":       func() any { return map[string]string{venom: venom} },
 	"GET /v1/sessions": func() any {
-		return map[string]any{"sessions": []any{full[admin.Session]()}, "away": []any{full[admin.Away]()}}
+		return map[string]any{"sessions": []any{full[api.Session]()}, "away": []any{full[api.OfflineSession]()}}
 	},
-	"GET /v1/enrollments?":     func() any { return map[string]any{"enrollments": []any{full[admin.Pairing]()}, "pin": venom} },
-	"GET /v1/enrollments/":     func() any { return full[admin.Pairing]() },
-	"POST approve":             func() any { return full[admin.Device]() },
-	"POST reject":              func() any { return full[admin.Pairing]() },
-	"GET /v1/keys":             func() any { return oneOf[admin.ServerKeys]() },
-	"POST /v1/keys/":           func() any { return full[admin.ServerKey]() },
-	"POST /v1/keys/bundles/":   func() any { return map[string]any{"bundles": []any{full[admin.PlannedBundle]()}} },
-	"GET /v1/audit?":           func() any { return map[string]any{"entries": []any{oneOf[admin.Entry]()}} },
-	"GET /v1/audit/":           func() any { return oneOf[admin.EntryWhole]() },
+	"GET /v1/enrollments?":     func() any { return map[string]any{"enrollments": []any{full[api.Pairing]()}, "pin": venom} },
+	"GET /v1/enrollments/":     func() any { return full[api.Pairing]() },
+	"POST approve":             func() any { return full[api.Device]() },
+	"POST reject":              func() any { return full[api.Pairing]() },
+	"GET /v1/keys":             func() any { return oneOf[api.ServerKeyList]() },
+	"POST /v1/keys/":           func() any { return full[api.ServerKey]() },
+	"POST /v1/keys/bundles/":   func() any { return map[string]any{"bundles": []any{full[api.PlannedBundle]()}} },
+	"GET /v1/audit?":           func() any { return map[string]any{"entries": []any{oneOf[api.Entry]()}} },
+	"GET /v1/audit/":           func() any { return oneOf[api.EntryWhole]() },
 	"GET proof":                func() any { return "proof\n" + venom },
 	"GET /v1/audit/export":     func() any { return map[string]string{venom: venom} },
 	"GET /log/":                func() any { return oneLine + "\n7\n" + strings.Repeat("A", 43) + "=\n\n— " + oneLine + " AAAA\n" },
-	"GET /v1/policies?":        func() any { return page[admin.Policy]("policies") },
+	"GET /v1/policies?":        func() any { return page[api.Policy]("policies") },
 	"GET /v1/policies/":        func() any { return "# " + venom + "\n" },
-	"PUT /v1/policies/":        func() any { return full[admin.Policy]() },
-	"POST /v1/explain":         func() any { return full[admin.Explanation]() },
-	"GET /v1/self":             func() any { return full[admin.Self]() },
-	"GET /v1/retained?":        func() any { return page[admin.Retained]("retained") },
-	"GET /v1/retained/":        func() any { return full[admin.Retained]() },
+	"PUT /v1/policies/":        func() any { return full[api.Policy]() },
+	"POST /v1/explain":         func() any { return full[api.Explanation]() },
+	"GET /v1/self":             func() any { return full[api.Self]() },
+	"GET /v1/retained?":        func() any { return page[api.Retained]("retained") },
+	"GET /v1/retained/":        func() any { return full[api.RetainedWhole]() },
 	"GET /v1/self/commands":    func() any { return map[string]any{"commands": []any{map[string]string{"jwe": venom}}} },
 	"POST /oauth/device":       func() any { return nil },
 	"GET /.well-known/jwks":    func() any { return map[string]any{"keys": []any{}} },
@@ -273,7 +273,7 @@ func (e *evil) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			w.Header().Set("Content-Type", "text/event-stream")
 			send(200, fmt.Sprintf("event: session\ndata: %s\n\nevent: gap\ndata: %s\n\nevent: event\ndata: %s\n\nevent: entry\ndata: %s\n\nevent: end\ndata: %s\n\n",
-				line(map[string]any{"session": venom, "expires_at": time.Now().Add(time.Hour)}), line(full[admin.EventGap]()), line(full[admin.Event]()), line(oneOf[admin.Entry]()),
+				line(map[string]any{"session": venom, "expires_at": time.Now().Add(time.Hour)}), line(full[api.EventGap]()), line(full[api.Event]()), line(oneOf[api.Entry]()),
 				line(map[string]string{"code": venom, "detail": venom})))
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/jose"
@@ -23,7 +24,7 @@ func (a *app) keyCommand() *cobra.Command {
 
 const keyHead = "ROLE\tSTATE\tKEY\tALG\tSIGNS FROM\tGONE"
 
-func keyRow(w *terminal.Writer, k admin.ServerKey) {
+func keyRow(w *terminal.Writer, k api.ServerKey) {
 	at := func(t *time.Time) string {
 		if t == nil {
 			return "-"
@@ -70,7 +71,7 @@ func (a *app) keyList() *cobra.Command {
 	return c
 }
 
-func (a *app) printKey(k admin.ServerKey, err error) error {
+func (a *app) printKey(k api.ServerKey, err error) error {
 	if err != nil {
 		return err
 	}
@@ -193,16 +194,6 @@ func (a *app) keyBundle() *cobra.Command {
 	return c
 }
 
-// plan is what travels to the machine of an offline root.
-type plan struct {
-	Bundles []admin.PlannedBundle `json:"bundles"`
-}
-
-// signedPlan is what comes back.
-type signedPlan struct {
-	Bundles []string `json:"bundles"`
-}
-
 // writeJSON prints v whatever -o says: it is a file for the next step.
 func (a *app) writeJSON(v any) error { return a.out.JSON(v, true) }
 
@@ -221,7 +212,7 @@ func (a *app) keyPlan() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.writeJSON(plan{planned})
+		return a.writeJSON(api.PlannedBundles{Bundles: planned})
 	}
 	return c
 }
@@ -241,7 +232,7 @@ func (a *app) keySign() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var p plan
+		var p api.PlannedBundles
 		if err := jose.DecodeExact(b, &p); err != nil {
 			return watchword.Because(err, watchword.BadRequest, "%s is no plan of watchword key plan", args[0])
 		}
@@ -257,7 +248,7 @@ func (a *app) keySign() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		out := signedPlan{}
+		out := api.ImportBundlesRequest{}
 		for _, planned := range p.Bundles {
 			if !slices.Contains(planned.Roots, root.Public().ID()) {
 				return watchword.Refuse(watchword.BundleInvalid, "%s is not the root that the plan names, %v", *file, planned.Roots)
@@ -285,7 +276,7 @@ func (a *app) keyImport() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var p signedPlan
+		var p api.ImportBundlesRequest
 		if err := jose.DecodeExact(b, &p); err != nil {
 			return watchword.Because(err, watchword.BadRequest, "%s is nothing that watchword key sign wrote", args[0])
 		}

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/terminal"
-	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
 func (a *app) twinCommand() *cobra.Command {
@@ -33,7 +33,7 @@ func (a *app) twinCommand() *cobra.Command {
 	return group("twin", "Configuration wanted and state reported", show, set)
 }
 
-func (a *app) printTwin(t admin.Twin, err error) error {
+func (a *app) printTwin(t api.Twin, err error) error {
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (a *app) eventCommand() *cobra.Command {
 			a.format = "jsonl"
 		}
 		n := 0
-		err = cl.WatchGaps(c.Context(), id, *stream, func() { a.err.Printf("watching\n") }, func(g admin.EventGap) { a.err.Printf("%s\n", gapLine(g)) }, func(e admin.Event) error {
+		err = cl.WatchGaps(c.Context(), id, *stream, func() { a.err.Printf("watching\n") }, func(g api.EventGap) { a.err.Printf("%s\n", gapLine(g)) }, func(e api.Event) error {
 			if err := a.print(e, func(w *terminal.Writer) {
 				data := string(e.Data)
 				if data == "" {
@@ -130,7 +130,7 @@ func (a *app) eventCommand() *cobra.Command {
 }
 
 // gapLine says what a watcher missed, whoever lost most first.
-func gapLine(g admin.EventGap) string {
+func gapLine(g api.EventGap) string {
 	devices := slices.SortedFunc(maps.Keys(g.Devices), func(a, b watchword.SubjectID) int {
 		return cmp.Or(cmp.Compare(g.Devices[b], g.Devices[a]), cmp.Compare(a, b))
 	})
@@ -152,16 +152,16 @@ var errEnough = fmt.Errorf("enough")
 
 // sessionRow is a live session, or one that a client left behind: State says which.
 type sessionRow struct {
-	admin.Session
+	api.Session
 	State string `json:"state"` // live, away
 }
 
-func sessionRows(live []admin.Session, away []admin.Away) (out []sessionRow) {
+func sessionRows(live []api.Session, away []api.OfflineSession) (out []sessionRow) {
 	for _, s := range live {
 		out = append(out, sessionRow{s, "live"})
 	}
 	for _, s := range away {
-		out = append(out, sessionRow{admin.Session{ID: s.ID, Subject: s.Subject, Transport: "mqtt", Remote: "away", OpenedAt: s.LeftAt, ExpiresAt: s.EndsAt, MQTT: &s.MQTT}, "away"})
+		out = append(out, sessionRow{api.Session{ID: s.ID, Subject: s.Subject, Transport: "mqtt", Remote: "away", OpenedAt: s.LeftAt, ExpiresAt: s.EndsAt, MQTT: &s.MQTT}, "away"})
 	}
 	return out
 }

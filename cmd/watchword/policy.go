@@ -10,10 +10,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/policy"
-	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
 func (a *app) policyCommand() *cobra.Command {
@@ -30,7 +30,7 @@ func (a *app) policyList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return printList(a, ps, "NAME\tVERSION\tCHANGED", func(w *terminal.Writer, p admin.Policy) {
+		return printList(a, ps, "NAME\tVERSION\tCHANGED", func(w *terminal.Writer, p api.Policy) {
 			w.Printf("%s\t%d\t%s\n", p.Name, p.Version, ago(p.ChangedAt))
 		})
 	}}
@@ -63,11 +63,18 @@ func (a *app) policyFile(file string) (name string, text []byte, err error) {
 		name = head.Name
 	}
 	_, err = policy.Parse(name, text)
-	return name, text, a.showMistakes(file, err, policy.Mistakes(err))
+	return name, text, a.showMistakes(file, err, mistakes(err))
+}
+
+func mistakes(err error) (out []api.Mistake) {
+	for _, m := range policy.Mistakes(err) {
+		out = append(out, api.Mistake(m))
+	}
+	return out
 }
 
 // showMistakes prints each mistake with its place.
-func (a *app) showMistakes(file string, err error, ms []policy.Mistake) error {
+func (a *app) showMistakes(file string, err error, ms []api.Mistake) error {
 	if len(ms) == 0 {
 		return err
 	}
@@ -83,9 +90,7 @@ func (a *app) remote(file string, err error) error {
 	if !ok || watchword.CodeOf(err) != watchword.PolicyInvalid {
 		return err
 	}
-	var doc struct {
-		Mistakes []policy.Mistake `json:"mistakes"`
-	}
+	var doc api.Problem
 	if jerr := json.Unmarshal(p.Document, &doc); jerr != nil {
 		return err
 	}

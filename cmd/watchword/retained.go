@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
@@ -27,14 +28,14 @@ func (a *app) retainedList() *cobra.Command {
 		if len(args) > 0 {
 			q.Filter = args[0]
 		}
-		var all []admin.Retained
-		if err := cl.Retained(c.Context(), q, func(m admin.Retained) error {
+		var all []api.Retained
+		if err := cl.Retained(c.Context(), q, func(m api.Retained) error {
 			all = append(all, m)
 			return nil
 		}); err != nil {
 			return err
 		}
-		return printList(a, all, "TOPIC\tOWNER\tGIVEN\tQOS\tBYTES\tEXPIRES", func(w *terminal.Writer, m admin.Retained) {
+		return printList(a, all, "TOPIC\tOWNER\tGIVEN\tQOS\tBYTES\tEXPIRES", func(w *terminal.Writer, m api.Retained) {
 			w.Printf("%s\t%s\t%s\t%d\t%d\t%s\n", m.Topic, ownerOf(m), given(m), m.QoS, m.Bytes, expiry(m))
 		})
 	}
@@ -42,21 +43,21 @@ func (a *app) retainedList() *cobra.Command {
 	return c
 }
 
-func ownerOf(m admin.Retained) string {
+func ownerOf(m api.Retained) string {
 	if m.Owner == "" {
 		return "-"
 	}
 	return string(m.Owner)
 }
 
-func given(m admin.Retained) string {
+func given(m api.Retained) string {
 	if m.Given {
 		return "yes"
 	}
 	return "no"
 }
 
-func expiry(m admin.Retained) string {
+func expiry(m api.Retained) string {
 	if m.ExpiresAt == nil {
 		return "never"
 	}
@@ -78,7 +79,7 @@ func (a *app) retainedShow() *cobra.Command {
 			if a.format != "table" {
 				return a.print(m, nil)
 			}
-			a.err.Printf("%s, from %s, given: %s, QoS %d, expires: %s\n", m.Topic, ownerOf(m), given(m), m.QoS, expiry(m))
+			a.err.Printf("%s, from %s, given: %s, QoS %d, expires: %s\n", m.Topic, ownerOf(m.Retained), given(m.Retained), m.QoS, expiry(m.Retained))
 			_, err = a.out.Data().Write(m.Payload)
 			return err
 		},

@@ -15,6 +15,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/jose"
@@ -44,7 +45,7 @@ type tour struct {
 
 	connected chan string // how a lamp reached the server
 	wire      *liveWire   // of the last lamp
-	sent      admin.Command
+	sent      api.Command
 	jwe       string // what the last lamp was sent
 	revoked   time.Time
 }
@@ -188,10 +189,10 @@ func (t *tour) connect(ctx context.Context) (string, error) {
 func (t *tour) publish(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	opened, got := make(chan struct{}), make(chan admin.Event, 1)
+	opened, got := make(chan struct{}), make(chan api.Event, 1)
 	watched := make(chan error, 1)
 	go func() {
-		watched <- t.admin.Watch(ctx, "lamp-1", "lux", func() { close(opened) }, func(e admin.Event) error {
+		watched <- t.admin.Watch(ctx, "lamp-1", "lux", func() { close(opened) }, func(e api.Event) error {
 			got <- e
 			return nil
 		})

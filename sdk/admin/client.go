@@ -156,24 +156,16 @@ func (c *Client) Tokens() *rest.Tokens { return c.tokens }
 // Rest returns the client beneath: for requests that have no method here.
 func (c *Client) Rest() *rest.Client { return c.rest }
 
-// list asks for the pages of a list, whose items are in the member of that name, and calls f with each item. It ends with
-// f's error.
-func list[T any](ctx context.Context, c *Client, path, member string, q url.Values, f func(T) error) error {
+// list asks for the pages of a list and calls f with each item. items returns the items of a page P and its
+// next_page_token. It ends with f's error.
+func list[P, T any](ctx context.Context, c *Client, path string, q url.Values, items func(P) ([]T, string), f func(T) error) error {
 	q.Set("page_size", "500")
 	for pages := newPages(); ; {
-		var page map[string]json.RawMessage
+		var page P
 		if err := c.call(ctx, http.MethodGet, path, q, nil, &page); err != nil {
 			return err
 		}
-		var items []T
-		var next string
-		for name, to := range map[string]any{member: &items, "next_page_token": &next} {
-			if raw, ok := page[name]; ok {
-				if err := json.Unmarshal(raw, to); err != nil {
-					return watchword.Because(err, watchword.Internal, "the server's answer is not what was asked for")
-				}
-			}
-		}
+		items, next := items(page)
 		for _, item := range items {
 			if err := f(item); err != nil {
 				return err

@@ -10,48 +10,11 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
 )
-
-// Command is a command as the API shows it.
-type Command struct {
-	ID          watchword.CommandID    `json:"id"`
-	Device      watchword.SubjectID    `json:"device"`
-	Function    string                 `json:"function"`
-	State       watchword.CommandState `json:"state"`
-	Epoch       int64                  `json:"epoch"`
-	Seq         int64                  `json:"seq"`
-	By          watchword.SubjectID    `json:"by"`
-	ByKey       watchword.KeyID        `json:"by_key"`
-	CreatedAt   time.Time              `json:"created_at"`
-	ExpiresAt   time.Time              `json:"expires_at"`
-	SentAt      *time.Time             `json:"sent_at,omitempty"`
-	DeliveredAt *time.Time             `json:"delivered_at,omitempty"`
-	SettledAt   *time.Time             `json:"settled_at,omitempty"`
-	ArgsHash    string                 `json:"args_hash"`
-	LogEntry    int64                  `json:"log_entry,omitempty"`
-	Args        json.RawMessage        `json:"args,omitempty"`
-	Receipt     *Receipt               `json:"receipt,omitempty"`
-	Reason      *Reason                `json:"reason,omitempty"` // why it is undeliverable
-}
-
-// Reason says why a command could not be delivered.
-type Reason struct {
-	Code   watchword.Code `json:"code"` // too_large; bad_request where no device would take it
-	Detail string         `json:"detail"`
-	Size   int            `json:"size"` // bytes of the command as it would be sent
-	Max    int            `json:"max"`  // bytes that the device takes
-}
-
-// Receipt is the device's signed answer, which the server has verified.
-type Receipt struct {
-	Status watchword.ReceiptStatus `json:"status"`
-	Key    watchword.KeyID         `json:"key"`
-	Result json.RawMessage         `json:"result,omitempty"`
-	JWS    string                  `json:"jws"`
-}
 
 // Order is a command to be sent. Args is one JSON object, nil for none; TTL 0
 // means 120 s. It is signed by the client's own key: the device and the log
@@ -70,7 +33,7 @@ const DefaultTTL = 120 * time.Second
 // Send orders a command and returns it once it is stored, or, with Wait, once it
 // is final or the wait is over. Codes: bad_request, denied, not_found,
 // function_unknown, args_invalid, subject_revoked, busy.
-func (c *Client) Send(ctx context.Context, o Order) (out Command, err error) {
+func (c *Client) Send(ctx context.Context, o Order) (out api.Command, err error) {
 	if len(o.Args) == 0 {
 		o.Args = json.RawMessage("{}")
 	}
@@ -108,7 +71,7 @@ func quote(s string) string {
 }
 
 // Command returns one command; with wait, once it is final or the wait is over.
-func (c *Client) Command(ctx context.Context, id watchword.CommandID, wait time.Duration) (out Command, err error) {
+func (c *Client) Command(ctx context.Context, id watchword.CommandID, wait time.Duration) (out api.Command, err error) {
 	_, err = c.rest.JSON(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/commands/" + url.PathEscape(string(id)), Wait: wait}, nil, &out)
 	return out, err
 }
@@ -117,7 +80,7 @@ func (c *Client) Command(ctx context.Context, id watchword.CommandID, wait time.
 // then. It asks again in steps that the server allows, and no sooner than a second after
 // an answer that came early: the server answers at once where as many wait already as may.
 // After an error the command is returned as it was known before.
-func (c *Client) Await(ctx context.Context, cmd Command, wait time.Duration) (Command, error) {
+func (c *Client) Await(ctx context.Context, cmd api.Command, wait time.Duration) (api.Command, error) {
 	const most, apart = 50 * time.Second, time.Second
 	for end := time.Now().Add(wait); !cmd.State.Final(); {
 		asked := time.Now()
@@ -142,7 +105,7 @@ func (c *Client) Await(ctx context.Context, cmd Command, wait time.Duration) (Co
 }
 
 // Cancel takes back a queued command. Code: conflict.
-func (c *Client) Cancel(ctx context.Context, id watchword.CommandID) (out Command, err error) {
+func (c *Client) Cancel(ctx context.Context, id watchword.CommandID) (out api.Command, err error) {
 	err = c.call(ctx, http.MethodPost, "/v1/commands/"+url.PathEscape(string(id))+"/cancel", nil, nil, &out)
 	return out, err
 }
@@ -155,31 +118,28 @@ type Filter struct {
 }
 
 // Commands returns up to limit commands, newest first.
-func (c *Client) Commands(ctx context.Context, f Filter, limit int) ([]Command, error) {
+func (c *Client) Commands(ctx context.Context, f Filter, limit int) ([]api.Command, error) {
 	q := url.Values{}
 	for k, v := range map[string]string{"device": string(f.Device), "by": string(f.By), "state": string(f.State)} {
 		if v != "" {
 			q.Set(k, v)
 		}
 	}
-	all := []Command{}
+	all := []api.Command{}
 	for pages := newPages(); len(all) < limit; {
 		q.Set("page_size", strconv.Itoa(min(limit-len(all), 500)))
-		var page struct {
-			Commands []Command `json:"commands"`
-			Next     string    `json:"next_page_token"`
-		}
+		var page api.CommandList
 		if err := c.call(ctx, http.MethodGet, "/v1/commands", q, nil, &page); err != nil {
 			return nil, err
 		}
 		all = append(all, page.Commands...)
-		if page.Next == "" {
+		if page.NextPageToken == "" {
 			break
 		}
-		if err := pages.next(ctx, page.Next, len(page.Commands)); err != nil {
+		if err := pages.next(ctx, page.NextPageToken, len(page.Commands)); err != nil {
 			return nil, err
 		}
-		q.Set("page_token", page.Next)
+		q.Set("page_token", page.NextPageToken)
 	}
 	return all, nil
 }

@@ -9,81 +9,9 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 )
-
-// Device is a device as the API shows it. Keys, functions and sessions stand in
-// the answer for one device alone.
-type Device struct {
-	ID          watchword.SubjectID `json:"id"`
-	Kind        watchword.Kind      `json:"kind"`
-	State       watchword.State     `json:"state"`
-	Labels      watchword.Labels    `json:"labels"`
-	Version     int64               `json:"version"`
-	Incarnation int64               `json:"incarnation"`
-	Proof       string              `json:"proof,omitempty"` // watchword.RequireProof, or empty
-	CreatedAt   time.Time           `json:"created_at"`
-	ChangedAt   time.Time           `json:"changed_at"`
-	Enrollment  *Enrollment         `json:"enrollment,omitempty"`
-	Keys        []Key               `json:"keys,omitempty"`
-	Functions   []Function          `json:"functions,omitempty"`
-	Sessions    []Session           `json:"sessions,omitempty"`
-}
-
-// Enrollment is a one-time link; it is shown once.
-type Enrollment struct {
-	Link      string    `json:"link"`
-	Code      string    `json:"code"`
-	Pin       string    `json:"pin"`
-	ExpiresAt time.Time `json:"expires_at"`
-}
-
-// Key is one of a subject's public keys.
-type Key struct {
-	ID      watchword.KeyID    `json:"id"`
-	Purpose watchword.Purpose  `json:"purpose"`
-	State   watchword.KeyState `json:"state"`
-	AddedAt time.Time          `json:"added_at"`
-	Retired *time.Time         `json:"retired_at,omitempty"`
-	JWK     json.RawMessage    `json:"jwk"`
-}
-
-// Function is what a device announced.
-type Function struct {
-	Name   string          `json:"name"`
-	Schema json.RawMessage `json:"schema,omitempty"`
-}
-
-// Session is one live connection.
-type Session struct {
-	ID        watchword.SessionID `json:"id"`
-	Subject   watchword.SubjectID `json:"subject"`
-	Transport string              `json:"transport"`
-	Remote    string              `json:"remote"`
-	OpenedAt  time.Time           `json:"opened_at"`
-	ExpiresAt time.Time           `json:"expires_at"`
-	MQTT      *ClientState        `json:"mqtt,omitempty"`
-}
-
-// ClientState is what an MQTT client has on the server: its Session State (MQTT 5.0 §4.1).
-type ClientState struct {
-	Client        string   `json:"client_id"`
-	Subscriptions []string `json:"subscriptions"`
-	Messages      int      `json:"messages"` // that wait for it, or that it has not acknowledged
-	Bytes         int      `json:"bytes"`    // of these
-	Memory        int      `json:"memory"`   // of the server, about
-	Dropped       int64    `json:"dropped"`  // messages that found no room since it last heard
-}
-
-// Away is a session without a connection: what an MQTT client left behind.
-type Away struct {
-	ID      watchword.SessionID `json:"id"`
-	Subject watchword.SubjectID `json:"subject"`
-	LeftAt  time.Time           `json:"left_at"`
-	EndsAt  time.Time           `json:"ends_at"`
-	WillAt  *time.Time          `json:"will_at,omitempty"` // when its will is due
-	MQTT    ClientState         `json:"mqtt"`
-}
 
 func devicePath(id watchword.SubjectID, rest string) string {
 	return "/v1/devices/" + url.PathEscape(string(id)) + rest
@@ -97,22 +25,16 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 
 // CreateDevice adds a device and returns its one-time link. ttl is the link's
 // life; 0 means 24 h. Codes: bad_request, conflict, token_too_large, denied.
-func (c *Client) CreateDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ttl time.Duration) (Device, error) {
+func (c *Client) CreateDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ttl time.Duration) (api.Device, error) {
 	return c.CreateProvingDevice(ctx, id, l, "", ttl)
 }
 
 // CreateProvingDevice is CreateDevice for a device that gets nothing without a proof
 // of its key, where proof is [watchword.RequireProof].
-func (c *Client) CreateProvingDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, proof string, ttl time.Duration) (d Device, err error) {
-	in := map[string]any{"id": id}
-	if len(l) > 0 {
-		in["labels"] = l
-	}
-	if proof != "" {
-		in["proof"] = proof
-	}
+func (c *Client) CreateProvingDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, proof string, ttl time.Duration) (d api.Device, err error) {
+	in := api.CreateDeviceRequest{ID: string(id), Labels: l, Proof: proof}
 	if ttl > 0 {
-		in["ttl"] = ttl.String()
+		in.TTL = ttl.String()
 	}
 	err = c.call(ctx, http.MethodPost, "/v1/devices", nil, in, &d)
 	return d, err
@@ -120,8 +42,8 @@ func (c *Client) CreateProvingDevice(ctx context.Context, id watchword.SubjectID
 
 // SetProof says whether a device gets anything without a proof of its key: proof is
 // [watchword.RequireProof] or empty. Its live sessions have followed when it returns.
-func (c *Client) SetProof(ctx context.Context, id watchword.SubjectID, proof string) (d Device, err error) {
-	err = c.call(ctx, http.MethodPut, devicePath(id, "/proof"), nil, map[string]any{"proof": proof}, &d)
+func (c *Client) SetProof(ctx context.Context, id watchword.SubjectID, proof string) (d api.Device, err error) {
+	err = c.call(ctx, http.MethodPut, devicePath(id, "/proof"), nil, api.ProofRequest{Proof: proof}, &d)
 	return d, err
 }
 
@@ -131,7 +53,7 @@ func (c *Client) RevokeToken(ctx context.Context, jti string) error {
 }
 
 // Devices calls f for each device that carries every label of sel, in order of id.
-func (c *Client) Devices(ctx context.Context, sel watchword.Labels, state watchword.State, f func(Device) error) error {
+func (c *Client) Devices(ctx context.Context, sel watchword.Labels, state watchword.State, f func(api.Device) error) error {
 	q := url.Values{}
 	for k, v := range sel {
 		q.Add("label", k+"="+v)
@@ -139,17 +61,17 @@ func (c *Client) Devices(ctx context.Context, sel watchword.Labels, state watchw
 	if state != "" {
 		q.Set("state", string(state))
 	}
-	return list(ctx, c, "/v1/devices", "devices", q, f)
+	return list(ctx, c, "/v1/devices", q, func(p api.DeviceList) ([]api.Device, string) { return p.Devices, p.NextPageToken }, f)
 }
 
 // Device returns one device whole. Code: not_found.
-func (c *Client) Device(ctx context.Context, id watchword.SubjectID) (d Device, err error) {
+func (c *Client) Device(ctx context.Context, id watchword.SubjectID) (d api.Device, err error) {
 	err = c.call(ctx, http.MethodGet, devicePath(id, ""), nil, nil, &d)
 	return d, err
 }
 
 // SetLabels replaces a device's labels. ifVersion 0 means any. Code: precondition_failed.
-func (c *Client) SetLabels(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ifVersion int64) (d Device, err error) {
+func (c *Client) SetLabels(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ifVersion int64) (d api.Device, err error) {
 	if l == nil {
 		l = watchword.Labels{}
 	}
@@ -157,17 +79,17 @@ func (c *Client) SetLabels(ctx context.Context, id watchword.SubjectID, l watchw
 	if ifVersion > 0 {
 		r.Header = map[string]string{"If-Match": etag(ifVersion)}
 	}
-	_, err = c.rest.JSON(ctx, r, map[string]any{"labels": l}, &d)
+	_, err = c.rest.JSON(ctx, r, api.LabelsRequest{Labels: l}, &d)
 	return d, err
 }
 
 func etag(v int64) string { return strconv.Quote(strconv.FormatInt(v, 10)) }
 
 // Link makes a new one-time link; the old one dies. Code: conflict for an active device.
-func (c *Client) Link(ctx context.Context, id watchword.SubjectID, ttl time.Duration) (e Enrollment, err error) {
-	in := map[string]any{}
+func (c *Client) Link(ctx context.Context, id watchword.SubjectID, ttl time.Duration) (e api.Enrollment, err error) {
+	var in api.LinkRequest
 	if ttl > 0 {
-		in["ttl"] = ttl.String()
+		in.TTL = ttl.String()
 	}
 	err = c.call(ctx, http.MethodPost, devicePath(id, "/link"), nil, in, &e)
 	return e, err
@@ -175,20 +97,20 @@ func (c *Client) Link(ctx context.Context, id watchword.SubjectID, ttl time.Dura
 
 // Suspend, Resume and Revoke change a device's state; its live sessions have
 // followed when they return. Codes: not_found, conflict.
-func (c *Client) Suspend(ctx context.Context, id watchword.SubjectID, reason string) (d Device, err error) {
-	err = c.call(ctx, http.MethodPost, devicePath(id, "/suspend"), nil, map[string]any{"reason": reason}, &d)
+func (c *Client) Suspend(ctx context.Context, id watchword.SubjectID, reason string) (d api.Device, err error) {
+	err = c.call(ctx, http.MethodPost, devicePath(id, "/suspend"), nil, api.ReasonRequest{Reason: reason}, &d)
 	return d, err
 }
 
 // Resume gives a suspended device back all it had.
-func (c *Client) Resume(ctx context.Context, id watchword.SubjectID) (d Device, err error) {
-	err = c.call(ctx, http.MethodPost, devicePath(id, "/resume"), nil, map[string]any{}, &d)
+func (c *Client) Resume(ctx context.Context, id watchword.SubjectID) (d api.Device, err error) {
+	err = c.call(ctx, http.MethodPost, devicePath(id, "/resume"), nil, api.ReasonRequest{}, &d)
 	return d, err
 }
 
 // Revoke ends a device's keys for good.
-func (c *Client) Revoke(ctx context.Context, id watchword.SubjectID, reason string) (d Device, err error) {
-	err = c.call(ctx, http.MethodPost, devicePath(id, "/revoke"), nil, map[string]any{"reason": reason}, &d)
+func (c *Client) Revoke(ctx context.Context, id watchword.SubjectID, reason string) (d api.Device, err error) {
+	err = c.call(ctx, http.MethodPost, devicePath(id, "/revoke"), nil, api.ReasonRequest{Reason: reason}, &d)
 	return d, err
 }
 
@@ -197,24 +119,15 @@ func (c *Client) DeleteDevice(ctx context.Context, id watchword.SubjectID) error
 	return c.call(ctx, http.MethodDelete, devicePath(id, ""), nil, nil, nil)
 }
 
-// Twin is what is wanted of a device and what it reported.
-type Twin struct {
-	Config        json.RawMessage `json:"config"`
-	ConfigVersion int64           `json:"config_version"`
-	ConfigAt      *time.Time      `json:"config_at,omitempty"`
-	State         json.RawMessage `json:"state"`
-	StateAt       *time.Time      `json:"state_at,omitempty"`
-}
-
 // Twin returns a device's twin.
-func (c *Client) Twin(ctx context.Context, id watchword.SubjectID) (t Twin, err error) {
+func (c *Client) Twin(ctx context.Context, id watchword.SubjectID) (t api.Twin, err error) {
 	err = c.call(ctx, http.MethodGet, devicePath(id, "/twin"), nil, nil, &t)
 	return t, err
 }
 
 // SetConfig replaces the wanted configuration, one JSON object. ifVersion below
 // 0 means any, 0 that none was set yet. Code: precondition_failed.
-func (c *Client) SetConfig(ctx context.Context, id watchword.SubjectID, config json.RawMessage, ifVersion int64) (t Twin, err error) {
+func (c *Client) SetConfig(ctx context.Context, id watchword.SubjectID, config json.RawMessage, ifVersion int64) (t api.Twin, err error) {
 	r := rest.Request{Method: http.MethodPut, Path: devicePath(id, "/config")}
 	if ifVersion >= 0 {
 		r.Header = map[string]string{"If-Match": etag(ifVersion)}
@@ -224,25 +137,21 @@ func (c *Client) SetConfig(ctx context.Context, id watchword.SubjectID, config j
 }
 
 // Sessions returns the live sessions, of one device or (empty) of all.
-func (c *Client) Sessions(ctx context.Context, device watchword.SubjectID) ([]Session, error) {
+func (c *Client) Sessions(ctx context.Context, device watchword.SubjectID) ([]api.Session, error) {
 	live, _, err := c.AllSessions(ctx, device)
 	return live, err
 }
 
 // AllSessions returns the live sessions on the node that answers, and those that MQTT
 // clients left behind, of one device or of all with an empty name.
-func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([]Session, []Away, error) {
-	live, away := []Session{}, []Away{}
+func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([]api.Session, []api.OfflineSession, error) {
+	live, away := []api.Session{}, []api.OfflineSession{}
 	q := url.Values{"page_size": {"500"}}
 	if device != "" {
 		q.Set("device", string(device))
 	}
 	for pages := newPages(); ; {
-		var page struct {
-			Sessions []Session `json:"sessions"`
-			Away     []Away    `json:"away"`
-			Next     string    `json:"next_page_token"`
-		}
+		var page api.SessionList
 		if err := c.call(ctx, http.MethodGet, "/v1/sessions", q, nil, &page); err != nil {
 			return nil, nil, err
 		}
@@ -253,20 +162,20 @@ func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([
 			}
 			live = append(live, s)
 		}
-		for _, s := range page.Away {
+		for _, s := range page.Offline {
 			if n := len(away); n > 0 && away[n-1].MQTT.Client == s.MQTT.Client {
 				away[n-1].MQTT.Subscriptions = append(away[n-1].MQTT.Subscriptions, s.MQTT.Subscriptions...)
 				continue
 			}
 			away = append(away, s)
 		}
-		if page.Next == "" {
+		if page.NextPageToken == "" {
 			return live, away, nil
 		}
-		if err := pages.next(ctx, page.Next, len(page.Sessions)+len(page.Away)); err != nil {
+		if err := pages.next(ctx, page.NextPageToken, len(page.Sessions)+len(page.Offline)); err != nil {
 			return nil, nil, err
 		}
-		q.Set("page_token", page.Next)
+		q.Set("page_token", page.NextPageToken)
 	}
 }
 

@@ -9,43 +9,24 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/internal/sse"
 )
 
-// Event is what a device reported. Data is what was JSON, DataBase64 what was not.
-type Event struct {
-	ID          string              `json:"id"`
-	Device      watchword.SubjectID `json:"device"`
-	Stream      string              `json:"stream"`
-	ContentType string              `json:"content_type,omitempty"`
-	At          time.Time           `json:"at"`
-	Data        json.RawMessage     `json:"data,omitempty"`
-	DataBase64  string              `json:"data_base64,omitempty"`
-}
-
-// EventGap is how many events a watcher missed since they came faster than they were read: Missed in all, of these by
-// device as far as Devices names them, and Others of further devices. More: there may have been more.
-type EventGap struct {
-	Missed  int64                         `json:"missed"`
-	Devices map[watchword.SubjectID]int64 `json:"devices"` // at most 32
-	Others  int64                         `json:"others"`  // of devices that Devices does not name
-	More    bool                          `json:"more"`    // there may have been more, of which the server knows nothing
-}
-
 // WatchGaps is [Client.Watch] that calls gap for what was missed, before the events that came after it.
-func (c *Client) WatchGaps(ctx context.Context, device watchword.SubjectID, stream string, opened func(), gap func(EventGap), f func(Event) error) error {
+func (c *Client) WatchGaps(ctx context.Context, device watchword.SubjectID, stream string, opened func(), gap func(api.EventGap), f func(api.Event) error) error {
 	return c.watch(ctx, device, stream, opened, gap, f)
 }
 
 // Watch calls f for each event of a device and stream (empty: all) until ctx or
 // the stream ends. opened, if not nil, is called once the stream stands. The
 // stream is refreshed with new tokens while it lasts.
-func (c *Client) Watch(ctx context.Context, device watchword.SubjectID, stream string, opened func(), f func(Event) error) error {
-	return c.watch(ctx, device, stream, opened, func(EventGap) {}, f)
+func (c *Client) Watch(ctx context.Context, device watchword.SubjectID, stream string, opened func(), f func(api.Event) error) error {
+	return c.watch(ctx, device, stream, opened, func(api.EventGap) {}, f)
 }
 
-func (c *Client) watch(ctx context.Context, device watchword.SubjectID, stream string, opened func(), gap func(EventGap), f func(Event) error) error {
+func (c *Client) watch(ctx context.Context, device watchword.SubjectID, stream string, opened func(), gap func(api.EventGap), f func(api.Event) error) error {
 	q := url.Values{}
 	if device != "" {
 		q.Set("device", string(device))
@@ -55,14 +36,14 @@ func (c *Client) watch(ctx context.Context, device watchword.SubjectID, stream s
 	}
 	return c.follow(ctx, "/v1/events", q, opened, map[string]func([]byte) error{
 		"event": func(data []byte) error {
-			var v Event
+			var v api.Event
 			if err := json.Unmarshal(data, &v); err != nil {
 				return err
 			}
 			return f(v)
 		},
 		"gap": func(data []byte) error {
-			var g EventGap
+			var g api.EventGap
 			if err := json.Unmarshal(data, &g); err != nil {
 				return err
 			}
@@ -98,10 +79,7 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 		}
 		switch e.Name {
 		case "session":
-			var s struct {
-				Session   watchword.SessionID `json:"session"`
-				ExpiresAt time.Time           `json:"expires_at"`
-			}
+			var s api.SessionEvent
 			if err := json.Unmarshal([]byte(e.Data), &s); err != nil {
 				return err
 			}
@@ -111,10 +89,7 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 				opened()
 			}
 		case "end":
-			var p struct {
-				Code   watchword.Code `json:"code"`
-				Detail string         `json:"detail"`
-			}
+			var p api.Problem
 			if err := json.Unmarshal([]byte(e.Data), &p); err != nil {
 				return err
 			}
@@ -161,9 +136,7 @@ func (c *Client) keep(ctx context.Context, id watchword.SessionID, ends time.Tim
 // RefreshSession puts the client's token of now under one of its live sessions
 // and returns when it ends.
 func (c *Client) RefreshSession(ctx context.Context, id watchword.SessionID) (time.Time, error) {
-	var out struct {
-		ExpiresAt time.Time `json:"expires_at"`
-	}
+	var out api.SessionRefresh
 	err := c.call(ctx, http.MethodPut, "/v1/self/sessions/"+url.PathEscape(string(id)), nil, nil, &out)
 	return out.ExpiresAt, err
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 )
 
@@ -69,12 +70,14 @@ func (forAMonth) Read([]byte) (int, error) {
 // lists is every method that follows pages.
 var lists = map[string]func(context.Context, *Client) error{
 	"devices": func(ctx context.Context, c *Client) error {
-		return c.Devices(ctx, nil, "", func(Device) error { return nil })
+		return c.Devices(ctx, nil, "", func(api.Device) error { return nil })
 	},
-	"pairings": func(ctx context.Context, c *Client) error { return c.Pairings(ctx, func(Pairing) error { return nil }) },
+	"pairings": func(ctx context.Context, c *Client) error {
+		return c.Pairings(ctx, func(api.Pairing) error { return nil })
+	},
 	"policies": func(ctx context.Context, c *Client) error { _, err := c.Policies(ctx); return err },
 	"retained": func(ctx context.Context, c *Client) error {
-		return c.Retained(ctx, RetainedQuery{}, func(Retained) error { return nil })
+		return c.Retained(ctx, RetainedQuery{}, func(api.Retained) error { return nil })
 	},
 	"commands": func(ctx context.Context, c *Client) error { _, err := c.Commands(ctx, Filter{}, 1e6); return err },
 	"sessions": func(ctx context.Context, c *Client) error { _, err := c.Sessions(ctx, ""); return err },
@@ -131,10 +134,10 @@ func TestEveryRequestEnds(t *testing.T) {
 		"a trust bundle": func(ctx context.Context, c *Client) error { _, err := c.TrustBundle(ctx); return err },
 		"an export":      func(ctx context.Context, c *Client) error { return c.ExportLog(ctx, LogQuery{}, io.Discard) },
 		"events": func(ctx context.Context, c *Client) error {
-			return c.Watch(ctx, "", "", nil, func(Event) error { return nil })
+			return c.Watch(ctx, "", "", nil, func(api.Event) error { return nil })
 		},
 		"the log, live": func(ctx context.Context, c *Client) error {
-			return c.FollowLog(ctx, LogQuery{}, nil, func(Entry) error { return nil })
+			return c.FollowLog(ctx, LogQuery{}, nil, func(api.Entry) error { return nil })
 		},
 	}
 	for name, f := range lists {
@@ -174,7 +177,7 @@ func TestAStreamHasOneSession(t *testing.T) {
 			return 200, silentAfter(b.String())
 		})
 		begun := time.Now()
-		err := c.Watch(t.Context(), "", "", nil, func(Event) error { return nil })
+		err := c.Watch(t.Context(), "", "", nil, func(api.Event) error { return nil })
 		if took := time.Since(begun); watchword.CodeOf(err) != watchword.Unavailable || took < 80*time.Second || took > 100*time.Second {
 			t.Errorf("after %s: %v", took, err)
 		}
@@ -209,7 +212,7 @@ func TestWaitingForACommandHasAPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := against(func(*http.Request) (int, io.Reader) { return 200, strings.NewReader(`{"id":"cmd_1","state":"queued"}`) })
 		begun := time.Now()
-		if _, err := c.Await(t.Context(), Command{ID: "cmd_1"}, time.Minute); err != nil || time.Since(begun) != time.Minute {
+		if _, err := c.Await(t.Context(), api.Command{ID: "cmd_1"}, time.Minute); err != nil || time.Since(begun) != time.Minute {
 			t.Errorf("after %s: %v", time.Since(begun), err)
 		}
 		if n := h.times("GET /v1/commands/cmd_1"); n < 55 || n > 61 {

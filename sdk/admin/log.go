@@ -11,34 +11,9 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 )
-
-// Entry is a line of the log. Of one that is pruned there is its number alone.
-type Entry struct {
-	Seq     int64               `json:"seq"`
-	At      time.Time           `json:"at"`
-	Kind    string              `json:"kind"`
-	Actor   watchword.SubjectID `json:"actor,omitempty"`
-	Key     watchword.KeyID     `json:"key,omitempty"`
-	Object  string              `json:"object,omitempty"`
-	Outcome string              `json:"outcome"`
-	Code    watchword.Code      `json:"code,omitempty"`
-	Trace   string              `json:"trace,omitempty"`
-	Data    map[string]string   `json:"data,omitempty"`
-	Pruned  bool                `json:"pruned,omitempty"`
-}
-
-// EntryWhole is an entry with what the log commits to: Hash is the SHA-256 over Salt
-// and Body. Args and ArgsSalt open the args_hash of an order, for those who may see them.
-type EntryWhole struct {
-	Entry
-	Hash     []byte          `json:"hash"`
-	Salt     []byte          `json:"salt,omitempty"`
-	Body     string          `json:"body,omitempty"`
-	Args     json.RawMessage `json:"args,omitempty"`
-	ArgsSalt []byte          `json:"args_salt,omitempty"`
-}
 
 // LogQuery chooses entries; empty fields choose all.
 type LogQuery struct {
@@ -83,30 +58,27 @@ func (q LogQuery) values() url.Values {
 }
 
 // Entries returns up to limit entries of the log after a number, oldest first.
-func (c *Client) Entries(ctx context.Context, after int64, limit int) ([]Entry, error) {
+func (c *Client) Entries(ctx context.Context, after int64, limit int) ([]api.Entry, error) {
 	return c.FindEntries(ctx, LogQuery{After: after}, limit)
 }
 
 // FindEntries returns up to limit entries that q chooses.
-func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]Entry, error) {
+func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]api.Entry, error) {
 	const page = 1000
-	all := []Entry{}
+	all := []api.Entry{}
 	for pages := newPages(); len(all) < limit; {
 		want := min(limit-len(all), page)
 		v := q.values()
 		v.Set("limit", strconv.Itoa(want))
-		var got struct {
-			Entries []Entry `json:"entries"`
-			Next    string  `json:"next_page_token"`
-		}
+		var got api.EntryList
 		if _, err := c.rest.JSON(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/audit", Query: v, Max: 8 << 20}, nil, &got); err != nil {
 			return nil, err
 		}
 		all = append(all, got.Entries...)
-		if got.Next == "" || len(got.Entries) == 0 {
+		if got.NextPageToken == "" || len(got.Entries) == 0 {
 			break
 		}
-		if err := pages.next(ctx, got.Next, len(got.Entries)); err != nil {
+		if err := pages.next(ctx, got.NextPageToken, len(got.Entries)); err != nil {
 			return nil, err
 		}
 		if last := all[len(all)-1].Seq; q.Newest {
@@ -119,16 +91,16 @@ func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]Entr
 }
 
 // Entry returns one entry, whole. Code: not_found.
-func (c *Client) Entry(ctx context.Context, seq int64) (e EntryWhole, err error) {
+func (c *Client) Entry(ctx context.Context, seq int64) (e api.EntryWhole, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/audit/"+strconv.FormatInt(seq, 10), nil, nil, &e)
 	return e, err
 }
 
 // FollowLog calls f for each entry that q chooses as it is logged, from after
 // q.After (0: now) on, until ctx or the stream ends.
-func (c *Client) FollowLog(ctx context.Context, q LogQuery, opened func(), f func(Entry) error) error {
+func (c *Client) FollowLog(ctx context.Context, q LogQuery, opened func(), f func(api.Entry) error) error {
 	return c.follow(ctx, "/v1/audit", q.values(), opened, map[string]func([]byte) error{"entry": func(data []byte) error {
-		var e Entry
+		var e api.Entry
 		if err := json.Unmarshal(data, &e); err != nil {
 			return err
 		}

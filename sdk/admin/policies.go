@@ -7,25 +7,18 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 )
-
-// Policy is a policy as lists show it.
-type Policy struct {
-	Name      string    `json:"name"`
-	Version   int64     `json:"version"`
-	ChangedAt time.Time `json:"changed_at"`
-}
 
 func policyPath(name string) string { return "/v1/policies/" + url.PathEscape(name) }
 
 // Policies returns all policies, by name.
-func (c *Client) Policies(ctx context.Context) ([]Policy, error) {
-	all := []Policy{}
-	err := list(ctx, c, "/v1/policies", "policies", url.Values{}, func(p Policy) error {
+func (c *Client) Policies(ctx context.Context) ([]api.Policy, error) {
+	all := []api.Policy{}
+	err := list(ctx, c, "/v1/policies", url.Values{}, func(p api.PolicyList) ([]api.Policy, string) { return p.Policies, p.NextPageToken }, func(p api.Policy) error {
 		all = append(all, p)
 		return nil
 	})
@@ -57,7 +50,7 @@ func (c *Client) CheckPolicy(ctx context.Context, name string, text []byte) erro
 // ApplyPolicy puts a policy in force; live sessions have followed when it
 // returns. ifVersion below 0 means any, 0 that it must not exist. Codes:
 // policy_invalid, token_too_large, precondition_failed.
-func (c *Client) ApplyPolicy(ctx context.Context, name string, text []byte, ifVersion int64) (p Policy, err error) {
+func (c *Client) ApplyPolicy(ctx context.Context, name string, text []byte, ifVersion int64) (p api.Policy, err error) {
 	r := rest.Request{Method: http.MethodPut, Path: policyPath(name), Type: "application/toml", Body: text}
 	switch {
 	case ifVersion == 0:
@@ -74,46 +67,15 @@ func (c *Client) DeletePolicy(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, policyPath(name), nil, nil, nil)
 }
 
-// Explanation is why something is allowed or denied.
-type Explanation struct {
-	Allowed bool   `json:"allowed"`
-	Policy  string `json:"policy,omitempty"`
-	Line    int    `json:"line,omitempty"`
-	Why     string `json:"why"`
-	Nearest string `json:"nearest,omitempty"`
-	Proof   string `json:"proof,omitempty"` // why nothing passes without a proof of the key; empty where it may
-}
-
 // Explain asks what policy says of a subject, an action and a resource. Code: not_found.
-func (c *Client) Explain(ctx context.Context, subject watchword.SubjectID, action, resource string, args json.RawMessage) (e Explanation, err error) {
-	in := map[string]any{"subject": subject, "action": action, "resource": resource}
-	if len(args) > 0 {
-		in["args"] = args
-	}
+func (c *Client) Explain(ctx context.Context, subject watchword.SubjectID, action, resource string, args json.RawMessage) (e api.Explanation, err error) {
+	in := api.ExplainRequest{Subject: subject, Action: action, Resource: resource, Args: args}
 	err = c.call(ctx, http.MethodPost, "/v1/explain", nil, in, &e)
 	return e, err
 }
 
-// Self is what the server says of the client itself.
-type Self struct {
-	ID     watchword.SubjectID `json:"id"`
-	Kind   watchword.Kind      `json:"kind"`
-	State  watchword.State     `json:"state"`
-	Labels watchword.Labels    `json:"labels"`
-	Issuer string              `json:"issuer"`
-	Token  struct {
-		JTI       string          `json:"jti"`
-		ExpiresAt time.Time       `json:"expires_at"`
-		Key       watchword.KeyID `json:"key"`
-	} `json:"token"`
-	Permissions struct {
-		Perm []json.RawMessage `json:"perm"`
-		Deny []json.RawMessage `json:"deny"`
-	} `json:"permissions"`
-}
-
 // Self asks who the client is, and what it may do.
-func (c *Client) Self(ctx context.Context) (s Self, err error) {
+func (c *Client) Self(ctx context.Context) (s api.Self, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/self", nil, nil, &s)
 	return s, err
 }

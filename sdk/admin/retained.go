@@ -5,24 +5,10 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 )
-
-// Retained is the retained MQTT message of one topic.
-type Retained struct {
-	Topic       string              `json:"topic"`
-	Owner       watchword.SubjectID `json:"owner,omitempty"`       // who published it; "" of what was stored before owners were kept
-	Incarnation int64               `json:"incarnation,omitempty"` // of the owner
-	Given       bool                `json:"given"`                 // new subscribers are given it: its owner may publish it today
-	QoS         byte                `json:"qos"`
-	Bytes       int                 `json:"bytes"`                // of the payload
-	Memory      int                 `json:"memory"`               // bytes of the server that it takes
-	ExpiresAt   *time.Time          `json:"expires_at,omitempty"` // nil: never
-	ContentType string              `json:"content_type,omitempty"`
-	Payload     []byte              `json:"payload,omitempty"` // not in lists
-}
 
 // RetainedQuery chooses retained messages. Empty fields choose all.
 type RetainedQuery struct {
@@ -32,7 +18,7 @@ type RetainedQuery struct {
 
 // Retained calls f with the retained messages that q chooses, in the order of their topics'
 // levels, and ends with its error.
-func (c *Client) Retained(ctx context.Context, q RetainedQuery, f func(Retained) error) error {
+func (c *Client) Retained(ctx context.Context, q RetainedQuery, f func(api.Retained) error) error {
 	v := url.Values{}
 	if q.Filter != "" {
 		v.Set("filter", q.Filter)
@@ -40,11 +26,11 @@ func (c *Client) Retained(ctx context.Context, q RetainedQuery, f func(Retained)
 	if q.Owner != "" {
 		v.Set("owner", string(q.Owner))
 	}
-	return list(ctx, c, "/v1/retained", "retained", v, f)
+	return list(ctx, c, "/v1/retained", v, func(p api.RetainedList) ([]api.Retained, string) { return p.Retained, p.NextPageToken }, f)
 }
 
 // RetainedMessage returns the retained message of a topic, with its payload. Code: not_found.
-func (c *Client) RetainedMessage(ctx context.Context, topic string) (m Retained, err error) {
+func (c *Client) RetainedMessage(ctx context.Context, topic string) (m api.RetainedWhole, err error) {
 	err = c.call(ctx, http.MethodGet, retainedPath(topic), nil, nil, &m)
 	return m, err
 }

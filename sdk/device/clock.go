@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/token"
@@ -239,7 +240,7 @@ func (d *Device) askTime(ctx context.Context, server string, t *token.Trust) (be
 	c.asked = began
 	c.mu.Unlock()
 	nonce := watchword.NewNonce()
-	body, err := json.Marshal(map[string]string{"nonce": nonce})
+	body, err := json.Marshal(api.TimeRequest{Nonce: nonce})
 	if err != nil {
 		return false, err
 	}

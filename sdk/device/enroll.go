@@ -3,7 +3,6 @@ package device
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"net/http"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
@@ -129,18 +129,22 @@ func (d *Device) register(ctx context.Context, server, code, hash string, t *tok
 	if err != nil {
 		return nil, err
 	}
-	var id identity
-	_, err = rest.New(server, tr, nil).JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/enroll"}, map[string]any{
-		"code": code, "proof": proof,
-		"keys": map[string]json.RawMessage{"sign": d.signer.Load().Public().JWK(), "seal": d.opener.Load().Public().JWK()},
-	}, &id)
+	var out api.EnrollResponse
+	_, err = rest.New(server, tr, nil).JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/enroll"}, api.EnrollRequest{
+		Code: code, Proof: proof, Keys: api.PublicKeys{Sign: d.signer.Load().Public().JWK(), Seal: d.opener.Load().Public().JWK()},
+	}, &out)
 	if err != nil {
 		return nil, err
 	}
-	if id.Issuer != t.Issuer || !watchword.ValidName(string(id.ID)) || id.HTTPS == "" {
+	return newIdentity(out, t)
+}
+
+// newIdentity takes a server's answer, if it is for the issuer of the trust bundle. Code: issuer_mismatch.
+func newIdentity(r api.EnrollResponse, t *token.Trust) (*identity, error) {
+	if r.Issuer != t.Issuer || !watchword.ValidName(string(r.ID)) || r.HTTPS == "" {
 		return nil, watchword.Refuse(watchword.IssuerMismatch, "the server's answer is not for the issuer of its trust bundle")
 	}
-	return &id, nil
+	return &identity{ID: r.ID, Labels: r.Labels, Issuer: r.Issuer, TokenEndpoint: r.TokenEndpoint, HTTPS: r.HTTPS, MQTTS: r.MQTTS}, nil
 }
 
 // settle writes everything down, the identity last: it is what counts.

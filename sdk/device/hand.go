@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -231,7 +232,7 @@ func (d *Device) postReceipt(ctx context.Context, receipt string) error {
 	if sent, err := d.overWire(ctx, "receipts", "application/jose", []byte(receipt)); sent {
 		return err
 	}
-	body, err := json.Marshal(map[string]string{"receipt": receipt})
+	body, err := json.Marshal(api.ReceiptRequest{Receipt: receipt})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/token"
@@ -253,20 +254,17 @@ func (p *pairer) ask(ctx context.Context, sign, seal []byte) error {
 		return err
 	}
 	p.pairing = pairing{Server: p.client.Base(), Wish: p.o.ID, Sign: p.d.signer.Load().Public().ID(), Seal: p.d.opener.Load().Public().ID()}
-	var out struct {
-		pairing
-		In int64 `json:"expires_in"`
-	}
+	var out api.DeviceAuthorization
 	if err := p.post(ctx, "/oauth/device_authorization", url.Values{
 		"client_id": {p.clientID()}, "sign": {string(sign)}, "seal": {string(seal)}, "proof": {proof},
 	}, &out); err != nil {
 		return err
 	}
-	if !token.WellFormedCode(out.DeviceCode) || out.UserCode == "" || strings.ContainsFunc(out.UserCode+out.URI+out.URIComplete, func(r rune) bool { return r < ' ' || r > '~' }) {
+	if !token.WellFormedCode(out.DeviceCode) || out.UserCode == "" || strings.ContainsFunc(out.UserCode+out.VerificationURI+out.VerificationURIComplete, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return watchword.Refuse(watchword.Internal, "the server's answer is no pairing")
 	}
-	p.DeviceCode, p.UserCode, p.URI, p.URIComplete, p.Interval = out.DeviceCode, out.UserCode, out.URI, out.URIComplete, out.Interval
-	p.Expires = p.now().Add(time.Duration(min(max(out.In, 0), 86400)) * time.Second).UTC().Truncate(time.Second)
+	p.DeviceCode, p.UserCode, p.URI, p.URIComplete, p.Interval = out.DeviceCode, out.UserCode, out.VerificationURI, out.VerificationURIComplete, out.Interval
+	p.Expires = p.now().Add(time.Duration(min(max(out.ExpiresIn, 0), 86400)) * time.Second).UTC().Truncate(time.Second)
 	b, err := json.MarshalIndent(p.pairing, "", "  ")
 	if err != nil {
 		return err
@@ -318,19 +316,11 @@ func (p *pairer) poll(ctx context.Context) (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	var id identity
+	var out api.PairingResponse
 	if err := p.post(ctx, "/oauth/token", url.Values{
 		"grant_type": {"urn:ietf:params:oauth:grant-type:device_code"}, "device_code": {p.DeviceCode}, "client_id": {p.clientID()}, "proof": {proof},
-	}, &id); err != nil {
+	}, &out); err != nil {
 		return nil, err
 	}
-	return &id, id.check(p.trust)
-}
-
-// check refuses an answer that is not for the issuer of the trust bundle. Code: issuer_mismatch.
-func (id *identity) check(t *token.Trust) error {
-	if id.Issuer != t.Issuer || !watchword.ValidName(string(id.ID)) || id.HTTPS == "" {
-		return watchword.Refuse(watchword.IssuerMismatch, "the server's answer is not for the issuer of its trust bundle")
-	}
-	return nil
+	return newIdentity(out.EnrollResponse, p.trust)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
 )
@@ -96,18 +97,12 @@ func (d *Device) ReportState(ctx context.Context, v any) error {
 // where the field is "functions.NAME" if the server says which function is at fault; denied,
 // rate_limited, unavailable, also where the server has not answered within a minute. It takes effect as a whole or not at all.
 func (d *Device) Announce(ctx context.Context, fs ...Function) error {
-	type function struct {
-		Name   string          `json:"name"`
-		Schema json.RawMessage `json:"schema,omitempty"`
-	}
-	out := struct {
-		Functions []function `json:"functions"`
-	}{[]function{}}
+	out := api.FunctionList{Functions: []api.Function{}}
 	for _, f := range fs {
 		if len(f.Schema) > 0 && !json.Valid(f.Schema) {
 			return watchword.RefuseField("functions."+f.Name, "the schema is no JSON")
 		}
-		out.Functions = append(out.Functions, function{f.Name, f.Schema})
+		out.Functions = append(out.Functions, api.Function{Name: f.Name, Schema: f.Schema})
 	}
 	body, err := json.Marshal(out)
 	if err != nil {
@@ -117,39 +112,33 @@ func (d *Device) Announce(ctx context.Context, fs ...Function) error {
 	return err
 }
 
-// Called is a command that this device ordered from another.
-type Called struct {
-	ID      watchword.CommandID    `json:"id"`
-	State   watchword.CommandState `json:"state"`
-	Receipt *struct {
-		Status watchword.ReceiptStatus `json:"status"`
-		Result json.RawMessage         `json:"result"`
-	} `json:"receipt"`
-}
-
 // Call orders another device to run a function, and waits for its receipt for at
 // most wait (60 s; 0 does not wait). Codes: denied, not_found, args_invalid and
 // the others of POST /v1/commands; unavailable, also where the server has not answered a minute after wait.
-func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function string, args any, wait time.Duration) (Called, error) {
+func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function string, args any, wait time.Duration) (api.Command, error) {
 	if d.id == nil {
-		return Called{}, errNotEnrolled()
+		return api.Command{}, errNotEnrolled()
 	}
-	in := map[string]any{"device": to, "function": function}
+	in := api.SendCommandRequest{Device: to, Function: function}
+	var body []byte
+	var err error
 	if args != nil {
-		in["args"] = args
+		in.Args, err = json.Marshal(args)
 	}
-	body, err := json.Marshal(in)
+	if err == nil {
+		body, err = json.Marshal(in)
+	}
 	if err != nil {
-		return Called{}, watchword.Because(err, watchword.BadRequest, "the arguments are no JSON")
+		return api.Command{}, watchword.Because(err, watchword.BadRequest, "the arguments are no JSON")
 	}
 	a, err := d.client.Do(ctx, rest.Request{
 		Method: http.MethodPost, Path: "/v1/commands", Wait: wait, Type: "application/json", Body: body,
 		Header: map[string]string{"Idempotency-Key": watchword.NewNonce()},
 	})
 	if err != nil {
-		return Called{}, err
+		return api.Command{}, err
 	}
-	var c Called
+	var c api.Command
 	return c, json.Unmarshal(a.Body, &c)
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
@@ -265,22 +266,20 @@ func (d *Device) askRekey(ctx context.Context, as, from, to *jose.Signer, n *nex
 		return err
 	}
 	seal := d.opener.Load().Public()
-	keys := map[string]json.RawMessage{}
+	var keys api.PublicKeys
 	if n.sign != nil {
-		keys["sign"] = n.sign.Public().JWK()
+		keys.Sign = n.sign.Public().JWK()
 	}
 	if n.seal != nil {
 		seal = n.seal.Public()
-		keys["seal"] = seal.JWK()
+		keys.Seal = seal.JWK()
 	}
 	proof, err := token.SignRekey(from, to, d.id.ID, d.id.Issuer, seal.ID(), d.reckon())
 	if err != nil {
 		return err
 	}
-	var out struct {
-		Keys struct{ Sign, Seal watchword.KeyID }
-	}
-	if _, err := client.JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/keys"}, map[string]any{"keys": keys, "rekey": json.RawMessage(proof)}, &out); err != nil {
+	var out api.RekeyResponse
+	if _, err := client.JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/keys"}, api.RekeyRequest{Keys: keys, Rekey: json.RawMessage(proof)}, &out); err != nil {
 		return err
 	}
 	if out.Keys.Sign != to.Public().ID() || out.Keys.Seal != seal.ID() {

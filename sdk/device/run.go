@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 )
 
@@ -280,11 +281,7 @@ func (r *run) poll(ctx context.Context, wait time.Duration) error {
 	if at.Log != nil {
 		q.Set("log", strconv.FormatInt(*at.Log, 10))
 	}
-	var out struct {
-		Commands []struct {
-			JWE string `json:"jwe"`
-		} `json:"commands"`
-	}
+	var out api.SealedCommands
 	a, err := r.client.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/self/commands", Query: q, Wait: wait})
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 )
 
 // algs is what DPoP proofs may be signed with (RFC 9449 §7.1).
@@ -24,18 +25,6 @@ var statusOf = map[watchword.Code]int{
 	watchword.Internal:    http.StatusInternalServerError,
 }
 
-// problem is the body of a refusal (RFC 9457), as Watchword's own API has it.
-type problem struct {
-	Type       string         `json:"type"`
-	Title      string         `json:"title"`
-	Status     int            `json:"status"`
-	Code       watchword.Code `json:"code"`
-	Detail     string         `json:"detail,omitempty"`
-	Field      string         `json:"field,omitempty"`
-	Rule       string         `json:"rule,omitempty"`
-	RetryAfter int            `json:"retry_after,omitempty"`
-}
-
 // Refuse answers a request with an error of this package: the status and challenges of
 // RFC 6750 §3 and RFC 9449 §7.1, and a problem document. The log gets the cause beside;
 // nothing of the token goes anywhere.
@@ -45,7 +34,7 @@ func (v *Verifier) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if !ok {
 		status = http.StatusUnauthorized
 	}
-	p := problem{Type: "urn:watchword:error:" + string(code), Title: string(code), Status: status, Code: code}
+	p := api.Problem{Type: "urn:watchword:error:" + string(code), Title: string(code), Status: status, Code: code}
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		p.Detail, p.Field, p.Rule = e.Detail, e.Field, e.Rule
 		p.RetryAfter = int(math.Ceil(e.RetryAfter.Seconds()))

@@ -1,0 +1,57 @@
+package api
+
+import "github.com/watchword-iot/watchword"
+
+// TokenResponse is the answer of POST /oauth/token (RFC 6749 §5.1).
+type TokenResponse struct {
+	AccessToken string `json:"access_token"`
+	TokenType   string `json:"token_type"`      // Bearer, or DPoP for a bound token (RFC 9449 §5)
+	ExpiresIn   int64  `json:"expires_in"`      // seconds
+	Scope       string `json:"scope,omitempty"` // as it was asked for; empty where it was not
+}
+
+// DeviceAuthorization is the answer of POST /oauth/device_authorization (RFC 8628 §3.2).
+type DeviceAuthorization struct {
+	DeviceCode              string `json:"device_code"`
+	UserCode                string `json:"user_code"` // XXXX-XXXX
+	VerificationURI         string `json:"verification_uri"`
+	VerificationURIComplete string `json:"verification_uri_complete,omitempty"`
+	ExpiresIn               int64  `json:"expires_in"`         // seconds
+	Interval                *int64 `json:"interval,omitempty"` // seconds between two polls; nil means 5 (§3.2)
+}
+
+// PairingResponse is the answer of POST /oauth/token to a poll that finds its pairing approved: what enrollment answers,
+// and a token.
+type PairingResponse struct {
+	EnrollResponse
+	TokenResponse
+}
+
+// Introspection is the answer of POST /oauth/introspect (RFC 7662 §2.2). Where Active is false all other members are absent.
+type Introspection struct {
+	Active    bool                   `json:"active"`
+	TokenType string                 `json:"token_type,omitempty"`
+	Issuer    string                 `json:"iss,omitempty"`
+	Subject   watchword.SubjectID    `json:"sub,omitempty"`
+	ClientID  watchword.SubjectID    `json:"client_id,omitempty"`
+	Audience  string                 `json:"aud,omitempty"`
+	IssuedAt  int64                  `json:"iat,omitempty"` // seconds since 1970
+	ExpiresAt int64                  `json:"exp,omitempty"` // seconds since 1970
+	JTI       string                 `json:"jti,omitempty"`
+	Key       watchword.KeyID        `json:"key,omitempty"`
+	Device    *IntrospectedDevice    `json:"dev,omitempty"`
+	Perm      []watchword.Permission `json:"perm,omitzero"`  // what the token and policy both give; empty where they give nothing
+	Deny      []watchword.Permission `json:"deny,omitempty"` // what either denies
+	Confirm   *Confirmation          `json:"cnf,omitempty"`
+}
+
+// IntrospectedDevice is the subject of a token as it is now.
+type IntrospectedDevice struct {
+	ID     watchword.SubjectID `json:"id"`
+	Labels watchword.Labels    `json:"labels"`
+}
+
+// Confirmation is the key that a token is bound to (RFC 9449 §6).
+type Confirmation struct {
+	Thumbprint watchword.KeyID `json:"jkt"`
+}

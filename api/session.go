@@ -1,0 +1,60 @@
+package api
+
+import (
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Session is a live session: an MQTT connection, a stream, a long poll, or a request that is being answered for longer
+// than a second. It is an item of [SessionList] and of [Device].
+type Session struct {
+	ID        watchword.SessionID `json:"id"`
+	Subject   watchword.SubjectID `json:"subject"`
+	Transport string              `json:"transport"`
+	Remote    string              `json:"remote"` // address and port of the peer
+	OpenedAt  time.Time           `json:"opened_at"`
+	ExpiresAt time.Time           `json:"expires_at"` // of the token that it stands on
+	MQTT      *ClientState        `json:"mqtt,omitempty"`
+}
+
+// ClientState is the Session State of an MQTT client (MQTT 5.0 §4.1).
+type ClientState struct {
+	Client        string   `json:"client_id"`
+	Subscriptions []string `json:"subscriptions"` // topic filters
+	Messages      int      `json:"messages" doc:"that wait for it, or that it has not acknowledged"`
+	Bytes         int      `json:"bytes" doc:"of these"`
+	Memory        int      `json:"memory" doc:"bytes of the server's memory that it takes, about"`
+	Dropped       int64    `json:"dropped" doc:"messages that found no room since it last heard"`
+}
+
+// OfflineSession is a persistent MQTT session whose client has no connection.
+type OfflineSession struct {
+	ID      watchword.SessionID `json:"id"`
+	Subject watchword.SubjectID `json:"subject"`
+	LeftAt  time.Time           `json:"left_at"`           // when the connection ended
+	EndsAt  time.Time           `json:"ends_at"`           // when the session does (Session Expiry Interval)
+	WillAt  *time.Time          `json:"will_at,omitempty"` // when its will is due (Will Delay Interval)
+	MQTT    ClientState         `json:"mqtt"`
+}
+
+// SessionList is the answer of GET /v1/sessions and GET /v1/self/sessions, in order of session id, then of client
+// identifier. The live sessions are those of the node that answers.
+type SessionList struct {
+	Sessions      []Session        `json:"sessions"`
+	Offline       []OfflineSession `json:"away"`
+	NextPageToken string           `json:"next_page_token,omitempty" doc:"a session with more subscriptions than a page has room for comes again on the next one, with those that follow"`
+}
+
+// SessionRefresh is the answer of PUT /v1/self/sessions/{id}: when the session ends with the token of this request.
+type SessionRefresh struct {
+	ID        watchword.SessionID `json:"id"`
+	ExpiresAt time.Time           `json:"expires_at"`
+}
+
+// SessionEvent is the data of the event "session", the first one of each stream of server-sent events:
+// of GET /v1/events, GET /v1/audit and GET /v1/self/commands.
+type SessionEvent struct {
+	Session   watchword.SessionID `json:"session"` // what PUT /v1/self/sessions/{id} refreshes
+	ExpiresAt time.Time           `json:"expires_at"`
+}
