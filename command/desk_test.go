@@ -126,7 +126,7 @@ func (s *setup) subject(id watchword.SubjectID, kind watchword.Kind, labels watc
 		&enroll.Code{Tenant: here, Hash: hash, Subject: id, Expires: s.now().Add(time.Hour), By: "alice"}, s.entry(created, string(id), nil)))
 	sign, seal := s.newKeys(id)
 	_, _, err := s.store.RedeemCode(s.t.Context(), enroll.Redemption{Tenant: here, Hash: hash, Sign: sign, Seal: seal}, s.now(),
-		s.entry(audit.DeviceEnroll, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)}))
+		audit.Always[watchword.Subject](s.entry(audit.DeviceEnroll, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)})))
 	must(s.t, err)
 	s.roll.Forget(here, id)
 }
@@ -154,10 +154,10 @@ func (s *setup) rekey(id watchword.SubjectID) {
 	s.t.Helper()
 	from := s.signs[id].Public().ID()
 	sign, seal := s.newKeys(id)
-	_, _, err := s.store.Rekey(s.t.Context(), enroll.Rekeying{
+	_, _, err := s.store.Rekey(s.t.Context(), audit.Actor{Tenant: here}, enroll.Rekeying{
 		Tenant: here, Subject: id, Incarnation: 1, From: from, Sign: sign, Seal: seal,
 		Spent: token.Spent{JTI: string(sign.ID), Expires: s.now().Add(time.Hour)},
-	}, s.now(), s.entry(audit.DeviceRekey, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)}))
+	}, s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRekey, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)})))
 	must(s.t, err)
 	s.roll.Forget(here, id)
 }

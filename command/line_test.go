@@ -119,7 +119,7 @@ func TestCommandsAreSealedToTheKeyOfToday(t *testing.T) {
 func TestWhoGetsNoCommands(t *testing.T) {
 	s := newSetup(t, options{})
 	s.order(command.Call{})
-	_, err := s.store.Suspend(t.Context(), here, "lamp-1", s.now(), s.entry(audit.DeviceSuspend, "lamp-1", nil))
+	_, err := s.store.Suspend(t.Context(), audit.Actor{Tenant: here}, "lamp-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceSuspend, "lamp-1", nil)))
 	must(t, err)
 	s.roll.Forget(here, "lamp-1")
 	l := s.Attach(here, "lamp-1")

@@ -74,7 +74,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{Name: "blink"},
 		{Name: "lamp.set", Schema: []byte(`{"properties":{"level":{"type":"object","properties":{"value":{"maximum":50}}}},"required":["level"]}`)},
 	}, s.now()))
-	_, err := s.store.Revoke(t.Context(), here, "door-1", s.now(), s.entry(audit.DeviceRevoke, "door-1", nil))
+	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: here}, "door-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRevoke, "door-1", nil)))
 	must(t, err)
 	s.roll.Forget(here, "door-1")
 	for _, c := range []struct {
@@ -304,7 +304,7 @@ func TestCancelling(t *testing.T) {
 func TestAnOrderIsDecidedAgainOnItsTargetsLabels(t *testing.T) {
 	s := newSetup(t, options{})
 	s.order(command.Call{}) // it is remembered from here on
-	_, err := s.store.SetLabels(t.Context(), here, "lamp-1", watchword.Labels{"kind": "meter"}, 0, s.now(), s.entry(audit.DeviceLabel, "lamp-1", nil))
+	_, err := s.store.SetLabels(t.Context(), audit.Actor{Tenant: here}, "lamp-1", watchword.Labels{"kind": "meter"}, 0, s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceLabel, "lamp-1", nil)))
 	must(t, err) // by another node: nobody here was told
 	order := func() error {
 		_, err := s.Order(t.Context(), s.as("alice"), command.Call{Device: "lamp-1", Function: "lamp.set"}, "trace")

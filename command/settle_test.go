@@ -160,7 +160,7 @@ func TestReceiptsUnderAReplacedKey(t *testing.T) {
 func TestReceiptsUnderARevokedKey(t *testing.T) {
 	s := newSetup(t, options{})
 	u := s.handed("")
-	_, err := s.store.Revoke(t.Context(), here, "lamp-1", s.now(), s.entry(audit.DeviceRevoke, "lamp-1", nil))
+	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: here}, "lamp-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRevoke, "lamp-1", nil)))
 	must(t, err)
 	s.roll.Forget(here, "lamp-1")
 	_, err = s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, s.receipt(s.signs["lamp-1"], u, watchword.StDone), "")

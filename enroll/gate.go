@@ -16,7 +16,7 @@ import (
 type Store interface {
 	CreateSubject(ctx context.Context, s watchword.Subject, code *Code, e audit.Entry) error
 	AddCode(ctx context.Context, c Code, e audit.Entry) error
-	RedeemCode(ctx context.Context, r Redemption, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
+	RedeemCode(ctx context.Context, r Redemption, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 	Rekeys
 	Pairings
 }
@@ -140,11 +140,15 @@ func (g *Gate) Enroll(ctx context.Context, t watchword.TenantID, r Request, from
 	red, err := g.check(ctx, t, r, now)
 	if err == nil {
 		var s watchword.Subject
-		e := audit.Actor{Tenant: t, Key: red.Sign.ID, Trace: trace}.Did(audit.DeviceEnroll, "", now, map[string]string{
-			"sign": string(red.Sign.ID), "seal": string(red.Seal.ID), "sign_jwk": string(red.Sign.JWK), "seal_jwk": string(red.Seal.JWK),
-		})
+		entry := func(before, after watchword.Subject) audit.Entry {
+			by := audit.Actor{Tenant: t, Subject: after.ID, Key: red.Sign.ID, Trace: trace}
+			return by.Did(audit.DeviceEnroll, string(after.ID), now, map[string]string{
+				"sign": string(red.Sign.ID), "seal": string(red.Seal.ID), "sign_jwk": string(red.Sign.JWK), "seal_jwk": string(red.Seal.JWK),
+				"before": string(before.State), "after": string(after.State),
+			})
+		}
 		var replay bool
-		if s, replay, err = g.store.RedeemCode(ctx, red, now, e); err == nil {
+		if s, replay, err = g.store.RedeemCode(ctx, red, now, entry); err == nil {
 			if !replay {
 				g.o.Changed(ctx, t, s.ID)
 			}

@@ -571,11 +571,11 @@ func TestDecidingOnAPairing(t *testing.T) {
 	if e := s.entry(audit.DeviceCreate); e.Object != "lamp-7" || e.Data["labels"] != "site=c" || e.Data["pairing"] != a.ID {
 		t.Errorf("the log says %+v", e)
 	}
-	_, err = s.store.Revoke(t.Context(), here, "lamp-7", s.now, by.Did(audit.DeviceRevoke, "lamp-7", s.now, nil))
+	_, err = s.store.Revoke(t.Context(), by, "lamp-7", s.now, audit.Always[watchword.Subject](by.Did(audit.DeviceRevoke, "lamp-7", s.now, nil)))
 	must(t, err)
 	_, _, err = s.poll(d, a.DeviceCode, "lamp-7")
 	wantCode(t, "revoked since", err, watchword.PairingExpired)
-	must(t, s.store.DeleteSubject(t.Context(), here, "lamp-7", s.now, by.Did(audit.DeviceDelete, "lamp-7", s.now, nil)))
+	must(t, s.store.DeleteSubject(t.Context(), by, "lamp-7", s.now, audit.Always[watchword.Subject](by.Did(audit.DeviceDelete, "lamp-7", s.now, nil))))
 	_, _, err = s.poll(d, a.DeviceCode, "lamp-7")
 	wantCode(t, "deleted since", err, watchword.PairingExpired)
 

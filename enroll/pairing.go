@@ -72,12 +72,13 @@ func (p *Pairing) clientID() watchword.SubjectID {
 // Pairings is what pairing needs of the cellar.
 type Pairings interface {
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
-	AskPairing(ctx context.Context, p Pairing, code func() string, now time.Time) (Pairing, error)
+	// AskPairing stores p. ErrUserCodeTaken: another pairing of the tenant has its user code.
+	AskPairing(ctx context.Context, p Pairing, now time.Time) (Pairing, error)
 	PairingOf(ctx context.Context, t watchword.TenantID, device [32]byte, now time.Time) (Pairing, error)
 	PairingFor(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (Pairing, error)
 	Pairings(ctx context.Context, t watchword.TenantID, before string, limit int, now time.Time) ([]Pairing, error)
-	ApprovePairing(ctx context.Context, a Approval, now time.Time, es ...audit.Entry) (watchword.Subject, error)
-	RejectPairing(ctx context.Context, t watchword.TenantID, id string, by watchword.SubjectID, now time.Time, e audit.Entry) (Pairing, error)
+	ApprovePairing(ctx context.Context, by audit.Actor, a Approval, now time.Time, entries func(before, after watchword.Subject) []audit.Entry) (watchword.Subject, error)
+	RejectPairing(ctx context.Context, by audit.Actor, id string, now time.Time, entry audit.EntryOf[Pairing]) (Pairing, error)
 }
 
 // Approval is an operator's word that the keys of one pairing are those of Subject.
@@ -85,8 +86,7 @@ type Approval struct {
 	Pairing string            // its id
 	Subject watchword.Subject // with tenant, id, and labels where it is added
 	Add     bool              // the subject is added; else it is there already
-	By      watchword.SubjectID
-	Until   time.Time // how long the device may fetch its answer
+	Until   time.Time         // how long the device may fetch its answer
 }
 
 // paces remembers how often a device may ask, and when it asked last.

@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"time"
 
@@ -52,14 +53,21 @@ func (g *Gate) Ask(ctx context.Context, t watchword.TenantID, a Ask, from netip.
 		wish = ""
 	}
 	code := watchword.NewNonce()
-	p, err := g.store.AskPairing(ctx, Pairing{
+	p := Pairing{
 		Tenant: t, ID: watchword.NewID("pair_", now), Hash: token.HashCode(code), Wish: wish,
 		Sign:   watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now},
 		Seal:   watchword.Key{ID: seal.ID(), Purpose: watchword.Seal, JWK: seal.JWK(), State: watchword.KeyActive, Added: now},
 		Remote: from.Unmap().String(), Network: rates.Network(from.Unmap()).String(),
 		State: PairingPending, Created: now, Expires: now.Add(g.o.PairingLife),
-	}, newUserCode, now)
-	return Asked{p, code, g.o.PairingInterval}, err
+	}
+	for {
+		p.UserCode = newUserCode()
+		stored, err := g.store.AskPairing(ctx, p, now)
+		if errors.Is(err, ErrUserCodeTaken) { // of thousands of millions, at most a thousand are in use
+			continue
+		}
+		return Asked{stored, code, g.o.PairingInterval}, err
+	}
 }
 
 // Poll tells a device what became of its pairing, once it has proved by its

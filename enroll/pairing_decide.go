@@ -71,14 +71,15 @@ func (g *Gate) Approve(ctx context.Context, by audit.Actor, a Approve, now time.
 	if err != nil {
 		return watchword.Subject{}, err
 	}
-	var es []audit.Entry
-	if approval.Add {
-		es = append(es, by.Did(audit.DeviceCreate, string(id), now, map[string]string{"labels": a.Labels.String(), "pairing": p.ID}))
-	}
-	es = append(es, by.Did(audit.DeviceEnroll, string(id), now, map[string]string{
-		"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "sign_jwk": string(p.Sign.JWK), "seal_jwk": string(p.Seal.JWK), "pairing": p.ID, "user_code": FormatUserCode(p.UserCode),
-	}))
-	s, err := g.store.ApprovePairing(ctx, approval, now, es...)
+	s, err := g.store.ApprovePairing(ctx, by, approval, now, func(before, after watchword.Subject) (es []audit.Entry) {
+		if approval.Add {
+			es = append(es, by.Did(audit.DeviceCreate, string(id), now, map[string]string{"labels": a.Labels.String(), "pairing": p.ID}))
+		}
+		return append(es, by.Did(audit.DeviceEnroll, string(id), now, map[string]string{
+			"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "sign_jwk": string(p.Sign.JWK), "seal_jwk": string(p.Seal.JWK), "pairing": p.ID, "user_code": FormatUserCode(p.UserCode),
+			"before": string(before.State), "after": string(after.State),
+		}))
+	})
 	if err == nil {
 		g.o.Changed(ctx, by.Tenant, id)
 	}
@@ -86,7 +87,7 @@ func (g *Gate) Approve(ctx context.Context, by audit.Actor, a Approve, now time.
 }
 
 func (g *Gate) approval(ctx context.Context, by audit.Actor, p Pairing, id watchword.SubjectID, a Approve, now time.Time) (Approval, error) {
-	out := Approval{Pairing: p.ID, By: by.Subject, Until: now.Add(PairingAnswer), Add: true, Subject: watchword.Subject{
+	out := Approval{Pairing: p.ID, Until: now.Add(PairingAnswer), Add: true, Subject: watchword.Subject{
 		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: a.Labels,
 		Version: 1, Incarnation: 1, Created: now, Changed: now,
 	}}
@@ -120,7 +121,7 @@ func (g *Gate) Reject(ctx context.Context, by audit.Actor, userCode string, now 
 	if err != nil {
 		return p, err
 	}
-	return g.store.RejectPairing(ctx, by.Tenant, p.ID, by.Subject, now, by.Did(audit.PairingReject, p.ID, now, map[string]string{
+	return g.store.RejectPairing(ctx, by, p.ID, now, audit.Always[Pairing](by.Did(audit.PairingReject, p.ID, now, map[string]string{
 		"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "user_code": FormatUserCode(p.UserCode),
-	}))
+	})))
 }

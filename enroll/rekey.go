@@ -13,15 +13,18 @@ import (
 // Rekeys is what a key change needs of the cellar.
 type Rekeys interface {
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
-	Rekey(ctx context.Context, r Rekeying, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
+	Rekey(ctx context.Context, by audit.Actor, r Rekeying, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 }
 
 // How often a device may change its keys, so that its history does not grow
-// without end: this many new keys within that time, as the store counts them.
+// without end: this many new keys within that time.
 const (
 	RekeysMost = 32
 	RekeysSpan = 24 * time.Hour
 )
+
+// The newest RekeysMost keys come with a subject.
+var _ [watchword.KeysShown - RekeysMost]struct{}
 
 // Rekeying is a proven change of a subject's keys. Sign and Seal are the keys that
 // count after it, whether they are new or stay; From is the signing key that asks.
@@ -33,6 +36,34 @@ type Rekeying struct {
 	Sign        watchword.Key
 	Seal        watchword.Key
 	Spent       token.Spent
+}
+
+// Apply decides whether the keys of r take the place of s's. Where they are s's keys already, replay is true and nothing is
+// to be changed; otherwise r.Spent is to be spent with the change.
+//
+// Codes: subject_new, subject_suspended, subject_revoked; client_invalid where r was proved in another life of the subject
+// or by a key that is not active; rate_limited, with RetryAfter.
+func (r Rekeying) Apply(s watchword.Subject, now time.Time) (_ watchword.Subject, replay bool, err error) {
+	if err := s.Usable(); err != nil {
+		return s, false, err
+	}
+	gone := watchword.Refuse(watchword.ClientInvalid, "the key is none of the subject's")
+	if s.Incarnation != r.Incarnation {
+		return s, false, gone
+	}
+	_, signs := s.SignKey(r.Sign.ID)
+	if seal, _ := s.SealKey(); signs && seal.ID == r.Seal.ID {
+		return s, true, nil
+	}
+	if _, ok := s.SignKey(r.From); !ok {
+		return s, false, gone
+	}
+	if n := len(s.Keys); n >= RekeysMost {
+		if free := s.Keys[n-RekeysMost].Added.Add(RekeysSpan); free.After(now) {
+			return s, false, &watchword.Error{Code: watchword.RateLimited, Detail: "too many new keys in a day", RetryAfter: free.Sub(now)}
+		}
+	}
+	return s.ReplaceKeys(r.Sign, r.Seal, now), false, nil
 }
 
 // RekeyRequest is what a device shows that changes its keys: the new public keys
@@ -64,7 +95,9 @@ func (g *Gate) Rekey(ctx context.Context, by audit.Actor, r RekeyRequest, now ti
 	if err != nil || data == nil {
 		return s, err
 	}
-	after, replay, err := g.store.Rekey(ctx, red, now, by.Did(audit.DeviceRekey, string(s.ID), now, data))
+	after, replay, err := g.store.Rekey(ctx, by, red, now, func(before, after watchword.Subject) audit.Entry {
+		return by.Did(audit.DeviceRekey, string(s.ID), now, data).With("before", string(before.State), "after", string(after.State))
+	})
 	if err == nil && !replay {
 		g.o.Changed(ctx, by.Tenant, s.ID)
 	}

@@ -15,12 +15,12 @@ import (
 type Store interface {
 	Truth
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
-	SetLabels(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (watchword.Subject, error)
-	SetProof(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (watchword.Subject, error)
-	Suspend(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
-	Resume(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
-	Revoke(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
-	DeleteSubject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) error
+	SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error
 	// PutPolicy stores a policy and returns it with the version of all policies; ifVersion is the
 	// policy's version before, 0 for one that is not there, -1 for any. Codes: precondition_failed,
 	// too_large, busy (authority that changed).
@@ -100,8 +100,9 @@ func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.S
 	if err := r.Fits(ctx, s); err != nil {
 		return s, err
 	}
-	e := by.Did(audit.DeviceLabel, string(id), now, nil)
-	return r.changed(ctx, by.Tenant, id)(r.store.SetLabels(ctx, by.Tenant, id, l, ifVersion, now, e))
+	return r.changed(ctx, by.Tenant, id)(r.store.SetLabels(ctx, by, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
+		return by.Did(audit.DeviceLabel, string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
+	}))
 }
 
 // SetProof says whether a subject gets anything without a proof of its key: proof is
@@ -111,34 +112,31 @@ func (r *Registry) SetProof(ctx context.Context, by audit.Actor, id watchword.Su
 	if err := watchword.CheckProof(proof); err != nil {
 		return watchword.Subject{}, err
 	}
-	e := by.Did(audit.DeviceProof, string(id), now, map[string]string{"after": proof})
-	return r.changed(ctx, by.Tenant, id)(r.store.SetProof(ctx, by.Tenant, id, proof, now, e))
+	return r.changed(ctx, by.Tenant, id)(r.store.SetProof(ctx, by, id, proof, now, func(before, after watchword.Subject) audit.Entry {
+		return by.Did(audit.DeviceProof, string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
+	}))
 }
 
 // Suspend stops everything of a subject until Resume. Codes: not_found, conflict.
 func (r *Registry) Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	e := by.Did(audit.DeviceSuspend, string(id), now, because(reason))
-	return r.changed(ctx, by.Tenant, id)(r.store.Suspend(ctx, by.Tenant, id, now, e))
+	return r.changed(ctx, by.Tenant, id)(r.store.Suspend(ctx, by, id, now, moved(by, audit.DeviceSuspend, reason, now)))
 }
 
 // Resume gives a suspended subject back all it had. Codes: not_found, conflict.
 func (r *Registry) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) (watchword.Subject, error) {
-	e := by.Did(audit.DeviceResume, string(id), now, nil)
-	return r.changed(ctx, by.Tenant, id)(r.store.Resume(ctx, by.Tenant, id, now, e))
+	return r.changed(ctx, by.Tenant, id)(r.store.Resume(ctx, by, id, now, moved(by, audit.DeviceResume, "", now)))
 }
 
 // Revoke ends a subject's keys, tokens and sessions for good. When it returns,
 // nothing of the subject passes any more. Code: not_found.
 func (r *Registry) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	e := by.Did(audit.DeviceRevoke, string(id), now, because(reason))
-	return r.changed(ctx, by.Tenant, id)(r.store.Revoke(ctx, by.Tenant, id, now, e))
+	return r.changed(ctx, by.Tenant, id)(r.store.Revoke(ctx, by, id, now, moved(by, audit.DeviceRevoke, reason, now)))
 }
 
 // Delete revokes a subject and leaves a tombstone: no id means two things over
 // time. Code: not_found.
 func (r *Registry) Delete(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) error {
-	e := by.Did(audit.DeviceDelete, string(id), now, nil)
-	err := r.store.DeleteSubject(ctx, by.Tenant, id, now, e)
+	err := r.store.DeleteSubject(ctx, by, id, now, audit.Always[watchword.Subject](by.Did(audit.DeviceDelete, string(id), now, nil)))
 	if err != nil {
 		return err
 	}
@@ -172,9 +170,13 @@ func (r *Registry) changed(ctx context.Context, t watchword.TenantID, id watchwo
 	}
 }
 
-func because(reason string) map[string]string {
-	if reason == "" {
-		return nil
+// moved makes the entry of a subject whose state changes.
+func moved(by audit.Actor, kind, reason string, now time.Time) audit.EntryOf[watchword.Subject] {
+	return func(before, after watchword.Subject) audit.Entry {
+		data := map[string]string{"before": string(before.State), "after": string(after.State)}
+		if reason != "" {
+			data["reason"] = reason
+		}
+		return by.Did(kind, string(after.ID), now, data)
 	}
-	return map[string]string{"reason": reason}
 }

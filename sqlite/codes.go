@@ -29,8 +29,8 @@ func (s *Store) AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error
 		if err != nil {
 			return err
 		}
-		if sub.State != watchword.New && sub.State != watchword.Revoked {
-			return watchword.Refuse(watchword.Conflict, "%q is %s: only a new or revoked one can enroll; revoke it first", sub.ID, sub.State)
+		if err := sub.MayEnroll(); err != nil {
+			return err
 		}
 		if err := t.putCode(c); err != nil {
 			return err
@@ -39,71 +39,47 @@ func (s *Store) AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error
 	}, e)
 }
 
-type code struct {
-	subject    watchword.SubjectID
-	expires    int64
-	sign, seal watchword.KeyID
+// code reads a code that a device shows.
+func (t *tx) code(tenant watchword.TenantID, hash [32]byte) (enroll.Code, error) {
+	return one(context.Background(), t, func(r scanner) (c enroll.Code, err error) {
+		var expires int64
+		c.Tenant, c.Hash = tenant, hash
+		err = r.Scan(&c.Subject, &expires, &c.By, &c.Sign, &c.Seal)
+		c.Expires = moment(expires)
+		return c, err
+	}, enroll.ErrCode, `SELECT subject, expires, maker, sign, seal FROM codes WHERE tenant = ? AND hash = ?`, tenant, hash[:])
 }
 
 // RedeemCode turns the code's subject active with the two keys.
-func (s *Store) RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, e audit.Entry) (out watchword.Subject, replay bool, err error) {
-	refused := watchword.Refuse(watchword.CodeInvalid, "the code is wrong, used or over")
-	err = s.w.do(ctx, func(t *tx) error {
-		c, err := one(context.Background(), t, func(r scanner) (c code, err error) {
-			err = r.Scan(&c.subject, &c.expires, &c.sign, &c.seal)
-			return c, err
-		}, refused, `SELECT subject, expires, sign, seal FROM codes WHERE tenant = ? AND hash = ?`, r.Tenant, r.Hash[:])
+func (s *Store) RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, bool, error) {
+	now = whole(now)
+	out, err := write(ctx, s, func(t *tx) (out replayed, err error) {
+		c, err := t.code(r.Tenant, r.Hash)
 		if err != nil {
-			return err
+			return out, err
 		}
-		if c.expires <= stamp(now) {
-			return refused
+		before, err := t.subject(r.Tenant, c.Subject)
+		if watchword.CodeOf(err) == watchword.NotFound {
+			err = enroll.ErrCode
 		}
-		if out, err = t.subject(r.Tenant, c.subject); err != nil {
-			return refused
+		if err != nil {
+			return out, err
 		}
-		if c.sign != "" {
-			_, signs := out.SignKey(r.Sign.ID)
-			seal, _ := out.SealKey()
-			if out.State == watchword.Active && signs && c.sign == r.Sign.ID && c.seal == r.Seal.ID && seal.ID == r.Seal.ID {
-				replay = true
-				return nil
-			}
-			return refused
+		out.subject, out.replay, err = r.Redeem(c, before, now)
+		if err != nil || out.replay {
+			return out, err
 		}
-		if out.State != watchword.New && out.State != watchword.Revoked {
-			return refused
+		if _, err := t.exec(`UPDATE codes SET sign = ?, seal = ? WHERE tenant = ? AND hash = ?`, r.Sign.ID, r.Seal.ID, r.Tenant, r.Hash[:]); err != nil {
+			return out, err
 		}
-		out, err = t.admit(out, r, now, e)
-		return err
+		out.subject, err = t.putSubject(before, out.subject, entry(before, out.subject))
+		return out, err
 	})
-	if err != nil {
-		return watchword.Subject{}, false, err
-	}
-	return out, replay, nil
+	return out.subject, out.replay, err
 }
 
-func (t *tx) admit(s watchword.Subject, r enroll.Redemption, now time.Time, e audit.Entry) (watchword.Subject, error) {
-	if _, err := t.exec(`UPDATE codes SET sign = ?, seal = ? WHERE tenant = ? AND hash = ?`, r.Sign.ID, r.Seal.ID, r.Tenant, r.Hash[:]); err != nil {
-		return s, err
-	}
-	e.Object, e.Actor = string(s.ID), s.ID
-	return t.activate(s, r.Sign, r.Seal, now, e)
-}
-
-// activate gives a new or revoked subject its keys.
-func (t *tx) activate(s watchword.Subject, sign, seal watchword.Key, now time.Time, es ...audit.Entry) (watchword.Subject, error) {
-	for _, k := range []watchword.Key{sign, seal} {
-		if err := t.addKey(s.Tenant, s.ID, k); err != nil {
-			return s, err
-		}
-	}
-	grown := 0
-	if s.State == watchword.Revoked {
-		grown = 1
-	}
-	if _, err := t.exec(`UPDATE subjects SET incarnation = incarnation + ? WHERE tenant = ? AND id = ?`, grown, s.Tenant, s.ID); err != nil {
-		return s, err
-	}
-	return t.setState(s, watchword.Active, now, es...)
+// replayed is a subject after a step, and whether the step was done before.
+type replayed struct {
+	subject watchword.Subject
+	replay  bool
 }

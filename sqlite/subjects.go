@@ -3,6 +3,7 @@ package sqlite
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -152,8 +153,7 @@ func (t *tx) addKey(tenant watchword.TenantID, id watchword.SubjectID, k watchwo
 // CreateSubject adds a subject, and its first code if it has one.
 func (s *Store) CreateSubject(ctx context.Context, sub watchword.Subject, code *enroll.Code, e audit.Entry) error {
 	return s.w.act(ctx, func(t *tx) error {
-		sub.Version, sub.Incarnation = 1, 1
-		if err := t.addSubject(sub); err != nil {
+		if err := t.addSubject(sub.Added()); err != nil {
 			return err
 		}
 		if code != nil {
@@ -165,151 +165,143 @@ func (s *Store) CreateSubject(ctx context.Context, sub watchword.Subject, code *
 	}, e)
 }
 
-// SetLabels replaces the labels. The entry says which they were and are.
-func (s *Store) SetLabels(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.act(ctx, func(t *tx) error {
-		if out, err = t.subject(tenant, id); err != nil {
-			return err
-		}
-		if ifVersion != 0 && ifVersion != out.Version {
-			return watchword.Refuse(watchword.PreconditionFailed, "the version is %d now", out.Version)
-		}
-		labels, err := labelText(l)
+// change changes a subject as rule says, and returns the subject as it stands then. Where rule changes nothing, nothing is
+// written.
+func (s *Store) change(ctx context.Context, by audit.Actor, id watchword.SubjectID, rule func(watchword.Subject) (watchword.Subject, bool, error), entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return actBy(ctx, s, by, func(t *tx) (watchword.Subject, error) {
+		before, err := t.subject(by.Tenant, id)
 		if err != nil {
-			return err
+			return before, err
 		}
-		if _, err := t.exec(`UPDATE subjects SET labels = ?, version = version + 1, changed = ? WHERE tenant = ? AND id = ?`, labels, stamp(now), tenant, id); err != nil {
-			return err
+		after, changes, err := rule(before)
+		if err != nil || !changes {
+			return before, err
 		}
-		if _, err := t.exec(`DELETE FROM labels INDEXED BY labels_of WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
-			return err
-		}
-		if err := t.addLabels(tenant, id, l); err != nil {
-			return err
-		}
-		if err := t.enter(e.With("before", out.Labels.String(), "after", l.String())); err != nil {
-			return err
-		}
-		out, err = t.subject(tenant, id)
+		return t.putSubject(before, after, entry(before, after))
+	})
+}
+
+// putSubject writes a subject and its entries, and returns the subject as it stands then.
+func (t *tx) putSubject(before, after watchword.Subject, es ...audit.Entry) (watchword.Subject, error) {
+	if err := errors.Join(t.putRow(before, after), t.putKeys(before, after)); err != nil {
+		return after, err
+	}
+	if err := t.enter(es...); err != nil {
+		return after, err
+	}
+	return t.subject(after.Tenant, after.ID)
+}
+
+// putRow writes what a subject is beside its keys.
+func (t *tx) putRow(before, after watchword.Subject) error {
+	labels, err := labelText(after.Labels)
+	if err != nil {
 		return err
-	}, e)
-	return out, err
+	}
+	if _, err := t.exec(`UPDATE subjects SET state = ?, labels = ?, proof = ?, version = ?, incarnation = ?, changed = ? WHERE tenant = ? AND id = ?`,
+		after.State, labels, after.Proof, after.Version, after.Incarnation, stamp(after.Changed), after.Tenant, after.ID); err != nil {
+		return err
+	}
+	if maps.Equal(before.Labels, after.Labels) {
+		return nil
+	}
+	if _, err := t.exec(`DELETE FROM labels INDEXED BY labels_of WHERE tenant = ? AND subject = ?`, after.Tenant, after.ID); err != nil {
+		return err
+	}
+	return t.addLabels(after.Tenant, after.ID, after.Labels)
+}
+
+// putKeys adds the keys that stand behind those of before, and writes what changed of the others.
+func (t *tx) putKeys(before, after watchword.Subject) error {
+	for i, k := range after.Keys {
+		switch {
+		case i >= len(before.Keys):
+			if err := t.addKey(after.Tenant, after.ID, k); err != nil {
+				return err
+			}
+		case k.State != before.Keys[i].State:
+			if _, err := t.exec(`UPDATE subject_keys SET state = ?, retired = ? WHERE tenant = ? AND id = ? AND subject = ?`,
+				k.State, stamp(k.Retired), after.Tenant, k.ID, after.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// SetLabels replaces the labels.
+func (s *Store) SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		after, err := before.Relabel(l, ifVersion, whole(now))
+		return after, true, err
+	}, entry)
 }
 
 // SetProof writes whether a subject gets anything without a proof.
-func (s *Store) SetProof(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.act(ctx, func(t *tx) error {
-		if out, err = t.subject(tenant, id); err != nil || out.Proof == proof {
-			return err
-		}
-		if _, err := t.exec(`UPDATE subjects SET proof = ?, version = version + 1, changed = ? WHERE tenant = ? AND id = ?`, proof, stamp(now), tenant, id); err != nil {
-			return err
-		}
-		if err := t.enter(e.With("before", out.Proof)); err != nil {
-			return err
-		}
-		out, err = t.subject(tenant, id)
-		return err
-	}, e)
-	return out, err
-}
-
-// setState writes a state and returns the subject as it is then.
-func (t *tx) setState(s watchword.Subject, to watchword.State, now time.Time, es ...audit.Entry) (watchword.Subject, error) {
-	if _, err := t.exec(`UPDATE subjects SET state = ?, version = version + 1, changed = ? WHERE tenant = ? AND id = ?`, to, stamp(now), s.Tenant, s.ID); err != nil {
-		return s, err
-	}
-	es = slices.Clone(es)
-	if last := len(es) - 1; last >= 0 { // what else happened stands before it
-		es[last] = es[last].With("before", string(s.State), "after", string(to))
-	}
-	if err := t.enter(es...); err != nil {
-		return s, err
-	}
-	return t.subject(s.Tenant, s.ID)
+func (s *Store) SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		after, changes := before.SetProof(proof, whole(now))
+		return after, changes, nil
+	}, entry)
 }
 
 // Suspend moves a new or active subject to suspended.
-func (s *Store) Suspend(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.act(ctx, func(t *tx) error {
-		if out, err = t.subject(tenant, id); err != nil {
-			return err
-		}
-		switch out.State {
-		case watchword.Suspended:
-			return nil
-		case watchword.Revoked:
-			return watchword.Refuse(watchword.Conflict, "%q is revoked", id)
-		}
-		out, err = t.setState(out, watchword.Suspended, now, e)
-		return err
-	}, e)
-	return out, err
+func (s *Store) Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) { return before.Suspend(whole(now)) }, entry)
 }
 
 // Resume moves a suspended subject back to what it was.
-func (s *Store) Resume(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.act(ctx, func(t *tx) error {
-		if out, err = t.subject(tenant, id); err != nil {
-			return err
-		}
-		switch out.State {
-		case watchword.New, watchword.Active:
-			return nil
-		case watchword.Revoked:
-			return watchword.Refuse(watchword.Conflict, "%q is revoked; it can enroll again with a new link", id)
-		}
-		to := watchword.New
-		for _, k := range out.Keys {
-			if k.Purpose == watchword.Sign && k.State == watchword.KeyActive {
-				to = watchword.Active
-			}
-		}
-		out, err = t.setState(out, to, now, e)
-		return err
-	}, e)
-	return out, err
+func (s *Store) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) { return before.Resume(whole(now)) }, entry)
 }
 
 // Revoke ends a subject's keys, codes, tokens and commands.
-func (s *Store) Revoke(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (out watchword.Subject, err error) {
-	err = s.w.act(ctx, func(t *tx) error {
-		if out, err = t.subject(tenant, id); err != nil {
-			return err
+func (s *Store) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	now = whole(now)
+	return actBy(ctx, s, by, func(t *tx) (watchword.Subject, error) {
+		before, err := t.subject(by.Tenant, id)
+		if err != nil {
+			return before, err
 		}
-		if out.State == watchword.Revoked {
-			return nil
+		after, changes := before.Revoke(now)
+		if !changes {
+			return before, nil
 		}
-		if err := t.end(tenant, id, now); err != nil {
-			return err
+		if err := t.end(before, after, now); err != nil {
+			return after, err
 		}
-		out, err = t.setState(out, watchword.Revoked, now, e)
-		return err
-	}, e)
-	return out, err
+		if err := t.enter(entry(before, after)); err != nil {
+			return after, err
+		}
+		return t.subject(by.Tenant, id)
+	})
 }
 
 // DeleteSubject revokes a subject and leaves a tombstone.
-func (s *Store) DeleteSubject(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) error {
-	return s.w.act(ctx, func(t *tx) error {
-		if _, err := t.subject(tenant, id); err != nil {
-			return err
+func (s *Store) DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error {
+	now = whole(now)
+	_, err := actBy(ctx, s, by, func(t *tx) (none struct{}, err error) {
+		before, err := t.subject(by.Tenant, id)
+		if err != nil {
+			return none, err
 		}
-		if err := t.end(tenant, id, now); err != nil {
-			return err
+		after := before.Delete(now)
+		if err := t.end(before, after, now); err != nil {
+			return none, err
 		}
-		if _, err := t.exec(`DELETE FROM labels INDEXED BY labels_of WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
-			return err
+		if _, err := t.exec(`UPDATE subjects SET deleted = 1 WHERE tenant = ? AND id = ?`, by.Tenant, id); err != nil {
+			return none, err
 		}
-		if _, err := t.exec(`UPDATE subjects SET state = 'revoked', labels = '{}', deleted = 1, version = version + 1, changed = ? WHERE tenant = ? AND id = ?`, stamp(now), tenant, id); err != nil {
-			return err
-		}
-		return t.enter(e)
-	}, e)
+		return none, t.enter(entry(before, after))
+	})
+	return err
 }
 
-// end takes from a subject whatever it could act with.
-func (t *tx) end(tenant watchword.TenantID, id watchword.SubjectID, now time.Time) error {
+// end writes a subject that is revoked, and takes from it whatever it could act with: also the keys that do not come with it.
+func (t *tx) end(before, after watchword.Subject, now time.Time) error {
+	if err := t.putRow(before, after); err != nil {
+		return err
+	}
 	for _, q := range []string{
 		`UPDATE subject_keys SET state = 'revoked' WHERE tenant = ? AND subject = ?`,
 		`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`,
@@ -317,9 +309,9 @@ func (t *tx) end(tenant watchword.TenantID, id watchword.SubjectID, now time.Tim
 		`DELETE FROM functions WHERE tenant = ? AND device = ?`,
 		`DELETE FROM idempotency WHERE tenant = ? AND caller = ?`,
 	} {
-		if _, err := t.exec(q, tenant, id); err != nil {
+		if _, err := t.exec(q, after.Tenant, after.ID); err != nil {
 			return err
 		}
 	}
-	return t.abandonCommands(tenant, id, now)
+	return t.abandonCommands(after.Tenant, after.ID, now)
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/enroll"
 )
 
 // The methods of this file are those of the store that take an actor and a function that makes the entry, for contracts that
@@ -14,6 +15,13 @@ import (
 
 func actor(e audit.Entry) audit.Actor {
 	return audit.Actor{Tenant: e.Tenant, Subject: e.Actor, Key: e.Key, Basis: e.Basis}
+}
+
+// in is the actor of an entry who acts in that tenant.
+func in(tenant watchword.TenantID, e audit.Entry) audit.Actor {
+	by := actor(e)
+	by.Tenant = tenant
+	return by
 }
 
 // AddCommand is [Store.AddCommand].
@@ -38,7 +46,67 @@ func (t *T) Settle(ctx context.Context, s command.Settlement, e audit.Entry) (co
 
 // CancelCommand is [Store.CancelCommand].
 func (t *T) CancelCommand(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (command.Row, error) {
-	by := actor(e)
-	by.Tenant = tenant
-	return t.Store.CancelCommand(ctx, by, id, now, audit.Always[command.Row](e))
+	return t.Store.CancelCommand(ctx, in(tenant, e), id, now, audit.Always[command.Row](e))
+}
+
+// Suspend is [Store.Suspend].
+func (t *T) Suspend(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.Suspend(ctx, in(tenant, e), id, now, audit.Always[watchword.Subject](e))
+}
+
+// Resume is [Store.Resume].
+func (t *T) Resume(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.Resume(ctx, in(tenant, e), id, now, audit.Always[watchword.Subject](e))
+}
+
+// Revoke is [Store.Revoke].
+func (t *T) Revoke(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.Revoke(ctx, in(tenant, e), id, now, audit.Always[watchword.Subject](e))
+}
+
+// DeleteSubject is [Store.DeleteSubject].
+func (t *T) DeleteSubject(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) error {
+	return t.Store.DeleteSubject(ctx, in(tenant, e), id, now, audit.Always[watchword.Subject](e))
+}
+
+// SetLabels is [Store.SetLabels]; the entry says which labels were there, and are.
+func (t *T) SetLabels(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.SetLabels(ctx, in(tenant, e), id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
+		return e.With("before", before.Labels.String(), "after", after.Labels.String())
+	})
+}
+
+// SetProof is [Store.SetProof].
+func (t *T) SetProof(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.SetProof(ctx, in(tenant, e), id, proof, now, audit.Always[watchword.Subject](e))
+}
+
+// RedeemCode is [Store.RedeemCode]; the entry's actor and object are the subject.
+func (t *T) RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, e audit.Entry) (watchword.Subject, bool, error) {
+	return t.Store.RedeemCode(ctx, r, now, func(_, after watchword.Subject) audit.Entry {
+		out := e
+		out.Actor, out.Object = after.ID, string(after.ID)
+		return out
+	})
+}
+
+// Rekey is [Store.Rekey].
+func (t *T) Rekey(ctx context.Context, r enroll.Rekeying, now time.Time, e audit.Entry) (watchword.Subject, bool, error) {
+	return t.Store.Rekey(ctx, actor(e), r, now, audit.Always[watchword.Subject](e))
+}
+
+// ApprovePairing is [Pairings.ApprovePairing].
+func (t *T) ApprovePairing(ctx context.Context, a enroll.Approval, now time.Time, es ...audit.Entry) (watchword.Subject, error) {
+	by := actor(es[0])
+	if by.Subject == "" {
+		by.Subject = "operator"
+	}
+	return t.Store.ApprovePairing(ctx, by, a, now, func(_, _ watchword.Subject) []audit.Entry { return es })
+}
+
+// RejectPairing is [Pairings.RejectPairing].
+func (t *T) RejectPairing(ctx context.Context, tenant watchword.TenantID, id string, who watchword.SubjectID, now time.Time, e audit.Entry) (enroll.Pairing, error) {
+	by := in(tenant, e)
+	by.Subject = who
+	return t.Store.RejectPairing(ctx, by, id, now, audit.Always[enroll.Pairing](e))
 }

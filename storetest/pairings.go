@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"time"
 
@@ -14,11 +15,11 @@ import (
 // Pairings is the part of a store that keeps devices which wait for an operator's
 // word (RFC 8628). One whose end has passed is not_found, as if it had never been.
 type Pairings interface {
-	// AskPairing stores p, which is pending, under the first of the user codes that code gives which is free, in place of
-	// any other pairing of p.Sign. A key that the tenant knows already: conflict, unless an approved pairing of the same
+	// AskPairing stores p, which is pending, in place of any other pairing of p.Sign. Another pairing of the tenant has
+	// p.UserCode: enroll.ErrUserCodeTaken, and the pairing that was there stays. A key that the tenant knows already: conflict, unless an approved pairing of the same
 	// two keys stands, and its subject still has them: then p gets that one's state, subject and end. Over
 	// MaxPairingsNearby that wait from p.Network: rate_limited; over MaxPairings: busy; both with RetryAfter.
-	AskPairing(ctx context.Context, p enroll.Pairing, code func() string, now time.Time) (enroll.Pairing, error)
+	AskPairing(ctx context.Context, p enroll.Pairing, now time.Time) (enroll.Pairing, error)
 	// PairingOf and PairingFor return one by the hash of its device code, or by its user code; not_found.
 	PairingOf(ctx context.Context, t watchword.TenantID, device [32]byte, now time.Time) (enroll.Pairing, error)
 	PairingFor(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (enroll.Pairing, error)
@@ -27,9 +28,9 @@ type Pairings interface {
 	// ApprovePairing adds the subject of a (a.Add), or takes the one that is there, and makes it active with the pairing's
 	// keys; its codes go, and Incarnation grows if it was revoked. Decided already, an id that is taken, a subject that is no device or
 	// neither new nor revoked, a key that was used before: conflict. The pairing lasts until a.Until then.
-	ApprovePairing(ctx context.Context, a enroll.Approval, now time.Time, es ...audit.Entry) (watchword.Subject, error)
+	ApprovePairing(ctx context.Context, by audit.Actor, a enroll.Approval, now time.Time, entries func(before, after watchword.Subject) []audit.Entry) (watchword.Subject, error)
 	// RejectPairing turns a pending one down; decided already: conflict.
-	RejectPairing(ctx context.Context, t watchword.TenantID, id string, by watchword.SubjectID, now time.Time, e audit.Entry) (enroll.Pairing, error)
+	RejectPairing(ctx context.Context, by audit.Actor, id string, now time.Time, entry audit.EntryOf[enroll.Pairing]) (enroll.Pairing, error)
 }
 
 // pairing is one that was just asked for, with the keys NAME-sign and NAME-seal.
@@ -41,28 +42,22 @@ func (t *T) pairing(name string) enroll.Pairing {
 	}
 }
 
-// codes gives these user codes, and fails when they are used up.
-func (t *T) codes(codes ...string) func() string {
-	return func() string {
-		if len(codes) == 0 {
-			t.Fatal("one user code too many was asked for")
-		}
-		c := codes[0]
-		codes = codes[1:]
-		return c
-	}
+// under stores p under a user code.
+func (t *T) under(code string, p enroll.Pairing, now time.Time) (enroll.Pairing, error) {
+	p.UserCode = code
+	return t.AskPairing(t.ctx, p, now)
 }
 
 func (t *T) ask(name, code string) enroll.Pairing {
 	t.Helper()
-	p, err := t.AskPairing(t.ctx, t.pairing(name), t.codes(code), t.now)
+	p, err := t.under(code, t.pairing(name), t.now)
 	t.must(err)
 	return p
 }
 
 func (t *T) approval(p enroll.Pairing, id watchword.SubjectID) enroll.Approval {
 	return enroll.Approval{
-		Pairing: p.ID, Add: true, By: "operator", Until: t.now.Add(24 * time.Hour),
+		Pairing: p.ID, Add: true, Until: t.now.Add(24 * time.Hour),
 		Subject: watchword.Subject{Tenant: here, ID: id, Kind: watchword.Device, State: watchword.New, Labels: watchword.Labels{"site": "a"}, Version: 1, Incarnation: 1, Created: t.now, Changed: t.now},
 	}
 }
@@ -134,14 +129,17 @@ func pairingLife(t *T) {
 
 func pairingAgain(t *T) {
 	first := t.ask("lamp-1", "BBBBBBBB")
-	// A code that is taken is passed over.
-	p, err := t.AskPairing(t.ctx, t.pairing("lamp-2"), t.codes("BBBBBBBB", "BBBBBBBB", "CCCCCCCC"), t.now)
-	t.must(err)
-	is(t, "code", p.UserCode, "CCCCCCCC")
+	t.ask("lamp-2", "CCCCCCCC")
+	_, err := t.under("BBBBBBBB", t.pairing("lamp-2"), t.now)
+	if !errors.Is(err, enroll.ErrUserCodeTaken) {
+		t.Fatalf("a code that is taken: %v", err)
+	}
+	_, err = t.PairingFor(t.ctx, here, "CCCCCCCC", t.now)
+	t.must(err) // what was there before stays
 
 	again := t.pairing("lamp-1")
 	again.Hash = sha256.Sum256([]byte("another device code"))
-	again, err = t.AskPairing(t.ctx, again, t.codes("DDDDDDDD"), t.now)
+	again, err = t.under("DDDDDDDD", again, t.now)
 	t.must(err)
 	is(t, "state", again.State, enroll.PairingPending)
 	_, err = t.PairingOf(t.ctx, here, first.Hash, t.now)
@@ -164,7 +162,7 @@ func pairingAgain(t *T) {
 	t.must(err)
 	lost := t.pairing("lamp-1")
 	lost.Hash = sha256.Sum256([]byte("a third device code"))
-	lost, err = t.AskPairing(t.ctx, lost, t.codes("GGGGGGGG"), t.now)
+	lost, err = t.under("GGGGGGGG", lost, t.now)
 	t.must(err)
 	is(t, "state", lost.State, enroll.PairingApproved)
 	is(t, "subject", lost.Subject, "lamp-1")
@@ -175,20 +173,20 @@ func pairingAgain(t *T) {
 	// But not with another sealing key, not when it is over, and not after the device was revoked.
 	swapped := t.pairing("lamp-1")
 	swapped.Seal.ID = "another-seal"
-	_, err = t.AskPairing(t.ctx, swapped, t.codes(), t.now)
+	_, err = t.under("JJJJJJJJ", swapped, t.now)
 	t.wants(watchword.Conflict, err)
-	_, err = t.AskPairing(t.ctx, t.pairing("lamp-1"), t.codes(), t.now.Add(25*time.Hour))
+	_, err = t.under("JJJJJJJJ", t.pairing("lamp-1"), t.now.Add(25*time.Hour))
 	t.wants(watchword.Conflict, err)
 	_, err = t.Revoke(t.ctx, here, "lamp-1", t.now, t.entry(audit.DeviceRevoke, "lamp-1"))
 	t.must(err)
-	_, err = t.AskPairing(t.ctx, t.pairing("lamp-1"), t.codes(), t.now)
+	_, err = t.under("JJJJJJJJ", t.pairing("lamp-1"), t.now)
 	t.wants(watchword.Conflict, err)
 
 	// A key of anybody else's is no key to pair with.
 	t.enrolled("lamp-3")
 	thief := t.pairing("lamp-4")
 	thief.Seal.ID = "lamp-3-seal"
-	_, err = t.AskPairing(t.ctx, thief, t.codes(), t.now)
+	_, err = t.under("JJJJJJJJ", thief, t.now)
 	t.wants(watchword.Conflict, err)
 }
 
@@ -198,7 +196,7 @@ func pairingBounds(t *T) {
 	from := func(name, network string) error {
 		p := t.pairing(name)
 		p.Network = network
-		_, err := t.AskPairing(t.ctx, p, code, t.now)
+		_, err := t.under(code(), p, t.now)
 		return err
 	}
 	for i := range enroll.MaxPairingsNearby {

@@ -51,21 +51,20 @@ type Store interface {
 	// Subjects returns up to limit subjects without keys, in order of id after `after`, that are of kind (empty:
 	// any), in state (empty: any) and carry every pair of sel.
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
-	// SetLabels replaces the labels. ifVersion 0 means any; another version than today's: precondition_failed. The
-	// entry gets before and after, of the labels as they stand in the transaction.
-	SetLabels(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (watchword.Subject, error)
+	// SetLabels replaces the labels. ifVersion 0 means any; another version than today's: precondition_failed.
+	SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// SetProof writes Proof (the same as it was: no change, no entry).
-	SetProof(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (watchword.Subject, error)
+	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// Suspend: new or active becomes suspended (already suspended: no change, no entry, no error); revoked: conflict.
-	Suspend(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
+	Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// Resume: suspended becomes active if it has an active sign key, else new; active or new: no change, no entry; revoked: conflict.
-	Resume(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
+	Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// Revoke: any state becomes revoked (already: no change, no entry). Its keys become revoked, its codes go, its
 	// tokens become revoked, its commands that are queued or sent become cancelled, delivered or accepted ones
 	// unknown; twin, functions and idempotency rows go.
-	Revoke(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error)
+	Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// DeleteSubject does what Revoke does and leaves a tombstone: not_found from now on, the id never free again.
-	DeleteSubject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) error
+	DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error
 
 	// AddCode stores a code for a subject that is new or revoked, in place of any other unredeemed code of that
 	// subject. Another state: conflict.
@@ -75,15 +74,15 @@ type Store interface {
 	// keys one wins. The same code with the same two keys, until the code expires and while the subject is still active
 	// with those keys: the same subject again, replay true, no entry. Everything else (unknown, over, used,
 	// suspended): code_invalid. A key that another subject of the tenant has or had, or this one had before:
-	// conflict, the code is not spent. e.Object and e.Actor are set by the store to the subject's id.
-	RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
+	// conflict, the code is not spent.
+	RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 
 	// Rekey puts r.Sign and r.Seal in the place of the subject's active keys, which become retired as of now; one that is
 	// active already stays. Are they the active ones both: the subject, replay true, no entry, nothing spent. The subject
 	// must be active (subject_suspended, …), of r.Incarnation, and r.From one of its active sign keys (client_invalid). r.Spent
 	// was seen before: token_replayed. A key that anybody in the tenant has or had: conflict. More than enroll.RekeysMost new
 	// keys within enroll.RekeysSpan: rate_limited with RetryAfter.
-	Rekey(ctx context.Context, r enroll.Rekeying, now time.Time, e audit.Entry) (s watchword.Subject, replay bool, err error)
+	Rekey(ctx context.Context, by audit.Actor, r enroll.Rekeying, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 	Pairings
 
 	// IssueToken spends the assertion's jti (seen before for this tenant and subject: token_replayed), checks that the

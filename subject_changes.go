@@ -1,0 +1,126 @@
+package watchword
+
+import (
+	"slices"
+	"time"
+)
+
+// The methods of this file decide how a subject changes. They read and write nothing: a store calls them between loading and
+// writing, in one transaction. Each returns the subject as it is to be written; the one that it got does not change. changed
+// is false where the subject is already as it is to be: then nothing is written, and nothing logged.
+
+// Added returns a subject as it is added, in its first version and its first life.
+func (s Subject) Added() Subject {
+	s.Version, s.Incarnation = 1, 1
+	return s
+}
+
+// Suspend moves a new or active subject to suspended. Code: conflict for a revoked one.
+func (s Subject) Suspend(now time.Time) (_ Subject, changed bool, err error) {
+	switch s.State {
+	case Suspended:
+		return s, false, nil
+	case Revoked:
+		return s, false, Refuse(Conflict, "%q is revoked", s.ID)
+	}
+	return s.moved(Suspended, now), true, nil
+}
+
+// Resume moves a suspended subject to active if it has an active signing key, else to new. Code: conflict for a revoked one.
+func (s Subject) Resume(now time.Time) (_ Subject, changed bool, err error) {
+	switch s.State {
+	case New, Active:
+		return s, false, nil
+	case Revoked:
+		return s, false, Refuse(Conflict, "%q is revoked; it can enroll again with a new link", s.ID)
+	}
+	to := New
+	if slices.ContainsFunc(s.Keys, func(k Key) bool { return k.Purpose == Sign && k.State == KeyActive }) {
+		to = Active
+	}
+	return s.moved(to, now), true, nil
+}
+
+// Revoke moves a subject to revoked, and its keys with it.
+func (s Subject) Revoke(now time.Time) (_ Subject, changed bool) {
+	if s.State == Revoked {
+		return s, false
+	}
+	return s.ended(now), true
+}
+
+// Delete returns what is left of a subject that is deleted: revoked, without labels. Its id is never free again.
+func (s Subject) Delete(now time.Time) Subject {
+	s.Labels = nil
+	return s.ended(now)
+}
+
+func (s Subject) ended(now time.Time) Subject {
+	s.Keys = slices.Clone(s.Keys)
+	for i := range s.Keys {
+		s.Keys[i].State = KeyRevoked
+	}
+	return s.moved(Revoked, now)
+}
+
+// MayEnroll refuses a subject that has keys which may count. Code: conflict.
+func (s *Subject) MayEnroll() error {
+	if s.State == New || s.State == Revoked {
+		return nil
+	}
+	return Refuse(Conflict, "%q is %s: only a new or revoked one can enroll; revoke it first", s.ID, s.State)
+}
+
+// Enroll gives a new or revoked subject its keys, and makes it active. A revoked one begins another life. Code: conflict.
+func (s Subject) Enroll(sign, seal Key, now time.Time) (Subject, error) {
+	if err := s.MayEnroll(); err != nil {
+		return s, err
+	}
+	if s.State == Revoked {
+		s.Incarnation++
+	}
+	s.Keys = append(slices.Clip(s.Keys), sign, seal)
+	return s.moved(Active, now), nil
+}
+
+// ReplaceKeys makes sign and seal the active keys; the other active ones are retired as of now. A key that is active already
+// stays as it is.
+func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) Subject {
+	s.Keys = slices.Clone(s.Keys)
+	for i := range s.Keys {
+		if k := &s.Keys[i]; k.State == KeyActive && k.ID != sign.ID && k.ID != seal.ID {
+			k.State, k.Retired = KeyRetired, now
+		}
+	}
+	for _, k := range []Key{sign, seal} {
+		if !slices.ContainsFunc(s.Keys, func(old Key) bool { return old.ID == k.ID && old.State == KeyActive }) {
+			s.Keys = append(s.Keys, k)
+		}
+	}
+	return s.moved(s.State, now)
+}
+
+// Relabel replaces the labels. ifVersion is the version that the labels were decided on, 0 for any. Code: precondition_failed.
+func (s Subject) Relabel(l Labels, ifVersion int64, now time.Time) (Subject, error) {
+	if ifVersion != 0 && ifVersion != s.Version {
+		return s, Refuse(PreconditionFailed, "the version is %d now", s.Version)
+	}
+	s.Labels = l
+	return s.moved(s.State, now), nil
+}
+
+// SetProof says whether the subject gets anything without a proof of its key: proof is [RequireProof] or empty.
+func (s Subject) SetProof(proof string, now time.Time) (_ Subject, changed bool) {
+	if s.Proof == proof {
+		return s, false
+	}
+	s.Proof = proof
+	return s.moved(s.State, now), true
+}
+
+// moved returns the next version of the subject, in that state.
+func (s Subject) moved(to State, now time.Time) Subject {
+	s.State, s.Changed = to, now
+	s.Version++
+	return s
+}
