@@ -27,8 +27,8 @@ type Mistake struct {
 
 // OAuthError is the body of a refusal of the endpoints /oauth/… (RFC 6749 §5.2).
 type OAuthError struct {
+	Code        watchword.Code `json:"code"`              // as in [Problem]
 	Error       string         `json:"error"`             // the standard's code, as invalid_client
 	Description string         `json:"error_description"` // ASCII, without quotation marks and backslashes
-	Code        watchword.Code `json:"code"`              // as in [Problem]
 	TraceID     string         `json:"trace_id"`
 }

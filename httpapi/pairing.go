@@ -96,7 +96,8 @@ func (a *API) pairingToken(r *http.Request, form url.Values, proof *office.Shown
 		return nil, err
 	}
 	issued, err := a.Office.Paired(r.Context(), tenant, s.ID, key, possession, proof, infoOf(r.Context()).trace, now)
-	return api.PairingResponse{EnrollResponse: a.enrolled(s), TokenResponse: viewToken(issued)}, err
+	t := viewToken(issued)
+	return api.PairingResponse{EnrollResponse: a.enrolled(s), AccessToken: t.AccessToken, TokenType: t.TokenType, ExpiresIn: t.ExpiresIn}, err
 }
 
 func viewPairing(p enroll.Pairing) api.Pairing {

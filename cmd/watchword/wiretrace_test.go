@@ -193,7 +193,8 @@ func (tr *trace) value(d *json.Decoder, out *strings.Builder, member string, beg
 			case err != nil || began == nil:
 				out.WriteString("TIME")
 			default:
-				fmt.Fprintf(out, "iat+%d", n-*began)
+				// The two are rounded each by itself, and commands are handed over after they were ordered.
+				fmt.Fprintf(out, "iat+%d", (n-*began+5)/10*10)
 			}
 		default:
 			out.WriteString(v.String())
