@@ -23,7 +23,7 @@ var floors = []string{
 	"jose",
 	"audit",
 	"policy",
-	"token session twin event shelf",
+	"token session twin bus shelf",
 	"keyring",
 	"office enroll command registry",
 	"api",

@@ -15,9 +15,9 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/enroll"
-	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
@@ -36,7 +36,7 @@ type Parts struct {
 	Office   *office.Office
 	Guard    *session.Guard
 	Desk     *command.Desk
-	Hub      *event.Hub
+	Bus      *bus.Bus
 	Recorder *audit.Recorder
 	Twins    *twin.Keeper
 	Entries  Entries
@@ -50,8 +50,6 @@ type Parts struct {
 
 // Wire hands on what came over HTTP to those who listen over other doors.
 type Wire interface {
-	// Carry returns when what is for those who are away is on the disk. Code: unavailable.
-	Carry(t watchword.TenantID, topic, contentType string, payload []byte) error
 	// States returns what the MQTT clients of a subject ("": of all) have, by client identifier.
 	States(t watchword.TenantID, subject watchword.SubjectID) []session.State
 	// Retained returns a page of retained messages: of a filter ("": all) and an owner ("": any), behind a topic, n
@@ -64,14 +62,6 @@ type Wire interface {
 	// Forget ends the session that a client without a connection left behind, if log, which writes it down, says nil:
 	// the client cannot come back in between. Codes: not_found where there is none, or its client came back; log's.
 	Forget(t watchword.TenantID, id watchword.SessionID, log func() error) error
-}
-
-// carry is Wire's, where there is one.
-func (a *API) carry(t watchword.TenantID, topic, contentType string, payload []byte) error {
-	if a.Wire == nil {
-		return nil
-	}
-	return a.Wire.Carry(t, topic, contentType, payload)
 }
 
 // Options is what the door needs to know beside the rooms.

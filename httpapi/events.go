@@ -10,11 +10,12 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
-	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/session"
 )
 
-func viewEvent(e *event.Event) api.Event {
+func viewEvent(e *bus.Event) api.Event {
 	v := api.Event{ID: e.ID(), Device: e.Device, Stream: e.Stream, ContentType: e.ContentType, At: e.At.UTC()}
 	if len(e.Data) > 0 && json.Valid(e.Data) {
 		v.Data = e.Data
@@ -63,8 +64,11 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err := c.session.require(func(now *session.Authority) error { return now.Subscribe(filter).Err() }); err != nil {
 		return err
 	}
-	sub := a.Hub.Subscribe(c.Tenant(), filter, since)
-	defer sub.Close()
+	reader, err := a.Bus.Tenant(c.Tenant()).Read(ctx, c.session.Authority(), quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, filter, since)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
 	out := newStream(c)
 	if out.send("session", "", sessionEvent(c.session.Session)) != nil {
 		return nil // the peer has gone
@@ -73,8 +77,8 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 	defer beat.Stop()
 	for {
 		select {
-		case <-sub.Ready():
-			if !sendEvents(ctx, out, sub) {
+		case <-reader.Ready():
+			if !sendEvents(ctx, out, reader) {
 				return a.broken(out, r, c)
 			}
 		case <-beat.C:
@@ -89,18 +93,18 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 }
 
 // sendEvents sends all that there is, until ctx ends. false says that the peer has gone.
-func sendEvents(ctx context.Context, out *stream, sub *event.Subscription) bool {
-	var gap event.Gap
+func sendEvents(ctx context.Context, out *stream, reader *bus.Reader) bool {
+	var gap bus.Gap
 	for more := true; more && ctx.Err() == nil; {
-		var events []*event.Event
-		var step event.Gap
-		events, step, more = sub.Next()
+		var events []*bus.Event
+		var step bus.Gap
+		events, step, more = reader.Next()
 		gap.Join(step)
 		if gap.Any() && (len(events) > 0 || !more) {
 			if out.send("gap", "", api.EventGap(gap)) != nil {
 				return false
 			}
-			gap = event.Gap{}
+			gap = bus.Gap{}
 		}
 		for _, e := range events {
 			if ctx.Err() != nil {

@@ -14,8 +14,8 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/command"
-	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/schema"
 	"github.com/watchword-iot/watchword/jose"
@@ -155,12 +155,9 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err := a.Publishes.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, 1, time.Now()); err != nil {
 		return err
 	}
-	e := &event.Event{
-		Tenant: c.Tenant(), Device: c.Subject(), Stream: stream,
-		ContentType: strings.Clone(clip(r.Header.Get("Content-Type"))), At: now, Data: c.body,
-	}
-	a.Hub.Publish(e)
-	if err := a.carry(c.Tenant(), e.Topic(), e.ContentType, c.body); err != nil {
+	e := &bus.Event{Device: c.Subject(), Stream: stream, ContentType: strings.Clone(clip(r.Header.Get("Content-Type"))), At: now, Data: c.body}
+	d := &bus.Document{Name: e.Topic(), ContentType: e.ContentType, Payload: c.body}
+	if err := a.Bus.Tenant(c.Tenant()).PublishDocument(d, e); err != nil {
 		return err
 	}
 	answer(w, http.StatusAccepted, api.PublishResponse{ID: e.ID()})
@@ -194,7 +191,7 @@ func (a *API) reportState(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Basis(), c.Subject(), doc, a.Now()); err != nil {
 		return err
 	}
-	if err := a.carry(c.Tenant(), selfTopic(c, "state"), "application/json", doc); err != nil {
+	if err := a.Bus.Tenant(c.Tenant()).PublishDocument(&bus.Document{Name: selfTopic(c, "state"), ContentType: "application/json", Payload: doc}, nil); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -10,6 +10,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/twin"
 )
@@ -86,7 +87,8 @@ func (a *API) twinRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			if err := a.carry(c.Tenant(), "devices/"+string(in.ID)+"/config", "application/jose", []byte(signed)); err != nil {
+			d := &bus.Document{Name: "devices/" + string(in.ID) + "/config", ContentType: "application/jose", Payload: []byte(signed)}
+			if err := a.Bus.Tenant(c.Tenant()).PublishDocument(d, nil); err != nil {
 				a.Log.WarnContext(ctx, "a configuration that is set does not wait for a session that is away", slog.String("device", string(in.ID)), slog.Any("err", err))
 			}
 			return &twinOut{etag(t.ConfigVer), viewTwin(t)}, nil

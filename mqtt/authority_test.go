@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/waiting"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
@@ -310,9 +311,9 @@ func TestProofOfPossession(t *testing.T) {
 	})
 }
 
-func TestEventsReachTheHub(t *testing.T) {
+func TestEventsReachTheirReaders(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
-		s := h.hub.Subscribe(watchword.DefaultTenant, "devices/+/events/#", "")
+		s := h.reader("devices/+/events/#")
 		defer s.Close()
 		c, app := h.device("lamp-7"), h.device("app")
 		app.subscribe(1, "devices/+/events/lux/#")
@@ -327,7 +328,7 @@ func TestEventsReachTheHub(t *testing.T) {
 		if r := c.publish(1, "devices/lamp-7/events/l%x", "42"); r != packet.BadPayloadFormat {
 			t.Errorf("a stream that is no name: %#x", r)
 		}
-		h.broker.Carry(watchword.DefaultTenant, "devices/lamp-8/events/lux/2", "text/plain", []byte("by another door"))
+		h.publish(&bus.Document{Name: "devices/lamp-8/events/lux/2", ContentType: "text/plain", Payload: []byte("by another door")})
 		app.hears("devices/lamp-8/events/lux/2", "by another door")
 	})
 }

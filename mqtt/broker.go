@@ -1,28 +1,25 @@
 package mqtt
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/command"
-	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/internal/wall"
-	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/twin"
 )
@@ -41,11 +38,11 @@ type Office interface {
 // Recorder takes the entries of refused acts, and never blocks.
 type Recorder interface{ Refused(e audit.Entry) }
 
-// Dependencies is what the broker is built from. Office, Guard and Hub are required.
+// Dependencies is what the broker is built from. Office, Guard and Bus are required.
 type Dependencies struct {
 	Office   Office
 	Guard    *session.Guard
-	Hub      *event.Hub
+	Bus      *bus.Bus
 	Desk     *command.Desk // nil: no commands are delivered
 	Twins    *twin.Keeper  // nil: no state is stored and no configuration is delivered
 	Recorder Recorder      // nil: refusals are not recorded
@@ -88,20 +85,17 @@ type Broker struct {
 	retain    *retainQuota
 	purge     purge
 
-	subscribed *quota.Ledger[quota.Key] // of subscriptions, in bytes of memory
-	queued     *quota.Ledger[quota.Key] // of what waits for connected clients, in bytes
-	kept       *quota.Ledger[quota.Key] // of what waits for lasting sessions, in bytes
-	remembers  *quota.Ledger[quota.Key] // of topic aliases and identifiers, in bytes
+	queued    *quota.Ledger[quota.Key] // of what waits for connected clients, in bytes
+	kept      *quota.Ledger[quota.Key] // of what waits for lasting sessions, in bytes
+	remembers *quota.Ledger[quota.Key] // of topic aliases and identifiers, in bytes
 }
 
 // world is what one tenant's clients share.
 type world struct {
 	tenant   watchword.TenantID
-	tree     tree[*subscription]
+	bus      *bus.Tenant
 	groups   groups
 	retained retained
-
-	subscribed *quota.Ledger[quota.Key] // the broker's
 
 	mu      lockrank.Mutex[tenantLock]
 	clients map[string]*sessionState // by client identifier
@@ -122,7 +116,7 @@ func New(d Dependencies, options Options) *Broker {
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.retain, b.purge.wake = newRetainQuota(&b.options), make(chan struct{}, 1)
-	b.subscribed, b.queued, b.kept, b.remembers = newSubscriptionQuota(&b.options), newQueueQuota(&b.options), newKeptQuota(&b.options), newMemoryQuota(&b.options)
+	b.queued, b.kept, b.remembers = newQueueQuota(&b.options), newKeptQuota(&b.options), newMemoryQuota(&b.options)
 	b.journal = newJournal(&b.options, d.Store, b.retain)
 	b.wills.init(b)
 	b.deps.Guard.Watch(b.authorityChanged)
@@ -174,7 +168,7 @@ func (b *Broker) world(t watchword.TenantID) *world {
 	defer b.mu.Unlock()
 	w := b.worlds[t]
 	if w == nil {
-		w = &world{tenant: t, subscribed: b.subscribed, retained: retained{tenant: t, quota: b.retain}, clients: map[string]*sessionState{}, lasting: map[watchword.SubjectID]int{}}
+		w = &world{tenant: t, bus: b.deps.Bus.Tenant(t), retained: retained{tenant: t, quota: b.retain}, clients: map[string]*sessionState{}, lasting: map[watchword.SubjectID]int{}}
 		b.worlds[t] = w
 	}
 	return w
@@ -321,50 +315,11 @@ func (b *Broker) rest() {
 	}
 }
 
-// route offers m to everybody who may hear it, once to each client, and to one member of
-// each group. Who must be flushed is put into b. The caller owes [Broker.settle].
-func (w *world) route(m *message, b *batch, o *outcome) {
-	filters := 0
-	w.tree.match(m.topic, func(l []*subscription) {
-		filters++
-		b.hear = append(b.hear, l...)
-	})
-	n := len(b.hear)
-	for i := 0; i < n; { // groups come last: theirs is a copy of its own
-		g := b.hear[i].group
-		if g == nil {
-			i++
-			continue
-		}
-		n--
-		b.hear[i], b.hear[n] = b.hear[n], b.hear[i]
-	}
-	if filters > 1 { // some may be under several: theirs come together
-		slices.SortFunc(b.hear[:n], func(x, y *subscription) int { return cmp.Compare(x.session.number, y.session.number) })
-	}
-	for i, j := 0, 0; i < n; i = j {
-		st := b.hear[i].session
-		for j = i + 1; j < n && b.hear[j].session == st; {
-			j++
-		}
-		if c := st.offer(m, o, nil, b.hear[i:j]...); c != nil {
-			b.touched = append(b.touched, c)
-		}
-	}
-	for _, s := range b.hear[n:] {
-		if c := s.group.deliver(m, o, nil, false); c != nil {
-			b.touched = append(b.touched, c)
-		}
-	}
-	b.hits += len(b.hear)
-	clear(b.hear)
-	b.hear = b.hear[:0]
-}
-
 // settle has written what became of a message, with st where it is written too, whose mu
 // is held then, and what is retained for its topic. It returns with what, nil for nothing.
-func (b *Broker) settle(o *outcome, st *sessionState, r *retainKey) *commit {
-	a := adding{message: o.kept, retained: r}
+func (b *Broker) settle(o *bus.Result, st *sessionState, r *retainKey) *commit {
+	k, _ := o.Stored.(*kept)
+	a := adding{message: k, retained: r}
 	if st != nil && st.lasting != nil {
 		a.client = st
 	}
@@ -372,39 +327,11 @@ func (b *Broker) settle(o *outcome, st *sessionState, r *retainKey) *commit {
 		return nil
 	}
 	at := b.journal.add(a)
-	if o.kept != nil {
-		b.journal.release(o.kept) // who routed it had it too
-		o.kept = nil
+	if k != nil {
+		b.journal.release(k) // who published it had it too
+		o.Stored = nil
 	}
 	return at
-}
-
-// Carry hands on what did not come over MQTT: an event or a state over HTTP, a
-// configuration that an operator set. It returns when what is for those who are away is
-// on the disk. Code: unavailable.
-func (b *Broker) Carry(t watchword.TenantID, topic, contentType string, payload []byte) error {
-	m := &message{topic: topic, payload: payload, qos: 1}
-	if contentType != "" {
-		m.props = &packet.Properties{}
-		m.props.SetText(packet.ContentType, contentType)
-	}
-	w := batchesOfWork.Get().(*batch)
-	defer batchesOfWork.Put(w)
-	var o outcome
-	b.world(t).route(m, w, &o)
-	w.flush()
-	at := b.settle(&o, nil, nil)
-	switch {
-	case o.err != nil && !isFull(o.err):
-		return o.err
-	case at == nil:
-		return nil
-	}
-	lockrank.Block()
-	if <-at.ended; !at.over() {
-		return watchword.Refuse(watchword.Unavailable, "this cannot be kept at the moment for those who are away")
-	}
-	return nil
 }
 
 // refused counts, logs and records what was refused to c.

@@ -14,17 +14,8 @@ const (
 	// the client's map, its place in a list of the tree, and what is to be given to it.
 	subscriptionBytes = int64(unsafe.Sizeof(subscription{})) + 48 + 40
 	// groupBytes is what a group takes beside its members.
-	groupBytes = int64(unsafe.Sizeof(group{})+unsafe.Sizeof(subscription{})) + 40 + 64
+	groupBytes = int64(unsafe.Sizeof(group{})) + 40 + 64
 )
-
-// newSubscriptionQuota counts the subscriptions of all worlds, in bytes.
-func newSubscriptionQuota(o *Options) *quota.Ledger[quota.Key] {
-	return quota.New[quota.Key](quota.Resource{
-		Name: "subscriptions", Unit: "bytes",
-		Subject: quota.Bound{Max: o.SubjectSubscriptionBytes, Name: "limits.subject_subscription_bytes"},
-		Total:   quota.Bound{Max: o.SubscriptionBytes, Name: "limits.subscription_bytes"},
-	})
-}
 
 // newQueueQuota counts what is queued for connected clients of all worlds, in bytes.
 func newQueueQuota(o *Options) *quota.Ledger[quota.Key] {
@@ -125,15 +116,6 @@ func (st *sessionState) inQueue() int64 {
 
 func (st *sessionState) account() quota.Key { return accountOf(st.world.tenant, st.owner.subject) }
 
-// account is in which a subscription is counted. Of one that stands for a group, tree.mu is
-// held.
-func (s *subscription) account() quota.Key {
-	if s.group != nil {
-		return s.group.payer.account()
-	}
-	return s.session.account()
-}
-
 // bytes is what a subscription takes without the tree. Its name is rounded up, as memory is.
 func (s *subscription) bytes() int64 { return subscriptionBytes + int64(len(s.name)+15)&^15 }
 
@@ -141,14 +123,17 @@ func (s *subscription) bytes() int64 { return subscriptionBytes + int64(len(s.na
 // for it. Code: busy.
 func (w *world) charge(s *subscription, shared, bounded bool) error {
 	if !shared {
-		return w.place(s, s.bytes(), bounded)
+		return w.bus.Place(&s.Subscription, s.bytes(), bounded)
 	}
-	if err := w.count(s.session.account(), s.bytes(), bounded); err != nil {
+	subscribed := w.bus.Subscribed()
+	if !bounded {
+		subscribed.Add(s.Account(), s.bytes())
+	} else if err := subscribed.Take(s.Account(), s.bytes()); err != nil {
 		return err
 	}
 	err := w.join(s, bounded)
 	if err != nil {
-		w.subscribed.Give(s.session.account(), s.bytes())
+		subscribed.Give(s.Account(), s.bytes())
 	}
 	return err
 }
@@ -156,58 +141,9 @@ func (w *world) charge(s *subscription, shared, bounded bool) error {
 // discharge undoes charge.
 func (w *world) discharge(s *subscription) {
 	if s.memberOf == nil {
-		w.displace(s, s.bytes())
+		w.bus.Unsubscribe(&s.Subscription, s.bytes())
 		return
 	}
 	w.part(s)
-	w.subscribed.Give(s.session.account(), s.bytes())
-}
-
-func (w *world) count(k quota.Key, n int64, bounded bool) error {
-	if bounded {
-		return w.subscribed.Take(k, n)
-	}
-	w.subscribed.Add(k, n)
-	return nil
-}
-
-// place puts s into the tree, for so many bytes beside the levels that it needs.
-func (w *world) place(s *subscription, bytes int64, bounded bool) error {
-	_, err := w.tree.put(s.filter, s, func(levels int64) error {
-		err := w.count(s.account(), bytes+levels, bounded)
-		if err == nil {
-			s.levels = levels
-		}
-		return err
-	})
-	return err
-}
-
-// displace undoes place. Who else needs the levels is charged for them, also above its
-// bound: it may have less without them, never more.
-func (w *world) displace(s *subscription, bytes int64) {
-	w.tree.take(s.filter, s, func(freed int64, heir func() (*subscription, bool)) {
-		w.subscribed.Give(s.account(), bytes+s.levels)
-		rest := s.levels - freed
-		s.levels = 0
-		if rest == 0 {
-			return
-		}
-		if h, found := heir(); found {
-			h.levels += rest
-			w.subscribed.Add(h.account(), rest)
-		}
-	})
-}
-
-// inherit has another member charged for a group where the one who was has gone.
-func (w *world) inherit(g *group, gone, heir *sessionState) {
-	w.tree.mu.Lock()
-	defer w.tree.mu.Unlock()
-	if g.payer != gone {
-		return
-	}
-	w.subscribed.Give(gone.account(), groupBytes+g.sub.levels)
-	w.subscribed.Add(heir.account(), groupBytes+g.sub.levels)
-	g.payer = heir
+	w.bus.Subscribed().Give(s.Account(), s.bytes())
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/mqtt/packet"
@@ -69,7 +70,7 @@ func (c *conn) keepPump() {
 	var by *subscription
 	topic := c.commandsTopic()
 	for _, s := range c.session.subs {
-		if s.qos > 0 && s.memberOf == nil && policy.Match(s.filter, topic) {
+		if s.qos > 0 && s.memberOf == nil && policy.Match(s.Filter, topic) {
 			by = s
 			break
 		}
@@ -372,9 +373,9 @@ func (p *pump) send(sc command.SealedCommand) bool {
 	p.c.session.mu.Lock()
 	sub := p.sub
 	p.c.session.mu.Unlock()
-	var o outcome
-	wake := p.c.session.offer(m, &o, nil, sub)
-	if o.heard == 0 {
+	var o bus.Result
+	wake := p.c.session.offer(m, &o, nil, &sub.Subscription)
+	if o.Receivers == 0 {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if _, ok := p.out(sc.Seq); ok {

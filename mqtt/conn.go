@@ -6,13 +6,13 @@ import (
 	"errors"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
@@ -72,22 +72,28 @@ type conn struct {
 	heard     []string // topics by their aliases, from 1 on; see [conn.hear]
 }
 
-// subscription is one filter of one client. What may change is under the
+// subscription is one filter of one client, which is its subscriber on the bus. What may change is under the
 // client's mu.
 type subscription struct {
+	bus.Subscription // Filter is name without $share/group/
+
 	session     *sessionState
 	name        string // as the client wrote it
-	filter      string // what it matches: name, without $share/group/
 	qos         byte
 	noLocal     bool
 	asPublished bool
 	identifier  uint32 // 0 for none
 	dead        bool
-	levels      int64               // under tree.mu: what it is charged for levels of the tree
 	since       map[string]struct{} // topics that came since something kept is read for it; else nil
 
 	memberOf *group // of a shared subscription
-	group    *group // this is no client's, but stands for all members in the tree
+}
+
+// newSubscription returns a subscription of st by the filter name, which is without $share/group/.
+func newSubscription(st *sessionState, name, filter string) *subscription {
+	s := &subscription{session: st, name: name}
+	s.Filter, s.Subscriber, s.Number = filter, s, st.number
+	return s
 }
 
 // options is that of SUBSCRIBE (MQTT 5.0 §3.8.3.1).
@@ -114,11 +120,9 @@ type verdict struct {
 
 // batch is what a reader borrows while it works through what came in.
 type batch struct {
+	bus.Batch
 	publish packet.Publish
-	whole   []byte          // the packet in hand, as it came
-	hear    []*subscription // who hears the message in hand
-	touched []*conn
-	hits    int
+	whole   []byte // the packet in hand, as it came
 	now     time.Time
 	tick    time.Time // the same on the clock of timers, which nobody sets
 }
@@ -218,8 +222,8 @@ func (c *conn) workOn(ctx context.Context, b []byte) (used, rest int) {
 			c.end(err)
 			break
 		}
-		if w.hits > batchOffers {
-			w.flush()
+		if w.Offers > batchOffers {
+			w.Flush()
 		}
 	}
 	return used, rest
@@ -234,34 +238,13 @@ func (c *conn) borrow() *batch {
 
 // giveBack flushes it first.
 func (c *conn) giveBack(w *batch) {
-	w.flush()
+	w.Flush()
 	w.publish, w.whole = packet.Publish{}, nil
 	batchesOfWork.Put(w)
 }
 
-// flush sees to it that all who were offered something get it.
-func (w *batch) flush() {
-	const few, alone = 2, 16
-	if n := len(w.touched); n > 0 && n <= few {
-		// Whoever is ready to publish to the same receivers does so first: on a busy
-		// server one write then carries what many said, on an idle one nobody waits.
-		runtime.Gosched()
-	}
-	for len(w.touched) > alone { // many receivers: share the work among the processors
-		some := append([]*conn(nil), w.touched[len(w.touched)-min(len(w.touched)-alone, 64):]...)
-		w.touched = w.touched[:len(w.touched)-len(some)]
-		go func() {
-			for _, c := range some {
-				c.flush(false)
-			}
-		}()
-	}
-	for i, c := range w.touched {
-		c.flush(false)
-		w.touched[i] = nil
-	}
-	w.touched, w.hits = w.touched[:0], 0
-}
+// Flush writes what waits for the connection; see [bus.Batch.Flush].
+func (c *conn) Flush() { c.flush(false) }
 
 // extend moves the read deadline: one and a half keep-alives after the last
 // packet (MQTT 5.0 §3.1.2.10). It is set anew only after an eighth of one, which

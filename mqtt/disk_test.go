@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
@@ -74,7 +75,7 @@ func TestCarryDoesNotLie(t *testing.T) {
 		h.away(packet.V5, "sub", "a")
 		h.store.fail(true)
 		for range 2 { // the first finds it out, the second knows
-			if h.broker.Carry(watchword.DefaultTenant, "a", "", []byte("x")) == nil {
+			if h.publish(&bus.Document{Name: "a", Payload: []byte("x")}) == nil {
 				t.Error("nil, and not kept")
 			}
 		}
@@ -88,7 +89,7 @@ func TestCarryAfterTheEnd(t *testing.T) {
 		h.away(packet.V5, "sub", "a")
 		h.close()
 		done := make(chan error, 1)
-		go func() { done <- h.broker.Carry(watchword.DefaultTenant, "a", "", []byte("x")) }()
+		go func() { done <- h.publish(&bus.Document{Name: "a", Payload: []byte("x")}) }()
 		if err := <-done; err == nil {
 			t.Error("nil, and not kept")
 		}

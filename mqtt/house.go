@@ -10,7 +10,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
@@ -94,11 +94,11 @@ func (st *sessionState) act(ctx context.Context, by actor, topic string, do func
 
 // toTheHouse does what a topic of the server's means. It is always of use to somebody:
 // to the server.
-func (st *sessionState) toTheHouse(ctx context.Context, w *batch, h house, m *message, o *outcome, by actor) error {
+func (st *sessionState) toTheHouse(ctx context.Context, w *batch, h house, m *message, o *bus.Result, by actor) error {
 	if err := watchword.CheckName("device", string(h.device)); err != nil {
 		return err
 	}
-	o.heard++
+	o.Receivers++
 	switch h.kind {
 	case toEvents:
 		return st.event(w, h, m, o)
@@ -110,7 +110,7 @@ func (st *sessionState) toTheHouse(ctx context.Context, w *batch, h house, m *me
 	return nil
 }
 
-func (st *sessionState) event(w *batch, h house, m *message, o *outcome) error {
+func (st *sessionState) event(w *batch, h house, m *message, o *bus.Result) error {
 	for s := range strings.SplitSeq(h.stream, "/") {
 		if err := watchword.CheckName("stream", s); err != nil {
 			return err
@@ -119,17 +119,16 @@ func (st *sessionState) event(w *batch, h house, m *message, o *outcome) error {
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "an event may have 32 KiB")
 	}
-	e := &event.Event{Tenant: st.world.tenant, Device: h.device, Stream: h.stream, At: w.now, Data: m.payload}
+	e := &bus.Event{Device: h.device, Stream: h.stream, At: w.now, Data: m.payload}
 	if m.props != nil {
 		e.ContentType, _ = m.props.Text(packet.ContentType)
 		e.ContentType = clip(e.ContentType)
 	}
-	st.world.route(m, w, o)
-	st.broker.deps.Hub.Publish(e)
+	st.world.bus.PublishEvent(e, m, &w.Batch, o)
 	return nil
 }
 
-func (st *sessionState) state(ctx context.Context, w *batch, h house, m *message, o *outcome, by actor) error {
+func (st *sessionState) state(ctx context.Context, w *batch, h house, m *message, o *bus.Result, by actor) error {
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a state may have 32 KiB")
 	}
@@ -147,7 +146,7 @@ func (st *sessionState) state(ctx context.Context, w *batch, h house, m *message
 			return err
 		}
 	}
-	st.world.route(m, w, o)
+	st.world.bus.Publish(m, &w.Batch, o)
 	return nil
 }
 

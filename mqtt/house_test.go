@@ -12,8 +12,9 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/command"
-	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
@@ -27,7 +28,8 @@ type house struct {
 	t      testing.TB
 	broker *mqtt.Broker
 	guard  *session.Guard
-	hub    *event.Hub
+	bus    *bus.Bus
+	limits bus.Options // of the next life of the engine
 	twins  *fakeTwins
 	store  *memory
 	desk   *command.Desk // nil: nobody is handed commands
@@ -55,8 +57,11 @@ func inBubble(t *testing.T, f func(t *testing.T, h *house)) {
 	})
 }
 
-func newHouse(t testing.TB, o mqtt.Options) *house {
-	h := &house{t: t, roll: map[watchword.SubjectID]*watchword.Subject{}, tokens: map[string]session.Papers{}, hub: event.NewHub(), twins: &fakeTwins{states: map[watchword.SubjectID][]byte{}}}
+func newHouse(t testing.TB, o mqtt.Options, limits ...bus.Options) *house {
+	h := &house{t: t, roll: map[watchword.SubjectID]*watchword.Subject{}, tokens: map[string]session.Papers{}, twins: &fakeTwins{states: map[watchword.SubjectID][]byte{}}}
+	if len(limits) > 0 {
+		h.limits = limits[0]
+	}
 	h.store = newMemory()
 	h.start(o)
 	h.policy(`publish = ["#"]`, `subscribe = ["#"]`)
@@ -69,11 +74,32 @@ func (h *house) start(o mqtt.Options) {
 	h.guard = session.NewGuard(h, session.GuardOptions{})
 	o.Log = slog.New(slog.DiscardHandler)
 	o.KeepAlive = 18 * time.Hour // so that clients may be silent while the clock runs
-	h.broker = mqtt.New(mqtt.Dependencies{Office: h, Guard: h.guard, Hub: h.hub, Desk: h.desk, Twins: twin.NewKeeper(h.twins, openSafe{}), Store: h.store}, o)
+	h.bus = bus.New(h.limits)
+	h.broker = mqtt.New(mqtt.Dependencies{Office: h, Guard: h.guard, Bus: h.bus, Desk: h.desk, Twins: twin.NewKeeper(h.twins, openSafe{}), Store: h.store}, o)
 	if err := h.broker.Load(h.t.Context()); err != nil {
 		h.t.Fatal(err)
 	}
 }
+
+// publish publishes what does not come over MQTT.
+func (h *house) publish(d *bus.Document) error {
+	return h.bus.Tenant(watchword.DefaultTenant).PublishDocument(d, nil)
+}
+
+// reader reads events as one who may read all of them.
+func (h *house) reader(filter string) *bus.Reader {
+	h.t.Helper()
+	r, err := h.bus.Tenant(watchword.DefaultTenant).Read(h.t.Context(), anything{}, quota.Key{Tenant: watchword.DefaultTenant, Subject: "reader"}, filter, "")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return r
+}
+
+// anything is the authority of one who may read everything.
+type anything struct{}
+
+func (anything) Subscribe(string) policy.Decision { return policy.Decision{Allowed: true} }
 
 // crash ends the engine as kill -9 does: what is not in the store is gone, and nothing
 // that it does any more gets there. It starts again on the rest.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/shelf"
 )
@@ -60,6 +61,24 @@ type commit struct {
 	waiters  []*conn
 }
 
+// Done and Err are those of [bus.Commit].
+func (c *commit) Done() <-chan struct{} { return c.ended }
+
+// Err returns why it is not on the disk. Code: unavailable.
+func (c *commit) Err() error {
+	if c.over() {
+		return nil
+	}
+	return watchword.Refuse(watchword.Unavailable, "this cannot be kept at the moment for those who are away")
+}
+
+// Commit has the message written for those who wait for it, and gives up the publisher's reference; see [bus.Stored].
+func (k *kept) Commit() bus.Commit {
+	at := k.journal.add(adding{message: k})
+	k.journal.release(k)
+	return at // sessions wait for messages only where there is a store
+}
+
 func newCommit() *commit { return &commit{ended: make(chan struct{})} }
 
 // over reports whether it is on the disk.
@@ -70,17 +89,18 @@ func (c *commit) empty() bool {
 }
 
 // kept is a message that sessions wait for.
-type kept struct {
+type kept struct { // in this order it takes 96 bytes
+	journal   *journal
 	id        int64
-	refs      atomic.Int32 // sessions that wait, and who routes it
-	body      atomic.Pointer[message]
-	durable   atomic.Bool
-	failed    atomic.Bool
 	size      int
+	body      atomic.Pointer[message]
 	receivers []byte          // until it is written
 	eager     []*sessionState // under journal.mu: who may have it only when it is written
-	included  bool            // under journal.mu: it is on the disk, or about to be
-	counted   bool            // under journal.mu: in count and bytes
+	refs      atomic.Int32    // sessions that wait, and who publishes it
+	durable   atomic.Bool
+	failed    atomic.Bool
+	included  bool // under journal.mu: it is on the disk, or about to be
+	counted   bool // under journal.mu: in count and bytes
 }
 
 func newJournal(o *Options, store Store, q *retainQuota) *journal {
@@ -137,7 +157,7 @@ func (j *journal) nudge() {
 // keep makes the record of a message that the first session waits for. The caller
 // holds one reference more than there are sessions, until it has been added.
 func (j *journal) keep(m *message) *kept {
-	k := &kept{size: m.size()}
+	k := &kept{journal: j, size: m.size()}
 	k.body.Store(m)
 	k.refs.Store(1)
 	j.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
@@ -36,8 +37,8 @@ const givenAtOnce = 32
 // the filter names.
 func (c *conn) give(ctx context.Context, s *subscription) {
 	g := &giving{to: s, latest: c.session.world.retained.latest()}
-	g.states = c.broker.deps.Twins != nil && policy.Match(s.filter, stateTopic(anyDevice))
-	page, last := c.session.world.retained.page(s.filter, "", nil, givenAtOnce, c.broker.options.Now())
+	g.states = c.broker.deps.Twins != nil && policy.Match(s.Filter, stateTopic(anyDevice))
+	page, last := c.session.world.retained.page(s.Filter, "", nil, givenAtOnce, c.broker.options.Now())
 	if last != nil || g.states {
 		g.rest = true // all of them: what was found here is not held until its turn comes
 		c.giveSoon(g)
@@ -60,7 +61,7 @@ func (c *conn) giveRetained(ctx context.Context, g *giving, x *record) {
 		return
 	}
 	r := &c.session.world.retained
-	var o outcome
+	var o bus.Result
 	var wake *conn
 	for {
 		r.mu.RLock()
@@ -70,7 +71,7 @@ func (c *conn) giveRetained(ctx context.Context, g *giving, x *record) {
 			may, known = false, true
 		}
 		if may {
-			wake = c.session.offer(m, &o, nil, g.to)
+			wake = c.session.offer(m, &o, nil, &g.to.Subscription)
 		}
 		r.mu.RUnlock()
 		if known {
@@ -89,13 +90,13 @@ func (c *conn) giveRetained(ctx context.Context, g *giving, x *record) {
 
 // giveTwin gives state and configuration of one device.
 func (c *conn) giveTwin(ctx context.Context, s *subscription) {
-	rest, ok := strings.CutPrefix(s.filter, devicePrefix)
+	rest, ok := strings.CutPrefix(s.Filter, devicePrefix)
 	if !ok {
 		return
 	}
 	id, _, _ := strings.Cut(rest, "/")
 	device := watchword.SubjectID(id)
-	wantsState, wantsConfig := policy.Match(s.filter, stateTopic(device)), policy.Match(s.filter, configTopic(device))
+	wantsState, wantsConfig := policy.Match(s.Filter, stateTopic(device)), policy.Match(s.Filter, configTopic(device))
 	if !wantsState && !wantsConfig {
 		return
 	}
@@ -105,7 +106,7 @@ func (c *conn) giveTwin(ctx context.Context, s *subscription) {
 	tw, err := c.broker.deps.Twins.Twin(ctx, c.session.world.tenant, device)
 	if err != nil {
 		if watchword.CodeOf(err) != watchword.NotFound {
-			c.broker.refused(c, "kept message not given", s.filter, err)
+			c.broker.refused(c, "kept message not given", s.Filter, err)
 		}
 		return
 	}
@@ -115,7 +116,7 @@ func (c *conn) giveTwin(ctx context.Context, s *subscription) {
 	if wantsConfig && tw.ConfigVer > 0 && c.broker.deps.Desk != nil {
 		jws, err := c.broker.deps.Desk.SignConfig(device, tw.ConfigVer, tw.Config)
 		if err != nil {
-			c.broker.refused(c, "kept message not given", s.filter, err)
+			c.broker.refused(c, "kept message not given", s.Filter, err)
 			return
 		}
 		c.giveOne(s, configTopic(device), []byte(jws), configType)
@@ -176,7 +177,7 @@ func (c *conn) giveAll(ctx context.Context) {
 // givePageOfRetained gives some more retained messages, and reports whether the
 // subscription goes on.
 func (c *conn) givePageOfRetained(ctx context.Context, g *giving) bool {
-	page, last := c.session.world.retained.page(g.to.filter, "", g.after, 2*givenAtOnce, c.broker.options.Now())
+	page, last := c.session.world.retained.page(g.to.Filter, "", g.after, 2*givenAtOnce, c.broker.options.Now())
 	for _, x := range page {
 		if !c.waitForRoom(g.to) {
 			return false
@@ -197,12 +198,12 @@ func (c *conn) givePage(ctx context.Context, s *subscription, after watchword.Su
 	lockrank.Block()
 	page, err := c.broker.deps.Twins.States(ctx, c.session.world.tenant, after, keptPage)
 	if err != nil {
-		c.broker.refused(c, "kept messages not given", s.filter, err)
+		c.broker.refused(c, "kept messages not given", s.Filter, err)
 		return after, false
 	}
 	for _, tw := range page {
 		topic := stateTopic(tw.Device)
-		if !policy.Match(s.filter, topic) {
+		if !policy.Match(s.Filter, topic) {
 			continue
 		}
 		if !c.waitForRoom(s) {
@@ -262,7 +263,7 @@ func (c *conn) fullByHalf() bool {
 func (c *conn) giveOne(s *subscription, topic string, payload []byte, contentType string) {
 	m := &message{topic: topic, payload: payload, qos: 1, kept: true, props: &packet.Properties{}}
 	m.props.SetText(packet.ContentType, contentType)
-	var o outcome
-	c.session.offer(m, &o, nil, s) // flushed with the batch
+	var o bus.Result
+	c.session.offer(m, &o, nil, &s.Subscription) // flushed with the batch
 	c.broker.settle(&o, nil, nil)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/shelf"
 )
@@ -42,27 +43,28 @@ func TestWhatWaitsTakesNoMoreThanIsCounted(t *testing.T) {
 			b.kept, b.queued, b.remembers = newKeptQuota(&b.options), newQueueQuota(&b.options), newMemoryQuota(&b.options)
 			w := &world{tenant: watchword.DefaultTenant, clients: map[string]*sessionState{}}
 			sessions := make([]*sessionState, shape.sessions)
-			subs := make([][]*subscription, shape.sessions)
+			subs := make([][]*bus.Subscription, shape.sessions)
 			for i := range sessions {
 				st := &sessionState{broker: b, world: w, number: int64(i + 1), owner: owner{watchword.SubjectID(fmt.Sprint("lamp-", i)), 1}, lasting: &lasting{}}
 				for n := range max(shape.ids, 1) {
-					s := &subscription{session: st, qos: 2}
+					s := newSubscription(st, "a/b", "a/b")
+					s.qos = 2
 					if shape.ids > 0 {
 						s.identifier = uint32(n + 1)
 					}
-					subs[i] = append(subs[i], s)
+					subs[i] = append(subs[i], &s.Subscription)
 				}
 				sessions[i] = st
 			}
 			before := heap()
 			offer := func(to ...int) {
 				m := &message{topic: strings.Clone("a/b"), payload: make([]byte, shape.payload), qos: shape.qos, props: &packet.Properties{}}
-				var o outcome
+				var o bus.Result
 				for _, i := range to {
 					sessions[i].offer(m, &o, nil, subs[i]...)
 				}
-				if o.err != nil || o.heard != len(to) {
-					t.Fatal(o.err)
+				if o.Err != nil || o.Receivers != len(to) {
+					t.Fatal(o.Err)
 				}
 				b.settle(&o, nil, nil)
 				if b.journal.next%500 == 0 && !b.journal.step() {

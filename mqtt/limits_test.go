@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
@@ -48,7 +49,7 @@ func TestEachLimitHasItsReason(t *testing.T) {
 		}
 	}
 	for name, x := range map[string]struct {
-		o    mqtt.Options
+		o    any // mqtt.Options, or bus.Options
 		what func(t *testing.T, h *house) packet.Reason
 		want packet.Reason
 	}{
@@ -142,7 +143,7 @@ func TestEachLimitHasItsReason(t *testing.T) {
 			}
 			return r
 		}, packet.QuotaExceeded},
-		"subject_subscription_bytes": {mqtt.Options{SubjectSubscriptionBytes: 10_000}, func(t *testing.T, h *house) (r packet.Reason) {
+		"subject_subscription_bytes": {bus.Options{SubjectSubscriptionBytes: 10_000}, func(t *testing.T, h *house) (r packet.Reason) {
 			c := h.device("a")
 			c.subscribe(0, strings.Repeat("x/", 20)) // its own other filters have room
 			c.send(&packet.Subscribe{ID: 77, Filters: []packet.Filter{{Topic: "b"}, {Topic: strings.Repeat("y/", 20)}, {Topic: "c"}}})
@@ -152,7 +153,7 @@ func TestEachLimitHasItsReason(t *testing.T) {
 			}
 			return ack.Codes[1]
 		}, packet.QuotaExceeded},
-		"subscription_bytes": {mqtt.Options{SubscriptionBytes: 10_000}, func(_ *testing.T, h *house) packet.Reason {
+		"subscription_bytes": {bus.Options{SubscriptionBytes: 10_000}, func(_ *testing.T, h *house) packet.Reason {
 			h.device("a").subscribe(0, strings.Repeat("x/", 20))
 			return h.device("b").subscribe(0, strings.Repeat("y/", 20))[0]
 		}, packet.QuotaExceeded},
@@ -207,7 +208,9 @@ func TestEachLimitHasItsReason(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := newHouse(t, x.o)
+				o, _ := x.o.(mqtt.Options)
+				limits, _ := x.o.(bus.Options)
+				h := newHouse(t, o, limits)
 				defer h.close()
 				if r := x.what(t, h); r != x.want {
 					t.Errorf("%#x, want %#x", byte(r), byte(x.want))
@@ -250,7 +253,8 @@ func TestSubscriptionsOfWhoIsAwayAreCounted(t *testing.T) {
 		if n < 1000 {
 			t.Fatalf("%d bytes are counted", n)
 		}
-		h.crash(mqtt.Options{SubjectSubscriptionBytes: 100}) // what stood stands
+		h.limits.SubjectSubscriptionBytes = 100
+		h.crash(mqtt.Options{}) // what stood stands
 		if m := h.broker.Stats().SubscriptionBytes; m != n {
 			t.Errorf("%d bytes are counted after a restart, %d before", m, n)
 		}

@@ -99,9 +99,9 @@ func (l *loading) session(s shelf.Session) error {
 		if err != nil {
 			return err
 		}
-		_ = st.stand(&subscription{
-			session: st, name: x.Filter, filter: filter, qos: x.Options & 3, noLocal: x.Options&4 != 0, asPublished: x.Options&8 != 0, identifier: x.Identifier,
-		}, shared, false) // never refused: it does not ask
+		sub := newSubscription(st, x.Filter, filter)
+		sub.qos, sub.noLocal, sub.asPublished, sub.identifier = x.Options&3, x.Options&4 != 0, x.Options&8 != 0, x.Identifier
+		_ = st.stand(sub, shared, false) // never refused: it does not ask
 	}
 	st.lasting.changed = nil
 	b.lasting.Add(1)
@@ -115,7 +115,7 @@ func (l *loading) session(s shelf.Session) error {
 func (l *loading) message(m shelf.Message) error {
 	l.id = max(l.id, m.ID)
 	j := l.broker.journal
-	k := &kept{id: m.ID, size: sizeOfStored(m.Size), included: true, counted: true}
+	k := &kept{journal: j, id: m.ID, size: sizeOfStored(m.Size), included: true, counted: true}
 	k.durable.Store(true)
 	err := shelf.Receivers(m.Receivers, func(r shelf.Receiver) {
 		l.number = max(l.number, r.Session)

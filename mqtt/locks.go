@@ -6,7 +6,8 @@ import "github.com/watchword-iot/watchword/internal/lockrank"
 // takes only locks further down, and never two of one kind. Test runs under the race detector check
 // that; see [lockrank]. Outside of this package, [session.Session] calls back (authority changes and
 // ends) with its own lock held: that comes after receivingLock and before brokerLock. The locks of
-// [command.Desk], of [quota.Ledger] and of rates come last: they call nothing of this package but
+// [bus.Bus] are ranked among them: that of a topic's publications before retainedLock, those of its
+// events and trees after sharedLock. The locks of [command.Desk], of [quota.Ledger] and of rates come last: they call nothing of this package but
 // pump.wake, which takes pumpLock alone.
 //
 // The first two are held while packets are handled, and so while a store is read or written. None of
@@ -19,7 +20,6 @@ type (
 	retainedLock   struct{} // retained.mu: held for reading while a retained message is queued
 	sessionLock    struct{} // sessionState.mu: the Session State, and the outgoing side of its connection
 	sharedLock     struct{} // groups.mu: shared subscriptions
-	treeLock       struct{} // tree.mu: changes of the subscription tree
 	willsLock      struct{} // wills.mu
 	journalLock    struct{} // journal.mu: what is collected for the next write
 	pumpLock       struct{} // pump.mu: delivery of a device's commands
@@ -55,9 +55,6 @@ func (sessionLock) LockInfo() lockrank.Info {
 
 // LockInfo is [lockrank.Kind]'s.
 func (sharedLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt groups.mu", Rank: 170} }
-
-// LockInfo is [lockrank.Kind]'s.
-func (treeLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt tree.mu", Rank: 180} }
 
 // LockInfo is [lockrank.Kind]'s.
 func (willsLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt wills.mu", Rank: 190} }

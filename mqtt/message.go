@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
@@ -25,6 +26,30 @@ type message struct {
 
 	frames [6]atomic.Pointer[frame] // by version and QoS
 	first  frame                    // where the first of them is kept, if it came so
+}
+
+// Topic returns the topic.
+func (m *message) Topic() string { return m.topic }
+
+// messageOf is a publication as MQTT sessions receive it. One that did not come over MQTT is turned into one for the
+// first of them.
+func messageOf(x bus.Message) *message {
+	switch x := x.(type) {
+	case *message:
+		return x
+	case *bus.Document:
+		m, _ := x.Encoded.(*message)
+		if m == nil {
+			m = &message{topic: x.Name, payload: x.Payload, qos: 1}
+			if x.ContentType != "" {
+				m.props = &packet.Properties{}
+				m.props.SetText(packet.ContentType, x.ContentType)
+			}
+			x.Encoded = m
+		}
+		return m
+	}
+	panic("a message that no transport of this program makes")
 }
 
 // private is what a message has that is for one connection alone.

@@ -1,33 +1,15 @@
 package mqtt
 
 import (
-	"errors"
-
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/shelf"
 )
 
-// outcome is what became of a message that was routed.
-type outcome struct {
-	heard  int   // who takes it
-	handed bool  // it waited for a group: one who has no room for it stays
-	kept   *kept // what is to be written before it is acknowledged, nil for nothing
-	err    error // why somebody who may have it does not
-}
-
-// fullError is what becomes of a message that the shelf has no room for; it names the bound.
-type fullError struct{ error }
-
-func (f fullError) Unwrap() error { return f.error }
-
-func isFull(err error) bool {
-	_, is := errors.AsType[fullError](err)
-	return is
-}
-
 var (
-	errFull     = fullError{watchword.Refuse(watchword.Busy, "whoever this is for has no room for more messages (limits.queue_messages, limits.queue_bytes)")}
-	errFullKept = fullError{watchword.Refuse(watchword.Busy, "there is no room for more messages that wait for sessions (limits.kept_bytes)")}
+	errFull     = bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "whoever this is for has no room for more messages (limits.queue_messages, limits.queue_bytes)")}
+	errFullKept = bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "there is no room for more messages that wait for sessions (limits.kept_bytes)")}
 )
 
 // The bounds of what a lasting client has in its queue: the rest waits on the shelf.
@@ -36,10 +18,20 @@ const (
 	queueWeight = 256 << 10
 )
 
+// Deliver queues a publication for the session; subs are its own. See [bus.Subscriber].
+func (s *subscription) Deliver(x bus.Message, subs []*bus.Subscription, b *bus.Batch, r *bus.Result) {
+	if c := s.session.offer(messageOf(x), r, nil, subs...); c != nil {
+		b.Touch(c)
+	}
+}
+
+// Account is that of the session's subject.
+func (s *subscription) Account() quota.Key { return s.session.account() }
+
 // offer queues m once, for those of the client's subscriptions that it matches. wake, if
 // not nil, is whom the caller must flush. Who has a connection and does not read what it
 // is sent loses it; the newest messages find no room where a client is away too long.
-func (st *sessionState) offer(m *message, o *outcome, g *group, subs ...*subscription) (wake *conn) {
+func (st *sessionState) offer(m *message, o *bus.Result, g *group, subs ...*bus.Subscription) (wake *conn) {
 	st.mu.Lock()
 	c := st.conn
 	wake, slow := st.push(m, o, g, subs)
@@ -53,9 +45,10 @@ func (st *sessionState) offer(m *message, o *outcome, g *group, subs ...*subscri
 
 // choose finds the subscription with the highest QoS among those that m is for (MQTT
 // 5.0 §3.3.4), and what goes along for all of them. mu is held.
-func (st *sessionState) choose(m *message, subs []*subscription) (by *subscription, retain bool, identifiers []uint32) {
+func (st *sessionState) choose(m *message, subs []*bus.Subscription) (by *subscription, retain bool, identifiers []uint32) {
 	retain = m.kept
-	for _, s := range subs {
+	for _, x := range subs {
+		s := x.Subscriber.(*subscription)
 		if s.since != nil {
 			if _, newer := s.since[m.topic]; newer && m.kept {
 				continue
@@ -78,7 +71,7 @@ func (st *sessionState) choose(m *message, subs []*subscription) (by *subscripti
 	return by, retain, identifiers
 }
 
-func (st *sessionState) push(m *message, o *outcome, g *group, subs []*subscription) (wake *conn, slow error) {
+func (st *sessionState) push(m *message, o *bus.Result, g *group, subs []*bus.Subscription) (wake *conn, slow error) {
 	c := st.conn
 	if st.over || c != nil && c.out.closed || m.private != nil && m.private.only != c {
 		return nil, nil
@@ -106,12 +99,12 @@ func (st *sessionState) push(m *message, o *outcome, g *group, subs []*subscript
 	}
 	switch {
 	case full == nil:
-	case o.handed:
+	case o.Redelivered:
 		return nil, nil
 	default:
 		return nil, full
 	}
-	o.heard++
+	o.Receivers++
 	return st.enqueue(it), nil
 }
 
@@ -136,7 +129,7 @@ func (st *sessionState) lineUp(it item) {
 }
 
 // keep lets a message wait on the shelf, and in the queue too where it may go out soon.
-func (st *sessionState) keep(it *item, o *outcome) (wake *conn) {
+func (st *sessionState) keep(it *item, o *bus.Result) (wake *conn) {
 	l, j := st.lasting, st.broker.journal
 	if st.away() && l.paused {
 		return nil
@@ -151,7 +144,7 @@ func (st *sessionState) keep(it *item, o *outcome) (wake *conn) {
 			err = errFullKept
 		default:
 			if refused := st.waits(size, true); refused != nil {
-				err = fullError{refused}
+				err = bus.FullError{Refusal: refused}
 			}
 		}
 		if err != nil && (it.x == nil || it.x.shared == nil) { // else another member may have room
@@ -159,15 +152,16 @@ func (st *sessionState) keep(it *item, o *outcome) (wake *conn) {
 		}
 	}
 	if err != nil {
-		o.err = err
+		o.Err = err
 		return nil
 	}
-	o.heard++
-	if o.kept == nil {
-		o.kept = j.keep(it.m)
+	o.Receivers++
+	k, _ := o.Stored.(*kept)
+	if k == nil {
+		k = j.keep(it.m)
+		o.Stored = k
 	}
 	st.seq++
-	k := o.kept
 	k.refs.Add(1)
 	if it.x == nil {
 		it.x = &extra{}

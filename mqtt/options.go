@@ -30,9 +30,6 @@ type Options struct {
 	SubjectRetainedMessages int // of one subject; 5,000
 	SubjectRetainedBytes    int // of memory, of one subject; 1 MiB
 
-	SubscriptionBytes        int64 // memory of all subscriptions; 256 MiB
-	SubjectSubscriptionBytes int64 // memory of one subject's subscriptions; 2 MiB
-
 	// Topic aliases and packet identifiers of QoS 2 that are not released yet, beyond 4 KiB of each
 	// connection or session.
 	ConnectionBytes        int64 // of all clients; 256 MiB
@@ -74,8 +71,6 @@ func (o Options) withDefaults() Options {
 	o.RetainedBytes = cmp.Or(o.RetainedBytes, 256<<20)
 	o.SubjectRetainedMessages = cmp.Or(o.SubjectRetainedMessages, 5000)
 	o.SubjectRetainedBytes = cmp.Or(o.SubjectRetainedBytes, 1<<20)
-	o.SubscriptionBytes = cmp.Or(o.SubscriptionBytes, 256<<20)
-	o.SubjectSubscriptionBytes = cmp.Or(o.SubjectSubscriptionBytes, 2<<20)
 	o.ConnectionBytes = cmp.Or(o.ConnectionBytes, 256<<20)
 	o.SubjectConnectionBytes = cmp.Or(o.SubjectConnectionBytes, 256<<10)
 	o.WillBytes = cmp.Or(o.WillBytes, 64<<20)

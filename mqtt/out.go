@@ -69,7 +69,7 @@ func (it *item) group() string {
 	if it.x == nil || it.x.shared == nil {
 		return ""
 	}
-	return it.x.shared.sub.name
+	return it.x.shared.name
 }
 
 // flight is a message that was sent with QoS 1 or 2 and is not done.

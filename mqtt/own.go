@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
@@ -161,7 +162,7 @@ func (c *conn) sayOf(n Notice, r *report) (wake bool) {
 	c.session.mu.Lock()
 	s := c.auth
 	c.session.mu.Unlock()
-	return s != nil && c.session.offer(m, &outcome{}, nil, s) != nil
+	return s != nil && c.session.offer(m, &bus.Result{}, nil, &s.Subscription) != nil
 }
 
 // changed takes away what a no longer allows: it is the session's, which holds

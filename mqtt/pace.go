@@ -189,8 +189,8 @@ func (c *conn) passSome(ctx context.Context) (again time.Duration, more bool) {
 			p.held = nil
 		}
 		c.stillHeld(len(p.held))
-		if w.hits > batchOffers {
-			w.flush()
+		if w.Offers > batchOffers {
+			w.Flush()
 		}
 	}
 	return 0, false

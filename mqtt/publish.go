@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
@@ -127,7 +128,7 @@ func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (at *commi
 		if err := c.own(ctx, w.now, p); err != nil {
 			return nil, false, err
 		}
-		return c.handOn(p, &outcome{}, nil), true, nil
+		return c.handOn(p, &bus.Result{}, nil), true, nil
 	}
 	v := c.decide(p.Topic)
 	if v == nil {
@@ -140,21 +141,21 @@ func (c *conn) pass(ctx context.Context, w *batch, p *packet.Publish) (at *commi
 		return nil, false, err
 	}
 	m := c.message(p, w.whole, w.now)
-	var o outcome
+	var o bus.Result
 	key, err := c.session.send(ctx, w, m, v.house, &o, actor{session: c.live()})
-	if isFull(err) && c.version == packet.V311 {
+	if bus.IsFull(err) && c.version == packet.V311 {
 		err = nil // it cannot be told, and one who is away must not end who publishes
 	}
 	if err != nil {
 		c.broker.settle(&o, nil, key) // a part of it may be under way already
 		return nil, false, err
 	}
-	return c.handOn(p, &o, key), o.heard > 0, nil
+	return c.handOn(p, &o, key), o.Receivers > 0, nil
 }
 
 // handOn has written what there is to be written before p is acknowledged. The
 // identifier of a QoS 2 publish is written with the message, or neither is.
-func (c *conn) handOn(p *packet.Publish, o *outcome, key *retainKey) (at *commit) {
+func (c *conn) handOn(p *packet.Publish, o *bus.Result, key *retainKey) (at *commit) {
 	if p.QoS < 2 {
 		return c.broker.settle(o, nil, key)
 	}
@@ -170,7 +171,7 @@ func (c *conn) handOn(p *packet.Publish, o *outcome, key *retainKey) (at *commit
 
 // send routes a message that may pass. It returns the topic whose retained message is to
 // be written, nil for none.
-func (st *sessionState) send(ctx context.Context, w *batch, m *message, h house, o *outcome, by actor) (key *retainKey, err error) {
+func (st *sessionState) send(ctx context.Context, w *batch, m *message, h house, o *bus.Result, by actor) (key *retainKey, err error) {
 	if m.retain && h.kind != toState && h.kind != toReceipts {
 		if err := st.broker.journal.refusal(); err != nil {
 			return nil, err // what waits to be written would grow without end
@@ -191,18 +192,18 @@ func (st *sessionState) send(ctx context.Context, w *batch, m *message, h house,
 
 // sendOn is send for what is retained already, or is not to be. An error says that an
 // acknowledgement would lie.
-func (st *sessionState) sendOn(ctx context.Context, w *batch, m *message, h house, o *outcome, by actor, retained bool) error {
+func (st *sessionState) sendOn(ctx context.Context, w *batch, m *message, h house, o *bus.Result, by actor, retained bool) error {
 	if h.kind != 0 {
 		if err := st.toTheHouse(ctx, w, h, m, o, by); err != nil {
 			return err
 		}
 	} else {
-		st.world.route(m, w, o)
+		st.world.bus.Publish(m, &w.Batch, o)
 	}
-	if isFull(o.err) && (o.heard > 0 || retained) {
+	if bus.IsFull(o.Err) && (o.Receivers > 0 || retained) {
 		return nil // somebody has it
 	}
-	return o.err
+	return o.Err
 }
 
 // decide asks the session, once for each authority and topic in a row. It returns

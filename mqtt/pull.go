@@ -92,7 +92,7 @@ func (g *group) pullPage() (moved bool, err error) {
 	g.waits.Store(true) // there may be more
 	w := batchesOfWork.Get().(*batch)
 	defer batchesOfWork.Put(w)
-	defer w.flush()
+	defer w.Flush()
 	to.fetchOrphans(page)
 	for _, o := range page {
 		if !o.session.handOne(w, o, true) {
@@ -168,5 +168,5 @@ func (st *sessionState) awayBacklog() []entry {
 // mayTake reports whether an entry of a client is the group's, and may be another's: not
 // with QoS 2 that is under way (MQTT 5.0 §4.8.2). The client's mu is held.
 func (g *group) mayTake(st *sessionState, e *entry) bool {
-	return e.k != nil && e.shared != nil && e.shared.sub.name == g.sub.name && !e.released && !(e.qos == 2 && e.seq <= st.lasting.sent)
+	return e.k != nil && e.shared != nil && e.shared.name == g.name && !e.released && !(e.qos == 2 && e.seq <= st.lasting.sent)
 }

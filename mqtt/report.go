@@ -46,7 +46,7 @@ func (st *sessionState) untold() (lost []shelf.Lost) {
 
 func (st *sessionState) stands(filter string) bool {
 	for _, s := range st.subs {
-		if s.filter == filter {
+		if s.Filter == filter {
 			return true
 		}
 	}

@@ -259,7 +259,7 @@ func (st *sessionState) lose(a *session.Authority) (lost []string, orphans []orp
 			orphans = append(orphans, st.orphans(s)...)
 		}
 		if l := st.lasting; l != nil {
-			l.lose(s.filter, st.seq)
+			l.lose(s.Filter, st.seq)
 			st.touch()
 		}
 	}
@@ -288,7 +288,7 @@ func (st *sessionState) wanted(it *item) bool {
 		return false
 	}
 	for _, s := range st.subs {
-		if matches(s.filter, it.m.topic) {
+		if matches(s.Filter, it.m.topic) {
 			it.sub = s
 			return true
 		}

@@ -7,21 +7,41 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/lockrank"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/policy"
 )
 
 // group is a shared subscription: of its members one gets each message (MQTT 5.0
 // §4.8.2).
 type group struct {
-	sub     *subscription // that stands for it in the tree
+	name    string           // as clients write the filter
+	sub     bus.Subscription // that stands for it in the tree
 	members atomic.Pointer[[]*subscription]
 	next    atomic.Uint32
-	payer   *sessionState                // under tree.mu: the member who is charged for it
+	payer   *sessionState                // under the lock of the tree: the member who is charged for it
 	waits   atomic.Bool                  // messages may wait for it with members that are away
 	holder  atomic.Pointer[sessionState] // with whom the newest of them waits; the next ones go behind it
 	pulling atomic.Bool                  // somebody moves them to a member that is there
 }
+
+// newGroup returns a group without members, by the filter name, which is $share/group/filter.
+func newGroup(name, filter string) *group {
+	g := &group{name: name}
+	g.sub.Filter, g.sub.Subscriber = filter, g
+	return g
+}
+
+// Deliver gives a publication to one member; see [bus.Subscriber].
+func (g *group) Deliver(x bus.Message, _ []*bus.Subscription, b *bus.Batch, r *bus.Result) {
+	if c := g.deliver(messageOf(x), r, nil, false); c != nil {
+		b.Touch(c)
+	}
+}
+
+// Account is that of the member who is charged for the group. The lock of the tree is held.
+func (g *group) Account() quota.Key { return g.payer.account() }
 
 // groups is the shared subscriptions of a world.
 type groups struct {
@@ -35,9 +55,9 @@ func (w *world) join(s *subscription, bounded bool) error {
 	defer w.groups.mu.Unlock()
 	g := w.groups.all[s.name]
 	if g == nil {
-		g = &group{payer: s.session}
-		g.sub = &subscription{name: s.name, filter: s.filter, group: g}
-		if err := w.place(g.sub, groupBytes, bounded); err != nil {
+		g = newGroup(s.name, s.Filter)
+		g.payer = s.session
+		if err := w.bus.Place(&g.sub, groupBytes, bounded); err != nil {
 			return err
 		}
 		if w.groups.all == nil {
@@ -65,18 +85,24 @@ func (w *world) part(s *subscription) {
 	list := slices.DeleteFunc(slices.Clone(*old), func(m *subscription) bool { return m == s })
 	if len(list) > 0 {
 		g.members.Store(&list)
-		w.inherit(g, s.session, list[0].session)
+		w.bus.Recharge(&g.sub, groupBytes, func() bool {
+			if g.payer != s.session {
+				return false
+			}
+			g.payer = list[0].session
+			return true
+		})
 		return
 	}
 	g.members.Store(nil)
 	delete(w.groups.all, s.name)
-	w.displace(g.sub, groupBytes)
+	w.bus.Unsubscribe(&g.sub, groupBytes)
 }
 
 // deliver gives m to one member: of those with a connection the one that has the least
 // to do, in turn where several have; where nobody has one, or older messages wait, to one
 // for whom it can wait, unless only who is there will do. not, if not nil, is whom it is not for.
-func (g *group) deliver(m *message, o *outcome, not *sessionState, there bool) (wake *conn) {
+func (g *group) deliver(m *message, o *bus.Result, not *sessionState, there bool) (wake *conn) {
 	list := g.members.Load()
 	if list == nil {
 		return nil
@@ -92,24 +118,24 @@ func (g *group) deliver(m *message, o *outcome, not *sessionState, there bool) (
 		if best == nil {
 			break
 		}
-		o.err = nil
-		if wake = best.session.offer(m, o, g, best); o.heard > before.heard {
-			o.err = before.err                     // another of them had no room: that is nothing to anybody
+		o.Err = nil
+		if wake = best.session.offer(m, o, g, &best.Subscription); o.Receivers > before.Receivers {
+			o.Err = before.Err                     // another of them had no room: that is nothing to anybody
 			if wake == nil && g.someoneThere(ms) { // it came after the choice, or had no room
 				g.pull()
 			}
 			return wake
 		}
-		if isFull(o.err) && full == nil {
+		if bus.IsFull(o.Err) && full == nil {
 			full = best.session
 		}
-		err = cmp.Or(o.err, err)
+		err = cmp.Or(o.Err, err)
 		tried[n] = best
 	}
 	if full != nil && !there {
 		full.noRoom()
 	}
-	o.err = cmp.Or(err, before.err)
+	o.Err = cmp.Or(err, before.Err)
 	return nil
 }
 
@@ -154,9 +180,7 @@ func (w *world) groupOf(name string) *group {
 	if err != nil {
 		return nil
 	}
-	g := &group{}
-	g.sub = &subscription{name: name, filter: filter, group: g}
-	return g
+	return newGroup(name, filter)
 }
 
 // loadAway is the load of a client without a connection: more than of any that has one.
@@ -195,7 +219,7 @@ type orphan struct {
 // waits on the shelf is moving from here on: it is the client's until another has it. mu
 // is held.
 func (st *sessionState) orphans(of *subscription) (out []orphan) {
-	mine := func(g *group) bool { return g != nil && (of == nil || g.sub.name == of.name) }
+	mine := func(g *group) bool { return g != nil && (of == nil || g.name == of.name) }
 	take := func(g *group, m *message, e entry, counts bool) {
 		out = append(out, orphan{session: st, g: g, m: m, e: e, counts: counts})
 		if counts {
@@ -257,7 +281,7 @@ func (st *sessionState) hand(all []orphan, there bool) {
 	}
 	w := batchesOfWork.Get().(*batch)
 	defer batchesOfWork.Put(w)
-	defer w.flush()
+	defer w.Flush()
 	for page := range slices.Chunk(all, fetchMessages) {
 		st.fetchOrphans(page)
 		for _, o := range page {
@@ -291,8 +315,8 @@ func (st *sessionState) fetchOrphans(page []orphan) {
 
 // handOne reports whether another member has it, or will when it is on the disk.
 func (st *sessionState) handOne(w *batch, o orphan, there bool) bool {
-	res := outcome{handed: true}
-	if o.m == nil || !matches(o.g.sub.filter, o.m.topic) {
+	res := bus.Result{Redelivered: true}
+	if o.m == nil || !matches(o.g.sub.Filter, o.m.topic) {
 		switch {
 		case o.gone:
 			st.handed(o.e)
@@ -301,15 +325,15 @@ func (st *sessionState) handOne(w *batch, o orphan, there bool) bool {
 		}
 		return o.gone
 	}
-	if g := st.world.groupOf(o.g.sub.name); g != nil {
+	if g := st.world.groupOf(o.g.name); g != nil {
 		if wake := g.deliver(o.m, &res, st, there); wake != nil {
-			w.touched = append(w.touched, wake)
+			w.Touch(wake)
 		}
 	}
 	at := st.broker.settle(&res, nil, nil)
 	switch {
 	case !o.counts:
-	case res.heard == 0:
+	case res.Receivers == 0:
 		st.takeBack(&o)
 	case at == nil:
 		st.handed(o.e)
@@ -323,7 +347,7 @@ func (st *sessionState) handOne(w *batch, o orphan, there bool) bool {
 			}
 		}()
 	}
-	return res.heard > 0
+	return res.Receivers > 0
 }
 
 // stopMoving is called with mu held, once for each that was moving.
@@ -348,7 +372,7 @@ func (st *sessionState) takeBack(o *orphan) {
 	defer st.mu.Unlock()
 	e, l := o.e, st.lasting
 	st.stopMoving(e)
-	if l == nil || e.seq <= l.floor || st.subs[o.g.sub.name] == nil && e.seq > l.sent {
+	if l == nil || e.seq <= l.floor || st.subs[o.g.name] == nil && e.seq > l.sent {
 		st.finished(e.k, e.seq, int(e.size))
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
@@ -393,7 +394,7 @@ func TestAGroupWithoutRoom(t *testing.T) {
 	made, refused := 0, 0
 	for bound := int64(100); bound <= 3000; bound += 100 {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHouse(t, mqtt.Options{SubjectSubscriptionBytes: bound})
+			h := newHouse(t, mqtt.Options{}, bus.Options{SubjectSubscriptionBytes: bound})
 			defer h.close()
 			c := h.device("sub")
 			switch code := c.subscribe(1, "$share/g/a")[0]; code {

@@ -72,7 +72,7 @@ func (b *Broker) Stats() Stats {
 		Shed: s.shed.Load(), Dropped: s.dropped.Load(), Expired: s.expired.Load(), Lasting: b.lasting.Load(), Waiting: b.journal.count.Load(), WaitingBytes: b.journal.bytes.Load(), Refusals: map[watchword.Code]int64{},
 		Retained: b.retain.messages.Total(), RetainedBytes: b.retain.bytes.Total(),
 	}
-	out.SubscriptionBytes, out.QueuedBytes, out.ConnectionBytes = b.subscribed.Total(), b.queued.Total(), b.remembers.Total()
+	out.SubscriptionBytes, out.QueuedBytes, out.ConnectionBytes = b.deps.Bus.SubscriptionBytes(), b.queued.Total(), b.remembers.Total()
 	s.mu.Lock()
 	for k, v := range s.refusals {
 		out.Refusals[k] = v

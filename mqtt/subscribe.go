@@ -91,7 +91,8 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 	if c.isCommands(filter) && shared {
 		return nil, false, watchword.Refuse(watchword.Denied, "commands are for one connection, and for no group")
 	}
-	s = &subscription{session: c.session, name: f.Topic, filter: filter, qos: f.QoS, noLocal: f.NoLocal, asPublished: f.RetainAsPublished, identifier: identifier}
+	s = newSubscription(c.session, f.Topic, filter)
+	s.qos, s.noLocal, s.asPublished, s.identifier = f.QoS, f.NoLocal, f.RetainAsPublished, identifier
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
 	if c.out.closed {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
@@ -149,7 +150,7 @@ func TestAnAnswerFromBeforeAChangeDoesNotCount(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var b *Broker
 			roll := hasty{everybody{policy.NewSet().For(policy.Who{})}, func() { b.authorityChanged(watchword.DefaultTenant, id) }}
-			b = New(Dependencies{Guard: session.NewGuard(roll, session.GuardOptions{})}, Options{})
+			b = New(Dependencies{Bus: bus.New(bus.Options{}), Guard: session.NewGuard(roll, session.GuardOptions{})}, Options{})
 			defer b.stop()
 			w := b.world(watchword.DefaultTenant)
 			if _, err := w.retained.set(&message{topic: "a", payload: []byte("x")}, owner{"one", 1}); err != nil {

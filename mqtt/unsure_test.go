@@ -52,7 +52,7 @@ func (h *house) onABadRoll() *badRoll {
 	h.close()
 	r := &badRoll{house: h}
 	h.guard = session.NewGuard(r, session.GuardOptions{})
-	h.broker = mqtt.New(mqtt.Dependencies{Office: h, Guard: h.guard, Hub: h.hub, Store: h.store}, mqtt.Options{KeepAlive: 18 * time.Hour})
+	h.broker = mqtt.New(mqtt.Dependencies{Office: h, Guard: h.guard, Bus: h.bus, Store: h.store}, mqtt.Options{KeepAlive: 18 * time.Hour})
 	if err := h.broker.Load(h.t.Context()); err != nil {
 		h.t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/session"
@@ -316,16 +317,17 @@ func (ws *wills) publish(ctx context.Context, a *session.Authority, w *will) {
 	b := batchesOfWork.Get().(*batch)
 	defer batchesOfWork.Put(b)
 	b.now = ws.broker.options.Now()
-	defer b.flush()
+	defer b.Flush()
 	m := &message{topic: w.m.topic, payload: w.m.payload, qos: w.m.qos, retain: w.m.retain, props: w.m.props}
 	if w.life > 0 {
 		m.expireAt(b.now.Add(w.life))
 	}
-	var o outcome
+	var o bus.Result
 	key, err := w.session.send(ctx, b, m, v.house, &o, actor{left: a})
-	ws.remove(w, adding{message: o.kept, retained: key})
-	if o.kept != nil {
-		ws.broker.journal.release(o.kept) // who routed it had it too
+	k, _ := o.Stored.(*kept)
+	ws.remove(w, adding{message: k, retained: key})
+	if k != nil {
+		ws.broker.journal.release(k) // who published it had it too
 	}
 	if err != nil {
 		ws.broker.options.Log.WarnContext(ctx, "will refused", slog.String("client", w.session.id), slog.String("topic", m.topic), slog.Any("err", err))

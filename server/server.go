@@ -16,9 +16,9 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/enroll"
-	"github.com/watchword-iot/watchword/event"
 	"github.com/watchword-iot/watchword/httpapi"
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/logbudget"
@@ -214,17 +214,18 @@ func (s *Server) assemble(ctx context.Context) error {
 		options.CAPEM = s.ring.CAPEM
 	}
 	s.handshakes = newHandshakes(s.o.Log, s.o.Now)
-	hub, twins := event.NewHub(), twin.NewKeeper(s.store, s.ring)
-	reg.WhenDeleted(hub.Forget)
+	messages, twins := bus.New(bus.Options{
+		SubscriptionBytes: int64(s.cfg.Limits.SubscriptionBytes), SubjectSubscriptionBytes: int64(s.cfg.Limits.SubjectSubscriptionBytes),
+	}), twin.NewKeeper(s.store, s.ring)
+	reg.WhenDeleted(messages.ForgetEvents)
 	s.broker = mqtt.New(mqtt.Dependencies{
-		Office: papers, Guard: s.guard, Hub: hub, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes, Controls: controls,
+		Office: papers, Guard: s.guard, Bus: messages, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes, Controls: controls,
 	}, mqtt.Options{
 		PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
 		Sessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, KeptBytes: int64(s.cfg.Limits.KeptBytes), SubjectKeptBytes: int64(s.cfg.Limits.SubjectKeptBytes),
 		RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes,
 		QueuedBytes: int64(s.cfg.Limits.QueuedBytes), SubjectQueueBytes: int64(s.cfg.Limits.SubjectQueueBytes),
 		ConnectionBytes: int64(s.cfg.Limits.ConnectionBytes), SubjectConnectionBytes: int64(s.cfg.Limits.SubjectConnectionBytes),
-		SubscriptionBytes: int64(s.cfg.Limits.SubscriptionBytes), SubjectSubscriptionBytes: int64(s.cfg.Limits.SubjectSubscriptionBytes),
 		WillBytes: int64(s.cfg.Limits.WillBytes), SubjectWillBytes: int64(s.cfg.Limits.SubjectWillBytes),
 		SubjectRetainedMessages: s.cfg.Limits.SubjectRetainedMessages, SubjectRetainedBytes: s.cfg.Limits.SubjectRetainedBytes, KeepAlive: s.cfg.Limits.KeepAlive.Duration,
 		ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), HandshakeFailed: s.handshakes.mqtts, Now: s.o.brokerClock(), Log: s.o.Log,
@@ -238,7 +239,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	}
 	options.MQTTS = s.publicMQTTS()
 	api := httpapi.New(httpapi.Parts{
-		Registry: reg, Gate: gate, Office: papers, Guard: s.guard, Desk: s.desk, Hub: hub, Recorder: s.recorder,
+		Registry: reg, Gate: gate, Office: papers, Guard: s.guard, Desk: s.desk, Bus: messages, Recorder: s.recorder,
 		Twins: twins, Entries: s.store, Audit: s.log, Keys: s.keeper, Wire: s.broker, Room: room, Options: options,
 	})
 	if s.mqtts != nil {

@@ -1,6 +1,7 @@
-package event_test
+package bus_test
 
 import (
+	"context"
 	"fmt"
 	"runtime"
 	"slices"
@@ -9,21 +10,51 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/policy"
 )
 
-func ev(device watchword.SubjectID) *event.Event {
-	return &event.Event{Tenant: "t", Device: device, Stream: "lux", At: time.Unix(1_800_000_000, 0), Data: []byte("1")}
+func ev(device watchword.SubjectID) *bus.Event {
+	return &bus.Event{Tenant: "t", Device: device, Stream: "lux", At: time.Unix(1_800_000_000, 0), Data: []byte("1")}
 }
 
+// events publishes events and reads them.
+type events struct {
+	t   testing.TB
+	bus *bus.Bus
+	b   bus.Batch
+}
+
+func newEvents(t testing.TB) *events { return &events{t: t, bus: bus.New(bus.Options{})} }
+
+func (h *events) publish(e *bus.Event) {
+	var r bus.Result
+	h.bus.Tenant(e.Tenant).PublishEvent(e, &bus.Document{Name: e.Topic()}, &h.b, &r)
+}
+
+func (h *events) read(t watchword.TenantID, filter, since string) *bus.Reader {
+	h.t.Helper()
+	r, err := h.bus.Tenant(t).Read(context.Background(), anything{}, quota.Key{Tenant: t, Subject: "reader"}, filter, since)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return r
+}
+
+// anything is the authority of one who may read everything.
+type anything struct{}
+
+func (anything) Subscribe(string) policy.Decision { return policy.Decision{Allowed: true} }
+
 // take reads all that there is.
-func take(t *testing.T, s *event.Subscription) (events []*event.Event, gap event.Gap) {
+func take(t *testing.T, s *bus.Reader) (events []*bus.Event, gap bus.Gap) {
 	t.Helper()
 	gap.Devices = map[watchword.SubjectID]int64{}
 	for more := true; more; {
-		var es []*event.Event
-		var g event.Gap
+		var es []*bus.Event
+		var g bus.Gap
 		es, g, more = s.Next()
 		events = append(events, es...)
 		gap.Missed, gap.Others, gap.More = gap.Missed+g.Missed, gap.Others+g.Others, gap.More || g.More
@@ -34,32 +65,32 @@ func take(t *testing.T, s *event.Subscription) (events []*event.Event, gap event
 	if es, g, _ := s.Next(); len(es) > 0 || g.Any() {
 		t.Error("there is more without a sign of it")
 	}
-	if !slices.IsSortedFunc(events, func(a, b *event.Event) int { return strings.Compare(a.ID(), b.ID()) }) {
+	if !slices.IsSortedFunc(events, func(a, b *bus.Event) int { return strings.Compare(a.ID(), b.ID()) }) {
 		t.Error("the events are not in order")
 	}
 	return events, gap
 }
 
 func TestASlowReaderLosesTheEventsOfWhoReportsTooMuch(t *testing.T) {
-	h := event.NewHub()
+	h := newEvents(t)
 	before := ev("before")
-	h.Publish(before)
-	slow := h.Subscribe("t", "devices/+/events/#", "")
+	h.publish(before)
+	slow := h.read("t", "devices/+/events/#", "")
 	defer slow.Close()
-	narrow := h.Subscribe("t", "devices/lamp-7/events/#", "")
+	narrow := h.read("t", "devices/lamp-7/events/#", "")
 	defer narrow.Close()
-	quick := h.Subscribe("t", "devices/+/events/#", "")
+	quick := h.read("t", "devices/+/events/#", "")
 	defer quick.Close()
-	foreign := h.Subscribe("other", "#", "")
+	foreign := h.read("other", "#", "")
 	defer foreign.Close()
 	const loud, quiet = 10_000, 100
 	for n := range loud {
-		said := []*event.Event{ev("loud")}
+		said := []*bus.Event{ev("loud")}
 		if n%100 == 0 {
 			said = append(said, ev(watchword.SubjectID(fmt.Sprintf("lamp-%d", n/100%10))))
 		}
 		for _, e := range said {
-			h.Publish(e)
+			h.publish(e)
 			waiting.For(t, "the event", quick.Ready())
 			if es, gap, _ := quick.Next(); len(es) != 1 || es[0] != e || gap.Any() {
 				t.Fatalf("the quick one got %v, gap %v", es, gap)
@@ -97,17 +128,17 @@ func TestASlowReaderLosesTheEventsOfWhoReportsTooMuch(t *testing.T) {
 }
 
 func TestWhoComesBackGetsWhatItMissedOrIsToldOfTheGap(t *testing.T) {
-	h := event.NewHub()
+	h := newEvents(t)
 	var ids []string
 	for n := range 5000 {
 		e := ev(watchword.SubjectID(fmt.Sprintf("lamp-%d", n%2)))
-		h.Publish(e)
+		h.publish(e)
 		ids = append(ids, e.ID())
 	}
 	if !slices.IsSorted(ids) || len(slices.Compact(slices.Clone(ids))) != len(ids) {
 		t.Error("the ids of one millisecond are not in order, or not different")
 	}
-	s := h.Subscribe("t", "devices/lamp-1/events/#", ids[4990])
+	s := h.read("t", "devices/lamp-1/events/#", ids[4990])
 	defer s.Close()
 	waiting.For(t, "the events", s.Ready())
 	if events, gap := take(t, s); gap.Any() || len(events) != 5 || events[0].ID() != ids[4991] {
@@ -128,7 +159,7 @@ func TestWhoComesBackGetsWhatItMissedOrIsToldOfTheGap(t *testing.T) {
 		{"devices/+/events/#", strings.ToLower(ids[4999]), 2048, 2952, true},
 		{"devices/+/events/#", "", 0, 0, false},
 	} {
-		s := h.Subscribe("t", tc.filter, tc.since)
+		s := h.read("t", tc.filter, tc.since)
 		defer s.Close()
 		events, gap := take(t, s)
 		if len(events) != tc.events || gap.Missed != tc.missed || gap.More != tc.more {
@@ -138,33 +169,33 @@ func TestWhoComesBackGetsWhatItMissedOrIsToldOfTheGap(t *testing.T) {
 }
 
 func TestWhatIsNotRememberedOfAGapIsSaidSo(t *testing.T) {
-	h := event.NewHub()
+	h := newEvents(t)
 	first := ev("lamp-1")
-	h.Publish(first)
-	s := h.Subscribe("t", "devices/+/events/#", "")
+	h.publish(first)
+	s := h.read("t", "devices/+/events/#", "")
 	defer s.Close()
 	const flood = 60_000 // more than is remembered of what was lost
 	for range flood {
-		h.Publish(ev("loud"))
+		h.publish(ev("loud"))
 	}
 	for range 2 {
 		events, gap := take(t, s)
 		if len(events) != 1024 || !gap.More || gap.Missed < 20_000 || gap.Missed >= flood-1024 {
 			t.Errorf("%d events, gap %+v", len(events), gap)
 		}
-		s = h.Subscribe("t", "devices/+/events/#", first.ID())
+		s = h.read("t", "devices/+/events/#", first.ID())
 		defer s.Close()
 	}
 }
 
 func TestAGapNamesSomeDevicesAndCountsTheOthers(t *testing.T) {
-	h := event.NewHub()
-	s := h.Subscribe("t", "devices/+/events/#", "")
+	h := newEvents(t)
+	s := h.read("t", "devices/+/events/#", "")
 	defer s.Close()
 	const devices, each = 50, 120
 	for range each {
 		for d := range devices {
-			h.Publish(ev(watchword.SubjectID(fmt.Sprintf("lamp-%02d", d))))
+			h.publish(ev(watchword.SubjectID(fmt.Sprintf("lamp-%02d", d))))
 		}
 	}
 	_, gap, _ := s.Next()
@@ -200,11 +231,11 @@ func TestTheMemoryIsWhatIsCounted(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			before := heap()
-			h := event.NewHub()
+			h := newEvents(t)
 			for n := range 20_000 {
 				device := watchword.SubjectID(fmt.Sprintf("lamp-%d", n%tc.devices))
 				topic := "devices/" + string(device) + "/events/" + strings.Clone(tc.stream)
-				h.Publish(&event.Event{
+				h.publish(&bus.Event{
 					Tenant: "t", Device: watchword.SubjectID(topic[8 : 8+len(device)]), Stream: topic[len(topic)-len(tc.stream):],
 					At: time.Unix(1_800_000_000, 0), Data: make([]byte, tc.size),
 				})
@@ -221,28 +252,28 @@ func TestTheMemoryIsWhatIsCounted(t *testing.T) {
 }
 
 func TestOfADeletedDeviceNothingIsKept(t *testing.T) {
-	h := event.NewHub()
+	h := newEvents(t)
 	first := ev("other")
-	h.Publish(first)
-	waits := h.Subscribe("t", "devices/+/events/#", "") // what waits for it is one event alone
+	h.publish(first)
+	waits := h.read("t", "devices/+/events/#", "") // what waits for it is one event alone
 	defer waits.Close()
-	h.Publish(ev("gone"))
-	behind := h.Subscribe("t", "devices/+/events/#", first.ID())
+	h.publish(ev("gone"))
+	behind := h.read("t", "devices/+/events/#", first.ID())
 	defer behind.Close()
 	for range 3000 { // some of them are lost
-		h.Publish(ev("gone"))
+		h.publish(ev("gone"))
 	}
 	foreign := ev("gone")
 	foreign.Tenant = "other tenant"
-	h.Publish(foreign)
-	one := h.Subscribe("t", "devices/gone/events/#", "")
+	h.publish(foreign)
+	one := h.read("t", "devices/gone/events/#", "")
 	defer one.Close()
-	h.Publish(ev("gone"))
-	h.Forget("t", "gone")
-	h.Forget("t", "nobody")
-	for name, s := range map[string]*event.Subscription{
+	h.publish(ev("gone"))
+	h.bus.ForgetEvents("t", "gone")
+	h.bus.ForgetEvents("t", "nobody")
+	for name, s := range map[string]*bus.Reader{
 		"who read nothing": waits, "who came back before": behind, "who has one alone to read": one,
-		"who comes back": h.Subscribe("t", "devices/+/events/#", first.ID()),
+		"who comes back": h.read("t", "devices/+/events/#", first.ID()),
 	} {
 		if events, gap := take(t, s); len(events) > 0 || gap.Missed > 0 || gap.More {
 			t.Errorf("%s gets %d events, gap %+v", name, len(events), gap)
@@ -250,13 +281,13 @@ func TestOfADeletedDeviceNothingIsKept(t *testing.T) {
 		s.Close()
 	}
 	marker := ev("other")
-	h.Publish(marker)
-	s := h.Subscribe("t", "devices/+/events/#", first.ID())
+	h.publish(marker)
+	s := h.read("t", "devices/+/events/#", first.ID())
 	defer s.Close()
 	if events, gap := take(t, s); len(events) != 1 || events[0] != marker || gap.Any() {
 		t.Errorf("of the other come %d events, gap %+v", len(events), gap)
 	}
-	of := h.Subscribe("other tenant", "devices/+/events/#", first.ID())
+	of := h.read("other tenant", "devices/+/events/#", first.ID())
 	defer of.Close()
 	if events, _ := take(t, of); len(events) != 1 {
 		t.Errorf("of another tenant's device with that id come %d", len(events))

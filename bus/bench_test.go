@@ -1,4 +1,4 @@
-package event_test
+package bus_test
 
 import (
 	"fmt"
@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/event"
+	"github.com/watchword-iot/watchword/bus"
 )
 
 // BenchmarkPublish is one event from its publisher to all readers, whose filter matches or does not.
@@ -19,16 +19,16 @@ func BenchmarkPublish(b *testing.B) {
 		for _, readers := range []int{0, 1, 10, 100} {
 			for _, filter := range []string{"devices/+/events/#", "devices/none/events/#"} {
 				b.Run(fmt.Sprintf("%d devices, %d readers of %s", devices, readers, filter), func(b *testing.B) {
-					h := event.NewHub()
-					subs := make([]*event.Subscription, readers)
+					h := newEvents(b)
+					subs := make([]*bus.Reader, readers)
 					for i := range subs {
-						subs[i] = h.Subscribe("t", filter, "")
+						subs[i] = h.read("t", filter, "")
 						defer subs[i].Close()
 					}
 					at, data := time.Unix(1_800_000_000, 0), []byte("42")
 					n := 0
 					for b.Loop() {
-						h.Publish(&event.Event{Tenant: "t", Device: names[n%devices], Stream: "lux", At: at, Data: data})
+						h.publish(&bus.Event{Tenant: "t", Device: names[n%devices], Stream: "lux", At: at, Data: data})
 						n++
 						if filter == "devices/none/events/#" {
 							continue
