@@ -15,21 +15,25 @@ test: deps fmt
 	$(TOOL) staticcheck ./...
 	$(GO) test ./bench
 	cd tools && $(GO) test ./mutate
+	cd peers && $(GO) vet . && $(GO) tool -modfile=../tools/go.mod staticcheck . && $(GO) test .
 	$(GO) test -run UnderASecond ./server
 	WATCHWORD_OUTSIDE=required $(GO) test -race -timeout 20m ./...
 
 fmt:
 	@bad=$$($(TOOL) gofumpt -l .); test -z "$$bad" || { echo "not gofumpt'ed:"; echo "$$bad"; exit 1; }
 
-# The outside programs that tests use, from Debian's packages and npm, where they are missing.
+# The outside programs that tests use, from Debian's packages and npm, where they are missing; and libraries of others
+# in a program and a module of their own (docs/decisions/0025-modules.md).
 deps:
 	@tools/install-outside.sh
+	$(GO) build -C peers -o ../bin/outside/peers .
 
 lint:
 	golangci-lint run
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./jose ./policy ./token ./bench
+	cd peers && $(GO) test -run '^$$' -bench . -benchmem .
 	$(GO) run ./bench/load
 	$(GO) run ./bench/load -log 3 -rate 200 -seconds 8
 	$(GO) run ./bench/auditload

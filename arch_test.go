@@ -61,7 +61,7 @@ func sources(t *testing.T) []source {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && d.Name() != "." || d.Name() == "tools" || d.Name() == "node_modules" || d.Name() == "testdata") {
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && d.Name() != "." || d.Name() == "tools" || file == "peers" || d.Name() == "node_modules" || d.Name() == "testdata") {
 			return filepath.SkipDir
 		}
 		if !strings.HasSuffix(file, ".go") {
@@ -185,6 +185,44 @@ func TestNoReplace(t *testing.T) {
 	}
 	if strings.Contains(string(b), "replace") {
 		t.Error("go.mod has a replace: go install …@latest would fail")
+	}
+}
+
+// What only tests need is in everybody's module graph all the same where go.mod requires it. So what go.mod requires is
+// imported by code that is no test, but for what stands in needed with its reason; libraries of others that tests
+// compare with are in the module peers.
+func TestGoModRequiresNothingForTestsAlone(t *testing.T) {
+	needed := map[string]string{
+		"github.com/rogpeppe/go-internal": "testscript runs the CLI's main inside its test",
+	}
+	b, err := os.ReadFile("go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	product := map[string]bool{}
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		for _, imp := range s.imports() {
+			product[imp] = true
+			if imp == module+"/internal/peers" {
+				t.Errorf("%s imports internal/peers, which is for tests alone", s.path)
+			}
+		}
+	}
+	direct := regexp.MustCompile(`(?m)^\t(\S+) v\S+$`).FindAllStringSubmatch(string(b), -1)
+	if len(direct) < 10 {
+		t.Fatalf("found %d requirements", len(direct))
+	}
+	for _, m := range direct {
+		used := false
+		for imp := range product {
+			used = used || imp == m[1] || strings.HasPrefix(imp, m[1]+"/")
+		}
+		if used == (needed[m[1]] != "") {
+			t.Errorf("go.mod requires %s, product uses it: %v, needed for tests: %q", m[1], used, needed[m[1]])
+		}
 	}
 }
 

@@ -19,10 +19,10 @@ import (
 
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
-	paho3 "github.com/eclipse/paho.mqtt.golang"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
+	"github.com/watchword-iot/watchword/internal/peers"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -190,18 +190,14 @@ func (w *pahoWire) subscribe(t *testing.T, filters ...string) {
 
 func TestPaho3(t *testing.T) {
 	h, one, two := meters(t)
-	connect := func(d *device.Device, broker string) (paho3.Client, chan error) {
+	connect := func(d *device.Device, broker string) *peers.Client {
 		assertion, err := d.Assertion(time.Minute)
 		must(t, err)
-		lost := make(chan error, 1)
-		o := paho3.NewClientOptions().AddBroker(broker).SetClientID(string(d.ID())).SetUsername("jwt").SetPassword(assertion).SetProtocolVersion(4).
-			SetAutoReconnect(false).SetTLSConfig(anchored(t, d)).SetConnectionLostHandler(func(_ paho3.Client, err error) { lost <- err })
-		c := paho3.NewClient(o)
-		if tk := c.Connect(); !tk.WaitTimeout(20*time.Second) || tk.Error() != nil {
-			t.Fatal(tk.Error())
-		}
-		t.Cleanup(func() { c.Disconnect(0) })
-		return c, lost
+		ca, err := os.ReadFile(d.CAFile())
+		must(t, err)
+		c, err := peers.Find(t).Connect(t, string(d.ID()), peers.Connect{Broker: broker, Username: "jwt", Password: assertion, CA: ca, Clean: true})
+		must(t, err)
+		return c
 	}
 	var place struct {
 		MQTT string `json:"mqtt"`
@@ -209,27 +205,24 @@ func TestPaho3(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(h.dir, "server.json"))
 	must(t, err)
 	must(t, json.Unmarshal(b, &place))
-	sub, lost := connect(two, "tcp://"+place.MQTT) // plain, on loopback
-	got := make(chan string, 100)
-	tk := sub.Subscribe("plant/#", 1, func(_ paho3.Client, m paho3.Message) { got <- m.Topic() + " " + string(m.Payload()) })
-	tk.Wait()
-	must(t, tk.Error())
-	pub, refused := connect(one, "tls://"+one.MQTT())
+	sub := connect(two, "tcp://"+place.MQTT) // plain, on loopback
+	must(t, sub.Subscribe(t, "plant/#", 1))
+	pub := connect(one, "tls://"+one.MQTT())
 	for range 50 {
-		tk := pub.Publish("plant/meter-1/lux", 1, false, "42")
-		tk.Wait()
-		must(t, tk.Error())
-		if m := <-got; m != "plant/meter-1/lux 42" {
-			t.Errorf("heard %s", m)
+		must(t, pub.Publish(t, "plant/meter-1/lux", 1, "42"))
+		if m := <-sub.Messages; m.Topic != "plant/meter-1/lux" || m.Payload != "42" {
+			t.Errorf("heard %+v", m)
 		}
 	}
-	pub.Publish("plant/meter-1/secret", 1, false, "x")
-	<-refused // 3.1.1 has no other word
+	if err := pub.Publish(t, "plant/meter-1/secret", 1, "x"); err == nil {
+		t.Error("the secret is acknowledged")
+	}
+	<-pub.Lost // 3.1.1 has no other word
 	_, err = h.admin.Revoke(t.Context(), two.ID(), "stolen")
 	must(t, err)
-	<-lost
-	if len(got) > 0 {
-		t.Errorf("heard %s", <-got)
+	<-sub.Lost
+	if len(sub.Messages) > 0 {
+		t.Errorf("heard %+v", <-sub.Messages)
 	}
 }
 

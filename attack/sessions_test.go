@@ -9,14 +9,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/coder/websocket"
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
-	paho3 "github.com/eclipse/paho.mqtt.golang"
 
 	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/internal/peers"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
@@ -75,38 +74,23 @@ func TestNpmsMQTTThroughEverything(t *testing.T) {
 	}
 }
 
-// old is paho for 3.1.1, which comes back by itself to the session that it left.
-func old(t *testing.T, d *device.Device, suffix string, clean bool, on func(paho3.Message)) paho3.Client {
+// old is Paho for 3.1.1, which comes back by itself to the session that it left.
+func old(t *testing.T, d *device.Device, clean bool) *peers.Client {
 	t.Helper()
-	o := paho3.NewClientOptions().AddBroker("ssl://" + d.MQTT()).SetClientID(string(d.ID()) + suffix).SetTLSConfig(anchored(t, d)).SetCleanSession(clean)
-	o.SetCredentialsProvider(func() (string, string) {
-		a, err := d.Assertion(time.Minute)
-		if err != nil {
-			t.Error(err)
-		}
-		return "jwt", a
-	})
-	o.SetMaxReconnectInterval(50 * time.Millisecond).SetProtocolVersion(4).SetOrderMatters(true)
-	o.SetDefaultPublishHandler(func(_ paho3.Client, m paho3.Message) {
-		if on != nil {
-			on(m)
-		}
-	})
-	c := paho3.NewClient(o)
-	if tok := c.Connect(); tok.Wait() && tok.Error() != nil {
-		t.Fatal(tok.Error())
-	}
-	t.Cleanup(func() { c.Disconnect(0) })
+	tok, err := d.NewToken(t.Context())
+	must(t, err)
+	ca, err := os.ReadFile(d.CAFile())
+	must(t, err)
+	c, err := peers.Find(t).Connect(t, string(d.ID()), peers.Connect{Broker: "ssl://" + d.MQTT(), Username: "jwt", Password: tok, CA: ca, Clean: clean, Reconnect: true})
+	must(t, err)
 	return c
 }
 
 func TestPaho3ComesBackToItsSession(t *testing.T) {
 	h, one, two := meters(t)
-	got := make(chan string, 100)
-	hear := func(m paho3.Message) { got <- fmt.Sprintf("%s %d %v", m.Payload(), m.Qos(), m.Retained()) }
-	sub := old(t, two, "", false, hear)
-	sub.Subscribe("plant/+/lux", 2, nil).Wait()
-	pub := old(t, one, "", true, nil)
+	sub := old(t, two, false)
+	must(t, sub.Subscribe(t, "plant/+/lux", 2))
+	pub := old(t, one, true)
 	// The server cuts it off, and it comes back to what it had.
 	for round := range 3 {
 		ss, err := h.admin.Sessions(t.Context(), two.ID())
@@ -115,25 +99,23 @@ func TestPaho3ComesBackToItsSession(t *testing.T) {
 			must(t, h.admin.CloseSession(t.Context(), s.ID))
 		}
 		for n := range 3 {
-			if tok := pub.Publish("plant/meter-1/lux", byte(n), false, fmt.Sprintf("%d-%d", round, n)); tok.Wait() && tok.Error() != nil {
-				t.Fatal(tok.Error())
-			}
+			must(t, pub.Publish(t, "plant/meter-1/lux", byte(n), fmt.Sprintf("%d-%d", round, n)))
 		}
 		for _, want := range []string{fmt.Sprintf("%d-1 1 false", round), fmt.Sprintf("%d-2 2 false", round)} {
-			for m := range got {
-				if strings.HasSuffix(m, " 0 false") {
+			for m := range sub.Messages {
+				if m.QoS == 0 && !m.Retained {
 					continue // QoS 0 is heard by who is there
 				}
-				if m != want {
-					t.Fatalf("heard %q, want %q", m, want)
+				if got := fmt.Sprintf("%s %d %v", m.Payload, m.QoS, m.Retained); got != want {
+					t.Fatalf("heard %q, want %q", got, want)
 				}
 				break
 			}
 		}
 	}
 	// What waits is shown.
-	sub.Disconnect(0)
-	pub.Publish("plant/meter-1/lux", 1, false, "waits").Wait()
+	must(t, sub.Disconnect(t))
+	must(t, pub.Publish(t, "plant/meter-1/lux", 1, "waits"))
 	_, away, err := h.admin.AllSessions(t.Context(), two.ID())
 	must(t, err)
 	if len(away) != 1 || away[0].MQTT.Client != "meter-2" || away[0].MQTT.Messages < 1 || !slices.Equal(away[0].MQTT.Subscriptions, []string{"plant/+/lux"}) {

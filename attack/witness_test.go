@@ -18,13 +18,12 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/crypto/ssh"
-	"golang.org/x/crypto/ssh/agent"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/internal/peers"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/sdk/admin"
@@ -46,29 +45,14 @@ type otherWitness struct {
 func startWitness(t *testing.T, name string) *otherWitness {
 	t.Helper()
 	w := &otherWitness{t: t, dir: t.TempDir()}
-	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	_, priv, err := ed25519.GenerateKey(rand.Reader)
 	must(t, err)
-	ring := agent.NewKeyring()
-	must(t, ring.Add(agent.AddedKey{PrivateKey: priv}))
-	sock, err := net.Listen("unix", filepath.Join(w.dir, "agent"))
-	must(t, err)
-	t.Cleanup(func() { _ = sock.Close() })
-	go func() {
-		for {
-			c, err := sock.Accept()
-			if err != nil {
-				return
-			}
-			go func() { _ = agent.ServeAgent(ring, c) }() // until the witness goes
-		}
-	}()
-	id, err := ssh.NewPublicKey(pub)
-	must(t, err)
+	fingerprint := peers.Find(t).Agent(t, filepath.Join(w.dir, "agent"), priv)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	address := l.Addr().String()
 	must(t, l.Close())
-	c := exec.Command(outside(t, "litewitness"), "-name", name, "-db", filepath.Join(w.dir, "db"), "-ssh-agent", filepath.Join(w.dir, "agent"), "-key", ssh.FingerprintSHA256(id), "-listen", address)
+	c := exec.Command(outside(t, "litewitness"), "-name", name, "-db", filepath.Join(w.dir, "db"), "-ssh-agent", filepath.Join(w.dir, "agent"), "-key", fingerprint, "-listen", address)
 	out, err := c.StderrPipe()
 	must(t, err)
 	must(t, c.Start())

@@ -14,12 +14,12 @@ import (
 	"testing"
 	"time"
 
-	"filippo.io/torchwood"
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/internal/peers"
 )
 
 // shelf is a log in memory, of less than one tile.
@@ -95,10 +95,7 @@ func asked(t *testing.T, log oneKey, script ...http.HandlerFunc) *audit.Witness 
 	if err != nil {
 		t.Fatal(err)
 	}
-	signer, err := torchwood.NewCosignatureSigner("witness.example", priv)
-	if err != nil {
-		t.Fatal(err)
-	}
+	signer := peers.Find(t).Witness(t, "witness.example", priv)
 	vs, err := note.NewVerifier(log.Key.String())
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +123,7 @@ func asked(t *testing.T, log oneKey, script ...http.HandlerFunc) *audit.Witness 
 		_, _ = io.WriteString(w, lines[len(lines)-1]+"\n") // to the keeper, which is there
 	}))
 	t.Cleanup(s.Close)
-	w, err := audit.ParseWitness(signer.Verifier().String() + "  " + s.URL + "/w/")
+	w, err := audit.ParseWitness(signer.Verifier() + "  " + s.URL + "/w/")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,11 +199,7 @@ func TestWitnessesAreConfiguredWithCare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := torchwood.NewCosignatureSigner("w.example", priv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	good := w.Verifier().String()
+	good := peers.Find(t).Witness(t, "w.example", priv).Verifier()
 	for _, line := range []string{
 		"", good, key.Key.String() + " https://w.example", good + " http://w.example", good + " ftp://w.example", good + " https://u:p@w.example", good + " https://w.example?x=1", "x https://w.example",
 	} {

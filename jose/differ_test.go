@@ -9,11 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	josev4 "github.com/go-jose/go-jose/v4"
-	"github.com/lestrrat-go/jwx/v3/jwa"
-	"github.com/lestrrat-go/jwx/v3/jwe"
-	"github.com/lestrrat-go/jwx/v3/jwk"
-	"github.com/lestrrat-go/jwx/v3/jws"
+	"github.com/watchword-iot/watchword/internal/peers"
 )
 
 // Where we and the oracles differ over the same bytes. Each difference that may
@@ -45,8 +41,9 @@ var looser = map[string]string{
 
 // difference compares verdicts, and notes which lines of the lists were needed.
 type difference struct {
-	t    *testing.T
-	used map[string]bool
+	t      *testing.T
+	others *peers.Peers
+	used   map[string]bool
 }
 
 func (d *difference) judge(name, reason, oracle string, ours, theirs error) {
@@ -65,21 +62,17 @@ func (d *difference) judge(name, reason, oracle string, ours, theirs error) {
 	}
 }
 
-func jwxVerify(alg jwa.SignatureAlgorithm, k *PublicKey, raw string) error {
-	_, err := jws.Verify([]byte(raw), jws.WithKey(alg, k.Crypto()))
-	return err
-}
-
-func goJoseVerify(alg josev4.SignatureAlgorithm, k *PublicKey, raw string) error {
-	parse := josev4.ParseSignedCompact
-	if strings.HasPrefix(raw, "{") {
-		parse = josev4.ParseSignedJSON
+// verify compares the verdicts over a JWS.
+func (d *difference) verify(name, reason, alg, theirAlg string, k *PublicKey, raw string) {
+	d.t.Helper()
+	_, ours := verify(raw, k)
+	_, theirs := d.others.VerifyJWS(d.t, peers.JWX, alg, k.Crypto(), raw)
+	d.judge(name, reason, "jwx", ours, theirs)
+	if theirAlg != alg {
+		reason = theirAlg
 	}
-	o, err := parse(raw, []josev4.SignatureAlgorithm{alg})
-	if err == nil {
-		_, err = o.Verify(k.Crypto())
-	}
-	return err
+	_, theirs = d.others.VerifyJWS(d.t, peers.GoJOSE, theirAlg, k.Crypto(), raw)
+	d.judge(name, reason, "go-jose", ours, theirs)
 }
 
 // reasonOf says which line a header of headerCases needs, if any.
@@ -106,7 +99,7 @@ func reasonOf(name string) string {
 }
 
 func TestWhereWeAndTheOraclesDiffer(t *testing.T) {
-	d := &difference{t, map[string]bool{}}
+	d := &difference{t, peers.Find(t), map[string]bool{}}
 	t.Run("headers", func(t *testing.T) { d.t = t; d.headers() })
 	t.Run("encodings", func(t *testing.T) { d.t = t; d.encodings() })
 	t.Run("signatures", func(t *testing.T) { d.t = t; d.signatures() })
@@ -129,15 +122,10 @@ func (d *difference) headers() {
 	k := s.Public()
 	for _, tc := range headerCases(s) {
 		raw := under(d.t, s, tc.header, `{"a":1}`)
-		_, ours := verify(raw, k)
-		d.judge(tc.name, reasonOf(tc.name), "jwx", ours, jwxVerify(jwa.ES256(), k, raw))
-		d.judge(tc.name, reasonOf(tc.name), "go-jose", ours, goJoseVerify(josev4.ES256, k, raw))
+		d.verify(tc.name, reasonOf(tc.name), "ES256", "ES256", k, raw)
 	}
 	ed := newSigner(d.t, Ed)
-	raw := under(d.t, ed, `{"alg":"Ed25519"}`, `{}`)
-	_, ours := verify(raw, ed.Public())
-	d.judge("Ed25519", "", "jwx", ours, jwxVerify(jwa.EdDSAEd25519(), ed.Public(), raw))
-	d.judge("Ed25519", "EdDSA", "go-jose", ours, goJoseVerify(josev4.EdDSA, ed.Public(), raw))
+	d.verify("Ed25519", "", "Ed25519", "EdDSA", ed.Public(), under(d.t, ed, `{"alg":"Ed25519"}`, `{}`))
 }
 
 // encodings writes each part of a good token in every other way that a lenient
@@ -151,9 +139,7 @@ func (d *difference) encodings() {
 		if strings.HasPrefix(name, "json") {
 			reason = "serialization"
 		}
-		_, ours := verify(raw, s.Public())
-		d.judge(name, reason, "jwx", ours, jwxVerify(jwa.ES256(), s.Public(), raw))
-		d.judge(name, reason, "go-jose", ours, goJoseVerify(josev4.ES256, s.Public(), raw))
+		d.verify(name, reason, "ES256", "ES256", s.Public(), raw)
 	}
 	try("as it is", good)
 	for i, part := range parts {
@@ -198,10 +184,7 @@ func (d *difference) signatures() {
 		"63 bytes": sig[:63], "65 bytes": append([]byte{0}, sig...), "96 bytes": append(make([]byte, 32), sig...),
 		"each with a zero before": append(append([]byte{0}, sig[:32]...), append([]byte{0}, sig[32:]...)...), "none": nil,
 	} {
-		tok := good[:cut+1] + b64.EncodeToString(b)
-		_, ours := verify(tok, s.Public())
-		d.judge(name, "", "jwx", ours, jwxVerify(jwa.ES256(), s.Public(), tok))
-		d.judge(name, "", "go-jose", ours, goJoseVerify(josev4.ES256, s.Public(), tok))
+		d.verify(name, "", "ES256", "ES256", s.Public(), good[:cut+1]+b64.EncodeToString(b))
 	}
 }
 
@@ -217,16 +200,9 @@ func (d *difference) seals() {
 		}
 		judge := func(name, reason, raw string) {
 			_, _, ours := o.Open(raw, 1<<16)
-			_, theirs := jwe.Decrypt([]byte(raw), jwe.WithKey(jwa.ECDH_ES(), privateECDH(d.t, k)))
+			_, theirs := d.others.Decrypt(d.t, peers.JWX, "", privateECDH(d.t, k), raw)
 			d.judge(crv+" "+name, reason, "jwx", ours, theirs)
-			parse := josev4.ParseEncryptedCompact
-			if strings.HasPrefix(raw, "{") {
-				parse = josev4.ParseEncryptedJSON
-			}
-			e, theirs := parse(raw, []josev4.KeyAlgorithm{josev4.ECDH_ES}, []josev4.ContentEncryption{josev4.A256GCM, josev4.A128GCM})
-			if theirs == nil {
-				_, theirs = e.Decrypt(k.Crypto())
-			}
+			_, theirs = d.others.Decrypt(d.t, peers.GoJOSE, "", privateECDH(d.t, k), raw)
 			if crv == X25519 && ours == nil {
 				reason = "X25519"
 			}
@@ -287,20 +263,12 @@ func (d *difference) keys() {
 		} {
 			reason := "jwk"
 			_, ours := parsedAnyUse([]byte(raw))
-			key, theirs := jwk.ParseKey([]byte(raw))
-			if theirs == nil {
-				var native any // what is no key at all shows when it is used
-				theirs = jwk.Export(key, &native)
-			}
+			_, theirs := d.others.Thumbprint(d.t, peers.JWX, []byte(raw))
 			d.judge(crv+" "+name, reason, "jwx", ours, theirs)
 			if crv == X25519 {
 				continue
 			}
-			var other josev4.JSONWebKey
-			theirs = other.UnmarshalJSON([]byte(raw))
-			if theirs == nil && !other.Valid() {
-				theirs = fmt.Errorf("not valid")
-			}
+			_, theirs = d.others.Thumbprint(d.t, peers.GoJOSE, []byte(raw))
 			d.judge(crv+" "+name, reason, "go-jose", ours, theirs)
 		}
 	}
