@@ -17,22 +17,22 @@ import (
 )
 
 func (a *app) agentCommand() *cobra.Command {
-	return group("agent", "The device's side, for anything that runs Linux", a.agentEnroll(), a.agentPair(), a.agentRun(), a.agentToken(), a.agentAssertion(), a.agentStatus(), a.agentRekey())
+	return group("agent", "Run a device: keys, session, commands, events", a.agentEnroll(), a.agentPair(), a.agentRun(), a.agentToken(), a.agentAssertion(), a.agentStatus(), a.agentRekey())
 }
 
 func dirFlag(c *cobra.Command) *string {
-	dir := c.Flags().String("dir", "", "the device's folder")
+	dir := c.Flags().String("dir", "", "folder with the device's keys and state")
 	_ = c.MarkFlagRequired("dir") // the flag is there
 	return dir
 }
 
-// clockFlag is for devices that do not know the time by themselves.
+// clockFlag adds --no-clock.
 func clockFlag(c *cobra.Command) *bool {
-	return c.Flags().Bool("no-clock", false, "this device has no clock: ask the server for signed time, and obey by nonce until it is known")
+	return c.Flags().Bool("no-clock", false, "the device has no clock: get signed time from the server, and execute only commands with the device's nonce until it has it")
 }
 
 func (a *app) agentEnroll() *cobra.Command {
-	c := &cobra.Command{Use: "enroll LINK|FILE|- --dir DIR", Short: "Make keys, and become the device of a one-time link", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "enroll LINK|FILE|- --dir DIR", Short: "Make keys and enroll them with a one-time link", Args: args(cobra.ExactArgs(1))}
 	dir := dirFlag(c)
 	sign := c.Flags().String("sign", "P-256", "curve of the signing key: P-256 or Ed25519")
 	seal := c.Flags().String("seal", "P-256", "curve of the sealing key: P-256 or X25519")
@@ -71,7 +71,7 @@ type status struct {
 	Seal     string `json:"seal_key,omitempty"`
 	Epoch    int64  `json:"epoch"`
 	Seq      int64  `json:"seq"`
-	Lost     string `json:"memory_lost,omitempty"`
+	Lost     string `json:"journal_lost,omitempty"`
 	Bundle   int64  `json:"trust_version,omitempty"`
 	Until    string `json:"trust_until,omitempty"`
 	CA       string `json:"ca,omitempty"`
@@ -95,13 +95,13 @@ func (a *app) printStatus(d *device.Device) error {
 		w.Printf("device\t%s\nserver\t%s\nsign key\t%s\nseal key\t%s\nlast command\t%d.%d\ntrust bundle\tversion %d, until %s\nca\t%s\n",
 			s.ID, s.Server, s.Sign, s.Seal, s.Epoch, s.Seq, s.Bundle, s.Until, s.CA)
 		if s.Lost != "" {
-			w.Printf("memory\tlost, commands count by nonce alone until one came: %s\n", s.Lost)
+			w.Printf("journal\tlost; until the next command, only one with this device's nonce is executed: %s\n", s.Lost)
 		}
 	})
 }
 
 func (a *app) agentStatus() *cobra.Command {
-	c := &cobra.Command{Use: "status --dir DIR", Short: "What the device's folder holds", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "status --dir DIR", Short: "Show what the device's folder holds", Args: args(cobra.NoArgs)}
 	dir := dirFlag(c)
 	c.RunE = func(*cobra.Command, []string) error {
 		return onDevice(*dir, device.Options{}, a.printStatus)
@@ -109,7 +109,7 @@ func (a *app) agentStatus() *cobra.Command {
 	return c
 }
 
-// onDevice opens a folder that is there and calls f.
+// onDevice opens an existing device folder and calls f.
 func onDevice(dir string, o device.Options, f func(*device.Device) error) error {
 	if _, err := os.Stat(dir); err != nil {
 		return err
@@ -122,7 +122,7 @@ func onDevice(dir string, o device.Options, f func(*device.Device) error) error 
 }
 
 func (a *app) agentToken() *cobra.Command {
-	c := &cobra.Command{Use: "token --dir DIR", Short: "Print an access token, for a stock client", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "token --dir DIR", Short: "Print an access token, for example for a stock MQTT client", Args: args(cobra.NoArgs)}
 	dir, noClock := dirFlag(c), clockFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return onDevice(*dir, device.Options{NoClock: *noClock}, func(d *device.Device) error {
@@ -137,7 +137,7 @@ func (a *app) agentToken() *cobra.Command {
 }
 
 func (a *app) agentAssertion() *cobra.Command {
-	c := &cobra.Command{Use: "assertion --dir DIR", Short: "Print a client assertion, good once, for five minutes", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "assertion --dir DIR", Short: "Print a client assertion: valid once, for five minutes", Args: args(cobra.NoArgs)}
 	dir, noClock := dirFlag(c), clockFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return onDevice(*dir, device.Options{NoClock: *noClock}, func(d *device.Device) error {
@@ -153,12 +153,13 @@ func (a *app) agentAssertion() *cobra.Command {
 }
 
 func (a *app) agentRun() *cobra.Command {
-	c := &cobra.Command{Use: "run --dir DIR", Short: "Keep a session up, carry out commands, publish lines", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "run --dir DIR", Short: "Keep a session open, execute commands, publish lines", Args: args(cobra.NoArgs)}
 	dir := dirFlag(c)
 	functions := c.Flags().String("functions", "", "TOML file that maps functions to programs")
-	stream := c.Flags().String("stdin", "", "publish each line of standard input in this stream; ends at its end")
-	every := c.Flags().Duration("rekey-every", 0, "change both keys when they are this old, as 720h; 0 never does")
-	logged := c.Flags().Bool("logged-only", false, "obey only commands that come with the proof that the server's log has them")
+	stream := c.Flags().String("stdin", "", "publish each line of standard input as an event of this stream, until it ends")
+	every := c.Flags().Duration("rekey-every", 0, "change both keys when they reach this age, for example 720h; 0: never")
+	logged := c.Flags().Bool("require-log-proof", false, "execute only commands that come with a proof that the server's audit log contains them")
+	renamedFlag(c, "logged-only", "--require-log-proof")
 	noClock := clockFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *every != 0 && *every < rekeyShortest {
@@ -194,7 +195,7 @@ func (a *app) runAgent(ctx context.Context, d *device.Device, stream string) err
 	defer cancel()
 	ran := make(chan error, 1)
 	go func() { ran <- d.Run(ctx) }()
-	a.err.Printf("%s runs against %s\n", d.ID(), d.Server())
+	a.err.Printf("%s runs with server %s\n", d.ID(), d.Server())
 	if stream == "" {
 		return <-ran
 	}
@@ -207,7 +208,7 @@ func (a *app) runAgent(ctx context.Context, d *device.Device, stream string) err
 		return err
 	case err := <-read:
 		if err != nil { // commands go on without lines
-			slog.Error("no more lines are read", slog.Any("err", err))
+			slog.Error("standard input is not read any more", slog.Any("err", err))
 			return <-ran
 		}
 		cancel()

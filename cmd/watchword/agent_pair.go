@@ -8,10 +8,10 @@ import (
 )
 
 func (a *app) agentPair() *cobra.Command {
-	c := &cobra.Command{Use: "pair URL --dir DIR", Short: "Make keys, show a code, and wait until an operator approves them", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "pair URL --dir DIR", Short: "Make keys, show a code and wait for an operator's approval", Args: args(cobra.ExactArgs(1))}
 	dir := dirFlag(c)
-	id := c.Flags().String("id", "", "who the device would like to be; the operator has the last word")
-	pin := c.Flags().String("pin", "", "pin of the server's root, from watchword enrollment pin; not needed with a public certificate")
+	id := c.Flags().String("id", "", "id that the device requests; the operator may choose another")
+	pin := c.Flags().String("pin", "", "pin of the server's root, from watchword trust pin; not needed where the server has a public certificate")
 	sign := c.Flags().String("sign", "P-256", "curve of the signing key: P-256 or Ed25519")
 	seal := c.Flags().String("seal", "P-256", "curve of the sealing key: P-256 or X25519")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -31,13 +31,13 @@ func (a *app) agentPair() *cobra.Command {
 	return c
 }
 
-// showPairing tells people at the device what to do.
+// showPairing prints the code and the thumbprints for the person at the device.
 func (a *app) showPairing(p device.Pairing) {
 	a.err.Printf("code      %s\nsign key  %s\nseal key  %s\napprove   %s\n          or, on the server: watchword enrollment approve %s --key %s\nwaiting   until %s\n",
 		p.UserCode, p.Sign, p.Seal, p.URIComplete, p.UserCode, p.Sign, ago(p.Expires))
 }
 
-// curves checks the names of the curves that keys are made on.
+// curves checks the curve names of --sign and --seal.
 func curves(sign, seal string) error {
 	if sign != "P-256" && sign != "Ed25519" {
 		return usage("--sign must be P-256 or Ed25519")

@@ -18,7 +18,7 @@ const rekeyShortest = 2 * time.Hour
 
 func (a *app) agentRekey() *cobra.Command {
 	c := &cobra.Command{
-		Use: "rekey --dir DIR", Short: "Make new keys, and have the server take them", Args: args(cobra.NoArgs),
+		Use: "rekey --dir DIR", Short: "Make new keys and register them with the server", Args: args(cobra.NoArgs),
 		Long: "Make new keys and put them in the place of the old ones, here and at the server, which ends every session of the old ones.\n" +
 			"Without --sign and --seal both change and keep their curves; with one of them the other key stays. Cut off at any point,\n" +
 			"it is finished by the next start or by running it again.",

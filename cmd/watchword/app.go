@@ -49,7 +49,7 @@ func (a *app) prepare() error {
 	return nil
 }
 
-// defaultData is where server and tool meet if nobody says otherwise.
+// defaultData is the data folder where neither --data nor WATCHWORD_DATA is set.
 func defaultData() string {
 	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
 		return filepath.Join(d, "watchword")
@@ -95,10 +95,10 @@ func printList[T any](a *app, items []T, head string, row func(w *terminal.Write
 	})
 }
 
-// maxCell is how many characters of one value a table shows. JSON has it whole.
+// maxCell is the most characters of one value that a table shows. JSON output is not shortened.
 const maxCell = 100
 
-// clipCells shortens what stands between tabs.
+// clipCells shortens each cell (text between tabs) to maxCell characters.
 func clipCells(lines string) string {
 	var out strings.Builder
 	for line := range strings.Lines(lines) {
@@ -120,18 +120,18 @@ func (a *app) printProblem(code watchword.Code, detail string) {
 	_ = a.err.JSON(map[string]any{"type": "urn:watchword:error:" + string(code), "title": code, "code": code, "detail": detail}, false) // nobody is left to tell
 }
 
-// sure asks before something is destroyed: on a terminal; elsewhere --yes must have said so.
+// sure asks for confirmation on a terminal. Without a terminal, --yes is required.
 func (a *app) sure(yes bool, question string) error {
 	if yes {
 		return nil
 	}
 	if !isTerminal(os.Stdin) || !a.err.Shows() {
-		return usage("%s: needs --yes where nobody can be asked", question)
+		return usage("%s: requires --yes without a terminal", question)
 	}
 	a.err.Printf("%s? [y/N] ", question)
 	line, err := bufio.NewReader(io.LimitReader(os.Stdin, 1024)).ReadString('\n')
 	if err != nil || !strings.EqualFold(strings.TrimSpace(line), "y") {
-		a.err.Printf("nothing was done\n")
+		a.err.Printf("not confirmed; nothing was changed\n")
 		return &exit{1}
 	}
 	return nil
@@ -167,14 +167,14 @@ func arguments(pairs []string) (json.RawMessage, error) {
 		if name, isJSON := strings.CutSuffix(k, ":"); isJSON {
 			k, raw = name, []byte(v)
 			if !json.Valid(raw) {
-				return nil, usage("%s: what stands after := is no JSON", p)
+				return nil, usage("%s: the value after := is not valid JSON", p)
 			}
 		}
 		if err != nil {
 			return nil, err
 		}
 		if _, twice := out[k]; twice {
-			return nil, usage("%s stands twice", k)
+			return nil, usage("%s is given twice", k)
 		}
 		out[k] = raw
 	}
@@ -188,7 +188,7 @@ func readTrust(name string, most int64) ([]byte, error) {
 	}
 	b, err := durable.ReadTrusted(name, most)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = watchword.Because(err, watchword.NotFound, "there is no file %s", name)
+		err = watchword.Because(err, watchword.NotFound, "file %s does not exist", name)
 	}
 	return b, err
 }
@@ -201,7 +201,7 @@ func readInput(name string, most int64) ([]byte, error) {
 		var err error
 		if f, err = os.Open(name); err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
-				err = watchword.Because(err, watchword.NotFound, "there is no file %s", name)
+				err = watchword.Because(err, watchword.NotFound, "file %s does not exist", name)
 			}
 			return nil, err
 		}
@@ -214,6 +214,9 @@ func readInput(name string, most int64) ([]byte, error) {
 	return b, err
 }
 
-func ago(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+// ago formats a time in the local zone, with its offset (RFC 3339 with a space).
+func ago(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05Z07:00") }
 
-func yesFlag(c *cobra.Command) *bool { return c.Flags().Bool("yes", false, "do not ask") }
+func yesFlag(c *cobra.Command) *bool {
+	return c.Flags().Bool("yes", false, "do not ask for confirmation")
+}

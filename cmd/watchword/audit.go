@@ -18,19 +18,19 @@ import (
 )
 
 func (a *app) auditCommand() *cobra.Command {
-	return group("audit", "The log", a.auditList(), a.auditShow(), a.auditExport(), a.auditVerify(), a.auditCheckpoint(), a.auditProve(), a.auditKey(), a.auditMirror())
+	return group("audit", "Read, export and verify the audit log", a.auditList(), a.auditShow(), a.auditExport(), a.auditVerify(), a.auditCheckpoint(), a.auditProve(), a.auditKey(), a.auditMirror())
 }
 
 // logQuery adds the flags that choose entries.
 func logQuery(c *cobra.Command) func() (admin.LogQuery, error) {
 	f := c.Flags()
 	var q admin.LogQuery
-	f.StringVar((*string)(&q.Subject), "subject", "", "who acted, or was acted upon")
+	f.StringVar((*string)(&q.Subject), "subject", "", "subject that acted or was acted upon")
 	f.StringVar(&q.Object, "object", "", "id of a subject, policy, command, key, session or token")
-	f.StringVar(&q.Kind, "kind", "", "one kind, or a group as device.*")
+	f.StringVar(&q.Kind, "kind", "", "one kind, or a group such as device.*")
 	f.StringVar(&q.Cause, "cause", "", "code of a refusal, or cause of a session's end")
-	from := f.String("from", "", "not before: a time as 2026-11-25T12:00:00Z, or a span back from now as 24h")
-	to := f.String("to", "", "before: in the same form")
+	from := f.String("from", "", "only entries from this time on: 2026-11-25T12:00:00Z, or an age such as 24h")
+	to := f.String("to", "", "only entries before this time, in the same form")
 	return func() (_ admin.LogQuery, err error) {
 		if q.From, err = pointInTime("--from", *from); err != nil {
 			return q, err
@@ -49,19 +49,19 @@ func pointInTime(flag, s string) (time.Time, error) {
 	}
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
-		return t, usage("%s %s: must be a time as 2026-11-25T12:00:00Z, or a span as 24h", flag, s)
+		return t, usage("%s %s: must be a time such as 2026-11-25T12:00:00Z, or an age such as 24h", flag, s)
 	}
 	return t, nil
 }
 
 func (a *app) auditList() *cobra.Command {
-	list := &cobra.Command{Use: "list", Short: "Entries of the log, oldest first", Args: args(cobra.NoArgs)}
+	list := &cobra.Command{Use: "list", Short: "List entries of the audit log, oldest first", Args: args(cobra.NoArgs)}
 	query := logQuery(list)
 	after := list.Flags().Int64("after", 0, "only entries after this number")
 	before := list.Flags().Int64("before", 0, "only entries before this number")
-	limit := list.Flags().Int("limit", 100, "how many")
+	limit := list.Flags().Int("limit", 100, "maximum number of entries")
 	newest := list.Flags().Bool("newest", false, "newest first")
-	follow := list.Flags().Bool("follow", false, "go on with what is logged, until interrupted")
+	follow := list.Flags().Bool("follow", false, "keep printing new entries, until interrupted")
 	list.RunE = func(c *cobra.Command, _ []string) error {
 		q, err := query()
 		if err != nil {
@@ -71,7 +71,7 @@ func (a *app) auditList() *cobra.Command {
 			return usage("--limit must be at least 1, --after and --before not negative")
 		}
 		if *follow && (*newest || *before > 0) {
-			return usage("--follow: goes on from the oldest")
+			return usage("--follow cannot be used with --newest or --before")
 		}
 		q.After, q.Before, q.Newest = *after, *before, *newest
 		cl, err := a.client()
@@ -118,13 +118,13 @@ func (a *app) followLog(ctx context.Context, cl *admin.Client, q admin.LogQuery)
 func entryNumber(s string) (int64, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < 1 {
-		return 0, usage("%s: must be an entry's number", s)
+		return 0, usage("%s: must be the number of an entry", s)
 	}
 	return n, nil
 }
 
 func (a *app) auditShow() *cobra.Command {
-	return &cobra.Command{Use: "show N", Short: "One entry whole, with what its hash is made of", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "show N", Short: "Show one entry, with the salt and body that its hash covers", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		n, err := entryNumber(args[0])
 		if err != nil {
 			return err
@@ -146,7 +146,7 @@ func (a *app) auditShow() *cobra.Command {
 
 func (a *app) auditExport() *cobra.Command {
 	export := &cobra.Command{
-		Use: "export [FILE]", Short: "The whole log as JSON lines, for audit verify",
+		Use: "export [FILE]", Short: "Export the audit log as JSON lines, for audit verify",
 		Long: "The whole log as JSON lines, which audit verify checks. Entries that the flags do not choose, and pruned ones, are there by their hash alone.", Args: args(cobra.MaximumNArgs(1)),
 	}
 	query := logQuery(export)
@@ -190,7 +190,7 @@ func (a *app) exportJSON(f func(io.Writer) error) error {
 }
 
 func (a *app) auditCheckpoint() *cobra.Command {
-	return &cobra.Command{Use: "checkpoint", Short: "The log's last signed checkpoint, to keep elsewhere", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "checkpoint", Short: "Print the log's latest signed checkpoint, to keep elsewhere", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
@@ -205,7 +205,7 @@ func (a *app) auditCheckpoint() *cobra.Command {
 }
 
 func (a *app) auditProve() *cobra.Command {
-	return &cobra.Command{Use: "prove N", Short: "A proof that an entry is in the log, for audit verify", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "prove N", Short: "Print a proof that the log contains an entry, for audit verify", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		n, err := entryNumber(args[0])
 		if err != nil {
 			return err

@@ -15,7 +15,7 @@ import (
 
 func (a *app) auditKey() *cobra.Command {
 	return &cobra.Command{
-		Use: "key", Short: "The log's public keys, to keep elsewhere", Long: "The log's public keys, and those of the witnesses that the trust bundle names, as verifier keys (C2SP signed-note): what audit verify --key wants, and other programs for transparency logs.",
+		Use: "key", Short: "Print the log's public keys, to keep elsewhere", Long: "The log's public keys, and those of the witnesses that the trust bundle names, as verifier keys (C2SP signed-note): what audit verify --key wants, and other programs for transparency logs.",
 		Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 			keys, err := a.bundledLogKeys(c.Context())
 			if err != nil {
@@ -32,7 +32,7 @@ func (a *app) auditKey() *cobra.Command {
 func (a *app) auditMirror() *cobra.Command {
 	var o verifyOptions
 	c := &cobra.Command{
-		Use: "mirror DIR [URL]", Short: "Copy the log's tiles to a folder, or bring a copy up to date",
+		Use: "mirror DIR [URL]", Short: "Copy the log's tiles to a folder, or update the copy",
 		Long: "Copies the log to a folder, or goes on with a copy: what is new is fetched, all of it is verified, the new log must extend the copied one, and only then is the checkpoint written.",
 		Args: args(cobra.RangeArgs(1, 2)),
 	}

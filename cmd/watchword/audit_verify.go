@@ -50,7 +50,7 @@ type cosignature struct {
 func (a *app) auditVerify() *cobra.Command {
 	var o verifyOptions
 	c := &cobra.Command{
-		Use: "verify [DIR|URL|FILE]", Short: "Recompute the log, and name the first entry that does not fit",
+		Use: "verify [DIR|URL|FILE]", Short: "Recompute the log and report the first entry that does not match",
 		Long: "Recomputes a log offline: of a data folder (running or not; without an argument that of --data), a mirror of /log/, an address that serves one, an export, or the proof of one entry. Exit status 8 where something does not fit.",
 		Args: args(cobra.MaximumNArgs(1)),
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) commandCommand() *cobra.Command {
-	return group("command", "Commands: signed, sealed, answered with a receipt",
+	return group("command", "Send, list, show, cancel and verify commands",
 		a.commandSend(), a.commandList(), a.commandShow(), a.commandVerify(), a.commandCancel())
 }
 
@@ -24,7 +24,7 @@ func (a *app) commandSend() *cobra.Command {
 		Args: args(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs,
 		Example: "  watchword command send lamp-7 lamp.set level:=40 --wait 10s",
 	}
-	ttl := c.Flags().Duration("ttl", admin.DefaultTTL, "until when it may be begun; at most 24h")
+	ttl := c.Flags().Duration("ttl", admin.DefaultTTL, "how long the device may start the command; at most 24h")
 	wait := c.Flags().Duration("wait", 0, "wait for the receipt")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		in, err := arguments(args[2:])
@@ -76,7 +76,7 @@ func printCourse(w *terminal.Writer, c api.Command) {
 	case c.SettledAt != nil:
 		w.Printf("%s\t+%d ms\n", c.State, since(c.SettledAt))
 	default:
-		w.Printf("%s\tno receipt yet; it may be begun until %s\n", c.State, ago(c.ExpiresAt))
+		w.Printf("%s\tno receipt yet; the device may start it until %s\n", c.State, ago(c.ExpiresAt))
 	}
 }
 
@@ -109,10 +109,10 @@ func statusOfCommand(s watchword.CommandState) error {
 }
 
 func (a *app) commandList() *cobra.Command {
-	c := &cobra.Command{Use: "list [DEVICE]", Short: "Commands, newest first", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs}
-	state := c.Flags().String("state", "", "only in this state")
-	by := c.Flags().String("by", "", "only ordered by this subject")
-	limit := c.Flags().Int("limit", 50, "how many")
+	c := &cobra.Command{Use: "list [DEVICE]", Short: "List commands, newest first", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs}
+	state := c.Flags().String("state", "", "only commands in this state")
+	by := c.Flags().String("by", "", "only commands that this subject ordered")
+	limit := c.Flags().Int("limit", 50, "maximum number of commands")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -134,8 +134,8 @@ func (a *app) commandList() *cobra.Command {
 }
 
 func (a *app) commandShow() *cobra.Command {
-	c := &cobra.Command{Use: "show ID", Short: "One command with its course and receipt", Args: args(cobra.ExactArgs(1))}
-	evidence := c.Flags().String("evidence", "", "write what proves it to this file, which must not exist yet (- for standard output)")
+	c := &cobra.Command{Use: "show ID", Short: "Show a command with its timeline and receipt", Args: args(cobra.ExactArgs(1))}
+	evidence := c.Flags().String("evidence", "", "write evidence of the command to this file, which must not exist (- for standard output)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -158,7 +158,7 @@ func (a *app) commandShow() *cobra.Command {
 }
 
 func (a *app) commandCancel() *cobra.Command {
-	return &cobra.Command{Use: "cancel ID", Short: "Take back a command that is still queued", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "cancel ID", Short: "Cancel a command that is still queued", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err

@@ -18,9 +18,9 @@ import (
 )
 
 func (a *app) demoCommand() *cobra.Command {
-	c := &cobra.Command{Use: "demo", Short: "The whole way of a device, on loopback, in one process", Args: args(cobra.NoArgs)}
-	devices := c.Flags().Int("devices", 3, "how many devices, 3 to 50")
-	once := c.Flags().Bool("once", false, "end after the tour")
+	c := &cobra.Command{Use: "demo", Short: "Show enrollment, tokens, commands and revocation on loopback", Args: args(cobra.NoArgs)}
+	devices := c.Flags().Int("devices", 3, "number of devices, 3 to 50")
+	once := c.Flags().Bool("once", false, "exit after the last step")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *devices < 3 || *devices > 50 {
 			return usage("--devices must be 3 to 50")

@@ -14,8 +14,8 @@ import (
 )
 
 func (a *app) deviceCommand() *cobra.Command {
-	return group("device", "Devices: add, look, stop",
-		a.deviceCreate(), a.deviceLink(), a.deviceList(), a.deviceShow(), a.deviceLabel(), a.deviceProof(),
+	return group("device", "Add, list, show, suspend, revoke and delete devices",
+		a.deviceCreate(), a.deviceLink(), a.deviceList(), a.deviceShow(), a.deviceLabel(), a.deviceRequireProof(), renamed("proof", "watchword device require-proof ID yes|no"),
 		a.deviceSuspend(), a.deviceResume(), a.deviceRevoke(), a.deviceDelete())
 }
 
@@ -54,11 +54,12 @@ func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string
 }
 
 func (a *app) deviceCreate() *cobra.Command {
-	c := &cobra.Command{Use: "create ID", Short: "Add a device; out comes its one-time enrollment link", Args: args(cobra.ExactArgs(1))}
-	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; again for more")
-	proof := c.Flags().String("proof", "", "required: it gets nothing without a proof of its key")
-	ttl := c.Flags().Duration("ttl", 0, "life of the link (default 24h)")
-	picture := c.Flags().Bool("qr", false, "draw the link as a QR picture too")
+	c := &cobra.Command{Use: "create ID", Short: "Add a device and print its one-time enrollment link", Args: args(cobra.ExactArgs(1))}
+	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; may be repeated")
+	proof := c.Flags().Bool("require-proof", false, "accept the device's tokens only with a proof of its key (DPoP, or AUTH method ace over MQTT)")
+	renamedFlag(c, "proof", "--require-proof")
+	ttl := c.Flags().Duration("ttl", 0, "how long the link is valid (default 24h)")
+	picture := c.Flags().Bool("qr", false, "also draw the link as a QR code")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		l, err := labels(*pairs)
 		if err != nil {
@@ -68,7 +69,11 @@ func (a *app) deviceCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		d, err := cl.CreateProvingDevice(c.Context(), watchword.SubjectID(args[0]), l, *proof, *ttl)
+		requirement := ""
+		if *proof {
+			requirement = watchword.RequireProof
+		}
+		d, err := cl.CreateProvingDevice(c.Context(), watchword.SubjectID(args[0]), l, requirement, *ttl)
 		if err != nil {
 			return err
 		}
@@ -78,9 +83,9 @@ func (a *app) deviceCreate() *cobra.Command {
 }
 
 func (a *app) deviceLink() *cobra.Command {
-	c := &cobra.Command{Use: "link ID", Short: "A new one-time link for a device that is new or revoked", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
-	ttl := c.Flags().Duration("ttl", 0, "life of the link (default 24h)")
-	picture := c.Flags().Bool("qr", false, "draw the link as a QR picture too")
+	c := &cobra.Command{Use: "link ID", Short: "Make a new one-time link for a device that is new or revoked", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	ttl := c.Flags().Duration("ttl", 0, "how long the link is valid (default 24h)")
+	picture := c.Flags().Bool("qr", false, "also draw the link as a QR code")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -95,10 +100,12 @@ func (a *app) deviceLink() *cobra.Command {
 	return c
 }
 
-// printLink prints v, or the link alone on standard output and what to do with it beside.
+// printLink prints v as JSON, or the link alone on standard output and what to do with it on standard error.
 func (a *app) printLink(v any, e *api.Enrollment, picture bool) error {
 	if e == nil { // a replayed creation: the link was shown once
-		return a.print(v, func(w *terminal.Writer) { w.Printf("exists already; watchword device link makes a new link\n") })
+		return a.print(v, func(w *terminal.Writer) {
+			w.Printf("the device exists already; watchword device link ID makes a new link\n")
+		})
 	}
 	if err := a.print(v, func(w *terminal.Writer) { w.Printf("%s\n", e.Link) }); err != nil {
 		return err
@@ -109,7 +116,7 @@ func (a *app) printLink(v any, e *api.Enrollment, picture bool) error {
 		}
 	}
 	if a.format == "table" {
-		a.err.Printf("one use, until %s; on the device: watchword agent enroll 'LINK' --dir DIR\n", ago(e.ExpiresAt))
+		a.err.Printf("valid for one use, until %s; on the device, run: watchword agent enroll 'LINK' --dir DIR\n", ago(e.ExpiresAt))
 	}
 	return nil
 }
@@ -141,8 +148,8 @@ func drawQR(w *terminal.Writer, text string) error {
 }
 
 func (a *app) deviceList() *cobra.Command {
-	c := &cobra.Command{Use: "list", Short: "Devices by label and state", Args: args(cobra.NoArgs)}
-	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; again for more")
+	c := &cobra.Command{Use: "list", Short: "List devices by label and state", Args: args(cobra.NoArgs)}
+	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; may be repeated")
 	state := c.Flags().String("state", "", "new, active, suspended or revoked")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		l, err := labels(*pairs)
@@ -169,7 +176,7 @@ func (a *app) deviceList() *cobra.Command {
 
 func (a *app) deviceShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID", Short: "One device: keys, functions, live sessions", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs,
+		Use: "show ID", Short: "Show a device: keys, functions, live sessions", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs,
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -185,11 +192,11 @@ func (a *app) deviceShow() *cobra.Command {
 }
 
 func showDevice(w *terminal.Writer, d api.Device) {
-	proof := "not required"
-	if d.Proof != "" {
-		proof = d.Proof
+	proof := "no"
+	if d.Proof == watchword.RequireProof {
+		proof = "yes"
 	}
-	w.Printf("id\t%s\nstate\t%s\nlabels\t%s\nproof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, ago(d.CreatedAt), ago(d.ChangedAt))
+	w.Printf("id\t%s\nstate\t%s\nlabels\t%s\nrequire proof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, ago(d.CreatedAt), ago(d.ChangedAt))
 	for _, k := range d.Keys {
 		until := ""
 		if k.Retired != nil {
@@ -209,17 +216,19 @@ func showDevice(w *terminal.Writer, d api.Device) {
 	}
 }
 
-func (a *app) deviceProof() *cobra.Command {
+func (a *app) deviceRequireProof() *cobra.Command {
 	return &cobra.Command{
-		Use: "proof ID required|none", Short: "Say whether a device gets anything without a proof of its key", Args: args(cobra.ExactArgs(2)), ValidArgsFunction: a.deviceIDs,
+		Use: "require-proof ID yes|no", Short: "Accept a device's tokens only with a proof of its key, or without", Args: args(cobra.ExactArgs(2)), ValidArgsFunction: a.deviceIDs,
+		Long: "With yes, tokens of the device are refused (proof_required) unless the request proves the device's key: by DPoP over HTTP (RFC 9449), by AUTH method ace over MQTT (RFC 9431).\n" +
+			"Live sessions without such a proof are closed at once. A policy can require the same (proof = \"required\").",
 		RunE: func(c *cobra.Command, args []string) error {
-			proof := args[1]
-			switch proof {
-			case watchword.RequireProof:
-			case "none":
-				proof = ""
+			var proof string
+			switch args[1] {
+			case "yes":
+				proof = watchword.RequireProof
+			case "no":
 			default:
-				return usage("proof is required or none, not %q", args[1])
+				return usage("require-proof must be yes or no, not %q", args[1])
 			}
 			cl, err := a.client()
 			if err != nil {
@@ -229,14 +238,14 @@ func (a *app) deviceProof() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(d, func(w *terminal.Writer) { w.Printf("%s  proof %s\n", d.ID, args[1]) })
+			return a.print(d, func(w *terminal.Writer) { w.Printf("%s  require proof: %s\n", d.ID, args[1]) })
 		},
 	}
 }
 
 func (a *app) deviceLabel() *cobra.Command {
 	return &cobra.Command{
-		Use: "label ID k=v k-", Short: "Set labels, or take them away with k-", Args: args(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs,
+		Use: "label ID k=v k-", Short: "Set labels (k=v) or remove them (k-)", Args: args(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs,
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -253,7 +262,7 @@ func (a *app) deviceLabel() *cobra.Command {
 				} else if k, v, ok := strings.Cut(p, "="); ok {
 					d.Labels[k] = v
 				} else {
-					return usage("%s: must be key=value, or key- to take it away", p)
+					return usage("%s: must be key=value, or key- to remove the label", p)
 				}
 			}
 			d, err = cl.SetLabels(c.Context(), id, d.Labels, d.Version)
@@ -270,8 +279,8 @@ func (a *app) printDevice(d api.Device, err error) error {
 }
 
 func (a *app) deviceSuspend() *cobra.Command {
-	c := &cobra.Command{Use: "suspend ID", Short: "Stop everything of a device, until it is resumed", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
-	reason := c.Flags().String("reason", "", "goes into the log")
+	c := &cobra.Command{Use: "suspend ID", Short: "Refuse everything of a device until it is resumed", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	reason := c.Flags().String("reason", "", "reason, recorded in the audit log")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -284,7 +293,7 @@ func (a *app) deviceSuspend() *cobra.Command {
 
 func (a *app) deviceResume() *cobra.Command {
 	return &cobra.Command{
-		Use: "resume ID", Short: "Give a suspended device back all it had", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs,
+		Use: "resume ID", Short: "Accept a suspended device again", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs,
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -296,14 +305,14 @@ func (a *app) deviceResume() *cobra.Command {
 }
 
 func (a *app) deviceRevoke() *cobra.Command {
-	c := &cobra.Command{Use: "revoke ID --reason R", Short: "End a device's keys for good; live sessions end at once", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
-	reason := c.Flags().String("reason", "", "goes into the log; needed")
+	c := &cobra.Command{Use: "revoke ID --reason R", Short: "Revoke a device's keys permanently and close its sessions", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	reason := c.Flags().String("reason", "", "reason, recorded in the audit log; required")
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *reason == "" {
-			return usage("revoke needs --reason: whoever reads the log will ask")
+			return usage("revoke requires --reason; it is recorded in the audit log")
 		}
-		if err := a.sure(*yes, "revoke "+args[0]+", for good"); err != nil {
+		if err := a.sure(*yes, "revoke "+args[0]+" permanently"); err != nil {
 			return err
 		}
 		cl, err := a.client()
@@ -313,7 +322,7 @@ func (a *app) deviceRevoke() *cobra.Command {
 		start := time.Now()
 		d, err := cl.Revoke(c.Context(), watchword.SubjectID(args[0]), *reason)
 		if err == nil && a.format == "table" {
-			a.err.Printf("every live session has ended, +%d ms\n", time.Since(start).Milliseconds())
+			a.err.Printf("all live sessions are closed, after %d ms\n", time.Since(start).Milliseconds())
 		}
 		return a.printDevice(d, err)
 	}
@@ -321,10 +330,10 @@ func (a *app) deviceRevoke() *cobra.Command {
 }
 
 func (a *app) deviceDelete() *cobra.Command {
-	c := &cobra.Command{Use: "delete ID", Short: "Revoke a device and never use its id again", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	c := &cobra.Command{Use: "delete ID", Short: "Revoke a device and retire its id", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := a.sure(*yes, "delete "+args[0]+"; its id can never be used again"); err != nil {
+		if err := a.sure(*yes, "delete "+args[0]+" (its id can never be used again)"); err != nil {
 			return err
 		}
 		cl, err := a.client()

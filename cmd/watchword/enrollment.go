@@ -13,12 +13,13 @@ import (
 )
 
 func (a *app) enrollmentCommand() *cobra.Command {
-	return group("enrollment", "Devices with no link, that wait for your word", a.enrollmentList(), a.enrollmentApprove(), a.enrollmentReject(), a.enrollmentPin())
+	return group("enrollment", "Approve or reject devices that ask to be paired", a.enrollmentList(), a.enrollmentApprove(), a.enrollmentReject(),
+		renamed("pin", "watchword trust pin"))
 }
 
 func (a *app) enrollmentList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "Devices that wait, and what was decided of late", Args: args(cobra.NoArgs),
+		Use: "list", Short: "List devices that wait for approval, and recent decisions", Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -31,14 +32,14 @@ func (a *app) enrollmentList() *cobra.Command {
 			}); err != nil {
 				return err
 			}
-			return printList(a, ps, "CODE\tSTATE\tID\tSIGN KEY\tFROM\tUNTIL", func(w *terminal.Writer, p api.Pairing) {
+			return printList(a, ps, "CODE\tSTATE\tID\tSIGN KEY\tADDRESS\tEXPIRES", func(w *terminal.Writer, p api.Pairing) {
 				w.Printf("%s\t%s\t%s\t%s\t%s\t%s\n", p.UserCode, p.State, whoOf(p), p.Sign, p.Remote, ago(p.ExpiresAt))
 			})
 		},
 	}
 }
 
-// whoOf is who a pairing became, or would like to be.
+// whoOf returns the device that a pairing became, else the id that it requested, else "-".
 func whoOf(p api.Pairing) watchword.SubjectID {
 	switch {
 	case p.Device != "":
@@ -49,7 +50,7 @@ func whoOf(p api.Pairing) watchword.SubjectID {
 	return "-"
 }
 
-// userCodes completes the codes of devices that wait.
+// userCodes completes the codes of pending pairings.
 func (a *app) userCodes(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
 	return a.complete(have, func(cl *admin.Client, add func(string)) error {
 		return cl.Pairings(c.Context(), func(p api.Pairing) error {
@@ -62,17 +63,17 @@ func (a *app) userCodes(c *cobra.Command, have []string, start string) ([]string
 }
 
 func (a *app) enrollmentApprove() *cobra.Command {
-	c := &cobra.Command{Use: "approve CODE", Short: "Let a device in, whose key you compared", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.userCodes}
-	id := c.Flags().String("id", "", "who the device shall be; needed for one that is there already (default: its own wish)")
+	c := &cobra.Command{Use: "approve CODE", Short: "Approve a device whose key thumbprint you compared", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.userCodes}
+	id := c.Flags().String("id", "", "id of the device; required where the device exists already (default: the id that it requested)")
 	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; again for more")
-	key := c.Flags().String("key", "", "the whole thumbprint of the signing key, as the device shows it; asked for on a terminal")
+	key := c.Flags().String("key", "", "complete thumbprint of the signing key, as the device shows it (on a terminal you are asked to compare it)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		l, err := labels(*pairs)
 		if err != nil {
 			return err
 		}
 		if *key != "" && len(*key) != 43 {
-			return usage("--key must be the whole thumbprint, 43 characters")
+			return usage("--key must be the complete thumbprint, 43 characters")
 		}
 		cl, err := a.client()
 		if err != nil {
@@ -89,11 +90,11 @@ func (a *app) enrollmentApprove() *cobra.Command {
 	return c
 }
 
-// compared shows a person the keys behind a code, and returns the one that the
-// answer was about. Nobody else's can slip under it: the server compares it again.
+// compared shows the keys of a pairing, asks whether the device shows the same, and returns the signing key's thumbprint.
+// The server compares the thumbprint again, so a key that is swapped meanwhile is refused.
 func (a *app) compared(c *cobra.Command, cl *admin.Client, code, id string) (string, error) {
 	if !isTerminal(os.Stdin) || !a.err.Shows() {
-		return "", usage("--key is needed where nobody can be asked: the whole thumbprint that the device shows")
+		return "", usage("--key is required without a terminal: the complete thumbprint that the device shows")
 	}
 	p, err := cl.Pairing(c.Context(), code)
 	if err != nil {
@@ -103,12 +104,12 @@ func (a *app) compared(c *cobra.Command, cl *admin.Client, code, id string) (str
 		id = string(whoOf(p))
 	}
 	a.err.Printf("code      %s, from %s, at %s\nsign key  %s\nseal key  %s\n", p.UserCode, p.Remote, ago(p.CreatedAt), p.Sign, p.Seal)
-	return string(p.Sign), a.sure(false, "does the device show these keys, and shall it become "+id)
+	return string(p.Sign), a.sure(false, "does the device show the same keys? approve it as "+id)
 }
 
 func (a *app) enrollmentReject() *cobra.Command {
 	return &cobra.Command{
-		Use: "reject CODE", Short: "Turn a device down", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.userCodes,
+		Use: "reject CODE", Short: "Reject a device", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.userCodes,
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -119,26 +120,6 @@ func (a *app) enrollmentReject() *cobra.Command {
 				return err
 			}
 			return a.print(p, func(w *terminal.Writer) { w.Printf("%s is %s\n", p.UserCode, p.State) })
-		},
-	}
-}
-
-func (a *app) enrollmentPin() *cobra.Command {
-	return &cobra.Command{
-		Use: "pin", Short: "What a device checks this server by, where no public authority vouches for it", Args: args(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			pin, err := cl.Pin(c.Context())
-			if err != nil {
-				return err
-			}
-			if a.format == "table" {
-				a.err.Printf("on the device: watchword agent pair %s --pin PIN --dir DIR\n", cl.URL())
-			}
-			return a.print(map[string]string{"url": cl.URL(), "pin": pin}, func(w *terminal.Writer) { w.Printf("%s\n", pin) })
 		},
 	}
 }

@@ -65,11 +65,11 @@ type proven struct {
 
 func (a *app) commandVerify() *cobra.Command {
 	c := &cobra.Command{
-		Use: "verify FILE", Short: "Check an evidence file, under the root's public key alone",
+		Use: "verify FILE", Short: "Verify an evidence file with the root's public key alone",
 		Long: "Checks what command show --evidence wrote, without any server: under the root's public key alone, which is given as its pin (the base64url SHA-256 that stands in every enrollment link), or as a file with a JWK or PEM. Exit status 8, and a reason, where something does not hold.",
 		Args: args(cobra.ExactArgs(1)),
 	}
-	root := c.Flags().String("root", "", "pin of the root, or file with its public key; the default is the pin of the server of --data")
+	root := c.Flags().String("root", "", "pin of the root, or file with its public key (default: the pin of the server of --data)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		b, err := readInput(args[0], command.MaxEvidence)
 		if err != nil {

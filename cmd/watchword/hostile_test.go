@@ -341,7 +341,7 @@ var hostileCases = map[string]hostileCase{
 	"device list":        {},
 	"device show":        {args: []string{"lamp-1"}},
 	"device label":       {args: []string{"lamp-1", "a=b"}},
-	"device proof":       {args: []string{"lamp-1", "none"}},
+	"device require-proof": {args: []string{"lamp-1", "no"}},
 	"device suspend":     {args: []string{"lamp-1"}},
 	"device resume":      {args: []string{"lamp-1"}},
 	"device revoke":      {args: []string{"lamp-1", "--reason", "r", "--yes"}},
@@ -349,7 +349,7 @@ var hostileCases = map[string]hostileCase{
 	"enrollment list":    {},
 	"enrollment approve": {args: []string{"CODE", "--key", strings.Repeat("k", 43)}},
 	"enrollment reject":  {args: []string{"CODE"}},
-	"enrollment pin":     {},
+	"trust pin":          {},
 	"command send":       {args: []string{"lamp-1", "lamp.set", "level:=1", "--wait", "1s"}},
 	"command list":       {},
 	"command show":       {args: []string{"cmd_1"}},
@@ -402,7 +402,7 @@ var hostileCases = map[string]hostileCase{
 func leaves(c *cobra.Command, path string, into map[string]*cobra.Command) {
 	for _, sub := range c.Commands() {
 		name := strings.TrimSpace(path + " " + sub.Name())
-		if !sub.HasSubCommands() {
+		if !sub.HasSubCommands() && !sub.Hidden {
 			into[name] = sub
 		}
 		leaves(sub, name, into)
@@ -607,7 +607,7 @@ func (w *hostileWorld) run(t *testing.T, c hostileCase, path []string, format st
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	stdout, stderr := &screen{}, &screen{}
-	status = run(ctx, args, terminal.New(stdout, shows), terminal.New(stderr, shows))
+	status = run(ctx, args, terminal.New(stdout, shows).SetWidth(1<<20), terminal.New(stderr, shows))
 	if ctx.Err() != nil && c.longer == 0 {
 		t.Errorf("%v did not end in a minute", args)
 	}

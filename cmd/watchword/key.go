@@ -18,11 +18,11 @@ import (
 )
 
 func (a *app) keyCommand() *cobra.Command {
-	return group("key", "The server's own keys",
+	return group("key", "List, rotate and revoke the server's own keys",
 		a.keyList(), a.keyRotate(), a.keyRevoke(), a.keyBundle(), a.keyPlan(), a.keySign(), a.keyImport(), a.keyOffline(), a.keyOnline())
 }
 
-const keyHead = "ROLE\tSTATE\tKEY\tALG\tSIGNS FROM\tGONE"
+const keyHead = "ROLE\tSTATE\tKEY\tALG\tSIGNS FROM\tREMOVED"
 
 func keyRow(w *terminal.Writer, k api.ServerKey) {
 	at := func(t *time.Time) string {
@@ -39,8 +39,8 @@ func keyRow(w *terminal.Writer, k api.ServerKey) {
 }
 
 func (a *app) keyList() *cobra.Command {
-	c := &cobra.Command{Use: "list", Short: "Roles and states; the pin; how it stands with the trust bundle", Args: args(cobra.NoArgs)}
-	all := c.Flags().Bool("all", false, "those too that count no more")
+	c := &cobra.Command{Use: "list", Short: "List the server's keys, the root's pin and the trust bundle", Args: args(cobra.NoArgs)}
+	all := c.Flags().Bool("all", false, "include removed and revoked keys")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -58,14 +58,14 @@ func (a *app) keyList() *cobra.Command {
 		}
 		ks.Keys = shown
 		if ks.Bundle.Stale != "" {
-			a.err.Printf("the root lives offline, and must sign a trust bundle: %s\nhint: watchword key plan\n", ks.Bundle.Stale)
+			a.err.Printf("the root key is offline and must sign a trust bundle: %s\nhint: watchword key plan\n", ks.Bundle.Stale)
 		}
 		return a.print(ks, func(w *terminal.Writer) {
 			w.Printf(keyHead + "\n")
 			for _, k := range ks.Keys {
 				keyRow(w, k)
 			}
-			w.Printf("\npin\t%s\ntrust bundle\tversion %d, until %s, %d signed ahead\n", ks.Pin, ks.Bundle.Version, ago(ks.Bundle.ExpiresAt), ks.Bundle.Ahead)
+			w.Printf("\npin\t%s\ntrust bundle\tversion %d, until %s, %d signed in advance\n", ks.Pin, ks.Bundle.Version, ago(ks.Bundle.ExpiresAt), ks.Bundle.Ahead)
 		})
 	}
 	return c
@@ -87,11 +87,11 @@ func roles(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective
 
 func (a *app) keyRotate() *cobra.Command {
 	c := &cobra.Command{
-		Use: "rotate ROLE", Short: "Make the next key of root, ca, issuer, command, time or log", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: roles,
-		Long: "The next key is published at once and signs after keys.overlap, so that everybody knows it by then. With --now it signs at once:\n" +
-			"whoever verifies must fetch the newest keys first. A new root always begins at once; the old one signs bundles beside it for 120 days.",
+		Use: "rotate ROLE", Short: "Make the next key of a role: root, ca, issuer, command, time or log", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: roles,
+		Long: "The next key is published at once and signs after keys.overlap, so that verifiers have it by then. With --now it signs at once;\n" +
+			"verifiers must then fetch the new key before they can verify. A new root always signs at once; the old root signs bundles too, for 120 days.",
 	}
-	now := c.Flags().Bool("now", false, "the next key signs at once")
+	now := c.Flags().Bool("now", false, "let the next key sign at once")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -117,10 +117,10 @@ func (a *app) keyIDs(c *cobra.Command, have []string, start string) ([]string, c
 
 func (a *app) keyRevoke() *cobra.Command {
 	c := &cobra.Command{
-		Use: "revoke KEY", Short: "End one of the server's keys: what it signed counts no more", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.keyIDs,
+		Use: "revoke KEY", Short: "Revoke one of the server's keys: what it signed is not accepted any more", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.keyIDs,
 		Long: "Another key signs at once. Revoking the issuer key ends every session whose token it signed.",
 	}
-	reason := c.Flags().String("reason", "", "why, for the log")
+	reason := c.Flags().String("reason", "", "reason, recorded in the audit log")
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := a.sure(*yes, "revoke the key "+args[0]); err != nil {
@@ -150,8 +150,8 @@ type bundle struct {
 }
 
 func (a *app) keyBundle() *cobra.Command {
-	c := &cobra.Command{Use: "bundle", Short: "The trust bundle that devices go by", Args: args(cobra.NoArgs)}
-	raw := c.Flags().Bool("raw", false, "as it is signed")
+	c := &cobra.Command{Use: "bundle", Short: "Show the trust bundle that devices use", Args: args(cobra.NoArgs)}
+	raw := c.Flags().Bool("raw", false, "print the signed JWS")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -199,10 +199,10 @@ func (a *app) writeJSON(v any) error { return a.out.JSON(v, true) }
 
 func (a *app) keyPlan() *cobra.Command {
 	c := &cobra.Command{
-		Use: "plan", Short: "Lay out the trust bundles of the time ahead, for a root that lives offline", Args: args(cobra.NoArgs),
-		Long: "Prints the bundles as JSON. Take the file to the root's machine, sign it there (watchword key sign), and bring it back (watchword key import).",
+		Use: "plan", Short: "Prepare future trust bundles for an offline root to sign", Args: args(cobra.NoArgs),
+		Long: "Prints the bundles as JSON. Copy the file to the machine with the root key, sign it there (watchword key sign), and import the result (watchword key import).",
 	}
-	count := c.Flags().Int("count", 12, "how many, each for a month; at most 24")
+	count := c.Flags().Int("count", 12, "number of bundles, one for each month; at most 24")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -222,8 +222,8 @@ const maxPlan = 4 << 20
 
 func (a *app) keySign() *cobra.Command {
 	c := &cobra.Command{
-		Use: "sign PLAN --key FILE", Short: "Sign a plan with a root that lives offline; needs no server", Args: args(cobra.ExactArgs(1)),
-		Long: "Says on standard error what is signed, and prints the signed bundles as JSON. PLAN may be - for standard input.",
+		Use: "sign PLAN --key FILE", Short: "Sign prepared bundles with an offline root key; needs no server", Args: args(cobra.ExactArgs(1)),
+		Long: "Lists on standard error what is signed, and prints the signed bundles as JSON. PLAN may be - for standard input.",
 	}
 	file := c.Flags().String("key", "", "the root's private key, as watchword key offline wrote it")
 	_ = c.MarkFlagRequired("key") // the flag is there
@@ -234,7 +234,7 @@ func (a *app) keySign() *cobra.Command {
 		}
 		var p api.PlannedBundles
 		if err := jose.DecodeExact(b, &p); err != nil {
-			return watchword.Because(err, watchword.BadRequest, "%s is no plan of watchword key plan", args[0])
+			return watchword.Because(err, watchword.BadRequest, "%s is not a file that watchword key plan wrote", args[0])
 		}
 		jwk, err := durable.ReadPrivate(*file)
 		if err != nil {
@@ -271,14 +271,14 @@ func (a *app) keySign() *cobra.Command {
 }
 
 func (a *app) keyImport() *cobra.Command {
-	return &cobra.Command{Use: "import FILE|-", Short: "Bring back the bundles that an offline root signed", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "import FILE|-", Short: "Import bundles that an offline root signed", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		b, err := readInput(args[0], maxPlan)
 		if err != nil {
 			return err
 		}
 		var p api.ImportBundlesRequest
 		if err := jose.DecodeExact(b, &p); err != nil {
-			return watchword.Because(err, watchword.BadRequest, "%s is nothing that watchword key sign wrote", args[0])
+			return watchword.Because(err, watchword.BadRequest, "%s is not a file that watchword key sign wrote", args[0])
 		}
 		cl, err := a.client()
 		if err != nil {
@@ -287,7 +287,7 @@ func (a *app) keyImport() *cobra.Command {
 		if err := cl.ImportBundles(c.Context(), p.Bundles); err != nil {
 			return err
 		}
-		a.err.Printf("%d bundles taken\n", len(p.Bundles))
+		a.err.Printf("%d bundles imported\n", len(p.Bundles))
 		return nil
 	}}
 }
@@ -303,10 +303,10 @@ func (a *app) onFolder(config string, f func(server.Config) error) error {
 
 func (a *app) keyOffline() *cobra.Command {
 	c := &cobra.Command{
-		Use: "offline --out FILE", Short: "Move the root's private key to a file; no server may run meanwhile", Args: args(cobra.NoArgs),
-		Long: "From then on the trust bundle is signed where that file is: watchword key plan, sign, import. FILE must not exist yet; keep two copies of it.",
+		Use: "offline --out FILE", Short: "Move the root's private key to a file; the server must be stopped", Args: args(cobra.NoArgs),
+		Long: "Afterwards trust bundles are signed with that file: watchword key plan, key sign, key import. FILE must not exist yet; keep two copies of it.",
 	}
-	out := c.Flags().String("out", "", "where to: a file on another medium")
+	out := c.Flags().String("out", "", "file to write, on another medium")
 	config := c.Flags().String("config", "", "configuration file")
 	_ = c.MarkFlagRequired("out") // the flag is there
 	yes := yesFlag(c)
@@ -318,7 +318,7 @@ func (a *app) keyOffline() *cobra.Command {
 			if err := server.TakeRoot(c.Context(), cfg, *out, server.Options{}); err != nil {
 				return err
 			}
-			a.err.Printf("the root key is in %s, and nowhere else\n", *out)
+			a.err.Printf("the root key is now only in %s\n", *out)
 			return nil
 		})
 	}
@@ -326,8 +326,8 @@ func (a *app) keyOffline() *cobra.Command {
 }
 
 func (a *app) keyOnline() *cobra.Command {
-	c := &cobra.Command{Use: "online --in FILE", Short: "Put the root's private key back; no server may run meanwhile", Args: args(cobra.NoArgs)}
-	in := c.Flags().String("in", "", "the file that watchword key offline wrote; it stays")
+	c := &cobra.Command{Use: "online --in FILE", Short: "Import the root's private key again; the server must be stopped", Args: args(cobra.NoArgs)}
+	in := c.Flags().String("in", "", "file that watchword key offline wrote; it is not deleted")
 	config := c.Flags().String("config", "", "configuration file")
 	_ = c.MarkFlagRequired("in") // the flag is there
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +17,7 @@ import (
 )
 
 func (a *app) twinCommand() *cobra.Command {
-	show := &cobra.Command{Use: "show DEVICE", Short: "What is wanted and what was reported", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	show := &cobra.Command{Use: "show DEVICE", Short: "Show the wanted configuration and the reported state", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
 	show.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -28,9 +27,9 @@ func (a *app) twinCommand() *cobra.Command {
 		return a.printTwin(t, err)
 	}
 	set := &cobra.Command{Use: "set DEVICE k=text | k:=JSON | k-", Short: "Change the wanted configuration", Args: args(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs}
-	match := set.Flags().Int64("if-match", -1, "only if this version is wanted now")
+	match := set.Flags().Int64("if-match", -1, "only if the current version is this one")
 	set.RunE = func(c *cobra.Command, args []string) error { return a.setTwin(c.Context(), args, *match) }
-	return group("twin", "Configuration wanted and state reported", show, set)
+	return group("twin", "Wanted configuration and reported state of a device", show, set)
 }
 
 func (a *app) printTwin(t api.Twin, err error) error {
@@ -90,9 +89,9 @@ func (a *app) setTwin(ctx context.Context, args []string, match int64) error {
 }
 
 func (a *app) eventCommand() *cobra.Command {
-	watch := &cobra.Command{Use: "watch [DEVICE]", Short: "Events as they come, until interrupted", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs}
+	watch := &cobra.Command{Use: "watch [DEVICE]", Short: "Print events as they arrive, until interrupted", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs}
 	stream := watch.Flags().String("stream", "", "only this stream")
-	count := watch.Flags().Int("count", 0, "end after so many (0: never)")
+	count := watch.Flags().Int("count", 0, "end after this many events (0: never)")
 	watch.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -112,7 +111,7 @@ func (a *app) eventCommand() *cobra.Command {
 				if data == "" {
 					data = "base64:" + e.DataBase64
 				}
-				w.Printf("%s  %s/%s  %s\n", e.At.Local().Format(time.TimeOnly), e.Device, e.Stream, data)
+				w.Printf("%s  %s/%s  %s\n", e.At.Local().Format("15:04:05Z07:00"), e.Device, e.Stream, data)
 			}); err != nil {
 				return err
 			}
@@ -126,10 +125,10 @@ func (a *app) eventCommand() *cobra.Command {
 		}
 		return err
 	}
-	return group("event", "What devices report", watch)
+	return group("event", "Events that devices report", watch)
 }
 
-// gapLine says what a watcher missed, whoever lost most first.
+// gapLine describes missed events, devices with the most first.
 func gapLine(g api.EventGap) string {
 	devices := slices.SortedFunc(maps.Keys(g.Devices), func(a, b watchword.SubjectID) int {
 		return cmp.Or(cmp.Compare(g.Devices[b], g.Devices[a]), cmp.Compare(a, b))
@@ -150,10 +149,10 @@ func gapLine(g api.EventGap) string {
 
 var errEnough = fmt.Errorf("enough")
 
-// sessionRow is a live session, or one that a client left behind: State says which.
+// sessionRow is a live session or an offline one (of an MQTT client that is not connected): State says which.
 type sessionRow struct {
 	api.Session
-	State string `json:"state"` // live, away
+	State string `json:"state"` // live, offline
 }
 
 func sessionRows(live []api.Session, away []api.OfflineSession) (out []sessionRow) {
@@ -161,18 +160,18 @@ func sessionRows(live []api.Session, away []api.OfflineSession) (out []sessionRo
 		out = append(out, sessionRow{s, "live"})
 	}
 	for _, s := range away {
-		out = append(out, sessionRow{api.Session{ID: s.ID, Subject: s.Subject, Transport: "mqtt", Remote: "away", OpenedAt: s.LeftAt, ExpiresAt: s.EndsAt, MQTT: &s.MQTT}, "away"})
+		out = append(out, sessionRow{api.Session{ID: s.ID, Subject: s.Subject, Transport: "mqtt", Remote: "-", OpenedAt: s.LeftAt, ExpiresAt: s.EndsAt, MQTT: &s.MQTT}, "offline"})
 	}
 	return out
 }
 
-// waiting says what waits for an MQTT client.
-func (s sessionRow) waiting() string {
+// queued describes the messages that are queued for an MQTT client.
+func (s sessionRow) queued() string {
 	switch m := s.MQTT; {
 	case m == nil:
 		return ""
 	case m.Dropped > 0:
-		return fmt.Sprintf("%d messages, %d found no room", m.Messages, m.Dropped)
+		return fmt.Sprintf("%d messages, %d dropped", m.Messages, m.Dropped)
 	case m.Messages > 0:
 		return fmt.Sprintf("%d messages", m.Messages)
 	}
@@ -180,7 +179,7 @@ func (s sessionRow) waiting() string {
 }
 
 func (a *app) sessionCommand() *cobra.Command {
-	list := &cobra.Command{Use: "list [DEVICE]", Short: "Live sessions, and those that MQTT clients left behind", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs, RunE: func(c *cobra.Command, args []string) error {
+	list := &cobra.Command{Use: "list [DEVICE]", Short: "List live sessions, and offline MQTT sessions", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs, RunE: func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
@@ -193,22 +192,22 @@ func (a *app) sessionCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return printList(a, sessionRows(live, away), "ID\tSUBJECT\tTRANSPORT\tREMOTE\tOPENED\tEXPIRES\tWAITING", func(w *terminal.Writer, s sessionRow) {
-			w.Printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Subject, s.Transport, s.Remote, ago(s.OpenedAt), ago(s.ExpiresAt), s.waiting())
+		return printList(a, sessionRows(live, away), "ID\tSUBJECT\tTRANSPORT\tREMOTE\tSTATE\tOPENED\tEXPIRES\tQUEUED", func(w *terminal.Writer, s sessionRow) {
+			w.Printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Subject, s.Transport, s.Remote, s.State, ago(s.OpenedAt), ago(s.ExpiresAt), s.queued())
 		})
 	}}
-	end := &cobra.Command{Use: "close ID", Short: "End a live session, or one that a client left behind", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	end := &cobra.Command{Use: "close ID", Short: "Close a live session, or end an offline one", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
 		}
 		return cl.CloseSession(c.Context(), watchword.SessionID(args[0]))
 	}}
-	return group("session", "Live sessions", list, end)
+	return group("session", "List and close sessions", list, end)
 }
 
 func (a *app) whoamiCommand() *cobra.Command {
-	return &cobra.Command{Use: "whoami", Short: "As whom this tool asks, and what it may", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "whoami", Short: "Show the subject that this tool acts as, and its permissions", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
@@ -230,7 +229,7 @@ func (a *app) whoamiCommand() *cobra.Command {
 }
 
 func (a *app) versionCommand() *cobra.Command {
-	return &cobra.Command{Use: "version", Short: "The version", Args: args(cobra.NoArgs), RunE: func(*cobra.Command, []string) error {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: args(cobra.NoArgs), RunE: func(*cobra.Command, []string) error {
 		return a.print(map[string]string{"version": version()}, func(w *terminal.Writer) { w.Printf("%s\n", version()) })
 	}}
 }

@@ -25,7 +25,7 @@ import (
 
 // main alone names the streams: everything else prints through the two writers.
 func main() {
-	os.Exit(run(context.Background(), os.Args[1:], terminal.New(os.Stdout, isTerminal(os.Stdout)), terminal.New(os.Stderr, isTerminal(os.Stderr))))
+	os.Exit(run(context.Background(), os.Args[1:], terminal.New(os.Stdout, isTerminal(os.Stdout)).SetWidth(width(os.Stdout)), terminal.New(os.Stderr, isTerminal(os.Stderr))))
 }
 
 // run runs a command line until it ends or ctx does, and returns the exit status.
@@ -193,11 +193,11 @@ func clipped(s string) string {
 
 // hintOf is what to do next, where that can be said.
 var hintOf = map[watchword.Code]string{
-	watchword.Denied:          "watchword policy explain says which rule decided",
-	watchword.Unavailable:     "is watchword serve running? where its folder is: --data, or WATCHWORD_DATA",
+	watchword.Denied:          "watchword policy explain shows which rule decided",
+	watchword.Unavailable:     "check that watchword serve runs, and that --data or WATCHWORD_DATA names its data folder",
 	watchword.CodeInvalid:     "watchword device link ID makes a new link",
-	watchword.PinMismatch:     "make a new link, and look who answers at that address",
-	watchword.PairingExpired:  "watchword agent pair begins anew, with the same keys",
+	watchword.PinMismatch:     "make a new link with watchword device link ID, and check which server answers at that address",
+	watchword.PairingExpired:  "run watchword agent pair again; it keeps the same keys",
 	watchword.FunctionUnknown: "watchword device show ID lists what the device announced",
 	watchword.RateLimited:     "wait a moment and try again",
 }
@@ -223,28 +223,28 @@ func (a *app) root() *cobra.Command {
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		if strings.HasPrefix(err.Error(), "unknown shorthand flag") { // a key's id may begin with a dash
-			err = fmt.Errorf("%w; what begins with a dash and is no flag stands behind --: %s -- …", err, c.CommandPath())
+			err = fmt.Errorf("%w; put -- before an argument that begins with a dash: %s -- …", err, c.CommandPath())
 		}
 		return &usageError{err}
 	})
 	f := root.PersistentFlags()
-	f.StringVarP(&a.format, "output", "o", "table", "table, json or jsonl")
-	f.BoolVar(&a.json, "json", false, "short for -o json")
+	f.StringVarP(&a.format, "output", "o", "table", "output format: table, json or jsonl")
+	f.BoolVar(&a.json, "json", false, "same as -o json")
 	f.StringVar(&a.data, "data", "", "data folder of the server on this machine (default $WATCHWORD_DATA, else "+defaultData()+")")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
 	root.AddCommand(
-		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.enrollmentCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
+		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.enrollmentCommand(), a.trustCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
 		a.sessionCommand(), a.retainedCommand(), a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(), a.agentCommand(), a.simCommand(), a.whoamiCommand(), a.versionCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root
 }
 
-// group is a noun: it needs a verb.
+// group is a command that only has subcommands.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usage("%s has no verb %q; see watchword %s --help", use, args[0], use)
+			return usage("%s has no subcommand %q; see watchword %s --help", use, args[0], use)
 		}
 		return nil
 	}, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}

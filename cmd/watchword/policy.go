@@ -17,11 +17,11 @@ import (
 )
 
 func (a *app) policyCommand() *cobra.Command {
-	return group("policy", "Policies: who may do what", a.policyList(), a.policyShow(), a.policyCheck(), a.policyApply(), a.policyDelete(), a.policyExplain())
+	return group("policy", "Check, apply and explain policies", a.policyList(), a.policyShow(), a.policyCheck(), a.policyApply(), a.policyDelete(), a.policyExplain())
 }
 
 func (a *app) policyList() *cobra.Command {
-	return &cobra.Command{Use: "list", Short: "All policies", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "list", Short: "List all policies", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
@@ -37,7 +37,7 @@ func (a *app) policyList() *cobra.Command {
 }
 
 func (a *app) policyShow() *cobra.Command {
-	return &cobra.Command{Use: "show NAME", Short: "A policy's text", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "show NAME", Short: "Print a policy's text", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
@@ -98,7 +98,7 @@ func (a *app) remote(file string, err error) error {
 }
 
 func (a *app) policyCheck() *cobra.Command {
-	return &cobra.Command{Use: "check FILE|-", Short: "Find a policy's mistakes, with line and column", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "check FILE|-", Short: "Report a policy's mistakes, with line and column", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		name, text, err := a.policyFile(args[0])
 		if err != nil {
 			return err
@@ -118,8 +118,8 @@ func (a *app) policyCheck() *cobra.Command {
 }
 
 func (a *app) policyApply() *cobra.Command {
-	c := &cobra.Command{Use: "apply FILE|-", Short: "Put a policy in force; live sessions follow at once", Args: args(cobra.ExactArgs(1))}
-	match := c.Flags().Int64("if-match", -1, "only if this version is in force (0: none yet)")
+	c := &cobra.Command{Use: "apply FILE|-", Short: "Apply a policy; live sessions follow before the command returns", Args: args(cobra.ExactArgs(1))}
+	match := c.Flags().Int64("if-match", -1, "only if the current version is this one (0: there is none)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		name, text, err := a.policyFile(args[0])
 		if err != nil {
@@ -139,7 +139,7 @@ func (a *app) policyApply() *cobra.Command {
 }
 
 func (a *app) policyDelete() *cobra.Command {
-	c := &cobra.Command{Use: "delete NAME", Short: "Take a policy out of force", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "delete NAME", Short: "Delete a policy; live sessions follow before the command returns", Args: args(cobra.ExactArgs(1))}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := a.sure(*yes, "delete policy "+args[0]); err != nil {
@@ -156,10 +156,10 @@ func (a *app) policyDelete() *cobra.Command {
 
 func (a *app) policyExplain() *cobra.Command {
 	c := &cobra.Command{
-		Use: "explain --subject S --action A --resource R [k=v]…", Short: "Why something is allowed or denied", Args: args(cobra.ArbitraryArgs),
+		Use: "explain --subject S --action A --resource R [k=v]…", Short: "Explain why something is allowed or denied", Args: args(cobra.ArbitraryArgs),
 		Example: "  watchword policy explain --subject alice --action call --resource fn:lamp-7/lamp.set level:=99",
 	}
-	subject := c.Flags().String("subject", "", "whose permissions")
+	subject := c.Flags().String("subject", "", "subject whose permissions are explained")
 	action := c.Flags().String("action", "", "pub, sub, call, get, put, post, patch or delete")
 	resource := c.Flags().String("resource", "", "topic:…, fn:DEVICE/FUNCTION or api:/…")
 	for _, f := range []string{"subject", "action", "resource"} {

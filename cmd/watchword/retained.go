@@ -15,10 +15,10 @@ func (a *app) retainedCommand() *cobra.Command {
 
 func (a *app) retainedList() *cobra.Command {
 	c := &cobra.Command{
-		Use: "list [FILTER]", Short: "Retained messages, of the topics that an MQTT filter matches", Args: args(cobra.MaximumNArgs(1)),
+		Use: "list [FILTER]", Short: "List retained messages whose topics match an MQTT filter", Args: args(cobra.MaximumNArgs(1)),
 		Example: "watchword retained list 'site/+/temperature' --owner lamp-7",
 	}
-	owner := c.Flags().String("owner", "", "those that this subject published")
+	owner := c.Flags().String("owner", "", "only messages that this subject published")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -35,7 +35,7 @@ func (a *app) retainedList() *cobra.Command {
 		}); err != nil {
 			return err
 		}
-		return printList(a, all, "TOPIC\tOWNER\tGIVEN\tQOS\tBYTES\tEXPIRES", func(w *terminal.Writer, m api.Retained) {
+		return printList(a, all, "TOPIC\tOWNER\tDELIVERED\tQOS\tBYTES\tEXPIRES", func(w *terminal.Writer, m api.Retained) {
 			w.Printf("%s\t%s\t%s\t%d\t%d\t%s\n", m.Topic, ownerOf(m), given(m), m.QoS, m.Bytes, expiry(m))
 		})
 	}
@@ -66,7 +66,7 @@ func expiry(m api.Retained) string {
 
 func (a *app) retainedShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show TOPIC", Short: "The payload of one retained message, as it is; --json for all that is known of it", Args: args(cobra.ExactArgs(1)),
+		Use: "show TOPIC", Short: "Print the payload of a retained message; --json adds its metadata", Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -79,7 +79,7 @@ func (a *app) retainedShow() *cobra.Command {
 			if a.format != "table" {
 				return a.print(m, nil)
 			}
-			a.err.Printf("%s, from %s, given: %s, QoS %d, expires: %s\n", m.Topic, ownerOf(m.Retained), given(m.Retained), m.QoS, expiry(m.Retained))
+			a.err.Printf("%s, from %s, delivered to new subscribers: %s, QoS %d, expires: %s\n", m.Topic, ownerOf(m.Retained), given(m.Retained), m.QoS, expiry(m.Retained))
 			_, err = a.out.Data().Write(m.Payload)
 			return err
 		},
@@ -87,14 +87,14 @@ func (a *app) retainedShow() *cobra.Command {
 }
 
 func (a *app) retainedDelete() *cobra.Command {
-	c := &cobra.Command{Use: "delete TOPIC", Short: "Remove the retained message of one topic", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "delete TOPIC", Short: "Delete the retained message of a topic", Args: args(cobra.ExactArgs(1))}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
 		}
-		if err := a.sure(*yes, "remove what is retained for "+args[0]); err != nil {
+		if err := a.sure(*yes, "delete the retained message of "+args[0]); err != nil {
 			return err
 		}
 		return cl.DeleteRetained(c.Context(), args[0])

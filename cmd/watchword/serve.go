@@ -10,9 +10,9 @@ import (
 )
 
 func (a *app) serveCommand() *cobra.Command {
-	c := &cobra.Command{Use: "serve", Short: "Run the server; on an empty folder it makes all it needs", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "serve", Short: "Run the server; an empty data folder is initialized", Args: args(cobra.NoArgs)}
 	file := c.Flags().String("config", "", "configuration file (TOML)")
-	show := c.Flags().Bool("print-config", false, "print the configuration as it counts, with secrets masked, and end")
+	show := c.Flags().Bool("print-config", false, "print the effective configuration, with secrets masked, and exit")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, from, err := server.Load(server.Source{File: *file, Data: a.data})
 		if err != nil {

@@ -34,7 +34,7 @@ type simulation struct {
 
 func (a *app) simCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "sim --devices N --rate R", Short: "Many simulated devices, on good lines and bad ones", Args: args(cobra.NoArgs),
+		Use: "sim --devices N --rate R", Short: "Simulate many devices, with good and bad connections", Args: args(cobra.NoArgs),
 		Long: `Many devices of the SDK, in one process. Each has keys and a folder of its own,
 enrolls, keeps a session up, reports events and obeys commands (` + sim.Function + `).
 Lines break one by one (--lossy) and all at once (--storm); at the end all must be back.

@@ -19,12 +19,12 @@ import (
 )
 
 func (a *app) tokenCommand() *cobra.Command {
-	return group("token", "Tokens", a.tokenInspect(), a.tokenRevoke())
+	return group("token", "Inspect and revoke tokens", a.tokenInspect(), a.tokenRevoke())
 }
 
 func (a *app) tokenInspect() *cobra.Command {
 	return &cobra.Command{
-		Use: "inspect JWT|-", Short: "What a token says, what of it can be checked, and what is wrong with it",
+		Use: "inspect JWT|-", Short: "Explain a token: its members, what can be checked, and what is wrong",
 		Long: "Explains any token, good or bad, line by line. It is sent nowhere. The server's own papers are checked\n" +
 			"under its keys if it runs here. Exit status 8: some door would refuse it.",
 		Args: args(cobra.ExactArgs(1)),

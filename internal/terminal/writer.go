@@ -18,11 +18,20 @@ type Writer struct {
 	mu    sync.Mutex
 	to    io.Writer
 	shows bool
+	width int   // characters of a line of the terminal
 	err   error // the first that to gave
 }
 
 // New returns a Writer to a stream; shows says that a terminal shows it.
-func New(to io.Writer, shows bool) *Writer { return &Writer{to: to, shows: shows} }
+func New(to io.Writer, shows bool) *Writer { return &Writer{to: to, shows: shows, width: DefaultWidth} }
+
+// SetWidth sets how many characters a line of the terminal has; less than 20 means [DefaultWidth]. Call it before the first print.
+func (w *Writer) SetWidth(characters int) *Writer {
+	if w.width = characters; characters < 20 {
+		w.width = DefaultWidth
+	}
+	return w
+}
 
 // Shows reports whether a terminal shows what is printed.
 func (w *Writer) Shows() bool { return w.shows }
@@ -127,8 +136,19 @@ func (s *jsonStream) Close() error {
 	return s.w.Err()
 }
 
-// Table calls f with a Writer whose lines have cells between tabs, and prints them in columns.
+// Table calls f with a Writer whose lines have cells between tabs, and prints them in columns. On a terminal, lines that are
+// longer than its width ([Writer.SetWidth]) are wrapped column by column.
 func (w *Writer) Table(f func(*Writer)) error {
+	if w.shows {
+		var cells bytes.Buffer
+		inner := New(&cells, w.shows)
+		f(inner)
+		if err := inner.Err(); err != nil {
+			return err
+		}
+		w.put([]byte(columns(cells.String(), w.width)))
+		return w.Err()
+	}
 	t := tabwriter.NewWriter(rawWriter{w}, 0, 4, 2, ' ', 0)
 	inner := New(t, w.shows)
 	f(inner)

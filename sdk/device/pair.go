@@ -134,7 +134,7 @@ func pairServer(server string, o *PairOptions) (string, error) {
 		return "", watchword.RefuseField("url", "must look like https://HOST:PORT")
 	}
 	if o.Pin != "" && len(o.Pin) != 43 {
-		return "", watchword.RefuseField("pin", "must be 43 characters of base64url; watchword enrollment pin prints it")
+		return "", watchword.RefuseField("pin", "must be 43 characters of base64url; watchword trust pin prints it")
 	}
 	if o.ID != "" {
 		if err := watchword.CheckName("id", string(o.ID)); err != nil {
@@ -163,12 +163,12 @@ func (d *Device) meetToPair(ctx context.Context, server, pin string) (*token.Tru
 		return t, raw, pin, err
 	}
 	if d.o.NoClock {
-		return nil, "", "", watchword.RefuseField("pin", "is needed where there is no clock to check a public certificate by; watchword enrollment pin prints it")
+		return nil, "", "", watchword.RefuseField("pin", "is needed where there is no clock to check a public certificate by; watchword trust pin prints it")
 	}
 	c, shown := d.unproved(server, &tls.Config{MinVersion: tls.VersionTLS13})
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
 	if uncertified(err) {
-		err = watchword.Because(err, watchword.PeerUntrusted, "no public authority vouches for %s: give the pin of its root, which watchword enrollment pin prints on the server", server)
+		err = watchword.Because(err, watchword.PeerUntrusted, "no public authority vouches for %s: give the pin of its root, which watchword trust pin prints on the server", server)
 	}
 	if err != nil {
 		return nil, "", "", err

@@ -1,0 +1,8 @@
+//go:build !unix
+
+package main
+
+import "os"
+
+// width returns 0: the width of the terminal is not known.
+func width(*os.File) int { return 0 }
