@@ -24,6 +24,24 @@ type Basis struct {
 // IsZero reports whether it is the basis of the server's own acts.
 func (b Basis) IsZero() bool { return b == Basis{} }
 
+// Versions is what stands of the things that a [Basis] is of.
+type Versions struct {
+	Subject  int64 // the actor's [Subject.Basis]
+	Policies int64
+	Target   int64 // the [Subject.Basis] of the target; 0 where there is none
+}
+
+// Compared reports whether a store compares b: it is of an act that somebody's authority allows.
+func (b Basis) Compared() bool { return !b.IsZero() && !b.Local }
+
+// Check compares b with what stands. Code: busy ([ErrBasisMoved]).
+func (b Basis) Check(v Versions) error {
+	if b.Compared() && v != (Versions{b.Version, b.Policies, b.TargetVersion}) {
+		return ErrBasisMoved
+	}
+	return nil
+}
+
 // ErrBasisMoved is what a store answers to an act whose [Basis] is no longer what stands. It
 // is handled by session.Session.Act, which decides again; a client sees it as busy, after many tries.
 var ErrBasisMoved = Refuse(Busy, "authority changed while this was being done: try again")

@@ -91,6 +91,15 @@ func NeedsBasis(kind string) bool {
 	return true
 }
 
+// Compared refuses an entry that says that its act was allowed, where the transaction compared another basis, or none. Code:
+// internal, since only a mistake of the program leads here.
+func (e Entry) Compared(with watchword.Basis) error {
+	if e.Outcome == Done && e.Actor != "" && (e.Basis != with || e.Basis.IsZero() && NeedsBasis(e.Kind)) {
+		return watchword.Refuse(watchword.Internal, "%s by %q: nothing compared what the act was decided on", e.Kind, e.Actor)
+	}
+	return nil
+}
+
 // Entry is one line of the log. Seq is given by the store, from 1, without gaps.
 type Entry struct {
 	Seq    int64              `json:"-"`

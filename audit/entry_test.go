@@ -82,3 +82,24 @@ func TestKindsAreAll(t *testing.T) {
 		t.Errorf("%d are named, and %d listed", n, len(audit.Kinds))
 	}
 }
+
+func TestAnActWhoseBasisNobodyComparedIsNotLogged(t *testing.T) {
+	b := watchword.Basis{Subject: "alice", Version: 1}
+	for _, c := range []struct {
+		name string
+		e    audit.Entry
+		with watchword.Basis
+		want watchword.Code
+	}{
+		{"an act whose basis was compared", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done, Actor: "alice", Basis: b}, b, ""},
+		{"an act whose basis is another", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done, Actor: "alice", Basis: b}, watchword.Basis{}, watchword.Internal},
+		{"an act without a basis", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done, Actor: "alice"}, watchword.Basis{}, watchword.Internal},
+		{"a token that is issued needs none", audit.Entry{Kind: audit.TokenIssue, Outcome: audit.Done, Actor: "alice"}, watchword.Basis{}, ""},
+		{"a refusal needs none", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Refused, Actor: "alice", Basis: b}, watchword.Basis{}, ""},
+		{"the server needs none", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done}, watchword.Basis{}, ""},
+	} {
+		if err := c.e.Compared(c.with); watchword.CodeOf(err) != c.want {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}

@@ -44,19 +44,18 @@ func (t *tx) under(tenant watchword.TenantID, b watchword.Basis, step func() err
 
 // compare returns ErrBasisMoved where b is not what stands.
 func (t *tx) compare(tenant watchword.TenantID, b watchword.Basis) error {
-	if b.IsZero() || b.Local {
+	if !b.Compared() {
 		return nil
 	}
-	type versions struct{ subject, policies, target int64 }
-	v, err := one(context.Background(), t, func(r scanner) (v versions, err error) {
-		return v, r.Scan(&v.subject, &v.policies, &v.target)
+	v, err := one(context.Background(), t, func(r scanner) (v watchword.Versions, err error) {
+		return v, r.Scan(&v.Subject, &v.Policies, &v.Target)
 	}, watchword.ErrBasisMoved, `SELECT s.basis, `+policyVersion+`,
 			CASE WHEN ?3 = '' THEN 0 ELSE coalesce((SELECT o.basis FROM subjects o WHERE o.tenant = ?1 AND o.id = ?3), 0) END
 		FROM subjects s WHERE s.tenant = ?1 AND s.id = ?2`, tenant, b.Subject, b.Target)
-	if err == nil && (v != versions{b.Version, b.Policies, b.TargetVersion}) {
-		err = watchword.ErrBasisMoved
+	if err != nil {
+		return err
 	}
-	return err
+	return b.Check(v)
 }
 
 // policyVersion is the version of the policies of tenant ?1.
@@ -69,24 +68,4 @@ func (s *Store) PolicyVersion(ctx context.Context, t watchword.TenantID) (int64,
 
 func readPolicyVersion(ctx context.Context, from rows, t watchword.TenantID) (int64, error) {
 	return one(ctx, from, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT `+policyVersion, t)
-}
-
-// TokenCounts refuses a token that was revoked, or whose issuer key was. A token that is not
-// recorded, or a key that is not known, counts: others decide on these. Codes: token_revoked,
-// issuer_revoked, unavailable.
-func (s *Store) TokenCounts(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error {
-	type revoked struct{ token, key bool }
-	v, err := one(ctx, s, func(r scanner) (v revoked, err error) {
-		return v, r.Scan(&v.token, &v.key)
-	}, error(nil), `SELECT EXISTS (SELECT 1 FROM issued WHERE tenant = ?1 AND jti = ?2 AND revoked = 1),
-		EXISTS (SELECT 1 FROM server_keys WHERE role = 'issuer' AND id = ?3 AND state = 'revoked')`, t, jti, signedBy)
-	switch {
-	case err != nil:
-		return err
-	case v.token:
-		return watchword.Refuse(watchword.TokenRevoked, "this token was revoked")
-	case v.key:
-		return watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
-	}
-	return nil
 }

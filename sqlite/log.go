@@ -139,8 +139,8 @@ func (t *tx) enter(es ...audit.Entry) error {
 		return nil
 	}
 	for _, e := range es {
-		if e.Outcome == audit.Done && e.Actor != "" && (e.Basis != t.basis || e.Basis.IsZero() && audit.NeedsBasis(e.Kind)) {
-			return watchword.Refuse(watchword.Internal, "%s by %q: nothing compared what the act was decided on", e.Kind, e.Actor)
+		if err := e.Compared(t.basis); err != nil {
+			return err
 		}
 		body, err := e.Body()
 		if err != nil {

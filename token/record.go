@@ -28,3 +28,55 @@ type Spent struct {
 	JTI     string
 	Expires time.Time
 }
+
+// Holder is what a transaction knows of the subject of a token; the zero value is that of no subject.
+type Holder struct {
+	Kind        watchword.Kind
+	State       watchword.State
+	Incarnation int64
+	Keyed       bool // the token's key is one of its active signing keys
+}
+
+// Issue decides whether the token of r may be issued; used says that the assertion was spent before. Codes: client_invalid,
+// subject_new, subject_suspended, subject_revoked, token_replayed.
+func (r Record) Issue(h Holder, used bool) error {
+	if h.State == "" {
+		return watchword.Refuse(watchword.ClientInvalid, "no such subject")
+	}
+	if err := (&watchword.Subject{Kind: h.Kind, ID: r.Subject, State: h.State}).Usable(); err != nil {
+		return err
+	}
+	if !h.Keyed || h.Incarnation != r.Incarnation {
+		return watchword.Refuse(watchword.ClientInvalid, "the key is none of the subject's")
+	}
+	if used {
+		return watchword.Refuse(watchword.TokenReplayed, "this assertion was used before")
+	}
+	return nil
+}
+
+// Beside returns the record as it stands beside its subject: the token of a subject that is revoked, deleted or in another
+// life is revoked with it.
+func (r Record) Beside(h Holder) Record {
+	if h.State == "" || h.State == watchword.Revoked || h.Incarnation != r.Incarnation {
+		r.Revoked = true
+	}
+	return r
+}
+
+// Counts refuses a token that was revoked, or whose issuer key was. Codes: token_revoked, issuer_revoked.
+func Counts(revoked, issuerRevoked bool) error {
+	if revoked {
+		return watchword.Refuse(watchword.TokenRevoked, "this token was revoked")
+	}
+	if issuerRevoked {
+		return watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
+	}
+	return nil
+}
+
+// ErrUnknown is the refusal of a token that is not on record.
+var ErrUnknown = watchword.Refuse(watchword.NotFound, "no such token")
+
+// ErrSpent is the refusal of an assertion, or a proof of a key change, that was spent before.
+var ErrSpent = watchword.Refuse(watchword.TokenReplayed, "this paper was used before")
