@@ -92,7 +92,7 @@ func newSetup(t *testing.T, o options) *setup {
 	s.ring, err = keyring.Open(t.Context(), st, kek)
 	must(t, err)
 	for name, src := range map[string]string{"callers": callers, "bounded": bounded} {
-		_, _, err = st.PutPolicy(t.Context(), here, name, []byte(src), -1, at, s.entry(audit.PolicyApply, name, nil))
+		_, _, err = st.PutPolicy(t.Context(), audit.Actor{Tenant: here}, name, []byte(src), -1, at, audit.Always[policy.Stored](s.entry(audit.PolicyApply, name, nil)))
 		must(t, err)
 	}
 	s.roll = registry.NewDirectory(st)

@@ -128,6 +128,30 @@ func retire(ks []Sealed, role Role, now time.Time) (moves []Move) {
 	return moves
 }
 
+// Apply returns the keys as the turn leaves them, in the order of ks and then of t.Add. Code: conflict where a key has moved
+// since the turn was decided on, or a bundle has no greater version than all the others.
+func (t Turn) Apply(ks []Sealed, bundles []SignedBundle) ([]Sealed, error) {
+	standing := append(slices.Clone(ks), t.Add...)
+	for i, m := range t.Move {
+		if !slices.ContainsFunc(Turn{Move: t.Move[:i]}.after(standing), func(k Sealed) bool { return k.ID == m.ID && k.Role == m.Role && k.State == m.From }) {
+			return nil, watchword.Refuse(watchword.Conflict, "the %s key %s is not %s any more", m.Role, m.ID, m.From)
+		}
+	}
+	version := int64(0)
+	for _, b := range bundles {
+		if !slices.Contains(t.Drop, b.Version) {
+			version = max(version, b.Version)
+		}
+	}
+	for _, b := range t.Bundles {
+		if b.Version <= version {
+			return nil, watchword.Refuse(watchword.Conflict, "a trust bundle of this version or a later one exists")
+		}
+		version = b.Version
+	}
+	return t.after(ks), nil
+}
+
 // after is the ring as a turn leaves it.
 func (t Turn) after(ks []Sealed) []Sealed {
 	out := append(slices.Clone(ks), t.Add...)

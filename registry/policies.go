@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -187,10 +188,12 @@ func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, sou
 	if err := r.everyoneFits(ctx, by.Tenant, doc); err != nil {
 		return policy.Stored{}, err
 	}
-	e := by.Did(audit.PolicyApply, name, now, map[string]string{
-		"after": jose.Hash(source), "source": string(source),
-	})
-	row, version, err := r.store.PutPolicy(ctx, by.Tenant, name, bytes.Clone(source), ifVersion, now, e)
+	entry := func(before, after policy.Stored) audit.Entry {
+		return by.Did(audit.PolicyApply, name, now, map[string]string{
+			"after": jose.Hash(source), "source": string(source), "version": strconv.FormatInt(after.Version, 10),
+		}).With(replaced(before)...)
+	}
+	row, version, err := r.store.PutPolicy(ctx, by, name, bytes.Clone(source), ifVersion, now, entry)
 	if err != nil {
 		return row, err
 	}
@@ -208,12 +211,22 @@ func (p *PolicyEdit) Delete(ctx context.Context, by audit.Actor, name string, if
 	if err != nil {
 		return err
 	}
-	e := by.Did(audit.PolicyDelete, name, now, nil)
-	version, err := r.store.DeletePolicy(ctx, by.Tenant, name, ifVersion, now, e)
+	entry := func(before, _ policy.Stored) audit.Entry {
+		return by.Did(audit.PolicyDelete, name, now, nil).With(replaced(before)...)
+	}
+	version, err := r.store.DeletePolicy(ctx, by, name, ifVersion, now, entry)
 	if err != nil {
 		return err
 	}
 	return r.swap(ctx, by.Tenant, before, before.Without(name).At(version), name)
+}
+
+// replaced is what an entry says of the document that was there before.
+func replaced(before policy.Stored) []string {
+	if !before.Exists() {
+		return nil
+	}
+	return []string{"before", jose.Hash(before.Source), "before_version", strconv.FormatInt(before.Version, 10)}
 }
 
 // swap puts a set in force that differs from the one before in the document of one name.

@@ -24,9 +24,9 @@ type Store interface {
 	// PutPolicy stores a policy and returns it with the version of all policies; ifVersion is the
 	// policy's version before, 0 for one that is not there, -1 for any. Codes: precondition_failed,
 	// too_large, busy (authority that changed).
-	PutPolicy(ctx context.Context, t watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (p policy.Stored, version int64, err error)
+	PutPolicy(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (p policy.Stored, version int64, err error)
 	// DeletePolicy returns the version of all policies. Codes: not_found, precondition_failed, busy.
-	DeletePolicy(ctx context.Context, t watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) (version int64, err error)
+	DeletePolicy(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (version int64, err error)
 }
 
 // Live is who must know of a change: the guard of the sessions. Both return

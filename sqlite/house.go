@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"reflect"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
@@ -89,12 +90,24 @@ func bundles(ctx context.Context, from rows) ([]keyring.SignedBundle, error) {
 // TurnKeys carries a turn out whole, or not at all.
 func (s *Store) TurnKeys(ctx context.Context, turn keyring.Turn, es ...audit.Entry) error {
 	return s.w.act(ctx, func(t *tx) error {
-		for _, k := range turn.Add {
+		before, err := serverKeys(ctx, t)
+		if err != nil {
+			return err
+		}
+		signed, err := bundles(ctx, t)
+		if err != nil {
+			return err
+		}
+		after, err := turn.Apply(before, signed)
+		if err != nil {
+			return err
+		}
+		for _, k := range after[len(before):] {
 			if err := t.addServerKey(k); err != nil {
 				return err
 			}
 		}
-		if err := t.moveServerKeys(turn.Move); err != nil {
+		if err := t.putServerKeys(before, after); err != nil {
 			return err
 		}
 		for _, v := range turn.Drop {
@@ -103,46 +116,36 @@ func (s *Store) TurnKeys(ctx context.Context, turn keyring.Turn, es ...audit.Ent
 			}
 		}
 		for _, b := range turn.Bundles {
-			n, err := t.exec(`INSERT INTO bundles (version, jws, starts, expires) SELECT ?1, ?2, ?3, ?4
-				WHERE NOT EXISTS (SELECT 1 FROM bundles WHERE version >= ?1)`, b.Version, b.JWS, stamp(b.Starts), stamp(b.Expires))
-			if err != nil {
+			if _, err := t.exec(`INSERT INTO bundles (version, jws, starts, expires) VALUES (?, ?, ?, ?)`, b.Version, b.JWS, stamp(b.Starts), stamp(b.Expires)); err != nil {
 				return err
-			}
-			if n == 0 {
-				return watchword.Refuse(watchword.Conflict, "a trust bundle of this version or a later one exists")
 			}
 		}
 		return t.enter(es...)
 	}, es...)
 }
 
-// moveServerKeys leaves nothing of a private half that goes in the file.
-func (t *tx) moveServerKeys(moves []keyring.Move) error {
-	if len(moves) == 0 {
+// putServerKeys writes the keys of before that are others after. Of a private half that goes nothing is left in the file.
+func (t *tx) putServerKeys(before, after []keyring.Sealed) error {
+	var moved []keyring.Sealed
+	for i, k := range before {
+		if !reflect.DeepEqual(k, after[i]) {
+			moved = append(moved, after[i])
+		}
+	}
+	if len(moved) == 0 {
 		return nil
 	}
 	return t.overwriting(func() error {
-		for _, m := range moves {
-			if err := t.moveServerKey(m); err != nil {
+		for _, k := range moved {
+			private := k.Private
+			if private == nil {
+				private = []byte{}
+			}
+			if _, err := t.exec(`UPDATE server_keys SET state = ?, starts = ?, ends = ?, private = ? WHERE role = ? AND id = ?`,
+				k.State, stamp(k.Starts), stamp(k.Ends), private, k.Role, k.ID); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-}
-
-func (t *tx) moveServerKey(m keyring.Move) error {
-	var private any // NULL leaves it
-	switch {
-	case !m.To.Counts():
-		private = []byte{}
-	case m.Private != nil:
-		private = m.Private
-	}
-	n, err := t.exec(`UPDATE server_keys SET state = ?, starts = ?, ends = ?, private = coalesce(?, private) WHERE role = ? AND id = ? AND state = ?`,
-		m.To, stamp(m.Starts), stamp(m.Ends), private, m.Role, m.ID, m.From)
-	if err == nil && n == 0 {
-		err = watchword.Refuse(watchword.Conflict, "the %s key %s is not %s any more", m.Role, m.ID, m.From)
-	}
-	return err
 }

@@ -73,36 +73,43 @@ func (s *Store) States(ctx context.Context, t watchword.TenantID, after watchwor
 
 // ReportState replaces the reported state.
 func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b watchword.Basis, device watchword.SubjectID, state []byte, now time.Time) error {
-	return s.w.actOn(ctx, tenant, b, func(t *tx) error {
-		if _, err := t.device(tenant, device); err != nil {
-			return err
+	_, err := act(ctx, s, tenant, b, func(t *tx) (none struct{}, err error) {
+		before, err := readTwin(context.Background(), t, tenant, device)
+		if err != nil {
+			return none, err
 		}
-		_, err := t.exec(`INSERT INTO twins (tenant, device, state, state_at, state_count, state_by, state_by_incarnation)
-			VALUES (?1, ?2, ?3, ?4, 1, ?5, coalesce((SELECT incarnation FROM subjects WHERE tenant = ?1 AND id = ?5), 0))
-			ON CONFLICT DO UPDATE SET state = excluded.state, state_at = excluded.state_at, state_count = state_count + 1,
-				state_by = excluded.state_by, state_by_incarnation = excluded.state_by_incarnation`, tenant, device, state, stamp(now), b.Subject)
-		return err
+		life, err := one(context.Background(), t, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, nil,
+			`SELECT incarnation FROM subjects WHERE tenant = ? AND id = ?`, tenant, b.Subject)
+		if err != nil {
+			return none, err
+		}
+		w := before.Report(state, b.Subject, life, now)
+		_, err = t.exec(`INSERT INTO twins (tenant, device, state, state_at, state_count, state_by, state_by_incarnation) VALUES (?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT DO UPDATE SET state = excluded.state, state_at = excluded.state_at, state_count = excluded.state_count,
+				state_by = excluded.state_by, state_by_incarnation = excluded.state_by_incarnation`,
+			tenant, device, w.State, stamp(w.StateAt), w.StateCount, w.StateBy, w.StateByIncarnation)
+		return none, err
 	})
+	return err
 }
 
 // SetConfig replaces the wanted configuration.
-func (s *Store) SetConfig(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (out twin.Twin, err error) {
-	err = s.w.act(ctx, func(t *tx) error {
-		if out, err = readTwin(context.Background(), t, tenant, device); err != nil {
-			return err
+func (s *Store) SetConfig(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (twin.Twin, error) {
+	now = whole(now)
+	return act(ctx, s, tenant, e.Basis, func(t *tx) (twin.Twin, error) {
+		before, err := readTwin(context.Background(), t, tenant, device)
+		if err != nil {
+			return before, err
 		}
-		if ifVersion >= 0 && ifVersion != out.ConfigVer {
-			return watchword.Refuse(watchword.PreconditionFailed, "the configuration is at version %d now", out.ConfigVer)
+		w, err := before.Configure(config, ifVersion, now)
+		if err != nil {
+			return w, err
 		}
-		if _, err := t.exec(`INSERT INTO twins (tenant, device, config, config_ver, config_at) VALUES (?, ?, ?, 1, ?)
-			ON CONFLICT DO UPDATE SET config = excluded.config, config_at = excluded.config_at, config_ver = config_ver + 1`, tenant, device, config, stamp(now)); err != nil {
-			return err
+		if _, err := t.exec(`INSERT INTO twins (tenant, device, config, config_ver, config_at) VALUES (?, ?, ?, ?, ?)
+			ON CONFLICT DO UPDATE SET config = excluded.config, config_at = excluded.config_at, config_ver = excluded.config_ver`,
+			tenant, device, w.Config, w.ConfigVer, stamp(w.ConfigAt)); err != nil {
+			return w, err
 		}
-		if err := t.enter(e); err != nil {
-			return err
-		}
-		out, err = readTwin(context.Background(), t, tenant, device)
-		return err
-	}, e)
-	return out, err
+		return w, t.enter(e)
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/policy"
 )
 
 // The methods of this file are those of the store that take an actor and a function that makes the entry, for contracts that
@@ -109,4 +110,14 @@ func (t *T) RejectPairing(ctx context.Context, tenant watchword.TenantID, id str
 	by := in(tenant, e)
 	by.Subject = who
 	return t.Store.RejectPairing(ctx, by, id, now, audit.Always[enroll.Pairing](e))
+}
+
+// PutPolicy is [Store.PutPolicy].
+func (t *T) PutPolicy(ctx context.Context, tenant watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (policy.Stored, int64, error) {
+	return t.Store.PutPolicy(ctx, in(tenant, e), name, source, ifVersion, now, audit.Always[policy.Stored](e))
+}
+
+// DeletePolicy is [Store.DeletePolicy].
+func (t *T) DeletePolicy(ctx context.Context, tenant watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) (int64, error) {
+	return t.Store.DeletePolicy(ctx, in(tenant, e), name, ifVersion, now, audit.Always[policy.Stored](e))
 }

@@ -103,9 +103,9 @@ type Store interface {
 	Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error)
 	// PutPolicy adds or replaces. ifVersion -1 means any, 0 that it must not exist yet, else today's version;
 	// otherwise precondition_failed. The same source again: no change, no entry, today's version.
-	PutPolicy(ctx context.Context, t watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (p policy.Stored, version int64, err error)
+	PutPolicy(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (p policy.Stored, version int64, err error)
 	// DeletePolicy removes; not_found; ifVersion as above (0 is never right). A later policy of the name goes on counting versions.
-	DeletePolicy(ctx context.Context, t watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) (version int64, err error)
+	DeletePolicy(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (version int64, err error)
 
 	// PolicyVersion returns a number that grows with each change of the tenant's policies, and when an issuer key is revoked.
 	PolicyVersion(ctx context.Context, t watchword.TenantID) (int64, error)

@@ -37,3 +37,20 @@ const (
 	MaxFunctions = 256
 	MaxSchema    = 16 << 10
 )
+
+// Configure returns the twin with another wanted configuration. ifVersion is -1 for any, 0 for never set, else the version that
+// was compared. Code: precondition_failed.
+func (t Twin) Configure(config []byte, ifVersion int64, now time.Time) (Twin, error) {
+	if ifVersion >= 0 && ifVersion != t.ConfigVer {
+		return t, watchword.Refuse(watchword.PreconditionFailed, "the configuration is at version %d now", t.ConfigVer)
+	}
+	t.Config, t.ConfigVer, t.ConfigAt = config, t.ConfigVer+1, now
+	return t, nil
+}
+
+// Report returns the twin with another reported state. by is who reports it, in its incarnation; both are zero where nobody is known.
+func (t Twin) Report(state []byte, by watchword.SubjectID, incarnation int64, now time.Time) Twin {
+	t.State, t.StateAt, t.StateBy, t.StateByIncarnation = state, now, by, incarnation
+	t.StateCount++
+	return t
+}
