@@ -23,9 +23,9 @@ var floors = []string{
 	"jose",
 	"audit",
 	"policy",
-	"token session twin bus shelf",
+	"token session twin bus mqttstore",
 	"keyring",
-	"office enroll command registry",
+	"authn enroll command registry",
 	"api",
 	"sdk storetest sqlite",
 	"httpapi mqtt",
@@ -49,7 +49,7 @@ var allowed = map[string][]string{
 // source is one parsed file of the product.
 type source struct {
 	path string // with slashes, from the root
-	room string
+	pkg  string
 	test bool
 	ast  *ast.File
 }
@@ -98,9 +98,9 @@ func TestImportsGoDown(t *testing.T) {
 		}
 	}
 	for _, s := range sources(t) {
-		here, known := floor[s.room]
+		here, known := floor[s.pkg]
 		if !known {
-			t.Errorf("%s: room %q is on no floor; add it to floors", s.path, s.room)
+			t.Errorf("%s: room %q is on no floor; add it to floors", s.path, s.pkg)
 		}
 		if s.test {
 			continue
@@ -114,14 +114,14 @@ func TestImportsGoDown(t *testing.T) {
 			if other == "" {
 				other = "."
 			}
-			if other != s.room && floor[other] >= here {
+			if other != s.pkg && floor[other] >= here {
 				t.Errorf("%s imports %s, which is not on a lower floor", s.path, other)
 			}
 		}
 	}
 }
 
-func TestWhatShipsInOtherProgramsIsSmall(t *testing.T) {
+func TestSDKDependenciesAreListed(t *testing.T) {
 	for _, s := range sources(t) {
 		list, ships := allowed[path.Dir(s.path)]
 		if !ships || s.test {
@@ -143,9 +143,9 @@ func TestWhatShipsInOtherProgramsIsSmall(t *testing.T) {
 	}
 }
 
-func TestThePapersShipAlone(t *testing.T) {
+func TestSDKPackagesImportOnlyWhatIsAllowed(t *testing.T) {
 	for _, s := range sources(t) {
-		if s.room != "token" || s.test {
+		if s.pkg != "token" || s.test {
 			continue
 		}
 		for _, imp := range s.imports() {
@@ -228,7 +228,7 @@ func TestGoModRequiresNothingForTestsAlone(t *testing.T) {
 
 // docs/mqtt-conformance.md goes through all statements of both standards, and names tests
 // that there are.
-func TestTheTableOfMQTTNamesTestsThatThereAre(t *testing.T) {
+func TestConformanceTableNamesExistingTests(t *testing.T) {
 	text, err := os.ReadFile("docs/mqtt-conformance.md")
 	if err != nil {
 		t.Fatal(err)
@@ -264,11 +264,11 @@ func TestTheTableOfMQTTNamesTestsThatThereAre(t *testing.T) {
 
 // What the server prints goes through one handler, which bounds it (internal/logbudget): no
 // room of it makes a logger of its own.
-func TestNoRoomMakesItsOwnLogger(t *testing.T) {
+func TestNoPackageMakesItsOwnLogger(t *testing.T) {
 	makes := regexp.MustCompile(`(?m)\bs?log\.New\w*\(|\bslog\.SetDefault\(|^\s*"log"$`)
 	free := map[string]bool{"cmd": true, "sdk": true, "attack": true, "bench": true, "server": true}
 	for _, s := range sources(t) {
-		if s.test || free[s.room] || strings.HasPrefix(s.path, "internal/logbudget/") {
+		if s.test || free[s.pkg] || strings.HasPrefix(s.path, "internal/logbudget/") {
 			continue
 		}
 		b, err := os.ReadFile(s.path)

@@ -8,10 +8,10 @@ import (
 )
 
 func TestABasisHoldsWhereNothingOfItMoved(t *testing.T) {
-	b := watchword.Basis{Subject: "alice", Version: 1, Policies: 2, Target: "lamp-1", TargetVersion: 3}
+	b := watchword.AuthorityVersions{Subject: "alice", SubjectVersion: 1, Policies: 2, Target: "lamp-1", TargetVersion: 3}
 	for _, c := range []struct {
 		name  string
-		b     watchword.Basis
+		b     watchword.AuthorityVersions
 		v     watchword.Versions
 		holds bool
 	}{
@@ -20,10 +20,10 @@ func TestABasisHoldsWhereNothingOfItMoved(t *testing.T) {
 		{"the policies moved", b, watchword.Versions{Subject: 1, Policies: 3, Target: 3}, false},
 		{"the target moved", b, watchword.Versions{Subject: 1, Policies: 2, Target: 4}, false},
 		{"what stands is older", b, watchword.Versions{Policies: 2, Target: 3}, false},
-		{"the server's own acts have no basis", watchword.Basis{}, watchword.Versions{Subject: 9}, true},
-		{"an act on the data folder compares nothing", watchword.Basis{Local: true}, watchword.Versions{Subject: 9}, true},
+		{"the server's own acts have no basis", watchword.AuthorityVersions{}, watchword.Versions{Subject: 9}, true},
+		{"an act on the data folder compares nothing", watchword.AuthorityVersions{Local: true}, watchword.Versions{Subject: 9}, true},
 	} {
-		if err := c.b.Check(c.v); (err == nil) != c.holds || err != nil && !errors.Is(err, watchword.ErrBasisMoved) {
+		if err := c.b.Check(c.v); (err == nil) != c.holds || err != nil && !errors.Is(err, watchword.ErrAuthorityChanged) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}

@@ -221,8 +221,8 @@ func RefuseField(field, format string, a ...any) error {
 	return &Error{Code: BadRequest, Field: field, Detail: fmt.Sprintf(format, a...)}
 }
 
-// Because is [Refuse] with a private cause, which is logged and never shown.
-func Because(err error, c Code, format string, a ...any) error {
+// Wrap is [Refuse] with a private cause, which is logged and never shown.
+func Wrap(err error, c Code, format string, a ...any) error {
 	return &Error{Code: c, Detail: fmt.Sprintf(format, a...), Err: err}
 }
 

@@ -72,11 +72,11 @@ func TestErrorsAreDocumented(t *testing.T) {
 	}
 }
 
-func TestACauseIsSaidOnce(t *testing.T) {
+func TestACauseIsPrintedOnce(t *testing.T) {
 	cause := errors.New("connection refused")
 	for want, err := range map[string]error{
-		"unavailable: no answer: connection refused": watchword.Because(cause, watchword.Unavailable, "no answer: %s", cause),
-		"unavailable: away: connection refused":      watchword.Because(cause, watchword.Unavailable, "away"),
+		"unavailable: no answer: connection refused": watchword.Wrap(cause, watchword.Unavailable, "no answer: %s", cause),
+		"unavailable: away: connection refused":      watchword.Wrap(cause, watchword.Unavailable, "away"),
 	} {
 		if got := err.Error(); got != want {
 			t.Errorf("got %q, want %q", got, want)

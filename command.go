@@ -42,27 +42,27 @@ type ReceiptStatus string
 // seen before with another command id: somebody forges, or the server lost its
 // counters.
 const (
-	StAccepted    ReceiptStatus = "accepted"
-	StDone        ReceiptStatus = "done"
-	StRefused     ReceiptStatus = "refused"
-	StFailed      ReceiptStatus = "failed"
-	StInterrupted ReceiptStatus = "interrupted"
-	StConflict    ReceiptStatus = "conflict"
+	StatusAccepted    ReceiptStatus = "accepted"
+	StatusDone        ReceiptStatus = "done"
+	StatusRefused     ReceiptStatus = "refused"
+	StatusFailed      ReceiptStatus = "failed"
+	StatusInterrupted ReceiptStatus = "interrupted"
+	StatusConflict    ReceiptStatus = "conflict"
 )
 
 // State returns the state of a command that a receipt with this status settles,
 // and false for a status that is none of the above.
 func (s ReceiptStatus) State() (CommandState, bool) {
 	switch s {
-	case StAccepted:
+	case StatusAccepted:
 		return Accepted, true
-	case StDone:
+	case StatusDone:
 		return Done, true
-	case StRefused:
+	case StatusRefused:
 		return Refused, true
-	case StFailed, StConflict:
+	case StatusFailed, StatusConflict:
 		return Failed, true
-	case StInterrupted:
+	case StatusInterrupted:
 		return Interrupted, true
 	default:
 		return "", false

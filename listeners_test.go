@@ -12,7 +12,7 @@ import (
 func TestHTTPServersAreMadeInOneWay(t *testing.T) {
 	made := 0
 	for _, s := range sources(t) {
-		if s.test || s.room == "bench" || s.room == "attack" {
+		if s.test || s.pkg == "bench" || s.pkg == "attack" {
 			continue
 		}
 		f, err := parser.ParseFile(token.NewFileSet(), s.path, nil, 0)
@@ -42,7 +42,7 @@ func TestHTTPServersAreMadeInOneWay(t *testing.T) {
 			if sel, ok := lit.Type.(*ast.SelectorExpr); ok && sel.Sel.Name == "Server" {
 				if pkg, ok := sel.X.(*ast.Ident); ok && pkg.Name == "http" {
 					made++
-					if s.path != "server/framing.go" {
+					if s.path != "server/http_framing.go" {
 						t.Errorf("%s makes an http.Server: use server.newHTTPServer", s.path)
 					}
 				}

@@ -10,13 +10,13 @@ import (
 
 // Nothing prints around internal/terminal, whose writers escape what others filled in: the streams are named in the command's
 // main function alone, and nothing formats for a writer but these.
-func TestNothingPrintsAnotherWay(t *testing.T) {
+func TestOutputGoesThroughTerminalWriters(t *testing.T) {
 	named := 0
 	for _, s := range sources(t) {
-		if s.test || s.room == "bench" || s.room == "attack" || strings.HasPrefix(s.path, "internal/terminal/") {
+		if s.test || s.pkg == "bench" || s.pkg == "attack" || strings.HasPrefix(s.path, "internal/terminal/") {
 			continue
 		}
-		command := s.room == "cmd"
+		command := s.pkg == "cmd"
 		f, err := parser.ParseFile(token.NewFileSet(), s.path, nil, 0)
 		if err != nil {
 			t.Fatal(err)

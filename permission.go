@@ -21,21 +21,21 @@ type Permission struct {
 
 // The prefixes of a resource and the actions each may carry.
 const (
-	TopicPrefix = "topic:"
-	FnPrefix    = "fn:"
-	APIPrefix   = "api:"
+	TopicPrefix    = "topic:"
+	FunctionPrefix = "fn:"
+	APIPrefix      = "api:"
 )
 
-var actionsOf = map[string][]string{
-	TopicPrefix: {"pub", "sub"},
-	FnPrefix:    {"call"},
-	APIPrefix:   {"get", "put", "post", "patch", "delete"},
+var actionsByPrefix = map[string][]string{
+	TopicPrefix:    {"pub", "sub"},
+	FunctionPrefix: {"call"},
+	APIPrefix:      {"get", "put", "post", "patch", "delete"},
 }
 
 // Check refuses a permission whose resource or actions are not of the table
 // above. It does not parse the filter. Code: token_malformed.
 func (p Permission) Check() error {
-	for prefix, actions := range actionsOf {
+	for prefix, actions := range actionsByPrefix {
 		rest, ok := strings.CutPrefix(p.Resource, prefix)
 		if !ok {
 			continue

@@ -7,12 +7,12 @@ import (
 
 // The bounds of a scope.
 const (
-	MaxScope      = 4 << 10 // bytes
-	MaxScopeLines = 64
+	MaxScope       = 4 << 10 // bytes
+	MaxScopeTokens = 64
 )
 
-// WholeScope is the scope that asks for all that policy gives, whatever the resource.
-const WholeScope = "*"
+// FullScope is the scope that asks for all that policy gives, whatever the resource.
+const FullScope = "*"
 
 // ParseScope reads the scope parameter (RFC 6749 §3.3): tokens between spaces, each
 // one permission as ACTION[,ACTION…]:RESOURCE, like pub,sub:topic:devices/lamp-7/#,
@@ -23,8 +23,8 @@ func ParseScope(scope string) ([]Permission, error) {
 		return nil, nil
 	}
 	bad := Refuse(ScopeInvalid, "scope is tokens between single spaces, each ACTION[,ACTION]:RESOURCE")
-	if len(scope) > MaxScope || strings.Count(scope, " ") >= MaxScopeLines {
-		return nil, Refuse(ScopeInvalid, "scope may have %d tokens and %d bytes", MaxScopeLines, MaxScope)
+	if len(scope) > MaxScope || strings.Count(scope, " ") >= MaxScopeTokens {
+		return nil, Refuse(ScopeInvalid, "scope may have %d tokens and %d bytes", MaxScopeTokens, MaxScope)
 	}
 	for _, c := range []byte(scope) {
 		if c < 0x20 || c > 0x7e || c == '"' || c == '\\' {

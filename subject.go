@@ -78,26 +78,26 @@ func (l Labels) String() string {
 // ETag. Incarnation grows each time a revoked id enrolls again, so that nothing
 // of an earlier life counts in a later one.
 type Subject struct {
-	Tenant      TenantID
-	ID          SubjectID
-	Kind        Kind
-	State       State
-	Labels      Labels
-	Version     int64
-	Basis       int64 // grows with whatever may change what it may do: state, labels, keys, proof, a revoked token
-	Incarnation int64
-	Proof       string // RequireProof, or empty
-	Created     time.Time
-	Changed     time.Time
+	Tenant           TenantID
+	ID               SubjectID
+	Kind             Kind
+	State            State
+	Labels           Labels
+	Version          int64
+	AuthorityVersion int64 // grows with whatever may change what it may do: state, labels, keys, proof, a revoked token
+	Incarnation      int64
+	Proof            string // RequireProof, or empty
+	Created          time.Time
+	Changed          time.Time
 	// Keys holds the keys the subject has or had, oldest first: those that are
-	// active, and of the others the newest, up to [KeysShown] in all. Lists of many
+	// active, and of the others the newest, up to [MaxKeysReturned] in all. Lists of many
 	// subjects leave it nil.
 	Keys []Key
 }
 
-// KeysShown is how many keys come with a subject, beside the active ones. That a
+// MaxKeysReturned is how many keys come with a subject, beside the active ones. That a
 // key was used is remembered for ever, of however many.
-const KeysShown = 32
+const MaxKeysReturned = 32
 
 // RequireProof is the [Subject.Proof] of a subject that gets nothing which works
 // without a proof of its key.
@@ -111,9 +111,9 @@ func CheckProof(proof string) error {
 	return nil
 }
 
-// Usable returns nil if the subject is active, and a refusal that says why not
+// CheckActive returns nil if the subject is active, and a refusal that says why not
 // otherwise. Codes: subject_new, subject_suspended, subject_revoked.
-func (s *Subject) Usable() error {
+func (s *Subject) CheckActive() error {
 	switch s.State {
 	case Active:
 		return nil

@@ -65,20 +65,20 @@ func TestEveryTypeSaysWhichAddressUsesIt(t *testing.T) {
 }
 
 func TestBase64IsAStringWithPadding(t *testing.T) {
-	in := api.RetainedWhole{Payload: []byte{0xff, 0xfe, 0}}
+	in := api.RetainedDetail{Payload: []byte{0xff, 0xfe, 0}}
 	in.Payload = append(in.Payload, '?')
 	b, err := json.Marshal(in)
 	if err != nil || !bytes.Contains(b, []byte(`"payload":"//4APw=="`)) {
 		t.Fatalf("%s: %v", b, err)
 	}
-	var out api.RetainedWhole
+	var out api.RetainedDetail
 	if err := json.Unmarshal(b, &out); err != nil || !bytes.Equal(out.Payload, in.Payload) {
 		t.Errorf("%v: %v", out.Payload, err)
 	}
 	if err := json.Unmarshal([]byte(`{"payload":"//4APw"}`), &out); err == nil {
 		t.Error("base64 without padding is taken")
 	}
-	if b, err := json.Marshal(api.EntryWhole{}); err != nil || bytes.Contains(b, []byte("salt")) {
+	if b, err := json.Marshal(api.EntryDetail{}); err != nil || bytes.Contains(b, []byte("salt")) {
 		t.Errorf("%s: %v", b, err)
 	}
 }

@@ -30,9 +30,9 @@ type EntryList struct {
 	NextPageToken string  `json:"next_page_token,omitempty"`
 }
 
-// EntryWhole is an entry with what the log commits to: the answer of GET /v1/audit/{seq}. Hash is the SHA-256 over Salt
+// EntryDetail is an entry with what the log commits to: the answer of GET /v1/audit/{seq}. Hash is the SHA-256 over Salt
 // and Body.
-type EntryWhole struct {
+type EntryDetail struct {
 	Entry
 	Hash Base64 `json:"hash" doc:"base64 SHA-256 over salt and body: what the log's leaf commits to"`
 	Salt Base64 `json:"salt,omitempty" doc:"base64"`

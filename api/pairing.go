@@ -9,17 +9,17 @@ import (
 // Pairing is a device that asked to be paired (RFC 8628), and what was decided: an item of GET /v1/enrollments, and the
 // answer of GET /v1/enrollments/{user_code} and POST /v1/enrollments/{user_code}/reject.
 type Pairing struct {
-	UserCode  string              `json:"user_code"` // XXXX-XXXX
-	State     string              `json:"state" enum:"pending,approved,rejected"`
-	Wish      watchword.SubjectID `json:"wish,omitempty" doc:"the id that the device would like"`
-	Sign      watchword.KeyID     `json:"sign" doc:"thumbprint of the signing key: compare it with what the device shows"`
-	Seal      watchword.KeyID     `json:"seal"`
-	Remote    string              `json:"remote" doc:"the address that asked"`
-	CreatedAt time.Time           `json:"created_at"`
-	ExpiresAt time.Time           `json:"expires_at"`
-	Device    watchword.SubjectID `json:"device,omitempty" doc:"who it became"`
-	By        watchword.SubjectID `json:"by,omitempty" doc:"who decided"`
-	DecidedAt *time.Time          `json:"decided_at,omitempty"`
+	UserCode    string              `json:"user_code"` // XXXX-XXXX
+	State       string              `json:"state" enum:"pending,approved,rejected"`
+	RequestedID watchword.SubjectID `json:"requested_id,omitempty" doc:"the id that the device would like"`
+	Sign        watchword.KeyID     `json:"sign" doc:"thumbprint of the signing key: compare it with what the device shows"`
+	Seal        watchword.KeyID     `json:"seal"`
+	Remote      string              `json:"remote" doc:"the address that asked"`
+	CreatedAt   time.Time           `json:"created_at"`
+	ExpiresAt   time.Time           `json:"expires_at"`
+	Device      watchword.SubjectID `json:"device,omitempty" doc:"who it became"`
+	By          watchword.SubjectID `json:"by,omitempty" doc:"who decided"`
+	DecidedAt   *time.Time          `json:"decided_at,omitempty"`
 }
 
 // PairingList is the answer of GET /v1/enrollments, newest first.

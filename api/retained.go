@@ -11,10 +11,10 @@ type Retained struct {
 	Topic       string              `json:"topic"`
 	Owner       watchword.SubjectID `json:"owner,omitempty" doc:"who published it; none of what was stored before owners were kept"`
 	Incarnation int64               `json:"incarnation,omitempty" doc:"of the owner"`
-	Given       bool                `json:"given" doc:"new subscribers are given it: its owner may publish it today"`
+	Deliverable bool                `json:"deliverable" doc:"new subscribers are given it: its owner may publish it today"`
 	QoS         byte                `json:"qos"`
 	Bytes       int                 `json:"bytes" doc:"of the payload"`
-	Memory      int                 `json:"memory" doc:"bytes of the server's memory that it takes"`
+	MemoryBytes int                 `json:"memory" doc:"bytes of the server's memory that it takes"`
 	ExpiresAt   *time.Time          `json:"expires_at,omitempty"`
 	ContentType string              `json:"content_type,omitempty"`
 }
@@ -25,8 +25,8 @@ type RetainedList struct {
 	NextPageToken string     `json:"next_page_token,omitempty" doc:"a page may be short, or empty, and have one"`
 }
 
-// RetainedWhole is a retained message with its payload: the answer of GET /v1/retained/{topic}.
-type RetainedWhole struct {
+// RetainedDetail is a retained message with its payload: the answer of GET /v1/retained/{topic}.
+type RetainedDetail struct {
 	Retained
 	Payload Base64 `json:"payload" doc:"base64"`
 }

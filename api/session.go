@@ -30,19 +30,19 @@ type ClientState struct {
 
 // OfflineSession is a persistent MQTT session whose client has no connection.
 type OfflineSession struct {
-	ID      watchword.SessionID `json:"id"`
-	Subject watchword.SubjectID `json:"subject"`
-	LeftAt  time.Time           `json:"left_at"`           // when the connection ended
-	EndsAt  time.Time           `json:"ends_at"`           // when the session does (Session Expiry Interval)
-	WillAt  *time.Time          `json:"will_at,omitempty"` // when its will is due (Will Delay Interval)
-	MQTT    ClientState         `json:"mqtt"`
+	ID             watchword.SessionID `json:"id"`
+	Subject        watchword.SubjectID `json:"subject"`
+	DisconnectedAt time.Time           `json:"disconnected_at"`   // when the connection ended
+	ExpiresAt      time.Time           `json:"expires_at"`        // when the session does (Session Expiry Interval)
+	WillAt         *time.Time          `json:"will_at,omitempty"` // when its will is due (Will Delay Interval)
+	MQTT           ClientState         `json:"mqtt"`
 }
 
 // SessionList is the answer of GET /v1/sessions and GET /v1/self/sessions, in order of session id, then of client
 // identifier. The live sessions are those of the node that answers.
 type SessionList struct {
 	Sessions      []Session        `json:"sessions"`
-	Offline       []OfflineSession `json:"away"`
+	Offline       []OfflineSession `json:"offline"`
 	NextPageToken string           `json:"next_page_token,omitempty" doc:"a session with more subscriptions than a page has room for comes again on the next one, with those that follow"`
 }
 

@@ -23,16 +23,16 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 	"github.com/watchword-iot/watchword/sqlite"
 )
 
-// bossPolicy lets a subject with the label do everything, so that every operation can be tried as somebody whose right
+// fullAuthorityPolicy lets a subject with the label do everything, so that every operation can be tried as somebody whose right
 // can be taken.
-const bossPolicy = `for = { boss = "yes" }
+const fullAuthorityPolicy = `for = { boss = "yes" }
 [[allow]]
 get = ["/#"]
 put = ["/#"]
@@ -47,44 +47,44 @@ call = ["*"]
 on = {}
 `
 
-// boss is a device that may do everything, and the ways to take that from it and to give it back.
-type boss struct {
-	*house
+// fullAuthorityDevice is a device that may do everything, and the ways to take that from it and to give it back.
+type fullAuthorityDevice struct {
+	*testServer
 	*device.Device
 	token string
 }
 
-func newBoss(t *testing.T, h *house, id watchword.SubjectID) *boss {
+func newFullAuthorityDevice(t *testing.T, srv *testServer, id watchword.SubjectID) *fullAuthorityDevice {
 	t.Helper()
-	_, err := h.admin.ApplyPolicy(t.Context(), "boss", []byte(bossPolicy), -1)
+	_, err := srv.admin.ApplyPolicy(t.Context(), "boss", []byte(fullAuthorityPolicy), -1)
 	must(t, err)
-	d := h.enroll(id, device.Options{}, watchword.Labels{"boss": "yes"})
-	return &boss{h, d, h.token(d)}
+	d := srv.enroll(id, device.Options{}, watchword.Labels{"boss": "yes"})
+	return &fullAuthorityDevice{srv, d, srv.token(d)}
 }
 
-type edit struct {
-	name       string
-	take, back func() error
-	kind       string // of the entry that take leaves
+type authorityEdit struct {
+	name            string
+	revoke, restore func() error
+	kind            string // of the entry that take leaves
 }
 
-func (b *boss) edits(ctx context.Context, id watchword.SubjectID) []edit {
+func (b *fullAuthorityDevice) edits(ctx context.Context, id watchword.SubjectID) []authorityEdit {
 	labels := func(l watchword.Labels) func() error {
 		return func() error { _, err := b.admin.SetLabels(ctx, id, l, 0); return err }
 	}
 	apply := func(doc string) func() error {
 		return func() error { _, err := b.admin.ApplyPolicy(ctx, "boss", []byte(doc), -1); return err }
 	}
-	return []edit{
+	return []authorityEdit{
 		{"suspended", func() error { _, err := b.admin.Suspend(ctx, id, "t"); return err }, func() error { _, err := b.admin.Resume(ctx, id); return err }, audit.DeviceSuspend},
 		{"its label taken", labels(nil), labels(watchword.Labels{"boss": "yes"}), audit.DeviceLabel},
-		{"the policy edited", apply(strings.Replace(bossPolicy, `boss = "yes"`, `boss = "no"`, 1)), apply(bossPolicy), audit.PolicyApply},
+		{"the policy edited", apply(strings.Replace(fullAuthorityPolicy, `boss = "yes"`, `boss = "no"`, 1)), apply(fullAuthorityPolicy), audit.PolicyApply},
 	}
 }
 
-// inTwo sends the headers of a request, waits until the server asks for the body, calls between, and then sends it.
-func (b *boss) inTwo(method, path, contentType, body string, header http.Header, between func()) (*http.Response, string, error) {
-	t := b.house.t
+// requestInTwoParts sends the headers of a request, waits until the server asks for the body, calls between, and then sends it.
+func (b *fullAuthorityDevice) requestInTwoParts(method, path, contentType, body string, header http.Header, between func()) (*http.Response, string, error) {
+	t := b.testServer.t
 	t.Helper()
 	u, err := url.Parse(b.url)
 	must(t, err)
@@ -122,15 +122,15 @@ func (b *boss) inTwo(method, path, contentType, body string, header http.Header,
 	return res, string(text), err
 }
 
-// doneAfter returns what a subject did after the last entry of a kind, that was no refusal.
-func (h *house) doneAfter(id watchword.SubjectID, kind string) []audit.Entry {
-	h.t.Helper()
+// entriesAfter returns what a subject did after the last entry of a kind, that was no refusal.
+func (srv *testServer) entriesAfter(id watchword.SubjectID, kind string) []audit.Entry {
+	srv.t.Helper()
 	var out []audit.Entry
-	for _, e := range h.allEntries() {
+	for _, e := range srv.allEntries() {
 		switch {
 		case e.Kind == kind && e.Actor != id:
 			out = nil
-		case e.Actor == id && e.Outcome == audit.Done && audit.NeedsBasis(e.Kind):
+		case e.Actor == id && e.Outcome == audit.Done && audit.NeedsAuthority(e.Kind):
 			out = append(out, e)
 		}
 	}
@@ -138,13 +138,13 @@ func (h *house) doneAfter(id watchword.SubjectID, kind string) []audit.Entry {
 }
 
 // allEntries is the whole log.
-func (h *house) allEntries() []audit.Entry {
-	h.t.Helper()
-	st, err := sqlite.Open(h.t.Context(), filepath.Join(h.dir, "watchword.db"), sqlite.Options{})
-	must(h.t, err)
+func (srv *testServer) allEntries() []audit.Entry {
+	srv.t.Helper()
+	st, err := sqlite.Open(srv.t.Context(), filepath.Join(srv.dir, "watchword.db"), sqlite.Options{})
+	must(srv.t, err)
 	defer st.Close()
-	all, err := audit.Entries(h.t.Context(), st, 0, 100_000)
-	must(h.t, err)
+	all, err := audit.Entries(srv.t.Context(), st, 0, 100_000)
+	must(srv.t, err)
 	return all
 }
 
@@ -155,7 +155,7 @@ type operation struct {
 }
 
 // operations is a way to make every operation of the description that has a body and takes a token. n makes names.
-func (b *boss) operations(t *testing.T, n *int) map[string]func() operation {
+func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func() operation {
 	ctx := t.Context()
 	name := func() watchword.SubjectID { *n++; return watchword.SubjectID(fmt.Sprint("x-", *n)) }
 	added := func() watchword.SubjectID {
@@ -209,14 +209,14 @@ var withoutBody = map[string]bool{
 }
 
 // tokenOperations are the operations of the description that take a token and a body.
-func (h *house) tokenOperations() (withBody, all []string) {
+func (srv *testServer) tokenOperations() (withBody, all []string) {
 	var doc struct {
 		Paths map[string]map[string]struct {
 			Security    []map[string][]string
 			RequestBody any `json:"requestBody"`
 		}
 	}
-	must(h.t, json.Unmarshal([]byte(h.ask("GET", "/openapi.json", "", "").body), &doc))
+	must(srv.t, json.Unmarshal([]byte(srv.request("GET", "/openapi.json", "", "").body), &doc))
 	for path, methods := range doc.Paths {
 		for method, op := range methods {
 			if len(op.Security) == 0 {
@@ -235,12 +235,12 @@ func (h *house) tokenOperations() (withBody, all []string) {
 
 // For every operation that has a body: the headers are there and pass, the right is taken, the body comes. Nothing that
 // it asked for is done, and the same request with its right is.
-func TestARightThatIsTakenBeforeTheBodyIsGone(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 100_000 })
-	b := newBoss(t, h, "boss")
+func TestAuthorityLostBeforeBodyIsRefused(t *testing.T) {
+	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 100_000 })
+	b := newFullAuthorityDevice(t, srv, "boss")
 	n := 0
 	ways := b.operations(t, &n)
-	names, _ := h.tokenOperations()
+	names, _ := srv.tokenOperations()
 	for _, name := range names {
 		way, known := ways[name]
 		if !known && !withoutBody[name] {
@@ -255,7 +255,7 @@ func TestARightThatIsTakenBeforeTheBodyIsGone(t *testing.T) {
 			if op.contentType == "" {
 				op.contentType = "application/json"
 			}
-			res, body, err := b.inTwo(method, op.path, op.contentType, op.body, op.header, between)
+			res, body, err := b.requestInTwoParts(method, op.path, op.contentType, op.body, op.header, between)
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
 				return 0, ""
@@ -269,14 +269,14 @@ func TestARightThatIsTakenBeforeTheBodyIsGone(t *testing.T) {
 			if strings.Contains(name, " /v1/self/") && e.name != "suspended" {
 				continue // what is its own is given by no policy that could be edited
 			}
-			status, body := send(func() { must(t, e.take()) })
+			status, body := send(func() { must(t, e.revoke()) })
 			if status != http.StatusForbidden && status != http.StatusUnauthorized {
 				t.Errorf("%s, %s before the body: %d %s", name, e.name, status, body)
 			}
-			if done := h.doneAfter("boss", e.kind); len(done) > 0 {
+			if done := srv.entriesAfter("boss", e.kind); len(done) > 0 {
 				t.Errorf("%s, %s before the body: it did %s after that", name, e.name, done[0].Kind)
 			}
-			must(t, e.back())
+			must(t, e.restore())
 		}
 	}
 }
@@ -284,18 +284,18 @@ func TestARightThatIsTakenBeforeTheBodyIsGone(t *testing.T) {
 // Acts of somebody whose right comes and goes, as fast as they can be made, over doors of all kinds: none commits while it
 // was gone, by the numbers of the log.
 func TestNoActCommitsWhileItsActorMayNot(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 100_000 })
+	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 100_000 })
 	ctx := t.Context()
-	b := newBoss(t, h, "boss")
-	lamp := h.enroll("lamp-1", device.Options{}, nil)
+	b := newFullAuthorityDevice(t, srv, "boss")
+	lamp := srv.enroll("lamp-1", device.Options{}, nil)
 	var stop atomic.Bool
 	var wg sync.WaitGroup
 	var acted atomic.Int64
-	client := h.client()
+	client := srv.client()
 	try := func(method, path string, body func(i int) string, contentType string) {
 		wg.Go(func() {
 			for i := 0; !stop.Load(); i++ {
-				req, err := http.NewRequestWithContext(ctx, method, h.url+path, strings.NewReader(body(i)))
+				req, err := http.NewRequestWithContext(ctx, method, srv.url+path, strings.NewReader(body(i)))
 				if err != nil {
 					t.Error(err)
 					return
@@ -318,32 +318,32 @@ func TestNoActCommitsWhileItsActorMayNot(t *testing.T) {
 	// It gives itself back what it can reach: by its label, by resuming itself, by its policy.
 	try("PUT", "/v1/devices/boss/labels", func(int) string { return `{"labels":{"boss":"yes"}}` }, "application/json")
 	try("POST", "/v1/devices/boss/resume", func(int) string { return `{}` }, "application/json")
-	try("PUT", "/v1/policies/boss", func(i int) string { return bossPolicy + fmt.Sprintf("# %d\n", i) }, "application/toml")
+	try("PUT", "/v1/policies/boss", func(i int) string { return fullAuthorityPolicy + fmt.Sprintf("# %d\n", i) }, "application/toml")
 	try("POST", "/v1/commands", func(int) string { return fmt.Sprintf(`{"device":%q,"function":"f","args":{},"ttl":"1s"}`, lamp.ID()) }, "application/json")
 	try("PUT", "/v1/devices/lamp-1/config", func(i int) string { return fmt.Sprintf(`{"i":%d}`, i) }, "application/json")
 	edits := b.edits(ctx, "boss")
 	for range 12 {
 		for _, e := range edits {
-			must(t, e.take())
+			must(t, e.revoke())
 			seen := acted.Load()
-			must(t, e.back())
+			must(t, e.restore())
 			for limit := time.Now().Add(20 * time.Second); acted.Load() < seen+3; { // until it acts again
 				if time.Now().After(limit) {
 					t.Fatalf("after %s was undone it acts no more", e.name)
 				}
-				if _, err := h.admin.Device(ctx, "boss"); err != nil {
+				if _, err := srv.admin.Device(ctx, "boss"); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
 	}
 	stop.Store(true)
-	waiting.All(t, "the end of what acts", &wg)
+	testwait.All(t, "the end of what acts", &wg)
 	gone := ""
 	taken, done := 0, 0
-	for _, e := range h.allEntries() {
+	for _, e := range srv.allEntries() {
 		switch {
-		case e.Actor == "boss" && e.Outcome == audit.Done && audit.NeedsBasis(e.Kind):
+		case e.Actor == "boss" && e.Outcome == audit.Done && audit.NeedsAuthority(e.Kind):
 			if done++; gone != "" {
 				t.Errorf("entry %d: %s by one that may nothing since %s", e.Seq, e.Kind, gone)
 			}
@@ -361,22 +361,22 @@ func TestNoActCommitsWhileItsActorMayNot(t *testing.T) {
 }
 
 // An act that takes its own actor's right away commits and is answered.
-func TestWhoTakesTheirOwnRightAwayIsToldSo(t *testing.T) {
-	h := serve(t, nil)
-	b := newBoss(t, h, "boss")
+func TestSelfRevocationIsReported(t *testing.T) {
+	srv := serve(t, nil)
+	b := newFullAuthorityDevice(t, srv, "boss")
 	for _, c := range []struct {
 		method, path, body string
 		back               func() error
 	}{
-		{"PUT", "/v1/devices/boss/labels", `{"labels":{}}`, b.edits(t.Context(), "boss")[1].back},
-		{"POST", "/v1/devices/boss/suspend", `{}`, b.edits(t.Context(), "boss")[0].back},
-		{"DELETE", "/v1/policies/boss", ``, b.edits(t.Context(), "boss")[2].back},
+		{"PUT", "/v1/devices/boss/labels", `{"labels":{}}`, b.edits(t.Context(), "boss")[1].restore},
+		{"POST", "/v1/devices/boss/suspend", `{}`, b.edits(t.Context(), "boss")[0].restore},
+		{"DELETE", "/v1/policies/boss", ``, b.edits(t.Context(), "boss")[2].restore},
 		{"POST", "/v1/devices/boss/revoke", `{}`, nil},
 	} {
-		if a := h.ask(c.method, c.path, b.token, c.body); a.status >= 300 {
+		if a := srv.request(c.method, c.path, b.token, c.body); a.status >= 300 {
 			t.Errorf("%s %s: %d %s", c.method, c.path, a.status, a.body)
 		}
-		if a := h.ask("GET", "/v1/devices", b.token, ""); a.status < 400 {
+		if a := srv.request("GET", "/v1/devices", b.token, ""); a.status < 400 {
 			t.Errorf("%s %s: it may still read", c.method, c.path)
 		}
 		if c.back != nil {
@@ -386,14 +386,14 @@ func TestWhoTakesTheirOwnRightAwayIsToldSo(t *testing.T) {
 }
 
 // A wait tells nothing to one whose right to it went meanwhile.
-func TestARightThatIsTakenDuringAWaitIsGone(t *testing.T) {
-	h := serve(t, nil)
+func TestAuthorityLostDuringWaitIsRefused(t *testing.T) {
+	srv := serve(t, nil)
 	ctx := t.Context()
-	b := newBoss(t, h, "boss")
-	lamp := h.enroll("lamp-1", device.Options{}, nil)
-	_, err := h.admin.ApplyPolicy(ctx, "order", []byte("subjects = [\"operator\"]\n[[allow]]\ncall = [\"*\"]\non = {}\n"), -1)
+	b := newFullAuthorityDevice(t, srv, "boss")
+	lamp := srv.enroll("lamp-1", device.Options{}, nil)
+	_, err := srv.admin.ApplyPolicy(ctx, "order", []byte("subjects = [\"operator\"]\n[[allow]]\ncall = [\"*\"]\non = {}\n"), -1)
 	must(t, err)
-	row, err := h.admin.Send(ctx, admin.Order{Device: lamp.ID(), Function: "f", Args: []byte(`{"secret":42}`)})
+	row, err := srv.admin.Send(ctx, admin.CommandOrder{Device: lamp.ID(), Function: "f", Args: []byte(`{"secret":42}`)})
 	must(t, err)
 	for name, request := range map[string][3]string{
 		"somebody else's command": {"GET", "/v1/commands/" + string(row.ID) + "?wait=60s", ""},
@@ -405,9 +405,9 @@ func TestARightThatIsTakenDuringAWaitIsGone(t *testing.T) {
 				continue // its own commands are its own
 			}
 			answered := make(chan answer, 1)
-			go func() { answered <- h.ask(request[0], request[1], b.token, request[2]) }()
-			h.waitForSession(t, "boss")
-			must(t, e.take())
+			go func() { answered <- srv.request(request[0], request[1], b.token, request[2]) }()
+			srv.waitForSession(t, "boss")
+			must(t, e.revoke())
 			select {
 			case a := <-answered:
 				if a.status != http.StatusForbidden && a.status != http.StatusUnauthorized || strings.Contains(a.body, "secret") {
@@ -416,36 +416,36 @@ func TestARightThatIsTakenDuringAWaitIsGone(t *testing.T) {
 			case <-time.After(20 * time.Second):
 				t.Fatalf("%s, %s meanwhile: no answer", name, e.name)
 			}
-			must(t, e.back())
+			must(t, e.restore())
 		}
 	}
 }
 
 // Who may have a command for what its device is may not have it once the device is something else, also where they waited.
-func TestACommandWhoseDeviceChangesDuringAWaitIsGivenToNobody(t *testing.T) {
-	h := serve(t, nil)
+func TestCommandOfReenrolledDeviceIsNotDelivered(t *testing.T) {
+	srv := serve(t, nil)
 	ctx := t.Context()
-	lamp := h.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a"})
-	_, err := h.admin.ApplyPolicy(ctx, "caller", []byte("subjects = [\"caller\"]\n[[allow]]\npost = [\"/v1/commands\"]\n[[allow]]\ncall = [\"*\"]\non = { site = \"a\" }\n"), -1)
+	lamp := srv.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a"})
+	_, err := srv.admin.ApplyPolicy(ctx, "caller", []byte("subjects = [\"caller\"]\n[[allow]]\npost = [\"/v1/commands\"]\n[[allow]]\ncall = [\"*\"]\non = { site = \"a\" }\n"), -1)
 	must(t, err)
-	token := h.token(h.enroll("caller", device.Options{}, nil))
+	token := srv.token(srv.enroll("caller", device.Options{}, nil))
 	order := fmt.Sprintf(`{"device":%q,"function":"f","args":{"secret":42}}`, lamp.ID())
 	for _, wait := range []string{"GET", "POST"} {
 		path, body := "/v1/commands?wait=60s", order
 		if wait == "GET" {
 			var row struct{ ID string }
-			must(t, json.Unmarshal([]byte(h.ask(http.MethodPost, "/v1/commands", token, order).body), &row))
+			must(t, json.Unmarshal([]byte(srv.request(http.MethodPost, "/v1/commands", token, order).body), &row))
 			path, body = "/v1/commands/"+row.ID+"?wait=60s", ""
 		}
 		answered := make(chan answer, 1)
-		go func() { answered <- h.ask(wait, path, token, body) }()
-		h.waitForSession(t, "caller")
-		_, err := h.admin.SetLabels(ctx, lamp.ID(), watchword.Labels{"site": "b"}, 0)
+		go func() { answered <- srv.request(wait, path, token, body) }()
+		srv.waitForSession(t, "caller")
+		_, err := srv.admin.SetLabels(ctx, lamp.ID(), watchword.Labels{"site": "b"}, 0)
 		must(t, err)
-		queued, err := h.admin.Commands(ctx, admin.Filter{Device: lamp.ID(), State: watchword.Queued}, 10)
+		queued, err := srv.admin.Commands(ctx, admin.Filter{Device: lamp.ID(), State: watchword.Queued}, 10)
 		must(t, err)
 		for _, c := range queued {
-			_, err := h.admin.Cancel(ctx, c.ID)
+			_, err := srv.admin.Cancel(ctx, c.ID)
 			must(t, err)
 		}
 		select {
@@ -456,16 +456,16 @@ func TestACommandWhoseDeviceChangesDuringAWaitIsGivenToNobody(t *testing.T) {
 		case <-time.After(20 * time.Second):
 			t.Fatalf("%s: no answer", wait)
 		}
-		_, err = h.admin.SetLabels(ctx, lamp.ID(), watchword.Labels{"site": "a"}, 0)
+		_, err = srv.admin.SetLabels(ctx, lamp.ID(), watchword.Labels{"site": "a"}, 0)
 		must(t, err)
 	}
 }
 
 // waitForSession waits until a subject has a request that waits or lasts.
-func (h *house) waitForSession(t *testing.T, id watchword.SubjectID) api.Session {
+func (srv *testServer) waitForSession(t *testing.T, id watchword.SubjectID) api.Session {
 	t.Helper()
 	for limit := time.Now().Add(20 * time.Second); time.Now().Before(limit); {
-		ss, err := h.admin.Sessions(t.Context(), id)
+		ss, err := srv.admin.Sessions(t.Context(), id)
 		must(t, err)
 		for _, s := range ss {
 			return s
@@ -476,13 +476,13 @@ func (h *house) waitForSession(t *testing.T, id watchword.SubjectID) api.Session
 }
 
 // Long answers are listed, counted and cut: a client that reads slowly gets no end of what it may no longer read.
-func TestALongAnswerIsCutWhenItsRightIsTaken(t *testing.T) {
-	h := serve(t, nil)
+func TestLongResponseIsBrokenWhenAuthorityEnds(t *testing.T) {
+	srv := serve(t, nil)
 	ctx := t.Context()
-	b := newBoss(t, h, "boss")
+	b := newFullAuthorityDevice(t, srv, "boss")
 	const entries, size = 250, 60 << 10
-	lengthen(t, h, entries, size)
-	since := h.lastEvent(t, b)
+	lengthen(t, srv, entries, size)
+	since := srv.lastEvent(t, b)
 	for name, request := range map[string]struct{ path, accept string }{
 		"an export":        {"/v1/audit/export", "*/*"},
 		"the log, live":    {"/v1/audit?after=0", "text/event-stream"},
@@ -494,12 +494,12 @@ func TestALongAnswerIsCutWhenItsRightIsTaken(t *testing.T) {
 				if name == "events of before" {
 					header.Set("Last-Event-ID", since)
 				}
-				c, r := h.slowReader(t, request.path, b.token, header)
+				c, r := srv.slowReader(t, request.path, b.token, header)
 				defer c.Close()
-				h.waitForSession(t, "boss")
-				must(t, e.take())
+				srv.waitForSession(t, "boss")
+				must(t, e.revoke())
 				for limit := time.Now().Add(20 * time.Second); ; {
-					ss, err := h.admin.Sessions(ctx, "boss")
+					ss, err := srv.admin.Sessions(ctx, "boss")
 					must(t, err)
 					if len(ss) == 0 {
 						break
@@ -514,21 +514,21 @@ func TestALongAnswerIsCutWhenItsRightIsTaken(t *testing.T) {
 				if errors.Is(err, os.ErrDeadlineExceeded) || n > entries*size*9/10 {
 					t.Errorf("it got %d bytes of %d (%v)", n, entries*size, err)
 				}
-				must(t, e.back())
+				must(t, e.restore())
 			})
 		}
 	}
 }
 
 // slowReader sends a request and reads the first bytes of its answer alone. The client's receive buffer is small.
-func (h *house) slowReader(t *testing.T, path, token string, header http.Header) (*tls.Conn, *bufio.Reader) {
+func (srv *testServer) slowReader(t *testing.T, path, token string, header http.Header) (*tls.Conn, *bufio.Reader) {
 	t.Helper()
-	u, err := url.Parse(h.url)
+	u, err := url.Parse(srv.url)
 	must(t, err)
 	raw, err := net.Dial("tcp", u.Host)
 	must(t, err)
 	must(t, raw.(*net.TCPConn).SetReadBuffer(4096))
-	conf := h.client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	conf := srv.client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	conf.ServerName, conf.NextProtos = u.Hostname(), []string{"http/1.1"}
 	c := tls.Client(raw, conf)
 	var lines strings.Builder
@@ -546,19 +546,19 @@ func (h *house) slowReader(t *testing.T, path, token string, header http.Header)
 }
 
 // lengthen makes the log long.
-func lengthen(t *testing.T, h *house, entries, size int) {
+func lengthen(t *testing.T, srv *testServer, entries, size int) {
 	t.Helper()
 	text := strings.Repeat("x", size-100)
 	for i := range entries {
-		_, err := h.admin.ApplyPolicy(t.Context(), "filler", fmt.Appendf(nil, "subjects = [\"nobody\"]\n# %d %s\n[[allow]]\npublish = [\"a\"]\n", i, text), -1)
+		_, err := srv.admin.ApplyPolicy(t.Context(), "filler", fmt.Appendf(nil, "subjects = [\"nobody\"]\n# %d %s\n[[allow]]\npublish = [\"a\"]\n", i, text), -1)
 		must(t, err)
 	}
 }
 
 // lastEvent is the id of an event behind which there are many.
-func (h *house) lastEvent(t *testing.T, b *boss) string {
+func (srv *testServer) lastEvent(t *testing.T, b *fullAuthorityDevice) string {
 	t.Helper()
-	s := h.stream("/v1/events", b.token)
+	s := srv.stream("/v1/events", b.token)
 	next(t, s, "session")
 	must(t, b.Publish(t.Context(), "mark", 1))
 	mark := next(t, s, "event")
@@ -569,12 +569,12 @@ func (h *house) lastEvent(t *testing.T, b *boss) string {
 }
 
 // Who announces a body that is not sent has an answer that cannot be written. An edit ends it all the same.
-func TestABodyThatNeverComesHoldsUpNoEdit(t *testing.T) {
-	h := serve(t, nil)
-	b := newBoss(t, h, "boss")
-	u, err := url.Parse(h.url)
+func TestStalledRequestBodyDoesNotBlockPolicyEdit(t *testing.T) {
+	srv := serve(t, nil)
+	b := newFullAuthorityDevice(t, srv, "boss")
+	u, err := url.Parse(srv.url)
 	must(t, err)
-	conf := h.client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	conf := srv.client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	conf.ServerName, conf.NextProtos = u.Hostname(), []string{"http/1.1"}
 	const many = 40
 	conns := make([]*tls.Conn, many)
@@ -587,7 +587,7 @@ func TestABodyThatNeverComesHoldsUpNoEdit(t *testing.T) {
 		conns[i] = c
 	}
 	for limit := time.Now().Add(20 * time.Second); ; {
-		ss, err := h.admin.Sessions(t.Context(), "boss")
+		ss, err := srv.admin.Sessions(t.Context(), "boss")
 		must(t, err)
 		if len(ss) == many {
 			break
@@ -596,7 +596,7 @@ func TestABodyThatNeverComesHoldsUpNoEdit(t *testing.T) {
 			t.Fatalf("%d of %d requests are listed", len(ss), many)
 		}
 	}
-	must(t, b.edits(t.Context(), "boss")[0].take())
+	must(t, b.edits(t.Context(), "boss")[0].revoke())
 	for _, c := range conns {
 		must(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
 		if got, err := io.ReadAll(c); len(got) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {

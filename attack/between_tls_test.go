@@ -18,9 +18,9 @@ import (
 )
 
 // Somebody sits between device and server, shows the true trust bundle, and waits for the code.
-func TestWhoSitsBetweenNeverSeesTheCode(t *testing.T) {
-	h := serve(t, nil)
-	made, err := h.admin.CreateDevice(t.Context(), "lamp-1", nil, 0)
+func TestManInTheMiddleNeverSeesTheCode(t *testing.T) {
+	srv := serve(t, nil)
+	made, err := srv.admin.CreateDevice(t.Context(), "lamp-1", nil, 0)
 	must(t, err)
 	var asked, told atomic.Int64
 	between := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -29,11 +29,11 @@ func TestWhoSitsBetweenNeverSeesTheCode(t *testing.T) {
 			told.Add(1)
 		}
 		asked.Add(1)
-		req, err := http.NewRequestWithContext(r.Context(), r.Method, h.url+r.URL.Path, strings.NewReader(string(body)))
+		req, err := http.NewRequestWithContext(r.Context(), r.Method, srv.url+r.URL.Path, strings.NewReader(string(body)))
 		if err != nil {
 			return
 		}
-		res, err := h.client().Do(req)
+		res, err := srv.client().Do(req)
 		if err != nil {
 			return
 		}
@@ -43,8 +43,8 @@ func TestWhoSitsBetweenNeverSeesTheCode(t *testing.T) {
 		_, _ = io.Copy(w, res.Body) // the device has gone, if at all
 	}))
 	defer between.Close()
-	link := strings.Replace(made.Enrollment.Link, h.url, between.URL, 1)
-	d := h.open(filepath.Join(t.TempDir(), "d"), device.Options{})
+	link := strings.Replace(made.Enrollment.Link, srv.url, between.URL, 1)
+	d := srv.openDevice(filepath.Join(t.TempDir(), "d"), device.Options{})
 	wants(t, "through somebody between", d.Enroll(t.Context(), link), watchword.PeerUntrusted)
 	if asked.Load() == 0 || told.Load() != 0 {
 		t.Errorf("asked %d times, told the code %d times", asked.Load(), told.Load())
@@ -54,12 +54,12 @@ func TestWhoSitsBetweenNeverSeesTheCode(t *testing.T) {
 
 // An answer that was lost on its way: the same code and keys bring it again.
 func TestTheSameKeysGetTheSameAnswer(t *testing.T) {
-	h := serve(t, nil)
-	made, err := h.admin.CreateDevice(t.Context(), "lamp-1", watchword.Labels{"site": "a"}, time.Hour)
+	srv := serve(t, nil)
+	made, err := srv.admin.CreateDevice(t.Context(), "lamp-1", watchword.Labels{"site": "a"}, time.Hour)
 	must(t, err)
-	issuer := h.burgle().Issuer()
+	issuer := srv.stealKeys().Issuer()
 	body := func(sign *jose.Signer, seal *jose.PublicKey, proofOf string) string {
-		sum := token.HashCode(proofOf)
+		sum := token.CodeDigest(proofOf)
 		proof, err := token.SignEnrollment(sign, issuer, b64(sum[:]), seal.ID(), time.Now())
 		must(t, err)
 		b, err := json.Marshal(map[string]any{
@@ -70,7 +70,7 @@ func TestTheSameKeysGetTheSameAnswer(t *testing.T) {
 		return string(b)
 	}
 	_, sign := newKey(t, "Ed25519")
-	_, thief := newKey(t, "P-256")
+	_, attacker := newKey(t, "P-256")
 	seal, err := jose.GenerateKey(jose.X25519)
 	must(t, err)
 	other, err := jose.GenerateKey(jose.X25519)
@@ -78,24 +78,24 @@ func TestTheSameKeysGetTheSameAnswer(t *testing.T) {
 
 	stolen := body(sign, seal.Public(), made.Enrollment.Code)
 	swapped := strings.Replace(stolen, string(seal.Public().JWK()), string(other.Public().JWK()), 1)
-	if a := h.ask("POST", "/v1/enroll", "", swapped); a.code != watchword.ProofInvalid {
+	if a := srv.request("POST", "/v1/enroll", "", swapped); a.code != watchword.ProofInvalid {
 		t.Errorf("another sealing key under the proof: %d %s", a.status, a.body)
 	}
-	if a := h.ask("POST", "/v1/enroll", "", body(sign, seal.Public(), watchword.NewNonce())); a.code != watchword.ProofInvalid {
+	if a := srv.request("POST", "/v1/enroll", "", body(sign, seal.Public(), watchword.NewNonce())); a.code != watchword.ProofInvalid {
 		t.Errorf("a proof for another code: %d %s", a.status, a.body)
 	}
-	if a := h.ask("POST", "/v1/enroll", "", body(sign, sign.Public(), made.Enrollment.Code)); a.code != watchword.BadRequest {
+	if a := srv.request("POST", "/v1/enroll", "", body(sign, sign.Public(), made.Enrollment.Code)); a.code != watchword.BadRequest {
 		t.Errorf("one key for both purposes: %d %s", a.status, a.body)
 	}
-	first := h.ask("POST", "/v1/enroll", "", stolen)
-	again := h.ask("POST", "/v1/enroll", "", body(sign, seal.Public(), made.Enrollment.Code))
+	first := srv.request("POST", "/v1/enroll", "", stolen)
+	again := srv.request("POST", "/v1/enroll", "", body(sign, seal.Public(), made.Enrollment.Code))
 	if first.status != 200 || first.body != again.body || !strings.Contains(first.body, `"id":"lamp-1"`) {
 		t.Errorf("%d %s\n%d %s", first.status, first.body, again.status, again.body)
 	}
-	if a := h.ask("POST", "/v1/enroll", "", body(thief, seal.Public(), made.Enrollment.Code)); a.code != watchword.CodeInvalid {
+	if a := srv.request("POST", "/v1/enroll", "", body(attacker, seal.Public(), made.Enrollment.Code)); a.code != watchword.CodeInvalid {
 		t.Errorf("other keys afterwards: %d %s", a.status, a.body)
 	}
-	if strings.Contains(h.log.String(), made.Enrollment.Code) {
+	if strings.Contains(srv.log.String(), made.Enrollment.Code) {
 		t.Error("the code stands in the log")
 	}
 }

@@ -10,13 +10,13 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-func TestBadInputAtTheDoors(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a"})
-	dev := h.token(d)
-	op, err := h.admin.Tokens().Renew(t.Context())
+func TestBadInputAtEndpoints(t *testing.T) {
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a"})
+	dev := srv.token(d)
+	op, err := srv.admin.Tokens().Renew(t.Context())
 	must(t, err)
-	before, err := h.admin.Entries(t.Context(), 0, 10_000)
+	before, err := srv.admin.Entries(t.Context(), 0, 10_000)
 	must(t, err)
 	big := strings.Repeat("x", 40<<10)
 	for _, tc := range []struct {
@@ -89,13 +89,13 @@ func TestBadInputAtTheDoors(t *testing.T) {
 		{"an enrollment with a private key", "", "POST", "/v1/enroll", `{"code":"VeVQQbwamaTywZYHmewK5g","keys":{"sign":{"kty":"OKP","crv":"Ed25519","d":"nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},"seal":{}},"proof":"x"}`, "", 400, watchword.BadRequest, "keys.sign"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			h := *h
-			h.t = t
+			srv := *srv
+			srv.t = t
 			var headers []string
 			if tc.header != "" {
 				headers = append(headers, tc.header)
 			}
-			a := h.ask(tc.method, tc.path, tc.token, tc.body, headers...)
+			a := srv.request(tc.method, tc.path, tc.token, tc.body, headers...)
 			if a.status != tc.status || a.code != tc.code || tc.field != "" && a.field != tc.field {
 				t.Errorf("got %d %q field %q, want %d %q %q: %s", a.status, a.code, a.field, tc.status, tc.code, tc.field, a.body)
 			}
@@ -107,7 +107,7 @@ func TestBadInputAtTheDoors(t *testing.T) {
 			}
 		})
 	}
-	after, err := h.admin.Entries(t.Context(), int64(len(before)), 10_000)
+	after, err := srv.admin.Entries(t.Context(), int64(len(before)), 10_000)
 	must(t, err)
 	for _, e := range after {
 		if e.Outcome == "done" && e.Kind != "token.issue" && e.Kind != "log.read" {
@@ -134,16 +134,16 @@ func manyLabels(n int) string {
 }
 
 func TestWhatIsDeniedIsTheSameWhetherItIsThereOrNot(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	h.enroll("lamp-2", device.Options{}, nil)
-	tok := h.token(d)
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	srv.enroll("lamp-2", device.Options{}, nil)
+	tok := srv.token(d)
 	strip := func(a answer) string {
 		i := strings.Index(a.body, `"trace_id"`)
 		return fmt.Sprint(a.status, a.body[:max(i, 0)])
 	}
 	for _, path := range []string{"/v1/devices/%s", "/v1/devices/%s/twin", "/v1/commands/%s"} {
-		there, gone := strip(h.ask("GET", fmt.Sprintf(path, "lamp-2"), tok, "")), strip(h.ask("GET", fmt.Sprintf(path, "ghost"), tok, ""))
+		there, gone := strip(srv.request("GET", fmt.Sprintf(path, "lamp-2"), tok, "")), strip(srv.request("GET", fmt.Sprintf(path, "ghost"), tok, ""))
 		if there != gone {
 			t.Errorf("%s:\n%s\n%s", path, there, gone)
 		}
@@ -151,27 +151,27 @@ func TestWhatIsDeniedIsTheSameWhetherItIsThereOrNot(t *testing.T) {
 }
 
 func TestAnEndedTokenIsSaidSo(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	tok := h.token(d)
-	_, err := h.admin.Suspend(t.Context(), "lamp-1", "test")
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	tok := srv.token(d)
+	_, err := srv.admin.Suspend(t.Context(), "lamp-1", "test")
 	must(t, err)
-	if a := h.ask("GET", "/v1/self", tok, ""); a.code != watchword.SubjectSuspended {
+	if a := srv.request("GET", "/v1/self", tok, ""); a.code != watchword.SubjectSuspended {
 		t.Errorf("suspended: %d %q", a.status, a.code)
 	}
 	assertion, err := d.Assertion(time.Minute)
 	must(t, err)
-	if a := h.exchange(assertion); a.status != 401 {
+	if a := srv.exchangeAssertion(assertion); a.status != 401 {
 		t.Errorf("a token for a suspended one: %d %s", a.status, a.body)
 	}
-	_, err = h.admin.Resume(t.Context(), "lamp-1")
+	_, err = srv.admin.Resume(t.Context(), "lamp-1")
 	must(t, err)
-	if a := h.ask("GET", "/v1/self", tok, ""); a.status != 200 {
+	if a := srv.request("GET", "/v1/self", tok, ""); a.status != 200 {
 		t.Errorf("resumed, with all it had: %d %s", a.status, a.body)
 	}
-	_, err = h.admin.Revoke(t.Context(), "lamp-1", "test")
+	_, err = srv.admin.Revoke(t.Context(), "lamp-1", "test")
 	must(t, err)
-	if a := h.ask("GET", "/v1/self", tok, ""); a.status != 401 {
+	if a := srv.request("GET", "/v1/self", tok, ""); a.status != 401 {
 		t.Errorf("revoked: %d %s", a.status, a.body)
 	}
 }

@@ -13,32 +13,32 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/sse"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 )
 
-// TestABurstCostsNoReaderAnothersEvents has one device publish as much as it may, over MQTT, while a reader of all
+// TestBurstDropsOnlyOwnEvents has one device publish as much as it may, over MQTT, while a reader of all
 // events takes nothing, and another was away and comes back.
-func TestABurstCostsNoReaderAnothersEvents(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })
-	loud, quiet := h.enroll("loud", device.Options{}, nil), h.enroll("quiet", device.Options{}, nil)
-	op, err := h.admin.Tokens().Renew(t.Context())
+func TestBurstDropsOnlyOwnEvents(t *testing.T) {
+	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })
+	loud, quiet := srv.enroll("loud", device.Options{}, nil), srv.enroll("quiet", device.Options{}, nil)
+	op, err := srv.admin.Tokens().Renew(t.Context())
 	must(t, err)
-	first := h.ask("POST", "/v1/self/events/lux", h.token(quiet), "0")
+	first := srv.request("POST", "/v1/self/events/lux", srv.token(quiet), "0")
 	var made struct {
 		ID string `json:"id"`
 	}
 	must(t, json.Unmarshal([]byte(first.body), &made))
 
 	// What is sent to who reads nothing waits in the connection, and then in the server.
-	slow := h.stream("/v1/events", op)
+	slow := srv.stream("/v1/events", op)
 	next(t, slow, "session")
 
 	const burst, each = 3000, 10
 	payload := []byte(strings.Repeat("x", 4000)) // more than the client's window of HTTP/2 holds
-	w := wire(t, loud, "")
-	tok := h.token(quiet)
+	w := connectPaho(t, loud, "")
+	tok := srv.token(quiet)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for n := range burst {
@@ -53,15 +53,15 @@ func TestABurstCostsNoReaderAnothersEvents(t *testing.T) {
 		}
 	})
 	for n := range each {
-		if a := h.ask("POST", "/v1/self/events/lux", tok, fmt.Sprint(n+1)); a.status != 202 {
+		if a := srv.request("POST", "/v1/self/events/lux", tok, fmt.Sprint(n+1)); a.status != 202 {
 			t.Errorf("event %d: %d %s", n, a.status, a.body)
 		}
 	}
-	waiting.All(t, "the end of the burst", &wg)
-	if a := h.ask("POST", "/v1/self/events/lux", tok, `"end"`); a.status != 202 {
+	testwait.All(t, "the end of the burst", &wg)
+	if a := srv.request("POST", "/v1/self/events/lux", tok, `"end"`); a.status != 202 {
 		t.Errorf("the last event: %d %s", a.status, a.body)
 	}
-	back := h.stream("/v1/events", op, "Last-Event-ID: "+made.ID)
+	back := srv.stream("/v1/events", op, "Last-Event-ID: "+made.ID)
 	for name, events := range map[string]<-chan sse.Event{"who read nothing": slow, "who came back": back} {
 		of, gap := map[watchword.SubjectID]int64{}, api.EventGap{}
 		deadline := time.After(30 * time.Second)
@@ -100,12 +100,12 @@ func TestABurstCostsNoReaderAnothersEvents(t *testing.T) {
 
 // TestEventsOfADeletedDeviceAreGone: who resumes after the deletion gets those of others alone.
 func TestEventsOfADeletedDeviceAreGone(t *testing.T) {
-	h := serve(t, nil)
-	gone, stays := h.enroll("gone", device.Options{}, nil), h.enroll("stays", device.Options{}, nil)
-	op, err := h.admin.Tokens().Renew(t.Context())
+	srv := serve(t, nil)
+	gone, stays := srv.enroll("gone", device.Options{}, nil), srv.enroll("stays", device.Options{}, nil)
+	op, err := srv.admin.Tokens().Renew(t.Context())
 	must(t, err)
 	say := func(d *device.Device, what string) string {
-		a := h.ask("POST", "/v1/self/events/lux", h.token(d), what)
+		a := srv.request("POST", "/v1/self/events/lux", srv.token(d), what)
 		if a.status != 202 {
 			t.Fatalf("an event: %d %s", a.status, a.body)
 		}
@@ -117,11 +117,11 @@ func TestEventsOfADeletedDeviceAreGone(t *testing.T) {
 	}
 	since := say(stays, "0")
 	say(gone, "1")
-	if a := h.ask("DELETE", "/v1/devices/gone", op, ""); a.status != 204 {
+	if a := srv.request("DELETE", "/v1/devices/gone", op, ""); a.status != 204 {
 		t.Fatalf("deletion: %d %s", a.status, a.body)
 	}
 	say(stays, "2")
-	s := h.stream("/v1/events", op, "Last-Event-ID: "+since)
+	s := srv.stream("/v1/events", op, "Last-Event-ID: "+since)
 	next(t, s, "session")
 	if e := next(t, s, "event"); !strings.Contains(string(e.Data), `"stays"`) {
 		t.Errorf("after the deletion comes %s", e.Data)
@@ -131,10 +131,10 @@ func TestEventsOfADeletedDeviceAreGone(t *testing.T) {
 // TestReportedStatesHaveOneRate: over HTTP too a state counts against limits.control_rate, which is met long before the
 // rate of the operation.
 func TestReportedStatesHaveOneRate(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Limits.ControlRate = 10 }) // one state a second, two at once
-	tok := h.token(h.enroll("lamp-7", device.Options{}, nil))
+	srv := serve(t, func(c *server.Config) { c.Limits.ControlRate = 10 }) // one state a second, two at once
+	tok := srv.token(srv.enroll("lamp-7", device.Options{}, nil))
 	for n := range 50 {
-		switch a := h.ask("PUT", "/v1/self/state", tok, `{}`); {
+		switch a := srv.request("PUT", "/v1/self/state", tok, `{}`); {
 		case a.status == 204:
 		case a.status == 429 && a.code == watchword.RateLimited && strings.Contains(a.body, "limits.control_rate") && n > 0:
 			return
@@ -147,10 +147,10 @@ func TestReportedStatesHaveOneRate(t *testing.T) {
 
 // TestReceiptsHaveOneRate: over HTTP too a receipt counts against limits.control_rate.
 func TestReceiptsHaveOneRate(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Limits.ControlRate = 10 }) // 20 at once
-	tok := h.token(h.enroll("lamp-7", device.Options{}, nil))
+	srv := serve(t, func(c *server.Config) { c.Limits.ControlRate = 10 }) // 20 at once
+	tok := srv.token(srv.enroll("lamp-7", device.Options{}, nil))
 	for n := range 100 {
-		switch a := h.ask("POST", "/v1/self/receipts", tok, `{"receipt":"none"}`); {
+		switch a := srv.request("POST", "/v1/self/receipts", tok, `{"receipt":"none"}`); {
 		case a.status != 429 && a.code == watchword.ReceiptInvalid:
 		case a.status == 429 && a.code == watchword.RateLimited && strings.Contains(a.body, "limits.control_rate") && n >= 20:
 			return

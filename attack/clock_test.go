@@ -25,20 +25,20 @@ func at(off time.Duration) func() time.Time { return func() time.Time { return t
 
 const years = 20 * 365 * 24 * time.Hour
 
-func TestSignedTimeAtTheDoor(t *testing.T) {
-	h := serve(t, nil)
+func TestSignedTimeEndpoint(t *testing.T) {
+	srv := serve(t, nil)
 	nonce := watchword.NewNonce()
-	a := h.ask("POST", "/v1/time", "", `{"nonce":"`+nonce+`"}`)
+	a := srv.request("POST", "/v1/time", "", `{"nonce":"`+nonce+`"}`)
 	if a.status != 200 || a.header.Get("Content-Type") != "application/"+token.TypTime || a.header.Get("Cache-Control") != "no-store" {
 		t.Fatalf("a good question: %d %s", a.status, a.body)
 	}
-	ring := h.burgle()
+	ring := srv.stealKeys()
 	got, err := token.VerifyTime(a.body, token.NewKeySet(ring.Public(keyring.Time)...), ring.Issuer(), nonce)
 	must(t, err)
 	if off := time.Since(got); off < 0 || off > 30*time.Second {
 		t.Errorf("it says %s", got)
 	}
-	if other := h.ask("POST", "/v1/time", "", `{"nonce":"`+nonce+`"}`); claims(t, other.body)["jti"] == claims(t, a.body)["jti"] {
+	if other := srv.request("POST", "/v1/time", "", `{"nonce":"`+nonce+`"}`); claims(t, other.body)["jti"] == claims(t, a.body)["jti"] {
 		t.Error("two answers of one name")
 	}
 	long := strings.Repeat("a", 65)
@@ -58,23 +58,23 @@ func TestSignedTimeAtTheDoor(t *testing.T) {
 		{"a form", "POST", "nonce=" + nonce, "application/x-www-form-urlencoded", watchword.UnsupportedMediaType, ""},
 		{"too much", "POST", `{"nonce":"` + strings.Repeat("a", 2000) + `"}`, "application/json", watchword.TooLarge, ""},
 	} {
-		a := h.ask(tc.method, "/v1/time", "", tc.body, "Content-Type: "+tc.kind)
+		a := srv.request(tc.method, "/v1/time", "", tc.body, "Content-Type: "+tc.kind)
 		if a.code != tc.want || a.field != tc.field {
 			t.Errorf("%s: %d %q %q, want %q %q", tc.name, a.status, a.code, a.field, tc.want, tc.field)
 		}
 	}
-	if a := h.ask("GET", "/v1/time", h.token(h.enroll("lamp-1", device.Options{}, nil)), ""); a.code != watchword.MethodNotAllowed {
+	if a := srv.request("GET", "/v1/time", srv.token(srv.enroll("lamp-1", device.Options{}, nil)), ""); a.code != watchword.MethodNotAllowed {
 		t.Errorf("GET: %q", a.code)
 	}
-	if a := h.ask("GET", "/v1/self", a.body, ""); a.code != watchword.TokenKind {
+	if a := srv.request("GET", "/v1/self", a.body, ""); a.code != watchword.TokenKind {
 		t.Errorf("signed time as an access token: %q", a.code)
 	}
 }
 
 func TestSignedTimeHasARate(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Limits.TokenRate = 5 })
+	srv := serve(t, func(c *server.Config) { c.Limits.TokenRate = 5 })
 	for n := 0; ; n++ {
-		a := h.ask("POST", "/v1/time", "", `{"nonce":"`+watchword.NewNonce()+`"}`)
+		a := srv.request("POST", "/v1/time", "", `{"nonce":"`+watchword.NewNonce()+`"}`)
 		if a.code == watchword.RateLimited && a.header.Get("Retry-After") != "" {
 			return
 		}
@@ -97,12 +97,12 @@ func TestDevicesWhoseClockIsWrong(t *testing.T) {
 		{"ten minutes ahead", device.Options{Now: at(10 * time.Minute)}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			h := serve(t, nil)
-			v := counting(h.enroll("lamp-1", tc.o, nil))
+			srv := serve(t, nil)
+			v := counting(srv.enroll("lamp-1", tc.o, nil))
 			run, stop := context.WithCancel(t.Context())
 			ran := make(chan error, 1)
 			go func() { ran <- v.Run(run) }()
-			c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 30 * time.Second})
+			c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", WaitReceipt: 30 * time.Second})
 			must(t, err)
 			if c.State != watchword.Done || v.acts.Load() != 1 {
 				t.Errorf("the command is %s", c.State)
@@ -116,7 +116,7 @@ func TestDevicesWhoseClockIsWrong(t *testing.T) {
 			stop()
 			must(t, <-ran)
 			must(t, v.Close())
-			if n := strings.Count(h.log.String(), "clock of this device is wrong") + strings.Count(h.log.String(), "known by the server's signature"); n != 1 {
+			if n := strings.Count(srv.log.String(), "clock of this device is wrong") + strings.Count(srv.log.String(), "known by the server's signature"); n != 1 {
 				t.Errorf("said %d times", n)
 			}
 		})
@@ -125,10 +125,10 @@ func TestDevicesWhoseClockIsWrong(t *testing.T) {
 
 // Commands at a device without a clock: by nonce until it knows the time, by time then.
 func TestCommandsWithoutAClock(t *testing.T) {
-	h := serve(t, nil)
-	v := counting(h.enroll("lamp-1", device.Options{NoClock: true, Now: at(-years)}, nil))
+	srv := serve(t, nil)
+	v := counting(srv.enroll("lamp-1", device.Options{NoClock: true, Now: at(-years)}, nil))
 	folder := filepath.Dir(v.CAFile())
-	ring := h.burgle()
+	ring := srv.stealKeys()
 	seal := func(seq int64, begin, end time.Duration) string {
 		now := time.Now()
 		return v.seal(t, ring.Signer(keyring.Command), token.Command{
@@ -139,36 +139,36 @@ func TestCommandsWithoutAClock(t *testing.T) {
 	if v.Time().IsZero() {
 		t.Fatal("enrollment did not tell it the time")
 	}
-	_, err := v.Obey(t.Context(), seal(1, -10*time.Minute, -5*time.Minute))
+	_, err := v.Execute(t.Context(), seal(1, -10*time.Minute, -5*time.Minute))
 	wants(t, "an old command, by time", err, watchword.CommandExpired)
-	_, err = v.Obey(t.Context(), seal(1, 5*time.Minute, 6*time.Minute))
+	_, err = v.Execute(t.Context(), seal(1, 5*time.Minute, 6*time.Minute))
 	wants(t, "an early command, by time", err, watchword.TokenEarly)
-	if _, err = v.Obey(t.Context(), seal(1, 0, time.Minute)); err != nil {
+	if _, err = v.Execute(t.Context(), seal(1, 0, time.Minute)); err != nil {
 		t.Errorf("a fresh command without a nonce, by time: %v", err)
 	}
 	must(t, v.Close())
 
-	again := counting(h.open(folder, device.Options{NoClock: true, Now: at(-years)})) // a reboot: nobody has said what time it is
+	again := counting(srv.openDevice(folder, device.Options{NoClock: true, Now: at(-years)})) // a reboot: nobody has said what time it is
 	if !again.Time().IsZero() {
 		t.Fatal("it knows the time by itself")
 	}
-	_, err = again.Obey(t.Context(), seal(2, 0, time.Minute))
+	_, err = again.Execute(t.Context(), seal(2, 0, time.Minute))
 	wants(t, "a fresh command without a nonce, before it knows", err, watchword.NonceMismatch)
 	if _, err := again.NewToken(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = again.Obey(t.Context(), seal(2, 0, time.Minute)); err != nil {
+	if _, err = again.Execute(t.Context(), seal(2, 0, time.Minute)); err != nil {
 		t.Errorf("once it knows: %v", err)
 	}
 }
 
 // Who sits between can hold the answer back and give an old one: neither sets a clock.
 func TestAnOldAnswerSetsNoClock(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{NoClock: true, Now: at(-years)}, nil)
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{NoClock: true, Now: at(-years)}, nil)
 	folder := filepath.Dir(d.CAFile())
 	must(t, d.Close())
-	recorded := h.ask("POST", "/v1/time", "", `{"nonce":"`+watchword.NewNonce()+`"}`).body
+	recorded := srv.request("POST", "/v1/time", "", `{"nonce":"`+watchword.NewNonce()+`"}`).body
 	asked := make(chan struct{}, 16)
 	between := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/v1/time" {
@@ -186,7 +186,7 @@ func TestAnOldAnswerSetsNoClock(t *testing.T) {
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(folder, "device.json"), b, 0o600))
 
-	d = h.open(folder, device.Options{NoClock: true, Now: at(-years)})
+	d = srv.openDevice(folder, device.Options{NoClock: true, Now: at(-years)})
 	if _, err := d.NewToken(t.Context()); err == nil {
 		t.Error("a token from who sits between")
 	}
@@ -195,7 +195,7 @@ func TestAnOldAnswerSetsNoClock(t *testing.T) {
 	default:
 		t.Error("nobody asked")
 	}
-	if !d.Time().IsZero() || !strings.Contains(h.log.String(), "code=nonce_mismatch") {
+	if !d.Time().IsZero() || !strings.Contains(srv.log.String(), "code=nonce_mismatch") {
 		t.Errorf("the device says it is %s", d.Time())
 	}
 }

@@ -8,25 +8,25 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
 // Where nobody more can wait, an order is taken all the same, and who orders or asks is
 // answered at once with how the command stands.
-func TestWhereNobodyMoreCanWaitTheAnswerComesAtOnce(t *testing.T) {
+func TestNoDelayWhenAllDelaySlotsAreUsed(t *testing.T) {
 	const most = 1024 // of one subject
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	first, err := h.admin.Send(t.Context(), admin.Order{Device: d.ID(), Function: "reset"})
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	first, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: d.ID(), Function: "reset"})
 	must(t, err)
 	var waits sync.WaitGroup
-	defer waiting.All(t, "the answers to those that wait", &waits)
+	defer testwait.All(t, "the answers to those that wait", &waits)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for n := 0; n < most; n += 128 { // a connection each, made before the crowd: HTTP/2 lets 250 ask over one
-		one, err := admin.Local(h.dir)
+		one, err := admin.Local(srv.dir)
 		must(t, err)
 		_, err = one.Command(ctx, first.ID, 0)
 		must(t, err)
@@ -42,11 +42,11 @@ func TestWhereNobodyMoreCanWaitTheAnswerComesAtOnce(t *testing.T) {
 			})
 		}
 	}
-	wait := waiting.Within()
+	wait := testwait.Within()
 	for n := 0; n < most; { // until there is no place
 		wait.Check(t, fmt.Sprintf("%d waits, of which there are %d", most, n))
 		n = 0
-		ss, err := h.admin.Sessions(t.Context(), "")
+		ss, err := srv.admin.Sessions(t.Context(), "")
 		must(t, err)
 		for _, s := range ss {
 			if s.Transport == "wait" {
@@ -54,12 +54,12 @@ func TestWhereNobodyMoreCanWaitTheAnswerComesAtOnce(t *testing.T) {
 			}
 		}
 	}
-	c, err := h.admin.Send(t.Context(), admin.Order{Device: d.ID(), Function: "reset", Wait: time.Minute})
+	c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: d.ID(), Function: "reset", WaitReceipt: time.Minute})
 	must(t, err)
 	if c.State != watchword.Queued {
 		t.Errorf("%s", c.State)
 	}
-	c, err = h.admin.Command(t.Context(), first.ID, time.Minute)
+	c, err = srv.admin.Command(t.Context(), first.ID, time.Minute)
 	must(t, err)
 	if c.ID != first.ID || c.State != watchword.Queued || string(c.Args) != "{}" {
 		t.Errorf("the answer to one more that waits: %+v", c)

@@ -25,14 +25,14 @@ func onPort(port string) func(*server.Config) {
 	return func(c *server.Config) { c.Server.HTTPS = "localhost:" + port }
 }
 
-// target is a device that counts what it does.
-type target struct {
+// countingDevice is a device that counts what it does.
+type countingDevice struct {
 	*device.Device
 	acts atomic.Int64
 }
 
-func counting(d *device.Device) *target {
-	v := &target{Device: d}
+func counting(d *device.Device) *countingDevice {
+	v := &countingDevice{Device: d}
 	d.Handle("lamp.set", func(context.Context, *device.Command) (any, error) {
 		v.acts.Add(1)
 		return map[string]bool{"ok": true}, nil
@@ -41,16 +41,16 @@ func counting(d *device.Device) *target {
 }
 
 // seal signs a command with s and seals it to the device.
-func (v *target) seal(t testing.TB, s *jose.Signer, c token.Command) string {
+func (v *countingDevice) seal(t testing.TB, s *jose.Signer, c token.Command) string {
 	t.Helper()
 	_, to := v.Keys()
 	jws, err := token.SignCommand(s, c)
-	if c.Expires.Sub(c.Issued) > token.CommandLife { // none that our own signs
+	if c.Expires.Sub(c.Issued) > token.CommandLifetime { // none that our own signs
 		jws, err = s.Sign(token.TypCommand, fmt.Appendf(nil, `{"iss":%q,"aud":%q,"jti":%q,"iat":%d,"exp":%d,"epoch":%d,"seq":%d,"cmd":%q,"args":%s}`,
 			c.Issuer, c.Device, c.ID, c.Issued.Unix(), c.Expires.Unix(), c.Epoch, c.Seq, c.Function, c.Args))
 	}
 	must(t, err)
-	jwe, err := jose.Seal(to, "JWT", []byte(jws))
+	jwe, err := jose.Encrypt(to, "JWT", []byte(jws))
 	must(t, err)
 	return jwe
 }
@@ -67,12 +67,12 @@ func TestCommandsAtTheDevice(t *testing.T) {
 }
 
 func commandsAtTheDevice(t *testing.T, o device.Options) {
-	h := serve(t, nil)
-	v := counting(h.enroll("lamp-1", o, nil))
-	foreign := counting(h.enroll("lamp-2", o, nil))
-	ring := h.burgle()
+	srv := serve(t, nil)
+	v := counting(srv.enroll("lamp-1", o, nil))
+	foreign := counting(srv.enroll("lamp-2", o, nil))
+	ring := srv.stealKeys()
 	real := ring.Signer(keyring.Command)
-	_, stranger := newKey(t, "P-256")
+	_, unknown := newKey(t, "P-256")
 	now := time.Now()
 	order := func(seq int64) token.Command {
 		return token.Command{
@@ -87,14 +87,14 @@ func commandsAtTheDevice(t *testing.T, o device.Options) {
 	}
 	ten := order(10)
 	good := v.seal(t, real, ten)
-	first, err := v.Obey(t.Context(), good)
+	first, err := v.Execute(t.Context(), good)
 	must(t, err)
-	if status(t, first) != watchword.StDone || v.acts.Load() != 1 {
+	if status(t, first) != watchword.StatusDone || v.acts.Load() != 1 {
 		t.Fatal("a good command was not obeyed")
 	}
 	plain, err := token.SignCommand(real, order(11))
 	must(t, err)
-	noJWT, err := jose.Seal(func() *jose.PublicKey { _, s := v.Keys(); return s }(), "text/plain", []byte(plain))
+	noJWT, err := jose.Encrypt(func() *jose.PublicKey { _, s := v.Keys(); return s }(), "text/plain", []byte(plain))
 	must(t, err)
 	flipped := []byte(v.seal(t, real, order(11)))
 	flipped[len(flipped)-30] ^= 1
@@ -103,7 +103,7 @@ func commandsAtTheDevice(t *testing.T, o device.Options) {
 		name, jwe string
 		want      watchword.Code
 	}{
-		{"signed by a stranger", v.seal(t, stranger, order(11)), watchword.KeyUnknown},
+		{"signed by a stranger", v.seal(t, unknown, order(11)), watchword.KeyUnknown},
 		{"signed by the issuer key", v.seal(t, ring.Signer(keyring.Issuer), order(11)), watchword.KeyUnknown},
 		{"in clear", plain, watchword.CommandUnsealed},
 		{"sealed as something else", noJWT, watchword.CommandUnsealed},
@@ -124,7 +124,7 @@ func commandsAtTheDevice(t *testing.T, o device.Options) {
 		}()), watchword.TokenKind},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			receipt, err := v.Obey(t.Context(), tc.jwe)
+			receipt, err := v.Execute(t.Context(), tc.jwe)
 			if receipt != "" {
 				t.Errorf("a receipt: %s", receipt)
 			}
@@ -134,39 +134,39 @@ func commandsAtTheDevice(t *testing.T, o device.Options) {
 	if v.acts.Load() != 1 {
 		t.Fatalf("the device acted %d times", v.acts.Load())
 	}
-	again, err := v.Obey(t.Context(), good)
+	again, err := v.Execute(t.Context(), good)
 	must(t, err)
-	resealed, err := v.Obey(t.Context(), v.seal(t, real, ten))
+	resealed, err := v.Execute(t.Context(), v.seal(t, real, ten))
 	must(t, err)
 	if again != first || resealed != first || v.acts.Load() != 1 {
 		t.Error("a replay, as it was or sealed anew, must bring the same receipt and no act")
 	}
-	conflict, err := v.Obey(t.Context(), v.seal(t, real, order(10)))
+	conflict, err := v.Execute(t.Context(), v.seal(t, real, order(10)))
 	must(t, err)
-	if status(t, conflict) != watchword.StConflict || v.acts.Load() != 1 {
+	if status(t, conflict) != watchword.StatusConflict || v.acts.Load() != 1 {
 		t.Error("another command with a number that was seen must be a signed conflict")
 	}
-	if _, err := v.Obey(t.Context(), v.seal(t, real, order(12))); err != nil || v.acts.Load() != 2 {
+	if _, err := v.Execute(t.Context(), v.seal(t, real, order(12))); err != nil || v.acts.Load() != 2 {
 		t.Errorf("after all this the next good one must be obeyed: %v", err)
 	}
-	if _, err := v.Obey(t.Context(), v.seal(t, real, order(11))); watchword.CodeOf(err) != watchword.CommandStale {
+	if _, err := v.Execute(t.Context(), v.seal(t, real, order(11))); watchword.CodeOf(err) != watchword.CommandStale {
 		t.Errorf("reordered: %v", err)
 	}
 }
 
-func sealed(t testing.TB, v *target, jws string) string {
+func sealed(t testing.TB, v *countingDevice, jws string) string {
 	t.Helper()
 	_, to := v.Keys()
-	jwe, err := jose.Seal(to, "JWT", []byte(jws))
+	jwe, err := jose.Encrypt(to, "JWT", []byte(jws))
 	must(t, err)
 	return jwe
 }
 
-func TestADeviceThatWasCutOffSignsThatItWas(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
+func TestInterruptedDeviceSignsInterrupted(t *testing.T) {
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
 	dir := filepath.Dir(d.CAFile())
-	ring := h.burgle()
+	ring := srv.stealKeys()
 	now := time.Now()
 	cmd := token.Command{
 		Issuer: ring.Issuer(), Device: "lamp-1", ID: "cmd_cut", Epoch: 1, Seq: 5, Function: "lamp.set", Args: []byte(`{}`),
@@ -180,15 +180,15 @@ func TestADeviceThatWasCutOffSignsThatItWas(t *testing.T) {
 		must(t, os.WriteFile(journal+".cut", append(b, "deadbeef {\"op\":\"en"...), 0o600))
 		return nil, nil
 	})
-	jwe := (&target{Device: d}).seal(t, ring.Signer(keyring.Command), cmd)
-	_, err := d.Obey(t.Context(), jwe)
+	jwe := (&countingDevice{Device: d}).seal(t, ring.Signer(keyring.Command), cmd)
+	_, err := d.Execute(t.Context(), jwe)
 	must(t, err)
 	must(t, d.Close())
 	must(t, os.Rename(journal+".cut", journal))
-	v := counting(h.open(dir, device.Options{}))
-	receipt, err := v.Obey(t.Context(), jwe)
+	v := counting(srv.openDevice(dir, device.Options{}))
+	receipt, err := v.Execute(t.Context(), jwe)
 	must(t, err)
-	if got := status(t, receipt); got != watchword.StInterrupted || v.acts.Load() != 0 {
+	if got := status(t, receipt); got != watchword.StatusInterrupted || v.acts.Load() != 0 {
 		t.Errorf("got %s and %d acts, want interrupted and none", got, v.acts.Load())
 	}
 	if _, seq := v.Position(); seq != 5 {
@@ -197,10 +197,10 @@ func TestADeviceThatWasCutOffSignsThatItWas(t *testing.T) {
 }
 
 func TestADeviceThatLostItsMemoryObeysByNonceAlone(t *testing.T) {
-	h := serve(t, nil)
-	v := counting(h.enroll("lamp-1", device.Options{}, nil))
+	srv := serve(t, nil)
+	v := counting(srv.enroll("lamp-1", device.Options{}, nil))
 	dir := filepath.Dir(v.CAFile())
-	ring := h.burgle()
+	ring := srv.stealKeys()
 	now := time.Now()
 	// obeys lets the device run until it has done one command of the real server.
 	obeys := func() (seq int64) {
@@ -208,7 +208,7 @@ func TestADeviceThatLostItsMemoryObeysByNonceAlone(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ran := make(chan error, 1)
 		go func() { ran <- v.Run(ctx) }()
-		c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 20 * time.Second})
+		c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", WaitReceipt: 20 * time.Second})
 		must(t, err)
 		if c.State != watchword.Done || v.acts.Load() != 1 {
 			t.Errorf("the command is %s after %d acts", c.State, v.acts.Load())
@@ -232,47 +232,47 @@ func TestADeviceThatLostItsMemoryObeysByNonceAlone(t *testing.T) {
 		})
 		must(t, v.Close())
 		lose()
-		v = counting(h.open(dir, device.Options{}))
-		if why := v.Lost(); why == "" {
+		v = counting(srv.openDevice(dir, device.Options{}))
+		if reason := v.MemoryLost(); reason == "" {
 			t.Errorf("%s: the memory is not lost", name)
 		}
-		_, err := v.Obey(t.Context(), captured)
+		_, err := v.Execute(t.Context(), captured)
 		wants(t, name+": a captured command", err, watchword.NonceMismatch)
 		if v.acts.Load() != 0 {
 			t.Fatalf("%s: it acted", name)
 		}
 		seq = obeys() // by its nonce it goes on: the real server signs for it
-		if why := v.Lost(); why != "" {
-			t.Errorf("%s: it is lost still: %s", name, why)
+		if reason := v.MemoryLost(); reason != "" {
+			t.Errorf("%s: it is lost still: %s", name, reason)
 		}
 	}
 }
 
 func TestPinnedOrders(t *testing.T) {
-	h := serve(t, nil)
-	v := counting(h.enroll("lamp-1", device.Options{}, nil))
-	op, err := os.ReadFile(filepath.Join(h.dir, "operator.jwk"))
+	srv := serve(t, nil)
+	v := counting(srv.enroll("lamp-1", device.Options{}, nil))
+	op, err := os.ReadFile(filepath.Join(srv.dir, "operator.jwk"))
 	must(t, err)
 	key, err := jose.ParsePrivateJWK(op, jose.ForSigning)
 	must(t, err)
-	v.PinOrders(key.Public())
+	v.PinOrderKeys(key.Public())
 	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() { ran <- v.Run(ctx) }()
-	c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", Args: json.RawMessage(`{"a": 1, "b":[1,2]}`), Wait: 20 * time.Second})
+	c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", Args: json.RawMessage(`{"a": 1, "b":[1,2]}`), WaitReceipt: 20 * time.Second})
 	must(t, err)
 	if c.State != watchword.Done {
 		t.Errorf("an order signed by the pinned key: %s %s", c.State, c.Receipt.Result)
 	}
 	// The server's word alone, even with all its keys, is refused.
-	ring := h.burgle()
+	ring := srv.stealKeys()
 	now := time.Now()
-	receipt, err := v.Obey(t.Context(), v.seal(t, ring.Signer(keyring.Command), token.Command{
+	receipt, err := v.Execute(t.Context(), v.seal(t, ring.Signer(keyring.Command), token.Command{
 		Issuer: ring.Issuer(), Device: "lamp-1", ID: "cmd_server", Epoch: 1, Seq: 50, Function: "lamp.set", Args: []byte(`{}`),
 		By: "operator", Issued: now, Expires: now.Add(time.Minute),
 	}))
 	must(t, err)
-	if status(t, receipt) != watchword.StRefused || v.acts.Load() != 1 {
+	if status(t, receipt) != watchword.StatusRefused || v.acts.Load() != 1 {
 		t.Errorf("got %s after %d acts", status(t, receipt), v.acts.Load())
 	}
 	cancel()
@@ -280,33 +280,33 @@ func TestPinnedOrders(t *testing.T) {
 }
 
 func TestReceiptsAtTheServer(t *testing.T) {
-	h := serve(t, nil)
-	v := counting(h.enroll("lamp-1", device.Options{}, nil))
-	foreign := h.enroll("lamp-2", device.Options{}, nil)
-	tok, foreignTok := h.token(v.Device), h.token(foreign)
-	c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set"})
+	srv := serve(t, nil)
+	v := counting(srv.enroll("lamp-1", device.Options{}, nil))
+	foreign := srv.enroll("lamp-2", device.Options{}, nil)
+	tok, foreignTok := srv.token(v.Device), srv.token(foreign)
+	c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set"})
 	must(t, err)
-	got := h.ask("GET", "/v1/self/commands", tok, "")
+	got := srv.request("GET", "/v1/self/commands", tok, "")
 	var list struct {
 		Commands []struct{ JWE string }
 	}
 	must(t, json.Unmarshal([]byte(got.body), &list))
-	good, err := v.Obey(t.Context(), list.Commands[0].JWE)
+	good, err := v.Execute(t.Context(), list.Commands[0].JWE)
 	must(t, err)
 	own, alien := deviceSigner(t, v.Device), deviceSigner(t, foreign)
-	_, stranger := newKey(t, "P-256")
+	_, unknown := newKey(t, "P-256")
 	m := claims(t, good)
 	assertion, err := v.Assertion(time.Minute)
 	must(t, err)
-	post := func(h *house, tok, receipt string) answer {
+	post := func(srv *testServer, tok, receipt string) answer {
 		b, err := json.Marshal(map[string]string{"receipt": receipt})
-		must(h.t, err)
-		return h.ask("POST", "/v1/self/receipts", tok, string(b))
+		must(srv.t, err)
+		return srv.request("POST", "/v1/self/receipts", tok, string(b))
 	}
 	parts := strings.Split(good, ".")
 	for _, tc := range []struct{ name, token, receipt string }{
 		{"words", tok, "done, honestly"},
-		{"signed by a stranger", tok, sign(t, stranger, token.TypReceipt, m)},
+		{"signed by a stranger", tok, sign(t, unknown, token.TypReceipt, m)},
 		{"signed by another device, in this one's name", tok, sign(t, alien, token.TypReceipt, m)},
 		{"handed in by another device", foreignTok, good},
 		{"another device's own, for this command", foreignTok, sign(t, alien, token.TypReceipt, with(m, "iss", "lamp-2"))},
@@ -320,39 +320,39 @@ func TestReceiptsAtTheServer(t *testing.T) {
 		{"another payload under the signature", tok, parts[0] + "." + strings.Split(sign(t, own, token.TypReceipt, with(m, "st", "failed")), ".")[1] + "." + parts[2]},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			h := *h
-			h.t = t
-			if a := post(&h, tc.token, tc.receipt); a.status != 422 || a.code != watchword.ReceiptInvalid {
+			srv := *srv
+			srv.t = t
+			if a := post(&srv, tc.token, tc.receipt); a.status != 422 || a.code != watchword.ReceiptInvalid {
 				t.Errorf("got %d %q: %s", a.status, a.code, a.body)
 			}
-			now, err := h.admin.Command(t.Context(), c.ID, 0)
+			now, err := srv.admin.Command(t.Context(), c.ID, 0)
 			must(t, err)
 			if now.State != watchword.Sent && now.State != watchword.Delivered {
 				t.Errorf("the command is %s", now.State)
 			}
 		})
 	}
-	if a := post(h, tok, good); a.status != 200 || !strings.Contains(a.body, `"done"`) {
+	if a := post(srv, tok, good); a.status != 200 || !strings.Contains(a.body, `"done"`) {
 		t.Errorf("the good one: %d %s", a.status, a.body)
 	}
-	if a := post(h, tok, good); a.status != 200 {
+	if a := post(srv, tok, good); a.status != 200 {
 		t.Errorf("the same again: %d %s", a.status, a.body)
 	}
-	if a := post(h, tok, sign(t, own, token.TypReceipt, with(m, "st", "failed"))); a.code != watchword.Conflict {
+	if a := post(srv, tok, sign(t, own, token.TypReceipt, with(m, "st", "failed"))); a.code != watchword.Conflict {
 		t.Errorf("another end: %d %s", a.status, a.body)
 	}
 }
 
-func TestEnrollmentAtTheGate(t *testing.T) {
-	h := serve(t, nil)
-	made, err := h.admin.CreateDevice(t.Context(), "lamp-1", nil, 0)
+func TestEnrollmentEndpoint(t *testing.T) {
+	srv := serve(t, nil)
+	made, err := srv.admin.CreateDevice(t.Context(), "lamp-1", nil, 0)
 	must(t, err)
 	link := made.Enrollment.Link
 
 	t.Run("a link of another server sends no code", func(t *testing.T) {
 		u, err := url.Parse(link)
 		must(t, err)
-		d := h.open(filepath.Join(t.TempDir(), "d"), device.Options{})
+		d := srv.openDevice(filepath.Join(t.TempDir(), "d"), device.Options{})
 		wrong := strings.Replace(link, made.Enrollment.Pin, strings.Repeat("A", 43), 1)
 		wants(t, "wrong pin", d.Enroll(t.Context(), wrong), watchword.PinMismatch)
 		wants(t, "no link", d.Enroll(t.Context(), "https://"+u.Host+"/e?code=x"), watchword.BadRequest)
@@ -363,7 +363,7 @@ func TestEnrollmentAtTheGate(t *testing.T) {
 	t.Run("two devices with one code: one wins", func(t *testing.T) {
 		errs := make(chan error, 2)
 		for range 2 {
-			d := h.open(filepath.Join(t.TempDir(), "d"), device.Options{})
+			d := srv.openDevice(filepath.Join(t.TempDir(), "d"), device.Options{})
 			go func() { errs <- d.Enroll(t.Context(), link) }()
 		}
 		a, b := <-errs, <-errs
@@ -381,15 +381,15 @@ func TestEnrollmentAtTheGate(t *testing.T) {
 		var last answer
 		for range 12 {
 			code := watchword.NewNonce()
-			sum := token.HashCode(code)
-			proof, err := token.SignEnrollment(s, h.burgle().Issuer(), b64(sum[:]), seal.Public().ID(), time.Now())
+			sum := token.CodeDigest(code)
+			proof, err := token.SignEnrollment(s, srv.stealKeys().Issuer(), b64(sum[:]), seal.Public().ID(), time.Now())
 			must(t, err)
 			body, err := json.Marshal(map[string]any{
 				"code": code, "proof": proof,
 				"keys": map[string]any{"sign": json.RawMessage(s.Public().JWK()), "seal": json.RawMessage(seal.Public().JWK())},
 			})
 			must(t, err)
-			if last = h.ask("POST", "/v1/enroll", "", string(body)); last.code != watchword.CodeInvalid {
+			if last = srv.request("POST", "/v1/enroll", "", string(body)); last.code != watchword.CodeInvalid {
 				break
 			}
 		}
@@ -400,18 +400,18 @@ func TestEnrollmentAtTheGate(t *testing.T) {
 }
 
 func TestAClosedDeviceRefusesAndDoesNotPanic(t *testing.T) {
-	h := serve(t, nil)
-	v := counting(h.enroll("lamp-1", device.Options{}, nil))
+	srv := serve(t, nil)
+	v := counting(srv.enroll("lamp-1", device.Options{}, nil))
 	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() { ran <- v.Run(ctx) }()
-	c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 20 * time.Second})
+	c, err := srv.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", WaitReceipt: 20 * time.Second})
 	must(t, err)
 	if c.State != watchword.Done {
 		t.Fatalf("the command is %s", c.State)
 	}
 	must(t, v.Close())
-	_, err = v.Obey(t.Context(), "x")
+	_, err = v.Execute(t.Context(), "x")
 	wants(t, "after Close", err, watchword.Unavailable)
 	cancel()
 	<-ran
@@ -421,8 +421,8 @@ func TestAClosedDeviceRefusesAndDoesNotPanic(t *testing.T) {
 }
 
 func TestALongActIsAcceptedFirst(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
 	accepted, goOn := make(chan error, 1), make(chan struct{})
 	d.Handle("long", func(ctx context.Context, c *device.Command) (any, error) {
 		accepted <- c.Accept(ctx)
@@ -432,16 +432,16 @@ func TestALongActIsAcceptedFirst(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() { ran <- d.Run(ctx) }()
-	c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "long"})
+	c, err := srv.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "long"})
 	must(t, err)
 	must(t, <-accepted)
-	now, err := h.admin.Command(ctx, c.ID, 0)
+	now, err := srv.admin.Command(ctx, c.ID, 0)
 	must(t, err)
 	if now.State != watchword.Accepted || now.SettledAt != nil {
 		t.Errorf("under way it is %s", now.State)
 	}
 	close(goOn)
-	done, err := h.admin.Command(ctx, c.ID, 20*time.Second)
+	done, err := srv.admin.Command(ctx, c.ID, 20*time.Second)
 	must(t, err)
 	if done.State != watchword.Done {
 		t.Errorf("at its end it is %s", done.State)

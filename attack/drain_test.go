@@ -19,21 +19,21 @@ import (
 
 // A server that is told to go under load: all that publishers were acknowledged reaches
 // who is there and keeps no session, before the goodbye.
-func TestAServerThatGoesTakesNoMessageAlong(t *testing.T) {
+func TestShutdownLosesNoMessage(t *testing.T) {
 	const publishers, before = 3, 600
-	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })
-	_, err := h.admin.ApplyPolicy(t.Context(), "meters", []byte(`for = { kind = "meter" }
+	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })
+	_, err := srv.admin.ApplyPolicy(t.Context(), "meters", []byte(`for = { kind = "meter" }
 [[allow]]
 publish   = ["plant/${id}/lux"]
 subscribe = ["plant/#"]
 `), 0)
 	must(t, err)
 	labels := watchword.Labels{"kind": "meter"}
-	reader := mosquitto(t, "mosquitto_sub", h.enroll("reader", device.Options{}, labels), "reader", "-V", "mqttv5", "-q", "1", "-t", "plant/#", "-v", "-d")
+	reader := mosquitto(t, "mosquitto_sub", srv.enroll("reader", device.Options{}, labels), "reader", "-V", "mqttv5", "-q", "1", "-t", "plant/#", "-v", "-d")
 	out, err := reader.StdoutPipe()
 	must(t, err)
 	must(t, reader.Start())
-	heard := map[string][]string{}
+	received := map[string][]string{}
 	subscribed, bye := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(bye)
@@ -43,7 +43,7 @@ subscribe = ["plant/#"]
 			topic, payload, _ := strings.Cut(lines.Text(), " ")
 			switch {
 			case strings.HasPrefix(topic, "plant/"):
-				heard[topic] = append(heard[topic], payload)
+				received[topic] = append(received[topic], payload)
 			case strings.HasPrefix(lines.Text(), "Subscribed"):
 				close(subscribed)
 			case strings.Contains(lines.Text(), "Received DISCONNECT"):
@@ -62,7 +62,7 @@ subscribe = ["plant/#"]
 	var sending sync.WaitGroup
 	for i := range publishers {
 		id := watchword.SubjectID(fmt.Sprint("meter-", i))
-		w := wire(t, h.enroll(id, device.Options{}, labels), "")
+		w := connectPaho(t, srv.enroll(id, device.Options{}, labels), "")
 		there, cancel := context.WithCancel(t.Context())
 		go func() { <-w.ended; cancel() }()
 		sending.Go(func() {
@@ -80,13 +80,13 @@ subscribe = ["plant/#"]
 		})
 	}
 	<-enough
-	h.stop()
+	srv.stop()
 	sending.Wait()
 	<-bye
 	must(t, reader.Process.Kill()) // it would come back
 	_ = reader.Wait()              // the error is that of having been killed
 	for i := range publishers {
-		got := heard[fmt.Sprintf("plant/meter-%d/lux", i)]
+		got := received[fmt.Sprintf("plant/meter-%d/lux", i)]
 		if n := len(acked[i]); len(got) < n || !slices.Equal(got[:n], acked[i]) {
 			t.Errorf("meter-%d: %d acknowledged, %d heard", i, n, len(got))
 		}

@@ -21,9 +21,9 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// peer is one client with a session that lasts, and its own side of it (MQTT 5.0 §4.1):
+// persistentClient is one client with a session that lasts, and its own side of it (MQTT 5.0 §4.1):
 // what it has not heard the end of it says again over the next connection.
-type peer struct {
+type persistentClient struct {
 	t       testing.TB
 	id      string
 	address string
@@ -32,7 +32,7 @@ type peer struct {
 	mu      sync.Mutex
 	changed *sync.Cond
 	nc      net.Conn
-	sent    []flying
+	sent    []inflightPublish
 	next    uint16
 	acked   []string
 	held    map[uint16]bool
@@ -41,19 +41,19 @@ type peer struct {
 	over    bool
 }
 
-type flying struct {
+type inflightPublish struct {
 	p        *packet.Publish
 	released bool
 }
 
-func newPeer(t testing.TB, id, address string, papers func() string) *peer {
-	p := &peer{t: t, id: id, address: address, papers: papers, held: map[uint16]bool{}}
+func newPeer(t testing.TB, id, address string, credentials func() string) *persistentClient {
+	p := &persistentClient{t: t, id: id, address: address, papers: credentials, held: map[uint16]bool{}}
 	p.changed = sync.NewCond(&p.mu)
 	return p
 }
 
 // run keeps a connection until it is told to end.
-func (p *peer) run(ctx context.Context, filters ...string) {
+func (p *persistentClient) run(ctx context.Context, filters ...string) {
 	for first := true; ctx.Err() == nil; {
 		if err := p.connect(ctx, first, filters); err != nil {
 			select {
@@ -67,7 +67,7 @@ func (p *peer) run(ctx context.Context, filters ...string) {
 }
 
 // connect lives one connection. first is whether no session is there yet.
-func (p *peer) connect(ctx context.Context, first bool, filters []string) error {
+func (p *persistentClient) connect(ctx context.Context, first bool, filters []string) error {
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "tcp", p.address)
 	if err != nil {
@@ -76,7 +76,7 @@ func (p *peer) connect(ctx context.Context, first bool, filters []string) error 
 	defer nc.Close()
 	defer context.AfterFunc(ctx, func() { _ = nc.Close() })()
 	c := &packet.Connect{Version: packet.V5, ClientID: p.id, Username: "jwt", HasUser: true, HasPass: true, Password: []byte(p.papers())}
-	c.Properties.SetNumber(packet.SessionExpiry, 3600)
+	c.Properties.SetNumber(packet.SessionExpiryInterval, 3600)
 	b := packet.Append(nil, c, packet.V5)
 	if first && len(filters) > 0 {
 		s := &packet.Subscribe{ID: 1}
@@ -131,7 +131,7 @@ func readPacket(r *bufio.Reader) (packet.Packet, error) {
 		return nil, err
 	}
 	for n := 2; ; n++ {
-		if need := packet.Need(head); need > 0 {
+		if need := packet.NeededBytes(head); need > 0 {
 			b := make([]byte, need)
 			if _, err := io.ReadFull(r, b); err != nil {
 				return nil, err
@@ -148,7 +148,7 @@ func readPacket(r *bufio.Reader) (packet.Packet, error) {
 	}
 }
 
-func (p *peer) take(got packet.Packet) error {
+func (p *persistentClient) take(got packet.Packet) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var answer packet.Packet
@@ -165,13 +165,13 @@ func (p *peer) take(got packet.Packet) error {
 		}
 		p.heard = append(p.heard, payload)
 	case *packet.Ack:
-		i := slices.IndexFunc(p.sent, func(f flying) bool { return f.p.ID == m.ID })
+		i := slices.IndexFunc(p.sent, func(f inflightPublish) bool { return f.p.ID == m.ID })
 		switch {
 		case m.Kind == packet.PUBREL:
 			delete(p.held, m.ID)
 			answer = &packet.Ack{Kind: packet.PUBCOMP, ID: m.ID}
 		case i < 0:
-		case m.Reason.Failed() && m.Reason != packet.IDNotFound:
+		case m.Reason.Failed() && m.Reason != packet.PacketIdentifierNotFound:
 			p.wrong = append(p.wrong, fmt.Sprintf("%s %#x", m.Kind, m.Reason))
 			p.sent = slices.Delete(p.sent, i, i+1)
 		case m.Kind == packet.PUBCOMP:
@@ -197,26 +197,26 @@ func (p *peer) take(got packet.Packet) error {
 }
 
 // publish sends one message as soon as fewer than 50 are under way.
-func (p *peer) publish(qos byte, topic, payload string) {
+func (p *persistentClient) publish(qos byte, topic, payload string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for len(p.sent) >= 50 && !p.over {
 		p.changed.Wait()
 	}
 	for {
-		if p.next = p.next%1000 + 1; !slices.ContainsFunc(p.sent, func(f flying) bool { return f.p.ID == p.next }) {
+		if p.next = p.next%1000 + 1; !slices.ContainsFunc(p.sent, func(f inflightPublish) bool { return f.p.ID == p.next }) {
 			break
 		}
 	}
 	m := &packet.Publish{Topic: topic, QoS: qos, ID: p.next, Payload: []byte(payload)}
-	p.sent = append(p.sent, flying{p: m})
+	p.sent = append(p.sent, inflightPublish{p: m})
 	if p.nc != nil {
 		_, _ = p.nc.Write(packet.Append(nil, m, packet.V5)) // what is lost is said again
 	}
 }
 
 // until waits for something to be true of it.
-func (p *peer) until(is func() bool) {
+func (p *persistentClient) until(is func() bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for !is() {
@@ -237,15 +237,15 @@ func TestAKilledServerLosesNoMessage(t *testing.T) {
 	s := start(t, data, "serve")
 	s.until("next ")
 	t.Setenv("WATCHWORD_SERVER_HTTPS", "localhost:"+port(t, data)) // the issuer names it
-	papers := operatorPapers(t, data)
+	credentials := operatorPasswords(t, data)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
-	go1 := func(p *peer, filters ...string) {
+	go1 := func(p *persistentClient, filters ...string) {
 		running.Go(func() { p.run(ctx, filters...) })
 		p.until(func() bool { return p.nc != nil })
 	}
-	there, away := newPeer(t, "operator/there", address, papers), newPeer(t, "operator/away", address, papers)
+	there, away := newPeer(t, "operator/there", address, credentials), newPeer(t, "operator/away", address, credentials)
 	go1(there, "counted/#")
 	// The other one is there to subscribe, and comes back in the end.
 	leave, left := context.WithCancel(ctx)
@@ -255,15 +255,15 @@ func TestAKilledServerLosesNoMessage(t *testing.T) {
 	away.until(func() bool { return away.nc != nil })
 	there.until(func() bool { return there.nc != nil })
 
-	var pubs []*peer
+	var pubs []*persistentClient
 	var sending sync.WaitGroup
 	for i := range publishers {
-		p := newPeer(t, fmt.Sprintf("operator/p%d", i), address, papers)
+		p := newPeer(t, fmt.Sprintf("operator/p%d", i), address, credentials)
 		go1(p)
 		pubs = append(pubs, p)
 		if i == 0 { // subscribed for sure once a message has come
 			p.publish(1, "counted/first", "first")
-			for _, s := range []*peer{there, away} {
+			for _, s := range []*persistentClient{there, away} {
 				s.until(func() bool { return len(s.heard) > 0 })
 			}
 			left()
@@ -289,7 +289,7 @@ func TestAKilledServerLosesNoMessage(t *testing.T) {
 		p.publish(2, "counted/"+p.id, "last "+p.id)
 		p.until(func() bool { return len(p.sent) == 0 })
 	}
-	for _, s := range []*peer{there, away} {
+	for _, s := range []*persistentClient{there, away} {
 		s.until(func() bool {
 			n := 0
 			for _, m := range s.heard {
@@ -302,7 +302,7 @@ func TestAKilledServerLosesNoMessage(t *testing.T) {
 	}
 	cancel()
 	running.Wait()
-	for _, s := range []*peer{there, away} {
+	for _, s := range []*persistentClient{there, away} {
 		for i := range pubs {
 			for _, qos := range []string{"1", "2"} {
 				countHeard(t, s, pubs[i], fmt.Sprintf("p%d-%s", i, qos), qos == "2")
@@ -317,7 +317,7 @@ func TestAKilledServerLosesNoMessage(t *testing.T) {
 }
 
 // countHeard compares what one heard with what another was acknowledged.
-func countHeard(t *testing.T, s, p *peer, prefix string, once bool) {
+func countHeard(t *testing.T, s, p *persistentClient, prefix string, once bool) {
 	t.Helper()
 	seen := map[string]int{}
 	var order []string
@@ -345,8 +345,8 @@ func countHeard(t *testing.T, s, p *peer, prefix string, once bool) {
 	t.Logf("%s: %s: %d acknowledged, %d heard", s.id, prefix, n, len(seen))
 }
 
-// operatorPapers makes passwords of the first operator.
-func operatorPapers(t testing.TB, data string) func() string {
+// operatorPasswords makes passwords of the first operator.
+func operatorPasswords(t testing.TB, data string) func() string {
 	raw, err := os.ReadFile(filepath.Join(data, "operator.jwk"))
 	must(t, err)
 	k, err := jose.ParsePrivateJWK(raw, jose.ForSigning)
@@ -355,7 +355,7 @@ func operatorPapers(t testing.TB, data string) func() string {
 	must(t, err)
 	issuer := "https://localhost:" + port(t, data)
 	return func() string {
-		a, err := token.SignAssertion(signer, watchword.SubjectID("operator"), issuer, time.Now(), token.AssertionLife)
+		a, err := token.SignAssertion(signer, watchword.SubjectID("operator"), issuer, time.Now(), token.AssertionLifetime)
 		if err != nil {
 			t.Error(err)
 		}

@@ -5,7 +5,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
@@ -13,12 +13,12 @@ import (
 // another's edit is decided once it is their turn. There are more of them than an act is decided again.
 func TestManyEditorsOfPoliciesAllSucceed(t *testing.T) {
 	const editors = 80
-	h := serve(t, nil)
+	srv := serve(t, nil)
 	start := make(chan struct{})
 	var all sync.WaitGroup
 	for n := range editors {
 		all.Go(func() {
-			c, err := admin.Local(h.dir)
+			c, err := admin.Local(srv.dir)
 			if err != nil {
 				t.Error(err)
 				return
@@ -35,8 +35,8 @@ func TestManyEditorsOfPoliciesAllSucceed(t *testing.T) {
 		})
 	}
 	close(start)
-	waiting.All(t, "all edits", &all)
-	ps, err := h.admin.Policies(t.Context())
+	testwait.All(t, "all edits", &all)
+	ps, err := srv.admin.Policies(t.Context())
 	must(t, err)
 	left := 0
 	for _, p := range ps {

@@ -11,11 +11,11 @@ import (
 
 // The log is read in small steps, since entries may be large: no page leaves one out, or gives one twice.
 func TestPagesOfTheLogHaveEveryEntryOnce(t *testing.T) {
-	h := serve(t, nil)
-	token := h.narrowed(h.operatorSigner(), h.admin.Subject(), "")
-	lengthen(t, h, 70, 200)
-	lengthen(t, h, 30, 60<<10)
-	lengthen(t, h, 170, 200)
+	srv := serve(t, nil)
+	token := srv.narrowed(srv.operatorSigner(), srv.admin.Subject(), "")
+	lengthen(t, srv, 70, 200)
+	lengthen(t, srv, 30, 60<<10)
+	lengthen(t, srv, 170, 200)
 	for _, order := range []string{"oldest", "newest"} {
 		for _, limit := range []int{1000, 100, 64, 63} {
 			t.Run(fmt.Sprintf("%s, %d", order, limit), func(t *testing.T) {
@@ -28,7 +28,7 @@ func TestPagesOfTheLogHaveEveryEntryOnce(t *testing.T) {
 					if pages > 100 {
 						t.Fatal("100 pages, and no end")
 					}
-					a := h.ask(http.MethodGet, "/v1/audit?"+q.Encode(), token, "")
+					a := srv.request(http.MethodGet, "/v1/audit?"+q.Encode(), token, "")
 					var page struct {
 						Entries []struct{ Seq int64 }
 						Next    string `json:"next_page_token"`

@@ -62,14 +62,14 @@ func fill(t *testing.T, dir string) (free func()) {
 // write goes on; and people are told why.
 func TestAFullDisk(t *testing.T) {
 	dir := smallDisk(t, "8m")
-	h := serveOn(t, filepath.Join(dir, "data"), nil)
+	srv := serveOn(t, filepath.Join(dir, "data"), nil)
 	ctx := t.Context()
-	lamp := h.enroll("lamp-1", device.Options{}, nil)
+	lamp := srv.enroll("lamp-1", device.Options{}, nil)
 	watchCtx, stopWatch := context.WithCancel(ctx)
 	defer stopWatch()
 	events, opened := make(chan api.Event, 100), make(chan struct{})
 	go func() {
-		_ = h.admin.Watch(watchCtx, "", "", func() { close(opened) }, func(e api.Event) error { events <- e; return nil }) // ends with the test
+		_ = srv.admin.Watch(watchCtx, "", "", func() { close(opened) }, func(e api.Event) error { events <- e; return nil }) // ends with the test
 	}()
 	<-opened
 	event := func(what string) {
@@ -84,7 +84,7 @@ func TestAFullDisk(t *testing.T) {
 	event("before")
 	ready := func() (int, string) {
 		t.Helper()
-		res, err := http.Get("http://" + h.info.Metrics + "/readyz")
+		res, err := http.Get("http://" + srv.info.Metrics + "/readyz")
 		must(t, err)
 		defer res.Body.Close()
 		b, err := io.ReadAll(res.Body)
@@ -99,7 +99,7 @@ func TestAFullDisk(t *testing.T) {
 	// What room the database had in its own files goes first.
 	n := 0
 	for ; n < 20_000; n++ {
-		if _, err := h.admin.CreateDevice(ctx, watchword.SubjectID("more-"+strings.Repeat("x", 10)+itoa(n)), nil, 0); err != nil {
+		if _, err := srv.admin.CreateDevice(ctx, watchword.SubjectID("more-"+strings.Repeat("x", 10)+itoa(n)), nil, 0); err != nil {
 			wants(t, "a device on a full disk", err, watchword.Unavailable)
 			if !strings.Contains(err.Error(), "the disk is full") {
 				t.Errorf("it says %v", err)
@@ -111,11 +111,14 @@ func TestAFullDisk(t *testing.T) {
 		t.Errorf("/readyz: %d %s", status, says)
 	}
 	for what, act := range map[string]func() error{
-		"a command":         func() error { _, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "f"}); return err },
-		"a read of the log": func() error { _, err := h.admin.Entries(ctx, 0, 1); return err },
-		"a suspension":      func() error { _, err := h.admin.Suspend(ctx, "lamp-1", "why"); return err },
+		"a command": func() error {
+			_, err := srv.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "f"})
+			return err
+		},
+		"a read of the log": func() error { _, err := srv.admin.Entries(ctx, 0, 1); return err },
+		"a suspension":      func() error { _, err := srv.admin.Suspend(ctx, "lamp-1", "why"); return err },
 		"a policy": func() error {
-			_, err := h.admin.ApplyPolicy(ctx, "p", []byte("name = \"p\"\nfor = {}\n[[allow]]\npublish = [\"a\"]\n"), -1)
+			_, err := srv.admin.ApplyPolicy(ctx, "p", []byte("name = \"p\"\nfor = {}\n[[allow]]\npublish = [\"a\"]\n"), -1)
 			return err
 		},
 	} {
@@ -123,11 +126,11 @@ func TestAFullDisk(t *testing.T) {
 	}
 	if a, err := lamp.Assertion(time.Minute); err != nil {
 		t.Error(err)
-	} else if got := h.exchange(a); got.status != http.StatusServiceUnavailable {
+	} else if got := srv.exchangeAssertion(a); got.status != http.StatusServiceUnavailable {
 		t.Errorf("a token: %d %s", got.status, got.body)
 	}
 	event("while the disk is full")
-	a, err := h.admin.Device(ctx, "lamp-1")
+	a, err := srv.admin.Device(ctx, "lamp-1")
 	if err != nil || a.State != watchword.Active {
 		t.Errorf("the device is %+v %v", a, err)
 	}
@@ -136,12 +139,12 @@ func TestAFullDisk(t *testing.T) {
 	if status, says := ready(); status != http.StatusOK {
 		t.Errorf("with room again: %d %s", status, says)
 	}
-	if _, err := h.admin.CreateDevice(ctx, "after", nil, 0); err != nil {
+	if _, err := srv.admin.CreateDevice(ctx, "after", nil, 0); err != nil {
 		t.Error(err)
 	}
 	event("after")
-	h.note()
-	v, err := server.VerifyLog(ctx, h.dir, nil)
+	srv.checkpointNote()
+	v, err := server.VerifyLog(ctx, srv.dir, nil)
 	if err != nil || v.Bodies != v.Entries {
 		t.Errorf("%+v %v", v, err)
 	}
@@ -151,7 +154,7 @@ func itoa(n int) string { b, _ := json.Marshal(n); return string(b) }
 
 // kill -9 at a moment of chance, while many act: each act that was answered is in the
 // log, and the log holds.
-func TestWhatWasAnsweredIsInTheLog(t *testing.T) {
+func TestAnsweredActsAreLogged(t *testing.T) {
 	data := filepath.Join(t.TempDir(), "data")
 	var kept [][]byte
 	answered := map[string]bool{}
@@ -210,7 +213,7 @@ func TestWhatWasAnsweredIsInTheLog(t *testing.T) {
 	}
 	keys, err := server.LogKeys(t.Context(), data)
 	must(t, err)
-	if v, err := server.VerifyLog(t.Context(), data, given(keys[:1]), kept...); err != nil || v.Checkpoints < len(kept) {
+	if v, err := server.VerifyLog(t.Context(), data, fixedKeys(keys[:1]), kept...); err != nil || v.Checkpoints < len(kept) {
 		t.Errorf("%+v %v", v, err)
 	}
 	if _, err := ledger.ReadCheckpoint(kept[0]); err != nil {

@@ -23,28 +23,28 @@ import (
 
 // goodClients lets some clients do what clients do, so many times each: a token for
 // a new assertion, and a request with it. It returns how long each step took.
-func (s *street) goodClients(t *testing.T, times int) []time.Duration {
+func (ep *endpointFixture) goodClients(t *testing.T, times int) []time.Duration {
 	t.Helper()
 	const clients = 3
 	var mu sync.Mutex
 	var took []time.Duration
 	var wg sync.WaitGroup
 	for range clients {
-		c := s.from("127.0.0.1")
+		c := ep.clientAt("127.0.0.1")
 		wg.Go(func() {
 			for range times {
-				raw, err := token.SignAssertion(s.own, "lamp-1", s.ring.Issuer(), time.Now(), time.Minute)
+				raw, err := token.SignAssertion(ep.deviceKey, "lamp-1", ep.ring.Issuer(), time.Now(), time.Minute)
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				begin := time.Now()
-				a, err := s.fire(c, shot{"POST", "/oauth/token", assertionForm(raw).Encode(), http.Header{"Content-Type": form}})
+				a, err := ep.sendShot(c, shot{"POST", "/oauth/token", assertionForm(raw).Encode(), http.Header{"Content-Type": form}})
 				if err != nil || a.status != 200 {
 					t.Errorf("a good assertion: %v %d %s", err, a.status, a.body)
 					return
 				}
-				b, err := s.fire(c, shot{"GET", "/v1/self", "", headers("Authorization", "Bearer "+a.member(t, "access_token"))})
+				b, err := ep.sendShot(c, shot{"GET", "/v1/self", "", headers("Authorization", "Bearer "+a.member(t, "access_token"))})
 				if err != nil || b.status != 200 {
 					t.Errorf("a good token: %v %d %s", err, b.status, b.body)
 					return
@@ -79,8 +79,8 @@ func connectBytes(id, password string) []byte {
 // of what was refused nothing is forgotten: it is on record, or counted there.
 func TestAFloodOfBadSignatures(t *testing.T) {
 	const times, least = 60, 3000
-	s := newStreet(t, time.Now)
-	quiet := s.goodClients(t, times)
+	ep := newEndpoints(t, time.Now)
+	quiet := ep.goodClients(t, times)
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -100,23 +100,23 @@ func TestAFloodOfBadSignatures(t *testing.T) {
 			close(enough)
 		}
 	}
-	bad := bearer(s.token)
-	conf := anchored(t, s.d)
+	bad := bearer(ep.token)
+	conf := anchored(t, ep.device)
 	conf.ServerName = "localhost"
-	_, port, err := net.SplitHostPort(s.d.MQTT())
+	_, port, err := net.SplitHostPort(ep.device.MQTT())
 	must(t, err)
 	var wg sync.WaitGroup
 	for i := range 4 {
 		address := "127.0.0." + strconv.Itoa(10+i)
 		for range 3 {
-			c := s.from(address)
+			c := ep.clientAt(address)
 			wg.Go(func() {
 				for n := 0; ctx.Err() == nil; n++ {
 					want, f := watchword.SignatureInvalid, shot{"GET", "/v1/self", "", headers("Authorization", "Bearer "+bad)}
 					if n%3 == 0 {
-						want, f = watchword.ClientInvalid, shot{"POST", "/oauth/token", assertionForm(bearer(sign(t, s.own, token.TypAssertion, s.assertion()))).Encode(), http.Header{"Content-Type": form}}
+						want, f = watchword.ClientInvalid, shot{"POST", "/oauth/token", assertionForm(bearer(sign(t, ep.deviceKey, token.TypAssertion, ep.assertion()))).Encode(), http.Header{"Content-Type": form}}
 					}
-					a, err := s.fire(c, f)
+					a, err := ep.sendShot(c, f)
 					if err != nil || a.code != want && a.code != watchword.Busy {
 						t.Errorf("the flood got %v %d %s", err, a.status, a.body)
 						return
@@ -127,7 +127,7 @@ func TestAFloodOfBadSignatures(t *testing.T) {
 		}
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				code, err := knock(address, port, conf, connectBytes("lamp-1/"+strconv.Itoa(i), bad))
+				code, err := connectOnce(address, port, conf, connectBytes("lamp-1/"+strconv.Itoa(i), bad))
 				switch {
 				case err != nil:
 					t.Error(err)
@@ -143,7 +143,7 @@ func TestAFloodOfBadSignatures(t *testing.T) {
 			}
 		})
 	}
-	loud := s.goodClients(t, times)
+	loud := ep.goodClients(t, times)
 	select {
 	case <-enough:
 	case <-t.Context().Done():
@@ -163,10 +163,10 @@ func TestAFloodOfBadSignatures(t *testing.T) {
 	if len(loud) != len(quiet) || middle(loud) > 30*middle(quiet)+50*time.Millisecond || end(loud) > 30*end(quiet)+time.Second {
 		t.Errorf("the good clients were slowed too much: %s and %s became %s and %s", middle(quiet), end(quiet), middle(loud), end(loud))
 	}
-	s.stop()
-	on := len(s.entries(audit.RequestRefuse, audit.Refused))
+	ep.stop()
+	on := len(ep.entries(audit.RequestRefuse, audit.Refused))
 	left := 0
-	for _, e := range s.entries(audit.RefusalsOverflow, audit.Refused) {
+	for _, e := range ep.entries(audit.RefusalsOverflow, audit.Refused) {
 		n, err := strconv.Atoi(e.Data["left_out"])
 		must(t, err)
 		left += n
@@ -174,14 +174,14 @@ func TestAFloodOfBadSignatures(t *testing.T) {
 	if left == 0 || int64(on+left) != refused.Load() {
 		t.Errorf("%d on record and %d counted, of %d", on, left, refused.Load())
 	}
-	lines := strings.Count(s.log.String(), "code=signature_invalid") + strings.Count(s.log.String(), "code=client_invalid")
-	if n := lines + s.log.leftOut(t); int64(n) < refused.Load() {
+	lines := strings.Count(ep.log.String(), "code=signature_invalid") + strings.Count(ep.log.String(), "code=client_invalid")
+	if n := lines + ep.log.leftOut(t); int64(n) < refused.Load() {
 		t.Errorf("the log has %d lines, and %d with those that it counts, of %d", lines, n, refused.Load())
 	}
 }
 
-// knock sends one CONNECT from an address, and returns the reason code of CONNACK.
-func knock(address, port string, conf *tls.Config, connect []byte) (byte, error) {
+// connectOnce sends one CONNECT from an address, and returns the reason code of CONNACK.
+func connectOnce(address, port string, conf *tls.Config, connect []byte) (byte, error) {
 	d := tls.Dialer{NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}, Config: conf}
 	nc, err := d.Dial("tcp4", "127.0.0.1:"+port)
 	if err != nil {

@@ -17,9 +17,9 @@ var noNames = []string{
 
 // No name of a thing, and no label, says more than itself: not to a topic, a path,
 // a selector, a policy, or a line of the log.
-func TestNamesThatMeanMore(t *testing.T) {
-	s := newStreet(t, newClock().now)
-	op := must2(s.admin.Tokens().Get(t.Context()))(t)
+func TestHostileNames(t *testing.T) {
+	ep := newEndpoints(t, newClock().now)
+	op := mustValue(ep.admin.Tokens().Get(t.Context()))(t)
 	as := headers("Authorization", "Bearer "+op, "Content-Type", "application/json")
 	for _, name := range noNames {
 		for _, tc := range []struct{ what, method, path, body, field string }{
@@ -32,16 +32,16 @@ func TestNamesThatMeanMore(t *testing.T) {
 			if name == "" && tc.what != "a device's id" && tc.what != "a function" && tc.what != "a label's key" {
 				continue
 			}
-			a := s.ask1(tc.method, tc.path, tc.body, as)
+			a := ep.requestOnce(tc.method, tc.path, tc.body, as)
 			if a.code != watchword.BadRequest || !strings.Contains(a.body, `"field":"`+tc.field) {
 				t.Errorf("%s %q: %d %s", tc.what, name, a.status, a.body)
 			}
-			if name != "" && strings.ContainsAny(name, "\r\n\x00") && strings.Contains(s.log.String(), name) {
+			if name != "" && strings.ContainsAny(name, "\r\n\x00") && strings.Contains(ep.log.String(), name) {
 				t.Errorf("%s %q stands in the log as it is", tc.what, name)
 			}
 		}
 	}
-	d := must2(s.admin.Device(t.Context(), "lamp-1"))(t)
+	d := mustValue(ep.admin.Device(t.Context(), "lamp-1"))(t)
 	if len(d.Labels) != 0 {
 		t.Errorf("it has labels: %v", d.Labels)
 	}
@@ -49,8 +49,8 @@ func TestNamesThatMeanMore(t *testing.T) {
 
 // A policy says what it says: no expansion widens, and no trick of TOML says
 // another thing to the one who reads it.
-func TestPoliciesThatMeanMore(t *testing.T) {
-	s := newStreet(t, newClock().now)
+func TestHostilePolicies(t *testing.T) {
+	ep := newEndpoints(t, newClock().now)
 	bad := map[string]string{}
 	for _, topic := range []string{
 		"${", "${}", "${id", "${id}${", "${nope/#}", "${id/#}", "${ id }", "${${id}}", "${id:+#}", "plant/#/x", "plant/x#", "plant/+x", "#/", "plant/\\u0000", "", "${a b}", "${é}", "a${",
@@ -96,14 +96,14 @@ func TestPoliciesThatMeanMore(t *testing.T) {
 	} {
 		bad[name] = text
 	}
-	op := must2(s.admin.Tokens().Get(t.Context()))(t)
+	op := mustValue(ep.admin.Tokens().Get(t.Context()))(t)
 	for name, text := range bad {
-		a := s.ask1("PUT", "/v1/policies/games", text, headers("Authorization", "Bearer "+op, "Content-Type", "application/toml"))
+		a := ep.requestOnce("PUT", "/v1/policies/games", text, headers("Authorization", "Bearer "+op, "Content-Type", "application/toml"))
 		if a.code != watchword.PolicyInvalid || a.status != 422 {
 			t.Errorf("%s: %d %s", name, a.status, a.body)
 		}
 	}
-	if list := must2(s.admin.Policies(t.Context()))(t); len(list) != 0 {
+	if list := mustValue(ep.admin.Policies(t.Context()))(t); len(list) != 0 {
 		for _, p := range list {
 			if p.Name == "games" {
 				t.Errorf("a policy was left: %+v", p)
@@ -111,7 +111,7 @@ func TestPoliciesThatMeanMore(t *testing.T) {
 		}
 	}
 	for _, name := range noNames[1:] {
-		a := s.ask1("PUT", "/v1/policies/"+escapeAll(name), "for = {}\n", headers("Authorization", "Bearer "+op, "Content-Type", "application/toml"))
+		a := ep.requestOnce("PUT", "/v1/policies/"+escapeAll(name), "for = {}\n", headers("Authorization", "Bearer "+op, "Content-Type", "application/toml"))
 		if a.status != 404 && a.code != watchword.BadRequest {
 			t.Errorf("a policy called %q: %d %s", name, a.status, a.body)
 		}
@@ -131,12 +131,12 @@ func escapeAll(s string) string {
 
 // A device without the label has nothing of what the label would give, and what
 // expands expands to itself alone.
-func TestWhatExpandsStaysItself(t *testing.T) {
-	h := serve(t, nil)
-	_, err := h.admin.ApplyPolicy(t.Context(), "sites", []byte("for = {}\n[[allow]]\npublish = [\"plant/${site}/lux\", \"own/${id}/#\"]\n"), 0)
+func TestTemplateExpansionStaysValid(t *testing.T) {
+	srv := serve(t, nil)
+	_, err := srv.admin.ApplyPolicy(t.Context(), "sites", []byte("for = {}\n[[allow]]\npublish = [\"plant/${site}/lux\", \"own/${id}/#\"]\n"), 0)
 	must(t, err)
-	h.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a.b~c-d_e"})
-	h.enroll("lamp-2", device.Options{}, nil)
+	srv.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a.b~c-d_e"})
+	srv.enroll("lamp-2", device.Options{}, nil)
 	for _, tc := range []struct {
 		id    watchword.SubjectID
 		topic string
@@ -152,7 +152,7 @@ func TestWhatExpandsStaysItself(t *testing.T) {
 		{"lamp-2", "own/lamp-2/x/y", true},
 		{"lamp-2", "own/lamp-1/x", false},
 	} {
-		e, err := h.admin.Explain(t.Context(), tc.id, "pub", "topic:"+tc.topic, nil)
+		e, err := srv.admin.Explain(t.Context(), tc.id, "pub", "topic:"+tc.topic, nil)
 		if err == nil && e.Allowed != tc.want || err != nil && tc.want {
 			t.Errorf("%s on %s: %+v %v", tc.id, tc.topic, e, err)
 		}
@@ -160,17 +160,17 @@ func TestWhatExpandsStaysItself(t *testing.T) {
 }
 
 // The tool hands on what it was given, and what is no name is refused there too.
-func TestNamesAtTheTool(t *testing.T) {
-	h := serve(t, nil)
+func TestHostileNamesInCLI(t *testing.T) {
+	srv := serve(t, nil)
 	for _, name := range []string{"a/b", "#", "${id}", "a b", "a%2Fb", "é", "a\nb", "../x"} {
 		for _, args := range [][]string{{"device", "create", "--", name}, {"device", "show", "--", name}, {"device", "revoke", "--yes", "--reason", "x", "--", name}, {"policy", "delete", "--yes", "--", name}} {
-			if out, status := command(t, h.dir, "", args...); status == 0 {
+			if out, status := command(t, srv.dir, "", args...); status == 0 {
 				t.Errorf("%q: %s", args, out)
 			}
 		}
 	}
 	n := 0
-	must(t, h.admin.Devices(t.Context(), nil, "", func(api.Device) error { n++; return nil }))
+	must(t, srv.admin.Devices(t.Context(), nil, "", func(api.Device) error { n++; return nil }))
 	if n != 0 {
 		t.Errorf("%d devices were made", n)
 	}
@@ -179,20 +179,20 @@ func TestNamesAtTheTool(t *testing.T) {
 // Other tenants have no door yet: no path, no header and no issuer of theirs leads
 // anywhere, and whether there are any is not told.
 func TestNoWayToAnotherTenant(t *testing.T) {
-	s := newStreet(t, newClock().now)
+	ep := newEndpoints(t, newClock().now)
 	for _, path := range []string{"/t/default/v1/self", "/t/evil/v1/self", "/t//v1/self", "/t/evil/oauth/token", "/t/evil/.well-known/jwks.json", "/t/%2e%2e/v1/self", "/v1/self/t/evil", "/v1/t/evil/self"} {
 		for _, head := range []map[string]string{{}, {"X-Tenant": "evil"}, {"X-Original-URL": "/v1/self"}, {"X-Rewrite-URL": "/v1/self"}, {"X-HTTP-Method-Override": "GET"}} {
-			h := headers("Authorization", "Bearer "+s.token)
+			h := headers("Authorization", "Bearer "+ep.token)
 			for k, v := range head {
 				h.Set(k, v)
 			}
-			if a := s.ask1("GET", path, "", h); a.status != 404 || a.code != watchword.NotFound {
+			if a := ep.requestOnce("GET", path, "", h); a.status != 404 || a.code != watchword.NotFound {
 				t.Errorf("%s %v: %d %s", path, head, a.status, a.body)
 			}
 		}
 	}
-	own := s.ask1("GET", "/v1/self", "", headers("Authorization", "Bearer "+s.token)).body
-	if a := s.ask1("GET", "/v1/self", "", headers("Authorization", "Bearer "+s.token, "X-Tenant", "evil", "X-Forwarded-Host", "evil.example")); a.status != 200 || a.body != own {
+	own := ep.requestOnce("GET", "/v1/self", "", headers("Authorization", "Bearer "+ep.token)).body
+	if a := ep.requestOnce("GET", "/v1/self", "", headers("Authorization", "Bearer "+ep.token, "X-Tenant", "evil", "X-Forwarded-Host", "evil.example")); a.status != 200 || a.body != own {
 		t.Errorf("by a header: %d %s", a.status, a.body)
 	}
 }

@@ -23,8 +23,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// jwe is a compact JWE whose parts can be anything; what it was sealed to can open it.
-type jwe struct {
+// craftedJWE is a compact JWE whose parts can be anything; what it was sealed to can open it.
+type craftedJWE struct {
 	head          map[string]json.RawMessage
 	key, iv, cut  []byte // cut is what is shown of the tag
 	plain         []byte
@@ -32,7 +32,7 @@ type jwe struct {
 }
 
 // seal makes what a sender could who plays games with the header, but knows whom it is for.
-func (j jwe) seal(t testing.TB, to *ecdh.PublicKey) string {
+func (j craftedJWE) seal(t testing.TB, to *ecdh.PublicKey) string {
 	t.Helper()
 	ephemeral, err := to.Curve().GenerateKey(rand.Reader)
 	must(t, err)
@@ -83,19 +83,19 @@ func epk(t testing.TB, k *ecdh.PublicKey) string {
 
 // The seal of a command: whatever a sender writes around what is inside, a device
 // opens what is sealed to it in the one way, and nothing else.
-func TestSealsAtTheDevice(t *testing.T) {
-	h := serve(t, nil)
-	ring := h.burgle()
+func TestDeviceOpensSealedCommands(t *testing.T) {
+	srv := serve(t, nil)
+	ring := srv.stealKeys()
 	for _, curve := range []string{"P-256", "X25519"} {
 		t.Run(curve, func(t *testing.T) {
 			id := watchword.SubjectID("lamp-" + strings.ToLower(curve))
-			v := counting(h.enroll(id, device.Options{SealCurve: curve}, nil))
+			v := counting(srv.enroll(id, device.Options{SealCurve: curve}, nil))
 			_, public := v.Keys()
 			to := ecdhOf(t, public)
-			stranger, err := to.Curve().GenerateKey(rand.Reader)
+			unknown, err := to.Curve().GenerateKey(rand.Reader)
 			must(t, err)
 			other := map[ecdh.Curve]ecdh.Curve{ecdh.P256(): ecdh.X25519(), ecdh.X25519(): ecdh.P256()}[to.Curve()]
-			alien, err := other.GenerateKey(rand.Reader)
+			foreign, err := other.GenerateKey(rand.Reader)
 			must(t, err)
 			seq := int64(10)
 			command := func() []byte {
@@ -107,14 +107,14 @@ func TestSealsAtTheDevice(t *testing.T) {
 				must(t, err)
 				return []byte(raw)
 			}
-			good := func() jwe {
-				return jwe{plain: command(), alg: "A256GCM", head: map[string]json.RawMessage{
+			good := func() craftedJWE {
+				return craftedJWE{plain: command(), alg: "A256GCM", head: map[string]json.RawMessage{
 					"alg": json.RawMessage(`"ECDH-ES"`), "enc": json.RawMessage(`"A256GCM"`), "cty": json.RawMessage(`"JWT"`), "kid": json.RawMessage(`"` + string(public.ID()) + `"`),
 				}}
 			}
-			edit := func(f func(*jwe)) string { j := good(); f(&j); return j.seal(t, to) }
+			edit := func(f func(*craftedJWE)) string { j := good(); f(&j); return j.seal(t, to) }
 			member := func(name, value string) string {
-				return edit(func(j *jwe) { j.head[name] = json.RawMessage(value) })
+				return edit(func(j *craftedJWE) { j.head[name] = json.RawMessage(value) })
 			}
 			point := func(x, y *big.Int) string {
 				return `{"kty":"EC","crv":"P-256","x":"` + b64(x.FillBytes(make([]byte, 32))) + `","y":"` + b64(y.FillBytes(make([]byte, 32))) + `"}`
@@ -135,7 +135,7 @@ func TestSealsAtTheDevice(t *testing.T) {
 				inner := string(command())
 				for range n {
 					var err error
-					inner, err = jose.Seal(public, "JWT", []byte(inner))
+					inner, err = jose.Encrypt(public, "JWT", []byte(inner))
 					must(t, err)
 				}
 				return inner
@@ -160,45 +160,45 @@ func TestSealsAtTheDevice(t *testing.T) {
 				{"a point of low order", member("epk", x25519(low)), watchword.CommandUnsealed},
 				{"a point of order 8", member("epk", x25519(order8)), watchword.CommandUnsealed},
 				{"a short point", member("epk", x25519(low[:31])), watchword.CommandUnsealed},
-				{"a key of the other curve", member("epk", epk(t, alien.PublicKey())), watchword.CommandUnsealed},
-				{"a private key", member("epk", strings.TrimSuffix(epk(t, stranger.PublicKey()), "}")+`,"d":"`+b64(stranger.Bytes())+`"}`), watchword.CommandUnsealed},
+				{"a key of the other curve", member("epk", epk(t, foreign.PublicKey())), watchword.CommandUnsealed},
+				{"a private key", member("epk", strings.TrimSuffix(epk(t, unknown.PublicKey()), "}")+`,"d":"`+b64(unknown.Bytes())+`"}`), watchword.CommandUnsealed},
 				{"a secret as epk", member("epk", `{"kty":"oct","k":"AAAA"}`), watchword.CommandUnsealed},
 				{"epk as text", member("epk", `"AAAA"`), watchword.CommandUnsealed},
-				{"another epk", member("epk", epk(t, stranger.PublicKey())), watchword.CommandUnsealed},
+				{"another epk", member("epk", epk(t, unknown.PublicKey())), watchword.CommandUnsealed},
 				{"its own key as epk", member("epk", epk(t, to)), watchword.CommandUnsealed},
-				{"apu that counts", edit(func(j *jwe) { j.head["apu"] = json.RawMessage(`"QWxpY2U"`); j.apu = "Alice" }), watchword.CommandUnsealed},
-				{"apv that counts", edit(func(j *jwe) { j.head["apv"] = json.RawMessage(`"Qm9i"`); j.apv = "Bob" }), watchword.CommandUnsealed},
-				{"apu that is not said", edit(func(j *jwe) { j.apu = "Alice" }), watchword.CommandUnsealed},
-				{"empty apu and apv", edit(func(j *jwe) { j.head["apu"], j.head["apv"] = json.RawMessage(`""`), json.RawMessage(`""`) }), watchword.CommandUnsealed},
-				{"zip, with a bomb", edit(func(j *jwe) {
+				{"apu that counts", edit(func(j *craftedJWE) { j.head["apu"] = json.RawMessage(`"QWxpY2U"`); j.apu = "Alice" }), watchword.CommandUnsealed},
+				{"apv that counts", edit(func(j *craftedJWE) { j.head["apv"] = json.RawMessage(`"Qm9i"`); j.apv = "Bob" }), watchword.CommandUnsealed},
+				{"apu that is not said", edit(func(j *craftedJWE) { j.apu = "Alice" }), watchword.CommandUnsealed},
+				{"empty apu and apv", edit(func(j *craftedJWE) { j.head["apu"], j.head["apv"] = json.RawMessage(`""`), json.RawMessage(`""`) }), watchword.CommandUnsealed},
+				{"zip, with a bomb", edit(func(j *craftedJWE) {
 					j.head["zip"] = json.RawMessage(`"DEF"`)
 					j.plain = bomb.Bytes()[:min(bomb.Len(), 16<<10)]
 				}), watchword.CommandUnsealed},
-				{"zip, with a command", edit(func(j *jwe) { j.head["zip"] = json.RawMessage(`"DEF"`) }), watchword.CommandUnsealed},
-				{"no zip, and a bomb", edit(func(j *jwe) { j.plain = bomb.Bytes()[:min(bomb.Len(), 16<<10)] }), watchword.TokenMalformed},
+				{"zip, with a command", edit(func(j *craftedJWE) { j.head["zip"] = json.RawMessage(`"DEF"`) }), watchword.CommandUnsealed},
+				{"no zip, and a bomb", edit(func(j *craftedJWE) { j.plain = bomb.Bytes()[:min(bomb.Len(), 16<<10)] }), watchword.TokenMalformed},
 				{"enc A128GCM", member("enc", `"A128GCM"`), watchword.CommandUnsealed},
 				{"enc A256CBC-HS512", member("enc", `"A256CBC-HS512"`), watchword.CommandUnsealed},
 				{"enc in small letters", member("enc", `"a256gcm"`), watchword.CommandUnsealed},
-				{"no enc", edit(func(j *jwe) { delete(j.head, "enc") }), watchword.CommandUnsealed},
+				{"no enc", edit(func(j *craftedJWE) { delete(j.head, "enc") }), watchword.CommandUnsealed},
 				{"alg dir", member("alg", `"dir"`), watchword.CommandUnsealed},
 				{"alg ECDH-ES+A256KW", member("alg", `"ECDH-ES+A256KW"`), watchword.CommandUnsealed},
 				{"alg RSA1_5", member("alg", `"RSA1_5"`), watchword.CommandUnsealed},
-				{"alg PBES2", edit(func(j *jwe) {
+				{"alg PBES2", edit(func(j *craftedJWE) {
 					j.head["alg"], j.head["p2c"], j.head["p2s"] = json.RawMessage(`"PBES2-HS512+A256KW"`), json.RawMessage(`2000000000`), json.RawMessage(`"AAAA"`)
 				}), watchword.CommandUnsealed},
-				{"alg in the key derivation", edit(func(j *jwe) { j.alg = "ECDH-ES" }), watchword.CommandUnsealed},
+				{"alg in the key derivation", edit(func(j *craftedJWE) { j.alg = "ECDH-ES" }), watchword.CommandUnsealed},
 				{"crit", member("crit", `["exp"]`), watchword.CommandUnsealed},
 				{"a key in the header", member("jwk", epk(t, to)), watchword.CommandUnsealed},
 				{"a key from afar", member("jku", `"https://evil.example"`), watchword.CommandUnsealed},
 				{"kid of another", member("kid", `"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"`), watchword.CommandUnsealed},
-				{"for another key, by this one's kid", good().seal(t, stranger.PublicKey()), watchword.CommandUnsealed},
-				{"an encrypted key", edit(func(j *jwe) { j.key = make([]byte, 40) }), watchword.CommandUnsealed},
-				{"an empty iv", edit(func(j *jwe) { j.iv = []byte{} }), watchword.CommandUnsealed},
-				{"a long iv", edit(func(j *jwe) { j.iv = make([]byte, 16) }), watchword.CommandUnsealed},
-				{"another iv", edit(func(j *jwe) { j.iv = make([]byte, 12) }), watchword.CommandUnsealed},
-				{"no tag", edit(func(j *jwe) { j.cut = []byte{} }), watchword.CommandUnsealed},
-				{"a cut tag", edit(func(j *jwe) { j.cut = make([]byte, 12) }), watchword.CommandUnsealed},
-				{"a tag of one byte", edit(func(j *jwe) { j.cut = make([]byte, 1) }), watchword.CommandUnsealed},
+				{"for another key, by this one's kid", good().seal(t, unknown.PublicKey()), watchword.CommandUnsealed},
+				{"an encrypted key", edit(func(j *craftedJWE) { j.key = make([]byte, 40) }), watchword.CommandUnsealed},
+				{"an empty iv", edit(func(j *craftedJWE) { j.iv = []byte{} }), watchword.CommandUnsealed},
+				{"a long iv", edit(func(j *craftedJWE) { j.iv = make([]byte, 16) }), watchword.CommandUnsealed},
+				{"another iv", edit(func(j *craftedJWE) { j.iv = make([]byte, 12) }), watchword.CommandUnsealed},
+				{"no tag", edit(func(j *craftedJWE) { j.cut = []byte{} }), watchword.CommandUnsealed},
+				{"a cut tag", edit(func(j *craftedJWE) { j.cut = make([]byte, 12) }), watchword.CommandUnsealed},
+				{"a tag of one byte", edit(func(j *craftedJWE) { j.cut = make([]byte, 1) }), watchword.CommandUnsealed},
 				{"another header", swap(0), watchword.CommandUnsealed},
 				{"another iv of the same sender", swap(2), watchword.CommandUnsealed},
 				{"another text", swap(3), watchword.CommandUnsealed},
@@ -210,14 +210,14 @@ func TestSealsAtTheDevice(t *testing.T) {
 				{"a seal in a seal", twice(2), watchword.TokenMalformed},
 				{"a seal in a seal in a seal", twice(3), watchword.TokenMalformed},
 				{"a seal in many", twice(9), watchword.TokenMalformed},
-				{"nothing under the seal", edit(func(j *jwe) { j.plain = nil }), watchword.TokenMalformed},
+				{"nothing under the seal", edit(func(j *craftedJWE) { j.plain = nil }), watchword.TokenMalformed},
 				{"too much", strings.Join(a[:3], ".") + "." + strings.Repeat("A", 40<<10) + "." + a[4], watchword.CommandUnsealed},
 				{"megabytes", strings.Repeat("A", 8<<20), watchword.CommandUnsealed},
 			}
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
 			for _, tc := range cases {
-				r, err := v.Obey(t.Context(), tc.raw)
+				r, err := v.Execute(t.Context(), tc.raw)
 				if r != "" || watchword.CodeOf(err) != tc.want {
 					t.Errorf("%s: got %q %q (%v), want %q", tc.name, r, watchword.CodeOf(err), err, tc.want)
 				}
@@ -229,7 +229,7 @@ func TestSealsAtTheDevice(t *testing.T) {
 			if v.acts.Load() != 0 {
 				t.Fatalf("the device acted %d times", v.acts.Load())
 			}
-			if _, err := v.Obey(t.Context(), good().seal(t, to)); err != nil || v.acts.Load() != 1 {
+			if _, err := v.Execute(t.Context(), good().seal(t, to)); err != nil || v.acts.Load() != 1 {
 				t.Errorf("a seal of our own making, with nothing wrong: %v", err)
 			}
 		})
@@ -255,7 +255,7 @@ func ecdhOf(t testing.TB, k *jose.PublicKey) *ecdh.PublicKey {
 	y, err := base64.RawURLEncoding.DecodeString(m.Y)
 	must(t, err)
 	if m.Crv == "X25519" {
-		return must2(ecdh.X25519().NewPublicKey(x))(t)
+		return mustValue(ecdh.X25519().NewPublicKey(x))(t)
 	}
-	return must2(ecdh.P256().NewPublicKey(append(append([]byte{4}, x...), y...)))(t)
+	return mustValue(ecdh.P256().NewPublicKey(append(append([]byte{4}, x...), y...)))(t)
 }

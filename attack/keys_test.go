@@ -21,10 +21,10 @@ import (
 )
 
 // running lets d obey, and returns when it is connected over MQTT. done stops it.
-func running(t *testing.T, h *house, id watchword.SubjectID, functions map[string]device.Handler) (d *device.Device, connected <-chan string) {
+func running(t *testing.T, srv *testServer, id watchword.SubjectID, functions map[string]device.Handler) (d *device.Device, connected <-chan string) {
 	t.Helper()
 	up := make(chan string, 64)
-	d = h.enroll(id, device.Options{Connected: func(over string) {
+	d = srv.enroll(id, device.Options{Connected: func(over string) {
 		select {
 		case up <- over:
 		default:
@@ -49,9 +49,9 @@ func running(t *testing.T, h *house, id watchword.SubjectID, functions map[strin
 }
 
 // obeyed orders f from id and waits for its receipt.
-func obeyed(t *testing.T, h *house, id watchword.SubjectID) {
+func obeyed(t *testing.T, srv *testServer, id watchword.SubjectID) {
 	t.Helper()
-	c, err := h.admin.Send(t.Context(), admin.Order{Device: id, Function: "f", Wait: 30 * time.Second})
+	c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: id, Function: "f", WaitReceipt: 30 * time.Second})
 	must(t, err)
 	if c.State != watchword.Done {
 		t.Errorf("%s: the command is %s", id, c.State)
@@ -62,10 +62,10 @@ var obey = map[string]device.Handler{"f": func(context.Context, *device.Command)
 
 // The keys that sign turn, again and again and with no notice, while clients authenticate, ask and order: no
 // request is lost, and every command is obeyed.
-func TestKeysTurnUnderLoad(t *testing.T) {
-	h := serve(t, nil)
-	running(t, h, "lamp-1", obey)
-	d := h.enroll("lamp-2", device.Options{}, nil)
+func TestKeyRotationUnderLoad(t *testing.T) {
+	srv := serve(t, nil)
+	running(t, srv, "lamp-1", obey)
+	d := srv.enroll("lamp-2", device.Options{}, nil)
 	s := deviceSigner(t, d)
 	ctx, stop := context.WithCancel(t.Context())
 	var asked, ordered atomic.Int64
@@ -81,12 +81,12 @@ func TestKeysTurnUnderLoad(t *testing.T) {
 	for range 3 {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				assertion, err := token.SignAssertion(s, "lamp-2", h.url, time.Now(), time.Minute)
+				assertion, err := token.SignAssertion(s, "lamp-2", srv.url, time.Now(), time.Minute)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				a := h.exchange(assertion)
+				a := srv.exchangeAssertion(assertion)
 				var out struct {
 					Token string `json:"access_token"`
 				}
@@ -95,7 +95,7 @@ func TestKeysTurnUnderLoad(t *testing.T) {
 					return
 				}
 				for range 3 { // the token's key may be retiring by now
-					if a := h.ask("GET", "/v1/self", out.Token, ""); a.status != 200 {
+					if a := srv.request("GET", "/v1/self", out.Token, ""); a.status != 200 {
 						t.Errorf("a token of this moment: %d %s", a.status, a.body)
 						return
 					}
@@ -106,7 +106,7 @@ func TestKeysTurnUnderLoad(t *testing.T) {
 	}
 	wg.Go(func() {
 		for ctx.Err() == nil {
-			c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "f", Wait: 30 * time.Second})
+			c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "f", WaitReceipt: 30 * time.Second})
 			if err != nil || c.State != watchword.Done {
 				t.Errorf("command: %v, %s", err, c.State)
 				return
@@ -116,7 +116,7 @@ func TestKeysTurnUnderLoad(t *testing.T) {
 	})
 	for round := range 3 {
 		for _, role := range []string{"issuer", "command", "time"} {
-			_, err := h.admin.RotateKey(t.Context(), role, true)
+			_, err := srv.admin.RotateKey(t.Context(), role, true)
 			must(t, err)
 			for range 4 { // some under each key
 				select {
@@ -127,13 +127,13 @@ func TestKeysTurnUnderLoad(t *testing.T) {
 			}
 		}
 		if round == 0 {
-			_, err := h.admin.RotateKey(t.Context(), "root", true)
+			_, err := srv.admin.RotateKey(t.Context(), "root", true)
 			must(t, err)
 		}
 	}
 	stop()
 	wg.Wait()
-	ks, err := h.admin.ServerKeys(t.Context())
+	ks, err := srv.admin.ServerKeys(t.Context())
 	must(t, err)
 	t.Logf("%d keys, bundle %d; %d rounds of requests, %d commands", len(ks.Keys), ks.Bundle.Version, asked.Load(), ordered.Load())
 }
@@ -141,16 +141,16 @@ func TestKeysTurnUnderLoad(t *testing.T) {
 // A stolen issuer key: revoked, every session of its tokens ends and says so, on
 // every door; its tokens are refused by name; who holds a private key comes back.
 func TestRevokingTheIssuerKeyEndsEverySession(t *testing.T) {
-	h := serve(t, nil)
-	_, up := running(t, h, "lamp-1", obey)
-	stock := h.enroll("lamp-2", device.Options{}, nil)
-	tok := h.token(stock)
+	srv := serve(t, nil)
+	_, up := running(t, srv, "lamp-1", obey)
+	stock := srv.enroll("lamp-2", device.Options{}, nil)
+	tok := srv.token(stock)
 	c, err := dialPaho(t, stock, "lamp-2", tok)
 	must(t, err)
-	stolen := h.burgle().IssuerSigner()
+	stolen := srv.stealKeys().IssuerSigner()
 	forged := sign(t, stolen, token.TypAccess, with(claims(t, tok), "jti", "tok_forged"))
 
-	ks, err := h.admin.ServerKeys(t.Context())
+	ks, err := srv.admin.ServerKeys(t.Context())
 	must(t, err)
 	var issuer watchword.KeyID
 	for _, k := range ks.Keys {
@@ -158,13 +158,13 @@ func TestRevokingTheIssuerKeyEndsEverySession(t *testing.T) {
 			issuer = k.ID
 		}
 	}
-	_, err = h.admin.RevokeKey(t.Context(), issuer, "stolen")
+	_, err = srv.admin.RevokeKey(t.Context(), issuer, "stolen")
 	must(t, err)
 
-	if a := h.ask("GET", "/v1/self", tok, ""); a.code != watchword.IssuerRevoked || a.status != 401 {
+	if a := srv.request("GET", "/v1/self", tok, ""); a.code != watchword.IssuerRevoked || a.status != 401 {
 		t.Errorf("a token of the revoked key: %d %q", a.status, a.code)
 	}
-	if a := h.ask("GET", "/v1/self", forged, ""); a.code != watchword.IssuerRevoked {
+	if a := srv.request("GET", "/v1/self", forged, ""); a.code != watchword.IssuerRevoked {
 		t.Errorf("a forged token: %d %q", a.status, a.code)
 	}
 	end := <-c.ended
@@ -174,11 +174,11 @@ func TestRevokingTheIssuerKeyEndsEverySession(t *testing.T) {
 	if over := <-up; over != "mqtt" {
 		t.Errorf("the device came back over %s", over)
 	}
-	obeyed(t, h, "lamp-1")
-	if a := h.ask("GET", "/v1/self", h.token(stock), ""); a.status != 200 {
+	obeyed(t, srv, "lamp-1")
+	if a := srv.request("GET", "/v1/self", srv.token(stock), ""); a.status != 200 {
 		t.Errorf("a new token: %d %s", a.status, a.body)
 	}
-	if a := h.ask("GET", "/.well-known/jwks.json", "", ""); strings.Contains(a.body, string(issuer)) {
+	if a := srv.request("GET", "/.well-known/jwks.json", "", ""); strings.Contains(a.body, string(issuer)) {
 		t.Error("the JWK set still names the key")
 	}
 }
@@ -186,42 +186,42 @@ func TestRevokingTheIssuerKeyEndsEverySession(t *testing.T) {
 // A stolen command key: revoked, connected devices learn of it at once, and obey
 // nothing that it signed; what had been handed over and not begun is signed anew.
 func TestRevokingTheCommandKey(t *testing.T) {
-	h := serve(t, nil)
-	d, _ := running(t, h, "lamp-1", obey)
-	obeyed(t, h, "lamp-1")
-	ring := h.burgle()
+	srv := serve(t, nil)
+	d, _ := running(t, srv, "lamp-1", obey)
+	obeyed(t, srv, "lamp-1")
+	ring := srv.stealKeys()
 	stolen := ring.CommandSigner()
-	_, err := h.admin.RevokeKey(t.Context(), stolen.Public().ID(), "stolen")
+	_, err := srv.admin.RevokeKey(t.Context(), stolen.Public().ID(), "stolen")
 	must(t, err)
-	obeyed(t, h, "lamp-1") // under the new key, of the bundle that the device fetched
+	obeyed(t, srv, "lamp-1") // under the new key, of the bundle that the device fetched
 	epoch, seq := d.Position()
 	_, seal := d.Keys()
 	order := token.Command{
-		Issuer: h.url, Device: "lamp-1", ID: "cmd_forged", Epoch: epoch, Seq: seq + 1, Function: "f", Args: []byte("{}"), By: "operator",
+		Issuer: srv.url, Device: "lamp-1", ID: "cmd_forged", Epoch: epoch, Seq: seq + 1, Function: "f", Args: []byte("{}"), By: "operator",
 		Issued: time.Now(), Expires: time.Now().Add(time.Minute),
 	}
 	raw, err := token.SignCommand(stolen, order)
 	must(t, err)
-	jwe, err := jose.Seal(seal, "JWT", []byte(raw))
+	jwe, err := jose.Encrypt(seal, "JWT", []byte(raw))
 	must(t, err)
-	_, err = d.Obey(t.Context(), jwe)
+	_, err = d.Execute(t.Context(), jwe)
 	wants(t, "a command by the revoked key", err, watchword.KeyUnknown)
 }
 
 // A command that was handed over and not answered, whose key is revoked: the next
 // hand-over is signed anew.
 func TestAHandoverOfARevokedKeyIsSignedAnew(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	_, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "f"})
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	_, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "f"})
 	must(t, err)
-	tok := h.token(d)
-	if a := h.ask("GET", "/v1/self/commands?wait=10s", tok, ""); a.status != 200 {
+	tok := srv.token(d)
+	if a := srv.request("GET", "/v1/self/commands?wait=10s", tok, ""); a.status != 200 {
 		t.Fatal(a.body)
 	}
-	_, err = h.admin.RevokeKey(t.Context(), h.burgle().CommandSigner().Public().ID(), "stolen")
+	_, err = srv.admin.RevokeKey(t.Context(), srv.stealKeys().CommandSigner().Public().ID(), "stolen")
 	must(t, err)
-	a := h.ask("GET", "/v1/self/commands?wait=10s", tok, "")
+	a := srv.request("GET", "/v1/self/commands?wait=10s", tok, "")
 	var out struct {
 		Commands []struct {
 			JWE string `json:"jwe"`
@@ -235,36 +235,36 @@ func TestAHandoverOfARevokedKeyIsSignedAnew(t *testing.T) {
 	must(t, err)
 	k, err := jose.ParsePrivateJWK(b, jose.ForSigning)
 	must(t, err)
-	o, err := k.Opener()
+	o, err := k.Decrypter()
 	must(t, err)
-	jws, _, err := o.Open(out.Commands[0].JWE, watchword.MaxDocument)
+	jws, _, err := o.Decrypt(out.Commands[0].JWE, watchword.MaxDocument)
 	must(t, err)
 	u, err := jose.ParseJWS(string(jws), watchword.MaxDocument)
 	must(t, err)
-	if want := h.burgle().CommandSigner().Public().ID(); u.Kid != string(want) {
+	if want := srv.stealKeys().CommandSigner().Public().ID(); u.Kid != string(want) {
 		t.Errorf("signed by %s, and %s signs now", u.Kid, want)
 	}
 }
 
 // A device that was away while root, authority and command key turned comes back
 // by the root's word alone, also after a restart of its own.
-func TestADeviceThatWasAwayFollowsTheRoot(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
+func TestOfflineDeviceFollowsRootRotation(t *testing.T) {
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
 	dir := strings.TrimSuffix(d.CAFile(), "/ca.pem")
 	for _, role := range []string{"root", "ca", "command"} {
-		_, err := h.admin.RotateKey(t.Context(), role, true)
+		_, err := srv.admin.RotateKey(t.Context(), role, true)
 		must(t, err)
 	}
-	ks, err := h.admin.ServerKeys(t.Context())
+	ks, err := srv.admin.ServerKeys(t.Context())
 	must(t, err)
 	for _, k := range ks.Keys { // the authority that the device knows is dead
 		if k.Role == "ca" && k.State == "retiring" {
-			_, err := h.admin.RevokeKey(t.Context(), k.ID, "")
+			_, err := srv.admin.RevokeKey(t.Context(), k.ID, "")
 			must(t, err)
 		}
 	}
-	if h.admin, err = admin.Local(h.dir); err != nil { // it trusts the file, which was written anew
+	if srv.admin, err = admin.Local(srv.dir); err != nil { // it trusts the file, which was written anew
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -272,42 +272,42 @@ func TestADeviceThatWasAwayFollowsTheRoot(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ran := make(chan error, 1)
 		go func() { ran <- d.Run(ctx) }()
-		obeyed(t, h, "lamp-1")
+		obeyed(t, srv, "lamp-1")
 		cancel()
 		must(t, <-ran)
-		if n := len(d.Trust().Root); n != 2 {
+		if n := len(d.Trust().Roots); n != 2 {
 			t.Errorf("the device knows %d roots", n)
 		}
 		must(t, d.Close())
-		d = h.open(dir, device.Options{})
+		d = srv.openDevice(dir, device.Options{})
 	}
 }
 
 // The bundle's way is no way in: what a stranger who answers at the server's
 // address could hand out as the next one is refused.
-func TestForgedBundlesAtADevice(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
+func TestDeviceRefusesForgedBundles(t *testing.T) {
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
 	known := *d.Trust()
-	ring := h.burgle()
-	_, stranger := newKey(t, "P-256")
+	ring := srv.stealKeys()
+	_, unknown := newKey(t, "P-256")
 	now := time.Now()
 	next := known
 	next.Version, next.Issued, next.Expires = known.Version+1, now, now.Add(time.Hour)
 	root := ring.Signer(keyring.Root)
 	mine := next
-	mine.Root = []*jose.PublicKey{stranger.Public()}
+	mine.Roots = []*jose.PublicKey{unknown.Public()}
 	both := next
-	both.Root = []*jose.PublicKey{known.Root[0], stranger.Public()}
+	both.Roots = []*jose.PublicKey{known.Roots[0], unknown.Public()}
 	for _, tc := range []struct {
 		name string
 		raw  func() (string, error)
 		want watchword.Code
 	}{
-		{"a stranger's own", func() (string, error) { return forgeTrust(mine, stranger) }, watchword.KeyUnknown},
+		{"a stranger's own", func() (string, error) { return forgeTrust(mine, unknown) }, watchword.KeyUnknown},
 		{"signed by the issuer key", func() (string, error) { return forgeTrust(next, ring.IssuerSigner()) }, watchword.KeyUnknown},
 		{"a second root that did not sign", func() (string, error) { return forgeTrust(both, root) }, watchword.BundleInvalid},
-		{"a second root that signed alone", func() (string, error) { return forgeTrust(both, stranger) }, watchword.KeyUnknown},
+		{"a second root that signed alone", func() (string, error) { return forgeTrust(both, unknown) }, watchword.KeyUnknown},
 		{"one root twice", func() (string, error) { return forgeTrust(next, root, root) }, watchword.BundleInvalid},
 		{"three", func() (string, error) {
 			raw, err := forgeTrust(next, root)
@@ -318,7 +318,7 @@ func TestForgedBundlesAtADevice(t *testing.T) {
 			if err != nil {
 				return "", err
 			}
-			b, err := forgeTrust(mine, stranger)
+			b, err := forgeTrust(mine, unknown)
 			return fmt.Sprintf("[%q,%q]", a, b), err
 		}, watchword.TokenMalformed},
 		{"an older one", func() (string, error) {

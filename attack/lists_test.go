@@ -23,7 +23,7 @@ var whole = map[string]string{
 // Every list of the description has pages, and each page is bounded, also where clients
 // gave long names to all that they have.
 func TestEveryListHasPages(t *testing.T) {
-	h := serve(t, func(c *server.Config) {
+	srv := serve(t, func(c *server.Config) {
 		c.Limits.SubjectSubscriptionBytes = 64 << 20
 		c.Limits.ControlRate = 1 << 20
 	})
@@ -44,7 +44,7 @@ func TestEveryListHasPages(t *testing.T) {
 			} `json:"schemas"`
 		} `json:"components"`
 	}
-	must(t, json.Unmarshal([]byte(h.ask("GET", "/openapi.json", "", "").body), &doc))
+	must(t, json.Unmarshal([]byte(srv.request("GET", "/openapi.json", "", "").body), &doc))
 	lists := []string{"/v1/audit"} // it is described without its answer
 	for path, methods := range doc.Paths {
 		get, there := methods["get"]
@@ -81,10 +81,10 @@ func TestEveryListHasPages(t *testing.T) {
 	}
 
 	// Long names, in all that there is a list of.
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	_, err := h.admin.ApplyPolicy(t.Context(), "plants", []byte("for = {}\n[[allow]]\nsubscribe = [\"plant/#\"]\n"), 0)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	_, err := srv.admin.ApplyPolicy(t.Context(), "plants", []byte("for = {}\n[[allow]]\nsubscribe = [\"plant/#\"]\n"), 0)
 	must(t, err)
-	tok, owner := h.token(d), h.narrowed(h.operatorSigner(), h.admin.Subject(), "")
+	tok, owner := srv.token(d), srv.narrowed(srv.operatorSigner(), srv.admin.Subject(), "")
 	for n := range 3 {
 		w, err := dialPaho(t, d, fmt.Sprint("lamp-1/", n), tok)
 		must(t, err)
@@ -108,7 +108,7 @@ func TestEveryListHasPages(t *testing.T) {
 			if path == "/v1/self/sessions" {
 				who = tok
 			}
-			a := h.ask("GET", path+"?"+q.Encode(), who, "")
+			a := srv.request("GET", path+"?"+q.Encode(), who, "")
 			if a.status != 200 || len(a.body) > 640<<10 {
 				t.Fatalf("page %d of %s: %d, %d bytes: %.200s", n, path, a.status, len(a.body), a.body)
 			}
@@ -125,7 +125,7 @@ func TestEveryListHasPages(t *testing.T) {
 	if all["/v1/sessions"] < 1<<20 || all["/v1/self/sessions"] < 1<<20 {
 		t.Errorf("bytes of lists: %v", all)
 	}
-	live, err := h.admin.Sessions(t.Context(), "lamp-1")
+	live, err := srv.admin.Sessions(t.Context(), "lamp-1")
 	must(t, err)
 	filters := 0
 	for _, s := range live {

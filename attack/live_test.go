@@ -16,31 +16,31 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/sse"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 )
 
 // stream opens a stream and returns its events; the channel is closed at its end. A header is "Name: value".
-func (h *house) stream(path, token string, headers ...string) <-chan sse.Event {
-	h.t.Helper()
-	req, err := http.NewRequestWithContext(h.t.Context(), "GET", h.url+path, nil)
-	must(h.t, err)
+func (srv *testServer) stream(path, token string, headers ...string) <-chan sse.Event {
+	srv.t.Helper()
+	req, err := http.NewRequestWithContext(srv.t.Context(), "GET", srv.url+path, nil)
+	must(srv.t, err)
 	req.Header.Set("Authorization", "Bearer "+token)
 	req.Header.Set("Accept", "text/event-stream")
 	for _, line := range headers {
 		k, v, _ := strings.Cut(line, ": ")
 		req.Header.Set(k, v)
 	}
-	c := h.client()
+	c := srv.client()
 	c.Timeout = 0
 	res, err := c.Do(req)
-	must(h.t, err)
-	h.t.Cleanup(func() { _ = res.Body.Close() })
+	must(srv.t, err)
+	srv.t.Cleanup(func() { _ = res.Body.Close() })
 	if res.StatusCode != 200 {
 		b, _ := io.ReadAll(io.LimitReader(res.Body, 4096)) // for the message alone
-		h.t.Fatalf("%s: %d %s", path, res.StatusCode, b)
+		srv.t.Fatalf("%s: %d %s", path, res.StatusCode, b)
 	}
 	out := make(chan sse.Event, 64)
 	go func() {
@@ -91,32 +91,32 @@ subscribe = ["devices/+/events/#"]
 get = ["/v1/events"]
 `
 
-func TestWhatTakesAuthorityAwayEndsLiveStreamsAtOnce(t *testing.T) {
-	h := serve(t, nil)
+func TestLosingAuthorityEndsStreams(t *testing.T) {
+	srv := serve(t, nil)
 	ctx := t.Context()
-	_, err := h.admin.ApplyPolicy(ctx, "watcher", []byte(watcher), -1)
+	_, err := srv.admin.ApplyPolicy(ctx, "watcher", []byte(watcher), -1)
 	must(t, err)
 	for _, tc := range []struct {
 		name string
 		do   func(id watchword.SubjectID) error
 		want watchword.Code
 	}{
-		{"suspend", func(id watchword.SubjectID) error { _, err := h.admin.Suspend(ctx, id, "t"); return err }, watchword.SubjectSuspended},
-		{"revoke", func(id watchword.SubjectID) error { _, err := h.admin.Revoke(ctx, id, "t"); return err }, watchword.SubjectRevoked},
-		{"delete", func(id watchword.SubjectID) error { return h.admin.DeleteDevice(ctx, id) }, watchword.SubjectRevoked},
-		{"label edit", func(id watchword.SubjectID) error { _, err := h.admin.SetLabels(ctx, id, nil, 0); return err }, watchword.Denied},
+		{"suspend", func(id watchword.SubjectID) error { _, err := srv.admin.Suspend(ctx, id, "t"); return err }, watchword.SubjectSuspended},
+		{"revoke", func(id watchword.SubjectID) error { _, err := srv.admin.Revoke(ctx, id, "t"); return err }, watchword.SubjectRevoked},
+		{"delete", func(id watchword.SubjectID) error { return srv.admin.DeleteDevice(ctx, id) }, watchword.SubjectRevoked},
+		{"label edit", func(id watchword.SubjectID) error { _, err := srv.admin.SetLabels(ctx, id, nil, 0); return err }, watchword.Denied},
 		{"policy edit", func(watchword.SubjectID) error {
-			_, err := h.admin.ApplyPolicy(ctx, "watcher", []byte(watcher+"[[deny]]\nsubscribe = [\"devices/+/events/secret\"]\n"), -1)
+			_, err := srv.admin.ApplyPolicy(ctx, "watcher", []byte(watcher+"[[deny]]\nsubscribe = [\"devices/+/events/secret\"]\n"), -1)
 			return err
 		}, watchword.Denied},
-		{"policy deleted", func(watchword.SubjectID) error { return h.admin.DeletePolicy(ctx, "watcher") }, watchword.Denied},
+		{"policy deleted", func(watchword.SubjectID) error { return srv.admin.DeletePolicy(ctx, "watcher") }, watchword.Denied},
 		{"session closed", func(id watchword.SubjectID) error {
-			ss, err := h.admin.Sessions(ctx, id)
+			ss, err := srv.admin.Sessions(ctx, id)
 			if err != nil {
 				return err
 			}
 			for _, s := range ss {
-				if err := h.admin.CloseSession(ctx, s.ID); err != nil {
+				if err := srv.admin.CloseSession(ctx, s.ID); err != nil {
 					return err
 				}
 			}
@@ -124,15 +124,15 @@ func TestWhatTakesAuthorityAwayEndsLiveStreamsAtOnce(t *testing.T) {
 		}, watchword.SessionClosed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			h := *h
-			h.t = t
-			_, err := h.admin.ApplyPolicy(ctx, "watcher", []byte(watcher), -1)
+			srv := *srv
+			srv.t = t
+			_, err := srv.admin.ApplyPolicy(ctx, "watcher", []byte(watcher), -1)
 			must(t, err)
 			id := watchword.SubjectID("w-" + strings.ReplaceAll(tc.name, " ", "-"))
-			w := h.enroll(id, device.Options{}, watchword.Labels{"role": "watcher"})
-			s := h.stream("/v1/events", h.token(w))
+			w := srv.enroll(id, device.Options{}, watchword.Labels{"role": "watcher"})
+			s := srv.stream("/v1/events", srv.token(w))
 			next(t, s, "session")
-			pub := h.enroll("p"+id, device.Options{}, nil)
+			pub := srv.enroll("p"+id, device.Options{}, nil)
 			must(t, pub.Publish(ctx, "lux", 1))
 			if e := next(t, s, "event"); !strings.Contains(e.Data, `"lux"`) {
 				t.Errorf("got %s", e.Data)
@@ -158,65 +158,65 @@ func TestWhatTakesAuthorityAwayEndsLiveStreamsAtOnce(t *testing.T) {
 }
 
 func TestASessionTakesNewerTokensOfItsOwnAlone(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	other := h.enroll("lamp-2", device.Options{}, nil)
-	older, first := h.token(d), h.token(d)
-	s := h.stream("/v1/self/commands", first)
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	other := srv.enroll("lamp-2", device.Options{}, nil)
+	older, first := srv.token(d), srv.token(d)
+	s := srv.stream("/v1/self/commands", first)
 	var opened struct {
 		Session   string    `json:"session"`
 		ExpiresAt time.Time `json:"expires_at"`
 	}
 	must(t, json.Unmarshal([]byte(next(t, s, "session").Data), &opened))
 	path := "/v1/self/sessions/" + opened.Session
-	if a := h.ask("PUT", path, h.token(other), ""); a.status != 404 {
+	if a := srv.request("PUT", path, srv.token(other), ""); a.status != 404 {
 		t.Errorf("another's token: %d %s", a.status, a.body)
 	}
-	if a := h.ask("PUT", path, older, ""); a.status >= 500 {
+	if a := srv.request("PUT", path, older, ""); a.status >= 500 {
 		t.Errorf("an older token: %d %s", a.status, a.body)
 	}
-	if a := h.ask("PUT", path, h.token(d), ""); a.status != 200 {
+	if a := srv.request("PUT", path, srv.token(d), ""); a.status != 200 {
 		t.Errorf("a newer token: %d %s", a.status, a.body)
 	}
-	if a := h.ask("PUT", "/v1/self/sessions/ses_none", h.token(d), ""); a.status != 404 {
+	if a := srv.request("PUT", "/v1/self/sessions/ses_none", srv.token(d), ""); a.status != 404 {
 		t.Errorf("no such session: %d", a.status)
 	}
-	_, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "f"})
+	_, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "f"})
 	must(t, err)
 	next(t, s, "command") // the stream lives
 }
 
 func TestCommandsGoToTheNewestConnection(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	tok := h.token(d)
-	first := h.stream("/v1/self/commands", tok)
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	tok := srv.token(d)
+	first := srv.stream("/v1/self/commands", tok)
 	next(t, first, "session")
-	second := h.stream("/v1/self/commands", tok)
+	second := srv.stream("/v1/self/commands", tok)
 	next(t, second, "session")
 	if code := endCode(t, first); code != watchword.Conflict {
 		t.Errorf("the first ended with %q", code)
 	}
-	_, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "f"})
+	_, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "f"})
 	must(t, err)
 	next(t, second, "command")
 }
 
 func TestALongPollEndsWithItsAuthority(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	tok := h.token(d)
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	tok := srv.token(d)
 	got := make(chan answer, 1)
-	go func() { got <- h.ask("GET", "/v1/self/commands?wait=25s", tok, "") }()
+	go func() { got <- srv.request("GET", "/v1/self/commands?wait=25s", tok, "") }()
 	for { // until the poll is a session
-		ss, err := h.admin.Sessions(t.Context(), "lamp-1")
+		ss, err := srv.admin.Sessions(t.Context(), "lamp-1")
 		must(t, err)
 		if len(ss) > 0 {
 			break
 		}
 	}
 	start := time.Now()
-	_, err := h.admin.Revoke(t.Context(), "lamp-1", "test")
+	_, err := srv.admin.Revoke(t.Context(), "lamp-1", "test")
 	must(t, err)
 	a := <-got
 	if a.code != watchword.SubjectRevoked {
@@ -227,10 +227,10 @@ func TestALongPollEndsWithItsAuthority(t *testing.T) {
 	}
 }
 
-func TestThoseWhoSayNothingAreBounded(t *testing.T) {
+func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
 	const each = 6
-	h := serve(t, func(c *server.Config) { c.Limits.PerAddress = each })
-	host := strings.TrimPrefix(h.url, "https://")
+	srv := serve(t, func(c *server.Config) { c.Limits.PerAddress = each })
+	host := strings.TrimPrefix(srv.url, "https://")
 	var silent []net.Conn
 	for range each {
 		c, err := net.Dial("tcp", host)
@@ -255,14 +255,14 @@ func TestThoseWhoSayNothingAreBounded(t *testing.T) {
 			t.Fatal("a silent connection lives on")
 		}
 	}
-	if a := h.ask("GET", "/healthz", "", ""); a.status != 200 {
+	if a := srv.request("GET", "/healthz", "", ""); a.status != 200 {
 		t.Errorf("after the silence: %d", a.status)
 	}
 }
 
-func TestATrickledRequestIsCutOff(t *testing.T) {
-	h := serve(t, nil)
-	c, err := tls.Dial("tcp", strings.TrimPrefix(h.url, "https://"), &tls.Config{InsecureSkipVerify: true})
+func TestSlowRequestIsClosed(t *testing.T) {
+	srv := serve(t, nil)
+	c, err := tls.Dial("tcp", strings.TrimPrefix(srv.url, "https://"), &tls.Config{InsecureSkipVerify: true})
 	must(t, err)
 	defer c.Close()
 	_, err = c.Write([]byte("GET /v1/trust HTTP/1.1\r\nHost: localhost\r\nX: "))
@@ -278,30 +278,30 @@ func TestATrickledRequestIsCutOff(t *testing.T) {
 }
 
 func TestADeviceRunsThroughARestart(t *testing.T) {
-	h := serve(t, nil)
+	srv := serve(t, nil)
 	revoked := make(chan time.Duration, 1)
-	v := counting(h.enroll("lamp-1", device.Options{Revoked: func(pause time.Duration) { revoked <- pause }}, nil))
+	v := counting(srv.enroll("lamp-1", device.Options{Revoked: func(pause time.Duration) { revoked <- pause }}, nil))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	ran := make(chan error, 1)
 	go func() { ran <- v.Run(ctx) }()
-	c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 20 * time.Second})
+	c, err := srv.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", WaitReceipt: 20 * time.Second})
 	must(t, err)
 	if c.State != watchword.Done {
 		t.Fatalf("the command is %s", c.State)
 	}
-	_, port, err := net.SplitHostPort(strings.TrimPrefix(h.url, "https://"))
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(srv.url, "https://"))
 	must(t, err)
-	h.stop()
-	again := serveOn(t, h.dir, onPort(port))
-	c, err = again.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 50 * time.Second})
+	srv.stop()
+	again := serveOn(t, srv.dir, onPort(port))
+	c, err = again.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", WaitReceipt: 50 * time.Second})
 	must(t, err)
 	if c.State != watchword.Done || v.acts.Load() != 2 {
 		t.Errorf("after the restart the command is %s, %d acts", c.State, v.acts.Load())
 	}
 	_, err = again.admin.Revoke(ctx, "lamp-1", "test")
 	must(t, err)
-	if pause := waiting.For(t, "the word that the device is revoked", revoked); pause < 20*time.Hour || pause > 28*time.Hour {
+	if pause := testwait.For(t, "the word that the device is revoked", revoked); pause < 20*time.Hour || pause > 28*time.Hour {
 		t.Errorf("it asks again after %s", pause)
 	}
 	_, err = v.Token(ctx)
@@ -312,32 +312,32 @@ func TestADeviceRunsThroughARestart(t *testing.T) {
 	default:
 	}
 	cancel()
-	if err := waiting.For(t, "the end of Run", ran); err != nil {
+	if err := testwait.For(t, "the end of Run", ran); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestADeviceThatPublishesTooMuchIsSlowed(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 })
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	other := h.enroll("lamp-2", device.Options{}, nil)
-	tok := h.token(d)
+	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 })
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	other := srv.enroll("lamp-2", device.Options{}, nil)
+	tok := srv.token(d)
 	var last answer
 	for range 40 {
-		if last = h.ask("POST", "/v1/self/events/lux", tok, "1"); last.status != 202 {
+		if last = srv.request("POST", "/v1/self/events/lux", tok, "1"); last.status != 202 {
 			break
 		}
 	}
 	if last.status != 429 || last.code != watchword.RateLimited || last.header.Get("Retry-After") == "" {
 		t.Errorf("got %d %s", last.status, last.body)
 	}
-	if a := h.ask("POST", "/v1/self/events/lux", h.token(other), "1"); a.status != 202 {
+	if a := srv.request("POST", "/v1/self/events/lux", srv.token(other), "1"); a.status != 202 {
 		t.Errorf("another device: %d %s", a.status, a.body)
 	}
 
 	// What it publishes over MQTT is of the same account.
-	third := h.enroll("lamp-3", device.Options{}, nil)
-	tok = h.token(third)
+	third := srv.enroll("lamp-3", device.Options{}, nil)
+	tok = srv.token(third)
 	w, err := dialPaho(t, third, "lamp-3", tok)
 	must(t, err)
 	for range 11 { // the last one waits
@@ -345,7 +345,7 @@ func TestADeviceThatPublishesTooMuchIsSlowed(t *testing.T) {
 		must(t, err)
 	}
 	for range 9 { // with an account of its own, HTTP would take 10
-		if last = h.ask("POST", "/v1/self/events/lux", tok, "1"); last.status != 202 {
+		if last = srv.request("POST", "/v1/self/events/lux", tok, "1"); last.status != 202 {
 			break
 		}
 	}

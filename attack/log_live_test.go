@@ -21,13 +21,13 @@ import (
 
 // The life of a device, as somebody sees it who follows the log.
 func TestTheLogIsFollowed(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Audit.CheckpointEvery.Duration = 100 * time.Millisecond })
+	srv := serve(t, func(c *server.Config) { c.Audit.CheckpointEvery.Duration = 100 * time.Millisecond })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	got, opened := make(chan api.Entry, 1000), make(chan struct{})
 	followed := make(chan error, 1)
 	go func() {
-		followed <- h.admin.FollowLog(ctx, admin.LogQuery{Subject: "lamp-1"}, func() { close(opened) }, func(e api.Entry) error { got <- e; return nil })
+		followed <- srv.admin.FollowLog(ctx, admin.LogQuery{Subject: "lamp-1"}, func() { close(opened) }, func(e api.Entry) error { got <- e; return nil })
 	}()
 	<-opened
 	var seen []string
@@ -46,7 +46,7 @@ func TestTheLogIsFollowed(t *testing.T) {
 		}
 	}
 	all := func(api.Entry) bool { return true }
-	lamp := h.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a"})
+	lamp := srv.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a"})
 	until(audit.DeviceCreate, all)
 	e := until(audit.DeviceEnroll, all)
 	sign, seal := lamp.Keys()
@@ -60,19 +60,19 @@ func TestTheLogIsFollowed(t *testing.T) {
 		t.Errorf("%+v", open)
 	}
 	const secret = "the-arguments-of-this-command"
-	c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Args: json.RawMessage(`{"word":"` + secret + `"}`), Wait: 30 * time.Second})
+	c, err := srv.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", Args: json.RawMessage(`{"word":"` + secret + `"}`), WaitReceipt: 30 * time.Second})
 	must(t, err)
 	order := until(audit.CommandOrder, all)
 	until(audit.CommandHandOver, all)
 	if s := until(audit.CommandSettle, all); s.Object != string(c.ID) || s.Seq != c.LogEntry {
 		t.Errorf("%+v", s)
 	}
-	_, err = h.admin.SetLabels(ctx, "lamp-1", watchword.Labels{"site": "b"}, 0)
+	_, err = srv.admin.SetLabels(ctx, "lamp-1", watchword.Labels{"site": "b"}, 0)
 	must(t, err)
 	if l := until(audit.DeviceLabel, all); l.Data["before"] != "site=a" || l.Data["after"] != "site=b" {
 		t.Errorf("%+v", l)
 	}
-	_, err = h.admin.Revoke(ctx, "lamp-1", "lost")
+	_, err = srv.admin.Revoke(ctx, "lamp-1", "lost")
 	must(t, err)
 	if r := until(audit.DeviceRevoke, all); r.Data["before"] != "active" || r.Data["reason"] != "lost" {
 		t.Errorf("%+v", r)
@@ -80,7 +80,7 @@ func TestTheLogIsFollowed(t *testing.T) {
 	until(audit.SessionClose, func(e api.Entry) bool {
 		return e.Object == open.Object && e.Data["cause"] == string(watchword.SubjectRevoked)
 	})
-	es, err := h.admin.FindEntries(ctx, admin.LogQuery{Cause: string(watchword.SubjectRevoked), Kind: audit.SessionClose}, 10)
+	es, err := srv.admin.FindEntries(ctx, admin.LogQuery{Cause: string(watchword.SubjectRevoked), Kind: audit.SessionClose}, 10)
 	must(t, err)
 	if len(es) != 1 || es[0].Object != open.Object {
 		t.Errorf("by its cause: %+v", es)
@@ -88,11 +88,11 @@ func TestTheLogIsFollowed(t *testing.T) {
 
 	// The arguments stand nowhere in the log, and who may opens their hash.
 	var export bytes.Buffer
-	must(t, h.admin.ExportLog(ctx, admin.LogQuery{}, &export))
+	must(t, srv.admin.ExportLog(ctx, admin.LogQuery{}, &export))
 	if strings.Contains(export.String(), secret) {
 		t.Error("the log holds a command's arguments")
 	}
-	whole, err := h.admin.Entry(ctx, order.Seq)
+	whole, err := srv.admin.Entry(ctx, order.Seq)
 	must(t, err)
 	sum := sha256.Sum256(append(whole.ArgsSalt, whole.Args...))
 	if !strings.Contains(string(whole.Args), secret) || order.Data["args_hash"] != base64.RawURLEncoding.EncodeToString(sum[:]) {
@@ -110,19 +110,19 @@ func TestTheLogIsFollowed(t *testing.T) {
 
 // Who may read the log, but not what was ordered, and who loses the right to follow it.
 func TestReadersOfTheLog(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Audit.CheckpointEvery.Duration = 100 * time.Millisecond })
+	srv := serve(t, func(c *server.Config) { c.Audit.CheckpointEvery.Duration = 100 * time.Millisecond })
 	ctx := t.Context()
-	h.enroll("lamp-1", device.Options{}, nil)
-	c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set"})
+	srv.enroll("lamp-1", device.Options{}, nil)
+	c, err := srv.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "lamp.set"})
 	must(t, err)
-	_, err = h.admin.ApplyPolicy(ctx, "auditors", []byte("name = \"auditors\"\nfor = { role = \"auditor\" }\n[[allow]]\nget = [\"/v1/audit\", \"/v1/audit/#\", \"/log/#\"]\n"), 0)
+	_, err = srv.admin.ApplyPolicy(ctx, "auditors", []byte("name = \"auditors\"\nfor = { role = \"auditor\" }\n[[allow]]\nget = [\"/v1/audit\", \"/v1/audit/#\", \"/log/#\"]\n"), 0)
 	must(t, err)
-	auditor := h.enroll("auditor", device.Options{}, watchword.Labels{"role": "auditor"})
-	tok := h.token(auditor)
-	es, err := h.admin.FindEntries(ctx, admin.LogQuery{Object: string(c.ID)}, 1)
+	auditor := srv.enroll("auditor", device.Options{}, watchword.Labels{"role": "auditor"})
+	tok := srv.token(auditor)
+	es, err := srv.admin.FindEntries(ctx, admin.LogQuery{Object: string(c.ID)}, 1)
 	must(t, err)
 	n := itoa(int(es[0].Seq))
-	a := h.ask("GET", "/v1/audit/"+n, tok, "")
+	a := srv.request("GET", "/v1/audit/"+n, tok, "")
 	if a.status != 200 || !strings.Contains(a.body, `"args_hash"`) || strings.Contains(a.body, `"args_salt"`) || strings.Contains(a.body, `"args":`) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
@@ -131,21 +131,21 @@ func TestReadersOfTheLog(t *testing.T) {
 		"/v1/audit?limit=1001": 400, "/v1/audit?order=up": 400, "/v1/audit?nothing=1": 400, "/v1/audit?limit=1&limit=2": 400, "/v1/audit?after=-1": 400, "/v1/audit/export?after=1": 400,
 		"/v1/commands/" + string(c.ID) + "/evidence": 403, "/v1/audit?from=now": 400, "/v1/audit?kind=nothing": 400,
 	} {
-		if a := h.ask("GET", path, tok, ""); a.status != want {
+		if a := srv.request("GET", path, tok, ""); a.status != want {
 			t.Errorf("%s: %d %s, want %d", path, a.status, a.body, want)
 		}
 	}
 	// It reads, and that it reads stands in the log; it loses the right, and the stream ends.
 	follow := make(chan answer, 1)
-	go func() { follow <- h.ask("GET", "/v1/audit", tok, "", "Accept: text/event-stream") }()
+	go func() { follow <- srv.request("GET", "/v1/audit", tok, "", "Accept: text/event-stream") }()
 	for {
-		es, err := h.admin.FindEntries(ctx, admin.LogQuery{Subject: "auditor", Kind: audit.LogRead}, 100)
+		es, err := srv.admin.FindEntries(ctx, admin.LogQuery{Subject: "auditor", Kind: audit.LogRead}, 100)
 		must(t, err)
 		if slices.ContainsFunc(es, func(e api.Entry) bool { return e.Data["what"] == "stream" }) {
 			break
 		}
 	}
-	must(t, h.admin.DeletePolicy(ctx, "auditors"))
+	must(t, srv.admin.DeletePolicy(ctx, "auditors"))
 	if a := <-follow; !strings.Contains(a.body, "event: end") || !strings.Contains(a.body, string(watchword.Denied)) {
 		t.Errorf("the stream went on: %s", a.body)
 	}

@@ -25,33 +25,33 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// loggedHouse is a data folder with a log of more than two tiles, that nobody serves
+// serverWithLog is a data folder with a log of more than two tiles, that nobody serves
 // any more, and what was kept of it elsewhere.
-func loggedHouse(t *testing.T) (dir string, keys []ledger.Key, kept []byte) {
+func serverWithLog(t *testing.T) (dir string, keys []ledger.Key, kept []byte) {
 	t.Helper()
-	h := serve(t, nil)
-	keys = []ledger.Key{h.logKey()}
-	h.note() // a first one
-	h.checkpoint(func(o ledger.Opened) bool { return o.Size > 530 }, keys...)
-	kept = h.note()
-	h.stop() // which signs what came last
-	if _, err := server.VerifyLog(t.Context(), h.dir, given(keys), kept); err != nil {
+	srv := serve(t, nil)
+	keys = []ledger.Key{srv.logKey()}
+	srv.checkpointNote() // a first one
+	srv.checkpoint(func(o ledger.VerifiedCheckpoint) bool { return o.Size > 530 }, keys...)
+	kept = srv.checkpointNote()
+	srv.stop() // which signs what came last
+	if _, err := server.VerifyLog(t.Context(), srv.dir, fixedKeys(keys), kept); err != nil {
 		t.Fatal(err)
 	}
-	return h.dir, keys, kept
+	return srv.dir, keys, kept
 }
 
-// note is a checkpoint of what is in the log by now.
-func (h *house) note() []byte {
-	h.t.Helper()
-	key := h.logKey()
-	es, err := h.admin.FindEntries(h.t.Context(), admin.LogQuery{Newest: true}, 1)
-	must(h.t, err)
-	o := h.checkpoint(func(o ledger.Opened) bool { return o.Size >= es[0].Seq }, key)
-	note, err := h.admin.LogFile(h.t.Context(), "checkpoint")
-	must(h.t, err)
-	if again, err := ledger.Open(note, key); err != nil || again.Size < o.Size {
-		h.t.Fatal(err)
+// checkpointNote is a checkpoint of what is in the log by now.
+func (srv *testServer) checkpointNote() []byte {
+	srv.t.Helper()
+	key := srv.logKey()
+	es, err := srv.admin.FindEntries(srv.t.Context(), admin.LogQuery{Newest: true}, 1)
+	must(srv.t, err)
+	o := srv.checkpoint(func(o ledger.VerifiedCheckpoint) bool { return o.Size >= es[0].Seq }, key)
+	note, err := srv.admin.LogFile(srv.t.Context(), "checkpoint")
+	must(srv.t, err)
+	if again, err := ledger.VerifyCheckpoint(note, key); err != nil || again.Size < o.Size {
+		srv.t.Fatal(err)
 	}
 	return note
 }
@@ -73,8 +73,8 @@ func copyTree(t *testing.T, from string) string {
 	return to
 }
 
-// doctor runs SQL on a data folder's database, as somebody who can write to it.
-func doctor(t *testing.T, dir string, f func(db *sql.DB)) {
+// tamper runs SQL on a data folder's database, as somebody who can write to it.
+func tamper(t *testing.T, dir string, f func(db *sql.DB)) {
 	t.Helper()
 	db, err := sql.Open("sqlite", filepath.Join(dir, "watchword.db"))
 	must(t, err)
@@ -94,7 +94,7 @@ func exec1(t *testing.T, db *sql.DB, q string, args ...any) {
 // Whatever somebody changes who can write to the database, with all that they can make
 // anew but for a signature, is found, and the first entry that does not fit is named.
 func TestTheLogCannotBeRewrittenUnseen(t *testing.T) {
-	dir, keys, kept := loggedHouse(t)
+	dir, keys, kept := serverWithLog(t)
 	flip := func(column, table, where string) func(t *testing.T, db *sql.DB) {
 		return func(t *testing.T, db *sql.DB) {
 			var b []byte
@@ -116,7 +116,7 @@ func TestTheLogCannotBeRewrittenUnseen(t *testing.T) {
 			must(t, db.QueryRow(`SELECT body FROM audit_entries WHERE seq = ?`, seq).Scan(&body))
 			body = bytes.Replace(body, []byte(`"operator"`), []byte(`"somebody"`), 1)
 			salt := ledger.NewSalt()
-			hash := ledger.Commit(salt, body)
+			hash := ledger.Commitment(salt, body)
 			exec1(t, db, `UPDATE audit_entries SET hash = ?, salt = ?, body = ? WHERE seq = ?`, hash[:], salt[:], body, seq)
 			if !tiles {
 				return
@@ -130,7 +130,7 @@ func TestTheLogCannotBeRewrittenUnseen(t *testing.T) {
 			must(t, err)
 			root := ledger.Root(hs)
 			exec1(t, db, `UPDATE audit_tiles SET hashes = ?, root = ? WHERE level = 0 AND n = ?`, hashes, root[:], n)
-			retell(t, db, n)
+			rebuildTerms(t, db, n)
 		}
 	}
 	type change func(t *testing.T, db *sql.DB)
@@ -179,7 +179,7 @@ func TestTheLogCannotBeRewrittenUnseen(t *testing.T) {
 		{"a body is taken away", run(`UPDATE audit_entries SET salt = NULL, body = NULL WHERE seq = 300`), "entry "},
 		{"a body is taken away, and searches know nothing of it", func(t *testing.T, db *sql.DB) {
 			exec1(t, db, `UPDATE audit_entries SET salt = NULL, body = NULL WHERE seq = 300`)
-			retell(t, db, 1)
+			rebuildTerms(t, db, 1)
 		}, "entry 300 has lost its body"},
 		{"a tile is gone", run(`DELETE FROM audit_tiles WHERE level = 0 AND n = 1`), "entry 257"},
 		{"a tile too many", run(`INSERT INTO audit_tiles SELECT 0, 9, root, hashes FROM audit_tiles WHERE level = 0 AND n = 1`), "tiles"},
@@ -188,8 +188,8 @@ func TestTheLogCannotBeRewrittenUnseen(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			c := copyTree(t, dir)
-			doctor(t, c, func(db *sql.DB) { tc.change(t, db) })
-			_, err := server.VerifyLog(t.Context(), c, given(keys), kept)
+			tamper(t, c, func(db *sql.DB) { tc.change(t, db) })
+			_, err := server.VerifyLog(t.Context(), c, fixedKeys(keys), kept)
 			if tc.says == "" { // what is kept elsewhere still vouches for the rest
 				if err != nil {
 					t.Errorf("got %v", err)
@@ -209,13 +209,13 @@ func TestTheLogCannotBeRewrittenUnseen(t *testing.T) {
 	}
 }
 
-// retell makes what searches know of a tile anew, as the thief would.
-func retell(t *testing.T, db *sql.DB, n int64) {
+// rebuildTerms makes what searches know of a tile anew, as the thief would.
+func rebuildTerms(t *testing.T, db *sql.DB, n int64) {
 	t.Helper()
 	rows, err := db.Query(`SELECT body FROM audit_entries WHERE seq > ? AND seq <= ? AND body IS NOT NULL`, n*ledger.TileWidth, (n+1)*ledger.TileWidth)
 	must(t, err)
 	defer rows.Close()
-	var terms audit.Terms
+	var terms audit.TileFilter
 	for rows.Next() {
 		var body []byte
 		must(t, rows.Scan(&body))
@@ -231,8 +231,8 @@ func retell(t *testing.T, db *sql.DB, n int64) {
 // A byte of any row and column of the log's tables counts: one of each, and others at
 // each run.
 func TestEveryRowOfTheLogCounts(t *testing.T) {
-	dir, keys, kept := loggedHouse(t)
-	doctor(t, dir, func(db *sql.DB) {
+	dir, keys, kept := serverWithLog(t)
+	tamper(t, dir, func(db *sql.DB) {
 		for table, columns := range map[string][]string{
 			"audit_entries": {"hash", "salt", "body"}, "audit_tiles": {"root", "hashes"}, "audit_terms": {"bits"}, "audit_checkpoints": {"note"},
 		} {
@@ -257,7 +257,7 @@ func TestEveryRowOfTheLogCounts(t *testing.T) {
 					at, bit := rand.IntN(len(b)), byte(1)<<rand.IntN(8)
 					b[at] ^= bit
 					exec1(t, db, `UPDATE `+table+` SET `+column+` = ? WHERE rowid = ?`, b, id)
-					if _, err := server.VerifyLog(t.Context(), dir, given(keys), kept); watchword.CodeOf(err) != watchword.LogInvalid {
+					if _, err := server.VerifyLog(t.Context(), dir, fixedKeys(keys), kept); watchword.CodeOf(err) != watchword.LogInvalid {
 						t.Errorf("%s, row %d: bit %08b of byte %d of %s: %v", table, id, bit, at, column, err)
 					}
 					b[at] ^= bit
@@ -266,39 +266,39 @@ func TestEveryRowOfTheLogCounts(t *testing.T) {
 			}
 		}
 	})
-	if _, err := server.VerifyLog(t.Context(), dir, given(keys), kept); err != nil {
+	if _, err := server.VerifyLog(t.Context(), dir, fixedKeys(keys), kept); err != nil {
 		t.Errorf("put right again: %v", err)
 	}
 }
 
 // Two logs of one name, from a copied database: two checkpoints expose it.
 func TestAForkIsExposed(t *testing.T) {
-	h := serve(t, nil)
-	key := h.logKey()
-	h.note()
-	h.stop()
-	fork := copyTree(t, h.dir)
-	grow := func(dir string) (*house, []byte) {
+	srv := serve(t, nil)
+	key := srv.logKey()
+	srv.checkpointNote()
+	srv.stop()
+	fork := copyTree(t, srv.dir)
+	grow := func(dir string) (*testServer, []byte) {
 		g := serveOn(t, dir, nil)
 		for range 5 {
 			if _, err := g.admin.Entries(t.Context(), 0, 1); err != nil {
 				t.Fatal(err)
 			}
 		}
-		return g, g.note()
+		return g, g.checkpointNote()
 	}
-	one, first := grow(h.dir)
+	one, first := grow(srv.dir)
 	two, second := grow(fork)
 	one.stop()
 	two.stop()
-	for dir, against := range map[string][]byte{h.dir: second, fork: first} {
-		_, err := server.VerifyLog(t.Context(), dir, given([]ledger.Key{key}), against)
+	for dir, against := range map[string][]byte{srv.dir: second, fork: first} {
+		_, err := server.VerifyLog(t.Context(), dir, fixedKeys([]ledger.Key{key}), against)
 		if watchword.CodeOf(err) != watchword.LogInvalid {
 			t.Errorf("%s against the other's checkpoint: %v", dir, err)
 		}
 	}
-	for dir, own := range map[string][]byte{h.dir: first, fork: second} {
-		if _, err := server.VerifyLog(t.Context(), dir, given([]ledger.Key{key}), own); err != nil {
+	for dir, own := range map[string][]byte{srv.dir: first, fork: second} {
+		if _, err := server.VerifyLog(t.Context(), dir, fixedKeys([]ledger.Key{key}), own); err != nil {
 			t.Errorf("%s against its own: %v", dir, err)
 		}
 	}
@@ -306,14 +306,14 @@ func TestAForkIsExposed(t *testing.T) {
 
 // A server does not go on with a log that does not extend what it signed.
 func TestAServerDoesNotSignWhatWasRewritten(t *testing.T) {
-	dir, _, _ := loggedHouse(t)
+	dir, _, _ := serverWithLog(t)
 	for name, q := range map[string]string{
 		"an entry at the edge was changed": `UPDATE audit_entries SET hash = zeroblob(32) WHERE seq = (SELECT max(size) - 1 FROM audit_checkpoints)`, // that it signed
 		"the end was cut":                  `DELETE FROM audit_entries WHERE seq > 520`,
 		"an entry at the edge is gone":     `DELETE FROM audit_entries WHERE seq = (SELECT max(size) - 1 FROM audit_checkpoints)`, // that it signed
 	} {
 		c := copyTree(t, dir)
-		doctor(t, c, func(db *sql.DB) { exec1(t, db, q) })
+		tamper(t, c, func(db *sql.DB) { exec1(t, db, q) })
 		cfg := server.Defaults()
 		cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS, cfg.Metrics.Listen = c, "localhost:0", "localhost:0", ""
 		_, err := server.New(t.Context(), cfg, server.Options{})
@@ -323,9 +323,9 @@ func TestAServerDoesNotSignWhatWasRewritten(t *testing.T) {
 
 // What evidence says counts, each part of it, and under the right root alone.
 func TestEvidenceCannotBeChanged(t *testing.T) {
-	h := serve(t, nil)
-	lamp := h.enroll("lamp-1", device.Options{}, nil)
-	other := h.enroll("lamp-2", device.Options{}, nil)
+	srv := serve(t, nil)
+	lamp := srv.enroll("lamp-1", device.Options{}, nil)
+	other := srv.enroll("lamp-2", device.Options{}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for _, d := range []*device.Device{lamp, other} {
@@ -333,19 +333,19 @@ func TestEvidenceCannotBeChanged(t *testing.T) {
 		go func() { _ = d.Run(ctx) }() // ends with the test
 	}
 	evidence := func(id watchword.SubjectID, level int) []byte {
-		c, err := h.admin.Send(ctx, admin.Order{Device: id, Function: "lamp.set", Args: fmt.Appendf(nil, `{"level":%d}`, level), Wait: admin.DefaultTTL / 2})
+		c, err := srv.admin.Send(ctx, admin.CommandOrder{Device: id, Function: "lamp.set", Args: fmt.Appendf(nil, `{"level":%d}`, level), WaitReceipt: admin.DefaultTTL / 2})
 		must(t, err)
 		if c.State != watchword.Done || c.LogEntry == 0 {
 			t.Fatalf("%s, log entry %d", c.State, c.LogEntry)
 		}
-		b, err := h.admin.Evidence(ctx, c.ID)
+		b, err := srv.admin.Evidence(ctx, c.ID)
 		must(t, err)
 		return b
 	}
 	good, elsewhere, second := evidence("lamp-1", 40), evidence("lamp-2", 40), evidence("lamp-1", 41)
-	pin := token.Pin(lamp.Trust().Root[0])
+	pin := token.Pin(lamp.Trust().Roots[0])
 	v, err := orders.VerifyEvidence(good, pin)
-	if err != nil || v.Command.Function != "lamp.set" || string(v.Command.Args) != `{"level":40}` || v.Status != watchword.StDone || v.Signed == "" {
+	if err != nil || v.Command.Function != "lamp.set" || string(v.Command.Args) != `{"level":40}` || v.Status != watchword.StatusDone || v.OrderKey == "" {
 		t.Fatalf("%+v %v", v, err)
 	}
 	if _, err := orders.VerifyEvidence(good, token.Pin(deviceSigner(t, lamp).Public())); watchword.CodeOf(err) != watchword.LogInvalid {
@@ -396,20 +396,20 @@ func TestEvidenceCannotBeChanged(t *testing.T) {
 	for i := 0; i < len(good); i += 37 {
 		b := bytes.Clone(good)
 		b[i] ^= 1
-		if w, err := orders.VerifyEvidence(b, pin); err == nil && fmt.Sprint(w.Command, w.Status, w.Key) != fmt.Sprint(v.Command, v.Status, v.Key) {
+		if w, err := orders.VerifyEvidence(b, pin); err == nil && fmt.Sprint(w.Command, w.Status, w.ReceiptKey) != fmt.Sprint(v.Command, v.Status, v.ReceiptKey) {
 			t.Fatalf("byte %d of the evidence may be changed", i)
 		}
 	}
 }
 
-// given is keys that somebody kept.
-func given(keys []ledger.Key) func(string) []ledger.Key {
+// fixedKeys is keys that somebody kept.
+func fixedKeys(keys []ledger.Key) func(string) []ledger.Key {
 	return func(string) []ledger.Key { return keys }
 }
 
 // What is pruned is what the log said before, under its signature, and nothing else.
-func TestPruningByNobodysWord(t *testing.T) {
-	dir, keys, kept := loggedHouse(t)
+func TestPruningWithoutAuthorization(t *testing.T) {
+	dir, keys, kept := serverWithLog(t)
 	ctx := t.Context()
 	store := func(dir string, f func(st *sqlite.Store)) {
 		st, err := sqlite.Open(ctx, filepath.Join(dir, "watchword.db"), sqlite.Options{})
@@ -418,7 +418,7 @@ func TestPruningByNobodysWord(t *testing.T) {
 		must(t, st.Close())
 	}
 	verify := func(dir string) error {
-		_, err := server.VerifyLog(ctx, dir, given(keys), kept)
+		_, err := server.VerifyLog(ctx, dir, fixedKeys(keys), kept)
 		return err
 	}
 	forged := copyTree(t, dir)
@@ -427,7 +427,7 @@ func TestPruningByNobodysWord(t *testing.T) {
 		var err error
 		_, shall, err = st.PlanPrune(ctx, time.Now().Add(time.Hour), 1)
 		must(t, err)
-		must(t, st.AddEntry(ctx, shall.Say(audit.Entry{Tenant: watchword.DefaultTenant, At: time.Now(), Kind: audit.LogPrune, Outcome: audit.Done})))
+		must(t, st.AddEntry(ctx, shall.AddTo(audit.Entry{Tenant: watchword.DefaultTenant, At: time.Now(), Kind: audit.LogPrune, Outcome: audit.Done})))
 	}
 	store(dir, say)
 	must(t, verify(dir))
@@ -447,8 +447,8 @@ func TestPruningByNobodysWord(t *testing.T) {
 	lose := func(where string) func(db *sql.DB) {
 		return func(db *sql.DB) {
 			exec1(t, db, `UPDATE audit_entries SET salt = NULL, body = NULL WHERE body IS NOT NULL AND `+where)
-			retell(t, db, 0)
-			retell(t, db, 1)
+			rebuildTerms(t, db, 0)
+			rebuildTerms(t, db, 1)
 		}
 	}
 	for name, change := range map[string]func(db *sql.DB){
@@ -456,7 +456,7 @@ func TestPruningByNobodysWord(t *testing.T) {
 		"one beyond it":            lose(`seq = 300`),
 	} {
 		c := copyTree(t, dir)
-		doctor(t, c, change)
+		tamper(t, c, change)
 		wants(t, name, verify(c), watchword.LogInvalid)
 	}
 	// The same, said by who can write to the database alone.
@@ -470,13 +470,13 @@ func TestPruningByNobodysWord(t *testing.T) {
 
 // Who has no checkpoint but the one beside the database is told all the same.
 func TestTheCheckpointBesideTheDatabase(t *testing.T) {
-	dir, _, _ := loggedHouse(t)
+	dir, _, _ := serverWithLog(t)
 	for name, q := range map[string][]string{
 		"rewritten": {`DELETE FROM audit_checkpoints`, `UPDATE audit_entries SET hash = zeroblob(32), salt = NULL, body = NULL WHERE seq = (SELECT max(seq) FROM audit_entries)`},
 		"cut":       {`DELETE FROM audit_checkpoints`, `DELETE FROM audit_entries WHERE seq = (SELECT max(seq) FROM audit_entries)`},
 	} {
 		c := copyTree(t, dir)
-		doctor(t, c, func(db *sql.DB) {
+		tamper(t, c, func(db *sql.DB) {
 			for _, q := range q {
 				exec1(t, db, q)
 			}

@@ -15,11 +15,11 @@ import (
 // A device that is refused as fast as it can prints little, and nothing of another is
 // left out for it.
 func TestOneDeviceCannotFillTheLog(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })
-	greedy, other := h.enroll("lamp-1", device.Options{}, nil), h.enroll("lamp-2", device.Options{}, nil)
-	g, err := dialPaho(t, greedy, "lamp-1", h.token(greedy))
+	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })
+	greedy, other := srv.enroll("lamp-1", device.Options{}, nil), srv.enroll("lamp-2", device.Options{}, nil)
+	g, err := dialPaho(t, greedy, "lamp-1", srv.token(greedy))
 	must(t, err)
-	o, err := dialPaho(t, other, "lamp-2", h.token(other))
+	o, err := dialPaho(t, other, "lamp-2", srv.token(other))
 	must(t, err)
 	const flood = 5_000
 	topic := "devices/lamp-2/events/" + strings.Repeat("x/", 20) + strings.Repeat("y", 900)
@@ -33,8 +33,8 @@ func TestOneDeviceCannotFillTheLog(t *testing.T) {
 	if _, err := o.client.Publish(t.Context(), &paho.Publish{Topic: "devices/lamp-1/events/x", QoS: 1, Payload: []byte("x")}); err == nil {
 		t.Fatal("another may publish where it may not")
 	}
-	h.stop() // which prints what was left out
-	printed, lines := h.log.String(), map[string]int{}
+	srv.stop() // which prints what was left out
+	printed, lines := srv.log.String(), map[string]int{}
 	for line := range strings.Lines(printed) {
 		switch {
 		case len(line) > 2<<10:
@@ -50,7 +50,7 @@ func TestOneDeviceCannotFillTheLog(t *testing.T) {
 	if n := lines["lamp-1"]; n < logbudget.Burst/2 || n > logbudget.Burst/2+60*logbudget.Rate {
 		t.Errorf("%d lines of who was refused %d times", n, flood)
 	}
-	if n := lines["lamp-1"] + h.log.leftOut(t); n < flood+1 {
+	if n := lines["lamp-1"] + srv.log.leftOut(t); n < flood+1 {
 		t.Errorf("%d lines are printed or counted", n)
 	}
 	if lines["lamp-2"] != 1 || lines["left out"] == 0 {
@@ -59,7 +59,7 @@ func TestOneDeviceCannotFillTheLog(t *testing.T) {
 }
 
 // leftOut is how many lines it says that it has not.
-func (l *logs) leftOut(t *testing.T) (n int) {
+func (l *logBuffer) leftOut(t *testing.T) (n int) {
 	for line := range strings.Lines(l.String()) {
 		if !strings.Contains(line, "log lines left out") {
 			continue

@@ -37,13 +37,13 @@ subscribe = ["plant/#", "answers/${id}", "ask/#"]
 publish   = ["plant/+/secret"]
 `
 
-// meters is a house with plain MQTT beside the other doors, and two devices.
-func meters(t *testing.T) (h *house, one, two *device.Device) {
-	h = serve(t, func(c *server.Config) { c.Server.MQTT = "127.0.0.1:0" })
-	_, err := h.admin.ApplyPolicy(t.Context(), "meters", []byte(meterPolicy), 0)
+// meterServer is a house with plain MQTT beside the other doors, and two devices.
+func meterServer(t *testing.T) (srv *testServer, one, two *device.Device) {
+	srv = serve(t, func(c *server.Config) { c.Server.MQTT = "127.0.0.1:0" })
+	_, err := srv.admin.ApplyPolicy(t.Context(), "meters", []byte(meterPolicy), 0)
 	must(t, err)
 	labels := watchword.Labels{"kind": "meter"}
-	return h, h.enroll("meter-1", device.Options{}, labels), h.enroll("meter-2", device.Options{SignCurve: "Ed25519"}, labels)
+	return srv, srv.enroll("meter-1", device.Options{}, labels), srv.enroll("meter-2", device.Options{SignCurve: "Ed25519"}, labels)
 }
 
 // mosquitto runs one of mosquitto's clients as a device, over TLS.
@@ -58,12 +58,12 @@ func mosquitto(t *testing.T, name string, d *device.Device, id string, args ...s
 }
 
 func TestMosquittosClients(t *testing.T) {
-	_, one, two := meters(t)
+	_, one, two := meterServer(t)
 	for _, v := range []string{"mqttv311", "mqttv5"} {
 		t.Run(v, func(t *testing.T) {
 			// It says by itself that it has subscribed, and ends with the first message.
 			sub := mosquitto(t, "mosquitto_sub", two, "meter-2", "-V", v, "-q", "1", "-t", "plant/+/lux", "-v", "-C", "1", "-d")
-			heard := make(chan string, 1)
+			received := make(chan string, 1)
 			r, w := io.Pipe()
 			sub.Stdout = w
 			must(t, sub.Start())
@@ -79,7 +79,7 @@ func TestMosquittosClients(t *testing.T) {
 						close(subscribed)
 					}
 					if err != nil {
-						heard <- all.String()
+						received <- all.String()
 						return
 					}
 				}
@@ -91,7 +91,7 @@ func TestMosquittosClients(t *testing.T) {
 			}
 			must(t, sub.Wait())
 			must(t, w.Close())
-			if got := <-heard; !strings.Contains(got, "plant/meter-1/lux 42") {
+			if got := <-received; !strings.Contains(got, "plant/meter-1/lux 42") {
 				t.Errorf("heard %s", got)
 			}
 		})
@@ -115,7 +115,7 @@ func TestMosquittosClients(t *testing.T) {
 		}
 	})
 	t.Run("request and response", func(t *testing.T) {
-		w := wire(t, two, "")
+		w := connectPaho(t, two, "")
 		w.subscribe(t, "ask/#")
 		go func() {
 			p := <-w.got
@@ -131,8 +131,8 @@ func TestMosquittosClients(t *testing.T) {
 	})
 }
 
-// pahoWire is Eclipse Paho for MQTT 5.
-type pahoWire struct {
+// pahoClient is Eclipse Paho for MQTT 5.
+type pahoClient struct {
 	client *paho.Client
 	ack    *paho.Connack
 	got    chan *paho.Publish
@@ -148,8 +148,8 @@ func anchored(t testing.TB, d *device.Device) *tls.Config {
 	return &tls.Config{RootCAs: pool}
 }
 
-// wire connects as a device, with a suffix or none.
-func wire(t *testing.T, d *device.Device, suffix string) *pahoWire {
+// connectPaho connects as a device, with a suffix or none.
+func connectPaho(t *testing.T, d *device.Device, suffix string) *pahoClient {
 	t.Helper()
 	tok, err := d.NewToken(t.Context())
 	must(t, err)
@@ -158,11 +158,11 @@ func wire(t *testing.T, d *device.Device, suffix string) *pahoWire {
 	return w
 }
 
-func dialPaho(t testing.TB, d *device.Device, id, password string) (*pahoWire, error) {
+func dialPaho(t testing.TB, d *device.Device, id, password string) (*pahoClient, error) {
 	t.Helper()
 	nc, err := tls.Dial("tcp", d.MQTT(), anchored(t, d))
 	must(t, err)
-	w := &pahoWire{got: make(chan *paho.Publish, 256), ended: make(chan *paho.Disconnect, 1)}
+	w := &pahoClient{got: make(chan *paho.Publish, 256), ended: make(chan *paho.Disconnect, 1)}
 	w.client = paho.NewClient(paho.ClientConfig{
 		Conn: packets.NewThreadSafeConn(nc),
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(r paho.PublishReceived) (bool, error) {
@@ -178,7 +178,7 @@ func dialPaho(t testing.TB, d *device.Device, id, password string) (*pahoWire, e
 	return w, err
 }
 
-func (w *pahoWire) subscribe(t *testing.T, filters ...string) {
+func (w *pahoClient) subscribe(t *testing.T, filters ...string) {
 	t.Helper()
 	s := &paho.Subscribe{}
 	for _, f := range filters {
@@ -189,7 +189,7 @@ func (w *pahoWire) subscribe(t *testing.T, filters ...string) {
 }
 
 func TestPaho3(t *testing.T) {
-	h, one, two := meters(t)
+	srv, one, two := meterServer(t)
 	connect := func(d *device.Device, broker string) *peers.Client {
 		assertion, err := d.Assertion(time.Minute)
 		must(t, err)
@@ -202,7 +202,7 @@ func TestPaho3(t *testing.T) {
 	var place struct {
 		MQTT string `json:"mqtt"`
 	}
-	b, err := os.ReadFile(filepath.Join(h.dir, "server.json"))
+	b, err := os.ReadFile(filepath.Join(srv.dir, "server.json"))
 	must(t, err)
 	must(t, json.Unmarshal(b, &place))
 	sub := connect(two, "tcp://"+place.MQTT) // plain, on loopback
@@ -218,7 +218,7 @@ func TestPaho3(t *testing.T) {
 		t.Error("the secret is acknowledged")
 	}
 	<-pub.Lost // 3.1.1 has no other word
-	_, err = h.admin.Revoke(t.Context(), two.ID(), "stolen")
+	_, err = srv.admin.Revoke(t.Context(), two.ID(), "stolen")
 	must(t, err)
 	<-sub.Lost
 	if len(sub.Messages) > 0 {
@@ -226,11 +226,11 @@ func TestPaho3(t *testing.T) {
 	}
 }
 
-func TestNpmsMQTT(t *testing.T) {
-	h, one, two := meters(t)
+func TestNpmMQTT(t *testing.T) {
+	srv, one, two := meterServer(t)
 	tok, err := one.NewToken(t.Context())
 	must(t, err)
-	w := wire(t, two, "/listener")
+	w := connectPaho(t, two, "/listener")
 	w.subscribe(t, "plant/#")
 	const script = `
 import mqtt from 'mqtt'
@@ -258,7 +258,7 @@ for (const protocolVersion of [4, 5]) {
 			t.Errorf("heard %q, want %s", p.Payload, want)
 		}
 	}
-	_ = h
+	_ = srv
 }
 
 // mustDir is a new folder beside npm's modules, where node looks for them.
@@ -277,8 +277,8 @@ func mustDir(t *testing.T) string {
 }
 
 // Forged, stale and foreign papers at the MQTT door.
-func TestPapersAtTheMQTTDoor(t *testing.T) {
-	h, one, two := meters(t)
+func TestCredentialsOverMQTT(t *testing.T) {
+	srv, one, two := meterServer(t)
 	good, err := one.NewToken(t.Context())
 	must(t, err)
 	foreign, err := two.Assertion(time.Minute)
@@ -296,14 +296,14 @@ func TestPapersAtTheMQTTDoor(t *testing.T) {
 		"a changed byte":          {good[:len(good)-8] + "AAAAAAAA", 0x87},
 		"an assertion used twice": {used, 0x87},
 		"another's assertion":     {foreign, 0x85},
-		"a token of another kind": {string(must2(os.ReadFile(filepath.Join(filepath.Dir(one.CAFile()), "trust.jws")))(t)), 0x86},
+		"a token of another kind": {string(mustValue(os.ReadFile(filepath.Join(filepath.Dir(one.CAFile()), "trust.jws")))(t)), 0x86},
 	} {
 		w, err := dialPaho(t, one, "meter-1/b", c.password)
 		if err == nil || w.ack == nil || w.ack.ReasonCode != c.code {
 			t.Errorf("%s: %v %+v, want %#x", name, err, w.ack, c.code)
 		}
 	}
-	_, err = h.admin.Suspend(t.Context(), "meter-1", "look into it")
+	_, err = srv.admin.Suspend(t.Context(), "meter-1", "look into it")
 	must(t, err)
 	if p := <-first.ended; p.ReasonCode != 0x98 {
 		t.Errorf("suspended: %#x", p.ReasonCode)
@@ -313,7 +313,7 @@ func TestPapersAtTheMQTTDoor(t *testing.T) {
 	}
 }
 
-func must2[T any](v T, err error) func(testing.TB) T {
+func mustValue[T any](v T, err error) func(testing.TB) T {
 	return func(t testing.TB) T {
 		t.Helper()
 		must(t, err)
@@ -323,12 +323,12 @@ func must2[T any](v T, err error) func(testing.TB) T {
 
 // What a device says over HTTP is heard over MQTT, and the other way round; what
 // the server keeps comes at once.
-func TestTheDoorsHearEachOther(t *testing.T) {
-	h, one, two := meters(t)
-	_, err := h.admin.ApplyPolicy(t.Context(), "listeners", []byte("subjects = [\"meter-2\"]\n[[allow]]\nsubscribe = [\"devices/+/events/#\", \"devices/+/state\"]\n"), 0)
+func TestTransportsShareEvents(t *testing.T) {
+	srv, one, two := meterServer(t)
+	_, err := srv.admin.ApplyPolicy(t.Context(), "listeners", []byte("subjects = [\"meter-2\"]\n[[allow]]\nsubscribe = [\"devices/+/events/#\", \"devices/+/state\"]\n"), 0)
 	must(t, err)
 	must(t, one.ReportState(t.Context(), map[string]int{"level": 7})) // over HTTP: it does not run
-	w := wire(t, two, "")
+	w := connectPaho(t, two, "")
 	w.subscribe(t, "devices/+/events/#", "devices/meter-1/state")
 	if p := <-w.got; p.Topic != "devices/meter-1/state" || string(p.Payload) != `{"level":7}` || !p.Retain {
 		t.Errorf("kept state: %+v", p)
@@ -341,7 +341,7 @@ func TestTheDoorsHearEachOther(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		_ = h.admin.Watch(ctx, "meter-2", "", func() { close(opened) }, func(e api.Event) error { // ends with the test
+		_ = srv.admin.Watch(ctx, "meter-2", "", func() { close(opened) }, func(e api.Event) error { // ends with the test
 			events <- e
 			return nil
 		})
@@ -352,9 +352,9 @@ func TestTheDoorsHearEachOther(t *testing.T) {
 	if e := <-events; e.Stream != "power" || string(e.Data) != `{"w":3}` {
 		t.Errorf("over SSE: %+v", e)
 	}
-	c := wire(t, one, "")
+	c := connectPaho(t, one, "")
 	c.subscribe(t, "devices/meter-1/config")
-	_, err = h.admin.SetConfig(t.Context(), "meter-1", json.RawMessage(`{"every":5}`), -1)
+	_, err = srv.admin.SetConfig(t.Context(), "meter-1", json.RawMessage(`{"every":5}`), -1)
 	must(t, err)
 	if p := <-c.got; p.Topic != "devices/meter-1/config" || strings.Count(string(p.Payload), ".") != 2 {
 		t.Errorf("configuration: %+v", p)
@@ -364,19 +364,19 @@ func TestTheDoorsHearEachOther(t *testing.T) {
 // Commands go to one connection of a device, in sequence; to the newest, and back
 // to the one before when that closes; delivered is the PUBACK.
 func TestCommandsOverMQTT(t *testing.T) {
-	h, one, _ := meters(t)
+	srv, one, _ := meterServer(t)
 	send := func() api.Command {
-		c, err := h.admin.Send(t.Context(), admin.Order{Device: "meter-1", Function: "reset"})
+		c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "meter-1", Function: "reset"})
 		must(t, err)
 		return c
 	}
 	waiting := send() // before anybody is there
-	a := wire(t, one, "/a")
+	a := connectPaho(t, one, "/a")
 	a.subscribe(t, "devices/meter-1/commands")
 	if p := <-a.got; p.Topic != "devices/meter-1/commands" || p.QoS != 1 {
 		t.Fatalf("%+v", p)
 	}
-	b := wire(t, one, "/b")
+	b := connectPaho(t, one, "/b")
 	b.subscribe(t, "devices/meter-1/commands")
 	for range 40 {
 		send()
@@ -393,16 +393,16 @@ func TestCommandsOverMQTT(t *testing.T) {
 	c := last
 	for !c.State.Final() { // one that was not acknowledged over there comes first, again
 		p := <-a.got
-		r, err := one.Obey(t.Context(), string(p.Payload))
+		r, err := one.Execute(t.Context(), string(p.Payload))
 		must(t, err)
-		must(t, one.HandIn(t.Context(), r))
-		c = must2(h.admin.Command(t.Context(), last.ID, 0))(t)
+		must(t, one.SendReceipt(t.Context(), r))
+		c = mustValue(srv.admin.Command(t.Context(), last.ID, 0))(t)
 	}
 	if c.State != watchword.Done && c.State != watchword.Refused {
 		t.Errorf("the last is %s", c.State)
 	}
 	for c.ID != waiting.ID || c.State == watchword.Sent { // written down a moment after the PUBACK
-		c = must2(h.admin.Command(t.Context(), waiting.ID, 0))(t)
+		c = mustValue(srv.admin.Command(t.Context(), waiting.ID, 0))(t)
 	}
 	if c.State != watchword.Delivered {
 		t.Errorf("the first is %s", c.State)
@@ -412,12 +412,12 @@ func TestCommandsOverMQTT(t *testing.T) {
 // Eclipse Paho proves the device's key by the TLS connection's exporter, with no
 // challenge; and again in session, where only a challenge counts. A proof made for
 // another connection is worth nothing.
-func TestProofByTheExporter(t *testing.T) {
-	_, one, _ := meters(t)
+func TestExporterProof(t *testing.T) {
+	_, one, _ := meterServer(t)
 	tok, err := one.NewToken(t.Context())
 	must(t, err)
-	raw := must2(os.ReadFile(filepath.Join(filepath.Dir(one.CAFile()), "sign.jwk")))(t)
-	key := must2(jose.ParsePrivateJWK(raw, jose.ForSigning))(t).Crypto().(*ecdsa.PrivateKey)
+	raw := mustValue(os.ReadFile(filepath.Join(filepath.Dir(one.CAFile()), "sign.jwk")))(t)
+	key := mustValue(jose.ParsePrivateJWK(raw, jose.ForSigning))(t).Crypto().(*ecdsa.PrivateKey)
 	prove := func(material []byte) []byte {
 		sum := sha256.Sum256(material)
 		r, s, err := ecdsa.Sign(rand.Reader, key, sum[:])

@@ -205,8 +205,8 @@ func mutations(other ...string) []mutation {
 
 var order256, _ = new(big.Int).SetString("ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551", 16)
 
-// kidGames is for the doors that find the key by its kid.
-func kidGames(s *street, d door) []mutation {
+// kidMutations is for the doors that find the key by its kid.
+func kidMutations(ep *endpointFixture, d endpoint) []mutation {
 	var out []mutation
 	kid := func(v string, want watchword.Code) {
 		out = append(out, mutation{name: "header: kid " + v, want: want, head: set("kid", v)})
@@ -214,7 +214,7 @@ func kidGames(s *street, d door) []mutation {
 	id := string(d.key.Public().ID())
 	for _, v := range []string{
 		"../../../../etc/passwd", "/dev/null", "' OR '1'='1", "x'; DROP TABLE tokens; --", "$(id)", "`id`", "https://evil.example/key", id + `\u0000`, " " + id, id + " ", id + "=",
-		strings.ToUpper(id), strings.ToLower(id), id[:42], id + "A", "0", string(s.operator.Public().ID()) + "x", string(s.ring.Root().ID()) + "x", strings.Repeat("A", 128),
+		strings.ToUpper(id), strings.ToLower(id), id[:42], id + "A", "0", string(ep.operator.Public().ID()) + "x", string(ep.ring.Root().ID()) + "x", strings.Repeat("A", 128),
 	} {
 		kid(`"`+v+`"`, watchword.KeyUnknown)
 	}
@@ -223,7 +223,7 @@ func kidGames(s *street, d door) []mutation {
 	}
 	out = append(
 		out,
-		mutation{name: "header: kid of another key that counts elsewhere", want: watchword.KeyUnknown, head: set("kid", `"`+string(s.ring.Public("log")[0].ID())+`"`)},
+		mutation{name: "header: kid of another key that counts elsewhere", want: watchword.KeyUnknown, head: set("kid", `"`+string(ep.ring.Public("log")[0].ID())+`"`)},
 		mutation{name: "header: no kid", want: watchword.KeyUnknown, head: set("kid", "")},
 		mutation{name: "header: kid twice", want: watchword.TokenMalformed, head: put(`"kid":"` + id + `"`)},
 		mutation{name: "header: a key in the header", want: watchword.TokenMalformed, head: put(`"jwk":` + string(d.key.Public().JWK()))},
@@ -245,8 +245,8 @@ func hmacOf(key []byte) func(string) string {
 	}
 }
 
-// foreign is what a paper of the wrong tenant, issuer and audience says.
-func foreign(d door, issuer string) []mutation {
+// foreignClaims is what a paper of the wrong tenant, issuer and audience says.
+func foreignClaims(d endpoint, issuer string) []mutation {
 	var out []mutation
 	c := d.claims()
 	for _, v := range []string{"https://evil.example", issuer + "/", issuer + "/t/evil", strings.ToUpper(issuer), issuer + "#", "https://evil.example/" + issuer, "", " " + issuer, issuer + `\u0000`} {
@@ -271,7 +271,7 @@ func foreign(d door, issuer string) []mutation {
 var noTime = map[string]bool{"claims: iat 0": true, "claims: iat -1": true, "claims: iat -9223372036854775808": true}
 
 // of is what d says to m; ok is false where m is no mutation there.
-func (m mutation) of(d door) (code watchword.Code, ok bool) {
+func (m mutation) of(d endpoint) (code watchword.Code, ok bool) {
 	game := func(prefix string) bool { return strings.HasPrefix(m.name, prefix) }
 	switch d.typ {
 	case token.TypReceipt:
@@ -279,7 +279,7 @@ func (m mutation) of(d door) (code watchword.Code, ok bool) {
 			return "", false
 		}
 	case token.TypAccess:
-		if d.word == inactive && m.want == watchword.AudienceMismatch {
+		if d.refusalCode == inactive && m.want == watchword.AudienceMismatch {
 			return "", false // tokens of every audience are asked about
 		}
 	case token.TypTrust:
@@ -303,35 +303,35 @@ func (m mutation) of(d door) (code watchword.Code, ok bool) {
 			return "", false
 		}
 	}
-	return d.says(m.want), true
+	return d.codeFor(m.want), true
 }
 
 // Every game with header, encoding, numbers and text, at every door that checks a
 // signature, with signatures that hold.
-func TestMutationsOfGoodPapers(t *testing.T) {
-	_, err := built() // before anything has a clock that runs
+func TestMutatedCredentials(t *testing.T) {
+	_, err := buildBinary() // before anything has a clock that runs
 	must(t, err)
 	t.Run("P-256", func(t *testing.T) {
-		mutationsAtTheDoors(t, newStreet(t, newClock().now), func(door) bool { return true }, jose.Ed, jose.EdDSA)
+		mutationsAtEndpoints(t, newEndpoints(t, newClock().now), func(endpoint) bool { return true }, jose.Ed, jose.EdDSA)
 	})
 	t.Run("Ed25519", func(t *testing.T) {
-		s := newStreetOf(t, newClock().now, device.Options{SignCurve: jose.Ed})
-		mutationsAtTheDoors(t, s, func(d door) bool { return d.key == s.own }, jose.ES256)
+		ep := newEndpointsFor(t, newClock().now, device.Options{SignCurve: jose.Ed})
+		mutationsAtEndpoints(t, ep, func(d endpoint) bool { return d.key == ep.deviceKey }, jose.ES256)
 	})
 }
 
-func mutationsAtTheDoors(t *testing.T, s *street, at func(door) bool, otherAlgs ...string) {
+func mutationsAtEndpoints(t *testing.T, ep *endpointFixture, at func(endpoint) bool, otherAlgs ...string) {
 	cells := 0
-	for _, d := range s.doors {
+	for _, d := range ep.endpoints {
 		if strings.HasPrefix(d.name, "MQTT 3.1.1") || !at(d) {
 			continue // of MQTT 3.1.1: the same door with fewer words
 		}
 		t.Run(d.name, func(t *testing.T) {
-			ms := append(mutations(otherAlgs...), foreign(d, s.ring.Issuer())...)
-			if !d.inHead {
-				ms = append(ms, kidGames(s, d)...)
+			ms := append(mutations(otherAlgs...), foreignClaims(d, ep.ring.Issuer())...)
+			if !d.keyInHeader {
+				ms = append(ms, kidMutations(ep, d)...)
 			}
-			var shown []cell
+			var shown []matrixCell
 			for _, m := range ms {
 				want, ok := m.of(d)
 				if !ok {
@@ -339,7 +339,7 @@ func mutationsAtTheDoors(t *testing.T, s *street, at func(door) bool, otherAlgs 
 				}
 				b, err := json.Marshal(d.claims())
 				must(t, err)
-				head, payload := d.head(d.typ, d.key), string(b)
+				head, payload := d.header(d.typ, d.key), string(b)
 				if m.head != nil {
 					head = m.head(head)
 				}
@@ -350,16 +350,16 @@ func mutationsAtTheDoors(t *testing.T, s *street, at func(door) bool, otherAlgs 
 				if m.raw != nil {
 					raw = m.raw(raw)
 				}
-				got := d.show(raw)
+				got := d.present(raw)
 				cells++
 				if got.code != want {
-					t.Errorf("%s: got %q, want %q: %s", m.name, got.code, want, got.under)
+					t.Errorf("%s: got %q, want %q: %s", m.name, got.code, want, got.text)
 				}
-				shown = append(shown, cell{m.name, raw, want, got})
+				shown = append(shown, matrixCell{m.name, raw, want, got})
 			}
-			s.sameWords(t, d, shown)
-			if got := d.show(d.make(t, d.typ, d.claims())); got.code != taken {
-				t.Errorf("with nothing wrong: got %q: %s", got.code, got.under)
+			ep.wantSameTexts(t, d, shown)
+			if got := d.present(d.sign(t, d.typ, d.claims())); got.code != accepted {
+				t.Errorf("with nothing wrong: got %q: %s", got.code, got.text)
 			}
 		})
 	}

@@ -28,28 +28,28 @@ import (
 const formType = "Content-Type: application/x-www-form-urlencoded"
 
 // narrowed is a token of a subject with this scope.
-func (h *house) narrowed(by *jose.Signer, id watchword.SubjectID, scope string) string {
-	h.t.Helper()
-	raw, err := token.SignAssertion(by, id, h.admin.Issuer(), time.Now(), time.Minute)
-	must(h.t, err)
+func (srv *testServer) narrowed(by *jose.Signer, id watchword.SubjectID, scope string) string {
+	srv.t.Helper()
+	raw, err := token.SignAssertion(by, id, srv.admin.Issuer(), time.Now(), time.Minute)
+	must(srv.t, err)
 	form := assertionForm(raw)
 	if scope != "" {
 		form.Set("scope", scope)
 	}
-	a := h.ask("POST", "/oauth/token", "", form.Encode(), formType)
+	a := srv.request("POST", "/oauth/token", "", form.Encode(), formType)
 	if a.status != 200 {
-		h.t.Fatalf("no token for %q: %d %s", scope, a.status, a.body)
+		srv.t.Fatalf("no token for %q: %d %s", scope, a.status, a.body)
 	}
-	return a.member(h.t, "access_token")
+	return a.member(srv.t, "access_token")
 }
 
 // operatorSigner is the key of the first operator, who owns everything.
-func (h *house) operatorSigner() *jose.Signer {
-	h.t.Helper()
-	k, err := jose.ParsePrivateJWK(must2(os.ReadFile(filepath.Join(h.dir, "operator.jwk")))(h.t), jose.ForSigning)
-	must(h.t, err)
+func (srv *testServer) operatorSigner() *jose.Signer {
+	srv.t.Helper()
+	k, err := jose.ParsePrivateJWK(mustValue(os.ReadFile(filepath.Join(srv.dir, "operator.jwk")))(srv.t), jose.ForSigning)
+	must(srv.t, err)
 	s, err := k.Signer()
-	must(h.t, err)
+	must(srv.t, err)
 	return s
 }
 
@@ -57,23 +57,23 @@ func (h *house) operatorSigner() *jose.Signer {
 // owner that names one path no other operation gives anything, also not what the owner
 // itself ordered.
 func TestANarrowTokenOpensItsOwnAddressAlone(t *testing.T) {
-	h := serve(t, nil)
-	h.http = h.client()
-	h.enroll("lamp-1", device.Options{}, nil)
-	sent, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", TTL: time.Hour})
+	srv := serve(t, nil)
+	srv.http = srv.client()
+	srv.enroll("lamp-1", device.Options{}, nil)
+	sent, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", TTL: time.Hour})
 	must(t, err)
-	narrow := h.narrowed(h.operatorSigner(), h.admin.Subject(), "get:api:/v1/self")
+	narrow := srv.narrowed(srv.operatorSigner(), srv.admin.Subject(), "get:api:/v1/self")
 	var doc struct {
 		Paths map[string]map[string]struct {
 			Security []map[string][]string `json:"security"`
 		} `json:"paths"`
 	}
-	must(t, json.Unmarshal([]byte(h.ask("GET", "/openapi.json", "", "").body), &doc))
+	must(t, json.Unmarshal([]byte(srv.request("GET", "/openapi.json", "", "").body), &doc))
 	asked := 0
 	try := func(method, path, body string, headers ...string) {
 		t.Helper()
 		asked++
-		a := h.ask(method, path, narrow, body, headers...)
+		a := srv.request(method, path, narrow, body, headers...)
 		if want := map[bool]int{true: 200, false: 403}[method+path == "GET/v1/self"]; a.status != want {
 			t.Errorf("%s %s: %d %s, want %d", method, path, a.status, a.body, want)
 		}
@@ -83,7 +83,7 @@ func TestANarrowTokenOpensItsOwnAddressAlone(t *testing.T) {
 			if op.Security == nil {
 				continue // no token, or not one alone: below
 			}
-			at := somewhere(path)
+			at := fillPath(path)
 			if strings.HasPrefix(path, "/v1/commands/{id}") {
 				at = strings.Replace(path, "{id}", string(sent.ID), 1) // its own
 			}
@@ -100,8 +100,8 @@ func TestANarrowTokenOpensItsOwnAddressAlone(t *testing.T) {
 	try("GET", "/v1/commands/"+string(sent.ID)+"?wait=1s", "")
 	try("GET", "/log/checkpoint", "")
 	try("POST", "/oauth/introspect", "token=x", formType)
-	try("POST", "/oauth/revoke", url.Values{"token": {h.narrowed(h.operatorSigner(), h.admin.Subject(), "")}}.Encode(), formType)
-	if c, err := h.admin.Command(t.Context(), sent.ID, 0); err != nil || c.State != watchword.Queued {
+	try("POST", "/oauth/revoke", url.Values{"token": {srv.narrowed(srv.operatorSigner(), srv.admin.Subject(), "")}}.Encode(), formType)
+	if c, err := srv.admin.Command(t.Context(), sent.ID, 0); err != nil || c.State != watchword.Queued {
 		t.Errorf("the command is %v, %v", c.State, err)
 	}
 }
@@ -110,19 +110,19 @@ func TestANarrowTokenOpensItsOwnAddressAlone(t *testing.T) {
 // each thing that a subject gets by being who it is, with a token that does not state the
 // right, and with one that does.
 func TestANarrowTokenIsAsWideAsItsScope(t *testing.T) {
-	h := serve(t, nil)
-	h.http = h.client()
-	_, err := h.admin.ApplyPolicy(t.Context(), "narrow", []byte(`for = { kind = "narrow" }
+	srv := serve(t, nil)
+	srv.http = srv.client()
+	_, err := srv.admin.ApplyPolicy(t.Context(), "narrow", []byte(`for = { kind = "narrow" }
 [[allow]]
 publish = ["plant/#"]
 subscribe = ["plant/#"]
 call = ["lamp.*"]
 `), 0)
 	must(t, err)
-	d := h.enroll("lamp-1", device.Options{}, watchword.Labels{"kind": "narrow"})
-	h.enroll("lamp-2", device.Options{}, nil)
+	d := srv.enroll("lamp-1", device.Options{}, watchword.Labels{"kind": "narrow"})
+	srv.enroll("lamp-2", device.Options{}, nil)
 	key := deviceSigner(t, d)
-	scoped := func(scope string) string { return h.narrowed(key, "lamp-1", scope) }
+	scoped := func(scope string) string { return srv.narrowed(key, "lamp-1", scope) }
 	whole := scoped("")
 
 	// What stands: a connection with subscriptions.
@@ -131,7 +131,7 @@ call = ["lamp.*"]
 	standing.subscribe(t, "plant/held", "devices/lamp-1/commands", "$watchword/auth")
 	order := func() string {
 		t.Helper()
-		a := h.ask("POST", "/v1/commands", whole, `{"device":"lamp-2","function":"lamp.set","args":{"level":1}}`)
+		a := srv.request("POST", "/v1/commands", whole, `{"device":"lamp-2","function":"lamp.set","args":{"level":1}}`)
 		if a.status != 201 {
 			t.Fatalf("no command: %d %s", a.status, a.body)
 		}
@@ -141,9 +141,9 @@ call = ["lamp.*"]
 
 	ask := func(method, path, body string, headers ...string) func(tok string) watchword.Code {
 		return func(tok string) watchword.Code {
-			a := h.ask(method, path, tok, body, headers...)
+			a := srv.request(method, path, tok, body, headers...)
 			if a.status < 300 {
-				return taken
+				return accepted
 			}
 			return a.code
 		}
@@ -164,7 +164,7 @@ call = ["lamp.*"]
 			}
 			if then == nil {
 				_ = c.Disconnect(&paho.Disconnect{}) // the end of it
-				return taken
+				return accepted
 			}
 			if code, err := then(c); code >= 0x80 {
 				return map[bool]watchword.Code{true: watchword.Denied, false: watchword.Internal}[code == 0x87]
@@ -172,7 +172,7 @@ call = ["lamp.*"]
 				t.Fatalf("%s: %v", id, err)
 			}
 			_ = c.Disconnect(&paho.Disconnect{}) // the end of it
-			return taken
+			return accepted
 		}
 	}
 	subscribe := func(filter string) func(c *paho.Client) (byte, error) {
@@ -203,7 +203,7 @@ call = ["lamp.*"]
 		if ack.ReasonCode == 0x87 {
 			return watchword.Denied
 		}
-		return taken
+		return accepted
 	}
 	putSession := func(tok string) watchword.Code {
 		return ask("PUT", "/v1/self/sessions/"+standing.ack.Properties.User.Get("session"), "")(tok)
@@ -271,7 +271,7 @@ call = ["lamp.*"]
 			if row.enough == "" {
 				return
 			}
-			if got := row.act(scoped(row.enough)); got != taken && !(got == watchword.NotFound && strings.HasPrefix(row.name, "the reported state")) {
+			if got := row.act(scoped(row.enough)); got != accepted && !(got == watchword.NotFound && strings.HasPrefix(row.name, "the reported state")) {
 				t.Errorf("with %q: %q, want it taken", row.enough, got)
 			}
 		})
@@ -284,16 +284,16 @@ call = ["lamp.*"]
 		if name != "itself" {
 			other = scoped(pair[1])
 		}
-		if got := revoke(func() string { return other })(tok); got != taken {
+		if got := revoke(func() string { return other })(tok); got != accepted {
 			t.Errorf("revoking, %s: %q", name, got)
 		}
-		if a := h.ask("GET", "/v1/self", other, ""); a.code != watchword.TokenRevoked {
+		if a := srv.request("GET", "/v1/self", other, ""); a.code != watchword.TokenRevoked {
 			t.Errorf("revoking, %s: it goes on: %d %s", name, a.status, a.body)
 		}
 	}
 
 	// hello says nothing by itself: without the right to its commands none is acknowledged.
-	mine, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", TTL: time.Hour})
+	mine, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", TTL: time.Hour})
 	must(t, err)
 	handed := func(c api.Command) {
 		t.Helper()
@@ -310,10 +310,10 @@ call = ["lamp.*"]
 	}
 	handed(mine)
 	hello := publish("$watchword/hello", fmt.Sprintf(`{"nonce":"","epoch":%d,"seq":%d}`, mine.Epoch, mine.Seq+100), false)
-	if got := connect("lamp-1/hello", clean, hello)(scoped(aTopic)); got != taken {
+	if got := connect("lamp-1/hello", clean, hello)(scoped(aTopic)); got != accepted {
 		t.Errorf("hello: %q", got)
 	}
-	next, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", TTL: time.Hour})
+	next, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", TTL: time.Hour})
 	must(t, err)
 	handed(next)
 	// And all the while the session stood.
@@ -322,27 +322,27 @@ call = ["lamp.*"]
 			t.Errorf("taking over with clean start %v: %q, want denied", c.CleanStart, got)
 		}
 	}
-	if a := h.ask("GET", "/v1/self/sessions", whole, ""); !strings.Contains(a.body, standing.ack.Properties.User.Get("session")) {
+	if a := srv.request("GET", "/v1/self/sessions", whole, ""); !strings.Contains(a.body, standing.ack.Properties.User.Get("session")) {
 		t.Errorf("the session that stood is gone: %s", a.body)
 	}
-	if got := connect("lamp-1", clean, nil)(scoped(holds + " " + aTopic)); got != taken {
+	if got := connect("lamp-1", clean, nil)(scoped(holds + " " + aTopic)); got != accepted {
 		t.Errorf("taking over with what it holds: %q", got)
 	}
 }
 
 // A stream that stands is refreshed only by a token that allows it too, and goes on.
 func TestANarrowTokenRefreshesNoStream(t *testing.T) {
-	h := serve(t, nil)
-	h.http = h.client()
-	d := h.enroll("lamp-1", device.Options{}, nil)
+	srv := serve(t, nil)
+	srv.http = srv.client()
+	d := srv.enroll("lamp-1", device.Options{}, nil)
 	key := deviceSigner(t, d)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, "GET", h.url+"/v1/self/commands", http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, "GET", srv.url+"/v1/self/commands", http.NoBody)
 	must(t, err)
-	req.Header.Set("Authorization", "Bearer "+h.narrowed(key, "lamp-1", ""))
+	req.Header.Set("Authorization", "Bearer "+srv.narrowed(key, "lamp-1", ""))
 	req.Header.Set("Accept", "text/event-stream")
-	res, err := h.client().Do(req)
+	res, err := srv.client().Do(req)
 	must(t, err)
 	defer res.Body.Close()
 	lines := bufio.NewScanner(res.Body)
@@ -367,11 +367,11 @@ func TestANarrowTokenRefreshesNoStream(t *testing.T) {
 		"put:api:/v1/self/sessions/# get:api:/v1/self/commands sub:topic:devices/lamp-1/commands": 200,
 		"get:api:/v1/self/# sub:topic:devices/lamp-1/commands":                                    403,
 	} {
-		if a := h.ask("PUT", path, h.narrowed(key, "lamp-1", scope), ""); a.status != want {
+		if a := srv.request("PUT", path, srv.narrowed(key, "lamp-1", scope), ""); a.status != want {
 			t.Errorf("%q: %d %s, want %d", scope, a.status, a.body, want)
 		}
 	}
-	_, err = h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", TTL: time.Hour})
+	_, err = srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", TTL: time.Hour})
 	must(t, err)
 	next("event: command")
 }

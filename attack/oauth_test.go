@@ -19,16 +19,16 @@ import (
 )
 
 // send is ask with headers that may stand twice.
-func (h *house) send(method, path, body string, head http.Header) answer {
-	h.t.Helper()
-	req, err := http.NewRequestWithContext(h.t.Context(), method, h.url+path, strings.NewReader(body))
-	must(h.t, err)
+func (srv *testServer) send(method, path, body string, head http.Header) answer {
+	srv.t.Helper()
+	req, err := http.NewRequestWithContext(srv.t.Context(), method, srv.url+path, strings.NewReader(body))
+	must(srv.t, err)
 	req.Header = head
-	res, err := h.client().Do(req)
-	must(h.t, err)
+	res, err := srv.client().Do(req)
+	must(srv.t, err)
 	defer res.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
-	must(h.t, err)
+	must(srv.t, err)
 	a := answer{status: res.StatusCode, header: res.Header, body: string(b)}
 	var p struct {
 		Code  watchword.Code `json:"code"`
@@ -42,11 +42,11 @@ func (h *house) send(method, path, body string, head http.Header) answer {
 }
 
 // post sends a form to an OAuth endpoint, with a client assertion of d if there is one.
-func (h *house) post(path string, d *device.Device, form url.Values, headers ...string) answer {
-	h.t.Helper()
+func (srv *testServer) post(path string, d *device.Device, form url.Values, headers ...string) answer {
+	srv.t.Helper()
 	if d != nil {
 		assertion, err := d.Assertion(time.Minute)
-		must(h.t, err)
+		must(srv.t, err)
 		form = formWith(form, "client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer", "client_assertion", assertion)
 	}
 	head := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
@@ -54,7 +54,7 @@ func (h *house) post(path string, d *device.Device, form url.Values, headers ...
 		k, v, _ := strings.Cut(line, ": ")
 		head.Add(k, v)
 	}
-	return h.send("POST", path, form.Encode(), head)
+	return srv.send("POST", path, form.Encode(), head)
 }
 
 func formWith(form url.Values, kv ...string) url.Values {
@@ -86,43 +86,43 @@ func prove(t testing.TB, s *jose.Signer, method, uri, nonce, access string) stri
 }
 
 // nonce asks the server for one, as a client does that knows none.
-func (h *house) nonce() string {
-	h.t.Helper()
-	_, s := newKey(h.t, "P-256")
-	a := h.post("/oauth/token", nil, grant, "DPoP: "+prove(h.t, s, "POST", h.url+"/oauth/token", "", ""))
+func (srv *testServer) nonce() string {
+	srv.t.Helper()
+	_, s := newKey(srv.t, "P-256")
+	a := srv.post("/oauth/token", nil, grant, "DPoP: "+prove(srv.t, s, "POST", srv.url+"/oauth/token", "", ""))
 	n := a.header.Get("DPoP-Nonce")
 	if n == "" {
-		h.t.Fatalf("no nonce: %d %s", a.status, a.body)
+		srv.t.Fatalf("no nonce: %d %s", a.status, a.body)
 	}
 	return n
 }
 
 // bound gets a token of d that is bound to the key of s.
-func (h *house) bound(d *device.Device, s *jose.Signer) string {
-	h.t.Helper()
-	a := h.post("/oauth/token", d, grant, "DPoP: "+prove(h.t, s, "POST", h.url+"/oauth/token", h.nonce(), ""))
-	if a.status != 200 || a.member(h.t, "token_type") != "DPoP" {
-		h.t.Fatalf("no bound token: %d %s", a.status, a.body)
+func (srv *testServer) bound(d *device.Device, s *jose.Signer) string {
+	srv.t.Helper()
+	a := srv.post("/oauth/token", d, grant, "DPoP: "+prove(srv.t, s, "POST", srv.url+"/oauth/token", srv.nonce(), ""))
+	if a.status != 200 || a.member(srv.t, "token_type") != "DPoP" {
+		srv.t.Fatalf("no bound token: %d %s", a.status, a.body)
 	}
-	return a.member(h.t, "access_token")
+	return a.member(srv.t, "access_token")
 }
 
-// entered waits for the refusal that an answer's trace id names: they are written beside.
-func (h *house) entered(trace string, code watchword.Code, actor watchword.SubjectID) {
-	h.t.Helper()
+// waitForRefusalEntry waits for the refusal that an answer's trace id names: they are written beside.
+func (srv *testServer) waitForRefusalEntry(trace string, code watchword.Code, actor watchword.SubjectID) {
+	srv.t.Helper()
 	for range 2000 {
-		es, err := h.admin.Entries(h.t.Context(), 0, 10_000)
-		must(h.t, err)
+		es, err := srv.admin.Entries(srv.t.Context(), 0, 10_000)
+		must(srv.t, err)
 		for _, e := range es {
 			if e.Trace == trace && e.Kind == audit.RequestRefuse {
 				if e.Code != code || e.Actor != actor {
-					h.t.Errorf("the entry says %q of %q, want %q of %q", e.Code, e.Actor, code, actor)
+					srv.t.Errorf("the entry says %q of %q, want %q of %q", e.Code, e.Actor, code, actor)
 				}
 				return
 			}
 		}
 	}
-	h.t.Errorf("no entry for %s", code)
+	srv.t.Errorf("no entry for %s", code)
 }
 
 func TestDPoPAtTheTokenEndpoint(t *testing.T) {
@@ -149,7 +149,7 @@ func dpopAtTheTokenEndpoint(t *testing.T, curve string) {
 		return raw
 	}
 	kid := func(c map[string]any) string { return sign(t, s, token.TypDPoP, c) }
-	head := func(h string) string { return header(proof(good()), h) }
+	head := func(h string) string { return replaceHeader(proof(good()), h) }
 	jwk := string(s.Public().JWK())
 	keyed := func(jwk string) string { // the signature holds
 		b, err := json.Marshal(good())
@@ -208,7 +208,7 @@ func dpopAtTheTokenEndpoint(t *testing.T, curve string) {
 				t.Error("no nonce for the next one")
 			}
 			if tc.code == watchword.DPoPInvalid {
-				h.entered(a.member(t, "trace_id"), watchword.DPoPInvalid, "")
+				h.waitForRefusalEntry(a.member(t, "trace_id"), watchword.DPoPInvalid, "")
 			}
 			// What was refused for its proof spent no assertion.
 			if a := post(proof(good())); a.status != 200 || a.member(t, "token_type") != "DPoP" {
@@ -238,17 +238,17 @@ func dpopAtTheTokenEndpoint(t *testing.T, curve string) {
 	}
 }
 
-func TestDPoPAtTheDoors(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
+func TestDPoPAtEndpoints(t *testing.T) {
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
 	_, s := newKey(t, "P-256")
-	_, thief := newKey(t, "P-256")
-	tok, second := h.bound(d, s), h.bound(d, s)
-	bearer := h.token(d)
-	uri := h.url + "/v1/self"
-	nonce := h.nonce()
+	_, attacker := newKey(t, "P-256")
+	tok, second := srv.bound(d, s), srv.bound(d, s)
+	bearer := srv.token(d)
+	uri := srv.url + "/v1/self"
+	nonce := srv.nonce()
 	ask := func(tok string, proofs ...string) answer {
-		return h.send("GET", "/v1/self", "", http.Header{"Authorization": {"DPoP " + tok}, "Dpop": proofs})
+		return srv.send("GET", "/v1/self", "", http.Header{"Authorization": {"DPoP " + tok}, "Dpop": proofs})
 	}
 	a := ask(tok, prove(t, s, "GET", uri, nonce, tok))
 	if a.status != 200 || a.header.Get("DPoP-Nonce") == "" || a.header.Get("Cache-Control") != "no-store" { // RFC 9449 §8.2
@@ -270,31 +270,31 @@ func TestDPoPAtTheDoors(t *testing.T) {
 		{"another host", tok, []string{prove(t, s, "GET", "https://evil.example/v1/self", nonce, tok)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"another token's hash", tok, []string{prove(t, s, "GET", uri, nonce, second)}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"no hash", tok, []string{prove(t, s, "GET", uri, nonce, "")}, watchword.DPoPInvalid, "invalid_dpop_proof"},
-		{"another key", tok, []string{prove(t, thief, "GET", uri, nonce, tok)}, watchword.DPoPInvalid, "invalid_token"},
+		{"another key", tok, []string{prove(t, attacker, "GET", uri, nonce, tok)}, watchword.DPoPInvalid, "invalid_token"},
 		{"old", tok, []string{old}, watchword.DPoPInvalid, "invalid_dpop_proof"},
 		{"no nonce", tok, []string{prove(t, s, "GET", uri, "", tok)}, watchword.DPoPNonce, "use_dpop_nonce"},
 		{"another nonce", tok, []string{prove(t, s, "GET", uri, watchword.NewNonce(), tok)}, watchword.DPoPNonce, "use_dpop_nonce"},
 		{"a bearer token", bearer, []string{prove(t, s, "GET", uri, nonce, bearer)}, watchword.TokenKind, "invalid_token"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			h := *h
-			h.t = t
+			srv := *srv
+			srv.t = t
 			a := ask(tc.tok, tc.proofs...)
 			challenge := a.header.Get("WWW-Authenticate")
 			if a.status != 401 || a.code != tc.code || !strings.HasPrefix(challenge, "DPoP algs=") || !strings.Contains(challenge, `error="`+tc.want+`"`) ||
-				!strings.Contains(challenge, `resource_metadata="`+h.url+`/.well-known/oauth-protected-resource"`) || a.header.Get("DPoP-Nonce") == "" {
+				!strings.Contains(challenge, `resource_metadata="`+srv.url+`/.well-known/oauth-protected-resource"`) || a.header.Get("DPoP-Nonce") == "" {
 				t.Errorf("got %d %q, %q: %s", a.status, a.code, challenge, a.body)
 			}
 			if tc.code != watchword.DPoPNonce {
-				h.entered(a.member(t, "trace_id"), tc.code, "")
+				srv.waitForRefusalEntry(a.member(t, "trace_id"), tc.code, "")
 			}
 		})
 	}
-	nonce = h.nonce() // however slow that was
+	nonce = srv.nonce() // however slow that was
 	t.Run("a bound token as Bearer", func(t *testing.T) {
 		for _, extra := range []http.Header{{}, {"Dpop": {prove(t, s, "GET", uri, nonce, tok)}}} {
 			extra.Set("Authorization", "Bearer "+tok)
-			a := h.send("GET", "/v1/self", "", extra)
+			a := srv.send("GET", "/v1/self", "", extra)
 			if c := a.header.Values("WWW-Authenticate"); a.status != 401 || a.code != watchword.TokenKind || len(c) != 2 || !strings.Contains(c[0], `error="invalid_token"`) || !strings.HasPrefix(c[1], "DPoP algs=") {
 				t.Errorf("got %d %q %q", a.status, a.code, c)
 			}
@@ -306,7 +306,7 @@ func TestDPoPAtTheDoors(t *testing.T) {
 		var wg sync.WaitGroup
 		got := map[watchword.Code]int{}
 		for range 8 {
-			c := h.client() // a connection of its own
+			c := srv.client() // a connection of its own
 			wg.Go(func() {
 				req, err := http.NewRequestWithContext(t.Context(), "GET", uri, nil)
 				if err != nil {
@@ -336,36 +336,36 @@ func TestDPoPAtTheDoors(t *testing.T) {
 		}
 	})
 	t.Run("nobody is told of both ways", func(t *testing.T) {
-		a := h.ask("GET", "/v1/self", "", "")
+		a := srv.request("GET", "/v1/self", "", "")
 		if c := a.header.Values("WWW-Authenticate"); len(c) != 2 || !strings.HasPrefix(c[0], "Bearer ") || !strings.HasPrefix(c[1], "DPoP ") || strings.Contains(strings.Join(c, ""), "error=") {
 			t.Errorf("got %q", c)
 		}
 	})
 	t.Run("a session that proved its key is refreshed by a proof alone", func(t *testing.T) {
-		req, err := http.NewRequestWithContext(t.Context(), "GET", h.url+"/v1/self/commands", nil)
+		req, err := http.NewRequestWithContext(t.Context(), "GET", srv.url+"/v1/self/commands", nil)
 		must(t, err)
-		req.Header = http.Header{"Accept": {"text/event-stream"}, "Authorization": {"DPoP " + tok}, "Dpop": {prove(t, s, "GET", h.url+"/v1/self/commands", nonce, tok)}}
-		res, err := h.client().Do(req)
+		req.Header = http.Header{"Accept": {"text/event-stream"}, "Authorization": {"DPoP " + tok}, "Dpop": {prove(t, s, "GET", srv.url+"/v1/self/commands", nonce, tok)}}
+		res, err := srv.client().Do(req)
 		must(t, err)
 		defer res.Body.Close()
 		if res.StatusCode != 200 {
 			t.Fatal(res.Status)
 		}
-		list, err := h.admin.Sessions(t.Context(), "lamp-1")
+		list, err := srv.admin.Sessions(t.Context(), "lamp-1")
 		must(t, err)
 		path := "/v1/self/sessions/" + string(list[0].ID)
-		if a := h.ask("PUT", path, h.token(d), ""); a.code != watchword.ProofRequired || a.status != 401 {
+		if a := srv.request("PUT", path, srv.token(d), ""); a.code != watchword.ProofRequired || a.status != 401 {
 			t.Errorf("by a bearer token: %d %s", a.status, a.body)
 		}
-		newer := h.bound(d, s)
-		if a := h.send("PUT", path, "", http.Header{"Authorization": {"DPoP " + newer}, "Dpop": {prove(t, s, "PUT", h.url+path, nonce, newer)}}); a.status != 200 {
+		newer := srv.bound(d, s)
+		if a := srv.send("PUT", path, "", http.Header{"Authorization": {"DPoP " + newer}, "Dpop": {prove(t, s, "PUT", srv.url+path, nonce, newer)}}); a.status != 200 {
 			t.Errorf("by a proof: %d %s", a.status, a.body)
 		}
 	})
 	// A restart kills every proof that was made before.
-	late := prove(t, s, "GET", uri, h.nonce(), second)
-	h.stop()
-	h = serveOn(t, h.dir, onPort(portOf(t, h.url)))
+	late := prove(t, s, "GET", uri, srv.nonce(), second)
+	srv.stop()
+	srv = serveOn(t, srv.dir, onPort(portOf(t, srv.url)))
 	if a := ask(second, late); a.code != watchword.DPoPNonce {
 		t.Errorf("a proof from before the restart: %d %s", a.status, a.body)
 	}

@@ -21,15 +21,15 @@ import (
 func TestAPairingSurvivesWhoeverGoesDown(t *testing.T) {
 	c := newClock()
 	data, dir := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "lamp")
-	h := serveAt(t, data, c.now, nil)
-	pin, err := h.admin.Pin(t.Context())
+	srv := serveAt(t, data, c.now, nil)
+	pin, err := srv.admin.Pin(t.Context())
 	must(t, err)
 	off := errors.New("switched off")
 	var shown []device.Pairing
 	pair := func(wait func(context.Context, time.Duration) error) error {
-		d := h.open(dir, device.Options{Now: c.now})
+		d := srv.openDevice(dir, device.Options{Now: c.now})
 		defer func() { must(t, d.Close()) }()
-		return d.Pair(t.Context(), h.url+"/", device.PairOptions{ID: "lamp-1", Pin: pin, Show: func(p device.Pairing) { shown = append(shown, p) }, Wait: wait})
+		return d.Pair(t.Context(), srv.url+"/", device.PairOptions{ID: "lamp-1", Pin: pin, Show: func(p device.Pairing) { shown = append(shown, p) }, Wait: wait})
 	}
 	goOff := func(context.Context, time.Duration) error { return off }
 
@@ -52,8 +52,8 @@ func TestAPairingSurvivesWhoeverGoesDown(t *testing.T) {
 	if len(paces) != 1 || paces[0] != 10*time.Second {
 		t.Errorf("asked at once after a restart, it waits %v; want 10s, as slow_down says", paces)
 	}
-	h.stop()
-	h = serveAt(t, data, c.now, onPort(h.url[strings.LastIndex(h.url, ":")+1:]))
+	srv.stop()
+	srv = serveAt(t, data, c.now, onPort(srv.url[strings.LastIndex(srv.url, ":")+1:]))
 	c.forward(time.Minute)
 	if err := pair(goOff); !errors.Is(err, off) {
 		t.Fatal(err)
@@ -71,7 +71,7 @@ func TestAPairingSurvivesWhoeverGoesDown(t *testing.T) {
 	waits := 0
 	must(t, pair(func(context.Context, time.Duration) error {
 		waits++
-		_, err := h.admin.ApprovePairing(t.Context(), shown[0].UserCode, shown[0].Sign, "lamp-7", watchword.Labels{"site": "a"})
+		_, err := srv.admin.ApprovePairing(t.Context(), shown[0].UserCode, shown[0].Sign, "lamp-7", watchword.Labels{"site": "a"})
 		must(t, err)
 		kept, err := os.ReadFile(filepath.Join(dir, "pairing.json"))
 		must(t, err)
@@ -79,7 +79,7 @@ func TestAPairingSurvivesWhoeverGoesDown(t *testing.T) {
 			DeviceCode string `json:"device_code"`
 		}
 		must(t, json.Unmarshal(kept, &k))
-		s := &stray{h: h, now: c.now, issuer: h.url, wish: "lamp-1", code: k.DeviceCode, sign: folderKey(t, dir), seal: folderSeal(t, dir)}
+		s := &unenrolledDevice{h: srv, now: c.now, issuer: srv.url, requestedID: "lamp-1", code: k.DeviceCode, sign: folderKey(t, dir), seal: folderSeal(t, dir)}
 		if a := s.poll(); a.status != 200 {
 			t.Errorf("the lost answer: %+v", a)
 		}
@@ -88,60 +88,60 @@ func TestAPairingSurvivesWhoeverGoesDown(t *testing.T) {
 	if waits != 1 {
 		t.Errorf("it waited %d times", waits)
 	}
-	d := h.open(dir, device.Options{Now: c.now})
-	if d.ID() != "lamp-7" || d.Server() != h.url {
+	d := srv.openDevice(dir, device.Options{Now: c.now})
+	if d.ID() != "lamp-7" || d.Server() != srv.url {
 		t.Errorf("enrolled as %s at %s", d.ID(), d.Server())
 	}
-	if a := h.ask("GET", "/v1/self", h.token(d), ""); a.status != 200 {
+	if a := srv.request("GET", "/v1/self", srv.token(d), ""); a.status != 200 {
 		t.Errorf("%+v", a)
 	}
-	must(t, d.Pair(t.Context(), h.url, device.PairOptions{})) // again is no harm
+	must(t, d.Pair(t.Context(), srv.url, device.PairOptions{})) // again is no harm
 	wants(t, "another server", d.Pair(t.Context(), "https://other.example", device.PairOptions{}), watchword.Conflict)
 
 	// What lies in the folder is what enrollment by a link leaves.
-	linked := h.enroll("lamp-8", device.Options{}, nil)
+	linked := srv.enroll("lamp-8", device.Options{}, nil)
 	if got, want := names(t, dir), names(t, filepath.Dir(linked.CAFile())); got != want {
 		t.Errorf("the folder holds %s, want %s", got, want)
 	}
 }
 
-func TestADeviceThatIsTurnedDownMayAskAnew(t *testing.T) {
-	h, c := servePairing(t)
+func TestRejectedDeviceMayAskAgain(t *testing.T) {
+	srv, c := servePairing(t)
 	dir := filepath.Join(t.TempDir(), "lamp")
-	pin, err := h.admin.Pin(t.Context())
+	pin, err := srv.admin.Pin(t.Context())
 	must(t, err)
-	d := h.open(dir, device.Options{Now: c.now})
+	d := srv.openDevice(dir, device.Options{Now: c.now})
 	var shown []device.Pairing
 	o := device.PairOptions{Pin: pin, Show: func(p device.Pairing) { shown = append(shown, p) }}
 	o.Wait = func(context.Context, time.Duration) error {
-		_, err := h.admin.RejectPairing(t.Context(), shown[0].UserCode)
+		_, err := srv.admin.RejectPairing(t.Context(), shown[0].UserCode)
 		return err
 	}
-	wants(t, "turned down", d.Pair(t.Context(), h.url, o), watchword.PairingRejected)
+	wants(t, "turned down", d.Pair(t.Context(), srv.url, o), watchword.PairingRejected)
 	o.Wait = func(context.Context, time.Duration) error { c.forward(2 * time.Minute); return nil }
-	wants(t, "over", d.Pair(t.Context(), h.url, o), watchword.PairingExpired)
+	wants(t, "over", d.Pair(t.Context(), srv.url, o), watchword.PairingExpired)
 	o.Wait = func(context.Context, time.Duration) error {
 		p := shown[len(shown)-1]
-		_, err := h.admin.ApprovePairing(t.Context(), p.UserCode, p.Sign, "lamp-1", nil)
+		_, err := srv.admin.ApprovePairing(t.Context(), p.UserCode, p.Sign, "lamp-1", nil)
 		return err
 	}
-	must(t, d.Pair(t.Context(), h.url, o))
+	must(t, d.Pair(t.Context(), srv.url, o))
 	if len(shown) != 3 || shown[0].UserCode == shown[1].UserCode || shown[1].UserCode == shown[2].UserCode || shown[0].Sign != shown[2].Sign {
 		t.Errorf("shown %+v", shown)
 	}
 }
 
 func TestADeviceWithNoClockIsPaired(t *testing.T) {
-	h := serve(t, nil)
-	pin, err := h.admin.Pin(t.Context())
+	srv := serve(t, nil)
+	pin, err := srv.admin.Pin(t.Context())
 	must(t, err)
-	d := h.open(filepath.Join(t.TempDir(), "lamp"), device.Options{NoClock: true, Now: func() time.Time { return time.Unix(0, 0) }})
-	wants(t, "no pin", d.Pair(t.Context(), h.url, device.PairOptions{}), watchword.BadRequest)
+	d := srv.openDevice(filepath.Join(t.TempDir(), "lamp"), device.Options{NoClock: true, Now: func() time.Time { return time.Unix(0, 0) }})
+	wants(t, "no pin", d.Pair(t.Context(), srv.url, device.PairOptions{}), watchword.BadRequest)
 	var shown device.Pairing
-	must(t, d.Pair(t.Context(), h.url, device.PairOptions{
+	must(t, d.Pair(t.Context(), srv.url, device.PairOptions{
 		Pin: pin, Show: func(p device.Pairing) { shown = p },
 		Wait: func(context.Context, time.Duration) error {
-			_, err := h.admin.ApprovePairing(t.Context(), shown.UserCode, shown.Sign, "lamp-1", nil)
+			_, err := srv.admin.ApprovePairing(t.Context(), shown.UserCode, shown.Sign, "lamp-1", nil)
 			return err
 		},
 	}))
@@ -153,7 +153,7 @@ func TestADeviceWithNoClockIsPaired(t *testing.T) {
 // A device without our SDK: openssl has its keys, curl talks.
 func TestCurlAndOpensslPairADevice(t *testing.T) {
 	outside(t, "curl")
-	h := serve(t, func(c *server.Config) { c.Pairing.Interval.Duration = time.Millisecond })
+	srv := serve(t, func(c *server.Config) { c.Pairing.Interval.Duration = time.Millisecond })
 	dir := t.TempDir()
 	file := func(name string, b []byte) string {
 		path := filepath.Join(dir, name)
@@ -176,12 +176,12 @@ func TestCurlAndOpensslPairADevice(t *testing.T) {
 		hash := tool(t, "openssl", "dgst", "-sha256", "-binary", file("code", []byte(code)))
 		now := time.Now().Unix()
 		head := `{"alg":"Ed25519","typ":"vnd.watchword.enrollment+jwt","kid":"` + signID + `"}`
-		body := fmt.Sprintf(`{"aud":%q,"code_hash":%q,"seal_jkt":%q,"jti":"%s","iat":%d,"exp":%d}`, h.url, b64([]byte(hash)), sealID, b64([]byte(fmt.Sprintf("%016d", n))), now, now+60)
+		body := fmt.Sprintf(`{"aud":%q,"code_hash":%q,"seal_jkt":%q,"jti":"%s","iat":%d,"exp":%d}`, srv.url, b64([]byte(hash)), sealID, b64([]byte(fmt.Sprintf("%016d", n))), now, now+60)
 		input := b64([]byte(head)) + "." + b64([]byte(body))
 		return input + "." + b64([]byte(tool(t, "openssl", "pkeyutl", "-sign", "-rawin", "-inkey", private, "-in", file("input", []byte(input)))))
 	}
 	curl := func(path string, args ...string) map[string]any {
-		args = append([]string{"-sS", "--cacert", filepath.Join(h.dir, "tls", "ca.pem"), h.url + path}, args...)
+		args = append([]string{"-sS", "--cacert", filepath.Join(srv.dir, "tls", "ca.pem"), srv.url + path}, args...)
 		var out map[string]any
 		must(t, json.Unmarshal([]byte(tool(t, "curl", args...)), &out))
 		return out
@@ -198,7 +198,7 @@ func TestCurlAndOpensslPairADevice(t *testing.T) {
 	if got := poll(); got["error"] != "authorization_pending" {
 		t.Fatalf("got %v", got)
 	}
-	_, err := h.admin.ApprovePairing(t.Context(), user, watchword.KeyID(signID), "", nil)
+	_, err := srv.admin.ApprovePairing(t.Context(), user, watchword.KeyID(signID), "", nil)
 	must(t, err)
 	got := poll()
 	tok, _ := got["access_token"].(string)
@@ -225,7 +225,7 @@ func folderSeal(t testing.TB, dir string) *jose.PublicKey {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, "seal.jwk"))
 	must(t, err)
-	k, err := jose.ParsePrivateJWK(b, jose.ForSealing)
+	k, err := jose.ParsePrivateJWK(b, jose.ForEncryption)
 	must(t, err)
 	return k.Public()
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
@@ -18,26 +18,26 @@ import (
 func TestNothingOutlivesItsTokenOnAMachineThatWasPaused(t *testing.T) {
 	var paused atomic.Int64
 	now := func() time.Time { return time.Now().Add(time.Duration(paused.Load())) }
-	h := serveAt(t, filepath.Join(t.TempDir(), "data"), now, nil)
-	_, err := h.admin.ApplyPolicy(t.Context(), "watcher", []byte(watcher), -1)
+	srv := serveAt(t, filepath.Join(t.TempDir(), "data"), now, nil)
+	_, err := srv.admin.ApplyPolicy(t.Context(), "watcher", []byte(watcher), -1)
 	must(t, err)
-	w := h.enroll("w-1", device.Options{}, watchword.Labels{"role": "watcher"})
-	p := h.enroll("p-1", device.Options{}, nil)
-	hears, says := wire(t, w, ""), wire(t, p, "/a")
+	w := srv.enroll("w-1", device.Options{}, watchword.Labels{"role": "watcher"})
+	p := srv.enroll("p-1", device.Options{}, nil)
+	hears, says := connectPaho(t, w, ""), connectPaho(t, p, "/a")
 	hears.subscribe(t, "devices/+/events/#")
 	const topic = "devices/p-1/events/lux"
 	_, err = says.client.Publish(t.Context(), &paho.Publish{Topic: topic, QoS: 1, Payload: []byte("1")})
 	must(t, err)
-	if m := waiting.For(t, "the first message", hears.got); string(m.Payload) != "1" {
+	if m := testwait.For(t, "the first message", hears.got); string(m.Payload) != "1" {
 		t.Fatalf("before: %q", m.Payload)
 	}
-	events, commands := h.stream("/v1/events", h.token(w)), h.stream("/v1/self/commands", h.token(p))
+	events, commands := srv.stream("/v1/events", srv.token(w)), srv.stream("/v1/self/commands", srv.token(p))
 	next(t, events, "session")
 	next(t, commands, "session")
 	poll := make(chan answer, 1)
-	go func() { poll <- h.ask("GET", "/v1/self/commands?wait=60s", h.token(w), "") }()
+	go func() { poll <- srv.request("GET", "/v1/self/commands?wait=60s", srv.token(w), "") }()
 	for limit := time.Now().Add(20 * time.Second); ; { // until the poll is a session
-		ss, err := h.admin.Sessions(t.Context(), "w-1")
+		ss, err := srv.admin.Sessions(t.Context(), "w-1")
 		must(t, err)
 		if len(ss) == 3 {
 			break
@@ -48,7 +48,7 @@ func TestNothingOutlivesItsTokenOnAMachineThatWasPaused(t *testing.T) {
 	}
 
 	paused.Add(int64(3 * time.Hour))
-	for name, at := range map[string]*pahoWire{"the subscriber": hears, "the publisher": says} {
+	for name, at := range map[string]*pahoClient{"the subscriber": hears, "the publisher": says} {
 		select {
 		case d := <-at.ended:
 			if d.ReasonCode != 0x87 && d.ReasonCode != 0xa0 {

@@ -18,13 +18,13 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword/api"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
 // The tests here run the real binary, as processes that can be killed.
 
-var built = sync.OnceValues(func() (string, error) {
+var buildBinary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "watchword-attack-")
 	if err != nil {
 		return "", err
@@ -46,38 +46,38 @@ func (b *buildError) Error() string { return b.err.Error() + "\n" + b.out }
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if path, err := built(); err == nil {
+	if path, err := buildBinary(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(path)) // a temporary folder
 	}
 	os.Exit(code)
 }
 
-// process is a running watchword.
-type process struct {
+// serverProcess is a running watchword.
+type serverProcess struct {
 	*exec.Cmd
-	t    testing.TB
-	said chan string // lines of standard error
-	mu   sync.Mutex
-	all  bytes.Buffer
+	t     testing.TB
+	lines chan string // lines of standard error
+	mu    sync.Mutex
+	all   bytes.Buffer
 }
 
-func start(t testing.TB, data string, args ...string) *process {
+func start(t testing.TB, data string, args ...string) *serverProcess {
 	t.Helper()
-	bin, err := built()
+	bin, err := buildBinary()
 	must(t, err)
-	p := &process{Cmd: exec.Command(bin, args...), t: t, said: make(chan string, 1000)}
+	p := &serverProcess{Cmd: exec.Command(bin, args...), t: t, lines: make(chan string, 1000)}
 	p.Env = append([]string{"WATCHWORD_SERVER_HTTPS=localhost:0", "WATCHWORD_SERVER_MQTTS=localhost:0", "WATCHWORD_METRICS_LISTEN=127.0.0.1:0"}, append(os.Environ(), "WATCHWORD_DATA="+data)...)
 	r, err := p.StderrPipe()
 	must(t, err)
 	must(t, p.Start())
 	go func() {
-		defer close(p.said)
+		defer close(p.lines)
 		for s := bufio.NewScanner(r); s.Scan(); {
 			p.mu.Lock()
 			p.all.WriteString(s.Text() + "\n")
 			p.mu.Unlock()
 			select {
-			case p.said <- s.Text():
+			case p.lines <- s.Text():
 			default:
 			}
 		}
@@ -95,11 +95,11 @@ func start(t testing.TB, data string, args ...string) *process {
 }
 
 // until waits for a line with that text.
-func (p *process) until(text string) {
+func (p *serverProcess) until(text string) {
 	p.t.Helper()
 	for limit := time.After(30 * time.Second); ; {
 		select {
-		case line, ok := <-p.said:
+		case line, ok := <-p.lines:
 			if !ok {
 				p.t.Fatalf("it ended before it said %q", text)
 			}
@@ -113,7 +113,7 @@ func (p *process) until(text string) {
 }
 
 // kill9 kills it as a power cut does, and waits until it is gone.
-func (p *process) kill9() {
+func (p *serverProcess) kill9() {
 	p.t.Helper()
 	must(p.t, p.Process.Signal(syscall.SIGKILL))
 	_ = p.Wait() // killed
@@ -122,7 +122,7 @@ func (p *process) kill9() {
 // command runs a watchword to its end.
 func command(t testing.TB, data, stdin string, args ...string) (stdout string, status int) {
 	t.Helper()
-	bin, err := built()
+	bin, err := buildBinary()
 	must(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
@@ -225,7 +225,7 @@ func TestADeviceKilledAnywhereNeverActsTwice(t *testing.T) {
 	agent := start(t, data, "agent", "run", "--dir", lamp, "--functions", functions)
 	var sent []api.Command
 	for i := range 60 {
-		c, err := cl.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "act"})
+		c, err := cl.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "act"})
 		must(t, err)
 		sent = append(sent, c)
 		if i%12 == 11 {
@@ -256,7 +256,7 @@ func TestADeviceKilledAnywhereNeverActsTwice(t *testing.T) {
 
 // An agent that is told to end while a program runs: the program and all that it started
 // end, and the next start hands in the receipt that says so.
-func TestAnAgentThatEndsInMidFunctionSignsInterrupted(t *testing.T) {
+func TestAgentStoppedMidFunctionSignsInterrupted(t *testing.T) {
 	dir := t.TempDir()
 	data, lamp := filepath.Join(dir, "data"), filepath.Join(dir, "lamp-1")
 	s := start(t, data, "serve")
@@ -271,10 +271,10 @@ func TestAnAgentThatEndsInMidFunctionSignsInterrupted(t *testing.T) {
 	cl, err := admin.Local(data)
 	must(t, err)
 	agent := start(t, data, "agent", "run", "--dir", lamp, "--functions", functions)
-	c, err := cl.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "act"})
+	c, err := cl.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "act"})
 	must(t, err)
 	var pid string
-	for wait := waiting.Within(); pid == ""; {
+	for wait := testwait.Within(); pid == ""; {
 		wait.Check(t, "the program's start")
 		b, _ := os.ReadFile(begun) // not there yet
 		pid = strings.TrimSpace(string(b))
@@ -282,7 +282,7 @@ func TestAnAgentThatEndsInMidFunctionSignsInterrupted(t *testing.T) {
 	must(t, agent.Process.Signal(syscall.SIGTERM))
 	ended := make(chan error, 1)
 	go func() { ended <- agent.Wait() }()
-	if err := waiting.For(t, "the agent's end", ended); err != nil {
+	if err := testwait.For(t, "the agent's end", ended); err != nil {
 		t.Errorf("SIGTERM: %v", err)
 	}
 	if stat, err := os.ReadFile("/proc/" + pid + "/stat"); err == nil && !strings.Contains(string(stat), ") Z ") {
@@ -297,7 +297,7 @@ func TestAnAgentThatEndsInMidFunctionSignsInterrupted(t *testing.T) {
 
 // Lines that cannot be published end neither the agent nor the lines behind them, and
 // commands go on; each event is what was read.
-func TestAnAgentReadsOnBehindABadLine(t *testing.T) {
+func TestAgentContinuesAfterBadLine(t *testing.T) {
 	dir := t.TempDir()
 	data, lamp := filepath.Join(dir, "data"), filepath.Join(dir, "lamp-1")
 	s := start(t, data, "serve")
@@ -317,8 +317,8 @@ func TestAnAgentReadsOnBehindABadLine(t *testing.T) {
 			return nil
 		}) // until the test ends
 	}()
-	waiting.For(t, "the stream of events", opened)
-	bin, err := built()
+	testwait.For(t, "the stream of events", opened)
+	bin, err := buildBinary()
 	must(t, err)
 	agent := exec.Command(bin, "agent", "run", "--dir", lamp, "--functions", functions, "--stdin", "log")
 	var said bytes.Buffer
@@ -331,7 +331,7 @@ func TestAnAgentReadsOnBehindABadLine(t *testing.T) {
 	t.Cleanup(func() { _ = agent.Process.Kill() }) // it has ended, or the test failed
 	next := func(want string) {
 		t.Helper()
-		e := waiting.For(t, "the event "+want, events)
+		e := testwait.For(t, "the event "+want, events)
 		raw, err := base64.StdEncoding.DecodeString(e.DataBase64)
 		must(t, err)
 		if got := string(e.Data) + string(raw); got != want || e.Stream != "log" {
@@ -343,7 +343,7 @@ func TestAnAgentReadsOnBehindABadLine(t *testing.T) {
 	next("1")
 	next(" a\xffb")
 	next("5")
-	c, err := cl.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "act", Args: json.RawMessage(`{"a":1}`)})
+	c, err := cl.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "act", Args: json.RawMessage(`{"a":1}`)})
 	must(t, err)
 	if c, err = cl.Command(t.Context(), c.ID, 50*time.Second); err != nil || c.State != "done" {
 		t.Errorf("%s %v", c.State, err)
@@ -351,7 +351,7 @@ func TestAnAgentReadsOnBehindABadLine(t *testing.T) {
 	_, err = io.WriteString(in, "last")
 	must(t, errors.Join(err, in.Close()))
 	next("\"last\"")
-	if err := waiting.For(t, "the agent's end", ended); err != nil {
+	if err := testwait.For(t, "the agent's end", ended); err != nil {
 		t.Errorf("at the end of its input: %v", err)
 	}
 	for _, want := range []string{`msg="line passed over" line=2 bytes=33000 code=too_large`, `msg="line passed over" line=4 bytes=30000 code=too_large`} {
@@ -407,7 +407,7 @@ func TestServeRefusesWhatIsNotSafe(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			env, args := tc.change(t)
-			bin, err := built()
+			bin, err := buildBinary()
 			must(t, err)
 			c := exec.Command(bin, append([]string{"serve"}, args...)...)
 			c.Env = append(append(os.Environ(), "WATCHWORD_DATA="+data, "WATCHWORD_SERVER_HTTPS=localhost:0", "WATCHWORD_SERVER_MQTTS=localhost:0", "WATCHWORD_METRICS_LISTEN=127.0.0.1:0"), env...)

@@ -16,8 +16,8 @@ import (
 // static are the operations that neither sign, write nor log: they answer from memory.
 var static = []string{"GET /v1/trust"}
 
-// somewhere puts something into each parameter of a path of the description.
-func somewhere(path string) string {
+// fillPath puts something into each parameter of a path of the description.
+func fillPath(path string) string {
 	var out strings.Builder
 	for {
 		before, rest, ok := strings.Cut(path, "{")
@@ -33,18 +33,18 @@ func somewhere(path string) string {
 // TestEveryOperationHasARateBySubject goes over the description, so that an operation that comes later is held too.
 func TestEveryOperationHasARateBySubject(t *testing.T) {
 	now := time.Now() // it stands still: nobody's account fills up again
-	h := serveAt(t, t.TempDir()+"/data", func() time.Time { return now }, func(c *server.Config) {
+	srv := serveAt(t, t.TempDir()+"/data", func() time.Time { return now }, func(c *server.Config) {
 		c.Limits.RequestRate, c.Limits.TokenRate = 1, 50
 	})
-	h.http = h.client()
-	greedy, other := h.enroll("lamp-1", device.Options{}, nil), h.enroll("lamp-2", device.Options{}, nil)
-	tok, others := h.token(greedy), h.token(other)
+	srv.http = srv.client()
+	greedy, other := srv.enroll("lamp-1", device.Options{}, nil), srv.enroll("lamp-2", device.Options{}, nil)
+	tok, others := srv.token(greedy), srv.token(other)
 	var doc struct {
 		Paths map[string]map[string]struct {
 			Security []map[string][]string `json:"security"`
 		} `json:"paths"`
 	}
-	must(t, json.Unmarshal([]byte(h.ask("GET", "/openapi.json", "", "").body), &doc))
+	must(t, json.Unmarshal([]byte(srv.request("GET", "/openapi.json", "", "").body), &doc))
 
 	// One operation of each class, as often as it is free.
 	const free = 10
@@ -53,7 +53,7 @@ func TestEveryOperationHasARateBySubject(t *testing.T) {
 	} {
 		method, path, _ := strings.Cut(op, " ")
 		for n := range free {
-			if a := h.ask(method, path, tok, "{}"); a.status == 429 {
+			if a := srv.request(method, path, tok, "{}"); a.status == 429 {
 				t.Fatalf("%s: %s after %d requests, want it after %d", op, a.code, n, free)
 			}
 		}
@@ -74,25 +74,25 @@ func TestEveryOperationHasARateBySubject(t *testing.T) {
 				continue
 			}
 			asked++
-			limited(method+" "+path, h.ask(method, somewhere(path), tok, "{}"))
+			limited(method+" "+path, srv.request(method, fillPath(path), tok, "{}"))
 		}
 	}
 	if asked < 50 || len(open) < 5 {
 		t.Errorf("the description has %d operations with a token, %d without", asked, len(open))
 	}
-	limited("the log", h.ask("GET", "/log/checkpoint", tok, ""))
-	limited("a tile", h.ask("GET", "/log/tile/0/000", tok, ""))
-	limited("nowhere", h.ask("GET", "/v1/nowhere", tok, ""))
+	limited("the log", srv.request("GET", "/log/checkpoint", tok, ""))
+	limited("a tile", srv.request("GET", "/log/tile/0/000", tok, ""))
+	limited("nowhere", srv.request("GET", "/v1/nowhere", tok, ""))
 	form := "Content-Type: application/x-www-form-urlencoded"
-	limited("introspection", h.ask("POST", "/oauth/introspect", tok, "token=x", form))
-	limited("revocation", h.ask("POST", "/oauth/revoke", tok, "token=x", form))
-	if a := h.ask("GET", "/v1/self", others, ""); a.status != 200 {
+	limited("introspection", srv.request("POST", "/oauth/introspect", tok, "token=x", form))
+	limited("revocation", srv.request("POST", "/oauth/revoke", tok, "token=x", form))
+	if a := srv.request("GET", "/v1/self", others, ""); a.status != 200 {
 		t.Errorf("another subject: %d %s", a.status, a.body)
 	}
 
 	// What takes no token is counted by address.
 	for range 2 * 50 {
-		h.ask("POST", "/v1/time", "", `{}`)
+		srv.request("POST", "/v1/time", "", `{}`)
 	}
 	for _, op := range open {
 		if slices.Contains(static, op) {
@@ -103,21 +103,21 @@ func TestEveryOperationHasARateBySubject(t *testing.T) {
 		if strings.HasPrefix(path, "/oauth/") {
 			headers = append(headers, form)
 		}
-		limited(op, h.ask(method, path, "", "{}", headers...))
+		limited(op, srv.request(method, path, "", "{}", headers...))
 	}
 }
 
 func TestTokensHaveARateBySubject(t *testing.T) {
 	now := time.Now()
-	h := serveAt(t, t.TempDir()+"/data", func() time.Time { return now }, func(c *server.Config) { c.Limits.IssueRate = 1 })
-	h.http = h.client()
-	d, other := h.enroll("lamp-1", device.Options{}, nil), h.enroll("lamp-2", device.Options{}, nil)
-	assertion := func(d *device.Device) string { return must2(d.Assertion(time.Minute))(t) }
+	srv := serveAt(t, t.TempDir()+"/data", func() time.Time { return now }, func(c *server.Config) { c.Limits.IssueRate = 1 })
+	srv.http = srv.client()
+	d, other := srv.enroll("lamp-1", device.Options{}, nil), srv.enroll("lamp-2", device.Options{}, nil)
+	assertion := func(d *device.Device) string { return mustValue(d.Assertion(time.Minute))(t) }
 	const free = 10
 	for n := range free {
 		var err error
 		if n%2 == 0 { // both doors, one account
-			if a := h.exchange(assertion(d)); a.status != 200 {
+			if a := srv.exchangeAssertion(assertion(d)); a.status != 200 {
 				err = fmt.Errorf("%d %s", a.status, a.body)
 			}
 		} else {
@@ -127,21 +127,21 @@ func TestTokensHaveARateBySubject(t *testing.T) {
 			t.Fatalf("token %d: %v", n+1, err)
 		}
 	}
-	if a := h.exchange(assertion(d)); a.status != 429 || a.oauth != "temporarily_unavailable" || a.code != watchword.RateLimited || a.header.Get("Retry-After") == "" {
+	if a := srv.exchangeAssertion(assertion(d)); a.status != 429 || a.oauth != "temporarily_unavailable" || a.code != watchword.RateLimited || a.header.Get("Retry-After") == "" {
 		t.Errorf("one more: %d %s", a.status, a.body)
 	}
 	if w, err := dialPaho(t, d, "lamp-1", assertion(d)); err == nil || w.ack == nil || w.ack.ReasonCode != 0x9F {
 		t.Errorf("one more over MQTT: %v, %+v", err, w.ack)
 	}
-	if a := h.exchange(assertion(other)); a.status != 200 {
+	if a := srv.exchangeAssertion(assertion(other)); a.status != 200 {
 		t.Errorf("another subject: %d %s", a.status, a.body)
 	}
 	for range 10 * free { // for anything else
-		if a := h.ask("POST", "/oauth/revoke", "", assertionForm(assertion(d)).Encode()+"&token=x", "Content-Type: application/x-www-form-urlencoded"); a.status != 200 {
+		if a := srv.request("POST", "/oauth/revoke", "", assertionForm(assertion(d)).Encode()+"&token=x", "Content-Type: application/x-www-form-urlencoded"); a.status != 200 {
 			t.Fatalf("revocation: %d %s", a.status, a.body)
 		}
 	}
-	if a := h.ask("POST", "/oauth/revoke", "", assertionForm(assertion(d)).Encode()+"&token=x", "Content-Type: application/x-www-form-urlencoded"); a.status != 429 {
+	if a := srv.request("POST", "/oauth/revoke", "", assertionForm(assertion(d)).Encode()+"&token=x", "Content-Type: application/x-www-form-urlencoded"); a.status != 429 {
 		t.Errorf("one revocation more: %d %s", a.status, a.body)
 	}
 }

@@ -40,21 +40,21 @@ func pair(first, second string) string { return `["` + first + `","` + second + 
 
 // entries returns the log's entries of one kind and outcome. Refusals are written
 // behind the answer: they are all there once the house is stopped.
-func (h *house) entries(kind string, outcome audit.Outcome) []audit.Entry {
-	h.t.Helper()
-	st, err := sqlite.Open(h.t.Context(), filepath.Join(h.dir, "watchword.db"), sqlite.Options{})
-	must(h.t, err)
+func (srv *testServer) entries(kind string, outcome audit.Outcome) []audit.Entry {
+	srv.t.Helper()
+	st, err := sqlite.Open(srv.t.Context(), filepath.Join(srv.dir, "watchword.db"), sqlite.Options{})
+	must(srv.t, err)
 	defer st.Close()
-	all, err := audit.Entries(h.t.Context(), st, 0, 100_000)
-	must(h.t, err)
+	all, err := audit.Entries(srv.t.Context(), st, 0, 100_000)
+	must(srv.t, err)
 	return slices.DeleteFunc(all, func(e audit.Entry) bool { return e.Kind != kind || e.Outcome != outcome })
 }
 
-func TestKeyChangesAtTheDoor(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	other := h.enroll("lamp-2", device.Options{}, nil)
-	issuer := h.burgle().Issuer()
+func TestKeyChangeEndpoint(t *testing.T) {
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	other := srv.enroll("lamp-2", device.Options{}, nil)
+	issuer := srv.stealKeys().Issuer()
 	old, foreign := deviceSigner(t, d), deviceSigner(t, other)
 	_, oldSeal := d.Keys()
 	foreignSign, foreignSeal := other.Keys()
@@ -77,7 +77,7 @@ func TestKeyChangesAtTheDoor(t *testing.T) {
 	by := func(s *jose.Signer, kv ...any) string { return sign(t, s, token.TypRekey, with(said, kv...)) }
 	assertion, err := d.Assertion(time.Minute)
 	must(t, err)
-	tok := h.token(d)
+	tok := srv.token(d)
 
 	for _, tc := range []struct {
 		name  string
@@ -116,41 +116,41 @@ func TestKeyChangesAtTheDoor(t *testing.T) {
 		{"a signing key to seal", nil, fresh.Public(), good, watchword.BadRequest, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			h := *h
-			h.t = t
-			a := h.ask("POST", "/v1/self/keys", tok, rekeyBody(t, tc.sign, tc.seal, tc.proof))
+			srv := *srv
+			srv.t = t
+			a := srv.request("POST", "/v1/self/keys", tok, rekeyBody(t, tc.sign, tc.seal, tc.proof))
 			if a.code != tc.want || !strings.Contains(a.body, tc.in) {
 				t.Errorf("got %d %q, want %q: %s", a.status, a.code, tc.want, a.body)
 			}
 		})
 	}
-	if a := h.ask("POST", "/v1/self/keys", "", rekeyBody(t, fresh.Public(), seal, good)); a.code != watchword.Unauthenticated {
+	if a := srv.request("POST", "/v1/self/keys", "", rekeyBody(t, fresh.Public(), seal, good)); a.code != watchword.Unauthenticated {
 		t.Errorf("without a token: %q", a.code)
 	}
-	if a := h.ask("POST", "/v1/self/keys", h.token(other), rekeyBody(t, fresh.Public(), seal, good)); a.code != watchword.ProofInvalid {
+	if a := srv.request("POST", "/v1/self/keys", srv.token(other), rekeyBody(t, fresh.Public(), seal, good)); a.code != watchword.ProofInvalid {
 		t.Errorf("with another's token: %q", a.code)
 	}
-	if a := h.ask("POST", "/v1/self/keys", tok, `{"keys":{"sign":{},"x":1}}`); a.code != watchword.BadRequest || a.field != "keys/x" {
+	if a := srv.request("POST", "/v1/self/keys", tok, `{"keys":{"sign":{},"x":1}}`); a.code != watchword.BadRequest || a.field != "keys/x" {
 		t.Errorf("an unknown member: %q %q", a.code, a.field)
 	}
-	operator, err := h.admin.Tokens().Get(t.Context())
+	operator, err := srv.admin.Tokens().Get(t.Context())
 	must(t, err)
-	if a := h.ask("POST", "/v1/self/keys", operator, rekeyBody(t, fresh.Public(), seal, good)); a.code != watchword.Denied {
+	if a := srv.request("POST", "/v1/self/keys", operator, rekeyBody(t, fresh.Public(), seal, good)); a.code != watchword.Denied {
 		t.Errorf("an operator: %q", a.code)
 	}
-	if n := len(h.entries(audit.DeviceRekey, audit.Done)); n != 0 {
+	if n := len(srv.entries(audit.DeviceRekey, audit.Done)); n != 0 {
 		t.Fatalf("%d key changes passed", n)
 	}
 
 	// The good one, once; then the same again, by who the device is now.
-	first := h.ask("POST", "/v1/self/keys", tok, rekeyBody(t, fresh.Public(), seal, good))
+	first := srv.request("POST", "/v1/self/keys", tok, rekeyBody(t, fresh.Public(), seal, good))
 	if first.status != 200 || !strings.Contains(first.body, string(fresh.Public().ID())) || !strings.Contains(first.body, string(seal.ID())) {
 		t.Fatalf("a good one: %d %s", first.status, first.body)
 	}
-	if a := h.ask("POST", "/v1/self/keys", tok, rekeyBody(t, fresh.Public(), seal, good)); a.code != watchword.TokenRevoked {
+	if a := srv.request("POST", "/v1/self/keys", tok, rekeyBody(t, fresh.Public(), seal, good)); a.code != watchword.TokenRevoked {
 		t.Errorf("the old token: %q", a.code)
 	}
-	if a := h.exchange(assertion); a.code != watchword.ClientInvalid {
+	if a := srv.exchangeAssertion(assertion); a.code != watchword.ClientInvalid {
 		t.Errorf("an assertion by the retired key: %q", a.code)
 	}
 	a2, err := token.SignAssertion(fresh, "lamp-1", issuer, now, time.Minute)
@@ -158,9 +158,9 @@ func TestKeyChangesAtTheDoor(t *testing.T) {
 	var got struct {
 		Token string `json:"access_token"`
 	}
-	must(t, json.Unmarshal([]byte(h.exchange(a2).body), &got))
+	must(t, json.Unmarshal([]byte(srv.exchangeAssertion(a2).body), &got))
 	tok = got.Token
-	if a := h.ask("POST", "/v1/self/keys", tok, rekeyBody(t, fresh.Public(), seal, good)); a.status != 200 || a.body != first.body {
+	if a := srv.request("POST", "/v1/self/keys", tok, rekeyBody(t, fresh.Public(), seal, good)); a.status != 200 || a.body != first.body {
 		t.Errorf("the same again: %d %s", a.status, a.body)
 	}
 	for _, tc := range []struct {
@@ -176,33 +176,33 @@ func TestKeyChangesAtTheDoor(t *testing.T) {
 			return pair(by(fresh, kv...), by(another, kv...))
 		}()), watchword.TokenReplayed},
 	} {
-		if a := h.ask("POST", "/v1/self/keys", tok, tc.body); a.code != tc.want {
+		if a := srv.request("POST", "/v1/self/keys", tok, tc.body); a.code != tc.want {
 			t.Errorf("%s: %d %q, want %q: %s", tc.name, a.status, a.code, tc.want, a.body)
 		}
 	}
 	// The sealing key alone: one signature.
 	next, err := jose.GenerateKey(jose.P256)
 	must(t, err)
-	if a := h.ask("POST", "/v1/self/keys", tok, rekeyBody(t, nil, next.Public(), make(fresh, fresh, "lamp-1", issuer, next.Public().ID(), now))); a.status != 200 {
+	if a := srv.request("POST", "/v1/self/keys", tok, rekeyBody(t, nil, next.Public(), make(fresh, fresh, "lamp-1", issuer, next.Public().ID(), now))); a.status != 200 {
 		t.Errorf("the sealing key alone: %d %s", a.status, a.body)
 	}
-	if a := h.ask("GET", "/v1/self", tok, ""); a.status != 200 {
+	if a := srv.request("GET", "/v1/self", tok, ""); a.status != 200 {
 		t.Errorf("the signing key stayed, its token does not: %s", a.body)
 	}
-	done := h.entries(audit.DeviceRekey, audit.Done)
+	done := srv.entries(audit.DeviceRekey, audit.Done)
 	if len(done) != 2 || done[0].Actor != "lamp-1" || done[0].Object != "lamp-1" || done[0].Key != old.Public().ID() || done[0].Data["sign"] != string(fresh.Public().ID()) ||
 		done[0].Data["sign_before"] != string(old.Public().ID()) || done[0].Data["seal"] != string(seal.ID()) || done[0].Data["seal_before"] != string(oldSeal.ID()) ||
 		done[1].Data["sign_before"] != string(fresh.Public().ID()) {
 		t.Errorf("the log says %+v", done)
 	}
-	h.stop()
+	srv.stop()
 	proofs := 0
-	for _, e := range h.entries(audit.RequestRefuse, audit.Refused) {
+	for _, e := range srv.entries(audit.RequestRefuse, audit.Refused) {
 		if e.Object == "POST /v1/self/keys" && e.Code == watchword.ProofInvalid && e.Actor == "lamp-1" && e.Key == old.Public().ID() {
 			proofs++
 		}
 	}
-	if used := h.entries(audit.DeviceRekey, audit.Refused); proofs != 21 || len(used) != 3 || used[0].Code != watchword.Conflict || used[0].Actor != "lamp-1" {
+	if used := srv.entries(audit.DeviceRekey, audit.Refused); proofs != 21 || len(used) != 3 || used[0].Code != watchword.Conflict || used[0].Actor != "lamp-1" {
 		t.Errorf("%d refused proofs stand in the log, and of used keys %+v", proofs, used)
 	}
 }
@@ -210,10 +210,10 @@ func TestKeyChangesAtTheDoor(t *testing.T) {
 // A device changes its keys while it runs: its session ends, it comes back, and
 // what it was ordered before and after arrives.
 func TestADeviceChangesItsKeysWhileItRuns(t *testing.T) {
-	h := serve(t, nil)
+	srv := serve(t, nil)
 	ctx := t.Context()
 	over := make(chan string, 64)
-	v := counting(h.enroll("lamp-1", device.Options{Connected: func(o string) { over <- o }}, nil))
+	v := counting(srv.enroll("lamp-1", device.Options{Connected: func(o string) { over <- o }}, nil))
 	run, stop := context.WithCancel(ctx)
 	ran := make(chan error, 1)
 	go func() { ran <- v.Run(run) }()
@@ -231,7 +231,7 @@ func TestADeviceChangesItsKeysWhileItRuns(t *testing.T) {
 	connected()
 	order := func() api.Command {
 		t.Helper()
-		c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 30 * time.Second})
+		c, err := srv.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", WaitReceipt: 30 * time.Second})
 		must(t, err)
 		if c.State != watchword.Done {
 			t.Errorf("the command is %s", c.State)
@@ -240,11 +240,11 @@ func TestADeviceChangesItsKeysWhileItRuns(t *testing.T) {
 	}
 	order()
 	sign, seal := v.Keys()
-	session, err := h.admin.Sessions(ctx, "lamp-1")
+	session, err := srv.admin.Sessions(ctx, "lamp-1")
 	must(t, err)
 	must(t, v.Rekey(ctx, device.RekeyOptions{Sign: jose.Ed, Seal: jose.X25519}))
 	connected()
-	now, err := h.admin.Sessions(ctx, "lamp-1")
+	now, err := srv.admin.Sessions(ctx, "lamp-1")
 	must(t, err)
 	for _, s := range now {
 		if len(session) != 1 || s.ID == session[0].ID {
@@ -277,15 +277,15 @@ func TestADeviceChangesItsKeysWhileItRuns(t *testing.T) {
 
 // Receipts that were signed before the change count; a thief's of the old key do not.
 func TestReceiptsByARetiredKey(t *testing.T) {
-	h := serve(t, nil)
+	srv := serve(t, nil)
 	ctx := t.Context()
-	v := counting(h.enroll("lamp-1", device.Options{}, nil))
+	v := counting(srv.enroll("lamp-1", device.Options{}, nil))
 	old := deviceSigner(t, v.Device)
 	hand := func() (api.Command, string) {
 		t.Helper()
-		c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set"})
+		c, err := srv.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "lamp.set"})
 		must(t, err)
-		a := h.ask("GET", "/v1/self/commands?limit=16", h.token(v.Device), "")
+		a := srv.request("GET", "/v1/self/commands?limit=16", srv.token(v.Device), "")
 		var list struct {
 			Commands []struct {
 				ID  watchword.CommandID
@@ -302,20 +302,20 @@ func TestReceiptsByARetiredKey(t *testing.T) {
 		return c, ""
 	}
 	before, jwe := hand()
-	receipt, err := v.Obey(ctx, jwe) // signed, and not handed in yet
+	receipt, err := v.Execute(ctx, jwe) // signed, and not handed in yet
 	must(t, err)
 	must(t, v.Rekey(ctx, device.RekeyOptions{}))
-	_, err = v.Obey(ctx, jwe)
+	_, err = v.Execute(ctx, jwe)
 	wants(t, "what was sealed to the old key, after it", err, watchword.CommandUnsealed)
 
 	after, jwe := hand()
-	mine, err := v.Obey(ctx, jwe)
+	mine, err := v.Execute(ctx, jwe)
 	must(t, err)
 	forged := sign(t, old, token.TypReceipt, with(claims(t, mine), "st", "failed"))
 	post := func(r string) answer {
 		b, err := json.Marshal(map[string]string{"receipt": r})
 		must(t, err)
-		return h.ask("POST", "/v1/self/receipts", h.token(v.Device), string(b))
+		return srv.request("POST", "/v1/self/receipts", srv.token(v.Device), string(b))
 	}
 	if a := post(forged); a.code != watchword.ReceiptInvalid {
 		t.Errorf("a receipt by the old key for a new command: %d %s", a.status, a.body)
@@ -323,9 +323,9 @@ func TestReceiptsByARetiredKey(t *testing.T) {
 	if a := post(receipt); a.status != 200 {
 		t.Errorf("a receipt of before: %d %s", a.status, a.body)
 	}
-	must(t, v.HandIn(ctx, mine))
+	must(t, v.SendReceipt(ctx, mine))
 	for _, id := range []watchword.CommandID{before.ID, after.ID} {
-		c, err := h.admin.Command(ctx, id, 0)
+		c, err := srv.admin.Command(ctx, id, 0)
 		must(t, err)
 		if c.State != watchword.Done {
 			t.Errorf("%s is %s", id, c.State)
@@ -336,9 +336,9 @@ func TestReceiptsByARetiredKey(t *testing.T) {
 // Wherever the power goes during a change of keys, the device finds out which count.
 func TestACutOffKeyChangeIsFinished(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
-	h := serveOn(t, dir, nil)
-	port := h.url[strings.LastIndexByte(h.url, ':')+1:]
-	d := h.enroll("lamp-1", device.Options{}, nil)
+	srv := serveOn(t, dir, nil)
+	port := srv.url[strings.LastIndexByte(srv.url, ':')+1:]
+	d := srv.enroll("lamp-1", device.Options{}, nil)
 	folder := filepath.Dir(d.CAFile())
 	read := func(name string) []byte {
 		t.Helper()
@@ -348,7 +348,7 @@ func TestACutOffKeyChangeIsFinished(t *testing.T) {
 	}
 	write := func(name string, b []byte) { t.Helper(); must(t, os.WriteFile(filepath.Join(folder, name), b, 0o600)) }
 	oldSign, oldSeal := read("sign.jwk"), read("seal.jwk")
-	h.stop()
+	srv.stop()
 	wants(t, "nobody answers", d.Rekey(t.Context(), device.RekeyOptions{}), watchword.Unavailable)
 	next := read("keys.next")
 	if info, err := os.Stat(filepath.Join(folder, "keys.next")); err != nil || info.Mode().Perm() != 0o600 {
@@ -358,7 +358,7 @@ func TestACutOffKeyChangeIsFinished(t *testing.T) {
 		t.Fatal("the keys changed, though the server took none")
 	}
 	must(t, d.Close())
-	h = serveOn(t, dir, func(c *server.Config) { c.Server.HTTPS, c.Server.MQTTS = "localhost:"+port, d.MQTT() })
+	srv = serveOn(t, dir, func(c *server.Config) { c.Server.HTTPS, c.Server.MQTTS = "localhost:"+port, d.MQTT() })
 
 	var newSign, newSeal []byte
 	for _, tc := range []struct {
@@ -373,11 +373,11 @@ func TestACutOffKeyChangeIsFinished(t *testing.T) {
 		write("sign.jwk", *tc.sign)
 		write("seal.jwk", *tc.seal)
 		write("keys.next", next)
-		v := counting(h.open(folder, device.Options{}))
+		v := counting(srv.openDevice(folder, device.Options{}))
 		run, stop := context.WithCancel(t.Context())
 		ran := make(chan error, 1)
 		go func() { ran <- v.Run(run) }()
-		c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 30 * time.Second})
+		c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", WaitReceipt: 30 * time.Second})
 		must(t, err)
 		if c.State != watchword.Done {
 			t.Errorf("%s: a command is %s", tc.name, c.State)
@@ -395,7 +395,7 @@ func TestACutOffKeyChangeIsFinished(t *testing.T) {
 			t.Errorf("%s: the folder holds other keys than the server", tc.name)
 		}
 	}
-	if n := len(h.entries(audit.DeviceRekey, audit.Done)); n != 1 {
+	if n := len(srv.entries(audit.DeviceRekey, audit.Done)); n != 1 {
 		t.Errorf("%d key changes", n)
 	}
 
@@ -423,10 +423,10 @@ func TestACutOffKeyChangeIsFinished(t *testing.T) {
 
 // Policy may forbid it: then the old keys go on.
 func TestAKeyChangeThatPolicyForbids(t *testing.T) {
-	h := serve(t, nil)
-	_, err := h.admin.ApplyPolicy(t.Context(), "frozen", []byte("subjects = [\"lamp-1\"]\n[[deny]]\npost = [\"/v1/self/keys\"]\n"), 0)
+	srv := serve(t, nil)
+	_, err := srv.admin.ApplyPolicy(t.Context(), "frozen", []byte("subjects = [\"lamp-1\"]\n[[deny]]\npost = [\"/v1/self/keys\"]\n"), 0)
 	must(t, err)
-	v := counting(h.enroll("lamp-1", device.Options{}, nil))
+	v := counting(srv.enroll("lamp-1", device.Options{}, nil))
 	sign, _ := v.Keys()
 	wants(t, "a denied change", v.Rekey(t.Context(), device.RekeyOptions{}), watchword.Denied)
 	if now, _ := v.Keys(); now.ID() != sign.ID() {
@@ -435,7 +435,7 @@ func TestAKeyChangeThatPolicyForbids(t *testing.T) {
 	if _, err := v.NewToken(t.Context()); err != nil {
 		t.Errorf("the old key: %v", err)
 	}
-	must(t, h.admin.DeletePolicy(t.Context(), "frozen"))
+	must(t, srv.admin.DeletePolicy(t.Context(), "frozen"))
 	must(t, v.Rekey(t.Context(), device.RekeyOptions{}))
 	if now, _ := v.Keys(); now.ID() == sign.ID() {
 		t.Error("the key did not change")
@@ -444,8 +444,8 @@ func TestAKeyChangeThatPolicyForbids(t *testing.T) {
 
 // An agent that changes its keys by itself does so when they are old, and no sooner.
 func TestKeysThatAreOldAreChanged(t *testing.T) {
-	h := serve(t, nil)
-	v := h.enroll("lamp-1", device.Options{}, nil)
+	srv := serve(t, nil)
+	v := srv.enroll("lamp-1", device.Options{}, nil)
 	first, _ := v.Keys()
 	old := time.Now().Add(-60 * 24 * time.Hour)
 	must(t, os.Chtimes(filepath.Join(filepath.Dir(v.CAFile()), "seal.jwk"), old, old))
@@ -453,13 +453,13 @@ func TestKeysThatAreOldAreChanged(t *testing.T) {
 	ran := make(chan error, 1)
 	go func() { ran <- v.RekeyEvery(run, 10*time.Second) }() // at once, give or take half a second
 	for now := first; now.ID() == first.ID(); now, _ = v.Keys() {
-		if _, err := h.admin.Device(t.Context(), "lamp-1"); err != nil {
+		if _, err := srv.admin.Device(t.Context(), "lamp-1"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	stop()
 	must(t, <-ran)
-	if n := len(h.entries(audit.DeviceRekey, audit.Done)); n != 1 {
+	if n := len(srv.entries(audit.DeviceRekey, audit.Done)); n != 1 {
 		t.Errorf("%d key changes", n)
 	}
 }

@@ -23,10 +23,10 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// from is a client at an address of its own on loopback.
-func (h *house) from(address string) *http.Client {
-	h.t.Helper()
-	c := h.client()
+// clientAt is a client at an address of its own on loopback.
+func (srv *testServer) clientAt(address string) *http.Client {
+	srv.t.Helper()
+	c := srv.client()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
 	tr := c.Transport.(*http.Transport)
 	tr.DialContext = func(ctx context.Context, _, addr string) (net.Conn, error) {
@@ -45,9 +45,9 @@ type shot struct {
 	head               http.Header
 }
 
-// fire sends one request by a client. It may be called from any goroutine.
-func (h *house) fire(c *http.Client, s shot) (answer, error) {
-	req, err := http.NewRequestWithContext(h.t.Context(), s.method, h.url+s.path, strings.NewReader(s.body))
+// sendShot sends one request by a client. It may be called from any goroutine.
+func (srv *testServer) sendShot(c *http.Client, s shot) (answer, error) {
+	req, err := http.NewRequestWithContext(srv.t.Context(), s.method, srv.url+s.path, strings.NewReader(s.body))
 	if err != nil {
 		return answer{}, err
 	}
@@ -68,8 +68,8 @@ func (h *house) fire(c *http.Client, s shot) (answer, error) {
 
 // atOnce sends each shot over a connection of its own, at the same instant, and
 // counts the codes of the answers.
-func (h *house) atOnce(clients []*http.Client, shots ...shot) map[watchword.Code]int {
-	h.t.Helper()
+func (srv *testServer) atOnce(clients []*http.Client, shots ...shot) map[watchword.Code]int {
+	srv.t.Helper()
 	start := make(chan struct{})
 	got := map[watchword.Code]int{}
 	var mu sync.Mutex
@@ -77,16 +77,16 @@ func (h *house) atOnce(clients []*http.Client, shots ...shot) map[watchword.Code
 	for i, s := range shots {
 		ready.Add(1)
 		wg.Go(func() {
-			_, err := h.fire(clients[i], shot{"GET", "/healthz", "", nil}) // the connection stands
+			_, err := srv.sendShot(clients[i], shot{"GET", "/healthz", "", nil}) // the connection stands
 			ready.Done()
 			if err != nil {
-				h.t.Error(err)
+				srv.t.Error(err)
 				return
 			}
 			<-start
-			a, err := h.fire(clients[i], s)
+			a, err := srv.sendShot(clients[i], s)
 			if err != nil {
-				h.t.Error(err)
+				srv.t.Error(err)
 				return
 			}
 			mu.Lock()
@@ -103,13 +103,13 @@ func (h *house) atOnce(clients []*http.Client, shots ...shot) map[watchword.Code
 func twice(s shot) []shot { return []shot{s, s} }
 
 // One paper on two sockets at the same instant: it counts once, round after round.
-func TestOnePaperOnTwoSockets(t *testing.T) {
+func TestOneAssertionOnTwoSockets(t *testing.T) {
 	const rounds = 25
-	s := newStreet(t, time.Now)
-	clients := []*http.Client{s.client(), s.client()}
+	ep := newEndpoints(t, time.Now)
+	clients := []*http.Client{ep.client(), ep.client()}
 	web := http.Header{"Content-Type": form}
 	bearer := func() http.Header {
-		return headers("Authorization", "Bearer "+s.token, "Content-Type", "application/json")
+		return headers("Authorization", "Bearer "+ep.token, "Content-Type", "application/json")
 	}
 	for _, tc := range []struct {
 		name  string
@@ -117,27 +117,27 @@ func TestOnePaperOnTwoSockets(t *testing.T) {
 		again watchword.Code
 	}{
 		{"an assertion", func() []shot {
-			return twice(shot{"POST", "/oauth/token", assertionForm(sign(t, s.own, token.TypAssertion, s.assertion())).Encode(), web})
+			return twice(shot{"POST", "/oauth/token", assertionForm(sign(t, ep.deviceKey, token.TypAssertion, ep.assertion())).Encode(), web})
 		}, watchword.TokenReplayed},
 		{"an assertion, and what is made of it by its other signature", func() []shot {
-			raw := sign(t, s.own, token.TypAssertion, s.assertion())
+			raw := sign(t, ep.deviceKey, token.TypAssertion, ep.assertion())
 			return []shot{{"POST", "/oauth/token", assertionForm(raw).Encode(), web}, {"POST", "/oauth/token", assertionForm(otherSignature(t, raw)).Encode(), web}}
 		}, watchword.TokenReplayed},
 		{"an assertion at two endpoints", func() []shot {
-			raw := sign(t, s.own, token.TypAssertion, s.assertion())
+			raw := sign(t, ep.deviceKey, token.TypAssertion, ep.assertion())
 			return []shot{{"POST", "/oauth/token", assertionForm(raw).Encode(), web}, {"POST", "/oauth/revoke", formWith(assertionForm(raw), "token", "x").Encode(), web}}
 		}, watchword.TokenReplayed},
 		{"a DPoP proof", func() []shot {
-			proof := s.dpop(s.own, "GET", "/v1/self", s.bound)
+			proof := ep.dpop(ep.deviceKey, "GET", "/v1/self", ep.boundToken)
 			return []shot{
-				{"GET", "/v1/self", "", headers("Authorization", "DPoP "+s.bound, "DPoP", proof)},
-				{"GET", "/v1/self", "", headers("Authorization", "DPoP "+s.bound, "DPoP", otherSignature(t, proof))},
+				{"GET", "/v1/self", "", headers("Authorization", "DPoP "+ep.boundToken, "DPoP", proof)},
+				{"GET", "/v1/self", "", headers("Authorization", "DPoP "+ep.boundToken, "DPoP", otherSignature(t, proof))},
 			}
 		}, watchword.DPoPInvalid},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for range rounds {
-				if got := s.atOnce(clients, tc.shots()...); got[""] != 1 || got[tc.again] != 1 {
+				if got := ep.atOnce(clients, tc.shots()...); got[""] != 1 || got[tc.again] != 1 {
 					t.Fatalf("got %v", got)
 				}
 			}
@@ -146,15 +146,15 @@ func TestOnePaperOnTwoSockets(t *testing.T) {
 	t.Run("a key change", func(t *testing.T) {
 		for n := range rounds / 5 {
 			_, fresh := newKey(t, "P-256")
-			seal := s.sealJWK()
-			proof, err := token.SignRekey(s.own, fresh, "lamp-1", s.ring.Issuer(), seal.ID(), s.now())
+			seal := ep.sealJWK()
+			proof, err := token.SignRekey(ep.deviceKey, fresh, "lamp-1", ep.ring.Issuer(), seal.ID(), ep.now())
 			must(t, err)
-			got := s.atOnce(clients, twice(shot{"POST", "/v1/self/keys", rekeyBody(t, fresh.Public(), seal, proof), bearer()})...)
-			if done := s.entries(audit.DeviceRekey, audit.Done); got[""] < 1 || len(done) != n+1 {
+			got := ep.atOnce(clients, twice(shot{"POST", "/v1/self/keys", rekeyBody(t, fresh.Public(), seal, proof), bearer()})...)
+			if done := ep.entries(audit.DeviceRekey, audit.Done); got[""] < 1 || len(done) != n+1 {
 				t.Fatalf("got %v, and %d entries", got, len(done))
 			}
-			s.own = fresh
-			s.token = s.issue(fresh, "lamp-1", "")
+			ep.deviceKey = fresh
+			ep.token = ep.issue(fresh, "lamp-1", "")
 		}
 	})
 	t.Run("two key changes by one key", func(t *testing.T) {
@@ -163,22 +163,22 @@ func TestOnePaperOnTwoSockets(t *testing.T) {
 			var fresh [2]*jose.Signer
 			for i := range fresh {
 				_, fresh[i] = newKey(t, "P-256")
-				seal := s.sealJWK()
-				proof, err := token.SignRekey(s.own, fresh[i], "lamp-1", s.ring.Issuer(), seal.ID(), s.now())
+				seal := ep.sealJWK()
+				proof, err := token.SignRekey(ep.deviceKey, fresh[i], "lamp-1", ep.ring.Issuer(), seal.ID(), ep.now())
 				must(t, err)
 				shots = append(shots, shot{"POST", "/v1/self/keys", rekeyBody(t, fresh[i].Public(), seal, proof), bearer()})
 			}
-			before := len(s.entries(audit.DeviceRekey, audit.Done))
-			got := s.atOnce(clients, shots...)
-			done := s.entries(audit.DeviceRekey, audit.Done)
+			before := len(ep.entries(audit.DeviceRekey, audit.Done))
+			got := ep.atOnce(clients, shots...)
+			done := ep.entries(audit.DeviceRekey, audit.Done)
 			if got[""] != 1 || len(done) != before+1 {
 				t.Fatalf("got %v, and %d entries more", got, len(done)-before)
 			}
-			s.own = fresh[0]
+			ep.deviceKey = fresh[0]
 			if done[before].Data["sign"] != string(fresh[0].Public().ID()) {
-				s.own = fresh[1]
+				ep.deviceKey = fresh[1]
 			}
-			s.token = s.issue(s.own, "lamp-1", "")
+			ep.token = ep.issue(ep.deviceKey, "lamp-1", "")
 		}
 	})
 }
@@ -195,38 +195,38 @@ func otherSignature(t testing.TB, raw string) string {
 }
 
 // One signature of ECDSA is two: both hold, and neither counts twice.
-func TestTheOtherSignatureIsNoOtherPaper(t *testing.T) {
-	s := newStreet(t, time.Now)
-	other := otherSignature(t, s.token)
+func TestMalleableSignatureIsNoNewAssertion(t *testing.T) {
+	ep := newEndpoints(t, time.Now)
+	other := otherSignature(t, ep.token)
 	self := func(tok string) watchword.Code {
-		return s.ask1("GET", "/v1/self", "", headers("Authorization", "Bearer "+tok)).code
+		return ep.requestOnce("GET", "/v1/self", "", headers("Authorization", "Bearer "+tok)).code
 	}
-	if a, b := self(s.token), self(other); a != "" || b != "" {
+	if a, b := self(ep.token), self(other); a != "" || b != "" {
 		t.Fatalf("both hold: %q %q", a, b)
 	}
-	jti := claims(t, s.token)["jti"].(string)
-	must(t, s.admin.RevokeToken(t.Context(), jti))
-	if a, b := self(s.token), self(other); a != watchword.TokenRevoked || b != watchword.TokenRevoked {
+	jti := claims(t, ep.token)["jti"].(string)
+	must(t, ep.admin.RevokeToken(t.Context(), jti))
+	if a, b := self(ep.token), self(other); a != watchword.TokenRevoked || b != watchword.TokenRevoked {
 		t.Errorf("revoked by one name: %q %q", a, b)
 	}
-	s.token = s.issue(s.own, "lamp-1", "")
-	raw := sign(t, s.own, token.TypAssertion, s.assertion())
+	ep.token = ep.issue(ep.deviceKey, "lamp-1", "")
+	raw := sign(t, ep.deviceKey, token.TypAssertion, ep.assertion())
 	for i, r := range []string{raw, otherSignature(t, raw)} {
-		want := []watchword.Code{taken, watchword.TokenReplayed}[i]
-		if got := s.connack(5, r); got.code != want {
+		want := []watchword.Code{accepted, watchword.TokenReplayed}[i]
+		if got := ep.connack(5, r); got.code != want {
 			t.Errorf("an assertion over MQTT: got %q, want %q", got.code, want)
 		}
 	}
-	receipt := sign(t, s.own, token.TypReceipt, s.receipt())
+	receipt := sign(t, ep.deviceKey, token.TypReceipt, ep.receipt())
 	for _, r := range []string{receipt, otherSignature(t, receipt)} {
-		if a := s.ask1("POST", "/v1/self/receipts", object("receipt", r), headers("Authorization", "Bearer "+s.token, "Content-Type", "application/json")); a.status != 200 {
+		if a := ep.requestOnce("POST", "/v1/self/receipts", object("receipt", r), headers("Authorization", "Bearer "+ep.token, "Content-Type", "application/json")); a.status != 200 {
 			t.Errorf("a receipt: %d %s", a.status, a.body)
 		}
 	}
-	if n := len(s.entries(audit.CommandSettle, audit.Done)); n != 1 {
+	if n := len(ep.entries(audit.CommandSettle, audit.Done)); n != 1 {
 		t.Errorf("the command was settled %d times", n)
 	}
-	sent, err := s.admin.Command(t.Context(), s.handed.ID, 0)
+	sent, err := ep.admin.Command(t.Context(), ep.pendingCommand.ID, 0)
 	must(t, err)
 	if sent.Receipt.JWS != receipt {
 		t.Error("the second receipt took the place of the first")
@@ -234,37 +234,37 @@ func TestTheOtherSignatureIsNoOtherPaper(t *testing.T) {
 }
 
 // What was spent stays spent when the house was closed and opened again.
-func TestWhatWasSpentStaysSpent(t *testing.T) {
-	s := newStreet(t, time.Now)
+func TestSpentAssertionStaysSpent(t *testing.T) {
+	ep := newEndpoints(t, time.Now)
 	bearer := func() http.Header {
-		return headers("Authorization", "Bearer "+s.token, "Content-Type", "application/json")
+		return headers("Authorization", "Bearer "+ep.token, "Content-Type", "application/json")
 	}
 	_, fresh := newKey(t, "P-256")
-	seal := s.sealJWK()
-	proof, err := token.SignRekey(s.own, fresh, "lamp-1", s.ring.Issuer(), seal.ID(), s.now())
+	seal := ep.sealJWK()
+	proof, err := token.SignRekey(ep.deviceKey, fresh, "lamp-1", ep.ring.Issuer(), seal.ID(), ep.now())
 	must(t, err)
-	if a := s.ask1("POST", "/v1/self/keys", rekeyBody(t, fresh.Public(), seal, proof), bearer()); a.status != 200 {
+	if a := ep.requestOnce("POST", "/v1/self/keys", rekeyBody(t, fresh.Public(), seal, proof), bearer()); a.status != 200 {
 		t.Fatal(a.body)
 	}
 	var both []string
 	must(t, json.Unmarshal([]byte(proof), &both))
-	st := s.stray("lamp-7", time.Now).ask()
-	_, err = s.admin.ApprovePairing(t.Context(), st.user, st.sign.Public().ID(), "", nil)
+	st := ep.newUnenrolled("lamp-7", time.Now).ask()
+	_, err = ep.admin.ApprovePairing(t.Context(), st.user, st.sign.Public().ID(), "", nil)
 	must(t, err)
 	poll := st.pollForm()
-	if a := s.form("/oauth/token", poll); a.status != 200 {
+	if a := ep.form("/oauth/token", poll); a.status != 200 {
 		t.Fatalf("paired: %+v", a)
 	}
-	assertion := sign(t, fresh, token.TypAssertion, s.assertion())
-	if got := s.connack(5, assertion); got.code != taken {
+	assertion := sign(t, fresh, token.TypAssertion, ep.assertion())
+	if got := ep.connack(5, assertion); got.code != accepted {
 		t.Fatalf("an assertion over MQTT: %+v", got)
 	}
-	s.stop()
-	again := serveOn(t, s.dir, onPort(portOf(t, s.url)))
+	ep.stop()
+	again := serveOn(t, ep.dir, onPort(portOf(t, ep.url)))
 	if a := again.form("/oauth/token", poll); a.code != watchword.TokenReplayed {
 		t.Errorf("a pairing's proof: %+v", a)
 	}
-	if a := again.exchange(assertion); a.code != watchword.TokenReplayed {
+	if a := again.exchangeAssertion(assertion); a.code != watchword.TokenReplayed {
 		t.Errorf("an assertion that opened MQTT: %+v", a)
 	}
 	_, third := newKey(t, "P-256")
@@ -272,23 +272,23 @@ func TestWhatWasSpentStaysSpent(t *testing.T) {
 	var got struct {
 		Token string `json:"access_token"`
 	}
-	must(t, json.Unmarshal([]byte(again.exchange(sign(t, fresh, token.TypAssertion, s.assertion())).body), &got))
+	must(t, json.Unmarshal([]byte(again.exchangeAssertion(sign(t, fresh, token.TypAssertion, ep.assertion())).body), &got))
 	body := rekeyBody(t, third.Public(), nil, pair(sign(t, fresh, token.TypRekey, spent), sign(t, third, token.TypRekey, spent)))
-	if a := again.ask("POST", "/v1/self/keys", got.Token, body); a.code != watchword.TokenReplayed {
+	if a := again.request("POST", "/v1/self/keys", got.Token, body); a.code != watchword.TokenReplayed {
 		t.Errorf("a key change of that name: %+v", a)
 	}
-	if a := again.ask("POST", "/v1/self/keys", s.token, rekeyBody(t, fresh.Public(), seal, proof)); a.code != watchword.TokenRevoked {
+	if a := again.request("POST", "/v1/self/keys", ep.token, rekeyBody(t, fresh.Public(), seal, proof)); a.code != watchword.TokenRevoked {
 		t.Errorf("the key change by the old token: %+v", a)
 	}
 }
 
 // enrollment is what a stranger with two keys posts for a code.
-func (h *house) enrollment(code string) shot {
-	_, sign := newKey(h.t, "P-256")
+func (srv *testServer) enrollment(code string) shot {
+	_, sign := newKey(srv.t, "P-256")
 	seal, err := jose.GenerateKey("X25519")
-	must(h.t, err)
-	proof, err := token.SignEnrollment(sign, h.url, token.CodeHash(code), seal.Public().ID(), time.Now())
-	must(h.t, err)
+	must(srv.t, err)
+	proof, err := token.SignEnrollment(sign, srv.url, token.CodeHashClaim(code), seal.Public().ID(), time.Now())
+	must(srv.t, err)
 	return shot{"POST", "/v1/enroll", object("code", code, "proof", proof, "keys", map[string]any{
 		"sign": json.RawMessage(sign.Public().JWK()), "seal": json.RawMessage(seal.Public().JWK()),
 	}), headers("Content-Type", "application/json")}
@@ -306,24 +306,24 @@ func codeOfLink(t testing.TB, link string) string {
 // Many devices with one code, at the same instant: one comes in.
 func TestManyDevicesWithOneCode(t *testing.T) {
 	const devices, rounds = 8, 8
-	h := serve(t, nil)
+	srv := serve(t, nil)
 	var clients []*http.Client
 	for i := range devices {
-		clients = append(clients, h.from("127.0.1."+strconv.Itoa(i+1))) // a wrong code slows its address
+		clients = append(clients, srv.clientAt("127.0.1."+strconv.Itoa(i+1))) // a wrong code slows its address
 	}
 	for n := range rounds {
 		id := watchword.SubjectID("lamp-" + strconv.Itoa(n))
-		made, err := h.admin.CreateDevice(t.Context(), id, nil, 0)
+		made, err := srv.admin.CreateDevice(t.Context(), id, nil, 0)
 		must(t, err)
 		var shots []shot
 		for range devices {
-			shots = append(shots, h.enrollment(codeOfLink(t, made.Enrollment.Link)))
+			shots = append(shots, srv.enrollment(codeOfLink(t, made.Enrollment.Link)))
 		}
-		if got := h.atOnce(clients, shots...); got[""] != 1 || got[watchword.CodeInvalid]+got[watchword.RateLimited] != devices-1 {
+		if got := srv.atOnce(clients, shots...); got[""] != 1 || got[watchword.CodeInvalid]+got[watchword.RateLimited] != devices-1 {
 			t.Fatalf("got %v", got)
 		}
 	}
-	if n := len(h.entries(audit.DeviceEnroll, audit.Done)); n != rounds {
+	if n := len(srv.entries(audit.DeviceEnroll, audit.Done)); n != rounds {
 		t.Errorf("%d enrollments", n)
 	}
 }
@@ -333,18 +333,18 @@ func TestManyDevicesWithOneCode(t *testing.T) {
 // elsewhere, and then from there too.
 func TestAThousandWrongCodes(t *testing.T) {
 	c := newClock()
-	h := serveAt(t, filepath.Join(t.TempDir(), "data"), c.now, nil)
-	made, err := h.admin.CreateDevice(t.Context(), "lamp-1", nil, 0)
+	srv := serveAt(t, filepath.Join(t.TempDir(), "data"), c.now, nil)
+	made, err := srv.admin.CreateDevice(t.Context(), "lamp-1", nil, 0)
 	must(t, err)
-	thief := h.from("127.0.0.2")
-	guess := h.enrollment(watchword.NewNonce())
+	attacker := srv.clientAt("127.0.0.2")
+	guess := srv.enrollment(watchword.NewNonce())
 	got := map[watchword.Code]int{}
 	for n := range 1000 {
 		if n == 500 {
-			d := h.open(filepath.Join(t.TempDir(), "d"), device.Options{})
+			d := srv.openDevice(filepath.Join(t.TempDir(), "d"), device.Options{})
 			must(t, d.Enroll(t.Context(), made.Enrollment.Link))
 		}
-		a, err := h.fire(thief, guess)
+		a, err := srv.sendShot(attacker, guess)
 		must(t, err)
 		if got[a.code]++; a.code == watchword.RateLimited && (a.status != 429 || a.header.Get("Retry-After") == "") {
 			t.Fatalf("%d %v %s", a.status, a.header, a.body)
@@ -353,14 +353,14 @@ func TestAThousandWrongCodes(t *testing.T) {
 	if got[watchword.CodeInvalid] != 6 || got[watchword.RateLimited] != 994 {
 		t.Errorf("got %v", got)
 	}
-	second, err := h.admin.CreateDevice(t.Context(), "lamp-2", nil, 0)
+	second, err := srv.admin.CreateDevice(t.Context(), "lamp-2", nil, 0)
 	must(t, err)
-	good := h.enrollment(codeOfLink(t, second.Enrollment.Link))
-	if a, err := h.fire(thief, good); err != nil || a.code != watchword.RateLimited {
+	good := srv.enrollment(codeOfLink(t, second.Enrollment.Link))
+	if a, err := srv.sendShot(attacker, good); err != nil || a.code != watchword.RateLimited {
 		t.Errorf("a good code from the same address: %v %d %s", err, a.status, a.body)
 	}
 	c.forward(time.Second)
-	if a, err := h.fire(thief, good); err != nil || a.status != 200 {
+	if a, err := srv.sendShot(attacker, good); err != nil || a.status != 200 {
 		t.Errorf("the same a second later: %v %d %s", err, a.status, a.body)
 	}
 }

@@ -22,9 +22,9 @@ type panics struct{}
 func (panics) MarshalJSON() ([]byte, error) { panic("no") }
 
 // Whatever a function returns, its command ends with a receipt that the server takes.
-func TestWhateverAFunctionReturnsEndsInAReceipt(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
+func TestEveryResultEndsInAReceipt(t *testing.T) {
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
 	raw := func(s string) any { return json.RawMessage(s) }
 	nested := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
 	type ended struct {
@@ -34,29 +34,29 @@ func TestWhateverAFunctionReturnsEndsInAReceipt(t *testing.T) {
 		code   string // of the result
 	}
 	cases := map[string]ended{
-		"nothing":               {nil, nil, watchword.StDone, ""},
-		"an-object":             {raw(`{"a":1}`), nil, watchword.StDone, ""},
-		"seven-deep":            {raw(nested(7)), nil, watchword.StDone, ""},
-		"a-nul":                 {"\x00", nil, watchword.StDone, ""},
-		"a-number-beyond-float": {raw(`1e400`), nil, watchword.StDone, ""},
-		"a-member-twice":        {raw(`{"a":1,"a":2}`), nil, watchword.StFailed, "result_invalid"},
-		"a-member-twice-within": {raw(`[{"a":1,"\u0061":2}]`), nil, watchword.StFailed, "result_invalid"},
-		"eight-deep":            {raw(nested(8)), nil, watchword.StFailed, "result_invalid"},
-		"twelve-deep":           {raw(nested(12)), nil, watchword.StFailed, "result_invalid"},
-		"a-lone-surrogate":      {raw(`"\ud800"`), nil, watchword.StFailed, "result_invalid"},
-		"a-name-that-is-one":    {raw(`{"\udc00":1}`), nil, watchword.StFailed, "result_invalid"},
-		"no-utf8":               {raw("\"\xff\""), nil, watchword.StFailed, "result_invalid"},
-		"no-json":               {raw(`{`), nil, watchword.StFailed, "result_invalid"},
-		"two-values":            {raw(`{} {}`), nil, watchword.StFailed, "result_invalid"},
-		"an-infinity":           {math.Inf(1), nil, watchword.StFailed, "result_invalid"},
-		"a-channel":             {make(chan int), nil, watchword.StFailed, "result_invalid"},
-		"a-panic":               {panics{}, nil, watchword.StFailed, "result_invalid"},
-		"40-kb":                 {strings.Repeat("x", 40_000), nil, watchword.StFailed, "result_invalid"},
-		"10-mb":                 {strings.Repeat("x", 10_000_000), nil, watchword.StFailed, "result_invalid"},
-		"20-kb-that-grow":       {strings.Repeat("<", 20_000), nil, watchword.StFailed, "result_invalid"},
-		"a-long-refusal":        {nil, device.Refuse(strings.Repeat("x", 40_000), nil), watchword.StRefused, "result_invalid"},
-		"a-long-failure":        {nil, device.Fail(strings.Repeat("x", 40_000), nil), watchword.StFailed, "result_invalid"},
-		"an-error-of-bytes":     {nil, errors.New("\xff\x00\ud7ff"), watchword.StFailed, "failed"},
+		"nothing":               {nil, nil, watchword.StatusDone, ""},
+		"an-object":             {raw(`{"a":1}`), nil, watchword.StatusDone, ""},
+		"seven-deep":            {raw(nested(7)), nil, watchword.StatusDone, ""},
+		"a-nul":                 {"\x00", nil, watchword.StatusDone, ""},
+		"a-number-beyond-float": {raw(`1e400`), nil, watchword.StatusDone, ""},
+		"a-member-twice":        {raw(`{"a":1,"a":2}`), nil, watchword.StatusFailed, "result_invalid"},
+		"a-member-twice-within": {raw(`[{"a":1,"\u0061":2}]`), nil, watchword.StatusFailed, "result_invalid"},
+		"eight-deep":            {raw(nested(8)), nil, watchword.StatusFailed, "result_invalid"},
+		"twelve-deep":           {raw(nested(12)), nil, watchword.StatusFailed, "result_invalid"},
+		"a-lone-surrogate":      {raw(`"\ud800"`), nil, watchword.StatusFailed, "result_invalid"},
+		"a-name-that-is-one":    {raw(`{"\udc00":1}`), nil, watchword.StatusFailed, "result_invalid"},
+		"no-utf8":               {raw("\"\xff\""), nil, watchword.StatusFailed, "result_invalid"},
+		"no-json":               {raw(`{`), nil, watchword.StatusFailed, "result_invalid"},
+		"two-values":            {raw(`{} {}`), nil, watchword.StatusFailed, "result_invalid"},
+		"an-infinity":           {math.Inf(1), nil, watchword.StatusFailed, "result_invalid"},
+		"a-channel":             {make(chan int), nil, watchword.StatusFailed, "result_invalid"},
+		"a-panic":               {panics{}, nil, watchword.StatusFailed, "result_invalid"},
+		"40-kb":                 {strings.Repeat("x", 40_000), nil, watchword.StatusFailed, "result_invalid"},
+		"10-mb":                 {strings.Repeat("x", 10_000_000), nil, watchword.StatusFailed, "result_invalid"},
+		"20-kb-that-grow":       {strings.Repeat("<", 20_000), nil, watchword.StatusFailed, "result_invalid"},
+		"a-long-refusal":        {nil, device.Refuse(strings.Repeat("x", 40_000), nil), watchword.StatusRefused, "result_invalid"},
+		"a-long-failure":        {nil, device.Fail(strings.Repeat("x", 40_000), nil), watchword.StatusFailed, "result_invalid"},
+		"an-error-of-bytes":     {nil, errors.New("\xff\x00\ud7ff"), watchword.StatusFailed, "failed"},
 	}
 	d.HandleAny(func(_ context.Context, c *device.Command) (any, error) {
 		e := cases[c.Function]
@@ -66,9 +66,9 @@ func TestWhateverAFunctionReturnsEndsInAReceipt(t *testing.T) {
 	ran := make(chan error, 1)
 	go func() { ran <- d.Run(ctx) }()
 	for _, name := range slices.Sorted(maps.Keys(cases)) {
-		c, err := h.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: name})
+		c, err := srv.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: name})
 		must(t, err)
-		done, err := h.admin.Command(ctx, c.ID, 20*time.Second)
+		done, err := srv.admin.Command(ctx, c.ID, 20*time.Second)
 		must(t, err)
 		if done.Receipt == nil {
 			t.Fatalf("%s: it is %s without a receipt", name, done.State)
@@ -103,12 +103,12 @@ func TestWhateverAFunctionReturnsEndsInAReceipt(t *testing.T) {
 
 // A configuration that no device takes is not kept in the place of the one that they have.
 func TestAConfigurationThatNoDeviceTakes(t *testing.T) {
-	h := serve(t, nil)
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	heard := make(chan device.Config, 1)
-	d.OnConfig(func(_ context.Context, c device.Config) error { heard <- c; return nil })
+	srv := serve(t, nil)
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	received := make(chan device.Config, 1)
+	d.OnConfig(func(_ context.Context, c device.Config) error { received <- c; return nil })
 	set := func(doc string) error {
-		_, err := h.admin.SetConfig(t.Context(), "lamp-1", json.RawMessage(doc), -1)
+		_, err := srv.admin.SetConfig(t.Context(), "lamp-1", json.RawMessage(doc), -1)
 		return err
 	}
 	wants(t, "eight deep", set(`{"a":[[[[[[[1]]]]]]]}`), watchword.BadRequest)
@@ -117,7 +117,7 @@ func TestAConfigurationThatNoDeviceTakes(t *testing.T) {
 	ran := make(chan error, 1)
 	go func() { ran <- d.Run(ctx) }()
 	select {
-	case c := <-heard:
+	case c := <-received:
 		if c.Version != 1 || len(c.Raw) < 30_000 {
 			t.Errorf("version %d of %d bytes", c.Version, len(c.Raw))
 		}

@@ -14,8 +14,8 @@ import (
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 
-	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/internal/peers"
+	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
@@ -56,11 +56,11 @@ for (const protocolVersion of [4, 5]) {
 process.exit(0)
 `
 
-func TestNpmsMQTTThroughEverything(t *testing.T) {
-	h, one, _ := meters(t)
+func TestNpmMQTTEndToEnd(t *testing.T) {
+	srv, one, _ := meterServer(t)
 	file := filepath.Join(mustDir(t), "all.mjs")
 	must(t, os.WriteFile(file, []byte(sharedScript), 0o600))
-	for _, url := range []string{"mqtts://" + one.MQTT(), "wss://" + strings.TrimPrefix(h.url, "https://") + "/mqtt"} {
+	for _, url := range []string{"mqtts://" + one.MQTT(), "wss://" + strings.TrimPrefix(srv.url, "https://") + "/mqtt"} {
 		tok, err := one.NewToken(t.Context())
 		must(t, err)
 		out := tool(t, "node", file, url, one.CAFile(), "meter-1", tok)
@@ -74,8 +74,8 @@ func TestNpmsMQTTThroughEverything(t *testing.T) {
 	}
 }
 
-// old is Paho for 3.1.1, which comes back by itself to the session that it left.
-func old(t *testing.T, d *device.Device, clean bool) *peers.Client {
+// connectPaho3 is Paho for 3.1.1, which comes back by itself to the session that it left.
+func connectPaho3(t *testing.T, d *device.Device, clean bool) *peers.Client {
 	t.Helper()
 	tok, err := d.NewToken(t.Context())
 	must(t, err)
@@ -86,17 +86,17 @@ func old(t *testing.T, d *device.Device, clean bool) *peers.Client {
 	return c
 }
 
-func TestPaho3ComesBackToItsSession(t *testing.T) {
-	h, one, two := meters(t)
-	sub := old(t, two, false)
+func TestPaho3ResumesSession(t *testing.T) {
+	srv, one, two := meterServer(t)
+	sub := connectPaho3(t, two, false)
 	must(t, sub.Subscribe(t, "plant/+/lux", 2))
-	pub := old(t, one, true)
+	pub := connectPaho3(t, one, true)
 	// The server cuts it off, and it comes back to what it had.
 	for round := range 3 {
-		ss, err := h.admin.Sessions(t.Context(), two.ID())
+		ss, err := srv.admin.Sessions(t.Context(), two.ID())
 		must(t, err)
 		for _, s := range ss {
-			must(t, h.admin.CloseSession(t.Context(), s.ID))
+			must(t, srv.admin.CloseSession(t.Context(), s.ID))
 		}
 		for n := range 3 {
 			must(t, pub.Publish(t, "plant/meter-1/lux", byte(n), fmt.Sprintf("%d-%d", round, n)))
@@ -116,19 +116,19 @@ func TestPaho3ComesBackToItsSession(t *testing.T) {
 	// What waits is shown.
 	must(t, sub.Disconnect(t))
 	must(t, pub.Publish(t, "plant/meter-1/lux", 1, "waits"))
-	_, away, err := h.admin.AllSessions(t.Context(), two.ID())
+	_, away, err := srv.admin.AllSessions(t.Context(), two.ID())
 	must(t, err)
 	if len(away) != 1 || away[0].MQTT.Client != "meter-2" || away[0].MQTT.Messages < 1 || !slices.Equal(away[0].MQTT.Subscriptions, []string{"plant/+/lux"}) {
 		t.Fatalf("%+v", away)
 	}
-	must(t, h.admin.CloseSession(t.Context(), away[0].ID))
-	if _, away, err = h.admin.AllSessions(t.Context(), two.ID()); err != nil || len(away) != 0 {
+	must(t, srv.admin.CloseSession(t.Context(), away[0].ID))
+	if _, away, err = srv.admin.AllSessions(t.Context(), two.ID()); err != nil || len(away) != 0 {
 		t.Errorf("%+v %v", away, err)
 	}
 }
 
 // pahoOver connects paho for version 5 over a connection, to a session that lasts.
-func pahoOver(t *testing.T, d *device.Device, id string, edit func(*paho.Connect), w *pahoWire, conn paho.ClientConfig) {
+func pahoOver(t *testing.T, d *device.Device, id string, edit func(*paho.Connect), w *pahoClient, conn paho.ClientConfig) {
 	t.Helper()
 	tok, err := d.NewToken(t.Context())
 	must(t, err)
@@ -145,16 +145,16 @@ func pahoOver(t *testing.T, d *device.Device, id string, edit func(*paho.Connect
 }
 
 func TestPaho5SharesAndWaits(t *testing.T) {
-	_, one, two := meters(t)
-	connect := func(d *device.Device, suffix string) *pahoWire {
+	_, one, two := meterServer(t)
+	connect := func(d *device.Device, suffix string) *pahoClient {
 		nc, err := tls.Dial("tcp", d.MQTT(), anchored(t, d))
 		must(t, err)
-		w := &pahoWire{got: make(chan *paho.Publish, 256), ended: make(chan *paho.Disconnect, 1)}
+		w := &pahoClient{got: make(chan *paho.Publish, 256), ended: make(chan *paho.Disconnect, 1)}
 		pahoOver(t, d, string(d.ID())+suffix, nil, w, paho.ClientConfig{Conn: packets.NewThreadSafeConn(nc)})
 		return w
 	}
 	a, b := connect(one, "/a"), connect(one, "/b")
-	for _, w := range []*pahoWire{a, b} {
+	for _, w := range []*pahoClient{a, b} {
 		_, err := w.client.Subscribe(t.Context(), &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: "$share/workers/plant/+/job", QoS: 2}}})
 		must(t, err)
 	}
@@ -167,7 +167,7 @@ func TestPaho5SharesAndWaits(t *testing.T) {
 	}
 	jobs(0, 20)
 	seen := map[string]int{}
-	count := map[*pahoWire]int{}
+	count := map[*pahoClient]int{}
 	take := func(n int) {
 		for range n {
 			select {
@@ -195,12 +195,12 @@ func TestPaho5SharesAndWaits(t *testing.T) {
 // MQTT over WebSocket: the subprotocol, binary frames, packets in any pieces, and the
 // word with which it ends.
 func TestMQTTOverWebSocket(t *testing.T) {
-	h, one, _ := meters(t)
+	srv, one, _ := meterServer(t)
 	tok, err := one.NewToken(t.Context())
 	must(t, err)
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: anchored(t, one)}}
 	dial := func(protocols ...string) *websocket.Conn {
-		ws, _, err := websocket.Dial(t.Context(), "wss"+strings.TrimPrefix(h.url, "https")+"/mqtt", &websocket.DialOptions{HTTPClient: client, Subprotocols: protocols, HTTPHeader: http.Header{"Origin": {"https://elsewhere.example"}}})
+		ws, _, err := websocket.Dial(t.Context(), "wss"+strings.TrimPrefix(srv.url, "https")+"/mqtt", &websocket.DialOptions{HTTPClient: client, Subprotocols: protocols, HTTPHeader: http.Header{"Origin": {"https://elsewhere.example"}}})
 		must(t, err)
 		return ws
 	}
@@ -235,10 +235,10 @@ func TestMQTTOverWebSocket(t *testing.T) {
 	if in[0] != byte(packet.CONNACK)<<4 {
 		t.Errorf("%x", in)
 	}
-	_, err = h.admin.Suspend(t.Context(), one.ID(), "look into it")
+	_, err = srv.admin.Suspend(t.Context(), one.ID(), "look into it")
 	must(t, err)
 	ended(ws, websocket.StatusPolicyViolation)
-	res, err := client.Get(h.url + "/mqtt")
+	res, err := client.Get(srv.url + "/mqtt")
 	must(t, err)
 	_ = res.Body.Close()
 	if res.StatusCode != http.StatusUpgradeRequired {
@@ -246,8 +246,8 @@ func TestMQTTOverWebSocket(t *testing.T) {
 	}
 }
 
-func TestMosquittosClientsLeaveAndComeBack(t *testing.T) {
-	_, one, two := meters(t)
+func TestMosquittoClientsResumeSession(t *testing.T) {
+	_, one, two := meterServer(t)
 	for _, v := range []string{"mqttv311", "mqttv5"} {
 		session := []string{"-V", v, "-q", "2", "-c", "-t", "plant/+/lux", "-v"}
 		if v == "mqttv5" {

@@ -52,10 +52,10 @@ func connected(t *testing.T, nc net.Conn, v packet.Version, b []byte) packet.Rea
 // TestARefusedConnectSpendsNoAssertion: whatever refuses a CONNECT that carries a client
 // assertion, the same assertion is good for the next one that is right.
 func TestARefusedConnectSpendsNoAssertion(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Limits.TokenRate = 100_000 })
-	d := h.enroll("lamp-1", device.Options{}, nil)
-	full := h.enroll("lamp-2", device.Options{}, nil)  // has as many live sessions as it may
-	lasts := h.enroll("lamp-3", device.Options{}, nil) // and as many that outlive their connection
+	srv := serve(t, func(c *server.Config) { c.Limits.TokenRate = 100_000 })
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	full := srv.enroll("lamp-2", device.Options{}, nil)  // has as many live sessions as it may
+	lasts := srv.enroll("lamp-3", device.Options{}, nil) // and as many that outlive their connection
 	dial := func(d *device.Device) net.Conn {
 		t.Helper()
 		nc, err := tls.Dial("tcp", d.MQTT(), anchored(t, d))
@@ -66,15 +66,15 @@ func TestARefusedConnectSpendsNoAssertion(t *testing.T) {
 	connect := func(v packet.Version, id, assertion string) *packet.Connect {
 		return &packet.Connect{Version: v, CleanStart: true, ClientID: id, Username: "jwt", HasUser: true, HasPass: true, Password: []byte(assertion), KeepAlive: 60}
 	}
-	outlives := func(p *packet.Connect) { p.Properties.SetNumber(packet.SessionExpiry, 600) }
+	outlives := func(p *packet.Connect) { p.Properties.SetNumber(packet.SessionExpiryInterval, 600) }
 	var open []net.Conn
 	for n := range 8 {
 		nc := dial(full)
 		open = append(open, nc)
-		if r := connected(t, nc, packet.V5, packet.Append(nil, connect(packet.V5, fmt.Sprint("lamp-2/", n), must2(full.Assertion(time.Minute))(t)), packet.V5)); r != packet.Success {
+		if r := connected(t, nc, packet.V5, packet.Append(nil, connect(packet.V5, fmt.Sprint("lamp-2/", n), mustValue(full.Assertion(time.Minute))(t)), packet.V5)); r != packet.Success {
 			t.Fatalf("live session %d: %#x", n, r)
 		}
-		p := connect(packet.V5, fmt.Sprint("lamp-3/", n), must2(lasts.Assertion(time.Minute))(t))
+		p := connect(packet.V5, fmt.Sprint("lamp-3/", n), mustValue(lasts.Assertion(time.Minute))(t))
 		outlives(p)
 		nc = dial(lasts)
 		if r := connected(t, nc, packet.V5, packet.Append(nil, p, packet.V5)); r != packet.Success {
@@ -109,8 +109,8 @@ func TestARefusedConnectSpendsNoAssertion(t *testing.T) {
 			p.Will = &packet.Will{Topic: "devices/lamp-1/events/x"}
 			p.Will.Properties.SetText(packet.ResponseTopic, "")
 		}, nil},
-		{"an authentication method beside the password", d, only(packet.V5), func(p *packet.Connect) { p.Properties.SetText(packet.AuthMethod, "ace") }, nil},
-		{"another authentication method", d, only(packet.V5), func(p *packet.Connect) { p.Properties.SetText(packet.AuthMethod, "SCRAM-SHA-1") }, nil},
+		{"an authentication method beside the password", d, only(packet.V5), func(p *packet.Connect) { p.Properties.SetText(packet.AuthenticationMethod, "ace") }, nil},
+		{"another authentication method", d, only(packet.V5), func(p *packet.Connect) { p.Properties.SetText(packet.AuthenticationMethod, "SCRAM-SHA-1") }, nil},
 		{"no packet as large as CONNACK", d, only(packet.V5), func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, 12) }, nil},
 		{"another version", d, both, nil, func(b []byte) []byte { b[6] = 6; return b }},
 		{"the reserved flag", d, both, nil, func(b []byte) []byte { b[7] |= 1; return b }},
@@ -121,7 +121,7 @@ func TestARefusedConnectSpendsNoAssertion(t *testing.T) {
 	} {
 		for _, v := range tc.in {
 			t.Run(fmt.Sprint(tc.name, ", version ", v), func(t *testing.T) {
-				assertion := must2(tc.by.Assertion(time.Minute))(t)
+				assertion := mustValue(tc.by.Assertion(time.Minute))(t)
 				id := string(tc.by.ID())
 				if tc.by == full {
 					id += fmt.Sprint("/as-", v) // else it would take the place of the one before

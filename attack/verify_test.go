@@ -33,15 +33,15 @@ get = ["/readings/+/secret"]
 
 // A service of the user's own, beside a real server: what it takes from devices, and from burglars.
 func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
-	h := serve(t, nil)
-	_, err := h.admin.ApplyPolicy(t.Context(), "readers", []byte(readers), 0)
+	srv := serve(t, nil)
+	_, err := srv.admin.ApplyPolicy(t.Context(), "readers", []byte(readers), 0)
 	must(t, err)
-	meter := h.enroll("meter-1", device.Options{}, watchword.Labels{"kind": "meter", "site": "plant-1"})
-	lamp := h.enroll("lamp-1", device.Options{}, watchword.Labels{"kind": "lamp"})
-	ring := h.burgle()
+	meter := srv.enroll("meter-1", device.Options{}, watchword.Labels{"kind": "meter", "site": "plant-1"})
+	lamp := srv.enroll("lamp-1", device.Options{}, watchword.Labels{"kind": "lamp"})
+	ring := srv.stealKeys()
 
-	ca := verify.CAFile(filepath.Join(h.dir, "tls", "ca.pem"))
-	quiet := verify.Log(slog.New(slog.NewTextHandler(h.log, nil)))
+	ca := verify.CAFile(filepath.Join(srv.dir, "tls", "ca.pem"))
+	quiet := verify.Log(slog.New(slog.NewTextHandler(srv.log, nil)))
 	cache := verify.Cache(filepath.Join(t.TempDir(), "keys.json"))
 	v, err := verify.New(t.Context(), ring.Issuer(), ca, cache, quiet, verify.PublicURL("https://api.example"))
 	must(t, err)
@@ -66,7 +66,7 @@ func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
 		return w
 	}
 
-	good := h.token(meter)
+	good := srv.token(meter)
 	if w := ask("POST", "/readings", "Bearer "+good); w.Code != 200 || w.Body.String() != "meter-1 kind=meter,site=plant-1" {
 		t.Fatalf("a device's own token: %d %s", w.Code, w.Body)
 	}
@@ -80,7 +80,7 @@ func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
 		{"a path with dots", "GET", "/readings/meter-1/%2e%2e/meter-2/today", good, 403},
 		{"a topic of its plant", "POST", "/lux/plant-1", good, 200},
 		{"a topic of another plant", "POST", "/lux/plant-2", good, 403},
-		{"a device that policy gives nothing", "POST", "/readings", h.token(lamp), 403},
+		{"a device that policy gives nothing", "POST", "/readings", srv.token(lamp), 403},
 	} {
 		if w := ask(tc.method, tc.path, "Bearer "+tc.token); w.Code != tc.status {
 			t.Errorf("%s: %d %s", tc.name, w.Code, w.Body)
@@ -90,7 +90,7 @@ func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
 	// With the issuer's stolen key, and what else a burglar may have.
 	issuer, own := ring.Signer(keyring.Issuer), deviceSigner(t, meter)
 	c := claims(t, good)
-	_, stranger := newKey(t, "P-256")
+	_, unknown := newKey(t, "P-256")
 	assertion, err := meter.Assertion(time.Minute)
 	must(t, err)
 	bound := with(c, "cnf", map[string]any{"jkt": own.Public().ID()})
@@ -101,7 +101,7 @@ func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
 		{"for another service, by the issuer's own key", sign(t, issuer, token.TypAccess, with(c, "aud", "https://other.example")), watchword.AudienceMismatch},
 		{"of another tenant, by the issuer's own key", sign(t, issuer, token.TypAccess, with(c, "iss", ring.Issuer()+"/t/other")), watchword.IssuerMismatch},
 		{"by the device's own key", sign(t, own, token.TypAccess, c), watchword.KeyUnknown},
-		{"by a stranger's key", sign(t, stranger, token.TypAccess, c), watchword.KeyUnknown},
+		{"by a stranger's key", sign(t, unknown, token.TypAccess, c), watchword.KeyUnknown},
 		{"by the command key", sign(t, ring.Signer(keyring.Command), token.TypAccess, c), watchword.KeyUnknown},
 		{"over for more than the skew", sign(t, issuer, token.TypAccess, with(c, "iat", time.Now().Unix()-700, "exp", time.Now().Unix()-61)), watchword.TokenExpired},
 		{"the device's assertion", assertion, watchword.TokenKind},
@@ -117,7 +117,7 @@ func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
 	tied := sign(t, issuer, token.TypAccess, bound)
 	proof, err := token.SignDPoP(own, "POST", "https://api.example/readings", "", tied, time.Now())
 	must(t, err)
-	forged, err := token.SignDPoP(stranger, "POST", "https://api.example/readings", "", tied, time.Now())
+	forged, err := token.SignDPoP(unknown, "POST", "https://api.example/readings", "", tied, time.Now())
 	must(t, err)
 	for _, tc := range []struct {
 		name, proof string
@@ -132,7 +132,7 @@ func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
 		}
 	}
 
-	h.stop()
+	srv.stop()
 	if w := ask("POST", "/readings", "Bearer "+good); w.Code != 200 {
 		t.Errorf("once the server is gone: %d %s", w.Code, w.Body)
 	}
@@ -146,7 +146,7 @@ func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
 
 // The program of docs/resource-servers.md, as it stands there.
 func TestTheServiceOfTheManual(t *testing.T) {
-	h := serve(t, nil)
+	srv := serve(t, nil)
 	text, err := os.ReadFile("../docs/resource-servers.md")
 	must(t, err)
 	block := func(language string) string {
@@ -163,12 +163,12 @@ func TestTheServiceOfTheManual(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, source).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	_, err = h.admin.ApplyPolicy(t.Context(), "lamps", []byte(block("toml")), 0)
+	_, err = srv.admin.ApplyPolicy(t.Context(), "lamps", []byte(block("toml")), 0)
 	must(t, err)
-	lamp := h.enroll("lamp-7", device.Options{}, watchword.Labels{"kind": "lamp", "site": "plant-1"})
+	lamp := srv.enroll("lamp-7", device.Options{}, watchword.Labels{"kind": "lamp", "site": "plant-1"})
 
-	cmd := exec.CommandContext(t.Context(), program, "-issuer", h.burgle().Issuer(), "-ca", filepath.Join(h.dir, "tls", "ca.pem"), "-cache", filepath.Join(dir, "keys.json"), "-listen", "127.0.0.1:0")
-	cmd.Stderr = h.log
+	cmd := exec.CommandContext(t.Context(), program, "-issuer", srv.stealKeys().Issuer(), "-ca", filepath.Join(srv.dir, "tls", "ca.pem"), "-cache", filepath.Join(dir, "keys.json"), "-listen", "127.0.0.1:0")
+	cmd.Stderr = srv.log
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
@@ -189,7 +189,7 @@ func TestTheServiceOfTheManual(t *testing.T) {
 		must(t, err)
 		return res.StatusCode, string(b)
 	}
-	good := h.token(lamp)
+	good := srv.token(lamp)
 	if status, body := ask("POST", "/readings", good); status != 200 || body != "stored for lamp-7 at plant-1\n" {
 		t.Errorf("got %d %s", status, body)
 	}

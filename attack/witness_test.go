@@ -32,9 +32,9 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// otherWitness is a real witness of another's making (litewitness), with its key in an
+// litewitness is a real witness of another's making (litewitness), with its key in an
 // agent as its manual has it.
-type otherWitness struct {
+type litewitness struct {
 	t    *testing.T
 	dir  string
 	key  ledger.Key
@@ -42,9 +42,9 @@ type otherWitness struct {
 	stop func()
 }
 
-func startWitness(t *testing.T, name string) *otherWitness {
+func startWitness(t *testing.T, name string) *litewitness {
 	t.Helper()
-	w := &otherWitness{t: t, dir: t.TempDir()}
+	w := &litewitness{t: t, dir: t.TempDir()}
 	_, priv, err := ed25519.GenerateKey(rand.Reader)
 	must(t, err)
 	fingerprint := peers.Find(t).Agent(t, filepath.Join(w.dir, "agent"), priv)
@@ -80,7 +80,7 @@ func startWitness(t *testing.T, name string) *otherWitness {
 }
 
 // watch makes the witness know a log, as its operator does.
-func (w *otherWitness) watch(origin string, key ledger.Key) {
+func (w *litewitness) watch(origin string, key ledger.Key) {
 	w.t.Helper()
 	db, err := sql.Open("sqlite", filepath.Join(w.dir, "db"))
 	must(w.t, err)
@@ -94,31 +94,31 @@ func (w *otherWitness) watch(origin string, key ledger.Key) {
 }
 
 // checkpoint waits for one that is good, and returns it.
-func (h *house) checkpoint(good func(ledger.Opened) bool, keys ...ledger.Key) ledger.Opened {
-	h.t.Helper()
-	for ctx := h.t.Context(); ; {
-		note, err := h.admin.LogFile(ctx, "checkpoint")
+func (srv *testServer) checkpoint(good func(ledger.VerifiedCheckpoint) bool, keys ...ledger.Key) ledger.VerifiedCheckpoint {
+	srv.t.Helper()
+	for ctx := srv.t.Context(); ; {
+		note, err := srv.admin.LogFile(ctx, "checkpoint")
 		if err == nil {
-			if o, err := ledger.Open(note, keys...); err == nil && good(o) {
+			if o, err := ledger.VerifyCheckpoint(note, keys...); err == nil && good(o) {
 				return o
 			}
 		}
 		// The log grows with each question, and a checkpoint follows within a tenth of a second.
-		if _, err := h.admin.Entries(ctx, 0, 1); err != nil {
-			h.t.Fatal(err)
+		if _, err := srv.admin.Entries(ctx, 0, 1); err != nil {
+			srv.t.Fatal(err)
 		}
 	}
 }
 
-func (h *house) logKey() ledger.Key {
-	h.t.Helper()
-	keys, err := server.LogKeys(h.t.Context(), h.dir)
-	must(h.t, err)
+func (srv *testServer) logKey() ledger.Key {
+	srv.t.Helper()
+	keys, err := server.LogKeys(srv.t.Context(), srv.dir)
+	must(srv.t, err)
 	return keys[0]
 }
 
-func TestWitnessesOfOthersSignTheLog(t *testing.T) {
-	ws := []*otherWitness{startWitness(t, "w1.example"), startWitness(t, "w2.example"), startWitness(t, "w3.example")}
+func TestThirdPartyWitnessesSignTheLog(t *testing.T) {
+	ws := []*litewitness{startWitness(t, "w1.example"), startWitness(t, "w2.example"), startWitness(t, "w3.example")}
 	dir := filepath.Join(t.TempDir(), "data")
 	config := func(c *server.Config) {
 		c.Audit.CheckpointEvery.Duration = 100 * time.Millisecond
@@ -126,18 +126,18 @@ func TestWitnessesOfOthersSignTheLog(t *testing.T) {
 			c.Audit.Witnesses = append(c.Audit.Witnesses, w.line)
 		}
 	}
-	h := serveOn(t, dir, config)
-	key := h.logKey()
+	srv := serveOn(t, dir, config)
+	key := srv.logKey()
 	all := []ledger.Key{key}
 	for _, w := range ws {
 		w.watch(key.Name(), key)
 		all = append(all, w.key)
 	}
-	h.checkpoint(func(o ledger.Opened) bool { return len(o.Cosignatures) == 3 }, all...)
+	srv.checkpoint(func(o ledger.VerifiedCheckpoint) bool { return len(o.Cosignatures) == 3 }, all...)
 
 	// A device that obeys only what is logged and witnessed.
 	did := make(chan string, 10)
-	lamp := h.enroll("lamp-1", device.Options{LoggedOnly: true}, nil)
+	lamp := srv.enroll("lamp-1", device.Options{RequireLogProof: true}, nil)
 	obey := func(ctx context.Context, c *device.Command) (any, error) {
 		did <- string(c.Raw)
 		return nil, nil
@@ -148,7 +148,7 @@ func TestWitnessesOfOthersSignTheLog(t *testing.T) {
 	}
 	send := func(level string) api.Command {
 		t.Helper()
-		c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", Args: json.RawMessage(`{"level":` + level + `}`), Wait: 30 * time.Second})
+		c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", Args: json.RawMessage(`{"level":` + level + `}`), WaitReceipt: 30 * time.Second})
 		must(t, err)
 		return c
 	}
@@ -172,7 +172,7 @@ func TestWitnessesOfOthersSignTheLog(t *testing.T) {
 	stop()
 
 	// Whoever has the command key alone, and whoever has the log's key beside it.
-	ring := h.burgle()
+	ring := srv.stealKeys()
 	jwe := func(forge func(jws string) (string, []byte)) string {
 		epoch, seq := lamp.Position()
 		jws, err := token.SignCommand(ring.Signer(keyring.Command), token.Command{
@@ -182,17 +182,17 @@ func TestWitnessesOfOthersSignTheLog(t *testing.T) {
 		must(t, err)
 		cty, plain := forge(jws)
 		_, seal := lamp.Keys()
-		out, err := jose.Seal(seal, cty, plain)
+		out, err := jose.Encrypt(seal, cty, plain)
 		must(t, err)
 		return out
 	}
-	proof := func(jws string, extends bool) ledger.Logged {
-		body := `{"v":1,"tenant":"default","at":"2026-11-25T00:00:00Z","kind":"command.handover","object":"cmd_forged","outcome":"done","data":{"ch":"` + jose.HashOf(jws) + `","device":"lamp-1"}}`
+	proof := func(jws string, extends bool) ledger.LoggedJWS {
+		body := `{"v":1,"tenant":"default","at":"2026-11-25T00:00:00Z","kind":"command.handover","object":"cmd_forged","outcome":"done","data":{"ch":"` + jose.HashString(jws) + `","device":"lamp-1"}}`
 		salt := ledger.NewSalt()
-		tree, _ := ledger.Tree{}.Append(ledger.LeafHash(ledger.Commit(salt, []byte(body))))
+		tree, _ := ledger.Tree{}.Append(ledger.LeafHash(ledger.Commitment(salt, []byte(body))))
 		note, err := ledger.Checkpoint{Origin: key.Name(), Size: 1, Root: tree.Root()}.Sign(ring.LogSigner())
 		must(t, err)
-		return ledger.NewLogged(jws, ledger.Proof{Salt: salt, Body: []byte(body), Checkpoint: note}, 0, nil)
+		return ledger.NewLoggedJWS(jws, ledger.Proof{Salt: salt, Body: []byte(body), Checkpoint: note}, 0, nil)
 	}
 	for name, forge := range map[string]func(jws string) (string, []byte){
 		"a command alone": func(jws string) (string, []byte) { return "JWT", []byte(jws) },
@@ -205,7 +205,7 @@ func TestWitnessesOfOthersSignTheLog(t *testing.T) {
 			return ledger.LoggedType, b
 		},
 	} {
-		_, err := lamp.Obey(t.Context(), jwe(forge))
+		_, err := lamp.Execute(t.Context(), jwe(forge))
 		wants(t, name, err, watchword.CommandUnlogged)
 	}
 	select {
@@ -219,14 +219,14 @@ func TestWitnessesOfOthersSignTheLog(t *testing.T) {
 	// After a restart the device goes on from the log that it saw last, and with one
 	// witness alone nothing is handed over.
 	must(t, lamp.Close())
-	h.stop()
+	srv.stop()
 	ws[1].stop()
-	h = serveOn(t, dir, config)
-	lamp = h.open(filepath.Dir(lamp.CAFile()), device.Options{LoggedOnly: true})
+	srv = serveOn(t, dir, config)
+	lamp = srv.openDevice(filepath.Dir(lamp.CAFile()), device.Options{RequireLogProof: true})
 	lamp.Handle("lamp.set", obey)
 	stop = run(lamp)
 	defer stop()
-	c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", TTL: 3 * time.Second, Wait: 30 * time.Second})
+	c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", TTL: 3 * time.Second, WaitReceipt: 30 * time.Second})
 	must(t, err)
 	if c.State != watchword.Expired {
 		t.Errorf("with one witness it is %s", c.State)
@@ -236,14 +236,14 @@ func TestWitnessesOfOthersSignTheLog(t *testing.T) {
 // Without witnesses it is the thief of the command key alone who is stopped: whoever
 // has the log's key too is not. The manual says so.
 func TestLoggedOnlyWithoutWitnesses(t *testing.T) {
-	h := serve(t, func(c *server.Config) { c.Server.MQTTS = "" }) // by long poll
-	lamp := h.enroll("lamp-1", device.Options{LoggedOnly: true}, nil)
+	srv := serve(t, func(c *server.Config) { c.Server.MQTTS = "" }) // by long poll
+	lamp := srv.enroll("lamp-1", device.Options{RequireLogProof: true}, nil)
 	lamp.Handle("lamp.set", func(context.Context, *device.Command) (any, error) { return nil, nil })
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- lamp.Run(ctx) }()
 	for range 2 {
-		c, err := h.admin.Send(t.Context(), admin.Order{Device: "lamp-1", Function: "lamp.set", Wait: 30 * time.Second})
+		c, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", WaitReceipt: 30 * time.Second})
 		must(t, err)
 		if c.State != watchword.Done {
 			t.Fatalf("it is %s", c.State)
@@ -257,33 +257,33 @@ func TestLoggedOnlyWithoutWitnesses(t *testing.T) {
 }
 
 // A checker of another's making reads the log from the door.
-func TestACheckerOfOthersReadsTheLog(t *testing.T) {
-	h := serve(t, nil)
+func TestThirdPartyVerifierReadsTheLog(t *testing.T) {
+	srv := serve(t, nil)
 	ctx := t.Context()
 	for i := range 300 { // over the end of a tile
-		if _, err := h.admin.Entries(ctx, 0, 1+i%2); err != nil {
+		if _, err := srv.admin.Entries(ctx, 0, 1+i%2); err != nil {
 			t.Fatal(err)
 		}
 	}
-	key := h.logKey()
-	h.checkpoint(func(o ledger.Opened) bool { return o.Size > 300 }, key)
+	key := srv.logKey()
+	srv.checkpoint(func(o ledger.VerifiedCheckpoint) bool { return o.Size > 300 }, key)
 	vkey := filepath.Join(t.TempDir(), "log.vkey")
 	write(t, vkey, key.String())
-	tok, err := h.admin.Tokens().Get(ctx)
+	tok, err := srv.admin.Tokens().Get(ctx)
 	must(t, err)
-	c := exec.CommandContext(ctx, outside(t, "tlog-fsck"), "--ui=false", "--storage_url", h.url+"/log/", "--public_key", vkey, "--bearer_token", tok)
-	c.Env = append(c.Environ(), "SSL_CERT_FILE="+filepath.Join(h.dir, "tls", "ca.pem"))
+	c := exec.CommandContext(ctx, outside(t, "tlog-fsck"), "--ui=false", "--storage_url", srv.url+"/log/", "--public_key", vkey, "--bearer_token", tok)
+	c.Env = append(c.Environ(), "SSL_CERT_FILE="+filepath.Join(srv.dir, "tls", "ca.pem"))
 	out, err := c.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "Successfully fsck'd log") {
 		t.Errorf("%v\n%s", err, out)
 	}
 	// Who may not read it is told so.
-	lamp := h.enroll("lamp-1", device.Options{}, nil)
+	lamp := srv.enroll("lamp-1", device.Options{}, nil)
 	for _, path := range []string{"/log/checkpoint", "/log/tile/0/000", "/log/tile/entries/000"} {
-		if a := h.ask("GET", path, h.token(lamp), ""); a.code != watchword.Denied {
+		if a := srv.request("GET", path, srv.token(lamp), ""); a.code != watchword.Denied {
 			t.Errorf("%s: %d %s", path, a.status, a.code)
 		}
-		if a := h.ask("GET", path, "", ""); a.status != http.StatusUnauthorized {
+		if a := srv.request("GET", path, "", ""); a.status != http.StatusUnauthorized {
 			t.Errorf("%s without a token: %d", path, a.status)
 		}
 	}
@@ -291,11 +291,11 @@ func TestACheckerOfOthersReadsTheLog(t *testing.T) {
 		"/log/tile/0/000": 200, "/log/tile/entries/000": 200, "/log/tile/0/000.p/256": 404, "/log/tile/0/999": 404, "/log/tile/8/0/000": 404, "/log/tile/0/009.p/255": 404,
 		"/log/tile/63/000": 404, "/log/nothing": 404, "/log/tile/1/000.p/1": 200,
 	} {
-		if a := h.ask("GET", path, tok, ""); a.status != want {
+		if a := srv.request("GET", path, tok, ""); a.status != want {
 			t.Errorf("%s: %d, want %d", path, a.status, want)
 		}
 	}
-	es, err := h.admin.FindEntries(ctx, admin.LogQuery{Kind: "log.read", Object: "/log/"}, 100)
+	es, err := srv.admin.FindEntries(ctx, admin.LogQuery{Kind: "log.read", Object: "/log/"}, 100)
 	must(t, err)
 	if len(es) != 1 {
 		t.Errorf("the mirror's reads are %d entries, want 1 for the hour", len(es))

@@ -16,7 +16,7 @@ import (
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword/internal/logbudget"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
@@ -156,28 +156,28 @@ func (f *flooder) publish(count int, message func(n int) *packet.Publish) {
 }
 
 // heapOf is what is on the heap, without what the test keeps of the server's log.
-func heapOf(h *house) int64 {
+func heapOf(srv *testServer) int64 {
 	runtime.GC()
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	h.log.mu.Lock()
-	defer h.log.mu.Unlock()
-	return int64(m.HeapAlloc) - int64(h.log.b.Cap())
+	srv.log.mu.Lock()
+	defer srv.log.mu.Unlock()
+	return int64(m.HeapAlloc) - int64(srv.log.b.Cap())
 }
 
 // numbered has one device publish numbered messages with QoS 1 to another subscriber until it is stopped, which returns
 // how many there were, after all of them have come in their order.
-func numbered(t *testing.T, h *house, from *device.Device) (stop func() int) {
+func numbered(t *testing.T, srv *testServer, from *device.Device) (stop func() int) {
 	t.Helper()
-	pub := wire(t, from, "")
-	own, err := h.admin.Tokens().Renew(t.Context())
+	pub := connectPaho(t, from, "")
+	own, err := srv.admin.Tokens().Renew(t.Context())
 	must(t, err)
-	ear, err := dialPaho(t, from, string(h.admin.Subject()), own)
+	subscriber, err := dialPaho(t, from, string(srv.admin.Subject()), own)
 	must(t, err)
 	topic := "devices/" + string(from.ID()) + "/events/n"
-	ear.subscribe(t, topic)
-	over, sent, heard := make(chan struct{}), make(chan int, 1), make(chan int, 1)
+	subscriber.subscribe(t, topic)
+	over, sent, received := make(chan struct{}), make(chan int, 1), make(chan int, 1)
 	go func() {
 		n := 0
 		defer func() { sent <- n }()
@@ -196,18 +196,18 @@ func numbered(t *testing.T, h *house, from *device.Device) (stop func() int) {
 	}()
 	end := make(chan int, 1)
 	go func() {
-		n, most := 0, -1
-		defer func() { heard <- n }()
-		for n != most {
+		n, limit := 0, -1
+		defer func() { received <- n }()
+		for n != limit {
 			select {
-			case p := <-ear.got:
+			case p := <-subscriber.got:
 				if got := string(p.Payload); got != strconv.Itoa(n) {
 					t.Errorf("message %q of another device came, want %d", got, n)
 					return
 				}
 				n++
-			case most = <-end:
-			case d := <-ear.ended:
+			case limit = <-end:
+			case d := <-subscriber.ended:
 				t.Errorf("another subscriber was closed: %#x", d.ReasonCode)
 				return
 			case <-time.After(60 * time.Second):
@@ -219,9 +219,9 @@ func numbered(t *testing.T, h *house, from *device.Device) (stop func() int) {
 	return func() int {
 		t.Helper()
 		close(over)
-		n := waiting.For(t, "the end of another device's messages", sent)
+		n := testwait.For(t, "the end of another device's messages", sent)
 		end <- n
-		if got := waiting.For(t, "another device's messages", heard); got != n {
+		if got := testwait.For(t, "another device's messages", received); got != n {
 			t.Errorf("%d of %d messages of another device came", got, n)
 		}
 		return n
@@ -233,27 +233,27 @@ func numbered(t *testing.T, h *house, from *device.Device) (stop func() int) {
 // others lose nothing; and once it is deleted all of it is gone.
 func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	limits := server.Defaults().Limits
-	h := serve(t, func(c *server.Config) {
+	srv := serve(t, func(c *server.Config) {
 		c.Limits = limits
 		c.Server.MQTT = "127.0.0.1:0"
 	})
-	h.http = h.client()
-	bad, good := h.enroll("bad", device.Options{}, nil), h.enroll("good", device.Options{}, nil)
-	token := h.token(bad)
+	srv.http = srv.client()
+	bad, good := srv.enroll("bad", device.Options{}, nil), srv.enroll("good", device.Options{}, nil)
+	token := srv.token(bad)
 	// Its share of the kept events is full before it is measured, which is memory of the server and stays as it is.
 	large := strings.Repeat("x", 30<<10)
 	for range 100 {
-		if a := h.ask("POST", "/v1/self/events/lux", token, large); a.status != 202 && a.status != 429 {
+		if a := srv.request("POST", "/v1/self/events/lux", token, large); a.status != 202 && a.status != 429 {
 			t.Fatalf("an event: %d %s", a.status, a.body)
 		}
 	}
-	stop := numbered(t, h, good)
+	stop := numbered(t, srv, good)
 	rows := func(query string, args ...any) (n int64) {
 		t.Helper()
-		doctor(t, h.dir, func(db *sql.DB) { must(t, db.QueryRow(query, args...).Scan(&n)) })
+		tamper(t, srv.dir, func(db *sql.DB) { must(t, db.QueryRow(query, args...).Scan(&n)) })
 		return n
 	}
-	before, entries, begun, printed := heapOf(h), rows(`SELECT count(*) FROM audit_entries`), time.Now(), len(h.log.String())
+	before, entries, begun, printed := heapOf(srv), rows(`SELECT count(*) FROM audit_entries`), time.Now(), len(srv.log.String())
 
 	const (
 		own  = "devices/bad/"
@@ -262,12 +262,12 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	connects, refused := 0, 0
 	will := func(p *packet.Connect) { // as large as may be: CONNECT has 16 KiB
 		p.Will = &packet.Will{Topic: own + "events/will", QoS: 1, Retain: true, Payload: []byte(large[:14<<10])}
-		p.Will.Properties.SetNumber(packet.WillDelay, 3600)
+		p.Will.Properties.SetNumber(packet.WillDelayInterval, 3600)
 	}
 	connect := func(id string, reads bool) *flooder {
 		t.Helper()
 		connects++
-		f, code := flood(t, h.info.MQTT, token, "bad/"+id, reads, will)
+		f, code := flood(t, srv.info.MQTT, token, "bad/"+id, reads, will)
 		if code != packet.Success {
 			t.Fatalf("%s: CONNACK %#x", id, code)
 		}
@@ -281,8 +281,8 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	for n := range most {
 		id := fmt.Sprint("away", n)
 		connects++
-		f, code := flood(t, h.info.MQTT, token, "bad/"+id, true, func(p *packet.Connect) {
-			p.Properties.SetNumber(packet.SessionExpiry, 3600)
+		f, code := flood(t, srv.info.MQTT, token, "bad/"+id, true, func(p *packet.Connect) {
+			p.Properties.SetNumber(packet.SessionExpiryInterval, 3600)
 			will(p)
 		})
 		if code != packet.Success {
@@ -293,7 +293,7 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 		must(t, f.nc.Close()) // without DISCONNECT: the will stands
 	}
 	connects++
-	if _, code := flood(t, h.info.MQTT, token, "bad/one-more", true, func(p *packet.Connect) { p.Properties.SetNumber(packet.SessionExpiry, 3600) }); code != packet.QuotaExceeded {
+	if _, code := flood(t, srv.info.MQTT, token, "bad/one-more", true, func(p *packet.Connect) { p.Properties.SetNumber(packet.SessionExpiryInterval, 3600) }); code != packet.QuotaExceeded {
 		t.Errorf("a ninth session: CONNACK %#x", code)
 	}
 
@@ -336,7 +336,7 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	credentials.await("PUBACK", 2)
 	reconnect := func(n int) { // a new identifier, a will, and then what cannot be read
 		connects++
-		f, code := flood(t, h.info.MQTT, token, fmt.Sprint("bad/", strings.Repeat("i", 40), n), false, will)
+		f, code := flood(t, srv.info.MQTT, token, fmt.Sprint("bad/", strings.Repeat("i", 40), n), false, will)
 		if code != packet.Success {
 			refused++
 			return
@@ -404,8 +404,8 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	}
 	peak, done := before, make(chan struct{})
 	go func() { acts.Wait(); close(done) }()
-	wait := waiting.Within() // the acts take a few seconds
-	for tick, over := time.NewTicker(200*time.Millisecond), false; !over; peak = max(peak, heapOf(h)) {
+	wait := testwait.Within() // the acts take a few seconds
+	for tick, over := time.NewTicker(200*time.Millisecond), false; !over; peak = max(peak, heapOf(srv)) {
 		wait.Check(t, "the end of the acts")
 		select {
 		case <-tick.C:
@@ -449,7 +449,7 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 			t.Errorf("%s: %d, want some and %d at most", query, n, bound)
 		}
 	}
-	if live, away, err := h.admin.AllSessions(t.Context(), "bad"); err != nil || len(live) > most || len(away) != most {
+	if live, away, err := srv.admin.AllSessions(t.Context(), "bad"); err != nil || len(live) > most || len(away) != most {
 		t.Errorf("%d sessions and %d without a connection are listed: %v", len(live), len(away), err)
 	}
 	seconds := int64(time.Since(begun)/time.Second) + 1
@@ -458,7 +458,7 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 		t.Errorf("%d entries of the log in %d s, want %d at most", added, seconds, bound)
 	}
 	lines := int64(0)
-	for line := range strings.Lines(h.log.String()[printed:]) {
+	for line := range strings.Lines(srv.log.String()[printed:]) {
 		if strings.Contains(line, "subject=bad") || strings.Contains(line, "client=bad") || strings.Contains(line, "device=bad") {
 			lines++
 		}
@@ -468,8 +468,8 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	}
 	t.Logf("%d entries, %d lines, in %d s", added, lines, seconds)
 
-	must(t, h.admin.DeleteDevice(t.Context(), "bad"))
-	waiting.All(t, "the end of the floods after the deletion", &floods)
+	must(t, srv.admin.DeleteDevice(t.Context(), "bad"))
+	testwait.All(t, "the end of the floods after the deletion", &floods)
 	t.Logf("%d messages of another device", stop())
 	deadline := time.Now().Add(30 * time.Second)
 	left := int64(0)
@@ -484,6 +484,6 @@ func TestOneDeviceDoesItsWorstOverMQTT(t *testing.T) {
 	for query := range of {
 		until(query, func() bool { return rows(query) == 0 })
 	}
-	until("memory", func() bool { left = heapOf(h); return left <= before+before/10 })
+	until("memory", func() bool { left = heapOf(srv); return left <= before+before/10 })
 	t.Logf("%d kB of memory after it was deleted", left>>10)
 }

@@ -10,7 +10,7 @@ import (
 
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/sse"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 )
@@ -18,25 +18,25 @@ import (
 // TestOneDeviceDoesItsWorstOverHTTP has a device with default rights do all that it may, as fast as it is let: what it
 // takes stays within the bounds, others lose nothing, and once it is deleted the memory is back.
 func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
-	h := serve(t, func(c *server.Config) {
+	srv := serve(t, func(c *server.Config) {
 		d := server.Defaults().Limits // what everybody has
 		c.Limits.TokenRate, c.Limits.RequestRate, c.Limits.IssueRate, c.Limits.PublishRate = d.TokenRate, d.RequestRate, d.IssueRate, d.PublishRate
 	})
-	h.http = h.client()
-	bad, good := h.enroll("bad", device.Options{}, nil), h.enroll("good", device.Options{}, nil)
-	op, err := h.admin.Tokens().Renew(t.Context())
+	srv.http = srv.client()
+	bad, good := srv.enroll("bad", device.Options{}, nil), srv.enroll("good", device.Options{}, nil)
+	op, err := srv.admin.Tokens().Renew(t.Context())
 	must(t, err)
-	events := h.stream("/v1/events", op)
+	events := srv.stream("/v1/events", op)
 	next(t, events, "session")
-	tokens := []string{h.token(bad)}
-	others := h.token(good)
+	tokens := []string{srv.token(bad)}
+	others := srv.token(good)
 
 	// Its share of the kept events is full before it is measured, and caches and connections are there.
 	big := strings.Repeat("x", 30<<10)
 	for range 100 {
-		h.ask("POST", "/v1/self/events/lux", tokens[0], big)
+		srv.request("POST", "/v1/self/events/lux", tokens[0], big)
 	}
-	before := heapOf(h)
+	before := heapOf(srv)
 
 	const rounds = 150
 	acts := []struct {
@@ -62,7 +62,7 @@ func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
 	for i, act := range acts {
 		wg.Go(func() {
 			for n := range rounds {
-				a := h.ask(act.method, act.path, tokens[0], act.body(n))
+				a := srv.request(act.method, act.path, tokens[0], act.body(n))
 				if a.status >= 500 {
 					t.Errorf("%s: %d %s", act.name, a.status, a.body)
 				}
@@ -74,7 +74,7 @@ func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
 	}
 	wg.Go(func() { // tokens, none of which is used again
 		for range 3 * rounds {
-			a := h.exchange(must2(bad.Assertion(time.Minute))(t))
+			a := srv.exchangeAssertion(mustValue(bad.Assertion(time.Minute))(t))
 			if a.status == 429 {
 				refused[len(acts)]++
 			}
@@ -82,12 +82,12 @@ func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
 	})
 	const told = 20
 	for n := range told {
-		if a := h.ask("POST", "/v1/self/events/lux", others, fmt.Sprintf(`"good %d"`, n)); a.status != 202 {
+		if a := srv.request("POST", "/v1/self/events/lux", others, fmt.Sprintf(`"good %d"`, n)); a.status != 202 {
 			t.Errorf("another device's event %d: %d %s", n, a.status, a.body)
 		}
 	}
-	waiting.All(t, "the end of the attack", &wg)
-	if a := h.ask("PUT", "/v1/self/state", others, `{}`); a.status != 204 {
+	testwait.All(t, "the end of the attack", &wg)
+	if a := srv.request("PUT", "/v1/self/state", others, `{}`); a.status != 204 {
 		t.Errorf("another device's state: %d %s", a.status, a.body)
 	}
 	for _, i := range []int{2, 3} { // announcements: the others may be slower than their rate
@@ -95,25 +95,25 @@ func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
 			t.Errorf("act %d was never held back", i)
 		}
 	}
-	grown := heapOf(h) - before
+	grown := heapOf(srv) - before
 	t.Logf("%d kB of memory, and %d kB more at the worst; held back: %v", before>>10, grown>>10, refused)
 	if grown > 16<<20 {
 		t.Errorf("the heap grew by %d kB", grown>>10)
 	}
 	after := func(what string) { // a marker behind everything
 		t.Helper()
-		if a := h.ask("POST", "/v1/self/events/lux", others, `"`+what+`"`); a.status != 202 {
+		if a := srv.request("POST", "/v1/self/events/lux", others, `"`+what+`"`); a.status != 202 {
 			t.Fatalf("the marker: %d %s", a.status, a.body)
 		}
 	}
 	after("end")
-	heard, deadline := 0, time.After(30*time.Second)
+	received, deadline := 0, time.After(30*time.Second)
 	for end := false; !end; {
 		var e sse.Event
 		select {
 		case e = <-events:
 		case <-deadline:
-			t.Fatalf("the marker was not heard, %d of %d before it were", heard, told)
+			t.Fatalf("the marker was not heard, %d of %d before it were", received, told)
 		}
 		switch e.Name {
 		case "end", "":
@@ -128,20 +128,20 @@ func TestOneDeviceDoesItsWorstOverHTTP(t *testing.T) {
 			var v api.Event
 			must(t, json.Unmarshal([]byte(e.Data), &v))
 			if strings.HasPrefix(string(v.Data), `"good `) {
-				heard++
+				received++
 			}
 			end = string(v.Data) == `"end"`
 		}
 	}
-	if heard != told {
-		t.Errorf("%d of another device's events came, want %d", heard, told)
+	if received != told {
+		t.Errorf("%d of another device's events came, want %d", received, told)
 	}
 
-	must(t, h.admin.DeleteDevice(t.Context(), "bad"))
-	if left, most := heapOf(h), before+before/10; left > most {
+	must(t, srv.admin.DeleteDevice(t.Context(), "bad"))
+	if left, limit := heapOf(srv), before+before/10; left > limit {
 		t.Errorf("%d kB of memory after it was deleted, %d before it began", left>>10, before>>10)
 	}
-	if a := h.ask("GET", "/v1/self", tokens[0], ""); a.status != 401 {
+	if a := srv.request("GET", "/v1/self", tokens[0], ""); a.status != 401 {
 		t.Errorf("the deleted device: %d %s", a.status, a.body)
 	}
 }

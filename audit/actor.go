@@ -13,21 +13,21 @@ type Actor struct {
 	Subject watchword.SubjectID
 	Key     watchword.KeyID
 	Trace   string // the request's trace id
-	// Basis is what the actor's act was decided on; zero for acts that no authority is asked for.
-	Basis watchword.Basis
+	// Versions is what the actor's act was decided on; zero for acts that no authority is asked for.
+	Versions watchword.AuthorityVersions
 }
 
-// Did returns the entry for an act that is being done.
-func (a Actor) Did(kind, object string, now time.Time, data map[string]string) Entry {
+// DoneEntry returns the entry for an act that is being done.
+func (a Actor) DoneEntry(kind, object string, now time.Time, data map[string]string) Entry {
 	return Entry{
 		Tenant: a.Tenant, At: now, Kind: kind, Actor: a.Subject, Key: a.Key, Object: object,
-		Outcome: Done, Trace: a.Trace, Data: data, Basis: a.Basis,
+		Outcome: Done, Trace: a.Trace, Data: data, Versions: a.Versions,
 	}
 }
 
-// Failed returns the entry for an act that was refused with err.
-func (a Actor) Failed(kind, object string, now time.Time, err error, data map[string]string) Entry {
-	e := a.Did(kind, object, now, data)
+// RefusedEntry returns the entry for an act that was refused with err.
+func (a Actor) RefusedEntry(kind, object string, now time.Time, err error, data map[string]string) Entry {
+	e := a.DoneEntry(kind, object, now, data)
 	e.Outcome, e.Code = Refused, watchword.CodeOf(err)
 	return e
 }

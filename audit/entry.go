@@ -80,10 +80,10 @@ var Kinds = []string{
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
 }
 
-// NeedsBasis reports whether an act of this kind, done by a subject, is done under an authority
+// NeedsAuthority reports whether an act of this kind, done by a subject, is done under an authority
 // that the store compares ([watchword.Basis]). The others are no acts that policy allows: a code or
 // an assertion that is redeemed, which the step itself checks, and what the server says of a session.
-func NeedsBasis(kind string) bool {
+func NeedsAuthority(kind string) bool {
 	switch kind {
 	case DeviceEnroll, TokenIssue, SessionOpen, SessionClose:
 		return false
@@ -93,8 +93,8 @@ func NeedsBasis(kind string) bool {
 
 // Compared refuses an entry that says that its act was allowed, where the transaction compared another basis, or none. Code:
 // internal, since only a mistake of the program leads here.
-func (e Entry) Compared(with watchword.Basis) error {
-	if e.Outcome == Done && e.Actor != "" && (e.Basis != with || e.Basis.IsZero() && NeedsBasis(e.Kind)) {
+func (e Entry) Compared(with watchword.AuthorityVersions) error {
+	if e.Outcome == Done && e.Actor != "" && (e.Versions != with || e.Versions.IsZero() && NeedsAuthority(e.Kind)) {
 		return watchword.Refuse(watchword.Internal, "%s by %q: nothing compared what the act was decided on", e.Kind, e.Actor)
 	}
 	return nil
@@ -118,8 +118,8 @@ type Entry struct {
 	Trace string `json:"trace,omitempty"`
 	// Data holds what else belongs to this kind, in flat text.
 	Data map[string]string `json:"data,omitempty"`
-	// Basis is what the act was decided on. The store compares it before the act is done; it is not logged.
-	Basis watchword.Basis `json:"-"`
+	// Versions is what the act was decided on. The store compares it before the act is done; it is not logged.
+	Versions watchword.AuthorityVersions `json:"-"`
 }
 
 // With returns the entry with more data: names and values, in turn. What a store knows

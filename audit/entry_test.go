@@ -84,19 +84,19 @@ func TestKindsAreAll(t *testing.T) {
 }
 
 func TestAnActWhoseBasisNobodyComparedIsNotLogged(t *testing.T) {
-	b := watchword.Basis{Subject: "alice", Version: 1}
+	b := watchword.AuthorityVersions{Subject: "alice", SubjectVersion: 1}
 	for _, c := range []struct {
 		name string
 		e    audit.Entry
-		with watchword.Basis
+		with watchword.AuthorityVersions
 		want watchword.Code
 	}{
-		{"an act whose basis was compared", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done, Actor: "alice", Basis: b}, b, ""},
-		{"an act whose basis is another", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done, Actor: "alice", Basis: b}, watchword.Basis{}, watchword.Internal},
-		{"an act without a basis", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done, Actor: "alice"}, watchword.Basis{}, watchword.Internal},
-		{"a token that is issued needs none", audit.Entry{Kind: audit.TokenIssue, Outcome: audit.Done, Actor: "alice"}, watchword.Basis{}, ""},
-		{"a refusal needs none", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Refused, Actor: "alice", Basis: b}, watchword.Basis{}, ""},
-		{"the server needs none", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done}, watchword.Basis{}, ""},
+		{"an act whose basis was compared", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done, Actor: "alice", Versions: b}, b, ""},
+		{"an act whose basis is another", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done, Actor: "alice", Versions: b}, watchword.AuthorityVersions{}, watchword.Internal},
+		{"an act without a basis", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done, Actor: "alice"}, watchword.AuthorityVersions{}, watchword.Internal},
+		{"a token that is issued needs none", audit.Entry{Kind: audit.TokenIssue, Outcome: audit.Done, Actor: "alice"}, watchword.AuthorityVersions{}, ""},
+		{"a refusal needs none", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Refused, Actor: "alice", Versions: b}, watchword.AuthorityVersions{}, ""},
+		{"the server needs none", audit.Entry{Kind: audit.ConfigSet, Outcome: audit.Done}, watchword.AuthorityVersions{}, ""},
 	} {
 		if err := c.e.Compared(c.with); watchword.CodeOf(err) != c.want {
 			t.Errorf("%s: %v", c.name, err)

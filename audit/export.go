@@ -18,8 +18,8 @@ type ExportLine struct {
 	Checkpoint string `json:"checkpoint,omitempty"`
 }
 
-// Line is a record as a line; whole where q chooses it.
-func Line(r Record, q Query) ExportLine {
+// NewExportLine is a record as a line; whole where q chooses it.
+func NewExportLine(r Record, q Query) ExportLine {
 	l := ExportLine{Seq: r.Seq}
 	e, err := r.Entry()
 	if err != nil || !q.Matches(e) {
@@ -48,6 +48,6 @@ func (l ExportLine) Record() (r Record, err error) {
 		return r, bad
 	}
 	r.Salt, r.Body = ledger.Salt(salt), []byte(l.Body)
-	r.Hash = ledger.Commit(r.Salt, r.Body)
+	r.Hash = ledger.Commitment(r.Salt, r.Body)
 	return r, nil
 }

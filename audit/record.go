@@ -19,8 +19,8 @@ type Record struct {
 // Pruned reports whether the entry is not kept any more.
 func (r Record) Pruned() bool { return r.Body == nil }
 
-// Fits reports whether the body is the one that the log commits to.
-func (r Record) Fits() bool { return r.Pruned() || ledger.Commit(r.Salt, r.Body) == r.Hash }
+// MatchesHash reports whether the body is the one that the log commits to.
+func (r Record) MatchesHash() bool { return r.Pruned() || ledger.Commitment(r.Salt, r.Body) == r.Hash }
 
 // Entry reads the body. Codes: not_found for a pruned one; log_invalid.
 func (r Record) Entry() (Entry, error) {
@@ -29,13 +29,13 @@ func (r Record) Entry() (Entry, error) {
 	}
 	e, err := Parse(r.Seq, r.Body)
 	if err != nil {
-		return Entry{}, watchword.Because(err, watchword.LogInvalid, "entry %d is damaged", r.Seq)
+		return Entry{}, watchword.Wrap(err, watchword.LogInvalid, "entry %d is damaged", r.Seq)
 	}
 	return e, nil
 }
 
-// Signed is a signed checkpoint as it is kept.
-type Signed struct {
+// SignedCheckpoint is a signed checkpoint as it is kept.
+type SignedCheckpoint struct {
 	Size int64
 	Note []byte // with its cosignatures
 	At   time.Time
@@ -49,18 +49,18 @@ type Page struct {
 	Limit  int
 }
 
-// Last is the largest number that may be wanted of a log of so many entries.
-func (p Page) Last(size int64) int64 {
+// MaxSeq is the largest number that may be wanted of a log of so many entries.
+func (p Page) MaxSeq(size int64) int64 {
 	if p.Before > 0 && p.Before <= size {
 		return p.Before - 1
 	}
 	return size
 }
 
-// Choose returns those of rs, which are in order, that q and p choose, at most limit.
+// Filter returns those of rs, which are in order, that q and p choose, at most limit.
 // Of entries that are pruned nobody knows what they were: only who asks for all
 // gets them.
-func (p Page) Choose(q Query, rs []Record, limit int) (out []Record) {
+func (p Page) Filter(q Query, rs []Record, limit int) (out []Record) {
 	for i := range rs {
 		r := rs[i]
 		if p.Newest {
@@ -69,7 +69,7 @@ func (p Page) Choose(q Query, rs []Record, limit int) (out []Record) {
 		if len(out) == limit || r.Seq <= p.After || p.Before > 0 && r.Seq >= p.Before {
 			continue
 		}
-		if !q.All() {
+		if !q.IsEmpty() {
 			e, err := r.Entry()
 			if err != nil || !q.Matches(e) {
 				continue

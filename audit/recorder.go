@@ -23,11 +23,11 @@ type Store interface {
 // hides what others do. What is over is counted, by kind and code, and the counts are
 // written.
 const (
-	refusalsQueue, refusalsBurst, refusalsRate    = 1024, 1000, 50 // of who proved to be somebody
-	strangersQueue, strangersBurst, strangersRate = 1024, 1000, 20
-	sessionsQueue, sessionsBurst, sessionsRate    = 8192, 20_000, 200
-	sourceMost                                    = 20
-	recorderBatch                                 = 256
+	refusalsQueue, refusalsBurst, refusalsRate                      = 1024, 1000, 50 // of who proved to be somebody
+	unauthenticatedQueue, unauthenticatedBurst, unauthenticatedRate = 1024, 1000, 20
+	sessionsQueue, sessionsBurst, sessionsRate                      = 8192, 20_000, 200
+	maxPerSource                                                    = 20
+	recorderBatch                                                   = 256
 )
 
 // Recorder writes the entries of what nobody waits for: refused acts, sessions that
@@ -36,106 +36,108 @@ const (
 // and what was left out is an entry of its own (refusals.overflow,
 // sessions.overflow). Make one with [NewRecorder], and run it.
 type Recorder struct {
-	store                         Store
-	refusals, strangers, sessions *lane
+	store                               Store
+	refusals, unauthenticated, sessions *boundedQueue
 }
 
-func (r *Recorder) lanes() []*lane { return []*lane{r.refusals, r.strangers, r.sessions} }
+func (r *Recorder) queues() []*boundedQueue {
+	return []*boundedQueue{r.refusals, r.unauthenticated, r.sessions}
+}
 
-// lane is one queue and its budget.
-type lane struct {
+// boundedQueue is one queue and its budget.
+type boundedQueue struct {
 	overflow string // the kind of the entry that says what was left out
 	queue    chan Entry
 	burst    int
 	rate     int         // a second
 	budget   int         // for Run alone
-	scarce   atomic.Bool // less than half of it is left
+	low      atomic.Bool // less than half of it is left
 
 	mu      sync.Mutex
-	left    map[left]int64
+	dropped map[droppedKey]int64
 	sources map[string]int // how many came in this second; at most maxSources are told apart
 }
 
 const maxSources = 10_000
 
-// left is what is counted of entries that are not written.
-type left struct {
+// droppedKey is what is counted of entries that are not written.
+type droppedKey struct {
 	tenant watchword.TenantID
 	kind   string
 	cause  string
 }
 
-func newLane(overflow string, queue, burst, rate int) *lane {
-	return &lane{overflow: overflow, queue: make(chan Entry, queue), burst: burst, rate: rate, budget: burst, left: map[left]int64{}, sources: map[string]int{}}
+func newBoundedQueue(overflow string, queue, burst, rate int) *boundedQueue {
+	return &boundedQueue{overflow: overflow, queue: make(chan Entry, queue), burst: burst, rate: rate, budget: burst, dropped: map[droppedKey]int64{}, sources: map[string]int{}}
 }
 
 // NewRecorder returns a recorder that writes to st.
 func NewRecorder(st Store) *Recorder {
 	return &Recorder{
-		store: st, refusals: newLane(RefusalsOverflow, refusalsQueue, refusalsBurst, refusalsRate),
-		strangers: newLane(RefusalsOverflow, strangersQueue, strangersBurst, strangersRate),
-		sessions:  newLane(SessionsOverflow, sessionsQueue, sessionsBurst, sessionsRate),
+		store: st, refusals: newBoundedQueue(RefusalsOverflow, refusalsQueue, refusalsBurst, refusalsRate),
+		unauthenticated: newBoundedQueue(RefusalsOverflow, unauthenticatedQueue, unauthenticatedBurst, unauthenticatedRate),
+		sessions:        newBoundedQueue(SessionsOverflow, sessionsQueue, sessionsBurst, sessionsRate),
 	}
 }
 
-// Refused hands over the entry of a refused act, which is written if [Records] says so.
+// Refused hands over the entry of a refused act, which is written if [ShouldRecord] says so.
 // It never blocks and is safe for concurrent use.
 func (r *Recorder) Refused(e Entry) {
-	if !Records(e.Kind, e.Code, e.Actor != "") {
+	if !ShouldRecord(e.Kind, e.Code, e.Actor != "") {
 		return
 	}
 	if e.Actor == "" {
-		r.strangers.put(e)
+		r.unauthenticated.enqueue(e)
 		return
 	}
-	r.refusals.put(e)
+	r.refusals.enqueue(e)
 }
 
 // Session hands over an entry about a session, under the same rules.
-func (r *Recorder) Session(e Entry) { r.sessions.put(e) }
+func (r *Recorder) Session(e Entry) { r.sessions.enqueue(e) }
 
-func (l *lane) put(e Entry) {
-	if !l.fair(e) {
-		l.leave(e)
+func (q *boundedQueue) enqueue(e Entry) {
+	if !q.admits(e) {
+		q.drop(e)
 		return
 	}
 	select {
-	case l.queue <- e:
+	case q.queue <- e:
 	default:
-		l.leave(e)
+		q.drop(e)
 	}
 }
 
-// fair reports whether there is enough for all, or e's source has not had its share of
+// admits reports whether there is enough for all, or e's source has not had its share of
 // this second.
-func (l *lane) fair(e Entry) bool {
-	if !l.scarce.Load() {
+func (q *boundedQueue) admits(e Entry) bool {
+	if !q.low.Load() {
 		return true
 	}
 	source := string(e.Tenant) + "/" + string(e.Actor)
 	if e.Actor == "" {
 		source = e.Data["remote"]
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n, known := l.sources[source]
-	if !known && len(l.sources) >= maxSources {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n, known := q.sources[source]
+	if !known && len(q.sources) >= maxSources {
 		return true // the queue's bound is there too
 	}
-	l.sources[source] = n + 1
-	return n < sourceMost
+	q.sources[source] = n + 1
+	return n < maxPerSource
 }
 
-// leave counts entries that are not written.
-func (l *lane) leave(es ...Entry) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// drop counts entries that are not written.
+func (q *boundedQueue) drop(es ...Entry) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	for _, e := range es {
 		cause := string(e.Code)
 		if cause == "" {
 			cause = e.Data["cause"]
 		}
-		l.left[left{e.Tenant, e.Kind, cause}]++
+		q.dropped[droppedKey{e.Tenant, e.Kind, cause}]++
 	}
 }
 
@@ -148,28 +150,28 @@ func (r *Recorder) Run(ctx context.Context) error {
 		select {
 		case e := <-r.refusals.queue:
 			r.write(write, r.refusals, e)
-		case e := <-r.strangers.queue:
-			r.write(write, r.strangers, e)
+		case e := <-r.unauthenticated.queue:
+			r.write(write, r.unauthenticated, e)
 		case e := <-r.sessions.queue:
 			r.write(write, r.sessions, e)
 		case now := <-tick.C:
-			r.second(write, now)
+			r.nextSecond(write, now)
 		case <-ctx.Done():
-			for _, l := range r.lanes() {
+			for _, l := range r.queues() {
 				l.budget = cap(l.queue)
 				r.writeAll(write, l)
 			}
-			r.second(write, time.Now())
+			r.nextSecond(write, time.Now())
 			return nil
 		}
 	}
 }
 
-// second begins another one.
-func (r *Recorder) second(ctx context.Context, now time.Time) {
-	for _, l := range r.lanes() {
+// nextSecond begins another one.
+func (r *Recorder) nextSecond(ctx context.Context, now time.Time) {
+	for _, l := range r.queues() {
 		l.budget = min(l.budget+l.rate, l.burst)
-		l.scarce.Store(l.budget < l.burst/2)
+		l.low.Store(l.budget < l.burst/2)
 		l.mu.Lock()
 		clear(l.sources)
 		l.mu.Unlock()
@@ -177,7 +179,7 @@ func (r *Recorder) second(ctx context.Context, now time.Time) {
 	}
 }
 
-func (r *Recorder) writeAll(ctx context.Context, l *lane) {
+func (r *Recorder) writeAll(ctx context.Context, l *boundedQueue) {
 	for {
 		select {
 		case e := <-l.queue:
@@ -189,7 +191,7 @@ func (r *Recorder) writeAll(ctx context.Context, l *lane) {
 }
 
 // write writes first, and what else waits in its lane, in one step of the store.
-func (r *Recorder) write(ctx context.Context, l *lane, first Entry) {
+func (r *Recorder) write(ctx context.Context, l *boundedQueue, first Entry) {
 	batch := []Entry{first}
 	for len(batch) < recorderBatch {
 		select {
@@ -202,26 +204,26 @@ func (r *Recorder) write(ctx context.Context, l *lane, first Entry) {
 	}
 	fits := min(len(batch), max(l.budget, 0))
 	l.budget -= fits
-	l.scarce.Store(l.budget < l.burst/2)
-	l.leave(batch[fits:]...)
+	l.low.Store(l.budget < l.burst/2)
+	l.drop(batch[fits:]...)
 	if fits > 0 {
 		r.add(ctx, l, batch[:fits])
 	}
 }
 
-func (r *Recorder) add(ctx context.Context, l *lane, es []Entry) {
+func (r *Recorder) add(ctx context.Context, l *boundedQueue, es []Entry) {
 	if err := r.store.AddEntry(ctx, es...); err != nil {
-		l.leave(es...) // they are counted, and the count is written when the store can
+		l.drop(es...) // they are counted, and the count is written when the store can
 		slog.ErrorContext(ctx, "audit entries not written", slog.Int("entries", len(es)), slog.Any("err", err))
 	}
 }
 
 // overflow writes what was left out, an entry for each tenant. What cannot be
 // written stays counted.
-func (r *Recorder) overflow(ctx context.Context, l *lane, now time.Time) {
+func (r *Recorder) overflow(ctx context.Context, l *boundedQueue, now time.Time) {
 	l.mu.Lock()
-	counted := l.left
-	l.left = map[left]int64{}
+	counted := l.dropped
+	l.dropped = map[droppedKey]int64{}
 	l.mu.Unlock()
 	all := map[watchword.TenantID]Entry{}
 	totals := map[watchword.TenantID]int64{}
@@ -241,7 +243,7 @@ func (r *Recorder) overflow(ctx context.Context, l *lane, now time.Time) {
 			l.mu.Lock()
 			for k, n := range counted {
 				if k.tenant == t {
-					l.left[k] += n
+					l.dropped[k] += n
 				}
 			}
 			l.mu.Unlock()

@@ -23,7 +23,7 @@ func (m *memory) AddEntry(_ context.Context, es ...audit.Entry) error {
 	return nil
 }
 
-func TestAFloodOfRefusalsFillsNoDiskAndIsCounted(t *testing.T) {
+func TestRefusalFloodIsBoundedAndCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memory{}
 		r := audit.NewRecorder(m)
@@ -58,7 +58,7 @@ func TestAFloodOfRefusalsFillsNoDiskAndIsCounted(t *testing.T) {
 	})
 }
 
-func TestAnEntryReadsAsItWasWritten(t *testing.T) {
+func TestEntryRoundTrip(t *testing.T) {
 	e := audit.Entry{
 		Tenant: "t", At: time.Date(2026, 11, 24, 1, 2, 3, 4_567_890, time.UTC), Kind: audit.PolicyApply, Actor: "alice", Object: "lamps", Outcome: audit.Done,
 		Data: map[string]string{"b": "2", "a": "1"},
@@ -78,7 +78,7 @@ func TestAnEntryReadsAsItWasWritten(t *testing.T) {
 }
 
 // One who floods hides nobody else, and a flood of many fills no disk.
-func TestAFloodHidesNobody(t *testing.T) {
+func TestAFloodDoesNotHideOtherSubjects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memory{}
 		r := audit.NewRecorder(m)

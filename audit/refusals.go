@@ -10,14 +10,14 @@ import (
 type recording byte
 
 const (
-	never      recording = iota + 1 // it is about the request's form, or about the server
-	always                          // it is about authority
-	ofSubjects                      // it is about what a subject may have: where it is known which
+	never             recording = iota + 1 // it is about the request's form, or about the server
+	always                                 // it is about authority
+	authenticatedOnly                      // it is about what a subject may have: where it is known which
 )
 
-// requests is which refusals of requests are recorded, over HTTP and MQTT alike. A test
+// requestRefusals is which refusals of requests are recorded, over HTTP and MQTT alike. A test
 // holds it against the codes that there are.
-var requests = map[watchword.Code]recording{
+var requestRefusals = map[watchword.Code]recording{
 	watchword.BadRequest:           never,
 	watchword.TooLarge:             never,
 	watchword.UnsupportedMediaType: never,
@@ -33,7 +33,7 @@ var requests = map[watchword.Code]recording{
 	watchword.TimedOut:             never,
 	watchword.ClientInvalid:        always,
 	watchword.GrantUnsupported:     never,
-	watchword.ScopeInvalid:         ofSubjects,
+	watchword.ScopeInvalid:         authenticatedOnly,
 	watchword.TargetInvalid:        never,
 	watchword.ProofRequired:        always,
 	watchword.DPoPInvalid:          always,
@@ -52,7 +52,7 @@ var requests = map[watchword.Code]recording{
 	watchword.TokenUnrecorded:      always,
 	watchword.TokenRevoked:         always,
 	watchword.IssuerRevoked:        always,
-	watchword.TokenTooLarge:        ofSubjects,
+	watchword.TokenTooLarge:        authenticatedOnly,
 	watchword.SubjectNew:           always,
 	watchword.SubjectSuspended:     always,
 	watchword.SubjectRevoked:       always,
@@ -89,24 +89,24 @@ var requests = map[watchword.Code]recording{
 	watchword.Internal:             never,
 }
 
-// acts is which refusals are recorded as the act that they refuse, beside or instead of
+// actRefusals is which refusals are recorded as the act that they refuse, beside or instead of
 // the request: of the codes given, or, where there are none, of all that are no fault of
 // the server.
-var acts = map[string][]watchword.Code{
+var actRefusals = map[string][]watchword.Code{
 	DeviceEnroll:  nil, // whoever tries user codes, or keys, leaves a trace for each
 	PairingReject: nil,
 	TokenRevoke:   {watchword.Denied},
 	DeviceRekey:   {watchword.Conflict}, // somebody brought a key that was used; what is about authority is recorded as a request
 }
 
-// Records reports whether the log records a refusal of that kind with code. known says
+// ShouldRecord reports whether the log records a refusal of that kind with code. known says
 // that it is known who was refused. Transports need not ask: [Recorder.Refused] does.
-func Records(kind string, code watchword.Code, known bool) bool {
+func ShouldRecord(kind string, code watchword.Code, known bool) bool {
 	if kind == RequestRefuse {
-		when := requests[code]
-		return when == always || when == ofSubjects && known
+		when := requestRefusals[code]
+		return when == always || when == authenticatedOnly && known
 	}
-	codes, named := acts[kind]
+	codes, named := actRefusals[kind]
 	switch {
 	case named && codes != nil:
 		return slices.Contains(codes, code)

@@ -7,16 +7,16 @@ import (
 )
 
 func TestEveryCodeSaysWhetherItsRefusalsAreRecorded(t *testing.T) {
-	if len(requests) != len(watchword.Codes) {
-		t.Errorf("%d codes in the table, and %d that there are", len(requests), len(watchword.Codes))
+	if len(requestRefusals) != len(watchword.Codes) {
+		t.Errorf("%d codes in the table, and %d that there are", len(requestRefusals), len(watchword.Codes))
 	}
 	for _, c := range watchword.Codes {
-		when := requests[c]
+		when := requestRefusals[c]
 		if when == 0 {
 			t.Errorf("%s is not in the table", c)
 		}
 		for _, known := range []bool{false, true} {
-			if got, want := Records(RequestRefuse, c, known), when == always || when == ofSubjects && known; got != want {
+			if got, want := ShouldRecord(RequestRefuse, c, known), when == always || when == authenticatedOnly && known; got != want {
 				t.Errorf("%s, known %v: %v", c, known, got)
 			}
 		}
@@ -24,7 +24,7 @@ func TestEveryCodeSaysWhetherItsRefusalsAreRecorded(t *testing.T) {
 }
 
 // The recorder asks the table itself: no door can record more or less than another.
-func TestTheRecorderAsksTheTable(t *testing.T) {
+func TestTheRecorderFollowsTheTable(t *testing.T) {
 	for _, tc := range []struct {
 		kind  string
 		code  watchword.Code
@@ -58,7 +58,7 @@ func TestTheRecorderAsksTheTable(t *testing.T) {
 	} {
 		r := NewRecorder(nil)
 		r.Refused(Entry{Kind: tc.kind, Code: tc.code, Actor: tc.actor, Outcome: Refused})
-		if got := len(r.refusals.queue)+len(r.strangers.queue) == 1; got != tc.want {
+		if got := len(r.refusals.queue)+len(r.unauthenticated.queue) == 1; got != tc.want {
 			t.Errorf("%s %s of %q: recorded %v", tc.kind, tc.code, tc.actor, got)
 		}
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// Verdict is what was found of a log that is good.
-type Verdict struct {
+// VerifyResult is what was found of a log that is good.
+type VerifyResult struct {
 	Origin       string
 	Checkpoint   ledger.Checkpoint // the largest that was checked
 	Entries      int64
@@ -21,109 +21,109 @@ type Verdict struct {
 	Cosignatures []ledger.Cosignature
 }
 
-// Check recomputes a log, entry by entry, and holds it against signed checkpoints.
+// LogVerifier recomputes a log, entry by entry, and holds it against signed checkpoints.
 // What it says of the first thing that does not fit is log_invalid. It is for one
 // goroutine, and for one log.
-type Check struct {
-	want  []wanted // by size
-	sure  int64    // up to here by checkpoints that were kept elsewhere
-	tree  ledger.Tree
-	v     Verdict
-	fresh []ledger.Hash
+type LogVerifier struct {
+	expected     []expectedCheckpoint // by size
+	externalSize int64                // up to here by checkpoints that were kept elsewhere
+	tree         ledger.Tree
+	result       VerifyResult
+	leaves       []ledger.Hash
 
-	tiles  []bodies
-	kept   Pruning // as it would be said of the entries so far
-	prunes []Entry // log.prune
+	tiles   []tileBodies
+	pruning Pruning // as it would be said of the entries so far
+	prunes  []Entry // log.prune
 }
 
-// wanted is a checkpoint that the log must extend.
-type wanted struct {
-	ledger.Opened
-	elsewhere bool // it was not kept by the log itself
+// expectedCheckpoint is a checkpoint that the log must extend.
+type expectedCheckpoint struct {
+	ledger.VerifiedCheckpoint
+	external bool // it was not kept by the log itself
 }
 
-// NewCheck returns a check by the log's keys. own and elsewhere are signed checkpoints, kept
+// NewLogVerifier returns a check by the log's keys. own and elsewhere are signed checkpoints, kept
 // by the log and by others: the log must extend all.
-func NewCheck(keys []ledger.Key, own, elsewhere [][]byte) (*Check, error) {
-	c := &Check{}
-	for i, n := range slices.Concat(own, elsewhere) {
-		o, err := ledger.Open(n, keys...)
+func NewLogVerifier(keys []ledger.Key, own, external [][]byte) (*LogVerifier, error) {
+	c := &LogVerifier{}
+	for i, n := range slices.Concat(own, external) {
+		o, err := ledger.VerifyCheckpoint(n, keys...)
 		if err != nil {
 			return nil, err
 		}
-		if len(c.want) > 0 && o.Origin != c.want[0].Origin {
-			return nil, watchword.Refuse(watchword.LogInvalid, "the checkpoints are of two logs, %s and %s", c.want[0].Origin, o.Origin)
+		if len(c.expected) > 0 && o.Origin != c.expected[0].Origin {
+			return nil, watchword.Refuse(watchword.LogInvalid, "the checkpoints are of two logs, %s and %s", c.expected[0].Origin, o.Origin)
 		}
 		if o.Size > 0 { // that of nothing says nothing
-			c.want = append(c.want, wanted{o, i >= len(own)})
+			c.expected = append(c.expected, expectedCheckpoint{o, i >= len(own)})
 		}
 	}
-	slices.SortStableFunc(c.want, func(a, b wanted) int { return cmp.Compare(a.Size, b.Size) })
+	slices.SortStableFunc(c.expected, func(a, b expectedCheckpoint) int { return cmp.Compare(a.Size, b.Size) })
 	return c, nil
 }
 
 // Record takes the next entry. It returns the tiles that it fills, as they must be.
-func (c *Check) Record(r Record) ([]ledger.Tile, error) {
-	if next := c.v.Entries + 1; r.Seq != next {
+func (v *LogVerifier) Record(r Record) ([]ledger.Tile, error) {
+	if next := v.result.Entries + 1; r.Seq != next {
 		return nil, watchword.Refuse(watchword.LogInvalid, "entry %d is missing, or is not in its place: %d follows %d", next, r.Seq, next-1)
 	}
-	if !r.Fits() {
+	if !r.MatchesHash() {
 		return nil, watchword.Refuse(watchword.LogInvalid, "entry %d was changed: its body is not the one that was logged", r.Seq)
 	}
-	at := c.v.Entries / ledger.TileWidth
-	if c.v.Entries++; int(at) == len(c.tiles) {
-		c.tiles = append(c.tiles, bodies{})
+	at := v.result.Entries / ledger.TileWidth
+	if v.result.Entries++; int(at) == len(v.tiles) {
+		v.tiles = append(v.tiles, tileBodies{})
 	}
-	t := &c.tiles[at]
-	t.kept = c.kept
+	t := &v.tiles[at]
+	t.retained = v.pruning
 	if !r.Pruned() {
-		c.v.Bodies++
-	} else if c.v.Pruned++; t.missing == 0 {
+		v.result.Bodies++
+	} else if v.result.Pruned++; t.missing == 0 {
 		t.missing = r.Seq
 	}
-	return c.leaf(ledger.LeafHash(r.Hash))
+	return v.addLeaf(ledger.LeafHash(r.Hash))
 }
 
-// Told takes what the entry says that Record took last, where it has a body.
-func (c *Check) Told(e Entry) {
-	if Lasting(e.Kind) {
-		c.kept.Keep(e.Seq)
-		c.tiles[len(c.tiles)-1].kept = c.kept
+// CheckEntry takes what the entry says that Record took last, where it has a body.
+func (v *LogVerifier) CheckEntry(e Entry) {
+	if Permanent(e.Kind) {
+		v.pruning.AddRetained(e.Seq)
+		v.tiles[len(v.tiles)-1].retained = v.pruning
 	}
 	if e.Kind == LogPrune {
-		c.prunes = append(c.prunes, e)
+		v.prunes = append(v.prunes, e)
 	}
 }
 
-// leaf adds a leaf, and compares the tree with the checkpoints of its new size.
-func (c *Check) leaf(h ledger.Hash) (full []ledger.Tile, err error) {
-	c.fresh = append(c.fresh, h)
-	due := len(c.want) > 0 && c.want[0].Size == c.v.Entries
-	if !due && len(c.fresh) < ledger.TileWidth && c.v.Entries%ledger.TileWidth != 0 {
+// addLeaf adds a leaf, and compares the tree with the checkpoints of its new size.
+func (v *LogVerifier) addLeaf(h ledger.Hash) (full []ledger.Tile, err error) {
+	v.leaves = append(v.leaves, h)
+	due := len(v.expected) > 0 && v.expected[0].Size == v.result.Entries
+	if !due && len(v.leaves) < ledger.TileWidth && v.result.Entries%ledger.TileWidth != 0 {
 		return nil, nil
 	}
-	c.tree, full = c.tree.Append(c.fresh...)
-	c.fresh = c.fresh[:0]
-	return full, c.compare()
+	v.tree, full = v.tree.Append(v.leaves...)
+	v.leaves = v.leaves[:0]
+	return full, v.compare()
 }
 
 // compare holds the tree against the checkpoints of its size.
-func (c *Check) compare() error {
-	for len(c.want) > 0 && c.want[0].Size == c.tree.Size() {
-		w := c.want[0]
-		if root := c.tree.Root(); root != w.Root {
-			from := c.v.Checkpoint.Size + 1
-			if w.elsewhere { // what the log says of itself in between is nobody's word
-				from = c.sure + 1
+func (v *LogVerifier) compare() error {
+	for len(v.expected) > 0 && v.expected[0].Size == v.tree.Size() {
+		w := v.expected[0]
+		if root := v.tree.Root(); root != w.Root {
+			from := v.result.Checkpoint.Size + 1
+			if w.external { // what the log says of itself in between is nobody's word
+				from = v.externalSize + 1
 			}
 			return watchword.Refuse(watchword.LogInvalid, "entry %s: the log was rewritten there: its first %d entries are not those that their checkpoint was signed for", span(from, w.Size), w.Size)
 		}
-		if w.elsewhere {
-			c.sure = w.Size
+		if w.external {
+			v.externalSize = w.Size
 		}
-		c.v.Checkpoint, c.v.Origin, c.v.Cosignatures = w.Checkpoint, w.Origin, w.Cosignatures
-		c.v.Checkpoints++
-		c.want = c.want[1:]
+		v.result.Checkpoint, v.result.Origin, v.result.Cosignatures = w.Checkpoint, w.Origin, w.Cosignatures
+		v.result.Checkpoints++
+		v.expected = v.expected[1:]
 	}
 	return nil
 }
@@ -135,19 +135,19 @@ func span(from, to int64) string {
 	return strconv.FormatInt(from, 10) + " or one up to " + strconv.FormatInt(to, 10)
 }
 
-// End says what was found: every entry has been taken.
-func (c *Check) End() (Verdict, error) {
-	if len(c.fresh) > 0 {
-		c.tree, _ = c.tree.Append(c.fresh...)
-		c.fresh = nil
-		if err := c.compare(); err != nil {
-			return c.v, err
+// Finish says what was found: every entry has been taken.
+func (v *LogVerifier) Finish() (VerifyResult, error) {
+	if len(v.leaves) > 0 {
+		v.tree, _ = v.tree.Append(v.leaves...)
+		v.leaves = nil
+		if err := v.compare(); err != nil {
+			return v.result, err
 		}
 	}
-	if len(c.want) > 0 {
-		last := c.want[len(c.want)-1]
-		return c.v, watchword.Refuse(watchword.LogInvalid, "entry %d is missing: the log has %d entries, and a checkpoint was signed for %d", c.v.Entries+1, c.v.Entries, last.Size)
+	if len(v.expected) > 0 {
+		last := v.expected[len(v.expected)-1]
+		return v.result, watchword.Refuse(watchword.LogInvalid, "entry %d is missing: the log has %d entries, and a checkpoint was signed for %d", v.result.Entries+1, v.result.Entries, last.Size)
 	}
-	c.v.Uncovered = c.v.Entries - c.v.Checkpoint.Size
-	return c.v, nil
+	v.result.Uncovered = v.result.Entries - v.result.Checkpoint.Size
+	return v.result, nil
 }

@@ -28,9 +28,9 @@ type Witness struct {
 	url    string
 	client *http.Client
 
-	size  int64     // of the checkpoint that it signed last, as far as is known
-	pause time.Time // not asked before
-	fails int
+	size     int64     // of the checkpoint that it signed last, as far as is known
+	retryAt  time.Time // not asked before
+	failures int
 }
 
 // witnessTimeout is how long a checkpoint waits for its witnesses.
@@ -55,41 +55,41 @@ func ParseWitness(line string) (*Witness, error) {
 	if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())) || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return bad("the address must begin with https:// (http:// on loopback alone)")
 	}
-	w := &Witness{Key: k, url: strings.TrimRight(address, "/") + "/add-checkpoint", client: rest.Plain(rest.Bounded(nil))}
+	w := &Witness{Key: k, url: strings.TrimRight(address, "/") + "/add-checkpoint", client: rest.WithoutRedirects(rest.WithHeaderLimit(nil))}
 	w.client.Timeout = witnessTimeout
 	return w, nil
 }
 
 func loopback(host string) bool { return host == "localhost" || host == "127.0.0.1" || host == "::1" }
 
-// witness asks every witness for its signature under a checkpoint, all at once, and
+// collectCosignatures asks every witness for its signature under a checkpoint, all at once, and
 // returns the note with those that came. Who does not answer is asked again, after a
 // while.
-func (k *Keeper) witness(ctx context.Context, c ledger.Checkpoint, note []byte) []byte {
-	if len(k.o.Witnesses) == 0 {
+func (signer *CheckpointSigner) collectCosignatures(ctx context.Context, c ledger.Checkpoint, note []byte) []byte {
+	if len(signer.opts.Witnesses) == 0 {
 		return note
 	}
 	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
 	defer cancel()
-	answers := make([][]byte, len(k.o.Witnesses))
+	answers := make([][]byte, len(signer.opts.Witnesses))
 	var wg sync.WaitGroup
-	for i, w := range k.o.Witnesses {
-		if now := k.o.Now(); now.Before(w.pause) {
+	for i, w := range signer.opts.Witnesses {
+		if now := signer.opts.Now(); now.Before(w.retryAt) {
 			continue
 		}
 		wg.Go(func() {
-			answer, err := w.cosign(ctx, c, note, k.Read(ctx))
-			if w.fails++; err == nil {
-				w.fails, answers[i] = 0, answer
+			answer, err := w.cosign(ctx, c, note, signer.TileReader(ctx))
+			if w.failures++; err == nil {
+				w.failures, answers[i] = 0, answer
 				return
 			}
 			// One that is away costs each checkpoint its patience: it is asked more and more seldom.
-			w.pause = k.o.Now().Add(min(time.Minute, time.Second<<min(w.fails, 6)))
-			k.o.Log.WarnContext(ctx, "witness did not sign", slog.String("witness", w.Key.Name()), slog.Any("err", err))
+			w.retryAt = signer.opts.Now().Add(min(time.Minute, time.Second<<min(w.failures, 6)))
+			signer.opts.Log.WarnContext(ctx, "witness did not sign", slog.String("witness", w.Key.Name()), slog.Any("err", err))
 		})
 	}
 	wg.Wait()
-	for i, w := range k.o.Witnesses {
+	for i, w := range signer.opts.Witnesses {
 		if answers[i] == nil {
 			continue
 		}
@@ -100,14 +100,14 @@ func (k *Keeper) witness(ctx context.Context, c ledger.Checkpoint, note []byte) 
 	return note
 }
 
-// errElsewhere means that the witness signed another size than was thought.
-var errElsewhere = errors.New("the witness knows another size")
+// errSizeMismatch means that the witness signed another size than was thought.
+var errSizeMismatch = errors.New("the witness knows another size")
 
 // cosign returns the witness's signature lines, which are checked.
-func (w *Witness) cosign(ctx context.Context, c ledger.Checkpoint, note []byte, read ledger.Read) ([]byte, error) {
+func (w *Witness) cosign(ctx context.Context, c ledger.Checkpoint, note []byte, read ledger.TileReader) ([]byte, error) {
 	for range 2 {
-		answer, err := w.ask(ctx, c, note, read)
-		if errors.Is(err, errElsewhere) {
+		answer, err := w.request(ctx, c, note, read)
+		if errors.Is(err, errSizeMismatch) {
 			continue
 		}
 		if err != nil {
@@ -119,11 +119,11 @@ func (w *Witness) cosign(ctx context.Context, c ledger.Checkpoint, note []byte, 
 		w.size = c.Size
 		return answer, nil
 	}
-	return nil, errElsewhere
+	return nil, errSizeMismatch
 }
 
-func (w *Witness) ask(ctx context.Context, c ledger.Checkpoint, note []byte, read ledger.Read) ([]byte, error) {
-	proof, err := ledger.ProveExtends(c, w.size, read)
+func (w *Witness) request(ctx context.Context, c ledger.Checkpoint, note []byte, read ledger.TileReader) ([]byte, error) {
+	proof, err := ledger.ConsistencyProof(c, w.size, read)
 	if err != nil {
 		return nil, fmt.Errorf("the witness has seen %d entries: %w", w.size, err)
 	}
@@ -156,7 +156,7 @@ func (w *Witness) ask(ctx context.Context, c ledger.Checkpoint, note []byte, rea
 			return nil, watchword.Refuse(watchword.LogInvalid, "the witness says that it knows a log of %.20q entries, and this one has %d: it knows another log of this name, or is mistaken", strings.TrimSpace(string(answer)), c.Size)
 		}
 		w.size = size
-		return nil, errElsewhere
+		return nil, errSizeMismatch
 	default:
 		return nil, fmt.Errorf("the witness answered %s", res.Status)
 	}

@@ -22,28 +22,28 @@ import (
 	"github.com/watchword-iot/watchword/internal/peers"
 )
 
-// shelf is a log in memory, of less than one tile.
-type shelf struct {
+// memoryLog is a log in memory, of less than one tile.
+type memoryLog struct {
 	mu   sync.Mutex
 	tree ledger.Tree
-	last audit.Signed
+	last audit.SignedCheckpoint
 }
 
-func (s *shelf) grow() {
+func (s *memoryLog) grow() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tree, _ = s.tree.Append(ledger.LeafHash(ledger.Commit(ledger.NewSalt(), []byte("{}"))))
+	s.tree, _ = s.tree.Append(ledger.LeafHash(ledger.Commitment(ledger.NewSalt(), []byte("{}"))))
 }
 
-func (s *shelf) Number(context.Context) error { return nil }
+func (s *memoryLog) Sequence(context.Context) error { return nil }
 
-func (s *shelf) Tree(context.Context) (ledger.Tree, error) {
+func (s *memoryLog) Tree(context.Context) (ledger.Tree, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.tree, nil
 }
 
-func (s *shelf) Tile(_ context.Context, level int, n int64, width int) ([]byte, error) {
+func (s *memoryLog) Tile(_ context.Context, level int, n int64, width int) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, hs := s.tree.Edge(level)
@@ -53,18 +53,18 @@ func (s *shelf) Tile(_ context.Context, level int, n int64, width int) ([]byte, 
 	return ledger.AppendTile(nil, hs[:width]...), nil
 }
 
-func (s *shelf) Commits(context.Context, int64, int) ([]ledger.Hash, error) { return nil, nil }
+func (s *memoryLog) Commitments(context.Context, int64, int) ([]ledger.Hash, error) { return nil, nil }
 
-func (s *shelf) Records(context.Context, int64, int) ([]audit.Record, error) { return nil, nil }
+func (s *memoryLog) Records(context.Context, int64, int) ([]audit.Record, error) { return nil, nil }
 
-func (s *shelf) AddCheckpoint(_ context.Context, c audit.Signed) error {
+func (s *memoryLog) AddCheckpoint(_ context.Context, c audit.SignedCheckpoint) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last = c
 	return nil
 }
 
-func (s *shelf) LastCheckpoint(context.Context) (audit.Signed, error) {
+func (s *memoryLog) LastCheckpoint(context.Context) (audit.SignedCheckpoint, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.last, nil
@@ -81,15 +81,15 @@ func newLogKey(t *testing.T) oneKey {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return oneKey{ledger.Signer{Key: ledger.LogKey("example.com/log", pub), Do: func(m []byte) ([]byte, error) { return ed25519.Sign(priv, m), nil }}, priv}
+	return oneKey{ledger.Signer{Key: ledger.LogKey("example.com/log", pub), SignFunc: func(m []byte) ([]byte, error) { return ed25519.Sign(priv, m), nil }}, priv}
 }
 
 func (k oneKey) LogSigner() ledger.Signer { return k.Signer }
 
 func (k oneKey) LogKeys() []ledger.Key { return []ledger.Key{k.Key} }
 
-// asked is a witness over HTTP that answers as its script says, and then as it should.
-func asked(t *testing.T, log oneKey, script ...http.HandlerFunc) *audit.Witness {
+// newHTTPWitness is a witness over HTTP that answers as its script says, and then as it should.
+func newHTTPWitness(t *testing.T, log oneKey, script ...http.HandlerFunc) *audit.Witness {
 	t.Helper()
 	_, priv, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -153,13 +153,13 @@ func TestAWitnessThatFailsIsAskedAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			key := newLogKey(t)
-			st := &shelf{}
+			st := &memoryLog{}
 			st.grow()
 			var mu sync.Mutex
 			clock := time.Now()
 			grown := make(chan struct{}, 100)
-			k, err := audit.NewKeeper(t.Context(), st, key, audit.KeeperOptions{
-				Every: 10 * time.Millisecond, Witnesses: []*audit.Witness{asked(t, key, script...)}, Quorum: 1, Grown: func([]byte) { grown <- struct{}{} }, Log: slog.New(slog.DiscardHandler),
+			k, err := audit.NewCheckpointSigner(t.Context(), st, key, audit.CheckpointOptions{
+				Every: 10 * time.Millisecond, Witnesses: []*audit.Witness{newHTTPWitness(t, key, script...)}, Quorum: 1, OnCheckpoint: func([]byte) { grown <- struct{}{} }, Log: slog.New(slog.DiscardHandler),
 				Now: func() time.Time {
 					mu.Lock()
 					defer mu.Unlock()
@@ -175,7 +175,7 @@ func TestAWitnessThatFailsIsAskedAgain(t *testing.T) {
 			go func() { ended <- k.Run(ctx) }()
 			for {
 				<-grown
-				if _, note, ok := k.Cosigned(1); ok {
+				if _, note, ok := k.LatestCosigned(1); ok {
 					if !strings.Contains(string(note), "— witness.example ") {
 						t.Errorf("%s", note)
 					}
@@ -193,7 +193,7 @@ func TestAWitnessThatFailsIsAskedAgain(t *testing.T) {
 	}
 }
 
-func TestWitnessesAreConfiguredWithCare(t *testing.T) {
+func TestParseWitness(t *testing.T) {
 	key := newLogKey(t)
 	_, priv, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -48,7 +48,7 @@ func BenchmarkRefusedAssertion(b *testing.B) {
 	go func() { ended <- s.Run(ctx) }()
 	b.Cleanup(func() {
 		cancel()
-		if err := waiting.For(b, "the end of the server", ended); err != nil {
+		if err := testwait.For(b, "the end of the server", ended); err != nil {
 			b.Error(err)
 		}
 	})
@@ -66,7 +66,7 @@ func BenchmarkRefusedAssertion(b *testing.B) {
 	ok(err)
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
-	c := &http.Client{Timeout: waiting.Limit, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "localhost"}}}
+	c := &http.Client{Timeout: testwait.Limit, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "localhost"}}}
 	k, err := jose.GenerateKey(jose.P256)
 	ok(err)
 	stranger, err := k.Signer()
@@ -77,7 +77,7 @@ func BenchmarkRefusedAssertion(b *testing.B) {
 	for b.Loop() {
 		for _, id := range names { // in turns
 			form := url.Values{
-				"grant_type": {"client_credentials"}, "client_assertion": {nameless(b, stranger, id, s.Info().URL)},
+				"grant_type": {"client_credentials"}, "client_assertion": {unknownSubjectAssertion(b, stranger, id, s.Info().URL)},
 				"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
 			}
 			begin := time.Now()
@@ -99,9 +99,9 @@ func BenchmarkRefusedAssertion(b *testing.B) {
 	}
 }
 
-// nameless is an assertion of id by a stranger's key, without a kid: so each key of the
+// unknownSubjectAssertion is an assertion of id by a stranger's key, without a kid: so each key of the
 // subject that fits is tried.
-func nameless(b *testing.B, s *jose.Signer, id watchword.SubjectID, issuer string) string {
+func unknownSubjectAssertion(b *testing.B, s *jose.Signer, id watchword.SubjectID, issuer string) string {
 	b.Helper()
 	now := time.Now()
 	claims, err := json.Marshal(map[string]any{"iss": id, "sub": id, "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(time.Minute).Unix()})
@@ -109,7 +109,7 @@ func nameless(b *testing.B, s *jose.Signer, id watchword.SubjectID, issuer strin
 		b.Fatal(err)
 	}
 	input := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"ES256","typ":"`+token.TypAssertion+`"}`)) + "." + base64.RawURLEncoding.EncodeToString(claims)
-	sig, err := s.Prove([]byte(input))
+	sig, err := s.SignBytes([]byte(input))
 	if err != nil {
 		b.Fatal(err)
 	}

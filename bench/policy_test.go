@@ -8,8 +8,8 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// thousand is 1,000 policies, of which ten apply to the device that asks.
-func thousand(tb testing.TB) *policy.Grant {
+// thousandPolicies is 1,000 policies, of which ten apply to the device that asks.
+func thousandPolicies(tb testing.TB) *policy.Grant {
 	tb.Helper()
 	var docs []*policy.Document
 	for i := range 1000 {
@@ -26,11 +26,11 @@ publish = ["plant/${site}/%d/secret/#"]
 		}
 		docs = append(docs, d)
 	}
-	return policy.NewSet(docs...).For(policy.Who{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "k42", "site": "plant-1"}})
+	return policy.NewSet(docs...).For(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "k42", "site": "plant-1"}})
 }
 
 func BenchmarkDecide(b *testing.B) {
-	g := thousand(b)
+	g := thousandPolicies(b)
 	for _, q := range []struct {
 		name string
 		want bool
@@ -55,7 +55,7 @@ func BenchmarkDecide(b *testing.B) {
 }
 
 func TestDecidingAllocatesNothing(t *testing.T) {
-	g := thousand(t)
+	g := thousandPolicies(t)
 	for name, ask := range map[string]func(){
 		"publish":   func() { g.Publish("plant/plant-1/942/a/lux") },
 		"denied":    func() { g.Publish("plant/plant-1/942/secret/a") },

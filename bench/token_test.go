@@ -29,8 +29,8 @@ type fixture struct {
 	now    time.Time
 }
 
-// paper signs the access token of an ordinary device: ES256, its own topics and a call.
-func paper(tb testing.TB) fixture {
+// benchToken signs the access token of an ordinary device: ES256, its own topics and a call.
+func benchToken(tb testing.TB) fixture {
 	tb.Helper()
 	k, err := jose.GenerateKey(jose.P256)
 	if err != nil {
@@ -45,7 +45,7 @@ func paper(tb testing.TB) fixture {
 		tb.Fatal(err)
 	}
 	labels := watchword.Labels{"kind": "lamp", "site": "plant-1"}
-	g := policy.NewSet(doc).For(policy.Who{ID: "lamp-1", Kind: watchword.Device, Labels: labels})
+	g := policy.NewSet(doc).For(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: labels})
 	now := time.Now()
 	raw, err := token.SignAccess(s, token.Grant{
 		Issuer: issuer, Subject: watchword.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: labels}, Key: k.Public().ID(),
@@ -60,17 +60,17 @@ func paper(tb testing.TB) fixture {
 // contenders are the ways to check one token, raw first: what nobody can go below,
 // the digest and the signature check of the very same bytes. The libraries of others are compared with raw in the module
 // peers, over the tokens of its testdata.
-type contender struct {
+type implementation struct {
 	name  string
 	check func() error
 }
 
 var errBad = errors.New("does not verify")
 
-func accessContenders(tb testing.TB) []contender {
-	f := paper(tb)
-	check := bare(tb, f)
-	return []contender{
+func accessContenders(tb testing.TB) []implementation {
+	f := benchToken(tb)
+	check := bareVerify(tb, f)
+	return []implementation{
 		{"raw", func() error {
 			if !check() {
 				return errBad
@@ -83,12 +83,12 @@ func accessContenders(tb testing.TB) []contender {
 
 // assertionContenders check one client assertion, Ed25519 under its old name, which
 // is the one that all of them know.
-func assertionContenders(tb testing.TB) []contender {
+func assertionContenders(tb testing.TB) []implementation {
 	public, private, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	k, err := jose.PublicFrom(public)
+	k, err := jose.NewPublicKey(public)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func assertionContenders(tb testing.TB) []contender {
 		tb.Fatal(err)
 	}
 	keys := token.NewKeySet(k)
-	return []contender{
+	return []implementation{
 		{"raw", func() error {
 			if !ed25519.Verify(public, input, sig) {
 				return errBad
@@ -114,10 +114,10 @@ func assertionContenders(tb testing.TB) []contender {
 		{"watchword", func() error {
 			p, err := token.ParseAssertion(raw, false)
 			if err == nil {
-				err = p.Precheck(issuer, now)
+				err = p.CheckClaims(issuer, now)
 			}
 			if err == nil {
-				_, err = p.Check(keys)
+				_, err = p.Verify(keys)
 			}
 			return err
 		}},
@@ -127,7 +127,7 @@ func assertionContenders(tb testing.TB) []contender {
 func BenchmarkVerifyToken(b *testing.B)     { each(b, accessContenders(b)) }
 func BenchmarkVerifyAssertion(b *testing.B) { each(b, assertionContenders(b)) }
 
-func each(b *testing.B, cs []contender) {
+func each(b *testing.B, cs []implementation) {
 	for _, c := range cs {
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
@@ -143,14 +143,14 @@ func each(b *testing.B, cs []contender) {
 // The ratios are what is promised, and a machine that others use too gives each
 // contender another minute. So here each takes turns with the raw check, one of
 // each at a time, and what is reported is its median as a multiple of the raw median.
-func BenchmarkVerifyTokenInTurns(b *testing.B)     { inTurns(b, accessContenders(b)) }
-func BenchmarkVerifyAssertionInTurns(b *testing.B) { inTurns(b, assertionContenders(b)) }
+func BenchmarkVerifyTokenInTurns(b *testing.B)     { interleaved(b, accessContenders(b)) }
+func BenchmarkVerifyAssertionInTurns(b *testing.B) { interleaved(b, assertionContenders(b)) }
 
-func inTurns(b *testing.B, cs []contender) {
+func interleaved(b *testing.B, cs []implementation) {
 	const most = 1 << 17 // of samples kept for each
 	for _, c := range cs[1:] {
 		b.Run(c.name, func(b *testing.B) {
-			pair := [2]contender{cs[0], c}
+			pair := [2]implementation{cs[0], c}
 			var took [2][]time.Duration
 			for b.Loop() {
 				for i, c := range pair {
@@ -183,12 +183,12 @@ func TestVerifyingTakesFewAllocations(t *testing.T) {
 		t.Skip("the race detector lets pools lose what they keep; make test counts without it")
 	}
 	for name, tc := range map[string]struct {
-		cs   []contender
+		cs   []implementation
 		most float64
 	}{
 		"access token": {accessContenders(t), 8}, "assertion": {assertionContenders(t), 9},
 	} {
-		count := func(c contender) float64 {
+		count := func(c implementation) float64 {
 			return testing.AllocsPerRun(200, func() {
 				if err := c.check(); err != nil {
 					t.Fatal(err)
@@ -200,7 +200,7 @@ func TestVerifyingTakesFewAllocations(t *testing.T) {
 			t.Errorf("%s: %v allocations beside the %v of the signature check, want %v at most (10 are promised)", name, own, raw, tc.most)
 		}
 	}
-	f := paper(t)
+	f := benchToken(t)
 	a, err := token.VerifyAccess(f.raw, f.keys, issuer, issuer, f.now, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -220,8 +220,8 @@ func verify(f fixture) error {
 	return err
 }
 
-// bare is the digest and the ES256 check of a token's bytes, its signature decoded beforehand.
-func bare(tb testing.TB, f fixture) func() bool {
+// bareVerify is the digest and the ES256 check of a token's bytes, its signature decoded beforehand.
+func bareVerify(tb testing.TB, f fixture) func() bool {
 	tb.Helper()
 	cut := strings.LastIndexByte(f.raw, '.')
 	sig, err := base64.RawURLEncoding.DecodeString(f.raw[cut+1:])

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/quota"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/policy"
 )
 
@@ -70,7 +70,7 @@ func TestAllSubscribersHaveTheSameOrder(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	waiting.For(t, "the events", reader.Ready())
+	testwait.For(t, "the events", reader.Ready())
 	events, gap := take(t, reader)
 	var read []string
 	for _, e := range events {
@@ -124,7 +124,7 @@ func TestAReaderHasEveryEventOnceWhileOthersPublish(t *testing.T) {
 	next := map[string]int{}
 	last := ""
 	for got := 0; got < 2*each; {
-		waiting.For(t, "an event", reader.Ready())
+		testwait.For(t, "an event", reader.Ready())
 		for more := true; more; {
 			var events []*bus.Event
 			var gap bus.Gap

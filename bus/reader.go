@@ -161,10 +161,10 @@ func (r *Reader) Next() (events []*Event, gap Gap, more bool) {
 		r.place = v.Number
 		switch {
 		case v.Source.tenant != r.tenant.id:
-		case v.Kept && policy.Match(r.sub.Filter, v.Value.Topic()):
+		case v.Buffered && policy.Match(r.sub.Filter, v.Value.Topic()):
 			r.given = append(r.given, v.Value)
 			bytes += len(v.Value.Data)
-		case !v.Kept && policy.Match(r.sub.Filter, topicOf(v.Source.device, v.Tag)):
+		case !v.Buffered && policy.Match(r.sub.Filter, topicOf(v.Source.device, v.Tag)):
 			gap.add(v.Source.device)
 		}
 		return true

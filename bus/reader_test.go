@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/quota"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/policy"
 )
 
@@ -71,7 +71,7 @@ func take(t *testing.T, s *bus.Reader) (events []*bus.Event, gap bus.Gap) {
 	return events, gap
 }
 
-func TestASlowReaderLosesTheEventsOfWhoReportsTooMuch(t *testing.T) {
+func TestSlowReaderLosesEventsOfBusiestDevice(t *testing.T) {
 	h := newEvents(t)
 	before := ev("before")
 	h.publish(before)
@@ -91,13 +91,13 @@ func TestASlowReaderLosesTheEventsOfWhoReportsTooMuch(t *testing.T) {
 		}
 		for _, e := range said {
 			h.publish(e)
-			waiting.For(t, "the event", quick.Ready())
+			testwait.For(t, "the event", quick.Ready())
 			if es, gap, _ := quick.Next(); len(es) != 1 || es[0] != e || gap.Any() {
 				t.Fatalf("the quick one got %v, gap %v", es, gap)
 			}
 		}
 	}
-	waiting.For(t, "the events", slow.Ready())
+	testwait.For(t, "the events", slow.Ready())
 	events, gap := take(t, slow)
 	of := map[watchword.SubjectID]int{}
 	for _, e := range events {
@@ -127,7 +127,7 @@ func TestASlowReaderLosesTheEventsOfWhoReportsTooMuch(t *testing.T) {
 	}
 }
 
-func TestWhoComesBackGetsWhatItMissedOrIsToldOfTheGap(t *testing.T) {
+func TestReconnectingReaderGetsMissedEventsOrGap(t *testing.T) {
 	h := newEvents(t)
 	var ids []string
 	for n := range 5000 {
@@ -140,7 +140,7 @@ func TestWhoComesBackGetsWhatItMissedOrIsToldOfTheGap(t *testing.T) {
 	}
 	s := h.read("t", "devices/lamp-1/events/#", ids[4990])
 	defer s.Close()
-	waiting.For(t, "the events", s.Ready())
+	testwait.For(t, "the events", s.Ready())
 	if events, gap := take(t, s); gap.Any() || len(events) != 5 || events[0].ID() != ids[4991] {
 		t.Errorf("gap %v, missed %d", gap, len(events))
 	}
@@ -168,7 +168,7 @@ func TestWhoComesBackGetsWhatItMissedOrIsToldOfTheGap(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotRememberedOfAGapIsSaidSo(t *testing.T) {
+func TestForgottenGapIsReported(t *testing.T) {
 	h := newEvents(t)
 	first := ev("lamp-1")
 	h.publish(first)
@@ -251,7 +251,7 @@ func TestTheMemoryIsWhatIsCounted(t *testing.T) {
 	}
 }
 
-func TestOfADeletedDeviceNothingIsKept(t *testing.T) {
+func TestDeletedDeviceLeavesNothing(t *testing.T) {
 	h := newEvents(t)
 	first := ev("other")
 	h.publish(first)

@@ -58,7 +58,7 @@ func (t *Tenant) Place(s *Subscription, bytes int64, bounded bool) error {
 		k, n := s.Subscriber.Account(), bytes+levels
 		if !bounded {
 			t.bus.subscribed.Add(k, n)
-		} else if err := t.bus.subscribed.Take(k, n); err != nil {
+		} else if err := t.bus.subscribed.Reserve(k, n); err != nil {
 			return err
 		}
 		s.levels = levels
@@ -72,7 +72,7 @@ func (t *Tenant) Place(s *Subscription, bytes int64, bounded bool) error {
 // less without them, never more.
 func (t *Tenant) Unsubscribe(s *Subscription, bytes int64) {
 	t.tree.take(s.Filter, s, func(freed int64, heir func() (*Subscription, bool)) {
-		t.bus.subscribed.Give(s.Subscriber.Account(), bytes+s.levels)
+		t.bus.subscribed.Release(s.Subscriber.Account(), bytes+s.levels)
 		rest := s.levels - freed
 		s.levels = 0
 		if rest == 0 {
@@ -92,7 +92,7 @@ func (t *Tenant) Recharge(s *Subscription, bytes int64, change func() bool) {
 	defer t.tree.mu.Unlock()
 	before := s.Subscriber.Account()
 	if change() {
-		t.bus.subscribed.Give(before, bytes+s.levels)
+		t.bus.subscribed.Release(before, bytes+s.levels)
 		t.bus.subscribed.Add(s.Subscriber.Account(), bytes+s.levels)
 	}
 }

@@ -80,7 +80,7 @@ func TestTheTreeFindsWhatMatchesOneByOne(t *testing.T) {
 	}
 }
 
-func TestMatchingBesideChangesMissesNobodyWhoStays(t *testing.T) {
+func TestConcurrentMatchFindsStableSubscribers(t *testing.T) {
 	tr := &tree[int]{}
 	tr.add("devices/lamp-1/events/#", -1)
 	var stop atomic.Bool

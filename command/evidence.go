@@ -38,30 +38,30 @@ type EvidenceVersion struct {
 	Proof string `json:"proof"` // of the entry command.handover
 }
 
-// Book is what evidence needs of the log.
-type Book interface {
+// LogReader is what evidence needs of the log.
+type LogReader interface {
 	Find(ctx context.Context, q audit.Query, p audit.Page) ([]audit.Record, error)
 }
 
 // Prover proves entries.
 type Prover interface {
-	// CoverSure returns a checkpoint that has the entry and that enough witnesses signed.
-	CoverSure(ctx context.Context, seq int64) (c ledger.Checkpoint, note []byte, err error)
-	ProveIn(ctx context.Context, c ledger.Checkpoint, note []byte, seq int64) (ledger.Proof, error)
+	// WaitCosigned returns a checkpoint that has the entry and that enough witnesses signed.
+	WaitCosigned(ctx context.Context, seq int64) (c ledger.Checkpoint, note []byte, err error)
+	ProveAt(ctx context.Context, c ledger.Checkpoint, note []byte, seq int64) (ledger.Proof, error)
 }
 
 // Evidence gathers what there is of a settled command. bundles are the trust bundles
 // from the one that stood when it was ordered to the one of now. Codes: conflict
 // before there is a receipt, not_found where an entry is not kept any more.
-func (d *Desk) Evidence(ctx context.Context, r Row, book Book, prover Prover, bundles []string) (e Evidence, err error) {
+func (svc *Service) Evidence(ctx context.Context, r Row, log LogReader, prover Prover, bundles []string) (e Evidence, err error) {
 	if r.Receipt == nil || !r.State.Final() {
 		return e, watchword.Refuse(watchword.Conflict, "command %q is %s: there is no last receipt yet", r.ID, r.State)
 	}
-	e = Evidence{Type: evidenceType, Command: r.ID, Bundles: bundles, ArgsSalt: d.argsSalt(r.ID)}
-	if e.Receipt, err = d.Receipt(r); err != nil {
+	e = Evidence{Type: evidenceType, Command: r.ID, Bundles: bundles, ArgsSalt: svc.argsSalt(r.ID)}
+	if e.Receipt, err = svc.Receipt(r); err != nil {
 		return e, err
 	}
-	w := witnessBox{ctx: ctx, book: book, prover: prover}
+	w := entryProver{ctx: ctx, log: log, prover: prover}
 	about, err := w.entries(audit.Query{Object: string(r.ID)})
 	if err != nil {
 		return e, err
@@ -71,15 +71,15 @@ func (d *Desk) Evidence(ctx context.Context, r Row, book Book, prover Prover, bu
 	for _, x := range about {
 		last = max(last, x.Seq)
 	}
-	if w.c, w.note, err = prover.CoverSure(ctx, last); err != nil {
+	if w.c, w.note, err = prover.WaitCosigned(ctx, last); err != nil {
 		return e, err
 	}
-	hs, err := d.store.Handovers(ctx, r.Tenant, r.ID)
+	handovers, err := svc.store.Handovers(ctx, r.Tenant, r.ID)
 	if err != nil {
 		return e, err
 	}
-	for _, h := range hs {
-		jws, err := d.safe.Open(handoverAtRest(r.ID), h.JWS)
+	for _, h := range handovers {
+		jws, err := svc.sealer.Open(handoverContext(r.ID), h.JWS)
 		if err != nil {
 			return e, err
 		}
@@ -106,18 +106,18 @@ func isReceipt(e audit.Entry) bool {
 	return e.Kind == audit.CommandSettle || e.Kind == audit.CommandConflict
 }
 
-// witnessBox finds entries and proves them.
-type witnessBox struct {
+// entryProver finds entries and proves them.
+type entryProver struct {
 	ctx    context.Context
-	book   Book
+	log    LogReader
 	prover Prover
 	c      ledger.Checkpoint
 	note   []byte
 }
 
-func (w witnessBox) entries(q audit.Query) (out []audit.Entry, err error) {
+func (w entryProver) entries(q audit.Query) (out []audit.Entry, err error) {
 	const most = 1000 // of one command: MaxHandovers, and a few
-	rs, err := w.book.Find(w.ctx, q, audit.Page{Limit: most})
+	rs, err := w.log.Find(w.ctx, q, audit.Page{Limit: most})
 	if err != nil {
 		return nil, err
 	}
@@ -132,10 +132,10 @@ func (w witnessBox) entries(q audit.Query) (out []audit.Entry, err error) {
 }
 
 // prove proves the last of some entries that is one.
-func (w witnessBox) prove(es []audit.Entry, what string, is func(audit.Entry) bool) (string, error) {
+func (w entryProver) prove(es []audit.Entry, what string, is func(audit.Entry) bool) (string, error) {
 	for _, e := range slices.Backward(es) {
 		if is(e) {
-			p, err := w.prover.ProveIn(w.ctx, w.c, w.note, e.Seq)
+			p, err := w.prover.ProveAt(w.ctx, w.c, w.note, e.Seq)
 			return string(p.Marshal()), err
 		}
 	}
@@ -143,9 +143,9 @@ func (w witnessBox) prove(es []audit.Entry, what string, is func(audit.Entry) bo
 }
 
 // keyOf proves the entry with which a subject got its signing key.
-func (w witnessBox) keyOf(id watchword.SubjectID, key watchword.KeyID) (string, error) {
+func (w entryProver) keyOf(id watchword.SubjectID, key watchword.KeyID) (string, error) {
 	var all []audit.Entry
-	for _, kind := range keyKinds {
+	for _, kind := range enrollingKinds {
 		es, err := w.entries(audit.Query{Object: string(id), Kind: kind})
 		if err != nil {
 			return "", err
@@ -155,8 +155,8 @@ func (w witnessBox) keyOf(id watchword.SubjectID, key watchword.KeyID) (string, 
 	return w.prove(all, "the enrollment of key "+string(key), func(e audit.Entry) bool { return e.Data["sign"] == string(key) && e.Data["sign_jwk"] != "" })
 }
 
-// keyKinds are the entries that bring a signing key.
-var keyKinds = []string{audit.DeviceEnroll, audit.DeviceRekey, audit.OperatorCreate}
+// enrollingKinds are the entries that bring a signing key.
+var enrollingKinds = []string{audit.DeviceEnroll, audit.DeviceRekey, audit.OperatorCreate}
 
 // Marshal writes it as a file.
 func (e Evidence) Marshal() ([]byte, error) {

@@ -53,9 +53,9 @@ func (w cosigner) Sign(msg []byte) ([]byte, error) {
 	return append(at, ed25519.Sign(w.private, append([]byte("cosignature/v1\ntime 1700000000\n"), msg...))...), nil
 }
 
-// forge is everything behind an evidence file, so that a test can change any part of it and
+// evidenceBuilder is everything behind an evidence file, so that a test can change any part of it and
 // have all signatures and proofs made anew.
-type forge struct {
+type evidenceBuilder struct {
 	t                                   *testing.T
 	parties                             // whose witnesses sign the checkpoint
 	trusts                              []token.Trust
@@ -104,12 +104,12 @@ func newParties(t *testing.T) parties {
 	return p
 }
 
-func newForge(t *testing.T, p parties) *forge {
+func newForge(t *testing.T, p parties) *evidenceBuilder {
 	t.Helper()
-	f := &forge{t: t, parties: p, salt: []byte("0123456789abcdef"), file: func(*command.Evidence) {}}
+	f := &evidenceBuilder{t: t, parties: p, salt: []byte("0123456789abcdef"), file: func(*command.Evidence) {}}
 	f.signCommand, f.signReceipt, f.signOrder = f.command, f.device, f.operator
 	trust := token.Trust{
-		Issuer: "https://house.example", Version: 1, Epoch: 1, Root: keys(f.root), Issuers: keys(f.command), Command: keys(f.command),
+		Issuer: "https://hub.example", Version: 1, Epoch: 1, Roots: keys(f.root), Issuers: keys(f.command), Command: keys(f.command),
 		Time: keys(f.command), Log: keys(f.log), Quorum: 2, Issued: at.Add(-24 * time.Hour), Expires: at.Add(30 * 24 * time.Hour),
 	}
 	for _, w := range f.witnesses {
@@ -121,7 +121,7 @@ func newForge(t *testing.T, p parties) *forge {
 	f.commands = []token.Command{{
 		Issuer: trust.Issuer, Device: "lamp-1", ID: "cmd_1", Epoch: 1, Seq: 7, Function: "lamp.set", Args: args, By: "alice", Issued: at, Expires: at.Add(time.Minute),
 	}}
-	f.receipt = token.Receipt{Device: "lamp-1", Issuer: trust.Issuer, Epoch: 1, Seq: 7, Command: "cmd_1", Status: watchword.StDone, Result: json.RawMessage(`{"lux":3}`), At: at}
+	f.receipt = token.Receipt{Device: "lamp-1", Issuer: trust.Issuer, Epoch: 1, Seq: 7, Command: "cmd_1", Status: watchword.StatusDone, Result: json.RawMessage(`{"lux":3}`), At: at}
 	entry := func(kind, object string, seconds int, data map[string]string) audit.Entry {
 		return audit.Entry{Tenant: watchword.DefaultTenant, At: at.Add(time.Duration(seconds) * time.Second), Kind: kind, Object: object, Outcome: audit.Done, Data: data}
 	}
@@ -153,19 +153,19 @@ func keys(ss ...*jose.Signer) (out []*jose.PublicKey) {
 }
 
 // set edits an entry.
-func (f *forge) set(role string, edit func(e *audit.Entry)) {
+func (f *evidenceBuilder) set(role string, edit func(e *audit.Entry)) {
 	e := f.entries[role]
 	e.Data = maps.Clone(e.Data)
 	edit(&e)
 	f.entries[role] = e
 }
 
-func (f *forge) put(role, name, value string) {
+func (f *evidenceBuilder) put(role, name, value string) {
 	f.set(role, func(e *audit.Entry) { e.Data[name] = value })
 }
 
 // orderedBySignature lets a signed order ride along.
-func (f *forge) orderedBySignature() {
+func (f *evidenceBuilder) orderedBySignature() {
 	raw, err := token.SignOrder(f.signOrder, f.order)
 	must(f.t, err)
 	for i := range f.commands {
@@ -174,14 +174,14 @@ func (f *forge) orderedBySignature() {
 }
 
 // missing fills in what an entry says of the bytes that it is about, where the test has not.
-func (f *forge) missing(role, name, value string) {
+func (f *evidenceBuilder) missing(role, name, value string) {
 	if f.entries[role].Data[name] == "" {
 		f.put(role, name, value)
 	}
 }
 
 // make returns the evidence file.
-func (f *forge) make() []byte {
+func (f *evidenceBuilder) make() []byte {
 	t := f.t
 	t.Helper()
 	e := command.Evidence{Type: "watchword-evidence/v1", Command: "cmd_1", ArgsSalt: f.salt}
@@ -197,9 +197,9 @@ func (f *forge) make() []byte {
 		if i < len(f.commands)-1 {
 			role += strconv.Itoa(i)
 		} else if f.receipt.Hash == "" {
-			f.receipt.Hash = jose.HashOf(raw)
+			f.receipt.Hash = jose.HashString(raw)
 		}
-		f.missing(role, "ch", jose.HashOf(raw))
+		f.missing(role, "ch", jose.HashString(raw))
 		e.Versions = append(e.Versions, command.EvidenceVersion{JWS: raw})
 	}
 	var err error
@@ -208,7 +208,7 @@ func (f *forge) make() []byte {
 	last := f.commands[len(f.commands)-1]
 	f.missing(ordered, "args_hash", jose.Hash(append(bytes.Clone(f.salt), last.Args...)))
 	f.missing(settled, "ch", f.receipt.Hash)
-	f.missing(settled, "receipt", jose.HashOf(e.Receipt))
+	f.missing(settled, "receipt", jose.HashString(e.Receipt))
 	e.Ordered, e.Settled, e.Enrollment = f.prove(ordered), f.prove(settled), f.prove(enrollment)
 	if last.Order != "" {
 		e.Orderer = f.prove(orderer)
@@ -227,7 +227,7 @@ func (f *forge) make() []byte {
 }
 
 // prove proves the entry of a role in the log of all entries.
-func (f *forge) prove(role string) string {
+func (f *evidenceBuilder) prove(role string) string {
 	t := f.t
 	t.Helper()
 	var tree ledger.Tree
@@ -237,7 +237,7 @@ func (f *forge) prove(role string) string {
 	for i, r := range f.sequence {
 		body, err := f.entries[r].Body()
 		must(t, err)
-		leaf := ledger.LeafHash(ledger.Commit(salt, body))
+		leaf := ledger.LeafHash(ledger.Commitment(salt, body))
 		tree, _ = tree.Append(leaf)
 		leaves = append(leaves, leaf)
 		if r == role {
@@ -246,7 +246,7 @@ func (f *forge) prove(role string) string {
 	}
 	c := ledger.Checkpoint{Origin: ledger.Origin(f.trusts[0].Issuer), Size: tree.Size(), Root: tree.Root()}
 	var err error
-	p.Hashes, err = ledger.Prove(c, p.Index, func(level int, n int64, width int) ([]byte, error) {
+	p.Hashes, err = ledger.InclusionProof(c, p.Index, func(level int, n int64, width int) ([]byte, error) {
 		return ledger.AppendTile(nil, leaves[:width]...), nil
 	})
 	must(t, err)
@@ -255,14 +255,14 @@ func (f *forge) prove(role string) string {
 }
 
 // note signs a checkpoint as the log and its witnesses.
-func (f *forge) note(c ledger.Checkpoint) []byte {
+func (f *evidenceBuilder) note(c ledger.Checkpoint) []byte {
 	f.t.Helper()
 	log := ledger.LogKeys(f.trusts[0].Issuer, f.log.Public())[0]
-	raw, err := c.Sign(ledger.Signer{Key: log, Do: f.log.Prove})
+	raw, err := c.Sign(ledger.Signer{Key: log, SignFunc: f.log.SignBytes})
 	must(f.t, err)
 	opened, err := note.Open(raw, note.VerifierList(log))
 	must(f.t, err)
-	by := []note.Signer{ledger.Signer{Key: log, Do: f.log.Prove}}
+	by := []note.Signer{ledger.Signer{Key: log, SignFunc: f.log.SignBytes}}
 	for _, w := range f.witnesses {
 		by = append(by, w)
 	}
@@ -272,12 +272,12 @@ func (f *forge) note(c ledger.Checkpoint) []byte {
 	return raw
 }
 
-func (f *forge) verify() (command.Verdict, error) {
+func (f *evidenceBuilder) verify() (command.VerifiedEvidence, error) {
 	f.t.Helper()
 	return command.VerifyEvidence(f.make(), token.Pin(f.root.Public()))
 }
 
-func TestEvidenceHolds(t *testing.T) {
+func TestEvidenceVerifies(t *testing.T) {
 	p := newParties(t)
 	f := newForge(t, p)
 	f.orderedBySignature()
@@ -286,11 +286,11 @@ func TestEvidenceHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	for what, ok := range map[string]bool{
-		"issuer":       v.Issuer == "https://house.example",
+		"issuer":       v.Issuer == "https://hub.example",
 		"command":      v.Command.ID == "cmd_1" && v.Command.Seq == 7 && string(v.Command.Args) == `{"level":40}` && v.Command.By == "alice",
-		"receipt":      v.Status == watchword.StDone && string(v.Result) == `{"lux":3}` && v.Key == f.device.Public().ID(),
-		"orderer":      v.Signed == f.operator.Public().ID(),
-		"entries":      v.Ordered.Seq == 3 && v.Handed.Seq == 4 && v.Settled.Seq == 5 && v.Enrolled.Seq == 2,
+		"receipt":      v.Status == watchword.StatusDone && string(v.Result) == `{"lux":3}` && v.ReceiptKey == f.device.Public().ID(),
+		"orderer":      v.OrderKey == f.operator.Public().ID(),
+		"entries":      v.Ordered.Seq == 3 && v.HandedOver.Seq == 4 && v.Settled.Seq == 5 && v.Enrolled.Seq == 2,
 		"cosignatures": len(v.Cosignatures) == 3 && v.Cosignatures[0].At.Unix() == 1_700_000_000,
 	} {
 		if !ok {
@@ -298,8 +298,8 @@ func TestEvidenceHolds(t *testing.T) {
 		}
 	}
 	f = newForge(t, p) // without a signed order, who ordered is the server's word
-	if v, err = f.verify(); err != nil || v.Signed != "" || v.Command.By != "alice" {
-		t.Errorf("signed by %q: %v", v.Signed, err)
+	if v, err = f.verify(); err != nil || v.OrderKey != "" || v.Command.By != "alice" {
+		t.Errorf("signed by %q: %v", v.OrderKey, err)
 	}
 }
 
@@ -307,7 +307,7 @@ func TestEvidenceHolds(t *testing.T) {
 // the refusal says; empty where the file must still hold.
 func TestWhatEvidenceMustShow(t *testing.T) {
 	p := newParties(t)
-	second := func(f *forge, edit func(b *token.Trust)) {
+	second := func(f *evidenceBuilder, edit func(b *token.Trust)) {
 		b := f.trusts[0]
 		b.Version = 2
 		f.trusts, f.roots = append(f.trusts, b), append(f.roots, []*jose.Signer{f.root})
@@ -315,83 +315,83 @@ func TestWhatEvidenceMustShow(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		name string
-		edit func(f *forge)
+		edit func(f *evidenceBuilder)
 		says string
 	}{
-		{"nothing is changed", func(*forge) {}, ""},
+		{"nothing is changed", func(*evidenceBuilder) {}, ""},
 
 		// Bundles.
-		{"no bundle", func(f *forge) { f.file = func(e *command.Evidence) { e.Bundles = nil } }, "the trust bundles do not hold: "},
-		{"a bundle of another root", func(f *forge) {
+		{"no bundle", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Bundles = nil } }, "the trust bundles do not hold: "},
+		{"a bundle of another root", func(f *evidenceBuilder) {
 			f.roots[0] = []*jose.Signer{f.device}
-			f.trusts[0].Root = keys(f.device)
+			f.trusts[0].Roots = keys(f.device)
 		}, "the trust bundles do not hold: "},
-		{"two bundles", func(f *forge) { second(f, func(*token.Trust) {}) }, ""},
-		{"a second bundle of another issuer", func(f *forge) { second(f, func(b *token.Trust) { b.Issuer = "https://other.example" }) }, "they are of two issuers"},
-		{"a new root that the old one introduced", func(f *forge) {
-			second(f, func(b *token.Trust) { b.Root = keys(f.root, f.device) })
+		{"two bundles", func(f *evidenceBuilder) { second(f, func(*token.Trust) {}) }, ""},
+		{"a second bundle of another issuer", func(f *evidenceBuilder) { second(f, func(b *token.Trust) { b.Issuer = "https://other.example" }) }, "they are of two issuers"},
+		{"a new root that the old one introduced", func(f *evidenceBuilder) {
+			second(f, func(b *token.Trust) { b.Roots = keys(f.root, f.device) })
 			f.roots[1] = []*jose.Signer{f.root, f.device}
 			b := f.trusts[0]
-			b.Version, b.Root = 3, keys(f.device)
+			b.Version, b.Roots = 3, keys(f.device)
 			f.trusts, f.roots = append(f.trusts, b), append(f.roots, []*jose.Signer{f.device})
 		}, ""},
-		{"a new root that nobody introduced", func(f *forge) {
-			second(f, func(b *token.Trust) { b.Root = keys(f.device) })
+		{"a new root that nobody introduced", func(f *evidenceBuilder) {
+			second(f, func(b *token.Trust) { b.Roots = keys(f.device) })
 			f.roots[1] = []*jose.Signer{f.device}
 		}, "no root that is known here signed the bundle"},
-		{"a first bundle that only a later one vouches for", func(f *forge) {
-			second(f, func(b *token.Trust) { b.Root = keys(f.root, f.device) })
+		{"a first bundle that only a later one vouches for", func(f *evidenceBuilder) {
+			second(f, func(b *token.Trust) { b.Roots = keys(f.root, f.device) })
 			f.roots[1] = []*jose.Signer{f.root, f.device}
-			f.trusts[0].Root, f.roots[0] = keys(f.device), []*jose.Signer{f.device}
+			f.trusts[0].Roots, f.roots[0] = keys(f.device), []*jose.Signer{f.device}
 		}, "the bundle's root is not the pinned one"},
 
 		// When a bundle counts. The hand-over is one second after at.
-		{"a bundle that ends a second after the hand-over", func(f *forge) { f.trusts[0].Expires = at.Add(2 * time.Second) }, ""},
-		{"a bundle that ends at the hand-over", func(f *forge) { f.trusts[0].Expires = at.Add(time.Second) }, "no bundle of that time names its command key"},
-		{"a bundle that ended before the hand-over", func(f *forge) { f.trusts[0].Expires = at.Add(-time.Second) }, "no bundle of that time names its command key"},
-		{"a bundle that begins a skew after the hand-over", func(f *forge) { f.trusts[0].Issued = at.Add(time.Second + token.Skew) }, ""},
-		{"a bundle that begins later than a skew after the hand-over", func(f *forge) { f.trusts[0].Issued = at.Add(2*time.Second + token.Skew) }, "no bundle of that time names its command key"},
-		{"a bundle that was over beside one of that time", func(f *forge) {
+		{"a bundle that ends a second after the hand-over", func(f *evidenceBuilder) { f.trusts[0].Expires = at.Add(2 * time.Second) }, ""},
+		{"a bundle that ends at the hand-over", func(f *evidenceBuilder) { f.trusts[0].Expires = at.Add(time.Second) }, "no bundle of that time names its command key"},
+		{"a bundle that ended before the hand-over", func(f *evidenceBuilder) { f.trusts[0].Expires = at.Add(-time.Second) }, "no bundle of that time names its command key"},
+		{"a bundle that begins a skew after the hand-over", func(f *evidenceBuilder) { f.trusts[0].Issued = at.Add(time.Second + token.Skew) }, ""},
+		{"a bundle that begins later than a skew after the hand-over", func(f *evidenceBuilder) { f.trusts[0].Issued = at.Add(2*time.Second + token.Skew) }, "no bundle of that time names its command key"},
+		{"a bundle that was over beside one of that time", func(f *evidenceBuilder) {
 			f.trusts[0].Expires = at.Add(-time.Second)
 			second(f, func(b *token.Trust) { b.Expires = at.Add(time.Hour) })
 		}, ""},
-		{"a command key that only a later bundle names", func(f *forge) {
+		{"a command key that only a later bundle names", func(f *evidenceBuilder) {
 			f.trusts[0].Command = keys(f.operator)
 			second(f, func(b *token.Trust) { b.Command, b.Issued = keys(f.command), at.Add(time.Hour) })
 		}, "no bundle of that time names its command key"},
-		{"a command key that no bundle names", func(f *forge) { f.trusts[0].Command = keys(f.operator) }, "the hand-over does not hold: "},
+		{"a command key that no bundle names", func(f *evidenceBuilder) { f.trusts[0].Command = keys(f.operator) }, "the hand-over does not hold: "},
 
 		// Witnesses. The bundle wants two of three.
-		{"as many witnesses as the bundle wants", func(f *forge) { f.witnesses = f.witnesses[:2] }, ""},
-		{"one witness too few", func(f *forge) { f.witnesses = f.witnesses[:1] }, "1 witnesses have signed the log, and by the trust bundle 2 must have"},
-		{"no witness", func(f *forge) { f.witnesses = nil }, "0 witnesses have signed the log"},
-		{"no witness where none is wanted", func(f *forge) { f.trusts[0].Quorum, f.witnesses = 0, nil }, ""},
-		{"witnesses that nobody named", func(f *forge) {
+		{"as many witnesses as the bundle wants", func(f *evidenceBuilder) { f.witnesses = f.witnesses[:2] }, ""},
+		{"one witness too few", func(f *evidenceBuilder) { f.witnesses = f.witnesses[:1] }, "1 witnesses have signed the log, and by the trust bundle 2 must have"},
+		{"no witness", func(f *evidenceBuilder) { f.witnesses = nil }, "0 witnesses have signed the log"},
+		{"no witness where none is wanted", func(f *evidenceBuilder) { f.trusts[0].Quorum, f.witnesses = 0, nil }, ""},
+		{"witnesses that nobody named", func(f *evidenceBuilder) {
 			f.witnesses = []cosigner{newCosigner(f.t, "witness0"), newCosigner(f.t, "stranger")}
 		}, "0 witnesses have signed the log"},
-		{"witnesses of an earlier bundle", func(f *forge) {
+		{"witnesses of an earlier bundle", func(f *evidenceBuilder) {
 			second(f, func(b *token.Trust) { b.Witnesses = b.Witnesses[2:]; b.Quorum = 1 })
 			f.witnesses = f.witnesses[:2]
 		}, "0 witnesses have signed the log, and by the trust bundle 1 must have"},
-		{"the quorum of the last bundle", func(f *forge) {
+		{"the quorum of the last bundle", func(f *evidenceBuilder) {
 			second(f, func(b *token.Trust) { b.Quorum = 1 })
 			f.witnesses = f.witnesses[:1]
 		}, ""},
 
 		// Proofs and entries.
-		{"a log of another key", func(f *forge) { f.trusts[0].Log = keys(signer(f.t, jose.Ed)) }, "the order's entry does not hold: log_invalid: the checkpoint is not signed by the log's key"},
-		{"an entry under another checkpoint", func(f *forge) {
+		{"a log of another key", func(f *evidenceBuilder) { f.trusts[0].Log = keys(signer(f.t, jose.Ed)) }, "the order's entry does not hold: log_invalid: the checkpoint is not signed by the log's key"},
+		{"an entry under another checkpoint", func(f *evidenceBuilder) {
 			f.file = func(e *command.Evidence) {
 				f.sequence = append(f.sequence, ordered)
 				e.Enrollment = f.prove(enrollment)
 			}
 		}, "under another checkpoint than the others"},
-		{"the order of another command", func(f *forge) { f.set(ordered, func(e *audit.Entry) { e.Object = "cmd_2" }) }, "says nothing of cmd_1"},
-		{"an order that was refused", func(f *forge) { f.set(ordered, func(e *audit.Entry) { e.Outcome = audit.Refused }) }, "says nothing of cmd_1"},
-		{"the cancelling in the place of the order", func(f *forge) { f.set(ordered, func(e *audit.Entry) { e.Kind = audit.CommandCancel }) }, "is command.cancel of cmd_1"},
-		{"the receipt in the place of the order", func(f *forge) { f.file = func(e *command.Evidence) { e.Ordered = e.Settled } }, "is command.settle of cmd_1"},
-		{"a proof that is none", func(f *forge) { f.file = func(e *command.Evidence) { e.Settled = "x" } }, "the receipt does not hold: log_invalid: the proof is malformed"},
-		{"a proof of another entry's body", func(f *forge) {
+		{"the order of another command", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Object = "cmd_2" }) }, "says nothing of cmd_1"},
+		{"an order that was refused", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Outcome = audit.Refused }) }, "says nothing of cmd_1"},
+		{"the cancelling in the place of the order", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Kind = audit.CommandCancel }) }, "is command.cancel of cmd_1"},
+		{"the receipt in the place of the order", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Ordered = e.Settled } }, "is command.settle of cmd_1"},
+		{"a proof that is none", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Settled = "x" } }, "the receipt does not hold: log_invalid: the proof is malformed"},
+		{"a proof of another entry's body", func(f *evidenceBuilder) {
 			f.file = func(e *command.Evidence) {
 				f.set(ordered, func(e *audit.Entry) { e.Actor = "mallory" })
 				with, err := ledger.ParseProof([]byte(f.prove(ordered)))
@@ -404,47 +404,47 @@ func TestWhatEvidenceMustShow(t *testing.T) {
 		}, "the order's entry does not hold: "},
 
 		// The enrollment.
-		{"the enrollment of another device", func(f *forge) { f.set(enrollment, func(e *audit.Entry) { e.Object = "lamp-2" }) }, "the enrollment of the device's key does not hold: "},
-		{"a key that came by a change of keys", func(f *forge) { f.set(enrollment, func(e *audit.Entry) { e.Kind = audit.DeviceRekey }) }, ""},
-		{"an entry that brings no key", func(f *forge) { f.set(enrollment, func(e *audit.Entry) { e.Kind = audit.DeviceCreate }) }, "is device.create of lamp-1"},
-		{"a key under another name", func(f *forge) { f.put(enrollment, "sign", "other") }, "names another key than it has"},
-		{"another key under its name", func(f *forge) { f.put(enrollment, "sign_jwk", string(f.operator.Public().JWK())) }, "names another key than it has"},
-		{"an entry without a key", func(f *forge) { f.put(enrollment, "sign_jwk", "{}") }, "the enrollment of the device's key does not hold: "},
-		{"another key's receipt", func(f *forge) { f.signReceipt = f.operator }, "the receipt does not hold: "},
-		{"a receipt of before the enrollment", func(f *forge) {
+		{"the enrollment of another device", func(f *evidenceBuilder) { f.set(enrollment, func(e *audit.Entry) { e.Object = "lamp-2" }) }, "the enrollment of the device's key does not hold: "},
+		{"a key that came by a change of keys", func(f *evidenceBuilder) { f.set(enrollment, func(e *audit.Entry) { e.Kind = audit.DeviceRekey }) }, ""},
+		{"an entry that brings no key", func(f *evidenceBuilder) { f.set(enrollment, func(e *audit.Entry) { e.Kind = audit.DeviceCreate }) }, "is device.create of lamp-1"},
+		{"a key under another name", func(f *evidenceBuilder) { f.put(enrollment, "sign", "other") }, "names another key than it has"},
+		{"another key under its name", func(f *evidenceBuilder) { f.put(enrollment, "sign_jwk", string(f.operator.Public().JWK())) }, "names another key than it has"},
+		{"an entry without a key", func(f *evidenceBuilder) { f.put(enrollment, "sign_jwk", "{}") }, "the enrollment of the device's key does not hold: "},
+		{"another key's receipt", func(f *evidenceBuilder) { f.signReceipt = f.operator }, "the receipt does not hold: "},
+		{"a receipt of before the enrollment", func(f *evidenceBuilder) {
 			f.sequence = []string{orderer, ordered, handed, settled, enrollment}
 		}, "the key was not enrolled yet"},
-		{"an enrollment between order and receipt", func(f *forge) {
+		{"an enrollment between order and receipt", func(f *evidenceBuilder) {
 			f.sequence = []string{orderer, ordered, handed, enrollment, settled}
 		}, ""},
 
 		// The receipt.
-		{"the receipt of another command", func(f *forge) { f.receipt.Command = "cmd_2" }, "it is the receipt of cmd_2"},
-		{"the receipt of another device", func(f *forge) { f.receipt.Device = "lamp-2" }, "the receipt does not hold: "},
-		{"a receipt for another issuer", func(f *forge) { f.receipt.Issuer = "https://other.example" }, "the receipt does not hold: "},
-		{"an entry of another receipt", func(f *forge) { f.put(settled, "receipt", jose.HashOf("x")) }, "is of another receipt"},
-		{"an entry of another status", func(f *forge) { f.put(settled, "st", "failed") }, "says something else than the receipt"},
-		{"an entry of another version", func(f *forge) { f.put(settled, "ch", jose.HashOf("x")) }, "says something else than the receipt"},
-		{"an entry by another device", func(f *forge) { f.set(settled, func(e *audit.Entry) { e.Actor = "lamp-2" }) }, "says something else than the receipt"},
-		{"an entry under another key", func(f *forge) { f.set(settled, func(e *audit.Entry) { e.Key = "other" }) }, "says something else than the receipt"},
-		{"a conflict that a device reports", func(f *forge) {
-			f.receipt.Status = watchword.StConflict
+		{"the receipt of another command", func(f *evidenceBuilder) { f.receipt.Command = "cmd_2" }, "it is the receipt of cmd_2"},
+		{"the receipt of another device", func(f *evidenceBuilder) { f.receipt.Device = "lamp-2" }, "the receipt does not hold: "},
+		{"a receipt for another issuer", func(f *evidenceBuilder) { f.receipt.Issuer = "https://other.example" }, "the receipt does not hold: "},
+		{"an entry of another receipt", func(f *evidenceBuilder) { f.put(settled, "receipt", jose.HashString("x")) }, "is of another receipt"},
+		{"an entry of another status", func(f *evidenceBuilder) { f.put(settled, "st", "failed") }, "says something else than the receipt"},
+		{"an entry of another version", func(f *evidenceBuilder) { f.put(settled, "ch", jose.HashString("x")) }, "says something else than the receipt"},
+		{"an entry by another device", func(f *evidenceBuilder) { f.set(settled, func(e *audit.Entry) { e.Actor = "lamp-2" }) }, "says something else than the receipt"},
+		{"an entry under another key", func(f *evidenceBuilder) { f.set(settled, func(e *audit.Entry) { e.Key = "other" }) }, "says something else than the receipt"},
+		{"a conflict that a device reports", func(f *evidenceBuilder) {
+			f.receipt.Status = watchword.StatusConflict
 			f.put(settled, "st", "conflict")
 			f.set(settled, func(e *audit.Entry) { e.Kind = audit.CommandConflict })
 		}, ""},
 
 		// What was handed over.
-		{"no version", func(f *forge) { f.file = func(e *command.Evidence) { e.Versions = nil } }, "the version that the receipt answers is not there"},
-		{"a receipt that answers another version", func(f *forge) { f.receipt.Hash = jose.HashOf("x") }, "the version that the receipt answers is not there"},
-		{"an entry of other bytes", func(f *forge) { f.put(handed, "ch", jose.HashOf("x")) }, "is of another version"},
-		{"a version of before that was not answered", func(f *forge) {
+		{"no version", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Versions = nil } }, "the version that the receipt answers is not there"},
+		{"a receipt that answers another version", func(f *evidenceBuilder) { f.receipt.Hash = jose.HashString("x") }, "the version that the receipt answers is not there"},
+		{"an entry of other bytes", func(f *evidenceBuilder) { f.put(handed, "ch", jose.HashString("x")) }, "is of another version"},
+		{"a version of before that was not answered", func(f *evidenceBuilder) {
 			older := f.commands[0]
 			older.Nonce = "n1"
 			f.commands = append([]token.Command{older}, f.commands...)
 			f.entries[handed+"0"] = f.entries[handed]
 			f.sequence = []string{orderer, enrollment, ordered, handed + "0", handed, settled}
 		}, ""},
-		{"a version without its entry", func(f *forge) {
+		{"a version without its entry", func(f *evidenceBuilder) {
 			older := f.commands[0]
 			older.Nonce = "n1"
 			f.commands = append([]token.Command{older}, f.commands...)
@@ -452,59 +452,61 @@ func TestWhatEvidenceMustShow(t *testing.T) {
 			f.sequence = []string{orderer, enrollment, ordered, handed + "0", handed, settled}
 			f.file = func(e *command.Evidence) { e.Versions[0].Proof = e.Versions[1].Proof }
 		}, "is of another version"},
-		{"a command that was over when it was handed over", func(f *forge) {
+		{"a command that was over when it was handed over", func(f *evidenceBuilder) {
 			f.commands[0].Issued, f.commands[0].Expires = at.Add(-time.Hour), at.Add(-time.Hour+time.Minute)
 		}, "the hand-over does not hold: command_expired"},
-		{"a command for another device", func(f *forge) { f.commands[0].Device = "lamp-2" }, "the hand-over does not hold: "},
-		{"a command of another issuer", func(f *forge) { f.commands[0].Issuer = "https://other.example" }, "the hand-over does not hold: "},
-		{"a command that the device's key signed", func(f *forge) { f.signCommand = f.device }, "the hand-over does not hold: "},
-		{"another command's id", func(f *forge) { f.commands[0].ID = "cmd_2" }, "the receipt is of another command"},
-		{"another epoch", func(f *forge) { f.receipt.Epoch = 2 }, "the receipt is of another command"},
-		{"another number", func(f *forge) { f.receipt.Seq = 8 }, "the receipt is of another command"},
-		{"another function", func(f *forge) { f.put(ordered, "function", "lamp.reset") }, "is of another order"},
-		{"an order of another epoch", func(f *forge) { f.put(ordered, "epoch", "2") }, "is of another order"},
-		{"an order with another number", func(f *forge) { f.put(ordered, "seq", "8") }, "is of another order"},
-		{"an order by somebody else", func(f *forge) { f.set(ordered, func(e *audit.Entry) { e.Actor = "bob" }) }, "is of another order"},
-		{"other arguments", func(f *forge) { f.put(ordered, "args_hash", jose.HashOf("x")) }, "the arguments are not those that were ordered"},
-		{"another salt", func(f *forge) { f.file = func(e *command.Evidence) { e.ArgsSalt = []byte("fedcba9876543210") } }, "the arguments are not those that were ordered"},
-		{"handed over before it was ordered", func(f *forge) {
+		{"a command for another device", func(f *evidenceBuilder) { f.commands[0].Device = "lamp-2" }, "the hand-over does not hold: "},
+		{"a command of another issuer", func(f *evidenceBuilder) { f.commands[0].Issuer = "https://other.example" }, "the hand-over does not hold: "},
+		{"a command that the device's key signed", func(f *evidenceBuilder) { f.signCommand = f.device }, "the hand-over does not hold: "},
+		{"another command's id", func(f *evidenceBuilder) { f.commands[0].ID = "cmd_2" }, "the receipt is of another command"},
+		{"another epoch", func(f *evidenceBuilder) { f.receipt.Epoch = 2 }, "the receipt is of another command"},
+		{"another number", func(f *evidenceBuilder) { f.receipt.Seq = 8 }, "the receipt is of another command"},
+		{"another function", func(f *evidenceBuilder) { f.put(ordered, "function", "lamp.reset") }, "is of another order"},
+		{"an order of another epoch", func(f *evidenceBuilder) { f.put(ordered, "epoch", "2") }, "is of another order"},
+		{"an order with another number", func(f *evidenceBuilder) { f.put(ordered, "seq", "8") }, "is of another order"},
+		{"an order by somebody else", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Actor = "bob" }) }, "is of another order"},
+		{"other arguments", func(f *evidenceBuilder) { f.put(ordered, "args_hash", jose.HashString("x")) }, "the arguments are not those that were ordered"},
+		{"another salt", func(f *evidenceBuilder) {
+			f.file = func(e *command.Evidence) { e.ArgsSalt = []byte("fedcba9876543210") }
+		}, "the arguments are not those that were ordered"},
+		{"handed over before it was ordered", func(f *evidenceBuilder) {
 			f.sequence = []string{orderer, enrollment, handed, ordered, settled}
 		}, "its entries are not in order"},
-		{"answered before it was handed over", func(f *forge) {
+		{"answered before it was handed over", func(f *evidenceBuilder) {
 			f.sequence = []string{orderer, enrollment, ordered, settled, handed}
 		}, "its entries are not in order"},
 
 		// A signed order.
-		{"a signed order", func(f *forge) { f.orderedBySignature() }, ""},
-		{"a signed order without its key's entry", func(f *forge) {
+		{"a signed order", func(f *evidenceBuilder) { f.orderedBySignature() }, ""},
+		{"a signed order without its key's entry", func(f *evidenceBuilder) {
 			f.orderedBySignature()
 			f.file = func(e *command.Evidence) { e.Orderer = "" }
 		}, "the signed order does not hold: "},
-		{"a signed order under the device's entry", func(f *forge) {
+		{"a signed order under the device's entry", func(f *evidenceBuilder) {
 			f.orderedBySignature()
 			f.file = func(e *command.Evidence) { e.Orderer = e.Enrollment }
 		}, "the signed order does not hold: "},
-		{"an order that another key signed", func(f *forge) {
+		{"an order that another key signed", func(f *evidenceBuilder) {
 			f.signOrder = f.device
 			f.orderedBySignature()
 		}, "the signed order does not hold: "},
-		{"a signed order of another function", func(f *forge) {
+		{"a signed order of another function", func(f *evidenceBuilder) {
 			f.order.Function = "lamp.reset"
 			f.orderedBySignature()
 		}, "the signed order does not hold: order_invalid: "},
-		{"a signed order with other arguments", func(f *forge) {
-			f.order.ArgsHash = jose.HashOf("x")
+		{"a signed order with other arguments", func(f *evidenceBuilder) {
+			f.order.ArgsHash = jose.HashString("x")
 			f.orderedBySignature()
 		}, "the signed order does not hold: order_invalid: "},
-		{"a signed order with another end", func(f *forge) {
+		{"a signed order with another end", func(f *evidenceBuilder) {
 			f.order.Expires = at.Add(2 * time.Minute)
 			f.orderedBySignature()
 		}, "the signed order does not hold: order_invalid: "},
-		{"a signed order by somebody else", func(f *forge) {
+		{"a signed order by somebody else", func(f *evidenceBuilder) {
 			f.order.By = "bob"
 			f.orderedBySignature()
 		}, "the signed order does not hold: order_invalid: "},
-		{"a signed order that was over when it was stored", func(f *forge) {
+		{"a signed order that was over when it was stored", func(f *evidenceBuilder) {
 			f.orderedBySignature()
 			f.set(ordered, func(e *audit.Entry) { e.At = at.Add(time.Hour) })
 		}, "the signed order does not hold: token_expired: "},
@@ -526,7 +528,7 @@ func TestWhatEvidenceMustShow(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoEvidence(t *testing.T) {
+func TestMalformedEvidence(t *testing.T) {
 	p := newParties(t)
 	f := newForge(t, p)
 	good, pin := f.make(), token.Pin(f.root.Public())

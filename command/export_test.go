@@ -1,9 +1,9 @@
 package command
 
-// Held returns how many commands are watched, how many devices have a line, and how many lines
+// Remaining returns how many commands are watched, how many devices have a line, and how many lines
 // wait for a checkpoint: what must be nothing once everybody has gone.
-func (d *Desk) Held() (watched, lines, covers int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.watch), len(d.lines), len(d.covers)
+func (svc *Service) Remaining() (watched, deliveries, covers int) {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	return len(svc.waiters), len(svc.deliveries), len(svc.awaitingCheckpoint)
 }

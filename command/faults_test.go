@@ -17,7 +17,7 @@ var errDisk = errors.New("the disk is full")
 // faulty fails at one step.
 type faulty struct {
 	command.Store
-	command.Safe
+	command.Sealer
 	at string
 }
 
@@ -45,20 +45,20 @@ func (f *faulty) AddCommand(ctx context.Context, by audit.Actor, r command.Row, 
 	return f.Store.AddCommand(ctx, by, r, i, b, e)
 }
 
-func (f *faulty) Settle(ctx context.Context, by audit.Actor, c command.Settlement, e audit.EntryOf[command.Row]) (command.Row, bool, error) {
+func (f *faulty) ApplyReceipt(ctx context.Context, by audit.Actor, c command.ReceiptUpdate, e audit.EntryOf[command.Row]) (command.Row, bool, error) {
 	if err := f.fails("Settle"); err != nil {
 		return command.Row{State: watchword.Done}, true, err
 	}
-	return f.Store.Settle(ctx, by, c, e)
+	return f.Store.ApplyReceipt(ctx, by, c, e)
 }
 
 func (f *faulty) Seal(c string, b []byte) ([]byte, error) {
-	out, err := f.Safe.Seal(c, b)
+	out, err := f.Sealer.Seal(c, b)
 	return out, errors.Join(err, f.fails("Seal"))
 }
 
 func (f *faulty) Open(c string, b []byte) ([]byte, error) {
-	out, err := f.Safe.Open(c, b)
+	out, err := f.Sealer.Open(c, b)
 	return out, errors.Join(err, f.fails("Open"))
 }
 
@@ -66,24 +66,24 @@ func (f *faulty) Find(context.Context, audit.Query, audit.Page) ([]audit.Record,
 	return nil, f.fails("Find")
 }
 
-func (f *faulty) CoverSure(context.Context, int64) (c ledger.Checkpoint, note []byte, err error) {
+func (f *faulty) WaitCosigned(context.Context, int64) (c ledger.Checkpoint, note []byte, err error) {
 	return c, nil, f.fails("CoverSure")
 }
 
-func (f *faulty) ProveIn(context.Context, ledger.Checkpoint, []byte, int64) (ledger.Proof, error) {
+func (f *faulty) ProveAt(context.Context, ledger.Checkpoint, []byte, int64) (ledger.Proof, error) {
 	return ledger.Proof{}, f.fails("ProveIn")
 }
 
 // A step that fails ends what it is part of: nothing is done half, and nobody is told.
-func TestAStepThatFailsEndsTheWhole(t *testing.T) {
+func TestAFailedStepFailsTheOperation(t *testing.T) {
 	f := &faulty{}
 	s := newSetup(t, options{
 		store: func(st command.Store) command.Store {
 			f.Store = st
 			return f
 		},
-		safe: func(safe command.Safe) command.Safe {
-			f.Safe = safe
+		safe: func(sealer command.Sealer) command.Sealer {
+			f.Sealer = sealer
 			return f
 		},
 	})
@@ -102,11 +102,11 @@ func TestAStepThatFailsEndsTheWhole(t *testing.T) {
 	for _, step := range []string{"Functions", "Seal", "AddCommand"} {
 		at(step, order)
 	}
-	if rows, err := s.List(t.Context(), here, command.Filter{}, "", 10); err != nil || len(rows) != 0 {
+	if rows, err := s.List(t.Context(), tenant, command.Filter{}, "", 10); err != nil || len(rows) != 0 {
 		t.Errorf("%d commands are there, %v", len(rows), err)
 	}
 	u := s.handed("")
-	l := s.Attach(here, "lamp-1")
+	l := s.Attach(tenant, "lamp-1")
 	defer l.Close()
 	take := func(nonce string) func() error {
 		return func() error {
@@ -118,7 +118,7 @@ func TestAStepThatFailsEndsTheWhole(t *testing.T) {
 	at("Open", take(""))   // the version of before
 	at("Open", take("n1")) // the arguments of a new one
 	at("Seal", take("n1"))
-	if hs, err := s.store.Handovers(t.Context(), here, u.Command.ID); err != nil || len(hs) != 1 {
+	if hs, err := s.store.Handovers(t.Context(), tenant, u.Command.ID); err != nil || len(hs) != 1 {
 		t.Errorf("%d versions are kept, %v", len(hs), err)
 	}
 	old := s.signs["lamp-1"]
@@ -126,7 +126,7 @@ func TestAStepThatFailsEndsTheWhole(t *testing.T) {
 	w := s.Watch(u.Command.ID)
 	defer w.Close()
 	settle := func() error {
-		_, err := s.TakeReceipt(t.Context(), here, "lamp-1", watchword.Basis{Local: true}, s.receipt(old, u, watchword.StDone), "")
+		_, err := s.ApplyReceipt(t.Context(), tenant, "lamp-1", watchword.AuthorityVersions{Local: true}, s.receipt(old, u, watchword.StatusDone), "")
 		return err
 	}
 	at("Handovers", settle) // whether the retired key still answers
@@ -135,11 +135,11 @@ func TestAStepThatFailsEndsTheWhole(t *testing.T) {
 	if got := s.state(u.Command.ID); got != watchword.Sent {
 		t.Errorf("it is %s", got)
 	}
-	if got := w.Wait(ended(), command.Row{Tenant: here, State: watchword.Sent}); got.State != watchword.Sent {
+	if got := w.Wait(ended(), command.Row{Tenant: tenant, State: watchword.Sent}); got.State != watchword.Sent {
 		t.Errorf("who waits was told %s", got.State)
 	}
 	must(t, settle())
-	row, err := s.Command(t.Context(), here, u.Command.ID)
+	row, err := s.Command(t.Context(), tenant, u.Command.ID)
 	must(t, err)
 	for _, step := range []string{"Open", "Find", "CoverSure", "Handovers"} {
 		at(step, func() error {

@@ -30,7 +30,7 @@ func (s Snapshot) HandOver(h Handover) (r Row, isNew bool, err error) {
 	if r.State != watchword.Queued && r.State != watchword.Sent || !r.Expires.After(h.At) {
 		return r, false, watchword.Refuse(watchword.Conflict, "command %q is %s", r.ID, r.State)
 	}
-	if err := s.Target.Usable(); err != nil {
+	if err := s.Target.CheckActive(); err != nil {
 		return r, false, err
 	}
 	if s.Target.Incarnation != r.Incarnation {
@@ -47,9 +47,9 @@ func (s Snapshot) HandOver(h Handover) (r Row, isNew bool, err error) {
 
 // Deliver notes that the device holds the command, where a says so: changed is false for a command that was not sent or is
 // not among those of a, and where the device is not active.
-func (s Snapshot) Deliver(a Acknowledged, now time.Time) (r Row, changed bool) {
+func (s Snapshot) Deliver(a Acknowledgement, now time.Time) (r Row, changed bool) {
 	r = s.Row
-	if r.State != watchword.Sent || s.Target.Usable() != nil || !a.has(r) {
+	if r.State != watchword.Sent || s.Target.CheckActive() != nil || !a.has(r) {
 		return r, false
 	}
 	r.State, r.DeliveredAt = watchword.Delivered, now
@@ -61,7 +61,7 @@ func (s Snapshot) Deliver(a Acknowledged, now time.Time) (r Row, changed bool) {
 //
 // Codes: receipt_invalid where the receipt fits nothing that was handed over to this device in this life; conflict where
 // the command's state takes no such receipt.
-func (s Snapshot) Settle(t Settlement) (r Row, changed bool, err error) {
+func (s Snapshot) Settle(t ReceiptUpdate) (r Row, changed bool, err error) {
 	r = s.Row
 	if r.Device != t.Device || r.Incarnation != s.Target.Incarnation || r.Epoch != t.Epoch || r.Seq != t.Seq || !s.Known {
 		return r, false, ErrUnfitting
@@ -85,7 +85,7 @@ func (s Snapshot) Settle(t Settlement) (r Row, changed bool, err error) {
 var ErrUnfitting = watchword.Refuse(watchword.ReceiptInvalid, "the receipt fits no command that was handed to this device")
 
 // settled returns the state to which a receipt leads.
-func (r Row) settled(t Settlement) (watchword.CommandState, error) {
+func (r Row) settled(t ReceiptUpdate) (watchword.CommandState, error) {
 	to, ok := t.Status.State()
 	if !ok {
 		return to, watchword.Refuse(watchword.ReceiptInvalid, "a receipt without a status")
@@ -109,7 +109,7 @@ func (r Row) settled(t Settlement) (watchword.CommandState, error) {
 }
 
 // Undeliver ends the command with u's reason. changed is false where it has ended, or the device has acknowledged it.
-func (r Row) Undeliver(u Undelivered) (_ Row, changed bool) {
+func (r Row) Undeliver(u UndeliverableUpdate) (_ Row, changed bool) {
 	if r.State != watchword.Queued && r.State != watchword.Sent {
 		return r, false
 	}

@@ -27,11 +27,11 @@ func snapshot(state watchword.CommandState) command.Snapshot {
 	}
 }
 
-func receipt(st watchword.ReceiptStatus) command.Settlement {
-	return command.Settlement{Device: "lamp-1", ID: "cmd_1", Epoch: 1, Seq: 5, Hash: "h", Status: st, Key: "key", JWS: []byte("receipt"), At: noon}
+func receipt(st watchword.ReceiptStatus) command.ReceiptUpdate {
+	return command.ReceiptUpdate{Device: "lamp-1", ID: "cmd_1", Epoch: 1, Seq: 5, Hash: "h", Status: st, Key: "key", JWS: []byte("receipt"), At: noon}
 }
 
-func TestWhatMayBeHandedOver(t *testing.T) {
+func TestHandoverRule(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		with  func(*command.Snapshot, *command.Handover)
@@ -78,18 +78,18 @@ func TestWhatMayBeHandedOver(t *testing.T) {
 func TestWhichCommandsAreAcknowledged(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		a    command.Acknowledged
+		a    command.Acknowledgement
 		with func(*command.Snapshot)
 		want bool
 	}{
-		{"its number is the last of all", command.Acknowledged{Epoch: 1, UpTo: 5}, nil, true},
-		{"its number is over all", command.Acknowledged{Epoch: 1, UpTo: 4}, nil, false},
-		{"its number is named", command.Acknowledged{Epoch: 1, Each: []int64{9, 5}}, nil, true},
-		{"other numbers are named", command.Acknowledged{Epoch: 1, Each: []int64{4, 6}}, nil, false},
-		{"numbers of another epoch are named", command.Acknowledged{Epoch: 2, UpTo: 9, Each: []int64{5}}, nil, false},
-		{"a suspended device acknowledges nothing", command.Acknowledged{Epoch: 1, UpTo: 5}, func(s *command.Snapshot) { s.Target.State = watchword.Suspended }, false},
-		{"what was not sent is not acknowledged", command.Acknowledged{Epoch: 1, UpTo: 5}, func(s *command.Snapshot) { s.State = watchword.Queued }, false},
-		{"what has ended is not acknowledged", command.Acknowledged{Epoch: 1, UpTo: 5}, func(s *command.Snapshot) { s.State = watchword.Expired }, false},
+		{"its number is the last of all", command.Acknowledgement{Epoch: 1, UpTo: 5}, nil, true},
+		{"its number is over all", command.Acknowledgement{Epoch: 1, UpTo: 4}, nil, false},
+		{"its number is named", command.Acknowledgement{Epoch: 1, Each: []int64{9, 5}}, nil, true},
+		{"other numbers are named", command.Acknowledgement{Epoch: 1, Each: []int64{4, 6}}, nil, false},
+		{"numbers of another epoch are named", command.Acknowledgement{Epoch: 2, UpTo: 9, Each: []int64{5}}, nil, false},
+		{"a suspended device acknowledges nothing", command.Acknowledgement{Epoch: 1, UpTo: 5}, func(s *command.Snapshot) { s.Target.State = watchword.Suspended }, false},
+		{"what was not sent is not acknowledged", command.Acknowledgement{Epoch: 1, UpTo: 5}, func(s *command.Snapshot) { s.State = watchword.Queued }, false},
+		{"what has ended is not acknowledged", command.Acknowledgement{Epoch: 1, UpTo: 5}, func(s *command.Snapshot) { s.State = watchword.Expired }, false},
 	} {
 		s := snapshot(watchword.Sent)
 		if c.with != nil {
@@ -106,17 +106,17 @@ func TestWhichCommandsAreAcknowledged(t *testing.T) {
 }
 
 func TestOnlyAReceiptThatFitsSettles(t *testing.T) {
-	for name, with := range map[string]func(*command.Snapshot, *command.Settlement){
-		"another device":                  func(_ *command.Snapshot, r *command.Settlement) { r.Device = "lamp-2" },
-		"another epoch":                   func(_ *command.Snapshot, r *command.Settlement) { r.Epoch = 2 },
-		"another number":                  func(_ *command.Snapshot, r *command.Settlement) { r.Seq = 6 },
-		"a version that was not sent":     func(s *command.Snapshot, _ *command.Settlement) { s.Known = false },
-		"another life of the device":      func(s *command.Snapshot, _ *command.Settlement) { s.Target.Incarnation = 3 },
-		"a status that there is not":      func(_ *command.Snapshot, r *command.Settlement) { r.Status = "maybe" },
-		"no status":                       func(_ *command.Snapshot, r *command.Settlement) { r.Status = "" },
-		"no status, before any is stored": func(s *command.Snapshot, r *command.Settlement) { r.Status, s.Status = "", "" },
+	for name, with := range map[string]func(*command.Snapshot, *command.ReceiptUpdate){
+		"another device":                  func(_ *command.Snapshot, r *command.ReceiptUpdate) { r.Device = "lamp-2" },
+		"another epoch":                   func(_ *command.Snapshot, r *command.ReceiptUpdate) { r.Epoch = 2 },
+		"another number":                  func(_ *command.Snapshot, r *command.ReceiptUpdate) { r.Seq = 6 },
+		"a version that was not sent":     func(s *command.Snapshot, _ *command.ReceiptUpdate) { s.Known = false },
+		"another life of the device":      func(s *command.Snapshot, _ *command.ReceiptUpdate) { s.Target.Incarnation = 3 },
+		"a status that there is not":      func(_ *command.Snapshot, r *command.ReceiptUpdate) { r.Status = "maybe" },
+		"no status":                       func(_ *command.Snapshot, r *command.ReceiptUpdate) { r.Status = "" },
+		"no status, before any is stored": func(s *command.Snapshot, r *command.ReceiptUpdate) { r.Status, s.Status = "", "" },
 	} {
-		s, r := snapshot(watchword.Sent), receipt(watchword.StDone)
+		s, r := snapshot(watchword.Sent), receipt(watchword.StatusDone)
 		with(&s, &r)
 		_, changed, err := s.Settle(r)
 		wantCode(t, name, err, watchword.ReceiptInvalid)
@@ -127,7 +127,7 @@ func TestOnlyAReceiptThatFitsSettles(t *testing.T) {
 }
 
 // The states that take a receipt, for each status; all others refuse it.
-func TestWhereAReceiptLeads(t *testing.T) {
+func TestReceiptTransitions(t *testing.T) {
 	answered := []watchword.CommandState{watchword.Sent, watchword.Delivered, watchword.Unknown, watchword.Undeliverable}
 	last := append(slices.Clone(answered), watchword.Accepted, watchword.Expired)
 	late := noon.Add(time.Minute) // the command's end
@@ -137,14 +137,14 @@ func TestWhereAReceiptLeads(t *testing.T) {
 		to     watchword.CommandState
 		from   []watchword.CommandState
 	}{
-		{watchword.StAccepted, noon, watchword.Accepted, answered},
-		{watchword.StAccepted, late, watchword.Accepted, answered[:2]},
-		{watchword.StDone, noon, watchword.Done, last},
-		{watchword.StDone, late, watchword.Done, last},
-		{watchword.StRefused, late, watchword.Refused, last},
-		{watchword.StFailed, late, watchword.Failed, last},
-		{watchword.StConflict, late, watchword.Failed, last},
-		{watchword.StInterrupted, late, watchword.Interrupted, last},
+		{watchword.StatusAccepted, noon, watchword.Accepted, answered},
+		{watchword.StatusAccepted, late, watchword.Accepted, answered[:2]},
+		{watchword.StatusDone, noon, watchword.Done, last},
+		{watchword.StatusDone, late, watchword.Done, last},
+		{watchword.StatusRefused, late, watchword.Refused, last},
+		{watchword.StatusFailed, late, watchword.Failed, last},
+		{watchword.StatusConflict, late, watchword.Failed, last},
+		{watchword.StatusInterrupted, late, watchword.Interrupted, last},
 	} {
 		for _, from := range allStates {
 			s, r := snapshot(from), receipt(c.status)
@@ -171,17 +171,17 @@ func TestWhereAReceiptLeads(t *testing.T) {
 	}
 	s := snapshot(watchword.Delivered)
 	s.DeliveredAt = noon.Add(-time.Second)
-	if r, _, err := s.Settle(receipt(watchword.StDone)); err != nil || !r.DeliveredAt.Equal(s.DeliveredAt) {
+	if r, _, err := s.Settle(receipt(watchword.StatusDone)); err != nil || !r.DeliveredAt.Equal(s.DeliveredAt) {
 		t.Errorf("the time of delivery moved to %s, %v", r.DeliveredAt, err)
 	}
 	s = snapshot(watchword.Unknown)
 	s.SettledAt = noon.Add(-time.Second)
-	if r, _, err := s.Settle(receipt(watchword.StAccepted)); err != nil || !r.SettledAt.IsZero() {
+	if r, _, err := s.Settle(receipt(watchword.StatusAccepted)); err != nil || !r.SettledAt.IsZero() {
 		t.Errorf("a command that is open again was settled at %s, %v", r.SettledAt, err)
 	}
 }
 
-func TestWhatEndsACommand(t *testing.T) {
+func TestExpireAndCancelRules(t *testing.T) {
 	why := command.Reason{Code: watchword.TooLarge, Size: 9}
 	for _, c := range []struct {
 		name string
@@ -189,7 +189,7 @@ func TestWhatEndsACommand(t *testing.T) {
 		to   map[watchword.CommandState]watchword.CommandState // all others stay
 	}{
 		{"its device cannot take it", func(r command.Row) (command.Row, bool) {
-			return r.Undeliver(command.Undelivered{Reason: why, SentAt: noon.Add(-time.Second), At: noon})
+			return r.Undeliver(command.UndeliverableUpdate{Reason: why, SentAt: noon.Add(-time.Second), At: noon})
 		}, map[watchword.CommandState]watchword.CommandState{watchword.Queued: watchword.Undeliverable, watchword.Sent: watchword.Undeliverable}},
 		{"it is cancelled", func(r command.Row) (command.Row, bool) {
 			out, err := r.Cancel(noon)

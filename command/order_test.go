@@ -15,8 +15,8 @@ import (
 	"github.com/watchword-iot/watchword/twin"
 )
 
-func TestWhatACallMayBe(t *testing.T) {
-	s := newSetup(t, options{desk: command.DeskOptions{MaxArgs: 100}})
+func TestCallValidation(t *testing.T) {
+	s := newSetup(t, options{desk: command.Options{MaxArgs: 100}})
 	sized := func(n int) []byte { return []byte(`{"a":"` + strings.Repeat("x", n-len(`{"a":""}`)) + `"}`) }
 	for name, c := range map[string]struct {
 		call  command.Call
@@ -33,8 +33,8 @@ func TestWhatACallMayBe(t *testing.T) {
 		"half a second":                {command.Call{Device: "lamp-1", Function: "f", TTL: 1500 * time.Millisecond}, watchword.BadRequest, "ttl"},
 		"a day":                        {command.Call{Device: "lamp-1", Function: "f", TTL: 24 * time.Hour}, "", ""},
 		"longer than a day":            {command.Call{Device: "lamp-1", Function: "f", TTL: 24*time.Hour + time.Second}, watchword.BadRequest, "ttl"},
-		"a long Idempotency-Key":       {command.Call{Device: "lamp-1", Function: "f", Once: strings.Repeat("k", 128)}, "", ""},
-		"one that is too long":         {command.Call{Device: "lamp-1", Function: "f", Once: strings.Repeat("k", 129)}, watchword.BadRequest, "Idempotency-Key"},
+		"a long Idempotency-Key":       {command.Call{Device: "lamp-1", Function: "f", IdempotencyKey: strings.Repeat("k", 128)}, "", ""},
+		"one that is too long":         {command.Call{Device: "lamp-1", Function: "f", IdempotencyKey: strings.Repeat("k", 129)}, watchword.BadRequest, "Idempotency-Key"},
 		"arguments as large as may be": {command.Call{Device: "lamp-1", Function: "f", Args: sized(100)}, "", ""},
 		"a byte larger":                {command.Call{Device: "lamp-1", Function: "f", Args: sized(101)}, watchword.TooLarge, "args"},
 		"a list":                       {command.Call{Device: "lamp-1", Function: "f", Args: []byte("[]")}, watchword.BadRequest, "args"},
@@ -64,19 +64,19 @@ func TestWhatACallMayBe(t *testing.T) {
 
 // Policy is asked before anything is said of the device: whoever may not call it learns
 // nothing, not even whether it is there.
-func TestWhoMayCallWhat(t *testing.T) {
+func TestCallAuthorization(t *testing.T) {
 	s := newSetup(t, options{})
 	s.subject("bob", watchword.Operator, nil)
 	s.subject("carol", watchword.Operator, nil)
 	s.subject("door-1", watchword.Device, watchword.Labels{"kind": "door"})
 	s.subject("lamp-2", watchword.Device, watchword.Labels{"kind": "lamp"})
-	must(t, s.store.SetFunctions(t.Context(), here, watchword.Basis{}, "lamp-2", []twin.Function{
+	must(t, s.store.SetFunctions(t.Context(), tenant, watchword.AuthorityVersions{}, "lamp-2", []twin.Function{
 		{Name: "blink"},
 		{Name: "lamp.set", Schema: []byte(`{"properties":{"level":{"type":"object","properties":{"value":{"maximum":50}}}},"required":["level"]}`)},
 	}, s.now()))
-	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: here}, "door-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRevoke, "door-1", nil)))
+	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: tenant}, "door-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRevoke, "door-1", nil)))
 	must(t, err)
-	s.roll.Forget(here, "door-1")
+	s.roll.Invalidate(tenant, "door-1")
 	for _, c := range []struct {
 		by, device         watchword.SubjectID
 		function, args     string
@@ -122,11 +122,11 @@ func TestWhoMayCallWhat(t *testing.T) {
 	wantCode(t, "what it carries", err, "")
 }
 
-func TestWhatIsStoredOfAnOrder(t *testing.T) {
+func TestOrderIsStoredSealed(t *testing.T) {
 	s := newSetup(t, options{})
 	s.pass(300 * time.Millisecond)
 	row := s.order(command.Call{Args: []byte("{ \"level\" : 40 }")})
-	args, salt, err := s.Opening(row)
+	args, salt, err := s.ArgsCommitment(row)
 	must(t, err)
 	if string(args) != `{"level":40}` || len(salt) != 16 || strings.Contains(string(row.Args), "level") {
 		t.Errorf("arguments %s, salt %x, at rest %q", args, salt, row.Args)
@@ -153,7 +153,7 @@ func TestWhatIsStoredOfAnOrder(t *testing.T) {
 	if want := fmt.Sprint(at.Add(121 * time.Second).Unix()); e.Data["expires"] != want {
 		t.Errorf("the log says that it ends at %s, want %s", e.Data["expires"], want)
 	}
-	_, salt, err = s.Opening(command.Row{ID: "cmd_mine", Args: mustSeal(t, s, "cmd_mine", "{}")})
+	_, salt, err = s.ArgsCommitment(command.Row{ID: "cmd_mine", Args: mustSeal(t, s, "cmd_mine", "{}")})
 	must(t, err)
 	if want := jose.Hash(append(salt, "{}"...)); e.Data["args_hash"] != want {
 		t.Errorf("the log's hash of the arguments is %s, want %s", e.Data["args_hash"], want)
@@ -161,7 +161,7 @@ func TestWhatIsStoredOfAnOrder(t *testing.T) {
 	for want, f := range map[string]command.Filter{
 		"cmd_mine": {}, "": {By: "bob"},
 	} {
-		rows, err := s.List(t.Context(), here, f, "", 1)
+		rows, err := s.List(t.Context(), tenant, f, "", 1)
 		must(t, err)
 		if (len(rows) == 1) != (want != "") {
 			t.Errorf("%+v lists %d", f, len(rows))
@@ -181,7 +181,7 @@ func TestTheSameRequestActsOnce(t *testing.T) {
 	s := newSetup(t, options{})
 	s.subject("lamp-11", watchword.Device, watchword.Labels{"kind": "lamp"})
 	s.subject("bob", watchword.Operator, nil)
-	first := command.Call{Device: "lamp-1", Function: "1f", Args: []byte(`{"a":1}`), TTL: time.Minute, Once: "k"}
+	first := command.Call{Device: "lamp-1", Function: "1f", Args: []byte(`{"a":1}`), TTL: time.Minute, IdempotencyKey: "k"}
 	row := s.order(first)
 	s.pass(time.Second)
 	spaced := first
@@ -199,19 +199,19 @@ func TestTheSameRequestActsOnce(t *testing.T) {
 		"another TTL":                func(c *command.Call) { c.TTL = 2 * time.Minute },
 		"no TTL":                     func(c *command.Call) { c.TTL = 0 },
 		"the default TTL, said":      func(c *command.Call) { c.TTL = 120 * time.Second },
-		"the same with a second key": func(c *command.Call) { c.Once = "k2" },
-		"the same without a key":     func(c *command.Call) { c.Once = "" },
+		"the same with a second key": func(c *command.Call) { c.IdempotencyKey = "k2" },
+		"the same without a key":     func(c *command.Call) { c.IdempotencyKey = "" },
 	} {
 		c := first
 		edit(&c)
 		got, err := s.Order(t.Context(), s.as("alice"), c, "")
-		if c.Once == "k" {
+		if c.IdempotencyKey == "k" {
 			wantCode(t, name, err, watchword.Conflict)
 		} else if err != nil || got.ID == row.ID {
 			t.Errorf("%s: got %s, %v", name, got.ID, err)
 		}
 	}
-	bobs := command.Call{Device: "lamp-1", Function: "lamp.set", Once: "k"}
+	bobs := command.Call{Device: "lamp-1", Function: "lamp.set", IdempotencyKey: "k"}
 	if got, err := s.Order(t.Context(), s.as("bob"), bobs, ""); err != nil || got.ID == row.ID {
 		t.Errorf("another caller's key: %s, %v", got.ID, err)
 	}
@@ -232,12 +232,12 @@ func TestASignedOrder(t *testing.T) {
 		"by another key":            {by: signer(t, jose.P256), code: watchword.OrderInvalid, why: watchword.KeyUnknown},
 		"for another function":      {edit: func(o *token.Order) { o.Function = "lamp.get" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
 		"for another device":        {edit: func(o *token.Order) { o.Device = "lamp-2" }, code: watchword.OrderInvalid, why: watchword.AudienceMismatch},
-		"with other arguments":      {edit: func(o *token.Order) { o.ArgsHash = jose.HashOf("{}") }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
+		"with other arguments":      {edit: func(o *token.Order) { o.ArgsHash = jose.HashString("{}") }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
 		"with compact arguments":    {call: func(c *command.Call) { c.Args = []byte(`{"level":40}`) }, code: watchword.OrderInvalid},
 		"by somebody else":          {edit: func(o *token.Order) { o.By = "bob" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
 		"that is over":              {edit: func(o *token.Order) { o.Issued, o.Expires = at.Add(-time.Hour), at.Add(-time.Minute) }, code: watchword.OrderInvalid, why: watchword.TokenExpired},
 		"of more than a day":        {edit: func(o *token.Order) { o.Expires = at.Add(25 * time.Hour) }, code: watchword.OrderInvalid, why: watchword.TokenLifetime},
-		"that is no order":          {call: func(c *command.Call) { c.Signed = "x.y.z" }, code: watchword.OrderInvalid, why: watchword.TokenMalformed},
+		"that is no order":          {call: func(c *command.Call) { c.SignedOrder = "x.y.z" }, code: watchword.OrderInvalid, why: watchword.TokenMalformed},
 		"whose call names a TTL":    {call: func(c *command.Call) { c.TTL = time.Hour }},
 		"whose end is a day ahead":  {edit: func(o *token.Order) { o.Expires = at.Add(24 * time.Hour) }},
 		"that policy does not give": {call: func(c *command.Call) { c.Device = "door-1" }, code: watchword.Denied},
@@ -255,7 +255,7 @@ func TestASignedOrder(t *testing.T) {
 				o.By, o.Device, o.Function, o.ArgsHash, o.Issued.Unix(), o.Expires.Unix()))
 		}
 		must(t, err)
-		call := command.Call{Device: "lamp-1", Function: "lamp.set", Args: args, Signed: raw}
+		call := command.Call{Device: "lamp-1", Function: "lamp.set", Args: args, SignedOrder: raw}
 		if c.call != nil {
 			c.call(&call)
 		}
@@ -277,7 +277,7 @@ func TestASignedOrder(t *testing.T) {
 
 func TestCancelling(t *testing.T) {
 	s := newSetup(t, options{})
-	by := audit.Actor{Tenant: here, Subject: "alice", Trace: "why", Basis: watchword.Basis{Local: true}}
+	by := audit.Actor{Tenant: tenant, Subject: "alice", Trace: "why", Versions: watchword.AuthorityVersions{Local: true}}
 	row := s.order(command.Call{})
 	w := s.Watch(row.ID)
 	defer w.Close()
@@ -304,36 +304,36 @@ func TestCancelling(t *testing.T) {
 func TestAnOrderIsDecidedAgainOnItsTargetsLabels(t *testing.T) {
 	s := newSetup(t, options{})
 	s.order(command.Call{}) // it is remembered from here on
-	_, err := s.store.SetLabels(t.Context(), audit.Actor{Tenant: here}, "lamp-1", watchword.Labels{"kind": "meter"}, 0, s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceLabel, "lamp-1", nil)))
+	_, err := s.store.SetLabels(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", watchword.Labels{"kind": "meter"}, 0, s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceLabel, "lamp-1", nil)))
 	must(t, err) // by another node: nobody here was told
 	order := func() error {
 		_, err := s.Order(t.Context(), s.as("alice"), command.Call{Device: "lamp-1", Function: "lamp.set"}, "trace")
 		return err
 	}
-	if err := order(); !errors.Is(err, watchword.ErrBasisMoved) {
+	if err := order(); !errors.Is(err, watchword.ErrAuthorityChanged) {
 		t.Errorf("decided on what was remembered: %v", err)
 	}
 	wantCode(t, "decided again", order(), watchword.Denied)
 }
 
 // Who ordered a command may have it while policy still lets them order it, and nobody else may.
-func TestWhoMayHaveACommand(t *testing.T) {
+func TestWhoMayReadACommand(t *testing.T) {
 	s := newSetup(t, options{})
 	s.subject("bob", watchword.Operator, nil)
 	row := s.order(command.Call{})
-	wantCode(t, "who ordered it", s.MayHave(t.Context(), s.as("alice"), row), "")
-	wantCode(t, "somebody else", s.MayHave(t.Context(), s.as("bob"), row), watchword.Denied)
+	wantCode(t, "who ordered it", s.CheckMayRead(t.Context(), s.as("alice"), row), "")
+	wantCode(t, "somebody else", s.CheckMayRead(t.Context(), s.as("bob"), row), watchword.Denied)
 	low, err := s.Order(t.Context(), s.as("bob"), command.Call{Device: "lamp-1", Function: "lamp.set", Args: []byte(`{"level":80}`)}, "")
 	must(t, err)
-	wantCode(t, "within the bound", s.MayHave(t.Context(), s.as("bob"), low), "")
+	wantCode(t, "within the bound", s.CheckMayRead(t.Context(), s.as("bob"), low), "")
 	low.Args = mustSeal(t, s, string(low.ID), `{"level":81}`)
-	wantCode(t, "over the bound", s.MayHave(t.Context(), s.as("bob"), low), watchword.Denied)
+	wantCode(t, "over the bound", s.CheckMayRead(t.Context(), s.as("bob"), low), watchword.Denied)
 	low.Args, low.Device = mustSeal(t, s, string(low.ID), `{"level":80}`), "lamp-9" // deleted, and named by bob's policy
-	wantCode(t, "of a device that is gone", s.MayHave(t.Context(), s.as("bob"), low), "")
+	wantCode(t, "of a device that is gone", s.CheckMayRead(t.Context(), s.as("bob"), low), "")
 	row.Device = "lamp-9" // alice may by its labels, which nobody knows any more
-	wantCode(t, "of a device whose labels are gone", s.MayHave(t.Context(), s.as("alice"), row), watchword.Denied)
+	wantCode(t, "of a device whose labels are gone", s.CheckMayRead(t.Context(), s.as("alice"), row), watchword.Denied)
 	narrow, err := s.guard.Check(t.Context(), s.papersOf("alice", "fn:lamp-1/other"))
 	must(t, err)
 	row.Device = "lamp-1"
-	wantCode(t, "by a token that does not carry it", s.MayHave(t.Context(), narrow, row), watchword.Denied)
+	wantCode(t, "by a token that does not carry it", s.CheckMayRead(t.Context(), narrow, row), watchword.Denied)
 }

@@ -31,7 +31,7 @@ type Queue struct {
 func (q Queue) Add(r Row, b Bounds) (Row, error) {
 	switch {
 	case q.Device.State == watchword.Revoked:
-		return r, q.Device.Usable()
+		return r, q.Device.CheckActive()
 	case q.OfDevice >= MaxQueued:
 		return r, watchword.Refuse(watchword.Busy, "%d commands wait for %q already", q.OfDevice, r.Device)
 	case b.PerOrderer > 0 && q.OfOrderer >= b.PerOrderer:
@@ -64,14 +64,14 @@ func (i Idempotency) Repeats(hash []byte) error {
 	return watchword.Refuse(watchword.Conflict, "this Idempotency-Key came with another request before")
 }
 
-// Acknowledged is what a device says that it holds, all in one epoch.
-type Acknowledged struct {
+// Acknowledgement is what a device says that it holds, all in one epoch.
+type Acknowledgement struct {
 	Epoch int64   // of the commands' numbers
 	UpTo  int64   // every command up to this number; 0 for none
 	Each  []int64 // and each of these numbers
 }
 
 // has reports whether a names r.
-func (a Acknowledged) has(r Row) bool {
+func (a Acknowledgement) has(r Row) bool {
 	return r.Epoch == a.Epoch && (r.Seq <= a.UpTo || slices.Contains(a.Each, r.Seq))
 }

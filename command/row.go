@@ -43,8 +43,8 @@ type Reason struct {
 	Max    int            `json:"max"`    // bytes that the device takes
 }
 
-// Undelivered ends a command because it is too large for its device.
-type Undelivered struct {
+// UndeliverableUpdate ends a command because it is too large for its device.
+type UndeliverableUpdate struct {
 	Tenant watchword.TenantID
 	ID     watchword.CommandID
 	Reason Reason
@@ -66,9 +66,9 @@ type Handover struct {
 // makes the server sign more gets no further one.
 const MaxHandovers = 32
 
-// Settlement is a receipt whose signature, issuer and audience are good, on its
+// ReceiptUpdate is a receipt whose signature, issuer and audience are good, on its
 // way into the row of its command.
-type Settlement struct {
+type ReceiptUpdate struct {
 	Tenant watchword.TenantID
 	Device watchword.SubjectID
 	ID     watchword.CommandID

@@ -15,8 +15,8 @@ import (
 
 // schemas holds compiled JSON Schemas by the hash of their text.
 type schemas struct {
-	mu   *sync.Mutex
-	kept *recent.Sized[[32]byte, *schema.Schema]
+	mu             *sync.Mutex
+	compiledByHash *recent.Sized[[32]byte, *schema.Schema]
 }
 
 // schemasBytes is how much memory compiled schemas may take, all together.
@@ -50,7 +50,7 @@ func (s schemas) check(fs []twin.Function, function string, args []byte) error {
 		}
 		compiled, err := s.compiled(f.Schema)
 		if err != nil { // announced to an older version
-			return watchword.Because(err, watchword.ArgsInvalid, "the function's schema is not taken any more: the device must announce another")
+			return watchword.Wrap(err, watchword.ArgsInvalid, "the function's schema is not taken any more: the device must announce another")
 		}
 		doc, err := schema.Parse(args)
 		if err != nil {
@@ -61,7 +61,7 @@ func (s schemas) check(fs []twin.Function, function string, args []byte) error {
 			return &watchword.Error{Code: watchword.ArgsInvalid, Field: "args", Detail: err.Error()}
 		case err != nil:
 			// The validator's own words repeat the value, which belongs in no log.
-			where, keyword := fault(err)
+			where, keyword := locateFault(err)
 			return &watchword.Error{Code: watchword.ArgsInvalid, Field: where, Detail: "does not fit the function's schema" + keyword}
 		}
 		return nil
@@ -72,7 +72,7 @@ func (s schemas) check(fs []twin.Function, function string, args []byte) error {
 func (s schemas) compiled(text []byte) (*schema.Schema, error) {
 	h := sha256.Sum256(text)
 	s.mu.Lock()
-	c, ok := s.kept.Get(h)
+	c, ok := s.compiledByHash.Get(h)
 	s.mu.Unlock()
 	if ok {
 		return c, nil
@@ -83,13 +83,13 @@ func (s schemas) compiled(text []byte) (*schema.Schema, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.kept.Put(h, c, c.Size())
+	s.compiledByHash.Put(h, c, c.Size())
 	return c, nil
 }
 
-// fault returns the path of the first argument at fault, as "args.level", and
+// locateFault returns the path of the first argument at fault, as "args.level", and
 // the keyword that it broke, as " (maximum)".
-func fault(err error) (path, keyword string) {
+func locateFault(err error) (path, keyword string) {
 	const most = 200
 	path = "args"
 	ve, ok := err.(*jsonschema.ValidationError)

@@ -48,11 +48,11 @@ func TestCompiledSchemasAreBoundedByBytes(t *testing.T) {
 		if _, err := s.compiled([]byte(text)); err != nil {
 			t.Fatal(err)
 		}
-		if s.kept.Bytes() > schemasBytes {
-			t.Fatalf("%d bytes after %d schemas", s.kept.Bytes(), i)
+		if s.compiledByHash.Bytes() > schemasBytes {
+			t.Fatalf("%d bytes after %d schemas", s.compiledByHash.Bytes(), i)
 		}
 	}
-	if s.kept.Bytes() < schemasBytes/4 {
-		t.Errorf("only %d bytes are counted", s.kept.Bytes())
+	if s.compiledByHash.Bytes() < schemasBytes/4 {
+		t.Errorf("only %d bytes are counted", s.compiledByHash.Bytes())
 	}
 }

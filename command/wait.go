@@ -6,50 +6,52 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// watchers is who waits for one command: changed is closed, and replaced, at
+// waiters is who waits for one command: changed is closed, and replaced, at
 // each change.
-type watchers struct {
-	waiting int
+type waiters struct {
+	count   int
 	changed chan struct{}
 	row     *Row // how it stands since the last change; nil before the first
 }
 
 // Wait returns the command as soon as it is final, or as it stands when ctx
 // ends: then with no error. Code: not_found.
-func (d *Desk) Wait(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error) {
-	w := d.Watch(id)
+func (svc *Service) Wait(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error) {
+	w := svc.Watch(id)
 	defer w.Close()
-	row, err := d.store.Command(context.WithoutCancel(ctx), t, id)
+	row, err := svc.store.Command(context.WithoutCancel(ctx), t, id)
 	if err != nil {
 		return row, err
 	}
 	return w.Wait(ctx, row), nil
 }
 
-// Watch is somebody who waits for one command: from before they knew how it
+// Watcher is somebody who waits for one command: from before they knew how it
 // stands, so that they miss nothing.
-type Watch struct {
-	desk *Desk
-	id   watchword.CommandID
-	w    *watchers
+type Watcher struct {
+	svc *Service
+	id  watchword.CommandID
+	w   *waiters
 }
 
 // Watch begins to watch a command, which need not be there yet. Close the watch.
-func (d *Desk) Watch(id watchword.CommandID) *Watch { return &Watch{d, id, d.join(id)} }
+func (svc *Service) Watch(id watchword.CommandID) *Watcher {
+	return &Watcher{svc, id, svc.addWaiter(id)}
+}
 
 // Close ends the watch.
-func (w *Watch) Close() { w.desk.part(w.id, w.w) }
+func (w *Watcher) Close() { w.svc.removeWaiter(w.id, w.w) }
 
 // Wait returns the command as soon as it is final, or as it stands when ctx ends.
 // row is how it stood at some moment since the watch began.
-func (w *Watch) Wait(ctx context.Context, row Row) Row {
+func (w *Watcher) Wait(ctx context.Context, row Row) Row {
 	for {
-		w.desk.mu.Lock()
+		w.svc.mu.Lock()
 		changed := w.w.changed
 		if now := w.w.row; now != nil && now.Tenant == row.Tenant {
 			row = *now
 		}
-		w.desk.mu.Unlock()
+		w.svc.mu.Unlock()
 		if row.State.Final() {
 			return row
 		}
@@ -61,32 +63,32 @@ func (w *Watch) Wait(ctx context.Context, row Row) Row {
 	}
 }
 
-func (d *Desk) join(id watchword.CommandID) *watchers {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	w := d.watch[id]
+func (svc *Service) addWaiter(id watchword.CommandID) *waiters {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	w := svc.waiters[id]
 	if w == nil {
-		w = &watchers{changed: make(chan struct{})}
-		d.watch[id] = w
+		w = &waiters{changed: make(chan struct{})}
+		svc.waiters[id] = w
 	}
-	w.waiting++
+	w.count++
 	return w
 }
 
-func (d *Desk) part(id watchword.CommandID, w *watchers) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if w.waiting--; w.waiting == 0 {
-		delete(d.watch, id)
+func (svc *Service) removeWaiter(id watchword.CommandID, w *waiters) {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	if w.count--; w.count == 0 {
+		delete(svc.waiters, id)
 	}
 }
 
-// tell wakes those who wait for r. What was told of its end stays, if news of
+// notify wakes those who wait for r. What was told of its end stays, if news of
 // before comes after.
-func (d *Desk) tell(r Row) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if w := d.watch[r.ID]; w != nil {
+func (svc *Service) notify(r Row) {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	if w := svc.waiters[r.ID]; w != nil {
 		if w.row == nil || r.State.Final() || !w.row.State.Final() {
 			now := r // here, so that nothing is copied where nobody waits
 			w.row = &now

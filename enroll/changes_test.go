@@ -96,11 +96,11 @@ func TestWhoseKeysAreReplaced(t *testing.T) {
 		{"a revoked one too", holder(watchword.Revoked, "old"), false, watchword.SubjectRevoked},
 		{"a key that is retired replaces none", retired, false, watchword.ClientInvalid},
 		{"nor does one of an earlier life", later, false, watchword.ClientInvalid},
-		{"one key less than a day may bring", many(enroll.RekeysMost-1, noon), false, ""},
-		{"as many keys as a day may bring", many(enroll.RekeysMost, noon.Add(time.Millisecond-enroll.RekeysSpan)), false, watchword.RateLimited},
-		{"as many keys, a day ago", many(enroll.RekeysMost, noon.Add(-enroll.RekeysSpan)), false, ""},
+		{"one key less than a day may bring", many(enroll.MaxRekeys-1, noon), false, ""},
+		{"as many keys as a day may bring", many(enroll.MaxRekeys, noon.Add(time.Millisecond-enroll.RekeyWindow)), false, watchword.RateLimited},
+		{"as many keys, a day ago", many(enroll.MaxRekeys, noon.Add(-enroll.RekeyWindow)), false, ""},
 	} {
-		r := enroll.Rekeying{
+		r := enroll.KeyChange{
 			Subject: "lamp-1", Incarnation: 2, From: "old-sign", Sign: keyNamed("new", watchword.Sign, noon), Seal: keyNamed("new", watchword.Seal, noon),
 		}
 		s, replay, err := r.Apply(c.s, noon)
@@ -128,14 +128,14 @@ func TestWhoMayAskToBePaired(t *testing.T) {
 	approved := func(with func(*enroll.Asker)) enroll.Asker {
 		last := asking()
 		last.ID, last.State, last.Subject, last.By, last.Decided, last.Expires = "pair_1", enroll.PairingApproved, "lamp-1", "alice", noon.Add(-time.Hour), noon.Add(time.Hour)
-		a := enroll.Asker{KeysUsed: true, Last: last, Subject: holder(watchword.Active, "k"), Queue: enroll.Queue{All: enroll.MaxPairings, Nearby: enroll.MaxPairingsNearby}}
+		a := enroll.Asker{KeysUsed: true, Last: last, Subject: holder(watchword.Active, "k"), Queue: enroll.Queue{All: enroll.MaxPairings, Nearby: enroll.MaxPairingsPerNetwork}}
 		if with != nil {
 			with(&a)
 		}
 		return a
 	}
-	full := enroll.Queue{All: enroll.MaxPairings, First: noon.Add(time.Second), Nearby: enroll.MaxPairingsNearby - 1, FirstNearby: noon.Add(2 * time.Second)}
-	near := enroll.Queue{All: enroll.MaxPairings, First: noon.Add(time.Second), Nearby: enroll.MaxPairingsNearby, FirstNearby: noon.Add(2 * time.Second)}
+	full := enroll.Queue{All: enroll.MaxPairings, First: noon.Add(time.Second), Nearby: enroll.MaxPairingsPerNetwork - 1, FirstNearby: noon.Add(2 * time.Second)}
+	near := enroll.Queue{All: enroll.MaxPairings, First: noon.Add(time.Second), Nearby: enroll.MaxPairingsPerNetwork, FirstNearby: noon.Add(2 * time.Second)}
 	for _, c := range []struct {
 		name  string
 		a     enroll.Asker
@@ -144,7 +144,7 @@ func TestWhoMayAskToBePaired(t *testing.T) {
 		after time.Duration
 	}{
 		{"new keys wait", enroll.Asker{}, enroll.PairingPending, "", 0},
-		{"there is one place left", enroll.Asker{Queue: enroll.Queue{All: enroll.MaxPairings - 1, Nearby: enroll.MaxPairingsNearby - 1}}, enroll.PairingPending, "", 0},
+		{"there is one place left", enroll.Asker{Queue: enroll.Queue{All: enroll.MaxPairings - 1, Nearby: enroll.MaxPairingsPerNetwork - 1}}, enroll.PairingPending, "", 0},
 		{"too many wait", enroll.Asker{Queue: full}, "", watchword.Busy, time.Second},
 		{"too many wait from the network", enroll.Asker{Queue: near}, "", watchword.RateLimited, 2 * time.Second},
 		{"keys that were approved stay approved, however many wait", approved(nil), enroll.PairingApproved, "", 0},
@@ -191,7 +191,7 @@ func TestWhatAnOperatorDecides(t *testing.T) {
 		p.State, s.Kind = c.state, c.kind
 		p.Sign.Added, p.Seal.Added = time.Time{}, time.Time{}
 		until := noon.Add(time.Hour)
-		after, device, err := p.Approve(enroll.Approval{Until: until}, "alice", s, noon)
+		after, device, err := p.Approve(enroll.Approval{AnswerUntil: until}, "alice", s, noon)
 		wantCode(t, c.name, err, c.want)
 		if err == nil && (after.State != enroll.PairingApproved || after.Subject != "lamp-1" || after.By != "alice" || !after.Decided.Equal(noon) || !after.Expires.Equal(until) ||
 			device.State != watchword.Active || !device.Keys[0].Added.Equal(noon) || !device.Keys[1].Added.Equal(noon)) {
@@ -213,23 +213,23 @@ type taken struct {
 	asked map[string]bool
 }
 
-func (s *taken) AskPairing(ctx context.Context, p enroll.Pairing, now time.Time) (enroll.Pairing, error) {
+func (s *taken) AddPairing(ctx context.Context, p enroll.Pairing, now time.Time) (enroll.Pairing, error) {
 	s.asked[p.UserCode] = true
 	if len(s.asked) <= s.n {
 		return enroll.Pairing{}, enroll.ErrUserCodeTaken
 	}
-	return s.Store.AskPairing(ctx, p, now)
+	return s.Store.AddPairing(ctx, p, now)
 }
 
 func TestAUserCodeThatIsTakenIsPassedOver(t *testing.T) {
 	s := newSetup(t, enroll.Options{})
 	st := &taken{Store: s.store, n: 2, asked: map[string]bool{}}
-	s.Gate = enroll.NewGate(st, enroll.Options{Issuer: issuer})
+	s.Service = enroll.New(st, enroll.Options{Issuer: issuer})
 	a := s.asked(newDevice(t), "lamp-1")
 	if len(st.asked) != 3 || !st.asked[a.UserCode] {
 		t.Errorf("asked for %v, got %s", st.asked, a.UserCode)
 	}
-	if p, err := s.store.PairingFor(t.Context(), here, a.UserCode, s.now); err != nil || p.ID != a.ID {
+	if p, err := s.store.PairingByUserCode(t.Context(), here, a.UserCode, s.now); err != nil || p.ID != a.ID {
 		t.Errorf("under the code is %+v, %v", p, err)
 	}
 }

@@ -9,11 +9,11 @@ import (
 // Code is a one-time code as the store keeps it: Hash is the SHA-256 of the
 // code's 22 characters; the code itself is nowhere.
 type Code struct {
-	Tenant  watchword.TenantID
-	Hash    [32]byte
-	Subject watchword.SubjectID
-	Expires time.Time
-	By      watchword.SubjectID // who made the link
+	Tenant    watchword.TenantID
+	Hash      [32]byte
+	Subject   watchword.SubjectID
+	Expires   time.Time
+	CreatedBy watchword.SubjectID // who made the link
 	// Sign and Seal are the keys with which the code was redeemed; empty until then.
 	Sign, Seal watchword.KeyID
 }

@@ -8,8 +8,8 @@ import (
 
 // The life of a code: what it is unless told otherwise, and the longest.
 const (
-	CodeLife    = 24 * time.Hour
-	CodeLifeMax = 30 * 24 * time.Hour
+	DefaultCodeLifetime = 24 * time.Hour
+	MaxCodeLifetime     = 30 * 24 * time.Hour
 )
 
 // Link is what an operator hands to whoever sets up a device. URL holds the code

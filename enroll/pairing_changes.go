@@ -24,7 +24,7 @@ type Queue struct {
 // room refuses one more. Codes: rate_limited, busy; both with RetryAfter.
 func (q Queue) room(now time.Time) error {
 	switch {
-	case q.Nearby >= MaxPairingsNearby:
+	case q.Nearby >= MaxPairingsPerNetwork:
 		return &watchword.Error{Code: watchword.RateLimited, Detail: "too many pairings from this network wait for an operator", RetryAfter: q.FirstNearby.Sub(now)}
 	case q.All >= MaxPairings:
 		return &watchword.Error{Code: watchword.Busy, Detail: "too many pairings wait for an operator", RetryAfter: q.First.Sub(now)}
@@ -57,7 +57,7 @@ func (p Pairing) Ask(a Asker, now time.Time) (Pairing, error) {
 // Approve makes the keys of a pending pairing those of the device s, until the end of a. Code: conflict where the pairing is
 // decided, where s is no device, or neither new nor revoked.
 func (p Pairing) Approve(a Approval, by watchword.SubjectID, s watchword.Subject, now time.Time) (Pairing, watchword.Subject, error) {
-	if err := p.Waits(); err != nil {
+	if err := p.CheckPending(); err != nil {
 		return p, s, err
 	}
 	if s.Kind != watchword.Device {
@@ -68,13 +68,13 @@ func (p Pairing) Approve(a Approval, by watchword.SubjectID, s watchword.Subject
 	if err != nil {
 		return p, s, err
 	}
-	p.State, p.Subject, p.By, p.Decided, p.Expires = PairingApproved, s.ID, by, now, a.Until
+	p.State, p.Subject, p.By, p.Decided, p.Expires = PairingApproved, s.ID, by, now, a.AnswerUntil
 	return p, s, nil
 }
 
 // Reject turns a pending pairing down. Code: conflict where it is decided.
 func (p Pairing) Reject(by watchword.SubjectID, now time.Time) (Pairing, error) {
-	if err := p.Waits(); err != nil {
+	if err := p.CheckPending(); err != nil {
 		return p, err
 	}
 	p.State, p.By, p.Decided = PairingRejected, by, now

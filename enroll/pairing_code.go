@@ -11,19 +11,19 @@ import (
 // like something else (RFC 8628 §6.1). Eight of twenty are 34 bits: who guesses
 // needs an operator's permission to try, and the thumbprint besides.
 const (
-	userAlphabet = "BCDFGHJKLMNPQRSTVWXZ"
-	userLength   = 8
+	userCodeAlphabet = "BCDFGHJKLMNPQRSTVWXZ"
+	userCodeLength   = 8
 )
 
 // newUserCode returns a code that people read to each other.
 func newUserCode() string {
-	out := make([]byte, 0, userLength)
-	for len(out) < userLength {
-		var b [2 * userLength]byte
+	out := make([]byte, 0, userCodeLength)
+	for len(out) < userCodeLength {
+		var b [2 * userCodeLength]byte
 		_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 		for _, c := range b {
-			if len(out) < userLength && int(c) < 256-256%len(userAlphabet) { // the rest would favour some
-				out = append(out, userAlphabet[int(c)%len(userAlphabet)])
+			if len(out) < userCodeLength && int(c) < 256-256%len(userCodeAlphabet) { // the rest would favour some
+				out = append(out, userCodeAlphabet[int(c)%len(userCodeAlphabet)])
 			}
 		}
 	}
@@ -32,10 +32,10 @@ func newUserCode() string {
 
 // FormatUserCode returns a code as it is shown: BCDF-GHJK.
 func FormatUserCode(code string) string {
-	if len(code) != userLength {
+	if len(code) != userCodeLength {
 		return code
 	}
-	return code[:userLength/2] + "-" + code[userLength/2:]
+	return code[:userCodeLength/2] + "-" + code[userCodeLength/2:]
 }
 
 // ParseUserCode reads what a person typed: in any case, with or without the dash.
@@ -50,8 +50,8 @@ func ParseUserCode(typed string) (string, error) {
 		}
 		return r
 	}, typed)
-	if len(code) != userLength || strings.Trim(code, userAlphabet) != "" {
-		return "", watchword.RefuseField("user_code", "must be 8 letters of %s, as BCDF-GHJK", userAlphabet)
+	if len(code) != userCodeLength || strings.Trim(code, userCodeAlphabet) != "" {
+		return "", watchword.RefuseField("user_code", "must be 8 letters of %s, as BCDF-GHJK", userCodeAlphabet)
 	}
 	return code, nil
 }

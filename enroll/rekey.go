@@ -10,32 +10,32 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Rekeys is what a key change needs of the cellar.
-type Rekeys interface {
+// RekeyStore is what a key change needs of the cellar.
+type RekeyStore interface {
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
-	Rekey(ctx context.Context, by audit.Actor, r Rekeying, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
+	Rekey(ctx context.Context, by audit.Actor, r KeyChange, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 }
 
 // How often a device may change its keys, so that its history does not grow
 // without end: this many new keys within that time.
 const (
-	RekeysMost = 32
-	RekeysSpan = 24 * time.Hour
+	MaxRekeys   = 32
+	RekeyWindow = 24 * time.Hour
 )
 
 // The newest RekeysMost keys come with a subject.
-var _ [watchword.KeysShown - RekeysMost]struct{}
+var _ [watchword.MaxKeysReturned - MaxRekeys]struct{}
 
-// Rekeying is a proven change of a subject's keys. Sign and Seal are the keys that
+// KeyChange is a proven change of a subject's keys. Sign and Seal are the keys that
 // count after it, whether they are new or stay; From is the signing key that asks.
-type Rekeying struct {
+type KeyChange struct {
 	Tenant      watchword.TenantID
 	Subject     watchword.SubjectID
 	Incarnation int64
 	From        watchword.KeyID
 	Sign        watchword.Key
 	Seal        watchword.Key
-	Spent       token.Spent
+	Spent       token.SingleUse
 }
 
 // Apply decides whether the keys of r take the place of s's. Where they are s's keys already, replay is true and nothing is
@@ -43,8 +43,8 @@ type Rekeying struct {
 //
 // Codes: subject_new, subject_suspended, subject_revoked; client_invalid where r was proved in another life of the subject
 // or by a key that is not active; rate_limited, with RetryAfter.
-func (r Rekeying) Apply(s watchword.Subject, now time.Time) (_ watchword.Subject, replay bool, err error) {
-	if err := s.Usable(); err != nil {
+func (r KeyChange) Apply(s watchword.Subject, now time.Time) (_ watchword.Subject, replay bool, err error) {
+	if err := s.CheckActive(); err != nil {
 		return s, false, err
 	}
 	gone := watchword.Refuse(watchword.ClientInvalid, "the key is none of the subject's")
@@ -58,8 +58,8 @@ func (r Rekeying) Apply(s watchword.Subject, now time.Time) (_ watchword.Subject
 	if _, ok := s.SignKey(r.From); !ok {
 		return s, false, gone
 	}
-	if n := len(s.Keys); n >= RekeysMost {
-		if free := s.Keys[n-RekeysMost].Added.Add(RekeysSpan); free.After(now) {
+	if n := len(s.Keys); n >= MaxRekeys {
+		if free := s.Keys[n-MaxRekeys].Added.Add(RekeyWindow); free.After(now) {
 			return s, false, &watchword.Error{Code: watchword.RateLimited, Detail: "too many new keys in a day", RetryAfter: free.Sub(now)}
 		}
 	}
@@ -83,74 +83,74 @@ type RekeyRequest struct {
 // Codes: denied for who is no device; bad_request, proof_invalid (and the codes
 // of [token.VerifyRekey] behind it), token_replayed, conflict for a key that was
 // used before, rate_limited, client_invalid where the old key went meanwhile.
-func (g *Gate) Rekey(ctx context.Context, by audit.Actor, r RekeyRequest, now time.Time) (watchword.Subject, error) {
-	s, err := g.store.Subject(ctx, by.Tenant, by.Subject)
+func (svc *Service) Rekey(ctx context.Context, by audit.Actor, r RekeyRequest, now time.Time) (watchword.Subject, error) {
+	s, err := svc.store.Subject(ctx, by.Tenant, by.Subject)
 	if err != nil {
 		return s, err
 	}
 	if s.Kind != watchword.Device {
 		return s, watchword.Refuse(watchword.Denied, "only a device changes its keys here")
 	}
-	red, data, err := g.checkRekey(s, by, r, now)
+	change, data, err := svc.checkRekey(s, by, r, now)
 	if err != nil || data == nil {
 		return s, err
 	}
-	after, replay, err := g.store.Rekey(ctx, by, red, now, func(before, after watchword.Subject) audit.Entry {
-		return by.Did(audit.DeviceRekey, string(s.ID), now, data).With("before", string(before.State), "after", string(after.State))
+	after, replay, err := svc.store.Rekey(ctx, by, change, now, func(before, after watchword.Subject) audit.Entry {
+		return by.DoneEntry(audit.DeviceRekey, string(s.ID), now, data).With("before", string(before.State), "after", string(after.State))
 	})
 	if err == nil && !replay {
-		g.o.Changed(ctx, by.Tenant, s.ID)
+		svc.opts.SubjectChanged(ctx, by.Tenant, s.ID)
 	}
 	return after, err
 }
 
 // checkRekey is everything that needs no transaction. It returns what the audit
 // entry says, nil where nothing is to be changed.
-func (g *Gate) checkRekey(s watchword.Subject, by audit.Actor, r RekeyRequest, now time.Time) (Rekeying, map[string]string, error) {
-	none := func(err error) (Rekeying, map[string]string, error) { return Rekeying{}, nil, err }
-	was, ok := s.SignKey(by.Key)
+func (svc *Service) checkRekey(s watchword.Subject, by audit.Actor, r RekeyRequest, now time.Time) (KeyChange, map[string]string, error) {
+	none := func(err error) (KeyChange, map[string]string, error) { return KeyChange{}, nil, err }
+	current, ok := s.SignKey(by.Key)
 	seal, ok2 := s.SealKey()
 	if !ok || !ok2 {
 		return none(watchword.Refuse(watchword.ClientInvalid, "the key that got this token no longer counts"))
 	}
-	from, err := jose.ParseJWK(was.JWK, jose.ForSigning)
+	from, err := jose.ParseJWK(current.JWK, jose.ForSigning)
 	if err != nil {
-		return none(watchword.Because(err, watchword.Internal, "stored key of %s", s.ID))
+		return none(watchword.Wrap(err, watchword.Internal, "stored key of %s", s.ID))
 	}
-	red := Rekeying{Tenant: s.Tenant, Subject: s.ID, Incarnation: s.Incarnation, From: was.ID, Sign: was, Seal: seal}
+	change := KeyChange{Tenant: s.Tenant, Subject: s.ID, Incarnation: s.Incarnation, From: current.ID, Sign: current, Seal: seal}
 	to := from
 	if r.Sign != nil {
 		if to, err = parseKey("keys.sign", r.Sign, jose.ForSigning); err != nil {
 			return none(err)
 		}
-		if to.ID() != was.ID {
-			red.Sign = watchword.Key{ID: to.ID(), Purpose: watchword.Sign, JWK: to.JWK(), State: watchword.KeyActive, Added: now}
+		if to.ID() != current.ID {
+			change.Sign = watchword.Key{ID: to.ID(), Purpose: watchword.Sign, JWK: to.JWK(), State: watchword.KeyActive, Added: now}
 		}
 	}
 	if r.Seal != nil {
-		k, err := parseKey("keys.seal", r.Seal, jose.ForSealing)
+		k, err := parseKey("keys.seal", r.Seal, jose.ForEncryption)
 		if err != nil {
 			return none(err)
 		}
 		if k.ID() != seal.ID {
-			red.Seal = watchword.Key{ID: k.ID(), Purpose: watchword.Seal, JWK: k.JWK(), State: watchword.KeyActive, Added: now}
+			change.Seal = watchword.Key{ID: k.ID(), Purpose: watchword.Seal, JWK: k.JWK(), State: watchword.KeyActive, Added: now}
 		}
 	}
-	if red.Sign.ID == red.Seal.ID {
+	if change.Sign.ID == change.Seal.ID {
 		return none(watchword.RefuseField("keys.seal", "must be another key than keys.sign"))
 	}
-	if red.Sign.ID == was.ID && red.Seal.ID == seal.ID {
+	if change.Sign.ID == current.ID && change.Seal.ID == seal.ID {
 		return none(nil)
 	}
-	p, err := token.VerifyRekey(string(r.Proof), from, to, s.ID, g.o.Issuer, now)
-	if err == nil && (p.Sign != red.Sign.ID || p.Seal != red.Seal.ID) {
+	p, err := token.VerifyRekey(string(r.Proof), from, to, s.ID, svc.opts.Issuer, now)
+	if err == nil && (p.Sign != change.Sign.ID || p.Seal != change.Seal.ID) {
 		err = watchword.Refuse(watchword.KeyUnknown, "the thumbprints are not those of the keys beside it")
 	}
 	if err != nil {
-		return none(watchword.Because(err, watchword.ProofInvalid, "the proof of the key change does not hold: %s", watchword.CodeOf(err)))
+		return none(watchword.Wrap(err, watchword.ProofInvalid, "the proof of the key change does not hold: %s", watchword.CodeOf(err)))
 	}
-	red.Spent = token.Spent{JTI: p.JTI, Expires: p.Expires.Add(token.Skew)}
-	return red, map[string]string{
-		"sign": string(red.Sign.ID), "seal": string(red.Seal.ID), "sign_jwk": string(red.Sign.JWK), "seal_jwk": string(red.Seal.JWK), "sign_before": string(was.ID), "seal_before": string(seal.ID),
+	change.Spent = token.SingleUse{JTI: p.JTI, Expires: p.Expires.Add(token.Skew)}
+	return change, map[string]string{
+		"sign": string(change.Sign.ID), "seal": string(change.Seal.ID), "sign_jwk": string(change.Sign.JWK), "seal_jwk": string(change.Seal.JWK), "sign_before": string(current.ID), "seal_before": string(seal.ID),
 	}, nil
 }

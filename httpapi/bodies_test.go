@@ -13,7 +13,7 @@ import (
 // has JSON members of its own, and no answer is a map, but for what no client reads by its members.
 func TestBodiesAreTypesOfPackageAPI(t *testing.T) {
 	free := map[string]string{
-		"sessionPlace": "a page token, which clients do not read",
+		"sessionPosition": "a page token, which clients do not read",
 	}
 	files := token.NewFileSet()
 	pkgs, err := parser.ParseDir(files, ".", func(f fs.FileInfo) bool { return !strings.HasSuffix(f.Name(), "_test.go") }, 0)
@@ -35,7 +35,7 @@ func TestBodiesAreTypesOfPackageAPI(t *testing.T) {
 					}
 				}
 			case *ast.CallExpr:
-				if f, ok := n.Fun.(*ast.Ident); ok && (f.Name == "answer" || f.Name == "send") && hasMap(n.Args) {
+				if f, ok := n.Fun.(*ast.Ident); ok && (f.Name == "writeAnswer" || f.Name == "send") && hasMap(n.Args) {
 					t.Errorf("%s: an answer that clients read belongs to package api", files.Position(n.Pos()))
 				}
 			}

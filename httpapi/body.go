@@ -14,28 +14,28 @@ import (
 
 // readBody reads a body of the wanted content type (empty: any) and bound. Codes:
 // unsupported_media_type, too_large, bad_request; busy where there is no room for it.
-func readBody(w http.ResponseWriter, r *http.Request, want string, most int64) ([]byte, error) {
+func readBody(w http.ResponseWriter, r *http.Request, want string, limit int64) ([]byte, error) {
 	if want != "" {
 		ct, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 		if err != nil || ct != want {
 			return nil, watchword.Refuse(watchword.UnsupportedMediaType, "send %s", want)
 		}
 	}
-	if err := infoOf(r.Context()).writer.receives(r); err != nil {
+	if err := requestInfoOf(r.Context()).writer.chargeRequestBody(r); err != nil {
 		return nil, err
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if err == nil {
 		return body, nil
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, watchword.Because(err, watchword.TooLarge, "the body may have %d bytes", most)
+		return nil, watchword.Wrap(err, watchword.TooLarge, "the body may have %d bytes", limit)
 	}
-	return nil, watchword.Because(err, watchword.BadRequest, "the body broke off")
+	return nil, watchword.Wrap(err, watchword.BadRequest, "the body broke off")
 }
 
-// sameClient refuses a client_id that is not the assertion's sub (RFC 7521 §4.2).
-func sameClient(clientID, assertion string) error {
+// checkClientID refuses a client_id that is not the assertion's sub (RFC 7521 §4.2).
+func checkClientID(clientID, assertion string) error {
 	if clientID == "" {
 		return nil
 	}

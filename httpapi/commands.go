@@ -16,22 +16,22 @@ import (
 func (a *API) viewCommand(r command.Row, whole bool) (api.Command, error) {
 	c := api.Command{
 		ID: r.ID, Device: r.Device, Function: r.Function, State: r.State, Epoch: r.Epoch, Seq: r.Seq, By: r.By, ByKey: r.ByKey,
-		CreatedAt: r.Created.UTC(), ExpiresAt: r.Expires.UTC(), SentAt: when(r.SentAt), DeliveredAt: when(r.DeliveredAt),
-		SettledAt: when(r.SettledAt), ArgsHash: r.ArgsHash, LogEntry: r.Entry, Reason: (*api.Reason)(r.Reason),
+		CreatedAt: r.Created.UTC(), ExpiresAt: r.Expires.UTC(), SentAt: optionalTime(r.SentAt), DeliveredAt: optionalTime(r.DeliveredAt),
+		SettledAt: optionalTime(r.SettledAt), ArgsHash: r.ArgsHash, LogEntry: r.Entry, Reason: (*api.Reason)(r.Reason),
 	}
 	if !whole {
 		return c, nil
 	}
-	args, err := a.Desk.Args(r)
+	args, err := a.Commands.Args(r)
 	if err != nil {
 		return c, err
 	}
 	c.Args = args
-	jws, err := a.Desk.Receipt(r)
+	jws, err := a.Commands.Receipt(r)
 	if err != nil || jws == "" {
 		return c, err
 	}
-	result, err := token.ResultOf(jws)
+	result, err := token.ReceiptResult(jws)
 	c.Receipt = &api.Receipt{Status: r.Status, Key: r.ReceiptKey, Result: result, JWS: jws}
 	return c, err
 }
@@ -55,28 +55,28 @@ func (a *API) commandRoutes() {
 		Once string `header:"Idempotency-Key" maxLength:"128"`
 		Body api.SendCommandRequest
 	}
-	register(a, operation{method: http.MethodPost, path: "/v1/commands", summary: "Order a device to run a function", status: http.StatusCreated, body: 32 << 10, free: true},
+	register(a, operation{method: http.MethodPost, path: "/v1/commands", summary: "Order a device to run a function", status: http.StatusCreated, maxBody: 32 << 10, anyToken: true},
 		func(ctx context.Context, c *caller, in *commandSendIn) (*commandOut, error) {
-			pause, err := wait(in.Wait)
+			pause, err := parseWait(in.Wait)
 			if err != nil {
 				return nil, err
 			}
-			ttl, err := duration("ttl", in.Body.TTL)
+			ttl, err := parseDuration("ttl", in.Body.TTL)
 			if err != nil {
 				return nil, err
 			}
 			id := command.NewCommandID(a.Now())
-			watch := a.Desk.Watch(id) // from before it is there
+			watch := a.Commands.Watch(id) // from before it is there
 			defer watch.Close()
-			row, err := a.Desk.Order(ctx, c.Authority, command.Call{
-				ID: id, Device: in.Body.Device, Function: in.Body.Function, Args: in.Body.Args, TTL: ttl, Signed: in.Body.Order, Once: in.Once,
+			row, err := a.Commands.Order(ctx, c.Authority, command.Call{
+				ID: id, Device: in.Body.Device, Function: in.Body.Function, Args: in.Body.Args, TTL: ttl, SignedOrder: in.Body.Order, IdempotencyKey: in.Once,
 			}, c.actor.Trace)
 			if err == nil && pause > 0 {
 				wait := func(ctx context.Context) (command.Row, error) { return watch.Wait(ctx, row), nil }
 				if row.ID != id { // ordered before, with the same Idempotency-Key
-					wait = a.waitFor(c, row.ID)
+					wait = a.waitForCommand(c, row.ID)
 				}
-				row, err = a.hold(c, row, pause, wait)
+				row, err = a.longPoll(c, row, pause, wait)
 			}
 			out, err := a.commandAnswer(row, err)
 			if err == nil && !row.State.Final() {
@@ -95,7 +95,7 @@ func (a *API) commandRoutes() {
 	register(a, operation{method: http.MethodGet, path: "/v1/commands", summary: "List commands, newest first"},
 		func(ctx context.Context, c *caller, in *commandListIn) (*commandListOut, error) {
 			f := command.Filter{Device: in.Device, By: in.By, State: in.State}
-			rows, err := a.Desk.List(ctx, c.Tenant(), f, watchword.CommandID(in.Token), in.Size+1)
+			rows, err := a.Commands.List(ctx, c.Tenant(), f, watchword.CommandID(in.Token), in.Size+1)
 			if err != nil {
 				return nil, err
 			}
@@ -109,7 +109,7 @@ func (a *API) commandRoutes() {
 				out.Body.Commands = append(out.Body.Commands, v)
 			}
 			var more bool
-			if out.Body.Commands, more, err = cut(out.Body.Commands, in.Size); more {
+			if out.Body.Commands, more, err = cutPage(out.Body.Commands, in.Size); more {
 				out.Body.NextPageToken = string(out.Body.Commands[len(out.Body.Commands)-1].ID)
 			}
 			return out, err
@@ -119,85 +119,85 @@ func (a *API) commandRoutes() {
 		ID   watchword.CommandID `path:"id" maxLength:"64"`
 		Wait string              `query:"wait"`
 	}
-	register(a, operation{method: http.MethodGet, path: "/v1/commands/{id}", summary: "One command with its receipt; with wait, once it is final", free: true},
+	register(a, operation{method: http.MethodGet, path: "/v1/commands/{id}", summary: "One command with its receipt; with wait, once it is final", anyToken: true},
 		func(ctx context.Context, c *caller, in *commandOneIn) (*commandOut, error) {
-			pause, err := wait(in.Wait)
+			pause, err := parseWait(in.Wait)
 			if err != nil {
 				return nil, err
 			}
-			row, err := a.ownCommand(ctx, c, in.ID, http.MethodGet, "")
+			row, err := a.visibleCommand(ctx, c, in.ID, http.MethodGet, "")
 			if err == nil && pause > 0 {
-				row, err = a.hold(c, row, pause, a.waitFor(c, row.ID))
+				row, err = a.longPoll(c, row, pause, a.waitForCommand(c, row.ID))
 			}
 			return a.commandAnswer(row, err)
 		})
 
-	a.handle(route{pattern: "GET /v1/commands/{id}/evidence", free: true}, a.evidence)
+	a.handle(route{pattern: "GET /v1/commands/{id}/evidence", anyToken: true}, a.evidence)
 	a.describe(http.MethodGet, "/v1/commands/{id}/evidence", "All that shows, under the root's public key alone, that a command was ordered, handed over and answered", nil)
 
 	type commandCancelIn struct {
 		ID watchword.CommandID `path:"id" maxLength:"64"`
 	}
-	register(a, operation{method: http.MethodPost, path: "/v1/commands/{id}/cancel", summary: "Take back a command that is still queued", free: true},
+	register(a, operation{method: http.MethodPost, path: "/v1/commands/{id}/cancel", summary: "Take back a command that is still queued", anyToken: true},
 		func(ctx context.Context, c *caller, in *commandCancelIn) (*commandOut, error) {
-			if _, err := a.ownCommand(ctx, c, in.ID, http.MethodPost, "/cancel"); err != nil {
+			if _, err := a.visibleCommand(ctx, c, in.ID, http.MethodPost, "/cancel"); err != nil {
 				return nil, err
 			}
-			return a.commandAnswer(a.Desk.Cancel(ctx, c.actor, in.ID))
+			return a.commandAnswer(a.Commands.Cancel(ctx, c.actor, in.ID))
 		})
 }
 
 // evidence gathers what there is of a settled command.
 func (a *API) evidence(w http.ResponseWriter, r *http.Request, c *caller) error {
 	id := watchword.CommandID(r.PathValue("id"))
-	row, err := a.ownCommand(r.Context(), c, id, http.MethodGet, "/evidence")
+	row, err := a.visibleCommand(r.Context(), c, id, http.MethodGet, "/evidence")
 	if err != nil {
 		return err
 	}
-	if err := a.noteRead(r.Context(), c, "evidence", string(id)); err != nil {
+	if err := a.auditRead(r.Context(), c, "evidence", string(id)); err != nil {
 		return err
 	}
-	bundles, err := a.Keys.Chain(row.Created, row.Expires, a.Now())
+	bundles, err := a.Keys.BundleChain(row.Created, row.Expires, a.Now())
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), writeTimeout/2)
 	defer cancel()
-	e, err := a.Desk.Evidence(ctx, row, a.Entries, a.Audit, bundles)
+	e, err := a.Commands.Evidence(ctx, row, a.Entries, a.Audit, bundles)
 	if err != nil {
 		return err
 	}
 	b, err := e.Marshal()
 	if err == nil {
-		plain(w, "application/json", "no-store", b)
+		writePlain(w, "application/json", "no-store", b)
 	}
 	return err
 }
 
-// ownCommand returns a command that the caller's api: permission lets it have, or that the
+// visibleCommand returns a command that the caller's api: permission lets it have, or that the
 // caller ordered and might order now, for as long as the request lasts. Who it is alone gives
 // nothing: its token must say so. To anybody else one that is there and one that is not are
 // the same. Codes: denied, not_found, unavailable.
-func (a *API) ownCommand(ctx context.Context, c *caller, id watchword.CommandID, method, rest string) (command.Row, error) {
-	row, err := a.Desk.Command(ctx, c.Tenant(), id)
+func (a *API) visibleCommand(ctx context.Context, c *caller, id watchword.CommandID, method, rest string) (command.Row, error) {
+	row, err := a.Commands.Command(ctx, c.Tenant(), id)
 	if err != nil {
 		row.ID = id
 	}
-	if denied := c.session.require(a.mayHave(c, row, method, rest)); denied != nil {
+	if denied := c.session.require(a.mayRead(c, row, method, rest)); denied != nil {
 		return command.Row{}, denied
 	}
 	return row, err
 }
 
-// mayHave is what the reader of a command must be allowed. A row with no more than an id is
+// mayRead is what the reader of a command must be allowed. A row with no more than an id is
 // of a command that is not there.
-func (a *API) mayHave(c *caller, row command.Row, method, rest string) func(*session.Authority) error {
+func (a *API) mayRead(c *caller, row command.Row, method, rest string) func(*session.Authority) error {
 	return func(now *session.Authority) error {
 		denied := now.Request(method, "/v1/commands/"+string(row.ID)+rest).Err()
 		if denied == nil || row.By == "" {
 			return denied
 		}
-		err := a.Desk.MayHave(c.ctx, now, row)
+		err := a.Commands.CheckMayRead(c.ctx, now, row)
 		if watchword.CodeOf(err) == watchword.Denied {
 			return denied
 		}
@@ -205,20 +205,20 @@ func (a *API) mayHave(c *caller, row command.Row, method, rest string) func(*ses
 	}
 }
 
-// waitFor waits until a command is final.
-func (a *API) waitFor(c *caller, id watchword.CommandID) func(context.Context) (command.Row, error) {
-	return func(ctx context.Context) (command.Row, error) { return a.Desk.Wait(ctx, c.Tenant(), id) }
+// waitForCommand waits until a command is final.
+func (a *API) waitForCommand(c *caller, id watchword.CommandID) func(context.Context) (command.Row, error) {
+	return func(ctx context.Context) (command.Row, error) { return a.Commands.Wait(ctx, c.Tenant(), id) }
 }
 
-// hold holds a request until a command is final, or pause is over. Where as many wait
+// longPoll holds a request until a command is final, or pause is over. Where as many wait
 // already as may, it returns at once, with row: how the command stands. What was waited for
 // is read: it is given only to whoever may have it by then. Codes: why the right to it ended.
-func (a *API) hold(c *caller, row command.Row, pause time.Duration, wait func(context.Context) (command.Row, error)) (command.Row, error) {
+func (a *API) longPoll(c *caller, row command.Row, pause time.Duration, wait func(context.Context) (command.Row, error)) (command.Row, error) {
 	c.session.waited = true
-	if err := c.session.require(a.mayHave(c, row, http.MethodGet, "")); err != nil {
+	if err := c.session.require(a.mayRead(c, row, http.MethodGet, "")); err != nil {
 		return command.Row{}, err
 	}
-	s, err := a.Guard.Open(c.ctx, c.papers, session.Options{Transport: "wait", Remote: c.remote, Class: session.Wait})
+	s, err := a.Guard.Open(c.ctx, c.credentials, session.Options{Transport: "wait", Remote: c.remote, Class: session.ClassWait})
 	if watchword.CodeOf(err) == watchword.Busy {
 		return row, nil
 	}
@@ -229,7 +229,7 @@ func (a *API) hold(c *caller, row command.Row, pause time.Duration, wait func(co
 	ctx, cancel := context.WithTimeout(c.ctx, pause)
 	defer cancel()
 	row, err = wait(ctx)
-	if cause := ended(c.ctx); err == nil && cause != nil {
+	if cause := streamEnded(c.ctx); err == nil && cause != nil {
 		return command.Row{}, cause
 	}
 	return row, err

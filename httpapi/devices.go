@@ -22,7 +22,7 @@ func viewDevice(s watchword.Subject) api.Device {
 		d.Labels = watchword.Labels{}
 	}
 	for _, k := range s.Keys {
-		d.Keys = append(d.Keys, api.DeviceKey{ID: k.ID, Purpose: k.Purpose, State: k.State, AddedAt: k.Added.UTC(), Retired: when(k.Retired), JWK: k.JWK})
+		d.Keys = append(d.Keys, api.DeviceKey{ID: k.ID, Purpose: k.Purpose, State: k.State, AddedAt: k.Added.UTC(), Retired: optionalTime(k.Retired), JWK: k.JWK})
 	}
 	return d
 }
@@ -51,12 +51,12 @@ func deviceAnswer(s watchword.Subject, err error) (*deviceOut, error) {
 	return &deviceOut{ETag: etag(s.Version), Body: viewDevice(s)}, nil
 }
 
-type OfDevice struct {
+type DevicePath struct {
 	ID watchword.SubjectID `path:"id" maxLength:"64"`
 }
 
 type reasonIn struct {
-	OfDevice
+	DevicePath
 	Body *api.ReasonRequest `required:"false"`
 }
 
@@ -74,11 +74,11 @@ func (a *API) deviceRoutes() {
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/devices", summary: "Add a device; out comes a one-time enrollment link", status: http.StatusCreated},
 		func(ctx context.Context, c *caller, in *deviceCreateIn) (*deviceOut, error) {
-			ttl, err := duration("ttl", in.Body.TTL)
+			ttl, err := parseDuration("ttl", in.Body.TTL)
 			if err != nil {
 				return nil, err
 			}
-			s, link, err := a.Gate.AddProving(ctx, c.actor, watchword.SubjectID(in.Body.ID), in.Body.Labels, in.Body.Proof, ttl, a.Now())
+			s, link, err := a.Enrollment.CreateDeviceWithProof(ctx, c.actor, watchword.SubjectID(in.Body.ID), in.Body.Labels, in.Body.Proof, ttl, a.Now())
 			if watchword.CodeOf(err) == watchword.Conflict && in.Once != "" {
 				// Creating a device has its own idempotency: the id. The same request again finds what it made.
 				old, oerr := a.Registry.Subject(ctx, c.Tenant(), watchword.SubjectID(in.Body.ID))
@@ -101,7 +101,7 @@ func (a *API) deviceRoutes() {
 	type deviceListOut struct{ Body api.DeviceList }
 	register(a, operation{method: http.MethodGet, path: "/v1/devices", summary: "List devices by label and state, in order of id"},
 		func(ctx context.Context, c *caller, in *deviceListIn) (*deviceListOut, error) {
-			sel, err := selector(in.Label)
+			sel, err := parseSelector(in.Label)
 			if err != nil {
 				return nil, err
 			}
@@ -117,14 +117,14 @@ func (a *API) deviceRoutes() {
 				out.Body.Devices = append(out.Body.Devices, viewDevice(s))
 			}
 			var more bool
-			if out.Body.Devices, more, err = cut(out.Body.Devices, in.Size); more {
+			if out.Body.Devices, more, err = cutPage(out.Body.Devices, in.Size); more {
 				out.Body.NextPageToken = string(out.Body.Devices[len(out.Body.Devices)-1].ID)
 			}
 			return out, err
 		})
 
 	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}", summary: "One device with its keys, functions and live sessions"},
-		func(ctx context.Context, c *caller, in *OfDevice) (*deviceOut, error) {
+		func(ctx context.Context, c *caller, in *DevicePath) (*deviceOut, error) {
 			s, err := a.device(ctx, c, in.ID)
 			if err != nil {
 				return nil, err
@@ -140,7 +140,7 @@ func (a *API) deviceRoutes() {
 		})
 
 	type deviceLabelsIn struct {
-		OfDevice
+		DevicePath
 		Match string `header:"If-Match"`
 		Body  api.LabelsRequest
 	}
@@ -157,7 +157,7 @@ func (a *API) deviceRoutes() {
 		})
 
 	type deviceProofIn struct {
-		OfDevice
+		DevicePath
 		Body api.ProofRequest
 	}
 	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/proof", summary: "Say whether a device gets anything without a proof of its key; live sessions follow at once"},
@@ -169,7 +169,7 @@ func (a *API) deviceRoutes() {
 		})
 
 	type deviceLinkIn struct {
-		OfDevice
+		DevicePath
 		Body *api.LinkRequest `required:"false"`
 	}
 	type deviceLinkOut struct{ Body *api.Enrollment }
@@ -178,14 +178,14 @@ func (a *API) deviceRoutes() {
 			var ttl time.Duration
 			if in.Body != nil {
 				var err error
-				if ttl, err = duration("ttl", in.Body.TTL); err != nil {
+				if ttl, err = parseDuration("ttl", in.Body.TTL); err != nil {
 					return nil, err
 				}
 			}
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
-			l, err := a.Gate.Link(ctx, c.actor, in.ID, ttl, a.Now())
+			l, err := a.Enrollment.CreateLink(ctx, c.actor, in.ID, ttl, a.Now())
 			if err != nil {
 				return nil, err
 			}
@@ -214,7 +214,7 @@ func (a *API) deviceRoutes() {
 			return deviceAnswer(a.Registry.Revoke(ctx, c.actor, in.ID, in.reason(), a.Now()))
 		})
 	register(a, operation{method: http.MethodDelete, path: "/v1/devices/{id}", summary: "Revoke a device and never use its id again", status: http.StatusNoContent},
-		func(ctx context.Context, c *caller, in *OfDevice) (*none, error) {
+		func(ctx context.Context, c *caller, in *DevicePath) (*noBody, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
@@ -227,13 +227,13 @@ func (a *API) deviceRoutes() {
 func (a *API) device(ctx context.Context, c *caller, id watchword.SubjectID) (watchword.Subject, error) {
 	s, err := a.Registry.Subject(ctx, c.Tenant(), id)
 	if err == nil && s.Kind != watchword.Device || watchword.CodeOf(err) == watchword.NotFound {
-		return s, watchword.Refuse(watchword.NotFound, "device %q not found", clip(string(id)))
+		return s, watchword.Refuse(watchword.NotFound, "device %q not found", clipLogText(string(id)))
 	}
 	return s, err
 }
 
-// duration reads a duration of a body; empty is 0. Code: bad_request.
-func duration(field, s string) (time.Duration, error) {
+// parseDuration reads a duration of a body; empty is 0. Code: bad_request.
+func parseDuration(field, s string) (time.Duration, error) {
 	if s == "" {
 		return 0, nil
 	}
@@ -244,8 +244,8 @@ func duration(field, s string) (time.Duration, error) {
 	return d, nil
 }
 
-// selector reads key=value pairs. Code: bad_request.
-func selector(pairs []string) (watchword.Labels, error) {
+// parseSelector reads key=value pairs. Code: bad_request.
+func parseSelector(pairs []string) (watchword.Labels, error) {
 	sel := watchword.Labels{}
 	for _, p := range pairs {
 		k, v, ok := strings.Cut(p, "=")

@@ -19,7 +19,7 @@ func (a *API) enrollRoutes() {
 	a.mux.HandleFunc("GET /v1/trust", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/"+token.TypTrust)
 		w.Header().Set("Cache-Control", "no-cache")
-		_, _ = io.WriteString(w, a.Bundle()) // the reader has gone, if at all
+		_, _ = io.WriteString(w, a.TrustBundle()) // the reader has gone, if at all
 	})
 	a.mux.HandleFunc("POST /v1/enroll", a.enroll)
 	a.mux.HandleFunc("GET /e", func(w http.ResponseWriter, r *http.Request) {
@@ -27,12 +27,12 @@ func (a *API) enrollRoutes() {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = io.WriteString(w, "This is a one-time link for a device. On the device, run:\n\n    watchword agent enroll 'THIS LINK' --dir DIR\n")
 	})
-	a.describeOpen(http.MethodGet, "/v1/trust", "The root-signed trust bundle")
-	a.describeOpen(http.MethodPost, "/v1/enroll", "Enroll with a one-time code, two public keys and a proof of possession")
+	a.describePublic(http.MethodGet, "/v1/trust", "The root-signed trust bundle")
+	a.describePublic(http.MethodPost, "/v1/enroll", "Enroll with a one-time code, two public keys and a proof of possession")
 }
 
 func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
-	in := infoOf(r.Context())
+	in := requestInfoOf(r.Context())
 	s, err := func() (watchword.Subject, error) {
 		if err := a.rates.Take(rates.Network(in.remote), a.Now()); err != nil {
 			return watchword.Subject{}, err
@@ -42,10 +42,10 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 			return watchword.Subject{}, err
 		}
 		var e api.EnrollRequest
-		if err := decode(body, &e); err != nil {
+		if err := decodeStrict(body, &e); err != nil {
 			return watchword.Subject{}, err
 		}
-		return a.Gate.Enroll(r.Context(), tenant, enroll.Request{
+		return a.Enrollment.Enroll(r.Context(), tenant, enroll.EnrollRequest{
 			Code: e.Code, Sign: e.Keys.Sign, Seal: e.Keys.Seal, Proof: e.Proof,
 		}, in.remote, in.trace, a.Now())
 	}()
@@ -53,25 +53,25 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
-	answer(w, http.StatusOK, a.enrolled(s))
+	writeAnswer(w, http.StatusOK, a.enrollResponse(s))
 }
 
-func (a *API) enrolled(s watchword.Subject) api.EnrollResponse {
+func (a *API) enrollResponse(s watchword.Subject) api.EnrollResponse {
 	return api.EnrollResponse{
-		ID: s.ID, Kind: s.Kind, Labels: s.Labels, Issuer: a.Office.Issuer(), TokenEndpoint: a.PublicURL + "/oauth/token",
+		ID: s.ID, Kind: s.Kind, Labels: s.Labels, Issuer: a.Auth.Issuer(), TokenEndpoint: a.PublicURL + "/oauth/token",
 		HTTPS: a.PublicURL, MQTTS: a.MQTTS, CA: a.caPEM(),
 	}
 }
 
-// decode reads one strict JSON object of a plain handler. Code: bad_request with the field.
-func decode(body []byte, into any) error {
+// decodeStrict reads one strict JSON object of a plain handler. Code: bad_request with the field.
+func decodeStrict(body []byte, into any) error {
 	err := jsonv2.Unmarshal(body, into, jsonv2.RejectUnknownMembers(true))
 	if err == nil {
 		return nil
 	}
 	e := &watchword.Error{Code: watchword.BadRequest, Detail: "is no JSON of the expected shape", Err: err, Field: "body"}
 	if se, ok := err.(*jsonv2.SemanticError); ok && se.JSONPointer != "" {
-		e.Field = clip(string(se.JSONPointer[1:]))
+		e.Field = clipLogText(string(se.JSONPointer[1:]))
 	}
 	return e
 }

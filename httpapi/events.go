@@ -73,20 +73,20 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 	if out.send("session", "", sessionEvent(c.session.Session)) != nil {
 		return nil // the peer has gone
 	}
-	beat := time.NewTicker(sseBeat)
+	beat := time.NewTicker(sseKeepAlive)
 	defer beat.Stop()
 	for {
 		select {
 		case <-reader.Ready():
 			if !sendEvents(ctx, out, reader) {
-				return a.broken(out, r, c)
+				return a.endBrokenStream(out, r, c)
 			}
 		case <-beat.C:
-			if out.beat() != nil {
+			if out.keepAlive() != nil {
 				return nil
 			}
 		case <-ctx.Done():
-			a.endStream(out, r, ended(ctx)) // what waited when authority ended is not sent
+			a.endStream(out, r, streamEnded(ctx)) // what waited when authority ended is not sent
 			return nil
 		}
 	}

@@ -14,7 +14,7 @@ import (
 // too often. A parameter twice is refused (RFC 6749 §3.2) but for resource, as is
 // one in the URL. Codes: rate_limited, unsupported_media_type, too_large, bad_request.
 func (a *API) oauthForm(r *http.Request) (url.Values, error) {
-	if err := a.rates.Take(rates.Network(infoOf(r.Context()).remote), a.Now()); err != nil {
+	if err := a.rates.Take(rates.Network(requestInfoOf(r.Context()).remote), a.Now()); err != nil {
 		return nil, err
 	}
 	if ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(ct), "application/x-www-form-urlencoded") {
@@ -23,19 +23,19 @@ func (a *API) oauthForm(r *http.Request) (url.Values, error) {
 	if r.URL.RawQuery != "" {
 		return nil, watchword.RefuseField("query", "parameters go into the body")
 	}
-	if err := infoOf(r.Context()).writer.receives(r); err != nil {
+	if err := requestInfoOf(r.Context()).writer.chargeRequestBody(r); err != nil {
 		return nil, err
 	}
 	r.Body = http.MaxBytesReader(nil, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, watchword.Because(err, watchword.TooLarge, "a token request may have 16 KiB")
+			return nil, watchword.Wrap(err, watchword.TooLarge, "a token request may have 16 KiB")
 		}
-		return nil, watchword.Because(err, watchword.BadRequest, "the body is no form")
+		return nil, watchword.Wrap(err, watchword.BadRequest, "the body is no form")
 	}
 	for name, values := range r.PostForm {
 		if len(values) > 1 && name != "resource" {
-			return nil, watchword.RefuseField(clip(name), "stands twice")
+			return nil, watchword.RefuseField(clipLogText(name), "stands twice")
 		}
 	}
 	return r.PostForm, nil

@@ -12,7 +12,7 @@ import (
 
 func viewKey(k keyring.Info) api.ServerKey {
 	return api.ServerKey{
-		ID: k.ID, Role: string(k.Role), State: string(k.State), Alg: k.Alg, CreatedAt: k.Created.UTC(), StartsAt: when(k.Starts), EndsAt: when(k.Ends), Offline: k.Offline,
+		ID: k.ID, Role: string(k.Role), State: string(k.State), Alg: k.Alg, CreatedAt: k.Created.UTC(), StartsAt: optionalTime(k.Starts), EndsAt: optionalTime(k.Ends), Offline: k.Offline,
 	}
 }
 
@@ -32,10 +32,10 @@ func (a *API) keyRoutes() {
 			}
 			var more bool
 			var err error
-			if out.Body.Keys, more, err = cut(out.Body.Keys, in.Size); more {
+			if out.Body.Keys, more, err = cutPage(out.Body.Keys, in.Size); more {
 				out.Body.NextPageToken = string(out.Body.Keys[len(out.Body.Keys)-1].ID)
 			}
-			out.Body.Bundle = api.TrustBundle{Version: st.Version, ExpiresAt: st.BundleExpires.UTC(), Ahead: st.Ahead, Stale: st.Stale}
+			out.Body.Bundle = api.TrustBundle{Version: st.Version, ExpiresAt: st.BundleExpires.UTC(), Ahead: st.PlannedBundles, Stale: st.Stale}
 			return out, err
 		})
 	type rotateIn struct {
@@ -60,7 +60,7 @@ func (a *API) keyRoutes() {
 	type planOut struct{ Body api.PlannedBundles }
 	register(a, operation{method: http.MethodPost, path: "/v1/keys/bundles/plan", summary: "Lay out trust bundles for a root that lives offline"},
 		func(ctx context.Context, c *caller, in *planIn) (*planOut, error) {
-			planned, err := a.Keys.Plan(ctx, c.actor, in.Body.Count, a.Now())
+			planned, err := a.Keys.PlanBundles(ctx, c.actor, in.Body.Count, a.Now())
 			out := &planOut{}
 			for _, p := range planned {
 				out.Body.Bundles = append(out.Body.Bundles, api.PlannedBundle{
@@ -70,8 +70,8 @@ func (a *API) keyRoutes() {
 			return out, err
 		})
 	type importIn struct{ Body api.ImportBundlesRequest }
-	register(a, operation{method: http.MethodPost, path: "/v1/keys/bundles", summary: "Take trust bundles that were signed offline", status: http.StatusNoContent, body: maxBody},
-		func(ctx context.Context, c *caller, in *importIn) (*none, error) {
-			return nil, a.Keys.Import(ctx, c.actor, in.Body.Bundles, a.Now())
+	register(a, operation{method: http.MethodPost, path: "/v1/keys/bundles", summary: "Take trust bundles that were signed offline", status: http.StatusNoContent, maxBody: maxBody},
+		func(ctx context.Context, c *caller, in *importIn) (*noBody, error) {
+			return nil, a.Keys.ImportBundles(ctx, c.actor, in.Body.Bundles, a.Now())
 		})
 }

@@ -9,7 +9,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
-	"github.com/watchword-iot/watchword/office"
+	"github.com/watchword-iot/watchword/authn"
 )
 
 // The OAuth endpoints take forms and answer with OAuth's own JSON.
@@ -26,10 +26,10 @@ func (a *API) oauthRoutes() {
 	a.mux.HandleFunc("POST /oauth/token", a.token)
 	a.mux.HandleFunc("POST /oauth/introspect", a.introspect)
 	a.mux.HandleFunc("POST /oauth/revoke", a.revoke)
-	a.describeOpen(http.MethodPost, "/oauth/token", "A client assertion for an access token (RFC 6749, 7523), or the poll of a pairing (RFC 8628); a form")
-	a.describeOpen(http.MethodPost, "/oauth/introspect", "What an access token counts for now (RFC 7662); a form")
-	a.describeOpen(http.MethodPost, "/oauth/revoke", "End an access token of one's own (RFC 7009); a form")
-	issuer := a.Office.Issuer()
+	a.describePublic(http.MethodPost, "/oauth/token", "A client assertion for an access token (RFC 6749, 7523), or the poll of a pairing (RFC 8628); a form")
+	a.describePublic(http.MethodPost, "/oauth/introspect", "What an access token counts for now (RFC 7662); a form")
+	a.describePublic(http.MethodPost, "/oauth/revoke", "End an access token of one's own (RFC 7009); a form")
+	issuer := a.Auth.Issuer()
 	methods := []string{"private_key_jwt"}
 	algs := []string{"ES256", "Ed25519", "EdDSA"}
 	metadata := map[string]any{ // RFC 8414 §2
@@ -44,7 +44,7 @@ func (a *API) oauthRoutes() {
 		"token_endpoint_auth_methods_supported": methods,
 
 		"token_endpoint_auth_signing_alg_values_supported":         algs,
-		"introspection_endpoint_auth_methods_supported":            append([]string{bearerScheme, proofScheme}, methods...),
+		"introspection_endpoint_auth_methods_supported":            append([]string{bearerScheme, dpopScheme}, methods...),
 		"introspection_endpoint_auth_signing_alg_values_supported": algs,
 		"revocation_endpoint_auth_methods_supported":               methods,
 		"revocation_endpoint_auth_signing_alg_values_supported":    algs,
@@ -58,8 +58,8 @@ func (a *API) oauthRoutes() {
 		"dpop_signing_alg_values_supported": strings.Fields(proofAlgs),
 		"resource_documentation":            a.PublicURL + "/openapi.json",
 	}
-	a.mux.HandleFunc("GET /.well-known/oauth-authorization-server", public(metadata))
-	a.mux.HandleFunc("GET "+resourceMetadata, public(resource))
+	a.mux.HandleFunc("GET /.well-known/oauth-authorization-server", publicDocument(metadata))
+	a.mux.HandleFunc("GET "+resourceMetadata, publicDocument(resource))
 	a.mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/jwk-set+json")
 		w.Header().Set("Cache-Control", "public, max-age=300")
@@ -67,7 +67,7 @@ func (a *API) oauthRoutes() {
 	})
 }
 
-func public(doc map[string]any) http.HandlerFunc {
+func publicDocument(doc map[string]any) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "public, max-age=300")
@@ -78,9 +78,9 @@ func public(doc map[string]any) http.HandlerFunc {
 // token is the token endpoint (RFC 6749 §3.2). Each grant answers with what it issued.
 func (a *API) token(w http.ResponseWriter, r *http.Request) {
 	form, err := a.oauthForm(r)
-	var proof *office.Shown
+	var proof *authn.DPoPRequest
 	if err == nil {
-		proof, err = a.shown(r)
+		proof, err = a.dpopProof(r)
 	}
 	if err != nil {
 		a.oauthError(w, r, err)
@@ -102,48 +102,48 @@ func (a *API) token(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Pragma", "no-cache") // RFC 6749 §5.1
-	answer(w, http.StatusOK, issued)
+	writeAnswer(w, http.StatusOK, issued)
 }
 
 // clientCredentials is the grant of a client that signs (RFC 6749 §4.4, RFC 7523
 // §2.2), with or without a DPoP proof (RFC 9449 §5).
-func (a *API) clientCredentials(r *http.Request, form url.Values, proof *office.Shown) (any, error) {
-	in := infoOf(r.Context())
-	ask := office.Ask{Untyped: true, Proof: proof, Resource: form.Get("resource")}
+func (a *API) clientCredentials(r *http.Request, form url.Values, proof *authn.DPoPRequest) (any, error) {
+	in := requestInfoOf(r.Context())
+	ask := authn.TokenRequest{AllowUntyped: true, Proof: proof, Resource: form.Get("resource")}
 	var err error
 	if ask.Assertion, err = clientAssertion(r, form); err != nil {
 		return nil, err
 	}
-	if err := checkTarget(form); err != nil {
+	if err := checkResource(form); err != nil {
 		return nil, err
 	}
-	if ask.Whole = form.Get("scope") == watchword.WholeScope; !ask.Whole {
+	if ask.FullScope = form.Get("scope") == watchword.FullScope; !ask.FullScope {
 		if ask.Scope, err = watchword.ParseScope(form.Get("scope")); err != nil {
 			return nil, err
 		}
 	}
-	issued, err := a.Office.Exchange(r.Context(), tenant, ask, in.trace, a.Now())
-	in.who.Subject, in.who.Key = issued.Subject, issued.Key
+	issued, err := a.Auth.Exchange(r.Context(), tenant, ask, in.trace, a.Now())
+	in.actor.Subject, in.actor.Key = issued.Subject, issued.Key
 	if err != nil {
 		return nil, err
 	}
 	out := viewToken(issued)
 	switch {
-	case ask.Whole:
-		out.Scope = watchword.WholeScope
+	case ask.FullScope:
+		out.Scope = watchword.FullScope
 	case ask.Scope != nil:
 		out.Scope = watchword.FormatScope(ask.Scope)
 	}
 	return out, nil
 }
 
-func viewToken(i office.Issued) api.TokenResponse {
-	return api.TokenResponse{AccessToken: i.Token, TokenType: i.Scheme(), ExpiresIn: int64(i.Life / time.Second)}
+func viewToken(i authn.IssuedToken) api.TokenResponse {
+	return api.TokenResponse{AccessToken: i.Token, TokenType: i.TokenType(), ExpiresIn: int64(i.ExpiresIn / time.Second)}
 }
 
-// checkTarget refuses a resource that is none (RFC 8707 §2), and the audience
+// checkResource refuses a resource that is none (RFC 8707 §2), and the audience
 // parameter of others, which would be passed over to the caller's loss.
-func checkTarget(form url.Values) error {
+func checkResource(form url.Values) error {
 	if form.Get("audience") != "" {
 		return watchword.Refuse(watchword.TargetInvalid, "there is no parameter audience: send resource (RFC 8707)")
 	}
@@ -152,14 +152,14 @@ func checkTarget(form url.Values) error {
 		return watchword.Refuse(watchword.TargetInvalid, "a token is for one resource")
 	case len(list) == 1 && list[0] != "":
 		u, err := url.Parse(list[0])
-		if err != nil || len(list[0]) > maxTarget || !u.IsAbs() || u.Host == "" && u.Opaque == "" || strings.Contains(list[0], "#") || ascii(list[0]) != list[0] || strings.Contains(list[0], " ") {
-			return watchword.Refuse(watchword.TargetInvalid, "resource must be one absolute URI without a fragment, of at most %d bytes", maxTarget)
+		if err != nil || len(list[0]) > maxResourceParameter || !u.IsAbs() || u.Host == "" && u.Opaque == "" || strings.Contains(list[0], "#") || ascii(list[0]) != list[0] || strings.Contains(list[0], " ") {
+			return watchword.Refuse(watchword.TargetInvalid, "resource must be one absolute URI without a fragment, of at most %d bytes", maxResourceParameter)
 		}
 	}
 	return nil
 }
 
-const maxTarget = 256
+const maxResourceParameter = 256
 
 // clientAssertion takes the one way of client authentication out of a form (RFC 7521
 // §4.2). Code: client_invalid.
@@ -171,7 +171,7 @@ func clientAssertion(r *http.Request, form url.Values) (string, error) {
 	if form.Get("client_assertion_type") != assertionType || assertion == "" {
 		return "", watchword.Refuse(watchword.ClientInvalid, "client_assertion_type must be %s, with a client_assertion", assertionType)
 	}
-	return assertion, sameClient(form.Get("client_id"), assertion)
+	return assertion, checkClientID(form.Get("client_id"), assertion)
 }
 
 // oauthErrorOf maps codes to RFC 6749 §5.2, RFC 8707 §2 and RFC 9449 §5, §8; what is
@@ -202,16 +202,16 @@ var oauthErrorOf = map[watchword.Code]string{
 func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
 	if watchword.CodeOf(err) == watchword.PairingPending { // no refusal: not in the log, every few seconds
 		p := newProblem(err)
-		answer(w, p.Status, api.OAuthError{Error: oauthErrorOf[p.Code], Description: p.Detail, Code: p.Code, TraceID: infoOf(r.Context()).trace})
+		writeAnswer(w, p.Status, api.OAuthError{Error: oauthErrorOf[p.Code], Description: p.Detail, Code: p.Code, TraceID: requestInfoOf(r.Context()).trace})
 		return
 	}
 	p := a.problem(r, err)
 	name, ok := oauthErrorOf[p.Code]
-	shown := infoOf(r.Context()).scheme != "" // a token: its bearer is answered as at any resource
+	proof := requestInfoOf(r.Context()).scheme != "" // a token: its bearer is answered as at any resource
 	switch {
-	case shown && p.Code == watchword.Denied:
+	case proof && p.Code == watchword.Denied:
 		name = "insufficient_scope"
-	case shown && p.Status == http.StatusUnauthorized:
+	case proof && p.Status == http.StatusUnauthorized:
 		name = challengeError(p)
 	case !ok:
 		name, p.Status = "invalid_client", http.StatusUnauthorized
@@ -227,7 +227,7 @@ func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
 	if p.Field != "" {
 		description = p.Field + " " + description
 	}
-	answer(w, p.Status, api.OAuthError{Error: name, Description: ascii(description), Code: p.Code, TraceID: p.TraceID})
+	writeAnswer(w, p.Status, api.OAuthError{Error: name, Description: ascii(description), Code: p.Code, TraceID: p.TraceID})
 }
 
 // ascii keeps a description within RFC 6749 §5.2: %x20-21 / %x23-5B / %x5D-7E.
@@ -261,7 +261,7 @@ func challenges(p *problem) []string {
 		said = `, error=` + strconv.Quote(challengeError(p)) + `, error_description="` + string(p.Code) + `"`
 	}
 	switch {
-	case p.scheme == proofScheme:
+	case p.scheme == dpopScheme:
 		return []string{proof + said + where}
 	case p.Code == watchword.Denied:
 		return []string{bearer + said + where}

@@ -7,7 +7,7 @@ import (
 	"os"
 	"testing"
 
-	"github.com/watchword-iot/watchword/office"
+	"github.com/watchword-iot/watchword/authn"
 )
 
 var update = flag.Bool("update", false, "write testdata/openapi.json anew")
@@ -16,11 +16,11 @@ var update = flag.Bool("update", false, "write testdata/openapi.json anew")
 // changes this file, in the same commit: go test ./httpapi -run TestOpenAPI -update.
 func TestOpenAPIIsWhatTheRepositoryHas(t *testing.T) {
 	const file = "testdata/openapi.json"
-	o, err := office.New("https://hub.example", nil, nil, nil, office.Options{})
+	o, err := authn.New("https://hub.example", nil, nil, nil, authn.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := New(Parts{Office: o, Options: Options{Version: "test", PublicURL: "https://hub.example"}})
+	a := New(Parts{Auth: o, Options: Options{Version: "test", PublicURL: "https://hub.example"}})
 	raw, err := json.Marshal(a.huma.OpenAPI())
 	if err != nil {
 		t.Fatal(err)

@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/authn"
 	"github.com/watchword-iot/watchword/enroll"
-	"github.com/watchword-iot/watchword/office"
 )
 
 // A device with no link asks to be paired (RFC 8628), an operator decides.
@@ -26,7 +26,7 @@ func (a *API) pairingRoutes() {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = io.WriteString(w, "A device shows a code and a key. Compare the key, whole, and run:\n\n    watchword enrollment approve CODE --key KEY\n") // the reader has gone, if at all
 	})
-	a.describeOpen(http.MethodPost, "/oauth/device_authorization", "Ask to be paired (RFC 8628); a form")
+	a.describePublic(http.MethodPost, "/oauth/device_authorization", "Ask to be paired (RFC 8628); a form")
 	a.pairingListRoutes()
 	a.pairingDecisionRoutes()
 }
@@ -34,16 +34,16 @@ func (a *API) pairingRoutes() {
 // deviceAuthorization is the device authorization endpoint (RFC 8628 §3.1). What
 // stands for client authentication is the proof.
 func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
-	in, now := infoOf(r.Context()), a.Now()
-	asked, err := func() (enroll.Asked, error) {
+	in, now := requestInfoOf(r.Context()), a.Now()
+	asked, err := func() (enroll.PairingResponse, error) {
 		form, err := a.oauthForm(r)
 		if err == nil {
-			err = wholeGrant(form)
+			err = refuseNarrowing(form)
 		}
 		if err != nil {
-			return enroll.Asked{}, err
+			return enroll.PairingResponse{}, err
 		}
-		return a.Gate.Ask(r.Context(), tenant, enroll.Ask{
+		return a.Enrollment.RequestPairing(r.Context(), tenant, enroll.PairingRequest{
 			ClientID: form.Get("client_id"), Sign: []byte(form.Get("sign")), Seal: []byte(form.Get("seal")), Proof: form.Get("proof"),
 		}, in.remote, now)
 	}()
@@ -53,7 +53,7 @@ func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 	}
 	code := enroll.FormatUserCode(asked.UserCode)
 	interval := wholeSeconds(asked.Interval)
-	answer(w, http.StatusOK, api.DeviceAuthorization{
+	writeAnswer(w, http.StatusOK, api.DeviceAuthorization{
 		DeviceCode: asked.DeviceCode, UserCode: code, VerificationURI: a.PublicURL + "/enroll",
 		VerificationURIComplete: a.PublicURL + "/enroll?user_code=" + code,
 		ExpiresIn:               int64(asked.Expires.Sub(now) / time.Second), Interval: &interval,
@@ -68,9 +68,9 @@ func wholeSeconds(d time.Duration) int64 {
 	return int64(math.Ceil(d.Seconds()))
 }
 
-// wholeGrant refuses what asks for less than the whole grant: a pairing gives
+// refuseNarrowing refuses what asks for less than the whole grant: a pairing gives
 // what policy gives.
-func wholeGrant(form url.Values) error {
+func refuseNarrowing(form url.Values) error {
 	for _, name := range []string{"scope", "resource", "audience"} {
 		if form.Get(name) != "" {
 			return watchword.RefuseField(name, "cannot be asked for in a pairing")
@@ -81,8 +81,8 @@ func wholeGrant(form url.Values) error {
 
 // pairingToken is the grant of a device that waits (RFC 8628 §3.4). With a DPoP
 // proof its token is bound.
-func (a *API) pairingToken(r *http.Request, form url.Values, proof *office.Shown) (any, error) {
-	if err := wholeGrant(form); err != nil {
+func (a *API) pairingToken(r *http.Request, form url.Values, proof *authn.DPoPRequest) (any, error) {
+	if err := refuseNarrowing(form); err != nil {
 		return nil, err
 	}
 	for _, name := range []string{"device_code", "client_id", "proof"} {
@@ -91,26 +91,26 @@ func (a *API) pairingToken(r *http.Request, form url.Values, proof *office.Shown
 		}
 	}
 	now := a.Now()
-	s, key, possession, err := a.Gate.Poll(r.Context(), tenant, form.Get("device_code"), form.Get("client_id"), form.Get("proof"), now)
+	s, key, possession, err := a.Enrollment.PollPairing(r.Context(), tenant, form.Get("device_code"), form.Get("client_id"), form.Get("proof"), now)
 	if err != nil {
 		return nil, err
 	}
-	issued, err := a.Office.Paired(r.Context(), tenant, s.ID, key, possession, proof, infoOf(r.Context()).trace, now)
+	issued, err := a.Auth.IssueForPairing(r.Context(), tenant, s.ID, key, possession, proof, requestInfoOf(r.Context()).trace, now)
 	t := viewToken(issued)
-	return api.PairingResponse{EnrollResponse: a.enrolled(s), AccessToken: t.AccessToken, TokenType: t.TokenType, ExpiresIn: t.ExpiresIn}, err
+	return api.PairingResponse{EnrollResponse: a.enrollResponse(s), AccessToken: t.AccessToken, TokenType: t.TokenType, ExpiresIn: t.ExpiresIn}, err
 }
 
 func viewPairing(p enroll.Pairing) api.Pairing {
 	return api.Pairing{
-		UserCode: enroll.FormatUserCode(p.UserCode), State: string(p.State), Wish: p.Wish, Sign: p.Sign.ID, Seal: p.Seal.ID, Remote: p.Remote,
-		CreatedAt: p.Created.UTC(), ExpiresAt: p.Expires.UTC(), Device: p.Subject, By: p.By, DecidedAt: when(p.Decided),
+		UserCode: enroll.FormatUserCode(p.UserCode), State: string(p.State), RequestedID: p.RequestedID, Sign: p.Sign.ID, Seal: p.Seal.ID, Remote: p.Remote,
+		CreatedAt: p.Created.UTC(), ExpiresAt: p.Expires.UTC(), Device: p.Subject, By: p.By, DecidedAt: optionalTime(p.Decided),
 	}
 }
 
 type pairingOut struct{ Body api.Pairing }
 
-// OfPairing is the path of a request about one pairing. The API library wants it exported.
-type OfPairing struct {
+// PairingPath is the path of a request about one pairing. The API library wants it exported.
+type PairingPath struct {
 	Code string `path:"user_code" maxLength:"16"`
 }
 
@@ -118,26 +118,26 @@ func (a *API) pairingListRoutes() {
 	type pairingListOut struct{ Body api.PairingList }
 	register(a, operation{method: http.MethodGet, path: "/v1/enrollments", summary: "Devices that wait for an operator's word, and what was decided of late; newest first"},
 		func(ctx context.Context, c *caller, in *Page) (*pairingListOut, error) {
-			rows, err := a.Gate.Pairings(ctx, c.Tenant(), in.Token, in.Size+1, a.Now())
+			rows, err := a.Enrollment.Pairings(ctx, c.Tenant(), in.Token, in.Size+1, a.Now())
 			if err != nil {
 				return nil, err
 			}
 			out := &pairingListOut{}
-			out.Body.Pairings, out.Body.Pin = []api.Pairing{}, a.Gate.Pin()
+			out.Body.Pairings, out.Body.Pin = []api.Pairing{}, a.Enrollment.Pin()
 			for _, p := range rows {
 				out.Body.Pairings = append(out.Body.Pairings, viewPairing(p))
 			}
 			var more bool
-			if out.Body.Pairings, more, err = cut(out.Body.Pairings, in.Size); more {
+			if out.Body.Pairings, more, err = cutPage(out.Body.Pairings, in.Size); more {
 				out.Body.NextPageToken = rows[len(out.Body.Pairings)-1].ID
 			}
 			return out, err
 		})
 	register(a, operation{method: http.MethodGet, path: "/v1/enrollments/{user_code}", summary: "One device that waits"},
-		func(ctx context.Context, c *caller, in *OfPairing) (*pairingOut, error) {
-			p, err := a.Gate.Pairing(ctx, c.Tenant(), in.Code, a.Now())
+		func(ctx context.Context, c *caller, in *PairingPath) (*pairingOut, error) {
+			p, err := a.Enrollment.Pairing(ctx, c.Tenant(), in.Code, a.Now())
 			if err != nil {
-				return nil, a.undecided(c, audit.RequestRefuse, in.Code, err)
+				return nil, a.recordRefusedDecision(c, audit.RequestRefuse, in.Code, err)
 			}
 			return &pairingOut{viewPairing(p)}, nil
 		})
@@ -145,35 +145,35 @@ func (a *API) pairingListRoutes() {
 
 func (a *API) pairingDecisionRoutes() {
 	type pairingApproveIn struct {
-		OfPairing
+		PairingPath
 		Body api.ApprovePairingRequest
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/enrollments/{user_code}/approve", summary: "Make the keys behind a code those of a device"},
 		func(ctx context.Context, c *caller, in *pairingApproveIn) (*deviceOut, error) {
-			s, err := a.Gate.Approve(ctx, c.actor, enroll.Approve{
+			s, err := a.Enrollment.ApprovePairing(ctx, c.actor, enroll.PairingApproval{
 				UserCode: in.Code, Sign: watchword.KeyID(in.Body.Sign), ID: watchword.SubjectID(in.Body.ID), Labels: in.Body.Labels,
 			}, a.Now())
-			return deviceAnswer(s, a.undecided(c, audit.DeviceEnroll, in.Code, err))
+			return deviceAnswer(s, a.recordRefusedDecision(c, audit.DeviceEnroll, in.Code, err))
 		})
 	register(a, operation{method: http.MethodPost, path: "/v1/enrollments/{user_code}/reject", summary: "Turn a device down"},
-		func(ctx context.Context, c *caller, in *OfPairing) (*pairingOut, error) {
-			p, err := a.Gate.Reject(ctx, c.actor, in.Code, a.Now())
+		func(ctx context.Context, c *caller, in *PairingPath) (*pairingOut, error) {
+			p, err := a.Enrollment.RejectPairing(ctx, c.actor, in.Code, a.Now())
 			if err != nil {
-				return nil, a.undecided(c, audit.PairingReject, in.Code, err)
+				return nil, a.recordRefusedDecision(c, audit.PairingReject, in.Code, err)
 			}
 			return &pairingOut{viewPairing(p)}, nil
 		})
 }
 
-// undecided puts a refused decision on record, and returns err: whoever tries
+// recordRefusedDecision puts a refused decision on record, and returns err: whoever tries
 // codes, or keys, leaves a trace for each.
-func (a *API) undecided(c *caller, kind, typed string, err error) error {
-	if err != nil && !errors.Is(err, watchword.ErrBasisMoved) { // then it is decided again
+func (a *API) recordRefusedDecision(c *caller, kind, typed string, err error) error {
+	if err != nil && !errors.Is(err, watchword.ErrAuthorityChanged) { // then it is decided again
 		object := ""
 		if code, cerr := enroll.ParseUserCode(typed); cerr == nil { // nothing else of a caller's goes into the log
 			object = enroll.FormatUserCode(code)
 		}
-		a.Recorder.Refused(c.actor.Failed(kind, object, a.Now(), err, map[string]string{"remote": c.remote}))
+		a.Recorder.Refused(c.actor.RefusedEntry(kind, object, a.Now(), err, map[string]string{"remote": c.remote}))
 	}
 	return err
 }

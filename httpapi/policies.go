@@ -37,7 +37,7 @@ func (a *API) policyRoutes() {
 			}
 			slices.SortFunc(out.Body.Policies, func(a, b api.Policy) int { return strings.Compare(a.Name, b.Name) })
 			var more bool
-			if out.Body.Policies, more, err = cut(out.Body.Policies, in.Size); more {
+			if out.Body.Policies, more, err = cutPage(out.Body.Policies, in.Size); more {
 				out.Body.NextPageToken = out.Body.Policies[len(out.Body.Policies)-1].Name
 			}
 			return out, err
@@ -55,10 +55,10 @@ func (a *API) policyRoutes() {
 	})
 	a.describe(http.MethodGet, "/v1/policies/{name}", "A policy's text (TOML)", nil)
 
-	a.handle(route{pattern: "PUT /v1/policies/{name}", edits: true, body: maxPolicy, want: tomlType}, a.applyPolicy)
+	a.handle(route{pattern: "PUT /v1/policies/{name}", editsPolicy: true, maxBody: maxPolicy, contentType: tomlType}, a.applyPolicy)
 	a.describe(http.MethodPut, "/v1/policies/{name}", "Put a policy in force; live sessions follow before the answer", nil)
 
-	a.handle(route{pattern: "POST /v1/policies/check", reads: true, body: maxPolicy, want: tomlType}, func(w http.ResponseWriter, r *http.Request, c *caller) error {
+	a.handle(route{pattern: "POST /v1/policies/check", safePost: true, maxBody: maxPolicy, contentType: tomlType}, func(w http.ResponseWriter, r *http.Request, c *caller) error {
 		name := r.URL.Query().Get("name")
 		if err := watchword.CheckName("name", name); err != nil {
 			return err
@@ -66,7 +66,7 @@ func (a *API) policyRoutes() {
 		if err := a.Registry.CheckPolicy(r.Context(), c.Tenant(), name, c.body); err != nil {
 			return err
 		}
-		answer(w, http.StatusOK, api.PolicyCheck{OK: true})
+		writeAnswer(w, http.StatusOK, api.PolicyCheck{OK: true})
 		return nil
 	})
 	a.describe(http.MethodPost, "/v1/policies/check", "Find a policy's mistakes without applying it", nil)
@@ -75,13 +75,13 @@ func (a *API) policyRoutes() {
 		Name  string `path:"name" maxLength:"64"`
 		Match string `header:"If-Match"`
 	}
-	register(a, operation{method: http.MethodDelete, path: "/v1/policies/{name}", edits: true, summary: "Take a policy out of force", status: http.StatusNoContent},
-		func(ctx context.Context, c *caller, in *policyDeleteIn) (*none, error) {
+	register(a, operation{method: http.MethodDelete, path: "/v1/policies/{name}", editsPolicy: true, summary: "Take a policy out of force", status: http.StatusNoContent},
+		func(ctx context.Context, c *caller, in *policyDeleteIn) (*noBody, error) {
 			v, err := ifMatch(in.Match, -1)
 			if err != nil {
 				return nil, err
 			}
-			return nil, c.edit.Delete(ctx, c.actor, in.Name, v, a.Now())
+			return nil, c.policyEdit.Delete(ctx, c.actor, in.Name, v, a.Now())
 		})
 	a.explainRoute()
 }
@@ -98,19 +98,19 @@ func (a *API) applyPolicy(w http.ResponseWriter, r *http.Request, c *caller) err
 	if r.Header.Get("If-None-Match") == "*" {
 		v = 0
 	}
-	p, err := c.edit.Apply(r.Context(), c.actor, name, c.body, v, a.Now())
+	p, err := c.policyEdit.Apply(r.Context(), c.actor, name, c.body, v, a.Now())
 	if err != nil {
 		return err
 	}
 	w.Header().Set("ETag", etag(p.Version))
-	answer(w, http.StatusOK, viewPolicy(p))
+	writeAnswer(w, http.StatusOK, viewPolicy(p))
 	return nil
 }
 
 func (a *API) explainRoute() {
 	type policyExplainIn struct{ Body api.ExplainRequest }
 	type policyExplainOut struct{ Body api.Explanation }
-	register(a, operation{method: http.MethodPost, path: "/v1/explain", reads: true, summary: "Why a request is allowed or denied"},
+	register(a, operation{method: http.MethodPost, path: "/v1/explain", readsOnly: true, summary: "Why a request is allowed or denied"},
 		func(ctx context.Context, c *caller, in *policyExplainIn) (*policyExplainOut, error) {
 			q := in.Body
 			if !explainable(q.Action, q.Resource) {
@@ -119,7 +119,7 @@ func (a *API) explainRoute() {
 			var args []byte
 			if len(q.Args) > 0 && string(q.Args) != "null" {
 				var err error
-				if args, err = object("args", q.Args); err != nil {
+				if args, err = compactObject("args", q.Args); err != nil {
 					return nil, err
 				}
 			}

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/office"
+	"github.com/watchword-iot/watchword/authn"
 	"github.com/watchword-iot/watchword/policy"
 )
 
@@ -120,7 +120,7 @@ func (p *problem) GetHeaders() http.Header {
 
 // problem turns err into a problem document, logs it, and records a refusal.
 func (a *API) problem(r *http.Request, err error) *problem {
-	in := infoOf(r.Context())
+	in := requestInfoOf(r.Context())
 	p := newProblem(err)
 	p.TraceID = in.trace
 	p.tell(a, in)
@@ -128,8 +128,8 @@ func (a *API) problem(r *http.Request, err error) *problem {
 		slog.String("code", string(p.Code)), slog.String("method", r.Method), slog.String("path", r.URL.Path),
 		slog.String("trace", in.trace), slog.String("remote", in.remote.String()),
 	}
-	if in.who.Subject != "" {
-		attrs = append(attrs, slog.String("subject", string(in.who.Subject)))
+	if in.actor.Subject != "" {
+		attrs = append(attrs, slog.String("subject", string(in.actor.Subject)))
 	}
 	if p.Rule != "" {
 		attrs = append(attrs, slog.String("rule", p.Rule))
@@ -145,19 +145,19 @@ func (a *API) problem(r *http.Request, err error) *problem {
 		level = slog.LevelError
 	}
 	a.Log.LogAttrs(r.Context(), level, "request refused", append(attrs, slog.Any("err", err))...)
-	a.Recorder.Refused(in.who.Failed(audit.RequestRefuse, r.Method+" "+clip(r.URL.Path), a.Now(), err, map[string]string{
+	a.Recorder.Refused(in.actor.RefusedEntry(audit.RequestRefuse, r.Method+" "+clipLogText(r.URL.Path), a.Now(), err, map[string]string{
 		"remote": in.remote.String(), "rule": p.Rule,
 	}))
 	return p
 }
 
 // tell puts into p what its challenge says beside what was wrong.
-func (p *problem) tell(a *API, in *info) {
+func (p *problem) tell(a *API, in *requestInfo) {
 	p.scheme, p.metadata = in.scheme, a.PublicURL+resourceMetadata
 }
 
-// clip bounds what a stranger can write into the log.
-func clip(s string) string {
+// clipLogText bounds what a stranger can write into the log.
+func clipLogText(s string) string {
 	const most = 200
 	if len(s) > most {
 		return s[:most] + "…"
@@ -179,7 +179,7 @@ func newProblem(err error) *problem {
 			p.Mistakes = append(p.Mistakes, api.Mistake(m))
 		}
 	}
-	p.binding = errors.Is(err, office.ErrBinding)
+	p.binding = errors.Is(err, authn.ErrKeyNotBound)
 	if p.RetryAfter == 0 && (status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable) {
 		p.RetryAfter = 1
 	}
@@ -198,8 +198,8 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	writeJSON(w, p)
 }
 
-// answer writes v as JSON.
-func answer(w http.ResponseWriter, status int, v any) {
+// writeAnswer writes v as JSON.
+func writeAnswer(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)

@@ -22,9 +22,9 @@ func TestEveryCodeHasAStatus(t *testing.T) {
 func TestTheCauseOfAFaultIsNeverShown(t *testing.T) {
 	secret := "the disk said secret things"
 	for _, err := range []error{
-		watchword.Because(errText(secret), watchword.Internal, "inner detail"),
+		watchword.Wrap(errText(secret), watchword.Internal, "inner detail"),
 		errText(secret),
-		watchword.Because(errText(secret), watchword.Unavailable, "the store does not answer"),
+		watchword.Wrap(errText(secret), watchword.Unavailable, "the store does not answer"),
 	} {
 		p := newProblem(err)
 		if strings.Contains(p.Detail, secret) || p.Status < 500 {

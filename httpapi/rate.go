@@ -25,20 +25,20 @@ type rateClass struct {
 // The classes. Those of /v1/self are for devices: what a device writes of itself has a narrow bound, since every device
 // may call these operations.
 var (
-	rateRead       = &rateClass{"read", 1, 2}
-	rateChange     = &rateClass{"change", 1, 2}
-	rateSelf       = &rateClass{"self", 1. / 40, 4}
-	rateEvents     = &rateClass{"events", 1, 2} // and limits.publish_rate: see [API.publishEvent]
-	rateReceipts   = &rateClass{"receipts", 1. / 10, 2}
-	rateState      = &rateClass{"state", 1. / 100, 5}
-	rateRare       = &rateClass{"rare", 1. / 10_000, 50}
-	rateClasses    = []*rateClass{rateRead, rateChange, rateSelf, rateEvents, rateReceipts, rateState, rateRare}
-	rateExceptions = map[string]*rateClass{
+	rateRead        = &rateClass{"read", 1, 2}
+	rateChange      = &rateClass{"change", 1, 2}
+	rateSelfService = &rateClass{"self", 1. / 40, 4}
+	rateEvents      = &rateClass{"events", 1, 2} // and limits.publish_rate: see [API.publishEvent]
+	rateReceipts    = &rateClass{"receipts", 1. / 10, 2}
+	rateState       = &rateClass{"state", 1. / 100, 5}
+	rateSelfRare    = &rateClass{"rare", 1. / 10_000, 50}
+	rateClasses     = []*rateClass{rateRead, rateChange, rateSelfService, rateEvents, rateReceipts, rateState, rateSelfRare}
+	rateExceptions  = map[string]*rateClass{
 		"POST /v1/self/events/{stream...}": rateEvents,
 		"POST /v1/self/receipts":           rateReceipts,
 		"PUT /v1/self/state":               rateState,
-		"PUT /v1/self/functions":           rateRare, // up to 256 schemas are compiled
-		"POST /v1/self/keys":               rateRare,
+		"PUT /v1/self/functions":           rateSelfRare, // up to 256 schemas are compiled
+		"POST /v1/self/keys":               rateSelfRare,
 		"POST /oauth/introspect":           rateRead, // it changes nothing
 	}
 )
@@ -51,7 +51,7 @@ func rateClassOf(pattern string) *rateClass {
 	method, path, _ := strings.Cut(pattern, " ")
 	switch {
 	case path == "/v1/self" || strings.HasPrefix(path, "/v1/self/"):
-		return rateSelf
+		return rateSelfService
 	case method == http.MethodGet || pattern == "": // no route: only the refusal is logged
 		return rateRead
 	}

@@ -10,18 +10,18 @@ import (
 )
 
 func (a *API) rekeyRoutes() {
-	a.handle(route{pattern: "POST /v1/self/keys", body: 16 << 10, want: "application/json"}, a.rekey)
+	a.handle(route{pattern: "POST /v1/self/keys", maxBody: 16 << 10, contentType: "application/json"}, a.rekey)
 	a.describe(http.MethodPost, "/v1/self/keys", "Change a device's own keys: the new ones, and a proof by old and new", nil)
 }
 
 func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {
 	var in api.RekeyRequest
-	if err := decode(c.body, &in); err != nil {
+	if err := decodeStrict(c.body, &in); err != nil {
 		return err
 	}
-	s, err := a.Gate.Rekey(r.Context(), c.actor, enroll.RekeyRequest{Sign: in.Keys.Sign, Seal: in.Keys.Seal, Proof: in.Rekey}, a.Now())
+	s, err := a.Enrollment.Rekey(r.Context(), c.actor, enroll.RekeyRequest{Sign: in.Keys.Sign, Seal: in.Keys.Seal, Proof: in.Rekey}, a.Now())
 	if err != nil {
-		a.Recorder.Refused(c.actor.Failed(audit.DeviceRekey, string(c.Subject()), a.Now(), err, nil))
+		a.Recorder.Refused(c.actor.RefusedEntry(audit.DeviceRekey, string(c.Subject()), a.Now(), err, nil))
 		return err
 	}
 	out := api.RekeyResponse{ID: s.ID}
@@ -34,6 +34,6 @@ func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {
 			out.Keys.Seal = k.ID
 		}
 	}
-	answer(w, http.StatusOK, out)
+	writeAnswer(w, http.StatusOK, out)
 	return nil
 }

@@ -18,18 +18,18 @@ import (
 
 func viewRetained(m session.Retained) api.Retained {
 	return api.Retained{
-		Topic: m.Topic, Owner: m.Owner, Incarnation: m.Incarnation, Given: m.Given, QoS: m.QoS, Bytes: len(m.Payload), Memory: m.Memory, ContentType: clip(m.ContentType),
-		ExpiresAt: when(m.Expires),
+		Topic: m.Topic, Owner: m.Owner, Incarnation: m.Incarnation, Deliverable: m.Deliverable, QoS: m.QoS, Bytes: len(m.Payload), MemoryBytes: m.MemoryBytes, ContentType: clipLogText(m.ContentType),
+		ExpiresAt: optionalTime(m.Expires),
 	}
 }
 
 // retainedPrefix begins the paths of single retained messages; the topic follows.
 const retainedPrefix = "/v1/retained/"
 
-// judgedPath is the path of a request as policies judge it: that of its URL, but for topics,
+// policyPath is the path of a request as policies judge it: that of its URL, but for topics,
 // whose levels may be empty, ., .. or not printable while such segments of a path are
 // nobody's. They stand as %, %2E and %2E%2E, and percent-encoded, which wildcards cover.
-func judgedPath(r *http.Request) string {
+func policyPath(r *http.Request) string {
 	topic, ok := strings.CutPrefix(r.URL.Path, retainedPrefix)
 	if !ok {
 		return r.URL.Path
@@ -59,7 +59,7 @@ func (a *API) retainedRoutes() {
 	type topicIn struct {
 		Topic string `path:"topic" doc:"the topic, with every / as %2F"`
 	}
-	type wholeOut struct{ Body api.RetainedWhole }
+	type wholeOut struct{ Body api.RetainedDetail }
 
 	register(a, operation{method: http.MethodGet, path: "/v1/retained", summary: "Retained messages, in the order of their topics' levels"},
 		func(ctx context.Context, c *caller, in *listIn) (*listOut, error) {
@@ -74,10 +74,10 @@ func (a *API) retainedRoutes() {
 			}
 			out := &listOut{}
 			out.Body.Retained = []api.Retained{}
-			if a.Wire == nil {
+			if a.Broker == nil {
 				return out, nil
 			}
-			page, next, err := a.Wire.Retained(ctx, c.Tenant(), in.Filter, in.Owner, string(after), in.Size)
+			page, next, err := a.Broker.Retained(ctx, c.Tenant(), in.Filter, in.Owner, string(after), in.Size)
 			if err != nil {
 				return nil, err
 			}
@@ -85,7 +85,7 @@ func (a *API) retainedRoutes() {
 				out.Body.Retained = append(out.Body.Retained, viewRetained(m))
 			}
 			var more bool
-			if out.Body.Retained, more, err = cut(out.Body.Retained, in.Size); more {
+			if out.Body.Retained, more, err = cutPage(out.Body.Retained, in.Size); more {
 				next = page[len(out.Body.Retained)-1].Topic
 			}
 			out.Body.NextPageToken = base64.RawURLEncoding.EncodeToString([]byte(next))
@@ -93,23 +93,23 @@ func (a *API) retainedRoutes() {
 		})
 	register(a, operation{method: http.MethodGet, path: retainedPrefix + "{topic...}", summary: "The retained message of one topic, with its payload"},
 		func(ctx context.Context, c *caller, in *topicIn) (*wholeOut, error) {
-			m, err := a.retained(ctx, c, in.Topic)
+			m, err := a.retainedMessage(ctx, c, in.Topic)
 			if err != nil {
 				return nil, err
 			}
-			e := c.actor.Did(audit.RetainedShow, in.Topic, a.Now(), map[string]string{"owner": string(m.Owner), "remote": c.remote})
+			e := c.actor.DoneEntry(audit.RetainedShow, in.Topic, a.Now(), map[string]string{"owner": string(m.Owner), "remote": c.remote})
 			if err := a.Entries.AddEntry(ctx, e); err != nil {
 				return nil, err
 			}
-			return &wholeOut{api.RetainedWhole{Retained: viewRetained(m), Payload: m.Payload}}, nil
+			return &wholeOut{api.RetainedDetail{Retained: viewRetained(m), Payload: m.Payload}}, nil
 		})
 	register(a, operation{method: http.MethodDelete, path: retainedPrefix + "{topic...}", summary: "Remove the retained message of one topic", status: http.StatusNoContent},
-		func(ctx context.Context, c *caller, in *topicIn) (*none, error) {
-			if _, err := a.retained(ctx, c, in.Topic); err != nil {
+		func(ctx context.Context, c *caller, in *topicIn) (*noBody, error) {
+			if _, err := a.retainedMessage(ctx, c, in.Topic); err != nil {
 				return nil, err
 			}
-			return nil, a.Wire.DeleteRetained(ctx, c.Tenant(), in.Topic, func(m session.Retained) error {
-				return a.Entries.AddEntry(ctx, c.actor.Did(audit.RetainedDelete, in.Topic, a.Now(), map[string]string{
+			return nil, a.Broker.DeleteRetained(ctx, c.Tenant(), in.Topic, func(m session.Retained) error {
+				return a.Entries.AddEntry(ctx, c.actor.DoneEntry(audit.RetainedDelete, in.Topic, a.Now(), map[string]string{
 					"owner": string(m.Owner), "bytes": strconv.Itoa(len(m.Payload)),
 				}))
 			})
@@ -120,14 +120,14 @@ func (a *API) retainedRoutes() {
 	delete(paths, retainedPrefix+"{topic...}")
 }
 
-// retained returns the retained message of a topic. Codes: bad_request, not_found,
+// retainedMessage returns the retained message of a topic. Codes: bad_request, not_found,
 // unavailable.
-func (a *API) retained(ctx context.Context, c *caller, topic string) (session.Retained, error) {
+func (a *API) retainedMessage(ctx context.Context, c *caller, topic string) (session.Retained, error) {
 	if err := policy.CheckTopic(topic); err != nil {
 		return session.Retained{}, err
 	}
-	if a.Wire == nil {
+	if a.Broker == nil {
 		return session.Retained{}, watchword.Refuse(watchword.NotFound, "nothing is retained here")
 	}
-	return a.Wire.RetainedMessage(ctx, c.Tenant(), topic)
+	return a.Broker.RetainedMessage(ctx, c.Tenant(), topic)
 }

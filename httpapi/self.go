@@ -38,26 +38,26 @@ func viewPermissions(ps []watchword.Permission) ([]json.RawMessage, error) {
 func (a *API) selfRoutes() {
 	type selfOut struct{ Body api.Self }
 	register(a, operation{method: http.MethodGet, path: "/v1/self", summary: "Who am I, and what may I"},
-		func(ctx context.Context, c *caller, _ *none) (*selfOut, error) {
+		func(ctx context.Context, c *caller, _ *noBody) (*selfOut, error) {
 			s, err := a.Registry.Subject(ctx, c.Tenant(), c.Subject())
 			if err != nil {
 				return nil, err
 			}
 			d := viewDevice(s)
 			out := &selfOut{api.Self{
-				ID: s.ID, Kind: s.Kind, State: s.State, Labels: d.Labels, Incarnation: s.Incarnation, Issuer: a.Office.Issuer(),
+				ID: s.ID, Kind: s.Kind, State: s.State, Labels: d.Labels, Incarnation: s.Incarnation, Issuer: a.Auth.Issuer(),
 				Token: api.SelfToken{JTI: c.JTI(), ExpiresAt: c.Expires().UTC(), Key: c.Key()},
 			}}
-			if out.Body.Permissions.Perm, err = viewPermissions(c.Today().Perm()); err != nil {
+			if out.Body.Permissions.Perm, err = viewPermissions(c.Policy().Perm()); err != nil {
 				return nil, err
 			}
-			out.Body.Permissions.Deny, err = viewPermissions(c.Today().Deny())
+			out.Body.Permissions.Deny, err = viewPermissions(c.Policy().Deny())
 			return out, err
 		})
 
-	a.handle(route{pattern: "POST /v1/self/events/{stream...}", body: watchword.MaxDocument}, a.publishEvent)
+	a.handle(route{pattern: "POST /v1/self/events/{stream...}", maxBody: watchword.MaxDocument}, a.publishEvent)
 	a.describe(http.MethodPost, "/v1/self/events/{stream}", "Publish an event: any body up to 32 KiB, with its content type", nil)
-	a.handle(route{pattern: "PUT /v1/self/state", body: watchword.MaxDocument, want: "application/json"}, a.reportState)
+	a.handle(route{pattern: "PUT /v1/self/state", maxBody: watchword.MaxDocument, contentType: "application/json"}, a.reportState)
 	a.describe(http.MethodPut, "/v1/self/state", "Report state: a JSON object up to 32 KiB", nil)
 	a.handle(route{pattern: "GET /v1/self/state"}, a.selfState)
 	a.describe(http.MethodGet, "/v1/self/state", "The state reported last", nil)
@@ -65,16 +65,16 @@ func (a *API) selfRoutes() {
 	a.describe(http.MethodGet, "/v1/self/config", "The wanted configuration, signed", nil)
 
 	type functions struct{ Body api.FunctionList }
-	register(a, operation{method: http.MethodPut, path: "/v1/self/functions", summary: "Announce what this device can be asked to do", status: http.StatusNoContent, body: 96 << 10},
-		func(ctx context.Context, c *caller, in *functions) (*none, error) {
-			fs, err := a.announced(ctx, in.Body.Functions)
+	register(a, operation{method: http.MethodPut, path: "/v1/self/functions", summary: "Announce what this device can be asked to do", status: http.StatusNoContent, maxBody: 96 << 10},
+		func(ctx context.Context, c *caller, in *functions) (*noBody, error) {
+			fs, err := a.parseFunctions(ctx, in.Body.Functions)
 			if err != nil {
 				return nil, err
 			}
-			return nil, a.Twins.SetFunctions(ctx, c.Tenant(), c.Basis(), c.Subject(), fs, a.Now())
+			return nil, a.Twins.SetFunctions(ctx, c.Tenant(), c.Versions(), c.Subject(), fs, a.Now())
 		})
 	register(a, operation{method: http.MethodGet, path: "/v1/self/functions", summary: "What this device has announced"},
-		func(ctx context.Context, c *caller, _ *none) (*functions, error) {
+		func(ctx context.Context, c *caller, _ *noBody) (*functions, error) {
 			fs, err := a.Twins.Functions(ctx, c.Tenant(), c.Subject())
 			out := &functions{}
 			out.Body.Functions = viewFunctions(fs)
@@ -85,8 +85,8 @@ func (a *API) selfRoutes() {
 // maxObjects is how many objects the schemas of one announcement may have together: compiling them takes time.
 const maxObjects = 4096
 
-// ofFunction says in the field of which function a schema is refused, so that a device can announce the others.
-func ofFunction(err error, name string) error {
+// functionField says in the field of which function a schema is refused, so that a device can announce the others.
+func functionField(err error, name string) error {
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		of := *e
 		of.Field, of.Detail = "functions."+name, "schema: "+e.Detail
@@ -95,8 +95,8 @@ func ofFunction(err error, name string) error {
 	return err
 }
 
-// ofField says which member of a request no reader of what is signed from it would take.
-func ofField(field string, err error, must string) error {
+// fieldError says which member of a request no reader of what is signed from it would take.
+func fieldError(field string, err error, must string) error {
 	switch code := watchword.CodeOf(err); code {
 	case watchword.BadRequest, watchword.TooLarge:
 		return &watchword.Error{Code: code, Field: field, Detail: must, Err: err}
@@ -104,9 +104,9 @@ func ofField(field string, err error, must string) error {
 	return err
 }
 
-// announced is what a device says that it can be asked to do. Its schemas are compiled in turns with what others have
+// parseFunctions is what a device says that it can be asked to do. Its schemas are compiled in turns with what others have
 // the server calculate. Codes: bad_request; too_large; busy.
-func (a *API) announced(ctx context.Context, in []api.Function) ([]twin.Function, error) {
+func (a *API) parseFunctions(ctx context.Context, in []api.Function) ([]twin.Function, error) {
 	seen, objects := map[string]bool{}, 0
 	out := make([]twin.Function, len(in))
 	for i, f := range in {
@@ -123,9 +123,9 @@ func (a *API) announced(ctx context.Context, in []api.Function) ([]twin.Function
 			continue
 		}
 		var compiled *schema.Schema
-		if err := a.Room.Do(ctx, func() (err error) {
+		if err := a.SchemaSlots.Do(ctx, func() (err error) {
 			if compiled, err = command.CompileSchema(f.Schema); err != nil {
-				return ofFunction(err, f.Name)
+				return functionField(err, f.Name)
 			}
 			return nil
 		}); err != nil {
@@ -152,20 +152,20 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 	}
 	now := a.Now()
 	// By the clock of timers: connections of the same subject wait by it for the same rate.
-	if err := a.Publishes.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, 1, time.Now()); err != nil {
+	if err := a.PublishRates.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, 1, time.Now()); err != nil {
 		return err
 	}
-	e := &bus.Event{Device: c.Subject(), Stream: stream, ContentType: strings.Clone(clip(r.Header.Get("Content-Type"))), At: now, Data: c.body}
+	e := &bus.Event{Device: c.Subject(), Stream: stream, ContentType: strings.Clone(clipLogText(r.Header.Get("Content-Type"))), At: now, Data: c.body}
 	d := &bus.Document{Name: e.Topic(), ContentType: e.ContentType, Payload: c.body}
 	if err := a.Bus.Tenant(c.Tenant()).PublishDocument(d, e); err != nil {
 		return err
 	}
-	answer(w, http.StatusAccepted, api.PublishResponse{ID: e.ID()})
+	writeAnswer(w, http.StatusAccepted, api.PublishResponse{ID: e.ID()})
 	return nil
 }
 
-// object refuses what is no strict JSON object, and returns it compact. Code: bad_request.
-func object(field string, b []byte) ([]byte, error) {
+// compactObject refuses what is no strict JSON object, and returns it compact. Code: bad_request.
+func compactObject(field string, b []byte) ([]byte, error) {
 	if err := jose.Walk(b, func(string, jsontext.Value) error { return nil }); err != nil {
 		return nil, &watchword.Error{Code: watchword.BadRequest, Field: field, Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
 	}
@@ -180,15 +180,15 @@ func (a *API) reportState(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err := c.Publish(selfTopic(c, "state")).Err(); err != nil {
 		return err
 	}
-	doc, err := object("state", c.body)
+	doc, err := compactObject("state", c.body)
 	if err != nil {
 		return err
 	}
 	// By the clock of timers, as in publishEvent.
-	if err := a.Controls.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, twin.ReportCost, time.Now()); err != nil {
+	if err := a.ControlRates.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, twin.ReportCost, time.Now()); err != nil {
 		return err
 	}
-	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Basis(), c.Subject(), doc, a.Now()); err != nil {
+	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Versions(), c.Subject(), doc, a.Now()); err != nil {
 		return err
 	}
 	if err := a.Bus.Tenant(c.Tenant()).PublishDocument(&bus.Document{Name: selfTopic(c, "state"), ContentType: "application/json", Payload: doc}, nil); err != nil {
@@ -206,8 +206,8 @@ func (a *API) selfState(w http.ResponseWriter, r *http.Request, c *caller) error
 	if t.State == nil {
 		return watchword.Refuse(watchword.NotFound, "no state was reported yet")
 	}
-	w.Header().Set("ETag", etag(t.StateCount))
-	answer(w, http.StatusOK, json.RawMessage(t.State))
+	w.Header().Set("ETag", etag(t.StateVersion))
+	writeAnswer(w, http.StatusOK, json.RawMessage(t.State))
 	return nil
 }
 
@@ -222,16 +222,16 @@ func (a *API) selfConfig(w http.ResponseWriter, r *http.Request, c *caller) erro
 	if t.Config == nil {
 		return watchword.Refuse(watchword.NotFound, "no configuration was set yet")
 	}
-	tag := fmt.Sprintf(`"%d.%d"`, a.Desk.Epoch(), t.ConfigVer)
+	tag := fmt.Sprintf(`"%d.%d"`, a.Commands.Epoch(), t.ConfigVersion)
 	w.Header().Set("ETag", tag)
 	w.Header().Set("Cache-Control", "no-cache")
 	known := r.Header.Get("If-None-Match")
 	// A device of a build without epochs names the version alone, of the first epoch.
-	if known == tag || a.Desk.Epoch() == 1 && known == etag(t.ConfigVer) {
+	if known == tag || a.Commands.Epoch() == 1 && known == etag(t.ConfigVersion) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	jws, err := a.Desk.SignConfig(c.Subject(), t.ConfigVer, t.Config)
+	jws, err := a.Commands.SignConfig(c.Subject(), t.ConfigVersion, t.Config)
 	if err != nil {
 		return err
 	}

@@ -26,16 +26,16 @@ const (
 	writeTimeout = 30 * time.Second
 )
 
-// info is what the door knows of a request. who is filled in when papers were shown.
-type info struct {
+// requestInfo is what the door knows of a request. who is filled in when papers were shown.
+type requestInfo struct {
 	trace  string
 	remote netip.Addr
-	who    audit.Actor
+	actor  audit.Actor
 	scheme string      // of the token that was shown; empty before one was
 	header http.Header // of the answer
-	writer *answerWriter
+	writer *responseWriter
 	// session is the request's once its input is whole, if it has a token.
-	session *watched
+	session *requestSession
 }
 
 type connKey struct{}
@@ -50,32 +50,32 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 
 type infoKey struct{}
 
-// infoOf returns the request's info; a zero one outside a request.
-func infoOf(ctx context.Context) *info {
-	if in, ok := ctx.Value(infoKey{}).(*info); ok {
+// requestInfoOf returns the request's info; a zero one outside a request.
+func requestInfoOf(ctx context.Context) *requestInfo {
+	if in, ok := ctx.Value(infoKey{}).(*requestInfo); ok {
 		return in
 	}
-	return &info{}
+	return &requestInfo{}
 }
 
 // ServeHTTP gives every request its trace id, its bounds, and an answer even
 // where the code behind it panics.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	in := &info{trace: watchword.NewID("", a.Now()), who: audit.Actor{Tenant: tenant}}
-	in.who.Trace = in.trace
-	in.writer = newAnswerWriter(w, r)
+	in := &requestInfo{trace: watchword.NewID("", a.Now()), actor: audit.Actor{Tenant: tenant}}
+	in.actor.Trace = in.trace
+	in.writer = newResponseWriter(w, r)
 	in.header = w.Header()
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		in.remote = ap.Addr().Unmap()
 	}
-	in.writer.answers, in.writer.account.network = a.answers, rates.Network(in.remote)
-	r = r.WithContext(context.WithValue(fair.With(r.Context(), rates.Network(in.remote)), infoKey{}, in))
+	in.writer.quota, in.writer.account.network = a.answerQuota, rates.Network(in.remote)
+	r = r.WithContext(context.WithValue(fair.WithNetwork(r.Context(), rates.Network(in.remote)), infoKey{}, in))
 	h := w.Header()
 	h.Set("Trace-Id", in.trace)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	h.Set("Referrer-Policy", "no-referrer")
-	if a.strict {
+	if a.strictTransport {
 		h.Set("Strict-Transport-Security", "max-age=31536000")
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
@@ -84,37 +84,37 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if s := in.session; s != nil {
 			s.close()
 		}
-		in.writer.end()
+		in.writer.detach()
 	}()
 	// Many requests go over one connection (HTTP/2), and each takes memory until its answer is written.
 	network := rates.Network(in.remote)
-	if err := a.requests.Take(network, 1); err != nil {
+	if err := a.requestQuota.Reserve(network, 1); err != nil {
 		a.fail(in.writer, r, &watchword.Error{Code: watchword.Busy, Detail: "too many requests are under way", RetryAfter: time.Second, Err: err})
 	} else {
-		defer a.requests.Give(network, 1)
+		defer a.requestQuota.Release(network, 1)
 		a.serve(r, in, common)
 	}
-	a.pause(r.Context(), in)
+	a.delayRefusal(r.Context(), in)
 	a.finish(r, in, common)
 }
 
 // An answer of status 429 to a subject is given late, so that one who asks again at once costs the server no more than
 // one who waits. Where so many are late already, it is given at once. Strangers are bounded by address before.
 const (
-	refusalPause = 20 * time.Millisecond
-	pausedMost   = 1024
+	refusalDelay        = 20 * time.Millisecond
+	maxDelayedResponses = 1024
 )
 
-// pause waits, where the answer is one that is given late, or until the client goes.
-func (a *API) pause(ctx context.Context, in *info) {
-	if in.who.Subject == "" || in.writer.direct || in.writer.status != http.StatusTooManyRequests {
+// delayRefusal waits, where the answer is one that is given late, or until the client goes.
+func (a *API) delayRefusal(ctx context.Context, in *requestInfo) {
+	if in.actor.Subject == "" || in.writer.direct || in.writer.status != http.StatusTooManyRequests {
 		return
 	}
-	defer a.paused.Add(-1)
-	if a.paused.Add(1) > pausedMost {
+	defer a.delayedResponses.Add(-1)
+	if a.delayedResponses.Add(1) > maxDelayedResponses {
 		return
 	}
-	t := time.NewTimer(refusalPause)
+	t := time.NewTimer(refusalDelay)
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -123,7 +123,7 @@ func (a *API) pause(ctx context.Context, in *info) {
 }
 
 // serve has the request answered, even where the code panics.
-func (a *API) serve(r *http.Request, in *info, common http.Header) {
+func (a *API) serve(r *http.Request, in *requestInfo, common http.Header) {
 	defer func() {
 		if v := recover(); v != nil {
 			if v == http.ErrAbortHandler {
@@ -141,23 +141,23 @@ func (a *API) serve(r *http.Request, in *info, common http.Header) {
 }
 
 // finish writes what is held back of an answer, or why it is not given.
-func (a *API) finish(r *http.Request, in *info, common http.Header) {
-	why, started := in.writer.finish()
+func (a *API) finish(r *http.Request, in *requestInfo, common http.Header) {
+	reason, started := in.writer.finish()
 	switch {
-	case why == nil:
+	case reason == nil:
 	case started:
 		panic(http.ErrAbortHandler) // a client sees that it has not all of it
 	default:
 		in.writer.restart(common)
-		a.fail(in.writer, r, why)
-		if why, started := in.writer.finish(); why != nil && started {
+		a.fail(in.writer, r, reason)
+		if reason, started := in.writer.finish(); reason != nil && started {
 			panic(http.ErrAbortHandler)
 		}
 	}
 }
 
 func (a *API) handleRequest(w http.ResponseWriter, r *http.Request) {
-	if !plainPath(r.URL) {
+	if !isCanonicalPath(r.URL) {
 		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
 		return
 	}
@@ -173,9 +173,9 @@ func (a *API) handleRequest(w http.ResponseWriter, r *http.Request) {
 	a.mux.ServeHTTP(w, r)
 }
 
-// plainPath reports whether a path is written in the one way that is taken: clean, and
+// isCanonicalPath reports whether a path is written in the one way that is taken: clean, and
 // without what is percent-encoded though it need not be. A topic at its end is encoded.
-func plainPath(u *url.URL) bool {
+func isCanonicalPath(u *url.URL) bool {
 	p := u.EscapedPath()
 	if !strings.HasPrefix(p, retainedPrefix) {
 		if p = u.Path; strings.Contains(u.RawPath, "%") {
@@ -194,7 +194,7 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, handler http.Hand
 			return
 		}
 	}
-	probe := &statusProbe{header: http.Header{}}
+	probe := &muxProbe{header: http.Header{}}
 	handler.ServeHTTP(probe, r)
 	if probe.status == http.StatusMethodNotAllowed {
 		w.Header().Set("Allow", probe.header.Get("Allow"))
@@ -204,12 +204,12 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, handler http.Hand
 	a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
 }
 
-// statusProbe takes the mux's answer without sending it.
-type statusProbe struct {
+// muxProbe takes the mux's answer without sending it.
+type muxProbe struct {
 	header http.Header
 	status int
 }
 
-func (p *statusProbe) Header() http.Header         { return p.header }
-func (p *statusProbe) Write(b []byte) (int, error) { return len(b), nil }
-func (p *statusProbe) WriteHeader(status int)      { p.status = status }
+func (p *muxProbe) Header() http.Header         { return p.header }
+func (p *muxProbe) Write(b []byte) (int, error) { return len(b), nil }
+func (p *muxProbe) WriteHeader(status int)      { p.status = status }

@@ -17,88 +17,90 @@ import (
 
 // sessions returns the live sessions of a subject ("": of all), and what those left
 // behind who are away.
-func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live []api.Session, away []api.OfflineSession) {
-	live, away = viewSessions(a.Guard.Sessions(t, subject), a.Now()), []api.OfflineSession{}
-	if a.Wire == nil {
-		return live, away
+func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live []api.Session, offline []api.OfflineSession) {
+	live, offline = viewSessions(a.Guard.Sessions(t, subject), a.Now()), []api.OfflineSession{}
+	if a.Broker == nil {
+		return live, offline
 	}
 	at := make(map[watchword.SessionID]int, len(live))
 	for i := range live {
 		at[live[i].ID] = i
 	}
-	for _, s := range a.Wire.States(t, subject) {
-		c := api.ClientState{Client: s.Client, Subscriptions: s.Filters, Messages: s.Messages, Bytes: s.Bytes, Memory: s.Memory, Dropped: s.Dropped}
+	for _, s := range a.Broker.SessionStates(t, subject) {
+		c := api.ClientState{Client: s.Client, Subscriptions: s.Filters, Messages: s.Messages, Bytes: s.Bytes, Memory: s.MemoryBytes, Dropped: s.Dropped}
 		if c.Subscriptions == nil {
 			c.Subscriptions = []string{}
 		}
-		if i, ok := at[s.ID]; ok && s.Live {
+		if i, ok := at[s.ID]; ok && s.Connected {
 			live[i].MQTT = &c
-		} else if !s.Live {
-			away = append(away, api.OfflineSession{ID: s.ID, Subject: s.Subject, LeftAt: s.Left.UTC(), EndsAt: s.Ends.UTC(), WillAt: when(s.Will), MQTT: c})
+		} else if !s.Connected {
+			offline = append(offline, api.OfflineSession{ID: s.ID, Subject: s.Subject, DisconnectedAt: s.DisconnectedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC(), WillAt: optionalTime(s.WillDue), MQTT: c})
 		}
 	}
-	return live, away
+	return live, offline
 }
 
-// sessionPlace is where a list of sessions goes on: after a live session, by its id, or,
+// sessionPosition is where a list of sessions goes on: after a live session, by its id, or,
 // when these are done, after one that is away, by its client identifier. Where From is not
 // 0, that one comes again, with its subscriptions from that number on.
-type sessionPlace struct {
-	Live string `json:"l,omitempty"`
-	Away string `json:"a,omitempty"`
-	From int    `json:"f,omitempty"`
+type sessionPosition struct {
+	Live    string `json:"l,omitempty"`
+	Offline string `json:"a,omitempty"`
+	From    int    `json:"f,omitempty"`
 }
 
 // sessionPage is one page of [API.sessions].
-func (a *API) sessionPage(t watchword.TenantID, subject watchword.SubjectID, in Page) (live []api.Session, away []api.OfflineSession, next string, err error) {
-	var from sessionPlace
+func (a *API) sessionPage(t watchword.TenantID, subject watchword.SubjectID, in Page) (live []api.Session, offline []api.OfflineSession, next string, err error) {
+	var from sessionPosition
 	if in.Token != "" {
-		if err := placeOf(in.Token, &from); err != nil {
+		if err := decodePageToken(in.Token, &from); err != nil {
 			return nil, nil, "", err
 		}
 	}
 	allLive, allAway := a.sessions(t, subject)
 	p := sessionPager{room: pageBytes, left: in.Size, from: from.From}
-	live, away = []api.Session{}, []api.OfflineSession{}
+	live, offline = []api.Session{}, []api.OfflineSession{}
 	for _, s := range allLive {
-		if from.Away != "" || !from.next(string(s.ID), from.Live) {
+		if from.Offline != "" || !from.next(string(s.ID), from.Live) {
 			continue
 		}
 		whole := p.take(func(cut func(*api.ClientState) *api.ClientState) any {
 			s.MQTT = cut(s.MQTT)
 			return s
 		}, string(s.ID) == from.Live)
-		if p.took {
+		if p.complete {
 			live = append(live, s)
-			p.last = sessionPlace{Live: string(s.ID), From: p.at}
+			p.last = sessionPosition{Live: string(s.ID), From: p.at}
 		}
 		if !whole {
-			next, err = tokenOf(p.last)
-			return live, away, next, errors.Join(err, p.err)
+			next, err = encodePageToken(p.last)
+			return live, offline, next, errors.Join(err, p.err)
 		}
 	}
 	for _, s := range allAway {
-		if !from.next(s.MQTT.Client, from.Away) {
+		if !from.next(s.MQTT.Client, from.Offline) {
 			continue
 		}
 		whole := p.take(func(cut func(*api.ClientState) *api.ClientState) any {
 			s.MQTT = *cut(&s.MQTT)
 			return s
-		}, s.MQTT.Client == from.Away)
-		if p.took {
-			away = append(away, s)
-			p.last = sessionPlace{Live: p.last.Live, Away: s.MQTT.Client, From: p.at}
+		}, s.MQTT.Client == from.Offline)
+		if p.complete {
+			offline = append(offline, s)
+			p.last = sessionPosition{Live: p.last.Live, Offline: s.MQTT.Client, From: p.at}
 		}
 		if !whole {
-			next, err = tokenOf(p.last)
-			return live, away, next, errors.Join(err, p.err)
+			next, err = encodePageToken(p.last)
+			return live, offline, next, errors.Join(err, p.err)
 		}
 	}
-	return live, away, "", p.err
+	return live, offline, "", p.err
 }
 
 // next reports whether one comes on the page that begins after last.
-func (from sessionPlace) next(id, last string) bool { return id > last || id == last && from.From > 0 }
+func (from sessionPosition) next(id, last string) bool {
+	return id > last || id == last && from.From > 0
+}
 
 // sessionPager fills one page.
 type sessionPager struct {
@@ -106,16 +108,16 @@ type sessionPager struct {
 	left int // sessions
 	from int // of the subscriptions of the first one
 
-	took bool // the last one is on the page
-	at   int  // its subscription with which the next page goes on; 0: it is there as a whole
-	last sessionPlace
-	err  error
+	complete bool // the last one is on the page
+	at       int  // its subscription with which the next page goes on; 0: it is there as a whole
+	last     sessionPosition
+	err      error
 }
 
 // take puts a session on the page, with as many of its subscriptions as there is room
 // for, and reports whether more may follow. again says that it was on the page before.
 func (p *sessionPager) take(view func(cut func(*api.ClientState) *api.ClientState) any, again bool) bool {
-	p.took, p.at = false, 0
+	p.complete, p.at = false, 0
 	if p.left == 0 || p.room <= 0 {
 		return false
 	}
@@ -144,18 +146,18 @@ func (p *sessionPager) take(view func(cut func(*api.ClientState) *api.ClientStat
 	p.err = errors.Join(p.err, err)
 	p.room -= len(b) + 1
 	p.left--
-	p.took = true
+	p.complete = true
 	return whole
 }
 
-// longAnswer is how long a request is being answered before it is listed among the sessions.
-const longAnswer = time.Second
+// longRequest is how long a request is being answered before it is listed among the sessions.
+const longRequest = time.Second
 
 func viewSessions(ss []*session.Session, now time.Time) []api.Session {
 	out := []api.Session{}
 	for _, s := range ss {
 		a := s.Authority()
-		if a == nil || s.Class() == session.Answer && now.Sub(s.Opened()) < longAnswer {
+		if a == nil || s.Class() == session.ClassAnswer && now.Sub(s.Opened()) < longRequest {
 			continue // not open yet, or a request as it is answered all the time
 		}
 		out = append(out, api.Session{
@@ -166,15 +168,15 @@ func viewSessions(ss []*session.Session, now time.Time) []api.Session {
 	return out
 }
 
-// forget ends a session that a client left behind.
-func (a *API) forget(ctx context.Context, c *caller, id watchword.SessionID) error {
-	_, away := a.sessions(c.Tenant(), "")
-	i := slices.IndexFunc(away, func(s api.OfflineSession) bool { return s.ID == id && id != "" })
+// endOfflineSession ends a session that a client left behind.
+func (a *API) endOfflineSession(ctx context.Context, c *caller, id watchword.SessionID) error {
+	_, offline := a.sessions(c.Tenant(), "")
+	i := slices.IndexFunc(offline, func(s api.OfflineSession) bool { return s.ID == id && id != "" })
 	if i < 0 {
 		return watchword.Refuse(watchword.NotFound, "no such session")
 	}
-	e := c.actor.Did(audit.SessionClose, string(id), a.Now(), map[string]string{"subject": string(away[i].Subject), "client": away[i].MQTT.Client})
-	return a.Wire.Forget(c.Tenant(), id, func() error { return a.Entries.AddEntry(ctx, e) })
+	e := c.actor.DoneEntry(audit.SessionClose, string(id), a.Now(), map[string]string{"subject": string(offline[i].Subject), "client": offline[i].MQTT.Client})
+	return a.Broker.EndOfflineSession(c.Tenant(), id, func() error { return a.Entries.AddEntry(ctx, e) })
 }
 
 func (a *API) sessionRoutes() {
@@ -194,12 +196,12 @@ func (a *API) sessionRoutes() {
 			return out, err
 		})
 	register(a, operation{method: http.MethodDelete, path: "/v1/sessions/{id}", summary: "Close a live session, or end one that a client left behind", status: http.StatusNoContent},
-		func(ctx context.Context, c *caller, in *sessionID) (*none, error) {
+		func(ctx context.Context, c *caller, in *sessionID) (*noBody, error) {
 			s := a.Guard.Session(c.Tenant(), in.ID)
 			if s == nil {
-				return nil, a.forget(ctx, c, in.ID)
+				return nil, a.endOfflineSession(ctx, c, in.ID)
 			}
-			e := c.actor.Did(audit.SessionClose, string(in.ID), a.Now(), map[string]string{"subject": string(s.Authority().Subject())})
+			e := c.actor.DoneEntry(audit.SessionClose, string(in.ID), a.Now(), map[string]string{"subject": string(s.Authority().Subject())})
 			if err := a.Entries.AddEntry(ctx, e); err != nil {
 				return nil, err
 			}
@@ -221,7 +223,7 @@ func (a *API) sessionRoutes() {
 			if s == nil || s.Authority() == nil || s.Authority().Subject() != c.Subject() {
 				return nil, watchword.Refuse(watchword.NotFound, "no such session")
 			}
-			if err := s.Refresh(ctx, c.papers); err != nil {
+			if err := s.Refresh(ctx, c.credentials); err != nil {
 				return nil, err
 			}
 			out := &sessionRefreshOut{}

@@ -13,12 +13,12 @@ import (
 // How a stream lives: a comment now and then shows both sides that the other is
 // there, and a peer that does not read for that long is cut off.
 const (
-	sseBeat    = 15 * time.Second
-	sseTimeout = 10 * time.Second
+	sseKeepAlive = 15 * time.Second
+	sseTimeout   = 10 * time.Second
 )
 
 // stream writes server-sent events. It is for one goroutine.
-type stream struct{ w *answerWriter }
+type stream struct{ w *responseWriter }
 
 func wantsStream(r *http.Request) bool {
 	return strings.Contains(r.Header.Get("Accept"), "text/event-stream")
@@ -26,12 +26,12 @@ func wantsStream(r *http.Request) bool {
 
 // newStream starts the answer of a request whose session is one of a stream.
 func newStream(c *caller) *stream {
-	w := c.session.writer
+	w := c.session.response
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Accel-Buffering", "no")
-	w.each = sseTimeout
+	w.perWrite = sseTimeout
 	w.WriteHeader(http.StatusOK)
 	return &stream{w}
 }
@@ -53,7 +53,7 @@ func (s *stream) send(name, id string, data any) error {
 	return s.write(out.Bytes())
 }
 
-func (s *stream) beat() error { return s.write([]byte(": \n\n")) }
+func (s *stream) keepAlive() error { return s.write([]byte(": \n\n")) }
 
 func (s *stream) write(b []byte) error {
 	if err := s.w.stream(); err != nil {
@@ -63,9 +63,9 @@ func (s *stream) write(b []byte) error {
 	return err
 }
 
-// broken ends a stream that could not be written to: the peer has gone, or may have no more of it.
-func (a *API) broken(s *stream, r *http.Request, c *caller) error {
-	if err := ended(c.ctx); err != nil {
+// endBrokenStream ends a stream that could not be written to: the peer has gone, or may have no more of it.
+func (a *API) endBrokenStream(s *stream, r *http.Request, c *caller) error {
+	if err := streamEnded(c.ctx); err != nil {
 		a.endStream(s, r, err)
 	}
 	return nil

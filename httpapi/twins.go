@@ -23,13 +23,13 @@ func viewTwin(t twin.Twin) api.Twin {
 		return b
 	}
 	return api.Twin{
-		Config: orNull(t.Config), ConfigVersion: t.ConfigVer, ConfigAt: when(t.ConfigAt),
-		State: orNull(t.State), StateAt: when(t.StateAt),
+		Config: orNull(t.Config), ConfigVersion: t.ConfigVersion, ConfigAt: optionalTime(t.ConfigAt),
+		State: orNull(t.State), StateAt: optionalTime(t.StateAt),
 	}
 }
 
-// when is t for JSON: nil for the zero time.
-func when(t time.Time) *time.Time {
+// optionalTime is t for JSON: nil for the zero time.
+func optionalTime(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}
@@ -44,7 +44,7 @@ type twinOut struct {
 
 func (a *API) twinRoutes() {
 	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}/twin", summary: "A device's wanted configuration and reported state"},
-		func(ctx context.Context, c *caller, in *OfDevice) (*twinOut, error) {
+		func(ctx context.Context, c *caller, in *DevicePath) (*twinOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
@@ -52,16 +52,16 @@ func (a *API) twinRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			return &twinOut{etag(t.ConfigVer), viewTwin(t)}, nil
+			return &twinOut{etag(t.ConfigVersion), viewTwin(t)}, nil
 		})
 
 	type configIn struct {
-		OfDevice
+		DevicePath
 		Match   string `header:"If-Match"`
 		Body    map[string]any
 		RawBody []byte
 	}
-	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/config", summary: "Set a device's wanted configuration: a JSON object up to 32 KiB", body: watchword.MaxDocument},
+	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/config", summary: "Set a device's wanted configuration: a JSON object up to 32 KiB", maxBody: watchword.MaxDocument},
 		func(ctx context.Context, c *caller, in *configIn) (*twinOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
@@ -70,20 +70,20 @@ func (a *API) twinRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			doc, err := object("config", in.RawBody)
+			doc, err := compactObject("config", in.RawBody)
 			if err != nil {
 				return nil, err
 			}
 			// Before it is kept: what no device would take must not stand in the place of what they have.
-			if _, err := a.Desk.SignConfig(in.ID, 1, doc); err != nil {
-				return nil, ofField("config", err, "must be one JSON object, no member twice, at most 7 deep")
+			if _, err := a.Commands.SignConfig(in.ID, 1, doc); err != nil {
+				return nil, fieldError("config", err, "must be one JSON object, no member twice, at most 7 deep")
 			}
-			e := c.actor.Did(audit.ConfigSet, string(in.ID), a.Now(), map[string]string{"sha256": jose.Hash(doc)})
+			e := c.actor.DoneEntry(audit.ConfigSet, string(in.ID), a.Now(), map[string]string{"sha256": jose.Hash(doc)})
 			t, err := a.Twins.SetConfig(ctx, c.Tenant(), in.ID, doc, v, a.Now(), e)
 			if err != nil {
 				return nil, err
 			}
-			signed, err := a.Desk.SignConfig(in.ID, t.ConfigVer, doc)
+			signed, err := a.Commands.SignConfig(in.ID, t.ConfigVersion, doc)
 			if err != nil {
 				return nil, err
 			}
@@ -91,6 +91,6 @@ func (a *API) twinRoutes() {
 			if err := a.Bus.Tenant(c.Tenant()).PublishDocument(d, nil); err != nil {
 				a.Log.WarnContext(ctx, "a configuration that is set does not wait for a session that is away", slog.String("device", string(in.ID)), slog.Any("err", err))
 			}
-			return &twinOut{etag(t.ConfigVer), viewTwin(t)}, nil
+			return &twinOut{etag(t.ConfigVersion), viewTwin(t)}, nil
 		})
 }

@@ -34,8 +34,8 @@ func Hash(b []byte) string {
 	return b64.EncodeToString(sum[:])
 }
 
-// HashOf returns the base64url SHA-256 of a compact token's bytes.
-func HashOf(raw string) string { return Hash([]byte(raw)) }
+// HashString returns the base64url SHA-256 of a compact token's bytes.
+func HashString(raw string) string { return Hash([]byte(raw)) }
 
 func tooLarge(what string, max int) error {
 	return watchword.Refuse(watchword.TooLarge, "%s may have %d bytes", what, max)

@@ -53,7 +53,7 @@ func BenchmarkSealAndOpen(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		o, err := k.Opener()
+		o, err := k.Decrypter()
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -61,19 +61,19 @@ func BenchmarkSealAndOpen(b *testing.B) {
 		b.Run("seal/"+crv, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := Seal(k.Public(), "JWT", text); err != nil {
+				if _, err := Encrypt(k.Public(), "JWT", text); err != nil {
 					b.Fatal(err)
 				}
 			}
 		})
-		raw, err := Seal(k.Public(), "JWT", text)
+		raw, err := Encrypt(k.Public(), "JWT", text)
 		if err != nil {
 			b.Fatal(err)
 		}
 		b.Run("open/"+crv, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, _, err := o.Open(raw, 4096); err != nil {
+				if _, _, err := o.Decrypt(raw, 4096); err != nil {
 					b.Fatal(err)
 				}
 			}

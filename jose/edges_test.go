@@ -86,7 +86,7 @@ func TestSignaturesThatAKeyOfHardwareGives(t *testing.T) {
 		if raw, err := s.Sign("JWT", []byte("{}")); err == nil {
 			t.Errorf("%s: a token: %s", name, raw)
 		}
-		if sig, err := s.Prove([]byte("{}")); err == nil {
+		if sig, err := s.SignBytes([]byte("{}")); err == nil {
 			t.Errorf("%s: a proof: %x", name, sig)
 		}
 	}
@@ -94,7 +94,7 @@ func TestSignaturesThatAKeyOfHardwareGives(t *testing.T) {
 	for name, f := range map[string]func() error{
 		"Sign":      func() error { _, err := s.Sign("JWT", []byte("{}")); return err },
 		"SignProof": func() error { _, err := s.SignProof("JWT", []byte("{}")); return err },
-		"Prove":     func() error { _, err := s.Prove([]byte("m")); return err },
+		"Prove":     func() error { _, err := s.SignBytes([]byte("m")); return err },
 	} {
 		if err := f(); watchword.CodeOf(err) != watchword.Unavailable || !errors.Is(err, h.err) {
 			t.Errorf("%s without its card: %v", name, err)
@@ -115,7 +115,7 @@ func TestSignaturesWhoseNumbersAreShort(t *testing.T) {
 	}
 	short := [2]int{}
 	for range 5000 {
-		sig, err := s.Prove([]byte("m"))
+		sig, err := s.SignBytes([]byte("m"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +124,7 @@ func TestSignaturesWhoseNumbersAreShort(t *testing.T) {
 				short[i]++
 			}
 		}
-		if err := k.Public().Proves([]byte("m"), sig); err != nil {
+		if err := k.Public().VerifyBytes([]byte("m"), sig); err != nil {
 			t.Fatalf("%x: %v", sig, err)
 		}
 		if short[0] > 1 && short[1] > 1 {
@@ -196,28 +196,28 @@ func TestMembersThatAreNotThere(t *testing.T) {
 	}
 }
 
-func TestWhatDoesNotSeal(t *testing.T) {
+func TestInvalidEncryptionKeys(t *testing.T) {
 	k, err := jose.GenerateKey(jose.Ed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := jose.Seal(k.Public(), "JWT", []byte("x")); watchword.CodeOf(err) != watchword.BadRequest {
+	if _, err := jose.Encrypt(k.Public(), "JWT", []byte("x")); watchword.CodeOf(err) != watchword.BadRequest {
 		t.Errorf("to a key that signs: %v", err)
 	}
 	x, err := jose.GenerateKey(jose.X25519)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := x.Opener()
+	o, err := x.Decrypter()
 	if err != nil {
 		t.Fatal(err)
 	}
-	good, err := jose.Seal(x.Public(), "JWT", []byte("x"))
+	ok, err := jose.Encrypt(x.Public(), "JWT", []byte("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	parts := strings.Split(good, ".")
-	if plain, cty, err := o.Open(good, len(good)); err != nil || string(plain) != "x" || cty != "JWT" {
+	parts := strings.Split(ok, ".")
+	if plain, cty, err := o.Decrypt(ok, len(ok)); err != nil || string(plain) != "x" || cty != "JWT" {
 		t.Errorf("got %s, %s, %v", plain, cty, err)
 	}
 	for name, c := range map[string]struct {
@@ -225,18 +225,18 @@ func TestWhatDoesNotSeal(t *testing.T) {
 		most int
 		want watchword.Code
 	}{
-		"a byte too long":    {good, len(good) - 1, watchword.TooLarge},
+		"a byte too long":    {ok, len(ok) - 1, watchword.TooLarge},
 		"one part":           {parts[0], 4096, watchword.TokenMalformed},
 		"two parts":          {parts[0] + ".", 4096, watchword.TokenMalformed},
 		"three parts":        {parts[0] + ".." + parts[2], 4096, watchword.TokenMalformed},
 		"four parts":         {parts[0] + ".." + parts[2] + "." + parts[3], 4096, watchword.TokenMalformed},
-		"six parts":          {good + ".", 4096, watchword.TokenMalformed},
+		"six parts":          {ok + ".", 4096, watchword.TokenMalformed},
 		"a key in its place": {parts[0] + ".AAAA." + strings.Join(parts[2:], "."), 4096, watchword.TokenMalformed},
 		"another tag":        {strings.Join(parts[:4], ".") + "." + strings.Repeat("A", 22), 4096, watchword.SignatureInvalid},
 		"a short vector":     {parts[0] + "..AAAA." + strings.Join(parts[3:], "."), 4096, watchword.TokenMalformed},
 		"a short tag":        {strings.Join(parts[:4], ".") + ".AAAA", 4096, watchword.TokenMalformed},
 	} {
-		if _, _, err := o.Open(c.raw, c.most); watchword.CodeOf(err) != c.want {
+		if _, _, err := o.Decrypt(c.raw, c.most); watchword.CodeOf(err) != c.want {
 			t.Errorf("%s: got %v, want %s", name, err, c.want)
 		}
 	}

@@ -14,11 +14,11 @@ import (
 
 func FuzzParseJWS(f *testing.F) {
 	s := newSigner(f, P256)
-	good, err := s.Sign("at+jwt", []byte(`{"a":1}`))
+	ok, err := s.Sign("at+jwt", []byte(`{"a":1}`))
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(good)
+	f.Add(ok)
 	f.Add("..")
 	f.Add(b64u(`{"alg":"ES256"}`) + ".e30." + strings.Repeat("A", 86))
 	f.Fuzz(func(t *testing.T, raw string) {
@@ -30,7 +30,7 @@ func FuzzParseJWS(f *testing.F) {
 			return
 		}
 		// What verifies under a key that signed one token is that token, or its twin signature.
-		if payload, err := u.Verify(s.Public()); err == nil && (string(payload) != `{"a":1}` || raw[:strings.LastIndexByte(raw, '.')] != good[:strings.LastIndexByte(good, '.')]) {
+		if payload, err := u.Verify(s.Public()); err == nil && (string(payload) != `{"a":1}` || raw[:strings.LastIndexByte(raw, '.')] != ok[:strings.LastIndexByte(ok, '.')]) {
 			t.Errorf("verifies: %q", raw)
 		}
 	})
@@ -66,11 +66,11 @@ func FuzzHeader(f *testing.F) {
 
 func FuzzParseProof(f *testing.F) {
 	s := newSigner(f, Ed)
-	good, err := s.SignProof("dpop+jwt", []byte(`{"a":1}`))
+	ok, err := s.SignProof("dpop+jwt", []byte(`{"a":1}`))
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(good)
+	f.Add(ok)
 	f.Add(b64u(`{"alg":"ES256","jwk":{"kty":"OKP"}}`) + ".e30." + strings.Repeat("A", 86))
 	f.Fuzz(func(t *testing.T, raw string) {
 		u, k, err := ParseProof(raw, 4096)
@@ -80,11 +80,11 @@ func FuzzParseProof(f *testing.F) {
 			}
 			return
 		}
-		if !k.MaySign() || u.Kid != "" {
+		if !k.CanSign() || u.Kid != "" {
 			t.Errorf("%q: a key %s, kid %q", raw, k.JWK(), u.Kid)
 		}
 		if k.ID() == s.Public().ID() {
-			if payload, err := u.Verify(k); err == nil && (raw != good || string(payload) != `{"a":1}`) { // Ed25519 has one signature
+			if payload, err := u.Verify(k); err == nil && (raw != ok || string(payload) != `{"a":1}`) { // Ed25519 has one signature
 				t.Errorf("verifies: %q", raw)
 			}
 		}
@@ -98,11 +98,11 @@ func FuzzOpen(f *testing.F) {
 	f.Add(true, goodP)
 	f.Add(false, goodX)
 	f.Fuzz(func(t *testing.T, p256 bool, raw string) {
-		o, good := ox, goodX
+		o, ok := ox, goodX
 		if p256 {
-			o, good = op, goodP
+			o, ok = op, goodP
 		}
-		if plain, _, err := o.Open(raw, 4096); err == nil && raw != good {
+		if plain, _, err := o.Decrypt(raw, 4096); err == nil && raw != ok {
 			t.Errorf("%q opens to %q", raw, plain)
 		} else if err != nil && watchword.CodeOf(err) == watchword.Internal {
 			t.Errorf("%q: %v", raw, err)
@@ -110,20 +110,20 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-func sealedFor(f *testing.F, crv string) (*Opener, string) {
+func sealedFor(f *testing.F, crv string) (*Decrypter, string) {
 	k, err := GenerateKey(crv)
 	if err != nil {
 		f.Fatal(err)
 	}
-	o, err := k.Opener()
+	o, err := k.Decrypter()
 	if err != nil {
 		f.Fatal(err)
 	}
-	good, err := Seal(k.Public(), "JWT", []byte("x"))
+	ok, err := Encrypt(k.Public(), "JWT", []byte("x"))
 	if err != nil {
 		f.Fatal(err)
 	}
-	return o, good
+	return o, ok
 }
 
 // FuzzSealHeader seals under any header, with EPK standing for the ephemeral key.
@@ -132,7 +132,7 @@ func FuzzSealHeader(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	o, err := k.Opener()
+	o, err := k.Decrypter()
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -144,14 +144,14 @@ func FuzzSealHeader(f *testing.F) {
 			header = strings.ReplaceAll(header, "EPK", epk)
 			return header
 		})
-		if _, _, err := o.Open(raw, 1<<20); err != nil {
+		if _, _, err := o.Decrypt(raw, 1<<20); err != nil {
 			if watchword.CodeOf(err) == watchword.Internal {
 				t.Errorf("%q: %v", header, err)
 			}
 			return
 		}
 		var m map[string]any
-		if err := json.Unmarshal([]byte(header), &m); err != nil || m["alg"] != ecdhES || m["enc"] != a256gcm {
+		if err := json.Unmarshal([]byte(header), &m); err != nil || m["alg"] != algECDHES || m["enc"] != encA256GCM {
 			t.Errorf("%q opens: %v", header, err)
 		}
 		for name := range m {
@@ -268,7 +268,7 @@ func FuzzSignType(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	o, err := k.Opener()
+	o, err := k.Decrypter()
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -276,7 +276,7 @@ func FuzzSignType(f *testing.F) {
 		f.Add(typ, []byte(`{"a":1}`))
 	}
 	f.Fuzz(func(t *testing.T, typ string, payload []byte) {
-		good := func(what string, err error) bool {
+		ok := func(what string, err error) bool {
 			if utf8.ValidString(typ) != (err == nil) || err != nil && watchword.CodeOf(err) != watchword.BadRequest {
 				t.Errorf("%s with %q: %v", what, typ, err)
 			}
@@ -284,7 +284,7 @@ func FuzzSignType(f *testing.F) {
 		}
 		for _, s := range signers {
 			raw, err := s.Sign(typ, payload)
-			if good("signing", err) {
+			if ok("signing", err) {
 				u, err := ParseJWS(raw, 1<<24)
 				if err != nil || u.Typ != typ || u.Kid != string(s.Public().ID()) || u.Alg != s.Public().Alg() {
 					t.Fatalf("%q is not read back: %+v, %v", typ, u, err)
@@ -294,16 +294,16 @@ func FuzzSignType(f *testing.F) {
 				}
 			}
 			raw, err = s.SignProof(typ, payload)
-			if good("proving", err) {
+			if ok("proving", err) {
 				u, pub, err := ParseProof(raw, 1<<24)
 				if err != nil || u.Typ != typ || pub.ID() != s.Public().ID() {
 					t.Fatalf("a proof with %q is not read back: %v", typ, err)
 				}
 			}
 		}
-		raw, err := Seal(k.Public(), typ, payload)
-		if good("sealing", err) {
-			if got, cty, err := o.Open(raw, 1<<24); err != nil || cty != typ || !bytes.Equal(got, payload) {
+		raw, err := Encrypt(k.Public(), typ, payload)
+		if ok("sealing", err) {
+			if got, cty, err := o.Decrypt(raw, 1<<24); err != nil || cty != typ || !bytes.Equal(got, payload) {
 				t.Errorf("sealed as %q: %q, %q, %v", typ, cty, got, err)
 			}
 		}

@@ -16,31 +16,31 @@ type header struct {
 	epk, jwk                jsontext.Value
 }
 
-// form is which kind of header is read: each takes members that the others refuse.
-type form byte
+// headerKind is which kind of header is read: each takes members that the others refuse.
+type headerKind byte
 
 const (
-	signed form = iota // a JWS: alg, typ, kid
-	sealed             // a JWE: enc, epk and cty beside
-	proof              // a DPoP proof: alg, typ, jwk (RFC 9449 §4.2)
+	jwsHeader   headerKind = iota // a JWS: alg, typ, kid
+	jweHeader                     // a JWE: enc, epk and cty beside
+	proofHeader                   // a DPoP proof: alg, typ, jwk (RFC 9449 §4.2)
 )
 
-func parseHeader(b []byte, f form) (h header, err error) {
+func parseHeader(b []byte, f headerKind) (h header, err error) {
 	err = Walk(b, func(name string, v jsontext.Value) (err error) {
 		switch {
 		case name == "alg":
-			h.alg, err = said(v)
+			h.alg, err = nonEmptyString(v)
 		case name == "typ":
-			h.typ, err = said(v)
-		case name == "kid" && f != proof:
-			h.kid, err = said(v)
-		case name == "cty" && f == sealed:
-			h.cty, err = said(v)
-		case name == "enc" && f == sealed:
-			h.enc, err = said(v)
-		case name == "epk" && f == sealed:
+			h.typ, err = nonEmptyString(v)
+		case name == "kid" && f != proofHeader:
+			h.kid, err = nonEmptyString(v)
+		case name == "cty" && f == jweHeader:
+			h.cty, err = nonEmptyString(v)
+		case name == "enc" && f == jweHeader:
+			h.enc, err = nonEmptyString(v)
+		case name == "epk" && f == jweHeader:
 			h.epk = v
-		case name == "jwk" && f == proof:
+		case name == "jwk" && f == proofHeader:
 			h.jwk = v
 		default:
 			return malformed(nil, "the header has a member that is not taken here")
@@ -61,14 +61,14 @@ func appendMember(head []byte, name, value string) ([]byte, error) {
 	}
 	head, err := jsontext.AppendQuote(append(append(append(head, `,"`...), name...), `":`...), value)
 	if err != nil {
-		return nil, watchword.Because(err, watchword.BadRequest, "%s must be UTF-8", name)
+		return nil, watchword.Wrap(err, watchword.BadRequest, "%s must be UTF-8", name)
 	}
 	return head, nil
 }
 
-// said is String for a header's values: one that is there says something. An
+// nonEmptyString is String for a header's values: one that is there says something. An
 // empty kid is no absent one.
-func said(v jsontext.Value) (string, error) {
+func nonEmptyString(v jsontext.Value) (string, error) {
 	s, err := String(v)
 	if err == nil && s == "" {
 		err = malformed(nil, "a member of the header is empty")
@@ -80,18 +80,18 @@ func said(v jsontext.Value) (string, error) {
 // §4.1.9): case does not count, and "application/" may be left out. Case is that
 // of ASCII alone: in Unicode a long s is an s too, and "truſt" would be a trust.
 func SameType(got, want string) bool {
-	return sameLetters(trimApplication(got), trimApplication(want))
+	return equalFoldASCII(trimApplication(got), trimApplication(want))
 }
 
 func trimApplication(s string) string {
 	const prefix = "application/"
-	if len(s) > len(prefix) && sameLetters(s[:len(prefix)], prefix) && !strings.Contains(s[len(prefix):], "/") {
+	if len(s) > len(prefix) && equalFoldASCII(s[:len(prefix)], prefix) && !strings.Contains(s[len(prefix):], "/") {
 		return s[len(prefix):]
 	}
 	return s
 }
 
-func sameLetters(a, b string) bool {
+func equalFoldASCII(a, b string) bool {
 	if len(a) != len(b) {
 		return false
 	}
@@ -110,6 +110,6 @@ func lower(c byte) byte {
 	return c
 }
 
-func badAlg() error {
+func algorithmInvalid() error {
 	return watchword.Refuse(watchword.AlgorithmInvalid, "the algorithm is not the key's own, or is none that is taken here")
 }

@@ -100,7 +100,7 @@ func headerCases(s *Signer) []headerCase {
 	}
 }
 
-func TestAHeaderThatItsKeySignedAndNobodyTakes(t *testing.T) {
+func TestWellSignedInvalidHeadersAreRefused(t *testing.T) {
 	s := newSigner(t, P256)
 	for _, tc := range headerCases(s) {
 		t.Run(tc.name, func(t *testing.T) {
@@ -142,12 +142,12 @@ func TestWhatIsNoStrictJSON(t *testing.T) {
 	walk := func(s string) error {
 		return Walk([]byte(s), func(string, jsontext.Value) error { return nil })
 	}
-	for _, good := range []string{
+	for _, ok := range []string{
 		`{}`, ` {} `, `{"a":1,"A":2}`, `{"a":{"b":1},"b":{"b":1}}`, deep(8), `{"a":"` + strings.Repeat("[{", 50) + `"}`,
 		`{"a":"\"[[[[[[[[["}`, `{"a":"\ud83d\ude00"}`, `{"a":"\u0000"}`, `{"a":1e400}`, `{"":0}`,
 	} {
-		if err := walk(good); err != nil {
-			t.Errorf("%s: %v", good, err)
+		if err := walk(ok); err != nil {
+			t.Errorf("%s: %v", ok, err)
 		}
 	}
 	for _, bad := range []string{
@@ -194,8 +194,8 @@ func TestWhatIsNoInteger(t *testing.T) {
 // be written otherwise, none is taken, in no part.
 func TestBase64urlHasOneForm(t *testing.T) {
 	s := newSigner(t, Ed)
-	good := under(t, s, `{"alg":"Ed25519"}`, `{"abc":1}`)
-	parts := strings.Split(good, ".")
+	ok := under(t, s, `{"alg":"Ed25519"}`, `{"abc":1}`)
+	parts := strings.Split(ok, ".")
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	for i, part := range parts {
 		try := func(what, p string) {
@@ -225,9 +225,9 @@ func TestBase64urlHasOneForm(t *testing.T) {
 
 func TestSignaturesAtTheEdge(t *testing.T) {
 	s := newSigner(t, P256)
-	good := under(t, s, `{"alg":"ES256"}`, `{}`)
-	cut := strings.LastIndexByte(good, '.')
-	sig, err := base64.RawURLEncoding.DecodeString(good[cut+1:])
+	ok := under(t, s, `{"alg":"ES256"}`, `{}`)
+	cut := strings.LastIndexByte(ok, '.')
+	sig, err := base64.RawURLEncoding.DecodeString(ok[cut+1:])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,15 +259,15 @@ func TestSignaturesAtTheEdge(t *testing.T) {
 		out := make([]byte, 64)
 		tc.r.FillBytes(out[:32])
 		tc.s.FillBytes(out[32:])
-		_, err := verify(good[:cut+1]+b64.EncodeToString(out), s.Public())
+		_, err := verify(ok[:cut+1]+b64.EncodeToString(out), s.Public())
 		if tc.good && err != nil || !tc.good && watchword.CodeOf(err) != watchword.SignatureInvalid {
 			t.Errorf("%s: %v", tc.name, err)
 		}
 	}
 	ed := newSigner(t, Ed)
-	good = under(t, ed, `{"alg":"Ed25519"}`, `{}`)
-	cut = strings.LastIndexByte(good, '.')
-	if sig, err = base64.RawURLEncoding.DecodeString(good[cut+1:]); err != nil {
+	ok = under(t, ed, `{"alg":"Ed25519"}`, `{}`)
+	cut = strings.LastIndexByte(ok, '.')
+	if sig, err = base64.RawURLEncoding.DecodeString(ok[cut+1:]); err != nil {
 		t.Fatal(err)
 	}
 	// S and the order of the base point: malleable where S is not held below it (RFC 8032 §5.1.7).
@@ -280,7 +280,7 @@ func TestSignaturesAtTheEdge(t *testing.T) {
 	for i := range sum {
 		sig[63-i] = sum[i]
 	}
-	if _, err := verify(good[:cut+1]+b64.EncodeToString(sig), ed.Public()); watchword.CodeOf(err) != watchword.SignatureInvalid {
+	if _, err := verify(ok[:cut+1]+b64.EncodeToString(sig), ed.Public()); watchword.CodeOf(err) != watchword.SignatureInvalid {
 		t.Errorf("S plus the order: %v", err)
 	}
 }
@@ -349,7 +349,7 @@ func sealUnder(t testing.TB, to *PublicKey, apu, apv string, plaintext string, h
 // sealWith seals under a header of any bytes, with z as the shared secret.
 func sealWith(t testing.TB, z []byte, apu, apv, plaintext, header string) string {
 	t.Helper()
-	block, err := aes.NewCipher(concatKDF(z, a256gcm, apu, apv, 32))
+	block, err := aes.NewCipher(concatKDF(z, encA256GCM, apu, apv, 32))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -413,49 +413,49 @@ func sealCases(t testing.TB, crv, kid string) []sealCase {
 }
 
 // A point of low order gives a secret that everybody knows (RFC 7748 §6.1): all zeros.
-func TestAPointOfLowOrderSealsNothing(t *testing.T) {
+func TestLowOrderPointsAreRefused(t *testing.T) {
 	k, err := GenerateKey(X25519)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := k.Opener()
+	o, err := k.Decrypter()
 	if err != nil {
 		t.Fatal(err)
 	}
 	one := append([]byte{1}, make([]byte, 31)...)
 	for name, point := range map[string][]byte{"zero": make([]byte, 32), "one": one} {
 		raw := sealWith(t, make([]byte, 32), "", "", "march", `{"alg":"ECDH-ES","enc":"A256GCM","epk":{"kty":"OKP","crv":"X25519","x":"`+b64.EncodeToString(point)+`"}}`)
-		if plain, _, err := o.Open(raw, 4096); watchword.CodeOf(err) != watchword.TokenMalformed || !strings.Contains(err.Error(), "epk") {
+		if plain, _, err := o.Decrypt(raw, 4096); watchword.CodeOf(err) != watchword.TokenMalformed || !strings.Contains(err.Error(), "epk") {
 			t.Errorf("%s: %q, %v", name, plain, err)
 		}
 	}
 }
 
-func TestASealThatHoldsAndNobodyTakes(t *testing.T) {
+func TestWellEncryptedInvalidHeadersAreRefused(t *testing.T) {
 	for _, crv := range []string{P256, X25519} {
 		k, err := GenerateKey(crv)
 		if err != nil {
 			t.Fatal(err)
 		}
-		o, err := k.Opener()
+		o, err := k.Decrypter()
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, tc := range sealCases(t, crv, string(k.Public().ID())) {
 			t.Run(crv+" "+tc.name, func(t *testing.T) {
 				raw := sealUnder(t, k.Public(), tc.apu, tc.apv, "march", tc.header)
-				plain, _, err := o.Open(raw, 4096)
+				plain, _, err := o.Decrypt(raw, 4096)
 				if watchword.CodeOf(err) != tc.want || err == nil && string(plain) != "march" {
 					t.Errorf("got %q, %v, want %q", plain, err, tc.want)
 				}
 			})
 		}
 		t.Run(crv+" shapes", func(t *testing.T) {
-			good, err := Seal(k.Public(), "JWT", []byte("march"))
+			ok, err := Encrypt(k.Public(), "JWT", []byte("march"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			p := strings.Split(good, ".")
+			p := strings.Split(ok, ".")
 			for name, raw := range map[string]string{
 				"an encrypted key":              p[0] + ".AA." + strings.Join(p[2:], "."),
 				"no iv":                         p[0] + "..." + p[3] + "." + p[4],
@@ -464,12 +464,12 @@ func TestASealThatHoldsAndNobodyTakes(t *testing.T) {
 				"no tag":                        strings.Join(p[:4], ".") + ".",
 				"a tag of 12 bytes":             strings.Join(p[:4], ".") + "." + p[4][:16],
 				"a tag of 17 bytes":             strings.Join(p[:4], ".") + "." + b64.EncodeToString(make([]byte, 17)),
-				"a tag with a line break":       good[:len(good)-3] + "\n" + good[len(good)-3:],
+				"a tag with a line break":       ok[:len(ok)-3] + "\n" + ok[len(ok)-3:],
 				"a byte of the text in the tag": strings.Join(p[:3], ".") + "." + p[3] + "AA" + "." + p[4],
-				"a sixth part":                  good + ".",
+				"a sixth part":                  ok + ".",
 				"a JSON serialization":          `{"protected":"` + p[0] + `","iv":"` + p[2] + `","ciphertext":"` + p[3] + `","tag":"` + p[4] + `"}`,
 			} {
-				if plain, _, err := o.Open(raw, 4096); err == nil || watchword.CodeOf(err) == watchword.Internal {
+				if plain, _, err := o.Decrypt(raw, 4096); err == nil || watchword.CodeOf(err) == watchword.Internal {
 					t.Errorf("%s: %q, %v", name, plain, err)
 				}
 			}
@@ -478,15 +478,15 @@ func TestASealThatHoldsAndNobodyTakes(t *testing.T) {
 				t.Fatal(err)
 			}
 			bare := sealUnder(t, other.Public(), "", "", "march", func(e string) string { return `{"alg":"ECDH-ES","enc":"A256GCM","epk":` + e + `}` })
-			if plain, _, err := o.Open(bare, 4096); watchword.CodeOf(err) != watchword.SignatureInvalid {
+			if plain, _, err := o.Decrypt(bare, 4096); watchword.CodeOf(err) != watchword.SignatureInvalid {
 				t.Errorf("sealed to another, without kid: %q, %v", plain, err)
 			}
-			twice, err := Seal(k.Public(), "JWT", []byte(good))
+			twice, err := Encrypt(k.Public(), "JWT", []byte(ok))
 			if err != nil {
 				t.Fatal(err)
 			}
-			inner, _, err := o.Open(twice, 8192)
-			if err != nil || string(inner) != good {
+			inner, _, err := o.Decrypt(twice, 8192)
+			if err != nil || string(inner) != ok {
 				t.Fatalf("a seal in a seal: %v", err)
 			}
 			if _, err := ParseJWS(string(inner), 4096); watchword.CodeOf(err) != watchword.TokenMalformed {
@@ -577,8 +577,8 @@ func TestPointsAreChecked(t *testing.T) {
 
 // What a JWK says of its own use fits what it is taken for, or the key is refused:
 // as a public key, as a private one, and in the header of a proof.
-func TestWhatAKeyMayBeSaidToBeFor(t *testing.T) {
-	const sig, enc = ForSigning, ForSealing
+func TestKeyUse(t *testing.T) {
+	const sig, enc = ForSigning, ForEncryption
 	for _, tc := range []struct {
 		crv, members string
 		good         []Use
@@ -654,9 +654,9 @@ func TestWhatAKeyMayBeSaidToBeFor(t *testing.T) {
 			return []byte(string(own[:len(own)-1]) + "," + members + "}")
 		}
 		for _, use := range []Use{sig, enc, ""} {
-			good := slices.Contains(tc.good, use)
+			ok := slices.Contains(tc.good, use)
 			want := func(as string, err error) {
-				if good && err != nil || !good && watchword.CodeOf(err) != watchword.BadRequest {
+				if ok && err != nil || !ok && watchword.CodeOf(err) != watchword.BadRequest {
 					t.Errorf("%s with %s as %s for %q: %v", tc.crv, tc.members, as, use, err)
 				}
 			}
@@ -671,7 +671,7 @@ func TestWhatAKeyMayBeSaidToBeFor(t *testing.T) {
 		}
 		s := newSigner(t, P256)
 		_, _, err = ParseProof(under(t, s, `{"alg":"ES256","jwk":`+string(with(k.Public().JWK(), "verify", "sign"))+`}`, `{}`), 4096)
-		if good := slices.Contains(tc.good, sig); (err == nil) != good {
+		if ok := slices.Contains(tc.good, sig); (err == nil) != ok {
 			t.Errorf("%s with %s in the header of a proof: %v", tc.crv, tc.members, err)
 		}
 	}
@@ -686,16 +686,16 @@ func TestKeysAsWebCryptoExportsThem(t *testing.T) {
 			t.Fatal(err)
 		}
 		with := func(own []byte, members string) []byte { return []byte(string(own[:len(own)-1]) + members) }
-		if _, err := ParseJWK(with(k.Public().JWK(), `,"key_ops":[],"ext":true}`), ForSealing); err != nil {
+		if _, err := ParseJWK(with(k.Public().JWK(), `,"key_ops":[],"ext":true}`), ForEncryption); err != nil {
 			t.Errorf("%s: %v", crv, err)
 		}
 		if _, err := ParseJWK(with(k.Public().JWK(), `,"key_ops":[],"ext":true}`), ForSigning); err == nil {
 			t.Errorf("%s: a key that checks nothing is taken for checking", crv)
 		}
-		if _, err := ParsePrivateJWK(with(k.JWK(), `,"key_ops":["deriveBits"],"ext":false}`), ForSealing); err != nil {
+		if _, err := ParsePrivateJWK(with(k.JWK(), `,"key_ops":["deriveBits"],"ext":false}`), ForEncryption); err != nil {
 			t.Errorf("%s: %v", crv, err)
 		}
-		if _, err := ParsePrivateJWK(with(k.JWK(), `,"key_ops":[]}`), ForSealing); err == nil {
+		if _, err := ParsePrivateJWK(with(k.JWK(), `,"key_ops":[]}`), ForEncryption); err == nil {
 			t.Errorf("%s: a private key that does nothing is taken", crv)
 		}
 	}
@@ -760,8 +760,8 @@ func TestARefusedPrivateKeyIsNotRepeated(t *testing.T) {
 	}
 }
 
-func TestCommonWordsCostNothing(t *testing.T) {
-	for s := range common {
+func TestCommonStringsDoNotAllocate(t *testing.T) {
+	for s := range internedStrings {
 		v := jsontext.Value(`"` + s + `"`)
 		if n := testing.AllocsPerRun(10, func() {
 			if got, err := String(v); err != nil || got != s {

@@ -25,7 +25,7 @@ func Walk(b []byte, f func(name string, value jsontext.Value) error) error {
 	if err := checkDepth(b); err != nil {
 		return err
 	}
-	w := read(b)
+	w := newWalker(b)
 	defer w.release()
 	return w.walk(f)
 }
@@ -43,9 +43,9 @@ var walkers = sync.Pool{New: func() any {
 	return w
 }}
 
-// read returns a walker at the beginning of b, which is read in place, as a
+// newWalker returns a walker at the beginning of b, which is read in place, as a
 // *bytes.Buffer is.
-func read(b []byte) *walker {
+func newWalker(b []byte) *walker {
 	w := walkers.Get().(*walker)
 	w.in = *bytes.NewBuffer(b)
 	return w
@@ -100,7 +100,7 @@ func Each(v jsontext.Value, f func(item jsontext.Value) error) error {
 	if err := checkDepth(v); err != nil {
 		return err
 	}
-	w := read(v)
+	w := newWalker(v)
 	defer w.release()
 	if t, err := w.d.ReadToken(); err != nil || t.Kind() != '[' {
 		return malformed(err, "an array is expected")
@@ -117,9 +117,9 @@ func Each(v jsontext.Value, f func(item jsontext.Value) error) error {
 	return w.end()
 }
 
-// common is the strings that stand in nearly every token, as names or as values:
+// internedStrings is the strings that stand in nearly every token, as names or as values:
 // they cost no allocation.
-var common = func() map[string]string {
+var internedStrings = func() map[string]string {
 	m := map[string]string{}
 	for _, s := range strings.Fields(`alg typ kid enc cty epk jwk kty crv x y d use iss sub aud client_id jti iat exp nbf key dev perm deny cnf jkt
 		htm htu ath nonce code_hash seal_jkt epoch seq cid ch st result cmd args act order args_hash ver keys tls config
@@ -130,8 +130,8 @@ var common = func() map[string]string {
 	return m
 }()
 
-// longest is the bytes of the longest of common.
-const longest = len("client-authentication+jwt")
+// maxInterned is the bytes of the longest of common.
+const maxInterned = len("client-authentication+jwt")
 
 // checkDepth bounds nesting before anything recurses.
 func checkDepth(b []byte) error {
@@ -162,14 +162,14 @@ func checkDepth(b []byte) error {
 var structural = [256]bool{'"': true, '\\': true, '{': true, '}': true, '[': true, ']': true}
 
 func malformed(err error, what string) error {
-	return watchword.Because(err, watchword.TokenMalformed, "%s", what)
+	return watchword.Wrap(err, watchword.TokenMalformed, "%s", what)
 }
 
 // String reads a JSON string, as [Walk] and [Each] give it.
 func String(v jsontext.Value) (string, error) {
 	b, err := text(v)
-	if len(b) <= longest {
-		if s, ok := common[string(b)]; ok {
+	if len(b) <= maxInterned {
+		if s, ok := internedStrings[string(b)]; ok {
 			return s, err
 		}
 	}

@@ -12,13 +12,13 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Seal encrypts plaintext to a public key as a compact JWE (RFC 7516 §7.1):
+// Encrypt encrypts plaintext to a public key as a compact JWE (RFC 7516 §7.1):
 // ECDH-ES with a fresh ephemeral key of the recipient's curve, A256GCM. cty says
 // what is inside, "JWT" for a token; the header says nothing of it where cty is empty. Code:
 // bad_request for an Ed25519 key, and for a cty that is no UTF-8.
-func Seal(to *PublicKey, cty string, plaintext []byte) (string, error) {
-	if !to.MaySeal() {
-		return "", badKey("an Ed25519 key does not unseal")
+func Encrypt(to *PublicKey, cty string, plaintext []byte) (string, error) {
+	if !to.CanEncrypt() {
+		return "", keyInvalid("an Ed25519 key does not unseal")
 	}
 	ephemeral, err := to.dh.Curve().GenerateKey(rand.Reader)
 	if err != nil {
@@ -54,7 +54,7 @@ func Seal(to *PublicKey, cty string, plaintext []byte) (string, error) {
 
 // contentKey derives the A256GCM key of a JWE from the agreed secret.
 func contentKey(z []byte) (cipher.AEAD, error) {
-	block, err := aes.NewCipher(concatKDF(z, a256gcm, "", "", 32))
+	block, err := aes.NewCipher(concatKDF(z, encA256GCM, "", "", 32))
 	if err != nil {
 		return nil, err
 	}
@@ -76,31 +76,31 @@ func concatKDF(z []byte, alg, apu, apv string, size int) []byte {
 	return h.Sum(nil)[:size]
 }
 
-// Opener unseals with one key. It is safe for concurrent use if the key behind it is.
-type Opener struct {
+// Decrypter unseals with one key. It is safe for concurrent use if the key behind it is.
+type Decrypter struct {
 	key    ecdh.KeyExchanger
 	public *PublicKey
 }
 
-// NewOpener wraps any P-256 or X25519 key of the standard library's interface:
+// NewDecrypter wraps any P-256 or X25519 key of the standard library's interface:
 // one in memory or in hardware. Code: bad_request.
-func NewOpener(k ecdh.KeyExchanger) (*Opener, error) {
+func NewDecrypter(k ecdh.KeyExchanger) (*Decrypter, error) {
 	pub, err := fromECDH(k.PublicKey())
 	if err != nil {
 		return nil, err
 	}
-	return &Opener{k, pub}, nil
+	return &Decrypter{k, pub}, nil
 }
 
 // Public returns the public half.
-func (o *Opener) Public() *PublicKey { return o.public }
+func (d *Decrypter) Public() *PublicKey { return d.public }
 
-// Open decrypts a compact JWE of at most max bytes. Its header must be strict,
+// Decrypt decrypts a compact JWE of at most max bytes. Its header must be strict,
 // with alg ECDH-ES, enc A256GCM, an epk on the key's curve, and kid, if there is
 // one, the key's thumbprint; apu, apv, zip and every other member are refused.
 // Codes: too_large, token_malformed, algorithm_invalid, key_unknown,
 // signature_invalid where the tag does not hold.
-func (o *Opener) Open(raw string, max int) (plaintext []byte, cty string, err error) {
+func (d *Decrypter) Decrypt(raw string, max int) (plaintext []byte, cty string, err error) {
 	if len(raw) > max {
 		return nil, "", tooLarge("this token", max)
 	}
@@ -112,29 +112,29 @@ func (o *Opener) Open(raw string, max int) (plaintext []byte, cty string, err er
 	if err != nil {
 		return nil, "", err
 	}
-	h, err := parseHeader(head, sealed)
+	h, err := parseHeader(head, jweHeader)
 	if err != nil {
 		return nil, "", err
 	}
-	if h.alg != ecdhES || h.enc != a256gcm {
-		return nil, "", badAlg()
+	if h.alg != algECDHES || h.enc != encA256GCM {
+		return nil, "", algorithmInvalid()
 	}
-	if h.kid != "" && h.kid != string(o.public.ID()) {
+	if h.kid != "" && h.kid != string(d.public.ID()) {
 		return nil, "", watchword.Refuse(watchword.KeyUnknown, "sealed to another key")
 	}
-	epk, err := ParseJWK(h.epk, ForSealing)
-	if err != nil || epk.crv != o.public.crv {
+	epk, err := ParseJWK(h.epk, ForEncryption)
+	if err != nil || epk.crv != d.public.crv {
 		return nil, "", malformed(err, "epk is no public key of the recipient's curve")
 	}
-	plaintext, err = o.decrypt(epk, p)
+	plaintext, err = d.decryptParts(epk, p)
 	return plaintext, h.cty, err
 }
 
-// partsJWE is the parts of a compact JWE but the encrypted key, which is empty
+// jweParts is the parts of a compact JWE but the encrypted key, which is empty
 // where the agreed key is the content key.
-type partsJWE struct{ head, iv, text, tag []byte }
+type jweParts struct{ head, iv, text, tag []byte }
 
-func splitJWE(raw []byte) (p partsJWE, ok bool) {
+func splitJWE(raw []byte) (p jweParts, ok bool) {
 	var key, rest []byte
 	if p.head, rest, ok = bytes.Cut(raw, dot); !ok {
 		return p, false
@@ -151,7 +151,7 @@ func splitJWE(raw []byte) (p partsJWE, ok bool) {
 
 var dot = []byte{'.'}
 
-func (o *Opener) decrypt(epk *PublicKey, p partsJWE) ([]byte, error) {
+func (d *Decrypter) decryptParts(epk *PublicKey, p jweParts) ([]byte, error) {
 	var iv [12]byte
 	if b64.DecodedLen(len(p.iv)) != len(iv) || decodeInto(iv[:], p.iv) != nil {
 		return nil, malformed(nil, "the initialization vector has 12 bytes")
@@ -168,7 +168,7 @@ func (o *Opener) decrypt(epk *PublicKey, p partsJWE) ([]byte, error) {
 	if err := decodeInto(sealed[n:], p.tag); err != nil {
 		return nil, err
 	}
-	z, err := o.key.ECDH(epk.dh)
+	z, err := d.key.ECDH(epk.dh)
 	if err != nil {
 		return nil, malformed(err, "epk gives no shared secret")
 	}
@@ -178,7 +178,7 @@ func (o *Opener) decrypt(epk *PublicKey, p partsJWE) ([]byte, error) {
 	}
 	plain, err := aead.Open(sealed[:0], iv[:], sealed, p.head)
 	if err != nil {
-		return nil, watchword.Because(err, watchword.SignatureInvalid, "the tag does not hold: sealed to another key, or changed on the way")
+		return nil, watchword.Wrap(err, watchword.SignatureInvalid, "the tag does not hold: sealed to another key, or changed on the way")
 	}
 	return plain, nil
 }

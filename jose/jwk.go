@@ -15,13 +15,13 @@ import (
 
 // The curves and algorithms that there are.
 const (
-	P256    = "P-256"
-	Ed      = "Ed25519"
-	X25519  = "X25519"
-	ES256   = "ES256"
-	EdDSA   = "EdDSA" // the old name of Ed25519 (RFC 9864)
-	ecdhES  = "ECDH-ES"
-	a256gcm = "A256GCM"
+	P256       = "P-256"
+	Ed         = "Ed25519"
+	X25519     = "X25519"
+	ES256      = "ES256"
+	EdDSA      = "EdDSA" // the old name of Ed25519 (RFC 9864)
+	algECDHES  = "ECDH-ES"
+	encA256GCM = "A256GCM"
 )
 
 // PublicKey is a public key that was checked when it was parsed. It is immutable
@@ -36,14 +36,14 @@ type PublicKey struct {
 	dh   *ecdh.PublicKey // P-256 and X25519
 }
 
-// fields is the members of a JWK that we know. What is absent is empty or nil;
+// jwkFields is the members of a JWK that we know. What is absent is empty or nil;
 // what is there and empty was refused.
-type fields struct {
+type jwkFields struct {
 	kty, crv      string
 	kid, use, alg string
 	x, y, d       []byte // 32 bytes each, or nil
 	ops           []string
-	saysOps       bool // key_ops is there, be it empty
+	hasOps        bool // key_ops is there, be it empty
 }
 
 // Use is what a key is used for (RFC 7517 §4.2). Whoever parses a
@@ -52,53 +52,53 @@ type Use string
 
 // The uses that there are.
 const (
-	ForSigning Use = "sig" // to sign, or to check signatures: P-256 and Ed25519
-	ForSealing Use = "enc" // to agree on a key (ECDH-ES): P-256 and X25519
+	ForSigning    Use = "sig" // to sign, or to check signatures: P-256 and Ed25519
+	ForEncryption Use = "enc" // to agree on a key (ECDH-ES): P-256 and X25519
 )
 
-// secrets are the members of the registry "JSON Web Key Parameters" that hold
+// privateMembers are the members of the registry "JSON Web Key Parameters" that hold
 // private or symmetric keys (RFC 7518 §6, RFC 8037 §2, RFC 9964), whatever the kind of key.
-var secrets = []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"}
+var privateMembers = []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"}
 
-func readJWK(b []byte, private bool) (f fields, err error) {
+func readJWK(b []byte, private bool) (f jwkFields, err error) {
 	err = Walk(b, func(name string, v jsontext.Value) (err error) {
 		switch {
 		case name == "kty":
-			f.kty, err = said(v)
+			f.kty, err = nonEmptyString(v)
 		case name == "crv":
-			f.crv, err = said(v)
+			f.crv, err = nonEmptyString(v)
 		case name == "x":
 			f.x, err = coordinate(v)
 		case name == "y":
 			f.y, err = coordinate(v)
 		case name == "kid":
-			f.kid, err = said(v)
+			f.kid, err = nonEmptyString(v)
 		case name == "use":
-			f.use, err = said(v)
+			f.use, err = nonEmptyString(v)
 		case name == "alg":
-			f.alg, err = said(v)
+			f.alg, err = nonEmptyString(v)
 		case name == "key_ops":
-			f.saysOps = true
+			f.hasOps = true
 			f.ops, err = Strings(v)
 		case name == "d" && private:
 			f.d, err = coordinate(v)
-		case slices.Contains(secrets, name):
-			return badKey("it has a member of a private or symmetric key")
+		case slices.Contains(privateMembers, name):
+			return keyInvalid("it has a member of a private or symmetric key")
 		}
 		return err // other members are ignored (RFC 7517 §4)
 	})
 	if err != nil && watchword.CodeOf(err) != watchword.BadRequest {
-		err = badKey("it is no strict JSON object of the expected members") // the cause could quote a secret
+		err = keyInvalid("it is no strict JSON object of the expected members") // the cause could quote a secret
 	}
 	return f, err
 }
 
-func badKey(why string) error {
+func keyInvalid(why string) error {
 	return watchword.Refuse(watchword.BadRequest, "is no JWK for this server: %s", why)
 }
 
 // ParseJWK reads a public key that is to be taken for use: EC P-256 or OKP Ed25519
-// [ForSigning], EC P-256 or OKP X25519 [ForSealing] (RFC 7517, RFC 8037). kid, if
+// [ForSigning], EC P-256 or OKP X25519 [ForEncryption] (RFC 7517, RFC 8037). kid, if
 // it is there, must be the thumbprint (RFC 7638); use, alg and key_ops must allow
 // that use (§4.2 to §4.4). Members that are not known are ignored; private and
 // symmetric ones, members that stand twice, points off the curve and low-order
@@ -112,62 +112,62 @@ func ParseJWK(b []byte, use Use) (*PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return k, f.fits(k, use)
+	return k, f.checkUse(k, use)
 }
 
-func (f fields) public() (*PublicKey, error) {
+func (f jwkFields) public() (*PublicKey, error) {
 	var k *PublicKey
 	var err error
 	switch {
 	case f.x == nil:
-		return nil, badKey("it has no x")
+		return nil, keyInvalid("it has no x")
 	case f.kty == "EC" && f.crv == P256 && f.y != nil:
-		pub, perr := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), slices.Concat([]byte{4}, f.x, f.y))
-		if perr != nil {
-			return nil, badKey("the point is not on the curve")
+		pub, parseErr := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), slices.Concat([]byte{4}, f.x, f.y))
+		if parseErr != nil {
+			return nil, keyInvalid("the point is not on the curve")
 		}
-		k, err = PublicFrom(pub)
+		k, err = NewPublicKey(pub)
 	case f.kty == "OKP" && f.crv == Ed && f.y == nil:
-		k, err = PublicFrom(ed25519.PublicKey(f.x))
+		k, err = NewPublicKey(ed25519.PublicKey(f.x))
 	case f.kty == "OKP" && f.crv == X25519 && f.y == nil:
-		pub, perr := ecdh.X25519().NewPublicKey(f.x)
-		if perr != nil {
-			return nil, badKey("x is no X25519 key")
+		pub, parseErr := ecdh.X25519().NewPublicKey(f.x)
+		if parseErr != nil {
+			return nil, keyInvalid("x is no X25519 key")
 		}
-		k, err = PublicFrom(pub)
+		k, err = NewPublicKey(pub)
 	default:
-		return nil, badKey("kty and crv must be EC P-256 with y, OKP Ed25519 or OKP X25519")
+		return nil, keyInvalid("kty and crv must be EC P-256 with y, OKP Ed25519 or OKP X25519")
 	}
 	return k, err
 }
 
-// fits holds the kind of key and its optional members against the use that it is
+// checkUse holds the kind of key and its optional members against the use that it is
 // taken for. What fits the use fits each other as well.
-func (f fields) fits(k *PublicKey, use Use) error {
+func (f jwkFields) checkUse(k *PublicKey, use Use) error {
 	var alg bool
 	switch use {
 	case ForSigning:
-		if !k.MaySign() {
-			return badKey("this kind of key does not sign")
+		if !k.CanSign() {
+			return keyInvalid("this kind of key does not sign")
 		}
 		alg = f.alg == k.Alg() || f.alg == EdDSA && k.crv == Ed
-	case ForSealing:
-		if !k.MaySeal() {
-			return badKey("this kind of key does not seal")
+	case ForEncryption:
+		if !k.CanEncrypt() {
+			return keyInvalid("this kind of key does not seal")
 		}
-		alg = f.alg == ecdhES
+		alg = f.alg == algECDHES
 	default:
-		return badKey("nobody says what it is for")
+		return keyInvalid("nobody says what it is for")
 	}
 	switch {
 	case f.kid != "" && f.kid != string(k.id):
-		return badKey("kid must be the thumbprint (RFC 7638)")
+		return keyInvalid("kid must be the thumbprint (RFC 7638)")
 	case f.alg != "" && !alg:
-		return badKey("alg does not fit the key and what it is for")
+		return keyInvalid("alg does not fit the key and what it is for")
 	case f.use != "" && f.use != string(use):
-		return badKey("use is another than what the key is for")
-	case f.saysOps && !f.allows(use):
-		return badKey("key_ops do not fit what the key is for")
+		return keyInvalid("use is another than what the key is for")
+	case f.hasOps && !f.allows(use):
+		return keyInvalid("key_ops do not fit what the key is for")
 	}
 	return nil
 }
@@ -175,10 +175,10 @@ func (f fields) fits(k *PublicKey, use Use) error {
 // allows reports whether key_ops name the operation that is done here with the
 // key, and none of another use. A public key for ECDH may name none: that is how
 // Web Crypto exports one, since it is the private key that derives.
-func (f fields) allows(use Use) bool {
+func (f jwkFields) allows(use Use) bool {
 	related, needed := []string{"sign", "verify"}, []string{"verify"}
 	switch {
-	case use == ForSealing:
+	case use == ForEncryption:
 		related = []string{"deriveKey", "deriveBits"}
 		needed = related
 		if f.d == nil && len(f.ops) == 0 {
@@ -206,26 +206,26 @@ func coordinate(v jsontext.Value) ([]byte, error) {
 			return out, nil
 		}
 	}
-	return nil, badKey("a coordinate must have 32 bytes of strict base64url")
+	return nil, keyInvalid("a coordinate must have 32 bytes of strict base64url")
 }
 
-// PublicFrom wraps an *ecdsa.PublicKey (P-256), an ed25519.PublicKey or an
+// NewPublicKey wraps an *ecdsa.PublicKey (P-256), an ed25519.PublicKey or an
 // *ecdh.PublicKey (P-256, X25519). Code: bad_request.
-func PublicFrom(pub crypto.PublicKey) (*PublicKey, error) {
+func NewPublicKey(pub crypto.PublicKey) (*PublicKey, error) {
 	k := &PublicKey{}
 	switch p := pub.(type) {
 	case *ecdsa.PublicKey:
 		if p.Curve != elliptic.P256() {
-			return nil, badKey("the curve must be P-256")
+			return nil, keyInvalid("the curve must be P-256")
 		}
 		dh, err := p.ECDH()
 		if err != nil {
-			return nil, badKey("the point is not on the curve")
+			return nil, keyInvalid("the point is not on the curve")
 		}
 		k.crv, k.ec, k.dh = P256, p, dh
 	case ed25519.PublicKey:
 		if len(p) != ed25519.PublicKeySize {
-			return nil, badKey("an Ed25519 key has 32 bytes")
+			return nil, keyInvalid("an Ed25519 key has 32 bytes")
 		}
 		if err := checkEdwards(p); err != nil {
 			return nil, err
@@ -234,9 +234,9 @@ func PublicFrom(pub crypto.PublicKey) (*PublicKey, error) {
 	case *ecdh.PublicKey:
 		return fromECDH(p)
 	default:
-		return nil, badKey("the type of key is not taken here")
+		return nil, keyInvalid("the type of key is not taken here")
 	}
-	return k.finish()
+	return k.derive()
 }
 
 func fromECDH(p *ecdh.PublicKey) (*PublicKey, error) {
@@ -244,21 +244,21 @@ func fromECDH(p *ecdh.PublicKey) (*PublicKey, error) {
 	case ecdh.P256():
 		ec, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), p.Bytes())
 		if err != nil {
-			return nil, badKey("the point is not on the curve")
+			return nil, keyInvalid("the point is not on the curve")
 		}
-		return PublicFrom(ec)
+		return NewPublicKey(ec)
 	case ecdh.X25519():
 		if err := checkMontgomery(p.Bytes()); err != nil {
 			return nil, err
 		}
-		return (&PublicKey{crv: X25519, dh: p}).finish()
+		return (&PublicKey{crv: X25519, dh: p}).derive()
 	default:
-		return nil, badKey("the curve must be P-256 or X25519")
+		return nil, keyInvalid("the curve must be P-256 or X25519")
 	}
 }
 
-// finish fills in the canonical JWK, the thumbprint and the SPKI.
-func (k *PublicKey) finish() (*PublicKey, error) {
+// derive fills in the canonical JWK, the thumbprint and the SPKI.
+func (k *PublicKey) derive() (*PublicKey, error) {
 	switch k.crv {
 	case P256:
 		point := k.dh.Bytes() // 4 || x || y
@@ -305,11 +305,11 @@ func (k *PublicKey) SPKI() []byte { return k.spki }
 // Curve returns P-256, Ed25519 or X25519.
 func (k *PublicKey) Curve() string { return k.crv }
 
-// MaySign reports whether this kind of key signs: P-256 and Ed25519.
-func (k *PublicKey) MaySign() bool { return k.crv != X25519 }
+// CanSign reports whether this kind of key signs: P-256 and Ed25519.
+func (k *PublicKey) CanSign() bool { return k.crv != X25519 }
 
-// MaySeal reports whether this kind of key unseals: P-256 and X25519.
-func (k *PublicKey) MaySeal() bool { return k.crv != Ed }
+// CanEncrypt reports whether this kind of key unseals: P-256 and X25519.
+func (k *PublicKey) CanEncrypt() bool { return k.crv != Ed }
 
 // Alg returns the signature algorithm, ES256 or Ed25519, and "" for X25519.
 func (k *PublicKey) Alg() string {

@@ -26,7 +26,7 @@ type Unverified struct {
 // a signature of 64 bytes. It does not look into the payload. Codes: too_large,
 // token_malformed, algorithm_invalid.
 func ParseJWS(raw string, max int) (*Unverified, error) {
-	u, _, err := parseJWS(raw, max, signed)
+	u, _, err := parseJWS(raw, max, jwsHeader)
 	return u, err
 }
 
@@ -35,12 +35,12 @@ func ParseJWS(raw string, max int) (*Unverified, error) {
 // by itself: the caller says whose it must be. Codes: those of ParseJWS;
 // bad_request for a jwk that is absent, private, or not for signing.
 func ParseProof(raw string, max int) (*Unverified, *PublicKey, error) {
-	u, jwk, err := parseJWS(raw, max, proof)
+	u, jwk, err := parseJWS(raw, max, proofHeader)
 	if err != nil {
 		return nil, nil, err
 	}
 	if jwk == nil {
-		return nil, nil, badKey("the header carries none")
+		return nil, nil, keyInvalid("the header carries none")
 	}
 	k, err := ParseJWK(jwk, ForSigning)
 	if err != nil {
@@ -49,7 +49,7 @@ func ParseProof(raw string, max int) (*Unverified, *PublicKey, error) {
 	return u, k, nil
 }
 
-func parseJWS(raw string, max int, f form) (*Unverified, []byte, error) {
+func parseJWS(raw string, max int, f headerKind) (*Unverified, []byte, error) {
 	if len(raw) > max {
 		return nil, nil, tooLarge("this token", max)
 	}
@@ -69,7 +69,7 @@ func parseJWS(raw string, max int, f form) (*Unverified, []byte, error) {
 		return nil, nil, err
 	}
 	if h.alg != ES256 && h.alg != Ed && h.alg != EdDSA {
-		return nil, nil, badAlg()
+		return nil, nil, algorithmInvalid()
 	}
 	u := &Unverified{Alg: h.alg, Typ: h.typ, Kid: h.kid, input: in[:head+1+body], payload: out[headLen:]}
 	if err := decodeInto(u.payload, u.input[head+1:]); err != nil {
@@ -116,20 +116,20 @@ func (u *Unverified) Verify(k *PublicKey) ([]byte, error) {
 		alg = Ed
 	}
 	if k.Alg() == "" || alg != k.Alg() {
-		return nil, badAlg()
+		return nil, algorithmInvalid()
 	}
 	if u.Kid != "" && u.Kid != string(k.ID()) {
 		return nil, watchword.Refuse(watchword.KeyUnknown, "kid names another key")
 	}
-	good := false
+	ok := false
 	switch alg {
 	case ES256:
 		sum := sha256.Sum256(u.input)
-		good = ecdsa.VerifyASN1(k.ec, sum[:], u.der[:u.derLen])
+		ok = ecdsa.VerifyASN1(k.ec, sum[:], u.der[:u.derLen])
 	case Ed:
-		good = ed25519.Verify(k.ed, u.input, u.signature[:])
+		ok = ed25519.Verify(k.ed, u.input, u.signature[:])
 	}
-	if !good {
+	if !ok {
 		return nil, watchword.Refuse(watchword.SignatureInvalid, "the signature does not hold")
 	}
 	return u.payload, nil

@@ -10,7 +10,7 @@ import (
 
 // What others make we read, and what we make others read.
 
-func TestSignaturesBesideJwxAndGoJose(t *testing.T) {
+func TestJWSInteroperatesWithJwxAndGoJose(t *testing.T) {
 	others := peers.Find(t)
 	for _, tc := range []struct {
 		crv  string
@@ -59,7 +59,7 @@ func TestSignaturesBesideJwxAndGoJose(t *testing.T) {
 	}
 }
 
-func TestSealsBesideJwxAndGoJose(t *testing.T) {
+func TestJWEInteroperatesWithJwxAndGoJose(t *testing.T) {
 	others := peers.Find(t)
 	for _, crv := range []string{P256, X25519} {
 		t.Run(crv, func(t *testing.T) {
@@ -67,7 +67,7 @@ func TestSealsBesideJwxAndGoJose(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			o, err := k.Opener()
+			o, err := k.Decrypter()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -80,10 +80,10 @@ func TestSealsBesideJwxAndGoJose(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got, _, err := o.Open(theirs, 4096); err != nil || string(got) != plain {
+				if got, _, err := o.Decrypt(theirs, 4096); err != nil || string(got) != plain {
 					t.Fatalf("of %s: %q, %v", lib, got, err)
 				}
-				ours, err := Seal(k.Public(), "JWT", []byte(plain))
+				ours, err := Encrypt(k.Public(), "JWT", []byte(plain))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -98,7 +98,7 @@ func TestSealsBesideJwxAndGoJose(t *testing.T) {
 // privateECDH is the key as others want it.
 func privateECDH(t *testing.T, k *PrivateKey) any {
 	t.Helper()
-	o, err := k.Opener()
+	o, err := k.Decrypter()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-func TestTwoKeysSayOneThing(t *testing.T) {
+func TestPairRoundTrip(t *testing.T) {
 	const typ, max = "vnd.example+jwt", 4096
 	first, second, other := newSigner(t, P256), newSigner(t, Ed), newSigner(t, P256)
 	one := func(s *Signer, typ, payload string) string {
@@ -19,7 +19,7 @@ func TestTwoKeysSayOneThing(t *testing.T) {
 	}
 	list := func(ss ...string) string { return `["` + strings.Join(ss, `","`) + `"]` }
 	a, b := one(first, typ, `{"a":1}`), one(second, typ, `{"a":1}`)
-	good, err := SignPair(first, second, typ, []byte(`{"a":1}`))
+	ok, err := SignPair(first, second, typ, []byte(`{"a":1}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,7 @@ func TestTwoKeysSayOneThing(t *testing.T) {
 		name, raw string
 		want      watchword.Code
 	}{
-		{"a good pair", good, ""},
+		{"a good pair", ok, ""},
 		{"with spaces", `[ "` + a + `" , "` + b + `" ]`, ""},
 		{"swapped", list(b, a), watchword.AlgorithmInvalid},
 		{"by the first alone", list(a), watchword.TokenMalformed},
@@ -44,11 +44,11 @@ func TestTwoKeysSayOneThing(t *testing.T) {
 		{"an empty array", `[]`, watchword.TokenMalformed},
 		{"null", `[null,"` + a + `"]`, watchword.TokenMalformed},
 		{"an object", `{"a":"` + a + `"}`, watchword.TokenMalformed},
-		{"bytes after its end", good + "x", watchword.TokenMalformed},
+		{"bytes after its end", ok + "x", watchword.TokenMalformed},
 		{"a quote inside", `["` + a + `\"","` + b + `"]`, watchword.TokenMalformed},
 		{"a broken token", list(a, b+"="), watchword.TokenMalformed},
 		{"one too large", list(a, one(second, typ, strings.Repeat(" ", max))), watchword.TooLarge},
-		{"too large before it is read", "[" + strings.Repeat(" ", 3*max) + good[1:], watchword.TooLarge},
+		{"too large before it is read", "[" + strings.Repeat(" ", 3*max) + ok[1:], watchword.TooLarge},
 	} {
 		p, err := ParsePair(tc.raw, max)
 		var payload []byte
@@ -69,18 +69,18 @@ func TestTwoKeysSayOneThing(t *testing.T) {
 	if _, err := p.Verify(first.Public(), first.Public()); watchword.CodeOf(err) != watchword.KeyUnknown {
 		t.Errorf("one key for both: %v", err)
 	}
-	if !LooksLikePair(good) || LooksLikePair(a) {
+	if !LooksLikePair(ok) || LooksLikePair(a) {
 		t.Error("a pair and a single token look alike")
 	}
 }
 
 func FuzzParsePair(f *testing.F) {
 	first, second := newSigner(f, P256), newSigner(f, Ed)
-	good, err := SignPair(first, second, "at+jwt", []byte(`{"a":1}`))
+	ok, err := SignPair(first, second, "at+jwt", []byte(`{"a":1}`))
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(good)
+	f.Add(ok)
 	f.Add(`["..",".."]`)
 	f.Fuzz(func(t *testing.T, raw string) {
 		p, err := ParsePair(raw, 4096)

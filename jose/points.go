@@ -16,12 +16,12 @@ func checkEdwards(p []byte) error {
 	y := [32]byte(p)
 	y[31] &= 0x7f // the sign of x
 	switch {
-	case !reduced(&y):
-		return badKey("x is not written as it must be")
+	case !isReduced(&y):
+		return keyInvalid("x is not written as it must be")
 	case slices.Contains(smallOrders, y):
-		return badKey("x is a point of small order")
-	case answer(p) != answerToPoint:
-		return badKey("x is no point of the curve")
+		return keyInvalid("x is a point of small order")
+	case verifyError(p) != verifyErrorOfPoint:
+		return keyInvalid("x is no point of the curve")
 	}
 	return nil
 }
@@ -31,16 +31,16 @@ func checkEdwards(p []byte) error {
 func checkMontgomery(p []byte) error {
 	u := [32]byte(p)
 	switch {
-	case !reduced(&u):
-		return badKey("x is not written as it must be")
+	case !isReduced(&u):
+		return keyInvalid("x is not written as it must be")
 	case slices.Contains(lowOrders, u):
-		return badKey("x is a point of low order")
+		return keyInvalid("x is a point of low order")
 	}
 	return nil
 }
 
-// reduced reports whether n, little-endian, is below 2^255-19.
-func reduced(n *[32]byte) bool {
+// isReduced reports whether n, little-endian, is below 2^255-19.
+func isReduced(n *[32]byte) bool {
 	if n[31] != 0x7f {
 		return n[31] < 0x7f
 	}
@@ -66,12 +66,12 @@ var (
 	low8Too   = [32]byte([]byte("\x5f\x9c\x95\xbc\xa3\x50\x8c\x24\xb1\xd0\xb1\x55\x9c\x83\xef\x5b\x04\x44\x5c\xc4\x58\x1c\x8e\x86\xd8\x22\x4e\xdd\xd0\x9f\x11\x57"))
 )
 
-// answer is what the standard library says to a signature of no bytes under p. It
+// verifyError is what the standard library says to a signature of no bytes under p. It
 // decodes the key first, and says another thing where that is no point: the only
 // way to ask it. A test holds the difference.
-func answer(p []byte) string {
+func verifyError(p []byte) string {
 	return ed25519.VerifyWithOptions(p, nil, nil, &ed25519.Options{}).Error()
 }
 
-// answerToPoint is its answer for a key that is one: the base point.
-var answerToPoint = answer(append([]byte{0x58}, slices.Repeat([]byte{0x66}, 31)...))
+// verifyErrorOfPoint is its answer for a key that is one: the base point.
+var verifyErrorOfPoint = verifyError(append([]byte{0x58}, slices.Repeat([]byte{0x66}, 31)...))

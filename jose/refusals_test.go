@@ -24,17 +24,17 @@ func newSigner(t testing.TB, crv string) *Signer {
 	return s
 }
 
-func TestWhatIsNoSignature(t *testing.T) {
+func TestMalformedJWS(t *testing.T) {
 	s := newSigner(t, P256)
 	ed := newSigner(t, Ed)
-	good, err := s.Sign("at+jwt", []byte(`{"a":1}`))
+	ok, err := s.Sign("at+jwt", []byte(`{"a":1}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := verify(good, s.Public()); err != nil || string(got) != `{"a":1}` {
+	if got, err := verify(ok, s.Public()); err != nil || string(got) != `{"a":1}` {
 		t.Fatalf("a good one: %q, %v", got, err)
 	}
-	parts := strings.Split(good, ".")
+	parts := strings.Split(ok, ".")
 	kid := fmt.Sprintf(`"kid":%q`, s.Public().ID())
 	with := func(header string) string { return b64u(header) + "." + parts[1] + "." + parts[2] }
 	sig, err := base64.RawURLEncoding.DecodeString(parts[2])
@@ -69,8 +69,8 @@ func TestWhatIsNoSignature(t *testing.T) {
 		{"a kid too long", with(`{"alg":"ES256","kid":"` + strings.Repeat("a", 129) + `"}`), watchword.TokenMalformed},
 		{"another kid", with(`{"alg":"ES256","kid":"x"}`), watchword.KeyUnknown},
 		{"two parts", parts[0] + "." + parts[1], watchword.TokenMalformed},
-		{"four parts", good + ".", watchword.TokenMalformed},
-		{"a JWE", good + "." + parts[0] + "." + parts[1], watchword.TokenMalformed},
+		{"four parts", ok + ".", watchword.TokenMalformed},
+		{"a JWE", ok + "." + parts[0] + "." + parts[1], watchword.TokenMalformed},
 		{"nothing", "", watchword.TokenMalformed},
 		{"dots", "..", watchword.TokenMalformed},
 		{"padding", parts[0] + "." + parts[1] + "." + parts[2] + "==", watchword.TokenMalformed},
@@ -90,10 +90,10 @@ func TestWhatIsNoSignature(t *testing.T) {
 			}
 		})
 	}
-	if _, err := ParseJWS(good, len(good)-1); watchword.CodeOf(err) != watchword.TooLarge {
+	if _, err := ParseJWS(ok, len(ok)-1); watchword.CodeOf(err) != watchword.TooLarge {
 		t.Errorf("one byte too many: %v", err)
 	}
-	if _, err := verify(good, ed.Public()); watchword.CodeOf(err) != watchword.AlgorithmInvalid {
+	if _, err := verify(ok, ed.Public()); watchword.CodeOf(err) != watchword.AlgorithmInvalid {
 		t.Errorf("under a key of another kind: %v", err)
 	}
 }
@@ -103,16 +103,16 @@ func TestWhatIsNoSignature(t *testing.T) {
 func TestAChangedByteNeverVerifies(t *testing.T) {
 	for _, crv := range []string{P256, Ed} {
 		s := newSigner(t, crv)
-		good, err := s.Sign("at+jwt", []byte(`{"iss":"x","n":12345}`))
+		ok, err := s.Sign("at+jwt", []byte(`{"iss":"x","n":12345}`))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range len(good) {
+		for i := range len(ok) {
 			for _, c := range []byte("A_9.=") {
-				if good[i] == c {
+				if ok[i] == c {
 					continue
 				}
-				bad := good[:i] + string(c) + good[i+1:]
+				bad := ok[:i] + string(c) + ok[i+1:]
 				if _, err := verify(bad, s.Public()); err == nil {
 					t.Fatalf("%s: byte %d changed to %q verifies", crv, i, c)
 				}
@@ -121,25 +121,25 @@ func TestAChangedByteNeverVerifies(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoSeal(t *testing.T) {
+func TestMalformedJWE(t *testing.T) {
 	for _, crv := range []string{P256, X25519} {
 		t.Run(crv, func(t *testing.T) {
 			k, err := GenerateKey(crv)
 			if err != nil {
 				t.Fatal(err)
 			}
-			o, err := k.Opener()
+			o, err := k.Decrypter()
 			if err != nil {
 				t.Fatal(err)
 			}
-			good, err := Seal(k.Public(), "JWT", []byte("the order of the day"))
+			ok, err := Encrypt(k.Public(), "JWT", []byte("the order of the day"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if plain, cty, err := o.Open(good, 4096); err != nil || string(plain) != "the order of the day" || cty != "JWT" {
+			if plain, cty, err := o.Decrypt(ok, 4096); err != nil || string(plain) != "the order of the day" || cty != "JWT" {
 				t.Fatalf("a good one: %q %q %v", plain, cty, err)
 			}
-			parts := strings.Split(good, ".")
+			parts := strings.Split(ok, ".")
 			head, err := base64.RawURLEncoding.DecodeString(parts[0])
 			if err != nil {
 				t.Fatal(err)
@@ -154,11 +154,11 @@ func TestWhatIsNoSeal(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			oo, err := other.Opener()
+			oo, err := other.Decrypter()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := oo.Open(good, 4096); watchword.CodeOf(err) != watchword.KeyUnknown {
+			if _, _, err := oo.Decrypt(ok, 4096); watchword.CodeOf(err) != watchword.KeyUnknown {
 				t.Errorf("with another's key: %v", err)
 			}
 			for name, raw := range map[string]string{
@@ -175,26 +175,26 @@ func TestWhatIsNoSeal(t *testing.T) {
 				"a short tag":          strings.Join(parts[:4], ".") + "." + parts[4][:8],
 				"no text":              strings.Join(parts[:3], ".") + ".." + parts[4],
 				"four parts":           strings.Join(parts[:4], "."),
-				"six parts":            good + ".AA",
+				"six parts":            ok + ".AA",
 				"a JWS":                strings.Join(parts[:3], "."),
-				"padding":              good + "=",
+				"padding":              ok + "=",
 				"nothing":              "",
 				"epk of zeros, X25519": b64u(`{"alg":"ECDH-ES","enc":"A256GCM","epk":{"kty":"OKP","crv":"X25519","x":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}}`) + "." + strings.Join(parts[1:], "."),
 				"epk off the curve":    b64u(`{"alg":"ECDH-ES","enc":"A256GCM","epk":{"kty":"EC","crv":"P-256","x":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE","y":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE"}}`) + "." + strings.Join(parts[1:], "."),
 			} {
-				if plain, _, err := o.Open(raw, 4096); err == nil || watchword.CodeOf(err) == watchword.Internal {
+				if plain, _, err := o.Decrypt(raw, 4096); err == nil || watchword.CodeOf(err) == watchword.Internal {
 					t.Errorf("%s: %q %v", name, plain, err)
 				}
 			}
-			if _, _, err := o.Open(good, len(good)-1); watchword.CodeOf(err) != watchword.TooLarge {
+			if _, _, err := o.Decrypt(ok, len(ok)-1); watchword.CodeOf(err) != watchword.TooLarge {
 				t.Errorf("one byte too many: %v", err)
 			}
-			for i := range len(good) {
+			for i := range len(ok) {
 				for _, c := range []byte("A_9") {
-					if good[i] == c {
+					if ok[i] == c {
 						continue
 					}
-					if _, _, err := o.Open(good[:i]+string(c)+good[i+1:], 4096); err == nil {
+					if _, _, err := o.Decrypt(ok[:i]+string(c)+ok[i+1:], 4096); err == nil {
 						t.Fatalf("byte %d changed to %q opens", i, c)
 					}
 				}
@@ -203,7 +203,7 @@ func TestWhatIsNoSeal(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoPublicKey(t *testing.T) {
+func TestMalformedPublicKeys(t *testing.T) {
 	const x, y = "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"
 	for name, raw := range map[string]string{
 		"a private key":          `{"kty":"EC","crv":"P-256","x":"` + x + `","y":"` + y + `","d":"jpsQnnGQmL-YBIffH1136cspYG6-0iY7X1fCE9-E9LI"}`,

@@ -12,28 +12,28 @@ import (
 
 // Signer signs with one key. It is safe for concurrent use if the key behind it is.
 type Signer struct {
-	key     crypto.Signer
-	public  *PublicKey
-	outside bool // the key lives elsewhere: what comes back is checked before it counts
+	key      crypto.Signer
+	public   *PublicKey
+	external bool // the key lives elsewhere: what comes back is checked before it counts
 }
 
 // NewSigner wraps any P-256 or Ed25519 key of the standard library's interface:
 // one in memory, in a TPM or behind PKCS#11. A signature that comes from elsewhere is
 // verified each time before it is given away. Code: bad_request.
 func NewSigner(s crypto.Signer) (*Signer, error) {
-	pub, err := PublicFrom(s.Public())
+	pub, err := NewPublicKey(s.Public())
 	if err != nil {
 		return nil, err
 	}
-	if !pub.MaySign() {
-		return nil, badKey("an X25519 key does not sign")
+	if !pub.CanSign() {
+		return nil, keyInvalid("an X25519 key does not sign")
 	}
-	outside := true
+	external := true
 	switch s.(type) {
 	case *ecdsa.PrivateKey, ed25519.PrivateKey, *ed25519.PrivateKey:
-		outside = false
+		external = false
 	}
-	return &Signer{s, pub, outside}, nil
+	return &Signer{s, pub, external}, nil
 }
 
 // Public returns the public half.
@@ -63,7 +63,7 @@ func (s *Signer) compact(typ, key string, payload []byte) (string, error) {
 	out = b64.AppendEncode(out, payload)
 	sig, err := s.sign(out)
 	if err != nil {
-		return "", watchword.Because(err, watchword.Unavailable, "the signing key did not sign")
+		return "", watchword.Wrap(err, watchword.Unavailable, "the signing key did not sign")
 	}
 	out = append(out, '.')
 	return string(b64.AppendEncode(out, sig)), nil
@@ -71,8 +71,8 @@ func (s *Signer) compact(typ, key string, payload []byte) (string, error) {
 
 func (s *Signer) sign(input []byte) ([]byte, error) {
 	sig, err := s.raw(input)
-	if err == nil && s.outside {
-		err = s.public.Proves(input, sig)
+	if err == nil && s.external {
+		err = s.public.VerifyBytes(input, sig)
 	}
 	return sig, err
 }
@@ -88,7 +88,7 @@ func (s *Signer) raw(input []byte) ([]byte, error) {
 	}
 	sig := make([]byte, 64)
 	if !fromDER(sig, der) {
-		return nil, badKey("the key behind the signer gave no ECDSA signature")
+		return nil, keyInvalid("the key behind the signer gave no ECDSA signature")
 	}
 	return sig, nil
 }
@@ -122,30 +122,30 @@ func fromDER(sig, der []byte) bool {
 	return true
 }
 
-// Prove signs message as it is, without a header: what a protocol has that brings
+// SignBytes signs message as it is, without a header: what a protocol has that brings
 // its own frame (RFC 9431 §2.2.4). An ECDSA signature is R and S, 32 bytes each
 // (RFC 7518 §3.4). message must not be another's choice alone.
-func (s *Signer) Prove(message []byte) ([]byte, error) {
+func (s *Signer) SignBytes(message []byte) ([]byte, error) {
 	sig, err := s.sign(message)
 	if err != nil {
-		return nil, watchword.Because(err, watchword.Unavailable, "the signing key did not sign")
+		return nil, watchword.Wrap(err, watchword.Unavailable, "the signing key did not sign")
 	}
 	return sig, nil
 }
 
-// Proves checks what [Signer.Prove] made. Code: signature_invalid.
-func (k *PublicKey) Proves(message, sig []byte) error {
-	good := false
+// VerifyBytes checks what [Signer.SignBytes] made. Code: signature_invalid.
+func (k *PublicKey) VerifyBytes(message, sig []byte) error {
+	ok := false
 	switch {
 	case len(sig) != 64:
 	case k.Alg() == ES256:
 		sum := sha256.Sum256(message)
 		var der [72]byte
-		good = ecdsa.VerifyASN1(k.ec, sum[:], derSignature(der[:0], (*[64]byte)(sig)))
+		ok = ecdsa.VerifyASN1(k.ec, sum[:], derSignature(der[:0], (*[64]byte)(sig)))
 	case k.Alg() == Ed:
-		good = ed25519.Verify(k.ed, message, sig)
+		ok = ed25519.Verify(k.ed, message, sig)
 	}
-	if !good {
+	if !ok {
 		return watchword.Refuse(watchword.SignatureInvalid, "the proof is not the key's")
 	}
 	return nil

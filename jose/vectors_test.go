@@ -47,14 +47,14 @@ func verify(raw string, k *PublicKey) ([]byte, error) {
 
 // parsedAnyUse is ParseJWK for whichever use the key allows.
 func parsedAnyUse(b []byte) (*PublicKey, error) {
-	if k, err := ParseJWK(b, ForSealing); err == nil {
+	if k, err := ParseJWK(b, ForEncryption); err == nil {
 		return k, nil
 	}
 	return ParseJWK(b, ForSigning)
 }
 
 func parsedPrivateAnyUse(b []byte) (*PrivateKey, error) {
-	if k, err := ParsePrivateJWK(b, ForSealing); err == nil {
+	if k, err := ParsePrivateJWK(b, ForEncryption); err == nil {
 		return k, nil
 	}
 	return ParsePrivateJWK(b, ForSigning)
@@ -113,11 +113,11 @@ func TestTheSealsOfRFC7516(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				o, err := k.Opener()
+				o, err := k.Decrypter()
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got, _, err := o.Open(v.Text, 1<<20); watchword.CodeOf(err) != v.Refused {
+				if got, _, err := o.Decrypt(v.Text, 1<<20); watchword.CodeOf(err) != v.Refused {
 					t.Errorf("%s: got %q, %v, want %s", crv, got, err, v.Refused)
 				}
 			}

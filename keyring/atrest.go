@@ -40,7 +40,7 @@ func openBytes(key []byte, context string, sealed []byte) ([]byte, error) {
 	}
 	plain, err := aead.Open(nil, sealed[1+saltSize:1+saltSize+12], sealed[1+saltSize+12:], []byte(context))
 	if err != nil {
-		return nil, watchword.Because(err, watchword.KeyDamaged, "sealed bytes are damaged, or were sealed for something else")
+		return nil, watchword.Wrap(err, watchword.KeyDamaged, "sealed bytes are damaged, or were sealed for something else")
 	}
 	return plain, nil
 }

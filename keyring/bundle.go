@@ -13,24 +13,24 @@ import (
 // When a bundle is signed anew: this long before its end. Bundles signed ahead
 // follow each other as closely.
 const (
-	bundleRenew = 60 * 24 * time.Hour
-	bundleStep  = token.TrustLife - bundleRenew
+	bundleRenewAfter  = 60 * 24 * time.Hour
+	bundleRenewBefore = token.TrustLifetime - bundleRenewAfter
 )
 
-// trust is the bundle that says what k says, from at on.
-func (k *keys) trust(f Founding, n Named, version int64, at time.Time) token.Trust {
+// bundle is the bundle that says what k says, from at on.
+func (k *keyState) bundle(f Instance, n BundleInfo, version int64, at time.Time) token.Trust {
 	return token.Trust{
-		Issuer: f.Issuer, Version: version, Epoch: f.Epoch, Root: k.public[Root], Issuers: k.public[Issuer],
+		Issuer: f.Issuer, Version: version, Epoch: f.Epoch, Roots: k.public[Root], Issuers: k.public[Issuer],
 		Command: k.public[Command], Time: k.public[Time], Log: k.public[Log],
-		CA: k.anchors, WebPKI: n.WebPKI, Witnesses: n.Witnesses, Quorum: int64(n.Quorum), Issued: at, Expires: at.Add(token.TrustLife),
+		CAs: k.anchors, WebPKI: n.WebPKI, Witnesses: n.Witnesses, Quorum: int64(n.Quorum), Issued: at, Expires: at.Add(token.TrustLifetime),
 	}
 }
 
-// sign signs a bundle with every root that it names. Code: key_missing where one
+// signBundle signs a bundle with every root that it names. Code: key_missing where one
 // lives offline.
-func (k *keys) sign(t token.Trust) (SignedBundle, error) {
+func (k *keyState) signBundle(t token.Trust) (SignedBundle, error) {
 	var roots []*jose.Signer
-	for _, r := range t.Root {
+	for _, r := range t.Roots {
 		s, err := k.signer(r.ID())
 		if err != nil {
 			return SignedBundle{}, err
@@ -41,8 +41,8 @@ func (k *keys) sign(t token.Trust) (SignedBundle, error) {
 	return SignedBundle{Version: t.Version, JWS: []byte(raw), Starts: t.Issued, Expires: t.Expires}, err
 }
 
-// offline reports whether a root that must sign bundles is not here.
-func (k *keys) offline() bool {
+// rootOffline reports whether a root that must sign bundles is not here.
+func (k *keyState) rootOffline() bool {
 	for _, r := range k.public[Root] {
 		if k.private[r.ID()] == nil {
 			return true
@@ -51,8 +51,8 @@ func (k *keys) offline() bool {
 	return false
 }
 
-// current is the newest of bundles, which are in order, that has started.
-func current(bundles []SignedBundle, now time.Time) (SignedBundle, bool) {
+// currentBundle is the newest of bundles, which are in order, that has started.
+func currentBundle(bundles []SignedBundle, now time.Time) (SignedBundle, bool) {
 	for _, b := range slices.Backward(bundles) {
 		if !now.Before(b.Starts) {
 			return b, true
@@ -61,19 +61,19 @@ func current(bundles []SignedBundle, now time.Time) (SignedBundle, bool) {
 	return SignedBundle{}, false
 }
 
-// Chain returns the bundles that a later reader needs to check what was signed from
+// BundleChain returns the bundles that a later reader needs to check what was signed from
 // one moment to another, and what is signed now: those of that time, the one of now,
 // and between them each that names other roots, so that one leads to the next.
-func (k *Keeper) Chain(from, until, now time.Time) (out []string, err error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	first, ok := current(k.bundles, from)
-	last, ok2 := current(k.bundles, now)
+func (r *Rotator) BundleChain(from, until, now time.Time) (out []string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	first, ok := currentBundle(r.bundles, from)
+	last, ok2 := currentBundle(r.bundles, now)
 	if !ok || !ok2 {
 		return nil, watchword.Refuse(watchword.NotFound, "there is no trust bundle of that time")
 	}
 	var roots []*jose.PublicKey
-	for _, b := range k.bundles {
+	for _, b := range r.bundles {
 		if b.Version < first.Version || b.Version > last.Version {
 			continue
 		}
@@ -81,8 +81,8 @@ func (k *Keeper) Chain(from, until, now time.Time) (out []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		turned := !slices.EqualFunc(t.Root, roots, func(a, b *jose.PublicKey) bool { return a.ID() == b.ID() })
-		if roots = t.Root; turned || b.Version == last.Version || !b.Starts.After(until) {
+		rotated := !slices.EqualFunc(t.Roots, roots, func(a, b *jose.PublicKey) bool { return a.ID() == b.ID() })
+		if roots = t.Roots; rotated || b.Version == last.Version || !b.Starts.After(until) {
 			out = append(out, string(b.JWS))
 		}
 	}
@@ -94,23 +94,23 @@ func sameTrust(a, b token.Trust) bool {
 		return slices.EqualFunc(x, y, func(k, l *jose.PublicKey) bool { return k.ID() == l.ID() })
 	}
 	return a.Issuer == b.Issuer && a.Epoch == b.Epoch && a.WebPKI == b.WebPKI && a.Quorum == b.Quorum && slices.Equal(a.Witnesses, b.Witnesses) &&
-		same(a.Root, b.Root) && same(a.Issuers, b.Issuers) && same(a.Command, b.Command) && same(a.Time, b.Time) && same(a.Log, b.Log) &&
-		slices.EqualFunc(a.CA, b.CA, bytes.Equal)
+		same(a.Roots, b.Roots) && same(a.Issuers, b.Issuers) && same(a.Command, b.Command) && same(a.Time, b.Time) && same(a.Log, b.Log) &&
+		slices.EqualFunc(a.CAs, b.CAs, bytes.Equal)
 }
 
-// lists reports whether a bundle names a key. An authority's key is named by its
+// bundleHasKey reports whether a bundle names a key. An authority's key is named by its
 // certificate.
-func lists(t token.Trust, k Sealed) bool {
+func bundleHasKey(t token.Trust, k SealedKey) bool {
 	if k.Role == CA {
-		return slices.ContainsFunc(t.CA, func(der []byte) bool { return bytes.Equal(der, k.Cert) })
+		return slices.ContainsFunc(t.CAs, func(der []byte) bool { return bytes.Equal(der, k.Cert) })
 	}
-	named := map[Role][]*jose.PublicKey{Root: t.Root, Issuer: t.Issuers, Command: t.Command, Time: t.Time, Log: t.Log}[k.Role]
+	named := map[Role][]*jose.PublicKey{Root: t.Roots, Issuer: t.Issuers, Command: t.Command, Time: t.Time, Log: t.Log}[k.Role]
 	return slices.ContainsFunc(named, func(p *jose.PublicKey) bool { return p.ID() == k.ID })
 }
 
-// Planned is a bundle that waits for a root that lives offline. Payload is what
+// PlannedBundle is a bundle that waits for a root that lives offline. Payload is what
 // each root signs, byte for byte.
-type Planned struct {
+type PlannedBundle struct {
 	Version int64             `json:"ver"`
 	Starts  time.Time         `json:"starts"`
 	Expires time.Time         `json:"expires"`
@@ -118,18 +118,18 @@ type Planned struct {
 	Payload string            `json:"payload"` // the claims, JSON
 }
 
-// plan lays bundles ahead of each other: each names the keys that sign while it
+// planBundles lays bundles ahead of each other: each names the keys that sign while it
 // is published, those that still count, and those that sign within a refresh
 // after it.
-func (k *keys) plan(f Founding, r Rules, n Named, first int64, count int, now time.Time) ([]Planned, error) {
-	var out []Planned
+func (k *keyState) planBundles(f Instance, r Schedule, n BundleInfo, first int64, count int, now time.Time) ([]PlannedBundle, error) {
+	var out []PlannedBundle
 	for i := range count {
-		at := now.Add(time.Duration(i) * bundleStep)
-		until := at.Add(bundleStep)
-		t := (&keys{}).trust(f, n, first+int64(i), at)
-		for role, to := range map[Role]*[]*jose.PublicKey{Root: &t.Root, Issuer: &t.Issuers, Command: &t.Command, Time: &t.Time, Log: &t.Log} {
-			for _, s := range k.sealed {
-				if s.Role == role && s.State.Counts() && stands(k.sealed, s, at, until.Add(r.Overlap)) {
+		at := now.Add(time.Duration(i) * bundleRenewBefore)
+		until := at.Add(bundleRenewBefore)
+		t := (&keyState{}).bundle(f, n, first+int64(i), at)
+		for role, to := range map[Role]*[]*jose.PublicKey{Root: &t.Roots, Issuer: &t.Issuers, Command: &t.Command, Time: &t.Time, Log: &t.Log} {
+			for _, s := range k.all {
+				if s.Role == role && s.State.Valid() && validBetween(k.all, s, at, until.Add(r.Overlap)) {
 					pub, err := jose.ParseJWK(s.Public, jose.ForSigning)
 					if err != nil {
 						return nil, err
@@ -138,17 +138,17 @@ func (k *keys) plan(f Founding, r Rules, n Named, first int64, count int, now ti
 				}
 			}
 		}
-		for _, s := range k.sealed {
-			if s.Role == CA && s.State.Counts() && stands(k.sealed, s, at, until.Add(r.Overlap)) {
-				t.CA = append(t.CA, s.Cert)
+		for _, s := range k.all {
+			if s.Role == CA && s.State.Valid() && validBetween(k.all, s, at, until.Add(r.Overlap)) {
+				t.CAs = append(t.CAs, s.Cert)
 			}
 		}
 		payload, err := token.TrustPayload(t)
 		if err != nil {
 			return nil, err
 		}
-		p := Planned{Version: t.Version, Starts: t.Issued, Expires: t.Expires, Payload: string(payload)}
-		for _, root := range t.Root {
+		p := PlannedBundle{Version: t.Version, Starts: t.Issued, Expires: t.Expires, Payload: string(payload)}
+		for _, root := range t.Roots {
 			p.Roots = append(p.Roots, root.ID())
 		}
 		out = append(out, p)
@@ -156,17 +156,17 @@ func (k *keys) plan(f Founding, r Rules, n Named, first int64, count int, now ti
 	return out, nil
 }
 
-// stands reports whether s signs, or what it signed counts, at some time between
+// validBetween reports whether s signs, or what it signed counts, at some time between
 // from and to, if every next key takes its turn when it is to start.
-func stands(ks []Sealed, s Sealed, from, to time.Time) bool {
+func validBetween(ks []SealedKey, s SealedKey, from, to time.Time) bool {
 	if s.State == Next && !s.Starts.Before(to) {
 		return false
 	}
 	ends := s.Ends
 	if s.State != Retiring {
-		for _, n := range of(ks, s.Role, Next) { // the one that takes its place
+		for _, n := range keysOf(ks, s.Role, Next) { // the one that takes its place
 			if n.ID != s.ID && n.Starts.After(s.Starts) {
-				ends = ended(s.Role, n.Starts)
+				ends = goneAt(s.Role, n.Starts)
 				break
 			}
 		}

@@ -35,13 +35,13 @@ func OpenKEK(path string, make bool) (KEK, error) {
 	b, err := durable.ReadPrivate(path)
 	if errors.Is(err, fs.ErrNotExist) && make {
 		b = []byte(base64.RawURLEncoding.EncodeToString(randomKey()) + "\n")
-		if err := durable.Folder(filepath.Dir(path), false); err != nil {
+		if err := durable.EnsureFolder(filepath.Dir(path), false); err != nil {
 			return nil, err
 		}
 		err = durable.WriteFile(path, b, 0o600)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, watchword.Because(err, watchword.KeyMissing, "there is no key-encryption key at %s; bring it back from where you keep it: without it the sealed keys cannot be opened", path)
+		return nil, watchword.Wrap(err, watchword.KeyMissing, "there is no key-encryption key at %s; bring it back from where you keep it: without it the sealed keys cannot be opened", path)
 	}
 	if err != nil {
 		return nil, err

@@ -17,27 +17,27 @@ import (
 
 // Store is what a ring needs of the cellar.
 type Store interface {
-	Founding(ctx context.Context) (Founding, error)
-	Found(ctx context.Context, f Founding, keys []Sealed, operator watchword.Subject, es []audit.Entry) error
-	ServerKeys(ctx context.Context) ([]Sealed, error)
+	Instance(ctx context.Context) (Instance, error)
+	Initialize(ctx context.Context, f Instance, keys []SealedKey, operator watchword.Subject, es []audit.Entry) error
+	ServerKeys(ctx context.Context) ([]SealedKey, error)
 	Bundles(ctx context.Context) ([]SignedBundle, error)
-	TurnKeys(ctx context.Context, t Turn, es ...audit.Entry) error
+	RotateKeys(ctx context.Context, t KeyUpdate, es ...audit.Entry) error
 }
 
 // Ring holds the opened keys as they stand at this moment: ask it each time, and
 // keep nothing that it lends. It is safe for concurrent use. Who turns it is a
-// [Keeper].
+// [Rotator].
 type Ring struct {
-	founding Founding
-	data     []byte
-	mask     []byte // made of data: no key has two uses
-	now      atomic.Pointer[keys]
-	bundle   atomic.Pointer[string]
+	instance  Instance
+	dataKey   []byte
+	deriveKey []byte // made of data: no key has two uses
+	state     atomic.Pointer[keyState]
+	bundle    atomic.Pointer[string]
 }
 
-// keys is one state of the ring. It is immutable.
-type keys struct {
-	sealed  []Sealed                     // all, oldest first
+// keyState is one state of the ring. It is immutable.
+type keyState struct {
+	all     []SealedKey                  // all, oldest first
 	signers map[Role]*jose.Signer        // the active key of each role; no root where it lives offline
 	public  map[Role][]*jose.PublicKey   // every key that counts, oldest first
 	private map[watchword.KeyID]*private // of every key that counts and is here
@@ -56,13 +56,13 @@ type private struct {
 
 // sealContext ties a sealed private key to its role and public half, so that
 // rows cannot be swapped.
-func sealContext(s Sealed) string { return "key/" + string(s.Role) + "/" + string(s.ID) }
+func sealContext(s SealedKey) string { return "key/" + string(s.Role) + "/" + string(s.ID) }
 
-// Open reads the ring of a founded house. Codes: not_found before [Found];
+// Open reads the ring of a founded house. Codes: not_found before [Initialize];
 // key_unwrap for a wrong key-encryption key, key_damaged for what is not as it was
 // written.
 func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
-	founding, err := st.Founding(ctx)
+	founding, err := st.Instance(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Ring{founding: founding}
+	r := &Ring{instance: founding}
 	for _, s := range sealed {
 		if s.Role != Data || s.State != Active {
 			continue
@@ -78,28 +78,28 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 		if s.ID != kek.ID() {
 			return nil, watchword.Refuse(watchword.KeyUnwrap, "the key-encryption key is another one than the keys were sealed with (it is %s, they want %s)", kek.ID(), s.ID)
 		}
-		if r.data, err = kek.Unwrap(s.Private); err != nil {
-			return nil, watchword.Because(err, watchword.KeyDamaged, "the key-encryption key is the right one, but the data key is damaged")
+		if r.dataKey, err = kek.Unwrap(s.Private); err != nil {
+			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the key-encryption key is the right one, but the data key is damaged")
 		}
 	}
-	if r.data == nil {
+	if r.dataKey == nil {
 		return nil, watchword.Refuse(watchword.KeyDamaged, "the store holds no data key")
 	}
-	if r.mask, err = hkdf.Key(sha256.New, r.data, nil, "watchword mask", sha256.Size); err != nil {
+	if r.deriveKey, err = hkdf.Key(sha256.New, r.dataKey, nil, "watchword mask", sha256.Size); err != nil {
 		return nil, err
 	}
 	k, err := r.open(sealed)
 	if err != nil {
 		return nil, err
 	}
-	r.now.Store(k)
+	r.state.Store(k)
 	return r, nil
 }
 
 // open opens every key that counts, and refuses a ring that lacks one.
-func (r *Ring) open(sealed []Sealed) (*keys, error) {
-	k := &keys{
-		sealed: sealed, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{},
+func (r *Ring) open(sealed []SealedKey) (*keyState, error) {
+	k := &keyState{
+		all: sealed, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{},
 		private: map[watchword.KeyID]*private{}, issuers: map[watchword.KeyID]*jose.PublicKey{}, revoked: map[watchword.KeyID]bool{},
 	}
 	active := map[Role]bool{}
@@ -107,10 +107,10 @@ func (r *Ring) open(sealed []Sealed) (*keys, error) {
 		if s.Role == Issuer && s.State == Revoked {
 			k.revoked[s.ID] = true
 		}
-		if s.Role == Data || !s.State.Counts() {
+		if s.Role == Data || !s.State.Valid() {
 			continue
 		}
-		if err := k.add(r.data, s); err != nil {
+		if err := k.add(r.dataKey, s); err != nil {
 			return nil, err
 		}
 		active[s.Role] = active[s.Role] || s.State == Active
@@ -125,9 +125,9 @@ func (r *Ring) open(sealed []Sealed) (*keys, error) {
 	return k, err
 }
 
-func (k *keys) add(data []byte, s Sealed) error {
+func (k *keyState) add(data []byte, s SealedKey) error {
 	damaged := func(err error) error {
-		return watchword.Because(err, watchword.KeyDamaged, "the %s key %s is damaged", s.Role, s.ID)
+		return watchword.Wrap(err, watchword.KeyDamaged, "the %s key %s is damaged", s.Role, s.ID)
 	}
 	pub, err := jose.ParseJWK(s.Public, jose.ForSigning)
 	if err != nil || pub.ID() != s.ID {
@@ -187,44 +187,44 @@ func jwkSet(ks []*jose.PublicKey) ([]byte, error) {
 }
 
 // Issuer returns the issuer identifier of the default tenant.
-func (r *Ring) Issuer() string { return r.founding.Issuer }
+func (r *Ring) Issuer() string { return r.instance.Issuer }
 
 // Epoch returns the epoch that commands carry.
-func (r *Ring) Epoch() int64 { return r.founding.Epoch }
+func (r *Ring) Epoch() int64 { return r.instance.Epoch }
 
 // Signer returns the active signer of a role; nil for a root that lives offline.
-func (r *Ring) Signer(role Role) *jose.Signer { return r.now.Load().signers[role] }
+func (r *Ring) Signer(role Role) *jose.Signer { return r.state.Load().signers[role] }
 
 // Public returns every public key of a role that counts for verifying, oldest first.
-func (r *Ring) Public(role Role) []*jose.PublicKey { return r.now.Load().public[role] }
+func (r *Ring) Public(role Role) []*jose.PublicKey { return r.state.Load().public[role] }
 
 // Root returns the active root's public key.
-func (r *Ring) Root() *jose.PublicKey { return r.now.Load().root }
+func (r *Ring) Root() *jose.PublicKey { return r.state.Load().root }
 
 // IssuerSigner returns the active issuer key.
 func (r *Ring) IssuerSigner() *jose.Signer { return r.Signer(Issuer) }
 
 // IssuerKeys returns every issuer key that counts, by id. It is read only.
-func (r *Ring) IssuerKeys() map[watchword.KeyID]*jose.PublicKey { return r.now.Load().issuers }
+func (r *Ring) IssuerKeys() map[watchword.KeyID]*jose.PublicKey { return r.state.Load().issuers }
 
 // CommandSigner returns the active command key.
 func (r *Ring) CommandSigner() *jose.Signer { return r.Signer(Command) }
 
-// CommandKey reports whether a command key of that id counts.
-func (r *Ring) CommandKey(id watchword.KeyID) bool {
-	p := r.now.Load().private[id]
+// CommandKeyValid reports whether a command key of that id counts.
+func (r *Ring) CommandKeyValid(id watchword.KeyID) bool {
+	p := r.state.Load().private[id]
 	return p != nil && p.role == Command
 }
 
 // LogSigner signs the log's checkpoints with the active log key.
 func (r *Ring) LogSigner() ledger.Signer {
 	s := r.Signer(Log)
-	return ledger.Signer{Key: ledger.LogKeys(r.Issuer(), s.Public())[0], Do: s.Prove} // log keys are Ed25519 (found.go)
+	return ledger.Signer{Key: ledger.LogKeys(r.Issuer(), s.Public())[0], SignFunc: s.SignBytes} // log keys are Ed25519 (found.go)
 }
 
 // LogKeys returns every key that the log's checkpoints were ever signed with, or will be.
 func (r *Ring) LogKeys() (out []ledger.Key) {
-	for _, s := range r.now.Load().sealed {
+	for _, s := range r.state.Load().all {
 		if s.Role != Log {
 			continue
 		}
@@ -235,13 +235,13 @@ func (r *Ring) LogKeys() (out []ledger.Key) {
 	return out
 }
 
-// RevokedIssuer reports whether id was an issuer key and was revoked.
-func (r *Ring) RevokedIssuer(id watchword.KeyID) bool { return r.now.Load().revoked[id] }
+// IssuerKeyRevoked reports whether id was an issuer key and was revoked.
+func (r *Ring) IssuerKeyRevoked(id watchword.KeyID) bool { return r.state.Load().revoked[id] }
 
 // JWKS returns the issuer keys that count, as a JWK Set.
-func (r *Ring) JWKS() []byte { return r.now.Load().jwks }
+func (r *Ring) JWKS() []byte { return r.state.Load().jwks }
 
-// Bundle returns the trust bundle of today; empty before a [Keeper] began.
+// Bundle returns the trust bundle of today; empty before a [Rotator] began.
 func (r *Ring) Bundle() string {
 	if b := r.bundle.Load(); b != nil {
 		return *b
@@ -252,25 +252,25 @@ func (r *Ring) Bundle() string {
 // Seal seals bytes for rest. context says what they are and whose, as
 // "args/cmd_01…"; the same must be given to [Ring.Open].
 func (r *Ring) Seal(context string, plaintext []byte) ([]byte, error) {
-	return sealBytes(r.data, "row/"+context, plaintext)
+	return sealBytes(r.dataKey, "row/"+context, plaintext)
 }
 
 // Open opens what Seal sealed for the same context. Code: key_damaged.
 func (r *Ring) Open(context string, sealed []byte) ([]byte, error) {
-	return openBytes(r.data, "row/"+context, sealed)
+	return openBytes(r.dataKey, "row/"+context, sealed)
 }
 
-// Mask returns bytes that belong to a context, as "salt/cmd_01…", and that nobody
+// DeriveSecret returns bytes that belong to a context, as "salt/cmd_01…", and that nobody
 // knows who has not the data key.
-func (r *Ring) Mask(context string) (out [32]byte) {
-	h := hmac.New(sha256.New, r.mask)
+func (r *Ring) DeriveSecret(context string) (out [32]byte) {
+	h := hmac.New(sha256.New, r.deriveKey)
 	h.Write([]byte(context)) // hashing does not fail
 	h.Sum(out[:0])
 	return out
 }
 
 // signer returns a key that counts and is here, active or not. Code: key_missing.
-func (k *keys) signer(id watchword.KeyID) (*jose.Signer, error) {
+func (k *keyState) signer(id watchword.KeyID) (*jose.Signer, error) {
 	p := k.private[id]
 	if p == nil {
 		return nil, watchword.Refuse(watchword.KeyMissing, "the key %s is not here: it lives offline", id)
@@ -278,8 +278,8 @@ func (k *keys) signer(id watchword.KeyID) (*jose.Signer, error) {
 	return p.key.Signer()
 }
 
-// labels returns what an entry says of a key.
-func labels(s Sealed, more map[string]string) map[string]string {
+// auditData returns what an entry says of a key.
+func auditData(s SealedKey, more map[string]string) map[string]string {
 	out := map[string]string{"role": string(s.Role)}
 	maps.Copy(out, more)
 	return out

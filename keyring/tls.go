@@ -19,9 +19,9 @@ import (
 // How long the authority and what it certifies live, and when a server
 // certificate is made anew.
 const (
-	caLife    = 10 * 365 * 24 * time.Hour
-	leafLife  = 90 * 24 * time.Hour
-	leafRenew = 30 * 24 * time.Hour
+	caLifetime      = 10 * 365 * 24 * time.Hour
+	leafLifetime    = 90 * 24 * time.Hour
+	leafRenewBefore = 30 * 24 * time.Hour
 )
 
 type authority struct {
@@ -34,7 +34,7 @@ func selfSign(key crypto.Signer, issuer string, now time.Time) ([]byte, error) {
 		SerialNumber:          serial(),
 		Subject:               pkix.Name{CommonName: "Watchword CA for " + issuer},
 		NotBefore:             now.Add(-time.Hour),
-		NotAfter:              now.Add(caLife),
+		NotAfter:              now.Add(caLifetime),
 		IsCA:                  true,
 		MaxPathLenZero:        true,
 		BasicConstraintsValid: true,
@@ -59,11 +59,11 @@ func newAuthority(key crypto.Signer, der []byte) (*authority, error) {
 }
 
 // CAs returns the certificates of the own authority that count, as DER, oldest first.
-func (r *Ring) CAs() [][]byte { return r.now.Load().anchors }
+func (r *Ring) CAs() [][]byte { return r.state.Load().anchors }
 
 // CAPEM returns them as PEM, the active one first.
 func (r *Ring) CAPEM() []byte {
-	k := r.now.Load()
+	k := r.state.Load()
 	out := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.ca.cert.Raw})
 	for _, der := range k.anchors {
 		if !bytes.Equal(der, k.ca.cert.Raw) {
@@ -73,11 +73,11 @@ func (r *Ring) CAPEM() []byte {
 	return out
 }
 
-// Certifier hands out a certificate of the own authority for a fixed list of
+// CertSource hands out a certificate of the own authority for a fixed list of
 // names, made when first needed, and anew when the authority's key turns or 30
 // days before its end. Its key never leaves the process. It is safe for
 // concurrent use.
-type Certifier struct {
+type CertSource struct {
 	ring  *Ring
 	names []string
 	now   func() time.Time
@@ -87,18 +87,18 @@ type Certifier struct {
 	leaf *tls.Certificate
 }
 
-// Certifier certifies localhost, 127.0.0.1, ::1 and names, which are DNS names
+// CertSource certifies localhost, 127.0.0.1, ::1 and names, which are DNS names
 // and IP addresses.
-func (r *Ring) Certifier(names []string, now func() time.Time) *Certifier {
-	return &Certifier{ring: r, names: append([]string{"localhost", "127.0.0.1", "::1"}, names...), now: now}
+func (r *Ring) CertSource(names []string, now func() time.Time) *CertSource {
+	return &CertSource{ring: r, names: append([]string{"localhost", "127.0.0.1", "::1"}, names...), now: now}
 }
 
 // GetCertificate fits [tls.Config].
-func (c *Certifier) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	now, ca := c.now(), c.ring.now.Load().ca
+func (c *CertSource) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	now, ca := c.now(), c.ring.state.Load().ca
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.leaf != nil && c.by.same(ca) && now.Before(c.leaf.Leaf.NotAfter.Add(-leafRenew)) {
+	if c.leaf != nil && c.by.equal(ca) && now.Before(c.leaf.Leaf.NotAfter.Add(-leafRenewBefore)) {
 		return c.leaf, nil
 	}
 	leaf, err := ca.issue(c.names, now)
@@ -108,7 +108,7 @@ func (c *Certifier) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, erro
 	return leaf, err
 }
 
-func (a *authority) same(b *authority) bool { return a.cert.Equal(b.cert) }
+func (a *authority) equal(b *authority) bool { return a.cert.Equal(b.cert) }
 
 func (a *authority) issue(names []string, now time.Time) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -119,7 +119,7 @@ func (a *authority) issue(names []string, now time.Time) (*tls.Certificate, erro
 		SerialNumber: serial(),
 		Subject:      pkix.Name{CommonName: names[0]},
 		NotBefore:    now.Add(-time.Hour),
-		NotAfter:     now.Add(leafLife),
+		NotAfter:     now.Add(leafLifetime),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}

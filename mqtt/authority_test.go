@@ -11,16 +11,16 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/bus"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
 )
 
-// notice takes the next word on $watchword/auth.
-func (c *client) notice() mqtt.Notice {
+// nextNotice takes the next word on $watchword/auth.
+func (c *testClient) nextNotice() mqtt.Notice {
 	c.t.Helper()
-	m := c.message()
+	m := c.receiveAndAck()
 	var n mqtt.Notice
 	if err := json.Unmarshal(m.Payload, &n); err != nil || m.Topic != "$watchword/auth" {
 		c.t.Fatalf("got %q on %s: %v", m.Payload, m.Topic, err)
@@ -30,31 +30,31 @@ func (c *client) notice() mqtt.Notice {
 
 func TestTheEndOfAuthorityEndsTheConnectionWithItsReason(t *testing.T) {
 	for name, c := range map[string]struct {
-		end  func(*house)
+		end  func(*testServer)
 		want packet.Reason
 	}{
-		"revoked":             {func(h *house) { h.state("lamp-7", watchword.Revoked) }, packet.NotAuthorized},
-		"suspended":           {func(h *house) { h.state("lamp-7", watchword.Suspended) }, packet.Administrative},
-		"a key retired":       {func(h *house) { h.retire("lamp-7") }, packet.NotAuthorized},
-		"a subscription lost": {func(h *house) { h.policy(`subscribe = ["b"]`) }, packet.NotAuthorized},
-		"closed by an operator": {func(h *house) {
-			for _, s := range h.guard.Sessions(watchword.DefaultTenant, "lamp-7") {
+		"revoked":             {func(srv *testServer) { srv.state("lamp-7", watchword.Revoked) }, packet.NotAuthorized},
+		"suspended":           {func(srv *testServer) { srv.state("lamp-7", watchword.Suspended) }, packet.AdministrativeAction},
+		"a key retired":       {func(srv *testServer) { srv.retireKey("lamp-7") }, packet.NotAuthorized},
+		"a subscription lost": {func(srv *testServer) { srv.policy(`subscribe = ["b"]`) }, packet.NotAuthorized},
+		"closed by an operator": {func(srv *testServer) {
+			for _, s := range srv.guard.Sessions(watchword.DefaultTenant, "lamp-7") {
 				s.Close(watchword.Refuse(watchword.SessionClosed, "closed"))
 			}
-		}, packet.Administrative},
-		"the server goes": {func(h *house) { h.guard.Close(watchword.Refuse(watchword.Unavailable, "going down")) }, packet.ShuttingDown},
+		}, packet.AdministrativeAction},
+		"the server goes": {func(srv *testServer) { srv.guard.Close(watchword.Refuse(watchword.Unavailable, "going down")) }, packet.ServerShuttingDown},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, h *house) {
-				five, three := h.device("lamp-7"), h.connect(packet.V311, "lamp-7/old", h.token("lamp-7", time.Hour))
-				for _, cl := range []*client{five, three} {
+			inBubble(t, func(t *testing.T, srv *testServer) {
+				five, three := srv.device("lamp-7"), srv.connect(packet.V311, "lamp-7/old", srv.token("lamp-7", time.Hour))
+				for _, cl := range []*testClient{five, three} {
 					cl.subscribe(1, "a")
 				}
-				c.end(h)
-				five.ended(c.want)
-				three.ended(0)
+				c.end(srv)
+				five.wantDisconnect(c.want)
+				three.wantDisconnect(0)
 				synctest.Wait()
-				if s := h.broker.Stats(); s.Clients != 0 || s.Subscriptions != 0 {
+				if s := srv.broker.Stats(); s.Clients != 0 || s.Subscriptions != 0 {
 					t.Errorf("left: %+v", s)
 				}
 			})
@@ -62,143 +62,143 @@ func TestTheEndOfAuthorityEndsTheConnectionWithItsReason(t *testing.T) {
 	}
 }
 
-func (h *house) retire(id watchword.SubjectID) {
-	h.mu.Lock()
-	h.roll[id].Keys = []watchword.Key{{ID: "k1", Purpose: watchword.Sign, State: watchword.KeyRetired}}
-	h.mu.Unlock()
-	h.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+func (srv *testServer) retireKey(id watchword.SubjectID) {
+	srv.mu.Lock()
+	srv.subjects[id].Keys = []watchword.Key{{ID: "k1", Purpose: watchword.Sign, State: watchword.KeyRetired}}
+	srv.mu.Unlock()
+	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
 }
 
-func TestWhatCountsForNothingTakesNoConnectionOver(t *testing.T) {
-	for name, spoil := range map[string]func(h *house, old string){
-		"of a key that was retired": func(h *house, old string) { h.edit(old, func(p *session.Papers) { p.Key = "k0" }) },
-		"of an earlier life":        func(h *house, old string) { h.edit(old, func(p *session.Papers) { p.Incarnation = 0 }) },
-		"revoked just now": func(h *house, old string) {
-			h.guard.TokenRevoked(watchword.DefaultTenant, "lamp-7", old)
+func TestInvalidTokenTakesNoConnectionOver(t *testing.T) {
+	for name, spoil := range map[string]func(srv *testServer, old string){
+		"of a key that was retired": func(srv *testServer, old string) { srv.edit(old, func(p *session.Credentials) { p.Key = "k0" }) },
+		"of an earlier life":        func(srv *testServer, old string) { srv.edit(old, func(p *session.Credentials) { p.Incarnation = 0 }) },
+		"revoked just now": func(srv *testServer, old string) {
+			srv.guard.TokenRevoked(watchword.DefaultTenant, "lamp-7", old)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, h *house) {
-				old := h.token("lamp-7", time.Hour)
-				spoil(h, old)
-				lamp := h.device("lamp-7")
+			inBubble(t, func(t *testing.T, srv *testServer) {
+				old := srv.token("lamp-7", time.Hour)
+				spoil(srv, old)
+				lamp := srv.device("lamp-7")
 				lamp.subscribe(1, "a")
-				burglar := h.raw(packet.V5)
+				burglar := srv.dialRaw(packet.V5)
 				burglar.send(hello(packet.V5, "lamp-7", old))
 				if a := want[*packet.Connack](burglar); a.Code != packet.NotAuthorized {
 					t.Errorf("CONNACK %#x, want %#x", a.Code, packet.NotAuthorized)
 				}
-				lamp.silent()
+				lamp.wantNothing()
 				lamp.publish(0, "a", "still here")
-				lamp.hears("a", "still here")
+				lamp.wantMessage("a", "still here")
 			})
 		})
 	}
 }
 
 // edit changes what a token says.
-func (h *house) edit(raw string, change func(*session.Papers)) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	p := h.tokens[raw]
+func (srv *testServer) edit(raw string, change func(*session.Credentials)) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	p := srv.tokens[raw]
 	change(&p)
-	h.tokens[raw] = p
+	srv.tokens[raw] = p
 }
 
-func TestALostSubscriptionIsToldWhereTheClientListens(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		c, pub := h.device("lamp-7"), h.device("pub")
+func TestLostSubscriptionIsReportedOnAuthTopic(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		c, pub := srv.device("lamp-7"), srv.device("pub")
 		c.subscribe(1, "a", "b", "$watchword/auth")
-		h.policy(`subscribe = ["b"]`, `publish = ["#"]`)
-		if n := c.notice(); n.Type != "lost" || len(n.Subscriptions) != 1 || n.Subscriptions[0] != "a" {
+		srv.policy(`subscribe = ["b"]`, `publish = ["#"]`)
+		if n := c.nextNotice(); n.Type != "lost" || len(n.Subscriptions) != 1 || n.Subscriptions[0] != "a" {
 			t.Errorf("%+v", n)
 		}
 		pub.publish(1, "a", "no")
 		pub.publish(1, "b", "yes")
-		c.hears("b", "yes")
+		c.wantMessage("b", "yes")
 		if codes := c.subscribe(1, "a"); codes[0] != packet.NotAuthorized {
 			t.Errorf("subscribing again: %#x", codes[0])
 		}
 		time.Sleep(5 * time.Second)
-		if n := c.notice(); n.Type != "refresh" {
+		if n := c.nextNotice(); n.Type != "refresh" {
 			t.Errorf("after an edit the server asks for a refresh: %+v", n)
 		}
 	})
 }
 
-func TestWhatIsQueuedGoesWithItsSubscription(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		c, pub := h.device("lamp-7", func(p *packet.Connect) { p.Properties.SetNumber(packet.ReceiveMaximum, 1) }), h.device("pub")
+func TestQueuedMessagesEndWithSubscription(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		c, pub := srv.device("lamp-7", func(p *packet.Connect) { p.Properties.SetNumber(packet.ReceiveMaximum, 1) }), srv.device("pub")
 		c.subscribe(1, "a/#", "b", "+/both", "$watchword/auth")
 		pub.publish(1, "b", "first")
 		held := want[*packet.Publish](c) // not acknowledged: the rest waits
 		for _, topic := range []string{"a/1", "b", "a/2", "a/both", "a/3"} {
 			pub.publish(1, topic, topic)
 		}
-		h.policy(`subscribe = ["b", "+/both"]`, `publish = ["#"]`)
-		c.silent()
+		srv.policy(`subscribe = ["b", "+/both"]`, `publish = ["#"]`)
+		c.wantNothing()
 		c.send(&packet.Ack{Kind: packet.PUBACK, ID: held.ID})
-		c.hears("b", "b")
-		c.hears("a/both", "a/both") // another subscription holds it up
-		if n := c.notice(); n.Type != "lost" || n.Subscriptions[0] != "a/#" {
+		c.wantMessage("b", "b")
+		c.wantMessage("a/both", "a/both") // another subscription holds it up
+		if n := c.nextNotice(); n.Type != "lost" || n.Subscriptions[0] != "a/#" {
 			t.Errorf("%+v", n)
 		}
 	})
 }
 
 func TestOnlySessionsConcernedAreTouched(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		c, other := h.device("lamp-7"), h.device("lamp-8")
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		c, other := srv.device("lamp-7"), srv.device("lamp-8")
 		c.subscribe(1, "a", "$watchword/auth")
 		other.subscribe(1, "a", "$watchword/auth")
-		h.state("lamp-7", watchword.Suspended)
-		c.ended(packet.Administrative)
+		srv.state("lamp-7", watchword.Suspended)
+		c.wantDisconnect(packet.AdministrativeAction)
 		time.Sleep(time.Minute)
-		other.silent()
+		other.wantNothing()
 	})
 }
 
 func TestRefreshWithoutAuth(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
 		for _, v := range []packet.Version{packet.V5, packet.V311} {
 			id := watchword.SubjectID(map[packet.Version]string{packet.V5: "five", packet.V311: "three"}[v])
-			c, pub := h.connect(v, string(id), h.token(id, 10*time.Minute)), h.device("pub")
+			c, pub := srv.connect(v, string(id), srv.token(id, 10*time.Minute)), srv.device("pub")
 			c.subscribe(1, "a", "$watchword/auth")
 			start := time.Now()
-			n := c.notice() // asked in time, without anybody's timer
+			n := c.nextNotice() // asked in time, without anybody's timer
 			if d := time.Since(start); n.Type != "refresh" || d < 7*time.Minute || d > 510*time.Second {
 				t.Errorf("asked after %s: %+v", d, n)
 			}
-			c.send(&packet.Publish{Topic: "$watchword/auth", QoS: 1, ID: 77, Payload: []byte(h.token(id, 10*time.Minute))})
+			c.send(&packet.Publish{Topic: "$watchword/auth", QoS: 1, ID: 77, Payload: []byte(srv.token(id, 10*time.Minute))})
 			if a := want[*packet.Ack](c); a.Reason != packet.Success {
 				t.Errorf("%+v", a)
 			}
-			if n := c.notice(); n.Type != "refreshed" || time.Until(*n.ExpiresAt) < 9*time.Minute {
+			if n := c.nextNotice(); n.Type != "refreshed" || time.Until(*n.ExpiresAt) < 9*time.Minute {
 				t.Errorf("%+v", n)
 			}
 			time.Sleep(5 * time.Minute) // past the old end
 			pub.publish(1, "a", "still here")
-			c.hears("a", "still here")
-			c.notice() // asked again
+			c.wantMessage("a", "still here")
+			c.nextNotice() // asked again
 		}
 	})
 }
 
 func TestABadRefreshChangesNothing(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		c := h.connect(packet.V5, "lamp-7", h.token("lamp-7", 10*time.Minute))
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		c := srv.connect(packet.V5, "lamp-7", srv.token("lamp-7", 10*time.Minute))
 		c.subscribe(1, "$watchword/auth")
-		for name, raw := range map[string]string{"rubbish": "x", "another's": h.token("lamp-8", time.Hour), "nothing": ""} {
+		for name, raw := range map[string]string{"rubbish": "x", "another's": srv.token("lamp-8", time.Hour), "nothing": ""} {
 			c.send(&packet.Publish{Topic: "$watchword/auth", QoS: 1, ID: 7, Payload: []byte(raw)})
 			if a := want[*packet.Ack](c); a.Reason != packet.NotAuthorized {
 				t.Errorf("%s: %#x", name, a.Reason)
 			}
-			if n := c.notice(); n.Type != "refused" {
+			if n := c.nextNotice(); n.Type != "refused" {
 				t.Errorf("%s: %+v", name, n)
 			}
 		}
-		c.notice() // it is asked to, in time
-		c.ended(packet.MaximumConnectTime)
+		c.nextNotice() // it is asked to, in time
+		c.wantDisconnect(packet.MaximumConnectTime)
 	})
 }
 
@@ -206,8 +206,8 @@ func TestABadRefreshChangesNothing(t *testing.T) {
 func withAce(token string, proof []byte) func(*packet.Connect) {
 	return func(p *packet.Connect) {
 		p.HasUser, p.HasPass, p.Password = false, false, nil
-		p.Properties.SetText(packet.AuthMethod, "ace")
-		p.Properties.SetData(packet.AuthData, append(withLength(token), proof...))
+		p.Properties.SetText(packet.AuthenticationMethod, "ace")
+		p.Properties.SetData(packet.AuthenticationData, append(withLength(token), proof...))
 	}
 }
 
@@ -216,29 +216,29 @@ func withLength(s string) []byte {
 }
 
 // prove answers the server's challenge.
-func (c *client) prove(key ed25519.PrivateKey) {
+func (c *testClient) prove(key ed25519.PrivateKey) {
 	c.t.Helper()
 	a := want[*packet.Auth](c)
-	challenge, _ := a.Properties.Data(packet.AuthData)
-	if a.Reason != packet.ContinueAuth || len(challenge) != 8 {
+	challenge, _ := a.Properties.Data(packet.AuthenticationData)
+	if a.Reason != packet.ContinueAuthentication || len(challenge) != 8 {
 		c.t.Fatalf("%+v", a)
 	}
 	const mine = "12345678"
-	out := &packet.Auth{Reason: packet.ContinueAuth}
-	out.Properties.SetText(packet.AuthMethod, "ace")
-	out.Properties.SetData(packet.AuthData, append(withLength(mine), ed25519.Sign(key, append(challenge, mine...))...))
+	out := &packet.Auth{Reason: packet.ContinueAuthentication}
+	out.Properties.SetText(packet.AuthenticationMethod, "ace")
+	out.Properties.SetData(packet.AuthenticationData, append(withLength(mine), ed25519.Sign(key, append(challenge, mine...))...))
 	c.send(out)
 }
 
-func (c *client) reauthenticate(token string) {
-	a := &packet.Auth{Reason: packet.Reauthenticate}
-	a.Properties.SetText(packet.AuthMethod, "ace")
-	a.Properties.SetData(packet.AuthData, withLength(token))
+func (c *testClient) reauthenticate(token string) {
+	a := &packet.Auth{Reason: packet.ReAuthenticate}
+	a.Properties.SetText(packet.AuthenticationMethod, "ace")
+	a.Properties.SetData(packet.AuthenticationData, withLength(token))
 	c.send(a)
 }
 
 func TestProofOfPossession(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
 		pub, key, err := ed25519.GenerateKey(nil)
 		if err != nil {
 			t.Fatal(err)
@@ -247,47 +247,47 @@ func TestProofOfPossession(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.proving = pub
-		begin := func(edit func(*packet.Connect)) *client {
-			c := h.raw(packet.V5)
+		srv.proofKey = pub
+		begin := func(edit func(*packet.Connect)) *testClient {
+			c := srv.dialRaw(packet.V5)
 			p := hello(packet.V5, "lamp-7", "")
 			edit(p)
 			c.send(p)
 			return c
 		}
 
-		c := begin(withAce(h.token("lamp-7", 10*time.Minute), nil))
+		c := begin(withAce(srv.token("lamp-7", 10*time.Minute), nil))
 		c.prove(key)
 		ack := want[*packet.Connack](c)
-		if m, _ := ack.Properties.Text(packet.AuthMethod); ack.Code != packet.Success || m != "ace" {
+		if m, _ := ack.Properties.Text(packet.AuthenticationMethod); ack.Code != packet.Success || m != "ace" {
 			t.Fatalf("%+v", ack)
 		}
 		c.subscribe(1, "a", "$watchword/auth")
-		c.notice()
-		if r := c.publish(1, "$watchword/auth", h.token("lamp-7", time.Hour)); r != packet.NotAuthorized {
+		c.nextNotice()
+		if r := c.publish(1, "$watchword/auth", srv.token("lamp-7", time.Hour)); r != packet.NotAuthorized {
 			t.Errorf("a refresh without the proof: %#x", r)
 		}
-		c.reauthenticate(h.token("lamp-7", 10*time.Minute))
+		c.reauthenticate(srv.token("lamp-7", 10*time.Minute))
 		c.prove(key)
 		if a := want[*packet.Auth](c); a.Reason != packet.Success {
 			t.Errorf("%+v", a)
 		}
-		if n := c.notice(); n.Type != "refreshed" {
+		if n := c.nextNotice(); n.Type != "refreshed" {
 			t.Errorf("%+v", n)
 		}
 		time.Sleep(5 * time.Minute)
 		c.send(&packet.Publish{Topic: "a", Payload: []byte("past the old end")})
-		c.hears("a", "past the old end")
-		c.reauthenticate(h.token("lamp-7", 10*time.Minute))
+		c.wantMessage("a", "past the old end")
+		c.reauthenticate(srv.token("lamp-7", 10*time.Minute))
 		c.prove(other)
-		c.ended(packet.NotAuthorized)
+		c.wantDisconnect(packet.NotAuthorized)
 
-		c = begin(withAce(h.token("lamp-7", time.Hour), nil))
+		c = begin(withAce(srv.token("lamp-7", time.Hour), nil))
 		c.prove(other)
 		if ack := want[*packet.Connack](c); ack.Code != packet.NotAuthorized {
 			t.Errorf("another's proof: %+v", ack)
 		}
-		c = begin(withAce(h.token("lamp-7", time.Hour), make([]byte, 64)))
+		c = begin(withAce(srv.token("lamp-7", time.Hour), make([]byte, 64)))
 		if ack := want[*packet.Connack](c); ack.Code != packet.NotAuthorized {
 			t.Errorf("a proof by the exporter, without TLS: %+v", ack)
 		}
@@ -297,12 +297,12 @@ func TestProofOfPossession(t *testing.T) {
 		}
 		c = begin(func(p *packet.Connect) {
 			withAce("", nil)(p)
-			p.Properties.SetData(packet.AuthData, []byte{0, 50, 1})
+			p.Properties.SetData(packet.AuthenticationData, []byte{0, 50, 1})
 		})
-		if ack := want[*packet.Connack](c); ack.Code != packet.BadUserPassword {
+		if ack := want[*packet.Connack](c); ack.Code != packet.BadUserNameOrPassword {
 			t.Errorf("a length that lies: %+v", ack)
 		}
-		c = begin(withAce(h.token("lamp-7", time.Hour), nil))
+		c = begin(withAce(srv.token("lamp-7", time.Hour), nil))
 		want[*packet.Auth](c)
 		c.send(&packet.Publish{Topic: "a"})
 		if p, open := <-c.got; open {
@@ -312,7 +312,7 @@ func TestProofOfPossession(t *testing.T) {
 }
 
 func TestEventsReachTheirReaders(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
+	inBubble(t, func(t *testing.T, h *testServer) {
 		s := h.reader("devices/+/events/#")
 		defer s.Close()
 		c, app := h.device("lamp-7"), h.device("app")
@@ -320,38 +320,38 @@ func TestEventsReachTheirReaders(t *testing.T) {
 		if r := c.publish(1, "devices/lamp-7/events/lux/1", "42"); r != packet.Success {
 			t.Errorf("%#x", r)
 		}
-		app.hears("devices/lamp-7/events/lux/1", "42")
-		waiting.For(t, "the event", s.Ready())
+		app.wantMessage("devices/lamp-7/events/lux/1", "42")
+		testwait.For(t, "the event", s.Ready())
 		if es, gap, _ := s.Next(); len(es) != 1 || gap.Any() || es[0].Device != "lamp-7" || es[0].Stream != "lux/1" || string(es[0].Data) != "42" {
 			t.Errorf("%+v, gap %+v", es, gap)
 		}
-		if r := c.publish(1, "devices/lamp-7/events/l%x", "42"); r != packet.BadPayloadFormat {
+		if r := c.publish(1, "devices/lamp-7/events/l%x", "42"); r != packet.PayloadFormatInvalid {
 			t.Errorf("a stream that is no name: %#x", r)
 		}
 		h.publish(&bus.Document{Name: "devices/lamp-8/events/lux/2", ContentType: "text/plain", Payload: []byte("by another door")})
-		app.hears("devices/lamp-8/events/lux/2", "by another door")
+		app.wantMessage("devices/lamp-8/events/lux/2", "by another door")
 	})
 }
 
 // A session that a token opened is not refreshed by a proof: no key was named in CONNECT
 // (MQTT 5.0 §4.12.1), however good the token in AUTH is.
 func TestNoProofWhereNoneWasAskedFor(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
 		pub, _, err := ed25519.GenerateKey(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.proving = pub
-		c := h.device("lamp-7")
-		c.reauthenticate(h.token("lamp-7", time.Hour))
-		c.ended(packet.ProtocolError)
+		srv.proofKey = pub
+		c := srv.device("lamp-7")
+		c.reauthenticate(srv.token("lamp-7", time.Hour))
+		c.wantDisconnect(packet.ProtocolError)
 	})
 }
 
 // So many publishes with QoS 2 may be unreleased; one more ends the connection.
 func TestUnreleasedPublishes(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		c := h.connect(packet.V311, "pub", h.token("pub", time.Hour))
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		c := srv.connect(packet.V311, "pub", srv.token("pub", time.Hour))
 		const most = 1024
 		for n := range most {
 			c.send(&packet.Publish{Topic: "a", QoS: 2, ID: uint16(n + 1)})
@@ -364,6 +364,6 @@ func TestUnreleasedPublishes(t *testing.T) {
 			t.Fatalf("said again: %s", a.Kind)
 		}
 		c.send(&packet.Publish{Topic: "a", QoS: 2, ID: most + 1})
-		c.ended(packet.QuotaExceeded)
+		c.wantDisconnect(packet.QuotaExceeded)
 	})
 }

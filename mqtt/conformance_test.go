@@ -17,8 +17,8 @@ import (
 // Statements of the standards that no other test holds: docs/mqtt-conformance.md names
 // them all. Those of MQTT 3.1.1 have its name before them where their numbers are others.
 
-// over takes the end of the connection, at once, and no packet before it.
-func (c *client) over() {
+// wantClosed takes the end of the connection, at once, and no packet before it.
+func (c *testClient) wantClosed() {
 	c.t.Helper()
 	from := time.Now()
 	if p, open := <-c.got; open {
@@ -29,11 +29,11 @@ func (c *client) over() {
 	}
 }
 
-// inBoth runs a test in a bubble for each version.
-func inBoth(t *testing.T, f func(t *testing.T, h *house, v packet.Version)) {
+// inBothVersions runs a test in a bubble for each version.
+func inBothVersions(t *testing.T, f func(t *testing.T, srv *testServer, v packet.Version)) {
 	for _, v := range []packet.Version{packet.V311, packet.V5} {
 		t.Run(fmt.Sprint("version ", v), func(t *testing.T) {
-			inBubble(t, func(t *testing.T, h *house) { f(t, h, v) })
+			inBubble(t, func(t *testing.T, srv *testServer) { f(t, srv, v) })
 		})
 	}
 }
@@ -61,7 +61,7 @@ func explained(p packet.Packet) bool {
 }
 
 // MQTT-3.1.2-1, -2, -3, 3.1.4-1, 3.1.1: the same.
-func TestABadConnectIsTheEnd(t *testing.T) {
+func TestMalformedConnectClosesConnection(t *testing.T) {
 	for name, x := range map[string]struct {
 		spoil func(b []byte) []byte
 		says  packet.Reason // of a CONNACK of version 3.1.1; 0 for none
@@ -78,25 +78,25 @@ func TestABadConnectIsTheEnd(t *testing.T) {
 		"version 0x84":              {func(b []byte) []byte { b[8] = 0x84; return b }, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+			inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
 				reads := packet.V311 // as which it reads what comes
 				if v == packet.V5 && x.says == 0 {
 					reads = packet.V5
 				}
-				c := h.raw(reads)
-				_, _ = c.nc.Write(x.spoil(packet.Append(nil, hello(v, "lamp-7", h.token("lamp-7", time.Hour)), v)))
+				c := srv.dialRaw(reads)
+				_, _ = c.nc.Write(x.spoil(packet.Append(nil, hello(v, "lamp-7", srv.token("lamp-7", time.Hour)), v)))
 				if x.says != 0 {
 					if ack := want[*packet.Connack](c); ack.Code != x.says {
 						t.Errorf("return code %d, want %d", ack.Code, x.says)
 					}
 				}
 				if reads == packet.V5 {
-					if ack := want[*packet.Connack](c); ack.Code != packet.Malformed || !ack.Properties.Empty() {
+					if ack := want[*packet.Connack](c); ack.Code != packet.MalformedPacket || !ack.Properties.Empty() {
 						t.Errorf("%+v, want 0x81 alone", ack)
 					}
 				}
-				c.over()
-				if n := len(h.guard.Sessions(watchword.DefaultTenant, "lamp-7")); n != 0 {
+				c.wantClosed()
+				if n := len(srv.guard.Sessions(watchword.DefaultTenant, "lamp-7")); n != 0 {
 					t.Errorf("%d sessions", n)
 				}
 			})
@@ -105,20 +105,20 @@ func TestABadConnectIsTheEnd(t *testing.T) {
 }
 
 // MQTT-3.1.4-6, 3.1.1: MQTT-3.1.4-5.
-func TestWhatFollowsARefusedConnectIsNotHeard(t *testing.T) {
-	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
-		ear := h.device("ear")
-		ear.subscribe(0, "#")
-		good := hello(v, "lamp-7", h.token("lamp-7", time.Hour))
+func TestPacketsAfterRefusedConnectAreIgnored(t *testing.T) {
+	inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
+		subscriber := srv.device("ear")
+		subscriber.subscribe(0, "#")
+		good := hello(v, "lamp-7", srv.token("lamp-7", time.Hour))
 		for _, refused := range []*packet.Connect{hello(v, "lamp-7", "token-x"), hello(v, "lamp-8", string(good.Password))} {
 			for _, more := range [][]packet.Packet{{&packet.Publish{Topic: "a"}}, {good, &packet.Publish{Topic: "a"}}} {
-				c := h.raw(v)
+				c := srv.dialRaw(v)
 				c.send(append([]packet.Packet{refused}, more...)...) // in one write
 				if ack := want[*packet.Connack](c); ack.Code == packet.Success {
 					t.Error("it was taken")
 				}
-				c.over()
-				ear.silent()
+				c.wantClosed()
+				subscriber.wantNothing()
 			}
 		}
 	})
@@ -126,90 +126,90 @@ func TestWhatFollowsARefusedConnectIsNotHeard(t *testing.T) {
 
 // MQTT-3.1.3-7, 3.2.2-16.
 func TestAnAssignedNameIsAsGoodAsAnother(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		nameless := func(p *packet.Connect) { p.ClientID = ""; lasts(p) }
-		one, two := h.device("lamp-7", nameless), h.device("lamp-7", nameless)
-		name, other := text(&one.ack.Properties, packet.AssignedClientID), text(&two.ack.Properties, packet.AssignedClientID)
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		nameless := func(p *packet.Connect) { p.ClientID = ""; persistentSession(p) }
+		one, two := srv.device("lamp-7", nameless), srv.device("lamp-7", nameless)
+		name, other := text(&one.ack.Properties, packet.AssignedClientIdentifier), text(&two.ack.Properties, packet.AssignedClientIdentifier)
 		if name == "" || name == other {
 			t.Errorf("assigned %q and %q", name, other)
 		}
 		one.subscribe(1, "a")
-		one.silent() // nobody took its place
-		one.vanish()
+		one.wantNothing() // nobody took its place
+		one.closeAbruptly()
 		synctest.Wait()
-		pub := h.device("pub")
+		pub := srv.device("pub")
 		pub.publish(1, "a", "x")
-		one = h.device("lamp-7", lasts, func(p *packet.Connect) { p.ClientID = name })
+		one = srv.device("lamp-7", persistentSession, func(p *packet.Connect) { p.ClientID = name })
 		if !one.ack.SessionPresent {
 			t.Error("no session present")
 		}
-		if again := text(&one.ack.Properties, packet.AssignedClientID); again != "" {
+		if again := text(&one.ack.Properties, packet.AssignedClientIdentifier); again != "" {
 			t.Errorf("assigned %q to who had a name", again)
 		}
-		one.hears("a", "x")
-		two.silent()
+		one.wantMessage("a", "x")
+		two.wantNothing()
 	})
 }
 
 // 3.1.1: MQTT-3.1.3-6, -8.
 func TestAnEmptyNameInTheOldVersion(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		token := h.token("lamp-7", time.Hour)
-		one, two := h.connect(packet.V311, "", token), h.connect(packet.V311, "", token)
-		for _, c := range []*client{one, two} {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		token := srv.token("lamp-7", time.Hour)
+		one, two := srv.connect(packet.V311, "", token), srv.connect(packet.V311, "", token)
+		for _, c := range []*testClient{one, two} {
 			c.subscribe(1, "a")
 		}
 		one.publish(1, "a", "x")
-		one.hears("a", "x")
-		two.hears("a", "x")
-		c := h.raw(packet.V311)
+		one.wantMessage("a", "x")
+		two.wantMessage("a", "x")
+		c := srv.dialRaw(packet.V311)
 		p := hello(packet.V311, "", token)
 		p.CleanStart = false
 		c.send(p)
 		if ack := want[*packet.Connack](c); ack.Code != 2 {
 			t.Errorf("return code %d, want 2", ack.Code)
 		}
-		c.over()
+		c.wantClosed()
 	})
 }
 
 // MQTT-3.1.2-14, -15, 3.1.1: MQTT-3.1.2-16, -17.
 func TestAWillIsRetainedWhereItSaysSo(t *testing.T) {
 	for _, retain := range []bool{false, true} {
-		inBoth(t, func(t *testing.T, h *house, v packet.Version) {
-			ear := h.device("ear")
-			ear.subscribe(1, "will")
-			h.connect(v, "lamp-7", h.token("lamp-7", time.Hour), func(p *packet.Connect) {
+		inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
+			subscriber := srv.device("ear")
+			subscriber.subscribe(1, "will")
+			srv.connect(v, "lamp-7", srv.token("lamp-7", time.Hour), func(p *packet.Connect) {
 				p.Will = &packet.Will{Topic: "will", QoS: 1, Retain: retain, Payload: []byte("gone")}
-			}).vanish()
-			if p := ear.message(); p.Retain || string(p.Payload) != "gone" {
+			}).closeAbruptly()
+			if p := subscriber.receiveAndAck(); p.Retain || string(p.Payload) != "gone" {
 				t.Errorf("%+v", p)
 			}
-			later := h.device("later")
+			later := srv.device("later")
 			later.subscribe(1, "will")
 			if retain {
-				if p := later.message(); !p.Retain || string(p.Payload) != "gone" {
+				if p := later.receiveAndAck(); !p.Retain || string(p.Payload) != "gone" {
 					t.Errorf("%+v", p)
 				}
 			}
-			later.silent()
+			later.wantNothing()
 		})
 	}
 }
 
 // MQTT-3.1.3-10.
 func TestTheUserPropertiesOfAWillKeepTheirOrder(t *testing.T) {
-	user := []packet.Pair{{Name: "b", Value: "1"}, {Name: "a", Value: "2"}, {Name: "c", Value: ""}, {Name: "b", Value: "0"}, {Name: "", Value: "5"}}
-	for name, edit := range map[string]func(*packet.Connect){"for the connection": func(*packet.Connect) {}, "lasting": lasts} {
+	user := []packet.UserProp{{Name: "b", Value: "1"}, {Name: "a", Value: "2"}, {Name: "c", Value: ""}, {Name: "b", Value: "0"}, {Name: "", Value: "5"}}
+	for name, edit := range map[string]func(*packet.Connect){"for the connection": func(*packet.Connect) {}, "lasting": persistentSession} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, h *house) {
-				ear := h.device("ear")
-				ear.subscribe(1, "will")
-				h.device("lamp-7", edit, func(p *packet.Connect) {
+			inBubble(t, func(t *testing.T, srv *testServer) {
+				subscriber := srv.device("ear")
+				subscriber.subscribe(1, "will")
+				srv.device("lamp-7", edit, func(p *packet.Connect) {
 					p.Will = &packet.Will{Topic: "will", QoS: 1}
 					p.Will.Properties.User = user
-				}).vanish()
-				if p := ear.message(); !slices.Equal(p.Properties.User, user) {
+				}).closeAbruptly()
+				if p := subscriber.receiveAndAck(); !slices.Equal(p.Properties.User, user) {
 					t.Errorf("%v", p.Properties.User)
 				}
 			})
@@ -218,25 +218,25 @@ func TestTheUserPropertiesOfAWillKeepTheirOrder(t *testing.T) {
 }
 
 // MQTT-3.1.2-8, -10: DISCONNECT with 0x00 drops a will, and no other word does.
-func TestAWillIsDroppedByAGoodEndAlone(t *testing.T) {
+func TestOnlyNormalDisconnectDropsWill(t *testing.T) {
 	for _, r := range []packet.Reason{
-		packet.Success, packet.WithWill, packet.Unspecified, packet.Malformed, packet.ProtocolError, packet.Implementation, packet.BadTopic,
-		packet.ReceiveMaximumOver, packet.BadTopicAlias, packet.TooLarge, packet.RateTooHigh, packet.QuotaExceeded, packet.Administrative, packet.BadPayloadFormat,
+		packet.Success, packet.DisconnectWithWill, packet.UnspecifiedError, packet.MalformedPacket, packet.ProtocolError, packet.ImplementationSpecificError, packet.TopicNameInvalid,
+		packet.ReceiveMaximumExceeded, packet.TopicAliasInvalid, packet.PacketTooLarge, packet.MessageRateTooHigh, packet.QuotaExceeded, packet.AdministrativeAction, packet.PayloadFormatInvalid,
 	} {
-		for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, lasts} {
+		for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, persistentSession} {
 			t.Run(fmt.Sprintf("%#x", byte(r)), func(t *testing.T) {
-				inBubble(t, func(t *testing.T, h *house) {
-					ear := h.device("ear")
-					ear.subscribe(1, "will")
-					c := h.device("lamp-7", edit, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")} })
+				inBubble(t, func(t *testing.T, srv *testServer) {
+					subscriber := srv.device("ear")
+					subscriber.subscribe(1, "will")
+					c := srv.device("lamp-7", edit, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")} })
 					c.send(&packet.Disconnect{Reason: r})
-					c.over()
+					c.wantClosed()
 					if r != packet.Success {
-						ear.hears("will", "gone")
+						subscriber.wantMessage("will", "gone")
 					}
 					time.Sleep(2 * time.Hour) // also when the session ends
-					if r == packet.Success && len(ear.got) > 1 {
-						t.Errorf("%d packets, want its own DISCONNECT at most", len(ear.got))
+					if r == packet.Success && len(subscriber.got) > 1 {
+						t.Errorf("%d packets, want its own DISCONNECT at most", len(subscriber.got))
 					}
 				})
 			})
@@ -245,9 +245,9 @@ func TestAWillIsDroppedByAGoodEndAlone(t *testing.T) {
 }
 
 // MQTT-3.1.2-22, 3.1.1: MQTT-3.1.2-24: a part of a packet is no sign of life.
-func TestAPartOfAPacketDoesNotKeepAConnection(t *testing.T) {
-	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
-		c := h.connect(v, "lamp-7", h.token("lamp-7", time.Hour), func(p *packet.Connect) { p.KeepAlive = 8 })
+func TestPartialPacketDoesNotExtendKeepAlive(t *testing.T) {
+	inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
+		c := srv.connect(v, "lamp-7", srv.token("lamp-7", time.Hour), func(p *packet.Connect) { p.KeepAlive = 8 })
 		from, done := time.Now(), make(chan struct{})
 		go func() {
 			defer close(done)
@@ -258,74 +258,76 @@ func TestAPartOfAPacketDoesNotKeepAConnection(t *testing.T) {
 				time.Sleep(time.Second)
 			}
 		}()
-		c.ended(packet.KeepAliveTimeout)
+		c.wantDisconnect(packet.KeepAliveTimeout)
 		if d := time.Since(from); d < 10*time.Second || d > 14*time.Second {
 			t.Errorf("it took %s", d)
 		}
-		c.vanish()
+		c.closeAbruptly()
 		<-done
 	})
 }
 
 // MQTT-3.2.0-1, 3.14.0-1: who was not answered yet is told nothing else.
-func TestNothingIsSaidBeforeConnack(t *testing.T) {
-	for name, end := range map[string]func(h *house, c *client){
-		"it breaks the rules":   func(_ *house, c *client) { c.send(&packet.Ping{Response: true}) },
-		"what it sends is none": func(_ *house, c *client) { _, _ = c.nc.Write([]byte{0, 0}) },
-		"it is revoked":         func(h *house, _ *client) { h.state("lamp-7", watchword.Revoked) },
-		"its token ends":        func(*house, *client) { time.Sleep(2 * time.Hour) },
-		"another takes its place": func(h *house, _ *client) {
-			p := hello(packet.V5, "lamp-7", h.token("lamp-7", time.Hour))
-			lasts(p)
-			h.raw(packet.V5).send(p)
+func TestNoNoticeBeforeConnack(t *testing.T) {
+	for name, end := range map[string]func(srv *testServer, c *testClient){
+		"it breaks the rules":   func(_ *testServer, c *testClient) { c.send(&packet.Ping{Response: true}) },
+		"what it sends is none": func(_ *testServer, c *testClient) { _, _ = c.nc.Write([]byte{0, 0}) },
+		"it is revoked":         func(srv *testServer, _ *testClient) { srv.state("lamp-7", watchword.Revoked) },
+		"its token ends":        func(*testServer, *testClient) { time.Sleep(2 * time.Hour) },
+		"another takes its place": func(srv *testServer, _ *testClient) {
+			p := hello(packet.V5, "lamp-7", srv.token("lamp-7", time.Hour))
+			persistentSession(p)
+			srv.dialRaw(packet.V5).send(p)
 		},
-		"the server goes": func(h *house, _ *client) { h.guard.Close(watchword.Refuse(watchword.Unavailable, "going down")) },
+		"the server goes": func(srv *testServer, _ *testClient) {
+			srv.guard.Close(watchword.Refuse(watchword.Unavailable, "going down"))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, h *house) {
-				h.store.shut()
-				c := h.raw(packet.V5)
-				p := hello(packet.V5, "lamp-7", h.token("lamp-7", time.Hour))
-				lasts(p)
+			inBubble(t, func(t *testing.T, srv *testServer) {
+				srv.store.block()
+				c := srv.dialRaw(packet.V5)
+				p := hello(packet.V5, "lamp-7", srv.token("lamp-7", time.Hour))
+				persistentSession(p)
 				c.send(p)
-				c.silent() // it waits for the disk
-				end(h, c)
+				c.wantNothing() // it waits for the disk
+				end(srv, c)
 				time.Sleep(10 * time.Second)
-				h.store.open()
-				c.over()
+				srv.store.unblock()
+				c.wantClosed()
 			})
 		})
 	}
 }
 
 // MQTT-3.1.2-29: who wants no explanations gets none but in CONNACK and DISCONNECT.
-func TestWhoWantsNoExplanationsGetsNone(t *testing.T) {
-	for name, what := range map[string]func(h *house, c *client) packet.Packet{
-		"PUBACK": func(_ *house, c *client) packet.Packet {
+func TestRequestProblemInformationOff(t *testing.T) {
+	for name, what := range map[string]func(srv *testServer, c *testClient) packet.Packet{
+		"PUBACK": func(_ *testServer, c *testClient) packet.Packet {
 			c.send(&packet.Publish{Topic: "no", QoS: 1, ID: 1})
 			return next(c)
 		},
-		"PUBREC": func(_ *house, c *client) packet.Packet {
+		"PUBREC": func(_ *testServer, c *testClient) packet.Packet {
 			c.send(&packet.Publish{Topic: "no", QoS: 2, ID: 1})
 			return next(c)
 		},
-		"SUBACK": func(_ *house, c *client) packet.Packet {
+		"SUBACK": func(_ *testServer, c *testClient) packet.Packet {
 			c.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "no"}}})
 			return next(c)
 		},
-		"PUBACK of what is not written": func(h *house, c *client) packet.Packet {
-			h.away(packet.V5, "sub", "ok")
-			h.store.fail(true)
+		"PUBACK of what is not written": func(srv *testServer, c *testClient) packet.Packet {
+			srv.leaveOffline(packet.V5, "sub", "ok")
+			srv.store.fail(true)
 			c.send(&packet.Publish{Topic: "ok", QoS: 1, ID: 1})
 			return next(c)
 		},
 	} {
 		for _, wants := range []uint32{0, 1} {
 			t.Run(fmt.Sprint(name, " ", wants), func(t *testing.T) {
-				inBubble(t, func(t *testing.T, h *house) {
-					h.policy(`publish = ["ok"]`, `subscribe = ["ok"]`)
-					c := h.device("lamp-7", func(p *packet.Connect) { p.Properties.SetNumber(packet.RequestProblem, wants) })
-					if p := what(h, c); explained(p) != (wants == 1) {
+				inBubble(t, func(t *testing.T, srv *testServer) {
+					srv.policy(`publish = ["ok"]`, `subscribe = ["ok"]`)
+					c := srv.device("lamp-7", func(p *packet.Connect) { p.Properties.SetNumber(packet.RequestProblemInformation, wants) })
+					if p := what(srv, c); explained(p) != (wants == 1) {
 						t.Errorf("%T %+v", p, p)
 					}
 				})
@@ -336,36 +338,36 @@ func TestWhoWantsNoExplanationsGetsNone(t *testing.T) {
 
 // refusals is every answer that the server explains, as a client hears it that connects
 // with edit.
-var refusals = map[string]func(h *house, edit func(*packet.Connect)) packet.Packet{
-	"CONNACK": func(h *house, edit func(*packet.Connect)) packet.Packet {
-		c, p := h.raw(packet.V5), hello(packet.V5, "lamp-7", "token-x")
+var refusals = map[string]func(h *testServer, edit func(*packet.Connect)) packet.Packet{
+	"CONNACK": func(h *testServer, edit func(*packet.Connect)) packet.Packet {
+		c, p := h.dialRaw(packet.V5), hello(packet.V5, "lamp-7", "token-x")
 		edit(p)
 		c.send(p)
 		return next(c)
 	},
-	"PUBACK": func(h *house, edit func(*packet.Connect)) packet.Packet {
+	"PUBACK": func(h *testServer, edit func(*packet.Connect)) packet.Packet {
 		c := h.device("lamp-7", edit)
 		c.send(&packet.Publish{Topic: "no", QoS: 1, ID: 1})
 		return next(c)
 	},
-	"PUBREC": func(h *house, edit func(*packet.Connect)) packet.Packet {
+	"PUBREC": func(h *testServer, edit func(*packet.Connect)) packet.Packet {
 		c := h.device("lamp-7", edit)
 		c.send(&packet.Publish{Topic: "no", QoS: 2, ID: 1})
 		return next(c)
 	},
-	"SUBACK": func(h *house, edit func(*packet.Connect)) packet.Packet {
+	"SUBACK": func(h *testServer, edit func(*packet.Connect)) packet.Packet {
 		c := h.device("lamp-7", edit)
 		c.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "no"}}})
 		return next(c)
 	},
-	"DISCONNECT": func(h *house, edit func(*packet.Connect)) packet.Packet {
+	"DISCONNECT": func(h *testServer, edit func(*packet.Connect)) packet.Packet {
 		c := h.device("lamp-7", edit)
 		c.send(aliased("", 7))
 		return next(c)
 	},
-	"PUBACK of what is not written": func(h *house, edit func(*packet.Connect)) packet.Packet {
+	"PUBACK of what is not written": func(h *testServer, edit func(*packet.Connect)) packet.Packet {
 		c := h.device("lamp-7", edit)
-		h.away(packet.V5, "sub", "ok")
+		h.leaveOffline(packet.V5, "sub", "ok")
 		h.store.fail(true)
 		c.send(&packet.Publish{Topic: "ok", QoS: 1, ID: 1})
 		return next(c)
@@ -389,29 +391,29 @@ func reason(p packet.Packet) packet.Reason {
 
 // MQTT-3.2.2-19, -20, 3.4.2-2, 3.5.2-2, 3.9.2-1, 3.14.2-3: explanations are left out
 // where the client's packets are too small for them, and not one byte before.
-func TestExplanationsAreLeftOutWhereTheyDoNotFit(t *testing.T) {
-	most := func(n int) func(*packet.Connect) {
+func TestReasonStringsAreLeftOutWhenTooLarge(t *testing.T) {
+	limit := func(n int) func(*packet.Connect) {
 		return func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, uint32(n)) }
 	}
-	hear := func(t *testing.T, what func(*house, func(*packet.Connect)) packet.Packet, edit func(*packet.Connect)) (p packet.Packet) {
-		inBubble(t, func(_ *testing.T, h *house) {
-			h.policy(`publish = ["ok"]`, `subscribe = ["ok"]`)
-			p = what(h, edit)
+	hear := func(t *testing.T, what func(*testServer, func(*packet.Connect)) packet.Packet, edit func(*packet.Connect)) (p packet.Packet) {
+		inBubble(t, func(_ *testing.T, srv *testServer) {
+			srv.policy(`publish = ["ok"]`, `subscribe = ["ok"]`)
+			p = what(srv, edit)
 		})
 		return p
 	}
 	for name, what := range refusals {
-		var whole packet.Packet
+		var encoded packet.Packet
 		t.Run(name+" to who takes all", func(t *testing.T) {
-			if whole = hear(t, what, func(*packet.Connect) {}); !explained(whole) {
-				t.Fatalf("it explains nothing: %+v", whole)
+			if encoded = hear(t, what, func(*packet.Connect) {}); !explained(encoded) {
+				t.Fatalf("it explains nothing: %+v", encoded)
 			}
 		})
-		size := len(packet.Append(nil, whole, packet.V5))
+		size := len(packet.Append(nil, encoded, packet.V5))
 		for _, less := range []int{0, 1} {
 			t.Run(fmt.Sprint(name, " of ", size, " to who takes ", size-less), func(t *testing.T) {
-				p := hear(t, what, most(size-less))
-				if reason(p) != reason(whole) || explained(p) != (less == 0) {
+				p := hear(t, what, limit(size-less))
+				if reason(p) != reason(encoded) || explained(p) != (less == 0) {
 					t.Errorf("%T %+v", p, p)
 				}
 			})
@@ -421,21 +423,21 @@ func TestExplanationsAreLeftOutWhereTheyDoNotFit(t *testing.T) {
 
 // MQTT-3.2.2-19, -20: of who connects too often nothing is read, nor is more said to it
 // than the least that any client takes.
-func TestWhoConnectsTooOftenHearsTheCodeAlone(t *testing.T) {
+func TestConnectRateRefusalIsBare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, mqtt.Options{ConnectRate: 5})
-		defer h.close()
-		for token := h.token("lamp-7", time.Hour); ; {
-			c, p := h.raw(packet.V5), hello(packet.V5, "lamp-7", token)
+		srv := newTestServer(t, mqtt.Options{ConnectRate: 5})
+		defer srv.close()
+		for token := srv.token("lamp-7", time.Hour); ; {
+			c, p := srv.dialRaw(packet.V5), hello(packet.V5, "lamp-7", token)
 			c.send(p)
 			ack := want[*packet.Connack](c)
 			if ack.Code == packet.Success {
 				continue
 			}
-			if n := len(packet.Append(nil, ack, packet.V5)); ack.Code != packet.ConnectionRate || n > 5 {
+			if n := len(packet.Append(nil, ack, packet.V5)); ack.Code != packet.ConnectionRateExceeded || n > 5 {
 				t.Errorf("%#x in %d bytes", ack.Code, n)
 			}
-			c.over()
+			c.wantClosed()
 			return
 		}
 	})
@@ -462,10 +464,10 @@ func TestAnAnswerThatIsTooLargeIsTheEnd(t *testing.T) {
 		"UNSUBACK": &packet.Unsubscribe{ID: 1, Filters: filters},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, h *house) {
-				c := h.device("lamp-7", func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, 40) })
+			inBubble(t, func(t *testing.T, srv *testServer) {
+				c := srv.device("lamp-7", func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, 40) })
 				c.send(p)
-				c.ended(packet.TooLarge)
+				c.wantDisconnect(packet.PacketTooLarge)
 			})
 		})
 	}
@@ -477,81 +479,81 @@ func TestTheMethodOfAnExchange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	begin := func(h *house) *client {
-		h.proving = pub
-		c := h.raw(packet.V5)
+	begin := func(srv *testServer) *testClient {
+		srv.proofKey = pub
+		c := srv.dialRaw(packet.V5)
 		p := hello(packet.V5, "lamp-7", "")
-		withAce(h.token("lamp-7", time.Hour), nil)(p)
+		withAce(srv.token("lamp-7", time.Hour), nil)(p)
 		c.send(p)
 		return c
 	}
-	method := func(t *testing.T, c *client) {
+	method := func(t *testing.T, c *testClient) {
 		t.Helper()
 		a := want[*packet.Auth](c)
-		if m := text(&a.Properties, packet.AuthMethod); m != "ace" {
+		if m := text(&a.Properties, packet.AuthenticationMethod); m != "ace" {
 			t.Errorf("AUTH %#x names %q", a.Reason, m)
 		}
 		c.ahead = append([]packet.Packet{a}, c.ahead...)
 	}
 	another := func(r packet.Reason, m string) *packet.Auth {
 		a := &packet.Auth{Reason: r}
-		a.Properties.SetText(packet.AuthMethod, m)
-		a.Properties.SetData(packet.AuthData, make([]byte, 32))
+		a.Properties.SetText(packet.AuthenticationMethod, m)
+		a.Properties.SetData(packet.AuthenticationData, make([]byte, 32))
 		return a
 	}
 	t.Run("it is named each time", func(t *testing.T) {
-		inBubble(t, func(t *testing.T, h *house) {
-			c := begin(h)
+		inBubble(t, func(t *testing.T, srv *testServer) {
+			c := begin(srv)
 			method(t, c)
 			c.prove(key)
-			if ack := want[*packet.Connack](c); ack.Code != packet.Success || text(&ack.Properties, packet.AuthMethod) != "ace" {
+			if ack := want[*packet.Connack](c); ack.Code != packet.Success || text(&ack.Properties, packet.AuthenticationMethod) != "ace" {
 				t.Fatalf("%+v", ack)
 			}
-			c.reauthenticate(h.token("lamp-7", time.Hour))
+			c.reauthenticate(srv.token("lamp-7", time.Hour))
 			method(t, c)
 			c.prove(key)
 			method(t, c)
 			if a := want[*packet.Auth](c); a.Reason != packet.Success {
 				t.Errorf("%#x", a.Reason)
 			}
-			c.silent()
+			c.wantNothing()
 		})
 	})
 	t.Run("another method, or no 0x18, before CONNACK", func(t *testing.T) {
-		for _, a := range []*packet.Auth{another(packet.ContinueAuth, "SCRAM"), another(packet.Reauthenticate, "ace"), another(packet.Success, "ace")} {
-			inBubble(t, func(t *testing.T, h *house) {
-				c := begin(h)
+		for _, a := range []*packet.Auth{another(packet.ContinueAuthentication, "SCRAM"), another(packet.ReAuthenticate, "ace"), another(packet.Success, "ace")} {
+			inBubble(t, func(t *testing.T, srv *testServer) {
+				c := begin(srv)
 				want[*packet.Auth](c)
 				c.send(a)
 				if ack := want[*packet.Connack](c); ack.Code != packet.ProtocolError {
 					t.Errorf("%#x", ack.Code)
 				}
-				c.over()
+				c.wantClosed()
 			})
 		}
 	})
 	t.Run("another method, or no 0x19, in session", func(t *testing.T) {
-		for _, a := range []*packet.Auth{another(packet.Reauthenticate, "SCRAM"), another(packet.ContinueAuth, "ace"), another(packet.Success, "ace")} {
-			inBubble(t, func(t *testing.T, h *house) {
-				c := begin(h)
+		for _, a := range []*packet.Auth{another(packet.ReAuthenticate, "SCRAM"), another(packet.ContinueAuthentication, "ace"), another(packet.Success, "ace")} {
+			inBubble(t, func(t *testing.T, srv *testServer) {
+				c := begin(srv)
 				c.prove(key)
 				want[*packet.Connack](c)
 				c.send(a)
-				c.ended(packet.ProtocolError)
+				c.wantDisconnect(packet.ProtocolError)
 			})
 		}
 	})
 	t.Run("none where none was asked for", func(t *testing.T) {
-		inBubble(t, func(t *testing.T, h *house) {
-			c := h.device("lamp-7")
-			if m, there := c.ack.Properties.Text(packet.AuthMethod); there {
+		inBubble(t, func(t *testing.T, srv *testServer) {
+			c := srv.device("lamp-7")
+			if m, online := c.ack.Properties.Text(packet.AuthenticationMethod); online {
 				t.Errorf("CONNACK names %q", m)
 			}
-			c.silent()
-			r, p := h.raw(packet.V5), hello(packet.V5, "lamp-7", "token-x")
+			c.wantNothing()
+			r, p := srv.dialRaw(packet.V5), hello(packet.V5, "lamp-7", "token-x")
 			r.send(p)
 			ack := want[*packet.Connack](r)
-			if m, there := ack.Properties.Text(packet.AuthMethod); there {
+			if m, online := ack.Properties.Text(packet.AuthenticationMethod); online {
 				t.Errorf("a refusal names %q", m)
 			}
 		})
@@ -559,44 +561,44 @@ func TestTheMethodOfAnExchange(t *testing.T) {
 }
 
 // MQTT-1.5.4-3, 3.1.1: MQTT-1.5.3-3.
-func TestAMarkOfByteOrderIsNotTakenOff(t *testing.T) {
+func TestByteOrderMarkIsNotStripped(t *testing.T) {
 	const mark = "\xEF\xBB\xBF"
-	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
-		sub, plain, pub := h.connect(v, "sub", h.token("sub", time.Hour)), h.device("plain"), h.connect(v, "pub", h.token("pub", time.Hour))
+	inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
+		sub, plain, pub := srv.connect(v, "sub", srv.token("sub", time.Hour)), srv.device("plain"), srv.connect(v, "pub", srv.token("pub", time.Hour))
 		sub.subscribe(1, mark+"a/"+mark)
 		plain.subscribe(1, "a/#", mark+"a/b")
 		pub.publish(1, mark+"a/"+mark, mark+"x")
-		sub.hears(mark+"a/"+mark, mark+"x")
+		sub.wantMessage(mark+"a/"+mark, mark+"x")
 		pub.publish(1, "a/"+mark, "y")
-		plain.hears("a/"+mark, "y")
-		sub.silent()
-		plain.silent()
+		plain.wantMessage("a/"+mark, "y")
+		sub.wantNothing()
+		plain.wantNothing()
 	})
 }
 
 // MQTT-3.3.1-3, 3.1.1: MQTT-3.3.1-3.
-func TestThatItIsSaidAgainIsNotHandedOn(t *testing.T) {
-	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+func TestDuplicateFlagIsNotForwarded(t *testing.T) {
+	inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
 		for _, to := range []packet.Version{packet.V311, packet.V5} {
-			sub := h.connect(to, "sub", h.token("sub", time.Hour))
+			sub := srv.connect(to, "sub", srv.token("sub", time.Hour))
 			sub.subscribe(2, "a")
-			for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, lasts} {
-				pub := h.connect(v, "pub", h.token("pub", time.Hour), edit)
+			for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, persistentSession} {
+				pub := srv.connect(v, "pub", srv.token("pub", time.Hour), edit)
 				for _, qos := range []byte{1, 2} {
 					pub.send(&packet.Publish{Topic: "a", QoS: qos, ID: pub.id(), Dup: true, Payload: []byte("x")})
 					want[*packet.Ack](pub)
-					if p := sub.takes(); p.Dup || p.QoS != qos {
+					if p := sub.receive(); p.Dup || p.QoS != qos {
 						t.Errorf("%+v", p)
 					}
 				}
 			}
-			sub.silent()
+			sub.wantNothing()
 		}
 	})
 }
 
 // MQTT-3.3.1-6, -7, -8, -12, -13, 3.1.1: MQTT-3.3.1-5, -7, -9, -10, -11, -12.
-func TestWhatIsHeardNowAndWhatIsKept(t *testing.T) {
+func TestLiveAndStoredMessages(t *testing.T) {
 	kept := func(qos byte, payload string) *packet.Publish {
 		return &packet.Publish{Topic: "a", QoS: qos, Retain: true, Payload: []byte(payload)}
 	}
@@ -619,11 +621,11 @@ func TestWhatIsHeardNowAndWhatIsKept(t *testing.T) {
 		"and the other way round":                   {[]*packet.Publish{kept(0, "1"), kept(1, "2")}, "2 QoS 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBoth(t, func(t *testing.T, h *house, v packet.Version) {
-				sub, as := h.connect(v, "sub", h.token("sub", time.Hour)), h.device("as")
+			inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
+				sub, as := srv.connect(v, "sub", srv.token("sub", time.Hour)), srv.device("as")
 				sub.subscribe(2, "a")
-				as.given(0, packet.Filter{Topic: "a", QoS: 2, RetainAsPublished: true})
-				pub := h.connect(v, "pub", h.token("pub", time.Hour))
+				as.retainedFor(0, packet.Filter{Topic: "a", QoS: 2, RetainAsPublished: true})
+				pub := srv.connect(v, "pub", srv.token("pub", time.Hour))
 				for _, p := range x.said {
 					if p.ID = 0; p.QoS > 0 {
 						p.ID = pub.id()
@@ -632,80 +634,80 @@ func TestWhatIsHeardNowAndWhatIsKept(t *testing.T) {
 					if p.QoS > 0 {
 						want[*packet.Ack](pub)
 					}
-					if got := sub.takes(); got.Retain || got.QoS != p.QoS || string(got.Payload) != string(p.Payload) {
+					if got := sub.receive(); got.Retain || got.QoS != p.QoS || string(got.Payload) != string(p.Payload) {
 						t.Errorf("heard %+v, want %+v", got, p)
 					}
-					if got := as.takes(); got.Retain != p.Retain || string(got.Payload) != string(p.Payload) {
+					if got := as.receive(); got.Retain != p.Retain || string(got.Payload) != string(p.Payload) {
 						t.Errorf("as published: heard %+v, want %+v", got, p)
 					}
 				}
-				sub.silent()
-				later := h.connect(v, "later", h.token("later", time.Hour))
+				sub.wantNothing()
+				later := srv.connect(v, "later", srv.token("later", time.Hour))
 				later.subscribe(2, "a")
 				if x.later != "" {
-					if p := later.takes(); !p.Retain || fmt.Sprintf("%s QoS %d", p.Payload, p.QoS) != x.later {
+					if p := later.receive(); !p.Retain || fmt.Sprintf("%s QoS %d", p.Payload, p.QoS) != x.later {
 						t.Errorf("kept is %+v, want %s", p, x.later)
 					}
 				}
-				later.silent()
+				later.wantNothing()
 			})
 		})
 	}
 }
 
 // MQTT-3.3.2-4, -15, -16, -17, -18, -20: however a message comes, they come as they were.
-func TestTheWordsOnAPayloadGoAlong(t *testing.T) {
-	for name, hear := range map[string]func(h *house, publish func()) *packet.Publish{
-		"now": func(h *house, publish func()) *packet.Publish {
-			sub := h.device("sub")
+func TestPayloadPropertiesAreForwarded(t *testing.T) {
+	for name, hear := range map[string]func(srv *testServer, publish func()) *packet.Publish{
+		"now": func(srv *testServer, publish func()) *packet.Publish {
+			sub := srv.device("sub")
 			sub.subscribe(1, "a")
 			publish()
-			return sub.takes()
+			return sub.receive()
 		},
-		"by a short word for the topic": func(h *house, publish func()) *packet.Publish {
-			sub := h.device("sub", func(p *packet.Connect) { p.Properties.SetNumber(packet.TopicAliasMaximum, 1) })
+		"by a short word for the topic": func(srv *testServer, publish func()) *packet.Publish {
+			sub := srv.device("sub", func(p *packet.Connect) { p.Properties.SetNumber(packet.TopicAliasMaximum, 1) })
 			sub.subscribe(1, "a")
 			publish()
-			return sub.takes()
+			return sub.receive()
 		},
-		"when it is back": func(h *house, publish func()) *packet.Publish {
-			h.away(packet.V5, "sub", "a")
+		"when it is back": func(srv *testServer, publish func()) *packet.Publish {
+			srv.leaveOffline(packet.V5, "sub", "a")
 			publish()
-			return h.back(packet.V5, "sub").takes()
+			return srv.reconnect(packet.V5, "sub").receive()
 		},
-		"retained": func(h *house, publish func()) *packet.Publish {
+		"retained": func(srv *testServer, publish func()) *packet.Publish {
 			publish()
-			sub := h.device("sub")
+			sub := srv.device("sub")
 			sub.subscribe(1, "a")
-			return sub.takes()
+			return sub.receive()
 		},
-		"retained, after a crash": func(h *house, publish func()) *packet.Publish {
+		"retained, after a crash": func(srv *testServer, publish func()) *packet.Publish {
 			publish()
-			h.crash(mqtt.Options{})
-			sub := h.device("sub")
+			srv.crash(mqtt.Options{})
+			sub := srv.device("sub")
 			sub.subscribe(1, "a")
-			return sub.takes()
+			return sub.receive()
 		},
 	} {
 		for format := range uint32(3) { // 2 is for none
 			t.Run(fmt.Sprint(name, " ", format), func(t *testing.T) {
-				inBubble(t, func(t *testing.T, h *house) {
-					user := []packet.Pair{{Name: "b", Value: "1"}, {Name: "a", Value: "2"}, {Name: "b", Value: "3"}}
-					p := hear(h, func() {
+				inBubble(t, func(t *testing.T, srv *testServer) {
+					user := []packet.UserProp{{Name: "b", Value: "1"}, {Name: "a", Value: "2"}, {Name: "b", Value: "3"}}
+					p := hear(srv, func() {
 						p := &packet.Publish{Topic: "a", QoS: 1, ID: 5, Retain: true, Payload: []byte("x")}
 						if format < 2 {
-							p.Properties.SetNumber(packet.PayloadFormat, format)
+							p.Properties.SetNumber(packet.PayloadFormatIndicator, format)
 						}
 						p.Properties.SetText(packet.ContentType, "text/plain")
 						p.Properties.SetText(packet.ResponseTopic, "r")
 						p.Properties.SetData(packet.CorrelationData, []byte{0, 1, 2})
 						p.Properties.User = user
-						pub := h.device("pub")
+						pub := srv.device("pub")
 						pub.send(p)
 						want[*packet.Ack](pub)
 					})
-					if n, there := p.Properties.Number(packet.PayloadFormat); there != (format < 2) || there && n != format {
-						t.Errorf("payload format %d (%v), want %d", n, there, format)
+					if n, online := p.Properties.Number(packet.PayloadFormatIndicator); online != (format < 2) || online && n != format {
+						t.Errorf("payload format %d (%v), want %d", n, online, format)
 					}
 					if s := text(&p.Properties, packet.ContentType); s != "text/plain" {
 						t.Errorf("content type %q", s)
@@ -727,37 +729,37 @@ func TestTheWordsOnAPayloadGoAlong(t *testing.T) {
 
 // MQTT-3.1.2-26, -27, 3.3.2-8, -11.
 func TestTheServersAliasesAreWithinTheClientsMaximum(t *testing.T) {
-	for _, most := range []uint32{0, 1, 2, 100} {
-		t.Run(fmt.Sprint(most), func(t *testing.T) {
-			inBubble(t, func(t *testing.T, h *house) {
-				sub := h.device("sub", func(p *packet.Connect) {
-					if most > 0 {
-						p.Properties.SetNumber(packet.TopicAliasMaximum, most)
+	for _, limit := range []uint32{0, 1, 2, 100} {
+		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, srv *testServer) {
+				sub := srv.device("sub", func(p *packet.Connect) {
+					if limit > 0 {
+						p.Properties.SetNumber(packet.TopicAliasMaximum, limit)
 					}
 				})
 				sub.subscribe(1, "#")
-				pub := h.device("pub")
+				pub := srv.device("pub")
 				names, short := map[uint32]string{}, 0
 				for n := range 400 {
 					topic := fmt.Sprint("t/", n%130)
 					pub.publish(byte(n%2), topic, "x")
-					p := sub.takes()
-					alias, there := p.Properties.Number(packet.TopicAlias)
-					if there && (alias == 0 || alias > most) {
+					p := sub.receive()
+					alias, online := p.Properties.Number(packet.TopicAlias)
+					if online && (alias == 0 || alias > limit) {
 						t.Fatalf("alias %d", alias)
 					}
 					switch {
 					case p.Topic == "":
 						p.Topic = names[alias]
 						short++
-					case there:
+					case online:
 						names[alias] = p.Topic
 					}
 					if p.Topic != topic {
 						t.Fatalf("alias %d stands for %q, want %q", alias, p.Topic, topic)
 					}
 				}
-				if (short > 0) != (most > 0) {
+				if (short > 0) != (limit > 0) {
 					t.Errorf("%d topics were left out", short)
 				}
 			})
@@ -767,70 +769,70 @@ func TestTheServersAliasesAreWithinTheClientsMaximum(t *testing.T) {
 
 // MQTT-3.3.2-7.
 func TestAliasesEndWithTheirConnection(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		aliases := func(p *packet.Connect) { lasts(p); p.Properties.SetNumber(packet.TopicAliasMaximum, 5) }
-		c, ear := h.device("lamp-7", aliases), h.device("ear")
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		aliases := func(p *packet.Connect) { persistentSession(p); p.Properties.SetNumber(packet.TopicAliasMaximum, 5) }
+		c, subscriber := srv.device("lamp-7", aliases), srv.device("ear")
 		c.subscribe(1, "a")
-		ear.subscribe(0, "#")
+		subscriber.subscribe(0, "#")
 		for n := range 2 {
 			c.send(aliased([]string{"a", ""}[n], 1))
-			ear.hears("a", "")
-			if p := c.takes(); (p.Topic == "a") != (n == 0) {
+			subscriber.wantMessage("a", "")
+			if p := c.receive(); (p.Topic == "a") != (n == 0) {
 				t.Errorf("message %d: %+v", n, p)
 			}
 		}
 		// Another connection, and then a new one of the same session.
-		other := h.device("other")
+		other := srv.device("other")
 		other.send(aliased("", 1))
-		other.ended(packet.ProtocolError)
-		c.vanish()
+		other.wantDisconnect(packet.ProtocolError)
+		c.closeAbruptly()
 		synctest.Wait()
-		c = h.device("lamp-7", aliases)
+		c = srv.device("lamp-7", aliases)
 		if !c.ack.SessionPresent {
 			t.Error("no session present")
 		}
-		h.device("pub").publish(1, "a", "x")
-		c.hears("a", "x") // with its topic
-		ear.hears("a", "x")
+		srv.device("pub").publish(1, "a", "x")
+		c.wantMessage("a", "x") // with its topic
+		subscriber.wantMessage("a", "x")
 		c.send(aliased("", 1))
-		c.ended(packet.ProtocolError)
-		ear.silent()
+		c.wantDisconnect(packet.ProtocolError)
+		subscriber.wantNothing()
 	})
 }
 
 // MQTT-3.3.2-12.
 func TestAllAliasesAreTaken(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		c, ear := h.device("lamp-7"), h.device("ear")
-		ear.subscribe(0, "#")
-		most, _ := c.ack.Properties.Number(packet.TopicAliasMaximum)
-		for n := most; n > 0; n-- {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		c, subscriber := srv.device("lamp-7"), srv.device("ear")
+		subscriber.subscribe(0, "#")
+		limit, _ := c.ack.Properties.Number(packet.TopicAliasMaximum)
+		for n := limit; n > 0; n-- {
 			c.send(aliased(fmt.Sprint("t/", n), n))
-			ear.hears(fmt.Sprint("t/", n), "")
+			subscriber.wantMessage(fmt.Sprint("t/", n), "")
 		}
-		for n := range most {
+		for n := range limit {
 			c.send(aliased("", n+1))
-			ear.hears(fmt.Sprint("t/", n+1), "")
+			subscriber.wantMessage(fmt.Sprint("t/", n+1), "")
 		}
-		c.send(aliased("else", most), aliased("", most))
-		ear.hears("else", "")
-		ear.hears("else", "")
+		c.send(aliased("else", limit), aliased("", limit))
+		subscriber.wantMessage("else", "")
+		subscriber.wantMessage("else", "")
 	})
 }
 
 // MQTT-3.3.4-3, -4, -5.
-func TestTheIdentifiersOfSubscriptionsGoAlong(t *testing.T) {
+func TestSubscriptionIdentifiersAreForwarded(t *testing.T) {
 	for name, x := range map[string]struct {
 		edit func(*packet.Connect)
 		gone bool // while the messages come
 	}{
 		"there":          {func(*packet.Connect) {}, false},
-		"there, lasting": {lasts, false},
-		"away":           {lasts, true},
+		"there, lasting": {persistentSession, false},
+		"away":           {persistentSession, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, h *house) {
-				sub, pub := h.device("sub", x.edit), h.device("pub")
+			inBubble(t, func(t *testing.T, srv *testServer) {
+				sub, pub := srv.device("sub", x.edit), srv.device("pub")
 				ask := func(filter string, ids ...uint32) {
 					p := &packet.Subscribe{ID: sub.id(), Filters: []packet.Filter{{Topic: filter, QoS: 1}}}
 					p.Properties.Subscriptions = ids
@@ -838,19 +840,19 @@ func TestTheIdentifiersOfSubscriptionsGoAlong(t *testing.T) {
 					want[*packet.Suback](sub)
 				}
 				// Each group of messages is what comes of one publish.
-				heard := func(topic string, copies ...[]uint32) {
+				received := func(topic string, copies ...[]uint32) {
 					t.Helper()
 					if x.gone {
-						sub.vanish()
+						sub.closeAbruptly()
 						synctest.Wait()
 					}
 					pub.publish(1, topic, "x")
 					if x.gone {
-						sub = h.back(packet.V5, "sub")
+						sub = srv.reconnect(packet.V5, "sub")
 					}
 					var got [][]uint32
 					for range copies {
-						ids := slices.Clone(sub.takes().Properties.Subscriptions)
+						ids := slices.Clone(sub.receive().Properties.Subscriptions)
 						slices.Sort(ids)
 						got = append(got, ids)
 					}
@@ -858,37 +860,37 @@ func TestTheIdentifiersOfSubscriptionsGoAlong(t *testing.T) {
 					if !slices.EqualFunc(got, copies, slices.Equal) {
 						t.Errorf("%s: %v, want %v", topic, got, copies)
 					}
-					sub.silent()
+					sub.wantNothing()
 				}
 				ask("one/#", 7)
-				heard("one/x", []uint32{7})
+				received("one/x", []uint32{7})
 				ask("one/+", 268_435_455)
-				heard("one/x", []uint32{7, 268_435_455})
-				heard("one/x/y", []uint32{7})
+				received("one/x", []uint32{7, 268_435_455})
+				received("one/x/y", []uint32{7})
 				ask("+/x") // and none
-				heard("one/x", []uint32{7, 268_435_455})
-				heard("two/x", nil)
+				received("one/x", []uint32{7, 268_435_455})
+				received("two/x", nil)
 				ask("$share/g/one/x", 9)
-				heard("one/x", []uint32{7, 268_435_455}, []uint32{9})
+				received("one/x", []uint32{7, 268_435_455}, []uint32{9})
 				ask("one/+", 5) // the same again
-				heard("one/z", []uint32{5, 7})
+				received("one/z", []uint32{5, 7})
 				ask("one/+")
-				heard("one/z", []uint32{7})
+				received("one/z", []uint32{7})
 			})
 		})
 	}
 }
 
 // MQTT-3.3.4-3: also of what was retained.
-func TestTheIdentifierGoesWithWhatWasRetained(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		h.device("pub").retain("a", "x")
-		sub := h.device("sub")
+func TestRetainedCarriesSubscriptionIdentifier(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		srv.device("pub").retain("a", "x")
+		sub := srv.device("sub")
 		p := &packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: "a", QoS: 1}}}
 		p.Properties.Subscriptions = []uint32{3}
 		sub.send(p)
 		want[*packet.Suback](sub)
-		if got := sub.takes().Properties.Subscriptions; !slices.Equal(got, []uint32{3}) {
+		if got := sub.receive().Properties.Subscriptions; !slices.Equal(got, []uint32{3}) {
 			t.Errorf("%v", got)
 		}
 	})
@@ -897,8 +899,8 @@ func TestTheIdentifierGoesWithWhatWasRetained(t *testing.T) {
 // MQTT-3.8.4-3, -8, 3.1.1: MQTT-3.8.4-3, -6: the lower QoS counts, that of the
 // subscription as it was said last.
 func TestTheLowerQoSCounts(t *testing.T) {
-	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
-		sub, pub := h.connect(v, "sub", h.token("sub", time.Hour)), h.connect(v, "pub", h.token("pub", time.Hour))
+	inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
+		sub, pub := srv.connect(v, "sub", srv.token("sub", time.Hour)), srv.connect(v, "pub", srv.token("pub", time.Hour))
 		for _, granted := range []byte{1, 0, 2, 0, 1, 2, 1} {
 			if codes := sub.subscribe(granted, "a"); codes[0] != packet.Reason(granted) {
 				t.Errorf("asked for %d, got %#x", granted, codes[0])
@@ -912,13 +914,13 @@ func TestTheLowerQoSCounts(t *testing.T) {
 					pub.send(&packet.Ack{Kind: packet.PUBREL, ID: 2})
 					want[*packet.Ack](pub)
 				}
-				if p := sub.takes(); p.QoS != min(granted, published) {
+				if p := sub.receive(); p.QoS != min(granted, published) {
 					t.Errorf("granted %d, published %d: came with %d", granted, published, p.QoS)
 				}
-				sub.silent() // once
+				sub.wantNothing() // once
 			}
 		}
-		if s := h.broker.Stats(); s.Subscriptions != 1 {
+		if s := srv.broker.Stats(); s.Subscriptions != 1 {
 			t.Errorf("%d subscriptions", s.Subscriptions)
 		}
 	})
@@ -926,28 +928,28 @@ func TestTheLowerQoSCounts(t *testing.T) {
 
 // MQTT-3.8.4-3: the other options count too.
 func TestTheOptionsThatWereSaidLastCount(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		c := h.device("lamp-7")
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		c := srv.device("lamp-7")
 		for _, f := range []packet.Filter{{NoLocal: true}, {}, {RetainAsPublished: true}, {NoLocal: true}, {}} {
 			f.Topic, f.QoS, f.RetainHandling = "a", 1, 2
-			c.given(0, f)
+			c.retainedFor(0, f)
 			c.send(&packet.Publish{Topic: "a", Retain: true, Payload: []byte("x")})
 			if !f.NoLocal {
-				if p := c.takes(); p.Retain != f.RetainAsPublished {
+				if p := c.receive(); p.Retain != f.RetainAsPublished {
 					t.Errorf("%+v: RETAIN %v", f, p.Retain)
 				}
 			}
-			c.silent()
+			c.wantNothing()
 		}
 	})
 }
 
 // MQTT-3.8.4-4, 3.1.1: MQTT-3.8.4-3.
 func TestNothingIsLostWhileASubscriptionIsReplaced(t *testing.T) {
-	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
+	inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
 		const many = 300
-		for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, lasts} {
-			sub, pub := h.connect(v, "sub", h.token("sub", time.Hour), edit), h.device("pub")
+		for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, persistentSession} {
+			sub, pub := srv.connect(v, "sub", srv.token("sub", time.Hour), edit), srv.device("pub")
 			sub.subscribe(1, "a")
 			go func() {
 				for n := 1; n <= many; n++ {
@@ -972,11 +974,11 @@ func TestNothingIsLostWhileASubscriptionIsReplaced(t *testing.T) {
 			for len(got) < many {
 				hear(next(sub))
 			}
-			if !slices.Equal(got, numbers(1, many)) {
+			if !slices.Equal(got, sequence(1, many)) {
 				t.Errorf("heard %v", got)
 			}
-			sub.vanish()
-			pub.vanish()
+			sub.closeAbruptly()
+			pub.closeAbruptly()
 			synctest.Wait()
 		}
 	})
@@ -984,22 +986,22 @@ func TestNothingIsLostWhileASubscriptionIsReplaced(t *testing.T) {
 
 // MQTT-3.10.4-3, 3.1.1: the same: what is under way is brought to its end, over another
 // connection too.
-func TestWhatIsUnderWayOutlivesItsSubscription(t *testing.T) {
+func TestInflightOutlivesSubscription(t *testing.T) {
 	for _, again := range []bool{false, true} {
-		inBoth(t, func(t *testing.T, h *house, v packet.Version) {
-			sub, pub := h.connect(v, "sub", h.token("sub", time.Hour), lasts), h.device("pub")
+		inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
+			sub, pub := srv.connect(v, "sub", srv.token("sub", time.Hour), persistentSession), srv.device("pub")
 			sub.subscribe(2, "a")
 			pub.publish(1, "a", "one")
-			pub.twice("a", "two")
+			pub.publishQoS2("a", "two")
 			one, two := want[*packet.Publish](sub), want[*packet.Publish](sub)
 			sub.send(&packet.Unsubscribe{ID: 9, Filters: []string{"a"}})
 			want[*packet.Unsuback](sub)
 			pub.publish(1, "a", "three")
-			sub.silent()
+			sub.wantNothing()
 			if again {
-				sub.vanish()
+				sub.closeAbruptly()
 				synctest.Wait()
-				sub = h.back(v, "sub")
+				sub = srv.reconnect(v, "sub")
 				first, second := want[*packet.Publish](sub), want[*packet.Publish](sub)
 				if !first.Dup || first.ID != one.ID || !second.Dup || second.ID != two.ID {
 					t.Errorf("%+v %+v", first, second)
@@ -1010,11 +1012,11 @@ func TestWhatIsUnderWayOutlivesItsSubscription(t *testing.T) {
 				t.Errorf("%+v", rel)
 			}
 			sub.send(&packet.Ack{Kind: packet.PUBCOMP, ID: two.ID})
-			sub.silent()
-			sub.vanish()
+			sub.wantNothing()
+			sub.closeAbruptly()
 			synctest.Wait()
-			h.back(v, "sub").silent()
-			if n := h.store.waiting(); n != 0 {
+			srv.reconnect(v, "sub").wantNothing()
+			if n := srv.store.waiting(); n != 0 {
 				t.Errorf("%d messages are left", n)
 			}
 		})
@@ -1022,28 +1024,28 @@ func TestWhatIsUnderWayOutlivesItsSubscription(t *testing.T) {
 }
 
 // MQTT-4.7.2-1, 3.1.1: the same.
-func TestAWildcardIsGivenNothingRetainedOfTheServers(t *testing.T) {
-	inBoth(t, func(t *testing.T, h *house, v packet.Version) {
-		h.policy(`publish = ["#", "$lab/#"]`, `subscribe = ["#", "$lab/#"]`)
+func TestWildcardGetsNoServerTopics(t *testing.T) {
+	inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
+		srv.policy(`publish = ["#", "$lab/#"]`, `subscribe = ["#", "$lab/#"]`)
 		all := watchword.Permission{Resource: "topic:#", Actions: []string{"pub", "sub"}}
 		lab := watchword.Permission{Resource: "topic:$lab/#", Actions: []string{"pub", "sub"}}
-		pub := h.connect(packet.V5, "pub", h.token("pub", time.Hour, all, lab))
+		pub := srv.connect(packet.V5, "pub", srv.token("pub", time.Hour, all, lab))
 		if r := pub.retain("$lab/a", "x"); r.Failed() {
 			t.Fatalf("%#x", r)
 		}
 		pub.retain("lab/a", "y")
-		sub := h.connect(v, "sub", h.token("sub", time.Hour, all, lab))
+		sub := srv.connect(v, "sub", srv.token("sub", time.Hour, all, lab))
 		for _, filter := range []string{"#", "+/a", "+/#", "+/+"} {
 			if codes := sub.subscribe(1, filter); codes[0] != 1 {
 				t.Fatalf("%s: %#x", filter, codes[0])
 			}
-			sub.hears("lab/a", "y")
-			sub.silent()
+			sub.wantMessage("lab/a", "y")
+			sub.wantNothing()
 		}
 		for _, filter := range []string{"$lab/#", "$lab/+", "$lab/a"} {
 			sub.subscribe(1, filter)
-			sub.hears("$lab/a", "x")
-			sub.silent()
+			sub.wantMessage("$lab/a", "x")
+			sub.wantNothing()
 		}
 	})
 }

@@ -13,17 +13,17 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// end is one side of a session that keeps its state as MQTT 5.0 §4.3 says, over
+// referencePeer is one side of a session that keeps its state as MQTT 5.0 §4.3 says, over
 // connections and whatever becomes of the server: a client that sends, and hears.
-type end struct {
-	h    *house
+type referencePeer struct {
+	h    *testServer
 	id   watchword.SubjectID
 	r    *rand.Rand
-	c    *client // nil while away
+	c    *testClient // nil while away
 	v    packet.Version
 	next uint16
 
-	sent     []sending           // not done, in order
+	sent     []inflightPublish   // not done, in order
 	acked    []string            // what the server took responsibility for
 	held     map[uint16]struct{} // QoS 2, received and not released
 	heard    []string
@@ -31,13 +31,13 @@ type end struct {
 	sentence string          // what is wrong
 }
 
-type sending struct {
+type inflightPublish struct {
 	p        *packet.Publish
 	released bool
 }
 
-func (e *end) connect() {
-	e.c = e.h.connect(e.v, string(e.id), e.h.token(e.id, 24*time.Hour), lasts)
+func (e *referencePeer) connect() {
+	e.c = e.h.connect(e.v, string(e.id), e.h.token(e.id, 24*time.Hour), persistentSession)
 	e.later = nil
 	if !e.c.ack.SessionPresent {
 		e.held = map[uint16]struct{}{}
@@ -55,14 +55,14 @@ func (e *end) connect() {
 	}
 }
 
-func (e *end) vanish() {
+func (e *referencePeer) vanish() {
 	if e.c != nil {
-		e.c.vanish()
+		e.c.closeAbruptly()
 		e.c = nil
 	}
 }
 
-func (e *end) publish(qos byte, topic, payload string) {
+func (e *referencePeer) publish(qos byte, topic, payload string) {
 	if len(e.sent) > 100 {
 		return
 	}
@@ -70,17 +70,17 @@ func (e *end) publish(qos byte, topic, payload string) {
 		if e.next++; e.next == 0 || e.next > 200 { // identifiers come round soon
 			e.next = 1
 		}
-		busy = slices.ContainsFunc(e.sent, func(s sending) bool { return s.p.ID == e.next })
+		busy = slices.ContainsFunc(e.sent, func(s inflightPublish) bool { return s.p.ID == e.next })
 	}
 	p := &packet.Publish{Topic: topic, QoS: qos, ID: e.next, Payload: []byte(payload)}
-	e.sent = append(e.sent, sending{p: p})
+	e.sent = append(e.sent, inflightPublish{p: p})
 	if e.c != nil {
 		e.c.send(p)
 	}
 }
 
 // work takes what has come.
-func (e *end) work() {
+func (e *referencePeer) work() {
 	for e.c != nil {
 		select {
 		case p, ok := <-e.c.got:
@@ -96,12 +96,12 @@ func (e *end) work() {
 	}
 }
 
-func (e *end) take(p packet.Packet) {
+func (e *referencePeer) take(p packet.Packet) {
 	switch p := p.(type) {
 	case *packet.Publish:
 		e.hear(p)
 	case *packet.Ack:
-		i := slices.IndexFunc(e.sent, func(s sending) bool { return s.p.ID == p.ID })
+		i := slices.IndexFunc(e.sent, func(s inflightPublish) bool { return s.p.ID == p.ID })
 		switch p.Kind {
 		case packet.PUBACK, packet.PUBREC:
 			if i < 0 || e.sent[i].released {
@@ -129,7 +129,7 @@ func (e *end) take(p packet.Packet) {
 	}
 }
 
-func (e *end) hear(p *packet.Publish) {
+func (e *referencePeer) hear(p *packet.Publish) {
 	switch p.QoS {
 	case 1:
 		e.answer(&packet.Ack{Kind: packet.PUBACK, ID: p.ID})
@@ -147,14 +147,14 @@ func (e *end) hear(p *packet.Publish) {
 }
 
 // answer takes its time now and then, and keeps the order.
-func (e *end) answer(p packet.Packet) {
+func (e *referencePeer) answer(p packet.Packet) {
 	e.later = append(e.later, p)
 	if e.r.IntN(4) > 0 {
 		e.answerAll()
 	}
 }
 
-func (e *end) answerAll() {
+func (e *referencePeer) answerAll() {
 	if e.c != nil {
 		e.c.send(e.later...)
 	}
@@ -172,13 +172,13 @@ func TestNothingAcknowledgedIsLost(t *testing.T) {
 }
 
 func crashes(t *testing.T, r *rand.Rand) {
-	h := newHouse(t, mqtt.Options{QueueMessages: 5000, QueueBytes: 4 << 20})
-	defer func() { h.store.open(); h.close() }()
+	srv := newTestServer(t, mqtt.Options{QueueMessages: 5000, QueueBytes: 4 << 20})
+	defer func() { srv.store.unblock(); srv.close() }()
 	version := packet.V311 + packet.Version(r.IntN(2))
-	pubs := []*end{{h: h, id: "p0", r: r, v: version}, {h: h, id: "p1", r: r, v: packet.V5}}
-	subs := []*end{{h: h, id: "s0", r: r, v: packet.V5}, {h: h, id: "s1", r: r, v: version}}
+	pubs := []*referencePeer{{h: srv, id: "p0", r: r, v: version}, {h: srv, id: "p1", r: r, v: packet.V5}}
+	subs := []*referencePeer{{h: srv, id: "s0", r: r, v: packet.V5}, {h: srv, id: "s1", r: r, v: version}}
 	filters := map[watchword.SubjectID]string{"s0": "a/#", "s1": "a/+", "g0": "$share/g/a/#", "g1": "$share/g/a/#", "g2": "$share/g/a/#"}
-	group := []*end{{h: h, id: "g0", r: r, v: packet.V5}, {h: h, id: "g1", r: r, v: version}, {h: h, id: "g2", r: r, v: packet.V5}}
+	group := []*referencePeer{{h: srv, id: "g0", r: r, v: packet.V5}, {h: srv, id: "g1", r: r, v: version}, {h: srv, id: "g2", r: r, v: packet.V5}}
 	all := slices.Concat(pubs, subs, group)
 	for _, e := range all {
 		e.connect()
@@ -210,13 +210,13 @@ func crashes(t *testing.T, r *rand.Rand) {
 				e.connect()
 			}
 		case n < 88:
-			h.store.shut()
+			srv.store.block()
 			shut = true
 		case n < 94:
-			h.store.open()
+			srv.store.unblock()
 			shut = false
 		case n < 96:
-			h.crash(mqtt.Options{QueueMessages: 5000, QueueBytes: 4 << 20})
+			srv.crash(mqtt.Options{QueueMessages: 5000, QueueBytes: 4 << 20})
 			shut = false
 		default:
 			e.answerAll()
@@ -228,7 +228,7 @@ func crashes(t *testing.T, r *rand.Rand) {
 			e.work()
 		}
 	}
-	h.store.open()
+	srv.store.unblock()
 	for quiet := 0; quiet < 4; { // until nothing comes any more
 		quiet++
 		for _, e := range all {
@@ -259,31 +259,31 @@ func crashes(t *testing.T, r *rand.Rand) {
 		judgeHeard(t, s, pubs)
 	}
 	judgeGroup(t, group, pubs)
-	if n := h.store.waiting(); n > 0 {
+	if n := srv.store.waiting(); n > 0 {
 		synctest.Wait()
-		t.Errorf("%d messages are left on the shelf", h.store.waiting())
+		t.Errorf("%d messages are left on the shelf", srv.store.waiting())
 	}
 }
 
 // judgeGroup: what was acknowledged was heard by a member, whoever was there when it came.
-func judgeGroup(t *testing.T, group, pubs []*end) {
+func judgeGroup(t *testing.T, group, pubs []*referencePeer) {
 	t.Helper()
-	heard := map[string]bool{}
+	received := map[string]bool{}
 	for _, s := range group {
 		for _, m := range s.heard {
-			heard[m] = true
+			received[m] = true
 		}
 	}
 	for _, p := range pubs {
 		for _, m := range p.acked {
-			if !heard[m] {
+			if !received[m] {
 				t.Errorf("the group never heard %q, which was acknowledged", m)
 			}
 		}
 	}
 }
 
-func judgeHeard(t *testing.T, s *end, pubs []*end) {
+func judgeHeard(t *testing.T, s *referencePeer, pubs []*referencePeer) {
 	t.Helper()
 	for _, p := range pubs {
 		for _, qos := range []string{"1", "2"} {

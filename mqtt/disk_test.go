@@ -15,19 +15,19 @@ import (
 )
 
 // A publish whose write failed may be said again, and is then taken.
-func TestAFailedWriteDoesNotPoisonAPublish(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		h.away(packet.V5, "sub", "a")
-		pub := h.connect(packet.V311, "pub", h.token("pub", time.Hour), lasts)
-		h.store.shut()
+func TestFailedCommitDoesNotAffectLaterPublish(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		srv.leaveOffline(packet.V5, "sub", "a")
+		pub := srv.connect(packet.V311, "pub", srv.token("pub", time.Hour), persistentSession)
+		srv.store.block()
 		p := &packet.Publish{Topic: "a", QoS: 2, ID: 5, Payload: []byte("x")}
 		pub.send(p)
 		synctest.Wait()
-		h.store.fail(true)
-		pub.ended(0)
-		h.store.fail(false)
+		srv.store.fail(true)
+		pub.wantDisconnect(0)
+		srv.store.fail(false)
 		time.Sleep(5 * time.Second)
-		pub = h.back(packet.V311, "pub")
+		pub = srv.reconnect(packet.V311, "pub")
 		p.Dup = true
 		pub.send(p)
 		if a := want[*packet.Ack](pub); a.Kind != packet.PUBREC || a.ID != 5 {
@@ -38,19 +38,19 @@ func TestAFailedWriteDoesNotPoisonAPublish(t *testing.T) {
 
 // What came behind a write that failed fails with it; who waits for the next ones is not
 // held up by it.
-func TestWhatFailedBehindAWriteHoldsNobodyUp(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		sub := h.connect(packet.V5, "sub", h.token("sub", time.Hour), lasts)
+func TestFailureAfterWriteBlocksNobody(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		sub := srv.connect(packet.V5, "sub", srv.token("sub", time.Hour), persistentSession)
 		sub.subscribe(2, "a")
-		h.away(packet.V5, "other", "b")
-		first, second := h.device("first"), h.device("second")
+		srv.leaveOffline(packet.V5, "other", "b")
+		first, second := srv.device("first"), srv.device("second")
 		synctest.Wait()
-		h.store.shut()
+		srv.store.block()
 		first.send(&packet.Publish{Topic: "b", QoS: 1, ID: 1, Payload: []byte("being written")})
 		synctest.Wait()
 		second.send(&packet.Publish{Topic: "a", QoS: 2, ID: 1, Payload: []byte("behind it")})
-		sub.silent()
-		h.store.fail(true)
+		sub.wantNothing()
+		srv.store.fail(true)
 		if a := want[*packet.Ack](first); !a.Reason.Failed() {
 			t.Errorf("%+v", a)
 		}
@@ -58,38 +58,38 @@ func TestWhatFailedBehindAWriteHoldsNobodyUp(t *testing.T) {
 			t.Errorf("%+v", a)
 		}
 		synctest.Wait()
-		if s := h.broker.States(watchword.DefaultTenant, "sub"); s[0].Messages != 0 || s[0].Bytes != 0 {
+		if s := srv.broker.SessionStates(watchword.DefaultTenant, "sub"); s[0].Messages != 0 || s[0].Bytes != 0 {
 			t.Errorf("%+v", s[0])
 		}
-		h.store.fail(false)
+		srv.store.fail(false)
 		time.Sleep(time.Second)
-		second.twice("a", "after it")
-		if p := sub.takes(); string(p.Payload) != "after it" {
+		second.publishQoS2("a", "after it")
+		if p := sub.receive(); string(p.Payload) != "after it" {
 			t.Errorf("%s", p.Payload)
 		}
 	})
 }
 
-func TestCarryDoesNotLie(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		h.away(packet.V5, "sub", "a")
-		h.store.fail(true)
+func TestPublishReportsFailure(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		srv.leaveOffline(packet.V5, "sub", "a")
+		srv.store.fail(true)
 		for range 2 { // the first finds it out, the second knows
-			if h.publish(&bus.Document{Name: "a", Payload: []byte("x")}) == nil {
+			if srv.publish(&bus.Document{Name: "a", Payload: []byte("x")}) == nil {
 				t.Error("nil, and not kept")
 			}
 		}
-		h.store.fail(false)
+		srv.store.fail(false)
 	})
 }
 
-func TestCarryAfterTheEnd(t *testing.T) {
+func TestPublishAfterClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, mqtt.Options{})
-		h.away(packet.V5, "sub", "a")
-		h.close()
+		srv := newTestServer(t, mqtt.Options{})
+		srv.leaveOffline(packet.V5, "sub", "a")
+		srv.close()
 		done := make(chan error, 1)
-		go func() { done <- h.publish(&bus.Document{Name: "a", Payload: []byte("x")}) }()
+		go func() { done <- srv.publish(&bus.Document{Name: "a", Payload: []byte("x")}) }()
 		if err := <-done; err == nil {
 			t.Error("nil, and not kept")
 		}
@@ -98,22 +98,22 @@ func TestCarryAfterTheEnd(t *testing.T) {
 
 // A session goes on when what its client said last is on the disk, and not before: or
 // what it says again is answered as if it were.
-func TestWhoComesBackWaitsForTheDisk(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		pub := h.connect(packet.V5, "pub", h.token("pub", time.Hour), lasts)
+func TestReconnectWaitsForCommit(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		pub := srv.connect(packet.V5, "pub", srv.token("pub", time.Hour), persistentSession)
 		pub.send(&packet.Publish{Topic: "a", QoS: 2, ID: 5, Payload: []byte("one")})
 		want[*packet.Ack](pub)
-		h.store.shut()
+		srv.store.block()
 		pub.send(&packet.Ack{Kind: packet.PUBREL, ID: 5})
 		synctest.Wait()
-		pub.vanish()
+		pub.closeAbruptly()
 		synctest.Wait()
-		c := h.raw(packet.V5)
-		p := hello(packet.V5, "pub", h.token("pub", time.Hour))
-		lasts(p)
+		c := srv.dialRaw(packet.V5)
+		p := hello(packet.V5, "pub", srv.token("pub", time.Hour))
+		persistentSession(p)
 		c.send(p, &packet.Ack{Kind: packet.PUBREL, ID: 5})
-		c.silent()
-		h.store.open()
+		c.wantNothing()
+		srv.store.unblock()
 		if ack := want[*packet.Connack](c); !ack.SessionPresent {
 			t.Error("no session")
 		}
@@ -124,17 +124,17 @@ func TestWhoComesBackWaitsForTheDisk(t *testing.T) {
 }
 
 // What is too large for its receiver is passed over, and leaves no trace of itself.
-func TestWhatIsNeverSentGrowsNothing(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		c := h.connect(packet.V5, "sub", h.token("sub", time.Hour), lasts, func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, 200) })
+func TestUnsentMessagesGrowNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		c := srv.connect(packet.V5, "sub", srv.token("sub", time.Hour), persistentSession, func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, 200) })
 		c.subscribe(1, "a")
-		pub := h.device("pub")
+		pub := srv.device("pub")
 		big := strings.Repeat("x", 300)
 		for range 3000 {
 			pub.publish(1, "a", big)
 		}
 		synctest.Wait()
-		for _, s := range h.store.sessions {
+		for _, s := range srv.store.sessions {
 			if n := len(s.Progress); n > 1000 {
 				t.Errorf("%d bytes of progress", n)
 			}
@@ -144,59 +144,59 @@ func TestWhatIsNeverSentGrowsNothing(t *testing.T) {
 
 // What other members of a group have taken leaves no trace with one who is away, and has
 // something of its own that waits.
-func TestWhatOthersTookGrowsNothing(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		h.away(packet.V5, "away", "own", "$share/g/q")
-		pub := h.device("pub")
+func TestRedistributedMessagesGrowNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		srv.leaveOffline(packet.V5, "away", "own", "$share/g/q")
+		pub := srv.device("pub")
 		pub.publish(1, "own", "first")
 		const rounds, each = 15, 40
 		for range rounds {
 			for n := range each {
 				pub.publish(1, "q", fmt.Sprint(n))
 			}
-			c := h.device("there")
+			c := srv.device("there")
 			c.subscribe(1, "$share/g/q")
 			for range each {
-				c.takes()
+				c.receive()
 			}
 			synctest.Wait()
-			c.vanish()
+			c.closeAbruptly()
 			synctest.Wait()
 		}
 		pub.publish(1, "own", "last")
 		synctest.Wait()
-		for _, s := range h.store.sessions {
+		for _, s := range srv.store.sessions {
 			if n := len(s.Progress); n > 100 {
 				t.Errorf("%d bytes of progress", n)
 			}
 		}
-		h.crash(mqtt.Options{})
-		c := h.back(packet.V5, "away")
+		srv.crash(mqtt.Options{})
+		c := srv.reconnect(packet.V5, "away")
 		for _, text := range []string{"first", "last"} {
-			if m := c.takes(); string(m.Payload) != text {
+			if m := c.receive(); string(m.Payload) != text {
 				t.Errorf("got %s %q, want %q", m.Topic, m.Payload, text)
 			}
 		}
-		c.silent()
+		c.wantNothing()
 	})
 }
 
 // A disk that is slow makes no room: what is to be written counts among what waits.
-func TestWhatIsNotWrittenYetCounts(t *testing.T) {
+func TestUncommittedMessagesCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, mqtt.Options{KeptBytes: 10_000})
-		defer h.close()
-		h.away(packet.V5, "sub", "a")
-		pub := h.device("pub")
-		h.store.shut()
+		srv := newTestServer(t, mqtt.Options{OfflineBytes: 10_000})
+		defer srv.close()
+		srv.leaveOffline(packet.V5, "sub", "a")
+		pub := srv.device("pub")
+		srv.store.block()
 		for range 20 {
 			pub.send(&packet.Publish{Topic: "a", QoS: 1, ID: pub.id(), Payload: []byte(strings.Repeat("x", 900))})
 		}
 		synctest.Wait()
-		if s := h.broker.Stats(); s.WaitingBytes < 9000 || s.WaitingBytes > 11_000 || s.Waiting != 11 {
-			t.Errorf("%d messages of %d bytes wait", s.Waiting, s.WaitingBytes)
+		if s := srv.broker.Stats(); s.OfflineBytes < 9000 || s.OfflineBytes > 11_000 || s.OfflineMessages != 11 {
+			t.Errorf("%d messages of %d bytes wait", s.OfflineMessages, s.OfflineBytes)
 		}
-		h.store.open()
+		srv.store.unblock()
 		full := 0
 		for range 20 {
 			if ack := want[*packet.Ack](pub); ack.Reason == packet.QuotaExceeded {
@@ -211,13 +211,13 @@ func TestWhatIsNotWrittenYetCounts(t *testing.T) {
 
 // Properties count as payload does.
 func TestPropertiesCount(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		h.away(packet.V5, "sub", "a")
-		pub := h.device("pub")
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		srv.leaveOffline(packet.V5, "sub", "a")
+		pub := srv.device("pub")
 		took := 0
 		for range 100 {
 			p := &packet.Publish{Topic: "a", QoS: 1, ID: pub.id(), Payload: []byte("x")}
-			p.Properties.User = []packet.Pair{{Name: "n", Value: strings.Repeat("v", 30000)}}
+			p.Properties.User = []packet.UserProp{{Name: "n", Value: strings.Repeat("v", 30000)}}
 			pub.send(p)
 			if !want[*packet.Ack](pub).Reason.Failed() {
 				took++
@@ -226,13 +226,13 @@ func TestPropertiesCount(t *testing.T) {
 		if took < 30 || took > 35 { // of 30 kB each, a megabyte
 			t.Errorf("%d were taken", took)
 		}
-		bytes := func() int { return h.broker.States(watchword.DefaultTenant, "sub")[0].Bytes }
+		bytes := func() int { return srv.broker.SessionStates(watchword.DefaultTenant, "sub")[0].Bytes }
 		if n := bytes(); n < took*30000 {
 			t.Errorf("%d bytes are counted", n)
 		}
-		h.crash(mqtt.Options{})
-		c := h.back(packet.V5, "sub")
-		c.takesAll(took)
+		srv.crash(mqtt.Options{})
+		c := srv.reconnect(packet.V5, "sub")
+		c.receiveAll(took)
 		synctest.Wait()
 		if n := bytes(); n != 0 {
 			t.Errorf("%d bytes when nothing waits", n)
@@ -241,12 +241,12 @@ func TestPropertiesCount(t *testing.T) {
 }
 
 // Who is away and full ends nobody of those who publish.
-func TestWhoIsAwayAndFullEndsNobody(t *testing.T) {
+func TestFullOfflineSessionClosesNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, mqtt.Options{QueueMessages: 3})
-		defer h.close()
-		h.away(packet.V5, "sub", "a")
-		pub := h.connect(packet.V311, "pub", h.token("pub", time.Hour))
+		srv := newTestServer(t, mqtt.Options{QueueMessages: 3})
+		defer srv.close()
+		srv.leaveOffline(packet.V5, "sub", "a")
+		pub := srv.connect(packet.V311, "pub", srv.token("pub", time.Hour))
 		for range 4 {
 			pub.publish(1, "a", "x")
 		}
@@ -254,27 +254,27 @@ func TestWhoIsAwayAndFullEndsNobody(t *testing.T) {
 }
 
 // A session that began in the place of another whose end was not written is the one.
-func TestTheLaterOfTwoSessionsIsTheOne(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		h.away(packet.V5, "sub", "a")
-		h.device("pub").publish(1, "a", "of the first")
-		old := h.store.cut()
-		h.store.open()
-		h.connect(packet.V5, "sub", h.token("sub", time.Hour), lasts, func(p *packet.Connect) { p.CleanStart = true }).subscribe(1, "b")
-		h.device("pub").publish(1, "b", "of the second")
+func TestLaterSessionWins(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		srv.leaveOffline(packet.V5, "sub", "a")
+		srv.device("pub").publish(1, "a", "of the first")
+		old := srv.store.freeze()
+		srv.store.unblock()
+		srv.connect(packet.V5, "sub", srv.token("sub", time.Hour), persistentSession, func(p *packet.Connect) { p.CleanStart = true }).subscribe(1, "b")
+		srv.device("pub").publish(1, "b", "of the second")
 		synctest.Wait()
-		maps.Copy(h.store.sessions, old.sessions)
-		maps.Copy(h.store.subs, old.subs)
-		maps.Copy(h.store.messages, old.messages)
-		h.crash(mqtt.Options{})
-		if n := h.broker.Stats().Lasting; n != 1 {
+		maps.Copy(srv.store.sessions, old.sessions)
+		maps.Copy(srv.store.subs, old.subs)
+		maps.Copy(srv.store.messages, old.messages)
+		srv.crash(mqtt.Options{})
+		if n := srv.broker.Stats().PersistentSessions; n != 1 {
 			t.Errorf("%d sessions", n)
 		}
-		sub := h.back(packet.V5, "sub")
-		sub.hears("b", "of the second")
-		sub.silent()
+		sub := srv.reconnect(packet.V5, "sub")
+		sub.wantMessage("b", "of the second")
+		sub.wantNothing()
 		synctest.Wait()
-		if n := len(h.store.sessions); n != 1 {
+		if n := len(srv.store.sessions); n != 1 {
 			t.Errorf("%d sessions in the store", n)
 		}
 	})

@@ -8,11 +8,11 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// errGoing is why a connection ends where the server goes.
-var errGoing = watchword.Refuse(watchword.Unavailable, "the server is going down")
+// errShuttingDown is why a connection ends where the server goes.
+var errShuttingDown = watchword.Refuse(watchword.Unavailable, "the server is going down")
 
-// passTime is how long what was taken in may take to be passed on.
-const passTime = time.Second
+// drainReadTime is how long what was taken in may take to be passed on.
+const drainReadTime = time.Second
 
 // Drain has every client go when it has what is its own: nothing new is taken in, what
 // was taken in is passed on, answers wait for the disk as ever, and each connection ends
@@ -24,37 +24,37 @@ func (b *Broker) Drain(ctx context.Context) {
 	b.closing = true
 	b.mu.Unlock()
 	b.draining.Store(true)
-	b.hangUp()
-	passed, cancel := context.WithTimeout(ctx, passTime) // one who is held back holds up nobody else
+	b.closeUnauthenticated()
+	passed, cancel := context.WithTimeout(ctx, drainReadTime) // one who is held back holds up nobody else
 	defer cancel()
-	all := b.connected(func(*conn) bool { return true })
+	all := b.connections(func(*conn) bool { return true })
 	var wg sync.WaitGroup
 	for _, c := range all {
-		wg.Go(func() { c.pause(passed) })
+		wg.Go(func() { c.waitForReader(passed) })
 	}
 	wg.Wait()
 	for _, c := range all {
 		wg.Go(func() {
-			c.finish(ctx)
+			c.waitForDelivery(ctx)
 			if s := c.live(); s != nil {
-				s.Close(errGoing) // which ends the connection
+				s.Close(errShuttingDown) // which ends the connection
 			}
 		})
 	}
 	wg.Wait()
 }
 
-// hangUp ends the connections whose client has not come to be yet.
-func (b *Broker) hangUp() {
+// closeUnauthenticated ends the connections whose client has not come to be yet.
+func (b *Broker) closeUnauthenticated() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for c := range b.strangers {
+	for c := range b.unauthenticated {
 		_ = c.nc.Close() // nothing was promised; the error is that of a connection that is gone
 	}
 }
 
-// pause returns when the reader has passed on what it had taken in.
-func (c *conn) pause(ctx context.Context) {
+// waitForReader returns when the reader has passed on what it had taken in.
+func (c *conn) waitForReader(ctx context.Context) {
 	done := make(chan struct{})
 	go func() { // it outlives ctx only for as long as the reader is held back
 		c.processing.Lock()
@@ -67,8 +67,8 @@ func (c *conn) pause(ctx context.Context) {
 	}
 }
 
-// finish returns when the client has what is meant for it, or ctx ends.
-func (c *conn) finish(ctx context.Context) {
+// waitForDelivery returns when the client has what is meant for it, or ctx ends.
+func (c *conn) waitForDelivery(ctx context.Context) {
 	c.flush(false)
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
@@ -78,29 +78,31 @@ func (c *conn) finish(ctx context.Context) {
 		defer l.Unlock()
 		c.out.moved.Broadcast()
 	})()
-	for ctx.Err() == nil && c.session.conn == c && !c.out.closed && !c.out.failed && c.busy() {
+	for ctx.Err() == nil && c.session.conn == c && !c.out.closed && !c.out.failed && c.hasUnsent() {
 		c.out.moved.Wait()
 	}
 }
 
-// busy reports whether something is on its way to the client that its state does not
+// hasUnsent reports whether something is on its way to the client that its state does not
 // keep. mu is held.
-func (c *conn) busy() bool {
-	if len(c.out.answers)+len(c.out.control) > 0 || c.out.writing {
+func (c *conn) hasUnsent() bool {
+	if len(c.out.pendingResponses)+len(c.out.responses) > 0 || c.out.writing {
 		return true
 	}
 	for i := c.session.head; i < len(c.session.queue); i++ {
-		if !c.keeps(c.session.queue[i].x) {
+		if !c.isPersisted(c.session.queue[i].extra) {
 			return true
 		}
 	}
-	for i := range c.session.flights {
-		if f := &c.session.flights[i]; !f.counts && f.command == 0 { // a command is handed over again
+	for i := range c.session.inflight {
+		if f := &c.session.inflight[i]; !f.counted && f.command == 0 { // a command is handed over again
 			return true
 		}
 	}
 	return false
 }
 
-// keeps reports whether what is queued waits on the shelf too.
-func (c *conn) keeps(x *extra) bool { return c.session.lasting != nil && x != nil && x.k != nil }
+// isPersisted reports whether what is queued waits on the shelf too.
+func (c *conn) isPersisted(x *queuedExtra) bool {
+	return c.session.persistent != nil && x != nil && x.stored != nil
+}

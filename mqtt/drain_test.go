@@ -13,13 +13,13 @@ import (
 )
 
 // drain lets everybody go, and waits at most five seconds.
-func (h *house) drain() (gone <-chan struct{}) {
+func (srv *testServer) drain() (gone <-chan struct{}) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		h.broker.Drain(ctx)
+		srv.broker.Drain(ctx)
 	}()
 	return done
 }
@@ -27,34 +27,34 @@ func (h *house) drain() (gone <-chan struct{}) {
 // What was taken in reaches who is there, whole and in order, before the goodbye; and who
 // published it hears what became of it.
 func TestADrainLosesNothing(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		h.away(packet.V5, "away", "a")
-		sub := h.device("sub", oneAtATime)
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		srv.leaveOffline(packet.V5, "away", "a")
+		sub := srv.device("sub", oneAtATime)
 		sub.subscribe(1, "a")
-		pub := h.device("pub")
+		pub := srv.device("pub")
 		for n := 1; n <= 100; n++ {
 			pub.publish(1, "a", fmt.Sprint(n))
 		}
 		synctest.Wait()
-		h.store.shut()
+		srv.store.block()
 		pub.send(&packet.Publish{Topic: "a", QoS: 1, ID: 1000, Payload: []byte("101")})
 		synctest.Wait()
-		gone := h.drain()
+		gone := srv.drain()
 		synctest.Wait()
 		pub.send(&packet.Publish{Topic: "a", QoS: 1, ID: 1001, Payload: []byte("too late")})
-		pub.silent()
-		h.store.open()
+		pub.wantNothing()
+		srv.store.unblock()
 		if a := want[*packet.Ack](pub); a.ID != 1000 || a.Reason.Failed() {
 			t.Errorf("%+v", a)
 		}
-		pub.ended(packet.ShuttingDown)
-		if got := sub.takesAll(101); !slices.Equal(got, numbers(1, 101)) {
+		pub.wantDisconnect(packet.ServerShuttingDown)
+		if got := sub.receiveAll(101); !slices.Equal(got, sequence(1, 101)) {
 			t.Errorf("%v", got)
 		}
-		sub.ended(packet.ShuttingDown)
+		sub.wantDisconnect(packet.ServerShuttingDown)
 		<-gone
-		h.crash(mqtt.Options{})
-		if got := h.back(packet.V5, "away").takesAll(101); !slices.Equal(got, numbers(1, 101)) {
+		srv.crash(mqtt.Options{})
+		if got := srv.reconnect(packet.V5, "away").receiveAll(101); !slices.Equal(got, sequence(1, 101)) {
 			t.Errorf("%v", got)
 		}
 	})
@@ -62,15 +62,15 @@ func TestADrainLosesNothing(t *testing.T) {
 
 // Who takes nothing is let go in the end, and holds up nobody else.
 func TestADrainEnds(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		deaf := h.device("deaf", func(p *packet.Connect) { p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")} })
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		deaf := srv.device("deaf", func(p *packet.Connect) { p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")} })
 		deaf.subscribe(1, "a", "will")
-		other := h.device("other")
+		other := srv.device("other")
 		other.publish(1, "a", "x")
 		want[*packet.Publish](deaf) // and no acknowledgement
 		from := time.Now()
-		gone := h.drain()
-		if d := want[*packet.Disconnect](other); d.Reason != packet.ShuttingDown {
+		gone := srv.drain()
+		if d := want[*packet.Disconnect](other); d.Reason != packet.ServerShuttingDown {
 			t.Errorf("%#x", d.Reason)
 		}
 		if d := time.Since(from); d > 0 {
@@ -80,22 +80,22 @@ func TestADrainEnds(t *testing.T) {
 		if d := time.Since(from); d != 5*time.Second {
 			t.Errorf("over after %v", d)
 		}
-		deaf.ended(packet.ShuttingDown) // and no will
+		deaf.wantDisconnect(packet.ServerShuttingDown) // and no will
 	})
 }
 
 // A client that reads nothing, and whose answers hold its own reader up, holds up nobody
 // else for longer than what was taken in may take.
-func TestADrainIsNotHeldUpByADeafClient(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		other := h.device("other")
+func TestDrainIsNotBlockedByStalledClient(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		other := srv.device("other")
 		nc, theirs := net2()
-		h.broker.Handle(theirs)
-		deaf := &client{t: t, v: packet.V5, nc: nc}
-		go deaf.send(hello(packet.V5, "deaf", h.token("deaf", time.Hour)), &packet.Ping{}) // and reads nothing
+		srv.broker.Handle(theirs)
+		deaf := &testClient{t: t, v: packet.V5, nc: nc}
+		go deaf.send(hello(packet.V5, "deaf", srv.token("deaf", time.Hour)), &packet.Ping{}) // and reads nothing
 		synctest.Wait()
 		from := time.Now()
-		gone := h.drain()
+		gone := srv.drain()
 		want[*packet.Disconnect](other)
 		if d := time.Since(from); d > time.Second {
 			t.Errorf("another waited for %v", d)
@@ -106,11 +106,11 @@ func TestADrainIsNotHeldUpByADeafClient(t *testing.T) {
 }
 
 // Who has said nothing yet is not waited for.
-func TestADrainEndsWhoIsNoClientYet(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
-		c := h.raw(packet.V5)
+func TestDrainClosesUnauthenticatedConnections(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		c := srv.dialRaw(packet.V5)
 		from := time.Now()
-		<-h.drain()
+		<-srv.drain()
 		if _, open := <-c.got; open || time.Since(from) > 0 {
 			t.Errorf("it is there after %v", time.Since(from))
 		}

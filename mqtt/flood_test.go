@@ -11,22 +11,22 @@ import (
 // Who connects too often is told so; a flood is closed before anything is spent on it.
 func TestAFloodOfConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHouse(t, mqtt.Options{ConnectRate: 10})
-		defer h.close()
-		token := h.token("lamp-7", 0)
-		told := 0
+		srv := newTestServer(t, mqtt.Options{ConnectRate: 10})
+		defer srv.close()
+		token := srv.token("lamp-7", 0)
+		reported := 0
 		for range 200 {
-			c := h.raw(packet.V5)
+			c := srv.dialRaw(packet.V5)
 			go c.send(hello(packet.V5, "lamp-7", token))
 			if p, open := <-c.got; open {
-				if ack, ok := p.(*packet.Connack); ok && ack.Code == packet.ConnectionRate {
-					told++
+				if ack, ok := p.(*packet.Connack); ok && ack.Code == packet.ConnectionRateExceeded {
+					reported++
 				}
 			}
-			c.vanish()
+			c.closeAbruptly()
 		}
-		if s := h.broker.Stats(); s.Shed == 0 || told == 0 || int(s.Shed)+told < 150 {
-			t.Errorf("%d shed, %d told", s.Shed, told)
+		if s := srv.broker.Stats(); s.FloodClosed == 0 || reported == 0 || int(s.FloodClosed)+reported < 150 {
+			t.Errorf("%d shed, %d told", s.FloodClosed, reported)
 		}
 	})
 }

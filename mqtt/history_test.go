@@ -27,26 +27,26 @@ var (
 	historyRules   = []string{"a", "b", "c/#", "c/1", "c/+", "#", "+"}
 )
 
-// rights is a list of what is allowed and one of what is denied.
-type rights struct{ pub, sub, noPub, noSub []string }
+// permissionLists is a list of what is allowed and one of what is denied.
+type permissionLists struct{ pub, sub, noPub, noSub []string }
 
-func (r rights) mayPublish(topic string) bool {
+func (r permissionLists) mayPublish(topic string) bool {
 	hits := func(fs []string) bool {
 		return slices.ContainsFunc(fs, func(f string) bool { return policy.Match(f, topic) })
 	}
 	return hits(r.pub) && !hits(r.noPub)
 }
 
-func (r rights) maySubscribe(filter string) bool {
+func (r permissionLists) maySubscribe(filter string) bool {
 	return slices.ContainsFunc(r.sub, func(f string) bool { return policy.Contains(f, filter) }) &&
 		!slices.ContainsFunc(r.noSub, func(f string) bool { return policy.Intersects(f, filter) })
 }
 
-// player is one client, as the model sees it.
-type player struct {
+// modelClient is one client, as the model sees it.
+type modelClient struct {
 	id      watchword.SubjectID
-	c       *client // nil while away
-	token   rights
+	c       *testClient // nil while away
+	token   permissionLists
 	ends    time.Time
 	subs    map[string]bool
 	listens bool
@@ -61,7 +61,7 @@ type waitingWill struct {
 	due       time.Time
 }
 
-func (p *player) hears(topic string) bool {
+func (p *modelClient) isListening(topic string) bool {
 	for f := range p.subs {
 		if policy.Match(f, topic) {
 			return true
@@ -70,13 +70,13 @@ func (p *player) hears(topic string) bool {
 	return false
 }
 
-type history struct {
+type authorityHistory struct {
 	t         *testing.T
-	h         *house
+	h         *testServer
 	r         *rand.Rand
-	today     rights
+	today     permissionLists
 	suspended map[watchword.SubjectID]bool
-	players   []*player
+	players   []*modelClient
 	serial    int
 	log       []string
 }
@@ -91,27 +91,27 @@ func some(r *rand.Rand, from []string, likely float64) []string {
 	return out
 }
 
-func (hs *history) note(format string, a ...any) {
+func (hs *authorityHistory) note(format string, a ...any) {
 	hs.log = append(hs.log, fmt.Sprintf(format, a...))
 }
 
-func (hs *history) fail(format string, a ...any) {
+func (hs *authorityHistory) fail(format string, a ...any) {
 	hs.t.Helper()
 	hs.t.Fatalf("%s\nafter:\n%s", fmt.Sprintf(format, a...), strings.Join(hs.log[max(0, len(hs.log)-25):], "\n"))
 }
 
-func (hs *history) mayPublish(p *player, topic string) bool {
+func (hs *authorityHistory) mayPublish(p *modelClient, topic string) bool {
 	return hs.today.mayPublish(topic) && p.token.mayPublish(topic)
 }
 
-func (hs *history) maySubscribe(p *player, filter string) bool {
+func (hs *authorityHistory) maySubscribe(p *modelClient, filter string) bool {
 	return hs.today.maySubscribe(filter) && p.token.maySubscribe(filter)
 }
 
 // anyTopic reports whether today and a token allow anything at all. The built-in policy
 // gives a device some topics of its own, which only what is denied takes away.
-func (hs *history) anyTopic(token rights) bool {
-	own := rights{pub: []string{"devices/ID/events/#", "devices/ID/state"}, sub: []string{"devices/ID/config"}, noPub: hs.today.noPub, noSub: hs.today.noSub}
+func (hs *authorityHistory) anyTopic(token permissionLists) bool {
+	own := permissionLists{pub: []string{"devices/ID/events/#", "devices/ID/state"}, sub: []string{"devices/ID/config"}, noPub: hs.today.noPub, noSub: hs.today.noSub}
 	for _, topic := range []string{"devices/ID/events/z", "devices/ID/state", "devices/ID/config"} {
 		if own.mayPublish(topic) && token.mayPublish(topic) || own.maySubscribe(topic) && token.maySubscribe(topic) {
 			return true
@@ -129,7 +129,7 @@ func (hs *history) anyTopic(token rights) bool {
 
 // covers reports whether a token covers what a player's session holds of what it may
 // have today.
-func (hs *history) covers(p *player, token rights) bool {
+func (hs *authorityHistory) covers(p *modelClient, token permissionLists) bool {
 	for f := range p.subs {
 		if hs.today.maySubscribe(f) && !token.maySubscribe(f) {
 			return false
@@ -139,12 +139,12 @@ func (hs *history) covers(p *player, token rights) bool {
 }
 
 // expected is what each player must hear from one step, in no order between publishers.
-type expected map[*player][]string
+type expected map[*modelClient][]string
 
 // message adds a publish, from whomever, to what is expected.
-func (hs *history) message(e expected, topic, id string) (reached bool) {
+func (hs *authorityHistory) message(e expected, topic, id string) (reached bool) {
 	for _, p := range hs.players {
-		if p.c != nil && p.hears(topic) {
+		if p.c != nil && p.isListening(topic) {
 			e[p] = append(e[p], topic+" "+id)
 			reached = true
 		}
@@ -153,7 +153,7 @@ func (hs *history) message(e expected, topic, id string) (reached bool) {
 }
 
 // gone is the end of a player's connection, with its will if it may still be.
-func (hs *history) gone(e expected, p *player, withWill bool) {
+func (hs *authorityHistory) gone(e expected, p *modelClient, withWill bool) {
 	p.c, p.subs, p.listens = nil, nil, false
 	topic, id := p.will, p.willID
 	p.will = ""
@@ -163,15 +163,15 @@ func (hs *history) gone(e expected, p *player, withWill bool) {
 }
 
 // recomputed is a change of authority: what a player loses, and who is told how.
-func (hs *history) recomputed(e expected) {
-	var closed []*player
+func (hs *authorityHistory) recomputed(e expected) {
+	var closed []*modelClient
 	for _, p := range hs.players {
 		p.waiting = slices.DeleteFunc(p.waiting, func(w waitingWill) bool { return hs.suspended[p.id] || !hs.today.mayPublish(w.topic) })
 		if p.c == nil {
 			continue
 		}
 		if hs.suspended[p.id] {
-			e[p] = append(e[p], fmt.Sprintf("end %#x", packet.Administrative))
+			e[p] = append(e[p], fmt.Sprintf("end %#x", packet.AdministrativeAction))
 			closed = append(closed, p)
 			p.subs, p.will = nil, "" // nothing more is heard, and no will is left
 			continue
@@ -201,7 +201,7 @@ func (hs *history) recomputed(e expected) {
 }
 
 // run has the clock run, from one end of a token or time of a will to the next.
-func (hs *history) run(e expected, d time.Duration) {
+func (hs *authorityHistory) run(e expected, d time.Duration) {
 	for end := time.Now().Add(d); ; {
 		next := end
 		for _, p := range hs.players {
@@ -224,7 +224,7 @@ func (hs *history) run(e expected, d time.Duration) {
 }
 
 // expire publishes wills that are due, and ends those whose token is over by now.
-func (hs *history) expire(e expected) {
+func (hs *authorityHistory) expire(e expected) {
 	for _, p := range hs.players {
 		for len(p.waiting) > 0 && !time.Now().Before(p.waiting[0].due) {
 			hs.message(e, p.waiting[0].topic, p.waiting[0].id)
@@ -242,7 +242,7 @@ func (hs *history) expire(e expected) {
 
 // heard takes what came since the last step, in one line each. Requests to
 // refresh may come at any time.
-func heard(c *client) []string {
+func heard(c *testClient) []string {
 	var out []string
 	for {
 		select {
@@ -272,7 +272,7 @@ func heard(c *client) []string {
 	}
 }
 
-func (hs *history) check(clients map[*player]*client, e expected) {
+func (hs *authorityHistory) check(clients map[*modelClient]*testClient, e expected) {
 	hs.t.Helper()
 	synctest.Wait()
 	for p, c := range clients {
@@ -286,10 +286,10 @@ func (hs *history) check(clients map[*player]*client, e expected) {
 }
 
 // step does one random thing and holds what follows against the model.
-func (hs *history) step() {
+func (hs *authorityHistory) step() {
 	r, e := hs.r, expected{}
 	p := hs.players[r.IntN(len(hs.players))]
-	clients := map[*player]*client{}
+	clients := map[*modelClient]*testClient{}
 	for _, q := range hs.players {
 		if q.c != nil {
 			clients[q] = q.c
@@ -307,7 +307,7 @@ func (hs *history) step() {
 		hs.connect(e, p, clients)
 	case n < 10:
 		hs.note("%s vanishes", p.id)
-		p.c.vanish()
+		p.c.closeAbruptly()
 		delete(clients, p)
 		hs.gone(e, p, true)
 	case n < 13:
@@ -358,16 +358,16 @@ func (hs *history) step() {
 	hs.check(clients, e)
 }
 
-func (hs *history) connect(e expected, p *player, clients map[*player]*client) {
+func (hs *authorityHistory) connect(e expected, p *modelClient, clients map[*modelClient]*testClient) {
 	r := hs.r
 	likely := []float64{0.1, 0.5, 0.8}[r.IntN(3)]
-	token := rights{pub: some(r, historyRules, likely), sub: some(r, historyRules, likely)}
+	token := permissionLists{pub: some(r, historyRules, likely), sub: some(r, historyRules, likely)}
 	hs.serial++
 	life := time.Duration(60+r.IntN(600))*time.Second + time.Duration(hs.serial)*time.Microsecond // no two end at once
 	raw := hs.h.token(p.id, life, watchword.Permission{Resource: "topic:q", Actions: []string{"pub"}})
 	hs.retoken(raw, token)
 	before, ends := *p, time.Now().Add(life)
-	c := hs.h.raw(packet.V5)
+	c := hs.h.dialRaw(packet.V5)
 	cp := hello(packet.V5, string(p.id), raw)
 	will := ""
 	if r.IntN(2) == 0 {
@@ -390,7 +390,7 @@ func (hs *history) connect(e expected, p *player, clients map[*player]*client) {
 		return // the one before is untouched
 	}
 	if before.c != nil {
-		e[p] = append(e[p], fmt.Sprintf("end %#x", packet.TakenOver))
+		e[p] = append(e[p], fmt.Sprintf("end %#x", packet.SessionTakenOver))
 		hs.gone(e, p, true)
 	}
 	p.token, p.ends = token, ends
@@ -399,7 +399,7 @@ func (hs *history) connect(e expected, p *player, clients map[*player]*client) {
 }
 
 // retoken gives a token these rights.
-func (hs *history) retoken(raw string, r rights) {
+func (hs *authorityHistory) retoken(raw string, r permissionLists) {
 	var perm []watchword.Permission
 	for _, f := range r.pub {
 		perm = append(perm, watchword.Permission{Resource: "topic:" + f, Actions: []string{"pub"}})
@@ -413,12 +413,12 @@ func (hs *history) retoken(raw string, r rights) {
 	}
 	hs.h.mu.Lock()
 	defer hs.h.mu.Unlock()
-	papers := hs.h.tokens[raw]
-	papers.Permissions = g
-	hs.h.tokens[raw] = papers
+	credentials := hs.h.tokens[raw]
+	credentials.Permissions = g
+	hs.h.tokens[raw] = credentials
 }
 
-func (hs *history) publish(e expected, p *player) {
+func (hs *authorityHistory) publish(e expected, p *modelClient) {
 	topic := historyTopics[hs.r.IntN(len(historyTopics))]
 	hs.serial++
 	id := fmt.Sprint(hs.serial)
@@ -448,7 +448,7 @@ func (hs *history) publish(e expected, p *player) {
 	case !may:
 		wantReason = packet.NotAuthorized
 	case !reached:
-		wantReason = packet.NoSubscribers
+		wantReason = packet.NoMatchingSubscribers
 	}
 	if ack == nil || ack.Reason != wantReason {
 		hs.fail("PUBACK %+v, want %#x", ack, wantReason)
@@ -456,8 +456,8 @@ func (hs *history) publish(e expected, p *player) {
 }
 
 // refresh shows a newer token, or one of another, or an older one.
-func (hs *history) refresh(p *player) {
-	token := rights{pub: some(hs.r, historyRules, 0.6), sub: some(hs.r, historyRules, 0.9)}
+func (hs *authorityHistory) refresh(p *modelClient) {
+	token := permissionLists{pub: some(hs.r, historyRules, 0.6), sub: some(hs.r, historyRules, 0.9)}
 	hs.serial++
 	life := time.Duration(30+hs.r.IntN(600))*time.Second + time.Duration(hs.serial)*time.Microsecond
 	raw := hs.h.token(p.id, life, watchword.Permission{Resource: "topic:q", Actions: []string{"pub"}})
@@ -470,14 +470,14 @@ func (hs *history) refresh(p *player) {
 	}
 }
 
-func (hs *history) edit() {
+func (hs *authorityHistory) edit() {
 	r := hs.r
-	hs.today = rights{pub: some(r, historyRules, 0.6), sub: some(r, historyRules, 0.6), noPub: some(r, historyRules, 0.1), noSub: some(r, historyRules, 0.1)}
+	hs.today = permissionLists{pub: some(r, historyRules, 0.6), sub: some(r, historyRules, 0.6), noPub: some(r, historyRules, 0.1), noSub: some(r, historyRules, 0.1)}
 	hs.note("policy is %+v", hs.today)
 	hs.h.policy(hs.today.lines()...)
 }
 
-func (r rights) lines() []string {
+func (r permissionLists) lines() []string {
 	var out []string
 	for _, l := range []struct {
 		what string
@@ -497,25 +497,25 @@ func TestRandomHistories(t *testing.T) {
 	}
 	for seed := range uint64(histories) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			inBubble(t, func(t *testing.T, h *house) {
-				all := rights{pub: historyRules, sub: historyRules}
-				hs := &history{t: t, h: h, r: rand.New(rand.NewPCG(seed, 1)), today: all, suspended: map[watchword.SubjectID]bool{}}
-				h.policy(all.lines()...)
+			inBubble(t, func(t *testing.T, srv *testServer) {
+				all := permissionLists{pub: historyRules, sub: historyRules}
+				hs := &authorityHistory{t: t, h: srv, r: rand.New(rand.NewPCG(seed, 1)), today: all, suspended: map[watchword.SubjectID]bool{}}
+				srv.policy(all.lines()...)
 				for i := range 5 {
 					id := watchword.SubjectID(fmt.Sprintf("lamp-%d", i))
-					h.token(id, time.Hour) // enters it in the roll
-					hs.players = append(hs.players, &player{id: id})
+					srv.token(id, time.Hour) // enters it in the roll
+					hs.players = append(hs.players, &modelClient{id: id})
 				}
 				for range steps {
 					hs.step()
 				}
 				for _, p := range hs.players {
 					if p.c != nil {
-						p.c.vanish()
+						p.c.closeAbruptly()
 					}
 				}
 				time.Sleep(5 * time.Second) // those that were told to go linger for the last words
-				if s := h.broker.Stats(); s.Connections != 0 || s.Clients != 0 || s.Subscriptions != 0 {
+				if s := srv.broker.Stats(); s.Connections != 0 || s.Clients != 0 || s.Subscriptions != 0 {
 					t.Errorf("left at the end: %+v", s)
 				}
 			})
@@ -529,17 +529,17 @@ func TestRandomHistories(t *testing.T) {
 func TestAnEditBetweenManyPublishes(t *testing.T) {
 	for seed := range uint64(30) {
 		synctest.Test(t, func(t *testing.T) {
-			h := newHouse(t, mqtt.Options{})
-			defer h.close()
+			srv := newTestServer(t, mqtt.Options{})
+			defer srv.close()
 			r := rand.New(rand.NewPCG(seed, 2))
-			keeper, loser := h.device("keeper"), h.device("loser")
+			keeper, loser := srv.device("keeper"), srv.device("loser")
 			keeper.subscribe(1, "keep/#")
 			loser.subscribe(1, "keep/#", "take/#", "$watchword/auth")
 			const publishers, each = 4, 40
 			var wg sync.WaitGroup
 			started := make(chan struct{})
 			for i := range publishers {
-				c := h.device(watchword.SubjectID(fmt.Sprintf("pub-%d", i)))
+				c := srv.device(watchword.SubjectID(fmt.Sprintf("pub-%d", i)))
 				wg.Go(func() {
 					<-started
 					for n := range each {
@@ -548,9 +548,9 @@ func TestAnEditBetweenManyPublishes(t *testing.T) {
 					}
 				})
 			}
-			late := h.device("late")
+			late := srv.device("late")
 			stop := make(chan struct{})
-			for _, c := range []*client{keeper, loser} {
+			for _, c := range []*testClient{keeper, loser} {
 				wg.Go(func() {
 					last := map[string]int{}
 					seen := 0
@@ -563,16 +563,16 @@ func TestAnEditBetweenManyPublishes(t *testing.T) {
 								return
 							}
 							c.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
-							var who, n int
+							var owner, n int
 							if string(m.Payload) == "late" && m.Topic == "take/x" {
 								t.Error("heard what was published after the edit")
 							}
-							if k, _ := fmt.Sscanf(string(m.Payload), "%d %d", &who, &n); k != 2 {
+							if k, _ := fmt.Sscanf(string(m.Payload), "%d %d", &owner, &n); k != 2 {
 								continue
 							}
-							key := fmt.Sprint(m.Topic, who)
+							key := fmt.Sprint(m.Topic, owner)
 							if n != last[key] && m.Topic == "keep/x" {
-								t.Errorf("message %d of %d, want %d: lost or out of order", n, who, last[key])
+								t.Errorf("message %d of %d, want %d: lost or out of order", n, owner, last[key])
 							}
 							last[key] = n + 1
 							if m.Topic == "keep/x" {
@@ -591,7 +591,7 @@ func TestAnEditBetweenManyPublishes(t *testing.T) {
 			for range r.IntN(200) {
 				time.Sleep(0) // let the others run, a random while
 			}
-			h.policy(`publish = ["#"]`, `subscribe = ["keep/#"]`)
+			srv.policy(`publish = ["#"]`, `subscribe = ["keep/#"]`)
 			late.publish(1, "take/x", "late")
 			synctest.Wait()
 			close(stop)

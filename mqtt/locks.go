@@ -7,7 +7,7 @@ import "github.com/watchword-iot/watchword/internal/lockrank"
 // that; see [lockrank]. Outside of this package, [session.Session] calls back (authority changes and
 // ends) with its own lock held: that comes after receivingLock and before brokerLock. The locks of
 // [bus.Bus] are ranked among them: that of a topic's publications before retainedLock, those of its
-// events and trees after sharedLock. The locks of [command.Desk], of [quota.Ledger] and of rates come last: they call nothing of this package but
+// events and trees after sharedLock. The locks of [command.Service], of [quota.Ledger] and of rates come last: they call nothing of this package but
 // pump.wake, which takes pumpLock alone.
 //
 // The first two are held while packets are handled, and so while a store is read or written. None of

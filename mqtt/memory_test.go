@@ -10,12 +10,12 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/shelf"
+	"github.com/watchword-iot/watchword/mqttstore"
 )
 
-// memory is a store that a test can stop, break and copy. It does what storetest says
+// memoryStore is a store that a test can stop, break and copy. It does what storetest says
 // of a cellar.
-type memory struct {
+type memoryStore struct {
 	mu       sync.Mutex
 	moved    *sync.Cond
 	closed   bool // nothing is written until it is open again
@@ -23,21 +23,21 @@ type memory struct {
 	last     bool          // the next write is the last one
 	slow     time.Duration // that messages take to be read
 	writes   int
-	sessions map[int64]shelf.Session
-	subs     map[int64]map[string]shelf.Subscription
-	messages map[int64]shelf.Message
-	retained map[string]shelf.Retained
-	wills    map[int64]shelf.Will
+	sessions map[int64]mqttstore.Session
+	subs     map[int64]map[string]mqttstore.Subscription
+	messages map[int64]mqttstore.Message
+	retained map[string]mqttstore.Retained
+	wills    map[int64]mqttstore.Will
 }
 
-func newMemory() *memory {
-	m := &memory{sessions: map[int64]shelf.Session{}, subs: map[int64]map[string]shelf.Subscription{}, messages: map[int64]shelf.Message{}, retained: map[string]shelf.Retained{}, wills: map[int64]shelf.Will{}}
+func newMemory() *memoryStore {
+	m := &memoryStore{sessions: map[int64]mqttstore.Session{}, subs: map[int64]map[string]mqttstore.Subscription{}, messages: map[int64]mqttstore.Message{}, retained: map[string]mqttstore.Retained{}, wills: map[int64]mqttstore.Will{}}
 	m.moved = sync.NewCond(&m.mu)
 	return m
 }
 
-// cut has the store write nothing more, and returns what it had at that moment.
-func (m *memory) cut() *memory {
+// freeze has the store write nothing more, and returns what it had at that moment.
+func (m *memoryStore) freeze() *memoryStore {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
@@ -52,14 +52,14 @@ func (m *memory) cut() *memory {
 	return out
 }
 
-// shut holds every write back until open.
-func (m *memory) shut() {
+// block holds every write back until open.
+func (m *memoryStore) block() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
 }
 
-func (m *memory) open() {
+func (m *memoryStore) unblock() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = false
@@ -67,20 +67,20 @@ func (m *memory) open() {
 }
 
 // fail makes every write fail from now on, those that are held back too.
-func (m *memory) fail(yes bool) {
+func (m *memoryStore) fail(yes bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.broken, m.closed = yes, false
 	m.moved.Broadcast()
 }
 
-func (m *memory) waiting() int {
+func (m *memoryStore) waiting() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.messages)
 }
 
-func (m *memory) Shelf(_ context.Context, session func(shelf.Session) error, message func(shelf.Message) error) error {
+func (m *memoryStore) Sessions(_ context.Context, session func(mqttstore.Session) error, message func(mqttstore.Message) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(m.sessions)) {
@@ -102,10 +102,10 @@ func (m *memory) Shelf(_ context.Context, session func(shelf.Session) error, mes
 	return nil
 }
 
-func (m *memory) Retained(_ context.Context, message func(shelf.Retained) error) error {
+func (m *memoryStore) RetainedMessages(_ context.Context, message func(mqttstore.Retained) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, r := range slices.SortedFunc(maps.Values(m.retained), func(a, b shelf.Retained) int { return cmp.Compare(a.Topic, b.Topic) }) {
+	for _, r := range slices.SortedFunc(maps.Values(m.retained), func(a, b mqttstore.Retained) int { return cmp.Compare(a.Topic, b.Topic) }) {
 		if err := message(r); err != nil {
 			return err
 		}
@@ -113,7 +113,7 @@ func (m *memory) Retained(_ context.Context, message func(shelf.Retained) error)
 	return nil
 }
 
-func (m *memory) Wills(_ context.Context, will func(shelf.Will) error) error {
+func (m *memoryStore) Wills(_ context.Context, will func(mqttstore.Will) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(m.wills)) {
@@ -124,7 +124,7 @@ func (m *memory) Wills(_ context.Context, will func(shelf.Will) error) error {
 	return nil
 }
 
-func (m *memory) ShelfMessages(_ context.Context, ids []int64) (out []shelf.Message, err error) {
+func (m *memoryStore) Messages(_ context.Context, ids []int64) (out []mqttstore.Message, err error) {
 	m.mu.Lock()
 	slow := m.slow
 	m.mu.Unlock()
@@ -142,7 +142,7 @@ func (m *memory) ShelfMessages(_ context.Context, ids []int64) (out []shelf.Mess
 	return out, nil
 }
 
-func (m *memory) KeepOnShelf(_ context.Context, c shelf.Changes) error {
+func (m *memoryStore) WriteMQTT(_ context.Context, c mqttstore.Changes) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for m.closed {
@@ -153,7 +153,7 @@ func (m *memory) KeepOnShelf(_ context.Context, c shelf.Changes) error {
 	}
 	m.writes++
 	m.broken = m.last
-	for _, id := range c.Dropped {
+	for _, id := range c.DeletedSessions {
 		delete(m.sessions, id)
 		delete(m.subs, id)
 	}
@@ -165,7 +165,7 @@ func (m *memory) KeepOnShelf(_ context.Context, c shelf.Changes) error {
 	}
 	for _, f := range c.Subscribed {
 		if m.subs[f.Session] == nil {
-			m.subs[f.Session] = map[string]shelf.Subscription{}
+			m.subs[f.Session] = map[string]mqttstore.Subscription{}
 		}
 		m.subs[f.Session][f.Filter] = f.Subscription
 	}
@@ -182,7 +182,7 @@ func (m *memory) KeepOnShelf(_ context.Context, c shelf.Changes) error {
 		x.Packet, x.Receivers = bytes.Clone(x.Packet), bytes.Clone(x.Receivers)
 		m.messages[x.ID] = x
 	}
-	for _, id := range c.Done {
+	for _, id := range c.DeletedMessages {
 		delete(m.messages, id)
 	}
 	for _, r := range c.Retained {

@@ -14,18 +14,18 @@ import (
 // message is one publish on its way to many. It is immutable; its encodings are
 // made when first asked for and shared by all who get it.
 type message struct {
-	topic   string
-	payload []byte
-	qos     byte
-	retain  bool               // as it was published
-	kept    bool               // it was kept for those who subscribe
-	ends    int64              // Unix time in nanoseconds; 0: never
-	from    *sessionState      // nil for the server's own
-	props   *packet.Properties // nil for none; what goes along to clients of version 5
-	private *private           // nil where it is for everybody
+	topic     string
+	payload   []byte
+	qos       byte
+	retain    bool               // as it was published
+	retained  bool               // it was kept for those who subscribe
+	expiresAt int64              // Unix time in nanoseconds; 0: never
+	sender    *sessionState      // nil for the server's own
+	props     *packet.Properties // nil for none; what goes along to clients of version 5
+	unicast   *unicast           // nil where it is for everybody
 
-	frames [6]atomic.Pointer[frame] // by version and QoS
-	first  frame                    // where the first of them is kept, if it came so
+	frames       [6]atomic.Pointer[encodedPublish] // by version and QoS
+	inboundFrame encodedPublish                    // where the first of them is kept, if it came so
 }
 
 // Topic returns the topic.
@@ -52,23 +52,23 @@ func messageOf(x bus.Message) *message {
 	panic("a message that no transport of this program makes")
 }
 
-// private is what a message has that is for one connection alone.
-type private struct {
-	only    *conn
-	command int64   // the number of the command that it carries, 0 for none
-	report  *report // that it makes, nil for none
+// unicast is what a message has that is for one connection alone.
+type unicast struct {
+	receiver *conn
+	command  int64       // the number of the command that it carries, 0 for none
+	report   *lossReport // that it makes, nil for none
 }
 
 // command is the number of the command that m carries, 0 for none.
 func (m *message) command() int64 {
-	if m.private == nil {
+	if m.unicast == nil {
 		return 0
 	}
-	return m.private.command
+	return m.unicast.command
 }
 
 // expires is when nobody is to get m any more; zero: never.
-func (m *message) expires() time.Time { return unixNano(m.ends) }
+func (m *message) expires() time.Time { return unixNano(m.expiresAt) }
 
 // unixNano is a moment in nanoseconds of Unix time; 0 is none.
 func unixNano(n int64) time.Time {
@@ -80,16 +80,16 @@ func unixNano(n int64) time.Time {
 
 // expireAt sets it; zero is never.
 func (m *message) expireAt(t time.Time) {
-	if m.ends = 0; !t.IsZero() {
-		m.ends = t.UnixNano()
+	if m.expiresAt = 0; !t.IsZero() {
+		m.expiresAt = t.UnixNano()
 	}
 }
 
-// frame is an encoded PUBLISH. The packet identifier at idAt, if idAt > 0, is the
+// encodedPublish is an encoded PUBLISH. The packet identifier at idAt, if idAt > 0, is the
 // receiver's to fill in.
-type frame struct {
-	bytes []byte
-	idAt  int
+type encodedPublish struct {
+	bytes    []byte
+	idOffset int
 }
 
 func frameIndex(v packet.Version, qos byte) int {
@@ -100,22 +100,22 @@ func frameIndex(v packet.Version, qos byte) int {
 	return i
 }
 
-// adopt takes the packet in which p came, and which carries no properties, as the
+// reuseEncoding takes the packet in which p came, and which carries no properties, as the
 // encoding for those who get the same version and QoS.
-func (m *message) adopt(p *packet.Publish, whole []byte, v packet.Version) {
-	b := bytes.Clone(whole)
+func (m *message) reuseEncoding(p *packet.Publish, encoded []byte, v packet.Version) {
+	b := bytes.Clone(encoded)
 	b[0] = byte(packet.PUBLISH)<<4 | p.QoS<<1
 	m.payload = b[len(b)-len(p.Payload):]
-	m.first.bytes = b
+	m.inboundFrame.bytes = b
 	if p.QoS > 0 {
-		m.first.idAt = idOffset(b)
+		m.inboundFrame.idOffset = idOffset(b)
 	}
-	m.frames[frameIndex(v, p.QoS)].Store(&m.first)
+	m.frames[frameIndex(v, p.QoS)].Store(&m.inboundFrame)
 }
 
 // encoded returns m for receivers of version v at qos. Two who ask first at
 // once make the same twice, and one is kept.
-func (m *message) encoded(v packet.Version, qos byte) *frame {
+func (m *message) encoded(v packet.Version, qos byte) *encodedPublish {
 	at := &m.frames[frameIndex(v, qos)]
 	if f := at.Load(); f != nil {
 		return f
@@ -124,9 +124,9 @@ func (m *message) encoded(v packet.Version, qos byte) *frame {
 	if m.props != nil && v == packet.V5 {
 		p.Properties = *m.props
 	}
-	f := &frame{bytes: packet.Append(make([]byte, 0, len(m.topic)+len(m.payload)+16), &p, v)}
+	f := &encodedPublish{bytes: packet.Append(make([]byte, 0, len(m.topic)+len(m.payload)+16), &p, v)}
 	if qos > 0 {
-		f.idAt = idOffset(f.bytes)
+		f.idOffset = idOffset(f.bytes)
 	}
 	at.CompareAndSwap(nil, f)
 	return at.Load()
@@ -153,9 +153,9 @@ func (m *message) size() int {
 	return n
 }
 
-// custom appends m as only one receiver gets it: with the identifiers of its
+// encodeFor appends m as only one receiver gets it: with the identifiers of its
 // subscriptions, an alias for the topic, or what is left of its life.
-func (m *message) custom(out []byte, v packet.Version, it *item, id uint16, alias uint16, known bool, now time.Time) []byte {
+func (m *message) encodeFor(out []byte, v packet.Version, it *queuedMessage, id uint16, alias uint16, known bool, now time.Time) []byte {
 	p := packet.Publish{Topic: m.topic, QoS: it.qos, ID: id, Payload: m.payload}
 	if v != packet.V5 {
 		return packet.Append(out, &p, v)
@@ -163,11 +163,11 @@ func (m *message) custom(out []byte, v packet.Version, it *item, id uint16, alia
 	if m.props != nil {
 		p.Properties = m.props.Clone()
 	}
-	if it.x != nil {
-		p.Properties.Subscriptions = it.x.identifiers
+	if it.extra != nil {
+		p.Properties.Subscriptions = it.extra.identifiers
 	}
-	if m.ends != 0 {
-		p.Properties.SetNumber(packet.MessageExpiry, uint32(max(m.expires().Sub(now)+time.Second-1, 0)/time.Second))
+	if m.expiresAt != 0 {
+		p.Properties.SetNumber(packet.MessageExpiryInterval, uint32(max(m.expires().Sub(now)+time.Second-1, 0)/time.Second))
 	}
 	if alias > 0 {
 		p.Properties.SetNumber(packet.TopicAlias, uint32(alias))
@@ -178,8 +178,8 @@ func (m *message) custom(out []byte, v packet.Version, it *item, id uint16, alia
 	return packet.Append(out, &p, v)
 }
 
-// stored is m as it lies on the shelf: a PUBLISH of version 5.
-func (m *message) stored() []byte {
+// encodeStored is m as it lies on the shelf: a PUBLISH of version 5.
+func (m *message) encodeStored() []byte {
 	p := packet.Publish{Topic: m.topic, QoS: m.qos, Retain: m.retain, Payload: m.payload}
 	if m.qos > 0 {
 		p.ID = 1 // one there must be
@@ -190,12 +190,12 @@ func (m *message) stored() []byte {
 	return packet.Append(nil, &p, packet.V5)
 }
 
-// sizeOfStored is [message.size] of what takes n bytes where it is stored, within a few
+// storedSize is [message.size] of what takes n bytes where it is stored, within a few
 // bytes: beside topic, payload and properties a packet has 8 or 9, as a rule.
-func sizeOfStored(n int) int { return n + messageOverhead - 8 }
+func storedSize(n int) int { return n + messageOverhead - 8 }
 
-// unstored reads what stored wrote.
-func unstored(b []byte, expires time.Time) (*message, error) {
+// decodeStored reads what stored wrote.
+func decodeStored(b []byte, expires time.Time) (*message, error) {
 	first, body, n, err := packet.Frame(b, packet.MaxSize)
 	if err != nil {
 		return nil, err
@@ -216,4 +216,6 @@ func unstored(b []byte, expires time.Time) (*message, error) {
 }
 
 // expired reports whether nobody is to get m any more.
-func (m *message) expired(now time.Time) bool { return m.ends != 0 && now.UnixNano() >= m.ends }
+func (m *message) expired(now time.Time) bool {
+	return m.expiresAt != 0 && now.UnixNano() >= m.expiresAt
+}

@@ -18,12 +18,12 @@ type Options struct {
 	QueuedBytes       int64 // of all clients; 1 GiB
 	SubjectQueueBytes int64 // of the clients of one subject; 4 MiB
 	// Messages stored for persistent sessions.
-	KeptBytes        int64 // for all sessions; 1 GiB
-	SubjectKeptBytes int64 // for the sessions of one subject, beyond 16 KiB of each; 4 MiB
+	OfflineBytes        int64 // for all sessions; 1 GiB
+	SubjectOfflineBytes int64 // for the sessions of one subject, beyond 16 KiB of each; 4 MiB
 
-	Sessions      int           // persistent sessions; 100,000
-	SessionExpiry time.Duration // longest Session Expiry Interval; 7 days
-	KeepAlive     time.Duration // longest Keep Alive of clients of version 5; 30 minutes
+	PersistentSessions int           // persistent sessions; 100,000
+	SessionExpiry      time.Duration // longest Session Expiry Interval; 7 days
+	KeepAlive          time.Duration // longest Keep Alive of clients of version 5; 30 minutes
 
 	RetainedMessages        int // of all subjects; 1,000,000
 	RetainedBytes           int // of memory, of all subjects; 256 MiB
@@ -38,15 +38,15 @@ type Options struct {
 	WillBytes        int64 // wills of all clients; 64 MiB
 	SubjectWillBytes int64 // wills of one subject's clients; 256 KiB
 
-	PublishRate float64 // publishes a second of one subject, unless [Dependencies.Publishes] is set; 0 means no limit
-	ControlRate float64 // other requests a second of one subject, see controlRate, unless [Dependencies.Controls] is set; 0 means no limit
+	PublishRate float64 // publishes a second of one subject, unless [Dependencies.PublishRates] is set; 0 means no limit
+	ControlRate float64 // other requests a second of one subject, see controlRate, unless [Dependencies.ControlRates] is set; 0 means no limit
 	ConnectRate float64 // CONNECTs a second from one address; 0 means no limit
 
 	// ControlCharacters accepts strings that hold the code points which MQTT 5.0 §1.5.4 advises against.
 	// false refuses them in topics, filters and the properties of messages.
 	ControlCharacters bool
-	// Spread is the time over which requests to refresh the token are spread after a policy edit; 5 s.
-	Spread time.Duration
+	// RefreshSpread is the time over which requests to refresh the token are spread after a policy edit; 5 s.
+	RefreshSpread time.Duration
 	// HandshakeFailed is called for each connection that ended within its TLS handshake, with the error.
 	// It must not block; nil: no call.
 	HandshakeFailed func(remote string, err error)
@@ -62,9 +62,9 @@ func (o Options) withDefaults() Options {
 	o.QueueBytes = cmp.Or(o.QueueBytes, 1<<20)
 	o.QueuedBytes = cmp.Or(o.QueuedBytes, 1<<30)
 	o.SubjectQueueBytes = cmp.Or(o.SubjectQueueBytes, 4<<20)
-	o.KeptBytes = cmp.Or(o.KeptBytes, 1<<30)
-	o.SubjectKeptBytes = cmp.Or(o.SubjectKeptBytes, 4<<20)
-	o.Sessions = cmp.Or(o.Sessions, 100_000)
+	o.OfflineBytes = cmp.Or(o.OfflineBytes, 1<<30)
+	o.SubjectOfflineBytes = cmp.Or(o.SubjectOfflineBytes, 4<<20)
+	o.PersistentSessions = cmp.Or(o.PersistentSessions, 100_000)
 	o.SessionExpiry = cmp.Or(o.SessionExpiry, 7*24*time.Hour)
 	o.KeepAlive = cmp.Or(o.KeepAlive, 30*time.Minute)
 	o.RetainedMessages = cmp.Or(o.RetainedMessages, 1_000_000)
@@ -75,7 +75,7 @@ func (o Options) withDefaults() Options {
 	o.SubjectConnectionBytes = cmp.Or(o.SubjectConnectionBytes, 256<<10)
 	o.WillBytes = cmp.Or(o.WillBytes, 64<<20)
 	o.SubjectWillBytes = cmp.Or(o.SubjectWillBytes, 256<<10)
-	o.Spread = cmp.Or(o.Spread, 5*time.Second)
+	o.RefreshSpread = cmp.Or(o.RefreshSpread, 5*time.Second)
 	if o.Now == nil {
 		o.Now = func() time.Time { return time.Now().Truncate(time.Millisecond) }
 	}

@@ -23,40 +23,40 @@ func (p prover) Authenticated() {}
 
 func (p prover) Authenticate(a *paho.Auth) *paho.Auth {
 	const mine = "12345678"
-	return &paho.Auth{ReasonCode: byte(packet.ContinueAuth), Properties: &paho.AuthProperties{
+	return &paho.Auth{ReasonCode: byte(packet.ContinueAuthentication), Properties: &paho.AuthProperties{
 		AuthMethod: "ace", AuthData: append(withLength(mine), ed25519.Sign(p.key, append(a.Properties.AuthData, mine...))...),
 	}}
 }
 
 // Eclipse Paho's automatic client proves its key at CONNECT and again in session,
 // and goes on past the end of its first token.
-func TestAutopahoReauthenticatesPastTheOldEnd(t *testing.T) {
-	inBubble(t, func(t *testing.T, h *house) {
+func TestAutopahoReauthenticatesBeforeExpiry(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
 		pub, key, err := ed25519.GenerateKey(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.proving = pub
+		srv.proofKey = pub
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		heard := make(chan string, 10)
+		received := make(chan string, 10)
 		ups := 0
 		cm, err := autopaho.NewConnection(ctx, autopaho.ClientConfig{
 			ServerUrls: []*url.URL{{Scheme: "mqtt", Host: "bubble"}}, KeepAlive: 20, CleanStartOnInitialConnection: true,
 			AttemptConnection: func(context.Context, autopaho.ClientConfig, *url.URL) (net.Conn, error) {
 				mine, theirs := net2()
-				h.broker.Handle(theirs)
+				srv.broker.Handle(theirs)
 				return packets.NewThreadSafeConn(mine), nil
 			},
 			OnConnectionUp: func(*autopaho.ConnectionManager, *paho.Connack) { ups++ },
 			ConnectPacketBuilder: func(c *paho.Connect, _ *url.URL) (*paho.Connect, error) {
-				c.Properties = &paho.ConnectProperties{AuthMethod: "ace", AuthData: withLength(h.token("lamp-7", 10*time.Minute))}
+				c.Properties = &paho.ConnectProperties{AuthMethod: "ace", AuthData: withLength(srv.token("lamp-7", 10*time.Minute))}
 				return c, nil
 			},
 			ClientConfig: paho.ClientConfig{
 				ClientID: "lamp-7", AuthHandler: prover{key},
 				OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(r paho.PublishReceived) (bool, error) {
-					heard <- string(r.Packet.Payload)
+					received <- string(r.Packet.Payload)
 					return true, nil
 				}},
 			},
@@ -74,8 +74,8 @@ func TestAutopahoReauthenticatesPastTheOldEnd(t *testing.T) {
 			// Not when a ping is due: with no buffer between them, as no socket is,
 			// answer and answer would wait for each other.
 			time.Sleep(8*time.Minute + 7*time.Second)
-			r, err := cm.Authenticate(ctx, &paho.Auth{ReasonCode: byte(packet.Reauthenticate), Properties: &paho.AuthProperties{
-				AuthMethod: "ace", AuthData: withLength(h.token("lamp-7", 10*time.Minute)),
+			r, err := cm.Authenticate(ctx, &paho.Auth{ReasonCode: byte(packet.ReAuthenticate), Properties: &paho.AuthProperties{
+				AuthMethod: "ace", AuthData: withLength(srv.token("lamp-7", 10*time.Minute)),
 			}})
 			if err != nil || !r.Success {
 				t.Fatalf("%+v %v", r, err)
@@ -85,7 +85,7 @@ func TestAutopahoReauthenticatesPastTheOldEnd(t *testing.T) {
 		if _, err := cm.Publish(ctx, &paho.Publish{Topic: "a", QoS: 1, Payload: []byte("still here")}); err != nil {
 			t.Fatal(err)
 		}
-		if got := <-heard; got != "still here" || ups != 1 {
+		if got := <-received; got != "still here" || ups != 1 {
 			t.Errorf("heard %q, connected %d times", got, ups)
 		}
 		if err := cm.Disconnect(ctx); err != nil {

@@ -11,29 +11,29 @@ import (
 // reasonOf is what a client of version 5 is told for each code (MQTT 5.0 §2.4).
 // Those that no CONNACK or PUBACK may carry are given in another way there.
 var reasonOf = map[watchword.Code]packet.Reason{
-	watchword.BadRequest:           packet.BadPayloadFormat,
-	watchword.TooLarge:             packet.TooLarge,
-	watchword.UnsupportedMediaType: packet.BadPayloadFormat,
-	watchword.MethodNotAllowed:     packet.Implementation,
+	watchword.BadRequest:           packet.PayloadFormatInvalid,
+	watchword.TooLarge:             packet.PacketTooLarge,
+	watchword.UnsupportedMediaType: packet.PayloadFormatInvalid,
+	watchword.MethodNotAllowed:     packet.ImplementationSpecificError,
 	watchword.NotFound:             packet.NotAuthorized, // whether it is there is not told
-	watchword.Conflict:             packet.Implementation,
-	watchword.PreconditionFailed:   packet.Implementation,
+	watchword.Conflict:             packet.ImplementationSpecificError,
+	watchword.PreconditionFailed:   packet.ImplementationSpecificError,
 	watchword.Denied:               packet.NotAuthorized,
 	watchword.Unauthenticated:      packet.NotAuthorized,
-	watchword.RateLimited:          packet.ConnectionRate,
+	watchword.RateLimited:          packet.ConnectionRateExceeded,
 	watchword.Busy:                 packet.QuotaExceeded,
 	watchword.Unavailable:          packet.ServerUnavailable,
-	watchword.TimedOut:             packet.Unspecified,
+	watchword.TimedOut:             packet.UnspecifiedError,
 	watchword.ClientInvalid:        packet.NotAuthorized,
-	watchword.GrantUnsupported:     packet.Implementation,
-	watchword.ScopeInvalid:         packet.Implementation,
-	watchword.TargetInvalid:        packet.Implementation,
+	watchword.GrantUnsupported:     packet.ImplementationSpecificError,
+	watchword.ScopeInvalid:         packet.ImplementationSpecificError,
+	watchword.TargetInvalid:        packet.ImplementationSpecificError,
 	watchword.ProofRequired:        packet.NotAuthorized,
 	watchword.DPoPInvalid:          packet.NotAuthorized,
-	watchword.DPoPNonce:            packet.Implementation,
-	watchword.TokenMalformed:       packet.BadUserPassword,
-	watchword.TokenKind:            packet.BadUserPassword,
-	watchword.AlgorithmInvalid:     packet.BadUserPassword,
+	watchword.DPoPNonce:            packet.ImplementationSpecificError,
+	watchword.TokenMalformed:       packet.BadUserNameOrPassword,
+	watchword.TokenKind:            packet.BadUserNameOrPassword,
+	watchword.AlgorithmInvalid:     packet.BadUserNameOrPassword,
 	watchword.KeyUnknown:           packet.NotAuthorized,
 	watchword.SignatureInvalid:     packet.NotAuthorized,
 	watchword.TokenExpired:         packet.NotAuthorized,
@@ -49,58 +49,58 @@ var reasonOf = map[watchword.Code]packet.Reason{
 	watchword.SubjectNew:           packet.NotAuthorized,
 	watchword.SubjectSuspended:     packet.NotAuthorized,
 	watchword.SubjectRevoked:       packet.NotAuthorized,
-	watchword.SessionClosed:        packet.Implementation,
-	watchword.CodeInvalid:          packet.Implementation,
+	watchword.SessionClosed:        packet.ImplementationSpecificError,
+	watchword.CodeInvalid:          packet.ImplementationSpecificError,
 	watchword.ProofInvalid:         packet.NotAuthorized,
-	watchword.PairingPending:       packet.Implementation,
-	watchword.PairingSlow:          packet.Implementation,
-	watchword.PairingRejected:      packet.Implementation,
-	watchword.PairingExpired:       packet.Implementation,
-	watchword.PinMismatch:          packet.Implementation,
-	watchword.BundleInvalid:        packet.Implementation,
-	watchword.PeerUntrusted:        packet.Implementation,
-	watchword.PolicyInvalid:        packet.Implementation,
-	watchword.ArgsInvalid:          packet.Implementation,
-	watchword.FunctionUnknown:      packet.Implementation,
-	watchword.OrderInvalid:         packet.Implementation,
-	watchword.CommandUnsealed:      packet.Implementation,
-	watchword.CommandStale:         packet.Implementation,
-	watchword.CommandExpired:       packet.Implementation,
-	watchword.NonceMismatch:        packet.Implementation,
-	watchword.ReceiptInvalid:       packet.BadPayloadFormat,
-	watchword.CommandRefused:       packet.Implementation,
-	watchword.CommandFailed:        packet.Implementation,
-	watchword.CommandUnlogged:      packet.Implementation,
-	watchword.LogInvalid:           packet.Unspecified,
-	watchword.ConfigInvalid:        packet.Unspecified,
-	watchword.FolderInUse:          packet.Unspecified,
-	watchword.KeyExposed:           packet.Unspecified,
-	watchword.FileUntrusted:        packet.Unspecified,
-	watchword.KeyMissing:           packet.Unspecified,
-	watchword.KeyUnwrap:            packet.Unspecified,
-	watchword.KeyDamaged:           packet.Unspecified,
-	watchword.Internal:             packet.Unspecified,
+	watchword.PairingPending:       packet.ImplementationSpecificError,
+	watchword.PairingSlow:          packet.ImplementationSpecificError,
+	watchword.PairingRejected:      packet.ImplementationSpecificError,
+	watchword.PairingExpired:       packet.ImplementationSpecificError,
+	watchword.PinMismatch:          packet.ImplementationSpecificError,
+	watchword.BundleInvalid:        packet.ImplementationSpecificError,
+	watchword.PeerUntrusted:        packet.ImplementationSpecificError,
+	watchword.PolicyInvalid:        packet.ImplementationSpecificError,
+	watchword.ArgsInvalid:          packet.ImplementationSpecificError,
+	watchword.FunctionUnknown:      packet.ImplementationSpecificError,
+	watchword.OrderInvalid:         packet.ImplementationSpecificError,
+	watchword.CommandUnsealed:      packet.ImplementationSpecificError,
+	watchword.CommandStale:         packet.ImplementationSpecificError,
+	watchword.CommandExpired:       packet.ImplementationSpecificError,
+	watchword.NonceMismatch:        packet.ImplementationSpecificError,
+	watchword.ReceiptInvalid:       packet.PayloadFormatInvalid,
+	watchword.CommandRefused:       packet.ImplementationSpecificError,
+	watchword.CommandFailed:        packet.ImplementationSpecificError,
+	watchword.CommandUnlogged:      packet.ImplementationSpecificError,
+	watchword.LogInvalid:           packet.UnspecifiedError,
+	watchword.ConfigInvalid:        packet.UnspecifiedError,
+	watchword.FolderInUse:          packet.UnspecifiedError,
+	watchword.KeyExposed:           packet.UnspecifiedError,
+	watchword.FileUntrusted:        packet.UnspecifiedError,
+	watchword.KeyMissing:           packet.UnspecifiedError,
+	watchword.KeyUnwrap:            packet.UnspecifiedError,
+	watchword.KeyDamaged:           packet.UnspecifiedError,
+	watchword.Internal:             packet.UnspecifiedError,
 }
 
-// endOf is what a session's end is called in DISCONNECT, where that is another
+// disconnectReasonOf is what a session's end is called in DISCONNECT, where that is another
 // word than for a refusal.
-var endOf = map[watchword.Code]packet.Reason{
+var disconnectReasonOf = map[watchword.Code]packet.Reason{
 	watchword.TokenExpired:     packet.MaximumConnectTime,
-	watchword.SubjectSuspended: packet.Administrative,
-	watchword.SessionClosed:    packet.Administrative,
-	watchword.Unavailable:      packet.ShuttingDown,
-	watchword.RateLimited:      packet.RateTooHigh,
-	watchword.BadRequest:       packet.BadPayloadFormat,
-	watchword.Internal:         packet.Unspecified,
+	watchword.SubjectSuspended: packet.AdministrativeAction,
+	watchword.SessionClosed:    packet.AdministrativeAction,
+	watchword.Unavailable:      packet.ServerShuttingDown,
+	watchword.RateLimited:      packet.MessageRateTooHigh,
+	watchword.BadRequest:       packet.PayloadFormatInvalid,
+	watchword.Internal:         packet.UnspecifiedError,
 }
 
 // codeOf is the product's own word for why something is refused.
 func codeOf(err error) watchword.Code {
 	if e, ok := errors.AsType[*packet.Error](err); ok {
 		switch e.Reason {
-		case packet.NotAuthorized, packet.NoRetain, packet.NoQoS, packet.NoShared, packet.BadAuthMethod:
+		case packet.NotAuthorized, packet.RetainNotSupported, packet.QoSNotSupported, packet.SharedSubscriptionsNotSupported, packet.BadAuthenticationMethod:
 			return watchword.Denied
-		case packet.TooLarge, packet.QuotaExceeded:
+		case packet.PacketTooLarge, packet.QuotaExceeded:
 			return watchword.TooLarge
 		case packet.KeepAliveTimeout:
 			return watchword.TimedOut
@@ -110,22 +110,22 @@ func codeOf(err error) watchword.Code {
 	return watchword.CodeOf(err)
 }
 
-// reasonFor is the reason code of a refusal in CONNACK, PUBACK or SUBACK.
-func reasonFor(err error) packet.Reason {
+// reasonCode is the reason code of a refusal in CONNACK, PUBACK or SUBACK.
+func reasonCode(err error) packet.Reason {
 	if e, ok := errors.AsType[*packet.Error](err); ok {
 		return e.Reason
 	}
 	if r, ok := reasonOf[watchword.CodeOf(err)]; ok {
 		return r
 	}
-	return packet.Unspecified
+	return packet.UnspecifiedError
 }
 
-// words is what a client may read of err: the code and the detail, never the
+// publicText is what a client may read of err: the code and the detail, never the
 // private cause.
-func words(err error) string {
+func publicText(err error) string {
 	if e, ok := errors.AsType[*packet.Error](err); ok {
-		return e.What
+		return e.Detail
 	}
 	s := string(watchword.CodeOf(err))
 	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Code != watchword.Internal {
@@ -133,7 +133,7 @@ func words(err error) string {
 			s += ": " + e.Field
 		}
 		if e.Detail != "" {
-			s += ": " + clip(e.Detail)
+			s += ": " + clipLogText(e.Detail)
 		}
 		if e.Rule != "" && !strings.Contains(e.Detail, e.Rule) {
 			s += " (" + e.Rule + ")"
@@ -142,49 +142,49 @@ func words(err error) string {
 	return s
 }
 
-// goodbye is the DISCONNECT that tells a client of version 5 why.
-func (c *conn) goodbye(cause error) *packet.Disconnect {
+// buildDisconnect is the DISCONNECT that tells a client of version 5 why.
+func (c *conn) buildDisconnect(cause error) *packet.Disconnect {
 	d := &packet.Disconnect{}
 	switch e, wire := errors.AsType[*packet.Error](cause); {
-	case errors.Is(cause, errTaken):
-		d.Reason = packet.TakenOver
+	case errors.Is(cause, errTakenOver):
+		d.Reason = packet.SessionTakenOver
 	case wire:
 		d.Reason = e.Reason
 	default:
-		d.Reason = reasonFor(cause)
-		if r, ok := endOf[watchword.CodeOf(cause)]; ok {
+		d.Reason = reasonCode(cause)
+		if r, ok := disconnectReasonOf[watchword.CodeOf(cause)]; ok {
 			d.Reason = r
 		}
 	}
 	if !packet.MayCarry(packet.DISCONNECT, d.Reason) {
-		d.Reason = packet.Unspecified
+		d.Reason = packet.UnspecifiedError
 	}
-	if !errors.Is(cause, errTaken) {
-		d.Properties.SetText(packet.ReasonString, words(cause))
+	if !errors.Is(cause, errTakenOver) {
+		d.Properties.SetText(packet.ReasonString, publicText(cause))
 	}
 	return d
 }
 
-// appendGoodbye appends it as it goes over the wire. Version 3.1.1 has no word for
+// appendDisconnect appends it as it goes over the wire. Version 3.1.1 has no word for
 // it, and before CONNECT there is no version.
-func (c *conn) appendGoodbye(out []byte, cause error) []byte {
-	if c.version != packet.V5 || !c.out.ready {
+func (c *conn) appendDisconnect(out []byte, cause error) []byte {
+	if c.version != packet.V5 || !c.out.connackSent {
 		return out
 	}
-	b, _ := c.fit(c.goodbye(cause)) // where it does not, the end alone must do
+	b, _ := c.encodeWithin(c.buildDisconnect(cause)) // where it does not, the end alone must do
 	return append(out, b...)
 }
 
-// returnCode is the answer to a refused CONNECT of version 3.1.1 (§3.2.2.3).
-func returnCode(r packet.Reason) packet.Reason {
+// connectReturnCode is the answer to a refused CONNECT of version 3.1.1 (§3.2.2.3).
+func connectReturnCode(r packet.Reason) packet.Reason {
 	switch r {
-	case packet.BadVersion:
+	case packet.UnsupportedProtocolVersion:
 		return 1
-	case packet.BadClientID:
+	case packet.ClientIdentifierNotValid:
 		return 2
-	case packet.ServerUnavailable, packet.ServerBusy, packet.QuotaExceeded, packet.ConnectionRate, packet.Unspecified:
+	case packet.ServerUnavailable, packet.ServerBusy, packet.QuotaExceeded, packet.ConnectionRateExceeded, packet.UnspecifiedError:
 		return 3
-	case packet.BadUserPassword:
+	case packet.BadUserNameOrPassword:
 		return 4
 	}
 	return 5

@@ -10,7 +10,7 @@ import (
 // BenchmarkRetain is what it takes to put one retained message in the place of another,
 // among 100,000, without the store.
 func BenchmarkRetain(b *testing.B) {
-	r := retained{tenant: watchword.DefaultTenant, quota: newRetainQuota(&Options{})}
+	r := retainedStore{tenant: watchword.DefaultTenant, quota: newRetainedQuota(&Options{})}
 	who := owner{"operator", 1}
 	topics := make([]string, 100_000)
 	for i := range topics {

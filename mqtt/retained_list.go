@@ -9,20 +9,20 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// listedAtOnce is how often [Broker.Retained] looks for more before it returns a short page.
-const listedAtOnce = 16
+// retainedListBatch is how often [Broker.Retained] looks for more before it returns a short page.
+const retainedListBatch = 16
 
 // Retained returns what is retained for the topics that a filter matches ("": for all) and
 // by an owner ("": by any), behind a topic and in order of the topics' levels, n at most.
 // next is the topic to go on behind, "" where there is nothing more; a page may be short,
 // or empty, before that. Code: unavailable, where nobody can say what an owner may.
 func (b *Broker) Retained(ctx context.Context, t watchword.TenantID, filter string, by watchword.SubjectID, after string, n int) (out []session.Retained, next string, err error) {
-	w, last := b.world(t), []byte(after)
-	for tries := 0; tries < listedAtOnce && len(out) < n; tries++ {
-		var page []*record
-		page, last = w.retained.page(filter, by, last, n-len(out), b.options.Now())
+	tn, last := b.tenant(t), []byte(after)
+	for tries := 0; tries < retainedListBatch && len(out) < n; tries++ {
+		var page []*retainedRecord
+		page, last = tn.retained.page(filter, by, last, n-len(out), b.options.Now())
 		for _, x := range page {
-			v, err := b.view(ctx, w, x)
+			v, err := b.viewRetained(ctx, tn, x)
 			if err != nil {
 				return nil, "", err
 			}
@@ -37,12 +37,12 @@ func (b *Broker) Retained(ctx context.Context, t watchword.TenantID, filter stri
 
 // RetainedMessage returns what is retained for a topic. Codes: not_found, unavailable.
 func (b *Broker) RetainedMessage(ctx context.Context, t watchword.TenantID, topic string) (session.Retained, error) {
-	w := b.world(t)
-	x := w.retained.of(topic, b.options.Now())
+	tn := b.tenant(t)
+	x := tn.retained.find(topic, b.options.Now())
 	if x == nil {
 		return session.Retained{}, errNotRetained
 	}
-	return b.view(ctx, w, x)
+	return b.viewRetained(ctx, tn, x)
 }
 
 var errNotRetained = watchword.Refuse(watchword.NotFound, "nothing is retained for this topic")
@@ -55,26 +55,26 @@ func (b *Broker) DeleteRetained(ctx context.Context, t watchword.TenantID, topic
 	if err != nil {
 		return err
 	}
-	if err := b.journal.refusal(); err != nil {
+	if err := b.journal.unavailable(); err != nil {
 		return err
 	}
 	if err := note(v); err != nil {
 		return err
 	}
-	w := b.world(t)
-	w.retained.delete(topic) // whatever is there now: what came since is deleted too
-	at := b.journal.add(adding{retained: &retainKey{world: w, topic: topic}})
+	tn := b.tenant(t)
+	tn.retained.delete(topic) // whatever is there now: what came since is deleted too
+	at := b.journal.add(change{retained: &retainedKey{tenant: tn, topic: topic}})
 	if at == nil {
 		return nil
 	}
-	if <-at.ended; !at.over() {
+	if <-at.ended; !at.written() {
 		return watchword.Refuse(watchword.Unavailable, "it is removed, and that could not be written yet")
 	}
 	return nil
 }
 
-// of returns the record of a topic, nil for none.
-func (r *retained) of(topic string, now time.Time) *record {
+// find returns the record of a topic, nil for none.
+func (r *retainedStore) find(topic string, now time.Time) *retainedRecord {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if x := r.records.find([]byte(topic)); x != nil && !x.expired(now.UnixNano()) {
@@ -83,7 +83,7 @@ func (r *retained) of(topic string, now time.Time) *record {
 	return nil
 }
 
-func (r *retained) delete(topic string) {
+func (r *retainedStore) delete(topic string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if x := r.records.find([]byte(topic)); x != nil {
@@ -92,25 +92,25 @@ func (r *retained) delete(topic string) {
 	}
 }
 
-// view is a record as lists show it.
-func (b *Broker) view(ctx context.Context, w *world, x *record) (session.Retained, error) {
+// viewRetained is a record as lists show it.
+func (b *Broker) viewRetained(ctx context.Context, tn *tenant, x *retainedRecord) (session.Retained, error) {
 	m, err := x.message()
 	if err != nil {
 		return session.Retained{}, err
 	}
-	out := session.Retained{Topic: m.topic, QoS: m.qos, Memory: int(x.bytes()), Expires: m.expires(), Payload: m.payload}
+	out := session.Retained{Topic: m.topic, QoS: m.qos, MemoryBytes: int(x.bytes()), Expires: m.expires(), Payload: m.payload}
 	if m.props != nil {
 		out.ContentType, _ = m.props.Text(packet.ContentType)
 	}
-	r := &w.retained
+	r := &tn.retained
 	for known := false; !known; {
 		r.mu.RLock()
 		o := x.owner
-		out.Owner, out.Incarnation = o.whose().subject, o.whose().incarnation
-		out.Given, known = o.mayBeGiven(m.topic)
+		out.Owner, out.Incarnation = o.ownerID().subject, o.ownerID().incarnation
+		out.Deliverable, known = o.mayDeliver(m.topic)
 		r.mu.RUnlock()
 		if !known {
-			if err := b.decide(ctx, w, o); err != nil {
+			if err := b.decideOwner(ctx, tn, o); err != nil {
 				return out, err
 			}
 		}

@@ -14,8 +14,8 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// heap is how many bytes live.
-func heap() int64 {
+// liveHeap is how many bytes live.
+func liveHeap() int64 {
 	runtime.GC()
 	runtime.GC()
 	var m runtime.MemStats
@@ -23,15 +23,15 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// everybody is a roll on which every device is active. What policy gives is the roll's, as
+// allActiveDirectory is a roll on which every device is active. What policy gives is the roll's, as
 // in a server, which remembers it.
-type everybody struct{ today *policy.Grant }
+type allActiveDirectory struct{ today *policy.Grant }
 
-func (everybody) Renew(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
+func (allActiveDirectory) Refresh(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
 	return nil
 }
 
-func (e everybody) Principal(_ context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
+func (e allActiveDirectory) Principal(_ context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	return &session.Principal{Subject: &watchword.Subject{Tenant: t, ID: id, Kind: watchword.Device, State: watchword.Active, Incarnation: 1}, Grant: e.today}, nil
 }
 
@@ -41,7 +41,7 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 	deep := strings.Repeat("/d", 62)
 	props := &packet.Properties{}
 	props.SetText(packet.ContentType, "application/json")
-	props.User = []packet.Pair{{Name: "unit", Value: "celsius"}, {Name: "site", Value: strings.Repeat("s", 100)}}
+	props.User = []packet.UserProp{{Name: "unit", Value: "celsius"}, {Name: "site", Value: strings.Repeat("s", 100)}}
 	for name, shape := range map[string]struct {
 		n       int
 		topic   func(i int) string
@@ -66,17 +66,17 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 	} {
 		for _, order := range []string{"in order", "at random", "and most are gone"} {
 			t.Run(name+", "+order, func(t *testing.T) {
-				b := &Broker{deps: Dependencies{Guard: session.NewGuard(everybody{policy.NewSet().For(policy.Who{})}, session.GuardOptions{})}}
+				b := &Broker{deps: Dependencies{Guard: session.NewGuard(allActiveDirectory{policy.NewSet().For(policy.Subject{})}, session.GuardOptions{})}}
 				numbers := rand.New(rand.NewPCG(1, 1)).Perm(shape.n)
-				before := heap()
-				q := newRetainQuota(&Options{})
-				w := &world{tenant: watchword.DefaultTenant, retained: retained{tenant: watchword.DefaultTenant, quota: q}}
+				before := liveHeap()
+				q := newRetainedQuota(&Options{})
+				tn := &tenant{id: watchword.DefaultTenant, retained: retainedStore{tenant: watchword.DefaultTenant, quota: q}}
 				set := func(i, payload int) {
 					var who owner
 					if shape.owner != nil {
 						who = shape.owner(i)
 					}
-					if _, err := w.retained.set(&message{topic: shape.topic(i), payload: make([]byte, payload), props: shape.props}, who); err != nil {
+					if _, err := tn.retained.set(&message{topic: shape.topic(i), payload: make([]byte, payload), props: shape.props}, who); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -87,9 +87,9 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 						set(numbers[i], shape.payload)
 					}
 				}
-				for _, some := range w.retained.owners.of { // as they are once they were given to somebody
+				for _, some := range tn.retained.owners.bySubject { // as they are once they were given to somebody
 					for _, o := range some {
-						if err := b.decide(t.Context(), w, o); err != nil {
+						if err := b.decideOwner(t.Context(), tn, o); err != nil {
 							t.Fatal(err)
 						}
 					}
@@ -99,7 +99,7 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 						set(numbers[i], 0)
 					}
 				}
-				used, counted := heap()-before, q.bytes.Total()
+				used, counted := liveHeap()-before, q.bytes.Total()
 				if r := float64(used) / float64(counted); r < 0.8 || r > 1.25 {
 					t.Errorf("%d messages take %d bytes, and %d are counted: %.2f times", q.messages.Total(), used, counted, r)
 				} else {
@@ -111,10 +111,10 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 				if n, c := q.bytes.Total(), q.messages.Total(); n != 0 || c != 0 {
 					t.Errorf("%d bytes of %d are counted of nothing", n, c)
 				}
-				if left := heap() - before; left > used/10+64<<10 {
+				if left := liveHeap() - before; left > used/10+64<<10 {
 					t.Errorf("%d bytes of %d are left when all are gone", left, used)
 				}
-				runtime.KeepAlive(w)
+				runtime.KeepAlive(tn)
 			})
 		}
 	}

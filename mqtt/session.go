@@ -8,8 +8,8 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/lockrank"
+	"github.com/watchword-iot/watchword/mqttstore"
 	"github.com/watchword-iot/watchword/session"
-	"github.com/watchword-iot/watchword/shelf"
 )
 
 // sessionState is the Session State of one client identifier (MQTT 5.0 §4.1). A connection
@@ -17,9 +17,9 @@ import (
 // that say so are called with mu held.
 type sessionState struct {
 	broker *Broker
-	world  *world // nil before CONNECT
-	number int64  // no other client has it, nor ever had
-	id     string // the client identifier
+	tenant *tenant // nil before CONNECT
+	number int64   // no other client has it, nor ever had
+	id     string  // the client identifier
 	owner  owner
 
 	// receiving is held from the look whether a PUBLISH with QoS 2 was received before until it is noted as
@@ -27,33 +27,33 @@ type sessionState struct {
 	// session in between.
 	receiving lockrank.Mutex[receivingLock]
 
-	mu    lockrank.Mutex[sessionLock]
-	conn  *conn // nil while it has none
-	over  bool  // it is no more
-	ended bool  // it lasted, and is over
+	mu      lockrank.Mutex[sessionLock]
+	conn    *conn // nil while it has none
+	removed bool  // it is no more
+	expired bool  // it lasted, and is over
 
-	subs    map[string]*subscription // by their filter as the client wrote it
-	will    *will                    // of its connection; one that waits for its time is in wills alone
-	queue   []item                   // from head on; to be sent
-	head    int
-	bytes   int   // of the queue
-	charged int64 // what its subject is charged for the queue; see chargeQueue
-	kept    int64 // bytes of all that waits on the shelf, with what is moving to others
+	subs         map[string]*subscription // by their filter as the client wrote it
+	will         *will                    // of its connection; one that waits for its time is in wills alone
+	queue        []queuedMessage          // from head on; to be sent
+	head         int
+	queuedBytes  int   // of the queue
+	queueCharged int64 // what its subject is charged for the queue; see chargeQueue
+	offlineBytes int64 // bytes of all that waits on the shelf, with what is moving to others
 
-	keptCharged int64 // what its subject is charged for that; see chargeKept
+	offlineCharged int64 // what its subject is charged for that; see chargeKept
 
-	flights  []flight           // in the order in which they were sent; a part of ground
-	ground   []flight           // see takeOff
-	seq      int64              // the number of the last message with QoS 1 or 2
-	received map[uint16]*commit // publishes with QoS 2 that were not released; see [sessionState.receive]
-	lasting  *lasting           // nil where it ends with its connection
-	load     atomic.Int32       // see weigh
-	grouped  bool               // it is, or was, in a group
-	shares   []*group           // that it is in
-	counted  bool               // under world.mu: against the bound of its subject
+	inflight       []inflightMessage  // in the order in which they were sent; a part of ground
+	inflightBuffer []inflightMessage  // see takeOff
+	lastSeq        int64              // the number of the last message with QoS 1 or 2
+	received       map[uint16]*commit // publishes with QoS 2 that were not released; see [sessionState.addReceived]
+	persistent     *persistent        // nil where it ends with its connection
+	load           atomic.Int32       // see weigh
+	inGroup        bool               // it is, or was, in a group
+	groups         []*sharedGroup     // that it is in
+	counted        bool               // under world.mu: against the bound of its subject
 
-	mostReceived    int // identifiers that were in received at once since it was made
-	receivedCharged charged
+	receivedPeak    int // identifiers that were in received at once since it was made
+	receivedCharged chargedBytes
 }
 
 // owner is whose client it is: a subject, in one of its lives.
@@ -62,252 +62,252 @@ type owner struct {
 	incarnation int64
 }
 
-// lasting is what a client has whose state outlives a connection. All of it is under
+// persistent is what a client has whose state outlives a connection. All of it is under
 // the client's mu.
-type lasting struct {
-	expiry uint32 // seconds after the end of the connection
-	left   time.Time
-	clock  *time.Timer      // of the end, while there is no connection
-	again  *time.Timer      // of the question that nobody could answer, likewise
-	hold   *session.Session // likewise
-	turn   int              // counts connections and their ends
-	paused bool             // its subject may have nothing at this moment
+type persistent struct {
+	expiry         uint32 // seconds after the end of the connection
+	disconnectedAt time.Time
+	expiryTimer    *time.Timer      // of the end, while there is no connection
+	retryTimer     *time.Timer      // of the question that nobody could answer, likewise
+	offline        *session.Session // likewise
+	generation     int              // counts connections and their ends
+	suspended      bool             // its subject may have nothing at this moment
 
-	backlog []entry // what waits and is not in the queue, in order
-	loading bool    // some of it is on its way there
-	weight  int     // bytes of all that waits, in backlog, queue and flights
-	waiting int     // messages
-	sent    int64   // the highest number that was sent
-	gone    spans   // what was not sent and never will be
-	lost    []shelf.Lost
-	dropped int64 // found no room
-	narrow  bool  // it began with a narrowed token, and nobody had a whole one since
+	backlog         []backlogEntry // what waits and is not in the queue, in order
+	loading         bool           // some of it is on its way there
+	waitingBytes    int            // bytes of all that waits, in backlog, queue and flights
+	waitingMessages int            // messages
+	lastSent        int64          // the highest number that was sent
+	skipped         sequenceSet    // what was not sent and never will be
+	lost            []mqttstore.LostFilter
+	dropped         int64 // found no room
+	narrowed        bool  // it began with a narrowed token, and nobody had a whole one since
 
-	dirty     *commit             // in which it is written next
-	unwritten bool                // when its connection came, something was not on the disk yet
-	moving    []entry             // what is being handed to other members of a group
-	floor     int64               // what has a number up to here is of a session that was
-	row       bool                // all of it is to be written, not only how far it has come
-	changed   map[string]struct{} // subscriptions to be written
+	commit         *commit             // in which it is written next
+	uncommitted    bool                // when its connection came, something was not on the disk yet
+	redistributing []backlogEntry      // what is being handed to other members of a group
+	minSeq         int64               // what has a number up to here is of a session that was
+	rowChanged     bool                // all of it is to be written, not only how far it has come
+	changedFilters map[string]struct{} // subscriptions to be written
 }
 
-// entry is one message that waits on the shelf.
-type entry struct {
-	k           *kept // nil where the receiver has the message, and is to be told PUBREL
+// backlogEntry is one message that waits on the shelf.
+type backlogEntry struct {
+	stored      *storedMessage // nil where the receiver has the message, and is to be told PUBREL
 	identifiers *[]uint32
 	seq         int64
 	size        uint32
 	qos         byte
 	retain      bool
 	released    bool
-	shared      *group // that it was picked from, or one of that name
+	group       *sharedGroup // that it was picked from, or one of that name
 }
 
-func entryOf(it *item) entry {
-	e := entry{k: it.x.k, seq: it.x.seq, size: it.x.counted, qos: it.qos, retain: it.flag&1 != 0, shared: it.x.shared}
-	if it.x.identifiers != nil {
-		e.identifiers = &it.x.identifiers
+func backlogEntryOf(it *queuedMessage) backlogEntry {
+	e := backlogEntry{stored: it.extra.stored, seq: it.extra.seq, size: it.extra.countedBytes, qos: it.qos, retain: it.flags&1 != 0, group: it.extra.group}
+	if it.extra.identifiers != nil {
+		e.identifiers = &it.extra.identifiers
 	}
 	return e
 }
 
-// weightOf is what one message that waits counts beside its bytes.
-const weightOf = 64
+// entryOverhead is what one message that waits counts beside its bytes.
+const entryOverhead = 64
 
-// away reports whether the client has no connection; called with mu held.
-func (st *sessionState) away() bool { return st.conn == nil }
+// offline reports whether the client has no connection; called with mu held.
+func (st *sessionState) offline() bool { return st.conn == nil }
 
-// room reports whether one more message of that many bytes may wait on the shelf.
-func (st *sessionState) room(size int) bool {
-	l, o := st.lasting, &st.broker.options
-	return l.waiting < o.QueueMessages && l.weight+size+weightOf <= o.QueueBytes
+// hasOfflineRoom reports whether one more message of that many bytes may wait on the shelf.
+func (st *sessionState) hasOfflineRoom(size int) bool {
+	per, o := st.persistent, &st.broker.options
+	return per.waitingMessages < o.QueueMessages && per.waitingBytes+size+entryOverhead <= o.QueueBytes
 }
 
-// waits counts a message in that waits on the shelf; [sessionState.finished] counts it out. Code:
+// countOffline counts a message in that waits on the shelf; [sessionState.uncountOffline] counts it out. Code:
 // busy where its subject has no room for it, only where it is bounded. mu is held.
-func (st *sessionState) waits(size int, bounded bool) error {
-	if err := st.chargeKept(size+weightOf, bounded); err != nil {
+func (st *sessionState) countOffline(size int, bounded bool) error {
+	if err := st.chargeOffline(size+entryOverhead, bounded); err != nil {
 		return err
 	}
-	st.lasting.waiting++
-	st.lasting.weight += size + weightOf
+	st.persistent.waitingMessages++
+	st.persistent.waitingBytes += size + entryOverhead
 	return nil
 }
 
-// finished is called once for each message that waited on the shelf and is done, or
+// uncountOffline is called once for each message that waited on the shelf and is done, or
 // never will be: size is what it counted. mu is held.
-func (st *sessionState) finished(k *kept, seq int64, size int) {
-	st.dischargeKept(size + weightOf)
-	if l := st.lasting; l != nil {
-		l.waiting--
-		l.weight -= size + weightOf
-		if seq > l.sent {
-			l.gone.add(seq, seq)
+func (st *sessionState) uncountOffline(k *storedMessage, seq int64, size int) {
+	st.dischargeOffline(size + entryOverhead)
+	if per := st.persistent; per != nil {
+		per.waitingMessages--
+		per.waitingBytes -= size + entryOverhead
+		if seq > per.lastSent {
+			per.skipped.add(seq, seq)
 		}
-		st.touch()
+		st.markChanged()
 	}
 	if k != nil {
 		st.broker.journal.release(k)
 	}
 }
 
-// touch sees to it that how far the client has come is written, and returns with what.
+// markChanged sees to it that how far the client has come is written, and returns with what.
 // mu is held.
-func (st *sessionState) touch() *commit {
-	if st.lasting == nil {
+func (st *sessionState) markChanged() *commit {
+	if st.persistent == nil {
 		return nil
 	}
-	return st.broker.journal.add(adding{client: st})
+	return st.broker.journal.add(change{client: st})
 }
 
-// pack takes what the client's connection held back to the shelf, in order, when it
+// requeueOffline takes what the client's connection held back to the shelf, in order, when it
 // ends. What does not wait there is lost, as it may be: QoS 0, and what the server
 // says to one connection. mu is held.
-func (st *sessionState) pack() {
-	l := st.lasting
-	var first []entry
-	for _, f := range st.flights {
-		if f.counts {
-			first = append(first, f.entry())
+func (st *sessionState) requeueOffline() {
+	per := st.persistent
+	var first []backlogEntry
+	for _, f := range st.inflight {
+		if f.counted {
+			first = append(first, f.backlogEntry())
 		}
 	}
 	for i := st.head; i < len(st.queue); i++ {
-		if it := &st.queue[i]; it.x != nil && it.x.k != nil {
-			first = append(first, entryOf(it))
+		if it := &st.queue[i]; it.extra != nil && it.extra.stored != nil {
+			first = append(first, backlogEntryOf(it))
 		}
 	}
-	l.backlog = append(first, l.backlog...)
-	slices.SortStableFunc(l.backlog, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
-	st.queue, st.head, st.bytes, st.flights, st.ground = nil, 0, 0, nil, nil
+	per.backlog = append(first, per.backlog...)
+	slices.SortStableFunc(per.backlog, func(a, b backlogEntry) int { return cmp.Compare(a.seq, b.seq) })
+	st.queue, st.head, st.queuedBytes, st.inflight, st.inflightBuffer = nil, 0, 0, nil, nil
 	st.dischargeQueue()
-	l.loading = false
-	for i := range l.backlog {
-		l.backlog[i].waitsForGroup(st)
+	per.loading = false
+	for i := range per.backlog {
+		per.backlog[i].markGroupWaiting(st)
 	}
 }
 
-// unpack puts what its receiver has already, and is to be told PUBREL, among the
+// restoreInflight puts what its receiver has already, and is to be told PUBREL, among the
 // flights of a new connection. mu is held.
-func (st *sessionState) unpack() {
-	l := st.lasting
-	rest := l.backlog[:0]
-	for _, e := range l.backlog {
+func (st *sessionState) restoreInflight() {
+	per := st.persistent
+	rest := per.backlog[:0]
+	for _, e := range per.backlog {
 		if e.released {
-			st.takeOff(flight{seq: e.seq, qos: 2, released: true, size: e.size, counts: true})
+			st.appendInflight(inflightMessage{seq: e.seq, qos: 2, released: true, size: e.size, counted: true})
 			continue
 		}
 		rest = append(rest, e)
 	}
-	clear(l.backlog[len(rest):])
-	l.backlog = rest
+	clear(per.backlog[len(rest):])
+	per.backlog = rest
 }
 
 // progress is how far the client has come, for the commit c. mu is held.
-func (st *sessionState) progress(c *commit) shelf.Progress {
-	l := st.lasting
-	p := shelf.Progress{Next: st.seq, Sent: l.sent, Dropped: l.dropped, Narrow: l.narrow}
-	first := st.seq + 1 // the lowest that is not done
-	for _, f := range st.flights {
-		if f.counts {
-			p.Open = append(p.Open, shelf.Open{Seq: f.seq, Released: f.released})
+func (st *sessionState) progress(c *commit) mqttstore.Progress {
+	per := st.persistent
+	p := mqttstore.Progress{Next: st.lastSeq, Sent: per.lastSent, Dropped: per.dropped, Narrowed: per.narrowed}
+	first := st.lastSeq + 1 // the lowest that is not done
+	for _, f := range st.inflight {
+		if f.counted {
+			p.Inflight = append(p.Inflight, mqttstore.Inflight{Seq: f.seq, Released: f.released})
 			first = min(first, f.seq)
 		}
 	}
 	open := func(seq int64, released bool) {
-		if first = min(first, seq); seq <= l.sent { // what was not sent yet is open by itself
-			p.Open = append(p.Open, shelf.Open{Seq: seq, Released: released})
+		if first = min(first, seq); seq <= per.lastSent { // what was not sent yet is open by itself
+			p.Inflight = append(p.Inflight, mqttstore.Inflight{Seq: seq, Released: released})
 		}
 	}
-	for _, e := range l.backlog {
+	for _, e := range per.backlog {
 		open(e.seq, e.released)
 	}
-	for _, e := range l.moving {
-		if e.seq > l.floor {
+	for _, e := range per.redistributing {
+		if e.seq > per.minSeq {
 			open(e.seq, e.released)
 		}
 	}
 	for i := st.head; i < len(st.queue); i++ {
-		if it := &st.queue[i]; it.x != nil && it.x.k != nil {
-			open(it.x.seq, false)
+		if it := &st.queue[i]; it.extra != nil && it.extra.stored != nil {
+			open(it.extra.seq, false)
 		}
 	}
-	l.gone.after(l.sent)
-	p.Gone = slices.Clone(l.gone)
-	l.lost = slices.DeleteFunc(l.lost, func(x shelf.Lost) bool { return x.Told && x.Seq < first })
-	p.Lost = slices.Clone(l.lost)
+	per.skipped.after(per.lastSent)
+	p.Skipped = slices.Clone(per.skipped)
+	per.lost = slices.DeleteFunc(per.lost, func(x mqttstore.LostFilter) bool { return x.Reported && x.Seq < first })
+	p.Lost = slices.Clone(per.lost)
 	for id, at := range st.received {
-		if at != nil && at.over() {
+		if at != nil && at.written() {
 			st.received[id] = nil // nobody needs it any more
 		}
-		if at == nil || at == c || at.over() {
+		if at == nil || at == c || at.written() {
 			p.Received = append(p.Received, id)
 		}
 	}
 	return p
 }
 
-// lose takes away the subscriptions that a does not allow, and what waits by them. It
+// removeDeniedSubscriptions takes away the subscriptions that a does not allow, and what waits by them. It
 // returns which. mu is held.
-func (st *sessionState) lose(a *session.Authority) (lost []string, orphans []orphan) {
+func (st *sessionState) removeDeniedSubscriptions(a *session.Authority) (lost []string, redistributions []redistribution) {
 	for name, s := range st.subs {
 		if a.Subscribe(name).Allowed {
 			continue
 		}
 		lost = append(lost, name)
-		st.unsubscribeOne(s)
+		st.removeSubscription(s)
 		if s.memberOf != nil {
-			orphans = append(orphans, st.orphans(s)...)
+			redistributions = append(redistributions, st.takeForRedistribution(s)...)
 		}
-		if l := st.lasting; l != nil {
-			l.lose(s.Filter, st.seq)
-			st.touch()
+		if per := st.persistent; per != nil {
+			per.addLost(s.Filter, st.lastSeq)
+			st.markChanged()
 		}
 	}
 	if len(lost) > 0 {
-		st.drop(func(it *item) bool {
-			return it.sub != nil && it.sub.dead && !st.wanted(it) || it.sub == nil && st.lostTo(it.m.topic, it.number()) && !st.wanted(it)
+		st.dropQueued(func(it *queuedMessage) bool {
+			return it.subscription != nil && it.subscription.removed && !st.stillSubscribed(it) || it.subscription == nil && st.cameByLost(it.message.topic, it.sequence()) && !st.stillSubscribed(it)
 		})
 	}
 	if st.head < len(st.queue) { // what came by a subscription that the client gave up itself
-		st.drop(func(it *item) bool {
-			return (it.sub == nil || it.sub.dead) && it.m.private == nil && !a.Subscribe(it.m.topic).Allowed
+		st.dropQueued(func(it *queuedMessage) bool {
+			return (it.subscription == nil || it.subscription.removed) && it.message.unicast == nil && !a.Subscribe(it.message.topic).Allowed
 		})
 	}
-	return lost, orphans
+	return lost, redistributions
 }
 
-// lostTo reports whether a message that waits came by what was lost since. mu is held.
-func (st *sessionState) lostTo(topic string, seq int64) bool {
-	return slices.ContainsFunc(st.lasting.lost, func(l shelf.Lost) bool { return seq <= l.Seq && matches(l.Filter, topic) })
+// cameByLost reports whether a message that waits came by what was lost since. mu is held.
+func (st *sessionState) cameByLost(topic string, seq int64) bool {
+	return slices.ContainsFunc(st.persistent.lost, func(l mqttstore.LostFilter) bool { return seq <= l.Seq && filterMatches(l.Filter, topic) })
 }
 
-// wanted reports whether a queued message is still under another subscription. It is
+// stillSubscribed reports whether a queued message is still under another subscription. It is
 // called with mu held.
-func (st *sessionState) wanted(it *item) bool {
-	if it.m.command() > 0 {
+func (st *sessionState) stillSubscribed(it *queuedMessage) bool {
+	if it.message.command() > 0 {
 		return false
 	}
 	for _, s := range st.subs {
-		if matches(s.Filter, it.m.topic) {
-			it.sub = s
+		if filterMatches(s.Filter, it.message.topic) {
+			it.subscription = s
 			return true
 		}
 	}
 	return false
 }
 
-// drop takes what is queued and gone away again. It is called with mu held.
-func (st *sessionState) drop(gone func(*item) bool) {
+// dropQueued takes what is queued and gone away again. It is called with mu held.
+func (st *sessionState) dropQueued(gone func(*queuedMessage) bool) {
 	stays := st.queue[:0]
 	for i := range st.queue[st.head:] {
 		it := st.queue[st.head+i]
 		if gone(&it) {
-			st.bytes -= it.size()
-			if it.x != nil && it.x.k != nil {
-				st.finished(it.x.k, it.x.seq, int(it.x.counted))
+			st.queuedBytes -= it.size()
+			if it.extra != nil && it.extra.stored != nil {
+				st.uncountOffline(it.extra.stored, it.extra.seq, int(it.extra.countedBytes))
 			}
-			if n := it.m.command(); n > 0 && st.conn != nil && st.conn.pump != nil {
-				st.conn.pump.returned(n)
+			if n := it.message.command(); n > 0 && st.conn != nil && st.conn.pump != nil {
+				st.conn.pump.notSent(n)
 			}
 			continue
 		}
@@ -320,44 +320,44 @@ func (st *sessionState) drop(gone func(*item) bool) {
 
 // reset takes everything away that the client has. mu is held.
 func (st *sessionState) reset() {
-	st.unsubscribeAll()
-	st.drop(func(*item) bool { return true })
-	l := st.lasting
-	for _, f := range st.flights {
-		if f.counts {
-			st.finished(f.k, f.seq, int(f.size))
+	st.removeAllSubscriptions()
+	st.dropQueued(func(*queuedMessage) bool { return true })
+	per := st.persistent
+	for _, f := range st.inflight {
+		if f.counted {
+			st.uncountOffline(f.stored, f.seq, int(f.size))
 		}
 	}
-	st.flights, st.ground = nil, nil
-	st.unreceiveAll()
-	if l == nil {
+	st.inflight, st.inflightBuffer = nil, nil
+	st.removeAllReceived()
+	if per == nil {
 		return
 	}
-	for _, e := range l.backlog {
-		st.finished(e.k, e.seq, int(e.size))
+	for _, e := range per.backlog {
+		st.uncountOffline(e.stored, e.seq, int(e.size))
 	}
-	l.backlog, l.lost, l.gone = nil, nil, nil // what is moving goes on
-	l.sent, l.floor = st.seq, st.seq
-	st.touch()
+	per.backlog, per.lost, per.skipped = nil, nil, nil // what is moving goes on
+	per.lastSent, per.minSeq = st.lastSeq, st.lastSeq
+	st.markChanged()
 }
 
-// forget ends the state of a client that was to last. mu is held.
-func (st *sessionState) forget() {
+// endPersistent ends the state of a client that was to last. mu is held.
+func (st *sessionState) endPersistent() {
 	st.reset()
-	l := st.lasting
-	l.stop()
-	st.lasting = nil
-	st.broker.lasting.Add(-1)
-	st.ended = true
+	per := st.persistent
+	per.stopTimers()
+	st.persistent = nil
+	st.broker.persistentCount.Add(-1)
+	st.expired = true
 }
 
-// stop stops the clocks of a client without a connection.
-func (l *lasting) stop() {
-	if l.clock != nil {
-		l.clock.Stop()
+// stopTimers stops the clocks of a client without a connection.
+func (per *persistent) stopTimers() {
+	if per.expiryTimer != nil {
+		per.expiryTimer.Stop()
 	}
-	if l.again != nil {
-		l.again.Stop()
+	if per.retryTimer != nil {
+		per.retryTimer.Stop()
 	}
-	l.clock, l.again = nil, nil
+	per.expiryTimer, per.retryTimer = nil, nil
 }

@@ -33,7 +33,7 @@ func accepted(t *testing.T) net.Conn {
 // trip over it.
 func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
 	nc := accepted(t)
-	c := &conn{nc: nc, raw: rawOf(nc)}
+	c := &conn{nc: nc, rawConn: rawConnOf(nc)}
 	if err := c.send([]byte("a")); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
 	if _, err := nc.Write([]byte("x")); !os.IsTimeout(err) {
 		t.Fatalf("the deadline does not count: %v", err)
 	}
-	if n, err := c.attempt([]byte("b")); n != 1 || err != nil {
+	if n, err := c.writeNonblocking([]byte("b")); n != 1 || err != nil {
 		t.Errorf("%d, %v", n, err)
 	}
 }
@@ -52,10 +52,10 @@ func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
 // down and does not wait for itself.
 func TestAWriteThatFailsWithinARead(t *testing.T) {
 	nc := accepted(t)
-	c := &conn{nc: nc, raw: rawOf(nc), session: &sessionState{}}
+	c := &conn{nc: nc, rawConn: rawConnOf(nc), session: &sessionState{}}
 	c.out.moved.L = &c.session.mu
 	failed := false
-	err := c.raw.Read(func(uintptr) bool {
+	err := c.rawConn.Read(func(uintptr) bool {
 		if !failed {
 			failed = true
 			c.writeFailed()

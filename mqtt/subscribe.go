@@ -10,15 +10,15 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// subscribe answers each filter by itself.
-func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
+// handleSubscribe answers each filter by itself.
+func (c *conn) handleSubscribe(ctx context.Context, p *packet.Subscribe) error {
 	var identifier uint32
 	if ids := p.Properties.Subscriptions; len(ids) > 0 {
 		identifier = ids[0]
 	}
 	ack := &packet.Suback{ID: p.ID}
 	var stand []*subscription
-	var why error
+	var reason error
 	said := make(map[packet.Filter]packet.Reason, len(p.Filters)) // one that is there again, with the same options, is the same
 	var latest map[string]packet.Filter
 	var final map[string]int // where each filter is for the last time: its options there are those that stay (MQTT 5.0 §3.8.4)
@@ -38,11 +38,11 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 		}
 		s, fresh, err := c.subscribeOne(f, identifier)
 		if err != nil {
-			why = err
-			c.broker.refused(c, "subscription refused", f.Topic, err)
-			r := reasonFor(err)
+			reason = err
+			c.broker.recordRefusal(c, "subscription refused", f.Topic, err)
+			r := reasonCode(err)
 			if c.version == packet.V311 || !packet.MayCarry(packet.SUBACK, r) {
-				r = packet.Unspecified
+				r = packet.UnspecifiedError
 			}
 			said[f] = r
 			ack.Codes = append(ack.Codes, r)
@@ -54,16 +54,16 @@ func (c *conn) subscribe(ctx context.Context, p *packet.Subscribe) error {
 		said[f] = packet.Reason(f.QoS)
 		ack.Codes = append(ack.Codes, packet.Reason(f.QoS))
 	}
-	if why != nil && c.problems {
-		ack.Properties.SetText(packet.ReasonString, words(why))
+	if reason != nil && c.wantsReasonStrings {
+		ack.Properties.SetText(packet.ReasonString, publicText(reason))
 	}
 	c.session.mu.Lock()
-	at := c.session.touch()
-	c.keepPump()
+	at := c.session.markChanged()
+	c.updatePump()
 	c.session.mu.Unlock()
-	c.answerAfter(at, ack)
+	c.respondAfter(at, ack)
 	for _, s := range stand {
-		c.give(ctx, s)
+		c.deliverRetained(ctx, s)
 	}
 	return nil
 }
@@ -75,36 +75,36 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 	if err == nil {
 		err = policy.CheckFilter(filter)
 	}
-	if err == nil && !c.broker.takes(f.Topic) { // no topic that is taken could match it by that level
+	if err == nil && !c.broker.acceptsText(f.Topic) { // no topic that is taken could match it by that level
 		err = watchword.RefuseField("filter", "holds control characters")
 	}
 	if err != nil {
-		return nil, false, wrong(packet.BadFilter, packet.SUBSCRIBE, err.Error())
+		return nil, false, protocolError(packet.TopicFilterInvalid, packet.SUBSCRIBE, err.Error())
 	}
-	own := strings.HasPrefix(filter, ownTopics)
+	own := strings.HasPrefix(filter, ownTopicPrefix)
 	if own && f.Topic != authTopic {
 		return nil, false, watchword.Refuse(watchword.Denied, "of $watchword/… only %s can be subscribed to", authTopic)
 	}
-	if c.isCommands(f.Topic) && f.QoS == 0 {
-		return nil, false, wrong(packet.Implementation, packet.SUBSCRIBE, "commands come with QoS 1: subscribe with it")
+	if c.isCommandsFilter(f.Topic) && f.QoS == 0 {
+		return nil, false, protocolError(packet.ImplementationSpecificError, packet.SUBSCRIBE, "commands come with QoS 1: subscribe with it")
 	}
-	if c.isCommands(filter) && shared {
+	if c.isCommandsFilter(filter) && shared {
 		return nil, false, watchword.Refuse(watchword.Denied, "commands are for one connection, and for no group")
 	}
 	s = newSubscription(c.session, f.Topic, filter)
-	s.qos, s.noLocal, s.asPublished, s.identifier = f.QoS, f.NoLocal, f.RetainAsPublished, identifier
+	s.qos, s.noLocal, s.retainAsPublished, s.identifier = f.QoS, f.NoLocal, f.RetainAsPublished, identifier
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
 	if c.out.closed {
 		return nil, false, watchword.Refuse(watchword.Conflict, "the connection is closing")
 	}
 	if own {
-		c.listen(s)
+		c.setNoticeSubscription(s)
 		return s, true, nil
 	}
 	old := c.session.subs[f.Topic]
-	if old == nil && len(c.session.subs) >= maxSubs {
-		return nil, false, wrong(packet.QuotaExceeded, packet.SUBSCRIBE, "1024 subscriptions are the most of one connection")
+	if old == nil && len(c.session.subs) >= maxSubscriptions {
+		return nil, false, protocolError(packet.QuotaExceeded, packet.SUBSCRIBE, "1024 subscriptions are the most of one connection")
 	}
 	// Asked with the lock held: a change of authority after this line finds the
 	// subscription and takes it away again.
@@ -112,98 +112,98 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 		return nil, false, err
 	}
 	if old != nil {
-		c.session.replace(old, s)
+		c.session.replaceSubscription(old, s)
 		return old, false, nil
 	}
-	if err := c.session.stand(s, shared, true); err != nil {
-		s.dead = true
+	if err := c.session.addSubscription(s, shared, true); err != nil {
+		s.removed = true
 		return nil, false, err
 	}
 	return s, old == nil, nil
 }
 
-// stand lets a subscription stand. bounded is false for what stood before, whatever the
+// addSubscription lets a subscription stand. bounded is false for what stood before, whatever the
 // bounds say. Code: busy, where the subject or the server has no room for it. mu is held.
-func (st *sessionState) stand(s *subscription, shared, bounded bool) error {
-	if err := st.world.charge(s, shared, bounded); err != nil {
+func (st *sessionState) addSubscription(s *subscription, shared, bounded bool) error {
+	if err := st.tenant.chargeSubscription(s, shared, bounded); err != nil {
 		return err
 	}
 	if st.subs == nil {
 		st.subs = map[string]*subscription{}
 	}
-	st.subs[s.name] = s
+	st.subs[s.clientFilter] = s
 	if shared {
-		st.grouped = true
-		st.shares = append(st.shares, s.memberOf)
-		st.weigh()
+		st.inGroup = true
+		st.groups = append(st.groups, s.memberOf)
+		st.updateLoad()
 	}
-	if st.lasting != nil {
-		st.lasting.change(s.name)
+	if st.persistent != nil {
+		st.persistent.markFilterChanged(s.clientFilter)
 	}
 	st.broker.stats.subscriptions.Add(1)
 	return nil
 }
 
-// replace puts s in the place of an equal filter's, without a gap (MQTT 5.0 §3.8.4).
+// replaceSubscription puts s in the place of an equal filter's, without a gap (MQTT 5.0 §3.8.4).
 // mu is held.
-func (st *sessionState) replace(old, s *subscription) {
-	old.qos, old.noLocal, old.asPublished, old.identifier = s.qos, s.noLocal, s.asPublished, s.identifier
-	if st.lasting != nil {
-		st.lasting.change(s.name)
+func (st *sessionState) replaceSubscription(old, s *subscription) {
+	old.qos, old.noLocal, old.retainAsPublished, old.identifier = s.qos, s.noLocal, s.retainAsPublished, s.identifier
+	if st.persistent != nil {
+		st.persistent.markFilterChanged(s.clientFilter)
 	}
 }
 
-// unsubscribeOne is called with mu held. What is queued already still goes out,
+// removeSubscription is called with mu held. What is queued already still goes out,
 // unless it is dropped too.
-func (st *sessionState) unsubscribeOne(s *subscription) {
-	s.dead = true
-	delete(st.subs, s.name)
-	st.world.discharge(s)
+func (st *sessionState) removeSubscription(s *subscription) {
+	s.removed = true
+	delete(st.subs, s.clientFilter)
+	st.tenant.dischargeSubscription(s)
 	if g := s.memberOf; g != nil {
-		st.shares = slices.DeleteFunc(st.shares, func(x *group) bool { return x == g })
+		st.groups = slices.DeleteFunc(st.groups, func(x *sharedGroup) bool { return x == g })
 	}
-	if st.lasting != nil {
-		st.lasting.change(s.name)
+	if st.persistent != nil {
+		st.persistent.markFilterChanged(s.clientFilter)
 	}
 	st.broker.stats.subscriptions.Add(-1)
 }
 
-// unsubscribeAll is called with mu held.
-func (st *sessionState) unsubscribeAll() {
+// removeAllSubscriptions is called with mu held.
+func (st *sessionState) removeAllSubscriptions() {
 	for _, s := range st.subs {
-		st.unsubscribeOne(s)
+		st.removeSubscription(s)
 	}
 	st.subs = nil
 }
 
-func (c *conn) unsubscribe(p *packet.Unsubscribe) error {
+func (c *conn) handleUnsubscribe(p *packet.Unsubscribe) error {
 	ack := &packet.Unsuback{ID: p.ID}
-	var orphans []orphan
+	var redistributions []redistribution
 	c.session.mu.Lock()
 	if c.session.conn != c || c.out.closed {
 		c.session.mu.Unlock()
 		return nil
 	}
 	for _, f := range p.Filters {
-		code := packet.NoSubscription
+		code := packet.NoSubscriptionExisted
 		if s := c.session.subs[f]; s != nil {
-			c.session.unsubscribeOne(s)
+			c.session.removeSubscription(s)
 			if s.memberOf != nil {
-				orphans = append(orphans, c.session.orphans(s)...)
+				redistributions = append(redistributions, c.session.takeForRedistribution(s)...)
 			}
 			code = packet.Success
-		} else if f == authTopic && c.auth != nil {
-			c.listen(nil)
+		} else if f == authTopic && c.noticeSubscription != nil {
+			c.setNoticeSubscription(nil)
 			code = packet.Success
 		} else if _, filter, _, err := policy.Share(f); err != nil || policy.CheckFilter(filter) != nil {
-			code = packet.BadFilter // MQTT 5.0 §3.11.3
+			code = packet.TopicFilterInvalid // MQTT 5.0 §3.11.3
 		}
 		ack.Codes = append(ack.Codes, code)
 	}
-	c.keepPump()
-	at := c.session.touch()
+	c.updatePump()
+	at := c.session.markChanged()
 	c.session.mu.Unlock()
-	c.answerAfter(at, ack)
-	c.session.hand(orphans, false)
+	c.respondAfter(at, ack)
+	c.session.redistribute(redistributions, false)
 	return nil
 }

@@ -20,7 +20,7 @@ import (
 // ServeHTTP takes MQTT over WebSocket (MQTT 5.0 §6). It asks for no origin: what a
 // connection may do comes from its CONNECT alone, which no browser adds by itself.
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := &hijacker{ResponseWriter: w, frames: newFrameCheck(b.options.PacketBytes)}
+	h := &hijacker{ResponseWriter: w, frames: newFrameValidator(b.options.PacketBytes)}
 	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{Subprotocols: []string{"mqtt"}, InsecureSkipVerify: true})
 	if err != nil {
 		return // it has answered
@@ -29,15 +29,15 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = ws.Close(websocket.StatusProtocolError, "the subprotocol here is mqtt") // nothing is left to be told
 		return
 	}
-	b.Handle(&socket{Conn: websocket.NetConn(b.ctx, ws, websocket.MessageBinary), ws: ws, below: h.below})
+	b.Handle(&webSocketConn{Conn: websocket.NetConn(b.ctx, ws, websocket.MessageBinary), ws: ws, frameConn: h.frameConn})
 }
 
 // hijacker gives WebSocket a connection whose frames are checked, and whose reading is bounded
 // after the end.
 type hijacker struct {
 	http.ResponseWriter
-	frames frameCheck
-	below  *below
+	frames    frameValidator
+	frameConn *frameConn
 }
 
 // Hijack is [http.Hijacker]'s.
@@ -46,38 +46,38 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	h.below = &below{Conn: nc, frames: h.frames, left: lingerBytes, closed: make(chan struct{})}
+	h.frameConn = &frameConn{Conn: nc, frames: h.frames, discardLeft: lingerBytes, closed: make(chan struct{})}
 	// What came with the request is checked as all that follows.
-	if h.below.early, err = io.ReadAll(io.LimitReader(rw.Reader, int64(rw.Reader.Buffered()))); err != nil {
+	if h.frameConn.buffered, err = io.ReadAll(io.LimitReader(rw.Reader, int64(rw.Reader.Buffered()))); err != nil {
 		return nil, nil, errors.Join(err, nc.Close())
 	}
-	return h.below, bufio.NewReadWriter(bufio.NewReader(h.below), rw.Writer), nil
+	return h.frameConn, bufio.NewReadWriter(bufio.NewReader(h.frameConn), rw.Writer), nil
 }
 
-// below is the connection that WebSocket frames are read from. Its reader and whoever
+// frameConn is the connection that WebSocket frames are read from. Its reader and whoever
 // waits for the peer's close frame take turns, and both throw away what comes after the
 // end: it counts for them.
-type below struct {
+type frameConn struct {
 	net.Conn
-	frames frameCheck
-	early  []byte                     // what came with the request; read first
-	bad    atomic.Pointer[frameError] // what was wrong with a frame: nothing is read from it on
-	ended  atomic.Bool                // the MQTT connection has; no more than left is read
-	left   int                        // the one's who reads
-	once   sync.Once
-	closed chan struct{}
+	frames      frameValidator
+	buffered    []byte                     // what came with the request; read first
+	frameErr    atomic.Pointer[frameError] // what was wrong with a frame: nothing is read from it on
+	ended       atomic.Bool                // the MQTT connection has; no more than left is read
+	discardLeft int                        // the one's who reads
+	once        sync.Once
+	closed      chan struct{}
 }
 
 // Read is net.Conn's, up to a frame that is refused. Where the bound is met it waits for
 // Close: an error would close the connection before the peer has read the final packet.
-func (u *below) Read(b []byte) (int, error) {
-	if u.bad.Load() != nil {
-		return 0, u.waste(b)
+func (u *frameConn) Read(b []byte) (int, error) {
+	if u.frameErr.Load() != nil {
+		return 0, u.discard(b)
 	}
 	n, err := u.read(b)
-	good, bad := u.frames.check(b[:n])
+	good, bad := u.frames.validate(b[:n])
 	if bad != nil {
-		if u.bad.Store(bad); good == 0 {
+		if u.frameErr.Store(bad); good == 0 {
 			return 0, bad
 		}
 		return good, nil
@@ -85,53 +85,53 @@ func (u *below) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (u *below) read(b []byte) (int, error) {
-	if len(u.early) > 0 {
-		n := copy(b, u.early)
-		u.early = u.early[n:]
+func (u *frameConn) read(b []byte) (int, error) {
+	if len(u.buffered) > 0 {
+		n := copy(b, u.buffered)
+		u.buffered = u.buffered[n:]
 		return n, nil
 	}
 	if !u.ended.Load() {
 		return u.Conn.Read(b)
 	}
-	if u.left <= 0 {
+	if u.discardLeft <= 0 {
 		<-u.closed
 		return 0, net.ErrClosed
 	}
-	n, err := u.Conn.Read(b[:min(len(b), u.left)])
-	u.left -= max(n, lingerRead)
+	n, err := u.Conn.Read(b[:min(len(b), u.discardLeft)])
+	u.discardLeft -= max(n, lingerReadCost)
 	return n, err
 }
 
-// waste throws away what comes after a frame that was refused, once the connection has ended.
-func (u *below) waste(b []byte) error {
+// discard throws away what comes after a frame that was refused, once the connection has ended.
+func (u *frameConn) discard(b []byte) error {
 	for u.ended.Load() {
 		if _, err := u.read(b); err != nil {
 			return err
 		}
 	}
-	return u.bad.Load()
+	return u.frameErr.Load()
 }
 
 // Close is net.Conn's.
-func (u *below) Close() error {
+func (u *frameConn) Close() error {
 	u.once.Do(func() { close(u.closed) })
 	return u.Conn.Close()
 }
 
-// socket is a connection over WebSocket.
-type socket struct {
+// webSocketConn is a connection over WebSocket.
+type webSocketConn struct {
 	net.Conn
-	ws       *websocket.Conn
-	below    *below
-	deadline atomic.Int64 // of reading, in nanoseconds; 0 for none
-	why      atomic.Pointer[error]
+	ws        *websocket.Conn
+	frameConn *frameConn
+	deadline  atomic.Int64 // of reading, in nanoseconds; 0 for none
+	closeErr  atomic.Pointer[error]
 }
 
 // Read is net.Conn's, with its word for a deadline.
-func (s *socket) Read(b []byte) (int, error) {
+func (s *webSocketConn) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b)
-	if bad := s.below.bad.Load(); err != nil && bad != nil {
+	if bad := s.frameConn.frameErr.Load(); err != nil && bad != nil {
 		return n, bad
 	}
 	if at := s.deadline.Load(); err != nil && at > 0 && time.Now().UnixNano() >= at && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
@@ -141,7 +141,7 @@ func (s *socket) Read(b []byte) (int, error) {
 }
 
 // SetReadDeadline is net.Conn's; Read has to know it.
-func (s *socket) SetReadDeadline(t time.Time) error {
+func (s *webSocketConn) SetReadDeadline(t time.Time) error {
 	at := int64(0)
 	if !t.IsZero() {
 		at = t.UnixNano()
@@ -151,18 +151,18 @@ func (s *socket) SetReadDeadline(t time.Time) error {
 }
 
 // SetDeadline sets both.
-func (s *socket) SetDeadline(t time.Time) error {
+func (s *webSocketConn) SetDeadline(t time.Time) error {
 	return errors.Join(s.SetReadDeadline(t), s.SetWriteDeadline(t))
 }
 
 // CloseWrite says the last words: 1008 where the connection may not go on (RFC 6455
 // §7.4.1). Nothing is written after it.
-func (s *socket) CloseWrite() error {
+func (s *webSocketConn) CloseWrite() error {
 	code, words := websocket.StatusNormalClosure, ""
-	if p := s.why.Load(); p != nil && errors.Is(*p, errTaken) {
+	if p := s.closeErr.Load(); p != nil && errors.Is(*p, errTakenOver) {
 		code, words = websocket.StatusPolicyViolation, "the client connected again"
 	} else if bad, ok := frameErrorOf(p); ok {
-		code, words = bad.code, bad.cause.What
+		code, words = bad.code, bad.cause.Detail
 	} else if p != nil {
 		switch code, words = websocket.StatusPolicyViolation, string(codeOf(*p)); codeOf(*p) {
 		case watchword.Unavailable:
@@ -175,8 +175,8 @@ func (s *socket) CloseWrite() error {
 	}
 	// Close waits for the peer's word, and so for the reader. The error is that of a
 	// connection that is gone.
-	defer time.AfterFunc(byeTimeout, func() {
-		_ = s.below.Close() // to have Close return below, which reports how the connection ended
+	defer time.AfterFunc(closeTimeout, func() {
+		_ = s.frameConn.Close() // to have Close return below, which reports how the connection ended
 	}).Stop()
 	return s.ws.Close(code, words)
 }
@@ -189,6 +189,6 @@ func frameErrorOf(p *error) (*frameError, bool) {
 }
 
 // Close is net.Conn's. It says nothing, and waits for nobody: CloseWrite did.
-func (s *socket) Close() error {
-	return errors.Join(s.below.Close(), s.Conn.Close())
+func (s *webSocketConn) Close() error {
+	return errors.Join(s.frameConn.Close(), s.Conn.Close())
 }

@@ -14,15 +14,15 @@ import (
 
 // A peer over WebSocket that says nothing any more, as a laptop that was closed, does not
 // keep the server from going.
-func TestADeafPeerOverWebSocketIsNotWaitedFor(t *testing.T) {
-	h := newHouse(t, mqtt.Options{})
-	s := httptest.NewServer(h.broker)
+func TestUnresponsiveWebSocketPeerIsClosed(t *testing.T) {
+	srv := newTestServer(t, mqtt.Options{})
+	s := httptest.NewServer(srv.broker)
 	defer s.Close()
 	ws, _, err := websocket.Dial(t.Context(), s.URL, &websocket.DialOptions{Subprotocols: []string{"mqtt"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := ws.Write(t.Context(), websocket.MessageBinary, packet.Append(nil, hello(packet.V5, "d", h.token("d", time.Hour)), packet.V5)); err != nil {
+	if err := ws.Write(t.Context(), websocket.MessageBinary, packet.Append(nil, hello(packet.V5, "d", srv.token("d", time.Hour)), packet.V5)); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := ws.Read(t.Context()); err != nil { // CONNACK, and then nothing is read
@@ -30,8 +30,8 @@ func TestADeafPeerOverWebSocketIsNotWaitedFor(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second) // the library alone waits for ten
 	defer cancel()
-	if err := h.broker.Close(ctx); err != nil {
+	if err := srv.broker.Close(ctx); err != nil {
 		t.Error(err)
 	}
-	h.guard.Close(nil)
+	srv.guard.Close(nil)
 }

@@ -19,7 +19,7 @@ func parsed(t *testing.T, name, src string) *policy.Document {
 
 // An owner is an operator whose label role is owner. Nothing else makes one: no other
 // kind, no other value, no other label.
-func TestWhatMakesAnOwner(t *testing.T) {
+func TestRetainedOwnership(t *testing.T) {
 	set := policy.NewSet()
 	for _, tc := range []struct {
 		name   string
@@ -41,7 +41,7 @@ func TestWhatMakesAnOwner(t *testing.T) {
 		{"a service", watchword.Service, watchword.Labels{"role": "owner"}, false},
 		{"a subject of no kind", "", watchword.Labels{"role": "owner"}, false},
 	} {
-		g := set.For(policy.Who{ID: "owner", Kind: tc.kind, Labels: tc.labels})
+		g := set.For(policy.Subject{ID: "owner", Kind: tc.kind, Labels: tc.labels})
 		for what, d := range map[string]policy.Decision{
 			"publish":   g.Publish("plant/lux"),
 			"subscribe": g.Subscribe("#"),
@@ -73,7 +73,7 @@ func TestADocumentOfSeveralKindsIsForEachOfThem(t *testing.T) {
 		for _, whom := range []string{"for = {}", `for = { site = "a" }`, `subjects = ["x"]`} {
 			d := parsed(t, "p", "kinds = "+kinds+"\n"+whom+"\n[[allow]]\npublish = [\"t\"]\n")
 			for _, kind := range append(all, "") {
-				w := policy.Who{ID: "x", Kind: kind, Labels: watchword.Labels{"site": "a"}}
+				w := policy.Subject{ID: "x", Kind: kind, Labels: watchword.Labels{"site": "a"}}
 				must := slices.Contains(want, kind)
 				if got := d.Applies(w); got != must {
 					t.Errorf("kinds = %s, %s: applies to %q: %v", kinds, whom, kind, got)
@@ -95,7 +95,7 @@ func TestBoundsAndTheClaimsOfAToken(t *testing.T) {
 		"[[allow]]", `call = ["door.open"]`, "args = { angle = { maximum = 80 } }",
 		"[[deny]]", `call = ["lamp.set"]`, "args = { level = { minimum = 50 } }",
 		"[[deny]]", `call = ["lamp.reset"]`,
-	))).For(policy.Who{ID: "x", Kind: watchword.Service})
+	))).For(policy.Subject{ID: "x", Kind: watchword.Service})
 	resources := func(ps []watchword.Permission) (out []string) {
 		for _, p := range ps {
 			out = append(out, p.Resource)
@@ -133,10 +133,10 @@ func TestBoundsAndTheClaimsOfAToken(t *testing.T) {
 
 // Arguments that are no JSON object fit no bound: an allow rule with bounds gives nothing
 // for them. Without arguments there is nothing that a bound could refuse.
-func TestArgumentsThatAreNoObjectFitNoBound(t *testing.T) {
+func TestNonObjectArgumentsMatchNoBound(t *testing.T) {
 	g := policy.NewSet(parsed(t, "p", lines(
 		"for = {}", "[[allow]]", `call = ["f"]`, "args = { level = { maximum = 80 } }", "[[allow]]", `call = ["free"]`,
-	))).For(policy.Who{ID: "x", Kind: watchword.Service})
+	))).For(policy.Subject{ID: "x", Kind: watchword.Service})
 	for args, want := range map[string]bool{
 		"": true, "{}": true, `{"level":80}`: true, `{"other":99}`: true,
 		`{"level":81}`: false, "[]": false, `[{"level":1}]`: false, "99": false, `"level"`: false, "null": false, "true": false,

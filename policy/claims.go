@@ -89,15 +89,15 @@ func appendFilters(out []watchword.Permission, prefix string, filters map[string
 }
 
 func coveredCall(all map[string]bool, c string) bool {
-	device, function, _ := strings.Cut(strings.TrimPrefix(c, watchword.FnPrefix), "/")
+	device, function, _ := strings.Cut(strings.TrimPrefix(c, watchword.FunctionPrefix), "/")
 	for _, d := range []string{device, "*"} {
 		for i := range len(function) + 1 {
-			wider := watchword.FnPrefix + d + "/" + function[:i] + "*"
+			wider := watchword.FunctionPrefix + d + "/" + function[:i] + "*"
 			if wider != c && all[wider] {
 				return true
 			}
 		}
-		if exact := watchword.FnPrefix + d + "/" + function; exact != c && all[exact] {
+		if exact := watchword.FunctionPrefix + d + "/" + function; exact != c && all[exact] {
 			return true
 		}
 	}

@@ -20,11 +20,11 @@ type Document struct {
 	// ProofRequired says that its subjects get nothing that works without a proof (proof = "required").
 	ProofRequired bool
 
-	labels   watchword.Labels                 // for
-	subjects map[watchword.SubjectID]struct{} // subjects; nil if labels choose
-	kinds    []watchword.Kind                 // nil: any
-	rules    []rule
-	unread   []string // bounds that could take too long: see [ParseStored]
+	labels        watchword.Labels                 // for
+	subjects      map[watchword.SubjectID]struct{} // subjects; nil if labels choose
+	kinds         []watchword.Kind                 // nil: any
+	rules         []rule
+	skippedBounds []string // bounds that could take too long: see [ParseStored]
 }
 
 // rule is one [[allow]] or [[deny]] with its templates.
@@ -47,8 +47,8 @@ type bound struct {
 	deny   bool // of a rule that denies: a value that cannot be held against it fits
 }
 
-// Who is a subject as policies see it.
-type Who struct {
+// Subject is a subject as policies see it.
+type Subject struct {
 	ID     watchword.SubjectID
 	Kind   watchword.Kind
 	Labels watchword.Labels
@@ -64,7 +64,7 @@ func (d *Document) For() (ids []watchword.SubjectID, labels watchword.Labels) {
 }
 
 // Applies reports whether the document speaks of w.
-func (d *Document) Applies(w Who) bool {
+func (d *Document) Applies(w Subject) bool {
 	if d.kinds != nil {
 		found := false
 		for _, k := range d.kinds {

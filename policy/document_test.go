@@ -19,7 +19,7 @@ const (
 	badWildcard = "+ and # must stand alone in their level"
 	badEnd      = "# must be the last level"
 	badLength   = "must have 1 to 1024 bytes"
-	noWhom      = `say whom it is for: either for = { label = "value" } or subjects = ["id"]; for = {} is everybody`
+	noSubjects  = `say whom it is for: either for = { label = "value" } or subjects = ["id"]; for = {} is everybody`
 	noList      = "a policy needs at least one [[allow]] or [[deny]]"
 	noAction    = "a rule needs at least one of publish, subscribe, call, get, put, post, patch, delete"
 	noTable     = "args is a table: args = { level = { maximum = 80 } }"
@@ -43,8 +43,8 @@ func TestEveryMistakeHasItsPlace(t *testing.T) {
 		{"another name", lines(`name = "lamp"`, "for = {}", "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, `the document calls itself "lamp", but it is to be "lamps"`}}},
 		{"a name of the wrong type", lines("for = {}", "name = 7", "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 1, "a policy's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"}}},
 		{"a name with a slash", lines(`name = "a/b"`, "for = {}", "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, "a policy's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"}}},
-		{"nobody", lines("# lamps", "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, noWhom}}},
-		{"both labels and subjects", lines(`subjects = ["lamp-7"]`, `for = { kind = "lamp" }`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 1, noWhom}}},
+		{"nobody", lines("# lamps", "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, noSubjects}}},
+		{"both labels and subjects", lines(`subjects = ["lamp-7"]`, `for = { kind = "lamp" }`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 1, noSubjects}}},
 		{"no rule", lines("", "for = {}"), []policy.Mistake{{1, 1, noList}}},
 		{"proof of the wrong type", lines("for = {}", "proof = true"), []policy.Mistake{{2, 1, `proof may be "required"`}}},
 		{"proof of another word", lines("for = {}", `proof = "optional"`), []policy.Mistake{{2, 1, `proof may be "required"`}}},
@@ -186,7 +186,7 @@ func TestADocumentHasABound(t *testing.T) {
 
 var parsers = map[string]func(string, []byte) (*policy.Document, error){"TOML": policy.Parse, "JSON": policy.ParseJSON}
 
-func TestAtMostTwentyMistakesAreTold(t *testing.T) {
+func TestAtMostTwentyMistakesAreReported(t *testing.T) {
 	src := "for = {}\n" + strings.Repeat("[[allow]]\nget = [\"x\"]\n", 30)
 	_, err := policy.Parse("p", []byte(src))
 	got := policy.Mistakes(err)
@@ -240,12 +240,12 @@ call = ["firmware.*"]
 }`
 )
 
-func lamp(id, site string) policy.Who {
+func lamp(id, site string) policy.Subject {
 	labels := watchword.Labels{"kind": "lamp"}
 	if site != "" {
 		labels["site"] = site
 	}
-	return policy.Who{ID: watchword.SubjectID(id), Kind: watchword.Device, Labels: labels}
+	return policy.Subject{ID: watchword.SubjectID(id), Kind: watchword.Device, Labels: labels}
 }
 
 func TestTheExampleOfTheDesign(t *testing.T) {
@@ -355,11 +355,11 @@ func TestMistakesInJSONHaveNoPlace(t *testing.T) {
 		{"a list", "[]", []string{"is no JSON object"}},
 		{"more than one", "{} {}", []string{"is no JSON object"}},
 		{"TOML", lampsTOML, []string{"is no JSON object"}},
-		{"null", "null", []string{noWhom, noList}},
-		{"an empty object", "{}", []string{noWhom, noList}},
+		{"null", "null", []string{noSubjects, noList}},
+		{"an empty object", "{}", []string{noSubjects, noList}},
 		{"an unknown key", `{"for":{},"allow":[{"publsh":["a"],"get":["/"]}]}`, []string{`unknown key "publsh"; did you mean "publish"?`}},
 		{"a filter that is none", `{"for":{},"allow":[{"publish":["a/#/b"]}]}`, []string{badEnd}},
-		{"both labels and subjects", `{"for":{},"subjects":["a"],"allow":[{"get":["/"]}]}`, []string{noWhom}},
+		{"both labels and subjects", `{"for":{},"subjects":["a"],"allow":[{"get":["/"]}]}`, []string{noSubjects}},
 		{"a bad label", `{"for":{"site":"+"},"allow":[{"get":["/"]}]}`, []string{badLabel}},
 		{"a bad schema", `{"for":{},"allow":[{"call":["f"],"args":{"level":{"maximum":"80"}}}]}`, []string{`the bound of "level" is no JSON Schema`}},
 		{"a bad variable", `{"for":{},"allow":[{"publish":["${a b}"]}]}`, []string{badVariable}},
@@ -392,7 +392,7 @@ func TestASetIsWhatWasPutIn(t *testing.T) {
 		return d
 	}
 	may := func(s *policy.Set, topic string) bool {
-		return s.For(policy.Who{ID: "x", Kind: watchword.Service}).Publish(topic).Allowed
+		return s.For(policy.Subject{ID: "x", Kind: watchword.Service}).Publish(topic).Allowed
 	}
 	one := policy.NewSet(doc("p", "a"), doc("p", "b"))
 	two := one.With(doc("q", "c"))
@@ -464,7 +464,7 @@ func TestABoundThatCouldTakeTooLongIsAMistake(t *testing.T) {
 			if effect == "deny" {
 				docs = append(docs, all)
 			}
-			g := policy.NewSet(docs...).For(policy.Who{ID: "x", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp"}})
+			g := policy.NewSet(docs...).For(policy.Subject{ID: "x", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp"}})
 			if d := g.Call(policy.Target{ID: "d"}, "f", []byte(`{"level":1}`)); d.Err() == nil {
 				t.Errorf("stored, %s: the call passes", effect)
 			}
@@ -478,7 +478,7 @@ func TestANumberBeyondTheBoundsIsDenied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := policy.NewSet(doc).For(policy.Who{ID: "x", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp"}})
+	g := policy.NewSet(doc).For(policy.Subject{ID: "x", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp"}})
 	for args, allowed := range map[string]bool{
 		`{"level":79}`: true, `{"level":80}`: false, `{"level":1e400}`: false, `{"level":1e401}`: false, `{"level":` + strings.Repeat("9", 65) + `}`: false, `{"level":1e-9}`: true,
 	} {

@@ -119,26 +119,26 @@ func (g *Grant) nearestCall(t Target, function string, args []byte) string {
 	best, near := 0, ""
 	for i := range g.Allowed.Calls {
 		r := &g.Allowed.Calls[i]
-		score, why := 0, ""
+		score, reason := 0, ""
 		switch {
-		case r.Names(t, function):
+		case r.Matches(t, function):
 			if m := doc.misfit(r.Bounds); m != nil {
-				score, why = 3, m.String()
+				score, reason = 3, m.String()
 			}
 		case permit.MatchFunction(r.Function, function):
-			score, why = 2, missed(r, t)
-		case r.Aims(t):
-			score, why = 1, "allows "+r.Function
+			score, reason = 2, missedTarget(r, t)
+		case r.Reaches(t):
+			score, reason = 1, "allows "+r.Function
 		}
 		if score > best {
-			best, near = score, named(r.Origin, "%s", why)
+			best, near = score, named(r.Origin, "%s", reason)
 		}
 	}
 	return near
 }
 
-// missed says what keeps the rule from the device.
-func missed(r *callRule, t Target) string {
+// missedTarget says what keeps the rule from the device.
+func missedTarget(r *callRule, t Target) string {
 	for _, k := range slices.Sorted(maps.Keys(r.Labels)) {
 		if got := t.Labels[k]; got != r.Labels[k] {
 			return fmt.Sprintf("device %s has label %s=%s, not %s", t.ID, k, got, r.Labels[k])
@@ -148,7 +148,7 @@ func missed(r *callRule, t Target) string {
 }
 
 // String says which bound was missed, as "args.level 99 > maximum 80".
-func (m *misfit) String() string {
+func (m *boundViolation) String() string {
 	path := "args." + m.name
 	ve, ok := errors.AsType[*jsonschema.ValidationError](m.err)
 	if !ok {

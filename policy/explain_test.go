@@ -21,7 +21,7 @@ func TestTheNearestMiss(t *testing.T) {
 		"[[allow]]", `call = ["door.open"]`, `devices = ["d1"]`, // line 14
 		"[[deny]]", `subscribe = ["s/t/no"]`, // line 17
 	))
-	g := policy.NewSet(d).For(policy.Who{ID: "x", Kind: watchword.Service})
+	g := policy.NewSet(d).For(policy.Subject{ID: "x", Kind: watchword.Service})
 	lamp := policy.Target{ID: "l1", Labels: watchword.Labels{"kind": "lamp", "site": "a"}}
 	for _, tc := range []struct {
 		action, resource string
@@ -60,7 +60,7 @@ func TestTheNearestMiss(t *testing.T) {
 			t.Errorf("%s %s: got %+v", tc.action, tc.resource, e)
 		}
 	}
-	e := policy.NewSet().For(policy.Who{ID: "x", Kind: watchword.Operator, Labels: watchword.Labels{"role": "owner"}}).Explain("pub", "topic:$SYS/x", policy.Target{}, nil)
+	e := policy.NewSet().For(policy.Subject{ID: "x", Kind: watchword.Operator, Labels: watchword.Labels{"role": "owner"}}).Explain("pub", "topic:$SYS/x", policy.Target{}, nil)
 	if e.Nearest != "owner: allows #" {
 		t.Errorf("got %+v", e)
 	}

@@ -85,7 +85,7 @@ func TestTheAlgebraIsExact(t *testing.T) {
 	}
 }
 
-func TestLongFiltersKeepTheLaws(t *testing.T) {
+func TestLongFiltersKeepAlgebraLaws(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	words := []string{"a", "b", "c", "", "$s", "+", "+"}
 	random := func() string {
@@ -135,7 +135,7 @@ func TestLongFiltersKeepTheLaws(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoFilter(t *testing.T) {
+func TestInvalidFilters(t *testing.T) {
 	for _, f := range []string{"", "a/#/b", "#/a", "a+", "a/b#", "+a/b", "a/##", "a\x00b", "\xff", strings.Repeat("a", 1025), strings.Repeat("a/", 64) + "a"} {
 		if policy.CheckFilter(f) == nil {
 			t.Errorf("%q is taken as a filter", f)

@@ -62,14 +62,14 @@ type arguments struct {
 
 func newArguments(raw []byte) *arguments { return &arguments{raw: raw} }
 
-// misfit is an argument that does not fit its bound.
-type misfit struct {
+// boundViolation is an argument that does not fit its bound.
+type boundViolation struct {
 	name string
 	err  error
 }
 
 // misfit returns the first bound that the arguments do not fit; nil if they fit all.
-func (a *arguments) misfit(bounds []bound) *misfit {
+func (a *arguments) misfit(bounds []bound) *boundViolation {
 	if len(bounds) == 0 {
 		return nil
 	}
@@ -83,14 +83,14 @@ func (a *arguments) misfit(bounds []bound) *misfit {
 	}
 	for _, b := range bounds {
 		if a.bad {
-			return &misfit{name: b.name}
+			return &boundViolation{name: b.name}
 		}
 		v, ok := a.doc[b.name]
 		if !ok {
 			continue
 		}
 		if err := b.schema.Validate(v); err != nil && !(b.deny && errors.Is(err, schema.ErrValue)) {
-			return &misfit{b.name, err}
+			return &boundViolation{b.name, err}
 		}
 	}
 	return nil

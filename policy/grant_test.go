@@ -103,15 +103,15 @@ func TestTheCompiledGrantIsTheObviousOne(t *testing.T) {
 		var rules []refRule
 		var docs []*policy.Document
 		for i := range 1 + r.IntN(6) {
-			whose := pick("", "", "lamp", "pump")
+			owner := pick("", "", "lamp", "pump")
 			src := "for = {}\n"
-			if whose != "" {
-				src = fmt.Sprintf("for = { kind = %q }\n", whose)
+			if owner != "" {
+				src = fmt.Sprintf("for = { kind = %q }\n", owner)
 			}
 			n := 0
 			for range 1 + r.IntN(3) {
 				rule := refRule{
-					deny: r.IntN(4) == 0, whose: whose, publish: some(2, filters...), subscribe: some(2, filters...), get: some(2, paths...),
+					deny: r.IntN(4) == 0, whose: owner, publish: some(2, filters...), subscribe: some(2, filters...), get: some(2, paths...),
 					call: some(2, "lamp.set", "lamp.*", "*", "fw.update"), onSite: pick("", "", "s1", "${site}"), level: pick("", "", "80", "10"),
 				}
 				if len(rule.publish)+len(rule.subscribe)+len(rule.get)+len(rule.call) == 0 {
@@ -138,7 +138,7 @@ func TestTheCompiledGrantIsTheObviousOne(t *testing.T) {
 			s.labels["site"] = k
 		}
 		// A service has no built-in topics, so that the drawn rules alone decide.
-		g := policy.NewSet(docs...).For(policy.Who{ID: watchword.SubjectID(s.id), Kind: watchword.Service, Labels: s.labels})
+		g := policy.NewSet(docs...).For(policy.Subject{ID: watchword.SubjectID(s.id), Kind: watchword.Service, Labels: s.labels})
 		fail := func(what string, got bool) {
 			t.Helper()
 			t.Fatalf("round %d: %s: compiled says %v, subject %+v, rules:\n%+v", round, what, got, s, rules)
@@ -190,7 +190,7 @@ func TestTheCompiledGrantIsTheObviousOne(t *testing.T) {
 				}
 			}
 		}
-		through(t, g, topics, asked, requests)
+		holdGrant(t, g, topics, asked, requests)
 	}
 }
 
@@ -205,19 +205,19 @@ func (s refSubject) calls(r refRule, fn, site string, level int) bool {
 		named = named && ok && on == site
 	}
 	if r.level != "" && level >= 0 {
-		var most int
-		if _, err := fmt.Sscan(r.level, &most); err != nil {
+		var limit int
+		if _, err := fmt.Sscan(r.level, &limit); err != nil {
 			panic(err)
 		}
-		named = named && level <= most
+		named = named && level <= limit
 	}
 	return named
 }
 
-// through holds the grant beside what its own claims give in a token: the token
+// holdGrant holds the grant beside what its own claims give in a token: the token
 // may be wider only where a bound on arguments cannot stand in it, and calls are
 // not asked here.
-func through(t *testing.T, g *policy.Grant, topics, filters, paths []string) {
+func holdGrant(t *testing.T, g *policy.Grant, topics, filters, paths []string) {
 	t.Helper()
 	tok, err := policy.FromPermissions(g.Perm(), g.Deny())
 	if err != nil {
@@ -242,9 +242,9 @@ func through(t *testing.T, g *policy.Grant, topics, filters, paths []string) {
 
 func TestTheBuiltInPolicies(t *testing.T) {
 	set := policy.NewSet()
-	dev := set.For(policy.Who{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"role": "owner"}})
-	op := set.For(policy.Who{ID: "alice", Kind: watchword.Operator})
-	owner := set.For(policy.Who{ID: "root", Kind: watchword.Operator, Labels: watchword.Labels{"role": "owner"}})
+	dev := set.For(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"role": "owner"}})
+	op := set.For(policy.Subject{ID: "alice", Kind: watchword.Operator})
+	owner := set.For(policy.Subject{ID: "root", Kind: watchword.Operator, Labels: watchword.Labels{"role": "owner"}})
 	for _, tc := range []struct {
 		name string
 		got  policy.Decision
@@ -288,7 +288,7 @@ call = ["lamp.reset"]
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := policy.NewSet(d).For(policy.Who{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": "a"}})
+	g := policy.NewSet(d).For(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": "a"}})
 	near, far := policy.Target{ID: "lamp-2", Labels: watchword.Labels{"site": "a"}}, policy.Target{ID: "lamp-3", Labels: watchword.Labels{"site": "b"}}
 	for _, tc := range []struct {
 		action, resource string
@@ -320,7 +320,7 @@ func TestABoundIsOneForEveryKindOfValue(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return policy.NewSet(d).For(policy.Who{ID: "x", Kind: watchword.Service})
+		return policy.NewSet(d).For(policy.Subject{ID: "x", Kind: watchword.Service})
 	}
 	allow := parse("[[allow]]\ncall = [\"f\"]\nargs = { level = { maximum = 80 }, mode = { pattern = \"^eco$\" } }\n")
 	deny := parse("[[allow]]\ncall = [\"f\"]\n[[deny]]\ncall = [\"f\"]\nargs = { level = { minimum = 50 } }\n")
@@ -404,7 +404,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		// Whatever was taken compiles, and its claims are good claims.
-		g := policy.NewSet(d).For(policy.Who{ID: "d1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": "s"}})
+		g := policy.NewSet(d).For(policy.Subject{ID: "d1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": "s"}})
 		if _, err := policy.FromPermissions(g.Perm(), g.Deny()); err != nil {
 			t.Errorf("claims that nobody takes: %v: %v %v", err, g.Perm(), g.Deny())
 		}

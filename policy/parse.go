@@ -46,7 +46,7 @@ func ParseStored(name string, src []byte) (doc *Document, unread []string, err e
 	}
 	doc, err = parse(name, tree, nil, true)
 	if doc != nil {
-		unread = doc.unread
+		unread = doc.skippedBounds
 	}
 	return doc, unread, err
 }
@@ -66,24 +66,24 @@ func ParseJSON(name string, src []byte) (*Document, error) {
 func parse(name string, tree map[string]any, at tomlpos.Positions, stored bool) (*Document, error) {
 	p := &parser{at: at, doc: &Document{Name: name}, stored: stored}
 	p.document(tree)
-	if len(p.wrong) > 0 {
-		slices.SortStableFunc(p.wrong, func(a, b Mistake) int { return a.Line - b.Line })
-		return nil, p.wrong.refuse(name)
+	if len(p.mistakes) > 0 {
+		slices.SortStableFunc(p.mistakes, func(a, b Mistake) int { return a.Line - b.Line })
+		return nil, p.mistakes.refuse(name)
 	}
 	return p.doc, nil
 }
 
 // parser reads the tree of a document and collects what is wrong with it.
 type parser struct {
-	at    tomlpos.Positions
-	doc   *Document
-	wrong mistakes
+	at       tomlpos.Positions
+	doc      *Document
+	mistakes mistakes
 
 	stored bool // taken before: a bound that could take too long is no mistake
 }
 
 func (p *parser) mistake(path, format string, a ...any) {
-	if len(p.wrong) >= maxMistakes {
+	if len(p.mistakes) >= maxMistakes {
 		return
 	}
 	pos, ok := p.at[path]
@@ -94,7 +94,7 @@ func (p *parser) mistake(path, format string, a ...any) {
 	if !ok && p.at != nil {
 		pos = [2]int{1, 1} // of the whole document
 	}
-	p.wrong = append(p.wrong, Mistake{pos[0], pos[1], fmt.Sprintf(format, a...)})
+	p.mistakes = append(p.mistakes, Mistake{pos[0], pos[1], fmt.Sprintf(format, a...)})
 }
 
 // What a document and a rule may have, and what carries which action.
@@ -108,7 +108,7 @@ func (p *parser) keys(path string, table map[string]any, known []string) {
 	for k := range table {
 		if !slices.Contains(known, k) {
 			hint := ""
-			if n := nearest(k, known); n != "" {
+			if n := nearestWord(k, known); n != "" {
 				hint = fmt.Sprintf("; did you mean %q?", n)
 			}
 			p.mistake(tomlpos.Below(path, k), "unknown key %q%s", k, hint)
@@ -127,12 +127,12 @@ func (p *parser) document(tree map[string]any) {
 			p.mistake("name", "the document calls itself %q, but it is to be %q", s, p.doc.Name)
 		}
 	}
-	if p.doc.Name == selfName || p.doc.Name == ownerName {
+	if p.doc.Name == selfPolicy || p.doc.Name == ownerPolicy {
 		p.mistake("name", "%q is built in", p.doc.Name)
 	} else if !watchword.ValidName(p.doc.Name) {
 		p.mistake("name", "a policy needs a name: 1 to 64 of A-Z a-z 0-9 . _ ~ -")
 	}
-	p.whom(tree)
+	p.subjects(tree)
 	if v, ok := tree["proof"]; ok {
 		if v != "required" {
 			p.mistake("proof", `proof may be "required"`)
@@ -147,7 +147,7 @@ func (p *parser) document(tree map[string]any) {
 	}
 }
 
-func (p *parser) whom(tree map[string]any) {
+func (p *parser) subjects(tree map[string]any) {
 	labels, byLabels := tree["for"]
 	subjects, bySubjects := tree["subjects"]
 	switch {
@@ -270,11 +270,11 @@ func (p *parser) target(path string, table map[string]any, r *rule) {
 	}
 }
 
-// typed gives a bound that speaks of numbers or texts, and names no type, that
+// withType gives a bound that speaks of numbers or texts, and names no type, that
 // type: to JSON Schema the text "99" fits { maximum = 80 }, because it is no
 // number, and what was meant as a bound would be none. In a deny rule the bound
 // stays as it is: there the wider reading is the safe one.
-func typed(bound any) any {
+func withType(bound any) any {
 	m, ok := bound.(map[string]any)
 	if !ok {
 		return bound
@@ -317,13 +317,13 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 	for _, name := range slices.Sorted(maps.Keys(bounds)) {
 		text := bounds[name]
 		if !r.deny {
-			text = typed(text)
+			text = withType(text)
 		}
 		compiled, err := compileBound(text)
 		switch {
 		case err == nil:
 		case p.stored:
-			p.doc.unread = append(p.doc.unread, name)
+			p.doc.skippedBounds = append(p.doc.skippedBounds, name)
 			if compiled, err = schema.Compile([]byte(strconv.FormatBool(r.deny))); err != nil { // what fits all, or nothing
 				panic(err) // true and false are schemas
 			}
@@ -342,7 +342,7 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 func compileBound(v any) (*schema.Schema, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		return nil, watchword.Because(err, watchword.BadRequest, "it cannot be written as JSON")
+		return nil, watchword.Wrap(err, watchword.BadRequest, "it cannot be written as JSON")
 	}
 	return schema.Compile(b)
 }
@@ -415,18 +415,18 @@ func expand(s string, value func(name string) (string, bool)) (string, error) {
 	}
 }
 
-// nearest returns the known word within two edits of s, if there is one.
-func nearest(s string, known []string) string {
+// nearestWord returns the known word within two edits of s, if there is one.
+func nearestWord(s string, known []string) string {
 	best, word := 3, ""
 	for _, k := range known {
-		if d := distance(s, k); d < best {
+		if d := editDistance(s, k); d < best {
 			best, word = d, k
 		}
 	}
 	return word
 }
 
-func distance(a, b string) int {
+func editDistance(a, b string) int {
 	if len(a) > 32 {
 		return len(a)
 	}

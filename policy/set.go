@@ -11,8 +11,8 @@ import (
 
 // The policies that are built in.
 const (
-	selfName  = "self"
-	ownerName = "owner"
+	selfPolicy  = "self"
+	ownerPolicy = "owner"
 )
 
 // Set is all documents of a tenant, with those built in. It is immutable and
@@ -86,7 +86,7 @@ func (s *Set) Without(name string) *Set {
 
 // For compiles today's policy for one subject. Documents that cannot apply cost
 // nothing.
-func (s *Set) For(w Who) *Grant {
+func (s *Set) For(w Subject) *Grant {
 	found := slices.Clone(s.bySubject[w.ID])
 	for k, v := range w.Labels {
 		found = append(found, s.byLabel[[2]string{k, v}]...)
@@ -94,7 +94,7 @@ func (s *Set) For(w Who) *Grant {
 	found = append(found, s.everybody...)
 	found = slices.DeleteFunc(found, func(d *Document) bool { return !d.Applies(w) })
 	slices.SortFunc(found, func(a, b *Document) int { return cmp.Compare(a.Name, b.Name) })
-	c := compiler{who: w, g: &Grant{version: s.version}}
+	c := compiler{subject: w, g: &Grant{version: s.version}}
 	c.builtIn()
 	for _, d := range found {
 		if d.ProofRequired && c.g.proof == nil {
@@ -109,15 +109,15 @@ func (s *Set) For(w Who) *Grant {
 
 // compiler fills a grant with the rules that apply to who.
 type compiler struct {
-	who Who
-	g   *Grant
+	subject Subject
+	g       *Grant
 }
 
 func (c *compiler) builtIn() {
-	self := &origin{Policy: selfName}
+	self := &origin{Policy: selfPolicy}
 	c.g.Allowed.Paths = append(c.g.Allowed.Paths, permit.NewPath("/v1/self/#", permit.AllPaths, self))
-	if c.who.Kind == watchword.Device {
-		own := "devices/" + string(c.who.ID) + "/"
+	if c.subject.Kind == watchword.Device {
+		own := "devices/" + string(c.subject.ID) + "/"
 		c.g.Allowed.Topics = append(c.g.Allowed.Topics,
 			permit.NewTopic(own+"events/#", true, false, self),
 			permit.NewTopic(own+"state", true, true, self),
@@ -126,8 +126,8 @@ func (c *compiler) builtIn() {
 			permit.NewTopic(own+"commands", false, true, self),
 		)
 	}
-	if c.who.Kind == watchword.Operator && c.who.Labels["role"] == "owner" {
-		owner := &origin{Policy: ownerName}
+	if c.subject.Kind == watchword.Operator && c.subject.Labels["role"] == "owner" {
+		owner := &origin{Policy: ownerPolicy}
 		c.g.Allowed.Topics = append(c.g.Allowed.Topics, permit.NewTopic("#", true, true, owner))
 		c.g.Allowed.Calls = append(c.g.Allowed.Calls, callRule{Device: "*", Function: "*", Origin: owner})
 		c.g.Allowed.Paths = append(c.g.Allowed.Paths, permit.NewPath("/#", permit.AllPaths, owner))
@@ -138,9 +138,9 @@ func (c *compiler) builtIn() {
 func (c *compiler) fill(template string) string {
 	s, err := expand(template, func(name string) (string, bool) {
 		if name == "id" {
-			return string(c.who.ID), true
+			return string(c.subject.ID), true
 		}
-		v, ok := c.who.Labels[name]
+		v, ok := c.subject.Labels[name]
 		return v, ok && watchword.ValidName(v) // a name cannot widen a filter
 	})
 	if err != nil {

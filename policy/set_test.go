@@ -25,7 +25,7 @@ func permissions(ps []watchword.Permission) (out []string) {
 }
 
 // What a subject has without any policy, line by line.
-func TestWhatIsBuiltIn(t *testing.T) {
+func TestBuiltInSchemas(t *testing.T) {
 	for _, tc := range []struct {
 		kind   watchword.Kind
 		labels watchword.Labels
@@ -40,7 +40,7 @@ func TestWhatIsBuiltIn(t *testing.T) {
 		{watchword.Operator, nil, []string{"get,put,post,patch,delete api:/v1/self/#"}},
 		{watchword.Operator, watchword.Labels{"role": "owner"}, []string{"get,put,post,patch,delete api:/#", "call fn:*/*", "pub,sub topic:#"}},
 	} {
-		g := policy.NewSet().For(policy.Who{ID: "x", Kind: tc.kind, Labels: tc.labels})
+		g := policy.NewSet().For(policy.Subject{ID: "x", Kind: tc.kind, Labels: tc.labels})
 		if got := permissions(g.Perm()); !slices.Equal(got, tc.want) {
 			t.Errorf("%s %v: got %q, want %q", tc.kind, tc.labels, got, tc.want)
 		}
@@ -63,7 +63,7 @@ func TestATokenHasNoLineThatAnotherCovers(t *testing.T) {
 		{`call = ["lamp.*", "lamp.set", "lamp.s*", "lam"]`, `["call fn:*/lam" "call fn:*/lamp.*"]`},
 		{`call = ["f", "g"]`, `["call fn:*/f" "call fn:*/g"]`},
 	} {
-		g := policy.NewSet(parsed(t, "p", "for = {}\n[[deny]]\n"+tc.rules+"\n")).For(policy.Who{ID: "x", Kind: watchword.Service})
+		g := policy.NewSet(parsed(t, "p", "for = {}\n[[deny]]\n"+tc.rules+"\n")).For(policy.Subject{ID: "x", Kind: watchword.Service})
 		if got := fmt.Sprintf("%q", permissions(g.Deny())); got != tc.want {
 			t.Errorf("%s: got %s, want %s", tc.rules, got, tc.want)
 		}
@@ -71,16 +71,16 @@ func TestATokenHasNoLineThatAnotherCovers(t *testing.T) {
 	// A call of one device beside the same of any.
 	g := policy.NewSet(parsed(t, "p", lines(
 		"for = {}", "[[deny]]", `call = ["f", "g"]`, `devices = ["d1"]`, "[[deny]]", `call = ["f"]`, "[[deny]]", `call = ["h"]`, "on = {}", "[[deny]]", `call = ["h"]`, `on = { site = "a" }`,
-	))).For(policy.Who{ID: "x", Kind: watchword.Service})
+	))).For(policy.Subject{ID: "x", Kind: watchword.Service})
 	if got, want := permissions(g.Deny()), []string{"call fn:*/f", "call fn:*/h", "call fn:d1/g"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
 // on = {} chooses every device, as no on at all does.
-func TestNoLabelsChooseEveryDevice(t *testing.T) {
+func TestEmptyLabelsSelectEveryDevice(t *testing.T) {
 	for _, on := range []string{"", "on = {}"} {
-		g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, on))).For(policy.Who{ID: "x", Kind: watchword.Service})
+		g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, on))).For(policy.Subject{ID: "x", Kind: watchword.Service})
 		for _, target := range []policy.Target{{ID: "d"}, {ID: "d", Labels: watchword.Labels{"site": "a"}}, {ID: "d", Unlabeled: true}} {
 			if !g.Call(target, "f", nil).Allowed {
 				t.Errorf("%q does not choose %+v", on, target)
@@ -88,7 +88,7 @@ func TestNoLabelsChooseEveryDevice(t *testing.T) {
 		}
 	}
 	// Devices by their ids, one of them the caller's own.
-	g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, `devices = ["d1", "${id}"]`, "[[deny]]", `call = ["*"]`, `devices = ["d2"]`))).For(policy.Who{ID: "x", Kind: watchword.Service})
+	g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, `devices = ["d1", "${id}"]`, "[[deny]]", `call = ["*"]`, `devices = ["d2"]`))).For(policy.Subject{ID: "x", Kind: watchword.Service})
 	for id, want := range map[watchword.SubjectID]bool{"d1": true, "x": true, "d2": false, "d3": false} {
 		if got := g.Call(policy.Target{ID: id}, "f", nil); got.Allowed != want || (id == "d2") != (got.Origin != nil && !want) {
 			t.Errorf("a call of %s: %v (%s)", id, got.Allowed, got.Why())
@@ -96,24 +96,24 @@ func TestNoLabelsChooseEveryDevice(t *testing.T) {
 	}
 	// A label that the caller does not have chooses none.
 	g = policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, `on = { site = "${site}" }`, "[[allow]]", `call = ["f"]`, `devices = ["${site}"]`, "[[allow]]", `get = ["/${site}/#"]`, `publish = ["${site}"]`, `subscribe = ["${site}/#"]`))).
-		For(policy.Who{ID: "x", Kind: watchword.Service})
+		For(policy.Subject{ID: "x", Kind: watchword.Service})
 	if got := permissions(g.Perm()); len(got) != 1 {
 		t.Errorf("without the label: %q", got)
 	}
 }
 
 // Documents that do not require a proof neither require one nor hide who does.
-func TestWhoRequiresAProofIsNamed(t *testing.T) {
+func TestProofRequiredNamesPolicy(t *testing.T) {
 	plain, early, late := parsed(t, "m", lines("for = {}", "[[allow]]", `get = ["/"]`)), parsed(t, "a", "for = {}\nproof = \"required\"\n"), parsed(t, "z", "for = {}\nproof = \"required\"\n")
 	for want, docs := range map[string][]*policy.Document{"": {plain}, "a": {late, plain, early}, "z": {plain, late}} {
-		rule, required := policy.NewSet(docs...).For(policy.Who{ID: "x", Kind: watchword.Service}).ProofRequired()
+		rule, required := policy.NewSet(docs...).For(policy.Subject{ID: "x", Kind: watchword.Service}).ProofRequired()
 		if rule != want || required != (want != "") {
 			t.Errorf("got %q, %v, want %q", rule, required, want)
 		}
 	}
 }
 
-func TestWhomADocumentIsFor(t *testing.T) {
+func TestDocumentSubjects(t *testing.T) {
 	ids, labels := parsed(t, "p", lines(`subjects = ["b", "a"]`, "[[allow]]", `get = ["/"]`)).For()
 	slices.Sort(ids)
 	if !slices.Equal(ids, []watchword.SubjectID{"a", "b"}) || labels != nil {
@@ -125,13 +125,13 @@ func TestWhomADocumentIsFor(t *testing.T) {
 	}
 	// A list of nobody is not a list of everybody.
 	d := parsed(t, "p", lines("subjects = []", "[[allow]]", `get = ["/"]`))
-	if ids, _ := d.For(); ids == nil || len(ids) != 0 || d.Applies(policy.Who{ID: "a"}) {
+	if ids, _ := d.For(); ids == nil || len(ids) != 0 || d.Applies(policy.Subject{ID: "a"}) {
 		t.Errorf("nobody: %q", ids)
 	}
 }
 
 // One permission holds another if it speaks of all that the other speaks of.
-func TestWhichCallHoldsWhich(t *testing.T) {
+func TestCallContainment(t *testing.T) {
 	for _, tc := range []struct {
 		outer, inner string
 		want         bool
@@ -164,7 +164,7 @@ func TestWhichCallHoldsWhich(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := g.Holds(watchword.Permission{Resource: tc.inner, Actions: []string{"call"}}); got != tc.want {
+		if got := g.Contains(watchword.Permission{Resource: tc.inner, Actions: []string{"call"}}); got != tc.want {
 			t.Errorf("%s holds %s: %v", tc.outer, tc.inner, got)
 		}
 	}

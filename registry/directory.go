@@ -12,42 +12,42 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// cacheBytes is how much memory the principals that a directory remembers may take.
-const cacheBytes = 256 << 20
+// directoryCacheBytes is how much memory the principals that a directory remembers may take.
+const directoryCacheBytes = 256 << 20
 
-// Truth is what a [Directory] reads of the store of record.
-type Truth interface {
+// DirectoryStore is what a [Directory] reads of the store of record.
+type DirectoryStore interface {
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
 	// Policies returns all policies of a tenant, by name.
 	Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error)
 	// PolicyVersion grows with each change of a policy, and when issuer keys change.
 	PolicyVersion(ctx context.Context, t watchword.TenantID) (int64, error)
-	// TokenCounts refuses a token that was revoked, or whose issuer key was. Codes: token_revoked,
+	// CheckToken refuses a token that was revoked, or whose issuer key was. Codes: token_revoked,
 	// issuer_revoked, unavailable.
-	TokenCounts(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error
+	CheckToken(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error
 }
 
 // Directory answers who a subject of a tenant is now, what policy gives it, and its keys, from memory where it can. It is
 // safe for concurrent use. After Forget or Renew returned, no answer is older than that.
 type Directory struct {
-	store Truth
+	store DirectoryStore
 
-	reading  sync.Mutex // held while policies are read from the store
+	reloadMu sync.Mutex // held while policies are read from the store
 	policies atomic.Pointer[map[watchword.TenantID]*policy.Set]
 
 	mu         sync.Mutex
 	generation uint64 // grows with each Forget, so that a read begun before it is not remembered after
-	entries    *recent.Sized[subjectKey, *session.Principal]
+	cache      *recent.Sized[subjectRef, *session.Principal]
 }
 
-type subjectKey struct {
+type subjectRef struct {
 	tenant watchword.TenantID
 	id     watchword.SubjectID
 }
 
 // NewDirectory returns a directory over st. The policies of a tenant are read when they are first asked for.
-func NewDirectory(st Truth) *Directory {
-	d := &Directory{store: st, entries: recent.NewSized[subjectKey, *session.Principal](cacheBytes)}
+func NewDirectory(st DirectoryStore) *Directory {
+	d := &Directory{store: st, cache: recent.NewSized[subjectRef, *session.Principal](directoryCacheBytes)}
 	d.policies.Store(&map[watchword.TenantID]*policy.Set{})
 	return d
 }
@@ -57,12 +57,12 @@ func (d *Directory) Policies(ctx context.Context, t watchword.TenantID) (*policy
 	if set := (*d.policies.Load())[t]; set != nil {
 		return set, nil
 	}
-	d.reading.Lock()
-	defer d.reading.Unlock()
+	d.reloadMu.Lock()
+	defer d.reloadMu.Unlock()
 	if set := (*d.policies.Load())[t]; set != nil {
 		return set, nil
 	}
-	return d.read(ctx, t)
+	return d.reloadPolicies(ctx, t)
 }
 
 // put is called with reading held.
@@ -72,8 +72,8 @@ func (d *Directory) put(t watchword.TenantID, set *policy.Set) {
 	d.policies.Store(&all)
 }
 
-// read reads the policies of a tenant, and puts them in force where they are newer. It is called with reading held.
-func (d *Directory) read(ctx context.Context, t watchword.TenantID) (*policy.Set, error) {
+// reloadPolicies reads the policies of a tenant, and puts them in force where they are newer. It is called with reading held.
+func (d *Directory) reloadPolicies(ctx context.Context, t watchword.TenantID) (*policy.Set, error) {
 	set, err := loadPolicies(ctx, d.store, t)
 	if err != nil {
 		return nil, err
@@ -85,11 +85,11 @@ func (d *Directory) read(ctx context.Context, t watchword.TenantID) (*policy.Set
 	return set, nil
 }
 
-// advance puts a set in force that was made from the one before by one change. Where another
+// installPolicies puts a set in force that was made from the one before by one change. Where another
 // change came between (of another node, or of an issuer key) the store is read instead.
-func (d *Directory) advance(ctx context.Context, t watchword.TenantID, before, set *policy.Set) error {
-	d.reading.Lock()
-	defer d.reading.Unlock()
+func (d *Directory) installPolicies(ctx context.Context, t watchword.TenantID, before, set *policy.Set) error {
+	d.reloadMu.Lock()
+	defer d.reloadMu.Unlock()
 	now := (*d.policies.Load())[t]
 	switch {
 	case now.Version() >= set.Version(): // read from the store meanwhile
@@ -98,7 +98,7 @@ func (d *Directory) advance(ctx context.Context, t watchword.TenantID, before, s
 		d.put(t, set)
 		return nil
 	}
-	_, err := d.read(ctx, t)
+	_, err := d.reloadPolicies(ctx, t)
 	if err != nil {
 		// What is known of the change is in force for live sessions all the same. Under the version of
 		// before no act commits on it until the store was read.
@@ -107,40 +107,40 @@ func (d *Directory) advance(ctx context.Context, t watchword.TenantID, before, s
 	return err
 }
 
-// Renew makes the next answer of [Directory.Principal] about a subject, and the policies, at least as new
+// Refresh makes the next answer of [Directory.Principal] about a subject, and the policies, at least as new
 // as the store is now, and refuses a token that counts no more there: an act that was decided on
 // something older is decided again. Codes: token_revoked, issuer_revoked, unavailable.
-func (d *Directory) Renew(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error {
-	d.Forget(t, id)
-	if err := d.store.TokenCounts(ctx, t, jti, signedBy); err != nil {
+func (d *Directory) Refresh(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error {
+	d.Invalidate(t, id)
+	if err := d.store.CheckToken(ctx, t, jti, signedBy); err != nil {
 		return err
 	}
 	version, err := d.store.PolicyVersion(ctx, t)
-	if err != nil || d.knows(t, version) {
+	if err != nil || d.hasVersion(t, version) {
 		return err
 	}
-	d.reading.Lock()
-	defer d.reading.Unlock()
-	if d.knows(t, version) {
+	d.reloadMu.Lock()
+	defer d.reloadMu.Unlock()
+	if d.hasVersion(t, version) {
 		return nil
 	}
-	_, err = d.read(ctx, t)
+	_, err = d.reloadPolicies(ctx, t)
 	return err
 }
 
-// knows reports whether the policies of t that are in force are of a version or a later one. Those that were never read
+// hasVersion reports whether the policies of t that are in force are of a version or a later one. Those that were never read
 // are read when they are asked for.
-func (d *Directory) knows(t watchword.TenantID, version int64) bool {
+func (d *Directory) hasVersion(t watchword.TenantID, version int64) bool {
 	set := (*d.policies.Load())[t]
 	return set == nil || version <= set.Version()
 }
 
-// Forget drops a subject that has changed in the store.
-func (d *Directory) Forget(t watchword.TenantID, id watchword.SubjectID) {
+// Invalidate drops a subject that has changed in the store.
+func (d *Directory) Invalidate(t watchword.TenantID, id watchword.SubjectID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.generation++
-	d.entries.Delete(subjectKey{t, id})
+	d.cache.Delete(subjectRef{t, id})
 }
 
 // Principal returns the subject with its keys and what policy gives it. Codes: not_found, unavailable.
@@ -152,9 +152,9 @@ func (d *Directory) Principal(ctx context.Context, t watchword.TenantID, id watc
 			return nil, err
 		}
 	}
-	k := subjectKey{t, id}
+	k := subjectRef{t, id}
 	d.mu.Lock()
-	p, ok := d.entries.Get(k)
+	p, ok := d.cache.Get(k)
 	generation := d.generation
 	d.mu.Unlock()
 	switch {
@@ -172,7 +172,7 @@ func (d *Directory) Principal(ctx context.Context, t watchword.TenantID, id watc
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.generation == generation {
-		d.entries.Put(k, p, p.Bytes())
+		d.cache.Put(k, p, p.Bytes())
 	}
 	return p, nil
 }

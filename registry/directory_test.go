@@ -45,7 +45,7 @@ func (s *truth) PolicyVersion(context.Context, watchword.TenantID) (int64, error
 	return s.version.Load(), nil
 }
 
-func (s *truth) TokenCounts(context.Context, watchword.TenantID, string, watchword.KeyID) error {
+func (s *truth) CheckToken(context.Context, watchword.TenantID, string, watchword.KeyID) error {
 	return nil
 }
 
@@ -93,7 +93,7 @@ func TestADirectoryKeepsTenantsApart(t *testing.T) {
 			}
 		}
 	}
-	d.Forget(here, "lamp")
+	d.Invalidate(here, "lamp")
 	before := s.reads.Load()
 	principal(t, d, there)
 	if s.reads.Load() != before {
@@ -129,7 +129,7 @@ func TestRenewReadsNewerPolicies(t *testing.T) {
 	d := registry.NewDirectory(s)
 	old := principal(t, d, here)
 	s.policies[here] = "subjects = [\"lamp\"]\n[[allow]]\npublish = [\"new\"]\n"
-	if err := d.Renew(t.Context(), here, "somebody", "", ""); err != nil {
+	if err := d.Refresh(t.Context(), here, "somebody", "", ""); err != nil {
 		t.Fatal(err)
 	}
 	if principal(t, d, here) != old {
@@ -137,11 +137,11 @@ func TestRenewReadsNewerPolicies(t *testing.T) {
 	}
 	s.version.Store(2)
 	s.down.Store(true)
-	if err := d.Renew(t.Context(), here, "somebody", "", ""); watchword.CodeOf(err) != watchword.Unavailable {
+	if err := d.Refresh(t.Context(), here, "somebody", "", ""); watchword.CodeOf(err) != watchword.Unavailable {
 		t.Errorf("from a store that is down: %v", err)
 	}
 	s.down.Store(false)
-	if err := d.Renew(t.Context(), here, "somebody", "", ""); err != nil {
+	if err := d.Refresh(t.Context(), here, "somebody", "", ""); err != nil {
 		t.Fatal(err)
 	}
 	p := principal(t, d, here)

@@ -16,21 +16,21 @@ import (
 
 // policyLock lets one policy change after the other pass, and the wait for it
 // end with the caller's context.
-type policyLock chan struct{}
+type editLock chan struct{}
 
-func newPolicyLock() policyLock { return make(policyLock, 1) }
+func newEditLock() editLock { return make(editLock, 1) }
 
-func (l policyLock) take(ctx context.Context) (release func(), err error) {
+func (l editLock) acquire(ctx context.Context) (release func(), err error) {
 	select {
 	case l <- struct{}{}:
 		return func() { <-l }, nil
 	case <-ctx.Done():
-		return nil, watchword.Because(ctx.Err(), watchword.TimedOut, "another policy change is still under way")
+		return nil, watchword.Wrap(ctx.Err(), watchword.TimedOut, "another policy change is still under way")
 	}
 }
 
 // loadPolicies reads and compiles what the store holds, and the version that it is of.
-func loadPolicies(ctx context.Context, st Truth, t watchword.TenantID) (*policy.Set, error) {
+func loadPolicies(ctx context.Context, st DirectoryStore, t watchword.TenantID) (*policy.Set, error) {
 	version, err := st.PolicyVersion(ctx, t)
 	if err != nil {
 		return nil, err
@@ -43,12 +43,12 @@ func loadPolicies(ctx context.Context, st Truth, t watchword.TenantID) (*policy.
 	}
 	docs := make([]*policy.Document, len(rows))
 	for i, row := range rows {
-		var unread []string
-		if docs[i], unread, err = policy.ParseStored(row.Name, row.Source); err != nil {
-			return nil, watchword.Because(err, watchword.Internal, "stored policy %s", row.Name)
+		var unbounded []string
+		if docs[i], unbounded, err = policy.ParseStored(row.Name, row.Source); err != nil {
+			return nil, watchword.Wrap(err, watchword.Internal, "stored policy %s", row.Name)
 		}
-		if len(unread) > 0 {
-			slog.WarnContext(ctx, "a policy has bounds on arguments that could take too long: its calls are refused until it is applied with others", slog.String("policy", row.Name), slog.Any("args", unread))
+		if len(unbounded) > 0 {
+			slog.WarnContext(ctx, "a policy has bounds on arguments that could take too long: its calls are refused until it is applied with others", slog.String("policy", row.Name), slog.Any("args", unbounded))
 		}
 	}
 	return policy.NewSet(docs...).At(version), nil
@@ -80,10 +80,10 @@ func (r *Registry) CheckPolicy(ctx context.Context, t watchword.TenantID, name s
 	if err != nil {
 		return err
 	}
-	return r.everyoneFits(ctx, t, doc)
+	return r.checkAllTokenSizes(ctx, t, doc)
 }
 
-func (r *Registry) everyoneFits(ctx context.Context, t watchword.TenantID, doc *policy.Document) error {
+func (r *Registry) checkAllTokenSizes(ctx context.Context, t watchword.TenantID, doc *policy.Document) error {
 	set, err := r.directory.Policies(ctx, t)
 	if err != nil {
 		return err
@@ -96,10 +96,10 @@ func (r *Registry) everyoneFits(ctx context.Context, t watchword.TenantID, doc *
 			return err
 		}
 		for _, s := range subjects {
-			if s.State == watchword.Revoked || !doc.Applies(session.Who(&s)) {
+			if s.State == watchword.Revoked || !doc.Applies(session.PolicySubject(&s)) {
 				continue
 			}
-			if err := r.fits(set, s); err != nil {
+			if err := r.checkTokenSize(set, s); err != nil {
 				return err
 			}
 		}
@@ -112,12 +112,12 @@ func (r *Registry) everyoneFits(ctx context.Context, t watchword.TenantID, doc *
 
 // The bounds of all policies of a tenant together: all are compiled at the start and looked at for each subject.
 const (
-	maxPolicies     = 1000
-	maxPoliciesText = 4 << 20 // bytes
+	maxPolicies      = 1000
+	maxPoliciesBytes = 4 << 20 // bytes
 )
 
-// roomFor refuses a document that there is no room for beside the others. Code: too_large.
-func (r *Registry) roomFor(ctx context.Context, t watchword.TenantID, name string, source []byte) error {
+// checkPolicyLimits refuses a document that there is no room for beside the others. Code: too_large.
+func (r *Registry) checkPolicyLimits(ctx context.Context, t watchword.TenantID, name string, source []byte) error {
 	rows, err := r.store.Policies(ctx, t)
 	if err != nil {
 		return err
@@ -128,8 +128,8 @@ func (r *Registry) roomFor(ctx context.Context, t watchword.TenantID, name strin
 			count, text = count+1, text+len(row.Source)
 		}
 	}
-	if count > maxPolicies || text > maxPoliciesText {
-		return watchword.Refuse(watchword.TooLarge, "there may be %d policies, of %d bytes together", maxPolicies, maxPoliciesText)
+	if count > maxPolicies || text > maxPoliciesBytes {
+		return watchword.Refuse(watchword.TooLarge, "there may be %d policies, of %d bytes together", maxPolicies, maxPoliciesBytes)
 	}
 	return nil
 }
@@ -146,21 +146,21 @@ type PolicyEdit struct {
 // EditPolicies waits until no other edit of policies is under way, in the order of the calls.
 // Code: timed_out where ctx ends before.
 func (r *Registry) EditPolicies(ctx context.Context) (*PolicyEdit, error) {
-	release, err := r.policies.take(ctx)
+	release, err := r.editLock.acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return &PolicyEdit{r, release}, nil
 }
 
-// End lets the next edit pass.
-func (p *PolicyEdit) End() { p.release() }
+// Release lets the next edit pass.
+func (p *PolicyEdit) Release() { p.release() }
 
-// decided returns ErrBasisMoved where an edit was decided under policies that are not in force
+// checkVersion returns ErrBasisMoved where an edit was decided under policies that are not in force
 // any more. The store compares too, with more, in the transaction: this is before the work.
-func (p *PolicyEdit) decided(b watchword.Basis, before *policy.Set) error {
+func (p *PolicyEdit) checkVersion(b watchword.AuthorityVersions, before *policy.Set) error {
 	if !b.IsZero() && !b.Local && b.Policies < before.Version() {
-		return watchword.ErrBasisMoved
+		return watchword.ErrAuthorityChanged
 	}
 	return nil
 }
@@ -172,7 +172,7 @@ func (p *PolicyEdit) decided(b watchword.Basis, before *policy.Set) error {
 func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time) (policy.Stored, error) {
 	before, err := p.r.directory.Policies(ctx, by.Tenant)
 	if err == nil {
-		err = p.decided(by.Basis, before)
+		err = p.checkVersion(by.Versions, before)
 	}
 	if err != nil {
 		return policy.Stored{}, err
@@ -182,14 +182,14 @@ func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, sou
 		return policy.Stored{}, err
 	}
 	r := p.r
-	if err := r.roomFor(ctx, by.Tenant, name, source); err != nil {
+	if err := r.checkPolicyLimits(ctx, by.Tenant, name, source); err != nil {
 		return policy.Stored{}, err
 	}
-	if err := r.everyoneFits(ctx, by.Tenant, doc); err != nil {
+	if err := r.checkAllTokenSizes(ctx, by.Tenant, doc); err != nil {
 		return policy.Stored{}, err
 	}
 	entry := func(before, after policy.Stored) audit.Entry {
-		return by.Did(audit.PolicyApply, name, now, map[string]string{
+		return by.DoneEntry(audit.PolicyApply, name, now, map[string]string{
 			"after": jose.Hash(source), "source": string(source), "version": strconv.FormatInt(after.Version, 10),
 		}).With(replaced(before)...)
 	}
@@ -197,7 +197,7 @@ func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, sou
 	if err != nil {
 		return row, err
 	}
-	return row, r.swap(ctx, by.Tenant, before, before.With(doc).At(version), name)
+	return row, r.install(ctx, by.Tenant, before, before.With(doc).At(version), name)
 }
 
 // Delete takes a document out of force, as Apply puts it in. Codes: not_found,
@@ -206,19 +206,19 @@ func (p *PolicyEdit) Delete(ctx context.Context, by audit.Actor, name string, if
 	r := p.r
 	before, err := r.directory.Policies(ctx, by.Tenant)
 	if err == nil {
-		err = p.decided(by.Basis, before)
+		err = p.checkVersion(by.Versions, before)
 	}
 	if err != nil {
 		return err
 	}
 	entry := func(before, _ policy.Stored) audit.Entry {
-		return by.Did(audit.PolicyDelete, name, now, nil).With(replaced(before)...)
+		return by.DoneEntry(audit.PolicyDelete, name, now, nil).With(replaced(before)...)
 	}
 	version, err := r.store.DeletePolicy(ctx, by, name, ifVersion, now, entry)
 	if err != nil {
 		return err
 	}
-	return r.swap(ctx, by.Tenant, before, before.Without(name).At(version), name)
+	return r.install(ctx, by.Tenant, before, before.Without(name).At(version), name)
 }
 
 // replaced is what an entry says of the document that was there before.
@@ -229,9 +229,9 @@ func replaced(before policy.Stored) []string {
 	return []string{"before", jose.Hash(before.Source), "before_version", strconv.FormatInt(before.Version, 10)}
 }
 
-// swap puts a set in force that differs from the one before in the document of one name.
+// install puts a set in force that differs from the one before in the document of one name.
 // The change is in the store: whoever ordered it may have gone, it is carried out all the same.
-func (r *Registry) swap(ctx context.Context, t watchword.TenantID, before, set *policy.Set, name string) error {
+func (r *Registry) install(ctx context.Context, t watchword.TenantID, before, set *policy.Set, name string) error {
 	var versions []*policy.Document
 	for _, s := range []*policy.Set{before, set} {
 		if d, ok := s.Document(name); ok {
@@ -239,7 +239,7 @@ func (r *Registry) swap(ctx context.Context, t watchword.TenantID, before, set *
 		}
 	}
 	ctx = context.WithoutCancel(ctx)
-	err := r.directory.advance(ctx, t, before, set)
+	err := r.directory.installPolicies(ctx, t, before, set)
 	r.live.PolicyChanged(ctx, t, versions...)
 	return err
 }
@@ -252,16 +252,16 @@ func (r *Registry) Explain(ctx context.Context, t watchword.TenantID, subject wa
 	if err != nil {
 		return policy.Explanation{}, err
 	}
-	s, today := p.Subject, p.Grant
-	if err := s.Usable(); err != nil {
+	s, grant := p.Subject, p.Grant
+	if err := s.CheckActive(); err != nil {
 		return policy.Explanation{Why: string(s.Kind) + " is " + string(s.State)}, nil
 	}
 	target, err := r.target(ctx, t, resource)
 	if err != nil {
 		return policy.Explanation{}, err
 	}
-	e := today.Explain(action, resource, target, args)
-	if rule, required := today.ProofRequired(); required {
+	e := grant.Explain(action, resource, target, args)
+	if rule, required := grant.ProofRequired(); required {
 		e.Proof = "required by policy " + rule
 	} else if s.Proof == watchword.RequireProof {
 		e.Proof = "required of " + string(s.ID)

@@ -13,7 +13,7 @@ import (
 
 // Store is what a [Registry] needs of the cellar.
 type Store interface {
-	Truth
+	DirectoryStore
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
 	SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
@@ -43,13 +43,13 @@ type Registry struct {
 	live      Live
 	issuer    string
 
-	policies policyLock
-	deleted  []func(t watchword.TenantID, id watchword.SubjectID)
+	editLock editLock
+	onDelete []func(t watchword.TenantID, id watchword.SubjectID)
 }
 
 // New returns a registry that writes to st, keeps d true and tells live.
 func New(st Store, d *Directory, live Live, issuer string) *Registry {
-	return &Registry{store: st, directory: d, live: live, issuer: issuer, policies: newPolicyLock()}
+	return &Registry{store: st, directory: d, live: live, issuer: issuer, editLock: newEditLock()}
 }
 
 // Subject returns one subject with its keys. Code: not_found.
@@ -71,19 +71,19 @@ func (r *Registry) List(ctx context.Context, t watchword.TenantID, q Query) ([]w
 	return r.store.Subjects(ctx, t, q.Kind, q.State, q.Labels, q.After, q.Limit)
 }
 
-// Fits refuses a subject whose token would outgrow 4 KiB under today's policies.
+// CheckTokenSize refuses a subject whose token would outgrow 4 KiB under today's policies.
 // Code: token_too_large.
-func (r *Registry) Fits(ctx context.Context, s watchword.Subject) error {
+func (r *Registry) CheckTokenSize(ctx context.Context, s watchword.Subject) error {
 	set, err := r.directory.Policies(ctx, s.Tenant)
 	if err != nil {
 		return err
 	}
-	return r.fits(set, s)
+	return r.checkTokenSize(set, s)
 }
 
-func (r *Registry) fits(set *policy.Set, s watchword.Subject) error {
-	g := set.For(session.Who(&s))
-	return token.Grant{Issuer: r.issuer, Subject: s, Perm: g.Perm(), Deny: g.Deny()}.Fits()
+func (r *Registry) checkTokenSize(set *policy.Set, s watchword.Subject) error {
+	g := set.For(session.PolicySubject(&s))
+	return token.Grant{Issuer: r.issuer, Subject: s, Perm: g.Perm(), Deny: g.Deny()}.CheckSize()
 }
 
 // SetLabels replaces the labels and recomputes what they decide. Codes:
@@ -97,11 +97,11 @@ func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.S
 		return s, err
 	}
 	s.Labels = l // the only thing of it that another edit may change and that a token's size depends on
-	if err := r.Fits(ctx, s); err != nil {
+	if err := r.CheckTokenSize(ctx, s); err != nil {
 		return s, err
 	}
-	return r.changed(ctx, by.Tenant, id)(r.store.SetLabels(ctx, by, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
-		return by.Did(audit.DeviceLabel, string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
+	return r.notifyChanged(ctx, by.Tenant, id)(r.store.SetLabels(ctx, by, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
+		return by.DoneEntry(audit.DeviceLabel, string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
 	}))
 }
 
@@ -112,59 +112,59 @@ func (r *Registry) SetProof(ctx context.Context, by audit.Actor, id watchword.Su
 	if err := watchword.CheckProof(proof); err != nil {
 		return watchword.Subject{}, err
 	}
-	return r.changed(ctx, by.Tenant, id)(r.store.SetProof(ctx, by, id, proof, now, func(before, after watchword.Subject) audit.Entry {
-		return by.Did(audit.DeviceProof, string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
+	return r.notifyChanged(ctx, by.Tenant, id)(r.store.SetProof(ctx, by, id, proof, now, func(before, after watchword.Subject) audit.Entry {
+		return by.DoneEntry(audit.DeviceProof, string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
 	}))
 }
 
 // Suspend stops everything of a subject until Resume. Codes: not_found, conflict.
 func (r *Registry) Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	return r.changed(ctx, by.Tenant, id)(r.store.Suspend(ctx, by, id, now, moved(by, audit.DeviceSuspend, reason, now)))
+	return r.notifyChanged(ctx, by.Tenant, id)(r.store.Suspend(ctx, by, id, now, moved(by, audit.DeviceSuspend, reason, now)))
 }
 
 // Resume gives a suspended subject back all it had. Codes: not_found, conflict.
 func (r *Registry) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) (watchword.Subject, error) {
-	return r.changed(ctx, by.Tenant, id)(r.store.Resume(ctx, by, id, now, moved(by, audit.DeviceResume, "", now)))
+	return r.notifyChanged(ctx, by.Tenant, id)(r.store.Resume(ctx, by, id, now, moved(by, audit.DeviceResume, "", now)))
 }
 
 // Revoke ends a subject's keys, tokens and sessions for good. When it returns,
 // nothing of the subject passes any more. Code: not_found.
 func (r *Registry) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	return r.changed(ctx, by.Tenant, id)(r.store.Revoke(ctx, by, id, now, moved(by, audit.DeviceRevoke, reason, now)))
+	return r.notifyChanged(ctx, by.Tenant, id)(r.store.Revoke(ctx, by, id, now, moved(by, audit.DeviceRevoke, reason, now)))
 }
 
 // Delete revokes a subject and leaves a tombstone: no id means two things over
 // time. Code: not_found.
 func (r *Registry) Delete(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) error {
-	err := r.store.DeleteSubject(ctx, by, id, now, audit.Always[watchword.Subject](by.Did(audit.DeviceDelete, string(id), now, nil)))
+	err := r.store.DeleteSubject(ctx, by, id, now, audit.Always[watchword.Subject](by.DoneEntry(audit.DeviceDelete, string(id), now, nil)))
 	if err != nil {
 		return err
 	}
-	r.Changed(ctx, by.Tenant, id)
-	for _, f := range r.deleted {
+	r.SubjectChanged(ctx, by.Tenant, id)
+	for _, f := range r.onDelete {
 		f(by.Tenant, id)
 	}
 	return nil
 }
 
-// WhenDeleted has f called for each subject that is deleted, once nothing of it passes any more and before the deletion is
+// OnDelete has f called for each subject that is deleted, once nothing of it passes any more and before the deletion is
 // answered. It is for whoever keeps something of subjects in memory, and is called before the registry is used.
-func (r *Registry) WhenDeleted(f func(t watchword.TenantID, id watchword.SubjectID)) {
-	r.deleted = append(r.deleted, f)
+func (r *Registry) OnDelete(f func(t watchword.TenantID, id watchword.SubjectID)) {
+	r.onDelete = append(r.onDelete, f)
 }
 
-// Changed tells whoever must know that a subject has changed in the store. Rooms
+// SubjectChanged tells whoever must know that a subject has changed in the store. Rooms
 // that change subjects by themselves (enrollment) call it before they answer.
-func (r *Registry) Changed(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
-	r.directory.Forget(t, id)
+func (r *Registry) SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
+	r.directory.Invalidate(t, id)
 	// The change is in the store: who gave the order may have gone, the sessions must know all the same.
 	r.live.SubjectChanged(context.WithoutCancel(ctx), t, id)
 }
 
-func (r *Registry) changed(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) func(watchword.Subject, error) (watchword.Subject, error) {
+func (r *Registry) notifyChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) func(watchword.Subject, error) (watchword.Subject, error) {
 	return func(s watchword.Subject, err error) (watchword.Subject, error) {
 		if err == nil {
-			r.Changed(ctx, t, id)
+			r.SubjectChanged(ctx, t, id)
 		}
 		return s, err
 	}
@@ -177,6 +177,6 @@ func moved(by audit.Actor, kind, reason string, now time.Time) audit.EntryOf[wat
 		if reason != "" {
 			data["reason"] = reason
 		}
-		return by.Did(kind, string(after.ID), now, data)
+		return by.DoneEntry(kind, string(after.ID), now, data)
 	}
 }

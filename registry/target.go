@@ -11,7 +11,7 @@ import (
 // target returns the device that a fn: resource names, with today's labels; the
 // zero target for other resources. Code: not_found.
 func (r *Registry) target(ctx context.Context, t watchword.TenantID, resource string) (policy.Target, error) {
-	rest, ok := strings.CutPrefix(resource, watchword.FnPrefix)
+	rest, ok := strings.CutPrefix(resource, watchword.FunctionPrefix)
 	if !ok {
 		return policy.Target{}, nil
 	}
@@ -30,5 +30,5 @@ func (d *Directory) Target(ctx context.Context, t watchword.TenantID, id watchwo
 		return policy.Target{}, watchword.Refuse(watchword.NotFound, "device %q not found", id)
 	}
 	s := p.Subject
-	return policy.Target{ID: s.ID, Labels: s.Labels, Basis: s.Basis}, nil
+	return policy.Target{ID: s.ID, Labels: s.Labels, Version: s.AuthorityVersion}, nil
 }

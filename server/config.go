@@ -111,14 +111,14 @@ type LimitsConfig struct {
 	Commands        int `toml:"commands"`
 	SubjectCommands int `toml:"subject_commands"`
 
-	Sessions         int      `toml:"sessions"`           // MQTT sessions that outlive their connection
-	SessionExpiry    Duration `toml:"session_expiry"`     // for how long at most; whole seconds
-	KeptBytes        int      `toml:"kept_bytes"`         // of all messages that wait for sessions
-	SubjectKeptBytes int      `toml:"subject_kept_bytes"` // of those that wait for the sessions of one subject
-	RetainedMessages int      `toml:"retained_messages"`  // topics with a retained message
-	RetainedBytes    int      `toml:"retained_bytes"`     // of memory, of all of them
-	WillBytes        int      `toml:"will_bytes"`         // of all wills
-	SubjectWillBytes int      `toml:"subject_will_bytes"` // of the wills of one subject
+	Sessions            int      `toml:"sessions"`              // MQTT sessions that outlive their connection
+	SessionExpiry       Duration `toml:"session_expiry"`        // for how long at most; whole seconds
+	OfflineBytes        int      `toml:"offline_bytes"`         // of all messages that wait for sessions
+	SubjectOfflineBytes int      `toml:"subject_offline_bytes"` // of those that wait for the sessions of one subject
+	RetainedMessages    int      `toml:"retained_messages"`     // topics with a retained message
+	RetainedBytes       int      `toml:"retained_bytes"`        // of memory, of all of them
+	WillBytes           int      `toml:"will_bytes"`            // of all wills
+	SubjectWillBytes    int      `toml:"subject_will_bytes"`    // of the wills of one subject
 	// Bytes that may be queued for connected clients: for all of them, and for those of one subject.
 	QueuedBytes       int `toml:"queued_bytes"`
 	SubjectQueueBytes int `toml:"subject_queue_bytes"`
@@ -151,8 +151,8 @@ type AuthConfig struct {
 type AuditConfig struct {
 	CheckpointEvery Duration `toml:"checkpoint_every"`
 	Witnesses       []string `toml:"witnesses"`
-	// Retain is how long bodies of entries are kept; 0: for ever. Hashes always are, and so is who had which key.
-	Retain Duration `toml:"retain"`
+	// RetainBodies is how long bodies of entries are kept; 0: for ever. Hashes always are, and so is who had which key.
+	RetainBodies Duration `toml:"retain"`
 	// Quorum is how many witnesses must have signed a checkpoint that devices obey by; 0: most of them.
 	Quorum int `toml:"quorum"`
 }
@@ -193,11 +193,11 @@ func Defaults() Config {
 		Keys:    KeysConfig{RotateEvery: Duration{720 * time.Hour}, Overlap: Duration{48 * time.Hour}},
 		Token:   TokenConfig{Lifetime: Duration{10 * time.Minute}, Skew: Duration{time.Minute}},
 		Command: CommandConfig{TTL: Duration{2 * time.Minute}, MaxBytes: watchword.MaxArgs},
-		Pairing: PairingConfig{Lifetime: Duration{enroll.PairingLife}, Interval: Duration{enroll.PairingInterval}},
+		Pairing: PairingConfig{Lifetime: Duration{enroll.DefaultPairingLifetime}, Interval: Duration{enroll.DefaultPairingInterval}},
 		Limits: LimitsConfig{
 			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, ControlRate: 200, RequestRate: 2_000, IssueRate: 20, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
 			Commands: 1_000_000, SubjectCommands: 50_000,
-			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, KeptBytes: 1 << 30, SubjectKeptBytes: 4 << 20, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
+			Sessions: 100_000, SessionExpiry: Duration{7 * 24 * time.Hour}, OfflineBytes: 1 << 30, SubjectOfflineBytes: 4 << 20, RetainedMessages: 1_000_000, RetainedBytes: 256 << 20,
 			WillBytes: 64 << 20, SubjectWillBytes: 256 << 10,
 			QueuedBytes: 1 << 30, SubjectQueueBytes: 4 << 20,
 			BodyBytes: 1 << 30, SubjectBodyBytes: 8 << 20,
@@ -235,7 +235,7 @@ func (c Config) PublicURL() string {
 	return "https://" + name
 }
 
-func wrong(key, format string, a ...any) error {
+func configError(key, format string, a ...any) error {
 	return &watchword.Error{Code: watchword.ConfigInvalid, Field: key, Detail: watchword.Refuse("", format, a...).(*watchword.Error).Detail}
 }
 
@@ -244,35 +244,35 @@ func (c Config) Check() error {
 	if c.Data == "" {
 		return watchword.Refuse(watchword.ConfigInvalid, "no data folder: give --data DIR or WATCHWORD_DATA")
 	}
-	for _, check := range []func() error{c.checkDoors, c.checkTimes, c.checkNumbers, c.checkLog} {
+	for _, check := range []func() error{c.checkListeners, c.checkTimes, c.checkNumbers, c.checkLog} {
 		if err := check(); err != nil {
 			return err
 		}
 	}
 	if c.Store.URL != "sqlite" {
-		return wrong("store.url", `only "sqlite" is there yet`)
+		return configError("store.url", `only "sqlite" is there yet`)
 	}
 	return nil
 }
 
-func (c Config) checkDoors() error {
+func (c Config) checkListeners() error {
 	s := c.Server
 	if (s.TLSCert == "") != (s.TLSKey == "") {
-		return wrong("server.tls_cert", "tls_cert and tls_key belong together")
+		return configError("server.tls_cert", "tls_cert and tls_key belong together")
 	}
 	if s.TLSMin != "1.2" && s.TLSMin != "1.3" {
-		return wrong("server.tls_min", `must be "1.3" or "1.2"`)
+		return configError("server.tls_min", `must be "1.3" or "1.2"`)
 	}
 	if len(s.proxies()) != len(s.ProxyProtocol) {
-		return wrong("server.proxy_protocol", `each must be an address or a prefix, as "10.0.0.0/8"`)
+		return configError("server.proxy_protocol", `each must be an address or a prefix, as "10.0.0.0/8"`)
 	}
 	for _, n := range s.Names {
 		if !hostName(n) {
-			return wrong("server.names", "each must be a host name or an IP address")
+			return configError("server.names", "each must be a host name or an IP address")
 		}
 	}
 	if p := s.PublicURL; p != "" && !publicURL(p) {
-		return wrong("server.public_url", "must be https://HOST[:PORT], without path, query or user")
+		return configError("server.public_url", "must be https://HOST[:PORT], without path, query or user")
 	}
 	for _, d := range []struct{ key, address string }{{"server.https", s.HTTPS}, {"server.mqtts", s.MQTTS}, {"server.mqtt", s.MQTT}, {"metrics.listen", c.Metrics.Listen}} {
 		if d.address == "" && d.key != "server.https" {
@@ -281,14 +281,14 @@ func (c Config) checkDoors() error {
 		loopback, err := loopbackAddress(d.address)
 		switch {
 		case err != nil:
-			return wrong(d.key, `must be "HOST:PORT"`)
+			return configError(d.key, `must be "HOST:PORT"`)
 		case loopback:
 		case d.key == "metrics.listen":
-			return wrong(d.key, "what operations see stays on loopback addresses; put a proxy before it")
+			return configError(d.key, "what operations see stays on loopback addresses; put a proxy before it")
 		case d.key == "server.mqtt":
-			return wrong(d.key, "plain MQTT listens on loopback addresses only; use server.mqtts")
+			return configError(d.key, "plain MQTT listens on loopback addresses only; use server.mqtts")
 		case len(s.Names) == 0 && s.TLSCert == "":
-			return wrong(d.key, `an address beyond loopback needs server.names = ["hub.local", …] for the own authority to certify, or server.tls_cert`)
+			return configError(d.key, `an address beyond loopback needs server.names = ["hub.local", …] for the own authority to certify, or server.tls_cert`)
 		}
 	}
 	return nil
@@ -368,22 +368,22 @@ func (c Config) checkTimes() error {
 		{"limits.keep_alive", c.Limits.KeepAlive, 5 * time.Second, 65535 * time.Second},
 	} {
 		if v := d.value.Duration; v < d.min || v > d.max {
-			return wrong(d.key, "must be from %s to %s", d.min, d.max)
+			return configError(d.key, "must be from %s to %s", d.min, d.max)
 		}
 	}
 	if every := c.Keys.RotateEvery.Duration; every > 0 && every <= c.Keys.Overlap.Duration {
-		return wrong("keys.rotate_every", "must be longer than keys.overlap, or 0s: then keys turn by hand alone")
+		return configError("keys.rotate_every", "must be longer than keys.overlap, or 0s: then keys turn by hand alone")
 	}
 	for _, d := range []struct {
 		key   string
 		value time.Duration
 	}{{"command.ttl", c.Command.TTL.Duration}, {"limits.session_expiry", c.Limits.SessionExpiry.Duration}, {"limits.keep_alive", c.Limits.KeepAlive.Duration}} {
 		if d.value%time.Second != 0 {
-			return wrong(d.key, "must be whole seconds")
+			return configError(d.key, "must be whole seconds")
 		}
 	}
 	if c.Pairing.Lifetime.Duration%time.Second != 0 {
-		return wrong("pairing.lifetime", "must be whole seconds")
+		return configError("pairing.lifetime", "must be whole seconds")
 	}
 	return nil
 }
@@ -408,8 +408,8 @@ func (c Config) checkNumbers() error {
 		{"limits.commands", c.Limits.Commands, 1, 1 << 30},
 		{"limits.subject_commands", c.Limits.SubjectCommands, 1, 1 << 30},
 		{"limits.sessions", c.Limits.Sessions, 1, 1 << 24},
-		{"limits.kept_bytes", c.Limits.KeptBytes, 1 << 20, 1 << 42},
-		{"limits.subject_kept_bytes", c.Limits.SubjectKeptBytes, 1 << 16, 1 << 42},
+		{"limits.offline_bytes", c.Limits.OfflineBytes, 1 << 20, 1 << 42},
+		{"limits.subject_offline_bytes", c.Limits.SubjectOfflineBytes, 1 << 16, 1 << 42},
 		{"limits.retained_messages", c.Limits.RetainedMessages, 1, 1 << 24},
 		{"limits.retained_bytes", c.Limits.RetainedBytes, 1 << 10, 1 << 40},
 		{"limits.queued_bytes", c.Limits.QueuedBytes, 1 << 16, 1 << 40},
@@ -426,20 +426,20 @@ func (c Config) checkNumbers() error {
 		{"limits.subject_retained_bytes", c.Limits.SubjectRetainedBytes, 1 << 10, 1 << 40},
 	} {
 		if v := int64(n.value); v < n.min || v > n.max {
-			return wrong(n.key, "must be from %d to %d", n.min, n.max)
+			return configError(n.key, "must be from %d to %d", n.min, n.max)
 		}
 	}
 	return nil
 }
 
 func (c Config) checkLog() error {
-	if r := c.Audit.Retain.Duration; r != 0 && (r < 24*time.Hour || r > 100*365*24*time.Hour) {
-		return wrong("audit.retain", "must be from 24h to a hundred years, or 0s: for ever")
+	if r := c.Audit.RetainBodies.Duration; r != 0 && (r < 24*time.Hour || r > 100*365*24*time.Hour) {
+		return configError("audit.retain", "must be from 24h to a hundred years, or 0s: for ever")
 	}
 	if n := len(c.Audit.Witnesses); n > token.MaxWitnesses {
-		return wrong("audit.witnesses", "may be %d", token.MaxWitnesses)
+		return configError("audit.witnesses", "may be %d", token.MaxWitnesses)
 	} else if c.Audit.Quorum < 0 || c.Audit.Quorum > n {
-		return wrong("audit.quorum", "must be from 0 to %d, as many as there are witnesses", n)
+		return configError("audit.quorum", "must be from 0 to %d, as many as there are witnesses", n)
 	}
 	known := map[string]bool{}
 	for _, line := range c.Audit.Witnesses {
@@ -448,15 +448,15 @@ func (c Config) checkLog() error {
 			return err
 		}
 		if known[w.Key.String()] {
-			return wrong("audit.witnesses", "names %s twice", w.Key.Name())
+			return configError("audit.witnesses", "names %s twice", w.Key.Name())
 		}
 		known[w.Key.String()] = true
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
-		return wrong("log.level", "must be debug, info, warn or error")
+		return configError("log.level", "must be debug, info, warn or error")
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
-		return wrong("log.format", "must be text or json")
+		return configError("log.format", "must be text or json")
 	}
 	return nil
 }

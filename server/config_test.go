@@ -116,7 +116,7 @@ func TestSecretsComeFromPrivateFilesAndAreMasked(t *testing.T) {
 	}
 }
 
-func TestWhatHasNoPartYetWarns(t *testing.T) {
+func TestUnusedConfigurationWarns(t *testing.T) {
 	c, err := load(t, "[cluster]\nnode = \"a\"\n[token]\nskew = \"30s\"\n", nil)
 	if err != nil || len(c.Warnings()) != 2 {
 		t.Errorf("got %v, %v", c.Warnings(), err)

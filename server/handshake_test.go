@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/server"
 )
 
@@ -52,7 +52,7 @@ next:
 // metric reads one number of the operations listener.
 func metric(t *testing.T, address, name string) int {
 	t.Helper()
-	res, err := (&http.Client{Timeout: waiting.Limit}).Get("http://" + address + "/metrics")
+	res, err := (&http.Client{Timeout: testwait.Limit}).Get("http://" + address + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

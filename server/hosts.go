@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// ownHosts answers 421 to a request whose Host is none of this server's (RFC 9110 §7.4), and hands on the others. A page in a
+// checkHost answers 421 to a request whose Host is none of this server's (RFC 9110 §7.4), and hands on the others. A page in a
 // browser on this machine could else read the answer: its own name is made to point at a loopback address (DNS rebinding), but
 // still stands in Host. Own are localhost, loopback addresses and names; the port does not count, nor is a request of
 // HTTP/1.0 without Host refused, which no browser sends.
-func ownHosts(names []string, next http.Handler) http.Handler {
+func checkHost(names []string, next http.Handler) http.Handler {
 	own := map[string]bool{"": true, "localhost": true}
 	for _, n := range names {
 		own[canonicalHost(n)] = true

@@ -15,11 +15,11 @@ import (
 	"github.com/watchword-iot/watchword/mqtt"
 )
 
-// operations is the door that people who run the server look through: /metrics,
+// operationsServer is the door that people who run the server look through: /metrics,
 // /healthz and /readyz, on a listener of its own. It has no TLS, so it answers to its own names alone.
-func (s *Server) operations() *http.Server {
+func (s *Server) operationsServer() *http.Server {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), engine{s.broker}, s.handshakes.total,
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), brokerCollector{s.broker}, s.handshakes.total,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_sessions", Help: "Live sessions, over all transports, and requests that wait; not those that are being answered."}, func() float64 {
 			return float64(s.guard.Count())
 		}),
@@ -33,18 +33,18 @@ func (s *Server) operations() *http.Server {
 		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 		defer cancel()
 		if err := s.store.Ping(ctx); err != nil { // a write: what cannot be made durable is refused
-			http.Error(w, reasonOf(err), http.StatusServiceUnavailable)
+			http.Error(w, publicText(err), http.StatusServiceUnavailable)
 			return
 		}
 		w.WriteHeader(http.StatusOK)
 	})
-	h := newHTTPServer(ownHosts(s.cfg.hosts(), mux))
+	h := newHTTPServer(checkHost(s.cfg.hosts(), mux))
 	h.ReadHeaderTimeout, h.ReadTimeout, h.WriteTimeout, h.MaxHeaderBytes = 10*time.Second, 10*time.Second, 30*time.Second, 16<<10
 	return h
 }
 
-// reasonOf is what an error says that may be shown.
-func reasonOf(err error) string {
+// publicText is what an error says that may be shown.
+func publicText(err error) string {
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		return e.Detail
 	}
@@ -52,22 +52,22 @@ func reasonOf(err error) string {
 }
 
 func (s *Server) serveOperations(l net.Listener) error {
-	if err := s.ops.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.operationsHTTP.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
 }
 
-// engine tells Prometheus what the MQTT engine does.
-type engine struct{ broker *mqtt.Broker }
+// brokerCollector tells Prometheus what the MQTT engine does.
+type brokerCollector struct{ broker *mqtt.Broker }
 
 var refusalsDesc = prometheus.NewDesc("watchword_mqtt_refusals_total", "What was refused over MQTT, by code.", []string{"code"}, nil)
 
 // Describe sends nothing: what there is comes from Collect.
-func (e engine) Describe(chan<- *prometheus.Desc) {}
+func (e brokerCollector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect sends the numbers of this moment.
-func (e engine) Collect(out chan<- prometheus.Metric) {
+func (e brokerCollector) Collect(out chan<- prometheus.Metric) {
 	st := e.broker.Stats()
 	for _, m := range []struct {
 		name, help string
@@ -81,21 +81,21 @@ func (e engine) Collect(out chan<- prometheus.Metric) {
 		{"connection_bytes", "Bytes that topic aliases and packet identifiers of QoS 2 take, beyond 4 KiB of each connection or session.", prometheus.GaugeValue, st.ConnectionBytes},
 		{"queued_bytes", "Bytes that are queued for connected clients, beyond 16 KiB of each.", prometheus.GaugeValue, st.QueuedBytes},
 		{"connects_total", "Accepted CONNECTs.", prometheus.CounterValue, st.Connects},
-		{"connects_refused_total", "Refused CONNECTs.", prometheus.CounterValue, st.TurnedAway},
-		{"connections_shed_total", "Connections of a flood, closed before anything was spent on them.", prometheus.CounterValue, st.Shed},
+		{"connects_refused_total", "Refused CONNECTs.", prometheus.CounterValue, st.RefusedConnects},
+		{"connections_shed_total", "Connections of a flood, closed before anything was spent on them.", prometheus.CounterValue, st.FloodClosed},
 		{"publishes_received_total", "Publishes from clients.", prometheus.CounterValue, st.Received},
 		{"publishes_sent_total", "Publishes to clients.", prometheus.CounterValue, st.Sent},
 		{"commands_handed_over_total", "Commands put on their way.", prometheus.CounterValue, st.Commands},
 		{"messages_too_large_total", "Messages that a client would not take.", prometheus.CounterValue, st.TooLarge},
-		{"slow_clients_cut_total", "Connections cut since they were not read.", prometheus.CounterValue, st.SlowCut},
-		{"publishes_held_back_total", "Publishes that waited for their rate.", prometheus.CounterValue, st.HeldBack},
-		{"takeovers_total", "Connections whose client connected again.", prometheus.CounterValue, st.TakenOver},
+		{"slow_clients_closed_total", "Connections cut since they were not read.", prometheus.CounterValue, st.SlowClosed},
+		{"publishes_delayed_total", "Publishes that waited for their rate.", prometheus.CounterValue, st.DelayedPublishes},
+		{"takeovers_total", "Connections whose client connected again.", prometheus.CounterValue, st.Takeovers},
 		{"refreshes_total", "Sessions that went on under newer papers.", prometheus.CounterValue, st.Refreshes},
 		{"messages_dropped_total", "Messages that found no room where they were to wait.", prometheus.CounterValue, st.Dropped},
 		{"messages_expired_total", "Messages whose life ended before they were sent.", prometheus.CounterValue, st.Expired},
-		{"sessions", "Sessions that outlive their connection, with one or without.", prometheus.GaugeValue, st.Lasting},
-		{"waiting_messages", "Messages that wait for sessions.", prometheus.GaugeValue, st.Waiting},
-		{"waiting_bytes", "Bytes of messages that wait for sessions.", prometheus.GaugeValue, st.WaitingBytes},
+		{"sessions", "Sessions that outlive their connection, with one or without.", prometheus.GaugeValue, st.PersistentSessions},
+		{"offline_messages", "Messages that wait for sessions.", prometheus.GaugeValue, st.OfflineMessages},
+		{"offline_bytes", "Bytes of messages that wait for sessions.", prometheus.GaugeValue, st.OfflineBytes},
 		{"retained_messages", "Topics with a retained message.", prometheus.GaugeValue, st.Retained},
 		{"retained_bytes", "Bytes of memory that retained messages take, with those that wait to be written.", prometheus.GaugeValue, st.RetainedBytes},
 		{"wills", "Wills that stand: of connections, and of those that ended and whose will is not due yet.", prometheus.GaugeValue, st.Wills},

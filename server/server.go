@@ -16,18 +16,18 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/authn"
 	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/httpapi"
+	"github.com/watchword-iot/watchword/internal/clockjump"
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/logbudget"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
-	"github.com/watchword-iot/watchword/internal/wall"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/mqtt"
-	"github.com/watchword-iot/watchword/office"
 	"github.com/watchword-iot/watchword/registry"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/sqlite"
@@ -41,8 +41,8 @@ type Options struct {
 	Log     *slog.Logger     // nil means slog.Default; what others can cause is bounded, see internal/logbudget
 	Version string           // of the program
 	Now     func() time.Time // nil means time.Now
-	// Unlogged leaves the audit log out, to measure what it costs. No configuration sets it.
-	Unlogged bool
+	// WithoutAuditLog leaves the audit log out, to measure what it costs. No configuration sets it.
+	WithoutAuditLog bool
 
 	budget *logbudget.Handler // Log's
 	clock  func() time.Time   // Now as it was given
@@ -81,35 +81,35 @@ type Info struct {
 	MQTTS string // likewise, MQTT over TLS; empty where there is none
 	MQTT  string // likewise, plain
 	// Metrics is where operations look; empty where nobody may.
-	Metrics string
-	CAFile  string // of the own authority; empty with a bought certificate
-	Issuer  string
-	Data    string
-	First   bool // this start founded the house
+	Metrics     string
+	CAFile      string // of the own authority; empty with a bought certificate
+	Issuer      string
+	Data        string
+	Initialized bool // this start founded the house
 }
 
 // Server is one house, assembled. Make one with [New] and call Run once.
 type Server struct {
-	cfg      Config
-	o        Options
-	info     Info
-	lock     *os.File
-	store    *sqlite.Store
-	ring     *keyring.Ring
-	guard    *session.Guard
-	desk     *command.Desk
-	recorder *audit.Recorder
-	log      *audit.Keeper
-	beside   []func(context.Context) error // further parts that run until their context ends; a test's
+	cfg         Config
+	o           Options
+	info        Info
+	lock        *os.File
+	store       *sqlite.Store
+	keys        *keyring.Ring
+	guard       *session.Guard
+	commands    *command.Service
+	recorder    *audit.Recorder
+	checkpoints *audit.CheckpointSigner
+	background  []func(context.Context) error // further parts that run until their context ends; a test's
 
-	witnesses []*audit.Witness
-	keeper    *keyring.Keeper
-	https     net.Listener
-	mqtts     net.Listener // nil where there is none, as the next
-	mqtt      net.Listener
-	metrics   net.Listener
-	broker    *mqtt.Broker
-	ops       *http.Server
+	witnesses      []*audit.Witness
+	rotator        *keyring.Rotator
+	https          net.Listener
+	mqtts          net.Listener // nil where there is none, as the next
+	mqtt           net.Listener
+	metrics        net.Listener
+	broker         *mqtt.Broker
+	operationsHTTP *http.Server
 
 	handshakes *handshakes
 	http       *http.Server
@@ -132,28 +132,28 @@ func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 	if err = s.listen(); err != nil {
 		return nil, err
 	}
-	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.Data, databaseFile), sqlite.Options{Unlogged: o.Unlogged}); err != nil {
+	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.Data, databaseFile), sqlite.Options{WithoutAuditLog: o.WithoutAuditLog}); err != nil {
 		return nil, err
 	}
-	if err = s.found(ctx); err != nil {
+	if err = s.initialize(ctx); err != nil {
 		return nil, err
 	}
 	return s, s.assemble(ctx)
 }
 
-func (s *Server) found(ctx context.Context) (err error) {
-	if s.info.First, err = foundIfNew(ctx, s.cfg, s.store, s.o.Now()); err != nil {
+func (s *Server) initialize(ctx context.Context) (err error) {
+	if s.info.Initialized, err = initializeIfNew(ctx, s.cfg, s.store, s.o.Now()); err != nil {
 		return err
 	}
 	if err = s.openRing(ctx); err != nil {
 		return err
 	}
-	s.info.Issuer = s.ring.Issuer()
-	if s.cfg.Server.PublicURL != "" && s.cfg.PublicURL() != s.ring.Issuer() {
-		return watchword.Refuse(watchword.ConfigInvalid, "server.public_url is %s, but this house was founded as %s: the issuer stands in every token and is fixed at first start", s.cfg.PublicURL(), s.ring.Issuer())
+	s.info.Issuer = s.keys.Issuer()
+	if s.cfg.Server.PublicURL != "" && s.cfg.PublicURL() != s.keys.Issuer() {
+		return watchword.Refuse(watchword.ConfigInvalid, "server.public_url is %s, but this house was founded as %s: the issuer stands in every token and is fixed at first start", s.cfg.PublicURL(), s.keys.Issuer())
 	}
-	if s.info.URL != s.ring.Issuer() {
-		s.o.Log.WarnContext(ctx, "the address changed since first start; devices look for the old one", slog.String("issuer", s.ring.Issuer()), slog.String("url", s.info.URL))
+	if s.info.URL != s.keys.Issuer() {
+		s.o.Log.WarnContext(ctx, "the address changed since first start; devices look for the old one", slog.String("issuer", s.keys.Issuer()), slog.String("url", s.info.URL))
 	}
 	return nil
 }
@@ -161,14 +161,14 @@ func (s *Server) found(ctx context.Context) (err error) {
 func (s *Server) openRing(ctx context.Context) error {
 	kek, err := keyring.OpenKEK(kekPath(s.cfg), false)
 	if err == nil {
-		s.ring, err = keyring.Open(ctx, s.store, kek)
+		s.keys, err = keyring.Open(ctx, s.store, kek)
 	}
 	return err
 }
 
 // assemble builds the rooms from the bottom up and names every part.
 func (s *Server) assemble(ctx context.Context) error {
-	if err := s.keepLog(ctx); err != nil {
+	if err := s.startLogSigning(ctx); err != nil {
 		return err
 	}
 	s.recorder = audit.NewRecorder(s.store)
@@ -177,31 +177,31 @@ func (s *Server) assemble(ctx context.Context) error {
 		return err
 	}
 	s.guard = session.NewGuard(directory, session.GuardOptions{
-		Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.ring.RevokedIssuer, Opened: s.sessionOpened, Ended: s.sessionEnded,
+		Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.keys.IssuerKeyRevoked, Opened: s.auditSessionOpened, Ended: s.auditSessionEnded,
 	})
-	reg := registry.New(s.store, directory, s.guard, s.ring.Issuer())
-	room := fair.NewRoom()
-	gate := enroll.NewGate(s.store, enroll.Options{
-		PublicURL: s.info.URL, Issuer: s.ring.Issuer(), Pin: func() string { return token.Pin(s.ring.Root()) },
-		Fits: reg.Fits, Changed: reg.Changed, PairingLife: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Room: room,
+	reg := registry.New(s.store, directory, s.guard, s.keys.Issuer())
+	room := fair.NewSemaphore()
+	gate := enroll.New(s.store, enroll.Options{
+		PublicURL: s.info.URL, Issuer: s.keys.Issuer(), Pin: func() string { return token.Pin(s.keys.Root()) },
+		CheckTokenSize: reg.CheckTokenSize, SubjectChanged: reg.SubjectChanged, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: room,
 	})
-	papers, err := office.New(s.ring.Issuer(), s.ring, directory, s.store,
-		office.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Room: room, IssueRate: float64(s.cfg.Limits.IssueRate)})
+	credentials, err := authn.New(s.keys.Issuer(), s.keys, directory, s.store,
+		authn.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Semaphore: room, IssueRate: float64(s.cfg.Limits.IssueRate)})
 	if err != nil {
 		return err
 	}
-	s.desk = command.NewDesk(s.store, directory, s.ring, s.ring, command.DeskOptions{
-		Issuer: s.ring.Issuer(), Epoch: s.ring.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.log, Now: s.o.Now,
+	s.commands = command.New(s.store, directory, s.keys, s.keys, command.Options{
+		Issuer: s.keys.Issuer(), Epoch: s.keys.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.checkpoints, Now: s.o.Now,
 		Bounds: command.Bounds{PerOrderer: int64(s.cfg.Limits.SubjectCommands), Total: int64(s.cfg.Limits.Commands)},
 	})
 	controls := rates.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "this subject connects, reports its state or hands in receipts too often (limits.control_rate)")
 	publishes := rates.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events from this device")
 	options := httpapi.Options{
-		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.ring.JWKS, Bundle: s.ring.Bundle,
+		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.keys.JWKS, TrustBundle: s.keys.Bundle,
 		Time: func(nonce string, now time.Time) (string, error) {
-			return token.SignTime(s.ring.Signer(keyring.Time), s.ring.Issuer(), nonce, now)
+			return token.SignTime(s.keys.Signer(keyring.Time), s.keys.Issuer(), nonce, now)
 		},
-		TokenRate: float64(s.cfg.Limits.TokenRate), Publishes: publishes, Controls: controls,
+		TokenRate: float64(s.cfg.Limits.TokenRate), PublishRates: publishes, ControlRates: controls,
 		BodyBytes: int64(s.cfg.Limits.BodyBytes), SubjectBodyBytes: int64(s.cfg.Limits.SubjectBodyBytes),
 		RequestRate: float64(s.cfg.Limits.RequestRate), Requests: s.cfg.Limits.Connections, PerAddress: s.cfg.Limits.PerAddress, Now: s.o.Now, Log: s.o.Log,
 	}
@@ -209,20 +209,20 @@ func (s *Server) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tlsConfig = inTurn(tlsConfig)
+	tlsConfig = limitHandshakes(tlsConfig)
 	if s.cfg.Server.TLSCert == "" {
-		options.CAPEM = s.ring.CAPEM
+		options.CAPEM = s.keys.CAPEM
 	}
 	s.handshakes = newHandshakes(s.o.Log, s.o.Now)
 	messages, twins := bus.New(bus.Options{
 		SubscriptionBytes: int64(s.cfg.Limits.SubscriptionBytes), SubjectSubscriptionBytes: int64(s.cfg.Limits.SubjectSubscriptionBytes),
-	}), twin.NewKeeper(s.store, s.ring)
-	reg.WhenDeleted(messages.ForgetEvents)
+	}), twin.New(s.store, s.keys)
+	reg.OnDelete(messages.ForgetEvents)
 	s.broker = mqtt.New(mqtt.Dependencies{
-		Office: papers, Guard: s.guard, Bus: messages, Desk: s.desk, Twins: twins, Recorder: s.recorder, Store: s.store, Publishes: publishes, Controls: controls,
+		Auth: credentials, Guard: s.guard, Bus: messages, Commands: s.commands, Twins: twins, Recorder: s.recorder, Store: s.store, PublishRates: publishes, ControlRates: controls,
 	}, mqtt.Options{
 		PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
-		Sessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, KeptBytes: int64(s.cfg.Limits.KeptBytes), SubjectKeptBytes: int64(s.cfg.Limits.SubjectKeptBytes),
+		PersistentSessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, OfflineBytes: int64(s.cfg.Limits.OfflineBytes), SubjectOfflineBytes: int64(s.cfg.Limits.SubjectOfflineBytes),
 		RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes,
 		QueuedBytes: int64(s.cfg.Limits.QueuedBytes), SubjectQueueBytes: int64(s.cfg.Limits.SubjectQueueBytes),
 		ConnectionBytes: int64(s.cfg.Limits.ConnectionBytes), SubjectConnectionBytes: int64(s.cfg.Limits.SubjectConnectionBytes),
@@ -231,43 +231,43 @@ func (s *Server) assemble(ctx context.Context) error {
 		ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), HandshakeFailed: s.handshakes.mqtts, Now: s.o.brokerClock(), Log: s.o.Log,
 		ControlCharacters: s.cfg.Server.MQTTControlCharacters,
 	})
-	if err := s.broker.Load(ctx); err != nil {
+	if err := s.broker.Restore(ctx); err != nil {
 		return err
 	}
-	if err := s.keepKeys(ctx); err != nil {
+	if err := s.startKeyRotation(ctx); err != nil {
 		return err
 	}
 	options.MQTTS = s.publicMQTTS()
 	api := httpapi.New(httpapi.Parts{
-		Registry: reg, Gate: gate, Office: papers, Guard: s.guard, Desk: s.desk, Bus: messages, Recorder: s.recorder,
-		Twins: twins, Entries: s.store, Audit: s.log, Keys: s.keeper, Wire: s.broker, Room: room, Options: options,
+		Registry: reg, Enrollment: gate, Auth: credentials, Guard: s.guard, Commands: s.commands, Bus: messages, Recorder: s.recorder,
+		Twins: twins, Entries: s.store, Audit: s.checkpoints, Keys: s.rotator, Broker: s.broker, SchemaSlots: room, Options: options,
 	})
 	if s.mqtts != nil {
-		s.mqtts = tls.NewListener(turnListener{s.mqtts, room}, forMQTT(tlsConfig))
+		s.mqtts = tls.NewListener(handshakeListener{s.mqtts, room}, withMQTTALPN(tlsConfig))
 	}
-	s.https = turnListener{s.https, room}
-	s.http = newHTTPServer(s.paths(api))
+	s.https = handshakeListener{s.https, room}
+	s.http = newHTTPServer(s.routes(api))
 	s.http.TLSConfig = tlsConfig
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout, s.http.MaxHeaderBytes = 10*time.Second, 60*time.Second, 2*time.Minute, 16<<10
 	s.http.ConnContext = httpapi.ConnContext
 	s.http.ErrorLog = s.handshakes.errorLog()
-	s.ops = s.operations()
-	return s.announce(ctx)
+	s.operationsHTTP = s.operationsServer()
+	return s.writeServerFile(ctx)
 }
 
-func (s *Server) announce(ctx context.Context) error {
+func (s *Server) writeServerFile(ctx context.Context) error {
 	config, err := s.cfg.Print() // its secrets masked
 	if err != nil {
 		return err
 	}
-	e := audit.Actor{Tenant: watchword.DefaultTenant}.Did(audit.ServerStart, s.info.URL, s.o.Now(), map[string]string{
+	e := audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.ServerStart, s.info.URL, s.o.Now(), map[string]string{
 		"version": s.o.Version, "https": s.info.HTTPS, "mqtts": s.info.MQTTS, "mqtt": s.info.MQTT, "pid": strconv.Itoa(os.Getpid()),
 		"config": string(config),
 	})
 	if err := s.store.AddEntry(ctx, e); err != nil {
 		return err
 	}
-	return writePlace(s.cfg.Data, Place{
+	return writeServerFile(s.cfg.Data, ServerFile{
 		URL: s.info.URL, HTTPS: s.info.HTTPS, MQTTS: s.info.MQTTS, MQTT: s.info.MQTT, Issuer: s.info.Issuer, CA: s.info.CAFile, PID: os.Getpid(), Operator: FirstOperator, Version: s.o.Version,
 	})
 }
@@ -294,8 +294,8 @@ func (s *Server) Run(ctx context.Context) error {
 	logged, unlog := context.WithCancel(context.WithoutCancel(ctx))
 	defer unlog()
 	signed := make(chan error, 1)
-	go func() { signed <- s.log.Run(logged) }()
-	for _, part := range append([]func(context.Context) error{s.desk.Run, s.recorder.Run, s.o.budget.Run, s.keepHouse}, s.beside...) {
+	go func() { signed <- s.checkpoints.Run(logged) }()
+	for _, part := range append([]func(context.Context) error{s.commands.Run, s.recorder.Run, s.o.budget.Run, s.maintain}, s.background...) {
 		g.Go(func() error { return part(gctx) })
 	}
 	g.Go(func() error {
@@ -334,19 +334,19 @@ func (s *Server) Run(ctx context.Context) error {
 	if derr != nil {
 		derr = errors.Join(derr, s.http.Close())
 	}
-	derr = errors.Join(derr, s.ops.Close())
+	derr = errors.Join(derr, s.operationsHTTP.Close())
 	stop()
 	err := g.Wait()
 	unlog()
 	return errors.Join(err, <-signed, derr) // bounded by audit.LastStep
 }
 
-// keepHouse forgets what is over, and turns the keys whose time has come.
-func (s *Server) keepHouse(ctx context.Context) error {
+// maintain forgets what is over, and turns the keys whose time has come.
+func (s *Server) maintain(ctx context.Context) error {
 	const every, batch = time.Minute, 5000
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	ahead := wall.Start(s.o.Now, func() { tick.Reset(time.Nanosecond) }) // keys turn at a time of day, and tick counts monotonic time
+	ahead := clockjump.Start(s.o.Now, func() { tick.Reset(time.Nanosecond) }) // keys turn at a time of day, and tick counts monotonic time
 	defer ahead.Stop()
 	for {
 		var err error
@@ -354,9 +354,9 @@ func (s *Server) keepHouse(ctx context.Context) error {
 		case <-tick.C:
 			tick.Reset(every)
 			for n := batch; n >= batch && err == nil; {
-				n, err = s.store.Prune(ctx, s.o.Now().Add(-token.Skew), batch)
+				n, err = s.store.DeleteExpired(ctx, s.o.Now().Add(-token.Skew), batch)
 			}
-			err = errors.Join(err, s.keeper.Step(ctx, s.o.Now()), s.pruneLog(ctx))
+			err = errors.Join(err, s.rotator.Step(ctx, s.o.Now()), s.pruneLog(ctx))
 		case <-ctx.Done():
 			return nil
 		}

@@ -44,7 +44,7 @@ func once(t *testing.T, c server.Config) server.Info {
 	return s.Info()
 }
 
-func TestAnEmptyFolderBecomesAHouseInUnderASecond(t *testing.T) {
+func TestEmptyFolderIsInitializedInUnderASecond(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "deep", "data")
 	start := time.Now()
 	s, err := server.New(t.Context(), config(t, dir), quiet)
@@ -54,7 +54,7 @@ func TestAnEmptyFolderBecomesAHouseInUnderASecond(t *testing.T) {
 	if took := time.Since(start); took > slow*time.Second { // make test runs it without the race detector too
 		t.Errorf("it took %s", took)
 	}
-	if !s.Info().First {
+	if !s.Info().Initialized {
 		t.Error("it was not the first start")
 	}
 	for name, mode := range map[string]os.FileMode{"operator.jwk": 0o600, "keys/kek": 0o600, "watchword.db": 0o600, "server.json": 0o600, "tls/ca.pem": 0o644} {
@@ -72,12 +72,12 @@ func TestAnEmptyFolderBecomesAHouseInUnderASecond(t *testing.T) {
 	if err := s.Run(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if again := once(t, config(t, dir)); again.First {
+	if again := once(t, config(t, dir)); again.Initialized {
 		t.Error("the second start founded it again")
 	}
 }
 
-func TestWithTheWrongKeyNothingOpens(t *testing.T) {
+func TestWrongKeyOpensNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	once(t, config(t, dir))
 	kek := filepath.Join(dir, "keys", "kek")
@@ -155,7 +155,7 @@ func TestTheOperatorOfTheMachineNeedsNoName(t *testing.T) {
 	}
 }
 
-func TestOperationsLookThroughADoorOfTheirOwn(t *testing.T) {
+func TestOperationsListener(t *testing.T) {
 	s, err := server.New(t.Context(), config(t, filepath.Join(t.TempDir(), "data")), quiet)
 	if err != nil {
 		t.Fatal(err)

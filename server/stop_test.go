@@ -8,12 +8,12 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/server"
 )
 
 // After a clean stop every entry is signed, also those of a part that was still at work when all others had ended.
-func TestACleanStopSignsWhatWasWrittenLast(t *testing.T) {
+func TestShutdownSignsFinalCheckpoint(t *testing.T) {
 	c := config(t, filepath.Join(t.TempDir(), "data"))
 	s, err := server.New(t.Context(), c, quiet)
 	check(t, err)
@@ -22,21 +22,21 @@ func TestACleanStopSignsWhatWasWrittenLast(t *testing.T) {
 		<-ctx.Done()
 		close(stopping)
 		<-goOn
-		return add(audit.Actor{Tenant: watchword.DefaultTenant}.Did(audit.CommandExpire, "cmd_1", time.Now(), nil))
+		return add(audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.CommandExpire, "cmd_1", time.Now(), nil))
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	waiting.For(t, "the server", s.Ready())
+	testwait.For(t, "the server", s.Ready())
 	cancel()
-	waiting.For(t, "the end of the other parts", stopping)
+	testwait.For(t, "the end of the other parts", stopping)
 	select {
 	case err := <-ended:
 		t.Fatalf("the server stopped before one of its parts: %v", err)
 	case <-time.After(100 * time.Millisecond): // as long as a keeper that does not wait needs to sign
 	}
 	close(goOn)
-	check(t, waiting.For(t, "the end of the server", ended))
+	check(t, testwait.For(t, "the end of the server", ended))
 	v, err := server.VerifyLog(t.Context(), c.Data, nil)
 	check(t, err)
 	if v.Entries < 2 || v.Uncovered != 0 {

@@ -25,7 +25,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
@@ -108,10 +108,10 @@ func (u *upgraded) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	waiting.For(u.t, "the server", s.Ready())
+	testwait.For(u.t, "the server", s.Ready())
 	u.stop = func() {
 		if cancel(); ended != nil {
-			check(u.t, waiting.For(u.t, "the end of the server", ended))
+			check(u.t, testwait.For(u.t, "the end of the server", ended))
 			ended = nil
 		}
 	}
@@ -222,7 +222,7 @@ func run(t *testing.T, d *device.Device) <-chan int {
 	go func() { ended <- d.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		check(t, waiting.For(t, "the end of the device", ended))
+		check(t, testwait.For(t, "the end of the device", ended))
 	})
 	return levels
 }
@@ -301,14 +301,14 @@ func TestADeviceFolderOfAnEarlierBuildKeepsItsMemory(t *testing.T) {
 				t.Errorf("lamp-1 is at %d.%d", epoch, seq)
 			}
 			jwe := u.next(d)
-			receipt, err := d.Obey(t.Context(), jwe)
+			receipt, err := d.Execute(t.Context(), jwe)
 			check(t, err)
-			check(t, d.HandIn(t.Context(), receipt))
+			check(t, d.SendReceipt(t.Context(), receipt))
 			equal(t, "commands of lamp-1", u.commands("lamp-1"), []string{"1 done", "2 failed", "3 done"})
 			check(t, d.Close())
 			d = u.device("lamp-1")
 			handle(d)
-			again, err := d.Obey(t.Context(), jwe)
+			again, err := d.Execute(t.Context(), jwe)
 			check(t, err)
 			if again != receipt || levels != 1 {
 				t.Errorf("command 3 was done %d times; signed for anew: %v", levels, again != receipt)
@@ -467,7 +467,7 @@ func (u *upgraded) testCommands(t *testing.T) {
 	if c := u.await(cs[0]); c.State != watchword.Done {
 		t.Errorf("what waited for lamp-1 is %s", c.State)
 	}
-	c, err := u.admin.Send(ctx, admin.Order{Device: "lamp-1", Function: "lamp.set", Args: json.RawMessage(`{"level":60}`)})
+	c, err := u.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", Args: json.RawMessage(`{"level":60}`)})
 	check(t, err)
 	level(t, levels, 60)
 	if c = u.await(c); c.State != watchword.Done || c.Seq != 4 {

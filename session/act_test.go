@@ -12,18 +12,18 @@ import (
 // mayPublish is what an act of these tests must be allowed.
 func mayPublish(a *session.Authority) error { return a.Publish(lux).Err() }
 
-func TestAnActIsDecidedAgainWhereItsBasisMoved(t *testing.T) {
-	r := newRoll(t)
+func TestActIsDecidedAgainWhenBasisMoved(t *testing.T) {
+	r := newDirectory(t)
 	g := session.NewGuard(r, session.GuardOptions{})
-	s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+	s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 	wantCode(t, err, "")
 	defer s.Close(nil)
 	var seen []int64
 	err = s.Act(t.Context(), mayPublish, func(_ context.Context, a *session.Authority) error {
-		seen = append(seen, a.Basis().Version)
+		seen = append(seen, a.Versions().SubjectVersion)
 		if len(seen) == 1 { // an edit commits before the act does; nobody has told the session yet
-			r.edit(func(r *fakeRoll) { r.subject.Basis = 7 })
-			return watchword.ErrBasisMoved
+			r.edit(func(r *fakeDirectory) { r.subject.AuthorityVersion = 7 })
+			return watchword.ErrAuthorityChanged
 		}
 		return nil
 	})
@@ -31,33 +31,33 @@ func TestAnActIsDecidedAgainWhereItsBasisMoved(t *testing.T) {
 	if len(seen) != 2 || seen[0] != 0 || seen[1] != 7 || r.renewed != 1 {
 		t.Errorf("decided on %v, renewed %d times; want the old version, then 7", seen, r.renewed)
 	}
-	if got := s.Authority().Basis(); got != (watchword.Basis{Subject: "lamp-7", Version: 7}) {
+	if got := s.Authority().Versions(); got != (watchword.AuthorityVersions{Subject: "lamp-7", SubjectVersion: 7}) {
 		t.Errorf("the session's basis is %+v", got)
 	}
 }
 
-func TestAnActWhoseRightWentMeanwhileIsRefused(t *testing.T) {
+func TestActIsRefusedWhenAuthorityIsLost(t *testing.T) {
 	for name, c := range map[string]struct {
-		edit func(*fakeRoll)
+		edit func(*fakeDirectory)
 		want watchword.Code
 	}{
-		"the policy changed":        {func(r *fakeRoll) { r.set = policies(t, `subscribe = ["plant/#"]`) }, watchword.Denied},
-		"the subject is revoked":    {func(r *fakeRoll) { r.subject.State = watchword.Revoked }, watchword.SubjectRevoked},
-		"the key is retired":        {func(r *fakeRoll) { r.subject.Keys[0].State = watchword.KeyRetired }, watchword.TokenRevoked},
-		"the token is revoked":      {func(r *fakeRoll) { r.err = watchword.Refuse(watchword.TokenRevoked, "revoked") }, watchword.TokenRevoked},
-		"the issuer key is":         {func(r *fakeRoll) { r.err = watchword.Refuse(watchword.IssuerRevoked, "revoked") }, watchword.IssuerRevoked},
-		"the store cannot be asked": {func(r *fakeRoll) { r.err = watchword.Refuse(watchword.Unavailable, "gone") }, watchword.Unavailable},
+		"the policy changed":        {func(r *fakeDirectory) { r.set = policies(t, `subscribe = ["plant/#"]`) }, watchword.Denied},
+		"the subject is revoked":    {func(r *fakeDirectory) { r.subject.State = watchword.Revoked }, watchword.SubjectRevoked},
+		"the key is retired":        {func(r *fakeDirectory) { r.subject.Keys[0].State = watchword.KeyRetired }, watchword.TokenRevoked},
+		"the token is revoked":      {func(r *fakeDirectory) { r.err = watchword.Refuse(watchword.TokenRevoked, "revoked") }, watchword.TokenRevoked},
+		"the issuer key is":         {func(r *fakeDirectory) { r.err = watchword.Refuse(watchword.IssuerRevoked, "revoked") }, watchword.IssuerRevoked},
+		"the store cannot be asked": {func(r *fakeDirectory) { r.err = watchword.Refuse(watchword.Unavailable, "gone") }, watchword.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRoll(t)
-			s, err := session.NewGuard(r, session.GuardOptions{}).Open(t.Context(), papers(t, time.Minute), session.Options{})
+			r := newDirectory(t)
+			s, err := session.NewGuard(r, session.GuardOptions{}).Open(t.Context(), credentials(t, time.Minute), session.Options{})
 			wantCode(t, err, "")
 			defer s.Close(nil)
 			ran := 0
 			err = s.Act(t.Context(), mayPublish, func(context.Context, *session.Authority) error {
 				ran++
 				r.edit(c.edit)
-				return watchword.ErrBasisMoved
+				return watchword.ErrAuthorityChanged
 			})
 			wantCode(t, err, c.want)
 			if ran != 1 {
@@ -68,7 +68,7 @@ func TestAnActWhoseRightWentMeanwhileIsRefused(t *testing.T) {
 }
 
 func TestAnEndedSessionActsNoMore(t *testing.T) {
-	s, err := session.NewGuard(newRoll(t), session.GuardOptions{}).Open(t.Context(), papers(t, time.Minute), session.Options{})
+	s, err := session.NewGuard(newDirectory(t), session.GuardOptions{}).Open(t.Context(), credentials(t, time.Minute), session.Options{})
 	wantCode(t, err, "")
 	s.Close(watchword.Refuse(watchword.SessionClosed, "closed"))
 	err = s.Act(t.Context(), nil, func(context.Context, *session.Authority) error { t.Error("it ran"); return nil })
@@ -76,11 +76,11 @@ func TestAnEndedSessionActsNoMore(t *testing.T) {
 }
 
 func TestAnActIsNotDecidedForEver(t *testing.T) {
-	s, err := session.NewGuard(newRoll(t), session.GuardOptions{}).Open(t.Context(), papers(t, time.Minute), session.Options{})
+	s, err := session.NewGuard(newDirectory(t), session.GuardOptions{}).Open(t.Context(), credentials(t, time.Minute), session.Options{})
 	wantCode(t, err, "")
 	defer s.Close(nil)
 	ran := 0
-	err = s.Act(t.Context(), nil, func(context.Context, *session.Authority) error { ran++; return watchword.ErrBasisMoved })
+	err = s.Act(t.Context(), nil, func(context.Context, *session.Authority) error { ran++; return watchword.ErrAuthorityChanged })
 	wantCode(t, err, watchword.Busy)
 	if ran < 2 || ran > 1000 {
 		t.Errorf("it ran %d times", ran)
@@ -88,10 +88,10 @@ func TestAnActIsNotDecidedForEver(t *testing.T) {
 }
 
 // What a session left behind acts under policy alone, for the life of its subject.
-func TestWhatWasLeftActsUnderTodaysPolicy(t *testing.T) {
-	r := newRoll(t)
+func TestOfflineActsUnderCurrentPolicy(t *testing.T) {
+	r := newDirectory(t)
 	g := session.NewGuard(r, session.GuardOptions{})
-	s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+	s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 	wantCode(t, err, "")
 	a := s.Authority()
 	s.Close(nil)
@@ -99,11 +99,11 @@ func TestWhatWasLeftActsUnderTodaysPolicy(t *testing.T) {
 	act := func() error {
 		return g.Act(t.Context(), a, mayPublish, func(_ context.Context, now *session.Authority) error {
 			if ran++; ran == 1 {
-				r.edit(func(r *fakeRoll) { r.subject.Basis++ })
-				return watchword.ErrBasisMoved
+				r.edit(func(r *fakeDirectory) { r.subject.AuthorityVersion++ })
+				return watchword.ErrAuthorityChanged
 			}
-			if now.Basis().Version != 1 {
-				t.Errorf("acts on version %d", now.Basis().Version)
+			if now.Versions().SubjectVersion != 1 {
+				t.Errorf("acts on version %d", now.Versions().SubjectVersion)
 			}
 			return nil
 		})
@@ -112,51 +112,51 @@ func TestWhatWasLeftActsUnderTodaysPolicy(t *testing.T) {
 	if ran != 2 {
 		t.Errorf("ran %d times, want twice", ran)
 	}
-	r.edit(func(r *fakeRoll) { r.subject.Incarnation++ })
+	r.edit(func(r *fakeDirectory) { r.subject.Incarnation++ })
 	wantCode(t, act(), watchword.TokenRevoked)
-	r.edit(func(r *fakeRoll) { r.subject.Incarnation--; r.subject.State = watchword.Suspended })
+	r.edit(func(r *fakeDirectory) { r.subject.Incarnation--; r.subject.State = watchword.Suspended })
 	wantCode(t, act(), watchword.SubjectSuspended)
 }
 
 // A request of a client that proved a key by an assertion stands while that key does.
-func TestPapersByKeyStandWhileTheKeyDoes(t *testing.T) {
+func TestKeyCredentialsFollowTheKey(t *testing.T) {
 	ctx := t.Context()
-	r := newRoll(t)
+	r := newDirectory(t)
 	g := session.NewGuard(r, session.GuardOptions{})
-	token, byKey, held := papers(t, time.Minute), session.ByKey(watchword.DefaultTenant, "lamp-7", 1, "k1"), session.Papers{}
+	token, byKey, held := credentials(t, time.Minute), session.ByKey(watchword.DefaultTenant, "lamp-7", 1, "k1"), session.Credentials{}
 	if token.ByKey() || !byKey.ByKey() || held.ByKey() {
 		t.Errorf("by key: a token's papers %v, those of a key %v, none %v", token.ByKey(), byKey.ByKey(), held.ByKey())
 	}
 	_, err := g.Open(ctx, session.ByKey(watchword.DefaultTenant, "lamp-7", 1, "k2"), session.Options{})
 	wantCode(t, err, watchword.TokenRevoked)
-	s, err := g.Open(ctx, session.ByKey(watchword.DefaultTenant, "lamp-7", 1, "k1"), session.Options{Class: session.Answer})
+	s, err := g.Open(ctx, session.ByKey(watchword.DefaultTenant, "lamp-7", 1, "k1"), session.Options{Class: session.ClassAnswer})
 	wantCode(t, err, "")
 	if !s.Authority().Publish(lux).Allowed || s.Authority().Publish("elsewhere").Allowed {
 		t.Error("policy alone counts")
 	}
-	r.edit(func(r *fakeRoll) { r.subject.Keys[0].State = watchword.KeyRevoked })
+	r.edit(func(r *fakeDirectory) { r.subject.Keys[0].State = watchword.KeyRevoked })
 	g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
 	wantEnd(t, s, watchword.TokenRevoked)
 }
 
 // Requests that are being answered have a bound of their own, and take nobody else's place.
-func TestAnswersHaveABoundOfTheirOwn(t *testing.T) {
-	g := session.NewGuard(newRoll(t), session.GuardOptions{Total: 1, PerSubject: 1, Answers: 2})
-	p := papers(t, time.Minute)
+func TestAnsweredRequestsHaveOwnLimit(t *testing.T) {
+	g := session.NewGuard(newDirectory(t), session.GuardOptions{Total: 1, PerSubject: 1, PerSubjectAnswers: 2})
+	p := credentials(t, time.Minute)
 	open := func(class session.Class, want watchword.Code) *session.Session {
 		t.Helper()
 		s, err := g.Open(t.Context(), p, session.Options{Class: class})
 		wantCode(t, err, want)
 		return s
 	}
-	one := open(session.Answer, "")
-	open(session.Answer, "")
-	open(session.Answer, watchword.Busy)
-	open(session.Connection, "") // though two answers are there and one session in all is the bound
-	open(session.Wait, watchword.Busy)
+	one := open(session.ClassAnswer, "")
+	open(session.ClassAnswer, "")
+	open(session.ClassAnswer, watchword.Busy)
+	open(session.ClassConnection, "") // though two answers are there and one session in all is the bound
+	open(session.ClassWait, watchword.Busy)
 	one.Close(nil)
 	one.Close(nil)
-	open(session.Answer, "")
-	open(session.Answer, watchword.Busy)
-	open(session.Wait, watchword.Busy)
+	open(session.ClassAnswer, "")
+	open(session.ClassAnswer, watchword.Busy)
+	open(session.ClassWait, watchword.Busy)
 }

@@ -20,7 +20,7 @@ func may(a *session.Authority) string {
 
 // Both token and policy must allow; what nobody shows papers for stands under policy, and
 // under the token that it came by where it has one.
-func TestWhatAnAuthorityAllows(t *testing.T) {
+func TestAuthorityAllows(t *testing.T) {
 	ctx := context.Background()
 	const none, all = "[[allow]]\nput = [\"/nothing\"]\n", "[[allow]]\npublish = [\"a/#\"]\nsubscribe = [\"a/#\"]\ncall = [\"f\"]\nget = [\"/v1/#\"]\n"
 	const bounded = "[[allow]]\npublish = [\"a/#\"]\nsubscribe = [\"a/#\"]\nget = [\"/v1/#\"]\n[[allow]]\ncall = [\"f\"]\nargs = { level = { maximum = 4 } }\n"
@@ -41,11 +41,11 @@ func TestWhatAnAuthorityAllows(t *testing.T) {
 		{"the token requests alone", all, wide[2:], "false false false true", "true true true true"},
 		{"a bound of policy", bounded, wide, "true true false true", "true true false true"},
 	} {
-		r := newRoll(t)
+		r := newDirectory(t)
 		set := policy.NewSet(parse(t, "subjects = [\"lamp-7\"]\n"+tc.policy))
-		r.edit(func(r *fakeRoll) { r.set = set })
+		r.edit(func(r *fakeDirectory) { r.set = set })
 		g := session.NewGuard(r, session.GuardOptions{})
-		p := papers(t, time.Minute)
+		p := credentials(t, time.Minute)
 		var err error
 		if p.Permissions, err = policy.FromPermissions(tc.token, nil); err != nil {
 			t.Fatal(err)
@@ -55,24 +55,24 @@ func TestWhatAnAuthorityAllows(t *testing.T) {
 		if got := may(a); got != tc.live {
 			t.Errorf("%s: live: %s, want %s", tc.name, got, tc.live)
 		}
-		if a.Token() != p.Permissions || a.Papers().JTI != "t1" || a.JTI() != "t1" || a.Tenant() != watchword.DefaultTenant || a.Subject() != "lamp-7" || a.Key() != "k1" || a.Proved() || a.Who().Kind != watchword.Device {
-			t.Errorf("%s: %+v", tc.name, a.Papers())
+		if a.Token() != p.Permissions || a.Credentials().JTI != "t1" || a.JTI() != "t1" || a.Tenant() != watchword.DefaultTenant || a.Subject() != "lamp-7" || a.Key() != "k1" || a.KeyProved() || a.PolicySubject().Kind != watchword.Device {
+			t.Errorf("%s: %+v", tc.name, a.Credentials())
 		}
-		if a, err = g.Absent(ctx, watchword.DefaultTenant, "lamp-7", 1); err != nil {
+		if a, err = g.OfflineAuthority(ctx, watchword.DefaultTenant, "lamp-7", 1); err != nil {
 			t.Fatal(err)
 		}
 		if got := may(a); got != tc.absent {
 			t.Errorf("%s: absent: %s, want %s", tc.name, got, tc.absent)
 		}
 		for name, c := range map[string]struct {
-			p    session.Papers
+			p    session.Credentials
 			want string
 		}{
-			"left behind":                      {session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1}, tc.absent},
+			"left behind":                      {session.Credentials{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1}, tc.absent},
 			"left behind under its token":      {p, tc.live},
-			"left behind, without permissions": {session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1, Key: "k1"}, tc.absent},
+			"left behind, without permissions": {session.Credentials{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1, Key: "k1"}, tc.absent},
 		} {
-			s := g.Hold(ctx, c.p, session.Options{Lapsed: func(err error) { t.Errorf("%s, %s: lapsed: %v", tc.name, name, err) }})
+			s := g.OpenOffline(ctx, c.p, session.Options{Withdrawn: func(err error) { t.Errorf("%s, %s: lapsed: %v", tc.name, name, err) }})
 			if s.Authority() == nil {
 				continue
 			}
@@ -80,14 +80,14 @@ func TestWhatAnAuthorityAllows(t *testing.T) {
 				t.Errorf("%s, %s: %s, want %s", tc.name, name, got, c.want)
 			}
 		}
-		if _, err := g.Absent(ctx, watchword.DefaultTenant, "lamp-7", 2); watchword.CodeOf(err) != watchword.TokenRevoked {
+		if _, err := g.OfflineAuthority(ctx, watchword.DefaultTenant, "lamp-7", 2); watchword.CodeOf(err) != watchword.TokenRevoked {
 			t.Errorf("another life: %v", err)
 		}
 	}
 }
 
 // What policy gives and the token does not is withheld by the token, and by nothing else.
-func TestWhatATokenWithholds(t *testing.T) {
+func TestTokenWithholds(t *testing.T) {
 	ctx := context.Background()
 	for _, tc := range []struct {
 		name, policy        string
@@ -101,39 +101,39 @@ func TestWhatATokenWithholds(t *testing.T) {
 		{"what policy does not give either", "publish = [\"b\"]", watchword.Permission{Resource: "topic:c", Actions: []string{"pub"}}, false, false, false, false, true},
 		{"all topics", "publish = [\"a\"]\nsubscribe = [\"a\"]", watchword.Permission{Resource: "api:/v1/#", Actions: []string{"get"}}, true, true, false, false, true},
 	} {
-		r := newRoll(t)
-		r.edit(func(r *fakeRoll) { r.subject.Kind = watchword.Service }) // without topics of its own
+		r := newDirectory(t)
+		r.edit(func(r *fakeDirectory) { r.subject.Kind = watchword.Service }) // without topics of its own
 		set := policy.NewSet(parse(t, "subjects = [\"lamp-7\"]\n[[allow]]\n"+tc.policy))
-		r.edit(func(r *fakeRoll) { r.set = set })
+		r.edit(func(r *fakeDirectory) { r.set = set })
 		g := session.NewGuard(r, session.GuardOptions{})
-		p := papers(t, time.Minute)
+		p := credentials(t, time.Minute)
 		var err error
 		if p.Permissions, err = policy.FromPermissions([]watchword.Permission{tc.token}, nil); err != nil {
 			t.Fatal(err)
 		}
 		a, err := g.Check(ctx, p)
 		wantCode(t, err, "")
-		if got := [...]bool{a.WithholdsPublish("a"), a.WithholdsSubscription("a"), a.Whole(), a.AnyTopic()}; got != [...]bool{tc.pub, tc.sub, tc.whole, tc.any} {
+		if got := [...]bool{a.WithholdsPublish("a"), a.WithholdsSubscription("a"), a.CoversPolicy(), a.AnyTopic()}; got != [...]bool{tc.pub, tc.sub, tc.whole, tc.any} {
 			t.Errorf("%s: withholds publishing, subscribing; whole; any topic: %v", tc.name, got)
 		}
-		a, err = g.Absent(ctx, watchword.DefaultTenant, "lamp-7", 1)
+		a, err = g.OfflineAuthority(ctx, watchword.DefaultTenant, "lamp-7", 1)
 		wantCode(t, err, "")
-		if a.WithholdsPublish("a") || a.WithholdsSubscription("a") || !a.Whole() || a.AnyTopic() != tc.whenOff {
+		if a.WithholdsPublish("a") || a.WithholdsSubscription("a") || !a.CoversPolicy() || a.AnyTopic() != tc.whenOff {
 			t.Errorf("%s: without a token something is withheld", tc.name)
 		}
-		if p.Permissions, err = policy.FromPermissions(a.Today().Perm(), a.Today().Deny()); err != nil {
+		if p.Permissions, err = policy.FromPermissions(a.Policy().Perm(), a.Policy().Deny()); err != nil {
 			t.Fatal(err)
 		}
-		if a, err = g.Check(ctx, p); err != nil || !a.Whole() {
+		if a, err = g.Check(ctx, p); err != nil || !a.CoversPolicy() {
 			t.Errorf("%s: a token of all that policy gives is not whole: %v", tc.name, err)
 		}
 	}
-	nothing := newRoll(t)
-	nothing.edit(func(r *fakeRoll) {
+	nothing := newDirectory(t)
+	nothing.edit(func(r *fakeDirectory) {
 		r.subject.Kind = watchword.Service
 		r.set = policy.NewSet()
 	})
-	a, err := session.NewGuard(nothing, session.GuardOptions{}).Absent(ctx, watchword.DefaultTenant, "lamp-7", 1)
+	a, err := session.NewGuard(nothing, session.GuardOptions{}).OfflineAuthority(ctx, watchword.DefaultTenant, "lamp-7", 1)
 	if err != nil || a.AnyTopic() {
 		t.Errorf("one without any topic has one: %v", err)
 	}
@@ -143,9 +143,9 @@ func TestWhatATokenWithholds(t *testing.T) {
 // it takes a token that has them all, whatever else the token has or lacks.
 func TestATokenWithAllTopics(t *testing.T) {
 	ctx := context.Background()
-	r := newRoll(t)
+	r := newDirectory(t)
 	set := policy.NewSet(parse(t, "subjects = [\"lamp-7\"]\n[[allow]]\npublish = [\"a/#\"]\nsubscribe = [\"a/#\"]\nget = [\"/v1/#\"]\n"))
-	r.edit(func(r *fakeRoll) { r.subject.Kind, r.set = watchword.Service, set })
+	r.edit(func(r *fakeDirectory) { r.subject.Kind, r.set = watchword.Service, set })
 	g := session.NewGuard(r, session.GuardOptions{})
 	for _, tc := range []struct {
 		resource      string
@@ -158,20 +158,20 @@ func TestATokenWithAllTopics(t *testing.T) {
 		{"topic:a/+", []string{"pub", "sub"}, false, false},
 		{"api:/v1/#", []string{"get"}, false, false},
 	} {
-		p := papers(t, time.Minute)
+		p := credentials(t, time.Minute)
 		var err error
 		if p.Permissions, err = policy.FromPermissions([]watchword.Permission{{Resource: tc.resource, Actions: tc.actions}}, nil); err != nil {
 			t.Fatal(err)
 		}
 		a, err := g.Check(ctx, p)
 		wantCode(t, err, "")
-		if a.WholeTopics() != tc.topics || a.Whole() != tc.whole {
-			t.Errorf("%s %v: all topics %v, all rights %v", tc.resource, tc.actions, a.WholeTopics(), a.Whole())
+		if a.CoversPolicyTopics() != tc.topics || a.CoversPolicy() != tc.whole {
+			t.Errorf("%s %v: all topics %v, all rights %v", tc.resource, tc.actions, a.CoversPolicyTopics(), a.CoversPolicy())
 		}
 	}
-	a, err := g.Absent(ctx, watchword.DefaultTenant, "lamp-7", 1)
+	a, err := g.OfflineAuthority(ctx, watchword.DefaultTenant, "lamp-7", 1)
 	wantCode(t, err, "")
-	if !a.WholeTopics() {
+	if !a.CoversPolicyTopics() {
 		t.Error("without a token something is withheld")
 	}
 }
@@ -181,7 +181,7 @@ func TestARevokedIssuerKeyEndsWhatStandsOnIt(t *testing.T) {
 	ctx := context.Background()
 	var mu sync.Mutex
 	gone := map[watchword.KeyID]bool{}
-	r := newRoll(t)
+	r := newDirectory(t)
 	g := session.NewGuard(r, session.GuardOptions{Revoked: func(id watchword.KeyID) bool {
 		mu.Lock()
 		defer mu.Unlock()
@@ -189,8 +189,8 @@ func TestARevokedIssuerKeyEndsWhatStandsOnIt(t *testing.T) {
 	}})
 	open := func(by watchword.KeyID) *session.Session {
 		t.Helper()
-		p := papers(t, time.Minute)
-		p.SignedBy = by
+		p := credentials(t, time.Minute)
+		p.IssuerKey = by
 		s, err := g.Open(ctx, p, session.Options{})
 		wantCode(t, err, "")
 		return s
@@ -200,24 +200,24 @@ func TestARevokedIssuerKeyEndsWhatStandsOnIt(t *testing.T) {
 	gone["i1"] = true
 	mu.Unlock()
 	g.IssuerRevoked(ctx, "i2") // of another key: asked, and found good
-	if one.Over() || two.Over() {
+	if one.Ended() || two.Ended() {
 		t.Error("the revocation of another key ended a session")
 	}
 	g.IssuerRevoked(ctx, "i1")
 	wantEnd(t, one, watchword.IssuerRevoked)
-	if two.Over() {
+	if two.Ended() {
 		t.Errorf("the other's session ended: %v", two.Cause())
 	}
-	p := papers(t, time.Minute)
-	p.SignedBy = "i1"
+	p := credentials(t, time.Minute)
+	p.IssuerKey = "i1"
 	_, err := g.Check(ctx, p)
 	wantCode(t, err, watchword.IssuerRevoked)
 }
 
 // Sessions are found by their tenant alone, and told apart by what carries them.
-func TestWhichSessionsAreListed(t *testing.T) {
+func TestSessionList(t *testing.T) {
 	ctx := context.Background()
-	r := newSlowRoll(t, "lamp-1", "lamp-2")
+	r := newSlowDirectory(t, "lamp-1", "lamp-2")
 	var opened, ended []watchword.SessionID
 	var causes []error
 	g := session.NewGuard(r, session.GuardOptions{
@@ -227,16 +227,16 @@ func TestWhichSessionsAreListed(t *testing.T) {
 	})
 	open := func(id watchword.SubjectID, o session.Options) *session.Session {
 		t.Helper()
-		s, err := g.Open(ctx, papersOf(t, id), o)
+		s, err := g.Open(ctx, credentialsOf(t, id), o)
 		wantCode(t, err, "")
 		return s
 	}
 	a := open("lamp-1", session.Options{Transport: "mqtt", Remote: "192.0.2.1:1"})
 	b := open("lamp-2", session.Options{Transport: "poll"})
-	c := open("lamp-2", session.Options{Transport: "sse", Class: session.Wait})
-	_, err := g.Open(ctx, papersOf(t, "lamp-1"), session.Options{})
+	c := open("lamp-2", session.Options{Transport: "sse", Class: session.ClassWait})
+	_, err := g.Open(ctx, credentialsOf(t, "lamp-1"), session.Options{})
 	wantCode(t, err, watchword.Busy) // of all
-	if !a.Lasts() || b.Lasts() || c.Lasts() || a.Transport() != "mqtt" || a.Remote() != "192.0.2.1:1" || a.Opened().IsZero() {
+	if !a.IsConnection() || b.IsConnection() || c.IsConnection() || a.Transport() != "mqtt" || a.Remote() != "192.0.2.1:1" || a.Opened().IsZero() {
 		t.Error("what a session says of itself")
 	}
 	for _, q := range []struct {
@@ -252,13 +252,13 @@ func TestWhichSessionsAreListed(t *testing.T) {
 		t.Error("a session is not found by its tenant and id alone")
 	}
 	// One that takes the place of another is not counted beside it, in all and of its subject.
-	next, err := g.Enter(papersOf(t, "lamp-1"), session.Options{Replaces: a})
+	next, err := g.Reserve(credentialsOf(t, "lamp-1"), session.Options{Replaces: a})
 	wantCode(t, err, "")
 	next.Close(nil)
-	why := errors.New("why")
-	b.Close(why)
+	reason := errors.New("why")
+	b.Close(reason)
 	b.Close(nil) // again: nothing
-	if len(opened) != 3 || len(ended) != 1 || ended[0] != b.ID() || causes[0] != why || b.Cause() != why {
+	if len(opened) != 3 || len(ended) != 1 || ended[0] != b.ID() || causes[0] != reason || b.Cause() != reason {
 		t.Errorf("told of %d that opened and %v that ended for %v", len(opened), ended, causes)
 	}
 	select {
@@ -272,28 +272,28 @@ func TestWhichSessionsAreListed(t *testing.T) {
 // A revoked token is remembered for its tenant alone.
 func TestATokenIsRevokedInItsTenant(t *testing.T) {
 	ctx := context.Background()
-	r := newRoll(t)
+	r := newDirectory(t)
 	g := session.NewGuard(r, session.GuardOptions{})
 	g.TokenRevoked("other", "lamp-7", "t1")
-	_, err := g.Check(ctx, papers(t, time.Minute))
+	_, err := g.Check(ctx, credentials(t, time.Minute))
 	wantCode(t, err, "")
 	g.TokenRevoked(watchword.DefaultTenant, "lamp-7", "t2")
-	_, err = g.Check(ctx, papers(t, time.Minute))
+	_, err = g.Check(ctx, credentials(t, time.Minute))
 	wantCode(t, err, "")
 	g.TokenRevoked(watchword.DefaultTenant, "lamp-7", "t1")
-	_, err = g.Check(ctx, papers(t, time.Minute))
+	_, err = g.Check(ctx, credentials(t, time.Minute))
 	wantCode(t, err, watchword.TokenRevoked)
 }
 
 // What was left behind is reached by every way in which a policy can speak of it.
-func TestAPolicyFindsWhatIsHeld(t *testing.T) {
+func TestPolicyChangeReachesOfflineSessions(t *testing.T) {
 	ctx := context.Background()
 	for _, src := range []string{`subjects = ["lamp-7"]`, `for = { site = "plant-1" }`, `for = {}`} {
-		r := newRoll(t)
+		r := newDirectory(t)
 		g := session.NewGuard(r, session.GuardOptions{})
 		told := 0
-		s := g.Hold(ctx, session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1}, session.Options{
-			Changed: func(*session.Authority) { told++ }, Lapsed: func(err error) { t.Error(err) },
+		s := g.OpenOffline(ctx, session.Credentials{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1}, session.Options{
+			Changed: func(*session.Authority) { told++ }, Withdrawn: func(err error) { t.Error(err) },
 		})
 		told = 0
 		d := parse(t, src)
@@ -313,28 +313,28 @@ func TestAPolicyFindsWhatIsHeld(t *testing.T) {
 
 func TestTheBoundsUnlessToldOtherwise(t *testing.T) {
 	ctx := context.Background()
-	r := newSlowRoll(t, "lamp-1", "lamp-2")
+	r := newSlowDirectory(t, "lamp-1", "lamp-2")
 	g := session.NewGuard(r, session.GuardOptions{})
-	fill := func(class session.Class, most int) {
+	fill := func(class session.Class, limit int) {
 		t.Helper()
-		for i := range most {
-			if _, err := g.Enter(papersOf(t, "lamp-1"), session.Options{Class: class}); err != nil {
+		for i := range limit {
+			if _, err := g.Reserve(credentialsOf(t, "lamp-1"), session.Options{Class: class}); err != nil {
 				t.Fatalf("number %d: %v", i+1, err)
 			}
 		}
-		_, err := g.Enter(papersOf(t, "lamp-1"), session.Options{Class: class})
+		_, err := g.Reserve(credentialsOf(t, "lamp-1"), session.Options{Class: class})
 		wantCode(t, err, watchword.Busy)
 	}
-	fill(session.Connection, 8)
-	fill(session.Wait, 1024)
-	_, err := g.Open(ctx, papersOf(t, "lamp-2"), session.Options{})
+	fill(session.ClassConnection, 8)
+	fill(session.ClassWait, 1024)
+	_, err := g.Open(ctx, credentialsOf(t, "lamp-2"), session.Options{})
 	wantCode(t, err, "")
 }
 
 // Who watches is told of each change before it is answered, whoever it concerns.
-func TestTheWatcherIsToldOfEachChange(t *testing.T) {
+func TestWatcherIsNotified(t *testing.T) {
 	ctx := context.Background()
-	g := session.NewGuard(newRoll(t), session.GuardOptions{})
+	g := session.NewGuard(newDirectory(t), session.GuardOptions{})
 	g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7") // with nobody to tell
 	var told []string
 	g.Watch(func(t watchword.TenantID, id watchword.SubjectID) { told = append(told, string(t)+"/"+string(id)) })
@@ -347,27 +347,27 @@ func TestTheWatcherIsToldOfEachChange(t *testing.T) {
 
 // A refresh can be asked for before anything is spent on it: the answer is that of the
 // refresh, and nothing changes.
-func TestWhetherARefreshWouldBeRefused(t *testing.T) {
+func TestMayRefresh(t *testing.T) {
 	ctx := context.Background()
 	uncovered := watchword.Refuse(watchword.Denied, "it does not cover what is held")
 	for name, c := range map[string]struct {
-		edit  func(r *fakeRoll, p *session.Papers)
+		edit  func(r *fakeDirectory, p *session.Credentials)
 		cover error
 		code  watchword.Code
 	}{
 		"a newer token":          {},
-		"an older one":           {edit: func(_ *fakeRoll, p *session.Papers) { p.Expires = time.Now().Add(time.Second) }},
-		"one that is over":       {edit: func(_ *fakeRoll, p *session.Papers) { p.Expires = time.Now().Add(-time.Second) }, code: watchword.TokenExpired},
-		"another subject's":      {edit: func(_ *fakeRoll, p *session.Papers) { p.Subject = "lamp-8" }, code: watchword.Denied},
-		"another key's":          {edit: func(_ *fakeRoll, p *session.Papers) { p.Key = "k2" }, code: watchword.Denied},
-		"another tenant's":       {edit: func(_ *fakeRoll, p *session.Papers) { p.Tenant = "other" }, code: watchword.Denied},
-		"of a suspended subject": {edit: func(r *fakeRoll, _ *session.Papers) { r.subject.State = watchword.Suspended }, code: watchword.SubjectSuspended},
+		"an older one":           {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Expires = time.Now().Add(time.Second) }},
+		"one that is over":       {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Expires = time.Now().Add(-time.Second) }, code: watchword.TokenExpired},
+		"another subject's":      {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Subject = "lamp-8" }, code: watchword.Denied},
+		"another key's":          {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Key = "k2" }, code: watchword.Denied},
+		"another tenant's":       {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Tenant = "other" }, code: watchword.Denied},
+		"of a suspended subject": {edit: func(r *fakeDirectory, _ *session.Credentials) { r.subject.State = watchword.Suspended }, code: watchword.SubjectSuspended},
 		"one that covers less":   {cover: uncovered, code: watchword.Denied},
 	} {
-		r := newRoll(t)
+		r := newDirectory(t)
 		g := session.NewGuard(r, session.GuardOptions{})
 		var cover error
-		s, err := g.Open(ctx, papers(t, time.Minute), session.Options{Covers: func(a *session.Authority) error {
+		s, err := g.Open(ctx, credentials(t, time.Minute), session.Options{Covers: func(a *session.Authority) error {
 			if a == nil {
 				t.Errorf("%s: asked without an authority", name)
 			}
@@ -375,10 +375,10 @@ func TestWhetherARefreshWouldBeRefused(t *testing.T) {
 		}})
 		wantCode(t, err, "")
 		before := s.Authority()
-		p := papers(t, time.Hour)
+		p := credentials(t, time.Hour)
 		p.JTI = "t2"
 		if c.edit != nil {
-			r.edit(func(r *fakeRoll) { c.edit(r, &p) })
+			r.edit(func(r *fakeDirectory) { c.edit(r, &p) })
 		}
 		cover = c.cover
 		wantCode(t, s.MayRefresh(ctx, p), c.code)
@@ -407,18 +407,18 @@ func TestWhetherARefreshWouldBeRefused(t *testing.T) {
 }
 
 // However a session ends, the guard keeps nothing of it.
-func TestNothingIsKeptOfSessionsThatEnded(t *testing.T) {
+func TestEndedSessionsReleaseMemory(t *testing.T) {
 	ctx := context.Background()
-	r := newSlowRoll(t, "lamp-1", "lamp-2")
+	r := newSlowDirectory(t, "lamp-1", "lamp-2")
 	g := session.NewGuard(r, session.GuardOptions{})
 	open := func(id watchword.SubjectID) *session.Session {
 		t.Helper()
-		s, err := g.Open(ctx, papersOf(t, id), session.Options{})
+		s, err := g.Open(ctx, credentialsOf(t, id), session.Options{})
 		wantCode(t, err, "")
 		return s
 	}
 	a, b, c := open("lamp-1"), open("lamp-1"), open("lamp-2")
-	held := g.Hold(ctx, session.Papers{Tenant: watchword.DefaultTenant, Subject: "lamp-1", Incarnation: 1}, session.Options{Lapsed: func(error) {}})
+	held := g.OpenOffline(ctx, session.Credentials{Tenant: watchword.DefaultTenant, Subject: "lamp-1", Incarnation: 1}, session.Options{Withdrawn: func(error) {}})
 	if got, want := fmt.Sprint(g.Held()), "map[absent:1 held:1 labels:1 sessions:3 subjects:2 unsettled:0]"; got != want {
 		t.Errorf("while they live: %s, want %s", got, want)
 	}
@@ -427,16 +427,16 @@ func TestNothingIsKeptOfSessionsThatEnded(t *testing.T) {
 		t.Errorf("%d sessions of the subject are left, want the other", got)
 	}
 	g.TokenRevoked(watchword.DefaultTenant, "lamp-1", "t1")
-	if !b.Over() || c.Over() {
+	if !b.Ended() || c.Ended() {
 		t.Error("a revoked token ends the sessions of its subject")
 	}
-	r.edit(func(r *slowRoll) {
+	r.edit(func(r *slowDirectory) {
 		s := r.subjects["lamp-2"]
 		s.State = watchword.Revoked
 		r.subjects["lamp-2"] = s
 	})
 	g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-2")
-	p := papersOf(t, "lamp-2")
+	p := credentialsOf(t, "lamp-2")
 	p.JTI = "t2"
 	_, err := g.Open(ctx, p, session.Options{})
 	wantCode(t, err, watchword.SubjectRevoked)

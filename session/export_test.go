@@ -5,7 +5,7 @@ func (g *Guard) Held() map[string]int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return map[string]int{
-		"sessions": len(g.sessions), "subjects": len(g.subjects), "held": len(g.held), "absent": len(g.absent),
-		"labels": len(g.index.labels), "unsettled": len(g.index.unsettled),
+		"sessions": len(g.sessions), "subjects": len(g.subjects), "held": len(g.offline), "absent": len(g.offlineBySubject),
+		"labels": len(g.index.labels), "unsettled": len(g.index.unindexed),
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/waiting"
-	"github.com/watchword-iot/watchword/internal/wall"
+	"github.com/watchword-iot/watchword/internal/clockjump"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
@@ -21,8 +21,8 @@ const (
 	scene = "plant/scene"
 )
 
-// fakeRoll is a roll of one device, lamp-7, whose policy the test edits.
-type fakeRoll struct {
+// fakeDirectory is a roll of one device, lamp-7, whose policy the test edits.
+type fakeDirectory struct {
 	mu      sync.Mutex
 	subject watchword.Subject
 	set     *policy.Set
@@ -31,9 +31,9 @@ type fakeRoll struct {
 	asked   chan struct{} // if not nil, Today waits here first
 }
 
-func newRoll(t *testing.T) *fakeRoll {
+func newDirectory(t *testing.T) *fakeDirectory {
 	t.Helper()
-	return &fakeRoll{
+	return &fakeDirectory{
 		subject: watchword.Subject{
 			Tenant: watchword.DefaultTenant, ID: "lamp-7", Kind: watchword.Device, State: watchword.Active, Incarnation: 1,
 			Labels: watchword.Labels{"kind": "lamp", "site": "plant-1"},
@@ -66,7 +66,7 @@ func parse(t *testing.T, src string) *policy.Document {
 	return d
 }
 
-func (r *fakeRoll) Principal(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
+func (r *fakeDirectory) Principal(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	if r.asked != nil {
 		<-r.asked
 	}
@@ -82,27 +82,27 @@ func (r *fakeRoll) Principal(_ context.Context, _ watchword.TenantID, id watchwo
 	return session.NewPrincipal(&s, r.set), nil
 }
 
-func (r *fakeRoll) Renew(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
+func (r *fakeDirectory) Refresh(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.renewed++
 	return r.err
 }
 
-func (r *fakeRoll) edit(f func(*fakeRoll)) {
+func (r *fakeDirectory) edit(f func(*fakeDirectory)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f(r)
 }
 
-func papers(t *testing.T, life time.Duration) session.Papers {
+func credentials(t *testing.T, life time.Duration) session.Credentials {
 	t.Helper()
 	g, err := policy.FromPermissions([]watchword.Permission{{Resource: "topic:plant/#", Actions: []string{"pub", "sub"}}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := time.Now()
-	return session.Papers{
+	return session.Credentials{
 		Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1, Key: "k1", JTI: "t1",
 		Issued: now, Expires: now.Add(life), Permissions: g,
 	}
@@ -122,24 +122,26 @@ func wantEnd(t *testing.T, s *session.Session, want watchword.Code) {
 	wantCode(t, s.Cause(), want)
 }
 
-func TestOpenRefusesPapersThatNoLongerCount(t *testing.T) {
+func TestOpenRefusesInvalidCredentials(t *testing.T) {
 	for name, c := range map[string]struct {
-		edit func(*fakeRoll, *session.Papers)
+		edit func(*fakeDirectory, *session.Credentials)
 		want watchword.Code
 	}{
-		"papers past their end":          {func(_ *fakeRoll, p *session.Papers) { p.Expires = time.Now() }, watchword.TokenExpired},
-		"a subject that never enrolled":  {func(r *fakeRoll, _ *session.Papers) { r.subject.State = watchword.New }, watchword.SubjectNew},
-		"a suspended subject":            {func(r *fakeRoll, _ *session.Papers) { r.subject.State = watchword.Suspended }, watchword.SubjectSuspended},
-		"a revoked subject":              {func(r *fakeRoll, _ *session.Papers) { r.subject.State = watchword.Revoked }, watchword.SubjectRevoked},
-		"an earlier life of the subject": {func(r *fakeRoll, _ *session.Papers) { r.subject.Incarnation = 2 }, watchword.TokenRevoked},
-		"a key that was retired":         {func(r *fakeRoll, _ *session.Papers) { r.subject.Keys[0].State = watchword.KeyRetired }, watchword.TokenRevoked},
-		"a subject nobody knows":         {func(_ *fakeRoll, p *session.Papers) { p.Subject = "lamp-8" }, watchword.SubjectRevoked},
-		"a store that cannot be asked":   {func(r *fakeRoll, _ *session.Papers) { r.err = watchword.Refuse(watchword.Unavailable, "gone") }, watchword.Unavailable},
+		"papers past their end":          {func(_ *fakeDirectory, p *session.Credentials) { p.Expires = time.Now() }, watchword.TokenExpired},
+		"a subject that never enrolled":  {func(r *fakeDirectory, _ *session.Credentials) { r.subject.State = watchword.New }, watchword.SubjectNew},
+		"a suspended subject":            {func(r *fakeDirectory, _ *session.Credentials) { r.subject.State = watchword.Suspended }, watchword.SubjectSuspended},
+		"a revoked subject":              {func(r *fakeDirectory, _ *session.Credentials) { r.subject.State = watchword.Revoked }, watchword.SubjectRevoked},
+		"an earlier life of the subject": {func(r *fakeDirectory, _ *session.Credentials) { r.subject.Incarnation = 2 }, watchword.TokenRevoked},
+		"a key that was retired":         {func(r *fakeDirectory, _ *session.Credentials) { r.subject.Keys[0].State = watchword.KeyRetired }, watchword.TokenRevoked},
+		"a subject nobody knows":         {func(_ *fakeDirectory, p *session.Credentials) { p.Subject = "lamp-8" }, watchword.SubjectRevoked},
+		"a store that cannot be asked": {func(r *fakeDirectory, _ *session.Credentials) {
+			r.err = watchword.Refuse(watchword.Unavailable, "gone")
+		}, watchword.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRoll(t)
+			r := newDirectory(t)
 			g := session.NewGuard(r, session.GuardOptions{})
-			p := papers(t, time.Minute)
+			p := credentials(t, time.Minute)
 			c.edit(r, &p)
 			_, err := g.Open(t.Context(), p, session.Options{})
 			wantCode(t, err, c.want)
@@ -152,8 +154,8 @@ func TestOpenRefusesPapersThatNoLongerCount(t *testing.T) {
 
 func TestASessionEndsAtTheExpOfItsTokenAndNotBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := session.NewGuard(newRoll(t), session.GuardOptions{})
-		s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+		g := session.NewGuard(newDirectory(t), session.GuardOptions{})
+		s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 		wantCode(t, err, "")
 		time.Sleep(time.Minute - time.Nanosecond)
 		synctest.Wait()
@@ -168,11 +170,11 @@ func TestASessionEndsAtTheExpOfItsTokenAndNotBefore(t *testing.T) {
 func TestRefresh(t *testing.T) {
 	t.Run("a newer token moves the end", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			g := session.NewGuard(newRoll(t), session.GuardOptions{})
-			s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+			g := session.NewGuard(newDirectory(t), session.GuardOptions{})
+			s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 			wantCode(t, err, "")
 			time.Sleep(50 * time.Second)
-			wantCode(t, s.Refresh(t.Context(), papers(t, time.Minute)), "")
+			wantCode(t, s.Refresh(t.Context(), credentials(t, time.Minute)), "")
 			time.Sleep(59 * time.Second)
 			synctest.Wait()
 			if s.Cause() != nil {
@@ -184,9 +186,9 @@ func TestRefresh(t *testing.T) {
 	})
 	t.Run("an older token changes nothing", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			g := session.NewGuard(newRoll(t), session.GuardOptions{})
-			old := papers(t, time.Second)
-			s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+			g := session.NewGuard(newDirectory(t), session.GuardOptions{})
+			old := credentials(t, time.Second)
+			s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 			wantCode(t, err, "")
 			wantCode(t, s.Refresh(t.Context(), old), "")
 			time.Sleep(2 * time.Second)
@@ -198,35 +200,35 @@ func TestRefresh(t *testing.T) {
 		})
 	})
 	t.Run("another key is refused", func(t *testing.T) {
-		g := session.NewGuard(newRoll(t), session.GuardOptions{})
-		s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+		g := session.NewGuard(newDirectory(t), session.GuardOptions{})
+		s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 		wantCode(t, err, "")
 		defer s.Close(nil)
-		p := papers(t, time.Hour)
+		p := credentials(t, time.Hour)
 		p.Key = "k2"
 		wantCode(t, s.Refresh(t.Context(), p), watchword.Denied)
 	})
 	t.Run("a session that is over stays over", func(t *testing.T) {
-		g := session.NewGuard(newRoll(t), session.GuardOptions{})
-		s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+		g := session.NewGuard(newDirectory(t), session.GuardOptions{})
+		s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 		wantCode(t, err, "")
 		s.Close(nil)
-		wantCode(t, s.Refresh(t.Context(), papers(t, time.Hour)), watchword.NotFound)
+		wantCode(t, s.Refresh(t.Context(), credentials(t, time.Hour)), watchword.NotFound)
 	})
 }
 
 func TestChangesReachLiveSessionsBeforeTheAnswer(t *testing.T) {
 	ctx := t.Context()
-	r := newRoll(t)
+	r := newDirectory(t)
 	g := session.NewGuard(r, session.GuardOptions{})
 	var told []*session.Authority
-	s, err := g.Open(ctx, papers(t, time.Minute), session.Options{Changed: func(a *session.Authority) { told = append(told, a) }})
+	s, err := g.Open(ctx, credentials(t, time.Minute), session.Options{Changed: func(a *session.Authority) { told = append(told, a) }})
 	wantCode(t, err, "")
 	if !s.Authority().Subscribe(lux).Allowed || !s.Authority().Publish(scene).Allowed {
 		t.Fatal("a fresh session may not do what token and policy allow")
 	}
 	narrower := policies(t, `subscribe = ["plant/scene"]`)
-	r.edit(func(r *fakeRoll) { r.set = narrower })
+	r.edit(func(r *fakeDirectory) { r.set = narrower })
 	g.PolicyChanged(ctx, watchword.DefaultTenant, parse(t, `subjects = ["lamp-8"]`), parse(t, `for = { kind = "lamp", site = "plant-2" }`), parse(t, `for = { site = "plant-1", kind = "meter" }`))
 	if !s.Authority().Subscribe(lux).Allowed {
 		t.Error("a session that the policy does not touch was recomputed")
@@ -238,7 +240,7 @@ func TestChangesReachLiveSessionsBeforeTheAnswer(t *testing.T) {
 	if len(told) != 1 || told[0] != s.Authority() {
 		t.Errorf("the transport was told %d times, want once, with the new authority", len(told))
 	}
-	r.edit(func(r *fakeRoll) { r.subject.State = watchword.Suspended })
+	r.edit(func(r *fakeDirectory) { r.subject.State = watchword.Suspended })
 	g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
 	select {
 	case <-s.Done():
@@ -252,10 +254,10 @@ func TestChangesReachLiveSessionsBeforeTheAnswer(t *testing.T) {
 }
 
 func TestATokenNeverGains(t *testing.T) {
-	r := newRoll(t)
+	r := newDirectory(t)
 	wider := policies(t, `publish = ["#"]`, `subscribe = ["#"]`)
-	r.edit(func(r *fakeRoll) { r.set = wider })
-	a, err := session.NewGuard(r, session.GuardOptions{}).Check(t.Context(), papers(t, time.Minute))
+	r.edit(func(r *fakeDirectory) { r.set = wider })
+	a, err := session.NewGuard(r, session.GuardOptions{}).Check(t.Context(), credentials(t, time.Minute))
 	wantCode(t, err, "")
 	if a.Publish("elsewhere").Allowed || a.Subscribe("#").Allowed {
 		t.Error("policy gave what the token does not carry")
@@ -266,12 +268,12 @@ func TestATokenNeverGains(t *testing.T) {
 }
 
 func TestAChangeBetweenEnteringAndReadingIsNotLost(t *testing.T) {
-	r := newRoll(t)
+	r := newDirectory(t)
 	r.asked = make(chan struct{})
 	g := session.NewGuard(r, session.GuardOptions{})
 	opened := make(chan *session.Session)
 	go func() {
-		s, err := g.Open(context.WithoutCancel(t.Context()), papers(t, time.Minute), session.Options{})
+		s, err := g.Open(context.WithoutCancel(t.Context()), credentials(t, time.Minute), session.Options{})
 		if err != nil {
 			t.Error(err)
 		}
@@ -279,15 +281,15 @@ func TestAChangeBetweenEnteringAndReadingIsNotLost(t *testing.T) {
 	}()
 	r.asked <- struct{}{} // Open is in the index and reads what stands now, before the edit or after
 	s := <-opened
-	r.edit(func(r *fakeRoll) { r.subject.State = watchword.Revoked })
+	r.edit(func(r *fakeDirectory) { r.subject.State = watchword.Revoked })
 	go func() { r.asked <- struct{}{} }()
 	g.SubjectChanged(t.Context(), watchword.DefaultTenant, "lamp-7")
 	wantEnd(t, s, watchword.SubjectRevoked)
 }
 
 func TestSessionsAreBounded(t *testing.T) {
-	g := session.NewGuard(newRoll(t), session.GuardOptions{PerSubject: 2, Total: 3})
-	p := papers(t, time.Minute)
+	g := session.NewGuard(newDirectory(t), session.GuardOptions{PerSubject: 2, Total: 3})
+	p := credentials(t, time.Minute)
 	a, err := g.Open(t.Context(), p, session.Options{})
 	wantCode(t, err, "")
 	_, err = g.Open(t.Context(), p, session.Options{})
@@ -300,24 +302,24 @@ func TestSessionsAreBounded(t *testing.T) {
 }
 
 func TestCloseEndsAllAndTakesNoMore(t *testing.T) {
-	g := session.NewGuard(newRoll(t), session.GuardOptions{})
-	s, err := g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+	g := session.NewGuard(newDirectory(t), session.GuardOptions{})
+	s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 	wantCode(t, err, "")
 	g.Close(watchword.Refuse(watchword.Unavailable, "going down"))
 	wantEnd(t, s, watchword.Unavailable)
-	_, err = g.Open(t.Context(), papers(t, time.Minute), session.Options{})
+	_, err = g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 	wantCode(t, err, watchword.Unavailable)
 }
 
 func TestManyChangesAtOnce(t *testing.T) {
 	ctx := t.Context()
-	r := newRoll(t)
+	r := newDirectory(t)
 	g := session.NewGuard(r, session.GuardOptions{PerSubject: 100})
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
 			for range 20 {
-				s, err := g.Open(ctx, papers(t, time.Minute), session.Options{})
+				s, err := g.Open(ctx, credentials(t, time.Minute), session.Options{})
 				if err != nil {
 					t.Error(err)
 					return
@@ -339,19 +341,19 @@ func TestAPolicyFindsTheSessionsItSpeaksOf(t *testing.T) {
 	ctx := t.Context()
 	for name, c := range map[string]struct {
 		policy string
-		edit   func(*fakeRoll) // before the policy
+		edit   func(*fakeDirectory) // before the policy
 	}{
 		"by subject":               {policy: `subjects = ["lamp-7"]`},
 		"by one label":             {policy: `for = { site = "plant-1" }`},
 		"everybody":                {policy: `for = {}`},
-		"by a label it has now":    {policy: `for = { site = "plant-2" }`, edit: func(r *fakeRoll) { r.subject.Labels = watchword.Labels{"site": "plant-2"} }},
+		"by a label it has now":    {policy: `for = { site = "plant-2" }`, edit: func(r *fakeDirectory) { r.subject.Labels = watchword.Labels{"site": "plant-2"} }},
 		"by a kind and all labels": {policy: "kinds = [\"device\"]\nfor = { site = \"plant-1\", kind = \"lamp\" }"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRoll(t)
+			r := newDirectory(t)
 			g := session.NewGuard(r, session.GuardOptions{})
 			told := 0
-			s, err := g.Open(ctx, papers(t, time.Minute), session.Options{Changed: func(*session.Authority) { told++ }})
+			s, err := g.Open(ctx, credentials(t, time.Minute), session.Options{Changed: func(*session.Authority) { told++ }})
 			wantCode(t, err, "")
 			defer s.Close(nil)
 			if c.edit != nil {
@@ -365,7 +367,7 @@ func TestAPolicyFindsTheSessionsItSpeaksOf(t *testing.T) {
 			if told != 1 {
 				t.Errorf("told %d times, want once", told)
 			}
-			wantCode(t, s.Refresh(ctx, papers(t, -time.Minute)), "")
+			wantCode(t, s.Refresh(ctx, credentials(t, -time.Minute)), "")
 			g.PolicyChanged(ctx, watchword.DefaultTenant, d)
 			if told != 2 {
 				t.Errorf("told %d times after a refresh that changes nothing", told)
@@ -373,12 +375,12 @@ func TestAPolicyFindsTheSessionsItSpeaksOf(t *testing.T) {
 		})
 	}
 	t.Run("one that is being opened", func(t *testing.T) {
-		r := newRoll(t)
+		r := newDirectory(t)
 		r.asked = make(chan struct{})
 		g := session.NewGuard(r, session.GuardOptions{})
 		opened := make(chan *session.Session)
 		go func() {
-			s, err := g.Open(ctx, papers(t, time.Minute), session.Options{})
+			s, err := g.Open(ctx, credentials(t, time.Minute), session.Options{})
 			if err != nil {
 				t.Error(err)
 			}
@@ -386,7 +388,7 @@ func TestAPolicyFindsTheSessionsItSpeaksOf(t *testing.T) {
 		}()
 		r.asked <- struct{}{} // it reads what stands before the edit, or after
 		narrower := policies(t, `publish = ["plant/#"]`)
-		r.edit(func(r *fakeRoll) { r.set = narrower })
+		r.edit(func(r *fakeDirectory) { r.set = narrower })
 		go func() { r.asked <- struct{}{} }()
 		g.PolicyChanged(ctx, watchword.DefaultTenant, parse(t, `for = { kind = "lamp" }`))
 		if s := <-opened; s.Authority().Subscribe(lux).Allowed {
@@ -396,13 +398,13 @@ func TestAPolicyFindsTheSessionsItSpeaksOf(t *testing.T) {
 }
 
 func TestRequestsThatWaitHaveABoundOfTheirOwn(t *testing.T) {
-	g := session.NewGuard(newRoll(t), session.GuardOptions{PerSubject: 1, Requests: 2})
-	p := papers(t, time.Minute)
+	g := session.NewGuard(newDirectory(t), session.GuardOptions{PerSubject: 1, PerSubjectWaits: 2})
+	p := credentials(t, time.Minute)
 	for _, c := range []struct {
 		request bool
 		want    watchword.Code
 	}{{false, ""}, {true, ""}, {true, ""}, {true, watchword.Busy}, {false, watchword.Busy}} {
-		_, err := g.Open(t.Context(), p, session.Options{Class: map[bool]session.Class{true: session.Wait}[c.request]})
+		_, err := g.Open(t.Context(), p, session.Options{Class: map[bool]session.Class{true: session.ClassWait}[c.request]})
 		wantCode(t, err, c.want)
 	}
 }
@@ -413,11 +415,11 @@ func TestSessionsEndThoughTheirTimersStoodStill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var paused atomic.Int64
 		now := func() time.Time { return time.Now().Add(time.Duration(paused.Load())) }
-		r := newRoll(t)
+		r := newDirectory(t)
 		g := session.NewGuard(r, session.GuardOptions{Now: now})
 		open := func(life time.Duration) *session.Session {
 			t.Helper()
-			p := papers(t, life)
+			p := credentials(t, life)
 			p.Expires = now().Add(life)
 			s, err := g.Open(t.Context(), p, session.Options{Transport: "mqtt", Ended: func(error) {}})
 			if err != nil {
@@ -426,47 +428,47 @@ func TestSessionsEndThoughTheirTimersStoodStill(t *testing.T) {
 			return s
 		}
 		short, long, refreshed := open(10*time.Minute), open(4*time.Hour), open(10*time.Minute)
-		newer := papers(t, 4*time.Hour)
+		newer := credentials(t, 4*time.Hour)
 		if err := refreshed.Refresh(t.Context(), newer); err != nil {
 			t.Fatal(err)
 		}
 		paused.Add(int64(3 * time.Hour))
-		time.Sleep(wall.Late)
+		time.Sleep(clockjump.Late)
 		synctest.Wait()
-		if !short.Over() {
+		if !short.Ended() {
 			t.Error("a token that is over for three hours still counts")
 		}
 		wantCode(t, short.Cause(), watchword.TokenExpired)
 		for name, s := range map[string]*session.Session{"a longer token": long, "a newer token": refreshed} {
-			if s.Over() {
+			if s.Ended() {
 				t.Errorf("%s: ended with %v", name, s.Cause())
 			}
 		}
-		time.Sleep(time.Hour - 2*wall.Late)
+		time.Sleep(time.Hour - 2*clockjump.Late)
 		synctest.Wait()
-		if long.Over() || refreshed.Over() {
+		if long.Ended() || refreshed.Ended() {
 			t.Error("ended before their hour was over")
 		}
-		time.Sleep(2 * wall.Late)
+		time.Sleep(2 * clockjump.Late)
 		synctest.Wait()
-		if !long.Over() || !refreshed.Over() {
+		if !long.Ended() || !refreshed.Ended() {
 			t.Error("the timers still wait for the three hours that were lost")
 		}
 		again := open(time.Minute) // the guard was empty, and watches again
 		paused.Add(int64(time.Hour))
-		time.Sleep(wall.Late)
+		time.Sleep(clockjump.Late)
 		synctest.Wait()
-		if !again.Over() {
+		if !again.Ended() {
 			t.Error("a session that came when there was none outlives its token")
 		}
 	})
 }
 
 // One session whose authority is being read holds up no other's end.
-func TestASlowStoreHoldsUpNoEnd(t *testing.T) {
+func TestSlowStoreDoesNotDelayClose(t *testing.T) {
 	var paused atomic.Int64
 	now := func() time.Time { return time.Now().Add(time.Duration(paused.Load())) }
-	r := &stalledRoll{fakeRoll: newRoll(t), reads: make(chan struct{}), answers: make(chan struct{})}
+	r := &stalledDirectory{fakeDirectory: newDirectory(t), reads: make(chan struct{}), answers: make(chan struct{})}
 	g := session.NewGuard(r, session.GuardOptions{Now: now})
 	defer g.Close(nil)
 	over := func(s *session.Session, done <-chan struct{}) {
@@ -481,7 +483,7 @@ func TestASlowStoreHoldsUpNoEnd(t *testing.T) {
 	var all []*session.Session
 	var ends []<-chan struct{}
 	for range 8 {
-		s, err := g.Open(t.Context(), papers(t, time.Hour), session.Options{})
+		s, err := g.Open(t.Context(), credentials(t, time.Hour), session.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -489,7 +491,7 @@ func TestASlowStoreHoldsUpNoEnd(t *testing.T) {
 	}
 	r.slow.Store(true)
 	go all[3].Recompute(t.Context())
-	waiting.For(t, "the read of the authority", r.reads)
+	testwait.For(t, "the read of the authority", r.reads)
 	paused.Add(int64(2 * time.Hour))
 	for i, s := range all {
 		if i != 3 {
@@ -500,23 +502,23 @@ func TestASlowStoreHoldsUpNoEnd(t *testing.T) {
 	over(all[3], ends[3])
 }
 
-// stalledRoll is a roll whose store, once slow, says when it is asked and answers when it is told to.
-type stalledRoll struct {
-	*fakeRoll
+// stalledDirectory is a roll whose store, once slow, says when it is asked and answers when it is told to.
+type stalledDirectory struct {
+	*fakeDirectory
 	slow           atomic.Bool
 	reads, answers chan struct{}
 }
 
-func (r *stalledRoll) Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
+func (r *stalledDirectory) Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	if r.slow.Load() {
 		r.reads <- struct{}{}
 		<-r.answers
 	}
-	return r.fakeRoll.Principal(ctx, t, id)
+	return r.fakeDirectory.Principal(ctx, t, id)
 }
 
 // Every change of authority cuts what its sessions are doing, all at the same time and with none of them locked.
-func TestSessionsOfOneChangeAreCutTogether(t *testing.T) {
+func TestAffectedSessionsAreCutTogether(t *testing.T) {
 	for name, change := range map[string]func(g *session.Guard, ss []*session.Session){
 		"subject": func(g *session.Guard, _ []*session.Session) {
 			g.SubjectChanged(t.Context(), watchword.DefaultTenant, "lamp-7")
@@ -540,14 +542,14 @@ func TestSessionsOfOneChangeAreCutTogether(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				g := session.NewGuard(newRoll(t), session.GuardOptions{})
+				g := session.NewGuard(newDirectory(t), session.GuardOptions{})
 				const many = 5
 				var cut atomic.Int32
 				together := make(chan struct{})
 				ss := make([]*session.Session, many)
 				for i := range ss {
 					var s *session.Session
-					o := session.Options{Class: session.Answer, Cut: func() {
+					o := session.Options{Class: session.ClassAnswer, Cut: func() {
 						_ = s.Cause() // takes its lock
 						if cut.Add(1) == many {
 							close(together)
@@ -555,7 +557,7 @@ func TestSessionsOfOneChangeAreCutTogether(t *testing.T) {
 						<-together
 					}}
 					var err error
-					if s, err = g.Open(t.Context(), papers(t, time.Hour), o); err != nil {
+					if s, err = g.Open(t.Context(), credentials(t, time.Hour), o); err != nil {
 						t.Fatal(err)
 					}
 					ss[i] = s
@@ -573,9 +575,9 @@ func TestSessionsOfOneChangeAreCutTogether(t *testing.T) {
 }
 
 func TestRequestsThatAreBeingAnsweredAreNotCounted(t *testing.T) {
-	g := session.NewGuard(newRoll(t), session.GuardOptions{})
+	g := session.NewGuard(newDirectory(t), session.GuardOptions{})
 	for class, want := range []int{1, 2, 2} {
-		s, err := g.Open(t.Context(), papers(t, time.Hour), session.Options{Class: session.Class(class)})
+		s, err := g.Open(t.Context(), credentials(t, time.Hour), session.Options{Class: session.Class(class)})
 		if err != nil {
 			t.Fatal(err)
 		}

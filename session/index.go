@@ -7,7 +7,7 @@ import "github.com/watchword-iot/watchword"
 // under is not known yet, so every change concerns it.
 type index struct {
 	labels    map[labelKey]map[*Session]struct{}
-	unsettled map[*Session]struct{}
+	unindexed map[*Session]struct{}
 }
 
 type labelKey struct {
@@ -16,17 +16,17 @@ type labelKey struct {
 }
 
 func newIndex() index {
-	return index{labels: map[labelKey]map[*Session]struct{}{}, unsettled: map[*Session]struct{}{}}
+	return index{labels: map[labelKey]map[*Session]struct{}{}, unindexed: map[*Session]struct{}{}}
 }
 
-func (x *index) unsettle(s *Session) { x.unsettled[s] = struct{}{} }
+func (x *index) markUnindexed(s *Session) { x.unindexed[s] = struct{}{} }
 
-// settle puts s under the labels that its authority was computed from.
-func (x *index) settle(s *Session, labels watchword.Labels) {
-	x.leave(s)
+// put puts s under the labels that its authority was computed from.
+func (x *index) put(s *Session, labels watchword.Labels) {
+	x.remove(s)
 	s.indexed = labels
 	for name, value := range labels {
-		k := labelKey{s.papers.Tenant, name, value}
+		k := labelKey{s.credentials.Tenant, name, value}
 		if x.labels[k] == nil {
 			x.labels[k] = map[*Session]struct{}{}
 		}
@@ -34,10 +34,10 @@ func (x *index) settle(s *Session, labels watchword.Labels) {
 	}
 }
 
-func (x *index) leave(s *Session) {
-	delete(x.unsettled, s)
+func (x *index) remove(s *Session) {
+	delete(x.unindexed, s)
 	for name, value := range s.indexed {
-		k := labelKey{s.papers.Tenant, name, value}
+		k := labelKey{s.credentials.Tenant, name, value}
 		delete(x.labels[k], s)
 		if len(x.labels[k]) == 0 {
 			delete(x.labels, k)
@@ -46,8 +46,8 @@ func (x *index) leave(s *Session) {
 	s.indexed = nil
 }
 
-// fewest returns the sessions of the one of labels that fewest have.
-func (x *index) fewest(t watchword.TenantID, labels watchword.Labels) (out map[*Session]struct{}) {
+// smallest returns the sessions of the one of labels that fewest have.
+func (x *index) smallest(t watchword.TenantID, labels watchword.Labels) (out map[*Session]struct{}) {
 	first := true
 	for name, value := range labels {
 		if some := x.labels[labelKey{t, name, value}]; first || len(some) < len(out) {
@@ -57,16 +57,16 @@ func (x *index) fewest(t watchword.TenantID, labels watchword.Labels) (out map[*
 	return out
 }
 
-func (g *Guard) unsettle(s *Session) {
+func (g *Guard) markUnindexed(s *Session) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !s.ended.Load() {
-		g.index.unsettle(s)
+		g.index.markUnindexed(s)
 	}
 }
 
-func (g *Guard) settle(s *Session, labels watchword.Labels) {
+func (g *Guard) indexSession(s *Session, labels watchword.Labels) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.index.settle(s, labels)
+	g.index.put(s, labels)
 }

@@ -20,17 +20,17 @@ type Principal struct {
 
 // NewPrincipal compiles what set gives s.
 func NewPrincipal(s *watchword.Subject, set *policy.Set) *Principal {
-	return &Principal{Subject: s, Policies: set, Grant: set.For(Who(s)), Keys: NewKeys(s.Keys)}
+	return &Principal{Subject: s, Policies: set, Grant: set.For(PolicySubject(s)), Keys: NewKeys(s.Keys)}
 }
 
 // Under returns p under another set of policies.
 func (p *Principal) Under(set *policy.Set) *Principal {
-	return &Principal{Subject: p.Subject, Policies: set, Grant: set.For(Who(p.Subject)), Keys: p.Keys}
+	return &Principal{Subject: p.Subject, Policies: set, Grant: set.For(PolicySubject(p.Subject)), Keys: p.Keys}
 }
 
-// Who is s as policies see it.
-func Who(s *watchword.Subject) policy.Who {
-	return policy.Who{ID: s.ID, Kind: s.Kind, Labels: s.Labels}
+// PolicySubject is s as policies see it.
+func PolicySubject(s *watchword.Subject) policy.Subject {
+	return policy.Subject{ID: s.ID, Kind: s.Kind, Labels: s.Labels}
 }
 
 // What a principal takes of memory beside its texts: its structures, those of one key that was parsed, and those of one label.
@@ -84,11 +84,11 @@ func (k *Keys) key(i int) (*jose.PublicKey, error) {
 	}
 	use := jose.ForSigning
 	if k.keys[i].Purpose == watchword.Seal {
-		use = jose.ForSealing
+		use = jose.ForEncryption
 	}
 	pub, err := jose.ParseJWK(k.keys[i].JWK, use)
 	if err != nil {
-		return nil, watchword.Because(err, watchword.Internal, "stored key %s", k.keys[i].ID)
+		return nil, watchword.Wrap(err, watchword.Internal, "stored key %s", k.keys[i].ID)
 	}
 	k.parsed[i].Store(pub)
 	return pub, nil

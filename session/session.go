@@ -13,14 +13,14 @@ import (
 type Class byte
 
 const (
-	// Connection is one that lasts: an MQTT connection, a stream, a long poll.
-	Connection Class = iota
-	// Wait is a request that waits for something to happen, such as a command's end.
-	Wait
-	// Answer is a request that is being answered.
-	Answer
+	// ClassConnection is one that lasts: an MQTT connection, a stream, a long poll.
+	ClassConnection Class = iota
+	// ClassWait is a request that waits for something to happen, such as a command's end.
+	ClassWait
+	// ClassAnswer is a request that is being answered.
+	ClassAnswer
 
-	classes
+	classCount
 )
 
 // Options is what a transport says of its session.
@@ -47,9 +47,9 @@ type Options struct {
 	// Replaces, if not nil, is a session that ends when this one starts: it is not counted
 	// beside it.
 	Replaces *Session
-	// Lapsed, of a session without a connection (see [Guard.Hold]), is called in the
+	// Withdrawn, of a session without a connection (see [Guard.OpenOffline]), is called in the
 	// place of Changed where nothing passes at this moment, and why.
-	Lapsed func(cause error)
+	Withdrawn func(cause error)
 }
 
 // Session is one live connection. It is safe for concurrent use.
@@ -64,12 +64,12 @@ type Session struct {
 	authority atomic.Pointer[Authority]
 	ended     atomic.Bool // set with mu held
 
-	mu      sync.Mutex // held while authority changes
-	started bool       // it is open: its callbacks are called
-	papers  Papers
-	timer   *time.Timer
-	cause   error
-	done    chan struct{} // made when somebody asks for it
+	mu          sync.Mutex // held while authority changes
+	started     bool       // it is open: its callbacks are called
+	credentials Credentials
+	timer       *time.Timer
+	cause       error
+	done        chan struct{} // made when somebody asks for it
 }
 
 // ID returns the session's name.
@@ -84,9 +84,9 @@ func (s *Session) Transport() string { return s.options.Transport }
 // Remote returns the peer's address.
 func (s *Session) Remote() string { return s.options.Remote }
 
-// Lasts reports whether it is a connection, and no request that waits.
-func (s *Session) Lasts() bool {
-	return s.options.Class == Connection && s.options.Transport != "poll"
+// IsConnection reports whether it is a connection, and no request that waits.
+func (s *Session) IsConnection() bool {
+	return s.options.Class == ClassConnection && s.options.Transport != "poll"
 }
 
 // Class returns what kind of session it is.
@@ -111,8 +111,8 @@ func (s *Session) Done() <-chan struct{} {
 	return s.done
 }
 
-// Over reports whether the session has ended.
-func (s *Session) Over() bool { return s.ended.Load() }
+// Ended reports whether the session has ended.
+func (s *Session) Ended() bool { return s.ended.Load() }
 
 // Cause returns why the session ended, nil while it lives.
 func (s *Session) Cause() error {
@@ -123,14 +123,14 @@ func (s *Session) Cause() error {
 
 // Recompute reads authority anew and ends the session if nothing is left.
 func (s *Session) Recompute(ctx context.Context) {
-	s.recomputeIf(ctx, func(Papers) bool { return true })
+	s.recomputeMatching(ctx, func(Credentials) bool { return true })
 }
 
-// recomputeIf is Recompute for a session whose papers of this moment are such.
-func (s *Session) recomputeIf(ctx context.Context, such func(Papers) bool) {
+// recomputeMatching is Recompute for a session whose papers of this moment are such.
+func (s *Session) recomputeMatching(ctx context.Context, such func(Credentials) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended.Load() || !such(s.papers) {
+	if s.ended.Load() || !such(s.credentials) {
 		return
 	}
 	if err := s.recompute(ctx, nil); err != nil {
@@ -138,7 +138,7 @@ func (s *Session) recomputeIf(ctx context.Context, such func(Papers) bool) {
 	}
 }
 
-// Start opens a session that [Guard.Enter] returned: from here on it ends by its timer,
+// Start opens a session that [Guard.Reserve] returned: from here on it ends by its timer,
 // and its callbacks are called. Codes: as [Guard.Open]; the cause of its end where it
 // ended meanwhile, not_found where its own transport ended it.
 func (s *Session) Start(ctx context.Context) error {
@@ -155,8 +155,8 @@ func (s *Session) Start(ctx context.Context) error {
 		return err
 	}
 	s.started = true
-	if !s.papers.absent {
-		s.timer = time.AfterFunc(s.papers.Expires.Sub(s.guard.now()), s.expire)
+	if !s.credentials.offline {
+		s.timer = time.AfterFunc(s.credentials.Expires.Sub(s.guard.now()), s.expire)
 	}
 	if s.guard.opened != nil {
 		s.guard.opened(s)
@@ -167,10 +167,10 @@ func (s *Session) Start(ctx context.Context) error {
 // recompute is called with mu held. may, if not nil, is asked before the new authority
 // counts.
 func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) error {
-	s.guard.unsettle(s) // whoever changes policy while it is read here finds the session
-	a, err := s.guard.Check(ctx, s.papers)
+	s.guard.markUnindexed(s) // whoever changes policy while it is read here finds the session
+	a, err := s.guard.Check(ctx, s.credentials)
 	if err != nil && s.offline {
-		s.options.Lapsed(err) // unsettled: whatever changes, it is asked again
+		s.options.Withdrawn(err) // unsettled: whatever changes, it is asked again
 		return nil
 	}
 	if err != nil {
@@ -182,7 +182,7 @@ func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) e
 		}
 	}
 	s.authority.Store(a)
-	s.guard.settle(s, a.who.Labels)
+	s.guard.indexSession(s, a.subject.Labels)
 	if (s.started || s.offline) && s.options.Changed != nil {
 		s.options.Changed(a)
 	}
@@ -195,24 +195,24 @@ func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) e
 // and none becomes proved by a refresh. A token that does not cover what the session
 // holds changes nothing: see [Options]. Codes: denied for another subject or key, and
 // where Covers says so; proof_required; as [Guard.Open].
-func (s *Session) Refresh(ctx context.Context, p Papers) error {
+func (s *Session) Refresh(ctx context.Context, p Credentials) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.takes(p); err != nil {
+	if err := s.checkSameHolder(p); err != nil {
 		return err
 	}
-	p.Proved = s.papers.Proved
-	if !p.Expires.After(s.papers.Expires) {
-		if err := s.would(ctx, p); watchword.CodeOf(err) == watchword.Denied {
+	p.KeyProved = s.credentials.KeyProved
+	if !p.Expires.After(s.credentials.Expires) {
+		if err := s.checkRefresh(ctx, p); watchword.CodeOf(err) == watchword.Denied {
 			return err // so that the answer does not depend on the second of its issue
 		}
 		return nil
 	}
-	old := s.papers
-	s.papers = p
+	old := s.credentials
+	s.credentials = p
 	if err := s.recompute(ctx, s.options.Covers); err != nil {
-		s.papers = old
-		s.guard.settle(s, s.Authority().who.Labels)
+		s.credentials = old
+		s.guard.indexSession(s, s.Authority().subject.Labels)
 		return err
 	}
 	s.timer.Reset(p.Expires.Sub(s.guard.now()))
@@ -221,18 +221,18 @@ func (s *Session) Refresh(ctx context.Context, p Papers) error {
 
 // MayRefresh says whether [Session.Refresh] with p would be refused, for who has
 // something to spend on p first. Codes: as Refresh.
-func (s *Session) MayRefresh(ctx context.Context, p Papers) error {
+func (s *Session) MayRefresh(ctx context.Context, p Credentials) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.takes(p); err != nil {
+	if err := s.checkSameHolder(p); err != nil {
 		return err
 	}
-	p.Proved = s.papers.Proved
-	return s.would(ctx, p)
+	p.KeyProved = s.credentials.KeyProved
+	return s.checkRefresh(ctx, p)
 }
 
-// would says whether p count and cover what the session holds. mu is held.
-func (s *Session) would(ctx context.Context, p Papers) error {
+// checkRefresh says whether p count and cover what the session holds. mu is held.
+func (s *Session) checkRefresh(ctx context.Context, p Credentials) error {
 	a, err := s.guard.Check(ctx, p)
 	if err == nil && s.options.Covers != nil {
 		err = s.options.Covers(a)
@@ -240,12 +240,12 @@ func (s *Session) would(ctx context.Context, p Papers) error {
 	return err
 }
 
-// takes says whether p are papers for a refresh of this session. mu is held.
-func (s *Session) takes(p Papers) error {
-	if p.Tenant != s.papers.Tenant || p.Subject != s.papers.Subject || p.Key != s.papers.Key {
+// checkSameHolder says whether p are papers for a refresh of this session. mu is held.
+func (s *Session) checkSameHolder(p Credentials) error {
+	if p.Tenant != s.credentials.Tenant || p.Subject != s.credentials.Subject || p.Key != s.credentials.Key {
 		return watchword.Refuse(watchword.Denied, "a session is refreshed by a token of the same subject and key")
 	}
-	if s.papers.Proved && !p.Proved {
+	if s.credentials.KeyProved && !p.KeyProved {
 		return watchword.Refuse(watchword.ProofRequired, "this session proved its key: it is refreshed with a proof")
 	}
 	if s.ended.Load() || !s.started {
@@ -257,7 +257,7 @@ func (s *Session) takes(p Papers) error {
 // expire is the timer's, and called where the wall clock ran ahead of it. A refresh
 // may have come while it waited for the lock.
 func (s *Session) expire() {
-	defer cut(s)
+	defer cutAll(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expireLocked()
@@ -268,7 +268,7 @@ func (s *Session) expireLocked() {
 	if s.ended.Load() || s.timer == nil {
 		return
 	}
-	if left := s.papers.Expires.Sub(s.guard.now()); left > 0 {
+	if left := s.credentials.Expires.Sub(s.guard.now()); left > 0 {
 		s.timer.Reset(left)
 		return
 	}
@@ -278,7 +278,7 @@ func (s *Session) expireLocked() {
 // Close ends the session; cause is nil where its own transport is done with it.
 func (s *Session) Close(cause error) {
 	if cause != nil {
-		defer cut(s)
+		defer cutAll(s)
 	}
 	s.close(cause)
 }
@@ -294,9 +294,9 @@ func (s *Session) revoke(jti string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.ended.Load() || s.papers.JTI != jti:
-	case s.papers.absent:
-		s.options.Lapsed(errRevoked)
+	case s.ended.Load() || s.credentials.JTI != jti:
+	case s.credentials.offline:
+		s.options.Withdrawn(errRevoked)
 	default:
 		s.end(errRevoked)
 	}
@@ -309,7 +309,7 @@ func (s *Session) end(cause error) {
 	}
 	s.cause = cause
 	s.ended.Store(true)
-	s.guard.leave(s)
+	s.guard.remove(s)
 	if s.done != nil {
 		close(s.done)
 	}

@@ -15,7 +15,7 @@ func (t *tx) putCode(c enroll.Code) error {
 		return err
 	}
 	n, err := t.exec(`INSERT INTO codes (tenant, hash, subject, expires, maker) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-		c.Tenant, c.Hash[:], c.Subject, stamp(c.Expires), c.By)
+		c.Tenant, c.Hash[:], c.Subject, toMillis(c.Expires), c.CreatedBy)
 	if err == nil && n == 0 {
 		err = watchword.Refuse(watchword.Conflict, "this code exists")
 	}
@@ -24,7 +24,7 @@ func (t *tx) putCode(c enroll.Code) error {
 
 // AddCode stores a code for a subject that may enroll.
 func (s *Store) AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error {
-	return s.w.act(ctx, func(t *tx) error {
+	return s.w.doAuthorized(ctx, func(t *tx) error {
 		sub, err := t.subject(c.Tenant, c.Subject)
 		if err != nil {
 			return err
@@ -41,11 +41,11 @@ func (s *Store) AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error
 
 // code reads a code that a device shows.
 func (t *tx) code(tenant watchword.TenantID, hash [32]byte) (enroll.Code, error) {
-	return one(context.Background(), t, func(r scanner) (c enroll.Code, err error) {
+	return queryOne(context.Background(), t, func(r scanner) (c enroll.Code, err error) {
 		var expires int64
 		c.Tenant, c.Hash = tenant, hash
-		err = r.Scan(&c.Subject, &expires, &c.By, &c.Sign, &c.Seal)
-		c.Expires = moment(expires)
+		err = r.Scan(&c.Subject, &expires, &c.CreatedBy, &c.Sign, &c.Seal)
+		c.Expires = fromMillis(expires)
 		return c, err
 	}, enroll.ErrCode, `SELECT subject, expires, maker, sign, seal FROM codes WHERE tenant = ? AND hash = ?`, tenant, hash[:])
 }

@@ -21,16 +21,16 @@ func scanCommand(s scanner) (r command.Row, err error) {
 	var reason string
 	err = s.Scan(&r.Tenant, &r.ID, &r.Device, &r.Incarnation, &r.Epoch, &r.Seq, &r.Function, &r.Args, &r.ArgsHash, &r.Order, &r.By, &r.ByKey,
 		&r.State, &created, &expires, &sent, &delivered, &settled, &r.Status, &r.Receipt, &r.ReceiptKey, &r.Entry, &reason)
-	r.Created, r.Expires = moment(created), moment(expires)
-	r.SentAt, r.DeliveredAt, r.SettledAt = moment(sent), moment(delivered), moment(settled)
+	r.Created, r.Expires = fromMillis(created), fromMillis(expires)
+	r.SentAt, r.DeliveredAt, r.SettledAt = fromMillis(sent), fromMillis(delivered), fromMillis(settled)
 	if err == nil && reason != "" {
 		err = json.Unmarshal([]byte(reason), &r.Reason)
 	}
 	return r, err
 }
 
-func readCommand(ctx context.Context, from rows, t watchword.TenantID, id watchword.CommandID) (command.Row, error) {
-	return one(ctx, from, scanCommand, notFound("command", id), `SELECT `+commandColumns+` FROM commands WHERE tenant = ? AND id = ?`, t, id)
+func readCommand(ctx context.Context, from querier, t watchword.TenantID, id watchword.CommandID) (command.Row, error) {
+	return queryOne(ctx, from, scanCommand, notFound("command", id), `SELECT `+commandColumns+` FROM commands WHERE tenant = ? AND id = ?`, t, id)
 }
 
 func (t *tx) command(tenant watchword.TenantID, id watchword.CommandID) (command.Row, error) {
@@ -45,7 +45,7 @@ func (s *Store) AddCommand(ctx context.Context, by audit.Actor, r command.Row, i
 	}
 	r.Created, r.Expires = whole(r.Created), whole(r.Expires)
 	out, err := actBy(ctx, s, by, func(t *tx) (result, error) {
-		if old, known, err := t.repeated(r.Tenant, idem); err != nil || known {
+		if old, known, err := t.findIdempotent(r.Tenant, idem); err != nil || known {
 			return result{old, known}, err
 		}
 		row, err := t.queue(r, b)
@@ -54,7 +54,7 @@ func (s *Store) AddCommand(ctx context.Context, by audit.Actor, r command.Row, i
 		}
 		if idem.Key != "" {
 			if _, err := t.exec(`INSERT INTO idempotency (tenant, caller, key, hash, command, expires) VALUES (?, ?, ?, ?, ?, ?)`,
-				r.Tenant, idem.Caller, idem.Key, idem.Hash[:], r.ID, stamp(idem.Until(r.Created))); err != nil {
+				r.Tenant, idem.Caller, idem.Key, idem.Hash[:], r.ID, toMillis(idem.Until(r.Created))); err != nil {
 				return result{}, err
 			}
 		}
@@ -63,8 +63,8 @@ func (s *Store) AddCommand(ctx context.Context, by audit.Actor, r command.Row, i
 	return out.row, out.replay, err
 }
 
-// repeated finds the command that the same request made before.
-func (t *tx) repeated(tenant watchword.TenantID, idem command.Idempotency) (r command.Row, known bool, err error) {
+// findIdempotent finds the command that the same request made before.
+func (t *tx) findIdempotent(tenant watchword.TenantID, idem command.Idempotency) (r command.Row, known bool, err error) {
 	if idem.Key == "" {
 		return r, false, nil
 	}
@@ -72,7 +72,7 @@ func (t *tx) repeated(tenant watchword.TenantID, idem command.Idempotency) (r co
 		hash []byte
 		id   watchword.CommandID
 	}
-	rs, err := all(context.Background(), t, func(s scanner) (r request, err error) {
+	rs, err := queryAll(context.Background(), t, func(s scanner) (r request, err error) {
 		err = s.Scan(&r.hash, &r.id)
 		return r, err
 	}, `SELECT hash, command FROM idempotency WHERE tenant = ? AND caller = ? AND key = ?`, tenant, idem.Caller, idem.Key)
@@ -88,7 +88,7 @@ func (t *tx) repeated(tenant watchword.TenantID, idem command.Idempotency) (r co
 
 // queue gives the command the device's next number and writes it. A refusal takes the number back, with the step.
 func (t *tx) queue(r command.Row, b command.Bounds) (command.Row, error) {
-	q, err := one(context.Background(), t, func(s scanner) (q command.Queue, err error) {
+	q, err := queryOne(context.Background(), t, func(s scanner) (q command.Queue, err error) {
 		q.Device.Kind, q.Device.ID = watchword.Device, r.Device
 		err = s.Scan(&q.Seq, &q.Device.Incarnation, &q.Device.State, &q.OfDevice, &q.OfOrderer, &q.Total)
 		return q, err
@@ -105,7 +105,7 @@ func (t *tx) queue(r command.Row, b command.Bounds) (command.Row, error) {
 	}
 	_, err = t.exec(`INSERT INTO commands (tenant, id, device, incarnation, epoch, seq, function, args, args_hash, signed_order, orderer, orderer_key, state, created, expires)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		r.Tenant, r.ID, r.Device, r.Incarnation, r.Epoch, r.Seq, r.Function, r.Args, r.ArgsHash, r.Order, r.By, r.ByKey, r.State, stamp(r.Created), stamp(r.Expires))
+		r.Tenant, r.ID, r.Device, r.Incarnation, r.Epoch, r.Seq, r.Function, r.Args, r.ArgsHash, r.Order, r.By, r.ByKey, r.State, toMillis(r.Created), toMillis(r.Expires))
 	return r, err
 }
 
@@ -120,7 +120,7 @@ func (t *tx) putCommand(r command.Row) error {
 		reason = string(b)
 	}
 	_, err := t.exec(`UPDATE commands SET state = ?, sent_at = ?, delivered_at = ?, settled_at = ?, status = ?, receipt = ?, receipt_key = ?, entry = ?, reason = ?
-		WHERE tenant = ? AND id = ?`, r.State, stamp(r.SentAt), stamp(r.DeliveredAt), stamp(r.SettledAt), r.Status, r.Receipt, r.ReceiptKey, r.Entry, reason, r.Tenant, r.ID)
+		WHERE tenant = ? AND id = ?`, r.State, toMillis(r.SentAt), toMillis(r.DeliveredAt), toMillis(r.SettledAt), r.Status, r.Receipt, r.ReceiptKey, r.Entry, reason, r.Tenant, r.ID)
 	return err
 }
 
@@ -129,10 +129,10 @@ func (s *Store) Command(ctx context.Context, t watchword.TenantID, id watchword.
 	return readCommand(ctx, s, t, id)
 }
 
-// unprepared runs queries whose text is put together, without keeping them.
-type unprepared struct{ *Store }
+// unpreparedQueries runs queries whose text is put together, without keeping them.
+type unpreparedQueries struct{ *Store }
 
-func (u unprepared) query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
+func (u unpreparedQueries) query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
 	return u.db.QueryContext(ctx, q, args...)
 }
 
@@ -151,20 +151,20 @@ func (s *Store) Commands(ctx context.Context, t watchword.TenantID, f command.Fi
 		}
 	}
 	q.WriteString(` ORDER BY id DESC LIMIT ?`)
-	return all(ctx, unprepared{s}, scanCommand, q.String(), append(args, limit)...)
+	return queryAll(ctx, unpreparedQueries{s}, scanCommand, q.String(), append(args, limit)...)
 }
 
 // Pending returns what waits for a device, in order.
 func (s *Store) Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]command.Row, error) {
-	return all(ctx, s, scanCommand, `SELECT `+commandColumns+` FROM commands
-		WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent') AND seq > ? AND expires > ? ORDER BY seq LIMIT ?`, t, device, after, stamp(now), limit)
+	return queryAll(ctx, s, scanCommand, `SELECT `+commandColumns+` FROM commands
+		WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent') AND seq > ? AND expires > ? ORDER BY seq LIMIT ?`, t, device, after, toMillis(now), limit)
 }
 
-func handovers(ctx context.Context, from rows, t watchword.TenantID, id watchword.CommandID) ([]command.Handover, error) {
-	return all(ctx, from, func(r scanner) (h command.Handover, err error) {
+func handovers(ctx context.Context, from querier, t watchword.TenantID, id watchword.CommandID) ([]command.Handover, error) {
+	return queryAll(ctx, from, func(r scanner) (h command.Handover, err error) {
 		var at int64
 		err = r.Scan(&h.Hash, &h.Nonce, &h.JWS, &at, &h.Entry)
-		h.At = moment(at)
+		h.At = fromMillis(at)
 		return h, err
 	}, `SELECT hash, nonce, jws, at, entry FROM handovers WHERE tenant = ? AND command = ? ORDER BY n`, t, id)
 }
@@ -176,9 +176,9 @@ func (s *Store) Handovers(ctx context.Context, t watchword.TenantID, id watchwor
 
 // snapshot reads a command beside its device, and beside its version of that hash.
 func (t *tx) snapshot(tenant watchword.TenantID, id watchword.CommandID, hash string) (command.Snapshot, error) {
-	return one(context.Background(), t, func(r scanner) (s command.Snapshot, err error) {
+	return queryOne(context.Background(), t, func(r scanner) (s command.Snapshot, err error) {
 		s.Target.Kind = watchword.Device
-		s.Row, err = scanCommand(and{r, []any{&s.Target.State, &s.Target.Incarnation, &s.Versions, &s.Known, &s.Logged}})
+		s.Row, err = scanCommand(extraColumns{r, []any{&s.Target.State, &s.Target.Incarnation, &s.Versions, &s.Known, &s.Logged}})
 		s.Target.ID = s.Device
 		return s, err
 	}, notFound("command", id), selectSnapshot, hash, tenant, id)
@@ -191,13 +191,13 @@ var selectSnapshot = `SELECT ` + prefixed("c.", commandColumns) + `, s.state, s.
 	FROM commands c JOIN subjects s ON s.tenant = c.tenant AND s.id = c.device AND s.deleted = 0 AND s.kind = 'device'
 	WHERE c.tenant = ?2 AND c.id = ?3`
 
-// and scans further columns behind those that it is asked for.
-type and struct {
+// extraColumns scans further columns behind those that it is asked for.
+type extraColumns struct {
 	scanner
 	more []any
 }
 
-func (a and) Scan(dest ...any) error { return a.scanner.Scan(append(dest, a.more...)...) }
+func (a extraColumns) Scan(dest ...any) error { return a.scanner.Scan(append(dest, a.more...)...) }
 
 // prefixed puts a table's name before each of some columns.
 func prefixed(table, columns string) string {
@@ -211,8 +211,8 @@ func prefixed(table, columns string) string {
 	return out.String()
 }
 
-// HandOver stores a version's hash before the version is sent.
-func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, entry audit.EntryOf[command.Row]) (command.Row, int64, error) {
+// AddHandover stores a version's hash before the version is sent.
+func (s *Store) AddHandover(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, entry audit.EntryOf[command.Row]) (command.Row, int64, error) {
 	type result struct {
 		row    command.Row
 		number int64
@@ -229,9 +229,9 @@ func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watc
 		}
 		out = result{row, c.Logged}
 		if isNew {
-			out.number = t.log.next()
+			out.number = t.merkle.next()
 			if _, err := t.exec(`INSERT INTO handovers (tenant, command, hash, nonce, jws, at, entry) VALUES (?, ?, ?, ?, ?, ?, ?)`,
-				tenant, id, h.Hash, h.Nonce, h.JWS, stamp(h.At), out.number); err != nil {
+				tenant, id, h.Hash, h.Nonce, h.JWS, toMillis(h.At), out.number); err != nil {
 				return out, err
 			}
 			if err := t.enter(entry(c.Row, row)); err != nil {
@@ -247,14 +247,14 @@ func (s *Store) HandOver(ctx context.Context, tenant watchword.TenantID, id watc
 }
 
 // acknowledged reads the sent commands that a device acknowledges, beside the device.
-func acknowledged(ctx context.Context, from rows, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledged) ([]command.Snapshot, error) {
+func acknowledged(ctx context.Context, from querier, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledgement) ([]command.Snapshot, error) {
 	each, err := json.Marshal(a.Each)
 	if err != nil {
 		return nil, err
 	}
-	return all(ctx, from, func(r scanner) (s command.Snapshot, err error) {
+	return queryAll(ctx, from, func(r scanner) (s command.Snapshot, err error) {
 		s.Target.Kind, s.Target.ID = watchword.Device, device
-		s.Row, err = scanCommand(and{r, []any{&s.Target.State, &s.Target.Incarnation}})
+		s.Row, err = scanCommand(extraColumns{r, []any{&s.Target.State, &s.Target.Incarnation}})
 		return s, err
 	}, selectAcknowledged, tenant, device, a.Epoch, a.UpTo, string(each))
 }
@@ -265,8 +265,8 @@ var selectAcknowledged = `SELECT ` + prefixed("c.", commandColumns) + `, s.state
 		AND (c.seq <= ? OR c.seq IN (SELECT value FROM json_each(?)))
 	ORDER BY c.seq`
 
-// Deliver notes which of its commands a device holds.
-func (s *Store) Deliver(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledged, now time.Time) ([]command.Row, error) {
+// MarkDelivered notes which of its commands a device holds.
+func (s *Store) MarkDelivered(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledgement, now time.Time) ([]command.Row, error) {
 	now = whole(now)
 	// Most polls acknowledge nothing new: look before taking the one writer.
 	waiting, err := acknowledged(ctx, s, tenant, device, a)
@@ -291,8 +291,8 @@ type outcome struct {
 	changed bool
 }
 
-// Undeliver ends a command that its device cannot take.
-func (s *Store) Undeliver(ctx context.Context, u command.Undelivered, entry audit.EntryOf[command.Row]) (command.Row, bool, error) {
+// MarkUndeliverable ends a command that its device cannot take.
+func (s *Store) MarkUndeliverable(ctx context.Context, u command.UndeliverableUpdate, entry audit.EntryOf[command.Row]) (command.Row, bool, error) {
 	u.SentAt, u.At = whole(u.SentAt), whole(u.At)
 	out, err := write(ctx, s, func(t *tx) (out outcome, err error) {
 		before, err := t.command(u.Tenant, u.ID)
@@ -310,8 +310,8 @@ func (s *Store) Undeliver(ctx context.Context, u command.Undelivered, entry audi
 	return out.row, out.changed, err
 }
 
-// Settle applies a receipt to its command.
-func (s *Store) Settle(ctx context.Context, by audit.Actor, r command.Settlement, entry audit.EntryOf[command.Row]) (command.Row, bool, error) {
+// ApplyReceipt applies a receipt to its command.
+func (s *Store) ApplyReceipt(ctx context.Context, by audit.Actor, r command.ReceiptUpdate, entry audit.EntryOf[command.Row]) (command.Row, bool, error) {
 	r.At = whole(r.At)
 	out, err := actBy(ctx, s, by, func(t *tx) (out outcome, err error) {
 		before, err := t.snapshot(r.Tenant, r.ID, r.Hash)
@@ -324,7 +324,7 @@ func (s *Store) Settle(ctx context.Context, by audit.Actor, r command.Settlement
 		if out.row, out.changed, err = before.Settle(r); err != nil || !out.changed {
 			return out, err
 		}
-		out.row.Entry = t.log.next()
+		out.row.Entry = t.merkle.next()
 		if err := t.putCommand(out.row); err != nil {
 			return out, err
 		}
@@ -352,14 +352,14 @@ func (s *Store) CancelCommand(ctx context.Context, by audit.Actor, id watchword.
 	})
 }
 
-// live is [command.Unfinished] as the indexes and triggers of the tables have it, word for word.
-const live = `state IN ('queued', 'sent', 'delivered', 'accepted')`
+// unfinishedStates is [command.Unfinished] as the indexes and triggers of the tables have it, word for word.
+const unfinishedStates = `state IN ('queued', 'sent', 'delivered', 'accepted')`
 
 // ExpireCommands ends commands whose end has passed.
 func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[command.Row]) ([]command.Row, error) {
 	now = whole(now)
 	return write(ctx, s, func(t *tx) (out []command.Row, err error) {
-		due, err := all(context.Background(), t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE `+live+` AND expires <= ? ORDER BY expires LIMIT ?`, stamp(now), limit)
+		due, err := queryAll(context.Background(), t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE `+unfinishedStates+` AND expires <= ? ORDER BY expires LIMIT ?`, toMillis(now), limit)
 		if err != nil {
 			return nil, err
 		}
@@ -384,7 +384,7 @@ func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, en
 func (t *tx) abandonCommands(tenant watchword.TenantID, device watchword.SubjectID, now time.Time) error {
 	for _, state := range command.Unfinished {
 		if _, err := t.exec(`UPDATE commands SET settled_at = ?, state = ? WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent', 'delivered', 'accepted') AND state = ?`,
-			stamp(now), command.Abandoned(state), tenant, device, state); err != nil {
+			toMillis(now), command.Abandoned(state), tenant, device, state); err != nil {
 			return err
 		}
 	}
@@ -393,9 +393,9 @@ func (t *tx) abandonCommands(tenant watchword.TenantID, device watchword.Subject
 
 // NextExpiry returns the earliest end of a command that is not final.
 func (s *Store) NextExpiry(ctx context.Context) (time.Time, error) {
-	return one(ctx, s, func(r scanner) (time.Time, error) {
+	return queryOne(ctx, s, func(r scanner) (time.Time, error) {
 		var end int64
 		err := r.Scan(&end)
-		return moment(end), err
-	}, nil, `SELECT coalesce(min(expires), 0) FROM commands WHERE `+live)
+		return fromMillis(end), err
+	}, nil, `SELECT coalesce(min(expires), 0) FROM commands WHERE `+unfinishedStates)
 }

@@ -25,8 +25,8 @@ func treeOf(t *testing.T, s *Store) ledger.Tree {
 	}
 	var own ledger.Tree
 	for i, r := range rs {
-		if r.Seq != int64(i+1) || !r.Fits() {
-			t.Fatalf("entry %d is number %d, fits %v", i+1, r.Seq, r.Fits())
+		if r.Seq != int64(i+1) || !r.MatchesHash() {
+			t.Fatalf("entry %d is number %d, fits %v", i+1, r.Seq, r.MatchesHash())
 		}
 		own, _ = own.Append(ledger.LeafHash(r.Hash))
 	}
@@ -46,16 +46,16 @@ func TestTheEdgeIsReadAgainAtStart(t *testing.T) {
 		if err := s.AddEntry(t.Context(), es...); err != nil {
 			t.Fatal(err)
 		}
-		tree, own := *s.w.tx.log.stands.Load(), treeOf(t, s)
+		tree, own := *s.w.tx.merkle.committed.Load(), treeOf(t, s)
 		if tree.Size() != int64(n) || tree.Root() != own.Root() {
 			t.Errorf("of %d entries the tree has %d, its root fits: %v", n, tree.Size(), tree.Root() == own.Root())
 		}
-		terms := s.w.tx.log.terms
+		terms := s.w.tx.merkle.terms
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
 		s = opened(t, path)
-		if again := *s.w.tx.log.stands.Load(); again.Root() != own.Root() || s.w.tx.log.terms != terms {
+		if again := *s.w.tx.merkle.committed.Load(); again.Root() != own.Root() || s.w.tx.merkle.terms != terms {
 			t.Errorf("opened again with %d entries, the edge is another", n)
 		}
 		if err := s.Close(); err != nil {
@@ -64,7 +64,7 @@ func TestTheEdgeIsReadAgainAtStart(t *testing.T) {
 	}
 }
 
-func TestAGapAtTheEdgeIsSeenAtStart(t *testing.T) {
+func TestGapAtTreeEdgeIsDetectedAtStart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
 	s := opened(t, path)
 	for i := range 300 {
@@ -114,7 +114,7 @@ func TestEntriesOfAnOlderVersionComeUnderTheTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := opened(t, path)
-	if tree := *s.w.tx.log.stands.Load(); tree.Size() != n || tree.Root() != treeOf(t, s).Root() {
+	if tree := *s.w.tx.merkle.committed.Load(); tree.Size() != n || tree.Root() != treeOf(t, s).Root() {
 		t.Errorf("the tree has %d entries", tree.Size())
 	}
 	rs, err := s.Find(t.Context(), audit.Query{Subject: "lamp-77"}, audit.Page{Limit: 10})

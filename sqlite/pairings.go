@@ -14,17 +14,17 @@ const pairingColumns = `tenant, id, device, user_code, wish, sign, sign_jwk, sea
 func scanPairing(r scanner) (p enroll.Pairing, err error) {
 	var device []byte
 	var created, decided, expires int64
-	err = r.Scan(&p.Tenant, &p.ID, &device, &p.UserCode, &p.Wish, &p.Sign.ID, &p.Sign.JWK, &p.Seal.ID, &p.Seal.JWK,
+	err = r.Scan(&p.Tenant, &p.ID, &device, &p.UserCode, &p.RequestedID, &p.Sign.ID, &p.Sign.JWK, &p.Seal.ID, &p.Seal.JWK,
 		&p.Remote, &p.Network, &p.State, &p.Subject, &p.By, &created, &decided, &expires)
 	copy(p.Hash[:], device)
 	p.Sign.Purpose, p.Seal.Purpose = watchword.Sign, watchword.Seal
 	p.Sign.State, p.Seal.State = watchword.KeyActive, watchword.KeyActive
-	p.Created, p.Decided, p.Expires = moment(created), moment(decided), moment(expires)
+	p.Created, p.Decided, p.Expires = fromMillis(created), fromMillis(decided), fromMillis(expires)
 	return p, err
 }
 
-// AskPairing stores two keys that wait for an operator's word.
-func (s *Store) AskPairing(ctx context.Context, p enroll.Pairing, now time.Time) (enroll.Pairing, error) {
+// AddPairing stores two keys that wait for an operator's word.
+func (s *Store) AddPairing(ctx context.Context, p enroll.Pairing, now time.Time) (enroll.Pairing, error) {
 	p.Created, p.Expires = whole(p.Created), whole(p.Expires)
 	return write(ctx, s, func(t *tx) (enroll.Pairing, error) {
 		a, err := t.asker(p, whole(now))
@@ -39,8 +39,8 @@ func (s *Store) AskPairing(ctx context.Context, p enroll.Pairing, now time.Time)
 			return out, err
 		}
 		n, err := t.exec(`INSERT INTO pairings (`+pairingColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, user_code) DO NOTHING`,
-			out.Tenant, out.ID, out.Hash[:], out.UserCode, out.Wish, out.Sign.ID, out.Sign.JWK, out.Seal.ID, out.Seal.JWK,
-			out.Remote, out.Network, out.State, out.Subject, out.By, stamp(out.Created), stamp(out.Decided), stamp(out.Expires))
+			out.Tenant, out.ID, out.Hash[:], out.UserCode, out.RequestedID, out.Sign.ID, out.Sign.JWK, out.Seal.ID, out.Seal.JWK,
+			out.Remote, out.Network, out.State, out.Subject, out.By, toMillis(out.Created), toMillis(out.Decided), toMillis(out.Expires))
 		if err == nil && n == 0 {
 			err = enroll.ErrUserCodeTaken
 		}
@@ -51,11 +51,11 @@ func (s *Store) AskPairing(ctx context.Context, p enroll.Pairing, now time.Time)
 // asker reads what there is of a device that asks with the keys of p.
 func (t *tx) asker(p enroll.Pairing, now time.Time) (a enroll.Asker, err error) {
 	ctx := context.Background()
-	if a.KeysUsed, err = one(ctx, t, func(r scanner) (used bool, err error) { return used, r.Scan(&used) }, nil,
+	if a.KeysUsed, err = queryOne(ctx, t, func(r scanner) (used bool, err error) { return used, r.Scan(&used) }, nil,
 		`SELECT EXISTS (SELECT 1 FROM subject_keys WHERE tenant = ? AND id IN (?, ?))`, p.Tenant, p.Sign.ID, p.Seal.ID); err != nil {
 		return a, err
 	}
-	old, err := all(ctx, t, scanPairing, `SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND sign = ?`, p.Tenant, p.Sign.ID)
+	old, err := queryAll(ctx, t, scanPairing, `SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND sign = ?`, p.Tenant, p.Sign.ID)
 	if err != nil {
 		return a, err
 	}
@@ -67,56 +67,56 @@ func (t *tx) asker(p enroll.Pairing, now time.Time) (a enroll.Asker, err error) 
 			return a, err
 		}
 	}
-	a.Queue, err = one(ctx, t, func(r scanner) (q enroll.Queue, err error) {
+	a.Queue, err = queryOne(ctx, t, func(r scanner) (q enroll.Queue, err error) {
 		var first, nearby int64
 		err = r.Scan(&q.All, &first, &q.Nearby, &nearby)
-		q.First, q.FirstNearby = moment(first), moment(nearby)
+		q.First, q.FirstNearby = fromMillis(first), fromMillis(nearby)
 		return q, err
 	}, nil, `SELECT count(*), coalesce(min(expires), 0), count(*) FILTER (WHERE network = ?1), coalesce(min(expires) FILTER (WHERE network = ?1), 0)
-		FROM pairings WHERE tenant = ?2 AND state = 'pending' AND expires > ?3 AND sign <> ?4`, p.Network, p.Tenant, stamp(now), p.Sign.ID)
+		FROM pairings WHERE tenant = ?2 AND state = 'pending' AND expires > ?3 AND sign <> ?4`, p.Network, p.Tenant, toMillis(now), p.Sign.ID)
 	return a, err
 }
 
-// PairingOf returns the pairing of a device code's hash.
-func (s *Store) PairingOf(ctx context.Context, t watchword.TenantID, device [32]byte, now time.Time) (enroll.Pairing, error) {
-	return one(ctx, s, scanPairing, enroll.ErrPairing,
-		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND device = ? AND expires > ?`, t, device[:], stamp(now))
+// PairingByDeviceCode returns the pairing of a device code's hash.
+func (s *Store) PairingByDeviceCode(ctx context.Context, t watchword.TenantID, device [32]byte, now time.Time) (enroll.Pairing, error) {
+	return queryOne(ctx, s, scanPairing, enroll.ErrPairing,
+		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND device = ? AND expires > ?`, t, device[:], toMillis(now))
 }
 
-// PairingFor returns the pairing of a user code.
-func (s *Store) PairingFor(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (enroll.Pairing, error) {
-	return one(ctx, s, scanPairing, enroll.ErrPairing,
-		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND user_code = ? AND expires > ?`, t, userCode, stamp(now))
+// PairingByUserCode returns the pairing of a user code.
+func (s *Store) PairingByUserCode(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (enroll.Pairing, error) {
+	return queryOne(ctx, s, scanPairing, enroll.ErrPairing,
+		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND user_code = ? AND expires > ?`, t, userCode, toMillis(now))
 }
 
 // Pairings returns a page of pairings that are not over, newest first.
 func (s *Store) Pairings(ctx context.Context, t watchword.TenantID, before string, limit int, now time.Time) ([]enroll.Pairing, error) {
-	return all(ctx, s, scanPairing, `SELECT `+pairingColumns+` FROM pairings
-		WHERE tenant = ?1 AND (?2 = '' OR id < ?2) AND expires > ?3 ORDER BY id DESC LIMIT ?4`, t, before, stamp(now), limit)
+	return queryAll(ctx, s, scanPairing, `SELECT `+pairingColumns+` FROM pairings
+		WHERE tenant = ?1 AND (?2 = '' OR id < ?2) AND expires > ?3 ORDER BY id DESC LIMIT ?4`, t, before, toMillis(now), limit)
 }
 
 // pairing reads a pairing that an operator decides on.
 func (t *tx) pairing(tenant watchword.TenantID, id string, now time.Time) (enroll.Pairing, error) {
-	return one(context.Background(), t, scanPairing, enroll.ErrPairing,
-		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND id = ? AND expires > ?`, tenant, id, stamp(now))
+	return queryOne(context.Background(), t, scanPairing, enroll.ErrPairing,
+		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND id = ? AND expires > ?`, tenant, id, toMillis(now))
 }
 
 func (t *tx) decide(p enroll.Pairing) error {
 	_, err := t.exec(`UPDATE pairings SET state = ?, subject = ?, decider = ?, decided = ?, expires = ? WHERE tenant = ? AND id = ?`,
-		p.State, p.Subject, p.By, stamp(p.Decided), stamp(p.Expires), p.Tenant, p.ID)
+		p.State, p.Subject, p.By, toMillis(p.Decided), toMillis(p.Expires), p.Tenant, p.ID)
 	return err
 }
 
 // ApprovePairing makes a pairing's keys those of a device.
 func (s *Store) ApprovePairing(ctx context.Context, by audit.Actor, a enroll.Approval, now time.Time, entries func(before, after watchword.Subject) []audit.Entry) (watchword.Subject, error) {
-	now, a.Until = whole(now), whole(a.Until)
+	now, a.AnswerUntil = whole(now), whole(a.AnswerUntil)
 	return actBy(ctx, s, by, func(t *tx) (out watchword.Subject, err error) {
 		tenant, id := a.Subject.Tenant, a.Subject.ID
 		p, err := t.pairing(tenant, a.Pairing, now)
 		if err == nil {
-			err = p.Waits() // before the subject is added
+			err = p.CheckPending() // before the subject is added
 		}
-		if err == nil && a.Add {
+		if err == nil && a.Create {
 			err = t.addSubject(a.Subject.Added())
 		}
 		if err != nil {

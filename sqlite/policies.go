@@ -12,7 +12,7 @@ import (
 func scanPolicy(r scanner) (p policy.Stored, err error) {
 	var changed int64
 	err = r.Scan(&p.Tenant, &p.Name, &p.Version, &p.Source, &changed, &p.Deleted)
-	p.Changed = moment(changed)
+	p.Changed = fromMillis(changed)
 	return p, err
 }
 
@@ -20,12 +20,12 @@ const policyColumns = `tenant, name, version, source, changed, deleted`
 
 // Policies returns all policies, by name.
 func (s *Store) Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error) {
-	return all(ctx, s, scanPolicy, `SELECT `+policyColumns+` FROM policies WHERE tenant = ? AND deleted = 0 ORDER BY name`, t)
+	return queryAll(ctx, s, scanPolicy, `SELECT `+policyColumns+` FROM policies WHERE tenant = ? AND deleted = 0 ORDER BY name`, t)
 }
 
 // policy returns the row of a name, also of a deleted one.
 func (t *tx) policy(tenant watchword.TenantID, name string) (policy.Stored, error) {
-	ps, err := all(context.Background(), t, scanPolicy, `SELECT `+policyColumns+` FROM policies WHERE tenant = ? AND name = ?`, tenant, name)
+	ps, err := queryAll(context.Background(), t, scanPolicy, `SELECT `+policyColumns+` FROM policies WHERE tenant = ? AND name = ?`, tenant, name)
 	if err != nil || len(ps) == 0 {
 		return policy.Stored{Tenant: tenant, Name: name}, err
 	}
@@ -52,7 +52,7 @@ func (s *Store) changePolicy(ctx context.Context, by audit.Actor, name string, r
 		if changes {
 			if _, err := t.exec(`INSERT INTO policies (`+policyColumns+`) VALUES (?, ?, ?, ?, ?, ?)
 				ON CONFLICT DO UPDATE SET version = excluded.version, source = excluded.source, changed = excluded.changed, deleted = excluded.deleted`,
-				by.Tenant, name, after.Version, after.Source, stamp(after.Changed), after.Deleted); err != nil {
+				by.Tenant, name, after.Version, after.Source, toMillis(after.Changed), after.Deleted); err != nil {
 				return out, err
 			}
 			if err := t.enter(entry(before, after)); err != nil {

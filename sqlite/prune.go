@@ -11,28 +11,28 @@ import (
 
 // PlanPrune returns how far the log would be pruned whose entries before a time go, at
 // most limit tiles further than it is; the same as it is where there is nothing to prune.
-func (s *Store) PlanPrune(ctx context.Context, before time.Time, limit int) (is, shall audit.Pruning, err error) {
-	if is, err = pruned(ctx, s); err != nil {
+func (s *Store) PlanPrune(ctx context.Context, before time.Time, limit int) (is, planned audit.Pruning, err error) {
+	if is, err = readPruning(ctx, s); err != nil {
 		return is, is, err
 	}
-	shall = is
-	old, err := all(ctx, s, scanTerms, `SELECT first, last, bits FROM audit_terms WHERE n >= ? ORDER BY n LIMIT ?`, is.Through/ledger.TileWidth, limit)
+	planned = is
+	old, err := queryAll(ctx, s, scanTerms, `SELECT first, last, bits FROM audit_terms WHERE n >= ? ORDER BY n LIMIT ?`, is.Through/ledger.TileWidth, limit)
 	if err != nil {
 		return is, is, err
 	}
 	for _, terms := range old {
-		if terms.Last >= stamp(before) {
+		if terms.Last >= toMillis(before) {
 			break
 		}
-		if _, err := keep(ctx, s, &shall); err != nil {
+		if _, err := planTile(ctx, s, &planned); err != nil {
 			return is, is, err
 		}
 	}
-	return is, shall, nil
+	return is, planned, nil
 }
 
-// keep goes one tile further, and returns its entries that have a body and go.
-func keep(ctx context.Context, from rows, p *audit.Pruning) (goes []int64, err error) {
+// planTile goes one tile further, and returns its entries that have a body and go.
+func planTile(ctx context.Context, from querier, p *audit.Pruning) (removed []int64, err error) {
 	rs, err := records(ctx, from, p.Through, ledger.TileWidth)
 	if err != nil {
 		return nil, err
@@ -42,14 +42,14 @@ func keep(ctx context.Context, from rows, p *audit.Pruning) (goes []int64, err e
 		if err != nil {
 			return nil, err
 		}
-		if audit.Lasting(e.Kind) {
-			p.Keep(r.Seq)
+		if audit.Permanent(e.Kind) {
+			p.AddRetained(r.Seq)
 		} else {
-			goes = append(goes, r.Seq)
+			removed = append(removed, r.Seq)
 		}
 	}
 	p.Through += ledger.TileWidth
-	return goes, nil
+	return removed, nil
 }
 
 // PruneLog takes the bodies of entries up to where p says, and leaves their hashes;
@@ -58,13 +58,13 @@ func keep(ctx context.Context, from rows, p *audit.Pruning) (goes []int64, err e
 func (s *Store) PruneLog(ctx context.Context, p audit.Pruning) (gone int64, err error) {
 	err = s.w.do(ctx, func(t *tx) error {
 		gone = 0
-		now, err := pruned(ctx, t)
+		now, err := readPruning(ctx, t)
 		if err != nil {
 			return err
 		}
 		for now.Through < p.Through {
 			var n int64
-			if err := t.overwriting(func() (err error) { // what is pruned is not to be found in the file
+			if err := t.withSecureDelete(func() (err error) { // what is pruned is not to be found in the file
 				n, err = t.pruneTile(ctx, &now)
 				return err
 			}); err != nil {
@@ -75,16 +75,16 @@ func (s *Store) PruneLog(ctx context.Context, p audit.Pruning) (gone int64, err 
 		if now != p {
 			return watchword.Refuse(watchword.Conflict, "the log is pruned up to %d already, or has other entries", now.Through)
 		}
-		_, err = t.exec(`UPDATE audit_pruned SET through = ?, kept = ?, chain = ?`, p.Through, p.Kept, p.Chain[:])
+		_, err = t.exec(`UPDATE audit_pruned SET through = ?, kept = ?, chain = ?`, p.Through, p.Retained, p.Chain[:])
 		return err
 	})
 	return gone, err
 }
 
-func pruned(ctx context.Context, from rows) (audit.Pruning, error) {
-	return one(ctx, from, func(r scanner) (p audit.Pruning, err error) {
+func readPruning(ctx context.Context, from querier) (audit.Pruning, error) {
+	return queryOne(ctx, from, func(r scanner) (p audit.Pruning, err error) {
 		var chain []byte
-		err = r.Scan(&p.Through, &p.Kept, &chain)
+		err = r.Scan(&p.Through, &p.Retained, &chain)
 		copy(p.Chain[:], chain)
 		return p, err
 	}, notFound("pruning", 1), `SELECT through, kept, chain FROM audit_pruned`)
@@ -93,7 +93,7 @@ func pruned(ctx context.Context, from rows) (audit.Pruning, error) {
 // pruneTile prunes the next tile, and makes its terms anew.
 func (t *tx) pruneTile(ctx context.Context, p *audit.Pruning) (gone int64, err error) {
 	after := p.Through
-	seqs, err := keep(ctx, t, p)
+	seqs, err := planTile(ctx, t, p)
 	if err != nil {
 		return 0, err
 	}
@@ -102,7 +102,7 @@ func (t *tx) pruneTile(ctx context.Context, p *audit.Pruning) (gone int64, err e
 			return 0, err
 		}
 	}
-	var terms audit.Terms
+	var terms audit.TileFilter
 	rs, err := records(ctx, t, after, ledger.TileWidth)
 	if err != nil {
 		return 0, err

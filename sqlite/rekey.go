@@ -10,7 +10,7 @@ import (
 )
 
 // Rekey puts a subject's new keys in the place of its old ones.
-func (s *Store) Rekey(ctx context.Context, by audit.Actor, r enroll.Rekeying, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, bool, error) {
+func (s *Store) Rekey(ctx context.Context, by audit.Actor, r enroll.KeyChange, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, bool, error) {
 	now = whole(now)
 	out, err := actBy(ctx, s, by, func(t *tx) (out replayed, err error) {
 		before, err := t.subject(r.Tenant, r.Subject)
@@ -21,7 +21,7 @@ func (s *Store) Rekey(ctx context.Context, by audit.Actor, r enroll.Rekeying, no
 		if err != nil || out.replay {
 			return out, err
 		}
-		if err := t.spend(r.Tenant, r.Subject, r.Spent); err != nil {
+		if err := t.consumeAssertion(r.Tenant, r.Subject, r.Spent); err != nil {
 			return out, err
 		}
 		out.subject, err = t.putSubject(before, out.subject, entry(before, out.subject))

@@ -18,11 +18,11 @@ func (s *Store) Find(ctx context.Context, q audit.Query, p audit.Page) (out []au
 	}
 	look := func(n int64) error {
 		rs, err := records(ctx, s, n*ledger.TileWidth, ledger.TileWidth)
-		out = append(out, p.Choose(q, rs, p.Limit-len(out))...)
+		out = append(out, p.Filter(q, rs, p.Limit-len(out))...)
 		return err
 	}
 	// Page by page of what searches know, from the first tile that may have one to the last.
-	from, to := p.After/ledger.TileWidth, (p.Last(tree.Size())+ledger.TileWidth-1)/ledger.TileWidth
+	from, to := p.After/ledger.TileWidth, (p.MaxSeq(tree.Size())+ledger.TileWidth-1)/ledger.TileWidth
 	for from < to && len(out) < p.Limit {
 		first, next := from, min(from+termsPage, to)
 		if p.Newest {
@@ -56,20 +56,20 @@ const termsPage = 256
 // candidates returns the tiles from first to before next that may have an entry that q
 // chooses. Of the tiles full is how many there are: what follows them has no terms.
 func (s *Store) candidates(ctx context.Context, q audit.Query, first, next, full int64) (ns []int64, err error) {
-	if q.All() {
+	if q.IsEmpty() {
 		for n := first; n < next; n++ {
 			ns = append(ns, n)
 		}
 		return ns, nil
 	}
 	at := first
-	_, err = all(ctx, s, func(r scanner) (none struct{}, err error) {
+	_, err = queryAll(ctx, s, func(r scanner) (none struct{}, err error) {
 		var n int64
-		t, err := scanTerms(and{r, []any{&n}})
+		t, err := scanTerms(extraColumns{r, []any{&n}})
 		for ; err == nil && at < n; at++ {
 			ns = append(ns, at) // without terms the entries themselves are looked at
 		}
-		if err == nil && t.May(q) {
+		if err == nil && t.MayMatch(q) {
 			ns = append(ns, n)
 		}
 		at = n + 1
@@ -81,7 +81,7 @@ func (s *Store) candidates(ctx context.Context, q audit.Query, first, next, full
 	return ns, err
 }
 
-func scanTerms(r scanner) (t audit.Terms, err error) {
+func scanTerms(r scanner) (t audit.TileFilter, err error) {
 	var bits []byte
 	err = r.Scan(&t.First, &t.Last, &bits)
 	copy(t.Bits[:], bits)

@@ -25,10 +25,10 @@ func write[T any](ctx context.Context, s *Store, step func(*tx) (T, error)) (T, 
 	return out, nil
 }
 
-// act is write for a step that somebody's authority allows ([tx.under]).
-func act[T any](ctx context.Context, s *Store, tenant watchword.TenantID, b watchword.Basis, step func(*tx) (T, error)) (T, error) {
+// act is write for a step that somebody's authority allows ([tx.withVersions]).
+func act[T any](ctx context.Context, s *Store, tenant watchword.TenantID, b watchword.AuthorityVersions, step func(*tx) (T, error)) (T, error) {
 	return write(ctx, s, func(t *tx) (out T, err error) {
-		err = t.under(tenant, b, func() error {
+		err = t.withVersions(tenant, b, func() error {
 			out, err = step(t)
 			return err
 		})
@@ -38,8 +38,8 @@ func act[T any](ctx context.Context, s *Store, tenant watchword.TenantID, b watc
 
 // actBy is act for a step whose entries are made in the step.
 func actBy[T any](ctx context.Context, s *Store, by audit.Actor, step func(*tx) (T, error)) (T, error) {
-	return act(ctx, s, by.Tenant, by.Basis, step)
+	return act(ctx, s, by.Tenant, by.Versions, step)
 }
 
 // whole cuts a time to what is stored of it.
-func whole(at time.Time) time.Time { return moment(stamp(at)) }
+func whole(at time.Time) time.Time { return fromMillis(toMillis(at)) }

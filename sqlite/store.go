@@ -26,15 +26,15 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// readers is how many connections read beside the one that writes.
-const readers = 4
+// readConnections is how many connections read beside the one that writes.
+const readConnections = 4
 
 // Options is what a store takes beside its path. The zero value is ready to use.
 type Options struct {
-	// Group is how many steps one commit may carry; 0 means 512.
-	Group int
-	// Unlogged leaves entries out, to measure what the log costs. No configuration sets it.
-	Unlogged bool
+	// MaxGroup is how many steps one commit may carry; 0 means 512.
+	MaxGroup int
+	// WithoutAuditLog leaves entries out, to measure what the log costs. No configuration sets it.
+	WithoutAuditLog bool
 }
 
 // Store is one database file. Make one with [Open]. It is safe for concurrent use.
@@ -48,8 +48,8 @@ type Store struct {
 // Open opens the file at path, makes it (0600) if it is not there, and brings
 // its tables up to date. Code: unavailable.
 func Open(ctx context.Context, path string, o Options) (*Store, error) {
-	if o.Group == 0 {
-		o.Group = 512
+	if o.MaxGroup == 0 {
+		o.MaxGroup = 512
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -73,8 +73,8 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if s.db, err = sql.Open("sqlite", dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-8000)")); err != nil {
 		return nil, errors.Join(unavailable(err), s.w.close())
 	}
-	s.db.SetMaxOpenConns(readers)
-	s.db.SetMaxIdleConns(readers)
+	s.db.SetMaxOpenConns(readConnections)
+	s.db.SetMaxIdleConns(readConnections)
 	if err := s.db.PingContext(ctx); err != nil {
 		return nil, errors.Join(unavailable(err), s.Close())
 	}
@@ -109,7 +109,7 @@ func provider(db *sql.DB) (*goose.Provider, error) {
 	}
 	// Out of order, since 15 came after 16 and 19: there are files that have those and lack it.
 	return goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithAllowOutofOrder(true), goose.WithGoMigrations(
-		goose.NewGoMigration(8, &goose.GoFunc{RunTx: plantLog}, &goose.GoFunc{RunTx: uprootLog})))
+		goose.NewGoMigration(8, &goose.GoFunc{RunTx: buildLog}, &goose.GoFunc{RunTx: dropLog})))
 }
 
 // Ping answers nil if a write transaction can commit.
@@ -118,7 +118,7 @@ func (s *Store) Ping(ctx context.Context) error {
 		if _, err := t.exec(`UPDATE house SET one = one`); err != nil {
 			return err
 		}
-		return t.log.alone(t)
+		return t.merkle.checkSingleWriter(t)
 	})
 }
 
@@ -155,8 +155,8 @@ func (s *Store) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 	return st, nil
 }
 
-// rows is where a query's rows come from: a reader, or the writer's transaction.
-type rows interface {
+// querier is where a query's rows come from: a reader, or the writer's transaction.
+type querier interface {
 	query(ctx context.Context, q string, args ...any) (*sql.Rows, error)
 }
 
@@ -171,8 +171,8 @@ func (s *Store) query(ctx context.Context, q string, args ...any) (*sql.Rows, er
 // scanner is the part of sql.Rows that reads one row.
 type scanner interface{ Scan(dest ...any) error }
 
-// all reads every row of a query with scan.
-func all[T any](ctx context.Context, from rows, scan func(scanner) (T, error), q string, args ...any) ([]T, error) {
+// queryAll reads every row of a query with scan.
+func queryAll[T any](ctx context.Context, from querier, scan func(scanner) (T, error), q string, args ...any) ([]T, error) {
 	rs, err := from.query(ctx, q, args...)
 	if err != nil {
 		return nil, unavailable(err)
@@ -189,8 +189,8 @@ func all[T any](ctx context.Context, from rows, scan func(scanner) (T, error), q
 	return out, unavailable(rs.Err())
 }
 
-// each hands every row of a query to f, one by one.
-func each(ctx context.Context, from rows, f func(scanner) error, q string, args ...any) error {
+// queryEach hands every row of a query to f, one by one.
+func queryEach(ctx context.Context, from querier, f func(scanner) error, q string, args ...any) error {
 	rs, err := from.query(ctx, q, args...)
 	if err != nil {
 		return unavailable(err)
@@ -204,9 +204,9 @@ func each(ctx context.Context, from rows, f func(scanner) error, q string, args 
 	return unavailable(rs.Err())
 }
 
-// one reads the first row of a query, or is not_found with what it says.
-func one[T any](ctx context.Context, from rows, scan func(scanner) (T, error), missing error, q string, args ...any) (T, error) {
-	vs, err := all(ctx, from, scan, q, args...)
+// queryOne reads the first row of a query, or is not_found with what it says.
+func queryOne[T any](ctx context.Context, from querier, scan func(scanner) (T, error), missing error, q string, args ...any) (T, error) {
+	vs, err := queryAll(ctx, from, scan, q, args...)
 	if err != nil || len(vs) == 0 {
 		var zero T
 		if err == nil {
@@ -231,11 +231,11 @@ func unavailable(err error) error {
 	}
 	switch e, _ := errors.AsType[*driver.Error](err); primary(e) {
 	case codes.SQLITE_FULL:
-		return watchword.Because(err, watchword.Unavailable, "the store cannot write: the disk is full")
+		return watchword.Wrap(err, watchword.Unavailable, "the store cannot write: the disk is full")
 	case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB:
-		return watchword.Because(err, watchword.Unavailable, "the store's file is damaged")
+		return watchword.Wrap(err, watchword.Unavailable, "the store's file is damaged")
 	}
-	return watchword.Because(err, watchword.Unavailable, "the store does not answer")
+	return watchword.Wrap(err, watchword.Unavailable, "the store does not answer")
 }
 
 // Damaged reports whether err says that a database's file is not one that SQLite wrote.
@@ -257,14 +257,14 @@ func primary(e *driver.Error) int {
 }
 
 // Times lie as UTC milliseconds, the zero time as 0.
-func stamp(t time.Time) int64 {
+func toMillis(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
 	}
 	return t.UnixMilli()
 }
 
-func moment(ms int64) time.Time {
+func fromMillis(ms int64) time.Time {
 	if ms == 0 {
 		return time.Time{}
 	}

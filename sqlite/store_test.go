@@ -23,7 +23,7 @@ func open(t testing.TB, path string) *sqlite.Store {
 	return st
 }
 
-func TestKeepsTheContract(t *testing.T) {
+func TestStoreContract(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Store { return open(t, filepath.Join(t.TempDir(), "test.db")) })
 }
 
@@ -57,7 +57,7 @@ func TestIsPrivateAndOpensAgain(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoDatabaseIsUnavailable(t *testing.T) {
+func TestNonDatabaseFileIsUnavailable(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.db")
 	if err := os.WriteFile(path, []byte("this is no database, and it is long enough to be seen as none at all........................................"), 0o600); err != nil {
 		t.Fatal(err)
@@ -88,19 +88,19 @@ func TestNothingOfAnErasedKeyIsLeftInTheFile(t *testing.T) {
 	at := time.UnixMilli(1)
 	e := audit.Entry{Tenant: watchword.DefaultTenant, At: at, Kind: audit.KeyCreate, Outcome: audit.Done}
 	private := bytes.Repeat([]byte("secret half "), 20)
-	key := func(id watchword.KeyID) keyring.Sealed {
-		return keyring.Sealed{ID: id, Role: keyring.Root, State: keyring.Active, Public: []byte("public"), Private: private, Created: at, Starts: at}
+	key := func(id watchword.KeyID) keyring.SealedKey {
+		return keyring.SealedKey{ID: id, Role: keyring.Root, State: keyring.Active, Public: []byte("public"), Private: private, Created: at, Starts: at}
 	}
-	for _, turn := range []keyring.Turn{
-		{Add: []keyring.Sealed{key("offline"), key("revoked")}},
-		{Move: []keyring.Move{
+	for _, turn := range []keyring.KeyUpdate{
+		{Add: []keyring.SealedKey{key("offline"), key("revoked")}},
+		{Change: []keyring.StateChange{
 			{Role: keyring.Root, ID: "offline", From: keyring.Active, To: keyring.Active, Starts: at, Private: []byte{}},
 		}},
-		{Move: []keyring.Move{
+		{Change: []keyring.StateChange{
 			{Role: keyring.Root, ID: "revoked", From: keyring.Active, To: keyring.Revoked, Starts: at, Ends: at},
 		}},
 	} {
-		if err := st.TurnKeys(t.Context(), turn, e); err != nil {
+		if err := st.RotateKeys(t.Context(), turn, e); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -24,11 +24,11 @@ type subjectRow struct {
 }
 
 func (r *subjectRow) columns() []any {
-	return []any{&r.Tenant, &r.ID, &r.Kind, &r.State, &r.labels, &r.Version, &r.Basis, &r.Incarnation, &r.Proof, &r.created, &r.changed}
+	return []any{&r.Tenant, &r.ID, &r.Kind, &r.State, &r.labels, &r.Version, &r.AuthorityVersion, &r.Incarnation, &r.Proof, &r.created, &r.changed}
 }
 
 func (r *subjectRow) subject() (watchword.Subject, error) {
-	r.Created, r.Changed = moment(r.created), moment(r.changed)
+	r.Created, r.Changed = fromMillis(r.created), fromMillis(r.changed)
 	if string(r.labels) == "{}" {
 		return r.Subject, nil
 	}
@@ -45,25 +45,25 @@ func scanSubject(r scanner) (watchword.Subject, error) {
 
 // subject reads one subject with its keys: the active ones and the newest. It is
 // one query, as a rule: who comes back after a while is in no memory.
-func subject(ctx context.Context, from rows, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
+func subject(ctx context.Context, from querier, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
 	var row subjectRow
 	scanKey := func(r scanner) (k watchword.Key, err error) {
 		var added, retired int64
 		err = r.Scan(append(row.columns(), &k.ID, &k.Purpose, &k.JWK, &k.State, &added, &retired)...)
-		k.Added, k.Retired = moment(added), moment(retired)
+		k.Added, k.Retired = fromMillis(added), fromMillis(retired)
 		return k, err
 	}
 	const query = `SELECT s.tenant, s.id, s.kind, s.state, s.labels, s.version, s.basis, s.incarnation, s.proof, s.created, s.changed,
 			coalesce(k.id, ''), coalesce(k.purpose, ''), coalesce(k.jwk, x''), coalesce(k.state, ''), coalesce(k.added, 0), coalesce(k.retired, 0)
 		FROM subjects s LEFT JOIN subject_keys k ON k.tenant = s.tenant AND k.subject = s.id
 		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0`
-	keys, err := all(ctx, from, scanKey, query+` ORDER BY k.n DESC LIMIT ?`, t, id, watchword.KeysShown)
+	keys, err := queryAll(ctx, from, scanKey, query+` ORDER BY k.n DESC LIMIT ?`, t, id, watchword.MaxKeysReturned)
 	if err == nil && len(keys) == 0 {
 		err = notFound("subject", id)
 	}
-	if err == nil && len(keys) == watchword.KeysShown { // an active one may be older than all these
+	if err == nil && len(keys) == watchword.MaxKeysReturned { // an active one may be older than all these
 		var older []watchword.Key
-		older, err = all(ctx, from, scanKey, query+` AND k.state = 'active' AND k.n < (SELECT n FROM subject_keys WHERE tenant = ? AND id = ?) ORDER BY k.n DESC`,
+		older, err = queryAll(ctx, from, scanKey, query+` AND k.state = 'active' AND k.n < (SELECT n FROM subject_keys WHERE tenant = ? AND id = ?) ORDER BY k.n DESC`,
 			t, id, t, keys[len(keys)-1].ID)
 		keys = append(keys, older...)
 	}
@@ -105,7 +105,7 @@ func (s *Store) Subjects(ctx context.Context, t watchword.TenantID, kind watchwo
 		args = append(args, k, sel[k])
 	}
 	q.WriteString(` ORDER BY id LIMIT ?`)
-	return all(ctx, unprepared{s}, scanSubject, q.String(), append(args, limit)...)
+	return queryAll(ctx, unpreparedQueries{s}, scanSubject, q.String(), append(args, limit)...)
 }
 
 func (t *tx) addSubject(s watchword.Subject) error {
@@ -114,7 +114,7 @@ func (t *tx) addSubject(s watchword.Subject) error {
 		return err
 	}
 	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-		s.Tenant, s.ID, s.Kind, s.State, labels, s.Version, s.Incarnation, s.Proof, stamp(s.Created), stamp(s.Changed))
+		s.Tenant, s.ID, s.Kind, s.State, labels, s.Version, s.Incarnation, s.Proof, toMillis(s.Created), toMillis(s.Changed))
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func labelText(l watchword.Labels) (string, error) {
 
 func (t *tx) addKey(tenant watchword.TenantID, id watchword.SubjectID, k watchword.Key) error {
 	n, err := t.exec(`INSERT INTO subject_keys (tenant, subject, id, purpose, jwk, state, added) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-		tenant, id, k.ID, k.Purpose, k.JWK, k.State, stamp(k.Added))
+		tenant, id, k.ID, k.Purpose, k.JWK, k.State, toMillis(k.Added))
 	if err == nil && n == 0 {
 		err = watchword.Refuse(watchword.Conflict, "a key that was used before does not come in again; make new keys")
 	}
@@ -152,7 +152,7 @@ func (t *tx) addKey(tenant watchword.TenantID, id watchword.SubjectID, k watchwo
 
 // CreateSubject adds a subject, and its first code if it has one.
 func (s *Store) CreateSubject(ctx context.Context, sub watchword.Subject, code *enroll.Code, e audit.Entry) error {
-	return s.w.act(ctx, func(t *tx) error {
+	return s.w.doAuthorized(ctx, func(t *tx) error {
 		if err := t.addSubject(sub.Added()); err != nil {
 			return err
 		}
@@ -199,7 +199,7 @@ func (t *tx) putRow(before, after watchword.Subject) error {
 		return err
 	}
 	if _, err := t.exec(`UPDATE subjects SET state = ?, labels = ?, proof = ?, version = ?, incarnation = ?, changed = ? WHERE tenant = ? AND id = ?`,
-		after.State, labels, after.Proof, after.Version, after.Incarnation, stamp(after.Changed), after.Tenant, after.ID); err != nil {
+		after.State, labels, after.Proof, after.Version, after.Incarnation, toMillis(after.Changed), after.Tenant, after.ID); err != nil {
 		return err
 	}
 	if maps.Equal(before.Labels, after.Labels) {
@@ -221,7 +221,7 @@ func (t *tx) putKeys(before, after watchword.Subject) error {
 			}
 		case k.State != before.Keys[i].State:
 			if _, err := t.exec(`UPDATE subject_keys SET state = ?, retired = ? WHERE tenant = ? AND id = ? AND subject = ?`,
-				k.State, stamp(k.Retired), after.Tenant, k.ID, after.ID); err != nil {
+				k.State, toMillis(k.Retired), after.Tenant, k.ID, after.ID); err != nil {
 				return err
 			}
 		}
@@ -267,7 +267,7 @@ func (s *Store) Revoke(ctx context.Context, by audit.Actor, id watchword.Subject
 		if !changes {
 			return before, nil
 		}
-		if err := t.end(before, after, now); err != nil {
+		if err := t.endAccess(before, after, now); err != nil {
 			return after, err
 		}
 		if err := t.enter(entry(before, after)); err != nil {
@@ -286,7 +286,7 @@ func (s *Store) DeleteSubject(ctx context.Context, by audit.Actor, id watchword.
 			return none, err
 		}
 		after := before.Delete(now)
-		if err := t.end(before, after, now); err != nil {
+		if err := t.endAccess(before, after, now); err != nil {
 			return none, err
 		}
 		if _, err := t.exec(`UPDATE subjects SET deleted = 1 WHERE tenant = ? AND id = ?`, by.Tenant, id); err != nil {
@@ -297,8 +297,8 @@ func (s *Store) DeleteSubject(ctx context.Context, by audit.Actor, id watchword.
 	return err
 }
 
-// end writes a subject that is revoked, and takes from it whatever it could act with: also the keys that do not come with it.
-func (t *tx) end(before, after watchword.Subject, now time.Time) error {
+// endAccess writes a subject that is revoked, and takes from it whatever it could act with: also the keys that do not come with it.
+func (t *tx) endAccess(before, after watchword.Subject, now time.Time) error {
 	if err := t.putRow(before, after); err != nil {
 		return err
 	}

@@ -11,33 +11,33 @@ import (
 
 // IssueToken spends the assertion and records the token, if the subject may have it. The statement's conditions are those of
 // [token.Record.Issue], which a test compares: loading first would cost as much again as all the rest.
-func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.Spent, e audit.Entry) error {
-	return s.w.doBare(ctx, func(t *tx) error {
-		k := t.used.key(r.Tenant, r.Subject, spent)
-		if t.used.has(k) {
-			return t.whyNoToken(r)
+func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.SingleUse, e audit.Entry) error {
+	return s.w.doWithoutSavepoint(ctx, func(t *tx) error {
+		k := t.consumed.key(r.Tenant, r.Subject, spent)
+		if t.consumed.has(k) {
+			return t.tokenRefusal(r)
 		}
-		if err := t.used.add(k); err != nil {
+		if err := t.consumed.add(k); err != nil {
 			return err
 		}
 		n, err := t.exec(`INSERT INTO issued (jti, tenant, subject, spent, incarnation, key, says, issued, expires, ends)
 			SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 FROM subjects s
 			WHERE s.tenant = ?2 AND s.id = ?3 AND s.deleted = 0 AND s.state = 'active' AND s.incarnation = ?5
 				AND EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = ?2 AND k.id = ?6 AND k.subject = ?3 AND k.purpose = 'sign' AND k.state = 'active')`,
-			r.JTI, r.Tenant, r.Subject, spent.JTI, r.Incarnation, r.Key, r.Says[:], stamp(r.Issued), stamp(r.Expires), stamp(spent.Expires))
+			r.JTI, r.Tenant, r.Subject, spent.JTI, r.Incarnation, r.Key, r.ClaimsDigest[:], toMillis(r.Issued), toMillis(r.Expires), toMillis(spent.Expires))
 		if err != nil {
 			return err
 		}
 		if n == 0 {
-			return t.whyNoToken(r)
+			return t.tokenRefusal(r)
 		}
 		return t.enter(e)
 	})
 }
 
-// whyNoToken returns what stands in the way of a token that was not issued.
-func (t *tx) whyNoToken(r token.Record) error {
-	h, err := one(context.Background(), t, func(r scanner) (h token.Holder, err error) {
+// tokenRefusal returns what stands in the way of a token that was not issued.
+func (t *tx) tokenRefusal(r token.Record) error {
+	h, err := queryOne(context.Background(), t, func(r scanner) (h token.Holder, err error) {
 		return h, r.Scan(&h.Kind, &h.State, &h.Incarnation, &h.Keyed)
 	}, nil, `SELECT kind, state, incarnation, EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = s.tenant AND k.id = ?3
 			AND k.subject = s.id AND k.purpose = 'sign' AND k.state = 'active')
@@ -48,28 +48,28 @@ func (t *tx) whyNoToken(r token.Record) error {
 	return r.Issue(h, true)
 }
 
-// spend spends an assertion, or a proof, that gets no token. Codes: token_replayed, busy.
-func (t *tx) spend(tenant watchword.TenantID, id watchword.SubjectID, spent token.Spent) error {
-	k := t.used.key(tenant, id, spent)
-	if t.used.has(k) {
+// consumeAssertion spends an assertion, or a proof, that gets no token. Codes: token_replayed, busy.
+func (t *tx) consumeAssertion(tenant watchword.TenantID, id watchword.SubjectID, spent token.SingleUse) error {
+	k := t.consumed.key(tenant, id, spent)
+	if t.consumed.has(k) {
 		return token.ErrSpent
 	}
-	if err := t.used.add(k); err != nil {
+	if err := t.consumed.add(k); err != nil {
 		return err
 	}
-	_, err := t.exec(`INSERT INTO spent (tenant, subject, jti, expires) VALUES (?, ?, ?, ?)`, tenant, id, spent.JTI, stamp(spent.Expires))
+	_, err := t.exec(`INSERT INTO spent (tenant, subject, jti, expires) VALUES (?, ?, ?, ?)`, tenant, id, spent.JTI, toMillis(spent.Expires))
 	return err
 }
 
-// SpendAssertion spends an assertion that gets no token.
-func (s *Store) SpendAssertion(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, spent token.Spent) error {
-	return s.w.do(ctx, func(t *tx) error { return t.spend(tenant, id, spent) })
+// ConsumeAssertion spends an assertion that gets no token.
+func (s *Store) ConsumeAssertion(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, spent token.SingleUse) error {
+	return s.w.do(ctx, func(t *tx) error { return t.consumeAssertion(tenant, id, spent) })
 }
 
 // RevokeToken ends one token.
 func (s *Store) RevokeToken(ctx context.Context, tenant watchword.TenantID, jti string, e audit.Entry) error {
-	return s.w.act(ctx, func(t *tx) error {
-		revoked, err := one(context.Background(), t, func(r scanner) (revoked bool, err error) { return revoked, r.Scan(&revoked) },
+	return s.w.doAuthorized(ctx, func(t *tx) error {
+		revoked, err := queryOne(context.Background(), t, func(r scanner) (revoked bool, err error) { return revoked, r.Scan(&revoked) },
 			token.ErrUnknown, `SELECT revoked FROM issued WHERE tenant = ? AND jti = ?`, tenant, jti)
 		if err != nil || revoked {
 			return err
@@ -83,23 +83,23 @@ func (s *Store) RevokeToken(ctx context.Context, tenant watchword.TenantID, jti 
 
 // TokenRecord returns the record of one token, as it stands beside its subject.
 func (s *Store) TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error) {
-	return one(ctx, s, func(r scanner) (k token.Record, err error) {
+	return queryOne(ctx, s, func(r scanner) (k token.Record, err error) {
 		var h token.Holder
 		var issued, expires int64
 		var says []byte
 		err = r.Scan(&k.Tenant, &k.JTI, &k.Subject, &k.Incarnation, &k.Key, &says, &issued, &expires, &k.Revoked, &h.State, &h.Incarnation)
-		copy(k.Says[:], says)
-		k.Issued, k.Expires = moment(issued), moment(expires)
+		copy(k.ClaimsDigest[:], says)
+		k.Issued, k.Expires = fromMillis(issued), fromMillis(expires)
 		return k.Beside(h), err
 	}, token.ErrUnknown, `SELECT i.tenant, i.jti, i.subject, i.incarnation, i.key, i.says, i.issued, i.expires, i.revoked, coalesce(s.state, ''), coalesce(s.incarnation, 0)
 		FROM issued i LEFT JOIN subjects s ON s.tenant = i.tenant AND s.id = i.subject AND s.deleted = 0 WHERE i.tenant = ? AND i.jti = ?`, t, jti)
 }
 
-// TokenCounts refuses a token that was revoked, or whose issuer key was. A token that is not recorded, or a key that is not
+// CheckToken refuses a token that was revoked, or whose issuer key was. A token that is not recorded, or a key that is not
 // known, counts: others decide on these. Codes: token_revoked, issuer_revoked, unavailable.
-func (s *Store) TokenCounts(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error {
+func (s *Store) CheckToken(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error {
 	type revoked struct{ token, key bool }
-	v, err := one(ctx, s, func(r scanner) (v revoked, err error) {
+	v, err := queryOne(ctx, s, func(r scanner) (v revoked, err error) {
 		return v, r.Scan(&v.token, &v.key)
 	}, nil, `SELECT EXISTS (SELECT 1 FROM issued WHERE tenant = ?1 AND jti = ?2 AND revoked = 1),
 		EXISTS (SELECT 1 FROM server_keys WHERE role = 'issuer' AND id = ?3 AND state = 'revoked')`, t, jti, signedBy)
@@ -109,8 +109,8 @@ func (s *Store) TokenCounts(ctx context.Context, t watchword.TenantID, jti strin
 	return token.Counts(v.token, v.key)
 }
 
-// Prune forgets what ended before, at most limit rows of each kind.
-func (s *Store) Prune(ctx context.Context, before time.Time, limit int) (gone int, err error) {
+// DeleteExpired forgets what ended before, at most limit rows of each kind.
+func (s *Store) DeleteExpired(ctx context.Context, before time.Time, limit int) (gone int, err error) {
 	err = s.w.do(ctx, func(t *tx) error {
 		gone = 0
 		for _, q := range []string{
@@ -120,7 +120,7 @@ func (s *Store) Prune(ctx context.Context, before time.Time, limit int) (gone in
 			`DELETE FROM pairings WHERE (tenant, id) IN (SELECT tenant, id FROM pairings WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM idempotency WHERE (tenant, caller, key) IN (SELECT tenant, caller, key FROM idempotency WHERE expires < ? LIMIT ?)`,
 		} {
-			n, err := t.exec(q, stamp(before), limit)
+			n, err := t.exec(q, toMillis(before), limit)
 			if err != nil {
 				return err
 			}
@@ -130,12 +130,12 @@ func (s *Store) Prune(ctx context.Context, before time.Time, limit int) (gone in
 		const hour = int64(time.Hour / time.Millisecond)
 		n, err := t.exec(`DELETE FROM audit_checkpoints WHERE size IN (
 			SELECT c.size FROM audit_checkpoints c WHERE c.at < ?1 AND c.at >= ?1 - 2 * ?2 AND EXISTS (
-				SELECT 1 FROM audit_checkpoints n WHERE n.size > c.size AND n.at / ?2 = c.at / ?2) LIMIT ?3)`, stamp(before)-hour, hour, limit)
+				SELECT 1 FROM audit_checkpoints n WHERE n.size > c.size AND n.at / ?2 = c.at / ?2) LIMIT ?3)`, toMillis(before)-hour, hour, limit)
 		if err != nil {
 			return err
 		}
 		gone += int(n)
-		t.used.forget(before)
+		t.consumed.forget(before)
 		return nil
 	})
 	return gone, err

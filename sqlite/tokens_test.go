@@ -28,7 +28,7 @@ func TestATokenIsIssuedWhereTheRuleSaysSo(t *testing.T) {
 					if !owner {
 						of = "another"
 					}
-					spent := token.Spent{JTI: "a", Expires: at.Add(time.Minute)}
+					spent := token.SingleUse{JTI: "a", Expires: at.Add(time.Minute)}
 					err := s.w.do(t.Context(), func(t *tx) error {
 						err := t.addSubject(watchword.Subject{Tenant: here, ID: id, Kind: watchword.Device, State: state, Version: 1, Incarnation: 1, Created: at, Changed: at})
 						if err == nil {
@@ -38,7 +38,7 @@ func TestATokenIsIssuedWhereTheRuleSaysSo(t *testing.T) {
 							_, err = t.exec(`UPDATE subjects SET deleted = 1 WHERE tenant = ? AND id = ?`, here, id)
 						}
 						if err == nil && used {
-							err = t.spend(here, id, spent)
+							err = t.consumeAssertion(here, id, spent)
 						}
 						return err
 					})
@@ -51,7 +51,7 @@ func TestATokenIsIssuedWhereTheRuleSaysSo(t *testing.T) {
 						h = token.Holder{}
 					}
 					want := watchword.CodeOf(r.Issue(h, used))
-					wants(t, fmt.Sprintf("%+v, used %v", h, used), s.IssueToken(t.Context(), r, spent, audit.Actor{Tenant: here}.Did(audit.TokenIssue, jti, at, nil)), want)
+					wants(t, fmt.Sprintf("%+v, used %v", h, used), s.IssueToken(t.Context(), r, spent, audit.Actor{Tenant: here}.DoneEntry(audit.TokenIssue, jti, at, nil)), want)
 					if want == "" {
 						issued++
 					}
@@ -95,8 +95,8 @@ func BenchmarkIssueToken(b *testing.B) {
 			i := n.Add(1)
 			jti := fmt.Sprintf("tok_%09d", i)
 			r := token.Record{Tenant: here, JTI: jti, Subject: id(i), Incarnation: 1, Key: watchword.KeyID(id(i)), Issued: at, Expires: at.Add(time.Minute)}
-			e := audit.Actor{Tenant: here, Subject: id(i), Key: r.Key}.Did(audit.TokenIssue, jti, at, nil)
-			if err := s.IssueToken(b.Context(), r, token.Spent{JTI: jti, Expires: at.Add(time.Minute)}, e); err != nil {
+			e := audit.Actor{Tenant: here, Subject: id(i), Key: r.Key}.DoneEntry(audit.TokenIssue, jti, at, nil)
+			if err := s.IssueToken(b.Context(), r, token.SingleUse{JTI: jti, Expires: at.Add(time.Minute)}, e); err != nil {
 				b.Fatal(err)
 			}
 		}

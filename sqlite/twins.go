@@ -11,14 +11,14 @@ import (
 
 // device refuses what is no device of the tenant.
 func (t *tx) device(tenant watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
-	s, err := one(context.Background(), t, scanSubject, notFound("device", id),
+	s, err := queryOne(context.Background(), t, scanSubject, notFound("device", id),
 		`SELECT `+subjectColumns+` FROM subjects WHERE tenant = ? AND id = ? AND deleted = 0 AND kind = 'device'`, tenant, id)
 	return s, err
 }
 
 // SetFunctions replaces what the device announced.
-func (s *Store) SetFunctions(ctx context.Context, tenant watchword.TenantID, b watchword.Basis, device watchword.SubjectID, fs []twin.Function, now time.Time) error {
-	return s.w.actOn(ctx, tenant, b, func(t *tx) error {
+func (s *Store) SetFunctions(ctx context.Context, tenant watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, fs []twin.Function, now time.Time) error {
+	return s.w.doUnder(ctx, tenant, b, func(t *tx) error {
 		if _, err := t.device(tenant, device); err != nil {
 			return err
 		}
@@ -36,18 +36,18 @@ func (s *Store) SetFunctions(ctx context.Context, tenant watchword.TenantID, b w
 
 // Functions returns what the device announced, by name.
 func (s *Store) Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error) {
-	return all(ctx, s, func(r scanner) (f twin.Function, err error) {
+	return queryAll(ctx, s, func(r scanner) (f twin.Function, err error) {
 		err = r.Scan(&f.Name, &f.Schema)
 		return f, err
 	}, `SELECT name, schema FROM functions WHERE tenant = ? AND device = ? ORDER BY name`, t, device)
 }
 
-func readTwin(ctx context.Context, from rows, t watchword.TenantID, device watchword.SubjectID) (twin.Twin, error) {
-	return one(ctx, from, func(r scanner) (w twin.Twin, err error) {
+func readTwin(ctx context.Context, from querier, t watchword.TenantID, device watchword.SubjectID) (twin.Twin, error) {
+	return queryOne(ctx, from, func(r scanner) (w twin.Twin, err error) {
 		var configAt, stateAt int64
 		w.Tenant, w.Device = t, device
-		err = r.Scan(&w.Config, &w.ConfigVer, &configAt, &w.State, &stateAt, &w.StateCount, &w.StateBy, &w.StateByIncarnation)
-		w.ConfigAt, w.StateAt = moment(configAt), moment(stateAt)
+		err = r.Scan(&w.Config, &w.ConfigVersion, &configAt, &w.State, &stateAt, &w.StateVersion, &w.ReportedBy, &w.ReportedByIncarnation)
+		w.ConfigAt, w.StateAt = fromMillis(configAt), fromMillis(stateAt)
 		return w, err
 	}, notFound("device", device), `SELECT w.config, coalesce(w.config_ver, 0), coalesce(w.config_at, 0), w.state, coalesce(w.state_at, 0), coalesce(w.state_count, 0),
 			coalesce(w.state_by, ''), coalesce(w.state_by_incarnation, 0)
@@ -60,25 +60,25 @@ func (s *Store) Twin(ctx context.Context, t watchword.TenantID, device watchword
 	return readTwin(ctx, s, t, device)
 }
 
-// States lists reported states by device.
-func (s *Store) States(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]twin.Twin, error) {
-	return all(ctx, s, func(r scanner) (w twin.Twin, err error) {
+// ReportedStates lists reported states by device.
+func (s *Store) ReportedStates(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]twin.Twin, error) {
+	return queryAll(ctx, s, func(r scanner) (w twin.Twin, err error) {
 		var at int64
 		w.Tenant = t
-		err = r.Scan(&w.Device, &w.State, &at, &w.StateBy, &w.StateByIncarnation)
-		w.StateAt = moment(at)
+		err = r.Scan(&w.Device, &w.State, &at, &w.ReportedBy, &w.ReportedByIncarnation)
+		w.StateAt = fromMillis(at)
 		return w, err
 	}, `SELECT device, state, state_at, state_by, state_by_incarnation FROM twins WHERE tenant = ? AND device > ? AND state IS NOT NULL ORDER BY device LIMIT ?`, t, after, limit)
 }
 
 // ReportState replaces the reported state.
-func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b watchword.Basis, device watchword.SubjectID, state []byte, now time.Time) error {
+func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, state []byte, now time.Time) error {
 	_, err := act(ctx, s, tenant, b, func(t *tx) (none struct{}, err error) {
 		before, err := readTwin(context.Background(), t, tenant, device)
 		if err != nil {
 			return none, err
 		}
-		life, err := one(context.Background(), t, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, nil,
+		life, err := queryOne(context.Background(), t, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, nil,
 			`SELECT incarnation FROM subjects WHERE tenant = ? AND id = ?`, tenant, b.Subject)
 		if err != nil {
 			return none, err
@@ -87,7 +87,7 @@ func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b wa
 		_, err = t.exec(`INSERT INTO twins (tenant, device, state, state_at, state_count, state_by, state_by_incarnation) VALUES (?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT DO UPDATE SET state = excluded.state, state_at = excluded.state_at, state_count = excluded.state_count,
 				state_by = excluded.state_by, state_by_incarnation = excluded.state_by_incarnation`,
-			tenant, device, w.State, stamp(w.StateAt), w.StateCount, w.StateBy, w.StateByIncarnation)
+			tenant, device, w.State, toMillis(w.StateAt), w.StateVersion, w.ReportedBy, w.ReportedByIncarnation)
 		return none, err
 	})
 	return err
@@ -96,7 +96,7 @@ func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b wa
 // SetConfig replaces the wanted configuration.
 func (s *Store) SetConfig(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (twin.Twin, error) {
 	now = whole(now)
-	return act(ctx, s, tenant, e.Basis, func(t *tx) (twin.Twin, error) {
+	return act(ctx, s, tenant, e.Versions, func(t *tx) (twin.Twin, error) {
 		before, err := readTwin(context.Background(), t, tenant, device)
 		if err != nil {
 			return before, err
@@ -107,7 +107,7 @@ func (s *Store) SetConfig(ctx context.Context, tenant watchword.TenantID, device
 		}
 		if _, err := t.exec(`INSERT INTO twins (tenant, device, config, config_ver, config_at) VALUES (?, ?, ?, ?, ?)
 			ON CONFLICT DO UPDATE SET config = excluded.config, config_at = excluded.config_at, config_ver = excluded.config_ver`,
-			tenant, device, w.Config, w.ConfigVer, stamp(w.ConfigAt)); err != nil {
+			tenant, device, w.Config, w.ConfigVersion, toMillis(w.ConfigAt)); err != nil {
 			return w, err
 		}
 		return w, t.enter(e)

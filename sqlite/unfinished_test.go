@@ -14,7 +14,7 @@ import (
 )
 
 // Commands of before the counts are counted when the file is opened.
-func TestCommandsOfBeforeAreCounted(t *testing.T) {
+func TestExistingCommandsAreCounted(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
 	s := opened(t, path)
 	at := time.UnixMilli(1_000_000)

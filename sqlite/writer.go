@@ -16,10 +16,10 @@ import (
 // them and a step that is refused takes nothing else with it. Nobody gets an
 // answer before the commit.
 type writer struct {
-	db    *sql.DB
-	conn  *sql.Conn
-	tx    tx
-	group int
+	db       *sql.DB
+	conn     *sql.Conn
+	tx       tx
+	maxGroup int
 
 	jobs    chan *job // unbuffered: who is not taken waits at the door, with its context
 	closing chan struct{}
@@ -28,30 +28,30 @@ type writer struct {
 }
 
 type job struct {
-	step func(*tx) error
-	bare bool // what it refuses, it refuses before it writes
-	err  error
-	done chan struct{}
+	step             func(*tx) error
+	withoutSavepoint bool // what it refuses, it refuses before it writes
+	err              error
+	done             chan struct{}
 }
 
 // tx is the transaction that is open while a step runs.
 type tx struct {
-	conn  *sql.Conn
-	stmts map[string]*sql.Stmt // by their text, which is constant
-	used  *used
-	log   *log
-	basis watchword.Basis // what the step that runs was compared with
+	conn     *sql.Conn
+	stmts    map[string]*sql.Stmt // by their text, which is constant
+	consumed *consumedAssertions
+	merkle   *merkleLog
+	versions watchword.AuthorityVersions // what the step that runs was compared with
 }
 
-// mark is how much the open transaction has added to what lies in memory.
-type mark struct{ used, log int }
+// memoryMark is how much the open transaction has added to what lies in memory.
+type memoryMark struct{ consumed, log int }
 
-func (t *tx) mark() mark { return mark{len(t.used.added), len(t.log.added)} }
+func (t *tx) mark() memoryMark { return memoryMark{len(t.consumed.added), len(t.merkle.added)} }
 
 // undo takes back what was added since.
-func (t *tx) undo(to mark) {
-	t.used.undo(to.used)
-	t.log.undo(to.log)
+func (t *tx) undo(to memoryMark) {
+	t.consumed.undo(to.consumed)
+	t.merkle.undo(to.log)
 }
 
 func newWriter(ctx context.Context, db *sql.DB, o Options) (*writer, error) {
@@ -60,10 +60,10 @@ func newWriter(ctx context.Context, db *sql.DB, o Options) (*writer, error) {
 		return nil, err
 	}
 	w := &writer{
-		db: db, conn: conn, group: o.Group, tx: tx{conn: conn, stmts: map[string]*sql.Stmt{}, used: newUsed(), log: newLog(o.Unlogged)},
+		db: db, conn: conn, maxGroup: o.MaxGroup, tx: tx{conn: conn, stmts: map[string]*sql.Stmt{}, consumed: newConsumedAssertions(), merkle: newLog(o.WithoutAuditLog)},
 		jobs: make(chan *job), closing: make(chan struct{}), ended: make(chan struct{}),
 	}
-	if err := errors.Join(w.tx.used.load(ctx, &w.tx), w.tx.log.load(ctx, &w.tx)); err != nil {
+	if err := errors.Join(w.tx.consumed.load(ctx, &w.tx), w.tx.merkle.load(ctx, &w.tx)); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	go w.run()
@@ -74,20 +74,20 @@ func newWriter(ctx context.Context, db *sql.DB, o Options) (*writer, error) {
 // was refused and left nothing. A caller that gives up before its step began
 // leaves nothing either; after that it gets the answer, whatever its context says.
 func (w *writer) do(ctx context.Context, step func(*tx) error) error {
-	return w.give(ctx, &job{step: step, done: make(chan struct{})})
+	return w.submit(ctx, &job{step: step, done: make(chan struct{})})
 }
 
-// doBare is do for a step that writes nothing before it refuses: it needs no
+// doWithoutSavepoint is do for a step that writes nothing before it refuses: it needs no
 // savepoint among others. Any other error of it ends the whole group.
-func (w *writer) doBare(ctx context.Context, step func(*tx) error) error {
-	return w.give(ctx, &job{step: step, bare: true, done: make(chan struct{})})
+func (w *writer) doWithoutSavepoint(ctx context.Context, step func(*tx) error) error {
+	return w.submit(ctx, &job{step: step, withoutSavepoint: true, done: make(chan struct{})})
 }
 
-func (w *writer) give(ctx context.Context, j *job) error {
+func (w *writer) submit(ctx context.Context, j *job) error {
 	select {
 	case w.jobs <- j:
 	case <-ctx.Done():
-		return watchword.Because(ctx.Err(), watchword.Unavailable, "the store is busy")
+		return watchword.Wrap(ctx.Err(), watchword.Unavailable, "the store is busy")
 	case <-w.closing:
 		return watchword.Refuse(watchword.Unavailable, "the store is closed")
 	}
@@ -116,32 +116,32 @@ func (w *writer) commit(first *job) {
 	}
 	// With nothing before it, a step that is refused takes the transaction along, and
 	// needs no savepoint.
-	w.tx.used.added, w.tx.log.added = w.tx.used.added[:0], w.tx.log.added[:0]
+	w.tx.consumed.added, w.tx.merkle.added = w.tx.consumed.added[:0], w.tx.merkle.added[:0]
 	if first.err = unavailable(first.step(&w.tx)); first.err != nil {
-		w.tx.undo(mark{})
+		w.tx.undo(memoryMark{})
 		_ = w.tx.control("ROLLBACK") // its own error says no more
 		close(first.done)
 		return
 	}
 	taken := []*job{first}
 	broken := error(nil)
-	for j := w.more(len(taken)); j != nil; j = w.more(len(taken)) {
+	for j := w.nextWaiting(len(taken)); j != nil; j = w.nextWaiting(len(taken)) {
 		taken = append(taken, j)
 		if j.err, broken = w.tx.attempt(j); broken != nil {
 			break
 		}
 	}
-	var grown edge
+	var grown treeEdge
 	if broken == nil {
-		grown, broken = w.tx.log.grow(w.tx.exec)
+		grown, broken = w.tx.merkle.grow(w.tx.exec)
 	}
 	if broken == nil {
 		broken = w.tx.control("COMMIT")
 	}
 	if broken == nil {
-		w.tx.log.stand(grown)
+		w.tx.merkle.commit(grown)
 	} else {
-		w.tx.undo(mark{})
+		w.tx.undo(memoryMark{})
 		// The rollback's own error says no more: SQLite may have rolled back by itself (disk full).
 		_ = w.tx.control("ROLLBACK")
 	}
@@ -153,12 +153,12 @@ func (w *writer) commit(first *job) {
 	}
 }
 
-// more returns the next step that is waiting already, if the group has room.
-func (w *writer) more(taken int) *job {
-	if taken >= w.group {
+// nextWaiting returns the next step that is waiting already, if the group has room.
+func (w *writer) nextWaiting(taken int) *job {
+	if taken >= w.maxGroup {
 		return nil
 	}
-	for range yields {
+	for range groupYields {
 		select {
 		case j := <-w.jobs:
 			return j
@@ -171,14 +171,14 @@ func (w *writer) more(taken int) *job {
 	return nil
 }
 
-// yields is how often a commit lets others go first before it closes.
-const yields = 3
+// groupYields is how often a commit lets others go first before it closes.
+const groupYields = 3
 
 // attempt runs one step under a savepoint. broken means that the transaction
 // itself cannot go on.
 func (t *tx) attempt(j *job) (err, broken error) {
 	before := t.mark()
-	if j.bare {
+	if j.withoutSavepoint {
 		if err = j.step(t); err != nil {
 			t.undo(before)
 			if _, refusal := errors.AsType[*watchword.Error](err); !refusal {
@@ -254,9 +254,9 @@ func (t *tx) query(_ context.Context, q string, args ...any) (*sql.Rows, error) 
 	return st.Query(args...)
 }
 
-// overwriting runs statements after which nothing of what they replace or delete is to
+// withSecureDelete runs statements after which nothing of what they replace or delete is to
 // be found in the file: what SQLite frees it does not overwrite unless told.
-func (t *tx) overwriting(do func() error) (err error) {
+func (t *tx) withSecureDelete(do func() error) (err error) {
 	set := func(pragma string) error { // not by tx.exec: it takes effect when it is prepared, and is to do so each time
 		_, err := t.conn.ExecContext(context.Background(), pragma)
 		return err

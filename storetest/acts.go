@@ -15,7 +15,7 @@ import (
 // look at neither: the entry is finished, and says who acts on what basis.
 
 func actor(e audit.Entry) audit.Actor {
-	return audit.Actor{Tenant: e.Tenant, Subject: e.Actor, Key: e.Key, Basis: e.Basis}
+	return audit.Actor{Tenant: e.Tenant, Subject: e.Actor, Key: e.Key, Versions: e.Versions}
 }
 
 // in is the actor of an entry who acts in that tenant.
@@ -32,17 +32,17 @@ func (t *T) AddCommand(ctx context.Context, r command.Row, idem command.Idempote
 
 // HandOver is [Store.HandOver].
 func (t *T) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (command.Row, int64, error) {
-	return t.Store.HandOver(ctx, tenant, id, h, audit.Always[command.Row](e))
+	return t.Store.AddHandover(ctx, tenant, id, h, audit.Always[command.Row](e))
 }
 
 // Undeliver is [Store.Undeliver].
-func (t *T) Undeliver(ctx context.Context, u command.Undelivered, e audit.Entry) (command.Row, bool, error) {
-	return t.Store.Undeliver(ctx, u, audit.Always[command.Row](e))
+func (t *T) Undeliver(ctx context.Context, u command.UndeliverableUpdate, e audit.Entry) (command.Row, bool, error) {
+	return t.Store.MarkUndeliverable(ctx, u, audit.Always[command.Row](e))
 }
 
-// Settle is [Store.Settle].
-func (t *T) Settle(ctx context.Context, s command.Settlement, e audit.Entry) (command.Row, bool, error) {
-	return t.Store.Settle(ctx, actor(e), s, audit.Always[command.Row](e))
+// Settle is [Store.ApplyReceipt].
+func (t *T) Settle(ctx context.Context, s command.ReceiptUpdate, e audit.Entry) (command.Row, bool, error) {
+	return t.Store.ApplyReceipt(ctx, actor(e), s, audit.Always[command.Row](e))
 }
 
 // CancelCommand is [Store.CancelCommand].
@@ -92,7 +92,7 @@ func (t *T) RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, 
 }
 
 // Rekey is [Store.Rekey].
-func (t *T) Rekey(ctx context.Context, r enroll.Rekeying, now time.Time, e audit.Entry) (watchword.Subject, bool, error) {
+func (t *T) Rekey(ctx context.Context, r enroll.KeyChange, now time.Time, e audit.Entry) (watchword.Subject, bool, error) {
 	return t.Store.Rekey(ctx, actor(e), r, now, audit.Always[watchword.Subject](e))
 }
 

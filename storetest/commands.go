@@ -16,78 +16,78 @@ import (
 var unbounded command.Bounds
 
 // ids grow with n, as real ones do with time.
-func cmd(n int) watchword.CommandID { return watchword.CommandID(fmt.Sprintf("cmd_%06d", n)) }
+func commandID(n int) watchword.CommandID { return watchword.CommandID(fmt.Sprintf("cmd_%06d", n)) }
 
 func (t *T) row(n int, device watchword.SubjectID) command.Row {
 	return command.Row{
-		Tenant: here, ID: cmd(n), Device: device, Epoch: 1, Function: "lamp.set", Args: []byte("sealed"), ArgsHash: "hash",
+		Tenant: tenant, ID: commandID(n), Device: device, Epoch: 1, Function: "lamp.set", Args: []byte("sealed"), ArgsHash: "hash",
 		By: "operator", ByKey: "op", State: watchword.Queued, Created: t.now, Expires: t.now.Add(2 * time.Minute),
 	}
 }
 
 func (t *T) order(n int, device watchword.SubjectID) command.Row {
 	t.Helper()
-	r, _, err := t.AddCommand(t.ctx, t.row(n, device), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, string(cmd(n))))
+	r, _, err := t.AddCommand(t.ctx, t.row(n, device), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, string(commandID(n))))
 	t.must(err)
 	return r
 }
 
-func (t *T) hand(n int, hash string) error {
-	_, _, err := t.HandOver(t.ctx, here, cmd(n), command.Handover{Hash: hash, JWS: []byte("jws"), At: t.now}, t.entry(audit.CommandHandOver, string(cmd(n))))
+func (t *T) handOver(n int, hash string) error {
+	_, _, err := t.HandOver(t.ctx, tenant, commandID(n), command.Handover{Hash: hash, JWS: []byte("jws"), At: t.now}, t.entry(audit.CommandHandOver, string(commandID(n))))
 	return err
 }
 
-func (t *T) settle(n int, seq int64, hash string, st watchword.ReceiptStatus) (command.Row, bool, error) {
-	return t.Settle(t.ctx, command.Settlement{
-		Tenant: here, Device: "lamp-1", ID: cmd(n), Epoch: 1, Seq: seq, Hash: hash, Status: st, Key: "lamp-1-sign", JWS: []byte("receipt"), At: t.now,
-	}, t.entry(audit.CommandSettle, string(cmd(n))))
+func (t *T) applyReceipt(n int, seq int64, hash string, st watchword.ReceiptStatus) (command.Row, bool, error) {
+	return t.Settle(t.ctx, command.ReceiptUpdate{
+		Tenant: tenant, Device: "lamp-1", ID: commandID(n), Epoch: 1, Seq: seq, Hash: hash, Status: st, Key: "lamp-1-sign", JWS: []byte("receipt"), At: t.now,
+	}, t.entry(audit.CommandSettle, string(commandID(n))))
 }
 
 func (t *T) state(n int) watchword.CommandState {
 	t.Helper()
-	r, err := t.Command(t.ctx, here, cmd(n))
+	r, err := t.Command(t.ctx, tenant, commandID(n))
 	t.must(err)
 	return r.State
 }
 
-func numbers(t *T) {
+func sequenceNumbers(t *T) {
 	t.enrolled("lamp-1")
 	t.enrolled("lamp-2")
 	n := t.log()
 	for i := range 3 {
 		r := t.order(i, "lamp-1")
-		is(t, "number", r.Seq, int64(i+1))
-		is(t, "incarnation", r.Incarnation, 1)
+		equal(t, "number", r.Seq, int64(i+1))
+		equal(t, "incarnation", r.Incarnation, 1)
 	}
-	is(t, "another device's number", t.order(10, "lamp-2").Seq, 1)
-	is(t, "entries", t.log(), n+4)
-	got, err := t.Command(t.ctx, here, cmd(1))
+	equal(t, "another device's number", t.order(10, "lamp-2").Seq, 1)
+	equal(t, "entries", t.log(), n+4)
+	got, err := t.Command(t.ctx, tenant, commandID(1))
 	t.must(err)
 	want := t.row(1, "lamp-1")
-	is(t, "function", got.Function, want.Function)
-	is(t, "args", string(got.Args), "sealed")
-	is(t, "ends", got.Expires.Equal(want.Expires), true)
-	is(t, "sent at", got.SentAt.IsZero(), true)
+	equal(t, "function", got.Function, want.Function)
+	equal(t, "args", string(got.Args), "sealed")
+	equal(t, "ends", got.Expires.Equal(want.Expires), true)
+	equal(t, "sent at", got.SentAt.IsZero(), true)
 	if got.Receipt != nil {
 		t.Fatal("a receipt before there is one")
 	}
-	_, err = t.Command(t.ctx, here, cmd(99))
-	t.wants(watchword.NotFound, err)
+	_, err = t.Command(t.ctx, tenant, commandID(99))
+	t.wantCode(watchword.NotFound, err)
 	_, _, err = t.AddCommand(t.ctx, t.row(20, "nobody"), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
-	t.wants(watchword.NotFound, err)
+	t.wantCode(watchword.NotFound, err)
 	t.add("lamp-3", nil)
-	is(t, "a new one may be ordered to", t.order(30, "lamp-3").Seq, 1)
-	_, err = t.Revoke(t.ctx, here, "lamp-3", t.now, t.entry(audit.DeviceRevoke, "lamp-3"))
+	equal(t, "a new one may be ordered to", t.order(30, "lamp-3").Seq, 1)
+	_, err = t.Revoke(t.ctx, tenant, "lamp-3", t.now, t.entry(audit.DeviceRevoke, "lamp-3"))
 	t.must(err)
 	_, _, err = t.AddCommand(t.ctx, t.row(31, "lamp-3"), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
-	t.wants(watchword.SubjectRevoked, err)
-	op := watchword.Subject{Tenant: here, ID: "alice", Kind: watchword.Operator, State: watchword.New}
+	t.wantCode(watchword.SubjectRevoked, err)
+	op := watchword.Subject{Tenant: tenant, ID: "alice", Kind: watchword.Operator, State: watchword.New}
 	t.must(t.CreateSubject(t.ctx, op, nil, t.entry(audit.OperatorCreate, "alice")))
 	_, _, err = t.AddCommand(t.ctx, t.row(32, "alice"), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
-	t.wants(watchword.NotFound, err)
+	t.wantCode(watchword.NotFound, err)
 }
 
-func numbersRace(t *T) {
+func sequenceNumbersRace(t *T) {
 	t.enrolled("lamp-1")
 	const n = 64
 	for _, err := range race(n, func(i int) error {
@@ -96,11 +96,11 @@ func numbersRace(t *T) {
 	}) {
 		t.must(err)
 	}
-	rows, err := t.Pending(t.ctx, here, "lamp-1", 0, t.now, 1000)
+	rows, err := t.Pending(t.ctx, tenant, "lamp-1", 0, t.now, 1000)
 	t.must(err)
-	is(t, "pending", len(rows), n)
+	equal(t, "pending", len(rows), n)
 	for i, r := range rows {
-		is(t, "number", r.Seq, int64(i+1))
+		equal(t, "number", r.Seq, int64(i+1))
 	}
 }
 
@@ -112,28 +112,28 @@ func idempotent(t *T) {
 	e := t.entry(audit.CommandOrder, "x")
 	first, replay, err := t.AddCommand(t.ctx, t.row(1, "lamp-1"), idem("k", "b"), unbounded, e)
 	t.must(err)
-	is(t, "replay", replay, false)
+	equal(t, "replay", replay, false)
 	n := t.log()
 	again, replay, err := t.AddCommand(t.ctx, t.row(2, "lamp-1"), idem("k", "b"), unbounded, e)
 	t.must(err)
-	is(t, "replay", replay, true)
-	is(t, "the row of the first time", again.ID, first.ID)
-	is(t, "entries", t.log(), n)
+	equal(t, "replay", replay, true)
+	equal(t, "the row of the first time", again.ID, first.ID)
+	equal(t, "entries", t.log(), n)
 	_, _, err = t.AddCommand(t.ctx, t.row(3, "lamp-1"), idem("k", "another"), unbounded, e)
-	t.wants(watchword.Conflict, err)
+	t.wantCode(watchword.Conflict, err)
 	other := idem("k", "b")
 	other.Caller = "bob"
 	_, replay, err = t.AddCommand(t.ctx, t.row(4, "lamp-1"), other, unbounded, e)
 	t.must(err)
-	is(t, "another caller's key", replay, false)
+	equal(t, "another caller's key", replay, false)
 	errs := race(8, func(i int) error {
 		_, _, err := t.AddCommand(t.ctx, t.row(100+i, "lamp-1"), idem("race", "b"), unbounded, e)
 		return err
 	})
-	is(t, "all get an answer", count(errs)[""], 8)
-	rows, err := t.Pending(t.ctx, here, "lamp-1", 0, t.now, 100)
+	equal(t, "all get an answer", count(errs)[""], 8)
+	rows, err := t.Pending(t.ctx, tenant, "lamp-1", 0, t.now, 100)
 	t.must(err)
-	is(t, "commands that there are", len(rows), 3)
+	equal(t, "commands that there are", len(rows), 3)
 }
 
 func queueBound(t *T) {
@@ -144,20 +144,20 @@ func queueBound(t *T) {
 		return err
 	})
 	c := count(errs)
-	is(t, "taken", c[""], command.MaxQueued)
-	is(t, "busy", c[watchword.Busy], 20)
+	equal(t, "taken", c[""], command.MaxQueued)
+	equal(t, "busy", c[watchword.Busy], 20)
 }
 
-// holds fails unless by has n unfinished commands and all have all of them: one more is
+// wantUnfinished fails unless by has n unfinished commands and all have all of them: one more is
 // refused at these bounds and passes above them. lamp-9 must be there.
-func (t *T) holds(what string, by watchword.SubjectID, n, all int64) {
+func (t *T) wantUnfinished(what string, by watchword.SubjectID, n, all int64) {
 	t.Helper()
 	probe := func(b command.Bounds) error {
 		r := t.row(100_000+t.log(), "lamp-9")
 		r.By = by
 		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, b, t.entry(audit.CommandOrder, "probe"))
 		if err == nil {
-			_, err := t.CancelCommand(t.ctx, here, r.ID, t.now, t.entry(audit.CommandCancel, "probe"))
+			_, err := t.CancelCommand(t.ctx, tenant, r.ID, t.now, t.entry(audit.CommandCancel, "probe"))
 			t.must(err)
 		}
 		return err
@@ -169,7 +169,7 @@ func (t *T) holds(what string, by watchword.SubjectID, n, all int64) {
 		if watchword.CodeOf(err) != watchword.Busy || !strings.Contains(err.Error(), says) || strings.Count(err.Error(), "limits.") != 1 {
 			t.Fatalf("%s: one more of %s at %+v: %v, want busy %s", what, by, b, err, says)
 		}
-		is(t, "entries of a refusal", t.log(), before)
+		equal(t, "entries of a refusal", t.log(), before)
 	}
 	if n > 0 {
 		refused(command.Bounds{PerOrderer: n}, "(limits.subject_commands)")
@@ -186,7 +186,7 @@ func unfinished(t *T) {
 	for _, d := range []watchword.SubjectID{"lamp-1", "lamp-2", "lamp-3", "lamp-9"} {
 		t.enrolled(d)
 	}
-	t.holds("before any", "operator", 0, 0)
+	t.wantUnfinished("before any", "operator", 0, 0)
 	order := func(n int, device, by watchword.SubjectID) {
 		t.Helper()
 		r := t.row(n, device)
@@ -200,47 +200,47 @@ func unfinished(t *T) {
 	order(7, "lamp-2", "operator")
 	order(8, "lamp-2", "bob")
 	order(9, "lamp-3", "bob")
-	t.holds("ordered", "operator", 7, 9)
-	t.holds("ordered", "bob", 2, 9)
-	t.holds("who ordered nothing", "carol", 0, 9)
+	t.wantUnfinished("ordered", "operator", 7, 9)
+	t.wantUnfinished("ordered", "bob", 2, 9)
+	t.wantUnfinished("who ordered nothing", "carol", 0, 9)
 
 	for i := 1; i <= 5; i++ {
-		t.must(t.hand(i, fmt.Sprint("h", i)))
+		t.must(t.handOver(i, fmt.Sprint("h", i)))
 	}
-	_, err := t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 1}, t.now)
+	_, err := t.MarkDelivered(t.ctx, tenant, "lamp-1", command.Acknowledgement{Epoch: 1, UpTo: 1}, t.now)
 	t.must(err)
-	_, _, err = t.settle(2, 2, "h2", watchword.StAccepted)
+	_, _, err = t.applyReceipt(2, 2, "h2", watchword.StatusAccepted)
 	t.must(err)
-	t.holds("sent, delivered, accepted", "operator", 7, 9)
-	_, _, err = t.settle(1, 1, "h1", watchword.StDone)
+	t.wantUnfinished("sent, delivered, accepted", "operator", 7, 9)
+	_, _, err = t.applyReceipt(1, 1, "h1", watchword.StatusDone)
 	t.must(err)
-	_, _, err = t.settle(1, 1, "h1", watchword.StDone)
+	_, _, err = t.applyReceipt(1, 1, "h1", watchword.StatusDone)
 	t.must(err)
-	t.holds("done, and told so twice", "operator", 6, 8)
-	_, _, err = t.settle(2, 2, "h2", watchword.StFailed)
+	t.wantUnfinished("done, and told so twice", "operator", 6, 8)
+	_, _, err = t.applyReceipt(2, 2, "h2", watchword.StatusFailed)
 	t.must(err)
-	t.holds("failed", "operator", 5, 7)
-	_, _, err = t.Undeliver(t.ctx, command.Undelivered{Tenant: here, ID: cmd(3), Reason: command.Reason{Code: watchword.TooLarge}, At: t.now}, t.entry(audit.CommandUndeliver, "x"))
+	t.wantUnfinished("failed", "operator", 5, 7)
+	_, _, err = t.Undeliver(t.ctx, command.UndeliverableUpdate{Tenant: tenant, ID: commandID(3), Reason: command.Reason{Code: watchword.TooLarge}, At: t.now}, t.entry(audit.CommandUndeliver, "x"))
 	t.must(err)
-	t.holds("undeliverable", "operator", 4, 6)
-	_, _, err = t.settle(3, 3, "h3", watchword.StAccepted)
+	t.wantUnfinished("undeliverable", "operator", 4, 6)
+	_, _, err = t.applyReceipt(3, 3, "h3", watchword.StatusAccepted)
 	t.must(err)
-	t.holds("accepted after all", "operator", 5, 7)
-	_, err = t.CancelCommand(t.ctx, here, cmd(6), t.now, t.entry(audit.CommandCancel, "x"))
+	t.wantUnfinished("accepted after all", "operator", 5, 7)
+	_, err = t.CancelCommand(t.ctx, tenant, commandID(6), t.now, t.entry(audit.CommandCancel, "x"))
 	t.must(err)
-	t.holds("cancelled", "operator", 4, 6)
-	_, err = t.Revoke(t.ctx, here, "lamp-2", t.now, t.entry(audit.DeviceRevoke, "lamp-2"))
+	t.wantUnfinished("cancelled", "operator", 4, 6)
+	_, err = t.Revoke(t.ctx, tenant, "lamp-2", t.now, t.entry(audit.DeviceRevoke, "lamp-2"))
 	t.must(err)
-	t.holds("its device is revoked", "operator", 3, 4)
-	t.holds("its device is revoked", "bob", 1, 4)
-	t.must(t.DeleteSubject(t.ctx, here, "lamp-3", t.now, t.entry(audit.DeviceDelete, "lamp-3")))
-	t.holds("its device is deleted", "bob", 0, 3)
+	t.wantUnfinished("its device is revoked", "operator", 3, 4)
+	t.wantUnfinished("its device is revoked", "bob", 1, 4)
+	t.must(t.DeleteSubject(t.ctx, tenant, "lamp-3", t.now, t.entry(audit.DeviceDelete, "lamp-3")))
+	t.wantUnfinished("its device is deleted", "bob", 0, 3)
 	_, err = t.ExpireCommands(t.ctx, t.now.Add(time.Hour), 100, func(r, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
 	t.must(err)
-	t.holds("expired", "operator", 0, 0)
-	_, _, err = t.settle(4, 4, "h4", watchword.StDone)
+	t.wantUnfinished("expired", "operator", 0, 0)
+	_, _, err = t.applyReceipt(4, 4, "h4", watchword.StatusDone)
 	t.must(err)
-	t.holds("done after its end", "operator", 0, 0)
+	t.wantUnfinished("done after its end", "operator", 0, 0)
 
 	// What was asked for before needs no room.
 	r, idem := t.row(10, "lamp-1"), command.Idempotency{Caller: "operator", Key: "k"}
@@ -248,12 +248,12 @@ func unfinished(t *T) {
 	t.must(err)
 	_, replay, err := t.AddCommand(t.ctx, r, idem, command.Bounds{PerOrderer: 1, Total: 1}, t.entry(audit.CommandOrder, "x"))
 	t.must(err)
-	is(t, "replay", replay, true)
+	equal(t, "replay", replay, true)
 	// A refusal takes no number of the device.
 	seq := t.order(11, "lamp-1").Seq
 	_, _, err = t.AddCommand(t.ctx, t.row(12, "lamp-1"), command.Idempotency{}, command.Bounds{PerOrderer: 2}, t.entry(audit.CommandOrder, "x"))
-	t.wants(watchword.Busy, err)
-	is(t, "the next number", t.order(13, "lamp-1").Seq, seq+1)
+	t.wantCode(watchword.Busy, err)
+	equal(t, "the next number", t.order(13, "lamp-1").Seq, seq+1)
 }
 
 func unfinishedRace(t *T) {
@@ -267,120 +267,120 @@ func unfinishedRace(t *T) {
 		return err
 	})
 	c := count(errs)
-	is(t, "taken", c[""], most)
-	is(t, "busy", c[watchword.Busy], 2*most)
+	equal(t, "taken", c[""], most)
+	equal(t, "busy", c[watchword.Busy], 2*most)
 }
 
-func handing(t *T) {
+func handingOver(t *T) {
 	t.enrolled("lamp-1")
 	t.order(1, "lamp-1")
 	t.order(2, "lamp-1")
 	t.order(3, "lamp-1")
-	t.must(t.hand(1, "h1"))
-	is(t, "state", t.state(1), watchword.Sent)
-	t.must(t.hand(1, "h1"))
-	t.must(t.hand(1, "h1b"))
-	hs, err := t.Handovers(t.ctx, here, cmd(1))
+	t.must(t.handOver(1, "h1"))
+	equal(t, "state", t.state(1), watchword.Sent)
+	t.must(t.handOver(1, "h1"))
+	t.must(t.handOver(1, "h1b"))
+	hs, err := t.Handovers(t.ctx, tenant, commandID(1))
 	t.must(err)
 	if len(hs) != 2 || hs[0].Hash != "h1" || hs[1].Hash != "h1b" || string(hs[0].JWS) != "jws" {
 		t.Fatalf("hand-overs: %+v", hs)
 	}
 	for i := len(hs); i < command.MaxHandovers; i++ {
-		t.must(t.hand(1, fmt.Sprint("more", i)))
+		t.must(t.handOver(1, fmt.Sprint("more", i)))
 	}
-	t.wants(watchword.Busy, t.hand(1, "one too many"))
-	t.must(t.hand(1, "h1")) // a known one still goes
+	t.wantCode(watchword.Busy, t.handOver(1, "one too many"))
+	t.must(t.handOver(1, "h1")) // a known one still goes
 
-	rows, err := t.Pending(t.ctx, here, "lamp-1", 1, t.now, 10)
+	rows, err := t.Pending(t.ctx, tenant, "lamp-1", 1, t.now, 10)
 	t.must(err)
-	is(t, "pending after 1", len(rows), 2)
-	rows, err = t.Pending(t.ctx, here, "lamp-1", 0, t.now.Add(2*time.Minute), 10)
+	equal(t, "pending after 1", len(rows), 2)
+	rows, err = t.Pending(t.ctx, tenant, "lamp-1", 0, t.now.Add(2*time.Minute), 10)
 	t.must(err)
-	is(t, "pending when all is over", len(rows), 0)
+	equal(t, "pending when all is over", len(rows), 0)
 
-	t.must(t.hand(2, "h2"))
-	for what, a := range map[string]command.Acknowledged{
+	t.must(t.handOver(2, "h2"))
+	for what, a := range map[string]command.Acknowledgement{
 		"of another epoch": {Epoch: 2, UpTo: 3, Each: []int64{1, 2, 3}}, "nothing": {Epoch: 1}, "others": {Epoch: 1, Each: []int64{0, 3, 4}},
 	} {
-		none, err := t.Deliver(t.ctx, here, "lamp-1", a, t.now)
+		none, err := t.MarkDelivered(t.ctx, tenant, "lamp-1", a, t.now)
 		t.must(err)
-		is(t, what, len(none), 0)
+		equal(t, what, len(none), 0)
 	}
-	_, err = t.Suspend(t.ctx, here, "lamp-1", t.now, t.entry(audit.DeviceSuspend, "lamp-1"))
+	_, err = t.Suspend(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceSuspend, "lamp-1"))
 	t.must(err)
-	none, err := t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 3, Each: []int64{2}}, t.now)
+	none, err := t.MarkDelivered(t.ctx, tenant, "lamp-1", command.Acknowledgement{Epoch: 1, UpTo: 3, Each: []int64{2}}, t.now)
 	t.must(err)
-	is(t, "delivered while it is suspended", len(none), 0)
-	_, err = t.Resume(t.ctx, here, "lamp-1", t.now, t.entry(audit.DeviceResume, "lamp-1"))
+	equal(t, "delivered while it is suspended", len(none), 0)
+	_, err = t.Resume(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceResume, "lamp-1"))
 	t.must(err)
-	got, err := t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, Each: []int64{7, 2}}, t.now)
+	got, err := t.MarkDelivered(t.ctx, tenant, "lamp-1", command.Acknowledgement{Epoch: 1, Each: []int64{7, 2}}, t.now)
 	t.must(err)
-	is(t, "delivered, the second alone", len(got), 1)
-	is(t, "the one before it", t.state(1), watchword.Sent)
-	is(t, "the number", got[0].Seq, 2)
-	got, err = t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 3}, t.now)
+	equal(t, "delivered, the second alone", len(got), 1)
+	equal(t, "the one before it", t.state(1), watchword.Sent)
+	equal(t, "the number", got[0].Seq, 2)
+	got, err = t.MarkDelivered(t.ctx, tenant, "lamp-1", command.Acknowledgement{Epoch: 1, UpTo: 3}, t.now)
 	t.must(err)
-	is(t, "delivered", len(got), 1)
-	is(t, "state", got[0].State, watchword.Delivered)
-	is(t, "the number", got[0].Seq, 1)
-	is(t, "a queued one stays", t.state(3), watchword.Queued)
-	t.wants(watchword.Conflict, t.hand(2, "h2"))
-	_, err = t.CancelCommand(t.ctx, here, cmd(2), t.now, t.entry(audit.CommandCancel, "x"))
-	t.wants(watchword.Conflict, err)
-	r, err := t.CancelCommand(t.ctx, here, cmd(3), t.now, t.entry(audit.CommandCancel, "x"))
+	equal(t, "delivered", len(got), 1)
+	equal(t, "state", got[0].State, watchword.Delivered)
+	equal(t, "the number", got[0].Seq, 1)
+	equal(t, "a queued one stays", t.state(3), watchword.Queued)
+	t.wantCode(watchword.Conflict, t.handOver(2, "h2"))
+	_, err = t.CancelCommand(t.ctx, tenant, commandID(2), t.now, t.entry(audit.CommandCancel, "x"))
+	t.wantCode(watchword.Conflict, err)
+	r, err := t.CancelCommand(t.ctx, tenant, commandID(3), t.now, t.entry(audit.CommandCancel, "x"))
 	t.must(err)
-	is(t, "state", r.State, watchword.Cancelled)
-	t.wants(watchword.Conflict, t.hand(3, "h3"))
+	equal(t, "state", r.State, watchword.Cancelled)
+	t.wantCode(watchword.Conflict, t.handOver(3, "h3"))
 
 	t.order(4, "lamp-1")
-	_, err = t.Suspend(t.ctx, here, "lamp-1", t.now, t.entry(audit.DeviceSuspend, "x"))
+	_, err = t.Suspend(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceSuspend, "x"))
 	t.must(err)
-	t.wants(watchword.SubjectSuspended, t.hand(4, "h4"))
+	t.wantCode(watchword.SubjectSuspended, t.handOver(4, "h4"))
 }
 
-func settling(t *T) {
+func applyingReceipts(t *T) {
 	t.enrolled("lamp-1")
 	t.enrolled("lamp-2")
 	t.order(1, "lamp-1")
 	t.order(2, "lamp-1")
 	n := t.log()
 	for _, early := range []func() error{
-		func() error { _, _, err := t.settle(1, 1, "h1", watchword.StDone); return err }, // never handed over
+		func() error { _, _, err := t.applyReceipt(1, 1, "h1", watchword.StatusDone); return err }, // never handed over
 	} {
-		t.wants(watchword.ReceiptInvalid, early())
+		t.wantCode(watchword.ReceiptInvalid, early())
 	}
-	t.must(t.hand(1, "h1"))
-	t.must(t.hand(1, "h1")) // the same again is none more
-	t.must(t.hand(2, "h2"))
+	t.must(t.handOver(1, "h1"))
+	t.must(t.handOver(1, "h1")) // the same again is none more
+	t.must(t.handOver(2, "h2"))
 	n += 2
-	hs, err := t.Handovers(t.ctx, here, cmd(2))
+	hs, err := t.Handovers(t.ctx, tenant, commandID(2))
 	t.must(err)
-	t.must(t.Number(t.ctx))
-	is(t, "entry of the hand-over", hs[0].Entry, int64(n))
-	for what, s := range map[string]command.Settlement{
-		"another hash":    {Tenant: here, Device: "lamp-1", ID: cmd(1), Epoch: 1, Seq: 1, Hash: "h2", Status: watchword.StDone},
-		"another number":  {Tenant: here, Device: "lamp-1", ID: cmd(1), Epoch: 1, Seq: 2, Hash: "h1", Status: watchword.StDone},
-		"another epoch":   {Tenant: here, Device: "lamp-1", ID: cmd(1), Epoch: 2, Seq: 1, Hash: "h1", Status: watchword.StDone},
-		"another device":  {Tenant: here, Device: "lamp-2", ID: cmd(1), Epoch: 1, Seq: 1, Hash: "h1", Status: watchword.StDone},
-		"another tenant":  {Tenant: other, Device: "lamp-1", ID: cmd(1), Epoch: 1, Seq: 1, Hash: "h1", Status: watchword.StDone},
-		"another command": {Tenant: here, Device: "lamp-1", ID: cmd(9), Epoch: 1, Seq: 1, Hash: "h1", Status: watchword.StDone},
-		"no such status":  {Tenant: here, Device: "lamp-1", ID: cmd(1), Epoch: 1, Seq: 1, Hash: "h1", Status: "maybe"},
+	t.must(t.Sequence(t.ctx))
+	equal(t, "entry of the hand-over", hs[0].Entry, int64(n))
+	for what, s := range map[string]command.ReceiptUpdate{
+		"another hash":    {Tenant: tenant, Device: "lamp-1", ID: commandID(1), Epoch: 1, Seq: 1, Hash: "h2", Status: watchword.StatusDone},
+		"another number":  {Tenant: tenant, Device: "lamp-1", ID: commandID(1), Epoch: 1, Seq: 2, Hash: "h1", Status: watchword.StatusDone},
+		"another epoch":   {Tenant: tenant, Device: "lamp-1", ID: commandID(1), Epoch: 2, Seq: 1, Hash: "h1", Status: watchword.StatusDone},
+		"another device":  {Tenant: tenant, Device: "lamp-2", ID: commandID(1), Epoch: 1, Seq: 1, Hash: "h1", Status: watchword.StatusDone},
+		"another tenant":  {Tenant: otherTenant, Device: "lamp-1", ID: commandID(1), Epoch: 1, Seq: 1, Hash: "h1", Status: watchword.StatusDone},
+		"another command": {Tenant: tenant, Device: "lamp-1", ID: commandID(9), Epoch: 1, Seq: 1, Hash: "h1", Status: watchword.StatusDone},
+		"no such status":  {Tenant: tenant, Device: "lamp-1", ID: commandID(1), Epoch: 1, Seq: 1, Hash: "h1", Status: "maybe"},
 	} {
 		s.JWS, s.At = []byte("r"), t.now
 		if _, _, err := t.Settle(t.ctx, s, t.entry(audit.CommandSettle, "x")); watchword.CodeOf(err) != watchword.ReceiptInvalid {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
-	is(t, "state", t.state(1), watchword.Sent)
-	is(t, "entries", t.log(), n)
-	r, changed, err := t.settle(1, 1, "h1", watchword.StDone)
+	equal(t, "state", t.state(1), watchword.Sent)
+	equal(t, "entries", t.log(), n)
+	r, changed, err := t.applyReceipt(1, 1, "h1", watchword.StatusDone)
 	t.must(err)
-	is(t, "changed", changed, true)
-	is(t, "state", r.State, watchword.Done)
-	is(t, "receipt", string(r.Receipt), "receipt")
-	is(t, "receipt key", r.ReceiptKey, "lamp-1-sign")
-	is(t, "entries", t.log(), n+1)
-	is(t, "entry of the receipt", r.Entry, int64(n+1))
+	equal(t, "changed", changed, true)
+	equal(t, "state", r.State, watchword.Done)
+	equal(t, "receipt", string(r.Receipt), "receipt")
+	equal(t, "receipt key", r.ReceiptKey, "lamp-1-sign")
+	equal(t, "entries", t.log(), n+1)
+	equal(t, "entry of the receipt", r.Entry, int64(n+1))
 }
 
 // What a device cannot take ends, and only what it has not taken.
@@ -389,125 +389,125 @@ func undelivering(t *T) {
 	for i := 1; i <= 5; i++ {
 		t.order(i, "lamp-1")
 	}
-	why := command.Reason{Code: watchword.TooLarge, Detail: "too large", Size: 3000, Max: 2100}
+	reason := command.Reason{Code: watchword.TooLarge, Detail: "too large", Size: 3000, Max: 2100}
 	before := t.now.Add(-time.Second)
 	undeliver := func(n int, sent time.Time) (command.Row, bool, error) {
-		return t.Undeliver(t.ctx, command.Undelivered{Tenant: here, ID: cmd(n), Reason: why, SentAt: sent, At: t.now}, t.entry(audit.CommandUndeliver, string(cmd(n))))
+		return t.Undeliver(t.ctx, command.UndeliverableUpdate{Tenant: tenant, ID: commandID(n), Reason: reason, SentAt: sent, At: t.now}, t.entry(audit.CommandUndeliver, string(commandID(n))))
 	}
 	n := t.log()
 	_, changed, err := undeliver(1, time.Time{})
 	t.must(err)
-	is(t, "a queued one", changed, true)
-	is(t, "entries", t.log(), n+1)
+	equal(t, "a queued one", changed, true)
+	equal(t, "entries", t.log(), n+1)
 	for i := 2; i <= 4; i++ {
-		t.must(t.hand(i, fmt.Sprint("h", i)))
+		t.must(t.handOver(i, fmt.Sprint("h", i)))
 	}
 	row, changed, err := undeliver(2, time.Time{})
 	t.must(err)
-	is(t, "one that was handed over and not sent", changed, true)
-	got, err := t.Command(t.ctx, here, cmd(2))
+	equal(t, "one that was handed over and not sent", changed, true)
+	got, err := t.Command(t.ctx, tenant, commandID(2))
 	t.must(err)
 	for _, r := range []command.Row{row, got} {
-		is(t, "state", r.State, watchword.Undeliverable)
-		is(t, "why", *r.Reason, why)
-		is(t, "was sent", r.SentAt.IsZero(), true)
-		is(t, "when it ended", r.SettledAt.Equal(t.now), true)
+		equal(t, "state", r.State, watchword.Undeliverable)
+		equal(t, "why", *r.Reason, reason)
+		equal(t, "was sent", r.SentAt.IsZero(), true)
+		equal(t, "when it ended", r.SettledAt.Equal(t.now), true)
 	}
 	row, _, err = undeliver(3, before)
 	t.must(err)
-	is(t, "one that was sent before", row.SentAt.Equal(before), true)
-	_, err = t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 5}, t.now)
+	equal(t, "one that was sent before", row.SentAt.Equal(before), true)
+	_, err = t.MarkDelivered(t.ctx, tenant, "lamp-1", command.Acknowledgement{Epoch: 1, UpTo: 5}, t.now)
 	t.must(err)
-	is(t, "acknowledged after it ended", t.state(3), watchword.Undeliverable)
+	equal(t, "acknowledged after it ended", t.state(3), watchword.Undeliverable)
 	n = t.log()
 	for _, i := range []int{3, 4} { // ended, delivered
 		was := t.state(i)
 		row, changed, err = undeliver(i, time.Time{})
 		t.must(err)
-		is(t, "changed", changed, false)
-		is(t, "state", row.State, was)
-		is(t, "state", t.state(i), was)
+		equal(t, "changed", changed, false)
+		equal(t, "state", row.State, was)
+		equal(t, "state", t.state(i), was)
 	}
-	is(t, "entries", t.log(), n)
+	equal(t, "entries", t.log(), n)
 	_, _, err = undeliver(99, time.Time{})
-	t.wants(watchword.NotFound, err)
-	rows, err := t.Pending(t.ctx, here, "lamp-1", 0, t.now, 10)
+	t.wantCode(watchword.NotFound, err)
+	rows, err := t.Pending(t.ctx, tenant, "lamp-1", 0, t.now, 10)
 	t.must(err)
-	is(t, "what waits", len(rows), 1)
-	is(t, "what waits", rows[0].Seq, 5)
+	equal(t, "what waits", len(rows), 1)
+	equal(t, "what waits", rows[0].Seq, 5)
 	// Its device may have had it from an earlier connection, and answers.
-	t.wants(watchword.Conflict, t.hand(3, "h3"))
-	row, changed, err = t.settle(3, 3, "h3", watchword.StAccepted)
+	t.wantCode(watchword.Conflict, t.handOver(3, "h3"))
+	row, changed, err = t.applyReceipt(3, 3, "h3", watchword.StatusAccepted)
 	t.must(err)
-	is(t, "changed", changed, true)
-	is(t, "accepted", row.State, watchword.Accepted)
-	row, _, err = t.settle(2, 2, "h2", watchword.StDone)
+	equal(t, "changed", changed, true)
+	equal(t, "accepted", row.State, watchword.Accepted)
+	row, _, err = t.applyReceipt(2, 2, "h2", watchword.StatusDone)
 	t.must(err)
-	is(t, "done", row.State, watchword.Done)
-	got, err = t.Command(t.ctx, here, cmd(2))
+	equal(t, "done", row.State, watchword.Done)
+	got, err = t.Command(t.ctx, tenant, commandID(2))
 	t.must(err)
 	if row.Reason != nil || got.Reason != nil {
 		t.Fatal("a reason for what was done")
 	}
 	_, err = t.ExpireCommands(t.ctx, t.now.Add(time.Hour), 100, func(r, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
 	t.must(err)
-	is(t, "its end has been", t.state(1), watchword.Undeliverable)
-	_, _, err = t.settle(1, 1, "h1", watchword.StDone)
-	t.wants(watchword.ReceiptInvalid, err) // it was never handed over
+	equal(t, "its end has been", t.state(1), watchword.Undeliverable)
+	_, _, err = t.applyReceipt(1, 1, "h1", watchword.StatusDone)
+	t.wantCode(watchword.ReceiptInvalid, err) // it was never handed over
 }
 
 func lateReceipts(t *T) {
 	t.enrolled("lamp-1")
 	for i := 1; i <= 5; i++ {
 		t.order(i, "lamp-1")
-		t.must(t.hand(i, fmt.Sprint("h", i)))
+		t.must(t.handOver(i, fmt.Sprint("h", i)))
 	}
 	n := t.log()
 	step := func(i int, st watchword.ReceiptStatus) (command.Row, bool, error) {
-		return t.settle(i, int64(i), fmt.Sprint("h", i), st)
+		return t.applyReceipt(i, int64(i), fmt.Sprint("h", i), st)
 	}
-	r, changed, err := step(1, watchword.StAccepted)
+	r, changed, err := step(1, watchword.StatusAccepted)
 	t.must(err)
-	is(t, "accepted", r.State, watchword.Accepted)
-	is(t, "changed", changed, true)
-	_, changed, err = step(1, watchword.StAccepted)
+	equal(t, "accepted", r.State, watchword.Accepted)
+	equal(t, "changed", changed, true)
+	_, changed, err = step(1, watchword.StatusAccepted)
 	t.must(err)
-	is(t, "accepted twice", changed, false)
-	r, _, err = step(1, watchword.StFailed)
+	equal(t, "accepted twice", changed, false)
+	r, _, err = step(1, watchword.StatusFailed)
 	t.must(err)
-	is(t, "failed", r.State, watchword.Failed)
-	_, changed, err = step(1, watchword.StFailed)
+	equal(t, "failed", r.State, watchword.Failed)
+	_, changed, err = step(1, watchword.StatusFailed)
 	t.must(err)
-	is(t, "the same again", changed, false)
-	_, _, err = step(1, watchword.StDone)
-	t.wants(watchword.Conflict, err)
-	_, _, err = step(1, watchword.StAccepted)
-	t.wants(watchword.Conflict, err)
-	is(t, "entries", t.log(), n+2)
+	equal(t, "the same again", changed, false)
+	_, _, err = step(1, watchword.StatusDone)
+	t.wantCode(watchword.Conflict, err)
+	_, _, err = step(1, watchword.StatusAccepted)
+	t.wantCode(watchword.Conflict, err)
+	equal(t, "entries", t.log(), n+2)
 
-	_, err = t.Deliver(t.ctx, here, "lamp-1", command.Acknowledged{Epoch: 1, UpTo: 2}, t.now)
+	_, err = t.MarkDelivered(t.ctx, tenant, "lamp-1", command.Acknowledgement{Epoch: 1, UpTo: 2}, t.now)
 	t.must(err)
 	end := t.now.Add(2 * time.Minute)
 	_, err = t.ExpireCommands(t.ctx, end, 100, func(r, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
 	t.must(err)
-	is(t, "delivered, and no receipt", t.state(2), watchword.Unknown)
-	is(t, "never acknowledged", t.state(3), watchword.Expired)
-	r, _, err = step(2, watchword.StDone)
+	equal(t, "delivered, and no receipt", t.state(2), watchword.Unknown)
+	equal(t, "never acknowledged", t.state(3), watchword.Expired)
+	r, _, err = step(2, watchword.StatusDone)
 	t.must(err)
-	is(t, "a late receipt", r.State, watchword.Done)
-	r, _, err = step(3, watchword.StInterrupted)
+	equal(t, "a late receipt", r.State, watchword.Done)
+	r, _, err = step(3, watchword.StatusInterrupted)
 	t.must(err)
-	is(t, "a late receipt", r.State, watchword.Interrupted)
+	equal(t, "a late receipt", r.State, watchword.Interrupted)
 	t.now = end
-	_, _, err = step(4, watchword.StAccepted)
-	t.wants(watchword.Conflict, err)
+	_, _, err = step(4, watchword.StatusAccepted)
+	t.wantCode(watchword.Conflict, err)
 }
 
 func expiring(t *T) {
 	t.enrolled("lamp-1")
 	at, err := t.NextExpiry(t.ctx)
 	t.must(err)
-	is(t, "next end of nothing", at.IsZero(), true)
+	equal(t, "next end of nothing", at.IsZero(), true)
 	for i := 1; i <= 4; i++ {
 		r := t.row(i, "lamp-1")
 		r.Expires = t.now.Add(time.Duration(i) * time.Minute)
@@ -516,7 +516,7 @@ func expiring(t *T) {
 	}
 	at, err = t.NextExpiry(t.ctx)
 	t.must(err)
-	is(t, "next end", at.Equal(t.now.Add(time.Minute)), true)
+	equal(t, "next end", at.Equal(t.now.Add(time.Minute)), true)
 	n := t.log()
 	var was []watchword.CommandState
 	rows, err := t.ExpireCommands(t.ctx, t.now.Add(3*time.Minute), 2, func(r, _ command.Row) audit.Entry {
@@ -524,14 +524,14 @@ func expiring(t *T) {
 		return t.entry(audit.CommandExpire, string(r.ID))
 	})
 	t.must(err)
-	is(t, "at most the limit", len(rows), 2)
-	is(t, "the entry sees the state before", was[0], watchword.Queued)
-	is(t, "the row the one after", rows[0].State, watchword.Expired)
-	is(t, "entries", t.log(), n+2)
+	equal(t, "at most the limit", len(rows), 2)
+	equal(t, "the entry sees the state before", was[0], watchword.Queued)
+	equal(t, "the row the one after", rows[0].State, watchword.Expired)
+	equal(t, "entries", t.log(), n+2)
 	rows, err = t.ExpireCommands(t.ctx, t.now.Add(3*time.Minute), 2, func(_, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, "x") })
 	t.must(err)
-	is(t, "the rest", len(rows), 1)
-	is(t, "one goes on", t.state(4), watchword.Queued)
+	equal(t, "the rest", len(rows), 1)
+	equal(t, "one goes on", t.state(4), watchword.Queued)
 }
 
 func incarnations(t *T) {
@@ -539,34 +539,34 @@ func incarnations(t *T) {
 	e := t.entry(audit.DeviceRevoke, "lamp-1")
 	t.order(1, "lamp-1")
 	t.order(2, "lamp-1")
-	t.must(t.hand(2, "h2"))
+	t.must(t.handOver(2, "h2"))
 	t.order(3, "lamp-1")
-	t.must(t.hand(3, "h3"))
-	_, _, err := t.settle(3, 3, "h3", watchword.StAccepted)
+	t.must(t.handOver(3, "h3"))
+	_, _, err := t.applyReceipt(3, 3, "h3", watchword.StatusAccepted)
 	t.must(err)
-	t.must(t.SetFunctions(t.ctx, here, watchword.Basis{}, "lamp-1", []twin.Function{{Name: "f"}}, t.now))
-	t.must(t.ReportState(t.ctx, here, watchword.Basis{}, "lamp-1", []byte("s"), t.now))
-	_, err = t.Revoke(t.ctx, here, "lamp-1", t.now, e)
+	t.must(t.SetFunctions(t.ctx, tenant, watchword.AuthorityVersions{}, "lamp-1", []twin.Function{{Name: "f"}}, t.now))
+	t.must(t.ReportState(t.ctx, tenant, watchword.AuthorityVersions{}, "lamp-1", []byte("s"), t.now))
+	_, err = t.Revoke(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	is(t, "queued", t.state(1), watchword.Cancelled)
-	is(t, "sent", t.state(2), watchword.Cancelled)
-	is(t, "accepted", t.state(3), watchword.Unknown)
-	fs, err := t.Functions(t.ctx, here, "lamp-1")
+	equal(t, "queued", t.state(1), watchword.Cancelled)
+	equal(t, "sent", t.state(2), watchword.Cancelled)
+	equal(t, "accepted", t.state(3), watchword.Unknown)
+	fs, err := t.Functions(t.ctx, tenant, "lamp-1")
 	t.must(err)
-	is(t, "functions", len(fs), 0)
+	equal(t, "functions", len(fs), 0)
 	s := t.enroll("lamp-1", "second-life")
-	is(t, "incarnation", s.Incarnation, 2)
-	w, err := t.Twin(t.ctx, here, "lamp-1")
+	equal(t, "incarnation", s.Incarnation, 2)
+	w, err := t.Twin(t.ctx, tenant, "lamp-1")
 	t.must(err)
 	if w.State != nil {
 		t.Fatal("an earlier life's state")
 	}
-	_, _, err = t.settle(3, 3, "h3", watchword.StDone)
-	t.wants(watchword.ReceiptInvalid, err)
-	is(t, "numbers go on", t.order(4, "lamp-1").Seq, 4)
-	rows, err := t.Pending(t.ctx, here, "lamp-1", 0, t.now, 10)
+	_, _, err = t.applyReceipt(3, 3, "h3", watchword.StatusDone)
+	t.wantCode(watchword.ReceiptInvalid, err)
+	equal(t, "numbers go on", t.order(4, "lamp-1").Seq, 4)
+	rows, err := t.Pending(t.ctx, tenant, "lamp-1", 0, t.now, 10)
 	t.must(err)
-	is(t, "pending in the new life", len(rows), 1)
+	equal(t, "pending in the new life", len(rows), 1)
 }
 
 func commandLists(t *T) {
@@ -580,7 +580,7 @@ func commandLists(t *T) {
 		_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
 		t.must(err)
 	}
-	_, err := t.CancelCommand(t.ctx, here, cmd(9), t.now, t.entry(audit.CommandCancel, "x"))
+	_, err := t.CancelCommand(t.ctx, tenant, commandID(9), t.now, t.entry(audit.CommandCancel, "x"))
 	t.must(err)
 	for _, q := range []struct {
 		f      command.Filter
@@ -589,13 +589,13 @@ func commandLists(t *T) {
 		want   string
 	}{
 		{command.Filter{}, "", 3, "[9 8 7]"},
-		{command.Filter{}, cmd(7), 2, "[6 5]"},
+		{command.Filter{}, commandID(7), 2, "[6 5]"},
 		{command.Filter{Device: "lamp-1"}, "", 10, "[8 6 4 2 0]"},
 		{command.Filter{By: "bob"}, "", 10, "[9 8]"},
 		{command.Filter{State: watchword.Cancelled}, "", 10, "[9]"},
 		{command.Filter{Device: "lamp-1", By: "bob", State: watchword.Queued}, "", 10, "[8]"},
 	} {
-		rows, err := t.Commands(t.ctx, here, q.f, q.before, q.limit)
+		rows, err := t.Commands(t.ctx, tenant, q.f, q.before, q.limit)
 		t.must(err)
 		var got []int
 		for _, r := range rows {
@@ -605,119 +605,119 @@ func commandLists(t *T) {
 			}
 			got = append(got, n)
 		}
-		is(t, fmt.Sprintf("%+v", q.f), fmt.Sprint(got), q.want)
+		equal(t, fmt.Sprintf("%+v", q.f), fmt.Sprint(got), q.want)
 	}
 }
 
 func twins(t *T) {
 	t.enrolled("lamp-1")
 	e := t.entry(audit.ConfigSet, "lamp-1")
-	w, err := t.Twin(t.ctx, here, "lamp-1")
+	w, err := t.Twin(t.ctx, tenant, "lamp-1")
 	t.must(err)
-	if w.Config != nil || w.State != nil || w.ConfigVer != 0 || w.StateCount != 0 {
+	if w.Config != nil || w.State != nil || w.ConfigVersion != 0 || w.StateVersion != 0 {
 		t.Fatalf("an empty twin: %+v", w)
 	}
-	_, err = t.Twin(t.ctx, here, "nobody")
-	t.wants(watchword.NotFound, err)
-	w, err = t.SetConfig(t.ctx, here, "lamp-1", []byte("c1"), 0, t.now, e)
+	_, err = t.Twin(t.ctx, tenant, "nobody")
+	t.wantCode(watchword.NotFound, err)
+	w, err = t.SetConfig(t.ctx, tenant, "lamp-1", []byte("c1"), 0, t.now, e)
 	t.must(err)
-	is(t, "version", w.ConfigVer, 1)
-	_, err = t.SetConfig(t.ctx, here, "lamp-1", []byte("c2"), 0, t.now, e)
-	t.wants(watchword.PreconditionFailed, err)
-	w, err = t.SetConfig(t.ctx, here, "lamp-1", []byte("c2"), -1, t.now, e)
+	equal(t, "version", w.ConfigVersion, 1)
+	_, err = t.SetConfig(t.ctx, tenant, "lamp-1", []byte("c2"), 0, t.now, e)
+	t.wantCode(watchword.PreconditionFailed, err)
+	w, err = t.SetConfig(t.ctx, tenant, "lamp-1", []byte("c2"), -1, t.now, e)
 	t.must(err)
-	is(t, "version", w.ConfigVer, 2)
-	t.must(t.ReportState(t.ctx, here, watchword.Basis{}, "lamp-1", []byte("s1"), t.now))
-	_, err = t.Revoke(t.ctx, here, "lamp-1", t.now, t.entry(audit.DeviceRevoke, "lamp-1"))
+	equal(t, "version", w.ConfigVersion, 2)
+	t.must(t.ReportState(t.ctx, tenant, watchword.AuthorityVersions{}, "lamp-1", []byte("s1"), t.now))
+	_, err = t.Revoke(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceRevoke, "lamp-1"))
 	t.must(err)
 	t.enroll("lamp-1", "lamp-1 again")
-	_, err = t.SetConfig(t.ctx, here, "lamp-1", []byte("c1"), -1, t.now, t.entry(audit.ConfigSet, "lamp-1"))
+	_, err = t.SetConfig(t.ctx, tenant, "lamp-1", []byte("c1"), -1, t.now, t.entry(audit.ConfigSet, "lamp-1"))
 	t.must(err)
-	_, err = t.SetConfig(t.ctx, here, "lamp-1", []byte("c2"), -1, t.now, t.entry(audit.ConfigSet, "lamp-1"))
+	_, err = t.SetConfig(t.ctx, tenant, "lamp-1", []byte("c2"), -1, t.now, t.entry(audit.ConfigSet, "lamp-1"))
 	t.must(err)
-	t.must(t.ReportState(t.ctx, here, watchword.Basis{}, "lamp-1", []byte("s1"), t.now))
-	t.must(t.ReportState(t.ctx, here, t.basis("lamp-1"), "lamp-1", []byte("s2"), t.now))
-	w, err = t.Twin(t.ctx, here, "lamp-1")
+	t.must(t.ReportState(t.ctx, tenant, watchword.AuthorityVersions{}, "lamp-1", []byte("s1"), t.now))
+	t.must(t.ReportState(t.ctx, tenant, t.versions("lamp-1"), "lamp-1", []byte("s2"), t.now))
+	w, err = t.Twin(t.ctx, tenant, "lamp-1")
 	t.must(err)
-	is(t, "reporter", w.StateBy, "lamp-1")
-	is(t, "its incarnation", w.StateByIncarnation, 2)
-	all, err := t.States(t.ctx, here, "", 1)
+	equal(t, "reporter", w.ReportedBy, "lamp-1")
+	equal(t, "its incarnation", w.ReportedByIncarnation, 2)
+	all, err := t.ReportedStates(t.ctx, tenant, "", 1)
 	t.must(err)
-	is(t, "reporter in the list", fmt.Sprint(all[0].StateBy, " ", all[0].StateByIncarnation), "lamp-1 2")
-	is(t, "config", string(w.Config), "c2")
-	is(t, "state", string(w.State), "s2")
-	is(t, "reports", w.StateCount, 2)
+	equal(t, "reporter in the list", fmt.Sprint(all[0].ReportedBy, " ", all[0].ReportedByIncarnation), "lamp-1 2")
+	equal(t, "config", string(w.Config), "c2")
+	equal(t, "state", string(w.State), "s2")
+	equal(t, "reports", w.StateVersion, 2)
 	t.enrolled("lamp-2")
 	t.enrolled("lamp-3") // says nothing
-	t.must(t.ReportState(t.ctx, here, watchword.Basis{}, "lamp-2", []byte("s3"), t.now))
+	t.must(t.ReportState(t.ctx, tenant, watchword.AuthorityVersions{}, "lamp-2", []byte("s3"), t.now))
 	for _, c := range []struct {
 		tenant watchword.TenantID
 		after  watchword.SubjectID
 		limit  int
 		want   string
-	}{{here, "", 10, "lamp-1=s2 lamp-2=s3 "}, {here, "", 1, "lamp-1=s2 "}, {here, "lamp-1", 10, "lamp-2=s3 "}, {here, "lamp-2", 10, ""}, {other, "", 10, ""}} {
-		ws, err := t.States(t.ctx, c.tenant, c.after, c.limit)
+	}{{tenant, "", 10, "lamp-1=s2 lamp-2=s3 "}, {tenant, "", 1, "lamp-1=s2 "}, {tenant, "lamp-1", 10, "lamp-2=s3 "}, {tenant, "lamp-2", 10, ""}, {otherTenant, "", 10, ""}} {
+		ws, err := t.ReportedStates(t.ctx, c.tenant, c.after, c.limit)
 		t.must(err)
 		got := ""
 		for _, w := range ws {
 			got += string(w.Device) + "=" + string(w.State) + " "
 		}
-		is(t, "states", got, c.want)
+		equal(t, "states", got, c.want)
 	}
-	t.wants(watchword.NotFound, t.ReportState(t.ctx, here, watchword.Basis{}, "nobody", []byte("s"), t.now))
-	_, err = t.SetConfig(t.ctx, here, "nobody", []byte("c"), -1, t.now, e)
-	t.wants(watchword.NotFound, err)
+	t.wantCode(watchword.NotFound, t.ReportState(t.ctx, tenant, watchword.AuthorityVersions{}, "nobody", []byte("s"), t.now))
+	_, err = t.SetConfig(t.ctx, tenant, "nobody", []byte("c"), -1, t.now, e)
+	t.wantCode(watchword.NotFound, err)
 
-	t.must(t.SetFunctions(t.ctx, here, watchword.Basis{}, "lamp-1", []twin.Function{{Name: "b", Schema: []byte("{}")}, {Name: "a"}}, t.now))
-	fs, err := t.Functions(t.ctx, here, "lamp-1")
+	t.must(t.SetFunctions(t.ctx, tenant, watchword.AuthorityVersions{}, "lamp-1", []twin.Function{{Name: "b", Schema: []byte("{}")}, {Name: "a"}}, t.now))
+	fs, err := t.Functions(t.ctx, tenant, "lamp-1")
 	t.must(err)
 	if len(fs) != 2 || fs[0].Name != "a" || fs[0].Schema != nil || string(fs[1].Schema) != "{}" {
 		t.Fatalf("functions: %+v", fs)
 	}
-	t.must(t.SetFunctions(t.ctx, here, watchword.Basis{}, "lamp-1", nil, t.now))
-	fs, err = t.Functions(t.ctx, here, "lamp-1")
+	t.must(t.SetFunctions(t.ctx, tenant, watchword.AuthorityVersions{}, "lamp-1", nil, t.now))
+	fs, err = t.Functions(t.ctx, tenant, "lamp-1")
 	t.must(err)
-	is(t, "functions", len(fs), 0)
-	t.wants(watchword.NotFound, t.SetFunctions(t.ctx, here, watchword.Basis{}, "nobody", nil, t.now))
+	equal(t, "functions", len(fs), 0)
+	t.wantCode(watchword.NotFound, t.SetFunctions(t.ctx, tenant, watchword.AuthorityVersions{}, "nobody", nil, t.now))
 }
 
-func walls(t *T) {
+func tenantIsolation(t *T) {
 	t.enrolled("lamp-1")
 	e := t.entry(audit.DeviceCreate, "x")
 	t.order(1, "lamp-1")
 	t.must(t.IssueToken(t.ctx, t.record("tok_1", "lamp-1"), t.spend("a"), e))
-	_, _, err := t.PutPolicy(t.ctx, here, "p", []byte("x"), -1, t.now, e)
+	_, _, err := t.PutPolicy(t.ctx, tenant, "p", []byte("x"), -1, t.now, e)
 	t.must(err)
 
-	twinOf := watchword.Subject{Tenant: other, ID: "lamp-1", Kind: watchword.Device, State: watchword.New, Created: t.now, Changed: t.now}
-	_, err = t.Subject(t.ctx, other, "lamp-1")
-	t.wants(watchword.NotFound, err)
-	_, err = t.Revoke(t.ctx, other, "lamp-1", t.now, e)
-	t.wants(watchword.NotFound, err)
-	_, err = t.Command(t.ctx, other, cmd(1))
-	t.wants(watchword.NotFound, err)
-	_, err = t.CancelCommand(t.ctx, other, cmd(1), t.now, e)
-	t.wants(watchword.NotFound, err)
-	_, err = t.TokenRecord(t.ctx, other, "tok_1")
-	t.wants(watchword.NotFound, err)
-	_, err = t.Twin(t.ctx, other, "lamp-1")
-	t.wants(watchword.NotFound, err)
-	_, err = t.DeletePolicy(t.ctx, other, "p", -1, t.now, e)
-	t.wants(watchword.NotFound, err)
+	twinOf := watchword.Subject{Tenant: otherTenant, ID: "lamp-1", Kind: watchword.Device, State: watchword.New, Created: t.now, Changed: t.now}
+	_, err = t.Subject(t.ctx, otherTenant, "lamp-1")
+	t.wantCode(watchword.NotFound, err)
+	_, err = t.Revoke(t.ctx, otherTenant, "lamp-1", t.now, e)
+	t.wantCode(watchword.NotFound, err)
+	_, err = t.Command(t.ctx, otherTenant, commandID(1))
+	t.wantCode(watchword.NotFound, err)
+	_, err = t.CancelCommand(t.ctx, otherTenant, commandID(1), t.now, e)
+	t.wantCode(watchword.NotFound, err)
+	_, err = t.TokenRecord(t.ctx, otherTenant, "tok_1")
+	t.wantCode(watchword.NotFound, err)
+	_, err = t.Twin(t.ctx, otherTenant, "lamp-1")
+	t.wantCode(watchword.NotFound, err)
+	_, err = t.DeletePolicy(t.ctx, otherTenant, "p", -1, t.now, e)
+	t.wantCode(watchword.NotFound, err)
 	r := t.redemption("code of lamp-1", "x")
-	r.Tenant = other
+	r.Tenant = otherTenant
 	_, _, err = t.RedeemCode(t.ctx, r, t.now, e)
-	t.wants(watchword.CodeInvalid, err)
+	t.wantCode(watchword.CodeInvalid, err)
 	t.must(t.CreateSubject(t.ctx, twinOf, nil, e)) // the same id in another tenant is another subject
-	ss, err := t.Subjects(t.ctx, other, "", "", nil, "", 10)
+	ss, err := t.Subjects(t.ctx, otherTenant, "", "", nil, "", 10)
 	t.must(err)
-	is(t, "subjects over there", len(ss), 1)
-	rows, err := t.Commands(t.ctx, other, command.Filter{}, "", 10)
+	equal(t, "subjects over there", len(ss), 1)
+	rows, err := t.Commands(t.ctx, otherTenant, command.Filter{}, "", 10)
 	t.must(err)
-	is(t, "commands over there", len(rows), 0)
-	ps, err := t.Policies(t.ctx, other)
+	equal(t, "commands over there", len(rows), 0)
+	ps, err := t.Policies(t.ctx, otherTenant)
 	t.must(err)
-	is(t, "policies over there", len(ps), 0)
+	equal(t, "policies over there", len(ps), 0)
 }
 
 func entries(t *T) {
@@ -736,12 +736,12 @@ func entries(t *T) {
 		}
 		for _, e := range es {
 			seq++
-			is(t, "number", e.Seq, seq)
-			is(t, "time", e.At.Equal(t.now), true)
-			is(t, "data", e.Data["why"], "test")
+			equal(t, "number", e.Seq, seq)
+			equal(t, "time", e.At.Equal(t.now), true)
+			equal(t, "data", e.Data["why"], "test")
 		}
 	}
-	is(t, "entries", seq, n)
+	equal(t, "entries", seq, n)
 }
 
 // refusedLeavesNothing mixes steps that are refused in the middle into the same
@@ -765,11 +765,11 @@ func refusedLeavesNothing(t *T) {
 		}
 	})
 	ok := count(errs)[""]
-	is(t, "steps that passed", ok, 21)
-	is(t, "entries", t.log(), n+ok)
-	rows, err := t.Pending(t.ctx, here, "lamp-1", 0, t.now, 1000)
+	equal(t, "steps that passed", ok, 21)
+	equal(t, "entries", t.log(), n+ok)
+	rows, err := t.Pending(t.ctx, tenant, "lamp-1", 0, t.now, 1000)
 	t.must(err)
-	is(t, "commands", len(rows), ok)
-	is(t, "the last number", rows[len(rows)-1].Seq, int64(ok))
+	equal(t, "commands", len(rows), ok)
+	equal(t, "the last number", rows[len(rows)-1].Seq, int64(ok))
 	t.must(t.Ping(t.ctx))
 }

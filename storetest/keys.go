@@ -12,47 +12,47 @@ import (
 func bundles(t *T) {
 	none, err := t.Bundles(t.ctx)
 	t.must(err)
-	is(t, "bundles before the first", len(none), 0)
-	b := func(v int64) keyring.Turn {
-		return keyring.Turn{Bundles: []keyring.SignedBundle{{Version: v, JWS: []byte(fmt.Sprint("jws", v)), Starts: t.now, Expires: t.now.Add(time.Hour)}}}
+	equal(t, "bundles before the first", len(none), 0)
+	b := func(v int64) keyring.KeyUpdate {
+		return keyring.KeyUpdate{Bundles: []keyring.SignedBundle{{Version: v, JWS: []byte(fmt.Sprint("jws", v)), Starts: t.now, Expires: t.now.Add(time.Hour)}}}
 	}
 	e := t.entry(audit.BundleSign, "")
-	t.must(t.TurnKeys(t.ctx, b(2), e))
-	t.wants(watchword.Conflict, t.TurnKeys(t.ctx, b(2), e))
-	t.wants(watchword.Conflict, t.TurnKeys(t.ctx, b(1), e))
-	t.must(t.TurnKeys(t.ctx, b(3), e))
+	t.must(t.RotateKeys(t.ctx, b(2), e))
+	t.wantCode(watchword.Conflict, t.RotateKeys(t.ctx, b(2), e))
+	t.wantCode(watchword.Conflict, t.RotateKeys(t.ctx, b(1), e))
+	t.must(t.RotateKeys(t.ctx, b(3), e))
 	got, err := t.Bundles(t.ctx)
 	t.must(err)
 	if len(got) != 2 || got[1].Version != 3 || string(got[1].JWS) != "jws3" || !got[1].Expires.Equal(t.now.Add(time.Hour)) || !got[1].Starts.Equal(t.now) {
 		t.Fatalf("got %+v", got)
 	}
 	turn := b(3)
-	turn.Drop = []int64{3}
-	t.must(t.TurnKeys(t.ctx, turn, e))
-	is(t, "entries", t.log(), 3)
+	turn.DropBundles = []int64{3}
+	t.must(t.RotateKeys(t.ctx, turn, e))
+	equal(t, "entries", t.log(), 3)
 }
 
-func turning(t *T) {
-	key := func(id watchword.KeyID, state keyring.State) keyring.Sealed {
-		return keyring.Sealed{ID: id, Role: keyring.Issuer, State: state, Public: []byte("public"), Private: []byte("private"), Created: t.now, Starts: t.now}
+func rotatingKeys(t *T) {
+	key := func(id watchword.KeyID, state keyring.State) keyring.SealedKey {
+		return keyring.SealedKey{ID: id, Role: keyring.Issuer, State: state, Public: []byte("public"), Private: []byte("private"), Created: t.now, Starts: t.now}
 	}
-	state := func() map[watchword.KeyID]keyring.Sealed {
+	state := func() map[watchword.KeyID]keyring.SealedKey {
 		ks, err := t.ServerKeys(t.ctx)
 		t.must(err)
-		out := map[watchword.KeyID]keyring.Sealed{}
+		out := map[watchword.KeyID]keyring.SealedKey{}
 		for _, k := range ks {
 			out[k.ID] = k
 		}
 		return out
 	}
 	e := t.entry(audit.KeyCreate, "")
-	t.must(t.TurnKeys(t.ctx, keyring.Turn{Add: []keyring.Sealed{key("old", keyring.Active), key("new", keyring.Next)}}, e, e))
+	t.must(t.RotateKeys(t.ctx, keyring.KeyUpdate{Add: []keyring.SealedKey{key("old", keyring.Active), key("new", keyring.Next)}}, e, e))
 	end := t.now.Add(time.Hour)
-	swap := keyring.Turn{Move: []keyring.Move{
+	swap := keyring.KeyUpdate{Change: []keyring.StateChange{
 		{Role: keyring.Issuer, ID: "old", From: keyring.Active, To: keyring.Retiring, Starts: t.now, Ends: end},
 		{Role: keyring.Issuer, ID: "new", From: keyring.Next, To: keyring.Active, Starts: end},
 	}}
-	t.must(t.TurnKeys(t.ctx, swap, e))
+	t.must(t.RotateKeys(t.ctx, swap, e))
 	ks := state()
 	if k := ks["old"]; k.State != keyring.Retiring || !k.Ends.Equal(end) || string(k.Private) != "private" {
 		t.Fatalf("the old key: %+v", k)
@@ -63,11 +63,11 @@ func turning(t *T) {
 
 	// Whoever comes second finds the keys moved, and changes nothing, not even by what would have passed.
 	late := swap
-	late.Add = []keyring.Sealed{key("third", keyring.Next)}
-	t.wants(watchword.Conflict, t.TurnKeys(t.ctx, late, e))
-	is(t, "keys", len(state()), 2)
+	late.Add = []keyring.SealedKey{key("third", keyring.Next)}
+	t.wantCode(watchword.Conflict, t.RotateKeys(t.ctx, late, e))
+	equal(t, "keys", len(state()), 2)
 	errs := race(8, func(int) error {
-		return t.TurnKeys(t.ctx, keyring.Turn{Move: []keyring.Move{{Role: keyring.Issuer, ID: "old", From: keyring.Retiring, To: keyring.Gone, Starts: t.now, Ends: end}}}, e)
+		return t.RotateKeys(t.ctx, keyring.KeyUpdate{Change: []keyring.StateChange{{Role: keyring.Issuer, ID: "old", From: keyring.Retiring, To: keyring.Gone, Starts: t.now, Ends: end}}}, e)
 	})
 	if n := count(errs); n[""] != 1 || n[watchword.Conflict] != 7 {
 		t.Fatalf("eight at once: %v", n)
@@ -76,9 +76,9 @@ func turning(t *T) {
 	if k := ks["old"]; len(k.Private) != 0 || string(k.Public) != "public" {
 		t.Fatalf("a key that is gone: %+v", k)
 	}
-	t.must(t.TurnKeys(t.ctx, keyring.Turn{Move: []keyring.Move{{Role: keyring.Issuer, ID: "new", From: keyring.Active, To: keyring.Active, Starts: end, Private: []byte{}}}}, e))
-	is(t, "private bytes of a key that was taken away", len(state()["new"].Private), 0)
-	t.must(t.TurnKeys(t.ctx, keyring.Turn{Move: []keyring.Move{{Role: keyring.Issuer, ID: "new", From: keyring.Active, To: keyring.Active, Starts: end, Private: []byte("back")}}}, e))
-	is(t, "private bytes of a key that came back", string(state()["new"].Private), "back")
-	is(t, "entries", t.log(), 6)
+	t.must(t.RotateKeys(t.ctx, keyring.KeyUpdate{Change: []keyring.StateChange{{Role: keyring.Issuer, ID: "new", From: keyring.Active, To: keyring.Active, Starts: end, Private: []byte{}}}}, e))
+	equal(t, "private bytes of a key that was taken away", len(state()["new"].Private), 0)
+	t.must(t.RotateKeys(t.ctx, keyring.KeyUpdate{Change: []keyring.StateChange{{Role: keyring.Issuer, ID: "new", From: keyring.Active, To: keyring.Active, Starts: end, Private: []byte("back")}}}, e))
+	equal(t, "private bytes of a key that came back", string(state()["new"].Private), "back")
+	equal(t, "entries", t.log(), 6)
 }

@@ -27,16 +27,16 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		name string
 		walk func(*T)
 	}{
-		{"a house is founded once", founded},
+		{"a house is founded once", initialized},
 		{"bundles only grow", bundles},
-		{"keys turn whole or not at all", turning},
+		{"keys turn whole or not at all", rotatingKeys},
 		{"a subject's life", subjectLife},
 		{"ids are never free again", tombstones},
 		{"labels find subjects, page by page", subjectPages},
 		{"labels are replaced under their version", labelsUnderVersion},
 		{"each edit of labels says what it replaced", labelsOfManyEditors},
 		{"a proof is required or not", proofRequired},
-		{"suspending keeps, revoking ends", endings},
+		{"suspending keeps, revoking ends", revocationEndsAccess},
 		{"a code is redeemed once", codeOnce},
 		{"of two racing devices one wins", codeRace},
 		{"a code is no key to a suspended door", codeRefused},
@@ -55,32 +55,32 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"an assertion is spent once, however many race", assertionRace},
 		{"what is over is forgotten", prune},
 		{"policies count their versions", policies},
-		{"commands take numbers without gaps", numbers},
-		{"numbers have no gaps under a race", numbersRace},
+		{"commands take numbers without gaps", sequenceNumbers},
+		{"numbers have no gaps under a race", sequenceNumbersRace},
 		{"the same request acts once", idempotent},
 		{"a queue has a bound", queueBound},
 		{"unfinished commands are counted by who ordered them", unfinished},
 		{"of racing orders as many pass as there is room", unfinishedRace},
-		{"a command's way to its device", handing},
-		{"only a fitting receipt settles", settling},
+		{"a command's way to its device", handingOver},
+		{"only a fitting receipt settles", applyingReceipts},
 		{"what a device cannot take", undelivering},
 		{"late, double and contradicting receipts", lateReceipts},
 		{"commands end on time", expiring},
 		{"a command dies with its device's life", incarnations},
 		{"lists of commands", commandLists},
 		{"functions and twins", twins},
-		{"walls between tenants", walls},
+		{"walls between tenants", tenantIsolation},
 		{"the log has no gaps", entries},
 		{"the log is a tree", logTree},
 		{"the log is searched", logSearch},
 		{"checkpoints are kept", checkpoints},
 		{"of old checkpoints one of each hour is kept", fewerCheckpoints},
 		{"what is pruned leaves its hash", pruning},
-		{"what waits at the side door survives", shelfKeeps},
+		{"what waits at the side door survives", mqttStateSurvives},
 		{"a refused step leaves nothing", refusedLeavesNothing},
-		{"an act that was decided on something older does not commit", basisMoved},
-		{"an act that was decided on what stands commits", basisStands},
-		{"of two who revoke each other one does", basisRace},
+		{"an act that was decided on something older does not commit", staleVersionsRefused},
+		{"an act that was decided on what stands commits", currentVersionsCommit},
+		{"of two who revoke each other one does", versionsRace},
 	} {
 		t.Run(contract.name, func(t *testing.T) {
 			st := open(t)
@@ -95,8 +95,8 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 }
 
 const (
-	here  = watchword.DefaultTenant
-	other = watchword.TenantID("other")
+	tenant      = watchword.DefaultTenant
+	otherTenant = watchword.TenantID("other")
 )
 
 // must stops at an error.
@@ -107,16 +107,16 @@ func (t *T) must(err error) {
 	}
 }
 
-// wants fails unless err has the code ("" for none).
-func (t *T) wants(code watchword.Code, err error) {
+// wantCode fails unless err has the code ("" for none).
+func (t *T) wantCode(code watchword.Code, err error) {
 	t.Helper()
 	if got := watchword.CodeOf(err); got != code {
 		t.Fatalf("got %q (%v), want %q", got, err, code)
 	}
 }
 
-// is fails unless got equals want.
-func is[V comparable](t *T, what string, got, want V) {
+// equal fails unless got equals want.
+func equal[V comparable](t *T, what string, got, want V) {
 	t.Helper()
 	if got != want {
 		t.Fatalf("%s: got %v, want %v", what, got, want)
@@ -124,7 +124,7 @@ func is[V comparable](t *T, what string, got, want V) {
 }
 
 func (t *T) entry(kind, object string) audit.Entry {
-	return audit.Entry{Tenant: here, At: t.now, Kind: kind, Object: object, Outcome: audit.Done, Data: map[string]string{"why": "test"}}
+	return audit.Entry{Tenant: tenant, At: t.now, Kind: kind, Object: object, Outcome: audit.Done, Data: map[string]string{"why": "test"}}
 }
 
 // log returns how many entries there are.
@@ -137,7 +137,7 @@ func (t *T) log() int {
 
 // Entries reads the log, once everything in it has its number.
 func (t *T) Entries(after int64, limit int) ([]audit.Entry, error) {
-	if err := t.Number(t.ctx); err != nil {
+	if err := t.Sequence(t.ctx); err != nil {
 		return nil, err
 	}
 	return audit.Entries(t.ctx, t, after, limit)
@@ -145,14 +145,14 @@ func (t *T) Entries(after int64, limit int) ([]audit.Entry, error) {
 
 func (t *T) add(id watchword.SubjectID, l watchword.Labels) watchword.Subject {
 	t.Helper()
-	s := watchword.Subject{Tenant: here, ID: id, Kind: watchword.Device, State: watchword.New, Labels: l, Created: t.now, Changed: t.now}
+	s := watchword.Subject{Tenant: tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: l, Created: t.now, Changed: t.now}
 	t.must(t.CreateSubject(t.ctx, s, nil, t.entry(audit.DeviceCreate, string(id))))
 	s.Version, s.Incarnation = 1, 1
 	return s
 }
 
 func (t *T) code(id watchword.SubjectID, name string) enroll.Code {
-	return enroll.Code{Tenant: here, Hash: sha256.Sum256([]byte(name)), Subject: id, Expires: t.now.Add(time.Hour), By: "operator"}
+	return enroll.Code{Tenant: tenant, Hash: sha256.Sum256([]byte(name)), Subject: id, Expires: t.now.Add(time.Hour), CreatedBy: "operator"}
 }
 
 func (t *T) redemption(codeName, keys string) enroll.Redemption {
@@ -161,7 +161,7 @@ func (t *T) redemption(codeName, keys string) enroll.Redemption {
 			ID: watchword.KeyID(fmt.Sprintf("%s-%s", keys, p)), Purpose: p, JWK: []byte(`{"kty":"test"}`), State: watchword.KeyActive, Added: t.now,
 		}
 	}
-	return enroll.Redemption{Tenant: here, Hash: sha256.Sum256([]byte(codeName)), Sign: key(watchword.Sign), Seal: key(watchword.Seal)}
+	return enroll.Redemption{Tenant: tenant, Hash: sha256.Sum256([]byte(codeName)), Sign: key(watchword.Sign), Seal: key(watchword.Seal)}
 }
 
 // enrolled adds a device that is active with the keys ID-sign and ID-seal.

@@ -28,19 +28,19 @@ import (
 //
 // What another tenant owns is not_found, like what nobody owns.
 type Store interface {
-	// Founding returns what the house decided at first start; not_found before Found.
-	Founding(ctx context.Context) (keyring.Founding, error)
-	// Found writes the founding, the first server keys and one operator subject (state active, with its
+	// Instance returns what the house decided at first start; not_found before Found.
+	Instance(ctx context.Context) (keyring.Instance, error)
+	// Initialize writes the founding, the first server keys and one operator subject (state active, with its
 	// keys), once. Second call: conflict.
-	Found(ctx context.Context, f keyring.Founding, keys []keyring.Sealed, operator watchword.Subject, es []audit.Entry) error
+	Initialize(ctx context.Context, f keyring.Instance, keys []keyring.SealedKey, operator watchword.Subject, es []audit.Entry) error
 	// ServerKeys returns all server keys, oldest first.
-	ServerKeys(ctx context.Context) ([]keyring.Sealed, error)
+	ServerKeys(ctx context.Context) ([]keyring.SealedKey, error)
 	// Bundles returns every signed bundle, oldest first.
 	Bundles(ctx context.Context) ([]keyring.SignedBundle, error)
-	// TurnKeys adds keys, moves others, forgets the bundles named and stores those signed, with its entries, whole or
+	// RotateKeys adds keys, moves others, forgets the bundles named and stores those signed, with its entries, whole or
 	// not at all. A key that is not in From any more, or a bundle whose version is not greater than every other's:
 	// conflict. The private half of a key that is gone or revoked is erased.
-	TurnKeys(ctx context.Context, turn keyring.Turn, es ...audit.Entry) error
+	RotateKeys(ctx context.Context, turn keyring.KeyUpdate, es ...audit.Entry) error
 
 	// CreateSubject adds s (Version 1, Incarnation 1, no keys). If the id is taken or was ever taken by a deleted
 	// one: conflict. code, if not nil, is stored with it.
@@ -82,22 +82,22 @@ type Store interface {
 	// must be active (subject_suspended, …), of r.Incarnation, and r.From one of its active sign keys (client_invalid). r.Spent
 	// was seen before: token_replayed. A key that anybody in the tenant has or had: conflict. More than enroll.RekeysMost new
 	// keys within enroll.RekeysSpan: rate_limited with RetryAfter.
-	Rekey(ctx context.Context, by audit.Actor, r enroll.Rekeying, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
+	Rekey(ctx context.Context, by audit.Actor, r enroll.KeyChange, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 	Pairings
 
 	// IssueToken spends the assertion's jti (seen before for this tenant and subject: token_replayed), checks that the
 	// subject is active (subject_new, subject_suspended, subject_revoked), that r.Incarnation is its own and r.Key is one of its active sign keys (else
 	// client_invalid), and records r.
-	IssueToken(ctx context.Context, r token.Record, spent token.Spent, e audit.Entry) error
+	IssueToken(ctx context.Context, r token.Record, spent token.SingleUse, e audit.Entry) error
 	// TokenRecord returns the record; not_found.
 	TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error)
-	// SpendAssertion spends an assertion that gets no token; seen before for this tenant and subject: token_replayed.
-	SpendAssertion(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, spent token.Spent) error
+	// ConsumeAssertion spends an assertion that gets no token; seen before for this tenant and subject: token_replayed.
+	ConsumeAssertion(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, spent token.SingleUse) error
 	// RevokeToken marks the record (already: no change, no entry); not_found.
 	RevokeToken(ctx context.Context, t watchword.TenantID, jti string, e audit.Entry) error
-	// Prune forgets, of the log's checkpoints of an hour or two before `before`, all but the last of each hour; and spent assertions, token records, codes, pairings and idempotency rows that ended before `before`, at most
+	// DeleteExpired forgets, of the log's checkpoints of an hour or two before `before`, all but the last of each hour; and spent assertions, token records, codes, pairings and idempotency rows that ended before `before`, at most
 	// limit of each, and returns how many went.
-	Prune(ctx context.Context, before time.Time, limit int) (int, error)
+	DeleteExpired(ctx context.Context, before time.Time, limit int) (int, error)
 
 	// Policies returns all, by name.
 	Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error)
@@ -109,8 +109,8 @@ type Store interface {
 
 	// PolicyVersion returns a number that grows with each change of the tenant's policies, and when an issuer key is revoked.
 	PolicyVersion(ctx context.Context, t watchword.TenantID) (int64, error)
-	// TokenCounts: token_revoked for one that was, issuer_revoked for one that such a key signed; nil also for what is not recorded.
-	TokenCounts(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error
+	// CheckToken: token_revoked for one that was, issuer_revoked for one that such a key signed; nil also for what is not recorded.
+	CheckToken(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error
 
 	// AddCommand gives r the device's next number (r.Seq is ignored; from 1, without gaps, growing over incarnations) and
 	// stores it as queued, with the device's incarnation. Device not found: not_found; not a device: not_found; revoked: subject_revoked. new or suspended ones may be
@@ -126,18 +126,18 @@ type Store interface {
 	Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]command.Row, error)
 	// Handovers returns the versions of a command that were handed over, oldest first.
 	Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]command.Handover, error)
-	// HandOver keeps h with its entry (unless its Hash is kept already: then neither) and moves queued to sent. It returns the number of the entry (0: it has none yet). Not queued or sent, or expired: conflict. Over
+	// AddHandover keeps h with its entry (unless its Hash is kept already: then neither) and moves queued to sent. It returns the number of the entry (0: it has none yet). Not queued or sent, or expired: conflict. Over
 	// MaxHandovers: busy. A device not active: subject_suspended and so on.
-	HandOver(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover, entry audit.EntryOf[command.Row]) (row command.Row, number int64, err error)
-	// Deliver moves to delivered those of the device's sent commands that have a's epoch and whose Seq is up to a.UpTo or in a.Each, and returns those that moved. A device not active: none.
-	Deliver(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, a command.Acknowledged, now time.Time) ([]command.Row, error)
-	// Undeliver moves a command that is queued or sent to undeliverable, with u's reason, and its time of sending to u's. Any other state: no change, changed false, no entry; not_found.
-	Undeliver(ctx context.Context, u command.Undelivered, entry audit.EntryOf[command.Row]) (row command.Row, changed bool, err error)
-	// Settle applies a receipt: the command must be this device's, of its incarnation, with this epoch and seq, and Hash one
+	AddHandover(ctx context.Context, t watchword.TenantID, id watchword.CommandID, h command.Handover, entry audit.EntryOf[command.Row]) (row command.Row, number int64, err error)
+	// MarkDelivered moves to delivered those of the device's sent commands that have a's epoch and whose Seq is up to a.UpTo or in a.Each, and returns those that moved. A device not active: none.
+	MarkDelivered(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, a command.Acknowledgement, now time.Time) ([]command.Row, error)
+	// MarkUndeliverable moves a command that is queued or sent to undeliverable, with u's reason, and its time of sending to u's. Any other state: no change, changed false, no entry; not_found.
+	MarkUndeliverable(ctx context.Context, u command.UndeliverableUpdate, entry audit.EntryOf[command.Row]) (row command.Row, changed bool, err error)
+	// ApplyReceipt applies a receipt: the command must be this device's, of its incarnation, with this epoch and seq, and Hash one
 	// of its hand-overs; otherwise receipt_invalid. accepted moves sent, delivered and unknown to accepted (unknown only while not expired);
 	// undeliverable as unknown; done, refused, failed, interrupted, conflict settle sent, delivered, accepted, unknown, undeliverable, and expired ones. The very same
 	// status again: no change, changed false, no entry. A settled command with another final status: conflict.
-	Settle(ctx context.Context, by audit.Actor, s command.Settlement, entry audit.EntryOf[command.Row]) (row command.Row, changed bool, err error)
+	ApplyReceipt(ctx context.Context, by audit.Actor, s command.ReceiptUpdate, entry audit.EntryOf[command.Row]) (row command.Row, changed bool, err error)
 	// CancelCommand moves queued to cancelled; otherwise conflict.
 	CancelCommand(ctx context.Context, by audit.Actor, id watchword.CommandID, now time.Time, entry audit.EntryOf[command.Row]) (command.Row, error)
 	// ExpireCommands moves up to limit commands whose end is not after now: queued and sent to expired, delivered and
@@ -147,19 +147,19 @@ type Store interface {
 	NextExpiry(ctx context.Context) (time.Time, error)
 
 	// SetFunctions replaces what the device announced. b is what that was decided on.
-	SetFunctions(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, fs []twin.Function, now time.Time) error
+	SetFunctions(ctx context.Context, t watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, fs []twin.Function, now time.Time) error
 	// Functions returns them by name; empty if none were announced.
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error)
 	// Twin returns the device's twin; a zero one for a device that has none; not_found for no such device.
 	Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (twin.Twin, error)
-	// States returns up to limit twins that have a state, with Device above after, by device: State, StateAt and who reported it alone.
-	States(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]twin.Twin, error)
+	// ReportedStates returns up to limit twins that have a state, with Device above after, by device: State, StateAt and who reported it alone.
+	ReportedStates(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]twin.Twin, error)
 	// ReportState replaces the reported state; it is b's subject that reports it, in its incarnation of now.
-	ReportState(ctx context.Context, t watchword.TenantID, b watchword.Basis, device watchword.SubjectID, state []byte, now time.Time) error
+	ReportState(ctx context.Context, t watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, state []byte, now time.Time) error
 	// SetConfig replaces the wanted configuration; ifVersion -1 any, 0 never set, else today's; else precondition_failed.
 	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (twin.Twin, error)
-	Log
-	Shelf
+	AuditLog
+	MQTTStore
 
 	// Ping answers nil if a write transaction can commit.
 	Ping(ctx context.Context) error

@@ -8,59 +8,59 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/token"
 )
 
-func founded(t *T) {
-	_, err := t.Founding(t.ctx)
-	t.wants(watchword.NotFound, err)
-	f := keyring.Founding{Issuer: "https://localhost:1", Epoch: 1, At: t.now}
-	keys := []keyring.Sealed{
+func initialized(t *T) {
+	_, err := t.Instance(t.ctx)
+	t.wantCode(watchword.NotFound, err)
+	f := keyring.Instance{Issuer: "https://localhost:1", Epoch: 1, At: t.now}
+	keys := []keyring.SealedKey{
 		{ID: "kek", Role: keyring.Data, State: keyring.Active, Private: []byte{1}, Created: t.now},
 		{ID: "ca", Role: keyring.CA, State: keyring.Active, Public: []byte("{}"), Private: []byte{2}, Cert: []byte{3}, Created: t.now},
 	}
 	operator := watchword.Subject{
-		Tenant: here, ID: "operator", Kind: watchword.Operator, State: watchword.Active, Labels: watchword.Labels{"role": "owner"}, Version: 1, Incarnation: 1,
+		Tenant: tenant, ID: "operator", Kind: watchword.Operator, State: watchword.Active, Labels: watchword.Labels{"role": "owner"}, Version: 1, Incarnation: 1,
 		Created: t.now, Changed: t.now, Keys: []watchword.Key{{ID: "op", Purpose: watchword.Sign, JWK: []byte("{}"), State: watchword.KeyActive, Added: t.now}},
 	}
 	es := []audit.Entry{t.entry(audit.KeyCreate, "ca"), t.entry(audit.OperatorCreate, "operator")}
-	errs := count(race(4, func(int) error { return t.Found(t.ctx, f, keys, operator, es) }))
+	errs := count(race(4, func(int) error { return t.Initialize(t.ctx, f, keys, operator, es) }))
 	if errs[""] != 1 || errs[watchword.Conflict] != 3 {
 		t.Fatalf("four foundings ended with %v", errs)
 	}
-	got, err := t.Founding(t.ctx)
+	got, err := t.Instance(t.ctx)
 	t.must(err)
-	is(t, "founding", got, f)
+	equal(t, "founding", got, f)
 	ks, err := t.ServerKeys(t.ctx)
 	t.must(err)
 	if len(ks) != 2 || ks[0].ID != "kek" || ks[1].Role != keyring.CA || !bytes.Equal(ks[1].Cert, []byte{3}) || !ks[1].Created.Equal(t.now) || ks[0].Public != nil {
 		t.Fatalf("server keys: %+v", ks)
 	}
-	s, err := t.Subject(t.ctx, here, "operator")
+	s, err := t.Subject(t.ctx, tenant, "operator")
 	t.must(err)
-	is(t, "operator's state", s.State, watchword.Active)
-	is(t, "operator's label", s.Labels["role"], "owner")
+	equal(t, "operator's state", s.State, watchword.Active)
+	equal(t, "operator's label", s.Labels["role"], "owner")
 	if _, ok := s.SignKey("op"); !ok {
 		t.Fatal("the operator's key is not there")
 	}
-	is(t, "entries", t.log(), 2)
+	equal(t, "entries", t.log(), 2)
 }
 
 func subjectLife(t *T) {
 	s := t.add("lamp-1", watchword.Labels{"kind": "lamp"})
-	got, err := t.Subject(t.ctx, here, "lamp-1")
+	got, err := t.Subject(t.ctx, tenant, "lamp-1")
 	t.must(err)
-	is(t, "state", got.State, watchword.New)
-	is(t, "version", got.Version, 1)
-	is(t, "incarnation", got.Incarnation, 1)
-	is(t, "labels", got.Labels.String(), "kind=lamp")
-	is(t, "created", got.Created.Equal(s.Created), true)
-	t.wants(watchword.Conflict, t.CreateSubject(t.ctx, s, nil, t.entry(audit.DeviceCreate, "lamp-1")))
+	equal(t, "state", got.State, watchword.New)
+	equal(t, "version", got.Version, 1)
+	equal(t, "incarnation", got.Incarnation, 1)
+	equal(t, "labels", got.Labels.String(), "kind=lamp")
+	equal(t, "created", got.Created.Equal(s.Created), true)
+	t.wantCode(watchword.Conflict, t.CreateSubject(t.ctx, s, nil, t.entry(audit.DeviceCreate, "lamp-1")))
 	got = t.enroll("lamp-1", "k1")
-	is(t, "state after enrollment", got.State, watchword.Active)
-	is(t, "keys", len(got.Keys), 2)
+	equal(t, "state after enrollment", got.State, watchword.Active)
+	equal(t, "keys", len(got.Keys), 2)
 	if _, ok := got.SignKey("k1-sign"); !ok {
 		t.Fatal("no signing key")
 	}
@@ -70,21 +70,21 @@ func subjectLife(t *T) {
 	if got.Version <= 1 {
 		t.Fatal("the version did not grow")
 	}
-	_, err = t.Subject(t.ctx, here, "lamp-2")
-	t.wants(watchword.NotFound, err)
+	_, err = t.Subject(t.ctx, tenant, "lamp-2")
+	t.wantCode(watchword.NotFound, err)
 }
 
 func tombstones(t *T) {
 	t.enrolled("lamp-1")
-	t.must(t.DeleteSubject(t.ctx, here, "lamp-1", t.now, t.entry(audit.DeviceDelete, "lamp-1")))
-	_, err := t.Subject(t.ctx, here, "lamp-1")
-	t.wants(watchword.NotFound, err)
-	t.wants(watchword.NotFound, t.DeleteSubject(t.ctx, here, "lamp-1", t.now, t.entry(audit.DeviceDelete, "lamp-1")))
-	t.wants(watchword.Conflict, t.CreateSubject(t.ctx, watchword.Subject{Tenant: here, ID: "lamp-1", Kind: watchword.Device, State: watchword.New}, nil, t.entry(audit.DeviceCreate, "lamp-1")))
-	t.wants(watchword.NotFound, t.AddCode(t.ctx, t.code("lamp-1", "x"), t.entry(audit.DeviceLink, "lamp-1")))
-	ss, err := t.Subjects(t.ctx, here, "", "", nil, "", 10)
+	t.must(t.DeleteSubject(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceDelete, "lamp-1")))
+	_, err := t.Subject(t.ctx, tenant, "lamp-1")
+	t.wantCode(watchword.NotFound, err)
+	t.wantCode(watchword.NotFound, t.DeleteSubject(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceDelete, "lamp-1")))
+	t.wantCode(watchword.Conflict, t.CreateSubject(t.ctx, watchword.Subject{Tenant: tenant, ID: "lamp-1", Kind: watchword.Device, State: watchword.New}, nil, t.entry(audit.DeviceCreate, "lamp-1")))
+	t.wantCode(watchword.NotFound, t.AddCode(t.ctx, t.code("lamp-1", "x"), t.entry(audit.DeviceLink, "lamp-1")))
+	ss, err := t.Subjects(t.ctx, tenant, "", "", nil, "", 10)
 	t.must(err)
-	is(t, "subjects listed", len(ss), 0)
+	equal(t, "subjects listed", len(ss), 0)
 }
 
 func subjectPages(t *T) {
@@ -98,52 +98,52 @@ func subjectPages(t *T) {
 	t.add("pump-1", watchword.Labels{"kind": "pump", "site": "a"})
 	var ids []string
 	for after := watchword.SubjectID(""); ; {
-		page, err := t.Subjects(t.ctx, here, watchword.Device, watchword.New, watchword.Labels{"kind": "lamp", "site": "a"}, after, 5)
+		page, err := t.Subjects(t.ctx, tenant, watchword.Device, watchword.New, watchword.Labels{"kind": "lamp", "site": "a"}, after, 5)
 		t.must(err)
 		if len(page) == 0 {
 			break
 		}
 		for _, s := range page {
 			ids = append(ids, string(s.ID))
-			is(t, "label", s.Labels["site"], "a")
+			equal(t, "label", s.Labels["site"], "a")
 		}
 		after = page[len(page)-1].ID
 	}
-	is(t, "lamps of site a", len(ids), 13)
-	is(t, "the last", ids[12], "lamp-24")
+	equal(t, "lamps of site a", len(ids), 13)
+	equal(t, "the last", ids[12], "lamp-24")
 	for _, q := range []struct {
 		kind  watchword.Kind
 		state watchword.State
 		want  int
 	}{{watchword.Operator, "", 0}, {"", watchword.Active, 0}, {"", "", 26}} {
-		got, err := t.Subjects(t.ctx, here, q.kind, q.state, nil, "", 100)
+		got, err := t.Subjects(t.ctx, tenant, q.kind, q.state, nil, "", 100)
 		t.must(err)
-		is(t, fmt.Sprint(q), len(got), q.want)
+		equal(t, fmt.Sprint(q), len(got), q.want)
 	}
 }
 
 func labelsUnderVersion(t *T) {
 	t.add("lamp-1", watchword.Labels{"site": "a"})
-	s, err := t.SetLabels(t.ctx, here, "lamp-1", watchword.Labels{"site": "b"}, 1, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
+	s, err := t.SetLabels(t.ctx, tenant, "lamp-1", watchword.Labels{"site": "b"}, 1, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
 	t.must(err)
-	is(t, "version", s.Version, 2)
-	is(t, "labels", s.Labels.String(), "site=b")
-	_, err = t.SetLabels(t.ctx, here, "lamp-1", watchword.Labels{"site": "c"}, 1, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
-	t.wants(watchword.PreconditionFailed, err)
-	_, err = t.SetLabels(t.ctx, here, "lamp-1", nil, 0, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
+	equal(t, "version", s.Version, 2)
+	equal(t, "labels", s.Labels.String(), "site=b")
+	_, err = t.SetLabels(t.ctx, tenant, "lamp-1", watchword.Labels{"site": "c"}, 1, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
+	t.wantCode(watchword.PreconditionFailed, err)
+	_, err = t.SetLabels(t.ctx, tenant, "lamp-1", nil, 0, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
 	t.must(err)
 	for sel, want := range map[string]int{"a": 0, "b": 0, "c": 0} {
-		got, err := t.Subjects(t.ctx, here, "", "", watchword.Labels{"site": sel}, "", 10)
+		got, err := t.Subjects(t.ctx, tenant, "", "", watchword.Labels{"site": sel}, "", 10)
 		t.must(err)
-		is(t, "found by "+sel, len(got), want)
+		equal(t, "found by "+sel, len(got), want)
 	}
-	_, err = t.SetLabels(t.ctx, here, "nobody", nil, 0, t.now, t.entry(audit.DeviceLabel, "nobody"))
-	t.wants(watchword.NotFound, err)
+	_, err = t.SetLabels(t.ctx, tenant, "nobody", nil, 0, t.now, t.entry(audit.DeviceLabel, "nobody"))
+	t.wantCode(watchword.NotFound, err)
 	es, err := t.Entries(0, 10)
 	t.must(err)
-	is(t, "entries", len(es), 3)
+	equal(t, "entries", len(es), 3)
 	for i, want := range []string{"site=a > site=b", "site=b > "} { // what the caller read before has no say
-		is(t, "what changed", es[i+1].Data["before"]+" > "+es[i+1].Data["after"], want)
+		equal(t, "what changed", es[i+1].Data["before"]+" > "+es[i+1].Data["after"], want)
 	}
 }
 
@@ -155,14 +155,14 @@ func labelsOfManyEditors(t *T) {
 	for i := range editors {
 		wg.Go(func() {
 			for n := range each {
-				_, err := t.SetLabels(t.ctx, here, "lamp-1", watchword.Labels{"by": fmt.Sprintf("%d-%d", i, n)}, 0, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
+				_, err := t.SetLabels(t.ctx, tenant, "lamp-1", watchword.Labels{"by": fmt.Sprintf("%d-%d", i, n)}, 0, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
 				if err != nil {
 					t.Error(err)
 				}
 			}
 		})
 	}
-	waiting.All(t, "the end of all edits", &wg)
+	testwait.All(t, "the end of all edits", &wg)
 	es, err := t.Entries(0, 100)
 	t.must(err)
 	last := ""
@@ -170,56 +170,56 @@ func labelsOfManyEditors(t *T) {
 		if e.Kind != audit.DeviceLabel {
 			continue
 		}
-		is(t, "the labels before", e.Data["before"], last)
+		equal(t, "the labels before", e.Data["before"], last)
 		last = e.Data["after"]
 	}
-	s, err := t.Subject(t.ctx, here, "lamp-1")
+	s, err := t.Subject(t.ctx, tenant, "lamp-1")
 	t.must(err)
-	is(t, "the last", s.Labels.String(), last)
-	is(t, "entries", len(es), 1+editors*each)
+	equal(t, "the last", s.Labels.String(), last)
+	equal(t, "entries", len(es), 1+editors*each)
 }
 
-func endings(t *T) {
+func revocationEndsAccess(t *T) {
 	t.enrolled("lamp-1")
 	n := t.log()
 	e := t.entry(audit.DeviceSuspend, "lamp-1")
-	s, err := t.Suspend(t.ctx, here, "lamp-1", t.now, e)
+	s, err := t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	is(t, "state", s.State, watchword.Suspended)
-	_, err = t.Suspend(t.ctx, here, "lamp-1", t.now, e)
+	equal(t, "state", s.State, watchword.Suspended)
+	_, err = t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	is(t, "entries after suspending twice", t.log(), n+1)
-	s, err = t.Resume(t.ctx, here, "lamp-1", t.now, e)
+	equal(t, "entries after suspending twice", t.log(), n+1)
+	s, err = t.Resume(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	is(t, "state", s.State, watchword.Active)
+	equal(t, "state", s.State, watchword.Active)
 	if _, ok := s.SignKey("lamp-1-sign"); !ok {
 		t.Fatal("the key did not come back")
 	}
 	t.must(t.IssueToken(t.ctx, t.record("tok_1", "lamp-1"), t.spend("a1"), e))
-	s, err = t.Revoke(t.ctx, here, "lamp-1", t.now, e)
+	s, err = t.Revoke(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	is(t, "state", s.State, watchword.Revoked)
+	equal(t, "state", s.State, watchword.Revoked)
 	for _, k := range s.Keys {
-		is(t, "key state", k.State, watchword.KeyRevoked)
+		equal(t, "key state", k.State, watchword.KeyRevoked)
 	}
-	r, err := t.TokenRecord(t.ctx, here, "tok_1")
+	r, err := t.TokenRecord(t.ctx, tenant, "tok_1")
 	t.must(err)
-	is(t, "token revoked", r.Revoked, true)
+	equal(t, "token revoked", r.Revoked, true)
 	n = t.log()
-	_, err = t.Revoke(t.ctx, here, "lamp-1", t.now, e)
+	_, err = t.Revoke(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	is(t, "entries after revoking twice", t.log(), n)
-	_, err = t.Suspend(t.ctx, here, "lamp-1", t.now, e)
-	t.wants(watchword.Conflict, err)
-	_, err = t.Resume(t.ctx, here, "lamp-1", t.now, e)
-	t.wants(watchword.Conflict, err)
+	equal(t, "entries after revoking twice", t.log(), n)
+	_, err = t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)
+	t.wantCode(watchword.Conflict, err)
+	_, err = t.Resume(t.ctx, tenant, "lamp-1", t.now, e)
+	t.wantCode(watchword.Conflict, err)
 
 	t.add("lamp-2", nil)
-	_, err = t.Suspend(t.ctx, here, "lamp-2", t.now, e)
+	_, err = t.Suspend(t.ctx, tenant, "lamp-2", t.now, e)
 	t.must(err)
-	s, err = t.Resume(t.ctx, here, "lamp-2", t.now, e)
+	s, err = t.Resume(t.ctx, tenant, "lamp-2", t.now, e)
 	t.must(err)
-	is(t, "state of one without keys", s.State, watchword.New)
+	equal(t, "state of one without keys", s.State, watchword.New)
 }
 
 func codeOnce(t *T) {
@@ -228,11 +228,11 @@ func codeOnce(t *T) {
 	t.must(t.AddCode(t.ctx, t.code("lamp-1", "new"), t.entry(audit.DeviceLink, "lamp-1")))
 	e := t.entry(audit.DeviceEnroll, "")
 	_, _, err := t.RedeemCode(t.ctx, t.redemption("old", "k"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.wants(watchword.CodeInvalid, err)
+	t.wantCode(watchword.CodeInvalid, err)
 	n := t.log()
 	_, replay, err := t.RedeemCode(t.ctx, t.redemption("new", "k"), t.now, t.entry(audit.DeviceEnroll, ""))
 	t.must(err)
-	is(t, "replay", replay, false)
+	equal(t, "replay", replay, false)
 	es, err := t.Entries(int64(n), 10)
 	t.must(err)
 	if len(es) != 1 || es[0].Object != "lamp-1" || es[0].Actor != "lamp-1" {
@@ -240,13 +240,13 @@ func codeOnce(t *T) {
 	}
 	s, replay, err := t.RedeemCode(t.ctx, t.redemption("new", "k"), t.now.Add(time.Minute), e)
 	t.must(err)
-	is(t, "the same keys again", replay, true)
-	is(t, "the same subject", s.ID, "lamp-1")
-	is(t, "no entry for it", t.log(), n+1)
+	equal(t, "the same keys again", replay, true)
+	equal(t, "the same subject", s.ID, "lamp-1")
+	equal(t, "no entry for it", t.log(), n+1)
 	_, _, err = t.RedeemCode(t.ctx, t.redemption("new", "others"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.wants(watchword.CodeInvalid, err)
+	t.wantCode(watchword.CodeInvalid, err)
 	_, _, err = t.RedeemCode(t.ctx, t.redemption("new", "k"), t.now.Add(time.Hour), e)
-	t.wants(watchword.CodeInvalid, err)
+	t.wantCode(watchword.CodeInvalid, err)
 }
 
 func codeRace(t *T) {
@@ -259,9 +259,9 @@ func codeRace(t *T) {
 	if errs[""] != 1 || errs[watchword.CodeInvalid] != 15 {
 		t.Fatalf("sixteen devices with one code: %v", errs)
 	}
-	s, err := t.Subject(t.ctx, here, "lamp-1")
+	s, err := t.Subject(t.ctx, tenant, "lamp-1")
 	t.must(err)
-	is(t, "keys", len(s.Keys), 2)
+	equal(t, "keys", len(s.Keys), 2)
 }
 
 func codeRefused(t *T) {
@@ -269,23 +269,23 @@ func codeRefused(t *T) {
 	e := t.entry(audit.DeviceLink, "lamp-1")
 	t.must(t.AddCode(t.ctx, t.code("lamp-1", "c"), e))
 	_, _, err := t.RedeemCode(t.ctx, t.redemption("unknown", "k"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.wants(watchword.CodeInvalid, err)
+	t.wantCode(watchword.CodeInvalid, err)
 	_, _, err = t.RedeemCode(t.ctx, t.redemption("c", "k"), t.now.Add(time.Hour), e)
-	t.wants(watchword.CodeInvalid, err)
-	_, err = t.Suspend(t.ctx, here, "lamp-1", t.now, e)
+	t.wantCode(watchword.CodeInvalid, err)
+	_, err = t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
 	_, _, err = t.RedeemCode(t.ctx, t.redemption("c", "k"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.wants(watchword.CodeInvalid, err)
-	t.wants(watchword.Conflict, t.AddCode(t.ctx, t.code("lamp-1", "d"), e))
-	_, err = t.Resume(t.ctx, here, "lamp-1", t.now, e)
+	t.wantCode(watchword.CodeInvalid, err)
+	t.wantCode(watchword.Conflict, t.AddCode(t.ctx, t.code("lamp-1", "d"), e))
+	_, err = t.Resume(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
 	_, _, err = t.RedeemCode(t.ctx, t.redemption("c", "k"), t.now, t.entry(audit.DeviceEnroll, ""))
 	t.must(err)
-	t.wants(watchword.Conflict, t.AddCode(t.ctx, t.code("lamp-1", "e"), e))
-	_, err = t.Revoke(t.ctx, here, "lamp-1", t.now, e)
+	t.wantCode(watchword.Conflict, t.AddCode(t.ctx, t.code("lamp-1", "e"), e))
+	_, err = t.Revoke(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
 	_, _, err = t.RedeemCode(t.ctx, t.redemption("c", "k"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.wants(watchword.CodeInvalid, err)
+	t.wantCode(watchword.CodeInvalid, err)
 }
 
 func keysOnce(t *T) {
@@ -295,19 +295,19 @@ func keysOnce(t *T) {
 	t.must(t.AddCode(t.ctx, t.code("lamp-2", "c"), e))
 	n := t.log()
 	_, _, err := t.RedeemCode(t.ctx, t.redemption("c", "lamp-1"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.wants(watchword.Conflict, err)
-	is(t, "entries", t.log(), n)
+	t.wantCode(watchword.Conflict, err)
+	equal(t, "entries", t.log(), n)
 	_, _, err = t.RedeemCode(t.ctx, t.redemption("c", "fresh"), t.now, t.entry(audit.DeviceEnroll, ""))
 	t.must(err) // the code was not spent
-	_, err = t.Revoke(t.ctx, here, "lamp-2", t.now, e)
+	_, err = t.Revoke(t.ctx, tenant, "lamp-2", t.now, e)
 	t.must(err)
 	t.must(t.AddCode(t.ctx, t.code("lamp-2", "d"), e))
 	_, _, err = t.RedeemCode(t.ctx, t.redemption("d", "fresh"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.wants(watchword.Conflict, err)
+	t.wantCode(watchword.Conflict, err)
 	s, _, err := t.RedeemCode(t.ctx, t.redemption("d", "fresher"), t.now, t.entry(audit.DeviceEnroll, ""))
 	t.must(err)
-	is(t, "incarnation", s.Incarnation, 2)
-	is(t, "keys it has or had", len(s.Keys), 4)
+	equal(t, "incarnation", s.Incarnation, 2)
+	equal(t, "keys it has or had", len(s.Keys), 4)
 	if _, ok := s.SignKey("fresh-sign"); ok {
 		t.Fatal("a revoked key came back")
 	}
@@ -315,49 +315,49 @@ func keysOnce(t *T) {
 
 func (t *T) record(jti string, id watchword.SubjectID) token.Record {
 	return token.Record{
-		Tenant: here, JTI: jti, Subject: id, Incarnation: 1, Key: watchword.KeyID(id + "-sign"), Issued: t.now, Expires: t.now.Add(10 * time.Minute),
+		Tenant: tenant, JTI: jti, Subject: id, Incarnation: 1, Key: watchword.KeyID(id + "-sign"), Issued: t.now, Expires: t.now.Add(10 * time.Minute),
 	}
 }
 
-func (t *T) spend(jti string) token.Spent {
-	return token.Spent{JTI: jti, Expires: t.now.Add(time.Minute)}
+func (t *T) spend(jti string) token.SingleUse {
+	return token.SingleUse{JTI: jti, Expires: t.now.Add(time.Minute)}
 }
 
 func tokens(t *T) {
 	e := t.entry(audit.TokenIssue, "tok")
-	t.wants(watchword.ClientInvalid, t.IssueToken(t.ctx, t.record("tok_0", "nobody"), t.spend("a"), e))
+	t.wantCode(watchword.ClientInvalid, t.IssueToken(t.ctx, t.record("tok_0", "nobody"), t.spend("a"), e))
 	t.add("lamp-1", nil)
-	t.wants(watchword.SubjectNew, t.IssueToken(t.ctx, t.record("tok_1", "lamp-1"), t.spend("a"), e))
+	t.wantCode(watchword.SubjectNew, t.IssueToken(t.ctx, t.record("tok_1", "lamp-1"), t.spend("a"), e))
 	t.enroll("lamp-1", "lamp-1")
 	r := t.record("tok_1", "lamp-1")
-	r.Says = [32]byte{1, 31: 2}
+	r.ClaimsDigest = [32]byte{1, 31: 2}
 	t.must(t.IssueToken(t.ctx, r, t.spend("a"), e))
-	got, err := t.TokenRecord(t.ctx, here, "tok_1")
+	got, err := t.TokenRecord(t.ctx, tenant, "tok_1")
 	t.must(err)
-	is(t, "record", got, r)
-	t.wants(watchword.TokenReplayed, t.IssueToken(t.ctx, t.record("tok_2", "lamp-1"), t.spend("a"), e))
-	_, err = t.TokenRecord(t.ctx, here, "tok_2")
-	t.wants(watchword.NotFound, err)
+	equal(t, "record", got, r)
+	t.wantCode(watchword.TokenReplayed, t.IssueToken(t.ctx, t.record("tok_2", "lamp-1"), t.spend("a"), e))
+	_, err = t.TokenRecord(t.ctx, tenant, "tok_2")
+	t.wantCode(watchword.NotFound, err)
 	foreign := t.record("tok_3", "lamp-1")
 	foreign.Key = "lamp-1-seal"
-	t.wants(watchword.ClientInvalid, t.IssueToken(t.ctx, foreign, t.spend("b"), e))
+	t.wantCode(watchword.ClientInvalid, t.IssueToken(t.ctx, foreign, t.spend("b"), e))
 	early := t.record("tok_4", "lamp-1")
 	early.Incarnation = 2
-	t.wants(watchword.ClientInvalid, t.IssueToken(t.ctx, early, t.spend("b"), e))
+	t.wantCode(watchword.ClientInvalid, t.IssueToken(t.ctx, early, t.spend("b"), e))
 	t.must(t.IssueToken(t.ctx, t.record("tok_5", "lamp-1"), t.spend("b"), e)) // what was refused spent nothing
 	t.enrolled("lamp-2")
 	t.must(t.IssueToken(t.ctx, t.record("tok_6", "lamp-2"), t.spend("a"), e)) // jti counts for its subject alone
 	// An assertion counts once, for a token or for anything else.
-	t.wants(watchword.TokenReplayed, t.SpendAssertion(t.ctx, here, "lamp-1", t.spend("a")))
-	t.must(t.SpendAssertion(t.ctx, here, "lamp-1", t.spend("d")))
-	t.wants(watchword.TokenReplayed, t.SpendAssertion(t.ctx, here, "lamp-1", t.spend("d")))
-	t.wants(watchword.TokenReplayed, t.IssueToken(t.ctx, t.record("tok_9", "lamp-1"), t.spend("d"), e))
-	_, err = t.Suspend(t.ctx, here, "lamp-1", t.now, e)
+	t.wantCode(watchword.TokenReplayed, t.ConsumeAssertion(t.ctx, tenant, "lamp-1", t.spend("a")))
+	t.must(t.ConsumeAssertion(t.ctx, tenant, "lamp-1", t.spend("d")))
+	t.wantCode(watchword.TokenReplayed, t.ConsumeAssertion(t.ctx, tenant, "lamp-1", t.spend("d")))
+	t.wantCode(watchword.TokenReplayed, t.IssueToken(t.ctx, t.record("tok_9", "lamp-1"), t.spend("d"), e))
+	_, err = t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	t.wants(watchword.SubjectSuspended, t.IssueToken(t.ctx, t.record("tok_7", "lamp-1"), t.spend("c"), e))
-	_, err = t.Revoke(t.ctx, here, "lamp-1", t.now, e)
+	t.wantCode(watchword.SubjectSuspended, t.IssueToken(t.ctx, t.record("tok_7", "lamp-1"), t.spend("c"), e))
+	_, err = t.Revoke(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	t.wants(watchword.SubjectRevoked, t.IssueToken(t.ctx, t.record("tok_8", "lamp-1"), t.spend("c"), e))
+	t.wantCode(watchword.SubjectRevoked, t.IssueToken(t.ctx, t.record("tok_8", "lamp-1"), t.spend("c"), e))
 }
 
 func assertionRace(t *T) {
@@ -369,7 +369,7 @@ func assertionRace(t *T) {
 	if errs[""] != 1 || errs[watchword.TokenReplayed] != 15 {
 		t.Fatalf("sixteen uses of one assertion: %v", errs)
 	}
-	is(t, "entries", t.log(), n+1)
+	equal(t, "entries", t.log(), n+1)
 }
 
 func prune(t *T) {
@@ -377,60 +377,60 @@ func prune(t *T) {
 	e := t.entry(audit.TokenIssue, "tok")
 	for i := range 5 {
 		t.must(t.IssueToken(t.ctx, t.record(fmt.Sprint("tok_", i), "lamp-1"), t.spend(fmt.Sprint("a", i)), e))
-		t.must(t.SpendAssertion(t.ctx, here, "lamp-1", t.spend(fmt.Sprint("b", i))))
+		t.must(t.ConsumeAssertion(t.ctx, tenant, "lamp-1", t.spend(fmt.Sprint("b", i))))
 	}
-	n, err := t.Prune(t.ctx, t.now, 100)
+	n, err := t.DeleteExpired(t.ctx, t.now, 100)
 	t.must(err)
-	is(t, "gone while all counts", n, 0)
-	n, err = t.Prune(t.ctx, t.now.Add(2*time.Minute), 3)
+	equal(t, "gone while all counts", n, 0)
+	n, err = t.DeleteExpired(t.ctx, t.now.Add(2*time.Minute), 3)
 	t.must(err)
-	is(t, "gone, at most the limit", n, 3)
-	n, err = t.Prune(t.ctx, t.now.Add(2*time.Minute), 100)
+	equal(t, "gone, at most the limit", n, 3)
+	n, err = t.DeleteExpired(t.ctx, t.now.Add(2*time.Minute), 100)
 	t.must(err)
-	is(t, "the other assertions", n, 2)
-	_, err = t.TokenRecord(t.ctx, here, "tok_0")
+	equal(t, "the other assertions", n, 2)
+	_, err = t.TokenRecord(t.ctx, tenant, "tok_0")
 	t.must(err)
-	n, err = t.Prune(t.ctx, t.now.Add(2*time.Hour), 100)
+	n, err = t.DeleteExpired(t.ctx, t.now.Add(2*time.Hour), 100)
 	t.must(err)
-	is(t, "tokens and the code", n, 6)
-	_, err = t.TokenRecord(t.ctx, here, "tok_0")
-	t.wants(watchword.NotFound, err)
+	equal(t, "tokens and the code", n, 6)
+	_, err = t.TokenRecord(t.ctx, tenant, "tok_0")
+	t.wantCode(watchword.NotFound, err)
 }
 
 func policies(t *T) {
 	e := t.entry(audit.PolicyApply, "lamps")
-	p, _, err := t.PutPolicy(t.ctx, here, "lamps", []byte("one"), 0, t.now, e)
+	p, _, err := t.PutPolicy(t.ctx, tenant, "lamps", []byte("one"), 0, t.now, e)
 	t.must(err)
-	is(t, "version", p.Version, 1)
-	_, _, err = t.PutPolicy(t.ctx, here, "lamps", []byte("two"), 0, t.now, e)
-	t.wants(watchword.PreconditionFailed, err)
-	p, _, err = t.PutPolicy(t.ctx, here, "lamps", []byte("one"), -1, t.now, e)
+	equal(t, "version", p.Version, 1)
+	_, _, err = t.PutPolicy(t.ctx, tenant, "lamps", []byte("two"), 0, t.now, e)
+	t.wantCode(watchword.PreconditionFailed, err)
+	p, _, err = t.PutPolicy(t.ctx, tenant, "lamps", []byte("one"), -1, t.now, e)
 	t.must(err)
-	is(t, "version of the same text", p.Version, 1)
-	is(t, "entries", t.log(), 1)
-	p, _, err = t.PutPolicy(t.ctx, here, "lamps", []byte("two"), 1, t.now, e)
+	equal(t, "version of the same text", p.Version, 1)
+	equal(t, "entries", t.log(), 1)
+	p, _, err = t.PutPolicy(t.ctx, tenant, "lamps", []byte("two"), 1, t.now, e)
 	t.must(err)
-	is(t, "version", p.Version, 2)
-	_, _, err = t.PutPolicy(t.ctx, here, "lamps", []byte("three"), 1, t.now, e)
-	t.wants(watchword.PreconditionFailed, err)
-	_, _, err = t.PutPolicy(t.ctx, here, "none", []byte("x"), 3, t.now, e)
-	t.wants(watchword.PreconditionFailed, err)
-	_, _, err = t.PutPolicy(t.ctx, here, "attic", []byte("x"), -1, t.now, e)
+	equal(t, "version", p.Version, 2)
+	_, _, err = t.PutPolicy(t.ctx, tenant, "lamps", []byte("three"), 1, t.now, e)
+	t.wantCode(watchword.PreconditionFailed, err)
+	_, _, err = t.PutPolicy(t.ctx, tenant, "none", []byte("x"), 3, t.now, e)
+	t.wantCode(watchword.PreconditionFailed, err)
+	_, _, err = t.PutPolicy(t.ctx, tenant, "attic", []byte("x"), -1, t.now, e)
 	t.must(err)
-	ps, err := t.Policies(t.ctx, here)
+	ps, err := t.Policies(t.ctx, tenant)
 	t.must(err)
 	if len(ps) != 2 || ps[0].Name != "attic" || ps[1].Name != "lamps" || string(ps[1].Source) != "two" {
 		t.Fatalf("policies: %+v", ps)
 	}
-	_, err = t.DeletePolicy(t.ctx, here, "none", -1, t.now, e)
-	t.wants(watchword.NotFound, err)
-	_, err = t.DeletePolicy(t.ctx, here, "lamps", 1, t.now, e)
-	t.wants(watchword.PreconditionFailed, err)
-	_, err = t.DeletePolicy(t.ctx, here, "lamps", 2, t.now, e)
+	_, err = t.DeletePolicy(t.ctx, tenant, "none", -1, t.now, e)
+	t.wantCode(watchword.NotFound, err)
+	_, err = t.DeletePolicy(t.ctx, tenant, "lamps", 1, t.now, e)
+	t.wantCode(watchword.PreconditionFailed, err)
+	_, err = t.DeletePolicy(t.ctx, tenant, "lamps", 2, t.now, e)
 	t.must(err)
-	_, err = t.DeletePolicy(t.ctx, here, "lamps", -1, t.now, e)
-	t.wants(watchword.NotFound, err)
-	p, _, err = t.PutPolicy(t.ctx, here, "lamps", []byte("two"), 0, t.now, e)
+	_, err = t.DeletePolicy(t.ctx, tenant, "lamps", -1, t.now, e)
+	t.wantCode(watchword.NotFound, err)
+	p, _, err = t.PutPolicy(t.ctx, tenant, "lamps", []byte("two"), 0, t.now, e)
 	t.must(err)
-	is(t, "version after deletion", p.Version, 3)
+	equal(t, "version after deletion", p.Version, 3)
 }

@@ -6,28 +6,28 @@ import (
 )
 
 func proofRequired(t *T) {
-	s := watchword.Subject{Tenant: here, ID: "lamp-0", Kind: watchword.Device, State: watchword.New, Proof: watchword.RequireProof, Created: t.now, Changed: t.now}
+	s := watchword.Subject{Tenant: tenant, ID: "lamp-0", Kind: watchword.Device, State: watchword.New, Proof: watchword.RequireProof, Created: t.now, Changed: t.now}
 	t.must(t.CreateSubject(t.ctx, s, nil, t.entry(audit.DeviceCreate, "lamp-0")))
 	t.enrolled("lamp-1")
 	n := t.log()
 	e := t.entry(audit.DeviceProof, "lamp-1")
 	for _, to := range []string{watchword.RequireProof, watchword.RequireProof, "", ""} {
-		before, err := t.Subject(t.ctx, here, "lamp-1")
+		before, err := t.Subject(t.ctx, tenant, "lamp-1")
 		t.must(err)
-		s, err := t.SetProof(t.ctx, here, "lamp-1", to, t.now, e)
+		s, err := t.SetProof(t.ctx, tenant, "lamp-1", to, t.now, e)
 		t.must(err)
-		is(t, "proof", s.Proof, to)
-		is(t, "a new version", s.Version != before.Version, to != before.Proof)
-		is(t, "keys", len(s.Keys), 2)
+		equal(t, "proof", s.Proof, to)
+		equal(t, "a new version", s.Version != before.Version, to != before.Proof)
+		equal(t, "keys", len(s.Keys), 2)
 	}
-	is(t, "entries", t.log(), n+2)
-	list, err := t.Subjects(t.ctx, here, "", "", nil, "", 10)
+	equal(t, "entries", t.log(), n+2)
+	list, err := t.Subjects(t.ctx, tenant, "", "", nil, "", 10)
 	t.must(err)
-	is(t, "listed", list[0].Proof+"/"+list[1].Proof, "required/")
-	_, err = t.SetProof(t.ctx, here, "nobody", "", t.now, e)
-	t.wants(watchword.NotFound, err)
-	_, err = t.SetProof(t.ctx, other, "lamp-1", watchword.RequireProof, t.now, e)
-	t.wants(watchword.NotFound, err)
+	equal(t, "listed", list[0].Proof+"/"+list[1].Proof, "required/")
+	_, err = t.SetProof(t.ctx, tenant, "nobody", "", t.now, e)
+	t.wantCode(watchword.NotFound, err)
+	_, err = t.SetProof(t.ctx, otherTenant, "lamp-1", watchword.RequireProof, t.now, e)
+	t.wantCode(watchword.NotFound, err)
 }
 
 func tokenRevoked(t *T) {
@@ -37,18 +37,18 @@ func tokenRevoked(t *T) {
 	t.must(t.IssueToken(t.ctx, t.record("tok_2", "lamp-1"), t.spend("b"), e))
 	n := t.log()
 	gone := t.entry(audit.TokenRevoke, "tok_1")
-	t.wants(watchword.NotFound, t.RevokeToken(t.ctx, here, "tok_0", gone))
-	t.wants(watchword.NotFound, t.RevokeToken(t.ctx, other, "tok_1", gone))
-	t.must(t.RevokeToken(t.ctx, here, "tok_1", gone))
-	t.must(t.RevokeToken(t.ctx, here, "tok_1", gone))
-	is(t, "entries after revoking twice", t.log(), n+1)
+	t.wantCode(watchword.NotFound, t.RevokeToken(t.ctx, tenant, "tok_0", gone))
+	t.wantCode(watchword.NotFound, t.RevokeToken(t.ctx, otherTenant, "tok_1", gone))
+	t.must(t.RevokeToken(t.ctx, tenant, "tok_1", gone))
+	t.must(t.RevokeToken(t.ctx, tenant, "tok_1", gone))
+	equal(t, "entries after revoking twice", t.log(), n+1)
 	for jti, want := range map[string]bool{"tok_1": true, "tok_2": false} {
-		r, err := t.TokenRecord(t.ctx, here, jti)
+		r, err := t.TokenRecord(t.ctx, tenant, jti)
 		t.must(err)
-		is(t, jti+" revoked", r.Revoked, want)
+		equal(t, jti+" revoked", r.Revoked, want)
 	}
-	t.wants(watchword.TokenReplayed, t.SpendAssertion(t.ctx, here, "lamp-1", t.spend("a")))
-	t.must(t.SpendAssertion(t.ctx, here, "lamp-1", t.spend("c")))
-	t.wants(watchword.TokenReplayed, t.SpendAssertion(t.ctx, here, "lamp-1", t.spend("c")))
-	t.wants(watchword.TokenReplayed, t.IssueToken(t.ctx, t.record("tok_3", "lamp-1"), t.spend("c"), e))
+	t.wantCode(watchword.TokenReplayed, t.ConsumeAssertion(t.ctx, tenant, "lamp-1", t.spend("a")))
+	t.must(t.ConsumeAssertion(t.ctx, tenant, "lamp-1", t.spend("c")))
+	t.wantCode(watchword.TokenReplayed, t.ConsumeAssertion(t.ctx, tenant, "lamp-1", t.spend("c")))
+	t.wantCode(watchword.TokenReplayed, t.IssueToken(t.ctx, t.record("tok_3", "lamp-1"), t.spend("c"), e))
 }

@@ -57,7 +57,7 @@ func (g Grant) claims() ([]byte, error) {
 	if g.Audience != "" {
 		aud = g.Audience
 	}
-	w := writer{b: make([]byte, 0, 1024)}
+	w := jsonWriter{b: make([]byte, 0, 1024)}
 	w.text(`{"iss":`, g.Issuer)
 	w.text(`,"sub":`, string(g.Subject.ID))
 	w.text(`,"aud":`, aud)
@@ -87,26 +87,26 @@ func (g Grant) claims() ([]byte, error) {
 	return append(w.b, '}'), w.err
 }
 
-// Says is a hash over what g gives and to whom: audience, binding, permissions. It
+// ClaimsDigest is a hash over what g gives and to whom: audience, binding, permissions. It
 // stands in the record, so that nobody who has the issuer key alone gives an issued
 // token other claims.
-func (g Grant) Says() [32]byte {
+func (g Grant) ClaimsDigest() [32]byte {
 	aud := g.Issuer
 	if g.Audience != "" {
 		aud = g.Audience
 	}
-	var perm, deny writer
+	var perm, deny jsonWriter
 	perm.permissions("", g.Perm)
 	if len(g.Deny) > 0 {
 		deny.permissions("", g.Deny)
 	}
-	return says([]string{aud}, g.Bound, perm.b, deny.b)
+	return claimsDigest([]string{aud}, g.Bound, perm.b, deny.b)
 }
 
-// Says is [Grant.Says] of the grant that a was made of.
-func (a *Access) Says() [32]byte { return says(a.Audience, a.Bound, a.perm, a.deny) }
+// ClaimsDigest is [Grant.ClaimsDigest] of the grant that a was made of.
+func (a *Access) ClaimsDigest() [32]byte { return claimsDigest(a.Audience, a.Bound, a.perm, a.deny) }
 
-func says(aud []string, bound watchword.KeyID, perm, deny []byte) [32]byte {
+func claimsDigest(aud []string, bound watchword.KeyID, perm, deny []byte) [32]byte {
 	h := sha256.New()
 	part := func(b []byte) { // with its length before it: no two lists are one text
 		var size [4]byte
@@ -124,13 +124,13 @@ func says(aud []string, bound watchword.KeyID, perm, deny []byte) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// writer writes JSON.
-type writer struct {
+// jsonWriter writes JSON.
+type jsonWriter struct {
 	b   []byte
 	err error
 }
 
-func (w *writer) text(before, s string) {
+func (w *jsonWriter) text(before, s string) {
 	b, err := jsontext.AppendQuote(append(w.b, before...), s)
 	w.b = b
 	if w.err == nil {
@@ -139,7 +139,7 @@ func (w *writer) text(before, s string) {
 }
 
 // permissions writes [[resource,[action…]]…].
-func (w *writer) permissions(before string, ps []watchword.Permission) {
+func (w *jsonWriter) permissions(before string, ps []watchword.Permission) {
 	w.b = append(append(w.b, before...), '[')
 	for i, p := range ps {
 		if i > 0 {
@@ -159,9 +159,9 @@ func (w *writer) permissions(before string, ps []watchword.Permission) {
 	w.b = append(w.b, ']')
 }
 
-// Fits refuses a grant whose token would be longer than [watchword.MaxToken].
+// CheckSize refuses a grant whose token would be longer than [watchword.MaxToken].
 // Code: token_too_large, naming the subject.
-func (g Grant) Fits() error {
+func (g Grant) CheckSize() error {
 	// The longest header and signature that an issuer key makes, and the longest jti, key and times.
 	const around = 200 + 2
 	g.JTI, g.Key = "tok_01JD0000000000000000000000", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
@@ -213,12 +213,12 @@ func SignAccess(s *jose.Signer, g Grant) (string, error) {
 // Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
 // issuer_mismatch, audience_mismatch, token_expired, token_early, token_lifetime,
 // signature_invalid. Safe for concurrent use.
-func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, late time.Duration) (*Access, error) {
-	u, k, err := parse(raw, watchword.MaxToken, TypAccess, keys)
+func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, leeway time.Duration) (*Access, error) {
+	u, k, err := parseTyped(raw, watchword.MaxToken, TypAccess, keys)
 	if err != nil {
 		return nil, err
 	}
-	a, err := readAccess(u.UnverifiedPayload(), &Access{SignedBy: k.ID()}, issuer, aud, now, late)
+	a, err := readAccess(u.UnverifiedPayload(), &Access{SignedBy: k.ID()}, issuer, aud, now, leeway)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +228,7 @@ func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, la
 	return a, nil
 }
 
-func readAccess(payload []byte, a *Access, issuer, aud string, now time.Time, late time.Duration) (*Access, error) {
+func readAccess(payload []byte, a *Access, issuer, aud string, now time.Time, leeway time.Duration) (*Access, error) {
 	r := accessReader{Access: a, issuer: issuer}
 	if err := jose.Walk(payload, r.member); err != nil {
 		return nil, err
@@ -239,7 +239,7 @@ func readAccess(payload []byte, a *Access, issuer, aud string, now time.Time, la
 	if !slices.Contains(a.Audience, aud) {
 		return nil, watchword.Refuse(watchword.AudienceMismatch, "the token is for another audience")
 	}
-	if err := r.check(now, 0, late, Skew); err != nil {
+	if err := r.check(now, 0, leeway, Skew); err != nil {
 		return nil, err
 	}
 	if !watchword.ValidName(string(a.Subject)) || a.Key == "" || a.perm == nil {
@@ -256,16 +256,16 @@ func readAccess(payload []byte, a *Access, issuer, aud string, now time.Time, la
 // same (iss and aud the issuer, client_id the sub) costs no allocation.
 type accessReader struct {
 	*Access
-	window
+	validity
 	issuer string
 }
 
 func (r *accessReader) member(name string, v jsontext.Value) error {
 	switch name {
 	case "iss":
-		return same(&r.Issuer, v, r.issuer)
+		return readExpected(&r.Issuer, v, r.issuer)
 	case "sub":
-		return text(&r.Subject, v)
+		return readString(&r.Subject, v)
 	case "aud":
 		if v.Kind() == '[' {
 			var err error
@@ -273,13 +273,13 @@ func (r *accessReader) member(name string, v jsontext.Value) error {
 			return err
 		}
 		r.Audience = r.audience[:]
-		return same(&r.audience[0], v, r.issuer)
+		return readExpected(&r.audience[0], v, r.issuer)
 	case "client_id":
-		return same(&r.ClientID, v, r.Subject)
+		return readExpected(&r.ClientID, v, r.Subject)
 	case "jti":
-		return text(&r.JTI, v)
+		return readString(&r.JTI, v)
 	case "key":
-		return text(&r.Key, v)
+		return readString(&r.Key, v)
 	case "perm":
 		r.perm = v
 		return isArray(v)
@@ -289,7 +289,7 @@ func (r *accessReader) member(name string, v jsontext.Value) error {
 	case "cnf":
 		return r.confirmation(v)
 	}
-	return r.window.member(name, v)
+	return r.validity.member(name, v)
 }
 
 // isArray refuses what [Access.Permissions] would: a session is not opened first.
@@ -307,7 +307,7 @@ func (r *accessReader) confirmation(v jsontext.Value) error {
 		if name != "jkt" {
 			return watchword.Refuse(watchword.TokenMalformed, "cnf has jkt alone")
 		}
-		return text(&r.Bound, v)
+		return readString(&r.Bound, v)
 	})
 	if err == nil && r.Bound == "" {
 		err = watchword.Refuse(watchword.TokenMalformed, "cnf names no key")
@@ -338,26 +338,26 @@ func permissions(v jsontext.Value) ([]watchword.Permission, error) {
 type permissionReader struct {
 	out          []watchword.Permission
 	actions      []string // of all
-	now          watchword.Permission
+	current      watchword.Permission
 	parts        int // of now that were read
 	part, action func(jsontext.Value) error
 }
 
 func (r *permissionReader) item(v jsontext.Value) error {
-	r.now, r.parts = watchword.Permission{}, 0
-	begin := len(r.actions)
+	r.current, r.parts = watchword.Permission{}, 0
+	issuedAt := len(r.actions)
 	if err := jose.Each(v, r.part); err != nil {
 		return err
 	}
-	r.now.Actions = r.actions[begin:len(r.actions):len(r.actions)]
-	r.out = append(r.out, r.now)
-	return r.now.Check()
+	r.current.Actions = r.actions[issuedAt:len(r.actions):len(r.actions)]
+	r.out = append(r.out, r.current)
+	return r.current.Check()
 }
 
 func (r *permissionReader) readPart(v jsontext.Value) (err error) {
 	switch r.parts++; r.parts {
 	case 1:
-		r.now.Resource, err = jose.String(v)
+		r.current.Resource, err = jose.String(v)
 	case 2:
 		err = jose.Each(v, r.action)
 	default:

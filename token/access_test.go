@@ -14,7 +14,7 @@ import (
 )
 
 // What SignAccess writes, VerifyAccess and a plain JSON parser read alike.
-func TestAnAccessTokenSaysWhatItWasGranted(t *testing.T) {
+func TestAccessTokenClaims(t *testing.T) {
 	s := signer(t, jose.P256)
 	g := token.Grant{
 		Issuer: issuer, Subject: watchword.Subject{ID: dev, Labels: watchword.Labels{"site": "plant-1", "kind": "lamp"}}, Key: "k", JTI: "tok_1",
@@ -47,7 +47,7 @@ func TestAnAccessTokenSaysWhatItWasGranted(t *testing.T) {
 		if err != nil || a.Bound != g.Bound || len(perm) != len(g.Perm) || len(g.Perm) > 0 && !reflect.DeepEqual(perm, g.Perm) || !reflect.DeepEqual(deny, g.Deny) {
 			t.Errorf("%s: %v, %v, %v, bound to %q", name, perm, deny, err, a.Bound)
 		}
-		if a.Says() != g.Says() {
+		if a.ClaimsDigest() != g.ClaimsDigest() {
 			t.Errorf("%s: it says something else than was granted", name)
 		}
 		for what, change := range map[string]func(*token.Grant){
@@ -56,7 +56,7 @@ func TestAnAccessTokenSaysWhatItWasGranted(t *testing.T) {
 			"what it may not": func(g *token.Grant) { g.Deny = append(slices.Clip(g.Deny), more) },
 		} {
 			other := g
-			if change(&other); other.Says() == g.Says() {
+			if change(&other); other.ClaimsDigest() == g.ClaimsDigest() {
 				t.Errorf("%s: another %s says the same", name, what)
 			}
 		}

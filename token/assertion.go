@@ -23,29 +23,29 @@ type assertionClaims struct {
 	iss, sub watchword.SubjectID
 	aud      audience
 	jti      string
-	window
+	validity
 }
 
 func (c *assertionClaims) member(name string, v jsontext.Value) error {
 	switch name {
 	case "iss":
-		return same(&c.iss, v, c.sub)
+		return readExpected(&c.iss, v, c.sub)
 	case "sub":
-		return same(&c.sub, v, c.iss)
+		return readExpected(&c.sub, v, c.iss)
 	case "aud":
 		return c.aud.UnmarshalJSON(v)
 	case "jti":
-		return text(&c.jti, v)
+		return readString(&c.jti, v)
 	}
-	return c.window.member(name, v)
+	return c.validity.member(name, v)
 }
 
 // SignAssertion makes an assertion by which sub proves itself to issuer, good
-// for life, which is at most [AssertionLife]. Codes: bad_request where the server
+// for life, which is at most [AssertionLifetime]. Codes: bad_request where the server
 // would refuse it; unavailable.
-func SignAssertion(s *jose.Signer, sub watchword.SubjectID, issuer string, now time.Time, life time.Duration) (string, error) {
+func SignAssertion(s *jose.Signer, sub watchword.SubjectID, issuer string, now time.Time, lifetime time.Duration) (string, error) {
 	b, err := json.Marshal(map[string]any{
-		"iss": sub, "sub": sub, "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(life).Unix(),
+		"iss": sub, "sub": sub, "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(lifetime).Unix(),
 	})
 	if err != nil {
 		return "", err
@@ -56,14 +56,14 @@ func SignAssertion(s *jose.Signer, sub watchword.SubjectID, issuer string, now t
 	}
 	p, err := ParseAssertion(raw, false)
 	if err == nil {
-		err = p.Precheck(issuer, now)
+		err = p.CheckClaims(issuer, now)
 	}
-	return raw, unreadable(err, TypAssertion)
+	return raw, signerError(err, TypAssertion)
 }
 
-// Presented is a client assertion whose signature nobody has checked. It is
+// UnverifiedAssertion is a client assertion whose signature nobody has checked. It is
 // another type than [Assertion] so that neither passes for the other.
-type Presented struct {
+type UnverifiedAssertion struct {
 	jws    *jose.Unverified
 	claims assertionClaims
 }
@@ -71,7 +71,7 @@ type Presented struct {
 // ParseAssertion reads the shape of a client assertion. untyped says whether a
 // typ that is absent or "JWT" is taken too: at /oauth/token only. Codes:
 // too_large, token_malformed, algorithm_invalid, token_kind.
-func ParseAssertion(raw string, untyped bool) (*Presented, error) {
+func ParseAssertion(raw string, untyped bool) (*UnverifiedAssertion, error) {
 	u, err := jose.ParseJWS(raw, watchword.MaxToken)
 	if err != nil {
 		return nil, err
@@ -79,7 +79,7 @@ func ParseAssertion(raw string, untyped bool) (*Presented, error) {
 	if !jose.SameType(u.Typ, TypAssertion) && (!untyped || u.Typ != "" && !jose.SameType(u.Typ, "JWT")) {
 		return nil, watchword.Refuse(watchword.TokenKind, "this is no client assertion")
 	}
-	p := &Presented{jws: u}
+	p := &UnverifiedAssertion{jws: u}
 	if err := jose.Walk(u.UnverifiedPayload(), p.claims.member); err != nil {
 		return nil, err
 	}
@@ -90,44 +90,44 @@ func ParseAssertion(raw string, untyped bool) (*Presented, error) {
 }
 
 // Subject says who the assertion claims to come from.
-func (p *Presented) Subject() watchword.SubjectID { return p.claims.sub }
+func (u *UnverifiedAssertion) Subject() watchword.SubjectID { return u.claims.sub }
 
-// Precheck does what costs no signature: audience and time. Codes:
+// CheckClaims does what costs no signature: audience and time. Codes:
 // audience_mismatch, token_malformed, token_lifetime, token_expired, token_early.
-func (p *Presented) Precheck(issuer string, now time.Time) error {
-	if err := checkAudience(p.claims.aud, issuer); err != nil {
+func (u *UnverifiedAssertion) CheckClaims(issuer string, now time.Time) error {
+	if err := checkAudience(u.claims.aud, issuer); err != nil {
 		return err
 	}
-	return p.claims.check(now, AssertionLife, Skew, Skew)
+	return u.claims.check(now, AssertionLifetime, Skew, Skew)
 }
 
-// Check verifies the signature under one of keys, the subject's active signing
+// Verify verifies the signature under one of keys, the subject's active signing
 // keys. Without a kid each that fits the alg is tried; a subject has at most a
 // few. Codes: key_unknown, algorithm_invalid, signature_invalid.
-func (p *Presented) Check(keys KeySet) (Assertion, error) {
-	if kid := watchword.KeyID(p.jws.Kid); kid != "" {
+func (u *UnverifiedAssertion) Verify(keys KeySet) (Assertion, error) {
+	if kid := watchword.KeyID(u.jws.Kid); kid != "" {
 		k, ok := keys[kid]
 		if !ok {
 			return Assertion{}, watchword.Refuse(watchword.KeyUnknown, "kid names no active key of this subject")
 		}
-		return p.under(k)
+		return u.verifyUnder(k)
 	}
 	err := watchword.Refuse(watchword.KeyUnknown, "the subject has no active key")
 	for _, k := range keys {
-		a, kerr := p.under(k)
-		if kerr == nil {
+		a, keyErr := u.verifyUnder(k)
+		if keyErr == nil {
 			return a, nil
 		}
 		if watchword.CodeOf(err) != watchword.SignatureInvalid { // which says more than that another key has another alg
-			err = kerr
+			err = keyErr
 		}
 	}
 	return Assertion{}, err
 }
 
-func (p *Presented) under(k *jose.PublicKey) (Assertion, error) {
-	if _, err := p.jws.Verify(k); err != nil {
+func (u *UnverifiedAssertion) verifyUnder(k *jose.PublicKey) (Assertion, error) {
+	if _, err := u.jws.Verify(k); err != nil {
 		return Assertion{}, err
 	}
-	return Assertion{Subject: p.claims.sub, Key: k.ID(), JTI: p.claims.jti, Expires: p.claims.exp.time()}, nil
+	return Assertion{Subject: u.claims.sub, Key: k.ID(), JTI: u.claims.jti, Expires: u.claims.exp.time()}, nil
 }

@@ -47,11 +47,11 @@ func wantCode(t *testing.T, what string, err error, want watchword.Code) {
 }
 
 // The longest lives are in the protocol: who changes one changes what others may rely on.
-func TestTheLongestLives(t *testing.T) {
+func TestMaximumLifetimes(t *testing.T) {
 	for name, c := range map[string]struct{ got, want time.Duration }{
-		"assertion": {token.AssertionLife, 5 * time.Minute}, "proof": {token.ProofLife, 5 * time.Minute}, "command": {token.CommandLife, 24 * time.Hour},
-		"configuration": {token.ConfigLife, 30 * 24 * time.Hour}, "trust bundle": {token.TrustLife, 90 * 24 * time.Hour}, "DPoP proof": {token.DPoPLife, time.Minute},
-		"signed time": {token.TimeLife, time.Minute}, "key change": {token.RekeyLife, 5 * time.Minute}, "clocks": {token.Skew, time.Minute},
+		"assertion": {token.AssertionLifetime, 5 * time.Minute}, "proof": {token.ProofLifetime, 5 * time.Minute}, "command": {token.CommandLifetime, 24 * time.Hour},
+		"configuration": {token.ConfigLifetime, 30 * 24 * time.Hour}, "trust bundle": {token.TrustLifetime, 90 * 24 * time.Hour}, "DPoP proof": {token.DPoPLifetime, time.Minute},
+		"signed time": {token.TimeLifetime, time.Minute}, "key change": {token.RekeyLifetime, 5 * time.Minute}, "clocks": {token.Skew, time.Minute},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: %s, want %s", name, c.got, c.want)
@@ -126,7 +126,7 @@ func TestACommandAnswersTheNonceThatTheDeviceWaitsFor(t *testing.T) {
 }
 
 // What a receipt must say, and that its result comes back as it was.
-func TestWhatAReceiptSays(t *testing.T) {
+func TestReceiptClaims(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())
 	good := map[string]any{"iss": dev, "aud": issuer, "jti": "r1", "iat": now.Unix(), "epoch": 1, "seq": 1, "cid": "cmd_1", "ch": hash, "st": "done", "result": map[string]any{"lux": 3}}
@@ -158,7 +158,7 @@ func TestWhatAReceiptSays(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		result, err := token.ResultOf(raw)
+		result, err := token.ReceiptResult(raw)
 		if err != nil || string(result) != string(r.Result) || (len(result) > 0) != (name != "without a result") || key != s.Public().ID() || r.Issuer != issuer || r.Device != dev {
 			t.Errorf("%s: got %+v with %s, %v", name, r, result, err)
 		}
@@ -166,23 +166,23 @@ func TestWhatAReceiptSays(t *testing.T) {
 			t.Errorf("the result is %s", result)
 		}
 	}
-	raw, err := token.SignReceipt(s, token.Receipt{Device: dev, Issuer: issuer, Epoch: 1, Seq: 1, Command: "c", Hash: hash, Status: watchword.StDone, Result: json.RawMessage(`[1]`), At: now})
+	raw, err := token.SignReceipt(s, token.Receipt{Device: dev, Issuer: issuer, Epoch: 1, Seq: 1, Command: "c", Hash: hash, Status: watchword.StatusDone, Result: json.RawMessage(`[1]`), At: now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if result, err := token.ResultOf(raw); err != nil || string(result) != "[1]" {
+	if result, err := token.ReceiptResult(raw); err != nil || string(result) != "[1]" {
 		t.Errorf("got %s, %v", result, err)
 	}
 	_, err = token.SignReceipt(s, token.Receipt{Result: json.RawMessage(`"` + strings.Repeat("x", watchword.MaxDocument) + `"`)})
 	wantCode(t, "a large one", err, watchword.TooLarge)
 	_, err = token.SignReceipt(s, token.Receipt{Result: json.RawMessage("{")})
 	wantCode(t, "a result that is no JSON", err, watchword.BadRequest)
-	_, err = token.ResultOf("x")
+	_, err = token.ReceiptResult("x")
 	wantCode(t, "what is no receipt", err, watchword.TokenMalformed)
 }
 
 // The edges of a DPoP proof, to the second and the byte.
-func TestTheBoundsOfADPoPProof(t *testing.T) {
+func TestDPoPProofLimits(t *testing.T) {
 	s := signer(t, jose.P256)
 	good := map[string]any{"jti": "j", "htm": "GET", "htu": "https://api.example/a", "iat": now.Unix()}
 	for name, c := range map[string]struct {
@@ -191,8 +191,8 @@ func TestTheBoundsOfADPoPProof(t *testing.T) {
 		want   watchword.Code
 	}{
 		"as it should be":        {nil, 0, ""},
-		"as old as it may be":    {nil, token.DPoPLife + token.Skew, ""},
-		"older":                  {nil, token.DPoPLife + token.Skew + 1, watchword.DPoPInvalid},
+		"as old as it may be":    {nil, token.DPoPLifetime + token.Skew, ""},
+		"older":                  {nil, token.DPoPLifetime + token.Skew + 1, watchword.DPoPInvalid},
 		"as early as it may be":  {nil, -token.Skew, ""},
 		"earlier":                {nil, -token.Skew - 1, watchword.DPoPInvalid},
 		"without a time":         {map[string]any{"iat": nil}, 0, watchword.DPoPInvalid},
@@ -233,7 +233,7 @@ func TestTheBoundsOfADPoPProof(t *testing.T) {
 	}
 }
 
-func TestTheEdgesOfANonceAndOfAnEnd(t *testing.T) {
+func TestNonceAndExpiryLimits(t *testing.T) {
 	for n, good := range map[string]bool{
 		strings.Repeat("0", 22): true, strings.Repeat("9", 22): true, strings.Repeat("A", 22): true, strings.Repeat("Z", 22): true, strings.Repeat("a", 22): true, strings.Repeat("z", 22): true,
 		strings.Repeat("_", 22): true, strings.Repeat("/", 22): false, strings.Repeat(":", 22): false, strings.Repeat("@", 22): false, strings.Repeat("[", 22): false,
@@ -243,8 +243,8 @@ func TestTheEdgesOfANonceAndOfAnEnd(t *testing.T) {
 			t.Errorf("nonce %q: %v", n, err)
 		}
 	}
-	for ttl, want := range map[time.Duration]time.Duration{time.Second: time.Second, token.CommandLife: token.CommandLife, token.CommandLife - time.Second: token.CommandLife - time.Second} {
-		if got := token.CommandEnd(now, ttl).Sub(now); got != want {
+	for ttl, want := range map[time.Duration]time.Duration{time.Second: time.Second, token.CommandLifetime: token.CommandLifetime, token.CommandLifetime - time.Second: token.CommandLifetime - time.Second} {
+		if got := token.CommandExpiry(now, ttl).Sub(now); got != want {
 			t.Errorf("ordered at a whole second for %s it ends after %s", ttl, got)
 		}
 	}
@@ -253,19 +253,19 @@ func TestTheEdgesOfANonceAndOfAnEnd(t *testing.T) {
 func TestThePinOfABundle(t *testing.T) {
 	old, next := signer(t, jose.P256), signer(t, jose.P256)
 	bundle := token.Trust{
-		Issuer: issuer, Version: 1, Epoch: 1, Root: []*jose.PublicKey{old.Public(), next.Public()}, Command: []*jose.PublicKey{old.Public()}, Issued: now, Expires: now.Add(token.TrustLife),
+		Issuer: issuer, Version: 1, Epoch: 1, Roots: []*jose.PublicKey{old.Public(), next.Public()}, Command: []*jose.PublicKey{old.Public()}, Issued: now, Expires: now.Add(token.TrustLifetime),
 	}
 	raw, err := token.SignTrust(bundle, old, next)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if pin, err := token.PinOf(raw); err != nil || pin != token.Pin(next.Public()) {
+	if pin, err := token.BundlePin(raw); err != nil || pin != token.Pin(next.Public()) {
 		t.Errorf("got %s, %v, want the newest root's", pin, err)
 	}
-	bundle.Root = nil
-	_, err = token.PinOf(signedAnyway(t, bundle, old))
+	bundle.Roots = nil
+	_, err = token.BundlePin(signedAnyway(t, bundle, old))
 	wantCode(t, "a bundle without a root", err, watchword.BundleInvalid)
-	_, err = token.PinOf("x")
+	_, err = token.BundlePin("x")
 	wantCode(t, "what is no bundle", err, watchword.TokenMalformed)
 }
 
@@ -302,7 +302,7 @@ func TestTheIssuerKnowsItsTokensOfEveryAudience(t *testing.T) {
 }
 
 // What a token gives is bound to its record by one hash, in which no part can become another's.
-func TestWhatAGrantSaysIsOneText(t *testing.T) {
+func TestClaimsDigestIsUnambiguous(t *testing.T) {
 	perm := func(rs ...string) (out []watchword.Permission) {
 		for _, r := range rs {
 			out = append(out, watchword.Permission{Resource: r, Actions: []string{"pub"}})
@@ -322,13 +322,13 @@ func TestWhatAGrantSaysIsOneText(t *testing.T) {
 		{Issuer: "a", Perm: perm("topic:a", "topic:b")},
 		{Issuer: "a", Perm: perm("topic:a"), Deny: perm("topic:b")},
 	} {
-		says := g.Says()
+		says := g.ClaimsDigest()
 		if other, twice := seen[says]; twice {
 			t.Errorf("grants %d and %d say the same", other, i)
 		}
 		seen[says] = i
 	}
-	if (token.Grant{Issuer: "x", Audience: "a"}).Says() != (token.Grant{Issuer: "a"}).Says() {
+	if (token.Grant{Issuer: "x", Audience: "a"}).ClaimsDigest() != (token.Grant{Issuer: "a"}).ClaimsDigest() {
 		t.Error("the audience is the issuer where none is said, and says something else")
 	}
 	s := signer(t, jose.P256)
@@ -340,14 +340,14 @@ func TestWhatAGrantSaysIsOneText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a, err := token.VerifyAccess(raw, token.NewKeySet(s.Public()), issuer, issuer, now, 0); err != nil || a.Says() != g.Says() {
+	if a, err := token.VerifyAccess(raw, token.NewKeySet(s.Public()), issuer, issuer, now, 0); err != nil || a.ClaimsDigest() != g.ClaimsDigest() {
 		t.Errorf("the token says something else than its grant: %v", err)
 	}
 }
 
 // A grant that fits gives a token within the bound, whatever else stands in it; one that does
 // not would have been longer but for a few bytes.
-func TestWhatFitsIsWithinTheBound(t *testing.T) {
+func TestCheckSizeMatchesTheBound(t *testing.T) {
 	s := signer(t, jose.P256)
 	g := token.Grant{Issuer: issuer, Subject: watchword.Subject{ID: dev, Kind: watchword.Device}}
 	longest := func() string {
@@ -363,7 +363,7 @@ func TestWhatFitsIsWithinTheBound(t *testing.T) {
 	last := 0
 	for i := 1; i < 5000; i++ {
 		g.Perm = []watchword.Permission{{Resource: "topic:" + strings.Repeat("x", i), Actions: []string{"pub"}}}
-		err := g.Fits()
+		err := g.CheckSize()
 		n := len(longest())
 		if err == nil {
 			if last = n; n > watchword.MaxToken {
@@ -386,7 +386,7 @@ func TestWhatFitsIsWithinTheBound(t *testing.T) {
 func TestAClaimThatIsNearlyTheUsualOne(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())
-	access := map[string]any{
+	accessToken := map[string]any{
 		"iss": issuer, "sub": dev, "aud": issuer, "client_id": dev, "jti": "tok_1", "iat": now.Unix(), "exp": now.Unix() + 60, "key": "k",
 		"dev": map[string]any{"id": dev}, "perm": []any{},
 	}
@@ -404,10 +404,10 @@ func TestAClaimThatIsNearlyTheUsualOne(t *testing.T) {
 		"no audience":                  {map[string]any{"aud": nil}, watchword.AudienceMismatch},
 		"an issuer that is a number":   {map[string]any{"iss": 7}, watchword.TokenMalformed},
 	} {
-		_, err := token.VerifyAccess(signed(t, s, token.TypAccess, with(access, c.change)), keys, issuer, issuer, now, 0)
+		_, err := token.VerifyAccess(signed(t, s, token.TypAccess, with(accessToken, c.change)), keys, issuer, issuer, now, 0)
 		wantCode(t, name, err, c.want)
 	}
-	a, err := token.VerifyAccess(signed(t, s, token.TypAccess, with(access, map[string]any{"client_id": "lamp-2"})), keys, issuer, issuer, now, 0)
+	a, err := token.VerifyAccess(signed(t, s, token.TypAccess, with(accessToken, map[string]any{"client_id": "lamp-2"})), keys, issuer, issuer, now, 0)
 	if err != nil || a.Subject != dev || a.ClientID != "lamp-2" {
 		t.Errorf("a client id of the subject's length is read as %+v, %v", a, err)
 	}
@@ -426,10 +426,10 @@ func TestAClaimThatIsNearlyTheUsualOne(t *testing.T) {
 	} {
 		p, err := token.ParseAssertion(signed(t, s, token.TypAssertion, with(assertion, c.change)), false)
 		if err == nil {
-			err = p.Precheck(issuer, now)
+			err = p.CheckClaims(issuer, now)
 		}
 		if err == nil {
-			_, err = p.Check(keys)
+			_, err = p.Verify(keys)
 		}
 		if (err == nil) != c.good {
 			t.Errorf("an assertion, %s: %v", name, err)

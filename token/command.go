@@ -27,16 +27,16 @@ type Command struct {
 	Expires  time.Time
 }
 
-// CommandEnd is when a command ordered now for ttl ends: tokens know whole seconds
-// alone, so it is rounded up, but never beyond [CommandLife].
-func CommandEnd(now time.Time, ttl time.Duration) time.Time {
-	begin := now.Truncate(time.Second)
+// CommandExpiry is when a command ordered now for ttl ends: tokens know whole seconds
+// alone, so it is rounded up, but never beyond [CommandLifetime].
+func CommandExpiry(now time.Time, ttl time.Duration) time.Time {
+	issuedAt := now.Truncate(time.Second)
 	end := now.Add(ttl).Truncate(time.Second)
 	if end.Before(now.Add(ttl)) {
 		end = end.Add(time.Second)
 	}
-	if end.Sub(begin) > CommandLife {
-		end = begin.Add(CommandLife)
+	if end.Sub(issuedAt) > CommandLifetime {
+		end = issuedAt.Add(CommandLifetime)
 	}
 	return end
 }
@@ -46,38 +46,38 @@ type commandClaims struct {
 	iss  string
 	aud  audience
 	args jsontext.Value
-	window
+	validity
 }
 
 func (c *commandClaims) member(name string, v jsontext.Value) error {
 	switch name {
 	case "iss":
-		return text(&c.iss, v)
+		return readString(&c.iss, v)
 	case "aud":
 		return c.aud.UnmarshalJSON(v)
 	case "jti":
-		return text(&c.ID, v)
+		return readString(&c.ID, v)
 	case "epoch":
-		return number(&c.Epoch, v)
+		return readInt(&c.Epoch, v)
 	case "seq":
-		return number(&c.Seq, v)
+		return readInt(&c.Seq, v)
 	case "cmd":
-		return text(&c.Function, v)
+		return readString(&c.Function, v)
 	case "args":
 		c.args = v
 	case "act":
 		return jose.Walk(v, func(name string, v jsontext.Value) error {
 			if name == "sub" {
-				return text(&c.By, v)
+				return readString(&c.By, v)
 			}
 			return nil
 		})
 	case "nonce":
-		return text(&c.Nonce, v)
+		return readString(&c.Nonce, v)
 	case "order":
-		return text(&c.Order, v)
+		return readString(&c.Order, v)
 	}
-	return c.window.member(name, v)
+	return c.validity.member(name, v)
 }
 
 // SignCommand signs c with the command key. Args must be one compact JSON object.
@@ -100,10 +100,10 @@ func SignCommand(s *jose.Signer, c Command) (string, error) {
 	// Args goes in by hand: an encoder would rewrite it, and its hash is what was ordered.
 	b = append(b[:len(b)-1], `,"args":`...)
 	b = append(append(b, c.Args...), '}')
-	return sign(s, TypCommand, watchword.MaxDocument, b, func(payload []byte) error {
+	return signTyped(s, TypCommand, watchword.MaxDocument, b, func(payload []byte) error {
 		got, err := readCommand(payload, c.Issuer, c.Device, c.Issued, c.Nonce)
 		if err == nil && (got.ID != c.ID || got.Function != c.Function || got.By != c.By || got.Order != c.Order || string(got.Args) != string(c.Args)) {
-			err = changedClaim()
+			err = invalidUTF8Claim()
 		}
 		return err
 	})
@@ -117,7 +117,7 @@ func SignCommand(s *jose.Signer, c Command) (string, error) {
 // signature_invalid, issuer_mismatch, audience_mismatch, command_expired,
 // token_early, nonce_mismatch.
 func VerifyCommand(raw string, keys KeySet, issuer string, dev watchword.SubjectID, now time.Time, nonce string) (Command, error) {
-	payload, _, err := open(raw, watchword.MaxDocument, TypCommand, keys)
+	payload, _, err := verifyTyped(raw, watchword.MaxDocument, TypCommand, keys)
 	if err != nil {
 		return Command{}, err
 	}
@@ -144,7 +144,7 @@ func readCommand(payload []byte, issuer string, dev watchword.SubjectID, now tim
 	if nonce != "" && c.Nonce != nonce {
 		return Command{}, watchword.Refuse(watchword.NonceMismatch, "the command does not carry the nonce that this device waits for")
 	}
-	if err := commandTimes(c.window, now, nonce); err != nil {
+	if err := commandTimes(c.validity, now, nonce); err != nil {
 		return Command{}, err
 	}
 	out := c.Command
@@ -152,14 +152,14 @@ func readCommand(payload []byte, issuer string, dev watchword.SubjectID, now tim
 	return out, nil
 }
 
-func commandTimes(w window, now time.Time, nonce string) error {
+func commandTimes(w validity, now time.Time, nonce string) error {
 	if now.IsZero() {
 		if nonce == "" {
 			return watchword.Refuse(watchword.NonceMismatch, "without a clock a command needs a nonce")
 		}
 		now = w.iat.time() // its own word: only that the window is one
 	}
-	err := w.check(now, CommandLife, Skew, Skew)
+	err := w.check(now, CommandLifetime, Skew, Skew)
 	if watchword.CodeOf(err) == watchword.TokenExpired {
 		return watchword.Refuse(watchword.CommandExpired, "the command's end has passed")
 	}

@@ -27,33 +27,33 @@ type configClaims struct {
 	epoch  int64
 	ver    int64
 	config jsontext.Value
-	window
+	validity
 }
 
 func (c *configClaims) member(name string, v jsontext.Value) error {
 	switch name {
 	case "iss":
-		return text(&c.iss, v)
+		return readString(&c.iss, v)
 	case "aud":
 		return c.aud.UnmarshalJSON(v)
 	case "jti":
-		return text(&c.jti, v)
+		return readString(&c.jti, v)
 	case "epoch":
-		return number(&c.epoch, v)
+		return readInt(&c.epoch, v)
 	case "ver":
-		return number(&c.ver, v)
+		return readInt(&c.ver, v)
 	case "config":
 		c.config = v
 	}
-	return c.window.member(name, v)
+	return c.validity.member(name, v)
 }
 
-// SignConfig signs c with the command key, good for [ConfigLife]. Document must be one
+// SignConfig signs c with the command key, good for [ConfigLifetime]. Document must be one
 // compact JSON object, at most 7 deep. Codes: bad_request, too_large where no device
 // would take it; unavailable.
 func SignConfig(s *jose.Signer, c Config) (string, error) {
 	m := map[string]any{
-		"iss": c.Issuer, "aud": c.Device, "jti": watchword.NewNonce(), "iat": c.Issued.Unix(), "exp": c.Issued.Add(ConfigLife).Unix(), "ver": c.Version,
+		"iss": c.Issuer, "aud": c.Device, "jti": watchword.NewNonce(), "iat": c.Issued.Unix(), "exp": c.Issued.Add(ConfigLifetime).Unix(), "ver": c.Version,
 	}
 	if c.Epoch != 0 {
 		m["epoch"] = c.Epoch
@@ -65,10 +65,10 @@ func SignConfig(s *jose.Signer, c Config) (string, error) {
 	// Document goes in by hand: an encoder would escape it to up to six times its length.
 	b = append(b[:len(b)-1], `,"config":`...)
 	b = append(append(b, c.Document...), '}')
-	return sign(s, TypConfig, 2*watchword.MaxDocument, b, func(payload []byte) error {
+	return signTyped(s, TypConfig, 2*watchword.MaxDocument, b, func(payload []byte) error {
 		got, err := readConfig(payload, c.Issuer, c.Device, c.Issued)
 		if err == nil && (got.Epoch != c.Epoch || got.Version != c.Version || string(got.Document) != string(c.Document)) {
-			err = changedClaim()
+			err = invalidUTF8Claim()
 		}
 		return err
 	})
@@ -77,7 +77,7 @@ func SignConfig(s *jose.Signer, c Config) (string, error) {
 // VerifyConfig checks a configuration for device under the command keys. now is
 // zero for a device without a clock. Codes: as [VerifyCommand], but token_expired.
 func VerifyConfig(raw string, keys KeySet, issuer string, dev watchword.SubjectID, now time.Time) (Config, error) {
-	payload, _, err := open(raw, 2*watchword.MaxDocument, TypConfig, keys)
+	payload, _, err := verifyTyped(raw, 2*watchword.MaxDocument, TypConfig, keys)
 	if err != nil {
 		return Config{}, err
 	}
@@ -118,7 +118,7 @@ func readConfig(payload []byte, issuer string, dev watchword.SubjectID, now time
 	if now.IsZero() {
 		now = c.iat.time()
 	}
-	if err := c.check(now, ConfigLife, Skew, Skew); err != nil {
+	if err := c.check(now, ConfigLifetime, Skew, Skew); err != nil {
 		return Config{}, err
 	}
 	out.Issuer, out.Device = issuer, dev

@@ -24,38 +24,38 @@ type DPoP struct {
 
 type dpopClaims struct {
 	jti, htm, htu, ath, nonce string
-	window
+	validity
 }
 
 func (c *dpopClaims) member(name string, v jsontext.Value) error {
 	switch name {
 	case "jti":
-		return text(&c.jti, v)
+		return readString(&c.jti, v)
 	case "htm":
-		return text(&c.htm, v)
+		return readString(&c.htm, v)
 	case "htu":
-		return text(&c.htu, v)
+		return readString(&c.htu, v)
 	case "ath":
-		return text(&c.ath, v)
+		return readString(&c.ath, v)
 	case "nonce":
-		return text(&c.nonce, v)
+		return readString(&c.nonce, v)
 	}
-	return c.window.member(name, v)
+	return c.validity.member(name, v)
 }
 
 // SignDPoP makes a proof for one request. uri is the target without query and
 // fragment, which are cut off; nonce is the server's, or empty; access is the
 // token that is shown beside it, or empty at the token endpoint. Codes: bad_request
 // where the server would refuse it; unavailable.
-func SignDPoP(s *jose.Signer, method, uri, nonce, access string, now time.Time) (string, error) {
+func SignDPoP(s *jose.Signer, method, uri, nonce, accessToken string, now time.Time) (string, error) {
 	uri, _, _ = strings.Cut(uri, "#")
 	uri, _, _ = strings.Cut(uri, "?")
 	m := map[string]any{"jti": watchword.NewNonce(), "htm": method, "htu": uri, "iat": now.Unix()}
 	if nonce != "" {
 		m["nonce"] = nonce
 	}
-	if access != "" {
-		m["ath"] = jose.HashOf(access)
+	if accessToken != "" {
+		m["ath"] = jose.HashString(accessToken)
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -65,19 +65,19 @@ func SignDPoP(s *jose.Signer, method, uri, nonce, access string, now time.Time) 
 	if err != nil {
 		return "", err
 	}
-	_, _, _, err = readDPoP(raw, method, func(htu string) bool { return sameTarget(htu, uri) }, access, now)
-	return raw, unreadable(err, TypDPoP)
+	_, _, _, err = readDPoP(raw, method, func(htu string) bool { return sameURI(htu, uri) }, accessToken, now)
+	return raw, signerError(err, TypDPoP)
 }
 
 // VerifyDPoP checks a proof for one request (RFC 9449 §4.3): kind, the signature
 // under the key that it carries, method, target URI, the hash of the access token
 // shown beside it (empty at the token endpoint), and that it was made at most
-// [DPoPLife] ago, give or take [Skew]. That the jti is new, that the nonce is the
+// [DPoPLifetime] ago, give or take [Skew]. That the jti is new, that the nonce is the
 // server's, and whose key it is, is for the caller to see.
 //
 // Code: dpop_invalid, with the reason in words.
-func VerifyDPoP(raw, method, uri, access string, now time.Time) (DPoP, error) {
-	return verifyDPoP(raw, method, func(htu string) bool { return sameTarget(htu, uri) }, access, now)
+func VerifyDPoP(raw, method, uri, accessToken string, now time.Time) (DPoP, error) {
+	return verifyDPoP(raw, method, func(htu string) bool { return sameURI(htu, uri) }, accessToken, now)
 }
 
 // Origins is the addresses that one server is known by, each https://host:port:
@@ -88,7 +88,7 @@ type Origins map[string]struct{}
 func NewOrigins(urls ...string) Origins {
 	o := Origins{}
 	for _, u := range urls {
-		if at, _, ok := target(u); ok {
+		if at, _, ok := splitURI(u); ok {
 			o[at] = struct{}{}
 		}
 	}
@@ -97,29 +97,29 @@ func NewOrigins(urls ...string) Origins {
 
 // VerifyDPoP is the function of that name for a server with several addresses:
 // htu must be path at one of them.
-func (o Origins) VerifyDPoP(raw, method, path, access string, now time.Time) (DPoP, error) {
+func (o Origins) VerifyDPoP(raw, method, path, accessToken string, now time.Time) (DPoP, error) {
 	return verifyDPoP(raw, method, func(htu string) bool {
-		at, p, ok := target(htu)
-		_, ours := o[at]
-		return ok && ours && p == path
-	}, access, now)
+		at, p, ok := splitURI(htu)
+		_, isOurs := o[at]
+		return ok && isOurs && p == path
+	}, accessToken, now)
 }
 
-func verifyDPoP(raw, method string, same func(htu string) bool, access string, now time.Time) (DPoP, error) {
-	u, k, c, err := readDPoP(raw, method, same, access, now)
+func verifyDPoP(raw, method string, same func(htu string) bool, accessToken string, now time.Time) (DPoP, error) {
+	u, k, c, err := readDPoP(raw, method, same, accessToken, now)
 	if err != nil {
 		return DPoP{}, err
 	}
 	if _, err := u.Verify(k); err != nil {
-		return DPoP{}, noProof(err, "its signature does not hold")
+		return DPoP{}, dpopInvalid(err, "its signature does not hold")
 	}
 	return DPoP{Key: k.ID(), JTI: c.jti, Nonce: c.nonce, Issued: c.iat.time()}, nil
 }
 
 // readDPoP is everything but the signature.
-func readDPoP(raw, method string, same func(htu string) bool, access string, now time.Time) (u *jose.Unverified, k *jose.PublicKey, c dpopClaims, err error) {
+func readDPoP(raw, method string, same func(htu string) bool, accessToken string, now time.Time) (u *jose.Unverified, k *jose.PublicKey, c dpopClaims, err error) {
 	no := func(err error, why string) (*jose.Unverified, *jose.PublicKey, dpopClaims, error) {
-		return nil, nil, dpopClaims{}, noProof(err, why)
+		return nil, nil, dpopClaims{}, dpopInvalid(err, why)
 	}
 	if u, k, err = jose.ParseProof(raw, watchword.MaxToken); err != nil {
 		return no(err, "it is no strict JWS with a public key in its header")
@@ -138,7 +138,7 @@ func readDPoP(raw, method string, same func(htu string) bool, access string, now
 		return no(nil, "nonce may have 128 bytes")
 	case c.iat <= 0:
 		return no(nil, "iat is mandatory")
-	case age > DPoPLife+Skew:
+	case age > DPoPLifetime+Skew:
 		return no(nil, "it is too old")
 	case age < -Skew:
 		return no(nil, "iat lies in the future")
@@ -146,26 +146,26 @@ func readDPoP(raw, method string, same func(htu string) bool, access string, now
 		return no(nil, "htm is another method")
 	case !same(c.htu):
 		return no(nil, "htu is another address")
-	case access != "" && subtle.ConstantTimeCompare([]byte(c.ath), []byte(jose.HashOf(access))) != 1:
+	case accessToken != "" && subtle.ConstantTimeCompare([]byte(c.ath), []byte(jose.HashString(accessToken))) != 1:
 		return no(nil, "ath is not the hash of the token")
 	}
 	return u, k, c, nil
 }
 
-func noProof(err error, why string) error {
-	return watchword.Because(err, watchword.DPoPInvalid, "the DPoP proof does not hold: %s", why)
+func dpopInvalid(err error, why string) error {
+	return watchword.Wrap(err, watchword.DPoPInvalid, "the DPoP proof does not hold: %s", why)
 }
 
-// sameTarget compares two URIs without query and fragment, after the
+// sameURI compares two URIs without query and fragment, after the
 // normalization of RFC 3986 §6.2.2 and §6.2.3 as far as http needs it: scheme and
 // host by their letters, the default port, an empty path.
-func sameTarget(a, b string) bool {
-	x, xpath, okx := target(a)
-	y, ypath, oky := target(b)
+func sameURI(a, b string) bool {
+	x, xpath, okx := splitURI(a)
+	y, ypath, oky := splitURI(b)
 	return okx && oky && x == y && xpath == ypath
 }
 
-func target(s string) (origin, path string, ok bool) {
+func splitURI(s string) (origin, path string, ok bool) {
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.User != nil || u.Opaque != "" {
 		return "", "", false

@@ -27,7 +27,7 @@ func TestTheProofsOfRFC9449(t *testing.T) {
 		"another method":  {"GET", "https://server.example.com/token", 0},
 		"another address": {"POST", "https://server.example.com/token2", 0},
 		"another host":    {"POST", "https://server.example.org/token", 0},
-		"too old":         {"POST", "https://server.example.com/token", token.DPoPLife + token.Skew + 1},
+		"too old":         {"POST", "https://server.example.com/token", token.DPoPLifetime + token.Skew + 1},
 		"early":           {"POST", "https://server.example.com/token", -token.Skew - 1},
 	} {
 		if _, err := token.VerifyDPoP(atToken, c.method, c.uri, "", at.Add(c.late)); watchword.CodeOf(err) != watchword.DPoPInvalid {

@@ -15,7 +15,7 @@ type enrollmentClaims struct {
 	codeHash string
 	sealJKT  watchword.KeyID
 	jti      string
-	window
+	validity
 }
 
 func (c *enrollmentClaims) member(name string, v jsontext.Value) error {
@@ -23,13 +23,13 @@ func (c *enrollmentClaims) member(name string, v jsontext.Value) error {
 	case "aud":
 		return c.aud.UnmarshalJSON(v)
 	case "code_hash":
-		return text(&c.codeHash, v)
+		return readString(&c.codeHash, v)
 	case "seal_jkt":
-		return text(&c.sealJKT, v)
+		return readString(&c.sealJKT, v)
 	case "jti":
-		return text(&c.jti, v)
+		return readString(&c.jti, v)
 	}
-	return c.window.member(name, v)
+	return c.validity.member(name, v)
 }
 
 // SignEnrollment makes the proof by which a stranger shows that it holds the new
@@ -38,12 +38,12 @@ func (c *enrollmentClaims) member(name string, v jsontext.Value) error {
 func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyID, now time.Time) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"aud": issuer, "code_hash": codeHash, "seal_jkt": seal,
-		"jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(ProofLife).Unix(),
+		"jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(ProofLifetime).Unix(),
 	})
 	if err != nil {
 		return "", err
 	}
-	return sign(s, TypEnrollment, watchword.MaxToken, b, func(payload []byte) error {
+	return signTyped(s, TypEnrollment, watchword.MaxToken, b, func(payload []byte) error {
 		_, err := readEnrollment(payload, issuer, codeHash, seal, now)
 		return err
 	})
@@ -59,7 +59,7 @@ func VerifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, 
 
 func verifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) (enrollmentClaims, error) {
 	var c enrollmentClaims
-	u, key, err := parse(raw, watchword.MaxToken, TypEnrollment, NewKeySet(key))
+	u, key, err := parseTyped(raw, watchword.MaxToken, TypEnrollment, NewKeySet(key))
 	if err != nil {
 		return c, err
 	}
@@ -83,5 +83,5 @@ func readEnrollment(payload []byte, issuer, codeHash string, seal watchword.KeyI
 	if err := checkJTI(c.jti); err != nil {
 		return c, err
 	}
-	return c, c.check(now, ProofLife, Skew, Skew)
+	return c, c.check(now, ProofLifetime, Skew, Skew)
 }

@@ -86,14 +86,14 @@ func FuzzParseAssertion(f *testing.F) {
 		if m["sub"] != string(p.Subject()) || m["iss"] != m["sub"] || !watchword.ValidName(string(p.Subject())) {
 			t.Errorf("%q is of %q", payload, p.Subject())
 		}
-		if !sound(t, payload, p.Precheck(issuer, now)) {
+		if !sound(t, payload, p.CheckClaims(issuer, now)) {
 			return
 		}
-		life := m["exp"].(float64) - m["iat"].(float64)
-		if life <= 0 || life > token.AssertionLife.Seconds() {
-			t.Errorf("%q lives %v s", payload, life)
+		lifetime := m["exp"].(float64) - m["iat"].(float64)
+		if lifetime <= 0 || lifetime > token.AssertionLifetime.Seconds() {
+			t.Errorf("%q lives %v s", payload, lifetime)
 		}
-		if a, err := p.Check(token.NewKeySet(s.Public())); err != nil || a.JTI != m["jti"] {
+		if a, err := p.Verify(token.NewKeySet(s.Public())); err != nil || a.JTI != m["jti"] {
 			t.Errorf("%q: %+v, %v", payload, a, err)
 		}
 	})
@@ -132,7 +132,7 @@ func FuzzVerifyReceipt(f *testing.F) {
 		if m := plain(t, payload); m["cid"] != string(r.Command) || m["ch"] != r.Hash || m["st"] != string(r.Status) || int64(m["seq"].(float64)) != r.Seq || key != s.Public().ID() {
 			t.Errorf("%q is read as %+v", payload, r)
 		}
-		if again, err := token.ResultOf(raw); err != nil || string(again) != string(r.Result) || r.Result != nil && !json.Valid(r.Result) {
+		if again, err := token.ReceiptResult(raw); err != nil || string(again) != string(r.Result) || r.Result != nil && !json.Valid(r.Result) {
 			t.Errorf("%q: the result is %q and %q, %v", payload, r.Result, again, err)
 		}
 	})
@@ -171,8 +171,8 @@ func FuzzVerifyTrust(f *testing.F) {
 			t.Fatal(err)
 		}
 		again, err := token.VerifyNextTrust(raw, b, now)
-		if err != nil || again.Issuer != b.Issuer || again.Version != b.Version || again.Epoch != b.Epoch || len(again.Root) != len(b.Root) ||
-			len(again.Command) != len(b.Command) || len(again.CA) != len(b.CA) || again.WebPKI != b.WebPKI || !again.Expires.Equal(b.Expires) {
+		if err != nil || again.Issuer != b.Issuer || again.Version != b.Version || again.Epoch != b.Epoch || len(again.Roots) != len(b.Roots) ||
+			len(again.Command) != len(b.Command) || len(again.CAs) != len(b.CAs) || again.WebPKI != b.WebPKI || !again.Expires.Equal(b.Expires) {
 			t.Errorf("%q is %+v, and then %+v, %v", payload, b, again, err)
 		}
 	})

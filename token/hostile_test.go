@@ -100,7 +100,7 @@ var passed = map[string][]string{
 	"access token": {"dev"},
 }
 
-func TestClaimsThatTheRightKeySignedAndNobodyTakes(t *testing.T) {
+func TestWellSignedInvalidClaimsAreRefused(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())
 	for _, k := range kinds {
@@ -193,7 +193,7 @@ func TestClaimsThatTheRightKeySignedAndNobodyTakes(t *testing.T) {
 }
 
 // A life is counted in seconds: as a time.Duration, 2^64 nanoseconds are none.
-func TestALifeOfCenturiesIsNotShort(t *testing.T) {
+func TestVeryLongLifetimesAreRefused(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())
 	for _, k := range kinds {
@@ -204,11 +204,11 @@ func TestALifeOfCenturiesIsNotShort(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, life := range []int64{9223372037, 18446744074, 18446744073 + 200, 1 << 52} {
+		for _, lifetime := range []int64{9223372037, 18446744074, 18446744073 + 200, 1 << 52} {
 			cs := claims(t, raw)
 			for i := range cs {
 				if cs[i].name == "exp" {
-					cs[i].value = fmt.Sprint(now.Unix() + life)
+					cs[i].value = fmt.Sprint(now.Unix() + lifetime)
 				}
 			}
 			want := watchword.TokenLifetime
@@ -216,7 +216,7 @@ func TestALifeOfCenturiesIsNotShort(t *testing.T) {
 				want = watchword.BundleInvalid
 			}
 			if err := k.check(k.resign(t, s, payloadOf(cs)), keys); watchword.CodeOf(err) != want {
-				t.Errorf("%s of %d s: %v", k.name, life, err)
+				t.Errorf("%s of %d s: %v", k.name, lifetime, err)
 			}
 		}
 	}
@@ -259,8 +259,8 @@ func TestATypIsComparedInAsciiAlone(t *testing.T) {
 
 func TestAConfirmationThatWeDoNotKnowMakesNoBearer(t *testing.T) {
 	s := signer(t, jose.P256)
-	access := kinds[1]
-	raw, err := access.sign(s)
+	accessToken := kinds[1]
+	raw, err := accessToken.sign(s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +279,7 @@ func TestAConfirmationThatWeDoNotKnowMakesNoBearer(t *testing.T) {
 		`{"jkt":"` + jkt + `","jwk":{}}`: "",
 		`{"jkt":"` + jkt + `","jkt":"` + jkt + `"}`: "",
 	} {
-		a, err := token.VerifyAccess(access.resign(t, s, p[:len(p)-1]+`,"cnf":`+cnf+"}"), token.NewKeySet(s.Public()), issuer, issuer, now, 0)
+		a, err := token.VerifyAccess(accessToken.resign(t, s, p[:len(p)-1]+`,"cnf":`+cnf+"}"), token.NewKeySet(s.Public()), issuer, issuer, now, 0)
 		if want == "" && watchword.CodeOf(err) != watchword.TokenMalformed || want != "" && (err != nil || string(a.Bound) != jkt) {
 			t.Errorf("%s: %+v, %v", cnf, a, err)
 		}
@@ -288,8 +288,8 @@ func TestAConfirmationThatWeDoNotKnowMakesNoBearer(t *testing.T) {
 
 func TestPermissionsHaveOneShape(t *testing.T) {
 	s := signer(t, jose.P256)
-	access := kinds[1]
-	raw, err := access.sign(s)
+	accessToken := kinds[1]
+	raw, err := accessToken.sign(s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +304,7 @@ func TestPermissionsHaveOneShape(t *testing.T) {
 		if deny != "" {
 			own = append(own, claim{"deny", deny})
 		}
-		a, err := token.VerifyAccess(access.resign(t, s, payloadOf(own)), token.NewKeySet(s.Public()), issuer, issuer, now, 0)
+		a, err := token.VerifyAccess(accessToken.resign(t, s, payloadOf(own)), token.NewKeySet(s.Public()), issuer, issuer, now, 0)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -352,10 +352,10 @@ func TestAnAssertionWithoutAKid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Check(token.NewKeySet(ed.Public())); watchword.CodeOf(err) != watchword.KeyUnknown {
+	if _, err := p.Verify(token.NewKeySet(ed.Public())); watchword.CodeOf(err) != watchword.KeyUnknown {
 		t.Errorf("its kid is not there: %v", err)
 	}
-	if a, err := p.Check(token.NewKeySet(ed.Public(), p256.Public())); err != nil || a.Key != p256.Public().ID() || a.Subject != dev {
+	if a, err := p.Verify(token.NewKeySet(ed.Public(), p256.Public())); err != nil || a.Key != p256.Public().ID() || a.Subject != dev {
 		t.Errorf("%+v, %v", a, err)
 	}
 	// The same without kid, by a hand that is not ours: RFC 7515 A.3 has such a header.
@@ -365,17 +365,17 @@ func TestAnAssertionWithoutAKid(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 20 { // maps have no order
-		if _, err := p.Check(token.NewKeySet(ed.Public(), other.Public())); watchword.CodeOf(err) != watchword.SignatureInvalid {
+		if _, err := p.Verify(token.NewKeySet(ed.Public(), other.Public())); watchword.CodeOf(err) != watchword.SignatureInvalid {
 			t.Errorf("another key of that alg: %v", err)
 		}
 	}
-	if _, err := p.Check(token.NewKeySet(ed.Public())); watchword.CodeOf(err) != watchword.AlgorithmInvalid {
+	if _, err := p.Verify(token.NewKeySet(ed.Public())); watchword.CodeOf(err) != watchword.AlgorithmInvalid {
 		t.Errorf("no key of that alg: %v", err)
 	}
-	if _, err := p.Check(nil); watchword.CodeOf(err) != watchword.KeyUnknown {
+	if _, err := p.Verify(nil); watchword.CodeOf(err) != watchword.KeyUnknown {
 		t.Errorf("no key: %v", err)
 	}
-	if a, err := p.Check(token.NewKeySet(ed.Public(), other.Public(), p256.Public())); err != nil || a.Key != p256.Public().ID() {
+	if a, err := p.Verify(token.NewKeySet(ed.Public(), other.Public(), p256.Public())); err != nil || a.Key != p256.Public().ID() {
 		t.Errorf("%+v, %v", a, err)
 	}
 }
@@ -385,7 +385,7 @@ func b64(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s
 func withoutKid(t testing.TB, s *jose.Signer, raw string) string {
 	t.Helper()
 	in := b64(`{"alg":"ES256"}`) + "." + strings.Split(raw, ".")[1]
-	sig, err := s.Prove([]byte(in))
+	sig, err := s.SignBytes([]byte(in))
 	if err != nil {
 		t.Fatal(err)
 	}

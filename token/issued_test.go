@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-func TestATokenIsBoundAndForWhomItSays(t *testing.T) {
+func TestAccessTokenAudienceAndBinding(t *testing.T) {
 	s := signer(t, "P-256")
 	const issuer, elsewhere = "https://watchword.example", "https://api.example"
 	sign := func(aud string, bound watchword.KeyID) string {
@@ -50,7 +50,7 @@ func TestATokenIsBoundAndForWhomItSays(t *testing.T) {
 	}
 }
 
-func TestAServerKnowsItsAddressesAndNoOthers(t *testing.T) {
+func TestOrigins(t *testing.T) {
 	s := signer(t, "P-256")
 	o := token.NewOrigins("https://hub.example", "https://127.0.0.1:8443", "https://[::1]:8443", "", "hub.local", "https://HUB.local:443/t/x")
 	for uri, want := range map[string]bool{
@@ -65,7 +65,7 @@ func TestAServerKnowsItsAddressesAndNoOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !want { // also what no signer of ours makes
-			if raw, err = s.SignProof(token.TypDPoP, fmt.Appendf(nil, `{"jti":"j","htm":"GET","htu":%q,"iat":%d,"ath":%q}`, uri, now.Unix(), jose.HashOf("tok"))); err != nil {
+			if raw, err = s.SignProof(token.TypDPoP, fmt.Appendf(nil, `{"jti":"j","htm":"GET","htu":%q,"iat":%d,"ath":%q}`, uri, now.Unix(), jose.HashString("tok"))); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -26,14 +26,14 @@ const (
 
 // The longest life of each kind, from iat to exp.
 const (
-	AssertionLife = 300 * time.Second
-	ProofLife     = 300 * time.Second
-	CommandLife   = 24 * time.Hour // the default is 120 s; a caller may ask for up to this
-	ConfigLife    = 30 * 24 * time.Hour
-	TrustLife     = 90 * 24 * time.Hour
-	DPoPLife      = 60 * time.Second // from iat: a proof has no exp
-	TimeLife      = 60 * time.Second
-	RekeyLife     = 300 * time.Second
+	AssertionLifetime = 300 * time.Second
+	ProofLifetime     = 300 * time.Second
+	CommandLifetime   = 24 * time.Hour // the default is 120 s; a caller may ask for up to this
+	ConfigLifetime    = 30 * 24 * time.Hour
+	TrustLifetime     = 90 * 24 * time.Hour
+	DPoPLifetime      = 60 * time.Second // from iat: a proof has no exp
+	TimeLifetime      = 60 * time.Second
+	RekeyLifetime     = 300 * time.Second
 )
 
 // Skew is how far another's clock may be from ours.
@@ -51,10 +51,10 @@ func NewKeySet(ks ...*jose.PublicKey) KeySet {
 	return s
 }
 
-// parse reads raw, which must be of kind typ, and finds the key of keys that its
+// parseTyped reads raw, which must be of kind typ, and finds the key of keys that its
 // kid names. Its signature is not checked. Codes: too_large, token_malformed,
 // algorithm_invalid, token_kind, key_unknown.
-func parse(raw string, max int, typ string, keys KeySet) (*jose.Unverified, *jose.PublicKey, error) {
+func parseTyped(raw string, max int, typ string, keys KeySet) (*jose.Unverified, *jose.PublicKey, error) {
 	u, err := jose.ParseJWS(raw, max)
 	if err != nil {
 		return nil, nil, err
@@ -69,9 +69,9 @@ func parse(raw string, max int, typ string, keys KeySet) (*jose.Unverified, *jos
 	return u, k, nil
 }
 
-// open is [parse], and verifies the signature. Codes: those of parse, signature_invalid.
-func open(raw string, max int, typ string, keys KeySet) ([]byte, *jose.PublicKey, error) {
-	u, k, err := parse(raw, max, typ, keys)
+// verifyTyped is [parseTyped], and verifies the signature. Codes: those of parse, signature_invalid.
+func verifyTyped(raw string, max int, typ string, keys KeySet) ([]byte, *jose.PublicKey, error) {
+	u, k, err := parseTyped(raw, max, typ, keys)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -79,11 +79,11 @@ func open(raw string, max int, typ string, keys KeySet) ([]byte, *jose.PublicKey
 	return payload, k, err
 }
 
-// sign makes a token of kind typ, and runs on its finished bytes the check that its
+// signTyped makes a token of kind typ, and runs on its finished bytes the check that its
 // readers run, all but the signature: what they would refuse is never given away.
 // max is the readers' bound in bytes. Codes: too_large, bad_request where read
 // refuses, unavailable where the key does not sign.
-func sign(s *jose.Signer, typ string, max int, payload []byte, read func(payload []byte) error) (string, error) {
+func signTyped(s *jose.Signer, typ string, max int, payload []byte, read func(payload []byte) error) (string, error) {
 	raw, err := s.Sign(typ, payload)
 	if err != nil {
 		return "", err
@@ -100,96 +100,96 @@ func checkSigned(raw, typ string, max int, read func(payload []byte) error) erro
 	if err == nil {
 		err = read(u.UnverifiedPayload())
 	}
-	return unreadable(err, typ)
+	return signerError(err, typ)
 }
 
-// unreadable is the error of who signs where the reader refuses: for the signer it is
+// signerError is the error of who signs where the reader refuses: for the signer it is
 // its own input that is wrong, not a token. Codes: too_large, bad_request.
-func unreadable(err error, typ string) error {
+func signerError(err error, typ string) error {
 	switch code := watchword.CodeOf(err); code {
 	case "":
 		return nil
 	case watchword.TooLarge:
-		return watchword.Because(err, watchword.TooLarge, "the %s is too large for its readers", typ)
+		return watchword.Wrap(err, watchword.TooLarge, "the %s is too large for its readers", typ)
 	default:
-		return watchword.Because(err, watchword.BadRequest, "the readers of this %s would refuse it: %s: %s", typ, code, err)
+		return watchword.Wrap(err, watchword.BadRequest, "the readers of this %s would refuse it: %s: %s", typ, code, err)
 	}
 }
 
-// changedClaim is the error of a claim that JSON cannot hold as it is: encoding/json
+// invalidUTF8Claim is the error of a claim that JSON cannot hold as it is: encoding/json
 // replaces what is no UTF-8.
-func changedClaim() error {
+func invalidUTF8Claim() error {
 	return watchword.Refuse(watchword.TokenMalformed, "a claim is no UTF-8")
 }
 
-// unix is a NumericDate without fraction (RFC 7519 §2), as every kind of ours has.
-type unix int64
+// numericDate is a NumericDate without fraction (RFC 7519 §2), as every kind of ours has.
+type numericDate int64
 
 // UnmarshalJSON takes JSON integers alone: no fraction, no exponent.
-func (u *unix) UnmarshalJSON(b []byte) error {
+func (u *numericDate) UnmarshalJSON(b []byte) error {
 	n, err := jose.Int(b)
-	*u = unix(n)
+	*u = numericDate(n)
 	return err
 }
 
-func (u unix) time() time.Time { return time.Unix(int64(u), 0) }
+func (u numericDate) time() time.Time { return time.Unix(int64(u), 0) }
 
-func seconds(t time.Time) unix { return unix(t.Unix()) }
+func toNumericDate(t time.Time) numericDate { return numericDate(t.Unix()) }
 
-// window is the times of a paper. nbf is 0 where absent.
-type window struct {
-	iat, exp, nbf unix
+// validity is the times of a paper. nbf is 0 where absent.
+type validity struct {
+	iat, exp, nbf numericDate
 }
 
 // member reads the claim called name, if it is one of the window's.
-func (w *window) member(name string, v jsontext.Value) error {
+func (w *validity) member(name string, v jsontext.Value) error {
 	switch name {
 	case "iat":
-		return number(&w.iat, v)
+		return readInt(&w.iat, v)
 	case "exp":
-		return number(&w.exp, v)
+		return readInt(&w.exp, v)
 	case "nbf":
-		return number(&w.nbf, v)
+		return readInt(&w.nbf, v)
 	default:
 		return nil // claims that we do not know are passed over (RFC 7519 §4)
 	}
 }
 
-// text and number read one claim. A claim that is there has its type: null is none.
-func text[T ~string](into *T, v jsontext.Value) error {
+// readString and number read one claim. A claim that is there has its type: null is none.
+func readString[T ~string](into *T, v jsontext.Value) error {
 	s, err := jose.String(v)
 	*into = T(s)
 	return err
 }
 
-func number[T ~int64](into *T, v jsontext.Value) error {
+func readInt[T ~int64](into *T, v jsontext.Value) error {
 	n, err := jose.Int(v)
 	*into = T(n)
 	return err
 }
 
-// same is text for a claim that nearly always says likely: then it costs nothing.
-func same[T ~string](into *T, v jsontext.Value, likely T) error {
-	if len(v) == len(likely)+2 && v[0] == '"' && string(v[1:len(v)-1]) == string(likely) {
-		*into = likely
+// readExpected is text for a claim that nearly always says likely: then it costs nothing.
+func readExpected[T ~string](into *T, v jsontext.Value, expected T) error {
+	if len(v) == len(expected)+2 && v[0] == '"' && string(v[1:len(v)-1]) == string(expected) {
+		*into = expected
 		return nil
 	}
-	return text(into, v)
+	return readString(into, v)
 }
 
 // check holds the window against now: iat and exp must be there, exp after iat
 // and no more than life after it (0: any), exp in the future but for late, iat
 // and nbf not in the future but for early. Codes: token_malformed,
 // token_lifetime, token_expired, token_early.
-func (w window) check(now time.Time, life, late, early time.Duration) error {
+func (w validity) check(now time.Time, lifetime, leeway, earlyLeeway time.Duration) error {
 	switch {
 	case w.iat <= 0 || w.exp <= 0:
 		return watchword.Refuse(watchword.TokenMalformed, "iat and exp are mandatory")
-	case w.exp <= w.iat || life > 0 && w.exp-w.iat > unix(life/time.Second): // in seconds: as a Duration, centuries turn negative
+	case w.exp <= w.iat || lifetime > 0 && w.exp-w.iat > numericDate(lifetime/time.Second): // in seconds: as a Duration, centuries turn negative
 		return watchword.Refuse(watchword.TokenLifetime, "exp must lie after iat, by no more than the kind allows")
-	case !now.Before(w.exp.time().Add(late)):
+	case !now.Before(w.exp.time().Add(leeway)):
 		return watchword.Refuse(watchword.TokenExpired, "exp has passed")
-	case w.iat.time().After(now.Add(early)) || w.nbf.time().After(now.Add(early)):
+	case w.iat.time().After(now.Add(earlyLeeway)) || w.nbf.time().After(now.Add(earlyLeeway)):
 		return watchword.Refuse(watchword.TokenEarly, "iat or nbf lies in the future")
 	}
 	return nil

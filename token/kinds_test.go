@@ -46,17 +46,17 @@ var kinds = []kind{
 	{
 		"assertion",
 		func(s *jose.Signer) (string, error) {
-			return token.SignAssertion(s, dev, issuer, now, token.AssertionLife)
+			return token.SignAssertion(s, dev, issuer, now, token.AssertionLifetime)
 		},
 		func(raw string, keys token.KeySet) error {
 			p, err := token.ParseAssertion(raw, false)
 			if err != nil {
 				return err
 			}
-			if err := p.Precheck(issuer, now); err != nil {
+			if err := p.CheckClaims(issuer, now); err != nil {
 				return err
 			}
-			_, err = p.Check(keys)
+			_, err = p.Verify(keys)
 			return err
 		},
 	},
@@ -109,7 +109,7 @@ var kinds = []kind{
 		"receipt",
 		func(s *jose.Signer) (string, error) {
 			return token.SignReceipt(s, token.Receipt{
-				Device: dev, Issuer: issuer, Epoch: 1, Seq: 1, Command: "cmd_1", Hash: hash, Status: watchword.StDone, At: now,
+				Device: dev, Issuer: issuer, Epoch: 1, Seq: 1, Command: "cmd_1", Hash: hash, Status: watchword.StatusDone, At: now,
 			})
 		},
 		func(raw string, keys token.KeySet) error {
@@ -166,7 +166,7 @@ var kinds = []kind{
 		"trust bundle",
 		func(s *jose.Signer) (string, error) {
 			return token.SignTrust(token.Trust{
-				Issuer: issuer, Version: 1, Epoch: 1, Root: []*jose.PublicKey{s.Public()}, Issued: now, Expires: now.Add(24 * time.Hour),
+				Issuer: issuer, Version: 1, Epoch: 1, Roots: []*jose.PublicKey{s.Public()}, Issued: now, Expires: now.Add(24 * time.Hour),
 			}, s)
 		},
 		func(raw string, keys token.KeySet) error {
@@ -180,7 +180,7 @@ var kinds = []kind{
 }
 
 // Every paper at every verifier: its own takes it, every other refuses it.
-func TestAPaperOfOneKindIsRefusedWhereAnotherIsExpected(t *testing.T) {
+func TestATokenOfAnotherTypeIsRefused(t *testing.T) {
 	for _, crv := range []string{jose.P256, jose.Ed} {
 		s := signer(t, crv)
 		keys := token.NewKeySet(s.Public())
@@ -219,7 +219,7 @@ func TestWhatIsNoCompactSignatureIsRefusedEverywhere(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sealed, err := jose.Seal(s.Public(), "JWT", []byte(raw))
+		sealed, err := jose.Encrypt(s.Public(), "JWT", []byte(raw))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -271,7 +271,7 @@ func TestEveryKindChecksItsKeyAndItsBytes(t *testing.T) {
 	}
 }
 
-func TestTimesAreSharp(t *testing.T) {
+func TestTimeLimitsAreExact(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())
 	raw, err := kinds[1].sign(s) // an access token of ten minutes
@@ -297,21 +297,21 @@ func TestTimesAreSharp(t *testing.T) {
 		}
 	}
 	for ttl, want := range map[time.Duration]time.Duration{
-		time.Second:        2 * time.Second, // begun half a second into one: never shorter than asked for
-		120 * time.Second:  121 * time.Second,
-		token.CommandLife:  token.CommandLife, // never longer than a command may live
-		1500 * time.Second: 1501 * time.Second,
+		time.Second:           2 * time.Second, // begun half a second into one: never shorter than asked for
+		120 * time.Second:     121 * time.Second,
+		token.CommandLifetime: token.CommandLifetime, // never longer than a command may live
+		1500 * time.Second:    1501 * time.Second,
 	} {
-		if got := token.CommandEnd(now.Add(500*time.Millisecond), ttl).Sub(now); got != want {
+		if got := token.CommandExpiry(now.Add(500*time.Millisecond), ttl).Sub(now); got != want {
 			t.Errorf("a command for %s ends after %s, want %s", ttl, got, want)
 		}
 	}
 }
 
-func TestTheNextBundleIsHeldAgainstTheKnownOne(t *testing.T) {
+func TestVerifyNextTrust(t *testing.T) {
 	root, stranger := signer(t, jose.P256), signer(t, jose.P256)
 	make := func(s *jose.Signer, change func(*token.Trust)) string {
-		b := token.Trust{Issuer: issuer, Version: 5, Epoch: 2, Root: []*jose.PublicKey{s.Public()}, Issued: now, Expires: now.Add(24 * time.Hour)}
+		b := token.Trust{Issuer: issuer, Version: 5, Epoch: 2, Roots: []*jose.PublicKey{s.Public()}, Issued: now, Expires: now.Add(24 * time.Hour)}
 		if change != nil {
 			change(&b)
 		}
@@ -339,7 +339,7 @@ func TestTheNextBundleIsHeldAgainstTheKnownOne(t *testing.T) {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
 	}
-	if _, err := token.VerifyTrust(make(stranger, func(b *token.Trust) { b.Root = append(b.Root, root.Public()) }), token.Pin(root.Public()), now); err == nil {
+	if _, err := token.VerifyTrust(make(stranger, func(b *token.Trust) { b.Roots = append(b.Roots, root.Public()) }), token.Pin(root.Public()), now); err == nil {
 		t.Error("a stranger's bundle that lists the pinned root is taken")
 	}
 }

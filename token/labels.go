@@ -16,7 +16,7 @@ func (a *Access) Labels(raw string) (watchword.Labels, error) {
 		return nil, err
 	}
 	var labels watchword.Labels
-	err = jose.Walk(u.UnverifiedPayload(), inside("dev", inside("labels", func(name string, v jsontext.Value) error {
+	err = jose.Walk(u.UnverifiedPayload(), walkMember("dev", walkMember("labels", func(name string, v jsontext.Value) error {
 		value, err := jose.String(v)
 		if err != nil {
 			return err
@@ -33,8 +33,8 @@ func (a *Access) Labels(raw string) (watchword.Labels, error) {
 	return labels, err
 }
 
-// inside returns a function for [jose.Walk] that walks the one member called name.
-func inside(name string, f func(string, jsontext.Value) error) func(string, jsontext.Value) error {
+// walkMember returns a function for [jose.Walk] that walks the one member called name.
+func walkMember(name string, f func(string, jsontext.Value) error) func(string, jsontext.Value) error {
 	return func(got string, v jsontext.Value) error {
 		if got != name {
 			return nil

@@ -25,20 +25,20 @@ func ParseLink(link string) (server, code, pin string, err error) {
 	q, err := url.ParseQuery(u.Fragment)
 	base, ok := strings.CutSuffix(u.EscapedPath(), "/e")
 	bare := u.Scheme == "https" && u.Host != "" && u.User == nil && u.RawQuery == "" && !u.ForceQuery
-	if err != nil || !ok || !bare || len(q) != 2 || len(q["code"]) != 1 || len(q["pin"]) != 1 || !wellFormed(q.Get("pin"), 32) || !WellFormedCode(q.Get("code")) {
+	if err != nil || !ok || !bare || len(q) != 2 || len(q["code"]) != 1 || len(q["pin"]) != 1 || !isBase64URL(q.Get("pin"), 32) || !WellFormedCode(q.Get("code")) {
 		return "", "", "", watchword.RefuseField("link", "must look like https://HOST/e#code=…&pin=…")
 	}
 	return "https://" + u.Host + base, q.Get("code"), q.Get("pin"), nil
 }
 
-// HashCode returns the SHA-256 of a code's characters, as the store and the
+// CodeDigest returns the SHA-256 of a code's characters, as the store and the
 // enrollment proof know it.
-func HashCode(code string) [32]byte { return sha256.Sum256([]byte(code)) }
+func CodeDigest(code string) [32]byte { return sha256.Sum256([]byte(code)) }
 
 // WellFormedCode reports whether s is 128 bits in strict base64url.
-func WellFormedCode(s string) bool { return wellFormed(s, 16) }
+func WellFormedCode(s string) bool { return isBase64URL(s, 16) }
 
-func wellFormed(s string, bytes int) bool {
+func isBase64URL(s string, bytes int) bool {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
 	return err == nil && len(b) == bytes && len(s) == base64.RawURLEncoding.EncodedLen(bytes)
 }

@@ -30,14 +30,14 @@ func oracled(t *testing.T, k kind, s *jose.Signer, what, raw string) {
 }
 
 // And what others sign, we take: each of the two makes an access token and an assertion.
-func TestPapersOfGolangJWTAndJwx(t *testing.T) {
+func TestTokensOfGolangJWTAndJwx(t *testing.T) {
 	others := peers.Find(t)
 	k, err := jose.GenerateKey(jose.P256)
 	if err != nil {
 		t.Fatal(err)
 	}
 	keys := token.NewKeySet(k.Public())
-	access := map[string]any{
+	accessToken := map[string]any{
 		"iss": issuer, "sub": string(dev), "aud": issuer, "client_id": string(dev), "jti": "j", "iat": now.Unix(), "exp": now.Unix() + 600,
 		"key": "k", "perm": [][]any{{"topic:a", []string{"pub"}}},
 	}
@@ -46,7 +46,7 @@ func TestPapersOfGolangJWTAndJwx(t *testing.T) {
 		by := func(typ string, claims map[string]any) (string, error) {
 			return others.SignJWT(t, name, k.Crypto(), map[string]string{"typ": typ, "kid": string(k.Public().ID())}, claims)
 		}
-		raw, err := by(token.TypAccess, access)
+		raw, err := by(token.TypAccess, accessToken)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,10 +64,10 @@ func TestPapersOfGolangJWTAndJwx(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if err := p.Precheck(issuer, now); err != nil {
+		if err := p.CheckClaims(issuer, now); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := p.Check(keys); err != nil {
+		if _, err := p.Verify(keys); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

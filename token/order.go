@@ -26,23 +26,23 @@ type Order struct {
 type orderClaims struct {
 	Order
 	aud audience
-	window
+	validity
 }
 
 func (c *orderClaims) member(name string, v jsontext.Value) error {
 	switch name {
 	case "iss":
-		return text(&c.By, v)
+		return readString(&c.By, v)
 	case "aud":
 		return c.aud.UnmarshalJSON(v)
 	case "cmd":
-		return text(&c.Function, v)
+		return readString(&c.Function, v)
 	case "args_hash":
-		return text(&c.ArgsHash, v)
+		return readString(&c.ArgsHash, v)
 	case "jti":
-		return text(&c.ID, v)
+		return readString(&c.ID, v)
 	}
-	return c.window.member(name, v)
+	return c.validity.member(name, v)
 }
 
 // SignOrder signs o with the orderer's signing key and gives it a jti. Codes:
@@ -55,10 +55,10 @@ func SignOrder(s *jose.Signer, o Order) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return sign(s, TypOrder, watchword.MaxToken, b, func(payload []byte) error {
+	return signTyped(s, TypOrder, watchword.MaxToken, b, func(payload []byte) error {
 		got, err := readOrder(payload, o.Device, o.Issued)
 		if err == nil && (got.By != o.By || got.Function != o.Function || got.ArgsHash != o.ArgsHash) {
-			err = changedClaim()
+			err = invalidUTF8Claim()
 		}
 		return err
 	})
@@ -69,7 +69,7 @@ func SignOrder(s *jose.Signer, o Order) (string, error) {
 // a clock. That it fits its command is [Order.Covers]. Codes: as [VerifyReceipt],
 // token_expired, token_early, token_lifetime.
 func VerifyOrder(raw string, keys KeySet, dev watchword.SubjectID, now time.Time) (Order, error) {
-	payload, _, err := open(raw, watchword.MaxToken, TypOrder, keys)
+	payload, _, err := verifyTyped(raw, watchword.MaxToken, TypOrder, keys)
 	if err != nil {
 		return Order{}, err
 	}
@@ -90,7 +90,7 @@ func readOrder(payload []byte, dev watchword.SubjectID, now time.Time) (Order, e
 	if now.IsZero() {
 		now = c.iat.time()
 	}
-	if err := c.check(now, CommandLife, Skew, Skew); err != nil {
+	if err := c.check(now, CommandLifetime, Skew, Skew); err != nil {
 		return Order{}, err
 	}
 	o := c.Order

@@ -27,35 +27,35 @@ type receiptClaims struct {
 	Receipt
 	aud audience
 	jti string
-	window
+	validity
 }
 
 func (c *receiptClaims) member(name string, v jsontext.Value) error {
 	switch name {
 	case "iss":
-		return text(&c.Device, v)
+		return readString(&c.Device, v)
 	case "aud":
 		return c.aud.UnmarshalJSON(v)
 	case "jti":
-		return text(&c.jti, v)
+		return readString(&c.jti, v)
 	case "epoch":
-		return number(&c.Epoch, v)
+		return readInt(&c.Epoch, v)
 	case "seq":
-		return number(&c.Seq, v)
+		return readInt(&c.Seq, v)
 	case "cid":
-		return text(&c.Command, v)
+		return readString(&c.Command, v)
 	case "ch":
-		return text(&c.Hash, v)
+		return readString(&c.Hash, v)
 	case "st":
-		return text(&c.Status, v)
+		return readString(&c.Status, v)
 	case "result":
 		c.Result = json.RawMessage(v)
 	}
-	return c.window.member(name, v)
+	return c.validity.member(name, v)
 }
 
-// hashLen is the characters of a SHA-256 in base64url.
-const hashLen = 43
+// hashLength is the characters of a SHA-256 in base64url.
+const hashLength = 43
 
 // SignReceipt signs r with the device's signing key. Codes: too_large for a receipt
 // over 32 KiB; bad_request where the server would refuse it: a result that is no
@@ -71,12 +71,12 @@ func SignReceipt(s *jose.Signer, r Receipt) (string, error) {
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
-		return "", watchword.Because(err, watchword.BadRequest, "the result is no JSON")
+		return "", watchword.Wrap(err, watchword.BadRequest, "the result is no JSON")
 	}
-	return sign(s, TypReceipt, watchword.MaxDocument, b, func(payload []byte) error {
+	return signTyped(s, TypReceipt, watchword.MaxDocument, b, func(payload []byte) error {
 		got, err := readReceipt(payload, r.Device, r.Issuer)
 		if err == nil && (got.Command != r.Command || got.Hash != r.Hash || got.Status != r.Status || (got.Result == nil) != (r.Result == nil)) {
-			err = changedClaim()
+			err = invalidUTF8Claim()
 		}
 		return err
 	})
@@ -90,7 +90,7 @@ func SignReceipt(s *jose.Signer, r Receipt) (string, error) {
 // Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
 // signature_invalid, issuer_mismatch, audience_mismatch.
 func VerifyReceipt(raw string, keys KeySet, dev watchword.SubjectID, issuer string) (Receipt, watchword.KeyID, error) {
-	payload, key, err := open(raw, watchword.MaxDocument, TypReceipt, keys)
+	payload, key, err := verifyTyped(raw, watchword.MaxDocument, TypReceipt, keys)
 	if err != nil {
 		return Receipt{}, "", err
 	}
@@ -115,7 +115,7 @@ func readReceipt(payload []byte, dev watchword.SubjectID, issuer string) (Receip
 	if err := checkJTI(c.jti); err != nil {
 		return Receipt{}, err
 	}
-	if _, ok := c.Status.State(); !ok || c.Epoch < 1 || c.Seq < 1 || c.Command == "" || len(c.Command) > 128 || len(c.Hash) != hashLen {
+	if _, ok := c.Status.State(); !ok || c.Epoch < 1 || c.Seq < 1 || c.Command == "" || len(c.Command) > 128 || len(c.Hash) != hashLength {
 		return Receipt{}, watchword.Refuse(watchword.TokenMalformed, "epoch, seq, cid, ch and st are mandatory")
 	}
 	r := c.Receipt
@@ -136,8 +136,8 @@ func ReadReceipt(raw string, dev watchword.SubjectID, issuer string) (Receipt, e
 	return readReceipt(u.UnverifiedPayload(), dev, issuer)
 }
 
-// ResultOf reads the result of a receipt that was verified before; nil if it has none.
-func ResultOf(raw string) (json.RawMessage, error) {
+// ReceiptResult reads the result of a receipt that was verified before; nil if it has none.
+func ReceiptResult(raw string) (json.RawMessage, error) {
 	u, err := jose.ParseJWS(raw, watchword.MaxDocument)
 	if err != nil {
 		return nil, err

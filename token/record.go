@@ -14,17 +14,17 @@ type Record struct {
 	Subject     watchword.SubjectID
 	Incarnation int64 // of the subject when it was issued
 	Key         watchword.KeyID
-	// Says is what the token gives, and to whom: [Grant.Says]. Zero where nobody signed
+	// ClaimsDigest is what the token gives, and to whom: [Grant.ClaimsDigest]. Zero where nobody signed
 	// one, so that none passes.
-	Says    [32]byte
-	Issued  time.Time
-	Expires time.Time
-	Revoked bool
+	ClaimsDigest [32]byte
+	Issued       time.Time
+	Expires      time.Time
+	Revoked      bool
 }
 
-// Spent is a client assertion's single use: (tenant, subject, jti), kept until
+// SingleUse is a client assertion's single use: (tenant, subject, jti), kept until
 // Expires plus the skew.
-type Spent struct {
+type SingleUse struct {
 	JTI     string
 	Expires time.Time
 }
@@ -43,7 +43,7 @@ func (r Record) Issue(h Holder, used bool) error {
 	if h.State == "" {
 		return watchword.Refuse(watchword.ClientInvalid, "no such subject")
 	}
-	if err := (&watchword.Subject{Kind: h.Kind, ID: r.Subject, State: h.State}).Usable(); err != nil {
+	if err := (&watchword.Subject{Kind: h.Kind, ID: r.Subject, State: h.State}).CheckActive(); err != nil {
 		return err
 	}
 	if !h.Keyed || h.Incarnation != r.Incarnation {

@@ -25,8 +25,8 @@ type rekeyClaims struct {
 	Sub  watchword.SubjectID `json:"sub"`
 	Aud  audience            `json:"aud"`
 	JTI  string              `json:"jti"`
-	IAT  unix                `json:"iat"`
-	EXP  unix                `json:"exp"`
+	IAT  numericDate         `json:"iat"`
+	EXP  numericDate         `json:"exp"`
 	Sign watchword.KeyID     `json:"sign_jkt"`
 	Seal watchword.KeyID     `json:"seal_jkt"`
 }
@@ -38,7 +38,7 @@ type rekeyClaims struct {
 // unavailable.
 func SignRekey(from, to *jose.Signer, sub watchword.SubjectID, issuer string, seal watchword.KeyID, now time.Time) (string, error) {
 	b, err := json.Marshal(map[string]any{
-		"iss": sub, "sub": sub, "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(RekeyLife).Unix(),
+		"iss": sub, "sub": sub, "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(RekeyLifetime).Unix(),
 		"sign_jkt": to.Public().ID(), "seal_jkt": seal,
 	})
 	if err != nil {
@@ -49,7 +49,7 @@ func SignRekey(from, to *jose.Signer, sub watchword.SubjectID, issuer string, se
 		return err
 	}
 	if from.Public().ID() == to.Public().ID() {
-		one, err := sign(to, TypRekey, watchword.MaxToken-len(`[""]`), b, read)
+		one, err := signTyped(to, TypRekey, watchword.MaxToken-len(`[""]`), b, read)
 		return `["` + one + `"]`, err
 	}
 	raw, err := jose.SignPair(from, to, TypRekey, b)
@@ -60,7 +60,7 @@ func SignRekey(from, to *jose.Signer, sub watchword.SubjectID, issuer string, se
 	if err == nil {
 		err = read(p.UnverifiedPayload())
 	}
-	return raw, unreadable(err, TypRekey)
+	return raw, signerError(err, TypRekey)
 }
 
 // VerifyRekey checks a key change of sub: the first signature under from, the key
@@ -92,7 +92,7 @@ func readRekey(payload []byte, sub watchword.SubjectID, issuer string, now time.
 	if err := checkJTI(c.JTI); err != nil {
 		return Rekey{}, err
 	}
-	if err := (window{iat: c.IAT, exp: c.EXP}).check(now, RekeyLife, Skew, Skew); err != nil {
+	if err := (validity{iat: c.IAT, exp: c.EXP}).check(now, RekeyLifetime, Skew, Skew); err != nil {
 		return Rekey{}, err
 	}
 	return Rekey{Sign: c.Sign, Seal: c.Seal, JTI: c.JTI, Expires: c.EXP.time()}, nil
@@ -111,7 +111,7 @@ func openRekey(raw string, from, to *jose.PublicKey) ([]byte, error) {
 		if len(list) != 1 {
 			return nil, watchword.Refuse(watchword.TokenMalformed, "where the signing key stays it signs once")
 		}
-		payload, _, err := open(list[0], watchword.MaxToken, TypRekey, NewKeySet(from))
+		payload, _, err := verifyTyped(list[0], watchword.MaxToken, TypRekey, NewKeySet(from))
 		return payload, err
 	}
 	p, err := jose.ParsePair(raw, watchword.MaxToken)

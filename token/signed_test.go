@@ -29,7 +29,7 @@ func FuzzSignReceipt(f *testing.F) {
 	s := signer(f, jose.P256)
 	f.Fuzz(func(t *testing.T, result []byte) {
 		r := token.Receipt{
-			Device: dev, Issuer: issuer, Epoch: 1, Seq: 2, Command: "cmd_1", Hash: strings.Repeat("h", 43), Status: watchword.StDone, Result: result, At: now,
+			Device: dev, Issuer: issuer, Epoch: 1, Seq: 2, Command: "cmd_1", Hash: strings.Repeat("h", 43), Status: watchword.StatusDone, Result: result, At: now,
 		}
 		raw, err := token.SignReceipt(s, r)
 		if err != nil {
@@ -54,11 +54,11 @@ func FuzzSignReceipt(f *testing.F) {
 
 // Whatever a caller gives to a function that signs, what comes out is taken by its reader, or
 // nothing comes out.
-func TestWhatIsSignedIsTaken(t *testing.T) {
+func TestSignedTokensVerify(t *testing.T) {
 	s, other := signer(t, jose.P256), signer(t, jose.Ed)
 	keys := token.NewKeySet(s.Public())
 	texts := []string{"", "lamp-1", "a b", "\xff", "\ud7ff", "x\x00y", strings.Repeat("x", 129), strings.Repeat("x", 5000), `"`, "https://hub.example"}
-	times := []time.Time{{}, time.Unix(0, 0), now, now.Add(token.TrustLife + time.Hour), time.Unix(1<<53, 0), time.Unix(-5, 0)}
+	times := []time.Time{{}, time.Unix(0, 0), now, now.Add(token.TrustLifetime + time.Hour), time.Unix(1<<53, 0), time.Unix(-5, 0)}
 	numbers := []int64{-1, 0, 1, 1<<53 - 1, 1 << 53}
 	documents := append([]string{`{"a":1}`}, resultSeeds...)
 	signed, refused := 0, 0
@@ -98,7 +98,7 @@ func TestWhatIsSignedIsTaken(t *testing.T) {
 		_, verr = token.VerifyOrder(raw, keys, id, at)
 		holds("order "+what, err, verr)
 
-		raw, err = token.SignReceipt(s, token.Receipt{Device: id, Issuer: text, Epoch: n, Seq: n, Command: watchword.CommandID(text), Hash: strings.Repeat("h", 43), Status: watchword.StFailed, Result: json.RawMessage(doc), At: at})
+		raw, err = token.SignReceipt(s, token.Receipt{Device: id, Issuer: text, Epoch: n, Seq: n, Command: watchword.CommandID(text), Hash: strings.Repeat("h", 43), Status: watchword.StatusFailed, Result: json.RawMessage(doc), At: at})
 		_, _, verr = token.VerifyReceipt(raw, keys, id, text)
 		holds("receipt "+what, err, verr)
 
@@ -133,7 +133,7 @@ func TestWhatIsSignedIsTaken(t *testing.T) {
 			holds("key change "+what, err, verr)
 		}
 
-		b := token.Trust{Issuer: text, Version: n, Epoch: n, Root: []*jose.PublicKey{s.Public()}, Witnesses: []string{text}, Quorum: n, Issued: at, Expires: at.Add(time.Hour)}
+		b := token.Trust{Issuer: text, Version: n, Epoch: n, Roots: []*jose.PublicKey{s.Public()}, Witnesses: []string{text}, Quorum: n, Issued: at, Expires: at.Add(time.Hour)}
 		raw, err = token.SignTrust(b, s)
 		_, verr = token.VerifyTrust(raw, token.Pin(s.Public()), at)
 		holds("bundle "+what, err, verr)
@@ -148,8 +148,8 @@ func checkAssertion(raw, iss string, at time.Time, keys token.KeySet) (token.Ass
 	if err != nil {
 		return token.Assertion{}, err
 	}
-	if err := p.Precheck(iss, at); err != nil {
+	if err := p.CheckClaims(iss, at); err != nil {
 		return token.Assertion{}, err
 	}
-	return p.Check(keys)
+	return p.Verify(keys)
 }

@@ -9,11 +9,11 @@ import (
 )
 
 type timeClaims struct {
-	Iss   string `json:"iss"`
-	JTI   string `json:"jti"`
-	IAT   unix   `json:"iat"`
-	EXP   unix   `json:"exp"`
-	Nonce string `json:"nonce"`
+	Iss   string      `json:"iss"`
+	JTI   string      `json:"jti"`
+	IAT   numericDate `json:"iat"`
+	EXP   numericDate `json:"exp"`
+	Nonce string      `json:"nonce"`
 }
 
 // CheckNonce refuses what is no nonce of a device: 22 to 64 characters of
@@ -33,12 +33,12 @@ func CheckNonce(nonce string) error {
 // know whole seconds alone: up to one is cut off. Codes: bad_request, unavailable.
 func SignTime(s *jose.Signer, issuer, nonce string, now time.Time) (string, error) {
 	b, err := json.Marshal(map[string]any{
-		"iss": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(TimeLife).Unix(), "nonce": nonce,
+		"iss": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(TimeLifetime).Unix(), "nonce": nonce,
 	})
 	if err != nil {
 		return "", err
 	}
-	return sign(s, TypTime, watchword.MaxToken, b, func(payload []byte) error {
+	return signTyped(s, TypTime, watchword.MaxToken, b, func(payload []byte) error {
 		_, err := readTime(payload, issuer, nonce)
 		return err
 	})
@@ -51,7 +51,7 @@ func SignTime(s *jose.Signer, issuer, nonce string, now time.Time) (string, erro
 // Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
 // signature_invalid, issuer_mismatch, nonce_mismatch, token_lifetime.
 func VerifyTime(raw string, keys KeySet, issuer, nonce string) (time.Time, error) {
-	payload, _, err := open(raw, watchword.MaxToken, TypTime, keys)
+	payload, _, err := verifyTyped(raw, watchword.MaxToken, TypTime, keys)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -73,7 +73,7 @@ func readTime(payload []byte, issuer, nonce string) (time.Time, error) {
 		return time.Time{}, watchword.Refuse(watchword.NonceMismatch, "the signed time answers another question than ours")
 	}
 	// By its own word: only that the window is one.
-	if err := (window{iat: c.IAT, exp: c.EXP}).check(c.IAT.time(), TimeLife, 0, 0); err != nil {
+	if err := (validity{iat: c.IAT, exp: c.EXP}).check(c.IAT.time(), TimeLifetime, 0, 0); err != nil {
 		return time.Time{}, err
 	}
 	return c.IAT.time(), nil

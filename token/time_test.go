@@ -11,7 +11,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-func TestSignedTimeAnswersOneQuestion(t *testing.T) {
+func TestSignedTimeMatchesItsNonce(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())
 	raw, err := token.SignTime(s, issuer, nonce, now.Add(999*time.Millisecond))
@@ -76,8 +76,8 @@ func TestAKeyChangeIsSignedByOldAndNew(t *testing.T) {
 		want      watchword.Code
 	}{
 		{"a good one", make(from, to), 0, dev, issuer, ""},
-		{"to the last", make(from, to), token.RekeyLife + token.Skew - 1, dev, issuer, ""},
-		{"over", make(from, to), token.RekeyLife + token.Skew, dev, issuer, watchword.TokenExpired},
+		{"to the last", make(from, to), token.RekeyLifetime + token.Skew - 1, dev, issuer, ""},
+		{"over", make(from, to), token.RekeyLifetime + token.Skew, dev, issuer, watchword.TokenExpired},
 		{"early", make(from, to), -token.Skew - time.Second, dev, issuer, watchword.TokenEarly},
 		{"another device's", make(from, to), 0, "lamp-2", issuer, watchword.IssuerMismatch},
 		{"for another server", make(from, to), 0, dev, "https://evil.example", watchword.AudienceMismatch},
@@ -91,7 +91,7 @@ func TestAKeyChangeIsSignedByOldAndNew(t *testing.T) {
 		if watchword.CodeOf(err) != tc.want {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
-		if err == nil && (r.Sign != to.Public().ID() || r.Seal != "seal" || r.JTI == "" || !r.Expires.Equal(now.Add(token.RekeyLife))) {
+		if err == nil && (r.Sign != to.Public().ID() || r.Seal != "seal" || r.JTI == "" || !r.Expires.Equal(now.Add(token.RekeyLifetime))) {
 			t.Errorf("%s: %+v", tc.name, r)
 		}
 	}

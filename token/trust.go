@@ -20,7 +20,7 @@ type Trust struct {
 	Issuer  string
 	Version int64
 	Epoch   int64
-	Root    []*jose.PublicKey
+	Roots   []*jose.PublicKey
 	Issuers []*jose.PublicKey
 	Command []*jose.PublicKey
 	Time    []*jose.PublicKey
@@ -29,7 +29,7 @@ type Trust struct {
 	// 16; Quorum how many of them must have, for a device that obeys only what is logged.
 	Witnesses []string
 	Quorum    int64
-	CA        [][]byte // DER of the own authority's certificates, if any
+	CAs       [][]byte // DER of the own authority's certificates, if any
 	WebPKI    bool     // the server has a certificate from the public Web PKI
 	Issued    time.Time
 	Expires   time.Time
@@ -81,24 +81,24 @@ func SignTrustPayload(payload []byte, roots ...*jose.Signer) (string, error) {
 	for _, r := range roots {
 		known[r.Public().ID()] = r.Public()
 	}
-	t, papers, err := readTrust(raw)
+	t, signatures, err := readTrust(raw)
 	if err == nil {
-		err = t.vouched(papers, known, time.Time{}) // signed seldom, and by keys that others keep: the signatures too
+		err = t.verifySignatures(signatures, known, time.Time{}) // signed seldom, and by keys that others keep: the signatures too
 	}
-	return raw, unreadable(err, TypTrust)
+	return raw, signerError(err, TypTrust)
 }
 
 func (t Trust) payload() ([]byte, error) {
 	keys := map[string][]json.RawMessage{}
 	for role, ks := range map[string][]*jose.PublicKey{
-		"root": t.Root, "issuer": t.Issuers, "command": t.Command, "time": t.Time, "log": t.Log,
+		"root": t.Roots, "issuer": t.Issuers, "command": t.Command, "time": t.Time, "log": t.Log,
 	} {
 		for _, k := range ks {
 			keys[role] = append(keys[role], k.JWK())
 		}
 	}
 	anchors := trustTLS{WebPKI: t.WebPKI}
-	for _, der := range t.CA {
+	for _, der := range t.CAs {
 		anchors.CA = append(anchors.CA, base64.StdEncoding.EncodeToString(der))
 	}
 	m := map[string]any{
@@ -117,13 +117,13 @@ func (t Trust) payload() ([]byte, error) {
 // pin_mismatch, key_unknown, signature_invalid, bundle_invalid. now is zero for a
 // device without a clock.
 func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
-	t, papers, err := readTrust(raw)
+	t, signatures, err := readTrust(raw)
 	if err != nil {
 		return Trust{}, err
 	}
-	for _, root := range t.Root {
+	for _, root := range t.Roots {
 		if subtle.ConstantTimeCompare([]byte(Pin(root)), []byte(pin)) == 1 {
-			if err := t.vouched(papers, NewKeySet(root), now); err != nil {
+			if err := t.verifySignatures(signatures, NewKeySet(root), now); err != nil {
 				return Trust{}, err
 			}
 			return t, nil
@@ -136,11 +136,11 @@ func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
 // and by each root that it names, same issuer, and not older. So a new root comes
 // in by a bundle that the old one signed too. Codes: as [VerifyTrust].
 func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
-	t, papers, err := readTrust(raw)
+	t, signatures, err := readTrust(raw)
 	if err != nil {
 		return Trust{}, err
 	}
-	if err := t.vouched(papers, NewKeySet(known.Root...), now); err != nil {
+	if err := t.verifySignatures(signatures, NewKeySet(known.Roots...), now); err != nil {
 		return Trust{}, err
 	}
 	if t.Issuer != known.Issuer || t.Version < known.Version || t.Epoch < known.Epoch {
@@ -155,32 +155,32 @@ func readTrust(raw string) (Trust, []*jose.Unverified, error) {
 	if len(raw) > watchword.MaxBundle {
 		return Trust{}, nil, watchword.Refuse(watchword.TooLarge, "a trust bundle may have 64 KiB")
 	}
-	var papers []*jose.Unverified
+	var signatures []*jose.Unverified
 	if jose.LooksLikePair(raw) {
 		p, err := jose.ParsePair(raw, watchword.MaxBundle)
 		if err != nil {
 			return Trust{}, nil, err
 		}
-		papers = []*jose.Unverified{p.First, p.Second}
+		signatures = []*jose.Unverified{p.First, p.Second}
 	} else {
 		u, err := jose.ParseJWS(raw, watchword.MaxBundle)
 		if err != nil {
 			return Trust{}, nil, err
 		}
-		papers = []*jose.Unverified{u}
+		signatures = []*jose.Unverified{u}
 	}
-	if !jose.SameType(papers[0].Typ, TypTrust) {
+	if !jose.SameType(signatures[0].Typ, TypTrust) {
 		return Trust{}, nil, watchword.Refuse(watchword.TokenKind, "this is no %s", TypTrust)
 	}
-	t, err := parseTrust(papers[0].UnverifiedPayload())
-	return t, papers, err
+	t, err := parseTrust(signatures[0].UnverifiedPayload())
+	return t, signatures, err
 }
 
-// vouched checks that each root that t names signed it, and nobody else, one of
+// verifySignatures checks that each root that t names signed it, and nobody else, one of
 // known among them, and that it is its time.
-func (t Trust) vouched(papers []*jose.Unverified, known KeySet, now time.Time) error {
-	roots, signed, familiar := NewKeySet(t.Root...), KeySet{}, false
-	for _, p := range papers {
+func (t Trust) verifySignatures(signatures []*jose.Unverified, known KeySet, now time.Time) error {
+	roots, signed, knownSigner := NewKeySet(t.Roots...), KeySet{}, false
+	for _, p := range signatures {
 		k, ok := roots[watchword.KeyID(p.Kid)]
 		if !ok {
 			return watchword.Refuse(watchword.KeyUnknown, "the bundle does not name the root that signed it")
@@ -189,45 +189,45 @@ func (t Trust) vouched(papers []*jose.Unverified, known KeySet, now time.Time) e
 			return err
 		}
 		signed[k.ID()] = k
-		familiar = familiar || known[k.ID()] != nil
+		knownSigner = knownSigner || known[k.ID()] != nil
 	}
-	if !familiar {
+	if !knownSigner {
 		return watchword.Refuse(watchword.KeyUnknown, "no root that is known here signed the bundle")
 	}
-	if len(signed) != len(roots) || len(signed) != len(papers) {
+	if len(signed) != len(roots) || len(signed) != len(signatures) {
 		return watchword.Refuse(watchword.BundleInvalid, "every root that the bundle names must have signed it")
 	}
 	if now.IsZero() {
 		now = t.Issued
 	}
-	if err := (window{iat: seconds(t.Issued), exp: seconds(t.Expires)}).check(now, TrustLife, Skew, Skew); err != nil {
-		return watchword.Because(err, watchword.BundleInvalid, "the trust bundle is over, or from the future")
+	if err := (validity{iat: toNumericDate(t.Issued), exp: toNumericDate(t.Expires)}).check(now, TrustLifetime, Skew, Skew); err != nil {
+		return watchword.Wrap(err, watchword.BundleInvalid, "the trust bundle is over, or from the future")
 	}
 	return nil
 }
 
 func parseTrust(payload []byte) (Trust, error) {
 	var t Trust
-	var w window
+	var w validity
 	var jti string
 	err := jose.Walk(payload, func(name string, v jsontext.Value) error {
 		switch name {
 		case "iss":
-			return text(&t.Issuer, v)
+			return readString(&t.Issuer, v)
 		case "jti":
-			return text(&jti, v)
+			return readString(&jti, v)
 		case "ver":
-			return number(&t.Version, v)
+			return readInt(&t.Version, v)
 		case "epoch":
-			return number(&t.Epoch, v)
+			return readInt(&t.Epoch, v)
 		case "keys":
-			return jose.Walk(v, t.role)
+			return jose.Walk(v, t.readRole)
 		case "tls":
-			return jose.Walk(v, t.anchor)
+			return jose.Walk(v, t.readTLS)
 		case "witnesses":
-			return jose.Each(v, t.witness)
+			return jose.Each(v, t.readWitness)
 		case "quorum":
-			return number(&t.Quorum, v)
+			return readInt(&t.Quorum, v)
 		}
 		return w.member(name, v)
 	})
@@ -244,10 +244,10 @@ func parseTrust(payload []byte) (Trust, error) {
 	return t, checkJTI(jti)
 }
 
-// role reads the keys of one role; roles that we do not know are passed over.
-func (t *Trust) role(name string, v jsontext.Value) error {
+// readRole reads the keys of one role; roles that we do not know are passed over.
+func (t *Trust) readRole(name string, v jsontext.Value) error {
 	to, ok := map[string]*[]*jose.PublicKey{
-		"root": &t.Root, "issuer": &t.Issuers, "command": &t.Command, "time": &t.Time, "log": &t.Log,
+		"root": &t.Roots, "issuer": &t.Issuers, "command": &t.Command, "time": &t.Time, "log": &t.Log,
 	}[name]
 	if !ok {
 		return nil
@@ -255,7 +255,7 @@ func (t *Trust) role(name string, v jsontext.Value) error {
 	return jose.Each(v, func(item jsontext.Value) error {
 		k, err := jose.ParseJWK(item, jose.ForSigning)
 		if err != nil {
-			return watchword.Because(err, watchword.TokenMalformed, "a key of the bundle is no public JWK that signs")
+			return watchword.Wrap(err, watchword.TokenMalformed, "a key of the bundle is no public JWK that signs")
 		}
 		*to = append(*to, k)
 		return nil
@@ -265,8 +265,8 @@ func (t *Trust) role(name string, v jsontext.Value) error {
 // MaxWitnesses is how many witnesses a bundle may name.
 const MaxWitnesses = 16
 
-// witness reads one of the witnesses. What it is, those say who check checkpoints.
-func (t *Trust) witness(item jsontext.Value) error {
+// readWitness reads one of the witnesses. What it is, those say who check checkpoints.
+func (t *Trust) readWitness(item jsontext.Value) error {
 	s, err := jose.String(item)
 	if err != nil {
 		return err
@@ -278,9 +278,9 @@ func (t *Trust) witness(item jsontext.Value) error {
 	return nil
 }
 
-// anchor reads what the bundle says of TLS: ca, standard base64 of DER as x5c has
+// readTLS reads what the bundle says of TLS: ca, standard base64 of DER as x5c has
 // it, and web_pki.
-func (t *Trust) anchor(name string, v jsontext.Value) error {
+func (t *Trust) readTLS(name string, v jsontext.Value) error {
 	switch name {
 	case "ca":
 		return jose.Each(v, func(item jsontext.Value) error {
@@ -292,7 +292,7 @@ func (t *Trust) anchor(name string, v jsontext.Value) error {
 			if err != nil || strings.ContainsAny(s, "\r\n") { // which the standard library passes over
 				return watchword.Refuse(watchword.TokenMalformed, "a TLS anchor of the bundle is no base64")
 			}
-			t.CA = append(t.CA, der)
+			t.CAs = append(t.CAs, der)
 			return nil
 		})
 	case "web_pki":

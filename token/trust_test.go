@@ -51,7 +51,7 @@ func TestABundleNamesWitnesses(t *testing.T) {
 		{1, 1, new(""), watchword.TokenMalformed},
 	} {
 		now := time.Now().Truncate(time.Second)
-		b := token.Trust{Issuer: "https://w.example", Version: 1, Epoch: 1, Root: []*jose.PublicKey{s.Public()}, Quorum: tc.quorum, Issued: now, Expires: now.Add(time.Hour)}
+		b := token.Trust{Issuer: "https://w.example", Version: 1, Epoch: 1, Roots: []*jose.PublicKey{s.Public()}, Quorum: tc.quorum, Issued: now, Expires: now.Add(time.Hour)}
 		for i := range tc.witnesses {
 			b.Witnesses = append(b.Witnesses, fmt.Sprint("witness-", i))
 		}

@@ -11,17 +11,17 @@ import (
 
 // Twin is one device's two documents, each a JSON object or nil if never set.
 type Twin struct {
-	Tenant     watchword.TenantID
-	Device     watchword.SubjectID
-	Config     []byte // wanted, sealed at rest with the data key
-	ConfigVer  int64  // grows with each change from 1; 0 means never set
-	ConfigAt   time.Time
-	State      []byte // reported, sealed at rest with the data key
-	StateAt    time.Time
-	StateCount int64 // how often state was reported; its ETag
-	// StateBy is who reported the state, in which incarnation; empty for a state of before this was kept.
-	StateBy            watchword.SubjectID
-	StateByIncarnation int64 // of StateBy; 0 where that is empty
+	Tenant        watchword.TenantID
+	Device        watchword.SubjectID
+	Config        []byte // wanted, sealed at rest with the data key
+	ConfigVersion int64  // grows with each change from 1; 0 means never set
+	ConfigAt      time.Time
+	State         []byte // reported, sealed at rest with the data key
+	StateAt       time.Time
+	StateVersion  int64 // how often state was reported; its ETag
+	// ReportedBy is who reported the state, in which incarnation; empty for a state of before this was kept.
+	ReportedBy            watchword.SubjectID
+	ReportedByIncarnation int64 // of StateBy; 0 where that is empty
 }
 
 // Function is what a device can be asked to do. Schema is the JSON Schema of
@@ -41,16 +41,16 @@ const (
 // Configure returns the twin with another wanted configuration. ifVersion is -1 for any, 0 for never set, else the version that
 // was compared. Code: precondition_failed.
 func (t Twin) Configure(config []byte, ifVersion int64, now time.Time) (Twin, error) {
-	if ifVersion >= 0 && ifVersion != t.ConfigVer {
-		return t, watchword.Refuse(watchword.PreconditionFailed, "the configuration is at version %d now", t.ConfigVer)
+	if ifVersion >= 0 && ifVersion != t.ConfigVersion {
+		return t, watchword.Refuse(watchword.PreconditionFailed, "the configuration is at version %d now", t.ConfigVersion)
 	}
-	t.Config, t.ConfigVer, t.ConfigAt = config, t.ConfigVer+1, now
+	t.Config, t.ConfigVersion, t.ConfigAt = config, t.ConfigVersion+1, now
 	return t, nil
 }
 
 // Report returns the twin with another reported state. by is who reports it, in its incarnation; both are zero where nobody is known.
 func (t Twin) Report(state []byte, by watchword.SubjectID, incarnation int64, now time.Time) Twin {
-	t.State, t.StateAt, t.StateBy, t.StateByIncarnation = state, now, by, incarnation
-	t.StateCount++
+	t.State, t.StateAt, t.ReportedBy, t.ReportedByIncarnation = state, now, by, incarnation
+	t.StateVersion++
 	return t
 }

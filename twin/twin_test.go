@@ -22,13 +22,13 @@ func TestAConfigurationIsReplacedUnderItsVersion(t *testing.T) {
 		{"never set", 0, 0, ""},
 		{"set meanwhile", 1, 0, watchword.PreconditionFailed},
 	} {
-		got, err := twin.Twin{ConfigVer: c.version, State: []byte("s"), StateCount: 2}.Configure([]byte("c"), c.ifVersion, now)
-		if watchword.CodeOf(err) != c.want || err == nil && (string(got.Config) != "c" || got.ConfigVer != c.version+1 || !got.ConfigAt.Equal(now) || got.StateCount != 2) {
+		got, err := twin.Twin{ConfigVersion: c.version, State: []byte("s"), StateVersion: 2}.Configure([]byte("c"), c.ifVersion, now)
+		if watchword.CodeOf(err) != c.want || err == nil && (string(got.Config) != "c" || got.ConfigVersion != c.version+1 || !got.ConfigAt.Equal(now) || got.StateVersion != 2) {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
 	}
-	got := twin.Twin{ConfigVer: 4, StateCount: 2}.Report([]byte("s"), "lamp-1", 3, now)
-	if got.StateCount != 3 || got.StateBy != "lamp-1" || got.StateByIncarnation != 3 || !got.StateAt.Equal(now) || got.ConfigVer != 4 {
+	got := twin.Twin{ConfigVersion: 4, StateVersion: 2}.Report([]byte("s"), "lamp-1", 3, now)
+	if got.StateVersion != 3 || got.ReportedBy != "lamp-1" || got.ReportedByIncarnation != 3 || !got.StateAt.Equal(now) || got.ConfigVersion != 4 {
 		t.Errorf("a report: %+v", got)
 	}
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/watchword-iot/watchword/attack/hostile/devices"
 )
 
-// atAgent is the cases that the agent meets as a program, over TCP and in real time: one of each
+// agentCases is the cases that the agent meets as a program, over TCP and in real time: one of each
 // kind, since the code behind it is that of the device in this process.
-var atAgent = []string{
+var agentCases = []string{
 	"a stranger that says the device is revoked",
 	"a stranger that is busy for an hour",
 	"a stranger with 3 MB of headers",
@@ -42,7 +42,7 @@ var atAgent = []string{
 
 // agentLimits are for real time. A device that has failed for two seconds waits for four at most; the
 // rest is for a busy machine and measures nothing.
-var agentLimits = hostile.Limits{Lasts: 4 * time.Second, Pause: 60 * time.Second, Deadline: 60 * time.Second, Second: 40, Minute: 240}
+var agentLimits = hostile.Limits{Duration: 4 * time.Second, MaxPause: 60 * time.Second, Deadline: 60 * time.Second, PerSecond: 40, PerMinute: 240}
 
 // agentMemory is what the agent may hold at most, in bytes: a Go program of 30 MB, and room for what
 // one answer and one packet may have.
@@ -57,7 +57,7 @@ var agentBinary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-func TestTheAgentHoldsCasesOfEachKind(t *testing.T) {
+func TestAgentPassesCasesOfEachKind(t *testing.T) {
 	bin, err := agentBinary()
 	if err != nil {
 		t.Fatalf("%v: %s", err, bin)
@@ -74,7 +74,7 @@ func TestTheAgentHoldsCasesOfEachKind(t *testing.T) {
 	saw := map[string]seen{}
 	var met sync.WaitGroup
 	turn := make(chan struct{}, 10) // they wait most of the time: parallel tests would be as few as there are cores
-	for _, name := range atAgent {
+	for _, name := range agentCases {
 		c, ok := cases[name]
 		if !ok {
 			t.Errorf("there is no case %q", name)
@@ -86,7 +86,7 @@ func TestTheAgentHoldsCasesOfEachKind(t *testing.T) {
 		go func() {
 			defer met.Done()
 			defer func() { <-turn }()
-			said, err := meetAgent(t.Context(), bin, dir, c)
+			said, err := runAgentCase(t.Context(), bin, dir, c)
 			mu.Lock()
 			defer mu.Unlock()
 			saw[name] = seen{said, err}
@@ -103,8 +103,8 @@ func TestTheAgentHoldsCasesOfEachKind(t *testing.T) {
 	}
 }
 
-// meetAgent lets an agent meet one case.
-func meetAgent(ctx context.Context, bin, dir string, c hostile.Case) (said string, err error) {
+// runAgentCase lets an agent meet one case.
+func runAgentCase(ctx context.Context, bin, dir string, c hostile.Case) (said string, err error) {
 	https, err1 := net.Listen("tcp", "127.0.0.1:0")
 	mqtts, err2 := net.Listen("tcp", "127.0.0.1:0")
 	if err := errors.Join(err1, err2); err != nil {

@@ -69,8 +69,8 @@ func newCertificate(now time.Time) (ca []byte, _ tls.Certificate, err error) {
 func (a *authority) bundle(version int64, now time.Time, edit func(*token.Trust)) (string, error) {
 	public := func(s *jose.Signer) []*jose.PublicKey { return []*jose.PublicKey{s.Public()} }
 	t := token.Trust{
-		Issuer: Issuer, Version: version, Epoch: epoch, Root: public(a.root), Issuers: public(a.issuer), Command: public(a.command), Time: public(a.time), Log: public(a.log),
-		CA: [][]byte{a.ca}, Issued: now, Expires: now.Add(token.TrustLife),
+		Issuer: Issuer, Version: version, Epoch: epoch, Roots: public(a.root), Issuers: public(a.issuer), Command: public(a.command), Time: public(a.time), Log: public(a.log),
+		CAs: [][]byte{a.ca}, Issued: now, Expires: now.Add(token.TrustLifetime),
 	}
 	if edit != nil {
 		edit(&t)

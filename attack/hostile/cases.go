@@ -10,7 +10,7 @@ import (
 
 // Cases returns every case, new ones at each call: some of them count.
 func Cases() []Case {
-	return slices.Concat(strangerCases(), tlsCases(), bodyCases(), tokenCases(), answerCases(), http1Cases(), http2Cases(), sessionCases(), packetCases(), floodCases(), commandCases())
+	return slices.Concat(unauthenticatedPeerCases(), tlsCases(), bodyCases(), tokenCases(), answerCases(), http1Cases(), http2Cases(), sessionCases(), packetCases(), floodCases(), commandCases())
 }
 
 // headerTake is how much of one connection a device may take whose server sends endless headers, or

@@ -19,7 +19,7 @@ func (s *Server) forged(nonce string) (out []string) {
 	if err != nil {
 		return nil
 	}
-	stranger, err := k.Signer()
+	unknown, err := k.Signer()
 	if err != nil {
 		return nil
 	}
@@ -37,7 +37,7 @@ func (s *Server) forged(nonce string) (out []string) {
 		}
 	}
 	now := time.Now()
-	add(stranger, nil)
+	add(unknown, nil)
 	add(s.keys.issuer, nil)
 	add(s.keys.root, nil)
 	add(s.keys.time, nil)
@@ -60,20 +60,20 @@ func (s *Server) forged(nonce string) (out []string) {
 		s.mu.Lock()
 		to := s.seal
 		s.mu.Unlock()
-		if jwe, err := jose.Seal(to, "text/plain", []byte(jws)); err == nil {
+		if jwe, err := jose.Encrypt(to, "text/plain", []byte(jws)); err == nil {
 			out = append(out, jwe)
 		}
 		if other, err := jose.GenerateKey(jose.P256); err == nil {
-			if jwe, err := jose.Seal(other.Public(), "JWT", []byte(jws)); err == nil {
+			if jwe, err := jose.Encrypt(other.Public(), "JWT", []byte(jws)); err == nil {
 				out = append(out, jwe)
 			}
 		}
-		if jwe, err := jose.Seal(to, "JWT", []byte(jws)); err == nil {
+		if jwe, err := jose.Encrypt(to, "JWT", []byte(jws)); err == nil {
 			b := []byte(jwe)
 			b[len(b)-30] ^= 1
 			out = append(out, string(b), jwe[:len(jwe)/2])
 		}
-		if jwe, err := jose.Seal(to, "JWT", []byte(`{"cmd":"act","args":{"n":1000096}}`)); err == nil {
+		if jwe, err := jose.Encrypt(to, "JWT", []byte(`{"cmd":"act","args":{"n":1000096}}`)); err == nil {
 			out = append(out, jwe)
 		}
 	}
@@ -103,7 +103,7 @@ func commandCases() []Case {
 			if err1 == nil && err2 == nil {
 				first = []string{later, earlier}
 			}
-			s.pass(1)
+			s.skipNumbers(1)
 		}
 		return first
 	}
@@ -154,7 +154,7 @@ func commandCases() []Case {
 	return []Case{
 		{Name: "commands that are forged", Session: each(nil, forged)},
 		{Name: "commands that are forged, one a connection", Session: func(m *Session) {
-			if !m.Accept() || !m.Until() {
+			if !m.Accept() || !m.ServeUntilSubscribed() {
 				return
 			}
 			all := forged(m)
@@ -162,25 +162,25 @@ func commandCases() []Case {
 			jwe := all[len(first)%len(all)]
 			first = append(first, jwe)
 			mu.Unlock()
-			m.Beside(func(m *Session) error { return m.Write(m.Command(jwe)) })
+			m.ServeWith(func(m *Session) error { return m.Write(m.Command(jwe)) })
 		}},
 		{Name: "commands that are forged, by polls", Connection: noMQTT, Request: polled(func(s *Server, r *http.Request) []string {
 			return s.forged(r.URL.Query().Get("nonce"))
 		})},
-		{Name: "every command 20 times", Orders: 3, Session: each(func(n int, p *packet.Publish) { p.Dup = n > 0 }, times(20))},
-		{Name: "every command 5 times, by polls", Orders: 3, Connection: noMQTT, Request: polled(func(s *Server, r *http.Request) (out []string) {
+		{Name: "every command 20 times", Commands: 3, Session: each(func(n int, p *packet.Publish) { p.Dup = n > 0 }, times(20))},
+		{Name: "every command 5 times, by polls", Commands: 3, Connection: noMQTT, Request: polled(func(s *Server, r *http.Request) (out []string) {
 			for range 5 {
 				out = append(out, replayed(s, r.URL.Query().Get("nonce"))...)
 			}
 			return out
 		})},
-		{Name: "every command of before, in each connection", Orders: 3, Session: each(nil, func(m *Session) []string { return replayed(m.Server, m.Nonce()) })},
+		{Name: "every command of before, in each connection", Commands: 3, Session: each(nil, func(m *Session) []string { return replayed(m.Server, m.Nonce()) })},
 		{Name: "numbers in the wrong order", Session: each(nil, func(m *Session) []string { return reordered(m.Server) })},
-		{Name: "two commands with one packet identifier", Orders: 2, Session: each(func(_ int, p *packet.Publish) { p.ID = 1 }, times(1))},
-		{Name: "commands with QoS 0", Orders: 1, Session: each(func(_ int, p *packet.Publish) { p.QoS, p.ID = 0, 0 }, times(2))},
-		{Name: "commands with QoS 2", Orders: 1, Session: each(func(_ int, p *packet.Publish) { p.QoS = 2 }, times(2))},
-		{Name: "commands that are retained", Orders: 1, Session: each(func(_ int, p *packet.Publish) { p.Retain = true }, times(2))},
-		{Name: "commands as configurations", Orders: 1, Session: each(func(_ int, p *packet.Publish) { p.Topic = topicConfig }, times(2))},
+		{Name: "two commands with one packet identifier", Commands: 2, Session: each(func(_ int, p *packet.Publish) { p.ID = 1 }, times(1))},
+		{Name: "commands with QoS 0", Commands: 1, Session: each(func(_ int, p *packet.Publish) { p.QoS, p.ID = 0, 0 }, times(2))},
+		{Name: "commands with QoS 2", Commands: 1, Session: each(func(_ int, p *packet.Publish) { p.QoS = 2 }, times(2))},
+		{Name: "commands that are retained", Commands: 1, Session: each(func(_ int, p *packet.Publish) { p.Retain = true }, times(2))},
+		{Name: "commands as configurations", Commands: 1, Session: each(func(_ int, p *packet.Publish) { p.Topic = topicConfig }, times(2))},
 		{Name: "a trust bundle of a later epoch by nobody", Request: func(s *Server, w http.ResponseWriter, r *http.Request) bool {
 			if r.URL.Path != pathTrust {
 				return false

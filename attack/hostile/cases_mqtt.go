@@ -11,10 +11,10 @@ import (
 )
 
 // refused answers CONNECT with a reason, and the code that Watchword gives with it.
-func refused(why packet.Reason, code watchword.Code) func(*Session) {
+func refused(reason packet.Reason, code watchword.Code) func(*Session) {
 	return func(m *Session) {
 		if m.Open() {
-			ack := &packet.Connack{Code: why}
+			ack := &packet.Connack{Code: reason}
 			if code != "" {
 				ack.Properties.SetText(packet.ReasonString, refusal(code))
 			}
@@ -39,7 +39,7 @@ func connack(edit func(*packet.Connack)) func(*Session) {
 			ack := m.Connack()
 			edit(ack)
 			if m.Write(ack) == nil {
-				m.Go()
+				m.ServeAfterConnack()
 			}
 		}
 	}
@@ -48,8 +48,8 @@ func connack(edit func(*packet.Connack)) func(*Session) {
 // then serves well until the device takes commands, then says something bad, and goes on well.
 func then(f func(m *Session) error) func(*Session) {
 	return func(m *Session) {
-		if m.Accept() && m.Until() {
-			m.Beside(f)
+		if m.Accept() && m.ServeUntilSubscribed() {
+			m.ServeWith(f)
 		}
 	}
 }
@@ -70,18 +70,18 @@ func sessionCases() (out []Case) {
 		reason packet.Reason
 		code   watchword.Code
 	}{
-		{packet.Unspecified, ""},
-		{packet.BadVersion, ""},
-		{packet.BadUserPassword, watchword.ClientInvalid},
+		{packet.UnspecifiedError, ""},
+		{packet.UnsupportedProtocolVersion, ""},
+		{packet.BadUserNameOrPassword, watchword.ClientInvalid},
 		{packet.NotAuthorized, watchword.Denied},
 		{packet.NotAuthorized, watchword.ProofRequired},
 		{packet.NotAuthorized, watchword.TokenEarly},
 		{packet.ServerUnavailable, watchword.Unavailable},
 		{packet.ServerBusy, watchword.Busy},
 		{packet.Banned, ""},
-		{packet.BadAuthMethod, ""},
+		{packet.BadAuthenticationMethod, ""},
 		{packet.QuotaExceeded, watchword.RateLimited},
-		{packet.UseAnother, ""},
+		{packet.UseAnotherServer, ""},
 	} {
 		out = append(out, Case{Name: strings.TrimSpace(fmt.Sprintf("CONNACK 0x%02X %s", byte(why.reason), why.code)), Session: refused(why.reason, why.code)})
 	}
@@ -90,28 +90,28 @@ func sessionCases() (out []Case) {
 		with func(*Session)
 	}{
 		{"CONNACK that names another server", connack(func(a *packet.Connack) {
-			a.Code = packet.Moved
+			a.Code = packet.ServerMoved
 			a.Properties.SetText(packet.ServerReference, "127.0.0.1:9")
 		})},
 		{"CONNACK of a session that there was not", connack(func(a *packet.Connack) { a.SessionPresent = true })},
-		{"CONNACK with another client identifier", connack(func(a *packet.Connack) { a.Properties.SetText(packet.AssignedClientID, "other") })},
+		{"CONNACK with another client identifier", connack(func(a *packet.Connack) { a.Properties.SetText(packet.AssignedClientIdentifier, "other") })},
 		{"CONNACK with a keep-alive of a second", connack(func(a *packet.Connack) { a.Properties.SetNumber(packet.ServerKeepAlive, 1) })},
 		{"CONNACK with a keep-alive of zero", connack(func(a *packet.Connack) { a.Properties.SetNumber(packet.ServerKeepAlive, 0) })},
 		{"CONNACK that allows packets of one byte", connack(func(a *packet.Connack) { a.Properties.SetNumber(packet.MaximumPacketSize, 1) })},
 		{"CONNACK that allows one publish", connack(func(a *packet.Connack) { a.Properties.SetNumber(packet.ReceiveMaximum, 1) })},
 		{"CONNACK that allows QoS 0", connack(func(a *packet.Connack) { a.Properties.SetNumber(packet.MaximumQoS, 0) })},
 		{"CONNACK of a session that is over", connack(func(a *packet.Connack) {
-			a.Properties.User = []packet.Pair{{Name: "expires_at", Value: "1970-01-01T00:00:00Z"}}
+			a.Properties.User = []packet.UserProp{{Name: "expires_at", Value: "1970-01-01T00:00:00Z"}}
 		})},
 		{"CONNACK of a session for 7,000 years", connack(func(a *packet.Connack) {
-			a.Properties.User = []packet.Pair{{Name: "expires_at", Value: "9000-01-01T00:00:00Z"}}
+			a.Properties.User = []packet.UserProp{{Name: "expires_at", Value: "9000-01-01T00:00:00Z"}}
 		})},
 		{"CONNACK with 60 kB of user properties", connack(func(a *packet.Connack) {
 			for range 1000 {
-				a.Properties.User = append(a.Properties.User, packet.Pair{Name: "x", Value: strings.Repeat("y", 50)})
+				a.Properties.User = append(a.Properties.User, packet.UserProp{Name: "x", Value: strings.Repeat("y", 50)})
 			}
 		})},
-		{"CONNACK with an authentication that nobody began", connack(func(a *packet.Connack) { a.Properties.SetText(packet.AuthMethod, "other") })},
+		{"CONNACK with an authentication that nobody began", connack(func(a *packet.Connack) { a.Properties.SetText(packet.AuthenticationMethod, "other") })},
 		{"the end after CONNECT", func(m *Session) { m.Open() }},
 		{"the end after CONNACK", func(m *Session) { m.Accept() }},
 		{"the end after SUBACK", then(func(m *Session) error { return m.Conn.Close() })},
@@ -125,7 +125,7 @@ func sessionCases() (out []Case) {
 			}
 			jwe, err := m.Server.Seal(nil, Forbidden+1, func(c *watchwordCommand) { c.Expires = c.Issued.Add(-time.Hour) })
 			if err == nil && m.Write(m.Command(jwe), m.Connack()) == nil {
-				m.Go()
+				m.ServeAfterConnack()
 			}
 		}},
 		{"CONNACK with a property that it does not have", instead("\x20\x06\x00\x00\x03\x02\x00\x01")},
@@ -174,18 +174,18 @@ func sessionCases() (out []Case) {
 		}},
 		{"no PINGRESP, nor anything else", then(func(m *Session) error {
 			m.mu.Lock()
-			m.deaf = true
+			m.silent = true
 			m.mu.Unlock()
 			return nil
 		})},
 		{"half a packet, and silence", then(func(m *Session) error {
 			m.mu.Lock()
-			m.deaf = true
+			m.silent = true
 			m.mu.Unlock()
 			return m.Raw([]byte{0x32, 0x7f, 0x00, 0x10, 'd'})
 		})},
 	} {
-		out = append(out, Case{Name: c.name, Session: c.with, Stays: true})
+		out = append(out, Case{Name: c.name, Session: c.with, KeepsConnections: true})
 	}
 	return out
 }
@@ -203,7 +203,7 @@ func answering(f func(*packet.Subscribe) *packet.Suback) func(*Session) {
 			}
 			good := true
 			if s, ok := p.(*packet.Subscribe); !ok {
-				good = m.Answer(p)
+				good = m.HandlePacket(p)
 			} else if ack := f(s); ack != nil {
 				good = m.Write(ack) == nil
 			}
@@ -253,11 +253,11 @@ func packetCases() (out []Case) {
 		{"a reserved packet type", bytesOf("\x00\x00")},
 		{"reserved flags", bytesOf("\xd5\x00")},
 		{"a length that does not end", bytesOf("\x30\xff\xff\xff\xff\xff")},
-		{"AUTH that nobody asked for", sending(&packet.Auth{Reason: packet.ContinueAuth})},
+		{"AUTH that nobody asked for", sending(&packet.Auth{Reason: packet.ContinueAuthentication})},
 		{"AUTH that asks for another method", bytesOf("\xf0\x08\x19\x06\x15\x00\x03abc")},
-		{"DISCONNECT", sending(&packet.Disconnect{Reason: packet.ShuttingDown})},
+		{"DISCONNECT", sending(&packet.Disconnect{Reason: packet.ServerShuttingDown})},
 		{"DISCONNECT that names another server", bytesOf("\xe0\x0d\x9d\x0b\x1c\x00\x08evil:883")},
-		{"DISCONNECT by which another took over", sending(&packet.Disconnect{Reason: packet.TakenOver})},
+		{"DISCONNECT by which another took over", sending(&packet.Disconnect{Reason: packet.SessionTakenOver})},
 		{"DISCONNECT with reason 0xFF", bytesOf("\xe0\x01\xff")},
 		{"noise", bytesOf("GET / HTTP/1.1\r\n\r\n")},
 		{"a notice that is no JSON", notice("{{{")},
@@ -366,8 +366,8 @@ func floodCases() (out []Case) {
 			}
 		}},
 		{Name: "QoS 0 without end", Session: flood("\x30\x05\x00\x01a\x00x")},
-		{Name: "publishes without end from one that reads nothing", Stays: true, Session: func(m *Session) {
-			if m.Accept() && m.Until() {
+		{Name: "publishes without end from one that reads nothing", KeepsConnections: true, Session: func(m *Session) {
+			if m.Accept() && m.ServeUntilSubscribed() {
 				for n := range 3000 {
 					if m.Raw(publish(topicAuth, uint16(n%65_535+1), []byte("{}"))) != nil {
 						return

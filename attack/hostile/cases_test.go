@@ -73,8 +73,8 @@ func enrolled(t *testing.T) (*hostile.Server, *devices.InProcess) {
 	return s, d
 }
 
-// meet lets a device of this process meet one case in virtual time.
-func meet(t *testing.T, c hostile.Case) {
+// runCase lets a device of this process meet one case in virtual time.
+func runCase(t *testing.T, c hostile.Case) {
 	synctest.Test(t, func(t *testing.T) {
 		s, d := enrolled(t)
 		out, err := c.Run(t.Context(), s, d, hostile.Standard)
@@ -89,7 +89,7 @@ func meet(t *testing.T, c hostile.Case) {
 }
 
 func TestTheGoodServerIsGood(t *testing.T) {
-	meet(t, hostile.Case{Name: "good", Lasts: 30 * time.Minute})
+	runCase(t, hostile.Case{Name: "good", Duration: 30 * time.Minute})
 }
 
 // heapCeiling is what the heap may have in use while two devices and their servers meet cases, in bytes.
@@ -97,7 +97,7 @@ const heapCeiling = 512 << 20
 
 // watchHeap fails a test, at its end, during which the heap was above the ceiling.
 func watchHeap(t *testing.T) {
-	end, most := make(chan struct{}), make(chan uint64)
+	end, limit := make(chan struct{}), make(chan uint64)
 	go func() {
 		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
 		tick := time.NewTicker(20 * time.Millisecond)
@@ -109,21 +109,21 @@ func watchHeap(t *testing.T) {
 			select {
 			case <-tick.C:
 			case <-end:
-				most <- highest
+				limit <- highest
 				return
 			}
 		}
 	}()
 	t.Cleanup(func() {
 		close(end)
-		n := <-most
+		n := <-limit
 		if t.Logf("a heap of %d MB at most", n>>20); n > heapCeiling {
 			t.Errorf("the heap had %d MB", n>>20)
 		}
 	})
 }
 
-func TestADeviceInThisProcessHoldsEveryCase(t *testing.T) {
+func TestInProcessDevicePassesEveryCase(t *testing.T) {
 	watchHeap(t)
 	names := map[string]bool{}
 	for _, c := range hostile.Cases() {
@@ -133,20 +133,20 @@ func TestADeviceInThisProcessHoldsEveryCase(t *testing.T) {
 		names[c.Name] = true
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
-			meet(t, c)
+			runCase(t, c)
 		})
 	}
 }
 
 // A device that meets one case after the other for ten minutes, of virtual time, obeys within a pause
 // of the good server's return each time, every command once. The program in soak does so in real time.
-func TestADeviceMeetsOneCaseAfterTheOther(t *testing.T) {
+func TestDevicePassesCasesInSequence(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, d := enrolled(t)
 		limits := hostile.Standard
-		limits.Minute *= 2 // cases are shorter than a device's pauses here: each begins with quick attempts
-		seen, err := hostile.Soak(t.Context(), s, d, hostile.Plan{Seed: 1, Devices: 5, For: 10 * time.Minute, Most: 30 * time.Second, Limits: limits})
+		limits.PerMinute *= 2 // cases are shorter than a device's pauses here: each begins with quick attempts
+		seen, err := hostile.Soak(t.Context(), s, d, hostile.Plan{Seed: 1, Devices: 5, For: 10 * time.Minute, MaxCase: 30 * time.Second, Limits: limits})
 		if err != nil {
 			t.Error(err)
 		}
@@ -156,6 +156,6 @@ func TestADeviceMeetsOneCaseAfterTheOther(t *testing.T) {
 		if seen.Cases < 10 || seen.Orders < 2*seen.Cases {
 			t.Errorf("%d cases, %d commands", seen.Cases, seen.Orders)
 		}
-		t.Logf("%d cases, %d commands, %+v", seen.Cases, seen.Orders, seen.Out)
+		t.Logf("%d cases, %d commands, %+v", seen.Cases, seen.Orders, seen.Worst)
 	})
 }

@@ -73,8 +73,8 @@ func redirecting(to string) func(http.ResponseWriter, *http.Request) {
 	}
 }
 
-// strangerCases are those of one who sits between device and server, without any key.
-func strangerCases() []Case {
+// unauthenticatedPeerCases are those of one who sits between device and server, without any key.
+func unauthenticatedPeerCases() []Case {
 	cs := []Case{
 		{Name: "a stranger that says the device is revoked", Request: always(refusing(http.StatusForbidden, watchword.SubjectRevoked, 0))},
 		{Name: "a stranger that says 401 subject_revoked", Request: always(refusing(http.StatusUnauthorized, watchword.SubjectRevoked, 0))},
@@ -89,9 +89,9 @@ func strangerCases() []Case {
 		{Name: "a stranger with 3 MB of headers", Request: always(bigHeaders), Bytes: headerTake},
 		{Name: "a stranger with interim answers without end", Request: always(hints), Bytes: headerTake},
 		{Name: "a stranger with a body without end", Request: always(endlessBody), Bytes: bodyTake},
-		{Name: "a stranger whose body stalls after a byte", Request: always(stalling), Stays: true},
-		{Name: "a stranger whose body comes a byte at a time", Request: always(trickle), Stays: true},
-		{Name: "a stranger that does not answer", Request: always(silent), Stays: true},
+		{Name: "a stranger whose body stalls after a byte", Request: always(stalling), KeepsConnections: true},
+		{Name: "a stranger whose body comes a byte at a time", Request: always(trickle), KeepsConnections: true},
+		{Name: "a stranger that does not answer", Request: always(silent), KeepsConnections: true},
 		{Name: "a stranger with a body that grows", Request: always(bomb), Bytes: bodyTake},
 		{Name: "a stranger that answers in HTML", Request: always(func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = w.Write([]byte("<html><script>alert(1)</script>")) // a peer that is gone
@@ -108,7 +108,7 @@ func strangerCases() []Case {
 		{Name: "a stranger that passes everything on"},
 	}
 	for i := range cs {
-		cs[i].Stranger = true
+		cs[i].UnknownCA = true
 	}
 	return cs
 }
@@ -116,40 +116,40 @@ func strangerCases() []Case {
 // tlsCases are those that end before HTTP or MQTT begin.
 func tlsCases() []Case {
 	return []Case{
-		{Name: "connections that are closed at once", Connection: func(*Server, Door, net.Conn) bool { return true }},
-		{Name: "connections that nobody reads", Stays: true, Connection: func(_ *Server, _ Door, c net.Conn) bool {
+		{Name: "connections that are closed at once", Connection: func(*Server, Endpoint, net.Conn) bool { return true }},
+		{Name: "connections that nobody reads", KeepsConnections: true, Connection: func(_ *Server, _ Endpoint, c net.Conn) bool {
 			_, _ = io.Copy(io.Discard, c) // until its end
 			return true
 		}},
-		{Name: "a handshake that stalls", Stays: true, Connection: func(_ *Server, _ Door, c net.Conn) bool {
+		{Name: "a handshake that stalls", KeepsConnections: true, Connection: func(_ *Server, _ Endpoint, c net.Conn) bool {
 			_, _ = c.Read(make([]byte, 1))                          // of ClientHello
 			_, _ = c.Write([]byte{22, 3, 3, 0, 122, 2, 0, 0, 0, 3}) // the beginning of ServerHello
 			_, _ = io.Copy(io.Discard, c)                           // until its end
 			return true
 		}},
-		{Name: "a fatal alert for a handshake", Connection: func(_ *Server, _ Door, c net.Conn) bool {
+		{Name: "a fatal alert for a handshake", Connection: func(_ *Server, _ Endpoint, c net.Conn) bool {
 			_, _ = c.Read(make([]byte, 4096))
 			_, _ = c.Write([]byte{21, 3, 3, 0, 2, 2, 40})
 			return true
 		}},
-		{Name: "a handshake of noise without end", Bytes: headerTake, Connection: func(_ *Server, _ Door, c net.Conn) bool {
+		{Name: "a handshake of noise without end", Bytes: headerTake, Connection: func(_ *Server, _ Endpoint, c net.Conn) bool {
 			repeat(c, "\x16\x03\x03\x40\x00"+filler, long)
 			return true
 		}},
-		{Name: "HTTP in clear", Connection: func(_ *Server, _ Door, c net.Conn) bool {
+		{Name: "HTTP in clear", Connection: func(_ *Server, _ Endpoint, c net.Conn) bool {
 			_, _ = io.WriteString(c, "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") // a peer that is gone
 			return true
 		}},
-		{Name: "silence after the handshake", Stays: true, Raw: func(_ *Server, _ Door, c *tls.Conn) bool {
+		{Name: "silence after the handshake", KeepsConnections: true, Raw: func(_ *Server, _ Endpoint, c *tls.Conn) bool {
 			_, _ = io.Copy(io.Discard, c) // until its end
 			return true
 		}},
-		{Name: "the end after the handshake", Raw: func(*Server, Door, *tls.Conn) bool { return true }},
-		{Name: "noise without end after the handshake", Bytes: headerTake, Raw: func(_ *Server, _ Door, c *tls.Conn) bool {
+		{Name: "the end after the handshake", Raw: func(*Server, Endpoint, *tls.Conn) bool { return true }},
+		{Name: "noise without end after the handshake", Bytes: headerTake, Raw: func(_ *Server, _ Endpoint, c *tls.Conn) bool {
 			repeat(c, filler, long)
 			return true
 		}},
-		{Name: "HTTP where MQTT is", Raw: func(_ *Server, d Door, c *tls.Conn) bool {
+		{Name: "HTTP where MQTT is", Raw: func(_ *Server, d Endpoint, c *tls.Conn) bool {
 			if d == HTTPS {
 				return false
 			}
@@ -160,7 +160,7 @@ func tlsCases() []Case {
 }
 
 // noMQTT leaves the device to HTTPS.
-func noMQTT(_ *Server, d Door, _ net.Conn) bool { return d == MQTT }
+func noMQTT(_ *Server, d Endpoint, _ net.Conn) bool { return d == MQTT }
 
 // bodyCases are answers that do not come, stall or do not end, at each path.
 func bodyCases() (out []Case) {
@@ -177,10 +177,10 @@ func bodyCases() (out []Case) {
 			{"a body without end", endlessBody, false, bodyTake},
 			{"an answer that breaks off", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, false, 0},
 		} {
-			c := Case{Name: bad.name + " at " + path, Connection: noMQTT, Request: on(bad.with, path), Stays: bad.stays, Bytes: bad.bytes}
+			c := Case{Name: bad.name + " at " + path, Connection: noMQTT, Request: on(bad.with, path), KeepsConnections: bad.stays, Bytes: bad.bytes}
 			switch path {
 			case pathReceipts:
-				c.Orders = 1
+				c.Commands = 1
 			case pathTime: // asked by one that the server makes doubt its clock
 				f := c.Request
 				c.Request = func(s *Server, w http.ResponseWriter, r *http.Request) bool {
@@ -235,8 +235,8 @@ func tokenCases() (out []Case) {
 	return append(out,
 		Case{Name: "another DPoP nonce at each token request", Connection: noMQTT, Request: on(nonce, pathToken)},
 		Case{Name: "another DPoP nonce at each request", Connection: noMQTT, Request: on(nonce, self...)},
-		Case{Name: "a device that is revoked", Back: 37 * time.Hour, Slow: true, Request: on(refusing(http.StatusUnauthorized, watchword.SubjectRevoked, 0), append(self, pathToken)...), Session: refused(0x87, watchword.SubjectRevoked)},
-		Case{Name: "a server that is busy for an hour", Back: time.Hour + 2*time.Minute, Slow: true, Request: always(refusing(http.StatusTooManyRequests, watchword.Busy, 3600)), Connection: noMQTT},
+		Case{Name: "a device that is revoked", RecoveryTime: 37 * time.Hour, Slow: true, Request: on(refusing(http.StatusUnauthorized, watchword.SubjectRevoked, 0), append(self, pathToken)...), Session: refused(0x87, watchword.SubjectRevoked)},
+		Case{Name: "a server that is busy for an hour", RecoveryTime: time.Hour + 2*time.Minute, Slow: true, Request: always(refusing(http.StatusTooManyRequests, watchword.Busy, 3600)), Connection: noMQTT},
 	)
 }
 
@@ -265,9 +265,9 @@ func answerCases() (out []Case) {
 			w.WriteHeader(http.StatusForbidden)
 			repeat(w, `{"detail":"`+filler, endless)
 		})},
-		{Name: "receipts that are refused", Orders: 1, Restarts: true, Request: on(refusing(http.StatusUnprocessableEntity, watchword.ReceiptInvalid, 0), pathReceipts)},
-		{Name: "receipts that are not taken", Orders: 1, Request: on(refusing(http.StatusServiceUnavailable, watchword.Unavailable, 0), pathReceipts)},
-		{Name: "receipts that are too large", Orders: 1, Restarts: true, Request: on(refusing(http.StatusRequestEntityTooLarge, watchword.TooLarge, 0), pathReceipts)},
+		{Name: "receipts that are refused", Commands: 1, MayRestart: true, Request: on(refusing(http.StatusUnprocessableEntity, watchword.ReceiptInvalid, 0), pathReceipts)},
+		{Name: "receipts that are not taken", Commands: 1, Request: on(refusing(http.StatusServiceUnavailable, watchword.Unavailable, 0), pathReceipts)},
+		{Name: "receipts that are too large", Commands: 1, MayRestart: true, Request: on(refusing(http.StatusRequestEntityTooLarge, watchword.TooLarge, 0), pathReceipts)},
 	} {
 		c.Connection = noMQTT
 		out = append(out, c)
@@ -304,7 +304,7 @@ func answerCases() (out []Case) {
 		}},
 		{Name: "the time is refused", Request: on(refusing(http.StatusForbidden, watchword.Denied, 0), pathTime)},
 	} {
-		c.Obeys = true
+		c.MustObey = true
 		out = append(out, c)
 		c.Name, c.Connection = c.Name+", without MQTT", noMQTT
 		out = append(out, c)
@@ -352,7 +352,7 @@ func http1Cases() (out []Case) {
 	} {
 		out = append(out, Case{
 			Name: bad.name, Protocols: []string{"http/1.1"}, Connection: noMQTT, Bytes: http1Take,
-			Raw: func(_ *Server, d Door, c *tls.Conn) bool {
+			Raw: func(_ *Server, d Endpoint, c *tls.Conn) bool {
 				_, _ = c.Read(make([]byte, 16<<10)) // the request, or its beginning
 				_, _ = io.WriteString(c, bad.begin) // a peer that is gone
 				if bad.then != "" {
@@ -400,8 +400,8 @@ func http2Cases() (out []Case) {
 		{"a promised stream", hello + frame(5, 4, 1, "\x00\x00\x00\x02\x82"), "", false},
 	} {
 		out = append(out, Case{
-			Name: bad.name, Protocols: []string{"h2"}, Connection: noMQTT, Stays: bad.stays,
-			Raw: func(_ *Server, d Door, c *tls.Conn) bool {
+			Name: bad.name, Protocols: []string{"h2"}, Connection: noMQTT, KeepsConnections: bad.stays,
+			Raw: func(_ *Server, d Endpoint, c *tls.Conn) bool {
 				ended := make(chan struct{})
 				go func() {
 					defer close(ended)

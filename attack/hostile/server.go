@@ -27,25 +27,25 @@ const Function = "act"
 // DeviceID is who enrolls.
 const DeviceID watchword.SubjectID = "device-1"
 
-// Door is one of a server's two.
-type Door int
+// Endpoint is one of a server's two.
+type Endpoint int
 
 // The doors.
 const (
-	HTTPS Door = iota
+	HTTPS Endpoint = iota
 	MQTT
 )
 
 // Server is the server of one device under test. It is good until [Server.Switch] says otherwise.
 // It is safe for concurrent use.
 type Server struct {
-	keys     *authority
-	stranger tls.Certificate // of another authority
-	code     string          // of the one enrollment
-	doors    [2]net.Listener
-	web      *http.Server
-	requests *handover
-	running  sync.WaitGroup
+	keys      *authority
+	stranger  tls.Certificate // of another authority
+	code      string          // of the one enrollment
+	listeners [2]net.Listener
+	web       *http.Server
+	requests  *handover
+	running   sync.WaitGroup
 
 	mu          sync.Mutex
 	closed      bool
@@ -54,7 +54,7 @@ type Server struct {
 	wake        chan struct{} // closed and made anew when anything below changes
 	sign, seal  *jose.PublicKey
 	tokens      map[string]bool
-	orders      []*Order
+	commands    []*Command
 	config      *token.Config
 	version     int64 // of the trust bundle
 	attempts    []time.Time
@@ -75,13 +75,13 @@ func New(https, mqtts net.Listener) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		keys: keys, stranger: other, code: watchword.NewNonce(), doors: [2]net.Listener{https, mqtts}, version: 1, wake: make(chan struct{}),
+		keys: keys, stranger: other, code: watchword.NewNonce(), listeners: [2]net.Listener{https, mqtts}, version: 1, wake: make(chan struct{}),
 		connections: map[*connection]struct{}{}, tokens: map[string]bool{}, requests: newHandover(https.Addr()),
 	}
 	s.web = &http.Server{Handler: http.HandlerFunc(s.serveHTTP), ErrorLog: log.New(io.Discard, "", 0), MaxHeaderBytes: 1 << 20, ConnContext: s.counting}
 	s.running.Go(func() { _ = s.web.Serve(s.requests) }) // it ends with what it is handed over by
-	for door, l := range s.doors {
-		s.running.Go(func() { s.accept(Door(door), l) })
+	for door, l := range s.listeners {
+		s.running.Go(func() { s.accept(Endpoint(door), l) })
 	}
 	return s, nil
 }
@@ -91,7 +91,7 @@ func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
-	err := errors.Join(s.doors[HTTPS].Close(), s.doors[MQTT].Close(), s.requests.Close())
+	err := errors.Join(s.listeners[HTTPS].Close(), s.listeners[MQTT].Close(), s.requests.Close())
 	s.Cut()
 	err = errors.Join(err, s.web.Close())
 	s.running.Wait()
@@ -106,10 +106,10 @@ func (s *Server) Link() string {
 func (s *Server) url() string { return "https://" + s.address(HTTPS) }
 
 // address is HOST:PORT of a door, under the name that the certificate has.
-func (s *Server) address(d Door) string {
-	_, port, err := net.SplitHostPort(s.doors[d].Addr().String())
+func (s *Server) address(d Endpoint) string {
+	_, port, err := net.SplitHostPort(s.listeners[d].Addr().String())
 	if err != nil {
-		return s.doors[d].Addr().String()
+		return s.listeners[d].Addr().String()
 	}
 	return net.JoinHostPort("localhost", port)
 }
@@ -122,7 +122,7 @@ func (s *Server) Switch(c *Case) {
 	s.now = c
 	s.changed()
 	s.mu.Unlock()
-	if before == nil || !before.Stays {
+	if before == nil || !before.KeepsConnections {
 		s.Cut()
 	}
 }
@@ -170,7 +170,7 @@ func (c *connection) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func (s *Server) accept(door Door, l net.Listener) {
+func (s *Server) accept(door Endpoint, l net.Listener) {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
@@ -258,7 +258,7 @@ func (c *connection) Close() error {
 }
 
 // serve serves a connection to its end, or hands it over.
-func (s *Server) serve(door Door, mode *Case, c *connection) (handed bool) {
+func (s *Server) serve(door Endpoint, mode *Case, c *connection) (handed bool) {
 	if mode == nil {
 		mode = &Case{}
 	}
@@ -272,7 +272,7 @@ func (s *Server) serve(door Door, mode *Case, c *connection) (handed bool) {
 			conf.NextProtos = mode.Protocols
 		}
 	}
-	if mode.Stranger {
+	if mode.UnknownCA {
 		conf.Certificates = []tls.Certificate{s.stranger}
 	}
 	tc := tls.Server(c, conf)
@@ -338,8 +338,8 @@ func (h *handover) Close() error {
 // Addr implements [net.Listener].
 func (h *handover) Addr() net.Addr { return h.address }
 
-// Order is a command for the device.
-type Order struct {
+// Command is a command for the device.
+type Command struct {
 	N    int64 // what the device tells that it acted on
 	Seq  int64
 	ID   watchword.CommandID
@@ -349,35 +349,35 @@ type Order struct {
 }
 
 // Order gives the device a command, which goes out as soon as it can be had.
-func (s *Server) Order() *Order {
+func (s *Server) Order() *Command {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	seq := int64(1)
-	if len(s.orders) > 0 {
-		seq = s.orders[len(s.orders)-1].Seq + 1
+	if len(s.commands) > 0 {
+		seq = s.commands[len(s.commands)-1].Seq + 1
 	}
-	o := &Order{N: seq, Seq: seq, ID: newCommandID(time.Now()), Done: make(chan struct{})}
-	s.orders = append(s.orders, o)
+	o := &Command{N: seq, Seq: seq, ID: newCommandID(time.Now()), Done: make(chan struct{})}
+	s.commands = append(s.commands, o)
 	s.changed()
 	return o
 }
 
 // Pass leaves out the next n numbers, for a case that used them.
-func (s *Server) pass(n int64) {
+func (s *Server) skipNumbers(n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := &Order{Seq: n, had: true, done: true}
-	if len(s.orders) > 0 {
-		o.Seq += s.orders[len(s.orders)-1].Seq
+	o := &Command{Seq: n, had: true, done: true}
+	if len(s.commands) > 0 {
+		o.Seq += s.commands[len(s.commands)-1].Seq
 	}
-	s.orders = append(s.orders, o)
+	s.commands = append(s.commands, o)
 }
 
 // next returns the orders that the device has not acknowledged, oldest first.
-func (s *Server) next() (out []*Order) {
+func (s *Server) next() (out []*Command) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, o := range s.orders {
+	for _, o := range s.commands {
 		if !o.had && !o.done {
 			out = append(out, o)
 		}
@@ -388,17 +388,17 @@ func (s *Server) next() (out []*Order) {
 func (s *Server) last() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.orders) == 0 {
+	if len(s.commands) == 0 {
 		return 0
 	}
-	return s.orders[len(s.orders)-1].Seq
+	return s.commands[len(s.commands)-1].Seq
 }
 
 // acknowledge notes that the device has written down the numbers up to seq.
 func (s *Server) acknowledge(seq int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, o := range s.orders {
+	for _, o := range s.commands {
 		if o.Seq <= seq {
 			o.had = true
 		}
@@ -406,7 +406,7 @@ func (s *Server) acknowledge(seq int64) {
 }
 
 // seal signs and seals an order. nonce is that which the device waits for, or empty.
-func (s *Server) sealed(o *Order, nonce string) (string, error) {
+func (s *Server) sealed(o *Command, nonce string) (string, error) {
 	return s.Seal(s.keys.command, o.N, func(c *token.Command) { c.ID, c.Seq, c.Nonce = o.ID, o.Seq, nonce })
 }
 
@@ -434,7 +434,7 @@ func (s *Server) Seal(by *jose.Signer, n int64, edit func(*token.Command)) (stri
 	if to == nil {
 		return "", errors.New("nobody has enrolled")
 	}
-	return jose.Seal(to, "JWT", []byte(jws))
+	return jose.Encrypt(to, "JWT", []byte(jws))
 }
 
 // receipt takes a receipt. Code: receipt_invalid.
@@ -446,15 +446,15 @@ func (s *Server) receipt(raw string) error {
 		s.problems = append(s.problems, fmt.Sprintf("a receipt that does not verify: %v", err))
 		return err
 	}
-	i := slices.IndexFunc(s.orders, func(o *Order) bool { return o.Done != nil && o.ID == r.Command })
+	i := slices.IndexFunc(s.commands, func(o *Command) bool { return o.Done != nil && o.ID == r.Command })
 	if i < 0 {
 		return nil // of a case's own
 	}
-	if o := s.orders[i]; r.Status == watchword.StDone && !o.done {
+	if o := s.commands[i]; r.Status == watchword.StatusDone && !o.done {
 		o.done, o.had = true, true
 		close(o.Done)
 		s.changed()
-	} else if r.Status != watchword.StDone && r.Status != watchword.StAccepted {
+	} else if r.Status != watchword.StatusDone && r.Status != watchword.StatusAccepted {
 		s.problems = append(s.problems, fmt.Sprintf("command %d ended as %s: %s", o.N, r.Status, r.Result))
 	}
 	return nil
@@ -500,8 +500,8 @@ func (s *Server) Online(ctx context.Context) bool {
 	}
 }
 
-// taking counts those connections and polls that take commands.
-func (s *Server) taking(n int) {
+// countSubscribers counts those connections and polls that take commands.
+func (s *Server) countSubscribers(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.subscribed += n

@@ -41,12 +41,12 @@ type Session struct {
 	mu         sync.Mutex
 	nonce      string
 	subscribed bool
-	deaf       bool // nothing is answered any more
-	over       chan struct{}
+	silent     bool // nothing is answered any more
+	done       chan struct{}
 	pushing    sync.WaitGroup
 	id         uint16
-	pushed     map[uint16]*Order
-	sent       map[*Order]bool
+	pushed     map[uint16]*Command
+	sent       map[*Command]bool
 }
 
 // errPacket is why a session ends: what the device sent is no MQTT.
@@ -104,8 +104,8 @@ func (m *Session) Open() bool {
 	m.connect = c
 	m.Largest, _ = c.Properties.Number(packet.MaximumPacketSize)
 	m.Receive, _ = c.Properties.Number(packet.ReceiveMaximum)
-	if method, _ := c.Properties.Text(packet.AuthMethod); method == ace {
-		data, _ := c.Properties.Data(packet.AuthData)
+	if method, _ := c.Properties.Text(packet.AuthenticationMethod); method == ace {
+		data, _ := c.Properties.Data(packet.AuthenticationData)
 		return m.proves(data)
 	}
 	return c.Version == packet.V5 && m.Server.verify(string(c.Password))
@@ -127,7 +127,7 @@ func (m *Session) proves(data []byte) bool {
 	m.Server.mu.Lock()
 	key, known := m.Server.sign, m.Server.tokens[string(data[2:n])]
 	m.Server.mu.Unlock()
-	return err == nil && known && key.Proves(material, data[n:]) == nil
+	return err == nil && known && key.VerifyBytes(material, data[n:]) == nil
 }
 
 // Accept is [Session.Open] and a good CONNACK.
@@ -138,42 +138,42 @@ func (m *Session) Connack() *packet.Connack {
 	ack := &packet.Connack{}
 	ack.Properties.SetNumber(packet.ReceiveMaximum, 256)
 	ack.Properties.SetNumber(packet.MaximumPacketSize, maxDevicePacket)
-	if method, ok := m.connect.Properties.Text(packet.AuthMethod); ok {
-		ack.Properties.SetText(packet.AuthMethod, method)
+	if method, ok := m.connect.Properties.Text(packet.AuthenticationMethod); ok {
+		ack.Properties.SetText(packet.AuthenticationMethod, method)
 	}
-	ack.Properties.User = []packet.Pair{{Name: "expires_at", Value: time.Now().Add(10 * time.Minute).UTC().Format(time.RFC3339)}}
+	ack.Properties.User = []packet.UserProp{{Name: "expires_at", Value: time.Now().Add(10 * time.Minute).UTC().Format(time.RFC3339)}}
 	return ack
 }
 
 // Serve is a good server's session, from CONNECT to its end.
 func (m *Session) Serve() {
 	if m.Accept() {
-		m.Go()
+		m.ServeAfterConnack()
 	}
 }
 
-// Go is what a good server does after CONNACK, until the end of the connection.
-func (m *Session) Go() {
+// ServeAfterConnack is what a good server does after CONNACK, until the end of the connection.
+func (m *Session) ServeAfterConnack() {
 	for {
 		p, err := m.Read()
-		if err != nil || !m.Answer(p) {
+		if err != nil || !m.HandlePacket(p) {
 			return
 		}
 	}
 }
 
-// Until is [Session.Go] until the device has subscribed to its commands; it reports false where
+// ServeUntilSubscribed is [Session.ServeAfterConnack] until the device has subscribed to its commands; it reports false where
 // the connection ended before. No command was sent yet then.
-func (m *Session) Until() bool {
+func (m *Session) ServeUntilSubscribed() bool {
 	m.mu.Lock()
-	m.sent = map[*Order]bool{}
+	m.sent = map[*Command]bool{}
 	for _, o := range m.Server.next() {
 		m.sent[o] = true // left to the case
 	}
 	m.mu.Unlock()
 	for {
 		p, err := m.Read()
-		if err != nil || !m.Answer(p) {
+		if err != nil || !m.HandlePacket(p) {
 			return false
 		}
 		m.mu.Lock()
@@ -185,8 +185,8 @@ func (m *Session) Until() bool {
 	}
 }
 
-// Beside is [Session.Go] with f beside it, which may send anything.
-func (m *Session) Beside(f func(m *Session) error) {
+// ServeWith is [Session.ServeAfterConnack] with f beside it, which may send anything.
+func (m *Session) ServeWith(f func(m *Session) error) {
 	var beside sync.WaitGroup
 	beside.Go(func() { _ = f(m) }) // a peer that is gone
 	for {
@@ -195,9 +195,9 @@ func (m *Session) Beside(f func(m *Session) error) {
 			break
 		}
 		m.mu.Lock()
-		deaf := m.deaf
+		deaf := m.silent
 		m.mu.Unlock()
-		if !deaf && !m.Answer(p) {
+		if !deaf && !m.HandlePacket(p) {
 			break
 		}
 	}
@@ -210,11 +210,11 @@ func (m *Session) Drain() {
 	_, _ = io.Copy(io.Discard, m.Conn) // until its end, whatever it is
 }
 
-// Answer does with one packet what a good server does; it reports false where the session has ended.
-func (m *Session) Answer(p packet.Packet) bool {
+// HandlePacket does with one packet what a good server does; it reports false where the session has ended.
+func (m *Session) HandlePacket(p packet.Packet) bool {
 	switch p := p.(type) {
 	case *packet.Publish:
-		m.hear(p)
+		m.handlePublish(p)
 		return p.QoS == 0 || m.Write(&packet.Ack{Kind: packet.PUBACK, ID: p.ID}) == nil
 	case *packet.Subscribe:
 		ack := &packet.Suback{ID: p.ID}
@@ -245,18 +245,18 @@ func (m *Session) Answer(p packet.Packet) bool {
 
 // reauthenticate answers AUTH: a token by a challenge, and what comes back by success.
 func (m *Session) reauthenticate(p *packet.Auth) bool {
-	out := &packet.Auth{Reason: packet.ContinueAuth}
-	out.Properties.SetText(packet.AuthMethod, ace)
-	if p.Reason == packet.Reauthenticate {
-		out.Properties.SetData(packet.AuthData, []byte(watchword.NewNonce()))
+	out := &packet.Auth{Reason: packet.ContinueAuthentication}
+	out.Properties.SetText(packet.AuthenticationMethod, ace)
+	if p.Reason == packet.ReAuthenticate {
+		out.Properties.SetData(packet.AuthenticationData, []byte(watchword.NewNonce()))
 	} else {
 		out.Reason = packet.Success
 	}
 	return m.Write(out) == nil
 }
 
-// hear takes what the device says on the topics of the protocol.
-func (m *Session) hear(p *packet.Publish) {
+// handlePublish takes what the device says on the topics of the protocol.
+func (m *Session) handlePublish(p *packet.Publish) {
 	switch p.Topic {
 	case topicHello:
 		var h struct{ Nonce string }
@@ -290,8 +290,8 @@ func (m *Session) start() {
 	if m.subscribed {
 		return
 	}
-	m.subscribed, m.over = true, make(chan struct{})
-	m.Server.taking(1)
+	m.subscribed, m.done = true, make(chan struct{})
+	m.Server.countSubscribers(1)
 	m.pushing.Go(m.push)
 }
 
@@ -302,9 +302,9 @@ func (m *Session) end() {
 	there := m.subscribed
 	m.mu.Unlock()
 	if there {
-		close(m.over)
+		close(m.done)
 		m.pushing.Wait()
-		m.Server.taking(-1)
+		m.Server.countSubscribers(-1)
 	}
 }
 
@@ -318,17 +318,17 @@ func (m *Session) push() {
 		}
 		select {
 		case <-wake:
-		case <-m.over:
+		case <-m.done:
 			return
 		}
 	}
 }
 
 // give sends a command once.
-func (m *Session) give(o *Order) bool {
+func (m *Session) give(o *Command) bool {
 	m.mu.Lock()
 	if m.sent == nil {
-		m.sent = map[*Order]bool{}
+		m.sent = map[*Command]bool{}
 	}
 	known, nonce := m.sent[o], m.nonce
 	m.sent[o] = true
@@ -343,7 +343,7 @@ func (m *Session) give(o *Order) bool {
 	p := m.Command(jwe)
 	m.mu.Lock()
 	if m.pushed == nil {
-		m.pushed = map[uint16]*Order{}
+		m.pushed = map[uint16]*Command{}
 	}
 	m.pushed[p.ID] = o
 	m.mu.Unlock()

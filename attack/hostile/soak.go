@@ -17,26 +17,26 @@ type Plan struct {
 	Number, Devices int
 	// For is how long it goes on; the case that is under way then is met to its end.
 	For time.Duration
-	// Most is how long one case lasts at most, and a tenth of it at least.
-	Most   time.Duration
-	Limits Limits
+	// MaxCase is how long one case lasts at most, and a tenth of it at least.
+	MaxCase time.Duration
+	Limits  Limits
 	// TCP says that bytes are not judged: what the kernel holds for the device would count.
 	TCP bool
-	// Tell, if not nil, is told of each case that was met.
-	Tell func(name string, out Outcome, err error)
+	// OnCase, if not nil, is told of each case that was met.
+	OnCase func(name string, out Outcome, err error)
 }
 
-// Seen is what was seen of a device in a run.
-type Seen struct {
-	Cases  int             // that it met, with a good server before and after each
-	Orders int             // commands that it was given by the good server, all done once
-	Out    Outcome         // the most of each, of all cases
-	Backs  []time.Duration // how long after each return of the good server it had obeyed, sorted
+// SoakResult is what was seen of a device in a run.
+type SoakResult struct {
+	Cases         int             // that it met, with a good server before and after each
+	Orders        int             // commands that it was given by the good server, all done once
+	Worst         Outcome         // the most of each, of all cases
+	RecoveryTimes []time.Duration // how long after each return of the good server it had obeyed, sorted
 }
 
 // Soak lets a device that has enrolled and runs meet cases in the order of a seed, with a good server
 // before and after each, and returns what it did not hold, by case.
-func Soak(ctx context.Context, s *Server, d Device, p Plan) (seen Seen, err error) {
+func Soak(ctx context.Context, s *Server, d Device, p Plan) (seen SoakResult, err error) {
 	r := rand.New(rand.NewPCG(p.Seed, 1))
 	lasts := rand.New(rand.NewPCG(p.Seed, uint64(p.Number)+2))
 	begun := time.Now()
@@ -55,7 +55,7 @@ func Soak(ctx context.Context, s *Server, d Device, p Plan) (seen Seen, err erro
 				c.Bytes = 0
 			}
 			l := p.Limits
-			l.Lasts = p.Most/10 + time.Duration(lasts.Int64N(int64(p.Most*9/10)))
+			l.Duration = p.MaxCase/10 + time.Duration(lasts.Int64N(int64(p.MaxCase*9/10)))
 			out, err := c.Run(ctx, s, d, l)
 			if ctx.Err() != nil {
 				break
@@ -63,16 +63,16 @@ func Soak(ctx context.Context, s *Server, d Device, p Plan) (seen Seen, err erro
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", c.Name, err))
 			}
-			if p.Tell != nil {
-				p.Tell(c.Name, out, err)
+			if p.OnCase != nil {
+				p.OnCase(c.Name, out, err)
 			}
 			seen.add(out)
 		}
 	}
-	slices.Sort(seen.Backs)
+	slices.Sort(seen.RecoveryTimes)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, o := range s.orders {
+	for _, o := range s.commands {
 		if o.Done != nil {
 			seen.Orders++
 		}
@@ -80,10 +80,10 @@ func Soak(ctx context.Context, s *Server, d Device, p Plan) (seen Seen, err erro
 	return seen, errors.Join(errs...)
 }
 
-func (s *Seen) add(o Outcome) {
+func (s *SoakResult) add(o Outcome) {
 	s.Cases++
-	s.Backs = append(s.Backs, o.Back)
-	m := &s.Out
+	s.RecoveryTimes = append(s.RecoveryTimes, o.RecoveryTime)
+	m := &s.Worst
 	m.Attempts += o.Attempts
-	m.Second, m.Minute, m.Largest, m.Back = max(m.Second, o.Second), max(m.Minute, o.Minute), max(m.Largest, o.Largest), max(m.Back, o.Back)
+	m.PerSecond, m.PerMinute, m.Largest, m.RecoveryTime = max(m.PerSecond, o.PerSecond), max(m.PerMinute, o.PerMinute), max(m.Largest, o.Largest), max(m.RecoveryTime, o.RecoveryTime)
 }

@@ -131,7 +131,7 @@ func (s *Server) enroll(w http.ResponseWriter, body []byte) {
 		return
 	}
 	sign, err1 := jose.ParseJWK(in.Keys.Sign, jose.ForSigning)
-	seal, err2 := jose.ParseJWK(in.Keys.Seal, jose.ForSealing)
+	seal, err2 := jose.ParseJWK(in.Keys.Seal, jose.ForEncryption)
 	if err1 != nil || err2 != nil {
 		Refuse(w, http.StatusBadRequest, watchword.BadRequest, 0)
 		return
@@ -149,7 +149,7 @@ func (s *Server) enroll(w http.ResponseWriter, body []byte) {
 // verify checks an assertion of the device.
 func (s *Server) verify(assertion string) bool {
 	p, err := token.ParseAssertion(assertion, false)
-	if err != nil || p.Precheck(Issuer, time.Now()) != nil {
+	if err != nil || p.CheckClaims(Issuer, time.Now()) != nil {
 		return false
 	}
 	s.mu.Lock()
@@ -158,7 +158,7 @@ func (s *Server) verify(assertion string) bool {
 	if key == nil {
 		return false
 	}
-	_, err = p.Check(token.NewKeySet(key))
+	_, err = p.Verify(token.NewKeySet(key))
 	return err == nil
 }
 
@@ -213,8 +213,8 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) {
 	if err != nil || pause > time.Minute {
 		pause = 0
 	}
-	s.taking(1)
-	defer s.taking(-1)
+	s.countSubscribers(1)
+	defer s.countSubscribers(-1)
 	limit := time.NewTimer(pause)
 	defer limit.Stop()
 	mode, _ := s.state()
@@ -237,7 +237,7 @@ func (s *Server) poll(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *Server) give(w http.ResponseWriter, os []*Order, nonce string) {
+func (s *Server) give(w http.ResponseWriter, os []*Command, nonce string) {
 	jwes := []string{}
 	for _, o := range os {
 		jwe, err := s.sealed(o, nonce)

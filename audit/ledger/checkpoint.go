@@ -24,7 +24,7 @@ type Checkpoint struct {
 
 // text is the note's text: three lines.
 func (c Checkpoint) text() string {
-	return c.Origin + "\n" + strconv.FormatInt(c.Size, 10) + "\n" + b64.EncodeToString(c.Root[:]) + "\n"
+	return c.Origin + "\n" + strconv.FormatInt(c.Size, 10) + "\n" + strictBase64.EncodeToString(c.Root[:]) + "\n"
 }
 
 // Sign signs a checkpoint: a signed note.
@@ -38,20 +38,20 @@ type Cosignature struct {
 	At      time.Time
 }
 
-// Opened is a checkpoint whose log's signature is good.
-type Opened struct {
+// VerifiedCheckpoint is a checkpoint whose log's signature is good.
+type VerifiedCheckpoint struct {
 	Checkpoint
-	Cosignatures []Cosignature // of witnesses among the keys, one each
-	Strangers    int           // signatures by others, who may be anybody
+	Cosignatures      []Cosignature // of witnesses among the keys, one each
+	UnknownSignatures int           // signatures by others, who may be anybody
 }
 
-// Open checks a signed checkpoint: one of keys must be the log's, its name the
+// VerifyCheckpoint checks a signed checkpoint: one of keys must be the log's, its name the
 // origin, and have signed; the others, if they are witnesses that signed, stand in
 // what is returned. Signatures by keys that are not among keys say nothing. Code:
 // log_invalid.
-func Open(raw []byte, keys ...Key) (Opened, error) {
+func VerifyCheckpoint(raw []byte, keys ...Key) (VerifiedCheckpoint, error) {
 	if len(raw) > MaxNote {
-		return Opened{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint is larger than 16 KiB")
+		return VerifiedCheckpoint{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint is larger than 16 KiB")
 	}
 	var vs []note.Verifier
 	byID := map[string]Key{}
@@ -64,17 +64,17 @@ func Open(raw []byte, keys ...Key) (Opened, error) {
 	}
 	n, err := note.Open(raw, note.VerifierList(vs...))
 	if err != nil {
-		return Opened{}, watchword.Because(err, watchword.LogInvalid, "the checkpoint is not signed by the log's key")
+		return VerifiedCheckpoint{}, watchword.Wrap(err, watchword.LogInvalid, "the checkpoint is not signed by the log's key")
 	}
 	c, err := parseText(n.Text)
 	if err != nil {
-		return Opened{}, err
+		return VerifiedCheckpoint{}, err
 	}
-	out, signed := Opened{Checkpoint: c, Strangers: len(n.UnverifiedSigs)}, false
+	out, signed := VerifiedCheckpoint{Checkpoint: c, UnknownSignatures: len(n.UnverifiedSigs)}, false
 	for _, s := range n.Sigs {
-		b, err := b64.DecodeString(s.Base64)
+		b, err := strictBase64.DecodeString(s.Base64)
 		if err != nil {
-			out.Strangers++ // a second form of a signature is none
+			out.UnknownSignatures++ // a second form of a signature is none
 			continue
 		}
 		k := byID[Key{name: s.Name}.idOf(s.Hash)]
@@ -85,7 +85,7 @@ func Open(raw []byte, keys ...Key) (Opened, error) {
 		out.Cosignatures = append(out.Cosignatures, Cosignature{k, time.Unix(int64(binary.BigEndian.Uint64(b[4:])), 0).UTC()}) // it verified, so it has its length
 	}
 	if !signed {
-		return Opened{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint is not signed by the log's key")
+		return VerifiedCheckpoint{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint is not signed by the log's key")
 	}
 	return out, nil
 }
@@ -105,20 +105,20 @@ func ReadCheckpoint(raw []byte) (Checkpoint, error) {
 
 func parseText(text string) (c Checkpoint, err error) {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	bad := watchword.Refuse(watchword.LogInvalid, "the checkpoint is not three lines: origin, size, root")
+	invalid := watchword.Refuse(watchword.LogInvalid, "the checkpoint is not three lines: origin, size, root")
 	if len(lines) < 3 || lines[0] == "" {
-		return c, bad
+		return c, invalid
 	}
 	c.Origin = lines[0]
 	size, err := strconv.ParseInt(lines[1], 10, 64)
-	root, err2 := b64.DecodeString(lines[2])
+	root, err2 := strictBase64.DecodeString(lines[2])
 	if err != nil || err2 != nil || size < 0 || size > 1<<53 || len(root) != len(c.Root) {
-		return c, bad
+		return c, invalid
 	}
 	c.Size = size
 	copy(c.Root[:], root)
 	if !strings.HasPrefix(text, c.text()) { // one encoding alone
-		return c, bad
+		return c, invalid
 	}
 	return c, nil
 }
@@ -133,10 +133,10 @@ func Cosign(raw, answer []byte, witness Key) ([]byte, error) {
 	}
 	n, err := note.Open(append(append(bytes.Clone(text), "\n\n"...), answer...), note.VerifierList(witness))
 	if err != nil {
-		return nil, watchword.Because(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
+		return nil, watchword.Wrap(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
 	}
-	if _, err := b64.DecodeString(n.Sigs[0].Base64); err != nil { // a second form would be nobody's to a strict reader
-		return nil, watchword.Because(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
+	if _, err := strictBase64.DecodeString(n.Sigs[0].Base64); err != nil { // a second form would be nobody's to a strict reader
+		return nil, watchword.Wrap(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
 	}
 	line := "— " + n.Sigs[0].Name + " " + n.Sigs[0].Base64 + "\n"
 	if bytes.Contains(raw, []byte(line)) {

@@ -41,9 +41,9 @@ func LogKeys(issuer string, keys ...*jose.PublicKey) (out []Key) {
 	return out
 }
 
-// KeysOf is everybody whose signature under an issuer's log counts: the log's keys,
+// VerifierKeys is everybody whose signature under an issuer's log counts: the log's keys,
 // and its witnesses by their verifier keys. Code: bad_request for one that is none.
-func KeysOf(issuer string, logs []*jose.PublicKey, witnesses []string) ([]Key, error) {
+func VerifierKeys(issuer string, logs []*jose.PublicKey, witnesses []string) ([]Key, error) {
 	keys := LogKeys(issuer, logs...)
 	for _, w := range witnesses {
 		k, err := ParseKey(w)
@@ -61,22 +61,22 @@ func KeysOf(issuer string, logs []*jose.PublicKey, witnesses []string) ([]Key, e
 // ParseKey reads a verifier key (signed-note, Verifier keys): name+hash+material.
 // Code: bad_request.
 func ParseKey(vkey string) (Key, error) {
-	bad := watchword.Refuse(watchword.BadRequest, "this is no key of a log or witness: it has the form name+hash+base64, of Ed25519")
+	invalid := watchword.Refuse(watchword.BadRequest, "this is no key of a log or witness: it has the form name+hash+base64, of Ed25519")
 	parts := strings.SplitN(vkey, "+", 3)
 	if len(parts) != 3 {
-		return Key{}, bad
+		return Key{}, invalid
 	}
 	hash, err := strconv.ParseUint(parts[1], 16, 32)
 	if err != nil || len(parts[1]) != 8 {
-		return Key{}, bad
+		return Key{}, invalid
 	}
-	raw, err := b64.DecodeString(parts[2])
+	raw, err := strictBase64.DecodeString(parts[2])
 	if err != nil || len(raw) != 1+ed25519.PublicKeySize || raw[0] != algLog && raw[0] != algCosignature {
-		return Key{}, bad
+		return Key{}, invalid
 	}
 	k := Key{parts[0], raw[0], raw[1:]}
 	if !validName(k.name) || k.KeyHash() != uint32(hash) {
-		return Key{}, bad
+		return Key{}, invalid
 	}
 	return k, nil
 }
@@ -87,7 +87,7 @@ func validName(s string) bool {
 
 // String is the verifier key.
 func (k Key) String() string {
-	return fmt.Sprintf("%s+%08x+%s", k.name, k.KeyHash(), b64.EncodeToString(append([]byte{k.alg}, k.pub...)))
+	return fmt.Sprintf("%s+%08x+%s", k.name, k.KeyHash(), strictBase64.EncodeToString(append([]byte{k.alg}, k.pub...)))
 }
 
 // Name returns the log's origin, or the witness's name.
@@ -111,22 +111,22 @@ func (k Key) Verify(msg, sig []byte) bool {
 		return false
 	}
 	at := binary.BigEndian.Uint64(sig)
-	return at < 1<<63 && ed25519.Verify(k.pub, cosigned(at, msg), sig[8:])
+	return at < 1<<63 && ed25519.Verify(k.pub, cosignedMessage(at, msg), sig[8:])
 }
 
-// cosigned is what a witness signs (tlog-cosignature, Ed25519 signed message).
-func cosigned(at uint64, msg []byte) []byte {
+// cosignedMessage is what a witness signs (tlog-cosignature, Ed25519 signed message).
+func cosignedMessage(at uint64, msg []byte) []byte {
 	return append([]byte("cosignature/v1\ntime "+strconv.FormatUint(at, 10)+"\n"), msg...)
 }
 
 // Signer signs checkpoints as the log. It is a [note.Signer].
 type Signer struct {
 	Key
-	Do func(msg []byte) ([]byte, error) // Ed25519 over msg
+	SignFunc func(msg []byte) ([]byte, error) // Ed25519 over msg
 }
 
 // Sign signs a note's text.
-func (s Signer) Sign(msg []byte) ([]byte, error) { return s.Do(msg) }
+func (s Signer) Sign(msg []byte) ([]byte, error) { return s.SignFunc(msg) }
 
 // Origin is the name of the log that an issuer keeps: its address without the scheme.
 func Origin(issuer string) string {

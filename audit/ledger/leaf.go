@@ -21,9 +21,9 @@ func NewSalt() (s Salt) {
 	return s
 }
 
-// Commit is what the log keeps of a body for ever: SHA-256 over its salt, then
+// Commitment is what the log keeps of a body for ever: SHA-256 over its salt, then
 // its bytes.
-func Commit(salt Salt, body []byte) (h Hash) {
+func Commitment(salt Salt, body []byte) (h Hash) {
 	var stack [1024]byte // an entry of most kinds is smaller, and then nothing is allocated
 	return sha256.Sum256(append(append(stack[:0], salt[:]...), body...))
 }

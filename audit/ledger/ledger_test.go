@@ -17,17 +17,17 @@ import (
 	"github.com/watchword-iot/watchword/internal/peers"
 )
 
-// forest is a log in memory: every tile, and the tree's edge.
-type forest struct {
+// memoryLog is a log in memory: every tile, and the tree's edge.
+type memoryLog struct {
 	tree  ledger.Tree
 	full  map[string]ledger.Tile
 	leafs []ledger.Hash
 }
 
-func grow(n int) *forest {
-	f := &forest{full: map[string]ledger.Tile{}}
+func grow(n int) *memoryLog {
+	f := &memoryLog{full: map[string]ledger.Tile{}}
 	for i := range n {
-		f.leafs = append(f.leafs, ledger.LeafHash(ledger.Commit(ledger.Salt{byte(i)}, fmt.Append(nil, i))))
+		f.leafs = append(f.leafs, ledger.LeafHash(ledger.Commitment(ledger.Salt{byte(i)}, fmt.Append(nil, i))))
 	}
 	var tiles []ledger.Tile
 	// In uneven pieces, as commits come.
@@ -42,7 +42,7 @@ func grow(n int) *forest {
 	return f
 }
 
-func (f *forest) read(level int, n int64, width int) ([]byte, error) {
+func (f *memoryLog) read(level int, n int64, width int) ([]byte, error) {
 	hashes := f.full[ledger.Path(level, n, ledger.TileWidth)].Hashes
 	if hashes == nil {
 		if at, edge := f.tree.Edge(level); at == n {
@@ -78,7 +78,7 @@ func oracle(t testing.TB, leafs []ledger.Hash) tlog.HashReaderFunc {
 	return read
 }
 
-func TestTheTreeIsThatOfTheStandard(t *testing.T) {
+func TestTreeMatchesRFC6962(t *testing.T) {
 	const most = 66_000 // three levels
 	all := grow(most).leafs
 	read := oracle(t, all)
@@ -92,14 +92,14 @@ func TestTheTreeIsThatOfTheStandard(t *testing.T) {
 			t.Errorf("of %d leaves the root is %v, want %v", n, got, want)
 		}
 		var edges [][]ledger.Hash
-		for level, w := range ledger.Widths(int64(n)) {
+		for level, w := range ledger.PartialWidths(int64(n)) {
 			_, edge := f.tree.Edge(level)
 			if len(edge) != w {
 				t.Errorf("of %d leaves the edge of level %d is %d wide, want %d", n, level, len(edge), w)
 			}
 			edges = append(edges, edge)
 		}
-		again := ledger.Resume(edges)
+		again := ledger.TreeFromEdges(edges)
 		if again.Size() != int64(n) || again.Root() != want {
 			t.Errorf("resumed: %d leaves, %v", again.Size(), again.Root())
 		}
@@ -111,7 +111,7 @@ func TestTheTreeIsThatOfTheStandard(t *testing.T) {
 
 func emptyRoot() tlog.Hash { h, _ := tlog.TreeHash(0, nil); return h }
 
-func TestAnAppendThatIsGivenUpLeavesNothing(t *testing.T) {
+func TestAppendDoesNotChangeItsReceiver(t *testing.T) {
 	f := grow(300)
 	before := f.tree.Root()
 	for range 3 {
@@ -126,58 +126,58 @@ func TestAnAppendThatIsGivenUpLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestProofsHoldForTheirEntryAlone(t *testing.T) {
+func TestProofsVerifyForTheirEntryOnly(t *testing.T) {
 	for _, n := range []int{1, 7, 256, 300, 1000} {
 		f := grow(n)
 		c := ledger.Checkpoint{Origin: "log", Size: int64(n), Root: f.tree.Root()}
 		for _, i := range []int{0, n / 2, n - 1} {
-			p, err := ledger.Prove(c, int64(i), f.read)
+			p, err := ledger.InclusionProof(c, int64(i), f.read)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := ledger.Includes(c, int64(i), f.leafs[i], p); err != nil {
+			if err := ledger.VerifyInclusion(c, int64(i), f.leafs[i], p); err != nil {
 				t.Error(err)
 			}
-			if n > 1 && ledger.Includes(c, int64(i), f.leafs[(i+1)%n], p) == nil {
+			if n > 1 && ledger.VerifyInclusion(c, int64(i), f.leafs[(i+1)%n], p) == nil {
 				t.Errorf("of %d, the proof of %d holds for another leaf", n, i)
 			}
-			if ledger.Includes(c, int64(i)+1, f.leafs[i], p) == nil {
+			if ledger.VerifyInclusion(c, int64(i)+1, f.leafs[i], p) == nil {
 				t.Errorf("of %d, the proof of %d holds at another place", n, i)
 			}
 		}
 		for _, m := range []int{0, 1, n / 2, n} {
 			before := ledger.Checkpoint{Origin: "log", Size: int64(m), Root: grow(m).tree.Root()}
-			p, err := ledger.ProveExtends(c, int64(m), f.read)
+			p, err := ledger.ConsistencyProof(c, int64(m), f.read)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := ledger.Extends(c, before, p); err != nil {
+			if err := ledger.VerifyConsistency(c, before, p); err != nil {
 				t.Errorf("%d after %d: %v", n, m, err)
 			}
 			if m > 0 {
 				before.Root[5] ^= 1
-				if ledger.Extends(c, before, p) == nil {
+				if ledger.VerifyConsistency(c, before, p) == nil {
 					t.Errorf("%d after another %d holds", n, m)
 				}
 			}
 		}
-		if err := ledger.Extends(ledger.Checkpoint{Origin: "log", Size: 0}, c, nil); watchword.CodeOf(err) != watchword.LogInvalid {
+		if err := ledger.VerifyConsistency(ledger.Checkpoint{Origin: "log", Size: 0}, c, nil); watchword.CodeOf(err) != watchword.LogInvalid {
 			t.Errorf("a log that was cut: %v", err)
 		}
-		if err := ledger.Extends(ledger.Checkpoint{Origin: "another", Size: c.Size, Root: c.Root}, c, nil); watchword.CodeOf(err) != watchword.LogInvalid {
+		if err := ledger.VerifyConsistency(ledger.Checkpoint{Origin: "another", Size: c.Size, Root: c.Root}, c, nil); watchword.CodeOf(err) != watchword.LogInvalid {
 			t.Errorf("another log: %v", err)
 		}
 	}
 }
 
-func TestNoProofComesFromTilesThatDoNotFit(t *testing.T) {
+func TestProofsFromWrongTilesAreRefused(t *testing.T) {
 	f := grow(1000)
 	c := ledger.Checkpoint{Origin: "log", Size: 1000, Root: f.tree.Root()}
 	f.full[ledger.Path(0, 1, ledger.TileWidth)].Hashes[7][3] ^= 1
-	if _, err := ledger.Prove(c, 300, f.read); watchword.CodeOf(err) != watchword.LogInvalid {
+	if _, err := ledger.InclusionProof(c, 300, f.read); watchword.CodeOf(err) != watchword.LogInvalid {
 		t.Errorf("got %v", err)
 	}
-	if _, err := ledger.Prove(c, 900, f.read); err != nil {
+	if _, err := ledger.InclusionProof(c, 900, f.read); err != nil {
 		t.Errorf("a proof that does not touch it: %v", err)
 	}
 }
@@ -188,7 +188,7 @@ func newKey(t testing.TB, name string) (ledger.Signer, ed25519.PrivateKey) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ledger.Signer{Key: ledger.LogKey(name, pub), Do: func(m []byte) ([]byte, error) { return ed25519.Sign(priv, m), nil }}, priv
+	return ledger.Signer{Key: ledger.LogKey(name, pub), SignFunc: func(m []byte) ([]byte, error) { return ed25519.Sign(priv, m), nil }}, priv
 }
 
 func TestKeysAndCheckpointsAreC2SPs(t *testing.T) {
@@ -237,24 +237,24 @@ func TestKeysAndCheckpointsAreC2SPs(t *testing.T) {
 	if again, err := ledger.Cosign(cosigned, answer, wk); err != nil || !bytes.Equal(again, cosigned) {
 		t.Errorf("a second time: %s %v", again, err)
 	}
-	o, err := ledger.Open(cosigned, s.Key, wk)
+	o, err := ledger.VerifyCheckpoint(cosigned, s.Key, wk)
 	if err != nil || o.Checkpoint != c || len(o.Cosignatures) != 1 || o.Cosignatures[0].At.IsZero() {
 		t.Errorf("%+v %v", o, err)
 	}
-	if _, err := ledger.Open(cosigned, wk); watchword.CodeOf(err) != watchword.LogInvalid {
+	if _, err := ledger.VerifyCheckpoint(cosigned, wk); watchword.CodeOf(err) != watchword.LogInvalid {
 		t.Errorf("a witness alone: %v", err)
 	}
 	other, _ := newKey(t, "witness.example")
-	if o, err := ledger.Open(cosigned, s.Key, other.Key); err != nil || len(o.Cosignatures) != 0 {
+	if o, err := ledger.VerifyCheckpoint(cosigned, s.Key, other.Key); err != nil || len(o.Cosignatures) != 0 {
 		t.Errorf("another witness of that name: %+v %v", o, err)
 	}
 	if _, err := ledger.Cosign(signed, answer, other.Key); watchword.CodeOf(err) != watchword.LogInvalid {
 		t.Errorf("an answer by another: %v", err)
 	}
 	for i := range cosigned { // a changed byte never opens as the same
-		bad := bytes.Clone(cosigned)
-		bad[i] ^= 1
-		if o, err := ledger.Open(bad, s.Key, wk); err == nil && len(o.Cosignatures) == 1 && o.Checkpoint == c {
+		invalid := bytes.Clone(cosigned)
+		invalid[i] ^= 1
+		if o, err := ledger.VerifyCheckpoint(invalid, s.Key, wk); err == nil && len(o.Cosignatures) == 1 && o.Checkpoint == c {
 			t.Fatalf("byte %d of %q may be changed", i, cosigned)
 		}
 	}
@@ -283,11 +283,11 @@ func lines(b []byte) []string { return slices.Collect(strings.Lines(string(b))) 
 func TestBadKeysAreRefused(t *testing.T) {
 	s, _ := newKey(t, "example.com/log")
 	good := s.Key.String()
-	for _, bad := range []string{
+	for _, invalid := range []string{
 		"", "x", good[1:], good + "A", strings.Replace(good, "log+", "log +", 1), strings.ToUpper(good), strings.Replace(good, "+", "", 1), "PRIVATE+KEY+" + good,
 	} {
-		if _, err := ledger.ParseKey(bad); watchword.CodeOf(err) != watchword.BadRequest {
-			t.Errorf("%q: %v", bad, err)
+		if _, err := ledger.ParseKey(invalid); watchword.CodeOf(err) != watchword.BadRequest {
+			t.Errorf("%q: %v", invalid, err)
 		}
 	}
 }
@@ -317,12 +317,12 @@ func TestPathsAreC2SPs(t *testing.T) {
 			t.Errorf("%s is read as %d %d %d %v", got, level, n, width, err)
 		}
 	}
-	for _, bad := range []string{
+	for _, invalid := range []string{
 		"", "tile", "tile/", "tile/0", "tile/0/", "tile/0/1", "tile/0/0001", "tile/00/000", "tile/-1/000", "tile/64/000", "tile/+1/000", "tile/0/000.p/", "tile/0/000.p/0", "tile/0/000.p/256", "tile/0/000.p/07",
 		"tile/0/x000/001", "tile/0/x001/x001", "tile/0/001/001", "tile/0/-01", "tile/0/000/", "tile/entries", "tile/data/000", "tile/8/0/000", "/tile/0/000", "tile/0/000.p/1/", "tile/0/x999/x999/x999/x999/x999/x999/x999/999",
 	} {
-		if _, _, _, err := ledger.ParsePath(bad); watchword.CodeOf(err) != watchword.NotFound {
-			t.Errorf("%q: %v", bad, err)
+		if _, _, _, err := ledger.ParsePath(invalid); watchword.CodeOf(err) != watchword.NotFound {
+			t.Errorf("%q: %v", invalid, err)
 		}
 	}
 }
@@ -331,7 +331,7 @@ func TestAProofIsText(t *testing.T) {
 	s, _ := newKey(t, "example.com/log")
 	salt, body := ledger.NewSalt(), []byte(`{"kind":"x"}`)
 	f := grow(500)
-	leaf := ledger.LeafHash(ledger.Commit(salt, body))
+	leaf := ledger.LeafHash(ledger.Commitment(salt, body))
 	tree, _ := f.tree.Append(leaf)
 	f.tree = tree
 	c := ledger.Checkpoint{Origin: "example.com/log", Size: 501, Root: tree.Root()}
@@ -339,7 +339,7 @@ func TestAProofIsText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hs, err := ledger.Prove(c, 500, f.read)
+	hs, err := ledger.InclusionProof(c, 500, f.read)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,18 +348,18 @@ func TestAProofIsText(t *testing.T) {
 	if err != nil || string(p.Marshal()) != string(text) {
 		t.Fatalf("%v\n%s", err, text)
 	}
-	if o, err := p.Check(s.Key); err != nil || o.Size != 501 {
+	if o, err := p.Verify(s.Key); err != nil || o.Size != 501 {
 		t.Errorf("%v %v", o, err)
 	}
 	for i := range text {
-		bad := bytes.Clone(text)
-		bad[i] ^= 1
-		q, err := ledger.ParseProof(bad)
+		invalid := bytes.Clone(text)
+		invalid[i] ^= 1
+		q, err := ledger.ParseProof(invalid)
 		if err != nil {
 			continue
 		}
-		if _, err := q.Check(s.Key); err == nil {
-			t.Fatalf("byte %d of the proof may be changed:\n%s", i, bad)
+		if _, err := q.Verify(s.Key); err == nil {
+			t.Fatalf("byte %d of the proof may be changed:\n%s", i, invalid)
 		}
 	}
 }
@@ -393,7 +393,7 @@ func FuzzReaders(f *testing.F) {
 }
 
 // What a device holds a command against.
-func TestLoggedIsHeldAgainstWhatWasSeen(t *testing.T) {
+func TestLoggedJWSExtendsTheSeenCheckpoint(t *testing.T) {
 	s, _ := newKey(t, "example.com/log")
 	others := peers.Find(t)
 	var witnesses []*peers.Witness
@@ -410,17 +410,17 @@ func TestLoggedIsHeldAgainstWhatWasSeen(t *testing.T) {
 	salt, body := ledger.NewSalt(), []byte(`{}`)
 	f := grow(300)
 	at := ledger.Checkpoint{Origin: "example.com/log", Size: 300, Root: f.tree.Root()}
-	f.tree, _ = f.tree.Append(ledger.LeafHash(ledger.Commit(salt, body)))
+	f.tree, _ = f.tree.Append(ledger.LeafHash(ledger.Commitment(salt, body)))
 	c := ledger.Checkpoint{Origin: "example.com/log", Size: 301, Root: f.tree.Root()}
 	signed, err := c.Sign(s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	hs, err := ledger.Prove(c, 300, f.read)
+	hs, err := ledger.InclusionProof(c, 300, f.read)
 	if err != nil {
 		t.Fatal(err)
 	}
-	extends, err := ledger.ProveExtends(c, 300, f.read)
+	extends, err := ledger.ConsistencyProof(c, 300, f.read)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -463,20 +463,20 @@ func TestLoggedIsHeldAgainstWhatWasSeen(t *testing.T) {
 		{"no proof that it goes on", by(witnesses...), 300, nil, at, false},
 		{"what was seen is passed over", by(witnesses...), 0, nil, at, false},
 	} {
-		l := ledger.NewLogged("jws", ledger.Proof{Index: 300, Salt: salt, Body: body, Hashes: hs, Checkpoint: tc.note}, tc.from, tc.extends)
+		l := ledger.NewLoggedJWS("jws", ledger.Proof{Index: 300, Salt: salt, Body: body, Hashes: hs, Checkpoint: tc.note}, tc.from, tc.extends)
 		b, err := l.Marshal()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l, err = ledger.ParseLogged(b); err != nil {
+		if l, err = ledger.ParseLoggedJWS(b); err != nil {
 			t.Fatal(err)
 		}
-		p, o, err := l.Check(tc.last, 2, keys...)
+		p, o, err := l.Verify(tc.last, 2, keys...)
 		if (err == nil) != tc.good || tc.good && (o.Checkpoint != c || string(p.Body) != string(body)) {
 			t.Errorf("%s: %v", tc.name, err)
 		}
 	}
-	if _, err := ledger.ParseLogged([]byte(`{"jws":"a","proof":"b","from":0,"more":1}`)); watchword.CodeOf(err) != watchword.CommandUnlogged {
+	if _, err := ledger.ParseLoggedJWS([]byte(`{"jws":"a","proof":"b","from":0,"more":1}`)); watchword.CodeOf(err) != watchword.CommandUnlogged {
 		t.Errorf("an unknown member: %v", err)
 	}
 }

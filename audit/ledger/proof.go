@@ -11,12 +11,12 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Read gives the hashes of a tile, as many as width says. Level, number and width
+// TileReader gives the hashes of a tile, as many as width says. Level, number and width
 // are always those of a tile that a tree of the size at hand has.
-type Read func(level int, n int64, width int) ([]byte, error)
+type TileReader func(level int, n int64, width int) ([]byte, error)
 
 // tiles is a Read as the tlog package wants it.
-type tiles struct{ read Read }
+type tiles struct{ read TileReader }
 
 func (t tiles) Height() int { return TileHeight }
 
@@ -33,20 +33,20 @@ func (t tiles) ReadTiles(ts []tlog.Tile) ([][]byte, error) {
 
 func (tiles) SaveTiles([]tlog.Tile, [][]byte) {}
 
-// Prove returns the proof that the index-th leaf is in the tree of c. Every tile is
+// InclusionProof returns the proof that the index-th leaf is in the tree of c. Every tile is
 // held against c's root: tiles that do not fit give no proof. Code: log_invalid,
 // and those of read.
-func Prove(c Checkpoint, index int64, read Read) ([]Hash, error) {
+func InclusionProof(c Checkpoint, index int64, read TileReader) ([]Hash, error) {
 	if index < 0 || index >= c.Size {
 		return nil, watchword.Refuse(watchword.NotFound, "entry %d is not in the log of %d entries", index+1, c.Size)
 	}
 	p, err := tlog.ProveRecord(c.Size, index, tlog.TileHashReader(tlog.Tree{N: c.Size, Hash: c.Root}, tiles{read}))
-	return p, misfit(err)
+	return p, proofInvalid(err)
 }
 
-// ProveExtends returns the proof that the tree of c begins with the one of an older
-// size. Codes: as [Prove].
-func ProveExtends(c Checkpoint, size int64, read Read) ([]Hash, error) {
+// ConsistencyProof returns the proof that the tree of c begins with the one of an older
+// size. Codes: as [InclusionProof].
+func ConsistencyProof(c Checkpoint, size int64, read TileReader) ([]Hash, error) {
 	if size < 0 || size > c.Size {
 		return nil, watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and had %d before", c.Size, size)
 	}
@@ -54,27 +54,27 @@ func ProveExtends(c Checkpoint, size int64, read Read) ([]Hash, error) {
 		return nil, nil
 	}
 	p, err := tlog.ProveTree(c.Size, size, tlog.TileHashReader(tlog.Tree{N: c.Size, Hash: c.Root}, tiles{read}))
-	return p, misfit(err)
+	return p, proofInvalid(err)
 }
 
-func misfit(err error) error {
+func proofInvalid(err error) error {
 	if err == nil || watchword.CodeOf(err) != watchword.Internal {
 		return err
 	}
-	return watchword.Because(err, watchword.LogInvalid, "the log's tiles do not fit its checkpoint")
+	return watchword.Wrap(err, watchword.LogInvalid, "the log's tiles do not fit its checkpoint")
 }
 
-// Includes checks a proof that a leaf is in the tree of c. Code: log_invalid.
-func Includes(c Checkpoint, index int64, leaf Hash, proof []Hash) error {
+// VerifyInclusion checks a proof that a leaf is in the tree of c. Code: log_invalid.
+func VerifyInclusion(c Checkpoint, index int64, leaf Hash, proof []Hash) error {
 	if index < 0 || index >= c.Size || tlog.CheckRecord(proof, c.Size, c.Root, index, leaf) != nil {
 		return watchword.Refuse(watchword.LogInvalid, "entry %d is not in the log of this checkpoint", index+1)
 	}
 	return nil
 }
 
-// Extends checks a proof that the tree of c begins with that of before: nothing was
+// VerifyConsistency checks a proof that the tree of c begins with that of before: nothing was
 // changed, nothing was taken away. Code: log_invalid.
-func Extends(c, before Checkpoint, proof []Hash) error {
+func VerifyConsistency(c, before Checkpoint, proof []Hash) error {
 	good := false
 	switch {
 	case c.Origin != before.Origin:
@@ -104,8 +104,8 @@ type Proof struct {
 	Checkpoint []byte // signed
 }
 
-// b64 has one form for each content.
-var b64 = base64.StdEncoding.Strict()
+// strictBase64 has one form for each content.
+var strictBase64 = base64.StdEncoding.Strict()
 
 const proofHead = "c2sp.org/tlog-proof@v1\n"
 
@@ -113,10 +113,10 @@ const proofHead = "c2sp.org/tlog-proof@v1\n"
 func (p Proof) Marshal() []byte {
 	var b bytes.Buffer
 	b.WriteString(proofHead)
-	b.WriteString("extra " + b64.EncodeToString(append(p.Salt[:], p.Body...)) + "\n")
+	b.WriteString("extra " + strictBase64.EncodeToString(append(p.Salt[:], p.Body...)) + "\n")
 	b.WriteString("index " + strconv.FormatInt(p.Index, 10) + "\n")
 	for _, h := range p.Hashes {
-		b.WriteString(b64.EncodeToString(h[:]) + "\n")
+		b.WriteString(strictBase64.EncodeToString(h[:]) + "\n")
 	}
 	b.WriteString("\n")
 	b.Write(p.Checkpoint)
@@ -131,48 +131,48 @@ func IsProof(b []byte) bool { return bytes.HasPrefix(b, []byte(proofHead)) }
 
 // ParseProof reads what Marshal wrote. Code: log_invalid.
 func ParseProof(b []byte) (p Proof, err error) {
-	bad := func(what string) (Proof, error) {
+	invalid := func(what string) (Proof, error) {
 		return Proof{}, watchword.Refuse(watchword.LogInvalid, "the proof is malformed: %s", what)
 	}
 	head, note, ok := strings.Cut(string(b), "\n\n")
 	if !ok || len(b) > MaxProof || !IsProof(b) {
-		return bad("it has no head, or no checkpoint")
+		return invalid("it has no head, or no checkpoint")
 	}
 	p.Checkpoint = []byte(note)
 	lines := strings.Split(head, "\n")[1:]
 	if len(lines) < 2 {
-		return bad("it has no extra data, or no index")
+		return invalid("it has no extra data, or no index")
 	}
 	text, ok := strings.CutPrefix(lines[0], "extra ")
-	extra, err := b64.DecodeString(text)
+	extra, err := strictBase64.DecodeString(text)
 	if !ok || err != nil || len(extra) < len(p.Salt) {
-		return bad("its extra data is not salt and body")
+		return invalid("its extra data is not salt and body")
 	}
 	copy(p.Salt[:], extra)
 	p.Body = extra[len(p.Salt):]
 	text, ok = strings.CutPrefix(lines[1], "index ")
 	if p.Index, err = strconv.ParseInt(text, 10, 64); !ok || err != nil || p.Index < 0 || strconv.FormatInt(p.Index, 10) != text {
-		return bad("its index is no number")
+		return invalid("its index is no number")
 	}
 	if len(lines) > 2+63 {
-		return bad("it has more than 63 hashes")
+		return invalid("it has more than 63 hashes")
 	}
 	for _, l := range lines[2:] {
-		h, err := b64.DecodeString(l)
+		h, err := strictBase64.DecodeString(l)
 		if err != nil || len(h) != tlog.HashSize {
-			return bad("a line is no hash")
+			return invalid("a line is no hash")
 		}
 		p.Hashes = append(p.Hashes, Hash(h))
 	}
 	return p, nil
 }
 
-// Check checks that the entry is in the log that one of keys signs for. Code:
+// Verify checks that the entry is in the log that one of keys signs for. Code:
 // log_invalid.
-func (p Proof) Check(keys ...Key) (Opened, error) {
-	c, err := Open(p.Checkpoint, keys...)
+func (p Proof) Verify(keys ...Key) (VerifiedCheckpoint, error) {
+	c, err := VerifyCheckpoint(p.Checkpoint, keys...)
 	if err != nil {
 		return c, err
 	}
-	return c, Includes(c.Checkpoint, p.Index, LeafHash(Commit(p.Salt, p.Body)), p.Hashes)
+	return c, VerifyInclusion(c.Checkpoint, p.Index, LeafHash(Commitment(p.Salt, p.Body)), p.Hashes)
 }

@@ -71,9 +71,9 @@ func (t Tree) Root() Hash {
 	}
 	var stack []Hash // perfect subtrees, the largest first
 	for _, edge := range slices.Backward(t.edges) {
-		stack = perfect(stack, edge)
+		stack = appendPerfect(stack, edge)
 	}
-	return fold(stack)
+	return foldRight(stack)
 }
 
 // Edge is the tile of a level that is not full yet: the n-th. It is read only.
@@ -85,8 +85,8 @@ func (t Tree) Edge(level int) (n int64, hashes []Hash) {
 	return n, hashes
 }
 
-// Resume is the tree whose tiles that are not full yet hold edges, by level.
-func Resume(edges [][]Hash) Tree {
+// TreeFromEdges is the tree whose tiles that are not full yet hold edges, by level.
+func TreeFromEdges(edges [][]Hash) Tree {
 	t := Tree{edges: make([][]Hash, len(edges))}
 	for i, e := range edges {
 		t.edges[i] = append(make([]Hash, 0, TileWidth), e...)
@@ -95,8 +95,8 @@ func Resume(edges [][]Hash) Tree {
 	return t
 }
 
-// Widths is how wide the unfinished tile of each level is in a tree of that size.
-func Widths(size int64) (out []int) {
+// PartialWidths is how wide the unfinished tile of each level is in a tree of that size.
+func PartialWidths(size int64) (out []int) {
 	for ; size > 0; size >>= TileHeight {
 		out = append(out, int(size%TileWidth))
 	}
@@ -104,29 +104,29 @@ func Widths(size int64) (out []int) {
 }
 
 // Root is the hash of at least one leaf or subtree, all of the same height.
-func Root(hashes []Hash) Hash { return fold(perfect(nil, hashes)) }
+func Root(hashes []Hash) Hash { return foldRight(appendPerfect(nil, hashes)) }
 
-// perfect appends the roots of the perfect trees that hashes are made of.
-func perfect(stack, hashes []Hash) []Hash {
+// appendPerfect appends the roots of the perfect trees that hashes are made of.
+func appendPerfect(stack, hashes []Hash) []Hash {
 	for len(hashes) > 0 {
 		n := 1
 		for n*2 <= len(hashes) {
 			n *= 2
 		}
-		stack, hashes = append(stack, pair(hashes[:n])), hashes[n:]
+		stack, hashes = append(stack, hashPair(hashes[:n])), hashes[n:]
 	}
 	return stack
 }
 
-func pair(hashes []Hash) Hash {
+func hashPair(hashes []Hash) Hash {
 	if len(hashes) == 1 {
 		return hashes[0]
 	}
 	half := len(hashes) / 2
-	return tlog.NodeHash(pair(hashes[:half]), pair(hashes[half:]))
+	return tlog.NodeHash(hashPair(hashes[:half]), hashPair(hashes[half:]))
 }
 
-func fold(stack []Hash) Hash {
+func foldRight(stack []Hash) Hash {
 	h := stack[len(stack)-1]
 	for _, left := range slices.Backward(stack[:len(stack)-1]) {
 		h = tlog.NodeHash(left, h)
@@ -134,10 +134,10 @@ func fold(stack []Hash) Hash {
 	return h
 }
 
-// At is the tree of a size, from the tiles at its right edge, which are believed.
-func At(size int64, read Read) (Tree, error) {
+// TreeAt is the tree of a size, from the tiles at its right edge, which are believed.
+func TreeAt(size int64, read TileReader) (Tree, error) {
 	var edges [][]Hash
-	for level, w := range Widths(size) {
+	for level, w := range PartialWidths(size) {
 		var edge []Hash
 		if w > 0 {
 			b, err := read(level, size>>(TileHeight*(level+1)), w)
@@ -150,7 +150,7 @@ func At(size int64, read Read) (Tree, error) {
 		}
 		edges = append(edges, edge)
 	}
-	return Resume(edges), nil
+	return TreeFromEdges(edges), nil
 }
 
 // AppendTile appends hashes as a tile has them.

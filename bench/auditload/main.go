@@ -45,21 +45,21 @@ func run(ctx context.Context, entries int) (err error) {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return err
 	}
-	if err := once(ctx, cfg); err != nil { // which founds the house
+	if err := runOnce(ctx, cfg); err != nil { // which founds the house
 		return err
 	}
 	path := filepath.Join(dir, "watchword.db")
 	if err := grow(ctx, path, entries); err != nil {
 		return err
 	}
-	if err := once(ctx, cfg); err != nil { // which signs a checkpoint
+	if err := runOnce(ctx, cfg); err != nil { // which signs a checkpoint
 		return err
 	}
-	return look(ctx, dir, path)
+	return measureReads(ctx, dir, path)
 }
 
-// once is a server that starts and ends.
-func once(ctx context.Context, cfg server.Config) error {
+// runOnce is a server that starts and ends.
+func runOnce(ctx context.Context, cfg server.Config) error {
 	began := time.Now()
 	s, err := server.New(ctx, cfg, server.Options{Version: "auditload"})
 	if err != nil {
@@ -79,7 +79,7 @@ func once(ctx context.Context, cfg server.Config) error {
 func token(i int) audit.Entry {
 	id := watchword.NewID("tok_", time.Now())
 	return audit.Actor{Tenant: watchword.DefaultTenant, Subject: watchword.SubjectID(fmt.Sprint("meter-", i%100_000)), Key: watchword.KeyID(jose.Hash([]byte{byte(i)})), Trace: watchword.NewID("", time.Now())}.
-		Did(audit.TokenIssue, id, time.Now(), nil)
+		DoneEntry(audit.TokenIssue, id, time.Now(), nil)
 }
 
 func grow(ctx context.Context, path string, entries int) (err error) {
@@ -145,7 +145,7 @@ func grow(ctx context.Context, path string, entries int) (err error) {
 	return nil
 }
 
-func look(ctx context.Context, dir, path string) (err error) {
+func measureReads(ctx context.Context, dir, path string) (err error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
@@ -182,7 +182,7 @@ func look(ctx context.Context, dir, path string) (err error) {
 		if err != nil {
 			return err
 		}
-		hs, err := ledger.Prove(c, i-1, read)
+		hs, err := ledger.InclusionProof(c, i-1, read)
 		if err != nil {
 			return err
 		}
@@ -190,7 +190,7 @@ func look(ctx context.Context, dir, path string) (err error) {
 		size = max(size, len(p.Marshal()))
 		proofs = append(proofs, time.Since(began))
 		began = time.Now()
-		if _, err := p.Check(keys...); err != nil {
+		if _, err := p.Verify(keys...); err != nil {
 			return err
 		}
 		checks = append(checks, time.Since(began))

@@ -83,7 +83,7 @@ func serve(data string, unlogged bool) error {
 	cfg.Data, cfg.Server.HTTPS, cfg.Server.MQTTS = data, "localhost:0", "localhost:0"
 	cfg.Metrics.Listen = "127.0.0.1:0"
 	cfg.Limits.TokenRate, cfg.Limits.RequestRate, cfg.Limits.IssueRate = 1<<20, 1<<20, 1<<20
-	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(slog.DiscardHandler), Version: "load", Unlogged: unlogged})
+	s, err := server.New(ctx, cfg, server.Options{Log: slog.New(slog.DiscardHandler), Version: "load", WithoutAuditLog: unlogged})
 	if err != nil {
 		return err
 	}
@@ -318,7 +318,7 @@ func (b *bench) commands(ctx context.Context, devices, rate, seconds int) error 
 }
 
 func (b *bench) once(ctx context.Context, id watchword.SubjectID) error {
-	c, err := b.admin.Send(ctx, admin.Order{Device: id, Function: "set", Args: json.RawMessage(`{"level":40}`), Wait: 30 * time.Second})
+	c, err := b.admin.Send(ctx, admin.CommandOrder{Device: id, Function: "set", Args: json.RawMessage(`{"level":40}`), WaitReceipt: 30 * time.Second})
 	if err == nil && c.State != watchword.Done {
 		err = fmt.Errorf("%s is %s", c.ID, c.State)
 	}

@@ -73,13 +73,13 @@ func fill(ctx context.Context, data string, devices, ask int) (map[watchword.Sub
 func admit(ctx context.Context, st *sqlite.Store, i int) (watchword.SubjectID, *jose.Signer, error) {
 	id := watchword.SubjectID(fmt.Sprintf("stored-%06d", i))
 	now := time.Now()
-	code := enroll.Code{Tenant: watchword.DefaultTenant, Hash: token.HashCode(string(id)), Subject: id, Expires: now.Add(time.Hour)}
+	code := enroll.Code{Tenant: watchword.DefaultTenant, Hash: token.CodeDigest(string(id)), Subject: id, Expires: now.Add(time.Hour)}
 	sub := watchword.Subject{
 		Tenant: watchword.DefaultTenant, ID: id, Kind: watchword.Device, State: watchword.New, Created: now, Changed: now,
 		Labels: watchword.Labels{"kind": "meter", "site": fmt.Sprintf("plant-%d", i%100)},
 	}
 	e := audit.Actor{Tenant: watchword.DefaultTenant}
-	if err := st.CreateSubject(ctx, sub, &code, e.Did(audit.DeviceCreate, string(id), now, nil)); err != nil {
+	if err := st.CreateSubject(ctx, sub, &code, e.DoneEntry(audit.DeviceCreate, string(id), now, nil)); err != nil {
 		return "", nil, err
 	}
 	var keys [2]*jose.PrivateKey
@@ -95,7 +95,7 @@ func admit(ctx context.Context, st *sqlite.Store, i int) (watchword.SubjectID, *
 	}
 	_, _, err := st.RedeemCode(ctx, enroll.Redemption{
 		Tenant: watchword.DefaultTenant, Hash: code.Hash, Sign: key(keys[0], watchword.Sign), Seal: key(keys[1], watchword.Seal),
-	}, now, audit.Always[watchword.Subject](e.Did(audit.DeviceEnroll, "", now, nil)))
+	}, now, audit.Always[watchword.Subject](e.DoneEntry(audit.DeviceEnroll, "", now, nil)))
 	if err != nil {
 		return "", nil, err
 	}
@@ -154,7 +154,7 @@ func (b *bench) forms(signers map[watchword.SubjectID]*jose.Signer, total int) (
 	out := make([]string, 0, total)
 	for len(out) < total {
 		for id, s := range signers {
-			a, err := token.SignAssertion(s, id, b.admin.Issuer(), time.Now(), token.AssertionLife)
+			a, err := token.SignAssertion(s, id, b.admin.Issuer(), time.Now(), token.AssertionLifetime)
 			if err != nil {
 				return nil, err
 			}

@@ -50,9 +50,9 @@ type attack struct {
 	token  string
 }
 
-// attackDid is what came of one part of an attack: how often the attacker sent it, and how often a
+// attackResult is what came of one part of an attack: how often the attacker sent it, and how often a
 // request or connection was refused, or broke.
-type attackDid struct {
+type attackResult struct {
 	Name string
 	Did  [2]int64
 	Last string // what was said to the last of these
@@ -120,7 +120,7 @@ func (a *attack) dial(ctx context.Context, address string) (net.Conn, error) {
 }
 
 func (a *attack) assertion() (string, error) {
-	return token.SignAssertion(a.signer, a.ID, a.Issuer, time.Now(), token.AssertionLife)
+	return token.SignAssertion(a.signer, a.ID, a.Issuer, time.Now(), token.AssertionLifetime)
 }
 
 func (a *attack) newToken(ctx context.Context) (string, error) {
@@ -164,8 +164,8 @@ func (a *attack) request(ctx context.Context, method, path, kind string, body []
 	return b, err
 }
 
-// line is an MQTT connection of the attacker, whose answers are thrown away.
-type line struct {
+// attackerConn is an MQTT connection of the attacker, whose answers are thrown away.
+type attackerConn struct {
 	nc     net.Conn
 	answer chan packet.Reason // of CONNACK
 	done   chan struct{}      // the server ended it
@@ -173,7 +173,7 @@ type line struct {
 }
 
 // connect opens a connection, sends CONNECT and waits for the answer.
-func (a *attack) connect(ctx context.Context, suffix string, edit ...func(*packet.Connect)) (*line, error) {
+func (a *attack) connect(ctx context.Context, suffix string, edit ...func(*packet.Connect)) (*attackerConn, error) {
 	l, err := a.begin(ctx, suffix, edit...)
 	if l == nil {
 		return nil, err
@@ -196,7 +196,7 @@ func (a *attack) connect(ctx context.Context, suffix string, edit ...func(*packe
 }
 
 // begin is connect that does not wait. The line is not nil where there is something to close.
-func (a *attack) begin(ctx context.Context, suffix string, edit ...func(*packet.Connect)) (*line, error) {
+func (a *attack) begin(ctx context.Context, suffix string, edit ...func(*packet.Connect)) (*attackerConn, error) {
 	raw, err := a.dial(ctx, a.MQTTS)
 	if err != nil {
 		return nil, err
@@ -212,7 +212,7 @@ func (a *attack) begin(ctx context.Context, suffix string, edit ...func(*packet.
 	for _, e := range edit {
 		e(p)
 	}
-	l := &line{nc: nc, answer: make(chan packet.Reason, 1), done: make(chan struct{})}
+	l := &attackerConn{nc: nc, answer: make(chan packet.Reason, 1), done: make(chan struct{})}
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() }) // also where a write waits
 	go func() {
 		defer close(l.done)
@@ -231,7 +231,7 @@ func (a *attack) begin(ctx context.Context, suffix string, edit ...func(*packet.
 }
 
 // send sends packets in one write.
-func (l *line) send(ps ...packet.Packet) error {
+func (l *attackerConn) send(ps ...packet.Packet) error {
 	l.out = l.out[:0]
 	for _, p := range ps {
 		l.out = packet.Append(l.out, p, packet.V5)
@@ -240,14 +240,14 @@ func (l *line) send(ps ...packet.Packet) error {
 	return err
 }
 
-func (l *line) close() {
+func (l *attackerConn) close() {
 	_ = l.nc.Close() // the attacker does not mind
 	<-l.done
 }
 
-// part is one thing that an attacker does again and again. do returns how often it did it; n is
+// attackPart is one thing that an attacker does again and again. do returns how often it did it; n is
 // another one each time.
-type part struct {
+type attackPart struct {
 	name  string
 	after time.Duration                   // it begins so much later
 	open  func(ctx context.Context) error // connects before all begin, if it is not nil
@@ -256,13 +256,13 @@ type part struct {
 
 // overMQTT is a part that keeps one of the eight connections of a device, and comes back where
 // the server ends it.
-func (a *attack) overMQTT(name, suffix string, after time.Duration, packets func(n int) []packet.Packet) part {
-	var l *line
+func (a *attack) overMQTT(name, suffix string, after time.Duration, packets func(n int) []packet.Packet) attackPart {
+	var l *attackerConn
 	open := func(ctx context.Context) (err error) {
 		l, err = a.connect(ctx, suffix)
 		return err
 	}
-	return part{name, after, open, func(ctx context.Context, n int) (int, error) {
+	return attackPart{name, after, open, func(ctx context.Context, n int) (int, error) {
 		if l == nil {
 			if err := open(ctx); err != nil {
 				return 0, err
@@ -278,8 +278,8 @@ func (a *attack) overMQTT(name, suffix string, after time.Duration, packets func
 	}}
 }
 
-// deep is a topic or filter of 63 levels.
-func deep(prefix string, n int) string {
+// deepTopic is a topic or filter of 63 levels.
+func deepTopic(prefix string, n int) string {
 	levels := strings.Split(prefix, "/")
 	for i := len(levels); i < 63; i++ {
 		levels = append(levels, fmt.Sprintf("%x.%x", n, i))
@@ -321,7 +321,7 @@ func schemas(bad bool) []byte {
 }
 
 // run does the worst that one device may try, all at once, for so many seconds.
-func (a *attack) run(ctx context.Context) ([]attackDid, error) {
+func (a *attack) run(ctx context.Context) ([]attackResult, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	own := "devices/" + string(a.ID) + "/"
@@ -342,11 +342,11 @@ func (a *attack) run(ctx context.Context) ([]attackDid, error) {
 		{RootCAs: x509.NewCertPool(), ServerName: "localhost"}, // the certificate is not taken
 		{RootCAs: a.roots, ServerName: "localhost", NextProtos: []string{"other"}},
 	}
-	parts := []part{
+	parts := []attackPart{
 		a.overMQTT("retained messages, topics of 63 levels", "deep", 0, func(n int) []packet.Packet {
 			out := make([]packet.Packet, 32)
 			for i := range out {
-				out[i] = &packet.Publish{Topic: deep(own+"events", n*len(out)+i), Retain: true, Payload: []byte("1")}
+				out[i] = &packet.Publish{Topic: deepTopic(own+"events", n*len(out)+i), Retain: true, Payload: []byte("1")}
 			}
 			return out
 		}),
@@ -358,7 +358,7 @@ func (a *attack) run(ctx context.Context) ([]attackDid, error) {
 		a.overMQTT("SUBSCRIBE, 64 filters: 63 levels, groups of 900 bytes", "filters", later, func(n int) []packet.Packet {
 			s := &packet.Subscribe{ID: 1}
 			for i := range 32 {
-				s.Filters = append(s.Filters, packet.Filter{Topic: deep(own+"events", n*32+i), QoS: 1},
+				s.Filters = append(s.Filters, packet.Filter{Topic: deepTopic(own+"events", n*32+i), QoS: 1},
 					packet.Filter{Topic: "$share/" + groupName(n*32+i) + "/" + own + "state", QoS: 1})
 			}
 			return []packet.Packet{s}
@@ -375,7 +375,7 @@ func (a *attack) run(ctx context.Context) ([]attackDid, error) {
 		}),
 		{"connections with a will, whose sessions stay", 0, nil, func(ctx context.Context, n int) (int, error) {
 			l, err := a.connect(ctx, fmt.Sprintf("stays-%d", n), func(p *packet.Connect) {
-				p.Properties.SetNumber(packet.SessionExpiry, 3600)
+				p.Properties.SetNumber(packet.SessionExpiryInterval, 3600)
 				p.Will = &packet.Will{Topic: own + "events/will", Payload: large[:8<<10], QoS: 1} // CONNECT may have 16 KiB
 			})
 			if err != nil {
@@ -470,11 +470,11 @@ func (a *attack) run(ctx context.Context) ([]attackDid, error) {
 	fmt.Println("begins")
 	end := time.Now().Add(time.Duration(a.Seconds * float64(time.Second)))
 	defer time.AfterFunc(time.Until(end), cancel).Stop()
-	out := make([]attackDid, len(parts))
+	out := make([]attackResult, len(parts))
 	var wg sync.WaitGroup
 	for i, p := range parts {
 		wg.Go(func() {
-			did := attackDid{Name: p.name}
+			did := attackResult{Name: p.name}
 			time.Sleep(p.after)
 			for n := 0; n < attackMost && time.Now().Before(end); n++ {
 				times, err := p.do(ctx, a.Turn*attackMost+n)

@@ -27,7 +27,7 @@ type simulated struct {
 	id      watchword.SubjectID
 	token   string
 	signer  *jose.Signer
-	opener  *jose.Opener
+	opener  *jose.Decrypter
 	trusted token.KeySet
 	issuer  string
 }
@@ -44,7 +44,7 @@ func simulate(ctx context.Context, d *device.Device, dir string) (s simulated, e
 	for i, f := range []struct {
 		name string
 		use  jose.Use
-	}{{"sign.jwk", jose.ForSigning}, {"seal.jwk", jose.ForSealing}} {
+	}{{"sign.jwk", jose.ForSigning}, {"seal.jwk", jose.ForEncryption}} {
 		raw, err := os.ReadFile(filepath.Join(dir, f.name))
 		if err != nil {
 			return s, err
@@ -56,14 +56,14 @@ func simulate(ctx context.Context, d *device.Device, dir string) (s simulated, e
 	if s.signer, err = keys[0].Signer(); err != nil {
 		return s, err
 	}
-	s.opener, err = keys[1].Opener()
+	s.opener, err = keys[1].Decrypter()
 	return s, err
 }
 
 // obey does with a command all that a device does, its journal aside.
 func (s *simulated) obey(jwe string) (receipt string, err error) {
 	now := time.Now()
-	jws, _, err := s.opener.Open(jwe, watchword.MaxDocument)
+	jws, _, err := s.opener.Decrypt(jwe, watchword.MaxDocument)
 	if err != nil {
 		return "", err
 	}
@@ -72,14 +72,14 @@ func (s *simulated) obey(jwe string) (receipt string, err error) {
 		return "", err
 	}
 	return token.SignReceipt(s.signer, token.Receipt{
-		Device: s.id, Issuer: s.issuer, Epoch: c.Epoch, Seq: c.Seq, Command: c.ID, Hash: jose.HashOf(string(jws)), Status: watchword.StDone, At: now,
+		Device: s.id, Issuer: s.issuer, Epoch: c.Epoch, Seq: c.Seq, Command: c.ID, Hash: jose.HashString(string(jws)), Status: watchword.StatusDone, At: now,
 	})
 }
 
 // commands: from the API call to the answer that carries the verified receipt, to
 // one of 2,500 devices after the other.
-func (l *load) commands(ctx context.Context) error {
-	devices := l.n(2500)
+func (l *benchRun) commands(ctx context.Context) error {
+	devices := l.scaled(2500)
 	ps, err := l.peers(ctx, devices)
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func (l *load) commands(ctx context.Context) error {
 	for _, secret := range []bool{false, true} {
 		for _, rate := range []int{700, 1000} {
 			for _, p := range ps {
-				if p.house == nil {
+				if p.watchword == nil {
 					continue
 				}
 				if err := l.commandsAt(ctx, p, devices, rate, secret); err != nil {
@@ -101,7 +101,7 @@ func (l *load) commands(ctx context.Context) error {
 	return nil
 }
 
-func (l *load) commandsAt(ctx context.Context, p *peer, devices, rate int, secret bool) error {
+func (l *benchRun) commandsAt(ctx context.Context, p *benchServer, devices, rate int, secret bool) error {
 	const seconds = 10
 	wrong := make(chan error, devices)
 	fleet := make([]*client, devices)
@@ -109,7 +109,7 @@ func (l *load) commandsAt(ctx context.Context, p *peer, devices, rate int, secre
 	g.SetLimit(32)
 	for i := range devices {
 		g.Go(func() (err error) {
-			d := &p.house.devices[i]
+			d := &p.watchword.devices[i]
 			up := &packet.Publish{Topic: fmt.Sprintf("devices/%s/receipts", d.id), QoS: 1}
 			ready := make(chan struct{})
 			fleet[i], err = p.device(ctx, i, 0, secret, func(int) func(*message) {
@@ -155,7 +155,7 @@ func (l *load) commandsAt(ctx context.Context, p *peer, devices, rate int, secre
 		}
 		wg.Go(func() {
 			began := time.Now()
-			ok, err := p.house.order(ctx, watchword.SubjectID(fmt.Sprintf("dev-%d", rand.IntN(devices))))
+			ok, err := p.watchword.order(ctx, watchword.SubjectID(fmt.Sprintf("dev-%d", rand.IntN(devices))))
 			if took[i] = time.Since(began); ok {
 				done.Add(1)
 			}
@@ -175,7 +175,7 @@ func (l *load) commandsAt(ctx context.Context, p *peer, devices, rate int, secre
 	default:
 	}
 	cost := p.cpu() - before
-	gone(fleet...)
+	waitClosed(fleet...)
 	slices.Sort(took)
 	over, promise := "plain", ""
 	if secret {
@@ -192,10 +192,10 @@ func (l *load) commandsAt(ctx context.Context, p *peer, devices, rate int, secre
 // order calls a function, signed by the caller's own key, waits for its end, and reports
 // whether it was done. Under overload it may be refused, or not be done in 90 s: that is
 // no error, but part of what is measured.
-func (h *house) order(ctx context.Context, to watchword.SubjectID) (done bool, err error) {
-	c, err := h.admin.Send(ctx, admin.Order{Device: to, Function: "set", Args: json.RawMessage(`{"level":40}`), Wait: 30 * time.Second})
+func (srv *watchwordServer) order(ctx context.Context, to watchword.SubjectID) (done bool, err error) {
+	c, err := srv.admin.Send(ctx, admin.CommandOrder{Device: to, Function: "set", Args: json.RawMessage(`{"level":40}`), WaitReceipt: 30 * time.Second})
 	if err == nil { // where more wait than the server lets, it answers at once with how far the command is
-		c, err = h.admin.Await(ctx, c, time.Minute)
+		c, err = srv.admin.Await(ctx, c, time.Minute)
 	}
 	switch watchword.CodeOf(err) {
 	case "":

@@ -14,26 +14,26 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// lasts makes a session outlive its connection by an hour.
-func lasts(p *packet.Connect) {
+// persistentSession makes a session outlive its connection by an hour.
+func persistentSession(p *packet.Connect) {
 	p.CleanStart = false
-	p.Properties.SetNumber(packet.SessionExpiry, 3600)
+	p.Properties.SetNumber(packet.SessionExpiryInterval, 3600)
 }
 
-// away has n devices subscribe over sessions that last, and leave.
-func (p *peer) away(ctx context.Context, n int) error {
+// subscribeOffline has n devices subscribe over sessions that last, and leave.
+func (p *benchServer) subscribeOffline(ctx context.Context, n int) error {
 	var g errgroup.Group
 	g.SetLimit(32)
 	for i := range n {
 		g.Go(func() error {
-			c, err := p.device(ctx, i, 0, false, nil, lasts)
+			c, err := p.device(ctx, i, 0, false, nil, persistentSession)
 			if err != nil {
 				return err
 			}
 			if err := errors.Join(c.subscribe(fmt.Sprintf("down/dev-%d", i), 1), c.subscribe("fan/x", 1)); err != nil {
 				return err
 			}
-			gone(c)
+			waitClosed(c)
 			return nil
 		})
 	}
@@ -42,7 +42,7 @@ func (p *peer) away(ctx context.Context, n int) error {
 
 // pipeline publishes total messages over so many connections, each with so many under
 // way, and returns how long it took and each answer.
-func (p *peer) pipeline(ctx context.Context, name string, total, connections, window int, qos byte, topic func(n int) string, retain bool) (took time.Duration, answers []time.Duration, err error) {
+func (p *benchServer) pipeline(ctx context.Context, name string, total, connections, window int, qos byte, topic func(n int) string, retain bool) (took time.Duration, answers []time.Duration, err error) {
 	each := total / connections
 	lists := make([][]time.Duration, connections)
 	var g errgroup.Group
@@ -53,7 +53,7 @@ func (p *peer) pipeline(ctx context.Context, name string, total, connections, wi
 			if err != nil {
 				return err
 			}
-			defer gone(c)
+			defer waitClosed(c)
 			var sent [65536]time.Time
 			out := 0
 			for n := range each + window {
@@ -97,18 +97,18 @@ func p99(of []time.Duration) float64 {
 	return float64(of[len(of)*99/100].Microseconds()) / 1000
 }
 
-// absent: QoS 1 into sessions that are away.
-func (l *load) absent(ctx context.Context) error {
+// offlineQoS1: QoS 1 into sessions that are away.
+func (l *benchRun) offlineQoS1(ctx context.Context) error {
 	if err := l.stop(); err != nil {
 		return err
 	}
-	sessions := l.n(1000)
+	sessions := l.scaled(1000)
 	ps, err := l.peers(ctx, sessions)
 	if err != nil {
 		return err
 	}
 	for _, p := range ps {
-		if err := p.away(ctx, sessions); err != nil {
+		if err := p.subscribeOffline(ctx, sessions); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
@@ -120,12 +120,12 @@ func (l *load) absent(ctx context.Context) error {
 		topic               func(n int) string
 		copies              int
 	}{
-		{"one session each, 1 connection, 1 under way", l.n(1000), 1, 1, func(n int) string { return fmt.Sprintf("down/dev-%d", n%sessions) }, 1},
-		{"one session each, 7 connections, 50 under way", l.n(80_000), 7, 50, func(n int) string { return fmt.Sprintf("down/dev-%d", n%sessions) }, 1},
-		{fmt.Sprintf("all %d sessions each, 1 connection, 20 under way (copies)", sessions), l.n(1000), 1, 20, func(int) string { return "fan/x" }, sessions},
+		{"one session each, 1 connection, 1 under way", l.scaled(1000), 1, 1, func(n int) string { return fmt.Sprintf("down/dev-%d", n%sessions) }, 1},
+		{"one session each, 7 connections, 50 under way", l.scaled(80_000), 7, 50, func(n int) string { return fmt.Sprintf("down/dev-%d", n%sessions) }, 1},
+		{fmt.Sprintf("all %d sessions each, 1 connection, 20 under way (copies)", sessions), l.scaled(1000), 1, 20, func(int) string { return "fan/x" }, sessions},
 	} {
 		cells := ""
-		for _, p := range []*peer{ps[1], ps[0]} {
+		for _, p := range []*benchServer{ps[1], ps[0]} {
 			before := p.cpu()
 			took, answers, err := p.pipeline(ctx, "abs", w.total, w.conns, w.depth, 1, w.topic, false)
 			if err != nil {
@@ -139,14 +139,14 @@ func (l *load) absent(ctx context.Context) error {
 	return nil
 }
 
-// twice: QoS 2 ingest.
-func (l *load) twice(ctx context.Context) error {
+// qos2Ingest: QoS 2 ingest.
+func (l *benchRun) qos2Ingest(ctx context.Context) error {
 	ps, err := l.peers(ctx, 1)
 	if err != nil {
 		return err
 	}
-	head("QoS 2 ingest, 7 connections, 50 under way, one subscriber with QoS 2, CPU of the server for each message")
-	total := l.n(35_000)
+	printHeading("QoS 2 ingest, 7 connections, 50 under way, one subscriber with QoS 2, CPU of the server for each message")
+	total := l.scaled(35_000)
 	cost := make([][]float64, len(ps))
 	for range rounds {
 		for i, p := range ps {
@@ -174,15 +174,15 @@ func (l *load) twice(ctx context.Context) error {
 				return fmt.Errorf("%s: %d of %d", p.name, got.Load(), want)
 			}
 			cost[i] = append(cost[i], micros(p.cpu()-before, total))
-			gone(sub)
+			waitClosed(sub)
 		}
 	}
-	row("QoS 2", median(cost[1]), median(cost[0]), "µs", 0.7)
+	printRow("QoS 2", median(cost[1]), median(cost[0]), "µs", 0.7)
 	return nil
 }
 
 // retained: many retained topics.
-func (l *load) retained(ctx context.Context) error {
+func (l *benchRun) retained(ctx context.Context) error {
 	if err := l.stop(); err != nil {
 		return err
 	}
@@ -190,9 +190,9 @@ func (l *load) retained(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	topics := l.n(100_000) / 7 * 7
+	topics := l.scaled(100_000) / 7 * 7
 	fmt.Printf("\n### %d retained topics of 32 bytes\n\n| | set, a second | memory each | 100 of them by `keep/+/7` | all by `keep/#` |\n|---|---|---|---|---|\n", topics)
-	for _, p := range []*peer{ps[1], ps[0]} {
+	for _, p := range []*benchServer{ps[1], ps[0]} {
 		time.Sleep(time.Second)
 		before := p.rss()
 		took, answers, err := p.pipeline(ctx, "ret", topics, 7, 50, 1, func(n int) string { return fmt.Sprintf("keep/%d/%d", n/1000, n%1000) }, true)
@@ -225,7 +225,7 @@ func (l *load) retained(ctx context.Context) error {
 				return fmt.Errorf("%s: %d of %d", p.name, got.Load(), f.n)
 			}
 			times += fmt.Sprintf(" %.1f ms |", float64(time.Since(start).Microseconds())/1000)
-			gone(c)
+			waitClosed(c)
 		}
 		fmt.Printf("| %s | %.0f | %.0f bytes |%s\n", p.name, float64(len(answers))/took.Seconds(), memory, times)
 	}
@@ -238,30 +238,30 @@ func (l *load) retained(ctx context.Context) error {
 }
 
 // restart ends our server and starts it again on what it has.
-func (l *load) restart() (time.Duration, error) {
-	dir := l.us.house.dir
-	if err := l.us.stop(); err != nil {
+func (l *benchRun) restart() (time.Duration, error) {
+	dir := l.watchword.watchword.dir
+	if err := l.watchword.stop(); err != nil {
 		return 0, err
 	}
 	start := time.Now()
-	us, err := startHouse(dir, "")
+	us, err := startWatchword(dir, "")
 	if err != nil {
 		return 0, err
 	}
-	us.house.devices = l.us.house.devices
-	l.us = us
+	us.watchword.devices = l.watchword.watchword.devices
+	l.watchword = us
 	return time.Since(start), nil
 }
 
-// hasWill is for a CONNECT with a small will.
-func hasWill(p *packet.Connect) {
+// withWill is for a CONNECT with a small will.
+func withWill(p *packet.Connect) {
 	subject, _, _ := strings.Cut(p.ClientID, "/")
 	p.Will = &packet.Will{Topic: "up/" + subject, QoS: 1, Payload: []byte("gone")}
 }
 
-// storm: everybody connects again at once, to sessions that last or with clean ones, without wills and with them.
-func (l *load) storm(ctx context.Context) error {
-	connections := l.n(10_000)
+// reconnectStorm: everybody connects again at once, to sessions that last or with clean ones, without wills and with them.
+func (l *benchRun) reconnectStorm(ctx context.Context) error {
+	connections := l.scaled(10_000)
 	fmt.Printf("\n### %d connections come back at once\n\n| | until all are back | CPU of the server each | refused once | twice |\n|---|---|---|---|---|\n", connections)
 	for _, s := range []struct {
 		name   string
@@ -269,9 +269,9 @@ func (l *load) storm(ctx context.Context) error {
 		on     func(*packet.Connect)
 	}{
 		{"clean sessions, plain", false, func(*packet.Connect) {}},
-		{"clean sessions with wills, plain", false, hasWill},
-		{"sessions that last, plain", false, lasts},
-		{"sessions that last, TLS 1.3", true, lasts},
+		{"clean sessions with wills, plain", false, withWill},
+		{"sessions that last, plain", false, persistentSession},
+		{"sessions that last, TLS 1.3", true, persistentSession},
 	} {
 		if err := l.stop(); err != nil {
 			return err
@@ -303,7 +303,7 @@ func (l *load) storm(ctx context.Context) error {
 		if _, err := connect(16); err != nil {
 			return err
 		}
-		gone(cs...)
+		waitClosed(cs...)
 		before, start := p.cpu(), time.Now()
 		refused, err := connect(connections)
 		if err != nil {
@@ -311,7 +311,7 @@ func (l *load) storm(ctx context.Context) error {
 		}
 		took := time.Since(start)
 		fmt.Printf("| %s | %.1f s | %.0f µs | %d | %d |\n", s.name, took.Seconds(), micros(p.cpu()-before, connections), refused[0].Load(), refused[1].Load())
-		gone(cs...)
+		waitClosed(cs...)
 	}
 	return nil
 }

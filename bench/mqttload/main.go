@@ -73,7 +73,7 @@ func serve(data string) error {
 	cfg.Limits.RequestRate, cfg.Limits.IssueRate = 1<<20, 1<<20
 	cfg.Limits.SubjectRetainedMessages, cfg.Limits.SubjectRetainedBytes = 1<<20, 1<<28 // one operator sets all of them
 	cfg.Limits.ControlRate, cfg.Limits.SubjectQueueBytes, cfg.Limits.QueuedBytes = 1<<20, 1<<40, 1<<40
-	cfg.Limits.QueueMessages, cfg.Limits.QueueBytes, cfg.Limits.SubjectKeptBytes = 1<<20, 1<<28, 1<<40 // mosquitto's queues have no bound here either
+	cfg.Limits.QueueMessages, cfg.Limits.QueueBytes, cfg.Limits.SubjectOfflineBytes = 1<<20, 1<<28, 1<<40 // mosquitto's queues have no bound here either
 	cfg.Token.Lifetime.Duration, cfg.Metrics.Listen = time.Hour, ""
 	log := slog.DiscardHandler
 	if path := os.Getenv("LOAD_LOG"); path != "" {
@@ -100,7 +100,7 @@ func serve(data string) error {
 		defer pprof.StopCPUProfile()
 	}
 	if path := os.Getenv(usageFile); path != "" {
-		go tellUsage(ctx, path)
+		go writeUsage(ctx, path)
 	}
 	if err := os.Stdout.Close(); err != nil {
 		return err
@@ -108,17 +108,17 @@ func serve(data string) error {
 	return s.Run(ctx)
 }
 
-// peer is one server under load.
-type peer struct {
-	name    string
-	process *exec.Cmd
-	address string // plain
-	house   *house // nil for mosquitto
+// benchServer is one server under load.
+type benchServer struct {
+	name      string
+	process   *exec.Cmd
+	address   string           // plain
+	watchword *watchwordServer // nil for mosquitto
 }
 
 // cpu is the time that the server has spent, in the hundredths of a second that
 // Linux tells (proc(5)).
-func (p *peer) cpu() time.Duration {
+func (p *benchServer) cpu() time.Duration {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.process.Process.Pid))
 	if err != nil {
 		return 0
@@ -132,7 +132,7 @@ func (p *peer) cpu() time.Duration {
 }
 
 // rss is the server's memory, in kB.
-func (p *peer) rss() int {
+func (p *benchServer) rss() int {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.process.Process.Pid))
 	if err != nil {
 		return 0
@@ -143,7 +143,7 @@ func (p *peer) rss() int {
 	return n
 }
 
-func (p *peer) stop() error {
+func (p *benchServer) stop() error {
 	return errors.Join(p.process.Process.Signal(syscall.SIGTERM), ignoreExit(p.process.Wait()))
 }
 
@@ -154,18 +154,18 @@ func ignoreExit(err error) error {
 	return err
 }
 
-// house is our server, with what its clients need.
-type house struct {
-	admin    *admin.Client
-	dir      string
-	place    server.Place
-	tls      *tls.Config
-	operator *jose.Signer
-	devices  []simulated
+// watchwordServer is our server, with what its clients need.
+type watchwordServer struct {
+	admin      *admin.Client
+	dir        string
+	serverFile server.ServerFile
+	tls        *tls.Config
+	operator   *jose.Signer
+	devices    []simulated
 }
 
-// startHouse starts our server, of this build or of another one.
-func startHouse(dir, program string) (*peer, error) {
+// startWatchword starts our server, of this build or of another one.
+func startWatchword(dir, program string) (*benchServer, error) {
 	if program == "" {
 		self, err := os.Executable()
 		if err != nil {
@@ -173,7 +173,7 @@ func startHouse(dir, program string) (*peer, error) {
 		}
 		program = self
 	}
-	p := &peer{name: "Watchword", process: exec.Command(program, "-serve", filepath.Join(dir, "data"))}
+	p := &benchServer{name: "Watchword", process: exec.Command(program, "-serve", filepath.Join(dir, "data"))}
 	p.process.Stderr = os.Stderr
 	ready, err := p.process.StdoutPipe()
 	if err != nil {
@@ -188,7 +188,7 @@ func startHouse(dir, program string) (*peer, error) {
 	if err := p.attach(dir); err != nil {
 		return nil, err
 	}
-	_, err = p.house.admin.ApplyPolicy(context.Background(), "load", []byte(`for = { kind = "load" }
+	_, err = p.watchword.admin.ApplyPolicy(context.Background(), "load", []byte(`for = { kind = "load" }
 [[allow]]
 publish   = ["up/${id}", "take/x"]
 subscribe = ["fan/#", "down/${id}", "take/#"]
@@ -200,27 +200,27 @@ subscribe = ["fan/#", "down/${id}", "take/#"]
 }
 
 // attach reads what clients need of our server, which runs on the data folder in dir.
-func (p *peer) attach(dir string) (err error) {
-	h := &house{dir: dir}
-	p.house = h
-	if h.admin, err = admin.Local(filepath.Join(dir, "data")); err != nil {
+func (p *benchServer) attach(dir string) (err error) {
+	srv := &watchwordServer{dir: dir}
+	p.watchword = srv
+	if srv.admin, err = admin.Local(filepath.Join(dir, "data")); err != nil {
 		return err
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "data", "server.json"))
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(b, &h.place); err != nil {
+	if err := json.Unmarshal(b, &srv.serverFile); err != nil {
 		return err
 	}
-	p.address = h.place.MQTT
-	pem, err := os.ReadFile(h.place.CA)
+	p.address = srv.serverFile.MQTT
+	pem, err := os.ReadFile(srv.serverFile.CA)
 	if err != nil {
 		return err
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
-	h.tls = &tls.Config{RootCAs: pool, ServerName: "localhost"}
+	srv.tls = &tls.Config{RootCAs: pool, ServerName: "localhost"}
 	raw, err := os.ReadFile(filepath.Join(dir, "data", "operator.jwk"))
 	if err != nil {
 		return err
@@ -229,34 +229,34 @@ func (p *peer) attach(dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	h.operator, err = k.Signer()
+	srv.operator, err = k.Signer()
 	return err
 }
 
 // enroll adds devices until there are n, each with a token.
-func (h *house) enroll(ctx context.Context, n int) error {
-	first := len(h.devices)
+func (srv *watchwordServer) enroll(ctx context.Context, n int) error {
+	first := len(srv.devices)
 	if n <= first {
 		return nil
 	}
-	h.devices = append(h.devices, make([]simulated, n-first)...)
+	srv.devices = append(srv.devices, make([]simulated, n-first)...)
 	var g errgroup.Group
 	g.SetLimit(16)
 	for i := first; i < n; i++ {
 		g.Go(func() error {
 			id := watchword.SubjectID(fmt.Sprintf("dev-%d", i))
-			made, err := h.admin.CreateDevice(ctx, id, watchword.Labels{"kind": "load"}, 0)
+			made, err := srv.admin.CreateDevice(ctx, id, watchword.Labels{"kind": "load"}, 0)
 			if err != nil {
 				return err
 			}
-			d, err := device.OpenWith(filepath.Join(h.dir, "devices", string(id)), device.Options{Log: slog.New(slog.DiscardHandler)})
+			d, err := device.OpenWith(filepath.Join(srv.dir, "devices", string(id)), device.Options{Log: slog.New(slog.DiscardHandler)})
 			if err != nil {
 				return err
 			}
 			if err := d.Enroll(ctx, made.Enrollment.Link); err != nil {
 				return err
 			}
-			h.devices[i], err = simulate(ctx, d, filepath.Join(h.dir, "devices", string(id)))
+			srv.devices[i], err = simulate(ctx, d, filepath.Join(srv.dir, "devices", string(id)))
 			return errors.Join(err, d.Close()) // its open files are wanted for connections
 		})
 	}
@@ -264,22 +264,22 @@ func (h *house) enroll(ctx context.Context, n int) error {
 }
 
 // assertion is the operator's password.
-func (h *house) assertion() (string, error) {
-	return token.SignAssertion(h.operator, h.place.Operator, h.place.Issuer, time.Now(), token.AssertionLife)
+func (srv *watchwordServer) assertion() (string, error) {
+	return token.SignAssertion(srv.operator, srv.serverFile.Operator, srv.serverFile.Issuer, time.Now(), token.AssertionLifetime)
 }
 
 // device connects the i-th device, as its n-th connection.
-func (p *peer) device(ctx context.Context, i, n int, secret bool, on func(id int) func(*message), edit ...func(*packet.Connect)) (*client, error) {
+func (p *benchServer) device(ctx context.Context, i, n int, secret bool, on func(id int) func(*message), edit ...func(*packet.Connect)) (*client, error) {
 	id, password, address := fmt.Sprintf("dev-%d", i), "", p.address
-	if p.house != nil {
-		password = p.house.devices[i].token
+	if p.watchword != nil {
+		password = p.watchword.devices[i].token
 	}
 	if n > 0 {
 		id = fmt.Sprintf("%s/%d", id, n)
 	}
 	var t *tls.Config
 	if secret {
-		t, address = p.house.tls, p.house.place.MQTTS
+		t, address = p.watchword.tls, p.watchword.serverFile.MQTTS
 	}
 	var f func(*message)
 	if on != nil {
@@ -289,18 +289,18 @@ func (p *peer) device(ctx context.Context, i, n int, secret bool, on func(id int
 }
 
 // operator connects the application's side.
-func (p *peer) operator(ctx context.Context, suffix string, on func(*message)) (*client, error) {
+func (p *benchServer) operator(ctx context.Context, suffix string, on func(*message)) (*client, error) {
 	password := ""
-	if p.house != nil {
+	if p.watchword != nil {
 		var err error
-		if password, err = p.house.assertion(); err != nil {
+		if password, err = p.watchword.assertion(); err != nil {
 			return nil, err
 		}
 	}
 	return dial(ctx, p.address, nil, "operator/"+suffix, password, on)
 }
 
-func startMosquitto(dir string) (*peer, error) {
+func startMosquitto(dir string) (*benchServer, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -319,7 +319,7 @@ func startMosquitto(dir string) (*peer, error) {
 	if err != nil {
 		path = "/usr/sbin/mosquitto"
 	}
-	p := &peer{name: "mosquitto", process: exec.Command(path, "-c", conf), address: address}
+	p := &benchServer{name: "mosquitto", process: exec.Command(path, "-c", conf), address: address}
 	p.process.Stderr = os.Stderr
 	if err := p.process.Start(); err != nil {
 		return nil, err
@@ -342,7 +342,7 @@ func run(ctx context.Context, only, against string, scale float64) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	raiseFileLimit()
 	fmt.Printf("%s, %s/%s, %d cores, %s\n\n", time.Now().UTC().Format("2006-01-02"), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
-	l := &load{dir: dir, scale: scale, against: against}
+	l := &benchRun{dir: dir, scale: scale, against: against}
 	defer func() { err = errors.Join(err, l.stop()) }() // also where a load failed
 	for _, w := range []struct {
 		name string
@@ -354,10 +354,10 @@ func run(ctx context.Context, only, against string, scale float64) (err error) {
 		{"connect", l.connects},
 		{"commands", l.commands},
 		{"revoke", l.revocation},
-		{"absent", l.absent},
-		{"twice", l.twice},
+		{"absent", l.offlineQoS1},
+		{"twice", l.qos2Ingest},
 		{"retained", l.retained},
-		{"storm", l.storm},
+		{"storm", l.reconnectStorm},
 		{"idle", l.idle},
 		{"soak", l.soak},   // ten minutes: only where it is asked for
 		{"worst", l.worst}, // two minutes; likewise, since it fails where a message is lost

@@ -21,8 +21,8 @@ import (
 // usageFile is where our server writes what it takes, when it gets SIGUSR1.
 const usageFile = "LOAD_USAGE"
 
-// tellUsage writes how many goroutines there are and how many bytes live, when asked.
-func tellUsage(ctx context.Context, path string) {
+// writeUsage writes how many goroutines there are and how many bytes live, when asked.
+func writeUsage(ctx context.Context, path string) {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGUSR1)
 	for {
@@ -49,7 +49,7 @@ type usage struct {
 	rss        int // kB
 }
 
-func (p *peer) usage(path string) (u usage, err error) {
+func (p *benchServer) usage(path string) (u usage, err error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return u, err
 	}
@@ -71,7 +71,7 @@ func (p *peer) usage(path string) (u usage, err error) {
 
 // churn is what many devices do to a server at once, for a while.
 type churn struct {
-	p        *peer
+	p        *benchServer
 	seed     uint64
 	made     atomic.Int64
 	refused  atomic.Int64
@@ -80,11 +80,11 @@ type churn struct {
 }
 
 // soak: minutes of churn, and after each, with all gone, what the server still takes.
-func (l *load) soak(ctx context.Context) error {
+func (l *benchRun) soak(ctx context.Context) error {
 	if err := l.stop(); err != nil {
 		return err
 	}
-	devices, minutes := l.n(300), max(int(10*l.scale), 2)
+	devices, minutes := l.scaled(300), max(int(10*l.scale), 2)
 	path := l.dir + "/usage"
 	if err := os.Setenv(usageFile, path); err != nil {
 		return err
@@ -133,14 +133,14 @@ func (c *churn) run(ctx context.Context, devices int) error {
 			return nil
 		})
 	}
-	g.Go(func() error { return c.speak(ctx, devices) })
-	g.Go(func() error { return c.rule(ctx, devices) })
+	g.Go(func() error { return c.publish(ctx, devices) })
+	g.Go(func() error { return c.administer(ctx, devices) })
 	return g.Wait()
 }
 
 // pause waits up to most, and reports false at the end.
-func pause(ctx context.Context, r *rand.Rand, most time.Duration) bool {
-	t := time.NewTimer(time.Duration(r.Int64N(int64(most))))
+func pause(ctx context.Context, r *rand.Rand, limit time.Duration) bool {
+	t := time.NewTimer(time.Duration(r.Int64N(int64(limit))))
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -161,11 +161,11 @@ func (c *churn) visit(ctx context.Context, r *rand.Rand, i int) {
 	}, func(p *packet.Connect) {
 		if r.IntN(2) == 0 {
 			p.CleanStart = r.IntN(4) == 0
-			p.Properties.SetNumber(packet.SessionExpiry, 3)
+			p.Properties.SetNumber(packet.SessionExpiryInterval, 3)
 		}
 		if r.IntN(2) == 0 {
 			p.Will = &packet.Will{Topic: topic, QoS: byte(r.IntN(3)), Retain: r.IntN(2) == 0, Payload: []byte("gone")}
-			p.Will.Properties.SetNumber(packet.WillDelay, uint32(r.IntN(3)))
+			p.Will.Properties.SetNumber(packet.WillDelayInterval, uint32(r.IntN(3)))
 		}
 	})
 	if err != nil {
@@ -213,13 +213,13 @@ func (c *churn) visit(ctx context.Context, r *rand.Rand, i int) {
 	}
 }
 
-// speak is the application's side: it publishes to devices that are there and away.
-func (c *churn) speak(ctx context.Context, devices int) error {
+// publish is the application's side: it publishes to devices that are there and away.
+func (c *churn) publish(ctx context.Context, devices int) error {
 	o, err := c.p.operator(ctx, "speak", nil)
 	if err != nil {
 		return err
 	}
-	defer gone(o)
+	defer waitClosed(o)
 	const window = 200 // under the server's receive maximum
 	open := 0
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -268,9 +268,9 @@ func (c *churn) speak(ctx context.Context, devices int) error {
 	}
 }
 
-// rule suspends and resumes, and takes a topic away and gives it back.
-func (c *churn) rule(ctx context.Context, devices int) error {
-	a := c.p.house.admin
+// administer suspends and resumes, and takes a topic away and gives it back.
+func (c *churn) administer(ctx context.Context, devices int) error {
+	a := c.p.watchword.admin
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for n := 0; ; n++ {

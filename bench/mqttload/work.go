@@ -20,56 +20,56 @@ import (
 
 type message = packet.Publish
 
-type load struct {
-	dir     string
-	scale   float64
-	against string // another build of this program, whose server takes mosquitto's place
-	us      *peer
-	them    *peer
-	runs    int
+type benchRun struct {
+	dir       string
+	scale     float64
+	against   string // another build of this program, whose server takes mosquitto's place
+	watchword *benchServer
+	reference *benchServer
+	runs      int
 }
 
-func (l *load) n(full int) int { return max(1, int(float64(full)*l.scale)) }
+func (l *benchRun) scaled(full int) int { return max(1, int(float64(full)*l.scale)) }
 
 // peers starts both, once, with so many devices.
-func (l *load) peers(ctx context.Context, devices int) ([]*peer, error) {
+func (l *benchRun) peers(ctx context.Context, devices int) ([]*benchServer, error) {
 	var err error
-	if l.us == nil {
+	if l.watchword == nil {
 		l.runs++
-		if l.us, err = startHouse(filepath.Join(l.dir, strconv.Itoa(l.runs)), ""); err != nil {
+		if l.watchword, err = startWatchword(filepath.Join(l.dir, strconv.Itoa(l.runs)), ""); err != nil {
 			return nil, err
 		}
 	}
 	switch {
-	case l.them != nil:
+	case l.reference != nil:
 	case l.against != "":
 		other = "other build"
-		l.them, err = startHouse(filepath.Join(l.dir, "other"+strconv.Itoa(l.runs)), l.against)
+		l.reference, err = startWatchword(filepath.Join(l.dir, "other"+strconv.Itoa(l.runs)), l.against)
 	default:
-		l.them, err = startMosquitto(l.dir)
+		l.reference, err = startMosquitto(l.dir)
 	}
-	if err == nil && l.them.house != nil {
-		l.them.name = other
-		err = l.them.house.enroll(ctx, devices)
+	if err == nil && l.reference.watchword != nil {
+		l.reference.name = other
+		err = l.reference.watchword.enroll(ctx, devices)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return []*peer{l.them, l.us}, l.us.house.enroll(ctx, devices)
+	return []*benchServer{l.reference, l.watchword}, l.watchword.watchword.enroll(ctx, devices)
 }
 
-func (l *load) stop() (err error) {
-	for _, p := range []*peer{l.us, l.them} {
+func (l *benchRun) stop() (err error) {
+	for _, p := range []*benchServer{l.watchword, l.reference} {
 		if p != nil {
 			err = errors.Join(err, p.stop())
 		}
 	}
-	l.us, l.them = nil, nil
+	l.watchword, l.reference = nil, nil
 	return err
 }
 
 // fleet connects so many devices.
-func (p *peer) fleet(ctx context.Context, n int, on func(int) func(*message), filter func(int) string, qos byte) ([]*client, error) {
+func (p *benchServer) fleet(ctx context.Context, n int, on func(int) func(*message), filter func(int) string, qos byte) ([]*client, error) {
 	out := make([]*client, n)
 	var g errgroup.Group
 	g.SetLimit(32)
@@ -84,7 +84,7 @@ func (p *peer) fleet(ctx context.Context, n int, on func(int) func(*message), fi
 	return out, g.Wait()
 }
 
-func gone(cs ...*client) {
+func waitClosed(cs ...*client) {
 	for _, c := range cs {
 		_ = c.nc.Close() // nothing is lost
 	}
@@ -95,14 +95,14 @@ func gone(cs ...*client) {
 
 func micros(d time.Duration, n int) float64 { return float64(d.Microseconds()) / float64(n) }
 
-func row(name string, us, them float64, unit string, promise float64) {
+func printRow(name string, us, them float64, unit string, promise float64) {
 	fmt.Printf("| %s | %.2f | %.2f | %s | %.2f | ≤ %.2f |\n", name, us, them, unit, us/them, promise)
 }
 
 // other is who is measured beside us.
 var other = "mosquitto"
 
-func head(title string) {
+func printHeading(title string) {
 	fmt.Printf("\n### %s\n\n| | Watchword | "+other+" | | ratio | promised |\n|---|---|---|---|---|---|\n", title)
 }
 
@@ -115,12 +115,12 @@ func median(of []float64) float64 {
 }
 
 // ingest: 500 publishers, one subscriber.
-func (l *load) ingest(ctx context.Context) error {
+func (l *benchRun) ingest(ctx context.Context) error {
 	ps, err := l.peers(ctx, publishers)
 	if err != nil {
 		return err
 	}
-	head("Ingest, 500 → 1, 32 bytes, claims checked on each, CPU of the server for each message")
+	printHeading("Ingest, 500 → 1, 32 bytes, claims checked on each, CPU of the server for each message")
 	for _, qos := range []byte{0, 1} {
 		for _, flight := range []int{1, 20} {
 			cost := make([][]float64, len(ps))
@@ -133,7 +133,7 @@ func (l *load) ingest(ctx context.Context) error {
 					cost[i] = append(cost[i], c)
 				}
 			}
-			row(fmt.Sprintf("QoS %d, %d in flight", qos, flight), median(cost[1]), median(cost[0]), "µs", 0.7)
+			printRow(fmt.Sprintf("QoS %d, %d in flight", qos, flight), median(cost[1]), median(cost[0]), "µs", 0.7)
 		}
 	}
 	return nil
@@ -143,9 +143,9 @@ const publishers = 500
 
 // ingestOnce has every publisher send so many at once: with QoS 0 at a rate that
 // both servers keep up with, with QoS 1 when the last ones were acknowledged.
-func (l *load) ingestOnce(ctx context.Context, p *peer, qos byte, flight int) (float64, error) {
+func (l *benchRun) ingestOnce(ctx context.Context, p *benchServer, qos byte, flight int) (float64, error) {
 	const rate = 50_000 // a second, of all, with QoS 0
-	each := max(l.n(400)/flight, 1) * flight
+	each := max(l.scaled(400)/flight, 1) * flight
 	var got atomic.Int64
 	all := make(chan struct{})
 	total := int64(publishers * each)
@@ -208,17 +208,17 @@ func (l *load) ingestOnce(ctx context.Context, p *peer, qos byte, flight int) (f
 		return 0, fmt.Errorf("%d of %d arrived", got.Load(), total)
 	}
 	cost := micros(p.cpu()-before, int(total))
-	gone(append(fleet, op)...)
+	waitClosed(append(fleet, op)...)
 	return cost, nil
 }
 
 // fanOut: one publisher, 500 subscribers.
-func (l *load) fanOut(ctx context.Context) error {
+func (l *benchRun) fanOut(ctx context.Context) error {
 	ps, err := l.peers(ctx, subscribers)
 	if err != nil {
 		return err
 	}
-	head("Fan-out, 1 → 500, QoS 0 to the subscribers, CPU of the server for each delivery")
+	printHeading("Fan-out, 1 → 500, QoS 0 to the subscribers, CPU of the server for each delivery")
 	for _, flight := range []int{1, 20} {
 		cost := make([][]float64, len(ps))
 		for range rounds {
@@ -230,17 +230,17 @@ func (l *load) fanOut(ctx context.Context) error {
 				cost[i] = append(cost[i], c)
 			}
 		}
-		row(fmt.Sprintf("%d in flight", flight), median(cost[1]), median(cost[0]), "µs", map[int]float64{1: 0.6, 20: 0.15}[flight])
+		printRow(fmt.Sprintf("%d in flight", flight), median(cost[1]), median(cost[0]), "µs", map[int]float64{1: 0.6, 20: 0.15}[flight])
 	}
 	return nil
 }
 
 const subscribers = 500
 
-func (l *load) fanOutOnce(ctx context.Context, p *peer, flight int) (float64, error) {
-	publishes := l.n(400)
+func (l *benchRun) fanOutOnce(ctx context.Context, p *benchServer, flight int) (float64, error) {
+	publishes := l.scaled(400)
 	if flight > 1 {
-		publishes = l.n(2000)
+		publishes = l.scaled(2000)
 	}
 	var got atomic.Int64
 	done := make(chan struct{}, 1<<16)
@@ -279,18 +279,18 @@ func (l *load) fanOutOnce(ctx context.Context, p *peer, flight int) (float64, er
 		sent += batch
 	}
 	cost := micros(p.cpu()-before, publishes*subscribers)
-	gone(append(fleet, op)...)
+	waitClosed(append(fleet, op)...)
 	return cost, nil
 }
 
 // roundTrips: down to one of 2,500 devices and up again, 1,000 a second.
-func (l *load) roundTrips(ctx context.Context) error {
-	devices, rate, seconds := l.n(2500), 1000, l.n(10)
+func (l *benchRun) roundTrips(ctx context.Context) error {
+	devices, rate, seconds := l.scaled(2500), 1000, l.scaled(10)
 	ps, err := l.peers(ctx, devices)
 	if err != nil {
 		return err
 	}
-	head(fmt.Sprintf("Round trips to %d devices at %d a second, QoS 1 both ways", devices, rate))
+	printHeading(fmt.Sprintf("Round trips to %d devices at %d a second, QoS 1 both ways", devices, rate))
 	var cost, p99 []float64
 	for _, p := range ps {
 		var mu sync.Mutex
@@ -372,16 +372,16 @@ func (l *load) roundTrips(ctx context.Context) error {
 		cost = append(cost, micros(p.cpu()-before, total))
 		slices.Sort(took)
 		p99 = append(p99, float64(took[len(took)*99/100].Microseconds())/1000)
-		gone(append(fleet, op)...)
+		waitClosed(append(fleet, op)...)
 	}
-	row("CPU for each round trip", cost[1], cost[0], "µs", 1.5)
+	printRow("CPU for each round trip", cost[1], cost[0], "µs", 1.5)
 	fmt.Printf("| p99 | %.2f | %.2f | ms | | ≤ 5 ms |\n", p99[1], p99[0])
 	return nil
 }
 
 // connects: what CONNECT costs, with the token checked.
-func (l *load) connects(ctx context.Context) error {
-	n := l.n(2000)
+func (l *benchRun) connects(ctx context.Context) error {
+	n := l.scaled(2000)
 	ps, err := l.peers(ctx, min(n, 2500))
 	if err != nil {
 		return err
@@ -391,7 +391,7 @@ func (l *load) connects(ctx context.Context) error {
 		cost := make([][]float64, len(ps))
 		for range rounds {
 			for i, p := range ps {
-				if p.house == nil {
+				if p.watchword == nil {
 					continue
 				}
 				c, err := connectAll(ctx, p, n, secret)
@@ -403,7 +403,7 @@ func (l *load) connects(ctx context.Context) error {
 		}
 		for i, p := range ps {
 			switch {
-			case p.house == nil:
+			case p.watchword == nil:
 			case secret:
 				fmt.Printf("| CONNECT with a token, TLS 1.3 | %s | %.0f | µs CPU | ≤ 750 |\n", p.name, median(cost[i]))
 			default:
@@ -415,7 +415,7 @@ func (l *load) connects(ctx context.Context) error {
 }
 
 // connectAll connects n devices, 8 at a time, and returns the server's CPU time for each in µs.
-func connectAll(ctx context.Context, p *peer, n int, secret bool) (float64, error) {
+func connectAll(ctx context.Context, p *benchServer, n int, secret bool) (float64, error) {
 	before := p.cpu()
 	cs := make([]*client, n)
 	var g errgroup.Group
@@ -430,19 +430,19 @@ func connectAll(ctx context.Context, p *peer, n int, secret bool) (float64, erro
 		return 0, err
 	}
 	cost := micros(p.cpu()-before, n)
-	gone(cs...)
+	waitClosed(cs...)
 	return cost, nil
 }
 
 // idle: what a connection holds that does nothing. On a fresh server each, 8
 // connections of each device.
-func (l *load) idle(ctx context.Context) error {
+func (l *benchRun) idle(ctx context.Context) error {
 	fmt.Printf("\n### Memory of idle connections\n\n| | Watchword | | promised |\n|---|---|---|---|\n")
 	for _, secret := range []bool{false, true} {
 		if err := l.stop(); err != nil {
 			return err
 		}
-		n := l.n(15_000)
+		n := l.scaled(15_000)
 		ps, err := l.peers(ctx, n) // one connection each, as devices have
 		if err != nil {
 			return err
@@ -464,7 +464,7 @@ func (l *load) idle(ctx context.Context) error {
 		}
 		time.Sleep(130 * time.Second) // the collector runs every two minutes at the latest
 		kB := float64(p.rss()-before) / float64(n)
-		gone(cs...)
+		waitClosed(cs...)
 		name, promise := "plain", "≤ 10"
 		if secret {
 			name, promise = "TLS 1.3", "≤ 32"
@@ -475,22 +475,22 @@ func (l *load) idle(ctx context.Context) error {
 }
 
 // revocation: how long after the API's answer something forbidden is still heard.
-func (l *load) revocation(ctx context.Context) error {
+func (l *benchRun) revocation(ctx context.Context) error {
 	if err := l.stop(); err != nil { // what it revokes stays revoked
 		return err
 	}
-	devices := l.n(2000)
+	devices := l.scaled(2000)
 	ps, err := l.peers(ctx, devices)
 	if err != nil {
 		return err
 	}
 	p := ps[1]
-	heard := make([]atomic.Int64, devices) // when each heard last, since start
+	received := make([]atomic.Int64, devices) // when each heard last, since start
 	count := make([]atomic.Int64, devices)
 	start := time.Now()
 	fleet, err := p.fleet(ctx, devices, func(i int) func(*message) {
 		return func(*message) {
-			heard[i].Store(int64(time.Since(start)))
+			received[i].Store(int64(time.Since(start)))
 			count[i].Add(1)
 		}
 	}, func(int) string { return "take/#" }, 0)
@@ -522,14 +522,14 @@ func (l *load) revocation(ctx context.Context) error {
 	late := func(answered time.Duration, who []int) (worst time.Duration) {
 		time.Sleep(max(0, 500*time.Millisecond-(time.Since(start)-answered)))
 		for _, i := range who {
-			worst = max(worst, time.Duration(heard[i].Load())-answered)
+			worst = max(worst, time.Duration(received[i].Load())-answered)
 		}
 		return worst
 	}
 	fmt.Printf("\n### Authority over %d busy sessions\n\n| | last forbidden message after the API's answer | API's answer took | promised |\n|---|---|---|---|\n", devices)
 	time.Sleep(time.Second)
 	at := time.Now()
-	if _, err := p.house.admin.Revoke(ctx, "dev-0", "load"); err != nil {
+	if _, err := p.watchword.admin.Revoke(ctx, "dev-0", "load"); err != nil {
 		return err
 	}
 	took, answered := time.Since(at), time.Since(start)
@@ -538,7 +538,7 @@ func (l *load) revocation(ctx context.Context) error {
 	answers := make([]time.Duration, 101)
 	for i := 1; i <= 100; i++ {
 		at := time.Now()
-		if _, err := p.house.admin.Revoke(ctx, watchword.SubjectID(fmt.Sprintf("dev-%d", i)), "load"); err != nil {
+		if _, err := p.watchword.admin.Revoke(ctx, watchword.SubjectID(fmt.Sprintf("dev-%d", i)), "load"); err != nil {
 			return err
 		}
 		slow, answers[i] = max(slow, time.Since(at)), time.Since(start)
@@ -564,7 +564,7 @@ func (l *load) revocation(ctx context.Context) error {
 		all = append(all, i)
 	}
 	at = time.Now()
-	if _, err := p.house.admin.ApplyPolicy(ctx, "taken", []byte("for = { kind = \"load\" }\n[[deny]]\nsubscribe = [\"take/#\"]\n"), 0); err != nil {
+	if _, err := p.watchword.admin.ApplyPolicy(ctx, "taken", []byte("for = { kind = \"load\" }\n[[deny]]\nsubscribe = [\"take/#\"]\n"), 0); err != nil {
 		return err
 	}
 	took, answered = time.Since(at), time.Since(start)
@@ -574,7 +574,7 @@ func (l *load) revocation(ctx context.Context) error {
 	if err := <-published; err != nil {
 		return err
 	}
-	gone(append(fleet, op)...)
+	waitClosed(append(fleet, op)...)
 	return nil
 }
 

@@ -32,13 +32,13 @@ var worstActs = [...]struct {
 // worst: what one device with default rights can do to the others when it does its worst, in turns
 // without it. The server is the product's own program, with default limits. Each attack is of a new
 // device, since what one sent goes on being held back long after it was sent.
-func (l *load) worst(ctx context.Context) (err error) {
+func (l *benchRun) worst(ctx context.Context) (err error) {
 	seconds := max(int(worstSeconds*l.scale), 1)
 	calm, control, err := l.worstControl(ctx, seconds)
 	if err != nil {
 		return err
 	}
-	w := &worstCase{dir: filepath.Join(l.dir, "worst"), seconds: seconds}
+	w := &attackBench{dir: filepath.Join(l.dir, "worst"), seconds: seconds}
 	if err := w.start(ctx); err != nil {
 		return err
 	}
@@ -47,12 +47,12 @@ func (l *load) worst(ctx context.Context) (err error) {
 	fmt.Printf("The product's program with default limits; no policy but the built-in ones. Turns of %d s, %d without and %d with the attack, after each of which the attacker is deleted. The attacker comes from an address of its own, and is a process with nice 19: it takes what time the others and the server leave of the same cores. For comparison, on a server that nobody attacks: turns with and without a process of normal priority that only computes, on one core.\n\n", w.seconds, worstTurns, worstTurns)
 	fmt.Printf("| turn | attacker | lost | refused | heap | resident | server's CPU |\n|---|---|---|---|---|---|---|\n")
 	var full float64
-	var p99 worstTimes
+	var p99 attackTimes
 	lost := 0
 	for turn := range worstTurns {
 		for attacked := range 2 {
 			if attacked == 1 {
-				if err := w.p.house.enroll(ctx, worstOthers+turn+1); err != nil {
+				if err := w.p.watchword.enroll(ctx, worstOthers+turn+1); err != nil {
 					return err
 				}
 			}
@@ -67,8 +67,8 @@ func (l *load) worst(ctx context.Context) (err error) {
 				return err
 			}
 			fmt.Printf("| %d | %s | %d | %d | %.1f MB | %.1f MB | %.1f s |\n", turn+1, []string{"idle", "attacks"}[attacked], r.lost, r.refused, heap/1e6, float64(w.p.rss())/1e3, cpu.Seconds())
-			for _, why := range r.whys {
-				fmt.Fprintln(os.Stderr, "mqttload:", why)
+			for _, reason := range r.whys {
+				fmt.Fprintln(os.Stderr, "mqttload:", reason)
 			}
 			lost += r.lost
 			if err := p99.add(attacked, r); err != nil {
@@ -107,10 +107,10 @@ func (l *load) worst(ctx context.Context) (err error) {
 	return nil
 }
 
-// worstTimes are p99 in ms, by whether something disturbs the others (1) or not (0), act and turn.
-type worstTimes [2][len(worstActs)][]float64
+// attackTimes are p99 in ms, by whether something disturbs the others (1) or not (0), act and turn.
+type attackTimes [2][len(worstActs)][]float64
 
-func (t *worstTimes) add(disturbed int, r *worstTurn) error {
+func (t *attackTimes) add(disturbed int, r *attackRound) error {
 	for i, took := range r.took {
 		if len(took) == 0 {
 			return fmt.Errorf("%s: none was answered", worstActs[i].name)
@@ -124,8 +124,8 @@ func (t *worstTimes) add(disturbed int, r *worstTurn) error {
 // worstControl is what the live heap of a server is that had all turns without an attack: what the
 // others have it remember (tokens, events for who comes back) counts on both sides. In every other
 // turn a process that has nothing to do with the server takes the time of one core.
-func (l *load) worstControl(ctx context.Context, seconds int) (heap float64, p99 worstTimes, err error) {
-	w := &worstCase{dir: filepath.Join(l.dir, "calm"), seconds: seconds}
+func (l *benchRun) worstControl(ctx context.Context, seconds int) (heap float64, p99 attackTimes, err error) {
+	w := &attackBench{dir: filepath.Join(l.dir, "calm"), seconds: seconds}
 	if err := w.start(ctx); err != nil {
 		return 0, p99, err
 	}
@@ -147,7 +147,7 @@ func (l *load) worstControl(ctx context.Context, seconds int) (heap float64, p99
 		}
 	}
 	for turn := range worstTurns { // which attack nobody here
-		if err := errors.Join(w.p.house.enroll(ctx, worstOthers+turn+1), w.deleteAttacker(ctx)); err != nil {
+		if err := errors.Join(w.p.watchword.enroll(ctx, worstOthers+turn+1), w.deleteAttacker(ctx)); err != nil {
 			return 0, p99, err
 		}
 	}

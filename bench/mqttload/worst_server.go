@@ -16,19 +16,19 @@ import (
 	"time"
 )
 
-// worstCase is the server under attack, and what is noted.
-type worstCase struct {
+// attackBench is the server under attack, and what is noted.
+type attackBench struct {
 	dir      string
 	seconds  int
-	p        *peer
+	p        *benchServer
 	metrics  string // address
 	hc       *http.Client
-	mu       sync.Mutex  // of the others' tokens
-	attacker []attackDid // in all turns
+	mu       sync.Mutex     // of the others' tokens
+	attacker []attackResult // in all turns
 }
 
 // start builds and starts the product's program and enrolls all devices.
-func (w *worstCase) start(ctx context.Context) error {
+func (w *attackBench) start(ctx context.Context) error {
 	if err := os.MkdirAll(w.dir, 0o700); err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func (w *worstCase) start(ctx context.Context) error {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
-	w.p = &peer{name: "Watchword", process: exec.Command(program, "serve", "--config", config, "--data", filepath.Join(w.dir, "data"))}
+	w.p = &benchServer{name: "Watchword", process: exec.Command(program, "serve", "--config", config, "--data", filepath.Join(w.dir, "data"))}
 	path := os.Getenv("LOAD_LOG")
 	if path == "" {
 		path = filepath.Join(w.dir, "log")
@@ -69,14 +69,14 @@ func (w *worstCase) start(ctx context.Context) error {
 	if err := w.p.attach(w.dir); err != nil {
 		return errors.Join(err, w.p.stop())
 	}
-	w.hc = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: w.p.house.tls, MaxIdleConnsPerHost: 64}}
-	if err := w.p.house.enroll(ctx, worstOthers); err != nil {
+	w.hc = &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: w.p.watchword.tls, MaxIdleConnsPerHost: 64}}
+	if err := w.p.watchword.enroll(ctx, worstOthers); err != nil {
 		return errors.Join(err, w.p.stop())
 	}
 	return nil
 }
 
-func (w *worstCase) ready(ctx context.Context) error {
+func (w *attackBench) ready(ctx context.Context) error {
 	var last error
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		var b []byte
@@ -88,17 +88,17 @@ func (w *worstCase) ready(ctx context.Context) error {
 }
 
 // deleteAttacker deletes the device that was enrolled last.
-func (w *worstCase) deleteAttacker(ctx context.Context) error {
-	h := w.p.house
-	id := h.devices[len(h.devices)-1].id
-	if _, err := h.admin.Revoke(ctx, id, "compromised"); err != nil {
+func (w *attackBench) deleteAttacker(ctx context.Context) error {
+	srv := w.p.watchword
+	id := srv.devices[len(srv.devices)-1].id
+	if _, err := srv.admin.Revoke(ctx, id, "compromised"); err != nil {
 		return err
 	}
-	return h.admin.DeleteDevice(ctx, id)
+	return srv.admin.DeleteDevice(ctx, id)
 }
 
 // metric is one number that /metrics gives.
-func (w *worstCase) metric(ctx context.Context, name string) (float64, error) {
+func (w *attackBench) metric(ctx context.Context, name string) (float64, error) {
 	b, err := get(ctx, http.DefaultClient, "http://"+w.metrics+"/metrics", "")
 	if err != nil {
 		return 0, err
@@ -113,7 +113,7 @@ func (w *worstCase) metric(ctx context.Context, name string) (float64, error) {
 
 // liveHeap is what the server's heap holds after a collection. A server that rests collects once in
 // two minutes; asking it for its metrics makes enough garbage to have it collect earlier.
-func (w *worstCase) liveHeap(ctx context.Context) (float64, error) {
+func (w *attackBench) liveHeap(ctx context.Context) (float64, error) {
 	time.Sleep(3 * time.Second) // what is closed and deleted is put away
 	collections := func() (float64, error) { return w.metric(ctx, "go_gc_duration_seconds_count") }
 	first, err := collections()

@@ -25,8 +25,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// worstTurn is what came of one turn.
-type worstTurn struct {
+// attackRound is what came of one turn.
+type attackRound struct {
 	took          [][]time.Duration // by act; of those that were answered
 	lost, refused int
 	whys          []string // a few of the reasons
@@ -34,20 +34,20 @@ type worstTurn struct {
 	mu sync.Mutex
 }
 
-func (r *worstTurn) note(act int, took time.Duration) {
+func (r *attackRound) note(act int, took time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.took[act] = append(r.took[act], took)
 }
 
-func (r *worstTurn) why(err error) {
+func (r *attackRound) why(err error) {
 	if len(r.whys) < 5 {
 		r.whys = append(r.whys, err.Error())
 	}
 }
 
 // missed notes a message that did not arrive, or a request that was refused.
-func (r *worstTurn) missed(lost bool, err error) {
+func (r *attackRound) missed(lost bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if lost {
@@ -58,8 +58,8 @@ func (r *worstTurn) missed(lost bool, err error) {
 	r.why(err)
 }
 
-// worstEvents is the events of one turn, as two services receive them.
-type worstEvents struct {
+// attackEvents is the events of one turn, as two services receive them.
+type attackEvents struct {
 	start time.Time
 	sent  []atomic.Int64 // since start, in ns
 	came  [2][]atomic.Bool
@@ -67,7 +67,7 @@ type worstEvents struct {
 }
 
 // on is called with what the i-th service receives.
-func (e *worstEvents) on(i, turn int, r *worstTurn) func(*message) {
+func (e *attackEvents) on(i, turn int, r *attackRound) func(*message) {
 	return func(m *message) {
 		if len(m.Payload) != 8 || !strings.HasSuffix(m.Topic, "/events/worst") || binary.BigEndian.Uint32(m.Payload) != uint32(turn) {
 			return // the attacker's
@@ -80,12 +80,12 @@ func (e *worstEvents) on(i, turn int, r *worstTurn) func(*message) {
 	}
 }
 
-func (w *worstCase) turn(ctx context.Context, number int, attacked bool) (*worstTurn, error) {
-	r := &worstTurn{took: make([][]time.Duration, len(worstActs))}
+func (w *attackBench) turn(ctx context.Context, number int, attacked bool) (*attackRound, error) {
+	r := &attackRound{took: make([][]time.Duration, len(worstActs))}
 	total := worstActs[0].rate * w.seconds
-	events := &worstEvents{start: time.Now(), sent: make([]atomic.Int64, total), came: [2][]atomic.Bool{make([]atomic.Bool, total), make([]atomic.Bool, total)}}
+	events := &attackEvents{start: time.Now(), sent: make([]atomic.Int64, total), came: [2][]atomic.Bool{make([]atomic.Bool, total), make([]atomic.Bool, total)}}
 	var services []*client
-	defer func() { gone(services...) }()
+	defer func() { waitClosed(services...) }()
 	for i, filters := range [][]string{{"devices/+/events/#"}, othersEvents()} {
 		c, err := w.service(ctx, strconv.Itoa(i), filters, events.on(i, number, r))
 		if err != nil {
@@ -94,7 +94,7 @@ func (w *worstCase) turn(ctx context.Context, number int, attacked bool) (*worst
 		services = append(services, c)
 	}
 	fleet, err := w.fleet(ctx, r)
-	defer gone(fleet...)
+	defer waitClosed(fleet...)
 	if err != nil {
 		return nil, err
 	}
@@ -114,11 +114,11 @@ func (w *worstCase) turn(ctx context.Context, number int, attacked bool) (*worst
 		},
 		nil, // the second service's
 		func(i int) (bool, error) {
-			_, err := get(ctx, w.hc, w.p.house.place.URL+"/v1/self", w.token(i%worstOthers))
+			_, err := get(ctx, w.hc, w.p.watchword.serverFile.URL+"/v1/self", w.token(i%worstOthers))
 			return false, err
 		},
 		func(i int) (bool, error) {
-			done, err := w.p.house.order(ctx, watchword.SubjectID(fmt.Sprintf("dev-%d", i%worstOthers)))
+			done, err := w.p.watchword.order(ctx, watchword.SubjectID(fmt.Sprintf("dev-%d", i%worstOthers)))
 			if err == nil && !done {
 				err = errors.New("a command was not done")
 			}
@@ -182,19 +182,19 @@ func othersEvents() (out []string) {
 }
 
 // service connects a client of an operator, who may receive all events.
-func (w *worstCase) service(ctx context.Context, suffix string, filters []string, on func(*message)) (*client, error) {
-	h := w.p.house
-	password, err := h.assertion()
+func (w *attackBench) service(ctx context.Context, suffix string, filters []string, on func(*message)) (*client, error) {
+	srv := w.p.watchword
+	password, err := srv.assertion()
 	if err != nil {
 		return nil, err
 	}
-	c, err := dial(ctx, h.place.MQTTS, h.tls, string(h.place.Operator)+"/"+suffix, password, on)
+	c, err := dial(ctx, srv.serverFile.MQTTS, srv.tls, string(srv.serverFile.Operator)+"/"+suffix, password, on)
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range filters {
 		if err := c.subscribe(f, 1); err != nil {
-			gone(c)
+			waitClosed(c)
 			return nil, err
 		}
 	}
@@ -202,14 +202,14 @@ func (w *worstCase) service(ctx context.Context, suffix string, filters []string
 }
 
 // fleet connects the others, who obey.
-func (w *worstCase) fleet(ctx context.Context, r *worstTurn) ([]*client, error) {
+func (w *attackBench) fleet(ctx context.Context, r *attackRound) ([]*client, error) {
 	fleet := make([]*client, 0, worstOthers)
 	for i := range worstOthers {
-		d := &w.p.house.devices[i]
+		d := &w.p.watchword.devices[i]
 		up := &packet.Publish{Topic: fmt.Sprintf("devices/%s/receipts", d.id), QoS: 1}
 		var c *client
 		ready := make(chan struct{})
-		c, err := dial(ctx, w.p.house.place.MQTTS, w.p.house.tls, string(d.id), w.token(i), func(m *message) {
+		c, err := dial(ctx, w.p.watchword.serverFile.MQTTS, w.p.watchword.tls, string(d.id), w.token(i), func(m *message) {
 			<-ready
 			receipt, err := d.obey(string(m.Payload))
 			if err != nil {
@@ -241,16 +241,16 @@ func (w *worstCase) fleet(ctx context.Context, r *worstTurn) ([]*client, error) 
 	return fleet, nil
 }
 
-func (w *worstCase) token(i int) string {
+func (w *attackBench) token(i int) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.p.house.devices[i].token
+	return w.p.watchword.devices[i].token
 }
 
 // renew gets a newer access token for the i-th device.
-func (w *worstCase) renew(ctx context.Context, i int) error {
-	h := w.p.house
-	assertion, err := token.SignAssertion(h.devices[i].signer, h.devices[i].id, h.place.Issuer, time.Now(), token.AssertionLife)
+func (w *attackBench) renew(ctx context.Context, i int) error {
+	srv := w.p.watchword
+	assertion, err := token.SignAssertion(srv.devices[i].signer, srv.devices[i].id, srv.serverFile.Issuer, time.Now(), token.AssertionLifetime)
 	if err != nil {
 		return err
 	}
@@ -258,7 +258,7 @@ func (w *worstCase) renew(ctx context.Context, i int) error {
 		"grant_type": {"client_credentials"}, "client_assertion": {assertion},
 		"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, h.place.URL+"/oauth/token", strings.NewReader(form.Encode()))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, srv.serverFile.URL+"/oauth/token", strings.NewReader(form.Encode()))
 	if err != nil {
 		return err
 	}
@@ -275,16 +275,16 @@ func (w *worstCase) renew(ctx context.Context, i int) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	h.devices[i].token = got.Token
+	srv.devices[i].token = got.Token
 	return nil
 }
 
 // attack starts one turn of the attacker and returns once it has begun; over waits for its end.
-func (w *worstCase) attack(ctx context.Context, number int) (over func() error, err error) {
-	h := w.p.house
-	id := h.devices[len(h.devices)-1].id
+func (w *attackBench) attack(ctx context.Context, number int) (over func() error, err error) {
+	srv := w.p.watchword
+	id := srv.devices[len(srv.devices)-1].id
 	raw, err := json.Marshal(&attack{
-		ID: id, Folder: filepath.Join(w.dir, "devices", string(id)), Issuer: h.place.Issuer, URL: h.place.URL, MQTTS: h.place.MQTTS, CA: h.place.CA,
+		ID: id, Folder: filepath.Join(w.dir, "devices", string(id)), Issuer: srv.serverFile.Issuer, URL: srv.serverFile.URL, MQTTS: srv.serverFile.MQTTS, CA: srv.serverFile.CA,
 		Turn: number, Seconds: float64(w.seconds + 2),
 	})
 	if err != nil {
@@ -317,12 +317,12 @@ func (w *worstCase) attack(ctx context.Context, number int) (over func() error, 
 		if err := errors.Join(rerr, c.Wait()); err != nil {
 			return errors.Join(context.Cause(ctx), err)
 		}
-		var done []attackDid
+		var done []attackResult
 		if err := json.Unmarshal(bytes.TrimSpace(rest), &done); err != nil {
 			return err
 		}
 		if w.attacker == nil {
-			w.attacker = make([]attackDid, len(done))
+			w.attacker = make([]attackResult, len(done))
 		}
 		for i, d := range done {
 			sum := &w.attacker[i]

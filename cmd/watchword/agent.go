@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) agentCommand() *cobra.Command {
-	return group("agent", "Run a device: keys, session, commands, events", a.agentEnroll(), a.agentPair(), a.agentRun(), a.agentToken(), a.agentAssertion(), a.agentStatus(), a.agentRekey())
+	return commandGroup("agent", "Run a device: keys, session, commands, events", a.agentEnroll(), a.agentPair(), a.agentRun(), a.agentToken(), a.agentAssertion(), a.agentStatus(), a.agentRekey())
 }
 
 func dirFlag(c *cobra.Command) *string {
@@ -32,7 +32,7 @@ func clockFlag(c *cobra.Command) *bool {
 }
 
 func (a *app) agentEnroll() *cobra.Command {
-	c := &cobra.Command{Use: "enroll LINK|FILE|- --dir DIR", Short: "Make keys and enroll them with a one-time link", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "enroll LINK|FILE|- --dir DIR", Short: "Make keys and enroll them with a one-time link", Args: positional(cobra.ExactArgs(1))}
 	dir := dirFlag(c)
 	sign := c.Flags().String("sign", "P-256", "curve of the signing key: P-256 or Ed25519")
 	seal := c.Flags().String("seal", "P-256", "curve of the sealing key: P-256 or X25519")
@@ -43,7 +43,7 @@ func (a *app) agentEnroll() *cobra.Command {
 		}
 		link := args[0]
 		if !strings.HasPrefix(link, "https://") {
-			b, err := readTrust(link, 4096)
+			b, err := readTrusted(link, 4096)
 			if err != nil {
 				return err
 			}
@@ -62,8 +62,8 @@ func (a *app) agentEnroll() *cobra.Command {
 	return c
 }
 
-// status is what an agent's folder says of itself.
-type status struct {
+// agentStatus is what an agent's folder says of itself.
+type agentStatus struct {
 	Enrolled bool   `json:"enrolled"`
 	ID       string `json:"id,omitempty"`
 	Server   string `json:"server,omitempty"`
@@ -78,7 +78,7 @@ type status struct {
 }
 
 func (a *app) printStatus(d *device.Device) error {
-	s := status{Enrolled: d.Enrolled(), ID: string(d.ID()), Server: d.Server()}
+	s := agentStatus{Enrolled: d.Enrolled(), ID: string(d.ID()), Server: d.Server()}
 	if sign, seal := d.Keys(); sign != nil {
 		s.Sign, s.Seal = string(sign.ID()), string(seal.ID())
 	}
@@ -86,7 +86,7 @@ func (a *app) printStatus(d *device.Device) error {
 		s.Bundle, s.Until, s.CA = t.Version, t.Expires.UTC().Format("2006-01-02T15:04:05Z"), d.CAFile()
 	}
 	s.Epoch, s.Seq = d.Position()
-	s.Lost = d.Lost()
+	s.Lost = d.MemoryLost()
 	return a.print(s, func(w *terminal.Writer) {
 		if !s.Enrolled {
 			w.Printf("not enrolled\n")
@@ -101,16 +101,16 @@ func (a *app) printStatus(d *device.Device) error {
 }
 
 func (a *app) agentStatus() *cobra.Command {
-	c := &cobra.Command{Use: "status --dir DIR", Short: "Show what the device's folder holds", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "status --dir DIR", Short: "Show what the device's folder holds", Args: positional(cobra.NoArgs)}
 	dir := dirFlag(c)
 	c.RunE = func(*cobra.Command, []string) error {
-		return onDevice(*dir, device.Options{}, a.printStatus)
+		return withDevice(*dir, device.Options{}, a.printStatus)
 	}
 	return c
 }
 
-// onDevice opens an existing device folder and calls f.
-func onDevice(dir string, o device.Options, f func(*device.Device) error) error {
+// withDevice opens an existing device folder and calls f.
+func withDevice(dir string, o device.Options, f func(*device.Device) error) error {
 	if _, err := os.Stat(dir); err != nil {
 		return err
 	}
@@ -122,10 +122,10 @@ func onDevice(dir string, o device.Options, f func(*device.Device) error) error 
 }
 
 func (a *app) agentToken() *cobra.Command {
-	c := &cobra.Command{Use: "token --dir DIR", Short: "Print an access token, for example for a stock MQTT client", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "token --dir DIR", Short: "Print an access token, for example for a stock MQTT client", Args: positional(cobra.NoArgs)}
 	dir, noClock := dirFlag(c), clockFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		return onDevice(*dir, device.Options{NoClock: *noClock}, func(d *device.Device) error {
+		return withDevice(*dir, device.Options{NoClock: *noClock}, func(d *device.Device) error {
 			t, err := d.NewToken(c.Context())
 			if err != nil {
 				return err
@@ -137,12 +137,12 @@ func (a *app) agentToken() *cobra.Command {
 }
 
 func (a *app) agentAssertion() *cobra.Command {
-	c := &cobra.Command{Use: "assertion --dir DIR", Short: "Print a client assertion: valid once, for five minutes", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "assertion --dir DIR", Short: "Print a client assertion: valid once, for five minutes", Args: positional(cobra.NoArgs)}
 	dir, noClock := dirFlag(c), clockFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		return onDevice(*dir, device.Options{NoClock: *noClock}, func(d *device.Device) error {
-			d.AskTime(c.Context())
-			t, err := d.Assertion(token.AssertionLife)
+		return withDevice(*dir, device.Options{NoClock: *noClock}, func(d *device.Device) error {
+			d.SyncTime(c.Context())
+			t, err := d.Assertion(token.AssertionLifetime)
 			if err != nil {
 				return err
 			}
@@ -153,7 +153,7 @@ func (a *app) agentAssertion() *cobra.Command {
 }
 
 func (a *app) agentRun() *cobra.Command {
-	c := &cobra.Command{Use: "run --dir DIR", Short: "Keep a session open, execute commands, publish lines", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "run --dir DIR", Short: "Keep a session open, execute commands, publish lines", Args: positional(cobra.NoArgs)}
 	dir := dirFlag(c)
 	functions := c.Flags().String("functions", "", "TOML file that maps functions to programs")
 	stream := c.Flags().String("stdin", "", "publish each line of standard input as an event of this stream, until it ends")
@@ -170,7 +170,7 @@ func (a *app) agentRun() *cobra.Command {
 				return err
 			}
 		}
-		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock, LoggedOnly: *logged, Connected: func(over string) { slog.Info("connected", slog.String("over", over)) }})
+		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock, RequireLogProof: *logged, Connected: func(over string) { slog.Info("connected", slog.String("over", over)) }})
 		if err != nil {
 			return err
 		}
@@ -185,7 +185,7 @@ func (a *app) agentRun() *cobra.Command {
 			}
 			agent.Register(d, fs, agent.Options{Dedicated: true})
 		}
-		return besides(c.Context(), d, *every, func(ctx context.Context) error { return a.runAgent(ctx, d, *stream) })
+		return withRekey(c.Context(), d, *every, func(ctx context.Context) error { return a.runAgent(ctx, d, *stream) })
 	}
 	return c
 }

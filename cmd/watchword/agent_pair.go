@@ -8,7 +8,7 @@ import (
 )
 
 func (a *app) agentPair() *cobra.Command {
-	c := &cobra.Command{Use: "pair URL --dir DIR", Short: "Make keys, show a code and wait for an operator's approval", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "pair URL --dir DIR", Short: "Make keys, show a code and wait for an operator's approval", Args: positional(cobra.ExactArgs(1))}
 	dir := dirFlag(c)
 	id := c.Flags().String("id", "", "id that the device requests; the operator may choose another")
 	pin := c.Flags().String("pin", "", "pin of the server's root, from watchword trust pin; not needed where the server has a public certificate")
@@ -34,7 +34,7 @@ func (a *app) agentPair() *cobra.Command {
 // showPairing prints the code and the thumbprints for the person at the device.
 func (a *app) showPairing(p device.Pairing) {
 	a.err.Printf("code      %s\nsign key  %s\nseal key  %s\napprove   %s\n          or, on the server: watchword enrollment approve %s --key %s\nwaiting   until %s\n",
-		p.UserCode, p.Sign, p.Seal, p.URIComplete, p.UserCode, p.Sign, ago(p.Expires))
+		p.UserCode, p.Sign, p.Seal, p.URIComplete, p.UserCode, p.Sign, formatTime(p.Expires))
 }
 
 // curves checks the curve names of --sign and --seal.

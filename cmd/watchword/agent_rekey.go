@@ -18,7 +18,7 @@ const rekeyShortest = 2 * time.Hour
 
 func (a *app) agentRekey() *cobra.Command {
 	c := &cobra.Command{
-		Use: "rekey --dir DIR", Short: "Make new keys and register them with the server", Args: args(cobra.NoArgs),
+		Use: "rekey --dir DIR", Short: "Make new keys and register them with the server", Args: positional(cobra.NoArgs),
 		Long: "Make new keys and put them in the place of the old ones, here and at the server, which ends every session of the old ones.\n" +
 			"Without --sign and --seal both change and keep their curves; with one of them the other key stays. Cut off at any point,\n" +
 			"it is finished by the next start or by running it again.",
@@ -39,7 +39,7 @@ func (a *app) agentRekey() *cobra.Command {
 		}
 		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock})
 		if watchword.CodeOf(err) == watchword.FolderInUse {
-			return watchword.Because(err, watchword.FolderInUse, "%s is in use: an agent runs on it; stop that first, or run it with --rekey-every", *dir)
+			return watchword.Wrap(err, watchword.FolderInUse, "%s is in use: an agent runs on it; stop that first, or run it with --rekey-every", *dir)
 		}
 		if err != nil {
 			return err
@@ -53,8 +53,8 @@ func (a *app) agentRekey() *cobra.Command {
 	return c
 }
 
-// besides runs f, and changes the device's keys meanwhile where that was wanted.
-func besides(ctx context.Context, d *device.Device, every time.Duration, f func(context.Context) error) error {
+// withRekey runs f, and changes the device's keys meanwhile where that was wanted.
+func withRekey(ctx context.Context, d *device.Device, every time.Duration, f func(context.Context) error) error {
 	if every == 0 {
 		return f(ctx)
 	}

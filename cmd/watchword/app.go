@@ -120,19 +120,19 @@ func (a *app) printProblem(code watchword.Code, detail string) {
 	_ = a.err.JSON(map[string]any{"type": "urn:watchword:error:" + string(code), "title": code, "code": code, "detail": detail}, false) // nobody is left to tell
 }
 
-// sure asks for confirmation on a terminal. Without a terminal, --yes is required.
-func (a *app) sure(yes bool, question string) error {
+// confirm asks for confirmation on a terminal. Without a terminal, --yes is required.
+func (a *app) confirm(yes bool, question string) error {
 	if yes {
 		return nil
 	}
-	if !isTerminal(os.Stdin) || !a.err.Shows() {
+	if !isTerminal(os.Stdin) || !a.err.IsTerminal() {
 		return usage("%s: requires --yes without a terminal", question)
 	}
 	a.err.Printf("%s? [y/N] ", question)
 	line, err := bufio.NewReader(io.LimitReader(os.Stdin, 1024)).ReadString('\n')
 	if err != nil || !strings.EqualFold(strings.TrimSpace(line), "y") {
 		a.err.Printf("not confirmed; nothing was changed\n")
-		return &exit{1}
+		return &exitError{1}
 	}
 	return nil
 }
@@ -142,8 +142,8 @@ func isTerminal(f *os.File) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
 }
 
-// labels reads -l k=v flags.
-func labels(pairs []string) (watchword.Labels, error) {
+// parseLabels reads -l k=v flags.
+func parseLabels(pairs []string) (watchword.Labels, error) {
 	l := watchword.Labels{}
 	for _, p := range pairs {
 		k, v, ok := strings.Cut(p, "=")
@@ -155,8 +155,8 @@ func labels(pairs []string) (watchword.Labels, error) {
 	return l, nil
 }
 
-// arguments reads k=v and k:=JSON into one JSON object.
-func arguments(pairs []string) (json.RawMessage, error) {
+// parseArguments reads k=v and k:=JSON into one JSON object.
+func parseArguments(pairs []string) (json.RawMessage, error) {
 	out := map[string]json.RawMessage{}
 	for _, p := range pairs {
 		k, v, ok := strings.Cut(p, "=")
@@ -181,41 +181,41 @@ func arguments(pairs []string) (json.RawMessage, error) {
 	return json.Marshal(out)
 }
 
-// readTrust reads a file that says whom to trust, or standard input for "-". Codes: file_untrusted, not_found, too_large.
-func readTrust(name string, most int64) ([]byte, error) {
+// readTrusted reads a file that says whom to trust, or standard input for "-". Codes: file_untrusted, not_found, too_large.
+func readTrusted(name string, limit int64) ([]byte, error) {
 	if name == "-" {
-		return readInput(name, most)
+		return readInput(name, limit)
 	}
-	b, err := durable.ReadTrusted(name, most)
+	b, err := durable.ReadTrusted(name, limit)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = watchword.Because(err, watchword.NotFound, "file %s does not exist", name)
+		err = watchword.Wrap(err, watchword.NotFound, "file %s does not exist", name)
 	}
 	return b, err
 }
 
 // readInput reads a file, or standard input for "-". What it says counts only as far as it is checked afterwards, or as whoever
 // named it meant it: what decides whom to trust comes from readTrust.
-func readInput(name string, most int64) ([]byte, error) {
+func readInput(name string, limit int64) ([]byte, error) {
 	f := os.Stdin
 	if name != "-" {
 		var err error
 		if f, err = os.Open(name); err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
-				err = watchword.Because(err, watchword.NotFound, "file %s does not exist", name)
+				err = watchword.Wrap(err, watchword.NotFound, "file %s does not exist", name)
 			}
 			return nil, err
 		}
 		defer f.Close()
 	}
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(b)) > most {
-		err = watchword.Refuse(watchword.TooLarge, "%s is over %d bytes", name, most)
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = watchword.Refuse(watchword.TooLarge, "%s is over %d bytes", name, limit)
 	}
 	return b, err
 }
 
-// ago formats a time in the local zone, with its offset (RFC 3339 with a space).
-func ago(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05Z07:00") }
+// formatTime formats a time in the local zone, with its offset (RFC 3339 with a space).
+func formatTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05Z07:00") }
 
 func yesFlag(c *cobra.Command) *bool {
 	return c.Flags().Bool("yes", false, "do not ask for confirmation")

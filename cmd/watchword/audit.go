@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) auditCommand() *cobra.Command {
-	return group("audit", "Read, export and verify the audit log", a.auditList(), a.auditShow(), a.auditExport(), a.auditVerify(), a.auditCheckpoint(), a.auditProve(), a.auditKey(), a.auditMirror())
+	return commandGroup("audit", "Read, export and verify the audit log", a.auditList(), a.auditShow(), a.auditExport(), a.auditVerify(), a.auditCheckpoint(), a.auditProve(), a.auditKey(), a.auditMirror())
 }
 
 // logQuery adds the flags that choose entries.
@@ -32,15 +32,15 @@ func logQuery(c *cobra.Command) func() (admin.LogQuery, error) {
 	from := f.String("from", "", "only entries from this time on: 2026-11-25T12:00:00Z, or an age such as 24h")
 	to := f.String("to", "", "only entries before this time, in the same form")
 	return func() (_ admin.LogQuery, err error) {
-		if q.From, err = pointInTime("--from", *from); err != nil {
+		if q.From, err = parseTime("--from", *from); err != nil {
 			return q, err
 		}
-		q.To, err = pointInTime("--to", *to)
+		q.To, err = parseTime("--to", *to)
 		return q, err
 	}
 }
 
-func pointInTime(flag, s string) (time.Time, error) {
+func parseTime(flag, s string) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
@@ -55,7 +55,7 @@ func pointInTime(flag, s string) (time.Time, error) {
 }
 
 func (a *app) auditList() *cobra.Command {
-	list := &cobra.Command{Use: "list", Short: "List entries of the audit log, oldest first", Args: args(cobra.NoArgs)}
+	list := &cobra.Command{Use: "list", Short: "List entries of the audit log, oldest first", Args: positional(cobra.NoArgs)}
 	query := logQuery(list)
 	after := list.Flags().Int64("after", 0, "only entries after this number")
 	before := list.Flags().Int64("before", 0, "only entries before this number")
@@ -100,7 +100,7 @@ func entryRow(w *terminal.Writer, e api.Entry) {
 		why = e.Data["cause"]
 	}
 	if e.At != nil {
-		at = ago(*e.At)
+		at = formatTime(*e.At)
 	}
 	w.Printf("%d\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Seq, at, e.Kind, e.Actor, e.Object, e.Outcome, why)
 }
@@ -124,7 +124,7 @@ func entryNumber(s string) (int64, error) {
 }
 
 func (a *app) auditShow() *cobra.Command {
-	return &cobra.Command{Use: "show N", Short: "Show one entry, with the salt and body that its hash covers", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "show N", Short: "Show one entry, with the salt and body that its hash covers", Args: positional(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		n, err := entryNumber(args[0])
 		if err != nil {
 			return err
@@ -147,7 +147,7 @@ func (a *app) auditShow() *cobra.Command {
 func (a *app) auditExport() *cobra.Command {
 	export := &cobra.Command{
 		Use: "export [FILE]", Short: "Export the audit log as JSON lines, for audit verify",
-		Long: "The whole log as JSON lines, which audit verify checks. Entries that the flags do not choose, and pruned ones, are there by their hash alone.", Args: args(cobra.MaximumNArgs(1)),
+		Long: "The whole log as JSON lines, which audit verify checks. Entries that the flags do not choose, and pruned ones, are there by their hash alone.", Args: positional(cobra.MaximumNArgs(1)),
 	}
 	query := logQuery(export)
 	export.RunE = func(c *cobra.Command, args []string) error {
@@ -164,7 +164,7 @@ func (a *app) auditExport() *cobra.Command {
 		}
 		f, err := os.OpenFile(args[0], os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if errors.Is(err, fs.ErrExist) {
-			err = watchword.Because(err, watchword.Conflict, "%s is there already", args[0])
+			err = watchword.Wrap(err, watchword.Conflict, "%s is there already", args[0])
 		}
 		if err != nil {
 			return err
@@ -190,7 +190,7 @@ func (a *app) exportJSON(f func(io.Writer) error) error {
 }
 
 func (a *app) auditCheckpoint() *cobra.Command {
-	return &cobra.Command{Use: "checkpoint", Short: "Print the log's latest signed checkpoint, to keep elsewhere", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "checkpoint", Short: "Print the log's latest signed checkpoint, to keep elsewhere", Args: positional(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
@@ -205,7 +205,7 @@ func (a *app) auditCheckpoint() *cobra.Command {
 }
 
 func (a *app) auditProve() *cobra.Command {
-	return &cobra.Command{Use: "prove N", Short: "Print a proof that the log contains an entry, for audit verify", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "prove N", Short: "Print a proof that the log contains an entry, for audit verify", Args: positional(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		n, err := entryNumber(args[0])
 		if err != nil {
 			return err

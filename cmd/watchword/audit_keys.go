@@ -61,7 +61,7 @@ func readLogKeys(name string) (k logKeys, err error) {
 	if name == "" {
 		return k, nil
 	}
-	b, err := readTrust(name, 64<<10)
+	b, err := readTrusted(name, 64<<10)
 	if err != nil {
 		return k, err
 	}

@@ -16,7 +16,7 @@ import (
 func (a *app) auditKey() *cobra.Command {
 	return &cobra.Command{
 		Use: "key", Short: "Print the log's public keys, to keep elsewhere", Long: "The log's public keys, and those of the witnesses that the trust bundle names, as verifier keys (C2SP signed-note): what audit verify --key wants, and other programs for transparency logs.",
-		Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+		Args: positional(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 			keys, err := a.bundledLogKeys(c.Context())
 			if err != nil {
 				return err
@@ -34,7 +34,7 @@ func (a *app) auditMirror() *cobra.Command {
 	c := &cobra.Command{
 		Use: "mirror DIR [URL]", Short: "Copy the log's tiles to a folder, or update the copy",
 		Long: "Copies the log to a folder, or goes on with a copy: what is new is fetched, all of it is verified, the new log must extend the copied one, and only then is the checkpoint written.",
-		Args: args(cobra.RangeArgs(1, 2)),
+		Args: positional(cobra.RangeArgs(1, 2)),
 	}
 	f := c.Flags()
 	f.StringVar(&o.key, "key", "", "file with the log's public key")
@@ -56,7 +56,7 @@ func (a *app) auditMirror() *cobra.Command {
 			}
 			address = cl.URL()
 		}
-		get, own, err := a.served(address, o)
+		get, own, err := a.logAt(address, o)
 		if err != nil {
 			return err
 		}
@@ -74,14 +74,14 @@ func (a *app) auditMirror() *cobra.Command {
 
 // mirror brings the copy of a log in dir up to date: what is fetched is written once
 // all of it verifies. A copy that is damaged itself is fetched anew, whole.
-func mirror(ctx context.Context, dir string, get audit.Get, keys logKeys) (audit.Verdict, error) {
-	here := folder(dir)
+func mirror(ctx context.Context, dir string, get audit.Fetch, keys logKeys) (audit.VerifyResult, error) {
+	here := mirrorDir(dir)
 	var against [][]byte
 	switch old, err := here(ctx, "checkpoint"); {
 	case err == nil:
 		against = append(against, old)
 	case watchword.CodeOf(err) != watchword.NotFound:
-		return audit.Verdict{}, err
+		return audit.VerifyResult{}, err
 	}
 	v, err := mirrorOnce(ctx, dir, get, here, keys, against)
 	if watchword.CodeOf(err) == watchword.LogInvalid {
@@ -93,7 +93,7 @@ func mirror(ctx context.Context, dir string, get audit.Get, keys logKeys) (audit
 	return v, err
 }
 
-func mirrorOnce(ctx context.Context, dir string, get, here audit.Get, keys logKeys, against [][]byte) (v audit.Verdict, err error) {
+func mirrorOnce(ctx context.Context, dir string, get, here audit.Fetch, keys logKeys, against [][]byte) (v audit.VerifyResult, err error) {
 	note, err := get(ctx, "checkpoint")
 	if err != nil {
 		return v, err

@@ -52,7 +52,7 @@ func (a *app) auditVerify() *cobra.Command {
 	c := &cobra.Command{
 		Use: "verify [DIR|URL|FILE]", Short: "Recompute the log and report the first entry that does not match",
 		Long: "Recomputes a log offline: of a data folder (running or not; without an argument that of --data), a mirror of /log/, an address that serves one, an export, or the proof of one entry. Exit status 8 where something does not fit.",
-		Args: args(cobra.MaximumNArgs(1)),
+		Args: positional(cobra.MaximumNArgs(1)),
 	}
 	f := c.Flags()
 	f.StringVar(&o.key, "key", "", "file with the log's public key, and those of witnesses: as audit key prints them, a JWK, or PEM")
@@ -82,7 +82,7 @@ func (a *app) verifyLog(ctx context.Context, what string, o verifyOptions) (veri
 	v := verification{OK: true, What: what, Keys: o.key}
 	var against [][]byte
 	for _, name := range o.against {
-		b, err := readTrust(name, ledger.MaxNote)
+		b, err := readTrusted(name, ledger.MaxNote)
 		if err != nil {
 			return v, err
 		}
@@ -97,7 +97,7 @@ func (a *app) verifyLog(ctx context.Context, what string, o verifyOptions) (veri
 	}
 	info, err := os.Stat(what)
 	if err != nil {
-		return v, watchword.Because(err, watchword.NotFound, "there is no %s", what)
+		return v, watchword.Wrap(err, watchword.NotFound, "there is no %s", what)
 	}
 	switch {
 	case info.IsDir() && server.IsData(what):
@@ -110,14 +110,14 @@ func (a *app) verifyLog(ctx context.Context, what string, o verifyOptions) (veri
 	case o.key == "":
 		return v, usage("--key is missing: the log's public key, as watchword audit key prints it")
 	case info.IsDir():
-		verdict, err := verifyMirror(ctx, folder(what), keys, against)
+		verdict, err := verifyMirror(ctx, mirrorDir(what), keys, against)
 		return v, v.take(verdict, err)
 	}
 	return v, v.file(what, keys, against)
 }
 
 // take is what was found of a whole log.
-func (v *verification) take(d audit.Verdict, err error) error {
+func (v *verification) take(d audit.VerifyResult, err error) error {
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (v *verification) file(name string, keys logKeys, against [][]byte) error {
 	head := make([]byte, 64)
 	n, err := io.ReadFull(f, head)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return watchword.Because(err, watchword.LogInvalid, "%s is no export and no proof", name)
+		return watchword.Wrap(err, watchword.LogInvalid, "%s is no export and no proof", name)
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -174,13 +174,13 @@ func (v *verification) file(name string, keys logKeys, against [][]byte) error {
 	if err != nil {
 		return err
 	}
-	c, err := p.Check(all...)
+	c, err := p.Verify(all...)
 	if err != nil {
 		return err
 	}
 	e, err := audit.Parse(p.Index+1, p.Body)
 	if err != nil {
-		return watchword.Because(err, watchword.LogInvalid, "entry %d is no entry of ours", p.Index+1)
+		return watchword.Wrap(err, watchword.LogInvalid, "entry %d is no entry of ours", p.Index+1)
 	}
 	v.Origin, v.Size, v.Root, v.Entry, v.Seq = c.Origin, c.Size, c.Root.String(), &e, p.Index+1
 	v.cosigned(c.Cosignatures)
@@ -200,19 +200,19 @@ func (v verification) table(w *terminal.Writer) {
 		w.Printf("uncovered\t%d entries came after the last checkpoint\n", v.Uncovered)
 	}
 	for _, c := range v.Cosignatures {
-		w.Printf("witness\t%s, %s\n", c.Witness, ago(c.At))
+		w.Printf("witness\t%s, %s\n", c.Witness, formatTime(c.At))
 	}
 	w.Printf("keys\t%s\n", v.Keys)
 }
 
-func verifyMirror(ctx context.Context, get audit.Get, keys logKeys, against [][]byte) (audit.Verdict, error) {
+func verifyMirror(ctx context.Context, get audit.Fetch, keys logKeys, against [][]byte) (audit.VerifyResult, error) {
 	note, err := get(ctx, "checkpoint")
 	if err != nil {
-		return audit.Verdict{}, err
+		return audit.VerifyResult{}, err
 	}
 	all, err := keys.ofNote(note)
 	if err != nil {
-		return audit.Verdict{}, err
+		return audit.VerifyResult{}, err
 	}
 	once := func(ctx context.Context, path string) ([]byte, error) {
 		if path == "checkpoint" {
@@ -223,8 +223,8 @@ func verifyMirror(ctx context.Context, get audit.Get, keys logKeys, against [][]
 	return audit.VerifyMirror(ctx, once, all, against...)
 }
 
-// folder reads a mirror of a log from a folder.
-func folder(dir string) audit.Get {
+// mirrorDir reads a mirror of a log from a folder.
+func mirrorDir(dir string) audit.Fetch {
 	return func(_ context.Context, path string) ([]byte, error) {
 		b, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(path)))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -236,7 +236,7 @@ func folder(dir string) audit.Get {
 
 // verifyURL verifies a log that is served: by this machine's own server, or elsewhere.
 func (a *app) verifyURL(ctx context.Context, v *verification, o verifyOptions, keys logKeys, against [][]byte) error {
-	get, own, err := a.served(v.What, o)
+	get, own, err := a.logAt(v.What, o)
 	if err != nil {
 		return err
 	}
@@ -247,9 +247,9 @@ func (a *app) verifyURL(ctx context.Context, v *verification, o verifyOptions, k
 	return v.take(verdict, err)
 }
 
-// served is how a log at an address is fetched. own, if not nil, asks the server of
+// logAt is how a log at an address is fetched. own, if not nil, asks the server of
 // --data, whose address it is, for its keys.
-func (a *app) served(address string, o verifyOptions) (get audit.Get, own func(context.Context) ([]ledger.Key, error), err error) {
+func (a *app) logAt(address string, o verifyOptions) (get audit.Fetch, own func(context.Context) ([]ledger.Key, error), err error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" {
 		return nil, nil, usage("%s: is no address", address)
@@ -260,7 +260,7 @@ func (a *app) served(address string, o verifyOptions) (get audit.Get, own func(c
 	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if o.ca != "" {
-		b, err := readTrust(o.ca, 1<<20)
+		b, err := readTrusted(o.ca, 1<<20)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -271,29 +271,29 @@ func (a *app) served(address string, o verifyOptions) (get audit.Get, own func(c
 	}
 	head := map[string]string{}
 	if o.token != "" {
-		b, err := readTrust(o.token, watchword.MaxToken+2)
+		b, err := readTrusted(o.token, watchword.MaxToken+2)
 		if err != nil {
 			return nil, nil, err
 		}
 		head["Authorization"] = "Bearer " + strings.TrimSpace(string(b))
 	}
-	return mirrorAt(rest.NewStranger(base, rest.Transport(conf, nil)), head), nil, nil
+	return mirrorAt(rest.NewUnauthenticated(base, rest.Transport(conf, nil)), head), nil, nil
 }
 
 // mirrorAt fetches the files of a log that is served by anybody: the log is proved by its
 // key, and nothing else that is said there counts. A file that is not there makes the
 // mirror unavailable, not the log invalid; a partial tile or bundle may be gone, as soon as
 // there is the full one (C2SP tlog-tiles).
-func mirrorAt(c *rest.Client, head map[string]string) audit.Get {
+func mirrorAt(c *rest.Client, head map[string]string) audit.Fetch {
 	return func(ctx context.Context, path string) ([]byte, error) {
 		a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/" + path, Header: head})
 		switch {
 		case err == nil:
 			return a.Body, nil
 		case rest.StatusOf(err) == http.StatusNotFound && strings.Contains(path, ".p/"):
-			return nil, watchword.Because(err, watchword.NotFound, "there is no %s", path)
+			return nil, watchword.Wrap(err, watchword.NotFound, "there is no %s", path)
 		case rest.StatusOf(err) != 0:
-			return nil, watchword.Because(err, watchword.Unavailable, "%s: the answer has status %d", path, rest.StatusOf(err))
+			return nil, watchword.Wrap(err, watchword.Unavailable, "%s: the answer has status %d", path, rest.StatusOf(err))
 		}
 		return nil, err
 	}
@@ -306,7 +306,7 @@ func (a *app) bundledLogKeys(ctx context.Context) ([]ledger.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ledger.KeysOf(t.Issuer, t.Log, t.Witnesses)
+	return ledger.VerifierKeys(t.Issuer, t.Log, t.Witnesses)
 }
 
 // orOwn takes the keys of this machine's server where --key named none.

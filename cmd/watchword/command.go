@@ -14,20 +14,20 @@ import (
 )
 
 func (a *app) commandCommand() *cobra.Command {
-	return group("command", "Send, list, show, cancel and verify commands",
+	return commandGroup("command", "Send, list, show, cancel and verify commands",
 		a.commandSend(), a.commandList(), a.commandShow(), a.commandVerify(), a.commandCancel())
 }
 
 func (a *app) commandSend() *cobra.Command {
 	c := &cobra.Command{
 		Use: "send DEVICE FUNCTION [k=text | k:=JSON]…", Short: "Order a device to run a function",
-		Args: args(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs,
+		Args: positional(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs,
 		Example: "  watchword command send lamp-7 lamp.set level:=40 --wait 10s",
 	}
 	ttl := c.Flags().Duration("ttl", admin.DefaultTTL, "how long the device may start the command; at most 24h")
 	wait := c.Flags().Duration("wait", 0, "wait for the receipt")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		in, err := arguments(args[2:])
+		in, err := parseArguments(args[2:])
 		if err != nil {
 			return err
 		}
@@ -38,7 +38,7 @@ func (a *app) commandSend() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		cmd, err := cl.Send(c.Context(), admin.Order{Device: watchword.SubjectID(args[0]), Function: args[1], Args: in, TTL: *ttl})
+		cmd, err := cl.Send(c.Context(), admin.CommandOrder{Device: watchword.SubjectID(args[0]), Function: args[1], Args: in, TTL: *ttl})
 		if err != nil {
 			return err
 		}
@@ -51,7 +51,7 @@ func (a *app) commandSend() *cobra.Command {
 		if cmd, err = cl.Await(c.Context(), cmd, *wait); err != nil {
 			return err
 		}
-		if err := a.print(cmd, func(w *terminal.Writer) { printCourse(w, cmd) }); err != nil {
+		if err := a.print(cmd, func(w *terminal.Writer) { printTimeline(w, cmd) }); err != nil {
 			return err
 		}
 		return statusOfCommand(cmd.State)
@@ -59,8 +59,8 @@ func (a *app) commandSend() *cobra.Command {
 	return c
 }
 
-// printCourse prints how a command went, with times since it was stored.
-func printCourse(w *terminal.Writer, c api.Command) {
+// printTimeline prints how a command went, with times since it was stored.
+func printTimeline(w *terminal.Writer, c api.Command) {
 	since := func(t *time.Time) int64 { return t.Sub(c.CreatedAt).Milliseconds() }
 	if c.SentAt != nil {
 		w.Printf("sent\t+%d ms\tsealed to the device (ECDH-ES, A256GCM)\n", since(c.SentAt))
@@ -76,7 +76,7 @@ func printCourse(w *terminal.Writer, c api.Command) {
 	case c.SettledAt != nil:
 		w.Printf("%s\t+%d ms\n", c.State, since(c.SettledAt))
 	default:
-		w.Printf("%s\tno receipt yet; the device may start it until %s\n", c.State, ago(c.ExpiresAt))
+		w.Printf("%s\tno receipt yet; the device may start it until %s\n", c.State, formatTime(c.ExpiresAt))
 	}
 }
 
@@ -100,16 +100,16 @@ func statusOfCommand(s watchword.CommandState) error {
 	case watchword.Done:
 		return nil
 	case watchword.Refused:
-		return &exit{6}
+		return &exitError{6}
 	case watchword.Failed, watchword.Interrupted, watchword.Cancelled, watchword.Undeliverable:
-		return &exit{1}
+		return &exitError{1}
 	default:
-		return &exit{7}
+		return &exitError{7}
 	}
 }
 
 func (a *app) commandList() *cobra.Command {
-	c := &cobra.Command{Use: "list [DEVICE]", Short: "List commands, newest first", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs}
+	c := &cobra.Command{Use: "list [DEVICE]", Short: "List commands, newest first", Args: positional(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs}
 	state := c.Flags().String("state", "", "only commands in this state")
 	by := c.Flags().String("by", "", "only commands that this subject ordered")
 	limit := c.Flags().Int("limit", 50, "maximum number of commands")
@@ -127,14 +127,14 @@ func (a *app) commandList() *cobra.Command {
 			return err
 		}
 		return printList(a, cs, "ID\tDEVICE\tSEQ\tFUNCTION\tSTATE\tBY\tCREATED", func(w *terminal.Writer, c api.Command) {
-			w.Printf("%s\t%s\t%d\t%s\t%s\t%s\t%s\n", c.ID, c.Device, c.Seq, c.Function, c.State, c.By, ago(c.CreatedAt))
+			w.Printf("%s\t%s\t%d\t%s\t%s\t%s\t%s\n", c.ID, c.Device, c.Seq, c.Function, c.State, c.By, formatTime(c.CreatedAt))
 		})
 	}
 	return c
 }
 
 func (a *app) commandShow() *cobra.Command {
-	c := &cobra.Command{Use: "show ID", Short: "Show a command with its timeline and receipt", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "show ID", Short: "Show a command with its timeline and receipt", Args: positional(cobra.ExactArgs(1))}
 	evidence := c.Flags().String("evidence", "", "write evidence of the command to this file, which must not exist (- for standard output)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
@@ -150,15 +150,15 @@ func (a *app) commandShow() *cobra.Command {
 		}
 		return a.print(cmd, func(w *terminal.Writer) {
 			w.Printf("id\t%s\ndevice\t%s\nfunction\t%s %s\nnumber\t%d.%d\nby\t%s, key %.8s…\ncreated\t%s\nends\t%s\n",
-				cmd.ID, cmd.Device, cmd.Function, cmd.Args, cmd.Epoch, cmd.Seq, cmd.By, cmd.ByKey, ago(cmd.CreatedAt), ago(cmd.ExpiresAt))
-			printCourse(w, cmd)
+				cmd.ID, cmd.Device, cmd.Function, cmd.Args, cmd.Epoch, cmd.Seq, cmd.By, cmd.ByKey, formatTime(cmd.CreatedAt), formatTime(cmd.ExpiresAt))
+			printTimeline(w, cmd)
 		})
 	}
 	return c
 }
 
 func (a *app) commandCancel() *cobra.Command {
-	return &cobra.Command{Use: "cancel ID", Short: "Cancel a command that is still queued", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "cancel ID", Short: "Cancel a command that is still queued", Args: positional(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err

@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) demoCommand() *cobra.Command {
-	c := &cobra.Command{Use: "demo", Short: "Show enrollment, tokens, commands and revocation on loopback", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "demo", Short: "Show enrollment, tokens, commands and revocation on loopback", Args: positional(cobra.NoArgs)}
 	devices := c.Flags().Int("devices", 3, "number of devices, 3 to 50")
 	once := c.Flags().Bool("once", false, "exit after the last step")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -30,8 +30,8 @@ func (a *app) demoCommand() *cobra.Command {
 	return c
 }
 
-// step is one step of the tour, as --json prints it.
-type step struct {
+// demoStep is one step of the tour, as --json prints it.
+type demoStep struct {
 	Name   string  `json:"name"`
 	OK     bool    `json:"ok"`
 	MS     float64 `json:"ms"`
@@ -45,11 +45,11 @@ func (a *app) demo(ctx context.Context, devices int, once bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	t := &tour{dir: dir, data: filepath.Join(dir, "server"), count: devices, out: a.out}
+	t := &demoRun{dir: dir, data: filepath.Join(dir, "server"), count: devices, out: a.out}
 	if a.format != "table" {
 		t.out = terminal.New(io.Discard, false)
 	}
-	t.colour = t.out.Shows() && os.Getenv("NO_COLOR") == ""
+	t.colour = t.out.IsTerminal() && os.Getenv("NO_COLOR") == ""
 	logs, err := os.OpenFile(filepath.Join(dir, "server.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -65,20 +65,20 @@ func (a *app) demo(ctx context.Context, devices int, once bool) (err error) {
 		}
 	}
 	if ok && !once {
-		t.stay(ctx)
+		t.waitInterrupt(ctx)
 	}
 	cancel()
 	if err := t.close(); err != nil {
 		return err
 	}
 	if !ok {
-		return &exit{1}
+		return &exitError{1}
 	}
 	return nil
 }
 
-// stay keeps everything running until somebody interrupts.
-func (t *tour) stay(ctx context.Context) {
+// waitInterrupt keeps everything running until somebody interrupts.
+func (t *demoRun) waitInterrupt(ctx context.Context) {
 	t.out.Printf("\nEverything goes on running. In another terminal:\n\n"+
 		"  export WATCHWORD_DATA=%s\n"+
 		"  watchword device list\n"+
@@ -90,7 +90,7 @@ func (t *tour) stay(ctx context.Context) {
 		timer := time.NewTimer(5 * time.Second)
 		select {
 		case <-timer.C:
-			for _, l := range t.lamps[:2] {
+			for _, l := range t.devices[:2] {
 				if err := l.dev.Publish(ctx, "lux", 30+n%20); err != nil && ctx.Err() == nil {
 					t.log.Warn("publish", slog.Any("err", err))
 				}
@@ -103,7 +103,7 @@ func (t *tour) stay(ctx context.Context) {
 }
 
 // run goes through the steps and stops at the first that fails.
-func (t *tour) run(ctx context.Context) bool {
+func (t *demoRun) run(ctx context.Context) bool {
 	t.out.Printf("Watchword: three lamps, an operator, and a burglar. All on loopback, all for real.\n\n")
 	for _, s := range []struct {
 		name string
@@ -118,11 +118,11 @@ func (t *tour) run(ctx context.Context) bool {
 		{"call_denied", t.callDenied},
 		{"command", t.command},
 		{"receipt", t.receipt},
-		{"forged_command_refused", t.forged},
-		{"replayed_command_refused", t.replayed},
+		{"forged_command_refused", t.forgedCommand},
+		{"replayed_command_refused", t.replayedCommand},
 		{"refresh", t.refresh},
 		{"revoke", t.revoke},
-		{"cut", t.cut},
+		{"cut", t.sessionCut},
 		{"audit", t.audit},
 	} {
 		limit, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -130,15 +130,15 @@ func (t *tour) run(ctx context.Context) bool {
 		detail, err := s.do(limit)
 		cancel()
 		took := time.Since(start)
-		if t.took > 0 { // the step knows better what counted
-			took, t.took = t.took, 0
+		if t.measured > 0 { // the step knows better what counted
+			took, t.measured = t.measured, 0
 		}
-		done := step{Name: s.name, OK: err == nil, MS: float64(took.Microseconds()) / 1000, Detail: detail}
+		done := demoStep{Name: s.name, OK: err == nil, MS: float64(took.Microseconds()) / 1000, Detail: detail}
 		if err != nil {
 			done.Detail = err.Error()
 		}
 		t.steps = append(t.steps, done)
-		t.tell(done)
+		t.printStep(done)
 		if err != nil {
 			return false
 		}
@@ -146,8 +146,8 @@ func (t *tour) run(ctx context.Context) bool {
 	return true
 }
 
-// tell prints a step as a line of the story.
-func (t *tour) tell(s step) {
+// printStep prints a step as a line of the story.
+func (t *demoRun) printStep(s demoStep) {
 	switch {
 	case s.OK && t.colour:
 		t.out.Printf("\x1b[32mok  \x1b[0m")
@@ -166,26 +166,26 @@ func (t *tour) tell(s step) {
 }
 
 // close ends the devices, then the server.
-func (t *tour) close() error {
+func (t *demoRun) close() error {
 	if t.stop != nil {
 		t.stop()
 	}
 	t.running.Wait()
 	var errs []error
-	for _, l := range t.lamps {
+	for _, l := range t.devices {
 		if l.dev != nil {
 			errs = append(errs, l.dev.Close())
 		}
 	}
 	if t.served != nil {
-		t.down()
+		t.stopServer()
 		errs = append(errs, <-t.served)
 	}
 	return errors.Join(errs...)
 }
 
 // serve starts the server on an empty folder.
-func (t *tour) serve(ctx context.Context) (string, error) {
+func (t *demoRun) serve(ctx context.Context) (string, error) {
 	cfg := server.Defaults()
 	cfg.Data = t.data
 	cfg.Server.HTTPS, cfg.Server.MQTTS, cfg.Metrics.Listen = "localhost:0", "localhost:0", ""
@@ -197,7 +197,7 @@ func (t *tour) serve(ctx context.Context) (string, error) {
 		return "", err
 	}
 	up, down := context.WithCancel(context.Background())
-	t.down, t.served = down, make(chan error, 1)
+	t.stopServer, t.served = down, make(chan error, 1)
 	go func() { t.served <- s.Run(up) }()
 	select {
 	case <-s.Ready():

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) deviceCommand() *cobra.Command {
-	return group("device", "Add, list, show, suspend, revoke and delete devices",
+	return commandGroup("device", "Add, list, show, suspend, revoke and delete devices",
 		a.deviceCreate(), a.deviceLink(), a.deviceList(), a.deviceShow(), a.deviceLabel(), a.deviceRequireProof(), renamed("proof", "watchword device require-proof ID yes|no"),
 		a.deviceSuspend(), a.deviceResume(), a.deviceRevoke(), a.deviceDelete())
 }
@@ -54,14 +54,14 @@ func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string
 }
 
 func (a *app) deviceCreate() *cobra.Command {
-	c := &cobra.Command{Use: "create ID", Short: "Add a device and print its one-time enrollment link", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "create ID", Short: "Add a device and print its one-time enrollment link", Args: positional(cobra.ExactArgs(1))}
 	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; may be repeated")
 	proof := c.Flags().Bool("require-proof", false, "accept the device's tokens only with a proof of its key (DPoP, or AUTH method ace over MQTT)")
 	renamedFlag(c, "proof", "--require-proof")
 	ttl := c.Flags().Duration("ttl", 0, "how long the link is valid (default 24h)")
 	picture := c.Flags().Bool("qr", false, "also draw the link as a QR code")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		l, err := labels(*pairs)
+		l, err := parseLabels(*pairs)
 		if err != nil {
 			return err
 		}
@@ -73,7 +73,7 @@ func (a *app) deviceCreate() *cobra.Command {
 		if *proof {
 			requirement = watchword.RequireProof
 		}
-		d, err := cl.CreateProvingDevice(c.Context(), watchword.SubjectID(args[0]), l, requirement, *ttl)
+		d, err := cl.CreateDeviceWithProof(c.Context(), watchword.SubjectID(args[0]), l, requirement, *ttl)
 		if err != nil {
 			return err
 		}
@@ -83,7 +83,7 @@ func (a *app) deviceCreate() *cobra.Command {
 }
 
 func (a *app) deviceLink() *cobra.Command {
-	c := &cobra.Command{Use: "link ID", Short: "Make a new one-time link for a device that is new or revoked", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	c := &cobra.Command{Use: "link ID", Short: "Make a new one-time link for a device that is new or revoked", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
 	ttl := c.Flags().Duration("ttl", 0, "how long the link is valid (default 24h)")
 	picture := c.Flags().Bool("qr", false, "also draw the link as a QR code")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -116,7 +116,7 @@ func (a *app) printLink(v any, e *api.Enrollment, picture bool) error {
 		}
 	}
 	if a.format == "table" {
-		a.err.Printf("valid for one use, until %s; on the device, run: watchword agent enroll 'LINK' --dir DIR\n", ago(e.ExpiresAt))
+		a.err.Printf("valid for one use, until %s; on the device, run: watchword agent enroll 'LINK' --dir DIR\n", formatTime(e.ExpiresAt))
 	}
 	return nil
 }
@@ -148,11 +148,11 @@ func drawQR(w *terminal.Writer, text string) error {
 }
 
 func (a *app) deviceList() *cobra.Command {
-	c := &cobra.Command{Use: "list", Short: "List devices by label and state", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "list", Short: "List devices by label and state", Args: positional(cobra.NoArgs)}
 	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; may be repeated")
 	state := c.Flags().String("state", "", "new, active, suspended or revoked")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		l, err := labels(*pairs)
+		l, err := parseLabels(*pairs)
 		if err != nil {
 			return err
 		}
@@ -168,7 +168,7 @@ func (a *app) deviceList() *cobra.Command {
 			return err
 		}
 		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED", func(w *terminal.Writer, d api.Device) {
-			w.Printf("%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, ago(d.ChangedAt))
+			w.Printf("%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, formatTime(d.ChangedAt))
 		})
 	}
 	return c
@@ -176,7 +176,7 @@ func (a *app) deviceList() *cobra.Command {
 
 func (a *app) deviceShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID", Short: "Show a device: keys, functions, live sessions", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs,
+		Use: "show ID", Short: "Show a device: keys, functions, live sessions", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs,
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -196,13 +196,13 @@ func showDevice(w *terminal.Writer, d api.Device) {
 	if d.Proof == watchword.RequireProof {
 		proof = "yes"
 	}
-	w.Printf("id\t%s\nstate\t%s\nlabels\t%s\nrequire proof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, ago(d.CreatedAt), ago(d.ChangedAt))
+	w.Printf("id\t%s\nstate\t%s\nlabels\t%s\nrequire proof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, formatTime(d.CreatedAt), formatTime(d.ChangedAt))
 	for _, k := range d.Keys {
 		until := ""
 		if k.Retired != nil {
-			until = ", replaced " + ago(*k.Retired)
+			until = ", replaced " + formatTime(*k.Retired)
 		}
-		w.Printf("key\t%s  %s, %s, since %s%s\n", k.ID, k.Purpose, k.State, ago(k.AddedAt), until)
+		w.Printf("key\t%s  %s, %s, since %s%s\n", k.ID, k.Purpose, k.State, formatTime(k.AddedAt), until)
 	}
 	for _, f := range d.Functions {
 		schema := ""
@@ -212,13 +212,13 @@ func showDevice(w *terminal.Writer, d api.Device) {
 		w.Printf("function\t%s%s\n", f.Name, schema)
 	}
 	for _, s := range d.Sessions {
-		w.Printf("session\t%s  %s from %s, until %s\n", s.ID, s.Transport, s.Remote, ago(s.ExpiresAt))
+		w.Printf("session\t%s  %s from %s, until %s\n", s.ID, s.Transport, s.Remote, formatTime(s.ExpiresAt))
 	}
 }
 
 func (a *app) deviceRequireProof() *cobra.Command {
 	return &cobra.Command{
-		Use: "require-proof ID yes|no", Short: "Accept a device's tokens only with a proof of its key, or without", Args: args(cobra.ExactArgs(2)), ValidArgsFunction: a.deviceIDs,
+		Use: "require-proof ID yes|no", Short: "Accept a device's tokens only with a proof of its key, or without", Args: positional(cobra.ExactArgs(2)), ValidArgsFunction: a.deviceIDs,
 		Long: "With yes, tokens of the device are refused (proof_required) unless the request proves the device's key: by DPoP over HTTP (RFC 9449), by AUTH method ace over MQTT (RFC 9431).\n" +
 			"Live sessions without such a proof are closed at once. A policy can require the same (proof = \"required\").",
 		RunE: func(c *cobra.Command, args []string) error {
@@ -245,7 +245,7 @@ func (a *app) deviceRequireProof() *cobra.Command {
 
 func (a *app) deviceLabel() *cobra.Command {
 	return &cobra.Command{
-		Use: "label ID k=v k-", Short: "Set labels (k=v) or remove them (k-)", Args: args(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs,
+		Use: "label ID k=v k-", Short: "Set labels (k=v) or remove them (k-)", Args: positional(cobra.MinimumNArgs(2)), ValidArgsFunction: a.deviceIDs,
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -279,7 +279,7 @@ func (a *app) printDevice(d api.Device, err error) error {
 }
 
 func (a *app) deviceSuspend() *cobra.Command {
-	c := &cobra.Command{Use: "suspend ID", Short: "Refuse everything of a device until it is resumed", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	c := &cobra.Command{Use: "suspend ID", Short: "Refuse everything of a device until it is resumed", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
 	reason := c.Flags().String("reason", "", "reason, recorded in the audit log")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
@@ -293,7 +293,7 @@ func (a *app) deviceSuspend() *cobra.Command {
 
 func (a *app) deviceResume() *cobra.Command {
 	return &cobra.Command{
-		Use: "resume ID", Short: "Accept a suspended device again", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs,
+		Use: "resume ID", Short: "Accept a suspended device again", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs,
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -305,14 +305,14 @@ func (a *app) deviceResume() *cobra.Command {
 }
 
 func (a *app) deviceRevoke() *cobra.Command {
-	c := &cobra.Command{Use: "revoke ID --reason R", Short: "Revoke a device's keys permanently and close its sessions", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	c := &cobra.Command{Use: "revoke ID --reason R", Short: "Revoke a device's keys permanently and close its sessions", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
 	reason := c.Flags().String("reason", "", "reason, recorded in the audit log; required")
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *reason == "" {
 			return usage("revoke requires --reason; it is recorded in the audit log")
 		}
-		if err := a.sure(*yes, "revoke "+args[0]+" permanently"); err != nil {
+		if err := a.confirm(*yes, "revoke "+args[0]+" permanently"); err != nil {
 			return err
 		}
 		cl, err := a.client()
@@ -330,10 +330,10 @@ func (a *app) deviceRevoke() *cobra.Command {
 }
 
 func (a *app) deviceDelete() *cobra.Command {
-	c := &cobra.Command{Use: "delete ID", Short: "Revoke a device and retire its id", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	c := &cobra.Command{Use: "delete ID", Short: "Revoke a device and retire its id", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := a.sure(*yes, "delete "+args[0]+" (its id can never be used again)"); err != nil {
+		if err := a.confirm(*yes, "delete "+args[0]+" (its id can never be used again)"); err != nil {
 			return err
 		}
 		cl, err := a.client()

@@ -13,13 +13,13 @@ import (
 )
 
 func (a *app) enrollmentCommand() *cobra.Command {
-	return group("enrollment", "Approve or reject devices that ask to be paired", a.enrollmentList(), a.enrollmentApprove(), a.enrollmentReject(),
+	return commandGroup("enrollment", "Approve or reject devices that ask to be paired", a.enrollmentList(), a.enrollmentApprove(), a.enrollmentReject(),
 		renamed("pin", "watchword trust pin"))
 }
 
 func (a *app) enrollmentList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List devices that wait for approval, and recent decisions", Args: args(cobra.NoArgs),
+		Use: "list", Short: "List devices that wait for approval, and recent decisions", Args: positional(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -33,19 +33,19 @@ func (a *app) enrollmentList() *cobra.Command {
 				return err
 			}
 			return printList(a, ps, "CODE\tSTATE\tID\tSIGN KEY\tADDRESS\tEXPIRES", func(w *terminal.Writer, p api.Pairing) {
-				w.Printf("%s\t%s\t%s\t%s\t%s\t%s\n", p.UserCode, p.State, whoOf(p), p.Sign, p.Remote, ago(p.ExpiresAt))
+				w.Printf("%s\t%s\t%s\t%s\t%s\t%s\n", p.UserCode, p.State, pairingID(p), p.Sign, p.Remote, formatTime(p.ExpiresAt))
 			})
 		},
 	}
 }
 
-// whoOf returns the device that a pairing became, else the id that it requested, else "-".
-func whoOf(p api.Pairing) watchword.SubjectID {
+// pairingID returns the device that a pairing became, else the id that it requested, else "-".
+func pairingID(p api.Pairing) watchword.SubjectID {
 	switch {
 	case p.Device != "":
 		return p.Device
-	case p.Wish != "":
-		return p.Wish
+	case p.RequestedID != "":
+		return p.RequestedID
 	}
 	return "-"
 }
@@ -55,7 +55,7 @@ func (a *app) userCodes(c *cobra.Command, have []string, start string) ([]string
 	return a.complete(have, func(cl *admin.Client, add func(string)) error {
 		return cl.Pairings(c.Context(), func(p api.Pairing) error {
 			if strings.HasPrefix(p.UserCode, strings.ToUpper(start)) && p.State == "pending" {
-				add(p.UserCode + "\t" + string(whoOf(p)))
+				add(p.UserCode + "\t" + string(pairingID(p)))
 			}
 			return nil
 		})
@@ -63,12 +63,12 @@ func (a *app) userCodes(c *cobra.Command, have []string, start string) ([]string
 }
 
 func (a *app) enrollmentApprove() *cobra.Command {
-	c := &cobra.Command{Use: "approve CODE", Short: "Approve a device whose key thumbprint you compared", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.userCodes}
+	c := &cobra.Command{Use: "approve CODE", Short: "Approve a device whose key thumbprint you compared", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.userCodes}
 	id := c.Flags().String("id", "", "id of the device; required where the device exists already (default: the id that it requested)")
 	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; again for more")
 	key := c.Flags().String("key", "", "complete thumbprint of the signing key, as the device shows it (on a terminal you are asked to compare it)")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		l, err := labels(*pairs)
+		l, err := parseLabels(*pairs)
 		if err != nil {
 			return err
 		}
@@ -80,7 +80,7 @@ func (a *app) enrollmentApprove() *cobra.Command {
 			return err
 		}
 		if *key == "" {
-			if *key, err = a.compared(c, cl, args[0], *id); err != nil {
+			if *key, err = a.confirmThumbprint(c, cl, args[0], *id); err != nil {
 				return err
 			}
 		}
@@ -90,10 +90,10 @@ func (a *app) enrollmentApprove() *cobra.Command {
 	return c
 }
 
-// compared shows the keys of a pairing, asks whether the device shows the same, and returns the signing key's thumbprint.
+// confirmThumbprint shows the keys of a pairing, asks whether the device shows the same, and returns the signing key's thumbprint.
 // The server compares the thumbprint again, so a key that is swapped meanwhile is refused.
-func (a *app) compared(c *cobra.Command, cl *admin.Client, code, id string) (string, error) {
-	if !isTerminal(os.Stdin) || !a.err.Shows() {
+func (a *app) confirmThumbprint(c *cobra.Command, cl *admin.Client, code, id string) (string, error) {
+	if !isTerminal(os.Stdin) || !a.err.IsTerminal() {
 		return "", usage("--key is required without a terminal: the complete thumbprint that the device shows")
 	}
 	p, err := cl.Pairing(c.Context(), code)
@@ -101,15 +101,15 @@ func (a *app) compared(c *cobra.Command, cl *admin.Client, code, id string) (str
 		return "", err
 	}
 	if id == "" {
-		id = string(whoOf(p))
+		id = string(pairingID(p))
 	}
-	a.err.Printf("code      %s, from %s, at %s\nsign key  %s\nseal key  %s\n", p.UserCode, p.Remote, ago(p.CreatedAt), p.Sign, p.Seal)
-	return string(p.Sign), a.sure(false, "does the device show the same keys? approve it as "+id)
+	a.err.Printf("code      %s, from %s, at %s\nsign key  %s\nseal key  %s\n", p.UserCode, p.Remote, formatTime(p.CreatedAt), p.Sign, p.Seal)
+	return string(p.Sign), a.confirm(false, "does the device show the same keys? approve it as "+id)
 }
 
 func (a *app) enrollmentReject() *cobra.Command {
 	return &cobra.Command{
-		Use: "reject CODE", Short: "Reject a device", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.userCodes,
+		Use: "reject CODE", Short: "Reject a device", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.userCodes,
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {

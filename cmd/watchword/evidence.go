@@ -36,38 +36,38 @@ func (a *app) writeEvidence(ctx context.Context, cl *admin.Client, id watchword.
 		})
 	}
 	if err = durable.Create(name, b, 0o600); errors.Is(err, fs.ErrExist) {
-		err = watchword.Because(err, watchword.Conflict, "%s is there already", name)
+		err = watchword.Wrap(err, watchword.Conflict, "%s is there already", name)
 	}
 	return err
 }
 
-// proven is what command verify prints.
-type proven struct {
-	OK       bool                    `json:"ok"`
-	Issuer   string                  `json:"issuer"`
-	Command  watchword.CommandID     `json:"command"`
-	Device   watchword.SubjectID     `json:"device"`
-	Function string                  `json:"function"`
-	Args     json.RawMessage         `json:"args"`
-	Epoch    int64                   `json:"epoch"`
-	Seq      int64                   `json:"seq"`
-	By       watchword.SubjectID     `json:"by"`
-	SignedBy watchword.KeyID         `json:"order_key,omitempty"`
-	Status   watchword.ReceiptStatus `json:"status"`
-	Result   json.RawMessage         `json:"result,omitempty"`
-	Key      watchword.KeyID         `json:"receipt_key"`
-	Entries  map[string]int64        `json:"entries"`
-	Ordered  time.Time               `json:"ordered_at"`
-	Handed   time.Time               `json:"handed_over_at"`
-	Settled  time.Time               `json:"settled_at"`
-	Witness  []cosignature           `json:"cosignatures,omitempty"`
+// evidenceReport is what command verify prints.
+type evidenceReport struct {
+	OK         bool                    `json:"ok"`
+	Issuer     string                  `json:"issuer"`
+	Command    watchword.CommandID     `json:"command"`
+	Device     watchword.SubjectID     `json:"device"`
+	Function   string                  `json:"function"`
+	Args       json.RawMessage         `json:"args"`
+	Epoch      int64                   `json:"epoch"`
+	Seq        int64                   `json:"seq"`
+	By         watchword.SubjectID     `json:"by"`
+	SignedBy   watchword.KeyID         `json:"order_key,omitempty"`
+	Status     watchword.ReceiptStatus `json:"status"`
+	Result     json.RawMessage         `json:"result,omitempty"`
+	Key        watchword.KeyID         `json:"receipt_key"`
+	Entries    map[string]int64        `json:"entries"`
+	Ordered    time.Time               `json:"ordered_at"`
+	HandedOver time.Time               `json:"handed_over_at"`
+	Settled    time.Time               `json:"settled_at"`
+	Witness    []cosignature           `json:"cosignatures,omitempty"`
 }
 
 func (a *app) commandVerify() *cobra.Command {
 	c := &cobra.Command{
 		Use: "verify FILE", Short: "Verify an evidence file with the root's public key alone",
 		Long: "Checks what command show --evidence wrote, without any server: under the root's public key alone, which is given as its pin (the base64url SHA-256 that stands in every enrollment link), or as a file with a JWK or PEM. Exit status 8, and a reason, where something does not hold.",
-		Args: args(cobra.ExactArgs(1)),
+		Args: positional(cobra.ExactArgs(1)),
 	}
 	root := c.Flags().String("root", "", "pin of the root, or file with its public key (default: the pin of the server of --data)")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -83,11 +83,11 @@ func (a *app) commandVerify() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		p := proven{
+		p := evidenceReport{
 			OK: true, Issuer: v.Issuer, Command: v.Command.ID, Device: v.Command.Device, Function: v.Command.Function, Args: v.Command.Args,
-			Epoch: v.Command.Epoch, Seq: v.Command.Seq, By: v.Command.By, SignedBy: v.Signed, Status: v.Status, Result: v.Result, Key: v.Key,
-			Entries: map[string]int64{"enrolled": v.Enrolled.Seq, "ordered": v.Ordered.Seq, "handed_over": v.Handed.Seq, "settled": v.Settled.Seq},
-			Ordered: v.Ordered.At, Handed: v.Handed.At, Settled: v.Settled.At,
+			Epoch: v.Command.Epoch, Seq: v.Command.Seq, By: v.Command.By, SignedBy: v.OrderKey, Status: v.Status, Result: v.Result, Key: v.ReceiptKey,
+			Entries: map[string]int64{"enrolled": v.Enrolled.Seq, "ordered": v.Ordered.Seq, "handed_over": v.HandedOver.Seq, "settled": v.Settled.Seq},
+			Ordered: v.Ordered.At, HandedOver: v.HandedOver.At, Settled: v.Settled.At,
 		}
 		for _, w := range v.Cosignatures {
 			p.Witness = append(p.Witness, cosignature{w.Witness.Name(), w.At})
@@ -97,7 +97,7 @@ func (a *app) commandVerify() *cobra.Command {
 	return c
 }
 
-func (p proven) table(w *terminal.Writer) {
+func (p evidenceReport) table(w *terminal.Writer) {
 	w.Printf("command\t%s of %s\n", p.Command, p.Issuer)
 	w.Printf("device\t%s, number %d.%d\n", p.Device, p.Epoch, p.Seq)
 	w.Printf("function\t%s %s\n", p.Function, p.Args)
@@ -105,11 +105,11 @@ func (p proven) table(w *terminal.Writer) {
 	if p.SignedBy != "" {
 		by = fmt.Sprintf("who signed the order, key %.8s…", p.SignedBy)
 	}
-	w.Printf("ordered\t%s  by %s, %s; log entry %d\n", ago(p.Ordered), p.By, by, p.Entries["ordered"])
-	w.Printf("handed over\t%s  log entry %d\n", ago(p.Handed), p.Entries["handed_over"])
-	w.Printf("%s\t%s  receipt signed by key %.8s…, enrolled in log entry %d; log entry %d%s\n", p.Status, ago(p.Settled), p.Key, p.Entries["enrolled"], p.Entries["settled"], result(p.Result))
+	w.Printf("ordered\t%s  by %s, %s; log entry %d\n", formatTime(p.Ordered), p.By, by, p.Entries["ordered"])
+	w.Printf("handed over\t%s  log entry %d\n", formatTime(p.HandedOver), p.Entries["handed_over"])
+	w.Printf("%s\t%s  receipt signed by key %.8s…, enrolled in log entry %d; log entry %d%s\n", p.Status, formatTime(p.Settled), p.Key, p.Entries["enrolled"], p.Entries["settled"], result(p.Result))
 	for _, c := range p.Witness {
-		w.Printf("witness\t%s, %s\n", c.Witness, ago(c.At))
+		w.Printf("witness\t%s, %s\n", c.Witness, formatTime(c.At))
 	}
 }
 
@@ -118,9 +118,9 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 	if root == "" {
 		t, err := a.trust(ctx)
 		if err != nil {
-			return "", watchword.Because(err, watchword.CodeOf(err), "--root is missing, and the server of --data does not say: %s", err)
+			return "", watchword.Wrap(err, watchword.CodeOf(err), "--root is missing, and the server of --data does not say: %s", err)
 		}
-		return token.Pin(t.Root[len(t.Root)-1]), nil
+		return token.Pin(t.Roots[len(t.Roots)-1]), nil
 	}
 	if _, err := os.Stat(root); err != nil && len(root) == 43 { // a pin has so many characters
 		return root, nil
@@ -131,7 +131,7 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 	case watchword.CodeOf(err) == watchword.FileUntrusted:
 		return "", err
 	case err != nil:
-		return "", watchword.Because(err, watchword.NotFound, "--root %s is no file, and no pin", root)
+		return "", watchword.Wrap(err, watchword.NotFound, "--root %s is no file, and no pin", root)
 	case strings.HasPrefix(text, "{"):
 		k, err := jose.ParseJWK([]byte(text), jose.ForSigning)
 		if err != nil {
@@ -149,7 +149,7 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 	if err != nil {
 		return "", watchword.RefuseField("--root", "is no public key")
 	}
-	k, err := jose.PublicFrom(pub)
+	k, err := jose.NewPublicKey(pub)
 	if err != nil {
 		return "", err
 	}

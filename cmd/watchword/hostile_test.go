@@ -39,18 +39,18 @@ import (
 // venom is what a hostile server, or a file's name, may hold: all that a terminal would obey, or that hides. raw stands for
 // bytes that are no UTF-8, which JSON's encoder would not let through.
 const (
-	raw   = "RAWBYTES"
-	venom = "\x1b[2J\x1b]0;t\a\x1b[32mok\x1b[0m|\r\nINJECTED|\nINJECTED|\rINJECTED|\tINJECTED|\x7f|\u009b31m|\u0085INJECTED|\u2028INJECTED|\u2029INJECTED" +
+	raw         = "RAWBYTES"
+	hostileText = "\x1b[2J\x1b]0;t\a\x1b[32mok\x1b[0m|\r\nINJECTED|\nINJECTED|\rINJECTED|\tINJECTED|\x7f|\u009b31m|\u0085INJECTED|\u2028INJECTED|\u2029INJECTED" +
 		"|\u202e\u2066\u200e\u200f\u061c|\u200b\u200d\ufeff\u00ad|\U000e0041|" + raw
 )
 
 // oneLine is venom for a place that ends with the line.
-var oneLine = strings.NewReplacer("\r", "", "\n", "", " ", "").Replace(venom)
+var oneLine = strings.NewReplacer("\r", "", "\n", "", " ", "").Replace(hostileText)
 
-func poison(b []byte) []byte { return bytes.ReplaceAll(b, []byte(raw), []byte("\x9b31m\xff")) }
+func hostileJSON(b []byte) []byte { return bytes.ReplaceAll(b, []byte(raw), []byte("\x9b31m\xff")) }
 
-// evil is a server that is on loopback, has a certificate that the CLI trusts, and answers with venom in every field.
-type evil struct {
+// hostileServer is a server that is on loopback, has a certificate that the CLI trusts, and answers with venom in every field.
+type hostileServer struct {
 	url, pin string
 	bundle   string
 	ca       []byte
@@ -60,13 +60,13 @@ type evil struct {
 	token  string
 }
 
-func (e *evil) set(attack, token string) {
+func (e *hostileServer) set(attack, token string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.attack, e.token = attack, token
 }
 
-func newEvil(t *testing.T) *evil {
+func newHostileServer(t *testing.T) *hostileServer {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -77,11 +77,11 @@ func newEvil(t *testing.T) *evil {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(err)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: venom}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: hostileText}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-	}, &x509.Certificate{Subject: pkix.Name{CommonName: venom}}, k.Public(), k)
+	}, &x509.Certificate{Subject: pkix.Name{CommonName: hostileText}}, k.Public(), k)
 	must(err)
-	e := &evil{ca: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), attack: "fields", token: "token"}
+	e := &hostileServer{ca: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), attack: "fields", token: "token"}
 	s := httptest.NewUnstartedServer(e)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: k}}, MinVersion: tls.VersionTLS13}
 	s.StartTLS()
@@ -96,7 +96,7 @@ func newEvil(t *testing.T) *evil {
 	must(err)
 	now := time.Now()
 	e.bundle, err = token.SignTrust(token.Trust{
-		Issuer: e.url, Version: 1, Epoch: 1, Root: keys, Issuers: keys, Command: keys, Time: keys, Log: []*jose.PublicKey{log.Public()}, CA: [][]byte{der},
+		Issuer: e.url, Version: 1, Epoch: 1, Roots: keys, Issuers: keys, Command: keys, Time: keys, Log: []*jose.PublicKey{log.Public()}, CAs: [][]byte{der},
 		Issued: now.Add(-time.Minute), Expires: now.Add(24 * time.Hour),
 	}, signer)
 	must(err)
@@ -115,13 +115,13 @@ func fill(t reflect.Type, depth int) reflect.Value {
 		v.Set(reflect.ValueOf(time.Now().Add(time.Hour)))
 		return v
 	case reflect.TypeFor[json.RawMessage]():
-		b, _ := json.Marshal(map[string]string{venom: venom})
+		b, _ := json.Marshal(map[string]string{hostileText: hostileText})
 		v.SetBytes(b)
 		return v
 	}
 	switch t.Kind() {
 	case reflect.String:
-		v.SetString(venom)
+		v.SetString(hostileText)
 	case reflect.Bool:
 		v.SetBool(true)
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
@@ -134,7 +134,7 @@ func fill(t reflect.Type, depth int) reflect.Value {
 		v.Set(fill(t.Elem(), depth+1).Addr())
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Uint8 {
-			v.SetBytes(poison([]byte(venom)))
+			v.SetBytes(hostileJSON([]byte(hostileText)))
 			break
 		}
 		v.Set(reflect.Append(v, fill(t.Elem(), depth+1)))
@@ -184,11 +184,11 @@ var answers = map[string]func() any{
 	"GET /v1/commands?":  func() any { return page[api.Command]("commands") },
 	"GET /v1/commands/":  func() any { return full[api.Command]() },
 	"POST /v1/commands/": func() any { return full[api.Command]() },
-	"GET evidence":       func() any { return map[string]string{venom: venom} },
+	"GET evidence":       func() any { return map[string]string{hostileText: hostileText} },
 	"GET /v1/sessions": func() any {
-		return map[string]any{"sessions": []any{full[api.Session]()}, "away": []any{full[api.OfflineSession]()}}
+		return map[string]any{"sessions": []any{full[api.Session]()}, "offline": []any{full[api.OfflineSession]()}}
 	},
-	"GET /v1/enrollments?":     func() any { return map[string]any{"enrollments": []any{full[api.Pairing]()}, "pin": venom} },
+	"GET /v1/enrollments?":     func() any { return map[string]any{"enrollments": []any{full[api.Pairing]()}, "pin": hostileText} },
 	"GET /v1/enrollments/":     func() any { return full[api.Pairing]() },
 	"POST approve":             func() any { return full[api.Device]() },
 	"POST reject":              func() any { return full[api.Pairing]() },
@@ -196,25 +196,25 @@ var answers = map[string]func() any{
 	"POST /v1/keys/":           func() any { return full[api.ServerKey]() },
 	"POST /v1/keys/bundles/":   func() any { return map[string]any{"bundles": []any{full[api.PlannedBundle]()}} },
 	"GET /v1/audit?":           func() any { return map[string]any{"entries": []any{oneOf[api.Entry]()}} },
-	"GET /v1/audit/":           func() any { return oneOf[api.EntryWhole]() },
-	"GET proof":                func() any { return "proof\n" + venom },
-	"GET /v1/audit/export":     func() any { return map[string]string{venom: venom} },
+	"GET /v1/audit/":           func() any { return oneOf[api.EntryDetail]() },
+	"GET proof":                func() any { return "proof\n" + hostileText },
+	"GET /v1/audit/export":     func() any { return map[string]string{hostileText: hostileText} },
 	"GET /log/":                func() any { return oneLine + "\n7\n" + strings.Repeat("A", 43) + "=\n\n— " + oneLine + " AAAA\n" },
 	"GET /v1/policies?":        func() any { return page[api.Policy]("policies") },
-	"GET /v1/policies/":        func() any { return "# " + venom + "\n" },
+	"GET /v1/policies/":        func() any { return "# " + hostileText + "\n" },
 	"PUT /v1/policies/":        func() any { return full[api.Policy]() },
 	"POST /v1/explain":         func() any { return full[api.Explanation]() },
 	"GET /v1/self":             func() any { return full[api.Self]() },
 	"GET /v1/retained?":        func() any { return page[api.Retained]("retained") },
-	"GET /v1/retained/":        func() any { return full[api.RetainedWhole]() },
-	"GET /v1/self/commands":    func() any { return map[string]any{"commands": []any{map[string]string{"jwe": venom}}} },
+	"GET /v1/retained/":        func() any { return full[api.RetainedDetail]() },
+	"GET /v1/self/commands":    func() any { return map[string]any{"commands": []any{map[string]string{"jwe": hostileText}}} },
 	"POST /oauth/device":       func() any { return nil },
 	"GET /.well-known/jwks":    func() any { return map[string]any{"keys": []any{}} },
 	"GET /v1/events":           func() any { return nil },
 	"POST /v1/self/enrollment": func() any { return nil },
 }
 
-func (e *evil) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (e *hostileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.mu.Lock()
 	attack, access := e.attack, e.token
 	e.mu.Unlock()
@@ -234,7 +234,7 @@ func (e *evil) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			b = string(j)
 		}
 		w.WriteHeader(status)
-		_, _ = w.Write(poison([]byte(b)))
+		_, _ = w.Write(hostileJSON([]byte(b)))
 	}
 	switch {
 	case r.URL.Path == "/oauth/token" && attack != "token":
@@ -244,27 +244,27 @@ func (e *evil) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write([]byte(e.bundle))
 		return
 	case r.URL.Path == "/v1/enroll" && attack == "fields":
-		send(200, map[string]any{"id": "lamp-1", "labels": map[string]string{venom: venom}, "issuer": e.url, "token_endpoint": e.url + "/oauth/token", "https": e.url})
+		send(200, map[string]any{"id": "lamp-1", "labels": map[string]string{hostileText: hostileText}, "issuer": e.url, "token_endpoint": e.url + "/oauth/token", "https": e.url})
 		return
 	}
 	switch attack {
 	case "refusal", "token":
-		code := map[string]string{"refusal": "denied", "token": venom}[attack]
+		code := map[string]string{"refusal": "denied", "token": hostileText}[attack]
 		send(403, map[string]any{
-			"type": venom, "title": venom, "code": code, "detail": venom + strings.Repeat("long", 20_000), "field": venom, "rule": venom, "error": venom, "error_description": venom, "trace": venom,
-			"mistakes": []map[string]any{{"line": 1, "column": 1, "message": venom}},
+			"type": hostileText, "title": hostileText, "code": code, "detail": hostileText + strings.Repeat("long", 20_000), "field": hostileText, "rule": hostileText, "error": hostileText, "error_description": hostileText, "trace": hostileText,
+			"mistakes": []map[string]any{{"line": 1, "column": 1, "message": hostileText}},
 		})
 	case "known": // a refusal with a code that means something to the client
-		send(422, map[string]any{"code": "policy_invalid", "detail": venom, "field": venom, "rule": venom, "mistakes": []map[string]any{{"line": 1, "column": 1, "message": venom}}})
+		send(422, map[string]any{"code": "policy_invalid", "detail": hostileText, "field": hostileText, "rule": hostileText, "mistakes": []map[string]any{{"line": 1, "column": 1, "message": hostileText}}})
 	case "reason":
 		c, _, err := w.(http.Hijacker).Hijack()
 		if err != nil {
 			panic(err)
 		}
-		_, _ = c.Write(poison([]byte("HTTP/1.1 403 " + oneLine + "\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")))
+		_, _ = c.Write(hostileJSON([]byte("HTTP/1.1 403 " + oneLine + "\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")))
 		_ = c.Close()
 	case "garbage":
-		send(200, venom)
+		send(200, hostileText)
 	default:
 		if strings.Contains(r.Header.Get("Accept"), "event-stream") {
 			line := func(v any) string {
@@ -273,15 +273,15 @@ func (e *evil) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			w.Header().Set("Content-Type", "text/event-stream")
 			send(200, fmt.Sprintf("event: session\ndata: %s\n\nevent: gap\ndata: %s\n\nevent: event\ndata: %s\n\nevent: entry\ndata: %s\n\nevent: end\ndata: %s\n\n",
-				line(map[string]any{"session": venom, "expires_at": time.Now().Add(time.Hour)}), line(full[api.EventGap]()), line(full[api.Event]()), line(oneOf[api.Entry]()),
-				line(map[string]string{"code": venom, "detail": venom})))
+				line(map[string]any{"session": hostileText, "expires_at": time.Now().Add(time.Hour)}), line(full[api.EventGap]()), line(full[api.Event]()), line(oneOf[api.Entry]()),
+				line(map[string]string{"code": hostileText, "detail": hostileText})))
 			return
 		}
 		send(200, e.answer(r))
 	}
 }
 
-func (e *evil) answer(r *http.Request) any {
+func (e *hostileServer) answer(r *http.Request) any {
 	last := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
 	if f := answers[r.Method+" "+last]; f != nil {
 		return f()
@@ -332,70 +332,70 @@ type hostileCase struct {
 
 // hostileCases is by the command's path. {dir}, {data}, {url}, {ca}, {file}, {key}, {jwt}, {out} are put in.
 var hostileCases = map[string]hostileCase{
-	"serve":              {args: []string{"--config", "{file}"}, quiet: true},
-	"demo":               {args: []string{"--devices", "1"}, quiet: true}, // its server is its own
-	"version":            {quiet: true},
-	"whoami":             {},
-	"device create":      {args: []string{"lamp-1", "-l", "a=b", "--qr"}},
-	"device link":        {args: []string{"lamp-1", "--qr"}},
-	"device list":        {},
-	"device show":        {args: []string{"lamp-1"}},
-	"device label":       {args: []string{"lamp-1", "a=b"}},
+	"serve":                {args: []string{"--config", "{file}"}, quiet: true},
+	"demo":                 {args: []string{"--devices", "1"}, quiet: true}, // its server is its own
+	"version":              {quiet: true},
+	"whoami":               {},
+	"device create":        {args: []string{"lamp-1", "-l", "a=b", "--qr"}},
+	"device link":          {args: []string{"lamp-1", "--qr"}},
+	"device list":          {},
+	"device show":          {args: []string{"lamp-1"}},
+	"device label":         {args: []string{"lamp-1", "a=b"}},
 	"device require-proof": {args: []string{"lamp-1", "no"}},
-	"device suspend":     {args: []string{"lamp-1"}},
-	"device resume":      {args: []string{"lamp-1"}},
-	"device revoke":      {args: []string{"lamp-1", "--reason", "r", "--yes"}},
-	"device delete":      {args: []string{"lamp-1", "--yes"}, quiet: true},
-	"enrollment list":    {},
-	"enrollment approve": {args: []string{"CODE", "--key", strings.Repeat("k", 43)}},
-	"enrollment reject":  {args: []string{"CODE"}},
-	"trust pin":          {},
-	"command send":       {args: []string{"lamp-1", "lamp.set", "level:=1", "--wait", "1s"}},
-	"command list":       {},
-	"command show":       {args: []string{"cmd_1"}},
-	"command verify":     {args: []string{"{file}"}, quiet: true},
-	"command cancel":     {args: []string{"cmd_1"}},
-	"twin show":          {args: []string{"lamp-1"}},
-	"twin set":           {args: []string{"lamp-1", "a=b"}},
-	"event watch":        {},
-	"session list":       {},
-	"session close":      {args: []string{"s"}, quiet: true},
-	"retained list":      {},
-	"retained show":      {args: []string{"a/b"}, lines: true},
-	"retained delete":    {args: []string{"a/b", "--yes"}, quiet: true},
-	"policy list":        {},
-	"policy show":        {args: []string{"p"}, lines: true},
-	"policy check":       {args: []string{"{policy}"}, quiet: true},
-	"policy apply":       {args: []string{"{policy}"}},
-	"policy delete":      {args: []string{"p", "--yes"}, quiet: true},
-	"policy explain":     {args: []string{"--subject", "s", "--action", "call", "--resource", "fn:lamp-1/f"}},
-	"token inspect":      {args: []string{"{jwt}"}},
-	"token revoke":       {args: []string{"jti"}, quiet: true},
-	"key list":           {args: []string{"--all"}},
-	"key rotate":         {args: []string{"issuer"}},
-	"key revoke":         {args: []string{"key", "--reason", "r", "--yes"}},
-	"key bundle":         {quiet: true}, // it is signed, and holds what was checked
-	"key plan":           {},
-	"key sign":           {args: []string{"{file}", "--key", "{key}"}, quiet: true},
-	"key import":         {args: []string{"{signed}"}, quiet: true},
-	"key offline":        {args: []string{"--out", "{out}", "--yes"}, quiet: true},
-	"key online":         {args: []string{"--in", "{key}"}, quiet: true},
-	"audit list":         {args: []string{"--limit", "1"}},
-	"audit show":         {args: []string{"1"}, lines: true},
-	"audit export":       {lines: true},
-	"audit verify":       {args: []string{"{url}/log"}, quiet: true}, // nothing of it is believed
-	"audit checkpoint":   {lines: true},
-	"audit prove":        {args: []string{"1"}, lines: true},
-	"audit key":          {quiet: true},
-	"audit mirror":       {args: []string{"{out}", "{url}/log"}, quiet: true},
-	"agent enroll":       {args: []string{"{link}", "--dir", "{out}"}, quiet: true},
-	"agent pair":         {args: []string{"{url}", "--pin", "{pin}", "--dir", "{out}"}, quiet: true, longer: time.Second},
-	"agent run":          {args: []string{"--dir", "{dir}"}, quiet: true, longer: 300 * time.Millisecond},
-	"agent token":        {args: []string{"--dir", "{dir}"}, token: venom},
-	"agent assertion":    {args: []string{"--dir", "{dir}"}, quiet: true},
-	"agent status":       {args: []string{"--dir", "{dir}"}, quiet: true},
-	"agent rekey":        {args: []string{"--dir", "{dir}"}, quiet: true, longer: 2 * time.Second},
-	"sim":                {args: []string{"--devices", "1", "--for", "100ms", "--ramp", "1ms", "--rate", "1"}, quiet: true, longer: 2 * time.Second},
+	"device suspend":       {args: []string{"lamp-1"}},
+	"device resume":        {args: []string{"lamp-1"}},
+	"device revoke":        {args: []string{"lamp-1", "--reason", "r", "--yes"}},
+	"device delete":        {args: []string{"lamp-1", "--yes"}, quiet: true},
+	"enrollment list":      {},
+	"enrollment approve":   {args: []string{"CODE", "--key", strings.Repeat("k", 43)}},
+	"enrollment reject":    {args: []string{"CODE"}},
+	"trust pin":            {},
+	"command send":         {args: []string{"lamp-1", "lamp.set", "level:=1", "--wait", "1s"}},
+	"command list":         {},
+	"command show":         {args: []string{"cmd_1"}},
+	"command verify":       {args: []string{"{file}"}, quiet: true},
+	"command cancel":       {args: []string{"cmd_1"}},
+	"twin show":            {args: []string{"lamp-1"}},
+	"twin set":             {args: []string{"lamp-1", "a=b"}},
+	"event watch":          {},
+	"session list":         {},
+	"session close":        {args: []string{"s"}, quiet: true},
+	"retained list":        {},
+	"retained show":        {args: []string{"a/b"}, lines: true},
+	"retained delete":      {args: []string{"a/b", "--yes"}, quiet: true},
+	"policy list":          {},
+	"policy show":          {args: []string{"p"}, lines: true},
+	"policy check":         {args: []string{"{policy}"}, quiet: true},
+	"policy apply":         {args: []string{"{policy}"}},
+	"policy delete":        {args: []string{"p", "--yes"}, quiet: true},
+	"policy explain":       {args: []string{"--subject", "s", "--action", "call", "--resource", "fn:lamp-1/f"}},
+	"token inspect":        {args: []string{"{jwt}"}},
+	"token revoke":         {args: []string{"jti"}, quiet: true},
+	"key list":             {args: []string{"--all"}},
+	"key rotate":           {args: []string{"issuer"}},
+	"key revoke":           {args: []string{"key", "--reason", "r", "--yes"}},
+	"key bundle":           {quiet: true}, // it is signed, and holds what was checked
+	"key plan":             {},
+	"key sign":             {args: []string{"{file}", "--key", "{key}"}, quiet: true},
+	"key import":           {args: []string{"{signed}"}, quiet: true},
+	"key offline":          {args: []string{"--out", "{out}", "--yes"}, quiet: true},
+	"key online":           {args: []string{"--in", "{key}"}, quiet: true},
+	"audit list":           {args: []string{"--limit", "1"}},
+	"audit show":           {args: []string{"1"}, lines: true},
+	"audit export":         {lines: true},
+	"audit verify":         {args: []string{"{url}/log"}, quiet: true}, // nothing of it is believed
+	"audit checkpoint":     {lines: true},
+	"audit prove":          {args: []string{"1"}, lines: true},
+	"audit key":            {quiet: true},
+	"audit mirror":         {args: []string{"{out}", "{url}/log"}, quiet: true},
+	"agent enroll":         {args: []string{"{link}", "--dir", "{out}"}, quiet: true},
+	"agent pair":           {args: []string{"{url}", "--pin", "{pin}", "--dir", "{out}"}, quiet: true, longer: time.Second},
+	"agent run":            {args: []string{"--dir", "{dir}"}, quiet: true, longer: 300 * time.Millisecond},
+	"agent token":          {args: []string{"--dir", "{dir}"}, token: hostileText},
+	"agent assertion":      {args: []string{"--dir", "{dir}"}, quiet: true},
+	"agent status":         {args: []string{"--dir", "{dir}"}, quiet: true},
+	"agent rekey":          {args: []string{"--dir", "{dir}"}, quiet: true, longer: 2 * time.Second},
+	"sim":                  {args: []string{"--devices", "1", "--for", "100ms", "--ramp", "1ms", "--rate", "1"}, quiet: true, longer: 2 * time.Second},
 }
 
 // leaves is every command that does something, by its path.
@@ -434,10 +434,10 @@ func clean(t *testing.T, what string, printed string, lines bool) {
 
 func cut(s string) string { return s[:min(len(s), 3000)] }
 
-func TestNoCommandPrintsWhatATerminalWouldObey(t *testing.T) {
-	e := newEvil(t)
+func TestNoCommandPrintsTerminalControls(t *testing.T) {
+	e := newHostileServer(t)
 	t.Chdir(t.TempDir()) // an argument may name a file to write
-	w := newHostileWorld(t, e)
+	w := newHostileSetup(t, e)
 	commands := map[string]*cobra.Command{}
 	leaves((&app{out: terminal.New(&screen{}, false), err: terminal.New(&screen{}, false)}).root(), "", commands)
 	if len(commands) < 50 {
@@ -507,7 +507,7 @@ func TestNoCommandPrintsWhatATerminalWouldObey(t *testing.T) {
 			}
 			// What is typed, or a shell put in for a pattern, is no better.
 			e.set("fields", "token")
-			for _, args := range [][]string{{strings.ReplaceAll(venom, raw, "\x9b\xff")}, {venom, venom, venom, venom}, {"--" + venom}, {"-" + venom}, {"--help"}} {
+			for _, args := range [][]string{{strings.ReplaceAll(hostileText, raw, "\x9b\xff")}, {hostileText, hostileText, hostileText, hostileText}, {"--" + hostileText}, {"-" + hostileText}, {"--help"}} {
 				out, errs, _ := w.run(t, hostileCase{args: args, longer: time.Second}, strings.Fields(path), "table", true)
 				clean(t, path+" with hostile arguments, standard output", out, c.lines || path == "policy show")
 				clean(t, path+" with hostile arguments, standard error", errs, false)
@@ -515,14 +515,14 @@ func TestNoCommandPrintsWhatATerminalWouldObey(t *testing.T) {
 		})
 	}
 	for _, args := range [][]string{
-		{venom},
-		{"device", venom},
-		{"--data", venom, "device", "list"},
-		{"-o", venom, "device", "list"},
+		{hostileText},
+		{"device", hostileText},
+		{"--data", hostileText, "device", "list"},
+		{"-o", hostileText, "device", "list"},
 		{"--data", w.data, "__complete", "device", "show", ""},
 		{"--data", w.data, "enrollment", "approve", "CODE"}, // which asks, where standard input is a terminal or no file
-		{"--data", w.data, "device", "revoke", venom, "--reason", "r"},
-		{"--data", w.data, "policy", "delete", venom},
+		{"--data", w.data, "device", "revoke", hostileText, "--reason", "r"},
+		{"--data", w.data, "policy", "delete", hostileText},
 		{"__complete", "device", "show", ""},
 		{"__complete", "enrollment", "approve", ""},
 		{"__complete", "key", "revoke", ""},
@@ -533,16 +533,16 @@ func TestNoCommandPrintsWhatATerminalWouldObey(t *testing.T) {
 	}
 }
 
-// hostileWorld is what the commands find on this machine.
-type hostileWorld struct {
-	e                 *evil
+// hostileSetup is what the commands find on this machine.
+type hostileSetup struct {
+	e                 *hostileServer
 	dir, data, device string
 	policy, file, key string
 	signed, jwt       string
 	n                 int
 }
 
-func newHostileWorld(t *testing.T, e *evil) *hostileWorld {
+func newHostileSetup(t *testing.T, e *hostileServer) *hostileSetup {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -551,9 +551,9 @@ func newHostileWorld(t *testing.T, e *evil) *hostileWorld {
 		}
 	}
 	dir := t.TempDir()
-	w := &hostileWorld{e: e, dir: dir, data: filepath.Join(dir, "data"), device: filepath.Join(dir, "lamp")}
+	w := &hostileSetup{e: e, dir: dir, data: filepath.Join(dir, "data"), device: filepath.Join(dir, "lamp")}
 	must(os.Mkdir(w.data, 0o700))
-	name := strings.ReplaceAll(strings.ReplaceAll(venom, raw, "\x9b\xff"), "/", "")
+	name := strings.ReplaceAll(strings.ReplaceAll(hostileText, raw, "\x9b\xff"), "/", "")
 	put := func(name string, b []byte) string {
 		path := filepath.Join(dir, name)
 		must(os.WriteFile(path, b, 0o600))
@@ -567,16 +567,16 @@ func newHostileWorld(t *testing.T, e *evil) *hostileWorld {
 	must(err)
 	must(os.WriteFile(filepath.Join(w.data, "server.json"), place, 0o600))
 	w.policy = put("p"+name+".toml", []byte("name = \"p\"\nfor = { kind = \"lamp\" }\n\n[[allow]]\npublish = [\"devices/${id}/events/#\"]\n"))
-	w.file = put("f"+name, []byte("\""+venom+"\" = {"))
+	w.file = put("f"+name, []byte("\""+hostileText+"\" = {"))
 	w.key = put("k"+name+".jwk", k.JWK())
-	signed, err := json.Marshal(map[string]any{"bundles": []string{venom}})
+	signed, err := json.Marshal(map[string]any{"bundles": []string{hostileText}})
 	must(err)
 	w.signed = put("s"+name, signed)
 	s, err := k.Signer()
 	must(err)
-	claims, err := json.Marshal(map[string]any{"iss": venom, "sub": venom, venom: venom, "perm": []any{[]any{venom, []string{venom}}}})
+	claims, err := json.Marshal(map[string]any{"iss": hostileText, "sub": hostileText, hostileText: hostileText, "perm": []any{[]any{hostileText, []string{hostileText}}}})
 	must(err)
-	w.jwt, err = s.Sign("JWT", poison(claims))
+	w.jwt, err = s.Sign("JWT", hostileJSON(claims))
 	must(err)
 	e.set("fields", "token")
 	d, err := device.Open(w.device)
@@ -586,9 +586,9 @@ func newHostileWorld(t *testing.T, e *evil) *hostileWorld {
 	return w
 }
 
-func (w *hostileWorld) link() string { return token.Link(w.e.url, "AAAAAAAAAAAAAAAAAAAAAA", w.e.pin) }
+func (w *hostileSetup) link() string { return token.Link(w.e.url, "AAAAAAAAAAAAAAAAAAAAAA", w.e.pin) }
 
-func (w *hostileWorld) run(t *testing.T, c hostileCase, path []string, format string, shows bool) (out, errs string, status int) {
+func (w *hostileSetup) run(t *testing.T, c hostileCase, path []string, format string, shows bool) (out, errs string, status int) {
 	t.Helper()
 	w.n++
 	put := strings.NewReplacer("{dir}", w.device, "{url}", w.e.url, "{file}", w.file, "{policy}", w.policy, "{key}", w.key, "{signed}", w.signed, "{jwt}", w.jwt,
@@ -615,12 +615,12 @@ func (w *hostileWorld) run(t *testing.T, c hostileCase, path []string, format st
 }
 
 // serve itself prints names of folders and files, and so does its log.
-func TestServePrintsNoNameThatATerminalWouldObey(t *testing.T) {
+func TestServePrintsNoTerminalControls(t *testing.T) {
 	for _, format := range []string{"text", "json"} {
 		for name, value := range map[string]string{"SERVER_HTTPS": "localhost:0", "SERVER_MQTTS": "localhost:0", "METRICS_LISTEN": "127.0.0.1:0", "LOG_FORMAT": format, "LOG_LEVEL": "debug"} {
 			t.Setenv("WATCHWORD_"+name, value)
 		}
-		data := filepath.Join(t.TempDir(), strings.ReplaceAll(strings.ReplaceAll(venom, raw, "\x9b\xff"), "/", ""))
+		data := filepath.Join(t.TempDir(), strings.ReplaceAll(strings.ReplaceAll(hostileText, raw, "\x9b\xff"), "/", ""))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		stdout, stderr := &screen{}, &screen{until: "watchword device create", end: cancel}

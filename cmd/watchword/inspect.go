@@ -15,35 +15,35 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// paper is what can be said of a token without believing it.
-type paper struct {
-	Kind    string    `json:"kind"`             // its name, "sealed", or "unknown"
-	Signer  string    `json:"signer,omitempty"` // who signs this kind
-	Reader  string    `json:"reader,omitempty"` // who takes it
-	Size    int       `json:"size"`
-	Most    int       `json:"most,omitempty"` // bytes that the kind may have
-	Header  []said    `json:"header,omitempty"`
-	Claims  []said    `json:"claims,omitempty"`
-	Checks  []verdict `json:"checks"`
-	Papers  []*paper  `json:"papers,omitempty"` // of an array, and what rides inside
-	Good    bool      `json:"good"`             // nothing that could be checked is wrong
-	Checked bool      `json:"signature_checked"`
+// inspection is what can be said of a token without believing it.
+type inspection struct {
+	Kind    string            `json:"kind"`             // its name, "sealed", or "unknown"
+	Signer  string            `json:"signer,omitempty"` // who signs this kind
+	Reader  string            `json:"reader,omitempty"` // who takes it
+	Size    int               `json:"size"`
+	MaxSize int               `json:"most,omitempty"` // bytes that the kind may have
+	Header  []inspectedMember `json:"header,omitempty"`
+	Claims  []inspectedMember `json:"claims,omitempty"`
+	Checks  []checkResult     `json:"checks"`
+	Parts   []*inspection     `json:"papers,omitempty"` // of an array, and what rides inside
+	Good    bool              `json:"good"`             // nothing that could be checked is wrong
+	Checked bool              `json:"signature_checked"`
 
 	raw  string
 	typ  string
-	kind *kindOf
+	kind *tokenKind
 }
 
-// said is one member with what it means.
-type said struct {
+// inspectedMember is one member with what it means.
+type inspectedMember struct {
 	Name    string         `json:"name"`
 	Value   jsontext.Value `json:"value"`
 	Meaning string         `json:"meaning,omitempty"`
 	Lines   []string       `json:"lines,omitempty"` // perm and deny, one permission each
 }
 
-// verdict is one check. Where is part or part.member.
-type verdict struct {
+// checkResult is one check. Where is part or part.member.
+type checkResult struct {
 	Check  string         `json:"check"`
 	Result string         `json:"result"` // good, bad, unknown
 	Code   watchword.Code `json:"code,omitempty"`
@@ -51,22 +51,22 @@ type verdict struct {
 	Detail string         `json:"detail"`
 }
 
-func (p *paper) good(check, format string, a ...any) {
-	p.Checks = append(p.Checks, verdict{Check: check, Result: "good", Detail: fmt.Sprintf(format, a...)})
+func (p *inspection) good(check, format string, a ...any) {
+	p.Checks = append(p.Checks, checkResult{Check: check, Result: "good", Detail: fmt.Sprintf(format, a...)})
 }
 
-func (p *paper) unknown(check, format string, a ...any) {
-	p.Checks = append(p.Checks, verdict{Check: check, Result: "unknown", Detail: fmt.Sprintf(format, a...)})
+func (p *inspection) unknown(check, format string, a ...any) {
+	p.Checks = append(p.Checks, checkResult{Check: check, Result: "unknown", Detail: fmt.Sprintf(format, a...)})
 }
 
-func (p *paper) bad(check string, code watchword.Code, where, format string, a ...any) {
-	p.Checks = append(p.Checks, verdict{Check: check, Result: "bad", Code: code, Where: where, Detail: fmt.Sprintf(format, a...)})
+func (p *inspection) bad(check string, code watchword.Code, where, format string, a ...any) {
+	p.Checks = append(p.Checks, checkResult{Check: check, Result: "bad", Code: code, Where: where, Detail: fmt.Sprintf(format, a...)})
 }
 
-// refused notes a refusal as the server's own check says it: code and detail are those
+// addRefusal notes a refusal as the server's own check says it: code and detail are those
 // of the server's answer and of its log. It is noted once.
-func (p *paper) refused(err error) {
-	v := verdict{Check: "refusal", Result: "bad", Code: watchword.CodeOf(err), Detail: shown(err)}
+func (p *inspection) addRefusal(err error) {
+	v := checkResult{Check: "refusal", Result: "bad", Code: watchword.CodeOf(err), Detail: errorText(err)}
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		v.Where, v.Detail = e.Field, e.Detail
 	}
@@ -75,49 +75,49 @@ func (p *paper) refused(err error) {
 	}
 }
 
-// shown is an error's own words without its code.
-func shown(err error) string {
+// errorText is an error's own words without its code.
+func errorText(err error) string {
 	s := err.Error()
 	return strings.TrimPrefix(s, string(watchword.CodeOf(err))+": ")
 }
 
-func (p *paper) settle() *paper {
+func (p *inspection) summarize() *inspection {
 	p.Good = true
 	for _, v := range p.Checks {
 		p.Good = p.Good && v.Result != "bad"
 	}
-	for _, q := range p.Papers {
+	for _, q := range p.Parts {
 		p.Good = p.Good && q.Good
 	}
 	return p
 }
 
 // inspect explains raw, whatever it is.
-func inspect(raw string, now time.Time) *paper {
-	p := &paper{raw: raw, Size: len(raw), Kind: "unknown"}
+func inspect(raw string, now time.Time) *inspection {
+	p := &inspection{raw: raw, Size: len(raw), Kind: "unknown"}
 	switch {
 	case strings.HasPrefix(strings.TrimSpace(raw), "["):
-		p.array(now)
+		p.inspectArray(now)
 	case strings.HasPrefix(strings.TrimSpace(raw), "{"):
 		p.bad("form", watchword.TokenMalformed, "", "a JSON serialization (RFC 7515 §7.2): the compact form alone is taken")
 	case strings.Count(raw, ".") == 2:
-		p.signed(now)
+		p.inspectJWS(now)
 	case strings.Count(raw, ".") == 4:
-		p.sealed()
+		p.inspectJWE()
 	default:
 		p.bad("form", watchword.TokenMalformed, "", "a token has 3 parts between dots, a sealed one 5; this has %d", strings.Count(raw, ".")+1)
 		if head, _, ok := strings.Cut(raw, "."); ok {
 			p.header(head)
 		}
 		if _, err := jose.ParseJWS(raw, watchword.MaxBundle); err != nil {
-			p.refused(err)
+			p.addRefusal(err)
 		}
 	}
-	return p.settle()
+	return p.summarize()
 }
 
-// array is two papers over one payload, for what two keys must sign.
-func (p *paper) array(now time.Time) {
+// inspectArray is two papers over one payload, for what two keys must sign.
+func (p *inspection) inspectArray(now time.Time) {
 	p.Kind = "array"
 	vs := items(jsontext.Value(p.raw))
 	payloads := map[string]bool{}
@@ -128,7 +128,7 @@ func (p *paper) array(now time.Time) {
 			continue
 		}
 		q := inspect(s, now)
-		p.Papers = append(p.Papers, q)
+		p.Parts = append(p.Parts, q)
 		if parts := strings.Split(s, "."); len(parts) == 3 {
 			payloads[parts[1]] = true
 		}
@@ -144,12 +144,12 @@ func (p *paper) array(now time.Time) {
 	}
 }
 
-func (p *paper) signed(now time.Time) {
+func (p *inspection) inspectJWS(now time.Time) {
 	parts := strings.Split(p.raw, ".")
 	p.header(parts[0])
-	payload, wrong := leniently(parts[1])
+	payload, wrong := decodeLenient(parts[1])
 	p.encoding("payload", wrong)
-	sig, wrong := leniently(parts[2])
+	sig, wrong := decodeLenient(parts[2])
 	p.encoding("signature", wrong)
 	switch {
 	case len(sig) == 0:
@@ -157,62 +157,62 @@ func (p *paper) signed(now time.Time) {
 	case len(sig) != 64:
 		p.bad("form", watchword.TokenMalformed, "signature", "has %d bytes; those of ES256 and Ed25519 have 64", len(sig))
 	}
-	p.know()
+	p.findKind()
 	p.body(payload, now)
 	p.size()
-	p.strict(now)
+	p.strictCheck(now)
 }
 
-// know finds the kind by typ; an assertion may go without.
-func (p *paper) know() {
-	for i := range kindsOf {
-		if jose.SameType(p.typ, kindsOf[i].typ) {
-			p.kind = &kindsOf[i]
+// findKind finds the kind by typ; an assertion may go without.
+func (p *inspection) findKind() {
+	for i := range tokenKinds {
+		if jose.SameType(p.typ, tokenKinds[i].typ) {
+			p.kind = &tokenKinds[i]
 		}
 	}
 	switch {
 	case p.kind != nil:
 	case p.typ == "" || jose.SameType(p.typ, "JWT"):
 		p.unknown("kind", "typ says nothing: taken as a client assertion at /oauth/token, and nowhere else")
-		p.kind = &kindsOf[0]
+		p.kind = &tokenKinds[0]
 	default:
 		p.bad("kind", watchword.TokenKind, "header.typ", "names no kind that is taken here")
 	}
 	if p.kind != nil {
-		p.Kind, p.Signer, p.Reader, p.Most = p.kind.name, p.kind.signer, p.kind.reader, p.kind.most
+		p.Kind, p.Signer, p.Reader, p.MaxSize = p.kind.name, p.kind.signer, p.kind.reader, p.kind.most
 	}
 }
 
-func (p *paper) size() {
+func (p *inspection) size() {
 	switch {
-	case p.Most == 0 && p.Size > watchword.MaxBundle:
+	case p.MaxSize == 0 && p.Size > watchword.MaxBundle:
 		p.bad("size", watchword.TooLarge, "", "%d bytes: no kind has more than %d", p.Size, watchword.MaxBundle)
-	case p.Most == 0:
-	case p.Size > p.Most:
-		p.bad("size", watchword.TooLarge, "", "%d bytes; this kind may have %d", p.Size, p.Most)
+	case p.MaxSize == 0:
+	case p.Size > p.MaxSize:
+		p.bad("size", watchword.TooLarge, "", "%d bytes; this kind may have %d", p.Size, p.MaxSize)
 	default:
-		p.good("size", "%d bytes of %d", p.Size, p.Most)
+		p.good("size", "%d bytes of %d", p.Size, p.MaxSize)
 	}
 }
 
-func (p *paper) encoding(part string, wrong []string) {
+func (p *inspection) encoding(part string, wrong []string) {
 	for _, w := range wrong {
 		p.bad("encoding", watchword.TokenMalformed, part, "%s", w)
 	}
 }
 
 // header explains the header; what is wrong with single members is said here.
-func (p *paper) header(encoded string) {
-	b, wrong := leniently(encoded)
+func (p *inspection) header(encoded string) {
+	b, wrong := decodeLenient(encoded)
 	p.encoding("header", wrong)
 	ms, err := members(b)
 	if err != nil {
-		path, what := whereIn(err)
+		path, what := jsonErrorAt(err)
 		p.bad("header", watchword.TokenMalformed, joined("header", path), "%s", what)
 	}
 	for _, m := range ms {
 		s, isText := text(m.value)
-		p.Header = append(p.Header, said{Name: m.name, Value: value(m.value), Meaning: headerMeaning(m.name, s)})
+		p.Header = append(p.Header, inspectedMember{Name: m.name, Value: value(m.value), Meaning: headerMeaning(m.name, s)})
 		where := "header." + m.name
 		switch m.name {
 		case "typ":
@@ -230,7 +230,7 @@ func (p *paper) header(encoded string) {
 	}
 }
 
-func (p *paper) algorithm(alg string) {
+func (p *inspection) algorithm(alg string) {
 	switch {
 	case alg == jose.ES256, alg == jose.Ed, alg == jose.EdDSA, alg == "ECDH-ES":
 	case strings.EqualFold(alg, "none"):
@@ -242,9 +242,9 @@ func (p *paper) algorithm(alg string) {
 	}
 }
 
-// strict asks the real readers, whose word counts; what they refuse beyond what
+// strictCheck asks the real readers, whose word counts; what they refuse beyond what
 // was said before is added.
-func (p *paper) strict(now time.Time) {
+func (p *inspection) strictCheck(now time.Time) {
 	var err error
 	if p.kind != nil && p.kind.typ == token.TypDPoP {
 		var u *jose.Unverified
@@ -259,29 +259,29 @@ func (p *paper) strict(now time.Time) {
 		}
 		// For the request that it names; what it is shown with, it cannot say.
 		if _, derr := token.VerifyDPoP(p.raw, p.claim("htm"), p.claim("htu"), "", now); derr != nil {
-			p.refused(derr)
+			p.addRefusal(derr)
 			err = nil // it was noted, with the server's code and detail
 			if !p.Checked {
 				return
 			}
 		}
 	} else {
-		_, err = jose.ParseJWS(p.raw, max(p.Most, watchword.MaxToken))
+		_, err = jose.ParseJWS(p.raw, max(p.MaxSize, watchword.MaxToken))
 	}
 	if err != nil {
-		p.refused(err)
+		p.addRefusal(err)
 	} else {
 		p.good("encoding", "three parts of strict base64url, a strict header, a signature of 64 bytes")
 	}
-	if p.kind == &kindsOf[0] && err == nil {
+	if p.kind == &tokenKinds[0] && err == nil {
 		if _, err := token.ParseAssertion(p.raw, true); err != nil {
-			p.refused(err)
+			p.addRefusal(err)
 		}
 	}
 }
 
 // claim returns the text of a claim; empty where it is none.
-func (p *paper) claim(name string) string {
+func (p *inspection) claim(name string) string {
 	for _, c := range p.Claims {
 		if s, ok := text(c.Value); ok && c.Name == name {
 			return s
@@ -290,13 +290,13 @@ func (p *paper) claim(name string) string {
 	return ""
 }
 
-// sealed explains a JWE: who can open it, and no more.
-func (p *paper) sealed() {
-	p.Kind, p.Reader, p.Most = "sealed", "whoever has the private key that kid names", watchword.MaxDocument
+// inspectJWE explains a JWE: who can open it, and no more.
+func (p *inspection) inspectJWE() {
+	p.Kind, p.Reader, p.MaxSize = "sealed", "whoever has the private key that kid names", watchword.MaxDocument
 	parts := strings.Split(p.raw, ".")
 	p.header(parts[0])
 	for i, name := range []string{"", "encrypted key", "initialization vector", "text", "tag"} {
-		b, wrong := leniently(parts[i])
+		b, wrong := decodeLenient(parts[i])
 		if i == 0 {
 			continue
 		}
@@ -313,8 +313,8 @@ func (p *paper) sealed() {
 		}
 	}
 	crv := jose.P256
-	if k, err := jose.ParseJWK(epk, jose.ForSealing); err != nil {
-		p.bad("header", watchword.TokenMalformed, "header.epk", "%s", shown(err))
+	if k, err := jose.ParseJWK(epk, jose.ForEncryption); err != nil {
+		p.bad("header", watchword.TokenMalformed, "header.epk", "%s", errorText(err))
 	} else if k.Alg() == "" {
 		crv = jose.X25519
 	}
@@ -323,16 +323,16 @@ func (p *paper) sealed() {
 	if err != nil {
 		return
 	}
-	o, err := k.Opener()
+	o, err := k.Decrypter()
 	if err != nil {
 		return
 	}
-	_, _, err = o.Open(p.raw, watchword.MaxDocument)
+	_, _, err = o.Decrypt(p.raw, watchword.MaxDocument)
 	switch watchword.CodeOf(err) {
 	case watchword.KeyUnknown, watchword.SignatureInvalid:
 		p.good("encoding", "five parts of strict base64url, a strict header")
 	default:
-		p.refused(err)
+		p.addRefusal(err)
 	}
 	p.unknown("inside", "sealed: what it says, only its recipient can read")
 }

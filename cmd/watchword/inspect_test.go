@@ -33,7 +33,7 @@ func FuzzInspect(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	sealed, err := jose.Seal(k.Public(), "JWT", []byte("x"))
+	sealed, err := jose.Encrypt(k.Public(), "JWT", []byte("x"))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func FuzzInspect(f *testing.F) {
 	})
 }
 
-func TestAGoodPaperIsCalledGood(t *testing.T) {
+func TestAValidTokenIsReportedValid(t *testing.T) {
 	k, err := jose.GenerateKey(jose.Ed)
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +82,7 @@ func TestAGoodPaperIsCalledGood(t *testing.T) {
 	}
 	const issuer = "https://localhost:8443"
 	for name, raw := range map[string]string{
-		"client assertion": sign(token.SignAssertion(s, "lamp-1", issuer, now, token.AssertionLife)),
+		"client assertion": sign(token.SignAssertion(s, "lamp-1", issuer, now, token.AssertionLifetime)),
 		"access token": sign(token.SignAccess(s, token.Grant{
 			Issuer: issuer, Subject: watchword.Subject{ID: "lamp-1"}, Key: k.Public().ID(), JTI: "tok_1", Issued: now, Expires: now.Add(10 * time.Minute),
 		})),
@@ -93,10 +93,10 @@ func TestAGoodPaperIsCalledGood(t *testing.T) {
 		})),
 		"configuration": sign(token.SignConfig(s, token.Config{Issuer: issuer, Device: "lamp-1", Version: 1, Document: []byte(`{}`), Issued: now})),
 		"receipt": sign(token.SignReceipt(s, token.Receipt{
-			Device: "lamp-1", Issuer: issuer, Epoch: 1, Seq: 1, Command: "cmd_1", Hash: strings.Repeat("h", 43), Status: watchword.StDone, At: now,
+			Device: "lamp-1", Issuer: issuer, Epoch: 1, Seq: 1, Command: "cmd_1", Hash: strings.Repeat("h", 43), Status: watchword.StatusDone, At: now,
 		})),
 		"order":        sign(token.SignOrder(s, token.Order{By: "alice", Device: "lamp-1", Function: "f", ArgsHash: "h", Issued: now, Expires: now.Add(time.Minute)})),
-		"trust bundle": sign(token.SignTrust(token.Trust{Issuer: issuer, Version: 1, Epoch: 1, Root: []*jose.PublicKey{k.Public()}, Issued: now, Expires: now.Add(time.Hour)}, s)),
+		"trust bundle": sign(token.SignTrust(token.Trust{Issuer: issuer, Version: 1, Epoch: 1, Roots: []*jose.PublicKey{k.Public()}, Issued: now, Expires: now.Add(time.Hour)}, s)),
 	} {
 		p := inspect(raw, now)
 		if !p.Good || p.Kind != name {

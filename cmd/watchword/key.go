@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) keyCommand() *cobra.Command {
-	return group("key", "List, rotate and revoke the server's own keys",
+	return commandGroup("key", "List, rotate and revoke the server's own keys",
 		a.keyList(), a.keyRotate(), a.keyRevoke(), a.keyBundle(), a.keyPlan(), a.keySign(), a.keyImport(), a.keyOffline(), a.keyOnline())
 }
 
@@ -29,7 +29,7 @@ func keyRow(w *terminal.Writer, k api.ServerKey) {
 		if t == nil {
 			return "-"
 		}
-		return ago(*t)
+		return formatTime(*t)
 	}
 	state := k.State
 	if k.Offline {
@@ -39,7 +39,7 @@ func keyRow(w *terminal.Writer, k api.ServerKey) {
 }
 
 func (a *app) keyList() *cobra.Command {
-	c := &cobra.Command{Use: "list", Short: "List the server's keys, the root's pin and the trust bundle", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "list", Short: "List the server's keys, the root's pin and the trust bundle", Args: positional(cobra.NoArgs)}
 	all := c.Flags().Bool("all", false, "include removed and revoked keys")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
@@ -50,13 +50,13 @@ func (a *app) keyList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		shown := ks.Keys[:0:0]
+		visible := ks.Keys[:0:0]
 		for _, k := range ks.Keys {
 			if *all || k.State != "gone" && k.State != "revoked" {
-				shown = append(shown, k)
+				visible = append(visible, k)
 			}
 		}
-		ks.Keys = shown
+		ks.Keys = visible
 		if ks.Bundle.Stale != "" {
 			a.err.Printf("the root key is offline and must sign a trust bundle: %s\nhint: watchword key plan\n", ks.Bundle.Stale)
 		}
@@ -65,7 +65,7 @@ func (a *app) keyList() *cobra.Command {
 			for _, k := range ks.Keys {
 				keyRow(w, k)
 			}
-			w.Printf("\npin\t%s\ntrust bundle\tversion %d, until %s, %d signed in advance\n", ks.Pin, ks.Bundle.Version, ago(ks.Bundle.ExpiresAt), ks.Bundle.Ahead)
+			w.Printf("\npin\t%s\ntrust bundle\tversion %d, until %s, %d signed in advance\n", ks.Pin, ks.Bundle.Version, formatTime(ks.Bundle.ExpiresAt), ks.Bundle.Ahead)
 		})
 	}
 	return c
@@ -87,7 +87,7 @@ func roles(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective
 
 func (a *app) keyRotate() *cobra.Command {
 	c := &cobra.Command{
-		Use: "rotate ROLE", Short: "Make the next key of a role: root, ca, issuer, command, time or log", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: roles,
+		Use: "rotate ROLE", Short: "Make the next key of a role: root, ca, issuer, command, time or log", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: roles,
 		Long: "The next key is published at once and signs after keys.overlap, so that verifiers have it by then. With --now it signs at once;\n" +
 			"verifiers must then fetch the new key before they can verify. A new root always signs at once; the old root signs bundles too, for 120 days.",
 	}
@@ -117,13 +117,13 @@ func (a *app) keyIDs(c *cobra.Command, have []string, start string) ([]string, c
 
 func (a *app) keyRevoke() *cobra.Command {
 	c := &cobra.Command{
-		Use: "revoke KEY", Short: "Revoke one of the server's keys: what it signed is not accepted any more", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: a.keyIDs,
+		Use: "revoke KEY", Short: "Revoke one of the server's keys: what it signed is not accepted any more", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.keyIDs,
 		Long: "Another key signs at once. Revoking the issuer key ends every session whose token it signed.",
 	}
 	reason := c.Flags().String("reason", "", "reason, recorded in the audit log")
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := a.sure(*yes, "revoke the key "+args[0]); err != nil {
+		if err := a.confirm(*yes, "revoke the key "+args[0]); err != nil {
 			return err
 		}
 		cl, err := a.client()
@@ -135,8 +135,8 @@ func (a *app) keyRevoke() *cobra.Command {
 	return c
 }
 
-// bundle is a trust bundle as people see it.
-type bundle struct {
+// trustBundle is a trust bundle as people see it.
+type trustBundle struct {
 	Issuer    string              `json:"iss"`
 	Version   int64               `json:"ver"`
 	Epoch     int64               `json:"epoch"`
@@ -150,7 +150,7 @@ type bundle struct {
 }
 
 func (a *app) keyBundle() *cobra.Command {
-	c := &cobra.Command{Use: "bundle", Short: "Show the trust bundle that devices use", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "bundle", Short: "Show the trust bundle that devices use", Args: positional(cobra.NoArgs)}
 	raw := c.Flags().Bool("raw", false, "print the signed JWS")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
@@ -169,17 +169,17 @@ func (a *app) keyBundle() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b := bundle{t.Issuer, t.Version, t.Epoch, t.Issued.UTC(), t.Expires.UTC(), nil, map[string][]string{}, len(t.CA), t.WebPKI, text}
-		for role, ks := range map[string][]*jose.PublicKey{"root": t.Root, "issuer": t.Issuers, "command": t.Command, "time": t.Time, "log": t.Log} {
+		b := trustBundle{t.Issuer, t.Version, t.Epoch, t.Issued.UTC(), t.Expires.UTC(), nil, map[string][]string{}, len(t.CAs), t.WebPKI, text}
+		for role, ks := range map[string][]*jose.PublicKey{"root": t.Roots, "issuer": t.Issuers, "command": t.Command, "time": t.Time, "log": t.Log} {
 			for _, k := range ks {
 				b.Keys[role] = append(b.Keys[role], string(k.ID()))
 			}
 		}
-		for _, k := range t.Root {
+		for _, k := range t.Roots {
 			b.Pins = append(b.Pins, token.Pin(k))
 		}
 		return a.print(b, func(w *terminal.Writer) {
-			w.Printf("issuer\t%s\nversion\t%d, epoch %d\nsigned\t%s, until %s\n", b.Issuer, b.Version, b.Epoch, ago(b.IssuedAt), ago(b.ExpiresAt))
+			w.Printf("issuer\t%s\nversion\t%d, epoch %d\nsigned\t%s, until %s\n", b.Issuer, b.Version, b.Epoch, formatTime(b.IssuedAt), formatTime(b.ExpiresAt))
 			for i, p := range b.Pins {
 				w.Printf("root\t%s, pin %s\n", b.Keys["root"][i], p)
 			}
@@ -199,7 +199,7 @@ func (a *app) writeJSON(v any) error { return a.out.JSON(v, true) }
 
 func (a *app) keyPlan() *cobra.Command {
 	c := &cobra.Command{
-		Use: "plan", Short: "Prepare future trust bundles for an offline root to sign", Args: args(cobra.NoArgs),
+		Use: "plan", Short: "Prepare future trust bundles for an offline root to sign", Args: positional(cobra.NoArgs),
 		Long: "Prints the bundles as JSON. Copy the file to the machine with the root key, sign it there (watchword key sign), and import the result (watchword key import).",
 	}
 	count := c.Flags().Int("count", 12, "number of bundles, one for each month; at most 24")
@@ -222,7 +222,7 @@ const maxPlan = 4 << 20
 
 func (a *app) keySign() *cobra.Command {
 	c := &cobra.Command{
-		Use: "sign PLAN --key FILE", Short: "Sign prepared bundles with an offline root key; needs no server", Args: args(cobra.ExactArgs(1)),
+		Use: "sign PLAN --key FILE", Short: "Sign prepared bundles with an offline root key; needs no server", Args: positional(cobra.ExactArgs(1)),
 		Long: "Lists on standard error what is signed, and prints the signed bundles as JSON. PLAN may be - for standard input.",
 	}
 	file := c.Flags().String("key", "", "the root's private key, as watchword key offline wrote it")
@@ -234,7 +234,7 @@ func (a *app) keySign() *cobra.Command {
 		}
 		var p api.PlannedBundles
 		if err := jose.DecodeExact(b, &p); err != nil {
-			return watchword.Because(err, watchword.BadRequest, "%s is not a file that watchword key plan wrote", args[0])
+			return watchword.Wrap(err, watchword.BadRequest, "%s is not a file that watchword key plan wrote", args[0])
 		}
 		jwk, err := durable.ReadPrivate(*file)
 		if err != nil {
@@ -262,7 +262,7 @@ func (a *app) keySign() *cobra.Command {
 				return err
 			}
 			a.err.Printf("signed version %d of %s, from %s to %s: %d issuer, %d command, %d time, %d log keys, %d authorities\n",
-				t.Version, t.Issuer, ago(t.Issued), ago(t.Expires), len(t.Issuers), len(t.Command), len(t.Time), len(t.Log), len(t.CA))
+				t.Version, t.Issuer, formatTime(t.Issued), formatTime(t.Expires), len(t.Issuers), len(t.Command), len(t.Time), len(t.Log), len(t.CAs))
 			out.Bundles = append(out.Bundles, raw)
 		}
 		return a.writeJSON(out)
@@ -271,14 +271,14 @@ func (a *app) keySign() *cobra.Command {
 }
 
 func (a *app) keyImport() *cobra.Command {
-	return &cobra.Command{Use: "import FILE|-", Short: "Import bundles that an offline root signed", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "import FILE|-", Short: "Import bundles that an offline root signed", Args: positional(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		b, err := readInput(args[0], maxPlan)
 		if err != nil {
 			return err
 		}
 		var p api.ImportBundlesRequest
 		if err := jose.DecodeExact(b, &p); err != nil {
-			return watchword.Because(err, watchword.BadRequest, "%s is not a file that watchword key sign wrote", args[0])
+			return watchword.Wrap(err, watchword.BadRequest, "%s is not a file that watchword key sign wrote", args[0])
 		}
 		cl, err := a.client()
 		if err != nil {
@@ -292,8 +292,8 @@ func (a *app) keyImport() *cobra.Command {
 	}}
 }
 
-// onFolder loads the configuration of a server that does not run.
-func (a *app) onFolder(config string, f func(server.Config) error) error {
+// withDataFolder loads the configuration of a server that does not run.
+func (a *app) withDataFolder(config string, f func(server.Config) error) error {
 	cfg, _, err := server.Load(server.Source{File: config, Data: a.data})
 	if err != nil {
 		return err
@@ -303,7 +303,7 @@ func (a *app) onFolder(config string, f func(server.Config) error) error {
 
 func (a *app) keyOffline() *cobra.Command {
 	c := &cobra.Command{
-		Use: "offline --out FILE", Short: "Move the root's private key to a file; the server must be stopped", Args: args(cobra.NoArgs),
+		Use: "offline --out FILE", Short: "Move the root's private key to a file; the server must be stopped", Args: positional(cobra.NoArgs),
 		Long: "Afterwards trust bundles are signed with that file: watchword key plan, key sign, key import. FILE must not exist yet; keep two copies of it.",
 	}
 	out := c.Flags().String("out", "", "file to write, on another medium")
@@ -311,11 +311,11 @@ func (a *app) keyOffline() *cobra.Command {
 	_ = c.MarkFlagRequired("out") // the flag is there
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if err := a.sure(*yes, "move the root key out of "+a.data); err != nil {
+		if err := a.confirm(*yes, "move the root key out of "+a.data); err != nil {
 			return err
 		}
-		return a.onFolder(*config, func(cfg server.Config) error {
-			if err := server.TakeRoot(c.Context(), cfg, *out, server.Options{}); err != nil {
+		return a.withDataFolder(*config, func(cfg server.Config) error {
+			if err := server.TakeRootOffline(c.Context(), cfg, *out, server.Options{}); err != nil {
 				return err
 			}
 			a.err.Printf("the root key is now only in %s\n", *out)
@@ -326,12 +326,12 @@ func (a *app) keyOffline() *cobra.Command {
 }
 
 func (a *app) keyOnline() *cobra.Command {
-	c := &cobra.Command{Use: "online --in FILE", Short: "Import the root's private key again; the server must be stopped", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "online --in FILE", Short: "Import the root's private key again; the server must be stopped", Args: positional(cobra.NoArgs)}
 	in := c.Flags().String("in", "", "file that watchword key offline wrote; it is not deleted")
 	config := c.Flags().String("config", "", "configuration file")
 	_ = c.MarkFlagRequired("in") // the flag is there
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		return a.onFolder(*config, func(cfg server.Config) error { return server.BringRoot(c.Context(), cfg, *in, server.Options{}) })
+		return a.withDataFolder(*config, func(cfg server.Config) error { return server.BringRootOnline(c.Context(), cfg, *in, server.Options{}) })
 	}
 	return c
 }

@@ -47,10 +47,10 @@ func run(ctx context.Context, args []string, out, errs *terminal.Writer) int {
 	return a.report(err)
 }
 
-// exit is an error whose status is decided already; its message, if any, was printed.
-type exit struct{ status int }
+// exitError is an error whose status is decided already; its message, if any, was printed.
+type exitError struct{ status int }
 
-func (e *exit) Error() string { return fmt.Sprintf("exit %d", e.status) }
+func (e *exitError) Error() string { return fmt.Sprintf("exit %d", e.status) }
 
 // usageError is a command line that means nothing.
 type usageError struct{ err error }
@@ -59,8 +59,8 @@ func (u *usageError) Error() string { return u.err.Error() }
 
 func usage(format string, a ...any) error { return &usageError{fmt.Errorf(format, a...)} }
 
-// exitOf is the one map from codes to exit statuses.
-var exitOf = map[watchword.Code]int{
+// exitStatusByCode is the one map from codes to exit statuses.
+var exitStatusByCode = map[watchword.Code]int{
 	watchword.BadRequest:           2,
 	watchword.TooLarge:             2,
 	watchword.UnsupportedMediaType: 1,
@@ -134,16 +134,16 @@ var exitOf = map[watchword.Code]int{
 
 // report prints an error on standard error and returns its exit status.
 func (a *app) report(err error) int {
-	if e, ok := errors.AsType[*exit](err); ok {
+	if e, ok := errors.AsType[*exitError](err); ok {
 		return e.status
 	}
 	code := watchword.CodeOf(err)
-	status, ok := exitOf[code]
+	status, ok := exitStatusByCode[code]
 	if !ok {
 		status = 1
 	}
 	if u, ok := errors.AsType[*usageError](err); ok {
-		a.err.Printf("watchword: %s\n", clipped(u.Error()))
+		a.err.Printf("watchword: %s\n", clipReason(u.Error()))
 		return 2
 	}
 	e, ours := errors.AsType[*watchword.Error](err)
@@ -161,21 +161,21 @@ func (a *app) report(err error) int {
 	}
 	switch {
 	case !ours:
-		a.err.Printf("watchword: %s\n", clipped(err.Error()))
+		a.err.Printf("watchword: %s\n", clipReason(err.Error()))
 		if strings.HasPrefix(err.Error(), "unknown ") || strings.Contains(err.Error(), "arg(s)") || strings.Contains(err.Error(), "flag") {
 			return 2 // cobra's own words for a wrong command line
 		}
 	case e.Field != "" && e.Detail != "":
-		a.err.Printf("watchword: %s %s\n", clipped(e.Field), clipped(e.Detail))
+		a.err.Printf("watchword: %s %s\n", clipReason(e.Field), clipReason(e.Detail))
 	case e.Detail != "":
-		a.err.Printf("watchword: %s\n", clipped(e.Detail))
+		a.err.Printf("watchword: %s\n", clipReason(e.Detail))
 	default:
-		a.err.Printf("watchword: %s\n", clipped(string(code)))
+		a.err.Printf("watchword: %s\n", clipReason(string(code)))
 	}
 	if ours && e.Rule != "" {
-		a.err.Printf("rule: %s\n", clipped(e.Rule))
+		a.err.Printf("rule: %s\n", clipReason(e.Rule))
 	}
-	if h := hintOf[code]; h != "" {
+	if h := hintByCode[code]; h != "" {
 		a.err.Printf("hint: %s\n", h)
 	}
 	return status
@@ -184,15 +184,15 @@ func (a *app) report(err error) int {
 // maxReason is how much of each text of an error is shown, in bytes: a server may say anything. JSON has it whole.
 const maxReason = 2000
 
-func clipped(s string) string {
+func clipReason(s string) string {
 	if len(s) <= maxReason {
 		return s
 	}
 	return fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(s[:maxReason], ""), len(s))
 }
 
-// hintOf is what to do next, where that can be said.
-var hintOf = map[watchword.Code]string{
+// hintByCode is what to do next, where that can be said.
+var hintByCode = map[watchword.Code]string{
 	watchword.Denied:          "watchword policy explain shows which rule decided",
 	watchword.Unavailable:     "check that watchword serve runs, and that --data or WATCHWORD_DATA names its data folder",
 	watchword.CodeInvalid:     "watchword device link ID makes a new link",
@@ -240,8 +240,8 @@ func (a *app) root() *cobra.Command {
 	return root
 }
 
-// group is a command that only has subcommands.
-func group(use, short string, subs ...*cobra.Command) *cobra.Command {
+// commandGroup is a command that only has subcommands.
+func commandGroup(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return usage("%s has no subcommand %q; see watchword %s --help", use, args[0], use)
@@ -252,8 +252,8 @@ func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	return c
 }
 
-// args is cobra's check with our kind of error.
-func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+// positional is cobra's check with our kind of error.
+func positional(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
 		if err := check(c, a); err != nil {
 			return usage("%s: %s; see %s --help", c.CommandPath(), err, c.CommandPath())

@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 			"status":   wantStatus,
 			"awaiting": awaiting,
 			"capture":  capture,
-			"mangle":   mangle,
+			"mangle":   replaceInFile,
 			"retain":   retain,
 		},
 	})
@@ -90,8 +90,8 @@ func capture(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], found[1])
 }
 
-// mangle changes the first of a text in a file: mangle FILE OLD NEW.
-func mangle(ts *testscript.TestScript, neg bool, args []string) {
+// replaceInFile changes the first of a text in a file: mangle FILE OLD NEW.
+func replaceInFile(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 3 || neg {
 		ts.Fatalf("usage: mangle FILE OLD NEW")
 	}
@@ -111,7 +111,7 @@ func retain(ts *testscript.TestScript, neg bool, args []string) {
 	defer cancel()
 	d, err := device.OpenShared(ts.MkAbs(args[0]), device.Options{})
 	ts.Check(err)
-	w, err := openWire(ctx, d)
+	w, err := connectMQTT(ctx, d)
 	ts.Check(err)
 	_, err = w.client.Publish(ctx, &paho.Publish{Topic: args[1], QoS: 1, Retain: true, Payload: []byte(args[2])})
 	ts.Check(err)
@@ -120,12 +120,12 @@ func retain(ts *testscript.TestScript, neg bool, args []string) {
 
 func TestEveryCodeHasAnExitStatus(t *testing.T) {
 	for _, c := range watchword.Codes {
-		if s, ok := exitOf[c]; !ok || s < 1 || s > 8 {
+		if s, ok := exitStatusByCode[c]; !ok || s < 1 || s > 8 {
 			t.Errorf("code %s has exit status %d", c, s)
 		}
 	}
-	if len(exitOf) != len(watchword.Codes) {
-		t.Errorf("%d statuses for %d codes", len(exitOf), len(watchword.Codes))
+	if len(exitStatusByCode) != len(watchword.Codes) {
+		t.Errorf("%d statuses for %d codes", len(exitStatusByCode), len(watchword.Codes))
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 
 // What an address that serves a log says beside the log's files does not count: it makes the mirror
 // unavailable, and never the log invalid.
-func TestAMirrorsWordDoesNotCount(t *testing.T) {
+func TestAMirrorsStatementsAreNotTrusted(t *testing.T) {
 	lie := func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "3600")
 		_, _ = io.WriteString(w, `{"code":"log_invalid","detail":"lies","retry_after":3600}`)
@@ -30,7 +30,7 @@ func TestAMirrorsWordDoesNotCount(t *testing.T) {
 		lie(w, r)
 	}))
 	defer srv.Close()
-	get := mirrorAt(rest.NewStranger(srv.URL, rest.Transport(nil, nil)), nil)
+	get := mirrorAt(rest.NewUnauthenticated(srv.URL, rest.Transport(nil, nil)), nil)
 	for path, want := range map[string]watchword.Code{
 		"checkpoint": "", "gone/checkpoint": watchword.Unavailable, "gone/tile/0/000": watchword.Unavailable, "gone/tile/0/000.p/7": watchword.NotFound, // the full one may be there
 		"forbidden/tile/0/000": watchword.Unavailable, "forbidden/tile/0/000.p/7": watchword.Unavailable, "created/tile/0/000": watchword.Unavailable,

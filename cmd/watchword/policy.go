@@ -17,11 +17,11 @@ import (
 )
 
 func (a *app) policyCommand() *cobra.Command {
-	return group("policy", "Check, apply and explain policies", a.policyList(), a.policyShow(), a.policyCheck(), a.policyApply(), a.policyDelete(), a.policyExplain())
+	return commandGroup("policy", "Check, apply and explain policies", a.policyList(), a.policyShow(), a.policyCheck(), a.policyApply(), a.policyDelete(), a.policyExplain())
 }
 
 func (a *app) policyList() *cobra.Command {
-	return &cobra.Command{Use: "list", Short: "List all policies", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "list", Short: "List all policies", Args: positional(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
@@ -31,13 +31,13 @@ func (a *app) policyList() *cobra.Command {
 			return err
 		}
 		return printList(a, ps, "NAME\tVERSION\tCHANGED", func(w *terminal.Writer, p api.Policy) {
-			w.Printf("%s\t%d\t%s\n", p.Name, p.Version, ago(p.ChangedAt))
+			w.Printf("%s\t%d\t%s\n", p.Name, p.Version, formatTime(p.ChangedAt))
 		})
 	}}
 }
 
 func (a *app) policyShow() *cobra.Command {
-	return &cobra.Command{Use: "show NAME", Short: "Print a policy's text", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "show NAME", Short: "Print a policy's text", Args: positional(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
@@ -81,11 +81,11 @@ func (a *app) showMistakes(file string, err error, ms []api.Mistake) error {
 	for _, m := range ms {
 		a.err.Printf("%s:%d:%d: %s\n", file, m.Line, m.Column, m.Message)
 	}
-	return &exit{1}
+	return &exitError{1}
 }
 
-// remote prints the mistakes that the server found, with the file's name.
-func (a *app) remote(file string, err error) error {
+// printRemoteMistakes prints the mistakes that the server found, with the file's name.
+func (a *app) printRemoteMistakes(file string, err error) error {
 	p, ok := errors.AsType[*rest.Problem](err)
 	if !ok || watchword.CodeOf(err) != watchword.PolicyInvalid {
 		return err
@@ -98,7 +98,7 @@ func (a *app) remote(file string, err error) error {
 }
 
 func (a *app) policyCheck() *cobra.Command {
-	return &cobra.Command{Use: "check FILE|-", Short: "Report a policy's mistakes, with line and column", Args: args(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "check FILE|-", Short: "Report a policy's mistakes, with line and column", Args: positional(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		name, text, err := a.policyFile(args[0])
 		if err != nil {
 			return err
@@ -111,14 +111,14 @@ func (a *app) policyCheck() *cobra.Command {
 			return err
 		}
 		if err := cl.CheckPolicy(c.Context(), name, text); err != nil {
-			return a.remote(args[0], err)
+			return a.printRemoteMistakes(args[0], err)
 		}
 		return a.print(map[string]any{"ok": true}, func(w *terminal.Writer) { w.Printf("ok\n") })
 	}}
 }
 
 func (a *app) policyApply() *cobra.Command {
-	c := &cobra.Command{Use: "apply FILE|-", Short: "Apply a policy; live sessions follow before the command returns", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "apply FILE|-", Short: "Apply a policy; live sessions follow before the command returns", Args: positional(cobra.ExactArgs(1))}
 	match := c.Flags().Int64("if-match", -1, "only if the current version is this one (0: there is none)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		name, text, err := a.policyFile(args[0])
@@ -131,7 +131,7 @@ func (a *app) policyApply() *cobra.Command {
 		}
 		p, err := cl.ApplyPolicy(c.Context(), name, text, *match)
 		if err != nil {
-			return a.remote(args[0], err)
+			return a.printRemoteMistakes(args[0], err)
 		}
 		return a.print(p, func(w *terminal.Writer) { w.Printf("%s is in force, version %d\n", p.Name, p.Version) })
 	}
@@ -139,10 +139,10 @@ func (a *app) policyApply() *cobra.Command {
 }
 
 func (a *app) policyDelete() *cobra.Command {
-	c := &cobra.Command{Use: "delete NAME", Short: "Delete a policy; live sessions follow before the command returns", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "delete NAME", Short: "Delete a policy; live sessions follow before the command returns", Args: positional(cobra.ExactArgs(1))}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := a.sure(*yes, "delete policy "+args[0]); err != nil {
+		if err := a.confirm(*yes, "delete policy "+args[0]); err != nil {
 			return err
 		}
 		cl, err := a.client()
@@ -156,7 +156,7 @@ func (a *app) policyDelete() *cobra.Command {
 
 func (a *app) policyExplain() *cobra.Command {
 	c := &cobra.Command{
-		Use: "explain --subject S --action A --resource R [k=v]…", Short: "Explain why something is allowed or denied", Args: args(cobra.ArbitraryArgs),
+		Use: "explain --subject S --action A --resource R [k=v]…", Short: "Explain why something is allowed or denied", Args: positional(cobra.ArbitraryArgs),
 		Example: "  watchword policy explain --subject alice --action call --resource fn:lamp-7/lamp.set level:=99",
 	}
 	subject := c.Flags().String("subject", "", "subject whose permissions are explained")
@@ -166,7 +166,7 @@ func (a *app) policyExplain() *cobra.Command {
 		_ = c.MarkFlagRequired(f) // the flag is there
 	}
 	c.RunE = func(c *cobra.Command, rest []string) error {
-		in, err := arguments(rest)
+		in, err := parseArguments(rest)
 		if err != nil {
 			return err
 		}
@@ -179,11 +179,11 @@ func (a *app) policyExplain() *cobra.Command {
 			return err
 		}
 		if err := a.print(e, func(w *terminal.Writer) {
-			word := "DENIED"
+			state := "DENIED"
 			if e.Allowed {
-				word = "ALLOWED"
+				state = "ALLOWED"
 			}
-			w.Printf("%s\t%s\n", word, e.Why)
+			w.Printf("%s\t%s\n", state, e.Why)
 			if e.Proof != "" {
 				w.Printf("proof\t%s\n", e.Proof)
 			}
@@ -194,7 +194,7 @@ func (a *app) policyExplain() *cobra.Command {
 			return err
 		}
 		if !e.Allowed {
-			return &exit{5}
+			return &exitError{5}
 		}
 		return nil
 	}

@@ -32,10 +32,10 @@ func TestRenamedCommandsAndOptionsNameTheNewOnes(t *testing.T) {
 		path := strings.Fields(c.CommandPath())[1:]
 		if c.Hidden && c.DisableFlagParsing && c.RunE != nil && len(path) > 1 {
 			commands++
-			said := fails(append(path, "x", "--json"))
-			_, now, ok := strings.Cut(said, "use watchword ")
+			message := fails(append(path, "x", "--json"))
+			_, now, ok := strings.Cut(message, "use watchword ")
 			if !ok {
-				t.Errorf("%v names no other command: %s", path, said)
+				t.Errorf("%v names no other command: %s", path, message)
 			} else if f, _, err := root.Find(strings.Fields(now)); err != nil || f.Hidden || !f.Runnable() {
 				t.Errorf("%v names %q, which does not exist", path, now)
 			}
@@ -48,10 +48,10 @@ func TestRenamedCommandsAndOptionsNameTheNewOnes(t *testing.T) {
 				return
 			}
 			options++
-			said := fails(append(path, "x", "--"+f.Name, "y"))
-			_, now, _ := strings.Cut(said, "use --")
+			message := fails(append(path, "x", "--"+f.Name, "y"))
+			_, now, _ := strings.Cut(message, "use --")
 			if c.Flags().Lookup(strings.TrimSpace(now)) == nil {
-				t.Errorf("%v --%s names %q, which does not exist: %s", path, f.Name, now, said)
+				t.Errorf("%v --%s names %q, which does not exist: %s", path, f.Name, now, message)
 			}
 			if !strings.Contains(string(changes), "| `"+strings.Join(path, " ")+" --"+f.Name) {
 				t.Errorf("CHANGELOG.md does not list %v --%s as renamed", path, f.Name)

@@ -10,12 +10,12 @@ import (
 )
 
 func (a *app) retainedCommand() *cobra.Command {
-	return group("retained", "Retained MQTT messages", a.retainedList(), a.retainedShow(), a.retainedDelete())
+	return commandGroup("retained", "Retained MQTT messages", a.retainedList(), a.retainedShow(), a.retainedDelete())
 }
 
 func (a *app) retainedList() *cobra.Command {
 	c := &cobra.Command{
-		Use: "list [FILTER]", Short: "List retained messages whose topics match an MQTT filter", Args: args(cobra.MaximumNArgs(1)),
+		Use: "list [FILTER]", Short: "List retained messages whose topics match an MQTT filter", Args: positional(cobra.MaximumNArgs(1)),
 		Example: "watchword retained list 'site/+/temperature' --owner lamp-7",
 	}
 	owner := c.Flags().String("owner", "", "only messages that this subject published")
@@ -36,7 +36,7 @@ func (a *app) retainedList() *cobra.Command {
 			return err
 		}
 		return printList(a, all, "TOPIC\tOWNER\tDELIVERED\tQOS\tBYTES\tEXPIRES", func(w *terminal.Writer, m api.Retained) {
-			w.Printf("%s\t%s\t%s\t%d\t%d\t%s\n", m.Topic, ownerOf(m), given(m), m.QoS, m.Bytes, expiry(m))
+			w.Printf("%s\t%s\t%s\t%d\t%d\t%s\n", m.Topic, ownerOf(m), deliveredText(m), m.QoS, m.Bytes, expiry(m))
 		})
 	}
 	_ = c.RegisterFlagCompletionFunc("owner", a.deviceIDs) // fails for a flag that is not there
@@ -50,8 +50,8 @@ func ownerOf(m api.Retained) string {
 	return string(m.Owner)
 }
 
-func given(m api.Retained) string {
-	if m.Given {
+func deliveredText(m api.Retained) string {
+	if m.Deliverable {
 		return "yes"
 	}
 	return "no"
@@ -61,12 +61,12 @@ func expiry(m api.Retained) string {
 	if m.ExpiresAt == nil {
 		return "never"
 	}
-	return ago(*m.ExpiresAt)
+	return formatTime(*m.ExpiresAt)
 }
 
 func (a *app) retainedShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show TOPIC", Short: "Print the payload of a retained message; --json adds its metadata", Args: args(cobra.ExactArgs(1)),
+		Use: "show TOPIC", Short: "Print the payload of a retained message; --json adds its metadata", Args: positional(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -79,7 +79,7 @@ func (a *app) retainedShow() *cobra.Command {
 			if a.format != "table" {
 				return a.print(m, nil)
 			}
-			a.err.Printf("%s, from %s, delivered to new subscribers: %s, QoS %d, expires: %s\n", m.Topic, ownerOf(m.Retained), given(m.Retained), m.QoS, expiry(m.Retained))
+			a.err.Printf("%s, from %s, delivered to new subscribers: %s, QoS %d, expires: %s\n", m.Topic, ownerOf(m.Retained), deliveredText(m.Retained), m.QoS, expiry(m.Retained))
 			_, err = a.out.Data().Write(m.Payload)
 			return err
 		},
@@ -87,14 +87,14 @@ func (a *app) retainedShow() *cobra.Command {
 }
 
 func (a *app) retainedDelete() *cobra.Command {
-	c := &cobra.Command{Use: "delete TOPIC", Short: "Delete the retained message of a topic", Args: args(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: "delete TOPIC", Short: "Delete the retained message of a topic", Args: positional(cobra.ExactArgs(1))}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
 		}
-		if err := a.sure(*yes, "delete the retained message of "+args[0]); err != nil {
+		if err := a.confirm(*yes, "delete the retained message of "+args[0]); err != nil {
 			return err
 		}
 		return cl.DeleteRetained(c.Context(), args[0])

@@ -10,7 +10,7 @@ import (
 )
 
 func (a *app) serveCommand() *cobra.Command {
-	c := &cobra.Command{Use: "serve", Short: "Run the server; an empty data folder is initialized", Args: args(cobra.NoArgs)}
+	c := &cobra.Command{Use: "serve", Short: "Run the server; an empty data folder is initialized", Args: positional(cobra.NoArgs)}
 	file := c.Flags().String("config", "", "configuration file (TOML)")
 	show := c.Flags().Bool("print-config", false, "print the effective configuration, with secrets masked, and exit")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -53,7 +53,7 @@ func (a *app) serveCommand() *cobra.Command {
 		if i.CAFile != "" {
 			a.err.Printf("authority      %s\n", i.CAFile)
 		}
-		if i.First {
+		if i.Initialized {
 			a.err.Printf("first start: keys, store and the first operator were made\n")
 		}
 		a.err.Printf("next           watchword device create lamp-1 --data %s\n", i.Data)

@@ -25,7 +25,7 @@ import (
 // simulation is one run of sim.
 type simulation struct {
 	plan  sim.Plan
-	parts sim.Parts
+	parts sim.Hooks
 	name  string
 	links string
 	log   string
@@ -34,7 +34,7 @@ type simulation struct {
 
 func (a *app) simCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "sim --devices N --rate R", Short: "Simulate many devices, with good and bad connections", Args: args(cobra.NoArgs),
+		Use: "sim --devices N --rate R", Short: "Simulate many devices, with good and bad connections", Args: positional(cobra.NoArgs),
 		Long: `Many devices of the SDK, in one process. Each has keys and a folder of its own,
 enrolls, keeps a session up, reports events and obeys commands (` + sim.Function + `).
 Lines break one by one (--lossy) and all at once (--storm); at the end all must be back.
@@ -48,22 +48,22 @@ Exit status: 0 where every device was there at the end, else 1.`,
 	s := &simulation{}
 	f := c.Flags()
 	f.IntVar(&s.plan.Devices, "devices", 100, fmt.Sprintf("how many devices, at most %d", sim.MaxDevices))
-	f.Float64Var(&s.plan.Rate, "rate", 10, "events a second, of all devices together")
-	f.IntVar(&s.plan.Size, "size", 64, "bytes of an event")
+	f.Float64Var(&s.plan.EventRate, "rate", 10, "events a second, of all devices together")
+	f.IntVar(&s.plan.EventBytes, "size", 64, "bytes of an event")
 	f.DurationVar(&s.plan.Ramp, "ramp", 5*time.Second, "over which the devices begin")
-	f.DurationVar(&s.plan.For, "for", 30*time.Second, "how long it goes on after that; 0: until interrupted")
-	f.DurationVar(&s.plan.Storm, "storm", 0, "break all lines every so often, as 60s")
+	f.DurationVar(&s.plan.Duration, "for", 30*time.Second, "how long it goes on after that; 0: until interrupted")
+	f.DurationVar(&s.plan.StormEvery, "storm", 0, "break all lines every so often, as 60s")
 	lossy := f.String("lossy", "0%", "the share of devices whose lines are bad: slow, dead for a while, cut off")
-	f.DurationVar(&s.plan.Line, "line", 10*time.Second, "how long a bad line holds, in the mean")
-	f.Float64Var(&s.plan.Commands, "commands", 0, "commands a second, each answered by a receipt; needs --data")
+	f.DurationVar(&s.plan.ConnLifetime, "line", 10*time.Second, "how long a bad line holds, in the mean")
+	f.Float64Var(&s.plan.CommandRate, "commands", 0, "commands a second, each answered by a receipt; needs --data")
 	f.Uint64Var(&s.plan.Seed, "seed", 1, "of what is left to chance")
 	f.StringVar(&s.parts.Dir, "dir", "", "where the devices' folders stay (default: nowhere)")
 	f.StringVar(&s.links, "links", "", "file with an enrollment link on each line; - is standard input")
 	f.StringVar(&s.name, "name", "sim", "what the devices' ids begin with")
 	f.StringVar(&s.log, "log", "", "file for what the devices log")
-	f.DurationVar(&s.parts.Every, "every", 5*time.Second, "how often to tell what was seen")
+	f.DurationVar(&s.parts.ReportEvery, "every", 5*time.Second, "how often to tell what was seen")
 	c.RunE = func(c *cobra.Command, _ []string) (err error) {
-		if s.plan.Lossy, err = share(*lossy); err != nil {
+		if s.plan.Lossy, err = parseShare(*lossy); err != nil {
 			return err
 		}
 		return a.sim(c.Context(), s)
@@ -71,8 +71,8 @@ Exit status: 0 where every device was there at the end, else 1.`,
 	return c
 }
 
-// share reads "10%" or "0.1".
-func share(text string) (float64, error) {
+// parseShare reads "10%" or "0.1".
+func parseShare(text string) (float64, error) {
 	number, percent := strings.CutSuffix(text, "%")
 	v, err := strconv.ParseFloat(number, 64)
 	if err != nil {
@@ -86,9 +86,9 @@ func share(text string) (float64, error) {
 
 func (a *app) sim(ctx context.Context, s *simulation) (err error) {
 	if err := s.plan.Check(); err != nil {
-		return flagged(err)
+		return withFlagName(err)
 	}
-	if s.parts.Every < 100*time.Millisecond {
+	if s.parts.ReportEvery < 100*time.Millisecond {
 		return usage("--every must be 100ms or more")
 	}
 	if s.log != "" {
@@ -110,28 +110,28 @@ func (a *app) sim(ctx context.Context, s *simulation) (err error) {
 	if err := a.simServer(s); err != nil {
 		return err
 	}
-	s.parts.Tell = func(r sim.Report) {
+	s.parts.OnReport = func(r sim.Report) {
 		if a.format == "jsonl" {
 			err = errors.Join(err, a.print(r, nil))
 			return
 		}
-		a.err.Printf("%s\n", brief(r))
+		a.err.Printf("%s\n", summaryLine(r))
 	}
 	r, err := sim.Run(ctx, s.plan, s.parts)
 	if err != nil {
-		return flagged(err)
+		return withFlagName(err)
 	}
 	if err := a.print(r, func(w *terminal.Writer) { showSim(w, r) }); err != nil {
 		return err
 	}
 	if !r.OK && ctx.Err() == nil {
-		return &exit{1}
+		return &exitError{1}
 	}
 	return nil
 }
 
-// flagged names the flag where a plan is wrong.
-func flagged(err error) error {
+// withFlagName names the flag where a plan is wrong.
+func withFlagName(err error) error {
 	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Code == watchword.BadRequest && e.Field != "" {
 		return usage("--%s %s", e.Field, e.Detail)
 	}
@@ -171,13 +171,13 @@ func (a *app) simServer(s *simulation) error {
 		return e.Link, err
 	}
 	s.parts.Order = func(ctx context.Context, to watchword.SubjectID, function string, args []byte) error {
-		got, err := cl.Send(ctx, admin.Order{Device: to, Function: function, Args: args, Wait: 60 * time.Second})
+		got, err := cl.Send(ctx, admin.CommandOrder{Device: to, Function: function, Args: args, WaitReceipt: 60 * time.Second})
 		switch {
 		case err != nil:
 			return err
 		case got.Receipt == nil:
 			return watchword.Refuse(watchword.TimedOut, "no receipt in a minute")
-		case got.Receipt.Status != watchword.StDone:
+		case got.Receipt.Status != watchword.StatusDone:
 			return watchword.Refuse(watchword.CommandFailed, "%s", got.Receipt.Status)
 		}
 		return nil
@@ -210,18 +210,18 @@ func (s *simulation) clean() error {
 	return g.Wait()
 }
 
-// brief is a report in one line.
-func brief(r sim.Report) string {
+// summaryLine is a report in one line.
+func summaryLine(r sim.Report) string {
 	b := fmt.Sprintf("%6.0f s  %d of %d there", r.Seconds, r.Devices.MQTT+r.Devices.HTTPS, r.Devices.Planned)
 	if r.Devices.HTTPS > 0 {
 		b += fmt.Sprintf(" (%d over HTTPS)", r.Devices.HTTPS)
 	}
-	b += fmt.Sprintf("  %d events, p99 %s", r.Events.Done, ms(r.Events.Took.P99))
+	b += fmt.Sprintf("  %d events, p99 %s", r.Events.Done, ms(r.Events.Latency.P99))
 	if r.Commands.Done > 0 {
-		b += fmt.Sprintf("  %d commands, p99 %s", r.Commands.Done, ms(r.Commands.Took.P99))
+		b += fmt.Sprintf("  %d commands, p99 %s", r.Commands.Done, ms(r.Commands.Latency.P99))
 	}
-	if r.Lines.Broken > 0 {
-		b += fmt.Sprintf("  %d lines broken", r.Lines.Broken)
+	if r.Connections.Broken > 0 {
+		b += fmt.Sprintf("  %d lines broken", r.Connections.Broken)
 	}
 	if n := sum(r.Events.Refused) + sum(r.Commands.Refused); n > 0 {
 		b += fmt.Sprintf("  %d refused", n)
@@ -251,12 +251,12 @@ func ms(v float64) string {
 func showSim(w *terminal.Writer, r sim.Report) {
 	w.Printf("devices\t%d of %d there at the end: %d over MQTT, %d over HTTPS; %d enrolled in this run\n",
 		r.Devices.MQTT+r.Devices.HTTPS, r.Devices.Planned, r.Devices.MQTT, r.Devices.HTTPS, r.Devices.Enrolled)
-	w.Printf("lines\t%d made for MQTT, %d broken by the simulation (%d went dead first), %d slow\n", r.Lines.Made, r.Lines.Broken, r.Lines.Silent, r.Lines.Slow)
-	showTimes(w, "  back in", r.Lines.Back)
+	w.Printf("lines\t%d made for MQTT, %d broken by the simulation (%d went dead first), %d slow\n", r.Connections.Made, r.Connections.Broken, r.Connections.Stalled, r.Connections.Slow)
+	showTimes(w, "  back in", r.Connections.Reconnect)
 	for _, s := range r.Storms {
 		all := "not all were back before the next"
-		if s.Back > 0 {
-			all = "all back in " + ms(s.Back)
+		if s.RecoveryMS > 0 {
+			all = "all back in " + ms(s.RecoveryMS)
 		}
 		w.Printf("storm\tat %.0f s: %d devices, %s\n", s.At, s.Devices, all)
 	}
@@ -264,25 +264,25 @@ func showSim(w *terminal.Writer, r sim.Report) {
 	if r.Commands.Done+sum(r.Commands.Refused)+r.Commands.Late > 0 {
 		showActs(w, "commands", r.Commands)
 	}
-	for _, code := range slices.Sorted(maps.Keys(r.Ended)) {
-		w.Printf("gave up\t%d  %s\n", r.Ended[code], code)
+	for _, code := range slices.Sorted(maps.Keys(r.GaveUp)) {
+		w.Printf("gave up\t%d  %s\n", r.GaveUp[code], code)
 	}
 }
 
-func showActs(w *terminal.Writer, name string, a sim.Acts) {
+func showActs(w *terminal.Writer, name string, a sim.Operations) {
 	w.Printf("%s\t%d done, %.1f a second", name, a.Done, a.Rate)
 	if a.Late > 0 {
 		w.Printf("; %d left out, since those before took too long", a.Late)
 	}
 	w.Printf("\n")
-	showTimes(w, "  done in", a.Took)
+	showTimes(w, "  done in", a.Latency)
 	for _, code := range slices.Sorted(maps.Keys(a.Refused)) {
 		w.Printf("  refused\t%d  %s\n", a.Refused[code], code)
 	}
 }
 
-func showTimes(w *terminal.Writer, name string, t sim.Times) {
+func showTimes(w *terminal.Writer, name string, t sim.Latency) {
 	if t.Count > 0 {
-		w.Printf("%s\tp50 %s, p99 %s, most %s\n", name, ms(t.P50), ms(t.P99), ms(t.Most))
+		w.Printf("%s\tp50 %s, p99 %s, most %s\n", name, ms(t.P50), ms(t.P99), ms(t.Max))
 	}
 }

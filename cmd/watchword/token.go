@@ -19,7 +19,7 @@ import (
 )
 
 func (a *app) tokenCommand() *cobra.Command {
-	return group("token", "Inspect and revoke tokens", a.tokenInspect(), a.tokenRevoke())
+	return commandGroup("token", "Inspect and revoke tokens", a.tokenInspect(), a.tokenRevoke())
 }
 
 func (a *app) tokenInspect() *cobra.Command {
@@ -27,7 +27,7 @@ func (a *app) tokenInspect() *cobra.Command {
 		Use: "inspect JWT|-", Short: "Explain a token: its members, what can be checked, and what is wrong",
 		Long: "Explains any token, good or bad, line by line. It is sent nowhere. The server's own papers are checked\n" +
 			"under its keys if it runs here. Exit status 8: some door would refuse it.",
-		Args: args(cobra.ExactArgs(1)),
+		Args: positional(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			raw := args[0]
 			if raw == "-" {
@@ -39,7 +39,7 @@ func (a *app) tokenInspect() *cobra.Command {
 			}
 			p := inspect(strings.TrimSpace(raw), time.Now())
 			a.verify(c.Context(), p)
-			p.settle()
+			p.summarize()
 			if !p.Checked {
 				a.err.Printf("not verified: this is what the token says of itself\n")
 			}
@@ -50,7 +50,7 @@ func (a *app) tokenInspect() *cobra.Command {
 				if a.format == "table" {
 					a.err.Printf("this token would be refused\n")
 				}
-				return &exit{exitOf[watchword.SignatureInvalid]}
+				return &exitError{exitStatusByCode[watchword.SignatureInvalid]}
 			}
 			return nil
 		},
@@ -59,21 +59,21 @@ func (a *app) tokenInspect() *cobra.Command {
 
 // verify checks the signature of what the server signs under the keys of the
 // server on this machine, if there is one. The token is not sent: the keys are fetched.
-func (a *app) verify(ctx context.Context, p *paper) {
-	for _, q := range p.Papers {
+func (a *app) verify(ctx context.Context, p *inspection) {
+	for _, q := range p.Parts {
 		a.verify(ctx, q)
 	}
 	switch {
 	case p.kind == nil || p.Checked || p.typ == token.TypDPoP:
 		return
 	}
-	good := p.settle().Good
+	good := p.summarize().Good
 	t, err := a.trust(ctx)
 	if err == nil {
-		if err := p.under(t, time.Now()); err != nil {
-			p.refused(err)
+		if err := p.verifyUnder(t, time.Now()); err != nil {
+			p.addRefusal(err)
 			if good {
-				p.bad("signature", watchword.CodeOf(err), "", "by the server on this machine, %s: %s", t.Issuer, shown(err))
+				p.bad("signature", watchword.CodeOf(err), "", "by the server on this machine, %s: %s", t.Issuer, errorText(err))
 				return
 			}
 		}
@@ -96,8 +96,8 @@ func (a *app) verify(ctx context.Context, p *paper) {
 	}
 }
 
-// under asks the real verifiers.
-func (p *paper) under(t token.Trust, now time.Time) (err error) {
+// verifyUnder asks the real verifiers.
+func (p *inspection) verifyUnder(t token.Trust, now time.Time) (err error) {
 	aud := watchword.SubjectID(p.claim("aud"))
 	switch p.kind.typ {
 	case token.TypAccess:
@@ -111,13 +111,13 @@ func (p *paper) under(t token.Trust, now time.Time) (err error) {
 		known.Version, known.Epoch = 0, 0 // an older one is still well signed
 		_, err = token.VerifyNextTrust(p.raw, known, now)
 	case token.TypAssertion:
-		var a *token.Presented
+		var a *token.UnverifiedAssertion
 		if a, err = token.ParseAssertion(p.raw, true); err == nil {
-			err = a.Precheck(t.Issuer, now)
+			err = a.CheckClaims(t.Issuer, now)
 		}
 	case token.TypTime: // the role alone
 		var u *jose.Unverified
-		if u, err = jose.ParseJWS(p.raw, p.Most); err != nil {
+		if u, err = jose.ParseJWS(p.raw, p.MaxSize); err != nil {
 			return err
 		}
 		for _, k := range t.Time {
@@ -141,12 +141,12 @@ func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	bare := cl.Rest().Bare()
+	bare := cl.Rest().WithoutTokens()
 	res, err := bare.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
 	if err != nil {
 		return token.Trust{}, err
 	}
-	pin, err := token.PinOf(string(res.Body))
+	pin, err := token.BundlePin(string(res.Body))
 	if err != nil {
 		return token.Trust{}, err
 	}
@@ -176,7 +176,7 @@ func (a *app) trust(ctx context.Context) (token.Trust, error) {
 
 // write prints a paper for people. What the token says is shown with nothing in it
 // that a terminal would obey.
-func (p *paper) write(w *terminal.Writer, indent string) {
+func (p *inspection) write(w *terminal.Writer, indent string) {
 	line := func(cells ...string) {
 		cells[0] = indent + cells[0]
 		w.Line(cells...)
@@ -186,7 +186,7 @@ func (p *paper) write(w *terminal.Writer, indent string) {
 	} else {
 		line(strings.TrimSuffix(p.Kind+", for "+p.Reader, ", for "))
 	}
-	part := func(name string, ss []said) {
+	part := func(name string, ss []inspectedMember) {
 		for _, s := range ss {
 			if len(s.Lines) == 0 {
 				line(name, s.Name, short(string(s.Value)), s.Meaning)
@@ -199,7 +199,7 @@ func (p *paper) write(w *terminal.Writer, indent string) {
 	part("header", p.Header)
 	part("claim", p.Claims)
 	for _, v := range p.Checks {
-		word := map[string]string{"good": "good", "bad": "BAD", "unknown": "?"}[v.Result]
+		state := map[string]string{"good": "good", "bad": "BAD", "unknown": "?"}[v.Result]
 		detail := v.Detail
 		if v.Where != "" {
 			detail = v.Where + ": " + detail
@@ -207,9 +207,9 @@ func (p *paper) write(w *terminal.Writer, indent string) {
 		if v.Code != "" {
 			detail += " (" + string(v.Code) + ")"
 		}
-		line(word, v.Check, detail)
+		line(state, v.Check, detail)
 	}
-	for i, q := range p.Papers {
+	for i, q := range p.Parts {
 		w.Printf("%s\n%spaper %d inside\n", indent, indent, i+1)
 		q.write(w, indent+"  ")
 	}

@@ -8,7 +8,7 @@ import (
 
 func (a *app) tokenRevoke() *cobra.Command {
 	return &cobra.Command{
-		Use: "revoke JTI", Short: "Revoke an access token and close its sessions", Args: args(cobra.ExactArgs(1)),
+		Use: "revoke JTI", Short: "Revoke an access token and close its sessions", Args: positional(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {

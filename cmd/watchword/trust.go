@@ -7,12 +7,12 @@ import (
 )
 
 func (a *app) trustCommand() *cobra.Command {
-	return group("trust", "What devices check the server by", a.trustPin())
+	return commandGroup("trust", "What devices check the server by", a.trustPin())
 }
 
 func (a *app) trustPin() *cobra.Command {
 	return &cobra.Command{
-		Use: "pin", Short: "Print the pin of the server's root key, which devices check the server by", Args: args(cobra.NoArgs),
+		Use: "pin", Short: "Print the pin of the server's root key, which devices check the server by", Args: positional(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := a.client()
 			if err != nil {

@@ -25,7 +25,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
@@ -70,7 +70,7 @@ func newHub(t *testing.T) *hub {
 	c := exec.Command(link, "serve")
 	c.Env = append(os.Environ(), "WATCHWORD_DATA="+data, "WATCHWORD_SERVER_HTTPS=localhost:0", "WATCHWORD_SERVER_MQTTS=localhost:0", "WATCHWORD_METRICS_LISTEN=",
 		"WATCHWORD_SERVER_PUBLIC_URL="+hubURL, "WATCHWORD_SERVER_NAMES="+hubName, "WATCHWORD_PAIRING_INTERVAL=1ms", "WATCHWORD_LOG_LEVEL=warn")
-	said, err := c.StderrPipe()
+	message, err := c.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func newHub(t *testing.T) *hub {
 	ready, ended := make(chan struct{}), make(chan string, 1)
 	go func() {
 		var all strings.Builder
-		for s := bufio.NewScanner(said); s.Scan(); {
+		for s := bufio.NewScanner(message); s.Scan(); {
 			all.WriteString(s.Text() + "\n")
 			if strings.HasPrefix(s.Text(), "next ") {
 				close(ready)
@@ -90,12 +90,12 @@ func newHub(t *testing.T) *hub {
 	}()
 	t.Cleanup(func() {
 		_ = c.Process.Signal(os.Interrupt) // it may have ended, which Wait says
-		all := waiting.For(t, "the end of the server", ended)
+		all := testwait.For(t, "the end of the server", ended)
 		if err := c.Wait(); err != nil || t.Failed() {
 			t.Errorf("the server ended: %v\n%s", err, all)
 		}
 	})
-	waiting.For(t, "the server", ready)
+	testwait.For(t, "the server", ready)
 	h := &hub{trace: newTrace(t), live: map[string]int{}}
 	var place struct{ HTTPS, MQTTS string }
 	h.must(json.Unmarshal(h.read(filepath.Join(data, "server.json")), &place))
@@ -141,7 +141,7 @@ func (h *hub) newActor(id string) *wireActor {
 	h.must(err)
 	seal, err := jose.GenerateKey(jose.P256)
 	h.must(err)
-	o, err := seal.Opener()
+	o, err := seal.Decrypter()
 	h.must(err)
 	h.openers = append(h.openers, o)
 	return &wireActor{id: id, sign: sign, seal: seal}
@@ -264,7 +264,7 @@ func (h *hub) recordHeader(mark string, head http.Header) {
 // do makes one request and records both sides. heads are name, value pairs.
 func (h *hub) do(as *wireActor, method, path, body string, heads ...string) wireAnswer {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), waiting.Limit)
+	ctx, cancel := context.WithTimeout(h.t.Context(), testwait.Limit)
 	defer cancel()
 	res := h.open(ctx, as, method, path, body, heads...)
 	defer res.Body.Close()
@@ -359,7 +359,7 @@ type wireStream struct {
 
 func (h *hub) stream(as *wireActor, path string, heads ...string) *wireStream {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), 2*waiting.Limit)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 2*testwait.Limit)
 	res := h.open(ctx, as, http.MethodGet, path, "", append([]string{"Accept", "text/event-stream"}, heads...)...)
 	s := &wireStream{h, as.id + " " + path, res.Body, bufio.NewReader(res.Body), cancel}
 	h.t.Cleanup(s.close)
@@ -414,7 +414,7 @@ func (h *hub) dial(name string, v packet.Version) *wireConn {
 	h.must(err)
 	c := &wireConn{h: h, name: name, version: v, nc: nc, tls: nc}
 	h.t.Cleanup(func() { _ = nc.Close() }) // closed already where the server ended it
-	h.must(nc.SetDeadline(time.Now().Add(waiting.Limit)))
+	h.must(nc.SetDeadline(time.Now().Add(testwait.Limit)))
 	return c
 }
 
@@ -468,7 +468,7 @@ func (c *wireConn) closed() {
 		return
 	}
 	c.h.live[c.subject]--
-	for wait := waiting.Within(); c.h.sessions(c.subject) > c.h.live[c.subject]; {
+	for wait := testwait.Within(); c.h.sessions(c.subject) > c.h.live[c.subject]; {
 		wait.Check(c.h.t, "the end of the session of "+c.name)
 	}
 	c.subject = ""
@@ -580,8 +580,8 @@ func (h *hub) aceConnect(a *wireActor, suffix string, challenge bool) *wireConn 
 		data = append(data, h.prove(a, material)...)
 	}
 	p := &packet.Connect{Version: packet.V5, CleanStart: true, KeepAlive: 120, ClientID: a.id + suffix}
-	p.Properties.SetText(packet.AuthMethod, "ace")
-	p.Properties.SetData(packet.AuthData, data)
+	p.Properties.SetText(packet.AuthenticationMethod, "ace")
+	p.Properties.SetData(packet.AuthenticationData, data)
 	c.send(p)
 	if challenge {
 		c.answerChallenge(a)
@@ -595,20 +595,20 @@ func (c *wireConn) answerChallenge(a *wireActor) {
 	if !ok {
 		c.h.t.Fatalf("no challenge; so far:\n%s", tail(c.h.out.String()))
 	}
-	theirs, _ := asked.Properties.Data(packet.AuthData)
+	theirs, _ := asked.Properties.Data(packet.AuthenticationData)
 	own := make([]byte, 8)
 	_, err := rand.Read(own)
 	c.h.must(err)
-	p := &packet.Auth{Reason: packet.ContinueAuth}
-	p.Properties.SetText(packet.AuthMethod, "ace")
-	p.Properties.SetData(packet.AuthData, slices.Concat([]byte{0, 8}, own, c.h.prove(a, slices.Concat(theirs, own))))
+	p := &packet.Auth{Reason: packet.ContinueAuthentication}
+	p.Properties.SetText(packet.AuthenticationMethod, "ace")
+	p.Properties.SetData(packet.AuthenticationData, slices.Concat([]byte{0, 8}, own, c.h.prove(a, slices.Concat(theirs, own))))
 	c.send(p)
 }
 
 func (h *hub) prove(a *wireActor, message []byte) []byte {
 	s, err := a.sign.Signer()
 	h.must(err)
-	sig, err := s.Prove(message)
+	sig, err := s.SignBytes(message)
 	h.must(err)
 	return sig
 }

@@ -74,9 +74,9 @@ func TestTheWireIsWhatItWas(t *testing.T) {
 		if !strings.Contains(want, r.old) {
 			t.Errorf("%s is not in %s", r.old, wireTrace)
 		}
-		for _, word := range []string{r.old, r.new} {
-			if !strings.Contains(changelog, strings.Trim(word, `":`)) {
-				t.Errorf("%s is not in CHANGELOG.md", word)
+		for _, state := range []string{r.old, r.new} {
+			if !strings.Contains(changelog, strings.Trim(state, `":`)) {
+				t.Errorf("%s is not in CHANGELOG.md", state)
 			}
 		}
 		want = strings.ReplaceAll(want, r.old, r.new)
@@ -307,7 +307,7 @@ func (c *wireConn) wantEnd() {
 func (s *scenario) connecting() {
 	c := s.connect(packet.V5, s.one, "", func(p *packet.Connect) {
 		p.KeepAlive = 0
-		p.Properties.SetNumber(packet.SessionExpiry, 100_000_000)
+		p.Properties.SetNumber(packet.SessionExpiryInterval, 100_000_000)
 	})
 	c.ping()
 	c.bye()
@@ -318,9 +318,9 @@ func (s *scenario) connecting() {
 	s.connect(packet.V311, s.one, "/b", func(p *packet.Connect) { p.Password = []byte(s.assertion(s.one)) }).bye()
 	s.aceConnect(s.one, "/ace", false).bye()
 	c = s.aceConnect(s.one, "/ace", true)
-	p := &packet.Auth{Reason: packet.Reauthenticate}
-	p.Properties.SetText(packet.AuthMethod, "ace")
-	p.Properties.SetData(packet.AuthData, append([]byte{byte(len(s.one.token) >> 8), byte(len(s.one.token))}, s.one.token...))
+	p := &packet.Auth{Reason: packet.ReAuthenticate}
+	p.Properties.SetText(packet.AuthenticationMethod, "ace")
+	p.Properties.SetData(packet.AuthenticationData, append([]byte{byte(len(s.one.token) >> 8), byte(len(s.one.token))}, s.one.token...))
 	c.send(p)
 	c.answerChallenge(s.one)
 	c.get(1)
@@ -337,7 +337,7 @@ func (s *scenario) connecting() {
 			s.connect(v, s.one, "", change).wantEnd()
 		}
 	}
-	s.connect(packet.V5, s.one, "", func(p *packet.Connect) { p.Properties.SetText(packet.AuthMethod, "other") }).wantEnd()
+	s.connect(packet.V5, s.one, "", func(p *packet.Connect) { p.Properties.SetText(packet.AuthenticationMethod, "other") }).wantEnd()
 	c = s.dial("a CONNECT of version 3", packet.V311)
 	c.raw(0x10, 14, 0, 4, 'M', 'Q', 'T', 'T', 3, 2, 0, 60, 0, 2, 'a', 'b')
 	c.get(2)
@@ -404,12 +404,12 @@ func (s *scenario) messages() {
 	two.deliver(1)
 	old.deliver(1)
 	rich := publish("sites/a/q1", "one", 1, 11)
-	rich.Properties.SetNumber(packet.PayloadFormat, 1)
-	rich.Properties.SetNumber(packet.MessageExpiry, 600)
+	rich.Properties.SetNumber(packet.PayloadFormatIndicator, 1)
+	rich.Properties.SetNumber(packet.MessageExpiryInterval, 600)
 	rich.Properties.SetText(packet.ContentType, "text/plain")
 	rich.Properties.SetText(packet.ResponseTopic, "sites/a/answers")
 	rich.Properties.SetData(packet.CorrelationData, []byte("c1"))
-	rich.Properties.User = []packet.Pair{{Name: "k", Value: "v"}, {Name: "k", Value: "w"}}
+	rich.Properties.User = []packet.UserProp{{Name: "k", Value: "v"}, {Name: "k", Value: "w"}}
 	one.send(rich)
 	one.get(1)
 	two.deliver(1)
@@ -536,14 +536,14 @@ func (s *scenario) retained() {
 	will := func(p *packet.Connect) {
 		p.Will = &packet.Will{Topic: "sites/r/will", Payload: []byte("gone"), QoS: 1}
 		p.Will.Properties.SetText(packet.ContentType, "text/plain")
-		p.Will.Properties.User = []packet.Pair{{Name: "k", Value: "v"}}
+		p.Will.Properties.User = []packet.UserProp{{Name: "k", Value: "v"}}
 	}
 	c := s.connect(packet.V5, s.one, "/will", will)
 	c.lose()
 	two.deliver(1)
 	s.connect(packet.V5, s.one, "/will", will).bye()
 	c = s.connect(packet.V5, s.one, "/will", will)
-	c.send(&packet.Disconnect{Reason: packet.WithWill})
+	c.send(&packet.Disconnect{Reason: packet.DisconnectWithWill})
 	c.wantEnd()
 	two.deliver(1)
 	c = s.connect(packet.V311, s.one, "/will", will)
@@ -558,7 +558,7 @@ func (s *scenario) persistent() {
 		return func(p *packet.Connect) {
 			p.CleanStart = clean
 			if p.Version == packet.V5 {
-				p.Properties.SetNumber(packet.SessionExpiry, 3600)
+				p.Properties.SetNumber(packet.SessionExpiryInterval, 3600)
 			}
 		}
 	}
@@ -685,9 +685,9 @@ func (s *scenario) twin() {
 
 // receipt is a device's signed answer to a command that it opened.
 func (s *scenario) receipt(a *wireActor, jwe, status, result string) (receipt string, seq int64) {
-	o, err := a.seal.Opener()
+	o, err := a.seal.Decrypter()
 	s.must(err)
-	inner, _, err := o.Open(jwe, 1<<20)
+	inner, _, err := o.Decrypt(jwe, 1<<20)
 	s.must(err)
 	u, err := jose.ParseJWS(string(inner), 1<<20)
 	s.must(err)
@@ -697,7 +697,7 @@ func (s *scenario) receipt(a *wireActor, jwe, status, result string) (receipt st
 	}
 	s.must(json.Unmarshal(u.UnverifiedPayload(), &c))
 	claims := s.claims(60, map[string]any{
-		"iss": a.id, "aud": hubURL, "epoch": c.Epoch, "seq": c.Seq, "cid": c.JTI, "ch": jose.HashOf(string(inner)), "st": status,
+		"iss": a.id, "aud": hubURL, "epoch": c.Epoch, "seq": c.Seq, "cid": c.JTI, "ch": jose.HashString(string(inner)), "st": status,
 	})
 	delete(claims, "exp")
 	if result != "" {
@@ -792,11 +792,11 @@ func (s *scenario) commandsMQTT() {
 
 // reseal seals to lamp-2 what was sealed to lamp-1.
 func (s *scenario) reseal(jwe []byte) string {
-	o, err := s.one.seal.Opener()
+	o, err := s.one.seal.Decrypter()
 	s.must(err)
-	inner, cty, err := o.Open(string(jwe), 1<<20)
+	inner, cty, err := o.Decrypt(string(jwe), 1<<20)
 	s.must(err)
-	out, err := jose.Seal(s.two.seal.Public(), cty, inner)
+	out, err := jose.Encrypt(s.two.seal.Public(), cty, inner)
 	s.must(err)
 	return out
 }

@@ -25,7 +25,7 @@ type trace struct {
 	out     strings.Builder
 	names   map[string]string // value -> placeholder
 	numbers map[string]int    // placeholders given, by class
-	openers []*jose.Opener    // of the devices: what is sealed to one is recorded as it is inside
+	openers []*jose.Decrypter // of the devices: what is sealed to one is recorded as it is inside
 }
 
 func newTrace(t testing.TB) *trace {
@@ -134,7 +134,7 @@ func (tr *trace) compact(s string) (string, bool) {
 		return "JWS(" + tr.body(head) + " " + tr.body(claims) + ")", true
 	case 5:
 		for _, o := range tr.openers {
-			if plain, _, err := o.Open(s, 1<<20); err == nil {
+			if plain, _, err := o.Decrypt(s, 1<<20); err == nil {
 				return "JWE(" + tr.body(head) + " " + tr.body(plain) + ")", true
 			}
 		}
@@ -297,19 +297,19 @@ var propertyNames = []struct {
 	id   packet.Property
 	name string
 }{
-	{packet.PayloadFormat, "payload-format"},
-	{packet.MessageExpiry, "message-expiry"},
+	{packet.PayloadFormatIndicator, "payload-format"},
+	{packet.MessageExpiryInterval, "message-expiry"},
 	{packet.ContentType, "content-type"},
 	{packet.ResponseTopic, "response-topic"},
 	{packet.CorrelationData, "correlation-data"},
-	{packet.SessionExpiry, "session-expiry"},
-	{packet.AssignedClientID, "assigned-client-id"},
+	{packet.SessionExpiryInterval, "session-expiry"},
+	{packet.AssignedClientIdentifier, "assigned-client-id"},
 	{packet.ServerKeepAlive, "server-keep-alive"},
-	{packet.AuthMethod, "auth-method"},
-	{packet.AuthData, "auth-data"},
-	{packet.RequestProblem, "request-problem"},
-	{packet.WillDelay, "will-delay"},
-	{packet.RequestResponse, "request-response"},
+	{packet.AuthenticationMethod, "auth-method"},
+	{packet.AuthenticationData, "auth-data"},
+	{packet.RequestProblemInformation, "request-problem"},
+	{packet.WillDelayInterval, "will-delay"},
+	{packet.RequestResponseInformation, "request-response"},
 	{packet.ResponseInformation, "response-information"},
 	{packet.ServerReference, "server-reference"},
 	{packet.ReasonString, "reason-string"},
@@ -319,9 +319,9 @@ var propertyNames = []struct {
 	{packet.MaximumQoS, "maximum-qos"},
 	{packet.RetainAvailable, "retain-available"},
 	{packet.MaximumPacketSize, "maximum-packet-size"},
-	{packet.WildcardAvailable, "wildcard-available"},
-	{packet.SubscriptionIDs, "subscription-ids-available"},
-	{packet.SharedAvailable, "shared-available"},
+	{packet.WildcardSubscriptionAvailable, "wildcard-available"},
+	{packet.SubscriptionIdentifiersAvailable, "subscription-ids-available"},
+	{packet.SharedSubscriptionAvailable, "shared-available"},
 }
 
 func (tr *trace) properties(p *packet.Properties) string {
@@ -331,7 +331,7 @@ func (tr *trace) properties(p *packet.Properties) string {
 			out = append(out, fmt.Sprintf("%s=%d", k.name, n))
 		}
 		if s, ok := p.Text(k.id); ok {
-			if k.id == packet.AssignedClientID {
+			if k.id == packet.AssignedClientIdentifier {
 				id, _, _ := strings.Cut(s, "/")
 				s = id + "/ASSIGNED"
 			}
@@ -345,7 +345,7 @@ func (tr *trace) properties(p *packet.Properties) string {
 			out = append(out, fmt.Sprintf("%s=%q", k.name, tr.text(s)))
 		}
 		if b, ok := p.Data(k.id); ok {
-			if k.id == packet.AuthData {
+			if k.id == packet.AuthenticationData {
 				out = append(out, fmt.Sprintf("%s=%d bytes", k.name, len(b)-len(b)%100)) // it holds a token, whose length differs
 			} else {
 				out = append(out, fmt.Sprintf("%s=%q", k.name, b))

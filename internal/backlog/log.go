@@ -14,33 +14,33 @@ type Bounds struct {
 type Log[K comparable, V any] struct {
 	bounds Bounds
 
-	all   []entry[K, V] // by number, from head on
-	head  int
-	gone  int // of all, neither kept nor remembered
-	live  int
-	bytes int
-	first int // no entry before it is kept
-	by    map[K]*source[K]
-	heap  []rank[K]    // of those who take a grain or more, who takes most first
-	spare []*source[K] // without values, for those that come
+	all          []slot[K, V] // by number, from head on
+	head         int
+	removed      int // of all, neither kept nor remembered
+	live         int
+	bytes        int
+	first        int // no entry before it is kept
+	sources      map[K]*sourceState[K]
+	heap         []heapEntry[K]    // of those who take a grain or more, who takes most first
+	spareSources []*sourceState[K] // without values, for those that come
 
 	lostFirst int // no entry before it is remembered as lost
 	lostBytes int
 	forgotten uint64 // the greatest number of those that were lost and are not remembered
 }
 
-// entry is a value that is kept, or what is remembered of one that was lost, or neither.
-type entry[K comparable, V any] struct {
-	number uint64
-	of     *source[K] // nil: neither
-	value  V
-	tag    string
-	bytes  int32
-	kept   bool
+// slot is a value that is kept, or what is remembered of one that was lost, or neither.
+type slot[K comparable, V any] struct {
+	number   uint64
+	source   *sourceState[K] // nil: neither
+	value    V
+	tag      string
+	bytes    int32
+	buffered bool
 }
 
-// source is what the log has of one, while there is a value of it, or a lost one is remembered.
-type source[K comparable] struct {
+// sourceState is what the log has of one, while there is a value of it, or a lost one is remembered.
+type sourceState[K comparable] struct {
 	key     K
 	numbers []uint64 // of its values, oldest first, from head on
 	head    int
@@ -49,23 +49,25 @@ type source[K comparable] struct {
 	at      int // in the heap; -1: not there
 }
 
-// rank is a source in the heap, with what it is compared by.
-type rank[K comparable] struct {
+// heapEntry is a source in the heap, with what it is compared by.
+type heapEntry[K comparable] struct {
 	grains int
 	oldest uint64
-	of     *source[K]
+	of     *sourceState[K]
 }
 
-func (s *source[K]) len() int { return len(s.numbers) - s.head }
+func (s *sourceState[K]) len() int { return len(s.numbers) - s.head }
 
-func (s *source[K]) rank() rank[K] { return rank[K]{s.bytes / grain, s.numbers[s.head], s} }
+func (s *sourceState[K]) rank() heapEntry[K] {
+	return heapEntry[K]{s.bytes / rankGrain, s.numbers[s.head], s}
+}
 
-// grain is how many bytes two sources may differ and count as equal: among equals the oldest value goes first, whatever
+// rankGrain is how many bytes two sources may differ and count as equal: among equals the oldest value goes first, whatever
 // the lengths of names do to its size.
-const grain = 16 << 10
+const rankGrain = 16 << 10
 
 // before reports whether a loses a value before b does.
-func (a *rank[K]) before(b *rank[K]) bool {
+func (a *heapEntry[K]) before(b *heapEntry[K]) bool {
 	if a.grains != b.grains {
 		return a.grains > b.grains
 	}
@@ -74,14 +76,14 @@ func (a *rank[K]) before(b *rank[K]) bool {
 
 // New returns an empty log.
 func New[K comparable, V any](b Bounds) *Log[K, V] {
-	return &Log[K, V]{bounds: b, by: map[K]*source[K]{}}
+	return &Log[K, V]{bounds: b, sources: map[K]*sourceState[K]{}}
 }
 
 // Add keeps v, which takes that many bytes, at most 1 GiB. number is above those of all before. tag is what is remembered
 // of it beside its source when it is lost. It takes time that grows with the logarithm of the number of sources, and now
 // and then with the number of values that are kept, when it looks for the oldest one or the first that was lost.
 func (l *Log[K, V]) Add(number uint64, k K, v V, tag string, bytes int) {
-	s := l.by[k]
+	s := l.sources[k]
 	switch {
 	case s == nil:
 		s = l.source(k)
@@ -89,7 +91,7 @@ func (l *Log[K, V]) Add(number uint64, k K, v V, tag string, bytes int) {
 		l.lostBytes -= sourceMemory
 	}
 	s.numbers = append(s.numbers, number)
-	l.all = append(l.all, entry[K, V]{number: number, of: s, value: v, tag: tag, bytes: int32(bytes), kept: true})
+	l.all = append(l.all, slot[K, V]{number: number, source: s, value: v, tag: tag, bytes: int32(bytes), buffered: true})
 	l.live++
 	l.bytes += bytes
 	s.bytes += bytes
@@ -98,41 +100,41 @@ func (l *Log[K, V]) Add(number uint64, k K, v V, tag string, bytes int) {
 		l.drop(s)
 	}
 	for l.live > l.bounds.Values || l.bytes > l.bounds.Bytes {
-		l.drop(l.most())
+		l.drop(l.largestSource())
 	}
 	l.compact()
 }
 
 // source begins another one.
-func (l *Log[K, V]) source(k K) *source[K] {
-	s := &source[K]{at: -1}
-	if n := len(l.spare); n > 0 {
-		s, l.spare[n-1], l.spare = l.spare[n-1], nil, l.spare[:n-1]
+func (l *Log[K, V]) source(k K) *sourceState[K] {
+	s := &sourceState[K]{at: -1}
+	if n := len(l.spareSources); n > 0 {
+		s, l.spareSources[n-1], l.spareSources = l.spareSources[n-1], nil, l.spareSources[:n-1]
 	}
 	s.key = k
-	l.by[k] = s
+	l.sources[k] = s
 	return s
 }
 
-// most is the source that takes most, or, where none takes a grain, the one with the oldest value.
-func (l *Log[K, V]) most() *source[K] {
+// largestSource is the source that takes most, or, where none takes a grain, the one with the oldest value.
+func (l *Log[K, V]) largestSource() *sourceState[K] {
 	if len(l.heap) > 0 {
 		return l.heap[0].of
 	}
-	return l.all[l.oldest()].of
+	return l.all[l.oldest()].source
 }
 
 // oldest is where the oldest value is that is kept. There is one.
 func (l *Log[K, V]) oldest() int {
 	l.first = max(l.first, l.head)
-	for !l.all[l.first].kept {
+	for !l.all[l.first].buffered {
 		l.first++
 	}
 	return l.first
 }
 
 // drop loses the oldest value of s.
-func (l *Log[K, V]) drop(s *source[K]) {
+func (l *Log[K, V]) drop(s *sourceState[K]) {
 	number := s.numbers[s.head]
 	i := l.oldest() // as a rule
 	if l.all[i].number != number {
@@ -143,7 +145,7 @@ func (l *Log[K, V]) drop(s *source[K]) {
 	l.bytes -= int(e.bytes)
 	s.bytes -= int(e.bytes)
 	var none V
-	e.value, e.kept = none, false
+	e.value, e.buffered = none, false
 	s.lost++
 	l.lostBytes += lostMemory + len(e.tag)
 	l.lostFirst = min(l.lostFirst, i)
@@ -173,12 +175,12 @@ const (
 // forgetFirst forgets the oldest of the values that were lost and are remembered. There is one.
 func (l *Log[K, V]) forgetFirst() {
 	l.lostFirst = max(l.lostFirst, l.head)
-	for e := &l.all[l.lostFirst]; e.kept || e.of == nil; e = &l.all[l.lostFirst] {
+	for e := &l.all[l.lostFirst]; e.buffered || e.source == nil; e = &l.all[l.lostFirst] {
 		l.lostFirst++
 	}
 	e := &l.all[l.lostFirst]
 	l.forgotten = max(l.forgotten, e.number)
-	s := e.of
+	s := e.source
 	l.clear(e)
 	if s.lost == 0 && s.len() == 0 {
 		l.remove(s)
@@ -186,27 +188,27 @@ func (l *Log[K, V]) forgetFirst() {
 }
 
 // clear makes an entry one that is neither kept nor remembered.
-func (l *Log[K, V]) clear(e *entry[K, V]) {
-	if e.kept {
+func (l *Log[K, V]) clear(e *slot[K, V]) {
+	if e.buffered {
 		l.live--
 		l.bytes -= int(e.bytes)
 	} else {
 		l.lostBytes -= lostMemory + len(e.tag)
-		e.of.lost--
+		e.source.lost--
 	}
-	*e = entry[K, V]{number: e.number}
-	l.gone++
+	*e = slot[K, V]{number: e.number}
+	l.removed++
 }
 
 // Forget takes away all values of one source, and what is remembered of those that it lost: nothing of it is lost then.
 // It takes time that grows with all that is kept and remembered.
 func (l *Log[K, V]) Forget(k K) {
-	s := l.by[k]
+	s := l.sources[k]
 	if s == nil {
 		return
 	}
 	for i := l.head; i < len(l.all); i++ {
-		if e := &l.all[i]; e.of == s {
+		if e := &l.all[i]; e.source == s {
 			l.clear(e)
 		}
 	}
@@ -219,29 +221,29 @@ func (l *Log[K, V]) Forget(k K) {
 
 // compact takes out what is gone, when that is much.
 func (l *Log[K, V]) compact() {
-	for l.gone > 0 && l.all[l.head].of == nil { // as a rule they are at the front
+	for l.removed > 0 && l.all[l.head].source == nil { // as a rule they are at the front
 		l.head++
-		l.gone--
+		l.removed--
 	}
 	if l.head > 64 && l.head > len(l.all)/2 {
 		n := copy(l.all, l.all[l.head:])
 		clear(l.all[n:])
 		l.all, l.first, l.lostFirst, l.head = l.all[:n], max(0, l.first-l.head), max(0, l.lostFirst-l.head), 0
 	}
-	if l.gone <= 64+(len(l.all)-l.head)/2 {
+	if l.removed <= 64+(len(l.all)-l.head)/2 {
 		return
 	}
 	stay := l.all[:0]
-	if rest := len(l.all) - l.head - l.gone; cap(l.all) > 4*rest+256 { // a burst is over
-		stay = make([]entry[K, V], 0, rest)
+	if rest := len(l.all) - l.head - l.removed; cap(l.all) > 4*rest+256 { // a burst is over
+		stay = make([]slot[K, V], 0, rest)
 	}
 	for _, e := range l.all[l.head:] {
-		if e.of != nil {
+		if e.source != nil {
 			stay = append(stay, e)
 		}
 	}
 	clear(l.all[min(len(stay), len(l.all)):])
-	l.all, l.head, l.gone, l.first, l.lostFirst = stay, 0, 0, 0, 0
+	l.all, l.head, l.removed, l.first, l.lostFirst = stay, 0, 0, 0, 0
 }
 
 // after is the index of the first entry with a greater number.
@@ -259,18 +261,18 @@ func (l *Log[K, V]) after(number uint64) int {
 
 // Value is one that is kept, or that was lost: only its number, source and tag are known then.
 type Value[K comparable, V any] struct {
-	Number uint64
-	Source K
-	Tag    string
-	Value  V    // the zero V where it was lost
-	Kept   bool // false: it was lost
+	Number   uint64
+	Source   K
+	Tag      string
+	Value    V    // the zero V where it was lost
+	Buffered bool // false: it was lost
 }
 
 // After calls f for each value with a greater number that is kept, or was lost and is remembered, in the order of their
 // numbers, until f returns false.
 func (l *Log[K, V]) After(number uint64, f func(Value[K, V]) bool) {
 	for i := l.after(number); i < len(l.all); i++ {
-		if e := &l.all[i]; e.of != nil && !f(Value[K, V]{e.number, e.of.key, e.tag, e.value, e.kept}) {
+		if e := &l.all[i]; e.source != nil && !f(Value[K, V]{e.number, e.source.key, e.tag, e.value, e.buffered}) {
 			return
 		}
 	}
@@ -286,24 +288,24 @@ func (l *Log[K, V]) Len() int { return l.live }
 func (l *Log[K, V]) Bytes() int { return l.bytes }
 
 // Sources returns of how many sources a value is kept, or remembered as lost.
-func (l *Log[K, V]) Sources() int { return len(l.by) }
+func (l *Log[K, V]) Sources() int { return len(l.sources) }
 
-// spareSources is how many sources without values wait to be used again.
-const spareSources = 64
+// maxSpareSources is how many sources without values wait to be used again.
+const maxSpareSources = 64
 
 // remove forgets a source of which no value is kept, and none remembered.
-func (l *Log[K, V]) remove(s *source[K]) {
+func (l *Log[K, V]) remove(s *sourceState[K]) {
 	l.lostBytes -= sourceMemory
-	delete(l.by, s.key)
+	delete(l.sources, s.key)
 	l.leave(s)
-	if len(l.spare) < spareSources && cap(s.numbers) <= 64 {
-		*s = source[K]{numbers: s.numbers[:0], at: -1}
-		l.spare = append(l.spare, s)
+	if len(l.spareSources) < maxSpareSources && cap(s.numbers) <= 64 {
+		*s = sourceState[K]{numbers: s.numbers[:0], at: -1}
+		l.spareSources = append(l.spareSources, s)
 	}
 }
 
 // place puts a source where it belongs in the heap, after it changed.
-func (l *Log[K, V]) place(s *source[K]) {
+func (l *Log[K, V]) place(s *sourceState[K]) {
 	r := s.rank()
 	switch {
 	case r.grains == 0:
@@ -323,13 +325,13 @@ func (l *Log[K, V]) place(s *source[K]) {
 }
 
 // leave takes a source out of the heap.
-func (l *Log[K, V]) leave(s *source[K]) {
+func (l *Log[K, V]) leave(s *sourceState[K]) {
 	i, last := s.at, len(l.heap)-1
 	if i < 0 {
 		return
 	}
 	l.swap(i, last)
-	l.heap[last] = rank[K]{}
+	l.heap[last] = heapEntry[K]{}
 	l.heap = l.heap[:last]
 	s.at = -1
 	if i < last && !l.up(i) {

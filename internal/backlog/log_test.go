@@ -16,7 +16,7 @@ func tag(v int) string { return fmt.Sprint(v % 7) }
 // kept is what a log has after a number.
 func kept(l *backlog.Log[string, int], number uint64) (out []int) {
 	l.After(number, func(v backlog.Value[string, int]) bool {
-		if v.Kept {
+		if v.Buffered {
 			if int(v.Number) != v.Value {
 				panic("another's number")
 			}
@@ -108,7 +108,7 @@ func TestBytesAreBounded(t *testing.T) {
 // lost is what a log remembers of what was lost after a number.
 func lost(l *backlog.Log[string, int], number uint64) (out []backlog.Value[string, int]) {
 	l.After(number, func(v backlog.Value[string, int]) bool {
-		if !v.Kept {
+		if !v.Buffered {
 			out = append(out, v)
 		}
 		return true
@@ -202,10 +202,10 @@ func TestALogIsWhatASlowOneWouldBe(t *testing.T) {
 			drop(o.source)
 		}
 		for values, bytes := sum(""); values > b.Values || bytes > b.Bytes; values, bytes = sum("") {
-			most, who := -1, ""
+			limit, who := -1, ""
 			for _, o := range slow { // oldest first: among equals it goes
-				if _, bytes := sum(o.source); bytes/grain > most {
-					most, who = bytes/grain, o.source
+				if _, bytes := sum(o.source); bytes/grain > limit {
+					limit, who = bytes/grain, o.source
 				}
 			}
 			drop(who)

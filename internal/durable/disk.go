@@ -32,7 +32,7 @@ type File interface {
 type OS struct{}
 
 // Read is [ReadTrusted].
-func (OS) Read(path string, most int64) ([]byte, error) { return ReadTrusted(path, most) }
+func (OS) Read(path string, limit int64) ([]byte, error) { return ReadTrusted(path, limit) }
 
 // Open opens a file to write, of mode 0600 where it is made.
 func (OS) Open(path string, create bool) (File, error) {

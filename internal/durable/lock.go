@@ -19,7 +19,7 @@ func Lock(path string) (*os.File, error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close() // nothing was written
-		return nil, watchword.Because(err, watchword.FolderInUse, "%s is in use by another process", filepath.Dir(path))
+		return nil, watchword.Wrap(err, watchword.FolderInUse, "%s is in use by another process", filepath.Dir(path))
 	}
 	return f, nil
 }

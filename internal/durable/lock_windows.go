@@ -33,7 +33,7 @@ func Lock(path string) (*os.File, error) {
 	}
 	_ = f.Close() // nothing was written
 	if errors.Is(err, errorLockViolation) {
-		return nil, watchword.Because(err, watchword.FolderInUse, "%s is in use by another process", filepath.Dir(path))
+		return nil, watchword.Wrap(err, watchword.FolderInUse, "%s is in use by another process", filepath.Dir(path))
 	}
 	return nil, &os.PathError{Op: "lock", Path: path, Err: err}
 }

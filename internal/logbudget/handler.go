@@ -36,41 +36,41 @@ const (
 // Handler is a [slog.Handler] with the budgets. It is safe for concurrent use.
 type Handler struct {
 	next   slog.Handler
-	shared *budgets
+	shared *sharedBudgets
 	source string // of attributes that were given by With; "" for none
 }
 
-type budgets struct {
+type sharedBudgets struct {
 	out   slog.Handler // as it was given, for the counts
 	total atomic.Int64 // left out since the start
 
 	mu    sync.Mutex
-	kinds [kinds]budget
+	kinds [kindCount]lineBudget
 }
 
 // The kinds of records, by whose they are.
 const (
-	subjects = iota
-	strangers
-	own
-	kinds
+	kindSubject = iota
+	kindUnauthenticated
+	kindServer
+	kindCount
 )
 
-var kindNames = [kinds]string{"subject", "stranger", "server"}
+var kindNames = [kindCount]string{"subject", "stranger", "server"}
 
-type budget struct {
-	have    float64
-	at      time.Time
-	second  time.Time      // when sources began to be counted
-	sources map[string]int // lines in this second
-	left    map[string]int64
+type lineBudget struct {
+	available float64
+	at        time.Time
+	second    time.Time      // when sources began to be counted
+	sources   map[string]int // lines in this second
+	leftOut   map[string]int64
 }
 
 // New returns a handler that passes on to next what fits.
 func New(next slog.Handler) *Handler {
-	b := &budgets{out: next}
+	b := &sharedBudgets{out: next}
 	for i := range b.kinds {
-		b.kinds[i] = budget{have: Burst, sources: map[string]int{}, left: map[string]int64{}}
+		b.kinds[i] = lineBudget{available: Burst, sources: map[string]int{}, leftOut: map[string]int64{}}
 	}
 	return &Handler{next: next, shared: b}
 }
@@ -83,9 +83,9 @@ func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	out := *h
 	clipped := make([]slog.Attr, len(attrs))
 	for i, a := range attrs {
-		clipped[i] = clip(a)
+		clipped[i] = clipAttr(a)
 		if s := sourceOf(a); s != "" {
-			out.source = better(out.source, s)
+			out.source = preferredSource(out.source, s)
 		}
 	}
 	out.next = h.next.WithAttrs(clipped)
@@ -103,22 +103,22 @@ func (h *Handler) WithGroup(name string) slog.Handler {
 func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	source := h.source
 	r.Attrs(func(a slog.Attr) bool {
-		source = better(source, sourceOf(a))
+		source = preferredSource(source, sourceOf(a))
 		return true
 	})
-	kind := own
+	kind := kindServer
 	switch {
 	case strings.HasPrefix(source, subjectPrefix):
-		kind = subjects
+		kind = kindSubject
 	case source != "", r.Level < slog.LevelInfo: // a library names the peer of a connection in its text, and in no attribute
-		kind = strangers
+		kind = kindUnauthenticated
 	}
 	if !h.shared.take(kind, source, r.Message, time.Now()) {
 		return nil
 	}
-	out := slog.NewRecord(r.Time, r.Level, text(r.Message, maxText), r.PC)
+	out := slog.NewRecord(r.Time, r.Level, clipText(r.Message, maxText), r.PC)
 	r.Attrs(func(a slog.Attr) bool {
-		out.AddAttrs(clip(a))
+		out.AddAttrs(clipAttr(a))
 		return true
 	})
 	return h.next.Handle(ctx, out)
@@ -135,26 +135,26 @@ func (h *Handler) Run(ctx context.Context) error {
 	for {
 		select {
 		case now := <-tick.C:
-			h.shared.say(ctx, now)
+			h.shared.printCounts(ctx, now)
 		case <-ctx.Done():
-			h.shared.say(context.WithoutCancel(ctx), time.Now())
+			h.shared.printCounts(context.WithoutCancel(ctx), time.Now())
 			return nil
 		}
 	}
 }
 
-// say prints the counts, a line for each kind and message.
-func (b *budgets) say(ctx context.Context, now time.Time) {
+// printCounts prints the counts, a line for each kind and message.
+func (b *sharedBudgets) printCounts(ctx context.Context, now time.Time) {
 	for kind := range b.kinds {
 		b.mu.Lock()
-		left := b.kinds[kind].left
+		left := b.kinds[kind].leftOut
 		if len(left) > 0 {
-			b.kinds[kind].left = map[string]int64{}
+			b.kinds[kind].leftOut = map[string]int64{}
 		}
 		b.mu.Unlock()
 		for message, n := range left {
 			r := slog.NewRecord(now, slog.LevelWarn, "log lines left out", 0)
-			r.AddAttrs(slog.String("of", kindNames[kind]), slog.String("line", text(message, maxText)), slog.Int64("lines", n))
+			r.AddAttrs(slog.String("of", kindNames[kind]), slog.String("line", clipText(message, maxText)), slog.Int64("lines", n))
 			if b.out.Enabled(ctx, r.Level) {
 				_ = b.out.Handle(ctx, r) // there is nowhere left to say so
 			}
@@ -163,13 +163,13 @@ func (b *budgets) say(ctx context.Context, now time.Time) {
 }
 
 // take reports whether one more line fits, and counts it if not.
-func (b *budgets) take(kind int, source, message string, now time.Time) bool {
+func (b *sharedBudgets) take(kind int, source, message string, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	k := &b.kinds[kind]
 	if d := now.Sub(k.at); d > 0 {
 		if !k.at.IsZero() {
-			k.have = min(Burst, k.have+d.Seconds()*Rate)
+			k.available = min(Burst, k.available+d.Seconds()*Rate)
 		}
 		k.at = now
 	}
@@ -177,20 +177,20 @@ func (b *budgets) take(kind int, source, message string, now time.Time) bool {
 		k.second = now
 		clear(k.sources)
 	}
-	fits := k.have >= 1
+	fits := k.available >= 1
 	if n, known := k.sources[source]; source != "" && (known || len(k.sources) < maxSources) {
 		k.sources[source] = n + 1
-		fits = fits && (k.have >= Burst/2 || n < SourceRate)
+		fits = fits && (k.available >= Burst/2 || n < SourceRate)
 	}
 	if !fits {
 		b.total.Add(1)
-		if _, known := k.left[message]; !known && len(k.left) >= maxSources {
+		if _, known := k.leftOut[message]; !known && len(k.leftOut) >= maxSources {
 			message = "another"
 		}
-		k.left[message]++ // messages are the program's own: few
+		k.leftOut[message]++ // messages are the program's own: few
 		return false
 	}
-	k.have--
+	k.available--
 	return true
 }
 
@@ -204,26 +204,26 @@ func sourceOf(a slog.Attr) string {
 	}
 	switch s := v.String(); a.Key {
 	case "subject", "device":
-		return subjectPrefix + text(s, maxText)
+		return subjectPrefix + clipText(s, maxText)
 	case "client":
 		id, _, _ := strings.Cut(s, "/")
-		return subjectPrefix + text(id, maxText)
+		return subjectPrefix + clipText(id, maxText)
 	case "remote":
-		return network(s)
+		return addressPrefix(s)
 	}
 	return ""
 }
 
-// better prefers a subject to an address, and what was said first.
-func better(old, s string) string {
+// preferredSource prefers a subject to an address, and what was said first.
+func preferredSource(old, s string) string {
 	if old == "" || !strings.HasPrefix(old, subjectPrefix) && strings.HasPrefix(s, subjectPrefix) {
 		return s
 	}
 	return old
 }
 
-// network is whom an address is counted with.
-func network(s string) string {
+// addressPrefix is whom an address is counted with.
+func addressPrefix(s string) string {
 	a, err := netip.ParseAddr(s)
 	if ap, perr := netip.ParseAddrPort(s); perr == nil {
 		a, err = ap.Addr(), nil
@@ -234,40 +234,40 @@ func network(s string) string {
 	return rates.Network(a.Unmap()).String()
 }
 
-// clip bounds the texts of an attribute.
-func clip(a slog.Attr) slog.Attr {
+// clipAttr bounds the texts of an attribute.
+func clipAttr(a slog.Attr) slog.Attr {
 	v := a.Value.Resolve()
-	most := maxText
+	limit := maxText
 	if a.Key == "stack" {
-		most = maxStack
+		limit = maxStack
 	}
 	switch v.Kind() {
 	case slog.KindString:
-		if s := v.String(); len(s) > most {
-			return slog.String(a.Key, text(s, most))
+		if s := v.String(); len(s) > limit {
+			return slog.String(a.Key, clipText(s, limit))
 		}
 	case slog.KindAny:
 		if err, ok := v.Any().(error); ok {
-			return slog.String(a.Key, text(err.Error(), most))
+			return slog.String(a.Key, clipText(err.Error(), limit))
 		}
 	case slog.KindGroup:
 		in := v.Group()
 		out := make([]slog.Attr, len(in))
 		for i := range in {
-			out[i] = clip(in[i])
+			out[i] = clipAttr(in[i])
 		}
 		return slog.Attr{Key: a.Key, Value: slog.GroupValue(out...)}
 	}
 	return a
 }
 
-// text is at most so many bytes of s, and a mark where it is less than all.
-func text(s string, most int) string {
-	if len(s) <= most {
+// clipText is at most so many bytes of s, and a mark where it is less than all.
+func clipText(s string, limit int) string {
+	if len(s) <= limit {
 		return s
 	}
-	for most > 0 && !utf8.RuneStart(s[most]) {
-		most--
+	for limit > 0 && !utf8.RuneStart(s[limit]) {
+		limit--
 	}
-	return s[:most] + "…"
+	return s[:limit] + "…"
 }

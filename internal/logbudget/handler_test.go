@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword/internal/logbudget"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 )
 
 // printed runs f with a logger under a budget, and returns what was printed.
@@ -29,7 +29,7 @@ func printed(t *testing.T, f func(log *slog.Logger, h *logbudget.Handler)) strin
 		}()
 		f(slog.New(h), h)
 		cancel()
-		waiting.For(t, "the end of the handler", done)
+		testwait.For(t, "the end of the handler", done)
 	})
 	return out.String()
 }

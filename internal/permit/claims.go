@@ -53,7 +53,7 @@ func (r *Rules[B]) add(p watchword.Permission, o *Origin) error {
 		r.Paths = append(r.Paths, one)
 		return nil
 	}
-	c, ok := parseCall[B](strings.TrimPrefix(p.Resource, watchword.FnPrefix))
+	c, ok := parseCall[B](strings.TrimPrefix(p.Resource, watchword.FunctionPrefix))
 	if !ok {
 		return bad
 	}

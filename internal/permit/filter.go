@@ -15,8 +15,8 @@ const (
 
 // CheckTopic refuses what is no topic name (MQTT 5.0 §4.7). Code: bad_request.
 func CheckTopic(topic string) error {
-	if why := badName(topic); why != "" {
-		return watchword.RefuseField("topic", "%s", why)
+	if reason := badName(topic); reason != "" {
+		return watchword.RefuseField("topic", "%s", reason)
 	}
 	if strings.ContainsAny(topic, "+#") {
 		return watchword.RefuseField("topic", "must hold no + or #")
@@ -45,8 +45,8 @@ func CheckFunction(s string) error {
 // CheckFilter refuses what is no topic filter (MQTT 5.0 §4.7): + and # stand
 // alone in their level, # in the last. Code: bad_request.
 func CheckFilter(filter string) error {
-	if why := badName(filter); why != "" {
-		return watchword.RefuseField("filter", "%s", why)
+	if reason := badName(filter); reason != "" {
+		return watchword.RefuseField("filter", "%s", reason)
 	}
 	for rest, more := filter, true; more; {
 		var level string
@@ -217,5 +217,5 @@ func literal(filter string) string {
 	return filter[:i]
 }
 
-// agree reports whether topics can begin with both.
-func agree(a, b string) bool { return strings.HasPrefix(a, b) || strings.HasPrefix(b, a) }
+// prefixesAgree reports whether topics can begin with both.
+func prefixesAgree(a, b string) bool { return strings.HasPrefix(a, b) || strings.HasPrefix(b, a) }

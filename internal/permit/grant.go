@@ -75,7 +75,7 @@ func (g *Grant[B]) Subscribe(filter string) Decision {
 	}
 	begins := literal(filter)
 	for i := range g.Denied.Topics {
-		if r := &g.Denied.Topics[i]; r.Sub && agree(r.literal, begins) && Intersects(r.Filter, filter) {
+		if r := &g.Denied.Topics[i]; r.Sub && prefixesAgree(r.literal, begins) && Intersects(r.Filter, filter) {
 			return Decision{false, r.Origin}
 		}
 	}
@@ -114,12 +114,12 @@ func (g *Grant[B]) Request(method, path string) Decision {
 func (g *Grant[B]) Call(t Target, function string, fit func(bounds []B) bool) Decision {
 	for i := range g.Denied.Calls {
 		r := &g.Denied.Calls[i]
-		if !r.spares(t) && MatchFunction(r.Function, function) && (len(r.Bounds) == 0 || fit(r.Bounds)) {
+		if !r.excludes(t) && MatchFunction(r.Function, function) && (len(r.Bounds) == 0 || fit(r.Bounds)) {
 			return Decision{false, r.Origin}
 		}
 	}
 	for i := range g.Allowed.Calls {
-		if r := &g.Allowed.Calls[i]; r.Names(t, function) && (len(r.Bounds) == 0 || fit(r.Bounds)) {
+		if r := &g.Allowed.Calls[i]; r.Matches(t, function) && (len(r.Bounds) == 0 || fit(r.Bounds)) {
 			return Decision{true, r.Origin}
 		}
 	}

@@ -95,8 +95,8 @@ type Target struct {
 	// Unlabeled says that whoever asks does not know the labels: then no allowed
 	// rule by labels reaches the device, and every denied one does.
 	Unlabeled bool
-	// Basis is the [watchword.Subject.Basis] that the labels are of; 0 where nobody knows.
-	Basis int64
+	// Version is the [watchword.Subject.Basis] that the labels are of; 0 where nobody knows.
+	Version int64
 }
 
 // Call is about one device (Device), any ("*"), or those with Labels.
@@ -108,22 +108,22 @@ type Call[B any] struct {
 	Origin   *Origin
 }
 
-// Aims reports whether an allowed rule reaches the device.
-func (r *Call[B]) Aims(t Target) bool {
+// Reaches reports whether an allowed rule reaches the device.
+func (r *Call[B]) Reaches(t Target) bool {
 	if r.Labels != nil {
 		return !t.Unlabeled && t.Labels.Has(r.Labels)
 	}
 	return r.Device == "*" || r.Device == string(t.ID)
 }
 
-// Names reports whether an allowed rule is about this function of this device.
-func (r *Call[B]) Names(t Target, function string) bool {
-	return r.Aims(t) && MatchFunction(r.Function, function)
+// Matches reports whether an allowed rule is about this function of this device.
+func (r *Call[B]) Matches(t Target, function string) bool {
+	return r.Reaches(t) && MatchFunction(r.Function, function)
 }
 
-// spares reports whether a denied rule has nothing to say about the device.
-func (r *Call[B]) spares(t Target) bool {
-	return !r.Aims(t) && !(t.Unlabeled && r.Labels != nil)
+// excludes reports whether a denied rule has nothing to say about the device.
+func (r *Call[B]) excludes(t Target) bool {
+	return !r.Reaches(t) && !(t.Unlabeled && r.Labels != nil)
 }
 
 // Resource writes device and function as they stand in a permission.
@@ -132,7 +132,7 @@ func (r *Call[B]) Resource() string {
 	if r.Labels != nil {
 		device = r.Labels.String()
 	}
-	return watchword.FnPrefix + device + "/" + r.Function
+	return watchword.FunctionPrefix + device + "/" + r.Function
 }
 
 // MatchFunction reports whether a pattern, which may end in *, matches a function.

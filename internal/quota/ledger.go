@@ -41,27 +41,27 @@ type Resource struct {
 // no memory. Make one with [New]. It is safe for concurrent use, and never calls
 // anything while its lock is held.
 type Ledger[K comparable] struct {
-	of Resource
+	resource Resource
 
-	mu    sync.Mutex
-	held  map[K]int64 // above zero
-	most  int         // how many accounts there were since held was made
-	total int64
+	mu           sync.Mutex
+	accounts     map[K]int64 // above zero
+	peakAccounts int         // how many accounts there were since held was made
+	total        int64
 }
 
 // New makes an empty ledger.
 func New[K comparable](of Resource) *Ledger[K] {
-	return &Ledger[K]{of: of, held: map[K]int64{}}
+	return &Ledger[K]{resource: of, accounts: map[K]int64{}}
 }
 
-// Take adds n to the account of k, or nothing at all. Code: busy, with the bound that
+// Reserve adds n to the account of k, or nothing at all. Code: busy, with the bound that
 // was met in Detail.
-func (l *Ledger[K]) Take(k K, n int64) error { return l.Move(k, 0, k, n) }
+func (l *Ledger[K]) Reserve(k K, n int64) error { return l.Move(k, 0, k, n) }
 
-// Give takes n off the account of k. n is at most what the account holds: more is a
+// Release takes n off the account of k. n is at most what the account holds: more is a
 // bug of the caller, at which a test panics and a server sets the account to zero and
 // logs an error.
-func (l *Ledger[K]) Give(k K, n int64) { _ = l.Move(k, n, k, 0) } // never refused: it does not grow
+func (l *Ledger[K]) Release(k K, n int64) { _ = l.Move(k, n, k, 0) } // never refused: it does not grow
 
 // Replace has something of k take now where it took old. It is never refused where now
 // is at most old. Code: busy.
@@ -80,13 +80,13 @@ func (l *Ledger[K]) Add(k K, n int64) { _ = l.move(k, 0, k, n, false) } // never
 
 func (l *Ledger[K]) move(from K, old int64, to K, now int64, bounded bool) error {
 	if old < 0 || now < 0 {
-		l.misused("a negative amount")
+		l.reportMisuse("a negative amount")
 		return nil
 	}
 	l.mu.Lock()
 	var refused error
 	if bounded {
-		refused = l.refusal(from, old, to, now)
+		refused = l.refuse(from, old, to, now)
 	}
 	short := int64(0)
 	if refused == nil {
@@ -95,24 +95,24 @@ func (l *Ledger[K]) move(from K, old int64, to K, now int64, bounded bool) error
 	}
 	l.mu.Unlock()
 	if short > 0 {
-		l.misused(fmt.Sprintf("%d %s more were given back than were taken", short, l.of.Unit))
+		l.reportMisuse(fmt.Sprintf("%d %s more were given back than were taken", short, l.resource.Unit))
 	}
 	return refused
 }
 
-// refusal says why a move may not be. mu is held.
-func (l *Ledger[K]) refusal(from K, old int64, to K, now int64) error {
+// refuse says why a move may not be. mu is held.
+func (l *Ledger[K]) refuse(from K, old int64, to K, now int64) error {
 	grows := now
 	if from == to {
 		grows = now - old
 	}
 	var server K
-	if b := l.of.Subject; b.Max > 0 && to != server && grows > 0 && l.held[to] > b.Max-grows {
-		return watchword.Refuse(watchword.Busy, "%s: %d %s more are over the bound of %d for one subject (%s)", l.of.Name, grows, l.of.Unit, b.Max, b.Name)
+	if b := l.resource.Subject; b.Max > 0 && to != server && grows > 0 && l.accounts[to] > b.Max-grows {
+		return watchword.Refuse(watchword.Busy, "%s: %d %s more are over the bound of %d for one subject (%s)", l.resource.Name, grows, l.resource.Unit, b.Max, b.Name)
 	}
 	grows = now - old
-	if b := l.of.Total; b.Max > 0 && grows > 0 && l.total > b.Max-grows {
-		return watchword.Refuse(watchword.Busy, "%s: %d %s more are over the bound of %d for all subjects together (%s)", l.of.Name, grows, l.of.Unit, b.Max, b.Name)
+	if b := l.resource.Total; b.Max > 0 && grows > 0 && l.total > b.Max-grows {
+		return watchword.Refuse(watchword.Busy, "%s: %d %s more are over the bound of %d for all subjects together (%s)", l.resource.Name, grows, l.resource.Unit, b.Max, b.Name)
 	}
 	return nil
 }
@@ -123,35 +123,35 @@ func (l *Ledger[K]) change(k K, n int64) (short int64) {
 	if n == 0 {
 		return 0
 	}
-	has := l.held[k]
+	has := l.accounts[k]
 	if has+n < 0 {
 		short, n = -(has + n), -has
 	}
 	if has += n; has == 0 {
-		delete(l.held, k)
-		if l.most > 64 && len(l.held) < l.most/2 { // a map does not shrink by itself
-			l.held, l.most = maps.Collect(maps.All(l.held)), len(l.held)
+		delete(l.accounts, k)
+		if l.peakAccounts > 64 && len(l.accounts) < l.peakAccounts/2 { // a map does not shrink by itself
+			l.accounts, l.peakAccounts = maps.Collect(maps.All(l.accounts)), len(l.accounts)
 		}
 	} else {
-		l.held[k] = has
-		l.most = max(l.most, len(l.held))
+		l.accounts[k] = has
+		l.peakAccounts = max(l.peakAccounts, len(l.accounts))
 	}
 	l.total += n
 	return short
 }
 
-func (l *Ledger[K]) misused(what string) {
+func (l *Ledger[K]) reportMisuse(what string) {
 	if testing.Testing() {
-		panic("quota: " + l.of.Name + ": " + what)
+		panic("quota: " + l.resource.Name + ": " + what)
 	}
-	slog.Error("quota miscounted", slog.String("resource", l.of.Name), slog.String("what", what))
+	slog.Error("quota miscounted", slog.String("resource", l.resource.Name), slog.String("what", what))
 }
 
 // Used returns what the account of k holds.
 func (l *Ledger[K]) Used(k K) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.held[k]
+	return l.accounts[k]
 }
 
 // Total returns what all accounts hold together.
@@ -165,5 +165,5 @@ func (l *Ledger[K]) Total() int64 {
 func (l *Ledger[K]) Accounts() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.held)
+	return len(l.accounts)
 }

@@ -10,7 +10,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/quota"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 )
 
 var (
@@ -54,7 +54,7 @@ func holds(t *testing.T, l *quota.Ledger[quota.Key], total int64, of map[quota.K
 
 func take(t *testing.T, l *quota.Ledger[quota.Key], k quota.Key, n int64) {
 	t.Helper()
-	if err := l.Take(k, n); err != nil {
+	if err := l.Reserve(k, n); err != nil {
 		t.Fatalf("%v takes %d: %v", k, n, err)
 	}
 }
@@ -62,38 +62,38 @@ func take(t *testing.T, l *quota.Ledger[quota.Key], k quota.Key, n int64) {
 func TestABoundIsReachedExactly(t *testing.T) {
 	l := ledger(100, 250)
 	take(t, l, lamp, 100)
-	refused(t, l.Take(lamp, 1), "limits.subject_retained_bytes")
+	refused(t, l.Reserve(lamp, 1), "limits.subject_retained_bytes")
 	take(t, l, pump, 99)
-	refused(t, l.Take(pump, 2), "limits.subject_retained_bytes")
+	refused(t, l.Reserve(pump, 2), "limits.subject_retained_bytes")
 	take(t, l, pump, 1)
 	take(t, l, alien, 50)
-	refused(t, l.Take(alien, 1), "limits.retained_bytes")
+	refused(t, l.Reserve(alien, 1), "limits.retained_bytes")
 	holds(t, l, 250, map[quota.Key]int64{lamp: 100, pump: 100, alien: 50})
 
-	l.Give(lamp, 1)
+	l.Release(lamp, 1)
 	take(t, l, alien, 1)
-	refused(t, l.Take(lamp, 1), "limits.retained_bytes")
+	refused(t, l.Reserve(lamp, 1), "limits.retained_bytes")
 }
 
 func TestARefusalTakesNothing(t *testing.T) {
 	l := ledger(100, 150)
 	take(t, l, lamp, 90)
-	refused(t, l.Take(lamp, 11), "limits.subject_retained_bytes")
-	refused(t, l.Take(pump, 61), "limits.retained_bytes")
-	refused(t, l.Take(pump, math.MaxInt64), "limits.subject_retained_bytes")
+	refused(t, l.Reserve(lamp, 11), "limits.subject_retained_bytes")
+	refused(t, l.Reserve(pump, 61), "limits.retained_bytes")
+	refused(t, l.Reserve(pump, math.MaxInt64), "limits.subject_retained_bytes")
 	refused(t, l.Move(lamp, 90, pump, 101), "limits.subject_retained_bytes")
 	holds(t, l, 90, map[quota.Key]int64{lamp: 90, pump: 0})
 }
 
 func TestTheDetailHasNumbersAndAdvice(t *testing.T) {
 	l := ledger(100, 150)
-	err := l.Take(lamp, 101)
+	err := l.Reserve(lamp, 101)
 	const want = "busy: retained messages: 101 bytes more are over the bound of 100 for one subject (limits.subject_retained_bytes)"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	take(t, l, lamp, 100)
-	err = l.Take(pump, 60)
+	err = l.Reserve(pump, 60)
 	const all = "busy: retained messages: 60 bytes more are over the bound of 150 for all subjects together (limits.retained_bytes)"
 	if err == nil || err.Error() != all {
 		t.Errorf("got %v, want %s", err, all)
@@ -132,7 +132,7 @@ func TestMoveChangesTheAccount(t *testing.T) {
 func TestTheServerIsBoundByTheTotalAlone(t *testing.T) {
 	l := ledger(100, 250)
 	take(t, l, server, 240)
-	refused(t, l.Take(server, 11), "limits.retained_bytes")
+	refused(t, l.Reserve(server, 11), "limits.retained_bytes")
 	holds(t, l, 240, map[quota.Key]int64{server: 240})
 }
 
@@ -147,8 +147,8 @@ func TestWhatExistsIsCountedAboveTheBounds(t *testing.T) {
 	l := ledger(100, 150)
 	l.Add(lamp, 200)
 	holds(t, l, 200, map[quota.Key]int64{lamp: 200})
-	refused(t, l.Take(lamp, 1), "limits.subject_retained_bytes")
-	refused(t, l.Take(pump, 1), "limits.retained_bytes")
+	refused(t, l.Reserve(lamp, 1), "limits.subject_retained_bytes")
+	refused(t, l.Reserve(pump, 1), "limits.retained_bytes")
 	if err := l.Replace(lamp, 50, 49); err != nil {
 		t.Errorf("what shrinks is refused: %v", err)
 	}
@@ -186,7 +186,7 @@ func TestTheMapOfAccountsShrinks(t *testing.T) {
 	}
 	full := heap() - before
 	for i := range many - 10 {
-		l.Give(key(i), 10)
+		l.Release(key(i), 10)
 	}
 	if left := heap() - before; left > full/10 {
 		t.Errorf("%d bytes of %d are left for 10 accounts of %d", left, full, many)
@@ -206,11 +206,11 @@ func heap() int64 {
 
 func TestGivingBackMoreThanWasTakenIsNoticed(t *testing.T) {
 	for name, f := range map[string]func(*quota.Ledger[quota.Key]){
-		"more than it holds":     func(l *quota.Ledger[quota.Key]) { l.Give(lamp, 11) },
-		"of another account":     func(l *quota.Ledger[quota.Key]) { l.Give(pump, 1) },
+		"more than it holds":     func(l *quota.Ledger[quota.Key]) { l.Release(lamp, 11) },
+		"of another account":     func(l *quota.Ledger[quota.Key]) { l.Release(pump, 1) },
 		"moved more than it had": func(l *quota.Ledger[quota.Key]) { _ = l.Move(lamp, 11, pump, 5) },
-		"a negative amount":      func(l *quota.Ledger[quota.Key]) { _ = l.Take(lamp, -1) },
-		"a negative gift":        func(l *quota.Ledger[quota.Key]) { l.Give(lamp, -1) },
+		"a negative amount":      func(l *quota.Ledger[quota.Key]) { _ = l.Reserve(lamp, -1) },
+		"a negative gift":        func(l *quota.Ledger[quota.Key]) { l.Release(lamp, -1) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := ledger(100, 100)
@@ -236,7 +236,7 @@ func TestManyAtOnce(t *testing.T) {
 		k := quota.Key{Subject: watchword.SubjectID(fmt.Sprint(i % 4))}
 		all.Go(func() {
 			for range each {
-				if l.Take(k, 7) == nil {
+				if l.Reserve(k, 7) == nil {
 					if n := l.Used(k); n > 30 {
 						t.Errorf("an account holds %d of 30", n)
 					}
@@ -244,14 +244,14 @@ func TestManyAtOnce(t *testing.T) {
 						t.Errorf("all hold %d of 100", n)
 					}
 					if l.Replace(k, 7, 9) == nil {
-						l.Give(k, 2)
+						l.Release(k, 2)
 					}
-					l.Give(k, 7)
+					l.Release(k, 7)
 				}
 			}
 		})
 	}
-	waiting.All(t, "all that take and give", &all)
+	testwait.All(t, "all that take and give", &all)
 	if l.Total() != 0 || l.Accounts() != 0 {
 		t.Errorf("%d in %d accounts are left", l.Total(), l.Accounts())
 	}
@@ -268,8 +268,8 @@ func BenchmarkTakeAndGive(b *testing.B) {
 	b.RunParallel(func(p *testing.PB) {
 		for i := 0; p.Next(); i++ {
 			k := keys[i%len(keys)]
-			_ = l.Take(k, 10)
-			l.Give(k, 10)
+			_ = l.Reserve(k, 10)
+			l.Release(k, 10)
 		}
 	})
 }

@@ -16,11 +16,11 @@ import (
 // Map bounds how often each of many may do something: addresses that need no
 // token, subjects that publish. It is safe for concurrent use.
 type Map[K comparable] struct {
-	limit  rate.Limit
-	burst  int
-	detail string
-	mu     sync.Mutex
-	by     *recent.Map[K, *rate.Limiter]
+	limit    rate.Limit
+	burst    int
+	detail   string
+	mu       sync.Mutex
+	limiters *recent.Map[K, *rate.Limiter]
 }
 
 // New allows perSecond to each, and twice as many (at least 10) at once; 0 is no bound.
@@ -31,7 +31,7 @@ func New[K comparable](perSecond float64, detail string) *Map[K] {
 // NewBurst allows perSecond to each, and burst at once; perSecond 0 is no bound. It keeps the accounts of the last
 // 8,192 keys at least and of 16,384 at most, about 200 bytes each.
 func NewBurst[K comparable](perSecond float64, burst int, detail string) *Map[K] {
-	return &Map[K]{limit: rate.Limit(perSecond), burst: burst, detail: detail, by: recent.New[K, *rate.Limiter](8 << 10)}
+	return &Map[K]{limit: rate.Limit(perSecond), burst: burst, detail: detail, limiters: recent.New[K, *rate.Limiter](8 << 10)}
 }
 
 // Take refuses one who comes too often. Code: rate_limited, with RetryAfter.
@@ -40,10 +40,10 @@ func (l *Map[K]) Take(k K, now time.Time) error {
 		return nil
 	}
 	l.mu.Lock()
-	lim, ok := l.by.Get(k)
+	lim, ok := l.limiters.Get(k)
 	if !ok {
 		lim = rate.NewLimiter(l.limit, l.burst)
-		l.by.Put(k, lim)
+		l.limiters.Put(k, lim)
 	}
 	l.mu.Unlock()
 	res := lim.ReserveN(now, 1)

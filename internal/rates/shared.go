@@ -19,13 +19,13 @@ type Shared[K comparable] struct {
 	rate, burst float64
 	detail      string
 
-	mu    sync.Mutex
-	by    map[K]*Account
-	sweep int // accounts at which those that are full are looked for
+	mu       sync.Mutex
+	accounts map[K]*Account
+	sweepAt  int // accounts at which those that are full are looked for
 }
 
-// sweepFrom is the fewest accounts at which a sweep is worth it.
-const sweepFrom = 1024
+// minSweepAccounts is the fewest accounts at which a sweep is worth it.
+const minSweepAccounts = 1024
 
 // NewShared allows perSecond to each, and two seconds' worth, or 10 if that is more, at
 // once after a quiet time; 0 is no bound.
@@ -33,7 +33,7 @@ func NewShared[K comparable](perSecond float64, detail string) *Shared[K] {
 	if perSecond <= 0 {
 		return nil
 	}
-	return &Shared[K]{rate: perSecond, burst: max(10, 2*perSecond), detail: detail, by: map[K]*Account{}, sweep: sweepFrom}
+	return &Shared[K]{rate: perSecond, burst: max(10, 2*perSecond), detail: detail, accounts: map[K]*Account{}, sweepAt: minSweepAccounts}
 }
 
 // Account is what one has left. A nil *Account has no bound. It is safe for concurrent
@@ -42,9 +42,9 @@ type Account struct {
 	rate, burst float64
 	joined      int // under Shared.mu
 
-	mu   sync.Mutex
-	have float64 // below zero: reserved, and not there yet
-	at   time.Time
+	mu         sync.Mutex
+	available  float64 // below zero: reserved, and not there yet
+	refilledAt time.Time
 }
 
 // Join returns the account of k, for one who acts for it and calls [Shared.Leave] in the
@@ -67,9 +67,9 @@ func (s *Shared[K]) Leave(k K, now time.Time) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := s.by[k]
+	a := s.accounts[k]
 	if a.joined--; a.joined == 0 && a.full(now) {
-		delete(s.by, k)
+		delete(s.accounts, k)
 	}
 }
 
@@ -100,30 +100,30 @@ func (s *Shared[K]) Len(now time.Time) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forget(now)
-	return len(s.by)
+	return len(s.accounts)
 }
 
 // forget is called with mu held.
 func (s *Shared[K]) forget(now time.Time) {
-	for k, a := range s.by {
+	for k, a := range s.accounts {
 		if a.joined == 0 && a.full(now) {
-			delete(s.by, k)
+			delete(s.accounts, k)
 		}
 	}
 }
 
 // account is called with mu held.
 func (s *Shared[K]) account(k K, now time.Time) *Account {
-	a := s.by[k]
+	a := s.accounts[k]
 	if a != nil {
 		return a
 	}
-	if len(s.by) >= s.sweep {
+	if len(s.accounts) >= s.sweepAt {
 		s.forget(now)
-		s.sweep = max(sweepFrom, 2*len(s.by))
+		s.sweepAt = max(minSweepAccounts, 2*len(s.accounts))
 	}
-	a = &Account{rate: s.rate, burst: s.burst, have: s.burst}
-	s.by[k] = a
+	a = &Account{rate: s.rate, burst: s.burst, available: s.burst}
+	s.accounts[k] = a
 	return a
 }
 
@@ -144,8 +144,8 @@ func (a *Account) Reserve(n int, now time.Time) (wait time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.refill(now)
-	a.have -= float64(n)
-	return a.until(0)
+	a.available -= float64(n)
+	return a.timeUntil(0)
 }
 
 // Return gives back what was reserved and is not used.
@@ -155,7 +155,7 @@ func (a *Account) Return(n int) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.have = min(a.burst, a.have+float64(n))
+	a.available = min(a.burst, a.available+float64(n))
 }
 
 // take takes n if they are there, and else returns when they will be.
@@ -163,28 +163,28 @@ func (a *Account) take(n float64, now time.Time) (wait time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.refill(now)
-	if a.have >= min(n, a.burst) { // more than the burst is never there: it is owed
-		a.have -= n
+	if a.available >= min(n, a.burst) { // more than the burst is never there: it is owed
+		a.available -= n
 		return 0
 	}
-	return a.until(min(n, a.burst))
+	return a.timeUntil(min(n, a.burst))
 }
 
-// until is how long it is until there is as much as have. mu is held.
-func (a *Account) until(have float64) time.Duration {
-	if a.have >= have {
+// timeUntil is how long it is until there is as much as have. mu is held.
+func (a *Account) timeUntil(have float64) time.Duration {
+	if a.available >= have {
 		return 0
 	}
-	return time.Duration((have - a.have) / a.rate * float64(time.Second))
+	return time.Duration((have - a.available) / a.rate * float64(time.Second))
 }
 
 // refill is called with mu held.
 func (a *Account) refill(now time.Time) {
-	if d := now.Sub(a.at); a.at.IsZero() || d > 0 { // two who read the clock may come in the other order
-		if !a.at.IsZero() {
-			a.have = min(a.burst, a.have+d.Seconds()*a.rate)
+	if d := now.Sub(a.refilledAt); a.refilledAt.IsZero() || d > 0 { // two who read the clock may come in the other order
+		if !a.refilledAt.IsZero() {
+			a.available = min(a.burst, a.available+d.Seconds()*a.rate)
 		}
-		a.at = now
+		a.refilledAt = now
 	}
 }
 
@@ -192,5 +192,5 @@ func (a *Account) full(now time.Time) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.refill(now)
-	return a.have >= a.burst
+	return a.available >= a.burst
 }

@@ -71,7 +71,7 @@ func TestNothingSecretInClear(t *testing.T) {
 			case c.tokens:
 				cl = rest.New(c.base, w, tokens(c.base, w))
 			case c.public:
-				cl = rest.NewStranger(c.base, w)
+				cl = rest.NewUnauthenticated(c.base, w)
 			}
 			_, err := cl.Do(t.Context(), c.r)
 			if c.goes != (err == nil) || !c.goes && watchword.CodeOf(err) != watchword.BadRequest {

@@ -19,50 +19,52 @@ import (
 )
 
 const (
-	// exchangeTime is how long an exchange may take from its first byte to the last of the
-	// answer, beside what was asked for: see [Request.within].
-	exchangeTime = 30 * time.Second
-	// slowest is the bytes of an answer in a second that are waited for.
-	slowest = 128 << 10
+	// exchangeTimeout is how long an exchange may take from its first byte to the last of the
+	// answer, beside what was asked for: see [Request.timeout].
+	exchangeTimeout = 30 * time.Second
+	// minAnswerRate is the bytes of an answer in a second that are waited for.
+	minAnswerRate = 128 << 10
 	// maxBody is the most bytes of an answer unless the request says another bound.
 	maxBody = 1 << 20
-	// maxRefusal is the most bytes that are read of a refusal.
-	maxRefusal = 64 << 10
+	// maxProblemBytes is the most bytes that are read of a refusal.
+	maxProblemBytes = 64 << 10
 	// maxWait is the longest that a server is asked to hold an answer back.
 	maxWait = 60 * time.Second
 )
 
 // Client asks one server. Every request has a deadline for the whole exchange and a
-// bound for the bytes of the answer. Make it with [New] or [NewStranger]. It is safe
+// bound for the bytes of the answer. Make it with [New] or [NewUnauthenticated]. It is safe
 // for concurrent use.
 type Client struct {
-	base     string
-	http     *http.Client // never follows to another host with the token: see [Plain]
-	tokens   *Tokens      // nil for none
-	stranger bool
+	base            string
+	http            *http.Client // never follows to another host with the token: see [WithoutRedirects]
+	tokens          *Tokens      // nil for none
+	unauthenticated bool
 }
 
 // New returns a client of the server at base (https://host:port, no slash at the end),
 // whose identity rt verifies: its refusals count. tokens is where the token for each
-// request comes from; nil for none. rt is of [Transport], or [Bounded].
+// request comes from; nil for none. rt is of [Transport], or [WithHeaderLimit].
 func New(base string, rt http.RoundTripper, tokens *Tokens) *Client {
-	return &Client{base: base, http: Plain(rt), tokens: tokens}
+	return &Client{base: base, http: WithoutRedirects(rt), tokens: tokens}
 }
 
-// NewStranger returns a client of whoever answers at base: only the body of an answer
+// NewUnauthenticated returns a client of whoever answers at base: only the body of an answer
 // with status 200 is handed on, for a caller that checks what it proves by itself.
 // Everything else is unavailable, with no code, text or Retry-After of the peer;
 // [StatusOf] tells the status. A request that holds no secret may go without TLS; no other
 // request does, of no client, but to a loopback address (bad_request).
-func NewStranger(base string, rt http.RoundTripper) *Client {
-	return &Client{base: base, http: Plain(rt), stranger: true}
+func NewUnauthenticated(base string, rt http.RoundTripper) *Client {
+	return &Client{base: base, http: WithoutRedirects(rt), unauthenticated: true}
 }
 
 // Base returns the server's address.
 func (c *Client) Base() string { return c.base }
 
-// Bare returns a client of the same server, over the same connections, without tokens.
-func (c *Client) Bare() *Client { return &Client{base: c.base, http: c.http, stranger: c.stranger} }
+// WithoutTokens returns a client of the same server, over the same connections, without tokens.
+func (c *Client) WithoutTokens() *Client {
+	return &Client{base: c.base, http: c.http, unauthenticated: c.unauthenticated}
+}
 
 // CloseIdleConnections closes connections that no request uses.
 func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
@@ -83,17 +85,17 @@ type Request struct {
 	Prover *Prover
 }
 
-func (r *Request) most() int64 {
+func (r *Request) maxBytes() int64 {
 	if r.Max == 0 {
 		return maxBody
 	}
 	return r.Max
 }
 
-// within is the deadline of the whole exchange, with all that it takes: a token, and
+// timeout is the deadline of the whole exchange, with all that it takes: a token, and
 // asking again with a better proof.
-func (r *Request) within() time.Duration {
-	return exchangeTime + min(max(r.Wait, 0), maxWait) + time.Duration(r.most()/slowest)*time.Second
+func (r *Request) timeout() time.Duration {
+	return exchangeTimeout + min(max(r.Wait, 0), maxWait) + time.Duration(r.maxBytes()/minAnswerRate)*time.Second
 }
 
 // Answer is a good answer.
@@ -109,16 +111,16 @@ type Problem struct{ Document []byte }
 // Error names what is wrapped.
 func (p *Problem) Error() string { return "the server's answer" }
 
-// status is the status of an answer that does not count.
-type status int
+// unexpectedStatus is the status of an answer that does not count.
+type unexpectedStatus int
 
 // Error names the status, and nothing that the peer said.
-func (s status) Error() string { return "status " + strconv.Itoa(int(s)) }
+func (s unexpectedStatus) Error() string { return "status " + strconv.Itoa(int(s)) }
 
 // StatusOf returns the HTTP status that an unauthenticated peer refused with; 0 where
 // there was none.
 func StatusOf(err error) int {
-	s, _ := errors.AsType[status](err)
+	s, _ := errors.AsType[unexpectedStatus](err)
 	return int(s)
 }
 
@@ -126,24 +128,24 @@ func StatusOf(err error) int {
 // server's code, and wraps its [Problem]. Codes, beside those: unavailable where
 // nobody answers, or not in time, or with more bytes than were asked for.
 func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, r.within(), late(r.within()))
+	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout(), timeoutError(r.timeout()))
 	defer cancel()
-	res, err := c.ask(ctx, r)
+	res, err := c.doWithRetry(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	defer res.Body.Close()
-	most := r.most()
-	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
+	limit := r.maxBytes()
+	body, err := io.ReadAll(io.LimitReader(res.Body, limit+1))
 	if err == nil {
 		err = ctx.Err() // a server may end its answer when it sees that nobody waits any more
 	}
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}
-	if int64(len(body)) > most {
+	if int64(len(body)) > limit {
 		// The server says too_large of a request: of that, callers may draw conclusions.
-		return nil, c.refuse(nil, watchword.Unavailable, "the answer is over %d bytes", most)
+		return nil, c.refuse(nil, watchword.Unavailable, "the answer is over %d bytes", limit)
 	}
 	return &Answer{res.StatusCode, res.Header, body}, nil
 }
@@ -151,31 +153,31 @@ func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 // refuse is [watchword.Because] for an answer that this client refuses; of a stranger
 // it is unavailable.
 func (c *Client) refuse(err error, code watchword.Code, format string, a ...any) error {
-	if c.stranger {
+	if c.unauthenticated {
 		code = watchword.Unavailable
 	}
-	return watchword.Because(err, code, format, a...)
+	return watchword.Wrap(err, code, format, a...)
 }
 
-// ask asks and returns the answer with its body unread. It asks again where the server
+// doWithRetry asks and returns the answer with its body unread. It asks again where the server
 // only wants a proof, or another nonce in it.
-func (c *Client) ask(ctx context.Context, r Request) (*http.Response, error) {
+func (c *Client) doWithRetry(ctx context.Context, r Request) (*http.Response, error) {
 	const tries = 3
 	for try := 1; ; try++ {
-		res, err := c.open(ctx, r)
-		if try == tries || !c.better(r, err) {
+		res, err := c.doOnce(ctx, r)
+		if try == tries || !c.retryable(r, err) {
 			return res, err
 		}
 	}
 }
 
-// better reports whether the same request can do what err says was missing.
-func (c *Client) better(r Request, err error) bool {
+// retryable reports whether the same request can do what err says was missing.
+func (c *Client) retryable(r Request, err error) bool {
 	switch watchword.CodeOf(err) {
 	case watchword.DPoPNonce:
 		return r.Prover != nil || c.tokens != nil
 	case watchword.ProofRequired:
-		return c.tokens != nil && c.tokens.Prove()
+		return c.tokens != nil && c.tokens.BindTokens()
 	case watchword.TokenExpired, watchword.TokenUnrecorded, watchword.TokenRevoked, watchword.IssuerRevoked, watchword.KeyUnknown, watchword.Unauthenticated:
 		if c.tokens != nil {
 			c.tokens.Forget() // the server does not know it any more
@@ -185,7 +187,7 @@ func (c *Client) better(r Request, err error) bool {
 	return false
 }
 
-func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
+func (c *Client) doOnce(ctx context.Context, r Request) (*http.Response, error) {
 	u := c.base + r.Path
 	q := r.Query
 	if r.Wait > 0 {
@@ -199,7 +201,7 @@ func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
 	}
 	req, err := http.NewRequestWithContext(ctx, r.Method, u, bytes.NewReader(r.Body))
 	if err != nil {
-		return nil, watchword.Because(err, watchword.BadRequest, "the server's URL is none")
+		return nil, watchword.Wrap(err, watchword.BadRequest, "the server's URL is none")
 	}
 	if r.Type != "" {
 		req.Header.Set("Content-Type", r.Type)
@@ -207,7 +209,7 @@ func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
 	for k, v := range r.Header {
 		req.Header.Set(k, v)
 	}
-	if err := c.checkClear(req, r.Body); err != nil { // before a token is asked for
+	if err := c.checkCleartext(req, r.Body); err != nil { // before a token is asked for
 		return nil, err
 	}
 	access, prover := "", r.Prover
@@ -222,11 +224,11 @@ func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
 		req.Header.Set("Authorization", scheme+access)
 	}
 	if prover != nil {
-		if err := prover.prove(req, access); err != nil {
+		if err := prover.addProof(req, access); err != nil {
 			return nil, err
 		}
 	}
-	if err := c.checkClear(req, r.Body); err != nil {
+	if err := c.checkCleartext(req, r.Body); err != nil {
 		return nil, err
 	}
 	res, err := c.http.Do(req)
@@ -234,21 +236,21 @@ func (c *Client) open(ctx context.Context, r Request) (*http.Response, error) {
 		return nil, c.unreachable(ctx, err)
 	}
 	if prover != nil {
-		prover.heard(res)
+		prover.noteNonce(res)
 	}
 	switch {
-	case res.StatusCode == http.StatusOK, !c.stranger && (res.StatusCode < 300 || res.StatusCode == http.StatusNotModified):
+	case res.StatusCode == http.StatusOK, !c.unauthenticated && (res.StatusCode < 300 || res.StatusCode == http.StatusNotModified):
 		return res, nil
 	}
 	defer res.Body.Close()
-	if c.stranger {
-		return nil, watchword.Because(status(res.StatusCode), watchword.Unavailable, "who answers there, and proves nothing, gave no answer that counts: status %d", res.StatusCode)
+	if c.unauthenticated {
+		return nil, watchword.Wrap(unexpectedStatus(res.StatusCode), watchword.Unavailable, "who answers there, and proves nothing, gave no answer that counts: status %d", res.StatusCode)
 	}
-	b, err := io.ReadAll(io.LimitReader(res.Body, maxRefusal))
+	b, err := io.ReadAll(io.LimitReader(res.Body, maxProblemBytes))
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}
-	return nil, refusal(res, b)
+	return nil, parseProblem(res, b)
 }
 
 // JSON is Do with a JSON body (nil for none) and a JSON answer (nil: it is not read).
@@ -256,7 +258,7 @@ func (c *Client) JSON(ctx context.Context, r Request, in, out any) (*Answer, err
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
-			return nil, watchword.Because(err, watchword.BadRequest, "what was to be sent is no JSON")
+			return nil, watchword.Wrap(err, watchword.BadRequest, "what was to be sent is no JSON")
 		}
 		r.Body, r.Type = b, "application/json"
 	}
@@ -265,13 +267,13 @@ func (c *Client) JSON(ctx context.Context, r Request, in, out any) (*Answer, err
 		return a, err
 	}
 	if err := json.Unmarshal(a.Body, out); err != nil {
-		return a, c.refuse(says{"the answer is not what was asked for", err}, watchword.Internal, "the answer is not what was asked for")
+		return a, c.refuse(publicError{"the answer is not what was asked for", err}, watchword.Internal, "the answer is not what was asked for")
 	}
 	return a, nil
 }
 
-// refusal reads a problem document (RFC 9457) or OAuth's own error (RFC 6749 §5.2).
-func refusal(res *http.Response, body []byte) error {
+// parseProblem reads a problem document (RFC 9457) or OAuth's own error (RFC 6749 §5.2).
+func parseProblem(res *http.Response, body []byte) error {
 	var p struct {
 		Code        watchword.Code `json:"code"`
 		Detail      string         `json:"detail"`

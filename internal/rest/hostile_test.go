@@ -144,11 +144,11 @@ func TestAStrangersWordDoesNotCount(t *testing.T) {
 	var answer atomic.Pointer[http.HandlerFunc]
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*answer.Load())(w, r) }))
 	t.Cleanup(srv.Close)
-	tr := rest.Once(rest.Transport(&tls.Config{}, nil))
+	tr := rest.WithoutKeepAlive(rest.Transport(&tls.Config{}, nil))
 	for name, h := range answers {
 		answer.Store(&h)
 		var out struct{ Lies int }
-		_, err := rest.NewStranger(srv.URL, tr).JSON(t.Context(), rest.Request{Method: "GET", Path: "/", Max: 2000}, nil, &out)
+		_, err := rest.NewUnauthenticated(srv.URL, tr).JSON(t.Context(), rest.Request{Method: "GET", Path: "/", Max: 2000}, nil, &out)
 		e, ok := errors.AsType[*watchword.Error](err)
 		if !ok || e.Code != watchword.Unavailable || e.RetryAfter != 0 || e.Rule != "" || e.Field != "" {
 			t.Errorf("%s: got %+v", name, e)
@@ -283,7 +283,7 @@ func TestResponseHeadersAreBounded(t *testing.T) {
 			other := &http.Transport{TLSClientConfig: conf.Clone(), ForceAttemptHTTP2: h2}
 			own := rest.Transport(conf.Clone(), nil)
 			own.ForceAttemptHTTP2 = h2
-			for name, rt := range map[string]http.RoundTripper{"own": own, "another's": rest.Bounded(other), "once": rest.Once(rest.Transport(conf.Clone(), nil))} {
+			for name, rt := range map[string]http.RoundTripper{"own": own, "another's": rest.WithHeaderLimit(other), "once": rest.WithoutKeepAlive(rest.Transport(conf.Clone(), nil))} {
 				a, err := rest.New(srv.URL, rt, nil).Do(t.Context(), rest.Request{Method: "GET", Path: "/"})
 				if (err == nil) != good {
 					t.Errorf("HTTP/2 %v, %s, %d bytes: %v", h2, name, size, err)
@@ -412,7 +412,7 @@ func (a answering) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // A token that ends at once is asked for once a second, and one without end once a day.
 func TestTokensHaveAPace(t *testing.T) {
-	for in, most := range map[string]int{"1": 61, "9223372036854775807": 1, "3600": 1} {
+	for in, limit := range map[string]int{"1": 61, "9223372036854775807": 1, "3600": 1} {
 		synctest.Test(t, func(t *testing.T) {
 			asked := 0
 			tokens := &rest.Tokens{Client: rest.New("https://hub.example", answering(func(*http.Request) (int, string) {
@@ -425,7 +425,7 @@ func TestTokensHaveAPace(t *testing.T) {
 				}
 				time.Sleep(10 * time.Millisecond)
 			}
-			if asked > most || asked == 0 {
+			if asked > limit || asked == 0 {
 				t.Errorf("expires_in %s: asked %d times in a minute", in, asked)
 			}
 		})
@@ -434,7 +434,7 @@ func TestTokensHaveAPace(t *testing.T) {
 
 func TestAPaceGrowsAndBeginsAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := rest.Pace{Least: time.Second, Most: 10 * time.Second}
+		p := rest.PollPace{Least: time.Second, Most: 10 * time.Second}
 		round := func(took time.Duration, brought bool) time.Duration {
 			time.Sleep(took)
 			begun := time.Now()

@@ -18,8 +18,8 @@ type Prover struct {
 	nonce string
 }
 
-// prove puts a proof into a request.
-func (p *Prover) prove(req *http.Request, access string) error {
+// addProof puts a proof into a request.
+func (p *Prover) addProof(req *http.Request, access string) error {
 	p.mu.Lock()
 	nonce := p.nonce
 	p.mu.Unlock()
@@ -30,8 +30,8 @@ func (p *Prover) prove(req *http.Request, access string) error {
 	return err
 }
 
-// heard takes the nonce for the next request out of an answer, if there is one.
-func (p *Prover) heard(res *http.Response) {
+// noteNonce takes the nonce for the next request out of an answer, if there is one.
+func (p *Prover) noteNonce(res *http.Response) {
 	if n := res.Header.Get("DPoP-Nonce"); n != "" && len(n) <= maxNonce {
 		p.mu.Lock()
 		defer p.mu.Unlock()

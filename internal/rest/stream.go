@@ -10,12 +10,12 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// idleTime is how long a stream may bring nothing: six times as long as the server is
+// streamIdleTimeout is how long a stream may bring nothing: six times as long as the server is
 // silent at most.
-const idleTime = 90 * time.Second
+const streamIdleTimeout = 90 * time.Second
 
 // errIdle is why a stream ends that brings nothing.
-var errIdle = watchword.Refuse(watchword.Unavailable, "the stream brought nothing for %s", idleTime)
+var errIdle = watchword.Refuse(watchword.Unavailable, "the stream brought nothing for %s", streamIdleTimeout)
 
 // Stream is an answer that is read as it comes. It is for one goroutine.
 type Stream struct {
@@ -34,22 +34,22 @@ type Stream struct {
 // parts: [Stream.Lines], sse.Reader.
 func (c *Client) Stream(ctx context.Context, r Request) (*Stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	timer := time.AfterFunc(r.within(), func() { cancel(late(r.within())) })
-	res, err := c.ask(ctx, r)
+	timer := time.AfterFunc(r.timeout(), func() { cancel(timeoutError(r.timeout())) })
+	res, err := c.doWithRetry(ctx, r)
 	timer.Stop()
 	if err != nil {
 		cancel(nil)
 		return nil, err
 	}
 	s := &Stream{Header: res.Header, client: c, body: res.Body, ctx: ctx, cancel: cancel}
-	s.idle = time.AfterFunc(idleTime, func() { cancel(errIdle) })
+	s.idle = time.AfterFunc(streamIdleTimeout, func() { cancel(errIdle) })
 	s.idle.Stop()
 	return s, nil
 }
 
 // Read reads what comes next. Code: unavailable, where the stream breaks or is silent.
 func (s *Stream) Read(b []byte) (int, error) {
-	s.idle.Reset(idleTime)
+	s.idle.Reset(streamIdleTimeout)
 	n, err := s.body.Read(b)
 	s.idle.Stop()
 	if err != nil && err != io.EOF {

@@ -13,8 +13,8 @@ import (
 
 // The bounds of what the token endpoint says.
 const (
-	maxGrant = 64 << 10 // bytes of its answer
-	maxLife  = 86400    // seconds that a token is used for without asking again
+	maxTokenResponse = 64 << 10 // bytes of its answer
+	maxLife          = 86400    // seconds that a token is used for without asking again
 )
 
 // Tokens gets access tokens for client assertions and remembers the last one
@@ -27,27 +27,27 @@ type Tokens struct {
 	// Prover, if not nil, proves the key where the server wants it, or from Prove on:
 	// then tokens are bound to the prover's key (RFC 9449).
 	Prover *Prover
-	// Around, if not nil, is called instead of each look for a token, and calls get for it.
-	Around func(ctx context.Context, get func(context.Context) error) error
+	// WithLock, if not nil, is called instead of each look for a token, and calls get for it.
+	WithLock func(ctx context.Context, get func(context.Context) error) error
 
-	fetching turn // one fetch at a time; before mu
+	fetching contextMutex // one fetch at a time; before mu
 
-	mu      sync.Mutex // of what follows; never held while the server is asked
-	proving bool
-	token   string
-	bound   bool // token is
-	until   time.Time
-	dropped int // how often tokens that were asked for until then ceased to count
+	mu          sync.Mutex // of what follows; never held while the server is asked
+	bindsTokens bool
+	token       string
+	bound       bool // token is
+	refreshAt   time.Time
+	dropped     int // how often tokens that were asked for until then ceased to count
 }
 
-// turn is a mutex whose wait ends with a context: who holds it may wait for the server.
-type turn struct {
+// contextMutex is a mutex whose wait ends with a context: who holds it may wait for the server.
+type contextMutex struct {
 	once sync.Once
 	free chan struct{}
 }
 
 // Lock waits until ctx ends.
-func (t *turn) Lock(ctx context.Context) error {
+func (t *contextMutex) Lock(ctx context.Context) error {
 	t.once.Do(func() { t.free = make(chan struct{}, 1) })
 	select {
 	case t.free <- struct{}{}:
@@ -61,7 +61,7 @@ func (t *turn) Lock(ctx context.Context) error {
 }
 
 // Unlock gives the turn up.
-func (t *turn) Unlock() { <-t.free }
+func (t *contextMutex) Unlock() { <-t.free }
 
 // Get returns a token that is good for a while. Codes: client_invalid and what
 // else the token endpoint says.
@@ -72,12 +72,12 @@ func (t *Tokens) Get(ctx context.Context) (string, error) {
 
 // credential returns a token and, where it is bound, who proves its key.
 func (t *Tokens) credential(ctx context.Context) (token string, prover *Prover, err error) {
-	err = t.around(ctx, func(ctx context.Context) (err error) {
+	err = t.withLock(ctx, func(ctx context.Context) (err error) {
 		if err := t.fetching.Lock(ctx); err != nil {
 			return err
 		}
 		defer t.fetching.Unlock()
-		access, bound := t.kept()
+		access, bound := t.cached()
 		if access == "" {
 			access, bound, err = t.fetch(ctx)
 		}
@@ -90,48 +90,48 @@ func (t *Tokens) credential(ctx context.Context) (token string, prover *Prover, 
 	return token, prover, err
 }
 
-// kept returns the token that was got last; empty where it does not count any more.
-func (t *Tokens) kept() (token string, bound bool) {
+// cached returns the token that was got last; empty where it does not count any more.
+func (t *Tokens) cached() (token string, bound bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.Now().Before(t.until) {
+	if !t.Now().Before(t.refreshAt) {
 		return "", false
 	}
 	return t.token, t.bound
 }
 
-func (t *Tokens) around(ctx context.Context, get func(context.Context) error) error {
-	if t.Around == nil {
+func (t *Tokens) withLock(ctx context.Context, get func(context.Context) error) error {
+	if t.WithLock == nil {
 		return get(ctx)
 	}
-	return t.Around(ctx, get)
+	return t.WithLock(ctx, get)
 }
 
-// Prove lets every token from now on be a bound one. It reports false where there is
+// BindTokens lets every token from now on be a bound one. It reports false where there is
 // no prover.
-func (t *Tokens) Prove() bool {
+func (t *Tokens) BindTokens() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.Prover == nil {
 		return false
 	}
-	if !t.proving {
-		t.proving = true
+	if !t.bindsTokens {
+		t.bindsTokens = true
 		t.drop()
 	}
 	return true
 }
 
-// Proving reports whether tokens are bound ones.
-func (t *Tokens) Proving() bool {
+// BindsTokens reports whether tokens are bound ones.
+func (t *Tokens) BindsTokens() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.proving
+	return t.bindsTokens
 }
 
 // Renew returns a new token, however good the last one still is.
 func (t *Tokens) Renew(ctx context.Context) (access string, err error) {
-	err = t.around(ctx, func(ctx context.Context) (err error) {
+	err = t.withLock(ctx, func(ctx context.Context) (err error) {
 		if err := t.fetching.Lock(ctx); err != nil {
 			return err
 		}
@@ -159,15 +159,15 @@ func (t *Tokens) drop() {
 // fetch asks for a token, and keeps it unless it was dropped meanwhile. The caller holds fetching.
 func (t *Tokens) fetch(ctx context.Context) (token string, bound bool, err error) {
 	t.mu.Lock()
-	proving, dropped := t.proving, t.dropped
+	proving, dropped := t.bindsTokens, t.dropped
 	t.mu.Unlock()
-	out, err := t.ask(ctx, proving)
+	out, err := t.requestToken(ctx, proving)
 	if watchword.CodeOf(err) == watchword.ProofRequired && t.Prover != nil && !proving {
 		proving = true
 		t.mu.Lock()
-		t.proving = true
+		t.bindsTokens = true
 		t.mu.Unlock()
-		out, err = t.ask(ctx, proving)
+		out, err = t.requestToken(ctx, proving)
 	}
 	if err != nil {
 		return "", false, err
@@ -180,18 +180,18 @@ func (t *Tokens) fetch(ctx context.Context) (token string, bound bool, err error
 	if dropped == t.dropped {
 		t.token, t.bound = out.Token, proving
 		life := max(time.Duration(min(out.In, maxLife))*time.Second*4/5, time.Second)
-		t.until = t.Now().Round(0).Add(life) // by the wall clock: a machine that slept has an old token
+		t.refreshAt = t.Now().Round(0).Add(life) // by the wall clock: a machine that slept has an old token
 	}
 	return out.Token, proving, nil
 }
 
-type issued struct {
+type tokenResponse struct {
 	Token string `json:"access_token"`
 	Type  string `json:"token_type"`
 	In    int64  `json:"expires_in"`
 }
 
-func (t *Tokens) ask(ctx context.Context, proving bool) (out issued, err error) {
+func (t *Tokens) requestToken(ctx context.Context, proving bool) (out tokenResponse, err error) {
 	assertion, err := t.Sign()
 	if err != nil {
 		return out, err
@@ -201,7 +201,7 @@ func (t *Tokens) ask(ctx context.Context, proving bool) (out issued, err error) 
 		"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
 		"client_assertion":      {assertion},
 	}
-	r := Request{Method: http.MethodPost, Path: t.Path, Type: "application/x-www-form-urlencoded", Body: []byte(form.Encode()), Max: maxGrant}
+	r := Request{Method: http.MethodPost, Path: t.Path, Type: "application/x-www-form-urlencoded", Body: []byte(form.Encode()), Max: maxTokenResponse}
 	if proving {
 		r.Prover = t.Prover
 	}

@@ -20,14 +20,14 @@ type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 func Transport(c *tls.Config, dial Dial) *http.Transport {
 	t := &http.Transport{
 		TLSClientConfig: c, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: time.Minute,
-		ResponseHeaderTimeout: exchangeTime + maxWait, MaxResponseHeaderBytes: maxHeader,
+		ResponseHeaderTimeout: exchangeTimeout + maxWait, MaxResponseHeaderBytes: maxHeader,
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}
 	if dial != nil {
 		t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, err := dial(ctx, network, address)
 			if err != nil {
-				err = dialing{err}
+				err = dialError{err}
 			}
 			return c, err
 		}
@@ -35,22 +35,22 @@ func Transport(c *tls.Config, dial Dial) *http.Transport {
 	return t
 }
 
-// dialing is an error of a dial function, whose words are not the peer's.
-type dialing struct{ error }
+// dialError is an error of a dial function, whose words are not the peer's.
+type dialError struct{ error }
 
 // Unwrap returns what the dialer returned.
-func (d dialing) Unwrap() error { return d.error }
+func (d dialError) Unwrap() error { return d.error }
 
-// Once makes t use each connection for one exchange over HTTP/1.1, and returns it: for
+// WithoutKeepAlive makes t use each connection for one exchange over HTTP/1.1, and returns it: for
 // peers that are asked once.
-func Once(t *http.Transport) *http.Transport {
+func WithoutKeepAlive(t *http.Transport) *http.Transport {
 	t.DisableKeepAlives, t.ForceAttemptHTTP2 = true, false
 	return t
 }
 
-// Bounded returns a round tripper that others made, nil for the default one, with the
+// WithHeaderLimit returns a round tripper that others made, nil for the default one, with the
 // bound of response headers where it has none.
-func Bounded(rt http.RoundTripper) http.RoundTripper {
+func WithHeaderLimit(rt http.RoundTripper) http.RoundTripper {
 	if rt == nil {
 		rt = http.DefaultTransport
 	}
@@ -63,8 +63,8 @@ func Bounded(rt http.RoundTripper) http.RoundTripper {
 	return t
 }
 
-// Plain returns an HTTP client over rt that follows no redirect, which keeps it from
+// WithoutRedirects returns an HTTP client over rt that follows no redirect, which keeps it from
 // carrying a token to another address.
-func Plain(rt http.RoundTripper) *http.Client {
+func WithoutRedirects(rt http.RoundTripper) *http.Client {
 	return &http.Client{Transport: rt, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }

@@ -19,122 +19,122 @@ import (
 // A schema that applies to itself on the same value never ends, and is refused; one that refers to itself on the values
 // below it (a tree) is followed as deep as a value may be.
 
-// work is steps as a linear function of the number of values.
-type work struct {
-	fixed, each float64
-	height      int // schemas within each other that apply to the same value
+// cost is steps as a linear function of the number of values.
+type cost struct {
+	fixed, perValue float64
+	height          int // schemas within each other that apply to the same value
 }
 
-func (w work) steps() float64 { return w.fixed + w.each*maxNodes }
+func (w cost) steps() float64 { return w.fixed + w.perValue*maxNodes }
 
-func (w *work) add(o work) { w.fixed += o.fixed; w.each += o.each }
+func (w *cost) add(o cost) { w.fixed += o.fixed; w.perValue += o.perValue }
 
-// many adds o for each of any number of values below.
-func (w *work) many(o work) { w.each += o.fixed + o.each }
+// addPerValue adds o for each of any number of values below.
+func (w *cost) addPerValue(o cost) { w.perValue += o.fixed + o.perValue }
 
-// budget goes through one compiled schema.
-type budget struct {
-	known map[visit]work
-	under map[visit]bool // being looked at: whoever comes here again applies to itself
-	sized map[*jsonschema.Schema]bool
-	size  int
+// costBudget goes through one compiled schema.
+type costBudget struct {
+	costs      map[costKey]cost
+	inProgress map[costKey]bool // being looked at: whoever comes here again applies to itself
+	sized      map[*jsonschema.Schema]bool
+	size       int
 }
 
-type visit struct {
+type costKey struct {
 	schema *jsonschema.Schema
 	depth  int // levels that the value can have
 }
 
-func newBudget() *budget {
-	return &budget{known: map[visit]work{}, under: map[visit]bool{}, sized: map[*jsonschema.Schema]bool{}}
+func newBudget() *costBudget {
+	return &costBudget{costs: map[costKey]cost{}, inProgress: map[costKey]bool{}, sized: map[*jsonschema.Schema]bool{}}
 }
 
 // The weights of what a step does beside, in steps.
 const (
-	perMember    = 1. / 100 // of an object that is gone through, as each schema does
-	perUnseen    = 1. / 8   // of unevaluatedProperties and -Items, which note each member
-	perUnique    = 10       // items up to twenty are compared each with each
-	perName      = 1. / 16  // in required and the like
-	perEnum      = 1. / 16  // value in enum or const
-	perEqual     = 1.       // number there: they are compared exactly
-	perNumber    = 1.       // bound on a number
-	perPattern   = 1. / 16  // instruction and value of two bytes
-	schemaMemory = 1536     // bytes
+	memberCost      = 1. / 100 // of an object that is gone through, as each schema does
+	unevaluatedCost = 1. / 8   // of unevaluatedProperties and -Items, which note each member
+	uniqueItemCost  = 10       // items up to twenty are compared each with each
+	nameCost        = 1. / 16  // in required and the like
+	enumCost        = 1. / 16  // value in enum or const
+	equalCost       = 1.       // number there: they are compared exactly
+	numberCost      = 1.       // bound on a number
+	patternCost     = 1. / 16  // instruction and value of two bytes
+	schemaMemory    = 1536     // bytes
 )
 
-// of returns the most work of s on a value of so many levels. Code: bad_request, with where.
-func (b *budget) of(s *jsonschema.Schema, depth int) (work, error) {
-	v := visit{s, depth}
-	if w, ok := b.known[v]; ok {
+// costOf returns the most work of s on a value of so many levels. Code: bad_request, with where.
+func (b *costBudget) costOf(s *jsonschema.Schema, depth int) (cost, error) {
+	v := costKey{s, depth}
+	if w, ok := b.costs[v]; ok {
 		return w, nil
 	}
-	here := pointer(s)
+	here := schemaPointer(s)
 	switch {
 	case !strings.HasPrefix(s.Location, url+"#"):
-		return work{}, bad(errOther, "refers to another document: %s", clip(s.Location))
-	case b.under[v]:
-		return work{}, at(here, "the schema applies to itself on the same value")
+		return cost{}, badSchema(errOther, "refers to another document: %s", clip(s.Location))
+	case b.inProgress[v]:
+		return cost{}, badSchemaAt(here, "the schema applies to itself on the same value")
 	case s.Format != nil && s.Format.Name == "regex":
-		return work{}, at(here, "the format regex of this draft is not supported")
+		return cost{}, badSchemaAt(here, "the format regex of this draft is not supported")
 	}
-	b.weigh(s)
-	b.under[v] = true
-	defer delete(b.under, v)
-	w := local(s)
-	for _, same := range inPlaceOf(s) {
-		below, err := b.of(same, depth)
+	b.countSize(s)
+	b.inProgress[v] = true
+	defer delete(b.inProgress, v)
+	w := localCost(s)
+	for _, same := range sameValueSchemas(s) {
+		below, err := b.costOf(same, depth)
 		if err != nil {
-			return work{}, err
+			return cost{}, err
 		}
 		w.add(below)
 		w.height = max(w.height, 1+below.height)
 	}
 	if w.height > maxInPlace {
-		return work{}, at(here, "more than %d schemas within each other apply to the same value", maxInPlace)
+		return cost{}, badSchemaAt(here, "more than %d schemas within each other apply to the same value", maxInPlace)
 	}
 	if depth > 0 {
 		if err := b.members(&w, s, depth-1); err != nil {
-			return work{}, err
+			return cost{}, err
 		}
 	}
 	if s.PropertyNames != nil { // on strings
-		names, err := b.of(s.PropertyNames, 0)
+		names, err := b.costOf(s.PropertyNames, 0)
 		if err != nil {
-			return work{}, err
+			return cost{}, err
 		}
-		w.many(names)
+		w.addPerValue(names)
 	}
 	if w.steps() > MaxSteps {
-		return work{}, at(here, "this could take %.0f steps on a value of %d bytes, and may take %d", w.steps(), MaxBytes, MaxSteps)
+		return cost{}, badSchemaAt(here, "this could take %.0f steps on a value of %d bytes, and may take %d", w.steps(), MaxBytes, MaxSteps)
 	}
-	b.known[v] = w
+	b.costs[v] = w
 	return w, nil
 }
 
 // members adds what s does with the values below.
-func (b *budget) members(w *work, s *jsonschema.Schema, depth int) error {
-	var once work // of properties and prefixItems
-	for _, below := range onceOf(s) {
-		o, err := b.of(below, depth)
+func (b *costBudget) members(w *cost, s *jsonschema.Schema, depth int) error {
+	var once cost // of properties and prefixItems
+	for _, below := range oneValueSchemas(s) {
+		o, err := b.costOf(below, depth)
 		if err != nil {
 			return err
 		}
 		once.fixed += o.fixed
-		once.each = max(once.each, o.each)
+		once.perValue = max(once.perValue, o.perValue)
 	}
 	w.add(once)
-	for _, below := range manyOf(s) {
-		o, err := b.of(below, depth)
+	for _, below := range manyValueSchemas(s) {
+		o, err := b.costOf(below, depth)
 		if err != nil {
 			return err
 		}
-		w.many(o)
+		w.addPerValue(o)
 	}
 	return nil
 }
 
-// weigh counts the memory of a schema once.
-func (b *budget) weigh(s *jsonschema.Schema) {
+// countSize counts the memory of a schema once.
+func (b *costBudget) countSize(s *jsonschema.Schema) {
 	if b.sized[s] {
 		return
 	}
@@ -148,72 +148,72 @@ func (b *budget) weigh(s *jsonschema.Schema) {
 	}
 }
 
-// local is what s does itself with one value, and with each value in it.
-func local(s *jsonschema.Schema) work {
+// localCost is what s does itself with one value, and with each value in it.
+func localCost(s *jsonschema.Schema) cost {
 	if s.Bool != nil {
-		return work{fixed: 1}
+		return cost{fixed: 1}
 	}
-	w := work{fixed: 1, each: perMember}
-	w.fixed += perName * float64(len(s.Required))
+	w := cost{fixed: 1, perValue: memberCost}
+	w.fixed += nameCost * float64(len(s.Required))
 	for _, names := range s.DependentRequired {
-		w.fixed += perName * float64(1+len(names))
+		w.fixed += nameCost * float64(1+len(names))
 	}
 	for _, d := range s.Dependencies {
-		w.fixed += perName
+		w.fixed += nameCost
 		if names, ok := d.([]string); ok {
-			w.fixed += perName * float64(len(names))
+			w.fixed += nameCost * float64(len(names))
 		}
 	}
-	w.fixed += perName * float64(len(s.DependentSchemas))
+	w.fixed += nameCost * float64(len(s.DependentSchemas))
 	if s.Enum != nil {
 		for _, v := range s.Enum.Values {
-			w.fixed += equal(v)
+			w.fixed += equalityCost(v)
 		}
 	}
 	if s.Const != nil {
-		w.fixed += equal(*s.Const)
+		w.fixed += equalityCost(*s.Const)
 	}
 	for _, there := range []bool{s.Maximum != nil, s.Minimum != nil, s.ExclusiveMaximum != nil, s.ExclusiveMinimum != nil, s.MultipleOf != nil, s.Types != nil} {
 		if there {
-			w.fixed += perNumber
+			w.fixed += numberCost
 		}
 	}
 	if s.UnevaluatedItems != nil || s.UnevaluatedProperties != nil {
 		// Each schema on the same value below notes the members too.
-		w.each += perUnseen * (1 + float64(unseen(s, map[*jsonschema.Schema]int{})))
+		w.perValue += unevaluatedCost * (1 + float64(countUnevaluated(s, map[*jsonschema.Schema]int{})))
 	}
 	if s.UniqueItems {
-		w.each += perUnique
+		w.perValue += uniqueItemCost
 	}
 	if s.MinLength != nil || s.MaxLength != nil || s.Format != nil {
-		w.each += perMember
+		w.perValue += memberCost
 	}
 	if s.Pattern != nil {
-		w.each += perPattern * float64(s.Pattern.(pattern).program)
+		w.perValue += patternCost * float64(s.Pattern.(pattern).program)
 	}
 	for re := range s.PatternProperties {
-		w.each += perPattern * float64(re.(pattern).program)
+		w.perValue += patternCost * float64(re.(pattern).program)
 	}
 	return w
 }
 
-// unseen counts the schemas that apply to the same value within s, each as often as it does. It ends where [budget.of]
+// countUnevaluated counts the schemas that apply to the same value within s, each as often as it does. It ends where [costBudget.costOf]
 // would refuse.
-func unseen(s *jsonschema.Schema, known map[*jsonschema.Schema]int) int {
+func countUnevaluated(s *jsonschema.Schema, known map[*jsonschema.Schema]int) int {
 	if n, ok := known[s]; ok {
 		return n
 	}
 	known[s] = MaxSteps // for one that applies to itself
 	n := 0
-	for _, same := range inPlaceOf(s) {
-		n = min(n+1+unseen(same, known), MaxSteps)
+	for _, same := range sameValueSchemas(s) {
+		n = min(n+1+countUnevaluated(same, known), MaxSteps)
 	}
 	known[s] = n
 	return n
 }
 
-// inPlaceOf are the schemas that apply to the same value.
-func inPlaceOf(s *jsonschema.Schema) []*jsonschema.Schema {
+// sameValueSchemas are the schemas that apply to the same value.
+func sameValueSchemas(s *jsonschema.Schema) []*jsonschema.Schema {
 	out := []*jsonschema.Schema{s.Ref, s.Not, s.If, s.Then, s.Else}
 	out = append(append(append(out, s.AllOf...), s.AnyOf...), s.OneOf...)
 	for _, d := range s.DependentSchemas {
@@ -224,11 +224,11 @@ func inPlaceOf(s *jsonschema.Schema) []*jsonschema.Schema {
 			out = append(out, d)
 		}
 	}
-	return present(out)
+	return withoutNil(out)
 }
 
-// onceOf are the schemas of which each applies to one of the values below.
-func onceOf(s *jsonschema.Schema) []*jsonschema.Schema {
+// oneValueSchemas are the schemas of which each applies to one of the values below.
+func oneValueSchemas(s *jsonschema.Schema) []*jsonschema.Schema {
 	var out []*jsonschema.Schema
 	for _, p := range s.Properties {
 		out = append(out, p)
@@ -237,11 +237,11 @@ func onceOf(s *jsonschema.Schema) []*jsonschema.Schema {
 	if items, ok := s.Items.([]*jsonschema.Schema); ok {
 		out = append(out, items...)
 	}
-	return present(out)
+	return withoutNil(out)
 }
 
-// manyOf are the schemas that apply to any number of the values below.
-func manyOf(s *jsonschema.Schema) []*jsonschema.Schema {
+// manyValueSchemas are the schemas that apply to any number of the values below.
+func manyValueSchemas(s *jsonschema.Schema) []*jsonschema.Schema {
 	out := []*jsonschema.Schema{s.Items2020, s.Contains, s.UnevaluatedItems, s.UnevaluatedProperties}
 	for _, p := range s.PatternProperties {
 		out = append(out, p)
@@ -251,10 +251,10 @@ func manyOf(s *jsonschema.Schema) []*jsonschema.Schema {
 			out = append(out, one)
 		}
 	}
-	return present(out)
+	return withoutNil(out)
 }
 
-func present(list []*jsonschema.Schema) []*jsonschema.Schema {
+func withoutNil(list []*jsonschema.Schema) []*jsonschema.Schema {
 	out := list[:0]
 	for _, s := range list {
 		if s != nil {
@@ -264,26 +264,26 @@ func present(list []*jsonschema.Schema) []*jsonschema.Schema {
 	return out
 }
 
-// equal is what it takes to compare a value with v.
-func equal(v any) float64 {
-	w := perEnum
+// equalityCost is what it takes to compare a value with v.
+func equalityCost(v any) float64 {
+	w := enumCost
 	switch v := v.(type) {
 	case json.Number:
-		w = perEqual
+		w = equalCost
 	case map[string]any:
 		for _, below := range v {
-			w += equal(below)
+			w += equalityCost(below)
 		}
 	case []any:
 		for _, below := range v {
-			w += equal(below)
+			w += equalityCost(below)
 		}
 	}
 	return w
 }
 
-// pointer is where s stands in its document.
-func pointer(s *jsonschema.Schema) string {
+// schemaPointer is where s stands in its document.
+func schemaPointer(s *jsonschema.Schema) string {
 	_, p, _ := strings.Cut(s.Location, "#")
 	return p
 }

@@ -9,9 +9,9 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// engine compiles the regular expressions of one schema, those that are small. Go's take linear time in the value (RE2),
+// regexpEngine compiles the regular expressions of one schema, those that are small. Go's take linear time in the value (RE2),
 // but counted repetitions make programs of any size out of few characters.
-type engine struct{ err error }
+type regexpEngine struct{ err error }
 
 // tooLarge are the errors of a pattern that is one, and too large.
 var tooLarge = []syntax.ErrorCode{syntax.ErrLarge, syntax.ErrInvalidRepeatSize, syntax.ErrNestingDepth}
@@ -22,11 +22,11 @@ type pattern struct {
 	program int
 }
 
-func (e *engine) compile(s string) (jsonschema.Regexp, error) {
+func (e *regexpEngine) compile(s string) (jsonschema.Regexp, error) {
 	p, err := compilePattern(s)
 	if err != nil {
 		if large, ok := errors.AsType[*syntax.Error](err); ok && e.err == nil && slices.Contains(tooLarge, large.Code) {
-			e.err = bad(errors.Join(ErrBounds, err), "has a pattern over the bounds: %d bytes, %d instructions with its repetitions written out", maxPattern, maxProgram)
+			e.err = badSchema(errors.Join(ErrBounds, err), "has a pattern over the bounds: %d bytes, %d instructions with its repetitions written out", maxPattern, maxProgram)
 		}
 		return nil, err
 	}
@@ -41,7 +41,7 @@ func compilePattern(s string) (pattern, error) {
 	if err != nil {
 		return pattern{}, err
 	}
-	n := program(parsed)
+	n := programSize(parsed)
 	if n > maxProgram {
 		return pattern{}, &syntax.Error{Code: syntax.ErrLarge, Expr: s[:min(32, len(s))]}
 	}
@@ -49,9 +49,9 @@ func compilePattern(s string) (pattern, error) {
 	return pattern{re, n}, err
 }
 
-// program is about how many instructions a regular expression has once its repetitions are written out, which
+// programSize is about how many instructions a regular expression has once its repetitions are written out, which
 // regexp.Compile does.
-func program(re *syntax.Regexp) int {
+func programSize(re *syntax.Regexp) int {
 	n := 1
 	switch re.Op {
 	case syntax.OpLiteral:
@@ -60,7 +60,7 @@ func program(re *syntax.Regexp) int {
 		n = 1 + len(re.Rune)/16 // ranges are searched through
 	}
 	for _, sub := range re.Sub {
-		n += program(sub)
+		n += programSize(sub)
 		if n > maxProgram {
 			return maxProgram + 1
 		}

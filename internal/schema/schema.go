@@ -72,28 +72,28 @@ func Compile(source []byte) (*Schema, error) {
 	}
 	doc, err := Parse(source)
 	if err != nil {
-		return nil, bad(err, "is no JSON Schema")
+		return nil, badSchema(err, "is no JSON Schema")
 	}
-	var t text
+	var t textCounts
 	if err := t.check("", doc, 1); err != nil {
 		return nil, err
 	}
-	e := &engine{}
+	e := &regexpEngine{}
 	c := jsonschema.NewCompiler()
 	c.UseLoader(noLoader{})
 	c.UseRegexpEngine(e.compile)
 	if err := c.AddResource(url, doc); err != nil {
-		return nil, bad(err, "is no JSON Schema")
+		return nil, badSchema(err, "is no JSON Schema")
 	}
 	compiled, err := c.Compile(url)
 	if err != nil {
 		if e.err != nil {
 			return nil, e.err
 		}
-		return nil, bad(err, "is no JSON Schema")
+		return nil, badSchema(err, "is no JSON Schema")
 	}
 	b := newBudget()
-	total, err := b.of(compiled, maxDepth)
+	total, err := b.costOf(compiled, maxDepth)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func Compile(source []byte) (*Schema, error) {
 // or [ErrValue] for a value beyond the bounds.
 func (s *Schema) Validate(v any) error {
 	left := MaxBytes
-	if !within(v, maxDepth, &left) {
+	if !withinBounds(v, maxDepth, &left) {
 		return ErrValue
 	}
 	return s.compiled.Validate(v)
@@ -117,32 +117,32 @@ var ErrValue = errors.New("the value is too large, or a number in it is")
 // ErrBounds is in the chain of the error about a schema that is one, and is over the bounds.
 var ErrBounds = errors.New("over the bounds of schemas")
 
-// within reports whether v has at most depth levels, and at most *left bytes, which it counts down.
-func within(v any, depth int, left *int) bool {
+// withinBounds reports whether v has at most depth levels, and at most *left bytes, which it counts down.
+func withinBounds(v any, depth int, left *int) bool {
 	*left -= 2
 	switch v := v.(type) {
 	case map[string]any:
 		for name, below := range v {
-			if *left -= len(name); depth == 0 || !within(below, depth-1, left) {
+			if *left -= len(name); depth == 0 || !withinBounds(below, depth-1, left) {
 				return false
 			}
 		}
 	case []any:
 		for _, below := range v {
-			if depth == 0 || !within(below, depth-1, left) {
+			if depth == 0 || !withinBounds(below, depth-1, left) {
 				return false
 			}
 		}
 	case string:
 		*left -= len(v)
 	case json.Number:
-		return number(string(v)) && *left >= 0
+		return isQuickNumber(string(v)) && *left >= 0
 	}
 	return *left >= 0
 }
 
-// number reports whether n is one that is quick to calculate with: the library does so exactly, whatever the exponent.
-func number(n string) bool {
+// isQuickNumber reports whether n is one that is quick to calculate with: the library does so exactly, whatever the exponent.
+func isQuickNumber(n string) bool {
 	if len(n) > maxNumber {
 		return false
 	}
@@ -161,12 +161,12 @@ func number(n string) bool {
 	return e <= maxExponent
 }
 
-func bad(cause error, format string, a ...any) error {
+func badSchema(cause error, format string, a ...any) error {
 	return &watchword.Error{Code: watchword.BadRequest, Field: "schema", Detail: fmt.Sprintf(format, a...), Err: cause}
 }
 
-// at is bad with where in the schema: a JSON pointer (RFC 6901), clipped.
-func at(pointer, format string, a ...any) error {
+// badSchemaAt is bad with where in the schema: a JSON pointer (RFC 6901), clipped.
+func badSchemaAt(pointer, format string, a ...any) error {
 	const most = 200
 	if pointer == "" {
 		pointer = "/"
@@ -174,40 +174,40 @@ func at(pointer, format string, a ...any) error {
 	if len(pointer) > most {
 		pointer = pointer[:most] + "…"
 	}
-	return bad(ErrBounds, "at %s: %s", pointer, fmt.Sprintf(format, a...))
+	return badSchema(ErrBounds, "at %s: %s", pointer, fmt.Sprintf(format, a...))
 }
 
-// text counts what a schema's JSON has before the library reads it, whose work and memory grow with the square of some of it.
-type text struct{ nodes, objects, refs int }
+// textCounts counts what a schema's JSON has before the library reads it, whose work and memory grow with the square of some of it.
+type textCounts struct{ nodes, objects, refs int }
 
 // unsupported are keywords that are not evaluated within the budget: which schema they lead to depends on the way there.
 var unsupported = []string{"$dynamicRef", "$recursiveRef"}
 
-func (t *text) check(pointer string, v any, depth int) error {
+func (t *textCounts) check(pointer string, v any, depth int) error {
 	if t.nodes++; t.nodes > maxTextNodes {
-		return at(pointer, "a schema may have %d values", maxTextNodes)
+		return badSchemaAt(pointer, "a schema may have %d values", maxTextNodes)
 	}
 	if depth > maxTextDepth {
-		return at(pointer, "a schema may be %d deep", maxTextDepth)
+		return badSchemaAt(pointer, "a schema may be %d deep", maxTextDepth)
 	}
 	switch v := v.(type) {
 	case map[string]any:
 		if t.objects++; t.objects > maxObjects {
-			return at(pointer, "a schema may have %d objects", maxObjects)
+			return badSchemaAt(pointer, "a schema may have %d objects", maxObjects)
 		}
 		for _, keyword := range unsupported {
 			if _, ok := v[keyword].(string); ok {
-				return at(pointer, "%s is not supported; use $ref", keyword)
+				return badSchemaAt(pointer, "%s is not supported; use $ref", keyword)
 			}
 		}
 		if _, ok := v["$ref"].(string); ok {
 			if t.refs++; t.refs > maxRefs {
-				return at(pointer, "a schema may have %d references", maxRefs)
+				return badSchemaAt(pointer, "a schema may have %d references", maxRefs)
 			}
 		}
 		for name, below := range v {
 			if len(name) > keyBytes {
-				return at(pointer, "a name may have %d bytes", keyBytes)
+				return badSchemaAt(pointer, "a name may have %d bytes", keyBytes)
 			}
 			if err := t.check(pointer+"/"+escape(name), below, depth+1); err != nil {
 				return err
@@ -222,13 +222,13 @@ func (t *text) check(pointer string, v any, depth int) error {
 	case bool:
 		t.objects++ // true and false are schemas too
 	case json.Number:
-		if !number(string(v)) {
-			return at(pointer, "a number may have %d characters, and an exponent up to %d", maxNumber, maxExponent)
+		if !isQuickNumber(string(v)) {
+			return badSchemaAt(pointer, "a number may have %d characters, and an exponent up to %d", maxNumber, maxExponent)
 		}
 	}
 	return nil
 }
 
-var escaping = strings.NewReplacer("~", "~0", "/", "~1")
+var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")
 
-func escape(name string) string { return escaping.Replace(name) }
+func escape(name string) string { return pointerEscaper.Replace(name) }

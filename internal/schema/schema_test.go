@@ -199,7 +199,7 @@ func TestAValueIsBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		if tc.value == strings.Repeat("[", 8)+strings.Repeat("]", 8) { // deep enough
-			if !within(v, maxDepth, new(int(MaxBytes))) {
+			if !withinBounds(v, maxDepth, new(int(MaxBytes))) {
 				t.Errorf("eight levels are too deep")
 			}
 			continue
@@ -223,7 +223,7 @@ func count(s *jsonschema.Schema, v *visits, seen map[*jsonschema.Schema]bool) {
 	}
 	seen[s] = true
 	s.Extensions = append(s.Extensions, v)
-	for _, list := range [][]*jsonschema.Schema{inPlaceOf(s), onceOf(s), manyOf(s), {s.PropertyNames}} {
+	for _, list := range [][]*jsonschema.Schema{sameValueSchemas(s), oneValueSchemas(s), manyValueSchemas(s), {s.PropertyNames}} {
 		for _, below := range list {
 			count(below, v, seen)
 		}
@@ -396,16 +396,16 @@ func BenchmarkWorst(b *testing.B) {
 					v, _ := Parse([]byte(value))
 					docs = append(docs, v)
 				}
-				var most time.Duration // of CPU
+				var limit time.Duration // of CPU
 				for b.Loop() {
 					for _, v := range docs {
 						begun := cpu()
 						_ = s.Validate(v)
-						most = max(most, cpu()-begun)
+						limit = max(limit, cpu()-begun)
 					}
 				}
-				b.ReportMetric(float64(most.Nanoseconds())/float64(s.Steps()), "ns/step")
-				b.ReportMetric(float64(most.Milliseconds()), "ms-worst")
+				b.ReportMetric(float64(limit.Nanoseconds())/float64(s.Steps()), "ns/step")
+				b.ReportMetric(float64(limit.Milliseconds()), "ms-worst")
 			})
 		})
 	}

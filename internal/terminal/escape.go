@@ -7,26 +7,26 @@ import (
 	"unicode/utf8"
 )
 
-// mode is what a text may hold, beside what prints.
-type mode int
+// textMode is what a text may hold, beside what prints.
+type textMode int
 
 const (
-	field    mode = iota // nothing: it stands in a line, or in a cell of a table
-	document             // line breaks and tabs
-	jsonText             // likewise; what is escaped stays the same JSON (RFC 8259 §7)
+	modeField    textMode = iota // nothing: it stands in a line, or in a cell of a table
+	modeDocument                 // line breaks and tabs
+	modeJSON                     // likewise; what is escaped stays the same JSON (RFC 8259 §7)
 )
 
 // Escape returns s as it may stand in a line: control characters (C0, DEL, C1), marks that turn the direction of text, format
 // characters, spaces but the usual one and others that show nothing (Unicode categories C and Z,
 // Default_Ignorable_Code_Point but the variation selectors of emoji) are written as in JSON, \u001b, and bytes that are no UTF-8 as \x9b. It does not escape backslashes: the
 // result is to be read, not to be parsed.
-func Escape(s string) string { return escape(s, field) }
+func Escape(s string) string { return escape(s, modeField) }
 
-func escape(s string, m mode) string {
+func escape(s string, m textMode) string {
 	clean := true
 	for i := 0; i < len(s) && clean; {
 		r, n := utf8.DecodeRuneInString(s[i:])
-		clean, i = prints(r, n, m), i+n
+		clean, i = printable(r, n, m), i+n
 	}
 	if clean {
 		return s
@@ -35,16 +35,16 @@ func escape(s string, m mode) string {
 	for i := 0; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
 		switch part := s[i : i+n]; {
-		case prints(r, n, m):
+		case printable(r, n, m):
 			out.WriteString(part)
-		case r == utf8.RuneError && n == 1 && m == jsonText:
+		case r == utf8.RuneError && n == 1 && m == modeJSON:
 			out.WriteString(`\ufffd`)
 		case r == utf8.RuneError && n == 1:
 			fmt.Fprintf(&out, `\x%02x`, s[i])
-		case r == '\r' && (m == jsonText || m == document && strings.HasPrefix(s[i+1:], "\n")): // white space in JSON, and half of a line break
-		case r == '\n' && m == field:
+		case r == '\r' && (m == modeJSON || m == modeDocument && strings.HasPrefix(s[i+1:], "\n")): // white space in JSON, and half of a line break
+		case r == '\n' && m == modeField:
 			out.WriteString(`\n`)
-		case r == '\t' && m == field:
+		case r == '\t' && m == modeField:
 			out.WriteString(`\t`)
 		case r == '\r':
 			out.WriteString(`\r`)
@@ -58,13 +58,13 @@ func escape(s string, m mode) string {
 	return out.String()
 }
 
-// prints reports whether a rune of n bytes may stand as it is.
-func prints(r rune, n int, m mode) bool {
+// printable reports whether a rune of n bytes may stand as it is.
+func printable(r rune, n int, m textMode) bool {
 	switch {
 	case r >= 0x20 && r < 0x7f:
 		return true
 	case r == '\n', r == '\t':
-		return m != field
+		return m != modeField
 	case r == utf8.RuneError && n == 1: // no UTF-8
 		return false
 	case r >= 0xfe00 && r <= 0xfe0f: // how an emoji is drawn

@@ -15,15 +15,17 @@ type format string
 
 // Writer prints to one stream. Whatever way is used, what others filled in is escaped. It is safe for concurrent use.
 type Writer struct {
-	mu    sync.Mutex
-	to    io.Writer
-	shows bool
-	width int   // characters of a line of the terminal
-	err   error // the first that to gave
+	mu       sync.Mutex
+	to       io.Writer
+	terminal bool
+	width    int   // characters of a line of the terminal
+	err      error // the first that to gave
 }
 
 // New returns a Writer to a stream; shows says that a terminal shows it.
-func New(to io.Writer, shows bool) *Writer { return &Writer{to: to, shows: shows, width: DefaultWidth} }
+func New(to io.Writer, shows bool) *Writer {
+	return &Writer{to: to, terminal: shows, width: DefaultWidth}
+}
 
 // SetWidth sets how many characters a line of the terminal has; less than 20 means [DefaultWidth]. Call it before the first print.
 func (w *Writer) SetWidth(characters int) *Writer {
@@ -33,23 +35,23 @@ func (w *Writer) SetWidth(characters int) *Writer {
 	return w
 }
 
-// Shows reports whether a terminal shows what is printed.
-func (w *Writer) Shows() bool { return w.shows }
+// IsTerminal reports whether a terminal shows what is printed.
+func (w *Writer) IsTerminal() bool { return w.terminal }
 
 // Printf prints a constant format of fields, as [fmt.Printf] does. Each field is escaped, as [Escape] says: the format alone
 // breaks lines, separates cells and colours. An error is that of [Writer.Err].
 func (w *Writer) Printf(text format, fields ...any) {
 	for i, f := range fields {
-		fields[i] = escaped{f}
+		fields[i] = escapedField{f}
 	}
 	w.put(fmt.Appendf(nil, string(text), fields...))
 }
 
-// escaped is a field that prints itself escaped, whatever its verb.
-type escaped struct{ v any }
+// escapedField is a field that prints itself escaped, whatever its verb.
+type escapedField struct{ v any }
 
 // Format is that of [fmt.Formatter].
-func (e escaped) Format(s fmt.State, verb rune) {
+func (e escapedField) Format(s fmt.State, verb rune) {
 	_, _ = io.WriteString(s, Escape(fmt.Sprintf(fmt.FormatString(s, verb), e.v))) // s is a buffer
 }
 
@@ -68,12 +70,12 @@ func (w *Writer) Line(fields ...string) {
 // Write prints a document: lines of a text that others wrote as a whole, as a library's usage or a log. Its line breaks and
 // tabs stand. It implements [io.Writer].
 func (w *Writer) Write(p []byte) (int, error) {
-	w.put([]byte(escape(string(p), document)))
+	w.put([]byte(escape(string(p), modeDocument)))
 	return len(p), w.Err()
 }
 
 // Document prints what Write prints.
-func (w *Writer) Document(text string) { w.put([]byte(escape(text, document))) }
+func (w *Writer) Document(text string) { w.put([]byte(escape(text, modeDocument))) }
 
 // JSON prints v as JSON, in one line or indented. What is no character to see stands as \u escapes, which are the same JSON.
 func (w *Writer) JSON(v any, indented bool) error {
@@ -86,14 +88,14 @@ func (w *Writer) JSON(v any, indented bool) error {
 	if err := enc.Encode(v); err != nil {
 		return err
 	}
-	w.put([]byte(escape(out.String(), jsonText)))
+	w.put([]byte(escape(out.String(), modeJSON)))
 	return w.Err()
 }
 
 // Data returns where bytes go that a program may read: as they are where no terminal shows them, else as a document. The
 // caller writes what it has whole, or in pieces that end with a line.
 func (w *Writer) Data() io.Writer {
-	if w.shows {
+	if w.terminal {
 		return w
 	}
 	return rawWriter{w}
@@ -125,13 +127,13 @@ func (s *jsonStream) Write(p []byte) (int, error) {
 			break
 		}
 	}
-	s.w.put([]byte(escape(string(b[:whole]), jsonText)))
+	s.w.put([]byte(escape(string(b[:whole]), modeJSON)))
 	s.tail = append([]byte(nil), b[whole:]...)
 	return len(p), s.w.Err()
 }
 
 func (s *jsonStream) Close() error {
-	s.w.put([]byte(escape(string(s.tail), jsonText)))
+	s.w.put([]byte(escape(string(s.tail), modeJSON)))
 	s.tail = nil
 	return s.w.Err()
 }
@@ -139,9 +141,9 @@ func (s *jsonStream) Close() error {
 // Table calls f with a Writer whose lines have cells between tabs, and prints them in columns. On a terminal, lines that are
 // longer than its width ([Writer.SetWidth]) are wrapped column by column.
 func (w *Writer) Table(f func(*Writer)) error {
-	if w.shows {
+	if w.terminal {
 		var cells bytes.Buffer
-		inner := New(&cells, w.shows)
+		inner := New(&cells, w.terminal)
 		f(inner)
 		if err := inner.Err(); err != nil {
 			return err
@@ -150,7 +152,7 @@ func (w *Writer) Table(f func(*Writer)) error {
 		return w.Err()
 	}
 	t := tabwriter.NewWriter(rawWriter{w}, 0, 4, 2, ' ', 0)
-	inner := New(t, w.shows)
+	inner := New(t, w.terminal)
 	f(inner)
 	if err := inner.Err(); err != nil {
 		return err

@@ -35,7 +35,7 @@ func (r *reader) connect() *Connect {
 	name := r.text()
 	c.Version = Version(r.byte())
 	if r.err == nil && (name != "MQTT" || c.Version != V311 && c.Version != V5) {
-		r.fail(BadVersion, "neither MQTT 3.1.1 nor 5.0")
+		r.fail(UnsupportedProtocolVersion, "neither MQTT 3.1.1 nor 5.0")
 	}
 	r.v = c.Version
 	f := r.byte()
@@ -44,13 +44,13 @@ func (r *reader) connect() *Connect {
 	switch {
 	case r.err != nil:
 	case f&1 != 0:
-		r.fail(Malformed, "the reserved flag is set")
+		r.fail(MalformedPacket, "the reserved flag is set")
 	case willQoS == 3:
-		r.fail(Malformed, "a will with QoS 3")
+		r.fail(MalformedPacket, "a will with QoS 3")
 	case !hasWill && (willQoS != 0 || willRetain):
-		r.fail(Malformed, "flags of a will without a will")
+		r.fail(MalformedPacket, "flags of a will without a will")
 	case c.Version == V311 && c.HasPass && !c.HasUser:
-		r.fail(Malformed, "a password without a user name")
+		r.fail(MalformedPacket, "a password without a user name")
 	}
 	c.KeepAlive = r.uint16()
 	c.Properties = r.properties(CONNECT)
@@ -60,7 +60,7 @@ func (r *reader) connect() *Connect {
 		c.Will.Properties = r.properties(will)
 		c.Will.Topic = r.topic()
 		if r.err == nil && c.Will.Topic == "" {
-			r.fail(BadTopic, "a will without a topic")
+			r.fail(TopicNameInvalid, "a will without a topic")
 		}
 		c.Will.Payload = r.binary()
 	}
@@ -111,9 +111,9 @@ func (r *reader) connack() *Connack {
 	switch {
 	case r.err != nil:
 	case f > 1:
-		r.fail(Malformed, "reserved flags are set")
-	case r.v == V311 && c.Code > 5, r.v == V5 && mayCarry[c.Code]&(1<<CONNACK) == 0:
-		r.fail(Malformed, "a reason code that does not belong into this packet")
+		r.fail(MalformedPacket, "reserved flags are set")
+	case r.v == V311 && c.Code > 5, r.v == V5 && allowedIn[c.Code]&(1<<CONNACK) == 0:
+		r.fail(MalformedPacket, "a reason code that does not belong into this packet")
 	case c.SessionPresent && c.Code != Success:
 		r.fail(ProtocolError, "a session that is present in a refusal")
 	}
@@ -139,13 +139,13 @@ func (*Disconnect) flags() byte { return 0 }
 func (r *reader) disconnect() *Disconnect {
 	d := &Disconnect{}
 	if r.v == V5 {
-		d.Reason, d.Properties = r.ending(DISCONNECT)
+		d.Reason, d.Properties = r.readEnding(DISCONNECT)
 	}
 	return d
 }
 
 func (d *Disconnect) body(out []byte, v Version) []byte {
-	return ending(out, v, d.Reason, &d.Properties)
+	return appendEnding(out, v, d.Reason, &d.Properties)
 }
 
 // Auth carries an exchange of enhanced authentication (§3.15); version 5 alone.
@@ -162,41 +162,43 @@ func (*Auth) flags() byte { return 0 }
 func (r *reader) auth() *Auth {
 	a := &Auth{}
 	if r.v != V5 {
-		r.fail(Malformed, "there is no AUTH in this version")
+		r.fail(MalformedPacket, "there is no AUTH in this version")
 		return a
 	}
-	a.Reason, a.Properties = r.ending(AUTH)
+	a.Reason, a.Properties = r.readEnding(AUTH)
 	return a
 }
 
-func (a *Auth) body(out []byte, v Version) []byte { return ending(out, v, a.Reason, &a.Properties) }
+func (a *Auth) body(out []byte, v Version) []byte {
+	return appendEnding(out, v, a.Reason, &a.Properties)
+}
 
-// ending reads a reason and properties that may both be left out.
-func (r *reader) ending(t Type) (why Reason, p Properties) {
+// readEnding reads a reason and properties that may both be left out.
+func (r *reader) readEnding(t Type) (reason Reason, p Properties) {
 	if r.err != nil || len(r.b) == 0 {
 		return Success, p
 	}
-	why = Reason(r.byte())
-	if mayCarry[why]&(1<<t) == 0 {
-		r.fail(Malformed, "a reason code that does not belong into this packet")
+	reason = Reason(r.byte())
+	if allowedIn[reason]&(1<<t) == 0 {
+		r.fail(MalformedPacket, "a reason code that does not belong into this packet")
 	}
 	if r.err == nil && len(r.b) > 0 {
 		p = r.properties(t)
 	}
-	return why, p
+	return reason, p
 }
 
-// ending leaves out what may be left out.
-func ending(out []byte, v Version, why Reason, p *Properties) []byte {
+// appendEnding leaves out what may be left out.
+func appendEnding(out []byte, v Version, reason Reason, p *Properties) []byte {
 	if v != V5 {
 		return out
 	}
 	props := p.append(nil, v)
 	if len(props) > 1 {
-		return append(append(out, byte(why)), props...)
+		return append(append(out, byte(reason)), props...)
 	}
-	if why != Success {
-		return append(out, byte(why))
+	if reason != Success {
+		return append(out, byte(reason))
 	}
 	return out
 }

@@ -63,12 +63,12 @@ type Packet interface {
 type Error struct {
 	Reason Reason
 	Type   Type
-	What   string
+	Detail string
 }
 
 // Error says what was wrong, and where.
 func (e *Error) Error() string {
-	return fmt.Sprintf("%s: %s (0x%02X)", e.Type, e.What, byte(e.Reason))
+	return fmt.Sprintf("%s: %s (0x%02X)", e.Type, e.Detail, byte(e.Reason))
 }
 
 // MaxSize is the longest packet that the format allows: 256 MiB and its header.
@@ -85,14 +85,14 @@ func Frame(b []byte, max int) (first byte, body []byte, n int, err error) {
 	first = b[0]
 	length, used, err := varint(b[1:])
 	if err != nil {
-		return 0, nil, 0, &Error{Malformed, Type(first >> 4), err.Error()}
+		return 0, nil, 0, &Error{MalformedPacket, Type(first >> 4), err.Error()}
 	}
 	if used == 0 {
 		return 0, nil, 0, nil
 	}
 	n = 1 + used + int(length)
 	if n > max {
-		return 0, nil, 0, &Error{TooLarge, Type(first >> 4), fmt.Sprintf("%d bytes, and %d are the most", n, max)}
+		return 0, nil, 0, &Error{PacketTooLarge, Type(first >> 4), fmt.Sprintf("%d bytes, and %d are the most", n, max)}
 	}
 	if len(b) < n {
 		return 0, nil, 0, nil
@@ -100,9 +100,9 @@ func Frame(b []byte, max int) (first byte, body []byte, n int, err error) {
 	return first, b[1+used : n], n, nil
 }
 
-// Need returns how many bytes the first packet of b takes, of which b holds only
+// NeededBytes returns how many bytes the first packet of b takes, of which b holds only
 // the beginning; 0 where not even that can be said yet.
-func Need(b []byte) int {
+func NeededBytes(b []byte) int {
 	if len(b) < 2 {
 		return 0
 	}
@@ -162,13 +162,13 @@ func Parse(first byte, body []byte, v Version) (Packet, error) {
 	case AUTH:
 		p = r.auth()
 	default:
-		return nil, &Error{Malformed, t, "no such type"}
+		return nil, &Error{MalformedPacket, t, "no such type"}
 	}
 	if r.err == nil && t != PUBLISH && first&15 != p.flags() {
-		r.fail(Malformed, "the flags of the fixed header are reserved")
+		r.fail(MalformedPacket, "the flags of the fixed header are reserved")
 	}
 	if r.err == nil && len(r.b) > 0 {
-		r.fail(Malformed, "bytes after its end")
+		r.fail(MalformedPacket, "bytes after its end")
 	}
 	if r.err != nil {
 		r.err.Type = t

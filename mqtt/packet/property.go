@@ -12,37 +12,37 @@ type Property byte
 
 // The properties.
 const (
-	PayloadFormat          Property = 0x01
-	MessageExpiry          Property = 0x02
-	ContentType            Property = 0x03
-	ResponseTopic          Property = 0x08
-	CorrelationData        Property = 0x09
-	SubscriptionIdentifier Property = 0x0B
-	SessionExpiry          Property = 0x11
-	AssignedClientID       Property = 0x12
-	ServerKeepAlive        Property = 0x13
-	AuthMethod             Property = 0x15
-	AuthData               Property = 0x16
-	RequestProblem         Property = 0x17
-	WillDelay              Property = 0x18
-	RequestResponse        Property = 0x19
-	ResponseInformation    Property = 0x1A
-	ServerReference        Property = 0x1C
-	ReasonString           Property = 0x1F
-	ReceiveMaximum         Property = 0x21
-	TopicAliasMaximum      Property = 0x22
-	TopicAlias             Property = 0x23
-	MaximumQoS             Property = 0x24
-	RetainAvailable        Property = 0x25
-	UserProperty           Property = 0x26
-	MaximumPacketSize      Property = 0x27
-	WildcardAvailable      Property = 0x28
-	SubscriptionIDs        Property = 0x29 // whether they are available
-	SharedAvailable        Property = 0x2A
+	PayloadFormatIndicator           Property = 0x01
+	MessageExpiryInterval            Property = 0x02
+	ContentType                      Property = 0x03
+	ResponseTopic                    Property = 0x08
+	CorrelationData                  Property = 0x09
+	SubscriptionIdentifier           Property = 0x0B
+	SessionExpiryInterval            Property = 0x11
+	AssignedClientIdentifier         Property = 0x12
+	ServerKeepAlive                  Property = 0x13
+	AuthenticationMethod             Property = 0x15
+	AuthenticationData               Property = 0x16
+	RequestProblemInformation        Property = 0x17
+	WillDelayInterval                Property = 0x18
+	RequestResponseInformation       Property = 0x19
+	ResponseInformation              Property = 0x1A
+	ServerReference                  Property = 0x1C
+	ReasonString                     Property = 0x1F
+	ReceiveMaximum                   Property = 0x21
+	TopicAliasMaximum                Property = 0x22
+	TopicAlias                       Property = 0x23
+	MaximumQoS                       Property = 0x24
+	RetainAvailable                  Property = 0x25
+	UserProperty                     Property = 0x26
+	MaximumPacketSize                Property = 0x27
+	WildcardSubscriptionAvailable    Property = 0x28
+	SubscriptionIdentifiersAvailable Property = 0x29 // whether they are available
+	SharedSubscriptionAvailable      Property = 0x2A
 )
 
-// Pair is a user property: a name and a value, which may stand more than once.
-type Pair struct{ Name, Value string }
+// UserProp is a user property: a name and a value, which may stand more than once.
+type UserProp struct{ Name, Value string }
 
 // Properties is what a packet of version 5 carries beside. The zero value has
 // none; version 3.1.1 drops them.
@@ -52,7 +52,7 @@ type Properties struct {
 	data    map[Property][]byte
 
 	// User is the user properties in their order.
-	User []Pair
+	User []UserProp
 	// Subscriptions is the subscription identifiers of a PUBLISH.
 	Subscriptions []uint32
 }
@@ -91,9 +91,9 @@ func (p *Properties) SetText(id Property, s string) {
 	p.texts[id] = s
 }
 
-// Unexplain takes from an answer what it could do without: its reason string and its user
+// StripExplanation takes from an answer what it could do without: its reason string and its user
 // properties.
-func Unexplain(p Packet) {
+func StripExplanation(p Packet) {
 	var ps *Properties
 	switch p := p.(type) {
 	case *Connack:
@@ -125,60 +125,60 @@ func (p *Properties) SetData(id Property, b []byte) {
 
 // The forms of a property's value.
 const (
-	formFlag   = iota + 1 // a byte, 0 or 1
-	formUint16            // two bytes
-	formNot0              // two bytes, not 0
-	formUint32            // four bytes
-	formSize              // four bytes, not 0
-	formVarint            // a variable byte integer, not 0
+	formFlag          = iota + 1 // a byte, 0 or 1
+	formUint16                   // two bytes
+	formUint16NonZero            // two bytes, not 0
+	formUint32                   // four bytes
+	formUint32NonZero            // four bytes, not 0
+	formVarint                   // a variable byte integer, not 0
 	formText
 	formTopic // a string without wildcards
 	formData
-	formPair
+	formUserProperty
 )
 
 // will stands in for the will properties of CONNECT, which have no type of their own.
 const will Type = 0
 
-// known is what each property looks like and where it may stand (table 2-4).
-var known = [0x2B]struct {
+// propertyTable is what each property looks like and where it may stand (table 2-4).
+var propertyTable = [0x2B]struct {
 	form byte
 	in   uint16
 }{
-	PayloadFormat:          {formFlag, set(PUBLISH, will)},
-	MessageExpiry:          {formUint32, set(PUBLISH, will)},
-	ContentType:            {formText, set(PUBLISH, will)},
-	ResponseTopic:          {formTopic, set(PUBLISH, will)},
-	CorrelationData:        {formData, set(PUBLISH, will)},
-	SubscriptionIdentifier: {formVarint, set(PUBLISH, SUBSCRIBE)},
-	SessionExpiry:          {formUint32, set(CONNECT, CONNACK, DISCONNECT)},
-	AssignedClientID:       {formText, set(CONNACK)},
-	ServerKeepAlive:        {formUint16, set(CONNACK)},
-	AuthMethod:             {formText, set(CONNECT, CONNACK, AUTH)},
-	AuthData:               {formData, set(CONNECT, CONNACK, AUTH)},
-	RequestProblem:         {formFlag, set(CONNECT)},
-	WillDelay:              {formUint32, set(will)},
-	RequestResponse:        {formFlag, set(CONNECT)},
-	ResponseInformation:    {formText, set(CONNACK)},
-	ServerReference:        {formText, set(CONNACK, DISCONNECT)},
-	ReasonString:           {formText, set(CONNACK, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, DISCONNECT, AUTH)},
-	ReceiveMaximum:         {formNot0, set(CONNECT, CONNACK)},
-	TopicAliasMaximum:      {formUint16, set(CONNECT, CONNACK)},
-	TopicAlias:             {formNot0, set(PUBLISH)},
-	MaximumQoS:             {formFlag, set(CONNACK)},
-	RetainAvailable:        {formFlag, set(CONNACK)},
-	UserProperty: {formPair, set(CONNECT, CONNACK, PUBLISH, will, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK,
+	PayloadFormatIndicator:     {formFlag, set(PUBLISH, will)},
+	MessageExpiryInterval:      {formUint32, set(PUBLISH, will)},
+	ContentType:                {formText, set(PUBLISH, will)},
+	ResponseTopic:              {formTopic, set(PUBLISH, will)},
+	CorrelationData:            {formData, set(PUBLISH, will)},
+	SubscriptionIdentifier:     {formVarint, set(PUBLISH, SUBSCRIBE)},
+	SessionExpiryInterval:      {formUint32, set(CONNECT, CONNACK, DISCONNECT)},
+	AssignedClientIdentifier:   {formText, set(CONNACK)},
+	ServerKeepAlive:            {formUint16, set(CONNACK)},
+	AuthenticationMethod:       {formText, set(CONNECT, CONNACK, AUTH)},
+	AuthenticationData:         {formData, set(CONNECT, CONNACK, AUTH)},
+	RequestProblemInformation:  {formFlag, set(CONNECT)},
+	WillDelayInterval:          {formUint32, set(will)},
+	RequestResponseInformation: {formFlag, set(CONNECT)},
+	ResponseInformation:        {formText, set(CONNACK)},
+	ServerReference:            {formText, set(CONNACK, DISCONNECT)},
+	ReasonString:               {formText, set(CONNACK, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, DISCONNECT, AUTH)},
+	ReceiveMaximum:             {formUint16NonZero, set(CONNECT, CONNACK)},
+	TopicAliasMaximum:          {formUint16, set(CONNECT, CONNACK)},
+	TopicAlias:                 {formUint16NonZero, set(PUBLISH)},
+	MaximumQoS:                 {formFlag, set(CONNACK)},
+	RetainAvailable:            {formFlag, set(CONNACK)},
+	UserProperty: {formUserProperty, set(CONNECT, CONNACK, PUBLISH, will, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK,
 		DISCONNECT, AUTH)},
-	MaximumPacketSize: {formSize, set(CONNECT, CONNACK)},
-	WildcardAvailable: {formFlag, set(CONNACK)},
-	SubscriptionIDs:   {formFlag, set(CONNACK)},
-	SharedAvailable:   {formFlag, set(CONNACK)},
+	MaximumPacketSize:                {formUint32NonZero, set(CONNECT, CONNACK)},
+	WildcardSubscriptionAvailable:    {formFlag, set(CONNACK)},
+	SubscriptionIdentifiersAvailable: {formFlag, set(CONNACK)},
+	SharedSubscriptionAvailable:      {formFlag, set(CONNACK)},
 }
 
 // The bounds of what may stand more than once.
 const (
-	maxPairs         = 64
-	maxSubscriptions = 64
+	maxUserProperties          = 64
+	maxSubscriptionIdentifiers = 64
 )
 
 // properties reads the properties of a packet of type t; none in version 3.1.1.
@@ -188,7 +188,7 @@ func (r *reader) properties(t Type) (p Properties) {
 	}
 	n := int(r.varint())
 	if r.err == nil && n > len(r.b) {
-		r.fail(Malformed, "properties that end too late")
+		r.fail(MalformedPacket, "properties that end too late")
 	}
 	if r.err != nil {
 		return p
@@ -198,40 +198,40 @@ func (r *reader) properties(t Type) (p Properties) {
 		inner.property(&p, t)
 	}
 	if inner.err == nil && p.data != nil {
-		if _, has := p.texts[AuthMethod]; p.data[AuthData] != nil && !has {
+		if _, has := p.texts[AuthenticationMethod]; p.data[AuthenticationData] != nil && !has {
 			inner.fail(ProtocolError, "authentication data without a method")
 		}
 	}
 	if inner.err != nil {
-		r.fail(inner.err.Reason, inner.err.What)
+		r.fail(inner.err.Reason, inner.err.Detail)
 	}
 	return p
 }
 
 func (r *reader) property(p *Properties, t Type) {
 	raw := r.varint()
-	if r.err == nil && (raw >= uint32(len(known)) || known[raw].form == 0) {
-		r.fail(Malformed, "an unknown property")
+	if r.err == nil && (raw >= uint32(len(propertyTable)) || propertyTable[raw].form == 0) {
+		r.fail(MalformedPacket, "an unknown property")
 	}
 	if r.err != nil {
 		return
 	}
-	id, k := Property(raw), known[raw]
+	id, k := Property(raw), propertyTable[raw]
 	if k.in&(1<<t) == 0 {
-		r.fail(Malformed, "a property that does not belong into this packet")
+		r.fail(MalformedPacket, "a property that does not belong into this packet")
 		return
 	}
-	if p.has(id) && k.form != formPair && !(id == SubscriptionIdentifier && t == PUBLISH) {
+	if p.has(id) && k.form != formUserProperty && !(id == SubscriptionIdentifier && t == PUBLISH) {
 		r.fail(ProtocolError, "a property twice")
 		return
 	}
 	switch k.form {
-	case formPair:
-		if len(p.User) >= maxPairs {
+	case formUserProperty:
+		if len(p.User) >= maxUserProperties {
 			r.fail(QuotaExceeded, "too many user properties")
 			return
 		}
-		p.User = append(p.User, Pair{r.text(), r.text()})
+		p.User = append(p.User, UserProp{r.text(), r.text()})
 	case formText:
 		p.SetText(id, r.text())
 	case formTopic:
@@ -243,7 +243,7 @@ func (r *reader) property(p *Properties, t Type) {
 		if r.err == nil && n == 0 {
 			r.fail(ProtocolError, "subscription identifier 0")
 		}
-		if len(p.Subscriptions) >= maxSubscriptions {
+		if len(p.Subscriptions) >= maxSubscriptionIdentifiers {
 			r.fail(QuotaExceeded, "too many subscription identifiers")
 			return
 		}
@@ -258,12 +258,12 @@ func (r *reader) number(p *Properties, id Property, form byte) {
 	switch form {
 	case formFlag:
 		n = uint32(r.byte())
-	case formUint16, formNot0:
+	case formUint16, formUint16NonZero:
 		n = uint32(r.uint16())
 	default:
 		n = r.uint32()
 	}
-	if r.err == nil && (form == formFlag && n > 1 || (form == formNot0 || form == formSize) && n == 0) {
+	if r.err == nil && (form == formFlag && n > 1 || (form == formUint16NonZero || form == formUint32NonZero) && n == 0) {
 		r.fail(ProtocolError, "a property with a value that it may not have")
 	}
 	p.SetNumber(id, n)
@@ -278,7 +278,7 @@ func (p *Properties) Empty() bool {
 // §3.3.2.3), nil if there are none. It shares nothing with what p was read from.
 func (p *Properties) Forwarded() *Properties {
 	out := &Properties{User: p.User}
-	for _, id := range []Property{PayloadFormat, MessageExpiry} {
+	for _, id := range []Property{PayloadFormatIndicator, MessageExpiryInterval} {
 		if n, ok := p.numbers[id]; ok {
 			out.SetNumber(id, n)
 		}
@@ -340,15 +340,15 @@ func (p *Properties) append(out []byte, v Version) []byte {
 		return append(out, 0)
 	}
 	var inner []byte
-	for id := range Property(len(known)) {
-		inner = p.one(inner, id)
+	for id := range Property(len(propertyTable)) {
+		inner = p.appendOne(inner, id)
 	}
 	return append(appendVarint(out, uint32(len(inner))), inner...)
 }
 
-func (p *Properties) one(out []byte, id Property) []byte {
-	switch known[id].form {
-	case formPair:
+func (p *Properties) appendOne(out []byte, id Property) []byte {
+	switch propertyTable[id].form {
+	case formUserProperty:
 		for _, u := range p.User {
 			out = appendText(appendText(append(out, byte(id)), u.Name), u.Value)
 		}
@@ -368,11 +368,11 @@ func (p *Properties) one(out []byte, id Property) []byte {
 		if n, ok := p.numbers[id]; ok {
 			out = append(out, byte(id), byte(n))
 		}
-	case formUint16, formNot0:
+	case formUint16, formUint16NonZero:
 		if n, ok := p.numbers[id]; ok {
 			out = binary.BigEndian.AppendUint16(append(out, byte(id)), uint16(n))
 		}
-	case formUint32, formSize:
+	case formUint32, formUint32NonZero:
 		if n, ok := p.numbers[id]; ok {
 			out = binary.BigEndian.AppendUint32(append(out, byte(id)), n)
 		}

@@ -37,9 +37,9 @@ func (r *reader) publish(p *Publish, flags byte) *Publish {
 	*p = Publish{Retain: flags&1 != 0, QoS: flags >> 1 & 3, Dup: flags&8 != 0}
 	switch {
 	case p.QoS == 3:
-		r.fail(Malformed, "QoS 3")
+		r.fail(MalformedPacket, "QoS 3")
 	case p.Dup && p.QoS == 0:
-		r.fail(Malformed, "a duplicate with QoS 0")
+		r.fail(MalformedPacket, "a duplicate with QoS 0")
 	}
 	if n := 2 + len(last); last != "" && len(r.b) >= n && int(r.b[0])<<8|int(r.b[1]) == len(last) && string(r.b[2:n]) == last {
 		p.Topic, r.b = last, r.b[n:]
@@ -54,7 +54,7 @@ func (r *reader) publish(p *Publish, flags byte) *Publish {
 		if r.v == V5 {
 			r.fail(ProtocolError, "neither topic nor alias")
 		} else {
-			r.fail(BadTopic, "an empty topic")
+			r.fail(TopicNameInvalid, "an empty topic")
 		}
 	}
 	if r.err == nil {
@@ -87,11 +87,11 @@ func (a *Ack) flags() byte { return bit(a.Kind == PUBREL, 1) }
 func (r *reader) ack(t Type) *Ack {
 	a := &Ack{Kind: t, ID: r.packetID()}
 	if r.v == V5 {
-		a.Reason, a.Properties = r.ending(t)
+		a.Reason, a.Properties = r.readEnding(t)
 	}
 	return a
 }
 
 func (a *Ack) body(out []byte, v Version) []byte {
-	return ending(binary.BigEndian.AppendUint16(out, a.ID), v, a.Reason, &a.Properties)
+	return appendEnding(binary.BigEndian.AppendUint16(out, a.ID), v, a.Reason, &a.Properties)
 }

@@ -41,13 +41,13 @@ func (r *reader) subscribe() *Subscribe {
 		switch {
 		case r.err != nil:
 		case f.QoS == 3, o&0xC0 != 0, r.v == V311 && o > 2:
-			r.fail(Malformed, "reserved options of a subscription")
+			r.fail(MalformedPacket, "reserved options of a subscription")
 		case f.RetainHandling == 3:
 			r.fail(ProtocolError, "retain handling 3")
 		case f.NoLocal && strings.HasPrefix(f.Topic, "$share/"):
 			r.fail(ProtocolError, "no local on a shared subscription")
 		case f.Topic == "":
-			r.fail(BadFilter, "an empty filter")
+			r.fail(TopicFilterInvalid, "an empty filter")
 		case len(s.Filters) >= maxFilters:
 			r.fail(QuotaExceeded, "too many filters")
 		}
@@ -94,7 +94,7 @@ func (r *reader) suback() *Suback {
 // codes reads the rest as reason codes, at least one.
 func (r *reader) codes(t Type) []Reason {
 	if r.err == nil && len(r.b) == 0 {
-		r.fail(Malformed, "no reason code")
+		r.fail(MalformedPacket, "no reason code")
 	}
 	if r.err == nil && len(r.b) > maxFilters {
 		r.fail(QuotaExceeded, "too many reason codes")
@@ -102,8 +102,8 @@ func (r *reader) codes(t Type) []Reason {
 	out := make([]Reason, 0, len(r.b))
 	for r.err == nil && len(r.b) > 0 {
 		c := Reason(r.byte())
-		if mayCarry[c]&(1<<t) == 0 || r.v == V311 && c > 2 && c != Unspecified {
-			r.fail(Malformed, "a reason code that does not belong into this packet")
+		if allowedIn[c]&(1<<t) == 0 || r.v == V311 && c > 2 && c != UnspecifiedError {
+			r.fail(MalformedPacket, "a reason code that does not belong into this packet")
 		}
 		out = append(out, c)
 	}
@@ -141,7 +141,7 @@ func (r *reader) unsubscribe() *Unsubscribe {
 		switch {
 		case r.err != nil:
 		case f == "":
-			r.fail(BadFilter, "an empty filter")
+			r.fail(TopicFilterInvalid, "an empty filter")
 		case len(u.Filters) >= maxFilters:
 			r.fail(QuotaExceeded, "too many filters")
 		}

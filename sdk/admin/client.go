@@ -40,7 +40,7 @@ type Options struct {
 
 // Client asks the management API. It is safe for concurrent use.
 type Client struct {
-	o      Options
+	opts   Options
 	signer *jose.Signer
 	rest   *rest.Client
 	tokens *rest.Tokens
@@ -76,7 +76,7 @@ func New(o Options) (*Client, error) {
 		}
 	}
 	tr := rest.Transport(conf, dial)
-	c := &Client{o: o, signer: s}
+	c := &Client{opts: o, signer: s}
 	c.tokens = &rest.Tokens{
 		Client: rest.New(o.URL, tr, nil), Path: "/oauth/token", Now: o.Now,
 		Sign: func() (string, error) {
@@ -110,20 +110,20 @@ func Local(dir string) (*Client, error) {
 		Operator watchword.SubjectID `json:"operator"`
 	}
 	if err := json.Unmarshal(b, &place); err != nil {
-		return nil, watchword.Because(err, watchword.ConfigInvalid, "%s is damaged", filepath.Join(dir, "server.json"))
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "%s is damaged", filepath.Join(dir, "server.json"))
 	}
-	o := Options{URL: place.URL, Issuer: place.Issuer, Subject: place.Operator, Dial: local(place.HTTPS)}
+	o := Options{URL: place.URL, Issuer: place.Issuer, Subject: place.Operator, Dial: localAddress(place.HTTPS)}
 	if place.CA != "" {
 		if o.CA, err = durable.ReadTrusted(place.CA, mostCA); err != nil {
 			if watchword.CodeOf(err) == watchword.FileUntrusted {
 				return nil, err
 			}
-			return nil, watchword.Because(err, watchword.ConfigInvalid, "the authority's certificate %s cannot be read", place.CA)
+			return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the authority's certificate %s cannot be read", place.CA)
 		}
 	}
 	jwk, err := durable.ReadPrivate(filepath.Join(dir, "operator.jwk"))
 	if err != nil {
-		return nil, watchword.Because(err, watchword.CodeOf(err), "the operator's key cannot be read: %s", err)
+		return nil, watchword.Wrap(err, watchword.CodeOf(err), "the operator's key cannot be read: %s", err)
 	}
 	if o.Key, err = jose.ParsePrivateJWK(jwk, jose.ForSigning); err != nil {
 		return nil, err
@@ -131,9 +131,9 @@ func Local(dir string) (*Client, error) {
 	return New(o)
 }
 
-// local is how an address that a server listens on is reached from its own
+// localAddress is how an address that a server listens on is reached from its own
 // machine: the name that it has for the others may mean nothing here.
-func local(listens string) string {
+func localAddress(listens string) string {
 	a, err := netip.ParseAddrPort(listens)
 	if err != nil || !a.Addr().IsUnspecified() {
 		return listens
@@ -142,13 +142,13 @@ func local(listens string) string {
 }
 
 // URL returns the server's address.
-func (c *Client) URL() string { return c.o.URL }
+func (c *Client) URL() string { return c.opts.URL }
 
 // Issuer returns the issuer identifier, which assertions must name.
-func (c *Client) Issuer() string { return c.o.Issuer }
+func (c *Client) Issuer() string { return c.opts.Issuer }
 
 // Subject returns as whom the client asks.
-func (c *Client) Subject() watchword.SubjectID { return c.o.Subject }
+func (c *Client) Subject() watchword.SubjectID { return c.opts.Subject }
 
 // Tokens returns where the client has its tokens from.
 func (c *Client) Tokens() *rest.Tokens { return c.tokens }
@@ -183,12 +183,12 @@ func list[P, T any](ctx context.Context, c *Client, path string, q url.Values, i
 
 // pages follows the pages of a list: one may be empty, and have a next one.
 type pages struct {
-	pace rest.Pace
+	pace rest.PollPace
 	last string
 }
 
 func newPages() *pages {
-	return &pages{pace: rest.Pace{Least: 10 * time.Millisecond, Most: time.Second}}
+	return &pages{pace: rest.PollPace{Least: 10 * time.Millisecond, Most: time.Second}}
 }
 
 // next returns when the page of a token may be asked for: at once after a page with

@@ -16,15 +16,15 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Order is a command to be sent. Args is one JSON object, nil for none; TTL 0
+// CommandOrder is a command to be sent. Args is one JSON object, nil for none; TTL 0
 // means 120 s. It is signed by the client's own key: the device and the log
 // then have more than the server's word for who ordered.
-type Order struct {
-	Device   watchword.SubjectID
-	Function string
-	Args     json.RawMessage
-	TTL      time.Duration
-	Wait     time.Duration // for the receipt, at most 60 s; 0 does not wait
+type CommandOrder struct {
+	Device      watchword.SubjectID
+	Function    string
+	Args        json.RawMessage
+	TTL         time.Duration
+	WaitReceipt time.Duration // for the receipt, at most 60 s; 0 does not wait
 }
 
 // DefaultTTL is how long a command may be begun unless told otherwise.
@@ -33,7 +33,7 @@ const DefaultTTL = 120 * time.Second
 // Send orders a command and returns it once it is stored, or, with Wait, once it
 // is final or the wait is over. Codes: bad_request, denied, not_found,
 // function_unknown, args_invalid, subject_revoked, busy.
-func (c *Client) Send(ctx context.Context, o Order) (out api.Command, err error) {
+func (c *Client) Send(ctx context.Context, o CommandOrder) (out api.Command, err error) {
 	if len(o.Args) == 0 {
 		o.Args = json.RawMessage("{}")
 	}
@@ -44,9 +44,9 @@ func (c *Client) Send(ctx context.Context, o Order) (out api.Command, err error)
 	if err := json.Compact(&compact, o.Args); err != nil {
 		return out, watchword.RefuseField("args", "is no JSON")
 	}
-	now := c.o.Now()
+	now := c.opts.Now()
 	signed, err := token.SignOrder(c.signer, token.Order{
-		By: c.o.Subject, Device: o.Device, Function: o.Function, ArgsHash: jose.Hash(compact.Bytes()), Issued: now, Expires: token.CommandEnd(now, o.TTL),
+		By: c.opts.Subject, Device: o.Device, Function: o.Function, ArgsHash: jose.Hash(compact.Bytes()), Issued: now, Expires: token.CommandExpiry(now, o.TTL),
 	})
 	if err != nil {
 		return out, err
@@ -57,7 +57,7 @@ func (c *Client) Send(ctx context.Context, o Order) (out api.Command, err error)
 		Method: http.MethodPost, Path: "/v1/commands", Type: "application/json", Body: body,
 		Header: map[string]string{"Idempotency-Key": watchword.NewNonce()},
 	}
-	r.Wait = o.Wait
+	r.Wait = o.WaitReceipt
 	_, err = c.rest.JSON(ctx, r, nil, &out)
 	return out, err
 }

@@ -26,12 +26,12 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, in
 // CreateDevice adds a device and returns its one-time link. ttl is the link's
 // life; 0 means 24 h. Codes: bad_request, conflict, token_too_large, denied.
 func (c *Client) CreateDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ttl time.Duration) (api.Device, error) {
-	return c.CreateProvingDevice(ctx, id, l, "", ttl)
+	return c.CreateDeviceWithProof(ctx, id, l, "", ttl)
 }
 
-// CreateProvingDevice is CreateDevice for a device that gets nothing without a proof
+// CreateDeviceWithProof is CreateDevice for a device that gets nothing without a proof
 // of its key, where proof is [watchword.RequireProof].
-func (c *Client) CreateProvingDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, proof string, ttl time.Duration) (d api.Device, err error) {
+func (c *Client) CreateDeviceWithProof(ctx context.Context, id watchword.SubjectID, l watchword.Labels, proof string, ttl time.Duration) (d api.Device, err error) {
 	in := api.CreateDeviceRequest{ID: string(id), Labels: l, Proof: proof}
 	if ttl > 0 {
 		in.TTL = ttl.String()
@@ -145,7 +145,7 @@ func (c *Client) Sessions(ctx context.Context, device watchword.SubjectID) ([]ap
 // AllSessions returns the live sessions on the node that answers, and those that MQTT
 // clients left behind, of one device or of all with an empty name.
 func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([]api.Session, []api.OfflineSession, error) {
-	live, away := []api.Session{}, []api.OfflineSession{}
+	live, offline := []api.Session{}, []api.OfflineSession{}
 	q := url.Values{"page_size": {"500"}}
 	if device != "" {
 		q.Set("device", string(device))
@@ -163,14 +163,14 @@ func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([
 			live = append(live, s)
 		}
 		for _, s := range page.Offline {
-			if n := len(away); n > 0 && away[n-1].MQTT.Client == s.MQTT.Client {
-				away[n-1].MQTT.Subscriptions = append(away[n-1].MQTT.Subscriptions, s.MQTT.Subscriptions...)
+			if n := len(offline); n > 0 && offline[n-1].MQTT.Client == s.MQTT.Client {
+				offline[n-1].MQTT.Subscriptions = append(offline[n-1].MQTT.Subscriptions, s.MQTT.Subscriptions...)
 				continue
 			}
-			away = append(away, s)
+			offline = append(offline, s)
 		}
 		if page.NextPageToken == "" {
-			return live, away, nil
+			return live, offline, nil
 		}
 		if err := pages.next(ctx, page.NextPageToken, len(page.Sessions)+len(page.Offline)); err != nil {
 			return nil, nil, err

@@ -14,8 +14,8 @@ import (
 	"github.com/watchword-iot/watchword/internal/sse"
 )
 
-// WatchGaps is [Client.Watch] that calls gap for what was missed, before the events that came after it.
-func (c *Client) WatchGaps(ctx context.Context, device watchword.SubjectID, stream string, opened func(), gap func(api.EventGap), f func(api.Event) error) error {
+// WatchWithGaps is [Client.Watch] that calls gap for what was missed, before the events that came after it.
+func (c *Client) WatchWithGaps(ctx context.Context, device watchword.SubjectID, stream string, opened func(), gap func(api.EventGap), f func(api.Event) error) error {
 	return c.watch(ctx, device, stream, opened, gap, f)
 }
 
@@ -34,7 +34,7 @@ func (c *Client) watch(ctx context.Context, device watchword.SubjectID, stream s
 	if stream != "" {
 		q.Set("stream", stream)
 	}
-	return c.follow(ctx, "/v1/events", q, opened, map[string]func([]byte) error{
+	return c.stream(ctx, "/v1/events", q, opened, map[string]func([]byte) error{
 		"event": func(data []byte) error {
 			var v api.Event
 			if err := json.Unmarshal(data, &v); err != nil {
@@ -53,8 +53,8 @@ func (c *Client) watch(ctx context.Context, device watchword.SubjectID, stream s
 	})
 }
 
-// follow reads a stream, which is refreshed with new tokens while it lasts.
-func (c *Client) follow(ctx context.Context, path string, q url.Values, opened func(), on map[string]func(data []byte) error) error {
+// stream reads a stream, which is refreshed with new tokens while it lasts.
+func (c *Client) stream(ctx context.Context, path string, q url.Values, opened func(), on map[string]func(data []byte) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	res, err := c.rest.Stream(ctx, rest.Request{Method: http.MethodGet, Path: path, Query: q, Header: map[string]string{"Accept": "text/event-stream"}})
@@ -63,8 +63,8 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 	}
 	defer res.Close()
 	r := sse.NewReader(res)
-	keeping := func() {} // ends the keeping of the session that was named last
-	defer func() { keeping() }()
+	refreshing := func() {} // ends the keeping of the session that was named last
+	defer func() { refreshing() }()
 	for {
 		e, err := r.Next()
 		switch {
@@ -75,7 +75,7 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 		case watchword.CodeOf(err) == watchword.Unavailable:
 			return err
 		case err != nil:
-			return watchword.Because(err, watchword.Unavailable, "the stream broke")
+			return watchword.Wrap(err, watchword.Unavailable, "the stream broke")
 		}
 		switch e.Name {
 		case "session":
@@ -83,8 +83,8 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 			if err := json.Unmarshal([]byte(e.Data), &s); err != nil {
 				return err
 			}
-			keeping() // one at a time, however many the server names
-			keeping = c.startKeeping(ctx, s.Session, s.ExpiresAt)
+			refreshing() // one at a time, however many the server names
+			refreshing = c.startRefreshing(ctx, s.Session, s.ExpiresAt)
 			if opened != nil {
 				opened()
 			}
@@ -104,18 +104,18 @@ func (c *Client) follow(ctx context.Context, path string, q url.Values, opened f
 	}
 }
 
-// startKeeping keeps a session until ctx ends or stop is called.
-func (c *Client) startKeeping(ctx context.Context, id watchword.SessionID, ends time.Time) (stop func()) {
+// startRefreshing keeps a session until ctx ends or stop is called.
+func (c *Client) startRefreshing(ctx context.Context, id watchword.SessionID, ends time.Time) (stop func()) {
 	ctx, stop = context.WithCancel(ctx)
-	go c.keep(ctx, id, ends)
+	go c.refreshUntil(ctx, id, ends)
 	return stop
 }
 
-// keep refreshes a session before its token ends, until ctx does. Where that
+// refreshUntil refreshes a session before its token ends, until ctx does. Where that
 // fails the stream's own end says why.
-func (c *Client) keep(ctx context.Context, id watchword.SessionID, ends time.Time) {
+func (c *Client) refreshUntil(ctx context.Context, id watchword.SessionID, ends time.Time) {
 	for {
-		t := time.NewTimer(max(ends.Sub(c.o.Now())*4/5, time.Second))
+		t := time.NewTimer(max(ends.Sub(c.opts.Now())*4/5, time.Second))
 		select {
 		case <-t.C:
 		case <-ctx.Done():

@@ -54,7 +54,7 @@ func (h *hostile) times(route string) int {
 func against(f func(r *http.Request) (int, io.Reader)) (*Client, *hostile) {
 	h := &hostile{asked: map[string]int{}, h: f}
 	tokens := &rest.Tokens{Client: rest.New("https://hub.test", h, nil), Path: "/oauth/token", Now: time.Now, Sign: func() (string, error) { return "assertion", nil }}
-	return &Client{o: Options{Now: time.Now}, tokens: tokens, rest: rest.New("https://hub.test", h, tokens)}, h
+	return &Client{opts: Options{Now: time.Now}, tokens: tokens, rest: rest.New("https://hub.test", h, tokens)}, h
 }
 
 // silentAfter says what it has, and then nothing for a month.
@@ -87,7 +87,7 @@ var lists = map[string]func(context.Context, *Client) error{
 
 // A list whose pages bring nothing is followed at a pace, and one that names the page before as the
 // next one is at its end.
-func TestAListWithoutEndHasAPace(t *testing.T) {
+func TestEndlessListIsPaced(t *testing.T) {
 	for name, list := range lists {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -208,7 +208,7 @@ func TestALineOfAnExportHasABound(t *testing.T) {
 }
 
 // Who waits for a command asks once a second, however fast the server answers that it is not over.
-func TestWaitingForACommandHasAPace(t *testing.T) {
+func TestAwaitIsPaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := against(func(*http.Request) (int, io.Reader) { return 200, strings.NewReader(`{"id":"cmd_1","state":"queued"}`) })
 		begun := time.Now()

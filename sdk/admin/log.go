@@ -91,7 +91,7 @@ func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]api.
 }
 
 // Entry returns one entry, whole. Code: not_found.
-func (c *Client) Entry(ctx context.Context, seq int64) (e api.EntryWhole, err error) {
+func (c *Client) Entry(ctx context.Context, seq int64) (e api.EntryDetail, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/audit/"+strconv.FormatInt(seq, 10), nil, nil, &e)
 	return e, err
 }
@@ -99,7 +99,7 @@ func (c *Client) Entry(ctx context.Context, seq int64) (e api.EntryWhole, err er
 // FollowLog calls f for each entry that q chooses as it is logged, from after
 // q.After (0: now) on, until ctx or the stream ends.
 func (c *Client) FollowLog(ctx context.Context, q LogQuery, opened func(), f func(api.Entry) error) error {
-	return c.follow(ctx, "/v1/audit", q.values(), opened, map[string]func([]byte) error{"entry": func(data []byte) error {
+	return c.stream(ctx, "/v1/audit", q.values(), opened, map[string]func([]byte) error{"entry": func(data []byte) error {
 		var e api.Entry
 		if err := json.Unmarshal(data, &e); err != nil {
 			return err
@@ -125,7 +125,7 @@ func (c *Client) ExportLog(ctx context.Context, q LogQuery, w io.Writer) error {
 		return err
 	})
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = watchword.Because(err, watchword.Unavailable, "the export broke off")
+		err = watchword.Wrap(err, watchword.Unavailable, "the export broke off")
 	}
 	return err
 }

@@ -30,7 +30,7 @@ func (c *Client) Retained(ctx context.Context, q RetainedQuery, f func(api.Retai
 }
 
 // RetainedMessage returns the retained message of a topic, with its payload. Code: not_found.
-func (c *Client) RetainedMessage(ctx context.Context, topic string) (m api.RetainedWhole, err error) {
+func (c *Client) RetainedMessage(ctx context.Context, topic string) (m api.RetainedDetail, err error) {
 	err = c.call(ctx, http.MethodGet, retainedPath(topic), nil, nil, &m)
 	return m, err
 }

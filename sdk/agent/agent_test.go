@@ -21,10 +21,10 @@ func run(t *testing.T, timeout time.Duration, script, args string) (any, error) 
 
 func runWith(ctx context.Context, r *runner, f Function, script, args string) (any, error) {
 	f.Name, f.Run = "f", []string{"/bin/sh", "-c", script}
-	return r.carryOut(ctx, f, &device.Command{ID: "cmd_1", Function: "f", By: "alice", Seq: 7, Raw: []byte(args)})
+	return r.execute(ctx, f, &device.Command{ID: "cmd_1", Function: "f", By: "alice", Seq: 7, Raw: []byte(args)})
 }
 
-func TestWhatAProgramSaysBecomesTheResult(t *testing.T) {
+func TestProgramOutputBecomesTheResult(t *testing.T) {
 	for _, tc := range []struct{ name, script, args, want string }{
 		{"JSON as it is", `cat`, `{"level":40}`, `{"level":40}`},
 		{"text as output", `echo hello`, `{}`, `{"output":"hello"}`},
@@ -45,7 +45,7 @@ func TestWhatAProgramSaysBecomesTheResult(t *testing.T) {
 	}
 }
 
-func TestHowAProgramFails(t *testing.T) {
+func TestProgramFailures(t *testing.T) {
 	for _, tc := range []struct{ name, script, code, detail string }{
 		{"with a status and a word", `echo broken >&2; exit 3`, "exit_3", "broken"},
 		{"with a word on standard output", `echo sorry; exit 1`, "exit_1", "sorry"},

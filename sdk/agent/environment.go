@@ -29,8 +29,8 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // runMark is the variable that marks the processes of one run.
 const runMark = "WATCHWORD_RUN"
 
-// ownPrefix begins the variables that are the agent's to set.
-const ownPrefix = "WATCHWORD_"
+// reservedPrefix begins the variables that are the agent's to set.
+const reservedPrefix = "WATCHWORD_"
 
 // environment is the whole environment of a program: the stated variables of the agent,
 // those that the function passes on, those that it sets, and the command's. A later one
@@ -60,5 +60,5 @@ func environment(f Function, c *device.Command, mark string) []string {
 
 // validVariable reports whether a functions file may name a variable so.
 func validVariable(name string) bool {
-	return name != "" && !strings.ContainsAny(name, "=\x00") && !strings.HasPrefix(name, ownPrefix)
+	return name != "" && !strings.ContainsAny(name, "=\x00") && !strings.HasPrefix(name, reservedPrefix)
 }

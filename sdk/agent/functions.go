@@ -44,7 +44,7 @@ const (
 	defaultGrace   = 5 * time.Second
 )
 
-type file struct {
+type functionsFile struct {
 	Functions map[string]struct {
 		Run     []string          `toml:"run"`
 		Timeout string            `toml:"timeout"`
@@ -64,11 +64,11 @@ func Load(path string) ([]Function, error) {
 	case watchword.FileUntrusted:
 		return nil, err
 	case watchword.TooLarge:
-		return nil, watchword.Because(err, watchword.ConfigInvalid, "%s is over 1 MiB", path)
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "%s is over 1 MiB", path)
 	default:
-		return nil, watchword.Because(err, watchword.ConfigInvalid, "%s cannot be read", path)
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "%s cannot be read", path)
 	}
-	var f file
+	var f functionsFile
 	if err := decode(path, text, &f); err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func Load(path string) ([]Function, error) {
 			return nil, wrong("run: %s", err)
 		}
 		if err := durable.CheckFile(fn.Run[0]); err != nil { // who can write to it decides what the device does
-			return nil, untrusted(err, wrong("run: %s", err))
+			return nil, fileError(err, wrong("run: %s", err))
 		}
 		if in.Timeout != "" {
 			if fn.Timeout, err = time.ParseDuration(in.Timeout); err != nil || fn.Timeout <= 0 || fn.Timeout > maxTimeout {
@@ -102,12 +102,12 @@ func Load(path string) ([]Function, error) {
 		}
 		for name, value := range in.Env {
 			if !validVariable(name) || strings.ContainsRune(value, 0) {
-				return nil, wrong("env: %q cannot be set: a name has no = and does not begin with %s, and there is no NUL", name, ownPrefix)
+				return nil, wrong("env: %q cannot be set: a name has no = and does not begin with %s, and there is no NUL", name, reservedPrefix)
 			}
 		}
 		for _, name := range in.Pass {
 			if !validVariable(name) {
-				return nil, wrong("pass: %q cannot be passed on: a name has no = and does not begin with %s", name, ownPrefix)
+				return nil, wrong("pass: %q cannot be passed on: a name has no = and does not begin with %s", name, reservedPrefix)
 			}
 		}
 		if in.Schema != "" {
@@ -116,7 +116,7 @@ func Load(path string) ([]Function, error) {
 				p = filepath.Join(filepath.Dir(path), p)
 			}
 			if fn.Schema, err = durable.ReadTrusted(p, maxFile); err != nil {
-				return nil, untrusted(err, wrong("schema: %s", err))
+				return nil, fileError(err, wrong("schema: %s", err))
 			}
 		}
 		out = append(out, fn)
@@ -125,15 +125,15 @@ func Load(path string) ([]Function, error) {
 	return out, nil
 }
 
-// untrusted returns err where that is what it says, else what is wrong in the functions file.
-func untrusted(err, wrong error) error {
+// fileError returns err where that is what it says, else what is wrong in the functions file.
+func fileError(err, wrong error) error {
 	if watchword.CodeOf(err) == watchword.FileUntrusted {
 		return err
 	}
 	return wrong
 }
 
-func decode(path string, text []byte, into *file) error {
+func decode(path string, text []byte, into *functionsFile) error {
 	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
 	err := d.Decode(into)
 	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
@@ -158,7 +158,7 @@ type Options struct {
 }
 
 type runner struct {
-	o        Options
+	opts     Options
 	noCgroup bool // do as where no control group can be made
 }
 
@@ -169,7 +169,7 @@ func Register(d *device.Device, fs []Function, o Options) {
 	sweepCgroups()
 	for _, f := range fs {
 		d.HandleFunction(device.Function{Name: f.Name, Schema: f.Schema}, func(ctx context.Context, c *device.Command) (any, error) {
-			return r.carryOut(ctx, f, c)
+			return r.execute(ctx, f, c)
 		})
 	}
 }
@@ -178,5 +178,5 @@ func newRunner(o Options) *runner {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	return &runner{o: o}
+	return &runner{opts: o}
 }

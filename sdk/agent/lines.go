@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	lineAgainMin = 500 * time.Millisecond // the first pause of a line, or of a read, that is tried again
-	lineAgainMax = time.Minute            // the longest, unless the server asks for more
+	lineRetryMin = 500 * time.Millisecond // the first pause of a line, or of a read, that is tried again
+	lineRetryMax = time.Minute            // the longest, unless the server asks for more
 	faultTries   = 5                      // of a line that the server answers with an error of its own
 	lineReports  = 20                     // lines that are reported as passed over in each second
 )
@@ -39,21 +39,21 @@ const (
 //
 // The error is nil at the end of r and of ctx; else r was closed ([os.ErrClosed]).
 func Lines(ctx context.Context, r io.Reader, publish func(ctx context.Context, v any) error, log *slog.Logger) error {
-	l := &lines{r: bufio.NewReaderSize(r, watchword.MaxDocument+len("\r\n")), publish: publish, log: log}
-	pause := pauses{}
+	l := &lineReader{r: bufio.NewReaderSize(r, watchword.MaxDocument+len("\r\n")), publish: publish, log: log}
+	pause := retryDelay{}
 	for ctx.Err() == nil {
 		line, size, err := l.next()
 		switch {
 		case size > watchword.MaxDocument:
-			l.passOver(size, watchword.Refuse(watchword.TooLarge, "a line may have %d bytes", watchword.MaxDocument))
+			l.skip(size, watchword.Refuse(watchword.TooLarge, "a line may have %d bytes", watchword.MaxDocument))
 		case err == nil || errors.Is(err, io.EOF):
 			l.send(ctx, line)
 		case size > 0:
-			l.passOver(size, err) // nobody knows what was lost
+			l.skip(size, err) // nobody knows what was lost
 		}
 		switch {
 		case err == nil:
-			pause = pauses{}
+			pause = retryDelay{}
 		case errors.Is(err, io.EOF):
 			return nil
 		case errors.Is(err, os.ErrClosed):
@@ -67,21 +67,21 @@ func Lines(ctx context.Context, r io.Reader, publish func(ctx context.Context, v
 	return nil
 }
 
-// lines is one call of Lines.
-type lines struct {
+// lineReader is one call of Lines.
+type lineReader struct {
 	r       *bufio.Reader
 	publish func(context.Context, any) error
 	log     *slog.Logger
 	number  int64 // of the line that was read last
 
-	second time.Time // in which reported were
-	told   int
-	silent int64 // passed over since the last that was told
+	second     time.Time // in which reported were
+	reported   int
+	unreported int64 // passed over since the last that was told
 }
 
 // next reads a line, without its end. size is its length; of a line over MaxDocument line
 // is nil. An error comes with what was read before it.
-func (l *lines) next() (line []byte, size int64, err error) {
+func (l *lineReader) next() (line []byte, size int64, err error) {
 	l.number++
 	line, err = l.r.ReadSlice('\n')
 	over := false
@@ -104,7 +104,7 @@ func cutEnd(line []byte) []byte {
 }
 
 // send publishes a line, as often as it takes.
-func (l *lines) send(ctx context.Context, line []byte) {
+func (l *lineReader) send(ctx context.Context, line []byte) {
 	var v any
 	trimmed := bytes.TrimSpace(line)
 	switch {
@@ -117,14 +117,14 @@ func (l *lines) send(ctx context.Context, line []byte) {
 	default:
 		v = string(line)
 	}
-	pause := pauses{}
+	pause := retryDelay{}
 	for tries := 1; ctx.Err() == nil; tries++ {
 		err := l.publish(ctx, v)
 		switch {
 		case err == nil, ctx.Err() != nil:
 			return
-		case aboutTheLine(err), isFault(err) && tries == faultTries:
-			l.passOver(int64(len(line)), err)
+		case isLineError(err), isUnexpected(err) && tries == faultTries:
+			l.skip(int64(len(line)), err)
 			return
 		}
 		wait := pause.next(err)
@@ -134,25 +134,25 @@ func (l *lines) send(ctx context.Context, line []byte) {
 	}
 }
 
-// passOver reports a line that is not published.
-func (l *lines) passOver(size int64, err error) {
+// skip reports a line that is not published.
+func (l *lineReader) skip(size int64, err error) {
 	if now := time.Now(); now.Sub(l.second) >= time.Second {
-		l.second, l.told = now, 0
+		l.second, l.reported = now, 0
 	}
-	if l.told >= lineReports {
-		l.silent++
+	if l.reported >= lineReports {
+		l.unreported++
 		return
 	}
-	l.told++
+	l.reported++
 	l.log.Warn("line passed over", slog.Int64("line", l.number), slog.Int64("bytes", size), slog.String("code", string(watchword.CodeOf(err))),
-		slog.Int64("left_out", l.silent), slog.Any("err", err))
-	l.silent = 0
+		slog.Int64("left_out", l.unreported), slog.Any("err", err))
+	l.unreported = 0
 }
 
-// aboutTheLine reports whether an error of publishing is about what was published, or where:
+// isLineError reports whether an error of publishing is about what was published, or where:
 // the same line would meet it again, and the next one may not. All other errors are about the
 // device, its session or the server.
-func aboutTheLine(err error) bool {
+func isLineError(err error) bool {
 	switch watchword.CodeOf(err) {
 	case watchword.BadRequest, watchword.TooLarge, watchword.UnsupportedMediaType, watchword.MethodNotAllowed, watchword.NotFound,
 		watchword.Conflict, watchword.PreconditionFailed, watchword.Denied, watchword.ArgsInvalid:
@@ -161,17 +161,17 @@ func aboutTheLine(err error) bool {
 	return false
 }
 
-// isFault reports whether an error is one that nobody foresaw. A deadline was.
-func isFault(err error) bool {
+// isUnexpected reports whether an error is one that nobody foresaw. A deadline was.
+func isUnexpected(err error) bool {
 	return watchword.CodeOf(err) == watchword.Internal && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// pauses grow after each error; no two are alike.
-type pauses struct{ last time.Duration }
+// retryDelay grow after each error; no two are alike.
+type retryDelay struct{ last time.Duration }
 
 // next is the next pause: at least what the server asks for.
-func (p *pauses) next(err error) time.Duration {
-	p.last = min(max(2*p.last, lineAgainMin), lineAgainMax)
+func (p *retryDelay) next(err error) time.Duration {
+	p.last = min(max(2*p.last, lineRetryMin), lineRetryMax)
 	pause := p.last/2 + rand.N(p.last/2)
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		pause = max(pause, e.RetryAfter)

@@ -65,7 +65,7 @@ func TestLines(t *testing.T) {
 	}
 }
 
-func TestALineThatIsNotTaken(t *testing.T) {
+func TestRefusedLinesAreSkipped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refuse := func(c watchword.Code) error { return &watchword.Error{Code: c} }
 		for _, tc := range []struct {
@@ -120,7 +120,7 @@ func TestALineWaitsAsLongAsTheServerAsks(t *testing.T) {
 			t.Fatal(at)
 		}
 		for i := range at[2:] {
-			if pause := at[i+2].Sub(at[i+1]); pause < lineAgainMin/2 || pause > lineAgainMax {
+			if pause := at[i+2].Sub(at[i+1]); pause < lineRetryMin/2 || pause > lineRetryMax {
 				t.Errorf("it waited %s", pause)
 			}
 		}

@@ -13,29 +13,29 @@ import (
 // maxOutput is how much of a program's output goes into the receipt, in bytes.
 const maxOutput = 16 << 10
 
-// output keeps the first maxOutput bytes of what is written and counts the rest.
-type output struct {
-	kept bytes.Buffer // a field: embedded, its ReadFrom would take everything
-	over int
+// outputBuffer keeps the first maxOutput bytes of what is written and counts the rest.
+type outputBuffer struct {
+	head    bytes.Buffer // a field: embedded, its ReadFrom would take everything
+	dropped int
 }
 
 // Write never fails: a program that prints too much must not be ended by SIGPIPE.
-func (o *output) Write(b []byte) (int, error) {
-	keep := min(len(b), maxOutput-o.kept.Len())
-	o.kept.Write(b[:keep])
-	o.over += len(b) - keep
+func (o *outputBuffer) Write(b []byte) (int, error) {
+	keep := min(len(b), maxOutput-o.head.Len())
+	o.head.Write(b[:keep])
+	o.dropped += len(b) - keep
 	return len(b), nil
 }
 
 // text is what was kept, with U+FFFD for what is not UTF-8: for the detail of a failure.
-func (o *output) text() string { return strings.ToValidUTF8(o.kept.String(), "\uFFFD") }
+func (o *outputBuffer) text() string { return strings.ToValidUTF8(o.head.String(), "\uFFFD") }
 
 // result is what was printed, as it is if it is JSON, else as {"output": TEXT}. What is
 // not UTF-8, and text that would be too long in JSON, is {"output_base64": BYTES} (RFC 4648
 // §4), so that no byte changes. Bytes that were not kept are counted as "left_out".
-func (o *output) result() any {
-	b := o.kept.Bytes()
-	left := o.over
+func (o *outputBuffer) result() any {
+	b := o.head.Bytes()
+	left := o.dropped
 	if left > 0 && len(b) > 0 { // the cut may have split a character
 		for n := 1; n < utf8.UTFMax && n <= len(b); n++ {
 			if tail := b[len(b)-n:]; utf8.RuneStart(tail[0]) {

@@ -15,18 +15,18 @@ import (
 )
 
 const (
-	// drainLimit is how long after a program's end its output is still read: it may be
+	// drainTimeout is how long after a program's end its output is still read: it may be
 	// held open by a process that could not be killed.
-	drainLimit = 2 * time.Second
-	// killLimit is how long processes that were sent SIGKILL are awaited. One that waits for
+	drainTimeout = 2 * time.Second
+	// killTimeout is how long processes that were sent SIGKILL are awaited. One that waits for
 	// a device in the kernel does not end before that does.
-	killLimit = 10 * time.Second
-	// managerLimit is how long an end by SIGTERM waits for the end of the agent itself: a
+	killTimeout = 10 * time.Second
+	// managerTimeout is how long an end by SIGTERM waits for the end of the agent itself: a
 	// service manager sends SIGTERM to both, in no order.
-	managerLimit = time.Second
+	managerTimeout = time.Second
 )
 
-// carryOut runs the program. Exit status 0 is done, with what it printed as the
+// execute runs the program. Exit status 0 is done, with what it printed as the
 // result (see output.result). Any other status is a failure exit_N, with what it printed
 // on standard error.
 //
@@ -35,7 +35,7 @@ const (
 // program gets SIGTERM, and all of it is killed after the grace. The error is then none of
 // [device.Fail], so the command is interrupted ([device.Handler]), unless the program has
 // ended with status 0.
-func (r *runner) carryOut(ctx context.Context, f Function, c *device.Command) (any, error) {
+func (r *runner) execute(ctx context.Context, f Function, c *device.Command) (any, error) {
 	if ctx.Err() != nil {
 		return nil, errors.New("the program was not started")
 	}
@@ -48,20 +48,20 @@ func (r *runner) carryOut(ctx context.Context, f Function, c *device.Command) (a
 	kerr := p.tree.kill()
 	p.drain()
 	if kerr != nil {
-		r.o.Log.Warn("a program left processes that could not be killed", "function", f.Name, "command", string(c.ID), "err", kerr)
+		r.opts.Log.Warn("a program left processes that could not be killed", "function", f.Name, "command", string(c.ID), "err", kerr)
 	}
 	exit, exited := errors.AsType[*exec.ExitError](err)
 	switch {
-	case end == endTimeout:
+	case end == exitedTimeout:
 		return nil, device.Fail("timeout", fmt.Errorf("the program ran longer than %s", f.Timeout))
-	case end == endStopped && err != nil:
+	case end == exitedStopped && err != nil:
 		return nil, fmt.Errorf("the program ended by %w", err)
 	case exited && exit.Exited():
-		said := strings.TrimSpace(p.stderr.text())
-		if said == "" {
-			said = strings.TrimSpace(p.stdout.text())
+		message := strings.TrimSpace(p.stderr.text())
+		if message == "" {
+			message = strings.TrimSpace(p.stdout.text())
 		}
-		return nil, device.Fail(fmt.Sprintf("exit_%d", exit.ExitCode()), errors.New(said))
+		return nil, device.Fail(fmt.Sprintf("exit_%d", exit.ExitCode()), errors.New(message))
 	case err != nil:
 		return nil, device.Fail("program", err)
 	}
@@ -75,7 +75,7 @@ type program struct {
 	stdin          *os.File   // our ends
 	readers        [2]*os.File
 	copied         chan struct{} // twice, once for each reader
-	stdout, stderr output
+	stdout, stderr outputBuffer
 }
 
 // start starts the program in a tree of its own. It copies by itself, since [exec.Cmd]
@@ -126,7 +126,7 @@ func (r *runner) start(f Function, c *device.Command) (*program, error) {
 			go func() { p.exited <- cmd.Wait() }()
 			break
 		}
-		if !p.tree.fallBack() {
+		if !p.tree.withoutCgroup() {
 			p.tree.close()
 			return nil, err
 		}
@@ -135,7 +135,7 @@ func (r *runner) start(f Function, c *device.Command) (*program, error) {
 		_, _ = p.stdin.Write(c.Raw) // a program need not read its arguments
 		_ = p.stdin.Close()
 	}()
-	for i, to := range []*output{&p.stdout, &p.stderr} {
+	for i, to := range []*outputBuffer{&p.stdout, &p.stderr} {
 		go func() {
 			_, _ = io.Copy(to, p.readers[i]) // what was read until an error counts
 			p.copied <- struct{}{}
@@ -145,34 +145,34 @@ func (r *runner) start(f Function, c *device.Command) (*program, error) {
 }
 
 // How a program came to its end.
-type ending int
+type exitCause int
 
 const (
-	endItself ending = iota
-	endTimeout
-	endStopped // the agent's end came first
+	exitedItself exitCause = iota
+	exitedTimeout
+	exitedStopped // the agent's end came first
 )
 
 var errUnkillable = errors.New("the program does not end after SIGKILL")
 
 // wait waits for the program's end and brings it about where it must. The error is that
 // of [exec.Cmd.Wait].
-func (p *program) wait(ctx context.Context, f Function) (ending, error) {
+func (p *program) wait(ctx context.Context, f Function) (exitCause, error) {
 	timeout := time.NewTimer(f.Timeout)
 	defer timeout.Stop()
 	select {
 	case err := <-p.exited:
-		if !bySIGTERM(err) {
-			return endItself, err
+		if !endedBySIGTERM(err) {
+			return exitedItself, err
 		}
 		select {
 		case <-ctx.Done():
-			return endStopped, err
-		case <-time.After(managerLimit):
-			return endItself, err
+			return exitedStopped, err
+		case <-time.After(managerTimeout):
+			return exitedItself, err
 		}
 	case <-timeout.C:
-		return endTimeout, p.killed()
+		return exitedTimeout, p.killed()
 	case <-ctx.Done():
 	}
 	p.tree.terminate()
@@ -180,11 +180,11 @@ func (p *program) wait(ctx context.Context, f Function) (ending, error) {
 	defer grace.Stop()
 	select {
 	case err := <-p.exited:
-		return endStopped, err
+		return exitedStopped, err
 	case <-grace.C:
 	case <-timeout.C:
 	}
-	return endStopped, p.killed()
+	return exitedStopped, p.killed()
 }
 
 // killed kills all of the program and returns how it ended.
@@ -193,7 +193,7 @@ func (p *program) killed() error {
 	select {
 	case err := <-p.exited:
 		return err
-	case <-time.After(killLimit):
+	case <-time.After(killTimeout):
 		return errUnkillable
 	}
 }
@@ -201,7 +201,7 @@ func (p *program) killed() error {
 // drain reads the rest of the output and closes the pipes. After it stdout and stderr
 // do not change.
 func (p *program) drain() {
-	late := time.AfterFunc(drainLimit, func() {
+	late := time.AfterFunc(drainTimeout, func() {
 		for _, r := range p.readers {
 			_ = r.Close() // ends the copying; what holds the other end gets SIGPIPE
 		}

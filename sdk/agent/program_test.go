@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
@@ -23,8 +23,8 @@ import (
 // group where the machine has none.
 var runners = map[string]*runner{
 	"with a control group": newRunner(Options{}),
-	"dedicated":            {o: newRunner(Options{Dedicated: true}).o, noCgroup: true},
-	"embedded":             {o: newRunner(Options{}).o, noCgroup: true},
+	"dedicated":            {opts: newRunner(Options{Dedicated: true}).opts, noCgroup: true},
+	"embedded":             {opts: newRunner(Options{}).opts, noCgroup: true},
 }
 
 // escapes are what a program starts and leaves; $F gets the number of the process.
@@ -45,11 +45,11 @@ func runs(pid int) bool {
 	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
-// onceThere calls do when a program has made the file at path, or [waiting.Limit] has passed.
+// onceThere calls do when a program has made the file at path, or [testwait.Limit] has passed.
 func onceThere(path string, do func()) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(waiting.Limit); time.Now().Before(end); <-tick.C {
+	for end := time.Now().Add(testwait.Limit); time.Now().Before(end); <-tick.C {
 		if _, err := os.Stat(path); err == nil {
 			break
 		}
@@ -57,7 +57,7 @@ func onceThere(path string, do func()) {
 	do()
 }
 
-func TestNothingIsLeftOfAProgram(t *testing.T) {
+func TestProgramTreesAreKilled(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("processes that leave their group are found on Linux alone")
 	}
@@ -97,7 +97,7 @@ func TestNothingIsLeftOfAProgram(t *testing.T) {
 					if gone() {
 						break
 					}
-					if timeout > waiting.Limit {
+					if timeout > testwait.Limit {
 						t.Fatal("the program never started its child")
 					}
 				}
@@ -135,12 +135,12 @@ func TestOtherChildrenOfTheApplicationLiveOn(t *testing.T) {
 		late <- p
 		_ = os.WriteFile(f+"2", []byte("x"), 0o600)
 	}()
-	_, err = runWith(t.Context(), runners["embedded"], Function{Timeout: waiting.Limit, Env: map[string]string{"F": f}}, `setsid sleep 1000 & echo >"$F"; while ! [ -e "$F"2 ]; do sleep 0.02; done`, `{}`)
+	_, err = runWith(t.Context(), runners["embedded"], Function{Timeout: testwait.Limit, Env: map[string]string{"F": f}}, `setsid sleep 1000 & echo >"$F"; while ! [ -e "$F"2 ]; do sleep 0.02; done`, `{}`)
 	if err != nil {
 		t.Error(err)
 	}
 	_ = in.Close() // ends both, with status 0
-	for _, p := range []*os.Process{early, waiting.For(t, "the second process", late)} {
+	for _, p := range []*os.Process{early, testwait.For(t, "the second process", late)} {
 		if state, err := p.Wait(); err != nil || !state.Success() {
 			t.Errorf("%v %v", state, err)
 		}
@@ -171,7 +171,7 @@ func TestTheEndOfTheAgentInterruptsAProgram(t *testing.T) {
 			defer cancel()
 			go onceThere(f, cancel)
 			script := strings.ReplaceAll(tc.script, "READY", `echo >"$F"`)
-			got, err := runWith(ctx, newRunner(Options{}), Function{Timeout: waiting.Limit, Grace: grace, Env: map[string]string{"F": f}}, script, `{}`)
+			got, err := runWith(ctx, newRunner(Options{}), Function{Timeout: testwait.Limit, Grace: grace, Env: map[string]string{"F": f}}, script, `{}`)
 			b, jerr := json.Marshal(got)
 			if interrupted(ctx, err) {
 				b = []byte("interrupted")
@@ -201,7 +201,7 @@ func TestSIGTERMBeforeTheEndOfTheAgent(t *testing.T) {
 		f := filepath.Join(t.TempDir(), "f")
 		ctx, cancel := context.WithCancel(t.Context())
 		go onceThere(f, cancel)
-		_, err := runWith(ctx, newRunner(Options{}), Function{Timeout: waiting.Limit, Grace: time.Minute, Env: map[string]string{"F": f}}, script, `{}`)
+		_, err := runWith(ctx, newRunner(Options{}), Function{Timeout: testwait.Limit, Grace: time.Minute, Env: map[string]string{"F": f}}, script, `{}`)
 		if !interrupted(ctx, err) {
 			t.Errorf("%s: %v", script, err)
 		}
@@ -222,7 +222,7 @@ func TestProgramsOfEveryKindEnd(t *testing.T) {
 		{"it leaves a child that floods its output", `echo '{"ok":1}'; (sleep 0.1; yes) >/dev/null & exit 0`, `{"ok":1}`},
 		{"it floods one and waits for the other", `yes | head -c 3000000 >&2; echo '{"ok":1}'`, `{"ok":1}`},
 	} {
-		got, err := runWith(t.Context(), newRunner(Options{}), Function{Timeout: waiting.Limit}, tc.script, `{"a":"`+strings.Repeat("x", 30000)+`"}`)
+		got, err := runWith(t.Context(), newRunner(Options{}), Function{Timeout: testwait.Limit}, tc.script, `{"a":"`+strings.Repeat("x", 30000)+`"}`)
 		b, jerr := json.Marshal(got)
 		if err != nil || jerr != nil || string(b) != tc.want {
 			t.Errorf("%s: %s %v %v, want %s", tc.name, b, err, jerr, tc.want)
@@ -289,7 +289,7 @@ func TestNoByteOfAnOutputChanges(t *testing.T) {
 		{"JSON that is not UTF-8", "\"\xff\"", "", "\"\xff\""},
 		{"control characters without end", strings.Repeat("\x01", maxOutput), "", strings.Repeat("\x01", maxOutput)},
 	} {
-		var o output
+		var o outputBuffer
 		if _, err := o.Write([]byte(tc.in)); err != nil {
 			t.Fatal(err)
 		}
@@ -307,7 +307,7 @@ func TestNoByteOfAnOutputChanges(t *testing.T) {
 	}
 	// A cut through a character takes all of it.
 	for n := range 4 {
-		var o output
+		var o outputBuffer
 		in := strings.Repeat("x", maxOutput-n) + "€€€"
 		if _, err := o.Write([]byte(in)); err != nil {
 			t.Fatal(err)

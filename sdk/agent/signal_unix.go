@@ -8,9 +8,9 @@ import (
 	"syscall"
 )
 
-// bySIGTERM reports whether a program was ended by SIGTERM, or says so by the status
+// endedBySIGTERM reports whether a program was ended by SIGTERM, or says so by the status
 // that shells have for it.
-func bySIGTERM(err error) bool {
+func endedBySIGTERM(err error) bool {
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	if !ok {
 		return false

@@ -42,7 +42,7 @@ type tree struct {
 const sweepEvery = 5 * time.Second
 
 func newTree(o runner, mark string) *tree {
-	t := &tree{dedicated: o.o.Dedicated, mark: mark}
+	t := &tree{dedicated: o.opts.Dedicated, mark: mark}
 	if !o.noCgroup {
 		t.makeCgroup()
 	}
@@ -115,12 +115,12 @@ func (t *tree) attach(cmd *exec.Cmd) {
 	}
 }
 
-// fallBack gives the control group up, after an error of the start: the kernel or a
+// withoutCgroup gives the control group up, after an error of the start: the kernel or a
 // container may forbid to start a process in it. It reports whether there was one.
-func (t *tree) fallBack() bool {
-	had := t.cgroup != ""
+func (t *tree) withoutCgroup() bool {
+	existed := t.cgroup != ""
 	t.dropCgroup()
-	return had
+	return existed
 }
 
 func (t *tree) started(pid int) {
@@ -159,7 +159,7 @@ func (t *tree) kill() error {
 		t.stop = nil
 	}
 	pause, none := time.Millisecond, 0
-	for end := time.Now().Add(killLimit); ; pause = min(2*pause, 100*time.Millisecond) {
+	for end := time.Now().Add(killTimeout); ; pause = min(2*pause, 100*time.Millisecond) {
 		left, err := t.killOnce()
 		if none++; err != nil || left > 0 {
 			none = 0

@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 )
 
 func TestTheFolderOfAControlGroup(t *testing.T) {
@@ -67,7 +67,7 @@ func TestProgramsOfADeadAgentAreEnded(t *testing.T) {
 		})
 	}
 	sweepCgroups()
-	if err := waiting.For(t, "the end of the dead agent's program", ends[dead.Process.Pid]); err == nil {
+	if err := testwait.For(t, "the end of the dead agent's program", ends[dead.Process.Pid]); err == nil {
 		t.Error("it ended by itself")
 	}
 	if _, err := os.Stat(filepath.Join(own, cgroupPrefix+strconv.Itoa(dead.Process.Pid)+"-test")); err == nil {

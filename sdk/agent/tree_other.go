@@ -19,7 +19,7 @@ func (t *tree) started(pid int) {
 	t.process, _ = os.FindProcess(pid) // nil where it has ended
 }
 
-func (t *tree) fallBack() bool { return false }
+func (t *tree) withoutCgroup() bool { return false }
 
 // terminate does nothing: there is no SIGTERM here. The grace passes.
 func (t *tree) terminate() {}
@@ -43,4 +43,4 @@ func (t *tree) close() {
 	}
 }
 
-func bySIGTERM(error) bool { return false }
+func endedBySIGTERM(error) bool { return false }

@@ -18,7 +18,7 @@ func (t *tree) attach(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Se
 
 func (t *tree) started(pid int) { t.pid = pid }
 
-func (t *tree) fallBack() bool { return false }
+func (t *tree) withoutCgroup() bool { return false }
 
 // terminate sends SIGTERM to the process group.
 func (t *tree) terminate() { _ = syscall.Kill(-t.pid, syscall.SIGTERM) } // it may have ended

@@ -19,11 +19,11 @@ import (
 const (
 	aceMethod     = "ace"
 	exporterLabel = "EXPORTER-ACE-MQTT-Sign-Challenge"
-	authsAsked    = 2 // AUTH packets that an exchange takes: the challenge, and its end
+	authPackets   = 2 // AUTH packets that an exchange takes: the challenge, and its end
 )
 
-// behindLength puts the length of first, in two bytes, before it, and rest behind.
-func behindLength(first, rest []byte) []byte {
+// lengthPrefixed puts the length of first, in two bytes, before it, and rest behind.
+func lengthPrefixed(first, rest []byte) []byte {
 	out := binary.BigEndian.AppendUint16(nil, uint16(len(first)))
 	return append(append(out, first...), rest...)
 }
@@ -43,57 +43,57 @@ func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc ne
 	if err != nil {
 		return err
 	}
-	sig, err := d.signer.Load().Prove(material)
+	sig, err := d.signer.Load().SignBytes(material)
 	if err != nil {
 		return err
 	}
-	hello.Properties.AuthMethod, hello.Properties.AuthData = aceMethod, behindLength([]byte(raw), sig)
+	hello.Properties.AuthMethod, hello.Properties.AuthData = aceMethod, lengthPrefixed([]byte(raw), sig)
 	return nil
 }
 
 // reauthenticate refreshes the session by AUTH; its subscriptions stay.
-func (w *wire) reauthenticate(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, wireTimeout)
+func (c *mqttConn) reauthenticate(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, mqttTimeout)
 	defer cancel()
-	defer context.AfterFunc(w.over, cancel)()
-	raw, err := w.d.tokens.Renew(ctx)
+	defer context.AfterFunc(c.done, cancel)()
+	raw, err := c.run.tokens.Renew(ctx)
 	if err != nil {
 		return err
 	}
-	w.conn.auths.Store(authsAsked)
-	r, err := w.client.Authenticate(ctx, &paho.Auth{
-		ReasonCode: packets.AuthReauthenticate, Properties: &paho.AuthProperties{AuthMethod: aceMethod, AuthData: behindLength([]byte(raw), nil)},
+	c.conn.auths.Store(authPackets)
+	r, err := c.client.Authenticate(ctx, &paho.Auth{
+		ReasonCode: packets.AuthReauthenticate, Properties: &paho.AuthProperties{AuthMethod: aceMethod, AuthData: lengthPrefixed([]byte(raw), nil)},
 	})
 	switch {
 	case err != nil:
-		return &noWire{err}
+		return &mqttUnavailable{err}
 	case r.Success:
 		return nil
 	case r.Properties == nil:
-		return said("", errors.New("the server took no proof"))
+		return refusalOf("", errors.New("the server took no proof"))
 	}
-	return said(r.Properties.ReasonString, errors.New("the server took no proof"))
+	return refusalOf(r.Properties.ReasonString, errors.New("the server took no proof"))
 }
 
-// prover answers the server's challenge.
-type prover struct{ w *wire }
+// aceAuther answers the server's challenge.
+type aceAuther struct{ w *mqttConn }
 
 // Authenticate signs the server's nonce and one of our own.
-func (p prover) Authenticate(a *paho.Auth) *paho.Auth {
+func (p aceAuther) Authenticate(a *paho.Auth) *paho.Auth {
 	out := &paho.Auth{ReasonCode: packets.AuthContinueAuthentication, Properties: &paho.AuthProperties{AuthMethod: aceMethod}}
 	if a.Properties == nil || len(a.Properties.AuthData) == 0 {
 		return out // the server will not take it
 	}
 	own := make([]byte, 16)
 	_, _ = rand.Read(own) // never fails
-	sig, err := p.w.d.signer.Load().Prove(append(append([]byte{}, a.Properties.AuthData...), own...))
+	sig, err := p.w.run.signer.Load().SignBytes(append(append([]byte{}, a.Properties.AuthData...), own...))
 	if err != nil {
 		p.w.fail(err)
 		return out
 	}
-	out.Properties.AuthData = behindLength(own, sig)
+	out.Properties.AuthData = lengthPrefixed(own, sig)
 	return out
 }
 
 // Authenticated is paho's to tell; CONNACK and the answer to AUTH say it too.
-func (prover) Authenticated() {}
+func (aceAuther) Authenticated() {}

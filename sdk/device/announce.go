@@ -16,7 +16,7 @@ import (
 // function at all would let every name pass.
 func (r *run) announce(ctx context.Context) error {
 	r.handlers.mu.RLock()
-	list, open := slices.Clone(r.handlers.list), r.handlers.any != nil
+	list, open := slices.Clone(r.handlers.list), r.handlers.fallback != nil
 	r.handlers.mu.RUnlock()
 	if open {
 		list = nil
@@ -32,7 +32,7 @@ func (r *run) announce(ctx context.Context) error {
 		if i < 0 {
 			return err
 		}
-		r.o.Log.Error("the server refuses a function, which is not announced", slog.String("function", list[i].Name),
+		r.opts.Log.Error("the server refuses a function, which is not announced", slog.String("function", list[i].Name),
 			slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 		list = slices.Delete(list, i, i+1)
 	}

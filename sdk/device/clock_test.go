@@ -52,7 +52,7 @@ func newHours(t *testing.T, o Options) *hours {
 	t.Cleanup(func() { _ = d.Close() })
 	h.Device = d
 	d.clock.mono = func() time.Time { return h.mono }
-	d.id = &identity{ID: "lamp-1", Issuer: srv.URL, HTTPS: srv.URL}
+	d.identity = &identity{ID: "lamp-1", Issuer: srv.URL, HTTPS: srv.URL}
 	d.trust.Store(&token.Trust{
 		Issuer: srv.URL, Time: []*jose.PublicKey{h.signer.Public()}, Issued: h.server.Add(-24 * time.Hour), Expires: h.server.Add(60 * 24 * time.Hour),
 	})
@@ -73,7 +73,7 @@ func testSigner(t *testing.T) *jose.Signer {
 }
 
 func (h *hours) sign(s *jose.Signer, nonce string) string {
-	raw, err := token.SignTime(s, h.id.Issuer, nonce, h.server)
+	raw, err := token.SignTime(s, h.identity.Issuer, nonce, h.server)
 	if err != nil {
 		h.t.Error(err)
 	}
@@ -86,7 +86,7 @@ func (h *hours) pass(by time.Duration) {
 }
 
 func (h *hours) ask() error {
-	_, err := h.askTime(h.t.Context(), h.id.HTTPS, h.trust.Load())
+	_, err := h.requestTime(h.t.Context(), h.identity.HTTPS, h.trust.Load())
 	return err
 }
 
@@ -94,48 +94,48 @@ func (h *hours) ask() error {
 func (h *hours) knows(when string, want bool) {
 	h.t.Helper()
 	off := h.Time().Sub(h.server).Abs()
-	if got := off <= clockTrip/2+time.Second; got != want || !want && !h.Time().IsZero() {
+	if got := off <= timeRoundTrip/2+time.Second; got != want || !want && !h.Time().IsZero() {
 		h.t.Errorf("%s: the device says %s where it is %s", when, h.Time(), h.server)
 	}
 }
 
-func TestADeviceWithoutAClockGoesByTheServersWord(t *testing.T) {
+func TestADeviceWithoutAClockUsesSignedTime(t *testing.T) {
 	h := newHours(t, Options{NoClock: true})
 	h.knows("before", false)
-	h.tellTime(t.Context())
+	h.syncTimeIfDue(t.Context())
 	h.knows("after an answer", true)
-	h.pass(clockAsk)
-	h.tellTime(t.Context())
+	h.pass(timeRefreshEvery)
+	h.syncTimeIfDue(t.Context())
 	h.knows("hours later", true)
 	if h.asked != 1 {
 		t.Errorf("asked %d times", h.asked)
 	}
 	h.pass(time.Second)
-	h.tellTime(t.Context())
+	h.syncTimeIfDue(t.Context())
 	if h.asked != 2 {
 		t.Errorf("not asked again: %d", h.asked)
 	}
-	h.pass(clockGood + time.Second)
+	h.pass(timeValid + time.Second)
 	h.knows("two days without an answer", false)
 	h.answer = func(string) string { return "" }
-	h.tellTime(t.Context())
-	h.tellTime(t.Context())
+	h.syncTimeIfDue(t.Context())
+	h.syncTimeIfDue(t.Context())
 	if h.asked != 3 {
 		t.Errorf("asked %d times, without rest", h.asked)
 	}
-	h.pass(clockRetry + time.Second)
+	h.pass(timeRetry + time.Second)
 	h.answer = nil
-	h.tellTime(t.Context())
+	h.syncTimeIfDue(t.Context())
 	h.knows("a minute later", true)
 
 	h.wall = h.wall.Add(time.Hour) // it slept, while the monotonic clock stood
 	h.server = h.server.Add(time.Hour)
 	h.knows("after sleep", false)
-	h.tellTime(t.Context())
+	h.syncTimeIfDue(t.Context())
 	h.knows("asked after sleep", true)
 }
 
-func TestWhatIsNoAnswerToTheTime(t *testing.T) {
+func TestInvalidTimeAnswers(t *testing.T) {
 	h := newHours(t, Options{NoClock: true})
 	recorded := h.sign(h.signer, watchword.NewNonce())
 	for _, tc := range []struct {
@@ -146,7 +146,7 @@ func TestWhatIsNoAnswerToTheTime(t *testing.T) {
 		{"an old answer again", func(string) string { return recorded }, watchword.NonceMismatch},
 		{"held back too long", func(nonce string) string {
 			raw := h.sign(h.signer, nonce)
-			h.pass(clockTrip + time.Millisecond)
+			h.pass(timeRoundTrip + time.Millisecond)
 			return raw
 		}, watchword.TimedOut},
 		{"signed by a stranger", func(nonce string) string { return h.sign(testSigner(t), nonce) }, watchword.KeyUnknown},
@@ -166,7 +166,7 @@ func TestWhatIsNoAnswerToTheTime(t *testing.T) {
 	}
 	h.answer = func(nonce string) string {
 		raw := h.sign(h.signer, nonce)
-		h.pass(clockTrip)
+		h.pass(timeRoundTrip)
 		return raw
 	}
 	if err := h.ask(); err != nil {
@@ -189,15 +189,15 @@ func TestTheLastSignedTimeIsRemembered(t *testing.T) {
 	if err := os.WriteFile(again.path(clockFile), b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	again.numbers = &numbers{disk: durable.OS{}, path: again.path("none")} // the file alone
+	again.counters = &counterFile{disk: durable.OS{}, path: again.path("none")} // the file alone
 	if again.clock.floor, err = again.readFloor(); err != nil {
 		t.Fatal(err)
 	}
 	again.knows("after the reboot", false)
-	if !again.over(h.server.Add(-2*time.Minute)) || again.over(h.server.Add(time.Minute)) {
+	if !again.hasExpired(h.server.Add(-2*time.Minute)) || again.hasExpired(h.server.Add(time.Minute)) {
 		t.Error("what is over is judged wrongly")
 	}
-	if got := again.reckon(); got.Before(h.server.Truncate(time.Second)) {
+	if got := again.bestTime(); got.Before(h.server.Truncate(time.Second)) {
 		t.Errorf("signs with %s, though %s has passed", got, h.server)
 	}
 	// A server whose clock was ahead, and is right again: its fresh word counts.
@@ -210,7 +210,7 @@ func TestTheLastSignedTimeIsRemembered(t *testing.T) {
 	if err := os.WriteFile(again.path(clockFile), []byte("noon"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	again.numbers = &numbers{disk: durable.OS{}, path: again.path("none")}
+	again.counters = &counterFile{disk: durable.OS{}, path: again.path("none")}
 	if floor, err := again.readFloor(); err != nil || !floor.IsZero() {
 		t.Errorf("a damaged file: %v", err)
 	}
@@ -219,37 +219,37 @@ func TestTheLastSignedTimeIsRemembered(t *testing.T) {
 func TestAClockThatIsPlainlyWrong(t *testing.T) {
 	h := newHours(t, Options{}) // it is 1970 here
 	h.knows("before", false)
-	h.tellTime(t.Context())
+	h.syncTimeIfDue(t.Context())
 	h.knows("after an answer", true)
 	h.wall = h.server // somebody sets the clock
 	h.knows("set right", true)
-	h.pass(clockAsk + time.Hour)
-	h.tellTime(t.Context())
+	h.pass(timeRefreshEvery + time.Hour)
+	h.syncTimeIfDue(t.Context())
 	if h.asked != 1 {
 		t.Errorf("a right clock asked %d times", h.asked)
 	}
 
 	h.wall = h.server.Add(10 * time.Minute) // ahead, which only the server can see
 	early := watchword.Refuse(watchword.TokenEarly, "iat lies in the future")
-	if h.doubtTime(t.Context(), watchword.Refuse(watchword.Denied, "no")) {
+	if h.timeRejected(t.Context(), watchword.Refuse(watchword.Denied, "no")) {
 		t.Error("a denial says nothing about the clock")
 	}
-	if !h.doubtTime(t.Context(), early) {
+	if !h.timeRejected(t.Context(), early) {
 		t.Error("a refused assertion does not make it doubt its clock")
 	}
 	h.knows("after doubt", true)
 	asked := h.asked
-	if h.doubtTime(t.Context(), early) || h.asked != asked {
+	if h.timeRejected(t.Context(), early) || h.asked != asked {
 		t.Error("it asks without rest")
 	}
-	h.pass(clockRetry + time.Second)
-	if h.doubtTime(t.Context(), early) {
+	h.pass(timeRetry + time.Second)
+	if h.timeRejected(t.Context(), early) {
 		t.Error("it goes by another time, though it was right")
 	}
 	t.Run("a bundle that is over does not set a clock", func(t *testing.T) {
 		h := newHours(t, Options{})
 		h.wall = h.trust.Load().Expires.Add(time.Hour)
-		if h.doubtTime(t.Context(), early) || h.asked != 0 {
+		if h.timeRejected(t.Context(), early) || h.asked != 0 {
 			t.Error("asked")
 		}
 	})

@@ -30,7 +30,7 @@ type Command struct {
 
 // Accept tells the server, signed, that the command has begun and will take a
 // while: its state becomes accepted, and whoever waits sees it. It is no end, and
-// nothing is lost if it does not arrive. Codes: as [Device.HandIn].
+// nothing is lost if it does not arrive. Codes: as [Device.SendReceipt].
 func (c *Command) Accept(ctx context.Context) error { return c.accept(ctx) }
 
 // Args reads the arguments into a struct. Members that the struct does not have,
@@ -77,11 +77,11 @@ type Function struct {
 }
 
 type handlers struct {
-	mu     sync.RWMutex
-	by     map[string]Handler
-	any    Handler
-	list   []Function
-	config func(context.Context, Config) error
+	mu       sync.RWMutex
+	byName   map[string]Handler
+	fallback Handler
+	list     []Function
+	config   func(context.Context, Config) error
 }
 
 // Handle says who carries out a function. It is announced to the server when Run
@@ -96,13 +96,13 @@ func (d *Device) HandleFunction(f Function, h Handler) {
 	}
 	d.handlers.mu.Lock()
 	defer d.handlers.mu.Unlock()
-	if d.handlers.by == nil {
-		d.handlers.by = map[string]Handler{}
+	if d.handlers.byName == nil {
+		d.handlers.byName = map[string]Handler{}
 	}
-	if _, known := d.handlers.by[f.Name]; !known {
+	if _, known := d.handlers.byName[f.Name]; !known {
 		d.handlers.list = append(d.handlers.list, f)
 	}
-	d.handlers.by[f.Name] = h
+	d.handlers.byName[f.Name] = h
 }
 
 // HandleAny says who carries out the functions that nobody else does. With it
@@ -110,46 +110,46 @@ func (d *Device) HandleFunction(f Function, h Handler) {
 func (d *Device) HandleAny(h Handler) {
 	d.handlers.mu.Lock()
 	defer d.handlers.mu.Unlock()
-	d.handlers.any = h
+	d.handlers.fallback = h
 }
 
-// carryOut runs the handler and says how it ended.
-func (d *Device) carryOut(ctx context.Context, c *Command) (st watchword.ReceiptStatus, result any) {
+// runHandler runs the handler and says how it ended.
+func (d *Device) runHandler(ctx context.Context, c *Command) (st watchword.ReceiptStatus, result any) {
 	d.handlers.mu.RLock()
-	h := d.handlers.by[c.Function]
+	h := d.handlers.byName[c.Function]
 	if h == nil {
-		h = d.handlers.any
+		h = d.handlers.fallback
 	}
 	d.handlers.mu.RUnlock()
 	if h == nil {
-		return watchword.StRefused, fault{string(watchword.FunctionUnknown), "this device has no such function"}
+		return watchword.StatusRefused, failureResult{string(watchword.FunctionUnknown), "this device has no such function"}
 	}
-	result, err := guarded(ctx, h, c)
+	result, err := recoverHandler(ctx, h, c)
 	if refusal, ok := errors.AsType[*Refusal](err); ok {
-		f := fault{Code: refusal.Code}
+		f := failureResult{Code: refusal.Code}
 		if refusal.Err != nil {
 			f.Detail = clip(refusal.Err.Error())
 		}
-		return watchword.StRefused, f
+		return watchword.StatusRefused, f
 	}
 	if err != nil && ctx.Err() != nil {
-		return watchword.StInterrupted, fault{"interrupted", clip("the device stopped while it carried this out: " + err.Error())}
+		return watchword.StatusInterrupted, failureResult{"interrupted", clip("the device stopped while it carried this out: " + err.Error())}
 	}
 	if failure, ok := errors.AsType[*Failure](err); ok {
-		f := fault{Code: failure.Code}
+		f := failureResult{Code: failure.Code}
 		if failure.Err != nil {
 			f.Detail = clip(failure.Err.Error())
 		}
-		return watchword.StFailed, f
+		return watchword.StatusFailed, f
 	}
 	if err != nil {
-		return watchword.StFailed, fault{"failed", clip(err.Error())}
+		return watchword.StatusFailed, failureResult{"failed", clip(err.Error())}
 	}
-	return watchword.StDone, result
+	return watchword.StatusDone, result
 }
 
-// fault is the result of a receipt that is no success.
-type fault struct {
+// failureResult is the result of a receipt that is no success.
+type failureResult struct {
 	Code   string `json:"code"`
 	Detail string `json:"detail,omitempty"`
 }
@@ -166,9 +166,9 @@ func clip(s string) string {
 	return s[:end] + "…"
 }
 
-// guarded turns a handler's panic into an error: one bad function must not cost
+// recoverHandler turns a handler's panic into an error: one bad function must not cost
 // the device its ears.
-func guarded(ctx context.Context, h Handler, c *Command) (result any, err error) {
+func recoverHandler(ctx context.Context, h Handler, c *Command) (result any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the function panicked: %v", p)

@@ -37,13 +37,13 @@ func (d *Device) OnConfig(f func(context.Context, Config) error) {
 	d.handlers.config = f
 }
 
-// lookAtConfig asks for the wanted configuration and hands a new one on.
-func (d *Device) lookAtConfig(ctx context.Context) error {
+// fetchConfig asks for the wanted configuration and hands a new one on.
+func (d *Device) fetchConfig(ctx context.Context) error {
 	if !d.wantsConfig() {
 		return nil
 	}
 	r := rest.Request{Method: http.MethodGet, Path: "/v1/self/config"}
-	if tag := d.configTag.Load(); tag != nil {
+	if tag := d.configETag.Load(); tag != nil {
 		r.Header = map[string]string{"If-None-Match": *tag}
 	}
 	a, err := d.client.Do(ctx, r)
@@ -53,12 +53,12 @@ func (d *Device) lookAtConfig(ctx context.Context) error {
 	if err != nil || a.Status == http.StatusNotModified {
 		return err
 	}
-	if err := d.takeConfig(ctx, a.Body); err != nil {
+	if err := d.applyConfig(ctx, a.Body); err != nil {
 		return err
 	}
 	tag := a.Header.Get("ETag")
-	if d.configTag.Store(&tag); tag == "" {
-		d.configTag.Store(nil)
+	if d.configETag.Store(&tag); tag == "" {
+		d.configETag.Store(nil)
 	}
 	return nil
 }
@@ -70,10 +70,10 @@ func (d *Device) wantsConfig() bool {
 	return d.handlers.config != nil
 }
 
-// takeConfig checks a signed configuration and hands a new one on. The one that is
+// applyConfig checks a signed configuration and hands a new one on. The one that is
 // known already is no error.
-func (d *Device) takeConfig(ctx context.Context, raw []byte) error {
-	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.id.Issuer, d.id.ID, d.now())
+func (d *Device) applyConfig(ctx context.Context, raw []byte) error {
+	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.identity.Issuer, d.identity.ID, d.now())
 	if err != nil {
 		return err
 	}
@@ -86,9 +86,9 @@ func (d *Device) takeConfig(ctx context.Context, raw []byte) error {
 	case c.Epoch < epoch:
 		return watchword.Refuse(watchword.CommandStale, "the configuration is from before the server lost its counters")
 	}
-	number, known := configNumber(c), d.knownConfig()
+	number, known := configPosition(c), d.knownConfig()
 	if number == known {
-		return d.mendConfig(raw, number)
+		return d.restoreConfig(raw, number)
 	}
 	if !number.after(known) {
 		return watchword.Refuse(watchword.CommandStale, "the configuration is version %d of epoch %d, and %d of epoch %d is known", c.Version, c.Epoch, known.Seq, known.Epoch)
@@ -99,26 +99,26 @@ func (d *Device) takeConfig(ctx context.Context, raw []byte) error {
 	if f == nil {
 		return nil
 	}
-	if err := heard(ctx, f, Config{c.Epoch, c.Version, c.Document}); err != nil {
+	if err := callConfigHandler(ctx, f, Config{c.Epoch, c.Version, c.Document}); err != nil {
 		return &notApplied{err}
 	}
-	if err := d.numbers.update(func(c *counts) { c.ConfigEpoch, c.ConfigVersion = number.Epoch, number.Seq }); err != nil {
+	if err := d.counters.update(func(c *counters) { c.ConfigEpoch, c.ConfigVersion = number.Epoch, number.Seq }); err != nil {
 		return err
 	}
 	return durable.WriteFile(d.path(configFile), raw, 0o600)
 }
 
-func configNumber(c token.Config) position { return position{max(c.Epoch, 1), c.Version} }
+func configPosition(c token.Config) position { return position{max(c.Epoch, 1), c.Version} }
 
 // knownConfig returns the epoch and version that were handed on last. They are kept as numbers: what
 // signed the configuration then may not count any more.
 func (d *Device) knownConfig() position {
-	c := d.numbers.counts()
+	c := d.counters.values()
 	return position{c.ConfigEpoch, c.ConfigVersion}
 }
 
-// mendConfig writes the configuration that is known where the folder does not have it any more.
-func (d *Device) mendConfig(raw []byte, number position) error {
+// restoreConfig writes the configuration that is known where the folder does not have it any more.
+func (d *Device) restoreConfig(raw []byte, number position) error {
 	if file, _ := d.configInFolder(); file == number {
 		return nil
 	}
@@ -134,7 +134,7 @@ func (d *Device) configInFolder() (number position, signed bool) {
 		return position{}, false
 	}
 	// It was in time when it came.
-	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.id.Issuer, d.id.ID, time.Time{})
+	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.identity.Issuer, d.identity.ID, time.Time{})
 	signed = err == nil
 	if watchword.CodeOf(err) == watchword.KeyUnknown {
 		c, err = token.ReadConfig(string(raw))
@@ -142,7 +142,7 @@ func (d *Device) configInFolder() (number position, signed bool) {
 	if err != nil {
 		return position{}, false
 	}
-	return configNumber(c), signed
+	return configPosition(c), signed
 }
 
 // notApplied is the error of a handler of configurations: another try may do better.
@@ -151,8 +151,8 @@ type notApplied struct{ err error }
 func (e *notApplied) Error() string { return "the configuration was not applied: " + e.err.Error() }
 func (e *notApplied) Unwrap() error { return e.err }
 
-// heard turns a handler's panic into an error.
-func heard(ctx context.Context, f func(context.Context, Config) error, c Config) (err error) {
+// callConfigHandler turns a handler's panic into an error.
+func callConfigHandler(ctx context.Context, f func(context.Context, Config) error, c Config) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the handler panicked: %v", p)
@@ -161,14 +161,14 @@ func heard(ctx context.Context, f func(context.Context, Config) error, c Config)
 	return f(ctx, c)
 }
 
-// pushed is the configuration that came last over MQTT and was not looked at yet.
-type pushed struct {
+// pushedConfig is the configuration that came last over MQTT and was not looked at yet.
+type pushedConfig struct {
 	mu  sync.Mutex
 	raw []byte
 }
 
 // put replaces what is there; where it is kept for another try, only nothing.
-func (p *pushed) put(raw []byte, again bool) {
+func (p *pushedConfig) put(raw []byte, again bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !again || p.raw == nil {
@@ -176,22 +176,22 @@ func (p *pushed) put(raw []byte, again bool) {
 	}
 }
 
-func (p *pushed) take() (raw []byte) {
+func (p *pushedConfig) take() (raw []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	raw, p.raw = p.raw, nil
 	return raw
 }
 
-// hearConfig hands on the configuration that came over MQTT, or asks for it.
-func (r *run) hearConfig(ctx context.Context) error {
-	raw := r.pushed.take()
+// updateConfig hands on the configuration that came over MQTT, or asks for it.
+func (r *run) updateConfig(ctx context.Context) error {
+	raw := r.pushedConfig.take()
 	if raw == nil {
-		return r.lookAtConfig(ctx)
+		return r.fetchConfig(ctx)
 	}
-	err := r.takeConfig(ctx, raw)
+	err := r.applyConfig(ctx, raw)
 	if _, again := errors.AsType[*notApplied](err); again {
-		r.pushed.put(raw, true)
+		r.pushedConfig.put(raw, true)
 	}
 	return err
 }

@@ -43,7 +43,7 @@ func TestAnOlderConfigurationIsNeverHandedOn(t *testing.T) {
 			t.Fatal(err)
 		}
 		var err error
-		if d, err = OpenWith(d.dir, d.o); err != nil {
+		if d, err = OpenWith(d.dir, d.opts); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = d.Close() })
@@ -102,7 +102,7 @@ func TestAnOlderConfigurationIsNeverHandedOn(t *testing.T) {
 			tc.first()
 		}
 		before := heard
-		err := d.takeConfig(t.Context(), s.signedConfig(key, tc.epoch, tc.version))
+		err := d.applyConfig(t.Context(), s.signedConfig(key, tc.epoch, tc.version))
 		if watchword.CodeOf(err) != tc.want {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
@@ -114,7 +114,7 @@ func TestAnOlderConfigurationIsNeverHandedOn(t *testing.T) {
 		t.Errorf("the folder has version %d of epoch %d", n.Seq, n.Epoch)
 	}
 	d.OnConfig(func(context.Context, Config) error { return errors.New("no") })
-	if err := d.takeConfig(t.Context(), s.signedConfig(key, 2, 3)); err == nil || d.knownConfig().Seq != 2 {
+	if err := d.applyConfig(t.Context(), s.signedConfig(key, 2, 3)); err == nil || d.knownConfig().Seq != 2 {
 		t.Errorf("one that was not applied counts: %v", err)
 	}
 }
@@ -131,7 +131,7 @@ func TestTheVersionOfAnOlderBuildsConfigurationIsTakenOver(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Remove(d.path(numbersFile)); err != nil {
+		if err := os.Remove(d.path(countersFile)); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(d.path(journalFile), nil, 0o600); err != nil {
@@ -140,16 +140,16 @@ func TestTheVersionOfAnOlderBuildsConfigurationIsTakenOver(t *testing.T) {
 		if err := os.WriteFile(d.path(configFile), s.signedConfig(by(s), 0, 7), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		d, err := OpenWith(d.dir, d.o)
+		d, err := OpenWith(d.dir, d.opts)
 		if err != nil {
 			t.Fatal(err)
 		}
 		d.OnConfig(func(context.Context, Config) error { return nil })
-		if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 6)); watchword.CodeOf(err) != watchword.CommandStale {
+		if err := d.applyConfig(t.Context(), s.signedConfig(s.command, 1, 6)); watchword.CodeOf(err) != watchword.CommandStale {
 			t.Errorf("%s: an older one: %v", name, err)
 		}
-		if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 8)); err != nil || d.Lost() != "" {
-			t.Errorf("%s: a newer one: %v, lost %s", name, err, d.Lost())
+		if err := d.applyConfig(t.Context(), s.signedConfig(s.command, 1, 8)); err != nil || d.MemoryLost() != "" {
+			t.Errorf("%s: a newer one: %v, lost %s", name, err, d.MemoryLost())
 		}
 		if err := d.Close(); err != nil {
 			t.Fatal(err)
@@ -163,7 +163,7 @@ func TestAConfigurationThatNobodySignedMovesNoNumber(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})
 	d.OnConfig(func(context.Context, Config) error { return nil })
-	if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 5)); err != nil {
+	if err := d.applyConfig(t.Context(), s.signedConfig(s.command, 1, 5)); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Close(); err != nil {
@@ -172,7 +172,7 @@ func TestAConfigurationThatNobodySignedMovesNoNumber(t *testing.T) {
 	if err := os.WriteFile(d.path(configFile), s.signedConfig(testSigner(t), 1, 1<<53-1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d, err := OpenWith(d.dir, d.o)
+	d, err := OpenWith(d.dir, d.opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +198,7 @@ func TestAConfigurationIsAskedForByItsTag(t *testing.T) {
 		_, _ = w.Write(s.signedConfig(s.command, 1, version))
 	})
 	for range 3 {
-		if err := d.lookAtConfig(t.Context()); err != nil {
+		if err := d.fetchConfig(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -34,21 +34,21 @@ type Options struct {
 	SignCurve, SealCurve string
 	// Signer and Opener are keys that live elsewhere (TPM, PKCS#11) instead of
 	// files: P-256 or Ed25519, and P-256 or X25519.
-	Signer crypto.Signer
-	Opener ecdh.KeyExchanger
+	Signer    crypto.Signer
+	Decrypter ecdh.KeyExchanger
 	// NoClock says that the device does not know the time: then it asks the server
 	// for signed time, and until it has an answer it obeys only commands that carry
 	// its own nonce.
 	NoClock bool
-	// Prove makes the device prove its signing key with each request (RFC 9449) and in
+	// ProvePossession makes the device prove its signing key with each request (RFC 9449) and in
 	// each MQTT connection (RFC 9431). Without it, it does so once the server says that it must.
-	Prove bool
-	// LoggedOnly makes the device obey only commands that come with the proof that the
+	ProvePossession bool
+	// RequireLogProof makes the device obey only commands that come with the proof that the
 	// server's log has them: under the log's key, in a log that extends the one seen
 	// last, signed by as many witnesses as the trust bundle says. With no witness it
 	// takes both the command key and the log key to forge a command; with some, the log
 	// shows it to all.
-	LoggedOnly bool
+	RequireLogProof bool
 	// MaxCommand is the bytes of the largest sealed command (JWE) that the device can hold,
 	// for those with little memory; 0 is any, up to 32 KiB. The server ends a larger command
 	// as undeliverable; one that comes all the same is refused (too_large).
@@ -83,36 +83,36 @@ func (o *Options) fill() {
 
 // Device is one device. Its methods are safe for concurrent use. Close it at the end.
 type Device struct {
-	dir  string
-	o    Options
-	lock *os.File // nil where the folder is shared
-	pace dialPace
+	dir         string
+	opts        Options
+	lock        *os.File // nil where the folder is shared
+	dialLimiter dialLimiter
 
-	signer atomic.Pointer[jose.Signer] // nil until the keys exist; another one after [Device.Rekey]
-	opener atomic.Pointer[jose.Opener]
-	change change
+	signer    atomic.Pointer[jose.Signer] // nil until the keys exist; another one after [Device.Rekey]
+	decrypter atomic.Pointer[jose.Decrypter]
+	keyChange keyChange
 
-	id     *identity // nil until enrolled
-	trust  atomic.Pointer[token.Trust]
-	pinned string // the root that the folder goes by, where it is not id's any more; only who renews trust reads it
-	road   road
-	client *rest.Client
-	tokens *rest.Tokens
-	wire   atomic.Pointer[wire] // the MQTT connection, while there is one
+	identity   *identity // nil until enrolled
+	trust      atomic.Pointer[token.Trust]
+	pinnedRoot string // the root that the folder goes by, where it is not id's any more; only who renews trust reads it
+	transport  transportRef
+	client     *rest.Client
+	tokens     *rest.Tokens
+	mqtt       atomic.Pointer[mqttConn] // the MQTT connection, while there is one
 
-	clock    clock
-	revoked  revocation
-	handlers handlers
-	orders   atomic.Pointer[token.KeySet] // of who may order; nil: the server's word is enough
-	nonce    nonce
+	clock     signedClock
+	revoked   revocation
+	handlers  handlers
+	orderKeys atomic.Pointer[token.KeySet] // of who may order; nil: the server's word is enough
+	nonce     nonce
 
-	obeying sync.Mutex // one act at a time, from its checks to its receipt; before memory
-	memory  sync.Mutex // of journal, log and nonce; held while the disk is written, never while a function runs
-	journal *journal
-	numbers *numbers // has a lock of its own
+	executeMu sync.Mutex // one act at a time, from its checks to its receipt; before memory
+	stateMu   sync.Mutex // of journal, log and nonce; held while the disk is written, never while a function runs
+	journal   *journal
+	counters  *counterFile // has a lock of its own
 
-	configTag atomic.Pointer[string] // the ETag of the configuration that is known; nil for none
-	log       ledger.Checkpoint      // that was seen last, where only what is logged is obeyed
+	configETag     atomic.Pointer[string] // the ETag of the configuration that is known; nil for none
+	seenCheckpoint ledger.Checkpoint      // that was seen last, where only what is logged is obeyed
 }
 
 // Open opens or makes a device's folder for this process alone. Codes:
@@ -125,7 +125,7 @@ func OpenWith(dir string, o Options) (_ *Device, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	d := &Device{dir: dir, o: o}
+	d := &Device{dir: dir, opts: o}
 	if d.lock, err = openFolder(dir); err != nil {
 		return nil, err
 	}
@@ -139,7 +139,7 @@ func OpenWith(dir string, o Options) (_ *Device, err error) {
 
 // load reads what the folder holds.
 func (d *Device) load() (err error) {
-	if d.numbers, err = readNumbers(durable.OS{}, d.path(numbersFile)); err != nil {
+	if d.counters, err = readCounters(durable.OS{}, d.path(countersFile)); err != nil {
 		return err
 	}
 	if d.clock.floor, err = d.readFloor(); err != nil {
@@ -148,10 +148,10 @@ func (d *Device) load() (err error) {
 	if err = d.loadKeys(); err != nil {
 		return err
 	}
-	if d.id, err = d.readIdentity(); err != nil || d.id == nil {
+	if d.identity, err = d.readIdentity(); err != nil || d.identity == nil {
 		return err
 	}
-	return d.ready()
+	return d.prepare()
 }
 
 func (d *Device) path(name string) string { return filepath.Join(d.dir, name) }
@@ -159,166 +159,166 @@ func (d *Device) path(name string) string { return filepath.Join(d.dir, name) }
 // loadKeys takes the keys that were given, or those of the folder, if they are there.
 func (d *Device) loadKeys() error {
 	var signer *jose.Signer
-	var opener *jose.Opener
+	var opener *jose.Decrypter
 	sign, err := d.readKey(signFile, jose.ForSigning)
 	switch {
-	case d.o.Signer != nil:
-		signer, err = jose.NewSigner(d.o.Signer)
+	case d.opts.Signer != nil:
+		signer, err = jose.NewSigner(d.opts.Signer)
 	case sign != nil:
 		signer, err = sign.Signer()
 	}
 	if err != nil {
 		return err
 	}
-	seal, err := d.readKey(sealFile, jose.ForSealing)
+	seal, err := d.readKey(sealFile, jose.ForEncryption)
 	switch {
-	case d.o.Opener != nil:
-		opener, err = jose.NewOpener(d.o.Opener)
+	case d.opts.Decrypter != nil:
+		opener, err = jose.NewDecrypter(d.opts.Decrypter)
 	case seal != nil:
-		opener, err = seal.Opener()
+		opener, err = seal.Decrypter()
 	}
 	if err != nil {
 		return err
 	}
 	d.signer.Store(signer)
-	d.opener.Store(opener)
-	n, err := d.readNext()
-	d.change.set(n)
+	d.decrypter.Store(opener)
+	n, err := d.readNextKeys()
+	d.keyChange.set(n)
 	return err
 }
 
-// ready makes an enrolled device ready to talk.
-func (d *Device) ready() error {
-	if d.signer.Load() == nil || d.opener.Load() == nil {
+// prepare makes an enrolled device ready to talk.
+func (d *Device) prepare() error {
+	if d.signer.Load() == nil || d.decrypter.Load() == nil {
 		return watchword.Refuse(watchword.Internal, "%s holds an enrollment, but not its keys", d.dir)
 	}
 	t, err := d.readTrust()
 	if err != nil {
 		return err
 	}
-	if err := d.use(&t); err != nil {
+	if err := d.useTrust(&t); err != nil {
 		return err
 	}
-	if d.log, err = d.readLog(&t); err != nil {
+	if d.seenCheckpoint, err = d.readCheckpoint(&t); err != nil {
 		return err
 	}
 	if d.lock == nil {
-		d.journal, err = lookAtJournal(durable.OS{}, d.path(journalFile), d.numbers)
+		d.journal, err = openSharedJournal(durable.OS{}, d.path(journalFile), d.counters)
 		return err
 	}
-	if d.journal, err = openJournal(durable.OS{}, d.path(journalFile), d.numbers); err != nil {
+	if d.journal, err = openJournal(durable.OS{}, d.path(journalFile), d.counters); err != nil {
 		return err
 	}
 	if d.journal.lost {
-		d.o.Log.Error("the memory of commands is lost; only commands that carry this device's nonce are obeyed until one came", slog.String("why", d.journal.why))
+		d.opts.Log.Error("the memory of commands is lost; only commands that carry this device's nonce are obeyed until one came", slog.String("why", d.journal.lostReason))
 	}
-	if err := d.journal.torn; err != nil {
-		d.o.Log.Error("the memory of commands cannot be written", slog.Any("err", err))
+	if err := d.journal.writeErr; err != nil {
+		d.opts.Log.Error("the memory of commands cannot be written", slog.Any("err", err))
 	}
-	d.keepNumbers()
+	d.adoptCounters()
 	return nil
 }
 
-// keepNumbers takes over into the counts what the files say and the counts do not: of a build
+// adoptCounters takes over into the counts what the files say and the counts do not: of a build
 // that kept none, or where they were lost.
-func (d *Device) keepNumbers() {
+func (d *Device) adoptCounters() {
 	config, trust := d.knownConfig(), d.trust.Load()
 	if file, signed := d.configInFolder(); config.Seq == 0 || signed && file.after(config) {
 		config = file // the counts are damaged, or of an older time than the file
 	}
-	err := d.numbers.update(func(c *counts) {
+	err := d.counters.update(func(c *counters) {
 		c.ConfigEpoch, c.ConfigVersion = config.Epoch, config.Seq
 		c.TrustVersion, c.TrustEpoch = max(c.TrustVersion, trust.Version), max(c.TrustEpoch, trust.Epoch)
-		c.LogSize, c.LogRoot = d.log.Size, d.log.Root
-		if floor := d.clock.noSooner(); !floor.IsZero() {
+		c.LogSize, c.LogRoot = d.seenCheckpoint.Size, d.seenCheckpoint.Root
+		if floor := d.clock.lowerBound(); !floor.IsZero() {
 			c.Time = floor.Unix()
 		}
 	})
 	if err != nil {
-		d.o.Log.Error("the numbers of the folder cannot be written", slog.Any("err", err))
+		d.opts.Log.Error("the numbers of the folder cannot be written", slog.Any("err", err))
 	}
 }
 
-// use talks to the server that a trust bundle vouches for.
-func (d *Device) use(t *token.Trust) error {
-	tr, err := d.roadTo(t)
+// useTrust talks to the server that a trust bundle vouches for.
+func (d *Device) useTrust(t *token.Trust) error {
+	tr, err := d.transportFor(t)
 	if err != nil {
 		return err
 	}
 	d.trust.Store(t)
-	if old := d.road.Swap(tr); old != nil {
+	if old := d.transport.Swap(tr); old != nil {
 		old.CloseIdleConnections()
 		return nil
 	}
-	d.client, d.tokens = d.speaker(d.signer.Load)
-	d.tokens.Around = d.inOrder
-	if d.o.Prove {
-		d.tokens.Prove()
+	d.client, d.tokens = d.authClient(d.signer.Load)
+	d.tokens.WithLock = d.withValidKey
+	if d.opts.ProvePossession {
+		d.tokens.BindTokens()
 	}
 	return nil
 }
 
-// speaker asks the server as the holder of a key, at the right time.
-func (d *Device) speaker(signer func() *jose.Signer) (*rest.Client, *rest.Tokens) {
+// authClient asks the server as the holder of a key, at the right time.
+func (d *Device) authClient(signer func() *jose.Signer) (*rest.Client, *rest.Tokens) {
 	tokens := &rest.Tokens{
-		Client: rest.New(d.id.HTTPS, &d.road, nil), Path: "/oauth/token", Now: d.reckon,
-		Sign:   func() (string, error) { return d.assertion(signer(), token.AssertionLife) },
-		Prover: d.prover(signer), Around: d.onTime,
+		Client: rest.New(d.identity.HTTPS, &d.transport, nil), Path: "/oauth/token", Now: d.bestTime,
+		Sign:   func() (string, error) { return d.assertion(signer(), token.AssertionLifetime) },
+		Prover: d.dpopProver(signer), WithLock: d.withTime,
 	}
-	return rest.New(d.id.HTTPS, &d.road, tokens), tokens
+	return rest.New(d.identity.HTTPS, &d.transport, tokens), tokens
 }
 
-// prover proves the device's key with requests, where the server wants it.
-func (d *Device) prover(signer func() *jose.Signer) *rest.Prover {
+// dpopProver proves the device's key with requests, where the server wants it.
+func (d *Device) dpopProver(signer func() *jose.Signer) *rest.Prover {
 	return &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
-		return token.SignDPoP(signer(), method, uri, nonce, access, d.reckon())
+		return token.SignDPoP(signer(), method, uri, nonce, access, d.bestTime())
 	}}
 }
 
-// inOrder gets a token with the key that counts, at the right time.
-func (d *Device) inOrder(ctx context.Context, get func(context.Context) error) error {
-	if lostTrust(d.trust.Load()) {
+// withValidKey gets a token with the key that counts, at the right time.
+func (d *Device) withValidKey(ctx context.Context, get func(context.Context) error) error {
+	if isLostTrust(d.trust.Load()) {
 		if err := d.renewTrust(ctx); err != nil {
 			return err
 		}
 	}
-	if err := d.settleKeys(ctx); err != nil { // it goes on as who it was, and tries again later
-		d.o.Log.Info("keys not changed yet", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+	if err := d.finishKeyChange(ctx); err != nil { // it goes on as who it was, and tries again later
+		d.opts.Log.Info("keys not changed yet", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 	}
-	return d.onTime(ctx, get)
+	return d.withTime(ctx, get)
 }
 
 // Enrolled reports whether the device has an identity.
-func (d *Device) Enrolled() bool { return d.id != nil }
+func (d *Device) Enrolled() bool { return d.identity != nil }
 
 // ID returns the device's id; empty before it is enrolled.
 func (d *Device) ID() watchword.SubjectID {
-	if d.id == nil {
+	if d.identity == nil {
 		return ""
 	}
-	return d.id.ID
+	return d.identity.ID
 }
 
 // Server returns the server's URL; empty before the device is enrolled.
 func (d *Device) Server() string {
-	if d.id == nil {
+	if d.identity == nil {
 		return ""
 	}
-	return d.id.HTTPS
+	return d.identity.HTTPS
 }
 
 // MQTT returns HOST:PORT of the server's MQTT over TLS; empty where it has none,
 // and before the device is enrolled.
 func (d *Device) MQTT() string {
-	if d.id == nil {
+	if d.identity == nil {
 		return ""
 	}
-	return d.id.MQTTS
+	return d.identity.MQTTS
 }
 
 // Keys returns the public keys, to sign and to seal; nil before they are made.
 func (d *Device) Keys() (sign, seal *jose.PublicKey) {
-	signer, opener := d.signer.Load(), d.opener.Load()
+	signer, opener := d.signer.Load(), d.decrypter.Load()
 	if signer == nil || opener == nil {
 		return nil, nil
 	}
@@ -332,7 +332,7 @@ func (d *Device) CAFile() string { return d.path(caFile) }
 // where the folder's is lost until the server gave the next one.
 func (d *Device) Trust() *token.Trust {
 	t := d.trust.Load()
-	if t != nil && lostTrust(t) {
+	if t != nil && isLostTrust(t) {
 		return nil
 	}
 	return t
@@ -340,44 +340,44 @@ func (d *Device) Trust() *token.Trust {
 
 // Position returns the number of the last command that was begun.
 func (d *Device) Position() (epoch, seq int64) {
-	d.memory.Lock()
-	defer d.memory.Unlock()
+	d.stateMu.Lock()
+	defer d.stateMu.Unlock()
 	if d.journal == nil {
 		return 0, 0
 	}
 	return d.journal.last.Epoch, d.journal.last.Seq
 }
 
-// Lost says why the memory of commands is lost, so that only commands that carry this device's
+// MemoryLost says why the memory of commands is lost, so that only commands that carry this device's
 // nonce are obeyed until one came; empty where it is not.
-func (d *Device) Lost() string {
-	d.memory.Lock()
-	defer d.memory.Unlock()
+func (d *Device) MemoryLost() string {
+	d.stateMu.Lock()
+	defer d.stateMu.Unlock()
 	switch {
 	case d.journal == nil || !d.journal.lost:
 		return ""
-	case d.journal.why == "":
+	case d.journal.lostReason == "":
 		return "it was lost before the folder was opened"
 	}
-	return d.journal.why
+	return d.journal.lostReason
 }
 
 // Assertion signs a client assertion, good for life, at most 300 s: for clients
 // that fetch tokens themselves. Code: conflict before the device is enrolled.
 func (d *Device) Assertion(life time.Duration) (string, error) {
-	if d.id == nil {
+	if d.identity == nil {
 		return "", errNotEnrolled()
 	}
 	return d.assertion(d.signer.Load(), life)
 }
 
 func (d *Device) assertion(s *jose.Signer, life time.Duration) (string, error) {
-	return token.SignAssertion(s, d.id.ID, d.id.Issuer, d.reckon(), life)
+	return token.SignAssertion(s, d.identity.ID, d.identity.Issuer, d.bestTime(), life)
 }
 
 // Token returns an access token that is good for a while yet.
 func (d *Device) Token(ctx context.Context) (string, error) {
-	if d.id == nil {
+	if d.identity == nil {
 		return "", errNotEnrolled()
 	}
 	return d.tokens.Get(ctx)
@@ -385,7 +385,7 @@ func (d *Device) Token(ctx context.Context) (string, error) {
 
 // NewToken returns an access token that was never shown before.
 func (d *Device) NewToken(ctx context.Context) (string, error) {
-	if d.id == nil {
+	if d.identity == nil {
 		return "", errNotEnrolled()
 	}
 	return d.tokens.Renew(ctx)
@@ -399,13 +399,13 @@ func errNotEnrolled() error {
 // [Device.Run], and wait for it, before. The receipt of one that runs on cannot be written, and is
 // "interrupted" at the next start.
 func (d *Device) Close() error {
-	d.memory.Lock()
-	defer d.memory.Unlock()
+	d.stateMu.Lock()
+	defer d.stateMu.Unlock()
 	var errs []error
 	if d.journal != nil {
 		errs = append(errs, d.journal.close())
 		// What still runs beside finds a journal that takes nothing.
-		d.journal = &journal{last: d.journal.last, torn: watchword.Refuse(watchword.Unavailable, "the device is closed")}
+		d.journal = &journal{last: d.journal.last, writeErr: watchword.Refuse(watchword.Unavailable, "the device is closed")}
 	}
 	if d.client != nil {
 		d.client.CloseIdleConnections()
@@ -424,6 +424,6 @@ func OpenShared(dir string, o Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{dir: dir, o: o}
+	d := &Device{dir: dir, opts: o}
 	return d, d.load()
 }

@@ -16,15 +16,15 @@ const (
 	dialEvery = time.Second // from then on
 )
 
-// dialPace counts connections. It is safe for concurrent use.
-type dialPace struct {
+// dialLimiter counts connections. It is safe for concurrent use.
+type dialLimiter struct {
 	mu   sync.Mutex
 	free time.Time // when all of the burst is there again
 }
 
 // take reports whether one more connection may be made now. Nothing waits: net/http goes on
 // connecting for requests that have ended, so that waits would pile up.
-func (p *dialPace) take(now time.Time) bool {
+func (p *dialLimiter) take(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.free.Before(now) {
@@ -39,8 +39,8 @@ func (p *dialPace) take(now time.Time) bool {
 
 // connect is [Options.Dial] at the pace of a device. Code: unavailable beyond it.
 func (d *Device) connect(ctx context.Context, network, address string) (net.Conn, error) {
-	if !d.pace.take(time.Now()) {
+	if !d.dialLimiter.take(time.Now()) {
 		return nil, watchword.Refuse(watchword.Unavailable, "this device connects too often; a connection a second is free again")
 	}
-	return d.o.Dial(ctx, network, address)
+	return d.opts.Dial(ctx, network, address)
 }

@@ -14,7 +14,7 @@ import (
 func TestConnectionsHaveAPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refused := errors.New("refused")
-		d := &Device{o: Options{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, refused }}}
+		d := &Device{opts: Options{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, refused }}}
 		made := func() (n int) {
 			for {
 				_, err := d.connect(t.Context(), "tcp", "x")

@@ -205,7 +205,7 @@ const lampJournal, lampNumbers = "/lamp/journal", "/lamp/numbers"
 
 func newLamp(t *testing.T) *lamp {
 	l := &lamp{t: t, disk: newMemDisk(), acted: map[int64]int{}}
-	n, err := readNumbers(l.disk, lampNumbers)
+	n, err := readCounters(l.disk, lampNumbers)
 	if err == nil {
 		err = newJournal(l.disk, lampJournal, n)
 	}
@@ -217,16 +217,16 @@ func newLamp(t *testing.T) *lamp {
 
 // open starts the device, as it does after a power cut.
 func (l *lamp) open() error {
-	n, err := readNumbers(l.disk, lampNumbers)
+	n, err := readCounters(l.disk, lampNumbers)
 	if err == nil {
 		l.j, err = openJournal(l.disk, lampJournal, n)
 	}
 	if err != nil {
 		return err
 	}
-	for _, a := range l.j.acts {
+	for _, a := range l.j.executions {
 		if a.Receipt == "" {
-			_ = l.j.write(record{"end", act{position: a.position, ID: a.ID, Hash: a.Hash, Receipt: "interrupted"}}, true)
+			_ = l.j.write(journalRecord{"end", execution{position: a.position, ID: a.ID, Hash: a.Hash, Receipt: "interrupted"}}, true)
 		}
 	}
 	return nil
@@ -243,15 +243,15 @@ func (l *lamp) command(seq int64, nonce bool) bool {
 		return true
 	}
 	id := watchword.CommandID(fmt.Sprint("cmd_", seq))
-	if l.j.write(record{"begin", act{position: p, ID: id, Hash: "h"}}, true) != nil {
+	if l.j.write(journalRecord{"begin", execution{position: p, ID: id, Hash: "h"}}, true) != nil {
 		return false
 	}
 	l.acted[seq]++
 	if l.acted[seq] > 1 {
 		l.t.Errorf("number %d was acted on %d times", seq, l.acted[seq])
 	}
-	_ = l.j.write(record{"end", act{position: p, ID: id, Hash: "h", Receipt: "done"}}, true)
-	_ = l.j.write(record{"sent", act{position: p}}, false)
+	_ = l.j.write(journalRecord{"end", execution{position: p, ID: id, Hash: "h", Receipt: "done"}}, true)
+	_ = l.j.write(journalRecord{"sent", execution{position: p}}, false)
 	return true
 }
 
@@ -264,7 +264,7 @@ func (l *lamp) works(last int64) {
 	}
 	l.command(last+1, true)
 	if l.acted[last+1] != 1 {
-		l.t.Errorf("a new command was acted on %d times: lost %v (%s), torn %v", l.acted[last+1], l.j.lost, l.j.why, l.j.torn)
+		l.t.Errorf("a new command was acted on %d times: lost %v (%s), torn %v", l.acted[last+1], l.j.lost, l.j.lostReason, l.j.writeErr)
 	}
 	l.command(last+2, false)
 	if l.acted[last+2] != 1 {
@@ -274,7 +274,7 @@ func (l *lamp) works(last int64) {
 
 // Whatever step of the disk goes wrong in whatever way: nothing is done twice, and the device goes
 // on by itself once the disk does. Only what a disk loses that had said it was kept costs the memory.
-func TestNoFaultOfTheDiskMakesADeviceActTwiceOrDeaf(t *testing.T) {
+func TestDiskFaultsCauseNoSecondExecutionOrDeafness(t *testing.T) {
 	const commands = 4
 	cases := 0
 	for how := range faults {
@@ -301,14 +301,14 @@ func TestNoFaultOfTheDiskMakesADeviceActTwiceOrDeaf(t *testing.T) {
 						t.Fatalf("fault %d at step %d, restart %d: %v", how, at, after, err)
 					}
 					if l.j.lost {
-						t.Errorf("fault %d at step %d, restart %d: a power cut cost the memory: %s", how, at, after, l.j.why)
+						t.Errorf("fault %d at step %d, restart %d: a power cut cost the memory: %s", how, at, after, l.j.lostReason)
 					}
 				}
 				l.disk.at, l.disk.broken = 0, 0
 				l.works(commands)
 				l.disk = l.disk.restart(0)
 				if err := l.open(); err != nil || l.j.lost || l.j.last.Seq != commands+2 {
-					t.Errorf("fault %d at step %d, restart %d: opened again it is lost %v (%s), at %d: %v", how, at, after, l.j.lost, l.j.why, l.j.last.Seq, err)
+					t.Errorf("fault %d at step %d, restart %d: opened again it is lost %v (%s), at %d: %v", how, at, after, l.j.lost, l.j.lostReason, l.j.last.Seq, err)
 				}
 				if t.Failed() {
 					t.Fatalf("fault %d at step %d, restart %d", how, at, after)
@@ -356,7 +356,7 @@ func padding(b []byte, i int) bool { return b[i] == ' ' && i > 0 && b[i-1] == ' 
 
 // Whatever a disk does to a file of the memory, nothing is done twice, and the device goes on
 // without a hand.
-func TestNoDamageOfTheMemoryMakesADeviceActTwiceOrDeaf(t *testing.T) {
+func TestJournalDamageCausesNoSecondExecutionOrDeafness(t *testing.T) {
 	const commands = 3
 	l := newLamp(t)
 	if err := l.open(); err != nil {
@@ -385,7 +385,7 @@ func TestNoDamageOfTheMemoryMakesADeviceActTwiceOrDeaf(t *testing.T) {
 			}
 			k.works(commands)
 			if err := k.open(); err != nil || k.j.lost {
-				t.Errorf("%s %s: it is not mended: %v, %s", filepath.Base(path), what, err, k.j.why)
+				t.Errorf("%s %s: it is not mended: %v, %s", filepath.Base(path), what, err, k.j.lostReason)
 			}
 			if t.Failed() {
 				t.Fatalf("%s %s", filepath.Base(path), what)

@@ -33,30 +33,30 @@ func (d *Device) Enroll(ctx context.Context, link string) error {
 	if err != nil {
 		return err
 	}
-	sum := token.HashCode(code)
+	sum := token.CodeDigest(code)
 	hash := base64.RawURLEncoding.EncodeToString(sum[:])
-	if d.id != nil {
-		if d.id.CodeHash == hash {
+	if d.identity != nil {
+		if d.identity.CodeHash == hash {
 			return nil
 		}
-		return watchword.Refuse(watchword.Conflict, "this folder is enrolled as %q already; a new enrollment needs new keys, so a new folder", d.id.ID)
+		return watchword.Refuse(watchword.Conflict, "this folder is enrolled as %q already; a new enrollment needs new keys, so a new folder", d.identity.ID)
 	}
 	if err := d.makeKeys(); err != nil {
 		return err
 	}
-	t, raw, err := d.meet(ctx, server, pin)
+	t, raw, err := d.verifyServer(ctx, server, pin)
 	if err != nil {
 		return err
 	}
 	id, err := d.register(ctx, server, code, hash, t)
-	if watchword.CodeOf(err) == watchword.ProofInvalid && d.firstTime(ctx, server, t) {
+	if watchword.CodeOf(err) == watchword.ProofInvalid && d.syncFirstTime(ctx, server, t) {
 		id, err = d.register(ctx, server, code, hash, t) // nothing was wrong with it but its time
 	}
 	if err != nil {
 		return err
 	}
 	id.CodeHash, id.Pin = hash, pin
-	return d.settle(id, raw, t)
+	return d.persist(id, raw, t)
 }
 
 func (d *Device) makeKeys() error {
@@ -64,7 +64,7 @@ func (d *Device) makeKeys() error {
 		file, curve string
 		use         jose.Use
 		have        bool
-	}{{signFile, d.o.SignCurve, jose.ForSigning, d.signer.Load() != nil}, {sealFile, d.o.SealCurve, jose.ForSealing, d.opener.Load() != nil}} {
+	}{{signFile, d.opts.SignCurve, jose.ForSigning, d.signer.Load() != nil}, {sealFile, d.opts.SealCurve, jose.ForEncryption, d.decrypter.Load() != nil}} {
 		if k.have {
 			continue
 		}
@@ -78,60 +78,60 @@ func (d *Device) makeKeys() error {
 	return d.loadKeys()
 }
 
-// meet fetches the trust bundle from a stranger and finds out whether it is the
+// verifyServer fetches the trust bundle from a stranger and finds out whether it is the
 // server of the link.
-func (d *Device) meet(ctx context.Context, server, pin string) (*token.Trust, string, error) {
-	c, shown := d.stranger(server)
+func (d *Device) verifyServer(ctx context.Context, server, pin string) (*token.Trust, string, error) {
+	c, peerCerts := d.unverifiedClient(server)
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
 	if err != nil {
 		return nil, "", err
 	}
 	t, err := token.VerifyTrust(string(a.Body), pin, time.Time{})
 	if err != nil {
-		return nil, "", noBundle(err)
+		return nil, "", notABundle(err)
 	}
 	if d.nowUnder(&t).IsZero() { // no clock, or one that the root's own word proves wrong
-		d.firstTime(ctx, server, &t)
+		d.syncFirstTime(ctx, server, &t)
 	}
 	if at := d.nowUnder(&t); !at.IsZero() {
 		if t, err = token.VerifyTrust(string(a.Body), pin, at); err != nil {
 			return nil, "", err
 		}
 	}
-	return &t, string(a.Body), checkPeer(shown(), server, &t, d.nowUnder(&t))
+	return &t, string(a.Body), checkPeer(peerCerts(), server, &t, d.nowUnder(&t))
 }
 
-// noBundle is why what a peer showed is not the server's trust bundle: bundle_invalid for
+// notABundle is why what a peer showed is not the server's trust bundle: bundle_invalid for
 // what is not even one.
-func noBundle(err error) error {
+func notABundle(err error) error {
 	if watchword.CodeOf(err) == watchword.TokenMalformed {
-		return watchword.Because(err, watchword.BundleInvalid, "who answers there shows no trust bundle")
+		return watchword.Wrap(err, watchword.BundleInvalid, "who answers there shows no trust bundle")
 	}
 	return err
 }
 
-// firstTime asks a server that is not one's own yet what time it is, and reports
+// syncFirstTime asks a server that is not one's own yet what time it is, and reports
 // whether the device knows better now. Without an answer it goes on as it is.
-func (d *Device) firstTime(ctx context.Context, server string, t *token.Trust) bool {
-	d.clock.asking.Lock()
-	defer d.clock.asking.Unlock()
-	return d.hearTime(ctx, server, t)
+func (d *Device) syncFirstTime(ctx context.Context, server string, t *token.Trust) bool {
+	d.clock.requestMu.Lock()
+	defer d.clock.requestMu.Unlock()
+	return d.trySyncTime(ctx, server, t)
 }
 
 // register shows the code and the public keys, over a connection that the bundle vouches for.
 func (d *Device) register(ctx context.Context, server, code, hash string, t *token.Trust) (*identity, error) {
-	tr, err := d.roadTo(t)
+	tr, err := d.transportFor(t)
 	if err != nil {
 		return nil, err
 	}
 	defer tr.CloseIdleConnections()
-	proof, err := token.SignEnrollment(d.signer.Load(), t.Issuer, hash, d.opener.Load().Public().ID(), d.reckonUnder(t))
+	proof, err := token.SignEnrollment(d.signer.Load(), t.Issuer, hash, d.decrypter.Load().Public().ID(), d.bestTimeUnder(t))
 	if err != nil {
 		return nil, err
 	}
 	var out api.EnrollResponse
 	_, err = rest.New(server, tr, nil).JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/enroll"}, api.EnrollRequest{
-		Code: code, Proof: proof, Keys: api.PublicKeys{Sign: d.signer.Load().Public().JWK(), Seal: d.opener.Load().Public().JWK()},
+		Code: code, Proof: proof, Keys: api.PublicKeys{Sign: d.signer.Load().Public().JWK(), Seal: d.decrypter.Load().Public().JWK()},
 	}, &out)
 	if err != nil {
 		return nil, err
@@ -147,8 +147,8 @@ func newIdentity(r api.EnrollResponse, t *token.Trust) (*identity, error) {
 	return &identity{ID: r.ID, Labels: r.Labels, Issuer: r.Issuer, TokenEndpoint: r.TokenEndpoint, HTTPS: r.HTTPS, MQTTS: r.MQTTS}, nil
 }
 
-// settle writes everything down, the identity last: it is what counts.
-func (d *Device) settle(id *identity, bundle string, t *token.Trust) error {
+// persist writes everything down, the identity last: it is what counts.
+func (d *Device) persist(id *identity, bundle string, t *token.Trust) error {
 	if err := d.writeAnchors(t); err != nil {
 		return err
 	}
@@ -156,15 +156,15 @@ func (d *Device) settle(id *identity, bundle string, t *token.Trust) error {
 		return err
 	}
 	// Another server's log is none that this one's must extend.
-	if err := os.Remove(d.path(logFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(d.path(checkpointFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := newJournal(durable.OS{}, d.path(journalFile), d.numbers); err != nil {
+	if err := newJournal(durable.OS{}, d.path(journalFile), d.counters); err != nil {
 		return err
 	}
 	if err := writeIdentity(d.dir, id); err != nil {
 		return err
 	}
-	d.id = id
-	return d.ready()
+	d.identity = id
+	return d.prepare()
 }

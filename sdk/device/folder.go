@@ -15,7 +15,7 @@ import (
 const (
 	signFile     = "sign.jwk"
 	sealFile     = "seal.jwk"
-	nextFile     = "keys.next" // while keys change: both new ones
+	newKeysFile  = "keys.next" // while keys change: both new ones
 	identityFile = "device.json"
 	trustFile    = "trust.jws"
 	caFile       = "ca.pem"
@@ -39,7 +39,7 @@ type identity struct {
 
 // openFolder makes and locks a device's folder. Nothing is made where others could write. Codes: folder_in_use, file_untrusted.
 func openFolder(dir string) (*os.File, error) {
-	if err := durable.Folder(dir, false); err != nil {
+	if err := durable.EnsureFolder(dir, false); err != nil {
 		return nil, err
 	}
 	// Beside those that are read through durable: what is only written, or believed by others.

@@ -57,7 +57,7 @@ func signCommand(t *testing.T, s *fakeServer, to *jose.PublicKey, seq int64, non
 	if err != nil {
 		t.Fatal(err)
 	}
-	jwe, err := jose.Seal(to, "JWT", []byte(jws))
+	jwe, err := jose.Encrypt(to, "JWT", []byte(jws))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func (s *fakeServer) renewed(d *Device) {
 
 // Whatever a disk does to one file of a device's folder: the folder opens, the device is who it was,
 // nothing is done twice, nothing goes back, a new command is obeyed, and the folder is whole again.
-func TestNoDamageOfAFileMakesADeviceActTwiceOrDeaf(t *testing.T) {
+func TestFileDamageCausesNoSecondExecutionOrDeafness(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})
 	acted := map[int64]int{}
@@ -93,20 +93,20 @@ func TestNoDamageOfAFileMakesADeviceActTwiceOrDeaf(t *testing.T) {
 	s.renewed(d)
 	sign, seal := d.Keys()
 	for seq := range int64(3) {
-		if _, err := d.Obey(t.Context(), signCommand(t, s, seal, seq+1, "")); err != nil {
+		if _, err := d.Execute(t.Context(), signCommand(t, s, seal, seq+1, "")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 5)); err != nil {
+	if err := d.applyConfig(t.Context(), s.signedConfig(s.command, 1, 5)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.goBy(time.Now(), &s.trust); err != nil {
+	if _, err := d.applyTime(time.Now(), &s.trust); err != nil {
 		t.Fatal(err)
 	}
-	floor := d.clock.noSooner().Unix()
-	next, err := makeNext(RekeyOptions{Sign: jose.P256, Seal: jose.X25519})
+	floor := d.clock.lowerBound().Unix()
+	next, err := makeNextKeys(RekeyOptions{Sign: jose.P256, Seal: jose.X25519})
 	if err == nil {
-		err = next.write(d.path(nextFile))
+		err = next.write(d.path(newKeysFile))
 	}
 	if err == nil {
 		err = d.Close()
@@ -127,7 +127,7 @@ func TestNoDamageOfAFileMakesADeviceActTwiceOrDeaf(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{signFile, sealFile, nextFile, identityFile, trustFile, caFile, configFile, journalFile, numbersFile, clockFile} {
+	for _, name := range []string{signFile, sealFile, newKeysFile, identityFile, trustFile, caFile, configFile, journalFile, countersFile, clockFile} {
 		if len(files[name]) == 0 {
 			t.Fatalf("the folder has no %s", name)
 		}
@@ -155,7 +155,7 @@ func TestNoDamageOfAFileMakesADeviceActTwiceOrDeaf(t *testing.T) {
 			}
 			clear(acted)
 			what = name + " " + what
-			d, err := OpenWith(dir, d.o)
+			d, err := OpenWith(dir, d.opts)
 			if err != nil {
 				t.Fatalf("%s: %v", what, err)
 			}
@@ -163,10 +163,10 @@ func TestNoDamageOfAFileMakesADeviceActTwiceOrDeaf(t *testing.T) {
 			if a, b := d.Keys(); a.ID() != sign.ID() || b.ID() != seal.ID() || d.ID() != "lamp-1" || d.Server() != s.https.URL {
 				t.Errorf("%s: another device", what)
 			}
-			if n := d.change.next; n == nil || n.sign.Public().ID() != next.sign.Public().ID() || n.seal.Public().ID() != next.seal.Public().ID() {
+			if n := d.keyChange.next; n == nil || n.sign.Public().ID() != next.sign.Public().ID() || n.seal.Public().ID() != next.seal.Public().ID() {
 				t.Errorf("%s: the next keys are lost", what)
 			}
-			if got := d.clock.noSooner().Unix(); got != floor {
+			if got := d.clock.lowerBound().Unix(); got != floor {
 				t.Errorf("%s: the last signed time is %d, was %d", what, got, floor)
 			}
 			if _, err := d.verifyNext(older, d.trust.Load()); err == nil {
@@ -177,29 +177,29 @@ func TestNoDamageOfAFileMakesADeviceActTwiceOrDeaf(t *testing.T) {
 					t.Errorf("%s: the bundle is lost, and the next one is not taken: %v", what, err)
 				}
 			}
-			if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 4)); watchword.CodeOf(err) != watchword.CommandStale {
+			if err := d.applyConfig(t.Context(), s.signedConfig(s.command, 1, 4)); watchword.CodeOf(err) != watchword.CommandStale {
 				t.Errorf("%s: an older configuration: %v", what, err)
 			}
 			for seq := range int64(3) {
-				_, _ = d.Obey(t.Context(), signCommand(t, s, seal, seq+1, "")) // refused, or its receipt of then
+				_, _ = d.Execute(t.Context(), signCommand(t, s, seal, seq+1, "")) // refused, or its receipt of then
 			}
-			nonce := d.nonce.current(d.o.Now())
+			nonce := d.nonce.current(d.opts.Now())
 			for seq := range int64(3) {
-				_, _ = d.Obey(t.Context(), signCommand(t, s, seal, seq+1, nonce))
+				_, _ = d.Execute(t.Context(), signCommand(t, s, seal, seq+1, nonce))
 			}
 			if len(acted) > 0 {
 				t.Errorf("%s: acted again on %v", what, acted)
 			}
-			if _, err := d.Obey(t.Context(), signCommand(t, s, seal, 4, nonce)); err != nil || acted[4] != 1 {
+			if _, err := d.Execute(t.Context(), signCommand(t, s, seal, 4, nonce)); err != nil || acted[4] != 1 {
 				t.Errorf("%s: a new command: %v", what, err)
 			}
-			if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 6)); err != nil {
+			if err := d.applyConfig(t.Context(), s.signedConfig(s.command, 1, 6)); err != nil {
 				t.Errorf("%s: a new configuration: %v", what, err)
 			}
 			if err := d.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if !slices.Contains([]string{configFile, journalFile, numbersFile, clockFile}, name) { // these are written anew otherwise
+			if !slices.Contains([]string{configFile, journalFile, countersFile, clockFile}, name) { // these are written anew otherwise
 				if now, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(now, whole) && !bytes.HasPrefix(b, whole[:len(whole)-1]) { // the line break at its end says nothing
 					t.Errorf("%s: it is not mended: %v", what, err)
 				}
@@ -210,25 +210,25 @@ func TestNoDamageOfAFileMakesADeviceActTwiceOrDeaf(t *testing.T) {
 		})
 	}
 	// Where both of the two are damaged there is nothing to go by, and the error says which file.
-	for _, name := range []string{signFile, sealFile, nextFile, identityFile} {
+	for _, name := range []string{signFile, sealFile, newKeysFile, identityFile} {
 		for other, content := range files {
 			if err := os.WriteFile(filepath.Join(d.dir, other), content, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
-		for _, p := range []string{d.path(name), copyOf(d.path(name))} {
+		for _, p := range []string{d.path(name), copyPath(d.path(name))} {
 			if err := os.WriteFile(p, []byte("{"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, err := OpenWith(d.dir, d.o); watchword.CodeOf(err) != watchword.KeyDamaged || !bytes.Contains([]byte(err.Error()), []byte(name)) {
+		if _, err := OpenWith(d.dir, d.opts); watchword.CodeOf(err) != watchword.KeyDamaged || !bytes.Contains([]byte(err.Error()), []byte(name)) {
 			t.Errorf("both of %s: %v", name, err)
 		}
 	}
 }
 
 // One file of an earlier time among the others, as of a backup, leads back to no older state.
-func TestAFileOfAnEarlierTimeLeadsNowhere(t *testing.T) {
+func TestOlderFilesAreNotUsed(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})
 	acted := map[int64]int{}
@@ -240,17 +240,17 @@ func TestAFileOfAnEarlierTimeLeadsNowhere(t *testing.T) {
 	_, seal := d.Keys()
 	step := func(seq, version int64) {
 		t.Helper()
-		if _, err := d.Obey(t.Context(), signCommand(t, s, seal, seq, "")); err != nil {
+		if _, err := d.Execute(t.Context(), signCommand(t, s, seal, seq, "")); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, version)); err != nil {
+		if err := d.applyConfig(t.Context(), s.signedConfig(s.command, 1, version)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	folder := func() map[string][]byte {
 		t.Helper()
 		files := map[string][]byte{}
-		for _, name := range []string{identityFile, trustFile, caFile, configFile, journalFile, numbersFile} {
+		for _, name := range []string{identityFile, trustFile, caFile, configFile, journalFile, countersFile} {
 			b, err := os.ReadFile(d.path(name))
 			if err != nil {
 				t.Fatal(err)
@@ -278,7 +278,7 @@ func TestAFileOfAnEarlierTimeLeadsNowhere(t *testing.T) {
 			}
 		}
 		clear(acted)
-		d, err := OpenWith(d.dir, d.o)
+		d, err := OpenWith(d.dir, d.opts)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -291,21 +291,21 @@ func TestAFileOfAnEarlierTimeLeadsNowhere(t *testing.T) {
 				t.Errorf("%s: the next bundle is not taken: %v", name, err)
 			}
 		}
-		if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 4)); watchword.CodeOf(err) != watchword.CommandStale {
+		if err := d.applyConfig(t.Context(), s.signedConfig(s.command, 1, 4)); watchword.CodeOf(err) != watchword.CommandStale {
 			t.Errorf("%s: an older configuration: %v", name, err)
 		}
-		for _, nonce := range []string{"", d.nonce.current(d.o.Now())} {
+		for _, nonce := range []string{"", d.nonce.current(d.opts.Now())} {
 			for seq := range int64(3) {
-				_, _ = d.Obey(t.Context(), signCommand(t, s, seal, seq+1, nonce)) // refused, or its receipt of then
+				_, _ = d.Execute(t.Context(), signCommand(t, s, seal, seq+1, nonce)) // refused, or its receipt of then
 			}
 		}
 		if len(acted) > 0 {
 			t.Errorf("%s: acted again on %v", name, acted)
 		}
-		if _, err := d.Obey(t.Context(), signCommand(t, s, seal, 4, d.nonce.current(d.o.Now()))); err != nil || acted[4] != 1 {
+		if _, err := d.Execute(t.Context(), signCommand(t, s, seal, 4, d.nonce.current(d.opts.Now()))); err != nil || acted[4] != 1 {
 			t.Errorf("%s: a new command: %v", name, err)
 		}
-		if err := d.takeConfig(t.Context(), s.signedConfig(s.command, 1, 6)); err != nil {
+		if err := d.applyConfig(t.Context(), s.signedConfig(s.command, 1, 6)); err != nil {
 			t.Errorf("%s: a new configuration: %v", name, err)
 		}
 		if err := d.Close(); err != nil {
@@ -315,7 +315,7 @@ func TestAFileOfAnEarlierTimeLeadsNowhere(t *testing.T) {
 }
 
 // The log's checkpoint is known a second time: a damaged file opens no way to an older log.
-func TestADamagedCheckpointIsKnownAllTheSame(t *testing.T) {
+func TestADamagedCheckpointIsRecovered(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})
 	k, err := jose.GenerateKey(jose.Ed)
@@ -330,7 +330,7 @@ func TestADamagedCheckpointIsKnownAllTheSame(t *testing.T) {
 	trust.Log = []*jose.PublicKey{k.Public()}
 	note := func(size int64) []byte {
 		t.Helper()
-		ls := ledger.Signer{Key: ledger.LogKeys(trust.Issuer, k.Public())[0], Do: signer.Prove}
+		ls := ledger.Signer{Key: ledger.LogKeys(trust.Issuer, k.Public())[0], SignFunc: signer.SignBytes}
 		b, err := ledger.Checkpoint{Origin: ledger.Origin(trust.Issuer), Size: size, Root: ledger.Hash{byte(size)}}.Sign(ls)
 		if err != nil {
 			t.Fatal(err)
@@ -340,37 +340,37 @@ func TestADamagedCheckpointIsKnownAllTheSame(t *testing.T) {
 	whole := note(9)
 	put := func(b []byte) {
 		t.Helper()
-		if err := os.WriteFile(d.path(logFile), b, 0o600); err != nil {
+		if err := os.WriteFile(d.path(checkpointFile), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	put(whole)
-	known, err := d.readLog(&trust)
+	known, err := d.readCheckpoint(&trust)
 	if err != nil || known.Size != 9 {
 		t.Fatalf("%+v, %v", known, err)
 	}
-	d.numbers.stage(func(c *counts) { c.LogSize, c.LogRoot = known.Size, known.Root })
-	if err := d.numbers.update(func(*counts) {}); err != nil {
+	d.counters.stage(func(c *counters) { c.LogSize, c.LogRoot = known.Size, known.Root })
+	if err := d.counters.update(func(*counters) {}); err != nil {
 		t.Fatal(err)
 	}
 	cases := 0
 	some(whole, 12, func(what string, b []byte) {
 		if put(b); b == nil {
-			if err := os.Remove(d.path(logFile)); err != nil {
+			if err := os.Remove(d.path(checkpointFile)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if got, err := d.readLog(&trust); err != nil || got != known {
+		if got, err := d.readCheckpoint(&trust); err != nil || got != known {
 			t.Errorf("%s: %+v, %v", what, got, err)
 		}
 		cases++
 	})
 	put(note(4))
-	if got, err := d.readLog(&trust); err != nil || got != known {
+	if got, err := d.readCheckpoint(&trust); err != nil || got != known {
 		t.Errorf("an older one: %+v, %v", got, err)
 	}
 	put(note(12))
-	if got, err := d.readLog(&trust); err != nil || got.Size != 12 {
+	if got, err := d.readCheckpoint(&trust); err != nil || got.Size != 12 {
 		t.Errorf("a later one: %+v, %v", got, err)
 	}
 	if cases < 30 {

@@ -18,7 +18,7 @@ import (
 // The journal is the device's memory of commands: one record a line, each with
 // its checksum, synced before anything is done that it speaks of. Its first record is
 // written at enrollment, and the number of the last command that was begun stands a second
-// time in the counts ([numbers]), written after the journal and before the command is begun.
+// time in the counts ([counterFile]), written after the journal and before the command is begun.
 //
 // A power cut can tear the last line only, which then has no end and speaks of nothing that
 // was done: the counts prove that. Anything else that is missing or damaged means that the
@@ -35,8 +35,8 @@ func (p position) after(q position) bool {
 	return p.Epoch > q.Epoch || p.Epoch == q.Epoch && p.Seq > q.Seq
 }
 
-// act is one command that was begun. Receipt is empty until it ended.
-type act struct {
+// execution is one command that was begun. Receipt is empty until it ended.
+type execution struct {
 	position
 	ID      watchword.CommandID `json:"cid"`
 	Hash    string              `json:"ch"`
@@ -46,91 +46,91 @@ type act struct {
 	refused bool // the server said no to the receipt, in this run
 }
 
-// record is one line. Op is first, begin, end, sent, or lost: the counters before this
+// journalRecord is one line. Op is first, begin, end, sent, or lost: the counters before this
 // line are unknown.
-type record struct {
+type journalRecord struct {
 	Op string `json:"op"`
-	act
+	execution
 }
 
 // How many acts are remembered, and how long the file grows before it is
 // written anew with those alone.
 const (
-	journalActs  = 512
-	journalBytes = 4 << 20
-	maxJournal   = 64 << 20 // a compact one holds journalActs receipts, and may be over journalBytes
+	maxExecutions = 512
+	journalBytes  = 4 << 20
+	maxJournal    = 64 << 20 // a compact one holds journalActs receipts, and may be over journalBytes
 )
 
 type journal struct {
-	disk  durable.Disk
-	path  string
-	f     durable.File // nil where the next write opens it
-	size  int64
-	limit int64 // of size: then it is written anew
-	last  position
-	lost  bool   // the counters were lost: only a nonce shows that a command is new
-	why   string // what was found at the opening, where the memory was lost then
-	acts  []*act
-	torn  error // a write that failed: nothing may follow it before the file is written anew
+	disk       durable.Disk
+	path       string
+	f          durable.File // nil where the next write opens it
+	size       int64
+	limit      int64 // of size: then it is written anew
+	last       position
+	lost       bool   // the counters were lost: only a nonce shows that a command is new
+	lostReason string // what was found at the opening, where the memory was lost then
+	executions []*execution
+	writeErr   error // a write that failed: nothing may follow it before the file is written anew
 
-	numbers *numbers // nil where nothing can be begun
-	first   bool     // the file begins with its first record
+	counters *counterFile // nil where nothing can be begun
+	first    bool         // the file begins with its first record
 }
 
 // newJournal makes the memory of a device that enrolls. What is there of an earlier
 // enrollment is not believed: then the memory begins as a lost one.
-func newJournal(disk durable.Disk, path string, n *numbers) error {
+func newJournal(disk durable.Disk, path string, n *counterFile) error {
 	b, err := disk.Read(path, maxJournal)
-	if unbelieved(err) {
+	if isUntrustedFile(err) {
 		return err
 	}
 	old := &journal{}
 	damage := old.replay(b)
-	j := &journal{disk: disk, path: path, numbers: n}
+	j := &journal{disk: disk, path: path, counters: n}
 	j.lost = err != nil && !errors.Is(err, fs.ErrNotExist) || old.last.Seq > 0 || old.lost || damage.lines > 0
 	if _, err := j.compact(); err != nil {
 		return err
 	}
-	return errors.Join(n.update(func(c *counts) { *c = counts{Written: c.Written} }), j.close())
+	return errors.Join(n.update(func(c *counters) { *c = counters{Generation: c.Generation} }), j.close())
 }
 
 // openJournal reads the memory of an enrolled device. It never fails for damage, and not
 // because nothing can be written: then it is tried again before the next command is
 // begun. Codes: file_untrusted, key_exposed.
-func openJournal(disk durable.Disk, path string, n *numbers) (*journal, error) {
-	j, anew, err := readJournal(disk, path, n)
+func openJournal(disk durable.Disk, path string, n *counterFile) (*journal, error) {
+	j, rewrite, err := readJournal(disk, path, n)
 	if err != nil {
 		return nil, err
 	}
-	j.numbers = n
-	if anew {
-		j.fail(j.takeOver())
+	j.counters = n
+	if rewrite {
+		j.fail(j.rewrite())
 	}
 	return j, nil
 }
 
-// lookAtJournal reads a journal that another process may be writing. Nothing can
+// openSharedJournal reads a journal that another process may be writing. Nothing can
 // be begun with it.
-func lookAtJournal(disk durable.Disk, path string, n *numbers) (*journal, error) {
+func openSharedJournal(disk durable.Disk, path string, n *counterFile) (*journal, error) {
 	j, _, err := readJournal(disk, path, n)
 	if err == nil {
-		j.torn = watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to obey")
+		j.writeErr = watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to obey")
 	}
 	return j, err
 }
 
 // readJournal finds out what is remembered, and whether the file and the counts must be
 // written anew.
-func readJournal(disk durable.Disk, path string, n *numbers) (j *journal, anew bool, err error) {
+func readJournal(disk durable.Disk, path string, n *counterFile) (j *journal, rewrite bool, err error) {
 	b, err := disk.Read(path, maxJournal)
-	if unbelieved(err) {
+	if isUntrustedFile(err) {
 		return nil, false, err
 	}
 	missing, unread := errors.Is(err, fs.ErrNotExist), err
 	j = &journal{disk: disk, path: path, limit: journalBytes}
 	damage := j.replay(b)
-	c := n.counts()
-	old := n.read == absent && !j.first || n.read == whole && c.Adopting // of a build that kept no counts
+	c := n.values()
+	old := n.found == absent && !j.first || n.found == whole && c.Adopting // of a build that kept no counts
 	var why []string
 	say := func(is bool, format string, a ...any) {
 		if is {
@@ -141,32 +141,32 @@ func readJournal(disk durable.Disk, path string, n *numbers) (j *journal, anew b
 	say(!missing && unread != nil, "%s cannot be read: %v", path, unread)
 	say(damage.lines > 0, "%d lines of %s are damaged, the first is line %d", damage.lines, path, damage.first)
 	say(unread == nil && !j.first && !old, "%s does not begin with its first record", path)
-	say(n.read == absent && !old, "%s is missing", n.path)
-	say(n.read == damaged, "%s is damaged", n.path)
+	say(n.found == absent && !old, "%s is missing", n.path)
+	say(n.found == damaged, "%s is damaged", n.path)
 	say(c.position.after(j.last), "%s ends at number %d of epoch %d, and number %d of epoch %d was begun", path, j.last.Seq, j.last.Epoch, c.Seq, c.Epoch)
 	if len(why) > 0 {
-		j.lost, j.why = true, strings.Join(why, "; ")
+		j.lost, j.lostReason = true, strings.Join(why, "; ")
 	}
 	if c.position.after(j.last) {
 		j.last = c.position
 	}
-	anew = len(why) > 0 || damage.tail > 0 || !j.first || n.read != whole || n.mend || c.Adopting || j.last != c.position
-	return j, anew, nil
+	rewrite = len(why) > 0 || damage.tail > 0 || !j.first || n.found != whole || n.damagedSlot || c.Adopting || j.last != c.position
+	return j, rewrite, nil
 }
 
 // takeOver writes what was read as it shall be. The counts come first, and say that the
 // journal of a build without them is still to come; after a power cut between, it is neither
 // lost nor believed without them for ever.
-func (j *journal) takeOver() error {
-	if j.numbers.read == absent && !j.lost {
-		if err := j.numbers.update(func(c *counts) { c.position, c.Adopting = j.last, true }); err != nil {
+func (j *journal) rewrite() error {
+	if j.counters.found == absent && !j.lost {
+		if err := j.counters.update(func(c *counters) { c.position, c.Adopting = j.last, true }); err != nil {
 			return err
 		}
 	}
 	if _, err := j.compact(); err != nil {
 		return err
 	}
-	return j.numbers.update(func(c *counts) {
+	return j.counters.update(func(c *counters) {
 		c.Adopting = false
 		if j.last.after(c.position) {
 			c.position = j.last
@@ -204,7 +204,7 @@ func (j *journal) replay(b []byte) (d damage) {
 	return d
 }
 
-func parseRecord(line []byte) (r record, ok bool) {
+func parseRecord(line []byte) (r journalRecord, ok bool) {
 	body, ok := parseLine(line)
 	return r, ok && json.Unmarshal(body, &r) == nil
 }
@@ -222,7 +222,7 @@ func encodeLine(body []byte) []byte { return fmt.Appendf(nil, "%08x %s\n", check
 
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
-func (j *journal) apply(r record) {
+func (j *journal) apply(r journalRecord) {
 	if r.position.after(j.last) {
 		j.last = r.position
 	}
@@ -230,12 +230,12 @@ func (j *journal) apply(r record) {
 	case "lost":
 		j.lost = true
 	case "begin":
-		j.add(r.act)
-		j.lost, j.why = false, "" // this one was proven new, and every older one has a smaller number
+		j.add(r.execution)
+		j.lost, j.lostReason = false, "" // this one was proven new, and every older one has a smaller number
 	case "end", "sent":
 		a := j.find(r.position)
 		if a == nil && r.ID != "" { // its beginning is damaged
-			a = j.add(act{position: r.position, ID: r.ID, Hash: r.Hash})
+			a = j.add(execution{position: r.position, ID: r.ID, Hash: r.Hash})
 		}
 		if a == nil {
 			return
@@ -247,16 +247,16 @@ func (j *journal) apply(r record) {
 	}
 }
 
-func (j *journal) add(a act) *act {
-	j.acts = append(j.acts, &a)
-	if len(j.acts) > journalActs {
-		j.acts = slices.Delete(j.acts, 0, len(j.acts)-journalActs)
+func (j *journal) add(a execution) *execution {
+	j.executions = append(j.executions, &a)
+	if len(j.executions) > maxExecutions {
+		j.executions = slices.Delete(j.executions, 0, len(j.executions)-maxExecutions)
 	}
 	return &a
 }
 
-func (j *journal) find(p position) *act {
-	for _, a := range slices.Backward(j.acts) {
+func (j *journal) find(p position) *execution {
+	for _, a := range slices.Backward(j.executions) {
 		if a.position == p {
 			return a
 		}
@@ -267,18 +267,18 @@ func (j *journal) find(p position) *act {
 // ready returns why nothing can be begun; nil where something can. After a write that
 // failed it writes the memory anew first.
 func (j *journal) ready() error {
-	if j.torn == nil || j.numbers == nil {
-		return j.torn
+	if j.writeErr == nil || j.counters == nil {
+		return j.writeErr
 	}
-	j.torn = nil
-	j.fail(j.takeOver())
-	return j.torn
+	j.writeErr = nil
+	j.fail(j.rewrite())
+	return j.writeErr
 }
 
 // fail notes that what is on the disk is not known to be what is remembered.
 func (j *journal) fail(err error) {
 	if err != nil {
-		j.torn = watchword.Because(err, watchword.Unavailable, "the journal cannot be written; no command is obeyed until it can")
+		j.writeErr = watchword.Wrap(err, watchword.Unavailable, "the journal cannot be written; no command is obeyed until it can")
 	}
 }
 
@@ -286,18 +286,18 @@ func (j *journal) fail(err error) {
 // with begin the counts with it. A begin that fails was not begun, and is not remembered. What
 // happened is remembered though it cannot be written: it is, before the next command is begun.
 // Code: unavailable.
-func (j *journal) write(r record, sync bool) error {
+func (j *journal) write(r journalRecord, sync bool) error {
 	err := j.ready()
 	if err == nil {
 		if err = j.append(r, sync); err == nil && r.Op == "begin" {
-			err = j.numbers.update(func(c *counts) {
+			err = j.counters.update(func(c *counters) {
 				if r.position.after(c.position) {
 					c.position = r.position
 				}
 			})
 		}
 		j.fail(err)
-		err = j.torn
+		err = j.writeErr
 	}
 	if err != nil && r.Op == "begin" {
 		return err
@@ -315,7 +315,7 @@ func (j *journal) write(r record, sync bool) error {
 }
 
 // append adds a line to the file.
-func (j *journal) append(r record, sync bool) error {
+func (j *journal) append(r journalRecord, sync bool) error {
 	line, err := encodeRecord(r)
 	if err != nil {
 		return err
@@ -335,7 +335,7 @@ func (j *journal) append(r record, sync bool) error {
 	return nil
 }
 
-func encodeRecord(r record) ([]byte, error) {
+func encodeRecord(r journalRecord) ([]byte, error) {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
@@ -346,31 +346,31 @@ func encodeRecord(r record) ([]byte, error) {
 // compact writes the file anew with what is remembered. kept is true where nothing came
 // of it and the old file goes on.
 func (j *journal) compact() (kept bool, err error) {
-	out, err := encodeRecord(record{Op: "first", act: act{position: j.last}})
+	out, err := encodeRecord(journalRecord{Op: "first", execution: execution{position: j.last}})
 	if err != nil {
 		return true, err
 	}
-	add := func(r record) {
+	add := func(r journalRecord) {
 		line, lerr := encodeRecord(r)
 		if err == nil {
 			err = lerr
 		}
 		out = append(out, line...)
 	}
-	for _, a := range j.acts {
+	for _, a := range j.executions {
 		if a.Seq == 0 {
 			continue // a conflict on its way
 		}
-		add(record{"begin", act{position: a.position, ID: a.ID, Hash: a.Hash}})
+		add(journalRecord{"begin", execution{position: a.position, ID: a.ID, Hash: a.Hash}})
 		if a.Receipt != "" {
-			add(record{"end", act{position: a.position, ID: a.ID, Hash: a.Hash, Receipt: a.Receipt}})
+			add(journalRecord{"end", execution{position: a.position, ID: a.ID, Hash: a.Hash, Receipt: a.Receipt}})
 		}
 		if a.Sent {
-			add(record{"sent", act{position: a.position}})
+			add(journalRecord{"sent", execution{position: a.position}})
 		}
 	}
 	if j.lost {
-		add(record{Op: "lost"})
+		add(journalRecord{Op: "lost"})
 	}
 	if err != nil {
 		return true, err

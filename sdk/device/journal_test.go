@@ -21,9 +21,9 @@ func fresh(t *testing.T, path string) *journal {
 	return open(t, path)
 }
 
-func numbersOf(t *testing.T, path string) *numbers {
+func numbersOf(t *testing.T, path string) *counterFile {
 	t.Helper()
-	n, err := readNumbers(durable.OS{}, path+".numbers")
+	n, err := readCounters(durable.OS{}, path+".numbers")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +34,7 @@ func open(t *testing.T, path string) *journal {
 	t.Helper()
 	j, err := openJournal(durable.OS{}, path, numbersOf(t, path))
 	if err == nil {
-		err = j.torn
+		err = j.writeErr
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -46,9 +46,9 @@ func open(t *testing.T, path string) *journal {
 func (j *journal) obey(t *testing.T, seq int64) {
 	t.Helper()
 	p := position{1, seq}
-	for _, r := range []record{
-		{"begin", act{position: p, ID: watchword.CommandID(fmt.Sprint("cmd_", seq)), Hash: "h"}},
-		{"end", act{position: p, ID: watchword.CommandID(fmt.Sprint("cmd_", seq)), Hash: "h", Receipt: strings.Repeat("r", 500)}},
+	for _, r := range []journalRecord{
+		{"begin", execution{position: p, ID: watchword.CommandID(fmt.Sprint("cmd_", seq)), Hash: "h"}},
+		{"end", execution{position: p, ID: watchword.CommandID(fmt.Sprint("cmd_", seq)), Hash: "h", Receipt: strings.Repeat("r", 500)}},
 	} {
 		if err := j.write(r, false); err != nil {
 			t.Fatal(err)
@@ -58,15 +58,15 @@ func (j *journal) obey(t *testing.T, seq int64) {
 
 // A journal of a build that kept no counts is taken over as it is, and not lost.
 func TestAJournalOfABuildWithoutCountsIsTakenOver(t *testing.T) {
-	line := func(r record) []byte {
+	line := func(r journalRecord) []byte {
 		b, err := encodeRecord(r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return b
 	}
-	begun := line(record{"begin", act{position: position{1, 7}, ID: "cmd_7", Hash: "h"}})
-	ended := line(record{"end", act{position: position{1, 7}, Receipt: "r"}})
+	begun := line(journalRecord{"begin", execution{position: position{1, 7}, ID: "cmd_7", Hash: "h"}})
+	ended := line(journalRecord{"end", execution{position: position{1, 7}, Receipt: "r"}})
 	for name, tc := range map[string]struct {
 		content string
 		seq     int64
@@ -76,7 +76,7 @@ func TestAJournalOfABuildWithoutCountsIsTakenOver(t *testing.T) {
 		"of one that did":                  {string(begun) + string(ended), 7, false},
 		"of one that was cut off":          {string(begun), 7, false},
 		"with a torn line":                 {string(begun) + "deadbeef {", 7, false},
-		"that is lost already":             {string(line(record{Op: "lost"})), 0, true},
+		"that is lost already":             {string(line(journalRecord{Op: "lost"})), 0, true},
 		"with a damaged line":              {string(begun) + "deadbeef {}\n", 7, true},
 		"with damage before the end":       {"deadbeef {}\n" + string(begun), 7, true},
 	} {
@@ -87,7 +87,7 @@ func TestAJournalOfABuildWithoutCountsIsTakenOver(t *testing.T) {
 		for range 2 {
 			j := open(t, path)
 			if j.lost != tc.lost || j.last.Seq != tc.seq || tc.seq > 0 && j.find(position{1, 7}) == nil {
-				t.Errorf("%s: lost %v (%s), at %d", name, j.lost, j.why, j.last.Seq)
+				t.Errorf("%s: lost %v (%s), at %d", name, j.lost, j.lostReason, j.last.Seq)
 			}
 			if err := j.close(); err != nil {
 				t.Fatal(err)
@@ -119,12 +119,12 @@ func (k keepsName) Rename(from, to string) error {
 // A power cut while a journal is taken over costs nothing, before the file is written anew and after; and
 // then the counts hold it, though nothing was begun yet.
 func TestATakeoverThatWasCutOffGoesOn(t *testing.T) {
-	for name, anew := range map[string]bool{"before the file is written anew": false, "after": true} {
+	for name, rewrite := range map[string]bool{"before the file is written anew": false, "after": true} {
 		for _, last := range []position{{}, {1, 7}} {
 			path := filepath.Join(t.TempDir(), "journal")
 			old := &journal{disk: durable.OS{}, path: path, last: last}
 			if last.Seq > 0 {
-				old.add(act{position: last, ID: "cmd_7", Hash: "h"})
+				old.add(execution{position: last, ID: "cmd_7", Hash: "h"})
 			}
 			if _, err := old.compact(); err != nil {
 				t.Fatal(err)
@@ -133,13 +133,13 @@ func TestATakeoverThatWasCutOffGoesOn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if anew {
-				err = numbersOf(t, path).update(func(c *counts) { c.position, c.Adopting = last, true })
+			if rewrite {
+				err = numbersOf(t, path).update(func(c *counters) { c.position, c.Adopting = last, true })
 			} else {
 				_, rest, _ := strings.Cut(string(b), "\n") // without the first record
 				if err = os.WriteFile(path, []byte(rest), 0o600); err == nil {
 					var j *journal
-					if j, err = openJournal(keepsName{path: path}, path, numbersOf(t, path)); err == nil && j.torn == nil {
+					if j, err = openJournal(keepsName{path: path}, path, numbersOf(t, path)); err == nil && j.writeErr == nil {
 						t.Error("the file was written anew")
 					}
 				}
@@ -148,8 +148,8 @@ func TestATakeoverThatWasCutOffGoesOn(t *testing.T) {
 				t.Fatal(err)
 			}
 			j := open(t, path)
-			if j.lost || j.last != last || j.numbers.counts().Adopting {
-				t.Errorf("%s, at number %d: lost %v (%s), at %d, adopting %v", name, last.Seq, j.lost, j.why, j.last.Seq, j.numbers.counts().Adopting)
+			if j.lost || j.last != last || j.counters.values().Adopting {
+				t.Errorf("%s, at number %d: lost %v (%s), at %d, adopting %v", name, last.Seq, j.lost, j.lostReason, j.last.Seq, j.counters.values().Adopting)
 			}
 			if err := j.close(); err != nil {
 				t.Fatal(err)
@@ -185,8 +185,8 @@ func TestWhatIsReadOfADamagedJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	j = open(t, path)
-	if !j.lost || j.last.Seq != 3 || !strings.Contains(j.why, "line 4") {
-		t.Errorf("lost %v (%s), at %d", j.lost, j.why, j.last.Seq)
+	if !j.lost || j.last.Seq != 3 || !strings.Contains(j.lostReason, "line 4") {
+		t.Errorf("lost %v (%s), at %d", j.lost, j.lostReason, j.last.Seq)
 	}
 	for seq := range int64(3) {
 		if a := j.find(position{1, seq + 1}); a == nil || a.Receipt == "" || a.Sent || a.ID == "" {
@@ -224,7 +224,7 @@ func TestALostJournalWaitsForANonce(t *testing.T) {
 }
 
 // A device that enrolls where another memory lies has none of its own.
-func TestAnEnrollmentBelievesNoOlderMemory(t *testing.T) {
+func TestEnrollmentIgnoresOlderState(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	j := fresh(t, path)
 	if j.lost {
@@ -234,7 +234,7 @@ func TestAnEnrollmentBelievesNoOlderMemory(t *testing.T) {
 	if err := j.close(); err != nil {
 		t.Fatal(err)
 	}
-	if j = fresh(t, path); !j.lost || j.last.Seq != 0 || len(j.acts) != 0 {
+	if j = fresh(t, path); !j.lost || j.last.Seq != 0 || len(j.executions) != 0 {
 		t.Errorf("lost %v, at %d", j.lost, j.last.Seq)
 	}
 }
@@ -242,14 +242,14 @@ func TestAnEnrollmentBelievesNoOlderMemory(t *testing.T) {
 func TestAJournalHasABound(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	j := fresh(t, path)
-	j.disk, j.numbers.disk = lazyDisk{}, lazyDisk{}
+	j.disk, j.counters.disk = lazyDisk{}, lazyDisk{}
 	const n = 12_000 // of 600 bytes: more than the file may have
 	for seq := range int64(n) {
 		j.obey(t, seq+1)
 	}
 	info, err := os.Stat(path)
-	if err != nil || info.Size() > journalBytes+1024 || len(j.acts) > journalActs {
-		t.Errorf("%d bytes, %d acts, %v", info.Size(), len(j.acts), err)
+	if err != nil || info.Size() > journalBytes+1024 || len(j.executions) > maxExecutions {
+		t.Errorf("%d bytes, %d acts, %v", info.Size(), len(j.executions), err)
 	}
 	if err := j.close(); err != nil {
 		t.Fatal(err)

@@ -50,10 +50,10 @@ type Pairing struct {
 	Expires     time.Time // by the device's clock
 }
 
-// pairing is a pairing under way, as the folder keeps it.
-type pairing struct {
+// pairingState is a pairing under way, as the folder keeps it.
+type pairingState struct {
 	Server      string              `json:"server"`
-	Wish        watchword.SubjectID `json:"wish,omitempty"`
+	RequestedID watchword.SubjectID `json:"wish,omitempty"`
 	Sign        watchword.KeyID     `json:"sign"`
 	Seal        watchword.KeyID     `json:"seal"`
 	DeviceCode  string              `json:"device_code"`
@@ -67,8 +67,8 @@ type pairing struct {
 // How a device asks (RFC 8628 §3.5).
 const (
 	pairInterval = 5 * time.Second // where the server says nothing, and what slow_down adds
-	pairPause    = time.Second     // however fast the server would let it ask
-	pairPauseMax = 5 * time.Minute
+	pairPollMin  = time.Second     // however fast the server would let it ask
+	pairPollMax  = 5 * time.Minute
 )
 
 // Pair makes the device's keys, if it has none, shows a code, and waits until an
@@ -88,26 +88,26 @@ func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
 	if err != nil {
 		return err
 	}
-	if d.id != nil {
-		if d.id.HTTPS == server {
+	if d.identity != nil {
+		if d.identity.HTTPS == server {
 			return d.forgetPairing()
 		}
-		return watchword.Refuse(watchword.Conflict, "this folder is enrolled as %q at %s already; a new enrollment needs new keys, so a new folder", d.id.ID, d.id.HTTPS)
+		return watchword.Refuse(watchword.Conflict, "this folder is enrolled as %q at %s already; a new enrollment needs new keys, so a new folder", d.identity.ID, d.identity.HTTPS)
 	}
 	if err := d.makeKeys(); err != nil {
 		return err
 	}
-	t, raw, pin, err := d.meetToPair(ctx, server, o.Pin)
+	t, raw, pin, err := d.verifyServerToPair(ctx, server, o.Pin)
 	if err != nil {
 		return err
 	}
-	tr, err := d.roadTo(t)
+	tr, err := d.transportFor(t)
 	if err != nil {
 		return err
 	}
 	defer tr.CloseIdleConnections()
 	p := pairer{d: d, o: o, trust: t, prover: &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
-		return token.SignDPoP(d.signer.Load(), method, uri, nonce, access, d.reckonUnder(t))
+		return token.SignDPoP(d.signer.Load(), method, uri, nonce, access, d.bestTimeUnder(t))
 	}}, client: rest.New(server, tr, nil)}
 	if err := p.begin(ctx); err != nil {
 		return err
@@ -120,8 +120,8 @@ func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
 	default:
 		return err
 	}
-	id.CodeHash, id.Pin = token.CodeHash(p.DeviceCode), pin
-	if err := d.settle(id, raw, t); err != nil {
+	id.CodeHash, id.Pin = token.CodeHashClaim(p.DeviceCode), pin
+	if err := d.persist(id, raw, t); err != nil {
 		return err
 	}
 	return d.forgetPairing()
@@ -155,33 +155,33 @@ func pause(ctx context.Context, d time.Duration) error {
 	return ctx.Err()
 }
 
-// meetToPair is [Device.meet], or, without a pin, takes the public Web PKI's word
+// verifyServerToPair is [Device.verifyServer], or, without a pin, takes the public Web PKI's word
 // for the server, and the server's word for its root.
-func (d *Device) meetToPair(ctx context.Context, server, pin string) (*token.Trust, string, string, error) {
+func (d *Device) verifyServerToPair(ctx context.Context, server, pin string) (*token.Trust, string, string, error) {
 	if pin != "" {
-		t, raw, err := d.meet(ctx, server, pin)
+		t, raw, err := d.verifyServer(ctx, server, pin)
 		return t, raw, pin, err
 	}
-	if d.o.NoClock {
+	if d.opts.NoClock {
 		return nil, "", "", watchword.RefuseField("pin", "is needed where there is no clock to check a public certificate by; watchword trust pin prints it")
 	}
-	c, shown := d.unproved(server, &tls.Config{MinVersion: tls.VersionTLS13})
+	c, peerCerts := d.insecureClient(server, &tls.Config{MinVersion: tls.VersionTLS13})
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
-	if uncertified(err) {
-		err = watchword.Because(err, watchword.PeerUntrusted, "no public authority vouches for %s: give the pin of its root, which watchword trust pin prints on the server", server)
+	if isUnknownAuthority(err) {
+		err = watchword.Wrap(err, watchword.PeerUntrusted, "no public authority vouches for %s: give the pin of its root, which watchword trust pin prints on the server", server)
 	}
 	if err != nil {
 		return nil, "", "", err
 	}
 	raw := string(a.Body)
-	if pin, err = token.PinOf(raw); err != nil {
+	if pin, err = token.BundlePin(raw); err != nil {
 		return nil, "", "", err
 	}
 	t, err := token.VerifyTrust(raw, pin, d.now())
 	if err != nil {
 		return nil, "", "", err
 	}
-	return &t, raw, pin, checkPeer(shown(), server, &t, d.now())
+	return &t, raw, pin, checkPeer(peerCerts(), server, &t, d.now())
 }
 
 func (d *Device) forgetPairing() error {
@@ -194,7 +194,7 @@ func (d *Device) forgetPairing() error {
 
 // pairer asks one server, over a connection that its bundle vouches for.
 type pairer struct {
-	pairing
+	pairingState
 	d      *Device
 	o      PairOptions
 	trust  *token.Trust
@@ -202,18 +202,18 @@ type pairer struct {
 	prover *rest.Prover // so that a policy which wants proofs stands in nobody's way
 }
 
-func (p *pairer) now() time.Time { return p.d.reckonUnder(p.trust) }
+func (p *pairer) now() time.Time { return p.d.bestTimeUnder(p.trust) }
 
 func (p *pairer) proof(codeHash string) (string, error) {
-	return token.SignEnrollment(p.d.signer.Load(), p.trust.Issuer, codeHash, p.d.opener.Load().Public().ID(), p.now())
+	return token.SignEnrollment(p.d.signer.Load(), p.trust.Issuer, codeHash, p.d.decrypter.Load().Public().ID(), p.now())
 }
 
 // clientID is the wish, or else the signing key (RFC 8628 §3.1 wants one).
 func (p *pairer) clientID() string {
-	if p.Wish == "" {
+	if p.RequestedID == "" {
 		return string(p.Sign)
 	}
-	return string(p.Wish)
+	return string(p.RequestedID)
 }
 
 // begin goes on with the folder's pairing, if it is this one, or asks for a new one.
@@ -223,16 +223,16 @@ func (p *pairer) begin(ctx context.Context) error {
 		return err
 	}
 	sign, seal := p.d.Keys()
-	if known != nil && known.Server == p.client.Base() && known.Sign == sign.ID() && known.Seal == seal.ID() && (p.o.ID == "" || p.o.ID == known.Wish) {
-		p.pairing = *known
-	} else if err := p.ask(ctx, sign.JWK(), seal.JWK()); err != nil {
+	if known != nil && known.Server == p.client.Base() && known.Sign == sign.ID() && known.Seal == seal.ID() && (p.o.ID == "" || p.o.ID == known.RequestedID) {
+		p.pairingState = *known
+	} else if err := p.requestPairing(ctx, sign.JWK(), seal.JWK()); err != nil {
 		return err
 	}
 	p.o.Show(Pairing{UserCode: p.UserCode, URI: p.URI, URIComplete: p.URIComplete, Sign: p.Sign, Seal: p.Seal, Expires: p.Expires})
 	return nil
 }
 
-func (d *Device) readPairing() (*pairing, error) {
+func (d *Device) readPairing() (*pairingState, error) {
 	b, err := durable.ReadPrivate(d.path(pairingFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -240,20 +240,20 @@ func (d *Device) readPairing() (*pairing, error) {
 	if err != nil {
 		return nil, err
 	}
-	var p pairing
+	var p pairingState
 	if err := json.Unmarshal(b, &p); err != nil {
-		d.o.Log.Warn("the pairing that was begun is damaged; it begins anew", slog.String("path", d.path(pairingFile)))
+		d.opts.Log.Warn("the pairing that was begun is damaged; it begins anew", slog.String("path", d.path(pairingFile)))
 		return nil, nil
 	}
 	return &p, nil
 }
 
-func (p *pairer) ask(ctx context.Context, sign, seal []byte) error {
-	proof, err := p.proof(token.PairingHash())
+func (p *pairer) requestPairing(ctx context.Context, sign, seal []byte) error {
+	proof, err := p.proof(token.PairingHashClaim())
 	if err != nil {
 		return err
 	}
-	p.pairing = pairing{Server: p.client.Base(), Wish: p.o.ID, Sign: p.d.signer.Load().Public().ID(), Seal: p.d.opener.Load().Public().ID()}
+	p.pairingState = pairingState{Server: p.client.Base(), RequestedID: p.o.ID, Sign: p.d.signer.Load().Public().ID(), Seal: p.d.decrypter.Load().Public().ID()}
 	var out api.DeviceAuthorization
 	if err := p.post(ctx, "/oauth/device_authorization", url.Values{
 		"client_id": {p.clientID()}, "sign": {string(sign)}, "seal": {string(seal)}, "proof": {proof},
@@ -265,7 +265,7 @@ func (p *pairer) ask(ctx context.Context, sign, seal []byte) error {
 	}
 	p.DeviceCode, p.UserCode, p.URI, p.URIComplete, p.Interval = out.DeviceCode, out.UserCode, out.VerificationURI, out.VerificationURIComplete, out.Interval
 	p.Expires = p.now().Add(time.Duration(min(max(out.ExpiresIn, 0), 86400)) * time.Second).UTC().Truncate(time.Second)
-	b, err := json.MarshalIndent(p.pairing, "", "  ")
+	b, err := json.MarshalIndent(p.pairingState, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -286,22 +286,22 @@ func (p *pairer) wait(ctx context.Context) (*identity, error) {
 	if p.Interval != nil {
 		interval = time.Duration(min(max(*p.Interval, 0), 3600)) * time.Second
 	}
-	for trouble := 0; ; {
+	for failures := 0; ; {
 		id, err := p.poll(ctx)
-		gap := max(interval, pairPause)
+		gap := max(interval, pairPollMin)
 		switch watchword.CodeOf(err) {
 		case watchword.PairingPending:
-			trouble = 0
+			failures = 0
 		case watchword.PairingSlow: // RFC 8628 §3.5: for this and every poll to come
 			interval += pairInterval
-			gap, trouble = interval, 0
+			gap, failures = interval, 0
 		case watchword.Unavailable, watchword.RateLimited, watchword.Busy, watchword.TimedOut:
-			gap = min(max(interval, time.Second)<<min(trouble, 8), pairPauseMax)
+			gap = min(max(interval, time.Second)<<min(failures, 8), pairPollMax)
 			if e, ok := errors.AsType[*watchword.Error](err); ok {
-				gap = max(gap, min(e.RetryAfter, pairPauseMax))
+				gap = max(gap, min(e.RetryAfter, pairPollMax))
 			}
-			trouble++
-			p.d.o.Log.WarnContext(ctx, "the pairing waits; the server cannot be asked now", "err", err)
+			failures++
+			p.d.opts.Log.WarnContext(ctx, "the pairing waits; the server cannot be asked now", "err", err)
 		default:
 			return id, err
 		}
@@ -312,7 +312,7 @@ func (p *pairer) wait(ctx context.Context) (*identity, error) {
 }
 
 func (p *pairer) poll(ctx context.Context) (*identity, error) {
-	proof, err := p.proof(token.CodeHash(p.DeviceCode))
+	proof, err := p.proof(token.CodeHashClaim(p.DeviceCode))
 	if err != nil {
 		return nil, err
 	}

@@ -195,8 +195,8 @@ func newScene(t *testing.T) *scene {
 	_, strange := certified(t)
 	now := time.Now()
 	s.trust = token.Trust{
-		Issuer: hub, Version: 2, Epoch: 1, Issued: now.Add(-time.Hour), Expires: now.Add(240 * time.Hour), CA: [][]byte{ca},
-		Root: []*jose.PublicKey{s.root.Public()}, Command: []*jose.PublicKey{s.command.Public()}, Time: []*jose.PublicKey{s.clock.Public()},
+		Issuer: hub, Version: 2, Epoch: 1, Issued: now.Add(-time.Hour), Expires: now.Add(240 * time.Hour), CAs: [][]byte{ca},
+		Roots: []*jose.PublicKey{s.root.Public()}, Command: []*jose.PublicKey{s.command.Public()}, Time: []*jose.PublicKey{s.clock.Public()},
 		Issuers: []*jose.PublicKey{testSigner(t).Public()}, Log: []*jose.PublicKey{testSigner(t).Public()},
 	}
 	var err error
@@ -279,7 +279,7 @@ func (s *scene) open(o Options) *Device {
 func (s *scene) enrolled(o Options) *Device {
 	s.t.Helper()
 	d := s.open(o)
-	if err := d.settle(&identity{ID: "lamp-1", Issuer: hub, HTTPS: hub, Pin: token.Pin(s.root.Public())}, s.bundle, &s.trust); err != nil {
+	if err := d.persist(&identity{ID: "lamp-1", Issuer: hub, HTTPS: hub, Pin: token.Pin(s.root.Public())}, s.bundle, &s.trust); err != nil {
 		s.t.Fatal(err)
 	}
 	d.OnConfig(func(context.Context, Config) error { return nil })
@@ -315,11 +315,11 @@ var requests = map[string]request{
 	"pairing: the decision": {route: "POST /oauth/token", new: true, do: func(ctx context.Context, s *scene, d *Device) error {
 		err := d.Pair(ctx, hub, PairOptions{Pin: token.Pin(s.root.Public()), Wait: once})
 		if errors.Is(err, errOnce) { // it would ask again
-			err = watchword.Because(err, watchword.Unavailable, "not yet")
+			err = watchword.Wrap(err, watchword.Unavailable, "not yet")
 		}
 		return err
 	}},
-	"the time":         {route: "POST /v1/time", blind: true, mild: true, do: func(ctx context.Context, _ *scene, d *Device) error { d.AskTime(ctx); return nil }},
+	"the time":         {route: "POST /v1/time", blind: true, mild: true, do: func(ctx context.Context, _ *scene, d *Device) error { d.SyncTime(ctx); return nil }},
 	"the trust bundle": {route: "GET /v1/trust", do: func(ctx context.Context, _ *scene, d *Device) error { return d.renewTrust(ctx) }},
 	"a token": {route: "POST /oauth/token", do: func(ctx context.Context, _ *scene, d *Device) error {
 		_, err := d.NewToken(ctx)
@@ -332,9 +332,9 @@ var requests = map[string]request{
 		_, err := d.Call(ctx, "lamp-2", "f", nil, 20*time.Second)
 		return err
 	}},
-	"the configuration": {route: "GET /v1/self/config", do: func(ctx context.Context, _ *scene, d *Device) error { return d.lookAtConfig(ctx) }},
+	"the configuration": {route: "GET /v1/self/config", do: func(ctx context.Context, _ *scene, d *Device) error { return d.fetchConfig(ctx) }},
 	"commands":          {route: "GET /v1/self/commands", do: func(ctx context.Context, _ *scene, d *Device) error { return newRun(d).poll(ctx, pollWait) }},
-	"a receipt":         {route: "POST /v1/self/receipts", do: func(ctx context.Context, _ *scene, d *Device) error { return d.HandIn(ctx, "x") }},
+	"a receipt":         {route: "POST /v1/self/receipts", do: func(ctx context.Context, _ *scene, d *Device) error { return d.SendReceipt(ctx, "x") }},
 	"new keys":          {route: "POST /v1/self/keys", do: func(ctx context.Context, _ *scene, d *Device) error { return d.Rekey(ctx, RekeyOptions{}) }},
 }
 
@@ -423,7 +423,7 @@ func refusing(code watchword.Code) http.HandlerFunc {
 
 // A peer whose certificate the device cannot check hears of two things alone, and nothing that it
 // answers counts but what proves itself.
-func TestAStrangerIsToldAndBelievedNothing(t *testing.T) {
+func TestUnverifiedServersLearnNothing(t *testing.T) {
 	old := func(s *scene) string {
 		b := s.trust
 		b.Version = 1
@@ -435,7 +435,7 @@ func TestAStrangerIsToldAndBelievedNothing(t *testing.T) {
 	}
 	other := func(s *scene) string {
 		b, root := s.trust, testSigner(t)
-		b.Version, b.Root = 9, []*jose.PublicKey{root.Public()}
+		b.Version, b.Roots = 9, []*jose.PublicKey{root.Public()}
 		raw, err := token.SignTrust(b, root)
 		if err != nil {
 			t.Fatal(err)
@@ -492,7 +492,7 @@ func TestAStrangerIsToldAndBelievedNothing(t *testing.T) {
 							t.Errorf("%s: the stranger was told %s", what, route)
 						}
 					}
-					if d.revoked.refused() != nil {
+					if d.revoked.current() != nil {
 						t.Errorf("%s: the device takes itself for revoked", what)
 					}
 					if d.Enrolled() == q.new || !q.new && d.Trust().Version != 2 {
@@ -506,13 +506,13 @@ func TestAStrangerIsToldAndBelievedNothing(t *testing.T) {
 
 // A bundle that the known root has signed counts whoever brings it: the server may have another
 // authority by now.
-func TestANewerBundleCountsWhoeverBringsIt(t *testing.T) {
+func TestANewerBundleIsTakenFromAnyServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t)
 		d := s.enrolled(s.options())
 		ca, conf := certified(t)
 		next := s.trust
-		next.Version, next.CA = 3, [][]byte{ca}
+		next.Version, next.CAs = 3, [][]byte{ca}
 		raw, err := token.SignTrust(next, s.root)
 		if err != nil {
 			t.Fatal(err)
@@ -541,7 +541,7 @@ func TestADeviceFollowsItsServersAuthority(t *testing.T) {
 		time.Sleep(time.Hour)
 		ca, conf := certified(t)
 		next := s.trust
-		next.Version, next.CA = 3, [][]byte{ca}
+		next.Version, next.CAs = 3, [][]byte{ca}
 		raw, err := token.SignTrust(next, s.root)
 		if err != nil {
 			t.Fatal(err)
@@ -600,8 +600,8 @@ func TestEveryRequestEnds(t *testing.T) {
 					s.good.set(q.route, h)
 					begun := time.Now()
 					err := q.do(t.Context(), s, d)
-					if took := time.Since(begun); took > most || took < 9*time.Second && how != "half a refusal" { // of a stranger it is not read
-						t.Errorf("%s: it took %s", what, took)
+					if duration := time.Since(begun); duration > most || duration < 9*time.Second && how != "half a refusal" { // of a stranger it is not read
+						t.Errorf("%s: it took %s", what, duration)
 					}
 					if watchword.CodeOf(err) != watchword.Unavailable && !q.mild {
 						t.Errorf("%s: got %v", what, err)
@@ -622,8 +622,8 @@ func TestEveryRequestEnds(t *testing.T) {
 				d := s.device(what, q)
 				begun := time.Now()
 				err := q.do(t.Context(), s, d)
-				if took := time.Since(begun); took > most {
-					t.Errorf("%s: it took %s", what, took)
+				if duration := time.Since(begun); duration > most {
+					t.Errorf("%s: it took %s", what, duration)
 				}
 				if watchword.CodeOf(err) != watchword.Unavailable && !q.mild {
 					t.Errorf("%s: got %v", what, err)
@@ -688,7 +688,7 @@ func TestADeviceIsBackWithinAPauseOfItsServer(t *testing.T) {
 const exchangeMargin = 45 * time.Second
 
 // What brings nothing is asked for now and then, however fast it is answered.
-func TestAnswersThatBringNothingHaveAPace(t *testing.T) {
+func TestEmptyPollsArePaced(t *testing.T) {
 	say := func(status int, body string) func(*testing.T, *scene, *Device) http.HandlerFunc {
 		return func(*testing.T, *scene, *Device) http.HandlerFunc {
 			return func(w http.ResponseWriter, _ *http.Request) {
@@ -765,7 +765,7 @@ func (s *scene) order(t *testing.T, d *Device) string {
 		t.Fatal(err)
 	}
 	_, seal := d.Keys()
-	jwe, err := jose.Seal(seal, "JWT", []byte(jws))
+	jwe, err := jose.Encrypt(seal, "JWT", []byte(jws))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -861,7 +861,7 @@ func TestAPairingHasAPace(t *testing.T) {
 func TestADeviceAsksMQTTForReasons(t *testing.T) {
 	s := newFakeServer(t)
 	s.run(s.device(true, Options{}))
-	if n, ok := s.connected("a connection").connect.Properties.Number(packet.RequestProblem); ok && n == 0 {
+	if n, ok := s.connected("a connection").connect.Properties.Number(packet.RequestProblemInformation); ok && n == 0 {
 		t.Error("it asks for none")
 	}
 }

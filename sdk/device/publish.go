@@ -16,7 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// sendTimeout is how long the server may take to answer what an application sends: [wireTimeout] over
+// sendTimeout is how long the server may take to answer what an application sends: [mqttTimeout] over
 // MQTT, and then the whole exchange over HTTPS.
 const sendTimeout = time.Minute
 
@@ -25,7 +25,7 @@ const sendTimeout = time.Minute
 // rate_limited, unavailable, also where the server has not answered within a minute: then nobody knows
 // whether it has the event.
 func (d *Device) Publish(ctx context.Context, stream string, v any) error {
-	if d.id == nil {
+	if d.identity == nil {
 		return errNotEnrolled()
 	}
 	for s := range strings.SplitSeq(stream, "/") {
@@ -38,14 +38,14 @@ func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 	if !ok {
 		var err error
 		if body, err = json.Marshal(v); err != nil {
-			return watchword.Because(err, watchword.BadRequest, "the event is no JSON")
+			return watchword.Wrap(err, watchword.BadRequest, "the event is no JSON")
 		}
 		kind = "application/json"
 	}
-	if err := fits("the event", body); err != nil {
+	if err := checkSize("the event", body); err != nil {
 		return err
 	}
-	if sent, err := d.overWire(ctx, "events/"+stream, kind, body); sent {
+	if sent, err := d.publishMQTT(ctx, "events/"+stream, kind, body); sent {
 		return err
 	}
 	_, err := d.client.Do(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/self/events/" + stream, Type: kind, Body: body})
@@ -55,17 +55,17 @@ func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 // checkState runs the server's own check of a reported state: one strict JSON object of
 // at most 32 KiB, in UTF-8, no member twice, at most 8 deep. Codes: bad_request, too_large.
 func checkState(state []byte) error {
-	if err := fits("the state", state); err != nil {
+	if err := checkSize("the state", state); err != nil {
 		return err
 	}
 	if err := jose.Walk(state, func(string, jsontext.Value) error { return nil }); err != nil {
-		return watchword.Because(err, watchword.BadRequest, "the state must be one JSON object, no member twice, at most 8 deep")
+		return watchword.Wrap(err, watchword.BadRequest, "the state must be one JSON object, no member twice, at most 8 deep")
 	}
 	return nil
 }
 
-// fits refuses what the server would refuse as too long. Code: too_large.
-func fits(what string, body []byte) error {
+// checkSize refuses what the server would refuse as too long. Code: too_large.
+func checkSize(what string, body []byte) error {
 	if len(body) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "%s has %d bytes, and may have %d", what, len(body), watchword.MaxDocument)
 	}
@@ -76,17 +76,17 @@ func fits(what string, body []byte) error {
 // server takes it; else nothing is sent. Codes: bad_request, too_large, denied,
 // rate_limited, unavailable, also where the server has not answered within a minute.
 func (d *Device) ReportState(ctx context.Context, v any) error {
-	if d.id == nil {
+	if d.identity == nil {
 		return errNotEnrolled()
 	}
 	body, err := json.Marshal(v)
 	if err != nil {
-		return watchword.Because(err, watchword.BadRequest, "the state is no JSON")
+		return watchword.Wrap(err, watchword.BadRequest, "the state is no JSON")
 	}
 	if err := checkState(body); err != nil {
 		return err
 	}
-	if sent, err := d.overWire(ctx, "state", "application/json", body); sent {
+	if sent, err := d.publishMQTT(ctx, "state", "application/json", body); sent {
 		return err
 	}
 	_, err = d.client.Do(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/state", Type: "application/json", Body: body})
@@ -106,7 +106,7 @@ func (d *Device) Announce(ctx context.Context, fs ...Function) error {
 	}
 	body, err := json.Marshal(out)
 	if err != nil {
-		return watchword.Because(err, watchword.BadRequest, "a schema is no JSON")
+		return watchword.Wrap(err, watchword.BadRequest, "a schema is no JSON")
 	}
 	_, err = d.client.Do(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/functions", Type: "application/json", Body: body})
 	return err
@@ -116,7 +116,7 @@ func (d *Device) Announce(ctx context.Context, fs ...Function) error {
 // most wait (60 s; 0 does not wait). Codes: denied, not_found, args_invalid and
 // the others of POST /v1/commands; unavailable, also where the server has not answered a minute after wait.
 func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function string, args any, wait time.Duration) (api.Command, error) {
-	if d.id == nil {
+	if d.identity == nil {
 		return api.Command{}, errNotEnrolled()
 	}
 	in := api.SendCommandRequest{Device: to, Function: function}
@@ -129,7 +129,7 @@ func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function stri
 		body, err = json.Marshal(in)
 	}
 	if err != nil {
-		return api.Command{}, watchword.Because(err, watchword.BadRequest, "the arguments are no JSON")
+		return api.Command{}, watchword.Wrap(err, watchword.BadRequest, "the arguments are no JSON")
 	}
 	a, err := d.client.Do(ctx, rest.Request{
 		Method: http.MethodPost, Path: "/v1/commands", Wait: wait, Type: "application/json", Body: body,
@@ -142,15 +142,15 @@ func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function stri
 	return c, json.Unmarshal(a.Body, &c)
 }
 
-// overWire publishes on a topic of this device over the MQTT connection, if there
+// publishMQTT publishes on a topic of this device over the MQTT connection, if there
 // is one. sent is false where the message must go another way.
-func (d *Device) overWire(ctx context.Context, topic, kind string, payload []byte) (sent bool, err error) {
-	w := d.wire.Load()
+func (d *Device) publishMQTT(ctx context.Context, topic, kind string, payload []byte) (sent bool, err error) {
+	w := d.mqtt.Load()
 	if w == nil {
 		return false, nil
 	}
-	err = w.publish(ctx, "devices/"+string(d.id.ID)+"/"+topic, kind, payload)
-	if _, lost := errors.AsType[*noWire](err); lost {
+	err = w.publish(ctx, "devices/"+string(d.identity.ID)+"/"+topic, kind, payload)
+	if _, lost := errors.AsType[*mqttUnavailable](err); lost {
 		return false, nil
 	}
 	return true, err

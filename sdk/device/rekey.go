@@ -35,13 +35,13 @@ type RekeyOptions struct{ Sign, Seal string }
 // look; bad_request for another curve, or a key that lives elsewhere; denied,
 // rate_limited, unavailable and what else the server says: then the old keys go on.
 func (d *Device) Rekey(ctx context.Context, o RekeyOptions) error {
-	if d.id == nil {
+	if d.identity == nil {
 		return errNotEnrolled()
 	}
 	if d.lock == nil {
 		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to change its keys")
 	}
-	c := &d.change
+	c := &d.keyChange
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o, err := d.curves(o)
@@ -49,16 +49,16 @@ func (d *Device) Rekey(ctx context.Context, o RekeyOptions) error {
 		return err
 	}
 	if c.next != nil {
-		fits := c.next.fits(o)
+		fits := c.next.matches(o)
 		if err := d.changeKeys(ctx, true); err != nil || fits {
 			return err
 		}
 	}
-	n, err := makeNext(o)
+	n, err := makeNextKeys(o)
 	if err != nil {
 		return err
 	}
-	if err := n.write(d.path(nextFile)); err != nil {
+	if err := n.write(d.path(newKeysFile)); err != nil {
 		return err
 	}
 	c.set(n)
@@ -68,15 +68,15 @@ func (d *Device) Rekey(ctx context.Context, o RekeyOptions) error {
 // curves fills in and checks what o leaves open.
 func (d *Device) curves(o RekeyOptions) (RekeyOptions, error) {
 	if o.Sign == "" && o.Seal == "" {
-		if d.o.Signer == nil {
+		if d.opts.Signer == nil {
 			o.Sign = d.signer.Load().Public().Curve()
 		}
-		if d.o.Opener == nil {
-			o.Seal = d.opener.Load().Public().Curve()
+		if d.opts.Decrypter == nil {
+			o.Seal = d.decrypter.Load().Public().Curve()
 		}
 	}
 	switch {
-	case o.Sign != "" && d.o.Signer != nil, o.Seal != "" && d.o.Opener != nil, o == RekeyOptions{}:
+	case o.Sign != "" && d.opts.Signer != nil, o.Seal != "" && d.opts.Decrypter != nil, o == RekeyOptions{}:
 		return o, watchword.Refuse(watchword.BadRequest, "a key that lives elsewhere (TPM, PKCS#11) is not changed here")
 	case o.Sign != "" && o.Sign != jose.P256 && o.Sign != jose.Ed:
 		return o, watchword.RefuseField("sign", "must be P-256 or Ed25519")
@@ -86,19 +86,19 @@ func (d *Device) curves(o RekeyOptions) (RekeyOptions, error) {
 	return o, nil
 }
 
-// change is a change of keys that is under way.
-type change struct {
+// keyChange is a change of keys that is under way.
+type keyChange struct {
 	mu      sync.Mutex
 	next    *nextKeys   // nil: none
 	pending atomic.Bool // next is there, and worth another try
-	failed  time.Time   // the last try of [Device.settleKeys] that is worth another one
+	failed  time.Time   // the last try of [Device.finishKeyChange] that is worth another one
 }
 
-// keysAgain is the pause before the server is asked again to take keys, where it had no answer.
-const keysAgain = time.Minute
+// keyChangeRetry is the pause before the server is asked again to take keys, where it had no answer.
+const keyChangeRetry = time.Minute
 
 // set is called with mu held, or before anybody else knows of the device.
-func (c *change) set(n *nextKeys) {
+func (c *keyChange) set(n *nextKeys) {
 	c.next = n
 	c.pending.Store(n != nil)
 }
@@ -106,7 +106,7 @@ func (c *change) set(n *nextKeys) {
 // nextKeys is new keys that the server may have taken, or not. nil is one that stays.
 type nextKeys struct{ sign, seal *jose.PrivateKey }
 
-func makeNext(o RekeyOptions) (*nextKeys, error) {
+func makeNextKeys(o RekeyOptions) (*nextKeys, error) {
 	n := &nextKeys{}
 	for _, k := range []struct {
 		curve string
@@ -124,8 +124,8 @@ func makeNext(o RekeyOptions) (*nextKeys, error) {
 	return n, nil
 }
 
-// fits reports whether these are the keys that o asks for.
-func (n *nextKeys) fits(o RekeyOptions) bool {
+// matches reports whether these are the keys that o asks for.
+func (n *nextKeys) matches(o RekeyOptions) bool {
 	curve := func(k *jose.PrivateKey) string {
 		if k == nil {
 			return ""
@@ -152,24 +152,24 @@ func (n *nextKeys) json() (f nextJSON) {
 }
 
 func (n *nextKeys) write(path string) error {
-	b, err := withSum(n.json())
+	b, err := withChecksum(n.json())
 	if err != nil {
 		return err
 	}
-	return writeKept(path, b)
+	return writeWithCopy(path, b)
 }
 
-// readNext returns the next keys of a folder; nil where there are none.
-func (d *Device) readNext() (n *nextKeys, err error) {
-	b, err := d.readKept(nextFile, true, func(b []byte) error {
+// readNextKeys returns the next keys of a folder; nil where there are none.
+func (d *Device) readNextKeys() (n *nextKeys, err error) {
+	b, err := d.readWithCopy(newKeysFile, true, func(b []byte) error {
 		var f nextJSON
 		read := &nextKeys{}
-		err := checkSum(b, &f)
+		err := verifyChecksum(b, &f)
 		if err == nil && f.Sign != nil {
 			read.sign, err = jose.ParsePrivateJWK(f.Sign, jose.ForSigning)
 		}
 		if err == nil && f.Seal != nil {
-			read.seal, err = jose.ParsePrivateJWK(f.Seal, jose.ForSealing)
+			read.seal, err = jose.ParsePrivateJWK(f.Seal, jose.ForEncryption)
 		}
 		if err == nil && read.sign == nil && read.seal == nil {
 			err = watchword.Refuse(watchword.KeyDamaged, "it has no key")
@@ -180,30 +180,30 @@ func (d *Device) readNext() (n *nextKeys, err error) {
 		return err
 	})
 	if watchword.CodeOf(err) == watchword.KeyDamaged {
-		err = watchword.Because(err, watchword.KeyDamaged, "%s is damaged: it may hold the keys that the server knows by now", d.path(nextFile))
+		err = watchword.Wrap(err, watchword.KeyDamaged, "%s is damaged: it may hold the keys that the server knows by now", d.path(newKeysFile))
 	}
 	if err != nil || n == nil {
 		return nil, err
 	}
-	return n, d.addSum(nextFile, b, n.json())
+	return n, d.addChecksum(newKeysFile, b, n.json())
 }
 
-// settleKeys finishes a change of keys that was cut off, before anything is
+// finishKeyChange finishes a change of keys that was cut off, before anything is
 // signed with a key that may be the wrong one. Where somebody is at it already, the
-// device goes on as it is, and where the server had no answer within [keysAgain]. It
+// device goes on as it is, and where the server had no answer within [keyChangeRetry]. It
 // returns an error only where another try is worth it.
-func (d *Device) settleKeys(ctx context.Context) error {
-	c := &d.change
+func (d *Device) finishKeyChange(ctx context.Context) error {
+	c := &d.keyChange
 	if !c.pending.Load() || !c.mu.TryLock() {
 		return nil
 	}
 	defer c.mu.Unlock()
-	if c.next == nil || time.Since(c.failed) < keysAgain {
+	if c.next == nil || time.Since(c.failed) < keyChangeRetry {
 		return nil
 	}
 	var err error
 	if d.lock == nil {
-		err = d.lookAtKeys(ctx)
+		err = d.detectActiveKey(ctx)
 	} else {
 		err = d.changeKeys(ctx, true)
 	}
@@ -218,7 +218,7 @@ func (d *Device) settleKeys(ctx context.Context) error {
 		return err
 	}
 	c.pending.Store(false) // until somebody asks for it, or the next start
-	d.o.Log.Warn("keys not changed", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+	d.opts.Log.Warn("keys not changed", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 	return nil
 }
 
@@ -226,7 +226,7 @@ func (d *Device) settleKeys(ctx context.Context) error {
 // as who it will be if it is that already: first says which is likelier. The caller
 // holds change.mu.
 func (d *Device) changeKeys(ctx context.Context, resumed bool) error {
-	n, from := d.change.next, d.signer.Load()
+	n, from := d.keyChange.next, d.signer.Load()
 	to := from
 	if n.sign != nil {
 		s, err := n.sign.Signer()
@@ -245,13 +245,13 @@ func (d *Device) changeKeys(ctx context.Context, resumed bool) error {
 	var err error
 	for _, as := range tries {
 		// Both keys are at hand, so that the same is said whoever asks.
-		if err = d.askRekey(ctx, as, from, to, n); watchword.CodeOf(err) != watchword.ClientInvalid {
+		if err = d.requestRekey(ctx, as, from, to, n); watchword.CodeOf(err) != watchword.ClientInvalid {
 			break
 		}
 	}
 	if watchword.CodeOf(err) == watchword.Conflict { // used before, and not the ones that count: they never will
-		d.change.set(nil)
-		return errors.Join(err, removeKept(d.path(nextFile)))
+		d.keyChange.set(nil)
+		return errors.Join(err, removeWithCopy(d.path(newKeysFile)))
 	}
 	if err != nil {
 		return err
@@ -259,13 +259,13 @@ func (d *Device) changeKeys(ctx context.Context, resumed bool) error {
 	return d.promote(n, to)
 }
 
-// askRekey asks with the token of one of the keys.
-func (d *Device) askRekey(ctx context.Context, as, from, to *jose.Signer, n *nextKeys) error {
-	client, tokens := d.speaker(func() *jose.Signer { return as })
+// requestRekey asks with the token of one of the keys.
+func (d *Device) requestRekey(ctx context.Context, as, from, to *jose.Signer, n *nextKeys) error {
+	client, tokens := d.authClient(func() *jose.Signer { return as })
 	if _, err := tokens.Get(ctx); err != nil { // before the proof is dated
 		return err
 	}
-	seal := d.opener.Load().Public()
+	seal := d.decrypter.Load().Public()
 	var keys api.PublicKeys
 	if n.sign != nil {
 		keys.Sign = n.sign.Public().JWK()
@@ -274,7 +274,7 @@ func (d *Device) askRekey(ctx context.Context, as, from, to *jose.Signer, n *nex
 		seal = n.seal.Public()
 		keys.Seal = seal.JWK()
 	}
-	proof, err := token.SignRekey(from, to, d.id.ID, d.id.Issuer, seal.ID(), d.reckon())
+	proof, err := token.SignRekey(from, to, d.identity.ID, d.identity.Issuer, seal.ID(), d.bestTime())
 	if err != nil {
 		return err
 	}
@@ -293,11 +293,11 @@ func (d *Device) askRekey(ctx context.Context, as, from, to *jose.Signer, n *nex
 func (d *Device) promote(n *nextKeys, to *jose.Signer) error {
 	d.signer.Store(to)
 	if n.seal != nil {
-		o, err := n.seal.Opener()
+		o, err := n.seal.Decrypter()
 		if err != nil {
 			return err
 		}
-		d.opener.Store(o)
+		d.decrypter.Store(o)
 	}
 	d.tokens.Forget()
 	for _, k := range []struct {
@@ -307,28 +307,28 @@ func (d *Device) promote(n *nextKeys, to *jose.Signer) error {
 		if k.key == nil {
 			continue
 		}
-		if err := writeKept(d.path(k.file), append(k.key.JWK(), '\n')); err != nil {
+		if err := writeWithCopy(d.path(k.file), append(k.key.JWK(), '\n')); err != nil {
 			return err
 		}
 	}
-	if err := removeKept(d.path(nextFile)); err != nil {
+	if err := removeWithCopy(d.path(newKeysFile)); err != nil {
 		return err
 	}
-	d.change.set(nil)
+	d.keyChange.set(nil)
 	sign, seal := d.Keys()
-	d.o.Log.Info("keys changed", slog.String("sign", string(sign.ID())), slog.String("seal", string(seal.ID())))
+	d.opts.Log.Info("keys changed", slog.String("sign", string(sign.ID())), slog.String("seal", string(seal.ID())))
 	return durable.SyncDir(d.dir)
 }
 
-// lookAtKeys finds out, in a folder that another process holds, which signing key
+// detectActiveKey finds out, in a folder that another process holds, which signing key
 // counts. It changes nothing.
-func (d *Device) lookAtKeys(ctx context.Context) error {
-	n := d.change.next
+func (d *Device) detectActiveKey(ctx context.Context) error {
+	n := d.keyChange.next
 	if n.sign == nil {
-		d.change.set(nil)
+		d.keyChange.set(nil)
 		return nil
 	}
-	_, tokens := d.speaker(d.signer.Load)
+	_, tokens := d.authClient(d.signer.Load)
 	_, err := tokens.Get(ctx)
 	if watchword.CodeOf(err) == watchword.ClientInvalid {
 		var s *jose.Signer
@@ -337,7 +337,7 @@ func (d *Device) lookAtKeys(ctx context.Context) error {
 		}
 	}
 	if err == nil {
-		d.change.set(nil)
+		d.keyChange.set(nil)
 	}
 	return err
 }
@@ -368,7 +368,7 @@ func (d *Device) RekeyEvery(ctx context.Context, every time.Duration) error {
 				return err
 			}
 			wait = time.Hour
-			d.o.Log.Warn("keys not changed", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+			d.opts.Log.Warn("keys not changed", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 		}
 	}
 }
@@ -379,7 +379,7 @@ func (d *Device) keysMade() (time.Time, error) {
 	for _, k := range []struct {
 		file      string
 		elsewhere bool
-	}{{signFile, d.o.Signer != nil}, {sealFile, d.o.Opener != nil}} {
+	}{{signFile, d.opts.Signer != nil}, {sealFile, d.opts.Decrypter != nil}} {
 		if k.elsewhere {
 			continue
 		}

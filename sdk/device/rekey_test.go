@@ -14,21 +14,21 @@ import (
 
 func TestNextKeysAreWholeAndPrivate(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, nextFile)
-	d := &Device{dir: dir, o: Options{Log: slog.New(slog.DiscardHandler)}} // one that looks
-	if n, err := d.readNext(); n != nil || err != nil {
+	path := filepath.Join(dir, newKeysFile)
+	d := &Device{dir: dir, opts: Options{Log: slog.New(slog.DiscardHandler)}} // one that looks
+	if n, err := d.readNextKeys(); n != nil || err != nil {
 		t.Errorf("none: %v, %v", n, err)
 	}
 	for _, o := range []RekeyOptions{{Sign: jose.Ed, Seal: jose.X25519}, {Sign: jose.P256}, {Seal: jose.P256}} {
-		made, err := makeNext(o)
+		made, err := makeNextKeys(o)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := made.write(path); err != nil {
 			t.Fatal(err)
 		}
-		n, err := d.readNext()
-		if err != nil || !n.fits(o) || n.fits(RekeyOptions{Sign: jose.P256, Seal: jose.P256}) {
+		n, err := d.readNextKeys()
+		if err != nil || !n.matches(o) || n.matches(RekeyOptions{Sign: jose.P256, Seal: jose.P256}) {
 			t.Errorf("%+v: %v", o, err)
 		}
 		if made.sign != nil && n.sign.Public().ID() != made.sign.Public().ID() || made.seal != nil && n.seal.Public().ID() != made.seal.Public().ID() {
@@ -38,19 +38,19 @@ func TestNextKeysAreWholeAndPrivate(t *testing.T) {
 	if err := os.WriteFile(path, []byte(`{"sign":{"kty":"EC"}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := d.readNext(); err != nil || n == nil {
+	if n, err := d.readNextKeys(); err != nil || n == nil {
 		t.Errorf("damaged, with a copy: %v", err)
 	}
-	if err := os.Remove(copyOf(path)); err != nil {
+	if err := os.Remove(copyPath(path)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.readNext(); watchword.CodeOf(err) != watchword.KeyDamaged {
+	if _, err := d.readNextKeys(); watchword.CodeOf(err) != watchword.KeyDamaged {
 		t.Errorf("damaged: %v", err)
 	}
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.readNext(); watchword.CodeOf(err) != watchword.KeyExposed {
+	if _, err := d.readNextKeys(); watchword.CodeOf(err) != watchword.KeyExposed {
 		t.Errorf("exposed: %v", err)
 	}
 }

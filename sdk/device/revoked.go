@@ -22,8 +22,8 @@ type revocation struct {
 	until time.Time // by the monotonic clock; zero: not revoked, as far as is known
 }
 
-// refused returns the refusal that stands, with how long it does; nil for none.
-func (r *revocation) refused() error {
+// current returns the refusal that stands, with how long it does; nil for none.
+func (r *revocation) current() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if left := time.Until(r.until); left > 0 {
@@ -32,9 +32,9 @@ func (r *revocation) refused() error {
 	return nil
 }
 
-// begin notes a refusal and returns how long it stands. again reports whether it is a new
+// record notes a refusal and returns how long it stands. again reports whether it is a new
 // one: of several requests that are refused at a time, one begins the pause.
-func (r *revocation) begin() (pause time.Duration, again bool) {
+func (r *revocation) record() (pause time.Duration, again bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if left := time.Until(r.until); left > 0 {
@@ -45,18 +45,18 @@ func (r *revocation) begin() (pause time.Duration, again bool) {
 	return pause, true
 }
 
-// judged is called with each refusal that ends a round of [Device.Run]. Where the server
+// onRefusal is called with each refusal that ends a round of [Device.Run]. Where the server
 // says that the device is revoked, it tells the application and returns the refusal with
 // the time of the pause; any other error as it is.
-func (d *Device) judged(err error) error {
+func (d *Device) onRefusal(err error) error {
 	if watchword.CodeOf(err) != watchword.SubjectRevoked {
 		return err
 	}
-	pause, again := d.revoked.begin()
+	pause, again := d.revoked.record()
 	if again {
-		d.o.Log.Error("the server says that this device is revoked; it asks again a day later, and obeys nothing until then", slog.Duration("again_in", pause.Round(time.Second)))
-		if d.o.Revoked != nil {
-			d.o.Revoked(pause)
+		d.opts.Log.Error("the server says that this device is revoked; it asks again a day later, and obeys nothing until then", slog.Duration("again_in", pause.Round(time.Second)))
+		if d.opts.Revoked != nil {
+			d.opts.Revoked(pause)
 		}
 	}
 	e, ok := errors.AsType[*watchword.Error](err)

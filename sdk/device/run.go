@@ -24,11 +24,11 @@ const (
 	backoffMin = 500 * time.Millisecond
 	backoffMax = time.Minute
 	trustEvery = 12 * time.Hour
-	// pollPace is the time from a poll that brought nothing new to the next one. It grows to
+	// pollPause is the time from a poll that brought nothing new to the next one. It grows to
 	// half of pollWait, which is how long the server may hold a poll back: one that does so is
 	// asked again at once.
-	pollPace = time.Second
-	timeLook = nonceLife / 4 // between two looks whether the time is to be asked for
+	pollPause      = time.Second
+	timeCheckEvery = nonceLife / 4 // between two looks whether the time is to be asked for
 )
 
 // Run takes commands and obeys them until ctx ends: over MQTT 5, and over HTTPS while that
@@ -55,44 +55,44 @@ const (
 //
 // It returns nil when ctx ended.
 func (d *Device) Run(ctx context.Context) error {
-	if d.id == nil {
+	if d.identity == nil {
 		return errNotEnrolled()
 	}
 	if d.lock == nil {
 		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to obey")
 	}
-	return newRun(d).whole(ctx)
+	return newRun(d).runAll(ctx)
 }
 
 const (
-	stopGrace = 20 * time.Second // that Run waits for what its handlers do after ctx ended
-	lastTry   = 3 * time.Second  // that it then tries to hand in receipts
+	stopGrace           = 20 * time.Second // that Run waits for what its handlers do after ctx ended
+	finalReceiptTimeout = 3 * time.Second  // that it then tries to hand in receipts
 )
 
 // run is one call of Run.
 type run struct {
 	*Device
-	acting chan inHand       // to the goroutine that carries commands out, which takes one when it is idle
-	sent   chan struct{}     // one token: a receipt was answered
-	paused map[string]paused // receipts that were refused; of the task that hands in
-	pushed pushed
-	// doubted says that the server found what was signed from the past or the future.
-	doubted atomic.Bool
+	commands        chan receivedCommand    // to the goroutine that carries commands out, which takes one when it is idle
+	receiptAnswered chan struct{}           // one token: a receipt was answered
+	receiptPauses   map[string]receiptPause // receipts that were refused; of the task that hands in
+	pushedConfig    pushedConfig
+	// timeDoubted says that the server found what was signed from the past or the future.
+	timeDoubted atomic.Bool
 
 	functions, config, bundle, time, keys, receipts *task
 }
 
 func newRun(d *Device) *run {
-	r := &run{Device: d, acting: make(chan inHand), sent: make(chan struct{}, 1), paused: map[string]paused{}}
+	r := &run{Device: d, commands: make(chan receivedCommand), receiptAnswered: make(chan struct{}, 1), receiptPauses: map[string]receiptPause{}}
 	r.functions = newTask("announce functions", 0, taskPause, r.announce)
-	r.config = newTask("look at the configuration", 0, taskPause, r.hearConfig)
+	r.config = newTask("look at the configuration", 0, taskPause, r.updateConfig)
 	r.bundle = newTask("renew the trust bundle", trustEvery, taskPause, d.renewTrust)
-	r.time = newTask("ask for the time", timeLook, taskPause, r.askForTime)
-	r.keys = newTask("finish a change of keys", keysAgain, taskPause, d.settleKeys)
-	r.receipts = newTask("hand in receipts", receiptLook, 0, r.handIn)
+	r.time = newTask("ask for the time", timeCheckEvery, taskPause, r.refreshTime)
+	r.keys = newTask("finish a change of keys", keyChangeRetry, taskPause, d.finishKeyChange)
+	r.receipts = newTask("hand in receipts", receiptCheckEvery, 0, r.sendReceipts)
 	for _, t := range r.tasks() {
 		do := t.do
-		t.do = func(ctx context.Context) error { return d.judged(do(ctx)) }
+		t.do = func(ctx context.Context) error { return d.onRefusal(do(ctx)) }
 	}
 	return r
 }
@@ -101,18 +101,18 @@ func (r *run) tasks() []*task {
 	return []*task{r.functions, r.config, r.bundle, r.time, r.keys, r.receipts}
 }
 
-// reached is told when the server was reached again: what failed may go better now.
-func (r *run) reached(over string) {
+// onConnected is told when the server was reached again: what failed may go better now.
+func (r *run) onConnected(over string) {
 	r.connected(over)
 	for _, t := range r.tasks() {
 		if t.failed.Load() {
-			t.soon()
+			t.trigger()
 		}
 	}
 }
 
-// whole runs all parts, and ends them.
-func (r *run) whole(ctx context.Context) error {
+// runAll runs all parts, and ends them.
+func (r *run) runAll(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	handlers, stop := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -124,11 +124,11 @@ func (r *run) whole(ctx context.Context) error {
 		if t == r.config {
 			of = handlers
 		}
-		tasks.Go(func() { t.run(of, r.o.Log) })
+		tasks.Go(func() { t.run(of, r.opts.Log) })
 	}
-	tasks.Go(func() { r.act(ctx, handlers) })
-	r.await(ctx, headStart, r.keys, r.bundle, r.functions)
-	err := r.listen(ctx)
+	tasks.Go(func() { r.executeLoop(ctx, handlers) })
+	r.await(ctx, initialTaskWait, r.keys, r.bundle, r.functions)
+	err := r.receiveLoop(ctx)
 	cancel()
 	ended := make(chan struct{})
 	go func() {
@@ -137,29 +137,29 @@ func (r *run) whole(ctx context.Context) error {
 	}()
 	select {
 	case <-ended:
-		r.lastReceipts(ctx)
+		r.sendFinalReceipts(ctx)
 	case <-time.After(stopGrace):
-		r.o.Log.Error("a handler does not return; it is left behind")
+		r.opts.Log.Error("a handler does not return; it is left behind")
 	}
 	return err
 }
 
-// lastReceipts tries once to hand in what is left when everything has ended, as a receipt of a function that
+// sendFinalReceipts tries once to hand in what is left when everything has ended, as a receipt of a function that
 // was cut off: who waits for it need not wait for the next start.
-func (r *run) lastReceipts(ctx context.Context) {
-	if r.unsent(nil) == 0 {
+func (r *run) sendFinalReceipts(ctx context.Context) {
+	if r.unansweredReceipts(nil) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTry)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finalReceiptTimeout)
 	defer cancel()
-	if err := r.handIn(ctx); err != nil || ctx.Err() != nil {
-		r.o.Log.Info("receipts wait for the next start", slog.Any("err", errors.Join(err, ctx.Err())))
+	if err := r.sendReceipts(ctx); err != nil || ctx.Err() != nil {
+		r.opts.Log.Info("receipts wait for the next start", slog.Any("err", errors.Join(err, ctx.Err())))
 	}
 }
 
 // await waits for the first runs of tasks, and for no longer than most.
-func (r *run) await(ctx context.Context, most time.Duration, tasks ...*task) {
-	ctx, cancel := context.WithTimeout(ctx, most)
+func (r *run) await(ctx context.Context, limit time.Duration, tasks ...*task) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for _, t := range tasks {
 		select {
@@ -170,21 +170,21 @@ func (r *run) await(ctx context.Context, most time.Duration, tasks ...*task) {
 	}
 }
 
-// listen takes commands over MQTT, and where that cannot be had by polling over HTTPS,
+// receiveLoop takes commands over MQTT, and where that cannot be had by polling over HTTPS,
 // with what was begun as acknowledged.
-func (r *run) listen(ctx context.Context) error {
+func (r *run) receiveLoop(ctx context.Context) error {
 	b := backoff{most: backoffMax}
-	pace := rest.Pace{Least: pollPace, Most: pollWait / 2}
+	pace := rest.PollPace{Least: pollPause, Most: pollWait / 2}
 	var rested time.Time
 	polling, probe := false, false
 	for ctx.Err() == nil {
 		if r.now().IsZero() {
-			r.time.soon()
-			r.await(ctx, headStart, r.time)
+			r.time.trigger()
+			r.await(ctx, initialTaskWait, r.time)
 		}
 		begun := time.Now()
 		err := func() error {
-			if r.id.MQTTS == "" || time.Since(rested) < wireRest {
+			if r.identity.MQTTS == "" || time.Since(rested) < mqttRetryPause {
 				wait := pollWait
 				if probe = !polling; probe {
 					wait = 0 // the server is reached once it has answered, not before
@@ -196,17 +196,17 @@ func (r *run) listen(ctx context.Context) error {
 				case err != nil:
 					return err
 				case probe:
-					r.reached("https")
+					r.onConnected("https")
 					return nil
 				}
 				return pace.Wait(ctx, before != r.at())
 			}
 			polling, probe = false, false
-			err := r.hold(ctx)
-			if _, ok := errors.AsType[*noWire](err); ok {
+			err := r.serveMQTT(ctx)
+			if _, ok := errors.AsType[*mqttUnavailable](err); ok {
 				rested = time.Now()
-				r.suspect(err)
-				r.o.Log.Info("going on over HTTPS", slog.Any("err", err))
+				r.refreshAfterError(err)
+				r.opts.Log.Info("going on over HTTPS", slog.Any("err", err))
 				return nil
 			}
 			return err
@@ -219,16 +219,16 @@ func (r *run) listen(ctx context.Context) error {
 				b.last = 0
 			}
 			continue
-		case watchword.CodeOf(err) == watchword.ProofRequired && !r.tokens.Proving():
-			r.tokens.Prove()
+		case watchword.CodeOf(err) == watchword.ProofRequired && !r.tokens.BindsTokens():
+			r.tokens.BindTokens()
 			continue
 		}
 		if time.Since(begun) > backoffMax {
 			b.last = 0 // it was a good connection
 		}
-		r.suspect(err)
-		err = r.judged(err)
-		r.o.Log.Info("not connected", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
+		r.refreshAfterError(err)
+		err = r.onRefusal(err)
+		r.opts.Log.Info("not connected", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 		if !b.wait(ctx, err) {
 			return nil
 		}
@@ -236,37 +236,37 @@ func (r *run) listen(ctx context.Context) error {
 	return nil
 }
 
-// suspect asks for what may mend the cause of an error: a newer trust bundle, another time.
-func (r *run) suspect(err error) {
+// refreshAfterError asks for what may mend the cause of an error: a newer trust bundle, another time.
+func (r *run) refreshAfterError(err error) {
 	switch code := watchword.CodeOf(err); {
-	case uncertified(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid:
-		r.bundle.soon() // a key, or an authority, that is newer than the bundle
+	case isUnknownAuthority(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid:
+		r.bundle.trigger() // a key, or an authority, that is newer than the bundle
 	case code == watchword.TokenEarly, code == watchword.TokenExpired:
-		r.doubted.Store(true)
-		r.time.soon()
+		r.timeDoubted.Store(true)
+		r.time.trigger()
 	}
 }
 
-// askForTime asks where the time is not known, or where the server does not agree.
-func (r *run) askForTime(ctx context.Context) error {
-	r.tellTime(ctx)
-	if r.doubted.Swap(false) {
-		r.doubtTime(ctx, watchword.Refuse(watchword.TokenExpired, "the server does not agree"))
+// refreshTime asks where the time is not known, or where the server does not agree.
+func (r *run) refreshTime(ctx context.Context) error {
+	r.syncTimeIfDue(ctx)
+	if r.timeDoubted.Swap(false) {
+		r.timeRejected(ctx, watchword.Refuse(watchword.TokenExpired, "the server does not agree"))
 	}
 	return nil
 }
 
 // at is the number of the last command that was begun.
 func (d *Device) at() position {
-	d.memory.Lock()
-	defer d.memory.Unlock()
+	d.stateMu.Lock()
+	defer d.stateMu.Unlock()
 	return d.journal.last
 }
 
 // poll asks for one command, for which the server may wait, and hands it on. One at a time: what the device
 // acknowledges is what it has written down.
 func (r *run) poll(ctx context.Context, wait time.Duration) error {
-	at := r.greeting()
+	at := r.hello()
 	q := url.Values{"limit": {"1"}}
 	if at.Seq > 0 {
 		q.Set("after", strconv.FormatInt(at.Seq, 10))
@@ -287,25 +287,25 @@ func (r *run) poll(ctx context.Context, wait time.Duration) error {
 		return err
 	}
 	if err := json.Unmarshal(a.Body, &out); err != nil {
-		return watchword.Because(err, watchword.Internal, "the server's answer is no list of commands")
+		return watchword.Wrap(err, watchword.Internal, "the server's answer is no list of commands")
 	}
 	if len(out.Commands) == 0 {
-		r.config.soon()
+		r.config.trigger()
 		return nil
 	}
-	return r.take(ctx, out.Commands[0].JWE) // the others come again: only this one can be acknowledged
+	return r.enqueue(ctx, out.Commands[0].JWE) // the others come again: only this one can be acknowledged
 }
 
-// take hands one command on, and returns when its number is on the disk, or with
+// enqueue hands one command on, and returns when its number is on the disk, or with
 // why it is nothing to obey. Where a function runs for longer than [pollWait], it gives up: the
 // server hands the command over again, and meanwhile there is time to look for a better connection.
-func (r *run) take(ctx context.Context, jwe string) error {
-	h := inHand{jwe, make(chan error, 1)}
-	most := time.NewTimer(pollWait)
-	defer most.Stop()
+func (r *run) enqueue(ctx context.Context, jwe string) error {
+	h := receivedCommand{jwe, make(chan error, 1)}
+	limit := time.NewTimer(pollWait)
+	defer limit.Stop()
 	select {
-	case r.acting <- h:
-	case <-most.C:
+	case r.commands <- h:
+	case <-limit.C:
 		return nil
 	case <-ctx.Done():
 		return nil
@@ -333,10 +333,10 @@ func (b *backoff) next(err error) time.Duration {
 // wait reports false where ctx ended first.
 func (b *backoff) wait(ctx context.Context, err error) bool { return sleep(ctx, b.next(err)) }
 
-// HandIn sends a receipt that [Device.Obey] returned, for transports of one's own. Codes:
+// SendReceipt sends a receipt that [Device.Execute] returned, for transports of one's own. Codes:
 // receipt_invalid; denied, rate_limited; unavailable, also where the server has not answered within a minute.
-func (d *Device) HandIn(ctx context.Context, receipt string) error {
-	if d.id == nil {
+func (d *Device) SendReceipt(ctx context.Context, receipt string) error {
+	if d.identity == nil {
 		return errNotEnrolled()
 	}
 	return d.postReceipt(ctx, receipt)

@@ -18,7 +18,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/token"
@@ -27,7 +27,7 @@ import (
 func done(context.Context, *Command) (any, error) { return nil, nil }
 
 // Each request of a task stalls, or is refused, for ever: commands come and are obeyed all the same.
-func TestNoTaskStandsBetweenADeviceAndItsCommands(t *testing.T) {
+func TestTasksDoNotDelayCommands(t *testing.T) {
 	refuse := func(w http.ResponseWriter, _ *http.Request) {
 		problem(w, http.StatusInternalServerError, watchword.Internal, "")
 	}
@@ -49,17 +49,17 @@ func TestNoTaskStandsBetweenADeviceAndItsCommands(t *testing.T) {
 			d := s.device(tc.overMQTT, Options{})
 			d.Handle("f", done)
 			d.OnConfig(func(context.Context, Config) error { return nil })
-			n, err := makeNext(RekeyOptions{Sign: "P-256"})
+			n, err := makeNextKeys(RekeyOptions{Sign: "P-256"})
 			if err != nil {
 				t.Fatal(err)
 			}
-			d.change.set(n)
+			d.keyChange.set(n)
 			jwe := s.order(d, 1, "f")
 			s.run(d)
 			if tc.overMQTT {
 				s.connected("a connection").hand(1, jwe)
 			}
-			if seq, st := s.receipt("the command"); seq != 1 || st != watchword.StDone {
+			if seq, st := s.receipt("the command"); seq != 1 || st != watchword.StatusDone {
 				t.Errorf("%d is %s", seq, st)
 			}
 		})
@@ -83,8 +83,8 @@ func TestASuspendedDeviceComesBackOverMQTT(t *testing.T) {
 		s.beginWith(nil)
 		begun := time.Now()
 		s.connected("a connection")
-		if took := time.Since(begun); took > backoffMax {
-			t.Errorf("it is back after %s", took)
+		if duration := time.Since(begun); duration > backoffMax {
+			t.Errorf("it is back after %s", duration)
 		}
 		for len(s.asked) > 0 {
 			if route := <-s.asked; route == "GET /v1/self/commands" {
@@ -111,14 +111,14 @@ func TestACommandThatExpiresWhileItWaitsCostsNoConnection(t *testing.T) {
 		c.hand(3, s.order(d, 3, "f"))
 		time.Sleep(11 * time.Minute)
 		for _, want := range []int64{1, 3} {
-			if seq, st := s.receipt("a command"); seq != want || st != watchword.StDone {
+			if seq, st := s.receipt("a command"); seq != want || st != watchword.StatusDone {
 				t.Errorf("%d is %s", seq, st)
 			}
-			if id := waiting.For(t, "PUBACK", c.acked); int64(id) != want {
+			if id := testwait.For(t, "PUBACK", c.acked); int64(id) != want {
 				t.Errorf("%d is acknowledged", id)
 			}
 		}
-		if id := waiting.For(t, "PUBACK of the command that expired", c.rejected); id != 2 {
+		if id := testwait.For(t, "PUBACK of the command that expired", c.rejected); id != 2 {
 			t.Errorf("%d is rejected", id)
 		}
 		select {
@@ -141,11 +141,11 @@ func TestNoConnectionWaitsForAToken(t *testing.T) {
 		for id := range uint16(3) {
 			c := s.connected("a connection")
 			c.hand(id+1, s.order(d, int64(id)+1, "f"))
-			if seq, st := s.receipt("the command"); seq != int64(id)+1 || st != watchword.StDone {
+			if seq, st := s.receipt("the command"); seq != int64(id)+1 || st != watchword.StatusDone {
 				t.Errorf("%d is %s", seq, st)
 			}
-			if took := time.Since(begun); took > headStart+backoffMin {
-				t.Errorf("connection %d took %s", id+1, took)
+			if duration := time.Since(begun); duration > initialTaskWait+backoffMin {
+				t.Errorf("connection %d took %s", id+1, duration)
 			}
 			synctest.Wait() // the receipt is acknowledged: without that it would be tried over HTTPS
 			_ = c.nc.Close()
@@ -154,7 +154,7 @@ func TestNoConnectionWaitsForAToken(t *testing.T) {
 	})
 }
 
-func TestADeviceThatIsNotToldTheTimeConnectsAllTheSame(t *testing.T) {
+func TestADeviceWithoutTimeAnswerConnects(t *testing.T) {
 	t.Parallel()
 	s := newFakeServer(t)
 	s.handle("POST /v1/time", s.stall)
@@ -181,10 +181,10 @@ func TestAHandlerOfConfigurationsNeverHoldsUpCommands(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(true, Options{})
 	d.Handle("f", done)
-	var running, most atomic.Int64
+	var running, limit atomic.Int64
 	told, hung, release := make(chan int64, 10), make(chan error, 1), make(chan struct{})
 	d.OnConfig(func(ctx context.Context, c Config) error {
-		most.Store(max(most.Load(), running.Add(1)))
+		limit.Store(max(limit.Load(), running.Add(1)))
 		defer running.Add(-1)
 		told <- c.Version
 		switch c.Version {
@@ -205,14 +205,14 @@ func TestAHandlerOfConfigurationsNeverHoldsUpCommands(t *testing.T) {
 	obeyed := func(when string, seq int64) {
 		t.Helper()
 		c.hand(uint16(seq), s.order(d, seq, "f"))
-		if n, st := s.receipt("a command " + when); n != seq || st != watchword.StDone {
+		if n, st := s.receipt("a command " + when); n != seq || st != watchword.StatusDone {
 			t.Errorf("%s: %d is %s", when, n, st)
 		}
 	}
 	heard := func(want int64) {
 		t.Helper()
 		for {
-			if v := waiting.For(t, "the next version", told); v == want {
+			if v := testwait.For(t, "the next version", told); v == want {
 				return
 			} else if v > want {
 				t.Fatalf("version %d, and not %d", v, want)
@@ -235,14 +235,14 @@ func TestAHandlerOfConfigurationsNeverHoldsUpCommands(t *testing.T) {
 	heard(5)
 	c.configure(1)
 	obeyed("after a version that is lower", 4)
-	if most.Load() != 1 {
-		t.Errorf("%d handlers at once", most.Load())
+	if limit.Load() != 1 {
+		t.Errorf("%d handlers at once", limit.Load())
 	}
 	end()
-	if cause := waiting.For(t, "the end of the handler", hung); !errors.Is(cause, ErrStopping) {
+	if cause := testwait.For(t, "the end of the handler", hung); !errors.Is(cause, ErrStopping) {
 		t.Errorf("its context ended for %v", cause)
 	}
-	if err := waiting.For(t, "the end of Run", ended); err != nil {
+	if err := testwait.For(t, "the end of Run", ended); err != nil {
 		t.Error(err)
 	}
 }
@@ -348,8 +348,8 @@ func TestADeviceListensWhileAFunctionRuns(t *testing.T) {
 	one, two := s.order(d, 1, "slow"), s.order(d, 2, "f")
 	c := s.connected("a connection")
 	c.hand(1, one)
-	waiting.For(t, "the function", begun)
-	if id := waiting.For(t, "the acknowledgement of the command that runs", c.acked); id != 1 {
+	testwait.For(t, "the function", begun)
+	if id := testwait.For(t, "the acknowledgement of the command that runs", c.acked); id != 1 {
 		t.Errorf("acknowledged %d", id)
 	}
 	c.hand(2, two)
@@ -359,12 +359,12 @@ func TestADeviceListensWhileAFunctionRuns(t *testing.T) {
 	}
 	_ = c.nc.Close()
 	again := s.connected("another connection")
-	waiting.For(t, "the end of the first", c.ended)
+	testwait.For(t, "the end of the first", c.ended)
 	if len(c.acked) != 0 {
 		t.Errorf("%d was acknowledged and not begun", <-c.acked)
 	}
-	var hello greeting
-	if err := json.Unmarshal(waiting.For(t, "a greeting", again.received).Payload, &hello); err != nil || hello.Seq != 1 {
+	var hello hello
+	if err := json.Unmarshal(testwait.For(t, "a greeting", again.received).Payload, &hello); err != nil || hello.Seq != 1 {
 		t.Errorf("it says that it is at %d, %v", hello.Seq, err)
 	}
 	again.hand(1, one) // as a server does that did not hear of it
@@ -373,15 +373,15 @@ func TestADeviceListensWhileAFunctionRuns(t *testing.T) {
 	close(release)
 	for want := range int64(2) {
 		seq, st := s.receipt("a command")
-		for seq == want && st == watchword.StDone { // of the one that came twice: it is sent for each time
+		for seq == want && st == watchword.StatusDone { // of the one that came twice: it is sent for each time
 			seq, st = s.receipt("a command")
 		}
-		if seq != want+1 || st != watchword.StDone {
+		if seq != want+1 || st != watchword.StatusDone {
 			t.Errorf("%d is %s", seq, st)
 		}
 	}
 	for want := range uint16(2) {
-		if id := waiting.For(t, "an acknowledgement", again.acked); id != want+1 {
+		if id := testwait.For(t, "an acknowledgement", again.acked); id != want+1 {
 			t.Errorf("acknowledged %d", id)
 		}
 	}
@@ -395,7 +395,7 @@ func refreshed(t *testing.T, c *fakeConn) {
 	t.Helper()
 	c.send(&packet.Publish{Topic: authTopic, Payload: []byte(`{"type":"refresh"}`)})
 	for {
-		if p := waiting.For(t, "a refresh", c.received); p.Topic == authTopic {
+		if p := testwait.For(t, "a refresh", c.received); p.Topic == authTopic {
 			return
 		}
 	}
@@ -415,11 +415,11 @@ func TestADevicePollsWhileAFunctionRuns(t *testing.T) {
 	d.Handle("f", func(context.Context, *Command) (any, error) { acts.Add(1); return nil, nil })
 	s.order(d, 1, "slow")
 	s.run(d)
-	waiting.For(t, "the function", begun)
+	testwait.For(t, "the function", begun)
 	polled := func() {
 		t.Helper()
 		for {
-			if waiting.For(t, "a poll", s.asked) == "GET /v1/self/commands" {
+			if testwait.For(t, "a poll", s.asked) == "GET /v1/self/commands" {
 				return
 			}
 		}
@@ -436,7 +436,7 @@ func TestADevicePollsWhileAFunctionRuns(t *testing.T) {
 	close(release)
 	for last := int64(0); last < 2; {
 		seq, st := s.receipt("a command") // that of the first may come twice, as the command did
-		if seq < last || seq > last+1 || st != watchword.StDone {
+		if seq < last || seq > last+1 || st != watchword.StatusDone {
 			t.Errorf("%d is %s", seq, st)
 		}
 		last = seq
@@ -451,10 +451,10 @@ func TestWhereRunEndsAFunctionIsCutOff(t *testing.T) {
 		err  error
 		want watchword.ReceiptStatus
 	}{
-		"and says so":            {errors.New("signal: killed"), watchword.StInterrupted},
-		"with a code of its own": {Fail("killed", nil), watchword.StInterrupted},
-		"that will not":          {Refuse("no", nil), watchword.StRefused},
-		"and is done":            {nil, watchword.StDone},
+		"and says so":            {errors.New("signal: killed"), watchword.StatusInterrupted},
+		"with a code of its own": {Fail("killed", nil), watchword.StatusInterrupted},
+		"that will not":          {Refuse("no", nil), watchword.StatusRefused},
+		"and is done":            {nil, watchword.StatusDone},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -469,9 +469,9 @@ func TestWhereRunEndsAFunctionIsCutOff(t *testing.T) {
 			})
 			end, ended := s.run(d)
 			s.connected("a connection").hand(1, s.order(d, 1, "slow"))
-			waiting.For(t, "the function", begun)
+			testwait.For(t, "the function", begun)
 			end()
-			if err := waiting.For(t, "the end of Run", ended); err != nil {
+			if err := testwait.For(t, "the end of Run", ended); err != nil {
 				t.Error(err)
 			}
 			if cause := <-why; !errors.Is(cause, ErrStopping) {
@@ -506,14 +506,14 @@ func TestAReceiptThatCannotBeHandedInAtTheEndIsHandedInLater(t *testing.T) {
 		s.handle("POST /v1/self/receipts", s.stall)
 		end, ended := s.run(d)
 		s.connected("a connection").hand(1, s.order(d, 1, "slow"))
-		waiting.For(t, "the function", begun)
+		testwait.For(t, "the function", begun)
 		at := time.Now()
 		end()
-		if err := waiting.For(t, "the end of Run", ended); err != nil {
+		if err := testwait.For(t, "the end of Run", ended); err != nil {
 			t.Error(err)
 		}
-		if took := time.Since(at); took < lastTry || took > lastTry+time.Second {
-			t.Errorf("Run ended after %s, want %s", took, lastTry)
+		if duration := time.Since(at); duration < finalReceiptTimeout || duration > finalReceiptTimeout+time.Second {
+			t.Errorf("Run ended after %s, want %s", duration, finalReceiptTimeout)
 		}
 		s.handle("POST /v1/self/receipts", func(_ http.ResponseWriter, r *http.Request) {
 			var in struct{ Receipt string }
@@ -523,15 +523,15 @@ func TestAReceiptThatCannotBeHandedInAtTheEndIsHandedInLater(t *testing.T) {
 			s.receipts <- in.Receipt
 		})
 		end, ended = s.run(d)
-		if _, st := s.receipt("the command"); st != watchword.StInterrupted {
+		if _, st := s.receipt("the command"); st != watchword.StatusInterrupted {
 			t.Errorf("the server has %s, want interrupted", st)
 		}
 		end()
-		waiting.For(t, "the end of Run", ended)
+		testwait.For(t, "the end of Run", ended)
 	})
 }
 
-func TestARefusedReceiptStandsInNoOthersWay(t *testing.T) {
+func TestARefusedReceiptDoesNotBlockOthers(t *testing.T) {
 	for _, code := range []watchword.Code{watchword.Internal, watchword.ReceiptInvalid, watchword.Denied} {
 		t.Run(string(code), func(t *testing.T) {
 			t.Parallel()
@@ -555,12 +555,12 @@ func TestARefusedReceiptStandsInNoOthersWay(t *testing.T) {
 			s.order(d, 1, "f")
 			s.order(d, 2, "f")
 			end, ended := s.run(d)
-			waiting.For(t, "the first receipt", refused)
+			testwait.For(t, "the first receipt", refused)
 			if seq, _ := s.receipt("the second command"); seq != 2 {
 				t.Errorf("the receipt is of %d", seq)
 			}
 			end()
-			waiting.For(t, "the end of Run", ended)
+			testwait.For(t, "the end of Run", ended)
 			if a := d.journal.find(position{1, 1}); a == nil || a.Sent {
 				t.Errorf("a refused receipt is marked as sent: %+v", a)
 			}
@@ -581,18 +581,18 @@ func TestACommandWaitsForTheJournal(t *testing.T) {
 	d.journal.disk, d.journal.f = full, nil
 	s.order(d, 1, "f")
 	end, ended := s.run(d)
-	for within := waiting.Within(); full.failed.Load() < 3; time.Sleep(time.Millisecond) {
-		within.Check(t, "three tries to write the journal")
+	for bounded := testwait.Within(); full.failed.Load() < 3; time.Sleep(time.Millisecond) {
+		bounded.Check(t, "three tries to write the journal")
 	}
 	if _, seq := d.Position(); seq != 0 {
 		t.Errorf("number %d was begun", seq)
 	}
 	full.fail.Store(false)
-	if seq, st := s.receipt("the command"); seq != 1 || st != watchword.StDone {
+	if seq, st := s.receipt("the command"); seq != 1 || st != watchword.StatusDone {
 		t.Errorf("%d is %s", seq, st)
 	}
 	end()
-	if err := waiting.For(t, "the end of Run", ended); err != nil {
+	if err := testwait.For(t, "the end of Run", ended); err != nil {
 		t.Error(err)
 	}
 }
@@ -606,10 +606,10 @@ func TestARefusedReceiptIsReplaced(t *testing.T) {
 		st     watchword.ReceiptStatus
 		want   string
 	}{
-		"of a build that did not check":   {`{"a":1,"a":2}`, nil, watchword.StFailed, `"result_invalid"`},
-		"by a key that counts no more":    {`{"lux":7}`, func(t *testing.T, _ *Device) *jose.Signer { return testSigner(t) }, watchword.StDone, `{"lux":7}`},
-		"of such a build, by such a key":  {`"\ud800"`, func(t *testing.T, _ *Device) *jose.Signer { return testSigner(t) }, watchword.StFailed, `"result_invalid"`},
-		"that is nested, and has no jti":  {`[[[[[[[[1]]]]]]]]`, nil, watchword.StFailed, `"result_invalid"`},
+		"of a build that did not check":   {`{"a":1,"a":2}`, nil, watchword.StatusFailed, `"result_invalid"`},
+		"by a key that counts no more":    {`{"lux":7}`, func(t *testing.T, _ *Device) *jose.Signer { return testSigner(t) }, watchword.StatusDone, `{"lux":7}`},
+		"of such a build, by such a key":  {`"\ud800"`, func(t *testing.T, _ *Device) *jose.Signer { return testSigner(t) }, watchword.StatusFailed, `"result_invalid"`},
+		"that is nested, and has no jti":  {`[[[[[[[[1]]]]]]]]`, nil, watchword.StatusFailed, `"result_invalid"`},
 		"that is good, and refused again": {`1`, nil, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -625,8 +625,8 @@ func TestARefusedReceiptIsReplaced(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, r := range []record{
-				{"begin", act{position: position{1, 1}, ID: "cmd_1", Hash: hash}}, {"end", act{position: position{1, 1}, ID: "cmd_1", Hash: hash, Receipt: bad}},
+			for _, r := range []journalRecord{
+				{"begin", execution{position: position{1, 1}, ID: "cmd_1", Hash: hash}}, {"end", execution{position: position{1, 1}, ID: "cmd_1", Hash: hash, Receipt: bad}},
 			} {
 				if err := d.journal.write(r, true); err != nil {
 					t.Fatal(err)
@@ -649,7 +649,7 @@ func TestARefusedReceiptIsReplaced(t *testing.T) {
 			d.Handle("f", done)
 			s.order(d, 2, "f")
 			end, ended := s.run(d)
-			if raw := waiting.For(t, "the refused one", refused); raw != bad {
+			if raw := testwait.For(t, "the refused one", refused); raw != bad {
 				t.Errorf("another was refused: %s", raw)
 			}
 			first, second := int64(1), int64(2)
@@ -658,7 +658,7 @@ func TestARefusedReceiptIsReplaced(t *testing.T) {
 			}
 			seen := map[int64]bool{}
 			for len(seen) < int(second-first)+1 {
-				raw := waiting.For(t, "a receipt", s.receipts)
+				raw := testwait.For(t, "a receipt", s.receipts)
 				r, _, err := token.VerifyReceipt(raw, token.NewKeySet(d.signer.Load().Public()), "lamp-1", s.https.URL)
 				if err != nil {
 					t.Fatal(err)
@@ -668,7 +668,7 @@ func TestARefusedReceiptIsReplaced(t *testing.T) {
 				}
 			}
 			end()
-			if err := waiting.For(t, "the end of Run", ended); err != nil {
+			if err := testwait.For(t, "the end of Run", ended); err != nil {
 				t.Error(err)
 			}
 			if n := len(refused); n != 0 {
@@ -682,11 +682,11 @@ func TestARefusedReceiptIsReplaced(t *testing.T) {
 func TestRefusedReceiptsHoldUpNoCommands(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})
-	d.journal.disk, d.numbers.disk = lazyDisk{}, lazyDisk{}
-	const many = receiptsWaiting + 5
+	d.journal.disk, d.counters.disk = lazyDisk{}, lazyDisk{}
+	const many = maxUnansweredReceipts + 5
 	for seq := range int64(many) {
 		p, id := position{1, seq + 1}, watchword.CommandID(fmt.Sprint("cmd_", seq+1))
-		for _, r := range []record{{"begin", act{position: p, ID: id, Hash: "h"}}, {"end", act{position: p, ID: id, Hash: "h", Receipt: fmt.Sprint("rrr", seq)}}} {
+		for _, r := range []journalRecord{{"begin", execution{position: p, ID: id, Hash: "h"}}, {"end", execution{position: p, ID: id, Hash: "h", Receipt: fmt.Sprint("rrr", seq)}}} {
 			if err := d.journal.write(r, true); err != nil {
 				t.Fatal(err)
 			}
@@ -707,9 +707,9 @@ func TestRefusedReceiptsHoldUpNoCommands(t *testing.T) {
 	d.Handle("f", done)
 	s.order(d, many+1, "f")
 	end, ended := s.run(d)
-	waiting.For(t, "the receipt of the command behind them", last)
+	testwait.For(t, "the receipt of the command behind them", last)
 	end()
-	if err := waiting.For(t, "the end of Run", ended); err != nil {
+	if err := testwait.For(t, "the end of Run", ended); err != nil {
 		t.Error(err)
 	}
 }
@@ -719,16 +719,16 @@ func TestRefusedReceiptsHoldUpNoCommands(t *testing.T) {
 func TestUnansweredReceiptsHoldUpCommands(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})
-	d.journal.disk, d.numbers.disk = lazyDisk{}, lazyDisk{}
-	for seq := range int64(receiptsWaiting) {
+	d.journal.disk, d.counters.disk = lazyDisk{}, lazyDisk{}
+	for seq := range int64(maxUnansweredReceipts) {
 		p, id := position{1, seq + 1}, watchword.CommandID(fmt.Sprint("cmd_", seq+1))
-		for _, r := range []record{{"begin", act{position: p, ID: id, Hash: "h"}}, {"end", act{position: p, ID: id, Hash: "h", Receipt: fmt.Sprint("rrr", seq)}}} {
+		for _, r := range []journalRecord{{"begin", execution{position: p, ID: id, Hash: "h"}}, {"end", execution{position: p, ID: id, Hash: "h", Receipt: fmt.Sprint("rrr", seq)}}} {
 			if err := d.journal.write(r, true); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	tried := make(chan struct{}, receiptsWaiting)
+	tried := make(chan struct{}, maxUnansweredReceipts)
 	var answers atomic.Bool
 	s.handle("POST /v1/self/receipts", func(w http.ResponseWriter, _ *http.Request) {
 		if !answers.Load() {
@@ -741,18 +741,18 @@ func TestUnansweredReceiptsHoldUpCommands(t *testing.T) {
 		acted <- struct{}{}
 		return nil, nil
 	})
-	s.order(d, receiptsWaiting+1, "f")
+	s.order(d, maxUnansweredReceipts+1, "f")
 	end, ended := s.run(d)
 	for range 3 { // half a second and more lies between two
-		waiting.For(t, "a receipt", tried)
+		testwait.For(t, "a receipt", tried)
 	}
 	if len(acted) != 0 {
 		t.Error("a command was begun with as many receipts waiting as may wait")
 	}
 	answers.Store(true)
-	waiting.For(t, "the command, once a receipt was taken", acted)
+	testwait.For(t, "the command, once a receipt was taken", acted)
 	end()
-	if err := waiting.For(t, "the end of Run", ended); err != nil {
+	if err := testwait.For(t, "the end of Run", ended); err != nil {
 		t.Error(err)
 	}
 }

@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/waiting"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/token"
@@ -145,7 +145,7 @@ func fakeServerOn(t *testing.T, ln, mqtt net.Listener) *fakeServer {
 	var serving sync.WaitGroup
 	t.Cleanup(func() {
 		_ = s.mqtt.Close()
-		waiting.All(t, "the end of the MQTT connections", &serving)
+		testwait.All(t, "the end of the MQTT connections", &serving)
 	})
 	serving.Go(func() {
 		for {
@@ -158,8 +158,8 @@ func fakeServerOn(t *testing.T, ln, mqtt net.Listener) *fakeServer {
 	})
 	now := time.Now()
 	s.trust = token.Trust{
-		Issuer: s.https.URL, Version: 1, Epoch: 1, Issued: now.Add(-time.Hour), Expires: now.Add(24 * time.Hour), CA: [][]byte{s.https.Certificate().Raw},
-		Root: []*jose.PublicKey{s.root.Public()}, Command: []*jose.PublicKey{s.command.Public()}, Time: []*jose.PublicKey{s.clock.Public()},
+		Issuer: s.https.URL, Version: 1, Epoch: 1, Issued: now.Add(-time.Hour), Expires: now.Add(24 * time.Hour), CAs: [][]byte{s.https.Certificate().Raw},
+		Roots: []*jose.PublicKey{s.root.Public()}, Command: []*jose.PublicKey{s.command.Public()}, Time: []*jose.PublicKey{s.clock.Public()},
 		Issuers: []*jose.PublicKey{testSigner(t).Public()}, Log: []*jose.PublicKey{testSigner(t).Public()},
 	}
 	var err error
@@ -194,7 +194,7 @@ func (s *fakeServer) device(overMQTT bool, o Options) *Device {
 	if overMQTT {
 		id.MQTTS = s.mqtt.Addr().String()
 	}
-	if err := d.settle(id, s.bundle, &s.trust); err != nil {
+	if err := d.persist(id, s.bundle, &s.trust); err != nil {
 		s.t.Fatal(err)
 	}
 	return d
@@ -212,7 +212,7 @@ func (s *fakeServer) run(d *Device) (end context.CancelFunc, ended <-chan error)
 	}()
 	s.t.Cleanup(func() {
 		cancel()
-		waiting.For(s.t, "the end of Run", over)
+		testwait.For(s.t, "the end of Run", over)
 	})
 	return cancel, c
 }
@@ -328,7 +328,7 @@ func (s *fakeServer) orderFor(d *Device, seq int64, function string, life time.D
 		s.t.Fatal(err)
 	}
 	_, seal := d.Keys()
-	jwe, err := jose.Seal(seal, "JWT", []byte(jws))
+	jwe, err := jose.Encrypt(seal, "JWT", []byte(jws))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -341,7 +341,7 @@ func (s *fakeServer) orderFor(d *Device, seq int64, function string, life time.D
 // receipt waits for a receipt and returns what it says.
 func (s *fakeServer) receipt(what string) (seq int64, st watchword.ReceiptStatus) {
 	s.t.Helper()
-	r := readReceipt(s.t, waiting.For(s.t, "the receipt of "+what, s.receipts))
+	r := readReceipt(s.t, testwait.For(s.t, "the receipt of "+what, s.receipts))
 	return r.Seq, r.Status
 }
 
@@ -506,7 +506,7 @@ func (c *fakeConn) send(ps ...packet.Packet) {
 func (c *fakeConn) raw(b []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_ = c.nc.SetWriteDeadline(time.Now().Add(waiting.Limit))
+	_ = c.nc.SetWriteDeadline(time.Now().Add(testwait.Limit))
 	_, _ = c.nc.Write(b)
 }
 
@@ -517,5 +517,5 @@ func (c *fakeConn) hand(id uint16, jwe string) {
 // connected waits for a connection that has subscribed.
 func (s *fakeServer) connected(what string) *fakeConn {
 	s.t.Helper()
-	return waiting.For(s.t, what, s.conns)
+	return testwait.For(s.t, what, s.conns)
 }

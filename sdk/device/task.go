@@ -12,9 +12,9 @@ import (
 
 // How the tasks beside the commands wait.
 const (
-	taskPause = time.Second      // between two runs of one task at least, whoever asks
-	taskMax   = 10 * time.Minute // the longest pause after an error, unless the server asks for more
-	headStart = 2 * time.Second  // of the first runs before the first connection
+	taskPause       = time.Second      // between two runs of one task at least, whoever asks
+	taskMax         = 10 * time.Minute // the longest pause after an error, unless the server asks for more
+	initialTaskWait = 2 * time.Second  // of the first runs before the first connection
 )
 
 // task is work that goes on beside the commands: it has one goroutine, fails by itself, and
@@ -25,17 +25,17 @@ type task struct {
 	pause time.Duration // after a success at least, whoever asks; after an error it is taskPause
 	do    func(context.Context) error
 
-	ask    chan struct{} // one token: run it soon
+	wake   chan struct{} // one token: run it soon
 	first  chan struct{} // closed after the first run
 	failed atomic.Bool   // the last run
 }
 
 func newTask(name string, every, pause time.Duration, do func(context.Context) error) *task {
-	return &task{name: name, every: every, pause: pause, do: do, ask: make(chan struct{}, 1), first: make(chan struct{})}
+	return &task{name: name, every: every, pause: pause, do: do, wake: make(chan struct{}, 1), first: make(chan struct{})}
 }
 
-// soon makes the task run again, as soon as its pause allows. It never waits.
-func (t *task) soon() { leaveWord(t.ask) }
+// trigger makes the task run again, as soon as its pause allows. It never waits.
+func (t *task) trigger() { signal(t.wake) }
 
 // run runs the task until ctx ends.
 func (t *task) run(ctx context.Context, log *slog.Logger) {
@@ -48,15 +48,15 @@ func (t *task) run(ctx context.Context, log *slog.Logger) {
 		}
 		t.failed.Store(err != nil)
 		first()
-		least, most := t.pause, t.every
+		least, limit := t.pause, t.every
 		if err == nil {
 			b.last = 0
 		} else {
-			least, most = taskPause, max(b.next(err), taskPause)
+			least, limit = taskPause, max(b.next(err), taskPause)
 			log.Warn("task failed, and is tried again", slog.String("task", t.name), slog.String("code", string(watchword.CodeOf(err))),
-				slog.Duration("pause", most), slog.Any("err", err))
+				slog.Duration("pause", limit), slog.Any("err", err))
 		}
-		if !sleep(ctx, least) || !t.wait(ctx, most-least, most > 0) {
+		if !sleep(ctx, least) || !t.wait(ctx, limit-least, limit > 0) {
 			return
 		}
 	}
@@ -73,7 +73,7 @@ func (t *task) wait(ctx context.Context, pause time.Duration, timed bool) bool {
 	}
 	select {
 	case <-over:
-	case <-t.ask:
+	case <-t.wake:
 	case <-ctx.Done():
 		return false
 	}

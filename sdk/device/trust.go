@@ -24,87 +24,87 @@ func (d *Device) renewTrust(ctx context.Context) error {
 		return err
 	}
 	known := d.trust.Load()
-	lost := lostTrust(known)
+	lost := isLostTrust(known)
 	t, err := d.verifyNext(string(raw), known)
 	switch {
 	case proved && err != nil:
 		return err
 	case err != nil:
-		return watchword.Because(err, watchword.Unavailable, "who answers there has no certificate that counts, and shows no trust bundle that does (%s)", watchword.CodeOf(err))
+		return watchword.Wrap(err, watchword.Unavailable, "who answers there has no certificate that counts, and shows no trust bundle that does (%s)", watchword.CodeOf(err))
 	case !proved && t.Version <= known.Version && !lost: // anybody may show what is public
 		return watchword.Refuse(watchword.Unavailable, "who answers there has no certificate that counts, and shows no newer trust bundle")
 	}
 	if t.Version > known.Version || lost {
-		if d.over(t.Expires) {
+		if d.hasExpired(t.Expires) {
 			return watchword.Refuse(watchword.BundleInvalid, "the trust bundle was over before this device started")
 		}
 		if d.lock != nil { // the folder that another holds is that one's to mend
-			if err := d.keepTrust(raw, &t); err != nil {
+			if err := d.storeTrust(raw, &t); err != nil {
 				return err
 			}
 		}
-		if err := d.use(&t); err != nil {
+		if err := d.useTrust(&t); err != nil {
 			return err
 		}
-		d.o.Log.Info("a newer trust bundle", slog.Int64("version", t.Version))
+		d.opts.Log.Info("a newer trust bundle", slog.Int64("version", t.Version))
 	}
-	return d.repin(d.trust.Load()) // by the bundle that is kept: another of the same version is not
+	return d.updatePin(d.trust.Load()) // by the bundle that is kept: another of the same version is not
 }
 
 // readTrust returns the folder's trust bundle. One that is missing, damaged, or older than the device
 // has had is lost: then it returns one without keys and anchors, under which nothing counts but
 // the next bundle under the pin, which must not be older than the one that was had.
 func (d *Device) readTrust() (t token.Trust, err error) {
-	had := d.numbers.counts()
+	stored := d.counters.values()
 	raw, err := durable.ReadTrusted(d.path(trustFile), 2*watchword.MaxBundle)
-	if unbelieved(err) {
+	if isUntrustedFile(err) {
 		return t, err
 	}
 	if err == nil {
 		// It was checked before it was written; a bundle that is over meanwhile must still lead to the next one.
-		t, err = token.VerifyTrust(string(raw), d.id.Pin, time.Time{})
+		t, err = token.VerifyTrust(string(raw), d.identity.Pin, time.Time{})
 	}
-	if err == nil && (t.Version < had.TrustVersion || t.Epoch < had.TrustEpoch) {
-		err = watchword.Refuse(watchword.BundleInvalid, "it has version %d, and version %d was there before", t.Version, had.TrustVersion)
+	if err == nil && (t.Version < stored.TrustVersion || t.Epoch < stored.TrustEpoch) {
+		err = watchword.Refuse(watchword.BundleInvalid, "it has version %d, and version %d was there before", t.Version, stored.TrustVersion)
 	}
 	if err == nil {
-		d.mendAnchors(&t)
+		d.restoreAnchors(&t)
 		return t, nil
 	}
-	d.o.Log.Error("the trust bundle of the folder is lost; the next one is asked for under the pin, and nothing is obeyed until it came", slog.Any("err", err))
-	return token.Trust{Issuer: d.id.Issuer, Version: had.TrustVersion, Epoch: had.TrustEpoch}, nil
+	d.opts.Log.Error("the trust bundle of the folder is lost; the next one is asked for under the pin, and nothing is obeyed until it came", slog.Any("err", err))
+	return token.Trust{Issuer: d.identity.Issuer, Version: stored.TrustVersion, Epoch: stored.TrustEpoch}, nil
 }
 
-// lostTrust reports whether a bundle stands for one that is lost.
-func lostTrust(t *token.Trust) bool { return t != nil && len(t.Root) == 0 }
+// isLostTrust reports whether a bundle stands for one that is lost.
+func isLostTrust(t *token.Trust) bool { return t != nil && len(t.Roots) == 0 }
 
 // verifyNext checks the bundle that follows known.
 func (d *Device) verifyNext(raw string, known *token.Trust) (token.Trust, error) {
-	if !lostTrust(known) {
+	if !isLostTrust(known) {
 		return token.VerifyNextTrust(raw, *known, d.now())
 	}
-	t, err := token.VerifyTrust(raw, d.id.Pin, d.now())
+	t, err := token.VerifyTrust(raw, d.identity.Pin, d.now())
 	if err == nil && (t.Issuer != known.Issuer || t.Version < known.Version || t.Epoch < known.Epoch) {
 		err = watchword.Refuse(watchword.BundleInvalid, "the bundle is another issuer's, or older than the one that was known")
 	}
 	return t, err
 }
 
-// keepTrust writes a bundle down, and its number last: the counts are never ahead of the file.
-func (d *Device) keepTrust(raw []byte, t *token.Trust) error {
+// storeTrust writes a bundle down, and its number last: the counts are never ahead of the file.
+func (d *Device) storeTrust(raw []byte, t *token.Trust) error {
 	if err := durable.WriteFile(d.path(trustFile), raw, 0o600); err != nil {
 		return err
 	}
 	if err := d.writeAnchors(t); err != nil {
 		return err
 	}
-	return d.numbers.update(func(c *counts) {
+	return d.counters.update(func(c *counters) {
 		c.TrustVersion, c.TrustEpoch = max(c.TrustVersion, t.Version), max(c.TrustEpoch, t.Epoch)
 	})
 }
 
-// mendAnchors writes the anchors anew where the file does not have them.
-func (d *Device) mendAnchors(t *token.Trust) {
+// restoreAnchors writes the anchors anew where the file does not have them.
+func (d *Device) restoreAnchors(t *token.Trust) {
 	if d.lock == nil {
 		return
 	}
@@ -112,23 +112,23 @@ func (d *Device) mendAnchors(t *token.Trust) {
 		return
 	}
 	if err := d.writeAnchors(t); err != nil {
-		d.o.Log.Error("the file of the server's authority cannot be mended", slog.Any("err", err))
+		d.opts.Log.Error("the file of the server's authority cannot be mended", slog.Any("err", err))
 	}
 }
 
-// repin goes by the newest root from now on. The bundle on the disk names the old
+// updatePin goes by the newest root from now on. The bundle on the disk names the old
 // one too, so that a power cut between leaves a folder that opens.
-func (d *Device) repin(t *token.Trust) error {
-	pin := token.Pin(t.Root[len(t.Root)-1])
-	if pin == d.id.Pin || pin == d.pinned {
+func (d *Device) updatePin(t *token.Trust) error {
+	pin := token.Pin(t.Roots[len(t.Roots)-1])
+	if pin == d.identity.Pin || pin == d.pinnedRoot {
 		return nil
 	}
-	id := *d.id // others read d.id meanwhile; nobody but the next start reads its pin
+	id := *d.identity // others read d.id meanwhile; nobody but the next start reads its pin
 	id.Pin = pin
 	if err := writeIdentity(d.dir, &id); err != nil {
 		return err
 	}
-	d.pinned = pin
+	d.pinnedRoot = pin
 	return nil
 }
 
@@ -138,9 +138,9 @@ func (d *Device) repin(t *token.Trust) error {
 func (d *Device) fetchTrust(ctx context.Context) (raw []byte, proved bool, err error) {
 	proved = true
 	r := rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle}
-	a, err := d.client.Bare().Do(ctx, r)
-	if uncertified(err) {
-		c, _ := d.stranger(d.id.HTTPS)
+	a, err := d.client.WithoutTokens().Do(ctx, r)
+	if isUnknownAuthority(err) {
+		c, _ := d.unverifiedClient(d.identity.HTTPS)
 		a, err = c.Do(ctx, r)
 		proved = false
 	}
@@ -150,9 +150,9 @@ func (d *Device) fetchTrust(ctx context.Context) (raw []byte, proved bool, err e
 	return a.Body, proved, nil
 }
 
-// uncertified reports whether an error says that who answers has no certificate that
+// isUnknownAuthority reports whether an error says that who answers has no certificate that
 // the trust bundle vouches for: the server's authority may have changed.
-func uncertified(err error) bool {
+func isUnknownAuthority(err error) bool {
 	_, is := errors.AsType[*tls.CertificateVerificationError](err)
 	return is
 }
@@ -163,7 +163,7 @@ func (d *Device) writeAnchors(t *token.Trust) error {
 }
 
 func anchorsPEM(t *token.Trust) (ca []byte) {
-	for _, der := range t.CA {
+	for _, der := range t.CAs {
 		ca = append(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
 	return ca

@@ -17,7 +17,7 @@ import (
 
 // A server that came back from a backup may sign another bundle under a version that
 // the device has: the folder keeps the one it had, and goes by a root of that one.
-func TestTheFolderGoesByARootOfTheBundleThatItKeeps(t *testing.T) {
+func TestThePinnedRootIsInTheStoredBundle(t *testing.T) {
 	root := func() *jose.Signer {
 		k, err := jose.GenerateKey(jose.P256)
 		if err != nil {
@@ -34,7 +34,7 @@ func TestTheFolderGoesByARootOfTheBundleThatItKeeps(t *testing.T) {
 	bundle := func(version int64, roots ...*jose.Signer) (token.Trust, string) {
 		b := token.Trust{Issuer: "https://localhost", Version: version, Epoch: 1, Issued: now, Expires: now.Add(time.Hour)}
 		for _, r := range roots {
-			b.Root = append(b.Root, r.Public())
+			b.Roots = append(b.Roots, r.Public())
 		}
 		for _, role := range []*[]*jose.PublicKey{&b.Issuers, &b.Command, &b.Time, &b.Log} {
 			*role = append(*role, root().Public())
@@ -52,16 +52,16 @@ func TestTheFolderGoesByARootOfTheBundleThatItKeeps(t *testing.T) {
 	srv.StartTLS()
 	defer srv.Close()
 
-	d := &Device{dir: t.TempDir(), o: Options{Log: slog.New(slog.DiscardHandler), Now: time.Now}}
-	d.numbers = &numbers{disk: durable.OS{}, path: d.path(numbersFile)}
-	d.id = &identity{ID: "lamp-1", Issuer: known.Issuer, HTTPS: srv.URL, Pin: token.Pin(second.Public())}
+	d := &Device{dir: t.TempDir(), opts: Options{Log: slog.New(slog.DiscardHandler), Now: time.Now}}
+	d.counters = &counterFile{disk: durable.OS{}, path: d.path(countersFile)}
+	d.identity = &identity{ID: "lamp-1", Issuer: known.Issuer, HTTPS: srv.URL, Pin: token.Pin(second.Public())}
 	d.client = rest.New(srv.URL, srv.Client().Transport, nil)
 	d.trust.Store(&known)
 	if err := d.renewTrust(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if d.pinned != "" || d.trust.Load() != &known {
-		t.Errorf("it goes by the root %s now, and keeps a bundle of version %d", d.pinned, d.trust.Load().Version)
+	if d.pinnedRoot != "" || d.trust.Load() != &known {
+		t.Errorf("it goes by the root %s now, and keeps a bundle of version %d", d.pinnedRoot, d.trust.Load().Version)
 	}
 }
 
@@ -74,7 +74,7 @@ func TestAnOlderBundleInTheFolderIsNoBundle(t *testing.T) {
 	if err := os.WriteFile(d.path(trustFile), []byte(older), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if known, err := d.readTrust(); err != nil || !lostTrust(&known) {
+	if known, err := d.readTrust(); err != nil || !isLostTrust(&known) {
 		t.Errorf("version %d counts, %v", known.Version, err)
 	}
 }

@@ -15,17 +15,17 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-func TestTimesAreTold(t *testing.T) {
+func TestLatencies(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	var c clockwork
+	var c histogram
 	var all []float64
 	for range 10_000 {
 		d := time.Duration(r.ExpFloat64() * float64(50*time.Millisecond))
-		c.took(d)
+		c.add(d)
 		all = append(all, float64(d.Microseconds())/1000)
 	}
 	slices.Sort(all)
-	got := c.times()
+	got := c.latency()
 	for _, x := range []struct {
 		name      string
 		got, want float64
@@ -34,27 +34,27 @@ func TestTimesAreTold(t *testing.T) {
 			t.Errorf("%s %v, want %v", x.name, x.got, x.want)
 		}
 	}
-	if got.Most != all[9999] || got.Count != 10_000 {
+	if got.Max != all[9999] || got.Count != 10_000 {
 		t.Errorf("%+v, want most %v", got, all[9999])
 	}
 	for _, us := range []uint64{0, 1, 31, 32, 63, 64, 65, 1000, 1 << 40, 1<<63 - 1} {
-		if n := step(us); upTo(n) < us || n > 0 && upTo(n-1) >= us || n >= len(c.counts) {
-			t.Errorf("%d is in step %d, up to %d", us, n, upTo(n))
+		if n := bucketOf(us); bucketMax(n) < us || n > 0 && bucketMax(n-1) >= us || n >= len(c.counts) {
+			t.Errorf("%d is in step %d, up to %d", us, n, bucketMax(n))
 		}
 	}
 }
 
 func TestAPlanIsChecked(t *testing.T) {
-	for _, p := range []Plan{{Devices: 1, Rate: math.NaN()}, {Devices: 20_000, Rate: 1e-6}, {Devices: 1, Commands: math.NaN()}, {Devices: 1, Commands: 1e-10}, {Devices: 1, Lossy: math.NaN()}} {
+	for _, p := range []Plan{{Devices: 1, EventRate: math.NaN()}, {Devices: 20_000, EventRate: 1e-6}, {Devices: 1, CommandRate: math.NaN()}, {Devices: 1, CommandRate: 1e-10}, {Devices: 1, Lossy: math.NaN()}} {
 		if watchword.CodeOf(p.Check()) != watchword.BadRequest {
 			t.Errorf("%+v passes", p)
 		}
 	}
 	for field, p := range map[string]Plan{
-		"devices": {}, "rate": {Devices: 1, Rate: -1}, "size": {Devices: 1, Size: MaxEvent + 1}, "lossy": {Devices: 1, Lossy: 1.1},
-		"storm": {Devices: 1, Storm: time.Millisecond}, "line": {Devices: 1, Line: 1}, "ramp": {Devices: 1, Ramp: -1}, "commands": {Devices: 1, Commands: 1},
+		"devices": {}, "rate": {Devices: 1, EventRate: -1}, "size": {Devices: 1, EventBytes: MaxEvent + 1}, "lossy": {Devices: 1, Lossy: 1.1},
+		"storm": {Devices: 1, StormEvery: time.Millisecond}, "line": {Devices: 1, ConnLifetime: 1}, "ramp": {Devices: 1, Ramp: -1}, "commands": {Devices: 1, CommandRate: 1},
 	} {
-		_, err := Run(t.Context(), p, Parts{})
+		_, err := Run(t.Context(), p, Hooks{})
 		if e, ok := errors.AsType[*watchword.Error](err); !ok || e.Field != field {
 			t.Errorf("%s: %v", field, err)
 		}
@@ -62,21 +62,21 @@ func TestAPlanIsChecked(t *testing.T) {
 }
 
 // badLine is a line over a pipe, as the fates of bad ones have it.
-func badLine(t *testing.T) (l *line, other net.Conn) {
+func badLine(t *testing.T) (l *conn, other net.Conn) {
 	mine, other := net.Pipe()
-	f := &fleet{plan: Plan{Line: time.Second}, random: rand.New(rand.NewPCG(1, 1)), moved: make(chan struct{}, 1)}
+	f := &fleet{plan: Plan{ConnLifetime: time.Second}, random: rand.New(rand.NewPCG(1, 1)), returnedSignal: make(chan struct{}, 1)}
 	f.breaking.Store(true)
-	th := &thing{fleet: f}
-	l = &line{Conn: mine, of: th, mqtt: true, closed: make(chan struct{})}
-	th.open(l)
+	th := &simDevice{fleet: f}
+	l = &conn{Conn: mine, dev: th, mqtt: true, closed: make(chan struct{})}
+	th.connOpened(l)
 	t.Cleanup(func() { _, _ = l.Close(), other.Close() })
 	return l, other
 }
 
-func TestBadLinesAreBad(t *testing.T) {
+func TestLossyConnectionsBreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, other := badLine(t)
-		l.dead.Store(true)
+		l.stalled.Store(true)
 		if n, err := l.Write([]byte("into the dark")); n != 13 || err != nil {
 			t.Errorf("%d, %v", n, err)
 		}
@@ -94,11 +94,11 @@ func TestBadLinesAreBad(t *testing.T) {
 			t.Errorf("something came over a dead line: %v", err)
 		default:
 		}
-		l.cut()
+		l.breakConn()
 		if err := <-read; err == nil {
 			t.Error("a cut line goes on")
 		}
-		if l.of.fleet.broken.Load() != 1 || l.of.away.IsZero() {
+		if l.dev.fleet.broken.Load() != 1 || l.dev.offlineSince.IsZero() {
 			t.Error("nobody noticed")
 		}
 
@@ -112,16 +112,16 @@ func TestBadLinesAreBad(t *testing.T) {
 	})
 }
 
-func TestEveryFateIsMet(t *testing.T) {
+func TestEveryFailureOccurs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var silent, slow, cut int64
 		for seed := range uint64(100) {
 			l, _ := badLine(t)
-			f := l.of.fleet
+			f := l.dev.fleet
 			f.random = rand.New(rand.NewPCG(seed, 1))
-			l.doom(l.of.chance)
+			l.scheduleFailure(l.dev.random)
 			<-l.closed
-			silent, slow, cut = silent+f.silent.Load(), slow+f.slow.Load(), cut+f.broken.Load()
+			silent, slow, cut = silent+f.stalled.Load(), slow+f.slow.Load(), cut+f.broken.Load()
 		}
 		if silent < 15 || slow < 8 || cut != 100 {
 			t.Errorf("%d silent, %d slow, %d cut", silent, slow, cut)
@@ -130,7 +130,7 @@ func TestEveryFateIsMet(t *testing.T) {
 }
 
 func TestARunThatCannotEnrollSaysWhy(t *testing.T) {
-	_, err := Run(t.Context(), Plan{Devices: 3}, Parts{Dir: t.TempDir(), Link: func(context.Context, int) (string, error) {
+	_, err := Run(t.Context(), Plan{Devices: 3}, Hooks{Dir: t.TempDir(), Link: func(context.Context, int) (string, error) {
 		return "", watchword.Refuse(watchword.Denied, "not you")
 	}})
 	if watchword.CodeOf(err) != watchword.Denied {
@@ -139,12 +139,12 @@ func TestARunThatCannotEnrollSaysWhy(t *testing.T) {
 }
 
 // An interrupt is heard also when the time is over and devices are waited for.
-func TestAnInterruptIsHeardAtTheEndToo(t *testing.T) {
+func TestInterruptDuringTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, interrupt := context.WithCancel(t.Context())
 		from := time.Now()
 		time.AfterFunc(2*time.Second, interrupt)
-		_, err := Run(ctx, Plan{Devices: 1, For: time.Second}, Parts{Dir: t.TempDir(), Link: func(ctx context.Context, _ int) (string, error) {
+		_, err := Run(ctx, Plan{Devices: 1, Duration: time.Second}, Hooks{Dir: t.TempDir(), Link: func(ctx context.Context, _ int) (string, error) {
 			<-ctx.Done()
 			return "", ctx.Err()
 		}})
@@ -155,32 +155,32 @@ func TestAnInterruptIsHeardAtTheEndToo(t *testing.T) {
 }
 
 // A line that is dead, or goes dead, at the end is broken: its device is not there.
-func TestNoDeadLinePassesForOneThatIsThere(t *testing.T) {
+func TestStalledConnectionsAreNotCountedConnected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for seed := range uint64(50) {
 			l, _ := badLine(t)
-			f := l.of.fleet
+			f := l.dev.fleet
 			f.random = rand.New(rand.NewPCG(seed, 1))
-			l.of.connected("mqtt")
+			l.dev.connected("mqtt")
 			f.breaking.Store(false)
-			l.doom(l.of.chance)
+			l.scheduleFailure(l.dev.random)
 			time.Sleep(time.Minute)
-			if l.dead.Load() && l.of.over() != "" {
+			if l.stalled.Load() && l.dev.currentTransport() != "" {
 				t.Fatalf("seed %d: dead, and there", seed)
 			}
-			if f.silent.Load() > f.broken.Load() {
-				t.Errorf("%d silent of %d broken", f.silent.Load(), f.broken.Load())
+			if f.stalled.Load() > f.broken.Load() {
+				t.Errorf("%d silent of %d broken", f.stalled.Load(), f.broken.Load())
 			}
 			_ = l.Close()
 		}
 	})
 }
 
-func TestALineBreaksOnce(t *testing.T) {
+func TestAConnectionBreaksOnce(t *testing.T) {
 	l, _ := badLine(t)
-	l.cut()
-	l.cut()
-	if n := l.of.fleet.broken.Load(); n != 1 {
+	l.breakConn()
+	l.breakConn()
+	if n := l.dev.fleet.broken.Load(); n != 1 {
 		t.Errorf("%d", n)
 	}
 }

@@ -9,9 +9,9 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// cached is the file of the last good keys. Whoever can write it says which keys
+// keysFile is the file of the last good keys. Whoever can write it says which keys
 // count, so it is as private as a key.
-type cached struct {
+type keysFile struct {
 	Issuer  string            `json:"issuer"`
 	Fetched int64             `json:"fetched"`
 	Keys    []json.RawMessage `json:"keys"`
@@ -19,7 +19,7 @@ type cached struct {
 
 // saveKeys writes the file so that it is the old one or the new one, 0600.
 func saveKeys(path, issuer string, s *keySet) error {
-	c := cached{Issuer: issuer, Fetched: s.fetched.Unix(), Keys: []json.RawMessage{}}
+	c := keysFile{Issuer: issuer, Fetched: s.fetched.Unix(), Keys: []json.RawMessage{}}
 	for id, k := range s.keys {
 		jwk := k.JWK()
 		c.Keys = append(c.Keys, append(append([]byte(nil), jwk[:len(jwk)-1]...), `,"kid":"`+string(id)+`"}`...))
@@ -36,21 +36,21 @@ func saveKeys(path, issuer string, s *keySet) error {
 func loadKeys(path, issuer string, now time.Time) (*keySet, error) {
 	b, err := durable.ReadPrivate(path)
 	if watchword.CodeOf(err) == watchword.KeyExposed {
-		return nil, watchword.Because(err, watchword.KeyExposed, "%s can be read or written by others, so its keys do not count", path)
+		return nil, watchword.Wrap(err, watchword.KeyExposed, "%s can be read or written by others, so its keys do not count", path)
 	}
 	if err != nil {
 		return nil, err
 	}
-	var c cached
+	var c keysFile
 	if err := json.Unmarshal(b, &c); err != nil {
-		return nil, watchword.Because(err, watchword.KeyDamaged, "%s is not what was written", path)
+		return nil, watchword.Wrap(err, watchword.KeyDamaged, "%s is not what was written", path)
 	}
 	if c.Issuer != issuer {
 		return nil, watchword.Refuse(watchword.IssuerMismatch, "%s holds the keys of another issuer", path)
 	}
 	keys, err := parseJWKS(b) // the members beside keys are passed over
 	if err != nil {
-		return nil, watchword.Because(err, watchword.KeyDamaged, "%s is not what was written", path)
+		return nil, watchword.Wrap(err, watchword.KeyDamaged, "%s is not what was written", path)
 	}
 	fetched := time.Unix(c.Fetched, 0)
 	if c.Fetched <= 0 || fetched.After(now.Add(token.Skew)) {

@@ -30,7 +30,7 @@ func changed(raw string) string {
 	return string(b)
 }
 
-func TestWhatIsNoTokenForThisService(t *testing.T) {
+func TestInvalidTokens(t *testing.T) {
 	key, other, ed := newSigner(t, jose.P256), newSigner(t, jose.P256), newSigner(t, jose.Ed)
 	v, _ := static(t, jwks(key, ed))
 	good := paper(t, key, noon, nil)
@@ -96,7 +96,7 @@ func TestWhatIsNoTokenForThisService(t *testing.T) {
 	}
 }
 
-func TestACheckedTokenSaysWhoAsks(t *testing.T) {
+func TestCheckedTokenFields(t *testing.T) {
 	key := newSigner(t, jose.P256)
 	v, _ := static(t, jwks(key))
 	got, err := v.Check(t.Context(), paper(t, key, noon, map[string]any{"jti": "tok_1"}))
@@ -136,7 +136,7 @@ func TestATokenEndsAfterItsSkewToTheSecond(t *testing.T) {
 	}
 }
 
-func TestWhatATokenAllows(t *testing.T) {
+func TestTokenAllows(t *testing.T) {
 	key := newSigner(t, jose.P256)
 	v, _ := static(t, jwks(key))
 	tok, err := v.Check(t.Context(), paper(t, key, noon, nil))

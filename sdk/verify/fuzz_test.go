@@ -25,7 +25,7 @@ func FuzzKeySet(f *testing.F) {
 			return
 		}
 		for id, k := range set {
-			if k.ID() != id || !k.MaySign() {
+			if k.ID() != id || !k.CanSign() {
 				t.Errorf("key %s is taken", id)
 			}
 		}
@@ -45,11 +45,11 @@ func FuzzFill(f *testing.F) {
 	f.Add("fn:{x}/{x}", "..")
 	f.Add("topic:{x", "a/b")
 	f.Fuzz(func(t *testing.T, resource, value string) {
-		got, ok := fill(resource, func(string) string { return value })
+		got, ok := fillPattern(resource, func(string) string { return value })
 		if !ok {
 			return
 		}
-		plain, ok := fill(resource, func(string) string { return "x" })
+		plain, ok := fillPattern(resource, func(string) string { return "x" })
 		if !ok {
 			t.Fatalf("%q takes %q and not x", resource, value)
 		}

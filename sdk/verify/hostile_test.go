@@ -19,7 +19,7 @@ import (
 )
 
 // Nothing that answers for an issuer is believed but its keys: no refusal, no text, no pause.
-func TestNothingOfAnIssuerIsBelievedButItsKeys(t *testing.T) {
+func TestOnlyKeysOfTheIssuerAreUsed(t *testing.T) {
 	refuse := func(status int) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "3600")

@@ -28,23 +28,23 @@ func parseJWKS(b []byte) (token.KeySet, error) {
 	}
 	switch err := jose.Decode(b, &doc); {
 	case err != nil:
-		return nil, badSet(err, "it is no JWK set")
+		return nil, jwksInvalid(err, "it is no JWK set")
 	case doc.Keys == nil:
-		return nil, badSet(nil, "it is no JWK set")
+		return nil, jwksInvalid(nil, "it is no JWK set")
 	case len(*doc.Keys) > maxKeys:
-		return nil, badSet(nil, "a set may have 64 keys")
+		return nil, jwksInvalid(nil, "a set may have 64 keys")
 	}
 	set := token.KeySet{}
 	for _, raw := range *doc.Keys {
 		k, err := parseKey(raw)
 		if err != nil {
-			return nil, badSet(err, "a key of the set is none, or not named by its thumbprint")
+			return nil, jwksInvalid(err, "a key of the set is none, or not named by its thumbprint")
 		}
 		if k == nil {
 			continue
 		}
 		if _, twice := set[k.ID()]; twice {
-			return nil, badSet(nil, "a key stands twice")
+			return nil, jwksInvalid(nil, "a key stands twice")
 		}
 		set[k.ID()] = k
 	}
@@ -91,6 +91,6 @@ func parseKey(raw jsontext.Value) (*jose.PublicKey, error) {
 	return jose.ParseJWK(raw, jose.ForSigning)
 }
 
-func badSet(err error, why string) error {
-	return watchword.Because(err, watchword.KeyDamaged, "the issuer's keys do not count: %s", why)
+func jwksInvalid(err error, why string) error {
+	return watchword.Wrap(err, watchword.KeyDamaged, "the issuer's keys do not count: %s", why)
 }

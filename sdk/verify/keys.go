@@ -17,10 +17,10 @@ import (
 )
 
 const (
-	// strangerPause is how long after a fetch began no unknown kid begins another.
-	strangerPause = time.Minute
-	// strangerWait is how long a request with an unknown kid waits for a fetch.
-	strangerWait = 2 * time.Second
+	// unknownKeyPause is how long after a fetch began no unknown kid begins another.
+	unknownKeyPause = time.Minute
+	// unknownKeyWait is how long a request with an unknown kid waits for a fetch.
+	unknownKeyWait = 2 * time.Second
 	// maxWaiting is how many such requests wait at once; the others are refused.
 	maxWaiting = 64
 	// firstRetry is the wait after a first fetch that failed; it doubles with each.
@@ -33,48 +33,48 @@ type keySet struct {
 	fetched time.Time
 }
 
-// keys keeps the issuer's keys. One goroutine fetches, whoever asks; a fetch that
+// issuerKeys keeps the issuer's keys. One goroutine fetches, whoever asks; a fetch that
 // fails changes nothing.
-type keys struct {
-	source  *source // nil where the keys were given
-	cache   string  // path, or empty
+type issuerKeys struct {
+	source  *keySource // nil where the keys were given
+	cache   string     // path, or empty
 	refresh time.Duration
-	oldest  time.Duration // 0: any age
+	maxAge  time.Duration // 0: any age
 	now     func() time.Time
 	log     *slog.Logger
 
 	set   atomic.Pointer[keySet]
-	ask   chan struct{}
+	wake  chan struct{}
 	ctx   context.Context
 	stop  context.CancelFunc
 	ended chan struct{}
 
-	mu      sync.Mutex
-	began   time.Time     // when the last fetch began
-	under   chan struct{} // closed when the fetch under way ends; nil where none is
-	waiting int
+	mu       sync.Mutex
+	began    time.Time     // when the last fetch began
+	inFlight chan struct{} // closed when the fetch under way ends; nil where none is
+	waiting  int
 }
 
 // start fetches the first keys, or takes those of the cache, and keeps them fresh
-// until ctx or [keys.close].
-func (k *keys) start(ctx context.Context) error {
-	k.ask, k.ended, k.began = make(chan struct{}, 1), make(chan struct{}), time.Now()
+// until ctx or [issuerKeys.close].
+func (k *issuerKeys) start(ctx context.Context) error {
+	k.wake, k.ended, k.began = make(chan struct{}, 1), make(chan struct{}), time.Now()
 	failures, err := 0, k.fetch(ctx)
 	if err != nil {
 		if cerr := k.fromCache(); cerr != nil {
-			return watchword.Because(err, watchword.CodeOf(err), "no keys of %s: %s; %s", k.source.issuer, says(err), says(cerr))
+			return watchword.Wrap(err, watchword.CodeOf(err), "no keys of %s: %s; %s", k.source.issuer, errorText(err), errorText(cerr))
 		}
 		k.log.Warn("issuer not reached; going by the keys of the cache", "issuer", k.source.issuer, "since", k.set.Load().fetched, "err", err)
 		failures = 1
 	} else if err := k.save(); err != nil {
-		return watchword.Because(err, watchword.ConfigInvalid, "the keys' cache cannot be written: %s", err)
+		return watchword.Wrap(err, watchword.ConfigInvalid, "the keys' cache cannot be written: %s", err)
 	}
 	k.ctx, k.stop = context.WithCancel(ctx)
 	go k.run(failures)
 	return nil
 }
 
-func (k *keys) fromCache() error {
+func (k *issuerKeys) fromCache() error {
 	if k.cache == "" {
 		return watchword.Refuse(watchword.Unavailable, "there is no cache to start from (verify.Cache)")
 	}
@@ -82,14 +82,14 @@ func (k *keys) fromCache() error {
 	if err != nil {
 		return err
 	}
-	if k.now().Sub(s.fetched) > k.oldest {
-		return watchword.Refuse(watchword.Unavailable, "the keys of the cache are older than %s (verify.MaxAge)", k.oldest)
+	if k.now().Sub(s.fetched) > k.maxAge {
+		return watchword.Refuse(watchword.Unavailable, "the keys of the cache are older than %s (verify.MaxAge)", k.maxAge)
 	}
 	k.set.Store(s)
 	return nil
 }
 
-func (k *keys) save() error {
+func (k *issuerKeys) save() error {
 	if k.cache == "" {
 		return nil
 	}
@@ -97,14 +97,14 @@ func (k *keys) save() error {
 }
 
 // close ends the fetching and waits for it. The keys stay, as long as they are not too old.
-func (k *keys) close() {
+func (k *issuerKeys) close() {
 	if k.source != nil {
 		k.stop()
 		<-k.ended
 	}
 }
 
-func (k *keys) run(failures int) {
+func (k *issuerKeys) run(failures int) {
 	defer close(k.ended)
 	defer k.stop()
 	timer := time.NewTimer(k.pause(failures))
@@ -114,7 +114,7 @@ func (k *keys) run(failures int) {
 		case <-k.ctx.Done():
 			return
 		case <-timer.C:
-		case <-k.ask:
+		case <-k.wake:
 		}
 		k.begin()
 		err := k.fetch(k.ctx)
@@ -126,14 +126,14 @@ func (k *keys) run(failures int) {
 			}
 		} else if k.ctx.Err() == nil {
 			failures++
-			k.log.Log(k.ctx, level(failures), "issuer's keys not refreshed", "issuer", k.source.issuer, "since", k.set.Load().fetched, "failures", failures, "err", err)
+			k.log.Log(k.ctx, outageLevel(failures), "issuer's keys not refreshed", "issuer", k.source.issuer, "since", k.set.Load().fetched, "failures", failures, "err", err)
 		}
 		timer.Reset(k.pause(failures))
 	}
 }
 
-// level lets a long outage warn now and then, not at each try.
-func level(failures int) slog.Level {
+// outageLevel lets a long outage warn now and then, not at each try.
+func outageLevel(failures int) slog.Level {
 	if failures&(failures-1) == 0 {
 		return slog.LevelWarn
 	}
@@ -142,7 +142,7 @@ func level(failures int) slog.Level {
 
 // pause is how long to wait after so many failures in a row, spread so that many
 // services do not come at once.
-func (k *keys) pause(failures int) time.Duration {
+func (k *issuerKeys) pause(failures int) time.Duration {
 	d, spread := k.refresh, k.refresh/5
 	if failures > 0 {
 		d = min(d, firstRetry<<min(failures-1, 16))
@@ -151,7 +151,7 @@ func (k *keys) pause(failures int) time.Duration {
 	return d - rand.N(spread+1)
 }
 
-func (k *keys) fetch(ctx context.Context) error {
+func (k *issuerKeys) fetch(ctx context.Context) error {
 	at := k.now().Round(0) // by the wall clock: a machine that slept has old keys
 	got, err := k.source.fetch(ctx)
 	if err != nil {
@@ -171,29 +171,29 @@ func sameKeys(a, b token.KeySet) bool {
 }
 
 // begin marks a fetch as under way, and takes back what asked for it meanwhile.
-func (k *keys) begin() {
+func (k *issuerKeys) begin() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	select {
-	case <-k.ask:
+	case <-k.wake:
 	default:
 	}
-	if k.under == nil {
-		k.under, k.began = make(chan struct{}), time.Now()
+	if k.inFlight == nil {
+		k.inFlight, k.began = make(chan struct{}), time.Now()
 	}
 }
 
-func (k *keys) end() {
+func (k *issuerKeys) end() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	close(k.under)
-	k.under = nil
+	close(k.inFlight)
+	k.inFlight = nil
 }
 
 // at returns the keys that count. Code: unavailable where they are too old.
-func (k *keys) at(now time.Time) (*keySet, error) {
+func (k *issuerKeys) at(now time.Time) (*keySet, error) {
 	s := k.set.Load()
-	if k.oldest > 0 && now.Sub(s.fetched) > k.oldest {
+	if k.maxAge > 0 && now.Sub(s.fetched) > k.maxAge {
 		return nil, &watchword.Error{
 			Code: watchword.Unavailable, Detail: "the issuer has not been reached for too long to know its keys", RetryAfter: 10 * time.Second,
 		}
@@ -201,15 +201,15 @@ func (k *keys) at(now time.Time) (*keySet, error) {
 	return s, nil
 }
 
-// renewed is asked for a kid that is not in s. It returns newer keys, if there are
+// withNewKey is asked for a kid that is not in s. It returns newer keys, if there are
 // or will be any within a bounded wait, else s. However many ask, one fetch begins
-// in [strangerPause].
-func (k *keys) renewed(ctx context.Context, s *keySet) *keySet {
-	under := k.join(s)
+// in [unknownKeyPause].
+func (k *issuerKeys) withNewKey(ctx context.Context, s *keySet) *keySet {
+	under := k.startFetch(s)
 	if under == nil {
 		return k.set.Load()
 	}
-	timer := time.NewTimer(strangerWait)
+	timer := time.NewTimer(unknownKeyWait)
 	defer timer.Stop()
 	select {
 	case <-under:
@@ -223,8 +223,8 @@ func (k *keys) renewed(ctx context.Context, s *keySet) *keySet {
 	return k.set.Load()
 }
 
-// join returns what to wait for; nil for nothing.
-func (k *keys) join(s *keySet) chan struct{} {
+// startFetch returns what to wait for; nil for nothing.
+func (k *issuerKeys) startFetch(s *keySet) chan struct{} {
 	if k.source == nil || k.ctx.Err() != nil || k.set.Load() != s {
 		return nil
 	}
@@ -233,19 +233,19 @@ func (k *keys) join(s *keySet) chan struct{} {
 	if k.waiting >= maxWaiting {
 		return nil
 	}
-	if k.under == nil {
-		if time.Since(k.began) < strangerPause {
+	if k.inFlight == nil {
+		if time.Since(k.began) < unknownKeyPause {
 			return nil
 		}
-		k.under, k.began = make(chan struct{}), time.Now()
-		k.ask <- struct{}{} // never waits: nothing was asked for since the last begin
+		k.inFlight, k.began = make(chan struct{}), time.Now()
+		k.wake <- struct{}{} // never waits: nothing was asked for since the last begin
 	}
 	k.waiting++
-	return k.under
+	return k.inFlight
 }
 
-// says is an error's words for people.
-func says(err error) string {
+// errorText is an error's words for people.
+func errorText(err error) string {
 	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Detail != "" {
 		return e.Detail
 	}

@@ -43,7 +43,7 @@ func pass(d time.Duration) {
 	synctest.Wait()
 }
 
-func TestKeysComeAndGo(t *testing.T) {
+func TestKeySetChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, w := newSigner(t, jose.P256), newSigner(t, jose.P256), &web{}
 		w.publish(a)
@@ -301,7 +301,7 @@ func TestNothingRunsOnAfterTheEnd(t *testing.T) {
 	}
 }
 
-func TestACacheOutlivesARestart(t *testing.T) {
+func TestCacheSurvivesRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, w := newSigner(t, jose.P256), newSigner(t, jose.Ed), &web{}
 		w.publish(a, b)

@@ -28,8 +28,8 @@ func slotOf(now time.Time) int64 { return now.Unix() / int64(nonceLife/time.Seco
 // current is the nonce to use from now on.
 func (n *nonces) current(now time.Time) string { return n.at(slotOf(now)) }
 
-// holds reports whether nonce is ours and not too old.
-func (n *nonces) holds(nonce string, now time.Time) bool {
+// valid reports whether nonce is ours and not too old.
+func (n *nonces) valid(nonce string, now time.Time) bool {
 	slot, good := slotOf(now), false
 	for _, s := range []int64{slot, slot - 1, slot + 1} {
 		good = hmac.Equal([]byte(nonce), []byte(n.at(s))) || good

@@ -26,16 +26,16 @@ type options struct {
 	now                       func() time.Time
 	log                       *slog.Logger
 	jwks                      []byte
-	given                     bool // jwks
+	keysGiven                 bool // jwks
 	proof, loopback, nonces   bool
 	tls12                     bool
 	nonceKey                  []byte
-	refresh, oldest           time.Duration
+	refresh, maxAge           time.Duration
 	proofs, remembered        int
 }
 
 func defaults() options {
-	return options{now: time.Now, log: slog.Default(), refresh: 5 * time.Minute, oldest: 24 * time.Hour, proofs: 1 << 19, remembered: 4096}
+	return options{now: time.Now, log: slog.Default(), refresh: 5 * time.Minute, maxAge: 24 * time.Hour, proofs: 1 << 19, remembered: 4096}
 }
 
 // Audience says who this service is: what must stand in a token's aud. By default
@@ -78,11 +78,11 @@ func Refresh(every time.Duration) Option { return func(o *options) { o.refresh =
 
 // MaxAge says for how long the last good keys count while the issuer cannot be reached;
 // by default 24 hours, then every request gets 503.
-func MaxAge(d time.Duration) Option { return func(o *options) { o.oldest = d } }
+func MaxAge(d time.Duration) Option { return func(o *options) { o.maxAge = d } }
 
 // Keys gives the issuer's keys as a JWK set, and asks the issuer for nothing: they count
 // for the life of the process.
-func Keys(jwks []byte) Option { return func(o *options) { o.jwks, o.given = jwks, true } }
+func Keys(jwks []byte) Option { return func(o *options) { o.jwks, o.keysGiven = jwks, true } }
 
 // HTTPClient fetches metadata and keys through the Transport of c. Redirects are not
 // followed, whatever c does, each fetch ends after 10 s, and where the Transport is an
@@ -129,37 +129,37 @@ func (o *options) check(issuer string) error {
 		}
 	}
 	for i, p := range o.public {
-		b, ok := base(p)
+		b, ok := parseBase(p)
 		if !ok {
-			return bad("PublicURL must be http or https, with a host, without user, query and fragment")
+			return optionError("PublicURL must be http or https, with a host, without user, query and fragment")
 		}
 		o.public[i] = b
 	}
-	ways := 0
-	for _, given := range []bool{o.http != nil, o.caFile != "", o.pool != nil, o.given} {
+	sources := 0
+	for _, given := range []bool{o.http != nil, o.caFile != "", o.pool != nil, o.keysGiven} {
 		if given {
-			ways++
+			sources++
 		}
 	}
 	switch {
-	case ways > 1:
-		return bad("of HTTPClient, CAFile, CAPool and Keys one is enough")
-	case o.tls12 && (o.http != nil || o.given):
-		return bad("TLS12 says nothing beside HTTPClient or Keys")
-	case o.given && o.cache != "":
-		return bad("keys that are given need no Cache")
+	case sources > 1:
+		return optionError("of HTTPClient, CAFile, CAPool and Keys one is enough")
+	case o.tls12 && (o.http != nil || o.keysGiven):
+		return optionError("TLS12 says nothing beside HTTPClient or Keys")
+	case o.keysGiven && o.cache != "":
+		return optionError("keys that are given need no Cache")
 	case o.now == nil || o.log == nil:
-		return bad("Now and Log must not be nil")
+		return optionError("Now and Log must not be nil")
 	case !quotable(o.audience) || !quotable(o.metadata):
-		return bad("Audience and ResourceMetadata must be printable ASCII without spaces, quotes and backslashes")
+		return optionError("Audience and ResourceMetadata must be printable ASCII without spaces, quotes and backslashes")
 	case o.proof && len(o.public) == 0:
-		return bad("ProofRequired needs PublicURL, to compare proofs with")
+		return optionError("ProofRequired needs PublicURL, to compare proofs with")
 	case o.nonces && o.nonceKey != nil && len(o.nonceKey) < 16:
-		return bad("the key of Nonces needs 16 bytes")
-	case o.refresh < time.Second || o.oldest < o.refresh:
-		return bad("Refresh must be at least a second, and MaxAge no less than Refresh")
+		return optionError("the key of Nonces needs 16 bytes")
+	case o.refresh < time.Second || o.maxAge < o.refresh:
+		return optionError("Refresh must be at least a second, and MaxAge no less than Refresh")
 	case o.proofs < 1 || o.remembered < 0:
-		return bad("Proofs must be at least 1, and Remember not negative")
+		return optionError("Proofs must be at least 1, and Remember not negative")
 	}
 	return nil
 }
@@ -171,11 +171,11 @@ func (o *options) trust() (*x509.CertPool, error) {
 	}
 	pem, err := durable.ReadTrusted(o.caFile, 1<<20)
 	if err != nil {
-		return nil, watchword.Because(err, watchword.ConfigInvalid, "the CA file cannot be read: %s", err)
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the CA file cannot be read: %s", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, bad("the CA file holds no certificate in PEM")
+		return nil, optionError("the CA file holds no certificate in PEM")
 	}
 	return pool, nil
 }
@@ -197,8 +197,8 @@ func (o *options) secret() []byte {
 	return key
 }
 
-// base checks an address of this service and returns it without a slash at its end.
-func base(s string) (string, bool) {
+// parseBase checks an address of this service and returns it without a slash at its end.
+func parseBase(s string) (string, bool) {
 	u, err := url.Parse(s)
 	ok := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && u.User == nil &&
 		u.RawQuery == "" && !u.ForceQuery && !strings.Contains(s, "#")
@@ -215,4 +215,4 @@ func quotable(s string) bool {
 	return true
 }
 
-func bad(why string) error { return watchword.Refuse(watchword.ConfigInvalid, "%s", why) }
+func optionError(why string) error { return watchword.Refuse(watchword.ConfigInvalid, "%s", why) }

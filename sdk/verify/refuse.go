@@ -16,8 +16,8 @@ import (
 // algs is what DPoP proofs may be signed with (RFC 9449 §7.1).
 const algs = `algs="ES256 Ed25519 EdDSA"`
 
-// statusOf maps the codes of this package to HTTP; what is missing is the token's fault.
-var statusOf = map[watchword.Code]int{
+// statusByCode maps the codes of this package to HTTP; what is missing is the token's fault.
+var statusByCode = map[watchword.Code]int{
 	watchword.BadRequest:  http.StatusBadRequest,
 	watchword.Denied:      http.StatusForbidden,
 	watchword.Busy:        http.StatusTooManyRequests,
@@ -30,7 +30,7 @@ var statusOf = map[watchword.Code]int{
 // nothing of the token goes anywhere.
 func (v *Verifier) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	code := watchword.CodeOf(err)
-	status, ok := statusOf[code]
+	status, ok := statusByCode[code]
 	if !ok {
 		status = http.StatusUnauthorized
 	}
@@ -50,7 +50,7 @@ func (v *Verifier) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	for _, c := range v.challenges(r, err, status) {
 		h.Add("WWW-Authenticate", c)
 	}
-	if v.nonces != nil && cameAsDPoP(r) {
+	if v.nonces != nil && usesDPoP(r) {
 		h.Set("DPoP-Nonce", v.nonces.current(v.now()))
 	}
 	if p.RetryAfter > 0 {
@@ -80,7 +80,7 @@ func (v *Verifier) challenges(r *http.Request, err error, status int) []string {
 	if name := oauthError(err, status); name != "" {
 		wrong = `, error="` + name + `", error_description="` + string(watchword.CodeOf(err)) + `"`
 	}
-	dpop := v.proof || len(v.bases) > 0 && cameAsDPoP(r)
+	dpop := v.proof || len(v.bases) > 0 && usesDPoP(r)
 	used, other := "Bearer"+common+wrong, "DPoP"+common+", "+algs
 	if dpop {
 		used, other = "DPoP"+common+wrong+", "+algs, "Bearer"+common
@@ -103,13 +103,13 @@ func oauthError(err error, status int) string {
 		return "insufficient_scope"
 	case code == watchword.DPoPNonce:
 		return "use_dpop_nonce"
-	case code == watchword.DPoPInvalid && !errors.Is(err, errBinding):
+	case code == watchword.DPoPInvalid && !errors.Is(err, errKeyNotBound):
 		return "invalid_dpop_proof"
 	}
 	return "invalid_token"
 }
 
-func cameAsDPoP(r *http.Request) bool {
+func usesDPoP(r *http.Request) bool {
 	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	return strings.EqualFold(scheme, "DPoP")
 }

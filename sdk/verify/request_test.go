@@ -147,7 +147,7 @@ func TestAProofIsUsedOnce(t *testing.T) {
 	}
 }
 
-func TestTheMemoryOfProofsIsBoundedAndRefusesRatherThanForgets(t *testing.T) {
+func TestProofMemoryIsBoundedAndRefuses(t *testing.T) {
 	key, busy, quiet := newSigner(t, jose.P256), newSigner(t, jose.Ed), newSigner(t, jose.Ed)
 	other := newSigner(t, jose.Ed)
 	v, c := static(t, jwks(key), verify.Proofs(40))
@@ -204,7 +204,7 @@ func TestTheMemoryOfProofsIsBoundedAndRefusesRatherThanForgets(t *testing.T) {
 	if w := ask(h, "GET", "/", "Authorization: DPoP "+mine, "DPoP: "+p); codeIn(t, w) != watchword.DPoPInvalid {
 		t.Errorf("a used proof while it is full: %s", w.Body)
 	}
-	c.set(noon.Add(token.DPoPLife + token.Skew + 17*time.Second))
+	c.set(noon.Add(token.DPoPLifetime + token.Skew + 17*time.Second))
 	if w, _ := use(busy, mine); w.Code != 200 {
 		t.Errorf("once their time is over: %s", w.Body)
 	}

@@ -19,11 +19,11 @@ import (
 //
 // It panics where resource and action are none that a token can allow.
 func (v *Verifier) Require(resource, action string) func(http.Handler) http.Handler {
-	if !possible(resource, action) {
+	if !canMatch(resource, action) {
 		panic("verify: Require(" + strconv.Quote(resource) + ", " + strconv.Quote(action) + "): no token can allow that")
 	}
-	return v.guard(func(r *http.Request, t *Token) error {
-		res, ok := fill(resource, r.PathValue)
+	return v.middleware(func(r *http.Request, t *Token) error {
+		res, ok := fillPattern(resource, r.PathValue)
 		if !ok {
 			return Decision{}.Err()
 		}
@@ -31,10 +31,10 @@ func (v *Verifier) Require(resource, action string) func(http.Handler) http.Hand
 	})
 }
 
-// possible reports whether a token that allows just this, with names filled in, would
+// canMatch reports whether a token that allows just this, with names filled in, would
 // let it pass.
-func possible(resource, action string) bool {
-	filled, ok := fill(resource, func(string) string { return "x" })
+func canMatch(resource, action string) bool {
+	filled, ok := fillPattern(resource, func(string) string { return "x" })
 	g, err := permit.FromPermissions[struct{}]([]watchword.Permission{{Resource: filled, Actions: []string{action}}}, nil)
 	return ok && err == nil && (&Token{grant: g}).Allows(filled, action).Allowed
 }
@@ -46,7 +46,7 @@ func possible(resource, action string) bool {
 // is nobody's, and %2500 is the four characters %00. The path is the one that the
 // middleware sees: inside [http.StripPrefix] what is left of it.
 func (v *Verifier) RequirePath() func(http.Handler) http.Handler {
-	return v.guard(func(r *http.Request, t *Token) error {
+	return v.middleware(func(r *http.Request, t *Token) error {
 		if strings.Contains(strings.ToLower(r.URL.RawPath), "%2f") {
 			return Decision{}.Err()
 		}
@@ -57,14 +57,14 @@ func (v *Verifier) RequirePath() func(http.Handler) http.Handler {
 // RequireToken returns a middleware that lets a request through whose token is good,
 // whatever it allows: the handler asks it.
 func (v *Verifier) RequireToken() func(http.Handler) http.Handler {
-	return v.guard(func(*http.Request, *Token) error { return nil })
+	return v.middleware(func(*http.Request, *Token) error { return nil })
 }
 
-func (v *Verifier) guard(may func(*http.Request, *Token) error) func(http.Handler) http.Handler {
+func (v *Verifier) middleware(may func(*http.Request, *Token) error) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			now := v.now()
-			t, nonce, err := v.request(r, now)
+			t, nonce, err := v.checkRequest(r, now)
 			if err == nil {
 				err = may(r, t)
 			}
@@ -83,9 +83,9 @@ func (v *Verifier) guard(may func(*http.Request, *Token) error) func(http.Handle
 	}
 }
 
-// fill puts values in the place of {name}. It reports false for one that is no single
+// fillPattern puts values in the place of {name}. It reports false for one that is no single
 // level of a topic, path or call.
-func fill(resource string, value func(name string) string) (string, bool) {
+func fillPattern(resource string, value func(name string) string) (string, bool) {
 	if !strings.Contains(resource, "{") {
 		return resource, true
 	}

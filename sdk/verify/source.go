@@ -16,31 +16,31 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// fetchTime bounds one fetch, metadata and keys together.
-const fetchTime = 10 * time.Second
+// fetchTimeout bounds one fetch, metadata and keys together.
+const fetchTimeout = 10 * time.Second
 
-// source is where an issuer publishes its keys. One at a time may use it.
-type source struct {
+// keySource is where an issuer publishes its keys. One at a time may use it.
+type keySource struct {
 	issuer   string
-	at       *url.URL
+	base     *url.URL
 	loopback bool // http is taken at loopback addresses
 	http     http.RoundTripper
-	keysAt   string // path of the keys; empty before the metadata was read, and after a fetch that failed
+	jwksPath string // path of the keys; empty before the metadata was read, and after a fetch that failed
 }
 
 // newSource checks the issuer identifier (RFC 8414 §2): https, no query, no fragment.
-func newSource(issuer string, loopback bool, c http.RoundTripper) (*source, error) {
-	s := &source{issuer: issuer, loopback: loopback, http: c}
+func newSource(issuer string, loopback bool, c http.RoundTripper) (*keySource, error) {
+	s := &keySource{issuer: issuer, loopback: loopback, http: c}
 	u, err := url.Parse(issuer)
-	if err != nil || !s.may(u) || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#") {
-		return nil, watchword.Because(err, watchword.ConfigInvalid, "the issuer must be a URL with https, without query and fragment")
+	if err != nil || !s.allows(u) || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#") {
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the issuer must be a URL with https, without query and fragment")
 	}
-	s.at = u
+	s.base = u
 	return s, nil
 }
 
-// may reports whether a URL may be asked.
-func (s *source) may(u *url.URL) bool {
+// allows reports whether a URL may be asked.
+func (s *keySource) allows(u *url.URL) bool {
 	if u.Host == "" || u.User != nil || u.Opaque != "" {
 		return false
 	}
@@ -54,20 +54,20 @@ func loopback(host string) bool {
 
 // fetch returns the keys that the issuer publishes now. Codes: unavailable,
 // issuer_mismatch, key_damaged.
-func (s *source) fetch(ctx context.Context) (_ token.KeySet, err error) {
-	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+func (s *keySource) fetch(ctx context.Context) (_ token.KeySet, err error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	defer func() {
 		if err != nil {
-			s.keysAt = "" // it may have moved
+			s.jwksPath = "" // it may have moved
 		}
 	}()
-	if s.keysAt == "" {
-		if s.keysAt, err = s.discover(ctx); err != nil {
+	if s.jwksPath == "" {
+		if s.jwksPath, err = s.discover(ctx); err != nil {
 			return nil, err
 		}
 	}
-	b, err := s.get(ctx, s.keysAt)
+	b, err := s.get(ctx, s.jwksPath)
 	if err != nil {
 		return nil, err
 	}
@@ -76,8 +76,8 @@ func (s *source) fetch(ctx context.Context) (_ token.KeySet, err error) {
 
 // discover reads the metadata (RFC 8414 §3), whose address has the issuer's path
 // behind the well-known one, and returns the path of the keys.
-func (s *source) discover(ctx context.Context) (string, error) {
-	b, err := s.get(ctx, "/.well-known/oauth-authorization-server"+strings.TrimSuffix(s.at.EscapedPath(), "/"))
+func (s *keySource) discover(ctx context.Context) (string, error) {
+	b, err := s.get(ctx, "/.well-known/oauth-authorization-server"+strings.TrimSuffix(s.base.EscapedPath(), "/"))
 	if err != nil {
 		return "", err
 	}
@@ -86,14 +86,14 @@ func (s *source) discover(ctx context.Context) (string, error) {
 		Keys   string `json:"jwks_uri"`
 	}
 	if err := jose.Decode(b, &doc); err != nil {
-		return "", watchword.Because(err, watchword.Unavailable, "the issuer's metadata is no JSON that can be read")
+		return "", watchword.Wrap(err, watchword.Unavailable, "the issuer's metadata is no JSON that can be read")
 	}
 	if doc.Issuer != s.issuer { // RFC 8414 §3.3
 		return "", watchword.Refuse(watchword.IssuerMismatch, "the metadata is of another issuer than the one asked for, which must be given exactly as it names itself")
 	}
 	u, err := url.Parse(doc.Keys)
-	if err != nil || !s.may(u) || u.Fragment != "" || origin(u) != origin(s.at) {
-		return "", watchword.Because(err, watchword.IssuerMismatch, "jwks_uri is not at the issuer's own scheme, host and port")
+	if err != nil || !s.allows(u) || u.Fragment != "" || origin(u) != origin(s.base) {
+		return "", watchword.Wrap(err, watchword.IssuerMismatch, "jwks_uri is not at the issuer's own scheme, host and port")
 	}
 	path := u.EscapedPath()
 	if path == "" {
@@ -105,12 +105,12 @@ func (s *source) discover(ctx context.Context) (string, error) {
 	return path, nil
 }
 
-func (s *source) get(ctx context.Context, path string) ([]byte, error) {
-	c := rest.NewStranger(s.at.Scheme+"://"+s.at.Host, s.http) // certified or not: what counts are the keys
+func (s *keySource) get(ctx context.Context, path string) ([]byte, error) {
+	c := rest.NewUnauthenticated(s.base.Scheme+"://"+s.base.Host, s.http) // certified or not: what counts are the keys
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: path, Max: maxJWKS, Header: map[string]string{"Accept": "application/json, application/jwk-set+json"}})
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return nil, watchword.Because(err, watchword.Unavailable, "the issuer does not answer in time")
+		return nil, watchword.Wrap(err, watchword.Unavailable, "the issuer does not answer in time")
 	case err != nil:
 		return nil, err
 	case !strings.Contains(strings.ToLower(a.Header.Get("Content-Type")), "json"): // a portal's page, mostly
@@ -127,11 +127,11 @@ func origin(u *url.URL) string {
 	return u.Scheme + "://" + strings.ToLower(u.Hostname()) + ":" + port
 }
 
-// way returns how the issuer is reached: c's way where that is given, else its own,
+// newTransport returns how the issuer is reached: c's way where that is given, else its own,
 // which trusts pool (nil: the system's authorities) and speaks at least version.
-func way(c *http.Client, pool *x509.CertPool, version uint16) http.RoundTripper {
+func newTransport(c *http.Client, pool *x509.CertPool, version uint16) http.RoundTripper {
 	if c != nil {
-		return rest.Bounded(c.Transport)
+		return rest.WithHeaderLimit(c.Transport)
 	}
 	t := rest.Transport(&tls.Config{RootCAs: pool, MinVersion: version}, nil)
 	t.Proxy, t.DisableKeepAlives = http.ProxyFromEnvironment, true // it asks once in minutes

@@ -62,7 +62,7 @@ func (t *Token) Allows(resource, action string) Decision {
 	if path, ok := strings.CutPrefix(resource, watchword.APIPrefix); ok {
 		return t.grant.Request(action, path)
 	}
-	if call, ok := strings.CutPrefix(resource, watchword.FnPrefix); ok && action == "call" {
+	if call, ok := strings.CutPrefix(resource, watchword.FunctionPrefix); ok && action == "call" {
 		device, function, _ := strings.Cut(call, "/")
 		return t.call(permit.Target{ID: watchword.SubjectID(device), Unlabeled: true}, function)
 	}
@@ -81,9 +81,9 @@ func (t *Token) call(target permit.Target, function string) Decision {
 	return t.grant.Call(target, function, nil)
 }
 
-// holds reports whether a token that was good once still is: its key counts and its
+// stillValid reports whether a token that was good once still is: its key counts and its
 // time is not over.
-func (t *Token) holds(s *keySet, now time.Time) bool {
+func (t *Token) stillValid(s *keySet, now time.Time) bool {
 	_, counts := s.keys[t.SignedBy]
 	return counts && now.Before(t.Expires.Add(token.Skew)) && !t.Issued.After(now.Add(token.Skew))
 }

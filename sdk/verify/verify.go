@@ -24,12 +24,12 @@ type Verifier struct {
 	now              func() time.Time
 	log              *slog.Logger
 
-	keys   keys
-	nonces *nonces // nil: none are asked for
-	spent  *spent
+	keys       issuerKeys
+	nonces     *nonces // nil: none are asked for
+	usedProofs *usedProofs
 
-	mu    sync.Mutex
-	known *recent.Map[[sha256.Size]byte, *Token] // by the hash of the whole token; nil: none are remembered
+	mu       sync.Mutex
+	verified *recent.Map[[sha256.Size]byte, *Token] // by the hash of the whole token; nil: none are remembered
 }
 
 // New finds the issuer's keys by its metadata (RFC 8414) and keeps them fresh until ctx
@@ -50,16 +50,16 @@ func New(ctx context.Context, issuer string, opts ...Option) (*Verifier, error) 
 	}
 	v := &Verifier{
 		issuer: issuer, audience: o.audience, bases: o.public, proof: o.proof, metadata: o.metadata, now: o.now, log: o.log,
-		keys:  keys{cache: o.cache, refresh: o.refresh, now: o.now, log: o.log},
-		spent: newSpent(o.proofs),
+		keys:       issuerKeys{cache: o.cache, refresh: o.refresh, now: o.now, log: o.log},
+		usedProofs: newUsedProofs(o.proofs),
 	}
 	if o.nonces {
 		v.nonces = &nonces{o.secret()}
 	}
 	if o.remembered > 0 {
-		v.known = recent.New[[sha256.Size]byte, *Token](o.remembered)
+		v.verified = recent.New[[sha256.Size]byte, *Token](o.remembered)
 	}
-	if o.given {
+	if o.keysGiven {
 		set, err := parseJWKS(o.jwks)
 		if err != nil {
 			return nil, err
@@ -71,10 +71,10 @@ func New(ctx context.Context, issuer string, opts ...Option) (*Verifier, error) 
 	if err != nil {
 		return nil, err
 	}
-	if v.keys.source, err = newSource(issuer, o.loopback, way(o.http, pool, o.tls())); err != nil {
+	if v.keys.source, err = newSource(issuer, o.loopback, newTransport(o.http, pool, o.tls())); err != nil {
 		return nil, err
 	}
-	v.keys.oldest = o.oldest
+	v.keys.maxAge = o.maxAge
 	if err := v.keys.start(ctx); err != nil {
 		return nil, err
 	}
@@ -97,13 +97,13 @@ func (v *Verifier) Check(ctx context.Context, raw string) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := v.mayBear(t); err != nil {
+	if err := v.checkBearerAllowed(t); err != nil {
 		return nil, err
 	}
 	return t, nil
 }
 
-func (v *Verifier) mayBear(t *Token) error {
+func (v *Verifier) checkBearerAllowed(t *Token) error {
 	if t.Bound != "" {
 		return watchword.Refuse(watchword.ProofRequired, "the token is bound to a key: send it as DPoP, with a proof")
 	}
@@ -118,12 +118,12 @@ func (v *Verifier) mayBear(t *Token) error {
 //
 // Codes: unauthenticated, bad_request, those of Check, dpop_invalid, dpop_nonce, busy.
 func (v *Verifier) CheckRequest(r *http.Request) (*Token, error) {
-	t, _, err := v.request(r, v.now())
+	t, _, err := v.checkRequest(r, v.now())
 	return t, err
 }
 
-// request returns the nonce of the request's proof beside, empty where there is none.
-func (v *Verifier) request(r *http.Request, now time.Time) (t *Token, nonce string, err error) {
+// checkRequest returns the nonce of the request's proof beside, empty where there is none.
+func (v *Verifier) checkRequest(r *http.Request, now time.Time) (t *Token, nonce string, err error) {
 	bound, raw, err := credentials(r)
 	if err != nil {
 		return nil, "", err
@@ -132,9 +132,9 @@ func (v *Verifier) request(r *http.Request, now time.Time) (t *Token, nonce stri
 		return nil, "", err
 	}
 	if bound {
-		nonce, err = v.prove(r, raw, t, now)
+		nonce, err = v.verifyProof(r, raw, t, now)
 	} else {
-		err = v.mayBear(t)
+		err = v.checkBearerAllowed(t)
 	}
 	if err != nil {
 		return nil, nonce, err
@@ -174,12 +174,12 @@ func (v *Verifier) check(ctx context.Context, raw string, now time.Time) (*Token
 		return nil, err
 	}
 	id := sha256.Sum256([]byte(raw))
-	if t := v.recall(id); t != nil && t.holds(set, now) {
+	if t := v.cachedToken(id); t != nil && t.stillValid(set, now) {
 		return t, nil
 	}
 	a, err := token.VerifyAccess(raw, set.keys, v.issuer, v.audience, now, token.Skew)
 	if watchword.CodeOf(err) == watchword.KeyUnknown {
-		if newer := v.keys.renewed(ctx, set); newer != set {
+		if newer := v.keys.withNewKey(ctx, set); newer != set {
 			a, err = token.VerifyAccess(raw, newer.keys, v.issuer, v.audience, now, token.Skew)
 		}
 	}
@@ -190,25 +190,25 @@ func (v *Verifier) check(ctx context.Context, raw string, now time.Time) (*Token
 	if err != nil {
 		return nil, err
 	}
-	v.remember(id, t)
+	v.cacheToken(id, t)
 	return t, nil
 }
 
-func (v *Verifier) recall(id [sha256.Size]byte) *Token {
-	if v.known == nil {
+func (v *Verifier) cachedToken(id [sha256.Size]byte) *Token {
+	if v.verified == nil {
 		return nil
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	t, _ := v.known.Get(id)
+	t, _ := v.verified.Get(id)
 	return t
 }
 
-func (v *Verifier) remember(id [sha256.Size]byte, t *Token) {
-	if v.known == nil {
+func (v *Verifier) cacheToken(id [sha256.Size]byte, t *Token) {
+	if v.verified == nil {
 		return
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.known.Put(id, t)
+	v.verified.Put(id, t)
 }

@@ -47,7 +47,7 @@ func main() {
 }
 
 type result struct {
-	seen hostile.Seen
+	seen hostile.SoakResult
 	err  error
 }
 
@@ -65,16 +65,16 @@ func run(ctx context.Context, lasts time.Duration, count int, seed uint64, most 
 	for n := range count {
 		all.Go(func() {
 			seen, err := one(ctx, filepath.Join(dir, fmt.Sprint(n)), hostile.Plan{
-				Seed: seed, Number: n, Devices: count, For: lasts, Most: most, TCP: true,
-				Limits: hostile.Limits{Pause: hostile.Standard.Pause, Deadline: hostile.Standard.Deadline, Second: 40, Minute: hostile.Standard.Minute},
-				Tell: func(name string, out hostile.Outcome, err error) {
+				Seed: seed, Number: n, Devices: count, For: lasts, MaxCase: most, TCP: true,
+				Limits: hostile.Limits{MaxPause: hostile.Standard.MaxPause, Deadline: hostile.Standard.Deadline, PerSecond: 40, PerMinute: hostile.Standard.PerMinute},
+				OnCase: func(name string, out hostile.Outcome, err error) {
 					mu.Lock()
 					defer mu.Unlock()
 					word := "held"
 					if err != nil {
 						word = err.Error()
 					}
-					fmt.Fprintf(os.Stderr, "%s  device %d: %s: back after %v: %s\n", time.Since(begun).Round(time.Second), n, name, out.Back.Round(time.Millisecond), word)
+					fmt.Fprintf(os.Stderr, "%s  device %d: %s: back after %v: %s\n", time.Since(begun).Round(time.Second), n, name, out.RecoveryTime.Round(time.Millisecond), word)
 				},
 			})
 			results[n] = result{seen, err}
@@ -84,7 +84,7 @@ func run(ctx context.Context, lasts time.Duration, count int, seed uint64, most 
 	return print(results, heap(), time.Since(begun))
 }
 
-func one(ctx context.Context, dir string, p hostile.Plan) (seen hostile.Seen, err error) {
+func one(ctx context.Context, dir string, p hostile.Plan) (seen hostile.SoakResult, err error) {
 	https, err1 := net.Listen("tcp", "127.0.0.1:0")
 	mqtts, err2 := net.Listen("tcp", "127.0.0.1:0")
 	if err := errors.Join(err1, err2); err != nil {
@@ -134,32 +134,32 @@ func watchHeap() func() uint64 {
 }
 
 func print(results []result, heap uint64, took time.Duration) error {
-	var sum hostile.Seen
+	var sum hostile.SoakResult
 	var errs []error
 	for n, r := range results {
 		sum.Cases += r.seen.Cases
 		sum.Orders += r.seen.Orders
-		sum.Out.Attempts += r.seen.Out.Attempts
-		sum.Out.Second, sum.Out.Minute = max(sum.Out.Second, r.seen.Out.Second), max(sum.Out.Minute, r.seen.Out.Minute)
-		sum.Backs = append(sum.Backs, r.seen.Backs...)
+		sum.Worst.Attempts += r.seen.Worst.Attempts
+		sum.Worst.PerSecond, sum.Worst.PerMinute = max(sum.Worst.PerSecond, r.seen.Worst.PerSecond), max(sum.Worst.PerMinute, r.seen.Worst.PerMinute)
+		sum.RecoveryTimes = append(sum.RecoveryTimes, r.seen.RecoveryTimes...)
 		if r.err != nil {
 			errs = append(errs, fmt.Errorf("device %d: %w", n, r.err))
 		}
 	}
-	slices.Sort(sum.Backs)
+	slices.Sort(sum.RecoveryTimes)
 	at := func(share float64) time.Duration {
-		if len(sum.Backs) == 0 {
+		if len(sum.RecoveryTimes) == 0 {
 			return 0
 		}
-		return sum.Backs[min(int(share*float64(len(sum.Backs))), len(sum.Backs)-1)].Round(time.Millisecond)
+		return sum.RecoveryTimes[min(int(share*float64(len(sum.RecoveryTimes))), len(sum.RecoveryTimes)-1)].Round(time.Millisecond)
 	}
 	fmt.Printf("| | |\n|---|---|\n")
 	for _, row := range [][2]string{
 		{"devices, time", fmt.Sprintf("%d, %v", len(results), took.Round(time.Second))},
 		{"cases met, a good server before and after each", fmt.Sprint(sum.Cases)},
 		{"commands of the good server, each done once", fmt.Sprint(sum.Orders)},
-		{"connections and requests while servers were bad", fmt.Sprint(sum.Out.Attempts)},
-		{"of one device in any second, any minute, at most", fmt.Sprintf("%d, %d", sum.Out.Second, sum.Out.Minute)},
+		{"connections and requests while servers were bad", fmt.Sprint(sum.Worst.Attempts)},
+		{"of one device in any second, any minute, at most", fmt.Sprintf("%d, %d", sum.Worst.PerSecond, sum.Worst.PerMinute)},
 		{"from the good server's return to the next command's receipt: p50, p90, p99, most", fmt.Sprintf("%v, %v, %v, %v", at(0.5), at(0.9), at(0.99), at(1))},
 		{"heap of all devices and servers together, at most", fmt.Sprintf("%d MB", heap>>20)},
 		{"cases not held", fmt.Sprint(len(errs))},

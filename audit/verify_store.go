@@ -1,0 +1,145 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+)
+
+// StoredLog is a log as a store keeps it, at one moment.
+type StoredLog interface {
+	// Each calls f for every entry, in order of number, until it returns an error.
+	Each(ctx context.Context, f func(Record) error) error
+	// FullTile returns the hashes of a full tile, and what they add up to; not_found.
+	FullTile(ctx context.Context, level int, n int64) (hashes []byte, root ledger.Hash, err error)
+	// TileFilter returns the terms of a full tile's entries; not_found.
+	TileFilter(ctx context.Context, n int64) (TileFilter, error)
+	// Counts returns how many full tiles and terms there are.
+	Counts(ctx context.Context) (tiles, terms int64, err error)
+	// Checkpoints returns every checkpoint, by size.
+	Checkpoints(ctx context.Context) ([]SignedCheckpoint, error)
+}
+
+// VerifyStore recomputes a store's log: every entry's body against what was logged of
+// it, the leaves against the tiles, those against each other, the whole against every
+// checkpoint that the store keeps, and against those that were kept elsewhere; and
+// that what is pruned was pruned by the log's own word. Code: log_invalid.
+func VerifyStore(ctx context.Context, k StoredLog, keys []ledger.Key, against ...[]byte) (VerifyResult, error) {
+	signed, err := k.Checkpoints(ctx)
+	if err != nil {
+		return VerifyResult{}, err
+	}
+	var own [][]byte
+	for _, s := range signed {
+		o, err := ledger.VerifyCheckpoint(s.Note, keys...)
+		switch {
+		case err != nil:
+			return VerifyResult{}, watchword.Wrap(err, watchword.LogInvalid, "the checkpoint of %d entries is damaged, or not signed by the log's key", s.Size)
+		case o.Size != s.Size:
+			return VerifyResult{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint of %d entries was changed", s.Size)
+		case o.UnknownSignatures > 0:
+			return VerifyResult{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint of %d entries was changed, or signed by a witness that no trust bundle names", s.Size)
+		}
+		own = append(own, s.Note)
+	}
+	c, err := NewLogVerifier(keys, own, against)
+	if err != nil {
+		return VerifyResult{}, err
+	}
+	w := storeCheck{c: c, k: k}
+	if err := k.Each(ctx, func(r Record) error { return w.record(ctx, r) }); err != nil {
+		return c.result, err
+	}
+	v, err := c.Finish()
+	if err != nil {
+		return v, err
+	}
+	if err := c.CheckPruning(); err != nil {
+		return v, err
+	}
+	tiles, terms, err := k.Counts(ctx)
+	if err == nil && (tiles != w.tiles || terms != v.Entries/ledger.TileWidth) {
+		err = watchword.Refuse(watchword.LogInvalid, "there are %d tiles and %d terms, and entries for %d and %d", tiles, terms, w.tiles, v.Entries/ledger.TileWidth)
+	}
+	return v, err
+}
+
+// storeCheck is a check under way.
+type storeCheck struct {
+	c      *LogVerifier
+	k      StoredLog
+	filter TileFilter
+	tiles  int64
+	stored []byte // the tile that the entry at hand stands in; nil where it is not full
+}
+
+func (w *storeCheck) record(ctx context.Context, r Record) error {
+	// The tile names the very entry that is another one, and a checkpoint only how far
+	// all is well: so it is asked first.
+	if err := w.inTile(ctx, r); err != nil {
+		return err
+	}
+	full, err := w.c.Record(r)
+	if err != nil {
+		return err
+	}
+	if !r.Pruned() { // what was pruned is searched for no more
+		e, err := r.Entry()
+		if err != nil {
+			return err
+		}
+		w.c.CheckEntry(e)
+		w.filter.Add(e)
+	}
+	for _, t := range full {
+		if err := w.tile(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *storeCheck) inTile(ctx context.Context, r Record) error {
+	at := w.c.result.Entries // its index, if it is in its place
+	if at%ledger.TileWidth == 0 {
+		b, _, err := w.k.FullTile(ctx, 0, at/ledger.TileWidth)
+		if w.stored = b; err != nil && watchword.CodeOf(err) != watchword.NotFound {
+			return err
+		}
+	}
+	leaf := ledger.LeafHash(r.Hash)
+	from := int(at%ledger.TileWidth) * len(leaf)
+	if r.Seq != at+1 || !r.MatchesHash() || len(w.stored) < from+len(leaf) || bytes.Equal(w.stored[from:from+len(leaf)], leaf[:]) {
+		return nil // or Record says what is wrong
+	}
+	return watchword.Refuse(watchword.LogInvalid, "entry %d is not the one that its tile has", r.Seq)
+}
+
+func (w *storeCheck) tile(ctx context.Context, t ledger.Tile) error {
+	w.tiles++
+	b, root, err := w.k.FullTile(ctx, t.Level, t.N)
+	first := t.N<<(ledger.TileHeight*(t.Level+1)) + 1
+	if err != nil {
+		return missingFile(err, ledger.Path(t.Level, t.N, ledger.TileWidth), first-1)
+	}
+	if err := CompareTile(b, t.Level, t.N, t.Hashes); err != nil {
+		return err
+	}
+	if root != t.Root {
+		return watchword.Refuse(watchword.LogInvalid, "entry %d: the root of %s was changed", first, ledger.Path(t.Level, t.N, ledger.TileWidth))
+	}
+	if t.Level > 0 {
+		return nil
+	}
+	terms, err := w.k.TileFilter(ctx, t.N)
+	if err != nil {
+		return missingFile(err, "what searches know of its tile", first-1)
+	}
+	if terms != w.filter {
+		return watchword.Refuse(watchword.LogInvalid, "entry %d: what searches know of its tile was changed", first)
+	}
+	w.filter = TileFilter{}
+	return nil
+}

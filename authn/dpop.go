@@ -1,0 +1,161 @@
+package authn
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// DPoPRequest is a DPoP proof as a door got it: what stood in the header, and the
+// request that it stood in.
+type DPoPRequest struct {
+	Proof  string
+	Method string
+	Path   string // as it stands in the URL, without query
+}
+
+// How long a nonce counts: in the window that it was made in, and in the next.
+const nonceWindow = time.Minute
+
+// The most proofs that are remembered for one window, and which part of them one subject
+// alone may have, whatever keys its tokens are bound to ([fair.Share]: the less is free, the less
+// each may have). Who is over must wait: nothing is forgotten to make room.
+const (
+	maxProofsPerWindow = 256 << 10
+	subjectShare       = 8
+)
+
+// dpopVerifier checks DPoP proofs (RFC 9449): each carries a nonce of this process, so
+// that none outlives it, and counts once. A nonce is a hash of its window of time:
+// nothing is stored until a proof holds.
+type dpopVerifier struct {
+	origins token.Origins
+	key     atomic.Pointer[[32]byte]
+
+	mu    sync.Mutex
+	used  [2]usedProofs // by window modulo 2
+	max   int
+	share int
+}
+
+// subjectRef is whose token a proof stands beside.
+type subjectRef struct {
+	tenant watchword.TenantID
+	id     watchword.SubjectID
+}
+
+// usedProofs is the proofs of one window.
+type usedProofs struct {
+	window    int64
+	proofs    map[proofID]struct{}
+	bySubject map[subjectRef]int
+}
+
+// proofID is one proof that was used: its key, and a hash of its jti.
+type proofID struct {
+	key watchword.KeyID
+	jti [16]byte
+}
+
+func newDPoPVerifier(origins token.Origins) *dpopVerifier {
+	p := &dpopVerifier{origins: origins, max: maxProofsPerWindow, share: subjectShare}
+	p.reset()
+	return p
+}
+
+// reset makes nonces anew: none that was given out before counts, so nothing that
+// was spent need be remembered. It is called with mu held, or before anybody knows p.
+func (p *dpopVerifier) reset() {
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // never fails
+	p.key.Store(&key)
+	p.used = [2]usedProofs{}
+}
+
+func window(now time.Time) int64 { return now.Unix() / int64(nonceWindow/time.Second) }
+
+// nonce returns the nonce of one window.
+func (p *dpopVerifier) nonce(w int64) string {
+	h := hmac.New(sha256.New, p.key.Load()[:])
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], uint64(w))
+	h.Write(b[:])
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:16])
+}
+
+// dpopProof is one that holds and is not yet spent.
+type dpopProof struct {
+	token.DPoP
+	window int64
+}
+
+// verify checks a proof for one request; access is the token beside it, or empty.
+// Codes: dpop_invalid, dpop_nonce.
+func (p *dpopVerifier) verify(s DPoPRequest, access string, now time.Time) (dpopProof, error) {
+	d, err := p.origins.VerifyDPoP(s.Proof, s.Method, s.Path, access, now)
+	if err != nil {
+		return dpopProof{}, err
+	}
+	for w, i := window(now), int64(0); i < 2; i++ {
+		if subtle.ConstantTimeCompare([]byte(d.Nonce), []byte(p.nonce(w-i))) == 1 {
+			return dpopProof{d, w - i}, nil
+		}
+	}
+	return dpopProof{}, watchword.Refuse(watchword.DPoPNonce, "the proof must carry the nonce of the header DPoP-Nonce")
+}
+
+// consume makes a proof beside a token of who count no more. It is called last of all
+// checks, so that only those whose token counts here fill the memory, each a share of
+// it. Codes: dpop_invalid, dpop_nonce, busy.
+func (p *dpopVerifier) consume(who subjectRef, d dpopProof, now time.Time) error {
+	sum := sha256.Sum256([]byte(d.JTI))
+	one := proofID{d.Key, [16]byte(sum[:])}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range p.used {
+		if _, again := p.used[i].proofs[one]; again && p.used[i].window >= window(now)-1 {
+			return watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof does not hold: it was used before")
+		}
+	}
+	s := &p.used[d.window&1]
+	if s.window < d.window {
+		*s = usedProofs{window: d.window, proofs: map[proofID]struct{}{}, bySubject: map[subjectRef]int{}}
+	}
+	switch {
+	case s.window > d.window: // its place was taken while it was checked
+		if s.window > window(now)+1 { // or this clock was ahead: nothing would pass until it is there again
+			p.reset()
+		}
+		return watchword.Refuse(watchword.DPoPNonce, "the proof must carry the nonce of the header DPoP-Nonce")
+	case len(s.proofs) >= p.max:
+		return &watchword.Error{Code: watchword.Busy, Detail: "more proofs came within a minute than are remembered", RetryAfter: nonceWindow}
+	case !fair.Share(s.bySubject[who], len(s.proofs), p.max, p.share):
+		return &watchword.Error{Code: watchword.Busy, Detail: "more proofs of this subject came within a minute than are remembered", RetryAfter: nonceWindow}
+	}
+	s.proofs[one] = struct{}{}
+	s.bySubject[who]++
+	return nil
+}
+
+// checkDPoP is check of a proof in its turn. Codes: those of check, busy.
+func (svc *Service) checkDPoP(ctx context.Context, s DPoPRequest, access string, now time.Time) (p dpopProof, err error) {
+	err = svc.semaphore.Do(ctx, func() (err error) {
+		p, err = svc.dpop.verify(s, access, now)
+		return err
+	})
+	return p, err
+}
+
+// Nonce returns what a DPoP proof must carry now: for the header DPoP-Nonce.
+func (svc *Service) Nonce(now time.Time) string { return svc.dpop.nonce(window(now)) }

@@ -1,0 +1,34 @@
+package authn
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// IssueForPairing answers a device whose pairing was approved with its first access token
+// (RFC 8628 §3.5), for the key that signed its proof of possession, which it
+// spends. shown, if not nil, binds the token. Codes: token_replayed,
+// client_invalid, subject_new, subject_suspended, subject_revoked, token_too_large,
+// not_found, unavailable, and those of a DPoP proof as in [Service.Exchange].
+func (svc *Service) IssueForPairing(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, key watchword.KeyID, possession token.SingleUse, req *DPoPRequest, trace string, now time.Time) (IssuedToken, error) {
+	var p dpopProof
+	if req != nil {
+		var err error
+		if p, err = svc.checkDPoP(ctx, *req, "", now); err != nil {
+			return IssuedToken{}, err
+		}
+	}
+	who, err := svc.directory.Principal(ctx, t, id)
+	if err != nil {
+		return IssuedToken{}, err
+	}
+	s, current := who.Subject, who.Grant
+	if err := s.CheckActive(); err != nil {
+		return IssuedToken{}, err
+	}
+	a := token.Assertion{Subject: id, Key: key, JTI: possession.JTI, Expires: possession.Expires}
+	return svc.issue(ctx, t, s, current, a, TokenRequest{Proof: req}, p, trace, now)
+}

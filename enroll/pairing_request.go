@@ -1,0 +1,121 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// PairingRequest is what a device with no code shows: who it would like to be, its two
+// public keys as JWK, and the proof that it holds the signing key and means the
+// sealing key.
+type PairingRequest struct {
+	ClientID string // the wished id, or the signing key's thumbprint for no wish
+	Sign     []byte
+	Seal     []byte
+	Proof    string
+}
+
+// PairingResponse is what the device gets: DeviceCode is its own secret, of 22 characters.
+type PairingResponse struct {
+	Pairing
+	DeviceCode string
+	Interval   time.Duration
+}
+
+// RequestPairing writes down that two keys wait for an operator's word. The same keys
+// asking again get new codes, and the old ones are gone; what was approved
+// meanwhile stays approved, because it is the keys that were.
+//
+// Codes: bad_request, proof_invalid, conflict where a key was used before;
+// rate_limited where too many wait from one network, busy where too many wait.
+func (svc *Service) RequestPairing(ctx context.Context, t watchword.TenantID, a PairingRequest, from netip.Addr, now time.Time) (PairingResponse, error) {
+	if err := watchword.CheckName("client_id", a.ClientID); err != nil {
+		return PairingResponse{}, err
+	}
+	sign, seal, err := parseKeys("sign", a.Sign, "seal", a.Seal)
+	if err != nil {
+		return PairingResponse{}, err
+	}
+	if err := svc.opts.Semaphore.Do(ctx, func() error {
+		return proofInvalid(token.VerifyEnrollment(a.Proof, sign, svc.opts.Issuer, token.PairingHashClaim(), seal.ID(), now))
+	}); err != nil {
+		return PairingResponse{}, err
+	}
+	requestedID := watchword.SubjectID(a.ClientID)
+	if a.ClientID == string(sign.ID()) {
+		requestedID = ""
+	}
+	code := watchword.NewNonce()
+	p := Pairing{
+		Tenant: t, ID: watchword.NewID("pair_", now), Hash: token.CodeDigest(code), RequestedID: requestedID,
+		Sign:   watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now},
+		Seal:   watchword.Key{ID: seal.ID(), Purpose: watchword.Seal, JWK: seal.JWK(), State: watchword.KeyActive, Added: now},
+		Remote: from.Unmap().String(), Network: rates.Network(from.Unmap()).String(),
+		State: PairingPending, Created: now, Expires: now.Add(svc.opts.PairingLifetime),
+	}
+	for {
+		p.UserCode = newUserCode()
+		stored, err := svc.store.AddPairing(ctx, p, now)
+		if errors.Is(err, ErrUserCodeTaken) { // of thousands of millions, at most a thousand are in use
+			continue
+		}
+		return PairingResponse{stored, code, svc.opts.PairingInterval}, err
+	}
+}
+
+// PollPairing tells a device what became of its pairing, once it has proved by its
+// signing key that the device code is its own: nobody else learns anything. The
+// proof is worth one token, which spent says; an approved pairing answers again
+// until it is over, each time for a new proof.
+//
+// Codes: pairing_expired for what is unknown, used or over; busy, proof_invalid,
+// client_invalid; pairing_pending, pairing_slow, pairing_rejected.
+func (svc *Service) PollPairing(ctx context.Context, t watchword.TenantID, deviceCode, clientID, proof string, now time.Time) (s watchword.Subject, key watchword.KeyID, spent token.SingleUse, err error) {
+	expired := watchword.Refuse(watchword.PairingExpired, "the device code is unknown, used, or over: ask anew")
+	if !token.WellFormedCode(deviceCode) {
+		return s, key, spent, expired
+	}
+	hash := token.CodeDigest(deviceCode)
+	p, err := svc.store.PairingByDeviceCode(ctx, t, hash, now)
+	if watchword.CodeOf(err) == watchword.NotFound {
+		err = expired
+	}
+	if err != nil {
+		return s, key, spent, err
+	}
+	sign, err := jose.ParseJWK(p.Sign.JWK, jose.ForSigning)
+	if err != nil {
+		return s, key, spent, watchword.Wrap(err, watchword.Internal, "stored key of pairing %s", p.ID)
+	}
+	if err := svc.opts.Semaphore.Do(ctx, func() (err error) {
+		spent, err = token.VerifyPairing(proof, sign, svc.opts.Issuer, token.CodeHashClaim(deviceCode), p.Seal.ID, now)
+		return proofInvalid(err)
+	}); err != nil {
+		return s, key, spent, err
+	}
+	if clientID != string(p.clientID()) {
+		return s, key, spent, watchword.Refuse(watchword.ClientInvalid, "client_id is not the one that asked")
+	}
+	switch p.State {
+	case PairingRejected:
+		err = watchword.Refuse(watchword.PairingRejected, "an operator turned this pairing down")
+	case PairingPending:
+		if err = svc.polls.poll(hash, now); err == nil {
+			err = watchword.Refuse(watchword.PairingPending, "nobody has decided yet")
+		}
+	case PairingApproved:
+		s, err = svc.store.Subject(ctx, t, p.Subject)
+		_, signs := s.SignKey(p.Sign.ID)
+		if watchword.CodeOf(err) == watchword.NotFound || err == nil && !signs {
+			err = expired // the device was revoked or deleted since, or has other keys by now
+		}
+	}
+	return s, p.Sign.ID, spent, err
+}

@@ -1,0 +1,412 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
+	"github.com/watchword-iot/watchword/audit"
+)
+
+// Entries is what the door needs of the log's store.
+type Entries interface {
+	AddEntry(ctx context.Context, es ...audit.Entry) error
+	Records(ctx context.Context, after int64, limit int) ([]audit.Record, error)
+	Find(ctx context.Context, q audit.Query, p audit.Page) ([]audit.Record, error)
+}
+
+func viewEntry(r audit.Record) (api.Entry, error) {
+	if r.Pruned() {
+		return api.Entry{Seq: r.Seq, Pruned: true}, nil
+	}
+	e, err := r.Entry()
+	at := e.At.UTC()
+	return api.Entry{
+		Seq: r.Seq, At: &at, Kind: e.Kind, Actor: e.Actor, Key: e.Key, Object: e.Object, Outcome: string(e.Outcome), Code: e.Code, Trace: e.Trace, Data: e.Data,
+	}, err
+}
+
+func (a *API) auditRoutes() {
+	a.handle(route{pattern: "GET /v1/audit", stream: func(r *http.Request) string {
+		if wantsStream(r) {
+			return streamTransport
+		}
+		return requestTransport
+	}}, a.listEntries)
+	a.describe(http.MethodGet, "/v1/audit", "Entries of the log that subject, object, kind (device.*), cause, from and to choose: oldest first after a number, or order=newest before one; or a stream of server-sent events", nil)
+	a.handle(route{pattern: "GET /v1/audit/export", stream: func(*http.Request) string { return exportTransport }}, a.exportEntries)
+	a.describe(http.MethodGet, "/v1/audit/export", "The whole log as JSON lines, which audit verify checks: of entries that are not chosen their hash alone", nil)
+
+	type entryIn struct {
+		Seq int64 `path:"seq" minimum:"1"`
+	}
+	type entryOut struct{ Body api.EntryDetail }
+	register(a, operation{method: http.MethodGet, path: "/v1/audit/{seq}", summary: "One entry of the log, whole"},
+		func(ctx context.Context, c *caller, in *entryIn) (*entryOut, error) {
+			if err := a.auditRead(ctx, c, "show", strconv.FormatInt(in.Seq, 10)); err != nil {
+				return nil, err
+			}
+			e, err := a.entryDetail(ctx, c, in.Seq)
+			return &entryOut{e}, err
+		})
+	a.handle(route{pattern: "GET /v1/audit/{seq}/proof"}, func(w http.ResponseWriter, r *http.Request, c *caller) error {
+		seq, err := strconv.ParseInt(r.PathValue("seq"), 10, 64)
+		if err != nil || seq < 1 {
+			return watchword.RefuseField("seq", "must be the number of an entry")
+		}
+		if err := a.auditRead(r.Context(), c, "prove", r.PathValue("seq")); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), writeTimeout/2)
+		defer cancel()
+		p, err := a.Audit.Prove(ctx, seq)
+		if err != nil {
+			return err
+		}
+		writePlain(w, "text/plain; charset=utf-8", "no-store", p.Marshal())
+		return nil
+	})
+	a.describe(http.MethodGet, "/v1/audit/{seq}/proof", "A proof (C2SP tlog-proof) that the entry is in the log: its extra data are salt and body", nil)
+}
+
+// auditRead writes down that somebody reads the log, before they do.
+func (a *API) auditRead(ctx context.Context, c *caller, what, object string) error {
+	return a.Entries.AddEntry(ctx, c.actor.DoneEntry(audit.LogRead, object, a.Now(), map[string]string{"what": what, "remote": c.remote}))
+}
+
+// writePlain answers with bytes as they are.
+func writePlain(w http.ResponseWriter, contentType, cache string, b []byte) {
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Cache-Control", cache)
+	h.Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(b) // whoever was on the connection has gone
+}
+
+func (a *API) entryDetail(ctx context.Context, c *caller, seq int64) (out api.EntryDetail, err error) {
+	rs, err := a.Entries.Records(ctx, seq-1, 1)
+	if err != nil {
+		return out, err
+	}
+	if len(rs) == 0 || rs[0].Seq != seq {
+		return out, watchword.Refuse(watchword.NotFound, "entry %d not found", seq)
+	}
+	r := rs[0]
+	if out.Entry, err = viewEntry(r); err != nil {
+		return out, err
+	}
+	out.Hash = r.Hash[:]
+	if r.Pruned() {
+		return out, nil
+	}
+	out.Salt, out.Body = r.Salt[:], string(r.Body)
+	if out.Kind != audit.CommandOrder {
+		return out, nil
+	}
+	row, err := a.Commands.Command(ctx, c.Tenant(), watchword.CommandID(out.Object))
+	may := a.mayRead(c, row, http.MethodGet, "")
+	if err != nil || may(c.Authority) != nil {
+		return out, nil // whoever may read the log need not know what was ordered
+	}
+	if err := c.session.require(may); err != nil {
+		return out, err
+	}
+	args, salt, err := a.Commands.ArgsCommitment(row)
+	if err != nil {
+		return out, err
+	}
+	out.Args, out.ArgsSalt = args, salt
+	return out, nil
+}
+
+// The parameters of a list of entries.
+const maxEntries = 1000
+
+const (
+	entryBatch   = 64       // that are read from the store at a time, since one may have 64 KiB and more
+	exportBuffer = 64 << 10 // bytes of lines that an export writes at a time
+)
+
+// parseAuditQuery reads what is asked for. Code: bad_request, with the parameter.
+func parseAuditQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
+	p.Limit = 100
+	var token int64
+	for name, values := range v {
+		s := values[0]
+		if len(values) > 1 || len(s) > 256 {
+			return q, p, watchword.RefuseField(name, "may be given once, with 256 bytes")
+		}
+		switch name {
+		case "subject":
+			q.Subject = watchword.SubjectID(s)
+		case "object":
+			q.Object = s
+		case "kind":
+			q.Kind = s
+		case "cause":
+			q.Cause = s
+		case "from":
+			q.From, err = parseTime(name, s)
+		case "to":
+			q.To, err = parseTime(name, s)
+		case "after":
+			p.After, err = parseNumber(name, s, 1<<53)
+		case "before":
+			p.Before, err = parseNumber(name, s, 1<<53)
+		case "limit", "page_size":
+			var n int64
+			if n, err = parseNumber(name, s, maxEntries); n < 1 && err == nil {
+				err = watchword.RefuseField(name, "must be at least 1")
+			}
+			p.Limit = int(n)
+		case "page_token":
+			token, err = parseNumber(name, s, 1<<53)
+		case "order":
+			if p.Newest = s == "newest"; !p.Newest && s != "oldest" {
+				err = watchword.RefuseField(name, "must be newest or oldest")
+			}
+		default:
+			err = watchword.RefuseField(clipLogText(name), "is no parameter of this address")
+		}
+		if err != nil {
+			return q, p, err
+		}
+	}
+	switch {
+	case token > 0 && p.Newest:
+		p.Before = token
+	case token > 0:
+		p.After = token
+	}
+	return q, p, q.Check()
+}
+
+func parseNumber(name, s string, limit int64) (int64, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 || n > limit {
+		return 0, watchword.RefuseField(name, "must be a number of at most %d", limit)
+	}
+	return n, nil
+}
+
+func parseTime(name, s string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return t, watchword.RefuseField(name, "must be a time as 2026-11-25T12:00:00Z")
+	}
+	return t, nil
+}
+
+// describeQuery is what the log says of a reader's question.
+func describeQuery(v url.Values) string {
+	keep := url.Values{}
+	for k, s := range v {
+		keep.Set(k, clipLogText(s[0]))
+	}
+	return keep.Encode()
+}
+
+func (a *API) listEntries(w http.ResponseWriter, r *http.Request, c *caller) error {
+	q, p, err := parseAuditQuery(r.URL.Query())
+	if err != nil {
+		return err
+	}
+	if wantsStream(r) {
+		return a.streamEntries(w, r, c, q, p)
+	}
+	if err := a.auditRead(r.Context(), c, "list", describeQuery(r.URL.Query())); err != nil {
+		return err
+	}
+	rows, some, err := a.findEntries(r.Context(), q, p)
+	if err != nil {
+		return err
+	}
+	out := api.EntryList{Entries: []api.Entry{}}
+	for _, row := range rows {
+		e, err := viewEntry(row)
+		if err != nil {
+			return err
+		}
+		out.Entries = append(out.Entries, e)
+	}
+	var more bool
+	if out.Entries, more, err = cutPage(out.Entries, p.Limit); err != nil {
+		return err
+	}
+	if n := len(out.Entries); more || some || n > 0 && n == p.Limit { // the rest is asked for only where somebody wants it
+		out.NextPageToken = strconv.FormatInt(out.Entries[n-1].Seq, 10)
+	}
+	writeAnswer(w, http.StatusOK, out)
+	return nil
+}
+
+// findEntries reads at least what fits into one page of the answer. some says that there may be more up to the limit.
+func (a *API) findEntries(ctx context.Context, q audit.Query, p audit.Page) (all []audit.Record, some bool, err error) {
+	for left, bytes := p.Limit, 0; left > 0; {
+		if bytes > pageBytes {
+			return all, true, nil
+		}
+		p.Limit = min(left, entryBatch)
+		rows, err := a.Entries.Find(ctx, q, p)
+		if err != nil {
+			return nil, false, err
+		}
+		for _, row := range rows {
+			bytes += len(row.Body)
+		}
+		all = append(all, rows...)
+		if len(rows) < p.Limit {
+			break
+		}
+		left -= len(rows)
+		if last := rows[len(rows)-1].Seq; p.Newest {
+			p.Before = last
+		} else {
+			p.After = last
+		}
+	}
+	return all, false, nil
+}
+
+// streamEntries sends what is chosen as it is logged, from after a number (the last
+// id that the client has, the parameter after, or now) on.
+func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q audit.Query, p audit.Page) error {
+	if p.Newest || p.Before > 0 {
+		return watchword.RefuseField("order", "a stream goes on from the oldest")
+	}
+	last := r.Header.Get("Last-Event-ID")
+	switch {
+	case last != "":
+		var err error
+		if p.After, err = parseNumber("Last-Event-ID", last, 1<<53); err != nil {
+			return err
+		}
+	case !r.URL.Query().Has("after"):
+		if cp, _, err := a.Audit.Checkpoint(); err == nil {
+			p.After = cp.Size
+		}
+	}
+	if err := a.auditRead(r.Context(), c, "stream", describeQuery(r.URL.Query())); err != nil {
+		return err
+	}
+	ctx := c.ctx
+	out := newStream(c)
+	if out.send("session", "", sessionEvent(c.session.Session)) != nil {
+		return nil // the peer has gone
+	}
+	p.Limit = entryBatch
+	beat := time.NewTicker(sseKeepAlive)
+	defer beat.Stop()
+	for {
+		grown := a.Audit.NextCheckpoint()
+		size, err := a.sendEntries(ctx, out, q, &p)
+		if reason := streamEnded(ctx); reason != nil { // it says more than a store that was asked meanwhile
+			err = reason
+		}
+		if err != nil {
+			a.endStream(out, r, err)
+			return nil
+		}
+		if p.After < size {
+			continue // there is more
+		}
+		select {
+		case <-grown:
+		case <-beat.C:
+			if out.keepAlive() != nil {
+				return nil
+			}
+		case <-ctx.Done():
+			a.endStream(out, r, streamEnded(ctx))
+			return nil
+		}
+	}
+}
+
+// sendEntries sends one page of what the last checkpoint has, and moves p on.
+func (a *API) sendEntries(ctx context.Context, out *stream, q audit.Query, p *audit.Page) (size int64, err error) {
+	cp, _, err := a.Audit.Checkpoint()
+	if err != nil {
+		return 0, nil // the first one is on its way
+	}
+	p.Before = cp.Size + 1
+	rows, err := a.Entries.Find(ctx, q, *p)
+	if err != nil {
+		return 0, err
+	}
+	for _, row := range rows {
+		e, err := viewEntry(row)
+		if err == nil {
+			err = out.send("entry", strconv.FormatInt(row.Seq, 10), e)
+		}
+		if err != nil {
+			return 0, err
+		}
+		p.After = row.Seq
+	}
+	if len(rows) < p.Limit {
+		p.After = max(p.After, cp.Size)
+	}
+	return cp.Size, nil
+}
+
+// exportEntries writes the log as lines: an entry each, and the checkpoint
+// that they add up to.
+func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) error {
+	v := r.URL.Query()
+	q, p, err := parseAuditQuery(v)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"after", "before", "limit", "order"} {
+		if v.Has(name) {
+			return watchword.RefuseField(name, "an export is of the whole log")
+		}
+	}
+	if err := a.auditRead(r.Context(), c, "export", describeQuery(v)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), writeTimeout/2)
+	defer cancel()
+	cp, note, err := a.Audit.CheckpointNow(ctx)
+	if err != nil {
+		return err
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/jsonl")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusOK)
+	for p.After < cp.Size {
+		rows, err := a.Entries.Records(r.Context(), p.After, int(min(entryBatch, cp.Size-p.After)))
+		if err != nil || len(rows) == 0 {
+			a.Log.ErrorContext(r.Context(), "an export broke off", slog.Int64("after", p.After), slog.Any("err", err))
+			panic(http.ErrAbortHandler) // what was sent has no end, and does not verify
+		}
+		var b bytes.Buffer
+		for _, row := range rows {
+			if writeJSON(&b, audit.NewExportLine(row, q)); b.Len() < exportBuffer {
+				continue
+			}
+			if _, err := w.Write(b.Bytes()); err != nil {
+				return nil // the peer has gone, or may read no more
+			}
+			b.Reset()
+		}
+		if _, err := w.Write(b.Bytes()); err != nil {
+			return nil // the peer has gone, or may read no more
+		}
+		p.After = rows[len(rows)-1].Seq
+		if r.Context().Err() != nil {
+			return nil // the peer has gone; where the session has ended, the next write is refused, and the answer has no end
+		}
+	}
+	writeJSON(w, audit.ExportLine{Checkpoint: string(note)})
+	return nil
+}

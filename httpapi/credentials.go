@@ -1,0 +1,125 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/authn"
+	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/registry"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// The schemes of the Authorization header, which are also OAuth's token types.
+const (
+	bearerScheme = "Bearer"
+	dpopScheme   = "DPoP"
+)
+
+// caller is who makes a request: the papers that were shown, and what they are
+// good for at this moment.
+type caller struct {
+	*session.Authority
+	credentials session.Credentials
+	actor       audit.Actor // its Basis is that of Authority, inside of [API.runAuthorized]
+	remote      string
+	method      string
+	path        string          // as policies judge it
+	body        []byte          // of a plain handler
+	session     *requestSession // from [API.beginSession] on
+	ctx         context.Context // ends with the session
+
+	policyEdit *registry.PolicyEdit // of a request that edits policies, inside of [API.runAuthorized]; nil for others
+}
+
+// caller checks the request's papers. Codes: unauthenticated, those of
+// [authn.Service.VerifyBearer], [authn.Service.VerifyDPoP] and [session.Guard.Check];
+// rate_limited, since each of these requests is counted against its subject; busy where there is no room for its body.
+func (a *API) caller(r *http.Request) (*caller, error) {
+	in := requestInfoOf(r.Context())
+	scheme, raw, err := readAuthorization(r)
+	if err != nil {
+		return nil, err
+	}
+	in.scheme = scheme
+	papers, err := a.verifyCredentials(r, scheme, raw)
+	if err != nil {
+		return nil, err
+	}
+	in.actor.Subject, in.actor.Key = papers.Subject, papers.Key
+	if err := a.subjectRates.take(r.Pattern, papers.Subject, a.Now()); err != nil {
+		return nil, err
+	}
+	in.writer.setAccount(quota.Key{Tenant: papers.Tenant, Subject: papers.Subject})
+	if err := in.writer.chargeRequestBody(r); err != nil {
+		return nil, err
+	}
+	authority, err := a.Guard.Check(r.Context(), papers)
+	if err != nil {
+		return nil, err
+	}
+	return &caller{Authority: authority, credentials: papers, actor: in.actor, remote: in.remote.String(), method: r.Method, path: policyPath(r)}, nil
+}
+
+func (a *API) verifyCredentials(r *http.Request, scheme, raw string) (session.Credentials, error) {
+	if scheme == bearerScheme {
+		return a.Auth.VerifyBearer(r.Context(), tenant, raw, a.Now())
+	}
+	proof, err := a.dpopProof(r)
+	if err != nil {
+		return session.Credentials{}, err
+	}
+	if proof == nil {
+		return session.Credentials{}, watchword.Refuse(watchword.DPoPInvalid, "send the proof: DPoP: …")
+	}
+	return a.Auth.VerifyDPoP(r.Context(), tenant, raw, *proof, a.Now())
+}
+
+// readAuthorization takes the token from the Authorization header and from nowhere else
+// (RFC 6750 §2.1, RFC 9449 §7.1): not from the query, not from a form.
+func readAuthorization(r *http.Request) (scheme, token string, err error) {
+	values := r.Header.Values("Authorization")
+	if len(values) == 0 {
+		return "", "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …")
+	}
+	scheme, token, ok := strings.Cut(values[0], " ")
+	for _, known := range []string{bearerScheme, dpopScheme} {
+		if len(values) == 1 && ok && strings.EqualFold(scheme, known) && token != "" {
+			return known, token, nil
+		}
+	}
+	if len(values) == 1 && !strings.EqualFold(scheme, bearerScheme) && !strings.EqualFold(scheme, dpopScheme) {
+		return "", "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …") // RFC 6750 §3.1: no error
+	}
+	return "", "", watchword.Refuse(watchword.TokenMalformed, "send one Authorization header: Bearer or DPoP, and the token")
+}
+
+// dpopProof takes the DPoP proof of a request, nil where there is none, and puts the
+// nonce for the next one into the answer (RFC 9449 §8.2). Code: dpop_invalid for two.
+func (a *API) dpopProof(r *http.Request) (*authn.DPoPRequest, error) {
+	values := r.Header.Values("DPoP")
+	in := requestInfoOf(r.Context())
+	if in.header != nil && (len(values) > 0 || in.scheme == dpopScheme) {
+		in.header.Set("DPoP-Nonce", a.Auth.Nonce(a.Now()))
+		in.header.Set("Cache-Control", "no-store") // RFC 9449 §8.2: no cache may give a stale one
+	}
+	switch len(values) {
+	case 0:
+		return nil, nil
+	case 1:
+		return &authn.DPoPRequest{Proof: values[0], Method: r.Method, Path: r.URL.EscapedPath()}, nil
+	}
+	return nil, watchword.Refuse(watchword.DPoPInvalid, "send one DPoP header")
+}
+
+// authorizedCaller is the caller of a request that its papers' api: permission covers.
+func (a *API) authorizedCaller(r *http.Request) (*caller, error) {
+	c, err := a.caller(r)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.Request(r.Method, policyPath(r)).Err()
+}

@@ -1,0 +1,56 @@
+package httpapi
+
+import (
+	"encoding/base64"
+	"encoding/json"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// Page is the query of every list. Size is the most items of a page; Token is next_page_token of the page before, and
+// empty for the first page.
+type Page struct {
+	Size  int    `query:"page_size" minimum:"1" maximum:"1000" default:"100" doc:"a page has fewer where they would be more than 512 KiB"`
+	Token string `query:"page_token" maxLength:"2048"`
+}
+
+// pageBytes is how many bytes of JSON the items of a page have, unless a single one has
+// more. Clients that are ours take 1 MiB.
+const pageBytes = 512 << 10
+
+// cutPage returns the items of all that make a page: size at most, and no more than
+// pageBytes, but one. more says that some are left.
+func cutPage[T any](all []T, size int) (page []T, more bool, err error) {
+	bytes := 0
+	for i := range all {
+		if i == size {
+			return all[:i], true, nil
+		}
+		b, err := json.Marshal(all[i])
+		if err != nil {
+			return nil, false, err
+		}
+		if bytes += len(b) + 1; i > 0 && bytes > pageBytes {
+			return all[:i], true, nil
+		}
+	}
+	return all, false, nil
+}
+
+// place is where a list goes on, as a token that clients do not read.
+func encodePageToken(place any) (string, error) {
+	b, err := json.Marshal(place)
+	return base64.RawURLEncoding.EncodeToString(b), err
+}
+
+// decodePageToken reads what tokenOf wrote. Code: bad_request.
+func decodePageToken(token string, place any) error {
+	b, err := base64.RawURLEncoding.DecodeString(token)
+	if err == nil {
+		err = json.Unmarshal(b, place)
+	}
+	if err != nil {
+		return watchword.RefuseField("page_token", "is none of this list")
+	}
+	return nil
+}

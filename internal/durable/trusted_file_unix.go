@@ -1,0 +1,172 @@
+//go:build unix
+
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// maxLinks is how many symbolic links a way may have, as in Linux.
+const maxLinks = 40
+
+// checkPath goes from the root to path as the system does, and checks each folder, link and what is at its end. last is the mode
+// that the folder of what is at the end must not have; of the folders above only others count, not a group. Code:
+// file_untrusted; what else the system says, as that there is nothing at path.
+func checkPath(path string, last fs.FileMode) error {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	at, rest, links := "/", split(abs), 0
+	for {
+		info, err := os.Lstat(at)
+		if err != nil {
+			return err
+		}
+		if len(rest) == 0 {
+			return checkOwner(at, info)
+		}
+		forbidden := fs.FileMode(0o002)
+		if len(rest) == 1 {
+			forbidden = last
+		}
+		if err := checkAncestor(at, path, info, forbidden); err != nil {
+			return err
+		}
+		next := filepath.Join(at, rest[0])
+		if rest[0] == ".." { // of a link's target
+			at, rest = filepath.Dir(at), rest[1:]
+			continue
+		}
+		info, err = os.Lstat(next)
+		if err != nil {
+			return err
+		}
+		if info.Mode()&fs.ModeSymlink == 0 {
+			at, rest = next, rest[1:]
+			continue
+		}
+		if err := checkOwner(next, info); err != nil {
+			return err
+		}
+		if links++; links > maxLinks {
+			return &fs.PathError{Op: "open", Path: path, Err: syscall.ELOOP}
+		}
+		target, err := os.Readlink(next)
+		if err != nil {
+			return err
+		}
+		if filepath.IsAbs(target) {
+			at = "/"
+		}
+		rest = append(split(target), rest[1:]...)
+	}
+}
+
+// split returns the names of a path, without empty ones and ".".
+func split(path string) (names []string) {
+	for name := range strings.SplitSeq(path, "/") {
+		if name != "" && name != "." {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// checkAncestor checks a folder above path.
+func checkAncestor(dir, path string, info fs.FileInfo, forbidden fs.FileMode) error {
+	if err := checkOwner(dir, info); err != nil {
+		return watchword.Wrap(err, watchword.FileUntrusted, "%s lies below a folder of another user, who could put another in its place; take one that lies elsewhere, or: %s", path, refusalDetail(err))
+	}
+	if mode := info.Mode(); mode.Perm()&forbidden&^ownGroup(info) != 0 && mode&fs.ModeSticky == 0 {
+		return watchword.Refuse(watchword.FileUntrusted, "the folder %s can be written by others (mode %04o), who could put another in the place of %s; run chmod go-w %s", dir, mode.Perm(), path, shellWord(dir))
+	}
+	return nil
+}
+
+// checkEntry checks the owner and the mode of a believed file or folder.
+func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
+	if err := checkOwner(path, info); err != nil {
+		return err
+	}
+	mode := info.Mode().Perm()
+	switch {
+	case mode&forbidden == 0, forbidden == writableByOthers && mode&forbidden&^ownGroup(info) == 0:
+		return nil
+	case forbidden == accessibleByOthers && info.IsDir():
+		return watchword.Refuse(watchword.KeyExposed, "the folder %s can be entered by others (mode %04o); run chmod 700 %s", path, mode, shellWord(path))
+	case forbidden == accessibleByOthers:
+		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if somebody may have read it", path, mode, shellWord(path))
+	}
+	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o); look whether it is still what it should be, and run chmod go-w %s", path, mode, shellWord(path))
+}
+
+// refusalDetail is the words of a refusal without its code.
+func refusalDetail(err error) string {
+	if e, ok := errors.AsType[*watchword.Error](err); ok {
+		return e.Detail
+	}
+	return err.Error()
+}
+
+// ownGroup is the mode's bit that does not count where the group is the user's own: of the same number, as useradd makes them.
+// Where umask is 002, as with many distributions, such a group may write to every file. Root has none.
+func ownGroup(info fs.FileInfo) fs.FileMode {
+	me := os.Geteuid()
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && me != 0 && os.Getegid() == me && int(st.Gid) == me {
+		return 0o020
+	}
+	return 0
+}
+
+// checkOwner refuses what belongs to somebody else than this process's user and root.
+func checkOwner(path string, info fs.FileInfo) error {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return watchword.Refuse(watchword.FileUntrusted, "%s: its owner is not known", path)
+	}
+	me, owner := os.Geteuid(), int(st.Uid)
+	switch {
+	case owner == me, owner == 0:
+		return nil
+	case runtime.GOOS == "android" && owner == 1000: // the system, to which the folders above those of apps belong
+		return nil
+	}
+	chown := "chown"
+	if info.Mode()&fs.ModeSymlink != 0 {
+		chown = "chown -h" // the link itself
+	}
+	who, command := fmt.Sprintf("uid %d", owner), fmt.Sprintf("%s root: %s", chown, shellWord(path))
+	if u, err := user.LookupId(strconv.Itoa(owner)); err == nil {
+		who = fmt.Sprintf("%s (uid %d)", u.Username, owner)
+	}
+	if me != 0 {
+		command = fmt.Sprintf("%s %d %s as root", chown, me, shellWord(path))
+	}
+	return watchword.Refuse(watchword.FileUntrusted, "%s belongs to %s, who could change or replace it, not to uid %d that runs this; run this as its owner, or run %s", path, who, me, command)
+}
+
+// shellWord is a path as one word of a shell, that the command of a message can be pasted as it stands.
+func shellWord(path string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+@:,=%", r)
+	}
+	if strings.IndexFunc(path, func(r rune) bool { return !plain(r) }) < 0 && !strings.HasPrefix(path, "-") {
+		return path
+	}
+	if strings.HasPrefix(path, "-") {
+		path = "./" + path // no option
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+}

@@ -1,0 +1,31 @@
+package rest
+
+import (
+	"net/http"
+	"net/netip"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// loopback reports whether host is "localhost" or a loopback address.
+func loopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.IsLoopback() || host == "localhost"
+}
+
+// checkCleartext refuses a request that would go without TLS to another machine: whoever is on the path reads what it holds, and
+// a token, a code or an assertion is then theirs. What anybody may be asked for, by [NewUnauthenticated], may go, as long as the request holds nothing
+// but an address. It is called on the request as it will be sent. Code: bad_request.
+func (c *Client) checkCleartext(req *http.Request, body []byte) error {
+	if req.URL.Scheme == "https" || loopback(req.URL.Hostname()) {
+		return nil
+	}
+	secret := len(body) > 0 || req.URL.User != nil || c.tokens != nil
+	for _, h := range []string{"Authorization", "DPoP", "Cookie", "Proxy-Authorization"} {
+		secret = secret || req.Header.Get(h) != ""
+	}
+	if !c.unauthenticated || secret {
+		return watchword.Refuse(watchword.BadRequest, "%s://%s has no TLS: no token, code or key is sent in clear beyond this machine; use https://", req.URL.Scheme, req.URL.Host)
+	}
+	return nil
+}

@@ -1,0 +1,345 @@
+package keyring
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// RotatorOptions is what a keeper needs to know beside the store and the ring.
+type RotatorOptions struct {
+	Schedule
+	BundleInfo
+	// OnChange, if not nil, is told what has changed: it is in the store and in the
+	// ring by then, and whoever asked gets the answer when it returns.
+	OnChange func(ctx context.Context, n ChangeNotice)
+	Log      *slog.Logger // nil means slog.Default
+}
+
+// BundleInfo is what a bundle says beside the keys.
+type BundleInfo struct {
+	WebPKI    bool     // the server's certificate is one of the public Web PKI
+	Witnesses []string // who cosigns the log, as verifier keys
+	Quorum    int      // how many of them a device wants
+}
+
+// ChangeNotice is what a turn means to others.
+type ChangeNotice struct {
+	Revoked []SealedKey // keys that count no more, for cause
+	CAs     bool        // the own authorities are others
+	Bundle  bool        // another trust bundle is published
+}
+
+// Rotator turns the keys of a ring: by time, by hand, for cause. It signs the
+// trust bundle with them, or has it signed elsewhere. It is safe for concurrent use.
+type Rotator struct {
+	store Store
+	ring  *Ring
+	opts  RotatorOptions
+
+	mu         sync.Mutex // held over a turn
+	bundles    []SignedBundle
+	lastWarned time.Time // when it was last said that a bundle must be signed elsewhere
+}
+
+// NewRotator returns the keeper of ring, with a trust bundle published. Codes: as
+// [Rotator.Step].
+func NewRotator(ctx context.Context, st Store, ring *Ring, o RotatorOptions, now time.Time) (*Rotator, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	k := &Rotator{store: st, ring: ring, opts: o}
+	var err error
+	if k.bundles, err = st.Bundles(ctx); err != nil {
+		return nil, err
+	}
+	return k, k.Step(ctx, now)
+}
+
+// OpenRotator returns the keeper of a house that nobody serves: nothing turns, and
+// what the bundle says of the server's certificate stays as it was said last.
+func OpenRotator(ctx context.Context, st Store, ring *Ring, now time.Time) (*Rotator, error) {
+	k := &Rotator{store: st, ring: ring, opts: RotatorOptions{Log: slog.Default()}}
+	var err error
+	if k.bundles, err = st.Bundles(ctx); err != nil {
+		return nil, err
+	}
+	if t, err := k.currentBundle(now); err != nil {
+		return nil, err
+	} else if t != nil {
+		k.opts.BundleInfo = BundleInfo{t.WebPKI, t.Witnesses, int(t.Quorum)}
+	}
+	return k, nil
+}
+
+// Step does what is due: next keys are made and published, begin to sign, and go;
+// the bundle is signed anew before its end. Call it each minute or so. Codes:
+// conflict where another node was faster, unavailable.
+func (r *Rotator) Step(ctx context.Context, now time.Time) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ks := r.ring.state.Load()
+	known, err := r.currentBundle(now)
+	if err != nil {
+		return err
+	}
+	next, changes := r.opts.due(ks.all, now, ks.rootOffline(), func(id watchword.KeyID) bool {
+		i := slices.IndexFunc(ks.all, func(s SealedKey) bool { return s.ID == id })
+		return known != nil && bundleHasKey(*known, ks.all[i])
+	})
+	t := KeyUpdate{Change: changes}
+	for _, role := range Roles {
+		if at, ok := next[role]; ok {
+			s, err := r.newKey(role, Next, now, at)
+			if err != nil {
+				return err
+			}
+			t.Add = append(t.Add, s)
+		}
+	}
+	return r.apply(ctx, audit.Actor{Tenant: watchword.DefaultTenant}, t, "", now)
+}
+
+func (r *Rotator) newKey(role Role, state State, now, starts time.Time) (SealedKey, error) {
+	return makeKey(r.ring.dataKey, role, state, r.ring.Issuer(), now, starts)
+}
+
+// published is the bundle of now, read; nil if there is none yet.
+func (r *Rotator) currentBundle(now time.Time) (*token.Trust, error) {
+	b, ok := currentBundle(r.bundles, now)
+	if !ok {
+		return nil, nil
+	}
+	t, err := token.ReadTrust(string(b.JWS))
+	if err != nil {
+		return nil, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %d is damaged", b.Version)
+	}
+	return &t, nil
+}
+
+// apply carries t out, signs what it makes necessary, and tells. It is called with mu held.
+func (r *Rotator) apply(ctx context.Context, by audit.Actor, t KeyUpdate, reason string, now time.Time) error {
+	before := r.ring.state.Load()
+	after, err := r.ring.open(t.after(before.all))
+	if err != nil {
+		return err
+	}
+	if err := r.signBundles(&t, after, now); err != nil {
+		return err
+	}
+	n := ChangeNotice{CAs: !slices.EqualFunc(before.anchors, after.anchors, slices.Equal)}
+	if len(t.Add)+len(t.Change)+len(t.Bundles)+len(t.DropBundles) > 0 {
+		if err := r.store.RotateKeys(ctx, t, auditEntries(by, t, reason, now)...); err != nil {
+			return err
+		}
+		for _, m := range t.Change {
+			if m.To == Revoked {
+				n.Revoked = append(n.Revoked, SealedKey{ID: m.ID, Role: m.Role, State: Revoked})
+			}
+		}
+	}
+	r.bundles = slices.DeleteFunc(append(r.bundles, t.Bundles...), func(b SignedBundle) bool { return slices.Contains(t.DropBundles, b.Version) })
+	r.ring.state.Store(after)
+	if b, ok := currentBundle(r.bundles, now); ok {
+		text := string(b.JWS)
+		old := r.ring.bundle.Swap(&text)
+		n.Bundle = old != nil && *old != text
+	}
+	r.warnStale(ctx, after, now)
+	if r.opts.OnChange != nil && (n.CAs || n.Bundle || len(n.Revoked) > 0) {
+		r.opts.OnChange(context.WithoutCancel(ctx), n)
+	}
+	return nil
+}
+
+// signBundles adds to t the bundle that the ring needs after it, and drops those signed
+// ahead that a turn has overtaken.
+func (r *Rotator) signBundles(t *KeyUpdate, after *keyState, now time.Time) error {
+	all := append(slices.Clone(r.bundles), t.Bundles...)
+	version := int64(0)
+	for _, b := range all {
+		version = max(version, b.Version)
+	}
+	if after.rootOffline() {
+		for _, b := range all {
+			if !b.Starts.After(now) {
+				continue
+			}
+			if ahead, err := token.ReadTrust(string(b.JWS)); err != nil || !after.trusts(ahead) {
+				t.DropBundles = append(t.DropBundles, b.Version)
+			}
+		}
+		return nil
+	}
+	want := after.bundle(r.ring.instance, r.opts.BundleInfo, version+1, now)
+	if b, ok := currentBundle(all, now); ok && now.Before(b.Expires.Add(-bundleRenewAfter)) {
+		if known, err := token.ReadTrust(string(b.JWS)); err == nil && sameTrust(known, want) {
+			return nil
+		}
+	}
+	for _, b := range all {
+		if b.Starts.After(now) {
+			t.DropBundles = append(t.DropBundles, b.Version)
+		}
+	}
+	b, err := after.signBundle(want)
+	t.Bundles = append(t.Bundles, b)
+	return err
+}
+
+// trusts reports whether every key that a bundle names counts.
+func (k *keyState) trusts(t token.Trust) bool {
+	named := append(slices.Clone(t.Roots), t.Issuers...)
+	named = append(append(append(named, t.Command...), t.Time...), t.Log...)
+	for _, p := range named {
+		if !slices.ContainsFunc(k.all, func(s SealedKey) bool { return s.ID == p.ID() && s.State.Valid() }) {
+			return false
+		}
+	}
+	for _, der := range t.CAs {
+		if !slices.ContainsFunc(k.anchors, func(a []byte) bool { return slices.Equal(a, der) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// staleReason says why the published bundle needs a root that is not here; empty if it
+// does not.
+func (r *Rotator) staleReason(ks *keyState, now time.Time) string {
+	if !ks.rootOffline() {
+		return ""
+	}
+	b, ok := currentBundle(r.bundles, now)
+	if !ok {
+		return "no trust bundle was signed"
+	}
+	t, err := token.ReadTrust(string(b.JWS))
+	if err != nil {
+		return "the trust bundle is damaged"
+	}
+	for _, s := range ks.all {
+		if s.State == Active && s.Role != Data && !bundleHasKey(t, s) {
+			return "it does not name the " + string(s.Role) + " key that signs"
+		}
+	}
+	if !slices.Equal(t.Witnesses, r.opts.Witnesses) || t.Quorum != int64(r.opts.Quorum) {
+		return "it names other witnesses of the log than the configuration"
+	}
+	for _, s := range ks.all {
+		if s.State == Revoked && bundleHasKey(t, s) {
+			return "it names the " + string(s.Role) + " key that was revoked"
+		}
+	}
+	if !now.Before(b.Expires.Add(-bundleRenewAfter / 2)) {
+		return "it ends soon, and no later one was signed"
+	}
+	return ""
+}
+
+// warnStale logs, at most each hour, that a root that is not here must sign.
+func (r *Rotator) warnStale(ctx context.Context, ks *keyState, now time.Time) {
+	why := r.staleReason(ks, now)
+	if why == "" || now.Sub(r.lastWarned) < time.Hour {
+		return
+	}
+	r.lastWarned = now
+	r.opts.Log.ErrorContext(ctx, "the root lives offline, and must sign a trust bundle: watchword key plan", slog.String("why", why))
+}
+
+// auditKind is what the log calls a step.
+var auditKind = map[State]string{Active: audit.KeyActivate, Retiring: audit.KeyRetire, Gone: audit.KeyErase, Revoked: audit.KeyRevoke}
+
+func auditEntries(by audit.Actor, t KeyUpdate, reason string, now time.Time) (out []audit.Entry) {
+	stamp := func(at time.Time) string { return at.UTC().Format(time.RFC3339) }
+	for _, s := range t.Add {
+		out = append(out, by.DoneEntry(audit.KeyCreate, string(s.ID), now, auditData(s, map[string]string{"state": string(s.State), "starts": stamp(s.Starts)})))
+	}
+	for _, m := range t.Change {
+		data := map[string]string{"role": string(m.Role), "before": string(m.From), "after": string(m.To)}
+		if !m.Ends.IsZero() {
+			data["ends"] = stamp(m.Ends)
+		}
+		if m.To == Revoked && reason != "" {
+			data["reason"] = reason
+		}
+		kind := auditKind[m.To]
+		if m.From == m.To { // a root that goes away, or comes back
+			kind, data["private"] = audit.KeyMove, "here"
+			if len(m.Private) == 0 {
+				data["private"] = "offline"
+			}
+		}
+		out = append(out, by.DoneEntry(kind, string(m.ID), now, data))
+	}
+	for _, b := range t.Bundles {
+		out = append(out, by.DoneEntry(audit.BundleSign, "", now, map[string]string{
+			"version": strconv.FormatInt(b.Version, 10), "sha256": jose.Hash(b.JWS), "starts": stamp(b.Starts),
+		}))
+	}
+	return out
+}
+
+// Info is a key as people see it.
+type Info struct {
+	ID      watchword.KeyID
+	Role    Role
+	State   State
+	Alg     string
+	Created time.Time
+	Starts  time.Time
+	Ends    time.Time // zero: not said yet, or never
+	Offline bool
+}
+
+func (s SealedKey) info() Info {
+	alg := jose.ES256
+	if s.Role == Log {
+		alg = jose.Ed
+	}
+	return Info{
+		ID: s.ID, Role: s.Role, State: s.State, Alg: alg, Created: s.Created, Starts: s.Starts, Ends: s.Ends,
+		Offline: s.State.Valid() && len(s.Private) == 0,
+	}
+}
+
+// Status is the ring as people see it.
+type Status struct {
+	Keys           []Info
+	Pin            string
+	Version        int64 // of the published bundle
+	BundleExpires  time.Time
+	PlannedBundles int    // bundles signed ahead
+	Stale          string // why a root that is not here must sign a bundle; empty if it need not
+}
+
+// Status returns the keys that count, and those that do not any more, oldest first.
+func (r *Rotator) Status(now time.Time) Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ks := r.ring.state.Load()
+	st := Status{Pin: token.Pin(ks.root), Stale: r.staleReason(ks, now)}
+	for _, s := range ks.all {
+		if s.Role == Data {
+			continue
+		}
+		st.Keys = append(st.Keys, s.info())
+	}
+	if b, ok := currentBundle(r.bundles, now); ok {
+		st.Version, st.BundleExpires = b.Version, b.Expires
+	}
+	for _, b := range r.bundles {
+		if b.Starts.After(now) {
+			st.PlannedBundles++
+		}
+	}
+	return st
+}

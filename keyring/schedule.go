@@ -1,0 +1,181 @@
+package keyring
+
+import (
+	"slices"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Schedule says when keys turn. What they answer depends on their arguments alone.
+type Schedule struct {
+	RotateEvery time.Duration // how long an issuer, command or time key signs; 0: until somebody turns it
+	Overlap     time.Duration // how long before it signs a key is published: one refresh of whoever verifies
+}
+
+// caRotateAfter is how long an authority signs before the next one takes its place.
+const caRotateAfter = caLifetime - 365*24*time.Hour
+
+// maxAccessLifetime is the longest life that an access token can be given (server.Config).
+const maxAccessLifetime = 24 * time.Hour
+
+// maxCodeLifetime is the longest life of an enrollment link, whose pin is a root's.
+const maxCodeLifetime = 30 * 24 * time.Hour
+
+// signingPeriod is how long a key of a role signs; 0: until somebody turns it.
+func (r Schedule) signingPeriod(role Role) time.Duration {
+	switch role {
+	case Issuer, Command, Time:
+		return r.RotateEvery
+	case CA:
+		return caRotateAfter
+	default:
+		return 0
+	}
+}
+
+// validAfterLastUse is how long anything that a key of a role signed can be valid after it
+// signed the last; 0: for ever.
+func validAfterLastUse(role Role) time.Duration {
+	switch role {
+	case Issuer:
+		return maxAccessLifetime + token.Skew
+	case Command:
+		return max(token.CommandLifetime, token.ConfigLifetime) + token.Skew
+	case Time:
+		return token.TimeLifetime + token.Skew
+	case CA:
+		return leafLifetime
+	case Root:
+		return token.TrustLifetime + maxCodeLifetime
+	default:
+		return 0
+	}
+}
+
+// goneAt is when a key that stops signing now is gone; zero: it stays.
+func goneAt(role Role, now time.Time) time.Time {
+	if t := validAfterLastUse(role); t > 0 {
+		return now.Add(t)
+	}
+	return time.Time{}
+}
+
+func keysOf(ks []SealedKey, role Role, state State) (out []SealedKey) {
+	for _, k := range ks {
+		if k.Role == role && k.State == state {
+			out = append(out, k)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b SealedKey) int { return a.Starts.Compare(b.Starts) })
+	return out
+}
+
+// due is what time asks of a ring: which role wants a next key, to start when,
+// and which keys move. listed says whether a key stands in the bundle that is
+// published: one that nobody could know does not begin to sign. offline says that
+// nobody here can sign a bundle, so that no key is made either.
+func (r Schedule) due(ks []SealedKey, now time.Time, offline bool, listed func(watchword.KeyID) bool) (next map[Role]time.Time, changes []StateChange) {
+	next = map[Role]time.Time{}
+	for _, role := range Roles {
+		rotation := r.activate(ks, role, now, listed)
+		changes = append(changes, rotation...)
+		if every := r.signingPeriod(role); every > 0 && !offline && len(rotation) == 0 && len(keysOf(ks, role, Next)) == 0 {
+			at := keysOf(ks, role, Active)[0].Starts.Add(every)
+			if !now.Before(at.Add(-r.Overlap)) {
+				next[role] = latest(at, now.Add(r.Overlap))
+			}
+		}
+		for _, k := range keysOf(ks, role, Retiring) {
+			if !k.Ends.IsZero() && !now.Before(k.Ends) {
+				changes = append(changes, StateChange{Role: role, ID: k.ID, From: Retiring, To: Gone, Starts: k.Starts, Ends: k.Ends})
+			}
+		}
+	}
+	return next, changes
+}
+
+// activate lets the last of the next keys whose time has come sign, in the place of
+// the active one. Those that it passes over never signed.
+func (r Schedule) activate(ks []SealedKey, role Role, now time.Time, listed func(watchword.KeyID) bool) (changes []StateChange) {
+	var ready []SealedKey
+	for _, k := range keysOf(ks, role, Next) {
+		if !now.Before(k.Starts) && listed(k.ID) {
+			ready = append(ready, k)
+		}
+	}
+	if len(ready) == 0 {
+		return nil
+	}
+	for _, k := range ready[:len(ready)-1] {
+		changes = append(changes, StateChange{Role: role, ID: k.ID, From: Next, To: Gone, Starts: k.Starts, Ends: now})
+	}
+	return append(changes, replaceActive(ks, ready[len(ready)-1], now)...)
+}
+
+// replaceActive puts k in the place of its role's active key.
+func replaceActive(ks []SealedKey, k SealedKey, now time.Time) []StateChange {
+	changes := retire(ks, k.Role, now)
+	return append(changes, StateChange{Role: k.Role, ID: k.ID, From: k.State, To: Active, Starts: now})
+}
+
+// retire lets a role's active key sign no more.
+func retire(ks []SealedKey, role Role, now time.Time) (changes []StateChange) {
+	for _, old := range keysOf(ks, role, Active) {
+		changes = append(changes, StateChange{Role: role, ID: old.ID, From: Active, To: Retiring, Starts: old.Starts, Ends: goneAt(role, now)})
+	}
+	return changes
+}
+
+// Apply returns the keys as the turn leaves them, in the order of ks and then of t.Add. Code: conflict where a key has moved
+// since the turn was decided on, or a bundle has no greater version than all the others.
+func (t KeyUpdate) Apply(ks []SealedKey, bundles []SignedBundle) ([]SealedKey, error) {
+	standing := append(slices.Clone(ks), t.Add...)
+	for i, m := range t.Change {
+		if !slices.ContainsFunc(KeyUpdate{Change: t.Change[:i]}.after(standing), func(k SealedKey) bool { return k.ID == m.ID && k.Role == m.Role && k.State == m.From }) {
+			return nil, watchword.Refuse(watchword.Conflict, "the %s key %s is not %s any more", m.Role, m.ID, m.From)
+		}
+	}
+	version := int64(0)
+	for _, b := range bundles {
+		if !slices.Contains(t.DropBundles, b.Version) {
+			version = max(version, b.Version)
+		}
+	}
+	for _, b := range t.Bundles {
+		if b.Version <= version {
+			return nil, watchword.Refuse(watchword.Conflict, "a trust bundle of this version or a later one exists")
+		}
+		version = b.Version
+	}
+	return t.after(ks), nil
+}
+
+// after is the ring as a turn leaves it.
+func (t KeyUpdate) after(ks []SealedKey) []SealedKey {
+	out := append(slices.Clone(ks), t.Add...)
+	for _, m := range t.Change {
+		for i := range out {
+			k := &out[i]
+			if k.ID != m.ID || k.Role != m.Role {
+				continue
+			}
+			k.State, k.Starts, k.Ends = m.To, m.Starts, m.Ends
+			if m.Private != nil {
+				k.Private = m.Private
+			}
+			if !m.To.Valid() {
+				k.Private = nil
+			}
+		}
+	}
+	return out
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,126 @@
+package mqtt
+
+import (
+	"slices"
+
+	"github.com/watchword-iot/watchword/mqtt/packet"
+)
+
+// handleAck takes what a client says of a publish, its own or the server's.
+func (c *conn) handleAck(p *packet.Ack) error {
+	var command int64
+	c.session.mu.Lock()
+	if c.session.conn != c || c.out.closed {
+		c.session.mu.Unlock()
+		return nil
+	}
+	if len(c.pendingReports) > 0 && p.Kind != packet.PUBREL {
+		if i := c.findInflight(p.ID); i >= 0 {
+			c.confirmReports(c.session.inflight[i].seq)
+		}
+	}
+	hands := c.pump
+	switch p.Kind {
+	case packet.PUBACK:
+		command = c.handlePuback(p)
+	case packet.PUBREC:
+		c.handlePubrec(p)
+	case packet.PUBREL:
+		c.handlePubrel(p)
+	case packet.PUBCOMP:
+		c.handlePubcomp(p)
+	}
+	c.session.mu.Unlock()
+	if command != 0 && hands != nil {
+		hands.acknowledged(command, !p.Reason.Failed())
+	}
+	return nil
+}
+
+// findInflight finds what is in flight under a packet identifier; -1 for nothing: it is of a
+// connection before, or said twice, and nothing hangs on it (MQTT 5.0 §4.4).
+func (c *conn) findInflight(id uint16) int {
+	for i := range c.session.inflight {
+		if packetID(c.session.inflight[i].seq) == id {
+			return i
+		}
+	}
+	return -1
+}
+
+// removeInflight takes a message out of flight; size and the rest as in [sessionState.uncountOffline].
+func (c *conn) removeInflight(i int) {
+	f := c.session.inflight[i]
+	if i == 0 { // as a rule
+		c.session.inflight[0] = inflightMessage{}
+		c.session.inflight = c.session.inflight[1:]
+	} else {
+		c.session.inflight = slices.Delete(c.session.inflight, i, i+1)
+	}
+	if len(c.session.inflight) == 0 && cap(c.session.inflightBuffer) > inflightKeptCapacity { // an idle client keeps little
+		c.session.inflight, c.session.inflightBuffer = nil, nil
+	}
+	if f.counted {
+		c.session.uncountOffline(f.stored, f.seq, int(f.size))
+	}
+	c.session.updateLoad()
+	c.out.moved.Broadcast()
+}
+
+func (c *conn) handlePuback(p *packet.Ack) (command int64) {
+	i := c.findInflight(p.ID)
+	if i < 0 || c.session.inflight[i].qos != 1 {
+		return 0
+	}
+	command = c.session.inflight[i].command
+	c.removeInflight(i)
+	return command
+}
+
+// handlePubrec is PUBREC: the receiver has the message, for good once that is on the disk
+// (MQTT 5.0 §4.3.3).
+func (c *conn) handlePubrec(p *packet.Ack) {
+	i := c.findInflight(p.ID)
+	if i < 0 || c.session.inflight[i].qos != 2 {
+		if !p.Reason.Failed() {
+			c.respondLocked(nil, &packet.Ack{Kind: packet.PUBREL, ID: p.ID, Reason: packet.PacketIdentifierNotFound})
+		}
+		return
+	}
+	f := &c.session.inflight[i]
+	if p.Reason.Failed() {
+		if !f.released {
+			c.removeInflight(i)
+		}
+		return
+	}
+	var at *commit
+	if !f.released {
+		f.released, f.message = true, nil
+		if f.counted {
+			at = c.session.markChanged() // before the message may go
+			if f.stored != nil {
+				c.broker.journal.release(f.stored)
+				f.stored = nil
+			}
+		}
+	}
+	c.acknowledgeLocked(at, packet.PUBREL, p.ID)
+}
+
+func (c *conn) handlePubcomp(p *packet.Ack) {
+	if i := c.findInflight(p.ID); i >= 0 && c.session.inflight[i].released {
+		c.removeInflight(i)
+	}
+}
+
+// handlePubrel is PUBREL: the client has done with its identifier. That it is free must
+// be on the disk before the client hears so, and uses it for another message.
+func (c *conn) handlePubrel(p *packet.Ack) {
+	if _, known := c.session.received[p.ID]; !known {
+		c.respondLocked(nil, &packet.Ack{Kind: packet.PUBCOMP, ID: p.ID, Reason: packet.PacketIdentifierNotFound})
+		return
+	}
+	c.session.removeReceived(p.ID)
+	c.acknowledgeLocked(c.session.markChanged(), packet.PUBCOMP, p.ID)
+}

@@ -1,0 +1,221 @@
+package mqtt
+
+import (
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/mqttstore"
+)
+
+var (
+	errSessionQueueFull = bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "whoever this is for has no room for more messages (limits.queue_messages, limits.queue_bytes)")}
+	errOfflineFull      = bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "there is no room for more messages that wait for sessions (limits.offline_bytes)")}
+)
+
+// The bounds of what a lasting client has in its queue: the rest waits on the shelf.
+const (
+	queueWindow      = 256
+	queueWindowBytes = 256 << 10
+)
+
+// Deliver queues a publication for the session; subs are its own. See [bus.Subscriber].
+func (s *subscription) Deliver(x bus.Message, subs []*bus.Subscription, b *bus.Batch, r *bus.Result) {
+	if c := s.session.deliver(messageOf(x), r, nil, subs...); c != nil {
+		b.Touch(c)
+	}
+}
+
+// Account is that of the session's subject.
+func (s *subscription) Account() quota.Key { return s.session.account() }
+
+// deliver queues m once, for those of the client's subscriptions that it matches. wake, if
+// not nil, is whom the caller must flush. Who has a connection and does not read what it
+// is sent loses it; the newest messages find no room where a client is away too long.
+func (st *sessionState) deliver(m *message, o *bus.Result, g *sharedGroup, subs ...*bus.Subscription) (wake *conn) {
+	st.mu.Lock()
+	c := st.conn
+	wake, slow := st.deliverLocked(m, o, g, subs)
+	st.mu.Unlock()
+	if slow != nil {
+		st.broker.stats.slowClosed.Add(1)
+		c.close(slow)
+	}
+	return wake
+}
+
+// chooseSubscription finds the subscription with the highest QoS among those that m is for (MQTT
+// 5.0 §3.3.4), and what goes along for all of them. mu is held.
+func (st *sessionState) chooseSubscription(m *message, subs []*bus.Subscription) (by *subscription, retain bool, identifiers []uint32) {
+	retain = m.retained
+	for _, x := range subs {
+		s := x.Subscriber.(*subscription)
+		if s.liveTopics != nil {
+			if _, newer := s.liveTopics[m.topic]; newer && m.retained {
+				continue
+			}
+			if !m.retained && isStateTopic(m.topic) {
+				s.liveTopics[m.topic] = struct{}{}
+			}
+		}
+		if s.removed || s.noLocal && m.sender == st {
+			continue
+		}
+		retain = retain || m.retain && s.retainAsPublished
+		if s.identifier > 0 {
+			identifiers = append(identifiers, s.identifier)
+		}
+		if by == nil || s.qos > by.qos {
+			by = s
+		}
+	}
+	return by, retain, identifiers
+}
+
+func (st *sessionState) deliverLocked(m *message, o *bus.Result, g *sharedGroup, subs []*bus.Subscription) (wake *conn, slow error) {
+	c := st.conn
+	if st.removed || c != nil && c.out.closed || m.unicast != nil && m.unicast.receiver != c {
+		return nil, nil
+	}
+	by, retain, identifiers := st.chooseSubscription(m, subs)
+	if by == nil {
+		return nil, nil
+	}
+	it := queuedMessage{message: m, subscription: by, qos: min(m.qos, by.qos)}
+	if retain {
+		it.flags = 1
+	}
+	if identifiers != nil || g != nil {
+		it.extra = &queuedExtra{identifiers: identifiers, group: g}
+	}
+	if st.persistent != nil && it.qos > 0 && m.unicast == nil {
+		return st.store(&it, o), nil
+	}
+	if c == nil {
+		return nil, nil // with QoS 0 nobody waits
+	}
+	full := errSlowConsumer
+	if len(st.queue)-st.head < st.broker.options.QueueMessages && st.queuedBytes+it.size() <= st.broker.options.QueueBytes {
+		full = st.chargeQueue(it.size())
+	}
+	switch {
+	case full == nil:
+	case o.Redelivered:
+		return nil, nil
+	default:
+		return nil, full
+	}
+	o.Receivers++
+	return st.enqueue(it), nil
+}
+
+func (st *sessionState) enqueue(it queuedMessage) (wake *conn) {
+	st.appendToQueue(it)
+	st.updateLoad()
+	if c := st.conn; c.out.connackSent && c.needsFlush() {
+		return c
+	}
+	return nil
+}
+
+// appendToQueue puts an item at the end of the queue. mu is held.
+func (st *sessionState) appendToQueue(it queuedMessage) {
+	if n := len(st.queue); n == cap(st.queue) && 2*st.head >= n { // what was sent makes room before the queue grows
+		k := copy(st.queue, st.queue[st.head:])
+		clear(st.queue[k:])
+		st.queue, st.head = st.queue[:k], 0
+	}
+	st.queue = append(st.queue, it)
+	st.queuedBytes += it.size()
+}
+
+// store lets a message wait on the shelf, and in the queue too where it may go out soon.
+func (st *sessionState) store(it *queuedMessage, o *bus.Result) (wake *conn) {
+	per, j := st.persistent, st.broker.journal
+	if st.offline() && per.suspended {
+		return nil
+	}
+	size := it.size()
+	err := j.unavailable()
+	if err == nil {
+		switch {
+		case !st.hasOfflineRoom(size):
+			err = errSessionQueueFull
+		case j.storedBytes.Load() > st.broker.options.OfflineBytes:
+			err = errOfflineFull
+		default:
+			if refused := st.countOffline(size, true); refused != nil {
+				err = bus.FullError{Refusal: refused}
+			}
+		}
+		if err != nil && (it.extra == nil || it.extra.group == nil) { // else another member may have room
+			st.countDropped()
+		}
+	}
+	if err != nil {
+		o.Err = err
+		return nil
+	}
+	o.Receivers++
+	k, _ := o.Stored.(*storedMessage)
+	if k == nil {
+		k = j.newStored(it.message)
+		o.Stored = k
+	}
+	st.lastSeq++
+	k.refs.Add(1)
+	if it.extra == nil {
+		it.extra = &queuedExtra{}
+	}
+	it.extra.seq, it.extra.stored, it.extra.countedBytes = st.lastSeq, k, uint32(size)
+	k.receivers = mqttstore.AppendReceiver(k.receivers, mqttstore.Receiver{
+		Session: st.number, Seq: it.extra.seq, QoS: it.qos, Retain: it.flags&1 != 0, Group: it.group(), Identifiers: it.extra.identifiers,
+	})
+	if st.offline() || len(per.backlog) > 0 || len(st.queue)-st.head >= queueWindow || st.queuedBytes > queueWindowBytes {
+		e := backlogEntryOf(it)
+		per.backlog = append(per.backlog, e)
+		if st.offline() {
+			e.markGroupWaiting(st)
+		}
+		return nil
+	}
+	if it.qos == 2 {
+		j.wakeWhenWritten(k, st)
+	}
+	return st.enqueue(*it)
+}
+
+// countDropped counts a message that found no room: the client hears of it. mu is held.
+func (st *sessionState) countDropped() {
+	if st.persistent == nil {
+		return
+	}
+	st.persistent.dropped++
+	st.broker.stats.dropped.Add(1)
+	st.markChanged()
+}
+
+// countDroppedLocking is dropOne for who does not hold mu.
+func (st *sessionState) countDroppedLocking() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.countDropped()
+}
+
+// needsFlush is called with mu held.
+func (c *conn) needsFlush() bool {
+	if c.out.writing || c.out.flushScheduled {
+		return false
+	}
+	c.out.flushScheduled = true
+	return true
+}
+
+// wakeWriter has the client's connection write what it may now.
+func (st *sessionState) wakeWriter() {
+	st.mu.Lock()
+	c := st.conn
+	st.mu.Unlock()
+	if c != nil {
+		c.flush(false)
+	}
+}

@@ -1,0 +1,171 @@
+package mqtt
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/binary"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// Enhanced authentication with proof of possession (RFC 9431 §2.2.4, §4): the
+// token names a key, and the client proves it, by the TLS connection's exporter
+// or by a challenge. In session it is the challenge, always a fresh one.
+const (
+	authMethodACE  = "ace"
+	exporterLabel  = "EXPORTER-ACE-MQTT-Sign-Challenge"
+	challengeBytes = 8
+)
+
+// filterMatches is policy's, under a name that reads here.
+func filterMatches(filter, topic string) bool { return policy.Match(filter, topic) }
+
+// challenge is an exchange that waits for the client's answer.
+type challenge struct {
+	connect     *packet.Connect // nil in session
+	credentials session.Credentials
+	nonce       [challengeBytes]byte
+}
+
+// cutLengthPrefixed cuts what has its length before it, in two bytes, off b.
+func cutLengthPrefixed(b []byte) (first, rest []byte, ok bool) {
+	if len(b) < 2 {
+		return nil, nil, false
+	}
+	n := int(binary.BigEndian.Uint16(b))
+	if len(b) < 2+n {
+		return nil, nil, false
+	}
+	return b[2 : 2+n], b[2+n:], true
+}
+
+var errAuthData = watchword.Refuse(watchword.TokenMalformed, "the authentication data must be the token with its length before it, and the proof after it or nothing")
+
+// parseAuthData takes a token and what stands behind it out of the authentication data.
+func (c *conn) parseAuthData(ctx context.Context, now time.Time, p *packet.Properties) (credentials session.Credentials, proof []byte, err error) {
+	data, _ := p.Data(packet.AuthenticationData)
+	token, proof, ok := cutLengthPrefixed(data)
+	if !ok || len(token) == 0 {
+		return credentials, nil, errAuthData
+	}
+	credentials, err = c.broker.deps.Auth.VerifyPoP(ctx, watchword.DefaultTenant, string(token), now)
+	return credentials, proof, err
+}
+
+// beginEnhancedAuth is CONNECT with the method: done by the exporter, or the beginning of
+// a challenge.
+func (c *conn) beginEnhancedAuth(ctx context.Context, now time.Time, method string, p *packet.Connect) error {
+	switch {
+	case method != authMethodACE:
+		return protocolError(packet.BadAuthenticationMethod, packet.CONNECT, "ace is the one authentication method here")
+	case p.HasUser || p.HasPass:
+		return protocolError(packet.ProtocolError, packet.CONNECT, "a user name or password beside the authentication data (RFC 9431 §2.2.3)")
+	}
+	credentials, proof, err := c.parseAuthData(ctx, now, &p.Properties)
+	if err != nil {
+		return err
+	}
+	c.enhancedAuth = true
+	if len(proof) == 0 {
+		return c.sendChallenge(&challenge{connect: p, credentials: credentials})
+	}
+	secret, ok := c.nc.(*tls.Conn)
+	if !ok {
+		return watchword.Refuse(watchword.Denied, "a proof by the exporter needs TLS: ask for a challenge")
+	}
+	state := secret.ConnectionState()
+	material, err := state.ExportKeyingMaterial(exporterLabel, nil, 32)
+	if err != nil {
+		return watchword.Wrap(err, watchword.Denied, "this TLS connection exports nothing: ask for a challenge")
+	}
+	if err := c.broker.deps.Auth.VerifyPossession(ctx, credentials, material, proof); err != nil {
+		return err
+	}
+	credentials.KeyProved = true
+	return c.admitAndStart(ctx, now, p, credentials)
+}
+
+// admitAndStart is for a token that was proved, which is not spent.
+func (c *conn) admitAndStart(ctx context.Context, now time.Time, p *packet.Connect, credentials session.Credentials) error {
+	if err := c.admit(ctx, p, credentials); err != nil {
+		return err
+	}
+	return c.startSession(ctx, now, p, credentials)
+}
+
+func (c *conn) sendChallenge(ch *challenge) error {
+	_, _ = rand.Read(ch.nonce[:]) // never fails
+	c.pendingChallenge = ch
+	a := &packet.Auth{Reason: packet.ContinueAuthentication}
+	a.Properties.SetText(packet.AuthenticationMethod, authMethodACE)
+	a.Properties.SetData(packet.AuthenticationData, ch.nonce[:])
+	c.respond(a)
+	return nil
+}
+
+// verifyChallengeResponse checks the answer to the challenge that is under way, and ends it.
+func (c *conn) verifyChallengeResponse(ctx context.Context, p *packet.Auth) (*challenge, error) {
+	ch := c.pendingChallenge
+	c.pendingChallenge = nil
+	if method, _ := p.Properties.Text(packet.AuthenticationMethod); method != authMethodACE || p.Reason != packet.ContinueAuthentication {
+		return ch, protocolError(packet.ProtocolError, packet.AUTH, "the exchange goes on with the same method and 0x18")
+	}
+	data, _ := p.Properties.Data(packet.AuthenticationData)
+	nonce, sig, ok := cutLengthPrefixed(data)
+	if !ok || len(nonce) < challengeBytes || len(nonce) > 64 {
+		return ch, watchword.Refuse(watchword.TokenMalformed, "the authentication data must be a nonce of 8 to 64 bytes with its length before it, and the signature")
+	}
+	err := c.broker.deps.Auth.VerifyPossession(ctx, ch.credentials, append(ch.nonce[:], nonce...), sig)
+	ch.credentials.KeyProved = err == nil
+	return ch, err
+}
+
+// handleConnectAuth is AUTH before the session stands.
+func (c *conn) handleConnectAuth(ctx context.Context, now time.Time, p *packet.Auth) error {
+	ch, err := c.verifyChallengeResponse(ctx, p)
+	if err == nil {
+		err = c.admitAndStart(ctx, now, ch.connect, ch.credentials)
+	}
+	if err != nil {
+		return c.rejectConnect(err)
+	}
+	return nil
+}
+
+// reauthenticate is AUTH in session (MQTT 5.0 §4.12.1). The client begins it; its
+// subscriptions stay; where it fails, the connection ends.
+func (c *conn) reauthenticate(ctx context.Context, p *packet.Auth, now time.Time) error {
+	if !c.enhancedAuth {
+		return protocolError(packet.ProtocolError, packet.AUTH, "CONNECT named no authentication method")
+	}
+	if c.pendingChallenge == nil {
+		if method, _ := p.Properties.Text(packet.AuthenticationMethod); method != authMethodACE || p.Reason != packet.ReAuthenticate {
+			return protocolError(packet.ProtocolError, packet.AUTH, "re-authentication begins with the same method and 0x19")
+		}
+		credentials, proof, err := c.parseAuthData(ctx, now, &p.Properties)
+		if err != nil {
+			return err
+		}
+		if len(proof) > 0 {
+			return watchword.Refuse(watchword.Denied, "in session the proof answers a fresh challenge (RFC 9431 §4)")
+		}
+		return c.sendChallenge(&challenge{credentials: credentials})
+	}
+	ch, err := c.verifyChallengeResponse(ctx, p)
+	if err == nil {
+		err = c.live().Refresh(ctx, ch.credentials)
+	}
+	if err != nil {
+		return err
+	}
+	a := &packet.Auth{Reason: packet.Success}
+	a.Properties.SetText(packet.AuthenticationMethod, authMethodACE)
+	c.respond(a)
+	c.scheduleRefreshRequest()
+	return nil
+}

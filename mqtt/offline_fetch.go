@@ -1,0 +1,152 @@
+package mqtt
+
+import (
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/watchword-iot/watchword/internal/lockrank"
+)
+
+// The bounds of what is fetched from the shelf at once.
+const (
+	fetchMessages   = 64
+	fetchBytes      = 128 << 10
+	fetchRetryDelay = time.Second
+)
+
+// refill begins to fetch the next messages from the shelf where the queue has room for
+// them. mu is held.
+func (c *conn) refill() {
+	per := c.session.persistent
+	if per.loading || len(per.backlog) == 0 || c.out.closed || !c.out.connackSent || len(c.session.queue)-c.session.head > queueWindow/2 {
+		return
+	}
+	per.loading = true
+	go c.fetch(per.generation)
+}
+
+// fetch brings one page of the backlog into the queue.
+func (c *conn) fetch(turn int) {
+	c.session.mu.Lock()
+	if c.session.conn != c || c.session.persistent.generation != turn {
+		c.session.mu.Unlock()
+		return
+	}
+	per := c.session.persistent
+	n, size := 0, 0
+	for n < len(per.backlog) && n < fetchMessages && (n == 0 || size+int(per.backlog[n].size) <= fetchBytes) {
+		size += int(per.backlog[n].size)
+		n++
+	}
+	page := slices.Clone(per.backlog[:n])
+	c.session.mu.Unlock()
+
+	bodies, err := c.session.loadMessages(page)
+	if err != nil {
+		c.broker.options.Log.Error("messages that wait cannot be read", slog.String("client", c.session.id), slog.Any("err", err))
+		time.AfterFunc(fetchRetryDelay, func() { c.fetch(turn) })
+		return
+	}
+
+	c.session.mu.Lock()
+	if c.session.conn != c || c.session.persistent.generation != turn || c.out.closed {
+		c.session.mu.Unlock()
+		return
+	}
+	a := c.live().Authority()
+	all := per.backlog
+	// What was taken from the backlog meanwhile is not there any more.
+	for _, e := range page {
+		if len(per.backlog) == 0 || per.backlog[0].seq != e.seq {
+			continue
+		}
+		per.backlog = per.backlog[1:]
+		var m *message
+		if e.stored != nil {
+			m = bodies[e.stored.id]
+		}
+		if m == nil {
+			c.session.uncountOffline(e.stored, e.seq, int(e.size))
+			continue
+		}
+		it := e.queuedMessage(m)
+		// What came by a subscription that it gave up is asked for by its topic.
+		if c.session.cameByLost(m.topic, e.seq) && !c.session.stillSubscribed(&it) || !a.Subscribe(m.topic).Allowed {
+			c.session.uncountOffline(e.stored, e.seq, int(e.size))
+			continue
+		}
+		if e.seq <= per.lastSent {
+			it.flags |= 8 // DUP
+		}
+		if it.qos == 2 {
+			c.broker.journal.wakeWhenWritten(e.stored, c.session)
+		}
+		c.session.appendToQueue(it)
+	}
+	per.backlog = trimFront(all, len(all)-len(per.backlog))
+	per.loading = false
+	c.refill() // where nothing of this page was left
+	c.session.mu.Unlock()
+	c.flush(false)
+}
+
+// trimFront is what is left of a list whose first n are done. They are not held by it any more,
+// and a list that was much longer lets go of its memory.
+func trimFront(list []backlogEntry, n int) []backlogEntry {
+	rest := append(list[:0], list[n:]...)
+	clear(list[len(rest):])
+	switch {
+	case len(rest) == 0:
+		return nil
+	case cap(rest) > 4*fetchMessages && len(rest) < cap(rest)/4:
+		return slices.Clone(rest)
+	}
+	return rest
+}
+
+// loadMessages reads the messages of some entries, by their ids in the store. What failed to be
+// written is not among them.
+func (st *sessionState) loadMessages(page []backlogEntry) (map[int64]*message, error) {
+	out := make(map[int64]*message, len(page))
+	var ids []int64
+	for _, e := range page {
+		if e.stored == nil {
+			continue
+		}
+		if m := e.stored.body.Load(); m != nil { // not on the disk yet
+			out[e.stored.id] = m
+			continue
+		}
+		if _, asked := out[e.stored.id]; asked || e.stored.failed.Load() {
+			continue
+		}
+		out[e.stored.id] = nil
+		ids = append(ids, e.stored.id)
+	}
+	if len(ids) == 0 {
+		return out, nil
+	}
+	lockrank.Block()
+	ms, err := st.broker.journal.store.Messages(st.broker.ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	for _, sm := range ms {
+		if out[sm.ID], err = decodeStored(sm.Packet, sm.Expires); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (e *backlogEntry) queuedMessage(m *message) queuedMessage {
+	it := queuedMessage{message: m, qos: e.qos, extra: &queuedExtra{seq: e.seq, stored: e.stored, group: e.group, countedBytes: e.size}}
+	if e.identifiers != nil {
+		it.extra.identifiers = *e.identifiers
+	}
+	if e.retain {
+		it.flags = 1
+	}
+	return it
+}

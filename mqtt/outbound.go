@@ -1,0 +1,486 @@
+package mqtt
+
+import (
+	"encoding/binary"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/watchword-iot/watchword/internal/lockrank"
+)
+
+// The bounds of writing.
+const (
+	maxBatchBytes       = 16 << 10         // what one write coalesces
+	maxResponseBytes    = 64 << 10         // answers that may wait while another write is stuck; then the reader waits too
+	writeTimeout        = 10 * time.Second // a peer that takes nothing for so long is cut
+	closeTimeout        = time.Second      // for the last words, and for the peer to hear them
+	maxInflight         = 1024             // unacknowledged messages to one client, however many it would take
+	maxPendingResponses = 1024             // answers that wait for the disk; then the reader waits too
+	maxAliases          = 64               // topic aliases in each direction
+)
+
+// queuedMessage is one message in a queue.
+type queuedMessage struct {
+	message      *message
+	subscription *subscription // nil where it was fetched from the shelf
+	extra        *queuedExtra  // nil for most
+	qos          byte
+	flags        byte // RETAIN and DUP, for this receiver
+}
+
+// queuedExtra is what few items have.
+type queuedExtra struct {
+	seq          int64          // its number, where it has one before it is sent
+	stored       *storedMessage // nil where it does not wait on the shelf
+	identifiers  []uint32
+	group        *sharedGroup // that it was picked from
+	countedBytes uint32       // what it counts while it waits on the shelf
+}
+
+// size is what the item counts against the bounds of a queue, or while it waits on the shelf.
+func (it *queuedMessage) size() int {
+	if it.extra == nil {
+		return it.message.size()
+	}
+	return it.message.size() + sizeOfIdentifiers(it.extra.identifiers)
+}
+
+// sizeOfIdentifiers is what they take: a message has as many as it matches subscriptions.
+func sizeOfIdentifiers(ids []uint32) int {
+	if ids == nil {
+		return 0
+	}
+	return int(unsafe.Sizeof(queuedExtra{})) + 4*len(ids)
+}
+
+// sequence is the item's, 0 where it gets one when it is sent.
+func (it *queuedMessage) sequence() int64 {
+	if it.extra == nil {
+		return 0
+	}
+	return it.extra.seq
+}
+
+// group names the shared subscription that it was picked from, "" for none.
+func (it *queuedMessage) group() string {
+	if it.extra == nil || it.extra.group == nil {
+		return ""
+	}
+	return it.extra.group.name
+}
+
+// inflightMessage is a message that was sent with QoS 1 or 2 and is not done.
+type inflightMessage struct {
+	seq      int64
+	command  int64          // of the message
+	stored   *storedMessage // nil where it does not wait on the shelf, or the receiver has it
+	message  *message       // of a shared subscription alone: another may get it
+	size     uint32         // what it counts, if it counts
+	qos      byte
+	retain   bool
+	released bool         // PUBREL is to be answered
+	counted  bool         // it waits on the shelf
+	group    *sharedGroup // that it was picked from
+
+	identifiers *[]uint32
+}
+
+func (f *inflightMessage) backlogEntry() backlogEntry {
+	return backlogEntry{stored: f.stored, identifiers: f.identifiers, seq: f.seq, size: f.size, qos: f.qos, retain: f.retain, released: f.released, group: f.group}
+}
+
+// packetID is the packet identifier of the message with that number. It follows from the
+// number, so that what was sent before a restart has the same one after it.
+func packetID(seq int64) uint16 { return uint16((seq-1)%maxPacketIDs + 1) }
+
+// outbound is what goes to one connection, and whoever writes it: answers, and after them
+// the queue of the client. At most one goroutine writes; no lock is held while it
+// does. All is under the client's mu.
+type outbound struct {
+	moved              sync.Cond  // something was written, or the end came; for the reader that waits
+	responses          []byte     // answers, which go before messages
+	pendingResponses   []response // those that wait for the disk, in order, and all that come after them
+	receiveMaximum     int        // how many flights the client takes
+	maxPacket          int        // the longest packet that the client takes; 0 for any
+	outboundAliases    map[string]uint16
+	maxOutboundAliases int // how many the client takes, or there is room for
+
+	aliasBytes   int // of memory that aliases take, each way
+	aliasCharged chargedBytes
+
+	connackSent    bool // CONNACK is in control or beyond: messages may follow
+	writing        bool // somebody writes
+	deadlineSet    bool // a write deadline is set; the writer's
+	flushScheduled bool // somebody will
+	closed         bool // nothing comes in any more; what is in control still goes out
+	failed         bool // nothing goes out any more
+}
+
+var writeBuffers = sync.Pool{New: func() any { b := make([]byte, 0, maxBatchBytes+4<<10); return &b }}
+
+// flush writes what waits, unless somebody is at it. A patient caller is one who
+// may be held up by this peer: its own reader, or a goroutine for it alone.
+func (c *conn) flush(patient bool) {
+	c.session.mu.Lock()
+	c.out.flushScheduled = false
+	if c.out.writing || c.out.failed || len(c.out.responses) == 0 && (c.session.conn != c || c.session.head == len(c.session.queue)) {
+		c.session.mu.Unlock()
+		return
+	}
+	c.out.writing = true
+	c.session.mu.Unlock()
+	switch {
+	case patient:
+		c.write(nil)
+	case c.rawConn != nil:
+		c.tryWrite()
+	default:
+		go c.write(nil)
+	}
+}
+
+// write is called by the one who writes. rest is what is left of a batch.
+func (c *conn) write(rest *[]byte) {
+	b := rest
+	if b == nil {
+		b = writeBuffers.Get().(*[]byte)
+		*b = (*b)[:0]
+	}
+	defer writeBuffers.Put(b)
+	for {
+		if len(*b) == 0 && !c.fillBatch(b) {
+			return
+		}
+		if err := c.send(*b); err != nil {
+			c.writeFailed()
+			return
+		}
+		*b = (*b)[:0]
+	}
+}
+
+func (c *conn) send(b []byte) error {
+	lockrank.Block()
+	timeout := writeTimeout
+	if c.closing.Load() {
+		timeout = closeTimeout
+	}
+	if err := c.nc.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	c.out.deadlineSet = true
+	_, err := c.nc.Write(b)
+	return err
+}
+
+// tryWrite writes as much as the system takes at once. What is left is a new
+// goroutine's: nobody waits for a stalled peer but itself.
+func (c *conn) tryWrite() {
+	b := writeBuffers.Get().(*[]byte)
+	*b = (*b)[:0]
+	for c.fillBatch(b) {
+		n, err := c.writeNonblocking(*b)
+		if err != nil {
+			c.writeFailed()
+			break
+		}
+		if n < len(*b) {
+			*b = append((*b)[:0], (*b)[n:]...)
+			go c.write(b)
+			return
+		}
+		*b = (*b)[:0]
+	}
+	writeBuffers.Put(b)
+}
+
+// writeNonblocking is a write that does not wait. A deadline that an earlier write left
+// behind would fail it.
+func (c *conn) writeNonblocking(b []byte) (n int, err error) {
+	if c.out.deadlineSet {
+		if err := c.nc.SetWriteDeadline(time.Time{}); err != nil {
+			return 0, err
+		}
+		c.out.deadlineSet = false
+	}
+	lockrank.Block()
+	cerr := c.rawConn.Write(func(fd uintptr) bool {
+		for len(b) > n {
+			var k int
+			if k, err = syscall.Write(int(fd), b[n:]); err == syscall.EINTR {
+				err = nil
+				continue
+			}
+			if err != nil {
+				break
+			}
+			n += k
+		}
+		if err == syscall.EAGAIN {
+			err = nil
+		}
+		return true
+	})
+	if err == nil {
+		err = cerr
+	}
+	return n, err
+}
+
+// fillBatch takes the next batch out of the answers and the queue. It reports false, and
+// gives the writing up, where there is none.
+func (c *conn) fillBatch(b *[]byte) bool {
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	buf := append(*b, c.out.responses...)
+	if c.out.responses = c.out.responses[:0]; cap(c.out.responses) > 64 { // an idle client keeps little
+		c.out.responses = nil
+	}
+	if c.session.conn == c && c.out.connackSent {
+		buf = c.fillFromQueue(buf)
+	}
+	*b = buf
+	if len(buf) == 0 {
+		c.out.writing = false
+	}
+	c.out.moved.Broadcast()
+	return len(buf) > 0
+}
+
+func (c *conn) fillFromQueue(buf []byte) []byte {
+	for c.session.head < len(c.session.queue) && len(buf) < maxBatchBytes {
+		it := &c.session.queue[c.session.head]
+		if it.qos > 0 && !c.maySendInflight(it) {
+			break
+		}
+		buf = c.encodeNext(buf, it)
+		c.session.queuedBytes -= it.size()
+		*it = queuedMessage{}
+		c.session.head++
+	}
+	if c.session.head == len(c.session.queue) {
+		if c.session.head = 0; cap(c.session.queue) > queueKeptCapacity {
+			c.session.queue = nil
+		} else {
+			c.session.queue = c.session.queue[:0]
+		}
+	} else if c.session.head > 4*queueKeptCapacity && c.session.head > len(c.session.queue)/4*3 { // one who is never quite done keeps no more than it has
+		c.session.queue, c.session.head = append([]queuedMessage(nil), c.session.queue[c.session.head:]...), 0
+	}
+	c.session.updateLoad()
+	c.session.dischargeQueue()
+	if c.session.persistent != nil {
+		c.refill()
+	}
+	return buf
+}
+
+// queueKeptCapacity is the longest empty queue that is kept for what comes next.
+const queueKeptCapacity = 64
+
+// inflightKeptCapacity is the longest empty list of flights that is kept for what comes next.
+const inflightKeptCapacity = 16
+
+// encodeNext appends one message as it goes over the wire, if it still does.
+func (c *conn) encodeNext(buf []byte, it *queuedMessage) []byte {
+	var now time.Time
+	if it.message.expiresAt != 0 {
+		if now = c.broker.options.Now(); it.message.expired(now) && !c.session.wasSent(it) {
+			c.broker.stats.expired.Add(1)
+			return c.skipMessage(buf, it)
+		}
+	}
+	if it.extra != nil && it.extra.stored != nil && it.extra.stored.failed.Load() {
+		return c.skipMessage(buf, it)
+	}
+	var id uint16
+	seq := it.sequence()
+	if it.qos > 0 {
+		if seq == 0 {
+			c.session.lastSeq++
+			seq = c.session.lastSeq
+		}
+		id = packetID(seq)
+	}
+	at := len(buf)
+	alias, known := c.assignAlias(it.message.topic)
+	if alias > 0 || !now.IsZero() || it.message.retained || it.extra != nil && it.extra.identifiers != nil { // what is kept is one receiver's alone
+		buf = it.message.encodeFor(buf, c.version, it, id, alias, known, now)
+	} else {
+		f := it.message.encoded(c.version, it.qos)
+		buf = append(buf, f.bytes...)
+		if f.idOffset > 0 {
+			binary.BigEndian.PutUint16(buf[at+f.idOffset:], id)
+		}
+	}
+	if c.out.maxPacket > 0 && len(buf)-at > c.out.maxPacket { // MQTT 5.0 §3.1.2.11.4: as if it had been delivered
+		c.broker.stats.tooLarge.Add(1)
+		if alias > 0 && !known {
+			delete(c.out.outboundAliases, it.message.topic)                              // it never heard it
+			_ = c.chargeAliases(-(outboundAliasBytes + allocatedSize(it.message.topic))) // never refused: it shrinks
+		}
+		if n := it.message.command(); n > 0 && c.pump != nil { // but that a device has a command is said of no other
+			c.pump.tooLargeToSend(n, len(buf)-at)
+		}
+		return c.skipMessage(buf[:at], it)
+	}
+	buf[at] |= it.flags
+	if it.qos > 0 {
+		c.addInflight(it, seq)
+	}
+	if p := it.message.unicast; p != nil && p.report != nil {
+		if it.qos == 0 {
+			seq = c.session.lastSeq + 1
+		}
+		c.addReport(*p.report, seq)
+	}
+	c.broker.stats.sent.Add(1)
+	return buf
+}
+
+// wasSent reports whether a message went out over an earlier connection: then it goes out
+// again whatever its age (MQTT 5.0 §4.3.3). mu is held.
+func (st *sessionState) wasSent(it *queuedMessage) bool {
+	return st.persistent != nil && it.sequence() > 0 && it.sequence() <= st.persistent.lastSent
+}
+
+// skipMessage is for what is not sent after all.
+func (c *conn) skipMessage(buf []byte, it *queuedMessage) []byte {
+	if it.extra != nil && it.extra.stored != nil {
+		c.session.persistent.lastSent = max(c.session.persistent.lastSent, it.extra.seq)
+		c.session.uncountOffline(it.extra.stored, it.extra.seq, int(it.extra.countedBytes))
+	}
+	return buf
+}
+
+// maxPacketIDs is how many packet identifiers there are: 0 is none.
+const maxPacketIDs = 65535
+
+// maySendInflight says whether one more message may go out unacknowledged: the client takes
+// one, its identifier has come free, and with QoS 2 it is on the disk.
+func (c *conn) maySendInflight(it *queuedMessage) bool {
+	if it.qos == 2 && it.extra != nil && it.extra.stored != nil && !it.extra.stored.durable.Load() && !it.extra.stored.failed.Load() {
+		return false
+	}
+	if len(c.session.inflight) == 0 {
+		return true
+	}
+	seq := it.sequence()
+	if seq == 0 {
+		seq = c.session.lastSeq + 1
+	}
+	if len(c.session.inflight) >= c.out.receiveMaximum {
+		return false
+	}
+	oldest, newest := c.session.inflight[0].seq, seq
+	if c.session.persistent != nil { // what does not wait on the shelf may have overtaken what does
+		for i := range c.session.inflight {
+			oldest, newest = min(oldest, c.session.inflight[i].seq), max(newest, c.session.inflight[i].seq)
+		}
+	}
+	return newest-min(oldest, seq) < maxPacketIDs
+}
+
+func (c *conn) addInflight(it *queuedMessage, seq int64) {
+	f := inflightMessage{seq: seq, command: it.message.command(), qos: it.qos, size: uint32(it.message.size()), retain: it.flags&1 != 0}
+	if x := it.extra; x != nil {
+		if x.identifiers != nil {
+			f.identifiers = &x.identifiers
+		}
+		if f.stored = x.stored; x.stored != nil {
+			f.counted, f.size = true, x.countedBytes
+			c.session.persistent.lastSent = max(c.session.persistent.lastSent, seq)
+			c.session.markChanged()
+		}
+		if x.group != nil {
+			f.group, f.message = x.group, it.message
+		}
+	}
+	c.session.appendInflight(f)
+}
+
+// appendInflight adds a message to those in flight. They land at the front as a rule: what is
+// free there is used again before the list grows.
+func (st *sessionState) appendInflight(f inflightMessage) {
+	if len(st.inflight) == cap(st.inflight) && 2*len(st.inflight) <= cap(st.inflightBuffer) {
+		n := copy(st.inflightBuffer, st.inflight)
+		clear(st.inflightBuffer[n:])
+		st.inflight = st.inflightBuffer[:n]
+	}
+	grows := len(st.inflight) == cap(st.inflight)
+	if st.inflight = append(st.inflight, f); grows {
+		st.inflightBuffer = st.inflight[:cap(st.inflight)]
+	}
+}
+
+// assignAlias returns the alias of a topic for this client, 0 for none; known, if the client
+// has heard it. Where its subject has no room for another, topics go as they are.
+func (c *conn) assignAlias(topic string) (alias uint16, known bool) {
+	if alias, known = c.lookUpAlias(topic); alias > 0 && !known {
+		if c.chargeAliases(outboundAliasBytes+allocatedSize(topic)) != nil {
+			c.out.maxOutboundAliases = len(c.out.outboundAliases)
+			return 0, false
+		}
+		if c.out.outboundAliases == nil {
+			c.out.outboundAliases = map[string]uint16{}
+		}
+		c.out.outboundAliases[topic] = alias
+	}
+	return alias, known
+}
+
+// lookUpAlias returns the alias that a topic has or would get, as [conn.assignAlias] does.
+func (c *conn) lookUpAlias(topic string) (alias uint16, known bool) {
+	if c.out.maxOutboundAliases == 0 {
+		return 0, false
+	}
+	if alias, known = c.out.outboundAliases[topic]; known || len(c.out.outboundAliases) >= c.out.maxOutboundAliases {
+		return alias, known
+	}
+	return uint16(len(c.out.outboundAliases) + 1), false
+}
+
+// writeFailed is the writer's: the peer is gone or stalled.
+func (c *conn) writeFailed() {
+	c.session.mu.Lock()
+	c.out.failed, c.out.writing, c.out.closed = true, false, true
+	c.out.responses = nil
+	c.detach()
+	c.out.moved.Broadcast()
+	c.session.mu.Unlock()
+	// The reader sees it and takes the rest down. It may be the one who is here, in the
+	// middle of a read, and Close waits for the end of all reads.
+	go func() { _ = c.nc.Close() }()
+}
+
+// flushResponses is the reader's, at the end of each batch: it writes the answers, and
+// waits where too many are on their way already.
+func (c *conn) flushResponses() {
+	c.flush(c.rawConn == nil) // a write that can be tried needs no deadline, and what it leaves is another's
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	for len(c.out.responses) > maxResponseBytes && !c.out.failed && c.out.writing || len(c.out.pendingResponses) >= maxPendingResponses && !c.out.closed {
+		c.out.moved.Wait()
+	}
+}
+
+// rawConnOf returns the connection below nc to which a write can be tried, or nil.
+func rawConnOf(nc net.Conn) syscall.RawConn {
+	for {
+		if t, ok := nc.(*net.TCPConn); ok {
+			raw, err := t.SyscallConn()
+			if err != nil {
+				return nil
+			}
+			return raw
+		}
+		w, ok := nc.(interface{ Below() net.Conn })
+		if !ok {
+			return nil
+		}
+		nc = w.Below()
+	}
+}

@@ -1,0 +1,269 @@
+package mqtt
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/lockrank"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/twin"
+)
+
+// retainedPage is how many kept states are read at once.
+const retainedPage = 64
+
+// allDevicesFilterError stands for all devices where filters are compared: no id holds a space.
+const allDevicesFilterError watchword.SubjectID = "any device"
+
+// retainedDelivery is what one subscription is to be given of what the server keeps.
+type retainedDelivery struct {
+	subscription *subscription
+	afterTopic   []byte // the topic of the retained message that was looked at last
+	hasMore      bool   // there may be more of them
+	upToNumber   int64  // the number of the last one that was set when it subscribed: what is newer comes by itself
+	deviceStates bool   // those of all devices
+}
+
+// retainedInline is how many retained messages a subscription gets without waiting, and how
+// many are looked for at once.
+const retainedInline = 32
+
+// deliverRetained hands a new subscription what the server keeps: retained messages, the states
+// that were reported last, and the configuration that is wanted of the one device that
+// the filter names.
+func (c *conn) deliverRetained(ctx context.Context, s *subscription) {
+	rd := &retainedDelivery{subscription: s, upToNumber: c.session.tenant.retained.lastSet()}
+	rd.deviceStates = c.broker.deps.Twins != nil && policy.Match(s.Filter, stateTopic(allDevicesFilterError))
+	page, last := c.session.tenant.retained.page(s.Filter, "", nil, retainedInline, c.broker.options.Now())
+	if last != nil || rd.deviceStates {
+		rd.hasMore = true // all of them: what was found here is not held until its turn comes
+		c.deliverRetainedLater(rd)
+	} else {
+		for _, x := range page {
+			c.deliverRetainedRecord(ctx, rd, x)
+		}
+	}
+	if !rd.deviceStates && c.broker.deps.Twins != nil {
+		c.deliverTwin(ctx, s)
+	}
+}
+
+// deliverRetainedRecord gives x, if its owner may publish it at this moment, and unless another
+// took its place: that came by the subscription itself, or is about to.
+func (c *conn) deliverRetainedRecord(ctx context.Context, rd *retainedDelivery, x *retainedRecord) {
+	m, err := x.message()
+	if err != nil {
+		c.broker.recordRefusal(c, "retained message not given", string(x.topic()), err)
+		return
+	}
+	r := &c.session.tenant.retained
+	var o bus.Result
+	var wake *conn
+	for {
+		r.mu.RLock()
+		owner := x.owner
+		may, known := owner.mayDeliver(m.topic)
+		if x.removed || x.number > rd.upToNumber {
+			may, known = false, true
+		}
+		if may {
+			wake = c.session.deliver(m, &o, nil, &rd.subscription.Subscription)
+		}
+		r.mu.RUnlock()
+		if known {
+			break
+		}
+		if err := c.broker.decideOwner(ctx, c.session.tenant, owner); err != nil {
+			c.broker.recordRefusal(c, "retained message not given", m.topic, err)
+			return
+		}
+	}
+	c.broker.commitOutcome(&o, nil, nil)
+	if wake != nil && wake != c { // who gives flushes c when it is done
+		wake.flush(false)
+	}
+}
+
+// deliverTwin gives state and configuration of one device.
+func (c *conn) deliverTwin(ctx context.Context, s *subscription) {
+	rest, ok := strings.CutPrefix(s.Filter, devicePrefix)
+	if !ok {
+		return
+	}
+	id, _, _ := strings.Cut(rest, "/")
+	device := watchword.SubjectID(id)
+	wantsState, wantsConfig := policy.Match(s.Filter, stateTopic(device)), policy.Match(s.Filter, configTopic(device))
+	if !wantsState && !wantsConfig {
+		return
+	}
+	c.trackLive(s, true)
+	defer c.trackLive(s, false)
+	lockrank.Block()
+	tw, err := c.broker.deps.Twins.Twin(ctx, c.session.tenant.id, device)
+	if err != nil {
+		if watchword.CodeOf(err) != watchword.NotFound {
+			c.broker.recordRefusal(c, "kept message not given", s.Filter, err)
+		}
+		return
+	}
+	if wantsState && c.mayDeliverState(ctx, tw) {
+		c.deliverOneRetained(s, stateTopic(device), tw.State, "application/json")
+	}
+	if wantsConfig && tw.ConfigVersion > 0 && c.broker.deps.Commands != nil {
+		jws, err := c.broker.deps.Commands.SignConfig(device, tw.ConfigVersion, tw.Config)
+		if err != nil {
+			c.broker.recordRefusal(c, "kept message not given", s.Filter, err)
+			return
+		}
+		c.deliverOneRetained(s, configTopic(device), []byte(jws), configContentType)
+	}
+}
+
+// trackLive begins to note what comes for s while something kept is read, or ends it:
+// what was kept before must not be said after what came since.
+func (c *conn) trackLive(s *subscription, on bool) {
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	if s.liveTopics = nil; on {
+		s.liveTopics = map[string]struct{}{}
+	}
+}
+
+// deliverRetainedLater gives in the background, one subscription of a client after the other, and
+// no faster than the client takes it.
+func (c *conn) deliverRetainedLater(rd *retainedDelivery) {
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	if len(c.retainedDeliveries) > 1 { // a client that subscribes again and again is given to once
+		waiting := slices.DeleteFunc(c.retainedDeliveries[1:], func(w *retainedDelivery) bool { return w.subscription.removed || w.subscription == rd.subscription })
+		c.retainedDeliveries = c.retainedDeliveries[:1+len(waiting)]
+	}
+	c.retainedDeliveries = append(c.retainedDeliveries, rd)
+	if len(c.retainedDeliveries) == 1 {
+		go c.deliverAllRetained(c.broker.ctx)
+	}
+}
+
+func (c *conn) deliverAllRetained(ctx context.Context) {
+	for {
+		c.session.mu.Lock()
+		rd := c.retainedDeliveries[0]
+		c.session.mu.Unlock()
+		for rd.hasMore && c.deliverRetainedPage(ctx, rd) {
+			c.flush(true)
+		}
+		c.flush(true)
+		for after, more := watchword.SubjectID(""), rd.deviceStates; more; {
+			after, more = c.deliverStatePage(ctx, rd.subscription, after)
+		}
+		c.session.mu.Lock()
+		rd.subscription.liveTopics = nil
+		c.retainedDeliveries = c.retainedDeliveries[1:]
+		done := len(c.retainedDeliveries) == 0
+		if done {
+			c.retainedDeliveries = nil
+		}
+		c.session.mu.Unlock()
+		if done {
+			return
+		}
+	}
+}
+
+// deliverRetainedPage gives some more retained messages, and reports whether the
+// subscription goes on.
+func (c *conn) deliverRetainedPage(ctx context.Context, rd *retainedDelivery) bool {
+	page, last := c.session.tenant.retained.page(rd.subscription.Filter, "", rd.afterTopic, 2*retainedInline, c.broker.options.Now())
+	for _, x := range page {
+		if !c.waitForQueueRoom(rd.subscription) {
+			return false
+		}
+		c.deliverRetainedRecord(ctx, rd, x)
+	}
+	rd.afterTopic, rd.hasMore = last, last != nil
+	return c.waitForQueueRoom(rd.subscription)
+}
+
+// deliverStatePage gives what comes after one device, and reports whether there is more and
+// after which.
+func (c *conn) deliverStatePage(ctx context.Context, s *subscription, after watchword.SubjectID) (last watchword.SubjectID, more bool) {
+	if !c.waitForQueueRoom(s) {
+		return after, false
+	}
+	c.trackLive(s, true)
+	lockrank.Block()
+	page, err := c.broker.deps.Twins.ReportedStates(ctx, c.session.tenant.id, after, retainedPage)
+	if err != nil {
+		c.broker.recordRefusal(c, "kept messages not given", s.Filter, err)
+		return after, false
+	}
+	for _, tw := range page {
+		topic := stateTopic(tw.Device)
+		if !policy.Match(s.Filter, topic) {
+			continue
+		}
+		if !c.waitForQueueRoom(s) {
+			return after, false
+		}
+		if c.mayDeliverState(ctx, tw) {
+			c.deliverOneRetained(s, topic, tw.State, "application/json")
+		}
+	}
+	c.flush(true)
+	if len(page) < retainedPage {
+		return after, false
+	}
+	return page[len(page)-1].Device, true
+}
+
+// mayDeliverState reports whether whoever reported a device's state may publish it today: it
+// is kept as a retained message is (see giveRetained), and given as one.
+func (c *conn) mayDeliverState(ctx context.Context, tw twin.Twin) bool {
+	if tw.State == nil || tw.ReportedBy == "" {
+		return tw.State != nil
+	}
+	lockrank.Block()
+	a, err := c.broker.deps.Guard.OfflineAuthority(ctx, c.session.tenant.id, tw.ReportedBy, tw.ReportedByIncarnation)
+	return err == nil && a.Publish(stateTopic(tw.Device)).Allowed
+}
+
+// waitForQueueRoom waits until half of the queue is free: the other half is for what
+// comes live. It reports false where nobody wants any more.
+func (c *conn) waitForQueueRoom(s *subscription) bool {
+	c.session.mu.Lock()
+	defer c.session.mu.Unlock()
+	for flushed := false; !c.out.closed && c.session.conn == c && !s.removed && c.queueHalfFull(); {
+		if flushed {
+			c.out.moved.Wait()
+			continue
+		}
+		c.session.mu.Unlock()
+		c.flush(true)
+		flushed = true
+		c.session.mu.Lock()
+	}
+	return !c.out.closed && c.session.conn == c && !s.removed
+}
+
+// queueHalfFull is called with mu held.
+func (c *conn) queueHalfFull() bool {
+	n, size := len(c.session.queue)-c.session.head, c.session.queuedBytes
+	if per := c.session.persistent; per != nil {
+		n, size = max(n, per.waitingMessages), max(size, per.waitingBytes)
+	}
+	return n > c.broker.options.QueueMessages/2 || size > c.broker.options.QueueBytes/2
+}
+
+// deliverOneRetained is what another broker does with a retained message, unless a newer one
+// came meanwhile.
+func (c *conn) deliverOneRetained(s *subscription, topic string, payload []byte, contentType string) {
+	m := &message{topic: topic, payload: payload, qos: 1, retained: true, props: &packet.Properties{}}
+	m.props.SetText(packet.ContentType, contentType)
+	var o bus.Result
+	c.session.deliver(m, &o, nil, &s.Subscription) // flushed with the batch
+	c.broker.commitOutcome(&o, nil, nil)
+}

@@ -1,0 +1,170 @@
+package mqtt
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// What was refused is not retained, in whichever order two refusals of one topic come.
+func TestRefusedRetainedLeavesNothing(t *testing.T) {
+	for _, swapped := range []bool{false, true} {
+		r := retainedStore{quota: newRetainedQuota(&Options{})}
+		set := func(payload string) func() {
+			undo, err := r.set(&message{topic: "a", payload: []byte(payload)}, owner{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return undo
+		}
+		one, two := set("1"), set("2")
+		if swapped {
+			one, two = two, one
+		}
+		one()
+		two()
+		if x := r.records.find([]byte("a")); x != nil {
+			t.Errorf("%q was refused, and is retained", x.packet)
+		}
+		if n := r.quota.bytes.Total(); n != 0 {
+			t.Errorf("%d bytes are counted of nothing", n)
+		}
+	}
+}
+
+// retainedFixture is what a test does with retained messages of one topic each.
+type retainedFixture struct {
+	*testing.T
+	retainedStore
+}
+
+func (r *retainedFixture) set(who owner, topic, payload string) (undo func(), err error) {
+	return r.retainedStore.set(&message{topic: topic, payload: []byte(payload)}, who)
+}
+
+func (r *retainedFixture) must(who owner, topic, payload string) (*retainedRecord, func()) {
+	r.Helper()
+	undo, err := r.set(who, topic, payload)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return r.records.find([]byte(topic)), undo
+}
+
+// holds fails unless the accounts hold so many messages, and bytes where there are any.
+func (r *retainedFixture) holds(counts map[owner]int64) {
+	r.Helper()
+	for who, n := range counts {
+		key := quota.Key{Subject: who.subject}
+		messages, bytes := r.quota.messages.Used(key), r.quota.bytes.Used(key)
+		if messages != n || (bytes == 0) != (n == 0) {
+			r.Errorf("%v has %d messages of %d bytes, want %d", who, messages, bytes, n)
+		}
+	}
+}
+
+// Whatever is refused or undone, every account holds what its subject has.
+func TestAccountsFollowWhatIsRefusedAndUndone(t *testing.T) {
+	one, two := owner{"one", 1}, owner{"two", 1}
+	r := &retainedFixture{t, retainedStore{quota: newRetainedQuota(&Options{SubjectRetainedBytes: 4000, RetainedBytes: 1 << 20})}}
+	first, _ := r.must(one, "a", "1")
+	if _, err := r.set(one, "a", strings.Repeat("x", 5000)); watchword.CodeOf(err) != watchword.Busy {
+		t.Errorf("%v", err)
+	}
+	r.holds(map[owner]int64{one: 1, two: 0})
+	if r.records.find([]byte("a")) != first || first.removed {
+		t.Error("what was there is gone, though what came is refused")
+	}
+	number := first.number
+	_, undo := r.must(two, "a", "2")
+	if !first.removed {
+		t.Error("what was replaced does not know it")
+	}
+	r.holds(map[owner]int64{one: 0, two: 1})
+	undo()
+	if r.records.find([]byte("a")) != first || first.removed || first.number != number || first.owner.ownerID() != one {
+		t.Error("what was there is not there again as it was")
+	}
+	r.holds(map[owner]int64{one: 1, two: 0})
+	_, undo = r.must(one, "a", "")
+	r.holds(map[owner]int64{one: 0, two: 0})
+	undo()
+	r.holds(map[owner]int64{one: 1, two: 0})
+	r.must(one, "a", "")
+	if n := r.quota.bytes.Total(); n != 0 || len(r.owners.bySubject) != 0 {
+		t.Errorf("%d bytes of %d owners are left", n, len(r.owners.bySubject))
+	}
+}
+
+// Who is gone retains nothing any more, and nothing of it comes back.
+func TestDeletedOwnerRetainsNothing(t *testing.T) {
+	one, two := owner{"one", 1}, owner{"two", 1}
+	r := &retainedFixture{t, retainedStore{quota: newRetainedQuota(&Options{})}}
+	r.must(one, "a", "1")
+	x, _ := r.must(one, "b", "1")
+	_, undo := r.must(two, "a", "2")
+	x.owner.removed = true
+	if _, err := r.set(one, "c", "1"); watchword.CodeOf(err) != watchword.SubjectRevoked {
+		t.Errorf("%v", err)
+	}
+	undo()
+	if r.records.find([]byte("a")) != nil {
+		t.Error("what was retained by who is gone came back")
+	}
+	r.holds(map[owner]int64{one: 1, two: 0})
+	r.must(owner{"one", 2}, "c", "another life")
+}
+
+// What took the place of a message that is to be swept stays.
+func TestASweepTakesNothingThatCameSince(t *testing.T) {
+	one := owner{"one", 1}
+	r := &retainedFixture{t, retainedStore{quota: newRetainedQuota(&Options{})}}
+	x, _ := r.must(one, "a", "1")
+	y, _ := r.must(one, "a", "2")
+	if topics := r.removeAll([]*retainedRecord{x}); topics != nil || r.records.find([]byte("a")) != y {
+		t.Errorf("%q was swept", topics)
+	}
+	r.holds(map[owner]int64{one: 1})
+}
+
+// changingDirectory is a roll on which something changes while it is asked.
+type changingDirectory struct {
+	allActiveDirectory
+	change func()
+}
+
+func (h changingDirectory) Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
+	defer h.change()
+	return h.allActiveDirectory.Principal(ctx, t, id)
+}
+
+// An answer that is older than a change does not count.
+func TestStaleOwnerDecisionIsIgnored(t *testing.T) {
+	for name, id := range map[string]watchword.SubjectID{"of the subject": "one", "of policy": "", "of another": "two"} {
+		t.Run(name, func(t *testing.T) {
+			var b *Broker
+			directory := changingDirectory{allActiveDirectory{policy.NewSet().For(policy.Subject{})}, func() { b.authorityChanged(watchword.DefaultTenant, id) }}
+			b = New(Dependencies{Bus: bus.New(bus.Options{}), Guard: session.NewGuard(directory, session.GuardOptions{})}, Options{})
+			defer b.stop()
+			tn := b.tenant(watchword.DefaultTenant)
+			if _, err := tn.retained.set(&message{topic: "a", payload: []byte("x")}, owner{"one", 1}); err != nil {
+				t.Fatal(err)
+			}
+			o := tn.retained.records.find([]byte("a")).owner
+			if err := b.decideOwner(t.Context(), tn, o); err != nil {
+				t.Fatal(err)
+			}
+			tn.retained.mu.RLock()
+			defer tn.retained.mu.RUnlock()
+			if _, known := o.mayDeliver("a"); known != (id == "two") {
+				t.Errorf("decided: %v", known)
+			}
+		})
+	}
+}

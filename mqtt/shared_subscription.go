@@ -1,0 +1,385 @@
+package mqtt
+
+import (
+	"cmp"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/lockrank"
+	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/policy"
+)
+
+// sharedGroup is a shared subscription: of its members one gets each message (MQTT 5.0
+// §4.8.2).
+type sharedGroup struct {
+	name               string           // as clients write the filter
+	treeEntry          bus.Subscription // that stands for it in the tree
+	members            atomic.Pointer[[]*subscription]
+	next               atomic.Uint32
+	payer              *sessionState                // under the lock of the tree: the member who is charged for it
+	hasOfflineMessages atomic.Bool                  // messages may wait for it with members that are away
+	offlineHolder      atomic.Pointer[sessionState] // with whom the newest of them waits; the next ones go behind it
+	pulling            atomic.Bool                  // somebody moves them to a member that is there
+}
+
+// newGroup returns a group without members, by the filter name, which is $share/group/filter.
+func newGroup(name, filter string) *sharedGroup {
+	g := &sharedGroup{name: name}
+	g.treeEntry.Filter, g.treeEntry.Subscriber = filter, g
+	return g
+}
+
+// Deliver gives a publication to one member; see [bus.Subscriber].
+func (g *sharedGroup) Deliver(x bus.Message, _ []*bus.Subscription, b *bus.Batch, r *bus.Result) {
+	if c := g.deliver(messageOf(x), r, nil, false); c != nil {
+		b.Touch(c)
+	}
+}
+
+// Account is that of the member who is charged for the group. The lock of the tree is held.
+func (g *sharedGroup) Account() quota.Key { return g.payer.account() }
+
+// sharedGroups is the shared subscriptions of a world.
+type sharedGroups struct {
+	mu       lockrank.Mutex[sharedLock]
+	byFilter map[string]*sharedGroup // by the filter as clients write it
+}
+
+// joinGroup makes s a member of its group, which is made if there is none. Code: busy.
+func (tn *tenant) joinGroup(s *subscription, bounded bool) error {
+	tn.groups.mu.Lock()
+	defer tn.groups.mu.Unlock()
+	g := tn.groups.byFilter[s.clientFilter]
+	if g == nil {
+		g = newGroup(s.clientFilter, s.Filter)
+		g.payer = s.session
+		if err := tn.bus.Place(&g.treeEntry, groupBytes, bounded); err != nil {
+			return err
+		}
+		if tn.groups.byFilter == nil {
+			tn.groups.byFilter = map[string]*sharedGroup{}
+		}
+		tn.groups.byFilter[s.clientFilter] = g
+	}
+	s.memberOf = g
+	list := []*subscription{s}
+	if old := g.members.Load(); old != nil {
+		list = append(slices.Clip(*old), s)
+	}
+	g.members.Store(&list)
+	return nil
+}
+
+func (tn *tenant) leaveGroup(s *subscription) {
+	tn.groups.mu.Lock()
+	defer tn.groups.mu.Unlock()
+	g := s.memberOf
+	old := g.members.Load()
+	if old == nil {
+		return
+	}
+	list := slices.DeleteFunc(slices.Clone(*old), func(m *subscription) bool { return m == s })
+	if len(list) > 0 {
+		g.members.Store(&list)
+		tn.bus.Recharge(&g.treeEntry, groupBytes, func() bool {
+			if g.payer != s.session {
+				return false
+			}
+			g.payer = list[0].session
+			return true
+		})
+		return
+	}
+	g.members.Store(nil)
+	delete(tn.groups.byFilter, s.clientFilter)
+	tn.bus.Unsubscribe(&g.treeEntry, groupBytes)
+}
+
+// deliver gives m to one member: of those with a connection the one that has the least
+// to do, in turn where several have; where nobody has one, or older messages wait, to one
+// for whom it can wait, unless only who is there will do. not, if not nil, is whom it is not for.
+func (g *sharedGroup) deliver(m *message, o *bus.Result, not *sessionState, online bool) (wake *conn) {
+	list := g.members.Load()
+	if list == nil {
+		return nil
+	}
+	ms := *list
+	from := int(g.next.Add(1))
+	var tried [8]*subscription // they had no room, or had just gone
+	before := *o
+	var full *sessionState // the first that had no room
+	var err error
+	for n := range tried {
+		best := g.choose(ms, from, tried[:n], m, not, online)
+		if best == nil {
+			break
+		}
+		o.Err = nil
+		if wake = best.session.deliver(m, o, g, &best.Subscription); o.Receivers > before.Receivers {
+			o.Err = before.Err                  // another of them had no room: that is nothing to anybody
+			if wake == nil && g.anyOnline(ms) { // it came after the choice, or had no room
+				g.pull()
+			}
+			return wake
+		}
+		if bus.IsFull(o.Err) && full == nil {
+			full = best.session
+		}
+		err = cmp.Or(o.Err, err)
+		tried[n] = best
+	}
+	if full != nil && !online {
+		full.countDroppedLocking()
+	}
+	o.Err = cmp.Or(err, before.Err)
+	return nil
+}
+
+func (g *sharedGroup) anyOnline(ms []*subscription) bool {
+	return slices.ContainsFunc(ms, func(s *subscription) bool { return s.session.load.Load() != offlineLoad })
+}
+
+func (g *sharedGroup) choose(ms []*subscription, from int, tried []*subscription, m *message, not *sessionState, online bool) (best *subscription) {
+	holder := g.offlineHolder.Load()
+	behind := g.hasOfflineMessages.Load() || g.pulling.Load() // what waits comes first
+	var least int32
+	for i := range ms {
+		s := ms[(from+i)%len(ms)]
+		n := s.session.load.Load()
+		if s.session == not || n == offlineLoad && (online || min(s.qos, m.qos) == 0) || slices.Contains(tried, s) {
+			continue
+		}
+		if n == offlineLoad && s.session == holder {
+			n-- // so that what waits stays in order
+		}
+		if n >= offlineLoad-1 && behind {
+			n -= offlineLoad + 1
+		}
+		if best == nil || n < least {
+			best, least = s, n
+		}
+	}
+	return best
+}
+
+// findGroup returns the group of that name, or one without members; nil for "".
+func (tn *tenant) findGroup(name string) *sharedGroup {
+	if name == "" {
+		return nil
+	}
+	tn.groups.mu.Lock()
+	defer tn.groups.mu.Unlock()
+	if g := tn.groups.byFilter[name]; g != nil {
+		return g
+	}
+	_, filter, _, err := policy.Share(name)
+	if err != nil {
+		return nil
+	}
+	return newGroup(name, filter)
+}
+
+// offlineLoad is the load of a client without a connection: more than of any that has one.
+const offlineLoad = 1 << 30
+
+// updateLoad says how much the client has to do, if a group may ask. mu is held.
+func (st *sessionState) updateLoad() {
+	if !st.inGroup {
+		return
+	}
+	if st.conn == nil {
+		st.load.Store(offlineLoad)
+		return
+	}
+	st.load.Store(int32(len(st.queue) - st.head + len(st.inflight)))
+	if st.hasCapacity() {
+		for _, g := range st.groups {
+			g.pull()
+		}
+	}
+}
+
+// redistribution is a message of a shared subscription whose member may not come to have it.
+type redistribution struct {
+	session     *sessionState // that has it until another does
+	group       *sharedGroup
+	message     *message // nil where it is to be fetched from the shelf
+	entry       backlogEntry
+	counted     bool // it waits there
+	writeFailed bool // it could not be written when it came: its publisher heard so
+}
+
+// takeForRedistribution takes away what the client has for its groups and has not acknowledged: of
+// one subscription, or of all with nil, and then without what waits on the shelf for
+// the client's return. QoS 2 that is under way is nobody else's (MQTT 5.0 §4.8.2). What
+// waits on the shelf is moving from here on: it is the client's until another has it. mu
+// is held.
+func (st *sessionState) takeForRedistribution(of *subscription) (out []redistribution) {
+	mine := func(g *sharedGroup) bool { return g != nil && (of == nil || g.name == of.clientFilter) }
+	take := func(g *sharedGroup, m *message, e backlogEntry, counts bool) {
+		out = append(out, redistribution{session: st, group: g, message: m, entry: e, counted: counts})
+		if counts {
+			st.persistent.redistributing = append(st.persistent.redistributing, e)
+		}
+	}
+	stays := st.queue[:0]
+	for i := range st.queue[st.head:] {
+		it := st.queue[st.head+i]
+		if it.extra == nil || !mine(it.extra.group) || it.qos == 2 && st.wasSent(&it) {
+			stays = append(stays, it)
+			continue
+		}
+		st.queuedBytes -= it.size()
+		if it.extra.stored != nil {
+			take(it.extra.group, it.message, backlogEntryOf(&it), true)
+		} else {
+			take(it.extra.group, it.message, backlogEntry{}, false)
+		}
+	}
+	clear(st.queue[len(stays):])
+	st.queue, st.head = stays, 0
+	st.dischargeQueue()
+	st.inflight = slices.DeleteFunc(st.inflight, func(f inflightMessage) bool {
+		if f.message == nil || f.qos != 1 || !mine(f.group) {
+			return false
+		}
+		take(f.group, f.message, f.backlogEntry(), f.counted)
+		return true
+	})
+	if per := st.persistent; per != nil && of != nil {
+		per.backlog = slices.DeleteFunc(per.backlog, func(e backlogEntry) bool {
+			if !mine(e.group) || e.released || e.qos == 2 && e.seq <= per.lastSent {
+				return false
+			}
+			take(e.group, nil, e, true)
+			return true
+		})
+	}
+	return out
+}
+
+// takeAllForRedistribution is orphans of all, with what waits on the shelf: the client will not come. mu
+// is held.
+func (st *sessionState) takeAllForRedistribution() (out []redistribution) {
+	for _, s := range st.subs {
+		if s.memberOf != nil {
+			out = append(out, st.takeForRedistribution(s)...)
+		}
+	}
+	return out
+}
+
+// redistribute gives orphans to other members of their groups, and takes back those that
+// nobody takes while the client may come for them.
+func (st *sessionState) redistribute(all []redistribution, online bool) {
+	if len(all) == 0 {
+		return
+	}
+	w := workBatches.Get().(*workBatch)
+	defer workBatches.Put(w)
+	defer w.Flush()
+	for page := range slices.Chunk(all, fetchMessages) {
+		st.fetchRedistributions(page)
+		for _, rd := range page {
+			rd.session.redistributeOne(w, rd, online)
+		}
+	}
+}
+
+func (st *sessionState) fetchRedistributions(page []redistribution) {
+	var es []backlogEntry
+	for _, rd := range page {
+		if rd.message == nil {
+			es = append(es, rd.entry)
+		}
+	}
+	if len(es) == 0 {
+		return
+	}
+	bodies, err := st.loadMessages(es)
+	if err != nil {
+		st.broker.options.Log.Error("shared messages that wait cannot be read", slog.String("client", st.id), slog.Any("err", err))
+		return
+	}
+	for i := range page {
+		if rd := &page[i]; rd.message == nil {
+			rd.message = bodies[rd.entry.stored.id]
+			rd.writeFailed = rd.message == nil
+		}
+	}
+}
+
+// redistributeOne reports whether another member has it, or will when it is on the disk.
+func (st *sessionState) redistributeOne(w *workBatch, rd redistribution, online bool) bool {
+	res := bus.Result{Redelivered: true}
+	if rd.message == nil || !filterMatches(rd.group.treeEntry.Filter, rd.message.topic) {
+		switch {
+		case rd.writeFailed:
+			st.redistributed(rd.entry)
+		case rd.counted:
+			st.undoRedistribution(&rd)
+		}
+		return rd.writeFailed
+	}
+	if g := st.tenant.findGroup(rd.group.name); g != nil {
+		if wake := g.deliver(rd.message, &res, st, online); wake != nil {
+			w.Touch(wake)
+		}
+	}
+	at := st.broker.commitOutcome(&res, nil, nil)
+	switch {
+	case !rd.counted:
+	case res.Receivers == 0:
+		st.undoRedistribution(&rd)
+	case at == nil:
+		st.redistributed(rd.entry)
+	default: // another has it when that is on the disk, and not before
+		go func() {
+			if <-at.ended; at.written() {
+				st.redistributed(rd.entry)
+			} else {
+				st.undoRedistribution(&rd)
+				time.AfterFunc(fetchRetryDelay, rd.group.pull)
+			}
+		}()
+	}
+	return res.Receivers > 0
+}
+
+// endRedistribution is called with mu held, once for each that was moving.
+func (st *sessionState) endRedistribution(e backlogEntry) {
+	if per := st.persistent; per != nil {
+		per.redistributing = slices.DeleteFunc(per.redistributing, func(x backlogEntry) bool { return x.seq == e.seq })
+	}
+}
+
+// redistributed is for what another member has.
+func (st *sessionState) redistributed(e backlogEntry) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.endRedistribution(e)
+	st.uncountOffline(e.stored, e.seq, int(e.size))
+}
+
+// undoRedistribution lets an entry wait on, in its place, unless the session has ended, or the entry
+// was not sent and the client has left the group: no member is left then who may have it.
+func (st *sessionState) undoRedistribution(rd *redistribution) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	e, per := rd.entry, st.persistent
+	st.endRedistribution(e)
+	if per == nil || e.seq <= per.minSeq || st.subs[rd.group.name] == nil && e.seq > per.lastSent {
+		st.uncountOffline(e.stored, e.seq, int(e.size))
+		return
+	}
+	at, _ := slices.BinarySearchFunc(per.backlog, e.seq, func(x backlogEntry, seq int64) int { return cmp.Compare(x.seq, seq) })
+	per.backlog = slices.Insert(per.backlog, at, e)
+	e.markGroupWaiting(st)
+	if c := st.conn; c != nil {
+		c.refill()
+	}
+}

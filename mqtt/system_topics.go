@@ -1,0 +1,182 @@
+package mqtt
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/lockrank"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// The topics that the server has a part in: devices/{id}/….
+const devicePrefix = "devices/"
+
+// systemTopicKind is what the server does with a topic.
+type systemTopicKind byte
+
+const (
+	topicEvents     systemTopicKind = iota + 1 // devices/{id}/events/…: routed, and kept for streams
+	topicState                                 // devices/{id}/state: routed, and the last one kept
+	topicReceipts                              // devices/{id}/receipts: consumed
+	topicServerOnly                            // devices/{id}/commands and …/config: no client publishes there
+)
+
+// systemTopic is what a topic means to the server; kind 0 is the application's own.
+type systemTopic struct {
+	kind   systemTopicKind
+	device watchword.SubjectID
+	stream string
+}
+
+func parseSystemTopic(topic string) systemTopic {
+	rest, ok := strings.CutPrefix(topic, devicePrefix)
+	if !ok {
+		return systemTopic{}
+	}
+	id, rest, ok := strings.Cut(rest, "/")
+	if !ok {
+		return systemTopic{}
+	}
+	sys := systemTopic{device: watchword.SubjectID(id)}
+	what, stream, deeper := strings.Cut(rest, "/")
+	switch {
+	case what == "events" && deeper:
+		sys.kind, sys.stream = topicEvents, stream
+	case what == "state" && !deeper:
+		sys.kind = topicState
+	case what == "receipts" && !deeper:
+		sys.kind = topicReceipts
+	case what == "commands", what == "config":
+		sys.kind = topicServerOnly
+	default:
+		return systemTopic{}
+	}
+	return sys
+}
+
+// isStateTopic reports whether topic is the one that the server keeps the last
+// message of.
+func isStateTopic(topic string) bool { return parseSystemTopic(topic).kind == topicState }
+
+// publisher is who publishes: a live session, or (of a will) what one might do when it ended.
+type publisher struct {
+	session *session.Session
+	offline *session.Authority // where session is nil
+}
+
+// trace is the id of its session; empty for a will.
+func (a publisher) trace() string {
+	if a.session == nil {
+		return ""
+	}
+	return string(a.session.ID())
+}
+
+// actAs runs what a publish writes to the store under the authority to publish it, which the store
+// compares: see [session.Session.Act].
+func (st *sessionState) actAs(ctx context.Context, by publisher, topic string, do func(context.Context, *session.Authority) error) error {
+	lockrank.Block()
+	may := func(a *session.Authority) error { return decidePublish(a, topic).decision.Err() }
+	if by.session != nil {
+		return by.session.Act(ctx, may, do)
+	}
+	return st.broker.deps.Guard.Act(ctx, by.offline, may, do)
+}
+
+// handleSystemTopic does what a topic of the server's means. It is always of use to somebody:
+// to the server.
+func (st *sessionState) handleSystemTopic(ctx context.Context, w *workBatch, sys systemTopic, m *message, o *bus.Result, by publisher) error {
+	if err := watchword.CheckName("device", string(sys.device)); err != nil {
+		return err
+	}
+	o.Receivers++
+	switch sys.kind {
+	case topicEvents:
+		return st.publishEvent(w, sys, m, o)
+	case topicState:
+		return st.reportState(ctx, w, sys, m, o, by)
+	case topicReceipts:
+		return st.takeReceipt(ctx, sys, m, by)
+	}
+	return nil
+}
+
+func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, m *message, o *bus.Result) error {
+	for s := range strings.SplitSeq(sys.stream, "/") {
+		if err := watchword.CheckName("stream", s); err != nil {
+			return err
+		}
+	}
+	if len(m.payload) > watchword.MaxDocument {
+		return watchword.Refuse(watchword.TooLarge, "an event may have 32 KiB")
+	}
+	e := &bus.Event{Device: sys.device, Stream: sys.stream, At: w.now, Data: m.payload}
+	if m.props != nil {
+		e.ContentType, _ = m.props.Text(packet.ContentType)
+		e.ContentType = clipLogText(e.ContentType)
+	}
+	st.tenant.bus.PublishEvent(e, m, &w.Batch, o)
+	return nil
+}
+
+func (st *sessionState) reportState(ctx context.Context, w *workBatch, sys systemTopic, m *message, o *bus.Result, by publisher) error {
+	if len(m.payload) > watchword.MaxDocument {
+		return watchword.Refuse(watchword.TooLarge, "a state may have 32 KiB")
+	}
+	if err := jose.Walk(m.payload, func(string, jsontext.Value) error { return nil }); err != nil {
+		return &watchword.Error{Code: watchword.BadRequest, Field: "state", Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
+	}
+	if st.broker.deps.Twins != nil {
+		var doc bytes.Buffer
+		if err := json.Compact(&doc, m.payload); err != nil {
+			return watchword.RefuseField("state", "must be one JSON object")
+		}
+		if err := st.actAs(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
+			return st.broker.deps.Twins.ReportState(ctx, st.tenant.id, a.Versions(), sys.device, doc.Bytes(), w.now)
+		}); err != nil {
+			return err
+		}
+	}
+	st.tenant.bus.Publish(m, &w.Batch, o)
+	return nil
+}
+
+func (st *sessionState) takeReceipt(ctx context.Context, sys systemTopic, m *message, by publisher) error {
+	if st.broker.deps.Commands == nil {
+		return watchword.Refuse(watchword.ReceiptInvalid, "no commands were handed over here")
+	}
+	if len(m.payload) > watchword.MaxDocument {
+		return watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
+	}
+	err := st.actAs(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
+		_, err := st.broker.deps.Commands.ApplyReceipt(ctx, st.tenant.id, sys.device, a.Versions(), string(m.payload), by.trace())
+		return err
+	})
+	if code := codeOf(err); code != watchword.ReceiptInvalid && audit.ShouldRecord(audit.RequestRefuse, code, true) {
+		// The device's papers are good: what it handed in is not.
+		return watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt does not hold: %s", watchword.CodeOf(err))
+	}
+	return err
+}
+
+// isCommandsFilter reports whether filter is the topic of this client's own commands.
+func (c *conn) isCommandsFilter(filter string) bool { return filter == c.commandsTopic() }
+
+func (c *conn) commandsTopic() string {
+	return devicePrefix + string(c.session.owner.subject) + "/commands"
+}
+
+// configContentType is the content type of a signed configuration.
+const configContentType = "application/jose"
+
+func stateTopic(id watchword.SubjectID) string  { return devicePrefix + string(id) + "/state" }
+func configTopic(id watchword.SubjectID) string { return devicePrefix + string(id) + "/config" }

@@ -1,0 +1,409 @@
+package mqtt
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/lockrank"
+	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/mqttstore"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// willStore is every will that stands: of connections, and of those that ended and whose
+// will waits until it is due. All of them are in the store too. It is safe for concurrent
+// use.
+type willStore struct {
+	broker *Broker
+	ledger *quota.Ledger[quota.Key] // their bytes
+
+	mu      lockrank.Mutex[willsLock]
+	lastID  int64 // the highest id
+	all     map[int64]*will
+	waiting map[clientName][]*will // those that have a time when they are due
+}
+
+// clientName is a client identifier of a tenant.
+type clientName struct {
+	tenant watchword.TenantID
+	id     string
+}
+
+func (st *sessionState) name() clientName { return clientName{st.tenant.id, st.id} }
+
+func (ws *willStore) init(b *Broker) {
+	ws.broker, ws.all, ws.waiting = b, map[int64]*will{}, map[clientName][]*will{}
+	ws.ledger = quota.New[quota.Key](quota.Resource{
+		Name: "wills", Unit: "bytes",
+		Subject: quota.Bound{Max: b.options.SubjectWillBytes, Name: "limits.subject_will_bytes"},
+		Total:   quota.Bound{Max: b.options.WillBytes, Name: "limits.will_bytes"},
+	})
+}
+
+// reserve counts a will that is to stand; nil is none. Code: busy.
+func (ws *willStore) reserve(w *will, of quota.Key) error {
+	if w == nil {
+		return nil
+	}
+	w.account = of
+	return ws.ledger.Reserve(of, w.size())
+}
+
+// releaseReservation is for a will that was counted and does not stand any more, or never will.
+func (ws *willStore) releaseReservation(w *will) {
+	if w != nil {
+		ws.ledger.Release(w.account, w.size())
+	}
+}
+
+// add lets a will stand that is counted, and returns with what it will be written.
+func (ws *willStore) add(w *will) *commit {
+	ws.mu.Lock()
+	ws.lastID++
+	w.id = ws.lastID
+	ws.all[w.id] = w
+	ws.mu.Unlock()
+	return ws.write(w)
+}
+
+// write has the row of a will written as it will be then.
+func (ws *willStore) write(w *will) *commit { return ws.broker.journal.add(change{will: w}) }
+
+// rebind ties a will to another token: its session was refreshed.
+func (ws *willStore) rebind(w *will, p session.Credentials) {
+	ws.mu.Lock()
+	same := w.credentials.JTI == p.JTI
+	w.credentials = p
+	ws.mu.Unlock()
+	if !same {
+		ws.write(w)
+	}
+}
+
+// schedule sets when a will is due. The caller owes [willStore.watch].
+func (ws *willStore) schedule(w *will, due, grace time.Time) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if w.finished {
+		return
+	}
+	name := w.session.name()
+	if w.timer == nil {
+		ws.waiting[name] = append(ws.waiting[name], w)
+	} else {
+		w.timer.Stop()
+	}
+	w.due, w.graceUntil = due, grace
+	w.timer = time.AfterFunc(due.Sub(ws.broker.options.Now()), func() { ws.publishDue(w) })
+	ws.write(w)
+}
+
+// clockAdvanced starts the clocks of the wills that wait anew: see [Broker.clockAdvanced].
+func (ws *willStore) clockAdvanced(now time.Time) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, list := range ws.waiting {
+		for _, w := range list {
+			w.timer.Reset(w.due.Sub(now))
+		}
+	}
+}
+
+// sessionEnded decides on a will whose session ended for cause. It returns the will where
+// it waits; the caller owes [willStore.watch] then.
+func (ws *willStore) sessionEnded(w *will, cause error, delay time.Duration, now time.Time) *will {
+	if cancelsWill(cause) {
+		ws.cancel(w)
+		return nil
+	}
+	ws.schedule(w, now.Add(max(delay, willGracePeriod)), now.Add(willGracePeriod))
+	return w
+}
+
+// claim takes a will out of those that wait, for who is to publish or cancel it. It reports
+// false where somebody else did.
+func (ws *willStore) claim(w *will) bool {
+	ws.mu.Lock()
+	if w.finished {
+		ws.mu.Unlock()
+		return false
+	}
+	w.finished = true
+	name := w.session.name()
+	if list := slices.DeleteFunc(ws.waiting[name], func(x *will) bool { return x == w }); len(list) > 0 {
+		ws.waiting[name] = list
+	} else {
+		delete(ws.waiting, name)
+	}
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+	hold := w.offline
+	w.offline = nil
+	ws.mu.Unlock()
+	if hold != nil {
+		go hold.Close(nil) // its lock may be held by who calls
+	}
+	return true
+}
+
+// remove forgets a will that was claimed. What is written of its publishing goes with it:
+// a crash publishes it once.
+func (ws *willStore) remove(w *will, a change) *commit {
+	ws.mu.Lock()
+	delete(ws.all, w.id)
+	ws.mu.Unlock()
+	ws.releaseReservation(w)
+	a.will = w
+	return ws.broker.journal.add(a)
+}
+
+// cancel ends a will that is not published.
+func (ws *willStore) cancel(w *will) {
+	if ws.claim(w) {
+		ws.remove(w, change{})
+	}
+}
+
+// clientReturned is told of each connection that was let in: it cancels the will that the
+// connection before left behind (MQTT 5.0 §3.1.3.2.2). Where the session before did not
+// go on, it has ended now, and its will is due, unless it waits for its client to come
+// back at all: then the client has, if it may say what the will says.
+func (ws *willStore) clientReturned(st *sessionState, a *session.Authority, goesOn bool, now time.Time) {
+	ws.mu.Lock()
+	some := slices.Clone(ws.waiting[st.name()])
+	ws.mu.Unlock()
+	for _, w := range some {
+		switch {
+		case goesOn && w.session == st:
+			ws.cancel(w)
+		case !now.Before(w.graceEnd()):
+			go ws.publishDue(w)
+		case decidePublish(a, w.message.topic).decision.Allowed:
+			ws.cancel(w)
+		}
+	}
+}
+
+func (w *will) graceEnd() time.Time {
+	ws := &w.session.broker.wills
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return w.graceUntil
+}
+
+// offlineSessionClosed is told of a session without a connection that an operator ended: the
+// will that waited longer than a minute waits for a minute.
+func (ws *willStore) offlineSessionClosed(st *sessionState, now time.Time) {
+	ws.mu.Lock()
+	some := slices.Clone(ws.waiting[st.name()])
+	ws.mu.Unlock()
+	for _, w := range some {
+		if w.session == st {
+			ws.schedule(w, now.Add(willGracePeriod), now.Add(willGracePeriod))
+		}
+	}
+}
+
+// waitingTopics returns the topics of the wills that wait for a client's session to end, or
+// for their time.
+func (ws *willStore) waitingTopics(st *sessionState) (topics []string) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, w := range ws.waiting[st.name()] {
+		if w.session == st {
+			topics = append(topics, w.message.topic)
+		}
+	}
+	return topics
+}
+
+// dueAt is when the will that a client left behind is due; zero for none.
+func (ws *willStore) dueAt(st *sessionState) time.Time {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, w := range ws.waiting[st.name()] {
+		if w.session == st {
+			return w.due
+		}
+	}
+	return time.Time{}
+}
+
+// watch has the guard follow what the subject of a waiting will may, so that a right that
+// goes takes the will along, also where it comes back before the will is due.
+func (ws *willStore) watch(ctx context.Context, w *will) {
+	if w == nil || ws.broker.draining.Load() { // its next process watches it
+		return
+	}
+	hold := ws.openOffline(ctx, w, session.Options{
+		Changed: func(a *session.Authority) {
+			if !decidePublish(a, w.message.topic).decision.Allowed {
+				ws.cancel(w)
+			}
+		},
+		Withdrawn: func(cause error) {
+			if cancelsWill(cause) {
+				ws.cancel(w)
+			}
+		},
+	})
+	ws.mu.Lock()
+	over := w.finished
+	if !over {
+		w.offline, hold = hold, w.offline
+	}
+	ws.mu.Unlock()
+	if hold != nil {
+		hold.Close(nil)
+	}
+}
+
+func (ws *willStore) openOffline(ctx context.Context, w *will, o session.Options) *session.Session {
+	ws.mu.Lock()
+	p := w.credentials
+	ws.mu.Unlock()
+	o.Transport = "mqtt"
+	return ws.broker.deps.Guard.OpenOffline(ctx, p, o)
+}
+
+// publishDue publishes a will that waited, if its subject may publish it today and the token
+// that it stands on was not revoked. Where nobody can say, it asks again.
+func (ws *willStore) publishDue(w *will) {
+	ctx := ws.broker.ctx
+	ws.broker.deps.Guard.WaitForChanges()
+	var a *session.Authority
+	var lapsed error
+	ws.openOffline(ctx, w, session.Options{Changed: func(now *session.Authority) { a, lapsed = now, nil }, Withdrawn: func(cause error) { a, lapsed = nil, cause }}).Close(nil)
+	switch {
+	case a != nil:
+		ws.publish(ctx, a, w)
+	case cancelsWill(lapsed):
+		ws.cancel(w)
+	default:
+		ws.mu.Lock()
+		if !w.finished && ctx.Err() == nil {
+			w.timer = time.AfterFunc(offlineRetryDelay, func() { ws.publishDue(w) })
+		}
+		ws.mu.Unlock()
+	}
+}
+
+// publishWill is the last act of a connection that was lost.
+func (c *conn) publishWill(ctx context.Context, w *will) {
+	ws := &c.broker.wills
+	c.broker.deps.Guard.WaitForChanges()
+	if s := c.live(); s.Ended() && s.Cause() != nil { // it lost its session meanwhile
+		ws.watch(ctx, ws.sessionEnded(w, s.Cause(), 0, c.broker.options.Now()))
+	} else {
+		ws.publish(ctx, s.Authority(), w)
+	}
+}
+
+// publish publishes a will if a says so. It is over then.
+func (ws *willStore) publish(ctx context.Context, a *session.Authority, w *will) {
+	v := decidePublish(a, w.message.topic)
+	if !v.decision.Allowed {
+		ws.cancel(w)
+		return
+	}
+	if !ws.claim(w) {
+		return
+	}
+	b := workBatches.Get().(*workBatch)
+	defer workBatches.Put(b)
+	b.now = ws.broker.options.Now()
+	defer b.Flush()
+	m := &message{topic: w.message.topic, payload: w.message.payload, qos: w.message.qos, retain: w.message.retain, props: w.message.props}
+	if w.expiry > 0 {
+		m.expireAt(b.now.Add(w.expiry))
+	}
+	var o bus.Result
+	key, err := w.session.routeMessage(ctx, b, m, v.system, &o, publisher{offline: a})
+	k, _ := o.Stored.(*storedMessage)
+	ws.remove(w, change{message: k, retained: key})
+	if k != nil {
+		ws.broker.journal.release(k) // who published it had it too
+	}
+	if err != nil {
+		ws.broker.options.Log.WarnContext(ctx, "will refused", slog.String("client", w.session.id), slog.String("topic", m.topic), slog.Any("err", err))
+	}
+}
+
+// stopTimers stops the clocks: they go on at the next start.
+func (ws *willStore) stopTimers() {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, list := range ws.waiting {
+		for _, w := range list {
+			w.timer.Stop()
+		}
+	}
+}
+
+// restore takes in a will of an earlier life of the server. Everybody is about to come back,
+// also who wants to hear it: its client has a minute, as after any end that it did not ask
+// for. Wills come by id.
+func (ws *willStore) restore(r mqttstore.Will, now time.Time) error {
+	w, err := decodeStoredWill(r.Bytes)
+	if err != nil {
+		return err
+	}
+	b, world := ws.broker, ws.broker.tenant(r.Tenant)
+	who := owner{r.Subject, r.Incarnation}
+	st := world.clients[r.Client] // nobody else knows the world yet
+	due := now.Add(willGracePeriod)
+	at := r.Due
+	if at.IsZero() {
+		at = now.Add(w.delay)
+	}
+	if st == nil || st.owner != who {
+		st = &sessionState{broker: b, tenant: world, id: r.Client, owner: who, removed: true}
+	} else if ends, ok := st.persistent.expiresAt(); ok && ends.Before(at) {
+		at = ends
+	}
+	if at.After(due) {
+		due = at
+	}
+	w.id, w.session = r.ID, st
+	w.credentials = session.Credentials{Tenant: r.Tenant, Subject: r.Subject, Incarnation: r.Incarnation, Key: r.Key, JTI: r.Token, IssuerKey: r.IssuerKey, KeyProved: r.KeyProved}
+	w.account = quota.Key{Tenant: r.Tenant, Subject: r.Subject}
+	ws.ledger.Add(w.account, w.size())
+	ws.mu.Lock()
+	ws.lastID = max(ws.lastID, r.ID)
+	ws.all[w.id] = w
+	older := slices.Clone(ws.waiting[st.name()])
+	ws.mu.Unlock()
+	for _, x := range older { // of a connection that this one followed, and whose end was not written any more
+		ws.cancel(x)
+	}
+	ws.schedule(w, due, now.Add(willGracePeriod))
+	return nil
+}
+
+// watchAll is watch for those that were loaded.
+func (ws *willStore) watchAll(ctx context.Context) {
+	ws.mu.Lock()
+	var all []*will
+	for _, list := range ws.waiting {
+		all = append(all, list...)
+	}
+	ws.mu.Unlock()
+	for _, w := range all {
+		if ctx.Err() != nil {
+			return
+		}
+		ws.watch(ctx, w)
+	}
+}
+
+// count returns how many wills there are, and the bytes that they count.
+func (ws *willStore) count() (n, size int64) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return int64(len(ws.all)), ws.ledger.Total()
+}

@@ -1,0 +1,253 @@
+package device
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Execute takes one sealed command through every check, carries it out, and returns
+// the signed receipt, which is on the disk already. It is for transports of
+// one's own: [Device.Run] does it for the built-in ones. A command that was
+// obeyed before is not obeyed again: its receipt of then is returned. One act
+// runs at a time.
+//
+// An error means that there is no receipt, because nothing of the command can be
+// trusted, or it comes too late: command_unsealed, signature_invalid,
+// token_malformed, token_kind, algorithm_invalid, key_unknown, issuer_mismatch,
+// audience_mismatch, command_expired, token_early, nonce_mismatch,
+// command_stale, bundle_invalid, command_unlogged (with [Options.RequireLogProof]), too_large (with [Options.MaxCommand]),
+// unavailable where the journal cannot be written.
+func (d *Device) Execute(ctx context.Context, jwe string) (receipt string, err error) {
+	if d.identity == nil {
+		return "", errNotEnrolled()
+	}
+	d.executeMu.Lock()
+	defer d.executeMu.Unlock()
+	t, err := d.begin(jwe)
+	if err != nil || t.receipt != "" {
+		return t.receipt, err
+	}
+	return d.finish(ctx, t)
+}
+
+// startedCommand is a command between its checks and its receipt.
+type startedCommand struct {
+	command token.Command
+	hash    string
+	receipt string // set where the answer is known already
+}
+
+// begin checks a command and writes its number down. The caller holds obeying.
+func (d *Device) begin(jwe string) (startedCommand, error) {
+	d.stateMu.Lock()
+	defer d.stateMu.Unlock()
+	if err := d.journal.ready(); err != nil {
+		return startedCommand{}, err
+	}
+	c, hash, err := d.verifyCommand(jwe)
+	if err != nil {
+		return startedCommand{}, err
+	}
+	t := startedCommand{command: c, hash: hash}
+	p := position{c.Epoch, c.Seq}
+	if !p.after(d.journal.last) {
+		return d.handleKnown(t, p)
+	}
+	if d.journal.last.Epoch == p.Epoch && p.Seq > d.journal.last.Seq+1 && d.journal.last.Seq > 0 {
+		d.opts.Log.Info("numbers were passed over", slog.Int64("from", d.journal.last.Seq+1), slog.Int64("to", p.Seq-1))
+	}
+	return t, d.journal.write(journalRecord{"begin", execution{position: p, ID: c.ID, Hash: hash}}, true)
+}
+
+// verifyCommand is everything that needs no memory: seal, signature, issuer, audience,
+// time or nonce. The caller holds memory.
+func (d *Device) verifyCommand(jwe string) (token.Command, string, error) {
+	if limit := d.opts.MaxCommand; limit > 0 && len(jwe) > limit {
+		return token.Command{}, "", watchword.Refuse(watchword.TooLarge, "the sealed command has %d bytes, and this device holds %d", len(jwe), limit)
+	}
+	trust := d.trust.Load()
+	if d.hasExpired(trust.Expires) {
+		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle is over: nothing new is obeyed until the next one came")
+	}
+	jws, cty, err := d.decrypter.Load().Decrypt(jwe, watchword.MaxDocument)
+	if err == nil && d.opts.RequireLogProof {
+		if jws, err = d.verifyLogProof(jws, cty); err != nil {
+			return token.Command{}, "", err
+		}
+	} else if err != nil || !jose.SameType(cty, "JWT") {
+		return token.Command{}, "", watchword.Wrap(err, watchword.CommandUnsealed, "the command is not sealed to this device: %s", watchword.CodeOf(err))
+	}
+	now, nonce := d.now(), ""
+	if d.journal.lost || now.IsZero() {
+		nonce = d.nonce.current(d.opts.Now())
+	}
+	c, err := token.VerifyCommand(string(jws), token.NewKeySet(trust.Command...), d.identity.Issuer, d.identity.ID, now, nonce)
+	if err != nil {
+		return token.Command{}, "", err
+	}
+	if d.hasExpired(c.Expires) {
+		return token.Command{}, "", watchword.Refuse(watchword.CommandExpired, "the command was over before this device started")
+	}
+	if c.Epoch < trust.Epoch {
+		return token.Command{}, "", watchword.Refuse(watchword.CommandStale, "the command is from before the server lost its counters")
+	}
+	if c.Epoch > trust.Epoch { // only the root's word starts the counters anew
+		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the command is of a later epoch than the trust bundle")
+	}
+	return c, jose.HashString(string(jws)), nil
+}
+
+// handleKnown answers a command whose number does not grow. The caller holds memory.
+func (d *Device) handleKnown(t startedCommand, p position) (startedCommand, error) {
+	known := d.journal.find(p)
+	switch {
+	case known == nil:
+		return t, watchword.Refuse(watchword.CommandStale, "the number %d does not grow, and was never begun here", p.Seq)
+	case known.ID == t.command.ID:
+		var err error
+		if known.Receipt == "" { // begun, and cut off before its end
+			err = d.interrupt(known)
+		}
+		t.receipt = known.Receipt
+		return t, err
+	default:
+		d.opts.Log.Error("ALARM: two commands with one number; somebody forges, or the server lost its counters",
+			slog.Int64("seq", p.Seq), slog.String("first", string(known.ID)), slog.String("second", string(t.command.ID)))
+		var err error
+		t.receipt, err = d.signReceipt(p, t.command.ID, t.hash, watchword.StatusConflict, map[string]any{"code": "conflict", "first": known.ID})
+		return t, err
+	}
+}
+
+// finish carries a begun command out and writes its receipt down. The caller holds obeying.
+func (d *Device) finish(ctx context.Context, t startedCommand) (string, error) {
+	c := t.command
+	var st watchword.ReceiptStatus
+	var result any
+	if err := d.verifyOrder(c); err != nil {
+		st, result = watchword.StatusRefused, failureResult{string(watchword.OrderInvalid), "the order does not hold under a pinned key: " + string(watchword.CodeOf(err))}
+	} else {
+		st, result = d.runHandler(ctx, &Command{
+			ID: c.ID, Function: c.Function, By: c.By, Epoch: c.Epoch, Seq: c.Seq, Expires: c.Expires, Raw: c.Args,
+			accept: func(ctx context.Context) error {
+				receipt, err := d.signReceipt(position{c.Epoch, c.Seq}, c.ID, t.hash, watchword.StatusAccepted, nil)
+				if err != nil {
+					return err
+				}
+				return d.postReceipt(ctx, receipt)
+			},
+		})
+	}
+	p := position{c.Epoch, c.Seq}
+	receipt, err := d.signReceipt(p, c.ID, t.hash, st, result)
+	switch watchword.CodeOf(err) {
+	case watchword.BadRequest, watchword.TooLarge: // the act was done all the same
+		d.opts.Log.Warn("the result of a command cannot stand in a receipt", slog.String("command", string(c.ID)), slog.Any("err", err))
+		receipt, err = d.signReceipt(p, c.ID, t.hash, invalidStatus(st), resultInvalid)
+	}
+	if err != nil {
+		return "", err
+	}
+	d.stateMu.Lock()
+	defer d.stateMu.Unlock()
+	return receipt, d.journal.write(journalRecord{"end", execution{position: p, ID: c.ID, Hash: t.hash, Receipt: receipt}}, true)
+}
+
+// interrupt signs for an act that was cut off: nobody knows how far it came. The caller
+// holds memory.
+func (d *Device) interrupt(a *execution) error {
+	why := failureResult{"interrupted", "the device stopped while it carried this out"}
+	if d.journal.lost {
+		why.Detail = "the device began this, and has lost its memory of the end"
+	}
+	receipt, err := d.signReceipt(a.position, a.ID, a.Hash, watchword.StatusInterrupted, why)
+	if err != nil {
+		return err
+	}
+	return d.journal.write(journalRecord{"end", execution{position: a.position, ID: a.ID, Hash: a.Hash, Receipt: receipt}}, true)
+}
+
+// resultInvalid stands in the place of a result that no receipt can hold.
+var resultInvalid = failureResult{"result_invalid", "the function ended, but its result cannot stand in a receipt: it must be strict JSON, at most 7 deep, with which the receipt has 32 KiB"}
+
+// invalidStatus is the status of a receipt whose result was replaced. A refusal stays one:
+// nothing was done.
+func invalidStatus(st watchword.ReceiptStatus) watchword.ReceiptStatus {
+	if st == watchword.StatusDone {
+		return watchword.StatusFailed
+	}
+	return st
+}
+
+// signReceipt signs what became of a command, as the server takes it. Codes: bad_request and
+// too_large where result cannot stand in a receipt; unavailable where the key does not sign.
+func (d *Device) signReceipt(p position, id watchword.CommandID, hash string, st watchword.ReceiptStatus, result any) (string, error) {
+	r := token.Receipt{
+		Device: d.identity.ID, Issuer: d.identity.Issuer, Epoch: p.Epoch, Seq: p.Seq, Command: id, Hash: hash, Status: st, At: d.bestTime(),
+	}
+	if result != nil {
+		b, err := encodeResult(result)
+		if err != nil {
+			return "", watchword.Wrap(err, watchword.BadRequest, "the result is no JSON")
+		}
+		r.Result = b
+	}
+	return token.SignReceipt(d.signer.Load(), r)
+}
+
+// encodeResult is json.Marshal where a panic of a handler's type is an error.
+func encodeResult(v any) (b []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("its encoding panicked: %v", p)
+		}
+	}()
+	return json.Marshal(v)
+}
+
+// PinOrderKeys makes the device obey only commands that carry an order signed by one
+// of these keys: the server's word for who ordered is then not enough.
+func (d *Device) PinOrderKeys(keys ...*jose.PublicKey) {
+	set := token.NewKeySet(keys...)
+	d.orderKeys.Store(&set)
+}
+
+// verifyOrder checks the order that rides along, if keys were pinned.
+func (d *Device) verifyOrder(c token.Command) error {
+	keys := d.orderKeys.Load()
+	if keys == nil {
+		return nil
+	}
+	o, err := token.VerifyOrder(c.Order, *keys, d.identity.ID, d.now())
+	if err != nil {
+		return err
+	}
+	return o.Covers(c.Function, c.Args, c.By, c.Expires)
+}
+
+// nonceLife is how long a nonce is good, by the monotonic clock and by the own one, right
+// or wrong: the first stands still while a machine sleeps.
+const nonceLife = 2 * time.Minute
+
+// nonce is what a device without a clock, or without its counters, knows a fresh
+// command by.
+type nonce struct {
+	value string
+	made  time.Time // by the monotonic clock
+	wall  time.Time // by the own one
+}
+
+// current returns the nonce that commands must carry. Its holder holds memory.
+func (n *nonce) current(now time.Time) string {
+	if n.value == "" || time.Since(n.made) > nonceLife || now.Round(0).Sub(n.wall) > nonceLife {
+		n.value, n.made, n.wall = watchword.NewNonce(), time.Now(), now.Round(0)
+	}
+	return n.value
+}

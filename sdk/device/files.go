@@ -1,0 +1,193 @@
+package device
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/jose"
+)
+
+// Keys and identity exist nowhere else: each is kept twice, in its file and in a copy beside
+// it, so that one damaged file is survived and mended. Where both can be read the file counts:
+// an older build writes the file alone.
+
+// copyPath names the copy of a file.
+func copyPath(path string) string { return path + ".copy" }
+
+// readWithCopy reads a file or its copy, the first that check takes, and returns nil where neither is
+// there. Where the folder is held, the other one is written anew. Codes: key_exposed,
+// file_untrusted; key_damaged where nothing that is there can be read.
+func (d *Device) readWithCopy(name string, private bool, check func([]byte) error) ([]byte, error) {
+	read := func(path string) ([]byte, error) { return durable.ReadTrusted(path, durable.MaxPrivate) }
+	if private {
+		read = durable.ReadPrivate
+	}
+	path := d.path(name)
+	var found [2][]byte
+	var wrong error
+	good := -1
+	for i, p := range []string{path, copyPath(path)} {
+		b, err := read(p)
+		if isUntrustedFile(err) {
+			return nil, err
+		}
+		if err == nil {
+			err = check(b)
+		}
+		switch {
+		case err == nil:
+			if found[i] = b; good < 0 {
+				good = i
+			}
+		case !errors.Is(err, fs.ErrNotExist):
+			wrong = errors.Join(wrong, watchword.Wrap(err, watchword.KeyDamaged, "%s is damaged", p))
+		}
+	}
+	if good < 0 {
+		return nil, wrong
+	}
+	if wrong != nil {
+		d.opts.Log.Error("a file of the device's folder is damaged; the other one of the two counts", slog.Any("err", wrong))
+	}
+	for i, p := range []string{path, copyPath(path)} {
+		if d.lock == nil || found[i] != nil && bytes.Equal(found[i], found[good]) {
+			continue
+		}
+		if err := durable.WriteFile(p, found[good], 0o600); err != nil {
+			d.opts.Log.Error("a file of the device's folder cannot be mended", slog.String("path", p), slog.Any("err", err))
+		}
+	}
+	return found[good], nil
+}
+
+// writeWithCopy writes a file and its copy.
+func writeWithCopy(path string, b []byte) error {
+	if err := durable.WriteFile(path, b, 0o600); err != nil {
+		return err
+	}
+	return durable.WriteFile(copyPath(path), b, 0o600)
+}
+
+// removeWithCopy removes both.
+func removeWithCopy(path string) error {
+	for _, p := range []string{path, copyPath(path)} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// checksumFormat is how a JSON file of ours ends: with a checksum of all that is before it. A JWK has none: its
+// public members prove its secret.
+const checksumFormat = ",\n  \"sum\": \"%08x\"\n}\n"
+
+// withChecksum writes a JSON object with a checksum.
+func withChecksum(v any) ([]byte, error) {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	b = bytes.TrimSuffix(b, []byte("\n}"))
+	return fmt.Appendf(b, checksumFormat, checksum(b)), nil
+}
+
+// verifyChecksum reads what withSum has written; a file of a build that wrote no checksum is only read.
+func verifyChecksum(b []byte, into any) error {
+	if has, good := findChecksum(b); has && !good {
+		return watchword.Refuse(watchword.KeyDamaged, "its checksum is another")
+	}
+	return json.Unmarshal(b, into)
+}
+
+// findChecksum reports whether a file ends with a checksum, and whether that is the file's.
+func findChecksum(b []byte) (has, good bool) {
+	n := len(b) - len(fmt.Sprintf(checksumFormat, 0))
+	if n <= 0 {
+		return false, false
+	}
+	body, end := b[:n], string(b[n:])
+	digits := strings.Index(checksumFormat, "%08x")
+	sum, err := strconv.ParseUint(end[digits:digits+8], 16, 32)
+	if err != nil || end != fmt.Sprintf(checksumFormat, sum) {
+		return false, false
+	}
+	return true, uint32(sum) == checksum(body)
+}
+
+// addChecksum writes a file anew, with its checksum, where it was read without.
+func (d *Device) addChecksum(name string, read []byte, v any) error {
+	if has, _ := findChecksum(read); has || read == nil || d.lock == nil {
+		return nil
+	}
+	b, err := withChecksum(v)
+	if err != nil {
+		return err
+	}
+	if err := writeWithCopy(d.path(name), b); err != nil {
+		d.opts.Log.Error("a file of the device's folder cannot be written anew", slog.String("path", d.path(name)), slog.Any("err", err))
+	}
+	return nil
+}
+
+// readKey returns the key in a file, which is for use; nil if there is none.
+func (d *Device) readKey(name string, use jose.Use) (k *jose.PrivateKey, err error) {
+	_, err = d.readWithCopy(name, true, func(b []byte) (err error) {
+		parsed, err := jose.ParsePrivateJWK(b, use)
+		if err == nil && k == nil {
+			k = parsed
+		}
+		return err
+	})
+	if err != nil { // also where one of the two was good: the other is not to be believed
+		return nil, err
+	}
+	return k, nil
+}
+
+// ensureKey makes the key in a file, if there is none.
+func (d *Device) ensureKey(name, curve string, use jose.Use) error {
+	k, err := d.readKey(name, use)
+	if k != nil || err != nil {
+		return err
+	}
+	if k, err = jose.GenerateKey(curve); err != nil {
+		return err
+	}
+	return writeWithCopy(d.path(name), append(k.JWK(), '\n'))
+}
+
+func (d *Device) readIdentity() (id *identity, err error) {
+	b, err := d.readWithCopy(identityFile, false, func(b []byte) error {
+		var read identity
+		err := verifyChecksum(b, &read)
+		if err == nil && (!watchword.ValidName(string(read.ID)) || read.Issuer == "" || read.HTTPS == "" || read.Pin == "") {
+			err = watchword.Refuse(watchword.KeyDamaged, "it says no device")
+		}
+		if err == nil && id == nil {
+			id = &read
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return id, d.addChecksum(identityFile, b, id)
+}
+
+func writeIdentity(dir string, id *identity) error {
+	b, err := withChecksum(id)
+	if err != nil {
+		return err
+	}
+	return writeWithCopy((&Device{dir: dir}).path(identityFile), b)
+}

@@ -1,0 +1,119 @@
+package device
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// checkpointFile is the log's checkpoint that this device saw last.
+const checkpointFile = "log.checkpoint"
+
+// readCheckpoint returns the checkpoint of the log that was seen last; a zero one for none. The file
+// counts where the log's signature shows that it is whole, else the counts.
+func (d *Device) readCheckpoint(t *token.Trust) (ledger.Checkpoint, error) {
+	c := d.counters.values()
+	stored := ledger.Checkpoint{Origin: ledger.Origin(d.identity.Issuer), Size: c.LogSize, Root: c.LogRoot}
+	if stored.Size == 0 {
+		stored = ledger.Checkpoint{}
+	}
+	b, err := durable.ReadTrusted(d.path(checkpointFile), ledger.MaxNote)
+	switch {
+	case isUntrustedFile(err):
+		return stored, err
+	case errors.Is(err, fs.ErrNotExist) && stored.Size == 0:
+		return stored, nil
+	}
+	if err == nil {
+		var keys []ledger.Key
+		var o ledger.VerifiedCheckpoint
+		if keys, err = ledger.VerifierKeys(t.Issuer, t.Log, t.Witnesses); err == nil {
+			o, err = ledger.VerifyCheckpoint(b, keys...)
+		}
+		if err == nil && o.Size >= stored.Size {
+			return o.Checkpoint, nil
+		}
+		if err != nil && stored.Size == 0 { // of a build that kept no counts: the key that signed it may be gone
+			if c, rerr := ledger.ReadCheckpoint(b); rerr == nil {
+				return c, nil
+			}
+		}
+	}
+	if stored.Size == 0 {
+		d.opts.Log.Error("the log's checkpoint is lost in both places; the next one that comes is believed", slog.Any("err", err))
+	}
+	return stored, nil
+}
+
+// verifyLogProof checks that the log has what is to be obeyed, remembers how far the log was
+// seen, and returns the command that was proved. The caller holds memory. Code:
+// command_unlogged.
+func (d *Device) verifyLogProof(plain []byte, cty string) ([]byte, error) {
+	no := func(err error) ([]byte, error) {
+		d.opts.Log.Error("ALARM: a command that the log does not show", slog.Any("err", err))
+		return nil, watchword.Wrap(err, watchword.CommandUnlogged, "the log does not show this command: %s", err)
+	}
+	if !jose.SameType(cty, ledger.LoggedType) {
+		return no(watchword.Refuse(watchword.LogInvalid, "it came without a proof"))
+	}
+	l, err := ledger.ParseLoggedJWS(plain)
+	if err != nil {
+		return no(err)
+	}
+	trust := d.trust.Load()
+	keys, err := ledger.VerifierKeys(trust.Issuer, trust.Log, trust.Witnesses)
+	if err != nil {
+		return no(err)
+	}
+	p, seen, err := l.Verify(d.seenCheckpoint, int(trust.Quorum), keys...)
+	if err != nil {
+		return no(err)
+	}
+	if seen.Size > d.seenCheckpoint.Size { // before anything is done: a device that restarts is shown no older log
+		if err := durable.WriteFile(d.path(checkpointFile), p.Checkpoint, 0o600); err != nil {
+			return nil, watchword.Wrap(err, watchword.Unavailable, "the log's checkpoint cannot be written")
+		}
+		d.seenCheckpoint = seen.Checkpoint
+		d.counters.stage(func(c *counters) { c.LogSize, c.LogRoot = seen.Size, seen.Root }) // written with the command's number
+	}
+	if err := d.checkHandover(p.Body, l.JWS); err != nil {
+		return no(err)
+	}
+	return []byte(l.JWS), nil
+}
+
+// checkHandover checks that an entry says that these bytes were handed over to this device.
+func (d *Device) checkHandover(body []byte, jws string) error {
+	var kind, device, hash, outcome string
+	err := jose.Walk(body, func(name string, v jsontext.Value) (err error) {
+		switch name {
+		case "kind":
+			kind, err = jose.String(v)
+		case "outcome":
+			outcome, err = jose.String(v)
+		case "data":
+			err = jose.Walk(v, func(name string, v jsontext.Value) (err error) {
+				switch name {
+				case "device":
+					device, err = jose.String(v)
+				case "ch":
+					hash, err = jose.String(v)
+				}
+				return err
+			})
+		}
+		return err
+	})
+	if err != nil || kind != "command.handover" || outcome != "done" || device != string(d.identity.ID) || hash != jose.HashString(jws) {
+		return watchword.Wrap(err, watchword.LogInvalid, "the entry is not of this command")
+	}
+	return nil
+}

@@ -1,0 +1,472 @@
+package device
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
+	"github.com/eclipse/paho.golang/paho"
+	mqttstate "github.com/eclipse/paho.golang/paho/session/state"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// How a device keeps its MQTT connection.
+const (
+	mqttTimeout        = 15 * time.Second // for a connection, and for each answer
+	mqttKeepAlive      = 60               // seconds
+	minRefreshInterval = 2 * time.Second  // between two refreshes of a session at least; the server waits 5 s for one
+	mqttRetryPause     = 30 * time.Second // over HTTPS, after MQTT could not be had
+)
+
+const (
+	authTopic  = "$watchword/auth"
+	helloTopic = "$watchword/hello"
+)
+
+// mqttConn is one MQTT 5 connection.
+type mqttConn struct {
+	run       *run
+	client    *paho.Client
+	conn      *checkedConn
+	maxPacket int // bytes of a packet that the server takes; 0 for any
+	commands  chan *paho.Publish
+	refresh   chan struct{}
+
+	session *mqttstate.State
+
+	once            sync.Once
+	done            context.Context // ends with the connection; why says why
+	cancel          context.CancelFunc
+	cause           error
+	sessionLifetime time.Duration // of a session, as CONNACK said
+	provedKey       bool          // it proved its key
+}
+
+func (c *mqttConn) fail(err error) { c.failAfter(err, func() {}) }
+
+// failAfter is fail that calls leave first, for as long as which nobody else ends the connection: the
+// server is to hear why.
+func (c *mqttConn) failAfter(err error, leave func()) {
+	c.once.Do(func() {
+		c.cause = err
+		leave()
+		c.cancel()
+	})
+}
+
+// mqttUnavailable is why a device goes on over HTTPS: nobody answers MQTT.
+type mqttUnavailable struct{ err error }
+
+func (e *mqttUnavailable) Error() string { return "no MQTT: " + e.err.Error() }
+func (e *mqttUnavailable) Unwrap() error { return e.err }
+
+// connectMQTT connects and proves who this is: by an assertion as the password, or by the
+// key itself where the device proves it everywhere.
+func (d *run) connectMQTT(ctx context.Context) (*mqttConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, mqttTimeout)
+	defer cancel()
+	tr, err := d.transportFor(d.trust.Load())
+	if err != nil {
+		return nil, err
+	}
+	c := tr.TLSClientConfig.Clone()
+	c.NextProtos = []string{"mqtt"}
+	nc, err := d.dialTLS(ctx, c, d.identity.MQTTS)
+	if err != nil {
+		return nil, &mqttUnavailable{err}
+	}
+	w := &mqttConn{
+		run: d, commands: make(chan *paho.Publish, receiveMaximum), refresh: make(chan struct{}, 1), session: mqttstate.NewInMemory(),
+	}
+	w.done, w.cancel = context.WithCancel(context.Background())
+	max := d.maxPacket()
+	w.conn = newCheckedConn(nc, max, w.failAfter)
+	// Each call has a context of its own, which ends before PacketTimeout.
+	w.client = paho.NewClient(paho.ClientConfig{
+		AuthHandler: aceAuther{w}, Conn: w.conn, PingHandler: newPinger(), PacketTimeout: 2 * mqttTimeout, Session: manualAcks{w.session},
+		OnPublishReceived:  []func(paho.PublishReceived) (bool, error){w.received},
+		OnServerDisconnect: func(p *paho.Disconnect) { w.fail(disconnected(p)) },
+		OnClientError:      func(err error) { w.fail(watchword.Wrap(err, watchword.Unavailable, "the MQTT connection was lost")) },
+	})
+	hello := &paho.Connect{ClientID: string(d.identity.ID), CleanStart: true, KeepAlive: mqttKeepAlive, Properties: &paho.ConnectProperties{
+		MaximumPacketSize: new(uint32(max)), ReceiveMaximum: new(uint16(receiveMaximum)), TopicAliasMaximum: new(uint16(0)),
+		RequestProblemInfo: true, // the codes of refusals are in reason strings
+	}}
+	if w.provedKey = d.tokens.BindsTokens(); w.provedKey {
+		w.conn.auths.Store(authPackets)
+		err = d.proveConnection(ctx, hello, nc)
+	} else {
+		var assertion string
+		assertion, err = d.Assertion(token.AssertionLifetime)
+		hello.Username, hello.UsernameFlag, hello.Password, hello.PasswordFlag = "jwt", true, []byte(assertion), true
+	}
+	if err != nil {
+		return nil, errors.Join(err, closed(nc))
+	}
+	ack, err := w.client.Connect(ctx, hello)
+	if err != nil {
+		if ack != nil && ack.Properties != nil {
+			err = refusalOf(ack.Properties.ReasonString, err)
+			if !alsoOverHTTPS(err) {
+				err = &mqttUnavailable{err}
+			}
+		} else {
+			err = &mqttUnavailable{err}
+		}
+		return nil, errors.Join(err, closed(nc))
+	}
+	if n := ack.Properties.MaximumPacketSize; n != nil {
+		w.maxPacket = int(min(*n, 1<<30))
+	}
+	if end, terr := time.Parse(time.RFC3339, ack.Properties.User.Get("expires_at")); terr == nil {
+		w.sessionLifetime = end.Sub(d.bestTime())
+	}
+	return w, nil
+}
+
+// alsoOverHTTPS reports whether what MQTT refuses with is said over HTTPS too.
+func alsoOverHTTPS(err error) bool {
+	switch watchword.CodeOf(err) {
+	case watchword.SubjectRevoked, watchword.ClientInvalid, watchword.ProofRequired, watchword.TokenEarly, watchword.TokenExpired, watchword.SubjectSuspended, watchword.Busy, watchword.RateLimited:
+		return true
+	}
+	return false
+}
+
+// dialTLS makes a connection to an address, whose name the other side must prove.
+func (d *Device) dialTLS(ctx context.Context, c *tls.Config, address string) (net.Conn, error) {
+	var err error
+	if c.ServerName, _, err = net.SplitHostPort(address); err != nil {
+		return nil, err
+	}
+	nc, err := d.connect(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	tc := tls.Client(nc, c)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(err, closed(nc))
+	}
+	return tc, nil
+}
+
+// closed closes a connection that may be closed already.
+func closed(c io.Closer) error {
+	if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// refusalOf turns the server's reason string, "code: detail", into the refusal that it
+// is; other if it is none.
+func refusalOf(reason string, other error) error {
+	code, detail, _ := strings.Cut(reason, ": ")
+	if slices.Contains(watchword.Codes, watchword.Code(code)) {
+		return &watchword.Error{Code: watchword.Code(code), Detail: detail, Err: other}
+	}
+	if reason != "" {
+		return watchword.Wrap(other, watchword.Unavailable, "%s", reason)
+	}
+	return watchword.Wrap(other, watchword.Unavailable, "the server said no")
+}
+
+func disconnected(p *paho.Disconnect) error {
+	if p.ReasonCode == packets.DisconnectSessionTakenOver {
+		return watchword.Refuse(watchword.Unavailable, "another connection of this device took the place of this one")
+	}
+	reason := ""
+	if p.Properties != nil {
+		reason = p.Properties.ReasonString
+	}
+	return refusalOf(reason, errors.New("the server ended the connection"))
+}
+
+// received is the connection's: it sorts what came, and never waits long.
+func (c *mqttConn) received(r paho.PublishReceived) (bool, error) {
+	p := r.Packet
+	switch own := "devices/" + string(c.run.identity.ID); p.Topic {
+	case own + "/commands":
+		if p.QoS == 0 {
+			c.fail(&mqttUnavailable{watchword.Refuse(watchword.Unavailable, "a command came with QoS 0: it could not be acknowledged")})
+			return true, nil
+		}
+		select {
+		case c.commands <- p: // acknowledged when its number is written down
+		case <-c.done.Done():
+		}
+		return true, nil
+	case own + "/config":
+		c.run.pushedConfig.put(p.Payload, false)
+		c.run.config.trigger()
+	case authTopic:
+		c.handleNotice(p.Payload)
+	}
+	return true, c.acknowledge(p)
+}
+
+// manualAcks is a session that acknowledges no message by itself. Commands are acknowledged in the
+// order in which they came (MQTT-4.6.0-2), and no other messages come with QoS 1.
+type manualAcks struct{ *mqttstate.State }
+
+// Ack is called when a message was received.
+func (manualAcks) Ack(*packets.Publish) error { return nil }
+
+// acknowledge sends PUBACK.
+func (c *mqttConn) acknowledge(p *paho.Publish) error {
+	if p.QoS == 0 {
+		return nil
+	}
+	c.conn.acknowledged(p.PacketID)
+	return c.session.Ack(&packets.Publish{PacketID: p.PacketID, QoS: p.QoS})
+}
+
+// reject sends PUBACK with a reason code that says that the message was not taken: the server does
+// not count the command as delivered.
+func (c *mqttConn) reject(p *paho.Publish) error {
+	c.conn.acknowledged(p.PacketID)
+	a := packets.Puback{PacketID: p.PacketID, ReasonCode: packets.PubackImplementationSpecificError, Properties: &packets.Properties{}}
+	_, err := a.WriteTo(c.conn)
+	return err
+}
+
+// handleNotice is what the server says about this session.
+func (c *mqttConn) handleNotice(b []byte) {
+	var n struct {
+		Type      string    `json:"type"`
+		Code      string    `json:"code"`
+		Detail    string    `json:"detail"`
+		ExpiresAt time.Time `json:"expires_at"`
+	}
+	if json.Unmarshal(b, &n) != nil {
+		return
+	}
+	switch n.Type {
+	case "refresh":
+		signal(c.refresh)
+	case "trust":
+		c.run.bundle.trigger()
+	case "lost":
+		c.fail(watchword.Refuse(watchword.Denied, "a subscription was taken away"))
+	}
+}
+
+// signal leaves word in c, unless word is there already.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// publish sends one message with QoS 1 and waits until the server has it, for [mqttTimeout] at
+// most: then the connection is over. Codes: those that the server refuses with; unavailable.
+func (c *mqttConn) publish(ctx context.Context, topic, kind string, payload []byte) error {
+	if c.maxPacket > 0 && len(topic)+len(kind)+len(payload)+32 > c.maxPacket {
+		return &mqttUnavailable{watchword.Refuse(watchword.TooLarge, "the server takes packets of %d bytes over MQTT", c.maxPacket)}
+	}
+	caller := ctx
+	ctx, cancel := context.WithTimeout(ctx, mqttTimeout)
+	defer cancel()
+	defer context.AfterFunc(c.done, cancel)() // the client waits on when the connection is lost
+	r, err := c.client.Publish(ctx, &paho.Publish{Topic: topic, QoS: 1, Payload: payload, Properties: &paho.PublishProperties{ContentType: kind}})
+	if err == nil {
+		return nil
+	}
+	if r != nil && r.ReasonCode >= 0x80 {
+		reason := ""
+		if r.Properties != nil {
+			reason = r.Properties.ReasonString
+		}
+		return refusalOf(reason, err)
+	}
+	if caller.Err() == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		// What it holds of the message, and its place among those that the server takes, go with it.
+		c.fail(&mqttUnavailable{watchword.Wrap(err, watchword.Unavailable, "no PUBACK within %s", mqttTimeout)})
+	}
+	return &mqttUnavailable{err}
+}
+
+// subscribe subscribes to the commands with QoS 1, so that they are acknowledged, and to other topics
+// with QoS 0: their messages must not wait behind commands for a place under Receive Maximum.
+func (c *mqttConn) subscribe(ctx context.Context, commands string, topics ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, mqttTimeout)
+	defer cancel()
+	defer context.AfterFunc(c.done, cancel)()
+	s := &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: commands, QoS: 1}}}
+	for _, t := range topics {
+		s.Subscriptions = append(s.Subscriptions, paho.SubscribeOptions{Topic: t})
+	}
+	ack, err := c.client.Subscribe(ctx, s)
+	switch {
+	case err != nil && ack != nil && ack.Properties != nil:
+		return refusalOf(ack.Properties.ReasonString, err)
+	case err != nil:
+		return &mqttUnavailable{err}
+	case len(ack.Reasons) != len(s.Subscriptions) || ack.Reasons[0] != 1:
+		return &mqttUnavailable{watchword.Refuse(watchword.Unavailable, "the server did not take the subscriptions as they are")}
+	}
+	return nil
+}
+
+// hello is what a device says of itself before it is handed commands.
+type hello struct {
+	Nonce string `json:"nonce"` // that commands must carry; empty for none
+	Epoch int64  `json:"epoch"` // and seq: the last command that was begun
+	Seq   int64  `json:"seq"`
+	Log   *int64 `json:"log,omitempty"` // the size of the log that was seen last, where only what is logged is obeyed
+	Max   int    `json:"max,omitempty"`
+}
+
+func (d *Device) hello() hello {
+	d.stateMu.Lock()
+	defer d.stateMu.Unlock()
+	g := hello{Epoch: d.journal.last.Epoch, Seq: d.journal.last.Seq, Max: d.opts.MaxCommand}
+	if d.needsNonce() {
+		g.Nonce = d.nonce.current(d.opts.Now())
+	}
+	if d.opts.RequireLogProof {
+		size := d.seenCheckpoint.Size
+		g.Log = &size
+	}
+	return g
+}
+
+// sendHello says where this device is, and which nonce it waits for, if any.
+func (c *mqttConn) sendHello(ctx context.Context) (nonce string, err error) {
+	g := c.run.hello()
+	b, err := json.Marshal(g)
+	if err != nil {
+		return "", err
+	}
+	return g.Nonce, c.publish(ctx, helloTopic, "application/json", b)
+}
+
+func (d *Device) connected(over string) {
+	d.opts.Log.Debug("connected", slog.String("over", over))
+	if d.opts.Connected != nil {
+		d.opts.Connected(over)
+	}
+}
+
+// connectionLost is the error of a connection that was good until now: another one may be had.
+func connectionLost(err error) error {
+	if no, ok := errors.AsType[*mqttUnavailable](err); ok {
+		return watchword.Wrap(no.err, watchword.Unavailable, "the MQTT connection was lost")
+	}
+	return err
+}
+
+// serveMQTT keeps one connection until it ends, and says why. Commands that came wait in it, and go
+// with it: those that were not begun are not acknowledged, and come again.
+func (d *run) serveMQTT(ctx context.Context) error {
+	w, err := d.connectMQTT(ctx)
+	if err != nil {
+		return err
+	}
+	d.mqtt.Store(w)
+	defer func() {
+		d.mqtt.CompareAndSwap(w, nil)
+		w.fail(nil)
+		w.conn.limitWrites()
+		_ = w.client.Disconnect(&paho.Disconnect{}) // the error is that of a connection that is gone
+	}()
+	nonce, err := w.sendHello(ctx)
+	if err != nil {
+		return err
+	}
+	topics := []string{authTopic}
+	if d.wantsConfig() {
+		topics = append(topics, "devices/"+string(d.identity.ID)+"/config")
+	}
+	if err := w.subscribe(ctx, "devices/"+string(d.identity.ID)+"/commands", topics...); err != nil {
+		return err
+	}
+	d.onConnected("mqtt")
+	renew := time.NewTimer(w.refreshIn())
+	defer renew.Stop()
+	again := time.NewTicker(nonceLife / 4)
+	defer again.Stop()
+	var (
+		renewed time.Time              // when the session was
+		waiting []*paho.Publish        // commands that came, oldest first
+		first   receivedCommand        // the oldest, which is offered
+		acting  chan<- receivedCommand // nil while nothing is offered
+		begun   <-chan error           // nil while nothing was taken
+	)
+	for {
+		if acting == nil && begun == nil && len(waiting) > 0 {
+			first, acting = receivedCommand{string(waiting[0].Payload), make(chan error, 1)}, d.commands
+		}
+		select {
+		case p := <-w.commands:
+			waiting = append(waiting, p)
+			continue
+		case acting <- first:
+			acting, begun = nil, first.begun
+			continue
+		case err := <-begun:
+			switch watchword.CodeOf(err) {
+			case "":
+				err = w.acknowledge(waiting[0])
+			case watchword.CommandExpired: // those behind it wait for no other connection
+				err = w.reject(waiting[0])
+			default:
+				return err
+			}
+			if err != nil {
+				return connectionLost(err)
+			}
+			begun, waiting = nil, waiting[1:]
+			continue
+		case <-again.C:
+			if nonce != d.hello().Nonce {
+				if nonce, err = w.sendHello(ctx); err != nil {
+					return connectionLost(err)
+				}
+			}
+			continue
+		case <-w.refresh:
+			if left := minRefreshInterval - time.Since(renewed); left > 0 {
+				renew.Reset(left) // however often it asks
+				continue
+			}
+		case <-renew.C: // the server asked, but it was not heard
+		case <-w.done.Done():
+			return w.cause
+		case <-ctx.Done():
+			return nil
+		}
+		if err := w.refreshSession(ctx); err != nil {
+			return connectionLost(err)
+		}
+		renewed = time.Now()
+		renew.Reset(w.refreshIn())
+	}
+}
+
+// refreshSession refreshes the session: by a new assertion, or by a new token and a proof.
+func (c *mqttConn) refreshSession(ctx context.Context) error {
+	if c.provedKey {
+		return c.reauthenticate(ctx)
+	}
+	assertion, err := c.run.Assertion(token.AssertionLifetime)
+	if err != nil {
+		return err
+	}
+	return c.publish(ctx, authTopic, "application/jwt", []byte(assertion))
+}
+
+// refreshIn is when the device refreshes by itself, if nobody asked it before.
+func (c *mqttConn) refreshIn() time.Duration { return max(c.sessionLifetime, time.Minute) * 9 / 10 }

@@ -1,0 +1,119 @@
+package device
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// anchors returns what may vouch for the server's TLS.
+func anchors(t *token.Trust) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if t.WebPKI {
+		system, err := x509.SystemCertPool()
+		if err != nil {
+			return nil, watchword.Wrap(err, watchword.PeerUntrusted, "this system has no list of public authorities")
+		}
+		pool = system
+	}
+	for _, der := range t.CAs {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, watchword.Wrap(err, watchword.BundleInvalid, "a TLS anchor of the trust bundle is no certificate")
+		}
+		pool.AddCert(c)
+	}
+	return pool, nil
+}
+
+// transportRef is a transport that can be replaced while requests are under way.
+type transportRef struct{ atomic.Pointer[http.Transport] }
+
+// RoundTrip takes the road of this moment.
+func (r *transportRef) RoundTrip(q *http.Request) (*http.Response, error) {
+	return r.Load().RoundTrip(q)
+}
+
+// CloseIdleConnections closes those of this moment.
+func (r *transportRef) CloseIdleConnections() { r.Load().CloseIdleConnections() }
+
+// newTransport trusts nobody but t's anchors. now is zero for a device without a
+// clock: then certificates are checked at the time of the bundle.
+func newTransport(t *token.Trust, now time.Time, dial rest.Dial) (*http.Transport, error) {
+	pool, err := anchors(t)
+	if err != nil {
+		return nil, err
+	}
+	c := &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}
+	if now.IsZero() {
+		issued := t.Issued
+		c.Time = func() time.Time { return issued }
+	}
+	return rest.Transport(c, dial), nil
+}
+
+// unverifiedClient is a client of whoever answers at server, for what carries its own proof: the
+// trust bundle and signed time. It believes nothing else that is said there. shown
+// returns the certificates that the last peer showed.
+func (d *Device) unverifiedClient(server string) (c *rest.Client, peerCerts func() []*x509.Certificate) {
+	return d.insecureClient(server, &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		InsecureSkipVerify: true, // the bundle is checked under the pin, then this peer under the bundle
+	})
+}
+
+// insecureClient is a client of a server of which no bundle is known yet.
+func (d *Device) insecureClient(server string, conf *tls.Config) (c *rest.Client, peerCerts func() []*x509.Certificate) {
+	var peer atomic.Pointer[[]*x509.Certificate]
+	conf.VerifyConnection = func(s tls.ConnectionState) error {
+		peer.Store(&s.PeerCertificates)
+		return nil
+	}
+	return rest.NewUnauthenticated(server, rest.WithoutKeepAlive(rest.Transport(conf, d.connect))), func() []*x509.Certificate {
+		if p := peer.Load(); p != nil {
+			return *p
+		}
+		return nil
+	}
+}
+
+// checkPeer holds what a TLS peer showed against the anchors of a bundle that
+// was checked. Code: peer_untrusted.
+func checkPeer(peerCerts []*x509.Certificate, server string, t *token.Trust, now time.Time) error {
+	pool, err := anchors(t)
+	if err != nil {
+		return err
+	}
+	u, err := url.Parse(server)
+	if err != nil || len(peerCerts) == 0 {
+		return watchword.Wrap(err, watchword.PeerUntrusted, "the server showed no certificate")
+	}
+	if now.IsZero() {
+		now = t.Issued
+	}
+	between := x509.NewCertPool()
+	for _, c := range peerCerts[1:] {
+		between.AddCert(c)
+	}
+	if _, err := peerCerts[0].Verify(x509.VerifyOptions{DNSName: u.Hostname(), Roots: pool, Intermediates: between, CurrentTime: now}); err != nil {
+		return watchword.Wrap(err, watchword.PeerUntrusted, "the trust bundle is the right one, but does not vouch for who answers at %s: somebody may sit between", u.Host)
+	}
+	return nil
+}
+
+// HTTPClient returns a client that trusts the server of the trust bundle and
+// nobody else: for requests of one's own, whose contexts need deadlines. Code: conflict before
+// the device is enrolled.
+func (d *Device) HTTPClient() (*http.Client, error) {
+	if d.identity == nil {
+		return nil, errNotEnrolled()
+	}
+	return rest.WithoutRedirects(&d.transport), nil
+}

@@ -1,0 +1,97 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// startLogSigning begins to sign the log, which must extend its last checkpoint.
+func (s *Server) startLogSigning(ctx context.Context) (err error) {
+	o := audit.CheckpointOptions{Every: s.cfg.Audit.CheckpointEvery.Duration, Now: s.o.Now, Log: s.o.Log}
+	for _, line := range s.cfg.Audit.Witnesses {
+		w, err := audit.ParseWitness(line)
+		if err != nil {
+			return err
+		}
+		s.witnesses = append(s.witnesses, w)
+	}
+	o.Witnesses, o.Quorum, o.OnCheckpoint = s.witnesses, s.quorum(), s.checkpointSigned
+	if o.Saved, err = durable.ReadTrusted(filepath.Join(s.cfg.Data, checkpointFile), ledger.MaxNote); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	s.checkpoints, err = audit.NewCheckpointSigner(ctx, s.store, s.keys, o)
+	return err
+}
+
+// checkpointSigned keeps the log's checkpoint beside the store too, and tells who waits for it.
+func (s *Server) checkpointSigned(note []byte) {
+	if err := durable.WriteFile(filepath.Join(s.cfg.Data, checkpointFile), note, 0o600); err != nil {
+		s.o.Log.Warn("the log's checkpoint was not written beside the store", slog.Any("err", err))
+	}
+	s.commands.CheckpointPublished()
+}
+
+// auditSessionOpened and sessionEnded write down who is connected. A device that asks now
+// and then is in the log by its tokens.
+func (s *Server) auditSessionOpened(x *session.Session) {
+	if !x.IsConnection() {
+		return
+	}
+	a := x.Authority()
+	s.recorder.Session(actor(a).DoneEntry(audit.SessionOpen, string(x.ID()), s.o.Now(), map[string]string{
+		"transport": x.Transport(), "remote": x.Remote(), "token": a.JTI(),
+	}))
+}
+
+func (s *Server) auditSessionEnded(x *session.Session, cause error) {
+	reason := "closed" // by its own side
+	if cause != nil {
+		reason = string(watchword.CodeOf(cause))
+	}
+	if !x.IsConnection() || reason == string(watchword.SessionClosed) { // whoever closed it has an entry of their own
+		return
+	}
+	s.recorder.Session(actor(x.Authority()).DoneEntry(audit.SessionClose, string(x.ID()), s.o.Now(), map[string]string{
+		"transport": x.Transport(), "cause": reason,
+	}))
+}
+
+func actor(a *session.Authority) audit.Actor {
+	return audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key()}
+}
+
+// pruneLog takes the bodies of old entries, some tiles in a step: what waits for the
+// writer waits no longer for it than for others. The log says so, signed, before.
+func (s *Server) pruneLog(ctx context.Context) error {
+	const tiles = 16
+	now, keep := s.o.Now(), s.cfg.Audit.RetainBodies.Duration
+	if keep == 0 {
+		return nil
+	}
+	for {
+		is, shall, err := s.store.PlanPrune(ctx, now.Add(-keep), tiles)
+		if err != nil || shall == is {
+			return err
+		}
+		e := audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.LogPrune, "", now, map[string]string{"before": now.Add(-keep).UTC().Format(time.RFC3339)})
+		if err := s.store.AddEntry(ctx, shall.AddTo(e)); err != nil {
+			return err
+		}
+		if _, _, err := s.checkpoints.CheckpointNow(ctx); err != nil {
+			return err
+		}
+		if _, err := s.store.PruneLog(ctx, shall); err != nil {
+			return err
+		}
+	}
+}

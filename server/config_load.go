@@ -1,0 +1,281 @@
+package server
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/internal/tomlpos"
+)
+
+// Source is where [Load] looks.
+type Source struct {
+	File string                          // --config; empty means the usual places, where a missing file is no error
+	Data string                          // --data; empty means WATCHWORD_DATA
+	Env  func(key string) (string, bool) // nil means os.LookupEnv
+}
+
+// maxConfig is the longest configuration file, in bytes.
+const maxConfig = 1 << 20
+
+// Load reads the configuration: defaults, then the file, then WATCHWORD_<SECTION>_<KEY>.
+// It returns the path of the file it read, empty if none. Code: config_invalid,
+// with file, line and column, or the variable's name; key_exposed for a secret's file; file_untrusted.
+func Load(src Source) (c Config, file string, err error) {
+	if src.Env == nil {
+		src.Env = os.LookupEnv
+	}
+	c = Defaults()
+	file, text, err := findConfig(src)
+	if err != nil {
+		return c, file, err
+	}
+	if text != nil {
+		if err := decode(file, text, &c); err != nil {
+			return c, file, err
+		}
+	}
+	if err := overlayEnvironment(&c, src.Env); err != nil {
+		return c, file, err
+	}
+	if c.Data = src.Data; c.Data == "" {
+		c.Data, _ = src.Env("WATCHWORD_DATA")
+	}
+	if err := c.absolute(); err != nil {
+		return c, file, err
+	}
+	return c, file, readSecrets(&c, src.Env)
+}
+
+func findConfig(src Source) (path string, text []byte, err error) {
+	paths := []string{src.File}
+	if src.File == "" {
+		paths = []string{"/etc/watchword/watchword.toml"}
+		if dir, ok := src.Env("XDG_CONFIG_HOME"); ok && dir != "" {
+			paths = append(paths, filepath.Join(dir, "watchword", "watchword.toml"))
+		}
+	}
+	for _, p := range paths {
+		if src.File == "" && !exists(p) { // whoever may write there: nobody did
+			continue
+		}
+		text, err := durable.ReadTrusted(p, maxConfig)
+		switch {
+		case err == nil:
+			return p, append([]byte{}, text...), nil // an empty one was read too
+		case watchword.CodeOf(err) == watchword.FileUntrusted:
+			return p, nil, err
+		case watchword.CodeOf(err) == watchword.TooLarge:
+			return p, nil, watchword.Wrap(err, watchword.ConfigInvalid, "%s", err)
+		}
+		return p, nil, watchword.Wrap(err, watchword.ConfigInvalid, "%s cannot be read", p)
+	}
+	return "", nil, nil
+}
+
+func decode(file string, text []byte, c *Config) error {
+	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
+	err := d.Decode(c)
+	if err == nil {
+		return nil
+	}
+	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		e := strict.Errors[0]
+		line, column := e.Position()
+		key := strings.Join(e.Key(), ".")
+		hint := ""
+		if near := nearestKey(key); near != "" {
+			hint = fmt.Sprintf("; did you mean %s?", near)
+		}
+		return watchword.Refuse(watchword.ConfigInvalid, "%s:%d:%d: unknown key %s%s", file, line, column, key, hint)
+	}
+	if e, ok := errors.AsType[*toml.DecodeError](err); ok {
+		line, column := e.Position()
+		what := strings.TrimPrefix(e.Error(), "toml: ")
+		if ours, ok := errors.AsType[*watchword.Error](err); ok {
+			what = ours.Detail
+		}
+		return watchword.Refuse(watchword.ConfigInvalid, "%s:%d:%d: %s", file, line, column, what)
+	}
+	detail := err.Error()
+	if ours, ok := errors.AsType[*watchword.Error](err); ok {
+		detail = ours.Detail
+	}
+	return watchword.Wrap(err, watchword.ConfigInvalid, "%s%s", durationPosition(file, text, c), detail)
+}
+
+// durationPosition finds the first duration that is no text: the decoder's own error has no place then.
+func durationPosition(file string, text []byte, c *Config) string {
+	var tree map[string]map[string]any
+	if err := toml.Unmarshal(text, &tree); err != nil {
+		return file + ": "
+	}
+	at := tomlpos.Locate(text)
+	out := file + ": "
+	_ = eachKey(c, func(section, key string, v reflect.Value, _ bool) error { // its error only ends the walk
+		value, set := tree[section][key]
+		if _, isText := value.(string); !set || isText || v.Type() != reflect.TypeFor[Duration]() {
+			return nil
+		}
+		p := at[section+"."+key]
+		out = fmt.Sprintf("%s:%d:%d: %s.%s: ", file, p[0], p[1], section, key)
+		return errFound
+	})
+	return out
+}
+
+var errFound = errors.New("found")
+
+// eachKey calls see for each key of the configuration, as "server.https".
+func eachKey(c *Config, see func(section, key string, v reflect.Value, secret bool) error) error {
+	root := reflect.ValueOf(c).Elem()
+	for i := range root.NumField() {
+		section := root.Type().Field(i).Tag.Get("toml")
+		if section == "-" {
+			continue
+		}
+		s := root.Field(i)
+		for j := range s.NumField() {
+			f := s.Type().Field(j)
+			if err := see(section, f.Tag.Get("toml"), s.Field(j), f.Tag.Get("secret") == "true"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func overlayEnvironment(c *Config, env func(string) (string, bool)) error {
+	return eachKey(c, func(section, key string, v reflect.Value, _ bool) error {
+		name := "WATCHWORD_" + strings.ToUpper(section+"_"+key)
+		text, ok := env(name)
+		if !ok {
+			return nil
+		}
+		switch p := v.Addr().Interface().(type) {
+		case *string:
+			*p = text
+		case *[]string:
+			*p = nil
+			for part := range strings.SplitSeq(text, ",") {
+				if part = strings.TrimSpace(part); part != "" {
+					*p = append(*p, part)
+				}
+			}
+		case *int:
+			n, err := strconv.Atoi(text)
+			if err != nil {
+				return watchword.Refuse(watchword.ConfigInvalid, "%s must be a whole number", name)
+			}
+			*p = n
+		case *Duration:
+			if err := p.UnmarshalText([]byte(text)); err != nil {
+				return watchword.Refuse(watchword.ConfigInvalid, `%s must be a duration as "90s"`, name)
+			}
+		}
+		return nil
+	})
+}
+
+// readSecrets puts what an x_file holds into x. A bare name is looked up in
+// $CREDENTIALS_DIRECTORY first.
+func readSecrets(c *Config, env func(string) (string, bool)) error {
+	credentials, _ := env("CREDENTIALS_DIRECTORY")
+	resolve := func(name string) string {
+		if credentials == "" || name == "" || strings.ContainsRune(name, filepath.Separator) {
+			return name
+		}
+		if p := filepath.Join(credentials, name); exists(p) {
+			return p
+		}
+		return name
+	}
+	c.Keys.KEKFile = resolve(c.Keys.KEKFile)
+	for _, s := range []struct {
+		key, file string
+		into      *string
+	}{
+		{"store.url_file", c.Store.URLFile, &c.Store.URL},
+		{"cluster.secret_file", c.Cluster.SecretFile, &c.Cluster.Secret},
+		{"auth.oidc_client_secret_file", c.Auth.OIDCClientSecretFile, &c.Auth.OIDCClientSecret},
+	} {
+		if s.file == "" {
+			continue
+		}
+		b, err := durable.ReadPrivate(resolve(s.file))
+		if c := watchword.CodeOf(err); c == watchword.KeyExposed || c == watchword.FileUntrusted {
+			return err
+		} else if err != nil {
+			return watchword.Wrap(err, watchword.ConfigInvalid, "%s: the file cannot be read", s.key)
+		}
+		*s.into = strings.TrimRight(string(b), "\r\n")
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// Print writes the configuration as TOML, with secrets masked.
+func (c Config) Print() ([]byte, error) {
+	err := eachKey(&c, func(_, _ string, v reflect.Value, secret bool) error {
+		if s := v.String(); secret && s != "" && s != "sqlite" {
+			v.SetString("[secret]")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	b, err := toml.Marshal(c)
+	return append([]byte(fmt.Sprintf("# data folder: %s\n# public url: %s\n", c.Data, c.PublicURL())), b...), err
+}
+
+// nearestKey returns the known key that differs least from key, if it is close.
+func nearestKey(key string) string {
+	var known []string
+	c := Defaults()
+	_ = eachKey(&c, func(section, k string, _ reflect.Value, _ bool) error { // never refuses
+		known = append(known, section+"."+k, section)
+		return nil
+	})
+	best, at := "", 4
+	for _, k := range slices.Compact(known) {
+		if d := editDistance(key, k); d < at {
+			best, at = k, d
+		}
+	}
+	return best
+}
+
+// editDistance counts the edits from a to b (Levenshtein).
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = min(diagonal, row[j], row[j+1]) + 1
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}

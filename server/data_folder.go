@@ -1,0 +1,144 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/keyring"
+)
+
+// The names in a data folder (0700).
+const (
+	databaseFile = "watchword.db"
+	// checkpointFile is the log's last checkpoint, out of reach of who can write to the database alone.
+	checkpointFile = "log.checkpoint"
+	kekFile        = "keys/kek"
+	caFile         = "tls/ca.pem"
+	operatorFile   = "operator.jwk"
+	serverFile     = "server.json"
+	lockFile       = "LOCK"
+)
+
+// FirstOperator is the id of the operator that is made at first start.
+const FirstOperator watchword.SubjectID = "operator"
+
+// ServerFile is server.json: how the CLI on the same machine finds the server that
+// runs on a folder.
+type ServerFile struct {
+	URL      string              `json:"url"`
+	HTTPS    string              `json:"https"`
+	MQTTS    string              `json:"mqtts,omitempty"`
+	MQTT     string              `json:"mqtt,omitempty"`
+	Issuer   string              `json:"issuer"`
+	CA       string              `json:"ca,omitempty"` // path of the CA file
+	PID      int                 `json:"pid"`
+	Operator watchword.SubjectID `json:"operator"`
+	Version  string              `json:"version"`
+}
+
+// openData makes and locks the data folder, after all that is believed of it was checked: nothing is made in one that others
+// could write to. Codes: folder_in_use, key_exposed, file_untrusted, config_invalid.
+func openData(dir string) (*os.File, error) {
+	err := durable.EnsureFolder(dir, true)
+	if err == nil {
+		err = checkFiles(dir)
+	}
+	for _, sub := range []string{filepath.Dir(kekFile), filepath.Dir(caFile)} {
+		if err == nil {
+			err = durable.EnsureFolder(filepath.Join(dir, sub), false)
+		}
+	}
+	if ours, ok := errors.AsType[*watchword.Error](err); ok {
+		return nil, ours
+	}
+	if err != nil {
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the data folder %s cannot be made or read", dir)
+	}
+	return durable.Lock(filepath.Join(dir, lockFile))
+}
+
+// initializeIfNew makes keys, store and first operator where there are none yet.
+func initializeIfNew(ctx context.Context, cfg Config, st keyring.Store, now time.Time) (first bool, err error) {
+	_, err = st.Instance(ctx)
+	if watchword.CodeOf(err) != watchword.NotFound {
+		return false, err
+	}
+	kek, err := keyring.OpenKEK(kekPath(cfg), cfg.Keys.KEKFile == "")
+	if err != nil {
+		return false, err
+	}
+	operator, err := operatorKey(filepath.Join(cfg.Data, operatorFile))
+	if err != nil {
+		return false, err
+	}
+	pub := operator.Public()
+	return true, keyring.Initialize(ctx, st, keyring.InitOptions{
+		Issuer: cfg.PublicURL(), KEK: kek, Now: now,
+		Operator: watchword.Subject{
+			Tenant: watchword.DefaultTenant, ID: FirstOperator, Kind: watchword.Operator, State: watchword.Active,
+			Labels: watchword.Labels{"role": "owner"}, Version: 1, Incarnation: 1, Created: now, Changed: now,
+			Keys: []watchword.Key{{ID: pub.ID(), Purpose: watchword.Sign, JWK: pub.JWK(), State: watchword.KeyActive, Added: now}},
+		},
+	})
+}
+
+func kekPath(cfg Config) string {
+	if cfg.Keys.KEKFile != "" {
+		return cfg.Keys.KEKFile
+	}
+	return filepath.Join(cfg.Data, kekFile)
+}
+
+// operatorKey reads or makes the first operator's key. It is durable before the
+// store knows of it, so a crash between leaves a key that is used next time.
+func operatorKey(path string) (*jose.PrivateKey, error) {
+	b, err := durable.ReadPrivate(path)
+	if err == nil {
+		return jose.ParsePrivateJWK(b, jose.ForSigning)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	k, err := jose.GenerateKey("P-256")
+	if err != nil {
+		return nil, err
+	}
+	return k, durable.WriteFile(path, append(k.JWK(), '\n'), 0o600)
+}
+
+// checkFiles refuses a folder of which others can read what is private, or have what is believed. Codes: key_exposed,
+// file_untrusted.
+func checkFiles(dir string) error {
+	for _, sub := range []string{filepath.Dir(kekFile), filepath.Dir(caFile)} {
+		if err := durable.CheckFolder(filepath.Join(dir, sub), false); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for _, name := range []string{operatorFile, kekFile} {
+		if _, err := durable.ReadPrivate(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for _, name := range []string{databaseFile, databaseFile + "-wal", databaseFile + "-shm", checkpointFile, serverFile, caFile, lockFile} {
+		if err := durable.CheckFile(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeServerFile(dir string, p ServerFile) error {
+	b, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, serverFile), append(b, '\n'), 0o600)
+}

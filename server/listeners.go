@@ -1,0 +1,151 @@
+package server
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// listen binds the addresses before anything is decided by them: port 0 becomes
+// a real one.
+func (s *Server) listen() (err error) {
+	if s.https, err = s.bind("server.https", &s.cfg.Server.HTTPS); err != nil {
+		return err
+	}
+	s.info = Info{URL: s.cfg.PublicURL(), HTTPS: s.https.Addr().String(), Data: s.cfg.Data}
+	if s.cfg.Server.MQTTS != "" {
+		if s.mqtts, err = s.bind("server.mqtts", &s.cfg.Server.MQTTS); err != nil {
+			return err
+		}
+		s.info.MQTTS = s.mqtts.Addr().String()
+	}
+	if s.cfg.Server.MQTT != "" {
+		if s.mqtt, err = s.bind("server.mqtt", &s.cfg.Server.MQTT); err != nil {
+			return err
+		}
+		s.info.MQTT = s.mqtt.Addr().String()
+	}
+	if s.cfg.Metrics.Listen != "" {
+		if s.metrics, err = s.bind("metrics.listen", &s.cfg.Metrics.Listen); err != nil {
+			return err
+		}
+		s.info.Metrics = s.metrics.Addr().String()
+	}
+	return nil
+}
+
+// origins is every address that this server answers to over HTTPS: what a DPoP proof
+// may name. The name that a request gives is none of them by itself.
+func (s *Server) origins() token.Origins {
+	_, port, err := net.SplitHostPort(s.info.HTTPS)
+	if err != nil {
+		return token.NewOrigins(s.info.URL, s.keys.Issuer())
+	}
+	urls := []string{s.info.URL, s.keys.Issuer(), "https://" + s.info.HTTPS, "https://" + s.cfg.Server.HTTPS}
+	for _, host := range append([]string{"localhost", "127.0.0.1", "::1"}, s.cfg.Server.Names...) {
+		urls = append(urls, "https://"+net.JoinHostPort(host, port))
+	}
+	return token.NewOrigins(urls...)
+}
+
+// bind listens on an address of the configuration, and puts the port that it got
+// into it.
+func (s *Server) bind(key string, address *string) (net.Listener, error) {
+	l, err := net.Listen("tcp", *address)
+	if err != nil {
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "%s: cannot listen on %s: %s", key, *address, networkErrorText(err))
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	host, _, err := net.SplitHostPort(*address)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	*address = net.JoinHostPort(host, port)
+	if key != "metrics.listen" {
+		l = newProxyListener(l, s.cfg.Server.proxies(), s.o.Log)
+	}
+	return newLimitListener(l, s.cfg.Limits.Connections, s.cfg.Limits.PerAddress), nil
+}
+
+// publicMQTTS returns the address that devices learn when they enroll: the public
+// name, and the port that MQTT listens on. Empty where there is none.
+func (s *Server) publicMQTTS() string {
+	_, port, err := net.SplitHostPort(s.info.MQTTS)
+	if err != nil {
+		return ""
+	}
+	u, err := url.Parse(s.info.URL)
+	if err != nil {
+		return ""
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+// withMQTTALPN is the same TLS under the protocol's own name (ALPN).
+func withMQTTALPN(c *tls.Config) *tls.Config {
+	c = c.Clone()
+	c.NextProtos = []string{"mqtt"}
+	return c
+}
+
+// networkErrorText is the last word of a network error, without the address again.
+func networkErrorText(err error) string {
+	if e, ok := errors.AsType[*os.SyscallError](err); ok {
+		return e.Err.Error()
+	}
+	return err.Error()
+}
+
+// modernSuites is what TLS 1.2 may use: forward secrecy, and a cipher that authenticates.
+var modernSuites = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+}
+
+// tls returns the door's TLS: 1.3, with a certificate from files or of the own authority.
+func (s *Server) tls() (*tls.Config, error) {
+	// With no curves named, Go's own choice has X25519MLKEM768 first.
+	c := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}
+	if s.cfg.Server.TLSMin == "1.2" {
+		c.MinVersion, c.CipherSuites = tls.VersionTLS12, modernSuites
+	}
+	if s.cfg.Server.TLSCert != "" {
+		f, err := openCertFiles(s.cfg.Server.TLSCert, s.cfg.Server.TLSKey, s.o.Log, s.o.Now)
+		if watchword.CodeOf(err) == watchword.FileUntrusted {
+			return nil, err
+		}
+		if err != nil {
+			return nil, watchword.Wrap(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key are no certificate and key")
+		}
+		c.GetCertificate = f.get
+		return c, nil
+	}
+	s.info.CAFile = filepath.Join(s.cfg.Data, caFile)
+	if err := durable.WriteFile(s.info.CAFile, s.keys.CAPEM(), 0o644); err != nil {
+		return nil, err
+	}
+	c.GetCertificate = s.keys.CertSource(s.cfg.Server.Names, s.o.Now).GetCertificate
+	return c, nil
+}
+
+// routes puts MQTT over WebSocket beside the API.
+func (s *Server) routes(api http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/mqtt" {
+			s.broker.ServeHTTP(w, r)
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,187 @@
+package server
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// The bounds of what a proxy says first.
+const (
+	proxyHeaderTimeout = 5 * time.Second
+	proxyBytes         = 4096 // after the first 16
+	maxProxyWaiting    = 1024 // connections that have not said it yet
+)
+
+// proxySignature is how a header of version 2 of the PROXY protocol begins.
+var proxySignature = []byte("\r\n\r\n\x00\r\nQUIT\n")
+
+// proxyListener takes the address of a client from the PROXY header (version 2) where a
+// connection comes from a proxy that is trusted, and lets nothing else in from there.
+// What others send is theirs, whatever it looks like. It reads the header and not a byte
+// more, in the background, so that nobody waits for a proxy that says nothing.
+type proxyListener struct {
+	net.Listener
+	trusted []netip.Prefix
+	log     *slog.Logger
+	ready   chan acceptResult
+	slots   chan struct{}
+	closed  chan struct{}
+	once    sync.Once
+}
+
+type acceptResult struct {
+	nc  net.Conn
+	err error
+}
+
+func newProxyListener(l net.Listener, trusted []netip.Prefix, log *slog.Logger) net.Listener {
+	if len(trusted) == 0 {
+		return l
+	}
+	p := &proxyListener{Listener: l, trusted: trusted, log: log, ready: make(chan acceptResult), slots: make(chan struct{}, maxProxyWaiting), closed: make(chan struct{})}
+	go p.run()
+	return p
+}
+
+func (p *proxyListener) run() {
+	for {
+		nc, err := p.Listener.Accept()
+		if err != nil {
+			p.deliver(acceptResult{err: err})
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			continue
+		}
+		if !p.trusts(nc) {
+			p.deliver(acceptResult{nc: nc})
+			continue
+		}
+		select {
+		case p.slots <- struct{}{}:
+			go p.read(nc)
+		default:
+			_ = nc.Close() // refused: nothing was read or written
+		}
+	}
+}
+
+func (p *proxyListener) deliver(a acceptResult) {
+	select {
+	case p.ready <- a:
+	case <-p.closed:
+		if a.nc != nil {
+			_ = a.nc.Close() // nothing was written
+		}
+	}
+}
+
+func (p *proxyListener) trusts(nc net.Conn) bool {
+	a, ok := nc.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return false
+	}
+	from := a.AddrPort().Addr().Unmap()
+	for _, t := range p.trusted {
+		if t.Contains(from) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *proxyListener) read(nc net.Conn) {
+	defer func() { <-p.slots }()
+	client, err := readProxy(nc)
+	if err != nil {
+		p.log.Info("no PROXY header from a proxy", slog.String("remote", nc.RemoteAddr().String()), slog.Any("err", err))
+		_ = nc.Close() // nothing was written
+		return
+	}
+	if client.IsValid() {
+		nc = &proxiedConn{nc, net.TCPAddrFromAddrPort(client)}
+	}
+	p.deliver(acceptResult{nc: nc})
+}
+
+// readProxy reads the header. The address is not valid where the proxy speaks for
+// itself, as its health checks do.
+func readProxy(nc net.Conn) (client netip.AddrPort, err error) {
+	if err := nc.SetReadDeadline(time.Now().Add(proxyHeaderTimeout)); err != nil {
+		return client, err
+	}
+	var head [16]byte
+	if _, err := io.ReadFull(nc, head[:]); err != nil {
+		return client, err
+	}
+	length := int(binary.BigEndian.Uint16(head[14:]))
+	if !bytes.Equal(head[:12], proxySignature) || head[12]>>4 != 2 || length > proxyBytes {
+		return client, watchword.Refuse(watchword.BadRequest, "this is no header of version 2")
+	}
+	body := make([]byte, length)
+	if _, err := io.ReadFull(nc, body); err != nil {
+		return client, err
+	}
+	if client, err = proxyAddress(head[12]&15, head[13], body); err != nil {
+		return client, err
+	}
+	return client, nc.SetReadDeadline(time.Time{})
+}
+
+func proxyAddress(command, family byte, body []byte) (client netip.AddrPort, err error) {
+	switch {
+	case command == 0: // LOCAL
+		return client, nil
+	case command != 1:
+	case family == 0x11 && len(body) >= 12: // TCP over IPv4: two addresses, two ports
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(body)), binary.BigEndian.Uint16(body[8:])), nil
+	case family == 0x21 && len(body) >= 36: // over IPv6
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(body)).Unmap(), binary.BigEndian.Uint16(body[32:])), nil
+	}
+	return client, watchword.Refuse(watchword.BadRequest, "the header names no TCP client")
+}
+
+// Accept returns the next connection whose client is known.
+func (p *proxyListener) Accept() (net.Conn, error) {
+	select {
+	case a := <-p.ready:
+		return a.nc, a.err
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends it, for those too that have not said who they are.
+func (p *proxyListener) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return p.Listener.Close()
+}
+
+// proxiedConn is a connection with the address of whom the proxy speaks for.
+type proxiedConn struct {
+	net.Conn
+	client net.Addr
+}
+
+// RemoteAddr returns the client's address.
+func (c *proxiedConn) RemoteAddr() net.Addr { return c.client }
+
+// Below returns the connection of the proxy.
+func (c *proxiedConn) Below() net.Conn { return c.Conn }
+
+// CloseWrite says that nothing more will be written.
+func (c *proxiedConn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/keyring"
+	"github.com/watchword-iot/watchword/sqlite"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// IsData reports whether dir is a data folder.
+func IsData(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, databaseFile))
+	return err == nil
+}
+
+// VerifyLog recomputes the log of a data folder, whether a server runs on it or not.
+// keys returns the log's keys under its name; nil: those that the folder itself names,
+// which whoever can write to it can replace. Codes: log_invalid, not_found, unavailable.
+func VerifyLog(ctx context.Context, dir string, keys func(origin string) []ledger.Key, against ...[]byte) (v audit.VerifyResult, err error) {
+	defer func() {
+		if sqlite.Damaged(err) {
+			err = watchword.Wrap(err, watchword.LogInvalid, "the database is damaged, or tables of it are gone")
+		}
+	}()
+	// Beside the database, and so out of reach of who can write to that alone. It is read
+	// first: a server that runs writes it last.
+	switch note, err := os.ReadFile(filepath.Join(dir, checkpointFile)); {
+	case err == nil:
+		against = append(slices.Clone(against), note)
+	case !errors.Is(err, fs.ErrNotExist):
+		return v, err
+	}
+	f, err := sqlite.OpenLog(ctx, filepath.Join(dir, databaseFile))
+	if err != nil {
+		return v, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	own, err := logKeys(ctx, f)
+	if err != nil {
+		return v, err
+	}
+	if keys != nil {
+		given := keys(own[0].Name())
+		for _, k := range own { // witnesses may be the folder's: their signatures alone vouch for nothing
+			if k.Witness() {
+				given = append(given, k)
+			}
+		}
+		own = given
+	}
+	return audit.VerifyStore(ctx, f, own, against...)
+}
+
+// LogKeys returns the keys of a data folder's log, as verifier keys.
+func LogKeys(ctx context.Context, dir string) (keys []ledger.Key, err error) {
+	f, err := sqlite.OpenLog(ctx, filepath.Join(dir, databaseFile))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return logKeys(ctx, f)
+}
+
+func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err error) {
+	founding, err := f.Instance(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := f.ServerKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sealed {
+		if s.Role != keyring.Log {
+			continue
+		}
+		pub, err := jose.ParseJWK(s.Public, jose.ForSigning)
+		if err != nil {
+			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the log key %s is damaged", s.ID)
+		}
+		keys = append(keys, ledger.LogKeys(founding.Issuer, pub)...)
+	}
+	if len(keys) == 0 {
+		return nil, watchword.Refuse(watchword.LogInvalid, "the database names no key of the log")
+	}
+	bundles, err := f.Bundles(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range bundles { // also those of before: what they signed is kept
+		t, err := token.ReadTrust(string(b.JWS))
+		if err != nil {
+			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %d is damaged", b.Version)
+		}
+		ws, err := ledger.VerifierKeys(t.Issuer, nil, t.Witnesses)
+		if err != nil {
+			return nil, err
+		}
+		for _, w := range ws {
+			if !slices.ContainsFunc(keys, func(k ledger.Key) bool { return k.String() == w.String() }) {
+				keys = append(keys, w)
+			}
+		}
+	}
+	return keys, nil
+}

@@ -1,0 +1,47 @@
+package session
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/recent"
+)
+
+var errRevoked = watchword.Refuse(watchword.TokenRevoked, "this token was revoked")
+
+// revokedTokens is the tokens that were revoked last: for papers that were admitted just
+// before. Every later one is refused by the record, so the memory may be short.
+type revokedTokens struct {
+	nonEmpty atomic.Bool // so that the usual case costs no lock
+	mu       sync.Mutex
+	recent   *recent.Map[revokedKey, struct{}]
+}
+
+type revokedKey struct {
+	tenant watchword.TenantID
+	jti    string
+}
+
+// The guard remembers that many revoked tokens at least.
+const revokedCapacity = 16 << 10
+
+func (r *revokedTokens) add(t watchword.TenantID, jti string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.recent == nil {
+		r.recent = recent.New[revokedKey, struct{}](revokedCapacity)
+	}
+	r.recent.Put(revokedKey{t, jti}, struct{}{})
+	r.nonEmpty.Store(true)
+}
+
+func (r *revokedTokens) has(t watchword.TenantID, jti string) bool {
+	if !r.nonEmpty.Load() {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.recent.Get(revokedKey{t, jti})
+	return ok
+}

@@ -1,0 +1,349 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"sync/atomic"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/audit/ledger"
+)
+
+// merkleLog is the right edge of the Merkle tree, kept in memory: what an entry adds goes
+// with it when it is rolled back, and what a commit adds is folded in with it. On
+// the disk there are entries and full tiles; the edge is read from them at start. It
+// belongs to the writer; stands is for everybody.
+type merkleLog struct {
+	treeEdge
+	added     []appendedEntry // in the transaction that is open
+	committed atomic.Pointer[ledger.Tree]
+	disabled  bool // for measuring
+}
+
+// treeEdge is the tree, and the terms of the entries that fill no tile yet.
+type treeEdge struct {
+	tree  ledger.Tree
+	terms audit.TileFilter
+}
+
+type appendedEntry struct {
+	leaf  ledger.Hash
+	entry audit.Entry
+}
+
+func newLog(off bool) *merkleLog {
+	l := &merkleLog{disabled: off}
+	l.committed.Store(&l.tree)
+	return l
+}
+
+func (l *merkleLog) undo(to int) { l.added = l.added[:to] }
+
+// grow writes the tiles that the open transaction fills, and returns the edge as it
+// will stand after the commit.
+func (l *merkleLog) grow(exec func(q string, args ...any) (int64, error)) (treeEdge, error) {
+	return l.treeEdge.grow(l.added, exec)
+}
+
+func (e treeEdge) grow(added []appendedEntry, exec func(q string, args ...any) (int64, error)) (treeEdge, error) {
+	if len(added) == 0 {
+		return e, nil
+	}
+	leaves := make([]ledger.Hash, len(added))
+	at := e.tree.Size()
+	for i, a := range added {
+		leaves[i] = a.leaf
+		e.terms.Add(a.entry)
+		at++
+		if at%ledger.TileWidth > 0 {
+			continue
+		}
+		if _, err := exec(`INSERT INTO audit_terms (n, first, last, bits) VALUES (?, ?, ?, ?)`, at/ledger.TileWidth-1, e.terms.First, e.terms.Last, e.terms.Bits[:]); err != nil {
+			return e, err
+		}
+		e.terms = audit.TileFilter{}
+	}
+	var full []ledger.Tile
+	e.tree, full = e.tree.Append(leaves...)
+	for _, t := range full {
+		if _, err := exec(`INSERT INTO audit_tiles (level, n, root, hashes) VALUES (?, ?, ?, ?)`, t.Level, t.N, t.Root[:], ledger.AppendTile(nil, t.Hashes...)); err != nil {
+			return e, err
+		}
+	}
+	return e, nil
+}
+
+// commit makes e the edge: it is on the disk.
+func (l *merkleLog) commit(e treeEdge) {
+	if len(l.added) == 0 {
+		return
+	}
+	l.treeEdge = e
+	clear(l.added) // entries are not kept for longer than they are needed
+	l.added = l.added[:0]
+	tree := e.tree
+	l.committed.Store(&tree)
+}
+
+// load reads the edge from the tables. Code: log_invalid where they do not fit.
+func (l *merkleLog) load(ctx context.Context, from querier) error {
+	size, err := lastEntry(ctx, from)
+	if err != nil {
+		return err
+	}
+	tree, err := ledger.TreeAt(size, func(level int, n int64, width int) ([]byte, error) { return tile(ctx, from, level, n, width) })
+	if err != nil {
+		return err
+	}
+	l.tree = tree
+	terms, err := queryOne(ctx, from, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT coalesce(max(n) + 1, 0) FROM audit_terms`)
+	if err == nil && terms != size/ledger.TileWidth {
+		err = watchword.Refuse(watchword.LogInvalid, "searches know of %d tiles, and the log has %d", terms, size/ledger.TileWidth)
+	}
+	if err != nil {
+		return err
+	}
+	rs, err := records(ctx, from, size-size%ledger.TileWidth, ledger.TileWidth)
+	if err != nil {
+		return err
+	}
+	for _, r := range rs {
+		e, err := r.Entry()
+		if err != nil { // what is pruned ends a tile
+			return watchword.Wrap(err, watchword.LogInvalid, "entry %d at the end of the log has no body, or a damaged one", r.Seq)
+		}
+		l.terms.Add(e)
+	}
+	l.committed.Store(&tree)
+	return nil
+}
+
+// checkSingleWriter refuses where somebody else has written to the log: nothing can be entered then.
+func (l *merkleLog) checkSingleWriter(t *tx) error {
+	last, err := lastEntry(context.Background(), t)
+	if err == nil && !l.disabled && last != l.next()-1 {
+		err = watchword.Refuse(watchword.LogInvalid, "somebody else wrote to the log: it has an entry %d, and this server wrote %d", last, l.next()-1)
+	}
+	return err
+}
+
+func lastEntry(ctx context.Context, from querier) (int64, error) {
+	return queryOne(ctx, from, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT coalesce(max(seq), 0) FROM audit_entries`)
+}
+
+// enter writes audit entries. Numbers grow by
+// one each, because a step that is rolled back takes its number with it.
+func (t *tx) enter(es ...audit.Entry) error {
+	if t.merkle.disabled {
+		return nil
+	}
+	for _, e := range es {
+		if err := e.Compared(t.versions); err != nil {
+			return err
+		}
+		body, err := e.Body()
+		if err != nil {
+			return err
+		}
+		salt := ledger.NewSalt()
+		hash := ledger.Commitment(salt, body)
+		if _, err := t.exec(`INSERT INTO audit_entries (seq, hash, salt, body) VALUES (?, ?, ?, ?)`, t.merkle.next(), hash[:], salt[:], body); err != nil {
+			return err
+		}
+		t.merkle.added = append(t.merkle.added, appendedEntry{ledger.LeafHash(hash), e})
+	}
+	return nil
+}
+
+// next is the number of the entry that is entered next.
+func (l *merkleLog) next() int64 { return l.tree.Size() + int64(len(l.added)) + 1 }
+
+// AddEntry writes entries that no other step carries.
+func (s *Store) AddEntry(ctx context.Context, es ...audit.Entry) error {
+	return s.w.do(ctx, func(t *tx) error {
+		for _, e := range es {
+			if err := t.withVersions(e.Tenant, e.Versions, func() error { return t.enter(e) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Sequence has nothing to do: entries are numbered in their own transaction.
+func (s *Store) Sequence(context.Context) error { return nil }
+
+// Tree returns the tree over the entries that are committed.
+func (s *Store) Tree(context.Context) (ledger.Tree, error) {
+	return *s.w.tx.merkle.committed.Load(), nil
+}
+
+// Tile returns the first hashes of a tile, as many as width says.
+func (s *Store) Tile(ctx context.Context, level int, n int64, width int) ([]byte, error) {
+	return tile(ctx, s, level, n, width)
+}
+
+// tile reads a full tile, or makes one from what lies below it.
+func tile(ctx context.Context, from querier, level int, n int64, width int) ([]byte, error) {
+	bytes := func(r scanner) (b []byte, err error) { return b, r.Scan(&b) }
+	full, err := queryAll(ctx, from, bytes, `SELECT hashes FROM audit_tiles WHERE level = ? AND n = ?`, level, n)
+	if err != nil {
+		return nil, err
+	}
+	var b []byte
+	switch {
+	case len(full) == 1:
+		b = full[0]
+	case level == 0:
+		cs, err := commits(ctx, from, n*ledger.TileWidth, width)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range cs {
+			b = ledger.AppendTile(b, ledger.LeafHash(c))
+		}
+	default:
+		roots, err := queryAll(ctx, from, bytes, `SELECT root FROM audit_tiles WHERE level = ? AND n >= ? AND n < ? ORDER BY n`,
+			level-1, n*ledger.TileWidth, n*ledger.TileWidth+int64(width))
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range roots {
+			b = append(b, r...)
+		}
+	}
+	if len(b) < width*len(ledger.Hash{}) {
+		return nil, watchword.Refuse(watchword.LogInvalid, "tile %s is not whole", ledger.Path(level, n, width))
+	}
+	return b[:width*len(ledger.Hash{})], nil
+}
+
+// Commitments returns what the log keeps of up to limit entries after a number.
+func (s *Store) Commitments(ctx context.Context, after int64, limit int) ([]ledger.Hash, error) {
+	return commits(ctx, s, after, limit)
+}
+
+// commits refuses to pass over one that is not there.
+func commits(ctx context.Context, from querier, after int64, limit int) ([]ledger.Hash, error) {
+	next := after
+	return queryAll(ctx, from, func(r scanner) (h ledger.Hash, err error) {
+		var seq int64
+		var b []byte
+		if err = r.Scan(&seq, &b); err != nil {
+			return h, err
+		}
+		if next++; seq != next || len(b) != len(h) {
+			return h, watchword.Refuse(watchword.LogInvalid, "entry %d is not there", next)
+		}
+		copy(h[:], b)
+		return h, nil
+	}, `SELECT seq, hash FROM audit_entries WHERE seq > ? ORDER BY seq LIMIT ?`, after, limit)
+}
+
+// Records returns up to limit entries after a number as they are kept, oldest first.
+func (s *Store) Records(ctx context.Context, after int64, limit int) ([]audit.Record, error) {
+	return records(ctx, s, after, limit)
+}
+
+func records(ctx context.Context, from querier, after int64, limit int) ([]audit.Record, error) {
+	return queryAll(ctx, from, scanRecord, `SELECT seq, hash, salt, body FROM audit_entries WHERE seq > ? ORDER BY seq LIMIT ?`, after, limit)
+}
+
+func scanRecord(r scanner) (out audit.Record, err error) {
+	var hash, salt []byte
+	if err = r.Scan(&out.Seq, &hash, &salt, &out.Body); err != nil {
+		return out, err
+	}
+	if len(hash) != len(out.Hash) || out.Body != nil && len(salt) != len(out.Salt) {
+		return out, watchword.Refuse(watchword.LogInvalid, "entry %d is damaged", out.Seq)
+	}
+	copy(out.Hash[:], hash)
+	copy(out.Salt[:], salt)
+	return out, nil
+}
+
+// AddCheckpoint keeps a signed checkpoint, in the place of another of the same size.
+func (s *Store) AddCheckpoint(ctx context.Context, c audit.SignedCheckpoint) error {
+	return s.w.do(ctx, func(t *tx) error {
+		_, err := t.exec(`INSERT INTO audit_checkpoints (size, note, at) VALUES (?, ?, ?)
+			ON CONFLICT (size) DO UPDATE SET note = excluded.note`, c.Size, c.Note, toMillis(c.At))
+		return err
+	})
+}
+
+// LastCheckpoint returns the largest; a zero one if there is none.
+func (s *Store) LastCheckpoint(ctx context.Context) (audit.SignedCheckpoint, error) {
+	return queryOne(ctx, s, scanCheckpoint, error(nil), `SELECT size, note, at FROM audit_checkpoints ORDER BY size DESC LIMIT 1`)
+}
+
+func scanCheckpoint(r scanner) (c audit.SignedCheckpoint, err error) {
+	var at int64
+	err = r.Scan(&c.Size, &c.Note, &at)
+	c.At = fromMillis(at)
+	return c, err
+}
+
+// buildLog puts the entries of an older version under a tree.
+func buildLog(ctx context.Context, t *sql.Tx) error {
+	var e treeEdge
+	exec := func(q string, args ...any) (int64, error) {
+		r, err := t.ExecContext(ctx, q, args...)
+		if err != nil {
+			return 0, err
+		}
+		return r.RowsAffected()
+	}
+	for {
+		rs, err := t.QueryContext(ctx, `SELECT seq, body FROM audit_entries_before WHERE seq > ? ORDER BY seq LIMIT ?`, e.tree.Size(), ledger.TileWidth)
+		if err != nil {
+			return err
+		}
+		var some []appendedEntry
+		var bodies [][]byte
+		for rs.Next() {
+			var seq int64
+			var body []byte
+			if err := rs.Scan(&seq, &body); err != nil {
+				return err
+			}
+			entry, err := audit.Parse(seq, body)
+			if err != nil || seq != e.tree.Size()+int64(len(some))+1 {
+				return watchword.Wrap(err, watchword.LogInvalid, "entry %d of the log is damaged, or is not where it was", seq)
+			}
+			some, bodies = append(some, appendedEntry{entry: entry}), append(bodies, body)
+		}
+		if err := rs.Err(); err != nil {
+			return err
+		}
+		if len(some) == 0 {
+			_, err := exec(`DROP TABLE audit_entries_before`)
+			return err
+		}
+		for i, body := range bodies {
+			salt := ledger.NewSalt()
+			hash := ledger.Commitment(salt, body)
+			some[i].leaf = ledger.LeafHash(hash)
+			if _, err := exec(`INSERT INTO audit_entries (seq, hash, salt, body) VALUES (?, ?, ?, ?)`, e.tree.Size()+int64(i)+1, hash[:], salt[:], body); err != nil {
+				return err
+			}
+		}
+		if e, err = e.grow(some, exec); err != nil {
+			return err
+		}
+	}
+}
+
+// dropLog is the way back.
+func dropLog(ctx context.Context, t *sql.Tx) error {
+	_, err := t.ExecContext(ctx, `CREATE TABLE audit_entries_before (
+			seq    INTEGER PRIMARY KEY,
+			tenant TEXT    NOT NULL,
+			at     INTEGER NOT NULL,
+			kind   TEXT    NOT NULL,
+			body   BLOB    NOT NULL
+		) STRICT;
+		INSERT INTO audit_entries_before SELECT seq, json_extract(CAST(body AS TEXT), '$.tenant'), 0, json_extract(CAST(body AS TEXT), '$.kind'), body
+			FROM audit_entries WHERE body IS NOT NULL`)
+	return err
+}

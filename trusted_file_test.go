@@ -1,0 +1,83 @@
+package watchword_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path"
+	"testing"
+)
+
+// openers opens files by their names. Whoever believes what is in them reads them through internal/durable, which looks at
+// owner, mode and folders first.
+var openers = map[string]bool{
+	"os.ReadFile": true, "os.Open": true, "os.OpenFile": true, "os.Create": true, "os.CreateTemp": true, "os.ReadDir": true, "os.DirFS": true, "os.OpenRoot": true,
+	"os.OpenInRoot": true, "os.WriteFile": true, "os.MkdirAll": true, "os.Mkdir": true, "os.MkdirTemp": true, "os.CopyFS": true, "tls.LoadX509KeyPair": true,
+	"ioutil.ReadFile": true, "ioutil.ReadDir": true, "syscall.Open": true, "unix.Open": true, "toml.LoadFile": true, "rand.Open": true,
+}
+
+// untrustedOpens is where files are opened in another way, as "file function call", and why that may be.
+var untrustedOpens = map[string]string{
+	"sqlite/store.go Open os.OpenFile":           "server.openData checked the folder and the file",
+	"server/verify_log.go VerifyLog os.ReadFile": "one more checkpoint that the log must extend; it can only refuse",
+
+	"sdk/agent/tree_linux.go makeCgroup os.Mkdir":       "a control group below the own one: the kernel's file system",
+	"sdk/agent/tree_linux.go makeCgroup os.Open":        "likewise",
+	"sdk/agent/tree_linux.go killOnce os.WriteFile":     "likewise",
+	"sdk/agent/tree_linux.go killOnce os.ReadFile":      "likewise",
+	"sdk/agent/tree_linux.go processes os.Open":         "/proc, the kernel's",
+	"sdk/agent/tree_linux.go readProcess os.ReadFile":   "likewise",
+	"sdk/agent/tree_linux.go marked os.ReadFile":        "likewise",
+	"sdk/agent/tree_linux.go readOwnCgroup os.ReadFile": "likewise",
+
+	"cmd/watchword/app.go readInput os.Open":                "what whoever runs it names, to be checked or sent; not whom to trust (readTrust)",
+	"cmd/watchword/audit_verify.go file os.Open":            "an export or a proof, which is verified",
+	"cmd/watchword/audit_verify.go mirrorDir os.ReadFile":   "a mirror of the log, which is verified",
+	"cmd/watchword/audit_mirror.go mirrorOnce os.MkdirAll":  "a mirror of the log: nobody believes it unverified",
+	"cmd/watchword/audit_mirror.go mirrorOnce os.MkdirTemp": "likewise",
+	"cmd/watchword/audit_mirror.go mirrorOnce os.WriteFile": "likewise",
+	"cmd/watchword/audit.go auditExport os.OpenFile":        "a new file, for output",
+	"cmd/watchword/demo.go demo os.MkdirTemp":               "a folder of its own (0700)",
+	"cmd/watchword/demo.go demo os.OpenFile":                "in that folder",
+	"cmd/watchword/sim.go sim os.MkdirTemp":                 "a folder of its own (0700)",
+	"cmd/watchword/sim.go sim os.OpenFile":                  "output alone",
+}
+
+func TestTrustedFilesAreReadInOneWay(t *testing.T) {
+	used := map[string]bool{}
+	for _, s := range sources(t) {
+		if dir := path.Dir(s.path); s.test || s.pkg == "bench" || s.pkg == "attack" || dir == "internal/durable" {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), s.path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range f.Decls {
+			name := ""
+			if fn, ok := d.(*ast.FuncDecl); ok {
+				name = fn.Name.Name
+			}
+			ast.Inspect(d, func(n ast.Node) bool {
+				sel, ok := n.(*ast.SelectorExpr) // a call, or the function as a value
+				if !ok {
+					return true
+				}
+				pkg, ok := sel.X.(*ast.Ident)
+				if !ok || !openers[pkg.Name+"."+sel.Sel.Name] {
+					return true
+				}
+				key := s.path + " " + name + " " + pkg.Name + "." + sel.Sel.Name
+				if used[key] = true; untrustedOpens[key] == "" {
+					t.Errorf("%q opens a file without internal/durable: read it with durable.ReadTrusted or ReadPrivate, make folders with durable.Folder, or say in unbelieved why nobody believes it", key)
+				}
+				return true
+			})
+		}
+	}
+	for key := range untrustedOpens {
+		if !used[key] {
+			t.Errorf("%q is on the list and opens nothing", key)
+		}
+	}
+}
