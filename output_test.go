@@ -57,7 +57,7 @@ func TestOutputGoesThroughTerminalWriters(t *testing.T) {
 			})
 		}
 	}
-	if named != 4 {
-		t.Errorf("main names the streams %d times, want 4: each for its writer, and to ask whether it is a terminal", named)
+	if named != 5 {
+		t.Errorf("main names the streams %d times, want 5: each for its writer, and to ask whether it is a terminal and how wide it is", named)
 	}
 }
