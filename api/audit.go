@@ -37,7 +37,8 @@ type EntryDetail struct {
 	Hash Base64 `json:"hash" doc:"base64 SHA-256 over salt and body: what the log's leaf commits to"`
 	Salt Base64 `json:"salt,omitempty" doc:"base64"`
 	Body string `json:"body,omitempty" doc:"the bytes that are hashed"`
-	// Args and ArgsSalt open the args_hash of a command's order, for those who may see them.
+	// Args and ArgsSalt are the preimage of the args_hash of a command's order, for callers that
+	// may read arguments.
 	Args     json.RawMessage `json:"args,omitempty" doc:"of an ordered command, for those who may see it"`
 	ArgsSalt Base64          `json:"args_salt,omitempty" doc:"base64; args_hash is the base64url SHA-256 over args_salt and args"`
 }

@@ -29,7 +29,7 @@ import (
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// Parts is the rooms behind the door.
+// Parts is what an [API] is built from.
 type Parts struct {
 	Registry    *registry.Registry
 	Enrollment  *enroll.Service
@@ -42,77 +42,83 @@ type Parts struct {
 	Entries     Entries
 	Audit       *audit.CheckpointSigner
 	Keys        *keyring.Rotator
-	Broker      Broker          // nil: nobody listens elsewhere
-	SchemaSlots *fair.Semaphore // in which schemas are compiled; nil has no bound
+	Broker      Broker          // nil: no MQTT engine runs
+	SchemaSlots *fair.Semaphore // bounds concurrent compilation of schemas; nil: no bound
 
 	Options
 }
 
-// Broker hands on what came over HTTP to those who listen over other doors.
+// Broker is the MQTT engine, as far as the HTTP API uses it.
 type Broker interface {
-	// SessionStates returns what the MQTT clients of a subject ("": of all) have, by client identifier.
+	// SessionStates returns the Session State of each MQTT client of a subject ("": of all
+	// subjects), ordered by client identifier.
 	SessionStates(t watchword.TenantID, subject watchword.SubjectID) []session.State
-	// Retained returns a page of retained messages: of a filter ("": all) and an owner ("": any), behind a topic, n
-	// at most; next is the topic to go on behind, "" at the end. Code: unavailable.
+	// Retained returns a page of at most n retained messages, ordered by topic, that come after the
+	// topic given. filter "" matches all topics, by "" all owners. next is the last topic of the
+	// page, "" at the end. Code: unavailable.
 	Retained(ctx context.Context, t watchword.TenantID, filter string, by watchword.SubjectID, after string, n int) (page []session.Retained, next string, err error)
-	// RetainedMessage returns the one of a topic. Codes: not_found, unavailable.
+	// RetainedMessage returns the retained message of one topic. Codes: not_found, unavailable.
 	RetainedMessage(ctx context.Context, t watchword.TenantID, topic string) (session.Retained, error)
-	// DeleteRetained removes it once note has returned, whose error it returns. Codes: not_found, unavailable.
+	// DeleteRetained calls note, then removes the retained message; it returns the error of note
+	// unchanged. Codes: not_found, unavailable.
 	DeleteRetained(ctx context.Context, t watchword.TenantID, topic string, note func(session.Retained) error) error
-	// EndOfflineSession ends the session that a client without a connection left behind, if log, which writes it down, says nil:
-	// the client cannot come back in between. Codes: not_found where there is none, or its client came back; log's.
+	// EndOfflineSession ends the persistent session of an offline client. It calls log first and
+	// ends the session only where log returns nil; the client cannot reconnect in between. Codes:
+	// not_found where there is no such session or its client has reconnected; those of log.
 	EndOfflineSession(t watchword.TenantID, id watchword.SessionID, log func() error) error
 }
 
-// Options is what the door needs to know beside the rooms.
+// Options holds the settings of an [API].
 type Options struct {
 	Version     string
 	PublicURL   string        // no trailing slash
-	MQTTS       string        // address for the enrollment answer, or empty
-	CAPEM       func() []byte // the own authorities, for the enrollment answer; nil if a public one vouches
-	JWKS        func() []byte // the issuer's public keys as a JWK set
-	TrustBundle func() string // today's trust bundle
-	Time        TimeSigner    // of POST /v1/time
-	TokenRate   float64       // requests a second and address on the endpoints that need no token; 0 means no bound
-	// PublishRates is the rate of a subject's publishes, whatever carries them; nil means no bound.
+	MQTTS       string        // HOST:PORT of MQTT over TLS, for the enrollment answer; empty: none
+	CAPEM       func() []byte // the server's own CA certificates, for the enrollment answer; nil: the certificate is from a public CA
+	JWKS        func() []byte // the issuer's public keys as a JWK set (RFC 7517 §5)
+	TrustBundle func() string // the current trust bundle
+	Time        TimeSigner    // signs the answers of POST /v1/time
+	TokenRate   float64       // requests a second from one address to endpoints that need no token; 0: no limit
+	// PublishRates limits the publishes of a subject over all transports; nil: no limit.
 	PublishRates *rates.Shared[quota.Key]
-	// ControlRates is the rate of what a subject has written of itself, whatever carries it; nil means no bound.
+	// ControlRates limits the states and receipts that a subject writes, over all transports; nil:
+	// no limit.
 	ControlRates *rates.Shared[quota.Key]
-	RequestRate  float64 // requests a second, class and subject (see rate.go); 0 means no bound
-	Requests     int     // under way at once, of all; 0 means no bound
-	PerAddress   int     // of these, from one address (IPv6: from one /64); 0 means no bound
-	// The bytes of requests under way and of answers that are not with their connections yet, beyond 4 KiB of each: of one subject (without a token:
-	// of one network), and of all; 0 means no bound.
+	RequestRate  float64 // requests a second of one subject in one rate class (see rate.go); 0: no limit
+	Requests     int     // concurrent requests in all; 0: no limit
+	PerAddress   int     // concurrent requests from one address (IPv6: from one /64); 0: no limit
+	// SubjectBodyBytes and BodyBytes limit the memory of request bodies and of answers that the
+	// connection has not taken yet, beyond 4 KiB of each: of one subject (without a token: of one
+	// network), and of all. 0: no limit.
 	SubjectBodyBytes, BodyBytes int64
 	Now                         func() time.Time
 	Log                         *slog.Logger
 }
 
-// tenant is the one that the door speaks for: others come with their own addresses.
+// tenant is the tenant of every request. Other tenants will have their own host names.
 const tenant = watchword.DefaultTenant
 
-// API is the door. It is safe for concurrent use.
+// API is the HTTP API. It is safe for concurrent use.
 type API struct {
 	Parts
 	mux              *http.ServeMux
 	huma             huma.API
-	rates            *rates.Map[netip.Prefix]       // of the endpoints that need no token
-	requestQuota     *quota.Ledger[netip.Prefix]    // under way
-	answerQuota      *quota.Ledger[responseAccount] // bytes of answers
-	subjectRates     subjectRates                   // of requests with a token
-	delayedResponses atomic.Int32                   // answers that are given late
+	rates            *rates.Map[netip.Prefix]       // rates of endpoints that need no token
+	requestQuota     *quota.Ledger[netip.Prefix]    // concurrent requests
+	answerQuota      *quota.Ledger[responseAccount] // bytes of buffered answers
+	subjectRates     subjectRates                   // rates of requests with a token
+	delayedResponses atomic.Int32                   // refusals that are being delayed
 
-	mirrorReads struct { // who reads the log's tiles, and when an entry said so
+	mirrorReads struct { // readers of the log's tiles, and when their reading was last logged
 		sync.Mutex
 		last *recent.Map[mirrorReader, time.Time]
 	}
 
-	// strictTransport says that browsers shall speak nothing but TLS to this name. Not to
-	// localhost: they would refuse every other server of the machine.
+	// strictTransport sends Strict-Transport-Security. It is false for localhost, where browsers
+	// would then refuse every other server of the machine.
 	strictTransport bool
 }
 
-// New builds the door from its rooms.
+// New builds an API from its parts.
 func New(p Parts) *API {
 	if p.Now == nil {
 		p.Now = time.Now

@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 )
 
-// Entries is what the door needs of the log's store.
+// Entries is the part of the store that reads and writes audit entries.
 type Entries interface {
 	AddEntry(ctx context.Context, es ...audit.Entry) error
 	Records(ctx context.Context, after int64, limit int) ([]audit.Record, error)
@@ -75,19 +75,19 @@ func (a *API) auditRoutes() {
 	a.describe(http.MethodGet, "/v1/audit/{seq}/proof", "A proof (C2SP tlog-proof) that the entry is in the log: its extra data are salt and body", nil)
 }
 
-// auditRead writes down that somebody reads the log, before they do.
+// auditRead writes an audit entry that says who reads the log, before the caller gets anything.
 func (a *API) auditRead(ctx context.Context, c *caller, what, object string) error {
 	return a.Entries.AddEntry(ctx, c.actor.DoneEntry(audit.LogRead, object, a.Now(), map[string]string{"what": what, "remote": c.remote}))
 }
 
-// writePlain answers with bytes as they are.
+// writePlain writes bytes as the answer.
 func writePlain(w http.ResponseWriter, contentType, cache string, b []byte) {
 	h := w.Header()
 	h.Set("Content-Type", contentType)
 	h.Set("Cache-Control", cache)
 	h.Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(b) // whoever was on the connection has gone
+	_, _ = w.Write(b) // the error means that the client has closed the connection
 }
 
 func (a *API) entryDetail(ctx context.Context, c *caller, seq int64) (out api.EntryDetail, err error) {
@@ -113,7 +113,7 @@ func (a *API) entryDetail(ctx context.Context, c *caller, seq int64) (out api.En
 	row, err := a.Commands.Command(ctx, c.Tenant(), watchword.CommandID(out.Object))
 	may := a.mayRead(c, row, http.MethodGet, "")
 	if err != nil || may(c.Authority) != nil {
-		return out, nil // whoever may read the log need not know what was ordered
+		return out, nil // permission to read the log does not include the arguments of commands
 	}
 	if err := c.session.require(may); err != nil {
 		return out, err
@@ -126,15 +126,16 @@ func (a *API) entryDetail(ctx context.Context, c *caller, seq int64) (out api.En
 	return out, nil
 }
 
-// The parameters of a list of entries.
+// Limits of a list of entries.
 const maxEntries = 1000
 
 const (
-	entryBatch   = 64       // that are read from the store at a time, since one may have 64 KiB and more
-	exportBuffer = 64 << 10 // bytes of lines that an export writes at a time
+	entryBatch   = 64       // entries read from the store at once; one may have more than 64 KiB
+	exportBuffer = 64 << 10 // bytes that an export buffers before it writes
 )
 
-// parseAuditQuery reads what is asked for. Code: bad_request, with the parameter.
+// parseAuditQuery parses the query parameters of a list of entries. Code: bad_request, with the
+// parameter in Field.
 func parseAuditQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 	p.Limit = 100
 	var token int64
@@ -204,7 +205,7 @@ func parseTime(name, s string) (time.Time, error) {
 	return t, nil
 }
 
-// describeQuery is what the log says of a reader's question.
+// describeQuery describes a query for the audit entry of [API.auditRead].
 func describeQuery(v url.Values) string {
 	keep := url.Values{}
 	for k, s := range v {
@@ -240,14 +241,15 @@ func (a *API) listEntries(w http.ResponseWriter, r *http.Request, c *caller) err
 	if out.Entries, more, err = cutPage(out.Entries, p.Limit); err != nil {
 		return err
 	}
-	if n := len(out.Entries); more || some || n > 0 && n == p.Limit { // the rest is asked for only where somebody wants it
+	if n := len(out.Entries); more || some || n > 0 && n == p.Limit { // the next page is read only where a client asks for it
 		out.NextPageToken = strconv.FormatInt(out.Entries[n-1].Seq, 10)
 	}
 	writeAnswer(w, http.StatusOK, out)
 	return nil
 }
 
-// findEntries reads at least what fits into one page of the answer. some says that there may be more up to the limit.
+// findEntries reads at least as many entries as one page of the answer holds. some says that there
+// may be more, up to the limit.
 func (a *API) findEntries(ctx context.Context, q audit.Query, p audit.Page) (all []audit.Record, some bool, err error) {
 	for left, bytes := p.Limit, 0; left > 0; {
 		if bytes > pageBytes {
@@ -275,8 +277,8 @@ func (a *API) findEntries(ctx context.Context, q audit.Query, p audit.Page) (all
 	return all, false, nil
 }
 
-// streamEntries sends what is chosen as it is logged, from after a number (the last
-// id that the client has, the parameter after, or now) on.
+// streamEntries streams matching entries as they are logged, from the Last-Event-ID, the parameter
+// after, or the current end of the log on.
 func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q audit.Query, p audit.Page) error {
 	if p.Newest || p.Before > 0 {
 		return watchword.RefuseField("order", "a stream goes on from the oldest")
@@ -299,7 +301,7 @@ func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q
 	ctx := c.ctx
 	out := newStream(c)
 	if out.send("session", "", sessionEvent(c.session.Session)) != nil {
-		return nil // the peer has gone
+		return nil // the client has closed the connection
 	}
 	p.Limit = entryBatch
 	beat := time.NewTicker(sseKeepAlive)
@@ -307,7 +309,7 @@ func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q
 	for {
 		grown := a.Audit.NextCheckpoint()
 		size, err := a.sendEntries(ctx, out, q, &p)
-		if reason := streamEnded(ctx); reason != nil { // it says more than a store that was asked meanwhile
+		if reason := streamEnded(ctx); reason != nil { // the cause of the session's end is more precise than an error of the store
 			err = reason
 		}
 		if err != nil {
@@ -315,7 +317,7 @@ func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q
 			return nil
 		}
 		if p.After < size {
-			continue // there is more
+			continue // there are more entries
 		}
 		select {
 		case <-grown:
@@ -330,11 +332,11 @@ func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q
 	}
 }
 
-// sendEntries sends one page of what the last checkpoint has, and moves p on.
+// sendEntries sends one page of the entries that the last checkpoint covers, and advances p.
 func (a *API) sendEntries(ctx context.Context, out *stream, q audit.Query, p *audit.Page) (size int64, err error) {
 	cp, _, err := a.Audit.Checkpoint()
 	if err != nil {
-		return 0, nil // the first one is on its way
+		return 0, nil // the first checkpoint is still being signed
 	}
 	p.Before = cp.Size + 1
 	rows, err := a.Entries.Find(ctx, q, *p)
@@ -357,8 +359,7 @@ func (a *API) sendEntries(ctx context.Context, out *stream, q audit.Query, p *au
 	return cp.Size, nil
 }
 
-// exportEntries writes the log as lines: an entry each, and the checkpoint
-// that they add up to.
+// exportEntries writes the log as JSON lines: one entry each, then the checkpoint over them.
 func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) error {
 	v := r.URL.Query()
 	q, p, err := parseAuditQuery(v)
@@ -387,7 +388,7 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 		rows, err := a.Entries.Records(r.Context(), p.After, int(min(entryBatch, cp.Size-p.After)))
 		if err != nil || len(rows) == 0 {
 			a.Log.ErrorContext(r.Context(), "an export broke off", slog.Int64("after", p.After), slog.Any("err", err))
-			panic(http.ErrAbortHandler) // what was sent has no end, and does not verify
+			panic(http.ErrAbortHandler) // an export without its last line does not verify, so the client sees that it is incomplete
 		}
 		var b bytes.Buffer
 		for _, row := range rows {
@@ -395,16 +396,16 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 				continue
 			}
 			if _, err := w.Write(b.Bytes()); err != nil {
-				return nil // the peer has gone, or may read no more
+				return nil // the client has closed the connection, or has lost the permission to read
 			}
 			b.Reset()
 		}
 		if _, err := w.Write(b.Bytes()); err != nil {
-			return nil // the peer has gone, or may read no more
+			return nil // the client has closed the connection, or has lost the permission to read
 		}
 		p.After = rows[len(rows)-1].Seq
 		if r.Context().Err() != nil {
-			return nil // the peer has gone; where the session has ended, the next write is refused, and the answer has no end
+			return nil // the client has closed the connection; where the session has ended, the next write is refused and the export stays incomplete
 		}
 	}
 	writeJSON(w, audit.ExportLine{Checkpoint: string(note)})

@@ -11,17 +11,18 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// A request with a token is decided twice. Before its body is read it is refused where that is plain already. Once its
-// input is whole it becomes a session, which the guard tells of every change of authority until the answer is written:
+// A request with a token is authorized twice. Before its body is read, it is refused if its token
+// or permissions do not allow it. Once its input is complete, it becomes a session of
+// [session.Guard], which is notified of every change of authority until the answer is written:
 //
-//   - What it changes runs in [session.Session.Act]: the store compares what it was decided on in the transaction of the
-//     change, so nothing commits after an edit that took the right away.
-//   - What it reads is written through [responseWriter], which hands nothing to the connection any more once the session
-//     has ended or its right is gone.
+//   - A request that changes something runs in [session.Session.Act]: the store compares, in the transaction of the
+//     change, the versions that the decision was based on. Nothing commits after an edit that took the permission away.
+//   - A request that reads writes its answer through [responseWriter], which passes nothing to the connection any more
+//     once the session has ended or has lost the permission.
 
-// transports of sessions over HTTP.
+// Transports of HTTP sessions.
 const (
-	requestTransport = "request" // a request that is being answered
+	requestTransport = "request" // an ordinary request
 	streamTransport  = "sse"
 	pollTransport    = "poll"
 	exportTransport  = "export"
@@ -33,15 +34,17 @@ type requestSession struct {
 	response *responseWriter
 	cancel   context.CancelCauseFunc
 
-	waited bool // the answer tells of something that came after the act: it is read
+	waited bool // the request waited and its answer contains later data, so the answer is guarded like a read
 
 	mu     sync.Mutex
 	checks []func(*session.Authority) error
 }
 
-// beginSession makes the request a session, as it stands when its input is whole. may, if not nil, is what it must be allowed
-// for as long as it lasts. The answer of one that reads is guarded; one that changes something is told how that ended
-// whatever it took away. c.ctx ends when the session does, when may refuses, or when the client goes.
+// beginSession opens a session for a request whose input is complete. may, if not nil, is checked
+// at every change of authority while the session lasts. The answer of a request that only reads is
+// guarded (see [responseWriter]); the answer of a request that changes something is always sent,
+// whatever the change took away. c.ctx ends when the session ends, when may refuses, or when the
+// client closes the connection.
 func (a *API) beginSession(r *http.Request, c *caller, transport string, may func(*session.Authority) error) error {
 	in := requestInfoOf(r.Context())
 	ctx, cancel := context.WithCancelCause(r.Context())
@@ -55,8 +58,8 @@ func (a *API) beginSession(r *http.Request, c *caller, transport string, may fun
 	}
 	in.writer.guard()
 	in.writer.setAccount(quota.Key{Tenant: c.credentials.Tenant, Subject: c.credentials.Subject})
-	// Both are called while authority changes, so that nothing passes once the change has its answer: whoever waited for
-	// the session's end instead would be late.
+	// Both run while authority changes, before the change is answered. Waiting for the end of the
+	// session instead would let a write pass after the answer.
 	s, err := a.Guard.Open(r.Context(), c.credentials, session.Options{
 		Transport: transport, Remote: c.remote, Class: class, Changed: w.changed,
 		Ended: w.end, Cut: w.response.breakWrite, Covers: w.allowed,
@@ -76,7 +79,7 @@ func (a *API) beginSession(r *http.Request, c *caller, transport string, may fun
 	return nil
 }
 
-// require adds something that the session must be allowed for as long as it lasts. Code: may's.
+// require adds a check that the session must pass as long as it lasts. Codes: those of may.
 func (w *requestSession) require(may func(*session.Authority) error) error {
 	w.mu.Lock()
 	w.checks = append(w.checks, may)
@@ -84,7 +87,7 @@ func (w *requestSession) require(may func(*session.Authority) error) error {
 	return w.check()
 }
 
-// check asks what the session must be allowed, after it was told to whoever changes authority.
+// check runs all checks against the current authority of the session.
 func (w *requestSession) check() error {
 	if err := w.allowed(w.Authority()); err != nil {
 		w.end(err)
@@ -113,7 +116,7 @@ func (w *requestSession) changed(now *session.Authority) {
 }
 
 func (w *requestSession) end(cause error) {
-	if cause == nil { // its own side is done with it
+	if cause == nil { // the handler has finished
 		w.cancel(nil)
 		return
 	}
@@ -121,25 +124,26 @@ func (w *requestSession) end(cause error) {
 	w.response.refuse(cause)
 }
 
-// close gives the session up: the answer is written.
+// close ends the session after the answer was written.
 func (w *requestSession) close() {
 	w.Close(nil)
 	w.cancel(nil)
 }
 
-// requestKind is what kind of act a request is.
+// requestKind says what kind of operation a request is.
 type requestKind struct {
-	readsOnly   bool // it changes nothing, so that its answer stays guarded
-	editsPolicy bool // it edits policies: it is decided once no other edit is under way
+	readsOnly   bool // the request changes nothing; its answer is guarded
+	editsPolicy bool // the request edits policies; it is authorized while no other edit runs
 }
 
-// runAuthorized runs what a request changes, and what it reads beside that: h runs again where authority changed before h's own
-// change was written.
+// runAuthorized runs the handler h of a request under its authority. h runs again where authority
+// changed before the change of h was committed.
 func (a *API) runAuthorized(r *http.Request, c *caller, may func(*session.Authority) error, m requestKind, h func() error) error {
 	err := a.runDecided(r, c, may, m, h)
 	if err == nil && (m.readsOnly || c.session.waited) && !c.session.response.direct {
-		// What it must be allowed may hang on others, such as the labels of the device that a command is for: a change of
-		// these is not told to this session. It is asked again, once what it answers with is there.
+		// A permission may depend on another subject, such as the labels of a command's device. The
+		// guard does not notify this session of their changes, so the checks run again before the
+		// answer is written.
 		err = c.session.check()
 	}
 	if err != nil || !m.readsOnly && !c.session.waited {
@@ -151,7 +155,7 @@ func (a *API) runAuthorized(r *http.Request, c *caller, may func(*session.Author
 func (a *API) runDecided(r *http.Request, c *caller, may func(*session.Authority) error, m requestKind, h func() error) (err error) {
 	if m.editsPolicy {
 		if c.policyEdit, err = a.Registry.EditPolicies(c.ctx); err != nil {
-			if cause := streamEnded(c.ctx); cause != nil { // the session ended meanwhile
+			if cause := streamEnded(c.ctx); cause != nil { // the session ended while the handler ran
 				return cause
 			}
 			return err
@@ -165,20 +169,20 @@ func (a *API) runDecided(r *http.Request, c *caller, may func(*session.Authority
 	})
 }
 
-// route is what a plain handler's address says of itself.
+// route describes a plain handler.
 type route struct {
 	pattern     string                       // "METHOD /path"
-	anyToken    bool                         // any valid token is enough: the handler asks for what it needs
-	safePost    bool                         // a POST that changes nothing; GET never does
-	editsPolicy bool                         // it edits policies, by caller.edit
-	maxBody     int64                        // the largest body that is read; 0: none is
-	contentType string                       // its content type; empty: any
-	stream      func(r *http.Request) string // the transport of a request that lasts; nil, or empty: it does not
+	anyToken    bool                         // any valid token is enough; the handler checks permissions itself
+	safePost    bool                         // a POST that changes nothing; GET never changes anything
+	editsPolicy bool                         // edits policies, through caller.policyEdit
+	maxBody     int64                        // largest body in bytes; 0: no body is read
+	contentType string                       // required content type; empty: any
+	stream      func(r *http.Request) string // returns the transport of a streaming or polling request; nil or "": an ordinary request
 }
 
 func (rt route) readsOnly() bool { return rt.safePost || strings.HasPrefix(rt.pattern, "GET ") }
 
-// handle registers a plain handler. Its body is read before it is called.
+// handle registers a plain handler. The body is read before the handler is called.
 func (a *API) handle(rt route, h func(w http.ResponseWriter, r *http.Request, c *caller) error) {
 	a.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
 		if err := a.serveRoute(w, r, rt, h); err != nil {
@@ -216,7 +220,8 @@ func (a *API) serveRoute(w http.ResponseWriter, r *http.Request, rt route, h fun
 	return a.runAuthorized(r, c, may, requestKind{readsOnly: rt.readsOnly(), editsPolicy: rt.editsPolicy}, func() error { return h(w, r, c) })
 }
 
-// streamEnded returns why a request that lasts must stop: nil if its own client or its wait did it.
+// streamEnded returns why a stream or poll must end; nil where its client closed the connection or
+// its wait time is over.
 func streamEnded(ctx context.Context) error {
 	if err := context.Cause(ctx); err != nil && watchword.CodeOf(err) != watchword.Internal {
 		return err

@@ -12,8 +12,9 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// readBody reads a body of the wanted content type (empty: any) and bound. Codes:
-// unsupported_media_type, too_large, bad_request; busy where there is no room for it.
+// readBody reads a request body of the given content type (empty: any) and at most so many bytes.
+// Codes: unsupported_media_type, too_large, bad_request; busy where the memory limit of bodies is
+// reached.
 func readBody(w http.ResponseWriter, r *http.Request, want string, limit int64) ([]byte, error) {
 	if want != "" {
 		ct, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -34,7 +35,7 @@ func readBody(w http.ResponseWriter, r *http.Request, want string, limit int64) 
 	return nil, watchword.Wrap(err, watchword.BadRequest, "the body broke off")
 }
 
-// checkClientID refuses a client_id that is not the assertion's sub (RFC 7521 §4.2).
+// checkClientID refuses a client_id that differs from the assertion's sub (RFC 7521 §4.2).
 func checkClientID(clientID, assertion string) error {
 	if clientID == "" {
 		return nil
@@ -49,11 +50,11 @@ func checkClientID(clientID, assertion string) error {
 	return nil
 }
 
-// etag prints a version as an entity tag.
+// etag formats a version as an entity tag (RFC 9110 §8.8.3).
 func etag(version int64) string { return `"` + strconv.FormatInt(version, 10) + `"` }
 
-// ifMatch reads an If-Match header: any is returned where there is none, or "*".
-// Code: bad_request.
+// ifMatch parses an If-Match header. It returns none where the header is absent or "*". Code:
+// bad_request.
 func ifMatch(header string, none int64) (int64, error) {
 	header = strings.TrimSpace(header)
 	if header == "" || header == "*" {

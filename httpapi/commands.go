@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// viewCommand shows a row; whole adds arguments and receipt.
+// viewCommand converts a row; whole adds arguments and receipt.
 func (a *API) viewCommand(r command.Row, whole bool) (api.Command, error) {
 	c := api.Command{
 		ID: r.ID, Device: r.Device, Function: r.Function, State: r.State, Epoch: r.Epoch, Seq: r.Seq, By: r.By, ByKey: r.ByKey,
@@ -66,14 +66,14 @@ func (a *API) commandRoutes() {
 				return nil, err
 			}
 			id := command.NewCommandID(a.Now())
-			watch := a.Commands.Watch(id) // from before it is there
+			watch := a.Commands.Watch(id) // watching starts before the command exists, so that no change is missed
 			defer watch.Close()
 			row, err := a.Commands.Order(ctx, c.Authority, command.Call{
 				ID: id, Device: in.Body.Device, Function: in.Body.Function, Args: in.Body.Args, TTL: ttl, SignedOrder: in.Body.Order, IdempotencyKey: in.Once,
 			}, c.actor.Trace)
 			if err == nil && pause > 0 {
 				wait := func(ctx context.Context) (command.Row, error) { return watch.Wait(ctx, row), nil }
-				if row.ID != id { // ordered before, with the same Idempotency-Key
+				if row.ID != id { // an earlier request with the same Idempotency-Key created it
 					wait = a.waitForCommand(c, row.ID)
 				}
 				row, err = a.longPoll(c, row, pause, wait)
@@ -147,7 +147,7 @@ func (a *API) commandRoutes() {
 		})
 }
 
-// evidence gathers what there is of a settled command.
+// evidence returns all signed documents of a finished command.
 func (a *API) evidence(w http.ResponseWriter, r *http.Request, c *caller) error {
 	id := watchword.CommandID(r.PathValue("id"))
 	row, err := a.visibleCommand(r.Context(), c, id, http.MethodGet, "/evidence")
@@ -174,10 +174,10 @@ func (a *API) evidence(w http.ResponseWriter, r *http.Request, c *caller) error 
 	return err
 }
 
-// visibleCommand returns a command that the caller's api: permission lets it have, or that the
-// caller ordered and might order now, for as long as the request lasts. Who it is alone gives
-// nothing: its token must say so. To anybody else one that is there and one that is not are
-// the same. Codes: denied, not_found, unavailable.
+// visibleCommand returns a command that the caller may read: its permissions cover the path, or it
+// ordered the command and could order it now. Being the orderer is not enough: the token must allow
+// the call too. A command that does not exist and one that the caller may not read give the same
+// answer. Codes: denied, not_found, unavailable.
 func (a *API) visibleCommand(ctx context.Context, c *caller, id watchword.CommandID, method, rest string) (command.Row, error) {
 	row, err := a.Commands.Command(ctx, c.Tenant(), id)
 	if err != nil {
@@ -189,8 +189,8 @@ func (a *API) visibleCommand(ctx context.Context, c *caller, id watchword.Comman
 	return row, err
 }
 
-// mayRead is what the reader of a command must be allowed. A row with no more than an id is
-// of a command that is not there.
+// mayRead returns the check that the reader of a command must pass. A row with only an id stands
+// for a command that does not exist.
 func (a *API) mayRead(c *caller, row command.Row, method, rest string) func(*session.Authority) error {
 	return func(now *session.Authority) error {
 		denied := now.Request(method, "/v1/commands/"+string(row.ID)+rest).Err()
@@ -205,14 +205,14 @@ func (a *API) mayRead(c *caller, row command.Row, method, rest string) func(*ses
 	}
 }
 
-// waitForCommand waits until a command is final.
+// waitForCommand waits until a command is in a final state.
 func (a *API) waitForCommand(c *caller, id watchword.CommandID) func(context.Context) (command.Row, error) {
 	return func(ctx context.Context) (command.Row, error) { return a.Commands.Wait(ctx, c.Tenant(), id) }
 }
 
-// longPoll holds a request until a command is final, or pause is over. Where as many wait
-// already as may, it returns at once, with row: how the command stands. What was waited for
-// is read: it is given only to whoever may have it by then. Codes: why the right to it ended.
+// longPoll waits until a command is final or pause has passed. Where the subject has too many
+// waiting requests already, it returns row at once. The result is later data, so it is sent only if
+// the caller may still read it then. Codes: the reason why authority ended.
 func (a *API) longPoll(c *caller, row command.Row, pause time.Duration, wait func(context.Context) (command.Row, error)) (command.Row, error) {
 	c.session.waited = true
 	if err := c.session.require(a.mayRead(c, row, http.MethodGet, "")); err != nil {

@@ -13,26 +13,25 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// The schemes of the Authorization header, which are also OAuth's token types.
+// Schemes of the Authorization header, which are also the token types of OAuth.
 const (
 	bearerScheme = "Bearer"
 	dpopScheme   = "DPoP"
 )
 
-// caller is who makes a request: the papers that were shown, and what they are
-// good for at this moment.
+// caller is an authenticated client: its credentials and its current authority.
 type caller struct {
 	*session.Authority
 	credentials session.Credentials
-	actor       audit.Actor // its Basis is that of Authority, inside of [API.runAuthorized]
+	actor       audit.Actor // Basis is that of Authority, inside [API.runAuthorized]
 	remote      string
 	method      string
-	path        string          // as policies judge it
-	body        []byte          // of a plain handler
-	session     *requestSession // from [API.beginSession] on
+	path        string          // path in the form that policies match
+	body        []byte          // body of a plain handler
+	session     *requestSession // set by [API.beginSession]
 	ctx         context.Context // ends with the session
 
-	policyEdit *registry.PolicyEdit // of a request that edits policies, inside of [API.runAuthorized]; nil for others
+	policyEdit *registry.PolicyEdit // set for requests that edit policies, inside [API.runAuthorized]
 }
 
 // caller checks the request's papers. Codes: unauthenticated, those of
@@ -78,8 +77,8 @@ func (a *API) verifyCredentials(r *http.Request, scheme, raw string) (session.Cr
 	return a.Auth.VerifyDPoP(r.Context(), tenant, raw, *proof, a.Now())
 }
 
-// readAuthorization takes the token from the Authorization header and from nowhere else
-// (RFC 6750 §2.1, RFC 9449 §7.1): not from the query, not from a form.
+// readAuthorization reads the token from the Authorization header only (RFC 6750 §2.1, RFC 9449
+// §7.1), never from the query or a form.
 func readAuthorization(r *http.Request) (scheme, token string, err error) {
 	values := r.Header.Values("Authorization")
 	if len(values) == 0 {
@@ -92,7 +91,7 @@ func readAuthorization(r *http.Request) (scheme, token string, err error) {
 		}
 	}
 	if len(values) == 1 && !strings.EqualFold(scheme, bearerScheme) && !strings.EqualFold(scheme, dpopScheme) {
-		return "", "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …") // RFC 6750 §3.1: no error
+		return "", "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …") // RFC 6750 §3.1: without credentials the challenge carries no error code
 	}
 	return "", "", watchword.Refuse(watchword.TokenMalformed, "send one Authorization header: Bearer or DPoP, and the token")
 }
@@ -104,7 +103,7 @@ func (a *API) dpopProof(r *http.Request) (*authn.DPoPRequest, error) {
 	in := requestInfoOf(r.Context())
 	if in.header != nil && (len(values) > 0 || in.scheme == dpopScheme) {
 		in.header.Set("DPoP-Nonce", a.Auth.Nonce(a.Now()))
-		in.header.Set("Cache-Control", "no-store") // RFC 9449 §8.2: no cache may give a stale one
+		in.header.Set("Cache-Control", "no-store") // RFC 9449 §8.2: caches must not serve an old nonce
 	}
 	switch len(values) {
 	case 0:
@@ -115,7 +114,7 @@ func (a *API) dpopProof(r *http.Request) (*authn.DPoPRequest, error) {
 	return nil, watchword.Refuse(watchword.DPoPInvalid, "send one DPoP header")
 }
 
-// authorizedCaller is the caller of a request that its papers' api: permission covers.
+// authorizedCaller authenticates a request and checks that its permissions cover method and path.
 func (a *API) authorizedCaller(r *http.Request) (*caller, error) {
 	c, err := a.caller(r)
 	if err != nil {

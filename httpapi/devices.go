@@ -80,7 +80,8 @@ func (a *API) deviceRoutes() {
 			}
 			s, link, err := a.Enrollment.CreateDeviceWithProof(ctx, c.actor, watchword.SubjectID(in.Body.ID), in.Body.Labels, in.Body.Proof, ttl, a.Now())
 			if watchword.CodeOf(err) == watchword.Conflict && in.Once != "" {
-				// Creating a device has its own idempotency: the id. The same request again finds what it made.
+				// The id makes creation idempotent: the same request again returns the device that
+				// the first one created.
 				old, oerr := a.Registry.Subject(ctx, c.Tenant(), watchword.SubjectID(in.Body.ID))
 				if oerr == nil && old.Version == 1 && old.Labels.String() == watchword.Labels(in.Body.Labels).String() && old.Proof == in.Body.Proof {
 					return deviceAnswer(old, nil)
@@ -222,8 +223,8 @@ func (a *API) deviceRoutes() {
 		})
 }
 
-// device returns a subject that is a device; operators and services have their
-// own addresses, and are not found here. Code: not_found.
+// device returns a subject of kind device. Operators and services have other paths and are not
+// found here. Code: not_found.
 func (a *API) device(ctx context.Context, c *caller, id watchword.SubjectID) (watchword.Subject, error) {
 	s, err := a.Registry.Subject(ctx, c.Tenant(), id)
 	if err == nil && s.Kind != watchword.Device || watchword.CodeOf(err) == watchword.NotFound {
@@ -232,7 +233,7 @@ func (a *API) device(ctx context.Context, c *caller, id watchword.SubjectID) (wa
 	return s, err
 }
 
-// parseDuration reads a duration of a body; empty is 0. Code: bad_request.
+// parseDuration parses a duration member of a body; empty is 0. Code: bad_request, with Field.
 func parseDuration(field, s string) (time.Duration, error) {
 	if s == "" {
 		return 0, nil
@@ -244,7 +245,7 @@ func parseDuration(field, s string) (time.Duration, error) {
 	return d, nil
 }
 
-// parseSelector reads key=value pairs. Code: bad_request.
+// parseSelector parses key=value label pairs. Code: bad_request.
 func parseSelector(pairs []string) (watchword.Labels, error) {
 	sel := watchword.Labels{}
 	for _, p := range pairs {

@@ -1,5 +1,5 @@
-// Package httpapi is the front door: the HTTPS API, the OAuth endpoints and the
-// problem documents. In come requests with papers, out go answers and live
-// streams, each of which is a session of the guard. It refuses whoever shows no
-// papers that count, and says no more about it than helps the honest.
+// Package httpapi is the HTTPS API with the OAuth endpoints. In come requests with credentials, out
+// go answers, problem documents (RFC 9457) and streams; every request with a token is a session of
+// the guard. It refuses requests whose credentials are not valid, and its refusals disclose nothing
+// that is not public or the caller's own.
 package httpapi

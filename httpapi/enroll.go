@@ -13,17 +13,17 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// What a stranger may ask before it has a token.
+// Endpoints that need no access token.
 
 func (a *API) enrollRoutes() {
 	a.mux.HandleFunc("GET /v1/trust", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/"+token.TypTrust)
 		w.Header().Set("Cache-Control", "no-cache")
-		_, _ = io.WriteString(w, a.TrustBundle()) // the reader has gone, if at all
+		_, _ = io.WriteString(w, a.TrustBundle()) // the error means that the client has closed the connection
 	})
 	a.mux.HandleFunc("POST /v1/enroll", a.enroll)
 	a.mux.HandleFunc("GET /e", func(w http.ResponseWriter, r *http.Request) {
-		// The fragment, and so the code, never comes here.
+		// Browsers do not send the fragment, so the code in it never reaches the server.
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = io.WriteString(w, "This is a one-time link for a device. On the device, run:\n\n    watchword agent enroll 'THIS LINK' --dir DIR\n")
 	})
@@ -63,7 +63,8 @@ func (a *API) enrollResponse(s watchword.Subject) api.EnrollResponse {
 	}
 }
 
-// decodeStrict reads one strict JSON object of a plain handler. Code: bad_request with the field.
+// decodeStrict decodes one JSON object: unknown and duplicate members are refused. Code:
+// bad_request, with Field.
 func decodeStrict(body []byte, into any) error {
 	err := jsonv2.Unmarshal(body, into, jsonv2.RejectUnknownMembers(true))
 	if err == nil {
@@ -76,8 +77,8 @@ func decodeStrict(body []byte, into any) error {
 	return e
 }
 
-// caPEM is what a stock client may trust this server by; empty where the public
-// Web PKI vouches.
+// caPEM returns the CA certificates that a client must trust to reach this server; empty where a
+// public CA issued the certificate.
 func (a *API) caPEM() string {
 	if a.CAPEM == nil {
 		return ""

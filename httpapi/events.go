@@ -30,7 +30,7 @@ func (a *API) eventRoutes() {
 	a.describe(http.MethodGet, "/v1/events", "Live events as server-sent events", nil)
 }
 
-// eventFilter is the topic filter of a request. Code: bad_request.
+// eventFilter returns the topic filter of a request. Code: bad_request.
 func eventFilter(r *http.Request) (string, error) {
 	q := r.URL.Query()
 	device, stream := q.Get("device"), q.Get("stream")
@@ -71,7 +71,7 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 	defer reader.Close()
 	out := newStream(c)
 	if out.send("session", "", sessionEvent(c.session.Session)) != nil {
-		return nil // the peer has gone
+		return nil // the client has closed the connection
 	}
 	beat := time.NewTicker(sseKeepAlive)
 	defer beat.Stop()
@@ -86,13 +86,14 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 				return nil
 			}
 		case <-ctx.Done():
-			a.endStream(out, r, streamEnded(ctx)) // what waited when authority ended is not sent
+			a.endStream(out, r, streamEnded(ctx)) // events that were queued when authority ended are not sent
 			return nil
 		}
 	}
 }
 
-// sendEvents sends all that there is, until ctx ends. false says that the peer has gone.
+// sendEvents sends all available events until ctx ends. false: the client has closed the
+// connection.
 func sendEvents(ctx context.Context, out *stream, reader *bus.Reader) bool {
 	var gap bus.Gap
 	for more := true; more && ctx.Err() == nil; {

@@ -10,9 +10,9 @@ import (
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
-// oauthForm reads the form of an OAuth endpoint, from an address that does not come
-// too often. A parameter twice is refused (RFC 6749 §3.2) but for resource, as is
-// one in the URL. Codes: rate_limited, unsupported_media_type, too_large, bad_request.
+// oauthForm reads the form of an OAuth endpoint, within the rate limit of its address. A duplicate
+// parameter is refused (RFC 6749 §3.2), except resource, as is a parameter in the URL. Codes:
+// rate_limited, unsupported_media_type, too_large, bad_request.
 func (a *API) oauthForm(r *http.Request) (url.Values, error) {
 	if err := a.rates.Take(rates.Network(requestInfoOf(r.Context()).remote), a.Now()); err != nil {
 		return nil, err

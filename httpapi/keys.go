@@ -25,7 +25,7 @@ func (a *API) keyRoutes() {
 			out := &keyListOut{}
 			out.Body.Keys, out.Body.Pin = []api.ServerKey{}, st.Pin
 			if i := slices.IndexFunc(st.Keys, func(k keyring.Info) bool { return string(k.ID) == in.Token }); in.Token != "" {
-				st.Keys = st.Keys[i+1:] // one that is gone meanwhile: from the beginning
+				st.Keys = st.Keys[i+1:] // the key of the page token was removed: start from the beginning
 			}
 			for _, k := range st.Keys {
 				out.Body.Keys = append(out.Body.Keys, viewKey(k))

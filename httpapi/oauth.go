@@ -12,12 +12,12 @@ import (
 	"github.com/watchword-iot/watchword/authn"
 )
 
-// The OAuth endpoints take forms and answer with OAuth's own JSON.
+// The OAuth endpoints read forms and answer with OAuth's JSON documents.
 
 const (
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 	maxForm       = 16 << 10
-	proofAlgs     = "ES256 Ed25519 EdDSA" // of DPoP proofs
+	proofAlgs     = "ES256 Ed25519 EdDSA" // algorithms of DPoP proofs
 )
 
 const resourceMetadata = "/.well-known/oauth-protected-resource"
@@ -63,7 +63,7 @@ func (a *API) oauthRoutes() {
 	a.mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/jwk-set+json")
 		w.Header().Set("Cache-Control", "public, max-age=300")
-		_, _ = w.Write(a.JWKS()) // the reader has gone, if at all
+		_, _ = w.Write(a.JWKS()) // the error means that the client has closed the connection
 	})
 }
 
@@ -75,7 +75,7 @@ func publicDocument(doc map[string]any) http.HandlerFunc {
 	}
 }
 
-// token is the token endpoint (RFC 6749 §3.2). Each grant answers with what it issued.
+// token is the token endpoint (RFC 6749 §3.2).
 func (a *API) token(w http.ResponseWriter, r *http.Request) {
 	form, err := a.oauthForm(r)
 	var proof *authn.DPoPRequest
@@ -105,8 +105,8 @@ func (a *API) token(w http.ResponseWriter, r *http.Request) {
 	writeAnswer(w, http.StatusOK, issued)
 }
 
-// clientCredentials is the grant of a client that signs (RFC 6749 §4.4, RFC 7523
-// §2.2), with or without a DPoP proof (RFC 9449 §5).
+// clientCredentials serves grant_type client_credentials (RFC 6749 §4.4) with a client assertion
+// (RFC 7523 §2.2), with or without a DPoP proof (RFC 9449 §5).
 func (a *API) clientCredentials(r *http.Request, form url.Values, proof *authn.DPoPRequest) (any, error) {
 	in := requestInfoOf(r.Context())
 	ask := authn.TokenRequest{AllowUntyped: true, Proof: proof, Resource: form.Get("resource")}
@@ -141,8 +141,8 @@ func viewToken(i authn.IssuedToken) api.TokenResponse {
 	return api.TokenResponse{AccessToken: i.Token, TokenType: i.TokenType(), ExpiresIn: int64(i.ExpiresIn / time.Second)}
 }
 
-// checkResource refuses a resource that is none (RFC 8707 §2), and the audience
-// parameter of others, which would be passed over to the caller's loss.
+// checkResource refuses an invalid resource (RFC 8707 §2), and the parameter audience of other
+// servers: ignoring it would issue a token for another audience than the client asked for.
 func checkResource(form url.Values) error {
 	if form.Get("audience") != "" {
 		return watchword.Refuse(watchword.TargetInvalid, "there is no parameter audience: send resource (RFC 8707)")
@@ -161,8 +161,8 @@ func checkResource(form url.Values) error {
 
 const maxResourceParameter = 256
 
-// clientAssertion takes the one way of client authentication out of a form (RFC 7521
-// §4.2). Code: client_invalid.
+// clientAssertion reads the client assertion from a form (RFC 7521 §4.2), the only client
+// authentication. Code: client_invalid.
 func clientAssertion(r *http.Request, form url.Values) (string, error) {
 	if form.Get("client_secret") != "" || r.Header.Get("Authorization") != "" {
 		return "", watchword.Refuse(watchword.ClientInvalid, "this server knows no client secrets: send a client_assertion")
@@ -174,14 +174,14 @@ func clientAssertion(r *http.Request, form url.Values) (string, error) {
 	return assertion, checkClientID(form.Get("client_id"), assertion)
 }
 
-// oauthErrorOf maps codes to RFC 6749 §5.2, RFC 8707 §2 and RFC 9449 §5, §8; what is
-// missing is invalid_client.
+// oauthErrorOf maps codes to the error codes of RFC 6749 §5.2, RFC 8707 §2 and RFC 9449 §5, §8;
+// every other code is invalid_client.
 var oauthErrorOf = map[watchword.Code]string{
 	watchword.BadRequest:           "invalid_request",
 	watchword.TooLarge:             "invalid_request",
 	watchword.UnsupportedMediaType: "invalid_request",
 	watchword.GrantUnsupported:     "unsupported_grant_type",
-	watchword.Conflict:             "invalid_request", // keys that were used before
+	watchword.Conflict:             "invalid_request", // the keys are in use already
 	watchword.PairingPending:       "authorization_pending",
 	watchword.PairingSlow:          "slow_down",
 	watchword.PairingRejected:      "access_denied",
@@ -200,14 +200,14 @@ var oauthErrorOf = map[watchword.Code]string{
 }
 
 func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
-	if watchword.CodeOf(err) == watchword.PairingPending { // no refusal: not in the log, every few seconds
+	if watchword.CodeOf(err) == watchword.PairingPending { // pending is no refusal; logging it every few seconds would fill the log
 		p := newProblem(err)
 		writeAnswer(w, p.Status, api.OAuthError{Error: oauthErrorOf[p.Code], Description: p.Detail, Code: p.Code, TraceID: requestInfoOf(r.Context()).trace})
 		return
 	}
 	p := a.problem(r, err)
 	name, ok := oauthErrorOf[p.Code]
-	proof := requestInfoOf(r.Context()).scheme != "" // a token: its bearer is answered as at any resource
+	proof := requestInfoOf(r.Context()).scheme != "" // requests with a token are answered as at any other resource
 	switch {
 	case proof && p.Code == watchword.Denied:
 		name = "insufficient_scope"
@@ -230,7 +230,8 @@ func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
 	writeAnswer(w, p.Status, api.OAuthError{Error: name, Description: ascii(description), Code: p.Code, TraceID: p.TraceID})
 }
 
-// ascii keeps a description within RFC 6749 §5.2: %x20-21 / %x23-5B / %x5D-7E.
+// ascii replaces bytes that RFC 6749 §5.2 does not allow in error_description (%x20-21 / %x23-5B /
+// %x5D-7E).
 func ascii(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -243,9 +244,9 @@ func ascii(s string) string {
 	}, s)
 }
 
-// challenges are what a refusal offers (RFC 6750 §3, RFC 9449 §7.1, RFC 9728 §5.1):
-// the scheme that was used with what was wrong, or both where none was, and DPoP
-// beside Bearer, since every address takes both.
+// challenges returns the WWW-Authenticate headers of a refusal (RFC 6750 §3, RFC 9449 §7.1, RFC
+// 9728 §5.1): the scheme that the client used, with the error, or both schemes where it used none.
+// DPoP is offered beside Bearer, since every endpoint accepts both.
 func challenges(p *problem) []string {
 	where := ""
 	if p.metadata != "" {

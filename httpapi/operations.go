@@ -16,10 +16,10 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// The API library reads and writes /v1 and describes it (OpenAPI 3.1). What it
-// would say by itself about bad input goes through the same problem documents.
+// The API library decodes, validates and describes /v1 (OpenAPI 3.1). Its own errors are converted
+// to problem documents.
 
-// strictJSON refuses a member twice and bad UTF-8, which the standard library lets pass.
+// strictJSON refuses duplicate members and invalid UTF-8, which encoding/json accepts.
 var strictJSON = huma.Format{
 	Marshal: func(w io.Writer, v any) error {
 		enc := json.NewEncoder(w)
@@ -29,9 +29,8 @@ var strictJSON = huma.Format{
 	Unmarshal: func(b []byte, v any) error { return jsonv2.Unmarshal(b, v) },
 }
 
-// installErrorFormat makes the library's own errors problem documents of ours. The library
-// keeps the function in a variable of its package; it is set once, and says the
-// same for every API in the process.
+// installErrorFormat converts the library's errors to problem documents. The library holds the
+// function in a package variable; it is set once and does not depend on the API.
 var installErrorFormat = sync.OnceFunc(func() {
 	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
 		err := validationError(status, msg, errs)
@@ -49,8 +48,8 @@ var installErrorFormat = sync.OnceFunc(func() {
 	}
 })
 
-// validationError says in our codes what the library found wrong, with the field
-// and without its value.
+// validationError converts a validation error of the library. It names the member and never repeats
+// its value.
 func validationError(status int, msg string, errs []error) error {
 	e := &watchword.Error{Code: watchword.BadRequest, Detail: "the request is not of the expected shape"}
 	for _, err := range errs {
@@ -83,7 +82,7 @@ func validationError(status int, msg string, errs []error) error {
 
 type apiKey struct{}
 
-// security is what every address takes: a token, bound or not.
+// security says that every operation accepts a Bearer token or a DPoP-bound one.
 var security = []map[string][]string{{"token": {}}, {"proof": {}}}
 
 func newHuma(a *API) huma.API {
@@ -102,18 +101,19 @@ func newHuma(a *API) huma.API {
 	return humago.New(a.mux, c)
 }
 
-// operation is what a route says of itself.
+// operation describes a route of the API library.
 type operation struct {
 	method, path, summary string
 	status                int   // 0 means 200
-	maxBody               int64 // the largest body; 0 means 16 KiB
-	anyToken              bool  // papers are enough: the handler asks for what it needs
-	readsOnly             bool  // a POST that changes nothing; GET never does
-	editsPolicy           bool  // it edits policies, by caller.edit
+	maxBody               int64 // largest body in bytes; 0 means 16 KiB
+	anyToken              bool  // any valid token is enough; the handler checks permissions itself
+	readsOnly             bool  // a POST that changes nothing; GET never changes anything
+	editsPolicy           bool  // edits policies, through caller.policyEdit
 }
 
-// register adds an operation of /v1. The caller is authenticated and authorized before the body is looked at, and
-// again once the input is whole: then the handler runs, in [API.runAuthorized].
+// register adds an operation of /v1. The caller is authenticated and authorized before the body is
+// read, and authorized again once the input is complete; then the handler runs in
+// [API.runAuthorized].
 func register[I, O any](a *API, op operation, h func(ctx context.Context, c *caller, in *I) (*O, error)) {
 	if op.maxBody == 0 {
 		op.maxBody = 16 << 10
@@ -144,7 +144,8 @@ func register[I, O any](a *API, op operation, h func(ctx context.Context, c *cal
 		if !op.anyToken {
 			may = func(now *session.Authority) error { return now.Request(c.method, c.path).Err() }
 		}
-		// The library keeps the request to itself: what is needed of it is in the context.
+		// The library does not expose the request; the members that handlers need are in the
+		// context.
 		r := requestOf(ctx, op)
 		err := a.beginSession(r, c, requestTransport, may)
 		var out *O
@@ -161,11 +162,11 @@ func register[I, O any](a *API, op operation, h func(ctx context.Context, c *cal
 	})
 }
 
-// requestOf is the request as far as a problem needs it.
+// requestOf rebuilds the parts of the request that a problem document needs.
 func requestOf(ctx context.Context, op operation) *http.Request {
 	r, err := http.NewRequestWithContext(ctx, op.method, op.path, http.NoBody)
 	if err != nil {
-		panic(err) // a pattern of ours that is no URL: found by the first test that runs the route
+		panic(err) // the pattern is no valid path; the first test of the route finds this
 	}
 	return r
 }
@@ -174,7 +175,7 @@ func operationID(method, path string) string {
 	return strings.ToLower(method) + strings.NewReplacer("/v1/", "-", "/", "-", "{", "", "...}", "", "}", "").Replace(path)
 }
 
-// describe adds a plain handler's route to the description.
+// describe adds a plain handler's route to the OpenAPI document.
 func (a *API) describe(method, path, summary string, responses map[string]*huma.Response) {
 	a.huma.OpenAPI().AddOperation(&huma.Operation{
 		Method: method, Path: path, Summary: summary, OperationID: operationID(method, path), Responses: responses,
@@ -182,10 +183,10 @@ func (a *API) describe(method, path, summary string, responses map[string]*huma.
 	})
 }
 
-// describePublic is describe for an address that asks for no access token, or not for one alone.
+// describePublic is describe for a route that needs no access token.
 func (a *API) describePublic(method, path, summary string) {
 	a.huma.OpenAPI().AddOperation(&huma.Operation{Method: method, Path: path, Summary: summary, OperationID: operationID(method, path)})
 }
 
-// noBody is the input or output of an operation that has none.
+// noBody is the input or output of an operation without one.
 type noBody struct{}

@@ -7,19 +7,19 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Page is the query of every list. Size is the most items of a page; Token is next_page_token of the page before, and
-// empty for the first page.
+// Page holds the paging parameters of every list. Size is the most items of a page; Token is
+// next_page_token of the page before, empty for the first page.
 type Page struct {
 	Size  int    `query:"page_size" minimum:"1" maximum:"1000" default:"100" doc:"a page has fewer where they would be more than 512 KiB"`
 	Token string `query:"page_token" maxLength:"2048"`
 }
 
-// pageBytes is how many bytes of JSON the items of a page have, unless a single one has
-// more. Clients that are ours take 1 MiB.
+// pageBytes limits the JSON of a page's items; a single larger item is still returned. The
+// project's clients read at most 1 MiB.
 const pageBytes = 512 << 10
 
-// cutPage returns the items of all that make a page: size at most, and no more than
-// pageBytes, but one. more says that some are left.
+// cutPage returns the first items of all: at most size, and at most pageBytes of JSON, but at least
+// one. more says that items are left.
 func cutPage[T any](all []T, size int) (page []T, more bool, err error) {
 	bytes := 0
 	for i := range all {
@@ -37,13 +37,13 @@ func cutPage[T any](all []T, size int) (page []T, more bool, err error) {
 	return all, false, nil
 }
 
-// place is where a list goes on, as a token that clients do not read.
+// encodePageToken encodes the position where a list continues, as an opaque token.
 func encodePageToken(place any) (string, error) {
 	b, err := json.Marshal(place)
 	return base64.RawURLEncoding.EncodeToString(b), err
 }
 
-// decodePageToken reads what tokenOf wrote. Code: bad_request.
+// decodePageToken decodes what encodePageToken wrote. Code: bad_request.
 func decodePageToken(token string, place any) error {
 	b, err := base64.RawURLEncoding.DecodeString(token)
 	if err == nil {

@@ -16,7 +16,8 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 )
 
-// A device with no link asks to be paired (RFC 8628), an operator decides.
+// Pairing: a device without an enrollment link asks for approval (RFC 8628), and an operator
+// decides.
 
 const deviceGrant = "urn:ietf:params:oauth:grant-type:device_code"
 
@@ -24,15 +25,15 @@ func (a *API) pairingRoutes() {
 	a.mux.HandleFunc("POST /oauth/device_authorization", a.deviceAuthorization)
 	a.mux.HandleFunc("GET /enroll", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = io.WriteString(w, "A device shows a code and a key. Compare the key, whole, and run:\n\n    watchword enrollment approve CODE --key KEY\n") // the reader has gone, if at all
+		_, _ = io.WriteString(w, "A device shows a code and a key. Compare the key, whole, and run:\n\n    watchword enrollment approve CODE --key KEY\n") // the error means that the client has closed the connection
 	})
 	a.describePublic(http.MethodPost, "/oauth/device_authorization", "Ask to be paired (RFC 8628); a form")
 	a.pairingListRoutes()
 	a.pairingDecisionRoutes()
 }
 
-// deviceAuthorization is the device authorization endpoint (RFC 8628 §3.1). What
-// stands for client authentication is the proof.
+// deviceAuthorization is the device authorization endpoint (RFC 8628 §3.1). The proof of the
+// device's keys takes the place of client authentication.
 func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 	in, now := requestInfoOf(r.Context()), a.Now()
 	asked, err := func() (enroll.PairingResponse, error) {
@@ -60,7 +61,7 @@ func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// wholeSeconds rounds up what is a second or more. Less is none: tests alone are that fast.
+// wholeSeconds rounds up to whole seconds. Below one second it returns 0, which only tests use.
 func wholeSeconds(d time.Duration) int64 {
 	if d < time.Second {
 		return 0
@@ -68,8 +69,8 @@ func wholeSeconds(d time.Duration) int64 {
 	return int64(math.Ceil(d.Seconds()))
 }
 
-// refuseNarrowing refuses what asks for less than the whole grant: a pairing gives
-// what policy gives.
+// refuseNarrowing refuses scope and resource: the token of a pairing always has all permissions of
+// policy.
 func refuseNarrowing(form url.Values) error {
 	for _, name := range []string{"scope", "resource", "audience"} {
 		if form.Get(name) != "" {
@@ -79,8 +80,8 @@ func refuseNarrowing(form url.Values) error {
 	return nil
 }
 
-// pairingToken is the grant of a device that waits (RFC 8628 §3.4). With a DPoP
-// proof its token is bound.
+// pairingToken serves the device code grant (RFC 8628 §3.4). With a DPoP proof its token is bound
+// to the proof's key.
 func (a *API) pairingToken(r *http.Request, form url.Values, proof *authn.DPoPRequest) (any, error) {
 	if err := refuseNarrowing(form); err != nil {
 		return nil, err
@@ -109,7 +110,8 @@ func viewPairing(p enroll.Pairing) api.Pairing {
 
 type pairingOut struct{ Body api.Pairing }
 
-// PairingPath is the path of a request about one pairing. The API library wants it exported.
+// PairingPath is the path parameter of operations on one pairing. The API library needs it
+// exported.
 type PairingPath struct {
 	Code string `path:"user_code" maxLength:"16"`
 }
@@ -165,12 +167,12 @@ func (a *API) pairingDecisionRoutes() {
 		})
 }
 
-// recordRefusedDecision puts a refused decision on record, and returns err: whoever tries
-// codes, or keys, leaves a trace for each.
+// recordRefusedDecision writes an audit entry for a refused decision and returns err, so that
+// guessing codes leaves a trace.
 func (a *API) recordRefusedDecision(c *caller, kind, typed string, err error) error {
-	if err != nil && !errors.Is(err, watchword.ErrAuthorityChanged) { // then it is decided again
+	if err != nil && !errors.Is(err, watchword.ErrAuthorityChanged) { // runAuthorized repeats the decision
 		object := ""
-		if code, cerr := enroll.ParseUserCode(typed); cerr == nil { // nothing else of a caller's goes into the log
+		if code, cerr := enroll.ParseUserCode(typed); cerr == nil { // a code that does not parse is not logged
 			object = enroll.FormatUserCode(code)
 		}
 		a.Recorder.Refused(c.actor.RefusedEntry(kind, object, a.Now(), err, map[string]string{"remote": c.remote}))

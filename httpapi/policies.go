@@ -50,7 +50,7 @@ func (a *API) policyRoutes() {
 		}
 		w.Header().Set("Content-Type", tomlType)
 		w.Header().Set("ETag", etag(p.Version))
-		_, _ = w.Write(p.Source) // the reader has gone, if at all
+		_, _ = w.Write(p.Source) // the error means that the client has closed the connection
 		return nil
 	})
 	a.describe(http.MethodGet, "/v1/policies/{name}", "A policy's text (TOML)", nil)

@@ -16,7 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// statusOf is the one map from codes to HTTP.
+// statusOf maps codes to HTTP statuses.
 var statusOf = map[watchword.Code]int{
 	watchword.BadRequest:           http.StatusBadRequest,
 	watchword.TooLarge:             http.StatusRequestEntityTooLarge,
@@ -93,8 +93,8 @@ var statusOf = map[watchword.Code]int{
 type problem struct {
 	api.Problem
 
-	scheme, metadata string // of the challenge: what was shown, and where ours is described
-	binding          bool   // the proof is good, and another token's
+	scheme, metadata string // for the challenge: the scheme that the client used, and the URL of the resource metadata
+	binding          bool   // the DPoP proof verifies, and the token is bound to another key
 }
 
 // Error, GetStatus, ContentType and GetHeaders make a problem an answer of the API library.
@@ -103,10 +103,10 @@ func (p *problem) Error() string { return string(p.Code) + ": " + p.Detail }
 // GetStatus returns the HTTP status.
 func (p *problem) GetStatus() int { return p.Status }
 
-// ContentType returns that of problem documents.
+// ContentType returns the content type of problem documents.
 func (p *problem) ContentType(string) string { return "application/problem+json" }
 
-// GetHeaders returns what RFC 6750 §3, RFC 9449 §7.1 and RFC 9110 §10.2.3 want beside the status.
+// GetHeaders returns the headers of RFC 6750 §3, RFC 9449 §7.1 and RFC 9110 §10.2.3.
 func (p *problem) GetHeaders() http.Header {
 	h := http.Header{}
 	if p.RetryAfter > 0 {
@@ -118,7 +118,7 @@ func (p *problem) GetHeaders() http.Header {
 	return h
 }
 
-// problem turns err into a problem document, logs it, and records a refusal.
+// problem converts err to a problem document, logs it, and writes an audit entry for the refusal.
 func (a *API) problem(r *http.Request, err error) *problem {
 	in := requestInfoOf(r.Context())
 	p := newProblem(err)
@@ -156,7 +156,7 @@ func (p *problem) tell(a *API, in *requestInfo) {
 	p.scheme, p.metadata = in.scheme, a.PublicURL+resourceMetadata
 }
 
-// clipLogText bounds what a stranger can write into the log.
+// clipLogText limits the length of client-chosen text in the log.
 func clipLogText(s string) string {
 	const most = 200
 	if len(s) > most {
@@ -186,7 +186,7 @@ func newProblem(err error) *problem {
 	return p
 }
 
-// fail answers a request of a plain handler with err.
+// fail answers a request with the problem document of err.
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := a.problem(r, err)
 	for k, v := range p.GetHeaders() {
@@ -206,8 +206,8 @@ func writeAnswer(w http.ResponseWriter, status int, v any) {
 	writeJSON(w, v)
 }
 
-// writeJSON leaves < > & as they are: what reads it is no HTML parser. The error
-// is the connection's, and whoever was on it has gone.
+// writeJSON does not escape < > &: the reader is no HTML parser. An error means that the client has
+// closed the connection.
 func writeJSON(w io.Writer, v any) {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)

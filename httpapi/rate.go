@@ -10,25 +10,26 @@ import (
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
-// Every request with a token is counted against its subject before anything is read, decided, signed, written or
-// logged for it. Each operation belongs to one class, and a subject has one account for each class. The class follows
-// from the pattern of the route, so that a new route has one.
+// Every request with a token is counted against its subject before anything is read, decided,
+// signed, written or logged for it. Each operation belongs to one rate class, and a subject has one
+// account for each class. The class follows from the route's pattern, so that a new route has one
+// too.
 
-// rateClass is what a group of operations may cost one subject: a share of limits.request_rate, and how many seconds'
-// worth of it at once (ten requests at least).
+// rateClass is a group of operations with one rate limit: a share of limits.request_rate, and a
+// burst in seconds of that rate (at least ten requests).
 type rateClass struct {
 	name  string
 	share float64
 	burst float64 // seconds
 }
 
-// The classes. Those of /v1/self are for devices: what a device writes of itself has a narrow bound, since every device
-// may call these operations.
+// The rate classes. Devices may call everything under /v1/self, so those operations have low
+// limits.
 var (
 	rateRead        = &rateClass{"read", 1, 2}
 	rateChange      = &rateClass{"change", 1, 2}
 	rateSelfService = &rateClass{"self", 1. / 40, 4}
-	rateEvents      = &rateClass{"events", 1, 2} // and limits.publish_rate: see [API.publishEvent]
+	rateEvents      = &rateClass{"events", 1, 2} // also limited by limits.publish_rate: see [API.publishEvent]
 	rateReceipts    = &rateClass{"receipts", 1. / 10, 2}
 	rateState       = &rateClass{"state", 1. / 100, 5}
 	rateSelfRare    = &rateClass{"rare", 1. / 10_000, 50}
@@ -37,13 +38,13 @@ var (
 		"POST /v1/self/events/{stream...}": rateEvents,
 		"POST /v1/self/receipts":           rateReceipts,
 		"PUT /v1/self/state":               rateState,
-		"PUT /v1/self/functions":           rateSelfRare, // up to 256 schemas are compiled
+		"PUT /v1/self/functions":           rateSelfRare, // compiles up to 256 schemas
 		"POST /v1/self/keys":               rateSelfRare,
-		"POST /oauth/introspect":           rateRead, // it changes nothing
+		"POST /oauth/introspect":           rateRead, // changes nothing
 	}
 )
 
-// rateClassOf is the class of the route with that pattern ("METHOD /path").
+// rateClassOf returns the class of the route with that pattern ("METHOD /path").
 func rateClassOf(pattern string) *rateClass {
 	if c, ok := rateExceptions[pattern]; ok {
 		return c
@@ -52,7 +53,7 @@ func rateClassOf(pattern string) *rateClass {
 	switch {
 	case path == "/v1/self" || strings.HasPrefix(path, "/v1/self/"):
 		return rateSelfService
-	case method == http.MethodGet || pattern == "": // no route: only the refusal is logged
+	case method == http.MethodGet || pattern == "": // no route matched; only the refusal is logged
 		return rateRead
 	}
 	return rateChange
@@ -61,7 +62,8 @@ func rateClassOf(pattern string) *rateClass {
 // subjectRates counts requests by class and subject. It is safe for concurrent use.
 type subjectRates map[*rateClass]*rates.Map[watchword.SubjectID]
 
-// newSubjectRates allows at most perSecond to each subject, or the class's share of it; 0 is no bound.
+// newSubjectRates allows perSecond requests to each subject, or its class's share of that; 0: no
+// limit.
 func newSubjectRates(perSecond float64) subjectRates {
 	out := subjectRates{}
 	for _, c := range rateClasses {

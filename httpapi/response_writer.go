@@ -14,53 +14,53 @@ import (
 	"github.com/watchword-iot/watchword/internal/quota"
 )
 
-// The bounds of what is written. An answer is held back until it is whole or has answerBuffer bytes; from then on each
-// write goes to the connection in pieces of that size.
+// Limits of what is written. An answer is buffered until it is complete or has answerBuffer bytes;
+// from then on it is written in pieces of that size.
 const (
 	responseBuffer = 64 << 10
-	// A reader may let writes wait writeTimeout in all, and longer by the time that it would take at slowest bytes a
-	// second and by a share of the time that the answer has lasted: so a stream may go on for days with a pause now and
-	// then, and whoever takes a byte a minute is cut off.
+	// The writes of an answer may block for writeTimeout in all, plus the time that its bytes take
+	// at minReadRate, plus a share of the time that the answer has lasted. A stream whose reader
+	// pauses now and then can last for days; a reader of one byte a minute is disconnected.
 	minReadRate   = 64 << 10
 	cutCheckShare = 20
-	// cutGrace is how long a write that is under way when authority ends may take to finish by itself.
+	// cutGrace is how long a write that is in progress when authority ends may continue.
 	cutGrace = 2 * time.Millisecond
 )
 
-// responseWriter is the one writer of every answer. Under a guard it hands bytes to the connection only while the
-// authority that they were read under covers them: see [responseWriter.refuse]. Its methods are for the one goroutine
-// that answers, but for refuse.
+// responseWriter writes every answer. While an answer is guarded, it passes bytes to the connection
+// only as long as the authority under which they were read is valid: see [responseWriter.refuse].
+// All methods but refuse belong to the goroutine that answers.
 type responseWriter struct {
 	http.ResponseWriter
 	controller *http.ResponseController
-	nc         net.Conn // the connection under it; nil where there is none to close (a test's recorder)
+	nc         net.Conn // the underlying connection; nil where there is none (a test's recorder)
 
 	http2 bool
 
 	began    time.Time
-	blocked  time.Duration // how long writes have taken
+	blocked  time.Duration // total time that writes have taken
 	sent     int64
-	perWrite time.Duration // the most that one write may take; 0: no more than all
+	perWrite time.Duration // longest time of one write; 0: limited by the total alone
 
-	status       int    // of a header that is held back; 0: none
-	body         []byte // that is held back
-	direct       bool   // nothing is held back any more
+	status       int    // status that was not written yet; 0: none
+	body         []byte // bytes that were not written yet
+	direct       bool   // writes pass through without buffering
 	broken       bool   // a write failed
 	refusedWrite bool   // a write was refused
 
-	quota     *quota.Ledger[responseAccount] // where its memory is counted; nil: nowhere
+	quota     *quota.Ledger[responseAccount] // ledger of its memory; nil: not counted
 	account   responseAccount
-	charged   int64 // for the answer
-	input     int64 // for the body of its request
-	mandatory bool  // it tells of a change: it is given whatever the bounds say
-	quotaErr  error // there was no room for it
+	charged   int64 // bytes charged for the answer
+	input     int64 // bytes charged for the request body
+	mandatory bool  // the answer reports a change: it is sent even where the quota is used up
+	quotaErr  error // the quota error that stopped the answer
 
-	writeToken chan struct{} // holds one token, which whoever writes has
+	writeToken chan struct{} // holds one token, owned by the goroutine that writes
 
 	mu       sync.Mutex
 	guarded  bool
-	finished bool  // the request is
-	refusal  error // why nothing more is written
+	finished bool  // the request is finished
+	refusal  error // why nothing more may be written
 }
 
 func newResponseWriter(w http.ResponseWriter, r *http.Request) *responseWriter {
@@ -70,26 +70,26 @@ func newResponseWriter(w http.ResponseWriter, r *http.Request) *responseWriter {
 	return aw
 }
 
-// Unwrap is for [http.ResponseController].
+// Unwrap implements the interface that [http.ResponseController] expects.
 func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// guard makes the answer one that a session watches over.
+// guard makes the session able to stop the answer.
 func (w *responseWriter) guard() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.guarded = true
 }
 
-// release lets the rest of the answer pass whatever becomes of the session: what says how an act ended, or why a
-// stream has.
+// release sends the rest of the answer even if the session ends: the result of a change, or the
+// reason why a stream ends.
 func (w *responseWriter) release() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.guarded, w.refusedWrite = false, false
 }
 
-// refuse ends the answer: no write of it begins any more. It is called while authority changes and waits for nothing;
-// [responseWriter.breakWrite] is called after it.
+// refuse stops the answer: no further write begins. It is called while authority changes and does
+// not block; [responseWriter.breakWrite] is called after it.
 func (w *responseWriter) refuse(reason error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -98,27 +98,28 @@ func (w *responseWriter) refuse(reason error) {
 	}
 }
 
-// breakWrite breaks off a write that is under way where the answer was refused: when it returns, nothing more of the answer is
-// handed to the connection. It waits for no client.
+// breakWrite stops a write that is in progress after refuse: when it returns, no more bytes of the
+// answer are passed to the connection. It does not wait for the client.
 func (w *responseWriter) breakWrite() {
 	if w.refused() == nil || w.waitIdle(cutGrace) {
 		return
 	}
 	w.closeConn(func() {
-		_ = w.controller.SetWriteDeadline(time.Unix(1, 0)) // where it fails the write goes on, and the connection is closed below
+		_ = w.controller.SetWriteDeadline(time.Unix(1, 0)) // if it fails, the write continues and the connection is closed below
 	})
 	if !w.waitIdle(50 * cutGrace) {
-		// A peer of HTTP/2 that takes nothing at all: its stream cannot be reset before it reads. Or one of HTTP/1.1 that
-		// announced a body and does not send it: net/http waits for that before it writes.
+		// The peer does not read over HTTP/2, where its stream cannot be reset before it reads, or
+		// it announced a body over HTTP/1.1 and does not send it: net/http reads the body before it
+		// writes.
 		w.closeConn(func() {
 			if w.nc != nil {
-				_ = w.nc.Close() // it fails where the connection is closed already; nothing more can be done
+				_ = w.nc.Close() // fails only where the connection is closed already
 			}
 		})
 	}
 }
 
-// closeConn does something to the connection, unless that belongs to another request already.
+// closeConn calls how unless the connection serves another request already.
 func (w *responseWriter) closeConn(how func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -127,7 +128,7 @@ func (w *responseWriter) closeConn(how func()) {
 	}
 }
 
-// detach says that the connection is another request's from here on.
+// detach marks the connection as free for another request.
 func (w *responseWriter) detach() {
 	w.uncharge(0)
 	if w.input > 0 {
@@ -139,7 +140,7 @@ func (w *responseWriter) detach() {
 	w.finished = true
 }
 
-// waitIdle reports whether no write is under way, waiting up to d for that.
+// waitIdle waits up to d and reports whether no write is in progress.
 func (w *responseWriter) waitIdle(d time.Duration) bool {
 	select {
 	case <-w.writeToken:
@@ -158,7 +159,7 @@ func (w *responseWriter) waitIdle(d time.Duration) bool {
 	}
 }
 
-// refused returns why nothing more may be written; nil if it may.
+// refused returns why nothing more may be written; nil if writing is allowed.
 func (w *responseWriter) refused() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -168,17 +169,17 @@ func (w *responseWriter) refused() error {
 	return w.refusal
 }
 
-// WriteHeader holds the status back until the first bytes go.
+// WriteHeader stores the status until the first bytes are written.
 func (w *responseWriter) WriteHeader(status int) {
 	if w.direct {
-		return // it went before
+		return // it was written before
 	}
 	if w.status == 0 {
 		w.status = status
 	}
 }
 
-// Write holds bytes back while the answer is small.
+// Write buffers while the answer is small.
 func (w *responseWriter) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
@@ -192,7 +193,7 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 	if err := w.stream(); err != nil {
 		return 0, err
 	}
-	defer w.uncharge(0) // b is its caller's again
+	defer w.uncharge(0) // b belongs to the caller again
 	n := 0
 	for n < len(b) {
 		piece := b[n:min(n+responseBuffer, len(b))]
@@ -204,7 +205,7 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// buffer keeps b until the answer is whole.
+// buffer appends b to the buffered answer.
 func (w *responseWriter) buffer(b []byte) error {
 	need := len(w.body) + len(b)
 	if need > cap(w.body) {
@@ -218,19 +219,21 @@ func (w *responseWriter) buffer(b []byte) error {
 	return nil
 }
 
-// The memory of an answer is counted beyond answerFree, in steps.
+// The memory of an answer is charged beyond answerFree bytes, in steps.
 const (
 	responseFreeBytes  = 4 << 10
 	responseChargeStep = 4 << 10
 )
 
-// responseAccount is who is charged for the memory of answers: a subject, or the network that a request without a token came from.
+// responseAccount is the account that an answer's memory is charged to: a subject, or the network
+// of a request without a token.
 type responseAccount struct {
 	quota.Key
 	network netip.Prefix
 }
 
-// newResponseQuota counts the bodies of requests under way, and of answers that are not with the connection yet.
+// newResponseQuota makes the ledger of request bodies and of answers that the connection has not
+// taken yet.
 func newResponseQuota(subject, total int64) *quota.Ledger[responseAccount] {
 	return quota.New[responseAccount](quota.Resource{
 		Name: "bodies of requests under way and of answers that are not read yet", Unit: "bytes",
@@ -239,8 +242,9 @@ func newResponseQuota(subject, total int64) *quota.Ledger[responseAccount] {
 	})
 }
 
-// charge counts what the answer takes from now on, n bytes, where that is more than before. Code: busy, where it only
-// reads and there is no room: it is answered so where nothing of it was written, and broken off otherwise.
+// charge raises the charged memory of the answer to n bytes. Code: busy, for an answer to a read
+// where the quota is used up: it becomes the answer if nothing was written yet, and breaks the
+// answer off otherwise.
 func (w *responseWriter) charge(n int) error {
 	more := chargedBytes(n) - w.charged
 	if w.quota == nil || more <= 0 {
@@ -256,8 +260,9 @@ func (w *responseWriter) charge(n int) error {
 	return nil
 }
 
-// chargeRequestBody counts the body that r announces (one of no announced length as the longest that is read), until the answer is
-// given. It is called before the body is read, once it is known whose it is; only the first call counts. Code: busy.
+// chargeRequestBody charges the body's Content-Length, or the largest body of the route where none
+// is given, until the answer is written. It is called before the body is read, once the subject is
+// known; only the first call counts. Code: busy.
 func (w *responseWriter) chargeRequestBody(r *http.Request) error {
 	n := r.ContentLength
 	if n < 0 || n > maxBody {
@@ -274,7 +279,7 @@ func (w *responseWriter) chargeRequestBody(r *http.Request) error {
 	return nil
 }
 
-// uncharge gives back what is counted above n bytes.
+// uncharge releases what is charged above n bytes.
 func (w *responseWriter) uncharge(n int) {
 	if less := w.charged - chargedBytes(n); less > 0 {
 		w.quota.Release(w.account, less)
@@ -286,14 +291,15 @@ func chargedBytes(n int) int64 {
 	return int64(max(0, n-responseFreeBytes)+responseChargeStep-1) / responseChargeStep * responseChargeStep
 }
 
-// setAccount says whose request it is. Nothing is counted of it yet, or it is the same.
+// setAccount sets the account of the request. Nothing must be charged before, unless to the same
+// account.
 func (w *responseWriter) setAccount(k quota.Key) {
 	if w.charged == 0 && w.input == 0 {
 		w.account = responseAccount{Key: k}
 	}
 }
 
-// stream writes what was held back; what is written from now on goes at once.
+// stream writes what is buffered; later writes pass through at once.
 func (w *responseWriter) stream() error {
 	if w.direct {
 		return nil
@@ -306,7 +312,7 @@ func (w *responseWriter) stream() error {
 	return err
 }
 
-// send hands bytes to the connection, if they may go.
+// send passes bytes to the connection, unless the answer was refused.
 func (w *responseWriter) send(b []byte) error {
 	if w.broken {
 		return errAnswerEnded
@@ -331,7 +337,7 @@ func (w *responseWriter) send(b []byte) error {
 		w.ResponseWriter.WriteHeader(w.status)
 	}
 	err := w.deadline(began.Add(left))
-	if w.refused() != nil { // cut may have set its deadline before this one
+	if w.refused() != nil { // breakWrite may have set its deadline before this one
 		w.refusedWrite = true
 		return errAnswerEnded
 	}
@@ -341,7 +347,7 @@ func (w *responseWriter) send(b []byte) error {
 	if err == nil {
 		err = w.controller.Flush()
 	}
-	if w.http2 && err == nil { // there the deadline's end resets the stream, also where nothing is being written
+	if w.http2 && err == nil { // in HTTP/2 an expired deadline resets the stream, even while nothing is being written
 		err = w.controller.SetWriteDeadline(time.Time{})
 	}
 	w.blocked += time.Since(began)
@@ -352,13 +358,13 @@ func (w *responseWriter) send(b []byte) error {
 	return err
 }
 
-// allowance is how long the next write may take.
+// allowance returns how long the next write may take.
 func (w *responseWriter) allowance(now time.Time) time.Duration {
 	return writeTimeout + time.Duration(w.sent)*time.Second/minReadRate + now.Sub(w.began)/cutCheckShare - w.blocked
 }
 
-// finish writes what is held back. It returns why the answer is not what it should have been: the caller answers with
-// that if nothing was written, and breaks the connection off otherwise.
+// finish writes what is buffered. It returns why the answer is incomplete: the caller sends that as
+// the answer if nothing was written yet, and closes the connection otherwise.
 func (w *responseWriter) finish() (reason error, started bool) {
 	if w.quotaErr != nil && !w.direct {
 		return w.quotaErr, false
@@ -370,7 +376,7 @@ func (w *responseWriter) finish() (reason error, started bool) {
 		if w.Header().Get("Content-Length") == "" && w.status != http.StatusNoContent && w.status != http.StatusNotModified {
 			w.Header()["Content-Length"] = []string{strconv.Itoa(len(w.body))}
 		}
-		_ = w.stream() // broken and short say so
+		_ = w.stream() // broken and refusedWrite record the error
 	}
 	switch {
 	case w.refusedWrite:
@@ -378,15 +384,16 @@ func (w *responseWriter) finish() (reason error, started bool) {
 	case w.broken:
 		return errAnswerEnded, true
 	}
-	if !w.http2 { // what net/http writes behind the last bytes of a stream, which may lie long back
+	if !w.http2 { // net/http writes after the last bytes of a stream, which may have been written long ago
 		if w.deadline(time.Now().Add(writeTimeout)) != nil {
-			return errAnswerEnded, true // without a deadline that write could take for ever
+			return errAnswerEnded, true // without a deadline that write could block for ever
 		}
 	}
 	return nil, w.direct
 }
 
-// deadline sets until when writes may take. A response writer that has no deadlines, as a test's recorder, is no error.
+// deadline sets the write deadline. A response writer without deadlines, such as a test's recorder,
+// is no error.
 func (w *responseWriter) deadline(t time.Time) error {
 	if err := w.controller.SetWriteDeadline(t); !errors.Is(err, http.ErrNotSupported) {
 		return err
@@ -394,7 +401,7 @@ func (w *responseWriter) deadline(t time.Time) error {
 	return nil
 }
 
-// restart forgets an answer of which nothing was written.
+// restart discards an answer of which nothing was written.
 func (w *responseWriter) restart(header http.Header) {
 	w.release()
 	w.status = 0

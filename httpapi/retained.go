@@ -23,12 +23,12 @@ func viewRetained(m session.Retained) api.Retained {
 	}
 }
 
-// retainedPrefix begins the paths of single retained messages; the topic follows.
+// retainedPrefix begins the path of one retained message; the topic follows.
 const retainedPrefix = "/v1/retained/"
 
-// policyPath is the path of a request as policies judge it: that of its URL, but for topics,
-// whose levels may be empty, ., .. or not printable while such segments of a path are
-// nobody's. They stand as %, %2E and %2E%2E, and percent-encoded, which wildcards cover.
+// policyPath returns a request's path in the form that policies match. It is the path of the URL,
+// except for topics of retained messages: their levels that a path segment cannot be (empty, ., ..,
+// not printable) are written as %, %2E, %2E%2E or percent-encoded, which only wildcards match.
 func policyPath(r *http.Request) string {
 	topic, ok := strings.CutPrefix(r.URL.Path, retainedPrefix)
 	if !ok {
@@ -114,7 +114,7 @@ func (a *API) retainedRoutes() {
 				}))
 			})
 		})
-	// A template of OpenAPI says nothing of how many segments a parameter has.
+	// An OpenAPI path template cannot express a parameter of several segments.
 	paths := a.huma.OpenAPI().Paths
 	paths[retainedPrefix+"{topic}"] = paths[retainedPrefix+"{topic...}"]
 	delete(paths, retainedPrefix+"{topic...}")

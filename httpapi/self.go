@@ -82,10 +82,12 @@ func (a *API) selfRoutes() {
 		})
 }
 
-// maxObjects is how many objects the schemas of one announcement may have together: compiling them takes time.
+// maxObjects limits the JSON objects of all schemas of one announcement, since compiling takes
+// time.
 const maxObjects = 4096
 
-// functionField says in the field of which function a schema is refused, so that a device can announce the others.
+// functionField adds to a schema error the function that it belongs to, so that a device can
+// announce the others.
 func functionField(err error, name string) error {
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		of := *e
@@ -95,7 +97,7 @@ func functionField(err error, name string) error {
 	return err
 }
 
-// fieldError says which member of a request no reader of what is signed from it would take.
+// fieldError names a member whose value no device would accept in a signed document.
 func fieldError(field string, err error, must string) error {
 	switch code := watchword.CodeOf(err); code {
 	case watchword.BadRequest, watchword.TooLarge:
@@ -104,8 +106,8 @@ func fieldError(field string, err error, must string) error {
 	return err
 }
 
-// parseFunctions is what a device says that it can be asked to do. Its schemas are compiled in turns with what others have
-// the server calculate. Codes: bad_request; too_large; busy.
+// parseFunctions parses and checks the functions that a device announces. Schemas are compiled
+// under [Parts.SchemaSlots]. Codes: bad_request; too_large; busy.
 func (a *API) parseFunctions(ctx context.Context, in []api.Function) ([]twin.Function, error) {
 	seen, objects := map[string]bool{}, 0
 	out := make([]twin.Function, len(in))
@@ -151,7 +153,8 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 		return err
 	}
 	now := a.Now()
-	// By the clock of timers: connections of the same subject wait by it for the same rate.
+	// Rates use the monotonic clock, since MQTT connections of the same subject wait by it for the
+	// same rate.
 	if err := a.PublishRates.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, 1, time.Now()); err != nil {
 		return err
 	}
@@ -164,7 +167,8 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 	return nil
 }
 
-// compactObject refuses what is no strict JSON object, and returns it compact. Code: bad_request.
+// compactObject checks that b is one strict JSON object and returns it without white space. Code:
+// bad_request, with Field.
 func compactObject(field string, b []byte) ([]byte, error) {
 	if err := jose.Walk(b, func(string, jsontext.Value) error { return nil }); err != nil {
 		return nil, &watchword.Error{Code: watchword.BadRequest, Field: field, Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
@@ -184,7 +188,7 @@ func (a *API) reportState(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err != nil {
 		return err
 	}
-	// By the clock of timers, as in publishEvent.
+	// Rates use the monotonic clock, as in publishEvent.
 	if err := a.ControlRates.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, twin.ReportCost, time.Now()); err != nil {
 		return err
 	}
@@ -226,7 +230,7 @@ func (a *API) selfConfig(w http.ResponseWriter, r *http.Request, c *caller) erro
 	w.Header().Set("ETag", tag)
 	w.Header().Set("Cache-Control", "no-cache")
 	known := r.Header.Get("If-None-Match")
-	// A device of a build without epochs names the version alone, of the first epoch.
+	// Devices that do not know epochs send the version alone; it is of epoch 1.
 	if known == tag || a.Commands.Epoch() == 1 && known == etag(t.ConfigVersion) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
@@ -236,6 +240,6 @@ func (a *API) selfConfig(w http.ResponseWriter, r *http.Request, c *caller) erro
 		return err
 	}
 	w.Header().Set("Content-Type", "application/"+token.TypConfig)
-	_, _ = w.Write([]byte(jws)) // the reader has gone, if at all
+	_, _ = w.Write([]byte(jws)) // the error means that the client has closed the connection
 	return nil
 }

@@ -19,7 +19,7 @@ const (
 	maxBatch = 64
 )
 
-// parseWait reads the wait parameter. Code: bad_request.
+// parseWait parses the parameter wait. Code: bad_request.
 func parseWait(s string) (time.Duration, error) {
 	d, err := parseDuration("wait", s)
 	if err == nil && d > maxWait {
@@ -53,7 +53,7 @@ func (a *API) selfCommandRoutes() {
 			if err := c.Publish(selfTopic(c, "receipts")).Err(); err != nil {
 				return nil, err
 			}
-			// By the clock of timers, as in publishEvent.
+			// Rates use the monotonic clock, as in publishEvent.
 			if err := a.ControlRates.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, command.ReceiptCost, time.Now()); err != nil {
 				return nil, err
 			}
@@ -67,8 +67,8 @@ func (a *API) selfCommandRoutes() {
 		})
 }
 
-// receiptError keeps a bad receipt from looking like bad papers: the caller's
-// token is good, what it handed in is not.
+// receiptError converts errors of a receipt's verification to receipt_invalid, so that they are not
+// taken for errors of the caller's token.
 func receiptError(err error) error {
 	if statusOf[watchword.CodeOf(err)] == http.StatusUnauthorized {
 		return watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt does not hold: %s", watchword.CodeOf(err))
@@ -76,19 +76,19 @@ func receiptError(err error) error {
 	return err
 }
 
-// mayReceiveCommands says whether the device may have its commands.
+// mayReceiveCommands returns the check that a device may receive its commands.
 func mayReceiveCommands(c *caller) func(*session.Authority) error {
 	topic := selfTopic(c, "commands")
 	return func(now *session.Authority) error { return now.Subscribe(topic).Err() }
 }
 
-// deliveryRequest is what both forms of taking commands read from the request.
+// deliveryRequest holds the parameters of a poll or stream of commands.
 type deliveryRequest struct {
 	epoch, after int64
 	nonce        string
-	logSize      int64 // size of the log that it saw last, if logged
-	loggedOnly   bool  // the device obeys only what is logged
-	max          int64 // bytes of the largest JWE that it can hold; 0 for any
+	logSize      int64 // size of the log that the device has seen, if loggedOnly
+	loggedOnly   bool  // the device executes only commands that are in the log
+	max          int64 // largest JWE that the device accepts, in bytes; 0: any
 }
 
 func (t *deliveryRequest) acknowledged(s string) (err error) {
@@ -118,7 +118,8 @@ func parseDeliveryRequest(r *http.Request) (t deliveryRequest, err error) {
 	return t, nil
 }
 
-// openDelivery attaches the request to the device's commands and notes what it acknowledges.
+// openDelivery connects the request to the device's command queue and records what the device
+// acknowledges.
 func (a *API) openDelivery(ctx context.Context, c *caller, t deliveryRequest) (*command.Delivery, int64, error) {
 	l := a.Commands.Attach(c.Tenant(), c.Subject())
 	if t.loggedOnly {
@@ -161,7 +162,7 @@ func (a *API) pollCommands(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err != nil {
 		return err
 	}
-	// A session that ended while it waited gets its cause, not an empty list.
+	// A session that ended during the wait is answered with its cause, not with an empty list.
 	if err := streamEnded(ctx); err != nil {
 		return err
 	}
@@ -194,7 +195,7 @@ func (a *API) streamCommands(w http.ResponseWriter, r *http.Request, c *caller) 
 	defer l.Close()
 	out := newStream(c)
 	if err := out.send("session", "", sessionEvent(c.session.Session)); err != nil {
-		return nil // the peer has gone
+		return nil // the client has closed the connection
 	}
 	for {
 		cs, err := l.Next(ctx, after, t.nonce, maxBatch, sseKeepAlive)

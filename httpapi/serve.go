@@ -20,37 +20,38 @@ import (
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
-// The bounds of one request that is no stream.
+// Limits of one request that is no stream.
 const (
-	maxBody      = 96 << 10 // the largest body of any address; each has its own bound below it
+	maxBody      = 96 << 10 // largest body of any route; each route has a smaller limit of its own
 	writeTimeout = 30 * time.Second
 )
 
-// requestInfo is what the door knows of a request. who is filled in when papers were shown.
+// requestInfo is what the API knows about a request. actor is set once its credentials are
+// verified.
 type requestInfo struct {
 	trace  string
 	remote netip.Addr
 	actor  audit.Actor
-	scheme string      // of the token that was shown; empty before one was
-	header http.Header // of the answer
+	scheme string      // scheme of the Authorization header; empty without one
+	header http.Header // header of the answer
 	writer *responseWriter
-	// session is the request's once its input is whole, if it has a token.
+	// session is set once the input of a request with a token is complete.
 	session *requestSession
 }
 
 type connKey struct{}
 
-// ConnContext is for [http.Server]: an answer that is broken off can close its connection.
+// ConnContext is for [http.Server.ConnContext]: it lets an answer close its connection.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn() // closing TLS would wait for the peer
+		c = t.NetConn() // closing the TLS connection would wait for the peer
 	}
 	return context.WithValue(ctx, connKey{}, c)
 }
 
 type infoKey struct{}
 
-// requestInfoOf returns the request's info; a zero one outside a request.
+// requestInfoOf returns the request's info, or an empty one.
 func requestInfoOf(ctx context.Context) *requestInfo {
 	if in, ok := ctx.Value(infoKey{}).(*requestInfo); ok {
 		return in
@@ -58,8 +59,7 @@ func requestInfoOf(ctx context.Context) *requestInfo {
 	return &requestInfo{}
 }
 
-// ServeHTTP gives every request its trace id, its bounds, and an answer even
-// where the code behind it panics.
+// ServeHTTP gives every request a trace id and its limits, and answers even if a handler panics.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	in := &requestInfo{trace: watchword.NewID("", a.Now()), actor: audit.Actor{Tenant: tenant}}
 	in.actor.Trace = in.trace
@@ -86,7 +86,8 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		in.writer.detach()
 	}()
-	// Many requests go over one connection (HTTP/2), and each takes memory until its answer is written.
+	// Limits count requests, not connections: HTTP/2 carries many requests on one connection, and
+	// each takes memory until its answer is written.
 	network := rates.Network(in.remote)
 	if err := a.requestQuota.Reserve(network, 1); err != nil {
 		a.fail(in.writer, r, &watchword.Error{Code: watchword.Busy, Detail: "too many requests are under way", RetryAfter: time.Second, Err: err})
@@ -98,14 +99,16 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.finish(r, in, common)
 }
 
-// An answer of status 429 to a subject is given late, so that one who asks again at once costs the server no more than
-// one who waits. Where so many are late already, it is given at once. Strangers are bounded by address before.
+// An answer with status 429 to a subject is delayed, so that a client that retries at once costs
+// the server no more than one that waits. At most maxDelayedResponses are delayed at a time;
+// further ones are answered at once. Requests without a token are limited by address before.
 const (
 	refusalDelay        = 20 * time.Millisecond
 	maxDelayedResponses = 1024
 )
 
-// delayRefusal waits, where the answer is one that is given late, or until the client goes.
+// delayRefusal waits before an answer that is to be delayed, or until the client closes the
+// connection.
 func (a *API) delayRefusal(ctx context.Context, in *requestInfo) {
 	if in.actor.Subject == "" || in.writer.direct || in.writer.status != http.StatusTooManyRequests {
 		return
@@ -122,7 +125,7 @@ func (a *API) delayRefusal(ctx context.Context, in *requestInfo) {
 	}
 }
 
-// serve has the request answered, even where the code panics.
+// serve answers the request, even if a handler panics.
 func (a *API) serve(r *http.Request, in *requestInfo, common http.Header) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -131,7 +134,7 @@ func (a *API) serve(r *http.Request, in *requestInfo, common http.Header) {
 			}
 			a.Log.ErrorContext(r.Context(), "panic in a request", slog.Any("panic", v), slog.String("trace", in.trace), slog.String("stack", string(debug.Stack())))
 			if in.writer.direct {
-				panic(http.ErrAbortHandler) // what was written has no end
+				panic(http.ErrAbortHandler) // the client sees that the answer is incomplete
 			}
 			in.writer.restart(common)
 			a.fail(in.writer, r, watchword.Refuse(watchword.Internal, "panic"))
@@ -140,13 +143,13 @@ func (a *API) serve(r *http.Request, in *requestInfo, common http.Header) {
 	a.handleRequest(in.writer, r)
 }
 
-// finish writes what is held back of an answer, or why it is not given.
+// finish writes what is buffered of the answer, or the reason why the answer is refused.
 func (a *API) finish(r *http.Request, in *requestInfo, common http.Header) {
 	reason, started := in.writer.finish()
 	switch {
 	case reason == nil:
 	case started:
-		panic(http.ErrAbortHandler) // a client sees that it has not all of it
+		panic(http.ErrAbortHandler) // the client sees that the answer is incomplete
 	default:
 		in.writer.restart(common)
 		a.fail(in.writer, r, reason)
@@ -161,7 +164,7 @@ func (a *API) handleRequest(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
 		return
 	}
-	if !permit.Printable(r.URL.Path) { // no policy can name it
+	if !permit.Printable(r.URL.Path) { // no policy can name such a path
 		a.fail(w, r, watchword.RefuseField("path", "must be UTF-8 without control characters"))
 		return
 	}
@@ -173,8 +176,8 @@ func (a *API) handleRequest(w http.ResponseWriter, r *http.Request) {
 	a.mux.ServeHTTP(w, r)
 }
 
-// isCanonicalPath reports whether a path is written in the one way that is taken: clean, and
-// without what is percent-encoded though it need not be. A topic at its end is encoded.
+// isCanonicalPath reports whether a path has its canonical form: clean, and percent-encoded only
+// where necessary. A topic at its end is encoded.
 func isCanonicalPath(u *url.URL) bool {
 	p := u.EscapedPath()
 	if !strings.HasPrefix(p, retainedPrefix) {
@@ -185,8 +188,8 @@ func isCanonicalPath(u *url.URL) bool {
 	return p == "/" || path.Clean(p) == p
 }
 
-// unrouted answers in our words what the mux answers in plain text. Whoever
-// shows no papers does not learn which addresses there are.
+// unrouted answers requests that match no route with a problem document. Without valid credentials
+// the answer does not disclose which paths exist.
 func (a *API) unrouted(w http.ResponseWriter, r *http.Request, handler http.Handler) {
 	if strings.HasPrefix(r.URL.Path, "/v1/") {
 		if _, err := a.caller(r); err != nil {
@@ -204,7 +207,7 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, handler http.Hand
 	a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
 }
 
-// muxProbe takes the mux's answer without sending it.
+// muxProbe records the answer of the mux without sending it.
 type muxProbe struct {
 	header http.Header
 	status int

@@ -15,8 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// sessions returns the live sessions of a subject ("": of all), and what those left
-// behind who are away.
+// sessions returns the live sessions and the offline MQTT sessions of a subject ("": of all).
 func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live []api.Session, offline []api.OfflineSession) {
 	live, offline = viewSessions(a.Guard.Sessions(t, subject), a.Now()), []api.OfflineSession{}
 	if a.Broker == nil {
@@ -40,16 +39,16 @@ func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live 
 	return live, offline
 }
 
-// sessionPosition is where a list of sessions goes on: after a live session, by its id, or,
-// when these are done, after one that is away, by its client identifier. Where From is not
-// 0, that one comes again, with its subscriptions from that number on.
+// sessionPosition is where a list of sessions continues: after a live session, by its id, or, after
+// all of these, after an offline one, by its client identifier. If From is not 0, that session is
+// continued with its subscriptions from that index on.
 type sessionPosition struct {
 	Live    string `json:"l,omitempty"`
 	Offline string `json:"a,omitempty"`
 	From    int    `json:"f,omitempty"`
 }
 
-// sessionPage is one page of [API.sessions].
+// sessionPage returns one page of [API.sessions].
 func (a *API) sessionPage(t watchword.TenantID, subject watchword.SubjectID, in Page) (live []api.Session, offline []api.OfflineSession, next string, err error) {
 	var from sessionPosition
 	if in.Token != "" {
@@ -97,25 +96,25 @@ func (a *API) sessionPage(t watchword.TenantID, subject watchword.SubjectID, in 
 	return live, offline, "", p.err
 }
 
-// next reports whether one comes on the page that begins after last.
+// next reports whether a session belongs to the page that begins after position from.
 func (from sessionPosition) next(id, last string) bool {
 	return id > last || id == last && from.From > 0
 }
 
 // sessionPager fills one page.
 type sessionPager struct {
-	room int // bytes
-	left int // sessions
-	from int // of the subscriptions of the first one
+	room int // bytes left
+	left int // sessions left
+	from int // index of the first subscription of the first session
 
-	complete bool // the last one is on the page
-	at       int  // its subscription with which the next page goes on; 0: it is there as a whole
+	complete bool // the last session is on the page completely
+	at       int  // index of the subscription that the next page continues with; 0: none
 	last     sessionPosition
 	err      error
 }
 
-// take puts a session on the page, with as many of its subscriptions as there is room
-// for, and reports whether more may follow. again says that it was on the page before.
+// take adds a session to the page, with as many of its subscriptions as fit, and reports whether
+// more sessions may follow. again says that the session continues from the page before.
 func (p *sessionPager) take(view func(cut func(*api.ClientState) *api.ClientState) any, again bool) bool {
 	p.complete, p.at = false, 0
 	if p.left == 0 || p.room <= 0 {
@@ -150,7 +149,7 @@ func (p *sessionPager) take(view func(cut func(*api.ClientState) *api.ClientStat
 	return whole
 }
 
-// longRequest is how long a request is being answered before it is listed among the sessions.
+// longRequest is how long a request runs before it is listed among the sessions.
 const longRequest = time.Second
 
 func viewSessions(ss []*session.Session, now time.Time) []api.Session {
@@ -158,7 +157,7 @@ func viewSessions(ss []*session.Session, now time.Time) []api.Session {
 	for _, s := range ss {
 		a := s.Authority()
 		if a == nil || s.Class() == session.ClassAnswer && now.Sub(s.Opened()) < longRequest {
-			continue // not open yet, or a request as it is answered all the time
+			continue // not open yet, or an ordinary request
 		}
 		out = append(out, api.Session{
 			ID: s.ID(), Subject: a.Subject(), Transport: s.Transport(), Remote: s.Remote(), OpenedAt: s.Opened().UTC(), ExpiresAt: a.Expires().UTC(),
@@ -168,7 +167,7 @@ func viewSessions(ss []*session.Session, now time.Time) []api.Session {
 	return out
 }
 
-// endOfflineSession ends a session that a client left behind.
+// endOfflineSession ends a persistent session whose client is offline.
 func (a *API) endOfflineSession(ctx context.Context, c *caller, id watchword.SessionID) error {
 	_, offline := a.sessions(c.Tenant(), "")
 	i := slices.IndexFunc(offline, func(s api.OfflineSession) bool { return s.ID == id && id != "" })

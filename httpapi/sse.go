@@ -10,21 +10,21 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// How a stream lives: a comment now and then shows both sides that the other is
-// there, and a peer that does not read for that long is cut off.
+// Streams send a comment at intervals, so that both sides notice a broken connection; a peer that
+// does not read for sseTimeout is disconnected.
 const (
 	sseKeepAlive = 15 * time.Second
 	sseTimeout   = 10 * time.Second
 )
 
-// stream writes server-sent events. It is for one goroutine.
+// stream writes server-sent events. It is not safe for concurrent use.
 type stream struct{ w *responseWriter }
 
 func wantsStream(r *http.Request) bool {
 	return strings.Contains(r.Header.Get("Accept"), "text/event-stream")
 }
 
-// newStream starts the answer of a request whose session is one of a stream.
+// newStream starts the answer of a request that is a stream.
 func newStream(c *caller) *stream {
 	w := c.session.response
 	h := w.Header()
@@ -36,7 +36,7 @@ func newStream(c *caller) *stream {
 	return &stream{w}
 }
 
-// send writes one event; id may be empty. The error says that the peer has gone.
+// send writes one event; id may be empty. An error means that the client has closed the connection.
 func (s *stream) send(name, id string, data any) error {
 	b, err := json.Marshal(data)
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *stream) send(name, id string, data any) error {
 		out.WriteString("id: " + id + "\n")
 	}
 	out.WriteString("data: ")
-	out.Write(b) // JSON has no line breaks
+	out.Write(b) // compact JSON has no line breaks
 	out.WriteString("\n\n")
 	return s.write(out.Bytes())
 }
@@ -59,11 +59,12 @@ func (s *stream) write(b []byte) error {
 	if err := s.w.stream(); err != nil {
 		return err
 	}
-	_, err := s.w.Write(b) // it counts b while it is written
+	_, err := s.w.Write(b) // Write charges b while it is written
 	return err
 }
 
-// endBrokenStream ends a stream that could not be written to: the peer has gone, or may have no more of it.
+// endBrokenStream ends a stream after a failed write: the client has closed the connection, or has
+// lost the permission to read.
 func (a *API) endBrokenStream(s *stream, r *http.Request, c *caller) error {
 	if err := streamEnded(c.ctx); err != nil {
 		a.endStream(s, r, err)
@@ -71,11 +72,11 @@ func (a *API) endBrokenStream(s *stream, r *http.Request, c *caller) error {
 	return nil
 }
 
-// endStream tells the peer why the stream is over: that is said whatever the session may still do.
+// endStream sends the reason why the stream ends, whatever the authority of the session is by then.
 func (a *API) endStream(s *stream, r *http.Request, err error) {
 	if err == nil {
 		err = watchword.Refuse(watchword.Unavailable, "the stream is over")
 	}
 	s.w.release()
-	_ = s.send("end", "", a.problem(r, err)) // who has gone needs no reason
+	_ = s.send("end", "", a.problem(r, err)) // an error means that the client has closed the connection
 }

@@ -10,10 +10,10 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// TimeSigner says, signed with the time key of this moment, what time it is.
+// TimeSigner returns the current time, signed with the current time key.
 type TimeSigner func(nonce string, now time.Time) (string, error)
 
-// timeRoutes is what a device without a clock asks, before it can sign anything.
+// timeRoutes serve signed time to devices without a clock, which cannot sign an assertion yet.
 func (a *API) timeRoutes() {
 	a.mux.HandleFunc("POST /v1/time", a.time)
 	a.describePublic(http.MethodPost, "/v1/time", "The time, signed for a nonce of one's own")
@@ -36,7 +36,7 @@ func (a *API) time(w http.ResponseWriter, r *http.Request) {
 		if err := token.CheckNonce(q.Nonce); err != nil {
 			return "", err
 		}
-		return a.Time(q.Nonce, a.Now()) // read anew: a slow body is not the reader's time
+		return a.Time(q.Nonce, a.Now()) // the clock is read again after the body: reading it may have taken long
 	}()
 	if err != nil {
 		a.fail(w, r, err)
@@ -44,5 +44,5 @@ func (a *API) time(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/"+token.TypTime)
 	w.Header().Set("Cache-Control", "no-store")
-	_, _ = io.WriteString(w, jws) // the reader has gone, if at all
+	_, _ = io.WriteString(w, jws) // the error means that the client has closed the connection
 }

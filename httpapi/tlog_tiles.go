@@ -42,7 +42,7 @@ func (a *API) logTile(w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// mirrorAuditInterval is how long one entry says that somebody mirrors the log.
+// mirrorAuditInterval is how long one audit entry covers the reads of one mirror.
 const mirrorAuditInterval = time.Hour
 
 type mirrorReader struct {
@@ -50,12 +50,12 @@ type mirrorReader struct {
 	key     watchword.KeyID
 }
 
-// auditMirrorRead is noteRead for what a mirror asks for a thousand times: one entry for
-// each reader and hour.
+// auditMirrorRead is [API.auditRead] for the many reads of a mirror: one entry for each reader and
+// hour.
 func (a *API) auditMirrorRead(ctx context.Context, c *caller) error {
 	actor, now := mirrorReader{c.Subject(), c.Key()}, a.Now()
 	a.mirrorReads.Lock()
-	defer a.mirrorReads.Unlock() // who asks meanwhile waits: their read is noted too before it is answered
+	defer a.mirrorReads.Unlock() // concurrent reads of the same mirror wait until the entry is written
 	if last, ok := a.mirrorReads.last.Get(actor); ok && now.Sub(last) < mirrorAuditInterval {
 		return nil
 	}

@@ -13,11 +13,11 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// maxTokenParameter is the longest token that is looked at: what is longer is none of ours.
+// maxTokenParameter is the longest token in bytes; a longer one was not issued here.
 const maxTokenParameter = watchword.MaxToken
 
-// introspect answers what a token counts for now (RFC 7662). Who may ask is who may
-// post here: by a token, or by an assertion of a client that policy lets.
+// introspect answers RFC 7662. The caller needs permission to post to this path, and authenticates
+// with a token or with a client assertion.
 func (a *API) introspect(w http.ResponseWriter, r *http.Request) {
 	form, err := a.tokenForm(r)
 	var c *caller
@@ -66,11 +66,11 @@ func nonNilLabels(l watchword.Labels) watchword.Labels {
 	return l
 }
 
-// tokenForm is a form that is about a token.
+// tokenForm reads a form with the parameter token.
 func (a *API) tokenForm(r *http.Request) (url.Values, error) {
 	form, err := a.oauthForm(r)
 	if err == nil && form.Get("token") == "" {
-		err = watchword.RefuseField("token", "is missing") // before the caller's assertion is spent
+		err = watchword.RefuseField("token", "is missing") // checked before the caller's assertion is consumed
 	}
 	return form, err
 }
@@ -81,7 +81,7 @@ func (a *API) introspectionCaller(r *http.Request, form url.Values) (*caller, er
 	}
 	return a.clientByAssertion(r, form, func(s *watchword.Subject, today *policy.Grant) error {
 		if err := session.RequireProof(s, today); err != nil {
-			return err // an assertion shows no proof that is for this request alone
+			return err // an assertion is not bound to one request, so the token does not count as proved
 		}
 		return today.Request(r.Method, r.URL.Path).Err()
 	})
@@ -102,9 +102,9 @@ func (a *API) clientByAssertion(r *http.Request, form url.Values, may func(*watc
 	return &caller{credentials: session.ByKey(tenant, c.Subject, c.Incarnation, c.Key), actor: in.actor, remote: in.remote.String()}, nil
 }
 
-// revoke ends a token of the client that asks (RFC 7009), and whatever session stands
-// on it, before the answer. What is no token of theirs changes nothing, and is no
-// error (§2.2); another's is a refusal in the log.
+// revoke revokes a token of the client (RFC 7009) and ends its sessions before it answers. An
+// invalid token changes nothing and is no error (§2.2); the token of another client is recorded as
+// a refusal.
 func (a *API) revoke(w http.ResponseWriter, r *http.Request) {
 	form, err := a.tokenForm(r)
 	if err == nil {
@@ -129,12 +129,12 @@ func (a *API) revokeByCaller(r *http.Request, form url.Values) error {
 	return a.runAuthorized(r, c, nil, requestKind{}, func() error { return a.revokeOwnToken(r, c, form.Get("token")) })
 }
 
-// revokeOwnToken ends a token of the subject's own. What is none is no error (RFC 7009 §2.2).
+// revokeOwnToken revokes a token of the same subject. An invalid token is no error (RFC 7009 §2.2).
 func (a *API) revokeOwnToken(r *http.Request, c *caller, raw string) error {
 	if len(raw) > maxTokenParameter {
 		return nil
 	}
-	var with *session.Authority // of the token that was shown
+	var with *session.Authority // authority of the caller's token
 	if !c.credentials.ByKey() {
 		with = c.Authority
 	}
@@ -149,7 +149,7 @@ func (a *API) revokeOwnToken(r *http.Request, c *caller, raw string) error {
 	return a.revokeToken(r.Context(), c.actor, rec.JTI)
 }
 
-// revocationCaller is who asks for a revocation: a client that shows a token, or signs an assertion.
+// revocationCaller authenticates the client of a revocation, by token or by client assertion.
 func (a *API) revocationCaller(r *http.Request, form url.Values) (*caller, error) {
 	if r.Header.Get("Authorization") == "" {
 		return a.clientByAssertion(r, form, nil)
@@ -157,7 +157,7 @@ func (a *API) revocationCaller(r *http.Request, form url.Values) (*caller, error
 	return a.caller(r)
 }
 
-// revokeToken ends one token everywhere on this node. Code: not_found.
+// revokeToken revokes one token and ends its sessions on this node. Code: not_found.
 func (a *API) revokeToken(ctx context.Context, by audit.Actor, jti string) error {
 	rec, err := a.Auth.Revoke(ctx, by, jti, a.Now())
 	if err != nil {

@@ -28,7 +28,7 @@ func viewTwin(t twin.Twin) api.Twin {
 	}
 }
 
-// optionalTime is t for JSON: nil for the zero time.
+// optionalTime returns t for JSON: nil for the zero time.
 func optionalTime(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
@@ -74,7 +74,8 @@ func (a *API) twinRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			// Before it is kept: what no device would take must not stand in the place of what they have.
+			// Checked before it is stored: a configuration that no device accepts must not replace
+			// the current one.
 			if _, err := a.Commands.SignConfig(in.ID, 1, doc); err != nil {
 				return nil, fieldError("config", err, "must be one JSON object, no member twice, at most 7 deep")
 			}
