@@ -8,7 +8,7 @@ import "github.com/watchword-iot/watchword/internal/lockrank"
 type (
 	orderLock  struct{} // Bus.order: the publications of a topic, one after the other
 	eventsLock struct{} // events.mu: the backlog and the places of its readers
-	treeLock   struct{} // tree.mu: changes of the subscription tree
+	treeLock   struct{} // topicTree.mu: changes of the subscription tree
 	tenantLock struct{} // Bus.mu: the tenants
 )
 

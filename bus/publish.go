@@ -33,7 +33,7 @@ func (b *Batch) Flush() {
 		// server one write then carries what many published, on an idle one nobody waits.
 		runtime.Gosched()
 	}
-	for len(b.touched) > alone { // many receivers: share the work among the processors
+	for len(b.touched) > alone { // many receivers: distribute them over the processors
 		some := append([]Flusher(nil), b.touched[len(b.touched)-min(len(b.touched)-alone, 64):]...)
 		b.touched = b.touched[:len(b.touched)-len(some)]
 		go func() {

@@ -144,7 +144,7 @@ func (r *Reader) Next() (events []*Event, gap Gap, more bool) {
 	switch {
 	case !r.behind:
 		return nil, gap, false
-	case r.only != nil: // as a rule
+	case r.only != nil: // usually
 		r.given = append(r.given, r.only)
 		r.caughtUp()
 		return r.given, gap, false

@@ -13,36 +13,35 @@ import (
 // is safe beside every change; changes wait for each other. One subscriber is in
 // a filter at most once. Filters and topics are well-formed ones.
 type tree[S comparable] struct {
-	mu   lockrank.Mutex[treeLock] // of changes
+	mu   lockrank.Mutex[treeLock] // serializes changes
 	root level[S]
 }
 
 // level is one node. What it holds is swapped, never changed in place.
 type level[S comparable] struct {
-	here   atomic.Pointer[[]S]      // the filter ends here
-	below  atomic.Pointer[[]S]      // the filter ends in # under here, which also matches here
-	plus   atomic.Pointer[level[S]] // the level +
+	here   atomic.Pointer[[]S]      // subscribers of the filter that ends here
+	below  atomic.Pointer[[]S]      // subscribers of the filter that continues with #, which matches here too
+	plus   atomic.Pointer[level[S]] // child for +
 	names  atomic.Pointer[sync.Map] // string → *level[S]
-	number int                      // of names; the changers' own
+	number int                      // number of children; used by changes only
 }
 
-// What the parts of the tree take of memory: a level behind +, one behind a name, beside
-// the name itself, and the map of a level that has names. They are those of this compiler,
-// and a test holds them.
+// Memory of tree parts: a child for +, a child for a name (beside the name), and the map of
+// children. The values are those of this compiler; a test checks them.
 const (
 	plusBytes  = 48
 	childBytes = 170
 	mapBytes   = 150
 )
 
-// add puts s under filter. It reports false where s was there already.
+// add adds s to filter. It returns false if s was there already.
 func (t *tree[S]) add(filter string, s S) bool {
 	fresh, _ := t.put(filter, s, func(int64) error { return nil })
 	return fresh
 }
 
-// put is add for who pays for the levels that s needs and that are not there yet: nothing
-// changes where pay returns an error. It is called with mu held, once, if s is not there.
+// put is add with a charge for missing levels: nothing changes if pay returns an error. pay is
+// called with mu held, once, if s is new.
 func (t *tree[S]) put(filter string, s S, pay func(bytes int64) error) (fresh bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -71,7 +70,7 @@ func (t *tree[S]) put(filter string, s S, pay func(bytes int64) error) (fresh bo
 	return insert(&n.here, s), nil
 }
 
-// next returns the level that a part of a filter, which is not #, leads to; nil for none.
+// next returns the child for one level of a filter other than #; nil for none.
 func (n *level[S]) next(name string) *level[S] {
 	if name == "+" {
 		return n.plus.Load()
@@ -116,7 +115,7 @@ func (n *level[S]) missing(filter string) (bytes int64) {
 	return bytes
 }
 
-// levelBytes is what a level takes that a part of a filter leads to.
+// levelBytes returns the memory of a child for one level of a filter.
 func levelBytes(name string) int64 {
 	if name == "+" {
 		return plusBytes
@@ -124,7 +123,7 @@ func levelBytes(name string) int64 {
 	return childBytes + int64(len(name)+7)&^7
 }
 
-// child returns the level of a name, which it makes if there is none.
+// child returns the child of a name, and creates it if necessary.
 func (n *level[S]) child(name string) *level[S] {
 	m := n.names.Load()
 	if m == nil {
@@ -135,7 +134,7 @@ func (n *level[S]) child(name string) *level[S] {
 		return c.(*level[S])
 	}
 	c := &level[S]{}
-	m.Store(strings.Clone(name), c) // a name that keeps a whole packet alive would be a leak
+	m.Store(strings.Clone(name), c) // cloned, so that the name does not keep a whole packet in memory
 	n.number++
 	return c
 }
@@ -148,20 +147,19 @@ func insert[S comparable](at *atomic.Pointer[[]S], s S) bool {
 	if slices.Contains(old, s) {
 		return false
 	}
-	list := append(slices.Clip(old), s) // clipped, so that readers keep theirs
+	list := append(slices.Clip(old), s) // clipped, so that append copies and readers keep their slice
 	at.Store(&list)
 	return true
 }
 
-// remove takes s from filter, and the levels that are empty then. It reports
-// false where s was not there.
+// remove removes s from filter, and levels that become empty. It returns false if s was not there.
 func (t *tree[S]) remove(filter string, s S) bool {
 	return t.take(filter, s, func(int64, func() (S, bool)) {})
 }
 
-// take is remove for who paid for levels. settle is called with mu held, once, if s was
-// there: freed is what the levels took that are gone, and heir returns one whose filter
-// needs all that is left of the levels of this one; false where nothing is.
+// take is remove with an accounting callback. settle is called with mu held, once, if s was there:
+// freed is the memory of removed levels, and heir returns a subscriber whose filter needs all
+// remaining levels of this one; false if there is none.
 func (t *tree[S]) take(filter string, s S, settle func(freed int64, heir func() (S, bool))) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -258,10 +256,10 @@ func (n *level[S]) empty() bool {
 	return n.here.Load() == nil && n.below.Load() == nil && n.plus.Load() == nil && n.number == 0
 }
 
-// match calls f with the subscribers of each filter that matches topic, who are
-// different ones in one call, and may be the same in two. f keeps none of the
-// lists and changes none. It allocates nothing. A wildcard in the first level
-// matches no topic that begins with $ (MQTT 5.0 §4.7.2).
+// match calls f with the subscribers of each filter that matches topic. Subscribers are distinct
+// within one call, but may occur in two. f must not keep or change the lists. match does not
+// allocate. A wildcard in the first level does not match topics that begin with $ (MQTT 5.0
+// §4.7.2).
 func (t *tree[S]) match(topic string, f func([]S)) {
 	if strings.HasPrefix(topic, "$") {
 		name, rest, more := strings.Cut(topic, "/")

@@ -9,16 +9,16 @@ import (
 	"github.com/watchword-iot/watchword/internal/permit"
 )
 
-// Perm returns the allowed permissions as a token carries them: merged by
-// resource, without what another line covers, in order. Bounds on arguments do
-// not fit a token; they stay with policy. The caller must not change it.
+// Perm returns the allowed permissions in the form of a token's perm claim: sorted, merged by
+// resource, without those that another one covers. Bounds on arguments are not part of a token;
+// policy checks them. The caller must not change the result.
 func (g *Grant) Perm() []watchword.Permission {
 	g.claims.Do(g.makeClaims)
 	return g.perm
 }
 
-// Deny returns the denied permissions. A denied call with bounds is left out: as
-// a claim it would deny more than was written; policy denies it all the same.
+// Deny returns the denied permissions in the form of a token's deny claim. A denied call with
+// bounds on arguments is left out: as a claim it would deny too much. Policy still denies it.
 func (g *Grant) Deny() []watchword.Permission {
 	g.claims.Do(g.makeClaims)
 	return g.denyP
@@ -67,7 +67,8 @@ func bits(pub, sub bool) (b uint8) {
 	return b
 }
 
-// appendFilters writes filters with their actions; of each, only the actions that no wider filter has.
+// appendFilters appends filters with their actions, without the actions that a wider filter has
+// already.
 func appendFilters(out []watchword.Permission, prefix string, filters map[string]uint8, names []string) []watchword.Permission {
 	for f, actions := range filters {
 		for wider, more := range filters {

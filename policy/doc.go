@@ -1,5 +1,5 @@
-// Package policy is what papers open: subject, action and resource in, allow or
-// deny with the rule's name out. Documents compile into one grant per subject,
-// which a token carries in part and a session asks on every message; it has no
-// clock and no store. It refuses documents with mistakes, saying line and column.
+// Package policy decides what a subject may do: subject, action and resource come in, allow or deny
+// with the name of the rule goes out. Documents compile into one grant per subject; tokens carry a
+// part of it, and sessions ask it for every message. The package has no clock and no store. It
+// refuses documents with mistakes, naming line and column.
 package policy

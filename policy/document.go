@@ -14,17 +14,19 @@ import (
 // MaxDocument is the longest document, in bytes.
 const MaxDocument = 64 << 10
 
-// Document is one policy: what it gives and takes, and to whom. It is immutable.
+// Document is one policy document: allow and deny rules, and the subjects that they are for. It is
+// immutable.
 type Document struct {
 	Name string
-	// ProofRequired says that its subjects get nothing that works without a proof (proof = "required").
+	// ProofRequired says that the subjects must prove their key for every request (proof =
+	// "required").
 	ProofRequired bool
 
-	labels        watchword.Labels                 // for
-	subjects      map[watchword.SubjectID]struct{} // subjects; nil if labels choose
-	kinds         []watchword.Kind                 // nil: any
+	labels        watchword.Labels                 // the member for
+	subjects      map[watchword.SubjectID]struct{} // the member subjects; nil where labels select
+	kinds         []watchword.Kind                 // nil: any kind
 	rules         []rule
-	skippedBounds []string // bounds that could take too long: see [ParseStored]
+	skippedBounds []string // arguments whose bound may take too long to evaluate: see [ParseStored]
 }
 
 // rule is one [[allow]] or [[deny]] with its templates.
@@ -40,11 +42,11 @@ type rule struct {
 	paths     map[string][]string // action to path filters
 }
 
-// bound is the JSON Schema that one argument of a call must fit.
+// bound is the JSON Schema of one argument of a call.
 type bound struct {
 	name   string
 	schema *schema.Schema
-	deny   bool // of a rule that denies: a value that cannot be held against it fits
+	deny   bool // the rule denies: an argument that cannot be evaluated counts as fitting
 }
 
 // Subject is a subject as policies see it.
@@ -54,8 +56,8 @@ type Subject struct {
 	Labels watchword.Labels
 }
 
-// For returns whom the document speaks of: the ids of some subjects, or else, where
-// ids is nil, all who have these labels.
+// For returns the subjects of the document: some ids, or, where ids is nil, all subjects with these
+// labels.
 func (d *Document) For() (ids []watchword.SubjectID, labels watchword.Labels) {
 	if d.subjects != nil {
 		return slices.AppendSeq([]watchword.SubjectID{}, maps.Keys(d.subjects)), nil
@@ -63,7 +65,7 @@ func (d *Document) For() (ids []watchword.SubjectID, labels watchword.Labels) {
 	return nil, d.labels
 }
 
-// Applies reports whether the document speaks of w.
+// Applies reports whether the document is for w.
 func (d *Document) Applies(w Subject) bool {
 	if d.kinds != nil {
 		found := false
@@ -88,15 +90,15 @@ type Mistake struct {
 	Message string `json:"message"`
 }
 
-// mistakes is the error of a document that has some.
+// mistakes is the error of a document with mistakes.
 type mistakes []Mistake
 
-// maxMistakes is how many are told at once.
+// maxMistakes limits how many mistakes are reported at once.
 const maxMistakes = 20
 
 func (m mistakes) Error() string { return fmt.Sprintf("%d mistakes", len(m)) }
 
-// Mistakes returns what [Parse] found wrong, nil for another error.
+// Mistakes returns the mistakes that [Parse] found, nil for any other error.
 func Mistakes(err error) []Mistake {
 	m, _ := errors.AsType[mistakes](err)
 	return m

@@ -13,21 +13,21 @@ import (
 	"github.com/watchword-iot/watchword/internal/permit"
 )
 
-// Explanation is a decision for people: the rule that decided, or the nearest
-// miss. Nearest may show an argument's value, to whoever supplied it.
+// Explanation explains a decision: the rule that decided, or the allow rule that came nearest.
+// Nearest may contain the value of an argument, which the caller supplied.
 type Explanation struct {
 	Allowed bool   `json:"allowed"`
 	Policy  string `json:"policy,omitempty"`
 	Line    int    `json:"line,omitempty"`
 	Why     string `json:"why"`
 	Nearest string `json:"nearest,omitempty"`
-	// Proof says why nothing passes without a proof of the subject's key; empty where it may.
+	// Proof says why the subject must prove its key; empty where it need not.
 	Proof string `json:"proof,omitempty"`
 }
 
-// Explain answers for one action (pub, sub, call, get, put, post, patch, delete)
-// and resource (topic:…, fn:DEVICE/FUNCTION, api:/…). target is the device of a
-// call. It is not for hot paths.
+// Explain explains the decision on an action (pub, sub, call, get, put, post, patch, delete) and a
+// resource (topic:…, fn:DEVICE/FUNCTION, api:/…). target is the device of a call. It allocates; use
+// the other methods for decisions.
 func (g *Grant) Explain(action, resource string, target Target, args []byte) Explanation {
 	rest := resource[strings.IndexByte(resource, ':')+1:]
 	var d Decision
@@ -60,7 +60,7 @@ func named(o *origin, format string, a ...any) string {
 	return Decision{Origin: o}.Rule() + ": " + fmt.Sprintf(format, a...)
 }
 
-// nearestTopic finds the allow rule whose filter shares the most levels.
+// nearestTopic returns the allow rule whose filter shares the most levels with the topic.
 func (g *Grant) nearestTopic(topic string, fits func(*topicRule) bool) string {
 	best, near := -1, ""
 	for i := range g.Allowed.Topics {
@@ -82,7 +82,7 @@ func (g *Grant) nearestPath(action, path string) string {
 		n := sharedLevels(r.Filter, path)
 		switch {
 		case permit.Match(r.Filter, path):
-			n += MaxLevels // the right path with another method is nearest
+			n += MaxLevels // the right path with another method is the nearest
 		case r.Actions&permit.PathBit(action) == 0:
 			continue
 		}
@@ -112,8 +112,8 @@ func sharedLevels(filter, topic string) int {
 	return n
 }
 
-// nearestCall finds the allow rule that misses by the least: by an argument, by
-// a label of the device, or by the function's name.
+// nearestCall returns the allow rule with the smallest difference: an argument, a label of the
+// device, or the function's name.
 func (g *Grant) nearestCall(t Target, function string, args []byte) string {
 	doc := newArguments(args)
 	best, near := 0, ""
@@ -137,7 +137,7 @@ func (g *Grant) nearestCall(t Target, function string, args []byte) string {
 	return near
 }
 
-// missedTarget says what keeps the rule from the device.
+// missedTarget says why the rule does not match the device.
 func missedTarget(r *callRule, t Target) string {
 	for _, k := range slices.Sorted(maps.Keys(r.Labels)) {
 		if got := t.Labels[k]; got != r.Labels[k] {
@@ -147,7 +147,7 @@ func missedTarget(r *callRule, t Target) string {
 	return "is about device " + r.Device
 }
 
-// String says which bound was missed, as "args.level 99 > maximum 80".
+// String names the violated bound, as in "args.level 99 > maximum 80".
 func (m *boundViolation) String() string {
 	path := "args." + m.name
 	ve, ok := errors.AsType[*jsonschema.ValidationError](m.err)

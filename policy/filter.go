@@ -2,21 +2,21 @@ package policy
 
 import "github.com/watchword-iot/watchword/internal/permit"
 
-// The bounds of a topic or filter.
+// Limits of topics and filters.
 const (
-	MaxTopic  = permit.MaxTopic // bytes
+	MaxTopic  = permit.MaxTopic // bytes left
 	MaxLevels = permit.MaxLevels
 )
 
-// CheckTopic refuses what is no topic name (MQTT 5.0 §4.7). Code: bad_request.
+// CheckTopic checks that topic is a valid topic name (MQTT 5.0 §4.7). Code: bad_request.
 func CheckTopic(topic string) error { return permit.CheckTopic(topic) }
 
-// CheckFilter refuses what is no topic filter (MQTT 5.0 §4.7): + and # stand
-// alone in their level, # in the last. Code: bad_request.
+// CheckFilter checks that filter is a valid topic filter (MQTT 5.0 §4.7): + and # stand alone in
+// their level, # in the last. Code: bad_request.
 func CheckFilter(filter string) error { return permit.CheckFilter(filter) }
 
-// Share takes a shared subscription apart: $share/group/rest (MQTT 5.0 §4.8.2).
-// Another filter comes back whole. Code: bad_request.
+// Share splits a shared subscription $share/group/rest (MQTT 5.0 §4.8.2). Any other filter is
+// returned as rest. Code: bad_request.
 func Share(filter string) (group, rest string, shared bool, err error) { return permit.Share(filter) }
 
 // Match reports whether a filter matches a topic. A wildcard in the first level

@@ -9,12 +9,12 @@ import (
 	"github.com/watchword-iot/watchword/internal/schema"
 )
 
-// Grant is what one subject may do, compiled: the rules of [permit], with bounds
-// on arguments. It is immutable and safe for concurrent use.
+// Grant is the compiled permissions of one subject: the rules of [permit], with bounds on
+// arguments. It is immutable and safe for concurrent use.
 type Grant struct {
 	permit.Grant[bound]
 	version     int64
-	proof       *origin // of the first document that requires a proof; nil for none
+	proof       *origin // the first document that requires a proof; nil for none
 	claims      sync.Once
 	perm, denyP []watchword.Permission
 }
@@ -26,33 +26,33 @@ type (
 	origin    = permit.Origin
 )
 
-// Decision is the answer to one question, and which rule gave it.
+// Decision is allow or deny, and the rule that decided.
 type Decision = permit.Decision
 
-// ProofRequired reports whether a document says proof = "required", and names it.
+// ProofRequired reports whether a document has proof = "required", and names it.
 func (g *Grant) ProofRequired() (rule string, required bool) {
 	return Decision{Origin: g.proof}.Rule(), g.proof != nil
 }
 
-// AnyTopic reports whether both grants allow one action, publish or subscribe, on some
-// topic that neither denies. It is exact.
+// AnyTopic reports whether both grants allow the same action, publish or subscribe, on some topic
+// that neither denies. It is exact.
 func AnyTopic(a, b *Grant) bool { return permit.AnyTopic(&a.Grant, &b.Grant) }
 
 // Version returns the [Set.Version] that the grant was compiled from.
 func (g *Grant) Version() int64 { return g.version }
 
-// Target is a device as rules about calls see it.
+// Target is the device of a call as rules see it.
 type Target = permit.Target
 
-// Call decides on one function of one device with these arguments, one JSON
-// object or nil. A rule with bounds speaks of calls whose named arguments, where
-// present, fit; so a deny rule with bounds denies those, and no others.
+// Call decides on calling one function of one device with arguments args, one JSON object or nil. A
+// rule with bounds matches calls whose named arguments, where present, fit; so a deny rule with
+// bounds denies only those calls.
 func (g *Grant) Call(t Target, function string, args []byte) Decision {
 	doc := newArguments(args)
 	return g.Grant.Call(t, function, func(b []bound) bool { return doc.misfit(b) == nil })
 }
 
-// arguments is a call's arguments, parsed when a bound first asks for them.
+// arguments is the arguments of a call, parsed when the first bound needs them.
 type arguments struct {
 	raw    []byte
 	parsed bool
@@ -62,13 +62,13 @@ type arguments struct {
 
 func newArguments(raw []byte) *arguments { return &arguments{raw: raw} }
 
-// boundViolation is an argument that does not fit its bound.
+// boundViolation is an argument that violates its bound.
 type boundViolation struct {
 	name string
 	err  error
 }
 
-// misfit returns the first bound that the arguments do not fit; nil if they fit all.
+// misfit returns the first bound that the arguments violate; nil if there is none.
 func (a *arguments) misfit(bounds []bound) *boundViolation {
 	if len(bounds) == 0 {
 		return nil

@@ -1,13 +1,14 @@
 package policy
 
-// What one rule of a grant takes of memory beside its texts, with its line in [Grant.Perm] or [Grant.Deny]; and one label
-// of a rule about calls.
+// Memory that one rule of a grant takes, beside its texts, with its item in [Grant.Perm] or
+// [Grant.Deny]; and that one label of a call rule takes.
 const (
 	ruleBytes      = 256
 	ruleLabelBytes = 96
 )
 
-// Bytes is about what the grant takes of memory. Schemas of bounds are shared with the documents and do not count.
+// Bytes estimates the memory of the grant. Schemas of bounds are shared with the documents and do
+// not count.
 func (g *Grant) Bytes() (n int) {
 	for _, r := range []*rules{&g.Allowed, &g.Denied} {
 		for i := range r.Topics {

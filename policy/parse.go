@@ -17,9 +17,9 @@ import (
 	"github.com/watchword-iot/watchword/internal/tomlpos"
 )
 
-// Parse reads a policy document in TOML (DESIGN §3). name is what it will be
-// called; a name in the document must be the same. Every mistake is told, with
-// line and column, up to 20. Code: policy_invalid.
+// Parse parses a policy document in TOML (docs/protocol.md, "Policies"). name is the name of the
+// policy; a name in the document must be equal to it. Up to 20 mistakes are reported, with line and
+// column. Code: policy_invalid.
 func Parse(name string, src []byte) (*Document, error) {
 	if len(src) > MaxDocument {
 		return nil, mistakes{{Message: "a policy may have 64 KiB"}}.refuse(name)
@@ -36,9 +36,9 @@ func Parse(name string, src []byte) (*Document, error) {
 	return parse(name, tree, tomlpos.Locate(src), false)
 }
 
-// ParseStored is [Parse] for a document that was taken before. A bound that is no longer taken, since it could take too
-// long (see [schema.Compile]), fails closed: with it no call is allowed, and each is denied that it might deny. unread
-// are the names of such bounds.
+// ParseStored is [Parse] for a stored document. A bound that [schema.Compile] would refuse now,
+// since it may take too long to evaluate, fails closed: its allow rule allows no call, its deny
+// rule denies every call that it might match. unread names the arguments with such bounds.
 func ParseStored(name string, src []byte) (doc *Document, unread []string, err error) {
 	tree := map[string]any{}
 	if err := toml.Unmarshal(src, &tree); err != nil {
@@ -51,7 +51,7 @@ func ParseStored(name string, src []byte) (doc *Document, unread []string, err e
 	return doc, unread, err
 }
 
-// ParseJSON reads the same document as JSON; its mistakes have no lines.
+// ParseJSON parses the same document in JSON; its mistakes have no line numbers.
 func ParseJSON(name string, src []byte) (*Document, error) {
 	if len(src) > MaxDocument {
 		return nil, mistakes{{Message: "a policy may have 64 KiB"}}.refuse(name)
@@ -73,13 +73,13 @@ func parse(name string, tree map[string]any, at tomlpos.Positions, stored bool) 
 	return p.doc, nil
 }
 
-// parser reads the tree of a document and collects what is wrong with it.
+// parser walks a decoded document and collects its mistakes.
 type parser struct {
 	at       tomlpos.Positions
 	doc      *Document
 	mistakes mistakes
 
-	stored bool // taken before: a bound that could take too long is no mistake
+	stored bool // the document is stored already: a bound that may take too long is no mistake
 }
 
 func (p *parser) mistake(path, format string, a ...any) {
@@ -87,23 +87,23 @@ func (p *parser) mistake(path, format string, a ...any) {
 		return
 	}
 	pos, ok := p.at[path]
-	for !ok && path != "" { // what has no place of its own is where its parent is
+	for !ok && path != "" { // without a position of its own, the position of the parent
 		path = path[:max(strings.LastIndexByte(path, '.'), 0)]
 		pos, ok = p.at[path]
 	}
 	if !ok && p.at != nil {
-		pos = [2]int{1, 1} // of the whole document
+		pos = [2]int{1, 1} // the whole document
 	}
 	p.mistakes = append(p.mistakes, Mistake{pos[0], pos[1], fmt.Sprintf(format, a...)})
 }
 
-// What a document and a rule may have, and what carries which action.
+// Keys of a document and of a rule, and the actions that they grant.
 var (
 	documentKeys = []string{"name", "for", "subjects", "kinds", "proof", "allow", "deny"}
 	ruleKeys     = append([]string{"publish", "subscribe", "call", "on", "devices", "args"}, permit.PathActions...)
 )
 
-// keys refuses keys that are none of known.
+// keys refuses unknown keys.
 func (p *parser) keys(path string, table map[string]any, known []string) {
 	for k := range table {
 		if !slices.Contains(known, k) {
@@ -216,8 +216,7 @@ func (p *parser) rule(path string, deny bool, table map[string]any) {
 	p.doc.rules = append(p.doc.rules, r)
 }
 
-// filters reads a list of templates; each is checked with its variables filled
-// in by a harmless name.
+// filters parses a list of templates and checks each with its variables replaced by a valid name.
 func (p *parser) filters(path string, table map[string]any, key string, check func(string) error) []string {
 	v, ok := table[key]
 	if !ok {
@@ -241,7 +240,7 @@ func (p *parser) filters(path string, table map[string]any, key string, check fu
 	return list
 }
 
-// detail is what an error says to people, without its code.
+// detail returns an error's text without its code.
 func detail(err error) string {
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		return e.Detail
@@ -270,10 +269,9 @@ func (p *parser) target(path string, table map[string]any, r *rule) {
 	}
 }
 
-// withType gives a bound that speaks of numbers or texts, and names no type, that
-// type: to JSON Schema the text "99" fits { maximum = 80 }, because it is no
-// number, and what was meant as a bound would be none. In a deny rule the bound
-// stays as it is: there the wider reading is the safe one.
+// withType adds "type" to a bound on numbers or strings that names none. In JSON Schema the text
+// "99" satisfies { maximum = 80 }, because it is no number, so the bound would not hold. In a deny
+// rule the bound is left as it is: there the wider reading is the safe one.
 func withType(bound any) any {
 	m, ok := bound.(map[string]any)
 	if !ok {
@@ -324,8 +322,8 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 		case err == nil:
 		case p.stored:
 			p.doc.skippedBounds = append(p.doc.skippedBounds, name)
-			if compiled, err = schema.Compile([]byte(strconv.FormatBool(r.deny))); err != nil { // what fits all, or nothing
-				panic(err) // true and false are schemas
+			if compiled, err = schema.Compile([]byte(strconv.FormatBool(r.deny))); err != nil { // matches everything in a deny rule, nothing in an allow rule
+				panic(err) // true and false are valid schemas
 			}
 		case errors.Is(err, schema.ErrBounds):
 			p.mistake(tomlpos.Below(path, name), "the bound of %q is not taken: %s", name, detail(err))
@@ -338,7 +336,7 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 	}
 }
 
-// compileBound compiles a bound, whose numbers and tables are TOML's or JSON's. Code: bad_request.
+// compileBound compiles a bound that was decoded from TOML or JSON. Code: bad_request.
 func compileBound(v any) (*schema.Schema, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -347,7 +345,7 @@ func compileBound(v any) (*schema.Schema, error) {
 	return schema.Compile(b)
 }
 
-// labels reads a table of labels; values may be templates where template is set.
+// labels parses a table of labels; template says whether values may be templates.
 func (p *parser) labels(path string, v any, template bool) watchword.Labels {
 	table, ok := v.(map[string]any)
 	if !ok {
@@ -392,8 +390,8 @@ func (p *parser) strings(path string, v any) []string {
 	return out
 }
 
-// expand fills ${name} in s by value. missing is reported by the second result
-// of value being false: then expand returns "" and no error. Code: policy_invalid.
+// expand replaces ${name} in s by value(name). Where value returns false, expand returns "" and no
+// error. Code: policy_invalid.
 func expand(s string, value func(name string) (string, bool)) (string, error) {
 	var out strings.Builder
 	for {
@@ -415,7 +413,7 @@ func expand(s string, value func(name string) (string, bool)) (string, error) {
 	}
 }
 
-// nearestWord returns the known word within two edits of s, if there is one.
+// nearestWord returns the known word within two edits of s; "" for none.
 func nearestWord(s string, known []string) string {
 	best, word := 3, ""
 	for _, k := range known {

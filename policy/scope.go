@@ -8,17 +8,17 @@ import (
 	"github.com/watchword-iot/watchword/internal/permit"
 )
 
-// Contains reports whether allowed lines contain p: for each of its actions one line
-// that covers all of p's resource. What is denied does not count here, and bounds on
-// arguments stay with policy, as in a token. It is never wrong to the caller's gain,
-// but of a selector it knows the labels alone: a device's id is not within one.
+// Contains reports whether an allowed permission contains p: for each action of p, one permission
+// that covers p's whole resource. Denied permissions and bounds on arguments are not considered, as
+// in a token. The answer is never wrong in the caller's favour; for a selector it compares labels
+// only, so a device id is not contained in a selector.
 func (g *Grant) Contains(p watchword.Permission) bool {
 	return len(g.containedActions(p)) == len(p.Actions) && p.Check() == nil
 }
 
-// Covers reports whether a token of these rules is as wide as one that says perm and
-// deny: it holds each permission of the other, and denies nothing that the other does not
-// deny. It is never wrong to the caller's gain.
+// Covers reports whether a token of this grant is as wide as a token with perm and deny: it
+// contains each permission of the other, and denies nothing that the other does not deny. The
+// answer is never wrong in the caller's favour.
 func (g *Grant) Covers(perm, deny []watchword.Permission) bool {
 	for _, p := range perm {
 		if !g.Contains(p) {
@@ -35,8 +35,8 @@ func (g *Grant) Covers(perm, deny []watchword.Permission) bool {
 	return true
 }
 
-// Narrow returns what of ps these rules still give: each permission with those of
-// its actions that a line contains, none without.
+// Narrow returns the permissions of ps that the grant contains, each with the actions that are
+// contained; permissions without such actions are left out.
 func (g *Grant) Narrow(ps []watchword.Permission) []watchword.Permission {
 	out := []watchword.Permission{}
 	for _, p := range ps {
@@ -47,7 +47,7 @@ func (g *Grant) Narrow(ps []watchword.Permission) []watchword.Permission {
 	return out
 }
 
-// containedActions returns the actions of p that an allowed line contains.
+// containedActions returns the actions of p that an allowed permission contains.
 func (g *Grant) containedActions(p watchword.Permission) (actions []string) {
 	alone, err := permit.FromPermissions[bound]([]watchword.Permission{p}, nil)
 	if err != nil {
@@ -75,7 +75,7 @@ func (g *Grant) containedActions(p watchword.Permission) (actions []string) {
 	return actions
 }
 
-// callContains reports whether r speaks of every call that inner speaks of.
+// callContains reports whether r matches every call that inner matches.
 func callContains(r, inner *callRule) bool {
 	prefix, open := strings.CutSuffix(r.Function, "*")
 	if r.Function != inner.Function && (!open || !strings.HasPrefix(strings.TrimSuffix(inner.Function, "*"), prefix)) {
@@ -83,7 +83,7 @@ func callContains(r, inner *callRule) bool {
 	}
 	switch {
 	case r.Labels != nil:
-		return inner.Labels.Has(r.Labels) // more labels choose fewer devices
+		return inner.Labels.Has(r.Labels) // more labels select fewer devices
 	case r.Device == "*":
 		return true
 	}

@@ -9,23 +9,23 @@ import (
 	"github.com/watchword-iot/watchword/internal/permit"
 )
 
-// The policies that are built in.
+// Built-in policies.
 const (
 	selfPolicy  = "self"
 	ownerPolicy = "owner"
 )
 
-// Set is all documents of a tenant, with those built in. It is immutable and
-// safe for concurrent use.
+// Set is all policy documents of a tenant, with the built-in ones. It is immutable and safe for
+// concurrent use.
 type Set struct {
 	version   int64
 	docs      map[string]*Document
 	bySubject map[watchword.SubjectID][]*Document
 	byLabel   map[[2]string][]*Document // each document under one of its label pairs
-	everybody []*Document               // for = {}
+	everybody []*Document               // documents with for = {}
 }
 
-// NewSet returns a set of docs; of two with one name the later counts.
+// NewSet returns a set of docs; of two with the same name the later one is used.
 func NewSet(docs ...*Document) *Set {
 	m := make(map[string]*Document, len(docs))
 	for _, d := range docs {
@@ -54,38 +54,37 @@ func index(docs map[string]*Document) *Set {
 	return s
 }
 
-// At returns the set as that of a version of what policies and issuer keys decide.
+// At returns the set marked with a version; the version counts changes of policies and issuer keys.
 func (s *Set) At(version int64) *Set {
 	c := *s
 	c.version = version
 	return &c
 }
 
-// Version returns the version of [Set.At]; 0 for a set that has none.
+// Version returns the version of [Set.At]; 0 for none.
 func (s *Set) Version() int64 { return s.version }
 
-// Document returns the document of a name.
+// Document returns the document with that name.
 func (s *Set) Document(name string) (*Document, bool) {
 	d, ok := s.docs[name]
 	return d, ok
 }
 
-// With returns a set with d added, or in the place of the one of its name.
+// With returns the set with d added, or replacing the document of the same name.
 func (s *Set) With(d *Document) *Set {
 	m := maps.Clone(s.docs)
 	m[d.Name] = d
 	return index(m)
 }
 
-// Without returns a set without the document of a name.
+// Without returns the set without the document of that name.
 func (s *Set) Without(name string) *Set {
 	m := maps.Clone(s.docs)
 	delete(m, name)
 	return index(m)
 }
 
-// For compiles today's policy for one subject. Documents that cannot apply cost
-// nothing.
+// For compiles the policies for one subject. Documents that do not apply cost nothing.
 func (s *Set) For(w Subject) *Grant {
 	found := slices.Clone(s.bySubject[w.ID])
 	for k, v := range w.Labels {
@@ -107,7 +106,7 @@ func (s *Set) For(w Subject) *Grant {
 	return c.g
 }
 
-// compiler fills a grant with the rules that apply to who.
+// compiler fills a grant with the rules that apply to one subject.
 type compiler struct {
 	subject Subject
 	g       *Grant
@@ -141,10 +140,10 @@ func (c *compiler) fill(template string) string {
 			return string(c.subject.ID), true
 		}
 		v, ok := c.subject.Labels[name]
-		return v, ok && watchword.ValidName(v) // a name cannot widen a filter
+		return v, ok && watchword.ValidName(v) // a valid name contains no wildcard, so it cannot widen a filter
 	})
 	if err != nil {
-		return "" // Parse has refused such a template
+		return "" // Parse refuses such templates
 	}
 	return s
 }

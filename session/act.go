@@ -7,26 +7,27 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// maxDecisions is how often one act is decided again because authority changed meanwhile. Each
-// time an edit of this subject, its target or the tenant's policies has committed in between.
+// maxDecisions limits how often one act is decided again because authority changed in the meantime.
+// Each repetition means that an edit of the subject, the target or the tenant's policies was
+// committed.
 const maxDecisions = 64
 
-// Act runs do under the authority that the session has at this moment, if may (nil: nothing)
-// allows it. do hands the authority's [Authority.Versions] to the store, which compares it in the
-// transaction of the act; where it has moved by then, nothing was written, and Act reads authority
-// anew and asks may and do again. So what do writes commits only while the session's subject may do
-// it, and an edit waits for nobody: whatever was decided before it is refused after it.
+// Act runs do under the current authority of the session, if may (nil: no check) allows it. do
+// passes [Authority.Versions] to the store, which compares them in the transaction of the act. If
+// they changed, nothing is written, and Act reads the authority again and repeats may and do. So
+// the writes of do commit only while the subject may make them; an edit does not wait for acts, and
+// every act that was decided before the edit is refused after it.
 //
-// do may run several times and must leave nothing behind when it returns
-// [watchword.ErrBasisMoved]. The input of the act must be whole before Act is called.
+// do may run several times and must have no effect when it returns [watchword.ErrAuthorityChanged].
+// The input of the act must be complete before Act is called.
 //
-// Codes: the session's cause where it has ended; may's; do's; busy; those of [Directory.Renew].
+// Codes: the cause of the session's end; those of may and do; busy; those of [Directory.Renew].
 func (s *Session) Act(ctx context.Context, may func(*Authority) error, do func(context.Context, *Authority) error) error {
 	return runUnderAuthority(ctx, may, do, s.current, s.renew)
 }
 
-// Act is [Session.Act] for what a subject left to be done after its session, such as a will: under
-// what policy says today of the subject as a has it. What the token of a says is may's to ask.
+// Act is [Session.Act] for an act after the end of the session, such as publishing a will. It uses
+// the current policy for the subject of a. may checks the token of a, where that matters.
 func (g *Guard) Act(ctx context.Context, a *Authority, may func(*Authority) error, do func(context.Context, *Authority) error) error {
 	p := ByKey(a.credentials.Tenant, a.credentials.Subject, a.credentials.Incarnation, "")
 	return runUnderAuthority(ctx, may, do, func() (*Authority, error) { return g.Check(ctx, p) }, func(ctx context.Context) error {
@@ -55,7 +56,7 @@ func runUnderAuthority(ctx context.Context, may func(*Authority) error, do func(
 	return watchword.ErrAuthorityChanged
 }
 
-// current returns what the session may do now, or why it has ended.
+// current returns the session's authority, or why the session has ended.
 func (s *Session) current() (*Authority, error) {
 	if s.ended.Load() {
 		return nil, s.endError()
@@ -63,7 +64,7 @@ func (s *Session) current() (*Authority, error) {
 	return s.Authority(), nil
 }
 
-// endError is why the session has ended.
+// endError returns why the session has ended.
 func (s *Session) endError() error {
 	if cause := s.Cause(); cause != nil {
 		return cause
@@ -71,12 +72,12 @@ func (s *Session) endError() error {
 	return watchword.Refuse(watchword.Unavailable, "the session has ended")
 }
 
-// renew reads authority anew from the store.
+// renew reads the authority again from the store.
 func (s *Session) renew(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended.Load() {
-		return nil // the caller finds the cause
+		return nil // the caller reads the cause
 	}
 	p := s.credentials
 	err := s.guard.directory.Refresh(ctx, p.Tenant, p.Subject, p.JTI, p.IssuerKey)

@@ -8,49 +8,52 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// Credentials is what a checked access token, on record, says. The doors fill it in.
+// Credentials holds the verified claims of an access token that is on record. Transports fill it
+// in.
 type Credentials struct {
 	Tenant      watchword.TenantID
 	Subject     watchword.SubjectID
 	Incarnation int64
 	Key         watchword.KeyID
 	JTI         string
-	IssuerKey   watchword.KeyID // the issuer key behind the token
+	IssuerKey   watchword.KeyID // the issuer key that signed the token
 	Issued      time.Time
 	Expires     time.Time
-	// KeyProved says that the holder proved the key on this request or connection, beyond showing the token.
+	// KeyProved says that the client proved its key on this request or connection, beyond
+	// presenting the token.
 	KeyProved bool
-	// Permissions is the token's perm and deny, compiled.
+	// Permissions is the compiled perm and deny claims of the token.
 	Permissions *policy.Grant
 
-	offline bool // nobody shows a token: its end does not count, see [Guard.OpenOffline] and [ByKey]
+	offline bool // no token is presented, so its expiry is not checked: see [Guard.OpenOffline] and [ByKey]
 }
 
-// ByKey is the papers of a subject that proved a key by a client assertion, for one request: there is
-// no token, and policy alone counts.
+// ByKey returns the credentials of a subject that proved a key by a client assertion, for one
+// request: there is no token, and policy alone decides.
 func ByKey(t watchword.TenantID, subject watchword.SubjectID, incarnation int64, key watchword.KeyID) Credentials {
 	return Credentials{Tenant: t, Subject: subject, Incarnation: incarnation, Key: key, KeyProved: true, offline: true}
 }
 
-// ByKey reports whether the papers are those of [ByKey].
+// ByKey reports whether the credentials were made by [ByKey].
 func (p *Credentials) ByKey() bool { return p.offline && p.Key != "" }
 
-// Authority is what a session may do: what the token says and what today's
-// policy says, of which both must allow. It is immutable and safe for concurrent
-// use; a change of authority is another value.
+// Authority is what a session may do: an act is allowed if both the token and the current policy
+// allow it. It is immutable and safe for concurrent use; a change makes a new value.
 type Authority struct {
 	credentials    Credentials
 	subject        policy.Subject
-	subjectVersion int64 // the subject's
+	subjectVersion int64 // version of the subject
 	policy         *policy.Grant
 }
 
-// Versions returns what acts under this authority are decided on, for the store to compare.
+// Versions returns the versions that decisions under this authority are based on; the store
+// compares them.
 func (a *Authority) Versions() watchword.AuthorityVersions {
 	return watchword.AuthorityVersions{Subject: a.credentials.Subject, SubjectVersion: a.subjectVersion, Policies: a.policy.Version()}
 }
 
-// authorize is the one place that decides whether papers still count.
+// authorize decides whether credentials are valid now, for a subject and its current policy. No
+// other function decides this.
 //
 // Codes: token_expired, subject_new, subject_suspended, subject_revoked, token_revoked,
 // proof_required.
@@ -65,7 +68,7 @@ func authorize(p Credentials, s *watchword.Subject, today *policy.Grant, now tim
 		return nil, watchword.Refuse(watchword.TokenRevoked, "the token is of an earlier life of %q", s.ID)
 	}
 	a := &Authority{credentials: p, subject: policy.Subject{ID: s.ID, Kind: s.Kind, Labels: s.Labels}, subjectVersion: s.AuthorityVersion, policy: today}
-	if p.offline && p.Key == "" { // what a subject left behind stands whatever becomes of its keys
+	if p.offline && p.Key == "" { // an offline session without a key does not depend on the subject's keys
 		return a, nil
 	}
 	if _, ok := s.SignKey(p.Key); !ok {
@@ -82,34 +85,34 @@ func authorize(p Credentials, s *watchword.Subject, today *policy.Grant, now tim
 // Tenant returns the subject's tenant.
 func (a *Authority) Tenant() watchword.TenantID { return a.credentials.Tenant }
 
-// Subject returns whose authority it is.
+// Subject returns the subject's id.
 func (a *Authority) Subject() watchword.SubjectID { return a.credentials.Subject }
 
 // PolicySubject returns the subject as policies see it.
 func (a *Authority) PolicySubject() policy.Subject { return a.subject }
 
-// Key returns the key with which the subject proved itself.
+// Key returns the key that the subject proved.
 func (a *Authority) Key() watchword.KeyID { return a.credentials.Key }
 
-// JTI returns the id of the token behind this authority.
+// JTI returns the id of the token (RFC 7519 §4.1.7).
 func (a *Authority) JTI() string { return a.credentials.JTI }
 
-// Expires returns when it ends by itself.
+// Expires returns when the token expires.
 func (a *Authority) Expires() time.Time { return a.credentials.Expires }
 
 // KeyProved reports whether the key was proved on this request or connection.
 func (a *Authority) KeyProved() bool { return a.credentials.KeyProved }
 
-// Token returns the token's own permissions, Today what policy says now.
+// Token returns the token's own permissions.
 func (a *Authority) Token() *policy.Grant { return a.credentials.Permissions }
 
-// Policy returns what policy says now.
+// Policy returns the permissions that policy gives now.
 func (a *Authority) Policy() *policy.Grant { return a.policy }
 
-// Credentials returns what the authority stands on.
+// Credentials returns the credentials that the authority is based on.
 func (a *Authority) Credentials() Credentials { return a.credentials }
 
-// Publish decides on one topic. It allocates nothing.
+// Publish decides on publishing to a topic. It does not allocate.
 func (a *Authority) Publish(topic string) policy.Decision {
 	if d := a.policy.Publish(topic); !d.Allowed || a.credentials.Permissions == nil && a.credentials.offline {
 		return d
@@ -117,7 +120,7 @@ func (a *Authority) Publish(topic string) policy.Decision {
 	return a.credentials.Permissions.Publish(topic)
 }
 
-// Subscribe decides on one filter.
+// Subscribe decides on subscribing to a filter.
 func (a *Authority) Subscribe(filter string) policy.Decision {
 	if d := a.policy.Subscribe(filter); !d.Allowed || a.credentials.Permissions == nil && a.credentials.offline {
 		return d
@@ -125,13 +128,13 @@ func (a *Authority) Subscribe(filter string) policy.Decision {
 	return a.credentials.Permissions.Subscribe(filter)
 }
 
-// CoversPolicy reports whether the token states all that today's policy gives its subject: it is
-// not narrowed, nor of before an edit that gave more.
+// CoversPolicy reports whether the token has all permissions that policy gives its subject now. It
+// is false for a narrowed token and for a token from before an edit that gave more.
 func (a *Authority) CoversPolicy() bool {
 	return a.credentials.offline || a.credentials.Permissions.Covers(a.policy.Perm(), a.policy.Deny())
 }
 
-// CoversPolicyTopics is [Authority.CoversPolicy] of the rights to topics alone.
+// CoversPolicyTopics is [Authority.CoversPolicy] for permissions on topics only.
 func (a *Authority) CoversPolicyTopics() bool {
 	if a.credentials.offline {
 		return true
@@ -147,7 +150,7 @@ func (a *Authority) CoversPolicyTopics() bool {
 	return a.credentials.Permissions.Covers(topics(a.policy.Perm()), a.policy.Deny())
 }
 
-// AnyTopic reports whether there is a topic that may be published or subscribed to.
+// AnyTopic reports whether publishing or subscribing is allowed on any topic.
 func (a *Authority) AnyTopic() bool {
 	if a.credentials.offline {
 		return policy.AnyTopic(a.policy, a.policy)
@@ -155,8 +158,8 @@ func (a *Authority) AnyTopic() bool {
 	return policy.AnyTopic(a.policy, a.credentials.Permissions)
 }
 
-// WithholdsSubscription reports whether policy gives a subscription to filter today and
-// the token does not: the token is narrower than what its subject may have.
+// WithholdsSubscription reports whether policy allows a subscription to filter and the token does
+// not.
 func (a *Authority) WithholdsSubscription(filter string) bool {
 	return !a.credentials.offline && a.policy.Subscribe(filter).Allowed && !a.credentials.Permissions.Subscribe(filter).Allowed
 }
@@ -166,7 +169,7 @@ func (a *Authority) WithholdsPublish(topic string) bool {
 	return !a.credentials.offline && a.policy.Publish(topic).Allowed && !a.credentials.Permissions.Publish(topic).Allowed
 }
 
-// Call decides on one function of one device with these arguments.
+// Call decides on calling one function of one device with these arguments.
 func (a *Authority) Call(t policy.Target, function string, args []byte) policy.Decision {
 	if d := a.policy.Call(t, function, args); !d.Allowed || a.credentials.Permissions == nil && a.credentials.offline {
 		return d
@@ -174,7 +177,7 @@ func (a *Authority) Call(t policy.Target, function string, args []byte) policy.D
 	return a.credentials.Permissions.Call(t, function, nil)
 }
 
-// Request decides on one HTTP method and path.
+// Request decides on an HTTP method and path.
 func (a *Authority) Request(method, path string) policy.Decision {
 	if d := a.policy.Request(method, path); !d.Allowed || a.credentials.Permissions == nil && a.credentials.offline {
 		return d

@@ -1,6 +1,6 @@
-// Package session is the guard: what each live connection may do at this
-// moment, and who tells it when that changes. In come checked papers and news
-// of what changed; out goes an authority that every transport asks, and a cause
-// when it ends. It refuses papers of a subject that is not active, of a key
-// that no longer counts, of an earlier life, or past their end (DESIGN §5).
+// Package session holds what each live connection and request may do now, and notifies its
+// transport when that changes. Verified credentials and changes of authority come in; an authority
+// for every decision, and the cause of a session's end, go out. It refuses credentials of a subject
+// that is not active, of a key that is retired or revoked, of an earlier incarnation, and expired
+// ones.
 package session

@@ -14,8 +14,8 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// Directory answers who a subject is now and what policy gives it. No answer is older than the last change that the guard
-// was told.
+// Directory answers for a subject and its policy as they are now. No answer is older than the last
+// change that the guard was notified of.
 type Directory interface {
 	Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*Principal, error)
 	// Refresh makes Principal's next answer at least as new as the store is now, and refuses a token that
@@ -23,18 +23,18 @@ type Directory interface {
 	Refresh(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error
 }
 
-// GuardOptions tunes a [Guard]. The zero value is ready to use.
+// GuardOptions holds the settings of a [Guard]. The zero value is ready to use.
 type GuardOptions struct {
 	Now               func() time.Time // nil means time.Now
 	Total             int              // live sessions at once; 0 means 100,000
 	PerSubject        int              // live connections of one subject; 0 means 8
-	PerSubjectWaits   int              // requests of one subject that wait; 0 means 1,024
-	PerSubjectAnswers int              // requests of one subject that are being answered, those that wait among them; 0 means 2,048
-	// Revoked reports whether an issuer key was revoked; nil: none ever is.
+	PerSubjectWaits   int              // waiting requests of one subject; 0 means 1,024
+	PerSubjectAnswers int              // requests in progress of one subject, waiting ones included; 0 means 2,048
+	// Revoked reports whether an issuer key was revoked; nil: no key is.
 	Revoked func(id watchword.KeyID) bool
-	// Opened and Ended, if not nil, are told of each session that begins, and of its
-	// end, with the session locked: they neither block nor call back but for what the
-	// session says of itself. cause is nil where its own transport ended it.
+	// Opened and Ended, if not nil, are called when a session begins and ends, with the session
+	// locked. They must not block, and may call only accessors of the session. cause is nil where
+	// the transport closed the session.
 	Opened func(s *Session)
 	Ended  func(s *Session, cause error)
 }
@@ -45,12 +45,12 @@ type Guard struct {
 	directory     Directory
 	now           func() time.Time
 	total         int
-	maxPerSubject [classCount]int // of one subject
+	maxPerSubject [classCount]int // limit of each class for one subject
 	issuerRevoked func(id watchword.KeyID) bool
 	opened        func(s *Session)
 	ended         func(s *Session, cause error)
 
-	changesMu sync.RWMutex // read-held by each change while it reaches its sessions
+	changesMu sync.RWMutex // read-held by each change while it is applied to its sessions
 	watcher   atomic.Pointer[func(t watchword.TenantID, id watchword.SubjectID)]
 
 	revoked revokedTokens
@@ -58,12 +58,12 @@ type Guard struct {
 	mu               sync.Mutex
 	sessions         map[watchword.SessionID]*Session
 	subjects         map[subjectKey][]*Session
-	offline          map[watchword.SessionID]*Session // those without a connection
-	offlineBySubject map[subjectKey][]*Session        // likewise
-	answerCount      int                              // sessions that are answers: their number is not counted against total
+	offline          map[watchword.SessionID]*Session // sessions without a connection
+	offlineBySubject map[subjectKey][]*Session        // the same, by subject
+	answerCount      int                              // sessions of class ClassAnswer; they do not count against total
 	index            index
 	closed           bool
-	clockWatch       *clockjump.Watch // while there are sessions: their timers count monotonic time
+	clockWatch       *clockjump.Watch // runs while there are sessions, whose timers use monotonic time
 }
 
 type subjectKey struct {
@@ -71,7 +71,7 @@ type subjectKey struct {
 	id     watchword.SubjectID
 }
 
-// NewGuard returns a guard that asks d.
+// NewGuard returns a guard that reads subjects and policies from d.
 func NewGuard(d Directory, o GuardOptions) *Guard {
 	g := &Guard{
 		directory: d, now: o.Now, total: o.Total, maxPerSubject: [classCount]int{ClassConnection: o.PerSubject, ClassWait: o.PerSubjectWaits, ClassAnswer: o.PerSubjectAnswers}, issuerRevoked: o.Revoked,
@@ -93,18 +93,18 @@ func NewGuard(d Directory, o GuardOptions) *Guard {
 	return g
 }
 
-// Check answers what papers may do now, for one request that is over before
-// anything changes. Codes: as in [Guard.Open].
+// Check returns the authority of credentials at this moment, for one short request. Codes: as
+// [Guard.Open].
 func (g *Guard) Check(ctx context.Context, p Credentials) (*Authority, error) {
 	who, err := g.directory.Principal(ctx, p.Tenant, p.Subject)
-	if watchword.CodeOf(err) == watchword.NotFound { // deleted since its papers were made out
+	if watchword.CodeOf(err) == watchword.NotFound { // the subject was deleted after the token was issued
 		return nil, watchword.Refuse(watchword.SubjectRevoked, "the subject %q is gone", p.Subject)
 	}
 	if err != nil {
 		return nil, err
 	}
-	// Asked at each check, and not only when papers are shown: what was checked before a
-	// key was revoked does not slip in after it.
+	// The issuer key is checked here too, not only when the token is verified: a token that was
+	// verified before its issuer key was revoked must not open a session after it.
 	if g.issuerRevoked != nil && g.issuerRevoked(p.IssuerKey) {
 		return nil, watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
 	}
@@ -114,9 +114,9 @@ func (g *Guard) Check(ctx context.Context, p Credentials) (*Authority, error) {
 	return authorize(p, who.Subject, who.Grant, g.now())
 }
 
-// Open starts a session. It is in the index before its authority is read, so
-// that no change falls between. Codes: token_expired, token_revoked,
-// subject_new, subject_suspended, subject_revoked, busy, unavailable.
+// Open starts a session. The session is indexed before its authority is read, so that no change is
+// missed. Codes: token_expired, token_revoked, subject_new, subject_suspended, subject_revoked,
+// busy, unavailable.
 func (g *Guard) Open(ctx context.Context, p Credentials, o Options) (*Session, error) {
 	s, err := g.Reserve(p, o)
 	if err != nil {
@@ -128,10 +128,9 @@ func (g *Guard) Open(ctx context.Context, p Credentials, o Options) (*Session, e
 	return s, nil
 }
 
-// Reserve takes the place of a session that is yet to start, within the bounds: for a
-// transport that has something to lose or to spend before it opens one. It has no
-// authority and calls nobody back until [Session.Start]; [Session.Close] gives the place
-// up. Codes: busy, unavailable.
+// Reserve counts a session that will start later, within the limits, for a transport that must
+// consume or replace something first. It has no authority and calls no callback until
+// [Session.Start]; [Session.Close] gives it up. Codes: busy, unavailable.
 func (g *Guard) Reserve(p Credentials, o Options) (*Session, error) {
 	now := g.now()
 	s := &Session{
@@ -144,16 +143,14 @@ func (g *Guard) Reserve(p Credentials, o Options) (*Session, error) {
 	return s, nil
 }
 
-// OpenOffline watches over what a subject left behind when its connection ended: a session
-// of the transport's own standard, or its will. Nobody shows papers for it. Of p, the
-// tenant, the subject and its incarnation count, and today's policy. Where p has a Key
-// too, what is left behind stands on the token that p describes: its key, its issuer
-// key, its revocation, its proof and, if there are any, its permissions count as in
-// [Guard.Open], only its end does not. Changed is called at once and after each change
-// that concerns it; Lapsed where nothing passes: subject_suspended, subject_revoked,
-// token_revoked also for another incarnation, issuer_revoked, proof_required,
-// unavailable. It ends by [Session.Close], is in no list and counts against no bound:
-// those are its transport's.
+// OpenOffline opens a session for state that outlives a connection: an MQTT persistent session, or
+// a will. No token is presented for it. Of p, the tenant, the subject and its incarnation count,
+// with the current policy. If p has a Key too, the state depends on the token that p describes: its
+// key, issuer key, revocation, proof and permissions count as in [Guard.Open]; only its expiry does
+// not. Changed is called at once and after each change of authority; Withdrawn is called where
+// nothing is allowed: subject_suspended, subject_revoked, token_revoked (also for another
+// incarnation), issuer_revoked, proof_required, unavailable. It ends by [Session.Close]. It appears
+// in no list and counts against no limit: its transport has its own.
 func (g *Guard) OpenOffline(ctx context.Context, p Credentials, o Options) *Session {
 	now := g.now()
 	p.offline = true
@@ -167,7 +164,7 @@ func (g *Guard) OpenOffline(ctx context.Context, p Credentials, o Options) *Sess
 	g.offlineBySubject[k] = append(g.offlineBySubject[k], s)
 	g.index.markUnindexed(s)
 	g.mu.Unlock()
-	_ = s.recompute(ctx, nil) // what is wrong, Lapsed was told
+	_ = s.recompute(ctx, nil) // Withdrawn has been called with the error
 	return s
 }
 
@@ -181,7 +178,7 @@ func (g *Guard) add(s *Session) error {
 	if old != nil && g.sessions[old.id] == old {
 		all--
 	}
-	s.options.Replaces = nil // it is not kept alive
+	s.options.Replaces = nil // so that the replaced session can be freed
 	for _, other := range g.subjects[k] {
 		if other.options.Class == class && other != old {
 			alike++
@@ -231,7 +228,8 @@ func (g *Guard) remove(s *Session) {
 	g.index.remove(s)
 }
 
-// Session returns a live session of that tenant; nil if there is none, or it is still being opened.
+// Session returns a live session of that tenant; nil if there is none, or if it is still being
+// opened.
 func (g *Guard) Session(t watchword.TenantID, id watchword.SessionID) *Session {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -241,7 +239,7 @@ func (g *Guard) Session(t watchword.TenantID, id watchword.SessionID) *Session {
 	return nil
 }
 
-// Sessions returns the tenant's live sessions, or those of one subject.
+// Sessions returns the live sessions of the tenant, or of one subject.
 func (g *Guard) Sessions(t watchword.TenantID, subject watchword.SubjectID) []*Session {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -257,23 +255,23 @@ func (g *Guard) Sessions(t watchword.TenantID, subject watchword.SubjectID) []*S
 	return out
 }
 
-// Count returns how many sessions are live, without the requests that are being answered: these come and go.
+// Count returns the number of live sessions, without sessions of class ClassAnswer.
 func (g *Guard) Count() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return len(g.sessions) - g.answerCount
 }
 
-// OfflineAuthority answers what a subject may do now, of whom nobody shows papers: today's policy
-// alone counts, for the life of the subject that is named. Codes: subject_new,
-// subject_suspended, subject_revoked, token_revoked for another life, unavailable.
+// OfflineAuthority returns what a subject may do now without a token: the current policy decides,
+// for the given incarnation. Codes: subject_new, subject_suspended, subject_revoked, token_revoked
+// for another incarnation, unavailable.
 func (g *Guard) OfflineAuthority(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, incarnation int64) (*Authority, error) {
 	return g.Check(ctx, Credentials{Tenant: t, Subject: id, Incarnation: incarnation, offline: true})
 }
 
-// Watch has f called within each change, before it is answered: of a subject, or of
-// policy, where id is empty. What [Guard.OfflineAuthority] returned before may have changed then. f
-// does not call the guard. Who calls last is the one who watches.
+// Watch makes the guard call f within each change, before the change is answered: id is the
+// subject, or empty where policy changed. What [Guard.OfflineAuthority] returned before may be
+// outdated then. f must not call the guard. The last call of Watch counts.
 func (g *Guard) Watch(f func(t watchword.TenantID, id watchword.SubjectID)) { g.watcher.Store(&f) }
 
 func (g *Guard) notifyWatcher(t watchword.TenantID, id watchword.SubjectID) {
@@ -282,8 +280,8 @@ func (g *Guard) notifyWatcher(t watchword.TenantID, id watchword.SubjectID) {
 	}
 }
 
-// SubjectChanged recomputes the sessions of one subject. When it returns, none
-// of them passes anything that is no longer allowed.
+// SubjectChanged recomputes the sessions of one subject. When it returns, none of them passes
+// anything that is no longer allowed.
 func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
 	g.changesMu.RLock()
 	defer g.changesMu.RUnlock()
@@ -298,8 +296,8 @@ func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id wat
 	cutAll(all...)
 }
 
-// cutAll has the transports of sessions break off what they are doing under an authority that was taken, all at the same
-// time: an edit waits once, however many clients do not read.
+// cutAll calls Cut of all sessions at the same time, so that an edit waits once, however many
+// clients do not read.
 func cutAll(all ...*Session) {
 	var wg sync.WaitGroup
 	for _, s := range all {
@@ -310,17 +308,17 @@ func cutAll(all ...*Session) {
 	wg.Wait()
 }
 
-// PolicyChanged recomputes the sessions that a policy speaks of, in any of its
-// versions: the one before the change and the one after it. Those that it does not
-// speak of are not touched, nor looked at where its labels tell them apart. When it
-// returns, none passes anything that policy no longer allows.
+// PolicyChanged recomputes the sessions that a policy applies to, in any of its versions: the one
+// before the change and the one after it. Other sessions are not touched, and not looked at where
+// the label index excludes them. When it returns, no session passes anything that policy no longer
+// allows.
 func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, versions ...*policy.Document) {
 	g.changesMu.RLock()
 	defer g.changesMu.RUnlock()
 	g.notifyWatcher(t, "")
 	concerned := g.affected(t, versions)
 	var wg sync.WaitGroup
-	const share = 64 // of one goroutine, at least
+	const share = 64 // sessions for one goroutine, at least
 	each := max(share, (len(concerned)+runtime.GOMAXPROCS(0)-1)/runtime.GOMAXPROCS(0))
 	for some := range slices.Chunk(concerned, each) {
 		wg.Go(func() {
@@ -333,8 +331,8 @@ func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, version
 	cutAll(concerned...)
 }
 
-// TokenRevoked ends the sessions that stand on one token. When it returns, none
-// does, nor will one that was on its way to open.
+// TokenRevoked ends the sessions of one token. When it returns, no session of it is left, and none
+// that is being opened will start.
 func (g *Guard) TokenRevoked(t watchword.TenantID, subject watchword.SubjectID, jti string) {
 	g.changesMu.RLock()
 	defer g.changesMu.RUnlock()
@@ -349,9 +347,9 @@ func (g *Guard) TokenRevoked(t watchword.TenantID, subject watchword.SubjectID, 
 	cutAll(all...)
 }
 
-// WaitForChanges waits until the changes that are under way have reached every session
-// that they concern: what follows from the end of one session must not reach
-// another that the same change silences. It is not for callbacks of a session.
+// WaitForChanges waits until the changes in progress have been applied to every session that they
+// affect: an effect of one session's end, such as its will, must not reach a session that the same
+// change is about to end. Callbacks of a session must not call it.
 func (g *Guard) WaitForChanges() {
 	g.changesMu.Lock()
 	defer g.changesMu.Unlock()
@@ -400,8 +398,8 @@ func (g *Guard) affected(t watchword.TenantID, versions []*policy.Document) []*S
 	return slices.Collect(maps.Keys(found))
 }
 
-// IssuerRevoked ends every session whose token was signed by an issuer key that
-// was revoked: GuardOptions.Revoked says so by the time that this is called.
+// IssuerRevoked ends every session whose token was signed by a revoked issuer key.
+// GuardOptions.Revoked must report the key as revoked before the call.
 func (g *Guard) IssuerRevoked(ctx context.Context, id watchword.KeyID) {
 	g.changesMu.RLock()
 	defer g.changesMu.RUnlock()
@@ -414,14 +412,14 @@ func (g *Guard) IssuerRevoked(ctx context.Context, id watchword.KeyID) {
 	cutAll(all...)
 }
 
-// expireAll ends the sessions whose tokens are over, though their timers are not.
+// expireAll ends the sessions whose tokens have expired while their timers have not fired.
 func (g *Guard) expireAll() {
 	g.mu.Lock()
 	all := slices.Collect(maps.Values(g.sessions))
 	g.mu.Unlock()
 	var busy []*Session
 	for _, s := range all {
-		if !s.mu.TryLock() { // the store is being asked for it: nobody else waits for that
+		if !s.mu.TryLock() { // the session is waiting for the store; the others need not wait for it
 			busy = append(busy, s)
 			continue
 		}
@@ -434,7 +432,7 @@ func (g *Guard) expireAll() {
 	cutAll(all...)
 }
 
-// Close ends every session with cause and takes no further ones.
+// Close ends every session with cause and refuses new ones.
 func (g *Guard) Close(cause error) {
 	g.mu.Lock()
 	g.closed = true

@@ -2,9 +2,9 @@ package session
 
 import "github.com/watchword-iot/watchword"
 
-// index finds sessions by the labels of their subjects. It is under the guard's
-// lock. A session whose authority is being read is unsettled: what it will be
-// under is not known yet, so every change concerns it.
+// index finds sessions by the labels of their subjects. Guard.mu protects it. While the authority
+// of a session is being read, its labels are unknown; it is unindexed then, and every change
+// affects it.
 type index struct {
 	labels    map[labelKey]map[*Session]struct{}
 	unindexed map[*Session]struct{}
@@ -21,7 +21,7 @@ func newIndex() index {
 
 func (x *index) markUnindexed(s *Session) { x.unindexed[s] = struct{}{} }
 
-// put puts s under the labels that its authority was computed from.
+// put indexes s under the labels that its authority was computed from.
 func (x *index) put(s *Session, labels watchword.Labels) {
 	x.remove(s)
 	s.indexed = labels
@@ -46,7 +46,7 @@ func (x *index) remove(s *Session) {
 	s.indexed = nil
 }
 
-// smallest returns the sessions of the one of labels that fewest have.
+// smallest returns the indexed sessions of the label, among labels, that the fewest sessions have.
 func (x *index) smallest(t watchword.TenantID, labels watchword.Labels) (out map[*Session]struct{}) {
 	first := true
 	for name, value := range labels {

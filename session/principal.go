@@ -8,22 +8,22 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// Principal is one subject as it stands now: the subject itself, what policy gives it, and its keys. It is immutable and
-// safe for concurrent use; what it points to must not be changed.
+// Principal is one subject as it is now: the subject, its compiled policies and its keys. It is
+// immutable and safe for concurrent use; what it points to must not be changed.
 type Principal struct {
 	Subject *watchword.Subject
-	// Policies is the set of the tenant's policies that Grant was compiled from.
+	// Policies is the set that Grant was compiled from.
 	Policies *policy.Set
 	Grant    *policy.Grant
 	Keys     *Keys
 }
 
-// NewPrincipal compiles what set gives s.
+// NewPrincipal compiles the policies of set for s.
 func NewPrincipal(s *watchword.Subject, set *policy.Set) *Principal {
 	return &Principal{Subject: s, Policies: set, Grant: set.For(PolicySubject(s)), Keys: NewKeys(s.Keys)}
 }
 
-// Under returns p under another set of policies.
+// Under returns p with another set of policies.
 func (p *Principal) Under(set *policy.Set) *Principal {
 	return &Principal{Subject: p.Subject, Policies: set, Grant: set.For(PolicySubject(p.Subject)), Keys: p.Keys}
 }
@@ -33,14 +33,14 @@ func PolicySubject(s *watchword.Subject) policy.Subject {
 	return policy.Subject{ID: s.ID, Kind: s.Kind, Labels: s.Labels}
 }
 
-// What a principal takes of memory beside its texts: its structures, those of one key that was parsed, and those of one label.
+// Memory of a principal beside its texts: its structures, one parsed key, and one label.
 const (
 	principalBytes = 1024
 	keyBytes       = 1024
 	labelBytes     = 96
 )
 
-// Bytes is about what p takes of memory, with all keys parsed. The policies that it shares with others do not count.
+// Bytes estimates the memory of p with all keys parsed. The shared policies do not count.
 func (p *Principal) Bytes() int {
 	n := principalBytes + p.Grant.Bytes()
 	for _, k := range p.Subject.Keys {
@@ -52,21 +52,21 @@ func (p *Principal) Bytes() int {
 	return n
 }
 
-// Keys is the public keys of one subject, each parsed when it is first asked for. It is safe for concurrent use. nil is
-// the keys of nobody.
+// Keys is the public keys of one subject, each parsed on first use. It is safe for concurrent use.
+// nil has no keys.
 type Keys struct {
 	keys    []watchword.Key
 	parsed  []atomic.Pointer[jose.PublicKey] // of keys
 	signing atomic.Pointer[map[watchword.KeyID]*jose.PublicKey]
 }
 
-// NewKeys returns the keys that a subject has or had.
+// NewKeys returns the current and former keys of a subject.
 func NewKeys(keys []watchword.Key) *Keys {
 	return &Keys{keys: keys, parsed: make([]atomic.Pointer[jose.PublicKey], len(keys))}
 }
 
-// Key returns one key, whatever its state. Codes: key_unknown for one that is not the subject's; internal for one that
-// the store holds damaged.
+// Key returns one key in any state. Codes: key_unknown for a key of another subject; internal for
+// one that is damaged in the store.
 func (k *Keys) Key(id watchword.KeyID) (*jose.PublicKey, error) {
 	if k != nil {
 		for i := range k.keys {
@@ -94,8 +94,8 @@ func (k *Keys) key(i int) (*jose.PublicKey, error) {
 	return pub, nil
 }
 
-// Signing returns the active signing keys by id. The map is shared: it must not be changed. Code: internal for a key that
-// the store holds damaged.
+// Signing returns the active signing keys by id. The map is shared and must not be changed. Code:
+// internal for a key that is damaged in the store.
 func (k *Keys) Signing() (map[watchword.KeyID]*jose.PublicKey, error) {
 	if k == nil {
 		return nil, nil
@@ -110,8 +110,8 @@ func (k *Keys) Signing() (map[watchword.KeyID]*jose.PublicKey, error) {
 	return all, err
 }
 
-// Signed returns the signing keys of which an older signature is believed: the active ones and those that were replaced,
-// not those that were revoked. Code: internal for a key that the store holds damaged.
+// Signed returns the keys whose earlier signatures are valid: active and retired signing keys, not
+// revoked ones. Code: internal for a key that is damaged in the store.
 func (k *Keys) Signed() (map[watchword.KeyID]*jose.PublicKey, error) {
 	return k.signed(func(s watchword.KeyState) bool { return s != watchword.KeyRevoked })
 }

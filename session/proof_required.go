@@ -5,8 +5,8 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// RequireProof refuses what works without a proof of the key, where the subject or a
-// policy for it says proof = "required". Code: proof_required, with the policy.
+// RequireProof refuses a request without proof of the key, where the subject or one of its policies
+// has proof = "required". Code: proof_required, with the policy in Rule.
 func RequireProof(s *watchword.Subject, today *policy.Grant) error {
 	rule, required := today.ProofRequired()
 	if s.Proof != watchword.RequireProof && !required {

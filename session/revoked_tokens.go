@@ -10,10 +10,10 @@ import (
 
 var errRevoked = watchword.Refuse(watchword.TokenRevoked, "this token was revoked")
 
-// revokedTokens is the tokens that were revoked last: for papers that were admitted just
-// before. Every later one is refused by the record, so the memory may be short.
+// revokedTokens remembers the tokens that were revoked last, for credentials that were verified
+// just before. Later ones are refused by the record in the store, so a small memory is enough.
 type revokedTokens struct {
-	nonEmpty atomic.Bool // so that the usual case costs no lock
+	nonEmpty atomic.Bool // lets the common case skip the lock
 	mu       sync.Mutex
 	recent   *recent.Map[revokedKey, struct{}]
 }
@@ -23,7 +23,7 @@ type revokedKey struct {
 	jti    string
 }
 
-// The guard remembers that many revoked tokens at least.
+// revokedCapacity is how many revoked tokens are remembered at least.
 const revokedCapacity = 16 << 10
 
 func (r *revokedTokens) add(t watchword.TenantID, jti string) {

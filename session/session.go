@@ -9,94 +9,94 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Class is what kind of session it is. Each has a bound of its own for one subject.
+// Class is the kind of a session. Each class has its own limit for one subject.
 type Class byte
 
 const (
-	// ClassConnection is one that lasts: an MQTT connection, a stream, a long poll.
+	// ClassConnection is a long-lived connection: MQTT, a stream, a long poll.
 	ClassConnection Class = iota
-	// ClassWait is a request that waits for something to happen, such as a command's end.
+	// ClassWait is a request that waits for an event, such as the end of a command.
 	ClassWait
-	// ClassAnswer is a request that is being answered.
+	// ClassAnswer is a request in progress.
 	ClassAnswer
 
 	classCount
 )
 
-// Options is what a transport says of its session.
+// Options describes a session to the guard; its transport fills it in.
 type Options struct {
 	Transport string // "poll", "sse", "mqtt", later "websocket"
-	Remote    string // address of the peer, for lists
-	Class     Class  // which bounds it counts against
-	// Changed, if not nil, is called after each change of authority that did not
-	// end the session, with the session locked: it takes away what no longer
-	// passes, and neither blocks nor calls back into the session but for
-	// Authority.
+	Remote    string // address of the peer, shown in lists
+	Class     Class  // decides which limits apply
+	// Changed, if not nil, is called after each change of authority that does not end the session,
+	// with the session locked. The transport must stop what is no longer allowed. It must not
+	// block, and may call only Authority of the session.
 	Changed func(a *Authority)
-	// Ended, if not nil, is called once when a session that [Guard.Open] returned
-	// ends, under the same rules. cause is nil where the transport itself closed it.
+	// Ended, if not nil, is called once when a session of [Guard.Open] ends, under the same rules.
+	// cause is nil where the transport closed it.
 	Ended func(cause error)
-	// Cut, if not nil, is called where Changed or Ended may have been, with nothing locked and before the change of
-	// authority is answered: it breaks off what the transport is doing under what was taken, within a bounded time that no
-	// client decides. All sessions of one change are cut at the same time. It may be called at any time, also after the end.
+	// Cut, if not nil, is called after Changed or Ended, with nothing locked and before the change
+	// of authority is answered. The transport must break off what it is still doing under the old
+	// authority, within a bounded time that clients cannot influence. The sessions of one change
+	// are cut concurrently. It may be called at any time, also after the end.
 	Cut func()
-	// Covers, if not nil, is asked by [Session.Refresh] whether the authority of the newer
-	// token covers what the session holds, under the same rules as Changed. Where it
-	// returns an error the refresh is refused with it, and nothing changes.
+	// Covers, if not nil, is called by [Session.Refresh] with the authority of the new token, under
+	// the same rules as Changed. Where it returns an error, the refresh is refused with it and
+	// nothing changes.
 	Covers func(a *Authority) error
-	// Replaces, if not nil, is a session that ends when this one starts: it is not counted
-	// beside it.
+	// Replaces, if not nil, is a session that ends when this one starts; both together count as
+	// one.
 	Replaces *Session
-	// Withdrawn, of a session without a connection (see [Guard.OpenOffline]), is called in the
-	// place of Changed where nothing passes at this moment, and why.
+	// Withdrawn is called for an offline session (see [Guard.OpenOffline]) instead of Changed where
+	// nothing is allowed now; cause says why.
 	Withdrawn func(cause error)
 }
 
-// Session is one live connection. It is safe for concurrent use.
+// Session is one live connection or request. It is safe for concurrent use.
 type Session struct {
 	guard   *Guard
 	id      watchword.SessionID
 	opened  time.Time
 	options Options
-	indexed watchword.Labels // under Guard.mu
-	offline bool             // made by Guard.Hold: it has no connection
+	indexed watchword.Labels // protected by Guard.mu
+	offline bool             // made by [Guard.OpenOffline]: it has no connection
 
 	authority atomic.Pointer[Authority]
 	ended     atomic.Bool // set with mu held
 
 	mu          sync.Mutex // held while authority changes
-	started     bool       // it is open: its callbacks are called
+	started     bool       // Start has been called; callbacks are called
 	credentials Credentials
 	timer       *time.Timer
 	cause       error
-	done        chan struct{} // made when somebody asks for it
+	done        chan struct{} // made by the first call of Done
 }
 
-// ID returns the session's name.
+// ID returns the session's id.
 func (s *Session) ID() watchword.SessionID { return s.id }
 
-// Opened returns when it began.
+// Opened returns when the session began.
 func (s *Session) Opened() time.Time { return s.opened }
 
-// Transport returns what carries it.
+// Transport returns the name of its transport.
 func (s *Session) Transport() string { return s.options.Transport }
 
 // Remote returns the peer's address.
 func (s *Session) Remote() string { return s.options.Remote }
 
-// IsConnection reports whether it is a connection, and no request that waits.
+// IsConnection reports whether it is a long-lived connection.
 func (s *Session) IsConnection() bool {
 	return s.options.Class == ClassConnection && s.options.Transport != "poll"
 }
 
-// Class returns what kind of session it is.
+// Class returns the class of the session.
 func (s *Session) Class() Class { return s.options.Class }
 
-// Authority returns what the session may do at this moment. It is never nil on
-// a session that [Guard.Open] returned; once Done is closed it no longer counts.
+// Authority returns what the session may do now. It is never nil on a session of [Guard.Open];
+// after Done is closed it is no longer valid.
 func (s *Session) Authority() *Authority { return s.authority.Load() }
 
-// Done is closed when the session has ended; Cause then says why.
+// Done returns a channel that is closed when the session has ended; Cause returns why.
 func (s *Session) Done() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,19 +114,19 @@ func (s *Session) Done() <-chan struct{} {
 // Ended reports whether the session has ended.
 func (s *Session) Ended() bool { return s.ended.Load() }
 
-// Cause returns why the session ended, nil while it lives.
+// Cause returns why the session ended, nil before.
 func (s *Session) Cause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.cause
 }
 
-// Recompute reads authority anew and ends the session if nothing is left.
+// Recompute reads the authority again, and ends the session if nothing is allowed.
 func (s *Session) Recompute(ctx context.Context) {
 	s.recomputeMatching(ctx, func(Credentials) bool { return true })
 }
 
-// recomputeMatching is Recompute for a session whose papers of this moment are such.
+// recomputeMatching is Recompute for a session whose current credentials satisfy such.
 func (s *Session) recomputeMatching(ctx context.Context, such func(Credentials) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -138,9 +138,9 @@ func (s *Session) recomputeMatching(ctx context.Context, such func(Credentials) 
 	}
 }
 
-// Start opens a session that [Guard.Reserve] returned: from here on it ends by its timer,
-// and its callbacks are called. Codes: as [Guard.Open]; the cause of its end where it
-// ended meanwhile, not_found where its own transport ended it.
+// Start starts a session of [Guard.Reserve]: its expiry timer runs, and its callbacks are called.
+// Codes: as [Guard.Open]; the cause of its end if it has ended already, not_found if its transport
+// closed it.
 func (s *Session) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,17 +164,17 @@ func (s *Session) Start(ctx context.Context) error {
 	return nil
 }
 
-// recompute is called with mu held. may, if not nil, is asked before the new authority
-// counts.
+// recompute is called with mu held. may, if not nil, checks the new authority before it takes
+// effect.
 func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) error {
-	s.guard.markUnindexed(s) // whoever changes policy while it is read here finds the session
+	s.guard.markUnindexed(s) // so that a policy change during the read affects this session
 	a, err := s.guard.Check(ctx, s.credentials)
 	if err != nil && s.offline {
-		s.options.Withdrawn(err) // unsettled: whatever changes, it is asked again
+		s.options.Withdrawn(err) // the session stays unindexed, so every later change recomputes it
 		return nil
 	}
 	if err != nil {
-		return err // fail closed: also when the store cannot be asked
+		return err // fail closed, also where the store cannot be read
 	}
 	if may != nil {
 		if err := may(a); err != nil {
@@ -189,12 +189,11 @@ func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) e
 	return nil
 }
 
-// Refresh puts newer papers of the same subject and key in the place of the old
-// ones, and the timer with them. Older papers, or the same, change nothing and
-// are no error. A session that was opened with a proof takes no papers without one,
-// and none becomes proved by a refresh. A token that does not cover what the session
-// holds changes nothing: see [Options]. Codes: denied for another subject or key, and
-// where Covers says so; proof_required; as [Guard.Open].
+// Refresh replaces the session's credentials by newer ones of the same subject and key, and its
+// expiry with them. The same or older credentials change nothing and are no error. A session that
+// was opened with a proof accepts only proved credentials, and a refresh never makes a session
+// proved. Credentials that do not cover the session's state are refused: see [Options.Covers].
+// Codes: denied for another subject or key, or by Covers; proof_required; as [Guard.Open].
 func (s *Session) Refresh(ctx context.Context, p Credentials) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -204,7 +203,7 @@ func (s *Session) Refresh(ctx context.Context, p Credentials) error {
 	p.KeyProved = s.credentials.KeyProved
 	if !p.Expires.After(s.credentials.Expires) {
 		if err := s.checkRefresh(ctx, p); watchword.CodeOf(err) == watchword.Denied {
-			return err // so that the answer does not depend on the second of its issue
+			return err // compared in whole seconds, so that the answer does not depend on when in a second the token was issued
 		}
 		return nil
 	}
@@ -219,8 +218,8 @@ func (s *Session) Refresh(ctx context.Context, p Credentials) error {
 	return nil
 }
 
-// MayRefresh says whether [Session.Refresh] with p would be refused, for who has
-// something to spend on p first. Codes: as Refresh.
+// MayRefresh returns the error that [Session.Refresh] with p would return, for callers that must
+// consume something else first. Codes: as Refresh.
 func (s *Session) MayRefresh(ctx context.Context, p Credentials) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -231,7 +230,7 @@ func (s *Session) MayRefresh(ctx context.Context, p Credentials) error {
 	return s.checkRefresh(ctx, p)
 }
 
-// checkRefresh says whether p count and cover what the session holds. mu is held.
+// checkRefresh checks that p is valid and covers the session's state. mu is held.
 func (s *Session) checkRefresh(ctx context.Context, p Credentials) error {
 	a, err := s.guard.Check(ctx, p)
 	if err == nil && s.options.Covers != nil {
@@ -240,7 +239,7 @@ func (s *Session) checkRefresh(ctx context.Context, p Credentials) error {
 	return err
 }
 
-// checkSameHolder says whether p are papers for a refresh of this session. mu is held.
+// checkSameHolder checks that p may refresh this session: same subject, key and proof. mu is held.
 func (s *Session) checkSameHolder(p Credentials) error {
 	if p.Tenant != s.credentials.Tenant || p.Subject != s.credentials.Subject || p.Key != s.credentials.Key {
 		return watchword.Refuse(watchword.Denied, "a session is refreshed by a token of the same subject and key")
@@ -254,8 +253,8 @@ func (s *Session) checkSameHolder(p Credentials) error {
 	return nil
 }
 
-// expire is the timer's, and called where the wall clock ran ahead of it. A refresh
-// may have come while it waited for the lock.
+// expire is called by the timer, and where the wall clock ran ahead of it. A refresh may have moved
+// the expiry while it waited for the lock.
 func (s *Session) expire() {
 	defer cutAll(s)
 	s.mu.Lock()
@@ -275,7 +274,7 @@ func (s *Session) expireLocked() {
 	s.end(watchword.Refuse(watchword.TokenExpired, "the token is over"))
 }
 
-// Close ends the session; cause is nil where its own transport is done with it.
+// Close ends the session; cause is nil where its transport closes it.
 func (s *Session) Close(cause error) {
 	if cause != nil {
 		defer cutAll(s)
@@ -289,7 +288,7 @@ func (s *Session) close(cause error) {
 	s.end(cause)
 }
 
-// revoke ends the session if it stands on that token; what is held lapses.
+// revoke ends the session if its token is jti; an offline session is withdrawn.
 func (s *Session) revoke(jti string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -314,7 +313,7 @@ func (s *Session) end(cause error) {
 		close(s.done)
 	}
 	if !s.started {
-		return // it never was open, or has no connection
+		return // never started, or offline
 	}
 	if s.timer != nil {
 		s.timer.Stop()
