@@ -1,7 +1,6 @@
-// Package mqttstore is what lies beside the side door until it is fetched: the Session
-// State of MQTT clients, messages for those who are away, and retained messages, as
-// bytes that a cellar keeps. In come changes, out comes, at the next start, all of
-// it. It decides nothing and refuses only what it cannot read.
+// Package mqttstore defines what the MQTT engine stores: Session State, messages for offline
+// clients, retained messages and wills, as values that a store writes in one transaction and
+// returns at the next start. It contains no decisions and refuses only undecodable bytes.
 package mqttstore
 
 import (
@@ -12,19 +11,19 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// NeverExpires is a session expiry that never comes (MQTT 5.0 §3.1.2.11.2).
+// NeverExpires is a Session Expiry Interval without end (MQTT 5.0 §3.1.2.11.2).
 const NeverExpires = math.MaxUint32
 
 // Session is the Session State of one client (MQTT 5.0 §4.1), without its messages.
 type Session struct {
-	ID             int64 // the store's and this package's name for it; never used again
+	ID             int64 // id in the store; never reused
 	Tenant         watchword.TenantID
-	Client         string // its client identifier
+	Client         string // client identifier
 	Subject        watchword.SubjectID
-	Incarnation    int64 // of the subject
+	Incarnation    int64 // incarnation of the subject
 	Expiry         uint32
-	DisconnectedAt time.Time // when its connection ended; zero while it has one
-	Progress       []byte    // see [Progress]
+	DisconnectedAt time.Time // when its connection ended; zero while connected
+	Progress       []byte    // encoded [Progress]
 
 	Subscriptions []Subscription
 }
@@ -33,57 +32,56 @@ type Session struct {
 type Subscription struct {
 	Filter     string
 	Options    byte
-	Identifier uint32 // 0 for none
+	Identifier uint32 // 0: none
 }
 
-// Message is one application message that sessions wait for. Packet is an encoded
-// PUBLISH of version 5.
+// Message is an application message stored for sessions. Packet is an encoded version 5 PUBLISH.
 type Message struct {
 	ID        int64
-	Packet    []byte // nil where only Size is asked for
+	Packet    []byte // nil where only Size was asked for
 	Size      int
 	Expires   time.Time // zero: never
-	Receivers []byte    // see [AppendReceiver]
+	Receivers []byte    // encoded by [AppendReceiver]
 }
 
-// Retained is the retained message of one topic; without a Packet it is removed.
+// Retained is the retained message of one topic; without Packet it is deleted.
 type Retained struct {
 	Tenant  watchword.TenantID
 	Topic   string
 	Packet  []byte
 	Expires time.Time
-	// Subject owns it, in one of its lives: it published it. Empty for the server, and for
-	// what was stored before owners were kept.
+	// Subject is the owner: it published the message, in that incarnation. Empty for the server,
+	// and for messages stored before owners were recorded.
 	Subject     watchword.SubjectID
-	Incarnation int64 // of the subject
+	Incarnation int64 // incarnation of the subject
 }
 
 // Will is the will of one connection (MQTT 5.0 §3.1.2.5), on the token that the
 // connection had last. Without Bytes it is removed. Token, Key and SignedBy are empty
 // where the token is not known.
 type Will struct {
-	ID          int64 // no other will has it
+	ID          int64 // never reused
 	Tenant      watchword.TenantID
-	Client      string // the client identifier, whole
+	Client      string // whole client identifier
 	Subject     watchword.SubjectID
 	Incarnation int64
-	Token       string          // its jti
-	Key         watchword.KeyID // with which the subject got it
-	IssuerKey   watchword.KeyID // the issuer key
+	Token       string          // jti of the token
+	Key         watchword.KeyID // key that the subject proved to get the token
+	IssuerKey   watchword.KeyID // issuer key of the token
 	KeyProved   bool            // the connection proved the key
-	Due         time.Time       // when it is published; zero while there is a connection
-	Bytes       []byte          // the will as the engine encodes it; nil removes it
+	Due         time.Time       // when it is due; zero while connected
+	Bytes       []byte          // the will as encoded by the engine; nil deletes it
 }
 
-// Changes is what one transaction writes, in this order.
+// Changes are the changes of one transaction, applied in this order.
 type Changes struct {
-	DeletedSessions []int64 // sessions, with their subscriptions
+	DeletedSessions []int64 // sessions and their subscriptions
 	Sessions        []Session
 	Unsubscribed    []SessionSubscription
 	Subscribed      []SessionSubscription
-	Progress        []Session // ID and Progress alone
+	Progress        []Session // with ID and Progress only
 	Messages        []Message
-	DeletedMessages []int64 // messages
+	DeletedMessages []int64 // their number
 	Retained        []Retained
 	Wills           []Will
 }
@@ -94,22 +92,22 @@ type SessionSubscription struct {
 	Subscription
 }
 
-// Empty reports whether there is nothing to write.
+// Empty reports whether there are no changes.
 func (c *Changes) Empty() bool {
 	return len(c.DeletedSessions)+len(c.Sessions)+len(c.Unsubscribed)+len(c.Subscribed)+len(c.Progress)+len(c.Messages)+len(c.DeletedMessages)+len(c.Retained)+len(c.Wills) == 0
 }
 
-// Receiver is one session that waits for a message.
+// Receiver is a session that a message is stored for.
 type Receiver struct {
 	Session     int64
-	Seq         int64  // its place in the session's queue
+	Seq         int64  // sequence number in the session's queue
 	QoS         byte   // 1 or 2
-	Retain      bool   // RETAIN is to be set
-	Group       string // the shared subscription that the session has it for, "" for none
+	Retain      bool   // the RETAIN flag of the delivery
+	Group       string // shared subscription that it is received by, "" for none
 	Identifiers []uint32
 }
 
-// AppendReceiver appends r to the receivers of a message.
+// AppendReceiver appends the encoding of r.
 func AppendReceiver(out []byte, r Receiver) []byte {
 	out = binary.AppendUvarint(out, uint64(r.Session))
 	out = binary.AppendUvarint(out, uint64(r.Seq))
@@ -136,7 +134,7 @@ func AppendReceiver(out []byte, r Receiver) []byte {
 	return out
 }
 
-// Receivers calls f with each receiver in b. Code: internal for bytes that are none.
+// Receivers calls f with each encoded receiver in b. Code: internal for invalid bytes.
 func Receivers(b []byte, f func(Receiver)) error {
 	d := decoder{b: b}
 	for len(d.b) > 0 && !d.bad {
@@ -158,22 +156,22 @@ func Receivers(b []byte, f func(Receiver)) error {
 	return d.err("receivers of a message")
 }
 
-// Progress is how far a session has come in its queue.
+// Progress is the delivery state of a session's queue.
 type Progress struct {
-	Next     int64        // the highest number that was given to a message
-	Sent     int64        // the highest number that was sent
-	Inflight []Inflight   // what was sent and is not done
-	Skipped  []SeqRange   // what was not sent and never will be, in order
-	Lost     []LostFilter // what was lost, until no message before it is left
+	Next     int64        // highest assigned sequence number
+	Sent     int64        // highest sequence number that was sent
+	Inflight []Inflight   // sent and not acknowledged
+	Skipped  []SeqRange   // never to be sent, in order
+	Lost     []LostFilter // lost subscriptions with messages still queued
 	Received []uint16
-	Dropped  int64 // messages that found no room
-	Narrowed bool  // the session is held by narrowed tokens
+	Dropped  int64 // messages dropped for lack of room
+	Narrowed bool  // the session was opened with a narrowed token
 }
 
-// SeqRange is the numbers from From to To, both among them.
+// SeqRange is the sequence numbers from From to To, inclusive.
 type SeqRange struct{ From, To int64 }
 
-// Inflight is a message that was sent; Released, if its receiver has said PUBREC.
+// Inflight is a message that was sent; Released means that the receiver has sent PUBREC.
 type Inflight struct {
 	Seq      int64
 	Released bool
@@ -187,7 +185,7 @@ type LostFilter struct {
 	Reported bool
 }
 
-// Append appends p as it is stored.
+// Append appends the encoding of p.
 func (p *Progress) Append(out []byte) []byte {
 	out = append(out, progressVersion)
 	u := func(n int64) { out = binary.AppendUvarint(out, uint64(n)) }
@@ -228,12 +226,12 @@ func (p *Progress) Append(out []byte) []byte {
 	return append(out, flags)
 }
 
-// progressVersion is the version of the form. Form 2 had each number of what is gone, and form
-// 1 no flags at its end.
+// progressVersion is the version of the encoding. Version 2 listed each skipped number, version 1
+// had no flags at its end.
 const progressVersion = 3
 
-// ParseProgress reads what [Progress.Append] wrote; nothing is a session at its
-// beginning. Code: internal for bytes that are none.
+// ParseProgress decodes what [Progress.Append] encoded; empty bytes are a new session. Code:
+// internal for invalid bytes.
 func ParseProgress(b []byte) (p Progress, err error) {
 	if len(b) == 0 {
 		return p, nil
@@ -287,7 +285,7 @@ func (d *decoder) int() int64 {
 	return int64(n)
 }
 
-// count reads how many follow: never more than there are bytes.
+// count reads a number of items, at most the number of remaining bytes.
 func (d *decoder) count() int {
 	n := d.int()
 	if n > int64(len(d.b)) {

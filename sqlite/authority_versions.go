@@ -7,16 +7,16 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 )
 
-// doAuthorized is do for a step that somebody's authority allows: it compares what the act was decided
-// on with what stands, in the step's own transaction and before the step writes, so that an act
-// may take its own actor's right away and still commits. A basis that has moved writes nothing
-// ([watchword.ErrBasisMoved]). es are the entries that the step will enter.
+// doAuthorized is do for a step under somebody's authority. Before the step writes, in the same
+// transaction, it compares the versions that the act was decided on with the current ones; so an
+// act may take away its own actor's permission and still commit. Where they differ nothing is
+// written ([watchword.ErrAuthorityChanged]). es are the audit entries of the step.
 func (w *writer) doAuthorized(ctx context.Context, step func(*tx) error, es ...audit.Entry) error {
 	b, tenant := versionsOfEntries(es)
 	return w.doUnder(ctx, tenant, b, step)
 }
 
-// doUnder is act for a step that enters nothing.
+// doUnder is doAuthorized for a step without an audit entry.
 func (w *writer) doUnder(ctx context.Context, tenant watchword.TenantID, b watchword.AuthorityVersions, step func(*tx) error) error {
 	return w.do(ctx, func(t *tx) error {
 		return t.withVersions(tenant, b, func() error { return step(t) })
@@ -32,7 +32,7 @@ func versionsOfEntries(es []audit.Entry) (watchword.AuthorityVersions, watchword
 	return watchword.AuthorityVersions{}, ""
 }
 
-// withVersions runs a step under a basis.
+// withVersions runs a step if the versions in b are current.
 func (t *tx) withVersions(tenant watchword.TenantID, b watchword.AuthorityVersions, step func() error) error {
 	if err := t.checkVersions(tenant, b); err != nil {
 		return err
@@ -42,7 +42,7 @@ func (t *tx) withVersions(tenant watchword.TenantID, b watchword.AuthorityVersio
 	return step()
 }
 
-// checkVersions returns ErrBasisMoved where b is not what stands.
+// checkVersions returns ErrAuthorityChanged where b is not current.
 func (t *tx) checkVersions(tenant watchword.TenantID, b watchword.AuthorityVersions) error {
 	if !b.Compared() {
 		return nil
@@ -58,10 +58,11 @@ func (t *tx) checkVersions(tenant watchword.TenantID, b watchword.AuthorityVersi
 	return b.Check(v)
 }
 
-// policyVersion is the version of the policies of tenant ?1.
+// policyVersion is an SQL expression: the version of the policies of tenant ?1.
 const policyVersion = `(SELECT coalesce(sum(p.version), 0) FROM policy_versions p WHERE p.tenant IN ('', ?1))`
 
-// PolicyVersion returns the version of what policies and issuer keys decide.
+// PolicyVersion returns the version of a tenant's policies and issuer keys; it grows with each
+// change.
 func (s *Store) PolicyVersion(ctx context.Context, t watchword.TenantID) (int64, error) {
 	return readPolicyVersion(ctx, s, t)
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 )
 
-// putCode stores a code in place of every other one of its subject.
+// putCode stores a code; it replaces earlier codes of the same subject.
 func (t *tx) putCode(c enroll.Code) error {
 	if _, err := t.exec(`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`, c.Tenant, c.Subject); err != nil {
 		return err
@@ -50,7 +50,7 @@ func (t *tx) code(tenant watchword.TenantID, hash [32]byte) (enroll.Code, error)
 	}, enroll.ErrCode, `SELECT subject, expires, maker, sign, seal FROM codes WHERE tenant = ? AND hash = ?`, tenant, hash[:])
 }
 
-// RedeemCode turns the code's subject active with the two keys.
+// RedeemCode consumes an enrollment code and activates its subject with two keys.
 func (s *Store) RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, bool, error) {
 	now = whole(now)
 	out, err := write(ctx, s, func(t *tx) (out replayed, err error) {

@@ -37,7 +37,7 @@ func (t *tx) command(tenant watchword.TenantID, id watchword.CommandID) (command
 	return readCommand(context.Background(), t, tenant, id)
 }
 
-// AddCommand stores a command under its device's next number.
+// AddCommand stores a command under its device's next sequence number.
 func (s *Store) AddCommand(ctx context.Context, by audit.Actor, r command.Row, idem command.Idempotency, b command.Bounds, entry audit.EntryOf[command.Row]) (command.Row, bool, error) {
 	type result struct {
 		row    command.Row
@@ -63,7 +63,7 @@ func (s *Store) AddCommand(ctx context.Context, by audit.Actor, r command.Row, i
 	return out.row, out.replay, err
 }
 
-// findIdempotent finds the command that the same request made before.
+// findIdempotent returns the command that an earlier request with the same key created.
 func (t *tx) findIdempotent(tenant watchword.TenantID, idem command.Idempotency) (r command.Row, known bool, err error) {
 	if idem.Key == "" {
 		return r, false, nil
@@ -129,7 +129,7 @@ func (s *Store) Command(ctx context.Context, t watchword.TenantID, id watchword.
 	return readCommand(ctx, s, t, id)
 }
 
-// unpreparedQueries runs queries whose text is put together, without keeping them.
+// unpreparedQueries runs queries that are built at run time, without caching the statements.
 type unpreparedQueries struct{ *Store }
 
 func (u unpreparedQueries) query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
@@ -154,7 +154,7 @@ func (s *Store) Commands(ctx context.Context, t watchword.TenantID, f command.Fi
 	return queryAll(ctx, unpreparedQueries{s}, scanCommand, q.String(), append(args, limit)...)
 }
 
-// Pending returns what waits for a device, in order.
+// Pending returns the commands to be delivered to a device, in order.
 func (s *Store) Pending(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, after int64, now time.Time, limit int) ([]command.Row, error) {
 	return queryAll(ctx, s, scanCommand, `SELECT `+commandColumns+` FROM commands
 		WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent') AND seq > ? AND expires > ? ORDER BY seq LIMIT ?`, t, device, after, toMillis(now), limit)
@@ -169,7 +169,7 @@ func handovers(ctx context.Context, from querier, t watchword.TenantID, id watch
 	}, `SELECT hash, nonce, jws, at, entry FROM handovers WHERE tenant = ? AND command = ? ORDER BY n`, t, id)
 }
 
-// Handovers returns the versions of a command that left the house.
+// Handovers returns the versions of a command that were handed over to its device.
 func (s *Store) Handovers(ctx context.Context, t watchword.TenantID, id watchword.CommandID) ([]command.Handover, error) {
 	return handovers(ctx, s, t, id)
 }
@@ -191,7 +191,7 @@ var selectSnapshot = `SELECT ` + prefixed("c.", commandColumns) + `, s.state, s.
 	FROM commands c JOIN subjects s ON s.tenant = c.tenant AND s.id = c.device AND s.deleted = 0 AND s.kind = 'device'
 	WHERE c.tenant = ?2 AND c.id = ?3`
 
-// extraColumns scans further columns behind those that it is asked for.
+// extraColumns scans further columns after those of the wrapped scanner's caller.
 type extraColumns struct {
 	scanner
 	more []any
@@ -199,7 +199,7 @@ type extraColumns struct {
 
 func (a extraColumns) Scan(dest ...any) error { return a.scanner.Scan(append(dest, a.more...)...) }
 
-// prefixed puts a table's name before each of some columns.
+// prefixed adds a table's name to each column of a list.
 func prefixed(table, columns string) string {
 	var out strings.Builder
 	for i, c := range strings.Split(columns, ",") {
@@ -268,7 +268,7 @@ var selectAcknowledged = `SELECT ` + prefixed("c.", commandColumns) + `, s.state
 // MarkDelivered notes which of its commands a device holds.
 func (s *Store) MarkDelivered(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledgement, now time.Time) ([]command.Row, error) {
 	now = whole(now)
-	// Most polls acknowledge nothing new: look before taking the one writer.
+	// Most polls acknowledge nothing new, so they read before they take the writer.
 	waiting, err := acknowledged(ctx, s, tenant, device, a)
 	if err != nil || !slices.ContainsFunc(waiting, func(c command.Snapshot) bool { _, changes := c.Deliver(a, now); return changes }) {
 		return nil, err
@@ -333,7 +333,7 @@ func (s *Store) ApplyReceipt(ctx context.Context, by audit.Actor, r command.Rece
 	return out.row, out.changed, err
 }
 
-// CancelCommand takes back a queued command.
+// CancelCommand cancels a queued command.
 func (s *Store) CancelCommand(ctx context.Context, by audit.Actor, id watchword.CommandID, now time.Time, entry audit.EntryOf[command.Row]) (command.Row, error) {
 	now = whole(now)
 	return actBy(ctx, s, by, func(t *tx) (command.Row, error) {

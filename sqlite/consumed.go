@@ -18,7 +18,7 @@ type consumedAssertions struct {
 	seed    maphash.Seed
 	max     int
 	count   int
-	buckets map[int64]map[uint64]struct{} // by the paper's end: a few, since papers are short
+	buckets map[int64]map[uint64]struct{} // by expiry: few buckets, since assertions are short-lived
 	added   []consumedKey                 // in the transaction that is open
 }
 
@@ -37,19 +37,19 @@ func newConsumedAssertions() *consumedAssertions {
 	return &consumedAssertions{seed: maphash.MakeSeed(), max: maxConsumed, buckets: map[int64]map[uint64]struct{}{}}
 }
 
-// key names a paper by 64 bits under a key that nobody knows: that two meet is less
-// likely than a broken disk, and would cost one of them a second try.
+// key identifies an assertion by a 64-bit keyed hash. A collision is less likely than a disk error,
+// and would cost one client a second attempt.
 func (u *consumedAssertions) key(tenant watchword.TenantID, id watchword.SubjectID, s token.SingleUse) consumedKey {
 	var h maphash.Hash
 	h.SetSeed(u.seed)
-	for _, part := range []string{string(tenant), string(id), s.JTI} { // hashing strings does not fail
+	for _, part := range []string{string(tenant), string(id), s.JTI} { // hashing cannot fail
 		_, _ = h.WriteString(part)
 		_ = h.WriteByte(0)
 	}
 	return consumedKey{s.Expires.Unix() / int64(consumedBucket/time.Second), h.Sum64()}
 }
 
-// has reports whether the paper was used, whatever end it says it has now.
+// has reports whether the assertion was consumed, whatever expiry it claims now.
 func (u *consumedAssertions) has(k consumedKey) bool {
 	for _, b := range u.buckets {
 		if _, ok := b[k.hash]; ok {
@@ -59,7 +59,7 @@ func (u *consumedAssertions) has(k consumedKey) bool {
 	return false
 }
 
-// add makes a paper used, for as long as the transaction stands. Code: busy.
+// add marks an assertion as consumed within the open transaction. Code: busy.
 func (u *consumedAssertions) add(k consumedKey) error {
 	if u.count >= u.max {
 		return &watchword.Error{Code: watchword.Busy, Detail: "more papers were used within minutes than are remembered", RetryAfter: consumedBucket}
@@ -79,7 +79,7 @@ func (u *consumedAssertions) put(k consumedKey) {
 	u.count++
 }
 
-// undo takes back what was added since there were so many.
+// undo removes what was added after the mark.
 func (u *consumedAssertions) undo(to int) {
 	for _, k := range u.added[to:] {
 		delete(u.buckets[k.bucket], k.hash)
@@ -88,7 +88,7 @@ func (u *consumedAssertions) undo(to int) {
 	u.added = u.added[:to]
 }
 
-// forget drops what was over before.
+// forget drops what expired before a time.
 func (u *consumedAssertions) forget(before time.Time) {
 	for at, b := range u.buckets {
 		if (at+1)*int64(consumedBucket/time.Second) <= before.Unix() {
@@ -98,7 +98,7 @@ func (u *consumedAssertions) forget(before time.Time) {
 	}
 }
 
-// load reads what counts from the tables.
+// load reads the consumed assertions from the tables.
 func (u *consumedAssertions) load(ctx context.Context, from querier) error {
 	for _, q := range []string{`SELECT tenant, subject, jti, expires FROM spent`, `SELECT tenant, subject, spent, ends FROM issued`} {
 		_, err := queryAll(ctx, from, func(r scanner) (none struct{}, err error) {

@@ -13,8 +13,8 @@ import (
 	"github.com/watchword-iot/watchword/keyring"
 )
 
-// LogFile is the log in a database that somebody else may be writing, as it is at
-// the moment at which it is opened. It changes nothing. It is for one goroutine.
+// LogFile reads the log from a database that another process may be writing, in the state at which
+// it was opened. It changes nothing. It is not safe for concurrent use.
 type LogFile struct {
 	db   *sql.DB
 	conn *sql.Conn
@@ -26,7 +26,7 @@ func OpenLog(ctx context.Context, path string) (_ *LogFile, err error) {
 		return nil, watchword.Wrap(err, watchword.NotFound, "there is no database %s", path)
 	}
 	f, err := openLog(ctx, dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-16000)"))
-	if err != nil { // on a medium that nobody can write to
+	if err != nil { // read-only medium
 		still, again := openLog(ctx, dsn(path, "ro", "query_only(1)")+"&immutable=1")
 		if again != nil {
 			return nil, unavailable(errors.Join(err, again))
@@ -44,7 +44,7 @@ func openLog(ctx context.Context, dsn string) (_ *LogFile, err error) {
 	if f.conn, err = f.db.Conn(ctx); err == nil {
 		if _, err = f.conn.ExecContext(ctx, `BEGIN`); err == nil {
 			var n int
-			err = f.conn.QueryRowContext(ctx, `SELECT count(*) FROM audit_checkpoints`).Scan(&n) // from here on the file stands still
+			err = f.conn.QueryRowContext(ctx, `SELECT count(*) FROM audit_checkpoints`).Scan(&n) // the first read starts the snapshot
 		}
 	}
 	if err != nil {
@@ -60,12 +60,12 @@ func (f *LogFile) query(ctx context.Context, q string, args ...any) (*sql.Rows, 
 	return f.conn.QueryContext(ctx, q, args...)
 }
 
-// ServerKeys returns the house's keys as they stand there.
+// ServerKeys returns the server's keys from the file.
 func (f *LogFile) ServerKeys(ctx context.Context) ([]keyring.SealedKey, error) {
 	return serverKeys(ctx, f)
 }
 
-// Instance returns what the house decided at first start.
+// Instance returns the instance's settings from its first start.
 func (f *LogFile) Instance(ctx context.Context) (keyring.Instance, error) { return instance(ctx, f) }
 
 // Bundles returns every signed bundle, oldest first.
@@ -75,9 +75,9 @@ func (f *LogFile) Bundles(ctx context.Context) ([]keyring.SignedBundle, error) {
 
 // Each calls do for every entry, in order.
 func (f *LogFile) Each(ctx context.Context, do func(audit.Record) error) error {
-	// Page by page: between them the tiles are read on the same connection.
+	// In pages: between them tiles are read on the same connection.
 	const page = 16 * ledger.TileWidth
-	for after := int64(math.MinInt64); ; { // also what has a number that no entry has
+	for after := int64(math.MinInt64); ; { // includes invalid numbers
 		rs, err := records(ctx, f, after, page)
 		if err != nil {
 			return err
@@ -111,19 +111,19 @@ func (f *LogFile) FullTile(ctx context.Context, level int, n int64) ([]byte, led
 	return t.hashes, t.root, err
 }
 
-// TileFilter returns the terms of a full tile.
+// TileFilter returns the search terms of a full tile.
 func (f *LogFile) TileFilter(ctx context.Context, n int64) (audit.TileFilter, error) {
 	return queryOne(ctx, f, scanTerms, notFound("tile", n), `SELECT first, last, bits FROM audit_terms WHERE n = ?`, n)
 }
 
-// Counts counts tiles and terms.
+// Counts counts tiles and their search terms.
 func (f *LogFile) Counts(ctx context.Context) (tiles, terms int64, err error) {
 	_, err = queryAll(ctx, f, func(r scanner) (none struct{}, err error) { return none, r.Scan(&tiles, &terms) },
 		`SELECT (SELECT count(*) FROM audit_tiles), (SELECT count(*) FROM audit_terms)`)
 	return tiles, terms, err
 }
 
-// Checkpoints returns every checkpoint, by size.
+// Checkpoints returns all checkpoints, by size.
 func (f *LogFile) Checkpoints(ctx context.Context) ([]audit.SignedCheckpoint, error) {
 	return queryAll(ctx, f, scanCheckpoint, `SELECT size, note, at FROM audit_checkpoints ORDER BY size`)
 }

@@ -10,18 +10,18 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// merkleLog is the right edge of the Merkle tree, kept in memory: what an entry adds goes
-// with it when it is rolled back, and what a commit adds is folded in with it. On
-// the disk there are entries and full tiles; the edge is read from them at start. It
-// belongs to the writer; stands is for everybody.
+// merkleLog is the right edge of the Merkle tree in memory. Entries of a step are removed when it
+// is rolled back, and folded in when it commits. The database holds entries and full tiles; the
+// edge is computed from them at start. It belongs to the writer, except committed, which anyone may
+// read.
 type merkleLog struct {
 	treeEdge
 	added     []appendedEntry // in the transaction that is open
 	committed atomic.Pointer[ledger.Tree]
-	disabled  bool // for measuring
+	disabled  bool // for measuring only
 }
 
-// treeEdge is the tree, and the terms of the entries that fill no tile yet.
+// treeEdge is the tree with the search terms of entries that fill no tile yet.
 type treeEdge struct {
 	tree  ledger.Tree
 	terms audit.TileFilter
@@ -40,8 +40,7 @@ func newLog(off bool) *merkleLog {
 
 func (l *merkleLog) undo(to int) { l.added = l.added[:to] }
 
-// grow writes the tiles that the open transaction fills, and returns the edge as it
-// will stand after the commit.
+// grow writes the tiles that the open transaction fills, and returns the edge after its commit.
 func (l *merkleLog) grow(exec func(q string, args ...any) (int64, error)) (treeEdge, error) {
 	return l.treeEdge.grow(l.added, exec)
 }
@@ -74,19 +73,19 @@ func (e treeEdge) grow(added []appendedEntry, exec func(q string, args ...any) (
 	return e, nil
 }
 
-// commit makes e the edge: it is on the disk.
+// commit makes e the current edge; it is durable.
 func (l *merkleLog) commit(e treeEdge) {
 	if len(l.added) == 0 {
 		return
 	}
 	l.treeEdge = e
-	clear(l.added) // entries are not kept for longer than they are needed
+	clear(l.added) // so that entries can be freed
 	l.added = l.added[:0]
 	tree := e.tree
 	l.committed.Store(&tree)
 }
 
-// load reads the edge from the tables. Code: log_invalid where they do not fit.
+// load computes the edge from the tables. Code: log_invalid where they do not match.
 func (l *merkleLog) load(ctx context.Context, from querier) error {
 	size, err := lastEntry(ctx, from)
 	if err != nil {
@@ -110,7 +109,7 @@ func (l *merkleLog) load(ctx context.Context, from querier) error {
 	}
 	for _, r := range rs {
 		e, err := r.Entry()
-		if err != nil { // what is pruned ends a tile
+		if err != nil { // a pruned range ends at a tile
 			return watchword.Wrap(err, watchword.LogInvalid, "entry %d at the end of the log has no body, or a damaged one", r.Seq)
 		}
 		l.terms.Add(e)
@@ -119,7 +118,7 @@ func (l *merkleLog) load(ctx context.Context, from querier) error {
 	return nil
 }
 
-// checkSingleWriter refuses where somebody else has written to the log: nothing can be entered then.
+// checkSingleWriter refuses to write where another process has written to the log.
 func (l *merkleLog) checkSingleWriter(t *tx) error {
 	last, err := lastEntry(context.Background(), t)
 	if err == nil && !l.disabled && last != l.next()-1 {
@@ -132,8 +131,8 @@ func lastEntry(ctx context.Context, from querier) (int64, error) {
 	return queryOne(ctx, from, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT coalesce(max(seq), 0) FROM audit_entries`)
 }
 
-// enter writes audit entries. Numbers grow by
-// one each, because a step that is rolled back takes its number with it.
+// enter writes audit entries. Their numbers are consecutive, because a rolled back step takes its
+// numbers with it.
 func (t *tx) enter(es ...audit.Entry) error {
 	if t.merkle.disabled {
 		return nil
@@ -156,10 +155,10 @@ func (t *tx) enter(es ...audit.Entry) error {
 	return nil
 }
 
-// next is the number of the entry that is entered next.
+// next is the number of the next entry.
 func (l *merkleLog) next() int64 { return l.tree.Size() + int64(len(l.added)) + 1 }
 
-// AddEntry writes entries that no other step carries.
+// AddEntry writes audit entries in a transaction of their own.
 func (s *Store) AddEntry(ctx context.Context, es ...audit.Entry) error {
 	return s.w.do(ctx, func(t *tx) error {
 		for _, e := range es {
@@ -171,20 +170,20 @@ func (s *Store) AddEntry(ctx context.Context, es ...audit.Entry) error {
 	})
 }
 
-// Sequence has nothing to do: entries are numbered in their own transaction.
+// Sequence does nothing: entries are numbered in their own transaction.
 func (s *Store) Sequence(context.Context) error { return nil }
 
-// Tree returns the tree over the entries that are committed.
+// Tree returns the tree over the committed entries.
 func (s *Store) Tree(context.Context) (ledger.Tree, error) {
 	return *s.w.tx.merkle.committed.Load(), nil
 }
 
-// Tile returns the first hashes of a tile, as many as width says.
+// Tile returns the first width hashes of a tile.
 func (s *Store) Tile(ctx context.Context, level int, n int64, width int) ([]byte, error) {
 	return tile(ctx, s, level, n, width)
 }
 
-// tile reads a full tile, or makes one from what lies below it.
+// tile reads a full tile, or computes one from the level below.
 func tile(ctx context.Context, from querier, level int, n int64, width int) ([]byte, error) {
 	bytes := func(r scanner) (b []byte, err error) { return b, r.Scan(&b) }
 	full, err := queryAll(ctx, from, bytes, `SELECT hashes FROM audit_tiles WHERE level = ? AND n = ?`, level, n)
@@ -219,12 +218,12 @@ func tile(ctx context.Context, from querier, level int, n int64, width int) ([]b
 	return b[:width*len(ledger.Hash{})], nil
 }
 
-// Commitments returns what the log keeps of up to limit entries after a number.
+// Commitments returns the leaf hashes of up to limit entries after a number.
 func (s *Store) Commitments(ctx context.Context, after int64, limit int) ([]ledger.Hash, error) {
 	return commits(ctx, s, after, limit)
 }
 
-// commits refuses to pass over one that is not there.
+// commits refuses gaps.
 func commits(ctx context.Context, from querier, after int64, limit int) ([]ledger.Hash, error) {
 	next := after
 	return queryAll(ctx, from, func(r scanner) (h ledger.Hash, err error) {
@@ -241,7 +240,7 @@ func commits(ctx context.Context, from querier, after int64, limit int) ([]ledge
 	}, `SELECT seq, hash FROM audit_entries WHERE seq > ? ORDER BY seq LIMIT ?`, after, limit)
 }
 
-// Records returns up to limit entries after a number as they are kept, oldest first.
+// Records returns up to limit entries after a number, oldest first.
 func (s *Store) Records(ctx context.Context, after int64, limit int) ([]audit.Record, error) {
 	return records(ctx, s, after, limit)
 }
@@ -263,7 +262,7 @@ func scanRecord(r scanner) (out audit.Record, err error) {
 	return out, nil
 }
 
-// AddCheckpoint keeps a signed checkpoint, in the place of another of the same size.
+// AddCheckpoint stores a signed checkpoint; it replaces one of the same size.
 func (s *Store) AddCheckpoint(ctx context.Context, c audit.SignedCheckpoint) error {
 	return s.w.do(ctx, func(t *tx) error {
 		_, err := t.exec(`INSERT INTO audit_checkpoints (size, note, at) VALUES (?, ?, ?)
@@ -272,7 +271,7 @@ func (s *Store) AddCheckpoint(ctx context.Context, c audit.SignedCheckpoint) err
 	})
 }
 
-// LastCheckpoint returns the largest; a zero one if there is none.
+// LastCheckpoint returns the largest checkpoint; a zero one if there is none.
 func (s *Store) LastCheckpoint(ctx context.Context) (audit.SignedCheckpoint, error) {
 	return queryOne(ctx, s, scanCheckpoint, error(nil), `SELECT size, note, at FROM audit_checkpoints ORDER BY size DESC LIMIT 1`)
 }
@@ -284,7 +283,7 @@ func scanCheckpoint(r scanner) (c audit.SignedCheckpoint, err error) {
 	return c, err
 }
 
-// buildLog puts the entries of an older version under a tree.
+// buildLog migrates the entries of an older version into a tree.
 func buildLog(ctx context.Context, t *sql.Tx) error {
 	var e treeEdge
 	exec := func(q string, args ...any) (int64, error) {
@@ -334,7 +333,7 @@ func buildLog(ctx context.Context, t *sql.Tx) error {
 	}
 }
 
-// dropLog is the way back.
+// dropLog reverts buildLog.
 func dropLog(ctx context.Context, t *sql.Tx) error {
 	_, err := t.ExecContext(ctx, `CREATE TABLE audit_entries_before (
 			seq    INTEGER PRIMARY KEY,

@@ -6,8 +6,8 @@ import (
 	"github.com/watchword-iot/watchword/mqttstore"
 )
 
-// Sessions hands out every session with its subscriptions, then every message without its
-// packet, oldest first.
+// Sessions calls session with every session and its subscriptions, then message with every message
+// without its packet, oldest first.
 func (s *Store) Sessions(ctx context.Context, session func(mqttstore.Session) error, message func(mqttstore.Message) error) error {
 	subs, err := queryAll(ctx, s, func(r scanner) (f mqttstore.SessionSubscription, err error) {
 		err = r.Scan(&f.Session, &f.Filter, &f.Options, &f.Identifier)
@@ -44,7 +44,7 @@ func (s *Store) Sessions(ctx context.Context, session func(mqttstore.Session) er
 	}, `SELECT id, expires, receivers, length(packet) FROM mqtt_messages ORDER BY id`)
 }
 
-// RetainedMessages hands out every retained message.
+// RetainedMessages calls message with every retained message.
 func (s *Store) RetainedMessages(ctx context.Context, message func(mqttstore.Retained) error) error {
 	return queryEach(ctx, s, func(r scanner) error {
 		var m mqttstore.Retained
@@ -57,7 +57,7 @@ func (s *Store) RetainedMessages(ctx context.Context, message func(mqttstore.Ret
 	}, `SELECT tenant, topic, expires, packet, subject, incarnation FROM mqtt_retained`)
 }
 
-// Wills hands out every will, by id.
+// Wills calls will with every will, by id.
 func (s *Store) Wills(ctx context.Context, will func(mqttstore.Will) error) error {
 	return queryEach(ctx, s, func(r scanner) error {
 		var w mqttstore.Will
@@ -70,7 +70,7 @@ func (s *Store) Wills(ctx context.Context, will func(mqttstore.Will) error) erro
 	}, `SELECT id, tenant, client, subject, incarnation, token, key, issuer_key, proved, due, will FROM mqtt_wills ORDER BY id`)
 }
 
-// Messages returns those of ids that are there.
+// Messages returns the existing messages among ids.
 func (s *Store) Messages(ctx context.Context, ids []int64) (out []mqttstore.Message, err error) {
 	for _, id := range ids {
 		ms, err := queryAll(ctx, s, func(r scanner) (m mqttstore.Message, err error) {
@@ -87,7 +87,7 @@ func (s *Store) Messages(ctx context.Context, ids []int64) (out []mqttstore.Mess
 	return out, nil
 }
 
-// WriteMQTT writes changes, all or none.
+// WriteMQTT writes changes in one transaction.
 func (s *Store) WriteMQTT(ctx context.Context, c mqttstore.Changes) error {
 	return s.w.do(ctx, func(t *tx) error { return t.writeMQTT(&c) })
 }

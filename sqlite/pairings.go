@@ -77,7 +77,7 @@ func (t *tx) asker(p enroll.Pairing, now time.Time) (a enroll.Asker, err error) 
 	return a, err
 }
 
-// PairingByDeviceCode returns the pairing of a device code's hash.
+// PairingByDeviceCode returns the pairing of a device code, by its SHA-256.
 func (s *Store) PairingByDeviceCode(ctx context.Context, t watchword.TenantID, device [32]byte, now time.Time) (enroll.Pairing, error) {
 	return queryOne(ctx, s, scanPairing, enroll.ErrPairing,
 		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND device = ? AND expires > ?`, t, device[:], toMillis(now))
@@ -89,7 +89,7 @@ func (s *Store) PairingByUserCode(ctx context.Context, t watchword.TenantID, use
 		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND user_code = ? AND expires > ?`, t, userCode, toMillis(now))
 }
 
-// Pairings returns a page of pairings that are not over, newest first.
+// Pairings returns a page of unexpired pairings, newest first.
 func (s *Store) Pairings(ctx context.Context, t watchword.TenantID, before string, limit int, now time.Time) ([]enroll.Pairing, error) {
 	return queryAll(ctx, s, scanPairing, `SELECT `+pairingColumns+` FROM pairings
 		WHERE tenant = ?1 AND (?2 = '' OR id < ?2) AND expires > ?3 ORDER BY id DESC LIMIT ?4`, t, before, toMillis(now), limit)
@@ -107,7 +107,7 @@ func (t *tx) decide(p enroll.Pairing) error {
 	return err
 }
 
-// ApprovePairing makes a pairing's keys those of a device.
+// ApprovePairing gives the keys of a pairing to a device.
 func (s *Store) ApprovePairing(ctx context.Context, by audit.Actor, a enroll.Approval, now time.Time, entries func(before, after watchword.Subject) []audit.Entry) (watchword.Subject, error) {
 	now, a.AnswerUntil = whole(now), whole(a.AnswerUntil)
 	return actBy(ctx, s, by, func(t *tx) (out watchword.Subject, err error) {
@@ -141,7 +141,7 @@ func (s *Store) ApprovePairing(ctx context.Context, by audit.Actor, a enroll.App
 	})
 }
 
-// RejectPairing turns a pairing down.
+// RejectPairing rejects a pairing.
 func (s *Store) RejectPairing(ctx context.Context, by audit.Actor, id string, now time.Time, entry audit.EntryOf[enroll.Pairing]) (enroll.Pairing, error) {
 	now = whole(now)
 	return actBy(ctx, s, by, func(t *tx) (enroll.Pairing, error) {

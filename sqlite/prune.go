@@ -9,8 +9,9 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// PlanPrune returns how far the log would be pruned whose entries before a time go, at
-// most limit tiles further than it is; the same as it is where there is nothing to prune.
+// PlanPrune returns how far the log is pruned (is) and how far it would be if entries before a time
+// were pruned, at most limit tiles further (planned); both are equal where there is nothing to
+// prune.
 func (s *Store) PlanPrune(ctx context.Context, before time.Time, limit int) (is, planned audit.Pruning, err error) {
 	if is, err = readPruning(ctx, s); err != nil {
 		return is, is, err
@@ -31,7 +32,8 @@ func (s *Store) PlanPrune(ctx context.Context, before time.Time, limit int) (is,
 	return is, planned, nil
 }
 
-// planTile goes one tile further, and returns its entries that have a body and go.
+// planTile extends the plan by one tile and returns the numbers of its entries whose bodies will be
+// removed.
 func planTile(ctx context.Context, from querier, p *audit.Pruning) (removed []int64, err error) {
 	rs, err := records(ctx, from, p.Through, ledger.TileWidth)
 	if err != nil {
@@ -52,9 +54,9 @@ func planTile(ctx context.Context, from querier, p *audit.Pruning) (removed []in
 	return removed, nil
 }
 
-// PruneLog takes the bodies of entries up to where p says, and leaves their hashes;
-// those of kinds that last stay whole. What a search knows of them goes too. It
-// returns how many bodies went. Code: conflict where p is not what would be kept.
+// PruneLog removes the bodies of entries up to where p says, and keeps their hashes; entries of
+// permanent kinds keep their bodies. Search data of the removed bodies go too. It returns how many
+// bodies were removed. Code: conflict where p does not match the log's state.
 func (s *Store) PruneLog(ctx context.Context, p audit.Pruning) (gone int64, err error) {
 	err = s.w.do(ctx, func(t *tx) error {
 		gone = 0
@@ -64,7 +66,7 @@ func (s *Store) PruneLog(ctx context.Context, p audit.Pruning) (gone int64, err 
 		}
 		for now.Through < p.Through {
 			var n int64
-			if err := t.withSecureDelete(func() (err error) { // what is pruned is not to be found in the file
+			if err := t.withSecureDelete(func() (err error) { // removed bodies must not stay readable in the file
 				n, err = t.pruneTile(ctx, &now)
 				return err
 			}); err != nil {
@@ -90,7 +92,7 @@ func readPruning(ctx context.Context, from querier) (audit.Pruning, error) {
 	}, notFound("pruning", 1), `SELECT through, kept, chain FROM audit_pruned`)
 }
 
-// pruneTile prunes the next tile, and makes its terms anew.
+// pruneTile prunes the next tile and rebuilds its search terms.
 func (t *tx) pruneTile(ctx context.Context, p *audit.Pruning) (gone int64, err error) {
 	after := p.Through
 	seqs, err := planTile(ctx, t, p)

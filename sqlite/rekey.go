@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 )
 
-// Rekey puts a subject's new keys in the place of its old ones.
+// Rekey replaces a subject's keys.
 func (s *Store) Rekey(ctx context.Context, by audit.Actor, r enroll.KeyChange, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, bool, error) {
 	now = whole(now)
 	out, err := actBy(ctx, s, by, func(t *tx) (out replayed, err error) {

@@ -9,8 +9,8 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// Find returns up to limit entries that q chooses, with numbers above after, oldest
-// first; or, where newest is set, with numbers below before (0: all), newest first.
+// Find returns up to limit entries that match q, with numbers above after, oldest first; or, if
+// newest is set, with numbers below before (0: all), newest first.
 func (s *Store) Find(ctx context.Context, q audit.Query, p audit.Page) (out []audit.Record, err error) {
 	tree, err := s.Tree(ctx)
 	if err != nil {
@@ -21,7 +21,7 @@ func (s *Store) Find(ctx context.Context, q audit.Query, p audit.Page) (out []au
 		out = append(out, p.Filter(q, rs, p.Limit-len(out))...)
 		return err
 	}
-	// Page by page of what searches know, from the first tile that may have one to the last.
+	// Pages of search terms are read from the first tile that may match to the last.
 	from, to := p.After/ledger.TileWidth, (p.MaxSeq(tree.Size())+ledger.TileWidth-1)/ledger.TileWidth
 	for from < to && len(out) < p.Limit {
 		first, next := from, min(from+termsPage, to)
@@ -50,11 +50,11 @@ func (s *Store) Find(ctx context.Context, q audit.Query, p audit.Page) (out []au
 	return out, nil
 }
 
-// termsPage is how many tiles are looked at in one query: 512 KiB of terms.
+// termsPage is how many tiles one query reads: 512 KiB of terms.
 const termsPage = 256
 
-// candidates returns the tiles from first to before next that may have an entry that q
-// chooses. Of the tiles full is how many there are: what follows them has no terms.
+// candidates returns the tiles from first to before next that may contain a matching entry. full is
+// the number of full tiles; later entries have no terms.
 func (s *Store) candidates(ctx context.Context, q audit.Query, first, next, full int64) (ns []int64, err error) {
 	if q.IsEmpty() {
 		for n := first; n < next; n++ {
@@ -67,7 +67,7 @@ func (s *Store) candidates(ctx context.Context, q audit.Query, first, next, full
 		var n int64
 		t, err := scanTerms(extraColumns{r, []any{&n}})
 		for ; err == nil && at < n; at++ {
-			ns = append(ns, at) // without terms the entries themselves are looked at
+			ns = append(ns, at) // without terms the entries themselves are read
 		}
 		if err == nil && t.MayMatch(q) {
 			ns = append(ns, n)

@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/keyring"
 )
 
-// Instance returns what the house decided at first start.
+// Instance returns the instance's settings from its first start.
 func (s *Store) Instance(ctx context.Context) (keyring.Instance, error) {
 	return instance(ctx, s)
 }
@@ -26,7 +26,7 @@ func scanInstance(r scanner) (f keyring.Instance, err error) {
 	return f, err
 }
 
-// Initialize writes the founding, the first keys and the first operator, once.
+// Initialize writes the instance, its first keys and the first operator, once.
 func (s *Store) Initialize(ctx context.Context, f keyring.Instance, keys []keyring.SealedKey, operator watchword.Subject, es []audit.Entry) error {
 	return s.w.do(ctx, func(t *tx) error {
 		n, err := t.exec(`INSERT INTO house (one, issuer, epoch, at) VALUES (1, ?, ?, ?) ON CONFLICT DO NOTHING`, f.Issuer, f.Epoch, toMillis(f.At))

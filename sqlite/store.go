@@ -1,7 +1,6 @@
-// Package sqlite is the cellar that is there by default: one file, SQL and
-// migrations, nothing else. In come business steps, out come rows, each step in
-// one transaction that is on the disk before its answer. It refuses what the
-// rooms' rules refuse and is unavailable when the disk is.
+// Package sqlite is the default store: one database file, SQL and migrations. Each method is one
+// transaction, which is durable before the method returns. Rules live in the packages that own
+// them; the store loads, calls the rule, and writes. It returns unavailable where the disk fails.
 package sqlite
 
 import (
@@ -17,7 +16,7 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
-	driver "modernc.org/sqlite" // "sqlite", in Go alone
+	driver "modernc.org/sqlite" // registers "sqlite"; pure Go
 	codes "modernc.org/sqlite/lib"
 
 	"github.com/watchword-iot/watchword"
@@ -26,27 +25,28 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// readConnections is how many connections read beside the one that writes.
+// readConnections is the number of connections for reading, beside the one that writes.
 const readConnections = 4
 
-// Options is what a store takes beside its path. The zero value is ready to use.
+// Options holds the settings of a store. The zero value is ready to use.
 type Options struct {
-	// MaxGroup is how many steps one commit may carry; 0 means 512.
+	// MaxGroup limits how many steps one commit carries; 0 means 512.
 	MaxGroup int
-	// WithoutAuditLog leaves entries out, to measure what the log costs. No configuration sets it.
+	// WithoutAuditLog writes no audit entries, to measure what the log costs. No configuration sets
+	// it.
 	WithoutAuditLog bool
 }
 
 // Store is one database file. Make one with [Open]. It is safe for concurrent use.
 type Store struct {
-	db   *sql.DB // reads
+	db   *sql.DB // connections for reading
 	w    *writer
 	mu   sync.RWMutex
-	read map[string]*sql.Stmt // by their text, which is constant
+	read map[string]*sql.Stmt // statements by their text, which is constant
 }
 
-// Open opens the file at path, makes it (0600) if it is not there, and brings
-// its tables up to date. Code: unavailable.
+// Open opens the database file at path, creates it (mode 0600) if it does not exist, and migrates
+// its schema. Code: unavailable.
 func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if o.MaxGroup == 0 {
 		o.MaxGroup = 512
@@ -107,12 +107,13 @@ func provider(db *sql.DB) (*goose.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Out of order, since 15 came after 16 and 19: there are files that have those and lack it.
+	// Out of order: migration 15 was added after 16 and 19, so some databases have those and lack
+	// it.
 	return goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithAllowOutofOrder(true), goose.WithGoMigrations(
 		goose.NewGoMigration(8, &goose.GoFunc{RunTx: buildLog}, &goose.GoFunc{RunTx: dropLog})))
 }
 
-// Ping answers nil if a write transaction can commit.
+// Ping returns nil if a write transaction can commit.
 func (s *Store) Ping(ctx context.Context) error {
 	return s.w.do(ctx, func(t *tx) error {
 		if _, err := t.exec(`UPDATE house SET one = one`); err != nil {
@@ -122,7 +123,7 @@ func (s *Store) Ping(ctx context.Context) error {
 	})
 }
 
-// Close ends the writes under way and closes the file.
+// Close finishes the writes in progress and closes the file.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,7 +135,7 @@ func (s *Store) Close() error {
 	return errors.Join(append(errs, s.db.Close(), s.w.close())...)
 }
 
-// stmt returns the prepared form of a query whose text is constant.
+// stmt returns the prepared statement of a constant query text.
 func (s *Store) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 	s.mu.RLock()
 	st := s.read[query]
@@ -155,7 +156,7 @@ func (s *Store) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 	return st, nil
 }
 
-// querier is where a query's rows come from: a reader, or the writer's transaction.
+// querier runs queries: a read connection, or the writer's transaction.
 type querier interface {
 	query(ctx context.Context, q string, args ...any) (*sql.Rows, error)
 }
@@ -171,7 +172,7 @@ func (s *Store) query(ctx context.Context, q string, args ...any) (*sql.Rows, er
 // scanner is the part of sql.Rows that reads one row.
 type scanner interface{ Scan(dest ...any) error }
 
-// queryAll reads every row of a query with scan.
+// queryAll reads all rows of a query.
 func queryAll[T any](ctx context.Context, from querier, scan func(scanner) (T, error), q string, args ...any) ([]T, error) {
 	rs, err := from.query(ctx, q, args...)
 	if err != nil {
@@ -189,7 +190,7 @@ func queryAll[T any](ctx context.Context, from querier, scan func(scanner) (T, e
 	return out, unavailable(rs.Err())
 }
 
-// queryEach hands every row of a query to f, one by one.
+// queryEach calls f with each row of a query.
 func queryEach(ctx context.Context, from querier, f func(scanner) error, q string, args ...any) error {
 	rs, err := from.query(ctx, q, args...)
 	if err != nil {
@@ -204,7 +205,7 @@ func queryEach(ctx context.Context, from querier, f func(scanner) error, q strin
 	return unavailable(rs.Err())
 }
 
-// queryOne reads the first row of a query, or is not_found with what it says.
+// queryOne reads the first row of a query, or returns missing.
 func queryOne[T any](ctx context.Context, from querier, scan func(scanner) (T, error), missing error, q string, args ...any) (T, error) {
 	vs, err := queryAll(ctx, from, scan, q, args...)
 	if err != nil || len(vs) == 0 {
@@ -221,7 +222,7 @@ func notFound(what string, id any) error {
 	return watchword.Refuse(watchword.NotFound, "%s %q not found", what, id)
 }
 
-// unavailable wraps what went wrong below; refusals and nil pass as they are.
+// unavailable wraps driver errors with code unavailable; refusals and nil pass unchanged.
 func unavailable(err error) error {
 	if err == nil {
 		return nil
@@ -238,17 +239,17 @@ func unavailable(err error) error {
 	return watchword.Wrap(err, watchword.Unavailable, "the store does not answer")
 }
 
-// Damaged reports whether err says that a database's file is not one that SQLite wrote.
+// Damaged reports whether err means that the file is no intact SQLite database.
 func Damaged(err error) bool {
 	e, _ := errors.AsType[*driver.Error](err)
 	switch primary(e) {
-	case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB, codes.SQLITE_ERROR: // the last: a table that a statement names is not there
+	case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB, codes.SQLITE_ERROR: // SQLITE_ERROR: a table that a statement names is missing
 		return true
 	}
 	return false
 }
 
-// primary is SQLite's result code without its extension; 0 for none.
+// primary returns SQLite's primary result code; 0 for other errors.
 func primary(e *driver.Error) int {
 	if e == nil {
 		return 0
@@ -256,7 +257,7 @@ func primary(e *driver.Error) int {
 	return e.Code() & 0xff
 }
 
-// Times lie as UTC milliseconds, the zero time as 0.
+// Times are stored as UTC milliseconds, the zero time as 0.
 func toMillis(t time.Time) int64 {
 	if t.IsZero() {
 		return 0

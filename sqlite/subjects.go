@@ -16,7 +16,7 @@ import (
 
 const subjectColumns = `tenant, id, kind, state, labels, version, basis, incarnation, proof, created, changed`
 
-// subjectRow is where a subject's columns are scanned to.
+// subjectRow is the scan target of a subject's columns.
 type subjectRow struct {
 	watchword.Subject
 	labels           []byte
@@ -43,8 +43,8 @@ func scanSubject(r scanner) (watchword.Subject, error) {
 	return row.subject()
 }
 
-// subject reads one subject with its keys: the active ones and the newest. It is
-// one query, as a rule: who comes back after a while is in no memory.
+// subject reads one subject with its active keys and its newest ones, as a rule in one query, since
+// it runs for every subject that is not cached.
 func subject(ctx context.Context, from querier, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
 	var row subjectRow
 	scanKey := func(r scanner) (k watchword.Key, err error) {
@@ -61,7 +61,7 @@ func subject(ctx context.Context, from querier, t watchword.TenantID, id watchwo
 	if err == nil && len(keys) == 0 {
 		err = notFound("subject", id)
 	}
-	if err == nil && len(keys) == watchword.MaxKeysReturned { // an active one may be older than all these
+	if err == nil && len(keys) == watchword.MaxKeysReturned { // an active key may be older than all of these
 		var older []watchword.Key
 		older, err = queryAll(ctx, from, scanKey, query+` AND k.state = 'active' AND k.n < (SELECT n FROM subject_keys WHERE tenant = ? AND id = ?) ORDER BY k.n DESC`,
 			t, id, t, keys[len(keys)-1].ID)
@@ -71,7 +71,7 @@ func subject(ctx context.Context, from querier, t watchword.TenantID, id watchwo
 		return watchword.Subject{}, err
 	}
 	s, err := row.subject()
-	if keys[0].ID != "" { // it has one
+	if keys[0].ID != "" { // the subject has keys
 		slices.Reverse(keys)
 		s.Keys = keys
 	}
@@ -237,7 +237,7 @@ func (s *Store) SetLabels(ctx context.Context, by audit.Actor, id watchword.Subj
 	}, entry)
 }
 
-// SetProof writes whether a subject gets anything without a proof.
+// SetProof sets whether a subject must prove its key.
 func (s *Store) SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
 	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
 		after, changes := before.SetProof(proof, whole(now))
@@ -250,7 +250,7 @@ func (s *Store) Suspend(ctx context.Context, by audit.Actor, id watchword.Subjec
 	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) { return before.Suspend(whole(now)) }, entry)
 }
 
-// Resume moves a suspended subject back to what it was.
+// Resume returns a suspended subject to its former state.
 func (s *Store) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
 	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) { return before.Resume(whole(now)) }, entry)
 }

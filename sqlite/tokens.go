@@ -66,7 +66,7 @@ func (s *Store) ConsumeAssertion(ctx context.Context, tenant watchword.TenantID,
 	return s.w.do(ctx, func(t *tx) error { return t.consumeAssertion(tenant, id, spent) })
 }
 
-// RevokeToken ends one token.
+// RevokeToken revokes one token.
 func (s *Store) RevokeToken(ctx context.Context, tenant watchword.TenantID, jti string, e audit.Entry) error {
 	return s.w.doAuthorized(ctx, func(t *tx) error {
 		revoked, err := queryOne(context.Background(), t, func(r scanner) (revoked bool, err error) { return revoked, r.Scan(&revoked) },
@@ -95,8 +95,9 @@ func (s *Store) TokenRecord(ctx context.Context, t watchword.TenantID, jti strin
 		FROM issued i LEFT JOIN subjects s ON s.tenant = i.tenant AND s.id = i.subject AND s.deleted = 0 WHERE i.tenant = ? AND i.jti = ?`, t, jti)
 }
 
-// CheckToken refuses a token that was revoked, or whose issuer key was. A token that is not recorded, or a key that is not
-// known, counts: others decide on these. Codes: token_revoked, issuer_revoked, unavailable.
+// CheckToken refuses a token that was revoked or whose issuer key was revoked. Unrecorded tokens
+// and unknown keys pass; other checks decide about them. Codes: token_revoked, issuer_revoked,
+// unavailable.
 func (s *Store) CheckToken(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error {
 	type revoked struct{ token, key bool }
 	v, err := queryOne(ctx, s, func(r scanner) (v revoked, err error) {
@@ -109,13 +110,13 @@ func (s *Store) CheckToken(ctx context.Context, t watchword.TenantID, jti string
 	return token.Counts(v.token, v.key)
 }
 
-// DeleteExpired forgets what ended before, at most limit rows of each kind.
+// DeleteExpired deletes rows that expired before a time, at most limit rows of each kind.
 func (s *Store) DeleteExpired(ctx context.Context, before time.Time, limit int) (gone int, err error) {
 	err = s.w.do(ctx, func(t *tx) error {
 		gone = 0
 		for _, q := range []string{
 			`DELETE FROM spent WHERE (tenant, subject, jti) IN (SELECT tenant, subject, jti FROM spent WHERE expires < ? LIMIT ?)`,
-			`DELETE FROM issued WHERE max(expires, ends) < ?1 AND jti IN (SELECT jti FROM issued ORDER BY jti LIMIT ?2)`, // the oldest end first, as a rule
+			`DELETE FROM issued WHERE max(expires, ends) < ?1 AND jti IN (SELECT jti FROM issued ORDER BY jti LIMIT ?2)`, // mostly in order of expiry
 			`DELETE FROM codes WHERE (tenant, hash) IN (SELECT tenant, hash FROM codes WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM pairings WHERE (tenant, id) IN (SELECT tenant, id FROM pairings WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM idempotency WHERE (tenant, caller, key) IN (SELECT tenant, caller, key FROM idempotency WHERE expires < ? LIMIT ?)`,
@@ -126,7 +127,8 @@ func (s *Store) DeleteExpired(ctx context.Context, before time.Time, limit int) 
 			}
 			gone += int(n)
 		}
-		// Of an hour that lies two hours back or less (the ones before were seen to then) the last stays.
+		// The last checkpoint of an hour is kept, once the hour lies two hours back; earlier hours
+		// were handled before.
 		const hour = int64(time.Hour / time.Millisecond)
 		n, err := t.exec(`DELETE FROM audit_checkpoints WHERE size IN (
 			SELECT c.size FROM audit_checkpoints c WHERE c.at < ?1 AND c.at >= ?1 - 2 * ?2 AND EXISTS (

@@ -9,14 +9,14 @@ import (
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// device refuses what is no device of the tenant.
+// device refuses a subject that is no device of the tenant.
 func (t *tx) device(tenant watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
 	s, err := queryOne(context.Background(), t, scanSubject, notFound("device", id),
 		`SELECT `+subjectColumns+` FROM subjects WHERE tenant = ? AND id = ? AND deleted = 0 AND kind = 'device'`, tenant, id)
 	return s, err
 }
 
-// SetFunctions replaces what the device announced.
+// SetFunctions replaces the functions that the device announced.
 func (s *Store) SetFunctions(ctx context.Context, tenant watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, fs []twin.Function, now time.Time) error {
 	return s.w.doUnder(ctx, tenant, b, func(t *tx) error {
 		if _, err := t.device(tenant, device); err != nil {
@@ -34,7 +34,7 @@ func (s *Store) SetFunctions(ctx context.Context, tenant watchword.TenantID, b w
 	})
 }
 
-// Functions returns what the device announced, by name.
+// Functions returns the functions that the device announced, by name.
 func (s *Store) Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error) {
 	return queryAll(ctx, s, func(r scanner) (f twin.Function, err error) {
 		err = r.Scan(&f.Name, &f.Schema)
@@ -93,7 +93,7 @@ func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b wa
 	return err
 }
 
-// SetConfig replaces the wanted configuration.
+// SetConfig replaces the device's configuration.
 func (s *Store) SetConfig(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (twin.Twin, error) {
 	now = whole(now)
 	return act(ctx, s, tenant, e.Versions, func(t *tx) (twin.Twin, error) {

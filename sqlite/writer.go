@@ -11,17 +11,16 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// writer is the one connection that writes. Steps that arrive together share a
-// commit, each under its own savepoint, so that one fsync carries up to group of
-// them and a step that is refused takes nothing else with it. Nobody gets an
-// answer before the commit.
+// writer owns the connection that writes. Steps that arrive together share a commit, each under its
+// own savepoint: one fsync carries up to maxGroup steps, and a refused step rolls back alone. No
+// step is answered before the commit.
 type writer struct {
 	db       *sql.DB
 	conn     *sql.Conn
 	tx       tx
 	maxGroup int
 
-	jobs    chan *job // unbuffered: who is not taken waits at the door, with its context
+	jobs    chan *job // unbuffered: a job that the writer has not accepted waits, bounded by its context
 	closing chan struct{}
 	once    sync.Once
 	ended   chan struct{}
@@ -29,18 +28,18 @@ type writer struct {
 
 type job struct {
 	step             func(*tx) error
-	withoutSavepoint bool // what it refuses, it refuses before it writes
+	withoutSavepoint bool // the step writes nothing before it refuses
 	err              error
 	done             chan struct{}
 }
 
-// tx is the transaction that is open while a step runs.
+// tx is the open transaction while a step runs.
 type tx struct {
 	conn     *sql.Conn
-	stmts    map[string]*sql.Stmt // by their text, which is constant
+	stmts    map[string]*sql.Stmt // statements by their text, which is constant
 	consumed *consumedAssertions
 	merkle   *merkleLog
-	versions watchword.AuthorityVersions // what the step that runs was compared with
+	versions watchword.AuthorityVersions // versions that the step was compared with
 }
 
 // memoryMark is how much the open transaction has added to what lies in memory.
@@ -48,7 +47,7 @@ type memoryMark struct{ consumed, log int }
 
 func (t *tx) mark() memoryMark { return memoryMark{len(t.consumed.added), len(t.merkle.added)} }
 
-// undo takes back what was added since.
+// undo removes what was added to memory since the mark.
 func (t *tx) undo(to memoryMark) {
 	t.consumed.undo(to.consumed)
 	t.merkle.undo(to.log)
@@ -70,15 +69,15 @@ func newWriter(ctx context.Context, db *sql.DB, o Options) (*writer, error) {
 	return w, nil
 }
 
-// do runs a step in a transaction and returns when it is on the disk, or when it
-// was refused and left nothing. A caller that gives up before its step began
-// leaves nothing either; after that it gets the answer, whatever its context says.
+// do runs a step in a transaction. It returns when the step is durable, or was refused without
+// effect. A caller that gives up before its step begins leaves no effect; after that do waits for
+// the result whatever its context says.
 func (w *writer) do(ctx context.Context, step func(*tx) error) error {
 	return w.submit(ctx, &job{step: step, done: make(chan struct{})})
 }
 
-// doWithoutSavepoint is do for a step that writes nothing before it refuses: it needs no
-// savepoint among others. Any other error of it ends the whole group.
+// doWithoutSavepoint is do for a step that writes nothing before it refuses, so that it needs no
+// savepoint. Any other error ends the whole group.
 func (w *writer) doWithoutSavepoint(ctx context.Context, step func(*tx) error) error {
 	return w.submit(ctx, &job{step: step, withoutSavepoint: true, done: make(chan struct{})})
 }
@@ -107,19 +106,18 @@ func (w *writer) run() {
 	}
 }
 
-// commit runs first and whoever else is waiting, and commits them together.
+// commit runs first and all waiting steps, and commits them together.
 func (w *writer) commit(first *job) {
 	if err := w.tx.control("BEGIN IMMEDIATE"); err != nil {
 		first.err = unavailable(err)
 		close(first.done)
 		return
 	}
-	// With nothing before it, a step that is refused takes the transaction along, and
-	// needs no savepoint.
+	// The first step needs no savepoint: if it is refused, the transaction is rolled back.
 	w.tx.consumed.added, w.tx.merkle.added = w.tx.consumed.added[:0], w.tx.merkle.added[:0]
 	if first.err = unavailable(first.step(&w.tx)); first.err != nil {
 		w.tx.undo(memoryMark{})
-		_ = w.tx.control("ROLLBACK") // its own error says no more
+		_ = w.tx.control("ROLLBACK") // the error adds nothing to the first one
 		close(first.done)
 		return
 	}
@@ -142,7 +140,8 @@ func (w *writer) commit(first *job) {
 		w.tx.merkle.commit(grown)
 	} else {
 		w.tx.undo(memoryMark{})
-		// The rollback's own error says no more: SQLite may have rolled back by itself (disk full).
+		// The error of the rollback adds nothing: SQLite may have rolled back by itself (disk
+		// full).
 		_ = w.tx.control("ROLLBACK")
 	}
 	for _, j := range taken {
@@ -153,7 +152,7 @@ func (w *writer) commit(first *job) {
 	}
 }
 
-// nextWaiting returns the next step that is waiting already, if the group has room.
+// nextWaiting returns the next waiting step, if the group has room.
 func (w *writer) nextWaiting(taken int) *job {
 	if taken >= w.maxGroup {
 		return nil
@@ -163,19 +162,18 @@ func (w *writer) nextWaiting(taken int) *job {
 		case j := <-w.jobs:
 			return j
 		default:
-			// Who is about to ask for a step does so first: on a busy server one commit then
-			// carries many, on an idle one nobody waits.
+			// Goroutines that are about to submit a step run first: on a busy server one commit
+			// then carries many steps, on an idle one nothing is delayed.
 			runtime.Gosched()
 		}
 	}
 	return nil
 }
 
-// groupYields is how often a commit lets others go first before it closes.
+// groupYields is how often a commit yields to other goroutines before it closes.
 const groupYields = 3
 
-// attempt runs one step under a savepoint. broken means that the transaction
-// itself cannot go on.
+// attempt runs one step under a savepoint. broken means that the transaction cannot continue.
 func (t *tx) attempt(j *job) (err, broken error) {
 	before := t.mark()
 	if j.withoutSavepoint {
@@ -214,8 +212,8 @@ func (w *writer) close() error {
 	return errors.Join(append(errs, w.db.Close())...)
 }
 
-// The statements of a step do not follow its caller's context: an interrupt in
-// the middle would end the whole group.
+// Statements of a step do not use its caller's context: an interrupt in the middle would end the
+// whole group.
 func (t *tx) stmt(q string) (*sql.Stmt, error) {
 	st := t.stmts[q]
 	if st == nil {
@@ -233,7 +231,7 @@ func (t *tx) control(q string) error {
 	return err
 }
 
-// exec runs a statement whose text is constant and returns how many rows it changed.
+// exec runs a constant statement and returns the number of changed rows.
 func (t *tx) exec(q string, args ...any) (int64, error) {
 	st, err := t.stmt(q)
 	if err != nil {
@@ -254,10 +252,10 @@ func (t *tx) query(_ context.Context, q string, args ...any) (*sql.Rows, error) 
 	return st.Query(args...)
 }
 
-// withSecureDelete runs statements after which nothing of what they replace or delete is to
-// be found in the file: what SQLite frees it does not overwrite unless told.
+// withSecureDelete runs statements with secure_delete, so that SQLite overwrites what they replace
+// or delete in the file.
 func (t *tx) withSecureDelete(do func() error) (err error) {
-	set := func(pragma string) error { // not by tx.exec: it takes effect when it is prepared, and is to do so each time
+	set := func(pragma string) error { // not through tx.exec: the pragma takes effect when it is prepared, and must do so each time
 		_, err := t.conn.ExecContext(context.Background(), pragma)
 		return err
 	}

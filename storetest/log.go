@@ -40,7 +40,7 @@ type AuditLog interface {
 	PruneLog(ctx context.Context, p audit.Pruning) (int64, error)
 	// AddCheckpoint keeps a checkpoint, in the place of one of the same size.
 	AddCheckpoint(ctx context.Context, c audit.SignedCheckpoint) error
-	// LastCheckpoint returns the largest; a zero one if there is none.
+	// LastCheckpoint returns the largest checkpoint; a zero one if there is none.
 	LastCheckpoint(ctx context.Context) (audit.SignedCheckpoint, error)
 }
 

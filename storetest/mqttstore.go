@@ -14,9 +14,9 @@ type MQTTStore interface {
 	// Sessions hands out every session with its subscriptions, by id, then every message without its packet, by id. What a
 	// function returns ends it.
 	Sessions(ctx context.Context, session func(mqttstore.Session) error, message func(mqttstore.Message) error) error
-	// RetainedMessages hands out every retained message.
+	// RetainedMessages calls message with every retained message.
 	RetainedMessages(ctx context.Context, message func(mqttstore.Retained) error) error
-	// Wills hands out every will, by id.
+	// Wills calls will with every will, by id.
 	Wills(ctx context.Context, will func(mqttstore.Will) error) error
 	// Messages returns those of ids that are there, in the order of ids.
 	Messages(ctx context.Context, ids []int64) ([]mqttstore.Message, error)

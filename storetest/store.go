@@ -161,7 +161,7 @@ type Store interface {
 	AuditLog
 	MQTTStore
 
-	// Ping answers nil if a write transaction can commit.
+	// Ping returns nil if a write transaction can commit.
 	Ping(ctx context.Context) error
 	Close() error
 }
