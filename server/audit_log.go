@@ -15,7 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// startLogSigning begins to sign the log, which must extend its last checkpoint.
+// startLogSigning starts signing the log, which must extend its last checkpoint.
 func (s *Server) startLogSigning(ctx context.Context) (err error) {
 	o := audit.CheckpointOptions{Every: s.cfg.Audit.CheckpointEvery.Duration, Now: s.o.Now, Log: s.o.Log}
 	for _, line := range s.cfg.Audit.Witnesses {
@@ -33,7 +33,8 @@ func (s *Server) startLogSigning(ctx context.Context) (err error) {
 	return err
 }
 
-// checkpointSigned keeps the log's checkpoint beside the store too, and tells who waits for it.
+// checkpointSigned also writes the checkpoint to a file outside the database, and notifies those
+// that wait for it.
 func (s *Server) checkpointSigned(note []byte) {
 	if err := durable.WriteFile(filepath.Join(s.cfg.Data, checkpointFile), note, 0o600); err != nil {
 		s.o.Log.Warn("the log's checkpoint was not written beside the store", slog.Any("err", err))
@@ -41,8 +42,8 @@ func (s *Server) checkpointSigned(note []byte) {
 	s.commands.CheckpointPublished()
 }
 
-// auditSessionOpened and sessionEnded write down who is connected. A device that asks now
-// and then is in the log by its tokens.
+// auditSessionOpened and [Server.auditSessionEnded] write audit entries of connections. Requests
+// are not logged here: a device that only sends requests is in the log by its tokens.
 func (s *Server) auditSessionOpened(x *session.Session) {
 	if !x.IsConnection() {
 		return
@@ -54,11 +55,11 @@ func (s *Server) auditSessionOpened(x *session.Session) {
 }
 
 func (s *Server) auditSessionEnded(x *session.Session, cause error) {
-	reason := "closed" // by its own side
+	reason := "closed" // closed by its transport
 	if cause != nil {
 		reason = string(watchword.CodeOf(cause))
 	}
-	if !x.IsConnection() || reason == string(watchword.SessionClosed) { // whoever closed it has an entry of their own
+	if !x.IsConnection() || reason == string(watchword.SessionClosed) { // whoever closed it wrote an entry of its own
 		return
 	}
 	s.recorder.Session(actor(x.Authority()).DoneEntry(audit.SessionClose, string(x.ID()), s.o.Now(), map[string]string{
@@ -70,8 +71,8 @@ func actor(a *session.Authority) audit.Actor {
 	return audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key()}
 }
 
-// pruneLog takes the bodies of old entries, some tiles in a step: what waits for the
-// writer waits no longer for it than for others. The log says so, signed, before.
+// pruneLog removes the bodies of old entries, a few tiles in one transaction, so that other writers
+// do not wait long. A signed audit entry announces it before.
 func (s *Server) pruneLog(ctx context.Context) error {
 	const tiles = 16
 	now, keep := s.o.Now(), s.cfg.Audit.RetainBodies.Duration

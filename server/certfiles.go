@@ -10,12 +10,12 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 )
 
-// certLook is how often files are looked at: a handshake finds a new certificate no
-// later than that after it was put there.
+// certLook is how often the files are checked: a handshake uses a new certificate at most that long
+// after it was written.
 const certLook = time.Second
 
-// certFiles is a certificate and its key in files, read again when they change. A pair
-// that is none changes nothing: the one before goes on, and the log says so.
+// certFiles is a certificate and its key in files, which are read again when they change. If the
+// new pair is not valid, the old one stays in use, and the process log says so.
 type certFiles struct {
 	cert, key string
 	log       *slog.Logger
@@ -25,7 +25,7 @@ type certFiles struct {
 	pair    *tls.Certificate
 	looked  time.Time
 	written [2]time.Time
-	bad     [2]time.Time // when what could not be read was written
+	bad     [2]time.Time // modification times of the pair that could not be read
 }
 
 func openCertFiles(cert, key string, log *slog.Logger, now func() time.Time) (*certFiles, error) {
@@ -42,10 +42,11 @@ func openCertFiles(cert, key string, log *slog.Logger, now func() time.Time) (*c
 	return f, nil
 }
 
-// maxPEM is the longest file of certificates or a key, in bytes.
+// maxPEM is the longest certificate or key file, in bytes.
 const maxPEM = 1 << 20
 
-// read reads both files. A key that others can read is taken, as where an orchestrator mounts it; one that they can write is not.
+// read reads both files. The key may be readable by others, as where an orchestrator mounts it, but
+// not writable.
 func (f *certFiles) read() (tls.Certificate, error) {
 	cert, err := durable.ReadTrusted(f.cert, maxPEM)
 	if err != nil {
@@ -69,7 +70,7 @@ func (f *certFiles) times() (at [2]time.Time, err error) {
 	return at, nil
 }
 
-// get is tls.Config's GetCertificate.
+// get implements [tls.Config.GetCertificate].
 func (f *certFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -83,7 +84,7 @@ func (f *certFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return f.pair, nil
 	}
 	pair, err := f.read()
-	if err != nil { // in the middle of being replaced, as a rule
+	if err != nil { // most likely in the middle of a replacement
 		f.bad = at
 		f.log.Warn("the new certificate is not used", slog.String("file", f.cert), slog.Any("err", err))
 		return f.pair, nil

@@ -15,10 +15,10 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Config is the whole configuration (watchword.toml). Make one with [Defaults]
-// or [Load]; the zero value is not ready to use. Durations are written as "10m".
+// Config is the whole configuration (watchword.toml). Make one with [Defaults] or [Load]; the zero
+// value is not usable. Durations are written as in "10m".
 type Config struct {
-	Data    string        `toml:"-"` // the data folder, from a flag or WATCHWORD_DATA
+	Data    string        `toml:"-"` // data folder, from the flag --data or WATCHWORD_DATA
 	Server  ServerConfig  `toml:"server"`
 	Store   StoreConfig   `toml:"store"`
 	Cluster ClusterConfig `toml:"cluster"`
@@ -33,33 +33,33 @@ type Config struct {
 	Metrics MetricsConfig `toml:"metrics"`
 }
 
-// ServerConfig says where the doors are. PublicURL defaults to https://, the
-// first of Names or else localhost, and the port of HTTPS. The own authority
-// certifies Names, unless TLSCert and TLSKey name a certificate.
+// ServerConfig holds the addresses of the listeners. PublicURL defaults to https://, the first of
+// Names or else localhost, and the port of HTTPS. The server's own CA issues a certificate for
+// Names, unless TLSCert and TLSKey name one.
 type ServerConfig struct {
 	PublicURL      string   `toml:"public_url"`
 	HTTPS          string   `toml:"https"`
 	MQTTS          string   `toml:"mqtts"`
-	MQTT           string   `toml:"mqtt"` // plain; loopback addresses only
+	MQTT           string   `toml:"mqtt"` // without TLS; loopback addresses only
 	Names          []string `toml:"names"`
 	TLSCert        string   `toml:"tls_cert"`
 	TLSKey         string   `toml:"tls_key"`
 	ACMEDomain     string   `toml:"acme_domain"`
 	TrustedProxies []string `toml:"trusted_proxies"`
-	ProxyProtocol  []string `toml:"proxy_protocol"` // addresses or prefixes of proxies that begin with a PROXY header, version 2
-	TLSMin         string   `toml:"tls_min"`        // "1.3", or "1.2" for devices that have no newer one
+	ProxyProtocol  []string `toml:"proxy_protocol"` // addresses or prefixes of proxies that send a PROXY header, version 2
+	TLSMin         string   `toml:"tls_min"`        // "1.3", or "1.2" for devices without TLS 1.3
 
-	// MQTTControlCharacters lets MQTT strings pass that hold control characters or non-characters.
+	// MQTTControlCharacters accepts MQTT strings with control characters or non-characters.
 	MQTTControlCharacters bool `toml:"mqtt_control_characters"`
 }
 
-// StoreConfig says where state lies: "sqlite" is a file in the data folder.
+// StoreConfig selects the store: "sqlite" is a database file in the data folder.
 type StoreConfig struct {
 	URL     string `toml:"url" secret:"true"`
 	URLFile string `toml:"url_file"`
 }
 
-// ClusterConfig says who the other nodes are.
+// ClusterConfig describes the other nodes.
 type ClusterConfig struct {
 	Node       string   `toml:"node"`
 	Routes     []string `toml:"routes"`
@@ -68,77 +68,79 @@ type ClusterConfig struct {
 	SecretFile string   `toml:"secret_file"`
 }
 
-// KeysConfig says where the key-encryption key is and how keys turn.
+// KeysConfig sets the file of the key-encryption key, and the rotation of keys.
 type KeysConfig struct {
 	KEKFile     string   `toml:"kek_file"`
 	RotateEvery Duration `toml:"rotate_every"`
 	Overlap     Duration `toml:"overlap"`
 }
 
-// TokenConfig bounds access tokens.
+// TokenConfig limits access tokens.
 type TokenConfig struct {
 	Lifetime Duration `toml:"lifetime"` // 1m to 24h
 	Skew     Duration `toml:"skew"`
 }
 
-// CommandConfig bounds commands.
+// CommandConfig limits commands.
 type CommandConfig struct {
 	TTL      Duration `toml:"ttl"` // 1s to 24h, whole seconds
 	MaxBytes int      `toml:"max_bytes"`
 }
 
-// PairingConfig says how long a device with no link waits for an operator, and how
-// often it asks meanwhile.
+// PairingConfig sets how long a pairing request waits for an operator, and how often the device
+// polls.
 type PairingConfig struct {
 	Lifetime Duration `toml:"lifetime"` // 1m to 1h, whole seconds
 	Interval Duration `toml:"interval"` // 1ms to 60s
 }
 
-// LimitsConfig bounds what one side may take.
+// LimitsConfig limits what clients may use.
 type LimitsConfig struct {
 	Connections   int `toml:"connections"`
 	PerAddress    int `toml:"per_address"`
 	TokenRate     int `toml:"token_rate"`   // token requests a second from one address
 	PublishRate   int `toml:"publish_rate"` // publishes and events a second of one subject, over all its connections
-	ControlRate   int `toml:"control_rate"` // other MQTT acts a second of one subject: a filter or a receipt counts 1, a credential or a reported state 10
-	RequestRate   int `toml:"request_rate"` // HTTP requests a second from one subject, in each class of operations
+	ControlRate   int `toml:"control_rate"` // other MQTT requests a second of one subject: a filter or a receipt counts 1, a credential or a reported state 10
+	RequestRate   int `toml:"request_rate"` // HTTP requests a second of one subject, in each rate class
 	IssueRate     int `toml:"issue_rate"`   // access tokens a second for one subject, over HTTP and MQTT
 	PacketBytes   int `toml:"packet_bytes"`
 	QueueMessages int `toml:"queue_messages"`
 	QueueBytes    int `toml:"queue_bytes"`
 
-	// Commands in no final state: of all orderers, and of one subject that orders them.
+	// Commands not in a final state: of all orderers, and of one ordering subject.
 	Commands        int `toml:"commands"`
 	SubjectCommands int `toml:"subject_commands"`
 
-	Sessions            int      `toml:"sessions"`              // MQTT sessions that outlive their connection
-	SessionExpiry       Duration `toml:"session_expiry"`        // for how long at most; whole seconds
-	OfflineBytes        int      `toml:"offline_bytes"`         // of all messages that wait for sessions
-	SubjectOfflineBytes int      `toml:"subject_offline_bytes"` // of those that wait for the sessions of one subject
+	Sessions            int      `toml:"sessions"`              // persistent MQTT sessions
+	SessionExpiry       Duration `toml:"session_expiry"`        // longest Session Expiry Interval; whole seconds
+	OfflineBytes        int      `toml:"offline_bytes"`         // bytes of messages stored for persistent sessions, in all
+	SubjectOfflineBytes int      `toml:"subject_offline_bytes"` // of the sessions of one subject
 	RetainedMessages    int      `toml:"retained_messages"`     // topics with a retained message
-	RetainedBytes       int      `toml:"retained_bytes"`        // of memory, of all of them
-	WillBytes           int      `toml:"will_bytes"`            // of all wills
+	RetainedBytes       int      `toml:"retained_bytes"`        // memory of all retained messages
+	WillBytes           int      `toml:"will_bytes"`            // bytes of all wills
 	SubjectWillBytes    int      `toml:"subject_will_bytes"`    // of the wills of one subject
-	// Bytes that may be queued for connected clients: for all of them, and for those of one subject.
+	// Bytes queued for connected clients: of all, and of one subject.
 	QueuedBytes       int `toml:"queued_bytes"`
 	SubjectQueueBytes int `toml:"subject_queue_bytes"`
-	// Bytes of HTTP bodies, of requests under way and of answers that are not read yet: of all, and of one subject (without a token: of one network).
+	// Bytes of HTTP request bodies and of answers that are not read yet: in all, and of one subject
+	// (without a token: of one network).
 	BodyBytes        int `toml:"body_bytes"`
 	SubjectBodyBytes int `toml:"subject_body_bytes"`
-	// Bytes of topic aliases and identifiers of QoS 2 that connections and sessions remember: of all of them, and of one subject.
+	// Bytes of topic aliases and of packet identifiers of QoS 2: of all connections and sessions,
+	// and of one subject.
 	ConnectionBytes        int `toml:"connection_bytes"`
 	SubjectConnectionBytes int `toml:"subject_connection_bytes"`
-	// Bytes of memory that subscriptions take: all of them, and those of one subject.
+	// Bytes of memory of subscriptions: in all, and of one subject.
 	SubscriptionBytes        int `toml:"subscription_bytes"`
 	SubjectSubscriptionBytes int `toml:"subject_subscription_bytes"`
-	// Retained messages of one subject: how many, and bytes of memory.
+	// Retained messages of one subject: their number, and bytes of memory.
 	SubjectRetainedMessages int `toml:"subject_retained_messages"`
 	SubjectRetainedBytes    int `toml:"subject_retained_bytes"`
 
-	KeepAlive Duration `toml:"keep_alive"` // the longest that an MQTT 5 client may be silent; whole seconds
+	KeepAlive Duration `toml:"keep_alive"` // longest Keep Alive of MQTT 5 clients; whole seconds
 }
 
-// AuthConfig says how people log in.
+// AuthConfig sets how people log in.
 type AuthConfig struct {
 	OIDCIssuer           string   `toml:"oidc_issuer"`
 	OIDCClientID         string   `toml:"oidc_client_id"`
@@ -147,32 +149,33 @@ type AuthConfig struct {
 	SessionLifetime      Duration `toml:"session_lifetime"`
 }
 
-// AuditConfig says how the log is signed.
+// AuditConfig sets how the log is signed.
 type AuditConfig struct {
 	CheckpointEvery Duration `toml:"checkpoint_every"`
 	Witnesses       []string `toml:"witnesses"`
-	// RetainBodies is how long bodies of entries are kept; 0: for ever. Hashes always are, and so is who had which key.
+	// RetainBodies is how long bodies of entries are kept; 0: for ever. Hashes and the history of
+	// keys are always kept.
 	RetainBodies Duration `toml:"retain"`
-	// Quorum is how many witnesses must have signed a checkpoint that devices obey by; 0: most of them.
+	// Quorum is how many witnesses must have cosigned a checkpoint before devices act on it; 0: a
+	// majority.
 	Quorum int `toml:"quorum"`
 }
 
-// LogConfig says what the process prints: level debug, info, warn or error;
-// format text or json.
+// LogConfig sets the process log: level debug, info, warn or error; format text or json.
 type LogConfig struct {
 	Level  string `toml:"level"`
 	Format string `toml:"format"`
 }
 
-// MetricsConfig says where operations look.
+// MetricsConfig sets the address of the metrics listener.
 type MetricsConfig struct {
 	Listen string `toml:"listen"`
 }
 
-// Duration is a time.Duration that is written as in Go, as "90s".
+// Duration is a time.Duration that is written as in "90s".
 type Duration struct{ time.Duration }
 
-// UnmarshalText reads what MarshalText writes.
+// UnmarshalText parses a duration such as "1m30s".
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	if err != nil {
@@ -185,7 +188,7 @@ func (d *Duration) UnmarshalText(b []byte) error {
 // MarshalText writes a duration as "1m30s".
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// Defaults returns the configuration that needs no file.
+// Defaults returns the configuration that is used without a file.
 func Defaults() Config {
 	return Config{
 		Server:  ServerConfig{HTTPS: "localhost:8443", MQTTS: "localhost:8883", TLSMin: "1.3"},
@@ -213,7 +216,7 @@ func Defaults() Config {
 	}
 }
 
-// PublicURL returns where devices find the server, with no slash at the end.
+// PublicURL returns the URL of the server for its clients, without a trailing slash.
 func (c Config) PublicURL() string {
 	if c.Server.PublicURL != "" {
 		return strings.TrimRight(c.Server.PublicURL, "/")
@@ -239,7 +242,7 @@ func configError(key, format string, a ...any) error {
 	return &watchword.Error{Code: watchword.ConfigInvalid, Field: key, Detail: watchword.Refuse("", format, a...).(*watchword.Error).Detail}
 }
 
-// Check refuses what cannot hold, naming the key. Code: config_invalid.
+// Check refuses invalid or inconsistent values and names the key. Code: config_invalid.
 func (c Config) Check() error {
 	if c.Data == "" {
 		return watchword.Refuse(watchword.ConfigInvalid, "no data folder: give --data DIR or WATCHWORD_DATA")
@@ -294,7 +297,8 @@ func (c Config) checkListeners() error {
 	return nil
 }
 
-// proxies returns whose PROXY headers count; what is neither address nor prefix is left out.
+// proxies returns the networks whose PROXY headers are accepted; values that do not parse are left
+// out.
 func (s ServerConfig) proxies() (out []netip.Prefix) {
 	for _, text := range s.ProxyProtocol {
 		p, err := netip.ParsePrefix(text)
@@ -336,7 +340,7 @@ func hostName(s string) bool {
 	return true
 }
 
-// loopbackAddress reports whether HOST:PORT can be reached from this machine alone.
+// loopbackAddress reports whether HOST:PORT is a loopback address.
 func loopbackAddress(a string) (bool, error) {
 	host, port, err := net.SplitHostPort(a)
 	if err != nil {
@@ -392,7 +396,7 @@ func (c Config) checkNumbers() error {
 	for _, n := range []struct {
 		key      string
 		value    int
-		min, max int64 // some are more than an int of 32 bits
+		min, max int64 // some maxima exceed 32 bits
 	}{
 		{"command.max_bytes", c.Command.MaxBytes, 64, watchword.MaxArgs},
 		{"limits.connections", c.Limits.Connections, 1, 1 << 20},
@@ -461,7 +465,7 @@ func (c Config) checkLog() error {
 	return nil
 }
 
-// Warnings names what is set and has no part yet.
+// Warnings lists keys that are set but not used by this version.
 func (c Config) Warnings() []string {
 	var out []string
 	d := Defaults()
@@ -482,7 +486,7 @@ func (c Config) Warnings() []string {
 	return out
 }
 
-// absolute makes the data folder independent of the working folder.
+// absolute makes the data folder's path absolute.
 func (c *Config) absolute() (err error) {
 	if c.Data != "" {
 		c.Data, err = filepath.Abs(c.Data)

@@ -18,9 +18,9 @@ import (
 	"github.com/watchword-iot/watchword/internal/tomlpos"
 )
 
-// Source is where [Load] looks.
+// Source says where [Load] reads the configuration from.
 type Source struct {
-	File string                          // --config; empty means the usual places, where a missing file is no error
+	File string                          // --config; empty means the default places, where the file may be missing
 	Data string                          // --data; empty means WATCHWORD_DATA
 	Env  func(key string) (string, bool) // nil means os.LookupEnv
 }
@@ -28,9 +28,9 @@ type Source struct {
 // maxConfig is the longest configuration file, in bytes.
 const maxConfig = 1 << 20
 
-// Load reads the configuration: defaults, then the file, then WATCHWORD_<SECTION>_<KEY>.
-// It returns the path of the file it read, empty if none. Code: config_invalid,
-// with file, line and column, or the variable's name; key_exposed for a secret's file; file_untrusted.
+// Load reads the configuration: the defaults, the file, then WATCHWORD_<SECTION>_<KEY>. It returns
+// the path of the file, empty if none was read. Codes: config_invalid, with file, line and column,
+// or the variable; key_exposed for a file with a secret; file_untrusted.
 func Load(src Source) (c Config, file string, err error) {
 	if src.Env == nil {
 		src.Env = os.LookupEnv
@@ -66,13 +66,13 @@ func findConfig(src Source) (path string, text []byte, err error) {
 		}
 	}
 	for _, p := range paths {
-		if src.File == "" && !exists(p) { // whoever may write there: nobody did
+		if src.File == "" && !exists(p) { // the default file does not exist
 			continue
 		}
 		text, err := durable.ReadTrusted(p, maxConfig)
 		switch {
 		case err == nil:
-			return p, append([]byte{}, text...), nil // an empty one was read too
+			return p, append([]byte{}, text...), nil // not nil, also for an empty file
 		case watchword.CodeOf(err) == watchword.FileUntrusted:
 			return p, nil, err
 		case watchword.CodeOf(err) == watchword.TooLarge:
@@ -114,7 +114,8 @@ func decode(file string, text []byte, c *Config) error {
 	return watchword.Wrap(err, watchword.ConfigInvalid, "%s%s", durationPosition(file, text, c), detail)
 }
 
-// durationPosition finds the first duration that is no text: the decoder's own error has no place then.
+// durationPosition returns the position of the first invalid duration; the error of the decoder has
+// none.
 func durationPosition(file string, text []byte, c *Config) string {
 	var tree map[string]map[string]any
 	if err := toml.Unmarshal(text, &tree); err != nil {
@@ -122,7 +123,7 @@ func durationPosition(file string, text []byte, c *Config) string {
 	}
 	at := tomlpos.Locate(text)
 	out := file + ": "
-	_ = eachKey(c, func(section, key string, v reflect.Value, _ bool) error { // its error only ends the walk
+	_ = eachKey(c, func(section, key string, v reflect.Value, _ bool) error { // the error only stops the walk
 		value, set := tree[section][key]
 		if _, isText := value.(string); !set || isText || v.Type() != reflect.TypeFor[Duration]() {
 			return nil
@@ -136,7 +137,7 @@ func durationPosition(file string, text []byte, c *Config) string {
 
 var errFound = errors.New("found")
 
-// eachKey calls see for each key of the configuration, as "server.https".
+// eachKey calls see with each key of the configuration, in the form "server.https".
 func eachKey(c *Config, see func(section, key string, v reflect.Value, secret bool) error) error {
 	root := reflect.ValueOf(c).Elem()
 	for i := range root.NumField() {
@@ -187,7 +188,7 @@ func overlayEnvironment(c *Config, env func(string) (string, bool)) error {
 	})
 }
 
-// readSecrets puts what an x_file holds into x. A bare name is looked up in
+// readSecrets reads the file named by each x_file key into key x. A bare name is looked up in
 // $CREDENTIALS_DIRECTORY first.
 func readSecrets(c *Config, env func(string) (string, bool)) error {
 	credentials, _ := env("CREDENTIALS_DIRECTORY")
@@ -228,7 +229,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// Print writes the configuration as TOML, with secrets masked.
+// Print returns the configuration as TOML, with secrets masked.
 func (c Config) Print() ([]byte, error) {
 	err := eachKey(&c, func(_, _ string, v reflect.Value, secret bool) error {
 		if s := v.String(); secret && s != "" && s != "sqlite" {
@@ -243,11 +244,12 @@ func (c Config) Print() ([]byte, error) {
 	return append([]byte(fmt.Sprintf("# data folder: %s\n# public url: %s\n", c.Data, c.PublicURL())), b...), err
 }
 
-// nearestKey returns the known key that differs least from key, if it is close.
+// nearestKey returns the known key with the smallest edit distance to key, if it is near; ""
+// otherwise.
 func nearestKey(key string) string {
 	var known []string
 	c := Defaults()
-	_ = eachKey(&c, func(section, k string, _ reflect.Value, _ bool) error { // never refuses
+	_ = eachKey(&c, func(section, k string, _ reflect.Value, _ bool) error { // the callback returns no error
 		known = append(known, section+"."+k, section)
 		return nil
 	})
@@ -260,7 +262,7 @@ func nearestKey(key string) string {
 	return best
 }
 
-// editDistance counts the edits from a to b (Levenshtein).
+// editDistance is the Levenshtein distance of a and b.
 func editDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -15,10 +15,11 @@ import (
 	"github.com/watchword-iot/watchword/keyring"
 )
 
-// The names in a data folder (0700).
+// File names in a data folder (mode 0700).
 const (
 	databaseFile = "watchword.db"
-	// checkpointFile is the log's last checkpoint, out of reach of who can write to the database alone.
+	// checkpointFile holds the log's last checkpoint, outside the database, so that rewriting the
+	// database alone does not suffice.
 	checkpointFile = "log.checkpoint"
 	kekFile        = "keys/kek"
 	caFile         = "tls/ca.pem"
@@ -27,11 +28,11 @@ const (
 	lockFile       = "LOCK"
 )
 
-// FirstOperator is the id of the operator that is made at first start.
+// FirstOperator is the id of the operator that the first start creates.
 const FirstOperator watchword.SubjectID = "operator"
 
-// ServerFile is server.json: how the CLI on the same machine finds the server that
-// runs on a folder.
+// ServerFile is the content of server.json, by which the CLI on the same machine finds the running
+// server.
 type ServerFile struct {
 	URL      string              `json:"url"`
 	HTTPS    string              `json:"https"`
@@ -44,8 +45,9 @@ type ServerFile struct {
 	Version  string              `json:"version"`
 }
 
-// openData makes and locks the data folder, after all that is believed of it was checked: nothing is made in one that others
-// could write to. Codes: folder_in_use, key_exposed, file_untrusted, config_invalid.
+// openData creates and locks the data folder. It first checks that other users cannot write to what
+// it will trust; otherwise it creates nothing. Codes: folder_in_use, key_exposed, file_untrusted,
+// config_invalid.
 func openData(dir string) (*os.File, error) {
 	err := durable.EnsureFolder(dir, true)
 	if err == nil {
@@ -65,7 +67,7 @@ func openData(dir string) (*os.File, error) {
 	return durable.Lock(filepath.Join(dir, lockFile))
 }
 
-// initializeIfNew makes keys, store and first operator where there are none yet.
+// initializeIfNew creates keys, store and first operator if there are none.
 func initializeIfNew(ctx context.Context, cfg Config, st keyring.Store, now time.Time) (first bool, err error) {
 	_, err = st.Instance(ctx)
 	if watchword.CodeOf(err) != watchword.NotFound {
@@ -97,8 +99,8 @@ func kekPath(cfg Config) string {
 	return filepath.Join(cfg.Data, kekFile)
 }
 
-// operatorKey reads or makes the first operator's key. It is durable before the
-// store knows of it, so a crash between leaves a key that is used next time.
+// operatorKey reads or creates the first operator's key. The file is durable before the store knows
+// the key, so after a crash in between the next start uses it.
 func operatorKey(path string) (*jose.PrivateKey, error) {
 	b, err := durable.ReadPrivate(path)
 	if err == nil {
@@ -114,8 +116,8 @@ func operatorKey(path string) (*jose.PrivateKey, error) {
 	return k, durable.WriteFile(path, append(k.JWK(), '\n'), 0o600)
 }
 
-// checkFiles refuses a folder of which others can read what is private, or have what is believed. Codes: key_exposed,
-// file_untrusted.
+// checkFiles refuses a data folder whose private files others can read, or whose trusted files
+// others can write. Codes: key_exposed, file_untrusted.
 func checkFiles(dir string) error {
 	for _, sub := range []string{filepath.Dir(kekFile), filepath.Dir(caFile)} {
 		if err := durable.CheckFolder(filepath.Join(dir, sub), false); err != nil && !errors.Is(err, fs.ErrNotExist) {

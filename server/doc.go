@@ -1,5 +1,4 @@
-// Package server is the builder: it assembles the whole house from one Config,
-// so that a test can run all of it. In come a configuration and a data folder,
-// out comes a server that listens. It refuses folders in use, keys that others
-// can read, and configurations that promise more than they secure.
+// Package server assembles all parts from one Config, so that a test can run the whole server. A
+// configuration and a data folder come in; a listening server comes out. It refuses a data folder
+// in use, keys that others can read, and invalid configurations.
 package server

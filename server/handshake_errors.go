@@ -17,22 +17,22 @@ import (
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
-// The reasons of handshakes that fail, as the metric has them: the set is closed, whatever clients send.
+// Reasons of failed TLS handshakes, as labels of the metric; the set is closed.
 const (
-	handshakeVersion     = "version"     // the client offers no version that the server takes
-	handshakeALPN        = "alpn"        // the client wants none of the server's application protocols
-	handshakeCertificate = "certificate" // the client refused the server's certificate, with an alert
-	handshakeTimeout     = "timeout"     // the client did not end it in time
-	handshakePlain       = "plain"       // what came is no TLS
+	handshakeVersion     = "version"     // no TLS version in common
+	handshakeALPN        = "alpn"        // no application protocol in common (ALPN)
+	handshakeCertificate = "certificate" // the client sent an alert about the server's certificate
+	handshakeTimeout     = "timeout"     // the handshake took too long
+	handshakePlain       = "plain"       // the client does not speak TLS
 	handshakeClosed      = "closed"      // the client closed the connection without an alert
-	handshakeBusy        = "busy"        // too many waited for their turn
+	handshakeBusy        = "busy"        // too many handshakes were waiting
 	handshakeOther       = "other"
 )
 
 var handshakeReasons = []string{handshakeVersion, handshakeALPN, handshakeCertificate, handshakeTimeout, handshakePlain, handshakeClosed, handshakeBusy, handshakeOther}
 
-// handshakeReason tells why a handshake failed. Go has no types for most of it, and net/http gives no more than the text;
-// a test with real handshakes holds the texts.
+// handshakeReason classifies a failed handshake by the text of its error. Most of these errors have
+// no type in Go, and net/http logs only text; a test with real handshakes holds the texts.
 func handshakeReason(text string) string {
 	has := func(parts ...string) bool {
 		for _, p := range parts {
@@ -43,7 +43,7 @@ func handshakeReason(text string) string {
 		return false
 	}
 	switch {
-	case has("too many handshakes"): // as internal/fair says it
+	case has("too many handshakes"): // text of internal/fair
 		return handshakeBusy
 	case has("unsupported versions", "protocol version"):
 		return handshakeVersion
@@ -61,13 +61,13 @@ func handshakeReason(text string) string {
 	return handshakeOther
 }
 
-// Of handshakes that fail one a second is in the log of each network, ten at once, and so many of all.
+// Limits of logged handshake failures: one a second of each network (burst 10), and so many of all.
 const (
 	handshakeLogRate  = 5 // a second
 	handshakeLogBurst = 20
 )
 
-// handshakes counts the TLS handshakes that fail, and logs some of them. It is safe for concurrent use.
+// handshakes counts failed TLS handshakes and logs some of them. It is safe for concurrent use.
 type handshakes struct {
 	log   *slog.Logger
 	now   func() time.Time
@@ -76,7 +76,7 @@ type handshakes struct {
 
 	mu         sync.Mutex
 	logLimiter *rate.Limiter
-	leftOut    int64 // since the last line
+	leftOut    int64 // failures not logged since the last line
 }
 
 func newHandshakes(l *slog.Logger, now func() time.Time) *handshakes {
@@ -88,18 +88,18 @@ func newHandshakes(l *slog.Logger, now func() time.Time) *handshakes {
 	}
 	for _, listener := range []string{"https", "mqtts"} {
 		for _, reason := range handshakeReasons {
-			h.total.WithLabelValues(listener, reason) // there from the start, so that a rate can be taken of the first
+			h.total.WithLabelValues(listener, reason) // created at start, so that the first failure has a rate
 		}
 	}
 	return h
 }
 
-// failed counts one, and logs it if there is room.
+// failed counts a failure, and logs it within the limits.
 func (h *handshakes) failed(listener, remote, text string) {
 	reason := handshakeReason(text)
-	defer h.total.WithLabelValues(listener, reason).Inc() // who sees the count finds the line
+	defer h.total.WithLabelValues(listener, reason).Inc() // counted after logging: whoever sees the count finds the line
 	now := h.now()
-	ap, _ := netip.ParseAddrPort(remote) // the zero address counts with its like
+	ap, _ := netip.ParseAddrPort(remote) // unparsable addresses share one limit
 	h.mu.Lock()
 	if h.from.Take(rates.Network(ap.Addr().Unmap()), now) != nil || !h.logLimiter.AllowN(now, 1) {
 		h.leftOut++
@@ -109,7 +109,7 @@ func (h *handshakes) failed(listener, remote, text string) {
 	leftOut := h.leftOut
 	h.leftOut = 0
 	h.mu.Unlock()
-	const most = 200 // the client's protocols stand in it
+	const most = 200 // the text contains protocol names chosen by the client
 	if len(text) > most {
 		text = text[:most] + "…"
 	}
@@ -117,15 +117,16 @@ func (h *handshakes) failed(listener, remote, text string) {
 		slog.String("listener", listener), slog.String("reason", reason), slog.String("remote", remote), slog.String("err", text), slog.Int64("left_out", leftOut))
 }
 
-// mqtts is told by the MQTT engine of a connection that ended within its handshake.
+// mqtts is called by the MQTT engine for a connection that ended within its handshake.
 func (h *handshakes) mqtts(remote string, err error) {
-	if errors.Is(err, net.ErrClosed) { // by this side: the server goes
+	if errors.Is(err, net.ErrClosed) { // closed by this server
 		return
 	}
 	h.failed("mqtts", remote, err.Error())
 }
 
-// errorLog is what net/http writes its own lines to: handshakes that fail are counted, everything else is logged at debug.
+// errorLog returns the logger for net/http: failed handshakes are counted, other lines are logged
+// at level debug.
 func (h *handshakes) errorLog() *log.Logger { return log.New(httpLines{h}, "", 0) }
 
 type httpLines struct{ of *handshakes }

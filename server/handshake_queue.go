@@ -13,11 +13,12 @@ import (
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
-// A TLS handshake costs the server about as much as all else that a stranger can ask for: a key exchange and a
-// signature. So handshakes take turns with the checks of signatures, by network: however many come from one, those who
-// are connected keep a processor, and a newcomer from another waits for one of them.
+// A TLS handshake costs about as much as anything else that an unauthenticated peer can request: a
+// key exchange and a signature. Handshakes therefore share a semaphore with signature checks, fair
+// by network: however many come from one network, connected clients keep a processor, and a new
+// client of another network waits for at most one of them.
 
-// handshakeListener accepts connections whose TLS handshakes take turns in room.
+// handshakeListener accepts connections whose TLS handshakes need a slot of the semaphore.
 type handshakeListener struct {
 	net.Listener
 	slots *fair.Semaphore
@@ -32,7 +33,7 @@ func (l handshakeListener) Accept() (net.Conn, error) {
 	return &handshakeConn{Conn: c, slots: l.slots}, nil
 }
 
-// limitHandshakes is the TLS configuration for the connections of a [handshakeListener].
+// limitHandshakes returns the TLS configuration for connections of a [handshakeListener].
 func limitHandshakes(c *tls.Config) *tls.Config {
 	c = c.Clone()
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -44,22 +45,23 @@ func limitHandshakes(c *tls.Config) *tls.Config {
 	return c
 }
 
-// handshakeConn has a place in the room from the client's hello until the server's answer to it is made: when it writes,
-// or reads on, or ends. Where the answer is a HelloRetryRequest (RFC 8446 §4.1.4) nothing was calculated yet: it has a
-// place again from the second hello on, which tells nobody else of itself.
+// handshakeConn holds a slot of the semaphore from the ClientHello until the server's answer is
+// computed: until it writes, reads on, or ends. After a HelloRetryRequest (RFC 8446 §4.1.4), for
+// which nothing was computed, it acquires a slot again at the second ClientHello, for which
+// crypto/tls has no callback.
 type handshakeConn struct {
 	net.Conn
 	slots         *fair.Semaphore
-	ctx           context.Context // of the handshake, with its network; from the first hello on
+	ctx           context.Context // context of the handshake with its network; set at the first ClientHello
 	holdsSlot     atomic.Bool
-	retry         atomic.Bool // a second hello is awaited
-	helloAnswered bool        // the server has answered the hello, and what comes may be an alert in the clear; for the one who reads
+	retry         atomic.Bool // a second ClientHello is expected
+	helloAnswered bool        // the ServerHello was sent, so an unencrypted alert may follow; used by the reader only
 }
 
-// enter waits for a place. Code: busy.
+// enter acquires a slot. Code: busy.
 func (c *handshakeConn) enter(hello *tls.ClientHelloInfo) error {
 	var network netip.Prefix
-	if ap, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil { // the zero network has a line too
+	if ap, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil { // unparsable addresses share one queue
 		network = rates.Network(ap.Addr().Unmap())
 	}
 	c.ctx = fair.WithNetwork(hello.Context(), network)
@@ -81,8 +83,9 @@ func (c *handshakeConn) leave() {
 	}
 }
 
-// Read gives the place back first: it waits for the client. An alert in the clear ends the handshake as the error that it
-// is. With a part of a second hello it waits for a place. Code: busy.
+// Read releases the slot first, since it waits for the client. An unencrypted alert ends the
+// handshake with the error that it stands for. The first bytes of a second ClientHello acquire a
+// slot. Code: busy.
 func (c *handshakeConn) Read(b []byte) (int, error) {
 	c.leave()
 	n, err := c.Conn.Read(b)
@@ -100,13 +103,14 @@ func (c *handshakeConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// clearAlert looks at what a client sent behind the server's hello: whether the next read may still hold an alert in the
-// clear, and the alert that these bytes are. A client on OpenSSL that refuses the server's certificate says so before it
-// seals anything, where crypto/tls takes sealed records alone and would call the alert a bad MAC (RFC 8446, 5.1).
+// clearAlert examines what a client sent after the ServerHello. more reports whether the next read
+// may still hold an unencrypted alert; alert is the alert in these bytes. An OpenSSL client that
+// refuses the certificate sends its alert unencrypted; crypto/tls expects encrypted records there
+// and would report a bad MAC (RFC 8446 §5.1).
 func clearAlert(b []byte) (more bool, alert error) {
-	const closeNotify = 0 // of the alerts (RFC 8446 §6)
+	const closeNotify = 0 // alert codes (RFC 8446 §6)
 	if len(b) >= 6 && b[0] == changeCipherSpec {
-		b = b[6:] // of one byte, for the sake of middleboxes (RFC 8446, D.4)
+		b = b[6:] // a one-byte record for middlebox compatibility (RFC 8446, D.4)
 	}
 	switch {
 	case len(b) == 0:
@@ -114,10 +118,10 @@ func clearAlert(b []byte) (more bool, alert error) {
 	case len(b) == 7 && b[0] == alertRecord && b[3] == 0 && b[4] == 2 && b[6] != closeNotify:
 		return false, fmt.Errorf("remote error: %w", tls.AlertError(b[6]))
 	}
-	return b[0] == handshakeRecord, nil // a second hello; TLS 1.2
+	return b[0] == handshakeRecord, nil // a second ClientHello; TLS 1.2
 }
 
-// Write gives the place back first.
+// Write releases the slot first.
 func (c *handshakeConn) Write(b []byte) (int, error) {
 	c.leave()
 	switch {
@@ -129,13 +133,13 @@ func (c *handshakeConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// Close gives the place back too.
+// Close releases the slot.
 func (c *handshakeConn) Close() error {
 	c.leave()
 	return c.Conn.Close()
 }
 
-// Of RFC 8446: the types of records (§5.1), and of a handshake message (§4).
+// Record types (RFC 8446 §5.1) and a handshake message type (§4).
 const (
 	changeCipherSpec = 20 // one may follow a HelloRetryRequest (appendix D.4)
 	alertRecord      = 21
@@ -143,11 +147,11 @@ const (
 	serverHello      = 2
 )
 
-// retryRandom is the random of a ServerHello that is a HelloRetryRequest: SHA-256 of these words (RFC 8446 §4.1.3).
+// retryRandom is the random value of a HelloRetryRequest (RFC 8446 §4.1.3).
 var retryRandom = sha256.Sum256([]byte("HelloRetryRequest"))
 
-// isHelloRetryRequest reports whether a write begins with the record of a HelloRetryRequest.
+// isHelloRetryRequest reports whether b begins with the record of a HelloRetryRequest.
 func isHelloRetryRequest(b []byte) bool {
-	const at = 5 + 4 + 2 // behind the headers of the record and of the message, and the version
+	const at = 5 + 4 + 2 // after record header, message header and version
 	return len(b) >= at+len(retryRandom) && b[0] == handshakeRecord && b[5] == serverHello && [32]byte(b[at:]) == retryRandom
 }

@@ -8,10 +8,11 @@ import (
 	"strings"
 )
 
-// checkHost answers 421 to a request whose Host is none of this server's (RFC 9110 §7.4), and hands on the others. A page in a
-// browser on this machine could else read the answer: its own name is made to point at a loopback address (DNS rebinding), but
-// still stands in Host. Own are localhost, loopback addresses and names; the port does not count, nor is a request of
-// HTTP/1.0 without Host refused, which no browser sends.
+// checkHost answers 421 to a request whose Host is not a name of this server (RFC 9110 §7.4).
+// Otherwise a web page could read answers of a server on the same machine by DNS rebinding: its
+// name resolves to a loopback address, but still stands in Host. Accepted are localhost, loopback
+// addresses and names, with any port, and HTTP/1.0 requests without Host, which browsers do not
+// send.
 func checkHost(names []string, next http.Handler) http.Handler {
 	own := map[string]bool{"": true, "localhost": true}
 	for _, n := range names {
@@ -31,12 +32,12 @@ func checkHost(names []string, next http.Handler) http.Handler {
 	})
 }
 
-// canonicalHost is a host as it is compared: in small letters, without brackets and without the dot at the end.
+// canonicalHost returns a host in lower case, without brackets and without a trailing dot.
 func canonicalHost(h string) string {
 	return strings.TrimSuffix(strings.ToLower(strings.Trim(h, "[]")), ".")
 }
 
-// hosts is by what names this server is known, beside those of loopback.
+// hosts returns the names of this server beside those of loopback.
 func (c Config) hosts() (out []string) {
 	out = append(out, c.Server.Names...)
 	if u, err := url.Parse(c.PublicURL()); err == nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/sqlite"
 )
 
-// startKeyRotation begins to turn the keys, and says who must know when they have turned.
+// startKeyRotation starts the rotation of keys and registers who is notified of it.
 func (s *Server) startKeyRotation(ctx context.Context) (err error) {
 	s.rotator, err = keyring.NewRotator(ctx, s.store, s.keys, keyring.RotatorOptions{
 		Schedule:   keyring.Schedule{RotateEvery: s.cfg.Keys.RotateEvery.Duration, Overlap: s.cfg.Keys.Overlap.Duration},
@@ -22,7 +22,7 @@ func (s *Server) startKeyRotation(ctx context.Context) (err error) {
 	return err
 }
 
-// trustMembers is what the trust bundle says beside the keys.
+// trustMembers returns the members of the trust bundle beside the keys.
 func (s *Server) trustMembers() keyring.BundleInfo {
 	n := keyring.BundleInfo{WebPKI: s.cfg.Server.TLSCert != "", Quorum: s.quorum()}
 	for _, w := range s.witnesses {
@@ -31,8 +31,8 @@ func (s *Server) trustMembers() keyring.BundleInfo {
 	return n
 }
 
-// quorum is how many witnesses must have signed a checkpoint that a device obeys by:
-// most of them, unless the configuration says otherwise.
+// quorum returns how many witnesses must have cosigned a checkpoint before devices act on it: a
+// majority, unless configured.
 func (s *Server) quorum() int {
 	if n := len(s.witnesses); s.cfg.Audit.Quorum == 0 && n > 0 {
 		return n/2 + 1
@@ -40,8 +40,8 @@ func (s *Server) quorum() int {
 	return s.cfg.Audit.Quorum
 }
 
-// keysRotated makes a change of keys felt: what a revoked issuer key signed ends
-// on every live session, and connected devices are asked to fetch the new bundle.
+// keysRotated applies a change of keys: sessions of a revoked issuer key end, and connected devices
+// are asked to fetch the new trust bundle.
 func (s *Server) keysRotated(ctx context.Context, n keyring.ChangeNotice) {
 	for _, k := range n.Revoked {
 		if k.Role == keyring.Issuer {
@@ -58,17 +58,18 @@ func (s *Server) keysRotated(ctx context.Context, n keyring.ChangeNotice) {
 	}
 }
 
-// TakeRootOffline moves the root's private key from the data folder, on which no server
-// may run, to a file that must not exist yet (0600).
+// TakeRootOffline moves the root's private key from a data folder, whose server must not run, to a
+// new file (mode 0600).
 //
-// Codes: folder_in_use, key_unwrap and the like, conflict.
+// Codes: folder_in_use, key_unwrap and others of the key, conflict if the file exists.
 func TakeRootOffline(ctx context.Context, cfg Config, file string, o Options) error {
 	return withRotator(ctx, cfg, o, func(k *keyring.Rotator, s *Server) error {
 		return k.ExportRoot(ctx, operator(), func(jwk []byte) error { return durable.Create(file, jwk, 0o600) }, s.o.Now())
 	})
 }
 
-// BringRootOnline puts the root's private key back from a file, which stays.
+// BringRootOnline copies the root's private key from a file back into the data folder. The file
+// remains.
 func BringRootOnline(ctx context.Context, cfg Config, file string, o Options) error {
 	jwk, err := durable.ReadPrivate(file)
 	if err != nil {
@@ -79,7 +80,8 @@ func BringRootOnline(ctx context.Context, cfg Config, file string, o Options) er
 	})
 }
 
-// operator is who acts on the machine itself, with the data folder in hand.
+// operator is the actor of commands that are run on the server's machine with access to the data
+// folder.
 func operator() audit.Actor {
 	return audit.Actor{Tenant: watchword.DefaultTenant, Subject: FirstOperator, Versions: watchword.AuthorityVersions{Local: true}}
 }

@@ -7,23 +7,22 @@ import (
 	"sync/atomic"
 )
 
-// limitListener is a listener with a bound on connections, in all and by address. A
-// connection over the bound is closed before its first byte is read, so that a
-// flood costs no handshake.
+// limitListener limits connections, in all and by address. A connection over the limit is closed
+// before its first byte is read, so that a flood costs no handshakes.
 type limitListener struct {
 	net.Listener
 	maxTotal, maxPerAddress int
 
 	mu        sync.Mutex
 	open      int
-	byAddress map[netip.Addr]int // never holds more than open addresses
+	byAddress map[netip.Addr]int // only addresses with open connections
 }
 
 func newLimitListener(l net.Listener, total, each int) net.Listener {
 	return &limitListener{Listener: l, maxTotal: total, maxPerAddress: each, byAddress: map[netip.Addr]int{}}
 }
 
-// Accept returns the next connection that is within the bounds.
+// Accept returns the next connection within the limits.
 func (l *limitListener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
@@ -37,7 +36,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if l.enter(from) {
 			return &limitedConn{Conn: c, listener: l, from: from}, nil
 		}
-		_ = c.Close() // refused: nothing was read or written
+		_ = c.Close() // nothing was read or written on it
 	}
 }
 
@@ -68,7 +67,7 @@ type limitedConn struct {
 	left     atomic.Bool
 }
 
-// Close closes the connection and makes room for another.
+// Close closes the connection and releases its place.
 func (c *limitedConn) Close() error {
 	if !c.left.Swap(true) {
 		defer c.listener.leave(c.from)
@@ -76,10 +75,10 @@ func (c *limitedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// Below returns the connection that is counted.
+// Below returns the wrapped connection.
 func (c *limitedConn) Below() net.Conn { return c.Conn }
 
-// CloseWrite says that nothing more will be written.
+// CloseWrite closes the writing side.
 func (c *limitedConn) CloseWrite() error {
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return w.CloseWrite()

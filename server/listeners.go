@@ -14,8 +14,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// listen binds the addresses before anything is decided by them: port 0 becomes
-// a real one.
+// listen binds all addresses first, so that port 0 is replaced by the real port before anything
+// uses it.
 func (s *Server) listen() (err error) {
 	if s.https, err = s.bind("server.https", &s.cfg.Server.HTTPS); err != nil {
 		return err
@@ -42,8 +42,8 @@ func (s *Server) listen() (err error) {
 	return nil
 }
 
-// origins is every address that this server answers to over HTTPS: what a DPoP proof
-// may name. The name that a request gives is none of them by itself.
+// origins returns every HTTPS origin of this server; a DPoP proof must name one of them. The Host
+// of a request is not trusted.
 func (s *Server) origins() token.Origins {
 	_, port, err := net.SplitHostPort(s.info.HTTPS)
 	if err != nil {
@@ -56,8 +56,7 @@ func (s *Server) origins() token.Origins {
 	return token.NewOrigins(urls...)
 }
 
-// bind listens on an address of the configuration, and puts the port that it got
-// into it.
+// bind listens on an address of the configuration and stores the actual port in it.
 func (s *Server) bind(key string, address *string) (net.Listener, error) {
 	l, err := net.Listen("tcp", *address)
 	if err != nil {
@@ -78,8 +77,8 @@ func (s *Server) bind(key string, address *string) (net.Listener, error) {
 	return newLimitListener(l, s.cfg.Limits.Connections, s.cfg.Limits.PerAddress), nil
 }
 
-// publicMQTTS returns the address that devices learn when they enroll: the public
-// name, and the port that MQTT listens on. Empty where there is none.
+// publicMQTTS returns the MQTT address that devices receive at enrollment: the public name and
+// MQTT's port; empty without MQTT over TLS.
 func (s *Server) publicMQTTS() string {
 	_, port, err := net.SplitHostPort(s.info.MQTTS)
 	if err != nil {
@@ -92,14 +91,14 @@ func (s *Server) publicMQTTS() string {
 	return net.JoinHostPort(u.Hostname(), port)
 }
 
-// withMQTTALPN is the same TLS under the protocol's own name (ALPN).
+// withMQTTALPN returns the TLS configuration with the ALPN protocol mqtt.
 func withMQTTALPN(c *tls.Config) *tls.Config {
 	c = c.Clone()
 	c.NextProtos = []string{"mqtt"}
 	return c
 }
 
-// networkErrorText is the last word of a network error, without the address again.
+// networkErrorText returns the innermost text of a network error, without the address.
 func networkErrorText(err error) string {
 	if e, ok := errors.AsType[*os.SyscallError](err); ok {
 		return e.Err.Error()
@@ -107,15 +106,16 @@ func networkErrorText(err error) string {
 	return err.Error()
 }
 
-// modernSuites is what TLS 1.2 may use: forward secrecy, and a cipher that authenticates.
+// modernSuites are the cipher suites of TLS 1.2: forward secrecy and authenticated encryption.
 var modernSuites = []uint16{
 	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
 	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 }
 
-// tls returns the door's TLS: 1.3, with a certificate from files or of the own authority.
+// tls returns the TLS configuration: version 1.3, with the configured certificate or one of the
+// server's own CA.
 func (s *Server) tls() (*tls.Config, error) {
-	// With no curves named, Go's own choice has X25519MLKEM768 first.
+	// No CurvePreferences: Go's default prefers X25519MLKEM768.
 	c := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}
 	if s.cfg.Server.TLSMin == "1.2" {
 		c.MinVersion, c.CipherSuites = tls.VersionTLS12, modernSuites
@@ -139,7 +139,7 @@ func (s *Server) tls() (*tls.Config, error) {
 	return c, nil
 }
 
-// routes puts MQTT over WebSocket beside the API.
+// routes adds MQTT over WebSocket to the API.
 func (s *Server) routes(api http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/mqtt" {

@@ -15,8 +15,8 @@ import (
 	"github.com/watchword-iot/watchword/mqtt"
 )
 
-// operationsServer is the door that people who run the server look through: /metrics,
-// /healthz and /readyz, on a listener of its own. It has no TLS, so it answers to its own names alone.
+// operationsServer serves /metrics, /healthz and /readyz on a listener of its own. It has no TLS;
+// see checkHost.
 func (s *Server) operationsServer() *http.Server {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), brokerCollector{s.broker}, s.handshakes.total,
@@ -32,7 +32,7 @@ func (s *Server) operationsServer() *http.Server {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 		defer cancel()
-		if err := s.store.Ping(ctx); err != nil { // a write: what cannot be made durable is refused
+		if err := s.store.Ping(ctx); err != nil { // a write: the server is ready only if it can store
 			http.Error(w, publicText(err), http.StatusServiceUnavailable)
 			return
 		}
@@ -43,7 +43,7 @@ func (s *Server) operationsServer() *http.Server {
 	return h
 }
 
-// publicText is what an error says that may be shown.
+// publicText returns the part of an error that may be shown.
 func publicText(err error) string {
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		return e.Detail
@@ -58,15 +58,15 @@ func (s *Server) serveOperations(l net.Listener) error {
 	return nil
 }
 
-// brokerCollector tells Prometheus what the MQTT engine does.
+// brokerCollector collects the metrics of the MQTT engine.
 type brokerCollector struct{ broker *mqtt.Broker }
 
 var refusalsDesc = prometheus.NewDesc("watchword_mqtt_refusals_total", "What was refused over MQTT, by code.", []string{"code"}, nil)
 
-// Describe sends nothing: what there is comes from Collect.
+// Describe sends nothing, so Prometheus does not check the set of metrics.
 func (e brokerCollector) Describe(chan<- *prometheus.Desc) {}
 
-// Collect sends the numbers of this moment.
+// Collect sends the current values.
 func (e brokerCollector) Collect(out chan<- prometheus.Metric) {
 	st := e.broker.Stats()
 	for _, m := range []struct {

@@ -14,20 +14,19 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// The bounds of what a proxy says first.
+// Limits of PROXY headers.
 const (
 	proxyHeaderTimeout = 5 * time.Second
-	proxyBytes         = 4096 // after the first 16
-	maxProxyWaiting    = 1024 // connections that have not said it yet
+	proxyBytes         = 4096 // header bytes after the first 16
+	maxProxyWaiting    = 1024 // connections whose header was not read yet
 )
 
-// proxySignature is how a header of version 2 of the PROXY protocol begins.
+// proxySignature begins a PROXY protocol header of version 2.
 var proxySignature = []byte("\r\n\r\n\x00\r\nQUIT\n")
 
-// proxyListener takes the address of a client from the PROXY header (version 2) where a
-// connection comes from a proxy that is trusted, and lets nothing else in from there.
-// What others send is theirs, whatever it looks like. It reads the header and not a byte
-// more, in the background, so that nobody waits for a proxy that says nothing.
+// proxyListener reads the PROXY header (version 2) of connections from trusted proxies and refuses
+// those without one; other connections pass unread. It reads exactly the header, in the background,
+// so that a silent proxy does not block Accept.
 type proxyListener struct {
 	net.Listener
 	trusted []netip.Prefix
@@ -70,7 +69,7 @@ func (p *proxyListener) run() {
 		case p.slots <- struct{}{}:
 			go p.read(nc)
 		default:
-			_ = nc.Close() // refused: nothing was read or written
+			_ = nc.Close() // nothing was read or written on it
 		}
 	}
 }
@@ -80,7 +79,7 @@ func (p *proxyListener) deliver(a acceptResult) {
 	case p.ready <- a:
 	case <-p.closed:
 		if a.nc != nil {
-			_ = a.nc.Close() // nothing was written
+			_ = a.nc.Close() // nothing was written on it
 		}
 	}
 }
@@ -104,7 +103,7 @@ func (p *proxyListener) read(nc net.Conn) {
 	client, err := readProxy(nc)
 	if err != nil {
 		p.log.Info("no PROXY header from a proxy", slog.String("remote", nc.RemoteAddr().String()), slog.Any("err", err))
-		_ = nc.Close() // nothing was written
+		_ = nc.Close() // nothing was written on it
 		return
 	}
 	if client.IsValid() {
@@ -113,8 +112,8 @@ func (p *proxyListener) read(nc net.Conn) {
 	p.deliver(acceptResult{nc: nc})
 }
 
-// readProxy reads the header. The address is not valid where the proxy speaks for
-// itself, as its health checks do.
+// readProxy reads the header. The address is not valid for the command LOCAL, which proxies use for
+// health checks.
 func readProxy(nc net.Conn) (client netip.AddrPort, err error) {
 	if err := nc.SetReadDeadline(time.Now().Add(proxyHeaderTimeout)); err != nil {
 		return client, err
@@ -142,15 +141,15 @@ func proxyAddress(command, family byte, body []byte) (client netip.AddrPort, err
 	case command == 0: // LOCAL
 		return client, nil
 	case command != 1:
-	case family == 0x11 && len(body) >= 12: // TCP over IPv4: two addresses, two ports
+	case family == 0x11 && len(body) >= 12: // TCP over IPv4: two addresses and two ports
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(body)), binary.BigEndian.Uint16(body[8:])), nil
-	case family == 0x21 && len(body) >= 36: // over IPv6
+	case family == 0x21 && len(body) >= 36: // TCP over IPv6
 		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(body)).Unmap(), binary.BigEndian.Uint16(body[32:])), nil
 	}
 	return client, watchword.Refuse(watchword.BadRequest, "the header names no TCP client")
 }
 
-// Accept returns the next connection whose client is known.
+// Accept returns the next connection whose client address is known.
 func (p *proxyListener) Accept() (net.Conn, error) {
 	select {
 	case a := <-p.ready:
@@ -160,13 +159,13 @@ func (p *proxyListener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends it, for those too that have not said who they are.
+// Close closes the listener and the connections whose header was not read yet.
 func (p *proxyListener) Close() error {
 	p.once.Do(func() { close(p.closed) })
 	return p.Listener.Close()
 }
 
-// proxiedConn is a connection with the address of whom the proxy speaks for.
+// proxiedConn is a proxy's connection with the address of the client.
 type proxiedConn struct {
 	net.Conn
 	client net.Addr
@@ -175,10 +174,10 @@ type proxiedConn struct {
 // RemoteAddr returns the client's address.
 func (c *proxiedConn) RemoteAddr() net.Addr { return c.client }
 
-// Below returns the connection of the proxy.
+// Below returns the wrapped connection.
 func (c *proxiedConn) Below() net.Conn { return c.Conn }
 
-// CloseWrite says that nothing more will be written.
+// CloseWrite closes the writing side.
 func (c *proxiedConn) CloseWrite() error {
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return w.CloseWrite()

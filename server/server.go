@@ -35,17 +35,16 @@ import (
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// Options is what a server takes beside its configuration. The zero value is
-// ready to use.
+// Options holds what a server needs beside its configuration. The zero value is ready to use.
 type Options struct {
-	Log     *slog.Logger     // nil means slog.Default; what others can cause is bounded, see internal/logbudget
-	Version string           // of the program
+	Log     *slog.Logger     // nil means slog.Default; lines that clients cause are limited, see internal/logbudget
+	Version string           // version of the program
 	Now     func() time.Time // nil means time.Now
-	// WithoutAuditLog leaves the audit log out, to measure what it costs. No configuration sets it.
+	// WithoutAuditLog writes no audit log, to measure its cost. No configuration sets it.
 	WithoutAuditLog bool
 
-	budget *logbudget.Handler // Log's
-	clock  func() time.Time   // Now as it was given
+	budget *logbudget.Handler // handler of Log
+	clock  func() time.Time   // Now as given
 }
 
 func (o Options) filled() Options {
@@ -61,12 +60,13 @@ func (o Options) filled() Options {
 		o.Log = slog.New(h)
 	}
 	o.budget = h
-	now := o.Now // as it is kept and shown: in milliseconds
+	now := o.Now // times are stored and shown in milliseconds
 	o.Now = func() time.Time { return now().Truncate(time.Millisecond) }
 	return o
 }
 
-// brokerClock is Now for the broker, which reads the system's clock by itself: once for each packet.
+// brokerClock returns the clock for the broker: nil for the system's clock, which the broker then
+// reads once for each packet.
 func (o Options) brokerClock() func() time.Time {
 	if o.clock == nil {
 		return nil
@@ -74,21 +74,21 @@ func (o Options) brokerClock() func() time.Time {
 	return o.Now
 }
 
-// Info says where a server is to be found.
+// Info holds the addresses of a running server.
 type Info struct {
-	URL   string // public, no trailing slash
-	HTTPS string // the address it listens on
-	MQTTS string // likewise, MQTT over TLS; empty where there is none
-	MQTT  string // likewise, plain
-	// Metrics is where operations look; empty where nobody may.
+	URL   string // public URL, no trailing slash
+	HTTPS string // listening address
+	MQTTS string // listening address of MQTT over TLS; empty: none
+	MQTT  string // listening address of MQTT without TLS; empty: none
+	// Metrics is the listening address of the metrics; empty: none.
 	Metrics     string
-	CAFile      string // of the own authority; empty with a bought certificate
+	CAFile      string // CA certificate of the server; empty with a configured certificate
 	Issuer      string
 	Data        string
-	Initialized bool // this start founded the house
+	Initialized bool // this start initialized the data folder
 }
 
-// Server is one house, assembled. Make one with [New] and call Run once.
+// Server is one assembled server. Make one with [New] and call Run once.
 type Server struct {
 	cfg         Config
 	o           Options
@@ -100,12 +100,12 @@ type Server struct {
 	commands    *command.Service
 	recorder    *audit.Recorder
 	checkpoints *audit.CheckpointSigner
-	background  []func(context.Context) error // further parts that run until their context ends; a test's
+	background  []func(context.Context) error // further parts that tests run until their context ends
 
 	witnesses      []*audit.Witness
 	rotator        *keyring.Rotator
 	https          net.Listener
-	mqtts          net.Listener // nil where there is none, as the next
+	mqtts          net.Listener // nil: not configured; mqtt and metrics likewise
 	mqtt           net.Listener
 	metrics        net.Listener
 	broker         *mqtt.Broker
@@ -116,9 +116,8 @@ type Server struct {
 	ready      chan struct{}
 }
 
-// New opens the data folder, founds the house if there is none, and listens, but
-// does not serve yet. Codes: config_invalid, folder_in_use, key_exposed, file_untrusted,
-// key_unwrap, unavailable.
+// New opens the data folder, initializes it if it is empty, and listens, but does not serve yet.
+// Codes: config_invalid, folder_in_use, key_exposed, file_untrusted, key_unwrap, unavailable.
 func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 	s := &Server{cfg: cfg, o: o.filled(), ready: make(chan struct{})}
 	defer func() {
@@ -166,14 +165,14 @@ func (s *Server) openRing(ctx context.Context) error {
 	return err
 }
 
-// assemble builds the rooms from the bottom up and names every part.
+// assemble builds all parts, in the order of their imports.
 func (s *Server) assemble(ctx context.Context) error {
 	if err := s.startLogSigning(ctx); err != nil {
 		return err
 	}
 	s.recorder = audit.NewRecorder(s.store)
 	directory := registry.NewDirectory(s.store)
-	if _, err := directory.Policies(ctx, watchword.DefaultTenant); err != nil { // what cannot be read stops the start, not a request
+	if _, err := directory.Policies(ctx, watchword.DefaultTenant); err != nil { // an unreadable policy must stop the start, not a later request
 		return err
 	}
 	s.guard = session.NewGuard(directory, session.GuardOptions{
@@ -256,7 +255,7 @@ func (s *Server) assemble(ctx context.Context) error {
 }
 
 func (s *Server) writeServerFile(ctx context.Context) error {
-	config, err := s.cfg.Print() // its secrets masked
+	config, err := s.cfg.Print() // secrets are masked
 	if err != nil {
 		return err
 	}
@@ -275,22 +274,22 @@ func (s *Server) writeServerFile(ctx context.Context) error {
 // Info says where the server is to be found.
 func (s *Server) Info() Info { return s.info }
 
-// Ready is closed once the server answers.
+// Ready returns a channel that is closed once the server answers.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// drainTime is how long requests under way may take to end.
+// drainTime is how long requests in progress may take to finish.
 const drainTime = 10 * time.Second
 
-// Run serves until ctx ends, then drains: no new connections, live sessions told
-// to go, requests under way finished, everything written and the log signed. It
-// returns nil after a clean end, and closes what New opened in any case.
+// Run serves until ctx ends, then shuts down: it accepts no new connections, asks clients to
+// disconnect, finishes requests in progress, commits all writes and signs the log. It returns nil
+// after a clean shutdown, and closes in any case what New opened.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.close()
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, gctx := errgroup.WithContext(inner)
-	// What writes entries is in g, and the log's keeper is not: it ends once all of g has, so that its last checkpoint has
-	// what was written last.
+	// Goroutines that write audit entries run in g. The signer of the log runs outside g and ends
+	// after it, so that its last checkpoint covers the last entries.
 	logged, unlog := context.WithCancel(context.WithoutCancel(ctx))
 	defer unlog()
 	signed := make(chan error, 1)
@@ -316,13 +315,13 @@ func (s *Server) Run(ctx context.Context) error {
 	close(s.ready)
 	select {
 	case <-ctx.Done():
-	case <-gctx.Done(): // a part failed: the others end too
+	case <-gctx.Done(): // one part failed; the others end too
 	}
 	drain, cancel := context.WithTimeout(inner, drainTime)
 	defer cancel()
 	for _, l := range []net.Listener{s.mqtts, s.mqtt} {
 		if l != nil {
-			_ = l.Close() // nothing is lost with a listener
+			_ = l.Close() // closing a listener loses nothing
 		}
 	}
 	pass, passed := context.WithTimeout(drain, drainTime/2)
@@ -341,12 +340,12 @@ func (s *Server) Run(ctx context.Context) error {
 	return errors.Join(err, <-signed, derr) // bounded by audit.LastStep
 }
 
-// maintain forgets what is over, and turns the keys whose time has come.
+// maintain deletes expired rows and rotates keys that are due.
 func (s *Server) maintain(ctx context.Context) error {
 	const every, batch = time.Minute, 5000
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	ahead := clockjump.Start(s.o.Now, func() { tick.Reset(time.Nanosecond) }) // keys turn at a time of day, and tick counts monotonic time
+	ahead := clockjump.Start(s.o.Now, func() { tick.Reset(time.Nanosecond) }) // rotations are due at a time of day, and tick uses monotonic time
 	defer ahead.Stop()
 	for {
 		var err error
@@ -366,11 +365,11 @@ func (s *Server) maintain(ctx context.Context) error {
 	}
 }
 
-// close gives up what New took. It is safe to call twice.
+// close releases what New opened. It may be called twice.
 func (s *Server) close() {
 	for _, l := range []net.Listener{s.https, s.mqtts, s.mqtt, s.metrics} {
 		if l != nil {
-			_ = l.Close() // closed already after a served Run
+			_ = l.Close() // already closed after Run
 		}
 	}
 	if s.store != nil {
@@ -380,7 +379,7 @@ func (s *Server) close() {
 		s.store = nil
 	}
 	if s.lock != nil {
-		_ = s.lock.Close() // the lock ends with the process at the latest
+		_ = s.lock.Close() // the lock is released at the latest when the process ends
 		s.lock = nil
 	}
 }

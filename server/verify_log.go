@@ -23,17 +23,17 @@ func IsData(dir string) bool {
 	return err == nil
 }
 
-// VerifyLog recomputes the log of a data folder, whether a server runs on it or not.
-// keys returns the log's keys under its name; nil: those that the folder itself names,
-// which whoever can write to it can replace. Codes: log_invalid, not_found, unavailable.
+// VerifyLog verifies the log of a data folder, whether a server runs on it or not. keys returns the
+// log's keys by its name; nil: the keys that the folder itself names, which whoever can write to
+// the folder can replace. Codes: log_invalid, not_found, unavailable.
 func VerifyLog(ctx context.Context, dir string, keys func(origin string) []ledger.Key, against ...[]byte) (v audit.VerifyResult, err error) {
 	defer func() {
 		if sqlite.Damaged(err) {
 			err = watchword.Wrap(err, watchword.LogInvalid, "the database is damaged, or tables of it are gone")
 		}
 	}()
-	// Beside the database, and so out of reach of who can write to that alone. It is read
-	// first: a server that runs writes it last.
+	// The file is outside the database, so rewriting the database alone does not change it. It is
+	// read first, since a running server writes it after the database.
 	switch note, err := os.ReadFile(filepath.Join(dir, checkpointFile)); {
 	case err == nil:
 		against = append(slices.Clone(against), note)
@@ -51,7 +51,7 @@ func VerifyLog(ctx context.Context, dir string, keys func(origin string) []ledge
 	}
 	if keys != nil {
 		given := keys(own[0].Name())
-		for _, k := range own { // witnesses may be the folder's: their signatures alone vouch for nothing
+		for _, k := range own { // keys of witnesses may come from the folder: their signatures alone prove nothing
 			if k.Witness() {
 				given = append(given, k)
 			}
@@ -97,7 +97,7 @@ func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err err
 	if err != nil {
 		return nil, err
 	}
-	for _, b := range bundles { // also those of before: what they signed is kept
+	for _, b := range bundles { // former keys too: their signatures are kept
 		t, err := token.ReadTrust(string(b.JWS))
 		if err != nil {
 			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %d is damaged", b.Version)
