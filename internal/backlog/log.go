@@ -1,55 +1,56 @@
-// Package backlog keeps the last values of many sources within bounds that they share fairly. In come values with
-// numbers that grow, out they come again in that order. When it is full the source that takes most loses its oldest, so
-// that nobody's burst costs others theirs; what was lost is told, with its source.
+// Package backlog buffers the latest values of many sources within limits that the sources share
+// fairly. Values with ascending numbers go in and come out in that order. When the buffer is full,
+// the source that takes most loses its oldest value, so that a burst of one source costs the others
+// nothing; lost values are reported with their source.
 package backlog
 
-// Bounds are those of a [Log]. All are above zero.
+// Bounds are the limits of a [Log]; all must be above zero.
 type Bounds struct {
 	Bytes, Values             int // of all sources together
-	SourceBytes, SourceValues int // of each
-	LostBytes                 int // of what is remembered of lost values
+	SourceBytes, SourceValues int // of one source
+	LostBytes                 int // of the records of lost values
 }
 
-// Log keeps values of sources K. Make one with [New]. It is not safe for concurrent use: the owner holds a lock.
+// Log buffers values of sources K. Make one with [New]. It is not safe for concurrent use.
 type Log[K comparable, V any] struct {
 	bounds Bounds
 
 	all          []slot[K, V] // by number, from head on
 	head         int
-	removed      int // of all, neither kept nor remembered
+	removed      int // slots of all that are empty
 	live         int
 	bytes        int
-	first        int // no entry before it is kept
+	first        int // no buffered value before this index
 	sources      map[K]*sourceState[K]
-	heap         []heapEntry[K]    // of those who take a grain or more, who takes most first
-	spareSources []*sourceState[K] // without values, for those that come
+	heap         []heapEntry[K]    // sources with at least one grain, the largest first
+	spareSources []*sourceState[K] // unused source structures, for reuse
 
-	lostFirst int // no entry before it is remembered as lost
+	lostFirst int // no record of a lost value before this index
 	lostBytes int
-	forgotten uint64 // the greatest number of those that were lost and are not remembered
+	forgotten uint64 // greatest number of a lost value without a record
 }
 
-// slot is a value that is kept, or what is remembered of one that was lost, or neither.
+// slot is a buffered value, the record of a lost value, or empty.
 type slot[K comparable, V any] struct {
 	number   uint64
-	source   *sourceState[K] // nil: neither
+	source   *sourceState[K] // nil: empty
 	value    V
 	tag      string
 	bytes    int32
 	buffered bool
 }
 
-// sourceState is what the log has of one, while there is a value of it, or a lost one is remembered.
+// sourceState is a source with at least one buffered value or record.
 type sourceState[K comparable] struct {
 	key     K
-	numbers []uint64 // of its values, oldest first, from head on
+	numbers []uint64 // numbers of its buffered values, oldest first, from head on
 	head    int
 	bytes   int
-	lost    int // values that are remembered
-	at      int // in the heap; -1: not there
+	lost    int // records of lost values
+	at      int // index in the heap; -1: not in it
 }
 
-// heapEntry is a source in the heap, with what it is compared by.
+// heapEntry is a source in the heap with its sort key.
 type heapEntry[K comparable] struct {
 	grains int
 	oldest uint64
@@ -62,11 +63,11 @@ func (s *sourceState[K]) rank() heapEntry[K] {
 	return heapEntry[K]{s.bytes / rankGrain, s.numbers[s.head], s}
 }
 
-// rankGrain is how many bytes two sources may differ and count as equal: among equals the oldest value goes first, whatever
-// the lengths of names do to its size.
+// rankGrain is the unit in which sources are compared: sources with the same number of grains count
+// as equal, and the one with the oldest value loses it. So the length of a name does not decide.
 const rankGrain = 16 << 10
 
-// before reports whether a loses a value before b does.
+// before reports whether a loses a value before b.
 func (a *heapEntry[K]) before(b *heapEntry[K]) bool {
 	if a.grains != b.grains {
 		return a.grains > b.grains
@@ -79,9 +80,10 @@ func New[K comparable, V any](b Bounds) *Log[K, V] {
 	return &Log[K, V]{bounds: b, sources: map[K]*sourceState[K]{}}
 }
 
-// Add keeps v, which takes that many bytes, at most 1 GiB. number is above those of all before. tag is what is remembered
-// of it beside its source when it is lost. It takes time that grows with the logarithm of the number of sources, and now
-// and then with the number of values that are kept, when it looks for the oldest one or the first that was lost.
+// Add buffers v, which takes that many bytes, at most 1 GiB. number must be above all earlier ones.
+// tag is recorded with the source if v is lost. It takes time logarithmic in the number of sources;
+// sometimes linear in the number of values, when it searches for the oldest one or the first
+// record.
 func (l *Log[K, V]) Add(number uint64, k K, v V, tag string, bytes int) {
 	s := l.sources[k]
 	switch {
@@ -105,7 +107,7 @@ func (l *Log[K, V]) Add(number uint64, k K, v V, tag string, bytes int) {
 	l.compact()
 }
 
-// source begins another one.
+// source adds a source.
 func (l *Log[K, V]) source(k K) *sourceState[K] {
 	s := &sourceState[K]{at: -1}
 	if n := len(l.spareSources); n > 0 {
@@ -116,7 +118,8 @@ func (l *Log[K, V]) source(k K) *sourceState[K] {
 	return s
 }
 
-// largestSource is the source that takes most, or, where none takes a grain, the one with the oldest value.
+// largestSource returns the source with the most grains, or, where no source has one, the source of
+// the oldest value.
 func (l *Log[K, V]) largestSource() *sourceState[K] {
 	if len(l.heap) > 0 {
 		return l.heap[0].of
@@ -124,7 +127,7 @@ func (l *Log[K, V]) largestSource() *sourceState[K] {
 	return l.all[l.oldest()].source
 }
 
-// oldest is where the oldest value is that is kept. There is one.
+// oldest returns the index of the oldest buffered value; there must be one.
 func (l *Log[K, V]) oldest() int {
 	l.first = max(l.first, l.head)
 	for !l.all[l.first].buffered {
@@ -133,10 +136,10 @@ func (l *Log[K, V]) oldest() int {
 	return l.first
 }
 
-// drop loses the oldest value of s.
+// drop removes the oldest value of s and records the loss.
 func (l *Log[K, V]) drop(s *sourceState[K]) {
 	number := s.numbers[s.head]
-	i := l.oldest() // as a rule
+	i := l.oldest() // usually
 	if l.all[i].number != number {
 		i = l.after(number - 1)
 	}
@@ -165,14 +168,14 @@ func (l *Log[K, V]) drop(s *sourceState[K]) {
 	}
 }
 
-// lostMemory is about what one lost value takes beside its tag, and sourceMemory what a source takes of which no value is
-// kept.
+// lostMemory estimates the memory of a record beside its tag, sourceMemory that of a source without
+// values.
 const (
 	lostMemory   = 128
 	sourceMemory = 256
 )
 
-// forgetFirst forgets the oldest of the values that were lost and are remembered. There is one.
+// forgetFirst removes the oldest record; there must be one.
 func (l *Log[K, V]) forgetFirst() {
 	l.lostFirst = max(l.lostFirst, l.head)
 	for e := &l.all[l.lostFirst]; e.buffered || e.source == nil; e = &l.all[l.lostFirst] {
@@ -187,7 +190,7 @@ func (l *Log[K, V]) forgetFirst() {
 	}
 }
 
-// clear makes an entry one that is neither kept nor remembered.
+// clear makes a slot empty.
 func (l *Log[K, V]) clear(e *slot[K, V]) {
 	if e.buffered {
 		l.live--
@@ -200,8 +203,8 @@ func (l *Log[K, V]) clear(e *slot[K, V]) {
 	l.removed++
 }
 
-// Forget takes away all values of one source, and what is remembered of those that it lost: nothing of it is lost then.
-// It takes time that grows with all that is kept and remembered.
+// Forget removes all values and records of one source; its lost values are not reported any more.
+// It takes time linear in the size of the log.
 func (l *Log[K, V]) Forget(k K) {
 	s := l.sources[k]
 	if s == nil {
@@ -213,15 +216,15 @@ func (l *Log[K, V]) Forget(k K) {
 		}
 	}
 	if s.len() > 0 {
-		l.lostBytes += sourceMemory // as it has no value now
+		l.lostBytes += sourceMemory // since it has no value now
 	}
 	l.remove(s)
 	l.compact()
 }
 
-// compact takes out what is gone, when that is much.
+// compact removes empty slots when there are many.
 func (l *Log[K, V]) compact() {
-	for l.removed > 0 && l.all[l.head].source == nil { // as a rule they are at the front
+	for l.removed > 0 && l.all[l.head].source == nil { // most are at the front
 		l.head++
 		l.removed--
 	}
@@ -234,7 +237,7 @@ func (l *Log[K, V]) compact() {
 		return
 	}
 	stay := l.all[:0]
-	if rest := len(l.all) - l.head - l.removed; cap(l.all) > 4*rest+256 { // a burst is over
+	if rest := len(l.all) - l.head - l.removed; cap(l.all) > 4*rest+256 { // releases memory after a burst
 		stay = make([]slot[K, V], 0, rest)
 	}
 	for _, e := range l.all[l.head:] {
@@ -246,7 +249,7 @@ func (l *Log[K, V]) compact() {
 	l.all, l.head, l.removed, l.first, l.lostFirst = stay, 0, 0, 0, 0
 }
 
-// after is the index of the first entry with a greater number.
+// after returns the index of the first slot with a greater number.
 func (l *Log[K, V]) after(number uint64) int {
 	low, high := l.head, len(l.all)
 	for low < high {
@@ -259,17 +262,18 @@ func (l *Log[K, V]) after(number uint64) int {
 	return low
 }
 
-// Value is one that is kept, or that was lost: only its number, source and tag are known then.
+// Value is a buffered value, or the record of a lost one: then only its number, source and tag are
+// known.
 type Value[K comparable, V any] struct {
 	Number   uint64
 	Source   K
 	Tag      string
-	Value    V    // the zero V where it was lost
-	Buffered bool // false: it was lost
+	Value    V    // the zero V of a lost value
+	Buffered bool // false: lost
 }
 
-// After calls f for each value with a greater number that is kept, or was lost and is remembered, in the order of their
-// numbers, until f returns false.
+// After calls f with each value and record with a greater number, in ascending order, until f
+// returns false.
 func (l *Log[K, V]) After(number uint64, f func(Value[K, V]) bool) {
 	for i := l.after(number); i < len(l.all); i++ {
 		if e := &l.all[i]; e.source != nil && !f(Value[K, V]{e.number, e.source.key, e.tag, e.value, e.buffered}) {
@@ -278,22 +282,22 @@ func (l *Log[K, V]) After(number uint64, f func(Value[K, V]) bool) {
 	}
 }
 
-// Forgotten is the greatest number of the values that were lost and are not remembered any more, 0 for none.
+// Forgotten returns the greatest number of a lost value without a record, 0 for none.
 func (l *Log[K, V]) Forgotten() uint64 { return l.forgotten }
 
-// Len returns how many values are kept.
+// Len returns the number of buffered values.
 func (l *Log[K, V]) Len() int { return l.live }
 
-// Bytes returns the bytes of the values that are kept.
+// Bytes returns the bytes of the buffered values.
 func (l *Log[K, V]) Bytes() int { return l.bytes }
 
-// Sources returns of how many sources a value is kept, or remembered as lost.
+// Sources returns the number of sources with values or records.
 func (l *Log[K, V]) Sources() int { return len(l.sources) }
 
-// maxSpareSources is how many sources without values wait to be used again.
+// maxSpareSources limits the source structures kept for reuse.
 const maxSpareSources = 64
 
-// remove forgets a source of which no value is kept, and none remembered.
+// remove removes a source without values and records.
 func (l *Log[K, V]) remove(s *sourceState[K]) {
 	l.lostBytes -= sourceMemory
 	delete(l.sources, s.key)
@@ -304,7 +308,7 @@ func (l *Log[K, V]) remove(s *sourceState[K]) {
 	}
 }
 
-// place puts a source where it belongs in the heap, after it changed.
+// place moves a source to its place in the heap after a change.
 func (l *Log[K, V]) place(s *sourceState[K]) {
 	r := s.rank()
 	switch {
@@ -324,7 +328,7 @@ func (l *Log[K, V]) place(s *sourceState[K]) {
 	}
 }
 
-// leave takes a source out of the heap.
+// leave removes a source from the heap.
 func (l *Log[K, V]) leave(s *sourceState[K]) {
 	i, last := s.at, len(l.heap)-1
 	if i < 0 {

@@ -1,7 +1,7 @@
-// Package clockjump tells when the wall clock has run ahead of the timers: after a
-// suspended machine or a paused virtual machine goes on, and where the clock was set
-// forward. Timers count monotonic time, which stands still meanwhile; what ends at a
-// time of day must not end that much later.
+// Package clockjump reports jumps of the wall clock ahead of the monotonic clock: after a machine
+// was suspended or a virtual machine paused, and after the clock was set forward. Timers use
+// monotonic time, which stands still meanwhile; what expires at a time of day must not expire that
+// much later.
 package clockjump
 
 import (
@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	step  = 250 * time.Millisecond // between two looks, in monotonic time
-	slack = 250 * time.Millisecond // apart by less is the reading of two clocks, and slewing
+	step  = 250 * time.Millisecond // interval of the checks, in monotonic time
+	slack = 250 * time.Millisecond // smaller differences come from reading two clocks, and from slewing
 )
 
-// Late bounds how long after the end of a jump, in monotonic time, a watch tells of it.
+// Late is the longest time, in monotonic time, from the end of a jump until a watch reports it.
 const Late = step + slack
 
-// Watch is one who is told. Stop it.
+// Watch checks the clocks until Stop.
 type Watch struct {
 	now   func() time.Time
 	ahead func()
@@ -25,12 +25,12 @@ type Watch struct {
 	mu      sync.Mutex
 	stopped bool
 	timer   *time.Timer
-	wall    time.Time // without a monotonic reading
+	wall    time.Time // without monotonic reading
 	mono    time.Time
 }
 
-// Start calls ahead within [Late] after now has run ahead of the monotonic clock, each
-// time that it does. ahead runs in a goroutine of its own, never twice at once.
+// Start starts a watch that calls ahead within [Late] after now has jumped ahead of the monotonic
+// clock. Calls run in their own goroutine, one at a time.
 func Start(now func() time.Time, ahead func()) *Watch {
 	w := &Watch{now: now, ahead: ahead, wall: now().Round(0), mono: time.Now()}
 	w.mu.Lock()
@@ -43,7 +43,7 @@ func (w *Watch) look() {
 	wall, mono := w.now().Round(0), time.Now()
 	apart := wall.Sub(w.wall) - mono.Sub(w.mono)
 	if apart.Abs() > slack {
-		// A clock that was set back delays nothing: timers that fire too early look again.
+		// A clock that was set back is ignored: timers that fire too early check the time again.
 		w.wall, w.mono = wall, mono
 	}
 	if apart > slack {
@@ -56,7 +56,7 @@ func (w *Watch) look() {
 	}
 }
 
-// Stop ends the watch. ahead may be running, and is not waited for.
+// Stop ends the watch. It does not wait for a running call.
 func (w *Watch) Stop() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

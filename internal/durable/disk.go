@@ -7,16 +7,16 @@ import (
 	"path/filepath"
 )
 
-// Disk is what a memory that must survive a power cut is kept on. [OS] is the
-// machine's; tests give one that fails at any step.
+// Disk stores files that must survive a power failure. [OS] is the real one; tests use one that
+// fails at a chosen step.
 type Disk interface {
-	// Read returns a believed file of at most so many bytes, as [ReadTrusted] does.
+	// Read returns a trusted file of at most so many bytes; see [ReadTrusted].
 	Read(path string, most int64) ([]byte, error)
-	// Open opens a file to write; create makes an empty one in its place.
+	// Open opens a file for writing; create replaces it by an empty one.
 	Open(path string, create bool) (File, error)
 	Rename(from, to string) error
 	Remove(path string) error
-	// SyncDir makes the names in a folder durable.
+	// SyncDir makes the directory entries of a folder durable.
 	SyncDir(dir string) error
 }
 
@@ -24,17 +24,17 @@ type Disk interface {
 type File interface {
 	io.WriterAt
 	io.Closer
-	// Sync returns when all that was written is durable. After an error nobody knows what is.
+	// Sync returns when everything written is durable. After an error the state on disk is unknown.
 	Sync() error
 }
 
-// OS is the machine's disk.
+// OS is the file system of the machine.
 type OS struct{}
 
-// Read is [ReadTrusted].
+// Read calls [ReadTrusted].
 func (OS) Read(path string, limit int64) ([]byte, error) { return ReadTrusted(path, limit) }
 
-// Open opens a file to write, of mode 0600 where it is made.
+// Open opens a file for writing and creates it with mode 0600.
 func (OS) Open(path string, create bool) (File, error) {
 	flags := os.O_WRONLY
 	if create {
@@ -43,18 +43,18 @@ func (OS) Open(path string, create bool) (File, error) {
 	return os.OpenFile(path, flags, 0o600)
 }
 
-// Rename is [os.Rename].
+// Rename calls [os.Rename].
 func (OS) Rename(from, to string) error { return os.Rename(from, to) }
 
-// Remove is [os.Remove].
+// Remove calls [os.Remove].
 func (OS) Remove(path string) error { return os.Remove(path) }
 
-// SyncDir is [SyncDir].
+// SyncDir calls the function [SyncDir].
 func (OS) SyncDir(dir string) error { return SyncDir(dir) }
 
-// Replace puts data into path so that after a crash the file is the old one or the
-// new one. kept says that after an error the old one is there for certain, and what was
-// open of it still writes to it. The file beside it, path and ".new", is one's own.
+// Replace writes data to path so that after a crash the file is the old one or the new one. If it
+// fails, kept says that the old file is certainly still in place, and that an open descriptor still
+// refers to it. It uses the file path + ".new".
 func Replace(d Disk, path string, data []byte) (kept bool, err error) {
 	beside := path + ".new"
 	f, err := d.Open(beside, true)

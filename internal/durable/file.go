@@ -1,7 +1,6 @@
-// Package durable reads and writes small files that must be whole, private and
-// still there after the power went. In come paths and bytes, out go files that
-// are the old ones or the new ones and nothing between. It refuses to read what
-// decides something and can be written by others, or is private and can be read by them.
+// Package durable reads and writes small files that must be complete, private and durable across
+// power failures. Writes replace a file atomically. Reads refuse a file whose content is trusted
+// but that other users can write, or that is private but that other users can read.
 package durable
 
 import (
@@ -10,8 +9,8 @@ import (
 	"runtime"
 )
 
-// WriteFile puts data into path so that after a crash the file is the old one
-// or the new one: a temporary file beside it, synced, renamed, folder synced.
+// WriteFile replaces the file at path atomically: it writes a temporary file beside it, syncs it,
+// renames it, and syncs the folder.
 func WriteFile(path string, data []byte, mode os.FileMode) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
@@ -19,7 +18,7 @@ func WriteFile(path string, data []byte, mode os.FileMode) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = os.Remove(f.Name()) // the write's error is the one that counts
+			_ = os.Remove(f.Name()) // the error of the write is returned
 		}
 	}()
 	if err = f.Chmod(mode); err == nil {
@@ -40,8 +39,8 @@ func WriteFile(path string, data []byte, mode os.FileMode) (err error) {
 	return SyncDir(filepath.Dir(path))
 }
 
-// Create is WriteFile for a file that must not be there yet: what holds a secret
-// that exists nowhere else is never written over. The error wraps [fs.ErrExist].
+// Create is WriteFile for a file that must not exist yet, so that a secret without a copy is never
+// overwritten. The error wraps [fs.ErrExist].
 func Create(path string, data []byte, mode os.FileMode) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 	if err != nil {
@@ -55,14 +54,14 @@ func Create(path string, data []byte, mode os.FileMode) error {
 		err = cerr
 	}
 	if err != nil {
-		_ = os.Remove(path) // the write's error is the one that counts
+		_ = os.Remove(path) // the error of the write is returned
 		return err
 	}
 	return SyncDir(filepath.Dir(path))
 }
 
-// SyncDir makes the names in a folder durable. On Windows it does nothing: a folder cannot
-// be synced there.
+// SyncDir makes the directory entries of a folder durable. It does nothing on Windows, where
+// folders cannot be synced.
 func SyncDir(dir string) error {
 	if runtime.GOOS == "windows" {
 		return nil

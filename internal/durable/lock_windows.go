@@ -12,15 +12,15 @@ import (
 
 var lockFileEx = syscall.NewLazyDLL("kernel32.dll").NewProc("LockFileEx")
 
-// Of LockFileEx.
+// Flags and errors of LockFileEx.
 const (
 	lockFailImmediately = 1
 	lockExclusive       = 2
-	errorLockViolation  = syscall.Errno(33) // another process has it
+	errorLockViolation  = syscall.Errno(33) // locked by another process
 )
 
-// Lock takes the file at path for this process, without waiting, until the
-// returned file is closed or the process ends. Code: folder_in_use.
+// Lock locks the file at path for this process, without waiting, until the returned file is closed
+// or the process ends. Code: folder_in_use.
 func Lock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -31,7 +31,7 @@ func Lock(path string) (*os.File, error) {
 	if ok != 0 {
 		return f, nil
 	}
-	_ = f.Close() // nothing was written
+	_ = f.Close() // nothing was written on it
 	if errors.Is(err, errorLockViolation) {
 		return nil, watchword.Wrap(err, watchword.FolderInUse, "%s is in use by another process", filepath.Dir(path))
 	}

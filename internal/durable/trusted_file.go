@@ -10,38 +10,45 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// A file is believed where its content decides what this process does: configuration, keys, trust anchors, memory. Whoever can
-// write to it, or put another in its place, decides then. So each is read through this file, which wants of it that
+// A trusted file is one whose content decides what this process does: configuration, keys, trust
+// anchors, state. Whoever can
+// write to it or replace it controls the process. All such files are read by the functions of this
+// file, which require that
 //
-//   - it belongs to the user of this process (the effective user id) or to root; where root runs, to root alone,
-//   - no group but the user's own and nobody else may write to it, and where it is private, no group and nobody else read it,
-//   - every folder on the way to it belongs to these too, and others may not write there, unless its sticky bit keeps them from
-//     what is not theirs; in the folder of a file neither may a group,
-//   - every symbolic link on the way belongs to these too.
+//   - the file belongs to the effective user of this process or to root; where root runs, to root alone,
+//   - no other user and no group but the user's own can write to it, and none can read it if it is private,
+//   - every folder on its path belongs to these users too and is not writable by others, unless it has the sticky bit; the
+//     folder of the file is not writable by a group either,
+//   - every symbolic link on the path belongs to these users too.
 //
-// The way is checked from the root on and before the file is opened, and the file again by its descriptor: nobody who is not
-// trusted can change a way that holds. On Windows nothing of this is checked: who may write is a matter of access control
-// lists there, which Go does not read.
+// The path is checked from the root before the file is opened, and the file again by its
+// descriptor; users that are not
+// trusted cannot change a path that passed. On Windows nothing of this is checked, since access
+// control lists decide there,
+// which the Go standard library does not read.
 
-// Modes that a file or folder must not have.
+// Permission bits that a file or folder must not have.
 const (
 	writableByOthers   = 0o022
-	accessibleByOthers = 0o077 // or write
+	accessibleByOthers = 0o077 // or writable
 )
 
-// MaxPrivate is the longest private file, in bytes.
+// MaxPrivate is the largest private file, in bytes.
 const MaxPrivate = 64 << 10
 
-// ReadPrivate reads a believed file that nobody but its owner may read or write, up to [MaxPrivate]. Codes: key_exposed for
-// its mode, file_untrusted, too_large; what else the system says, as that there is no such file.
+// ReadPrivate reads a trusted file that only its owner may read or write, of at most [MaxPrivate]
+// bytes. Codes: key_exposed for its mode, file_untrusted, too_large; otherwise the error of the
+// system, such as [fs.ErrNotExist].
 func ReadPrivate(path string) ([]byte, error) { return read(path, accessibleByOthers, MaxPrivate) }
 
-// ReadTrusted reads a believed file of at most so many bytes. Codes: file_untrusted, too_large; what else the system says.
+// ReadTrusted reads a trusted file of at most so many bytes. Codes: file_untrusted, too_large;
+// otherwise the error of the system.
 func ReadTrusted(path string, limit int64) ([]byte, error) {
 	return read(path, writableByOthers, limit)
 }
 
-// CheckFile checks a believed file that something else will open. Codes: file_untrusted; what else the system says.
+// CheckFile checks a trusted file that other code will open. Codes: file_untrusted; otherwise the
+// error of the system.
 func CheckFile(path string) error {
 	f, err := open(path, writableByOthers)
 	if err != nil {
@@ -63,7 +70,8 @@ func read(path string, forbidden fs.FileMode, limit int64) (_ []byte, err error)
 	return b, err
 }
 
-// open opens a believed file. What is no file but a pipe, as a shell's <(…), has no place in a folder: only its owner counts.
+// open opens a trusted file. A pipe, such as a shell's <(…), is in no folder: only its owner is
+// checked.
 func open(path string, forbidden fs.FileMode) (*os.File, error) {
 	way := checkPath(path, writableByOthers)
 	if watchword.CodeOf(way) == watchword.FileUntrusted {
@@ -89,9 +97,10 @@ func open(path string, forbidden fs.FileMode) (*os.File, error) {
 	return f, nil
 }
 
-// EnsureFolder makes a folder (0700) whose files are believed, or checks it where it is there: as a believed file, and that it is a
-// folder. If private, nobody else may enter it. Nothing is made where anything is wrong. Codes: key_exposed for the mode of a
-// private one, file_untrusted; what else the system says.
+// EnsureFolder creates a folder (mode 0700) for trusted files, or checks an existing one in the
+// same way as a trusted file. If private, no other user may enter it. Nothing is created if a check
+// fails. Codes: key_exposed for the mode of a private folder, file_untrusted; otherwise the error
+// of the system.
 func EnsureFolder(path string, private bool) error {
 	err := CheckFolder(path, private)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -101,7 +110,7 @@ func EnsureFolder(path string, private bool) error {
 	if err != nil {
 		return err
 	}
-	if above := filepath.Dir(abs); above != abs { // what is above is made the same way, under a way that holds
+	if above := filepath.Dir(abs); above != abs { // parent folders are created the same way
 		if _, err := os.Stat(above); errors.Is(err, fs.ErrNotExist) {
 			if err := EnsureFolder(above, false); err != nil {
 				return err
@@ -114,7 +123,7 @@ func EnsureFolder(path string, private bool) error {
 	return CheckFolder(path, private)
 }
 
-// CheckFolder is [EnsureFolder] for a folder that must be there.
+// CheckFolder is [EnsureFolder] for a folder that must exist.
 func CheckFolder(path string, private bool) error {
 	if err := checkPath(path, 0o002); err != nil {
 		return err

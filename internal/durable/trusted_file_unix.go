@@ -17,12 +17,13 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// maxLinks is how many symbolic links a way may have, as in Linux.
+// maxLinks limits symbolic links on a path, as Linux does.
 const maxLinks = 40
 
-// checkPath goes from the root to path as the system does, and checks each folder, link and what is at its end. last is the mode
-// that the folder of what is at the end must not have; of the folders above only others count, not a group. Code:
-// file_untrusted; what else the system says, as that there is nothing at path.
+// checkPath resolves a path from the root as the system does, and checks each folder and link, and
+// what the path leads to. last is the permission bits that the file's folder must not have; the
+// folders above it are checked for other users only, not for groups. Code: file_untrusted;
+// otherwise the error of the system.
 func checkPath(path string, last fs.FileMode) error {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -45,7 +46,7 @@ func checkPath(path string, last fs.FileMode) error {
 			return err
 		}
 		next := filepath.Join(at, rest[0])
-		if rest[0] == ".." { // of a link's target
+		if rest[0] == ".." { // target of a link
 			at, rest = filepath.Dir(at), rest[1:]
 			continue
 		}
@@ -74,7 +75,7 @@ func checkPath(path string, last fs.FileMode) error {
 	}
 }
 
-// split returns the names of a path, without empty ones and ".".
+// split splits a path into its names, without empty ones and ".".
 func split(path string) (names []string) {
 	for name := range strings.SplitSeq(path, "/") {
 		if name != "" && name != "." {
@@ -84,7 +85,7 @@ func split(path string) (names []string) {
 	return names
 }
 
-// checkAncestor checks a folder above path.
+// checkAncestor checks a folder on the path.
 func checkAncestor(dir, path string, info fs.FileInfo, forbidden fs.FileMode) error {
 	if err := checkOwner(dir, info); err != nil {
 		return watchword.Wrap(err, watchword.FileUntrusted, "%s lies below a folder of another user, who could put another in its place; take one that lies elsewhere, or: %s", path, refusalDetail(err))
@@ -95,7 +96,7 @@ func checkAncestor(dir, path string, info fs.FileInfo, forbidden fs.FileMode) er
 	return nil
 }
 
-// checkEntry checks the owner and the mode of a believed file or folder.
+// checkEntry checks owner and mode of a trusted file or folder.
 func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
 	if err := checkOwner(path, info); err != nil {
 		return err
@@ -112,7 +113,7 @@ func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
 	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o); look whether it is still what it should be, and run chmod go-w %s", path, mode, shellWord(path))
 }
 
-// refusalDetail is the words of a refusal without its code.
+// refusalDetail returns the text of a refusal without its code.
 func refusalDetail(err error) string {
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		return e.Detail
@@ -120,8 +121,9 @@ func refusalDetail(err error) string {
 	return err.Error()
 }
 
-// ownGroup is the mode's bit that does not count where the group is the user's own: of the same number, as useradd makes them.
-// Where umask is 002, as with many distributions, such a group may write to every file. Root has none.
+// ownGroup returns the group permission bit to ignore where the group is the user's own, with the
+// same number as the user, as useradd creates them. With umask 002, as on many distributions, that
+// group can write to every file. root has no such group.
 func ownGroup(info fs.FileInfo) fs.FileMode {
 	me := os.Geteuid()
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && me != 0 && os.Getegid() == me && int(st.Gid) == me {
@@ -130,7 +132,7 @@ func ownGroup(info fs.FileInfo) fs.FileMode {
 	return 0
 }
 
-// checkOwner refuses what belongs to somebody else than this process's user and root.
+// checkOwner refuses an owner other than the process's user and root.
 func checkOwner(path string, info fs.FileInfo) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -140,7 +142,7 @@ func checkOwner(path string, info fs.FileInfo) error {
 	switch {
 	case owner == me, owner == 0:
 		return nil
-	case runtime.GOOS == "android" && owner == 1000: // the system, to which the folders above those of apps belong
+	case runtime.GOOS == "android" && owner == 1000: // on Android, folders above those of apps belong to the user system
 		return nil
 	}
 	chown := "chown"
@@ -157,7 +159,7 @@ func checkOwner(path string, info fs.FileInfo) error {
 	return watchword.Refuse(watchword.FileUntrusted, "%s belongs to %s, who could change or replace it, not to uid %d that runs this; run this as its owner, or run %s", path, who, me, command)
 }
 
-// shellWord is a path as one word of a shell, that the command of a message can be pasted as it stands.
+// shellWord quotes a path for a shell, so that a suggested command can be pasted.
 func shellWord(path string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+@:,=%", r)
@@ -166,7 +168,7 @@ func shellWord(path string) string {
 		return path
 	}
 	if strings.HasPrefix(path, "-") {
-		path = "./" + path // no option
+		path = "./" + path // not an option
 	}
 	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
 }

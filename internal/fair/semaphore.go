@@ -1,8 +1,7 @@
-// Package fair shares out what few can do at once: the checks of signatures, TLS
-// handshakes, and the compilation of schemas. In
-// come those who wait, by network; in each turn of the round one of each network
-// is let in, so that a thousand requests of one make nobody else wait for more
-// than one of them. It refuses, with busy, who waits longest in line when too many wait.
+// Package fair limits concurrent work: signature checks, TLS handshakes, and schema compilation.
+// Waiters queue by network, and free slots go to the networks in turn, so that many requests of one
+// network delay a request of another by at most one of them. When too many wait, the last waiter of
+// the longest queue is refused with busy.
 package fair
 
 import (
@@ -15,22 +14,22 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// maxWaitingTotal is how many wait at once. Beyond it the longest line loses its last.
+// maxWaitingTotal limits how many wait. Beyond it the longest queue loses its last waiter.
 const maxWaitingTotal = 1024
 
-// Semaphore is where few are at once. Make one with [NewSemaphore]; a nil one lets everybody
-// in. It is safe for concurrent use.
+// Semaphore limits how many run at once. Make one with [NewSemaphore]; nil has no limit. It is safe
+// for concurrent use.
 type Semaphore struct {
 	maxWaiting int
 
 	mu      sync.Mutex
-	free    int // never above zero while anybody waits
+	free    int // zero while anyone waits
 	waiting int
 	queues  map[netip.Prefix]*networkQueue
-	next    *networkQueue // of the ring of lines, whose turn it is; nil when nobody waits
+	next    *networkQueue // the queue in the ring that is served next; nil when no one waits
 }
 
-// networkQueue is who waits of one network. None is empty.
+// networkQueue holds the waiters of one network; it is never empty.
 type networkQueue struct {
 	network    netip.Prefix
 	waiters    []*waiter
@@ -39,12 +38,12 @@ type networkQueue struct {
 
 type waiter struct {
 	queue  *networkQueue
-	result chan error // one answer: nil to come in
+	result chan error // receives one result: nil, or the refusal
 }
 
-// NewSemaphore returns a room for all processors but one. With a place for each, those
-// who are let in would never be told from those whom the scheduler lets run, and
-// that one asks for no address; and something must be left for whoever needs no check.
+// NewSemaphore returns a semaphore with a slot for all processors but one. With a slot for each,
+// the scheduler would decide who runs, which is not fair by network, and work that needs no slot
+// would find no processor.
 func NewSemaphore() *Semaphore { return newSemaphore(max(1, runtime.GOMAXPROCS(0)-1), maxWaitingTotal) }
 
 func newSemaphore(places, most int) *Semaphore {
@@ -53,14 +52,13 @@ func newSemaphore(places, most int) *Semaphore {
 
 type networkKey struct{}
 
-// WithNetwork says in whose line those stand who come with ctx.
+// WithNetwork sets the network in whose queue ctx waits.
 func WithNetwork(ctx context.Context, network netip.Prefix) context.Context {
 	return context.WithValue(ctx, networkKey{}, network)
 }
 
-// Do runs f once there is a place, and returns its error. f must not wait for
-// anything. Where nobody waits, Do allocates nothing. Code: busy, with RetryAfter,
-// and then f did not run.
+// Do runs f in a slot and returns its error. f must not block. Where no one waits, Do does not
+// allocate. Code: busy, with RetryAfter; then f did not run.
 func (r *Semaphore) Do(ctx context.Context, f func() error) error {
 	if err := r.Acquire(ctx); err != nil {
 		return err
@@ -69,9 +67,9 @@ func (r *Semaphore) Do(ctx context.Context, f func() error) error {
 	return f()
 }
 
-// Acquire is the first half of Do, for who cannot say as one function what it does with its
-// place: it must call [Semaphore.Release] once, and not wait for anything until then. Code: busy,
-// with RetryAfter, and then there is no place.
+// Acquire acquires a slot for callers whose work is not one function. They must call
+// [Semaphore.Release] once, and must not block until then. Code: busy, with RetryAfter; then no
+// slot is held.
 func (r *Semaphore) Acquire(ctx context.Context) error {
 	if r == nil {
 		return nil
@@ -82,7 +80,7 @@ func (r *Semaphore) Acquire(ctx context.Context) error {
 		r.mu.Unlock()
 		return nil
 	}
-	network, _ := ctx.Value(networkKey{}).(netip.Prefix) // who says none stands in one line with all such
+	network, _ := ctx.Value(networkKey{}).(netip.Prefix) // all contexts without a network share one queue
 	w, err := r.enqueue(network)
 	r.mu.Unlock()
 	if err != nil {
@@ -96,14 +94,14 @@ func (r *Semaphore) Acquire(ctx context.Context) error {
 	}
 }
 
-// Waiting returns how many wait.
+// Waiting returns the number of waiters.
 func (r *Semaphore) Waiting() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.waiting
 }
 
-// Release gives the place of an [Semaphore.Acquire] to whose turn it is.
+// Release gives the slot of an [Semaphore.Acquire] to the next waiter.
 func (r *Semaphore) Release() {
 	if r == nil {
 		return
@@ -119,7 +117,8 @@ func (r *Semaphore) Release() {
 	r.remove(l, 0).result <- nil
 }
 
-// enqueue puts a newcomer at the end of its line. It is called with mu held, as all below.
+// enqueue adds a waiter to its network's queue. It is called with mu held, as are the functions
+// below.
 func (r *Semaphore) enqueue(of netip.Prefix) (*waiter, error) {
 	l := r.queues[of]
 	if r.waiting >= r.maxWaiting {
@@ -134,7 +133,7 @@ func (r *Semaphore) enqueue(of netip.Prefix) (*waiter, error) {
 		r.queues[of] = l
 		if r.next == nil {
 			l.prev, l.next, r.next = l, l, l
-		} else { // the last of this round
+		} else { // last in the current round
 			l.prev, l.next = r.next.prev, r.next
 			l.prev.next, l.next.prev = l, l
 		}
@@ -155,7 +154,7 @@ func (r *Semaphore) longestQueue() *networkQueue {
 	return longest
 }
 
-// remove takes one out of its line, and an empty line out of the ring.
+// remove removes a waiter from its queue, and an empty queue from the ring.
 func (r *Semaphore) remove(l *networkQueue, i int) *waiter {
 	w := l.waiters[i]
 	w.queue = nil
@@ -178,7 +177,7 @@ func (r *Semaphore) remove(l *networkQueue, i int) *waiter {
 	return w
 }
 
-// giveUp is for who no longer waits: the client has gone.
+// giveUp removes a waiter whose context has ended.
 func (r *Semaphore) giveUp(w *waiter, cause error) error {
 	r.mu.Lock()
 	l := w.queue
@@ -191,7 +190,7 @@ func (r *Semaphore) giveUp(w *waiter, cause error) error {
 		}
 	}
 	r.mu.Unlock()
-	if l == nil && <-w.result == nil { // its turn came at this moment
+	if l == nil && <-w.result == nil { // the slot was given at the same moment
 		r.Release()
 	}
 	return busy(cause)

@@ -1,8 +1,7 @@
-// Package logbudget bounds what others can have a server print. In come the records of
-// all its parts, out they go to another [slog.Handler], clipped and within a budget;
-// what is left out is counted, and the count is printed. A record is somebody's by its
-// attributes: subject, device, client (an MQTT client identifier, which begins with its
-// subject) or remote.
+// Package logbudget limits the log lines that clients can cause. Records of all parts go in; those
+// within a budget go to another [slog.Handler], with long texts clipped; the others are counted,
+// and the counts are logged. A record belongs to a source by its attributes: subject, device,
+// client (an MQTT client identifier, which begins with its subject) or remote.
 package logbudget
 
 import (
@@ -18,37 +17,36 @@ import (
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
-// The bounds. There are three budgets, so that nobody's records hide those of another
-// kind: of subjects, of strangers, who are known by address alone, and of the server's
-// own. Of each, Burst lines may come at once after a quiet time, and Rate a second in a
-// long flood; where less than half of the burst is left, each subject, or network of a
-// stranger, has SourceRate lines of each second.
+// Limits. There are three budgets, so that records of one kind do not displace those of another: of
+// subjects, of unauthenticated peers, and of the server itself. Each allows a burst of Burst lines
+// and then Rate lines a second; while less than half of the burst is left, each subject, or network
+// of unauthenticated peers, has SourceRate lines a second.
 const (
 	Burst      = 4000
 	Rate       = 100
 	SourceRate = 20
 
-	maxSources = 10_000   // that are told apart in one second
+	maxSources = 10_000   // distinguished within one second
 	maxText    = 512      // bytes of one attribute, or of the message
-	maxStack   = 16 << 10 // of the one named "stack"
+	maxStack   = 16 << 10 // bytes of the attribute "stack"
 )
 
-// Handler is a [slog.Handler] with the budgets. It is safe for concurrent use.
+// Handler is a [slog.Handler] that applies the budgets. It is safe for concurrent use.
 type Handler struct {
 	next   slog.Handler
 	shared *sharedBudgets
-	source string // of attributes that were given by With; "" for none
+	source string // source by the attributes of WithAttrs; "" for none
 }
 
 type sharedBudgets struct {
-	out   slog.Handler // as it was given, for the counts
-	total atomic.Int64 // left out since the start
+	out   slog.Handler // the unwrapped handler, for the counts
+	total atomic.Int64 // records left out since the start
 
 	mu    sync.Mutex
 	kinds [kindCount]lineBudget
 }
 
-// The kinds of records, by whose they are.
+// Kinds of records.
 const (
 	kindSubject = iota
 	kindUnauthenticated
@@ -61,12 +59,12 @@ var kindNames = [kindCount]string{"subject", "stranger", "server"}
 type lineBudget struct {
 	available float64
 	at        time.Time
-	second    time.Time      // when sources began to be counted
-	sources   map[string]int // lines in this second
+	second    time.Time      // when sources were last reset
+	sources   map[string]int // lines of each source in this second
 	leftOut   map[string]int64
 }
 
-// New returns a handler that passes on to next what fits.
+// New returns a handler that passes records within the budgets to next.
 func New(next slog.Handler) *Handler {
 	b := &sharedBudgets{out: next}
 	for i := range b.kinds {
@@ -75,10 +73,10 @@ func New(next slog.Handler) *Handler {
 	return &Handler{next: next, shared: b}
 }
 
-// Enabled is next's.
+// Enabled asks the wrapped handler.
 func (h *Handler) Enabled(ctx context.Context, l slog.Level) bool { return h.next.Enabled(ctx, l) }
 
-// WithAttrs returns a handler under the same budgets.
+// WithAttrs returns a handler with the same budgets.
 func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	out := *h
 	clipped := make([]slog.Attr, len(attrs))
@@ -92,14 +90,14 @@ func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &out
 }
 
-// WithGroup returns a handler under the same budgets.
+// WithGroup returns a handler with the same budgets.
 func (h *Handler) WithGroup(name string) slog.Handler {
 	out := *h
 	out.next = h.next.WithGroup(name)
 	return &out
 }
 
-// Handle passes r on, clipped, or counts it.
+// Handle passes r on with its texts clipped, or counts it.
 func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	source := h.source
 	r.Attrs(func(a slog.Attr) bool {
@@ -110,7 +108,7 @@ func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	switch {
 	case strings.HasPrefix(source, subjectPrefix):
 		kind = kindSubject
-	case source != "", r.Level < slog.LevelInfo: // a library names the peer of a connection in its text, and in no attribute
+	case source != "", r.Level < slog.LevelInfo: // net/http names the peer in the text only
 		kind = kindUnauthenticated
 	}
 	if !h.shared.take(kind, source, r.Message, time.Now()) {
@@ -127,8 +125,7 @@ func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 // LeftOut returns how many records were left out since the start.
 func (h *Handler) LeftOut() int64 { return h.shared.total.Load() }
 
-// Run prints each second what was left out in it, if anything was, until ctx ends, and
-// then once more.
+// Run logs, each second, how many records were left out in it, until ctx ends, and then once more.
 func (h *Handler) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -143,7 +140,7 @@ func (h *Handler) Run(ctx context.Context) error {
 	}
 }
 
-// printCounts prints the counts, a line for each kind and message.
+// printCounts logs the counts, a line for each kind and message.
 func (b *sharedBudgets) printCounts(ctx context.Context, now time.Time) {
 	for kind := range b.kinds {
 		b.mu.Lock()
@@ -156,13 +153,13 @@ func (b *sharedBudgets) printCounts(ctx context.Context, now time.Time) {
 			r := slog.NewRecord(now, slog.LevelWarn, "log lines left out", 0)
 			r.AddAttrs(slog.String("of", kindNames[kind]), slog.String("line", clipText(message, maxText)), slog.Int64("lines", n))
 			if b.out.Enabled(ctx, r.Level) {
-				_ = b.out.Handle(ctx, r) // there is nowhere left to say so
+				_ = b.out.Handle(ctx, r) // an error of the log cannot be logged
 			}
 		}
 	}
 }
 
-// take reports whether one more line fits, and counts it if not.
+// take counts a line and reports whether it is within the budget.
 func (b *sharedBudgets) take(kind int, source, message string, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -187,7 +184,7 @@ func (b *sharedBudgets) take(kind int, source, message string, now time.Time) bo
 		if _, known := k.leftOut[message]; !known && len(k.leftOut) >= maxSources {
 			message = "another"
 		}
-		k.leftOut[message]++ // messages are the program's own: few
+		k.leftOut[message]++ // few, since messages are constants of the program
 		return false
 	}
 	k.available--
@@ -196,7 +193,7 @@ func (b *sharedBudgets) take(kind int, source, message string, now time.Time) bo
 
 const subjectPrefix = "s:"
 
-// sourceOf is whose a record is by one of its attributes; "" where it does not say.
+// sourceOf returns the source that an attribute names; "" for none.
 func sourceOf(a slog.Attr) string {
 	v := a.Value.Resolve()
 	if v.Kind() != slog.KindString || v.String() == "" {
@@ -214,7 +211,7 @@ func sourceOf(a slog.Attr) string {
 	return ""
 }
 
-// preferredSource prefers a subject to an address, and what was said first.
+// preferredSource prefers a subject to an address, and the first source to later ones.
 func preferredSource(old, s string) string {
 	if old == "" || !strings.HasPrefix(old, subjectPrefix) && strings.HasPrefix(s, subjectPrefix) {
 		return s
@@ -222,7 +219,7 @@ func preferredSource(old, s string) string {
 	return old
 }
 
-// addressPrefix is whom an address is counted with.
+// addressPrefix returns the network that an address is counted with.
 func addressPrefix(s string) string {
 	a, err := netip.ParseAddr(s)
 	if ap, perr := netip.ParseAddrPort(s); perr == nil {
@@ -234,7 +231,7 @@ func addressPrefix(s string) string {
 	return rates.Network(a.Unmap()).String()
 }
 
-// clipAttr bounds the texts of an attribute.
+// clipAttr clips the texts of an attribute.
 func clipAttr(a slog.Attr) slog.Attr {
 	v := a.Value.Resolve()
 	limit := maxText
@@ -261,7 +258,7 @@ func clipAttr(a slog.Attr) slog.Attr {
 	return a
 }
 
-// clipText is at most so many bytes of s, and a mark where it is less than all.
+// clipText returns at most so many bytes of s, with a mark where it was longer.
 func clipText(s string, limit int) string {
 	if len(s) <= limit {
 		return s

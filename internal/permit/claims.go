@@ -7,7 +7,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// maxEntries bounds what a token's claims may compile to.
+// maxEntries limits the compiled entries of a token's claims.
 const maxEntries = 512
 
 // FromPermissions compiles a token's perm and deny claims. Every decision of the
@@ -62,7 +62,7 @@ func (r *Rules[B]) add(p watchword.Permission, o *Origin) error {
 	return nil
 }
 
-// parseCall reads <device>/<function>.
+// parseCall parses <device>/<function>.
 func parseCall[B any](s string) (Call[B], bool) {
 	device, function, ok := strings.Cut(s, "/")
 	c := Call[B]{Device: device, Function: function}

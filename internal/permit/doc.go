@@ -1,6 +1,4 @@
-// Package permit is what one line of authority covers: topics, calls and paths,
-// and deny before allow. In come rules and questions, out comes a decision with
-// the rule that made it. Policy compiles its documents into it, and a resource
-// server a token's claims, so that both judge alike; it has no clock, no store,
-// and refuses filters that are none.
+// Package permit decides on topics, calls and paths by compiled rules, deny before allow. Package
+// policy compiles policy documents into it, and resource servers compile a token's claims, so that
+// both decide alike. It has no clock and no store, and refuses invalid filters.
 package permit

@@ -7,13 +7,13 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// The bounds of a topic or filter.
+// Limits of topics and filters.
 const (
-	MaxTopic  = 1024 // bytes
+	MaxTopic  = 1024 // bytes left
 	MaxLevels = 64
 )
 
-// CheckTopic refuses what is no topic name (MQTT 5.0 §4.7). Code: bad_request.
+// CheckTopic checks that topic is a valid topic name (MQTT 5.0 §4.7). Code: bad_request.
 func CheckTopic(topic string) error {
 	if reason := badName(topic); reason != "" {
 		return watchword.RefuseField("topic", "%s", reason)
@@ -24,7 +24,8 @@ func CheckTopic(topic string) error {
 	return nil
 }
 
-// CheckPath refuses what is no path filter: a filter that starts with a slash. Code: bad_request.
+// CheckPath checks that filter is a valid path filter: a filter that starts with a slash. Code:
+// bad_request.
 func CheckPath(filter string) error {
 	if !strings.HasPrefix(filter, "/") {
 		return watchword.RefuseField("path", "a path starts with /")
@@ -32,8 +33,7 @@ func CheckPath(filter string) error {
 	return CheckFilter(filter)
 }
 
-// CheckFunction refuses what names no function, nor the functions that begin with
-// what stands before a * at the end. Code: bad_request.
+// CheckFunction checks a function name, or a name prefix followed by *. Code: bad_request.
 func CheckFunction(s string) error {
 	name, _ := strings.CutSuffix(s, "*")
 	if s == "*" || watchword.ValidName(name) {
@@ -42,8 +42,8 @@ func CheckFunction(s string) error {
 	return watchword.RefuseField("call", "a function's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -, and may end in *")
 }
 
-// CheckFilter refuses what is no topic filter (MQTT 5.0 §4.7): + and # stand
-// alone in their level, # in the last. Code: bad_request.
+// CheckFilter checks that filter is a valid topic filter (MQTT 5.0 §4.7): + and # stand alone in
+// their level, # in the last. Code: bad_request.
 func CheckFilter(filter string) error {
 	if reason := badName(filter); reason != "" {
 		return watchword.RefuseField("filter", "%s", reason)
@@ -73,9 +73,9 @@ func badName(s string) string {
 	return ""
 }
 
-// Printable reports whether s is UTF-8 without control characters (U+0000 to U+001F,
-// U+007F to U+009F) and without non-characters (U+FDD0 to U+FDEF, and the last two of
-// each plane): what MQTT 5.0 §1.5.4 lets a receiver refuse.
+// Printable reports whether s is UTF-8 without control characters (U+0000 to U+001F, U+007F to
+// U+009F) and non-characters (U+FDD0 to U+FDEF, and the last two of each plane), which MQTT 5.0
+// §1.5.4 lets a receiver refuse.
 func Printable(s string) bool {
 	for i := 0; i < len(s); {
 		if c := s[i]; c < utf8.RuneSelf {
@@ -94,8 +94,8 @@ func Printable(s string) bool {
 	return true
 }
 
-// Share takes a shared subscription apart: $share/group/rest (MQTT 5.0 §4.8.2).
-// Another filter comes back whole. Code: bad_request.
+// Share splits a shared subscription $share/group/rest (MQTT 5.0 §4.8.2). Any other filter is
+// returned as rest. Code: bad_request.
 func Share(filter string) (group, rest string, shared bool, err error) {
 	s, ok := strings.CutPrefix(filter, "$share/")
 	if !ok {
@@ -133,16 +133,15 @@ func Match(filter, topic string) bool {
 	}
 }
 
-// Contains reports whether outer matches every topic that inner matches. Both
-// are filters. It is exact, because there are endlessly many names for a level:
-// what a + stands for cannot be listed by literals.
+// Contains reports whether outer matches every topic that inner matches. Both are filters. It is
+// exact, because a level has infinitely many names: literals cannot list what a + matches.
 func Contains(outer, inner string) bool {
-	// What starts with $ is out of reach of a wildcard in the first level.
+	// A wildcard in the first level does not match topics that start with $.
 	if inner != "" && inner[0] == '$' && outer != "" && (outer[0] == '+' || outer[0] == '#') {
 		return false
 	}
 	if outer == "+/#" {
-		outer = "#" // every topic has a first level: the two match the same
+		outer = "#" // every topic has a first level, so the two filters match the same topics
 	}
 	inner = rooted(inner)
 	for {
@@ -153,7 +152,7 @@ func Contains(outer, inner string) bool {
 		i, irest, imore := strings.Cut(inner, "/")
 		switch {
 		case i == "#":
-			return false // only # holds all that # matches
+			return false // only # contains what # matches
 		case o != "+" && o != i:
 			return false
 		case !imore && !omore:
@@ -167,8 +166,8 @@ func Contains(outer, inner string) bool {
 	}
 }
 
-// rooted writes "/#" as "/+/#": they match the same, since the parent of "/#" would
-// be the empty topic, which is none.
+// rooted rewrites "/#" as "/+/#". They match the same topics, since the parent of "/#" would be the
+// empty topic, which is invalid.
 func rooted(filter string) string {
 	if filter == "/#" {
 		return "/+/#"
@@ -204,8 +203,8 @@ func Intersects(a, b string) bool {
 	}
 }
 
-// literal returns what every topic that filter matches begins with: the bytes
-// before its first wildcard, without the slash before a #, which matches its parent.
+// literal returns the common prefix of all topics that filter matches: the bytes before its first
+// wildcard, without the slash before a #, which also matches its parent level.
 func literal(filter string) string {
 	i := strings.IndexAny(filter, "+#")
 	if i < 0 {
@@ -217,5 +216,5 @@ func literal(filter string) string {
 	return filter[:i]
 }
 
-// prefixesAgree reports whether topics can begin with both.
+// prefixesAgree reports whether a topic can begin with both prefixes.
 func prefixesAgree(a, b string) bool { return strings.HasPrefix(a, b) || strings.HasPrefix(b, a) }

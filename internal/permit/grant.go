@@ -7,19 +7,19 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Grant is what one subject may do, compiled. It is not changed once it is asked,
-// and then safe for concurrent use.
+// Grant is the compiled permissions of one subject. It must not be changed once it is used, and is
+// then safe for concurrent use.
 type Grant[B any] struct {
 	Allowed, Denied Rules[B]
 }
 
-// Decision is the answer to one question, and which rule gave it.
+// Decision is allow or deny, and the rule that decided.
 type Decision struct {
 	Allowed bool
-	Origin  *Origin // nil if no rule spoke
+	Origin  *Origin // nil if no rule matched
 }
 
-// Rule names the rule that decided: "lamps:11", "self", "token"; "" if none did.
+// Rule names the rule that decided: "lamps:11", "self", "token"; "" if none matched.
 func (d Decision) Rule() string {
 	switch {
 	case d.Origin == nil:
@@ -30,7 +30,7 @@ func (d Decision) Rule() string {
 	return d.Origin.Policy + ":" + strconv.Itoa(d.Origin.Line)
 }
 
-// Why says in words what decided.
+// Why explains the decision in words.
 func (d Decision) Why() string {
 	switch {
 	case d.Origin == nil:
@@ -41,7 +41,7 @@ func (d Decision) Why() string {
 	return "denied by " + d.Rule()
 }
 
-// Err returns nil for an allowed question, else an error with code denied and the rule.
+// Err returns nil if allowed, otherwise an error with code denied and the rule.
 func (d Decision) Err() error {
 	if d.Allowed {
 		return nil
@@ -49,8 +49,8 @@ func (d Decision) Err() error {
 	return &watchword.Error{Code: watchword.Denied, Detail: d.Why(), Rule: d.Rule()}
 }
 
-// Publish decides on one topic: an allowed filter matches it and no denied one
-// does. It allocates nothing.
+// Publish decides on publishing to a topic: an allowed filter must match it, and no denied one. It
+// does not allocate.
 func (g *Grant[B]) Publish(topic string) Decision {
 	for i := range g.Denied.Topics {
 		if r := &g.Denied.Topics[i]; r.Pub && strings.HasPrefix(topic, r.literal) && Match(r.Filter, topic) {
@@ -65,9 +65,9 @@ func (g *Grant[B]) Publish(topic string) Decision {
 	return Decision{}
 }
 
-// Subscribe decides on one filter: one allowed filter contains it and no denied
-// one intersects it, so that a subscription that stands is clean as a whole. A
-// shared subscription is judged by its filter. It allocates nothing.
+// Subscribe decides on a subscription: one allowed filter must contain its filter, and no denied
+// filter may intersect it, so that every message of a granted subscription is allowed. A shared
+// subscription is decided by its filter. It does not allocate.
 func (g *Grant[B]) Subscribe(filter string) Decision {
 	_, filter, _, err := Share(filter)
 	if err != nil {
@@ -87,9 +87,9 @@ func (g *Grant[B]) Subscribe(filter string) Decision {
 	return Decision{}
 }
 
-// Request decides on an HTTP method, in either case, and a path. A path with
-// empty, . or .. segments, with NUL, another control character or invalid UTF-8 is
-// nobody's. path is decoded: a % in it is a percent sign.
+// Request decides on an HTTP method, in either case, and a path. A path with empty, . or ..
+// segments, control characters or invalid UTF-8 is always denied. path is decoded: a % in it is a
+// percent sign.
 func (g *Grant[B]) Request(method, path string) Decision {
 	bit := PathBit(method)
 	if bit == 0 || !cleanPath(path) {
@@ -108,9 +108,9 @@ func (g *Grant[B]) Request(method, path string) Decision {
 	return Decision{}
 }
 
-// Call decides on one function of one device. fit says whether the arguments fit a
-// rule's bounds, and is asked for rules with bounds alone. A rule with bounds speaks
-// of calls that fit them; so a denied one denies those, and no others.
+// Call decides on calling one function of one device. fit reports whether the arguments fit a
+// rule's bounds; it is called for rules with bounds only. A rule with bounds matches calls that fit
+// them, so a deny rule with bounds denies only those.
 func (g *Grant[B]) Call(t Target, function string, fit func(bounds []B) bool) Decision {
 	for i := range g.Denied.Calls {
 		r := &g.Denied.Calls[i]

@@ -2,8 +2,8 @@ package permit
 
 import "strings"
 
-// AnyTopic reports whether both grants allow one action, publish or subscribe, on some
-// topic that neither denies. It is exact.
+// AnyTopic reports whether both grants allow the same action, publish or subscribe, on some topic
+// that neither denies. It is exact.
 func AnyTopic[B any](a, b *Grant[B]) bool {
 	for i := range a.Allowed.Topics {
 		x := &a.Allowed.Topics[i]
@@ -25,8 +25,8 @@ func AnyTopic[B any](a, b *Grant[B]) bool {
 	return false
 }
 
-// Intersection returns the filter that matches the topics that both filters match; false where
-// there is none.
+// Intersection returns the filter that matches exactly the topics that both filters match; false
+// where there are none.
 func Intersection(a, b string) (string, bool) {
 	if !Intersects(a, b) {
 		return "", false
@@ -46,17 +46,16 @@ func Intersection(a, b string) (string, bool) {
 		default:
 			out = append(out, x)
 		}
-		if !xmore || !ymore { // "a/#" matches "a": where one ends, the other has at most # left
+		if !xmore || !ymore { // "a/#" matches "a": where one ends, the other may only have # left
 			return strings.Join(out, "/"), true
 		}
 		a, b = xrest, yrest
 	}
 }
 
-// fullyDenied reports whether every topic that filter matches is denied. A filter without #
-// is covered by several others only if one of them covers it, since a + stands for
-// endlessly many names; one with # is looked at level by level, until no denied filter
-// is as long.
+// fullyDenied reports whether every topic that filter matches is denied. A filter without # is
+// covered by several others only if one of them covers it, since a + matches infinitely many names;
+// a filter with # is examined level by level, until no denied filter is as long.
 func fullyDenied(filter string, pub bool, lists ...[]Topic) bool {
 	covered := func(f string) bool {
 		for _, l := range lists {

@@ -6,52 +6,53 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Rules is one side of a grant. B is a bound on one argument of a call.
+// Rules is the allow rules or the deny rules of a grant. B is the type of a bound on one argument
+// of a call.
 type Rules[B any] struct {
 	Topics []Topic
 	Calls  []Call[B]
 	Paths  []Path
 }
 
-// Origin names where a rule stands. It is shared by all entries of the rule.
+// Origin is the position of a rule. All entries of the rule share it.
 type Origin struct {
 	Policy string
-	Line   int // 0 where there are no lines: a built-in policy, or a token
+	Line   int // 0 for built-in policies and tokens
 }
 
-// Topic is about a filter. literal is what every topic that the filter matches
-// begins with: a comparison of bytes that spares most matches.
+// Topic is a rule on a topic filter. literal is the common prefix of the topics that it matches;
+// comparing it first saves most matches.
 type Topic struct {
 	Filter, literal string
 	Pub, Sub        bool
 	Origin          *Origin
 }
 
-// NewTopic returns a rule about filter, which [CheckFilter] takes.
+// NewTopic returns a rule on filter, which [CheckFilter] must accept.
 func NewTopic(filter string, pub, sub bool, o *Origin) Topic {
 	return Topic{filter, literal(filter), pub, sub, o}
 }
 
-// Path is about the methods of a path filter.
+// Path is a rule on the methods of a path filter.
 type Path struct {
 	Filter, literal string
-	Actions         uint8 // of [PathBit]
+	Actions         uint8 // bits of [PathBit]
 	Origin          *Origin
 }
 
-// NewPath returns a rule about filter, which [CheckPath] takes.
+// NewPath returns a rule on filter, which [CheckPath] must accept.
 func NewPath(filter string, actions uint8, o *Origin) Path {
 	return Path{filter, literal(filter), actions, o}
 }
 
-// PathActions is what may be done on a path, in the order of the bits of [PathBit].
+// PathActions lists the actions on paths, in the order of the bits of [PathBit].
 var PathActions = []string{"get", "put", "post", "patch", "delete"}
 
-// AllPaths is every bit of [PathBit].
+// AllPaths has all bits of [PathBit] set.
 const AllPaths = 1<<5 - 1
 
-// PathBit is the bit of an HTTP method in either case; 0 for one that no rule can
-// name. HEAD is judged as GET.
+// PathBit returns the bit of an HTTP method in either case; 0 for methods that rules cannot name.
+// HEAD is decided as GET.
 func PathBit(method string) uint8 {
 	switch method {
 	case "GET", "get", "HEAD", "head":
@@ -68,11 +69,11 @@ func PathBit(method string) uint8 {
 	return 0
 }
 
-// maxPath is the longest path that is judged: a topic may stand in one, percent-encoded.
+// maxPath is the longest path; it may contain a percent-encoded topic.
 const maxPath = 4 * MaxTopic
 
-// cleanPath reports whether path begins with a slash and has no empty, . or .. segment.
-// A slash at the end begins an empty one; "/" alone has none.
+// cleanPath reports whether path begins with a slash and has no empty, . or .. segment. A trailing
+// slash begins an empty segment; "/" alone has none.
 func cleanPath(path string) bool {
 	rest, ok := strings.CutPrefix(path, "/")
 	if !ok || len(path) > maxPath || !Printable(path) {
@@ -88,27 +89,27 @@ func cleanPath(path string) bool {
 	return true
 }
 
-// Target is a device as rules about calls see it.
+// Target is the device of a call as rules see it.
 type Target struct {
 	ID     watchword.SubjectID
 	Labels watchword.Labels
-	// Unlabeled says that whoever asks does not know the labels: then no allowed
-	// rule by labels reaches the device, and every denied one does.
+	// Unlabeled says that the labels are unknown to the caller: then no allow rule by labels
+	// matches, and every deny rule by labels does.
 	Unlabeled bool
 	// Version is the [watchword.Subject.Basis] that the labels are of; 0 where nobody knows.
 	Version int64
 }
 
-// Call is about one device (Device), any ("*"), or those with Labels.
+// Call is a rule on calls of one device (Device), of any device ("*"), or of devices with Labels.
 type Call[B any] struct {
 	Device   string
 	Labels   watchword.Labels
-	Function string // may end in *
+	Function string // may end in *, as a prefix
 	Bounds   []B
 	Origin   *Origin
 }
 
-// Reaches reports whether an allowed rule reaches the device.
+// Reaches reports whether an allow rule matches the device.
 func (r *Call[B]) Reaches(t Target) bool {
 	if r.Labels != nil {
 		return !t.Unlabeled && t.Labels.Has(r.Labels)
@@ -116,17 +117,17 @@ func (r *Call[B]) Reaches(t Target) bool {
 	return r.Device == "*" || r.Device == string(t.ID)
 }
 
-// Matches reports whether an allowed rule is about this function of this device.
+// Matches reports whether an allow rule matches this function of this device.
 func (r *Call[B]) Matches(t Target, function string) bool {
 	return r.Reaches(t) && MatchFunction(r.Function, function)
 }
 
-// excludes reports whether a denied rule has nothing to say about the device.
+// excludes reports whether a deny rule does not match the device.
 func (r *Call[B]) excludes(t Target) bool {
 	return !r.Reaches(t) && !(t.Unlabeled && r.Labels != nil)
 }
 
-// Resource writes device and function as they stand in a permission.
+// Resource returns device and function as written in a permission.
 func (r *Call[B]) Resource() string {
 	device := r.Device
 	if r.Labels != nil {
@@ -135,7 +136,7 @@ func (r *Call[B]) Resource() string {
 	return watchword.FunctionPrefix + device + "/" + r.Function
 }
 
-// MatchFunction reports whether a pattern, which may end in *, matches a function.
+// MatchFunction reports whether pattern, which may end in *, matches a function's name.
 func MatchFunction(pattern, function string) bool {
 	if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
 		return strings.HasPrefix(function, prefix)

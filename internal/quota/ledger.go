@@ -1,7 +1,7 @@
-// Package quota counts how much of a bounded resource each subject holds. A
-// [Ledger] is one resource, as "retained messages" in bytes: it has an account for
-// each subject, a bound for each account and a bound for all of them together. It
-// knows nothing of what is counted, nor of any protocol.
+// Package quota counts how much of a bounded resource each subject uses. A [Ledger] counts one
+// resource, such as "retained messages" in bytes: an account for each subject, a limit for each
+// account, and a limit for all accounts together. It does not know what is counted, nor any
+// protocol.
 package quota
 
 import (
@@ -20,63 +20,61 @@ type Key struct {
 	Subject watchword.SubjectID
 }
 
-// Bound is the most that may be held, in the ledger's unit, and the configuration
-// key that sets it. A Max of 0 is no bound.
+// Bound is a limit in the ledger's unit, and the configuration key that sets it. A Max of 0 means
+// no limit.
 type Bound struct {
-	Max  int64  // in the ledger's unit; 0: none
-	Name string // as "limits.subject_retained_bytes"
+	Max  int64  // in the ledger's unit; 0: no limit
+	Name string // such as "limits.subject_retained_bytes"
 }
 
-// Resource says what a ledger counts.
+// Resource describes what a ledger counts.
 type Resource struct {
-	Name    string // as "retained messages"; begins each refusal
-	Unit    string // as "bytes"
-	Subject Bound  // of each account
-	Total   Bound  // of all accounts together
+	Name    string // such as "retained messages"; the refusal begins with it
+	Unit    string // such as "bytes"
+	Subject Bound  // limit of one account
+	Total   Bound  // limit of all accounts together
 }
 
-// Ledger counts one resource. K is [Key], or another type that names an account. The
-// zero K is the server's own account and that of things without an owner: it counts
-// toward the total and has no bound of its own. An account that holds nothing takes
-// no memory. Make one with [New]. It is safe for concurrent use, and never calls
-// anything while its lock is held.
+// Ledger counts one resource. K is [Key], or another type that names an account. The zero K is the
+// account of the server and of things without an owner: it counts toward the total and has no limit
+// of its own. An empty account takes no memory. Make one with [New]. It is safe for concurrent use,
+// and calls nothing while its lock is held.
 type Ledger[K comparable] struct {
 	resource Resource
 
 	mu           sync.Mutex
-	accounts     map[K]int64 // above zero
-	peakAccounts int         // how many accounts there were since held was made
+	accounts     map[K]int64 // all above zero
+	peakAccounts int         // most accounts since the map was made
 	total        int64
 }
 
-// New makes an empty ledger.
+// New returns an empty ledger.
 func New[K comparable](of Resource) *Ledger[K] {
 	return &Ledger[K]{resource: of, accounts: map[K]int64{}}
 }
 
-// Reserve adds n to the account of k, or nothing at all. Code: busy, with the bound that
-// was met in Detail.
+// Reserve adds n to the account of k, all or nothing. Code: busy, with the exceeded limit in
+// Detail.
 func (l *Ledger[K]) Reserve(k K, n int64) error { return l.Move(k, 0, k, n) }
 
-// Release takes n off the account of k. n is at most what the account holds: more is a
-// bug of the caller, at which a test panics and a server sets the account to zero and
-// logs an error.
-func (l *Ledger[K]) Release(k K, n int64) { _ = l.Move(k, n, k, 0) } // never refused: it does not grow
+// Release subtracts n from the account of k, which must have at least n. Releasing more is a bug of
+// the caller: a test panics, a server sets the account to zero and logs an error.
+func (l *Ledger[K]) Release(k K, n int64) { _ = l.Move(k, n, k, 0) } // never refused, since nothing grows
 
-// Replace has something of k take now where it took old. It is never refused where now
-// is at most old. Code: busy.
+// Replace changes what an item of k takes from old to now. It is never refused where now <= old.
+// Code: busy.
 func (l *Ledger[K]) Replace(k K, old, now int64) error { return l.Move(k, old, k, now) }
 
-// Move has something that took old in the account of from take now in the account of
-// to, or changes nothing. It is refused where the account of to, or the total, grows
-// and would be over its bound then. Code: busy, with the bound that was met in Detail.
+// Move changes an item that took old in the account of from to one that takes now in the account of
+// to, or changes nothing. It is refused where the account of to, or the total, would grow beyond
+// its limit. Code: busy, with the exceeded limit in Detail.
 func (l *Ledger[K]) Move(from K, old int64, to K, now int64) error {
 	return l.move(from, old, to, now, true)
 }
 
-// Add adds n to the account of k whatever the bounds say: for what exists already, as
-// what a store holds at the start. An account above its bound can shrink and cannot grow.
-func (l *Ledger[K]) Add(k K, n int64) { _ = l.move(k, 0, k, n, false) } // never refused: it does not ask
+// Add adds n to the account of k regardless of limits, for items that exist already, such as those
+// that a store has at start. An account above its limit can shrink but not grow.
+func (l *Ledger[K]) Add(k K, n int64) { _ = l.move(k, 0, k, n, false) } // never refused without limits
 
 func (l *Ledger[K]) move(from K, old int64, to K, now int64, bounded bool) error {
 	if old < 0 || now < 0 {
@@ -100,7 +98,7 @@ func (l *Ledger[K]) move(from K, old int64, to K, now int64, bounded bool) error
 	return refused
 }
 
-// refuse says why a move may not be. mu is held.
+// refuse returns the error for a move beyond a limit. mu is held.
 func (l *Ledger[K]) refuse(from K, old int64, to K, now int64) error {
 	grows := now
 	if from == to {
@@ -117,8 +115,7 @@ func (l *Ledger[K]) refuse(from K, old int64, to K, now int64) error {
 	return nil
 }
 
-// change adds n to an account, and returns by how much it would have fallen below
-// zero. mu is held.
+// change adds n to an account and returns by how much it would have become negative. mu is held.
 func (l *Ledger[K]) change(k K, n int64) (short int64) {
 	if n == 0 {
 		return 0
@@ -129,7 +126,7 @@ func (l *Ledger[K]) change(k K, n int64) (short int64) {
 	}
 	if has += n; has == 0 {
 		delete(l.accounts, k)
-		if l.peakAccounts > 64 && len(l.accounts) < l.peakAccounts/2 { // a map does not shrink by itself
+		if l.peakAccounts > 64 && len(l.accounts) < l.peakAccounts/2 { // Go maps do not shrink
 			l.accounts, l.peakAccounts = maps.Collect(maps.All(l.accounts)), len(l.accounts)
 		}
 	} else {
@@ -147,21 +144,21 @@ func (l *Ledger[K]) reportMisuse(what string) {
 	slog.Error("quota miscounted", slog.String("resource", l.resource.Name), slog.String("what", what))
 }
 
-// Used returns what the account of k holds.
+// Used returns the value of the account of k.
 func (l *Ledger[K]) Used(k K) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.accounts[k]
 }
 
-// Total returns what all accounts hold together.
+// Total returns the sum of all accounts.
 func (l *Ledger[K]) Total() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.total
 }
 
-// Accounts returns how many accounts hold something.
+// Accounts returns the number of accounts that are not empty.
 func (l *Ledger[K]) Accounts() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

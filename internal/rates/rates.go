@@ -1,5 +1,5 @@
-// Package rates bounds how often each of many may do something. In come keys and
-// times, out comes a refusal for who comes too often. It forgets by itself.
+// Package rates limits how often each of many keys may do something, with token buckets. Keys that
+// were not used for a while are forgotten.
 package rates
 
 import (
@@ -13,8 +13,8 @@ import (
 	"github.com/watchword-iot/watchword/internal/recent"
 )
 
-// Map bounds how often each of many may do something: addresses that need no
-// token, subjects that publish. It is safe for concurrent use.
+// Map limits how often each key may do something, such as requests of an address without a token.
+// It is safe for concurrent use.
 type Map[K comparable] struct {
 	limit    rate.Limit
 	burst    int
@@ -23,18 +23,18 @@ type Map[K comparable] struct {
 	limiters *recent.Map[K, *rate.Limiter]
 }
 
-// New allows perSecond to each, and twice as many (at least 10) at once; 0 is no bound.
+// New allows perSecond to each key, with a burst of twice as many (at least 10); 0: no limit.
 func New[K comparable](perSecond float64, detail string) *Map[K] {
 	return NewBurst[K](perSecond, int(max(10, 2*perSecond)), detail)
 }
 
-// NewBurst allows perSecond to each, and burst at once; perSecond 0 is no bound. It keeps the accounts of the last
-// 8,192 keys at least and of 16,384 at most, about 200 bytes each.
+// NewBurst allows perSecond to each key, with the given burst; perSecond 0: no limit. It keeps the
+// buckets of the last 8,192 keys at least and of 16,384 at most, about 200 bytes each.
 func NewBurst[K comparable](perSecond float64, burst int, detail string) *Map[K] {
 	return &Map[K]{limit: rate.Limit(perSecond), burst: burst, detail: detail, limiters: recent.New[K, *rate.Limiter](8 << 10)}
 }
 
-// Take refuses one who comes too often. Code: rate_limited, with RetryAfter.
+// Take takes one token of k. Code: rate_limited, with RetryAfter.
 func (l *Map[K]) Take(k K, now time.Time) error {
 	if l.limit <= 0 {
 		return nil
@@ -54,13 +54,13 @@ func (l *Map[K]) Take(k K, now time.Time) error {
 	return nil
 }
 
-// Network is whom an address is counted with: its /64 for IPv6, since one
-// customer has at least that many.
+// Network returns the network that an address is counted with: the address itself, for IPv6 its
+// /64, since one customer has at least that many addresses.
 func Network(a netip.Addr) netip.Prefix {
 	bits := a.BitLen()
 	if a.Is6() {
 		bits = 64
 	}
-	p, _ := a.Prefix(bits) // the zero prefix for the zero address
+	p, _ := a.Prefix(bits) // an invalid address has the zero prefix
 	return p
 }

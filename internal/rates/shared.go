@@ -7,28 +7,27 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Shared bounds how often each of many may do something, where several act for one at
-// the same time: the connections of a subject, and its requests. All of them draw on
-// one account, so that one more of them brings no more. Who can wait reserves, and is
-// told for how long; who cannot is refused.
+// Shared limits how often each key may do something, where several connections and requests of a
+// subject share one bucket, so that a further connection brings no more. Callers that can wait
+// reserve tokens and learn how long to wait; others are refused.
 //
-// An account that is full is the same as none: it is forgotten as soon as nobody is
-// joined to it, and a debt never is. Times are read from a monotonic clock, since those
-// who wait wait by a timer. A nil *Shared has no bound. It is safe for concurrent use.
+// A full bucket is the same as none: it is forgotten once no one is joined to it, a debt is not.
+// Times are of the monotonic clock, since callers wait by timers. A nil *Shared has no limit. It is
+// safe for concurrent use.
 type Shared[K comparable] struct {
 	rate, burst float64
 	detail      string
 
 	mu       sync.Mutex
 	accounts map[K]*Account
-	sweepAt  int // accounts at which those that are full are looked for
+	sweepAt  int // number of accounts at which full ones are removed
 }
 
-// minSweepAccounts is the fewest accounts at which a sweep is worth it.
+// minSweepAccounts is the smallest number of accounts that are swept.
 const minSweepAccounts = 1024
 
-// NewShared allows perSecond to each, and two seconds' worth, or 10 if that is more, at
-// once after a quiet time; 0 is no bound.
+// NewShared allows perSecond to each key, with a burst of two seconds' worth (at least 10); 0: no
+// limit.
 func NewShared[K comparable](perSecond float64, detail string) *Shared[K] {
 	if perSecond <= 0 {
 		return nil
@@ -36,19 +35,18 @@ func NewShared[K comparable](perSecond float64, detail string) *Shared[K] {
 	return &Shared[K]{rate: perSecond, burst: max(10, 2*perSecond), detail: detail, accounts: map[K]*Account{}, sweepAt: minSweepAccounts}
 }
 
-// Account is what one has left. A nil *Account has no bound. It is safe for concurrent
+// Account is the token bucket of one key. A nil *Account has no limit. It is safe for concurrent
 // use.
 type Account struct {
 	rate, burst float64
-	joined      int // under Shared.mu
+	joined      int // protected by Shared.mu
 
 	mu         sync.Mutex
-	available  float64 // below zero: reserved, and not there yet
+	available  float64 // negative: reserved in advance
 	refilledAt time.Time
 }
 
-// Join returns the account of k, for one who acts for it and calls [Shared.Leave] in the
-// end.
+// Join returns the account of k. The caller must call [Shared.Leave] in the end.
 func (s *Shared[K]) Join(k K, now time.Time) *Account {
 	if s == nil {
 		return nil
@@ -73,15 +71,14 @@ func (s *Shared[K]) Leave(k K, now time.Time) {
 	}
 }
 
-// Take takes n at once from the account of k, or refuses. Code: rate_limited, with
-// RetryAfter.
+// Take takes n tokens of k, all or nothing. Code: rate_limited, with RetryAfter.
 func (s *Shared[K]) Take(k K, n int, now time.Time) error {
 	if s == nil {
 		return nil
 	}
 	s.mu.Lock()
 	a := s.account(k, now)
-	a.joined++ // so that it is not forgotten meanwhile
+	a.joined++ // so that it is not removed meanwhile
 	s.mu.Unlock()
 	wait := a.take(float64(n), now)
 	s.Leave(k, now)
@@ -91,8 +88,7 @@ func (s *Shared[K]) Take(k K, n int, now time.Time) error {
 	return nil
 }
 
-// Len returns how many accounts are not the same as none: somebody is joined to them, or
-// they are not full.
+// Len returns the number of accounts that are joined or not full.
 func (s *Shared[K]) Len(now time.Time) int {
 	if s == nil {
 		return 0
@@ -127,7 +123,7 @@ func (s *Shared[K]) account(k K, now time.Time) *Account {
 	return a
 }
 
-// Rate is how much comes back in a second; 0 is no bound.
+// Rate returns the tokens added per second; 0: no limit.
 func (a *Account) Rate() float64 {
 	if a == nil {
 		return 0
@@ -135,8 +131,8 @@ func (a *Account) Rate() float64 {
 	return a.rate
 }
 
-// Reserve takes n, and returns how long it is until they are there: those of two who
-// reserve are there in the order in which they asked. n may be more than the burst.
+// Reserve takes n tokens and returns how long it takes until they are available; reservations are
+// served in order. n may exceed the burst.
 func (a *Account) Reserve(n int, now time.Time) (wait time.Duration) {
 	if a == nil {
 		return 0
@@ -148,7 +144,7 @@ func (a *Account) Reserve(n int, now time.Time) (wait time.Duration) {
 	return a.timeUntil(0)
 }
 
-// Return gives back what was reserved and is not used.
+// Return gives back reserved tokens that were not used.
 func (a *Account) Return(n int) {
 	if a == nil || n <= 0 {
 		return
@@ -158,19 +154,19 @@ func (a *Account) Return(n int) {
 	a.available = min(a.burst, a.available+float64(n))
 }
 
-// take takes n if they are there, and else returns when they will be.
+// take takes n tokens if they are available, and otherwise returns when they will be.
 func (a *Account) take(n float64, now time.Time) (wait time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.refill(now)
-	if a.available >= min(n, a.burst) { // more than the burst is never there: it is owed
+	if a.available >= min(n, a.burst) { // more than the burst never accumulates, so it becomes a debt
 		a.available -= n
 		return 0
 	}
 	return a.timeUntil(min(n, a.burst))
 }
 
-// timeUntil is how long it is until there is as much as have. mu is held.
+// timeUntil returns how long it takes until that many tokens are available. mu is held.
 func (a *Account) timeUntil(have float64) time.Duration {
 	if a.available >= have {
 		return 0
@@ -180,7 +176,7 @@ func (a *Account) timeUntil(have float64) time.Duration {
 
 // refill is called with mu held.
 func (a *Account) refill(now time.Time) {
-	if d := now.Sub(a.refilledAt); a.refilledAt.IsZero() || d > 0 { // two who read the clock may come in the other order
+	if d := now.Sub(a.refilledAt); a.refilledAt.IsZero() || d > 0 { // two callers may read the clock in the other order
 		if !a.refilledAt.IsZero() {
 			a.available = min(a.burst, a.available+d.Seconds()*a.rate)
 		}

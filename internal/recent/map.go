@@ -1,25 +1,22 @@
-// Package recent is a map with a bound that remembers what was asked for last.
-// In come pairs, out they come again unless many others came between. It
-// refuses nothing and forgets by itself.
+// Package recent provides bounded maps that keep the most recently used entries.
 package recent
 
 import "maps"
 
-// Map keeps at least size and at most twice size pairs: when the young
-// generation is full it becomes the old one, and what was old and not asked for
-// since is forgotten. Every step costs the same, however full it is. It is not
-// safe for concurrent use: the owner holds a lock.
+// Map keeps at least size and at most twice size entries, in two generations: when the young one is
+// full it becomes the old one, and the former old one is dropped. Each operation takes constant
+// time. It is not safe for concurrent use.
 type Map[K comparable, V any] struct {
 	size       int
 	young, old map[K]V
 }
 
-// New returns a map that remembers at least the last size pairs.
+// New returns a map that keeps at least the last size entries.
 func New[K comparable, V any](size int) *Map[K, V] {
 	return &Map[K, V]{size: size, young: map[K]V{}}
 }
 
-// Get returns what is remembered for k, and makes it young.
+// Get returns the value of k and moves it to the young generation.
 func (m *Map[K, V]) Get(k K) (V, bool) {
 	v, ok := m.young[k]
 	if ok {
@@ -31,7 +28,7 @@ func (m *Map[K, V]) Get(k K) (V, bool) {
 	return v, ok
 }
 
-// Put remembers v for k.
+// Put sets the value of k.
 func (m *Map[K, V]) Put(k K, v V) {
 	if _, ok := m.young[k]; !ok && len(m.young) >= m.size {
 		m.old, m.young = m.young, make(map[K]V, m.size/4)
@@ -39,17 +36,17 @@ func (m *Map[K, V]) Put(k K, v V) {
 	m.young[k] = v
 }
 
-// Delete forgets k.
+// Delete deletes k.
 func (m *Map[K, V]) Delete(k K) {
 	delete(m.young, k)
 	delete(m.old, k)
 }
 
-// DeleteFunc forgets every pair that is one to forget. It costs as much as there are pairs.
+// DeleteFunc deletes the entries for which gone returns true, in linear time.
 func (m *Map[K, V]) DeleteFunc(gone func(K, V) bool) {
 	maps.DeleteFunc(m.young, gone)
 	maps.DeleteFunc(m.old, gone)
 }
 
-// Len returns how many pairs are held, of which some may be held twice.
+// Len returns the number of entries; an entry may count twice.
 func (m *Map[K, V]) Len() int { return len(m.young) + len(m.old) }

@@ -1,11 +1,11 @@
 package recent
 
-// Sized is a [Map] whose bound is in bytes, for values whose sizes differ. It holds at most max bytes: when the young
-// generation has half of them it becomes the old one. It is not safe for concurrent use: the owner holds a lock.
+// Sized is a [Map] with a limit in bytes: it holds at most max bytes, half of them in the young
+// generation. It is not safe for concurrent use.
 type Sized[K comparable, V any] struct {
 	max        int
 	young, old map[K]sized[V]
-	bytes      int // of young
+	bytes      int // bytes of young
 	oldBytes   int
 }
 
@@ -19,7 +19,7 @@ func NewSized[K comparable, V any](max int) *Sized[K, V] {
 	return &Sized[K, V]{max: max, young: map[K]sized[V]{}}
 }
 
-// Get returns what is remembered for k, and makes it young.
+// Get returns the value of k and moves it to the young generation.
 func (m *Sized[K, V]) Get(k K) (v V, ok bool) {
 	s, ok := m.young[k]
 	if !ok {
@@ -30,8 +30,8 @@ func (m *Sized[K, V]) Get(k K) (v V, ok bool) {
 	return s.value, ok
 }
 
-// Put remembers v for k, which takes that many bytes, its key and the map's own share included. What takes more than
-// half of the bound is not remembered.
+// Put sets the value of k, which takes that many bytes, key and map overhead included. A value of
+// more than half the limit is not kept.
 func (m *Sized[K, V]) Put(k K, v V, bytes int) {
 	m.Delete(k)
 	if bytes > m.max/2 {
@@ -45,7 +45,7 @@ func (m *Sized[K, V]) Put(k K, v V, bytes int) {
 	m.bytes += bytes
 }
 
-// Delete forgets k.
+// Delete deletes k.
 func (m *Sized[K, V]) Delete(k K) {
 	m.bytes -= m.young[k].bytes
 	m.oldBytes -= m.old[k].bytes
@@ -53,7 +53,7 @@ func (m *Sized[K, V]) Delete(k K) {
 	delete(m.old, k)
 }
 
-// DeleteFunc forgets every pair that is one to forget. It costs as much as there are pairs.
+// DeleteFunc deletes the entries for which gone returns true, in linear time.
 func (m *Sized[K, V]) DeleteFunc(gone func(K, V) bool) {
 	for _, pairs := range []map[K]sized[V]{m.young, m.old} {
 		for k, s := range pairs {
@@ -64,5 +64,5 @@ func (m *Sized[K, V]) DeleteFunc(gone func(K, V) bool) {
 	}
 }
 
-// Bytes returns how many bytes are held.
+// Bytes returns the bytes of all entries.
 func (m *Sized[K, V]) Bytes() int { return m.bytes + m.oldBytes }

@@ -13,9 +13,9 @@ func loopback(host string) bool {
 	return err == nil && a.IsLoopback() || host == "localhost"
 }
 
-// checkCleartext refuses a request that would go without TLS to another machine: whoever is on the path reads what it holds, and
-// a token, a code or an assertion is then theirs. What anybody may be asked for, by [NewUnauthenticated], may go, as long as the request holds nothing
-// but an address. It is called on the request as it will be sent. Code: bad_request.
+// checkCleartext refuses a request without TLS to another machine: anyone on the path could read a
+// token, code or assertion in it. Requests of [NewUnauthenticated] without secrets may use plain
+// HTTP. It is called with the request as it will be sent. Code: bad_request.
 func (c *Client) checkCleartext(req *http.Request, body []byte) error {
 	if req.URL.Scheme == "https" || loopback(req.URL.Hostname()) {
 		return nil

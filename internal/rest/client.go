@@ -1,7 +1,6 @@
-// Package rest is the client's side of an HTTP API that answers with problem
-// documents. In come requests, out come bodies or the server's own refusals. It
-// refuses answers that are longer, or take longer, than was asked for, and believes
-// no word of a peer that is not authenticated.
+// Package rest is an HTTP client for APIs that answer with problem documents. Requests go in;
+// answers, or the server's refusals, come out. It refuses answers that are longer or slower than
+// allowed, and uses no text of a peer that is not authenticated.
 package rest
 
 import (
@@ -19,41 +18,40 @@ import (
 )
 
 const (
-	// exchangeTimeout is how long an exchange may take from its first byte to the last of the
-	// answer, beside what was asked for: see [Request.timeout].
+	// exchangeTimeout limits an exchange, beside the time that the request asks for: see
+	// [Request.timeout].
 	exchangeTimeout = 30 * time.Second
-	// minAnswerRate is the bytes of an answer in a second that are waited for.
+	// minAnswerRate is the slowest accepted rate of an answer, in bytes a second.
 	minAnswerRate = 128 << 10
-	// maxBody is the most bytes of an answer unless the request says another bound.
+	// maxBody limits an answer in bytes, unless the request sets another limit.
 	maxBody = 1 << 20
-	// maxProblemBytes is the most bytes that are read of a refusal.
+	// maxProblemBytes limits the bytes that are read of a problem document.
 	maxProblemBytes = 64 << 10
-	// maxWait is the longest that a server is asked to hold an answer back.
+	// maxWait is the longest long poll.
 	maxWait = 60 * time.Second
 )
 
-// Client asks one server. Every request has a deadline for the whole exchange and a
-// bound for the bytes of the answer. Make it with [New] or [NewUnauthenticated]. It is safe
-// for concurrent use.
+// Client sends requests to one server. Every request has a deadline and a limit on the answer's
+// bytes. Make one with [New] or [NewUnauthenticated]. It is safe for concurrent use.
 type Client struct {
 	base            string
-	http            *http.Client // never follows to another host with the token: see [WithoutRedirects]
-	tokens          *Tokens      // nil for none
+	http            *http.Client // follows no redirect, so that no token goes to another host: see [WithoutRedirects]
+	tokens          *Tokens      // nil: no tokens
 	unauthenticated bool
 }
 
-// New returns a client of the server at base (https://host:port, no slash at the end),
-// whose identity rt verifies: its refusals count. tokens is where the token for each
-// request comes from; nil for none. rt is of [Transport], or [WithHeaderLimit].
+// New returns a client of the server at base (https://host:port, no trailing slash). rt
+// authenticates the server, so its refusals are trusted. tokens provides the token of each request;
+// nil: none. rt is the result of [Transport] or [WithHeaderLimit].
 func New(base string, rt http.RoundTripper, tokens *Tokens) *Client {
 	return &Client{base: base, http: WithoutRedirects(rt), tokens: tokens}
 }
 
-// NewUnauthenticated returns a client of whoever answers at base: only the body of an answer
-// with status 200 is handed on, for a caller that checks what it proves by itself.
-// Everything else is unavailable, with no code, text or Retry-After of the peer;
-// [StatusOf] tells the status. A request that holds no secret may go without TLS; no other
-// request does, of no client, but to a loopback address (bad_request).
+// NewUnauthenticated returns a client of an unauthenticated server at base. Only bodies of answers
+// with status 200 are returned, to a caller that verifies them. Everything else is unavailable,
+// without code, text or Retry-After of the peer; [StatusOf] returns the status. Requests without
+// secrets may use plain HTTP; other requests, of any client, only to loopback addresses
+// (bad_request).
 func NewUnauthenticated(base string, rt http.RoundTripper) *Client {
 	return &Client{base: base, http: WithoutRedirects(rt), unauthenticated: true}
 }
@@ -61,7 +59,7 @@ func NewUnauthenticated(base string, rt http.RoundTripper) *Client {
 // Base returns the server's address.
 func (c *Client) Base() string { return c.base }
 
-// WithoutTokens returns a client of the same server, over the same connections, without tokens.
+// WithoutTokens returns a client of the same server and connections, without tokens.
 func (c *Client) WithoutTokens() *Client {
 	return &Client{base: c.base, http: c.http, unauthenticated: c.unauthenticated}
 }
@@ -74,12 +72,12 @@ type Request struct {
 	Method string
 	Path   string
 	Query  url.Values
-	Type   string // of Body
+	Type   string // content type of Body
 	Body   []byte
 	Header map[string]string
-	Max    int64 // of the answer, in bytes; 0 means 1 MiB
-	// Wait asks the server to hold its answer back for so long at most, until there is
-	// something to say: the parameter wait. The deadline is so much later, 60 s at most.
+	Max    int64 // limit of the answer, in bytes; 0 means 1 MiB
+	// Wait sets the parameter wait: the server may delay its answer that long, at most 60 s. The
+	// deadline is later by as much.
 	Wait time.Duration
 	// Prover proves a key in a request without a token; nil: no proof.
 	Prover *Prover
@@ -92,41 +90,40 @@ func (r *Request) maxBytes() int64 {
 	return r.Max
 }
 
-// timeout is the deadline of the whole exchange, with all that it takes: a token, and
-// asking again with a better proof.
+// timeout returns the deadline of the whole exchange, including a token request and a repetition
+// with another proof.
 func (r *Request) timeout() time.Duration {
 	return exchangeTimeout + min(max(r.Wait, 0), maxWait) + time.Duration(r.maxBytes()/minAnswerRate)*time.Second
 }
 
-// Answer is a good answer.
+// Answer is a successful answer.
 type Answer struct {
 	Status int
 	Header http.Header
 	Body   []byte
 }
 
-// Problem is the document of a refusal, as the server sent it.
+// Problem is the problem document of a refusal, as the server sent it.
 type Problem struct{ Document []byte }
 
-// Error names what is wrapped.
+// Error returns the code's name.
 func (p *Problem) Error() string { return "the server's answer" }
 
-// unexpectedStatus is the status of an answer that does not count.
+// unexpectedStatus is the status of an unusable answer.
 type unexpectedStatus int
 
-// Error names the status, and nothing that the peer said.
+// Error names the status, and nothing that the peer sent.
 func (s unexpectedStatus) Error() string { return "status " + strconv.Itoa(int(s)) }
 
-// StatusOf returns the HTTP status that an unauthenticated peer refused with; 0 where
-// there was none.
+// StatusOf returns the HTTP status of a refusal by an unauthenticated peer; 0 for none.
 func StatusOf(err error) int {
 	s, _ := errors.AsType[unexpectedStatus](err)
 	return int(s)
 }
 
-// Do asks and reads the answer. A refusal is a [watchword.Error] with the
-// server's code, and wraps its [Problem]. Codes, beside those: unavailable where
-// nobody answers, or not in time, or with more bytes than were asked for.
+// Do sends a request and reads the answer. A refusal is a [watchword.Error] with the server's code,
+// and wraps its [Problem]. Codes beside those: unavailable where the server does not answer, is too
+// slow, or sends more bytes than allowed.
 func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout(), timeoutError(r.timeout()))
 	defer cancel()
@@ -138,13 +135,13 @@ func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 	limit := r.maxBytes()
 	body, err := io.ReadAll(io.LimitReader(res.Body, limit+1))
 	if err == nil {
-		err = ctx.Err() // a server may end its answer when it sees that nobody waits any more
+		err = ctx.Err() // a server may end its answer when the client stops waiting
 	}
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}
 	if int64(len(body)) > limit {
-		// The server says too_large of a request: of that, callers may draw conclusions.
+		// The code too_large of a server is about the request; callers rely on that.
 		return nil, c.refuse(nil, watchword.Unavailable, "the answer is over %d bytes", limit)
 	}
 	return &Answer{res.StatusCode, res.Header, body}, nil
@@ -159,8 +156,8 @@ func (c *Client) refuse(err error, code watchword.Code, format string, a ...any)
 	return watchword.Wrap(err, code, format, a...)
 }
 
-// doWithRetry asks and returns the answer with its body unread. It asks again where the server
-// only wants a proof, or another nonce in it.
+// doWithRetry sends a request and returns the answer with its body unread. It repeats the request
+// where the server demands a proof, or another nonce in it.
 func (c *Client) doWithRetry(ctx context.Context, r Request) (*http.Response, error) {
 	const tries = 3
 	for try := 1; ; try++ {
@@ -171,7 +168,7 @@ func (c *Client) doWithRetry(ctx context.Context, r Request) (*http.Response, er
 	}
 }
 
-// retryable reports whether the same request can do what err says was missing.
+// retryable reports whether the client can add what err says was missing.
 func (c *Client) retryable(r Request, err error) bool {
 	switch watchword.CodeOf(err) {
 	case watchword.DPoPNonce:
@@ -180,7 +177,7 @@ func (c *Client) retryable(r Request, err error) bool {
 		return c.tokens != nil && c.tokens.BindTokens()
 	case watchword.TokenExpired, watchword.TokenUnrecorded, watchword.TokenRevoked, watchword.IssuerRevoked, watchword.KeyUnknown, watchword.Unauthenticated:
 		if c.tokens != nil {
-			c.tokens.Forget() // the server does not know it any more
+			c.tokens.Forget() // the server does not know the token any more
 			return true
 		}
 	}
@@ -209,7 +206,7 @@ func (c *Client) doOnce(ctx context.Context, r Request) (*http.Response, error) 
 	for k, v := range r.Header {
 		req.Header.Set(k, v)
 	}
-	if err := c.checkCleartext(req, r.Body); err != nil { // before a token is asked for
+	if err := c.checkCleartext(req, r.Body); err != nil { // checked before a token is requested
 		return nil, err
 	}
 	access, prover := "", r.Prover
@@ -253,7 +250,7 @@ func (c *Client) doOnce(ctx context.Context, r Request) (*http.Response, error) 
 	return nil, parseProblem(res, b)
 }
 
-// JSON is Do with a JSON body (nil for none) and a JSON answer (nil: it is not read).
+// JSON is Do with a JSON body (nil: none) and a JSON answer (nil: ignored).
 func (c *Client) JSON(ctx context.Context, r Request, in, out any) (*Answer, error) {
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -272,7 +269,7 @@ func (c *Client) JSON(ctx context.Context, r Request, in, out any) (*Answer, err
 	return a, nil
 }
 
-// parseProblem reads a problem document (RFC 9457) or OAuth's own error (RFC 6749 §5.2).
+// parseProblem parses a problem document (RFC 9457) or an OAuth error (RFC 6749 §5.2).
 func parseProblem(res *http.Response, body []byte) error {
 	var p struct {
 		Code        watchword.Code `json:"code"`

@@ -13,24 +13,23 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// timeoutError is why an exchange ends at its own deadline.
+// timeoutError is the error of an exchange that reached its deadline.
 func timeoutError(d time.Duration) error {
 	return watchword.Refuse(watchword.Unavailable, "the server gave no whole answer within %s", d)
 }
 
-// publicError is an error that says other words than the one that it wraps: those of a peer
-// stand in no message.
+// publicError replaces the text of an error, so that text chosen by a peer is in no message.
 type publicError struct {
 	words string
 	err   error
 }
 
-// Error returns the words, and Unwrap the error that they stand for.
+// Error returns the replacement, Unwrap the original error.
 func (s publicError) Error() string { return s.words }
 func (s publicError) Unwrap() error { return s.err }
 
-// unreachable is why there is no answer. ctx is that of the exchange. An end that the
-// caller asked for is returned as it is.
+// unreachable converts the error of an exchange without an answer. ctx is that of the exchange.
+// Cancellation by the caller is returned unchanged.
 func (c *Client) unreachable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		if cause, ok := errors.AsType[*watchword.Error](context.Cause(ctx)); ok {
@@ -41,7 +40,7 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		return e
 	}
-	// The URL in an error may be long; what went wrong is its innermost part.
+	// The URL in an error may be long; the innermost error says what went wrong.
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err
 	}
@@ -55,8 +54,8 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	return watchword.Wrap(publicError{w, err}, watchword.Unavailable, "the server does not answer: %s", w)
 }
 
-// publicText is what an error of a connection says, without what the peer chose; empty where
-// that is not known.
+// publicText returns the text of a connection error without parts that the peer chose; empty for
+// unknown errors.
 func publicText(err error) string {
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return certificateText(e.Err)
@@ -79,7 +78,7 @@ func publicText(err error) string {
 	return ""
 }
 
-// certificateText says why a certificate does not count, with nothing that stands in it.
+// certificateText says why a certificate is not accepted, without its contents.
 func certificateText(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return "its certificate is of an authority that is not trusted here"

@@ -6,21 +6,20 @@ import (
 	"time"
 )
 
-// PollPace keeps a loop that asks again and again from turning as fast as the server
-// answers: rounds that bring nothing follow each other with pauses that grow. It is for
-// one goroutine.
+// PollPace spaces the rounds of a polling loop: rounds without a result follow each other with
+// growing pauses. It is not safe for concurrent use.
 type PollPace struct {
-	// Least is the time from the beginning of a round that brought nothing to the next
-	// one. It doubles with each more, up to Most.
+	// Least is the time from the start of a round without a result to the next round. It doubles
+	// with each further one, up to Most.
 	Least, Most time.Duration
 
-	began       time.Time // of this round
-	emptyRounds int       // rounds that brought nothing, in a row
+	began       time.Time // start of this round
+	emptyRounds int       // consecutive rounds without a result
 }
 
-// Wait ends a round and returns when the next one may begin: at once where this one
-// brought something. A tenth of the time is chance, so that many clients do not ask at
-// once. It returns ctx's error where that ends first.
+// Wait ends a round and returns when the next one may start: at once where this one brought a
+// result. A tenth of the pause is random, so that clients do not poll in step. It returns ctx's
+// error if ctx ends first.
 func (p *PollPace) Wait(ctx context.Context, brought bool) error {
 	defer func() { p.began = time.Now() }()
 	if brought {

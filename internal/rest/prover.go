@@ -5,20 +5,20 @@ import (
 	"sync"
 )
 
-// maxNonce is the bytes of the longest nonce that is sent back.
+// maxNonce is the longest nonce that is sent back, in bytes.
 const maxNonce = 512
 
-// Prover makes DPoP proofs (RFC 9449) for one server, and remembers the nonce that
-// it gave last. It is safe for concurrent use.
+// Prover makes DPoP proofs (RFC 9449) for one server, and remembers its last nonce. It is safe for
+// concurrent use.
 type Prover struct {
-	// Sign makes a proof for one request; access is the token beside it, or empty.
+	// Sign makes a proof for one request; access is the access token of the request, or empty.
 	Sign func(method, uri, nonce, access string) (string, error)
 
 	mu    sync.Mutex
 	nonce string
 }
 
-// addProof puts a proof into a request.
+// addProof adds a proof to a request.
 func (p *Prover) addProof(req *http.Request, access string) error {
 	p.mu.Lock()
 	nonce := p.nonce
@@ -30,7 +30,7 @@ func (p *Prover) addProof(req *http.Request, access string) error {
 	return err
 }
 
-// noteNonce takes the nonce for the next request out of an answer, if there is one.
+// noteNonce remembers the nonce of an answer, if it has one.
 func (p *Prover) noteNonce(res *http.Response) {
 	if n := res.Header.Get("DPoP-Nonce"); n != "" && len(n) <= maxNonce {
 		p.mu.Lock()

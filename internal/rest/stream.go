@@ -10,14 +10,13 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// streamIdleTimeout is how long a stream may bring nothing: six times as long as the server is
-// silent at most.
+// streamIdleTimeout is the longest silence of a stream: six times the server's keep-alive interval.
 const streamIdleTimeout = 90 * time.Second
 
-// errIdle is why a stream ends that brings nothing.
+// errIdle is the error of a stream that was silent too long.
 var errIdle = watchword.Refuse(watchword.Unavailable, "the stream brought nothing for %s", streamIdleTimeout)
 
-// Stream is an answer that is read as it comes. It is for one goroutine.
+// Stream is an answer that is read as it arrives. It is not safe for concurrent use.
 type Stream struct {
 	Header http.Header
 
@@ -25,13 +24,13 @@ type Stream struct {
 	body   io.ReadCloser
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	idle   *time.Timer // running while a read waits
+	idle   *time.Timer // runs during a read
 }
 
-// Stream asks and returns the answer with its body unread. The caller closes it. The
+// Stream sends a request and returns the answer with its body unread. The caller closes it. The
 // answer must begin within the deadline of an exchange, and each read ends within 90 s:
-// unavailable. How long the whole is has no bound here, the reader must have one for its
-// parts: [Stream.Lines], sse.Reader.
+// unavailable. The total length is not limited here; readers limit its parts: [Stream.Lines],
+// sse.Reader.
 func (c *Client) Stream(ctx context.Context, r Request) (*Stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(r.timeout(), func() { cancel(timeoutError(r.timeout())) })
@@ -47,7 +46,7 @@ func (c *Client) Stream(ctx context.Context, r Request) (*Stream, error) {
 	return s, nil
 }
 
-// Read reads what comes next. Code: unavailable, where the stream breaks or is silent.
+// Read reads the next bytes. Code: unavailable, where the stream breaks or is silent.
 func (s *Stream) Read(b []byte) (int, error) {
 	s.idle.Reset(streamIdleTimeout)
 	n, err := s.body.Read(b)
@@ -65,8 +64,8 @@ func (s *Stream) Close() error {
 	return s.body.Close()
 }
 
-// Lines calls f with each line, with its end. Code, beside those of reading: too_large,
-// for a line of more than max bytes.
+// Lines calls f with each line, including its line break. Codes: those of Read; too_large for a
+// line of more than max bytes.
 func (s *Stream) Lines(max int, f func(line []byte) error) error {
 	r := bufio.NewReaderSize(s, max)
 	for {

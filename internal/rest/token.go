@@ -11,42 +11,42 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// The bounds of what the token endpoint says.
+// Limits of the token endpoint's answers.
 const (
-	maxTokenResponse = 64 << 10 // bytes of its answer
-	maxLife          = 86400    // seconds that a token is used for without asking again
+	maxTokenResponse = 64 << 10 // bytes of the answer
+	maxLife          = 86400    // longest time in seconds that a token is used
 )
 
-// Tokens gets access tokens for client assertions and remembers the last one
-// until four fifths of its life are over, a second at least. It is safe for concurrent use.
+// Tokens requests access tokens with client assertions and caches the last one for four fifths of
+// its lifetime, at least a second. It is safe for concurrent use.
 type Tokens struct {
-	Client *Client // without Tokens
+	Client *Client // a client without Tokens
 	Path   string  // of the token endpoint
 	Sign   func() (assertion string, err error)
 	Now    func() time.Time
-	// Prover, if not nil, proves the key where the server wants it, or from Prove on:
-	// then tokens are bound to the prover's key (RFC 9449).
+	// Prover, if not nil, proves the key where the server demands it, or from BindTokens on: then
+	// tokens are bound to the prover's key (RFC 9449).
 	Prover *Prover
-	// WithLock, if not nil, is called instead of each look for a token, and calls get for it.
+	// WithLock, if not nil, is called around each use of the cached token; it must call get.
 	WithLock func(ctx context.Context, get func(context.Context) error) error
 
-	fetching contextMutex // one fetch at a time; before mu
+	fetching contextMutex // one request at a time; locked before mu
 
-	mu          sync.Mutex // of what follows; never held while the server is asked
+	mu          sync.Mutex // protects the fields below; not held during requests
 	bindsTokens bool
 	token       string
-	bound       bool // token is
+	bound       bool // the token is bound
 	refreshAt   time.Time
-	dropped     int // how often tokens that were asked for until then ceased to count
+	dropped     int // counts invalidations, to detect one during a request
 }
 
-// contextMutex is a mutex whose wait ends with a context: who holds it may wait for the server.
+// contextMutex is a mutex whose Lock can be cancelled, since its holder may wait for the server.
 type contextMutex struct {
 	once sync.Once
 	free chan struct{}
 }
 
-// Lock waits until ctx ends.
+// Lock locks the mutex, or returns when ctx ends.
 func (t *contextMutex) Lock(ctx context.Context) error {
 	t.once.Do(func() { t.free = make(chan struct{}, 1) })
 	select {
@@ -60,17 +60,16 @@ func (t *contextMutex) Lock(ctx context.Context) error {
 	}
 }
 
-// Unlock gives the turn up.
+// Unlock unlocks the mutex.
 func (t *contextMutex) Unlock() { <-t.free }
 
-// Get returns a token that is good for a while. Codes: client_invalid and what
-// else the token endpoint says.
+// Get returns a valid token. Codes: those of the token endpoint, such as client_invalid.
 func (t *Tokens) Get(ctx context.Context) (string, error) {
 	token, _, err := t.credential(ctx)
 	return token, err
 }
 
-// credential returns a token and, where it is bound, who proves its key.
+// credential returns a token and, if it is bound, the prover of its key.
 func (t *Tokens) credential(ctx context.Context) (token string, prover *Prover, err error) {
 	err = t.withLock(ctx, func(ctx context.Context) (err error) {
 		if err := t.fetching.Lock(ctx); err != nil {
@@ -90,7 +89,7 @@ func (t *Tokens) credential(ctx context.Context) (token string, prover *Prover, 
 	return token, prover, err
 }
 
-// cached returns the token that was got last; empty where it does not count any more.
+// cached returns the cached token; empty if it has expired.
 func (t *Tokens) cached() (token string, bound bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -107,8 +106,7 @@ func (t *Tokens) withLock(ctx context.Context, get func(context.Context) error) 
 	return t.WithLock(ctx, get)
 }
 
-// BindTokens lets every token from now on be a bound one. It reports false where there is
-// no prover.
+// BindTokens makes all further tokens bound to the prover's key. It returns false without a prover.
 func (t *Tokens) BindTokens() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -122,14 +120,14 @@ func (t *Tokens) BindTokens() bool {
 	return true
 }
 
-// BindsTokens reports whether tokens are bound ones.
+// BindsTokens reports whether tokens are bound.
 func (t *Tokens) BindsTokens() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.bindsTokens
 }
 
-// Renew returns a new token, however good the last one still is.
+// Renew requests a new token even if the cached one is valid.
 func (t *Tokens) Renew(ctx context.Context) (access string, err error) {
 	err = t.withLock(ctx, func(ctx context.Context) (err error) {
 		if err := t.fetching.Lock(ctx); err != nil {
@@ -142,8 +140,8 @@ func (t *Tokens) Renew(ctx context.Context) (access string, err error) {
 	return access, err
 }
 
-// Forget drops a token that the server has refused, and one that is being asked for. It does
-// not wait for the server.
+// Forget invalidates the cached token, and one that is being requested. It does not wait for the
+// server.
 func (t *Tokens) Forget() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -156,7 +154,8 @@ func (t *Tokens) drop() {
 	t.dropped++
 }
 
-// fetch asks for a token, and keeps it unless it was dropped meanwhile. The caller holds fetching.
+// fetch requests a token, and caches it unless Forget was called meanwhile. The caller holds
+// fetching.
 func (t *Tokens) fetch(ctx context.Context) (token string, bound bool, err error) {
 	t.mu.Lock()
 	proving, dropped := t.bindsTokens, t.dropped
@@ -180,7 +179,7 @@ func (t *Tokens) fetch(ctx context.Context) (token string, bound bool, err error
 	if dropped == t.dropped {
 		t.token, t.bound = out.Token, proving
 		life := max(time.Duration(min(out.In, maxLife))*time.Second*4/5, time.Second)
-		t.refreshAt = t.Now().Round(0).Add(life) // by the wall clock: a machine that slept has an old token
+		t.refreshAt = t.Now().Round(0).Add(life) // wall clock: after the machine slept, the token is older
 	}
 	return out.Token, proving, nil
 }

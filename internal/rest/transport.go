@@ -8,15 +8,14 @@ import (
 	"time"
 )
 
-// maxHeader is the most bytes that are read of the headers of an answer.
+// maxHeader limits the bytes of an answer's header.
 const maxHeader = 64 << 10
 
-// Dial makes a connection, as [net.Dialer.DialContext] does.
+// Dial opens a connection, like [net.Dialer.DialContext].
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-// Transport returns a transport with bounds: of the handshake, of response headers
-// (64 KiB), and, over HTTP/2, of how long a connection that broke silently is taken for
-// a good one. dial nil means the network's.
+// Transport returns a transport with limits on the handshake, on response headers (64 KiB), and,
+// over HTTP/2, on how long a broken connection goes unnoticed. dial nil uses the network.
 func Transport(c *tls.Config, dial Dial) *http.Transport {
 	t := &http.Transport{
 		TLSClientConfig: c, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: time.Minute,
@@ -35,21 +34,20 @@ func Transport(c *tls.Config, dial Dial) *http.Transport {
 	return t
 }
 
-// dialError is an error of a dial function, whose words are not the peer's.
+// dialError is an error of a dial function, whose text the peer did not choose.
 type dialError struct{ error }
 
-// Unwrap returns what the dialer returned.
+// Unwrap returns the error of the dial function.
 func (d dialError) Unwrap() error { return d.error }
 
-// WithoutKeepAlive makes t use each connection for one exchange over HTTP/1.1, and returns it: for
-// peers that are asked once.
+// WithoutKeepAlive makes t use each connection for one HTTP/1.1 exchange, and returns t.
 func WithoutKeepAlive(t *http.Transport) *http.Transport {
 	t.DisableKeepAlives, t.ForceAttemptHTTP2 = true, false
 	return t
 }
 
-// WithHeaderLimit returns a round tripper that others made, nil for the default one, with the
-// bound of response headers where it has none.
+// WithHeaderLimit returns rt (nil: the default transport) with a limit on response headers, if it
+// has none.
 func WithHeaderLimit(rt http.RoundTripper) http.RoundTripper {
 	if rt == nil {
 		rt = http.DefaultTransport
@@ -63,8 +61,8 @@ func WithHeaderLimit(rt http.RoundTripper) http.RoundTripper {
 	return t
 }
 
-// WithoutRedirects returns an HTTP client over rt that follows no redirect, which keeps it from
-// carrying a token to another address.
+// WithoutRedirects returns an HTTP client over rt that follows no redirect, so that no token is
+// sent to another address.
 func WithoutRedirects(rt http.RoundTripper) *http.Client {
 	return &http.Client{Transport: rt, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }

@@ -7,62 +7,65 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// The budget is a bound on work that holds for every value, found without one. The work of a schema on a value with n
-// values in it (itself among them) is at most fixed + each × n steps:
+// The budget limits the work of a schema on any value; it is computed from the schema alone. The
+// work of a schema on a value
+// with n values in it (itself included) is at most fixed + each × n steps:
 //
-//   - a schema that applies to the same value (allOf, $ref, if, …) adds its own work whole;
-//   - one of a named property is there once, and of all properties' values together there are n at most: their fixed parts
-//     add up, and the greatest each counts;
-//   - one of items, additionalProperties, a pattern or contains applies to n values at most, which have n values in them
+//   - a schema that applies to the same value (allOf, $ref, if, …) adds its own work;
+//   - a schema of a named property applies once, and the values of all properties together have at most n values: their fixed
+//     parts add up, and the greatest each counts;
+//   - a schema of items, additionalProperties, a pattern or contains applies to at most n values, which have n values in them
 //     together: each += fixed + each.
 //
-// A schema that applies to itself on the same value never ends, and is refused; one that refers to itself on the values
-// below it (a tree) is followed as deep as a value may be.
+// A schema that applies to itself on the same value never ends, and is refused; one that refers to
+// itself for the values
+// below (a tree) is followed as deep as a value may be.
 
-// cost is steps as a linear function of the number of values.
+// cost is a number of steps as a linear function of the number of values.
 type cost struct {
 	fixed, perValue float64
-	height          int // schemas within each other that apply to the same value
+	height          int // nesting of schemas on the same value
 }
 
 func (w cost) steps() float64 { return w.fixed + w.perValue*maxNodes }
 
 func (w *cost) add(o cost) { w.fixed += o.fixed; w.perValue += o.perValue }
 
-// addPerValue adds o for each of any number of values below.
+// addPerValue adds o for any number of values below.
 func (w *cost) addPerValue(o cost) { w.perValue += o.fixed + o.perValue }
 
-// costBudget goes through one compiled schema.
+// costBudget computes the cost of one compiled schema.
 type costBudget struct {
 	costs      map[costKey]cost
-	inProgress map[costKey]bool // being looked at: whoever comes here again applies to itself
+	inProgress map[costKey]bool // in progress: reaching it again means that it applies to itself
 	sized      map[*jsonschema.Schema]bool
 	size       int
 }
 
 type costKey struct {
 	schema *jsonschema.Schema
-	depth  int // levels that the value can have
+	depth  int // depth that the value can have
 }
 
 func newBudget() *costBudget {
 	return &costBudget{costs: map[costKey]cost{}, inProgress: map[costKey]bool{}, sized: map[*jsonschema.Schema]bool{}}
 }
 
-// The weights of what a step does beside, in steps.
+// Costs of single operations, in steps.
 const (
-	memberCost      = 1. / 100 // of an object that is gone through, as each schema does
-	unevaluatedCost = 1. / 8   // of unevaluatedProperties and -Items, which note each member
-	uniqueItemCost  = 10       // items up to twenty are compared each with each
-	nameCost        = 1. / 16  // in required and the like
+	memberCost      = 1. / 100 // of an object whose members are iterated by a schema
+	unevaluatedCost = 1. / 8   // of unevaluatedProperties and unevaluatedItems, which record each member
+	uniqueItemCost  = 10       // up to twenty items are compared with each other
+	nameCost        = 1. / 16  // in required and similar keywords
 	enumCost        = 1. / 16  // value in enum or const
-	equalCost       = 1.       // number there: they are compared exactly
+	equalCost       = 1.       // number in these, which is compared exactly
 	numberCost      = 1.       // bound on a number
-	patternCost     = 1. / 16  // instruction and value of two bytes
-	schemaMemory    = 1536     // bytes
+	patternCost     = 1. / 16  // program instruction and value of two bytes
+	schemaMemory    = 1536     // bytes left
 )
 
-// costOf returns the most work of s on a value of so many levels. Code: bad_request, with where.
+// costOf returns the highest cost of s on a value of that depth. Code: bad_request, with the
+// position.
 func (b *costBudget) costOf(s *jsonschema.Schema, depth int) (cost, error) {
 	v := costKey{s, depth}
 	if w, ok := b.costs[v]; ok {
@@ -111,7 +114,7 @@ func (b *costBudget) costOf(s *jsonschema.Schema, depth int) (cost, error) {
 	return w, nil
 }
 
-// members adds what s does with the values below.
+// members adds the cost on the values below.
 func (b *costBudget) members(w *cost, s *jsonschema.Schema, depth int) error {
 	var once cost // of properties and prefixItems
 	for _, below := range oneValueSchemas(s) {
@@ -133,7 +136,7 @@ func (b *costBudget) members(w *cost, s *jsonschema.Schema, depth int) error {
 	return nil
 }
 
-// countSize counts the memory of a schema once.
+// countSize adds the memory of a schema, once.
 func (b *costBudget) countSize(s *jsonschema.Schema) {
 	if b.sized[s] {
 		return
@@ -148,7 +151,7 @@ func (b *costBudget) countSize(s *jsonschema.Schema) {
 	}
 }
 
-// localCost is what s does itself with one value, and with each value in it.
+// localCost is the cost of s itself on one value, and on each value in it.
 func localCost(s *jsonschema.Schema) cost {
 	if s.Bool != nil {
 		return cost{fixed: 1}
@@ -179,7 +182,7 @@ func localCost(s *jsonschema.Schema) cost {
 		}
 	}
 	if s.UnevaluatedItems != nil || s.UnevaluatedProperties != nil {
-		// Each schema on the same value below notes the members too.
+		// Each further schema on the same value records the members too.
 		w.perValue += unevaluatedCost * (1 + float64(countUnevaluated(s, map[*jsonschema.Schema]int{})))
 	}
 	if s.UniqueItems {
@@ -197,13 +200,13 @@ func localCost(s *jsonschema.Schema) cost {
 	return w
 }
 
-// countUnevaluated counts the schemas that apply to the same value within s, each as often as it does. It ends where [costBudget.costOf]
-// would refuse.
+// countUnevaluated counts the schemas that apply to the same value within s, with multiplicity. It
+// stops where [costBudget.costOf] would refuse.
 func countUnevaluated(s *jsonschema.Schema, known map[*jsonschema.Schema]int) int {
 	if n, ok := known[s]; ok {
 		return n
 	}
-	known[s] = MaxSteps // for one that applies to itself
+	known[s] = MaxSteps // for a schema that applies to itself
 	n := 0
 	for _, same := range sameValueSchemas(s) {
 		n = min(n+1+countUnevaluated(same, known), MaxSteps)
@@ -212,7 +215,7 @@ func countUnevaluated(s *jsonschema.Schema, known map[*jsonschema.Schema]int) in
 	return n
 }
 
-// sameValueSchemas are the schemas that apply to the same value.
+// sameValueSchemas returns the schemas that apply to the same value.
 func sameValueSchemas(s *jsonschema.Schema) []*jsonschema.Schema {
 	out := []*jsonschema.Schema{s.Ref, s.Not, s.If, s.Then, s.Else}
 	out = append(append(append(out, s.AllOf...), s.AnyOf...), s.OneOf...)
@@ -227,7 +230,7 @@ func sameValueSchemas(s *jsonschema.Schema) []*jsonschema.Schema {
 	return withoutNil(out)
 }
 
-// oneValueSchemas are the schemas of which each applies to one of the values below.
+// oneValueSchemas returns the schemas that apply to one value below each.
 func oneValueSchemas(s *jsonschema.Schema) []*jsonschema.Schema {
 	var out []*jsonschema.Schema
 	for _, p := range s.Properties {
@@ -240,7 +243,7 @@ func oneValueSchemas(s *jsonschema.Schema) []*jsonschema.Schema {
 	return withoutNil(out)
 }
 
-// manyValueSchemas are the schemas that apply to any number of the values below.
+// manyValueSchemas returns the schemas that apply to any number of values below.
 func manyValueSchemas(s *jsonschema.Schema) []*jsonschema.Schema {
 	out := []*jsonschema.Schema{s.Items2020, s.Contains, s.UnevaluatedItems, s.UnevaluatedProperties}
 	for _, p := range s.PatternProperties {
@@ -264,7 +267,7 @@ func withoutNil(list []*jsonschema.Schema) []*jsonschema.Schema {
 	return out
 }
 
-// equalityCost is what it takes to compare a value with v.
+// equalityCost is the cost of comparing a value with v.
 func equalityCost(v any) float64 {
 	w := enumCost
 	switch v := v.(type) {
@@ -282,7 +285,7 @@ func equalityCost(v any) float64 {
 	return w
 }
 
-// schemaPointer is where s stands in its document.
+// schemaPointer returns the position of s in its document.
 func schemaPointer(s *jsonschema.Schema) string {
 	_, p, _ := strings.Cut(s.Location, "#")
 	return p

@@ -9,14 +9,15 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// regexpEngine compiles the regular expressions of one schema, those that are small. Go's take linear time in the value (RE2),
-// but counted repetitions make programs of any size out of few characters.
+// regexpEngine compiles the regular expressions of one schema and refuses large ones. Go's take
+// linear time in the value (RE2), but counted repetitions make large programs out of few
+// characters.
 type regexpEngine struct{ err error }
 
-// tooLarge are the errors of a pattern that is one, and too large.
+// tooLarge are the syntax errors of a valid pattern that is too large.
 var tooLarge = []syntax.ErrorCode{syntax.ErrLarge, syntax.ErrInvalidRepeatSize, syntax.ErrNestingDepth}
 
-// pattern is a regular expression and the instructions of its program.
+// pattern is a regular expression and the number of its program's instructions.
 type pattern struct {
 	*regexp.Regexp
 	program int
@@ -49,7 +50,7 @@ func compilePattern(s string) (pattern, error) {
 	return pattern{re, n}, err
 }
 
-// programSize is about how many instructions a regular expression has once its repetitions are written out, which
+// programSize estimates the instructions of a regular expression with its repetitions expanded, as
 // regexp.Compile does.
 func programSize(re *syntax.Regexp) int {
 	n := 1
@@ -57,7 +58,7 @@ func programSize(re *syntax.Regexp) int {
 	case syntax.OpLiteral:
 		n = len(re.Rune)
 	case syntax.OpCharClass:
-		n = 1 + len(re.Rune)/16 // ranges are searched through
+		n = 1 + len(re.Rune)/16 // character ranges are searched
 	}
 	for _, sub := range re.Sub {
 		n += programSize(sub)

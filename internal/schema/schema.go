@@ -1,6 +1,6 @@
-// Package schema compiles and evaluates JSON Schemas that others wrote, within a budget. In come schemas and JSON
-// values, out comes whether the value fits. It refuses a schema that could take more than [MaxSteps] steps on any value
-// within [MaxBytes], with where in the schema that is.
+// Package schema compiles and evaluates untrusted JSON Schemas within a budget. It refuses a schema
+// that could take more than [MaxSteps] steps on any value within [MaxBytes], with the position in
+// the schema.
 package schema
 
 import (
@@ -15,28 +15,28 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// The bounds of a schema, and of a value that it is held against. They are checked before the library sees either.
+// Limits of a schema, and of a value to validate. They are checked before the library reads either.
 const (
 	MaxText  = 16 << 10          // bytes of a schema
 	MaxBytes = watchword.MaxArgs // bytes of a value
 	MaxSteps = 1 << 18           // of one evaluation; a step is the evaluation of one schema on one value, about 1 µs of CPU
-	maxNodes = MaxBytes / 2      // values within a value: each has two bytes at least
-	maxDepth = 8                 // of a value, as jose.Walk has it; the outer object counts
+	maxNodes = MaxBytes / 2      // values within a value: each takes at least two bytes
+	maxDepth = 8                 // depth of a value, as in jose.Walk; the outer object counts
 	url      = "urn:watchword:schema"
-	keyBytes = 256 // of a member's name in a schema: it stands in the location of all below it
+	keyBytes = 256 // bytes of a member's name in a schema: the locations of all schemas below contain it
 
-	maxTextDepth = 64   // of a schema's JSON
-	maxTextNodes = 4096 // of its values
-	maxObjects   = 768  // of its objects, each of which may be a schema
-	maxRefs      = 192  // of its references
-	maxInPlace   = 32   // schemas within each other that apply to one value
+	maxTextDepth = 64   // depth of a schema's JSON
+	maxTextNodes = 4096 // values in a schema's JSON
+	maxObjects   = 768  // objects in it, each of which may be a schema
+	maxRefs      = 192  // references in it
+	maxInPlace   = 32   // nesting of schemas on one value
 	maxPattern   = 512  // bytes of a regular expression
-	maxProgram   = 900  // its instructions
+	maxProgram   = 900  // instructions of its program
 	maxNumber    = 64   // characters of a number
-	maxExponent  = 400  // of ten
+	maxExponent  = 400  // decimal exponent
 )
 
-// Schema is one that was compiled. It is immutable and safe for concurrent use.
+// Schema is a compiled schema. It is immutable and safe for concurrent use.
 type Schema struct {
 	compiled *jsonschema.Schema
 	steps    int
@@ -44,28 +44,28 @@ type Schema struct {
 	objects  int
 }
 
-// Steps returns the most steps that an evaluation can take.
+// Steps returns the most steps that a validation can take.
 func (s *Schema) Steps() int { return s.steps }
 
-// Objects returns how many objects and truth values the schema's text has: compiling takes time that grows with the
-// square of it.
+// Objects returns the number of objects and booleans in the schema's JSON; compiling takes time
+// quadratic in it.
 func (s *Schema) Objects() int { return s.objects }
 
-// Size returns the bytes of memory that the schema takes, about.
+// Size estimates the memory of the schema, in bytes.
 func (s *Schema) Size() int { return s.size }
 
-// Parse reads JSON as [Schema.Validate] takes it: numbers keep all their digits.
+// Parse parses JSON for [Schema.Validate]: numbers keep all digits.
 func Parse(text []byte) (any, error) { return jsonschema.UnmarshalJSON(bytes.NewReader(text)) }
 
-// noLoader keeps a schema from reaching for files or the network.
+// noLoader makes sure that a schema loads no files or URLs.
 type noLoader struct{}
 
 func (noLoader) Load(string) (any, error) { return nil, errOther }
 
 var errOther = errors.New("a schema may not refer to another document")
 
-// Compile compiles a JSON Schema (draft 2020-12); it may refer to itself alone. Codes: too_large; bad_request, with
-// where in the schema as a JSON pointer.
+// Compile compiles a JSON Schema (draft 2020-12), which may refer to itself only. Codes: too_large;
+// bad_request, with the position as a JSON pointer.
 func Compile(source []byte) (*Schema, error) {
 	if len(source) > MaxText {
 		return nil, &watchword.Error{Code: watchword.TooLarge, Field: "schema", Detail: fmt.Sprintf("a schema may have %d bytes", MaxText)}
@@ -100,8 +100,8 @@ func Compile(source []byte) (*Schema, error) {
 	return &Schema{compiled, int(total.steps()), b.size + len(source), t.objects}, nil
 }
 
-// Validate holds v, which [Parse] made, against the schema. The error is the library's, a [jsonschema.ValidationError],
-// or [ErrValue] for a value beyond the bounds.
+// Validate validates v, a result of [Parse]. The error is a [jsonschema.ValidationError], or
+// [ErrValue] for a value beyond the limits.
 func (s *Schema) Validate(v any) error {
 	left := MaxBytes
 	if !withinBounds(v, maxDepth, &left) {
@@ -110,14 +110,15 @@ func (s *Schema) Validate(v any) error {
 	return s.compiled.Validate(v)
 }
 
-// ErrValue says that a value is larger or deeper than a schema may be held against, or has a number with an exponent or
-// as many digits as no double has.
+// ErrValue says that a value is larger or deeper than the limits, or has a number with more digits
+// or a larger exponent than a double.
 var ErrValue = errors.New("the value is too large, or a number in it is")
 
-// ErrBounds is in the chain of the error about a schema that is one, and is over the bounds.
+// ErrBounds is wrapped by the error of a valid schema that exceeds the limits.
 var ErrBounds = errors.New("over the bounds of schemas")
 
-// withinBounds reports whether v has at most depth levels, and at most *left bytes, which it counts down.
+// withinBounds reports whether v has at most that depth and at most *left bytes, which it counts
+// down.
 func withinBounds(v any, depth int, left *int) bool {
 	*left -= 2
 	switch v := v.(type) {
@@ -141,7 +142,8 @@ func withinBounds(v any, depth int, left *int) bool {
 	return *left >= 0
 }
 
-// isQuickNumber reports whether n is one that is quick to calculate with: the library does so exactly, whatever the exponent.
+// isQuickNumber reports whether calculating with n is cheap: the library calculates exactly,
+// whatever the exponent.
 func isQuickNumber(n string) bool {
 	if len(n) > maxNumber {
 		return false
@@ -165,7 +167,7 @@ func badSchema(cause error, format string, a ...any) error {
 	return &watchword.Error{Code: watchword.BadRequest, Field: "schema", Detail: fmt.Sprintf(format, a...), Err: cause}
 }
 
-// badSchemaAt is bad with where in the schema: a JSON pointer (RFC 6901), clipped.
+// badSchemaAt is badSchema with the position in the schema: a JSON pointer (RFC 6901), clipped.
 func badSchemaAt(pointer, format string, a ...any) error {
 	const most = 200
 	if pointer == "" {
@@ -177,10 +179,12 @@ func badSchemaAt(pointer, format string, a ...any) error {
 	return badSchema(ErrBounds, "at %s: %s", pointer, fmt.Sprintf(format, a...))
 }
 
-// textCounts counts what a schema's JSON has before the library reads it, whose work and memory grow with the square of some of it.
+// textCounts counts parts of a schema's JSON before the library reads it, whose work and memory are
+// quadratic in some of them.
 type textCounts struct{ nodes, objects, refs int }
 
-// unsupported are keywords that are not evaluated within the budget: which schema they lead to depends on the way there.
+// unsupported keywords cannot be budgeted: the schema that they refer to depends on the evaluation
+// path.
 var unsupported = []string{"$dynamicRef", "$recursiveRef"}
 
 func (t *textCounts) check(pointer string, v any, depth int) error {
@@ -220,7 +224,7 @@ func (t *textCounts) check(pointer string, v any, depth int) error {
 			}
 		}
 	case bool:
-		t.objects++ // true and false are schemas too
+		t.objects++ // booleans are schemas too
 	case json.Number:
 		if !isQuickNumber(string(v)) {
 			return badSchemaAt(pointer, "a number may have %d characters, and an exponent up to %d", maxNumber, maxExponent)

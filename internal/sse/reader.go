@@ -1,5 +1,5 @@
-// Package sse reads server-sent events. In comes a stream, out come events one
-// by one. It refuses lines and events that are longer than its bound.
+// Package sse reads server-sent events from a stream. It refuses lines and events longer than its
+// limit.
 package sse
 
 import (
@@ -8,17 +8,17 @@ import (
 	"strings"
 )
 
-// maxEvent is the longest line of a stream, in bytes.
+// maxEvent is the longest line, in bytes.
 const maxEvent = 256 << 10
 
-// Event is one event. Name is "message" where the stream gave none.
+// Event is one event. Name is "message" where the stream gives none.
 type Event struct {
 	Name string
 	ID   string
 	Data string
 }
 
-// Reader reads events. It is for one goroutine.
+// Reader reads events. It is not safe for concurrent use.
 type Reader struct{ s *bufio.Scanner }
 
 // NewReader returns a reader of r.
@@ -31,7 +31,7 @@ func NewReader(r io.Reader) *Reader {
 // Next waits for the next event. At the end of the stream it returns io.EOF.
 func (r *Reader) Next() (Event, error) {
 	e := Event{Name: "message"}
-	var data []byte // not a string: a stream of empty lines would cost the square of its length
+	var data []byte // a []byte: appending many empty lines to a string would take quadratic time
 	some, lines := false, false
 	for r.s.Scan() {
 		line := r.s.Text()

@@ -1,4 +1,4 @@
-// Package terminal prints what people read. In come constant texts with fields that others filled, out go lines in which no
-// field can do more than be read: it refuses to pass control characters, marks that turn or hide text, and line breaks inside
-// a field.
+// Package terminal prints text for people. Programs give constant formats and untrusted fields; no
+// field can change more than its own text: control characters, characters that reorder or hide
+// text, and line breaks inside a field are escaped.
 package terminal

@@ -7,19 +7,20 @@ import (
 	"unicode/utf8"
 )
 
-// textMode is what a text may hold, beside what prints.
+// textMode says what a text may contain beside printable characters.
 type textMode int
 
 const (
-	modeField    textMode = iota // nothing: it stands in a line, or in a cell of a table
+	modeField    textMode = iota // nothing: one line, or one cell of a table
 	modeDocument                 // line breaks and tabs
-	modeJSON                     // likewise; what is escaped stays the same JSON (RFC 8259 §7)
+	modeJSON                     // the same; escaped text stays the same JSON (RFC 8259 §7)
 )
 
-// Escape returns s as it may stand in a line: control characters (C0, DEL, C1), marks that turn the direction of text, format
-// characters, spaces but the usual one and others that show nothing (Unicode categories C and Z,
-// Default_Ignorable_Code_Point but the variation selectors of emoji) are written as in JSON, \u001b, and bytes that are no UTF-8 as \x9b. It does not escape backslashes: the
-// result is to be read, not to be parsed.
+// Escape returns s as it may be printed within a line: control characters (C0, DEL, C1),
+// bidirectional controls, format characters, spaces other than U+0020 and other invisible
+// characters (Unicode categories C and Z, Default_Ignorable_Code_Point except variation selectors
+// of emoji) are written as in JSON, \u001b, and invalid UTF-8 as \x9b. Backslashes are not escaped:
+// the result is for reading, not for parsing.
 func Escape(s string) string { return escape(s, modeField) }
 
 func escape(s string, m textMode) string {
@@ -48,7 +49,7 @@ func escape(s string, m textMode) string {
 			out.WriteString(`\t`)
 		case r == '\r':
 			out.WriteString(`\r`)
-		case r > 0xffff: // as a pair of surrogates
+		case r > 0xffff: // a surrogate pair
 			fmt.Fprintf(&out, `\u%04x\u%04x`, 0xd800+(r-0x10000)>>10, 0xdc00+(r-0x10000)&0x3ff)
 		default:
 			fmt.Fprintf(&out, `\u%04x`, r)
@@ -58,16 +59,16 @@ func escape(s string, m textMode) string {
 	return out.String()
 }
 
-// printable reports whether a rune of n bytes may stand as it is.
+// printable reports whether a rune of n bytes may be printed as it is.
 func printable(r rune, n int, m textMode) bool {
 	switch {
 	case r >= 0x20 && r < 0x7f:
 		return true
 	case r == '\n', r == '\t':
 		return m != modeField
-	case r == utf8.RuneError && n == 1: // no UTF-8
+	case r == utf8.RuneError && n == 1: // invalid UTF-8
 		return false
-	case r >= 0xfe00 && r <= 0xfe0f: // how an emoji is drawn
+	case r >= 0xfe00 && r <= 0xfe0f: // variation selector of emoji
 		return true
 	}
 	return unicode.IsPrint(r) && !unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)

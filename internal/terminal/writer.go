@@ -10,19 +10,20 @@ import (
 	"unicode/utf8"
 )
 
-// format is a text of the program itself. Nobody else can name the type, so that a caller's format is a constant.
+// format is a text of the program itself. The type is not exported, so only constants of callers
+// convert to it.
 type format string
 
-// Writer prints to one stream. Whatever way is used, what others filled in is escaped. It is safe for concurrent use.
+// Writer prints to one stream and escapes all untrusted text. It is safe for concurrent use.
 type Writer struct {
 	mu       sync.Mutex
 	to       io.Writer
 	terminal bool
 	width    int   // characters of a line of the terminal
-	err      error // the first that to gave
+	err      error // first error of to
 }
 
-// New returns a Writer to a stream; shows says that a terminal shows it.
+// New returns a Writer to a stream; shows says whether it is a terminal.
 func New(to io.Writer, shows bool) *Writer {
 	return &Writer{to: to, terminal: shows, width: DefaultWidth}
 }
@@ -35,11 +36,11 @@ func (w *Writer) SetWidth(characters int) *Writer {
 	return w
 }
 
-// IsTerminal reports whether a terminal shows what is printed.
+// IsTerminal reports whether the stream is a terminal.
 func (w *Writer) IsTerminal() bool { return w.terminal }
 
-// Printf prints a constant format of fields, as [fmt.Printf] does. Each field is escaped, as [Escape] says: the format alone
-// breaks lines, separates cells and colours. An error is that of [Writer.Err].
+// Printf prints a constant format with fields, like [fmt.Printf]. Each field is escaped, as by
+// [Escape]: line breaks, cells and colours come from the format only. See [Writer.Err] for errors.
 func (w *Writer) Printf(text format, fields ...any) {
 	for i, f := range fields {
 		fields[i] = escapedField{f}
@@ -47,15 +48,15 @@ func (w *Writer) Printf(text format, fields ...any) {
 	w.put(fmt.Appendf(nil, string(text), fields...))
 }
 
-// escapedField is a field that prints itself escaped, whatever its verb.
+// escapedField is a field that is escaped with every verb.
 type escapedField struct{ v any }
 
-// Format is that of [fmt.Formatter].
+// Format implements [fmt.Formatter].
 func (e escapedField) Format(s fmt.State, verb rune) {
-	_, _ = io.WriteString(s, Escape(fmt.Sprintf(fmt.FormatString(s, verb), e.v))) // s is a buffer
+	_, _ = io.WriteString(s, Escape(fmt.Sprintf(fmt.FormatString(s, verb), e.v))) // a buffer returns no error
 }
 
-// Line prints fields with a tab between them, and ends the line.
+// Line prints fields with tabs between them, and ends the line.
 func (w *Writer) Line(fields ...string) {
 	var out []byte
 	for i, f := range fields {
@@ -67,17 +68,18 @@ func (w *Writer) Line(fields ...string) {
 	w.put(append(out, '\n'))
 }
 
-// Write prints a document: lines of a text that others wrote as a whole, as a library's usage or a log. Its line breaks and
-// tabs stand. It implements [io.Writer].
+// Write prints a whole text of several lines, such as a library's usage text or a log, and keeps
+// its line breaks and tabs. It implements [io.Writer].
 func (w *Writer) Write(p []byte) (int, error) {
 	w.put([]byte(escape(string(p), modeDocument)))
 	return len(p), w.Err()
 }
 
-// Document prints what Write prints.
+// Document prints like Write.
 func (w *Writer) Document(text string) { w.put([]byte(escape(text, modeDocument))) }
 
-// JSON prints v as JSON, in one line or indented. What is no character to see stands as \u escapes, which are the same JSON.
+// JSON prints v as JSON, in one line or indented. Invisible characters are written as \u escapes,
+// which are the same JSON.
 func (w *Writer) JSON(v any, indented bool) error {
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)
@@ -92,8 +94,8 @@ func (w *Writer) JSON(v any, indented bool) error {
 	return w.Err()
 }
 
-// Data returns where bytes go that a program may read: as they are where no terminal shows them, else as a document. The
-// caller writes what it has whole, or in pieces that end with a line.
+// Data returns a writer for machine-readable bytes: unchanged where the stream is no terminal,
+// otherwise escaped like Write. Callers write complete lines.
 func (w *Writer) Data() io.Writer {
 	if w.terminal {
 		return w
@@ -108,12 +110,12 @@ func (r rawWriter) Write(p []byte) (int, error) {
 	return len(p), r.w.Err()
 }
 
-// JSONStream returns where lines of JSON go that others wrote, in any pieces. Close it at the end.
+// JSONStream returns a writer for lines of JSON from others, in any pieces. Close it at the end.
 func (w *Writer) JSONStream() io.WriteCloser { return &jsonStream{w: w} }
 
 type jsonStream struct {
 	w    *Writer
-	tail []byte // of a character whose end has not come
+	tail []byte // an incomplete character
 }
 
 func (s *jsonStream) Write(p []byte) (int, error) {
@@ -160,7 +162,7 @@ func (w *Writer) Table(f func(*Writer)) error {
 	return t.Flush()
 }
 
-// Err returns the first error that the stream gave; nothing was printed after it.
+// Err returns the first error of the stream; nothing was printed after it.
 func (w *Writer) Err() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -1,4 +1,4 @@
-// Package testwait has the waits of tests that end: each fails the test with what was
+// Package testwait provides waits for tests with a deadline: each fails the test with what was
 // awaited once [Limit] has passed. Only tests import it.
 package testwait
 
@@ -8,14 +8,13 @@ import (
 	"time"
 )
 
-// Limit is how long a wait lasts at most. It is far above what a wait takes on a busy
-// machine, since it tells a wait that never ends from one that does; it measures nothing.
-// In a bubble of testing/synctest it is of the bubble's clock.
+// Limit is the longest wait. It is far above what any wait takes on a busy machine, since it only
+// detects waits that never end. In a bubble of testing/synctest it is fake time.
 const Limit = 60 * time.Second
 
-// For receives one value from c and returns it; the zero value where c is closed. After
-// [Limit] it ends the test with what was awaited, which is a noun ("the end of the server").
-// Call it in the goroutine of the test, or in a cleanup.
+// For receives one value from c and returns it; the zero value where c is closed. After [Limit] it
+// fails the test with what was awaited, a noun ("the end of the server"). Call it in the test's
+// goroutine, or in a cleanup.
 func For[T any](t testing.TB, what string, c <-chan T) T {
 	t.Helper()
 	timer := time.NewTimer(Limit)
@@ -29,7 +28,7 @@ func For[T any](t testing.TB, what string, c <-chan T) T {
 	}
 }
 
-// All waits for the goroutines of g as [For] waits for a value.
+// All waits for the goroutines of g, with the same deadline.
 func All(t testing.TB, what string, g *sync.WaitGroup) {
 	t.Helper()
 	done := make(chan struct{})
@@ -40,18 +39,18 @@ func All(t testing.TB, what string, g *sync.WaitGroup) {
 	For(t, what, done)
 }
 
-// Deadline is when a loop that looks again and again gives up.
+// Deadline is the deadline of a polling loop.
 type Deadline struct{ end time.Time }
 
-// Within returns a deadline that begins now, for a loop that looks again and again:
+// Within starts a deadline for a polling loop:
 //
-//	for wait := waiting.Within(); !is(); {
+//	for wait := testwait.Within(); !is(); {
 //		wait.Check(t, "the thing")
 //	}
 func Within() Deadline { return Deadline{time.Now().Add(Limit)} }
 
-// Check ends the test with what was awaited once the deadline has passed. what may say
-// how far it came.
+// Check fails the test with what was awaited once the deadline has passed. what may include the
+// progress.
 func (d Deadline) Check(t testing.TB, what string) {
 	t.Helper()
 	if time.Now().After(d.end) {

@@ -1,6 +1,5 @@
-// Package tomlpos finds where the keys and values of a TOML document stand, so that
-// a mistake can be told with its line and column. In comes good TOML, out come
-// places by path; it refuses nothing.
+// Package tomlpos finds the positions of keys and values in a TOML document, for error messages
+// with line and column. The document must be valid TOML.
 package tomlpos
 
 import (
@@ -9,11 +8,11 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// Positions is where each key and each element of a TOML document stands, by its
-// path: "allow.0.publish.1". Of a key it is the key's place, of an element the value's.
+// Positions maps the path of each key and element of a TOML document, such as "allow.0.publish.1",
+// to its line and column.
 type Positions map[string][2]int
 
-// Locate walks src, which the decoder has found to be good TOML.
+// Locate finds the positions in src, which must be valid TOML.
 func Locate(src []byte) Positions {
 	l := locator{at: Positions{}, tables: map[string]int{}}
 	l.p.Reset(src)
@@ -39,10 +38,10 @@ func Locate(src []byte) Positions {
 type locator struct {
 	p      unstable.Parser
 	at     Positions
-	tables map[string]int // how many [[table]] of a name there were
+	tables map[string]int // number of [[table]] of each name so far
 }
 
-// key notes every part of a node's key and returns its path below prefix.
+// key records the parts of a node's key and returns its path below prefix.
 func (l *locator) key(prefix string, n *unstable.Node) string {
 	path := prefix
 	for it := n.Key(); it.Next(); {
