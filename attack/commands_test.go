@@ -16,7 +16,7 @@ import (
 // Where nobody more can wait, an order is taken all the same, and who orders or asks is
 // answered at once with how the command stands.
 func TestNoDelayWhenAllDelaySlotsAreUsed(t *testing.T) {
-	const most = 1024 // of one subject
+	const most = 1024 // limit of each class for one subject
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
 	first, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: d.ID(), Function: "reset"})

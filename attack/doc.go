@@ -1,5 +1,4 @@
-// Package attack is the burglars: forged, replayed, stale and foreign papers,
-// tried at every real door of a whole house, and the device's own checks tried
-// with the server's stolen keys. Its tests are here; attack/hostile is the hostile
-// server that devices meet.
+// Package attack tests the whole server against attackers: forged, replayed, expired and foreign
+// credentials at every real endpoint, and the device's checks against an attacker with the server's
+// stolen keys. The tests are here; attack/hostile is the hostile server for devices.
 package attack

@@ -417,7 +417,7 @@ get = ["/readings/secret"]
 	for name, tc := range map[string]struct {
 		form   []string
 		whole  bool
-		scopes string // of the answer
+		scopes string // header of the answer
 	}{
 		"no resource":                  {nil, true, ""},
 		"the issuer":                   {[]string{"resource", srv.url}, true, ""},

@@ -1,5 +1,4 @@
-// Package bench measures what the product promises, beside the bare work it
-// cannot do without and beside its peers, in the same run. The last results, with
-// machine and date, lie in results/. It holds benchmarks alone; load/ is the
-// program for what needs a whole server.
+// Package bench measures the product beside the minimal work that it cannot avoid, and beside other
+// implementations, in the same run. The last results, with machine and date, are in results/. It
+// contains benchmarks only; load/ is the program for measurements that need a whole server.
 package bench

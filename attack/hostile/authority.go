@@ -20,7 +20,7 @@ import (
 // Issuer is the issuer of every [Server].
 const Issuer = "https://hostile.example"
 
-// authority is a server's keys: its root, the signing keys by role, and the authority of its TLS.
+// authority holds a server's keys: its root, the signing keys by role, and its TLS CA.
 type authority struct {
 	root, command, time, issuer, log *jose.Signer
 	ca                               []byte // DER
@@ -43,7 +43,7 @@ func newAuthority(now time.Time) (*authority, error) {
 	return a, err
 }
 
-// newCertificate makes a certificate for loopback, and the authority that vouches for it.
+// newCertificate makes a certificate for loopback addresses, and its CA.
 func newCertificate(now time.Time) (ca []byte, _ tls.Certificate, err error) {
 	caKey, err1 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	key, err2 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -65,7 +65,7 @@ func newCertificate(now time.Time) (ca []byte, _ tls.Certificate, err error) {
 	return ca, tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 }
 
-// bundle returns the trust bundle of that version, as edit leaves it.
+// bundle returns the trust bundle of that version, as changed by edit.
 func (a *authority) bundle(version int64, now time.Time, edit func(*token.Trust)) (string, error) {
 	public := func(s *jose.Signer) []*jose.PublicKey { return []*jose.PublicKey{s.Public()} }
 	t := token.Trust{
@@ -78,7 +78,7 @@ func (a *authority) bundle(version int64, now time.Time, edit func(*token.Trust)
 	return token.SignTrust(t, a.root)
 }
 
-// epoch is that of every [Server].
+// epoch is the epoch of every [Server].
 const epoch = 1
 
 func newCommandID(now time.Time) watchword.CommandID {

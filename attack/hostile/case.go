@@ -11,93 +11,94 @@ import (
 	"time"
 )
 
-// Device is a device under test: an object or a program, in any language. It is enrolled once,
-// and may be started again after it was stopped. Its one function, [Function], writes the n of its arguments down where
-// Acted finds it, and ends.
+// Device is a device under test: an object or a program, in any language. It is enrolled once, and
+// may be restarted. Its only function, [Function], writes its argument n to where Acted finds it,
+// and returns.
 type Device interface {
-	// Enroll makes it the device of a link.
+	// Enroll enrolls the device with a link.
 	Enroll(ctx context.Context, link string) error
-	// Start lets it obey until Stop.
+	// Start runs the device until Stop.
 	Start() error
-	// Stop ends it, and returns an error where it had ended by itself, or does not end.
+	// Stop stops the device. It returns an error if it had ended by itself, or does not end.
 	Stop() error
-	// Acted returns the n of each act, in their order.
+	// Acted returns the n of each execution, in order.
 	Acted() ([]int64, error)
 }
 
-// Forbidden is the least n of a command that no device may act on.
+// Forbidden is the smallest n of commands that no device may execute.
 const Forbidden = 1_000_000
 
-// Case is one way for a server, or for one who sits between, to be bad. Its functions are called
-// from several goroutines. A function that is nil leaves its part to the good server.
+// Case is one misbehaviour of a server, or of a man in the middle. Its functions are called from
+// several goroutines. Where a function is nil, the good server answers.
 type Case struct {
-	// Name says what the server does; it is the name of a test.
+	// Name describes the misbehaviour; it is the name of a test.
 	Name string
-	// UnknownCA serves under a certificate of another authority, as one who sits between without any key.
+	// UnknownCA serves a certificate of another CA, like a man in the middle without keys.
 	UnknownCA bool
-	// Connection is given each connection before TLS, and reports whether it served it to its end.
+	// Connection gets each connection before TLS, and reports whether it handled it completely.
 	Connection func(s *Server, d Endpoint, c net.Conn) bool
-	// Protocols is what the HTTPS door offers in TLS (ALPN); nil for HTTP/2 and HTTP/1.1.
+	// Protocols is the ALPN protocols of the HTTPS endpoint; nil: HTTP/2 and HTTP/1.1.
 	Protocols []string
-	// Raw is given each connection after TLS, and reports whether it served it to its end.
+	// Raw gets each connection after TLS, and reports whether it handled it completely.
 	Raw func(s *Server, d Endpoint, c *tls.Conn) bool
-	// Request answers a request, or reports false and leaves it to the good server.
+	// Request answers a request, or returns false for the good server to answer it.
 	Request func(s *Server, w http.ResponseWriter, r *http.Request) bool
-	// Session is an MQTT connection, from before CONNECT to its end.
+	// Session handles an MQTT connection, from before CONNECT to its end.
 	Session func(m *Session)
-	// Begin is called before anything of the case is served, and Check at its end; what Check
-	// returns is a fault of the device.
+	// Begin is called before the case starts, and Check at its end; an error of Check is a fault of
+	// the device.
 	Begin func(s *Server)
 	Check func(s *Server) error
-	// Duration is how long the server is bad, where it takes longer than usual to show it.
+	// Duration is how long the case lasts, where it needs longer than usual.
 	Duration time.Duration
-	// KeepsConnections leaves the connections of the case as they are when the good server is back: the device
-	// must give them up by itself.
+	// KeepsConnections keeps the connections of the case open when the good server returns: the
+	// device must close them by itself.
 	KeepsConnections bool
-	// Bytes bounds what the device takes of one answer over HTTP, or from one connection where there is
-	// no HTTP, where that is what the case is about; 0 for no bound. What the network holds for it
-	// counts as taken.
+	// Bytes limits what the device may read of one HTTP answer, or of one connection without HTTP,
+	// where the case is about that; 0: no limit. Bytes in the network's buffers count as read.
 	Bytes int64
-	// Commands is how many good commands wait for the device during the case, to be done once each.
+	// Commands is how many valid commands wait for the device during the case; each must be
+	// executed once.
 	Commands int
-	// MayRestart says that the device may keep the receipts of Orders back, which its own server
-	// refused, until it is started again.
+	// MayRestart says that the device may keep the receipts of Commands, which its own server
+	// refused, until it is restarted.
 	MayRestart bool
-	// MustObey says that the device must do commands while the server is bad in this way.
+	// MustObey says that the device must execute commands during the case.
 	MustObey bool
-	// RecoveryTime is how long after the good server's return the device may take to obey, where it is told
-	// by its own server to wait for longer than a pause; 0 for [Limits.MaxPause].
+	// RecoveryTime is how long after the good server's return the device may take to execute a
+	// command, where its server told it to wait longer than a pause; 0: [Limits.MaxPause].
 	RecoveryTime time.Duration
-	// Slow says that only virtual time is long enough to show it.
+	// Slow marks a case that needs virtual time.
 	Slow bool
 }
 
-// Limits is what a device must hold in each case.
+// Limits is what a device must not exceed in each case.
 type Limits struct {
-	// Duration is how long the server is bad, unless the case says more.
+	// Duration is how long a case lasts, unless it says otherwise.
 	Duration time.Duration
-	// MaxPause is the device's longest pause, and Deadline the longest that it waits for one answer.
-	// It must have obeyed that long after the good server's return: after Pause, and where
+	// MaxPause is the device's longest pause, and Deadline its longest wait for one answer. It must
+	// have executed a command that long after the good server's return: after MaxPause, and where
 	// connections stayed open after both.
 	MaxPause, Deadline time.Duration
-	// PerSecond and Minute bound the connections and requests together, in any second and any minute.
+	// PerSecond and PerMinute limit the connections and requests together in any second and any
+	// minute.
 	PerSecond, PerMinute int
 }
 
-// Standard is what a device in this process must hold, in virtual time.
+// Standard is the limits of a device in this process, in virtual time.
 var Standard = Limits{Duration: 2 * time.Minute, MaxPause: 65 * time.Second, Deadline: 95 * time.Second, PerSecond: 30, PerMinute: 240}
 
-// Outcome is what was seen of a device in one case.
+// Outcome is what was measured of a device in one case.
 type Outcome struct {
-	Attempts             int           // connections and requests while the server was bad
-	PerSecond, PerMinute int           // the most of them in any second and any minute
-	Largest              int64         // bytes that it took of one answer or connection, at most
+	Attempts             int           // connections and requests during the case
+	PerSecond, PerMinute int           // maxima in any second and any minute
+	Largest              int64         // most bytes read of one answer or connection
 	RecoveryTime         time.Duration // from the good server's return to the receipt of the next command
 }
 
-// Run lets a device that has enrolled and runs meet one case, and returns what it did not hold. The
-// server is good before and after; in the middle of the case the device is stopped and started, so
-// that it meets the case on its way and at its start. ctx ends it early.
+// Run runs one case against an enrolled, running device, and returns which limits it exceeded. The
+// server is good before and after; in the middle of the case the device is restarted, so that the
+// case also meets its start. ctx ends it early.
 func (c *Case) Run(ctx context.Context, s *Server, d Device, l Limits) (out Outcome, err error) {
 	if err := s.waitForCommand(ctx, s.Order(), l.MaxPause+l.Deadline); err != nil {
 		return out, errors.Join(fmt.Errorf("before the case: %w", err), s.compare(d))
@@ -122,7 +123,7 @@ func (c *Case) Run(ctx context.Context, s *Server, d Device, l Limits) (out Outc
 		if err := sleep(ctx, lasts/2); err != nil {
 			return out, err
 		}
-		if again { // it meets the case at its start too
+		if again { // the case must meet a start too
 			if err := errors.Join(d.Stop(), d.Start()); err != nil {
 				return out, errors.Join(err, s.compare(d))
 			}
@@ -153,7 +154,7 @@ func (c *Case) Run(ctx context.Context, s *Server, d Device, l Limits) (out Outc
 			errs = append(errs, fmt.Errorf("of the case, after the good server's return: %w", err))
 		}
 	}
-	s.Cut() // of what stayed
+	s.Cut() // connections of the case
 	errs = append(errs, out.check(c, l), s.compare(d))
 	return out, errors.Join(errs...)
 }
@@ -169,7 +170,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// waitForCommand waits until the device has done a command.
+// waitForCommand waits until the device has executed a command.
 func (s *Server) waitForCommand(ctx context.Context, o *Command, within time.Duration) error {
 	t := time.NewTimer(max(within, time.Second))
 	defer t.Stop()
@@ -183,14 +184,14 @@ func (s *Server) waitForCommand(ctx context.Context, o *Command, within time.Dur
 	}
 }
 
-// resetCounts counts anew.
+// resetCounts resets the counters.
 func (s *Server) resetCounts() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.attempts, s.largest = nil, 0
 }
 
-// counts returns what was counted.
+// counts returns the counters.
 func (s *Server) counts() Outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -203,7 +204,7 @@ func (s *Server) counts() Outcome {
 	return out
 }
 
-// most is how many of ts lie within one span.
+// most returns the largest number of ts within one span.
 func most(ts []time.Time, span time.Duration) (n int) {
 	for from, to := 0, 0; to < len(ts); to++ {
 		for ts[to].Sub(ts[from]) >= span {
@@ -228,7 +229,7 @@ func (o Outcome) check(c *Case, l Limits) error {
 	return errors.Join(errs...)
 }
 
-// compare compares what the device did with what it was to do, so far.
+// compare compares the device's executions with the commands so far.
 func (s *Server) compare(d Device) error {
 	acts, err := d.Acted()
 	if err != nil {

@@ -8,26 +8,26 @@ import (
 	"time"
 )
 
-// Cases returns every case, new ones at each call: some of them count.
+// Cases returns all cases, new ones at each call, since some have counters.
 func Cases() []Case {
 	return slices.Concat(unauthenticatedPeerCases(), tlsCases(), bodyCases(), tokenCases(), answerCases(), http1Cases(), http2Cases(), sessionCases(), packetCases(), floodCases(), commandCases())
 }
 
-// headerTake is how much of one connection a device may take whose server sends endless headers, or
-// endless bytes that are no protocol: what it reads before it knows, and what the network holds.
+// headerTake is how much of one connection a device may read where headers, or bytes of no
+// protocol, never end: what it reads before it notices, and the network's buffers.
 const headerTake = 1 << 20
 
-// bodyTake is the same for endless bodies: an answer may have 1 MiB, and a client of HTTP/2 may let
-// 4 MiB come before anybody reads them.
+// bodyTake is the same for endless bodies: an answer may have 1 MiB, and an HTTP/2 client may let 4
+// MiB arrive before it reads.
 const bodyTake = 6 << 20
 
 // http1Take is the same for bodies over HTTP/1.1.
 const http1Take = 2 << 20
 
-// packetTake is the same for an MQTT packet that is too long: its header is enough to know.
+// packetTake is the same for an MQTT packet that is too long, which its header shows.
 const packetTake = 512 << 10
 
-// on leaves all paths but some to the good server.
+// on limits f to some paths; the good server answers the others.
 func on(f func(w http.ResponseWriter, r *http.Request), paths ...string) func(*Server, http.ResponseWriter, *http.Request) bool {
 	return func(_ *Server, w http.ResponseWriter, r *http.Request) bool {
 		if !slices.Contains(paths, r.URL.Path) {
@@ -46,23 +46,23 @@ func always(f func(w http.ResponseWriter, r *http.Request)) func(*Server, http.R
 	}
 }
 
-// silent answers nothing until the device goes away.
+// silent answers nothing until the device closes the connection.
 func silent(_ http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(io.Discard, r.Body) // until its end, or the connection's
 	<-r.Context().Done()
 }
 
-// stalling begins a good answer and leaves it at that.
+// stalling begins a valid answer and stops.
 func stalling(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", "1000")
-	_, _ = w.Write([]byte("{")) // a peer that is gone
+	_, _ = w.Write([]byte("{")) // the peer has closed the connection
 	flush(w)
 	silent(w, r)
 }
 
 func flush(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).Flush() // a peer that is gone
+	_ = http.NewResponseController(w).Flush() // the peer has closed the connection
 }
 
 // trickle sends a byte every few seconds and never ends.
@@ -83,18 +83,19 @@ func trickle(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// What an answer without end has, in bytes: a device that takes it all has failed by then, and the
-// machine of the test has not. endless is for what a device may take a part of, see bodyTake.
+// Sizes of endless answers, in bytes: a device that reads all of it has failed, and the test's
+// machine has not run out of memory. endless is for answers that a device may read a part of, see
+// bodyTake.
 const (
 	endless = 8 << 20
 	long    = 3 << 20
 	repeats = 5_000 // of short parts
 )
 
-// filler is what stands for one byte that is repeated without end.
+// filler is repeated for an endless text.
 var filler = strings.Repeat("x", 1000)
 
-// repeat sends a text again and again until the device goes away, or bytes have been sent.
+// repeat sends a text until the device closes the connection, or bytes have been sent.
 func repeat(w io.Writer, text string, bytes int) {
 	b := []byte(strings.Repeat(text, max(1, 16<<10/len(text))))
 	for n := 0; n < min(bytes, repeats*len(text)); n += len(b) {

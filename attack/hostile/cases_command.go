@@ -13,7 +13,7 @@ import (
 
 type watchwordCommand = token.Command
 
-// forged are commands that no device may obey, each by a function that makes it.
+// forged returns commands that no device may execute, each by its own function.
 func (s *Server) forged(nonce string) (out []string) {
 	k, err := jose.GenerateKey(jose.P256)
 	if err != nil {
@@ -50,7 +50,7 @@ func (s *Server) forged(nonce string) (out []string) {
 	add(nil, func(c *watchwordCommand) { c.Seq = 0 })
 	add(nil, func(c *watchwordCommand) { c.Args = []byte(`[7]`) })
 	add(nil, func(c *watchwordCommand) { c.Args = []byte(`{"n":1000099,"n":1000098}`) })
-	// Signed well, and not sealed, sealed as something else, or to another.
+	// Signed correctly, but not encrypted, encrypted as another type, or for another device.
 	command := token.Command{
 		Issuer: Issuer, Device: DeviceID, ID: newCommandID(now), Epoch: epoch, Seq: s.last() + 1, Function: Function, Args: []byte(`{"n":1000097}`),
 		By: "operator", Issued: now, Expires: now.Add(time.Hour), Nonce: nonce,
@@ -80,7 +80,7 @@ func (s *Server) forged(nonce string) (out []string) {
 	return out
 }
 
-// pending signs and seals what waits for the device.
+// pending signs and encrypts the device's pending commands.
 func (m *Session) pending() (out []string) {
 	for _, o := range m.Server.next() {
 		if jwe, err := m.Server.sealed(o, m.Nonce()); err == nil {
@@ -90,7 +90,8 @@ func (m *Session) pending() (out []string) {
 	return out
 }
 
-// commandCases are commands that must not be obeyed, or not twice. HTTPS is good where it is MQTT.
+// commandCases are commands that must not be executed, or not twice. HTTPS behaves well where MQTT
+// does not.
 func commandCases() []Case {
 	var mu sync.Mutex
 	var first []string // two commands in the wrong order, made once
@@ -98,7 +99,7 @@ func commandCases() []Case {
 		mu.Lock()
 		defer mu.Unlock()
 		if first == nil {
-			later, err1 := s.Seal(nil, Forbidden/2, nil) // the last number that there is
+			later, err1 := s.Seal(nil, Forbidden/2, nil) // the highest sequence number
 			earlier, err2 := s.Seal(nil, Forbidden+1, func(c *watchwordCommand) { c.Seq-- })
 			if err1 == nil && err2 == nil {
 				first = []string{later, earlier}
@@ -107,7 +108,7 @@ func commandCases() []Case {
 		}
 		return first
 	}
-	var taken []string // every command that was given, to be given again
+	var taken []string // all commands that were sent, to be replayed
 	replayed := func(s *Server, nonce string) []string {
 		mu.Lock()
 		defer mu.Unlock()

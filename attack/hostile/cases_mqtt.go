@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// refused answers CONNECT with a reason, and the code that Watchword gives with it.
+// refused answers CONNECT with a reason code, and with the error code that Watchword adds.
 func refused(reason packet.Reason, code watchword.Code) func(*Session) {
 	return func(m *Session) {
 		if m.Open() {
@@ -18,12 +18,12 @@ func refused(reason packet.Reason, code watchword.Code) func(*Session) {
 			if code != "" {
 				ack.Properties.SetText(packet.ReasonString, refusal(code))
 			}
-			_ = m.Write(ack) // a peer that is gone
+			_ = m.Write(ack) // the peer has closed the connection
 		}
 	}
 }
 
-// instead answers CONNECT with bytes, and leaves it at that.
+// instead answers CONNECT with bytes, and nothing more.
 func instead(b string) func(*Session) {
 	return func(m *Session) {
 		if m.Open() && m.Raw([]byte(b)) == nil {
@@ -32,7 +32,7 @@ func instead(b string) func(*Session) {
 	}
 }
 
-// connack is a good CONNACK with more properties.
+// connack answers with a valid CONNACK with more properties.
 func connack(edit func(*packet.Connack)) func(*Session) {
 	return func(m *Session) {
 		if m.Open() {
@@ -45,7 +45,7 @@ func connack(edit func(*packet.Connack)) func(*Session) {
 	}
 }
 
-// then serves well until the device takes commands, then says something bad, and goes on well.
+// then behaves well until the device receives commands, then misbehaves once, and continues well.
 func then(f func(m *Session) error) func(*Session) {
 	return func(m *Session) {
 		if m.Accept() && m.ServeUntilSubscribed() {
@@ -64,7 +64,7 @@ func bytesOf(b string) func(*Session) {
 	return then(func(m *Session) error { return m.Raw([]byte(b)) })
 }
 
-// sessionCases are those of CONNECT and of the beginning of a session. HTTPS is good.
+// sessionCases are cases of CONNECT and of the start of a session. HTTPS behaves well.
 func sessionCases() (out []Case) {
 	for _, why := range []struct {
 		reason packet.Reason
@@ -190,7 +190,7 @@ func sessionCases() (out []Case) {
 	return out
 }
 
-// answering answers SUBSCRIBE in a way of its own; with nothing where f returns nil.
+// answering answers SUBSCRIBE in its own way; not at all where f returns nil.
 func answering(f func(*packet.Subscribe) *packet.Suback) func(*Session) {
 	return func(m *Session) {
 		if !m.Accept() {
@@ -214,7 +214,7 @@ func answering(f func(*packet.Subscribe) *packet.Suback) func(*Session) {
 	}
 }
 
-// packetCases are single packets that no server may send. HTTPS is good.
+// packetCases are single packets that no server may send. HTTPS behaves well.
 func packetCases() (out []Case) {
 	alias := func(topic string, n uint32) packet.Packet {
 		p := &packet.Publish{Topic: topic, QoS: 1, ID: 77, Payload: []byte("x")}
@@ -276,12 +276,12 @@ func notice(text string) func(*Session) {
 	return then(func(m *Session) error { return m.Write(m.Publish(topicAuth, []byte(text))) })
 }
 
-// floodCases are too much of what may be, and packets that are too large. HTTPS is good.
+// floodCases are floods of allowed packets, and packets that are too large. HTTPS behaves well.
 func floodCases() (out []Case) {
 	publish := func(topic string, id uint16, payload []byte) []byte {
 		return packet.Append(nil, &packet.Publish{Topic: topic, QoS: 1, ID: id, Payload: payload}, packet.V5)
 	}
-	// announced is the beginning of a PUBLISH to the device's commands of so many bytes.
+	// announced returns the beginning of a PUBLISH of that length to the device's commands topic.
 	announced := func(id uint16, bytes int) []byte {
 		b := []byte{0x32}
 		for n := bytes; ; n >>= 7 {

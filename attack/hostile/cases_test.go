@@ -17,7 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	log.SetOutput(io.Discard) // net/http's client tells there what a server sends that is no HTTP
+	log.SetOutput(io.Discard) // net/http's client logs invalid HTTP answers there
 	var err error
 	if temporary, err = os.MkdirTemp("", "watchword-hostile-"); err != nil {
 		panic(err)

@@ -18,7 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// refusing answers everything with one refusal.
+// refusing answers every request with one refusal.
 func refusing(status int, code watchword.Code, retryAfter int) func(http.ResponseWriter, *http.Request) {
 	return func(w http.ResponseWriter, _ *http.Request) { Refuse(w, status, code, retryAfter) }
 }
@@ -31,7 +31,7 @@ func bigHeaders(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// hints answers with interim answers (RFC 9110 §15.2) without end.
+// hints answers with interim responses (RFC 9110 §15.2) without end.
 func hints(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Link", "</"+strings.Repeat("x", 1000)+">; rel=preload")
 	for n := 0; n < long && r.Context().Err() == nil; n += 1000 {
@@ -44,7 +44,7 @@ func endlessBody(w http.ResponseWriter, _ *http.Request) {
 	repeat(w, strings.Repeat(`[[[[[[[["x",`, 100), endless)
 }
 
-// grown is a body that grows a thousandfold when it is decompressed, to 16 MiB.
+// grown is a body that decompresses to 16 MiB, a thousand times its size.
 var grown = sync.OnceValue(func() []byte {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
@@ -58,10 +58,10 @@ var grown = sync.OnceValue(func() []byte {
 func bomb(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Encoding", "gzip")
-	_, _ = w.Write(grown()) // a peer that is gone
+	_, _ = w.Write(grown()) // the peer has closed the connection
 }
 
-// redirecting sends the device to the same path, of a host.
+// redirecting redirects the device to the same path of another host.
 func redirecting(to string) func(http.ResponseWriter, *http.Request) {
 	return func(w http.ResponseWriter, r *http.Request) {
 		base := to
@@ -73,7 +73,7 @@ func redirecting(to string) func(http.ResponseWriter, *http.Request) {
 	}
 }
 
-// unauthenticatedPeerCases are those of one who sits between device and server, without any key.
+// unauthenticatedPeerCases are cases of a man in the middle without keys.
 func unauthenticatedPeerCases() []Case {
 	cs := []Case{
 		{Name: "a stranger that says the device is revoked", Request: always(refusing(http.StatusForbidden, watchword.SubjectRevoked, 0))},
@@ -94,7 +94,7 @@ func unauthenticatedPeerCases() []Case {
 		{Name: "a stranger that does not answer", Request: always(silent), KeepsConnections: true},
 		{Name: "a stranger with a body that grows", Request: always(bomb), Bytes: bodyTake},
 		{Name: "a stranger that answers in HTML", Request: always(func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = w.Write([]byte("<html><script>alert(1)</script>")) // a peer that is gone
+			_, _ = w.Write([]byte("<html><script>alert(1)</script>")) // the peer has closed the connection
 		})},
 		{Name: "a stranger with a trust bundle of its own", Request: func(_ *Server, w http.ResponseWriter, r *http.Request) bool {
 			own, err := newAuthority(time.Now())
@@ -113,7 +113,7 @@ func unauthenticatedPeerCases() []Case {
 	return cs
 }
 
-// tlsCases are those that end before HTTP or MQTT begin.
+// tlsCases end before HTTP or MQTT begin.
 func tlsCases() []Case {
 	return []Case{
 		{Name: "connections that are closed at once", Connection: func(*Server, Endpoint, net.Conn) bool { return true }},
@@ -137,7 +137,7 @@ func tlsCases() []Case {
 			return true
 		}},
 		{Name: "HTTP in clear", Connection: func(_ *Server, _ Endpoint, c net.Conn) bool {
-			_, _ = io.WriteString(c, "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") // a peer that is gone
+			_, _ = io.WriteString(c, "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") // the peer has closed the connection
 			return true
 		}},
 		{Name: "silence after the handshake", KeepsConnections: true, Raw: func(_ *Server, _ Endpoint, c *tls.Conn) bool {
@@ -153,13 +153,13 @@ func tlsCases() []Case {
 			if d == HTTPS {
 				return false
 			}
-			_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n") // a peer that is gone
+			_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n") // the peer has closed the connection
 			return true
 		}},
 	}
 }
 
-// noMQTT leaves the device to HTTPS.
+// noMQTT disables MQTT, so that the device uses HTTPS.
 func noMQTT(_ *Server, d Endpoint, _ net.Conn) bool { return d == MQTT }
 
 // bodyCases are answers that do not come, stall or do not end, at each path.
@@ -181,7 +181,7 @@ func bodyCases() (out []Case) {
 			switch path {
 			case pathReceipts:
 				c.Commands = 1
-			case pathTime: // asked by one that the server makes doubt its clock
+			case pathTime: // requested by a device that doubts its clock
 				f := c.Request
 				c.Request = func(s *Server, w http.ResponseWriter, r *http.Request) bool {
 					if r.URL.Path == pathToken {
@@ -197,7 +197,7 @@ func bodyCases() (out []Case) {
 	return out
 }
 
-// tokenCases are those of the token endpoint, and of a server that takes no token.
+// tokenCases are cases of the token endpoint, and of a server that accepts no token.
 func tokenCases() (out []Case) {
 	for _, life := range []int64{0, -1, 1, 1 << 53, 1<<63 - 1} {
 		out = append(out, Case{Name: fmt.Sprintf("tokens that are good for %d seconds", life), Connection: noMQTT, Request: func(s *Server, w http.ResponseWriter, r *http.Request) bool {
@@ -240,7 +240,7 @@ func tokenCases() (out []Case) {
 	)
 }
 
-// answerCases are answers that are whole, and wrong.
+// answerCases are complete but wrong answers.
 func answerCases() (out []Case) {
 	list := func(w http.ResponseWriter, _ *http.Request) { commands(w) }
 	texts := func(text string) func(http.ResponseWriter, *http.Request) {
@@ -272,7 +272,7 @@ func answerCases() (out []Case) {
 		c.Connection = noMQTT
 		out = append(out, c)
 	}
-	// What is no command's business keeps nobody from obeying.
+	// Faults of other functions must not stop the device from executing commands.
 	for _, c := range []Case{
 		{Name: "functions are refused", Request: on(refusing(http.StatusUnprocessableEntity, watchword.BadRequest, 0), pathFunctions)},
 		{Name: "functions are denied", Request: on(refusing(http.StatusForbidden, watchword.Denied, 0), pathFunctions)},
@@ -312,7 +312,7 @@ func answerCases() (out []Case) {
 	return out
 }
 
-// configured answers with configurations whose versions a function of their count says.
+// configured answers with configurations whose versions are a function of their count.
 func configured(version func(n int) int64) func(*Server, http.ResponseWriter, *http.Request) bool {
 	counted := make(chan int, 1)
 	counted <- 0
@@ -329,7 +329,7 @@ func configured(version func(n int) int64) func(*Server, http.ResponseWriter, *h
 	}
 }
 
-// http1Cases are bytes in the place of HTTP/1.1 answers.
+// http1Cases are bytes instead of HTTP/1.1 answers.
 func http1Cases() (out []Case) {
 	for _, bad := range []struct{ name, begin, then string }{
 		{"a status line without end", "HTTP/1.1 200 ", filler},
@@ -354,7 +354,7 @@ func http1Cases() (out []Case) {
 			Name: bad.name, Protocols: []string{"http/1.1"}, Connection: noMQTT, Bytes: http1Take,
 			Raw: func(_ *Server, d Endpoint, c *tls.Conn) bool {
 				_, _ = c.Read(make([]byte, 16<<10)) // the request, or its beginning
-				_, _ = io.WriteString(c, bad.begin) // a peer that is gone
+				_, _ = io.WriteString(c, bad.begin) // the peer has closed the connection
 				if bad.then != "" {
 					repeat(c, bad.then, long)
 				}
@@ -365,13 +365,13 @@ func http1Cases() (out []Case) {
 	return out
 }
 
-// frame is an HTTP/2 frame (RFC 9113 §4.1).
+// frame returns an HTTP/2 frame (RFC 9113 §4.1).
 func frame(kind, flags byte, stream uint32, payload string) string {
 	n := len(payload)
 	return string([]byte{byte(n >> 16), byte(n >> 8), byte(n), kind, flags, byte(stream >> 24), byte(stream >> 16), byte(stream >> 8), byte(stream)}) + payload
 }
 
-// http2Cases are frames in the place of HTTP/2 answers.
+// http2Cases are frames instead of HTTP/2 answers.
 func http2Cases() (out []Case) {
 	const (
 		data, headers, reset, settings, ping, goaway, windowUpdate, continuation = 0, 1, 3, 4, 6, 7, 8, 9
@@ -407,7 +407,7 @@ func http2Cases() (out []Case) {
 					defer close(ended)
 					_, _ = io.Copy(io.Discard, c) // until its end
 				}()
-				_, _ = io.WriteString(c, bad.begin) // a peer that is gone
+				_, _ = io.WriteString(c, bad.begin) // the peer has closed the connection
 				switch {
 				case bad.then != "":
 					repeat(c, bad.then, long)

@@ -11,20 +11,19 @@ import (
 	"time"
 )
 
-// pipeBytes is how much one direction of a connection of a [Network] holds before a write waits.
+// pipeBytes is the buffer size of one direction of a connection.
 const pipeBytes = 64 << 10
 
-// Network is a network in memory, for devices that run in this process. Its connections are
-// buffered as TCP's are, have deadlines, and wait in ways that testing/synctest knows: in a bubble
-// every wait of a device costs virtual time alone. The zero value is ready to use. It is safe for
-// concurrent use.
+// Network is an in-memory network for devices in this process. Its connections have buffers and
+// deadlines like TCP's, and block in ways that testing/synctest recognizes, so that waits take
+// virtual time only. The zero value is ready to use. It is safe for concurrent use.
 type Network struct {
 	mu        sync.Mutex
 	listeners map[string]*memoryListener // by address
 	port      int
 }
 
-// Listen returns a listener at an address "localhost:PORT" of its own.
+// Listen returns a listener with an address "localhost:PORT" of its own.
 func (n *Network) Listen() net.Listener {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -37,7 +36,7 @@ func (n *Network) Listen() net.Listener {
 	return l
 }
 
-// Dial connects to a listener; it is what [net.Dialer.DialContext] is for TCP.
+// Dial connects to a listener, like [net.Dialer.DialContext].
 func (n *Network) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	n.mu.Lock()
 	l := n.listeners[address]
@@ -109,8 +108,8 @@ type flow struct {
 	mu        sync.Mutex
 	moved     *sync.Cond
 	held      []byte
-	ended     bool // by the writer: what is held may still be read
-	abandoned bool // by the reader
+	ended     bool // closed by the writer: buffered bytes may still be read
+	abandoned bool // closed by the reader
 	read      deadline
 	write     deadline
 }
@@ -121,11 +120,11 @@ func newFlow() *flow {
 	return f
 }
 
-// deadline wakes a flow when it passes. Its fields are guarded by the flow.
+// deadline wakes a flow when it passes. The flow's mutex protects it.
 type deadline struct {
 	passed bool
 	timer  *time.Timer
-	number int // of the setting, so that a timer that was replaced changes nothing
+	number int // counts settings, so that the timer of an earlier one has no effect
 }
 
 func (f *flow) set(d *deadline, t time.Time) {

@@ -20,28 +20,28 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Function is the function that devices under test have. Its arguments are {"n":N}, and the device
-// tells N through [Device.Acted].
+// Function is the function of devices under test. Its arguments are {"n":N}, and the device reports
+// N through [Device.Acted].
 const Function = "act"
 
-// DeviceID is who enrolls.
+// DeviceID is the id of the device.
 const DeviceID watchword.SubjectID = "device-1"
 
-// Endpoint is one of a server's two.
+// Endpoint is one of a server's two listeners.
 type Endpoint int
 
-// The doors.
+// Endpoints.
 const (
 	HTTPS Endpoint = iota
 	MQTT
 )
 
-// Server is the server of one device under test. It is good until [Server.Switch] says otherwise.
-// It is safe for concurrent use.
+// Server is the server of one device under test. It is good until [Server.Switch]. It is safe for
+// concurrent use.
 type Server struct {
 	keys      *authority
-	stranger  tls.Certificate // of another authority
-	code      string          // of the one enrollment
+	stranger  tls.Certificate // of another CA
+	code      string          // enrollment code
 	listeners [2]net.Listener
 	web       *http.Server
 	requests  *handover
@@ -49,17 +49,17 @@ type Server struct {
 
 	mu          sync.Mutex
 	closed      bool
-	now         *Case // nil: good
+	now         *Case // nil: the good server
 	connections map[*connection]struct{}
-	wake        chan struct{} // closed and made anew when anything below changes
+	wake        chan struct{} // closed and replaced when anything below changes
 	sign, seal  *jose.PublicKey
 	tokens      map[string]bool
 	commands    []*Command
 	config      *token.Config
 	version     int64 // of the trust bundle
 	attempts    []time.Time
-	largest     int64    // bytes that one connection took, or one answer over HTTP
-	problems    []string // what the device sent that no server has to take
+	largest     int64    // bytes read of one connection, or of one HTTP answer
+	problems    []string // invalid input of the device
 	subscribed  int
 }
 
@@ -79,7 +79,7 @@ func New(https, mqtts net.Listener) (*Server, error) {
 		connections: map[*connection]struct{}{}, tokens: map[string]bool{}, requests: newHandover(https.Addr()),
 	}
 	s.web = &http.Server{Handler: http.HandlerFunc(s.serveHTTP), ErrorLog: log.New(io.Discard, "", 0), MaxHeaderBytes: 1 << 20, ConnContext: s.counting}
-	s.running.Go(func() { _ = s.web.Serve(s.requests) }) // it ends with what it is handed over by
+	s.running.Go(func() { _ = s.web.Serve(s.requests) }) // ends with its handover listener
 	for door, l := range s.listeners {
 		s.running.Go(func() { s.accept(Endpoint(door), l) })
 	}
@@ -98,14 +98,14 @@ func (s *Server) Close() error {
 	return err
 }
 
-// Link is the link that enrolls the device; it works any number of times.
+// Link returns the enrollment link; it can be used any number of times.
 func (s *Server) Link() string {
 	return token.Link(s.url(), s.code, token.Pin(s.keys.root.Public()))
 }
 
 func (s *Server) url() string { return "https://" + s.address(HTTPS) }
 
-// address is HOST:PORT of a door, under the name that the certificate has.
+// address returns HOST:PORT of an endpoint, with the host of the certificate.
 func (s *Server) address(d Endpoint) string {
 	_, port, err := net.SplitHostPort(s.listeners[d].Addr().String())
 	if err != nil {
@@ -114,8 +114,8 @@ func (s *Server) address(d Endpoint) string {
 	return net.JoinHostPort("localhost", port)
 }
 
-// Switch makes the server one of that case from now on; nil makes it good. Connections of before
-// are cut, unless the case that they were of stays.
+// Switch switches to a case; nil: to the good server. Earlier connections are closed, unless their
+// case keeps them.
 func (s *Server) Switch(c *Case) {
 	s.mu.Lock()
 	before := s.now
@@ -136,17 +136,17 @@ func (s *Server) Cut() {
 	}
 	s.mu.Unlock()
 	for _, c := range all {
-		_ = c.Close() // that is all that is wanted of it
+		_ = c.Close() // nothing more is wanted of it
 	}
 }
 
-// changed wakes those that wait. The caller holds mu.
+// changed wakes waiters. The caller holds mu.
 func (s *Server) changed() {
 	close(s.wake)
 	s.wake = make(chan struct{})
 }
 
-// state returns the case of this moment and what is closed when anything changes.
+// state returns the current case and the channel that is closed at the next change.
 func (s *Server) state() (*Case, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,13 +157,13 @@ func (s *Server) state() (*Case, <-chan struct{}) {
 type connection struct {
 	net.Conn
 	server *Server
-	took   atomic.Int64 // bytes that the device took, or the network holds for it
-	web    bool         // each answer over it is counted by itself
-	asking atomic.Int64 // requests under way
+	took   atomic.Int64 // bytes read by the device, or buffered by the network
+	web    bool         // each answer over it is counted separately
+	asking atomic.Int64 // requests in progress
 	asked  atomic.Int64 // requests
 }
 
-// Write counts what the other side takes.
+// Write counts what the peer reads.
 func (c *connection) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	c.took.Add(int64(n))
@@ -180,7 +180,7 @@ func (s *Server) accept(door Endpoint, l net.Listener) {
 		s.mu.Lock()
 		if s.closed {
 			s.mu.Unlock()
-			_ = nc.Close() // nobody serves it
+			_ = nc.Close() // nothing serves it
 			return
 		}
 		s.connections[c] = struct{}{}
@@ -199,7 +199,7 @@ func (s *Server) accept(door Endpoint, l net.Listener) {
 
 type countKey struct{}
 
-// counting lets each request know its connection.
+// counting makes the connection available to each request.
 func (s *Server) counting(ctx context.Context, nc net.Conn) context.Context {
 	tc, ok := nc.(*tls.Conn)
 	if !ok {
@@ -208,8 +208,8 @@ func (s *Server) counting(ctx context.Context, nc net.Conn) context.Context {
 	return context.WithValue(ctx, countKey{}, tc.NetConn())
 }
 
-// counted begins to count what the device takes of one answer, and returns the end of that. The
-// connection is counted where nothing else was asked over it meanwhile, the body in any case.
+// counted starts counting the bytes of one answer, and returns the function that ends it. The
+// connection's bytes count if no other request used it meanwhile, the body's in any case.
 func (s *Server) counted(w http.ResponseWriter, r *http.Request) (*counter, func()) {
 	body := &counter{ResponseWriter: w}
 	c, ok := r.Context().Value(countKey{}).(*connection)
@@ -242,10 +242,10 @@ func (c *counter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Unwrap is for [http.ResponseController].
+// Unwrap implements the interface that [http.ResponseController] expects.
 func (c *counter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 
-// Close closes the connection, whoever served it.
+// Close closes the connection.
 func (c *connection) Close() error {
 	err := c.Conn.Close()
 	c.server.mu.Lock()
@@ -298,7 +298,7 @@ func (s *Server) serve(door Endpoint, mode *Case, c *connection) (handed bool) {
 	return false
 }
 
-// handover is a listener of connections that others accepted.
+// handover is a listener for connections that were accepted elsewhere.
 type handover struct {
 	address net.Addr
 	next    chan net.Conn
@@ -340,15 +340,15 @@ func (h *handover) Addr() net.Addr { return h.address }
 
 // Command is a command for the device.
 type Command struct {
-	N    int64 // what the device tells that it acted on
+	N    int64 // the argument n
 	Seq  int64
 	ID   watchword.CommandID
-	Done chan struct{} // closed when the device's first receipt that says done came
+	Done chan struct{} // closed at the device's first receipt with status done
 	done bool
-	had  bool // the device acknowledged it
+	had  bool // acknowledged by the device
 }
 
-// Order gives the device a command, which goes out as soon as it can be had.
+// Order adds a command, which is sent as soon as possible.
 func (s *Server) Order() *Command {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -362,7 +362,7 @@ func (s *Server) Order() *Command {
 	return o
 }
 
-// Pass leaves out the next n numbers, for a case that used them.
+// Pass skips the next n sequence numbers, for a case that used them.
 func (s *Server) skipNumbers(n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -373,7 +373,7 @@ func (s *Server) skipNumbers(n int64) {
 	s.commands = append(s.commands, o)
 }
 
-// next returns the orders that the device has not acknowledged, oldest first.
+// next returns the commands that the device has not acknowledged, oldest first.
 func (s *Server) next() (out []*Command) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -394,7 +394,7 @@ func (s *Server) last() int64 {
 	return s.commands[len(s.commands)-1].Seq
 }
 
-// acknowledge notes that the device has written down the numbers up to seq.
+// acknowledge records that the device has stored the commands up to seq.
 func (s *Server) acknowledge(seq int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -405,13 +405,13 @@ func (s *Server) acknowledge(seq int64) {
 	}
 }
 
-// seal signs and seals an order. nonce is that which the device waits for, or empty.
+// seal signs and encrypts a command. nonce is the device's current nonce, or empty.
 func (s *Server) sealed(o *Command, nonce string) (string, error) {
 	return s.Seal(s.keys.command, o.N, func(c *token.Command) { c.ID, c.Seq, c.Nonce = o.ID, o.Seq, nonce })
 }
 
-// Seal makes a command of the next number that tells the device to act on n, as edit leaves it,
-// signed by a signer (nil: the command key) and sealed to the device.
+// Seal makes a command with the next sequence number and argument n, as changed by edit, signed by
+// a signer (nil: the command key) and encrypted to the device.
 func (s *Server) Seal(by *jose.Signer, n int64, edit func(*token.Command)) (string, error) {
 	now := time.Now()
 	c := token.Command{
@@ -437,7 +437,7 @@ func (s *Server) Seal(by *jose.Signer, n int64, edit func(*token.Command)) (stri
 	return jose.Encrypt(to, "JWT", []byte(jws))
 }
 
-// receipt takes a receipt. Code: receipt_invalid.
+// receipt verifies a receipt. Code: receipt_invalid.
 func (s *Server) receipt(raw string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -448,7 +448,7 @@ func (s *Server) receipt(raw string) error {
 	}
 	i := slices.IndexFunc(s.commands, func(o *Command) bool { return o.Done != nil && o.ID == r.Command })
 	if i < 0 {
-		return nil // of a case's own
+		return nil // made by the case itself
 	}
 	if o := s.commands[i]; r.Status == watchword.StatusDone && !o.done {
 		o.done, o.had = true, true
@@ -460,7 +460,7 @@ func (s *Server) receipt(raw string) error {
 	return nil
 }
 
-// Configure is the configuration that the device is to have from now on; nil for none.
+// Configure sets the device's configuration; nil: none.
 func (s *Server) Configure(version int64, document json.RawMessage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -468,7 +468,7 @@ func (s *Server) Configure(version int64, document json.RawMessage) {
 	s.changed()
 }
 
-// Renew makes the next version of the trust bundle the one that is given.
+// Renew increments the version of the trust bundle.
 func (s *Server) Renew() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -482,8 +482,7 @@ func (s *Server) trust() (string, error) {
 	return s.keys.bundle(version, time.Now(), nil)
 }
 
-// Online waits until the device takes commands, over MQTT or by a poll, and reports false where
-// ctx ended first.
+// Online waits until the device receives commands, over MQTT or by polling; false: ctx ended first.
 func (s *Server) Online(ctx context.Context) bool {
 	for {
 		s.mu.Lock()
@@ -500,7 +499,7 @@ func (s *Server) Online(ctx context.Context) bool {
 	}
 }
 
-// countSubscribers counts those connections and polls that take commands.
+// countSubscribers counts connections and polls that receive commands.
 func (s *Server) countSubscribers(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

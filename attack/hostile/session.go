@@ -24,20 +24,20 @@ const (
 	topicReceipts = "devices/" + string(DeviceID) + "/receipts"
 )
 
-// maxDevicePacket is how long a packet of the device may be; a good server says so in CONNACK.
+// maxDevicePacket is the Maximum Packet Size of the good server.
 const maxDevicePacket = 256 << 10
 
-// Session is one MQTT 5 connection with the device, at the server's end.
+// Session is one MQTT 5 connection with the device, on the server's side.
 type Session struct {
 	Server *Server
-	Conn   net.Conn // TLS; reads go through [Session.Read]
+	Conn   net.Conn // TLS; read through [Session.Read]
 
 	in      []byte
 	connect *packet.Connect
-	// Limits that the device told; 0 where it told none.
+	// Limits from the device's CONNECT; 0: none.
 	Largest, Receive uint32
 
-	writing    chan struct{} // has room for the one who writes; a mutex would stop the time of a bubble
+	writing    chan struct{} // held by the writer; blocking on a mutex would stop the virtual time
 	mu         sync.Mutex
 	nonce      string
 	subscribed bool
@@ -49,7 +49,7 @@ type Session struct {
 	sent       map[*Command]bool
 }
 
-// errPacket is why a session ends: what the device sent is no MQTT.
+// errPacket says that the device sent an invalid packet.
 var errPacket = errors.New("no MQTT packet")
 
 // Read returns the device's next packet.
@@ -76,7 +76,7 @@ func (m *Session) Read() (packet.Packet, error) {
 	}
 }
 
-// Write sends packets, however wrong.
+// Write sends packets, also invalid ones.
 func (m *Session) Write(ps ...packet.Packet) error {
 	var b []byte
 	for _, p := range ps {
@@ -93,8 +93,8 @@ func (m *Session) Raw(b []byte) error {
 	return err
 }
 
-// Open reads CONNECT and answers nothing yet. It reports false where the connection ended, or who
-// connects is not the device.
+// Open reads CONNECT without answering. It returns false if the connection ended, or the client is
+// not the device.
 func (m *Session) Open() bool {
 	p, err := m.Read()
 	c, ok := p.(*packet.Connect)
@@ -111,11 +111,11 @@ func (m *Session) Open() bool {
 	return c.Version == packet.V5 && m.Server.verify(string(c.Password))
 }
 
-// ace is how a device proves its key in CONNECT (RFC 9431 §2.2.4).
+// ace is the Authentication Method of a proof of possession (RFC 9431 §2.2.4).
 const ace = "ace"
 
-// proves checks a token, behind its length in two bytes, and the signature of what this TLS
-// connection exports.
+// proves verifies a length-prefixed token, and the signature of this TLS connection's exported
+// value.
 func (m *Session) proves(data []byte) bool {
 	tc, ok := m.Conn.(*tls.Conn)
 	if !ok || len(data) < 2 || len(data) < 2+int(binary.BigEndian.Uint16(data)) {
@@ -130,10 +130,10 @@ func (m *Session) proves(data []byte) bool {
 	return err == nil && known && key.VerifyBytes(material, data[n:]) == nil
 }
 
-// Accept is [Session.Open] and a good CONNACK.
+// Accept is [Session.Open] and a valid CONNACK.
 func (m *Session) Accept() bool { return m.Open() && m.Write(m.Connack()) == nil }
 
-// Connack is the good answer to CONNECT.
+// Connack returns the valid CONNACK.
 func (m *Session) Connack() *packet.Connack {
 	ack := &packet.Connack{}
 	ack.Properties.SetNumber(packet.ReceiveMaximum, 256)
@@ -145,14 +145,14 @@ func (m *Session) Connack() *packet.Connack {
 	return ack
 }
 
-// Serve is a good server's session, from CONNECT to its end.
+// Serve is the whole session of the good server.
 func (m *Session) Serve() {
 	if m.Accept() {
 		m.ServeAfterConnack()
 	}
 }
 
-// ServeAfterConnack is what a good server does after CONNACK, until the end of the connection.
+// ServeAfterConnack is the good server's session after CONNACK, until the end of the connection.
 func (m *Session) ServeAfterConnack() {
 	for {
 		p, err := m.Read()
@@ -162,8 +162,8 @@ func (m *Session) ServeAfterConnack() {
 	}
 }
 
-// ServeUntilSubscribed is [Session.ServeAfterConnack] until the device has subscribed to its commands; it reports false where
-// the connection ended before. No command was sent yet then.
+// ServeUntilSubscribed is [Session.ServeAfterConnack] until the device has subscribed to its
+// commands; it returns false if the connection ended before. No command was sent yet.
 func (m *Session) ServeUntilSubscribed() bool {
 	m.mu.Lock()
 	m.sent = map[*Command]bool{}
@@ -185,10 +185,10 @@ func (m *Session) ServeUntilSubscribed() bool {
 	}
 }
 
-// ServeWith is [Session.ServeAfterConnack] with f beside it, which may send anything.
+// ServeWith is [Session.ServeAfterConnack] with f running concurrently, which may send anything.
 func (m *Session) ServeWith(f func(m *Session) error) {
 	var beside sync.WaitGroup
-	beside.Go(func() { _ = f(m) }) // a peer that is gone
+	beside.Go(func() { _ = f(m) }) // the peer has closed the connection
 	for {
 		p, err := m.Read()
 		if err != nil {
@@ -205,12 +205,12 @@ func (m *Session) ServeWith(f func(m *Session) error) {
 	beside.Wait()
 }
 
-// Drain reads and answers nothing, until the connection ends.
+// Drain reads without answering, until the connection ends.
 func (m *Session) Drain() {
-	_, _ = io.Copy(io.Discard, m.Conn) // until its end, whatever it is
+	_, _ = io.Copy(io.Discard, m.Conn) // until its end, whatever the cause
 }
 
-// HandlePacket does with one packet what a good server does; it reports false where the session has ended.
+// HandlePacket handles one packet like the good server; it returns false if the session has ended.
 func (m *Session) HandlePacket(p packet.Packet) bool {
 	switch p := p.(type) {
 	case *packet.Publish:
@@ -243,7 +243,7 @@ func (m *Session) HandlePacket(p packet.Packet) bool {
 	return true
 }
 
-// reauthenticate answers AUTH: a token by a challenge, and what comes back by success.
+// reauthenticate answers AUTH: a token with a challenge, the response with success.
 func (m *Session) reauthenticate(p *packet.Auth) bool {
 	out := &packet.Auth{Reason: packet.ContinueAuthentication}
 	out.Properties.SetText(packet.AuthenticationMethod, ace)
@@ -255,7 +255,7 @@ func (m *Session) reauthenticate(p *packet.Auth) bool {
 	return m.Write(out) == nil
 }
 
-// handlePublish takes what the device says on the topics of the protocol.
+// handlePublish handles publishes to topics of the protocol.
 func (m *Session) handlePublish(p *packet.Publish) {
 	switch p.Topic {
 	case topicHello:
@@ -266,11 +266,11 @@ func (m *Session) handlePublish(p *packet.Publish) {
 			m.mu.Unlock()
 		}
 	case topicReceipts:
-		_ = m.Server.receipt(string(p.Payload)) // it is noted
+		_ = m.Server.receipt(string(p.Payload)) // it is recorded
 	}
 }
 
-// acked notes that the device has written a command down.
+// acked records that the device has stored a command.
 func (m *Session) acked(a *packet.Ack) {
 	m.mu.Lock()
 	o := m.pushed[a.ID]
@@ -283,7 +283,7 @@ func (m *Session) acked(a *packet.Ack) {
 	}
 }
 
-// start sends the commands that there are, and those that come.
+// start sends pending and later commands.
 func (m *Session) start() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -295,7 +295,7 @@ func (m *Session) start() {
 	m.pushing.Go(m.push)
 }
 
-// end waits for what was begun.
+// end waits for the goroutines of the session.
 func (m *Session) end() {
 	_ = m.Conn.Close() // it may be closed already
 	m.mu.Lock()
@@ -350,10 +350,10 @@ func (m *Session) give(o *Command) bool {
 	return m.Write(p) == nil
 }
 
-// Command is a PUBLISH that carries a sealed command.
+// Command returns a PUBLISH with a sealed command.
 func (m *Session) Command(jwe string) *packet.Publish { return m.Publish(topicCommands, []byte(jwe)) }
 
-// Publish is a PUBLISH with QoS 1 under the next packet identifier.
+// Publish returns a QoS 1 PUBLISH with the next packet identifier.
 func (m *Session) Publish(topic string, payload []byte) *packet.Publish {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -363,14 +363,14 @@ func (m *Session) Publish(topic string, payload []byte) *packet.Publish {
 	return &packet.Publish{Topic: topic, QoS: 1, ID: m.id, Payload: payload}
 }
 
-// Nonce is the nonce that the device waits for, if any.
+// Nonce returns the device's current nonce, if any.
 func (m *Session) Nonce() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.nonce
 }
 
-// refusal is a reason string as Watchword has it.
+// refusal returns a reason string in Watchword's form.
 func refusal(code watchword.Code) string {
 	return strings.Join([]string{string(code), "by the hostile server"}, ": ")
 }

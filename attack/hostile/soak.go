@@ -9,33 +9,33 @@ import (
 	"time"
 )
 
-// Plan is a run of one device through many cases.
+// Plan is a run of many cases against one device.
 type Plan struct {
-	// Seed orders the cases: the devices of one run have one seed, and Number of Devices takes its
-	// share of them, again and again.
+	// Seed decides the order of cases: the devices of one run share a seed, and device Number of
+	// Devices runs its share of them, repeatedly.
 	Seed            uint64
 	Number, Devices int
-	// For is how long it goes on; the case that is under way then is met to its end.
+	// For is how long the run lasts; the current case is finished.
 	For time.Duration
-	// MaxCase is how long one case lasts at most, and a tenth of it at least.
+	// MaxCase is the longest duration of one case; the shortest is a tenth of it.
 	MaxCase time.Duration
 	Limits  Limits
-	// TCP says that bytes are not judged: what the kernel holds for the device would count.
+	// TCP turns the byte limits off, since the kernel's buffers would count.
 	TCP bool
-	// OnCase, if not nil, is told of each case that was met.
+	// OnCase, if not nil, is called after each case.
 	OnCase func(name string, out Outcome, err error)
 }
 
-// SoakResult is what was seen of a device in a run.
+// SoakResult is what was measured in a run.
 type SoakResult struct {
-	Cases         int             // that it met, with a good server before and after each
-	Orders        int             // commands that it was given by the good server, all done once
-	Worst         Outcome         // the most of each, of all cases
-	RecoveryTimes []time.Duration // how long after each return of the good server it had obeyed, sorted
+	Cases         int             // cases, with a good server before and after each
+	Orders        int             // commands of the good server, all executed once
+	Worst         Outcome         // maxima over all cases
+	RecoveryTimes []time.Duration // time from each return of the good server to the next executed command, sorted
 }
 
-// Soak lets a device that has enrolled and runs meet cases in the order of a seed, with a good server
-// before and after each, and returns what it did not hold, by case.
+// Soak runs cases against an enrolled, running device in the order of a seed, with a good server
+// before and after each, and returns the limits that it exceeded, by case.
 func Soak(ctx context.Context, s *Server, d Device, p Plan) (seen SoakResult, err error) {
 	r := rand.New(rand.NewPCG(p.Seed, 1))
 	lasts := rand.New(rand.NewPCG(p.Seed, uint64(p.Number)+2))

@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// The paths that a device asks.
+// Paths that devices use.
 const (
 	pathTrust     = "/v1/trust"
 	pathTime      = "/v1/time"
@@ -25,10 +25,10 @@ const (
 	pathReceipts  = "/v1/self/receipts"
 )
 
-// paths is all of those that a device asks by itself once it is enrolled.
+// paths is all paths that an enrolled device uses by itself.
 var paths = []string{pathTrust, pathToken, pathFunctions, pathConfig, pathCommands, pathReceipts, pathTime}
 
-// tokenLife is how long an access token of the good server is good, in seconds.
+// tokenLife is the lifetime of the good server's access tokens, in seconds.
 const tokenLife = 600
 
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
@@ -43,7 +43,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r)
 }
 
-// answer is the good server's.
+// answer answers like the good server.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 256<<10))
 	if err != nil {
@@ -104,10 +104,10 @@ func write(w http.ResponseWriter, kind string, body []byte, err error) {
 		return
 	}
 	w.Header().Set("Content-Type", kind)
-	_, _ = w.Write(body) // a peer that is gone
+	_, _ = w.Write(body) // the peer has closed the connection
 }
 
-// Refuse answers with a problem document (RFC 9457); retryAfter is in seconds, 0 for none.
+// Refuse answers with a problem document (RFC 9457); retryAfter is in seconds, 0: none.
 func Refuse(w http.ResponseWriter, status int, code watchword.Code, retryAfter int) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	if retryAfter > 0 {
@@ -118,7 +118,7 @@ func Refuse(w http.ResponseWriter, status int, code watchword.Code, retryAfter i
 	if retryAfter > 0 {
 		m["retry_after"] = retryAfter
 	}
-	_ = json.NewEncoder(w).Encode(m) // a peer that is gone
+	_ = json.NewEncoder(w).Encode(m) // the peer has closed the connection
 }
 
 func (s *Server) enroll(w http.ResponseWriter, body []byte) {
@@ -146,7 +146,7 @@ func (s *Server) enroll(w http.ResponseWriter, body []byte) {
 	write(w, "application/json", b, err)
 }
 
-// verify checks an assertion of the device.
+// verify verifies an assertion of the device.
 func (s *Server) verify(assertion string) bool {
 	p, err := token.ParseAssertion(assertion, false)
 	if err != nil || p.CheckClaims(Issuer, time.Now()) != nil {
@@ -162,7 +162,7 @@ func (s *Server) verify(assertion string) bool {
 	return err == nil
 }
 
-// issue gives an access token for an assertion.
+// issue issues an access token for an assertion.
 func (s *Server) issue(w http.ResponseWriter, r *http.Request, body []byte) {
 	r.Body = io.NopCloser(strings.NewReader(string(body)))
 	if r.ParseForm() != nil || !s.verify(r.Form.Get("client_assertion")) {
@@ -172,7 +172,7 @@ func (s *Server) issue(w http.ResponseWriter, r *http.Request, body []byte) {
 	s.grant(w, r, tokenLife)
 }
 
-// grant gives an access token that is good for so many seconds by its own word.
+// grant issues an access token with that lifetime in seconds.
 func (s *Server) grant(w http.ResponseWriter, r *http.Request, life int64) {
 	access, kind := watchword.NewNonce(), "Bearer"
 	if r.Header.Get("DPoP") != "" {
@@ -203,7 +203,7 @@ func (s *Server) giveConfig(w http.ResponseWriter, r *http.Request) {
 	write(w, "application/jose", []byte(jws), err)
 }
 
-// poll waits for commands and gives them to the device.
+// poll waits for commands and sends them to the device.
 func (s *Server) poll(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	if after, err := strconv.ParseInt(q.Get("after"), 10, 64); err == nil {

@@ -1,6 +1,5 @@
-// Command auditload measures the log by itself: entries a second one by one and in
-// groups, a search, the verification of a large log, a proof, and disk per entry. It
-// prints Markdown.
+// Command auditload measures the audit log alone: entries a second one by one and in groups, a
+// search, the verification of a large log, a proof, and disk space per entry. It prints Markdown.
 package main
 
 import (
@@ -45,20 +44,20 @@ func run(ctx context.Context, entries int) (err error) {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		return err
 	}
-	if err := runOnce(ctx, cfg); err != nil { // which founds the house
+	if err := runOnce(ctx, cfg); err != nil { // the first start initializes the folder
 		return err
 	}
 	path := filepath.Join(dir, "watchword.db")
 	if err := grow(ctx, path, entries); err != nil {
 		return err
 	}
-	if err := runOnce(ctx, cfg); err != nil { // which signs a checkpoint
+	if err := runOnce(ctx, cfg); err != nil { // the second start signs a checkpoint
 		return err
 	}
 	return measureReads(ctx, dir, path)
 }
 
-// runOnce is a server that starts and ends.
+// runOnce starts and stops a server.
 func runOnce(ctx context.Context, cfg server.Config) error {
 	began := time.Now()
 	s, err := server.New(ctx, cfg, server.Options{Version: "auditload"})
@@ -75,7 +74,7 @@ func runOnce(ctx context.Context, cfg server.Config) error {
 	return <-ended
 }
 
-// token is the entry that stands behind each token.
+// token returns the audit entry of an issued token.
 func token(i int) audit.Entry {
 	id := watchword.NewID("tok_", time.Now())
 	return audit.Actor{Tenant: watchword.DefaultTenant, Subject: watchword.SubjectID(fmt.Sprint("meter-", i%100_000)), Key: watchword.KeyID(jose.Hash([]byte{byte(i)})), Trace: watchword.NewID("", time.Now())}.

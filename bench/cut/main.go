@@ -1,6 +1,7 @@
-// Command cut measures how long after the answer to a suspension a client that reads as fast as it can still gets bytes
-// of a long answer over HTTP: the server hands nothing over any more by then, so that these are what the kernels and
-// the connection held. It prints Markdown, and ends with status 1 where the promise of 50 ms is broken.
+// Command cut measures how long after the answer to a suspension a client that reads as fast as it
+// can still gets bytes of a long HTTP answer: the server writes nothing any more by then, so these
+// are bytes in buffers of kernels and connection. It prints Markdown, and exits with status 1 if
+// the limit of 50 ms is exceeded.
 package main
 
 import (
@@ -26,7 +27,7 @@ import (
 	"github.com/watchword-iot/watchword/server"
 )
 
-// maxCutTime is how long after the answer the last byte may come (p99).
+// maxCutTime limits the time from the answer to the last byte (p99).
 const maxCutTime = 50 * time.Millisecond
 
 const auditor = `for = { reads = "log" }
@@ -106,7 +107,7 @@ func run(ctx context.Context, rounds, entries int) (err error) {
 	return err
 }
 
-// reader is a device that may read the log.
+// reader is a device with permission to read the log.
 type reader struct {
 	url   string
 	pool  *x509.CertPool
@@ -148,8 +149,8 @@ func newReader(ctx context.Context, c *admin.Client, tmp, data, url string, entr
 	return r, nil
 }
 
-// round reads an answer as fast as it comes, suspends its reader in the middle, and returns when the last byte came, and
-// how many came after the suspension was answered.
+// round reads an answer as fast as possible, suspends its reader in the middle, and returns when
+// the last byte came, and how many bytes came after the suspension was answered.
 func (r *reader) round(ctx context.Context, c *admin.Client, path, accept, proto string) (after time.Duration, n int64, err error) {
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: r.pool, NextProtos: []string{proto}, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: proto == "h2"}
 	defer tr.CloseIdleConnections()
@@ -178,7 +179,7 @@ func (r *reader) round(ctx context.Context, c *admin.Client, path, accept, proto
 		b := make([]byte, 64<<10)
 		for {
 			n, err := res.Body.Read(b)
-			if n > 0 && !bytes.HasPrefix(b[:n], []byte("event: end")) { // a stream says why it ended: that is no part of the answer
+			if n > 0 && !bytes.HasPrefix(b[:n], []byte("event: end")) { // a stream's end event is not counted
 				all = append(all, read{time.Now(), n})
 				if len(all) == 1 {
 					close(begun)

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// logTurns measures what the log costs: the same work with it and without it, in turns.
+// logTurns measures the cost of the audit log: the same work with and without it, alternately.
 func logTurns(ctx context.Context, turns, tokens, clients, devices, rate, seconds int) error {
 	fmt.Printf("%s, %s/%s, %d cores, %s\n\n", time.Now().UTC().Format("2006-01-02"), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
 	fmt.Printf("| turn | log | tokens a second of the server's CPU | CPU of one | of the crypto bound | CPU of one command |\n|---|---|---|---|---|---|\n")

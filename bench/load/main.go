@@ -1,6 +1,6 @@
-// Command load measures what needs a whole server, on loopback: the token
-// endpoint with everything durable beside the crypto that it cannot do without,
-// and commands from the API to the verified receipt. It prints Markdown.
+// Command load measures a whole server on loopback: the token endpoint with everything durable,
+// beside the cryptography that it cannot avoid, and commands from the API to the verified receipt.
+// It prints Markdown.
 package main
 
 import (
@@ -70,12 +70,12 @@ type bench struct {
 
 	unlogged, quiet bool
 
-	perCore, bound float64 // tokens in a second of the server's CPU, and what the crypto alone would do
+	perCore, bound float64 // tokens in a second of the server's CPU, and what the cryptography alone would allow
 	perCommand     time.Duration
 }
 
-// serve is the server, in a process of its own so that its CPU can be told from
-// its clients'. It says that it is ready by closing standard output.
+// serve runs the server in a process of its own, so that its CPU time can be measured. It closes
+// standard output when it is ready.
 func serve(data string, unlogged bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -120,7 +120,7 @@ func run(ctx context.Context, tokens, clients, devices, rate, seconds, stored in
 		fmt.Printf("| devices in the store | tokens a second, all cores | of the server's CPU | one ES256 check and one signature, a second of CPU, in the same run | ratio | p50 | p99 |\n|---|---|---|---|---|---|---|\n")
 		for _, r := range []struct {
 			stored int
-			ask    int // devices that ask
+			ask    int // devices that request tokens
 			warm   bool
 		}{{active, active, true}, {stored, active, true}, {stored, tokens, false}} {
 			err := withServer(ctx, r.stored, r.ask, func(b *bench, signers map[watchword.SubjectID]*jose.Signer) error {
@@ -140,8 +140,8 @@ func run(ctx context.Context, tokens, clients, devices, rate, seconds, stored in
 	})
 }
 
-// withServer starts a server on a new folder, with so many devices in its store, of
-// whom so many ask.
+// withServer starts a server on a new folder, with that many devices in its store, and that many of
+// them requesting tokens.
 func withServer(ctx context.Context, stored, ask int, f func(*bench, map[watchword.SubjectID]*jose.Signer) error) error {
 	return withThisServer(ctx, &bench{}, stored, ask, f)
 }
@@ -155,7 +155,7 @@ func withThisServer(ctx context.Context, b *bench, stored, ask int, f func(*benc
 	b.dir = dir
 	var signers map[watchword.SubjectID]*jose.Signer
 	if stored > 0 {
-		if err := b.start(); err != nil { // which founds the house
+		if err := b.start(); err != nil { // the first start initializes the folder
 			return err
 		}
 		if err := b.end(); err != nil {
@@ -197,8 +197,7 @@ func (b *bench) end() error {
 	return errors.Join(b.server.Process.Signal(syscall.SIGTERM), b.server.Wait())
 }
 
-// cpu is the time that the server has spent, in user and system mode, in the
-// hundredths of a second that Linux tells (proc(5)).
+// cpu returns the server's CPU time, user and system, in the hundredths of a second of proc(5).
 func (b *bench) cpu() (time.Duration, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", b.server.Process.Pid))
 	if err != nil {
@@ -248,7 +247,8 @@ func quantile(ds []time.Duration, q float64) time.Duration {
 	return s[min(int(float64(len(s))*q), len(s)-1)].Round(10 * time.Microsecond)
 }
 
-// commands orders at a rate and waits for each verified receipt, with the devices' SDK and its synced journals.
+// commands sends commands at a rate and waits for each verified receipt, with the device SDK and
+// its synced journals.
 func (b *bench) commands(ctx context.Context, devices, rate, seconds int) error {
 	run, stop := context.WithCancel(ctx)
 	defer stop()

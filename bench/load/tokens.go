@@ -28,11 +28,11 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// active is how many devices ask for tokens, each as often as the others.
+// active is the number of devices that request tokens, each at the same rate.
 const active = 2000
 
-// fill puts devices with keys of their own into the store of a server that does
-// not run, and returns the signers of those who ask, spread over all.
+// fill writes devices with keys to the store of a stopped server, and returns the signers of the
+// requesting ones, spread over all.
 func fill(ctx context.Context, data string, devices, ask int) (map[watchword.SubjectID]*jose.Signer, error) {
 	st, err := sqlite.Open(ctx, filepath.Join(data, "watchword.db"), sqlite.Options{})
 	if err != nil {
@@ -103,7 +103,7 @@ func admit(ctx context.Context, st *sqlite.Store, i int) (watchword.SubjectID, *
 	return id, s, err
 }
 
-// spent is the CPU time of this process.
+// spent returns the CPU time of this process.
 func spent() (time.Duration, error) {
 	var u syscall.Rusage
 	err := syscall.Getrusage(syscall.RUSAGE_SELF, &u)
@@ -149,7 +149,7 @@ func cryptoBound() (float64, error) {
 	return float64(n*cores) / (to - from).Seconds(), errors.Join(err, terr)
 }
 
-// forms is token requests of the signers, in turn.
+// forms returns token requests of the signers, in turn.
 func (b *bench) forms(signers map[watchword.SubjectID]*jose.Signer, total int) ([]string, error) {
 	out := make([]string, 0, total)
 	for len(out) < total {

@@ -25,23 +25,22 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// attackerAddress is where the attacker comes from. The others come from 127.0.0.1, so that what
-// the server bounds by address is not shared with them.
+// attackerAddress is the attacker's address. The other clients use 127.0.0.1, so that limits by
+// address are not shared.
 const attackerAddress = "127.0.0.2"
 
-// attackMost is how often each part of an attack is done at most in one turn: a bound of the
-// generator, which time reaches first.
+// attackMost limits how often each part of an attack runs in one round; time runs out before.
 const attackMost = 1_000_000
 
-// attack is one turn of the attacker, which is a process of its own.
+// attack is one round of the attacker, which is a process of its own.
 type attack struct {
 	ID      watchword.SubjectID
-	Folder  string // the device's, with sign.jwk
+	Folder  string // the device's folder, with sign.jwk
 	Issuer  string
 	URL     string
 	MQTTS   string // host and port
 	CA      string // path of the CA file
-	Turn    int    // so that names are new in each
+	Turn    int    // so that names differ between rounds
 	Seconds float64
 
 	signer *jose.Signer
@@ -50,12 +49,12 @@ type attack struct {
 	token  string
 }
 
-// attackResult is what came of one part of an attack: how often the attacker sent it, and how often a
-// request or connection was refused, or broke.
+// attackResult is the result of one part of an attack: how often it was sent, and how often a
+// request or connection was refused or broke.
 type attackResult struct {
 	Name string
 	Did  [2]int64
-	Last string // what was said to the last of these
+	Last string // text of the last refusal
 }
 
 // attackMain is the attacker's process. It prints a line when it begins and, at the end, how often
@@ -101,7 +100,7 @@ func (a *attack) prepare(ctx context.Context) error {
 		TLSClientConfig: &tls.Config{RootCAs: a.roots}, MaxIdleConnsPerHost: 16,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) { return a.dial(ctx, address) },
 	}}
-	// The turn before may have spent what tokens the device may have now.
+	// The round before may have used up the device's token rate.
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
 		a.token, err = a.newToken(ctx)
 		if err == nil || time.Now().After(end) {
@@ -142,7 +141,7 @@ func (a *attack) newToken(ctx context.Context) (string, error) {
 	return out.Token, err
 }
 
-// request is an error where the answer is no success.
+// request returns an error for every unsuccessful answer.
 func (a *attack) request(ctx context.Context, method, path, kind string, body []byte) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, a.URL+path, bytes.NewReader(body))
 	if err != nil {
@@ -164,11 +163,11 @@ func (a *attack) request(ctx context.Context, method, path, kind string, body []
 	return b, err
 }
 
-// attackerConn is an MQTT connection of the attacker, whose answers are thrown away.
+// attackerConn is an MQTT connection of the attacker; responses are discarded.
 type attackerConn struct {
 	nc     net.Conn
 	answer chan packet.Reason // of CONNACK
-	done   chan struct{}      // the server ended it
+	done   chan struct{}      // closed by the server
 	out    []byte
 }
 
@@ -195,7 +194,7 @@ func (a *attack) connect(ctx context.Context, suffix string, edit ...func(*packe
 	return l, nil
 }
 
-// begin is connect that does not wait. The line is not nil where there is something to close.
+// begin is connect without waiting. The connection is not nil if it must be closed.
 func (a *attack) begin(ctx context.Context, suffix string, edit ...func(*packet.Connect)) (*attackerConn, error) {
 	raw, err := a.dial(ctx, a.MQTTS)
 	if err != nil {
@@ -241,21 +240,21 @@ func (l *attackerConn) send(ps ...packet.Packet) error {
 }
 
 func (l *attackerConn) close() {
-	_ = l.nc.Close() // the attacker does not mind
+	_ = l.nc.Close() // the attacker ignores it
 	<-l.done
 }
 
-// attackPart is one thing that an attacker does again and again. do returns how often it did it; n is
-// another one each time.
+// attackPart is one repeated action of the attacker. do returns how often it acted; n differs each
+// time.
 type attackPart struct {
 	name  string
-	after time.Duration                   // it begins so much later
-	open  func(ctx context.Context) error // connects before all begin, if it is not nil
+	after time.Duration                   // it begins that much later
+	open  func(ctx context.Context) error // connects before all parts begin, if not nil
 	do    func(ctx context.Context, n int) (times int, err error)
 }
 
-// overMQTT is a part that keeps one of the eight connections of a device, and comes back where
-// the server ends it.
+// overMQTT is a part that uses one of the eight connections of a device, and reconnects when the
+// server closes it.
 func (a *attack) overMQTT(name, suffix string, after time.Duration, packets func(n int) []packet.Packet) attackPart {
 	var l *attackerConn
 	open := func(ctx context.Context) (err error) {
@@ -278,7 +277,7 @@ func (a *attack) overMQTT(name, suffix string, after time.Duration, packets func
 	}}
 }
 
-// deepTopic is a topic or filter of 63 levels.
+// deepTopic returns a topic or filter of 63 levels.
 func deepTopic(prefix string, n int) string {
 	levels := strings.Split(prefix, "/")
 	for i := len(levels); i < 63; i++ {
@@ -287,11 +286,11 @@ func deepTopic(prefix string, n int) string {
 	return strings.Join(levels, "/")
 }
 
-// groupName is one of 900 bytes.
+// groupName returns a group name of 900 bytes.
 func groupName(n int) string { return fmt.Sprintf("%08x", n) + strings.Repeat("g", 892) }
 
-// schemas is an announcement that is dear to compile, within what is accepted: 3,720 schema
-// objects in 90 kB. The other one has references that fan out, and is refused.
+// schemas returns an announcement that is expensive to compile, within the limits: 3,720 schema
+// objects in 90 kB. The bad one has references that fan out, and is refused.
 func schemas(bad bool) []byte {
 	type function struct {
 		Name   string          `json:"name"`
@@ -320,7 +319,7 @@ func schemas(bad bool) []byte {
 	return b
 }
 
-// run does the worst that one device may try, all at once, for so many seconds.
+// run runs all attacks that one device can try, concurrently, for that many seconds.
 func (a *attack) run(ctx context.Context) ([]attackResult, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

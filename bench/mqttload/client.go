@@ -13,12 +13,12 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// client is one MQTT 5 connection that costs the generator little: one goroutine
-// reads and calls on, whoever likes writes.
+// client is an MQTT 5 connection with little overhead: one goroutine reads and calls on, any
+// goroutine may write.
 type client struct {
 	nc   net.Conn
 	on   func(*packet.Publish) // from the reader's goroutine; the packet is its own
-	acks chan uint16           // PUBACKs; nobody waits for room
+	acks chan uint16           // PUBACKs, dropped if the channel is full
 	mu   sync.Mutex
 	out  []byte
 	end  chan struct{}

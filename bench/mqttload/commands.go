@@ -32,7 +32,7 @@ type simulated struct {
 	issuer  string
 }
 
-// simulate takes over from a device that has enrolled.
+// simulate continues an enrolled device in memory.
 func simulate(ctx context.Context, d *device.Device, dir string) (s simulated, err error) {
 	s.id = d.ID()
 	if s.token, err = d.Token(ctx); err != nil {
@@ -60,7 +60,7 @@ func simulate(ctx context.Context, d *device.Device, dir string) (s simulated, e
 	return s, err
 }
 
-// obey does with a command all that a device does, its journal aside.
+// obey executes a command like a device, without a journal.
 func (s *simulated) obey(jwe string) (receipt string, err error) {
 	now := time.Now()
 	jws, _, err := s.opener.Decrypt(jwe, watchword.MaxDocument)

@@ -14,13 +14,13 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// persistentSession makes a session outlive its connection by an hour.
+// persistentSession sets a Session Expiry Interval of an hour.
 func persistentSession(p *packet.Connect) {
 	p.CleanStart = false
 	p.Properties.SetNumber(packet.SessionExpiryInterval, 3600)
 }
 
-// subscribeOffline has n devices subscribe over sessions that last, and leave.
+// subscribeOffline makes n devices subscribe with persistent sessions and disconnect.
 func (p *benchServer) subscribeOffline(ctx context.Context, n int) error {
 	var g errgroup.Group
 	g.SetLimit(32)
@@ -40,8 +40,8 @@ func (p *benchServer) subscribeOffline(ctx context.Context, n int) error {
 	return g.Wait()
 }
 
-// pipeline publishes total messages over so many connections, each with so many under
-// way, and returns how long it took and each answer.
+// pipeline publishes total messages over that many connections, each with a window of
+// unacknowledged messages, and returns the total time and the time of each acknowledgement.
 func (p *benchServer) pipeline(ctx context.Context, name string, total, connections, window int, qos byte, topic func(n int) string, retain bool) (took time.Duration, answers []time.Duration, err error) {
 	each := total / connections
 	lists := make([][]time.Duration, connections)
@@ -97,7 +97,7 @@ func p99(of []time.Duration) float64 {
 	return float64(of[len(of)*99/100].Microseconds()) / 1000
 }
 
-// offlineQoS1: QoS 1 into sessions that are away.
+// offlineQoS1 measures QoS 1 messages to offline sessions.
 func (l *benchRun) offlineQoS1(ctx context.Context) error {
 	if err := l.stop(); err != nil {
 		return err
@@ -139,7 +139,7 @@ func (l *benchRun) offlineQoS1(ctx context.Context) error {
 	return nil
 }
 
-// qos2Ingest: QoS 2 ingest.
+// qos2Ingest measures QoS 2 ingest.
 func (l *benchRun) qos2Ingest(ctx context.Context) error {
 	ps, err := l.peers(ctx, 1)
 	if err != nil {
@@ -181,7 +181,7 @@ func (l *benchRun) qos2Ingest(ctx context.Context) error {
 	return nil
 }
 
-// retained: many retained topics.
+// retained measures many retained topics.
 func (l *benchRun) retained(ctx context.Context) error {
 	if err := l.stop(); err != nil {
 		return err
@@ -237,7 +237,7 @@ func (l *benchRun) retained(ctx context.Context) error {
 	return nil
 }
 
-// restart ends our server and starts it again on what it has.
+// restart restarts the server on its data folder.
 func (l *benchRun) restart() (time.Duration, error) {
 	dir := l.watchword.watchword.dir
 	if err := l.watchword.stop(); err != nil {
@@ -253,13 +253,14 @@ func (l *benchRun) restart() (time.Duration, error) {
 	return time.Since(start), nil
 }
 
-// withWill is for a CONNECT with a small will.
+// withWill adds a small will to a CONNECT.
 func withWill(p *packet.Connect) {
 	subject, _, _ := strings.Cut(p.ClientID, "/")
 	p.Will = &packet.Will{Topic: "up/" + subject, QoS: 1, Payload: []byte("gone")}
 }
 
-// reconnectStorm: everybody connects again at once, to sessions that last or with clean ones, without wills and with them.
+// reconnectStorm measures all clients reconnecting at once, to persistent sessions or with clean
+// starts, with and without wills.
 func (l *benchRun) reconnectStorm(ctx context.Context) error {
 	connections := l.scaled(10_000)
 	fmt.Printf("\n### %d connections come back at once\n\n| | until all are back | CPU of the server each | refused once | twice |\n|---|---|---|---|---|\n", connections)

@@ -18,7 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/attack/hostile"
 )
 
-// Agent is `watchword agent run` as a process of its own.
+// Agent is `watchword agent run` in a process of its own.
 type Agent struct {
 	bin, dir string
 	cmd      *exec.Cmd
@@ -27,7 +27,7 @@ type Agent struct {
 	memory   int64
 }
 
-// NewAgent returns an agent of that binary, which has all its files in dir.
+// NewAgent returns an agent with that binary, whose files are all in dir.
 func NewAgent(bin, dir string) *Agent { return &Agent{bin: bin, dir: dir} }
 
 func (a *Agent) path(name string) string { return filepath.Join(a.dir, name) }
@@ -98,11 +98,11 @@ func (a *Agent) Acted() ([]int64, error) {
 	return out, nil
 }
 
-// Output is what the agent said so far.
+// Output returns what the agent has printed.
 func (a *Agent) Output() string { return a.said.String() }
 
-// Memory is the most memory that the agent held until it was stopped last, in bytes (VmHWM of
-// proc(5)); 0 where it cannot be told.
+// Memory returns the agent's peak memory until it was last stopped, in bytes (VmHWM of proc(5)); 0
+// if unknown.
 func (a *Agent) Memory() int64 { return a.memory }
 
 func (a *Agent) highest() int64 {

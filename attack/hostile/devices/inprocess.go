@@ -13,10 +13,10 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// ending is how long a device may take to end.
+// ending is how long a device may take to stop.
 const ending = 2 * time.Minute
 
-// InProcess is a device of sdk/device. Close it at the end.
+// InProcess is a device of sdk/device in this process. Close it at the end.
 type InProcess struct {
 	*device.Device
 

@@ -37,7 +37,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "soak: at least one device, some time, and a second a case")
 		os.Exit(2)
 	}
-	log.SetOutput(io.Discard) // net/http's client tells there what a server sends that is no HTTP
+	log.SetOutput(io.Discard) // net/http's client logs invalid HTTP answers there
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx, time.Duration(*minutes*float64(time.Minute)), *count, *seed, *most); err != nil {
@@ -107,8 +107,8 @@ func one(ctx context.Context, dir string, p hostile.Plan) (seen hostile.SoakResu
 	return seen, errors.Join(err, d.Stop())
 }
 
-// watchHeap looks at the heap ten times a second. What it returns ends that and says the most that
-// was seen in use, of devices and servers together, in bytes.
+// watchHeap samples the heap ten times a second. The returned function stops it and returns the
+// largest value, of devices and servers together, in bytes.
 func watchHeap() func() uint64 {
 	end, most := make(chan struct{}), make(chan uint64)
 	go func() {
