@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// reader takes a body apart. After the first error it reads zeros.
+// reader parses a packet's body. After the first error it reads zeros.
 type reader struct {
 	b   []byte
 	v   Version
@@ -53,7 +53,7 @@ func (r *reader) uint32() uint32 {
 	return 0
 }
 
-// binary reads bytes with their length before them (§1.5.6). They alias the body.
+// binary reads binary data (§1.5.6). It aliases the body.
 func (r *reader) binary() []byte { return r.take(int(r.uint16())) }
 
 // text reads a UTF-8 string (§1.5.4): well-formed, and without U+0000.
@@ -65,7 +65,7 @@ func (r *reader) text() string {
 	return string(b)
 }
 
-// topic reads a topic name, which may be empty where an alias stands for it.
+// topic reads a topic name; empty where a topic alias replaces it.
 func (r *reader) topic() string {
 	s := r.text()
 	if strings.ContainsAny(s, "+#") {
@@ -74,7 +74,7 @@ func (r *reader) topic() string {
 	return s
 }
 
-// responseTopic reads a topic name for answers, which has a character at least (§4.7.3).
+// responseTopic reads a topic name of at least one character (§4.7.3).
 func (r *reader) responseTopic() string {
 	s := r.topic()
 	if r.err == nil && s == "" {
@@ -83,7 +83,7 @@ func (r *reader) responseTopic() string {
 	return s
 }
 
-// packetID reads an identifier, which is never 0 (§2.2.1).
+// packetID reads a packet identifier, which is never 0 (§2.2.1).
 func (r *reader) packetID() uint16 {
 	id := r.uint16()
 	if r.err == nil && id == 0 {
@@ -104,8 +104,8 @@ func (r *reader) varint() uint32 {
 
 var errVarint = errors.New("a variable byte integer over four bytes, or with bytes that it does not need")
 
-// varint reads a variable byte integer (§1.5.5), in no more bytes than it needs.
-// used is 0 where b ends before it does.
+// varint decodes a variable byte integer (§1.5.5) in its shortest form. used is 0 where b is
+// incomplete.
 func varint(b []byte) (n uint32, used int, err error) {
 	for i := range 4 {
 		if i >= len(b) {

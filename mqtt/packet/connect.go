@@ -2,13 +2,13 @@ package packet
 
 import "encoding/binary"
 
-// Connect is the first packet of a connection (§3.1).
+// Connect is a CONNECT packet (§3.1).
 type Connect struct {
 	Version    Version
-	CleanStart bool // clean session in 3.1.1
+	CleanStart bool // Clean Session in 3.1.1
 	KeepAlive  uint16
 	ClientID   string
-	Will       *Will // nil for none
+	Will       *Will // nil: no tokens
 	Username   string
 	Password   []byte // aliases the body it was read from
 	HasUser    bool
@@ -16,7 +16,7 @@ type Connect struct {
 	Properties Properties
 }
 
-// Will is the message that the server publishes when the connection is lost.
+// Will is the will message of a CONNECT packet (§3.1.3).
 type Will struct {
 	Topic      string
 	Payload    []byte // aliases the body it was read from
@@ -93,7 +93,7 @@ func (c *Connect) body(out []byte, _ Version) []byte {
 	return out
 }
 
-// Connack answers CONNECT (§3.2). In 3.1.1 Code is one of its return codes, 0 to 5.
+// Connack is a CONNACK packet (§3.2). In 3.1.1 Code is a return code, 0 to 5.
 type Connack struct {
 	SessionPresent bool
 	Code           Reason
@@ -125,7 +125,7 @@ func (c *Connack) body(out []byte, v Version) []byte {
 	return c.Properties.append(append(out, bit(c.SessionPresent, 0), byte(c.Code)), v)
 }
 
-// Disconnect ends a connection (§3.14). In 3.1.1 it has neither reason nor properties.
+// Disconnect is a DISCONNECT packet (§3.14). In 3.1.1 it has neither reason nor properties.
 type Disconnect struct {
 	Reason     Reason
 	Properties Properties
@@ -148,7 +148,7 @@ func (d *Disconnect) body(out []byte, v Version) []byte {
 	return appendEnding(out, v, d.Reason, &d.Properties)
 }
 
-// Auth carries an exchange of enhanced authentication (§3.15); version 5 alone.
+// Auth is an AUTH packet (§3.15); version 5 only.
 type Auth struct {
 	Reason     Reason
 	Properties Properties
@@ -173,7 +173,7 @@ func (a *Auth) body(out []byte, v Version) []byte {
 	return appendEnding(out, v, a.Reason, &a.Properties)
 }
 
-// readEnding reads a reason and properties that may both be left out.
+// readEnding reads a reason code and properties that may be omitted.
 func (r *reader) readEnding(t Type) (reason Reason, p Properties) {
 	if r.err != nil || len(r.b) == 0 {
 		return Success, p
@@ -188,7 +188,7 @@ func (r *reader) readEnding(t Type) (reason Reason, p Properties) {
 	return reason, p
 }
 
-// appendEnding leaves out what may be left out.
+// appendEnding omits the reason code and properties where it may.
 func appendEnding(out []byte, v Version, reason Reason, p *Properties) []byte {
 	if v != V5 {
 		return out
@@ -203,7 +203,7 @@ func appendEnding(out []byte, v Version, reason Reason, p *Properties) []byte {
 	return out
 }
 
-// Ping is PINGREQ and PINGRESP (§3.12, §3.13).
+// Ping is PINGREQ or PINGRESP (§3.12, §3.13).
 type Ping struct{ Response bool }
 
 // Type returns PINGREQ or PINGRESP.

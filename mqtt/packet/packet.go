@@ -2,10 +2,10 @@ package packet
 
 import "fmt"
 
-// Version is a protocol level as CONNECT carries it.
+// Version is the protocol level of CONNECT.
 type Version byte
 
-// The versions that there are here.
+// Supported versions.
 const (
 	V311 Version = 4
 	V5   Version = 5
@@ -14,7 +14,7 @@ const (
 // Type is a control packet type (MQTT 5.0 §2.1.2).
 type Type byte
 
-// The types of packets.
+// Control packet types.
 const (
 	CONNECT Type = iota + 1
 	CONNACK
@@ -38,7 +38,7 @@ var typeNames = [...]string{
 	"DISCONNECT", "AUTH",
 }
 
-// String returns the standard's name.
+// String returns the name of the standard.
 func (t Type) String() string {
 	if t == 0 || int(t) >= len(typeNames) {
 		return fmt.Sprintf("packet type %d", byte(t))
@@ -50,34 +50,33 @@ func (t Type) String() string {
 // *Publish, *Ack, *Subscribe, *Suback, *Unsubscribe, *Unsuback, *Ping, *Disconnect
 // and *Auth.
 type Packet interface {
-	// Type returns what kind of packet it is.
+	// Type returns the control packet type.
 	Type() Type
-	// flags is the low half of the first byte.
+	// flags returns the lower four bits of the first byte.
 	flags() byte
-	// body appends what follows the fixed header.
+	// body appends the packet without its fixed header.
 	body(out []byte, v Version) []byte
 }
 
-// Error is why a packet is refused. Reason is what the other side must be told
-// (MQTT 5.0 §2.4), where the protocol lets.
+// Error says why a packet is refused. Reason is the reason code for the peer (MQTT 5.0 §2.4).
 type Error struct {
 	Reason Reason
 	Type   Type
 	Detail string
 }
 
-// Error says what was wrong, and where.
+// Error names the packet type and what was wrong.
 func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %s (0x%02X)", e.Type, e.Detail, byte(e.Reason))
 }
 
-// MaxSize is the longest packet that the format allows: 256 MiB and its header.
+// MaxSize is the longest packet of the format, in bytes: 256 MiB and its header.
 const MaxSize = 268_435_455 + 5
 
-// Frame cuts the first packet off b. It returns its first byte, its body (which
-// aliases b), and how many bytes of b it takes; n is 0 where b does not hold it
-// whole yet. max bounds the whole packet: a longer one is refused as soon as its
-// length is known, before anything is kept of it. Reasons: malformed, packet too large.
+// Frame splits the first packet off b. It returns its first byte, its body (which aliases b), and
+// how many bytes of b it takes; n is 0 where b does not hold all of it yet. max limits the whole
+// packet: a longer one is refused as soon as its length is known. Reasons: malformed packet, packet
+// too large.
 func Frame(b []byte, max int) (first byte, body []byte, n int, err error) {
 	if len(b) < 2 {
 		return 0, nil, 0, nil
@@ -100,8 +99,8 @@ func Frame(b []byte, max int) (first byte, body []byte, n int, err error) {
 	return first, b[1+used : n], n, nil
 }
 
-// NeededBytes returns how many bytes the first packet of b takes, of which b holds only
-// the beginning; 0 where not even that can be said yet.
+// NeededBytes returns the length of the first packet of b, of which b may hold a part; 0 where the
+// length is not known yet.
 func NeededBytes(b []byte) int {
 	if len(b) < 2 {
 		return 0
@@ -113,11 +112,11 @@ func NeededBytes(b []byte) int {
 	return 1 + used + int(length)
 }
 
-// Append appends p as it goes over the wire in that version.
+// Append appends the encoding of p in version v.
 func Append(out []byte, p Packet, v Version) []byte {
 	out = append(out, byte(p.Type())<<4|p.flags())
 	at := len(out)
-	out = append(out, 0, 0, 0, 0) // room for the longest length
+	out = append(out, 0, 0, 0, 0) // room for the longest remaining length
 	out = p.body(out, v)
 	length := len(out) - at - 4
 	var head [4]byte
@@ -130,10 +129,9 @@ func Append(out []byte, p Packet, v Version) []byte {
 	return out
 }
 
-// Parse reads a packet from what [Frame] cut off. v is the connection's version;
-// it does not matter for CONNECT, which brings its own. Byte slices and nothing
-// else of the packet alias body. Reasons: malformed, protocol error, and for
-// CONNECT unsupported protocol version.
+// Parse parses what [Frame] split off. v is the connection's version; CONNECT carries its own. Only
+// byte slices of the packet alias body. Reasons: malformed packet, protocol error, and for CONNECT
+// unsupported protocol version.
 func Parse(first byte, body []byte, v Version) (Packet, error) {
 	t := Type(first >> 4)
 	r := &reader{b: body, v: v}

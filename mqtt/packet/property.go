@@ -10,7 +10,7 @@ import (
 // Property is a property's identifier (MQTT 5.0 §2.2.2.2).
 type Property byte
 
-// The properties.
+// Properties.
 const (
 	PayloadFormatIndicator           Property = 0x01
 	MessageExpiryInterval            Property = 0x02
@@ -37,45 +37,45 @@ const (
 	UserProperty                     Property = 0x26
 	MaximumPacketSize                Property = 0x27
 	WildcardSubscriptionAvailable    Property = 0x28
-	SubscriptionIdentifiersAvailable Property = 0x29 // whether they are available
+	SubscriptionIdentifiersAvailable Property = 0x29 // whether subscription identifiers are available
 	SharedSubscriptionAvailable      Property = 0x2A
 )
 
-// UserProp is a user property: a name and a value, which may stand more than once.
+// UserProp is a user property: a name-value pair; a name may occur more than once.
 type UserProp struct{ Name, Value string }
 
-// Properties is what a packet of version 5 carries beside. The zero value has
-// none; version 3.1.1 drops them.
+// Properties holds the properties of a version 5 packet. The zero value has none; version 3.1.1 has
+// no properties.
 type Properties struct {
 	numbers map[Property]uint32
 	texts   map[Property]string
 	data    map[Property][]byte
 
-	// User is the user properties in their order.
+	// User holds the user properties in order.
 	User []UserProp
-	// Subscriptions is the subscription identifiers of a PUBLISH.
+	// Subscriptions holds the subscription identifiers of a PUBLISH.
 	Subscriptions []uint32
 }
 
-// Number returns the value of a property that is a number, and whether it is there.
+// Number returns the value of a numeric property, and whether it is present.
 func (p *Properties) Number(id Property) (uint32, bool) {
 	n, ok := p.numbers[id]
 	return n, ok
 }
 
-// Text returns the value of a property that is a string, and whether it is there.
+// Text returns the value of a string property, and whether it is present.
 func (p *Properties) Text(id Property) (string, bool) {
 	s, ok := p.texts[id]
 	return s, ok
 }
 
-// Data returns the value of a property that is bytes, and whether it is there.
+// Data returns the value of a binary property, and whether it is present.
 func (p *Properties) Data(id Property) ([]byte, bool) {
 	b, ok := p.data[id]
 	return b, ok
 }
 
-// SetNumber sets a property that is a number.
+// SetNumber sets a numeric property.
 func (p *Properties) SetNumber(id Property, n uint32) {
 	if p.numbers == nil {
 		p.numbers = map[Property]uint32{}
@@ -83,7 +83,7 @@ func (p *Properties) SetNumber(id Property, n uint32) {
 	p.numbers[id] = n
 }
 
-// SetText sets a property that is a string.
+// SetText sets a string property.
 func (p *Properties) SetText(id Property, s string) {
 	if p.texts == nil {
 		p.texts = map[Property]string{}
@@ -91,8 +91,7 @@ func (p *Properties) SetText(id Property, s string) {
 	p.texts[id] = s
 }
 
-// StripExplanation takes from an answer what it could do without: its reason string and its user
-// properties.
+// StripExplanation removes the reason string and the user properties of a response.
 func StripExplanation(p Packet) {
 	var ps *Properties
 	switch p := p.(type) {
@@ -115,7 +114,7 @@ func StripExplanation(p Packet) {
 	ps.User = nil
 }
 
-// SetData sets a property that is bytes.
+// SetData sets a binary property.
 func (p *Properties) SetData(id Property, b []byte) {
 	if p.data == nil {
 		p.data = map[Property][]byte{}
@@ -123,24 +122,24 @@ func (p *Properties) SetData(id Property, b []byte) {
 	p.data[id] = b
 }
 
-// The forms of a property's value.
+// Forms of property values.
 const (
 	formFlag          = iota + 1 // a byte, 0 or 1
 	formUint16                   // two bytes
-	formUint16NonZero            // two bytes, not 0
+	formUint16NonZero            // two bytes, not zero
 	formUint32                   // four bytes
-	formUint32NonZero            // four bytes, not 0
-	formVarint                   // a variable byte integer, not 0
+	formUint32NonZero            // four bytes, not zero
+	formVarint                   // a variable byte integer, not zero
 	formText
 	formTopic // a string without wildcards
 	formData
 	formUserProperty
 )
 
-// will stands in for the will properties of CONNECT, which have no type of their own.
+// will stands for the will properties of CONNECT, which have no packet type.
 const will Type = 0
 
-// propertyTable is what each property looks like and where it may stand (table 2-4).
+// propertyTable gives the form of each property and the packets that may contain it (table 2-4).
 var propertyTable = [0x2B]struct {
 	form byte
 	in   uint16
@@ -175,13 +174,13 @@ var propertyTable = [0x2B]struct {
 	SharedSubscriptionAvailable:      {formFlag, set(CONNACK)},
 }
 
-// The bounds of what may stand more than once.
+// Limits of properties that may occur more than once.
 const (
 	maxUserProperties          = 64
 	maxSubscriptionIdentifiers = 64
 )
 
-// properties reads the properties of a packet of type t; none in version 3.1.1.
+// properties parses the properties of a packet of type t; version 3.1.1 has none.
 func (r *reader) properties(t Type) (p Properties) {
 	if r.v != V5 {
 		return p
@@ -269,13 +268,13 @@ func (r *reader) number(p *Properties, id Property, form byte) {
 	p.SetNumber(id, n)
 }
 
-// Empty reports whether there is none.
+// Empty reports whether there are no properties.
 func (p *Properties) Empty() bool {
 	return p.numbers == nil && p.texts == nil && p.data == nil && p.User == nil && p.Subscriptions == nil
 }
 
-// Forwarded returns those of a PUBLISH that go on to its receivers (MQTT 5.0
-// §3.3.2.3), nil if there are none. It shares nothing with what p was read from.
+// Forwarded returns the properties of a PUBLISH that are forwarded to subscribers (MQTT 5.0
+// §3.3.2.3), nil if there are none. The result does not alias the parsed packet.
 func (p *Properties) Forwarded() *Properties {
 	out := &Properties{User: p.User}
 	for _, id := range []Property{PayloadFormatIndicator, MessageExpiryInterval} {
@@ -297,7 +296,7 @@ func (p *Properties) Forwarded() *Properties {
 	return out
 }
 
-// Size returns about how many bytes the properties take.
+// Size estimates the bytes of the properties.
 func (p *Properties) Size() int {
 	n := 5*len(p.numbers) + 5*len(p.Subscriptions)
 	for _, s := range p.texts {
@@ -312,7 +311,7 @@ func (p *Properties) Size() int {
 	return n
 }
 
-// Clone returns a copy that may be changed. The values are shared.
+// Clone returns a copy that may be changed; values are shared.
 func (p *Properties) Clone() Properties {
 	return Properties{
 		numbers: maps.Clone(p.numbers), texts: maps.Clone(p.texts), data: maps.Clone(p.data),
@@ -331,7 +330,7 @@ func (p *Properties) has(id Property) bool {
 	return ok || id == SubscriptionIdentifier && len(p.Subscriptions) > 0
 }
 
-// append appends the properties in the order of their identifiers, with their length.
+// append appends the length of the properties and the properties, ordered by identifier.
 func (p *Properties) append(out []byte, v Version) []byte {
 	if v != V5 {
 		return out

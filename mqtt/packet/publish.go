@@ -2,8 +2,8 @@ package packet
 
 import "encoding/binary"
 
-// Publish is an application message (§3.3). ID is 0 with QoS 0. Topic is empty
-// only where an alias stands for it.
+// Publish is a PUBLISH packet (§3.3). ID is 0 with QoS 0. Topic is empty only where a topic alias
+// replaces it.
 type Publish struct {
 	Dup        bool
 	QoS        byte
@@ -19,9 +19,8 @@ func (*Publish) Type() Type { return PUBLISH }
 
 func (p *Publish) flags() byte { return bit(p.Retain, 0) | p.QoS<<1 | bit(p.Dup, 3) }
 
-// ReadPublish is [Parse] for a PUBLISH into a value that is used again. Where the
-// topic is the one that p holds already, its string is kept: so a client that
-// goes on publishing to one topic costs no allocation.
+// ReadPublish is [Parse] for PUBLISH into an existing value. Where the topic equals the one in p,
+// its string is reused, so that a client that keeps publishing to one topic costs no allocation.
 func ReadPublish(p *Publish, first byte, body []byte, v Version) error {
 	r := reader{b: body, v: v}
 	r.publish(p, first&15)
@@ -71,7 +70,7 @@ func (p *Publish) body(out []byte, v Version) []byte {
 	return append(p.Properties.append(out, v), p.Payload...)
 }
 
-// Ack is PUBACK, PUBREC, PUBREL and PUBCOMP (§3.4 to §3.7), as Kind says.
+// Ack is PUBACK, PUBREC, PUBREL or PUBCOMP (§3.4 to §3.7), according to Kind.
 type Ack struct {
 	Kind       Type
 	ID         uint16

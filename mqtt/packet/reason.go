@@ -3,9 +3,9 @@ package packet
 // Reason is a reason code (MQTT 5.0 §2.4).
 type Reason byte
 
-// The reason codes. Those from 0x80 are failures.
+// Reason codes; those from 0x80 are failures.
 const (
-	Success                             Reason = 0x00 // also normal disconnection, granted QoS 0
+	Success                             Reason = 0x00 // also Normal disconnection and Granted QoS 0
 	GrantedQoS1                         Reason = 0x01
 	GrantedQoS2                         Reason = 0x02
 	DisconnectWithWill                  Reason = 0x04
@@ -50,10 +50,10 @@ const (
 	WildcardSubscriptionsNotSupported   Reason = 0xA2
 )
 
-// Failed reports whether r says no.
+// Failed reports whether r is a failure.
 func (r Reason) Failed() bool { return r >= 0x80 }
 
-// allowedIn is which packets may carry which reason code (MQTT 5.0 §2.4, table 2-6).
+// allowedIn gives the packets that may carry a reason code (MQTT 5.0 §2.4, table 2-6).
 var allowedIn = map[Reason]uint16{
 	Success:                             set(CONNACK, PUBACK, PUBREC, PUBREL, PUBCOMP, UNSUBACK, AUTH, DISCONNECT, SUBACK),
 	GrantedQoS1:                         set(SUBACK),
@@ -100,7 +100,7 @@ var allowedIn = map[Reason]uint16{
 	WildcardSubscriptionsNotSupported:   set(SUBACK, DISCONNECT),
 }
 
-// set is the bits of some types.
+// set returns a bit set of packet types.
 func set(ts ...Type) (bits uint16) {
 	for _, t := range ts {
 		bits |= 1 << t

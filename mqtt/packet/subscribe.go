@@ -5,11 +5,10 @@ import (
 	"strings"
 )
 
-// maxFilters is how many filters one SUBSCRIBE or UNSUBSCRIBE may name.
+// maxFilters limits the filters of one SUBSCRIBE or UNSUBSCRIBE.
 const maxFilters = 1024
 
-// Filter is one line of a SUBSCRIBE with its options (§3.8.3.1). Version 3.1.1
-// has none but QoS.
+// Filter is one filter of a SUBSCRIBE with its options (§3.8.3.1). Version 3.1.1 has only QoS.
 type Filter struct {
 	Topic             string
 	QoS               byte
@@ -18,8 +17,8 @@ type Filter struct {
 	RetainHandling    byte // 0 to 2
 }
 
-// Subscribe asks for messages (§3.8). That a filter is well-formed is for the
-// engine to see, which answers each filter by itself.
+// Subscribe is a SUBSCRIBE packet (§3.8). The engine checks the syntax of filters, since it answers
+// each one separately.
 type Subscribe struct {
 	ID         uint16
 	Filters    []Filter // at least one
@@ -71,8 +70,8 @@ func (s *Subscribe) body(out []byte, v Version) []byte {
 	return out
 }
 
-// Suback answers SUBSCRIBE, one code for each filter in its order (§3.9). In
-// 3.1.1 a code is 0 to 2 or 0x80.
+// Suback is a SUBACK packet, with one code for each filter in order (§3.9). In 3.1.1 a code is 0 to
+// 2 or 0x80.
 type Suback struct {
 	ID         uint16
 	Codes      []Reason
@@ -91,7 +90,7 @@ func (r *reader) suback() *Suback {
 	return s
 }
 
-// codes reads the rest as reason codes, at least one.
+// codes reads the remaining bytes as reason codes, at least one.
 func (r *reader) codes(t Type) []Reason {
 	if r.err == nil && len(r.b) == 0 {
 		r.fail(MalformedPacket, "no reason code")
@@ -121,7 +120,7 @@ func (s *Suback) body(out []byte, v Version) []byte {
 	return appendCodes(s.Properties.append(binary.BigEndian.AppendUint16(out, s.ID), v), s.Codes)
 }
 
-// Unsubscribe gives subscriptions up (§3.10).
+// Unsubscribe is an UNSUBSCRIBE packet (§3.10).
 type Unsubscribe struct {
 	ID         uint16
 	Filters    []string // at least one
@@ -161,7 +160,7 @@ func (u *Unsubscribe) body(out []byte, v Version) []byte {
 	return out
 }
 
-// Unsuback answers UNSUBSCRIBE (§3.11). Version 3.1.1 has no codes.
+// Unsuback is an UNSUBACK packet (§3.11). Version 3.1.1 has no codes.
 type Unsuback struct {
 	ID         uint16
 	Codes      []Reason
