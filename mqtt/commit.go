@@ -128,8 +128,7 @@ func (j *committer) add(a change) *commit {
 	if a.message != nil {
 		c.messages = append(c.messages, a.message)
 	}
-	if a.client != nil && a.client.persistent.commit != c {
-		a.client.persistent.commit = c
+	if a.client != nil && a.client.persistent.rowChanged.joins(c) {
 		c.clients = append(c.clients, a.client)
 	}
 	if a.deletedSession != 0 {
@@ -427,8 +426,9 @@ func (w *transaction) addClient(st *sessionState) {
 	}
 	p := st.progress(w.commit)
 	s := mqttstore.Session{ID: st.number, Progress: p.Append(nil)}
-	w.clients = append(w.clients, clientRow{st, per.rowChanged, per.changedFilters})
-	for name := range per.changedFilters {
+	all, filters := per.rowChanged.take()
+	w.clients = append(w.clients, clientRow{st, all, filters})
+	for name := range filters {
 		f := mqttstore.SessionSubscription{Session: st.number, Subscription: mqttstore.Subscription{Filter: name}}
 		sub := st.subs[name]
 		if sub == nil {
@@ -438,14 +438,12 @@ func (w *transaction) addClient(st *sessionState) {
 		f.Options, f.Identifier = sub.options(), sub.identifier
 		w.changes.Subscribed = append(w.changes.Subscribed, f)
 	}
-	per.changedFilters = nil
-	if !per.rowChanged {
+	if !all {
 		w.changes.Progress = append(w.changes.Progress, s)
 		return
 	}
-	per.rowChanged = false
 	s.Tenant, s.Client, s.Subject, s.Incarnation = st.tenant.id, st.id, st.owner.subject, st.owner.incarnation
-	s.Expiry, s.DisconnectedAt = per.expiry, per.disconnectedAt
+	s.Expiry, s.DisconnectedAt = per.expiry, per.offline.since
 	w.changes.Sessions = append(w.changes.Sessions, s)
 }
 
@@ -454,19 +452,9 @@ func (w *transaction) markChangedAgain() {
 	for _, x := range w.clients {
 		x.st.mu.Lock()
 		if per := x.st.persistent; per != nil && !x.st.removed {
-			per.rowChanged = per.rowChanged || x.rowChanged
-			for name := range x.changedFilters {
-				per.markFilterChanged(name)
-			}
+			per.rowChanged.restore(x.rowChanged, x.changedFilters)
 			x.st.markChanged()
 		}
 		x.st.mu.Unlock()
 	}
-}
-
-func (per *persistent) markFilterChanged(name string) {
-	if per.changedFilters == nil {
-		per.changedFilters = map[string]struct{}{}
-	}
-	per.changedFilters[name] = struct{}{}
 }

@@ -341,7 +341,7 @@ func (c *conn) applyDisconnect(p *packet.Disconnect) error {
 			return protocolError(packet.ProtocolError, packet.DISCONNECT, "a session expiry where CONNECT had none")
 		}
 		if per != nil {
-			per.expiry, per.rowChanged = min(n, c.broker.maxSessionExpiry()), true
+			per.setExpiry(min(n, c.broker.maxSessionExpiry()))
 			c.session.markChanged()
 		}
 	}

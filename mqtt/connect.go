@@ -302,10 +302,10 @@ func (c *conn) resumeSubscriptions(a *session.Authority, present *bool) (lost []
 	}
 	_, redistributions := c.session.removeDeniedSubscriptions(a)
 	var r lossReport
-	if per.mayReportTo(a) {
+	if per.losses.mayReportTo(a) {
 		r.lost = c.session.unreportedLosses()
 		if c.version == packet.V5 {
-			r.dropped = per.dropped
+			r.dropped = per.losses.dropped
 		}
 	}
 	lost, dropped = lostFilters(r.lost), r.dropped

@@ -131,14 +131,14 @@ func (st *sessionState) appendToQueue(it queuedMessage) {
 // store lets a message wait on the shelf, and in the queue too where it may go out soon.
 func (st *sessionState) store(it *queuedMessage, o *bus.Result) (wake *conn) {
 	per, j := st.persistent, st.broker.journal
-	if st.offline() && per.suspended {
+	if st.offline() && per.offline.suspended {
 		return nil
 	}
 	size := it.size()
 	err := j.unavailable()
 	if err == nil {
 		switch {
-		case !st.hasOfflineRoom(size):
+		case !per.backlog.hasRoom(size, &st.broker.options):
 			err = errSessionQueueFull
 		case j.storedBytes.Load() > st.broker.options.OfflineBytes:
 			err = errOfflineFull
@@ -170,9 +170,9 @@ func (st *sessionState) store(it *queuedMessage, o *bus.Result) (wake *conn) {
 	k.receivers = mqttstore.AppendReceiver(k.receivers, mqttstore.Receiver{
 		Session: st.number, Seq: it.extra.seq, QoS: it.qos, Retain: it.flags&1 != 0, Group: it.group(), Identifiers: it.extra.identifiers,
 	})
-	if st.offline() || len(per.backlog) > 0 || len(st.queue)-st.head >= queueWindow || st.queuedBytes > queueWindowBytes {
+	if st.offline() || len(per.backlog.entries) > 0 || len(st.queue)-st.head >= queueWindow || st.queuedBytes > queueWindowBytes {
 		e := backlogEntryOf(it)
-		per.backlog = append(per.backlog, e)
+		per.backlog.push(e)
 		if st.offline() {
 			e.markGroupWaiting(st)
 		}
@@ -189,7 +189,7 @@ func (st *sessionState) countDropped() {
 	if st.persistent == nil {
 		return
 	}
-	st.persistent.dropped++
+	st.persistent.losses.dropped++
 	st.broker.stats.dropped.Add(1)
 	st.markChanged()
 }

@@ -17,31 +17,80 @@ type lossReport struct {
 	confirmedBySeq int64 // who acknowledges a message with this number or a higher one has read it
 }
 
-// addLost notes that a filter was lost, and that nobody was told. mu is held.
-func (per *persistent) addLost(filter string, seq int64) {
-	for i := range per.lost {
-		if x := &per.lost[i]; x.Filter == filter && !x.Reported { // once is enough: it is told with the last number
+// losses is what a persistent session lost while its client could not be told.
+type losses struct {
+	lost     []mqttstore.LostFilter // subscriptions
+	dropped  int64                  // messages that found no room
+	narrowed bool                   // the session began with a narrowed token, and nobody came with a whole one since
+}
+
+// add notes that a subscription was lost, and that its client was not told. Messages up to seq may have
+// come by it.
+func (l *losses) add(filter string, seq int64) {
+	for i := range l.lost {
+		if x := &l.lost[i]; x.Filter == filter && !x.Reported { // once is enough: it is told with the last seq
 			x.Seq = max(x.Seq, seq)
 			return
 		}
 	}
-	per.lost = append(per.lost, mqttstore.LostFilter{Filter: filter, Seq: seq})
+	l.lost = append(l.lost, mqttstore.LostFilter{Filter: filter, Seq: seq})
 }
 
-// unreportedLosses returns the losses that the client was not told. One whose filter stands again
-// needs no telling: who subscribed anew knew of it. mu is held.
-func (st *sessionState) unreportedLosses() (lost []mqttstore.LostFilter) {
-	per := st.persistent
-	for i := range per.lost {
-		x := &per.lost[i]
+// cover reports whether a message of the backlog may have come by a subscription that was lost since.
+func (l *losses) cover(topic string, seq int64) bool {
+	return slices.ContainsFunc(l.lost, func(x mqttstore.LostFilter) bool { return seq <= x.Seq && filterMatches(x.Filter, topic) })
+}
+
+// untold returns the lost subscriptions that the client was not told of. One whose filter it subscribed to
+// again counts as told: whoever subscribed knew of it.
+func (l *losses) untold(subscribed func(filter string) bool) (lost []mqttstore.LostFilter) {
+	for i := range l.lost {
+		x := &l.lost[i]
 		if x.Reported {
 			continue
 		}
-		if x.Reported = st.isSubscribed(x.Filter); !x.Reported {
+		if x.Reported = subscribed(x.Filter); !x.Reported {
 			lost = append(lost, *x)
 		}
 	}
 	return lost
+}
+
+// notDoneBefore forgets the lost subscriptions that the client was told of and by which no message from
+// seq on can have come, and returns the others.
+func (l *losses) notDoneBefore(seq int64) []mqttstore.LostFilter {
+	l.lost = slices.DeleteFunc(l.lost, func(x mqttstore.LostFilter) bool { return x.Reported && x.Seq < seq })
+	return slices.Clone(l.lost)
+}
+
+// told notes that the client knows what is in a report.
+func (l *losses) told(r lossReport) {
+	for i := range l.lost {
+		x := &l.lost[i]
+		if slices.ContainsFunc(r.lost, func(y mqttstore.LostFilter) bool { return y.Filter == x.Filter && y.Seq == x.Seq }) {
+			x.Reported = true
+		}
+	}
+	l.dropped = max(0, l.dropped-r.dropped)
+}
+
+// mayReportTo reports whether a client with that authority is who held the session: its token states
+// all topics that policy gives, or it may resume a session that began with a narrowed token. To another
+// one no losses are reported, and none counts as told.
+func (l *losses) mayReportTo(a *session.Authority) bool {
+	switch {
+	case !l.narrowed && l.dropped == 0 && !slices.ContainsFunc(l.lost, func(x mqttstore.LostFilter) bool { return !x.Reported }):
+		return true // there is nothing to report
+	case a.CoversPolicyTopics():
+		l.narrowed = false
+		return true
+	}
+	return l.narrowed
+}
+
+// unreportedLosses is [losses.untold] of the session. mu is held.
+func (st *sessionState) unreportedLosses() []mqttstore.LostFilter {
+	return st.persistent.losses.untold(st.isSubscribed)
 }
 
 func (st *sessionState) isSubscribed(filter string) bool {
@@ -61,20 +110,6 @@ func lostFilters(lost []mqttstore.LostFilter) (out []string) {
 		}
 	}
 	return out
-}
-
-// mayReportTo reports whether who comes back is who held the session: a token that states
-// all topics that policy gives, or any that may resume where the session began with a narrowed
-// one. To another nothing is told of losses, and nothing counts as told. mu is held.
-func (per *persistent) mayReportTo(a *session.Authority) bool {
-	switch {
-	case !per.narrowed && per.dropped == 0 && !slices.ContainsFunc(per.lost, func(x mqttstore.LostFilter) bool { return !x.Reported }):
-		return true // there is nothing to tell
-	case a.CoversPolicyTopics():
-		per.narrowed = false
-		return true
-	}
-	return per.narrowed
 }
 
 // addReport notes a report that goes out; after is as in [lossReport]. mu is held.
@@ -119,18 +154,10 @@ func (c *conn) handlePingreq() {
 	}
 }
 
-// markReported notes that the client knows what is in a report. mu is held.
+// markReported is [losses.told] of the session. mu is held.
 func (c *conn) markReported(r lossReport) {
-	per := c.session.persistent
-	if per == nil {
-		return
+	if p := c.session.persistent; p != nil {
+		p.losses.told(r)
+		c.session.markChanged()
 	}
-	for i := range per.lost {
-		x := &per.lost[i]
-		if slices.ContainsFunc(r.lost, func(y mqttstore.LostFilter) bool { return y.Filter == x.Filter && y.Seq == x.Seq }) {
-			x.Reported = true
-		}
-	}
-	per.dropped = max(0, per.dropped-r.dropped)
-	c.session.markChanged()
 }

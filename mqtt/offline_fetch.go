@@ -19,10 +19,10 @@ const (
 // them. mu is held.
 func (c *conn) refill() {
 	per := c.session.persistent
-	if per.loading || len(per.backlog) == 0 || c.out.closed || !c.out.connackSent || len(c.session.queue)-c.session.head > queueWindow/2 {
+	if per.backlog.loading || len(per.backlog.entries) == 0 || c.out.closed || !c.out.connackSent || len(c.session.queue)-c.session.head > queueWindow/2 {
 		return
 	}
-	per.loading = true
+	per.backlog.loading = true
 	go c.fetch(per.generation)
 }
 
@@ -34,12 +34,7 @@ func (c *conn) fetch(turn int) {
 		return
 	}
 	per := c.session.persistent
-	n, size := 0, 0
-	for n < len(per.backlog) && n < fetchMessages && (n == 0 || size+int(per.backlog[n].size) <= fetchBytes) {
-		size += int(per.backlog[n].size)
-		n++
-	}
-	page := slices.Clone(per.backlog[:n])
+	page := per.backlog.page()
 	c.session.mu.Unlock()
 
 	bodies, err := c.session.loadMessages(page)
@@ -55,13 +50,7 @@ func (c *conn) fetch(turn int) {
 		return
 	}
 	a := c.live().Authority()
-	all := per.backlog
-	// What was taken from the backlog meanwhile is not there any more.
-	for _, e := range page {
-		if len(per.backlog) == 0 || per.backlog[0].seq != e.seq {
-			continue
-		}
-		per.backlog = per.backlog[1:]
+	for _, e := range per.backlog.pop(page) { // redistribution may have taken some meanwhile
 		var m *message
 		if e.stored != nil {
 			m = bodies[e.stored.id]
@@ -76,7 +65,7 @@ func (c *conn) fetch(turn int) {
 			c.session.uncountOffline(e.stored, e.seq, int(e.size))
 			continue
 		}
-		if e.seq <= per.lastSent {
+		if per.backlog.wasSent(e.seq) {
 			it.flags |= 8 // DUP
 		}
 		if it.qos == 2 {
@@ -84,8 +73,7 @@ func (c *conn) fetch(turn int) {
 		}
 		c.session.appendToQueue(it)
 	}
-	per.backlog = trimFront(all, len(all)-len(per.backlog))
-	per.loading = false
+	per.backlog.loading = false
 	c.refill() // where nothing of this page was left
 	c.session.mu.Unlock()
 	c.flush(false)

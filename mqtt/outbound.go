@@ -344,13 +344,13 @@ func (c *conn) encodeNext(buf []byte, it *queuedMessage) []byte {
 // wasSent reports whether a message went out over an earlier connection: then it goes out
 // again whatever its age (MQTT 5.0 §4.3.3). mu is held.
 func (st *sessionState) wasSent(it *queuedMessage) bool {
-	return st.persistent != nil && it.sequence() > 0 && it.sequence() <= st.persistent.lastSent
+	return st.persistent != nil && st.persistent.backlog.wasSent(it.sequence())
 }
 
 // skipMessage is for what is not sent after all.
 func (c *conn) skipMessage(buf []byte, it *queuedMessage) []byte {
 	if it.extra != nil && it.extra.stored != nil {
-		c.session.persistent.lastSent = max(c.session.persistent.lastSent, it.extra.seq)
+		c.session.persistent.backlog.markSent(it.extra.seq)
 		c.session.uncountOffline(it.extra.stored, it.extra.seq, int(it.extra.countedBytes))
 	}
 	return buf
@@ -392,7 +392,7 @@ func (c *conn) addInflight(it *queuedMessage, seq int64) {
 		}
 		if f.stored = x.stored; x.stored != nil {
 			f.counted, f.size = true, x.countedBytes
-			c.session.persistent.lastSent = max(c.session.persistent.lastSent, seq)
+			c.session.persistent.backlog.markSent(seq)
 			c.session.markChanged()
 		}
 		if x.group != nil {

@@ -206,7 +206,7 @@ func (st *sessionState) routeUnretained(ctx context.Context, w *workBatch, m *me
 	return o.Err
 }
 
-// decide asks the session, once for each authority and topic in a row. It returns
+// decidePublish asks the session, once for each authority and topic in a row. It returns
 // nil for a topic that is none.
 func (c *conn) decidePublish(topic string) *publishDecision {
 	a := c.live().Authority()
@@ -219,7 +219,7 @@ func (c *conn) decidePublish(topic string) *publishDecision {
 	return &c.publishDecision
 }
 
-// decidePublish is the one place that decides on a publish.
+// judge is the one place that decides on a publish.
 func decidePublish(a *session.Authority, topic string) publishDecision {
 	v := publishDecision{authority: a, topic: topic, cost: controlCost(topic), system: parseSystemTopic(topic)}
 	if v.decision = a.Publish(topic); v.system.kind == topicServerOnly {

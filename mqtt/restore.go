@@ -1,7 +1,6 @@
 package mqtt
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -77,12 +76,15 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 	}
 	st := &sessionState{broker: b, tenant: tn, number: s.ID, id: s.Client, owner: owner{s.Subject, s.Incarnation}, lastSeq: p.Next}
 	st.load.Store(offlineLoad)
-	st.persistent = &persistent{expiry: s.Expiry, disconnectedAt: s.DisconnectedAt, lastSent: p.Sent, lost: p.Lost, dropped: p.Dropped, narrowed: p.Narrowed, generation: 1}
+	st.persistent = &persistent{
+		expiry: s.Expiry, generation: 1, offline: offline{since: s.DisconnectedAt},
+		backlog: backlog{lastSent: p.Sent}, losses: losses{lost: p.Lost, dropped: p.Dropped, narrowed: p.Narrowed},
+	}
 	if s.DisconnectedAt.IsZero() { // it had its connection to the last
-		st.persistent.disconnectedAt, st.persistent.rowChanged = b.options.Now(), true
+		st.persistent.offline.since, st.persistent.rowChanged.allChanged = b.options.Now(), true
 	}
 	for _, s := range p.Skipped {
-		st.persistent.skipped.add(s.From, s.To)
+		st.persistent.backlog.skipped.add(s.From, s.To)
 	}
 	for _, id := range p.Received {
 		_ = st.reserveReceived(false) // never refused: it does not ask
@@ -90,7 +92,7 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 	}
 	for _, o := range p.Inflight {
 		if o.Released {
-			st.persistent.backlog = append(st.persistent.backlog, backlogEntry{seq: o.Seq, released: true, qos: 2})
+			st.persistent.backlog.push(backlogEntry{seq: o.Seq, released: true, qos: 2})
 			_ = st.countOffline(0, false) // never refused: it does not ask
 		}
 	}
@@ -103,7 +105,7 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 		sub.qos, sub.noLocal, sub.retainAsPublished, sub.identifier = x.Options&3, x.Options&4 != 0, x.Options&8 != 0, x.Identifier
 		_ = st.addSubscription(sub, shared, false) // never refused: it does not ask
 	}
-	st.persistent.changedFilters = nil
+	st.persistent.rowChanged.filters = nil // what was loaded is in the store
 	b.persistentCount.Add(1)
 	st.tenant.putClient(st)
 	l.clients[s.ID] = st
@@ -130,7 +132,7 @@ func (l *restorer) restoreMessage(m mqttstore.Message) error {
 		}
 		k.refs.Add(1)
 		e.markGroupWaiting(st)
-		st.persistent.backlog = append(st.persistent.backlog, e)
+		st.persistent.backlog.push(e)
 		_ = st.countOffline(size, false) // likewise
 		st.lastSeq = max(st.lastSeq, r.Seq)
 	})
@@ -145,8 +147,8 @@ func (l *restorer) restoreMessage(m mqttstore.Message) error {
 
 // isWaiting reports whether a session still waits for a message.
 func (l *restorer) isWaiting(r mqttstore.Receiver, st *sessionState) bool {
-	if r.Seq > st.persistent.lastSent {
-		return !st.persistent.skipped.has(r.Seq)
+	if r.Seq > st.persistent.backlog.lastSent {
+		return !st.persistent.backlog.skipped.has(r.Seq)
 	}
 	return slices.ContainsFunc(l.inflight[r.Session], func(o mqttstore.Inflight) bool { return o.Seq == r.Seq && !o.Released })
 }
@@ -156,9 +158,9 @@ func (l *restorer) start(ctx context.Context) {
 	all := make([]*sessionState, 0, len(l.clients))
 	for _, st := range l.clients {
 		st.mu.Lock()
-		slices.SortFunc(st.persistent.backlog, func(a, b backlogEntry) int { return cmp.Compare(a.seq, b.seq) })
+		st.persistent.backlog.sort()
 		st.startTimers(l.broker.options.Now())
-		if st.persistent.rowChanged {
+		if st.persistent.rowChanged.allChanged {
 			st.markChanged()
 		}
 		st.mu.Unlock()

@@ -253,7 +253,7 @@ func (c *conn) waitForQueueRoom(s *subscription) bool {
 func (c *conn) queueHalfFull() bool {
 	n, size := len(c.session.queue)-c.session.head, c.session.queuedBytes
 	if per := c.session.persistent; per != nil {
-		n, size = max(n, per.waitingMessages), max(size, per.waitingBytes)
+		n, size = max(n, per.backlog.messages), max(size, per.backlog.bytes)
 	}
 	return n > c.broker.options.QueueMessages/2 || size > c.broker.options.QueueBytes/2
 }

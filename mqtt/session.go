@@ -1,10 +1,8 @@
 package mqtt
 
 import (
-	"cmp"
 	"slices"
 	"sync/atomic"
-	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/lockrank"
@@ -62,66 +60,8 @@ type owner struct {
 	incarnation int64
 }
 
-// persistent is what a client has whose state outlives a connection. All of it is under
-// the client's mu.
-type persistent struct {
-	expiry         uint32 // seconds after the end of the connection
-	disconnectedAt time.Time
-	expiryTimer    *time.Timer      // of the end, while there is no connection
-	retryTimer     *time.Timer      // of the question that nobody could answer, likewise
-	offline        *session.Session // likewise
-	generation     int              // counts connections and their ends
-	suspended      bool             // its subject may have nothing at this moment
-
-	backlog         []backlogEntry // what waits and is not in the queue, in order
-	loading         bool           // some of it is on its way there
-	waitingBytes    int            // bytes of all that waits, in backlog, queue and flights
-	waitingMessages int            // messages
-	lastSent        int64          // the highest number that was sent
-	skipped         sequenceSet    // what was not sent and never will be
-	lost            []mqttstore.LostFilter
-	dropped         int64 // found no room
-	narrowed        bool  // it began with a narrowed token, and nobody had a whole one since
-
-	commit         *commit             // in which it is written next
-	uncommitted    bool                // when its connection came, something was not on the disk yet
-	redistributing []backlogEntry      // what is being handed to other members of a group
-	minSeq         int64               // what has a number up to here is of a session that was
-	rowChanged     bool                // all of it is to be written, not only how far it has come
-	changedFilters map[string]struct{} // subscriptions to be written
-}
-
-// backlogEntry is one message that waits on the shelf.
-type backlogEntry struct {
-	stored      *storedMessage // nil where the receiver has the message, and is to be told PUBREL
-	identifiers *[]uint32
-	seq         int64
-	size        uint32
-	qos         byte
-	retain      bool
-	released    bool
-	group       *sharedGroup // that it was picked from, or one of that name
-}
-
-func backlogEntryOf(it *queuedMessage) backlogEntry {
-	e := backlogEntry{stored: it.extra.stored, seq: it.extra.seq, size: it.extra.countedBytes, qos: it.qos, retain: it.flags&1 != 0, group: it.extra.group}
-	if it.extra.identifiers != nil {
-		e.identifiers = &it.extra.identifiers
-	}
-	return e
-}
-
-// entryOverhead is what one message that waits counts beside its bytes.
-const entryOverhead = 64
-
 // offline reports whether the client has no connection; called with mu held.
 func (st *sessionState) offline() bool { return st.conn == nil }
-
-// hasOfflineRoom reports whether one more message of that many bytes may wait on the shelf.
-func (st *sessionState) hasOfflineRoom(size int) bool {
-	per, o := st.persistent, &st.broker.options
-	return per.waitingMessages < o.QueueMessages && per.waitingBytes+size+entryOverhead <= o.QueueBytes
-}
 
 // countOffline counts a message in that waits on the shelf; [sessionState.uncountOffline] counts it out. Code:
 // busy where its subject has no room for it, only where it is bounded. mu is held.
@@ -129,8 +69,7 @@ func (st *sessionState) countOffline(size int, bounded bool) error {
 	if err := st.chargeOffline(size+entryOverhead, bounded); err != nil {
 		return err
 	}
-	st.persistent.waitingMessages++
-	st.persistent.waitingBytes += size + entryOverhead
+	st.persistent.backlog.count(size)
 	return nil
 }
 
@@ -138,12 +77,8 @@ func (st *sessionState) countOffline(size int, bounded bool) error {
 // never will be: size is what it counted. mu is held.
 func (st *sessionState) uncountOffline(k *storedMessage, seq int64, size int) {
 	st.dischargeOffline(size + entryOverhead)
-	if per := st.persistent; per != nil {
-		per.waitingMessages--
-		per.waitingBytes -= size + entryOverhead
-		if seq > per.lastSent {
-			per.skipped.add(seq, seq)
-		}
+	if p := st.persistent; p != nil {
+		p.backlog.uncount(seq, size)
 		st.markChanged()
 	}
 	if k != nil {
@@ -164,7 +99,7 @@ func (st *sessionState) markChanged() *commit {
 // ends. What does not wait there is lost, as it may be: QoS 0, and what the server
 // says to one connection. mu is held.
 func (st *sessionState) requeueOffline() {
-	per := st.persistent
+	p := st.persistent
 	var first []backlogEntry
 	for _, f := range st.inflight {
 		if f.counted {
@@ -176,36 +111,26 @@ func (st *sessionState) requeueOffline() {
 			first = append(first, backlogEntryOf(it))
 		}
 	}
-	per.backlog = append(first, per.backlog...)
-	slices.SortStableFunc(per.backlog, func(a, b backlogEntry) int { return cmp.Compare(a.seq, b.seq) })
+	p.backlog.prepend(first)
 	st.queue, st.head, st.queuedBytes, st.inflight, st.inflightBuffer = nil, 0, 0, nil, nil
 	st.dischargeQueue()
-	per.loading = false
-	for i := range per.backlog {
-		per.backlog[i].markGroupWaiting(st)
+	for i := range p.backlog.entries {
+		p.backlog.entries[i].markGroupWaiting(st)
 	}
 }
 
 // restoreInflight puts what its receiver has already, and is to be told PUBREL, among the
 // flights of a new connection. mu is held.
 func (st *sessionState) restoreInflight() {
-	per := st.persistent
-	rest := per.backlog[:0]
-	for _, e := range per.backlog {
-		if e.released {
-			st.appendInflight(inflightMessage{seq: e.seq, qos: 2, released: true, size: e.size, counted: true})
-			continue
-		}
-		rest = append(rest, e)
+	for _, e := range st.persistent.backlog.take(func(e *backlogEntry) bool { return e.released }) {
+		st.appendInflight(inflightMessage{seq: e.seq, qos: 2, released: true, size: e.size, counted: true})
 	}
-	clear(per.backlog[len(rest):])
-	per.backlog = rest
 }
 
 // progress is how far the client has come, for the commit c. mu is held.
 func (st *sessionState) progress(c *commit) mqttstore.Progress {
 	per := st.persistent
-	p := mqttstore.Progress{Next: st.lastSeq, Sent: per.lastSent, Dropped: per.dropped, Narrowed: per.narrowed}
+	p := mqttstore.Progress{Next: st.lastSeq, Sent: per.backlog.lastSent, Dropped: per.losses.dropped, Narrowed: per.losses.narrowed}
 	first := st.lastSeq + 1 // the lowest that is not done
 	for _, f := range st.inflight {
 		if f.counted {
@@ -214,27 +139,19 @@ func (st *sessionState) progress(c *commit) mqttstore.Progress {
 		}
 	}
 	open := func(seq int64, released bool) {
-		if first = min(first, seq); seq <= per.lastSent { // what was not sent yet is open by itself
+		if first = min(first, seq); seq <= per.backlog.lastSent { // what was not sent yet is open by itself
 			p.Inflight = append(p.Inflight, mqttstore.Inflight{Seq: seq, Released: released})
 		}
 	}
-	for _, e := range per.backlog {
-		open(e.seq, e.released)
-	}
-	for _, e := range per.redistributing {
-		if e.seq > per.minSeq {
-			open(e.seq, e.released)
-		}
-	}
+	per.backlog.each(func(e *backlogEntry) { open(e.seq, e.released) })
 	for i := st.head; i < len(st.queue); i++ {
 		if it := &st.queue[i]; it.extra != nil && it.extra.stored != nil {
 			open(it.extra.seq, false)
 		}
 	}
-	per.skipped.after(per.lastSent)
-	p.Skipped = slices.Clone(per.skipped)
-	per.lost = slices.DeleteFunc(per.lost, func(x mqttstore.LostFilter) bool { return x.Reported && x.Seq < first })
-	p.Lost = slices.Clone(per.lost)
+	per.backlog.skipped.after(per.backlog.lastSent)
+	p.Skipped = slices.Clone(per.backlog.skipped)
+	p.Lost = per.losses.notDoneBefore(first)
 	for id, at := range st.received {
 		if at != nil && at.written() {
 			st.received[id] = nil // nobody needs it any more
@@ -259,7 +176,7 @@ func (st *sessionState) removeDeniedSubscriptions(a *session.Authority) (lost []
 			redistributions = append(redistributions, st.takeForRedistribution(s)...)
 		}
 		if per := st.persistent; per != nil {
-			per.addLost(s.Filter, st.lastSeq)
+			per.losses.add(s.Filter, st.lastSeq)
 			st.markChanged()
 		}
 	}
@@ -278,7 +195,7 @@ func (st *sessionState) removeDeniedSubscriptions(a *session.Authority) (lost []
 
 // cameByLost reports whether a message that waits came by what was lost since. mu is held.
 func (st *sessionState) cameByLost(topic string, seq int64) bool {
-	return slices.ContainsFunc(st.persistent.lost, func(l mqttstore.LostFilter) bool { return seq <= l.Seq && filterMatches(l.Filter, topic) })
+	return st.persistent.losses.cover(topic, seq)
 }
 
 // stillSubscribed reports whether a queued message is still under another subscription. It is
@@ -333,31 +250,19 @@ func (st *sessionState) reset() {
 	if per == nil {
 		return
 	}
-	for _, e := range per.backlog {
+	for _, e := range per.backlog.entries {
 		st.uncountOffline(e.stored, e.seq, int(e.size))
 	}
-	per.backlog, per.lost, per.skipped = nil, nil, nil // what is moving goes on
-	per.lastSent, per.minSeq = st.lastSeq, st.lastSeq
+	per.backlog.discard(st.lastSeq)
+	per.losses.lost = nil
 	st.markChanged()
 }
 
 // endPersistent ends the state of a client that was to last. mu is held.
 func (st *sessionState) endPersistent() {
 	st.reset()
-	per := st.persistent
-	per.stopTimers()
+	st.persistent.stopTimers()
 	st.persistent = nil
 	st.broker.persistentCount.Add(-1)
 	st.expired = true
-}
-
-// stopTimers stops the clocks of a client without a connection.
-func (per *persistent) stopTimers() {
-	if per.expiryTimer != nil {
-		per.expiryTimer.Stop()
-	}
-	if per.retryTimer != nil {
-		per.retryTimer.Stop()
-	}
-	per.expiryTimer, per.retryTimer = nil, nil
 }

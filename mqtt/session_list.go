@@ -43,15 +43,15 @@ func (st *sessionState) sessionState() session.State {
 	if per == nil {
 		return s
 	}
-	s.Messages, s.Bytes, s.DisconnectedAt, s.Dropped = per.waitingMessages, per.waitingBytes, per.disconnectedAt, per.dropped
+	s.Messages, s.Bytes, s.DisconnectedAt, s.Dropped = per.backlog.messages, per.backlog.bytes, per.offline.since, per.losses.dropped
 	if st.conn == nil {
 		s.WillDue = st.broker.wills.dueAt(st)
 		if ends, ok := per.expiresAt(); ok {
 			s.ExpiresAt = ends
 		}
 	}
-	if per.offline != nil {
-		s.ID = per.offline.ID()
+	if per.offline.authority != nil {
+		s.ID = per.offline.authority.ID()
 	}
 	return s
 }
@@ -67,7 +67,7 @@ func (st *sessionState) memoryUse() int {
 		n += int(unsafe.Sizeof(*c)) + c.out.aliasBytes + cap(c.out.responses) + cap(c.out.pendingResponses)*int(unsafe.Sizeof(response{})) + 8<<10
 	}
 	if per := st.persistent; per != nil {
-		n += int(unsafe.Sizeof(*per)) + cap(per.backlog)*int(unsafe.Sizeof(backlogEntry{})) + cap(per.skipped)*16
+		n += int(unsafe.Sizeof(*per)) + cap(per.backlog.entries)*int(unsafe.Sizeof(backlogEntry{})) + cap(per.backlog.skipped)*16
 	}
 	return n
 }
@@ -95,7 +95,7 @@ var errNoSession = watchword.Refuse(watchword.NotFound, "no such session")
 func (st *sessionState) isOffline(id watchword.SessionID) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	return st.conn == nil && st.persistent != nil && st.persistent.offline != nil && st.persistent.offline.ID() == id
+	return st.conn == nil && st.persistent != nil && st.persistent.offline.authority != nil && st.persistent.offline.authority.ID() == id
 }
 
 // endOffline is [Broker.EndOfflineSession] for one session. A session that ends by itself while log runs is no

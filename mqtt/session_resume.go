@@ -71,13 +71,13 @@ func (c *conn) startNew(ad *admission) {
 	if ad.expiry > 0 {
 		c.session.number = c.broker.clientSequence.Add(1) // in the order in which sessions begin: see Load
 		c.session.makePersistent(ad.expiry)
-		c.session.persistent.narrowed = ad.narrowed
+		c.session.persistent.losses.narrowed = ad.narrowed
 	}
 }
 
 // makePersistent makes the client's state outlive its connection. mu is held.
 func (st *sessionState) makePersistent(expiry uint32) {
-	st.persistent = &persistent{expiry: expiry, rowChanged: true}
+	st.persistent = newPersistent(expiry)
 	st.broker.persistentCount.Add(1)
 }
 
@@ -101,14 +101,7 @@ func (c *conn) resume(prev *sessionState, ad *admission) (bool, error) {
 		prev.mu.Unlock()
 		return false, err
 	}
-	per := prev.persistent
-	hold := per.offline
-	per.offline, per.suspended = nil, false
-	per.generation++
-	per.stopTimers()
-	per.disconnectedAt, per.rowChanged = time.Time{}, true
-	per.expiry = ad.expiry
-	per.uncommitted = per.commit != nil && !per.commit.written()
+	hold := prev.persistent.resumed(ad.expiry)
 	prev.conn = c
 	prev.restoreInflight()
 	prev.updateLoad()
@@ -140,7 +133,7 @@ func (st *sessionState) watchOffline(ctx context.Context, turn int) {
 		Changed: func(a *session.Authority) {
 			var redistributions []redistribution
 			still(func(per *persistent) {
-				per.suspended = false
+				per.offline.suspended = false
 				_, redistributions = st.removeDeniedSubscriptions(a)
 			})
 			if len(redistributions) > 0 {
@@ -151,21 +144,18 @@ func (st *sessionState) watchOffline(ctx context.Context, turn int) {
 			still(func(per *persistent) {
 				switch watchword.CodeOf(cause) {
 				case watchword.SubjectSuspended, watchword.SubjectNew: // it may come back, with all it had
-					per.suspended = true
+					per.offline.suspended = true
 				case watchword.SubjectRevoked, watchword.TokenRevoked:
-					per.suspended = true
+					per.offline.suspended = true
 					go st.endState()
 				default: // nobody can say: what waits goes on to wait, and is judged when its client comes
-					if per.retryTimer != nil {
-						per.retryTimer.Stop()
-					}
-					per.retryTimer = time.AfterFunc(offlineRetryDelay, func() { st.retryOffline(turn) })
+					per.startRetryTimer(offlineRetryDelay, func() { st.retryOffline(turn) })
 				}
 			})
 		},
 	})
 	kept := false
-	still(func(per *persistent) { per.offline, kept = hold, true })
+	still(func(per *persistent) { per.offline.authority, kept = hold, true })
 	if !kept {
 		hold.Close(nil)
 	}
@@ -179,7 +169,7 @@ func (st *sessionState) retryOffline(turn int) {
 	st.mu.Lock()
 	var hold *session.Session
 	if per := st.persistent; per != nil && per.generation == turn {
-		hold = per.offline
+		hold = per.offline.authority
 	}
 	st.mu.Unlock()
 	if hold != nil {
@@ -205,7 +195,7 @@ func (st *sessionState) endStateIf(may func() error) error {
 	var hold *session.Session
 	var redistributions []redistribution
 	if per := st.persistent; per != nil {
-		hold, per.offline = per.offline, nil
+		hold = per.takeAuthority()
 		redistributions = st.takeAllForRedistribution()
 		st.endPersistent()
 	}

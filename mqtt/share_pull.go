@@ -28,7 +28,7 @@ func (st *sessionState) hasCapacity() bool {
 		return false
 	}
 	per := st.persistent
-	return per == nil || len(per.backlog) == 0 && per.waitingMessages <= o.QueueMessages/2 && per.waitingBytes <= o.QueueBytes/2
+	return per == nil || len(per.backlog.entries) == 0 && !per.backlog.halfFull(o)
 }
 
 // pull begins to move what waits for the group to members that are there. Anybody may
@@ -141,15 +141,11 @@ func (g *sharedGroup) takeOldest() (page []redistribution) {
 		st := s.session
 		st.mu.Lock()
 		if len(st.offlineBacklog()) > 0 {
-			per := st.persistent
-			per.backlog = slices.DeleteFunc(per.backlog, func(e backlogEntry) bool {
-				if e.stored == nil || e.stored.id > last || !g.mayTake(st, &e) {
-					return false
-				}
+			b := &st.persistent.backlog
+			for _, e := range b.take(func(e *backlogEntry) bool { return e.stored != nil && e.stored.id <= last && g.mayTake(st, e) }) {
 				page = append(page, redistribution{session: st, group: e.group, entry: e, counted: true})
-				per.redistributing = append(per.redistributing, e)
-				return true
-			})
+				b.startRedistributing(e)
+			}
 		}
 		st.mu.Unlock()
 	}
@@ -162,11 +158,11 @@ func (st *sessionState) offlineBacklog() []backlogEntry {
 	if st.persistent == nil || st.conn != nil || st.removed {
 		return nil
 	}
-	return st.persistent.backlog
+	return st.persistent.backlog.entries
 }
 
 // mayTake reports whether an entry of a client is the group's, and may be another's: not
 // with QoS 2 that is under way (MQTT 5.0 §4.8.2). The client's mu is held.
 func (g *sharedGroup) mayTake(st *sessionState, e *backlogEntry) bool {
-	return e.stored != nil && e.group != nil && e.group.name == g.name && !e.released && !(e.qos == 2 && e.seq <= st.persistent.lastSent)
+	return e.stored != nil && e.group != nil && e.group.name == g.name && !e.released && !st.persistent.backlog.isUnderWay(e)
 }

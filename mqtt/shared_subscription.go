@@ -223,7 +223,7 @@ func (st *sessionState) takeForRedistribution(of *subscription) (out []redistrib
 	take := func(g *sharedGroup, m *message, e backlogEntry, counts bool) {
 		out = append(out, redistribution{session: st, group: g, message: m, entry: e, counted: counts})
 		if counts {
-			st.persistent.redistributing = append(st.persistent.redistributing, e)
+			st.persistent.backlog.startRedistributing(e)
 		}
 	}
 	stays := st.queue[:0]
@@ -251,13 +251,9 @@ func (st *sessionState) takeForRedistribution(of *subscription) (out []redistrib
 		return true
 	})
 	if per := st.persistent; per != nil && of != nil {
-		per.backlog = slices.DeleteFunc(per.backlog, func(e backlogEntry) bool {
-			if !mine(e.group) || e.released || e.qos == 2 && e.seq <= per.lastSent {
-				return false
-			}
+		for _, e := range per.backlog.take(func(e *backlogEntry) bool { return mine(e.group) && !e.released && !per.backlog.isUnderWay(e) }) {
 			take(e.group, nil, e, true)
-			return true
-		})
+		}
 	}
 	return out
 }
@@ -353,7 +349,7 @@ func (st *sessionState) redistributeOne(w *workBatch, rd redistribution, online 
 // endRedistribution is called with mu held, once for each that was moving.
 func (st *sessionState) endRedistribution(e backlogEntry) {
 	if per := st.persistent; per != nil {
-		per.redistributing = slices.DeleteFunc(per.redistributing, func(x backlogEntry) bool { return x.seq == e.seq })
+		per.backlog.stopRedistributing(e.seq)
 	}
 }
 
@@ -372,12 +368,11 @@ func (st *sessionState) undoRedistribution(rd *redistribution) {
 	defer st.mu.Unlock()
 	e, per := rd.entry, st.persistent
 	st.endRedistribution(e)
-	if per == nil || e.seq <= per.minSeq || st.subs[rd.group.name] == nil && e.seq > per.lastSent {
+	if per == nil || e.seq <= per.backlog.minSeq || st.subs[rd.group.name] == nil && e.seq > per.backlog.lastSent {
 		st.uncountOffline(e.stored, e.seq, int(e.size))
 		return
 	}
-	at, _ := slices.BinarySearchFunc(per.backlog, e.seq, func(x backlogEntry, seq int64) int { return cmp.Compare(x.seq, seq) })
-	per.backlog = slices.Insert(per.backlog, at, e)
+	per.backlog.insert(e)
 	e.markGroupWaiting(st)
 	if c := st.conn; c != nil {
 		c.refill()

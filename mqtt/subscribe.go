@@ -138,7 +138,7 @@ func (st *sessionState) addSubscription(s *subscription, shared, bounded bool) e
 		st.updateLoad()
 	}
 	if st.persistent != nil {
-		st.persistent.markFilterChanged(s.clientFilter)
+		st.persistent.rowChanged.changeFilter(s.clientFilter)
 	}
 	st.broker.stats.subscriptions.Add(1)
 	return nil
@@ -149,7 +149,7 @@ func (st *sessionState) addSubscription(s *subscription, shared, bounded bool) e
 func (st *sessionState) replaceSubscription(old, s *subscription) {
 	old.qos, old.noLocal, old.retainAsPublished, old.identifier = s.qos, s.noLocal, s.retainAsPublished, s.identifier
 	if st.persistent != nil {
-		st.persistent.markFilterChanged(s.clientFilter)
+		st.persistent.rowChanged.changeFilter(s.clientFilter)
 	}
 }
 
@@ -163,7 +163,7 @@ func (st *sessionState) removeSubscription(s *subscription) {
 		st.groups = slices.DeleteFunc(st.groups, func(x *sharedGroup) bool { return x == g })
 	}
 	if st.persistent != nil {
-		st.persistent.markFilterChanged(s.clientFilter)
+		st.persistent.rowChanged.changeFilter(s.clientFilter)
 	}
 	st.broker.stats.subscriptions.Add(-1)
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"slices"
 	"time"
-
-	"github.com/watchword-iot/watchword/mqttstore"
 )
 
 // remains is what is to be done once a connection has lost its client.
@@ -61,34 +59,20 @@ func (c *conn) detachFor(cause error) (td teardown) {
 		c.session.updateLoad()
 		return td
 	}
-	per := c.session.persistent
 	td.onlineOnly, td.groups = true, slices.Clone(c.session.groups)
 	c.session.requeueOffline()
 	c.session.conn = nil
 	c.session.updateLoad()
-	per.generation++
-	td.generation = per.generation
-	per.disconnectedAt, per.rowChanged = now, true
+	td.generation = c.session.persistent.disconnected(now)
 	c.session.markChanged()
 	c.session.startTimers(now)
 	return td
 }
 
-// expiresAt is when the state of a client without a connection ends, false for never.
-func (per *persistent) expiresAt() (time.Time, bool) {
-	return per.disconnectedAt.Add(time.Duration(per.expiry) * time.Second), per.expiry != mqttstore.NeverExpires
-}
-
-// startTimers starts the clocks of a client without a connection, or starts them anew. mu is held.
+// startTimers starts the expiry timer of a session without a connection, or starts it anew. mu is held.
 func (st *sessionState) startTimers(now time.Time) {
-	per, turn := st.persistent, st.persistent.generation
-	if per.expiryTimer != nil {
-		per.expiryTimer.Stop()
-		per.expiryTimer = nil
-	}
-	if ends, ok := per.expiresAt(); ok {
-		per.expiryTimer = time.AfterFunc(ends.Sub(now), func() { st.expireIfDue(turn) })
-	}
+	generation := st.persistent.generation
+	st.persistent.startExpiryTimer(now, func() { st.expireIfDue(generation) })
 }
 
 // hasExpired reports whether the session of a client that is away is over by the time of
