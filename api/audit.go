@@ -34,11 +34,11 @@ type EntryList struct {
 // and Body.
 type EntryDetail struct {
 	Entry
-	Hash Base64 `json:"hash" doc:"base64 SHA-256 over salt and body: what the log's leaf commits to"`
+	Hash Base64 `json:"hash" doc:"base64 SHA-256 over salt and body, which is the leaf of the log"`
 	Salt Base64 `json:"salt,omitempty" doc:"base64"`
-	Body string `json:"body,omitempty" doc:"the bytes that are hashed"`
+	Body string `json:"body,omitempty" doc:"the bytes of the entry that are hashed"`
 	// Args and ArgsSalt are the preimage of the args_hash of a command's order, for callers that
 	// may read arguments.
-	Args     json.RawMessage `json:"args,omitempty" doc:"of an ordered command, for those who may see it"`
+	Args     json.RawMessage `json:"args,omitempty" doc:"arguments of an ordered command, where the caller is allowed to read them"`
 	ArgsSalt Base64          `json:"args_salt,omitempty" doc:"base64; args_hash is the base64url SHA-256 over args_salt and args"`
 }

@@ -24,10 +24,10 @@ type Command struct {
 	DeliveredAt *time.Time             `json:"delivered_at,omitempty"`
 	SettledAt   *time.Time             `json:"settled_at,omitempty"` // when State became final
 	ArgsHash    string                 `json:"args_hash"`            // base64url SHA-256 over salt and arguments
-	LogEntry    int64                  `json:"log_entry,omitempty" doc:"number of the log's entry of the receipt"`
+	LogEntry    int64                  `json:"log_entry,omitempty" doc:"number of the log entry that records the receipt"`
 	Args        json.RawMessage        `json:"args,omitempty"`
 	Receipt     *Receipt               `json:"receipt,omitempty"`
-	Reason      *Reason                `json:"reason,omitempty" doc:"why it is undeliverable"`
+	Reason      *Reason                `json:"reason,omitempty" doc:"why the command is undeliverable"`
 }
 
 // Reason says why a command could not be delivered.
@@ -58,8 +58,8 @@ type SendCommandRequest struct {
 	Device   watchword.SubjectID `json:"device" maxLength:"64"`
 	Function string              `json:"function" maxLength:"64"`
 	Args     json.RawMessage     `json:"args,omitempty"`
-	TTL      string              `json:"ttl,omitempty" doc:"whole seconds, as 120s; at most 24h"`
-	Order    string              `json:"order,omitempty" doc:"signed by the caller's own key"`
+	TTL      string              `json:"ttl,omitempty" doc:"whole seconds, for example 120s; at most 24h"`
+	Order    string              `json:"order,omitempty" doc:"a JWS of the order, signed by the caller's own key"`
 }
 
 // SealedCommand is a command on its way to its device: an item of [SealedCommands], and the data of the event "command" of

@@ -16,7 +16,7 @@ type Device struct {
 	Labels      watchword.Labels    `json:"labels"`
 	Version     int64               `json:"version"`     // grows with each change; its ETag, which If-Match takes
 	Incarnation int64               `json:"incarnation"` // grows with each enrollment
-	Proof       string              `json:"proof,omitempty" doc:"required: nothing works without a proof of its key"`
+	Proof       string              `json:"proof,omitempty" doc:"required: the server accepts nothing of the device without a proof of its key"`
 	CreatedAt   time.Time           `json:"created_at"`
 	ChangedAt   time.Time           `json:"changed_at"`
 	Enrollment  *Enrollment         `json:"enrollment,omitempty"` // in the answer of POST /v1/devices alone
@@ -40,7 +40,7 @@ type DeviceKey struct {
 	Purpose watchword.Purpose  `json:"purpose"`
 	State   watchword.KeyState `json:"state"`
 	AddedAt time.Time          `json:"added_at"`
-	Retired *time.Time         `json:"retired_at,omitempty" doc:"when another key took its place"`
+	Retired *time.Time         `json:"retired_at,omitempty" doc:"when another key replaced it"`
 	JWK     json.RawMessage    `json:"jwk"` // public (RFC 7517)
 }
 
@@ -56,8 +56,8 @@ type DeviceList struct {
 type CreateDeviceRequest struct {
 	ID     string            `json:"id" maxLength:"64"`
 	Labels map[string]string `json:"labels,omitempty"`
-	Proof  string            `json:"proof,omitempty" doc:"required: it gets nothing without a proof of its key"`
-	TTL    string            `json:"ttl,omitempty" doc:"of the link, as 24h; at most 30 days"`
+	Proof  string            `json:"proof,omitempty" doc:"required: the server accepts nothing of the device without a proof of its key"`
+	TTL    string            `json:"ttl,omitempty" doc:"lifetime of the link, for example 24h; at most 30 days"`
 }
 
 // LinkRequest is the body of POST /v1/devices/{id}/link, which may be absent. TTL is as in [CreateDeviceRequest].
@@ -72,7 +72,7 @@ type LabelsRequest struct {
 
 // ProofRequest is the body of PUT /v1/devices/{id}/proof: [watchword.RequireProof] or empty.
 type ProofRequest struct {
-	Proof string `json:"proof" doc:"required, or empty"`
+	Proof string `json:"proof" doc:"required or empty"`
 }
 
 // ReasonRequest is the body of POST /v1/devices/{id}/suspend, resume and revoke, and of POST /v1/keys/{id}/revoke. It

@@ -23,9 +23,9 @@ type Event struct {
 // came faster than it read, or while it was offline.
 type EventGap struct {
 	Missed  int64                         `json:"missed"`
-	Devices map[watchword.SubjectID]int64 `json:"devices,omitempty" doc:"of these, by device, at most 32"`
-	Others  int64                         `json:"others,omitempty" doc:"of these, of further devices"`
-	More    bool                          `json:"more,omitempty" doc:"there may have been more, of which nothing is known any more"`
+	Devices map[watchword.SubjectID]int64 `json:"devices,omitempty" doc:"missed events by device; at most 32 devices"`
+	Others  int64                         `json:"others,omitempty" doc:"missed events of further devices"`
+	More    bool                          `json:"more,omitempty" doc:"more events may have been missed; the server no longer knows them"`
 }
 
 // PublishResponse is the answer of POST /v1/self/events/{stream}.

@@ -14,9 +14,9 @@ type ServerKey struct {
 	State     string          `json:"state"` // keyring.State
 	Alg       string          `json:"alg"`
 	CreatedAt time.Time       `json:"created_at"`
-	StartsAt  *time.Time      `json:"starts_at,omitempty" doc:"when it signs, or began to"`
-	EndsAt    *time.Time      `json:"ends_at,omitempty" doc:"when a retiring key is gone"`
-	Offline   bool            `json:"offline,omitempty" doc:"its private half is not on the server"`
+	StartsAt  *time.Time      `json:"starts_at,omitempty" doc:"when the key begins to sign, or began"`
+	EndsAt    *time.Time      `json:"ends_at,omitempty" doc:"when a retiring key is deleted"`
+	Offline   bool            `json:"offline,omitempty" doc:"the private key is not on the server"`
 }
 
 // ServerKeyList is the answer of GET /v1/keys, oldest first.
@@ -31,13 +31,13 @@ type ServerKeyList struct {
 type TrustBundle struct {
 	Version   int64     `json:"ver"`
 	ExpiresAt time.Time `json:"expires_at"`
-	Ahead     int       `json:"ahead" doc:"bundles that were signed ahead"`
-	Stale     string    `json:"stale,omitempty" doc:"why a root that is not here must sign another"`
+	Ahead     int       `json:"ahead" doc:"number of bundles that are signed in advance"`
+	Stale     string    `json:"stale,omitempty" doc:"why an offline root has to sign another bundle"`
 }
 
 // RotateKeyRequest is the body of POST /v1/keys/{role}/rotate, which may be absent.
 type RotateKeyRequest struct {
-	Now bool `json:"now,omitempty" doc:"the next key signs at once, before everybody can know it"`
+	Now bool `json:"now,omitempty" doc:"the next key signs at once, before all readers have fetched it"`
 }
 
 // PlanBundlesRequest is the body of POST /v1/keys/bundles/plan.
@@ -50,8 +50,8 @@ type PlannedBundle struct {
 	Version   int64             `json:"ver"`
 	StartsAt  time.Time         `json:"starts_at"`
 	ExpiresAt time.Time         `json:"expires_at"`
-	Roots     []watchword.KeyID `json:"roots" doc:"who must sign it"`
-	Payload   string            `json:"payload" doc:"what each root signs, byte for byte"`
+	Roots     []watchword.KeyID `json:"roots" doc:"thumbprints of the root keys that have to sign the bundle"`
+	Payload   string            `json:"payload" doc:"the bytes that each root key signs"`
 }
 
 // PlannedBundles is the answer of POST /v1/keys/bundles/plan, in order of Version.

@@ -5,16 +5,16 @@ import "github.com/watchword-iot/watchword"
 // Problem is a problem document (RFC 9457 §3): the body of every refusal of the addresses under /v1/… and /log/…,
 // and the data of the event "end" of a stream.
 type Problem struct {
-	Type       string         `json:"type" doc:"urn:watchword:error: and the code"`
+	Type       string         `json:"type" doc:"urn:watchword:error: followed by the code"`
 	Title      string         `json:"title"`
 	Status     int            `json:"status"`
 	Code       watchword.Code `json:"code" doc:"stable; docs/errors.md explains each"`
 	Detail     string         `json:"detail,omitempty"`
-	Field      string         `json:"field,omitempty" doc:"path of the field at fault, never its value"`
+	Field      string         `json:"field,omitempty" doc:"path of the invalid field, never its value"`
 	Rule       string         `json:"rule,omitempty" doc:"the policy rule that decided"`
 	TraceID    string         `json:"trace_id,omitempty"`
-	RetryAfter int            `json:"retry_after,omitempty" doc:"seconds"`
-	Mistakes   []Mistake      `json:"mistakes,omitempty" doc:"of a policy document"`
+	RetryAfter int            `json:"retry_after,omitempty" doc:"seconds to wait before another request"`
+	Mistakes   []Mistake      `json:"mistakes,omitempty" doc:"errors in a policy document"`
 }
 
 // Mistake is one error in a policy document; a [Problem] of PUT /v1/policies/{name} and POST /v1/policies/check has at

@@ -22,10 +22,10 @@ type Session struct {
 type ClientState struct {
 	Client        string   `json:"client_id"`
 	Subscriptions []string `json:"subscriptions"` // topic filters
-	Messages      int      `json:"messages" doc:"that wait for it, or that it has not acknowledged"`
-	Bytes         int      `json:"bytes" doc:"of these"`
-	Memory        int      `json:"memory" doc:"bytes of the server's memory that it takes, about"`
-	Dropped       int64    `json:"dropped" doc:"messages that found no room since it last heard"`
+	Messages      int      `json:"messages" doc:"messages that are queued or inflight"`
+	Bytes         int      `json:"bytes" doc:"bytes of these messages"`
+	Memory        int      `json:"memory" doc:"approximate bytes of server memory"`
+	Dropped       int64    `json:"dropped" doc:"messages dropped from the full queue since the client last received one"`
 }
 
 // OfflineSession is a persistent MQTT session whose client has no connection.
@@ -43,7 +43,7 @@ type OfflineSession struct {
 type SessionList struct {
 	Sessions      []Session        `json:"sessions"`
 	Offline       []OfflineSession `json:"offline"`
-	NextPageToken string           `json:"next_page_token,omitempty" doc:"a session with more subscriptions than a page has room for comes again on the next one, with those that follow"`
+	NextPageToken string           `json:"next_page_token,omitempty" doc:"a session whose subscriptions do not fit on one page is repeated on the next page with the rest of them"`
 }
 
 // SessionRefresh is the answer of PUT /v1/self/sessions/{id}: when the session ends with the token of this request.
