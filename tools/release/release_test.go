@@ -30,6 +30,9 @@ const (
 // paho.golang's tests beside, whose go.mod files need not be in the module cache: 0 counts none.
 var inGraph = map[string]int{"sdk/verify": 42, "sdk/admin": 42, "sdk/device": 0}
 
+// maxZip is how many bytes the zip of the module may have, which every user downloads.
+const maxZip = 4 << 20
+
 // What a release would be is served from a folder as a module proxy serves it: the program is installed from it, and
 // programs that use the SDK packages are built with it. All else comes from the module cache, and nothing from the network.
 func TestAReleaseInstalls(t *testing.T) {
@@ -105,6 +108,9 @@ func newProxy(t *testing.T) *proxy {
 	var b bytes.Buffer
 	if err := zip.Create(&b, module.Version{Path: product, Version: p.version}, released(t)); err != nil {
 		t.Fatal(err)
+	}
+	if b.Len() > maxZip {
+		t.Errorf("the module's zip has %d bytes, want %d at most: what is built does not belong into it", b.Len(), maxZip)
 	}
 	write(t, filepath.Join(at, p.version+".zip"), b.String())
 	t.Cleanup(func() { // what the go command took over into its cache
