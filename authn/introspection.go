@@ -118,7 +118,7 @@ func (svc *Service) RevocableRecord(ctx context.Context, t watchword.TenantID, c
 	case err != nil:
 		return nil, err
 	case rec.Subject != c:
-		return &rec, watchword.Refuse(watchword.Denied, "this token is another's")
+		return &rec, watchword.Refuse(watchword.Denied, "the token was issued to another client")
 	}
 	if by == nil || by.JTI() == a.JTI || by.CoversPolicy() {
 		return &rec, nil
@@ -128,7 +128,7 @@ func (svc *Service) RevocableRecord(ctx context.Context, t watchword.TenantID, c
 		return nil, err
 	}
 	if !by.Token().Covers(perm, deny) {
-		return nil, watchword.Refuse(watchword.Denied, "the token that was shown is narrower than the one to be revoked")
+		return nil, watchword.Refuse(watchword.Denied, "the presented token has fewer permissions than the token to be revoked")
 	}
 	return &rec, nil
 }

@@ -208,7 +208,7 @@ func (svc *Service) requestedGrant(s *watchword.Subject, current *policy.Grant, 
 	}
 	for _, p := range req.Scope {
 		if !current.Contains(p) {
-			return g, watchword.Refuse(watchword.ScopeInvalid, "scope asks for more than policy gives")
+			return g, watchword.Refuse(watchword.ScopeInvalid, "scope must be within the permissions that policy gives; see docs/errors.md")
 		}
 	}
 	g.Perm = req.Scope
@@ -304,7 +304,7 @@ func (svc *Service) VerifyPossession(ctx context.Context, p session.Credentials,
 	}
 	k, ok := keys[p.Key]
 	if !ok {
-		return watchword.Refuse(watchword.KeyUnknown, "the key that the token names no longer counts")
+		return watchword.Refuse(watchword.KeyUnknown, "the key of the token's key claim is not active any more; see docs/errors.md")
 	}
 	return svc.semaphore.Do(ctx, func() error { return k.VerifyBytes(message, sig) })
 }
@@ -334,7 +334,7 @@ func (svc *Service) authenticate(ctx context.Context, t watchword.TenantID, p *t
 		return nil, nil, token.Assertion{}, cerr
 	}
 	if err != nil || cerr != nil {
-		return nil, nil, token.Assertion{}, watchword.Wrap(errors.Join(err, cerr), watchword.ClientInvalid, "the assertion proves no client of this server")
+		return nil, nil, token.Assertion{}, watchword.Wrap(errors.Join(err, cerr), watchword.ClientInvalid, "the client assertion is not valid: iss and sub must be a client of this server, aud exactly %q, kid an active key of the client; see docs/errors.md", svc.issuer)
 	}
 	return who.Subject, who.Grant, a, nil
 }
