@@ -42,6 +42,11 @@ type TokenStore interface {
 	RevokeToken(ctx context.Context, t watchword.TenantID, jti string, e audit.Entry) error
 }
 
+// Live takes a change to every live session. It is a [session.Live].
+type Live interface {
+	Apply(ctx context.Context, c watchword.Change) error
+}
+
 // Options tunes an [Service]. The zero value is ready to use.
 type Options struct {
 	Lifetime time.Duration // of an access token; 0 means 10 minutes
@@ -60,6 +65,7 @@ type Service struct {
 	issuer    string
 	keys      Keys
 	directory Directory
+	live      Live
 	tokens    TokenStore
 	lifetime  time.Duration
 	decoy     token.KeySet // a key that nobody has, in the place of an unknown subject's keys
@@ -78,7 +84,7 @@ type Service struct {
 const verifiedCacheBytes = 128 << 20
 
 // New returns the office of one issuer, which signs and verifies with keys.
-func New(issuer string, keys Keys, d Directory, records TokenStore, o Options) (*Service, error) {
+func New(issuer string, keys Keys, d Directory, records TokenStore, live Live, o Options) (*Service, error) {
 	decoy, err := jose.GenerateKey("P-256")
 	if err != nil {
 		return nil, err
@@ -93,7 +99,7 @@ func New(issuer string, keys Keys, d Directory, records TokenStore, o Options) (
 		dpop: newDPoPVerifier(o.Origins), semaphore: o.Semaphore,
 		issueRate:     rates.NewBurst[subjectRef](o.IssueRate, int(max(10, 10*o.IssueRate)), "too many tokens for this subject"),
 		assertionRate: rates.NewBurst[subjectRef](10*o.IssueRate, int(max(10, 100*o.IssueRate)), "too many assertions of this subject"),
-		issuer:        issuer, keys: keys, directory: d, tokens: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
+		issuer:        issuer, keys: keys, directory: d, live: live, tokens: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
 		verified: recent.NewSized[[sha256.Size]byte, *verifiedToken](verifiedCacheBytes),
 	}, nil
 }
