@@ -15,6 +15,14 @@ func (s Subject) Added() Subject {
 	return s
 }
 
+// IDTaken is the refusal of a subject whose id another one of the tenant has, or a deleted one had.
+func IDTaken(id SubjectID) error {
+	return Refuse(Conflict, "the id %q is taken, or was taken before: no id means two things over time", id)
+}
+
+// ErrKeyUsed is the refusal of a key that a subject of the tenant has or had.
+var ErrKeyUsed = Refuse(Conflict, "a key that was used before does not come in again; make new keys")
+
 // Suspend moves a new or active subject to suspended. Code: conflict for a revoked one.
 func (s Subject) Suspend(now time.Time) (_ Subject, changed bool, err error) {
 	switch s.State {

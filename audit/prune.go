@@ -25,6 +25,33 @@ func (p *Pruning) AddRetained(seq int64) {
 	p.Chain = sha256.Sum256(binary.BigEndian.AppendUint64(p.Chain[:], uint64(seq)))
 }
 
+// Tile goes one tile further, whose entries are rs: goes are the numbers of those whose bodies go, and stays the terms of the
+// others. Code: log_invalid, and not_found where the tile was pruned before.
+func (p *Pruning) Tile(rs []Record) (goes []int64, stays TileFilter, err error) {
+	for _, r := range rs {
+		e, err := r.Entry()
+		if err != nil {
+			return nil, stays, err
+		}
+		if !Permanent(e.Kind) {
+			goes = append(goes, r.Seq)
+			continue
+		}
+		p.AddRetained(r.Seq)
+		stays.Add(e)
+	}
+	p.Through += ledger.TileWidth
+	return goes, stays, nil
+}
+
+// Reached refuses where p is not the pruning that was announced. Code: conflict.
+func (p Pruning) Reached(announced Pruning) error {
+	if p != announced {
+		return watchword.Refuse(watchword.Conflict, "the log is pruned up to %d already, or has other entries", p.Through)
+	}
+	return nil
+}
+
 // AddTo returns e with what it says of p.
 func (p Pruning) AddTo(e Entry) Entry {
 	return e.With("through", strconv.FormatInt(p.Through, 10), "kept", strconv.FormatInt(p.Retained, 10), "chain", base64.StdEncoding.EncodeToString(p.Chain[:]))

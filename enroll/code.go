@@ -21,6 +21,9 @@ type Code struct {
 // ErrCode is the refusal of a code that brings nobody in. It does not say why.
 var ErrCode = watchword.Refuse(watchword.CodeInvalid, "the code is wrong, used or over")
 
+// ErrCodeExists says that the tenant has a code of this hash.
+var ErrCodeExists = watchword.Refuse(watchword.Conflict, "this code exists")
+
 // Redemption is a stranger's attempt to become a subject: the hash of the code
 // it showed and the keys whose possession it proved.
 type Redemption struct {

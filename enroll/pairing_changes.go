@@ -63,6 +63,7 @@ func (p Pairing) Approve(a Approval, by watchword.SubjectID, s watchword.Subject
 	if s.Kind != watchword.Device {
 		return p, s, watchword.Refuse(watchword.Conflict, "the id %q is taken", s.ID)
 	}
+	p.Sign.State, p.Seal.State = watchword.KeyActive, watchword.KeyActive
 	p.Sign.Added, p.Seal.Added = now, now
 	s, err := s.Enroll(p.Sign, p.Seal, now)
 	if err != nil {

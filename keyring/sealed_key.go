@@ -85,6 +85,12 @@ type Instance struct {
 	At     time.Time
 }
 
+// The refusals of a store that has no founding, or has one already.
+var (
+	ErrNotFounded = watchword.Refuse(watchword.NotFound, "the house is not founded")
+	ErrFounded    = watchword.Refuse(watchword.Conflict, "the house stands already")
+)
+
 // SignedBundle is a trust bundle as it was signed: published from Starts on, until
 // the next one starts. Version only grows.
 type SignedBundle struct {

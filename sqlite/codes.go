@@ -17,7 +17,7 @@ func (t *tx) putCode(c enroll.Code) error {
 	n, err := t.exec(`INSERT INTO codes (tenant, hash, subject, expires, maker) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
 		c.Tenant, c.Hash[:], c.Subject, toMillis(c.Expires), c.CreatedBy)
 	if err == nil && n == 0 {
-		err = watchword.Refuse(watchword.Conflict, "this code exists")
+		err = enroll.ErrCodeExists
 	}
 	return err
 }

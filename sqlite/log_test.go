@@ -50,12 +50,12 @@ func TestTheEdgeIsReadAgainAtStart(t *testing.T) {
 		if tree.Size() != int64(n) || tree.Root() != own.Root() {
 			t.Errorf("of %d entries the tree has %d, its root fits: %v", n, tree.Size(), tree.Root() == own.Root())
 		}
-		terms := s.w.tx.merkle.terms
+		terms := s.w.tx.merkle.Terms
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
 		s = opened(t, path)
-		if again := *s.w.tx.merkle.committed.Load(); again.Root() != own.Root() || s.w.tx.merkle.terms != terms {
+		if again := *s.w.tx.merkle.committed.Load(); again.Root() != own.Root() || s.w.tx.merkle.Terms != terms {
 			t.Errorf("opened again with %d entries, the edge is another", n)
 		}
 		if err := s.Close(); err != nil {

@@ -15,57 +15,34 @@ import (
 // edge is computed from them at start. It belongs to the writer, except committed, which anyone may
 // read.
 type merkleLog struct {
-	treeEdge
-	added     []appendedEntry // in the transaction that is open
+	audit.Edge
+	added     []audit.Leaf // in the transaction that is open
 	committed atomic.Pointer[ledger.Tree]
 	disabled  bool // for measuring only
 }
 
-// treeEdge is the tree with the search terms of entries that fill no tile yet.
-type treeEdge struct {
-	tree  ledger.Tree
-	terms audit.TileFilter
-}
-
-type appendedEntry struct {
-	leaf  ledger.Hash
-	entry audit.Entry
-}
-
 func newLog(off bool) *merkleLog {
 	l := &merkleLog{disabled: off}
-	l.committed.Store(&l.tree)
+	l.committed.Store(&l.Tree)
 	return l
 }
 
 func (l *merkleLog) undo(to int) { l.added = l.added[:to] }
 
 // grow writes the tiles that the open transaction fills, and returns the edge after its commit.
-func (l *merkleLog) grow(exec func(q string, args ...any) (int64, error)) (treeEdge, error) {
-	return l.treeEdge.grow(l.added, exec)
+func (l *merkleLog) grow(exec func(q string, args ...any) (int64, error)) (audit.Edge, error) {
+	return grow(l.Edge, l.added, exec)
 }
 
-func (e treeEdge) grow(added []appendedEntry, exec func(q string, args ...any) (int64, error)) (treeEdge, error) {
-	if len(added) == 0 {
-		return e, nil
-	}
-	leaves := make([]ledger.Hash, len(added))
-	at := e.tree.Size()
-	for i, a := range added {
-		leaves[i] = a.leaf
-		e.terms.Add(a.entry)
-		at++
-		if at%ledger.TileWidth > 0 {
-			continue
-		}
-		if _, err := exec(`INSERT INTO audit_terms (n, first, last, bits) VALUES (?, ?, ?, ?)`, at/ledger.TileWidth-1, e.terms.First, e.terms.Last, e.terms.Bits[:]); err != nil {
+func grow(e audit.Edge, leaves []audit.Leaf, exec func(q string, args ...any) (int64, error)) (audit.Edge, error) {
+	e, g := e.Append(leaves)
+	for i := range g.Terms {
+		t := &g.Terms[i]
+		if _, err := exec(`INSERT INTO audit_terms (n, first, last, bits) VALUES (?, ?, ?, ?)`, t.N, t.First, t.Last, t.Bits[:]); err != nil {
 			return e, err
 		}
-		e.terms = audit.TileFilter{}
 	}
-	var full []ledger.Tile
-	e.tree, full = e.tree.Append(leaves...)
-	for _, t := range full {
+	for _, t := range g.Tiles {
 		if _, err := exec(`INSERT INTO audit_tiles (level, n, root, hashes) VALUES (?, ?, ?, ?)`, t.Level, t.N, t.Root[:], ledger.AppendTile(nil, t.Hashes...)); err != nil {
 			return e, err
 		}
@@ -74,14 +51,14 @@ func (e treeEdge) grow(added []appendedEntry, exec func(q string, args ...any) (
 }
 
 // commit makes e the current edge; it is durable.
-func (l *merkleLog) commit(e treeEdge) {
+func (l *merkleLog) commit(e audit.Edge) {
 	if len(l.added) == 0 {
 		return
 	}
-	l.treeEdge = e
+	l.Edge = e
 	clear(l.added) // so that entries can be freed
 	l.added = l.added[:0]
-	tree := e.tree
+	tree := e.Tree
 	l.committed.Store(&tree)
 }
 
@@ -95,7 +72,7 @@ func (l *merkleLog) load(ctx context.Context, from querier) error {
 	if err != nil {
 		return err
 	}
-	l.tree = tree
+	l.Tree = tree
 	terms, err := queryOne(ctx, from, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT coalesce(max(n) + 1, 0) FROM audit_terms`)
 	if err == nil && terms != size/ledger.TileWidth {
 		err = watchword.Refuse(watchword.LogInvalid, "searches know of %d tiles, and the log has %d", terms, size/ledger.TileWidth)
@@ -112,7 +89,7 @@ func (l *merkleLog) load(ctx context.Context, from querier) error {
 		if err != nil { // a pruned range ends at a tile
 			return watchword.Wrap(err, watchword.LogInvalid, "entry %d at the end of the log has no body, or a damaged one", r.Seq)
 		}
-		l.terms.Add(e)
+		l.Terms.Add(e)
 	}
 	l.committed.Store(&tree)
 	return nil
@@ -145,18 +122,17 @@ func (t *tx) enter(es ...audit.Entry) error {
 		if err != nil {
 			return err
 		}
-		salt := ledger.NewSalt()
-		hash := ledger.Commitment(salt, body)
-		if _, err := t.exec(`INSERT INTO audit_entries (seq, hash, salt, body) VALUES (?, ?, ?, ?)`, t.merkle.next(), hash[:], salt[:], body); err != nil {
+		r, leaf := audit.NewRecord(t.merkle.next(), body)
+		if _, err := t.exec(`INSERT INTO audit_entries (seq, hash, salt, body) VALUES (?, ?, ?, ?)`, r.Seq, r.Hash[:], r.Salt[:], body); err != nil {
 			return err
 		}
-		t.merkle.added = append(t.merkle.added, appendedEntry{ledger.LeafHash(hash), e})
+		t.merkle.added = append(t.merkle.added, audit.Leaf{Hash: leaf, Entry: e})
 	}
 	return nil
 }
 
 // next is the number of the next entry.
-func (l *merkleLog) next() int64 { return l.tree.Size() + int64(len(l.added)) + 1 }
+func (l *merkleLog) next() int64 { return l.Tree.Size() + int64(len(l.added)) + 1 }
 
 // AddEntry writes audit entries in a transaction of their own.
 func (s *Store) AddEntry(ctx context.Context, es ...audit.Entry) error {
@@ -285,7 +261,7 @@ func scanCheckpoint(r scanner) (c audit.SignedCheckpoint, err error) {
 
 // buildLog migrates the entries of an older version into a tree.
 func buildLog(ctx context.Context, t *sql.Tx) error {
-	var e treeEdge
+	var e audit.Edge
 	exec := func(q string, args ...any) (int64, error) {
 		r, err := t.ExecContext(ctx, q, args...)
 		if err != nil {
@@ -294,11 +270,11 @@ func buildLog(ctx context.Context, t *sql.Tx) error {
 		return r.RowsAffected()
 	}
 	for {
-		rs, err := t.QueryContext(ctx, `SELECT seq, body FROM audit_entries_before WHERE seq > ? ORDER BY seq LIMIT ?`, e.tree.Size(), ledger.TileWidth)
+		rs, err := t.QueryContext(ctx, `SELECT seq, body FROM audit_entries_before WHERE seq > ? ORDER BY seq LIMIT ?`, e.Tree.Size(), ledger.TileWidth)
 		if err != nil {
 			return err
 		}
-		var some []appendedEntry
+		var some []audit.Leaf
 		var bodies [][]byte
 		for rs.Next() {
 			var seq int64
@@ -307,10 +283,10 @@ func buildLog(ctx context.Context, t *sql.Tx) error {
 				return err
 			}
 			entry, err := audit.Parse(seq, body)
-			if err != nil || seq != e.tree.Size()+int64(len(some))+1 {
+			if err != nil || seq != e.Tree.Size()+int64(len(some))+1 {
 				return watchword.Wrap(err, watchword.LogInvalid, "entry %d of the log is damaged, or is not where it was", seq)
 			}
-			some, bodies = append(some, appendedEntry{entry: entry}), append(bodies, body)
+			some, bodies = append(some, audit.Leaf{Entry: entry}), append(bodies, body)
 		}
 		if err := rs.Err(); err != nil {
 			return err
@@ -320,14 +296,13 @@ func buildLog(ctx context.Context, t *sql.Tx) error {
 			return err
 		}
 		for i, body := range bodies {
-			salt := ledger.NewSalt()
-			hash := ledger.Commitment(salt, body)
-			some[i].leaf = ledger.LeafHash(hash)
-			if _, err := exec(`INSERT INTO audit_entries (seq, hash, salt, body) VALUES (?, ?, ?, ?)`, e.tree.Size()+int64(i)+1, hash[:], salt[:], body); err != nil {
+			r, leaf := audit.NewRecord(e.Tree.Size()+int64(i)+1, body)
+			some[i].Hash = leaf
+			if _, err := exec(`INSERT INTO audit_entries (seq, hash, salt, body) VALUES (?, ?, ?, ?)`, r.Seq, r.Hash[:], r.Salt[:], body); err != nil {
 				return err
 			}
 		}
-		if e, err = e.grow(some, exec); err != nil {
+		if e, err = grow(e, some, exec); err != nil {
 			return err
 		}
 	}

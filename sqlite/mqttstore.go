@@ -89,10 +89,10 @@ func (s *Store) Messages(ctx context.Context, ids []int64) (out []mqttstore.Mess
 
 // WriteMQTT writes changes in one transaction.
 func (s *Store) WriteMQTT(ctx context.Context, c mqttstore.Changes) error {
-	return s.w.do(ctx, func(t *tx) error { return t.writeMQTT(&c) })
+	return s.w.do(ctx, func(t *tx) error { return t.writeMQTT(c) })
 }
 
-func (t *tx) writeMQTT(c *mqttstore.Changes) error {
+func (t *tx) writeMQTT(c mqttstore.Changes) error {
 	do := func(q string, args ...any) error {
 		_, err := t.exec(q, args...)
 		return err

@@ -18,7 +18,6 @@ func scanPairing(r scanner) (p enroll.Pairing, err error) {
 		&p.Remote, &p.Network, &p.State, &p.Subject, &p.By, &created, &decided, &expires)
 	copy(p.Hash[:], device)
 	p.Sign.Purpose, p.Seal.Purpose = watchword.Sign, watchword.Seal
-	p.Sign.State, p.Seal.State = watchword.KeyActive, watchword.KeyActive
 	p.Created, p.Decided, p.Expires = fromMillis(created), fromMillis(decided), fromMillis(expires)
 	return p, err
 }

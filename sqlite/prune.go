@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
@@ -25,44 +24,25 @@ func (s *Store) PlanPrune(ctx context.Context, before time.Time, limit int) (is,
 		if terms.Last >= toMillis(before) {
 			break
 		}
-		if _, err := planTile(ctx, s, &planned); err != nil {
+		rs, err := records(ctx, s, planned.Through, ledger.TileWidth)
+		if err == nil {
+			_, _, err = planned.Tile(rs)
+		}
+		if err != nil {
 			return is, is, err
 		}
 	}
 	return is, planned, nil
 }
 
-// planTile extends the plan by one tile and returns the numbers of its entries whose bodies will be
-// removed.
-func planTile(ctx context.Context, from querier, p *audit.Pruning) (removed []int64, err error) {
-	rs, err := records(ctx, from, p.Through, ledger.TileWidth)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range rs {
-		e, err := r.Entry()
-		if err != nil {
-			return nil, err
-		}
-		if audit.Permanent(e.Kind) {
-			p.AddRetained(r.Seq)
-		} else {
-			removed = append(removed, r.Seq)
-		}
-	}
-	p.Through += ledger.TileWidth
-	return removed, nil
-}
-
 // PruneLog removes the bodies of entries up to where p says, and keeps their hashes; entries of
 // permanent kinds keep their bodies. Search data of the removed bodies go too. It returns how many
 // bodies were removed. Code: conflict where p does not match the log's state.
-func (s *Store) PruneLog(ctx context.Context, p audit.Pruning) (gone int64, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
-		gone = 0
+func (s *Store) PruneLog(ctx context.Context, p audit.Pruning) (int64, error) {
+	return write(ctx, s, func(t *tx) (gone int64, err error) {
 		now, err := readPruning(ctx, t)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		for now.Through < p.Through {
 			var n int64
@@ -70,17 +50,16 @@ func (s *Store) PruneLog(ctx context.Context, p audit.Pruning) (gone int64, err 
 				n, err = t.pruneTile(ctx, &now)
 				return err
 			}); err != nil {
-				return err
+				return 0, err
 			}
 			gone += n
 		}
-		if now != p {
-			return watchword.Refuse(watchword.Conflict, "the log is pruned up to %d already, or has other entries", now.Through)
+		if err := now.Reached(p); err != nil {
+			return 0, err
 		}
 		_, err = t.exec(`UPDATE audit_pruned SET through = ?, kept = ?, chain = ?`, p.Through, p.Retained, p.Chain[:])
-		return err
+		return gone, err
 	})
-	return gone, err
 }
 
 func readPruning(ctx context.Context, from querier) (audit.Pruning, error) {
@@ -94,31 +73,20 @@ func readPruning(ctx context.Context, from querier) (audit.Pruning, error) {
 
 // pruneTile prunes the next tile and rebuilds its search terms.
 func (t *tx) pruneTile(ctx context.Context, p *audit.Pruning) (gone int64, err error) {
-	after := p.Through
-	seqs, err := planTile(ctx, t, p)
+	n := p.Through / ledger.TileWidth
+	rs, err := records(ctx, t, p.Through, ledger.TileWidth)
 	if err != nil {
 		return 0, err
 	}
-	for _, seq := range seqs {
+	removed, stays, err := p.Tile(rs)
+	if err != nil {
+		return 0, err
+	}
+	for _, seq := range removed {
 		if _, err := t.exec(`UPDATE audit_entries SET salt = NULL, body = NULL WHERE seq = ?`, seq); err != nil {
 			return 0, err
 		}
 	}
-	var terms audit.TileFilter
-	rs, err := records(ctx, t, after, ledger.TileWidth)
-	if err != nil {
-		return 0, err
-	}
-	for _, r := range rs {
-		if r.Pruned() {
-			continue
-		}
-		e, err := r.Entry()
-		if err != nil {
-			return 0, err
-		}
-		terms.Add(e)
-	}
-	_, err = t.exec(`UPDATE audit_terms SET first = ?, last = ?, bits = ? WHERE n = ?`, terms.First, terms.Last, terms.Bits[:], after/ledger.TileWidth)
-	return int64(len(seqs)), err
+	_, err = t.exec(`UPDATE audit_terms SET first = ?, last = ?, bits = ? WHERE n = ?`, stays.First, stays.Last, stays.Bits[:], n)
+	return int64(len(removed)), err
 }

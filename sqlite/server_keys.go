@@ -15,7 +15,7 @@ func (s *Store) Instance(ctx context.Context) (keyring.Instance, error) {
 }
 
 func instance(ctx context.Context, from querier) (keyring.Instance, error) {
-	return queryOne(ctx, from, scanInstance, watchword.Refuse(watchword.NotFound, "the house is not founded"),
+	return queryOne(ctx, from, scanInstance, keyring.ErrNotFounded,
 		`SELECT issuer, epoch, at FROM house`)
 }
 
@@ -34,7 +34,7 @@ func (s *Store) Initialize(ctx context.Context, f keyring.Instance, keys []keyri
 			return err
 		}
 		if n == 0 {
-			return watchword.Refuse(watchword.Conflict, "the house stands already")
+			return keyring.ErrFounded
 		}
 		for _, k := range keys {
 			if err := t.addServerKey(k); err != nil {

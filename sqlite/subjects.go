@@ -119,7 +119,7 @@ func (t *tx) addSubject(s watchword.Subject) error {
 		return err
 	}
 	if n == 0 {
-		return watchword.Refuse(watchword.Conflict, "the id %q is taken, or was taken before: no id means two things over time", s.ID)
+		return watchword.IDTaken(s.ID)
 	}
 	return t.addLabels(s.Tenant, s.ID, s.Labels)
 }
@@ -145,7 +145,7 @@ func (t *tx) addKey(tenant watchword.TenantID, id watchword.SubjectID, k watchwo
 	n, err := t.exec(`INSERT INTO subject_keys (tenant, subject, id, purpose, jwk, state, added) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
 		tenant, id, k.ID, k.Purpose, k.JWK, k.State, toMillis(k.Added))
 	if err == nil && n == 0 {
-		err = watchword.Refuse(watchword.Conflict, "a key that was used before does not come in again; make new keys")
+		err = watchword.ErrKeyUsed
 	}
 	return err
 }

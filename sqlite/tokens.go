@@ -111,9 +111,8 @@ func (s *Store) CheckToken(ctx context.Context, t watchword.TenantID, jti string
 }
 
 // DeleteExpired deletes rows that expired before a time, at most limit rows of each kind.
-func (s *Store) DeleteExpired(ctx context.Context, before time.Time, limit int) (gone int, err error) {
-	err = s.w.do(ctx, func(t *tx) error {
-		gone = 0
+func (s *Store) DeleteExpired(ctx context.Context, before time.Time, limit int) (int, error) {
+	return write(ctx, s, func(t *tx) (gone int, err error) {
 		for _, q := range []string{
 			`DELETE FROM spent WHERE (tenant, subject, jti) IN (SELECT tenant, subject, jti FROM spent WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM issued WHERE max(expires, ends) < ?1 AND jti IN (SELECT jti FROM issued ORDER BY jti LIMIT ?2)`, // mostly in order of expiry
@@ -123,7 +122,7 @@ func (s *Store) DeleteExpired(ctx context.Context, before time.Time, limit int) 
 		} {
 			n, err := t.exec(q, toMillis(before), limit)
 			if err != nil {
-				return err
+				return 0, err
 			}
 			gone += int(n)
 		}
@@ -134,11 +133,9 @@ func (s *Store) DeleteExpired(ctx context.Context, before time.Time, limit int) 
 			SELECT c.size FROM audit_checkpoints c WHERE c.at < ?1 AND c.at >= ?1 - 2 * ?2 AND EXISTS (
 				SELECT 1 FROM audit_checkpoints n WHERE n.size > c.size AND n.at / ?2 = c.at / ?2) LIMIT ?3)`, toMillis(before)-hour, hour, limit)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		gone += int(n)
 		t.consumed.forget(before)
-		return nil
+		return gone + int(n), nil
 	})
-	return gone, err
 }

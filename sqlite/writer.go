@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
 )
 
 // writer owns the connection that writes. Steps that arrive together share a commit, each under its
@@ -19,6 +20,10 @@ type writer struct {
 	conn     *sql.Conn
 	tx       tx
 	maxGroup int
+
+	// twice makes each step run twice: it runs, is rolled back, and runs again, as in a store that
+	// repeats a transaction. For tests.
+	twice bool
 
 	jobs    chan *job // unbuffered: a job that the writer has not accepted waits, bounded by its context
 	closing chan struct{}
@@ -83,6 +88,9 @@ func (w *writer) doWithoutSavepoint(ctx context.Context, step func(*tx) error) e
 }
 
 func (w *writer) submit(ctx context.Context, j *job) error {
+	if w.twice {
+		j.step = twice(j.step)
+	}
 	select {
 	case w.jobs <- j:
 	case <-ctx.Done():
@@ -129,7 +137,7 @@ func (w *writer) commit(first *job) {
 			break
 		}
 	}
-	var grown treeEdge
+	var grown audit.Edge
 	if broken == nil {
 		grown, broken = w.tx.merkle.grow(w.tx.exec)
 	}
@@ -196,6 +204,22 @@ func (t *tx) attempt(j *job) (err, broken error) {
 		return unavailable(err), t.control("RELEASE step")
 	}
 	return nil, t.control("RELEASE step")
+}
+
+// twice returns a step that runs, is rolled back, and runs again.
+func twice(step func(*tx) error) func(*tx) error {
+	return func(t *tx) error {
+		before := t.mark()
+		if err := t.control("SAVEPOINT twice"); err != nil {
+			return err
+		}
+		_ = step(t) // what it says is what the second run says, or a test fails
+		t.undo(before)
+		if err := errors.Join(t.control("ROLLBACK TO twice"), t.control("RELEASE twice")); err != nil {
+			return err
+		}
+		return step(t)
+	}
 }
 
 func (w *writer) close() error {
