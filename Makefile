@@ -1,14 +1,25 @@
 # make test   everything that must hold, with what it needs installed first
 # make bench  the measured promises, printed; bench/results/ keeps the last
 # make fuzz   each fuzz target for a while
+# make cross  that everything builds for every system that is supported
 # make mutate what of the code that decides about authority no test holds; goes on where it stopped
 GO   ?= go
 TOOL  = $(GO) tool -modfile=tools/go.mod
 FUZZ ?= 30s
 
-.PHONY: build test deps fmt lint bench fuzz mutate
+.PHONY: build cross test test-386 deps fmt lint bench fuzz mutate
 build:
 	$(GO) build -o bin/watchword ./cmd/watchword
+
+# Everything for Linux; the command, which is CLI and agent, and the SDKs for the others.
+cross:
+	@for t in linux/amd64 linux/arm64 linux/riscv64 linux/386 linux/arm/6 linux/arm/7 darwin/amd64 darwin/arm64 windows/amd64; do \
+	  set -- $$(echo $$t | tr / ' '); what=./...; test $$1 = linux || what="./cmd/watchword ./sdk/..."; \
+	  echo $$t; CGO_ENABLED=0 GOOS=$$1 GOARCH=$$2 GOARM=$$3 $(GO) build $$what || exit 1; done
+
+# What computes with numbers, where an int has 32 bits: packages whose tests need neither SQLite nor an outside program.
+test-386:
+	test "$$($(GO) env GOHOSTARCH)" != amd64 || CGO_ENABLED=0 GOARCH=386 $(GO) test ./api ./audit/... ./authn ./bus ./internal/... ./jose ./mqtt/packet ./policy ./registry ./sdk/verify ./session ./token ./twin
 
 test: deps fmt
 	$(GO) vet ./...
@@ -16,6 +27,7 @@ test: deps fmt
 	$(GO) test ./bench
 	cd tools && $(GO) test ./mutate ./release
 	cd peers && $(GO) vet . && $(GO) tool -modfile=../tools/go.mod staticcheck . && $(GO) test .
+	$(MAKE) test-386
 	$(GO) test -run UnderASecond ./server
 	WATCHWORD_OUTSIDE=required $(GO) test -race -timeout 20m ./...
 

@@ -28,10 +28,8 @@ type Options struct {
 	Pin       func() string // of the root of this moment
 	// CheckTokenSize refuses a subject whose token would outgrow its bound.
 	CheckTokenSize func(ctx context.Context, s watchword.Subject) error
-	// Live is told of each subject that has changed in the store, before the answer. It is a [session.Live].
-	Live interface {
-		Apply(ctx context.Context, c watchword.Change) error
-	}
+	// SubjectChanged tells that a subject has changed in the store, before the answer.
+	SubjectChanged func(ctx context.Context, t watchword.TenantID, id watchword.SubjectID)
 	// How long a pairing waits for an operator, and how often its device may ask; 0
 	// means PairingLife and PairingInterval.
 	PairingLifetime, PairingInterval time.Duration
@@ -94,7 +92,8 @@ func (svc *Service) CreateDeviceWithProof(ctx context.Context, by audit.Actor, i
 	if err := svc.store.CreateSubject(ctx, s, &code, by.DoneEntry(audit.DeviceCreate, string(id), now, data)); err != nil {
 		return s, Link{}, err
 	}
-	return s, link, svc.opts.Live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectChanged, ID: string(id), Version: 1})
+	svc.opts.SubjectChanged(ctx, by.Tenant, id)
+	return s, link, nil
 }
 
 // CreateLink makes a new link for a device that is new or revoked; an older one dies.
@@ -151,9 +150,9 @@ func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRe
 		var replay bool
 		if s, replay, err = svc.store.RedeemCode(ctx, redemption, now, entry); err == nil {
 			if !replay {
-				err = svc.opts.Live.Apply(ctx, watchword.OfSubject(&s))
+				svc.opts.SubjectChanged(ctx, t, s.ID)
 			}
-			return s, err
+			return s, nil
 		}
 	}
 	if watchword.CodeOf(err) == watchword.CodeInvalid {

@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"context"
 	"crypto/ed25519"
 	"encoding/binary"
 	"encoding/json"
@@ -65,7 +66,7 @@ func (srv *testServer) retireKey(id watchword.SubjectID) {
 	srv.mu.Lock()
 	srv.subjects[id].Keys = []watchword.Key{{ID: "k1", Purpose: watchword.Sign, State: watchword.KeyRetired}}
 	srv.mu.Unlock()
-	srv.changed(watchword.SubjectChanged, string(id))
+	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
 }
 
 func TestInvalidTokenTakesNoConnectionOver(t *testing.T) {
@@ -73,7 +74,7 @@ func TestInvalidTokenTakesNoConnectionOver(t *testing.T) {
 		"of a key that was retired": func(srv *testServer, old string) { srv.edit(old, func(p *session.Credentials) { p.Key = "k0" }) },
 		"of an earlier life":        func(srv *testServer, old string) { srv.edit(old, func(p *session.Credentials) { p.Incarnation = 0 }) },
 		"revoked just now": func(srv *testServer, old string) {
-			srv.changed(watchword.TokenEnded, old)
+			srv.guard.TokenRevoked(watchword.DefaultTenant, "lamp-7", old)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -347,7 +347,7 @@ func (c *conn) rejectConnect(err error) error {
 	return nil
 }
 
-// releaseReservation gives up the place of a session that does not start.
+// giveUpPlace gives up the place of a session that does not start.
 func (c *conn) releaseReservation() {
 	if ad := c.admission; ad != nil {
 		c.admission = nil

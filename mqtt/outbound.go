@@ -2,9 +2,7 @@ package mqtt
 
 import (
 	"encoding/binary"
-	"net"
 	"sync"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -208,20 +206,7 @@ func (c *conn) writeNonblocking(b []byte) (n int, err error) {
 	}
 	lockrank.Block()
 	cerr := c.rawConn.Write(func(fd uintptr) bool {
-		for len(b) > n {
-			var k int
-			if k, err = syscall.Write(int(fd), b[n:]); err == syscall.EINTR {
-				err = nil
-				continue
-			}
-			if err != nil {
-				break
-			}
-			n += k
-		}
-		if err == syscall.EAGAIN {
-			err = nil
-		}
+		n, err = writeNonblocking(fd, b)
 		return true
 	})
 	if err == nil {
@@ -464,23 +449,5 @@ func (c *conn) flushResponses() {
 	defer c.session.mu.Unlock()
 	for len(c.out.responses) > maxResponseBytes && !c.out.failed && c.out.writing || len(c.out.pendingResponses) >= maxPendingResponses && !c.out.closed {
 		c.out.moved.Wait()
-	}
-}
-
-// rawConnOf returns the connection below nc to which a write can be tried, or nil.
-func rawConnOf(nc net.Conn) syscall.RawConn {
-	for {
-		if t, ok := nc.(*net.TCPConn); ok {
-			raw, err := t.SyscallConn()
-			if err != nil {
-				return nil
-			}
-			return raw
-		}
-		w, ok := nc.(interface{ Below() net.Conn })
-		if !ok {
-			return nil
-		}
-		nc = w.Below()
 	}
 }

@@ -3,7 +3,6 @@ package mqtt
 import (
 	"context"
 	"io"
-	"syscall"
 	"time"
 )
 
@@ -25,11 +24,9 @@ func (c *conn) readPlain(ctx context.Context, in *readBuffer) (err error) {
 		for !c.closing.Load() {
 			in.borrow() // for as long as there is something to read
 			room := in.room()
-			n, rerr := syscall.Read(int(fd), room)
+			n, wait, rerr := readNonblocking(fd, room)
 			switch {
-			case rerr == syscall.EINTR:
-				continue
-			case rerr == syscall.EAGAIN:
+			case wait:
 				if in.buffered == 0 {
 					in.release()
 				}
@@ -76,9 +73,7 @@ func (b *Broker) wakeHalfClosed() {
 // peerClosed reports whether the next read would find the end, and nothing before it.
 func (c *conn) peerClosed() (is bool) {
 	err := c.rawConn.Control(func(fd uintptr) {
-		var b [1]byte
-		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		is = n == 0 && err == nil
+		is = atEOF(fd)
 	})
 	return is && err == nil
 }

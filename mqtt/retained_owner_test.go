@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"slices"
@@ -76,7 +77,7 @@ func (srv *testServer) reincarnate(id watchword.SubjectID) {
 	srv.subjects[id].Incarnation++
 	srv.subjects[id].State = watchword.Active
 	srv.mu.Unlock()
-	srv.changed(watchword.SubjectChanged, string(id))
+	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
 }
 
 // deleteSubject takes a subject off the roll.
@@ -84,7 +85,7 @@ func (srv *testServer) deleteSubject(id watchword.SubjectID) {
 	srv.mu.Lock()
 	delete(srv.subjects, id)
 	srv.mu.Unlock()
-	srv.changed(watchword.SubjectChanged, string(id))
+	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
 }
 
 // A retained message is given while its publisher may publish it at that moment.

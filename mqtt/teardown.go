@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// teardown is what is to be done once a connection has lost its client.
+// remains is what is to be done once a connection has lost its client.
 type teardown struct {
 	publishWill     *will // to be published now
 	delayedWill     *will // to be published later: the guard is to know

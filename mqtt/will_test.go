@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -72,7 +73,7 @@ func TestWillsOfEveryEnd(t *testing.T) {
 		srv.mu.Lock()
 		raw := fmt.Sprintf("token-%d", srv.serial) // the last one that was made
 		srv.mu.Unlock()
-		srv.changed(watchword.TokenEnded, raw)
+		srv.guard.TokenRevoked(watchword.DefaultTenant, "lamp", raw)
 	}
 	expire := func() { time.Sleep(willToken); synctest.Wait() }
 	const now, grace, never = time.Nanosecond, time.Minute, 0
@@ -110,7 +111,7 @@ func TestWillsOfEveryEnd(t *testing.T) {
 			srv.mu.Lock()
 			srv.subjects["lamp"].Incarnation = 2
 			srv.mu.Unlock()
-			srv.changed(watchword.SubjectChanged, "lamp")
+			srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, "lamp")
 		}, never},
 		"the server was killed, and it was suspended meanwhile": {func(srv *testServer, _ *testClient) {
 			srv.crash(mqtt.Options{})
@@ -185,7 +186,7 @@ func (srv *testServer) forget(id watchword.SubjectID) {
 	s := srv.subjects[id]
 	delete(srv.subjects, id)
 	srv.mu.Unlock()
-	srv.changed(watchword.SubjectChanged, string(id))
+	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	srv.subjects[id] = s // enrolled again, and nobody told the guard
@@ -199,7 +200,7 @@ func (srv *testServer) rekey(id watchword.SubjectID) {
 	s.Keys = []watchword.Key{{ID: "k2", Purpose: watchword.Sign, State: watchword.KeyActive}}
 	srv.subjects[id] = &s
 	srv.mu.Unlock()
-	srv.changed(watchword.SubjectChanged, string(id))
+	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
 }
 
 // The will is in the store before the client hears CONNACK; where it cannot be, the client
@@ -314,7 +315,7 @@ func TestWillUsesLatestToken(t *testing.T) {
 					if last {
 						gone = second
 					}
-					srv.changed(watchword.TokenEnded, gone)
+					srv.guard.TokenRevoked(watchword.DefaultTenant, "lamp", gone)
 					time.Sleep(2 * time.Minute)
 					if !last {
 						subscriber.wantMessage("will", "gone")

@@ -89,18 +89,6 @@ func (r *fakeDirectory) Refresh(context.Context, watchword.TenantID, watchword.S
 	return r.err
 }
 
-func (r *fakeDirectory) Policies(context.Context, watchword.TenantID) (*policy.Set, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.set, r.err
-}
-
-func (r *fakeDirectory) TokenSubject(context.Context, watchword.TenantID, string) (watchword.SubjectID, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.subject.ID, r.err
-}
-
 func (r *fakeDirectory) edit(f func(*fakeDirectory)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -554,8 +542,7 @@ func TestAffectedSessionsAreCutTogether(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var gone atomic.Bool
-				g := session.NewGuard(newDirectory(t), session.GuardOptions{Revoked: func(watchword.KeyID) bool { return gone.Load() }})
+				g := session.NewGuard(newDirectory(t), session.GuardOptions{})
 				const many = 5
 				var cut atomic.Int32
 				together := make(chan struct{})
@@ -575,7 +562,6 @@ func TestAffectedSessionsAreCutTogether(t *testing.T) {
 					}
 					ss[i] = s
 				}
-				gone.Store(name == "issuer")
 				change(g, ss)
 				if n := cut.Load(); n < many {
 					t.Errorf("%d were cut, want %d", n, many)

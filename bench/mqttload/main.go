@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -34,6 +35,9 @@ import (
 	"github.com/watchword-iot/watchword/server"
 	"github.com/watchword-iot/watchword/token"
 )
+
+// unbounded is more than any load needs, within the bounds of the configuration and of an int.
+const unbounded = min(1<<40, math.MaxInt)
 
 func main() {
 	data := flag.String("serve", "", "be the server on this folder (the program starts itself so)")
@@ -72,8 +76,8 @@ func serve(data string) error {
 	cfg.Limits.TokenRate, cfg.Limits.PublishRate, cfg.Limits.Connections, cfg.Limits.PerAddress = 1<<20, 1<<20, 20_000, 20_000
 	cfg.Limits.RequestRate, cfg.Limits.IssueRate = 1<<20, 1<<20
 	cfg.Limits.SubjectRetainedMessages, cfg.Limits.SubjectRetainedBytes = 1<<20, 1<<28 // one operator sets all of them
-	cfg.Limits.ControlRate, cfg.Limits.SubjectQueueBytes, cfg.Limits.QueuedBytes = 1<<20, 1<<40, 1<<40
-	cfg.Limits.QueueMessages, cfg.Limits.QueueBytes, cfg.Limits.SubjectOfflineBytes = 1<<20, 1<<28, 1<<40 // mosquitto's queues have no bound here either
+	cfg.Limits.ControlRate, cfg.Limits.SubjectQueueBytes, cfg.Limits.QueuedBytes = 1<<20, unbounded, unbounded
+	cfg.Limits.QueueMessages, cfg.Limits.QueueBytes, cfg.Limits.SubjectOfflineBytes = 1<<20, 1<<28, unbounded // mosquitto's queues have no bound here either
 	cfg.Token.Lifetime.Duration, cfg.Metrics.Listen = time.Hour, ""
 	log := slog.DiscardHandler
 	if path := os.Getenv("LOAD_LOG"); path != "" {

@@ -1,6 +1,7 @@
-// Command watchword is the server, the operator's command line tool and the device agent in one binary. Results go to standard
-// output, everything else to standard error. Secrets are not accepted as command line arguments: a file or standard input
-// carries them.
+// Command watchword is the whole product in one binary: the server, the
+// operator's tool and the device's agent. In come commands as docs/ describes
+// them, out go results on standard output and everything else on standard error.
+// It refuses secrets among its arguments.
 package main
 
 import (
@@ -11,7 +12,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -175,7 +175,7 @@ func (a *app) report(err error) int {
 		a.err.Printf("rule: %s\n", clipReason(e.Rule))
 	}
 	if h := hintByCode[code]; h != "" {
-		a.err.Printf("hint: %s\n", runnable(h))
+		a.err.Printf("hint: %s\n", h)
 	}
 	return status
 }
@@ -193,20 +193,12 @@ func clipReason(s string) string {
 // hintByCode is what to do next, where that can be said.
 var hintByCode = map[watchword.Code]string{
 	watchword.Denied:          "watchword policy explain shows which rule decided",
-	watchword.Unavailable:     "check that the server runs (watchword serve), and that --data or WATCHWORD_DATA names its data folder",
+	watchword.Unavailable:     "check that watchword serve runs, and that --data or WATCHWORD_DATA names its data folder",
 	watchword.CodeInvalid:     "watchword device link ID makes a new link",
 	watchword.PinMismatch:     "make a new link with watchword device link ID, and check which server answers at that address",
 	watchword.PairingExpired:  "run watchword agent pair again; it keeps the same keys",
 	watchword.FunctionUnknown: "watchword device show ID lists what the device announced",
 	watchword.RateLimited:     "wait a moment and try again",
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
-		return "devel"
-	}
-	return info.Main.Version
 }
 
 func (a *app) root() *cobra.Command {
@@ -243,7 +235,7 @@ func (a *app) root() *cobra.Command {
 func commandGroup(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usage("%s has no subcommand %q; see %s %s --help", use, args[0], program(), use)
+			return usage("%s has no subcommand %q; see watchword %s --help", use, args[0], use)
 		}
 		return nil
 	}, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
@@ -255,7 +247,7 @@ func commandGroup(use, short string, subs ...*cobra.Command) *cobra.Command {
 func positional(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
 		if err := check(c, a); err != nil {
-			return usage("%s: %s; see %s --help", c.CommandPath(), err, runnable(c.CommandPath()))
+			return usage("%s: %s; see %s --help", c.CommandPath(), err, c.CommandPath())
 		}
 		return nil
 	}

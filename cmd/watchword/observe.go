@@ -227,9 +227,3 @@ func (a *app) whoamiCommand() *cobra.Command {
 		})
 	}}
 }
-
-func (a *app) versionCommand() *cobra.Command {
-	return &cobra.Command{Use: "version", Short: "Print the version", Args: positional(cobra.NoArgs), RunE: func(*cobra.Command, []string) error {
-		return a.print(map[string]string{"version": version()}, func(w *terminal.Writer) { w.Printf("%s\n", version()) })
-	}}
-}

@@ -3,6 +3,7 @@ package schema
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -163,7 +164,11 @@ func TestTheSizeIsTheMemory(t *testing.T) {
 			}
 		}
 		real, said := (heap()-before)/n, int64(kept[0].Size())
-		if said < real*3/4 || said > real*2 {
+		most := real * 2
+		if math.MaxInt == math.MaxInt32 { // Size counts pointers of 64 bits: on smaller ones it says too much, never too little
+			most *= 2
+		}
+		if said < real*3/4 || said > most {
 			t.Errorf("%d bytes, said are %d: %.80s", real, said, text)
 		}
 		runtime.KeepAlive(kept)
