@@ -189,7 +189,7 @@ func TestNoReplace(t *testing.T) {
 }
 
 // What only tests need is in everybody's module graph all the same where go.mod requires it. So what go.mod requires is
-// imported by code that is no test, but for what stands in needed with its reason; libraries of others that tests
+// imported by code that is no test, but for the packages in needed with its reason; libraries of others that tests
 // compare with are in the module peers.
 func TestGoModRequiresNothingForTestsAlone(t *testing.T) {
 	needed := map[string]string{

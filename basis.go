@@ -9,7 +9,7 @@ type AuthorityVersions struct {
 	Subject SubjectID // the actor
 	// SubjectVersion is the actor's [Subject.AuthorityVersion].
 	SubjectVersion int64
-	// Policies is the version of the tenant's policies and of the issuer keys that count.
+	// Policies is the version of the tenant's policies and of the valid issuer keys.
 	Policies int64
 	// Target is another subject that was decided on by its labels, such as the device that is
 	// called; empty for none.
@@ -24,17 +24,17 @@ type AuthorityVersions struct {
 // IsZero reports whether it is the basis of the server's own acts.
 func (b AuthorityVersions) IsZero() bool { return b == AuthorityVersions{} }
 
-// Versions is what stands of the things that a [AuthorityVersions] is of.
+// Versions is the current versions of the things that an [AuthorityVersions] names.
 type Versions struct {
 	Subject  int64 // the actor's [Subject.AuthorityVersion]
 	Policies int64
 	Target   int64 // the [Subject.AuthorityVersion] of the target; 0 where there is none
 }
 
-// Compared reports whether a store compares b: it is of an act that somebody's authority allows.
+// Compared reports whether a store compares b: it is of an act that a subject's authority allows.
 func (b AuthorityVersions) Compared() bool { return !b.IsZero() && !b.Local }
 
-// Check compares b with what stands. Code: busy ([ErrAuthorityChanged]).
+// Check compares b with the current versions. Code: busy ([ErrAuthorityChanged]).
 func (b AuthorityVersions) Check(v Versions) error {
 	if b.Compared() && v != (Versions{b.SubjectVersion, b.Policies, b.TargetVersion}) {
 		return ErrAuthorityChanged
@@ -42,6 +42,6 @@ func (b AuthorityVersions) Check(v Versions) error {
 	return nil
 }
 
-// ErrAuthorityChanged is what a store answers to an act whose [AuthorityVersions] is no longer what stands. It
+// ErrAuthorityChanged is what a store answers to an act whose [AuthorityVersions] is no longer the current versions. It
 // is handled by session.Session.Act, which decides again; a client sees it as busy, after many tries.
 var ErrAuthorityChanged = Refuse(Busy, "authority changed while this was being done: try again")

@@ -16,7 +16,7 @@ type Code string
 const (
 	// BadRequest means the shape of what was sent is wrong; Field names where.
 	BadRequest Code = "bad_request"
-	// TooLarge means a body, token or value is over its bound.
+	// TooLarge means a body, token or value exceeds its limit.
 	TooLarge Code = "too_large"
 	// UnsupportedMediaType means the body's content type is not one this address takes.
 	UnsupportedMediaType Code = "unsupported_media_type"
@@ -26,7 +26,7 @@ const (
 	NotFound Code = "not_found"
 	// Conflict means the thing exists already, or is in a state that forbids this.
 	Conflict Code = "conflict"
-	// PreconditionFailed means the version in If-Match is not today's.
+	// PreconditionFailed means the version in If-Match is not the current one.
 	PreconditionFailed Code = "precondition_failed"
 	// Denied means the caller is known and no rule allows this, or one forbids it.
 	Denied Code = "denied"
@@ -40,20 +40,20 @@ const (
 	Unavailable Code = "unavailable"
 	// TimedOut means a wait ended before its event.
 	TimedOut Code = "timed_out"
-	// ClientInvalid means a client assertion proves nobody: unknown subject or
+	// ClientInvalid means a client assertion that is not valid: unknown subject or
 	// key, bad signature, wrong issuer. The outside never learns which.
 	ClientInvalid Code = "client_invalid"
 	// GrantUnsupported means a grant_type that this server does not offer.
 	GrantUnsupported Code = "grant_unsupported"
-	// ScopeInvalid means a requested scope that is none, or more than policy gives (RFC 6749 §5.2).
+	// ScopeInvalid means a requested scope that is malformed, or more than policy gives (RFC 6749 §5.2).
 	ScopeInvalid Code = "scope_invalid"
-	// TargetInvalid means a requested resource that is none, or more than one (RFC 8707 §2).
+	// TargetInvalid means a requested resource that is malformed, or more than one (RFC 8707 §2).
 	TargetInvalid Code = "target_invalid"
 	// ProofRequired means a subject that gets nothing without a proof of its key.
 	ProofRequired Code = "proof_required"
 	// DPoPInvalid means a DPoP proof that does not hold: key, method, URL, token, age or use (RFC 9449 §4.3).
 	DPoPInvalid Code = "dpop_invalid"
-	// DPoPNonce means a DPoP proof without the server's nonce of today (RFC 9449 §8).
+	// DPoPNonce means a DPoP proof without the server's current nonce (RFC 9449 §8).
 	DPoPNonce Code = "dpop_nonce"
 
 	// TokenMalformed means bytes that are no compact token of ours: encoding, header or claims.
@@ -62,7 +62,7 @@ const (
 	TokenKind Code = "token_kind"
 	// AlgorithmInvalid means an alg or enc that the key does not have.
 	AlgorithmInvalid Code = "algorithm_invalid"
-	// KeyUnknown means the header's kid names no key that counts here.
+	// KeyUnknown means the header's kid names no key that is accepted here.
 	KeyUnknown Code = "key_unknown"
 	// SignatureInvalid means the signature is not the key's over these bytes.
 	SignatureInvalid Code = "signature_invalid"
@@ -72,9 +72,9 @@ const (
 	TokenEarly Code = "token_early"
 	// TokenLifetime means exp lies further from iat than the kind allows.
 	TokenLifetime Code = "token_lifetime"
-	// IssuerMismatch means iss is not who it must be.
+	// IssuerMismatch means iss is not the expected issuer.
 	IssuerMismatch Code = "issuer_mismatch"
-	// AudienceMismatch means aud is not who reads it.
+	// AudienceMismatch means aud is not the verifier.
 	AudienceMismatch Code = "audience_mismatch"
 	// TokenReplayed means a single-use jti was seen before.
 	TokenReplayed Code = "token_replayed"
@@ -91,27 +91,27 @@ const (
 	SubjectNew Code = "subject_new"
 	// SubjectSuspended means nothing of the subject passes until it is resumed.
 	SubjectSuspended Code = "subject_suspended"
-	// SubjectRevoked means the subject's keys are dead for good.
+	// SubjectRevoked means the subject's keys are revoked permanently.
 	SubjectRevoked Code = "subject_revoked"
 
-	// SessionClosed means an operator closed this session; its token still counts.
+	// SessionClosed means an operator closed this session; its token is still valid.
 	SessionClosed Code = "session_closed"
 
-	// CodeInvalid means an enrollment code that is unknown, used, or over.
+	// CodeInvalid means an enrollment code that is unknown, used or expired.
 	CodeInvalid Code = "code_invalid"
 	// ProofInvalid means the proof of an enrollment or key change does not fit its code or keys.
 	ProofInvalid Code = "proof_invalid"
-	// PairingPending means that nobody has decided on the pairing yet (RFC 8628 §3.5).
+	// PairingPending means that no operator has decided on the pairing yet (RFC 8628 §3.5).
 	PairingPending Code = "pairing_pending"
 	// PairingSlow means that the device asks too often (RFC 8628 §3.5, slow_down).
 	PairingSlow Code = "pairing_slow"
-	// PairingRejected means that an operator turned the pairing down.
+	// PairingRejected means that an operator rejected the pairing.
 	PairingRejected Code = "pairing_rejected"
-	// PairingExpired means a pairing that is unknown, used, or over.
+	// PairingExpired means a pairing that is unknown, used or expired.
 	PairingExpired Code = "pairing_expired"
-	// PinMismatch means a trust bundle whose root is not the pinned one.
+	// PinMismatch means a trust bundle whose root key does not match the pin.
 	PinMismatch Code = "pin_mismatch"
-	// BundleInvalid means a trust bundle that does not verify, is over, or is older than the known one.
+	// BundleInvalid means a trust bundle that does not verify, has expired, or is older than the known one.
 	BundleInvalid Code = "bundle_invalid"
 	// PeerUntrusted means the TLS peer is not vouched for by the trust bundle.
 	PeerUntrusted Code = "peer_untrusted"
@@ -125,7 +125,7 @@ const (
 	// OrderInvalid means a signed order that does not fit its command.
 	OrderInvalid Code = "order_invalid"
 
-	// CommandUnsealed means a command that came in clear, or sealed to another key.
+	// CommandUnsealed means a command that came in plaintext, or sealed to another key.
 	CommandUnsealed Code = "command_unsealed"
 	// CommandStale means a number that does not grow, for a command not seen before.
 	CommandStale Code = "command_stale"
@@ -140,7 +140,7 @@ const (
 	// CommandFailed means the device's signed answer says that the act failed or was cut off.
 	CommandFailed Code = "command_failed"
 
-	// CommandUnlogged means a command without a proof that it stands in the log, for a device that obeys no other.
+	// CommandUnlogged means a command without a proof that it is in the log, for a device that executes no other.
 	CommandUnlogged Code = "command_unlogged"
 	// LogInvalid means an entry, tile, checkpoint or proof of the log that does not fit the others.
 	LogInvalid Code = "log_invalid"
@@ -159,7 +159,7 @@ const (
 	KeyUnwrap Code = "key_unwrap"
 	// KeyDamaged means a key file, or bytes sealed at rest, that are not what was written.
 	KeyDamaged Code = "key_damaged"
-	// Internal means the fault is ours. The cause is logged and never shown.
+	// Internal means an internal error. The cause is logged and never shown.
 	Internal Code = "internal"
 )
 

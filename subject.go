@@ -17,7 +17,7 @@ const (
 	Service  Kind = "service"
 )
 
-// State says where a subject stands in its life.
+// State is the state of a subject.
 type State string
 
 // The states of a subject. Suspended comes back with all it had; Revoked does
@@ -74,7 +74,7 @@ func (l Labels) String() string {
 	return b.String()
 }
 
-// Subject is who a token is about. Version grows with each change and is its
+// Subject is a device, an operator or a service. Version grows with each change and is its
 // ETag. Incarnation grows each time a revoked id enrolls again, so that nothing
 // of an earlier life counts in a later one.
 type Subject struct {
@@ -155,7 +155,7 @@ const (
 	Seal Purpose = "seal"
 )
 
-// KeyState says whether a subject's key counts.
+// KeyState says whether a subject's key is valid.
 type KeyState string
 
 // The states of a subject's key. A retired key was replaced; a revoked one is

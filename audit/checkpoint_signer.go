@@ -11,7 +11,7 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// Log is what a keeper needs of the cellar.
+// Log is what it needs from the store.
 type Log interface {
 	// Sequence gives each entry that is committed its number.
 	Sequence(ctx context.Context) error
@@ -23,14 +23,14 @@ type Log interface {
 	LastCheckpoint(ctx context.Context) (SignedCheckpoint, error)
 }
 
-// Keys is the log's keys as they stand at this moment.
+// Keys is the log's keys as they are now.
 type Keys interface {
 	LogSigner() ledger.Signer
 	// LogKeys is every key that a checkpoint of ours may be signed with, also those that sign no more.
 	LogKeys() []ledger.Key
 }
 
-// CheckpointOptions is what a keeper needs to know beside the store and the keys.
+// CheckpointOptions is what it needs to know beside the store and the keys.
 type CheckpointOptions struct {
 	Every     time.Duration // between checkpoints, while there is something new; 0 means 1 s
 	Witnesses []*Witness
@@ -321,7 +321,7 @@ func (signer *CheckpointSigner) ProveAt(ctx context.Context, c ledger.Checkpoint
 	if err != nil {
 		return ledger.Proof{}, err
 	}
-	// What leaves the house fits: the signature is our own, the body comes from the disk.
+	// What is handed over fits: the signature is our own, the body comes from the disk.
 	err = ledger.VerifyInclusion(c, seq-1, ledger.LeafHash(ledger.Commitment(rs[0].Salt, rs[0].Body)), hs)
 	return ledger.Proof{Index: seq - 1, Salt: rs[0].Salt, Body: rs[0].Body, Hashes: hs, Checkpoint: note}, err
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Store is what a recorder needs of the cellar.
+// Store is what a recorder needs from the store.
 type Store interface {
 	AddEntry(ctx context.Context, es ...Entry) error
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// Fetch fetches what stands under a path below a log's own address, as "checkpoint".
+// Fetch fetches the file at a path below a log's own address, as "checkpoint".
 // Code: not_found.
 type Fetch func(ctx context.Context, path string) ([]byte, error)
 

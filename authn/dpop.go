@@ -22,22 +22,22 @@ import (
 type DPoPRequest struct {
 	Proof  string
 	Method string
-	Path   string // as it stands in the URL, without query
+	Path   string // of the URL, escaped as it was sent, without query
 }
 
-// How long a nonce counts: in the window that it was made in, and in the next.
+// How long a nonce is valid: in the window that it was made in, and in the next.
 const nonceWindow = time.Minute
 
 // The most proofs that are remembered for one window, and which part of them one subject
 // alone may have, whatever keys its tokens are bound to ([fair.Share]: the less is free, the less
-// each may have). Who is over must wait: nothing is forgotten to make room.
+// each may have). A subject that exceeds its share is refused (busy): no proof is forgotten to make room.
 const (
 	maxProofsPerWindow = 256 << 10
 	subjectShare       = 8
 )
 
 // dpopVerifier checks DPoP proofs (RFC 9449): each carries a nonce of this process, so
-// that none outlives it, and counts once. A nonce is a hash of its window of time:
+// that none is valid after a restart, and is accepted once. A nonce is a hash of its window of time:
 // nothing is stored until a proof holds.
 type dpopVerifier struct {
 	origins token.Origins
@@ -49,7 +49,7 @@ type dpopVerifier struct {
 	share int
 }
 
-// subjectRef is whose token a proof stands beside.
+// subjectRef is the subject of the token that a proof comes with.
 type subjectRef struct {
 	tenant watchword.TenantID
 	id     watchword.SubjectID
@@ -74,7 +74,7 @@ func newDPoPVerifier(origins token.Origins) *dpopVerifier {
 	return p
 }
 
-// reset makes nonces anew: none that was given out before counts, so nothing that
+// reset replaces the nonce key: no earlier nonce is accepted, so nothing that
 // was spent need be remembered. It is called with mu held, or before anybody knows p.
 func (p *dpopVerifier) reset() {
 	var key [32]byte
@@ -115,9 +115,8 @@ func (p *dpopVerifier) verify(s DPoPRequest, access string, now time.Time) (dpop
 	return dpopProof{}, watchword.Refuse(watchword.DPoPNonce, "the proof must carry the nonce of the header DPoP-Nonce")
 }
 
-// consume makes a proof beside a token of who count no more. It is called last of all
-// checks, so that only those whose token counts here fill the memory, each a share of
-// it. Codes: dpop_invalid, dpop_nonce, busy.
+// consume marks a proof as used by the subject of its token. It is called after all other checks, so that only subjects with a
+// valid token fill the memory, each its share of it. Codes: dpop_invalid, dpop_nonce, busy.
 func (p *dpopVerifier) consume(who subjectRef, d dpopProof, now time.Time) error {
 	sum := sha256.Sum256([]byte(d.JTI))
 	one := proofID{d.Key, [16]byte(sum[:])}
@@ -148,7 +147,7 @@ func (p *dpopVerifier) consume(who subjectRef, d dpopProof, now time.Time) error
 	return nil
 }
 
-// checkDPoP is check of a proof in its turn. Codes: those of check, busy.
+// checkDPoP is check of a proof within the concurrency limit. Codes: those of check, busy.
 func (svc *Service) checkDPoP(ctx context.Context, s DPoPRequest, access string, now time.Time) (p dpopProof, err error) {
 	err = svc.semaphore.Do(ctx, func() (err error) {
 		p, err = svc.dpop.verify(s, access, now)

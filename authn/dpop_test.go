@@ -73,7 +73,7 @@ func TestAProofCountsOnce(t *testing.T) {
 			}
 		}
 	}
-	// The same jti under another nonce is the same proof to whoever reads RFC 9449 §11.1.
+	// The same jti under another nonce is the same proof to anyone who reads RFC 9449 §11.1.
 	d := dpopProof{token.DPoP{Key: "k", JTI: "j"}, window(start)}
 	later := start.Add(time.Minute)
 	if err := p.consume(lamp, d, start); watchword.CodeOf(err) != watchword.DPoPNonce {

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Client is who a client assertion proved.
+// Client is the subject that a client assertion authenticated.
 type Client struct {
 	Subject     watchword.SubjectID
 	Incarnation int64           // of the subject
@@ -38,17 +38,16 @@ func (svc *Service) AuthenticateClient(ctx context.Context, t watchword.TenantID
 	return c, svc.tokens.ConsumeAssertion(ctx, t, s.ID, token.SingleUse{JTI: a.JTI, Expires: a.Expires.Add(token.Skew)})
 }
 
-// Introspection is what an access token counts for now (RFC 7662 §2.2).
+// Introspection is the state and the current permissions of an access token (RFC 7662 §2.2).
 type Introspection struct {
 	*token.Access
 	Who        policy.Subject
 	Perm, Deny []watchword.Permission
 }
 
-// Introspect says what a token of any audience counts for now: what it says and
-// today's policy gives still, less what either denies. guard says whether its
-// subject counts. nil without an error: it does not count, for whatever reason.
-// Codes: busy, unavailable.
+// Introspect returns the current permissions of a token of any audience: those of its claims that the current policy still gives,
+// without what either denies. authorize checks the subject. It returns nil without an error where the token is not active, for
+// whatever reason. Codes: busy, unavailable.
 func (svc *Service) Introspect(ctx context.Context, t watchword.TenantID, raw string, authorize func(context.Context, session.Credentials) (*session.Authority, error), now time.Time) (*Introspection, error) {
 	i, err := svc.introspect(ctx, t, raw, authorize, now)
 	switch watchword.CodeOf(err) {
@@ -88,7 +87,7 @@ func (svc *Service) introspect(ctx context.Context, t watchword.TenantID, raw st
 	return &Introspection{Access: a, Who: authority.PolicySubject(), Perm: authority.Policy().Narrow(perm), Deny: deny}, nil
 }
 
-// verifyIssued is [token.VerifyIssued] in its turn.
+// verifyIssued is [token.VerifyIssued] within the concurrency limit.
 func (svc *Service) verifyIssued(ctx context.Context, raw string, now time.Time) (a *token.Access, err error) {
 	err = svc.semaphore.Do(ctx, func() (err error) {
 		a, err = token.VerifyIssued(raw, svc.keys.IssuerKeys(), svc.issuer, now)
@@ -98,7 +97,7 @@ func (svc *Service) verifyIssued(ctx context.Context, raw string, now time.Time)
 }
 
 // RevocableRecord returns the record of a token of any audience that the client was issued, and
-// that is not over; nil where there is nothing to revoke. by is the authority of the token
+// that has not expired; nil where there is nothing to revoke. by is the authority of the token
 // that the client shows for itself, nil where it signed an assertion: a token ends itself
 // and what is no wider, and a whole one any other. Codes: denied, with no record where the
 // token that was shown is too narrow, and with it where the other is another's; busy,
@@ -109,7 +108,7 @@ func (svc *Service) RevocableRecord(ctx context.Context, t watchword.TenantID, c
 		return nil, err
 	}
 	if err != nil {
-		return nil, nil // RFC 7009 §2.2: an invalid token is no error
+		return nil, nil // RFC 7009 §2.2: an invalid token is not an error
 	}
 	rec, err := svc.tokens.TokenRecord(ctx, t, a.JTI)
 	switch {

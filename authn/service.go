@@ -19,16 +19,16 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Directory answers who a subject is now, what policy gives it, and its keys.
+// Directory returns a subject as it is now, with what policy gives it and its parsed keys.
 type Directory interface {
 	Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error)
 }
 
-// Keys is the issuer's keys as they stand at this moment.
+// Keys is the issuer's keys as they are now.
 type Keys interface {
 	// IssuerSigner signs what is issued now.
 	IssuerSigner() *jose.Signer
-	// IssuerKeys is every key whose signature counts. It is read only.
+	// IssuerKeys is every key whose signature is accepted. It is read only.
 	IssuerKeys() map[watchword.KeyID]*jose.PublicKey
 	// IssuerKeyRevoked reports whether the key of that id was one, and was revoked.
 	IssuerKeyRevoked(id watchword.KeyID) bool
@@ -62,7 +62,7 @@ type Service struct {
 	directory Directory
 	tokens    TokenStore
 	lifetime  time.Duration
-	decoy     token.KeySet // a key that nobody has, in the place of an unknown subject's keys
+	decoy     token.KeySet // random key, checked in place of an unknown subject's keys so that both take the same time
 
 	dpop          *dpopVerifier
 	semaphore     *fair.Semaphore
@@ -71,7 +71,7 @@ type Service struct {
 
 	mu        sync.Mutex
 	evictions uint64                                           // how often something was taken out of admitted
-	verified  *recent.Sized[[sha256.Size]byte, *verifiedToken] // by the hash of their bytes; who revokes a token takes it out, and revoked issuer keys are the guard's to see
+	verified  *recent.Sized[[sha256.Size]byte, *verifiedToken] // by the SHA-256 of the token; revoking a token removes it; package session ends credentials of revoked issuer keys
 }
 
 // verifiedCacheBytes is how much memory the admitted tokens that are remembered may take.
@@ -106,7 +106,7 @@ type TokenRequest struct {
 	Assertion    string
 	AllowUntyped bool         // an absent typ of the assertion is taken
 	Proof        *DPoPRequest // nil: a bearer token
-	// Scope is all that the token shall give, each line within today's policy. nil means
+	// Scope is all that the token shall give, each line within the current policy. nil means
 	// all of it, for another resource all of it on api: alone.
 	Scope []watchword.Permission
 	// FullScope asks for all that policy gives, whatever the resource; Scope is nil then.
@@ -127,11 +127,11 @@ type IssuedToken struct {
 }
 
 // Exchange checks a client assertion, spends it, and answers with an access
-// token that carries device information and today's permissions, or those that
+// token that carries device information and the current permissions, or those that
 // were asked for. With a proof the token is bound to the proof's key. Of two
 // exchanges of one assertion one wins; what is refused spends no assertion.
 //
-// Codes: client_invalid for whatever would tell a stranger who is known here;
+// Codes: client_invalid for whatever would disclose which subjects exist;
 // too_large, token_malformed, token_kind, algorithm_invalid, issuer_mismatch, audience_mismatch,
 // token_expired, token_early, token_lifetime, token_replayed, subject_new,
 // subject_suspended, subject_revoked, token_too_large, unavailable, dpop_invalid,
@@ -224,9 +224,9 @@ func apiPermissions(ps []watchword.Permission) (out []watchword.Permission) {
 	return out
 }
 
-// AuthenticateAssertion is [Service.Exchange] for a connection that needs the papers and never
+// AuthenticateAssertion is [Service.Exchange] for a connection that needs the credentials and never
 // the token: what the token would say is on record and spent in the same way,
-// but nobody signs it. typ is mandatory. may is asked about the papers before the
+// but nobody signs it. typ is mandatory. may is asked about the credentials before the
 // assertion is spent. Codes: those of Exchange, and may's.
 func (svc *Service) AuthenticateAssertion(ctx context.Context, t watchword.TenantID, raw string, allow func(session.Credentials) error, trace string, now time.Time) (session.Credentials, error) {
 	s, current, a, err := svc.verifyAssertion(ctx, t, raw, false, now)
@@ -291,7 +291,7 @@ func (svc *Service) recordToken(ctx context.Context, t watchword.TenantID, g tok
 	}, token.SingleUse{JTI: a.JTI, Expires: a.Expires.Add(token.Skew)}, by.DoneEntry(audit.TokenIssue, g.JTI, now, nil))
 }
 
-// VerifyPossession checks that sig is a signature over message by the key that papers
+// VerifyPossession checks that sig is a signature over message by the key that credentials
 // name. Codes: signature_invalid, key_unknown, busy, unavailable.
 func (svc *Service) VerifyPossession(ctx context.Context, p session.Credentials, message, sig []byte) error {
 	who, err := svc.directory.Principal(ctx, p.Tenant, p.Subject)
@@ -309,7 +309,7 @@ func (svc *Service) VerifyPossession(ctx context.Context, p session.Credentials,
 	return svc.semaphore.Do(ctx, func() error { return k.VerifyBytes(message, sig) })
 }
 
-// authenticate finds who signed p. An unknown subject takes the way of a known one with
+// authenticate finds the subject that signed p. An unknown subject takes the way of a known one with
 // a wrong key: it gets the same answer, also where too many signatures wait. It does not
 // get it after the same time: what is read of the two differs, and so does the algorithm
 // of their keys. Who measures can learn which ids there are; ids are no secrets.

@@ -33,7 +33,7 @@ func (v *verifiedToken) credentials() session.Credentials {
 }
 
 // VerifyBearer checks an access token, and that this very token is on record as issued
-// to that subject and key, and returns it as papers. A token that is bound to a
+// to that subject and key, and returns it as credentials. A token that is bound to a
 // key is refused. Whether the subject still counts is the guard's to say.
 //
 // Codes: as [token.VerifyAccess]; token_unrecorded, token_revoked, busy, unavailable.
@@ -80,7 +80,7 @@ func (svc *Service) VerifyDPoP(ctx context.Context, t watchword.TenantID, raw st
 
 // VerifyPoP is [Service.VerifyBearer] for a connection that is about to prove the key
 // which the token's key claim names. A token that is bound to that key passes, one
-// that is bound to another does not. The papers are not proved yet. Codes: those of Admit.
+// that is bound to another does not. The credentials are not proved yet. Codes: those of Admit.
 func (svc *Service) VerifyPoP(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Credentials, error) {
 	verified, err := svc.verifyCached(ctx, t, raw, now)
 	if err != nil {
@@ -122,7 +122,7 @@ func (svc *Service) verifyCached(ctx context.Context, t watchword.TenantID, raw 
 	return verified, nil
 }
 
-// explainUnknownKey says of a token whose key counts no more why that is: by then it is
+// explainUnknownKey says of a token whose key is not valid any more why that is: by then it is
 // no secret, and whoever holds the token must get another one.
 func (svc *Service) explainUnknownKey(raw string, err error) error {
 	if watchword.CodeOf(err) != watchword.KeyUnknown {

@@ -36,11 +36,11 @@ type Delivery struct {
 	notify   func()        // if not nil, in the place of wake and taken
 	limits   Limits        // what may be handed over; of the goroutine that does
 
-	needsProof bool  // the device obeys only what is logged; both under the desk's lock
+	needsProof bool  // the device executes only logged commands; both under the service's lock
 	seenSize   int64 // the size of the log that it saw last, as far as is known
 }
 
-// RequireLogProofs says that the device obeys only what is logged, and how large the log was
+// RequireLogProofs says that the device executes only logged commands, and how large the log was
 // that it saw last (0: it saw none): from now on commands go out with their proofs.
 func (dl *Delivery) RequireLogProofs(size int64) {
 	dl.svc.mu.Lock()
@@ -96,7 +96,7 @@ func (dl *Delivery) Close() {
 	deliveries[len(deliveries)-1].signal()
 }
 
-// signal is called with the desk's lock held.
+// signal is called with the service's lock held.
 func (dl *Delivery) signal() {
 	if dl.notify != nil {
 		dl.notify()
@@ -237,7 +237,7 @@ func (dl *Delivery) pending(ctx context.Context, after int64, nonce string, limi
 }
 
 // handOver signs r, unless a version for this nonce was signed before, seals it
-// to the device's key of today, and stores the hash before it is sent. The error
+// to the device's current key, and stores the hash before it is sent. The error
 // is a misfit where the connection does not take as much, or no device would take it: as
 // a rule nothing is kept then.
 func (dl *Delivery) handOver(ctx context.Context, r Row, nonce string) (SealedCommand, error) {
@@ -346,7 +346,7 @@ func (svc *Service) CheckpointPublished() {
 	}
 }
 
-// handoverEntry is the log's entry of a version that leaves the house: which bytes, under
+// handoverEntry is the log's entry of a version that is handed over: which bytes, under
 // which command key.
 func (svc *Service) handoverEntry(r Row, h Handover, jws string) audit.Entry {
 	data := map[string]string{
@@ -395,7 +395,7 @@ func (svc *Service) signedVersion(ctx context.Context, r Row, nonce string) (str
 	return jws, err
 }
 
-// keyStillValid reports whether the key that signed jws, which is our own, still counts.
+// keyStillValid reports whether the key that signed jws, which is our own, is still valid.
 func (svc *Service) keyStillValid(jws string) bool {
 	u, err := jose.ParseJWS(jws, watchword.MaxDocument)
 	return err == nil && svc.keys.CommandKeyValid(watchword.KeyID(u.Kid))

@@ -80,7 +80,7 @@ func TestTakeReturnsAtMostLimit(t *testing.T) {
 	}
 }
 
-// keysOf is a desk's keys of which some no longer count.
+// keysOf is a service's keys of which some no longer count.
 type keysOf struct {
 	command.Keys
 	gone map[watchword.KeyID]bool
@@ -313,7 +313,7 @@ func TestAcknowledgements(t *testing.T) {
 	}
 }
 
-// logOf is a log as a desk asks it.
+// logOf is a log as a service asks it.
 type logOf struct {
 	size  int64 // of the cosigned checkpoint; 0: none
 	asked []int64
@@ -334,7 +334,7 @@ func (l *logOf) ConsistencyProof(_ context.Context, _ ledger.Checkpoint, size in
 	return nil, nil
 }
 
-// A device that obeys only what is logged gets its commands when a checkpoint has them, in
+// A device that executes only logged commands gets its commands when a checkpoint has them, in
 // order, each with the proof from the size that it saw last.
 func TestADeliveryThatNeedsLogProofs(t *testing.T) {
 	log := &logOf{}

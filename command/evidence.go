@@ -16,7 +16,7 @@ const evidenceType = "watchword-evidence/v1"
 // MaxEvidence is the bound of an evidence file.
 const MaxEvidence = 8 << 20
 
-// Evidence is all that shows, to whoever has the root's public key alone, that a
+// Evidence is all that shows, to anyone who has the root's public key alone, that a
 // command was ordered, handed over and answered: with the entries of the log that
 // say so, each with its proof.
 type Evidence struct {
@@ -32,7 +32,7 @@ type Evidence struct {
 	Orderer    string              `json:"orderer,omitempty"`
 }
 
-// EvidenceVersion is a version of the command that left the house.
+// EvidenceVersion is a version of the command that was handed over.
 type EvidenceVersion struct {
 	JWS   string `json:"jws"`
 	Proof string `json:"proof"` // of the entry command.handover

@@ -297,7 +297,7 @@ func TestEvidenceVerifies(t *testing.T) {
 			t.Errorf("%s: %+v", what, v)
 		}
 	}
-	f = newForge(t, p) // without a signed order, who ordered is the server's word
+	f = newForge(t, p) // without a signed order, who ordered is the server's statement
 	if v, err = f.verify(); err != nil || v.OrderKey != "" || v.Command.By != "alice" {
 		t.Errorf("signed by %q: %v", v.OrderKey, err)
 	}

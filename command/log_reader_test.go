@@ -31,7 +31,7 @@ func (b withoutKind) Find(ctx context.Context, q audit.Query, p audit.Page) (out
 	return out, err
 }
 
-// What a desk writes down is evidence to somebody who has the root's pin alone.
+// What a service writes down is evidence to somebody who has the root's pin alone.
 func TestEvidenceOfAFinishedCommand(t *testing.T) {
 	s := newSetup(t, options{})
 	_, err := keyring.NewRotator(t.Context(), s.store, s.ring, keyring.RotatorOptions{}, s.now())

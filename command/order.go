@@ -19,7 +19,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Call is what somebody wants a device to do.
+// Call is a request that a device run a function.
 type Call struct {
 	ID             watchword.CommandID // the command's, made by [NewCommandID]; empty for a new one
 	Device         watchword.SubjectID
@@ -159,7 +159,7 @@ func (svc *Service) authorize(ctx context.Context, a *session.Authority, c Call)
 }
 
 // CheckMayRead says whether a's holder may have a command because it ordered it: its token and
-// today's policy must allow the very call still. Codes: denied,
+// the current policy must allow the very call still. Codes: denied,
 // unavailable.
 func (svc *Service) CheckMayRead(ctx context.Context, a *session.Authority, r Row) error {
 	if r.By != a.Subject() {

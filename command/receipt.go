@@ -19,7 +19,7 @@ import (
 const ReceiptCost = 1
 
 // ApplyReceipt verifies a receipt that device handed in and settles its command.
-// The same receipt again changes nothing and is no error. b is what the device's right to hand it in
+// The same receipt again changes nothing and is not an error. b is what the device's right to hand it in
 // was decided on: run it in [session.Session.Act]. trace is the request's.
 //
 // Codes: those of [token.VerifyReceipt]; receipt_invalid where it fits nothing
@@ -104,7 +104,7 @@ func (svc *Service) Run(ctx context.Context) error {
 		}
 		next, err := svc.store.NextExpiry(ctx)
 		if err != nil {
-			next = svc.opts.Now().Add(time.Second) // the store is asked again soon; what is over is not handed out meanwhile
+			next = svc.opts.Now().Add(time.Second) // the store is asked again soon; what has expired is not handed out meanwhile
 		}
 		svc.mu.Lock()
 		svc.nextExpiry = next
@@ -116,7 +116,7 @@ func (svc *Service) Run(ctx context.Context) error {
 	}
 }
 
-// expireDue ends what is over.
+// expireDue ends what has expired.
 func (svc *Service) expireDue(ctx context.Context) error {
 	for {
 		now := svc.opts.Now()

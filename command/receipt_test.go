@@ -167,7 +167,7 @@ func TestReceiptsUnderARevokedKey(t *testing.T) {
 	wantCode(t, "a revoked device", err, watchword.KeyUnknown)
 }
 
-// storeHooks runs something between what the store did and what the desk makes of it.
+// storeHooks runs something between what the store did and what the service makes of it.
 type storeHooks struct {
 	command.Store
 	delivered, settled func()
@@ -256,7 +256,7 @@ func TestALateChangeDoesNotUndoAFinalState(t *testing.T) {
 	}
 }
 
-// expire lets the desk end what is over by now.
+// expire lets the service end what has expired by now.
 func (s *setup) expire() {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(s.t.Context())
@@ -452,7 +452,7 @@ func TestRunRetriesAndSeesEarlierExpiry(t *testing.T) {
 	}
 }
 
-// Whoever waited, or had a line, leaves nothing behind.
+// A caller that waited, or had a line, leaves nothing behind.
 func TestClosedDeliveriesAndWaitersReleaseMemory(t *testing.T) {
 	s := newSetup(t, options{desk: command.Options{Log: &logOf{}}})
 	row := s.order(command.Call{})

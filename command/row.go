@@ -8,7 +8,7 @@ import (
 
 // Row is a command as the store keeps it. Args, Receipt and a hand-over's JWS
 // are sealed with the data key before they come here: nothing that a command
-// says lies at rest in clear.
+// says lies at rest in plaintext.
 type Row struct {
 	Tenant      watchword.TenantID
 	ID          watchword.CommandID
@@ -18,7 +18,7 @@ type Row struct {
 	Seq         int64 // the device's next number, taken in AddCommand's transaction
 	Function    string
 	Args        []byte // sealed
-	ArgsHash    string // base64url SHA-256 of the arguments in clear
+	ArgsHash    string // base64url SHA-256 of the arguments in plaintext
 	Order       string // the orderer's signed order (compact JWS), or empty
 	By          watchword.SubjectID
 	ByKey       watchword.KeyID
@@ -52,7 +52,7 @@ type UndeliverableUpdate struct {
 	At     time.Time // when it ends
 }
 
-// Handover is one version of a command that left the house. Hash is the
+// Handover is one signed version of a command, as it was given to the device. Hash is the
 // base64url SHA-256 of the inner JWS, which a receipt must repeat as ch.
 type Handover struct {
 	Hash  string

@@ -15,7 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// Store is what the desk needs of the cellar.
+// Store is what the service needs from the store.
 type Store interface {
 	// AddCommand stores a command, its idempotency key and its entry, or returns the command of an
 	// earlier request with the same key (replay). Codes: busy (MaxQueued, Bounds, or authority that
@@ -37,7 +37,7 @@ type Store interface {
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error)
 }
 
-// Directory answers who a subject is now.
+// Directory returns subjects as they are now.
 type Directory interface {
 	Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error)
 	Target(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (policy.Target, error)
@@ -47,21 +47,21 @@ type Directory interface {
 
 // Sealer seals what lies at rest.
 type Sealer interface {
-	// DeriveSecret is bytes for a context that nobody knows who has not the data key.
+	// DeriveSecret is bytes for a context that cannot be computed without the data key.
 	DeriveSecret(context string) [32]byte
 	Seal(context string, plaintext []byte) ([]byte, error)
 	Open(context string, sealed []byte) ([]byte, error)
 }
 
-// Keys is the command keys as they stand at this moment.
+// Keys is the command keys as they are now.
 type Keys interface {
 	// CommandSigner signs what is handed over now.
 	CommandSigner() *jose.Signer
-	// CommandKeyValid reports whether the key of that id counts.
+	// CommandKeyValid reports whether the key of that id is valid.
 	CommandKeyValid(id watchword.KeyID) bool
 }
 
-// Log is what a desk needs of the log, for devices that obey only what is logged.
+// Log is what a service needs of the log, for devices that execute only logged commands.
 type Log interface {
 	// LatestCosigned returns the last checkpoint that enough witnesses signed, if it has the entry.
 	LatestCosigned(seq int64) (c ledger.Checkpoint, note []byte, ok bool)
@@ -69,7 +69,7 @@ type Log interface {
 	ConsistencyProof(ctx context.Context, c ledger.Checkpoint, size int64) ([]ledger.Hash, error)
 }
 
-// Options is what a desk needs to know beside its store.
+// Options is what a service needs to know beside its store.
 type Options struct {
 	Issuer  string
 	Epoch   int64
@@ -99,7 +99,7 @@ type Service struct {
 	wakeExpiry         chan struct{}                    // tells Run that an end may be nearer than it knows
 }
 
-// New returns a desk over st, which signs with sign. Run it, so that commands end on time.
+// New returns a service over st, which signs with sign. Run it, so that commands end on time.
 func New(st Store, dir Directory, sealer Sealer, sign Keys, o Options) *Service {
 	if o.TTL == 0 {
 		o.TTL = 120 * time.Second
@@ -132,7 +132,7 @@ func (svc *Service) ArgsCommitment(r Row) (args, salt []byte, err error) {
 	return args, svc.argsSalt(r.ID), err
 }
 
-// argsSalt keeps what a command says from being guessed by those who read the log.
+// argsSalt is the salt of args_hash, so that readers of the log cannot guess the arguments.
 func (svc *Service) argsSalt(id watchword.CommandID) []byte {
 	mask := svc.sealer.DeriveSecret("salt/" + string(id))
 	return mask[:16]
@@ -157,7 +157,7 @@ func (svc *Service) List(ctx context.Context, t watchword.TenantID, f Filter, be
 	return svc.store.Commands(ctx, t, f, before, limit)
 }
 
-// Epoch is that of the commands and configurations that the desk signs.
+// Epoch is that of the commands and configurations that the service signs.
 func (svc *Service) Epoch() int64 { return svc.opts.Epoch }
 
 // SignConfig signs a device's wanted configuration with the command key: what a

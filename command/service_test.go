@@ -44,7 +44,7 @@ devices = ["lamp-1", "lamp-9"]
 args = { level = { maximum = 80 } }
 `
 
-// setup is a desk over a real store and a real keyring, with a clock of its own.
+// setup is a service over a real store and a real keyring, with a clock of its own.
 type setup struct {
 	*command.Service
 	t     *testing.T
@@ -61,7 +61,7 @@ func (s *setup) now() time.Time { return time.Unix(0, s.clock.Load()).UTC() }
 
 func (s *setup) pass(d time.Duration) { s.clock.Add(int64(d)) }
 
-// options change what the desk is made of; nil leaves it.
+// options change what the service is made of; nil leaves it.
 type options struct {
 	store func(command.Store) command.Store
 	keys  func(command.Keys) command.Keys

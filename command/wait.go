@@ -6,15 +6,15 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// waiters is who waits for one command: changed is closed, and replaced, at
+// waiters is the callers that wait for one command: changed is closed, and replaced, at
 // each change.
 type waiters struct {
 	count   int
 	changed chan struct{}
-	row     *Row // how it stands since the last change; nil before the first
+	row     *Row // its state after the last change; nil before the first
 }
 
-// Wait returns the command as soon as it is final, or as it stands when ctx
+// Wait returns the command as soon as it is final, or in its state when ctx
 // ends: then with no error. Code: not_found.
 func (svc *Service) Wait(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error) {
 	w := svc.Watch(id)
@@ -26,8 +26,8 @@ func (svc *Service) Wait(ctx context.Context, t watchword.TenantID, id watchword
 	return w.Wait(ctx, row), nil
 }
 
-// Watcher is somebody who waits for one command: from before they knew how it
-// stands, so that they miss nothing.
+// Watcher waits for one command: it is created before the state is
+// read, so that no change is missed.
 type Watcher struct {
 	svc *Service
 	id  watchword.CommandID
@@ -42,7 +42,7 @@ func (svc *Service) Watch(id watchword.CommandID) *Watcher {
 // Close ends the watch.
 func (w *Watcher) Close() { w.svc.removeWaiter(w.id, w.w) }
 
-// Wait returns the command as soon as it is final, or as it stands when ctx ends.
+// Wait returns the command as soon as it is final, or in its state when ctx ends.
 // row is how it stood at some moment since the watch began.
 func (w *Watcher) Wait(ctx context.Context, row Row) Row {
 	for {

@@ -18,14 +18,14 @@ type Code struct {
 	Sign, Seal watchword.KeyID
 }
 
-// ErrCode is the refusal of a code that brings nobody in. It does not say why.
-var ErrCode = watchword.Refuse(watchword.CodeInvalid, "the code is wrong, used or over")
+// ErrCode is the refusal of a code that is unknown, used or expired. It does not say which.
+var ErrCode = watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used or expired")
 
 // ErrCodeExists says that the tenant has a code of this hash.
 var ErrCodeExists = watchword.Refuse(watchword.Conflict, "this code exists")
 
-// Redemption is a stranger's attempt to become a subject: the hash of the code
-// it showed and the keys whose possession it proved.
+// Redemption is a device's attempt to become a subject: the hash of the code
+// it presented and the keys whose possession it proved.
 type Redemption struct {
 	Tenant watchword.TenantID
 	Hash   [32]byte

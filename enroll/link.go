@@ -6,13 +6,13 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// The life of a code: what it is unless told otherwise, and the longest.
+// The life of a code: what it is by default, and the longest.
 const (
 	DefaultCodeLifetime = 24 * time.Hour
 	MaxCodeLifetime     = 30 * 24 * time.Hour
 )
 
-// Link is what an operator hands to whoever sets up a device. URL holds the code
+// Link is what an operator hands to anyone who sets up a device. URL holds the code
 // in its fragment, which no client sends.
 type Link struct {
 	URL     string

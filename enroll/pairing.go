@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/recent"
 )
 
-// The life and the pace of a pairing (RFC 8628 §3.2), unless told otherwise, and
+// The life and the pace of a pairing (RFC 8628 §3.2), by default, and
 // its bounds.
 const (
 	DefaultPairingLifetime  = 10 * time.Minute
@@ -20,7 +20,7 @@ const (
 	MaxPairingsPerNetwork   = 16             // of those, from one network
 )
 
-// PairingState says what became of a pairing. One that is over is no state: it
+// PairingState says what became of a pairing. An expired one has no state: it
 // is gone.
 type PairingState string
 
@@ -31,8 +31,8 @@ const (
 	PairingRejected PairingState = "rejected"
 )
 
-// Pairing is a stranger with two keys and no code, who waits for an operator's
-// word (RFC 8628). Its keys never change: what an operator approves is them.
+// Pairing is a device with two keys and no code, that waits for an operator's
+// approval (RFC 8628). Its keys never change; the approval is for these keys.
 type Pairing struct {
 	Tenant   watchword.TenantID
 	ID       string   // "pair_" and 26 characters that sort by time
@@ -43,16 +43,16 @@ type Pairing struct {
 	Sign        watchword.Key
 	Seal        watchword.Key
 	Remote      string // the address that asked
-	Network     string // whom that address is counted with
+	Network     string // the network that limits count the address with
 	State       PairingState
-	Subject     watchword.SubjectID // who it became; empty until approved
-	By          watchword.SubjectID // who decided; empty until then
+	Subject     watchword.SubjectID // the device that it became; empty until approved
+	By          watchword.SubjectID // the operator that decided; empty until then
 	Created     time.Time
 	Decided     time.Time
 	Expires     time.Time
 }
 
-// CheckPending refuses a pairing that somebody has decided on. Code: conflict.
+// CheckPending refuses a pairing that is decided. Code: conflict.
 func (p *Pairing) CheckPending() error {
 	if p.State == PairingPending {
 		return nil
@@ -69,7 +69,7 @@ func (p *Pairing) clientID() watchword.SubjectID {
 	return p.RequestedID
 }
 
-// PairingStore is what pairing needs of the cellar.
+// PairingStore is what pairing needs from the store.
 type PairingStore interface {
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
 	// AddPairing stores p. ErrUserCodeTaken: another pairing of the tenant has its user code.
@@ -81,7 +81,7 @@ type PairingStore interface {
 	RejectPairing(ctx context.Context, by audit.Actor, id string, now time.Time, entry audit.EntryOf[Pairing]) (Pairing, error)
 }
 
-// Approval is an operator's word that the keys of one pairing are those of Subject.
+// Approval is an operator's decision that the keys of one pairing are those of Subject.
 type Approval struct {
 	Pairing     string            // its id
 	Subject     watchword.Subject // with tenant, id, and labels where it is added

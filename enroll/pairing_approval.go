@@ -15,7 +15,7 @@ import (
 type PairingApproval struct {
 	UserCode string
 	Sign     watchword.KeyID
-	// ID is who the device shall be; empty means its wish. Only an id that is said
+	// ID is the id of the device; empty means the requested id. Only an id that is given
 	// here may be that of a device that is there already.
 	ID     watchword.SubjectID
 	Labels watchword.Labels // of a device that is added
@@ -33,7 +33,7 @@ func (svc *Service) Pairing(ctx context.Context, t watchword.TenantID, userCode 
 	return svc.store.PairingByUserCode(ctx, t, code, now)
 }
 
-// Pairings lists pairings that are not over, newest first, with ids below before
+// Pairings lists pairings that have not expired, newest first, with ids below before
 // (empty: from the newest).
 func (svc *Service) Pairings(ctx context.Context, t watchword.TenantID, before string, limit int, now time.Time) ([]Pairing, error) {
 	return svc.store.Pairings(ctx, t, before, limit, now)

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// PairingRequest is what a device with no code shows: who it would like to be, its two
+// PairingRequest is what a device with no code shows: the id that it requests, its two
 // public keys as JWK, and the proof that it holds the signing key and means the
 // sealing key.
 type PairingRequest struct {
@@ -29,7 +29,7 @@ type PairingResponse struct {
 	Interval   time.Duration
 }
 
-// RequestPairing writes down that two keys wait for an operator's word. The same keys
+// RequestPairing stores that two keys wait for an operator's decision. The same keys
 // asking again get new codes, and the old ones are gone; what was approved
 // meanwhile stays approved, because it is the keys that were.
 //
@@ -71,11 +71,11 @@ func (svc *Service) RequestPairing(ctx context.Context, t watchword.TenantID, a 
 }
 
 // PollPairing tells a device what became of its pairing, once it has proved by its
-// signing key that the device code is its own: nobody else learns anything. The
+// signing key that the device code is its own: other callers learn nothing. The
 // proof is worth one token, which spent says; an approved pairing answers again
-// until it is over, each time for a new proof.
+// until it expires, each time for a new proof.
 //
-// Codes: pairing_expired for what is unknown, used or over; busy, proof_invalid,
+// Codes: pairing_expired for what is unknown, used or expired; busy, proof_invalid,
 // client_invalid; pairing_pending, pairing_slow, pairing_rejected.
 func (svc *Service) PollPairing(ctx context.Context, t watchword.TenantID, deviceCode, clientID, proof string, now time.Time) (s watchword.Subject, key watchword.KeyID, spent token.SingleUse, err error) {
 	expired := watchword.Refuse(watchword.PairingExpired, "the device code is unknown, used, or over: ask anew")

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// RekeyStore is what a key change needs of the cellar.
+// RekeyStore is what a key change needs from the store.
 type RekeyStore interface {
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
 	Rekey(ctx context.Context, by audit.Actor, r KeyChange, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
@@ -77,10 +77,10 @@ type RekeyRequest struct {
 
 // Rekey puts new keys of a device in the place of its old ones, which are retired.
 // by is the device itself, as it authenticated: only with that very key can it
-// change keys. Whoever asks for the keys that count already is answered alike and
+// change keys. A caller that asks for the valid keys already is answered alike and
 // changes nothing: so a device whose answer was lost finds out where it is.
 //
-// Codes: denied for who is no device; bad_request, proof_invalid (and the codes
+// Codes: denied for a subject that is not a device; bad_request, proof_invalid (and the codes
 // of [token.VerifyRekey] behind it), token_replayed, conflict for a key that was
 // used before, rate_limited, client_invalid where the old key went meanwhile.
 func (svc *Service) Rekey(ctx context.Context, by audit.Actor, r RekeyRequest, now time.Time) (watchword.Subject, error) {

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Store is what the gate needs of the cellar.
+// Store is what the service needs from the store.
 type Store interface {
 	CreateSubject(ctx context.Context, s watchword.Subject, code *Code, e audit.Entry) error
 	AddCode(ctx context.Context, c Code, e audit.Entry) error
@@ -21,7 +21,7 @@ type Store interface {
 	PairingStore
 }
 
-// Options is what a gate needs to know beside the store.
+// Options is what a service needs to know beside the store.
 type Options struct {
 	PublicURL string // where links point
 	Issuer    string
@@ -45,7 +45,7 @@ type Service struct {
 	polls    *pollLimiter
 }
 
-// New returns a gate that writes to st.
+// New returns a service that writes to st.
 func New(st Store, o Options) *Service {
 	if o.PairingLifetime == 0 {
 		o.PairingLifetime = DefaultPairingLifetime
@@ -118,7 +118,7 @@ func (svc *Service) newCode(by audit.Actor, id watchword.SubjectID, ttl time.Dur
 	return Code{Tenant: by.Tenant, Hash: token.CodeDigest(code), Subject: id, Expires: link.Expires, CreatedBy: by.Subject}, link, nil
 }
 
-// EnrollRequest is what a stranger shows: the code, its two public keys as JWK, and
+// EnrollRequest is what a device presents: the code, its two public keys as JWK, and
 // the proof that it holds the signing key.
 type EnrollRequest struct {
 	Code  string
@@ -129,7 +129,7 @@ type EnrollRequest struct {
 
 // Enroll turns the holder of a code into an active subject. Everything that
 // needs no store is checked first. The same code with the same keys gets the
-// same answer until the code is over.
+// same answer until the code expires.
 //
 // Codes: rate_limited, busy, bad_request, proof_invalid (and the codes of
 // [token.VerifyEnrollment] behind it), code_invalid, conflict.
@@ -181,7 +181,7 @@ func (svc *Service) verifyRequest(ctx context.Context, t watchword.TenantID, r E
 	}, nil
 }
 
-// parseKeys reads a stranger's two public keys. Code: bad_request.
+// parseKeys reads the two public keys of a device that is not enrolled. Code: bad_request.
 func parseKeys(signField string, signJWK []byte, sealField string, sealJWK []byte) (sign, seal *jose.PublicKey, err error) {
 	if sign, err = parseKey(signField, signJWK, jose.ForSigning); err != nil {
 		return nil, nil, err

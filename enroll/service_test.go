@@ -28,7 +28,7 @@ var (
 	nearby = netip.MustParseAddr("192.0.2.7")
 )
 
-// setup is a gate over a real store.
+// setup is a service over a real store.
 type setup struct {
 	*enroll.Service
 	t       *testing.T

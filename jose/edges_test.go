@@ -134,8 +134,8 @@ func TestSignaturesWhoseNumbersAreShort(t *testing.T) {
 	t.Errorf("of 5,000 signatures %v have a short number", short)
 }
 
-// Eight levels are the most, of objects and of lists; what stands side by side counts once,
-// and what stands in a string does not.
+// Eight levels are the most, of objects and of lists; values side by side count once,
+// and brackets in a string do not.
 func TestNesting(t *testing.T) {
 	nest := func(n int, open, closes string) string {
 		return strings.Repeat(open, n) + "1" + strings.Repeat(closes, n)

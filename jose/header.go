@@ -54,7 +54,7 @@ func parseHeader(b []byte, f headerKind) (h header, err error) {
 }
 
 // appendMember writes a member of a header as [parseHeader] takes it back: nothing for
-// an empty value, which a header does not have. Code: bad_request for what is no UTF-8.
+// an empty value, which a header does not have. Code: bad_request for what is not valid UTF-8.
 func appendMember(head []byte, name, value string) ([]byte, error) {
 	if value == "" {
 		return head, nil

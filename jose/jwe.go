@@ -15,7 +15,7 @@ import (
 // Encrypt encrypts plaintext to a public key as a compact JWE (RFC 7516 §7.1):
 // ECDH-ES with a fresh ephemeral key of the recipient's curve, A256GCM. cty says
 // what is inside, "JWT" for a token; the header says nothing of it where cty is empty. Code:
-// bad_request for an Ed25519 key, and for a cty that is no UTF-8.
+// bad_request for an Ed25519 key, and for a cty that is not valid UTF-8.
 func Encrypt(to *PublicKey, cty string, plaintext []byte) (string, error) {
 	if !to.CanEncrypt() {
 		return "", keyInvalid("an Ed25519 key does not unseal")

@@ -46,7 +46,7 @@ type jwkFields struct {
 	hasOps        bool // key_ops is there, be it empty
 }
 
-// Use is what a key is used for (RFC 7517 §4.2). Whoever parses a
+// Use is what a key is used for (RFC 7517 §4.2). A caller that parses a
 // JWK says which, and what the JWK says of its own use must fit that.
 type Use string
 

@@ -40,7 +40,7 @@ func NewSigner(s crypto.Signer) (*Signer, error) {
 func (s *Signer) Public() *PublicKey { return s.public }
 
 // Sign returns a compact JWS of payload with the header {"alg","typ","kid"}, without
-// typ where that is empty. Codes: bad_request for a typ that is no UTF-8, unavailable.
+// typ where that is empty. Codes: bad_request for a typ that is not valid UTF-8, unavailable.
 func (s *Signer) Sign(typ string, payload []byte) (string, error) {
 	return s.compact(typ, `"kid":"`+string(s.public.ID())+`"`, payload)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// When a bundle is signed anew: this long before its end. Bundles signed ahead
+// When a bundle is signed again: this long before its end. Bundles signed ahead
 // follow each other as closely.
 const (
 	bundleRenewAfter  = 60 * 24 * time.Hour
@@ -119,7 +119,7 @@ type PlannedBundle struct {
 }
 
 // planBundles lays bundles ahead of each other: each names the keys that sign while it
-// is published, those that still count, and those that sign within a refresh
+// is published, those that are still valid, and those that sign within a refresh
 // after it.
 func (k *keyState) planBundles(f Instance, r Schedule, n BundleInfo, first int64, count int, now time.Time) ([]PlannedBundle, error) {
 	var out []PlannedBundle
@@ -156,7 +156,7 @@ func (k *keyState) planBundles(f Instance, r Schedule, n BundleInfo, first int64
 	return out, nil
 }
 
-// validBetween reports whether s signs, or what it signed counts, at some time between
+// validBetween reports whether s signs, or what it signed is valid, at some time between
 // from and to, if every next key takes its turn when it is to start.
 func validBetween(ks []SealedKey, s SealedKey, from, to time.Time) bool {
 	if s.State == Next && !s.Starts.Before(to) {

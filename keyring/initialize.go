@@ -18,7 +18,7 @@ type InitOptions struct {
 }
 
 // Initialize makes every role's key, seals them, and writes them with the founding
-// and the first operator in one step. Code: conflict if the house stands already.
+// and the first operator in one step. Code: conflict if the server is initialized already.
 func Initialize(ctx context.Context, st Store, f InitOptions) error {
 	data := randomKey()
 	wrapped, err := f.KEK.Wrap(data)

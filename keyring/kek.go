@@ -27,7 +27,7 @@ type KEK interface {
 // fileKEK is 32 bytes from a file of 43 characters of base64url.
 type fileKEK struct{ key []byte }
 
-// OpenKEK reads the key-encryption key at path, which nobody but its owner may
+// OpenKEK reads the key-encryption key at path, which only its owner may
 // read. If make is set and there is no such file, a new key is made and written
 // (0600, synced) first. Codes: key_exposed, file_untrusted; key_missing for a file that
 // is not there, key_damaged for one that holds no key.

@@ -61,11 +61,11 @@ func (r *Rotator) Rotate(ctx context.Context, by audit.Actor, role Role, atOnce 
 	return r.info(rotated.ID, role), nil
 }
 
-// Revoke ends a key at once: what it signed counts no more. If it was the active
+// Revoke ends a key at once: what it signed is not valid any more. If it was the active
 // one, the next key signs now, or a new one does. An active root cannot be revoked:
 // devices go by it; rotate first, and revoke the old one when they know the new.
 //
-// Codes: not_found; conflict for the active root and for a key that counts no more.
+// Codes: not_found; conflict for the active root and for a key that is not valid any more.
 func (r *Rotator) Revoke(ctx context.Context, by audit.Actor, id watchword.KeyID, reason string, now time.Time) (Info, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -155,7 +155,7 @@ func (r *Rotator) PlanBundles(ctx context.Context, by audit.Actor, count int, no
 }
 
 // ImportBundles takes bundles that were signed offline: by every root that they name,
-// about keys of this ring that count, each later than the one before. The first
+// about valid keys of this ring, each later than the one before. The first
 // must name every key that signs now. Nothing is taken where one is wrong.
 //
 // Codes: those of [token.VerifyNextTrust]; bundle_invalid; conflict.
@@ -213,7 +213,7 @@ func (r *Rotator) ImportBundles(ctx context.Context, by audit.Actor, raws []stri
 }
 
 // ExportRoot takes the root's private key out of the store: write must have it on
-// another medium, for good, before it returns nil. Code: conflict where two roots
+// another medium, permanently, before it returns nil. Code: conflict where two roots
 // sign, or it is not here.
 func (r *Rotator) ExportRoot(ctx context.Context, by audit.Actor, write func(jwk []byte) error, now time.Time) error {
 	r.mu.Lock()

@@ -15,7 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// Store is what a ring needs of the cellar.
+// Store is what a ring needs from the store.
 type Store interface {
 	Instance(ctx context.Context) (Instance, error)
 	Initialize(ctx context.Context, f Instance, keys []SealedKey, operator watchword.Subject, es []audit.Entry) error
@@ -24,7 +24,7 @@ type Store interface {
 	RotateKeys(ctx context.Context, t KeyUpdate, es ...audit.Entry) error
 }
 
-// Ring holds the opened keys as they stand at this moment: ask it each time, and
+// Ring holds the opened keys as they are now: ask it each time, and
 // keep nothing that it lends. It is safe for concurrent use. Who turns it is a
 // [Rotator].
 type Ring struct {
@@ -39,13 +39,13 @@ type Ring struct {
 type keyState struct {
 	all     []SealedKey                  // all, oldest first
 	signers map[Role]*jose.Signer        // the active key of each role; no root where it lives offline
-	public  map[Role][]*jose.PublicKey   // every key that counts, oldest first
-	private map[watchword.KeyID]*private // of every key that counts and is here
+	public  map[Role][]*jose.PublicKey   // every valid key, oldest first
+	private map[watchword.KeyID]*private // of every valid key whose private half is here
 	issuers map[watchword.KeyID]*jose.PublicKey
 	revoked map[watchword.KeyID]bool // of the issuer keys
 	jwks    []byte
 	ca      *authority
-	anchors [][]byte // DER of every authority that counts, oldest first
+	anchors [][]byte // DER of every valid authority, oldest first
 	root    *jose.PublicKey
 }
 
@@ -58,7 +58,7 @@ type private struct {
 // rows cannot be swapped.
 func sealContext(s SealedKey) string { return "key/" + string(s.Role) + "/" + string(s.ID) }
 
-// Open reads the ring of a founded house. Codes: not_found before [Initialize];
+// Open reads the ring of an initialized server. Codes: not_found before [Initialize];
 // key_unwrap for a wrong key-encryption key, key_damaged for what is not as it was
 // written.
 func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
@@ -96,7 +96,7 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	return r, nil
 }
 
-// open opens every key that counts, and refuses a ring that lacks one.
+// open opens every valid key, and refuses a ring that lacks one.
 func (r *Ring) open(sealed []SealedKey) (*keyState, error) {
 	k := &keyState{
 		all: sealed, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{},
@@ -195,7 +195,7 @@ func (r *Ring) Epoch() int64 { return r.instance.Epoch }
 // Signer returns the active signer of a role; nil for a root that lives offline.
 func (r *Ring) Signer(role Role) *jose.Signer { return r.state.Load().signers[role] }
 
-// Public returns every public key of a role that counts for verifying, oldest first.
+// Public returns every valid public key of a role for verifying, oldest first.
 func (r *Ring) Public(role Role) []*jose.PublicKey { return r.state.Load().public[role] }
 
 // Root returns the active root's public key.
@@ -204,13 +204,13 @@ func (r *Ring) Root() *jose.PublicKey { return r.state.Load().root }
 // IssuerSigner returns the active issuer key.
 func (r *Ring) IssuerSigner() *jose.Signer { return r.Signer(Issuer) }
 
-// IssuerKeys returns every issuer key that counts, by id. It is read only.
+// IssuerKeys returns every valid issuer key, by id. It is read only.
 func (r *Ring) IssuerKeys() map[watchword.KeyID]*jose.PublicKey { return r.state.Load().issuers }
 
 // CommandSigner returns the active command key.
 func (r *Ring) CommandSigner() *jose.Signer { return r.Signer(Command) }
 
-// CommandKeyValid reports whether a command key of that id counts.
+// CommandKeyValid reports whether a command key of that id is valid.
 func (r *Ring) CommandKeyValid(id watchword.KeyID) bool {
 	p := r.state.Load().private[id]
 	return p != nil && p.role == Command
@@ -228,7 +228,7 @@ func (r *Ring) LogKeys() (out []ledger.Key) {
 		if s.Role != Log {
 			continue
 		}
-		if pub, err := jose.ParseJWK(s.Public, jose.ForSigning); err == nil { // those that count were read when the ring was opened
+		if pub, err := jose.ParseJWK(s.Public, jose.ForSigning); err == nil { // those that are valid were read when the ring was opened
 			out = append(out, ledger.LogKeys(r.Issuer(), pub)...)
 		}
 	}
@@ -238,10 +238,10 @@ func (r *Ring) LogKeys() (out []ledger.Key) {
 // IssuerKeyRevoked reports whether id was an issuer key and was revoked.
 func (r *Ring) IssuerKeyRevoked(id watchword.KeyID) bool { return r.state.Load().revoked[id] }
 
-// JWKS returns the issuer keys that count, as a JWK Set.
+// JWKS returns the valid issuer keys, as a JWK Set.
 func (r *Ring) JWKS() []byte { return r.state.Load().jwks }
 
-// Bundle returns the trust bundle of today; empty before a [Rotator] began.
+// Bundle returns the current trust bundle; empty before a [Rotator] began.
 func (r *Ring) Bundle() string {
 	if b := r.bundle.Load(); b != nil {
 		return *b
@@ -269,7 +269,7 @@ func (r *Ring) DeriveSecret(context string) (out [32]byte) {
 	return out
 }
 
-// signer returns a key that counts and is here, active or not. Code: key_missing.
+// signer returns a valid key whose private half is here, active or not. Code: key_missing.
 func (k *keyState) signer(id watchword.KeyID) (*jose.Signer, error) {
 	p := k.private[id]
 	if p == nil {

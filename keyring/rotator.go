@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// RotatorOptions is what a keeper needs to know beside the store and the ring.
+// RotatorOptions is what it needs to know beside the store and the ring.
 type RotatorOptions struct {
 	Schedule
 	BundleInfo
@@ -33,7 +33,7 @@ type BundleInfo struct {
 
 // ChangeNotice is what a turn means to others.
 type ChangeNotice struct {
-	Revoked []SealedKey // keys that count no more, for cause
+	Revoked []SealedKey // keys that are not valid any more, for cause
 	CAs     bool        // the own authorities are others
 	Bundle  bool        // another trust bundle is published
 }
@@ -50,7 +50,7 @@ type Rotator struct {
 	lastWarned time.Time // when it was last said that a bundle must be signed elsewhere
 }
 
-// NewRotator returns the keeper of ring, with a trust bundle published. Codes: as
+// NewRotator returns the rotator of ring, with a trust bundle published. Codes: as
 // [Rotator.Step].
 func NewRotator(ctx context.Context, st Store, ring *Ring, o RotatorOptions, now time.Time) (*Rotator, error) {
 	if o.Log == nil {
@@ -64,7 +64,7 @@ func NewRotator(ctx context.Context, st Store, ring *Ring, o RotatorOptions, now
 	return k, k.Step(ctx, now)
 }
 
-// OpenRotator returns the keeper of a house that nobody serves: nothing turns, and
+// OpenRotator returns the rotator of a server that does not run: nothing turns, and
 // what the bundle says of the server's certificate stays as it was said last.
 func OpenRotator(ctx context.Context, st Store, ring *Ring, now time.Time) (*Rotator, error) {
 	k := &Rotator{store: st, ring: ring, opts: RotatorOptions{Log: slog.Default()}}
@@ -81,7 +81,7 @@ func OpenRotator(ctx context.Context, st Store, ring *Ring, now time.Time) (*Rot
 }
 
 // Step does what is due: next keys are made and published, begin to sign, and go;
-// the bundle is signed anew before its end. Call it each minute or so. Codes:
+// the bundle is signed again before its end. Call it each minute or so. Codes:
 // conflict where another node was faster, unavailable.
 func (r *Rotator) Step(ctx context.Context, now time.Time) error {
 	r.mu.Lock()
@@ -195,7 +195,7 @@ func (r *Rotator) signBundles(t *KeyUpdate, after *keyState, now time.Time) erro
 	return err
 }
 
-// trusts reports whether every key that a bundle names counts.
+// trusts reports whether every key that a bundle contains is valid.
 func (k *keyState) trusts(t token.Trust) bool {
 	named := append(slices.Clone(t.Roots), t.Issuers...)
 	named = append(append(append(named, t.Command...), t.Time...), t.Log...)
@@ -321,7 +321,7 @@ type Status struct {
 	Stale          string // why a root that is not here must sign a bundle; empty if it need not
 }
 
-// Status returns the keys that count, and those that do not any more, oldest first.
+// Status returns the valid keys, and those that are not valid any more, oldest first.
 func (r *Rotator) Status(now time.Time) Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()

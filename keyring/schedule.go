@@ -10,8 +10,8 @@ import (
 
 // Schedule says when keys turn. What they answer depends on their arguments alone.
 type Schedule struct {
-	RotateEvery time.Duration // how long an issuer, command or time key signs; 0: until somebody turns it
-	Overlap     time.Duration // how long before it signs a key is published: one refresh of whoever verifies
+	RotateEvery time.Duration // how long an issuer, command or time key signs; 0: until an operator rotates it
+	Overlap     time.Duration // how long before it signs a key is published: one refresh of the verifiers
 }
 
 // caRotateAfter is how long an authority signs before the next one takes its place.
@@ -23,7 +23,7 @@ const maxAccessLifetime = 24 * time.Hour
 // maxCodeLifetime is the longest life of an enrollment link, whose pin is a root's.
 const maxCodeLifetime = 30 * 24 * time.Hour
 
-// signingPeriod is how long a key of a role signs; 0: until somebody turns it.
+// signingPeriod is how long a key of a role signs; 0: until an operator rotates it.
 func (r Schedule) signingPeriod(role Role) time.Duration {
 	switch role {
 	case Issuer, Command, Time:

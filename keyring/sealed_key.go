@@ -24,7 +24,7 @@ const (
 // Roles lists the roles that sign, in the order in which people read them.
 var Roles = []Role{Root, CA, Issuer, Command, Time, Log}
 
-// State says where a server key stands in its life.
+// State is the state of a server key.
 type State string
 
 // The states of a server key. Next is published and does not sign yet. Retiring
@@ -44,7 +44,7 @@ func (s State) Valid() bool { return s == Next || s == Active || s == Retiring }
 // SealedKey is a server key as the store keeps it. Private is AES-256-GCM under
 // the data key (for role data: under the key-encryption key), with ID and role as
 // additional data; it is empty for a root that lives offline, and for keys that
-// count no more. Public is the canonical JWK, nil for data. Cert is the DER of
+// are not valid any more. Public is the canonical JWK, nil for data. Cert is the DER of
 // the ca's own certificate, nil for the others.
 type SealedKey struct {
 	ID      watchword.KeyID
@@ -78,7 +78,7 @@ type KeyUpdate struct {
 	DropBundles []int64 // versions
 }
 
-// Instance is what a house decides once, at first start.
+// Instance is what a server decides once, at first start.
 type Instance struct {
 	Issuer string // the issuer identifier: public_url, no trailing slash
 	Epoch  int64  // grows when the server comes back from a backup

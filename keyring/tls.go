@@ -58,7 +58,7 @@ func newAuthority(key crypto.Signer, der []byte) (*authority, error) {
 	return &authority{key: key, cert: cert}, nil
 }
 
-// CAs returns the certificates of the own authority that count, as DER, oldest first.
+// CAs returns the certificates of the server's own authority that count, as DER, oldest first.
 func (r *Ring) CAs() [][]byte { return r.state.Load().anchors }
 
 // CAPEM returns them as PEM, the active one first.
@@ -73,7 +73,7 @@ func (r *Ring) CAPEM() []byte {
 	return out
 }
 
-// CertSource hands out a certificate of the own authority for a fixed list of
+// CertSource hands out a certificate of the server's own authority for a fixed list of
 // names, made when first needed, and anew when the authority's key turns or 30
 // days before its end. Its key never leaves the process. It is safe for
 // concurrent use.

@@ -52,7 +52,7 @@ func NewDirectory(st DirectoryStore) *Directory {
 	return d
 }
 
-// Policies returns a tenant's policies as they stand now. Code: unavailable.
+// Policies returns a tenant's policies as they are now. Code: unavailable.
 func (d *Directory) Policies(ctx context.Context, t watchword.TenantID) (*policy.Set, error) {
 	if set := (*d.policies.Load())[t]; set != nil {
 		return set, nil
@@ -108,7 +108,7 @@ func (d *Directory) installPolicies(ctx context.Context, t watchword.TenantID, b
 }
 
 // Refresh makes the next answer of [Directory.Principal] about a subject, and the policies, at least as new
-// as the store is now, and refuses a token that counts no more there: an act that was decided on
+// as the store is now, and refuses a token that is not valid any more there: an act that was decided on
 // something older is decided again. Codes: token_revoked, issuer_revoked, unavailable.
 func (d *Directory) Refresh(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error {
 	d.Invalidate(t, id)

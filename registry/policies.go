@@ -244,7 +244,7 @@ func (r *Registry) install(ctx context.Context, t watchword.TenantID, before, se
 	return err
 }
 
-// Explain says what today's policy answers to one question about one subject,
+// Explain says what the current policy answers to one question about one subject,
 // and why. A subject that is not active may do nothing: Why says so. Code:
 // not_found.
 func (r *Registry) Explain(ctx context.Context, t watchword.TenantID, subject watchword.SubjectID, action, resource string, args []byte) (policy.Explanation, error) {

@@ -11,7 +11,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Store is what a [Registry] needs of the cellar.
+// Store is what a [Registry] needs from the store.
 type Store interface {
 	DirectoryStore
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
@@ -29,7 +29,7 @@ type Store interface {
 	DeletePolicy(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (version int64, err error)
 }
 
-// Live is who must know of a change: the guard of the sessions. Both return
+// Live is told of changes: the guard of package session. Both return
 // only when no session passes anything any more that the change took away.
 type Live interface {
 	SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID)
@@ -71,7 +71,7 @@ func (r *Registry) List(ctx context.Context, t watchword.TenantID, q Query) ([]w
 	return r.store.Subjects(ctx, t, q.Kind, q.State, q.Labels, q.After, q.Limit)
 }
 
-// CheckTokenSize refuses a subject whose token would outgrow 4 KiB under today's policies.
+// CheckTokenSize refuses a subject whose token would outgrow 4 KiB under the current policies.
 // Code: token_too_large.
 func (r *Registry) CheckTokenSize(ctx context.Context, s watchword.Subject) error {
 	set, err := r.directory.Policies(ctx, s.Tenant)
@@ -127,7 +127,7 @@ func (r *Registry) Resume(ctx context.Context, by audit.Actor, id watchword.Subj
 	return r.notifyChanged(ctx, by.Tenant, id)(r.store.Resume(ctx, by, id, now, moved(by, audit.DeviceResume, "", now)))
 }
 
-// Revoke ends a subject's keys, tokens and sessions for good. When it returns,
+// Revoke ends a subject's keys, tokens and sessions permanently. When it returns,
 // nothing of the subject passes any more. Code: not_found.
 func (r *Registry) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
 	return r.notifyChanged(ctx, by.Tenant, id)(r.store.Revoke(ctx, by, id, now, moved(by, audit.DeviceRevoke, reason, now)))

@@ -8,7 +8,7 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// target returns the device that a fn: resource names, with today's labels; the
+// target returns the device that a fn: resource names, with the current labels; the
 // zero target for other resources. Code: not_found.
 func (r *Registry) target(ctx context.Context, t watchword.TenantID, resource string) (policy.Target, error) {
 	rest, ok := strings.CutPrefix(resource, watchword.FunctionPrefix)
@@ -20,7 +20,7 @@ func (r *Registry) target(ctx context.Context, t watchword.TenantID, resource st
 }
 
 // Target returns a device as rules about calls see it. Code: not_found, also
-// for a subject that is no device.
+// for a subject that is not a device.
 func (d *Directory) Target(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (policy.Target, error) {
 	p, err := d.Principal(ctx, t, id)
 	if err != nil && watchword.CodeOf(err) != watchword.NotFound {

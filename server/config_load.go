@@ -83,6 +83,12 @@ func findConfig(src Source) (path string, text []byte, err error) {
 	return "", nil, nil
 }
 
+// renamedKeys is the keys that have another name now, by their old names. Each stands in CHANGELOG.md under "Renamed".
+var renamedKeys = map[string]string{
+	"limits.kept_bytes":         "limits.offline_bytes",
+	"limits.subject_kept_bytes": "limits.subject_offline_bytes",
+}
+
 func decode(file string, text []byte, c *Config) error {
 	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
 	err := d.Decode(c)
@@ -94,7 +100,9 @@ func decode(file string, text []byte, c *Config) error {
 		line, column := e.Position()
 		key := strings.Join(e.Key(), ".")
 		hint := ""
-		if near := nearestKey(key); near != "" {
+		if now := renamedKeys[key]; now != "" {
+			hint = fmt.Sprintf("; it was renamed to %s", now)
+		} else if near := nearestKey(key); near != "" {
 			hint = fmt.Sprintf("; did you mean %s?", near)
 		}
 		return watchword.Refuse(watchword.ConfigInvalid, "%s:%d:%d: unknown key %s%s", file, line, column, key, hint)

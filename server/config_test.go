@@ -53,6 +53,8 @@ func TestDefaultsThenFileThenEnvironment(t *testing.T) {
 func TestWhatDoesNotHoldIsRefusedWithItsPlace(t *testing.T) {
 	for _, tc := range []struct{ name, text, says string }{
 		{"an unknown section", "[sever]\nhttps = \"x\"\n", ":1:2: unknown key sever"},
+		{"a renamed key", "[limits]\nkept_bytes = 1048576\n", ":2:1: unknown key limits.kept_bytes; it was renamed to limits.offline_bytes"},
+		{"another renamed key", "[limits]\nsubject_kept_bytes = 65536\n", ":2:1: unknown key limits.subject_kept_bytes; it was renamed to limits.subject_offline_bytes"},
 		{"an unknown key", "[token]\nlifetme = \"5m\"\n", ":2:1: unknown key token.lifetme; did you mean token.lifetime?"},
 		{"no TOML", "[token\n", ":1:"},
 		{"a wrong type", "[limits]\nconnections = \"many\"\n", ":2:15:"},

@@ -20,7 +20,7 @@ type Command struct {
 	Seq      int64
 	Function string
 	Args     []byte
-	By       watchword.SubjectID // act.sub, RFC 8693 §4.1: the server's word for who ordered it
+	By       watchword.SubjectID // act.sub, RFC 8693 §4.1: the server's statement for who ordered it
 	Nonce    string              // the device's own, or empty
 	Order    string              // the orderer's signed order, or empty
 	Issued   time.Time

@@ -182,7 +182,7 @@ func FuzzVerifyTrust(f *testing.F) {
 // the key signed, or, of ES256, its twin; and no other takes it.
 func FuzzPaper(f *testing.F) {
 	s := signer(f, jose.P256)
-	signed := map[string]bool{} // what stands before the signature
+	signed := map[string]bool{} // by header and payload, without the signature
 	for _, k := range kinds {
 		raw, err := k.sign(s)
 		if err != nil {

@@ -8,7 +8,7 @@ import (
 )
 
 // Labels reads the labels of the dev claim from raw, the very token that a was
-// made of: for who cannot ask the registry. nil if there are none. Code:
+// made of: for callers without a registry. nil if there are none. Code:
 // token_malformed.
 func (a *Access) Labels(raw string) (watchword.Labels, error) {
 	u, err := jose.ParseJWS(raw, watchword.MaxToken)

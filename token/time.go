@@ -29,7 +29,7 @@ func CheckNonce(nonce string) error {
 	return nil
 }
 
-// SignTime says with the time key what time it is, to whoever chose nonce. Tokens
+// SignTime says with the time key what time it is, to anyone who chose nonce. Tokens
 // know whole seconds alone: up to one is cut off. Codes: bad_request, unavailable.
 func SignTime(s *jose.Signer, issuer, nonce string, now time.Time) (string, error) {
 	b, err := json.Marshal(map[string]any{

@@ -26,10 +26,10 @@ type Trust struct {
 	Time    []*jose.PublicKey
 	Log     []*jose.PublicKey
 	// Witnesses is who cosigns the log's checkpoints, as C2SP verifier keys, at most
-	// 16; Quorum how many of them must have, for a device that obeys only what is logged.
+	// 16; Quorum how many of them must have, for a device that executes only logged commands.
 	Witnesses []string
 	Quorum    int64
-	CAs       [][]byte // DER of the own authority's certificates, if any
+	CAs       [][]byte // DER of the server's own authority's certificates, if any
 	WebPKI    bool     // the server has a certificate from the public Web PKI
 	Issued    time.Time
 	Expires   time.Time

@@ -8,11 +8,11 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 )
 
-// ReportCost is what a reported state counts against limits.control_rate of who reports it, over HTTP and MQTT: it is sealed and
+// ReportCost is what a reported state counts against limits.control_rate of the subject that reports it, over HTTP and MQTT: it is sealed and
 // written.
 const ReportCost = 10
 
-// Store is what a keeper needs of the cellar. Documents come sealed.
+// Store is what it needs from the store. Documents come sealed.
 type Store interface {
 	// SetFunctions replaces what a device announced. Code: busy, where b has moved.
 	SetFunctions(ctx context.Context, t watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, fs []Function, now time.Time) error
@@ -36,14 +36,14 @@ type Service struct {
 	sealer Sealer
 }
 
-// New returns a keeper over st.
+// New returns a service over st.
 func New(st Store, sealer Sealer) *Service { return &Service{st, sealer} }
 
 func sealContext(field string, t watchword.TenantID, device watchword.SubjectID) string {
 	return field + "/" + string(t) + "/" + string(device)
 }
 
-// Twin returns a device's twin in clear. Code: not_found.
+// Twin returns a device's twin in plaintext. Code: not_found.
 func (svc *Service) Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (Twin, error) {
 	tw, err := svc.store.Twin(ctx, t, device)
 	if err != nil {
@@ -66,7 +66,7 @@ func (svc *Service) open(tw Twin, t watchword.TenantID, device watchword.Subject
 	return tw, nil
 }
 
-// ReportedStates returns up to limit reported states in clear, of devices whose ids are
+// ReportedStates returns up to limit reported states in plaintext, of devices whose ids are
 // above after, in their order.
 func (svc *Service) ReportedStates(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]Twin, error) {
 	ts, err := svc.store.ReportedStates(ctx, t, after, limit)
@@ -89,7 +89,7 @@ func (svc *Service) ReportState(ctx context.Context, t watchword.TenantID, b wat
 }
 
 // SetConfig replaces the wanted configuration, one JSON object. ifVersion is -1
-// for any, 0 for never set, else today's. Codes: not_found, precondition_failed.
+// for any, 0 for never set, else the current version. Codes: not_found, precondition_failed.
 func (svc *Service) SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (Twin, error) {
 	sealed, err := svc.sealer.Seal(sealContext("config", t, device), config)
 	if err != nil {

@@ -37,7 +37,7 @@ const (
 // EntrySize is how many bytes one entry has in a bundle.
 const EntrySize = 2 + leafSize
 
-// Leaf is the data of the leaf that commits to a body: what stands in entry bundles.
+// Leaf is the data of the leaf that commits to a body: an item of an entry bundle.
 func Leaf(commit Hash) [leafSize]byte {
 	var b [leafSize]byte
 	b[0] = leafVersion

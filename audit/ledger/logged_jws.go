@@ -12,7 +12,7 @@ import (
 const LoggedType = "vnd.watchword.logged+json"
 
 // LoggedJWS is a signed paper with the proof that the log has its entry, for whoever
-// obeys only what is logged: the entry, its proof and a signed checkpoint, and the
+// executes only logged commands: the entry, its proof and a signed checkpoint, and the
 // proof that the log extends the one that the reader saw last.
 type LoggedJWS struct {
 	JWS              string   `json:"jws"`

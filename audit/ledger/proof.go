@@ -94,7 +94,7 @@ func VerifyConsistency(c, before Checkpoint, proof []Hash) error {
 	return nil
 }
 
-// Proof says that an entry is in a log, to whoever has the log's public key alone:
+// Proof says that an entry is in a log, to anyone who has the log's public key alone:
 // a tlog-proof, with the entry's salt and body as extra data.
 type Proof struct {
 	Index      int64 // from 0

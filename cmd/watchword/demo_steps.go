@@ -252,7 +252,7 @@ func (t *demoRun) command(ctx context.Context) (_ string, err error) {
 	return fmt.Sprintf("the operator orders lamp-2 lamp.set level=40: %s, number %d, on the disk before the answer", t.sent.ID, t.sent.Seq), nil
 }
 
-// receipt waits for the answer and checks it without the server's word.
+// receipt waits for the answer and checks it without the server's statement.
 func (t *demoRun) receipt(ctx context.Context) (string, error) {
 	c, err := t.admin.Command(ctx, t.sent.ID, 20*time.Second)
 	if err != nil {

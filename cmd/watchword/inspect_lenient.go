@@ -65,7 +65,7 @@ type member struct {
 // members reads the members of an object as far as it is one, duplicates and all.
 // err says where the strict reading would end.
 func members(b []byte) (ms []member, err error) {
-	_, err = jsontext.AppendFormat(nil, b) // strict: duplicates, UTF-8, what stands behind
+	_, err = jsontext.AppendFormat(nil, b) // strict: duplicates, UTF-8, trailing data
 	d := jsontext.NewDecoder(bytes.NewReader(b), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if t, terr := d.ReadToken(); terr != nil || t.Kind() != '{' {
 		return nil, firstError(err, errors.New("is no JSON object"))

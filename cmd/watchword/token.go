@@ -132,7 +132,7 @@ func (p *inspection) verifyUnder(t token.Trust, now time.Time) (err error) {
 }
 
 // trust fetches the trust bundle of the server that runs on the data folder, with the
-// issuer keys that count now: a bundle that was signed ahead may name one that was
+// valid issuer keys now: a bundle that was signed ahead may name one that was
 // revoked since. TLS vouches for both: the authority's certificate lies in the folder.
 func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	cl, err := admin.Local(a.data)

@@ -18,7 +18,7 @@ import (
 
 // CommandOrder is a command to be sent. Args is one JSON object, nil for none; TTL 0
 // means 120 s. It is signed by the client's own key: the device and the log
-// then have more than the server's word for who ordered.
+// then have more than the server's statement for who ordered.
 type CommandOrder struct {
 	Device      watchword.SubjectID
 	Function    string
@@ -27,7 +27,7 @@ type CommandOrder struct {
 	WaitReceipt time.Duration // for the receipt, at most 60 s; 0 does not wait
 }
 
-// DefaultTTL is how long a command may be begun unless told otherwise.
+// DefaultTTL is how long a command may be begun by default.
 const DefaultTTL = 120 * time.Second
 
 // Send orders a command and returns it once it is stored, or, with Wait, once it

@@ -108,7 +108,7 @@ func (c *Client) Resume(ctx context.Context, id watchword.SubjectID) (d api.Devi
 	return d, err
 }
 
-// Revoke ends a device's keys for good.
+// Revoke ends a device's keys permanently.
 func (c *Client) Revoke(ctx context.Context, id watchword.SubjectID, reason string) (d api.Device, err error) {
 	err = c.call(ctx, http.MethodPost, devicePath(id, "/revoke"), nil, api.ReasonRequest{Reason: reason}, &d)
 	return d, err

@@ -13,7 +13,7 @@ func pairingPath(userCode, rest string) string {
 	return "/v1/enrollments/" + url.PathEscape(userCode) + rest
 }
 
-// Pairings calls f for each pairing that is not over, newest first.
+// Pairings calls f for each pairing that has not expired, newest first.
 func (c *Client) Pairings(ctx context.Context, f func(api.Pairing) error) error {
 	return list(ctx, c, "/v1/enrollments", url.Values{}, func(p api.PairingList) ([]api.Pairing, string) { return p.Pairings, p.NextPageToken }, f)
 }

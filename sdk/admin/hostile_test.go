@@ -207,7 +207,7 @@ func TestALineOfAnExportHasABound(t *testing.T) {
 	}
 }
 
-// Who waits for a command asks once a second, however fast the server answers that it is not over.
+// Who waits for a command asks once a second, however fast the server answers that it has not expired.
 func TestAwaitIsPaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := against(func(*http.Request) (int, io.Reader) { return 200, strings.NewReader(`{"id":"cmd_1","state":"queued"}`) })

@@ -150,7 +150,7 @@ func (c *Client) Evidence(ctx context.Context, id watchword.CommandID) ([]byte, 
 	return a.Body, nil
 }
 
-// LogFile fetches what stands under a path of the log's own address, as "checkpoint".
+// LogFile fetches the file at a path of the log's own address, as "checkpoint".
 func (c *Client) LogFile(ctx context.Context, path string) ([]byte, error) {
 	a, err := c.rest.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/log/" + path})
 	if err != nil {

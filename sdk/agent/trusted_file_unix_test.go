@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Whoever can write to the functions file, a schema or a program decides what the device does: none is taken from others.
+// A caller that can write to the functions file, a schema or a program decides what the device does: none is taken from others.
 func TestUntrustedFunctionsFilesAreRefused(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a file to another user")

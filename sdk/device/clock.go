@@ -19,13 +19,13 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// How a device goes by the server's word for the time.
+// How a device goes by the server's statement for the time.
 const (
 	timeRoundTrip    = 10 * time.Second // a question and its answer; half of it is the error
 	timeRefreshEvery = 4 * time.Hour    // asked again: crystals drift
 	timeValid        = 48 * time.Hour   // without a further answer
 	timeRetry        = time.Minute      // after no answer
-	maxClockOffset   = 30 * time.Second // the own clock is right where it is no further off
+	maxClockOffset   = 30 * time.Second // the device's clock is right where it is no further off
 )
 
 // signedClock is what a device knows of the time beside its own clock: what the server
@@ -51,7 +51,7 @@ func (c *signedClock) monotonic() time.Time {
 	return time.Now()
 }
 
-// reading returns the signed time of this moment. It ends where the own clock and
+// reading returns the signed time of this moment. It ends where the device's clock and
 // the monotonic one part: then the device slept, or somebody set its clock.
 func (c *signedClock) reading(wall time.Time) (time.Time, bool) {
 	c.mu.Lock()
@@ -154,7 +154,7 @@ func (d *Device) transportFor(t *token.Trust) (*http.Transport, error) {
 func (d *Device) SyncTime(ctx context.Context) { d.syncTimeIfDue(ctx) }
 
 // syncTimeIfDue asks the server for the time where the device does not know it, and
-// every few hours where it goes by the server's word. Without an answer it goes
+// every few hours where it goes by the server's statement. Without an answer it goes
 // on as it is, by nonce.
 func (d *Device) syncTimeIfDue(ctx context.Context) {
 	if d.identity == nil {
@@ -218,7 +218,7 @@ func (d *Device) withTime(ctx context.Context, get func(context.Context) error) 
 	return err
 }
 
-// trySyncTime is [Device.requestTime] where no answer is no error: the device goes on as
+// trySyncTime is [Device.requestTime] where no answer is not an error: the device goes on as
 // it is.
 func (d *Device) trySyncTime(ctx context.Context, server string, t *token.Trust) bool {
 	changed, err := d.requestTime(ctx, server, t)

@@ -18,7 +18,7 @@ import (
 type Command struct {
 	ID       watchword.CommandID
 	Function string
-	By       watchword.SubjectID // who ordered it, by the server's word, or by their own where their key is pinned
+	By       watchword.SubjectID // who ordered it, by the server's statement, or by their own where their key is pinned
 	Epoch    int64
 	Seq      int64
 	Expires  time.Time // until when it may be begun

@@ -71,7 +71,7 @@ func (d *Device) wantsConfig() bool {
 }
 
 // applyConfig checks a signed configuration and hands a new one on. The one that is
-// known already is no error.
+// known already is not an error.
 func (d *Device) applyConfig(ctx context.Context, raw []byte) error {
 	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.identity.Issuer, d.identity.ID, d.now())
 	if err != nil {
@@ -126,7 +126,7 @@ func (d *Device) restoreConfig(raw []byte, number position) error {
 }
 
 // configInFolder returns epoch and version of the configuration in the folder; zero where there is
-// none, or none that can be believed. signed says that a key that counts has signed it; else a key that
+// none, or none that can be believed. signed says that a valid key has signed it; else a key that
 // does not count any more may have.
 func (d *Device) configInFolder() (number position, signed bool) {
 	raw, err := durable.ReadTrusted(d.path(configFile), 2*watchword.MaxDocument)

@@ -27,7 +27,7 @@ func (s *fakeServer) signedConfig(by *jose.Signer, epoch, version int64) []byte 
 }
 
 // The number of a configuration is kept as a number: it holds though the key that signed it
-// counts no more, the file is gone, or the device starts again, and a later epoch begins anew.
+// is not valid any more, the file is gone, or the device starts again, and a later epoch begins anew.
 func TestAnOlderConfigurationIsNeverHandedOn(t *testing.T) {
 	const most = 1<<53 - 1
 	s := newFakeServer(t)
@@ -120,7 +120,7 @@ func TestAnOlderConfigurationIsNeverHandedOn(t *testing.T) {
 }
 
 // A folder of a build that kept no numbers has the version in the file alone, also where the key that
-// signed it counts no more.
+// signed it is not valid any more.
 func TestTheVersionOfAnOlderBuildsConfigurationIsTakenOver(t *testing.T) {
 	for name, by := range map[string]func(s *fakeServer) *jose.Signer{
 		"under the key that counts":       func(s *fakeServer) *jose.Signer { return s.command },

@@ -103,7 +103,7 @@ type Device struct {
 	clock     signedClock
 	revoked   revocation
 	handlers  handlers
-	orderKeys atomic.Pointer[token.KeySet] // of who may order; nil: the server's word is enough
+	orderKeys atomic.Pointer[token.KeySet] // of who may order; nil: the server's statement is enough
 	nonce     nonce
 
 	executeMu sync.Mutex // one act at a time, from its checks to its receipt; before memory

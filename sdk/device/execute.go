@@ -213,7 +213,7 @@ func encodeResult(v any) (b []byte, err error) {
 }
 
 // PinOrderKeys makes the device obey only commands that carry an order signed by one
-// of these keys: the server's word for who ordered is then not enough.
+// of these keys: the server's statement for who ordered is then not enough.
 func (d *Device) PinOrderKeys(keys ...*jose.PublicKey) {
 	set := token.NewKeySet(keys...)
 	d.orderKeys.Store(&set)

@@ -24,7 +24,7 @@ import (
 func copyPath(path string) string { return path + ".copy" }
 
 // readWithCopy reads a file or its copy, the first that check takes, and returns nil where neither is
-// there. Where the folder is held, the other one is written anew. Codes: key_exposed,
+// there. Where the folder is held, the other one is rewritten. Codes: key_exposed,
 // file_untrusted; key_damaged where nothing that is there can be read.
 func (d *Device) readWithCopy(name string, private bool, check func([]byte) error) ([]byte, error) {
 	read := func(path string) ([]byte, error) { return durable.ReadTrusted(path, durable.MaxPrivate) }

@@ -199,7 +199,7 @@ func TestFileDamageCausesNoSecondExecutionOrDeafness(t *testing.T) {
 			if err := d.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if !slices.Contains([]string{configFile, journalFile, countersFile, clockFile}, name) { // these are written anew otherwise
+			if !slices.Contains([]string{configFile, journalFile, countersFile, clockFile}, name) { // these are rewritten otherwise
 				if now, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(now, whole) && !bytes.HasPrefix(b, whole[:len(whole)-1]) { // the line break at its end says nothing
 					t.Errorf("%s: it is not mended: %v", what, err)
 				}

@@ -54,7 +54,7 @@ type journalRecord struct {
 }
 
 // How many acts are remembered, and how long the file grows before it is
-// written anew with those alone.
+// rewritten with those alone.
 const (
 	maxExecutions = 512
 	journalBytes  = 4 << 20
@@ -66,12 +66,12 @@ type journal struct {
 	path       string
 	f          durable.File // nil where the next write opens it
 	size       int64
-	limit      int64 // of size: then it is written anew
+	limit      int64 // of size: then it is rewritten
 	last       position
 	lost       bool   // the counters were lost: only a nonce shows that a command is new
 	lostReason string // what was found at the opening, where the memory was lost then
 	executions []*execution
-	writeErr   error // a write that failed: nothing may follow it before the file is written anew
+	writeErr   error // a write that failed: nothing may follow it before the file is rewritten
 
 	counters *counterFile // nil where nothing can be begun
 	first    bool         // the file begins with its first record
@@ -120,7 +120,7 @@ func openSharedJournal(disk durable.Disk, path string, n *counterFile) (*journal
 }
 
 // readJournal finds out what is remembered, and whether the file and the counts must be
-// written anew.
+// rewritten.
 func readJournal(disk durable.Disk, path string, n *counterFile) (j *journal, rewrite bool, err error) {
 	b, err := disk.Read(path, maxJournal)
 	if isUntrustedFile(err) {

@@ -116,7 +116,7 @@ func (k keepsName) Rename(from, to string) error {
 	return k.OS.Rename(from, to)
 }
 
-// A power cut while a journal is taken over costs nothing, before the file is written anew and after; and
+// A power cut while a journal is taken over costs nothing, before the file is rewritten and after; and
 // then the counts hold it, though nothing was begun yet.
 func TestATakeoverThatWasCutOffGoesOn(t *testing.T) {
 	for name, rewrite := range map[string]bool{"before the file is written anew": false, "after": true} {

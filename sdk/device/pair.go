@@ -156,7 +156,7 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // verifyServerToPair is [Device.verifyServer], or, without a pin, takes the public Web PKI's word
-// for the server, and the server's word for its root.
+// for the server, and the server's statement for its root.
 func (d *Device) verifyServerToPair(ctx context.Context, server, pin string) (*token.Trust, string, string, error) {
 	if pin != "" {
 		t, raw, err := d.verifyServer(ctx, server, pin)

@@ -298,7 +298,7 @@ type request struct {
 	route string
 	new   bool // the device is not enrolled
 	blind bool // the device has no clock
-	mild  bool // no answer is no error
+	mild  bool // no answer is not an error
 	do    func(context.Context, *scene, *Device) error
 }
 

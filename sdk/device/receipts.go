@@ -18,7 +18,7 @@ import (
 const (
 	maxUnansweredReceipts = 256              // that the server has not answered; with more, no further command is begun
 	receiptRetry          = time.Minute      // before a receipt that was refused for now is sent again; doubled each time
-	receiptRejectedRetry  = 24 * time.Hour   // before one that was refused for good is
+	receiptRejectedRetry  = 24 * time.Hour   // before one that was refused permanently is
 	receiptCheckEvery     = 30 * time.Second // between two looks for receipts whose pause is over
 )
 
@@ -157,8 +157,8 @@ func (r *run) sendReceipts(ctx context.Context) error {
 	return nil
 }
 
-// resignReceipt signs anew where the server refused a receipt and the fault is in it: one of a build that
-// did not check what it signed, or one by a key that counts no more. It reports whether
+// resignReceipt signs again where the server refused a receipt and the fault is in it: one of a build that
+// did not check what it signed, or one by a key that is not valid any more. It reports whether
 // there is another receipt now, which this device would take as the server does; so that comes once.
 func (d *Device) resignReceipt(a *execution, refused error) bool {
 	switch watchword.CodeOf(refused) {

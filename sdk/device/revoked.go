@@ -14,7 +14,7 @@ import (
 // tenth more or less, so that a fleet does not ask at once.
 const revokedPause = 24 * time.Hour
 
-// revocation is the server's word that this device is revoked, and until when it stands
+// revocation is the server's statement that this device is revoked, and until when it stands
 // without asking again. Only an authenticated server has that word: what an
 // unauthenticated one says is unavailable (see rest.NewStranger).
 type revocation struct {

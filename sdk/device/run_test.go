@@ -597,7 +597,7 @@ func TestACommandWaitsForTheJournal(t *testing.T) {
 	}
 }
 
-// A receipt that the server refuses for what stands in it, or for its key, is replaced once and said
+// A receipt that the server refuses for its content, or for its key, is replaced once and said
 // again; those behind it go on.
 func TestARefusedReceiptIsReplaced(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -678,7 +678,7 @@ func TestARefusedReceiptIsReplaced(t *testing.T) {
 	}
 }
 
-// Receipts that the server refuses for good hold up no commands, however many they are.
+// Receipts that the server refuses permanently hold up no commands, however many they are.
 func TestRefusedReceiptsHoldUpNoCommands(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})

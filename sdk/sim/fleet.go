@@ -68,7 +68,7 @@ type storm struct {
 	missing int
 }
 
-// Run does what p says until it is over or ctx ends, and returns what was seen. All
+// Run does what p says until it expires or ctx ends, and returns what was seen. All
 // devices are closed when it returns. Codes: bad_request, those of enrollment, and
 // those of opening the folders.
 func Run(ctx context.Context, p Plan, parts Hooks) (Report, error) {

@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// keysFile is the file of the last good keys. Whoever can write it says which keys
+// keysFile is the file of the last good keys. A caller that can write it says which keys
 // count, so it is as private as a key.
 type keysFile struct {
 	Issuer  string            `json:"issuer"`

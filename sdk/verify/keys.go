@@ -27,7 +27,7 @@ const (
 	firstRetry = time.Second
 )
 
-// keySet is the keys that count, and when they were asked for.
+// keySet is the valid keys, and when they were asked for.
 type keySet struct {
 	keys    token.KeySet
 	fetched time.Time
@@ -190,7 +190,7 @@ func (k *issuerKeys) end() {
 	k.inFlight = nil
 }
 
-// at returns the keys that count. Code: unavailable where they are too old.
+// at returns the valid keys. Code: unavailable where they are too old.
 func (k *issuerKeys) at(now time.Time) (*keySet, error) {
 	s := k.set.Load()
 	if k.maxAge > 0 && now.Sub(s.fetched) > k.maxAge {

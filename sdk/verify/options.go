@@ -68,7 +68,7 @@ func Nonces(key []byte) Option { return func(o *options) { o.nonces, o.nonceKey 
 func Proofs(n int) Option { return func(o *options) { o.proofs = n } }
 
 // Cache keeps the last good keys in a file (0600), so that a restart while the issuer
-// cannot be reached does no harm. Whoever can write the file or its folder says whose
+// cannot be reached does no harm. A caller that can write the file or its folder says whose
 // tokens count here: the folder must be this service's own.
 func Cache(path string) Option { return func(o *options) { o.cache = path } }
 

@@ -91,7 +91,7 @@ type usedProof struct {
 	share *subjectShare
 }
 
-// proofID is one proof: half of the SHA-256 of its key and jti. Whoever finds two alike
+// proofID is one proof: half of the SHA-256 of its key and jti. A caller that finds two alike
 // (2^64 tries) has the second of their own refused.
 type proofID [sha256.Size / 2]byte
 

@@ -213,7 +213,7 @@ func TestProofMemoryIsBoundedAndRefuses(t *testing.T) {
 	}
 }
 
-// A proof that was used counts no more, also where its entry went away because the clock ran
+// A proof that was used is not valid any more, also where its entry went away because the clock ran
 // ahead for a while.
 func TestAUsedProofIsNotForgottenByAClockThatGoesBack(t *testing.T) {
 	key, lamp := newSigner(t, jose.P256), newSigner(t, jose.P256)

@@ -82,7 +82,7 @@ func (t *Token) call(target permit.Target, function string) Decision {
 }
 
 // stillValid reports whether a token that was good once still is: its key counts and its
-// time is not over.
+// time has not expired.
 func (t *Token) stillValid(s *keySet, now time.Time) bool {
 	_, counts := s.keys[t.SignedBy]
 	return counts && now.Before(t.Expires.Add(token.Skew)) && !t.Issued.After(now.Add(token.Skew))

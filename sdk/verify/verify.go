@@ -163,7 +163,7 @@ func credentials(r *http.Request) (bound bool, raw string, err error) {
 }
 
 // check is all checks but who may show the token. A token that was good before, byte for
-// byte, is good again as long as its key counts and its time is not over: nothing else
+// byte, is good again as long as its key counts and its time has not expired: nothing else
 // that was checked can change.
 func (v *Verifier) check(ctx context.Context, raw string, now time.Time) (*Token, error) {
 	if len(raw) > watchword.MaxToken {
