@@ -13,6 +13,11 @@ import (
 type Options struct {
 	SubscriptionBytes        int64 // memory of all subscriptions; 256 MiB
 	SubjectSubscriptionBytes int64 // memory of one subject's subscriptions; 2 MiB
+
+	RetainedMessages        int // of all subjects; 1,000,000
+	RetainedBytes           int // of memory, of all subjects; 256 MiB
+	SubjectRetainedMessages int // of one subject; 5,000
+	SubjectRetainedBytes    int // of memory, of one subject; 1 MiB
 }
 
 // Bus is the fan-out of one process. Make one with [New]. It is safe for concurrent use.
@@ -20,6 +25,7 @@ type Options struct {
 // [Subscriber.Deliver] is called with the lock of the topic held: it must not publish.
 type Bus struct {
 	subscribed *quota.Ledger[quota.Key] // bytes of memory that subscriptions take
+	retained   *retainedQuota
 	events     events
 	seed       maphash.Seed
 	order      [orderLocks]topicOrder
@@ -39,6 +45,8 @@ const orderLocks = 256
 
 // Tenant is what the clients of one tenant share: publications of other tenants do not reach it.
 type Tenant struct {
+	Retained RetainedStore
+
 	id   watchword.TenantID
 	bus  *Bus
 	tree tree[*Subscription]
@@ -52,6 +60,7 @@ func New(o Options) *Bus {
 		Subject: quota.Bound{Max: cmp.Or(o.SubjectSubscriptionBytes, 2<<20), Name: "limits.subject_subscription_bytes"},
 		Total:   quota.Bound{Max: cmp.Or(o.SubscriptionBytes, 256<<20), Name: "limits.subscription_bytes"},
 	})
+	b.retained = newRetainedQuota(o)
 	b.events.init()
 	return b
 }
@@ -62,7 +71,7 @@ func (b *Bus) Tenant(id watchword.TenantID) *Tenant {
 	defer b.mu.Unlock()
 	t := b.tenants[id]
 	if t == nil {
-		t = &Tenant{id: id, bus: b}
+		t = &Tenant{id: id, bus: b, Retained: RetainedStore{tenant: id, quota: b.retained}}
 		b.tenants[id] = t
 	}
 	return t

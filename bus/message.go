@@ -27,6 +27,7 @@ func (d *Document) Topic() string { return d.Name }
 type Result struct {
 	Receivers   int    // how many subscribers have the message, or wait for it
 	Redelivered bool   // another member of a shared group had it before: it stays there if a member has no room for it
+	Retained    bool   // the retained message of the topic was set, or put back: what it is now is to be written
 	Stored      Stored // what must be on disk before the publication may be acknowledged; nil for nothing
 	Err         error  // why a subscriber that should have the message does not have it
 }

@@ -51,26 +51,54 @@ func (b *Batch) Flush() {
 
 var batches = sync.Pool{New: func() any { return &Batch{} }}
 
-// Publish offers m to every subscription whose filter matches its topic: once to each subscriber, and to one member of
-// each shared group. Publications of one topic reach all subscribers in the same order: that in which Publish was
-// entered for them. It returns when they have it in their queues; the caller owes [Batch.Flush], and
-// [Stored.Commit] where r has something stored.
-func (t *Tenant) Publish(m Message, b *Batch, r *Result) {
-	topic := m.Topic()
-	l := &t.bus.order[maphash.String(t.bus.seed, topic)%orderLocks]
-	l.Lock()
-	defer l.Unlock()
-	t.deliver(m, t.collect(topic, b), b, r)
+// Publication is a message on its way to all subscriptions of its topic.
+type Publication struct {
+	Message Message
+	Event   *Event  // that the message carries, nil for none
+	Retain  *Retain // nil: it is not retained
 }
 
-// PublishEvent is Publish for an event, of which m is the message. The event gets its number and enters the backlog
-// before any subscriber has it.
-func (t *Tenant) PublishEvent(e *Event, m Message, b *Batch, r *Result) {
-	topic := m.Topic()
+// Retain says what is to be retained for the topic of a publication.
+type Retain struct {
+	Message *Retained // nil removes what there is
+	Owner   Owner
+}
+
+// Publish offers p to every subscription whose filter matches its topic: once to each subscriber, and to one member of
+// each shared group. What is to be retained is, and an event gets its number and enters the backlog, before any subscriber has it. Publications
+// of one topic reach all subscribers, and the retained message, in one order. It returns when they are in the queues of
+// their subscribers; the caller owes [Batch.Flush], and also after an error [Stored.Commit] where r has something stored and
+// the writing of the retained message where r says so.
+//
+// An error says that an acknowledgement would lie, or that p was refused; nothing of it is retained then. It is a
+// [FullError] where nobody had room for p. Codes: busy; subject_revoked; unavailable.
+func (t *Tenant) Publish(p Publication, b *Batch, r *Result) error {
+	topic := p.Message.Topic()
 	l := &t.bus.order[maphash.String(t.bus.seed, topic)%orderLocks]
 	l.Lock()
 	defer l.Unlock()
-	t.deliver(m, t.number(e, topic, b), b, r)
+	var undo func()
+	if p.Retain != nil {
+		var err error
+		if undo, err = t.Retained.set(topic, p.Retain.Message, p.Retain.Owner); err != nil {
+			return err
+		}
+		r.Retained = true
+	}
+	filters := 0
+	if p.Event != nil {
+		filters = t.number(p.Event, topic, b)
+	} else {
+		filters = t.collect(topic, b)
+	}
+	t.deliver(p.Message, filters, b, r)
+	switch {
+	case r.Err == nil, IsFull(r.Err) && (r.Receivers > 0 || r.Retained): // somebody has it
+		return nil
+	case undo != nil:
+		undo() // what is refused is not retained either
+	}
+	return r.Err
 }
 
 // PublishDocument publishes d, the event that it stands for with it, if e is not nil, and returns when it is on disk
@@ -79,19 +107,15 @@ func (t *Tenant) PublishDocument(d *Document, e *Event) error {
 	b := batches.Get().(*Batch)
 	defer batches.Put(b)
 	var r Result
-	if e != nil {
-		t.PublishEvent(e, d, b, &r)
-	} else {
-		t.Publish(d, b, &r)
-	}
+	err := t.Publish(Publication{Message: d, Event: e}, b, &r)
 	b.Flush()
 	var at Commit
 	if r.Stored != nil { // also where another subscriber failed: who has it keeps it
 		at = r.Stored.Commit()
 	}
 	switch {
-	case r.Err != nil && !IsFull(r.Err):
-		return r.Err
+	case err != nil && !IsFull(err):
+		return err
 	case at == nil:
 		return nil
 	}

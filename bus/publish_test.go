@@ -155,7 +155,9 @@ func TestASubscriberUnderSeveralFiltersIsOfferedAMessageOnce(t *testing.T) {
 	subscribe(t, tenant, single, 0, "+/+")
 	var r bus.Result
 	var batch bus.Batch
-	tenant.Publish(&bus.Document{Name: "a/b", Payload: []byte("x")}, &batch, &r)
+	if err := tenant.Publish(bus.Publication{Message: &bus.Document{Name: "a/b", Payload: []byte("x")}}, &batch, &r); err != nil {
+		t.Fatal(err)
+	}
 	if r.Receivers != 3 || len(many.heard) != 1 || many.subs != 4 || len(one.heard) != 1 || len(single.heard) != 1 || batch.Offers != 6 {
 		t.Errorf("%d receivers, %d offers: %d messages for %d subscriptions, %d, %d", r.Receivers, batch.Offers, len(many.heard), many.subs, len(one.heard), len(single.heard))
 	}
@@ -237,6 +239,75 @@ func TestADocumentIsPublishedWhenItIsStored(t *testing.T) {
 		}
 		if err := tenant.PublishDocument(&bus.Document{Name: "a"}, nil); err != x.want {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func retained(d *bus.Document) *bus.Retained {
+	return bus.NewRetained([]byte(d.Name+"="+string(d.Payload)), 0, len(d.Name), 0)
+}
+
+// What is retained for a topic is what its subscribers had last, whoever published at the same time.
+func TestWhatIsRetainedIsWhatSubscribersHadLast(t *testing.T) {
+	tenant := bus.New(bus.Options{}).Tenant("t")
+	r := &recorder{}
+	subscribe(t, tenant, r, 1, "#")
+	for round := range 100 {
+		var wg sync.WaitGroup
+		for p := range 4 {
+			wg.Go(func() {
+				d := &bus.Document{Name: "a", Payload: fmt.Appendf(nil, "%d.%d", round, p)}
+				if err := tenant.Publish(bus.Publication{Message: d, Retain: &bus.Retain{Message: retained(d)}}, &bus.Batch{}, &bus.Result{}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if encoded, _, _ := tenant.Retained.Row("a"); string(encoded) != "a="+r.heard[len(r.heard)-1] {
+			t.Fatalf("retained is %s, heard %s", encoded, r.heard[len(r.heard)-4:])
+		}
+	}
+}
+
+// What is refused, by the store of a subscriber or for want of room, is not retained; what somebody has is.
+func TestWhatIsRefusedIsNotRetained(t *testing.T) {
+	broken := watchword.Refuse(watchword.Unavailable, "the disk is full")
+	full := bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "full")}
+	for name, x := range map[string]struct {
+		err, want error
+		kept      string
+	}{
+		"a store that cannot write":   {broken, broken, "a=before"},
+		"a subscriber without room":   {full, nil, "a=new"},
+		"all subscribers have a room": {nil, nil, "a=new"},
+	} {
+		tenant := bus.New(bus.Options{}).Tenant("t")
+		before := &bus.Document{Name: "a", Payload: []byte("before")}
+		if err := tenant.Publish(bus.Publication{Message: before, Retain: &bus.Retain{Message: retained(before)}}, &bus.Batch{}, &bus.Result{}); err != nil {
+			t.Fatal(err)
+		}
+		s := &bus.Subscription{Filter: "a", Subscriber: &fails{err: x.err}}
+		if err := tenant.Subscribe(context.Background(), s, anything{}, "a", 0); err != nil {
+			t.Fatal(err)
+		}
+		d := &bus.Document{Name: "a", Payload: []byte("new")}
+		var r bus.Result
+		if err := tenant.Publish(bus.Publication{Message: d, Retain: &bus.Retain{Message: retained(d)}}, &bus.Batch{}, &r); err != x.want || !r.Retained {
+			t.Errorf("%s: %v, retained: %v", name, err, r.Retained)
+		}
+		if encoded, _, _ := tenant.Retained.Row("a"); string(encoded) != x.kept {
+			t.Errorf("%s: retained is %s, want %s", name, encoded, x.kept)
+		}
+	}
+	tenant := bus.New(bus.Options{RetainedMessages: 1}).Tenant("t")
+	r := &recorder{}
+	subscribe(t, tenant, r, 1, "#")
+	for i, topic := range []string{"a", "b"} {
+		d := &bus.Document{Name: topic}
+		var res bus.Result
+		err := tenant.Publish(bus.Publication{Message: d, Retain: &bus.Retain{Message: retained(d)}}, &bus.Batch{}, &res)
+		if refused := watchword.CodeOf(err) == watchword.Busy; refused != (i == 1) || res.Retained == refused || len(r.heard) != 1 {
+			t.Errorf("%s: %v, retained: %v, %d heard", topic, err, res.Retained, len(r.heard))
 		}
 	}
 }

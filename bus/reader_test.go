@@ -31,7 +31,9 @@ func newEvents(t testing.TB) *events { return &events{t: t, bus: bus.New(bus.Opt
 
 func (h *events) publish(e *bus.Event) {
 	var r bus.Result
-	h.bus.Tenant(e.Tenant).PublishEvent(e, &bus.Document{Name: e.Topic()}, &h.b, &r)
+	if err := h.bus.Tenant(e.Tenant).Publish(bus.Publication{Message: &bus.Document{Name: e.Topic()}, Event: e}, &h.b, &r); err != nil {
+		h.t.Error(err)
+	}
 }
 
 func (h *events) read(t watchword.TenantID, filter, since string) *bus.Reader {

@@ -82,7 +82,6 @@ type Broker struct {
 	persistentCount atomic.Int64 // clients whose state outlives their connection
 	journal         *committer
 	wills           willStore
-	retainedQuota   *retainedQuota
 	retainedPurge   retainedPurge
 
 	queueQuota      *quota.Ledger[quota.Key] // of what waits for connected clients, in bytes
@@ -92,10 +91,9 @@ type Broker struct {
 
 // tenant is what one tenant's clients share.
 type tenant struct {
-	id       watchword.TenantID
-	bus      *bus.Tenant
-	groups   sharedGroups
-	retained retainedStore
+	id     watchword.TenantID
+	bus    *bus.Tenant
+	groups sharedGroups
 
 	mu         lockrank.Mutex[tenantLock]
 	clients    map[string]*sessionState // by client identifier
@@ -115,9 +113,9 @@ func New(d Dependencies, options Options) *Broker {
 		b.controlRates = rates.NewShared[quota.Key](o.ControlRate, "")
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
-	b.retainedQuota, b.retainedPurge.wake = newRetainedQuota(&b.options), make(chan struct{}, 1)
+	b.retainedPurge.wake = make(chan struct{}, 1)
 	b.queueQuota, b.offlineQuota, b.connectionQuota = newQueueQuota(&b.options), newOfflineQuota(&b.options), newConnectionQuota(&b.options)
-	b.journal = newJournal(&b.options, d.Store, b.retainedQuota)
+	b.journal = newJournal(&b.options, d.Store)
 	b.wills.init(b)
 	b.deps.Guard.Watch(b.authorityChanged)
 	if d.Store != nil {
@@ -168,7 +166,7 @@ func (b *Broker) tenant(t watchword.TenantID) *tenant {
 	defer b.mu.Unlock()
 	tn := b.tenants[t]
 	if tn == nil {
-		tn = &tenant{id: t, bus: b.deps.Bus.Tenant(t), retained: retainedStore{tenant: t, quota: b.retainedQuota}, clients: map[string]*sessionState{}, persistent: map[watchword.SubjectID]int{}}
+		tn = &tenant{id: t, bus: b.deps.Bus.Tenant(t), clients: map[string]*sessionState{}, persistent: map[watchword.SubjectID]int{}}
 		b.tenants[t] = tn
 	}
 	return tn

@@ -26,9 +26,8 @@ type Store interface {
 // Messages are written or refused; what clients and topics are is written until it is
 // on the disk, since it is what it is.
 type committer struct {
-	store         Store // nil: nothing survives
-	log           *slog.Logger
-	retainedQuota *retainedQuota
+	store Store // nil: nothing survives
+	log   *slog.Logger
 
 	mu             lockrank.Mutex[journalLock]
 	open           *commit // what is collected
@@ -103,8 +102,8 @@ type storedMessage struct { // in this order it takes 96 bytes
 	counted         bool // under journal.mu: in count and bytes
 }
 
-func newJournal(o *Options, store Store, q *retainedQuota) *committer {
-	return &committer{store: store, log: o.Log, retainedQuota: q, open: newCommit(), wake: make(chan struct{}, 1), nextMessageID: 1}
+func newJournal(o *Options, store Store) *committer {
+	return &committer{store: store, log: o.Log, open: newCommit(), wake: make(chan struct{}, 1), nextMessageID: 1}
 }
 
 // change is what one act adds to the commit that is collected.
@@ -136,7 +135,7 @@ func (j *committer) add(a change) *commit {
 	}
 	if a.retained != nil {
 		if k := *a.retained; c.addRetained(k) {
-			j.retainedQuota.bytes.Add(k.account(), k.bytes())
+			k.tenant.bus.ToBeWritten(k.subject, k.topic, false)
 		}
 	}
 	if a.will != nil {
@@ -284,7 +283,7 @@ func (j *committer) writeOnce() bool {
 	if err == nil {
 		j.failure.Store(nil)
 		for key := range c.retained {
-			j.retainedQuota.bytes.Release(key.account(), key.bytes())
+			key.tenant.bus.ToBeWritten(key.subject, key.topic, true)
 		}
 		waiters, eager = j.end(c, w.messages, commitWritten)
 		j.mu.Unlock()
@@ -347,7 +346,7 @@ func (j *committer) carryOver(failed *commit) {
 	j.open.deletedSessions = append(j.open.deletedSessions, failed.deletedSessions...)
 	for key := range failed.retained {
 		if !j.open.addRetained(key) {
-			j.retainedQuota.bytes.Release(key.account(), key.bytes())
+			key.tenant.bus.ToBeWritten(key.subject, key.topic, true)
 		}
 	}
 	for w := range failed.wills {
@@ -398,7 +397,7 @@ func (w *transaction) build(j *committer) {
 	}
 	w.changes.DeletedSessions, w.changes.DeletedMessages = c.deletedSessions, c.deletedMessages
 	for key := range c.retained {
-		w.changes.Retained = append(w.changes.Retained, key.tenant.retained.row(key))
+		w.changes.Retained = append(w.changes.Retained, key.row())
 	}
 	for x := range c.wills {
 		w.changes.Wills = append(w.changes.Wills, x.row())

@@ -118,12 +118,12 @@ func TestEachLimitHasItsReason(t *testing.T) {
 			persistentSession(p)
 			return refused(srv, p)
 		}, packet.QuotaExceeded},
-		"retained_messages": {mqtt.Options{RetainedMessages: 1}, func(_ *testing.T, srv *testServer) packet.Reason {
+		"retained_messages": {bus.Options{RetainedMessages: 1}, func(_ *testing.T, srv *testServer) packet.Reason {
 			pub := srv.device("pub")
 			pub.retain("a", "x")
 			return pub.retain("b", "x")
 		}, packet.QuotaExceeded},
-		"retained_bytes": {mqtt.Options{RetainedBytes: 1500}, func(_ *testing.T, srv *testServer) packet.Reason {
+		"retained_bytes": {bus.Options{RetainedBytes: 1500}, func(_ *testing.T, srv *testServer) packet.Reason {
 			pub := srv.device("pub")
 			pub.retain("a", big)
 			return pub.retain("b", big)

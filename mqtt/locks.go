@@ -6,7 +6,7 @@ import "github.com/watchword-iot/watchword/internal/lockrank"
 // takes only locks further down, and never two of one kind. Test runs under the race detector check
 // that; see [lockrank]. Outside of this package, [session.Session] calls back (authority changes and
 // ends) with its own lock held: that comes after receivingLock and before brokerLock. The locks of
-// [bus.Bus] are ranked among them: that of a topic's publications before retainedLock, those of its
+// [bus.Bus] are ranked among them: those of a topic's publications and of the retained messages before sessionLock, those of its
 // events and trees after sharedLock. The locks of [command.Service], of [quota.Ledger] and of rates come last: they call nothing of this package but
 // pump.wake, which takes pumpLock alone.
 //
@@ -17,7 +17,6 @@ type (
 	receivingLock  struct{} // sessionState.receiving: one PUBLISH with QoS 2 of a session at a time
 	brokerLock     struct{} // Broker.mu: the tenants, and connections before CONNECT
 	tenantLock     struct{} // world.mu: the sessions by client identifier
-	retainedLock   struct{} // retained.mu: held for reading while a retained message is queued
 	sessionLock    struct{} // sessionState.mu: the Session State, and the outgoing side of its connection
 	sharedLock     struct{} // groups.mu: shared subscriptions
 	willsLock      struct{} // wills.mu
@@ -42,11 +41,6 @@ func (brokerLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt Br
 
 // LockInfo is [lockrank.Kind]'s.
 func (tenantLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt world.mu", Rank: 140} }
-
-// LockInfo is [lockrank.Kind]'s.
-func (retainedLock) LockInfo() lockrank.Info {
-	return lockrank.Info{Name: "mqtt retained.mu", Rank: 150}
-}
 
 // LockInfo is [lockrank.Kind]'s.
 func (sessionLock) LockInfo() lockrank.Info {

@@ -25,11 +25,6 @@ type Options struct {
 	SessionExpiry      time.Duration // longest Session Expiry Interval; 7 days
 	KeepAlive          time.Duration // longest Keep Alive of clients of version 5; 30 minutes
 
-	RetainedMessages        int // of all subjects; 1,000,000
-	RetainedBytes           int // of memory, of all subjects; 256 MiB
-	SubjectRetainedMessages int // of one subject; 5,000
-	SubjectRetainedBytes    int // of memory, of one subject; 1 MiB
-
 	// Topic aliases and packet identifiers of QoS 2 that are not released yet, beyond 4 KiB of each
 	// connection or session.
 	ConnectionBytes        int64 // of all clients; 256 MiB
@@ -67,10 +62,6 @@ func (o Options) withDefaults() Options {
 	o.PersistentSessions = cmp.Or(o.PersistentSessions, 100_000)
 	o.SessionExpiry = cmp.Or(o.SessionExpiry, 7*24*time.Hour)
 	o.KeepAlive = cmp.Or(o.KeepAlive, 30*time.Minute)
-	o.RetainedMessages = cmp.Or(o.RetainedMessages, 1_000_000)
-	o.RetainedBytes = cmp.Or(o.RetainedBytes, 256<<20)
-	o.SubjectRetainedMessages = cmp.Or(o.SubjectRetainedMessages, 5000)
-	o.SubjectRetainedBytes = cmp.Or(o.SubjectRetainedBytes, 1<<20)
 	o.ConnectionBytes = cmp.Or(o.ConnectionBytes, 256<<20)
 	o.SubjectConnectionBytes = cmp.Or(o.SubjectConnectionBytes, 256<<10)
 	o.WillBytes = cmp.Or(o.WillBytes, 64<<20)

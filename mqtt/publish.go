@@ -169,41 +169,25 @@ func (c *conn) commitPublish(p *packet.Publish, o *bus.Result, key *retainedKey)
 	return at
 }
 
-// routeMessage routes a message that may pass. It returns the topic whose retained message is to
-// be written, nil for none.
+// routeMessage publishes a message that may pass, or consumes it. It returns the topic whose retained message is to be written,
+// nil for none. An error says that an acknowledgement would lie.
 func (st *sessionState) routeMessage(ctx context.Context, w *workBatch, m *message, sys systemTopic, o *bus.Result, by publisher) (key *retainedKey, err error) {
+	p := bus.Publication{Message: m}
 	if m.retain && sys.kind != topicState && sys.kind != topicReceipts {
 		if err := st.broker.journal.unavailable(); err != nil {
 			return nil, err // what waits to be written would grow without end
 		}
-		undo, err := st.tenant.retained.set(m, st.owner)
-		if err != nil {
-			return nil, err
-		}
-		key = &retainedKey{st.tenant, m.topic, st.owner.subject}
-		if err := st.routeUnretained(ctx, w, m, sys, o, by, true); err != nil {
-			undo() // what is refused is not retained either
-			return key, err
-		}
-		return key, nil
+		p.Retain = st.retain(m)
 	}
-	return nil, st.routeUnretained(ctx, w, m, sys, o, by, false)
-}
-
-// routeUnretained is send for what is retained already, or is not to be. An error says that an
-// acknowledgement would lie.
-func (st *sessionState) routeUnretained(ctx context.Context, w *workBatch, m *message, sys systemTopic, o *bus.Result, by publisher, retained bool) error {
 	if sys.kind != 0 {
-		if err := st.handleSystemTopic(ctx, w, sys, m, o, by); err != nil {
-			return err
-		}
+		err = st.handleSystemTopic(ctx, w, sys, p, m, o, by)
 	} else {
-		st.tenant.bus.Publish(m, &w.Batch, o)
+		err = st.tenant.bus.Publish(p, &w.Batch, o)
 	}
-	if bus.IsFull(o.Err) && (o.Receivers > 0 || retained) {
-		return nil // somebody has it
+	if o.Retained {
+		key = &retainedKey{st.tenant, m.topic, st.owner.subject}
 	}
-	return o.Err
+	return key, err
 }
 
 // decidePublish asks the session, once for each authority and topic in a row. It returns

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqttstore"
 	"github.com/watchword-iot/watchword/policy"
 )
@@ -30,7 +31,7 @@ func (b *Broker) Restore(ctx context.Context) error {
 			b.options.Log.WarnContext(ctx, "a retained message is not given: its topic holds control characters", slog.String("topic", clipLogText(m.topic)))
 			return nil
 		}
-		b.tenant(r.Tenant).retained.load(m, r)
+		b.tenant(r.Tenant).bus.Retained.Load(retainedOf(r.Packet, m.expiresAt), bus.Owner{Subject: r.Subject, Incarnation: r.Incarnation})
 		return nil
 	}); err != nil {
 		return err

@@ -36,9 +36,9 @@ const retainedInline = 32
 // that were reported last, and the configuration that is wanted of the one device that
 // the filter names.
 func (c *conn) deliverRetained(ctx context.Context, s *subscription) {
-	rd := &retainedDelivery{subscription: s, upToNumber: c.session.tenant.retained.lastSet()}
+	rd := &retainedDelivery{subscription: s, upToNumber: c.session.tenant.bus.Retained.Latest()}
 	rd.deviceStates = c.broker.deps.Twins != nil && policy.Match(s.Filter, stateTopic(allDevicesFilterError))
-	page, last := c.session.tenant.retained.page(s.Filter, "", nil, retainedInline, c.broker.options.Now())
+	page, last := c.session.tenant.bus.Retained.Page(s.Filter, "", nil, retainedInline, c.broker.options.Now())
 	if last != nil || rd.deviceStates {
 		rd.hasMore = true // all of them: what was found here is not held until its turn comes
 		c.deliverRetainedLater(rd)
@@ -54,33 +54,20 @@ func (c *conn) deliverRetained(ctx context.Context, s *subscription) {
 
 // deliverRetainedRecord gives x, if its owner may publish it at this moment, and unless another
 // took its place: that came by the subscription itself, or is about to.
-func (c *conn) deliverRetainedRecord(ctx context.Context, rd *retainedDelivery, x *retainedRecord) {
-	m, err := x.message()
+func (c *conn) deliverRetainedRecord(ctx context.Context, rd *retainedDelivery, x *bus.Retained) {
+	m, err := retainedMessage(x)
 	if err != nil {
-		c.broker.recordRefusal(c, "retained message not given", string(x.topic()), err)
+		c.broker.recordRefusal(c, "retained message not given", string(x.Topic()), err)
 		return
 	}
-	r := &c.session.tenant.retained
 	var o bus.Result
 	var wake *conn
-	for {
-		r.mu.RLock()
-		owner := x.owner
-		may, known := owner.mayDeliver(m.topic)
-		if x.removed || x.number > rd.upToNumber {
-			may, known = false, true
-		}
-		if may {
-			wake = c.session.deliver(m, &o, nil, &rd.subscription.Subscription)
-		}
-		r.mu.RUnlock()
-		if known {
-			break
-		}
-		if err := c.broker.decideOwner(ctx, c.session.tenant, owner); err != nil {
-			c.broker.recordRefusal(c, "retained message not given", m.topic, err)
-			return
-		}
+	t := c.session.tenant
+	if err := t.bus.Retained.Give(ctx, x, rd.upToNumber, c.broker.ask(t.id), func() {
+		wake = c.session.deliver(m, &o, nil, &rd.subscription.Subscription)
+	}); err != nil {
+		c.broker.recordRefusal(c, "retained message not given", m.topic, err)
+		return
 	}
 	c.broker.commitOutcome(&o, nil, nil)
 	if wake != nil && wake != c { // who gives flushes c when it is done
@@ -177,7 +164,7 @@ func (c *conn) deliverAllRetained(ctx context.Context) {
 // deliverRetainedPage gives some more retained messages, and reports whether the
 // subscription goes on.
 func (c *conn) deliverRetainedPage(ctx context.Context, rd *retainedDelivery) bool {
-	page, last := c.session.tenant.retained.page(rd.subscription.Filter, "", rd.afterTopic, 2*retainedInline, c.broker.options.Now())
+	page, last := c.session.tenant.bus.Retained.Page(rd.subscription.Filter, "", rd.afterTopic, 2*retainedInline, c.broker.options.Now())
 	for _, x := range page {
 		if !c.waitForQueueRoom(rd.subscription) {
 			return false

@@ -39,7 +39,7 @@ func TestBacklogMemoryIsCharged(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := &Broker{options: Options{QueueMessages: 10_000, QueueBytes: 1 << 30, OfflineBytes: 1 << 40, Now: time.Now}}
-			b.journal = newJournal(&b.options, discardingStore{}, newRetainedQuota(&b.options))
+			b.journal = newJournal(&b.options, discardingStore{})
 			b.offlineQuota, b.queueQuota, b.connectionQuota = newOfflineQuota(&b.options), newQueueQuota(&b.options), newConnectionQuota(&b.options)
 			tn := &tenant{id: watchword.DefaultTenant, clients: map[string]*sessionState{}}
 			sessions := make([]*sessionState, shape.sessions)

@@ -2,9 +2,9 @@ package mqtt
 
 import (
 	"context"
-	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
 )
@@ -19,8 +19,8 @@ const retainedListBatch = 16
 func (b *Broker) Retained(ctx context.Context, t watchword.TenantID, filter string, by watchword.SubjectID, after string, n int) (out []session.Retained, next string, err error) {
 	tn, last := b.tenant(t), []byte(after)
 	for tries := 0; tries < retainedListBatch && len(out) < n; tries++ {
-		var page []*retainedRecord
-		page, last = tn.retained.page(filter, by, last, n-len(out), b.options.Now())
+		var page []*bus.Retained
+		page, last = tn.bus.Retained.Page(filter, by, last, n-len(out), b.options.Now())
 		for _, x := range page {
 			v, err := b.viewRetained(ctx, tn, x)
 			if err != nil {
@@ -38,7 +38,7 @@ func (b *Broker) Retained(ctx context.Context, t watchword.TenantID, filter stri
 // RetainedMessage returns what is retained for a topic. Codes: not_found, unavailable.
 func (b *Broker) RetainedMessage(ctx context.Context, t watchword.TenantID, topic string) (session.Retained, error) {
 	tn := b.tenant(t)
-	x := tn.retained.find(topic, b.options.Now())
+	x := tn.bus.Retained.Of(topic, b.options.Now())
 	if x == nil {
 		return session.Retained{}, errNotRetained
 	}
@@ -62,7 +62,7 @@ func (b *Broker) DeleteRetained(ctx context.Context, t watchword.TenantID, topic
 		return err
 	}
 	tn := b.tenant(t)
-	tn.retained.delete(topic) // whatever is there now: what came since is deleted too
+	tn.bus.Retained.Delete(topic) // whatever is there now: what came since is deleted too
 	at := b.journal.add(change{retained: &retainedKey{tenant: tn, topic: topic}})
 	if at == nil {
 		return nil
@@ -73,47 +73,17 @@ func (b *Broker) DeleteRetained(ctx context.Context, t watchword.TenantID, topic
 	return nil
 }
 
-// find returns the record of a topic, nil for none.
-func (r *retainedStore) find(topic string, now time.Time) *retainedRecord {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	if x := r.records.find([]byte(topic)); x != nil && !x.expired(now.UnixNano()) {
-		return x
-	}
-	return nil
-}
-
-func (r *retainedStore) delete(topic string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if x := r.records.find([]byte(topic)); x != nil {
-		_ = r.count(x, nil, false) // never refused: it does not ask
-		r.replace(x, nil)
-	}
-}
-
 // viewRetained is a record as lists show it.
-func (b *Broker) viewRetained(ctx context.Context, tn *tenant, x *retainedRecord) (session.Retained, error) {
-	m, err := x.message()
+func (b *Broker) viewRetained(ctx context.Context, tn *tenant, x *bus.Retained) (session.Retained, error) {
+	m, err := retainedMessage(x)
 	if err != nil {
 		return session.Retained{}, err
 	}
-	out := session.Retained{Topic: m.topic, QoS: m.qos, MemoryBytes: int(x.bytes()), Expires: m.expires(), Payload: m.payload}
+	out := session.Retained{Topic: m.topic, QoS: m.qos, MemoryBytes: int(x.Bytes()), Expires: m.expires(), Payload: m.payload}
 	if m.props != nil {
 		out.ContentType, _ = m.props.Text(packet.ContentType)
 	}
-	r := &tn.retained
-	for known := false; !known; {
-		r.mu.RLock()
-		o := x.owner
-		out.Owner, out.Incarnation = o.ownerID().subject, o.ownerID().incarnation
-		out.Deliverable, known = o.mayDeliver(m.topic)
-		r.mu.RUnlock()
-		if !known {
-			if err := b.decideOwner(ctx, tn, o); err != nil {
-				return out, err
-			}
-		}
-	}
-	return out, nil
+	owner, given, err := tn.bus.Retained.Given(ctx, x, b.ask(tn.id))
+	out.Owner, out.Incarnation, out.Deliverable = owner.Subject, owner.Incarnation, given
+	return out, err
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
@@ -68,15 +69,18 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 			t.Run(name+", "+order, func(t *testing.T) {
 				b := &Broker{deps: Dependencies{Guard: session.NewGuard(allActiveDirectory{policy.NewSet().For(policy.Subject{})}, session.GuardOptions{})}}
 				numbers := rand.New(rand.NewPCG(1, 1)).Perm(shape.n)
+				carrier := bus.New(bus.Options{RetainedBytes: 1 << 30, SubjectRetainedMessages: 1 << 20, SubjectRetainedBytes: 1 << 30})
+				tn := &tenant{id: watchword.DefaultTenant, bus: carrier.Tenant(watchword.DefaultTenant)}
+				var batch bus.Batch
 				before := liveHeap()
-				q := newRetainedQuota(&Options{})
-				tn := &tenant{id: watchword.DefaultTenant, retained: retainedStore{tenant: watchword.DefaultTenant, quota: q}}
 				set := func(i, payload int) {
 					var who owner
 					if shape.owner != nil {
 						who = shape.owner(i)
 					}
-					if _, err := tn.retained.set(&message{topic: shape.topic(i), payload: make([]byte, payload), props: shape.props}, who); err != nil {
+					m := &message{topic: shape.topic(i), payload: make([]byte, payload), props: shape.props}
+					st := &sessionState{tenant: tn, owner: who}
+					if err := tn.bus.Publish(bus.Publication{Message: m, Retain: st.retain(m)}, &batch, &bus.Result{}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -87,11 +91,9 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 						set(numbers[i], shape.payload)
 					}
 				}
-				for _, some := range tn.retained.owners.bySubject { // as they are once they were given to somebody
-					for _, o := range some {
-						if err := b.decideOwner(t.Context(), tn, o); err != nil {
-							t.Fatal(err)
-						}
+				for _, o := range tn.bus.Retained.Undecided() { // as they are once they were given to somebody
+					if err := tn.bus.Retained.Decide(t.Context(), o, b.ask(tn.id)); err != nil {
+						t.Fatal(err)
 					}
 				}
 				if order == "and most are gone" {
@@ -99,16 +101,17 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 						set(numbers[i], 0)
 					}
 				}
-				used, counted := liveHeap()-before, q.bytes.Total()
+				messages, counted := carrier.Retained()
+				used := liveHeap() - before
 				if r := float64(used) / float64(counted); r < 0.8 || r > 1.25 {
-					t.Errorf("%d messages take %d bytes, and %d are counted: %.2f times", q.messages.Total(), used, counted, r)
+					t.Errorf("%d messages take %d bytes, and %d are counted: %.2f times", messages, used, counted, r)
 				} else {
-					t.Logf("%d bytes each, %d counted", used/q.messages.Total(), counted/q.messages.Total())
+					t.Logf("%d bytes each, %d counted", used/messages, counted/messages)
 				}
 				for _, i := range numbers {
 					set(i, 0)
 				}
-				if n, c := q.bytes.Total(), q.messages.Total(); n != 0 || c != 0 {
+				if c, n := carrier.Retained(); n != 0 || c != 0 {
 					t.Errorf("%d bytes of %d are counted of nothing", n, c)
 				}
 				if left := liveHeap() - before; left > used/10+64<<10 {

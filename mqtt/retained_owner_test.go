@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
@@ -235,7 +236,7 @@ func TestEditReachesRetainedDelivery(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const all, room = 6000, 100
-				srv := newTestServer(t, mqtt.Options{QueueMessages: room, SubjectRetainedMessages: all + 1, SubjectRetainedBytes: 1 << 30})
+				srv := newTestServer(t, mqtt.Options{QueueMessages: room}, bus.Options{SubjectRetainedMessages: all + 1, SubjectRetainedBytes: 1 << 30})
 				defer srv.close()
 				one := srv.device("one")
 				for n := range all {
@@ -319,13 +320,13 @@ func TestOwnerIsDecidedOnce(t *testing.T) {
 // One subject cannot take what others may retain, over however many connections, and is
 // told which bound it met.
 func TestRetainedMessagesAreSharedBySubject(t *testing.T) {
-	for name, o := range map[string]mqtt.Options{
+	for name, limits := range map[string]bus.Options{
 		"messages": {SubjectRetainedMessages: 3, RetainedMessages: 7},
 		"bytes":    {SubjectRetainedBytes: 2048, RetainedBytes: 5000},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				srv := newTestServer(t, o)
+				srv := newTestServer(t, mqtt.Options{}, limits)
 				defer srv.close()
 				fill := func(id watchword.SubjectID) (n int, reason string) {
 					for part := range 2 { // the second connection has no share of its own
@@ -371,7 +372,7 @@ func TestRetainedMessagesAreSharedBySubject(t *testing.T) {
 // published it.
 func TestReplacedRetainedMessageIsChargedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		srv := newTestServer(t, mqtt.Options{SubjectRetainedMessages: 2})
+		srv := newTestServer(t, mqtt.Options{}, bus.Options{SubjectRetainedMessages: 2})
 		defer srv.close()
 		one, two := srv.device("one"), srv.device("two")
 		one.retainAll("a", "b")
@@ -395,7 +396,7 @@ func TestReplacedRetainedMessageIsChargedOnce(t *testing.T) {
 func TestUncommittedRetainedIsCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const share = 10_000
-		srv := newTestServer(t, mqtt.Options{SubjectRetainedBytes: share})
+		srv := newTestServer(t, mqtt.Options{}, bus.Options{SubjectRetainedBytes: share})
 		defer srv.close()
 		one := srv.device("one")
 		synctest.Wait()
@@ -477,7 +478,7 @@ func (srv *testServer) stalled(id watchword.SubjectID) *testClient {
 func TestChangeDuringRetainedDelivery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const all, room = 100, 4
-		srv := newTestServer(t, mqtt.Options{QueueMessages: room, SubjectRetainedBytes: 1 << 30})
+		srv := newTestServer(t, mqtt.Options{QueueMessages: room}, bus.Options{SubjectRetainedBytes: 1 << 30})
 		defer srv.close()
 		one := srv.device("one")
 		topics := []string{"z"}

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
@@ -113,7 +114,7 @@ func TestRetainedMessagesSurviveAndEnd(t *testing.T) {
 
 func TestRetainedMessagesHaveABound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		srv := newTestServer(t, mqtt.Options{RetainedMessages: 2, RetainedBytes: 1000})
+		srv := newTestServer(t, mqtt.Options{}, bus.Options{RetainedMessages: 2, RetainedBytes: 1000})
 		defer srv.close()
 		pub := srv.device("pub")
 		pub.retain("a", "1")

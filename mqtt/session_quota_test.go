@@ -26,7 +26,6 @@ var unlimited = bus.Options{SubjectSubscriptionBytes: 1 << 40, SubscriptionBytes
 func newSubscribers(o bus.Options) *subscriptionFixture {
 	s := &subscriptionFixture{clients: map[string]*sessionState{}}
 	s.tenant = &tenant{id: watchword.DefaultTenant, bus: bus.New(o).Tenant(watchword.DefaultTenant), clients: map[string]*sessionState{}}
-	s.tenant.retained.tenant = watchword.DefaultTenant
 	return s
 }
 
@@ -238,7 +237,7 @@ func TestRefusedSubscriptionHasNoEffect(t *testing.T) {
 		}
 		var hit int
 		var batch bus.Batch
-		s.tenant.bus.Publish(&bus.Document{Name: "1000/a/b/c/d"}, &batch, &bus.Result{})
+		_ = s.tenant.bus.Publish(bus.Publication{Message: &bus.Document{Name: "1000/a/b/c/d"}}, &batch, &bus.Result{}) // nobody is there
 		hit = batch.Offers
 		if n := s.tenant.bus.Subscribed().Total(); n != 0 || hit != 0 || len(s.tenant.groups.byFilter) != 0 {
 			t.Errorf("%d bytes, %d subscriptions and %d groups are left of nothing", n, hit, len(s.tenant.groups.byFilter))

@@ -70,8 +70,8 @@ func (b *Broker) Stats() Stats {
 		Received: s.received.Load(), Sent: s.sent.Load(), Commands: s.commands.Load(), TooLarge: s.tooLarge.Load(), SlowClosed: s.slowClosed.Load(),
 		DelayedPublishes: s.delayedPublishes.Load(), Takeovers: s.takeovers.Load(), Refreshes: s.refreshes.Load(),
 		FloodClosed: s.floodClosed.Load(), Dropped: s.dropped.Load(), Expired: s.expired.Load(), PersistentSessions: b.persistentCount.Load(), OfflineMessages: b.journal.storedMessages.Load(), OfflineBytes: b.journal.storedBytes.Load(), Refusals: map[watchword.Code]int64{},
-		Retained: b.retainedQuota.messages.Total(), RetainedBytes: b.retainedQuota.bytes.Total(),
 	}
+	out.Retained, out.RetainedBytes = b.deps.Bus.Retained()
 	out.SubscriptionBytes, out.QueuedBytes, out.ConnectionBytes = b.deps.Bus.SubscriptionBytes(), b.queueQuota.Total(), b.connectionQuota.Total()
 	s.mu.Lock()
 	for k, v := range s.refusals {

@@ -94,23 +94,23 @@ func (st *sessionState) actAs(ctx context.Context, by publisher, topic string, d
 
 // handleSystemTopic does what a topic of the server's means. It is always of use to somebody:
 // to the server.
-func (st *sessionState) handleSystemTopic(ctx context.Context, w *workBatch, sys systemTopic, m *message, o *bus.Result, by publisher) error {
+func (st *sessionState) handleSystemTopic(ctx context.Context, w *workBatch, sys systemTopic, p bus.Publication, m *message, o *bus.Result, by publisher) error {
 	if err := watchword.CheckName("device", string(sys.device)); err != nil {
 		return err
 	}
 	o.Receivers++
 	switch sys.kind {
 	case topicEvents:
-		return st.publishEvent(w, sys, m, o)
+		return st.publishEvent(w, sys, p, m, o)
 	case topicState:
-		return st.reportState(ctx, w, sys, m, o, by)
+		return st.reportState(ctx, w, sys, p, m, o, by)
 	case topicReceipts:
 		return st.takeReceipt(ctx, sys, m, by)
 	}
 	return nil
 }
 
-func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, m *message, o *bus.Result) error {
+func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, p bus.Publication, m *message, o *bus.Result) error {
 	for s := range strings.SplitSeq(sys.stream, "/") {
 		if err := watchword.CheckName("stream", s); err != nil {
 			return err
@@ -124,11 +124,11 @@ func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, m *message, 
 		e.ContentType, _ = m.props.Text(packet.ContentType)
 		e.ContentType = clipLogText(e.ContentType)
 	}
-	st.tenant.bus.PublishEvent(e, m, &w.Batch, o)
-	return nil
+	p.Event = e
+	return st.tenant.bus.Publish(p, &w.Batch, o)
 }
 
-func (st *sessionState) reportState(ctx context.Context, w *workBatch, sys systemTopic, m *message, o *bus.Result, by publisher) error {
+func (st *sessionState) reportState(ctx context.Context, w *workBatch, sys systemTopic, p bus.Publication, m *message, o *bus.Result, by publisher) error {
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a state may have 32 KiB")
 	}
@@ -146,8 +146,7 @@ func (st *sessionState) reportState(ctx context.Context, w *workBatch, sys syste
 			return err
 		}
 	}
-	st.tenant.bus.Publish(m, &w.Batch, o)
-	return nil
+	return st.tenant.bus.Publish(p, &w.Batch, o)
 }
 
 func (st *sessionState) takeReceipt(ctx context.Context, sys systemTopic, m *message, by publisher) error {

@@ -215,6 +215,8 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.handshakes = newHandshakes(s.o.Log, s.o.Now)
 	messages, twins := bus.New(bus.Options{
 		SubscriptionBytes: int64(s.cfg.Limits.SubscriptionBytes), SubjectSubscriptionBytes: int64(s.cfg.Limits.SubjectSubscriptionBytes),
+		RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes,
+		SubjectRetainedMessages: s.cfg.Limits.SubjectRetainedMessages, SubjectRetainedBytes: s.cfg.Limits.SubjectRetainedBytes,
 	}), twin.New(s.store, s.keys)
 	reg.OnDelete(messages.ForgetEvents)
 	s.broker = mqtt.New(mqtt.Dependencies{
@@ -222,11 +224,10 @@ func (s *Server) assemble(ctx context.Context) error {
 	}, mqtt.Options{
 		PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
 		PersistentSessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, OfflineBytes: int64(s.cfg.Limits.OfflineBytes), SubjectOfflineBytes: int64(s.cfg.Limits.SubjectOfflineBytes),
-		RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes,
 		QueuedBytes: int64(s.cfg.Limits.QueuedBytes), SubjectQueueBytes: int64(s.cfg.Limits.SubjectQueueBytes),
 		ConnectionBytes: int64(s.cfg.Limits.ConnectionBytes), SubjectConnectionBytes: int64(s.cfg.Limits.SubjectConnectionBytes),
 		WillBytes: int64(s.cfg.Limits.WillBytes), SubjectWillBytes: int64(s.cfg.Limits.SubjectWillBytes),
-		SubjectRetainedMessages: s.cfg.Limits.SubjectRetainedMessages, SubjectRetainedBytes: s.cfg.Limits.SubjectRetainedBytes, KeepAlive: s.cfg.Limits.KeepAlive.Duration,
+		KeepAlive:   s.cfg.Limits.KeepAlive.Duration,
 		ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), HandshakeFailed: s.handshakes.mqtts, Now: s.o.brokerClock(), Log: s.o.Log,
 		ControlCharacters: s.cfg.Server.MQTTControlCharacters,
 	})

@@ -1,0 +1,188 @@
+package bus
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/lockrank"
+)
+
+// Owner is who published a retained message: a subject, in one of its lives. The zero value is the server itself.
+type Owner struct {
+	Subject     watchword.SubjectID
+	Incarnation int64
+}
+
+// PublishAuthority is what a subject may publish today.
+type PublishAuthority interface{ MayPublish(topic string) bool }
+
+// Ask says what an owner may publish today. Codes: subject_suspended and subject_new, where none of it is given for now;
+// subject_revoked and token_revoked, where nothing of it comes back; others where nobody can say.
+type Ask func(ctx context.Context, who Owner) (PublishAuthority, error)
+
+// RetainedOwner is a subject, in one of its lives, that has retained messages. Nobody shows
+// a token for them any more, so today's policy decides whether they are given; that is
+// asked once and holds until policy or the subject changes. All but who is under
+// RetainedStore.mu. nil owns what the server made, and what was stored before owners were kept.
+type RetainedOwner struct {
+	who     Owner
+	records int
+
+	decided   bool
+	authority PublishAuthority // nil where nothing of it is given
+	changes   int64            // of what decides, as they were told
+	dead      bool             // the subject is revoked or deleted, or lives anew: nothing of it comes back
+}
+
+// ownerBytes is what an owner takes of memory: itself, its authority, and its accounts.
+const ownerBytes = 544
+
+// whose returns the owner, the zero one for nil.
+func (o *RetainedOwner) whose() Owner {
+	if o == nil {
+		return Owner{}
+	}
+	return o.who
+}
+
+func (o *RetainedOwner) isDead() bool { return o != nil && o.dead }
+
+// changed has it asked again what of o may be given.
+func (o *RetainedOwner) changed() {
+	o.decided, o.authority = false, nil
+	o.changes++
+}
+
+// owners is all owners in one world. It is under RetainedStore.mu.
+type owners struct {
+	of   map[watchword.SubjectID][]*RetainedOwner // one as a rule
+	most int                                      // how many there were since of was made
+}
+
+// take returns the owner of one more record.
+func (s *owners) take(who Owner) *RetainedOwner {
+	if who.Subject == "" {
+		return nil
+	}
+	for _, o := range s.of[who.Subject] {
+		if o.who == who {
+			o.records++
+			return o
+		}
+	}
+	if s.of == nil {
+		s.of = map[watchword.SubjectID][]*RetainedOwner{}
+	}
+	o := &RetainedOwner{who: who, records: 1}
+	s.of[who.Subject] = append(s.of[who.Subject], o)
+	s.most = max(s.most, len(s.of))
+	return o
+}
+
+// drop takes one record from an owner.
+func (s *owners) drop(o *RetainedOwner) {
+	if o == nil {
+		return
+	}
+	if o.records--; o.records > 0 {
+		return
+	}
+	rest := slices.DeleteFunc(s.of[o.who.Subject], func(x *RetainedOwner) bool { return x == o })
+	if s.of[o.who.Subject] = rest; len(rest) == 0 {
+		delete(s.of, o.who.Subject)
+		if s.most > 64 && len(s.of) < s.most/2 { // a map does not shrink by itself
+			s.of, s.most = maps.Collect(maps.All(s.of)), len(s.of)
+		}
+	}
+}
+
+// mayBeGiven reports whether o may publish to topic today; known, whether that is decided.
+func (o *RetainedOwner) mayBeGiven(topic []byte) (may, known bool) {
+	if o == nil {
+		return true, true
+	}
+	return o.authority != nil && o.authority.MayPublish(string(topic)), o.decided || o.dead
+}
+
+// Decide asks what of an owner may be given today, where that is not known: then it is, unless something changed
+// meanwhile. Code: that of ask.
+func (r *RetainedStore) Decide(ctx context.Context, o *RetainedOwner, ask Ask) error {
+	r.mu.RLock()
+	decided, changes := o.decided || o.dead, o.changes
+	r.mu.RUnlock()
+	if decided {
+		return nil
+	}
+	lockrank.Block()
+	a, err := ask(ctx, o.who)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if o.changes != changes {
+		return nil
+	}
+	switch watchword.CodeOf(err) {
+	case "", watchword.SubjectSuspended, watchword.SubjectNew:
+		o.decided, o.authority = true, a
+	case watchword.SubjectRevoked, watchword.TokenRevoked:
+		o.dead = true
+		select {
+		case r.quota.gone <- struct{}{}:
+		default: // it has a value already
+		}
+	default:
+		return err
+	}
+	return nil
+}
+
+// Changed is told of each change of what a subject may ("": of all, since policy changed): before it returns, nobody is
+// given anything more that an owner may no longer publish. It returns the owners of that subject.
+func (r *RetainedStore) Changed(id watchword.SubjectID) (some []*RetainedOwner) {
+	r.mu.Lock() // waits for who is giving
+	defer r.mu.Unlock()
+	if id == "" {
+		for _, list := range r.owners.of {
+			for _, o := range list {
+				o.changed()
+			}
+		}
+		return nil
+	}
+	for _, o := range r.owners.of[id] {
+		o.changed()
+		some = append(some, o)
+	}
+	return some
+}
+
+// Undecided returns the owners of whom nothing is known: at the start, after a change of policy, and where nobody could
+// say.
+func (r *RetainedStore) Undecided() (some []*RetainedOwner) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, list := range r.owners.of {
+		for _, o := range list {
+			if !o.decided && !o.dead {
+				some = append(some, o)
+			}
+		}
+	}
+	return some
+}
+
+// AnyGone reports whether there are retained messages of owners that are gone.
+func (r *RetainedStore) AnyGone() bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, list := range r.owners.of {
+		if slices.ContainsFunc(list, (*RetainedOwner).isDead) {
+			return true
+		}
+	}
+	return false
+}
+
+// Owner returns who it is.
+func (o *RetainedOwner) Owner() Owner { return o.whose() }
