@@ -163,6 +163,12 @@ const (
 	Internal Code = "internal"
 )
 
+// Page returns the URL of the page that explains the code. It is the type of problem documents
+// (RFC 9457 §3.1.1).
+func (c Code) Page() string {
+	return "https://github.com/watchword-iot/watchword/blob/main/docs/errors.md#" + string(c)
+}
+
 // Codes lists the closed set in the order of docs/errors.md.
 var Codes = []Code{
 	BadRequest, TooLarge, UnsupportedMediaType, MethodNotAllowed, NotFound, Conflict, PreconditionFailed, Denied,

@@ -56,8 +56,12 @@ func TestErrorsAreDocumented(t *testing.T) {
 	}
 	rows := map[watchword.Code]int{}
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "| `"); ok {
-			code, _, _ := strings.Cut(rest, "`")
+		if rest, ok := strings.CutPrefix(line, `| <a id="`); ok { // the anchor that [watchword.Code.Page] names
+			id, rest, _ := strings.Cut(rest, `"></a>`)
+			code, _, _ := strings.Cut(strings.TrimPrefix(rest, "`"), "`")
+			if id != code {
+				t.Errorf("docs/errors.md: the anchor of %s is %s", code, id)
+			}
 			rows[watchword.Code(code)]++
 		}
 	}

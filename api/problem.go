@@ -5,7 +5,7 @@ import "github.com/watchword-iot/watchword"
 // Problem is a problem document (RFC 9457 §3): the body of every refusal of the addresses under /v1/… and /log/…,
 // and the data of the event "end" of a stream.
 type Problem struct {
-	Type       string         `json:"type" doc:"urn:watchword:error: followed by the code"`
+	Type       string         `json:"type" doc:"URL of the page that explains the code"`
 	Title      string         `json:"title"`
 	Status     int            `json:"status"`
 	Code       watchword.Code `json:"code" doc:"stable; docs/errors.md explains each"`

@@ -171,7 +171,7 @@ func newProblem(err error) *problem {
 	if !ok {
 		code, status = watchword.Internal, http.StatusInternalServerError
 	}
-	p := &problem{Problem: api.Problem{Type: "urn:watchword:error:" + string(code), Title: string(code), Status: status, Code: code}}
+	p := &problem{Problem: api.Problem{Type: code.Page(), Title: string(code), Status: status, Code: code}}
 	if e, ok := errors.AsType[*watchword.Error](err); ok && code != watchword.Internal {
 		p.Detail, p.Field, p.Rule = e.Detail, e.Field, e.Rule
 		p.RetryAfter = int(math.Ceil(e.RetryAfter.Seconds()))

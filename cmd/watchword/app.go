@@ -117,7 +117,7 @@ func clipCells(lines string) string {
 }
 
 func (a *app) printProblem(code watchword.Code, detail string) {
-	_ = a.err.JSON(map[string]any{"type": "urn:watchword:error:" + string(code), "title": code, "code": code, "detail": detail}, false) // nobody is left to tell
+	_ = a.err.JSON(map[string]any{"type": code.Page(), "title": code, "code": code, "detail": detail}, false) // nobody is left to tell
 }
 
 // confirm asks for confirmation on a terminal. Without a terminal, --yes is required.

@@ -35,6 +35,7 @@ var wireRenames = []wireRename{
 	{`"left_at":"TIME","ends_at":`, `"disconnected_at":"TIME","expires_at":`},
 	{`"given":`, `"deliverable":`},
 	{`"wish":`, `"requested_id":`},
+	{`urn:watchword:error:`, `https://github.com/watchword-iot/watchword/blob/main/docs/errors.md#`},
 }
 
 var memberForm = regexp.MustCompile(`"([a-z_]+)":`)

@@ -34,7 +34,7 @@ func (v *Verifier) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if !ok {
 		status = http.StatusUnauthorized
 	}
-	p := api.Problem{Type: "urn:watchword:error:" + string(code), Title: string(code), Status: status, Code: code}
+	p := api.Problem{Type: code.Page(), Title: string(code), Status: status, Code: code}
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		p.Detail, p.Field, p.Rule = e.Detail, e.Field, e.Rule
 		p.RetryAfter = int(math.Ceil(e.RetryAfter.Seconds()))

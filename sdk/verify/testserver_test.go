@@ -211,7 +211,7 @@ func codeIn(t testing.TB, w *httptest.ResponseRecorder) watchword.Code {
 	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
 		t.Errorf("no problem document: %s", w.Body)
 	}
-	if p.Status != w.Code || p.Type != "urn:watchword:error:"+string(p.Code) || w.Header().Get("Content-Type") != "application/problem+json" {
+	if p.Status != w.Code || p.Type != p.Code.Page() || w.Header().Get("Content-Type") != "application/problem+json" {
 		t.Errorf("status %d, document %+v, type %s", w.Code, p, w.Header().Get("Content-Type"))
 	}
 	return p.Code
