@@ -142,7 +142,7 @@ func parseAuditQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 	for name, values := range v {
 		s := values[0]
 		if len(values) > 1 || len(s) > 256 {
-			return q, p, watchword.RefuseField(name, "may be given once, with 256 bytes")
+			return q, p, watchword.RefuseField(name, "may be given once, with at most 256 bytes")
 		}
 		switch name {
 		case "subject":
@@ -174,7 +174,7 @@ func parseAuditQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 				err = watchword.RefuseField(name, "must be newest or oldest")
 			}
 		default:
-			err = watchword.RefuseField(clipLogText(name), "is no parameter of this address")
+			err = watchword.RefuseField(clipLogText(name), "is not a parameter of this path")
 		}
 		if err != nil {
 			return q, p, err
@@ -368,7 +368,7 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 	}
 	for _, name := range []string{"after", "before", "limit", "order"} {
 		if v.Has(name) {
-			return watchword.RefuseField(name, "an export is of the whole log")
+			return watchword.RefuseField(name, "not allowed here: an export covers the whole log")
 		}
 	}
 	if err := a.auditRead(r.Context(), c, "export", describeQuery(v)); err != nil {

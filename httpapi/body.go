@@ -30,9 +30,9 @@ func readBody(w http.ResponseWriter, r *http.Request, want string, limit int64) 
 		return body, nil
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, watchword.Wrap(err, watchword.TooLarge, "the body may have %d bytes", limit)
+		return nil, watchword.Wrap(err, watchword.TooLarge, "the request body may have at most %d bytes", limit)
 	}
-	return nil, watchword.Wrap(err, watchword.BadRequest, "the body broke off")
+	return nil, watchword.Wrap(err, watchword.BadRequest, "the request body is incomplete")
 }
 
 // checkClientID refuses a client_id that differs from the assertion's sub (RFC 7521 §4.2).
@@ -45,7 +45,7 @@ func checkClientID(clientID, assertion string) error {
 		return err
 	}
 	if string(p.Subject()) != clientID {
-		return watchword.Refuse(watchword.ClientInvalid, "client_id is not the assertion's sub")
+		return watchword.Refuse(watchword.ClientInvalid, "client_id must be equal to the assertion's sub")
 	}
 	return nil
 }

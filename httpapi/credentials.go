@@ -72,7 +72,7 @@ func (a *API) verifyCredentials(r *http.Request, scheme, raw string) (session.Cr
 		return session.Credentials{}, err
 	}
 	if proof == nil {
-		return session.Credentials{}, watchword.Refuse(watchword.DPoPInvalid, "send the proof: DPoP: …")
+		return session.Credentials{}, watchword.Refuse(watchword.DPoPInvalid, "the Authorization scheme is DPoP: send the proof in the DPoP header")
 	}
 	return a.Auth.VerifyDPoP(r.Context(), tenant, raw, *proof, a.Now())
 }
@@ -93,7 +93,7 @@ func readAuthorization(r *http.Request) (scheme, token string, err error) {
 	if len(values) == 1 && !strings.EqualFold(scheme, bearerScheme) && !strings.EqualFold(scheme, dpopScheme) {
 		return "", "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …") // RFC 6750 §3.1: without credentials the challenge carries no error code
 	}
-	return "", "", watchword.Refuse(watchword.TokenMalformed, "send one Authorization header: Bearer or DPoP, and the token")
+	return "", "", watchword.Refuse(watchword.TokenMalformed, "Authorization must be one header: Bearer or DPoP, then the token")
 }
 
 // dpopProof takes the DPoP proof of a request, nil where there is none, and puts the
@@ -111,7 +111,7 @@ func (a *API) dpopProof(r *http.Request) (*authn.DPoPRequest, error) {
 	case 1:
 		return &authn.DPoPRequest{Proof: values[0], Method: r.Method, Path: r.URL.EscapedPath()}, nil
 	}
-	return nil, watchword.Refuse(watchword.DPoPInvalid, "send one DPoP header")
+	return nil, watchword.Refuse(watchword.DPoPInvalid, "send exactly one DPoP header")
 }
 
 // authorizedCaller authenticates a request and checks that its permissions cover method and path.

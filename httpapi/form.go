@@ -29,13 +29,13 @@ func (a *API) oauthForm(r *http.Request) (url.Values, error) {
 	r.Body = http.MaxBytesReader(nil, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, watchword.Wrap(err, watchword.TooLarge, "a token request may have 16 KiB")
+			return nil, watchword.Wrap(err, watchword.TooLarge, "the body may have at most 16384 bytes")
 		}
-		return nil, watchword.Wrap(err, watchword.BadRequest, "the body is no form")
+		return nil, watchword.Wrap(err, watchword.BadRequest, "the body is not a valid form")
 	}
 	for name, values := range r.PostForm {
 		if len(values) > 1 && name != "resource" {
-			return nil, watchword.RefuseField(clipLogText(name), "stands twice")
+			return nil, watchword.RefuseField(clipLogText(name), "is given twice")
 		}
 	}
 	return r.PostForm, nil

@@ -145,11 +145,11 @@ func viewToken(i authn.IssuedToken) api.TokenResponse {
 // servers: ignoring it would issue a token for another audience than the client asked for.
 func checkResource(form url.Values) error {
 	if form.Get("audience") != "" {
-		return watchword.Refuse(watchword.TargetInvalid, "there is no parameter audience: send resource (RFC 8707)")
+		return watchword.Refuse(watchword.TargetInvalid, "audience is not supported: use resource (RFC 8707)")
 	}
 	switch list := form["resource"]; {
 	case len(list) > 1:
-		return watchword.Refuse(watchword.TargetInvalid, "a token is for one resource")
+		return watchword.Refuse(watchword.TargetInvalid, "resource may be given once: a token has one audience")
 	case len(list) == 1 && list[0] != "":
 		u, err := url.Parse(list[0])
 		if err != nil || len(list[0]) > maxResourceParameter || !u.IsAbs() || u.Host == "" && u.Opaque == "" || strings.Contains(list[0], "#") || ascii(list[0]) != list[0] || strings.Contains(list[0], " ") {
@@ -165,7 +165,7 @@ const maxResourceParameter = 256
 // authentication. Code: client_invalid.
 func clientAssertion(r *http.Request, form url.Values) (string, error) {
 	if form.Get("client_secret") != "" || r.Header.Get("Authorization") != "" {
-		return "", watchword.Refuse(watchword.ClientInvalid, "this server knows no client secrets: send a client_assertion")
+		return "", watchword.Refuse(watchword.ClientInvalid, "client_secret is not supported: authenticate with client_assertion")
 	}
 	assertion := form.Get("client_assertion")
 	if form.Get("client_assertion_type") != assertionType || assertion == "" {

@@ -74,7 +74,7 @@ func wholeSeconds(d time.Duration) int64 {
 func refuseNarrowing(form url.Values) error {
 	for _, name := range []string{"scope", "resource", "audience"} {
 		if form.Get(name) != "" {
-			return watchword.RefuseField(name, "cannot be asked for in a pairing")
+			return watchword.RefuseField(name, "is not supported for pairings")
 		}
 	}
 	return nil

@@ -413,6 +413,6 @@ func (w *responseWriter) restart(header http.Header) {
 }
 
 var (
-	errAnswerEnded = watchword.Refuse(watchword.Unavailable, "the answer was broken off")
+	errAnswerEnded = watchword.Refuse(watchword.Unavailable, "the answer was aborted")
 	errAnswerSlow  = watchword.Refuse(watchword.Busy, "the answer is read too slowly")
 )

@@ -127,7 +127,7 @@ func (a *API) retainedMessage(ctx context.Context, c *caller, topic string) (ses
 		return session.Retained{}, err
 	}
 	if a.Broker == nil {
-		return session.Retained{}, watchword.Refuse(watchword.NotFound, "nothing is retained here")
+		return session.Retained{}, watchword.Refuse(watchword.NotFound, "no message is retained for this topic")
 	}
 	return a.Broker.RetainedMessage(ctx, c.Tenant(), topic)
 }

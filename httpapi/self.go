@@ -116,7 +116,7 @@ func (a *API) parseFunctions(ctx context.Context, in []api.Function) ([]twin.Fun
 			return nil, err
 		}
 		if seen[f.Name] {
-			return nil, watchword.RefuseField("functions", "one function stands twice")
+			return nil, watchword.RefuseField("functions", "one function is given twice")
 		}
 		seen[f.Name] = true
 		out[i] = twin.Function{Name: f.Name, Schema: f.Schema}
@@ -208,7 +208,7 @@ func (a *API) selfState(w http.ResponseWriter, r *http.Request, c *caller) error
 		return err
 	}
 	if t.State == nil {
-		return watchword.Refuse(watchword.NotFound, "no state was reported yet")
+		return watchword.Refuse(watchword.NotFound, "the device has not reported a state yet")
 	}
 	w.Header().Set("ETag", etag(t.StateVersion))
 	writeAnswer(w, http.StatusOK, json.RawMessage(t.State))
@@ -224,7 +224,7 @@ func (a *API) selfConfig(w http.ResponseWriter, r *http.Request, c *caller) erro
 		return err
 	}
 	if t.Config == nil {
-		return watchword.Refuse(watchword.NotFound, "no configuration was set yet")
+		return watchword.Refuse(watchword.NotFound, "no configuration has been set yet")
 	}
 	tag := fmt.Sprintf(`"%d.%d"`, a.Commands.Epoch(), t.ConfigVersion)
 	w.Header().Set("ETag", tag)

@@ -71,7 +71,7 @@ func (a *API) selfCommandRoutes() {
 // taken for errors of the caller's token.
 func receiptError(err error) error {
 	if statusOf[watchword.CodeOf(err)] == http.StatusUnauthorized {
-		return watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt does not hold: %s", watchword.CodeOf(err))
+		return watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt is not valid: %s", watchword.CodeOf(err))
 	}
 	return err
 }

@@ -161,7 +161,7 @@ func (a *API) finish(r *http.Request, in *requestInfo, common http.Header) {
 
 func (a *API) handleRequest(w http.ResponseWriter, r *http.Request) {
 	if !isCanonicalPath(r.URL) {
-		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
+		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such path"))
 		return
 	}
 	if !permit.Printable(r.URL.Path) { // no policy can name such a path
@@ -201,10 +201,10 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, handler http.Hand
 	handler.ServeHTTP(probe, r)
 	if probe.status == http.StatusMethodNotAllowed {
 		w.Header().Set("Allow", probe.header.Get("Allow"))
-		a.fail(w, r, watchword.Refuse(watchword.MethodNotAllowed, "this address has no such method"))
+		a.fail(w, r, watchword.Refuse(watchword.MethodNotAllowed, "the method is not allowed for this path"))
 		return
 	}
-	a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such address"))
+	a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such path"))
 }
 
 // muxProbe records the answer of the mux without sending it.

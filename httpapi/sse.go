@@ -75,7 +75,7 @@ func (a *API) endBrokenStream(s *stream, r *http.Request, c *caller) error {
 // endStream sends the reason why the stream ends, whatever the authority of the session is by then.
 func (a *API) endStream(s *stream, r *http.Request, err error) {
 	if err == nil {
-		err = watchword.Refuse(watchword.Unavailable, "the stream is over")
+		err = watchword.Refuse(watchword.Unavailable, "the stream has ended")
 	}
 	s.w.release()
 	_ = s.send("end", "", a.problem(r, err)) // an error means that the client has closed the connection

@@ -340,7 +340,7 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 func compileBound(v any) (*schema.Schema, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.BadRequest, "it cannot be written as JSON")
+		return nil, watchword.Wrap(err, watchword.BadRequest, "the value cannot be written as JSON")
 	}
 	return schema.Compile(b)
 }

@@ -287,7 +287,7 @@ func (c Config) checkListeners() error {
 			return configError(d.key, `must be "HOST:PORT"`)
 		case loopback:
 		case d.key == "metrics.listen":
-			return configError(d.key, "what operations see stays on loopback addresses; put a proxy before it")
+			return configError(d.key, "the metrics listener accepts loopback addresses only; put a proxy before it")
 		case d.key == "server.mqtt":
 			return configError(d.key, "plain MQTT listens on loopback addresses only; use server.mqtts")
 		case len(s.Names) == 0 && s.TLSCert == "":

@@ -149,7 +149,7 @@ func (s *Server) initialize(ctx context.Context) (err error) {
 	}
 	s.info.Issuer = s.keys.Issuer()
 	if s.cfg.Server.PublicURL != "" && s.cfg.PublicURL() != s.keys.Issuer() {
-		return watchword.Refuse(watchword.ConfigInvalid, "server.public_url is %s, but this house was founded as %s: the issuer stands in every token and is fixed at first start", s.cfg.PublicURL(), s.keys.Issuer())
+		return watchword.Refuse(watchword.ConfigInvalid, "server.public_url is %s, but this server was initialized as %s: the issuer is part of every token and cannot change after the first start", s.cfg.PublicURL(), s.keys.Issuer())
 	}
 	if s.info.URL != s.keys.Issuer() {
 		s.o.Log.WarnContext(ctx, "the address changed since first start; devices look for the old one", slog.String("issuer", s.keys.Issuer()), slog.String("url", s.info.URL))
@@ -328,7 +328,7 @@ func (s *Server) Run(ctx context.Context) error {
 	pass, passed := context.WithTimeout(drain, drainTime/2)
 	s.broker.Drain(pass)
 	passed()
-	s.guard.Close(watchword.Refuse(watchword.Unavailable, "the server is going down"))
+	s.guard.Close(watchword.Refuse(watchword.Unavailable, "the server is shutting down"))
 	berr := s.broker.Close(drain)
 	derr := errors.Join(berr, s.http.Shutdown(drain))
 	if derr != nil {

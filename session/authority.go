@@ -59,20 +59,20 @@ func (a *Authority) Versions() watchword.AuthorityVersions {
 // proof_required.
 func authorize(p Credentials, s *watchword.Subject, today *policy.Grant, now time.Time) (*Authority, error) {
 	if !p.offline && !now.Before(p.Expires) {
-		return nil, watchword.Refuse(watchword.TokenExpired, "the token is over")
+		return nil, watchword.Refuse(watchword.TokenExpired, "exp has passed")
 	}
 	if err := s.CheckActive(); err != nil {
 		return nil, err
 	}
 	if s.Incarnation != p.Incarnation {
-		return nil, watchword.Refuse(watchword.TokenRevoked, "the token is of an earlier life of %q", s.ID)
+		return nil, watchword.Refuse(watchword.TokenRevoked, "the token was issued before %q was enrolled again", s.ID)
 	}
 	a := &Authority{credentials: p, subject: policy.Subject{ID: s.ID, Kind: s.Kind, Labels: s.Labels}, subjectVersion: s.AuthorityVersion, policy: today}
 	if p.offline && p.Key == "" { // an offline session without a key does not depend on the subject's keys
 		return a, nil
 	}
 	if _, ok := s.SignKey(p.Key); !ok {
-		return nil, watchword.Refuse(watchword.TokenRevoked, "the key that got this token no longer counts")
+		return nil, watchword.Refuse(watchword.TokenRevoked, "the key that this token was issued for is retired or revoked")
 	}
 	if !p.KeyProved {
 		if err := RequireProof(s, today); err != nil {

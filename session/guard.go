@@ -186,9 +186,9 @@ func (g *Guard) add(s *Session) error {
 	}
 	switch {
 	case g.closed:
-		return watchword.Refuse(watchword.Unavailable, "the server is going down")
+		return watchword.Refuse(watchword.Unavailable, "the server is shutting down")
 	case class != ClassAnswer && all >= g.total:
-		return watchword.Refuse(watchword.Busy, "%d sessions are open, the most that this server takes", g.total)
+		return watchword.Refuse(watchword.Busy, "%d sessions are open, which is the limit of this server (limits.connections)", g.total)
 	case alike >= limit:
 		return watchword.Refuse(watchword.Busy, "%q has %d %s, the most that one subject may have", s.credentials.Subject, limit, what)
 	}

@@ -529,7 +529,7 @@ func TestAffectedSessionsAreCutTogether(t *testing.T) {
 		"token":  func(g *session.Guard, _ []*session.Session) { g.TokenRevoked(watchword.DefaultTenant, "lamp-7", "t1") },
 		"issuer": func(g *session.Guard, _ []*session.Session) { g.IssuerRevoked(t.Context(), "") },
 		"server": func(g *session.Guard, _ []*session.Session) {
-			g.Close(watchword.Refuse(watchword.Unavailable, "the server is going down"))
+			g.Close(watchword.Refuse(watchword.Unavailable, "the server is shutting down"))
 		},
 		"close": func(_ *session.Guard, ss []*session.Session) {
 			var wg sync.WaitGroup

@@ -148,7 +148,7 @@ func (s *Session) Start(ctx context.Context) error {
 	case s.ended.Load() && s.cause != nil:
 		return s.cause
 	case s.ended.Load():
-		return watchword.Refuse(watchword.NotFound, "the session is over")
+		return watchword.Refuse(watchword.NotFound, "the session has ended")
 	}
 	if err := s.recompute(ctx, nil); err != nil {
 		s.end(err)
@@ -242,13 +242,13 @@ func (s *Session) checkRefresh(ctx context.Context, p Credentials) error {
 // checkSameHolder checks that p may refresh this session: same subject, key and proof. mu is held.
 func (s *Session) checkSameHolder(p Credentials) error {
 	if p.Tenant != s.credentials.Tenant || p.Subject != s.credentials.Subject || p.Key != s.credentials.Key {
-		return watchword.Refuse(watchword.Denied, "a session is refreshed by a token of the same subject and key")
+		return watchword.Refuse(watchword.Denied, "a session can only be refreshed by a token of the same subject and key")
 	}
 	if s.credentials.KeyProved && !p.KeyProved {
-		return watchword.Refuse(watchword.ProofRequired, "this session proved its key: it is refreshed with a proof")
+		return watchword.Refuse(watchword.ProofRequired, "this session proved its key: refresh it with a proof")
 	}
 	if s.ended.Load() || !s.started {
-		return watchword.Refuse(watchword.NotFound, "the session is over")
+		return watchword.Refuse(watchword.NotFound, "the session has ended")
 	}
 	return nil
 }
@@ -271,7 +271,7 @@ func (s *Session) expireLocked() {
 		s.timer.Reset(left)
 		return
 	}
-	s.end(watchword.Refuse(watchword.TokenExpired, "the token is over"))
+	s.end(watchword.Refuse(watchword.TokenExpired, "exp has passed"))
 }
 
 // Close ends the session; cause is nil where its transport closes it.

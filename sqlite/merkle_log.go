@@ -99,7 +99,7 @@ func (l *merkleLog) load(ctx context.Context, from querier) error {
 func (l *merkleLog) checkSingleWriter(t *tx) error {
 	last, err := lastEntry(context.Background(), t)
 	if err == nil && !l.disabled && last != l.next()-1 {
-		err = watchword.Refuse(watchword.LogInvalid, "somebody else wrote to the log: it has an entry %d, and this server wrote %d", last, l.next()-1)
+		err = watchword.Refuse(watchword.LogInvalid, "another process wrote to the log: its last entry is %d, and this server wrote %d", last, l.next()-1)
 	}
 	return err
 }
@@ -189,7 +189,7 @@ func tile(ctx context.Context, from querier, level int, n int64, width int) ([]b
 		}
 	}
 	if len(b) < width*len(ledger.Hash{}) {
-		return nil, watchword.Refuse(watchword.LogInvalid, "tile %s is not whole", ledger.Path(level, n, width))
+		return nil, watchword.Refuse(watchword.LogInvalid, "tile %s is incomplete", ledger.Path(level, n, width))
 	}
 	return b[:width*len(ledger.Hash{})], nil
 }
@@ -209,7 +209,7 @@ func commits(ctx context.Context, from querier, after int64, limit int) ([]ledge
 			return h, err
 		}
 		if next++; seq != next || len(b) != len(h) {
-			return h, watchword.Refuse(watchword.LogInvalid, "entry %d is not there", next)
+			return h, watchword.Refuse(watchword.LogInvalid, "entry %d is missing", next)
 		}
 		copy(h[:], b)
 		return h, nil

@@ -86,7 +86,7 @@ func scanTerms(r scanner) (t audit.TileFilter, err error) {
 	err = r.Scan(&t.First, &t.Last, &bits)
 	copy(t.Bits[:], bits)
 	if err == nil && len(bits) != len(t.Bits) {
-		err = watchword.Refuse(watchword.LogInvalid, "what searches know of a tile was changed")
+		err = watchword.Refuse(watchword.LogInvalid, "the search terms of a tile were changed")
 	}
 	return t, err
 }

@@ -85,7 +85,7 @@ func open(path string, forbidden fs.FileMode) (*os.File, error) {
 	switch {
 	case err != nil:
 	case info.IsDir():
-		err = watchword.Refuse(watchword.FileUntrusted, "%s is a folder, not a file", path)
+		err = watchword.Refuse(watchword.FileUntrusted, "%s is a directory, not a file", path)
 	case info.Mode().IsRegular() && way != nil:
 		err = way
 	default:
@@ -133,7 +133,7 @@ func CheckFolder(path string, private bool) error {
 		return err
 	}
 	if !info.IsDir() {
-		return watchword.Refuse(watchword.FileUntrusted, "%s is no folder", path)
+		return watchword.Refuse(watchword.FileUntrusted, "%s is not a directory", path)
 	}
 	forbidden := fs.FileMode(writableByOthers)
 	if private {

@@ -120,7 +120,7 @@ func TestABelievedFileBelongsToWhoBelievesIt(t *testing.T) {
 			},
 			watchword.FileUntrusted, watchword.FileUntrusted, "chown -h root: ",
 		},
-		"a folder": {func(t *testing.T, d string) string { return d }, watchword.FileUntrusted, watchword.FileUntrusted, "is a folder"},
+		"a folder": {func(t *testing.T, d string) string { return d }, watchword.FileUntrusted, watchword.FileUntrusted, "is a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := c.make(t, t.TempDir())

@@ -198,7 +198,7 @@ func (c *Client) doOnce(ctx context.Context, r Request) (*http.Response, error) 
 	}
 	req, err := http.NewRequestWithContext(ctx, r.Method, u, bytes.NewReader(r.Body))
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.BadRequest, "the server's URL is none")
+		return nil, watchword.Wrap(err, watchword.BadRequest, "the server's URL is not valid")
 	}
 	if r.Type != "" {
 		req.Header.Set("Content-Type", r.Type)
@@ -241,7 +241,7 @@ func (c *Client) doOnce(ctx context.Context, r Request) (*http.Response, error) 
 	}
 	defer res.Body.Close()
 	if c.unauthenticated {
-		return nil, watchword.Wrap(unexpectedStatus(res.StatusCode), watchword.Unavailable, "who answers there, and proves nothing, gave no answer that counts: status %d", res.StatusCode)
+		return nil, watchword.Wrap(unexpectedStatus(res.StatusCode), watchword.Unavailable, "the server, which is not authenticated yet, answered with status %d", res.StatusCode)
 	}
 	b, err := io.ReadAll(io.LimitReader(res.Body, maxProblemBytes))
 	if err != nil {
@@ -255,7 +255,7 @@ func (c *Client) JSON(ctx context.Context, r Request, in, out any) (*Answer, err
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
-			return nil, watchword.Wrap(err, watchword.BadRequest, "what was to be sent is no JSON")
+			return nil, watchword.Wrap(err, watchword.BadRequest, "the request cannot be encoded as JSON")
 		}
 		r.Body, r.Type = b, "application/json"
 	}
@@ -281,7 +281,7 @@ func parseProblem(res *http.Response, body []byte) error {
 		RetryAfter  int            `json:"retry_after"`
 	}
 	if err := json.Unmarshal(body, &p); err != nil || p.Code == "" && p.OAuth == "" {
-		return watchword.Refuse(watchword.Unavailable, "the server answered %s, and not as Watchword does", res.Status)
+		return watchword.Refuse(watchword.Unavailable, "the server answered %s, without a problem document", res.Status)
 	}
 	if p.Detail == "" {
 		p.Detail = p.Description

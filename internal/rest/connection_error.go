@@ -15,7 +15,7 @@ import (
 
 // timeoutError is the error of an exchange that reached its deadline.
 func timeoutError(d time.Duration) error {
-	return watchword.Refuse(watchword.Unavailable, "the server gave no whole answer within %s", d)
+	return watchword.Refuse(watchword.Unavailable, "the server did not answer completely within %s", d)
 }
 
 // publicError replaces the text of an error, so that text chosen by a peer is in no message.

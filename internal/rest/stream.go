@@ -14,7 +14,7 @@ import (
 const streamIdleTimeout = 90 * time.Second
 
 // errIdle is the error of a stream that was silent too long.
-var errIdle = watchword.Refuse(watchword.Unavailable, "the stream brought nothing for %s", streamIdleTimeout)
+var errIdle = watchword.Refuse(watchword.Unavailable, "the stream was silent for %s", streamIdleTimeout)
 
 // Stream is an answer that is read as it arrives. It is not safe for concurrent use.
 type Stream struct {

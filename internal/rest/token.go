@@ -172,7 +172,7 @@ func (t *Tokens) fetch(ctx context.Context) (token string, bound bool, err error
 		return "", false, err
 	}
 	if out.Token == "" || out.In <= 0 || (out.Type == "DPoP") != proving {
-		return "", false, watchword.Refuse(watchword.Internal, "the token endpoint gave no token of the sort that was asked for")
+		return "", false, watchword.Refuse(watchword.Internal, "the token endpoint did not return a token of the requested type")
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
