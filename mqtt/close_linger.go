@@ -7,18 +7,18 @@ import (
 	"github.com/watchword-iot/watchword/internal/quota"
 )
 
-// The bounds of what is done for a connection after its end. A socket that is closed
-// with unread input resets its connection, which may take the final packet (CONNACK or
-// DISCONNECT with a reason) from a client that was still sending. So a little is read
-// and thrown away, for at most byeTimeout.
+// Limits of the wait for the peer after the final packet. Closing a socket with unread input resets
+// the connection, and the reset may discard the final packet (CONNACK or DISCONNECT with a reason)
+// at a client that is still sending. So the server reads and discards a little, for at most
+// closeTimeout.
 const (
-	lingerBytes         = 16 << 10 // that are read of each connection; decrypted ones of TLS, with their frames of WebSocket
-	lingerReadCost      = 64       // bytes that a read counts at least: each TLS record is one
-	maxLingerPerNetwork = 256      // connections of one network that may wait at once
+	lingerBytes         = 16 << 10 // bytes read of each connection, after TLS and before WebSocket framing
+	lingerReadCost      = 64       // bytes that each read counts at least: each TLS record is one read
+	maxLingerPerNetwork = 256      // lingering connections of one network
 	maxLingerTotal      = 4096     // of all networks
 )
 
-// newLingerQuota counts the connections that wait for their peer to read the final packet.
+// newLingerQuota counts lingering connections.
 func newLingerQuota() *quota.Ledger[netip.Prefix] {
 	return quota.New[netip.Prefix](quota.Resource{
 		Name: "connections that ended", Unit: "connections",
@@ -27,14 +27,13 @@ func newLingerQuota() *quota.Ledger[netip.Prefix] {
 	})
 }
 
-// linger is what the reader does after the end: it returns when the peer has ended the
-// connection too, when there is no place to wait, or byeTimeout after the final packet. When
-// lingerBytes have been read it reads no more, so that a flood fills the peer's own
-// buffers and costs the server nothing.
+// linger is called by the reader after the final packet: it returns when the peer has closed the
+// connection, no quota is left, or closeTimeout has passed. After lingerBytes it reads no more, so
+// that a flood fills the peer's buffers and costs the server nothing.
 func (c *conn) linger(in *readBuffer) {
 	in.buffered = 0
 	for left := lingerBytes; left > 0; {
-		if c.noLinger.Load() { // the read deadline alone may have been set anew by the reader meanwhile
+		if c.noLinger.Load() { // the reader may have extended the read deadline meanwhile
 			return
 		}
 		room := in.room()
@@ -51,22 +50,22 @@ func (c *conn) linger(in *readBuffer) {
 	}
 }
 
-// lingerForPeer is the last step of the farewell: the peer has byeTimeout to hear it and to
-// end the connection. Where too many wait already, the connection is closed at once.
+// lingerForPeer gives the peer closeTimeout to read the final packet and close the connection.
+// Without quota the connection is closed at once.
 func (c *conn) lingerForPeer() {
 	if c.broker.lingerQuota.Reserve(addressPrefix(c.remote), 1) != nil {
 		c.noLinger.Store(true)
-		_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // wakes the reader; the error is that of a connection that is gone
+		_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // wakes the reader; an error means that the connection is closed
 		return
 	}
 	c.lingerUntil = time.Now().Add(closeTimeout)
 	if w, ok := c.nc.(interface{ CloseWrite() error }); ok {
-		_ = w.CloseWrite() // the error is that of a peer that is gone: then the reader ends by itself
+		_ = w.CloseWrite() // an error means that the peer has closed, and then the reader ends
 	}
-	_ = c.nc.SetReadDeadline(c.lingerUntil) // the error is that of a closed connection, which the next read reports
+	_ = c.nc.SetReadDeadline(c.lingerUntil) // an error means that the connection is closed, which the next read reports
 }
 
-// endLinger gives back the place of awaitPeer. The connection is closed.
+// endLinger releases the quota of lingerForPeer. The connection is closed.
 func (c *conn) endLinger() {
 	if !c.lingerUntil.IsZero() {
 		c.broker.lingerQuota.Release(addressPrefix(c.remote), 1)

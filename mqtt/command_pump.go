@@ -13,56 +13,55 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// The bounds of handing over.
+// Limits of command delivery.
 const (
-	commandWindow     = 16          // commands that one device has in hand and has not acknowledged: see [conn.commandWindow]
-	commandRetryDelay = time.Second // after commands could not be handed over
-	// How long an acknowledgement may wait to be written down: the receipt, which as
-	// a rule comes right behind it, says the same and more.
+	commandWindow     = 16          // unacknowledged commands of one device: see [conn.commandWindow]
+	commandRetryDelay = time.Second // pause after a failed delivery
+	// deliverDelay is how long an acknowledgement may wait before it is recorded: usually the
+	// receipt follows and records more.
 	deliverDelay = 25 * time.Millisecond
 )
 
-// commandPump hands a device's commands to one connection, in sequence. It runs while
-// there is something to do and costs nothing while there is not.
+// commandPump delivers a device's commands to one connection, in sequence. Its goroutine runs only
+// while there is work.
 //
-// Each command that it hands over is in hand until it is acknowledged, returned (it was
-// not queued, or was taken out of the queue again), or found too large when it was to be
-// written; or until the connection ends. Nothing else takes a place of the window.
+// A delivered command is inflight until it is acknowledged, taken back (it was not queued, or
+// removed from the queue), found too large when it was encoded, or until the connection ends. Only
+// inflight commands count against the window.
 type commandPump struct {
 	c         *conn
 	delivery  *command.Delivery
 	sub       *subscription
 	topic     string
-	maxPacket int // the longest packet that the client takes; 0 for any
-	window    int // commands that may be in hand
+	maxPacket int // largest packet that the client accepts; 0: any
+	window    int // largest number of inflight commands
 
 	mu               lockrank.Mutex[pumpLock]
 	running          bool
-	rerun            bool  // something may be new since the run began to look
-	hasMore          bool  // there may be more than the window had room for
-	deliverNow       bool  // what was acknowledged is to be written down now
-	deliverScheduled bool  // it will be
-	stopped          bool  // hand over nothing more
-	lastHandedOver   int64 // the number that was handed over last
+	rerun            bool  // look again: there may be new commands
+	hasMore          bool  // there may be more commands than the window allows
+	deliverNow       bool  // record acknowledgements now
+	deliverScheduled bool  // recording is scheduled
+	stopped          bool  // deliver no more
+	lastHandedOver   int64 // last delivered sequence number
 	nonce            string
-	maxJWE           int                     // bytes of the largest JWE that the device can hold; 0 for any
+	maxJWE           int                     // largest JWE that the device accepts, in bytes; 0: any
 	inflight         []command.SealedCommand // without their JWEs; at most window
-	acknowledgedUpTo commandPosition         // the device said that it knows all up to here; to be written down
-	acknowledgedSeqs []int64                 // acknowledged one by one, to be written down
-	tooLarge         []oversizedCommand      // to be settled
+	acknowledgedUpTo commandPosition         // the device has everything up to here; to be recorded
+	acknowledgedSeqs []int64                 // acknowledged individually, to be recorded
+	tooLarge         []oversizedCommand      // to be reported as undeliverable
 }
 
-// commandPosition is a command's number in an epoch; its seq is 0 for none.
+// commandPosition is an epoch and sequence number; seq 0 means none.
 type commandPosition struct{ epoch, seq int64 }
 
-// oversizedCommand is a command that was handed over and turned out to be too large to send.
+// oversizedCommand is a delivered command that was too large to send.
 type oversizedCommand struct {
 	command command.SealedCommand
 	reason  command.Reason
 }
 
-// updatePump starts or stops the pump as the subscriptions say. It is called with
-// c.mu held.
+// updatePump starts or stops the pump according to the subscriptions. c.session.mu is held.
 func (c *conn) updatePump() {
 	if c.broker.deps.Commands == nil || c.out.closed {
 		return
@@ -93,9 +92,9 @@ func (c *conn) updatePump() {
 	}
 }
 
-// commandWindow is how many commands the client may have unacknowledged: half of its Receive Maximum
-// at most, if it takes more than one message. A device that carries them out in turn must not be
-// deaf for everything else until it is done. mu is held.
+// commandWindow returns how many unacknowledged commands the client may have: at most half of its
+// Receive Maximum, if that is more than one, so that a device that is executing commands still
+// receives other messages. mu is held.
 func (c *conn) commandWindow() int {
 	if c.out.receiveMaximum < 2 {
 		return commandWindow
@@ -103,7 +102,7 @@ func (c *conn) commandWindow() int {
 	return min(commandWindow, c.out.receiveMaximum/2)
 }
 
-// wake makes the pump look again.
+// wake makes the pump look for work.
 func (p *commandPump) wake() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -111,7 +110,7 @@ func (p *commandPump) wake() {
 	p.start()
 }
 
-// start is called with mu held.
+// start requires mu to be held.
 func (p *commandPump) start() {
 	if !p.running && (!p.stopped || p.hasUnrecorded()) {
 		p.running = true
@@ -119,13 +118,13 @@ func (p *commandPump) start() {
 	}
 }
 
-// hasUnrecorded reports whether something is to be written down. mu is held.
+// hasUnrecorded reports whether there is something to record. mu is held.
 func (p *commandPump) hasUnrecorded() bool {
 	return p.acknowledgedUpTo.seq > 0 || len(p.acknowledgedSeqs) > 0 || len(p.tooLarge) > 0
 }
 
-// stop is called with c.mu held. The line goes to another connection once what was
-// acknowledged here is written down: it would be handed over again.
+// stop requires the session's mu. Another connection may take over delivery once the
+// acknowledgements are recorded; otherwise it would deliver these commands again.
 func (p *commandPump) stop() {
 	p.mu.Lock()
 	p.stopped = true
@@ -137,8 +136,8 @@ func (p *commandPump) stop() {
 	}
 }
 
-// takeInflight takes a command out of hand and makes its place free; ok is false where it is not
-// in hand: it was handed over before by another pump. mu is held.
+// takeInflight removes an inflight command; ok is false if it is not inflight here, but was
+// delivered by an earlier pump. mu is held.
 func (p *commandPump) takeInflight(n int64) (c command.SealedCommand, ok bool) {
 	i := slices.IndexFunc(p.inflight, func(c command.SealedCommand) bool { return c.Seq == n })
 	if i < 0 {
@@ -153,8 +152,8 @@ func (p *commandPump) takeInflight(n int64) (c command.SealedCommand, ok bool) {
 	return c, true
 }
 
-// acknowledged notes a PUBACK for the command with number n. One that is not taken stays
-// sent, and goes out again over the next connection.
+// acknowledged handles the PUBACK of command n. A command that was not accepted stays sent, and is
+// delivered again over the next connection.
 func (p *commandPump) acknowledged(n int64, taken bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -162,7 +161,7 @@ func (p *commandPump) acknowledged(n int64, taken bool) {
 	if !taken {
 		return
 	}
-	if !slices.Contains(p.acknowledgedSeqs, n) { // so that it has no more than a device has commands: command.MaxQueued
+	if !slices.Contains(p.acknowledgedSeqs, n) { // bounded like a device's commands: command.MaxQueued
 		p.acknowledgedSeqs = append(p.acknowledgedSeqs, n)
 	}
 	if !p.deliverScheduled {
@@ -176,8 +175,7 @@ func (p *commandPump) acknowledged(n int64, taken bool) {
 	}
 }
 
-// notSent notes that the command with number n was not sent: it goes out again, with
-// those behind it.
+// notSent records that command n was not sent: it and later ones are delivered again.
 func (p *commandPump) notSent(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -189,9 +187,8 @@ func (p *commandPump) notSent(n int64) {
 	p.start()
 }
 
-// tooLargeToSend notes that the command with number n was not sent, because its packet has
-// size bytes. The client's connection measured it when it was handed over, but what goes
-// along with a message can have become more.
+// tooLargeToSend records that command n was not sent because its packet has size bytes. Its size
+// was checked at delivery, but its properties can grow afterwards.
 func (p *commandPump) tooLargeToSend(n int64, size int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -201,12 +198,12 @@ func (p *commandPump) tooLargeToSend(n int64, size int) {
 	}
 }
 
-// handleHello notes a device's hello: where it is, what it can hold, and the nonce that
-// commands must carry.
+// handleHello handles a device's hello: its position, its largest JWE, and the nonce for its
+// commands.
 func (p *commandPump) handleHello(h *hello) {
 	p.mu.Lock()
 	if p.nonce != h.Nonce {
-		p.lastHandedOver = 0 // what is unanswered goes out again, for this nonce
+		p.lastHandedOver = 0 // unanswered commands are delivered again with this nonce
 	}
 	p.nonce, p.maxJWE, p.acknowledgedUpTo, p.deliverNow = h.Nonce, h.Max, commandPosition{h.Epoch, h.Seq}, true
 	p.mu.Unlock()
@@ -214,7 +211,7 @@ func (p *commandPump) handleHello(h *hello) {
 	p.wake()
 }
 
-// requireLogged notes that a device obeys only what is logged.
+// requireLogged records that the device executes only logged commands.
 func (p *commandPump) requireLogged(h *hello) {
 	if h.Log != nil {
 		p.delivery.RequireLogProofs(*h.Log)
@@ -233,7 +230,7 @@ func (p *commandPump) run(ctx context.Context) {
 	}
 }
 
-// step does what there is to do and reports whether to look again.
+// step does the pending work and reports whether to look again.
 func (p *commandPump) step(ctx context.Context) bool {
 	p.mu.Lock()
 	tell := p.hasUnrecorded() && (p.deliverNow || p.stopped || len(p.tooLarge) > 0)
@@ -281,34 +278,35 @@ func (p *commandPump) step(ctx context.Context) bool {
 	}
 	if more {
 		p.mu.Lock()
-		p.rerun = true // the window may have room meanwhile; else more says so then
+		p.rerun = true // the window may have room by then; otherwise hasMore is set
 		p.mu.Unlock()
 	}
 	return true
 }
 
-// acknowledgements is what a pump writes down.
+// acknowledgements is what a pump has to record.
 type acknowledgements struct {
 	upTo     commandPosition
 	seqs     []int64
 	tooLarge []oversizedCommand
 }
 
-// takeAcknowledgements returns what is to be written down, and forgets it. mu is held.
+// takeAcknowledgements returns what is to be recorded and clears it. mu is held.
 func (p *commandPump) takeAcknowledgements() acknowledgements {
 	t := acknowledgements{p.acknowledgedUpTo, p.acknowledgedSeqs, p.tooLarge}
 	p.acknowledgedUpTo, p.acknowledgedSeqs, p.tooLarge, p.deliverNow = commandPosition{}, nil, nil, false
 	return t
 }
 
-// recordAcknowledgements writes down what the device has, and what it cannot have; passed is as in
-// [command.Delivery.AcknowledgeUpTo]. What could not be written is there again.
+// recordAcknowledgements records the commands that the device has received, and those that are too
+// large for it; passed is as in [command.Delivery.AcknowledgeUpTo]. What could not be recorded is
+// kept for the next time.
 func (p *commandPump) recordAcknowledgements(ctx context.Context, t acknowledgements) (passed int64, err error) {
 	defer func() {
 		if err != nil {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			if p.acknowledgedUpTo.seq == 0 { // no newer one came
+			if p.acknowledgedUpTo.seq == 0 { // no newer one was set
 				p.acknowledgedUpTo = t.upTo
 			}
 			p.acknowledgedSeqs, p.tooLarge = append(t.seqs, p.acknowledgedSeqs...), append(t.tooLarge, p.tooLarge...)
@@ -334,7 +332,7 @@ func (p *commandPump) recordAcknowledgements(ctx context.Context, t acknowledgem
 	return passed, nil
 }
 
-// sizeLimit is what a command may have in bytes to go to the client.
+// sizeLimit returns the largest command that can be sent to the client.
 func (p *commandPump) sizeLimit() command.Limits {
 	p.mu.Lock()
 	f := command.Limits{MaxJWE: p.maxJWE, MaxPacket: p.maxPacket}
@@ -356,15 +354,15 @@ func (p *commandPump) sizeLimit() command.Limits {
 	return f
 }
 
-// commandProperties is what goes along with a command.
+// commandProperties returns the properties of a PUBLISH with a command.
 func commandProperties() *packet.Properties {
 	props := &packet.Properties{}
 	props.SetText(packet.ContentType, "application/jose")
 	return props
 }
 
-// send puts one command on its way, if the device may still have it. It reports false,
-// and leaves all as it was, where it could not be queued.
+// send queues one command if the device may still receive it. It returns false without effect if it
+// could not be queued.
 func (p *commandPump) send(sc command.SealedCommand) bool {
 	m := &message{topic: p.topic, payload: []byte(sc.JWE), qos: 1, unicast: &unicast{receiver: p.c, command: sc.Seq}, props: commandProperties()}
 	sc.JWE = ""
@@ -392,10 +390,10 @@ func (p *commandPump) send(sc command.SealedCommand) bool {
 	return true
 }
 
-// retryLater looks again a while later, whatever it was: what waits must not wait for the
-// next command to come. Where the device has lost its right, its session ends by itself;
-// where a newer line has the commands, that one hands them over. A nil err is a client
-// that could not be offered a command: its subscription or its connection is about to end.
+// retryLater looks again after a pause, so that waiting commands do not depend on a new one. If the
+// device lost its permission, its session ends; if a newer connection took over delivery, that one
+// delivers. A nil err means that the command could not be queued because the subscription or
+// connection is ending.
 func (p *commandPump) retryLater(ctx context.Context, err error) bool {
 	conflict := watchword.CodeOf(err) == watchword.Conflict
 	if err != nil && ctx.Err() == nil && !conflict {

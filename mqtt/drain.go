@@ -8,24 +8,24 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// errShuttingDown is why a connection ends where the server goes.
+// errShuttingDown ends connections when the server shuts down.
 var errShuttingDown = watchword.Refuse(watchword.Unavailable, "the server is going down")
 
-// drainReadTime is how long what was taken in may take to be passed on.
+// drainReadTime is how long packets that were read may take to be handled.
 const drainReadTime = time.Second
 
-// Drain has every client go when it has what is its own: nothing new is taken in, what
-// was taken in is passed on, answers wait for the disk as ever, and each connection ends
-// with DISCONNECT 0x8B when its client has what was meant for it. A client that takes
-// nothing is let go when ctx ends. Publishes that come meanwhile are not answered: their
-// client says them again over its next connection. Close comes after it.
+// Drain disconnects every client gracefully: no connections are accepted, packets that were read
+// are handled, responses wait for their commits, and each connection ends with DISCONNECT 0x8B when
+// its client has received what was queued. A client that does not read is closed when ctx ends.
+// Publishes that arrive meanwhile are not acknowledged, so their clients send them again. Call
+// Close after it.
 func (b *Broker) Drain(ctx context.Context) {
 	b.mu.Lock()
 	b.closing = true
 	b.mu.Unlock()
 	b.draining.Store(true)
 	b.closeUnauthenticated()
-	passed, cancel := context.WithTimeout(ctx, drainReadTime) // one who is held back holds up nobody else
+	passed, cancel := context.WithTimeout(ctx, drainReadTime) // a delayed client does not block the others
 	defer cancel()
 	all := b.connections(func(*conn) bool { return true })
 	var wg sync.WaitGroup
@@ -44,19 +44,19 @@ func (b *Broker) Drain(ctx context.Context) {
 	wg.Wait()
 }
 
-// closeUnauthenticated ends the connections whose client has not come to be yet.
+// closeUnauthenticated closes connections whose CONNECT was not accepted yet.
 func (b *Broker) closeUnauthenticated() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for c := range b.unauthenticated {
-		_ = c.nc.Close() // nothing was promised; the error is that of a connection that is gone
+		_ = c.nc.Close() // nothing was acknowledged on it
 	}
 }
 
-// waitForReader returns when the reader has passed on what it had taken in.
+// waitForReader returns when the reader has handled what it had read.
 func (c *conn) waitForReader(ctx context.Context) {
 	done := make(chan struct{})
-	go func() { // it outlives ctx only for as long as the reader is held back
+	go func() { // outlives ctx only while the reader is delayed
 		c.processing.Lock()
 		defer c.processing.Unlock()
 		close(done)
@@ -67,7 +67,7 @@ func (c *conn) waitForReader(ctx context.Context) {
 	}
 }
 
-// waitForDelivery returns when the client has what is meant for it, or ctx ends.
+// waitForDelivery returns when the client has received what was queued, or ctx ends.
 func (c *conn) waitForDelivery(ctx context.Context) {
 	c.flush(false)
 	c.session.mu.Lock()
@@ -83,8 +83,7 @@ func (c *conn) waitForDelivery(ctx context.Context) {
 	}
 }
 
-// hasUnsent reports whether something is on its way to the client that its state does not
-// keep. mu is held.
+// hasUnsent reports whether something is queued that is not persistent. mu is held.
 func (c *conn) hasUnsent() bool {
 	if len(c.out.pendingResponses)+len(c.out.responses) > 0 || c.out.writing {
 		return true
@@ -102,7 +101,7 @@ func (c *conn) hasUnsent() bool {
 	return false
 }
 
-// isPersisted reports whether what is queued waits on the shelf too.
+// isPersisted reports whether the queued message is stored too.
 func (c *conn) isPersisted(x *queuedExtra) bool {
 	return c.session.persistent != nil && x != nil && x.stored != nil
 }

@@ -11,21 +11,21 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// message is one publish on its way to many. It is immutable; its encodings are
-// made when first asked for and shared by all who get it.
+// message is one publish for any number of receivers. It is immutable; its encodings are made on
+// first use and shared.
 type message struct {
 	topic     string
 	payload   []byte
 	qos       byte
-	retain    bool               // as it was published
-	retained  bool               // it was kept for those who subscribe
+	retain    bool               // RETAIN of the publish
+	retained  bool               // set as the retained message
 	expiresAt int64              // Unix time in nanoseconds; 0: never
-	sender    *sessionState      // nil for the server's own
-	props     *packet.Properties // nil for none; what goes along to clients of version 5
-	unicast   *unicast           // nil where it is for everybody
+	sender    *sessionState      // session of the publisher; nil: the server
+	props     *packet.Properties // properties for version 5 receivers; nil: none
+	unicast   *unicast           // nil: for all receivers
 
-	frames       [6]atomic.Pointer[encodedPublish] // by version and QoS
-	inboundFrame encodedPublish                    // where the first of them is kept, if it came so
+	frames       [6]atomic.Pointer[encodedPublish] // encodings by version and QoS
+	inboundFrame encodedPublish                    // the encoding as received, if it can be reused
 }
 
 // Topic returns the topic.
@@ -52,14 +52,14 @@ func messageOf(x bus.Message) *message {
 	panic("a message that no transport of this program makes")
 }
 
-// unicast is what a message has that is for one connection alone.
+// unicast is the part of a message that is for one connection only.
 type unicast struct {
 	receiver *conn
-	command  int64       // the number of the command that it carries, 0 for none
-	report   *lossReport // that it makes, nil for none
+	command  int64       // sequence number of the command in it, 0: none
+	report   *lossReport // loss report in it, nil: none
 }
 
-// command is the number of the command that m carries, 0 for none.
+// command returns the sequence number of the command in m, 0 for none.
 func (m *message) command() int64 {
 	if m.unicast == nil {
 		return 0
@@ -67,10 +67,10 @@ func (m *message) command() int64 {
 	return m.unicast.command
 }
 
-// expires is when nobody is to get m any more; zero: never.
+// expires returns when m expires; zero: never.
 func (m *message) expires() time.Time { return unixNano(m.expiresAt) }
 
-// unixNano is a moment in nanoseconds of Unix time; 0 is none.
+// unixNano converts Unix nanoseconds; 0 is the zero time.
 func unixNano(n int64) time.Time {
 	if n == 0 {
 		return time.Time{}
@@ -78,15 +78,15 @@ func unixNano(n int64) time.Time {
 	return time.Unix(0, n)
 }
 
-// expireAt sets it; zero is never.
+// expireAt sets the expiry; the zero time means never.
 func (m *message) expireAt(t time.Time) {
 	if m.expiresAt = 0; !t.IsZero() {
 		m.expiresAt = t.UnixNano()
 	}
 }
 
-// encodedPublish is an encoded PUBLISH. The packet identifier at idAt, if idAt > 0, is the
-// receiver's to fill in.
+// encodedPublish is an encoded PUBLISH. If idOffset > 0, the packet identifier at it is filled in
+// for each receiver.
 type encodedPublish struct {
 	bytes    []byte
 	idOffset int
@@ -100,8 +100,8 @@ func frameIndex(v packet.Version, qos byte) int {
 	return i
 }
 
-// reuseEncoding takes the packet in which p came, and which carries no properties, as the
-// encoding for those who get the same version and QoS.
+// reuseEncoding stores the received encoding of p, which has no properties, for receivers of the
+// same version and QoS.
 func (m *message) reuseEncoding(p *packet.Publish, encoded []byte, v packet.Version) {
 	b := bytes.Clone(encoded)
 	b[0] = byte(packet.PUBLISH)<<4 | p.QoS<<1
@@ -113,8 +113,8 @@ func (m *message) reuseEncoding(p *packet.Publish, encoded []byte, v packet.Vers
 	m.frames[frameIndex(v, p.QoS)].Store(&m.inboundFrame)
 }
 
-// encoded returns m for receivers of version v at qos. Two who ask first at
-// once make the same twice, and one is kept.
+// encoded returns the encoding for version v and qos. Two concurrent first calls may both encode;
+// one result is kept.
 func (m *message) encoded(v packet.Version, qos byte) *encodedPublish {
 	at := &m.frames[frameIndex(v, qos)]
 	if f := at.Load(); f != nil {
@@ -132,19 +132,19 @@ func (m *message) encoded(v packet.Version, qos byte) *encodedPublish {
 	return at.Load()
 }
 
-// idOffset finds the packet identifier of a PUBLISH: after its topic.
+// idOffset returns the offset of the packet identifier of a PUBLISH, which follows its topic.
 func idOffset(b []byte) int {
 	at := 2
-	for b[at-1] >= 128 { // the remaining length
+	for b[at-1] >= 128 { // remaining length
 		at++
 	}
 	return at + 2 + int(binary.BigEndian.Uint16(b[at:]))
 }
 
-// messageOverhead is what a message counts beside its topic, payload and properties.
+// messageOverhead is the size of a message beside topic, payload and properties.
 const messageOverhead = 64
 
-// size is what m counts against the bounds of a queue.
+// size returns what m counts against queue limits.
 func (m *message) size() int {
 	n := len(m.topic) + len(m.payload) + messageOverhead
 	if m.props != nil {
@@ -153,8 +153,8 @@ func (m *message) size() int {
 	return n
 }
 
-// encodeFor appends m as only one receiver gets it: with the identifiers of its
-// subscriptions, an alias for the topic, or what is left of its life.
+// encodeFor appends m encoded for one receiver: with its subscription identifiers, a topic alias,
+// or the remaining Message Expiry Interval.
 func (m *message) encodeFor(out []byte, v packet.Version, it *queuedMessage, id uint16, alias uint16, known bool, now time.Time) []byte {
 	p := packet.Publish{Topic: m.topic, QoS: it.qos, ID: id, Payload: m.payload}
 	if v != packet.V5 {
@@ -178,11 +178,11 @@ func (m *message) encodeFor(out []byte, v packet.Version, it *queuedMessage, id 
 	return packet.Append(out, &p, v)
 }
 
-// encodeStored is m as it lies on the shelf: a PUBLISH of version 5.
+// encodeStored returns m as it is stored: a PUBLISH of version 5.
 func (m *message) encodeStored() []byte {
 	p := packet.Publish{Topic: m.topic, QoS: m.qos, Retain: m.retain, Payload: m.payload}
 	if m.qos > 0 {
-		p.ID = 1 // one there must be
+		p.ID = 1 // a receiver must have an identifier
 	}
 	if m.props != nil {
 		p.Properties = *m.props
@@ -190,11 +190,11 @@ func (m *message) encodeStored() []byte {
 	return packet.Append(nil, &p, packet.V5)
 }
 
-// storedSize is [message.size] of what takes n bytes where it is stored, within a few
-// bytes: beside topic, payload and properties a packet has 8 or 9, as a rule.
+// storedSize estimates [message.size] from the stored size n: beside topic, payload and properties
+// a packet usually has 8 or 9 bytes.
 func storedSize(n int) int { return n + messageOverhead - 8 }
 
-// decodeStored reads what stored wrote.
+// decodeStored decodes what encodeStored encoded.
 func decodeStored(b []byte, expires time.Time) (*message, error) {
 	first, body, n, err := packet.Frame(b, packet.MaxSize)
 	if err != nil {
@@ -215,7 +215,7 @@ func decodeStored(b []byte, expires time.Time) (*message, error) {
 	return m, nil
 }
 
-// expired reports whether nobody is to get m any more.
+// expired reports whether m has expired.
 func (m *message) expired(now time.Time) bool {
 	return m.expiresAt != 0 && now.UnixNano() >= m.expiresAt
 }

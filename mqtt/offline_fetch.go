@@ -8,15 +8,14 @@ import (
 	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
-// The bounds of what is fetched from the shelf at once.
+// Limits of one read of stored messages.
 const (
 	fetchMessages   = 64
 	fetchBytes      = 128 << 10
 	fetchRetryDelay = time.Second
 )
 
-// refill begins to fetch the next messages from the shelf where the queue has room for
-// them. mu is held.
+// refill starts reading the next stored messages if the queue has room. mu is held.
 func (c *conn) refill() {
 	per := c.session.persistent
 	if per.backlog.loading || len(per.backlog.entries) == 0 || c.out.closed || !c.out.connackSent || len(c.session.queue)-c.session.head > queueWindow/2 {
@@ -26,7 +25,7 @@ func (c *conn) refill() {
 	go c.fetch(per.generation)
 }
 
-// fetch brings one page of the backlog into the queue.
+// fetch reads one page of the backlog into the queue.
 func (c *conn) fetch(turn int) {
 	c.session.mu.Lock()
 	if c.session.conn != c || c.session.persistent.generation != turn {
@@ -60,7 +59,7 @@ func (c *conn) fetch(turn int) {
 			continue
 		}
 		it := e.queuedMessage(m)
-		// What came by a subscription that it gave up is asked for by its topic.
+		// Messages of removed subscriptions are recognized by their topic.
 		if c.session.cameByLost(m.topic, e.seq) && !c.session.stillSubscribed(&it) || !a.Subscribe(m.topic).Allowed {
 			c.session.uncountOffline(e.stored, e.seq, int(e.size))
 			continue
@@ -74,13 +73,12 @@ func (c *conn) fetch(turn int) {
 		c.session.appendToQueue(it)
 	}
 	per.backlog.loading = false
-	c.refill() // where nothing of this page was left
+	c.refill() // if nothing of this page is left
 	c.session.mu.Unlock()
 	c.flush(false)
 }
 
-// trimFront is what is left of a list whose first n are done. They are not held by it any more,
-// and a list that was much longer lets go of its memory.
+// trimFront removes the first n items of a list, and releases memory if the list was much longer.
 func trimFront(list []backlogEntry, n int) []backlogEntry {
 	rest := append(list[:0], list[n:]...)
 	clear(list[len(rest):])
@@ -93,8 +91,8 @@ func trimFront(list []backlogEntry, n int) []backlogEntry {
 	return rest
 }
 
-// loadMessages reads the messages of some entries, by their ids in the store. What failed to be
-// written is not among them.
+// loadMessages reads the messages of backlog entries by their ids. Messages whose write failed are
+// missing.
 func (st *sessionState) loadMessages(page []backlogEntry) (map[int64]*message, error) {
 	out := make(map[int64]*message, len(page))
 	var ids []int64
@@ -102,7 +100,7 @@ func (st *sessionState) loadMessages(page []backlogEntry) (map[int64]*message, e
 		if e.stored == nil {
 			continue
 		}
-		if m := e.stored.body.Load(); m != nil { // not on the disk yet
+		if m := e.stored.body.Load(); m != nil { // not committed yet
 			out[e.stored.id] = m
 			continue
 		}

@@ -16,51 +16,51 @@ import (
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// The rates of a subject, over all its connections. A packet that comes too early is held
-// back, with all that came behind it and must keep its place, until it is in time: nothing
-// is refused, lost or put in another order. What needs no place is handled meanwhile: PINGREQ,
-// and acknowledgements of what the server sent. See [conn.mustWaitBehind].
+// Rate limits of a subject over all its connections. A packet above the rate is delayed, together
+// with later packets whose order matters; nothing is refused, lost or reordered. Packets whose
+// order does not matter are handled meanwhile: PINGREQ, and acknowledgements of the server's
+// messages. See [conn.mustWaitBehind].
 const (
 	publishRate = iota // of PUBLISH: limits.publish_rate, shared with events over HTTP
-	controlRate        // of everything else that signs, writes or logs: limits.control_rate, shared with states and receipts over HTTP
+	controlRate        // of all other requests that sign, write or log: limits.control_rate, shared with states and receipts over HTTP
 	rateCount
 )
 
-// What a packet counts against controlRate: each different filter of SUBSCRIBE or UNSUBSCRIBE 1,
-// [twin.ReportCost] a reported state, [command.ReceiptCost] a receipt, and proofCost where a credential is checked or commands
-// are signed: CONNECT, AUTH, and a publish to $watchword/….
+// Costs against controlRate: each distinct filter of SUBSCRIBE or UNSUBSCRIBE 1, a reported state
+// [twin.ReportCost], a receipt [command.ReceiptCost], and proofCost where a credential is verified
+// or commands are signed: CONNECT, AUTH, and a publish to $watchword/….
 const proofCost = 10
 
 const (
-	// maxDelayedBytes is how much of what is held back a connection may have before no more of it
-	// is read, and TCP tells its client. One read, or one packet, may be above it.
+	// maxDelayedBytes limits the delayed bytes of a connection; beyond it the connection is not
+	// read, so that TCP slows the client. One read, or one packet, may exceed it.
 	maxDelayedBytes = 64 << 10
-	// rateGrantsPerSecond is how much of its rate is granted to one connection at a time, as a part of
-	// a second: those of a subject take turns.
+	// rateGrantsPerSecond is the fraction of a second for which one connection is granted its rate
+	// at a time, so that the connections of a subject take turns.
 	rateGrantsPerSecond = 200
 )
 
-// errDelayed is what becomes of a packet that came too early. It is handled again when it is
-// in time.
+// errDelayed says that a packet was above the rate; it is handled again later.
 var errDelayed = errors.New("held back")
 
-// rateLimiter is what of a connection is held back. It is under conn.processing but for size.
+// rateLimiter holds the delayed packets of a connection. Protected by conn.processing, except
+// delayedBytes.
 type rateLimiter struct {
-	accounts     [rateCount]*rates.Account // nil before the session stands, and where there is no bound
-	credit       [rateCount]int            // reserved for what comes first, and not used
-	nextDue      time.Duration             // until what was reserved last is there
-	delayed      []byte                    // whole packets, in order
-	delayedBytes atomic.Int64              // of held
-	timer        *time.Timer               // runs while something is held
+	accounts     [rateCount]*rates.Account // nil before the session starts, and without limit
+	credit       [rateCount]int            // reserved and not used yet
+	nextDue      time.Duration             // until the last reservation is available
+	delayed      []byte                    // complete packets, in order
+	delayedBytes atomic.Int64              // bytes of delayed
+	timer        *time.Timer               // runs while packets are delayed
 }
 
-// joinRates begins to count c's packets against the rates of its subject.
+// joinRates starts counting c's packets against its subject's rates.
 func (c *conn) joinRates(now time.Time) {
 	k := c.session.account()
 	c.limiter.accounts = [rateCount]*rates.Account{publishRate: c.broker.publishRates.Join(k, now), controlRate: c.broker.controlRates.Join(k, now)}
 }
 
-// leaveRates forgets what is held back, and gives back what was reserved for it.
+// leaveRates drops delayed packets and returns their reservations.
 func (c *conn) leaveRates() {
 	c.processing.Lock()
 	defer c.processing.Unlock()
@@ -80,9 +80,8 @@ func (c *conn) leaveRates() {
 	c.broker.controlRates.Leave(k, now)
 }
 
-// takeRate takes n from a rate, and reports whether they are there: if not, they are reserved,
-// and the packet is held back until they are. tick is a moment of the monotonic clock, not
-// long ago.
+// takeRate takes n from a rate and reports whether they were available; if not, they are reserved
+// and the packet must be delayed. tick is a recent time of the monotonic clock.
 func (c *conn) takeRate(rate, n int, monotonic time.Time) bool {
 	p := &c.limiter
 	if p.accounts[rate] == nil {
@@ -101,28 +100,28 @@ func (c *conn) takeRate(rate, n int, monotonic time.Time) bool {
 	return true
 }
 
-// mustWaitBehind reports whether a packet keeps its place behind what is held back.
+// mustWaitBehind reports whether a packet must wait behind delayed ones.
 func (c *conn) mustWaitBehind(first byte) bool {
 	if len(c.limiter.delayed) == 0 {
 		return false
 	}
 	switch packet.Type(first >> 4) {
 	case packet.PINGREQ, packet.PUBACK, packet.PUBREC, packet.PUBCOMP:
-		return false // nothing that is held changes what they mean. PUBREL stays: it ends a publish that may be held
+		return false // their meaning does not depend on delayed packets. PUBREL waits, since its PUBLISH may be delayed
 	}
 	return true
 }
 
-// delay keeps a whole packet until those before it are done, and itself is in time.
+// delay queues a complete packet until earlier ones are handled and it is within the rate.
 func (c *conn) delay(encoded []byte) {
 	p := &c.limiter
 	switch packet.Type(encoded[0] >> 4) {
 	case packet.PUBLISH:
 		c.broker.stats.delayedPublishes.Add(1)
-	case packet.DISCONNECT: // what it says of the will and the session counts at once
-		_, body, _, _ := packet.Frame(encoded, len(encoded)) // it is whole: the reader framed it
+	case packet.DISCONNECT: // what DISCONNECT says about will and session takes effect at once
+		_, body, _, _ := packet.Frame(encoded, len(encoded)) // it is complete: the reader framed it
 		if d, err := packet.Parse(encoded[0], body, c.version); err == nil {
-			_ = c.applyDisconnect(d.(*packet.Disconnect)) // in its place it says so again
+			_ = c.applyDisconnect(d.(*packet.Disconnect)) // handled again in its place
 		}
 	}
 	if len(p.delayed) == 0 {
@@ -140,7 +139,7 @@ func (c *conn) scheduleDelayed(d time.Duration) {
 	c.limiter.timer.Reset(d)
 }
 
-// handleDelayed is the timer's: it handles what is in time by now.
+// handleDelayed is called by the timer.
 func (c *conn) handleDelayed() {
 	ctx := fair.WithNetwork(c.broker.ctx, addressPrefix(c.remote))
 	defer c.closeOnPanic(ctx)
@@ -158,7 +157,8 @@ func (c *conn) handleDelayed() {
 	}
 }
 
-// handleDueDelayed is passHeld up to what is not in time yet, and returns in how long it will be.
+// handleDueDelayed handles the delayed packets that are due, and returns in how long the next one
+// will be.
 func (c *conn) handleDueDelayed(ctx context.Context) (again time.Duration, more bool) {
 	c.processing.Lock()
 	defer c.processing.Unlock()
@@ -196,7 +196,7 @@ func (c *conn) handleDueDelayed(ctx context.Context) (again time.Duration, more 
 	return 0, false
 }
 
-// setDelayedBytes notes how much is held, and wakes the reader who waits for it to be less.
+// setDelayedBytes updates the number of delayed bytes and wakes a waiting reader.
 func (c *conn) setDelayedBytes(n int) {
 	if before := c.limiter.delayedBytes.Swap(int64(n)); n > 0 && (before <= maxDelayedBytes || n > maxDelayedBytes) {
 		return
@@ -206,7 +206,8 @@ func (c *conn) setDelayedBytes(n int) {
 	c.out.moved.Broadcast()
 }
 
-// leadingPublishes is how many publishes come first of what is held, up to what is granted at a time.
+// leadingPublishes counts the publishes at the front of the delayed packets, up to what is granted
+// at a time.
 func (c *conn) leadingPublishes() (n int) {
 	if c.limiter.accounts[publishRate] == nil {
 		return 0
@@ -222,7 +223,8 @@ func (c *conn) leadingPublishes() (n int) {
 	return n
 }
 
-// waitForDelayed is the reader's: it waits until at most that much is held, or the end comes.
+// waitForDelayed is called by the reader: it waits until at most that many bytes are delayed, or
+// the connection ends.
 func (c *conn) waitForDelayed(limit int64) {
 	if c.limiter.delayedBytes.Load() <= limit {
 		return
@@ -232,14 +234,14 @@ func (c *conn) waitForDelayed(limit int64) {
 		c.out.moved.Wait()
 	}
 	c.session.mu.Unlock()
-	// The client was not listened to: that it was silent meanwhile says nothing.
+	// The client was not read meanwhile, so its silence does not count.
 	c.extendReadDeadline(c.broker.options.Now())
-	if c.closing.Load() { // its deadline is the one
-		_ = c.nc.SetReadDeadline(time.Now().Add(closeTimeout)) // the error is that of a closed connection, which the next read reports
+	if c.closing.Load() { // the deadline applies
+		_ = c.nc.SetReadDeadline(time.Now().Add(closeTimeout)) // an error means that the connection is closed, which the next read reports
 	}
 }
 
-// closeOnPanic ends a connection in whose work something went wrong that must not.
+// closeOnPanic ends a connection whose handler panicked.
 func (c *conn) closeOnPanic(ctx context.Context) {
 	if v := recover(); v != nil {
 		c.broker.options.Log.ErrorContext(ctx, "panic in a connection", slog.Any("panic", v), slog.String("client", c.session.id), slog.String("stack", string(debug.Stack())))
@@ -247,7 +249,7 @@ func (c *conn) closeOnPanic(ctx context.Context) {
 	}
 }
 
-// controlCost is what a publish counts against controlRate.
+// controlCost returns the cost of a publish against controlRate.
 func controlCost(topic string) int {
 	if strings.HasPrefix(topic, ownTopicPrefix) {
 		return proofCost
@@ -264,8 +266,7 @@ func controlCost(topic string) int {
 	return 0
 }
 
-// countDistinct is how many different ones are in a list: what stands there again is answered with
-// what was done for the first.
+// countDistinct counts distinct items: a repeated filter is answered without further work.
 func countDistinct[T comparable](list []T) int {
 	if len(list) < 2 {
 		return len(list)

@@ -2,8 +2,8 @@ package mqtt
 
 import "sync"
 
-// The sizes of what is read into: an idle connection keeps little or nothing, a
-// busy one borrows, and one in the middle of a long packet has what that needs.
+// Sizes of read buffers: an idle connection keeps little or none, a busy one borrows one, and one
+// in the middle of a long packet has what that needs.
 const (
 	smallReadBuffer = 512
 	largeReadBuffer = 16 << 10
@@ -11,22 +11,22 @@ const (
 
 var readBuffers = sync.Pool{New: func() any { b := make([]byte, largeReadBuffer); return &b }}
 
-// readBuffer is what a connection reads into.
+// readBuffer is the buffer that a connection reads into.
 type readBuffer struct {
 	buf      []byte
-	buffered int // bytes of buf that wait
+	buffered int // bytes of buf to be handled
 	pooled   *[]byte
 }
 
-// borrow makes room for as much as may be there already, to be given back at the
-// next [largeReadBuffer.consume] that leaves nothing.
+// borrow makes room for a typical read; the buffer is returned at the next consume that leaves
+// nothing.
 func (i *readBuffer) borrow() {
 	if i.buf == nil {
 		i.resize(largeReadBuffer)
 	}
 }
 
-// room returns where the next read goes: at least one byte.
+// room returns the space for the next read: at least one byte.
 func (i *readBuffer) room() []byte {
 	if i.buf == nil {
 		i.buf = make([]byte, smallReadBuffer)
@@ -34,8 +34,8 @@ func (i *readBuffer) room() []byte {
 	return i.buf[i.buffered:]
 }
 
-// consume drops the first used bytes after a read. rest is how long the next packet
-// will be, 0 if that is not known yet.
+// consume removes the first used bytes after a read. rest is the length of the next packet, 0 if
+// unknown.
 func (i *readBuffer) consume(used, rest int) {
 	filled := i.buffered == len(i.buf)
 	copy(i.buf, i.buf[used:i.buffered])
@@ -49,7 +49,7 @@ func (i *readBuffer) consume(used, rest int) {
 	}
 }
 
-// resize makes room for want bytes, and for what there is.
+// resize makes room for want bytes and for what is buffered.
 func (i *readBuffer) resize(want int) {
 	var b *[]byte
 	if want > largeReadBuffer {
@@ -66,7 +66,7 @@ func (i *readBuffer) resize(want int) {
 	}
 }
 
-// release gives back what was borrowed, and keeps nothing.
+// release returns a borrowed buffer and frees the rest.
 func (i *readBuffer) release() {
 	if i.pooled != nil {
 		readBuffers.Put(i.pooled)

@@ -7,11 +7,11 @@ import (
 	"github.com/watchword-iot/watchword/mqttstore"
 )
 
-// sequenceSet is a set of numbers of messages. It takes as much as it has gaps: of what is gone
-// among what waits, no more than there is that waits.
+// sequenceSet is a set of sequence numbers, stored as ranges; its memory is proportional to the
+// number of gaps.
 type sequenceSet []mqttstore.SeqRange
 
-// search returns the place of the first span that ends at n or behind it.
+// search returns the index of the first range that ends at or after n.
 func (s sequenceSet) search(n int64) int {
 	at, _ := slices.BinarySearchFunc(s, n, func(x mqttstore.SeqRange, n int64) int { return cmp.Compare(x.To, n) })
 	return at
@@ -25,14 +25,14 @@ func (s sequenceSet) has(n int64) bool {
 func (s *sequenceSet) add(from, to int64) {
 	first := s.search(from - 1)
 	last := first
-	for last < len(*s) && (*s)[last].From <= to+1 { // it touches
+	for last < len(*s) && (*s)[last].From <= to+1 { // adjacent
 		from, to = min(from, (*s)[last].From), max(to, (*s)[last].To)
 		last++
 	}
 	*s = slices.Replace(*s, first, last, mqttstore.SeqRange{From: from, To: to})
 }
 
-// after takes away what is not above n.
+// after removes numbers <= n.
 func (s *sequenceSet) after(n int64) {
 	*s = slices.Delete(*s, 0, s.search(n+1))
 	switch {

@@ -11,7 +11,7 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// SessionStates returns the clients of a tenant, or those of one subject, by client identifier.
+// SessionStates returns the sessions of a tenant, or of one subject, by client identifier.
 func (b *Broker) SessionStates(t watchword.TenantID, subject watchword.SubjectID) []session.State {
 	tn := b.tenant(t)
 	tn.mu.Lock()
@@ -29,7 +29,7 @@ func (b *Broker) SessionStates(t watchword.TenantID, subject watchword.SubjectID
 	return out
 }
 
-// sessionState is called with mu held.
+// sessionState describes the session for lists. mu is held.
 func (st *sessionState) sessionState() session.State {
 	s := session.State{Client: st.id, Subject: st.owner.subject, Messages: len(st.queue) - st.head + len(st.inflight), Bytes: st.queuedBytes, MemoryBytes: st.memoryUse()}
 	s.Filters = slices.Sorted(maps.Keys(st.subs))
@@ -56,8 +56,8 @@ func (st *sessionState) sessionState() session.State {
 	return s
 }
 
-// memoryUse is about what the client takes: structures, what is queued, what is known of
-// what waits on the shelf, and 8 KiB for the goroutine that reads a connection.
+// memoryUse estimates the session's memory: structures, queue, backlog entries, and 8 KiB for the
+// reader of a connection.
 func (st *sessionState) memoryUse() int {
 	n := int(unsafe.Sizeof(*st)) + st.queuedBytes + cap(st.queue)*int(unsafe.Sizeof(queuedMessage{})) + cap(st.inflightBuffer)*int(unsafe.Sizeof(inflightMessage{})) + st.receivedPeak*receivedEntryBytes
 	for name := range st.subs {

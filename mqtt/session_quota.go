@@ -6,18 +6,18 @@ import (
 	"github.com/watchword-iot/watchword/internal/quota"
 )
 
-// What subscriptions take of memory is counted against their subject: themselves, with their
-// place in lists and maps, and the levels of the tree. A level that several need is charged
-// to one of them, and passes to another when that one goes.
+// Memory of subscriptions is charged to their subject: the subscriptions, their entries in lists
+// and maps, and tree levels. A level that several subscriptions need is charged to one of them, and
+// to another one when that is removed.
 const (
-	// subscriptionBytes is what one takes beside its name and the tree: with its entry in
-	// the client's map, its place in a list of the tree, and what is to be given to it.
+	// subscriptionBytes is the memory of a subscription beside its filter and tree levels: with its
+	// entry in the session's map, in the tree, and its pending retained delivery.
 	subscriptionBytes = int64(unsafe.Sizeof(subscription{})) + 48 + 40
-	// groupBytes is what a group takes beside its members.
+	// groupBytes is the memory of a shared subscription beside its members.
 	groupBytes = int64(unsafe.Sizeof(sharedGroup{})) + 40 + 64
 )
 
-// newQueueQuota counts what is queued for connected clients of all worlds, in bytes.
+// newQueueQuota counts the bytes queued for connected clients of all tenants.
 func newQueueQuota(o *Options) *quota.Ledger[quota.Key] {
 	return quota.New[quota.Key](quota.Resource{
 		Name: "messages that wait for connected clients", Unit: "bytes",
@@ -26,8 +26,8 @@ func newQueueQuota(o *Options) *quota.Ledger[quota.Key] {
 	})
 }
 
-// newConnectionQuota counts what connections and sessions of all worlds remember between packets:
-// topic aliases each way, and packet identifiers of QoS 2 that were not released.
+// newConnectionQuota counts the memory of topic aliases and unreleased QoS 2 packet identifiers of
+// all tenants.
 func newConnectionQuota(o *Options) *quota.Ledger[quota.Key] {
 	return quota.New[quota.Key](quota.Resource{
 		Name: "topic aliases and packet identifiers", Unit: "bytes",
@@ -36,8 +36,9 @@ func newConnectionQuota(o *Options) *quota.Ledger[quota.Key] {
 	})
 }
 
-// newOfflineQuota counts what waits for the lasting sessions of all worlds, in bytes. All
-// together are bounded by [Options.OfflineBytes], where what several wait for counts once.
+// newOfflineQuota counts the bytes stored for persistent sessions of all tenants. The total is
+// limited by [Options.OfflineBytes], which counts a message once however many sessions it is stored
+// for.
 func newOfflineQuota(o *Options) *quota.Ledger[quota.Key] {
 	return quota.New[quota.Key](quota.Resource{
 		Name: "messages that wait for sessions", Unit: "bytes",
@@ -46,16 +47,16 @@ func newOfflineQuota(o *Options) *quota.Ledger[quota.Key] {
 }
 
 const (
-	// queueItemBytes is what a queued message takes beside what [message.size] counts.
+	// queueItemBytes is the memory of a queued message beside [message.size].
 	queueItemBytes = int64(unsafe.Sizeof(message{})+unsafe.Sizeof(queuedMessage{})) - 64
-	// queueFreeBytes is how much each client may have queued before it is counted, and queueStep
-	// how much is counted at a time: who is read as fast as it is sent to asks nobody.
+	// queueFreeBytes is what each client may have queued without a charge, and queueChargeStep the
+	// unit of charges, so that a client that reads as fast as it is sent to needs no ledger access.
 	queueFreeBytes  = 16 << 10
 	queueChargeStep = 64 << 10
 )
 
-// chargeQueue counts one more message of that size in the queue of a connected client
-// against its subject. Code: busy. mu is held.
+// chargeQueue charges one more message of that size in the queue of a connected client to its
+// subject. Code: busy. mu is held.
 func (st *sessionState) chargeQueue(size int) error {
 	need := st.queuedSize() + int64(size) + queueItemBytes - queueFreeBytes - st.queueCharged
 	if need <= 0 {
@@ -69,7 +70,7 @@ func (st *sessionState) chargeQueue(size int) error {
 	return nil
 }
 
-// dischargeQueue gives back what is charged for more than there is. mu is held.
+// dischargeQueue releases what is charged for more than is queued. mu is held.
 func (st *sessionState) dischargeQueue() {
 	if st.queueCharged == 0 {
 		return
@@ -81,12 +82,12 @@ func (st *sessionState) dischargeQueue() {
 	}
 }
 
-// roundUpToStep rounds up to what is counted; nothing where n is below zero.
+// roundUpToStep rounds up to a multiple of step; 0 for n below zero.
 func roundUpToStep(n, step int64) int64 { return (max(0, n) + step - 1) / step * step }
 
-// chargeOffline counts one more message in among those that wait for a lasting session, against
-// its subject: size is all that it counts. It is as with what is queued: free up to
-// [queueFreeBytes], and then in steps. Code: busy, only where it is bounded. mu is held.
+// chargeOffline charges one more stored message to the session's subject; size is all that it
+// counts. As for queues, [queueFreeBytes] are free, and the rest is charged in steps. Code: busy,
+// only where bounded. mu is held.
 func (st *sessionState) chargeOffline(size int, bounded bool) error {
 	if need := roundUpToStep(st.offlineBytes+int64(size)-queueFreeBytes-st.offlineCharged, queueChargeStep); need > 0 {
 		if !bounded {
@@ -100,7 +101,7 @@ func (st *sessionState) chargeOffline(size int, bounded bool) error {
 	return nil
 }
 
-// dischargeOffline undoes chargeKept. mu is held.
+// dischargeOffline undoes chargeOffline. mu is held.
 func (st *sessionState) dischargeOffline(size int) {
 	st.offlineBytes -= int64(size)
 	if keep := roundUpToStep(st.offlineBytes-queueFreeBytes, queueChargeStep); keep < st.offlineCharged {
@@ -109,18 +110,19 @@ func (st *sessionState) dischargeOffline(size int) {
 	}
 }
 
-// queuedSize is what is queued. mu is held.
+// queuedSize returns the memory of the queue. mu is held.
 func (st *sessionState) queuedSize() int64 {
 	return int64(st.queuedBytes) + int64(len(st.queue)-st.head)*queueItemBytes
 }
 
 func (st *sessionState) account() quota.Key { return accountOf(st.tenant.id, st.owner.subject) }
 
-// bytes is what a subscription takes without the tree. Its name is rounded up, as memory is.
+// bytes returns the memory of a subscription without tree levels. Its filter is rounded up, as the
+// allocator does.
 func (s *subscription) bytes() int64 { return subscriptionBytes + int64(len(s.clientFilter)+15)&^15 }
 
-// chargeSubscription lets a subscription stand in the tree or in its group, if its subject has room
-// for it. Code: busy.
+// chargeSubscription adds a subscription to the tree or its shared subscription, within the quota.
+// Code: busy.
 func (tn *tenant) chargeSubscription(s *subscription, shared, bounded bool) error {
 	if !shared {
 		return tn.bus.Place(&s.Subscription, s.bytes(), bounded)
@@ -138,7 +140,7 @@ func (tn *tenant) chargeSubscription(s *subscription, shared, bounded bool) erro
 	return err
 }
 
-// dischargeSubscription undoes charge.
+// dischargeSubscription undoes chargeSubscription.
 func (tn *tenant) dischargeSubscription(s *subscription) {
 	if s.memberOf == nil {
 		tn.bus.Unsubscribe(&s.Subscription, s.bytes())

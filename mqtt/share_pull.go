@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// What waits for a group lies with members that are away, each message with one of them,
-// within the bounds of its session. It is the group's: whoever is there and has room gets
-// it, oldest first, a page at a time. Until another member has a message on the disk, it
-// stays with the one that it lay with.
+// Messages of a shared subscription without a connected member are stored, each for one offline
+// member within its quota. They belong to the group: a connected member with room gets them, oldest
+// first, a page at a time. A message stays with the offline member until the copy for the other
+// member is committed.
 
-// markGroupWaiting notes that an entry of a client that is away waits for its group.
+// markGroupWaiting records that an offline session has a stored message of its group.
 func (e *backlogEntry) markGroupWaiting(with *sessionState) {
 	if e.group != nil {
 		e.group.offlineHolder.Store(with)
@@ -20,8 +20,8 @@ func (e *backlogEntry) markGroupWaiting(with *sessionState) {
 	}
 }
 
-// hasCapacity reports whether the client is there and has little to do: what waits for its
-// groups may be its. mu is held.
+// hasCapacity reports whether the session is connected and has few queued messages, so that it may
+// take stored messages of its groups. mu is held.
 func (st *sessionState) hasCapacity() bool {
 	c, o := st.conn, &st.broker.options
 	if c == nil || c.out.closed || !c.out.connackSent || st.removed || len(st.queue)-st.head+len(st.inflight) > min(queueWindow, o.QueueMessages)/2 || st.queuedBytes > o.QueueBytes/2 {
@@ -31,8 +31,8 @@ func (st *sessionState) hasCapacity() bool {
 	return per == nil || len(per.backlog.entries) == 0 && !per.backlog.halfFull(o)
 }
 
-// pull begins to move what waits for the group to members that are there. Anybody may
-// call it.
+// pull starts moving stored messages of the group to connected members. It is safe for concurrent
+// use.
 func (g *sharedGroup) pull() {
 	if g.hasOfflineMessages.Load() && g.pulling.CompareAndSwap(false, true) {
 		go g.pullAll()
@@ -46,18 +46,18 @@ func (g *sharedGroup) pullAll() {
 			continue
 		}
 		g.pulling.Store(false)
-		if err != nil { // it cannot be read, or kept with another member, at this moment
+		if err != nil { // the message cannot be read or stored for another member now
 			time.AfterFunc(fetchRetryDelay, g.pull)
 			return
 		}
-		// Who came to have room meanwhile found somebody at it.
+		// A member that got room meanwhile did not start pulling, since a pull was running.
 		if !g.hasOfflineMessages.Load() || g.memberWithCapacity() == nil || !g.pulling.CompareAndSwap(false, true) {
 			return
 		}
 	}
 }
 
-// memberWithCapacity returns a member that takes more, nil for none.
+// memberWithCapacity returns a member with capacity, nil for none.
 func (g *sharedGroup) memberWithCapacity() *sessionState {
 	list := g.members.Load()
 	if list == nil {
@@ -74,17 +74,17 @@ func (g *sharedGroup) memberWithCapacity() *sessionState {
 	return nil
 }
 
-// errNoMember is where members that are there did not take what they have room for.
+// errNoMember says that connected members did not accept a message.
 var errNoMember = errors.New("not taken")
 
-// pullPage moves one page, and reports whether there was one. An error says that not all
-// of it found a member.
+// pullPage moves one page, and reports whether there was one. An error means that some messages
+// found no member.
 func (g *sharedGroup) pullPage() (moved bool, err error) {
 	to := g.memberWithCapacity()
 	if to == nil {
 		return false, nil
 	}
-	g.hasOfflineMessages.Store(false) // before the look: what comes after it is seen by the next one
+	g.hasOfflineMessages.Store(false) // before the search: later messages are found by the next one
 	page := g.takeOldest()
 	if len(page) == 0 {
 		return false, nil
@@ -102,8 +102,8 @@ func (g *sharedGroup) pullPage() (moved bool, err error) {
 	return err == nil, err
 }
 
-// takeOldest takes the oldest messages that wait with members that are away: they are moving
-// from here on, see [sessionState.takeForRedistribution].
+// takeOldest takes the oldest messages stored for offline members for redistribution, see
+// [sessionState.takeForRedistribution].
 func (g *sharedGroup) takeOldest() (page []redistribution) {
 	list := g.members.Load()
 	if list == nil {
@@ -153,7 +153,7 @@ func (g *sharedGroup) takeOldest() (page []redistribution) {
 	return page
 }
 
-// offlineBacklog is what waits with a client that is away; nil for one that is not. mu is held.
+// offlineBacklog returns the backlog of an offline session; nil if it is connected. mu is held.
 func (st *sessionState) offlineBacklog() []backlogEntry {
 	if st.persistent == nil || st.conn != nil || st.removed {
 		return nil
@@ -161,8 +161,8 @@ func (st *sessionState) offlineBacklog() []backlogEntry {
 	return st.persistent.backlog.entries
 }
 
-// mayTake reports whether an entry of a client is the group's, and may be another's: not
-// with QoS 2 that is under way (MQTT 5.0 §4.8.2). The client's mu is held.
+// mayTake reports whether an entry belongs to the group and may move to another member: not a QoS 2
+// message in progress (MQTT 5.0 §4.8.2). The session's mu is held.
 func (g *sharedGroup) mayTake(st *sessionState, e *backlogEntry) bool {
 	return e.stored != nil && e.group != nil && e.group.name == g.name && !e.released && !st.persistent.backlog.isUnderWay(e)
 }

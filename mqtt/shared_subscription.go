@@ -13,17 +13,16 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// sharedGroup is a shared subscription: of its members one gets each message (MQTT 5.0
-// §4.8.2).
+// sharedGroup is a shared subscription: each message goes to one of its members (MQTT 5.0 §4.8.2).
 type sharedGroup struct {
 	name               string           // as clients write the filter
-	treeEntry          bus.Subscription // that stands for it in the tree
+	treeEntry          bus.Subscription // its entry in the tree
 	members            atomic.Pointer[[]*subscription]
 	next               atomic.Uint32
 	payer              *sessionState                // under the lock of the tree: the member who is charged for it
-	hasOfflineMessages atomic.Bool                  // messages may wait for it with members that are away
-	offlineHolder      atomic.Pointer[sessionState] // with whom the newest of them waits; the next ones go behind it
-	pulling            atomic.Bool                  // somebody moves them to a member that is there
+	hasOfflineMessages atomic.Bool                  // offline members may have stored messages of it
+	offlineHolder      atomic.Pointer[sessionState] // the offline member that has the newest stored message; later ones are stored for it too
+	pulling            atomic.Bool                  // a pull is running
 }
 
 // newGroup returns a group without members, by the filter name, which is $share/group/filter.
@@ -43,13 +42,13 @@ func (g *sharedGroup) Deliver(x bus.Message, _ []*bus.Subscription, b *bus.Batch
 // Account is that of the member who is charged for the group. The lock of the tree is held.
 func (g *sharedGroup) Account() quota.Key { return g.payer.account() }
 
-// sharedGroups is the shared subscriptions of a world.
+// sharedGroups holds the shared subscriptions of a tenant.
 type sharedGroups struct {
 	mu       lockrank.Mutex[sharedLock]
-	byFilter map[string]*sharedGroup // by the filter as clients write it
+	byFilter map[string]*sharedGroup // by the filter as sent by clients
 }
 
-// joinGroup makes s a member of its group, which is made if there is none. Code: busy.
+// joinGroup adds s to its group, which is created if necessary. Code: busy.
 func (tn *tenant) joinGroup(s *subscription, bounded bool) error {
 	tn.groups.mu.Lock()
 	defer tn.groups.mu.Unlock()
@@ -99,9 +98,9 @@ func (tn *tenant) leaveGroup(s *subscription) {
 	tn.bus.Unsubscribe(&g.treeEntry, groupBytes)
 }
 
-// deliver gives m to one member: of those with a connection the one that has the least
-// to do, in turn where several have; where nobody has one, or older messages wait, to one
-// for whom it can wait, unless only who is there will do. not, if not nil, is whom it is not for.
+// deliver delivers m to one member: the connected member with the lowest load, in turn among
+// equals; if none is connected, or older messages are stored, to an offline member with room,
+// unless online says that only connected members are wanted. not, if not nil, is excluded.
 func (g *sharedGroup) deliver(m *message, o *bus.Result, not *sessionState, online bool) (wake *conn) {
 	list := g.members.Load()
 	if list == nil {
@@ -109,9 +108,9 @@ func (g *sharedGroup) deliver(m *message, o *bus.Result, not *sessionState, onli
 	}
 	ms := *list
 	from := int(g.next.Add(1))
-	var tried [8]*subscription // they had no room, or had just gone
+	var tried [8]*subscription // they had no room, or just disconnected
 	before := *o
-	var full *sessionState // the first that had no room
+	var full *sessionState // the first one without room
 	var err error
 	for n := range tried {
 		best := g.choose(ms, from, tried[:n], m, not, online)
@@ -120,8 +119,8 @@ func (g *sharedGroup) deliver(m *message, o *bus.Result, not *sessionState, onli
 		}
 		o.Err = nil
 		if wake = best.session.deliver(m, o, g, &best.Subscription); o.Receivers > before.Receivers {
-			o.Err = before.Err                  // another of them had no room: that is nothing to anybody
-			if wake == nil && g.anyOnline(ms) { // it came after the choice, or had no room
+			o.Err = before.Err                  // another member without room is no error
+			if wake == nil && g.anyOnline(ms) { // a member connected meanwhile, or had no room
 				g.pull()
 			}
 			return wake
@@ -145,7 +144,7 @@ func (g *sharedGroup) anyOnline(ms []*subscription) bool {
 
 func (g *sharedGroup) choose(ms []*subscription, from int, tried []*subscription, m *message, not *sessionState, online bool) (best *subscription) {
 	holder := g.offlineHolder.Load()
-	behind := g.hasOfflineMessages.Load() || g.pulling.Load() // what waits comes first
+	behind := g.hasOfflineMessages.Load() || g.pulling.Load() // stored messages come first
 	var least int32
 	for i := range ms {
 		s := ms[(from+i)%len(ms)]
@@ -154,7 +153,7 @@ func (g *sharedGroup) choose(ms []*subscription, from int, tried []*subscription
 			continue
 		}
 		if n == offlineLoad && s.session == holder {
-			n-- // so that what waits stays in order
+			n-- // so that stored messages stay in order
 		}
 		if n >= offlineLoad-1 && behind {
 			n -= offlineLoad + 1
@@ -166,7 +165,7 @@ func (g *sharedGroup) choose(ms []*subscription, from int, tried []*subscription
 	return best
 }
 
-// findGroup returns the group of that name, or one without members; nil for "".
+// findGroup returns the group of that name, or an empty one; nil for "".
 func (tn *tenant) findGroup(name string) *sharedGroup {
 	if name == "" {
 		return nil
@@ -183,10 +182,10 @@ func (tn *tenant) findGroup(name string) *sharedGroup {
 	return newGroup(name, filter)
 }
 
-// offlineLoad is the load of a client without a connection: more than of any that has one.
+// offlineLoad is the load of an offline session, above that of any connected one.
 const offlineLoad = 1 << 30
 
-// updateLoad says how much the client has to do, if a group may ask. mu is held.
+// updateLoad updates the session's load for its groups. mu is held.
 func (st *sessionState) updateLoad() {
 	if !st.inGroup {
 		return
@@ -203,14 +202,14 @@ func (st *sessionState) updateLoad() {
 	}
 }
 
-// redistribution is a message of a shared subscription whose member may not come to have it.
+// redistribution is a message of a shared subscription that moves from one member to another.
 type redistribution struct {
-	session     *sessionState // that has it until another does
+	session     *sessionState // member that has it until another one does
 	group       *sharedGroup
-	message     *message // nil where it is to be fetched from the shelf
+	message     *message // nil: to be read from the store
 	entry       backlogEntry
-	counted     bool // it waits there
-	writeFailed bool // it could not be written when it came: its publisher heard so
+	counted     bool // it is stored
+	writeFailed bool // its write failed, and its publisher was told
 }
 
 // takeForRedistribution takes away what the client has for its groups and has not acknowledged: of
@@ -258,8 +257,7 @@ func (st *sessionState) takeForRedistribution(of *subscription) (out []redistrib
 	return out
 }
 
-// takeAllForRedistribution is orphans of all, with what waits on the shelf: the client will not come. mu
-// is held.
+// takeAllForRedistribution also takes stored messages, since the session has ended. mu is held.
 func (st *sessionState) takeAllForRedistribution() (out []redistribution) {
 	for _, s := range st.subs {
 		if s.memberOf != nil {
@@ -269,8 +267,8 @@ func (st *sessionState) takeAllForRedistribution() (out []redistribution) {
 	return out
 }
 
-// redistribute gives orphans to other members of their groups, and takes back those that
-// nobody takes while the client may come for them.
+// redistribute delivers messages to other members of their groups. Those without a taker go back to
+// the session if its client may reconnect.
 func (st *sessionState) redistribute(all []redistribution, online bool) {
 	if len(all) == 0 {
 		return
@@ -309,7 +307,8 @@ func (st *sessionState) fetchRedistributions(page []redistribution) {
 	}
 }
 
-// redistributeOne reports whether another member has it, or will when it is on the disk.
+// redistributeOne reports whether another member has the message, or will have it when it is
+// committed.
 func (st *sessionState) redistributeOne(w *workBatch, rd redistribution, online bool) bool {
 	res := bus.Result{Redelivered: true}
 	if rd.message == nil || !filterMatches(rd.group.treeEntry.Filter, rd.message.topic) {
@@ -333,7 +332,7 @@ func (st *sessionState) redistributeOne(w *workBatch, rd redistribution, online 
 		st.undoRedistribution(&rd)
 	case at == nil:
 		st.redistributed(rd.entry)
-	default: // another has it when that is on the disk, and not before
+	default: // it moves when the new copy is committed, not before
 		go func() {
 			if <-at.ended; at.written() {
 				st.redistributed(rd.entry)
@@ -346,14 +345,14 @@ func (st *sessionState) redistributeOne(w *workBatch, rd redistribution, online 
 	return res.Receivers > 0
 }
 
-// endRedistribution is called with mu held, once for each that was moving.
+// endRedistribution is called once for each message taken. mu is held.
 func (st *sessionState) endRedistribution(e backlogEntry) {
 	if per := st.persistent; per != nil {
 		per.backlog.stopRedistributing(e.seq)
 	}
 }
 
-// redistributed is for what another member has.
+// redistributed completes a message that another member has.
 func (st *sessionState) redistributed(e backlogEntry) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -361,8 +360,8 @@ func (st *sessionState) redistributed(e backlogEntry) {
 	st.uncountOffline(e.stored, e.seq, int(e.size))
 }
 
-// undoRedistribution lets an entry wait on, in its place, unless the session has ended, or the entry
-// was not sent and the client has left the group: no member is left then who may have it.
+// undoRedistribution puts an entry back in its place, unless the session has ended, or the entry
+// was not sent and the session has left the group, so that no member may receive it.
 func (st *sessionState) undoRedistribution(rd *redistribution) {
 	st.mu.Lock()
 	defer st.mu.Unlock()

@@ -6,10 +6,10 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// isPlainText reports whether s holds none of the code points that strings should not have: the
-// control characters U+0001 to U+001F and U+007F to U+009F, and the non-characters (MQTT
-// 5.0 §1.5.4, 3.1.1 §1.5.3). A receiver may take a packet with one of them for malformed,
-// and some close the connection, again and again.
+// isPlainText reports whether s has no code points that strings should not contain: control
+// characters U+0001 to U+001F and U+007F to U+009F, and non-characters (MQTT 5.0 §1.5.4, 3.1.1
+// §1.5.3). Receivers may treat packets with them as malformed, and some then close the connection
+// repeatedly.
 func isPlainText(s string) bool {
 	for i := 0; i < len(s); {
 		switch c := s[i]; {
@@ -28,12 +28,11 @@ func isPlainText(s string) bool {
 	return true
 }
 
-// acceptsText reports whether a string may be passed on to others.
+// acceptsText reports whether a string may be forwarded.
 func (b *Broker) acceptsText(s string) bool { return b.options.ControlCharacters || isPlainText(s) }
 
-// checkPropertyText refuses the strings among the properties of a message, or of a will,
-// that may not be passed on. Reasons: topic name invalid for the response topic, malformed
-// for the others.
+// checkPropertyText refuses strings in properties of a message or will that may not be forwarded.
+// Reasons: topic name invalid for the response topic, malformed packet for the others.
 func (b *Broker) checkPropertyText(p *packet.Properties, t packet.Type) error {
 	if b.options.ControlCharacters || p.Empty() {
 		return nil

@@ -17,59 +17,58 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// ServeHTTP takes MQTT over WebSocket (MQTT 5.0 §6). It asks for no origin: what a
-// connection may do comes from its CONNECT alone, which no browser adds by itself.
+// ServeHTTP serves MQTT over WebSocket (MQTT 5.0 §6). Origin is not checked: authority comes from
+// CONNECT only, and browsers add no credentials to it.
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := &hijacker{ResponseWriter: w, frames: newFrameValidator(b.options.PacketBytes)}
 	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{Subprotocols: []string{"mqtt"}, InsecureSkipVerify: true})
 	if err != nil {
-		return // it has answered
+		return // the library has answered
 	}
 	if ws.Subprotocol() != "mqtt" {
-		_ = ws.Close(websocket.StatusProtocolError, "the subprotocol here is mqtt") // nothing is left to be told
+		_ = ws.Close(websocket.StatusProtocolError, "the subprotocol here is mqtt") // the connection has ended
 		return
 	}
 	b.Handle(&webSocketConn{Conn: websocket.NetConn(b.ctx, ws, websocket.MessageBinary), ws: ws, frameConn: h.frameConn})
 }
 
-// hijacker gives WebSocket a connection whose frames are checked, and whose reading is bounded
-// after the end.
+// hijacker gives the WebSocket library a connection whose frames are validated.
 type hijacker struct {
 	http.ResponseWriter
 	frames    frameValidator
 	frameConn *frameConn
 }
 
-// Hijack is [http.Hijacker]'s.
+// Hijack implements [http.Hijacker].
 func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	nc, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
 	h.frameConn = &frameConn{Conn: nc, frames: h.frames, discardLeft: lingerBytes, closed: make(chan struct{})}
-	// What came with the request is checked as all that follows.
+	// Bytes that came with the request are validated too.
 	if h.frameConn.buffered, err = io.ReadAll(io.LimitReader(rw.Reader, int64(rw.Reader.Buffered()))); err != nil {
 		return nil, nil, errors.Join(err, nc.Close())
 	}
 	return h.frameConn, bufio.NewReadWriter(bufio.NewReader(h.frameConn), rw.Writer), nil
 }
 
-// frameConn is the connection that WebSocket frames are read from. Its reader and whoever
-// waits for the peer's close frame take turns, and both throw away what comes after the
-// end: it counts for them.
+// frameConn is the connection below a WebSocket. Its reader, and the goroutine that waits for the
+// peer's close frame, read in turn; after the end of the MQTT connection input is discarded up to a
+// limit.
 type frameConn struct {
 	net.Conn
 	frames      frameValidator
-	buffered    []byte                     // what came with the request; read first
-	frameErr    atomic.Pointer[frameError] // what was wrong with a frame: nothing is read from it on
-	ended       atomic.Bool                // the MQTT connection has; no more than left is read
-	discardLeft int                        // the one's who reads
+	buffered    []byte                     // bytes that came with the request; read first
+	frameErr    atomic.Pointer[frameError] // an invalid frame: nothing is read after it
+	ended       atomic.Bool                // the MQTT connection has ended; at most discardLeft is read
+	discardLeft int                        // used by the reader
 	once        sync.Once
 	closed      chan struct{}
 }
 
-// Read is net.Conn's, up to a frame that is refused. Where the bound is met it waits for
-// Close: an error would close the connection before the peer has read the final packet.
+// Read implements [net.Conn], up to an invalid frame. At the limit it blocks until Close: an error
+// would close the connection before the peer has read the final packet.
 func (u *frameConn) Read(b []byte) (int, error) {
 	if u.frameErr.Load() != nil {
 		return 0, u.discard(b)
@@ -103,7 +102,7 @@ func (u *frameConn) read(b []byte) (int, error) {
 	return n, err
 }
 
-// discard throws away what comes after a frame that was refused, once the connection has ended.
+// discard discards input after an invalid frame, once the connection has ended.
 func (u *frameConn) discard(b []byte) error {
 	for u.ended.Load() {
 		if _, err := u.read(b); err != nil {
@@ -113,22 +112,22 @@ func (u *frameConn) discard(b []byte) error {
 	return u.frameErr.Load()
 }
 
-// Close is net.Conn's.
+// Close implements [net.Conn].
 func (u *frameConn) Close() error {
 	u.once.Do(func() { close(u.closed) })
 	return u.Conn.Close()
 }
 
-// webSocketConn is a connection over WebSocket.
+// webSocketConn is an MQTT connection over WebSocket.
 type webSocketConn struct {
 	net.Conn
 	ws        *websocket.Conn
 	frameConn *frameConn
-	deadline  atomic.Int64 // of reading, in nanoseconds; 0 for none
+	deadline  atomic.Int64 // read deadline in Unix nanoseconds; 0: none
 	closeErr  atomic.Pointer[error]
 }
 
-// Read is net.Conn's, with its word for a deadline.
+// Read implements [net.Conn]; at the deadline it returns [os.ErrDeadlineExceeded].
 func (s *webSocketConn) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b)
 	if bad := s.frameConn.frameErr.Load(); err != nil && bad != nil {
@@ -140,7 +139,7 @@ func (s *webSocketConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// SetReadDeadline is net.Conn's; Read has to know it.
+// SetReadDeadline implements [net.Conn]; Read uses the deadline.
 func (s *webSocketConn) SetReadDeadline(t time.Time) error {
 	at := int64(0)
 	if !t.IsZero() {
@@ -150,13 +149,13 @@ func (s *webSocketConn) SetReadDeadline(t time.Time) error {
 	return s.Conn.SetReadDeadline(t)
 }
 
-// SetDeadline sets both.
+// SetDeadline sets both deadlines.
 func (s *webSocketConn) SetDeadline(t time.Time) error {
 	return errors.Join(s.SetReadDeadline(t), s.SetWriteDeadline(t))
 }
 
-// CloseWrite says the last words: 1008 where the connection may not go on (RFC 6455
-// §7.4.1). Nothing is written after it.
+// CloseWrite sends the close frame: 1008 where the connection was refused (RFC 6455 §7.4.1).
+// Nothing is written after it.
 func (s *webSocketConn) CloseWrite() error {
 	code, words := websocket.StatusNormalClosure, ""
 	if p := s.closeErr.Load(); p != nil && errors.Is(*p, errTakenOver) {
@@ -173,10 +172,10 @@ func (s *webSocketConn) CloseWrite() error {
 			code = websocket.StatusInternalError
 		}
 	}
-	// Close waits for the peer's word, and so for the reader. The error is that of a
-	// connection that is gone.
+	// Close waits for the peer's close frame, and so for the reader. An error means that the
+	// connection is closed.
 	defer time.AfterFunc(closeTimeout, func() {
-		_ = s.frameConn.Close() // to have Close return below, which reports how the connection ended
+		_ = s.frameConn.Close() // so that Close returns; the read reports the end
 	}).Stop()
 	return s.ws.Close(code, words)
 }
@@ -188,7 +187,7 @@ func frameErrorOf(p *error) (*frameError, bool) {
 	return errors.AsType[*frameError](*p)
 }
 
-// Close is net.Conn's. It says nothing, and waits for nobody: CloseWrite did.
+// Close implements [net.Conn]. It sends nothing and does not wait: CloseWrite did.
 func (s *webSocketConn) Close() error {
 	return errors.Join(s.frameConn.Close(), s.Conn.Close())
 }

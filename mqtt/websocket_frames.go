@@ -8,34 +8,33 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// The bounds of WebSocket frames. A frame is not held in memory, and may have several MQTT
-// packets, or a part of one.
+// Limits of WebSocket frames. A frame is not buffered; it may contain several MQTT packets, or a
+// part of one.
 const (
-	maxFrameBytes = 1 << 20 // payload of one frame, and of all fragments of one message; twice the longest packet where that is more
+	maxFrameBytes = 1 << 20 // payload of one frame, and of all fragments of one message; at least twice the largest packet
 	maxFragments  = 1024    // frames of one message
 )
 
-// frameError is a frame that ends the connection, with the code of the close frame (RFC 6455
-// §7.4.1).
+// frameError is an invalid frame, with the code of the close frame (RFC 6455 §7.4.1).
 type frameError struct {
 	cause *packet.Error
 	code  websocket.StatusCode
 }
 
-// Error is the cause's.
+// Error returns the text of the cause.
 func (e *frameError) Error() string { return e.cause.Error() }
 
-// Unwrap is for the reason code of MQTT.
+// Unwrap returns the cause, which has the MQTT reason code.
 func (e *frameError) Unwrap() error { return e.cause }
 
-// frameValidator looks at the headers of the frames that a client sends (RFC 6455 §5.2), before
-// anybody waits for what they declare. The rest of the protocol is the library's to check.
+// frameValidator validates the headers of a client's frames (RFC 6455 §5.2) before any payload is
+// awaited. The library checks the rest of the protocol.
 type frameValidator struct {
-	maxBytes uint64 // bytes of a message
+	maxBytes uint64 // of a message
 
 	header      [14]byte
-	headerBytes int    // bytes of head
-	payloadLeft uint64 // bytes of the payload that are to come
+	headerBytes int    // of header
+	payloadLeft uint64 // of the payload
 	size        uint64 // of the message so far
 	fragments   int    // of the message so far
 }
@@ -44,7 +43,7 @@ func newFrameValidator(packetBytes int) frameValidator {
 	return frameValidator{maxBytes: max(maxFrameBytes, 2*uint64(packetBytes))}
 }
 
-// validate returns how many bytes of b stand before the first header that is refused.
+// validate returns how many bytes of b precede the first invalid header.
 func (f *frameValidator) validate(b []byte) (good int, bad *frameError) {
 	for at := 0; at < len(b); {
 		if f.payloadLeft > 0 {
@@ -70,7 +69,7 @@ func (f *frameValidator) validate(b []byte) (good int, bad *frameError) {
 	return len(b), nil
 }
 
-// parseHeader judges as much of a header as is there, and reports whether it is whole.
+// parseHeader parses the available part of a header, and reports whether it is complete.
 func (f *frameValidator) parseHeader() (encoded bool, bad *frameError) {
 	if f.headerBytes < 2 {
 		return false, nil
@@ -103,7 +102,7 @@ func (f *frameValidator) parseHeader() (encoded bool, bad *frameError) {
 	if !control && (length > f.maxBytes || f.size+length > f.maxBytes) {
 		return false, newFrameError(websocket.StatusMessageTooBig, "a longer message of WebSocket than the server takes")
 	}
-	if f.headerBytes < need+4 { // the mask
+	if f.headerBytes < need+4 { // masking key
 		return false, nil
 	}
 	f.payloadLeft = length

@@ -13,36 +13,36 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// will is what is published when a connection is lost and its client does not come back
-// in time (MQTT 5.0 §3.1.2.5, §3.1.3.2). It stands in [willStore] until it is published or
-// cancelled. Fields without a comment of their own are immutable.
+// will is a will message: published when a connection is lost and its client does not reconnect in
+// time (MQTT 5.0 §3.1.2.5, §3.1.3.2). It is in [willStore] until it is published or cancelled.
+// Fields without a comment are immutable.
 type will struct {
-	id      int64     // of its row in the store; no other will has it, nor ever had
-	account quota.Key // whose account it counts in
+	id      int64     // id in the store; never reused
+	account quota.Key // account that it is charged to
 	session *sessionState
-	message *message // without an end of life: that begins when it is published
+	message *message // without expiry, which starts when it is published
 	delay   time.Duration
-	expiry  time.Duration // 0: for ever
+	expiry  time.Duration // 0: no expiry
 
-	// Under wills.mu.
-	credentials session.Credentials // of the token that it stands on, without permissions: these allow its topic
-	due         time.Time           // zero while its connection is there
-	graceUntil  time.Time           // its client cancels it by coming back until then, whether its session goes on or not
+	// Protected by willStore.mu.
+	credentials session.Credentials // credentials without permissions, which allow its topic for as long as the token is valid
+	due         time.Time           // zero while connected
+	graceUntil  time.Time           // a reconnect until then cancels it, whether the session is resumed or not
 	timer       *time.Timer         // while due is set
-	offline     *session.Session    // what its subject may, while due is set
-	finished    bool                // it is published, is being published, or is cancelled
+	offline     *session.Session    // offline session of its subject, while due is set
+	finished    bool                // published, being published, or cancelled
 }
 
-// willGracePeriod is how long a client has to come back, before its will is published, where
-// the server ended the connection or the session's token ran out.
+// willGracePeriod is how long a client has to reconnect before its will is published, where the
+// server closed the connection or the token expired.
 const willGracePeriod = time.Minute
 
-// willOverhead is what one will counts beside its message: structures here, a row in the store.
+// willOverhead is the size of a will beside its message: memory, and a row in the store.
 const willOverhead = 512
 
 func (w *will) size() int64 { return int64(w.message.size() + willOverhead) }
 
-// encodeStored is the will as the store has it: delay and life in seconds, then the message.
+// encodeStored returns the will as stored: delay and expiry in seconds, then the message.
 func (w *will) encodeStored() []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(w.delay/time.Second))
 	b = binary.BigEndian.AppendUint32(b, uint32(w.expiry/time.Second))
@@ -60,9 +60,8 @@ func decodeStoredWill(b []byte) (*will, error) {
 	return &will{message: m, delay: time.Duration(binary.BigEndian.Uint32(b)) * time.Second, expiry: time.Duration(binary.BigEndian.Uint32(b[4:])) * time.Second}, nil
 }
 
-// newWill is the will of a CONNECT whose session outlives the connection by expiry
-// seconds, if a may publish it now; nil for none. Codes: denied,
-// and a [packet.Error] for its topic.
+// newWill makes the will of a CONNECT whose session outlives the connection by expiry seconds, if a
+// may publish it now; nil for none. Codes: denied; a [packet.Error] for its topic.
 func (c *conn) newWill(p *packet.Will, expiry uint32, a *session.Authority) (*will, error) {
 	if p == nil {
 		return nil, nil
@@ -77,7 +76,7 @@ func (c *conn) newWill(p *packet.Will, expiry uint32, a *session.Authority) (*wi
 		return nil, v.decision.Err()
 	}
 	w := &will{message: c.newMessage(&packet.Publish{Topic: p.Topic, Payload: p.Payload, QoS: p.QoS, Retain: p.Retain, Properties: p.Properties}, nil, time.Time{})}
-	w.message.sender, w.message.expiresAt = nil, 0 // its publisher is gone when it comes
+	w.message.sender, w.message.expiresAt = nil, 0 // the publisher is not connected when it is published
 	if n, ok := p.Properties.Number(packet.WillDelayInterval); ok {
 		w.delay = time.Duration(min(n, expiry)) * time.Second // MQTT 5.0 §3.1.3.2.2
 	}
@@ -87,22 +86,21 @@ func (c *conn) newWill(p *packet.Will, expiry uint32, a *session.Authority) (*wi
 	return w, nil
 }
 
-// storeWill lets a will stand for which there is room, nil for none. It returns what must
-// be in the store before the client hears CONNACK, nil for nothing. Code: denied, where s
-// may not publish it any more.
+// storeWill adds a will (nil: none) within the quota, and returns the commit that must be durable
+// before CONNACK, nil for none. Code: denied, where s may not publish it any more.
 func (c *conn) storeWill(w *will, s *session.Session) (at *commit, err error) {
 	if w == nil {
 		return nil, nil
 	}
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
-	// Asked with the lock held: a change of authority after this line finds the will.
+	// Checked with the lock held: a later change of authority finds the will.
 	a := s.Authority()
 	if v := decidePublish(a, w.message.topic); !v.decision.Allowed {
 		c.broker.wills.releaseReservation(w)
 		return nil, v.decision.Err()
 	}
-	if c.session.conn != c { // another connection has its place already, and a will of its own
+	if c.session.conn != c { // another connection took over, with a will of its own
 		c.broker.wills.releaseReservation(w)
 		return nil, nil
 	}
@@ -111,15 +109,15 @@ func (c *conn) storeWill(w *will, s *session.Session) (at *commit, err error) {
 	return c.broker.wills.add(w), nil
 }
 
-// willCredentials is what a will keeps of an authority. Permissions of a token never change, and
-// neither does the topic of a will: that they allow it was asked, and is not kept.
+// willCredentials returns what a will keeps of an authority. Neither a token's permissions nor a
+// will's topic change, so the permission is checked once and not kept.
 func willCredentials(a *session.Authority) session.Credentials {
 	p := a.Credentials()
 	p.Permissions = nil
 	return p
 }
 
-// recheckWill takes the will away if a does not allow it. mu is held.
+// recheckWill removes the will if a does not allow it. mu is held.
 func (c *conn) recheckWill(a *session.Authority) {
 	if c.session.will == nil {
 		return
@@ -132,9 +130,9 @@ func (c *conn) recheckWill(a *session.Authority) {
 	c.session.will = nil
 }
 
-// endWill decides on the will of a connection that ended: now, which is the caller's to
-// do, or later, or never. expiry is how long its session outlives the connection. cause
-// is as in [conn.close]. mu is held.
+// endWill decides on the will of a connection that ended: to be published now by the caller, later,
+// or never. expiry is how long its session outlives the connection. cause is as in [conn.close]. mu
+// is held.
 func (c *conn) endWill(cause error, expiry time.Duration, now time.Time) (publish, later *will) {
 	w := c.session.will
 	if c.session.will = nil; w == nil {
@@ -143,7 +141,7 @@ func (c *conn) endWill(cause error, expiry time.Duration, now time.Time) (publis
 	wills, delay := &c.broker.wills, min(w.delay, expiry)
 	s := c.live()
 	switch {
-	case !c.out.connackSent: // its client never heard that it is connected
+	case !c.out.connackSent: // its client never received CONNACK
 		wills.cancel(w)
 	case s != nil && s.Ended() && cause != nil:
 		return nil, wills.sessionEnded(w, cause, delay, now)
@@ -156,8 +154,8 @@ func (c *conn) endWill(cause error, expiry time.Duration, now time.Time) (publis
 	return nil, nil
 }
 
-// cancelsWill reports whether the end of a session for that cause is the end of its will:
-// it has lost its authority. Else its client has a minute.
+// cancelsWill reports whether a session's end for that cause cancels its will: the authority was
+// withdrawn. Otherwise the client has willGracePeriod.
 func cancelsWill(cause error) bool {
 	switch watchword.CodeOf(cause) {
 	case watchword.SubjectNew, watchword.SubjectSuspended, watchword.SubjectRevoked, watchword.TokenRevoked, watchword.IssuerRevoked, watchword.ProofRequired, watchword.Denied:
@@ -166,7 +164,7 @@ func cancelsWill(cause error) bool {
 	return false
 }
 
-// row is the will as it is to be written.
+// row returns the will as it is to be written.
 func (w *will) row() mqttstore.Will {
 	ws := &w.session.broker.wills
 	ws.mu.Lock()

@@ -17,7 +17,7 @@ type State struct {
 	WillDue        time.Time // when its will is due; zero: not before the connection ends
 	Filters        []string  // filters of its subscriptions
 	Messages       int       // messages that are stored for it or not acknowledged
-	Bytes          int       // their bytes
+	Bytes          int       // bytes of wills
 	MemoryBytes    int       // memory of the server that it takes, estimated
 	Dropped        int64     // messages dropped because its queue was full, since the client was last told
 }
