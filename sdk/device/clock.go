@@ -74,9 +74,8 @@ func (c *signedClock) lowerBound() time.Time {
 	return c.floor
 }
 
-// Time returns the time as the device knows it: by its own clock, or by the
-// server's signed word where it has none, or one that is wrong. The zero time where
-// it does not know.
+// Time returns the current time: that of the device's clock, or of the server's signed time where the device has no clock or a
+// wrong one. It returns the zero time where the time is not known.
 func (d *Device) Time() time.Time { return d.now() }
 
 // now returns the time where it is known, and the zero time where it is not: on a
@@ -149,8 +148,8 @@ func (d *Device) transportFor(t *token.Trust) (*http.Transport, error) {
 	return tr, nil
 }
 
-// SyncTime asks the server for the time where the device does not know it: for those
-// who make assertions by themselves. [Device.Run] and tokens do it as they need it.
+// SyncTime asks the server for the time where the device does not know it: for callers
+// that sign assertions themselves. [Device.Run] and the token methods do it when they need it.
 func (d *Device) SyncTime(ctx context.Context) { d.syncTimeIfDue(ctx) }
 
 // syncTimeIfDue asks the server for the time where the device does not know it, and

@@ -84,12 +84,10 @@ type handlers struct {
 	config   func(context.Context, Config) error
 }
 
-// Handle says who carries out a function. It is announced to the server when Run
-// starts. It panics for a name that is none.
+// Handle registers the handler of a function, which Run announces to the server when it starts. It panics for an invalid name.
 func (d *Device) Handle(function string, h Handler) { d.HandleFunction(Function{Name: function}, h) }
 
-// HandleFunction is [Device.Handle] with a schema, which the server holds
-// arguments against before it takes an order.
+// HandleFunction is [Device.Handle] with a JSON Schema, by which the server checks the arguments of each command.
 func (d *Device) HandleFunction(f Function, h Handler) {
 	if !watchword.ValidName(f.Name) {
 		panic(fmt.Sprintf("device: %q cannot be the name of a function", f.Name))
@@ -105,8 +103,8 @@ func (d *Device) HandleFunction(f Function, h Handler) {
 	d.handlers.byName[f.Name] = h
 }
 
-// HandleAny says who carries out the functions that nobody else does. With it
-// nothing is announced: the server then lets every name pass.
+// HandleAny registers the handler of all functions without a handler of their own. With it, no functions are announced, and the
+// server accepts every function name.
 func (d *Device) HandleAny(h Handler) {
 	d.handlers.mu.Lock()
 	defer d.handlers.mu.Unlock()

@@ -27,7 +27,7 @@ type Config struct {
 // Into reads the configuration into a value.
 func (c Config) Into(v any) error { return jsonv2.Unmarshal(c.Raw, v) }
 
-// OnConfig says who hears of a new configuration. It is called once for each
+// OnConfig registers the handler of new configurations. It is called once for each
 // version; after an error, again later. In [Device.Run] it runs beside commands and functions, and never
 // twice at once: where it hangs, newer configurations wait, of which the newest counts. Its context ends
 // with [ErrStopping] as the cause where Run ends.

@@ -40,26 +40,23 @@ type Options struct {
 	// for signed time, and until it has an answer it obeys only commands that carry
 	// its own nonce.
 	NoClock bool
-	// ProvePossession makes the device prove its signing key with each request (RFC 9449) and in
-	// each MQTT connection (RFC 9431). Without it, it does so once the server says that it must.
+	// ProvePossession makes the device prove its signing key with each request (DPoP, RFC 9449) and in each MQTT connection
+	// (RFC 9431). Without it, the device does so once the server requires it (proof_required).
 	ProvePossession bool
-	// RequireLogProof makes the device obey only commands that come with the proof that the
-	// server's log has them: under the log's key, in a log that extends the one seen
-	// last, signed by as many witnesses as the trust bundle says. With no witness it
-	// takes both the command key and the log key to forge a command; with some, the log
-	// shows it to all.
+	// RequireLogProof makes the device execute only commands that come with a proof that the server's audit log contains them:
+	// the checkpoint is signed by the log's key and by as many witnesses as the trust bundle requires, and extends the last
+	// checkpoint that the device saw. Without witnesses, forging a command takes the command key and the log key; with
+	// witnesses, a forged command is visible in the public log.
 	RequireLogProof bool
-	// MaxCommand is the bytes of the largest sealed command (JWE) that the device can hold,
-	// for those with little memory; 0 is any, up to 32 KiB. The server ends a larger command
-	// as undeliverable; one that comes all the same is refused (too_large).
+	// MaxCommand is the largest encrypted command (JWE) that the device accepts, in bytes; 0 means 32 KiB. The server ends a
+	// larger command as undeliverable; the device refuses one that arrives anyway (too_large).
 	MaxCommand int
-	// Connected, if not nil, is told in Run each time the server is reached again:
-	// over "mqtt" or "https". It must not wait.
+	// Connected, if not nil, is called in Run each time a connection to the server is made, with "mqtt" or "https". It must
+	// not block.
 	Connected func(over string)
-	// Revoked, if not nil, is told in Run when the server, whose certificate the trust bundle
-	// vouches for, says that the device is revoked. Run goes on: until pause is over, about
-	// a day, nothing is asked for (other methods return subject_revoked), then it asks again,
-	// and tells again if it hears the same. It must not wait.
+	// Revoked, if not nil, is called in Run when the server, verified by the trust bundle, says that the device is revoked. Run
+	// goes on: for pause, about a day, it sends no request (other methods return subject_revoked); then it asks again, and
+	// calls Revoked again if the answer is the same. It must not block.
 	Revoked func(pause time.Duration)
 	// Dial, if not nil, makes the device's connections, under TLS: through a proxy, over
 	// another interface. It is called from several goroutines, 20 times at once and then once a
@@ -94,7 +91,7 @@ type Device struct {
 
 	identity   *identity // nil until enrolled
 	trust      atomic.Pointer[token.Trust]
-	pinnedRoot string // the root that the folder goes by, where it is not id's any more; only who renews trust reads it
+	pinnedRoot string // pin of the root that the folder uses, where it is not that of identity any more; read only when the trust is renewed
 	transport  transportRef
 	client     *rest.Client
 	tokens     *rest.Tokens
@@ -103,7 +100,7 @@ type Device struct {
 	clock     signedClock
 	revoked   revocation
 	handlers  handlers
-	orderKeys atomic.Pointer[token.KeySet] // of who may order; nil: the server's statement is enough
+	orderKeys atomic.Pointer[token.KeySet] // keys that orders must be signed by; nil: orders need no signature
 	nonce     nonce
 
 	executeMu sync.Mutex // one act at a time, from its checks to its receipt; before memory
@@ -325,10 +322,10 @@ func (d *Device) Keys() (sign, seal *jose.PublicKey) {
 	return signer.Public(), opener.Public()
 }
 
-// CAFile returns the path of the file that other clients may trust the server by.
+// CAFile returns the path of a PEM file with the authorities of the server's certificate, for other clients.
 func (d *Device) CAFile() string { return d.path(caFile) }
 
-// Trust returns the trust bundle that the device goes by; nil before it is enrolled, and
+// Trust returns the trust bundle in use; nil before it is enrolled, and
 // where the folder's is lost until the server gave the next one.
 func (d *Device) Trust() *token.Trust {
 	t := d.trust.Load()
@@ -338,7 +335,7 @@ func (d *Device) Trust() *token.Trust {
 	return t
 }
 
-// Position returns the number of the last command that was begun.
+// Position returns epoch and number of the last command whose execution began.
 func (d *Device) Position() (epoch, seq int64) {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
@@ -348,8 +345,8 @@ func (d *Device) Position() (epoch, seq int64) {
 	return d.journal.last.Epoch, d.journal.last.Seq
 }
 
-// MemoryLost says why the memory of commands is lost, so that only commands that carry this device's
-// nonce are obeyed until one came; empty where it is not.
+// MemoryLost returns why the journal of executed commands is lost; empty where it is not. Until the next command, only one that
+// carries this device's nonce is executed.
 func (d *Device) MemoryLost() string {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
@@ -375,7 +372,7 @@ func (d *Device) assertion(s *jose.Signer, life time.Duration) (string, error) {
 	return token.SignAssertion(s, d.identity.ID, d.identity.Issuer, d.bestTime(), life)
 }
 
-// Token returns an access token that is good for a while yet.
+// Token returns an access token that is still valid for some time.
 func (d *Device) Token(ctx context.Context) (string, error) {
 	if d.identity == nil {
 		return "", errNotEnrolled()
@@ -383,7 +380,7 @@ func (d *Device) Token(ctx context.Context) (string, error) {
 	return d.tokens.Get(ctx)
 }
 
-// NewToken returns an access token that was never shown before.
+// NewToken returns a new access token.
 func (d *Device) NewToken(ctx context.Context) (string, error) {
 	if d.identity == nil {
 		return "", errNotEnrolled()
@@ -395,7 +392,7 @@ func errNotEnrolled() error {
 	return watchword.Refuse(watchword.Conflict, "the device has not enrolled yet")
 }
 
-// Close gives the folder up. It does not wait for functions that run: end the context of
+// Close releases the folder. It does not wait for functions that run: end the context of
 // [Device.Run], and wait for it, before. The receipt of one that runs on cannot be written, and is
 // "interrupted" at the next start.
 func (d *Device) Close() error {

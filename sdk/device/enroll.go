@@ -17,12 +17,11 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Enroll makes the device's keys, if it has none, and becomes who the link says.
-// The code is sent only after the trust bundle was checked under the link's pin
-// and the TLS peer under the bundle. Calling it again with the same link, after
+// Enroll makes the device's keys, if it has none, and enrolls them with a one-time link. The code is sent only after the trust
+// bundle was verified by the pin of the link, and the TLS certificate by the bundle. Calling it again with the same link, after
 // success or after a crash at any point, gives the same result.
 //
-// Codes: bad_request for what is no link; conflict where the device is enrolled
+// Codes: bad_request for an invalid link; conflict where the device is enrolled
 // by another link; pin_mismatch, bundle_invalid, peer_untrusted where the server
 // is not the link's; code_invalid, rate_limited, unavailable.
 func (d *Device) Enroll(ctx context.Context, link string) error {

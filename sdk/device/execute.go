@@ -212,8 +212,8 @@ func encodeResult(v any) (b []byte, err error) {
 	return json.Marshal(v)
 }
 
-// PinOrderKeys makes the device obey only commands that carry an order signed by one
-// of these keys: the server's statement for who ordered is then not enough.
+// PinOrderKeys makes the device execute only commands that carry an order signed by one of these keys. Without it, the device
+// relies on the server for who ordered a command.
 func (d *Device) PinOrderKeys(keys ...*jose.PublicKey) {
 	set := token.NewKeySet(keys...)
 	d.orderKeys.Store(&set)

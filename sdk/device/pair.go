@@ -73,7 +73,7 @@ const (
 
 // Pair makes the device's keys, if it has none, shows a code, and waits until an
 // operator has approved them: then the device is enrolled, as after [Device.Enroll].
-// The server is checked before anything is said. Calling it again, after success
+// The server is verified before the request is sent. Calling it again, after success
 // or after a crash at any point, goes on where it was.
 //
 // Codes: bad_request; conflict where the device is enrolled elsewhere, or its keys

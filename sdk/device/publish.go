@@ -20,10 +20,10 @@ import (
 // MQTT, and then the whole exchange over HTTPS.
 const sendTimeout = time.Minute
 
-// Publish reports an event in a stream, whose segments are names joined by "/".
+// Publish sends an event of a stream, whose segments are names joined by "/".
 // v becomes JSON; bytes go as they are. Codes: bad_request, denied, too_large,
-// rate_limited, unavailable, also where the server has not answered within a minute: then nobody knows
-// whether it has the event.
+// rate_limited, unavailable, also where the server has not answered within a minute: then it is unknown
+// whether the server has the event.
 func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 	if d.identity == nil {
 		return errNotEnrolled()
@@ -93,7 +93,7 @@ func (d *Device) ReportState(ctx context.Context, v any) error {
 	return err
 }
 
-// Announce tells the server what this device can be asked to do. Codes: bad_request and too_large,
+// Announce sends the functions of this device to the server. Codes: bad_request and too_large,
 // where the field is "functions.NAME" if the server says which function is at fault; denied,
 // rate_limited, unavailable, also where the server has not answered within a minute. It takes effect as a whole or not at all.
 func (d *Device) Announce(ctx context.Context, fs ...Function) error {

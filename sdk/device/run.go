@@ -333,7 +333,7 @@ func (b *backoff) next(err error) time.Duration {
 // wait reports false where ctx ended first.
 func (b *backoff) wait(ctx context.Context, err error) bool { return sleep(ctx, b.next(err)) }
 
-// SendReceipt sends a receipt that [Device.Execute] returned, for transports of one's own. Codes:
+// SendReceipt sends a receipt that [Device.Execute] returned, for applications with a transport of their own. Codes:
 // receipt_invalid; denied, rate_limited; unavailable, also where the server has not answered within a minute.
 func (d *Device) SendReceipt(ctx context.Context, receipt string) error {
 	if d.identity == nil {

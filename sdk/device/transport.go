@@ -108,8 +108,8 @@ func checkPeer(peerCerts []*x509.Certificate, server string, t *token.Trust, now
 	return nil
 }
 
-// HTTPClient returns a client that trusts the server of the trust bundle and
-// nobody else: for requests of one's own, whose contexts need deadlines. Code: conflict before
+// HTTPClient returns an HTTP client that trusts only the server of the trust bundle, for requests of the application. Their
+// contexts need deadlines. Code: conflict before
 // the device is enrolled.
 func (d *Device) HTTPClient() (*http.Client, error) {
 	if d.identity == nil {
