@@ -5,6 +5,8 @@ import (
 	"crypto/ed25519"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -330,6 +332,49 @@ func TestEventsReachTheirReaders(t *testing.T) {
 		}
 		h.publish(&bus.Document{Name: "devices/lamp-8/events/lux/2", ContentType: "text/plain", Payload: []byte("by another door")})
 		app.wantMessage("devices/lamp-8/events/lux/2", "by another door")
+	})
+}
+
+// Of two publishers of one stream, one over MQTT and one that is not, a client and a reader of events have the same order.
+func TestEventsHaveOneOrderForClientsAndReaders(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *testServer) {
+		reader := h.reader("devices/+/events/#")
+		defer reader.Close()
+		device, app := h.device("lamp-7"), h.device("app")
+		app.subscribe(0, "devices/lamp-7/events/lux")
+		const each = 100
+		published := make(chan struct{})
+		go func() {
+			defer close(published)
+			for n := range each {
+				e := &bus.Event{Device: "lamp-7", Stream: "lux", At: time.Now(), Data: fmt.Appendf(nil, "http %d", n)}
+				if err := h.bus.Tenant(watchword.DefaultTenant).PublishDocument(&bus.Document{Name: e.Topic(), Payload: e.Data}, e); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		for n := range each {
+			device.send(&packet.Publish{Topic: "devices/lamp-7/events/lux", Payload: fmt.Appendf(nil, "mqtt %d", n)})
+		}
+		var heard, read []string
+		for range 2 * each {
+			heard = append(heard, string(want[*packet.Publish](app).Payload))
+		}
+		<-published
+		testwait.For(t, "the events", reader.Ready())
+		for more := true; more; {
+			var events []*bus.Event
+			var gap bus.Gap
+			if events, gap, more = reader.Next(); gap.Any() {
+				t.Errorf("gap %+v", gap)
+			}
+			for _, e := range events {
+				read = append(read, string(e.Data))
+			}
+		}
+		if !slices.Equal(heard, read) {
+			t.Errorf("the client has %d events in this order:\n%q\nthe reader %d in this:\n%q", len(heard), heard, len(read), read)
+		}
 	})
 }
 
