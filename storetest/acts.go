@@ -30,18 +30,18 @@ func (t *T) AddCommand(ctx context.Context, r command.Row, idem command.Idempote
 	return t.Store.AddCommand(ctx, actor(e), r, idem, b, audit.Always[command.Row](e))
 }
 
-// HandOver is [Store.HandOver].
-func (t *T) HandOver(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (command.Row, int64, error) {
+// AddHandover is [Store.AddHandover].
+func (t *T) AddHandover(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (command.Row, int64, error) {
 	return t.Store.AddHandover(ctx, tenant, id, h, audit.Always[command.Row](e))
 }
 
-// Undeliver is [Store.Undeliver].
-func (t *T) Undeliver(ctx context.Context, u command.UndeliverableUpdate, e audit.Entry) (command.Row, bool, error) {
+// MarkUndeliverable is [Store.MarkUndeliverable].
+func (t *T) MarkUndeliverable(ctx context.Context, u command.UndeliverableUpdate, e audit.Entry) (command.Row, bool, error) {
 	return t.Store.MarkUndeliverable(ctx, u, audit.Always[command.Row](e))
 }
 
-// Settle is [Store.ApplyReceipt].
-func (t *T) Settle(ctx context.Context, s command.ReceiptUpdate, e audit.Entry) (command.Row, bool, error) {
+// ApplyReceipt is [Store.ApplyReceipt].
+func (t *T) ApplyReceipt(ctx context.Context, s command.ReceiptUpdate, e audit.Entry) (command.Row, bool, error) {
 	return t.Store.ApplyReceipt(ctx, actor(e), s, audit.Always[command.Row](e))
 }
 

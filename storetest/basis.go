@@ -37,7 +37,7 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 	_, _, out["PutPolicy"] = t.PutPolicy(t.ctx, tenant, "p", []byte("x"), -1, t.now, e)
 	_, out["DeletePolicy"] = t.DeletePolicy(t.ctx, tenant, "p", -1, t.now, e)
 	_, _, out["AddCommand"] = t.AddCommand(t.ctx, t.row(900, "lamp-1"), command.Idempotency{}, unbounded, e)
-	_, _, out["ApplyReceipt"] = t.Settle(t.ctx, command.ReceiptUpdate{Tenant: tenant, Device: "lamp-1", ID: "x"}, e)
+	_, _, out["ApplyReceipt"] = t.ApplyReceipt(t.ctx, command.ReceiptUpdate{Tenant: tenant, Device: "lamp-1", ID: "x"}, e)
 	_, out["CancelCommand"] = t.CancelCommand(t.ctx, tenant, "x", t.now, e)
 	_, out["SetConfig"] = t.SetConfig(t.ctx, tenant, "lamp-1", []byte("{}"), -1, t.now, e)
 	return out

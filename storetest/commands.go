@@ -3,6 +3,7 @@ package storetest
 import (
 	"crypto/sha256"
 	"fmt"
+	"reflect"
 	"strings"
 	"time"
 
@@ -33,12 +34,12 @@ func (t *T) order(n int, device watchword.SubjectID) command.Row {
 }
 
 func (t *T) handOver(n int, hash string) error {
-	_, _, err := t.HandOver(t.ctx, tenant, commandID(n), command.Handover{Hash: hash, JWS: []byte("jws"), At: t.now}, t.entry(audit.CommandHandOver, string(commandID(n))))
+	_, _, err := t.AddHandover(t.ctx, tenant, commandID(n), command.Handover{Hash: hash, JWS: []byte("jws"), At: t.now}, t.entry(audit.CommandHandOver, string(commandID(n))))
 	return err
 }
 
 func (t *T) applyReceipt(n int, seq int64, hash string, st watchword.ReceiptStatus) (command.Row, bool, error) {
-	return t.Settle(t.ctx, command.ReceiptUpdate{
+	return t.ApplyReceipt(t.ctx, command.ReceiptUpdate{
 		Tenant: tenant, Device: "lamp-1", ID: commandID(n), Epoch: 1, Seq: seq, Hash: hash, Status: st, Key: "lamp-1-sign", JWS: []byte("receipt"), At: t.now,
 	}, t.entry(audit.CommandSettle, string(commandID(n))))
 }
@@ -220,7 +221,7 @@ func unfinished(t *T) {
 	_, _, err = t.applyReceipt(2, 2, "h2", watchword.StatusFailed)
 	t.must(err)
 	t.wantUnfinished("failed", "operator", 5, 7)
-	_, _, err = t.Undeliver(t.ctx, command.UndeliverableUpdate{Tenant: tenant, ID: commandID(3), Reason: command.Reason{Code: watchword.TooLarge}, At: t.now}, t.entry(audit.CommandUndeliver, "x"))
+	_, _, err = t.MarkUndeliverable(t.ctx, command.UndeliverableUpdate{Tenant: tenant, ID: commandID(3), Reason: command.Reason{Code: watchword.TooLarge}, At: t.now}, t.entry(audit.CommandUndeliver, "x"))
 	t.must(err)
 	t.wantUnfinished("undeliverable", "operator", 4, 6)
 	_, _, err = t.applyReceipt(3, 3, "h3", watchword.StatusAccepted)
@@ -367,7 +368,7 @@ func applyingReceipts(t *T) {
 		"no such status":  {Tenant: tenant, Device: "lamp-1", ID: commandID(1), Epoch: 1, Seq: 1, Hash: "h1", Status: "maybe"},
 	} {
 		s.JWS, s.At = []byte("r"), t.now
-		if _, _, err := t.Settle(t.ctx, s, t.entry(audit.CommandSettle, "x")); watchword.CodeOf(err) != watchword.ReceiptInvalid {
+		if _, _, err := t.ApplyReceipt(t.ctx, s, t.entry(audit.CommandSettle, "x")); watchword.CodeOf(err) != watchword.ReceiptInvalid {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
@@ -392,7 +393,7 @@ func undelivering(t *T) {
 	reason := command.Reason{Code: watchword.TooLarge, Detail: "too large", Size: 3000, Max: 2100}
 	before := t.now.Add(-time.Second)
 	undeliver := func(n int, sent time.Time) (command.Row, bool, error) {
-		return t.Undeliver(t.ctx, command.UndeliverableUpdate{Tenant: tenant, ID: commandID(n), Reason: reason, SentAt: sent, At: t.now}, t.entry(audit.CommandUndeliver, string(commandID(n))))
+		return t.MarkUndeliverable(t.ctx, command.UndeliverableUpdate{Tenant: tenant, ID: commandID(n), Reason: reason, SentAt: sent, At: t.now}, t.entry(audit.CommandUndeliver, string(commandID(n))))
 	}
 	n := t.log()
 	_, changed, err := undeliver(1, time.Time{})
@@ -456,51 +457,56 @@ func undelivering(t *T) {
 	t.wantCode(watchword.ReceiptInvalid, err) // it was never handed over
 }
 
-func lateReceipts(t *T) {
+// storedWhole compares the command that each step returns with the command that is read afterwards.
+func storedWhole(t *T) {
 	t.enrolled("lamp-1")
-	for i := 1; i <= 5; i++ {
-		t.order(i, "lamp-1")
-		t.must(t.handOver(i, fmt.Sprint("h", i)))
+	stored := func(step string, r command.Row, err error) {
+		t.Helper()
+		t.must(err)
+		got, err := t.Command(t.ctx, tenant, r.ID)
+		t.must(err)
+		if !reflect.DeepEqual(got, r) {
+			t.Errorf("%s: returned\n%+v\nand stored\n%+v", step, r, got)
+		}
 	}
+	t.now = t.now.Add(1500 * time.Microsecond) // more precise than what is stored
+	for i := 1; i <= 4; i++ {
+		r, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
+		stored("ordered", r, err)
+	}
+	r, err := t.CancelCommand(t.ctx, tenant, commandID(4), t.now, t.entry(audit.CommandCancel, "x"))
+	stored("cancelled", r, err)
+	for i := 1; i <= 3; i++ {
+		r, _, err := t.AddHandover(t.ctx, tenant, commandID(i), command.Handover{Hash: fmt.Sprint("h", i), JWS: []byte("jws"), At: t.now}, t.entry(audit.CommandHandOver, "x"))
+		stored("sent", r, err)
+	}
+	r, _, err = t.MarkUndeliverable(t.ctx, command.UndeliverableUpdate{
+		Tenant: tenant, ID: commandID(3), Reason: command.Reason{Code: watchword.TooLarge, Detail: "too large", Size: 2, Max: 1}, SentAt: t.now, At: t.now,
+	}, t.entry(audit.CommandUndeliver, "x"))
+	stored("undeliverable", r, err)
+	rows, err := t.MarkDelivered(t.ctx, tenant, "lamp-1", command.Acknowledgement{Epoch: 1, UpTo: 1}, t.now)
+	t.must(err)
+	stored("delivered", rows[0], nil)
+	due := t.now.Add(2 * time.Minute)
+	rows, err = t.ExpireCommands(t.ctx, due, 100, func(r, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
+	t.must(err)
+	equal(t, "expired", len(rows), 2)
+	for _, r := range rows {
+		stored("expired", r, nil)
+	}
+	r, _, err = t.applyReceipt(3, 3, "h3", watchword.StatusAccepted) // open again: no time of its end, no reason
+	stored("accepted", r, err)
+	equal(t, "settled at", r.SettledAt.IsZero() && r.Reason == nil, true)
+	r, _, err = t.applyReceipt(3, 3, "h3", watchword.StatusDone)
+	stored("done", r, err)
 	n := t.log()
-	step := func(i int, st watchword.ReceiptStatus) (command.Row, bool, error) {
-		return t.applyReceipt(i, int64(i), fmt.Sprint("h", i), st)
-	}
-	r, changed, err := step(1, watchword.StatusAccepted)
+	_, changed, err := t.applyReceipt(3, 3, "h3", watchword.StatusDone)
 	t.must(err)
-	equal(t, "accepted", r.State, watchword.Accepted)
-	equal(t, "changed", changed, true)
-	_, changed, err = step(1, watchword.StatusAccepted)
-	t.must(err)
-	equal(t, "accepted twice", changed, false)
-	r, _, err = step(1, watchword.StatusFailed)
-	t.must(err)
-	equal(t, "failed", r.State, watchword.Failed)
-	_, changed, err = step(1, watchword.StatusFailed)
-	t.must(err)
-	equal(t, "the same again", changed, false)
-	_, _, err = step(1, watchword.StatusDone)
+	equal(t, "the same receipt again", changed, false)
+	_, _, err = t.applyReceipt(3, 3, "h3", watchword.StatusFailed)
 	t.wantCode(watchword.Conflict, err)
-	_, _, err = step(1, watchword.StatusAccepted)
-	t.wantCode(watchword.Conflict, err)
-	equal(t, "entries", t.log(), n+2)
-
-	_, err = t.MarkDelivered(t.ctx, tenant, "lamp-1", command.Acknowledgement{Epoch: 1, UpTo: 2}, t.now)
-	t.must(err)
-	end := t.now.Add(2 * time.Minute)
-	_, err = t.ExpireCommands(t.ctx, end, 100, func(r, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, string(r.ID)) })
-	t.must(err)
-	equal(t, "delivered, and no receipt", t.state(2), watchword.Unknown)
-	equal(t, "never acknowledged", t.state(3), watchword.Expired)
-	r, _, err = step(2, watchword.StatusDone)
-	t.must(err)
-	equal(t, "a late receipt", r.State, watchword.Done)
-	r, _, err = step(3, watchword.StatusInterrupted)
-	t.must(err)
-	equal(t, "a late receipt", r.State, watchword.Interrupted)
-	t.now = end
-	_, _, err = step(4, watchword.StatusAccepted)
-	t.wantCode(watchword.Conflict, err)
+	stored("after a receipt that was refused", r, nil)
+	equal(t, "entries", t.log(), n)
 }
 
 func expiring(t *T) {

@@ -64,7 +64,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"a command's way to its device", handingOver},
 		{"only a fitting receipt settles", applyingReceipts},
 		{"what a device cannot take", undelivering},
-		{"late, double and contradicting receipts", lateReceipts},
+		{"a command is stored as each step returns it", storedWhole},
 		{"commands end on time", expiring},
 		{"a command dies with its device's life", incarnations},
 		{"lists of commands", commandLists},

@@ -264,28 +264,27 @@ func codeRace(t *T) {
 	equal(t, "keys", len(s.Keys), 2)
 }
 
+// codeRefused leaves a code as it was where it is refused.
 func codeRefused(t *T) {
 	t.add("lamp-1", nil)
 	e := t.entry(audit.DeviceLink, "lamp-1")
 	t.must(t.AddCode(t.ctx, t.code("lamp-1", "c"), e))
-	_, _, err := t.RedeemCode(t.ctx, t.redemption("unknown", "k"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.wantCode(watchword.CodeInvalid, err)
-	_, _, err = t.RedeemCode(t.ctx, t.redemption("c", "k"), t.now.Add(time.Hour), e)
-	t.wantCode(watchword.CodeInvalid, err)
-	_, err = t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)
+	redeem := func(code string, now time.Time) error {
+		_, _, err := t.RedeemCode(t.ctx, t.redemption(code, "k"), now, t.entry(audit.DeviceEnroll, ""))
+		return err
+	}
+	t.wantCode(watchword.CodeInvalid, redeem("unknown", t.now))
+	t.wantCode(watchword.CodeInvalid, redeem("c", t.now.Add(time.Hour)))
+	_, err := t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	_, _, err = t.RedeemCode(t.ctx, t.redemption("c", "k"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.wantCode(watchword.CodeInvalid, err)
-	t.wantCode(watchword.Conflict, t.AddCode(t.ctx, t.code("lamp-1", "d"), e))
+	t.wantCode(watchword.CodeInvalid, redeem("c", t.now))
+	t.wantCode(watchword.Conflict, t.AddCode(t.ctx, t.code("lamp-1", "d"), e)) // which would have taken the place of c
 	_, err = t.Resume(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	_, _, err = t.RedeemCode(t.ctx, t.redemption("c", "k"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.must(err)
-	t.wantCode(watchword.Conflict, t.AddCode(t.ctx, t.code("lamp-1", "e"), e))
+	t.must(redeem("c", t.now))
 	_, err = t.Revoke(t.ctx, tenant, "lamp-1", t.now, e)
 	t.must(err)
-	_, _, err = t.RedeemCode(t.ctx, t.redemption("c", "k"), t.now, t.entry(audit.DeviceEnroll, ""))
-	t.wantCode(watchword.CodeInvalid, err)
+	t.wantCode(watchword.CodeInvalid, redeem("c", t.now)) // revoking deletes codes
 }
 
 func keysOnce(t *T) {
