@@ -9,7 +9,7 @@ import (
 )
 
 // errShuttingDown ends connections when the server shuts down.
-var errShuttingDown = watchword.Refuse(watchword.Unavailable, "the server is going down")
+var errShuttingDown = watchword.Refuse(watchword.Unavailable, "the server is shutting down")
 
 // drainReadTime is how long packets that were read may take to be handled.
 const drainReadTime = time.Second

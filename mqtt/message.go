@@ -201,7 +201,7 @@ func decodeStored(b []byte, expires time.Time) (*message, error) {
 		return nil, err
 	}
 	if n != len(b) || packet.Type(first>>4) != packet.PUBLISH {
-		return nil, watchword.Refuse(watchword.Internal, "a message on the shelf is none")
+		return nil, watchword.Refuse(watchword.Internal, "a stored message cannot be decoded")
 	}
 	var p packet.Publish
 	if err := packet.ReadPublish(&p, first, body, packet.V5); err != nil {

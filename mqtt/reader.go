@@ -6,23 +6,21 @@ import (
 	"time"
 )
 
-// halfClosedCheckInterval is how often connections are looked at whose peer may have gone
-// unnoticed; see [conn.readPlain].
+// halfClosedCheckInterval is how often connections with a possibly pending EOF are checked; see
+// [conn.readPlain].
 const halfClosedCheckInterval = 250 * time.Millisecond
 
-// readPlain reads a plain connection whose session stands, with one system call where
-// [net.Conn.Read] needs two: a read that brought less than there was room for has
-// emptied the socket, and the next one waits for the news of more. What that
-// misses is an end that came with the last bytes, before they were read: for it
-// [Broker.wakeHalfClosed] looks again. It returns when the connection leaves, or with
-// the error that ended it.
+// readPlain reads a plain TCP connection with one system call where [net.Conn.Read] needs two: a
+// read that did not fill the buffer has emptied the socket, so the next one waits for readiness.
+// This misses an EOF that arrived together with the last bytes; [Broker.wakeHalfClosed] checks for
+// it. It returns when the connection is closing, or with the error that ended it.
 func (c *conn) readPlain(ctx context.Context, in *readBuffer) (err error) {
 	if in.buffered == 0 {
 		in.release()
 	}
 	waiting := c.rawConn.Read(func(fd uintptr) (done bool) {
 		for !c.closing.Load() {
-			in.borrow() // for as long as there is something to read
+			in.borrow() // while there is something to read
 			room := in.room()
 			n, wait, rerr := readNonblocking(fd, room)
 			switch {
@@ -57,20 +55,19 @@ func (c *conn) readPlain(ctx context.Context, in *readBuffer) (err error) {
 	return waiting
 }
 
-// wakeHalfClosed wakes the readers whose peer has ended the connection without their
-// notice.
+// wakeHalfClosed wakes readers whose peer has closed the connection unnoticed.
 func (b *Broker) wakeHalfClosed() {
 	for b.sleep(halfClosedCheckInterval) {
 		for _, c := range b.connections(func(c *conn) bool { return c.maybeHalfClosed.Load() && c.maybeHalfClosed.Swap(false) }) {
 			if c.peerClosed() {
 				c.detached.Store(true)
-				_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // the error is that of a closed connection
+				_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // an error means that the connection is closed
 			}
 		}
 	}
 }
 
-// peerClosed reports whether the next read would find the end, and nothing before it.
+// peerClosed reports whether the next read would return EOF.
 func (c *conn) peerClosed() (is bool) {
 	err := c.rawConn.Control(func(fd uintptr) {
 		is = atEOF(fd)

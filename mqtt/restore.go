@@ -10,9 +10,8 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// Restore takes in what earlier lives of the server left behind: sessions with their
-// subscriptions and messages, and retained messages. It is called once, before the
-// first connection.
+// Restore loads the state of earlier runs: sessions with subscriptions and messages, retained
+// messages and wills. It is called once, before the first connection.
 func (b *Broker) Restore(ctx context.Context) error {
 	store := b.journal.store
 	if store == nil {
@@ -43,8 +42,8 @@ func (b *Broker) Restore(ctx context.Context) error {
 	for _, tn := range b.allTenants() {
 		b.enqueueUndecided(tn)
 	}
-	// What nobody waits for any more goes before anything new comes: a number is never
-	// used again while something names it.
+	// Completed messages are deleted before new ones are stored, so that ids are never reused while
+	// anything refers to them.
 	if err := store.WriteMQTT(ctx, mqttstore.Changes{DeletedMessages: l.finishedMessages}); err != nil {
 		return err
 	}
@@ -54,14 +53,14 @@ func (b *Broker) Restore(ctx context.Context) error {
 	return nil
 }
 
-// restorer is what [Broker.Restore] gathers.
+// restorer collects what [Broker.Restore] loads.
 type restorer struct {
 	broker           *Broker
 	clients          map[int64]*sessionState
-	maxClientNumber  int64 // the highest that a client has, or had
-	maxMessageID     int64 // the highest of a message
+	maxClientNumber  int64 // highest client number
+	maxMessageID     int64 // highest message id
 	finishedMessages []int64
-	inflight         map[int64][]mqttstore.Inflight // what each had been sent and was not done with
+	inflight         map[int64][]mqttstore.Inflight // inflight messages of each session
 }
 
 func (l *restorer) restoreSession(s mqttstore.Session) error {
@@ -71,7 +70,7 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 		return err
 	}
 	tn := b.tenant(s.Tenant)
-	if old := tn.clients[s.Client]; old != nil { // this one began in its place, and its end was not written any more
+	if old := tn.clients[s.Client]; old != nil { // a newer session replaced it, and its deletion was not written
 		delete(l.clients, old.number)
 		old.endState()
 	}
@@ -81,20 +80,20 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 		expiry: s.Expiry, generation: 1, offline: offline{since: s.DisconnectedAt},
 		backlog: backlog{lastSent: p.Sent}, losses: losses{lost: p.Lost, dropped: p.Dropped, narrowed: p.Narrowed},
 	}
-	if s.DisconnectedAt.IsZero() { // it had its connection to the last
+	if s.DisconnectedAt.IsZero() { // it was connected when the server stopped
 		st.persistent.offline.since, st.persistent.rowChanged.allChanged = b.options.Now(), true
 	}
 	for _, s := range p.Skipped {
 		st.persistent.backlog.skipped.add(s.From, s.To)
 	}
 	for _, id := range p.Received {
-		_ = st.reserveReceived(false) // never refused: it does not ask
+		_ = st.reserveReceived(false) // never refused without limits
 		st.addReceived(id, nil)
 	}
 	for _, o := range p.Inflight {
 		if o.Released {
 			st.persistent.backlog.push(backlogEntry{seq: o.Seq, released: true, qos: 2})
-			_ = st.countOffline(0, false) // never refused: it does not ask
+			_ = st.countOffline(0, false) // never refused without limits
 		}
 	}
 	for _, x := range s.Subscriptions {
@@ -104,7 +103,7 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 		}
 		sub := newSubscription(st, x.Filter, filter)
 		sub.qos, sub.noLocal, sub.retainAsPublished, sub.identifier = x.Options&3, x.Options&4 != 0, x.Options&8 != 0, x.Identifier
-		_ = st.addSubscription(sub, shared, false) // never refused: it does not ask
+		_ = st.addSubscription(sub, shared, false) // never refused without limits
 	}
 	st.persistent.rowChanged.filters = nil // what was loaded is in the store
 	b.persistentCount.Add(1)
@@ -134,7 +133,7 @@ func (l *restorer) restoreMessage(m mqttstore.Message) error {
 		k.refs.Add(1)
 		e.markGroupWaiting(st)
 		st.persistent.backlog.push(e)
-		_ = st.countOffline(size, false) // likewise
+		_ = st.countOffline(size, false) // the same, by subject
 		st.lastSeq = max(st.lastSeq, r.Seq)
 	})
 	if k.refs.Load() == 0 {
@@ -146,7 +145,7 @@ func (l *restorer) restoreMessage(m mqttstore.Message) error {
 	return err
 }
 
-// isWaiting reports whether a session still waits for a message.
+// isWaiting reports whether a session still needs a message.
 func (l *restorer) isWaiting(r mqttstore.Receiver, st *sessionState) bool {
 	if r.Seq > st.persistent.backlog.lastSent {
 		return !st.persistent.backlog.skipped.has(r.Seq)
@@ -154,7 +153,7 @@ func (l *restorer) isWaiting(r mqttstore.Receiver, st *sessionState) bool {
 	return slices.ContainsFunc(l.inflight[r.Session], func(o mqttstore.Inflight) bool { return o.Seq == r.Seq && !o.Released })
 }
 
-// start starts the clocks of those who are away, and has the guard say what they may.
+// start starts the timers of offline sessions, and opens their sessions with the guard.
 func (l *restorer) start(ctx context.Context) {
 	all := make([]*sessionState, 0, len(l.clients))
 	for _, st := range l.clients {

@@ -13,34 +13,33 @@ import (
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// retainedPage is how many kept states are read at once.
+// retainedPage is how many stored states are read at once.
 const retainedPage = 64
 
-// allDevicesFilterError stands for all devices where filters are compared: no id holds a space.
-const allDevicesFilterError watchword.SubjectID = "any device"
+// anyDeviceID stands for all devices where filters are compared: no id holds a space.
+const anyDeviceID watchword.SubjectID = "any device"
 
-// retainedDelivery is what one subscription is to be given of what the server keeps.
+// retainedDelivery is the retained messages and states to be delivered to one new subscription.
 type retainedDelivery struct {
 	subscription *subscription
-	afterTopic   []byte // the topic of the retained message that was looked at last
-	hasMore      bool   // there may be more of them
-	upToNumber   int64  // the number of the last one that was set when it subscribed: what is newer comes by itself
-	deviceStates bool   // those of all devices
+	afterTopic   []byte // topic of the last retained message that was examined
+	hasMore      bool   // there may be more
+	upToNumber   int64  // number of the last message set before the subscription; newer ones are delivered as live messages
+	deviceStates bool   // states of all devices
 }
 
-// retainedInline is how many retained messages a subscription gets without waiting, and how
-// many are looked for at once.
+// retainedInline is how many retained messages are delivered with SUBACK, and how many records are
+// examined at once.
 const retainedInline = 32
 
-// deliverRetained hands a new subscription what the server keeps: retained messages, the states
-// that were reported last, and the configuration that is wanted of the one device that
-// the filter names.
+// deliverRetained delivers to a new subscription: retained messages, last reported states, and the
+// configuration if the filter names one device.
 func (c *conn) deliverRetained(ctx context.Context, s *subscription) {
 	rd := &retainedDelivery{subscription: s, upToNumber: c.session.tenant.bus.Retained.Latest()}
-	rd.deviceStates = c.broker.deps.Twins != nil && policy.Match(s.Filter, stateTopic(allDevicesFilterError))
+	rd.deviceStates = c.broker.deps.Twins != nil && policy.Match(s.Filter, stateTopic(anyDeviceID))
 	page, last := c.session.tenant.bus.Retained.Page(s.Filter, "", nil, retainedInline, c.broker.options.Now())
 	if last != nil || rd.deviceStates {
-		rd.hasMore = true // all of them: what was found here is not held until its turn comes
+		rd.hasMore = true // all of them: nothing found here is held until then
 		c.deliverRetainedLater(rd)
 	} else {
 		for _, x := range page {
@@ -52,8 +51,8 @@ func (c *conn) deliverRetained(ctx context.Context, s *subscription) {
 	}
 }
 
-// deliverRetainedRecord gives x, if its owner may publish it at this moment, and unless another
-// took its place: that came by the subscription itself, or is about to.
+// deliverRetainedRecord delivers x if its owner may publish it now, unless a newer message replaced
+// it, which the subscription receives as a live message.
 func (c *conn) deliverRetainedRecord(ctx context.Context, rd *retainedDelivery, x *bus.Retained) {
 	m, err := retainedMessage(x)
 	if err != nil {
@@ -70,12 +69,12 @@ func (c *conn) deliverRetainedRecord(ctx context.Context, rd *retainedDelivery, 
 		return
 	}
 	c.broker.commitOutcome(&o, nil, nil)
-	if wake != nil && wake != c { // who gives flushes c when it is done
+	if wake != nil && wake != c { // the caller flushes c
 		wake.flush(false)
 	}
 }
 
-// deliverTwin gives state and configuration of one device.
+// deliverTwin delivers state and configuration of one device.
 func (c *conn) deliverTwin(ctx context.Context, s *subscription) {
 	rest, ok := strings.CutPrefix(s.Filter, devicePrefix)
 	if !ok {
@@ -110,8 +109,8 @@ func (c *conn) deliverTwin(ctx context.Context, s *subscription) {
 	}
 }
 
-// trackLive begins to note what comes for s while something kept is read, or ends it:
-// what was kept before must not be said after what came since.
+// trackLive starts or ends recording the topics that s receives live while stored messages are
+// read, so that no older message is delivered after a newer one.
 func (c *conn) trackLive(s *subscription, on bool) {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
@@ -120,12 +119,12 @@ func (c *conn) trackLive(s *subscription, on bool) {
 	}
 }
 
-// deliverRetainedLater gives in the background, one subscription of a client after the other, and
-// no faster than the client takes it.
+// deliverRetainedLater delivers in the background, one subscription of a client at a time, as fast
+// as the client reads.
 func (c *conn) deliverRetainedLater(rd *retainedDelivery) {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
-	if len(c.retainedDeliveries) > 1 { // a client that subscribes again and again is given to once
+	if len(c.retainedDeliveries) > 1 { // a repeated SUBSCRIBE starts no second delivery
 		waiting := slices.DeleteFunc(c.retainedDeliveries[1:], func(w *retainedDelivery) bool { return w.subscription.removed || w.subscription == rd.subscription })
 		c.retainedDeliveries = c.retainedDeliveries[:1+len(waiting)]
 	}
@@ -161,8 +160,7 @@ func (c *conn) deliverAllRetained(ctx context.Context) {
 	}
 }
 
-// deliverRetainedPage gives some more retained messages, and reports whether the
-// subscription goes on.
+// deliverRetainedPage delivers more retained messages, and reports whether to continue.
 func (c *conn) deliverRetainedPage(ctx context.Context, rd *retainedDelivery) bool {
 	page, last := c.session.tenant.bus.Retained.Page(rd.subscription.Filter, "", rd.afterTopic, 2*retainedInline, c.broker.options.Now())
 	for _, x := range page {
@@ -175,8 +173,8 @@ func (c *conn) deliverRetainedPage(ctx context.Context, rd *retainedDelivery) bo
 	return c.waitForQueueRoom(rd.subscription)
 }
 
-// deliverStatePage gives what comes after one device, and reports whether there is more and
-// after which.
+// deliverStatePage delivers the states after one device, and reports whether there are more and
+// after which device.
 func (c *conn) deliverStatePage(ctx context.Context, s *subscription, after watchword.SubjectID) (last watchword.SubjectID, more bool) {
 	if !c.waitForQueueRoom(s) {
 		return after, false
@@ -207,8 +205,8 @@ func (c *conn) deliverStatePage(ctx context.Context, s *subscription, after watc
 	return page[len(page)-1].Device, true
 }
 
-// mayDeliverState reports whether whoever reported a device's state may publish it today: it
-// is kept as a retained message is (see giveRetained), and given as one.
+// mayDeliverState reports whether the reporter of a device's state may publish it now: a state is
+// delivered like a retained message.
 func (c *conn) mayDeliverState(ctx context.Context, tw twin.Twin) bool {
 	if tw.State == nil || tw.ReportedBy == "" {
 		return tw.State != nil
@@ -218,8 +216,8 @@ func (c *conn) mayDeliverState(ctx context.Context, tw twin.Twin) bool {
 	return err == nil && a.Publish(stateTopic(tw.Device)).Allowed
 }
 
-// waitForQueueRoom waits until half of the queue is free: the other half is for what
-// comes live. It reports false where nobody wants any more.
+// waitForQueueRoom waits until half of the queue is free; the other half is for live messages. It
+// returns false if the delivery is no longer wanted.
 func (c *conn) waitForQueueRoom(s *subscription) bool {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
@@ -236,7 +234,7 @@ func (c *conn) waitForQueueRoom(s *subscription) bool {
 	return !c.out.closed && c.session.conn == c && !s.removed
 }
 
-// queueHalfFull is called with mu held.
+// queueHalfFull requires mu to be held.
 func (c *conn) queueHalfFull() bool {
 	n, size := len(c.session.queue)-c.session.head, c.session.queuedBytes
 	if per := c.session.persistent; per != nil {
@@ -245,8 +243,8 @@ func (c *conn) queueHalfFull() bool {
 	return n > c.broker.options.QueueMessages/2 || size > c.broker.options.QueueBytes/2
 }
 
-// deliverOneRetained is what another broker does with a retained message, unless a newer one
-// came meanwhile.
+// deliverOneRetained delivers a stored message with RETAIN, unless a newer one was received
+// meanwhile.
 func (c *conn) deliverOneRetained(s *subscription, topic string, payload []byte, contentType string) {
 	m := &message{topic: topic, payload: payload, qos: 1, retained: true, props: &packet.Properties{}}
 	m.props.SetText(packet.ContentType, contentType)

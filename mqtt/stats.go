@@ -8,7 +8,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
-// stats counts what the engine does.
+// stats counts events of the engine.
 type stats struct {
 	connections, subscriptions                                             atomic.Int64
 	connects, refusedConnects, received, sent                              atomic.Int64
@@ -16,7 +16,7 @@ type stats struct {
 	dropped, expired, floodClosed                                          atomic.Int64
 
 	mu       lockrank.Mutex[statsLock]
-	refusals map[watchword.Code]int64 // never holds more than there are codes
+	refusals map[watchword.Code]int64 // at most one entry per code
 }
 
 func (s *stats) countRefusal(err error) {
@@ -31,38 +31,38 @@ func (s *stats) countRefusal(err error) {
 	s.refusals[codeOf(err)]++
 }
 
-// Stats is what the engine has done since its start, and what it holds now.
+// Stats holds counters since the start, and current values.
 type Stats struct {
-	Connections        int64                    // now, with those that have not come to CONNECT yet
-	Clients            int64                    // now, connected
-	Subscriptions      int64                    // now
-	SubscriptionBytes  int64                    // of memory that these take
-	QueuedBytes        int64                    // now, for connected clients, of what is beyond 16 KiB of each
-	ConnectionBytes    int64                    // of topic aliases and packet identifiers, of what is beyond 4 KiB of each connection or session
-	Connects           int64                    // accepted
-	RefusedConnects    int64                    // CONNECTs refused
-	FloodClosed        int64                    // connections of a flood, closed before anything was spent on them
+	Connections        int64                    // current, including those before CONNECT
+	Clients            int64                    // current, connected
+	Subscriptions      int64                    // current
+	SubscriptionBytes  int64                    // bytes of memory
+	QueuedBytes        int64                    // current, of connected clients, beyond 16 KiB of each
+	ConnectionBytes    int64                    // topic aliases and packet identifiers, beyond 4 KiB of each connection or session
+	Connects           int64                    // accepted CONNECTs
+	RefusedConnects    int64                    // refused CONNECTs
+	FloodClosed        int64                    // connections closed before anything else because of their rate
 	Received           int64                    // publishes from clients
 	Sent               int64                    // publishes to clients
-	Commands           int64                    // handed over
-	TooLarge           int64                    // messages that a client would not take
-	SlowClosed         int64                    // connections cut since they were not read
-	DelayedPublishes   int64                    // publishes that had to wait for their rate
-	Takeovers          int64                    // connections whose client connected again
-	Refreshes          int64                    // sessions that go on with a newer token
-	Dropped            int64                    // messages that found no room where they were to wait
-	Expired            int64                    // messages whose life ended before they were sent
-	PersistentSessions int64                    // sessions now that outlive their connection, with one or without
-	OfflineMessages    int64                    // messages now that are kept for them
-	OfflineBytes       int64                    // that these take
-	Retained           int64                    // retained messages now
-	RetainedBytes      int64                    // that these take
-	Wills              int64                    // that stand now: of connections, and of those that ended and whose will is not due yet
-	WillBytes          int64                    // that these count
+	Commands           int64                    // delivered
+	TooLarge           int64                    // messages above a client's Maximum Packet Size
+	SlowClosed         int64                    // connections closed because the client did not read
+	DelayedPublishes   int64                    // publishes delayed by their rate limit
+	Takeovers          int64                    // connections taken over
+	Refreshes          int64                    // refreshed sessions
+	Dropped            int64                    // messages dropped because a queue or quota was full
+	Expired            int64                    // messages that expired before they were sent
+	PersistentSessions int64                    // current persistent sessions, connected or not
+	OfflineMessages    int64                    // current messages stored for them
+	OfflineBytes       int64                    // bytes of wills
+	Retained           int64                    // current retained messages
+	RetainedBytes      int64                    // bytes of wills
+	Wills              int64                    // current wills, including delayed ones
+	WillBytes          int64                    // bytes of wills
 	Refusals           map[watchword.Code]int64 // since the start, by code
 }
 
-// Stats returns the numbers of this moment.
+// Stats returns the current values.
 func (b *Broker) Stats() Stats {
 	s := &b.stats
 	out := Stats{
@@ -93,8 +93,8 @@ func (b *Broker) Stats() Stats {
 	return out
 }
 
-// Accounts returns how many subjects the rates remember at that moment: those that have a
-// connection, and those that did more than is forgotten by then.
+// Accounts returns how many subjects have a rate account at that time: those with a connection, and
+// those whose bucket is not full yet.
 func (b *Broker) Accounts(now time.Time) int {
 	return b.publishRates.Len(now) + b.controlRates.Len(now)
 }

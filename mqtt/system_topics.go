@@ -17,20 +17,20 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// The topics that the server has a part in: devices/{id}/….
+// System topics: devices/{id}/…, in which the server takes part.
 const devicePrefix = "devices/"
 
-// systemTopicKind is what the server does with a topic.
+// systemTopicKind says what the server does with a publish to a topic.
 type systemTopicKind byte
 
 const (
-	topicEvents     systemTopicKind = iota + 1 // devices/{id}/events/…: routed, and kept for streams
-	topicState                                 // devices/{id}/state: routed, and the last one kept
+	topicEvents     systemTopicKind = iota + 1 // devices/{id}/events/…: forwarded, and buffered for streams
+	topicState                                 // devices/{id}/state: forwarded, and the last one stored
 	topicReceipts                              // devices/{id}/receipts: consumed
-	topicServerOnly                            // devices/{id}/commands and …/config: no client publishes there
+	topicServerOnly                            // devices/{id}/commands and …/config: clients may not publish
 )
 
-// systemTopic is what a topic means to the server; kind 0 is the application's own.
+// systemTopic is a parsed topic; kind 0 is a topic of the application.
 type systemTopic struct {
 	kind   systemTopicKind
 	device watchword.SubjectID
@@ -63,17 +63,16 @@ func parseSystemTopic(topic string) systemTopic {
 	return sys
 }
 
-// isStateTopic reports whether topic is the one that the server keeps the last
-// message of.
+// isStateTopic reports whether topic is a device's state topic.
 func isStateTopic(topic string) bool { return parseSystemTopic(topic).kind == topicState }
 
-// publisher is who publishes: a live session, or (of a will) what one might do when it ended.
+// publisher is the publisher of a message: a live session, or, for a will, an offline authority.
 type publisher struct {
 	session *session.Session
-	offline *session.Authority // where session is nil
+	offline *session.Authority // set if session is nil
 }
 
-// trace is the id of its session; empty for a will.
+// trace returns the session's id; empty for a will.
 func (a publisher) trace() string {
 	if a.session == nil {
 		return ""
@@ -81,8 +80,8 @@ func (a publisher) trace() string {
 	return string(a.session.ID())
 }
 
-// actAs runs what a publish writes to the store under the authority to publish it, which the store
-// compares: see [session.Session.Act].
+// actAs runs the store writes of a publish under the authority to publish it, whose versions the
+// store compares: see [session.Session.Act].
 func (st *sessionState) actAs(ctx context.Context, by publisher, topic string, do func(context.Context, *session.Authority) error) error {
 	lockrank.Block()
 	may := func(a *session.Authority) error { return decidePublish(a, topic).decision.Err() }
@@ -92,8 +91,7 @@ func (st *sessionState) actAs(ctx context.Context, by publisher, topic string, d
 	return st.broker.deps.Guard.Act(ctx, by.offline, may, do)
 }
 
-// handleSystemTopic does what a topic of the server's means. It is always of use to somebody:
-// to the server.
+// handleSystemTopic handles a publish to a system topic. The server itself counts as a receiver.
 func (st *sessionState) handleSystemTopic(ctx context.Context, w *workBatch, sys systemTopic, p bus.Publication, m *message, o *bus.Result, by publisher) error {
 	if err := watchword.CheckName("device", string(sys.device)); err != nil {
 		return err
@@ -117,7 +115,7 @@ func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, p bus.Public
 		}
 	}
 	if len(m.payload) > watchword.MaxDocument {
-		return watchword.Refuse(watchword.TooLarge, "an event may have 32 KiB")
+		return watchword.Refuse(watchword.TooLarge, "an event may have at most 32 KiB")
 	}
 	e := &bus.Event{Device: sys.device, Stream: sys.stream, At: w.now, Data: m.payload}
 	if m.props != nil {
@@ -130,7 +128,7 @@ func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, p bus.Public
 
 func (st *sessionState) reportState(ctx context.Context, w *workBatch, sys systemTopic, p bus.Publication, m *message, o *bus.Result, by publisher) error {
 	if len(m.payload) > watchword.MaxDocument {
-		return watchword.Refuse(watchword.TooLarge, "a state may have 32 KiB")
+		return watchword.Refuse(watchword.TooLarge, "a state may have at most 32 KiB")
 	}
 	if err := jose.Walk(m.payload, func(string, jsontext.Value) error { return nil }); err != nil {
 		return &watchword.Error{Code: watchword.BadRequest, Field: "state", Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
@@ -151,23 +149,23 @@ func (st *sessionState) reportState(ctx context.Context, w *workBatch, sys syste
 
 func (st *sessionState) takeReceipt(ctx context.Context, sys systemTopic, m *message, by publisher) error {
 	if st.broker.deps.Commands == nil {
-		return watchword.Refuse(watchword.ReceiptInvalid, "no commands were handed over here")
+		return watchword.Refuse(watchword.ReceiptInvalid, "this server handles no commands")
 	}
 	if len(m.payload) > watchword.MaxDocument {
-		return watchword.Refuse(watchword.TooLarge, "a receipt may have 32 KiB")
+		return watchword.Refuse(watchword.TooLarge, "a receipt may have at most 32 KiB")
 	}
 	err := st.actAs(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
 		_, err := st.broker.deps.Commands.ApplyReceipt(ctx, st.tenant.id, sys.device, a.Versions(), string(m.payload), by.trace())
 		return err
 	})
 	if code := codeOf(err); code != watchword.ReceiptInvalid && audit.ShouldRecord(audit.RequestRefuse, code, true) {
-		// The device's papers are good: what it handed in is not.
-		return watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt does not hold: %s", watchword.CodeOf(err))
+		// The credentials are valid, the receipt is not.
+		return watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt is not valid: %s", watchword.CodeOf(err))
 	}
 	return err
 }
 
-// isCommandsFilter reports whether filter is the topic of this client's own commands.
+// isCommandsFilter reports whether filter is the commands topic of this client.
 func (c *conn) isCommandsFilter(filter string) bool { return filter == c.commandsTopic() }
 
 func (c *conn) commandsTopic() string {

@@ -67,7 +67,7 @@ func (c *conn) newWill(p *packet.Will, expiry uint32, a *session.Authority) (*wi
 		return nil, nil
 	}
 	if policy.CheckTopic(p.Topic) != nil || strings.HasPrefix(p.Topic, ownTopicPrefix) || !c.broker.acceptsText(p.Topic) {
-		return nil, protocolError(packet.TopicNameInvalid, packet.CONNECT, "the will's topic is none that this server takes")
+		return nil, protocolError(packet.TopicNameInvalid, packet.CONNECT, "the will topic is not valid")
 	}
 	if err := c.broker.checkPropertyText(&p.Properties, packet.CONNECT); err != nil {
 		return nil, err

@@ -102,7 +102,7 @@ func (r *reader) varint() uint32 {
 	return n
 }
 
-var errVarint = errors.New("a variable byte integer over four bytes, or with bytes that it does not need")
+var errVarint = errors.New("a variable byte integer of more than four bytes, or not in its shortest form")
 
 // varint decodes a variable byte integer (§1.5.5) in its shortest form. used is 0 where b is
 // incomplete.
