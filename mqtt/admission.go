@@ -73,24 +73,6 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, credentials session
 	return nil
 }
 
-// checkTakeover says why a client may not take the place of its identifier, and which live
-// session ends when it does; nil for none.
-func (tn *tenant) checkTakeover(b *Broker, ad *admission) (replaces *session.Session, err error) {
-	tn.mu.Lock()
-	prev := tn.clients[ad.clientID]
-	err = tn.checkSessionQuota(b, prev, ad)
-	tn.mu.Unlock()
-	if prev == nil || err != nil {
-		return nil, err
-	}
-	prev.mu.Lock()
-	defer prev.mu.Unlock()
-	if prev.conn != nil {
-		replaces = prev.conn.live()
-	}
-	return replaces, prev.checkResumable(ad)
-}
-
 // checkSessionQuota says whether a subject may have one more client that lasts, beside prev, whose
 // place it takes and which may be nil. w.mu is held.
 func (tn *tenant) checkSessionQuota(b *Broker, prev *sessionState, ad *admission) error {
@@ -104,15 +86,6 @@ func (tn *tenant) checkSessionQuota(b *Broker, prev *sessionState, ad *admission
 		return protocolError(packet.QuotaExceeded, packet.CONNECT, fmt.Sprintf("%q has %d sessions that outlive their connection, the most that one subject may have: clean one, or let it end", ad.owner.subject, n))
 	}
 	return nil
-}
-
-// checkResumable says why an admission does not suffice to resume, take over or end this client.
-// One of an earlier life of its subject holds nothing against it. mu is held.
-func (st *sessionState) checkResumable(ad *admission) error {
-	if st.removed || st.owner != ad.owner {
-		return nil
-	}
-	return st.checkCovers(ad.authority)
 }
 
 // checkCovers says whether a's token covers what the client holds: its subscriptions, by
@@ -141,16 +114,11 @@ func errTokenTooNarrow(of string) error {
 	return watchword.Wrap(fmt.Errorf("the token does not cover %s", of), watchword.Denied, "the token does not cover what this session holds: its subscriptions and its will")
 }
 
-// checkRefreshCovers is the session's, which holds its own lock meanwhile: whether the authority of
-// a newer token is enough for a refresh.
-func (c *conn) checkRefreshCovers(a *session.Authority) error {
-	if !a.AnyTopic() {
-		return watchword.Refuse(watchword.Denied, "the token gives no right to publish or subscribe to any topic")
+// releaseReservation gives up the place of a session that does not start.
+func (c *conn) releaseReservation() {
+	if ad := c.admission; ad != nil {
+		c.admission = nil
+		ad.reserved.Close(nil)
+		c.broker.wills.releaseReservation(ad.will)
 	}
-	c.session.mu.Lock()
-	defer c.session.mu.Unlock()
-	if c.out.closed || c.session.conn != c {
-		return nil
-	}
-	return c.session.checkCovers(a)
 }

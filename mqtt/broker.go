@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -89,17 +88,6 @@ type Broker struct {
 	connectionQuota *quota.Ledger[quota.Key] // of topic aliases and identifiers, in bytes
 }
 
-// tenant is what one tenant's clients share.
-type tenant struct {
-	id     watchword.TenantID
-	bus    *bus.Tenant
-	groups sharedGroups
-
-	mu         lockrank.Mutex[tenantLock]
-	clients    map[string]*sessionState // by client identifier
-	persistent map[watchword.SubjectID]int
-}
-
 // New returns a broker that serves no connection yet; see [Broker.Restore] and [Broker.Serve].
 func New(d Dependencies, options Options) *Broker {
 	o := options.withDefaults()
@@ -158,18 +146,6 @@ func (b *Broker) clockAdvanced() {
 		}
 		tn.mu.Unlock()
 	}
-}
-
-// tenant returns the world of a tenant.
-func (b *Broker) tenant(t watchword.TenantID) *tenant {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	tn := b.tenants[t]
-	if tn == nil {
-		tn = &tenant{id: t, bus: b.deps.Bus.Tenant(t), clients: map[string]*sessionState{}, persistent: map[watchword.SubjectID]int{}}
-		b.tenants[t] = tn
-	}
-	return tn
 }
 
 // Serve takes connections from l until it is closed. Where l's connections are
@@ -330,53 +306,4 @@ func (b *Broker) commitOutcome(o *bus.Result, st *sessionState, r *retainedKey) 
 		o.Stored = nil
 	}
 	return at
-}
-
-// recordRefusal counts, logs and records what was refused to c.
-func (b *Broker) recordRefusal(c *conn, what, object string, err error) {
-	b.stats.countRefusal(err)
-	code := codeOf(err)
-	level := slog.LevelInfo
-	switch {
-	case code == "" || err == errTakenOver:
-		level = slog.LevelDebug
-	case code == watchword.Internal:
-		level = slog.LevelError
-	}
-	var owner audit.Actor
-	attrs := []slog.Attr{slog.String("code", string(code)), slog.String("client", c.session.id), slog.String("remote", c.remote)}
-	if s := c.live(); s != nil {
-		a := s.Authority()
-		owner = audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: string(s.ID())}
-		attrs = append(attrs, slog.String("subject", string(a.Subject())), slog.String("trace", string(s.ID())))
-	} else {
-		owner = audit.Actor{Tenant: watchword.DefaultTenant, Trace: c.trace}
-		attrs = append(attrs, slog.String("trace", c.trace))
-	}
-	if object != "" {
-		attrs = append(attrs, slog.String("topic", object))
-	}
-	rule := ""
-	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Rule != "" {
-		rule = e.Rule
-		attrs = append(attrs, slog.String("rule", rule))
-	}
-	b.options.Log.LogAttrs(b.ctx, level, what, append(attrs, slog.Any("err", err))...)
-	if b.deps.Recorder != nil && code != "" {
-		if object == "" {
-			object = c.session.id
-		}
-		e := owner.RefusedEntry(audit.RequestRefuse, what+" "+clipLogText(object), b.options.Now(), err, map[string]string{"remote": c.remote, "rule": rule})
-		e.Code = code // that of a protocol error too
-		b.deps.Recorder.Refused(e)
-	}
-}
-
-// clipLogText bounds what a stranger can write into the log.
-func clipLogText(s string) string {
-	const most = 200
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
 }

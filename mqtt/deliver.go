@@ -3,7 +3,6 @@ package mqtt
 import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/bus"
-	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/mqttstore"
 )
 
@@ -17,16 +16,6 @@ const (
 	queueWindow      = 256
 	queueWindowBytes = 256 << 10
 )
-
-// Deliver queues a publication for the session; subs are its own. See [bus.Subscriber].
-func (s *subscription) Deliver(x bus.Message, subs []*bus.Subscription, b *bus.Batch, r *bus.Result) {
-	if c := s.session.deliver(messageOf(x), r, nil, subs...); c != nil {
-		b.Touch(c)
-	}
-}
-
-// Account is that of the session's subject.
-func (s *subscription) Account() quota.Key { return s.session.account() }
 
 // deliver queues m once, for those of the client's subscriptions that it matches. wake, if
 // not nil, is whom the caller must flush. Who has a connection and does not read what it
@@ -106,26 +95,6 @@ func (st *sessionState) deliverLocked(m *message, o *bus.Result, g *sharedGroup,
 	}
 	o.Receivers++
 	return st.enqueue(it), nil
-}
-
-func (st *sessionState) enqueue(it queuedMessage) (wake *conn) {
-	st.appendToQueue(it)
-	st.updateLoad()
-	if c := st.conn; c.out.connackSent && c.needsFlush() {
-		return c
-	}
-	return nil
-}
-
-// appendToQueue puts an item at the end of the queue. mu is held.
-func (st *sessionState) appendToQueue(it queuedMessage) {
-	if n := len(st.queue); n == cap(st.queue) && 2*st.head >= n { // what was sent makes room before the queue grows
-		k := copy(st.queue, st.queue[st.head:])
-		clear(st.queue[k:])
-		st.queue, st.head = st.queue[:k], 0
-	}
-	st.queue = append(st.queue, it)
-	st.queuedBytes += it.size()
 }
 
 // store lets a message wait on the shelf, and in the queue too where it may go out soon.

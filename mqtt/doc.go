@@ -1,6 +1,9 @@
-// Package mqtt is the side door: the MQTT engine, 3.1.1 and 5. In come
-// connections, out go messages to whoever may hear them, and commands to the
-// devices they are for. It knows nothing of tokens: it asks the office what
-// papers say and the session what may be done, and refuses, or takes away again,
-// whatever the session does not allow.
+// Package mqtt is the MQTT server, versions 3.1.1 and 5, over TLS, TCP and WebSocket. Packets of clients come
+// in; messages go out to subscribers, and commands to the devices they are for. Credentials are verified by
+// an [Authenticator]; what a connection may do is asked of its [session.Session] at each act. Whatever that
+// does not allow is refused, or taken away again.
+//
+// A packet's way: [Broker.Handle] starts conn.serve, which reads; conn.handlePackets cuts packets;
+// conn.handlePacket calls the method of the packet's type, which is in the file of that name (connect.go,
+// publish.go, ack.go, subscribe.go, unsubscribe.go, keepalive.go, disconnect.go, enhanced_auth.go).
 package mqtt

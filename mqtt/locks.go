@@ -2,27 +2,30 @@ package mqtt
 
 import "github.com/watchword-iot/watchword/internal/lockrank"
 
-// The locks of this package, in the order in which a goroutine may take them: with one of them held it
+// The locks of this package, in the order in which a goroutine may take them. With one of them held it
 // takes only locks further down, and never two of one kind. Test runs under the race detector check
-// that; see [lockrank]. Outside of this package, [session.Session] calls back (authority changes and
-// ends) with its own lock held: that comes after receivingLock and before brokerLock. The locks of
-// [bus.Bus] are ranked among them: those of a topic's publications and of the retained messages before sessionLock, those of its
-// events and trees after sharedLock. The locks of [command.Service], of [quota.Ledger] and of rates come last: they call nothing of this package but
-// pump.wake, which takes pumpLock alone.
+// that; see [lockrank].
 //
-// The first two are held while packets are handled, and so while a store is read or written. None of
-// the others is held while something is written to a connection or a store.
+// Locks of other packages have their place among them. [session.Session] calls back (conn.authorityChanged
+// and the like) with its own lock held: after receivingLock, before brokerLock. [bus.Bus] holds the locks of
+// a topic's publications and of the retained messages while it delivers: after tenantLock, before
+// sessionLock; its other locks come after sharedLock. The locks of [command.Service], of [quota.Ledger] and
+// of rates come last: of this package they call only commandPump.wake, which takes pumpLock.
+//
+// The first two are held while packets are handled, and so while a store is read or written: the packets
+// of a connection keep their order, and a PUBLISH with QoS 2 is received once. None of the others is held
+// while something is written to a connection or a store.
 type (
 	processingLock struct{} // conn.processing: one goroutine at a time handles the packets of a connection
 	receivingLock  struct{} // sessionState.receiving: one PUBLISH with QoS 2 of a session at a time
 	brokerLock     struct{} // Broker.mu: the tenants, and connections before CONNECT
-	tenantLock     struct{} // world.mu: the sessions by client identifier
+	tenantLock     struct{} // tenant.mu: the sessions by client identifier
 	sessionLock    struct{} // sessionState.mu: the Session State, and the outgoing side of its connection
-	sharedLock     struct{} // groups.mu: shared subscriptions
-	willsLock      struct{} // wills.mu
-	journalLock    struct{} // journal.mu: what is collected for the next write
-	pumpLock       struct{} // pump.mu: delivery of a device's commands
-	purgeLock      struct{} // purge.mu
+	sharedLock     struct{} // sharedGroups.mu: shared subscriptions
+	willsLock      struct{} // willStore.mu
+	journalLock    struct{} // committer.mu: what is collected for the next write
+	pumpLock       struct{} // commandPump.mu: delivery of a device's commands
+	purgeLock      struct{} // retainedPurge.mu: owners of retained messages that are to be checked
 	statsLock      struct{} // stats.mu
 )
 
@@ -40,7 +43,7 @@ func (receivingLock) LockInfo() lockrank.Info {
 func (brokerLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt Broker.mu", Rank: 130} }
 
 // LockInfo is [lockrank.Kind]'s.
-func (tenantLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt world.mu", Rank: 140} }
+func (tenantLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt tenant.mu", Rank: 140} }
 
 // LockInfo is [lockrank.Kind]'s.
 func (sessionLock) LockInfo() lockrank.Info {
@@ -48,21 +51,27 @@ func (sessionLock) LockInfo() lockrank.Info {
 }
 
 // LockInfo is [lockrank.Kind]'s.
-func (sharedLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt groups.mu", Rank: 170} }
-
-// LockInfo is [lockrank.Kind]'s.
-func (willsLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt wills.mu", Rank: 190} }
-
-// LockInfo is [lockrank.Kind]'s.
-func (journalLock) LockInfo() lockrank.Info {
-	return lockrank.Info{Name: "mqtt journal.mu", Rank: 200}
+func (sharedLock) LockInfo() lockrank.Info {
+	return lockrank.Info{Name: "mqtt sharedGroups.mu", Rank: 170}
 }
 
 // LockInfo is [lockrank.Kind]'s.
-func (pumpLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt pump.mu", Rank: 210} }
+func (willsLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt willStore.mu", Rank: 190} }
 
 // LockInfo is [lockrank.Kind]'s.
-func (purgeLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt purge.mu", Rank: 220} }
+func (journalLock) LockInfo() lockrank.Info {
+	return lockrank.Info{Name: "mqtt committer.mu", Rank: 200}
+}
+
+// LockInfo is [lockrank.Kind]'s.
+func (pumpLock) LockInfo() lockrank.Info {
+	return lockrank.Info{Name: "mqtt commandPump.mu", Rank: 210}
+}
+
+// LockInfo is [lockrank.Kind]'s.
+func (purgeLock) LockInfo() lockrank.Info {
+	return lockrank.Info{Name: "mqtt retainedPurge.mu", Rank: 220}
+}
 
 // LockInfo is [lockrank.Kind]'s.
 func (statsLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt stats.mu", Rank: 230} }

@@ -142,8 +142,9 @@ func (c *conn) confirmReports(seq int64) {
 	}
 }
 
-// handlePingreq is told of PINGREQ: where nothing waits to be written, all was written before.
-func (c *conn) handlePingreq() {
+// markReportedByPing notes that the client has read all reports, if nothing waits to be written: PINGREQ
+// shows that the client is alive, and all of them were written before.
+func (c *conn) markReportedByPing() {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
 	if len(c.pendingReports) > 0 && c.session.conn == c && c.out.connackSent && !c.out.writing && len(c.out.responses) == 0 {

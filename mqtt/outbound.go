@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"sync"
 	"time"
-	"unsafe"
 
 	"github.com/watchword-iot/watchword/internal/lockrank"
 )
@@ -19,80 +18,6 @@ const (
 	maxPendingResponses = 1024             // answers that wait for the disk; then the reader waits too
 	maxAliases          = 64               // topic aliases in each direction
 )
-
-// queuedMessage is one message in a queue.
-type queuedMessage struct {
-	message      *message
-	subscription *subscription // nil where it was fetched from the shelf
-	extra        *queuedExtra  // nil for most
-	qos          byte
-	flags        byte // RETAIN and DUP, for this receiver
-}
-
-// queuedExtra is what few items have.
-type queuedExtra struct {
-	seq          int64          // its number, where it has one before it is sent
-	stored       *storedMessage // nil where it does not wait on the shelf
-	identifiers  []uint32
-	group        *sharedGroup // that it was picked from
-	countedBytes uint32       // what it counts while it waits on the shelf
-}
-
-// size is what the item counts against the bounds of a queue, or while it waits on the shelf.
-func (it *queuedMessage) size() int {
-	if it.extra == nil {
-		return it.message.size()
-	}
-	return it.message.size() + sizeOfIdentifiers(it.extra.identifiers)
-}
-
-// sizeOfIdentifiers is what they take: a message has as many as it matches subscriptions.
-func sizeOfIdentifiers(ids []uint32) int {
-	if ids == nil {
-		return 0
-	}
-	return int(unsafe.Sizeof(queuedExtra{})) + 4*len(ids)
-}
-
-// sequence is the item's, 0 where it gets one when it is sent.
-func (it *queuedMessage) sequence() int64 {
-	if it.extra == nil {
-		return 0
-	}
-	return it.extra.seq
-}
-
-// group names the shared subscription that it was picked from, "" for none.
-func (it *queuedMessage) group() string {
-	if it.extra == nil || it.extra.group == nil {
-		return ""
-	}
-	return it.extra.group.name
-}
-
-// inflightMessage is a message that was sent with QoS 1 or 2 and is not done.
-type inflightMessage struct {
-	seq      int64
-	command  int64          // of the message
-	stored   *storedMessage // nil where it does not wait on the shelf, or the receiver has it
-	message  *message       // of a shared subscription alone: another may get it
-	size     uint32         // what it counts, if it counts
-	qos      byte
-	retain   bool
-	released bool         // PUBREL is to be answered
-	counted  bool         // it waits on the shelf
-	group    *sharedGroup // that it was picked from
-
-	identifiers *[]uint32
-}
-
-func (f *inflightMessage) backlogEntry() backlogEntry {
-	return backlogEntry{stored: f.stored, identifiers: f.identifiers, seq: f.seq, size: f.size, qos: f.qos, retain: f.retain, released: f.released, group: f.group}
-}
-
-// packetID is the packet identifier of the message with that number. It follows from the
-// number, so that what was sent before a restart has the same one after it.
-func packetID(seq int64) uint16 { return uint16((seq-1)%maxPacketIDs + 1) }
 
 // outbound is what goes to one connection, and whoever writes it: answers, and after them
 // the queue of the client. At most one goroutine writes; no lock is held while it
@@ -235,40 +160,6 @@ func (c *conn) fillBatch(b *[]byte) bool {
 	return len(buf) > 0
 }
 
-func (c *conn) fillFromQueue(buf []byte) []byte {
-	for c.session.head < len(c.session.queue) && len(buf) < maxBatchBytes {
-		it := &c.session.queue[c.session.head]
-		if it.qos > 0 && !c.maySendInflight(it) {
-			break
-		}
-		buf = c.encodeNext(buf, it)
-		c.session.queuedBytes -= it.size()
-		*it = queuedMessage{}
-		c.session.head++
-	}
-	if c.session.head == len(c.session.queue) {
-		if c.session.head = 0; cap(c.session.queue) > queueKeptCapacity {
-			c.session.queue = nil
-		} else {
-			c.session.queue = c.session.queue[:0]
-		}
-	} else if c.session.head > 4*queueKeptCapacity && c.session.head > len(c.session.queue)/4*3 { // one who is never quite done keeps no more than it has
-		c.session.queue, c.session.head = append([]queuedMessage(nil), c.session.queue[c.session.head:]...), 0
-	}
-	c.session.updateLoad()
-	c.session.dischargeQueue()
-	if c.session.persistent != nil {
-		c.refill()
-	}
-	return buf
-}
-
-// queueKeptCapacity is the longest empty queue that is kept for what comes next.
-const queueKeptCapacity = 64
-
-// inflightKeptCapacity is the longest empty list of flights that is kept for what comes next.
-const inflightKeptCapacity = 16
-
 // encodeNext appends one message as it goes over the wire, if it still does.
 func (c *conn) encodeNext(buf []byte, it *queuedMessage) []byte {
 	var now time.Time
@@ -339,93 +230,6 @@ func (c *conn) skipMessage(buf []byte, it *queuedMessage) []byte {
 		c.session.uncountOffline(it.extra.stored, it.extra.seq, int(it.extra.countedBytes))
 	}
 	return buf
-}
-
-// maxPacketIDs is how many packet identifiers there are: 0 is none.
-const maxPacketIDs = 65535
-
-// maySendInflight says whether one more message may go out unacknowledged: the client takes
-// one, its identifier has come free, and with QoS 2 it is on the disk.
-func (c *conn) maySendInflight(it *queuedMessage) bool {
-	if it.qos == 2 && it.extra != nil && it.extra.stored != nil && !it.extra.stored.durable.Load() && !it.extra.stored.failed.Load() {
-		return false
-	}
-	if len(c.session.inflight) == 0 {
-		return true
-	}
-	seq := it.sequence()
-	if seq == 0 {
-		seq = c.session.lastSeq + 1
-	}
-	if len(c.session.inflight) >= c.out.receiveMaximum {
-		return false
-	}
-	oldest, newest := c.session.inflight[0].seq, seq
-	if c.session.persistent != nil { // what does not wait on the shelf may have overtaken what does
-		for i := range c.session.inflight {
-			oldest, newest = min(oldest, c.session.inflight[i].seq), max(newest, c.session.inflight[i].seq)
-		}
-	}
-	return newest-min(oldest, seq) < maxPacketIDs
-}
-
-func (c *conn) addInflight(it *queuedMessage, seq int64) {
-	f := inflightMessage{seq: seq, command: it.message.command(), qos: it.qos, size: uint32(it.message.size()), retain: it.flags&1 != 0}
-	if x := it.extra; x != nil {
-		if x.identifiers != nil {
-			f.identifiers = &x.identifiers
-		}
-		if f.stored = x.stored; x.stored != nil {
-			f.counted, f.size = true, x.countedBytes
-			c.session.persistent.backlog.markSent(seq)
-			c.session.markChanged()
-		}
-		if x.group != nil {
-			f.group, f.message = x.group, it.message
-		}
-	}
-	c.session.appendInflight(f)
-}
-
-// appendInflight adds a message to those in flight. They land at the front as a rule: what is
-// free there is used again before the list grows.
-func (st *sessionState) appendInflight(f inflightMessage) {
-	if len(st.inflight) == cap(st.inflight) && 2*len(st.inflight) <= cap(st.inflightBuffer) {
-		n := copy(st.inflightBuffer, st.inflight)
-		clear(st.inflightBuffer[n:])
-		st.inflight = st.inflightBuffer[:n]
-	}
-	grows := len(st.inflight) == cap(st.inflight)
-	if st.inflight = append(st.inflight, f); grows {
-		st.inflightBuffer = st.inflight[:cap(st.inflight)]
-	}
-}
-
-// assignAlias returns the alias of a topic for this client, 0 for none; known, if the client
-// has heard it. Where its subject has no room for another, topics go as they are.
-func (c *conn) assignAlias(topic string) (alias uint16, known bool) {
-	if alias, known = c.lookUpAlias(topic); alias > 0 && !known {
-		if c.chargeAliases(outboundAliasBytes+allocatedSize(topic)) != nil {
-			c.out.maxOutboundAliases = len(c.out.outboundAliases)
-			return 0, false
-		}
-		if c.out.outboundAliases == nil {
-			c.out.outboundAliases = map[string]uint16{}
-		}
-		c.out.outboundAliases[topic] = alias
-	}
-	return alias, known
-}
-
-// lookUpAlias returns the alias that a topic has or would get, as [conn.assignAlias] does.
-func (c *conn) lookUpAlias(topic string) (alias uint16, known bool) {
-	if c.out.maxOutboundAliases == 0 {
-		return 0, false
-	}
-	if alias, known = c.out.outboundAliases[topic]; known || len(c.out.outboundAliases) >= c.out.maxOutboundAliases {
-		return alias, known
-	}
-	return uint16(len(c.out.outboundAliases) + 1), false
 }
 
 // writeFailed is the writer's: the peer is gone or stalled.

@@ -65,62 +65,6 @@ func ackType(qos byte) packet.Type {
 	return packet.PUBACK
 }
 
-// resolveTopicAlias puts the topic in the place of its alias, and refuses properties that are not
-// a client's.
-func (c *conn) resolveTopicAlias(p *packet.Publish) error {
-	if len(p.Properties.Subscriptions) > 0 {
-		return protocolError(packet.ProtocolError, packet.PUBLISH, "a subscription identifier from a client")
-	}
-	n, aliased := p.Properties.Number(packet.TopicAlias)
-	switch {
-	case !aliased:
-		return nil
-	case n > maxAliases:
-		return protocolError(packet.TopicAliasInvalid, packet.PUBLISH, "a topic alias above the maximum")
-	case p.Topic != "":
-		return c.setInboundAlias(int(n), p.Topic)
-	case int(n) > len(c.inboundAliases) || c.inboundAliases[n-1] == "":
-		return protocolError(packet.ProtocolError, packet.PUBLISH, "a topic alias that stands for nothing yet")
-	default:
-		p.Topic = c.inboundAliases[n-1]
-	}
-	return nil
-}
-
-// isDuplicate says whether a publish was taken before: the client did not hear so, and says
-// it again (MQTT 5.0 §4.3.3). More of them than the client may have open end the
-// connection.
-func (c *conn) isDuplicate(p *packet.Publish) (again bool, err error) {
-	c.session.mu.Lock()
-	defer c.session.mu.Unlock()
-	if c.session.conn != c || c.out.closed {
-		return true, nil
-	}
-	at, known := c.session.received[p.ID]
-	if known && at != nil && at.state.Load() == commitFailed { // nobody has it: neither a receiver nor the disk
-		c.session.removeReceived(p.ID)
-		known = false
-	}
-	if known && p.QoS == 2 {
-		c.acknowledgeLocked(at, packet.PUBREC, p.ID)
-		return true, nil
-	}
-	switch n := c.unacknowledgedPublishes(); {
-	case c.version == packet.V5 && n >= ReceiveMaximum:
-		return false, protocolError(packet.ReceiveMaximumExceeded, packet.PUBLISH, "more publishes open than the receive maximum")
-	case p.QoS == 2 && len(c.session.received) >= maxPendingResponses:
-		return false, protocolError(packet.QuotaExceeded, packet.PUBLISH, "too many publishes with QoS 2 that were not released")
-	}
-	return false, nil
-}
-
-// reserveQoS2 makes room for the identifier of a publish with QoS 2. Code: busy.
-func (c *conn) reserveQoS2() error {
-	c.session.mu.Lock()
-	defer c.session.mu.Unlock()
-	return c.session.reserveReceived(true)
-}
-
 // routePublish decides, and hands on. heard is whether anybody hears it, at what must be on the
 // disk before it is acknowledged.
 func (c *conn) routePublish(ctx context.Context, w *workBatch, p *packet.Publish) (at *commit, received bool, err error) {
@@ -249,4 +193,14 @@ func (c *conn) refusePublish(p *packet.Publish, err error) error {
 	}
 	c.respond(a)
 	return nil
+}
+
+// publishDecision is what was decided on the topic that was published to last. It holds
+// for one authority.
+type publishDecision struct {
+	authority *session.Authority
+	topic     string
+	cost      int // against controlRate
+	decision  policy.Decision
+	system    systemTopic
 }

@@ -186,14 +186,3 @@ func (c *conn) handleWriteFailure(a *response) error {
 	c.out.responses = append(c.out.responses, b...)
 	return nil
 }
-
-// unacknowledgedPublishes is how many publishes of the client wait for their end; mu is held.
-func (c *conn) unacknowledgedPublishes() int {
-	n := len(c.session.received)
-	for i := range c.out.pendingResponses {
-		if c.out.pendingResponses[i].kind == packet.PUBACK {
-			n++
-		}
-	}
-	return n
-}

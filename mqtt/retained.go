@@ -3,8 +3,6 @@ package mqtt
 import (
 	"context"
 	"encoding/binary"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -110,12 +108,6 @@ func (b *Broker) sweepRetained() {
 			b.enqueueUndecided(tn)
 		}
 	}
-}
-
-func (b *Broker) allTenants() []*tenant {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return slices.Collect(maps.Values(b.tenants))
 }
 
 // forgetRetained takes out of memory and store what f says of a world's retained messages,

@@ -7,7 +7,6 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/mqttstore"
-	"github.com/watchword-iot/watchword/session"
 )
 
 // sessionState is the Session State of one client identifier (MQTT 5.0 §4.1). A connection
@@ -161,78 +160,6 @@ func (st *sessionState) progress(c *commit) mqttstore.Progress {
 		}
 	}
 	return p
-}
-
-// removeDeniedSubscriptions takes away the subscriptions that a does not allow, and what waits by them. It
-// returns which. mu is held.
-func (st *sessionState) removeDeniedSubscriptions(a *session.Authority) (lost []string, redistributions []redistribution) {
-	for name, s := range st.subs {
-		if a.Subscribe(name).Allowed {
-			continue
-		}
-		lost = append(lost, name)
-		st.removeSubscription(s)
-		if s.memberOf != nil {
-			redistributions = append(redistributions, st.takeForRedistribution(s)...)
-		}
-		if per := st.persistent; per != nil {
-			per.losses.add(s.Filter, st.lastSeq)
-			st.markChanged()
-		}
-	}
-	if len(lost) > 0 {
-		st.dropQueued(func(it *queuedMessage) bool {
-			return it.subscription != nil && it.subscription.removed && !st.stillSubscribed(it) || it.subscription == nil && st.cameByLost(it.message.topic, it.sequence()) && !st.stillSubscribed(it)
-		})
-	}
-	if st.head < len(st.queue) { // what came by a subscription that the client gave up itself
-		st.dropQueued(func(it *queuedMessage) bool {
-			return (it.subscription == nil || it.subscription.removed) && it.message.unicast == nil && !a.Subscribe(it.message.topic).Allowed
-		})
-	}
-	return lost, redistributions
-}
-
-// cameByLost reports whether a message that waits came by what was lost since. mu is held.
-func (st *sessionState) cameByLost(topic string, seq int64) bool {
-	return st.persistent.losses.cover(topic, seq)
-}
-
-// stillSubscribed reports whether a queued message is still under another subscription. It is
-// called with mu held.
-func (st *sessionState) stillSubscribed(it *queuedMessage) bool {
-	if it.message.command() > 0 {
-		return false
-	}
-	for _, s := range st.subs {
-		if filterMatches(s.Filter, it.message.topic) {
-			it.subscription = s
-			return true
-		}
-	}
-	return false
-}
-
-// dropQueued takes what is queued and gone away again. It is called with mu held.
-func (st *sessionState) dropQueued(gone func(*queuedMessage) bool) {
-	stays := st.queue[:0]
-	for i := range st.queue[st.head:] {
-		it := st.queue[st.head+i]
-		if gone(&it) {
-			st.queuedBytes -= it.size()
-			if it.extra != nil && it.extra.stored != nil {
-				st.uncountOffline(it.extra.stored, it.extra.seq, int(it.extra.countedBytes))
-			}
-			if n := it.message.command(); n > 0 && st.conn != nil && st.conn.pump != nil {
-				st.conn.pump.notSent(n)
-			}
-			continue
-		}
-		stays = append(stays, it)
-	}
-	clear(st.queue[len(stays):])
-	st.queue, st.head = stays, 0
-	st.dischargeQueue()
 }
 
 // reset takes everything away that the client has. mu is held.

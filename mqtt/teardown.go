@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// remains is what is to be done once a connection has lost its client.
+// teardown is what is to be done once a connection has lost its client.
 type teardown struct {
 	publishWill     *will // to be published now
 	delayedWill     *will // to be published later: the guard is to know
@@ -67,22 +67,6 @@ func (c *conn) detachFor(cause error) (td teardown) {
 	c.session.markChanged()
 	c.session.startTimers(now)
 	return td
-}
-
-// startTimers starts the expiry timer of a session without a connection, or starts it anew. mu is held.
-func (st *sessionState) startTimers(now time.Time) {
-	generation := st.persistent.generation
-	st.persistent.startExpiryTimer(now, func() { st.expireIfDue(generation) })
-}
-
-// hasExpired reports whether the session of a client that is away is over by the time of
-// day, though no clock said so yet. mu is held.
-func (st *sessionState) hasExpired(now time.Time) bool {
-	if st.persistent == nil || !st.offline() {
-		return false
-	}
-	ends, ok := st.persistent.expiresAt()
-	return ok && !now.Before(ends)
 }
 
 // finishTeardown does what is left of a connection's end. It may block.

@@ -1,8 +1,6 @@
 package mqtt
 
 import (
-	"slices"
-
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
@@ -35,36 +33,6 @@ func (c *conn) handleAck(p *packet.Ack) error {
 		hands.acknowledged(command, !p.Reason.Failed())
 	}
 	return nil
-}
-
-// findInflight finds what is in flight under a packet identifier; -1 for nothing: it is of a
-// connection before, or said twice, and nothing hangs on it (MQTT 5.0 §4.4).
-func (c *conn) findInflight(id uint16) int {
-	for i := range c.session.inflight {
-		if packetID(c.session.inflight[i].seq) == id {
-			return i
-		}
-	}
-	return -1
-}
-
-// removeInflight takes a message out of flight; size and the rest as in [sessionState.uncountOffline].
-func (c *conn) removeInflight(i int) {
-	f := c.session.inflight[i]
-	if i == 0 { // as a rule
-		c.session.inflight[0] = inflightMessage{}
-		c.session.inflight = c.session.inflight[1:]
-	} else {
-		c.session.inflight = slices.Delete(c.session.inflight, i, i+1)
-	}
-	if len(c.session.inflight) == 0 && cap(c.session.inflightBuffer) > inflightKeptCapacity { // an idle client keeps little
-		c.session.inflight, c.session.inflightBuffer = nil, nil
-	}
-	if f.counted {
-		c.session.uncountOffline(f.stored, f.seq, int(f.size))
-	}
-	c.session.updateLoad()
-	c.out.moved.Broadcast()
 }
 
 func (c *conn) handlePuback(p *packet.Ack) (command int64) {

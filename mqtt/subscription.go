@@ -1,0 +1,159 @@
+package mqtt
+
+import (
+	"slices"
+
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/session"
+)
+
+// subscription is one filter of one client, which is its subscriber on the bus. What may change is under the
+// client's mu.
+type subscription struct {
+	bus.Subscription // Filter is name without $share/group/
+
+	session           *sessionState
+	clientFilter      string // as the client wrote it
+	qos               byte
+	noLocal           bool
+	retainAsPublished bool
+	identifier        uint32 // 0 for none
+	removed           bool
+	liveTopics        map[string]struct{} // topics that came since something kept is read for it; else nil
+
+	memberOf *sharedGroup // of a shared subscription
+}
+
+// newSubscription returns a subscription of st by the filter name, which is without $share/group/.
+func newSubscription(st *sessionState, name, filter string) *subscription {
+	s := &subscription{session: st, clientFilter: name}
+	s.Filter, s.Subscriber, s.Number = filter, s, st.number
+	return s
+}
+
+// options is that of SUBSCRIBE (MQTT 5.0 §3.8.3.1).
+func (s *subscription) options() byte {
+	o := s.qos
+	if s.noLocal {
+		o |= 4
+	}
+	if s.retainAsPublished {
+		o |= 8
+	}
+	return o
+}
+
+// Account is that of the session's subject.
+func (s *subscription) Account() quota.Key { return s.session.account() }
+
+// Deliver queues a publication for the session; subs are its own. See [bus.Subscriber].
+func (s *subscription) Deliver(x bus.Message, subs []*bus.Subscription, b *bus.Batch, r *bus.Result) {
+	if c := s.session.deliver(messageOf(x), r, nil, subs...); c != nil {
+		b.Touch(c)
+	}
+}
+
+// addSubscription lets a subscription stand. bounded is false for what stood before, whatever the
+// bounds say. Code: busy, where the subject or the server has no room for it. mu is held.
+func (st *sessionState) addSubscription(s *subscription, shared, bounded bool) error {
+	if err := st.tenant.chargeSubscription(s, shared, bounded); err != nil {
+		return err
+	}
+	if st.subs == nil {
+		st.subs = map[string]*subscription{}
+	}
+	st.subs[s.clientFilter] = s
+	if shared {
+		st.inGroup = true
+		st.groups = append(st.groups, s.memberOf)
+		st.updateLoad()
+	}
+	if st.persistent != nil {
+		st.persistent.rowChanged.changeFilter(s.clientFilter)
+	}
+	st.broker.stats.subscriptions.Add(1)
+	return nil
+}
+
+// replaceSubscription puts s in the place of an equal filter's, without a gap (MQTT 5.0 §3.8.4).
+// mu is held.
+func (st *sessionState) replaceSubscription(old, s *subscription) {
+	old.qos, old.noLocal, old.retainAsPublished, old.identifier = s.qos, s.noLocal, s.retainAsPublished, s.identifier
+	if st.persistent != nil {
+		st.persistent.rowChanged.changeFilter(s.clientFilter)
+	}
+}
+
+// removeSubscription is called with mu held. What is queued already still goes out,
+// unless it is dropped too.
+func (st *sessionState) removeSubscription(s *subscription) {
+	s.removed = true
+	delete(st.subs, s.clientFilter)
+	st.tenant.dischargeSubscription(s)
+	if g := s.memberOf; g != nil {
+		st.groups = slices.DeleteFunc(st.groups, func(x *sharedGroup) bool { return x == g })
+	}
+	if st.persistent != nil {
+		st.persistent.rowChanged.changeFilter(s.clientFilter)
+	}
+	st.broker.stats.subscriptions.Add(-1)
+}
+
+// removeAllSubscriptions is called with mu held.
+func (st *sessionState) removeAllSubscriptions() {
+	for _, s := range st.subs {
+		st.removeSubscription(s)
+	}
+	st.subs = nil
+}
+
+// removeDeniedSubscriptions takes away the subscriptions that a does not allow, and what waits by them. It
+// returns which. mu is held.
+func (st *sessionState) removeDeniedSubscriptions(a *session.Authority) (lost []string, redistributions []redistribution) {
+	for name, s := range st.subs {
+		if a.Subscribe(name).Allowed {
+			continue
+		}
+		lost = append(lost, name)
+		st.removeSubscription(s)
+		if s.memberOf != nil {
+			redistributions = append(redistributions, st.takeForRedistribution(s)...)
+		}
+		if per := st.persistent; per != nil {
+			per.losses.add(s.Filter, st.lastSeq)
+			st.markChanged()
+		}
+	}
+	if len(lost) > 0 {
+		st.dropQueued(func(it *queuedMessage) bool {
+			return it.subscription != nil && it.subscription.removed && !st.stillSubscribed(it) || it.subscription == nil && st.cameByLost(it.message.topic, it.sequence()) && !st.stillSubscribed(it)
+		})
+	}
+	if st.head < len(st.queue) { // what came by a subscription that the client gave up itself
+		st.dropQueued(func(it *queuedMessage) bool {
+			return (it.subscription == nil || it.subscription.removed) && it.message.unicast == nil && !a.Subscribe(it.message.topic).Allowed
+		})
+	}
+	return lost, redistributions
+}
+
+// cameByLost reports whether a message that waits came by what was lost since. mu is held.
+func (st *sessionState) cameByLost(topic string, seq int64) bool {
+	return st.persistent.losses.cover(topic, seq)
+}
+
+// stillSubscribed reports whether a queued message is still under another subscription. It is
+// called with mu held.
+func (st *sessionState) stillSubscribed(it *queuedMessage) bool {
+	if it.message.command() > 0 {
+		return false
+	}
+	for _, s := range st.subs {
+		if filterMatches(s.Filter, it.message.topic) {
+			it.subscription = s
+			return true
+		}
+	}
+	return false
+}

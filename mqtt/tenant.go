@@ -1,0 +1,69 @@
+package mqtt
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/lockrank"
+)
+
+// tenant is what one tenant's clients share.
+type tenant struct {
+	id     watchword.TenantID
+	bus    *bus.Tenant
+	groups sharedGroups
+
+	mu         lockrank.Mutex[tenantLock]
+	clients    map[string]*sessionState // by client identifier
+	persistent map[watchword.SubjectID]int
+}
+
+// tenant returns the world of a tenant.
+func (b *Broker) tenant(t watchword.TenantID) *tenant {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	tn := b.tenants[t]
+	if tn == nil {
+		tn = &tenant{id: t, bus: b.deps.Bus.Tenant(t), clients: map[string]*sessionState{}, persistent: map[watchword.SubjectID]int{}}
+		b.tenants[t] = tn
+	}
+	return tn
+}
+
+func (b *Broker) allTenants() []*tenant {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Values(b.tenants))
+}
+
+// putClient makes st the client of its identifier. mu is held.
+func (tn *tenant) putClient(st *sessionState) {
+	tn.clients[st.id] = st
+	if st.persistent != nil {
+		st.counted = true
+		tn.persistent[st.owner.subject]++
+	}
+}
+
+// removeClient takes a client out that is over; another that is not stays.
+func (tn *tenant) removeClient(st *sessionState) {
+	st.mu.Lock()
+	over := st.removed
+	st.mu.Unlock()
+	if !over {
+		return
+	}
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	if tn.clients[st.id] == st {
+		delete(tn.clients, st.id)
+	}
+	if st.counted {
+		st.counted = false
+		if tn.persistent[st.owner.subject]--; tn.persistent[st.owner.subject] == 0 {
+			delete(tn.persistent, st.owner.subject)
+		}
+	}
+}
