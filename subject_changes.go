@@ -9,7 +9,7 @@ import (
 // writing, in one transaction. Each returns the subject as it is to be written; the one that it got does not change. changed
 // is false where the subject is already as it is to be: then nothing is written, and nothing logged.
 
-// Added returns a subject as it is added, in its first version and its first life.
+// Added returns a subject as it is added, with version and incarnation 1.
 func (s Subject) Added() Subject {
 	s.Version, s.Incarnation = 1, 1
 	return s
@@ -79,7 +79,7 @@ func (s *Subject) MayEnroll() error {
 	return Refuse(Conflict, "%q is %s: only a new or revoked one can enroll; revoke it first", s.ID, s.State)
 }
 
-// Enroll gives a new or revoked subject its keys, and makes it active. A revoked one begins another life. Code: conflict.
+// Enroll gives a new or revoked subject its keys, and makes it active. The incarnation of a revoked one grows. Code: conflict.
 func (s Subject) Enroll(sign, seal Key, now time.Time) (Subject, error) {
 	if err := s.MayEnroll(); err != nil {
 		return s, err

@@ -56,7 +56,7 @@ func (r Record) Issue(h Holder, used bool) error {
 }
 
 // Beside returns the record as it stands beside its subject: the token of a subject that is revoked, deleted or in another
-// life is revoked with it.
+// incarnation is revoked with it.
 func (r Record) Beside(h Holder) Record {
 	if h.State == "" || h.State == watchword.Revoked || h.Incarnation != r.Incarnation {
 		r.Revoked = true
@@ -79,4 +79,4 @@ func Counts(revoked, issuerRevoked bool) error {
 var ErrUnknown = watchword.Refuse(watchword.NotFound, "no such token")
 
 // ErrSpent is the refusal of an assertion, or a proof of a key change, that was spent before.
-var ErrSpent = watchword.Refuse(watchword.TokenReplayed, "this paper was used before")
+var ErrSpent = watchword.Refuse(watchword.TokenReplayed, "this assertion or proof was used before")
