@@ -12,6 +12,7 @@ import (
 // workBatch is the state of one run of [conn.handlePackets]. Runs borrow it from a pool.
 type workBatch struct {
 	bus.Batch
+	result    bus.Result // of the PUBLISH that is handled; on the stack it would be allocated for each, since the bus passes it to interfaces
 	publish   packet.Publish
 	encoded   []byte // the packet that is handled, as received
 	now       time.Time

@@ -85,16 +85,17 @@ func (c *conn) routePublish(ctx context.Context, w *workBatch, p *packet.Publish
 		return nil, false, err
 	}
 	m := c.newMessage(p, w.encoded, w.now)
-	var o bus.Result
-	key, err := c.session.routeMessage(ctx, w, m, v.system, &o, publisher{session: c.live()})
+	o := &w.result
+	*o = bus.Result{}
+	key, err := c.session.routeMessage(ctx, w, m, v.system, o, publisher{session: c.live()})
 	if bus.IsFull(err) && c.version == packet.V311 {
 		err = nil // it cannot be told, and one who is away must not end who publishes
 	}
 	if err != nil {
-		c.broker.commitOutcome(&o, nil, key) // a part of it may be under way already
+		c.broker.commitOutcome(o, nil, key) // a part of it may be under way already
 		return nil, false, err
 	}
-	return c.commitPublish(p, &o, key), o.Receivers > 0, nil
+	return c.commitPublish(p, o, key), o.Receivers > 0, nil
 }
 
 // commitPublish has written what there is to be written before p is acknowledged. The
