@@ -1,5 +1,4 @@
-// Package watchword holds the nouns of the house: subjects, keys, permissions,
-// commands, receipts, and the codes that an error may carry. It takes and gives
-// plain values, does no I/O and imports the standard library alone. It refuses
-// names that could escape into a topic, a path or a selector.
+// Package watchword defines the types that all packages share: subjects, keys, permissions, commands, receipts, and the error
+// codes. It has plain values only, does no I/O and imports only the standard library. It refuses names that could have another
+// meaning in a topic, a path or a selector.
 package watchword

@@ -194,7 +194,7 @@ func TestAKilledServerLosesNoCommandAndTheDeviceActsOnce(t *testing.T) {
 	}
 	// Whatever is handed over again now, nothing acts again.
 	agent := start(t, data, "agent", "run", "--dir", lamp, "--functions", functions)
-	agent.until("runs against")
+	agent.until("runs with server")
 	b, err := os.ReadFile(acts)
 	must(t, err)
 	if got, want := string(b), "{\"round\":0}\n{\"round\":1}\n{\"round\":2}\n"; got != want {

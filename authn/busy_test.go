@@ -45,7 +45,7 @@ func TestBusyHidesNoOtherRefusal(t *testing.T) {
 	o, err := New(issuer, keys{s}, roll{watchword.Subject{
 		ID: "lamp-1", Kind: watchword.Device, State: watchword.Active,
 		Keys: []watchword.Key{{ID: s.Public().ID(), Purpose: watchword.Sign, State: watchword.KeyActive, JWK: s.Public().JWK()}},
-	}}, nil, Options{Semaphore: room})
+	}}, nil, nil, Options{Semaphore: room})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,5 @@
-// Package authn is where proof becomes paper. In come client assertions and
-// access tokens; out go access tokens that are on record, and papers that the
-// guard of the sessions takes. It refuses assertions that prove nobody or were
-// used before, and tokens that nobody here issued, however well they are signed.
+// Package authn authenticates subjects and issues access tokens. It takes client assertions (RFC 7523), access tokens and DPoP
+// proofs (RFC 9449), and returns issued tokens, which are recorded in the store, and verified credentials for package session.
+// It refuses assertions that do not verify or were used before, and access tokens that this server has no record of issuing,
+// even where their signature is valid.
 package authn

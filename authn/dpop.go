@@ -112,7 +112,7 @@ func (p *dpopVerifier) verify(s DPoPRequest, access string, now time.Time) (dpop
 			return dpopProof{d, w - i}, nil
 		}
 	}
-	return dpopProof{}, watchword.Refuse(watchword.DPoPNonce, "the proof must carry the nonce of the header DPoP-Nonce")
+	return dpopProof{}, watchword.Refuse(watchword.DPoPNonce, "nonce must be the value of the response header DPoP-Nonce; see docs/errors.md")
 }
 
 // consume marks a proof as used by the subject of its token. It is called after all other checks, so that only subjects with a
@@ -124,7 +124,7 @@ func (p *dpopVerifier) consume(who subjectRef, d dpopProof, now time.Time) error
 	defer p.mu.Unlock()
 	for i := range p.used {
 		if _, again := p.used[i].proofs[one]; again && p.used[i].window >= window(now)-1 {
-			return watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof does not hold: it was used before")
+			return watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof is not valid: jti was used before; see docs/errors.md")
 		}
 	}
 	s := &p.used[d.window&1]
@@ -136,11 +136,11 @@ func (p *dpopVerifier) consume(who subjectRef, d dpopProof, now time.Time) error
 		if s.window > window(now)+1 { // or this clock was ahead: nothing would pass until it is there again
 			p.reset()
 		}
-		return watchword.Refuse(watchword.DPoPNonce, "the proof must carry the nonce of the header DPoP-Nonce")
+		return watchword.Refuse(watchword.DPoPNonce, "nonce must be the value of the response header DPoP-Nonce; see docs/errors.md")
 	case len(s.proofs) >= p.max:
-		return &watchword.Error{Code: watchword.Busy, Detail: "more proofs came within a minute than are remembered", RetryAfter: nonceWindow}
+		return &watchword.Error{Code: watchword.Busy, Detail: "too many DPoP proofs within a minute", RetryAfter: nonceWindow}
 	case !fair.Share(s.bySubject[who], len(s.proofs), p.max, p.share):
-		return &watchword.Error{Code: watchword.Busy, Detail: "more proofs of this subject came within a minute than are remembered", RetryAfter: nonceWindow}
+		return &watchword.Error{Code: watchword.Busy, Detail: "too many DPoP proofs of this subject within a minute", RetryAfter: nonceWindow}
 	}
 	s.proofs[one] = struct{}{}
 	s.bySubject[who]++

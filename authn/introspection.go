@@ -117,7 +117,7 @@ func (svc *Service) RevocableRecord(ctx context.Context, t watchword.TenantID, c
 	case err != nil:
 		return nil, err
 	case rec.Subject != c:
-		return &rec, watchword.Refuse(watchword.Denied, "this token is another's")
+		return &rec, watchword.Refuse(watchword.Denied, "the token was issued to another client")
 	}
 	if by == nil || by.JTI() == a.JTI || by.CoversPolicy() {
 		return &rec, nil
@@ -127,22 +127,28 @@ func (svc *Service) RevocableRecord(ctx context.Context, t watchword.TenantID, c
 		return nil, err
 	}
 	if !by.Token().Covers(perm, deny) {
-		return nil, watchword.Refuse(watchword.Denied, "the token that was shown is narrower than the one to be revoked")
+		return nil, watchword.Refuse(watchword.Denied, "the presented token has fewer permissions than the token to be revoked")
 	}
 	return &rec, nil
 }
 
-// Revoke ends one token, in the store and at the doors of this office. The sessions
-// on it are the guard's to end. Codes: not_found, unavailable.
-func (svc *Service) Revoke(ctx context.Context, by audit.Actor, jti string, now time.Time) (token.Record, error) {
+// Revoke ends one token, and whatever session stands on it, before it returns. Codes: not_found, unavailable.
+func (svc *Service) Revoke(ctx context.Context, by audit.Actor, jti string, now time.Time) error {
 	rec, err := svc.tokens.TokenRecord(ctx, by.Tenant, jti)
 	if err != nil {
-		return rec, err
+		return err
 	}
 	e := by.DoneEntry(audit.TokenRevoke, jti, now, map[string]string{"subject": string(rec.Subject)})
 	if err := svc.tokens.RevokeToken(ctx, by.Tenant, jti, e); err != nil {
-		return rec, err
+		return err
 	}
-	svc.evict(by.Tenant, jti)
-	return rec, nil
+	return svc.live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.TokenEnded, ID: jti, Version: 1})
+}
+
+// Receive forgets an admitted token that was revoked.
+func (svc *Service) Receive(_ context.Context, c watchword.Change) error {
+	if c.Kind == watchword.TokenEnded {
+		svc.evict(c.Tenant, c.ID)
+	}
+	return nil
 }

@@ -42,6 +42,11 @@ type TokenStore interface {
 	RevokeToken(ctx context.Context, t watchword.TenantID, jti string, e audit.Entry) error
 }
 
+// Live takes a change to every live session. It is a [session.Live].
+type Live interface {
+	Apply(ctx context.Context, c watchword.Change) error
+}
+
 // Options tunes an [Service]. The zero value is ready to use.
 type Options struct {
 	Lifetime time.Duration // of an access token; 0 means 10 minutes
@@ -60,6 +65,7 @@ type Service struct {
 	issuer    string
 	keys      Keys
 	directory Directory
+	live      Live
 	tokens    TokenStore
 	lifetime  time.Duration
 	decoy     token.KeySet // random key, checked in place of an unknown subject's keys so that both take the same time
@@ -78,7 +84,7 @@ type Service struct {
 const verifiedCacheBytes = 128 << 20
 
 // New returns the office of one issuer, which signs and verifies with keys.
-func New(issuer string, keys Keys, d Directory, records TokenStore, o Options) (*Service, error) {
+func New(issuer string, keys Keys, d Directory, records TokenStore, live Live, o Options) (*Service, error) {
 	decoy, err := jose.GenerateKey("P-256")
 	if err != nil {
 		return nil, err
@@ -93,7 +99,7 @@ func New(issuer string, keys Keys, d Directory, records TokenStore, o Options) (
 		dpop: newDPoPVerifier(o.Origins), semaphore: o.Semaphore,
 		issueRate:     rates.NewBurst[subjectRef](o.IssueRate, int(max(10, 10*o.IssueRate)), "too many tokens for this subject"),
 		assertionRate: rates.NewBurst[subjectRef](10*o.IssueRate, int(max(10, 100*o.IssueRate)), "too many assertions of this subject"),
-		issuer:        issuer, keys: keys, directory: d, tokens: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
+		issuer:        issuer, keys: keys, directory: d, live: live, tokens: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
 		verified: recent.NewSized[[sha256.Size]byte, *verifiedToken](verifiedCacheBytes),
 	}, nil
 }
@@ -208,7 +214,7 @@ func (svc *Service) requestedGrant(s *watchword.Subject, current *policy.Grant, 
 	}
 	for _, p := range req.Scope {
 		if !current.Contains(p) {
-			return g, watchword.Refuse(watchword.ScopeInvalid, "scope asks for more than policy gives")
+			return g, watchword.Refuse(watchword.ScopeInvalid, "scope must be within the permissions that policy gives; see docs/errors.md")
 		}
 	}
 	g.Perm = req.Scope
@@ -304,7 +310,7 @@ func (svc *Service) VerifyPossession(ctx context.Context, p session.Credentials,
 	}
 	k, ok := keys[p.Key]
 	if !ok {
-		return watchword.Refuse(watchword.KeyUnknown, "the key that the token names no longer counts")
+		return watchword.Refuse(watchword.KeyUnknown, "the key of the token's key claim is not active any more; see docs/errors.md")
 	}
 	return svc.semaphore.Do(ctx, func() error { return k.VerifyBytes(message, sig) })
 }
@@ -334,7 +340,7 @@ func (svc *Service) authenticate(ctx context.Context, t watchword.TenantID, p *t
 		return nil, nil, token.Assertion{}, cerr
 	}
 	if err != nil || cerr != nil {
-		return nil, nil, token.Assertion{}, watchword.Wrap(errors.Join(err, cerr), watchword.ClientInvalid, "the assertion proves no client of this server")
+		return nil, nil, token.Assertion{}, watchword.Wrap(errors.Join(err, cerr), watchword.ClientInvalid, "the client assertion is not valid: iss and sub must be a client of this server, aud exactly %q, kid an active key of the client; see docs/errors.md", svc.issuer)
 	}
 	return who.Subject, who.Grant, a, nil
 }

@@ -43,7 +43,7 @@ func (svc *Service) VerifyBearer(ctx context.Context, t watchword.TenantID, raw 
 		return session.Credentials{}, err
 	}
 	if verified.access.Bound != "" {
-		return session.Credentials{}, watchword.Refuse(watchword.TokenKind, "this token is bound to a key and does not pass as Bearer (RFC 9449 §7.2)")
+		return session.Credentials{}, watchword.Refuse(watchword.TokenKind, "the token is bound to a key (cnf.jkt): send it as DPoP, not as Bearer (RFC 9449 §7.2); see docs/errors.md")
 	}
 	return verified.credentials(), nil
 }
@@ -61,14 +61,14 @@ func (svc *Service) VerifyDPoP(ctx context.Context, t watchword.TenantID, raw st
 		return session.Credentials{}, err
 	}
 	if verified.access.Bound == "" {
-		return session.Credentials{}, watchword.Refuse(watchword.TokenKind, "this is a bearer token: no proof makes it another")
+		return session.Credentials{}, watchword.Refuse(watchword.TokenKind, "the token is a bearer token (no cnf): send it as Bearer, not as DPoP; see docs/errors.md")
 	}
 	p, err := svc.checkDPoP(ctx, req, raw, now)
 	if err != nil {
 		return session.Credentials{}, err
 	}
 	if p.Key != verified.access.Bound {
-		return session.Credentials{}, watchword.Wrap(ErrKeyNotBound, watchword.DPoPInvalid, "the token is bound to another key than the one that signed the DPoP proof")
+		return session.Credentials{}, watchword.Wrap(ErrKeyNotBound, watchword.DPoPInvalid, "cnf.jkt of the token must be the key that signed the DPoP proof; see docs/errors.md")
 	}
 	if err := svc.dpop.consume(subjectRef{t, verified.access.Subject}, p, now); err != nil {
 		return session.Credentials{}, err
@@ -87,7 +87,7 @@ func (svc *Service) VerifyPoP(ctx context.Context, t watchword.TenantID, raw str
 		return session.Credentials{}, err
 	}
 	if a := verified.access; a.Bound != "" && a.Bound != a.Key {
-		return session.Credentials{}, watchword.Refuse(watchword.TokenKind, "this token is bound to another key than the one that is proved here")
+		return session.Credentials{}, watchword.Refuse(watchword.TokenKind, "cnf.jkt of the token must be the key that is proved here; see docs/errors.md")
 	}
 	return verified.credentials(), nil
 }
@@ -130,7 +130,7 @@ func (svc *Service) explainUnknownKey(raw string, err error) error {
 	}
 	u, perr := jose.ParseJWS(raw, watchword.MaxToken)
 	if perr == nil && svc.keys.IssuerKeyRevoked(watchword.KeyID(u.Kid)) {
-		return watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
+		return watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked: get a new token; see docs/errors.md")
 	}
 	return err
 }
@@ -141,11 +141,11 @@ func (svc *Service) checkRecord(ctx context.Context, t watchword.TenantID, a *to
 	rec, err := svc.tokens.TokenRecord(ctx, t, a.JTI)
 	switch {
 	case watchword.CodeOf(err) == watchword.NotFound || err == nil && (rec.Subject != a.Subject || rec.Key != a.Key || !rec.Expires.Equal(a.Expires) || rec.ClaimsDigest != a.ClaimsDigest()):
-		return nil, watchword.Refuse(watchword.TokenUnrecorded, "this token is not on record as issued")
+		return nil, watchword.Refuse(watchword.TokenUnrecorded, "this server has no record of issuing the token; see docs/errors.md")
 	case err != nil:
 		return nil, err
 	case rec.Revoked:
-		return nil, watchword.Refuse(watchword.TokenRevoked, "this token was revoked")
+		return nil, watchword.Refuse(watchword.TokenRevoked, "the token was revoked: get a new one; see docs/errors.md")
 	}
 	perm, deny, err := a.Permissions()
 	if err != nil {

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"context"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -101,9 +102,18 @@ func (t *Tenant) number(e *Event, topic string, b *Batch) (filters int) {
 	return filters
 }
 
-// ForgetEvents takes away what the backlog has of a device that is deleted: nobody gets it any more, nor is told that it
-// was missed. Device ids are not used again; the caller stops the device's publications first.
-func (b *Bus) ForgetEvents(t watchword.TenantID, device watchword.SubjectID) {
+// Receive takes away what the backlog has of a device that was deleted. It is registered behind the guard of the sessions,
+// which stops the device's publications.
+func (b *Bus) Receive(_ context.Context, c watchword.Change) error {
+	if c.Kind == watchword.SubjectDeleted {
+		b.forgetEvents(c.Tenant, watchword.SubjectID(c.ID))
+	}
+	return nil
+}
+
+// forgetEvents takes away what the backlog has of a device that is deleted: nobody gets it any more, nor is told that it
+// was missed. Device ids are not used again.
+func (b *Bus) forgetEvents(t watchword.TenantID, device watchword.SubjectID) {
 	s := &b.events
 	s.mu.Lock()
 	defer s.mu.Unlock()

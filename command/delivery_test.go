@@ -123,7 +123,7 @@ func TestSubjectsWithoutDelivery(t *testing.T) {
 	s.order(command.Call{})
 	_, err := s.store.Suspend(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceSuspend, "lamp-1", nil)))
 	must(t, err)
-	s.roll.Invalidate(tenant, "lamp-1")
+	s.changed("lamp-1")
 	l := s.Attach(tenant, "lamp-1")
 	defer l.Close()
 	_, _, err = l.Take(t.Context(), 0, "", 10)

@@ -1,6 +1,5 @@
-// Package command is orders out and receipts back. In come calls that policy
-// allows and receipts that devices sign; out go commands that are numbered when
-// they are stored, signed and sealed when they are handed over, and settled by
-// a receipt or by their end (DESIGN §6). It refuses what policy or the
-// function's schema does not allow, and receipts that fit nothing handed over.
+// Package command sends commands to devices and processes their receipts. It takes calls that policy allows and receipts that
+// devices sign. A command gets its number when it is stored; it is signed and encrypted when it is handed over; a receipt or its
+// expiry ends it. The package refuses calls that policy or the function's schema does not allow, and receipts that match no
+// command that was handed over. docs/protocol.md describes commands and receipts.
 package command

@@ -343,7 +343,7 @@ func TestWhatEvidenceMustShow(t *testing.T) {
 			second(f, func(b *token.Trust) { b.Roots = keys(f.root, f.device) })
 			f.roots[1] = []*jose.Signer{f.root, f.device}
 			f.trusts[0].Roots, f.roots[0] = keys(f.device), []*jose.Signer{f.device}
-		}, "the bundle's root is not the pinned one"},
+		}, "the root key of the trust bundle does not match the pin"},
 
 		// When a bundle counts. The hand-over is one second after at.
 		{"a bundle that ends a second after the hand-over", func(f *evidenceBuilder) { f.trusts[0].Expires = at.Add(2 * time.Second) }, ""},

@@ -12,6 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/keyring"
+	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -34,7 +35,9 @@ func (b withoutKind) Find(ctx context.Context, q audit.Query, p audit.Page) (out
 // What a service writes down is evidence to somebody who has the root's pin alone.
 func TestEvidenceOfAFinishedCommand(t *testing.T) {
 	s := newSetup(t, options{})
-	_, err := keyring.NewRotator(t.Context(), s.store, s.ring, keyring.RotatorOptions{}, s.now())
+	live := session.NewLive()
+	live.Register(s.ring)
+	_, err := keyring.NewRotator(t.Context(), s.store, s.ring, live, keyring.RotatorOptions{}, s.now())
 	must(t, err)
 	log, err := audit.NewCheckpointSigner(t.Context(), s.store, s.ring, audit.CheckpointOptions{Every: time.Millisecond, Now: s.now})
 	must(t, err)
@@ -52,7 +55,7 @@ func TestEvidenceOfAFinishedCommand(t *testing.T) {
 		t.Helper()
 		row, err := s.Command(t.Context(), tenant, id)
 		must(t, err)
-		return s.Evidence(short(t), row, book, log, []string{s.ring.Bundle()})
+		return s.Evidence(short(t), row, book, log, []string{s.ring.Bundle(s.now())})
 	}
 	args := []byte(`{ "level": 40 }`)
 	raw, err := token.SignOrder(s.signs["alice"], token.Order{By: "alice", Device: "lamp-1", Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: at, Expires: at.Add(time.Hour)})

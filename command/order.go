@@ -85,7 +85,10 @@ func (svc *Service) Order(ctx context.Context, a *session.Authority, c Call, tra
 	})
 	if err != nil {
 		if errors.Is(err, watchword.ErrAuthorityChanged) {
-			svc.directory.Invalidate(a.Tenant(), c.Device) // the caller's authority is read anew by session.Act; its target's is not
+			// The caller's authority is read anew by session.Act; its target's is not.
+			if err := svc.directory.Refresh(ctx, a.Tenant(), c.Device, "", ""); err != nil {
+				return Row{}, err
+			}
 		}
 		return Row{}, err
 	}

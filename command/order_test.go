@@ -76,7 +76,7 @@ func TestCallAuthorization(t *testing.T) {
 	}, s.now()))
 	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: tenant}, "door-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRevoke, "door-1", nil)))
 	must(t, err)
-	s.roll.Invalidate(tenant, "door-1")
+	s.changed("door-1")
 	for _, c := range []struct {
 		by, device         watchword.SubjectID
 		function, args     string

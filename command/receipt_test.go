@@ -162,7 +162,7 @@ func TestReceiptsUnderARevokedKey(t *testing.T) {
 	u := s.handed("")
 	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRevoke, "lamp-1", nil)))
 	must(t, err)
-	s.roll.Invalidate(tenant, "lamp-1")
+	s.changed("lamp-1")
 	_, err = s.ApplyReceipt(t.Context(), tenant, "lamp-1", watchword.AuthorityVersions{Local: true}, s.receipt(s.signs["lamp-1"], u, watchword.StatusDone), "")
 	wantCode(t, "a revoked device", err, watchword.KeyUnknown)
 }

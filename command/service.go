@@ -41,8 +41,8 @@ type Store interface {
 type Directory interface {
 	Principal(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error)
 	Target(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (policy.Target, error)
-	// Invalidate makes the next answer about a subject at least as new as the store is now.
-	Invalidate(t watchword.TenantID, id watchword.SubjectID)
+	// Refresh makes the next answer about a subject at least as new as the store is now.
+	Refresh(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error
 }
 
 // Sealer seals what lies at rest.

@@ -128,7 +128,7 @@ func (s *setup) subject(id watchword.SubjectID, kind watchword.Kind, labels watc
 	_, _, err := s.store.RedeemCode(s.t.Context(), enroll.Redemption{Tenant: tenant, Hash: hash, Sign: sign, Seal: seal}, s.now(),
 		audit.Always[watchword.Subject](s.entry(audit.DeviceEnroll, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)})))
 	must(s.t, err)
-	s.roll.Invalidate(tenant, id)
+	s.changed(id)
 }
 
 func (s *setup) entry(kind, object string, data map[string]string) audit.Entry {
@@ -159,7 +159,7 @@ func (s *setup) rekey(id watchword.SubjectID) {
 		Spent: token.SingleUse{JTI: string(sign.ID), Expires: s.now().Add(time.Hour)},
 	}, s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRekey, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)})))
 	must(s.t, err)
-	s.roll.Invalidate(tenant, id)
+	s.changed(id)
 }
 
 // as is the authority of a subject whose token carries every call.
@@ -288,4 +288,12 @@ func (s *setup) papersOf(id watchword.SubjectID, resource string) session.Creden
 	g, err := policy.FromPermissions([]watchword.Permission{{Resource: resource, Actions: []string{"call"}}}, nil)
 	must(s.t, err)
 	return session.Credentials{Tenant: tenant, Subject: id, Incarnation: 1, Key: s.signs[id].Public().ID(), Expires: s.now().Add(time.Hour), Permissions: g}
+}
+
+// changed has the directory and the desk read a subject again.
+func (s *setup) changed(id watchword.SubjectID) {
+	s.t.Helper()
+	live := session.NewLive()
+	live.Register(s.roll, s.Service)
+	must(s.t, live.Apply(s.t.Context(), watchword.Change{Tenant: tenant, Kind: watchword.SubjectChanged, ID: string(id)}))
 }

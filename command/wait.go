@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 
 	"github.com/watchword-iot/watchword"
 )
@@ -10,6 +11,7 @@ import (
 // each change.
 type waiters struct {
 	count   int
+	device  deviceRef // whose command it is; zero while nobody has said
 	changed chan struct{}
 	row     *Row // its state after the last change; nil before the first
 }
@@ -48,6 +50,7 @@ func (w *Watcher) Wait(ctx context.Context, row Row) Row {
 	for {
 		w.svc.mu.Lock()
 		changed := w.w.changed
+		w.w.device = deviceRef{row.Tenant, row.Device}
 		if now := w.w.row; now != nil && now.Tenant == row.Tenant {
 			row = *now
 		}
@@ -81,6 +84,33 @@ func (svc *Service) removeWaiter(id watchword.CommandID, w *waiters) {
 	if w.count--; w.count == 0 {
 		delete(svc.waiters, id)
 	}
+}
+
+// Receive tells those who wait for a command of a device that has changed how the command stands now: the end of a
+// device ends its commands. Code: unavailable where the store cannot be read.
+func (svc *Service) Receive(ctx context.Context, c watchword.Change) error {
+	if c.Kind != watchword.SubjectChanged && c.Kind != watchword.SubjectDeleted {
+		return nil
+	}
+	var ids []watchword.CommandID
+	svc.mu.Lock()
+	for id, w := range svc.waiters {
+		if of := (deviceRef{c.Tenant, watchword.SubjectID(c.ID)}); w.device == of || w.device == (deviceRef{}) {
+			ids = append(ids, id)
+		}
+	}
+	svc.mu.Unlock()
+	var errs []error
+	for _, id := range ids {
+		row, err := svc.store.Command(ctx, c.Tenant, id)
+		switch {
+		case err == nil && row.Device == watchword.SubjectID(c.ID) && row.State.Final():
+			svc.notify(row)
+		case err != nil && watchword.CodeOf(err) != watchword.NotFound: // of another tenant, or not there yet
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // notify wakes those who wait for r. What was told of its end stays, if news of

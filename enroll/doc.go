@@ -1,7 +1,5 @@
-// Package enroll is the gate: a stranger shows a one-time code and its public
-// keys, proves that it holds them, and becomes a subject or is turned away; with
-// no code, it waits until an operator has approved its key. In come operators who
-// add devices and strangers with keys; out go links, trust bundles and subjects.
-// It refuses codes that are unknown, used or over, keys without proof of
-// possession, and those who guess (DESIGN §1).
+// Package enroll makes keys those of a subject. A device presents a one-time code and its public keys and proves that it holds
+// them; without a code, an operator approves the keys (pairing, RFC 8628). The package takes requests by operators and by
+// devices that are not enrolled yet, and returns links, trust bundles and subjects. It refuses codes that are unknown, used or
+// expired and keys without proof of possession, and limits the rate of wrong codes.
 package enroll

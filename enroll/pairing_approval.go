@@ -81,7 +81,7 @@ func (svc *Service) ApprovePairing(ctx context.Context, by audit.Actor, a Pairin
 		}))
 	})
 	if err == nil {
-		svc.opts.SubjectChanged(ctx, by.Tenant, id)
+		err = svc.opts.Live.Apply(ctx, watchword.OfSubject(&s))
 	}
 	return s, err
 }

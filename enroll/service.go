@@ -28,8 +28,10 @@ type Options struct {
 	Pin       func() string // of the root of this moment
 	// CheckTokenSize refuses a subject whose token would outgrow its bound.
 	CheckTokenSize func(ctx context.Context, s watchword.Subject) error
-	// SubjectChanged tells that a subject has changed in the store, before the answer.
-	SubjectChanged func(ctx context.Context, t watchword.TenantID, id watchword.SubjectID)
+	// Live is told of each subject that has changed in the store, before the answer. It is a [session.Live].
+	Live interface {
+		Apply(ctx context.Context, c watchword.Change) error
+	}
 	// How long a pairing waits for an operator, and how often its device may ask; 0
 	// means PairingLife and PairingInterval.
 	PairingLifetime, PairingInterval time.Duration
@@ -92,8 +94,7 @@ func (svc *Service) CreateDeviceWithProof(ctx context.Context, by audit.Actor, i
 	if err := svc.store.CreateSubject(ctx, s, &code, by.DoneEntry(audit.DeviceCreate, string(id), now, data)); err != nil {
 		return s, Link{}, err
 	}
-	svc.opts.SubjectChanged(ctx, by.Tenant, id)
-	return s, link, nil
+	return s, link, svc.opts.Live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectChanged, ID: string(id), Version: 1})
 }
 
 // CreateLink makes a new link for a device that is new or revoked; an older one dies.
@@ -150,9 +151,9 @@ func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRe
 		var replay bool
 		if s, replay, err = svc.store.RedeemCode(ctx, redemption, now, entry); err == nil {
 			if !replay {
-				svc.opts.SubjectChanged(ctx, t, s.ID)
+				err = svc.opts.Live.Apply(ctx, watchword.OfSubject(&s))
 			}
-			return s, nil
+			return s, err
 		}
 	}
 	if watchword.CodeOf(err) == watchword.CodeInvalid {

@@ -51,9 +51,9 @@ func newSetup(t *testing.T, o enroll.Options) *setup {
 	o.PublicURL, o.Issuer = "https://hub.example/w", issuer
 	o.Pin = func() string { return strings.Repeat("p", 43) }
 	o.CheckTokenSize = func(context.Context, watchword.Subject) error { return s.fits }
-	o.SubjectChanged = func(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) {
+	o.Live = live(func(id watchword.SubjectID) {
 		s.changed = append(s.changed, id)
-	}
+	})
 	s.Service = enroll.New(st, o)
 	return s
 }
@@ -699,4 +699,14 @@ func TestRekey(t *testing.T) {
 	wantCode(t, "an operator", err, watchword.Denied)
 	_, err = s.Rekey(t.Context(), audit.Actor{Tenant: here, Subject: "nobody", Key: id(k)}, change(k, other), s.now)
 	wantCode(t, "nobody", err, watchword.NotFound)
+}
+
+// live is told of subjects that changed.
+type live func(id watchword.SubjectID)
+
+func (f live) Apply(_ context.Context, c watchword.Change) error {
+	if c.Kind == watchword.SubjectChanged && c.Version > 0 {
+		f(watchword.SubjectID(c.ID))
+	}
+	return nil
 }

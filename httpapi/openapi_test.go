@@ -16,7 +16,7 @@ var update = flag.Bool("update", false, "write testdata/openapi.json anew")
 // changes this file, in the same commit: go test ./httpapi -run TestOpenAPI -update.
 func TestOpenAPIIsWhatTheRepositoryHas(t *testing.T) {
 	const file = "testdata/openapi.json"
-	o, err := authn.New("https://hub.example", nil, nil, nil, authn.Options{})
+	o, err := authn.New("https://hub.example", nil, nil, nil, nil, authn.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -349,12 +349,12 @@ func TestEditWaitsOnceForStalledReaders(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		guard.SubjectChanged(t.Context(), tenant, "lamp") // nothing was taken
+		_ = guard.Receive(t.Context(), watchword.Change{Tenant: tenant, Kind: watchword.SubjectChanged, ID: "lamp"}) // nothing was taken
 		if n := closed.Load(); n > 0 {
 			t.Fatalf("%d connections were closed though nothing was taken", n)
 		}
 		began := time.Now()
-		guard.TokenRevoked(tenant, "lamp", "jti")
+		_ = guard.Receive(t.Context(), watchword.Change{Tenant: tenant, Kind: watchword.TokenEnded, ID: "jti", Version: 1})
 		if took := time.Since(began); took > 60*cutGrace {
 			t.Errorf("the edit took %v", took)
 		}
@@ -415,6 +415,14 @@ type fixedDirectory struct {
 
 func (r *fixedDirectory) Principal(context.Context, watchword.TenantID, watchword.SubjectID) (*session.Principal, error) {
 	return session.NewPrincipal(&r.subject, r.set), nil
+}
+
+func (r *fixedDirectory) Policies(context.Context, watchword.TenantID) (*policy.Set, error) {
+	return r.set, nil
+}
+
+func (r *fixedDirectory) TokenSubject(context.Context, watchword.TenantID, string) (watchword.SubjectID, error) {
+	return r.subject.ID, nil
 }
 
 func (r *fixedDirectory) Refresh(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {

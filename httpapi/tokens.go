@@ -146,7 +146,7 @@ func (a *API) revokeOwnToken(r *http.Request, c *caller, raw string) error {
 	if err != nil || rec == nil {
 		return err
 	}
-	return a.revokeToken(r.Context(), c.actor, rec.JTI)
+	return a.Auth.Revoke(r.Context(), c.actor, rec.JTI, a.Now())
 }
 
 // revocationCaller authenticates the client of a revocation, by token or by client assertion.
@@ -157,22 +157,12 @@ func (a *API) revocationCaller(r *http.Request, form url.Values) (*caller, error
 	return a.caller(r)
 }
 
-// revokeToken revokes one token and ends its sessions on this node. Code: not_found.
-func (a *API) revokeToken(ctx context.Context, by audit.Actor, jti string) error {
-	rec, err := a.Auth.Revoke(ctx, by, jti, a.Now())
-	if err != nil {
-		return err
-	}
-	a.Guard.TokenRevoked(by.Tenant, rec.Subject, jti)
-	return nil
-}
-
 func (a *API) tokenRoutes() {
 	type tokenJTI struct {
 		JTI string `path:"jti" maxLength:"128"`
 	}
 	register(a, operation{method: http.MethodDelete, path: "/v1/tokens/{jti}", summary: "Revoke one access token; the sessions on it end at once", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *tokenJTI) (*noBody, error) {
-			return nil, a.revokeToken(ctx, c.actor, in.JTI)
+			return nil, a.Auth.Revoke(ctx, c.actor, in.JTI, a.Now())
 		})
 }

@@ -38,5 +38,5 @@ func Hash(b []byte) string {
 func HashString(raw string) string { return Hash([]byte(raw)) }
 
 func tooLarge(what string, max int) error {
-	return watchword.Refuse(watchword.TooLarge, "%s may have %d bytes", what, max)
+	return watchword.Refuse(watchword.TooLarge, "%s must have at most %d bytes", what, max)
 }

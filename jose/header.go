@@ -111,5 +111,5 @@ func lower(c byte) byte {
 }
 
 func algorithmInvalid() error {
-	return watchword.Refuse(watchword.AlgorithmInvalid, "the algorithm is not the key's own, or is none that is taken here")
+	return watchword.Refuse(watchword.AlgorithmInvalid, "alg must be that of the key: ES256 for P-256, Ed25519 or EdDSA for Ed25519 (in a JWE alg ECDH-ES and enc A256GCM); see docs/errors.md")
 }

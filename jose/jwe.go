@@ -120,7 +120,7 @@ func (d *Decrypter) Decrypt(raw string, max int) (plaintext []byte, cty string, 
 		return nil, "", algorithmInvalid()
 	}
 	if h.kid != "" && h.kid != string(d.public.ID()) {
-		return nil, "", watchword.Refuse(watchword.KeyUnknown, "sealed to another key")
+		return nil, "", watchword.Refuse(watchword.KeyUnknown, "kid must be the thumbprint of this key: encrypted to another key")
 	}
 	epk, err := ParseJWK(h.epk, ForEncryption)
 	if err != nil || epk.crv != d.public.crv {
@@ -178,7 +178,7 @@ func (d *Decrypter) decryptParts(epk *PublicKey, p jweParts) ([]byte, error) {
 	}
 	plain, err := aead.Open(sealed[:0], iv[:], sealed, p.head)
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.SignatureInvalid, "the tag does not hold: sealed to another key, or changed on the way")
+		return nil, watchword.Wrap(err, watchword.SignatureInvalid, "decryption failed: encrypted to another key, or changed")
 	}
 	return plain, nil
 }

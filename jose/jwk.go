@@ -94,7 +94,7 @@ func readJWK(b []byte, private bool) (f jwkFields, err error) {
 }
 
 func keyInvalid(why string) error {
-	return watchword.Refuse(watchword.BadRequest, "is no JWK for this server: %s", why)
+	return watchword.Refuse(watchword.BadRequest, "is not an accepted JWK: %s", why)
 }
 
 // ParseJWK reads a public key that is to be taken for use: EC P-256 or OKP Ed25519

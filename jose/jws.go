@@ -119,7 +119,7 @@ func (u *Unverified) Verify(k *PublicKey) ([]byte, error) {
 		return nil, algorithmInvalid()
 	}
 	if u.Kid != "" && u.Kid != string(k.ID()) {
-		return nil, watchword.Refuse(watchword.KeyUnknown, "kid names another key")
+		return nil, watchword.Refuse(watchword.KeyUnknown, "kid must be the thumbprint of the key that verifies")
 	}
 	ok := false
 	switch alg {
@@ -130,7 +130,7 @@ func (u *Unverified) Verify(k *PublicKey) ([]byte, error) {
 		ok = ed25519.Verify(k.ed, u.input, u.signature[:])
 	}
 	if !ok {
-		return nil, watchword.Refuse(watchword.SignatureInvalid, "the signature does not hold")
+		return nil, watchword.Refuse(watchword.SignatureInvalid, "the signature does not verify; see docs/errors.md")
 	}
 	return u.payload, nil
 }

@@ -74,7 +74,7 @@ func (p *Pair) UnverifiedPayload() []byte { return p.First.UnverifiedPayload() }
 // [Unverified.Verify].
 func (p *Pair) Verify(first, second *PublicKey) ([]byte, error) {
 	if first.ID() == second.ID() {
-		return nil, watchword.Refuse(watchword.KeyUnknown, "one key cannot sign for two")
+		return nil, watchword.Refuse(watchword.KeyUnknown, "the two signatures must be by different keys")
 	}
 	if _, err := p.First.Verify(first); err != nil {
 		return nil, err

@@ -146,7 +146,7 @@ func (k *PublicKey) VerifyBytes(message, sig []byte) error {
 		ok = ed25519.Verify(k.ed, message, sig)
 	}
 	if !ok {
-		return watchword.Refuse(watchword.SignatureInvalid, "the proof is not the key's")
+		return watchword.Refuse(watchword.SignatureInvalid, "the signature does not verify")
 	}
 	return nil
 }

@@ -67,13 +67,13 @@ func currentBundle(bundles []SignedBundle, now time.Time) (SignedBundle, bool) {
 func (r *Rotator) BundleChain(from, until, now time.Time) (out []string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	first, ok := currentBundle(r.bundles, from)
-	last, ok2 := currentBundle(r.bundles, now)
+	first, ok := currentBundle(r.ring.state.Load().bundles, from)
+	last, ok2 := currentBundle(r.ring.state.Load().bundles, now)
 	if !ok || !ok2 {
 		return nil, watchword.Refuse(watchword.NotFound, "there is no trust bundle of that time")
 	}
 	var roots []*jose.PublicKey
-	for _, b := range r.bundles {
+	for _, b := range r.ring.state.Load().bundles {
 		if b.Version < first.Version || b.Version > last.Version {
 			continue
 		}

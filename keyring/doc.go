@@ -1,7 +1,5 @@
-// Package keyring is the server's keys: each role its own (DESIGN §7), made
-// once, kept sealed in the store under a key-encryption key that is not there,
-// and lent out as signers and public halves. In come a store and a
-// key-encryption key, out go signers, key sets, certificates and sealed bytes.
-// It refuses key files that others can read, and a key-encryption key that is
-// not the one that sealed the ring.
+// Package keyring holds and rotates the server's keys, one set for each role (docs/operations.md, Keys). Private keys are
+// encrypted in the store with a data key, which is wrapped by a key-encryption key that is not in the store. The package returns
+// signers, public keys, certificates and encrypted bytes. It refuses key files that other users can read, and a key-encryption
+// key that is not the one that wrapped the data key.
 package keyring

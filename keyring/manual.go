@@ -148,7 +148,7 @@ func (r *Rotator) PlanBundles(ctx context.Context, by audit.Actor, count int, no
 		return nil, err
 	}
 	version := int64(0)
-	for _, b := range r.bundles {
+	for _, b := range r.ring.state.Load().bundles {
 		version = max(version, b.Version)
 	}
 	return r.ring.state.Load().planBundles(r.ring.instance, r.opts.Schedule, r.opts.BundleInfo, version+1, count, now)
@@ -167,11 +167,11 @@ func (r *Rotator) ImportBundles(ctx context.Context, by audit.Actor, raws []stri
 		return watchword.RefuseField("bundles", "must be 1 to %d", MaxPlannedBundles)
 	}
 	known := token.Trust{Issuer: r.ring.Issuer(), Epoch: r.ring.Epoch(), Roots: ks.public[Root]}
-	for _, b := range r.bundles {
+	for _, b := range r.ring.state.Load().bundles {
 		known.Version = max(known.Version, b.Version)
 	}
 	var t KeyUpdate
-	for _, b := range r.bundles {
+	for _, b := range r.ring.state.Load().bundles {
 		if b.Starts.After(now) {
 			t.DropBundles = append(t.DropBundles, b.Version)
 		}

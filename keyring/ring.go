@@ -7,7 +7,10 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"maps"
+	"slices"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
@@ -24,20 +27,25 @@ type Store interface {
 	RotateKeys(ctx context.Context, t KeyUpdate, es ...audit.Entry) error
 }
 
-// Ring holds the opened keys as they are now: ask it each time, and
-// keep nothing that it lends. It is safe for concurrent use. Who turns it is a
-// [Rotator].
+// Ring holds the opened keys as they stand at this moment: ask it each time, and
+// keep nothing that it lends. It is safe for concurrent use. A [Rotator] turns the keys
+// in the store; the ring reads them from there ([Ring.Receive]).
 type Ring struct {
+	store     Store
 	instance  Instance
 	dataKey   []byte
 	deriveKey []byte // made of data: no key has two uses
 	state     atomic.Pointer[keyState]
-	bundle    atomic.Pointer[string]
+
+	reading sync.Mutex               // held while the keys are read, so that a later reading is not overwritten
+	missed  atomic.Bool              // the keys changed, and could not be read
+	written atomic.Pointer[keyState] // what this process wrote since they were read; nil: nothing
 }
 
 // keyState is one state of the ring. It is immutable.
 type keyState struct {
 	all     []SealedKey                  // all, oldest first
+	bundles []SignedBundle               // in order of their versions
 	signers map[Role]*jose.Signer        // the active key of each role; no root where it lives offline
 	public  map[Role][]*jose.PublicKey   // every valid key, oldest first
 	private map[watchword.KeyID]*private // of every valid key whose private half is here
@@ -70,7 +78,7 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Ring{instance: founding}
+	r := &Ring{store: st, instance: founding}
 	for _, s := range sealed {
 		if s.Role != Data || s.State != Active {
 			continue
@@ -92,11 +100,58 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
+	if k.bundles, err = st.Bundles(ctx); err != nil {
+		return nil, err
+	}
 	r.state.Store(k)
 	return r, nil
 }
 
-// open opens every valid key, and refuses a ring that lacks one.
+// Receive reads the keys and the trust bundles from the store again. Codes: unavailable, key_damaged; the keys are what this
+// process wrote last then, and [Rotator.Step] has them read again.
+func (r *Ring) Receive(ctx context.Context, c watchword.Change) error {
+	if c.Kind != watchword.ServerKeysChanged {
+		return nil
+	}
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	k, err := r.read(ctx)
+	r.missed.Store(err != nil)
+	if err != nil {
+		k = r.written.Load() // a key that was revoked here counts no more, whether or not the store can be read
+	}
+	if k != nil {
+		r.state.Store(k)
+		r.written.Store(nil)
+	}
+	return err
+}
+
+func (r *Ring) read(ctx context.Context) (*keyState, error) {
+	sealed, err := r.store.ServerKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	k, err := r.open(sealed)
+	if err != nil {
+		return nil, err
+	}
+	k.bundles, err = r.store.Bundles(ctx)
+	return k, err
+}
+
+// version counts the steps that all keys have taken: see [watchword.ServerKeysChanged].
+func (k *keyState) version() (n int64) {
+	for _, s := range k.all {
+		n += 1 + int64(slices.Index(steps, s.State))
+	}
+	return n
+}
+
+// steps is the states of a key in the order in which it takes them. One may be left out.
+var steps = []State{Next, Active, Retiring, Gone, Revoked}
+
+// open opens every key that counts, and refuses a ring that lacks one.
 func (r *Ring) open(sealed []SealedKey) (*keyState, error) {
 	k := &keyState{
 		all: sealed, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{},
@@ -241,12 +296,10 @@ func (r *Ring) IssuerKeyRevoked(id watchword.KeyID) bool { return r.state.Load()
 // JWKS returns the valid issuer keys, as a JWK Set.
 func (r *Ring) JWKS() []byte { return r.state.Load().jwks }
 
-// Bundle returns the current trust bundle; empty before a [Rotator] began.
-func (r *Ring) Bundle() string {
-	if b := r.bundle.Load(); b != nil {
-		return *b
-	}
-	return ""
+// Bundle returns the trust bundle that counts now; empty before a [Rotator] began.
+func (r *Ring) Bundle(now time.Time) string {
+	b, _ := currentBundle(r.state.Load().bundles, now)
+	return string(b.JWS)
 }
 
 // Seal seals bytes for rest. context says what they are and whose, as

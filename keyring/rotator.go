@@ -18,10 +18,7 @@ import (
 type RotatorOptions struct {
 	Schedule
 	BundleInfo
-	// OnChange, if not nil, is told what has changed: it is in the store and in the
-	// ring by then, and whoever asked gets the answer when it returns.
-	OnChange func(ctx context.Context, n ChangeNotice)
-	Log      *slog.Logger // nil means slog.Default
+	Log *slog.Logger // nil means slog.Default
 }
 
 // BundleInfo is what a bundle says beside the keys.
@@ -31,11 +28,9 @@ type BundleInfo struct {
 	Quorum    int      // how many of them a device wants
 }
 
-// ChangeNotice is what a turn means to others.
-type ChangeNotice struct {
-	Revoked []SealedKey // keys that are not valid any more, for cause
-	CAs     bool        // the own authorities are others
-	Bundle  bool        // another trust bundle is published
+// Live takes a change to whoever must know: the ring first. It is a [session.Live].
+type Live interface {
+	Apply(ctx context.Context, c watchword.Change) error
 }
 
 // Rotator turns the keys of a ring: by time, by hand, for cause. It signs the
@@ -43,35 +38,28 @@ type ChangeNotice struct {
 type Rotator struct {
 	store Store
 	ring  *Ring
+	live  Live
 	opts  RotatorOptions
 
-	mu         sync.Mutex // held over a turn
-	bundles    []SignedBundle
-	lastWarned time.Time // when it was last said that a bundle must be signed elsewhere
+	mu         sync.Mutex // held over a turn, until everybody is past it
+	bundle     string     // that was published when everybody was told last
+	lastWarned time.Time  // when it was last said that a bundle must be signed elsewhere
 }
 
 // NewRotator returns the rotator of ring, with a trust bundle published. Codes: as
 // [Rotator.Step].
-func NewRotator(ctx context.Context, st Store, ring *Ring, o RotatorOptions, now time.Time) (*Rotator, error) {
+func NewRotator(ctx context.Context, st Store, ring *Ring, live Live, o RotatorOptions, now time.Time) (*Rotator, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	k := &Rotator{store: st, ring: ring, opts: o}
-	var err error
-	if k.bundles, err = st.Bundles(ctx); err != nil {
-		return nil, err
-	}
+	k := &Rotator{store: st, ring: ring, live: live, opts: o, bundle: ring.Bundle(now)}
 	return k, k.Step(ctx, now)
 }
 
 // OpenRotator returns the rotator of a server that does not run: nothing turns, and
 // what the bundle says of the server's certificate stays as it was said last.
-func OpenRotator(ctx context.Context, st Store, ring *Ring, now time.Time) (*Rotator, error) {
-	k := &Rotator{store: st, ring: ring, opts: RotatorOptions{Log: slog.Default()}}
-	var err error
-	if k.bundles, err = st.Bundles(ctx); err != nil {
-		return nil, err
-	}
+func OpenRotator(st Store, ring *Ring, live Live, now time.Time) (*Rotator, error) {
+	k := &Rotator{store: st, ring: ring, live: live, opts: RotatorOptions{Log: slog.Default()}, bundle: ring.Bundle(now)}
 	if t, err := k.currentBundle(now); err != nil {
 		return nil, err
 	} else if t != nil {
@@ -86,6 +74,11 @@ func OpenRotator(ctx context.Context, st Store, ring *Ring, now time.Time) (*Rot
 func (r *Rotator) Step(ctx context.Context, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.ring.missed.Load() {
+		if err := r.tell(ctx, r.ring.state.Load().version()); err != nil {
+			return err
+		}
+	}
 	ks := r.ring.state.Load()
 	known, err := r.currentBundle(now)
 	if err != nil {
@@ -114,7 +107,7 @@ func (r *Rotator) newKey(role Role, state State, now, starts time.Time) (SealedK
 
 // published is the bundle of now, read; nil if there is none yet.
 func (r *Rotator) currentBundle(now time.Time) (*token.Trust, error) {
-	b, ok := currentBundle(r.bundles, now)
+	b, ok := currentBundle(r.ring.state.Load().bundles, now)
 	if !ok {
 		return nil, nil
 	}
@@ -125,45 +118,44 @@ func (r *Rotator) currentBundle(now time.Time) (*token.Trust, error) {
 	return &t, nil
 }
 
-// apply carries t out, signs what it makes necessary, and tells. It is called with mu held.
+// apply carries t out, signs what it makes necessary, and tells whoever must know. It is called with mu held.
 func (r *Rotator) apply(ctx context.Context, by audit.Actor, t KeyUpdate, reason string, now time.Time) error {
 	before := r.ring.state.Load()
-	after, err := r.ring.open(t.after(before.all))
+	after, err := r.ring.open(t.after(before.all)) // before it is written: what cannot be opened is not begun
 	if err != nil {
 		return err
 	}
 	if err := r.signBundles(&t, after, now); err != nil {
 		return err
 	}
-	n := ChangeNotice{CAs: !slices.EqualFunc(before.anchors, after.anchors, slices.Equal)}
-	if len(t.Add)+len(t.Change)+len(t.Bundles)+len(t.DropBundles) > 0 {
+	turns := len(t.Add)+len(t.Change)+len(t.Bundles)+len(t.DropBundles) > 0
+	if turns {
 		if err := r.store.RotateKeys(ctx, t, auditEntries(by, t, reason, now)...); err != nil {
 			return err
 		}
-		for _, m := range t.Change {
-			if m.To == Revoked {
-				n.Revoked = append(n.Revoked, SealedKey{ID: m.ID, Role: m.Role, State: Revoked})
-			}
+		after.bundles = slices.DeleteFunc(append(slices.Clone(before.bundles), t.Bundles...), func(b SignedBundle) bool { return slices.Contains(t.DropBundles, b.Version) })
+		r.ring.written.Store(after)
+	}
+	// A bundle that was signed ahead begins by itself.
+	if bundle := r.ring.Bundle(now); turns || bundle != r.bundle {
+		if err := r.tell(ctx, after.version()); err != nil {
+			return err
 		}
+		r.bundle = r.ring.Bundle(now)
 	}
-	r.bundles = slices.DeleteFunc(append(r.bundles, t.Bundles...), func(b SignedBundle) bool { return slices.Contains(t.DropBundles, b.Version) })
-	r.ring.state.Store(after)
-	if b, ok := currentBundle(r.bundles, now); ok {
-		text := string(b.JWS)
-		old := r.ring.bundle.Swap(&text)
-		n.Bundle = old != nil && *old != text
-	}
-	r.warnStale(ctx, after, now)
-	if r.opts.OnChange != nil && (n.CAs || n.Bundle || len(n.Revoked) > 0) {
-		r.opts.OnChange(context.WithoutCancel(ctx), n)
-	}
+	r.warnStale(ctx, r.ring.state.Load(), now)
 	return nil
+}
+
+// tell takes what stands in the store to the ring and whoever must know. version is that of the keys.
+func (r *Rotator) tell(ctx context.Context, version int64) error {
+	return r.live.Apply(ctx, watchword.Change{Kind: watchword.ServerKeysChanged, Version: version})
 }
 
 // signBundles adds to t the bundle that the ring needs after it, and drops those signed
 // ahead that a turn has overtaken.
 func (r *Rotator) signBundles(t *KeyUpdate, after *keyState, now time.Time) error {
-	all := append(slices.Clone(r.bundles), t.Bundles...)
+	all := append(slices.Clone(r.ring.state.Load().bundles), t.Bundles...)
 	version := int64(0)
 	for _, b := range all {
 		version = max(version, b.Version)
@@ -218,7 +210,7 @@ func (r *Rotator) staleReason(ks *keyState, now time.Time) string {
 	if !ks.rootOffline() {
 		return ""
 	}
-	b, ok := currentBundle(r.bundles, now)
+	b, ok := currentBundle(r.ring.state.Load().bundles, now)
 	if !ok {
 		return "no trust bundle was signed"
 	}
@@ -333,10 +325,10 @@ func (r *Rotator) Status(now time.Time) Status {
 		}
 		st.Keys = append(st.Keys, s.info())
 	}
-	if b, ok := currentBundle(r.bundles, now); ok {
+	if b, ok := currentBundle(r.ring.state.Load().bundles, now); ok {
 		st.Version, st.BundleExpires = b.Version, b.Expires
 	}
-	for _, b := range r.bundles {
+	for _, b := range r.ring.state.Load().bundles {
 		if b.Starts.After(now) {
 			st.PlannedBundles++
 		}

@@ -1,7 +1,6 @@
 package mqtt_test
 
 import (
-	"context"
 	"crypto/ed25519"
 	"encoding/binary"
 	"encoding/json"
@@ -68,7 +67,7 @@ func (srv *testServer) retireKey(id watchword.SubjectID) {
 	srv.mu.Lock()
 	srv.subjects[id].Keys = []watchword.Key{{ID: "k1", Purpose: watchword.Sign, State: watchword.KeyRetired}}
 	srv.mu.Unlock()
-	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+	srv.changed(watchword.SubjectChanged, string(id))
 }
 
 func TestInvalidTokenTakesNoConnectionOver(t *testing.T) {
@@ -76,7 +75,7 @@ func TestInvalidTokenTakesNoConnectionOver(t *testing.T) {
 		"of a key that was retired": func(srv *testServer, old string) { srv.edit(old, func(p *session.Credentials) { p.Key = "k0" }) },
 		"of an earlier life":        func(srv *testServer, old string) { srv.edit(old, func(p *session.Credentials) { p.Incarnation = 0 }) },
 		"revoked just now": func(srv *testServer, old string) {
-			srv.guard.TokenRevoked(watchword.DefaultTenant, "lamp-7", old)
+			srv.changed(watchword.TokenEnded, old)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -105,7 +105,6 @@ func New(d Dependencies, options Options) *Broker {
 	b.queueQuota, b.offlineQuota, b.connectionQuota = newQueueQuota(&b.options), newOfflineQuota(&b.options), newConnectionQuota(&b.options)
 	b.journal = newJournal(&b.options, d.Store)
 	b.wills.init(b)
-	b.deps.Guard.Watch(b.authorityChanged)
 	if d.Store != nil {
 		b.background.Go(func() { b.journal.run(b.ctx) })
 	}

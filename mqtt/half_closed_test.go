@@ -119,7 +119,7 @@ func TestASessionThatEndsBeforeTheWillIsPublished(t *testing.T) {
 	srv.device("slow")
 	asked, goOn := make(chan struct{}), make(chan struct{})
 	r.slow.Store(&slowAnswer{asked, goOn})
-	go srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, "slow") // the will waits for it
+	go srv.changed(watchword.SubjectChanged, "slow") // the will waits for it
 	testwait.For(t, "the read of the authority", asked)
 	lamp.closeAbruptly()
 	await(t, "the end of the connection", func() bool { return len(srv.broker.SessionStates(watchword.DefaultTenant, "lamp")) == 0 })

@@ -170,7 +170,7 @@ func TestStateIsDeliveredWhileReporterMayPublish(t *testing.T) {
 			srv.mu.Lock()
 			srv.subjects[id].Incarnation++
 			srv.mu.Unlock()
-			srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+			srv.changed(watchword.SubjectChanged, string(id))
 		}, nil},
 	} {
 		for _, filter := range []string{"devices/lamp/state", "devices/+/state"} {

@@ -32,6 +32,14 @@ func (allActiveDirectory) Refresh(context.Context, watchword.TenantID, watchword
 	return nil
 }
 
+func (allActiveDirectory) Policies(context.Context, watchword.TenantID) (*policy.Set, error) {
+	return policy.NewSet(), nil
+}
+
+func (allActiveDirectory) TokenSubject(context.Context, watchword.TenantID, string) (watchword.SubjectID, error) {
+	return "", watchword.Refuse(watchword.NotFound, "nobody")
+}
+
 func (e allActiveDirectory) Principal(_ context.Context, t watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	return &session.Principal{Subject: &watchword.Subject{Tenant: t, ID: id, Kind: watchword.Device, State: watchword.Active, Incarnation: 1}, Grant: e.today}, nil
 }

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"context"
 	"log/slog"
 
 	"github.com/watchword-iot/watchword"
@@ -8,10 +9,26 @@ import (
 	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
-// authorityChanged is the guard's: before it returns, nobody is given anything more that
-// an owner may no longer publish. id is empty where policy changed.
+// Receive has it asked again which retained messages may be given: of a subject that changed, or of all where policies
+// changed. When it returns, none is given any more that its owner may no longer publish.
+func (b *Broker) Receive(_ context.Context, c watchword.Change) error {
+	switch c.Kind {
+	case watchword.SubjectChanged, watchword.SubjectDeleted:
+		b.authorityChanged(c.Tenant, watchword.SubjectID(c.ID))
+	case watchword.PoliciesChanged:
+		b.authorityChanged(c.Tenant, "")
+	}
+	return nil
+}
+
+// authorityChanged is of a subject, or of policies where id is empty.
 func (b *Broker) authorityChanged(t watchword.TenantID, id watchword.SubjectID) {
-	tn := b.tenant(t)
+	b.mu.Lock()
+	tn := b.tenants[t]
+	b.mu.Unlock()
+	if tn == nil { // no client of this tenant was ever here, and nothing is retained
+		return
+	}
 	b.retainedPurge.enqueue(tn, tn.bus.Retained.Changed(id))
 }
 

@@ -1,7 +1,6 @@
 package mqtt_test
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"slices"
@@ -78,7 +77,7 @@ func (srv *testServer) reincarnate(id watchword.SubjectID) {
 	srv.subjects[id].Incarnation++
 	srv.subjects[id].State = watchword.Active
 	srv.mu.Unlock()
-	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+	srv.changed(watchword.SubjectChanged, string(id))
 }
 
 // deleteSubject takes a subject off the roll.
@@ -86,7 +85,7 @@ func (srv *testServer) deleteSubject(id watchword.SubjectID) {
 	srv.mu.Lock()
 	delete(srv.subjects, id)
 	srv.mu.Unlock()
-	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+	srv.changed(watchword.SubjectChanged, string(id))
 }
 
 // A retained message is given while its publisher may publish it at that moment.

@@ -140,14 +140,14 @@ func (srv *testServer) policy(lines ...string) {
 	srv.mu.Lock()
 	srv.set = policy.NewSet(d)
 	srv.mu.Unlock()
-	srv.guard.PolicyChanged(context.Background(), watchword.DefaultTenant, d)
+	srv.changed(watchword.PoliciesChanged, "")
 }
 
 func (srv *testServer) state(id watchword.SubjectID, st watchword.State) {
 	srv.mu.Lock()
 	srv.subjects[id].State = st
 	srv.mu.Unlock()
-	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+	srv.changed(watchword.SubjectChanged, string(id))
 }
 
 // token makes a token for a subject, which is added if there is none yet.
@@ -179,6 +179,28 @@ func (srv *testServer) token(id watchword.SubjectID, life time.Duration, perm ..
 
 func (srv *testServer) Refresh(context.Context, watchword.TenantID, watchword.SubjectID, string, watchword.KeyID) error {
 	return nil
+}
+
+func (h *testServer) Policies(context.Context, watchword.TenantID) (*policy.Set, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.set, nil
+}
+
+func (h *testServer) TokenSubject(_ context.Context, _ watchword.TenantID, jti string) (watchword.SubjectID, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tokens[jti].Subject, nil
+}
+
+// changed takes a change to the engine and the guard, in the order of the server.
+func (h *testServer) changed(kind watchword.ChangeKind, id string) {
+	h.t.Helper()
+	live := session.NewLive()
+	live.Register(h.broker, h.guard)
+	if err := live.Apply(context.Background(), watchword.Change{Tenant: watchword.DefaultTenant, Kind: kind, ID: id}); err != nil {
+		h.t.Error(err)
+	}
 }
 
 func (h *testServer) Principal(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {

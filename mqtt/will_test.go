@@ -1,7 +1,6 @@
 package mqtt_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -73,7 +72,7 @@ func TestWillsOfEveryEnd(t *testing.T) {
 		srv.mu.Lock()
 		raw := fmt.Sprintf("token-%d", srv.serial) // the last one that was made
 		srv.mu.Unlock()
-		srv.guard.TokenRevoked(watchword.DefaultTenant, "lamp", raw)
+		srv.changed(watchword.TokenEnded, raw)
 	}
 	expire := func() { time.Sleep(willToken); synctest.Wait() }
 	const now, grace, never = time.Nanosecond, time.Minute, 0
@@ -111,7 +110,7 @@ func TestWillsOfEveryEnd(t *testing.T) {
 			srv.mu.Lock()
 			srv.subjects["lamp"].Incarnation = 2
 			srv.mu.Unlock()
-			srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, "lamp")
+			srv.changed(watchword.SubjectChanged, "lamp")
 		}, never},
 		"the server was killed, and it was suspended meanwhile": {func(srv *testServer, _ *testClient) {
 			srv.crash(mqtt.Options{})
@@ -186,7 +185,7 @@ func (srv *testServer) forget(id watchword.SubjectID) {
 	s := srv.subjects[id]
 	delete(srv.subjects, id)
 	srv.mu.Unlock()
-	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+	srv.changed(watchword.SubjectChanged, string(id))
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	srv.subjects[id] = s // enrolled again, and nobody told the guard
@@ -200,7 +199,7 @@ func (srv *testServer) rekey(id watchword.SubjectID) {
 	s.Keys = []watchword.Key{{ID: "k2", Purpose: watchword.Sign, State: watchword.KeyActive}}
 	srv.subjects[id] = &s
 	srv.mu.Unlock()
-	srv.guard.SubjectChanged(context.Background(), watchword.DefaultTenant, id)
+	srv.changed(watchword.SubjectChanged, string(id))
 }
 
 // The will is in the store before the client hears CONNACK; where it cannot be, the client
@@ -315,7 +314,7 @@ func TestWillUsesLatestToken(t *testing.T) {
 					if last {
 						gone = second
 					}
-					srv.guard.TokenRevoked(watchword.DefaultTenant, "lamp", gone)
+					srv.changed(watchword.TokenEnded, gone)
 					time.Sleep(2 * time.Minute)
 					if !last {
 						subscriber.wantMessage("will", "gone")

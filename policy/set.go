@@ -84,6 +84,19 @@ func (s *Set) Without(name string) *Set {
 	return index(m)
 }
 
+// Differ returns the documents that are in one of two sets and not in the other: both versions of one that was replaced. a
+// and b share the documents that did not change.
+func Differ(a, b *Set) (out []*Document) {
+	for _, x := range [][2]*Set{{a, b}, {b, a}} {
+		for name, d := range x[0].docs {
+			if x[1].docs[name] != d {
+				out = append(out, d)
+			}
+		}
+	}
+	return out
+}
+
 // For compiles the policies for one subject. Documents that do not apply cost nothing.
 func (s *Set) For(w Subject) *Grant {
 	found := slices.Clone(s.bySubject[w.ID])

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/recent"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // directoryCacheBytes is how much memory the principals that a directory remembers may take.
@@ -25,19 +27,28 @@ type DirectoryStore interface {
 	// CheckToken refuses a token that was revoked, or whose issuer key was. Codes: token_revoked,
 	// issuer_revoked, unavailable.
 	CheckToken(ctx context.Context, t watchword.TenantID, jti string, signedBy watchword.KeyID) error
+	TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error)
 }
 
 // Directory answers who a subject of a tenant is now, what policy gives it, and its keys, from memory where it can. It is
-// safe for concurrent use. After Forget or Renew returned, no answer is older than that.
+// safe for concurrent use. After Receive or Renew returned, no answer is older than that.
 type Directory struct {
 	store DirectoryStore
 
-	reloadMu sync.Mutex // held while policies are read from the store
-	policies atomic.Pointer[map[watchword.TenantID]*policy.Set]
+	policies atomic.Pointer[map[watchword.TenantID]*policy.Set] // that stand; none of a tenant: they are read when asked for
+
+	reloadMu       sync.Mutex                                // held while policies are read from the store
+	reloadPolicies map[watchword.TenantID]map[string]version // what was read last, by the policy's name
 
 	mu         sync.Mutex
-	generation uint64 // grows with each Forget, so that a read begun before it is not remembered after
+	generation uint64 // grows with each subject that is forgotten, so that a read begun before it is not remembered after
 	cache      *recent.Sized[subjectRef, *session.Principal]
+}
+
+// version is one version of a policy, parsed.
+type version struct {
+	number int64
+	doc    *policy.Document
 }
 
 type subjectRef struct {
@@ -47,12 +58,13 @@ type subjectRef struct {
 
 // NewDirectory returns a directory over st. The policies of a tenant are read when they are first asked for.
 func NewDirectory(st DirectoryStore) *Directory {
-	d := &Directory{store: st, cache: recent.NewSized[subjectRef, *session.Principal](directoryCacheBytes)}
+	d := &Directory{store: st, reloadPolicies: map[watchword.TenantID]map[string]version{}, cache: recent.NewSized[subjectRef, *session.Principal](directoryCacheBytes)}
 	d.policies.Store(&map[watchword.TenantID]*policy.Set{})
 	return d
 }
 
-// Policies returns a tenant's policies as they are now. Code: unavailable.
+// Policies returns a tenant's policies as they stand now. A document that did not change is the same pointer in the next
+// set. Code: unavailable.
 func (d *Directory) Policies(ctx context.Context, t watchword.TenantID) (*policy.Set, error) {
 	if set := (*d.policies.Load())[t]; set != nil {
 		return set, nil
@@ -62,81 +74,113 @@ func (d *Directory) Policies(ctx context.Context, t watchword.TenantID) (*policy
 	if set := (*d.policies.Load())[t]; set != nil {
 		return set, nil
 	}
-	return d.reloadPolicies(ctx, t)
+	return d.readPolicies(ctx, t)
 }
 
-// put is called with reading held.
+// put is called with reading held. nil has them read when they are asked for.
 func (d *Directory) put(t watchword.TenantID, set *policy.Set) {
 	all := maps.Clone(*d.policies.Load())
-	all[t] = set
+	if all[t] = set; set == nil {
+		delete(all, t)
+	}
 	d.policies.Store(&all)
 }
 
-// reloadPolicies reads the policies of a tenant, and puts them in force where they are newer. It is called with reading held.
-func (d *Directory) reloadPolicies(ctx context.Context, t watchword.TenantID) (*policy.Set, error) {
-	set, err := loadPolicies(ctx, d.store, t)
+// readPolicies reads the policies of a tenant and puts them in force. It is called with reading held.
+func (d *Directory) readPolicies(ctx context.Context, t watchword.TenantID) (*policy.Set, error) {
+	number, err := d.store.PolicyVersion(ctx, t)
 	if err != nil {
 		return nil, err
 	}
-	if known := (*d.policies.Load())[t]; known != nil && known.Version() >= set.Version() {
-		return known, nil
+	// Read after the version: what changes in between makes the set newer than it says, and it is read
+	// again for the version that is found then.
+	rows, err := d.store.Policies(ctx, t)
+	if err != nil {
+		return nil, err
 	}
+	last, read := d.reloadPolicies[t], make(map[string]version, len(rows))
+	docs := make([]*policy.Document, len(rows))
+	for i, row := range rows {
+		v := last[row.Name]
+		if v.doc == nil || v.number != row.Version {
+			if v, err = parse(ctx, row); err != nil {
+				return nil, err
+			}
+		}
+		docs[i], read[row.Name] = v.doc, v
+	}
+	set := policy.NewSet(docs...).At(number)
+	d.reloadPolicies[t] = read
 	d.put(t, set)
 	return set, nil
 }
 
-// installPolicies puts a set in force that was made from the one before by one change. Where another
-// change came between (of another node, or of an issuer key) the store is read instead.
-func (d *Directory) installPolicies(ctx context.Context, t watchword.TenantID, before, set *policy.Set) error {
+func parse(ctx context.Context, row policy.Stored) (version, error) {
+	doc, unbounded, err := policy.ParseStored(row.Name, row.Source)
+	if err != nil {
+		return version{}, watchword.Wrap(err, watchword.Internal, "stored policy %s", row.Name)
+	}
+	if len(unbounded) > 0 {
+		slog.WarnContext(ctx, "a policy has bounds on arguments that could take too long: its calls are refused until it is applied with others", slog.String("policy", row.Name), slog.Any("args", unbounded))
+	}
+	return version{row.Version, doc}, nil
+}
+
+// renewPolicies has the policies of a version or a later one in force. Where they cannot be read none are: nobody gets
+// anything until they can.
+func (d *Directory) renewPolicies(ctx context.Context, t watchword.TenantID, number int64) error {
+	if d.hasVersion(t, number) {
+		return nil
+	}
 	d.reloadMu.Lock()
 	defer d.reloadMu.Unlock()
-	now := (*d.policies.Load())[t]
-	switch {
-	case now.Version() >= set.Version(): // read from the store meanwhile
-		return nil
-	case now == before && set.Version() == before.Version()+1:
-		d.put(t, set)
+	if d.hasVersion(t, number) {
 		return nil
 	}
-	_, err := d.reloadPolicies(ctx, t)
-	if err != nil {
-		// What is known of the change is in force for live sessions all the same. Under the version of
-		// before no act commits on it until the store was read.
-		d.put(t, set.At(now.Version()))
-	}
+	d.put(t, nil)
+	_, err := d.readPolicies(ctx, t)
 	return err
+}
+
+// hasVersion reports whether no policies of t are in force that are older than a version.
+func (d *Directory) hasVersion(t watchword.TenantID, number int64) bool {
+	set := (*d.policies.Load())[t]
+	return set == nil || number <= set.Version()
+}
+
+// Receive forgets what has changed: it is read from the store again. Code: unavailable where policies cannot be read.
+func (d *Directory) Receive(ctx context.Context, c watchword.Change) error {
+	switch c.Kind {
+	case watchword.SubjectChanged, watchword.SubjectDeleted:
+		d.forget(c.Tenant, watchword.SubjectID(c.ID))
+	case watchword.PoliciesChanged:
+		return d.renewPolicies(ctx, c.Tenant, c.Version)
+	}
+	return nil
 }
 
 // Refresh makes the next answer of [Directory.Principal] about a subject, and the policies, at least as new
 // as the store is now, and refuses a token that is not valid any more there: an act that was decided on
 // something older is decided again. Codes: token_revoked, issuer_revoked, unavailable.
 func (d *Directory) Refresh(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error {
-	d.Invalidate(t, id)
+	d.forget(t, id)
 	if err := d.store.CheckToken(ctx, t, jti, signedBy); err != nil {
 		return err
 	}
-	version, err := d.store.PolicyVersion(ctx, t)
-	if err != nil || d.hasVersion(t, version) {
+	number, err := d.store.PolicyVersion(ctx, t)
+	if err != nil {
 		return err
 	}
-	d.reloadMu.Lock()
-	defer d.reloadMu.Unlock()
-	if d.hasVersion(t, version) {
-		return nil
-	}
-	_, err = d.reloadPolicies(ctx, t)
-	return err
+	return d.renewPolicies(ctx, t, number)
 }
 
-// hasVersion reports whether the policies of t that are in force are of a version or a later one. Those that were never read
-// are read when they are asked for.
-func (d *Directory) hasVersion(t watchword.TenantID, version int64) bool {
-	set := (*d.policies.Load())[t]
-	return set == nil || version <= set.Version()
+// TokenSubject returns whose an access token is, as it is on record. Codes: not_found, unavailable.
+func (d *Directory) TokenSubject(ctx context.Context, t watchword.TenantID, jti string) (watchword.SubjectID, error) {
+	r, err := d.store.TokenRecord(ctx, t, jti)
+	return r.Subject, err
 }
 
-// Invalidate drops a subject that has changed in the store.
-func (d *Directory) Invalidate(t watchword.TenantID, id watchword.SubjectID) {
+func (d *Directory) forget(t watchword.TenantID, id watchword.SubjectID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.generation++

@@ -13,6 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/registry"
 	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/token"
 )
 
 const here, there = watchword.TenantID("here"), watchword.TenantID("there")
@@ -38,7 +39,7 @@ func (s *truth) Policies(_ context.Context, t watchword.TenantID) ([]policy.Stor
 	if s.down.Load() {
 		return nil, watchword.Refuse(watchword.Unavailable, "down")
 	}
-	return []policy.Stored{{Tenant: t, Name: "one", Version: 1, Source: []byte(s.policies[t])}}, nil
+	return []policy.Stored{{Tenant: t, Name: "one", Version: s.version.Load(), Source: []byte(s.policies[t])}}, nil
 }
 
 func (s *truth) PolicyVersion(context.Context, watchword.TenantID) (int64, error) {
@@ -47,6 +48,10 @@ func (s *truth) PolicyVersion(context.Context, watchword.TenantID) (int64, error
 
 func (s *truth) CheckToken(context.Context, watchword.TenantID, string, watchword.KeyID) error {
 	return nil
+}
+
+func (s *truth) TokenRecord(context.Context, watchword.TenantID, string) (token.Record, error) {
+	return token.Record{}, watchword.Refuse(watchword.NotFound, "no token")
 }
 
 func newTruth(t *testing.T) *truth {
@@ -93,7 +98,9 @@ func TestADirectoryKeepsTenantsApart(t *testing.T) {
 			}
 		}
 	}
-	d.Invalidate(here, "lamp")
+	if err := d.Receive(t.Context(), watchword.Change{Tenant: here, Kind: watchword.SubjectChanged, ID: "lamp"}); err != nil {
+		t.Fatal(err)
+	}
 	before := s.reads.Load()
 	principal(t, d, there)
 	if s.reads.Load() != before {

@@ -1,6 +1,5 @@
-// Package registry holds devices, operators, services and policies. In come orders
-// of subjects that may give them; out go changes in the store, with their audit
-// entries, and news to every live session that a change touches before the answer.
-// Its [Directory] answers for a subject as it stands now. It refuses what would not
-// fit a token, versions that have moved on, and policies with mistakes.
+// Package registry manages devices, operators, services and policies. It takes changes by authorized subjects and writes them to
+// the store with their audit entries; every live session that a change affects has been updated before the caller gets its
+// answer. Its [Directory] returns a subject as it is now. It refuses changes after which a token would exceed its size limit,
+// changes of an old version, and policies with mistakes.
 package registry

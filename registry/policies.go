@@ -3,7 +3,6 @@ package registry
 import (
 	"bytes"
 	"context"
-	"log/slog"
 	"strconv"
 	"time"
 
@@ -14,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// policyLock lets one policy change after the other pass, and the wait for it
+// editLock lets one policy change after the other pass, and the wait for it
 // end with the caller's context.
 type editLock chan struct{}
 
@@ -27,31 +26,6 @@ func (l editLock) acquire(ctx context.Context) (release func(), err error) {
 	case <-ctx.Done():
 		return nil, watchword.Wrap(ctx.Err(), watchword.TimedOut, "another policy change is still under way")
 	}
-}
-
-// loadPolicies reads and compiles what the store holds, and the version that it is of.
-func loadPolicies(ctx context.Context, st DirectoryStore, t watchword.TenantID) (*policy.Set, error) {
-	version, err := st.PolicyVersion(ctx, t)
-	if err != nil {
-		return nil, err
-	}
-	// Read after the version: what changes in between makes the set newer than it says, and it is read
-	// again for the version that is found then.
-	rows, err := st.Policies(ctx, t)
-	if err != nil {
-		return nil, err
-	}
-	docs := make([]*policy.Document, len(rows))
-	for i, row := range rows {
-		var unbounded []string
-		if docs[i], unbounded, err = policy.ParseStored(row.Name, row.Source); err != nil {
-			return nil, watchword.Wrap(err, watchword.Internal, "stored policy %s", row.Name)
-		}
-		if len(unbounded) > 0 {
-			slog.WarnContext(ctx, "a policy has bounds on arguments that could take too long: its calls are refused until it is applied with others", slog.String("policy", row.Name), slog.Any("args", unbounded))
-		}
-	}
-	return policy.NewSet(docs...).At(version), nil
 }
 
 // Policies returns all documents, by name.
@@ -197,7 +171,7 @@ func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, sou
 	if err != nil {
 		return row, err
 	}
-	return row, r.install(ctx, by.Tenant, before, before.With(doc).At(version), name)
+	return row, r.notifyChanged(ctx, by.Tenant, version)
 }
 
 // Delete takes a document out of force, as Apply puts it in. Codes: not_found,
@@ -218,7 +192,7 @@ func (p *PolicyEdit) Delete(ctx context.Context, by audit.Actor, name string, if
 	if err != nil {
 		return err
 	}
-	return r.install(ctx, by.Tenant, before, before.Without(name).At(version), name)
+	return r.notifyChanged(ctx, by.Tenant, version)
 }
 
 // replaced is what an entry says of the document that was there before.
@@ -229,19 +203,9 @@ func replaced(before policy.Stored) []string {
 	return []string{"before", jose.Hash(before.Source), "before_version", strconv.FormatInt(before.Version, 10)}
 }
 
-// install puts a set in force that differs from the one before in the document of one name.
-// The change is in the store: whoever ordered it may have gone, it is carried out all the same.
-func (r *Registry) install(ctx context.Context, t watchword.TenantID, before, set *policy.Set, name string) error {
-	var versions []*policy.Document
-	for _, s := range []*policy.Set{before, set} {
-		if d, ok := s.Document(name); ok {
-			versions = append(versions, d)
-		}
-	}
-	ctx = context.WithoutCancel(ctx)
-	err := r.directory.installPolicies(ctx, t, before, set)
-	r.live.PolicyChanged(ctx, t, versions...)
-	return err
+// notifyChanged takes the change of a tenant's policies to every live session.
+func (r *Registry) notifyChanged(ctx context.Context, t watchword.TenantID, version int64) error {
+	return r.live.Apply(ctx, watchword.Change{Tenant: t, Kind: watchword.PoliciesChanged, Version: version})
 }
 
 // Explain says what the current policy answers to one question about one subject,

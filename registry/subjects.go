@@ -29,11 +29,10 @@ type Store interface {
 	DeletePolicy(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (version int64, err error)
 }
 
-// Live is told of changes: the guard of package session. Both return
-// only when no session passes anything any more that the change took away.
+// Live is told of each change that is in the store. Apply returns only when nothing passes any more that the change took
+// away. It is a [session.Live].
 type Live interface {
-	SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID)
-	PolicyChanged(ctx context.Context, t watchword.TenantID, versions ...*policy.Document)
+	Apply(ctx context.Context, c watchword.Change) error
 }
 
 // Registry changes subjects and policies. It is safe for concurrent use.
@@ -44,10 +43,9 @@ type Registry struct {
 	issuer    string
 
 	editLock editLock
-	onDelete []func(t watchword.TenantID, id watchword.SubjectID)
 }
 
-// New returns a registry that writes to st, keeps d true and tells live.
+// New returns a registry that writes to st, asks d, and takes its changes to live.
 func New(st Store, d *Directory, live Live, issuer string) *Registry {
 	return &Registry{store: st, directory: d, live: live, issuer: issuer, editLock: newEditLock()}
 }
@@ -100,7 +98,7 @@ func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.S
 	if err := r.CheckTokenSize(ctx, s); err != nil {
 		return s, err
 	}
-	return r.notifyChanged(ctx, by.Tenant, id)(r.store.SetLabels(ctx, by, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
+	return r.told(ctx)(r.store.SetLabels(ctx, by, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
 		return by.DoneEntry(audit.DeviceLabel, string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
 	}))
 }
@@ -112,25 +110,25 @@ func (r *Registry) SetProof(ctx context.Context, by audit.Actor, id watchword.Su
 	if err := watchword.CheckProof(proof); err != nil {
 		return watchword.Subject{}, err
 	}
-	return r.notifyChanged(ctx, by.Tenant, id)(r.store.SetProof(ctx, by, id, proof, now, func(before, after watchword.Subject) audit.Entry {
+	return r.told(ctx)(r.store.SetProof(ctx, by, id, proof, now, func(before, after watchword.Subject) audit.Entry {
 		return by.DoneEntry(audit.DeviceProof, string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
 	}))
 }
 
 // Suspend stops everything of a subject until Resume. Codes: not_found, conflict.
 func (r *Registry) Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	return r.notifyChanged(ctx, by.Tenant, id)(r.store.Suspend(ctx, by, id, now, moved(by, audit.DeviceSuspend, reason, now)))
+	return r.told(ctx)(r.store.Suspend(ctx, by, id, now, moved(by, audit.DeviceSuspend, reason, now)))
 }
 
 // Resume gives a suspended subject back all it had. Codes: not_found, conflict.
 func (r *Registry) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) (watchword.Subject, error) {
-	return r.notifyChanged(ctx, by.Tenant, id)(r.store.Resume(ctx, by, id, now, moved(by, audit.DeviceResume, "", now)))
+	return r.told(ctx)(r.store.Resume(ctx, by, id, now, moved(by, audit.DeviceResume, "", now)))
 }
 
 // Revoke ends a subject's keys, tokens and sessions permanently. When it returns,
 // nothing of the subject passes any more. Code: not_found.
 func (r *Registry) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	return r.notifyChanged(ctx, by.Tenant, id)(r.store.Revoke(ctx, by, id, now, moved(by, audit.DeviceRevoke, reason, now)))
+	return r.told(ctx)(r.store.Revoke(ctx, by, id, now, moved(by, audit.DeviceRevoke, reason, now)))
 }
 
 // Delete revokes a subject and leaves a tombstone: no id means two things over
@@ -140,31 +138,14 @@ func (r *Registry) Delete(ctx context.Context, by audit.Actor, id watchword.Subj
 	if err != nil {
 		return err
 	}
-	r.SubjectChanged(ctx, by.Tenant, id)
-	for _, f := range r.onDelete {
-		f(by.Tenant, id)
-	}
-	return nil
+	return r.live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectDeleted, ID: string(id), Version: 1})
 }
 
-// OnDelete has f called for each subject that is deleted, once nothing of it passes any more and before the deletion is
-// answered. It is for whoever keeps something of subjects in memory, and is called before the registry is used.
-func (r *Registry) OnDelete(f func(t watchword.TenantID, id watchword.SubjectID)) {
-	r.onDelete = append(r.onDelete, f)
-}
-
-// SubjectChanged tells whoever must know that a subject has changed in the store. Rooms
-// that change subjects by themselves (enrollment) call it before they answer.
-func (r *Registry) SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
-	r.directory.Invalidate(t, id)
-	// The change is in the store: who gave the order may have gone, the sessions must know all the same.
-	r.live.SubjectChanged(context.WithoutCancel(ctx), t, id)
-}
-
-func (r *Registry) notifyChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) func(watchword.Subject, error) (watchword.Subject, error) {
+// told takes the change of a subject to every live session before it is answered.
+func (r *Registry) told(ctx context.Context) func(watchword.Subject, error) (watchword.Subject, error) {
 	return func(s watchword.Subject, err error) (watchword.Subject, error) {
 		if err == nil {
-			r.SubjectChanged(ctx, t, id)
+			err = r.live.Apply(ctx, watchword.OfSubject(&s))
 		}
 		return s, err
 	}

@@ -1,23 +1,26 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/keyring"
+	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/sqlite"
 )
 
 // startKeyRotation starts the rotation of keys and registers who is notified of it.
 func (s *Server) startKeyRotation(ctx context.Context) (err error) {
-	s.rotator, err = keyring.NewRotator(ctx, s.store, s.keys, keyring.RotatorOptions{
+	s.rotator, err = keyring.NewRotator(ctx, s.store, s.keys, s.live, keyring.RotatorOptions{
 		Schedule:   keyring.Schedule{RotateEvery: s.cfg.Keys.RotateEvery.Duration, Overlap: s.cfg.Keys.Overlap.Duration},
-		BundleInfo: s.trustMembers(), OnChange: s.keysRotated, Log: s.o.Log,
+		BundleInfo: s.trustMembers(), Log: s.o.Log,
 	}, s.o.Now())
 	return err
 }
@@ -40,22 +43,36 @@ func (s *Server) quorum() int {
 	return s.cfg.Audit.Quorum
 }
 
-// keysRotated applies a change of keys: sessions of a revoked issuer key end, and connected devices
-// are asked to fetch the new trust bundle.
-func (s *Server) keysRotated(ctx context.Context, n keyring.ChangeNotice) {
-	for _, k := range n.Revoked {
-		if k.Role == keyring.Issuer {
-			s.guard.IssuerRevoked(ctx, k.ID)
-		}
+// trust makes a change of the server's keys known outside of it: the file of its own authorities is written anew, and
+// connected clients are asked to fetch the new trust bundle.
+type trust struct {
+	s *Server
+
+	mu     sync.Mutex
+	ca     []byte // that was written last
+	bundle string // that clients were told of last
+}
+
+// Receive is the last: what the notice says must be there for who asks then.
+func (t *trust) Receive(ctx context.Context, c watchword.Change) error {
+	if c.Kind != watchword.ServerKeysChanged {
+		return nil
 	}
-	if n.CAs && s.info.CAFile != "" {
-		if err := durable.WriteFile(s.info.CAFile, s.keys.CAPEM(), 0o644); err != nil {
+	s := t.s
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if ca := s.keys.CAPEM(); s.info.CAFile != "" && !bytes.Equal(ca, t.ca) {
+		if err := durable.WriteFile(s.info.CAFile, ca, 0o644); err != nil {
 			s.o.Log.ErrorContext(ctx, "the authority's file was not written", slog.String("file", s.info.CAFile), slog.Any("err", err))
+		} else {
+			t.ca = ca
 		}
 	}
-	if n.Bundle {
+	if bundle := s.keys.Bundle(s.o.Now()); bundle != t.bundle {
+		t.bundle = bundle
 		s.broker.TrustChanged()
 	}
+	return nil
 }
 
 // TakeRootOffline moves the root's private key from a data folder, whose server must not run, to a
@@ -102,7 +119,9 @@ func withRotator(ctx context.Context, cfg Config, o Options, f func(*keyring.Rot
 	if err = s.openRing(ctx); err != nil {
 		return err
 	}
-	k, err := keyring.OpenRotator(ctx, s.store, s.keys, s.o.Now())
+	live := session.NewLive()
+	live.Register(s.keys)
+	k, err := keyring.OpenRotator(s.store, s.keys, live, s.o.Now())
 	if err != nil {
 		return err
 	}

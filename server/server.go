@@ -97,6 +97,7 @@ type Server struct {
 	store       *sqlite.Store
 	keys        *keyring.Ring
 	guard       *session.Guard
+	live        *session.Live
 	commands    *command.Service
 	recorder    *audit.Recorder
 	checkpoints *audit.CheckpointSigner
@@ -178,13 +179,14 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.guard = session.NewGuard(directory, session.GuardOptions{
 		Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.keys.IssuerKeyRevoked, Opened: s.auditSessionOpened, Ended: s.auditSessionEnded,
 	})
-	reg := registry.New(s.store, directory, s.guard, s.keys.Issuer())
+	s.live = session.NewLive()
+	reg := registry.New(s.store, directory, s.live, s.keys.Issuer())
 	room := fair.NewSemaphore()
 	gate := enroll.New(s.store, enroll.Options{
 		PublicURL: s.info.URL, Issuer: s.keys.Issuer(), Pin: func() string { return token.Pin(s.keys.Root()) },
-		CheckTokenSize: reg.CheckTokenSize, SubjectChanged: reg.SubjectChanged, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: room,
+		CheckTokenSize: reg.CheckTokenSize, Live: s.live, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: room,
 	})
-	credentials, err := authn.New(s.keys.Issuer(), s.keys, directory, s.store,
+	credentials, err := authn.New(s.keys.Issuer(), s.keys, directory, s.store, s.live,
 		authn.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Semaphore: room, IssueRate: float64(s.cfg.Limits.IssueRate)})
 	if err != nil {
 		return err
@@ -196,7 +198,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	controls := rates.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "this subject connects, reports its state or hands in receipts too often (limits.control_rate)")
 	publishes := rates.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events from this device")
 	options := httpapi.Options{
-		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.keys.JWKS, TrustBundle: s.keys.Bundle,
+		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.keys.JWKS, TrustBundle: func() string { return s.keys.Bundle(s.o.Now()) },
 		Time: func(nonce string, now time.Time) (string, error) {
 			return token.SignTime(s.keys.Signer(keyring.Time), s.keys.Issuer(), nonce, now)
 		},
@@ -218,7 +220,6 @@ func (s *Server) assemble(ctx context.Context) error {
 		RetainedMessages: s.cfg.Limits.RetainedMessages, RetainedBytes: s.cfg.Limits.RetainedBytes,
 		SubjectRetainedMessages: s.cfg.Limits.SubjectRetainedMessages, SubjectRetainedBytes: s.cfg.Limits.SubjectRetainedBytes,
 	}), twin.New(s.store, s.keys)
-	reg.OnDelete(messages.ForgetEvents)
 	s.broker = mqtt.New(mqtt.Dependencies{
 		Auth: credentials, Guard: s.guard, Bus: messages, Commands: s.commands, Twins: twins, Recorder: s.recorder, Store: s.store, PublishRates: publishes, ControlRates: controls,
 	}, mqtt.Options{
@@ -234,6 +235,9 @@ func (s *Server) assemble(ctx context.Context) error {
 	if err := s.broker.Restore(ctx); err != nil {
 		return err
 	}
+	// In this order: who is asked for what stands now comes before those that ask, and who gives out what others may have
+	// retained before the sessions that it would be given to.
+	s.live.Register(s.keys, directory, credentials, s.broker, s.guard, messages, s.commands, &trust{s: s})
 	if err := s.startKeyRotation(ctx); err != nil {
 		return err
 	}

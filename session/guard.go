@@ -3,10 +3,8 @@ package session
 import (
 	"context"
 	"maps"
-	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -21,6 +19,11 @@ type Directory interface {
 	// Refresh makes Principal's next answer at least as new as the store is now, and refuses a token that
 	// counts no more there. Codes: token_revoked, issuer_revoked, unavailable.
 	Refresh(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error
+	// Policies returns the tenant's policies as they stand now. Documents that did not change are the same pointers. Code:
+	// unavailable.
+	Policies(ctx context.Context, t watchword.TenantID) (*policy.Set, error)
+	// TokenSubject returns whose an access token is, as it is on record. Codes: not_found, unavailable.
+	TokenSubject(ctx context.Context, t watchword.TenantID, jti string) (watchword.SubjectID, error)
 }
 
 // GuardOptions holds the settings of a [Guard]. The zero value is ready to use.
@@ -51,7 +54,6 @@ type Guard struct {
 	ended         func(s *Session, cause error)
 
 	changesMu sync.RWMutex // read-held by each change while it is applied to its sessions
-	watcher   atomic.Pointer[func(t watchword.TenantID, id watchword.SubjectID)]
 
 	revoked revokedTokens
 
@@ -62,6 +64,7 @@ type Guard struct {
 	offlineBySubject map[subjectKey][]*Session        // the same, by subject
 	answerCount      int                              // sessions of class ClassAnswer; they do not count against total
 	index            index
+	under            map[watchword.TenantID][]*policy.Set // that settled sessions were computed under
 	closed           bool
 	clockWatch       *clockjump.Watch // runs while there are sessions, whose timers use monotonic time
 }
@@ -76,7 +79,7 @@ func NewGuard(d Directory, o GuardOptions) *Guard {
 	g := &Guard{
 		directory: d, now: o.Now, total: o.Total, maxPerSubject: [classCount]int{ClassConnection: o.PerSubject, ClassWait: o.PerSubjectWaits, ClassAnswer: o.PerSubjectAnswers}, issuerRevoked: o.Revoked,
 		opened: o.Opened, ended: o.Ended,
-		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(),
+		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(), under: map[watchword.TenantID][]*policy.Set{},
 		offline: map[watchword.SessionID]*Session{}, offlineBySubject: map[subjectKey][]*Session{},
 	}
 	if g.now == nil {
@@ -96,22 +99,29 @@ func NewGuard(d Directory, o GuardOptions) *Guard {
 // Check returns the authority of credentials at this moment, for one short request. Codes: as
 // [Guard.Open].
 func (g *Guard) Check(ctx context.Context, p Credentials) (*Authority, error) {
+	a, _, err := g.check(ctx, p)
+	return a, err
+}
+
+// check is Check, and returns the policies that it was decided under.
+func (g *Guard) check(ctx context.Context, p Credentials) (*Authority, *policy.Set, error) {
 	who, err := g.directory.Principal(ctx, p.Tenant, p.Subject)
 	if watchword.CodeOf(err) == watchword.NotFound { // the subject was deleted after the token was issued
-		return nil, watchword.Refuse(watchword.SubjectRevoked, "the subject %q is gone", p.Subject)
+		return nil, nil, watchword.Refuse(watchword.SubjectRevoked, "the subject %q is gone", p.Subject)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// The issuer key is checked here too, not only when the token is verified: a token that was
 	// verified before its issuer key was revoked must not open a session after it.
 	if g.issuerRevoked != nil && g.issuerRevoked(p.IssuerKey) {
-		return nil, watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
+		return nil, nil, watchword.Refuse(watchword.IssuerRevoked, "the server's key that signed this token was revoked")
 	}
 	if g.revoked.has(p.Tenant, p.JTI) {
-		return nil, errRevoked
+		return nil, nil, errRevoked
 	}
-	return authorize(p, who.Subject, who.Grant, g.now())
+	a, err := authorize(p, who.Subject, who.Grant, g.now())
+	return a, who.Policies, err
 }
 
 // Open starts a session. The session is indexed before its authority is read, so that no change is
@@ -226,6 +236,9 @@ func (g *Guard) remove(s *Session) {
 		delete(of, k)
 	}
 	g.index.remove(s)
+	if len(g.sessions)+len(g.offline) == 0 {
+		clear(g.under)
+	}
 }
 
 // Session returns a live session of that tenant; nil if there is none, or if it is still being
@@ -267,149 +280,6 @@ func (g *Guard) Count() int {
 // for another incarnation, unavailable.
 func (g *Guard) OfflineAuthority(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, incarnation int64) (*Authority, error) {
 	return g.Check(ctx, Credentials{Tenant: t, Subject: id, Incarnation: incarnation, offline: true})
-}
-
-// Watch makes the guard call f within each change, before the change is answered: id is the
-// subject, or empty where policy changed. What [Guard.OfflineAuthority] returned before may be
-// outdated then. f must not call the guard. The last call of Watch counts.
-func (g *Guard) Watch(f func(t watchword.TenantID, id watchword.SubjectID)) { g.watcher.Store(&f) }
-
-func (g *Guard) notifyWatcher(t watchword.TenantID, id watchword.SubjectID) {
-	if f := g.watcher.Load(); f != nil {
-		(*f)(t, id)
-	}
-}
-
-// SubjectChanged recomputes the sessions of one subject. When it returns, none of them passes
-// anything that is no longer allowed.
-func (g *Guard) SubjectChanged(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) {
-	g.changesMu.RLock()
-	defer g.changesMu.RUnlock()
-	g.notifyWatcher(t, id)
-	g.mu.Lock()
-	k := subjectKey{t, id}
-	all := slices.Concat(g.subjects[k], g.offlineBySubject[k])
-	g.mu.Unlock()
-	for _, s := range all {
-		s.Recompute(ctx)
-	}
-	cutAll(all...)
-}
-
-// cutAll calls Cut of all sessions at the same time, so that an edit waits once, however many
-// clients do not read.
-func cutAll(all ...*Session) {
-	var wg sync.WaitGroup
-	for _, s := range all {
-		if s.options.Cut != nil {
-			wg.Go(s.options.Cut)
-		}
-	}
-	wg.Wait()
-}
-
-// PolicyChanged recomputes the sessions that a policy applies to, in any of its versions: the one
-// before the change and the one after it. Other sessions are not touched, and not looked at where
-// the label index excludes them. When it returns, no session passes anything that policy no longer
-// allows.
-func (g *Guard) PolicyChanged(ctx context.Context, t watchword.TenantID, versions ...*policy.Document) {
-	g.changesMu.RLock()
-	defer g.changesMu.RUnlock()
-	g.notifyWatcher(t, "")
-	concerned := g.affected(t, versions)
-	var wg sync.WaitGroup
-	const share = 64 // sessions for one goroutine, at least
-	each := max(share, (len(concerned)+runtime.GOMAXPROCS(0)-1)/runtime.GOMAXPROCS(0))
-	for some := range slices.Chunk(concerned, each) {
-		wg.Go(func() {
-			for _, s := range some {
-				s.Recompute(ctx)
-			}
-		})
-	}
-	wg.Wait()
-	cutAll(concerned...)
-}
-
-// TokenRevoked ends the sessions of one token. When it returns, no session of it is left, and none
-// that is being opened will start.
-func (g *Guard) TokenRevoked(t watchword.TenantID, subject watchword.SubjectID, jti string) {
-	g.changesMu.RLock()
-	defer g.changesMu.RUnlock()
-	g.revoked.add(t, jti)
-	g.mu.Lock()
-	k := subjectKey{t, subject}
-	all := slices.Concat(g.subjects[k], g.offlineBySubject[k])
-	g.mu.Unlock()
-	for _, s := range all {
-		s.revoke(jti)
-	}
-	cutAll(all...)
-}
-
-// WaitForChanges waits until the changes in progress have been applied to every session that they
-// affect: an effect of one session's end, such as its will, must not reach a session that the same
-// change is about to end. Callbacks of a session must not call it.
-func (g *Guard) WaitForChanges() {
-	g.changesMu.Lock()
-	defer g.changesMu.Unlock()
-}
-
-func (g *Guard) affected(t watchword.TenantID, versions []*policy.Document) []*Session {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	found := map[*Session]struct{}{}
-	for s := range g.index.unindexed {
-		if s.credentials.Tenant == t {
-			found[s] = struct{}{}
-		}
-	}
-	for _, d := range versions {
-		ids, labels := d.For()
-		add := func(s *Session) {
-			if s.credentials.Tenant == t && d.Applies(s.Authority().PolicySubject()) {
-				found[s] = struct{}{}
-			}
-		}
-		switch {
-		case ids != nil:
-			for _, id := range ids {
-				k := subjectKey{t, id}
-				for _, s := range slices.Concat(g.subjects[k], g.offlineBySubject[k]) {
-					if _, known := found[s]; !known {
-						add(s)
-					}
-				}
-			}
-		case len(labels) > 0:
-			for s := range g.index.smallest(t, labels) {
-				add(s)
-			}
-		default:
-			for _, some := range []map[watchword.SessionID]*Session{g.sessions, g.offline} {
-				for _, s := range some {
-					if _, known := found[s]; !known {
-						add(s)
-					}
-				}
-			}
-		}
-	}
-	return slices.Collect(maps.Keys(found))
-}
-
-// IssuerRevoked ends every session whose token was signed by a revoked issuer key.
-// GuardOptions.Revoked must report the key as revoked before the call.
-func (g *Guard) IssuerRevoked(ctx context.Context, id watchword.KeyID) {
-	g.changesMu.RLock()
-	defer g.changesMu.RUnlock()
-	g.mu.Lock()
-	all := slices.AppendSeq(slices.Collect(maps.Values(g.sessions)), maps.Values(g.offline))
-	g.mu.Unlock()
-	for _, s := range all {
-		s.recomputeMatching(ctx, func(p Credentials) bool { return p.IssuerKey == id })
-	}
-	cutAll(all...)
 }
 
 // expireAll ends the sessions whose tokens have expired while their timers have not fired.

@@ -89,6 +89,18 @@ func (r *fakeDirectory) Refresh(context.Context, watchword.TenantID, watchword.S
 	return r.err
 }
 
+func (r *fakeDirectory) Policies(context.Context, watchword.TenantID) (*policy.Set, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.set, r.err
+}
+
+func (r *fakeDirectory) TokenSubject(context.Context, watchword.TenantID, string) (watchword.SubjectID, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.subject.ID, r.err
+}
+
 func (r *fakeDirectory) edit(f func(*fakeDirectory)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -542,7 +554,8 @@ func TestAffectedSessionsAreCutTogether(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				g := session.NewGuard(newDirectory(t), session.GuardOptions{})
+				var gone atomic.Bool
+				g := session.NewGuard(newDirectory(t), session.GuardOptions{Revoked: func(watchword.KeyID) bool { return gone.Load() }})
 				const many = 5
 				var cut atomic.Int32
 				together := make(chan struct{})
@@ -562,6 +575,7 @@ func TestAffectedSessionsAreCutTogether(t *testing.T) {
 					}
 					ss[i] = s
 				}
+				gone.Store(name == "issuer")
 				change(g, ss)
 				if n := cut.Load(); n < many {
 					t.Errorf("%d were cut, want %d", n, many)

@@ -1,6 +1,9 @@
 package session
 
-import "github.com/watchword-iot/watchword"
+import (
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/policy"
+)
 
 // index finds sessions by the labels of their subjects. Guard.mu protects it. While the authority
 // of a session is being read, its labels are unknown; it is unindexed then, and every change
@@ -65,8 +68,10 @@ func (g *Guard) markUnindexed(s *Session) {
 	}
 }
 
-func (g *Guard) indexSession(s *Session, labels watchword.Labels) {
+// indexSession is the index's; set is what s was computed under, nil where that is known.
+func (g *Guard) indexSession(s *Session, labels watchword.Labels, set *policy.Set) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.computedUnder(s.credentials.Tenant, set)
 	g.index.put(s, labels)
 }

@@ -3,6 +3,7 @@ package session_test
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,12 +20,16 @@ type slowDirectory struct {
 	subjects map[watchword.SubjectID]watchword.Subject
 	set      *policy.Set
 	reads    map[watchword.SubjectID]int
+	holder   watchword.SubjectID          // of every token; "": that is not known, and every session is looked at
 	hook     func(id watchword.SubjectID) // called after the read, without the lock; nil: none
 }
 
 func newSlowDirectory(t *testing.T, ids ...watchword.SubjectID) *slowDirectory {
 	t.Helper()
 	r := &slowDirectory{subjects: map[watchword.SubjectID]watchword.Subject{}, reads: map[watchword.SubjectID]int{}, set: forSite(t, "plant-1", true)}
+	if len(ids) > 0 {
+		r.holder = ids[0]
+	}
 	for _, id := range ids {
 		r.subjects[id] = watchword.Subject{
 			Tenant: watchword.DefaultTenant, ID: id, Kind: watchword.Device, State: watchword.Active, Incarnation: 1,
@@ -65,6 +70,21 @@ func (r *slowDirectory) Principal(_ context.Context, _ watchword.TenantID, id wa
 		hook(id)
 	}
 	return p, nil
+}
+
+func (r *slowDirectory) Policies(context.Context, watchword.TenantID) (*policy.Set, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.set, nil
+}
+
+func (r *slowDirectory) TokenSubject(context.Context, watchword.TenantID, string) (watchword.SubjectID, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.holder == "" {
+		return "", watchword.Refuse(watchword.Unavailable, "slow")
+	}
+	return r.holder, nil
 }
 
 func (r *slowDirectory) edit(f func(*slowDirectory)) {
@@ -300,7 +320,8 @@ func TestWaitForChangesWaits(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newSlowDirectory(t, "slow")
-			g := session.NewGuard(r, session.GuardOptions{})
+			var gone atomic.Bool
+			g := session.NewGuard(r, session.GuardOptions{Revoked: func(watchword.KeyID) bool { return gone.Load() }})
 			p := credentialsOf(t, "slow")
 			p.IssuerKey = "i1"
 			if _, err := g.Open(ctx, p, session.Options{}); err != nil {
@@ -315,6 +336,7 @@ func TestWaitForChangesWaits(t *testing.T) {
 				}
 			})
 			changed, settled := make(chan struct{}), make(chan struct{})
+			gone.Store(name == "of an issuer key")
 			go func() {
 				defer close(changed)
 				change(g)

@@ -126,16 +126,17 @@ func (s *Session) Recompute(ctx context.Context) {
 	s.recomputeMatching(ctx, func(Credentials) bool { return true })
 }
 
-// recomputeMatching is Recompute for a session whose current credentials satisfy such.
-func (s *Session) recomputeMatching(ctx context.Context, such func(Credentials) bool) {
+// recomputeMatching is Recompute for a session whose current credentials satisfy such, and reports whether they do.
+func (s *Session) recomputeMatching(ctx context.Context, such func(Credentials) bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended.Load() || !such(s.credentials) {
-		return
+		return false
 	}
 	if err := s.recompute(ctx, nil); err != nil {
 		s.end(err)
 	}
+	return true
 }
 
 // Start starts a session of [Guard.Reserve]: its expiry timer runs, and its callbacks are called.
@@ -168,7 +169,7 @@ func (s *Session) Start(ctx context.Context) error {
 // effect.
 func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) error {
 	s.guard.markUnindexed(s) // so that a policy change during the read affects this session
-	a, err := s.guard.Check(ctx, s.credentials)
+	a, set, err := s.guard.check(ctx, s.credentials)
 	if err != nil && s.offline {
 		s.options.Withdrawn(err) // the session stays unindexed, so every later change recomputes it
 		return nil
@@ -182,7 +183,7 @@ func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) e
 		}
 	}
 	s.authority.Store(a)
-	s.guard.indexSession(s, a.subject.Labels)
+	s.guard.indexSession(s, a.subject.Labels, set)
 	if (s.started || s.offline) && s.options.Changed != nil {
 		s.options.Changed(a)
 	}
@@ -211,7 +212,7 @@ func (s *Session) Refresh(ctx context.Context, p Credentials) error {
 	s.credentials = p
 	if err := s.recompute(ctx, s.options.Covers); err != nil {
 		s.credentials = old
-		s.guard.indexSession(s, s.Authority().subject.Labels)
+		s.guard.indexSession(s, s.Authority().subject.Labels, nil) // it is unsettled since: a change meanwhile waits for mu
 		return err
 	}
 	s.timer.Reset(p.Expires.Sub(s.guard.now()))

@@ -217,3 +217,39 @@ func versionsRace(t *T) {
 		}
 	}
 }
+
+// basisReturned holds that each step that changes a subject returns it as it stands then, with a basis that has grown: by that
+// version others know whether they have heard of a later change.
+func basisReturned(t *T) {
+	last := t.enrolled("lamp-1")
+	grown := func(what string, s watchword.Subject, err error) {
+		t.must(err)
+		equal(t, "basis after "+what, s.AuthorityVersion, t.versions("lamp-1").SubjectVersion)
+		if s.AuthorityVersion <= last.AuthorityVersion {
+			t.Fatalf("%s: basis %d after %d", what, s.AuthorityVersion, last.AuthorityVersion)
+		}
+		last = s
+	}
+	equal(t, "basis after enrollment", last.AuthorityVersion, t.versions("lamp-1").SubjectVersion)
+	s, err := t.SetLabels(t.ctx, tenant, "lamp-1", watchword.Labels{"a": "b"}, 0, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
+	grown("labels", s, err)
+	s, err = t.SetProof(t.ctx, tenant, "lamp-1", watchword.RequireProof, t.now, t.entry(audit.DeviceProof, "lamp-1"))
+	grown("proof", s, err)
+	s, _, err = t.rekey(t.rekeying("lamp-1-sign", "sign-2", "seal-2", "jti"))
+	grown("rekey", s, err)
+	s, err = t.Suspend(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceSuspend, "lamp-1"))
+	grown("suspend", s, err)
+	s, err = t.Resume(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceResume, "lamp-1"))
+	grown("resume", s, err)
+	s, err = t.Revoke(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceRevoke, "lamp-1"))
+	grown("revoke", s, err)
+	grown("another life", t.enroll("lamp-1", "again"), nil)
+	_, err = t.Revoke(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceRevoke, "lamp-1"))
+	t.must(err)
+	s, err = t.ApprovePairing(t.ctx, func() enroll.Approval {
+		a := t.approval(t.askPairing("one", "BCDFGHJK"), "lamp-1")
+		a.Create = false
+		return a
+	}(), t.now, t.entry(audit.DeviceEnroll, "lamp-1"))
+	grown("pairing", s, err)
+}

@@ -80,6 +80,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"a refused step leaves nothing", refusedLeavesNothing},
 		{"an act that was decided on something older does not commit", staleVersionsRefused},
 		{"an act that was decided on what stands commits", currentVersionsCommit},
+		{"what changes a subject returns the basis that stands then", basisReturned},
 		{"of two who revoke each other one does", versionsRace},
 	} {
 		t.Run(contract.name, func(t *testing.T) {

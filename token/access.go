@@ -190,7 +190,7 @@ func SignAccess(s *jose.Signer, g Grant) (string, error) {
 		return "", err
 	}
 	if len(raw) > watchword.MaxToken {
-		return "", watchword.Refuse(watchword.TokenTooLarge, "the permissions of %s would not fit a token of 4 KiB", g.Subject.ID)
+		return "", refuse(watchword.TokenTooLarge, "the permissions of %s do not fit into a token of %d bytes", g.Subject.ID, watchword.MaxToken)
 	}
 	return raw, checkSigned(raw, TypAccess, watchword.MaxToken, func(payload []byte) error {
 		aud := g.Issuer
@@ -237,13 +237,13 @@ func readAccess(payload []byte, a *Access, issuer, aud string, now time.Time, le
 		return nil, err
 	}
 	if !slices.Contains(a.Audience, aud) {
-		return nil, watchword.Refuse(watchword.AudienceMismatch, "the token is for another audience")
+		return nil, refuse(watchword.AudienceMismatch, "aud must contain %q", aud)
 	}
 	if err := r.check(now, 0, leeway, Skew); err != nil {
 		return nil, err
 	}
 	if !watchword.ValidName(string(a.Subject)) || a.Key == "" || a.perm == nil {
-		return nil, watchword.Refuse(watchword.TokenMalformed, "sub, key and perm are mandatory")
+		return nil, refuse(watchword.TokenMalformed, "sub, key and perm are required")
 	}
 	if err := checkJTI(a.JTI); err != nil {
 		return nil, err
@@ -295,7 +295,7 @@ func (r *accessReader) member(name string, v jsontext.Value) error {
 // isArray refuses what [Access.Permissions] would: a session is not opened first.
 func isArray(v jsontext.Value) error {
 	if v.Kind() != '[' {
-		return watchword.Refuse(watchword.TokenMalformed, "perm and deny are arrays")
+		return refuse(watchword.TokenMalformed, "perm and deny must be arrays")
 	}
 	return nil
 }
@@ -305,12 +305,12 @@ func isArray(v jsontext.Value) error {
 func (r *accessReader) confirmation(v jsontext.Value) error {
 	err := jose.Walk(v, func(name string, v jsontext.Value) error {
 		if name != "jkt" {
-			return watchword.Refuse(watchword.TokenMalformed, "cnf has jkt alone")
+			return refuse(watchword.TokenMalformed, "cnf must contain jkt and nothing else")
 		}
 		return readString(&r.Bound, v)
 	})
 	if err == nil && r.Bound == "" {
-		err = watchword.Refuse(watchword.TokenMalformed, "cnf names no key")
+		err = refuse(watchword.TokenMalformed, "cnf.jkt must be the thumbprint of a key (RFC 7638)")
 	}
 	return err
 }
@@ -361,7 +361,7 @@ func (r *permissionReader) readPart(v jsontext.Value) (err error) {
 	case 2:
 		err = jose.Each(v, r.action)
 	default:
-		err = watchword.Refuse(watchword.TokenMalformed, "a permission is [resource, [action…]]")
+		err = refuse(watchword.TokenMalformed, "each item of perm and deny must be [resource, [action…]]")
 	}
 	return err
 }

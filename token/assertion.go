@@ -77,14 +77,14 @@ func ParseAssertion(raw string, untyped bool) (*UnverifiedAssertion, error) {
 		return nil, err
 	}
 	if !jose.SameType(u.Typ, TypAssertion) && (!untyped || u.Typ != "" && !jose.SameType(u.Typ, "JWT")) {
-		return nil, watchword.Refuse(watchword.TokenKind, "this is no client assertion")
+		return nil, refuseTyp(u.Typ, TypAssertion)
 	}
 	p := &UnverifiedAssertion{jws: u}
 	if err := jose.Walk(u.UnverifiedPayload(), p.claims.member); err != nil {
 		return nil, err
 	}
 	if p.claims.iss != p.claims.sub || !watchword.ValidName(string(p.claims.sub)) {
-		return nil, watchword.Refuse(watchword.IssuerMismatch, "iss and sub must both be the client's id")
+		return nil, refuse(watchword.IssuerMismatch, "iss and sub must both be the client's id")
 	}
 	return p, checkJTI(p.claims.jti)
 }
@@ -108,11 +108,11 @@ func (u *UnverifiedAssertion) Verify(keys KeySet) (Assertion, error) {
 	if kid := watchword.KeyID(u.jws.Kid); kid != "" {
 		k, ok := keys[kid]
 		if !ok {
-			return Assertion{}, watchword.Refuse(watchword.KeyUnknown, "kid names no active key of this subject")
+			return Assertion{}, refuse(watchword.KeyUnknown, "kid must be the thumbprint of an active signing key of the subject")
 		}
 		return u.verifyUnder(k)
 	}
-	err := watchword.Refuse(watchword.KeyUnknown, "the subject has no active key")
+	err := refuse(watchword.KeyUnknown, "the subject has no active signing key")
 	for _, k := range keys {
 		a, keyErr := u.verifyUnder(k)
 		if keyErr == nil {

@@ -139,10 +139,10 @@ func readCommand(payload []byte, issuer string, dev watchword.SubjectID, now tim
 		return Command{}, err
 	}
 	if c.Epoch < 1 || c.Seq < 1 || !watchword.ValidName(c.Function) || len(c.args) > watchword.MaxArgs || c.args.Kind() != '{' {
-		return Command{}, watchword.Refuse(watchword.TokenMalformed, "epoch, seq, cmd and args are mandatory")
+		return Command{}, refuse(watchword.TokenMalformed, "epoch, seq, cmd and args are required")
 	}
 	if nonce != "" && c.Nonce != nonce {
-		return Command{}, watchword.Refuse(watchword.NonceMismatch, "the command does not carry the nonce that this device waits for")
+		return Command{}, refuse(watchword.NonceMismatch, "nonce must be the one that this device announced")
 	}
 	if err := commandTimes(c.validity, now, nonce); err != nil {
 		return Command{}, err
@@ -155,13 +155,13 @@ func readCommand(payload []byte, issuer string, dev watchword.SubjectID, now tim
 func commandTimes(w validity, now time.Time, nonce string) error {
 	if now.IsZero() {
 		if nonce == "" {
-			return watchword.Refuse(watchword.NonceMismatch, "without a clock a command needs a nonce")
+			return refuse(watchword.NonceMismatch, "nonce is required for a device that does not know the time")
 		}
 		now = w.iat.time() // its own word: only that the window is one
 	}
 	err := w.check(now, CommandLifetime, Skew, Skew)
 	if watchword.CodeOf(err) == watchword.TokenExpired {
-		return watchword.Refuse(watchword.CommandExpired, "the command's end has passed")
+		return refuse(watchword.CommandExpired, "exp of the command has passed")
 	}
 	return err
 }

@@ -92,7 +92,7 @@ func ReadConfig(raw string) (Config, error) {
 		return Config{}, err
 	}
 	if !jose.SameType(u.Typ, TypConfig) {
-		return Config{}, watchword.Refuse(watchword.TokenKind, "this is no %s", TypConfig)
+		return Config{}, refuseTyp(u.Typ, TypConfig)
 	}
 	return configOf(u.UnverifiedPayload())
 }
@@ -134,10 +134,10 @@ func configOf(payload []byte) (Config, error) {
 	if c.epoch == -1 {
 		c.epoch = 0
 	} else if c.epoch < 1 {
-		return Config{}, watchword.Refuse(watchword.TokenMalformed, "epoch grows from 1")
+		return Config{}, refuse(watchword.TokenMalformed, "epoch must be at least 1")
 	}
 	if c.ver < 1 || c.config.Kind() != '{' {
-		return Config{}, watchword.Refuse(watchword.TokenMalformed, "ver and config are mandatory")
+		return Config{}, refuse(watchword.TokenMalformed, "ver and config are required")
 	}
 	return Config{Epoch: c.epoch, Version: c.ver, Document: json.RawMessage(c.config), Issued: c.iat.time()}, nil
 }

@@ -3,6 +3,7 @@ package token
 import (
 	"crypto/subtle"
 	"encoding/json"
+	"fmt"
 	"net/url"
 	"strings"
 	"time"
@@ -111,7 +112,7 @@ func verifyDPoP(raw, method string, same func(htu string) bool, accessToken stri
 		return DPoP{}, err
 	}
 	if _, err := u.Verify(k); err != nil {
-		return DPoP{}, dpopInvalid(err, "its signature does not hold")
+		return DPoP{}, dpopInvalid(err, "the signature does not verify with the key in jwk")
 	}
 	return DPoP{Key: k.ID(), JTI: c.jti, Nonce: c.nonce, Issued: c.iat.time()}, nil
 }
@@ -122,38 +123,38 @@ func readDPoP(raw, method string, same func(htu string) bool, accessToken string
 		return nil, nil, dpopClaims{}, dpopInvalid(err, why)
 	}
 	if u, k, err = jose.ParseProof(raw, watchword.MaxToken); err != nil {
-		return no(err, "it is no strict JWS with a public key in its header")
+		return no(err, "it must be a compact JWS whose header has exactly typ, alg and jwk, a public key")
 	}
 	if !jose.SameType(u.Typ, TypDPoP) {
-		return no(nil, "its typ is not dpop+jwt")
+		return no(nil, "typ must be \"dpop+jwt\"")
 	}
 	if err := jose.Walk(u.UnverifiedPayload(), c.member); err != nil {
-		return no(err, "its claims are not those of a proof")
+		return no(err, "the claims must be jti, htm, htu and iat, and ath and nonce where required")
 	}
 	age := now.Sub(c.iat.time())
 	switch {
 	case checkJTI(c.jti) != nil:
-		return no(nil, "jti must have 1 to 128 bytes")
+		return no(nil, "jti is required, with at most 128 bytes")
 	case len(c.nonce) > 128:
-		return no(nil, "nonce may have 128 bytes")
+		return no(nil, "nonce must have at most 128 bytes")
 	case c.iat <= 0:
-		return no(nil, "iat is mandatory")
+		return no(nil, "iat is required")
 	case age > DPoPLifetime+Skew:
-		return no(nil, "it is too old")
+		return no(nil, fmt.Sprintf("iat must be at most %d seconds ago", (DPoPLifetime+Skew)/time.Second))
 	case age < -Skew:
-		return no(nil, "iat lies in the future")
+		return no(nil, fmt.Sprintf("iat must be at most %d seconds in the future", Skew/time.Second))
 	case c.htm != method:
-		return no(nil, "htm is another method")
+		return no(nil, fmt.Sprintf("htm must be %q", method))
 	case !same(c.htu):
-		return no(nil, "htu is another address")
+		return no(nil, "htu must be the URL of the request without query, at an address of this server")
 	case accessToken != "" && subtle.ConstantTimeCompare([]byte(c.ath), []byte(jose.HashString(accessToken))) != 1:
-		return no(nil, "ath is not the hash of the token")
+		return no(nil, "ath must be the base64url SHA-256 of the access token")
 	}
 	return u, k, c, nil
 }
 
 func dpopInvalid(err error, why string) error {
-	return watchword.Wrap(err, watchword.DPoPInvalid, "the DPoP proof does not hold: %s", why)
+	return watchword.Wrap(err, watchword.DPoPInvalid, "the DPoP proof is not valid: %s; see docs/errors.md", why)
 }
 
 // sameURI compares two URIs without query and fragment, after the

@@ -78,7 +78,7 @@ func readEnrollment(payload []byte, issuer, codeHash string, seal watchword.KeyI
 		return c, err
 	}
 	if c.codeHash != codeHash || c.sealJKT != seal {
-		return c, watchword.Refuse(watchword.ProofInvalid, "the proof is for another code or sealing key")
+		return c, refuse(watchword.ProofInvalid, "code_hash and seal_jkt must be those of the code and of the sealing key in the request")
 	}
 	if err := checkJTI(c.jti); err != nil {
 		return c, err

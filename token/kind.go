@@ -1,6 +1,7 @@
 package token
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -60,11 +61,11 @@ func parseTyped(raw string, max int, typ string, keys KeySet) (*jose.Unverified,
 		return nil, nil, err
 	}
 	if !jose.SameType(u.Typ, typ) {
-		return nil, nil, watchword.Refuse(watchword.TokenKind, "this is no %s", typ)
+		return nil, nil, refuseTyp(u.Typ, typ)
 	}
 	k, ok := keys[watchword.KeyID(u.Kid)]
 	if !ok {
-		return nil, nil, watchword.Refuse(watchword.KeyUnknown, "kid names no key that counts here")
+		return nil, nil, refuse(watchword.KeyUnknown, "kid names no key that is accepted for a %s", typ)
 	}
 	return u, k, nil
 }
@@ -79,9 +80,8 @@ func verifyTyped(raw string, max int, typ string, keys KeySet) ([]byte, *jose.Pu
 	return payload, k, err
 }
 
-// signTyped makes a token of kind typ, and runs on its finished bytes the check that its
-// readers run, all but the signature: what they would refuse is never given away.
-// max is the readers' bound in bytes. Codes: too_large, bad_request where read
+// signTyped makes a token of type typ and runs the verifier's checks on it, without the signature, so that a token that
+// verifiers would refuse is never issued. max is the verifiers' bound in bytes. Codes: too_large, bad_request where read
 // refuses, unavailable where the key does not sign.
 func signTyped(s *jose.Signer, typ string, max int, payload []byte, read func(payload []byte) error) (string, error) {
 	raw, err := s.Sign(typ, payload)
@@ -91,11 +91,11 @@ func signTyped(s *jose.Signer, typ string, max int, payload []byte, read func(pa
 	return raw, checkSigned(raw, typ, max, read)
 }
 
-// checkSigned runs the readers' check of shape and claims on a token that was just signed.
+// checkSigned runs the verifiers' checks of form and claims on a token that was just signed.
 func checkSigned(raw, typ string, max int, read func(payload []byte) error) error {
 	u, err := jose.ParseJWS(raw, max)
 	if err == nil && !jose.SameType(u.Typ, typ) {
-		err = watchword.Refuse(watchword.TokenKind, "this is no %s", typ)
+		err = refuseTyp(u.Typ, typ)
 	}
 	if err == nil {
 		err = read(u.UnverifiedPayload())
@@ -103,26 +103,24 @@ func checkSigned(raw, typ string, max int, read func(payload []byte) error) erro
 	return signerError(err, typ)
 }
 
-// signerError is the error of who signs where the reader refuses: for the signer it is
-// its own input that is wrong, not a token. Codes: too_large, bad_request.
+// signerError translates the refusal of a verifier for the signer, whose input is wrong. Codes: too_large, bad_request.
 func signerError(err error, typ string) error {
 	switch code := watchword.CodeOf(err); code {
 	case "":
 		return nil
 	case watchword.TooLarge:
-		return watchword.Wrap(err, watchword.TooLarge, "the %s is too large for its readers", typ)
+		return watchword.Wrap(err, watchword.TooLarge, "the %s is larger than its verifiers accept", typ)
 	default:
-		return watchword.Wrap(err, watchword.BadRequest, "the readers of this %s would refuse it: %s: %s", typ, code, err)
+		return watchword.Wrap(err, watchword.BadRequest, "verifiers would refuse this %s: %s: %s", typ, code, err)
 	}
 }
 
-// invalidUTF8Claim is the error of a claim that JSON cannot hold as it is: encoding/json
-// replaces what is no UTF-8.
+// invalidUTF8Claim is the error of a claim that is not valid UTF-8: encoding/json would replace its bytes.
 func invalidUTF8Claim() error {
-	return watchword.Refuse(watchword.TokenMalformed, "a claim is no UTF-8")
+	return refuse(watchword.TokenMalformed, "a claim is not valid UTF-8")
 }
 
-// numericDate is a NumericDate without fraction (RFC 7519 §2), as every kind of ours has.
+// numericDate is a NumericDate without fraction (RFC 7519 §2): seconds since 1970.
 type numericDate int64
 
 // UnmarshalJSON takes JSON integers alone: no fraction, no exponent.
@@ -136,12 +134,12 @@ func (u numericDate) time() time.Time { return time.Unix(int64(u), 0) }
 
 func toNumericDate(t time.Time) numericDate { return numericDate(t.Unix()) }
 
-// validity is the times of a paper. nbf is 0 where absent.
+// validity is the time claims of a token: iat, exp and nbf (RFC 7519 §4.1). nbf is 0 where absent.
 type validity struct {
 	iat, exp, nbf numericDate
 }
 
-// member reads the claim called name, if it is one of the window's.
+// member reads the claim called name, if it is iat, exp or nbf.
 func (w *validity) member(name string, v jsontext.Value) error {
 	switch name {
 	case "iat":
@@ -155,7 +153,7 @@ func (w *validity) member(name string, v jsontext.Value) error {
 	}
 }
 
-// readString and number read one claim. A claim that is there has its type: null is none.
+// readString and readInt read one claim. A claim that is present must have its type; null is refused.
 func readString[T ~string](into *T, v jsontext.Value) error {
 	s, err := jose.String(v)
 	*into = T(s)
@@ -168,7 +166,7 @@ func readInt[T ~int64](into *T, v jsontext.Value) error {
 	return err
 }
 
-// readExpected is text for a claim that nearly always says likely: then it costs nothing.
+// readExpected is readString for a claim that nearly always has the value expected: then nothing is allocated.
 func readExpected[T ~string](into *T, v jsontext.Value, expected T) error {
 	if len(v) == len(expected)+2 && v[0] == '"' && string(v[1:len(v)-1]) == string(expected) {
 		*into = expected
@@ -177,20 +175,22 @@ func readExpected[T ~string](into *T, v jsontext.Value, expected T) error {
 	return readString(into, v)
 }
 
-// check holds the window against now: iat and exp must be there, exp after iat
-// and no more than life after it (0: any), exp in the future but for late, iat
-// and nbf not in the future but for early. Codes: token_malformed,
-// token_lifetime, token_expired, token_early.
+// check compares the time claims with now. iat and exp are required; exp is after iat by at most lifetime (0: any); exp plus
+// leeway is in the future; iat and nbf are at most earlyLeeway in the future. Codes: token_malformed, token_lifetime,
+// token_expired, token_early.
 func (w validity) check(now time.Time, lifetime, leeway, earlyLeeway time.Duration) error {
 	switch {
 	case w.iat <= 0 || w.exp <= 0:
-		return watchword.Refuse(watchword.TokenMalformed, "iat and exp are mandatory")
+		return refuse(watchword.TokenMalformed, "iat and exp are required, as integers of seconds since 1970")
 	case w.exp <= w.iat || lifetime > 0 && w.exp-w.iat > numericDate(lifetime/time.Second): // in seconds: as a Duration, centuries turn negative
-		return watchword.Refuse(watchword.TokenLifetime, "exp must lie after iat, by no more than the kind allows")
+		if lifetime <= 0 {
+			return refuse(watchword.TokenLifetime, "exp must be after iat")
+		}
+		return refuse(watchword.TokenLifetime, "exp must be after iat, by at most %d seconds", lifetime/time.Second)
 	case !now.Before(w.exp.time().Add(leeway)):
-		return watchword.Refuse(watchword.TokenExpired, "exp has passed")
+		return refuse(watchword.TokenExpired, "exp has passed, with a leeway of %d seconds", leeway/time.Second)
 	case w.iat.time().After(now.Add(earlyLeeway)) || w.nbf.time().After(now.Add(earlyLeeway)):
-		return watchword.Refuse(watchword.TokenEarly, "iat or nbf lies in the future")
+		return refuse(watchword.TokenEarly, "iat or nbf is more than %d seconds in the future", earlyLeeway/time.Second)
 	}
 	return nil
 }
@@ -198,21 +198,34 @@ func (w validity) check(now time.Time, lifetime, leeway, earlyLeeway time.Durati
 // checkJTI refuses a jti that is absent or over 128 bytes.
 func checkJTI(jti string) error {
 	if jti == "" || len(jti) > 128 {
-		return watchword.Refuse(watchword.TokenMalformed, "jti must have 1 to 128 bytes")
+		return refuse(watchword.TokenMalformed, "jti is required, with at most 128 bytes")
 	}
 	return nil
 }
 
+// refuse builds a refusal of a token. Its detail ends with the page that explains the code.
+func refuse(c watchword.Code, format string, a ...any) error {
+	return watchword.Refuse(c, "%s; see docs/errors.md", fmt.Sprintf(format, a...))
+}
+
+// refuseTyp refuses a token of another type than expected. Code: token_kind.
+func refuseTyp(got, want string) error {
+	if got == "" || len(got) > 64 {
+		return refuse(watchword.TokenKind, "typ must be %q", want)
+	}
+	return refuse(watchword.TokenKind, "typ must be %q, not %q", want, got)
+}
+
 func checkIssuer(got, want string) error {
 	if got != want {
-		return watchword.Refuse(watchword.IssuerMismatch, "iss is not the expected one")
+		return refuse(watchword.IssuerMismatch, "iss must be exactly %q", want)
 	}
 	return nil
 }
 
 func checkAudience(got audience, want string) error {
 	if len(got) != 1 || got[0] != want {
-		return watchword.Refuse(watchword.AudienceMismatch, "aud must be the one who reads this, and nobody else")
+		return refuse(watchword.AudienceMismatch, "aud must be exactly %q", want)
 	}
 	return nil
 }
@@ -232,8 +245,8 @@ func (a *audience) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// LooksLikeAssertion reports whether raw says of itself that it is a client
-// assertion: for a door that takes both kinds, and before any check.
+// LooksLikeAssertion reports whether the typ of raw is that of a client assertion. It checks nothing else: for endpoints that
+// accept both access tokens and assertions.
 func LooksLikeAssertion(raw string) bool {
 	u, err := jose.ParseJWS(raw, watchword.MaxToken)
 	return err == nil && jose.SameType(u.Typ, TypAssertion)

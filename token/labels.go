@@ -28,7 +28,7 @@ func (a *Access) Labels(raw string) (watchword.Labels, error) {
 		return nil
 	})))
 	if err == nil && watchword.CheckLabels(labels) != nil {
-		err = watchword.Refuse(watchword.TokenMalformed, "dev has labels that are none")
+		err = refuse(watchword.TokenMalformed, "dev.labels must be an object of strings")
 	}
 	return labels, err
 }

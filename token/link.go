@@ -20,7 +20,7 @@ func Link(publicURL, code, pin string) string {
 func ParseLink(link string) (server, code, pin string, err error) {
 	u, err := url.Parse(strings.TrimSpace(link))
 	if err != nil {
-		return "", "", "", watchword.RefuseField("link", "is no URL")
+		return "", "", "", watchword.RefuseField("link", "must be a URL")
 	}
 	q, err := url.ParseQuery(u.Fragment)
 	base, ok := strings.CutSuffix(u.EscapedPath(), "/e")

@@ -102,7 +102,7 @@ func readOrder(payload []byte, dev watchword.SubjectID, now time.Time) (Order, e
 // for byte, orderer and end. Code: order_invalid.
 func (o Order) Covers(function string, args []byte, by watchword.SubjectID, expires time.Time) error {
 	if o.Function != function || o.ArgsHash != jose.Hash(args) || o.By != by || !o.Expires.Equal(expires.Truncate(time.Second)) {
-		return watchword.Refuse(watchword.OrderInvalid, "the order is for another function, other arguments, another end, or by somebody else")
+		return watchword.Refuse(watchword.OrderInvalid, "cmd, args_hash, exp and iss of the signed order must be those of the command; see docs/errors.md")
 	}
 	return nil
 }

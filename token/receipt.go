@@ -71,7 +71,7 @@ func SignReceipt(s *jose.Signer, r Receipt) (string, error) {
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
-		return "", watchword.Wrap(err, watchword.BadRequest, "the result is no JSON")
+		return "", watchword.Wrap(err, watchword.BadRequest, "the result is not valid JSON")
 	}
 	return signTyped(s, TypReceipt, watchword.MaxDocument, b, func(payload []byte) error {
 		got, err := readReceipt(payload, r.Device, r.Issuer)
@@ -116,7 +116,7 @@ func readReceipt(payload []byte, dev watchword.SubjectID, issuer string) (Receip
 		return Receipt{}, err
 	}
 	if _, ok := c.Status.State(); !ok || c.Epoch < 1 || c.Seq < 1 || c.Command == "" || len(c.Command) > 128 || len(c.Hash) != hashLength {
-		return Receipt{}, watchword.Refuse(watchword.TokenMalformed, "epoch, seq, cid, ch and st are mandatory")
+		return Receipt{}, refuse(watchword.TokenMalformed, "epoch, seq, cid, ch and st are required")
 	}
 	r := c.Receipt
 	r.Issuer, r.At = issuer, c.iat.time()
@@ -131,7 +131,7 @@ func ReadReceipt(raw string, dev watchword.SubjectID, issuer string) (Receipt, e
 		return Receipt{}, err
 	}
 	if !jose.SameType(u.Typ, TypReceipt) {
-		return Receipt{}, watchword.Refuse(watchword.TokenKind, "this is no %s", TypReceipt)
+		return Receipt{}, refuseTyp(u.Typ, TypReceipt)
 	}
 	return readReceipt(u.UnverifiedPayload(), dev, issuer)
 }

@@ -41,16 +41,16 @@ type Holder struct {
 // subject_new, subject_suspended, subject_revoked, token_replayed.
 func (r Record) Issue(h Holder, used bool) error {
 	if h.State == "" {
-		return watchword.Refuse(watchword.ClientInvalid, "no such subject")
+		return watchword.Refuse(watchword.ClientInvalid, "there is no such subject")
 	}
 	if err := (&watchword.Subject{Kind: h.Kind, ID: r.Subject, State: h.State}).CheckActive(); err != nil {
 		return err
 	}
 	if !h.Keyed || h.Incarnation != r.Incarnation {
-		return watchword.Refuse(watchword.ClientInvalid, "the key is none of the subject's")
+		return watchword.Refuse(watchword.ClientInvalid, "the key is not an active key of the subject")
 	}
 	if used {
-		return watchword.Refuse(watchword.TokenReplayed, "this assertion was used before")
+		return watchword.Refuse(watchword.TokenReplayed, "jti was used before: sign a new assertion for each request; see docs/errors.md")
 	}
 	return nil
 }
@@ -79,4 +79,4 @@ func Counts(revoked, issuerRevoked bool) error {
 var ErrUnknown = watchword.Refuse(watchword.NotFound, "no such token")
 
 // ErrSpent is the refusal of an assertion, or a proof of a key change, that was spent before.
-var ErrSpent = watchword.Refuse(watchword.TokenReplayed, "this assertion or proof was used before")
+var ErrSpent = watchword.Refuse(watchword.TokenReplayed, "jti was used before: sign a new one for each request; see docs/errors.md")

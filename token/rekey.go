@@ -84,7 +84,7 @@ func readRekey(payload []byte, sub watchword.SubjectID, issuer string, now time.
 		return Rekey{}, err
 	}
 	if c.Iss != sub || c.Sub != sub {
-		return Rekey{}, watchword.Refuse(watchword.IssuerMismatch, "iss and sub must both be who changes its keys")
+		return Rekey{}, refuse(watchword.IssuerMismatch, "iss and sub must both be %q", sub)
 	}
 	if err := checkAudience(c.Aud, issuer); err != nil {
 		return Rekey{}, err
@@ -102,14 +102,14 @@ func readRekey(payload []byte, sub watchword.SubjectID, issuer string, now time.
 func openRekey(raw string, from, to *jose.PublicKey) ([]byte, error) {
 	if from.ID() == to.ID() {
 		if len(raw) > watchword.MaxToken {
-			return nil, watchword.Refuse(watchword.TooLarge, "a key change may have %d bytes", watchword.MaxToken)
+			return nil, watchword.Refuse(watchword.TooLarge, "a key change must have at most %d bytes", watchword.MaxToken)
 		}
 		list, err := jose.Strings(jsontext.Value(raw))
 		if err != nil {
 			return nil, err
 		}
 		if len(list) != 1 {
-			return nil, watchword.Refuse(watchword.TokenMalformed, "where the signing key stays it signs once")
+			return nil, refuse(watchword.TokenMalformed, "a key change that keeps the signing key must be one compact JWS, not two")
 		}
 		payload, _, err := verifyTyped(list[0], watchword.MaxToken, TypRekey, NewKeySet(from))
 		return payload, err
@@ -119,10 +119,10 @@ func openRekey(raw string, from, to *jose.PublicKey) ([]byte, error) {
 		return nil, err
 	}
 	if !jose.SameType(p.Typ(), TypRekey) {
-		return nil, watchword.Refuse(watchword.TokenKind, "this is no %s", TypRekey)
+		return nil, refuse(watchword.TokenKind, "typ must be %q", TypRekey)
 	}
 	if p.First.Kid == "" || p.Second.Kid == "" {
-		return nil, watchword.Refuse(watchword.KeyUnknown, "kid names no key that counts here")
+		return nil, refuse(watchword.KeyUnknown, "kid must be the thumbprint of the signing key in use, or of the new one")
 	}
 	return p.Verify(from, to)
 }

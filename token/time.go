@@ -70,7 +70,7 @@ func readTime(payload []byte, issuer, nonce string) (time.Time, error) {
 		return time.Time{}, err
 	}
 	if nonce == "" || c.Nonce != nonce {
-		return time.Time{}, watchword.Refuse(watchword.NonceMismatch, "the signed time answers another question than ours")
+		return time.Time{}, refuse(watchword.NonceMismatch, "nonce of the signed time must be the one that was sent")
 	}
 	// By its own word: only that the window is one.
 	if err := (validity{iat: c.IAT, exp: c.EXP}).check(c.IAT.time(), TimeLifetime, 0, 0); err != nil {

@@ -73,7 +73,7 @@ func SignTrustPayload(payload []byte, roots ...*jose.Signer) (string, error) {
 	case 2:
 		raw, err = jose.SignPair(roots[0], roots[1], TypTrust, payload)
 	default:
-		return "", watchword.Refuse(watchword.BadRequest, "a trust bundle is signed by one root, or by an old one and a new one")
+		return "", watchword.Refuse(watchword.BadRequest, "a trust bundle must be signed by one root, or by an old and a new one")
 	}
 	if err != nil {
 		return "", err
@@ -129,7 +129,7 @@ func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
 			return t, nil
 		}
 	}
-	return Trust{}, watchword.Refuse(watchword.PinMismatch, "the bundle's root is not the pinned one: this is not the server that made the link")
+	return Trust{}, watchword.Refuse(watchword.PinMismatch, "the root key of the trust bundle does not match the pin: this is not the server that made the link")
 }
 
 // VerifyNextTrust checks a bundle that follows known: signed by a root of known
@@ -144,7 +144,7 @@ func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
 		return Trust{}, err
 	}
 	if t.Issuer != known.Issuer || t.Version < known.Version || t.Epoch < known.Epoch {
-		return Trust{}, watchword.Refuse(watchword.BundleInvalid, "the bundle is another issuer's, or older than the known one")
+		return Trust{}, watchword.Refuse(watchword.BundleInvalid, "iss of the trust bundle must be the known issuer, and epoch and ver must not be lower than the known ones; see docs/errors.md")
 	}
 	return t, nil
 }
@@ -153,7 +153,7 @@ func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
 // and counts only if it is known.
 func readTrust(raw string) (Trust, []*jose.Unverified, error) {
 	if len(raw) > watchword.MaxBundle {
-		return Trust{}, nil, watchword.Refuse(watchword.TooLarge, "a trust bundle may have 64 KiB")
+		return Trust{}, nil, watchword.Refuse(watchword.TooLarge, "a trust bundle must have at most 64 KiB")
 	}
 	var signatures []*jose.Unverified
 	if jose.LooksLikePair(raw) {
@@ -170,7 +170,7 @@ func readTrust(raw string) (Trust, []*jose.Unverified, error) {
 		signatures = []*jose.Unverified{u}
 	}
 	if !jose.SameType(signatures[0].Typ, TypTrust) {
-		return Trust{}, nil, watchword.Refuse(watchword.TokenKind, "this is no %s", TypTrust)
+		return Trust{}, nil, refuse(watchword.TokenKind, "typ must be %q", TypTrust)
 	}
 	t, err := parseTrust(signatures[0].UnverifiedPayload())
 	return t, signatures, err
@@ -183,7 +183,7 @@ func (t Trust) verifySignatures(signatures []*jose.Unverified, known KeySet, now
 	for _, p := range signatures {
 		k, ok := roots[watchword.KeyID(p.Kid)]
 		if !ok {
-			return watchword.Refuse(watchword.KeyUnknown, "the bundle does not name the root that signed it")
+			return watchword.Refuse(watchword.KeyUnknown, "the trust bundle is signed by a root that it does not contain")
 		}
 		if _, err := p.Verify(k); err != nil {
 			return err
@@ -192,16 +192,16 @@ func (t Trust) verifySignatures(signatures []*jose.Unverified, known KeySet, now
 		knownSigner = knownSigner || known[k.ID()] != nil
 	}
 	if !knownSigner {
-		return watchword.Refuse(watchword.KeyUnknown, "no root that is known here signed the bundle")
+		return watchword.Refuse(watchword.KeyUnknown, "the trust bundle is not signed by a known root")
 	}
 	if len(signed) != len(roots) || len(signed) != len(signatures) {
-		return watchword.Refuse(watchword.BundleInvalid, "every root that the bundle names must have signed it")
+		return watchword.Refuse(watchword.BundleInvalid, "the trust bundle must be signed by every root that it contains")
 	}
 	if now.IsZero() {
 		now = t.Issued
 	}
 	if err := (validity{iat: toNumericDate(t.Issued), exp: toNumericDate(t.Expires)}).check(now, TrustLifetime, Skew, Skew); err != nil {
-		return watchword.Wrap(err, watchword.BundleInvalid, "the trust bundle is over, or from the future")
+		return watchword.Wrap(err, watchword.BundleInvalid, "the trust bundle has expired, or is not valid yet")
 	}
 	return nil
 }
@@ -235,10 +235,10 @@ func parseTrust(payload []byte) (Trust, error) {
 		return Trust{}, err
 	}
 	if t.Issuer == "" || t.Version < 1 || t.Epoch < 1 {
-		return Trust{}, watchword.Refuse(watchword.TokenMalformed, "iss, ver and epoch are mandatory")
+		return Trust{}, refuse(watchword.TokenMalformed, "iss, ver and epoch are required")
 	}
 	if t.Quorum < 0 || t.Quorum > int64(len(t.Witnesses)) {
-		return Trust{}, watchword.Refuse(watchword.TokenMalformed, "quorum must be at most as many as there are witnesses")
+		return Trust{}, watchword.Refuse(watchword.TokenMalformed, "quorum must not be larger than the number of witnesses")
 	}
 	t.Issued, t.Expires = w.iat.time(), w.exp.time()
 	return t, checkJTI(jti)
@@ -255,7 +255,7 @@ func (t *Trust) readRole(name string, v jsontext.Value) error {
 	return jose.Each(v, func(item jsontext.Value) error {
 		k, err := jose.ParseJWK(item, jose.ForSigning)
 		if err != nil {
-			return watchword.Wrap(err, watchword.TokenMalformed, "a key of the bundle is no public JWK that signs")
+			return watchword.Wrap(err, watchword.TokenMalformed, "each key of a trust bundle must be a public JWK for signatures")
 		}
 		*to = append(*to, k)
 		return nil
@@ -272,7 +272,7 @@ func (t *Trust) readWitness(item jsontext.Value) error {
 		return err
 	}
 	if s == "" || len(s) > 256 || len(t.Witnesses) == MaxWitnesses {
-		return watchword.Refuse(watchword.TokenMalformed, "a bundle names at most 16 witnesses, each by 256 bytes")
+		return watchword.Refuse(watchword.TokenMalformed, "a trust bundle contains at most 16 witnesses, of at most 256 bytes each")
 	}
 	t.Witnesses = append(t.Witnesses, s)
 	return nil
@@ -290,7 +290,7 @@ func (t *Trust) readTLS(name string, v jsontext.Value) error {
 			}
 			der, err := base64.StdEncoding.Strict().DecodeString(s)
 			if err != nil || strings.ContainsAny(s, "\r\n") { // which the standard library passes over
-				return watchword.Refuse(watchword.TokenMalformed, "a TLS anchor of the bundle is no base64")
+				return watchword.Refuse(watchword.TokenMalformed, "tls.ca must be an array of base64 strings")
 			}
 			t.CAs = append(t.CAs, der)
 			return nil
@@ -298,7 +298,7 @@ func (t *Trust) readTLS(name string, v jsontext.Value) error {
 	case "web_pki":
 		t.WebPKI = v.Kind() == 't'
 		if !t.WebPKI && v.Kind() != 'f' {
-			return watchword.Refuse(watchword.TokenMalformed, "web_pki is true or false")
+			return watchword.Refuse(watchword.TokenMalformed, "web_pki must be true or false")
 		}
 	}
 	return nil

@@ -1,6 +1,5 @@
-// Package twin is what is wanted of a device and what the device reports. In
-// come JSON objects, out they go again with a version. It refuses what is no
-// JSON object or is over 32 KiB.
+// Package twin stores the wanted configuration and the reported state of each device. Both are JSON objects with a version and
+// are encrypted at rest. It refuses values that are not a JSON object or exceed 32 KiB.
 package twin
 
 import (

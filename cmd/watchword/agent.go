@@ -176,7 +176,7 @@ func (a *app) agentRun() *cobra.Command {
 		}
 		defer d.Close()
 		if !d.Enrolled() {
-			return usage("%s is not enrolled; see watchword agent enroll", *dir)
+			return usage("%s is not enrolled; see %s agent enroll --help", *dir, program())
 		}
 		if *functions != "" {
 			fs, err := agent.Load(*functions)

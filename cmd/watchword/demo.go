@@ -38,7 +38,7 @@ type demoStep struct {
 	Detail string  `json:"detail,omitempty"`
 }
 
-// demo runs the tour in a folder that is gone afterwards.
+// demo runs the steps in a temporary folder, which is deleted afterwards.
 func (a *app) demo(ctx context.Context, devices int, once bool) (err error) {
 	dir, err := os.MkdirTemp("", "watchword-demo-")
 	if err != nil {
@@ -79,13 +79,13 @@ func (a *app) demo(ctx context.Context, devices int, once bool) (err error) {
 
 // waitInterrupt keeps everything running until somebody interrupts.
 func (t *demoRun) waitInterrupt(ctx context.Context) {
-	t.out.Printf("\nEverything goes on running. In another terminal:\n\n"+
+	t.out.Printf("\nThe server and the devices keep running. In another terminal:\n\n"+
 		"  export WATCHWORD_DATA=%s\n"+
-		"  watchword device list\n"+
-		"  watchword command send lamp-1 lamp.set level:=70 --wait 10s\n"+
-		"  watchword event watch\n"+
-		"  watchword policy explain --subject lamp-1 --action call --resource fn:lamp-2/lamp.set level:=99\n"+
-		"  watchword audit list\n\nInterrupt (Ctrl-C) to end it; the folder is then deleted.\n", t.data)
+		"  %s device list\n"+
+		"  %s command send lamp-1 lamp.set level:=70 --wait 10s\n"+
+		"  %s event watch\n"+
+		"  %s policy explain --subject lamp-1 --action call --resource fn:lamp-2/lamp.set level:=99\n"+
+		"  %s audit list\n\nInterrupt with Ctrl-C; the folder is then deleted.\n", t.data, program(), program(), program(), program(), program())
 	for n := 0; ; n++ {
 		timer := time.NewTimer(5 * time.Second)
 		select {
@@ -104,7 +104,7 @@ func (t *demoRun) waitInterrupt(ctx context.Context) {
 
 // run goes through the steps and stops at the first that fails.
 func (t *demoRun) run(ctx context.Context) bool {
-	t.out.Printf("Watchword: three lamps, an operator, and a burglar. All on loopback, all for real.\n\n")
+	t.out.Printf("Watchword: a server, %d devices, an operator and an attacker, on loopback, with real keys and TLS.\n\n", t.count)
 	for _, s := range []struct {
 		name string
 		do   func(context.Context) (string, error)
@@ -130,7 +130,7 @@ func (t *demoRun) run(ctx context.Context) bool {
 		detail, err := s.do(limit)
 		cancel()
 		took := time.Since(start)
-		if t.measured > 0 { // the step knows better what counted
+		if t.measured > 0 { // the step measured a part of itself
 			took, t.measured = t.measured, 0
 		}
 		done := demoStep{Name: s.name, OK: err == nil, MS: float64(took.Microseconds()) / 1000, Detail: detail}
@@ -205,7 +205,7 @@ func (t *demoRun) serve(ctx context.Context) (string, error) {
 		t.served <- err
 		return "", err
 	}
-	return fmt.Sprintf("%s, with keys, store, authority and operator of its own", s.Info().URL), nil
+	return fmt.Sprintf("%s, with new keys, store, certificate authority and operator", s.Info().URL), nil
 }
 
 func claimsOf(payload []byte) (c struct {

@@ -121,7 +121,7 @@ func (t *demoRun) enroll(ctx context.Context) (string, error) {
 		l.dev.HandleFunction(device.Function{Name: "lamp.set", Schema: []byte(lampSchema)}, l.set)
 	}
 	t.measured = time.Since(start)
-	return fmt.Sprintf("%d devices made their own keys (P-256, Ed25519, X25519), checked the server under the link's pin, and showed a one-time code", t.count), nil
+	return fmt.Sprintf("%d devices made their own keys (P-256, Ed25519, X25519), checked the server by the pin of the link, and enrolled with a one-time code", t.count), nil
 }
 
 // token lets each device prove itself.
@@ -148,7 +148,7 @@ func (t *demoRun) token(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("each signed an assertion and got a JWT of %d bytes, good for %d s, with %d permissions (time is for one)", len(last), c.EXP-c.IAT, len(c.Perm)), nil
+	return fmt.Sprintf("each signed an assertion and got a JWT of %d bytes, valid for %d s, with %d permissions (time for one token)", len(last), c.EXP-c.IAT, len(c.Perm)), nil
 }
 
 // last is the lamp that talks by server-sent events, as a stock client would.
@@ -182,7 +182,7 @@ func (t *demoRun) connect(ctx context.Context) (string, error) {
 			return "", ctx.Err()
 		}
 	}
-	return fmt.Sprintf("all over MQTT 5 and TLS 1.3: %d with the SDK, by an assertion; %s with a stock client and its token as the password, session %s", len(t.devices)-1, t.last().id, t.mqtt.session), nil
+	return fmt.Sprintf("over MQTT 5 and TLS 1.3: %d with the SDK, authenticated by an assertion; %s with a stock client, its token as the password, session %s", len(t.devices)-1, t.last().id, t.mqtt.session), nil
 }
 
 // publish sends an event from a device to an operator who listens.
@@ -209,7 +209,7 @@ func (t *demoRun) publish(ctx context.Context) (string, error) {
 	select {
 	case e := <-got:
 		t.measured = time.Since(start)
-		return fmt.Sprintf("lamp-1 reported lux %s, and the operator saw it", e.Data), nil
+		return fmt.Sprintf("lamp-1 published lux %s, and the operator received it", e.Data), nil
 	case err := <-watched:
 		return "", err
 	}
@@ -218,7 +218,7 @@ func (t *demoRun) publish(ctx context.Context) (string, error) {
 // wantRefusal checks that err is a refusal with that code and says what it was.
 func wantRefusal(err error, code watchword.Code, what string) (string, error) {
 	if err == nil {
-		return "", fmt.Errorf("%s was let through", what)
+		return "", fmt.Errorf("%s was allowed", what)
 	}
 	if watchword.CodeOf(err) != code {
 		return "", fmt.Errorf("%s: %w, instead of %s", what, err, code)
@@ -240,7 +240,7 @@ func (t *demoRun) callDenied(ctx context.Context) (string, error) {
 		return "", err
 	}
 	e, err := t.admin.Explain(ctx, "lamp-1", "call", "fn:lamp-2/lamp.set", json.RawMessage(`{"level":99}`))
-	return message + "; the operator may ask why: " + e.Nearest, err
+	return message + "; policy explain says: " + e.Nearest, err
 }
 
 // command orders a lamp, whose receipt the next step looks at.
@@ -249,7 +249,7 @@ func (t *demoRun) command(ctx context.Context) (_ string, err error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("the operator orders lamp-2 lamp.set level=40: %s, number %d, on the disk before the answer", t.sent.ID, t.sent.Seq), nil
+	return fmt.Sprintf("the operator orders lamp-2 lamp.set level=40: %s, number %d, stored before the answer", t.sent.ID, t.sent.Seq), nil
 }
 
 // receipt waits for the answer and checks it without the server's statement.
@@ -267,10 +267,10 @@ func (t *demoRun) receipt(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if got := t.devices[1].level.Load(); got != 40 || r.Command != c.ID {
-		return "", fmt.Errorf("the lamp stands at %d", got)
+		return "", fmt.Errorf("the lamp has level %d", got)
 	}
 	t.measured = c.SettledAt.Sub(c.CreatedAt)
-	return fmt.Sprintf("lamp-2 unsealed, checked, obeyed and signed: %s, verified here with its key %.8s…", r.Result, sign.ID()), nil
+	return fmt.Sprintf("lamp-2 decrypted, checked, executed and signed: %s; receipt verified with its key %.8s…", r.Result, sign.ID()), nil
 }
 
 // forgedCommand shows a device a command that a burglar signed, sealed as it should be.
@@ -301,7 +301,7 @@ func (t *demoRun) forgedCommand(ctx context.Context) (string, error) {
 	if l.acts.Load() != 0 {
 		return "", errors.New("the lamp acted on a forged command")
 	}
-	return wantRefusal(err, watchword.KeyUnknown, "a burglar's command, well sealed to "+string(l.id))
+	return wantRefusal(err, watchword.KeyUnknown, "a command that an attacker signed and encrypted to "+string(l.id))
 }
 
 // replayedCommand lets the last lamp obey one command, and shows it the same one again.
@@ -334,7 +334,7 @@ func (t *demoRun) replayedCommand(ctx context.Context) (string, error) {
 	if err != nil || done.State != watchword.Done {
 		return "", fmt.Errorf("the command is %s: %w", done.State, err)
 	}
-	return string(l.id) + " obeyed once; the same bytes again moved nothing and brought back the receipt of then", nil
+	return string(l.id) + " executed it once; the same command again was not executed and returned the first receipt", nil
 }
 
 // refresh puts a newer token under the live connection.
@@ -359,14 +359,14 @@ func (t *demoRun) refresh(ctx context.Context) (string, error) {
 	if err := json.Unmarshal(b, &n); err != nil || n.Type != "refreshed" || n.Expires.Before(t.mqtt.expires) {
 		return "", fmt.Errorf("the server answers %s: %w", b, err)
 	}
-	return fmt.Sprintf("a newer token under the live connection: it now ends at %s, and nothing was closed", n.Expires.Local().Format(time.TimeOnly)), nil
+	return fmt.Sprintf("a newer token for the open connection, which now expires at %s", n.Expires.Local().Format("15:04:05Z07:00")), nil
 }
 
 // revoke ends the last lamp while its connection is open.
 func (t *demoRun) revoke(ctx context.Context) (string, error) {
-	_, err := t.admin.Revoke(ctx, t.last().id, "the demo is over for you")
+	_, err := t.admin.Revoke(ctx, t.last().id, "demonstration")
 	t.revoked = time.Now()
-	return "the operator revokes " + string(t.last().id) + ": its keys are dead", err
+	return "the operator revokes " + string(t.last().id) + ": its keys are not accepted any more", err
 }
 
 // sessionCut sees that the connection ended, and that the token opens nothing any more.
@@ -375,7 +375,7 @@ func (t *demoRun) sessionCut(ctx context.Context) (string, error) {
 	select {
 	case disconnect = <-t.mqtt.ended:
 	case <-ctx.Done():
-		return "", fmt.Errorf("the connection goes on: %w", ctx.Err())
+		return "", fmt.Errorf("the connection is still open: %w", ctx.Err())
 	}
 	t.measured = max(time.Since(t.revoked), time.Microsecond)
 	if disconnect.ReasonCode != 0x87 || !strings.HasPrefix(disconnect.Properties.ReasonString, string(watchword.SubjectRevoked)) {
@@ -387,7 +387,7 @@ func (t *demoRun) sessionCut(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	return fmt.Sprintf("its connection was told subject_revoked (0x87) and closed; a publish over HTTPS is refused: %s", watchword.CodeOf(err)), nil
+	return fmt.Sprintf("its connection was closed with subject_revoked (0x87); a publish over HTTPS is refused: %s", watchword.CodeOf(err)), nil
 }
 
 // audit recomputes the log as somebody who trusts nobody, and checks the evidence of
@@ -407,6 +407,6 @@ func (t *demoRun) audit(ctx context.Context) (string, error) {
 		return "", err
 	}
 	t.measured = time.Since(start)
-	return fmt.Sprintf("%d entries recomputed and held against %d signed checkpoints; order, hand-over and receipt of %s proved under the root's key alone (log entries %d, %d, %d)",
+	return fmt.Sprintf("%d entries recomputed and compared with %d signed checkpoints; order, delivery and receipt of %s proved with the root's public key alone (log entries %d, %d, %d)",
 		log.Entries, log.Checkpoints, t.sent.ID, v.Ordered.Seq, v.HandedOver.Seq, v.Settled.Seq), nil
 }

@@ -104,7 +104,7 @@ func (a *app) deviceLink() *cobra.Command {
 func (a *app) printLink(v any, e *api.Enrollment, picture bool) error {
 	if e == nil { // a replayed creation: the link was shown once
 		return a.print(v, func(w *terminal.Writer) {
-			w.Printf("the device exists already; watchword device link ID makes a new link\n")
+			w.Printf("the device exists already; %s device link ID makes a new link\n", program())
 		})
 	}
 	if err := a.print(v, func(w *terminal.Writer) { w.Printf("%s\n", e.Link) }); err != nil {

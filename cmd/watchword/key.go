@@ -58,7 +58,7 @@ func (a *app) keyList() *cobra.Command {
 		}
 		ks.Keys = visible
 		if ks.Bundle.Stale != "" {
-			a.err.Printf("the root key is offline and must sign a trust bundle: %s\nhint: watchword key plan\n", ks.Bundle.Stale)
+			a.err.Printf("the root key is offline and must sign a trust bundle: %s\nhint: %s key plan\n", ks.Bundle.Stale, program())
 		}
 		return a.print(ks, func(w *terminal.Writer) {
 			w.Printf(keyHead + "\n")

@@ -1,7 +1,6 @@
-// Command watchword is the whole product in one binary: the server, the
-// operator's tool and the device's agent. In come commands as docs/ describes
-// them, out go results on standard output and everything else on standard error.
-// It refuses secrets among its arguments.
+// Command watchword is the server, the operator's command line tool and the device agent in one binary. Results go to standard
+// output, everything else to standard error. Secrets are not accepted as command line arguments: a file or standard input
+// carries them.
 package main
 
 import (
@@ -175,7 +174,7 @@ func (a *app) report(err error) int {
 		a.err.Printf("rule: %s\n", clipReason(e.Rule))
 	}
 	if h := hintByCode[code]; h != "" {
-		a.err.Printf("hint: %s\n", h)
+		a.err.Printf("hint: %s\n", runnable(h))
 	}
 	return status
 }
@@ -193,7 +192,7 @@ func clipReason(s string) string {
 // hintByCode is what to do next, where that can be said.
 var hintByCode = map[watchword.Code]string{
 	watchword.Denied:          "watchword policy explain shows which rule decided",
-	watchword.Unavailable:     "check that watchword serve runs, and that --data or WATCHWORD_DATA names its data folder",
+	watchword.Unavailable:     "check that the server runs (watchword serve), and that --data or WATCHWORD_DATA names its data folder",
 	watchword.CodeInvalid:     "watchword device link ID makes a new link",
 	watchword.PinMismatch:     "make a new link with watchword device link ID, and check which server answers at that address",
 	watchword.PairingExpired:  "run watchword agent pair again; it keeps the same keys",
@@ -235,7 +234,7 @@ func (a *app) root() *cobra.Command {
 func commandGroup(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usage("%s has no subcommand %q; see watchword %s --help", use, args[0], use)
+			return usage("%s has no subcommand %q; see %s %s --help", use, args[0], program(), use)
 		}
 		return nil
 	}, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
@@ -247,7 +246,7 @@ func commandGroup(use, short string, subs ...*cobra.Command) *cobra.Command {
 func positional(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
 		if err := check(c, a); err != nil {
-			return usage("%s: %s; see %s --help", c.CommandPath(), err, c.CommandPath())
+			return usage("%s: %s; see %s --help", c.CommandPath(), err, runnable(c.CommandPath()))
 		}
 		return nil
 	}

@@ -252,3 +252,86 @@ func typed(doc string) string {
 	}
 	return out.String()
 }
+
+// Each block of README.md that is marked sh works when it is pasted, one after the other, in an empty folder. git and go are
+// stand-ins, which refuse any other argument than those that lead to this source and this program.
+func TestREADME(t *testing.T) {
+	for _, p := range []string{"bash", "mosquitto_pub"} {
+		if _, err := exec.LookPath(p); err != nil {
+			if os.Getenv("WATCHWORD_OUTSIDE") == "required" {
+				t.Fatalf("%s is missing", p)
+			}
+			t.Skipf("%s is not installed; make test installs it", p)
+		}
+	}
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	stand := filepath.Join(dir, "stand-ins")
+	for _, d := range []string{stand, filepath.Join(dir, "work")} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(self, filepath.Join(dir, "watchword")); err != nil { // testscript's main looks at the name
+		t.Fatal(err)
+	}
+	if _, err := os.Stat("../../cmd/watchword/main.go"); err != nil {
+		t.Fatal(err)
+	}
+	for name, script := range map[string]string{
+		"git": `test "$*" = "clone https://github.com/watchword-iot/watchword" && mkdir watchword`,
+		"go": `test "$(basename "$PWD")" = watchword || exit 1
+case "$1 $2 $3" in
+"run ./cmd/watchword demo") shift 2; exec ` + filepath.Join(dir, "watchword") + ` "$@" ;;
+"build -o bin/") test "$4" = ./cmd/watchword && mkdir -p bin && ln -s ` + filepath.Join(dir, "watchword") + ` bin/watchword ;;
+*) exit 1 ;;
+esac`,
+	} {
+		if err := os.WriteFile(filepath.Join(stand, name), []byte("#!/bin/bash\n"+script+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var ports [2]string
+	for i := range ports {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports[i] = fmt.Sprint(l.Addr().(*net.TCPAddr).Port)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var pasted strings.Builder
+	inside := false
+	for line := range strings.SplitSeq(string(text), "\n") {
+		switch {
+		case strings.HasPrefix(line, "```"):
+			inside = line == "```sh"
+		case inside:
+			pasted.WriteString(strings.ReplaceAll(line, "-p 8883", "-p "+ports[1]) + "\n")
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, "bash", "-c", "set -eo pipefail\ntrap 'p=$(jobs -p); kill $p 2>/dev/null; wait $p' EXIT\n"+pasted.String())
+	c.Dir = filepath.Join(dir, "work")
+	c.Env = append(os.Environ(), "PATH="+stand+":"+os.Getenv("PATH"), "HOME="+c.Dir, "WATCHWORD_METRICS_LISTEN=127.0.0.1:0",
+		"WATCHWORD_SERVER_HTTPS=localhost:"+ports[0], "WATCHWORD_SERVER_MQTTS=localhost:"+ports[1])
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, pasted.String(), out)
+	}
+	for _, want := range []string{"ok    audit", "for lamp-7, number 1", "receipt verified", `result {"level":40}`} {
+		if !bytes.Contains(out, []byte(want)) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}

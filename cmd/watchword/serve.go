@@ -47,16 +47,16 @@ func (a *app) serveCommand() *cobra.Command {
 			a.err.Printf("mqtts          %s\n", i.MQTTS)
 		}
 		if i.MQTT != "" {
-			a.err.Printf("mqtt           %s (in clear)\n", i.MQTT)
+			a.err.Printf("mqtt           %s (without TLS)\n", i.MQTT)
 		}
 		a.err.Printf("data           %s\n", i.Data)
 		if i.CAFile != "" {
-			a.err.Printf("authority      %s\n", i.CAFile)
+			a.err.Printf("CA file        %s\n", i.CAFile)
 		}
 		if i.Initialized {
-			a.err.Printf("first start: keys, store and the first operator were made\n")
+			a.err.Printf("first start: keys, store and the first operator were created\n")
 		}
-		a.err.Printf("next           watchword device create lamp-1 --data %s\n", i.Data)
+		a.err.Printf("next           %s device create lamp-1 --data %s\n", program(), i.Data)
 		return s.Run(c.Context())
 	}
 	return c

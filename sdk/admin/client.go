@@ -1,7 +1,6 @@
-// Package admin is the typed client of the management API. In come an operator's
-// key and the server's address, out come devices, policies, commands and the
-// log. It trusts the authority that it is given and nobody else, and signs what
-// it orders.
+// Package admin is a typed client of the management API. It is created with the server's address and an operator's key, and
+// manages devices, policies, commands and the audit log. It trusts only the certificate authority that it is given, and signs
+// the commands that it orders.
 package admin
 
 import (

@@ -1,6 +1,5 @@
-// Package agent is a device for anything that runs Linux: programs carry out its
-// functions, and lines become its events. In come a functions file and standard
-// input, out go handlers and publishes. It refuses functions without a program.
+// Package agent runs a device's functions as programs and publishes lines of text as events. It reads a functions file (TOML) and
+// registers a handler for each function with package device. It refuses functions without a program.
 package agent
 
 import (

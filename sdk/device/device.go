@@ -1,8 +1,6 @@
-// Package device is what a device carries with it: its keys, its enrollment, its
-// tokens, and the checks of every command. In come an enrollment link and sealed
-// commands, out go events, state and signed receipts. It obeys nothing that is
-// not signed by the server it enrolled with, sealed to it, fresh and new, and it
-// never does one command twice.
+// Package device is the SDK for devices: keys, enrollment, tokens, MQTT and HTTPS connections, and the checks of every command.
+// A device executes only commands that are signed by the server it enrolled with, encrypted to it, fresh, and not executed
+// before; each execution ends in a signed receipt.
 package device
 
 import (

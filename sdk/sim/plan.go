@@ -1,6 +1,6 @@
-// Package sim is many simulated devices. Each is a device of the SDK with keys, folder
-// and life of its own; they begin in a ramp, report events, obey commands, and lose
-// their lines: some one by one, all of them in a storm. Out comes what was seen.
+// Package sim simulates many devices. Each is a device of package device with its own keys and folder. The devices start during a
+// ramp, publish events and execute commands, and their connections break: single ones at random, or all at once (a storm). A run
+// returns a report of counts and latencies.
 package sim
 
 import (

@@ -54,7 +54,7 @@ type Operations struct {
 	Refused map[string]int `json:"refused"`
 }
 
-// Times is how long many things took, to within 3 %.
+// Latency is how long many things took, to within 3 %.
 type Latency struct {
 	Count int     `json:"count"`
 	P50   float64 `json:"p50_ms"`

@@ -1,0 +1,36 @@
+package watchword
+
+// ChangeKind says what has changed.
+type ChangeKind string
+
+// The kinds of changes, with what [Change.ID] names and where [Change.Version] comes from. Each version only grows.
+const (
+	// SubjectChanged is a subject whose state, labels, keys, required proof or life is another. ID is the subject's;
+	// Version is its [Subject.AuthorityVersion] in the store.
+	SubjectChanged ChangeKind = "subject"
+	// SubjectDeleted is a subject that was deleted, which is final. ID is the subject's; Version is 1.
+	SubjectDeleted ChangeKind = "subject_deleted"
+	// PoliciesChanged is a policy that was put in force, replaced or deleted. ID is empty: a tenant's policies have one
+	// version, that of [AuthorityVersions.Policies].
+	PoliciesChanged ChangeKind = "policies"
+	// TokenEnded is an access token that was revoked, which is final. ID is its jti; Version is 1.
+	TokenEnded ChangeKind = "token_revoked"
+	// ServerKeysChanged is a server key that took a step of its life (next, active, retiring, gone, revoked), or another
+	// trust bundle. It is of all tenants: Tenant and ID are empty. Version counts the steps that all keys have taken, so a
+	// bundle alone does not raise it.
+	ServerKeysChanged ChangeKind = "server_keys"
+)
+
+// Change says that something has changed in the store on which authority depends. It holds plain values alone, so that it
+// can be sent to another node; whoever gets it reads the store for what stands now.
+type Change struct {
+	Tenant  TenantID   `json:"tenant,omitempty"`
+	Kind    ChangeKind `json:"kind"`
+	ID      string     `json:"id,omitempty"`
+	Version int64      `json:"version"`
+}
+
+// OfSubject returns the change of a subject as the store returned it.
+func OfSubject(s *Subject) Change {
+	return Change{Tenant: s.Tenant, Kind: SubjectChanged, ID: string(s.ID), Version: s.AuthorityVersion}
+}

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+// program returns how this program is called in hints, so that a hint works when it is pasted: `watchword` where that is found
+// in PATH, `go run ./cmd/watchword` where `go run` built it, else the path of the binary.
+var program = sync.OnceValue(func() string {
+	self, err := os.Executable()
+	if err != nil {
+		return "watchword"
+	}
+	found, err := exec.LookPath("watchword")
+	if err == nil {
+		found, err = filepath.EvalSymlinks(found)
+	}
+	if real, rerr := filepath.EvalSymlinks(self); rerr == nil {
+		self = real
+	}
+	return programName(self, found, os.Args[0])
+})
+
+// programName decides for a binary at self, where the command in PATH is the file inPath (empty for none). called is os.Args[0].
+func programName(self, inPath, called string) string {
+	switch {
+	case inPath != "" && inPath == self:
+		return "watchword"
+	case strings.Contains(filepath.ToSlash(self), "/go-build") && strings.HasSuffix(filepath.ToSlash(filepath.Dir(self)), "/exe"):
+		return "go run ./cmd/watchword"
+	case strings.ContainsRune(called, filepath.Separator) && !strings.ContainsAny(called, " \t"):
+		return called
+	}
+	return self
+}
+
+// runnable replaces the program's name at the beginning of a command in a hint.
+func runnable(hint string) string { return strings.ReplaceAll(hint, "watchword ", program()+" ") }

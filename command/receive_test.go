@@ -1,0 +1,44 @@
+package command_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/command"
+)
+
+// Who waits for a command hears its end when the end of its device ends it.
+func TestTheEndOfADeviceEndsTheWaitForItsCommands(t *testing.T) {
+	s := newSetup(t, options{})
+	s.subject("lamp-2", watchword.Device, watchword.Labels{"kind": "lamp"})
+	wait := func(device watchword.SubjectID) <-chan command.Row {
+		t.Helper()
+		row := s.order(command.Call{Device: device, Function: "blink"})
+		ended := make(chan command.Row, 1)
+		w := s.Watch(row.ID)
+		go func() {
+			defer w.Close()
+			ended <- w.Wait(t.Context(), row)
+		}()
+		return ended
+	}
+	one, two := wait("lamp-1"), wait("lamp-2")
+	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRevoke, "lamp-1", nil)))
+	must(t, err)
+	s.changed("lamp-1")
+	select {
+	case row := <-one:
+		if row.State != watchword.Cancelled {
+			t.Errorf("it ended as %s", row.State)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("10 s passed without the end of a command whose device was revoked")
+	}
+	select {
+	case row := <-two:
+		t.Errorf("the command of another device ended as %s", row.State)
+	default:
+	}
+}
