@@ -338,7 +338,7 @@ func TestWhatEvidenceMustShow(t *testing.T) {
 		{"a new root that nobody introduced", func(f *evidenceBuilder) {
 			second(f, func(b *token.Trust) { b.Roots = keys(f.device) })
 			f.roots[1] = []*jose.Signer{f.device}
-		}, "no root that is known here signed the bundle"},
+		}, "the trust bundle is not signed by a known root"},
 		{"a first bundle that only a later one vouches for", func(f *evidenceBuilder) {
 			second(f, func(b *token.Trust) { b.Roots = keys(f.root, f.device) })
 			f.roots[1] = []*jose.Signer{f.root, f.device}
