@@ -11,6 +11,7 @@ import (
 
 // Query chooses entries; empty fields choose all.
 type Query struct {
+	Tenant watchword.TenantID // whose entries; empty: those of all, for who verifies the log
 	// Subject is who acted, or was acted upon, or whose device or token it was.
 	Subject watchword.SubjectID
 	Object  string // a subject, policy, command, key, … id
@@ -20,8 +21,11 @@ type Query struct {
 	To      time.Time // up to and not with
 }
 
-// IsEmpty reports whether q chooses everything.
-func (q Query) IsEmpty() bool { return q == Query{} }
+// IsEmpty reports whether q chooses everything that its tenant has.
+func (q Query) IsEmpty() bool {
+	q.Tenant = ""
+	return q == Query{}
+}
 
 // Check refuses a kind that no entry has: who mistypes one learns it, and is not told
 // that nothing happened. Code: bad_request.
@@ -40,6 +44,9 @@ func (q Query) Check() error {
 
 // Matches reports whether q chooses e.
 func (q Query) Matches(e Entry) bool {
+	if q.Tenant != "" && e.Tenant != q.Tenant {
+		return false
+	}
 	if q.Subject != "" && e.Actor != q.Subject && e.Object != string(q.Subject) && e.Data["device"] != string(q.Subject) && e.Data["subject"] != string(q.Subject) {
 		return false
 	}

@@ -69,7 +69,11 @@ func (p Page) Filter(q Query, rs []Record, limit int) (out []Record) {
 		if len(out) == limit || r.Seq <= p.After || p.Before > 0 && r.Seq >= p.Before {
 			continue
 		}
-		if !q.IsEmpty() {
+		if r.Pruned() && q.IsEmpty() {
+			out = append(out, r)
+			continue
+		}
+		if q != (Query{}) {
 			e, err := r.Entry()
 			if err != nil || !q.Matches(e) {
 				continue

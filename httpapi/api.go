@@ -90,12 +90,13 @@ type Options struct {
 	// connection has not taken yet, beyond 4 KiB of each: of one subject (without a token: of one
 	// network), and of all. 0: no limit.
 	SubjectBodyBytes, BodyBytes int64
-	Now                         func() time.Time
-	Log                         *slog.Logger
+	// Tenant says which tenant a request is for, by its Host. ok is false for a host that is of no tenant: such requests share
+	// one rate, and are answered with not_found. It is called once for each request, and decides which keys may prove
+	// somebody, not who it is. nil: every host is the default tenant's.
+	Tenant func(host string) (t watchword.TenantID, ok bool)
+	Now    func() time.Time
+	Log    *slog.Logger
 }
-
-// tenant is the tenant of every request. Other tenants will have their own host names.
-const tenant = watchword.DefaultTenant
 
 // API is the HTTP API. It is safe for concurrent use.
 type API struct {
@@ -106,6 +107,7 @@ type API struct {
 	requestQuota     *quota.Ledger[netip.Prefix]    // concurrent requests
 	answerQuota      *quota.Ledger[responseAccount] // bytes of buffered answers
 	subjectRates     subjectRates                   // rates of requests with a token
+	unknownHosts     *rates.Map[struct{}]           // requests for hosts that are of no tenant: they share one rate
 	delayedResponses atomic.Int32                   // refusals that are being delayed
 
 	mirrorReads struct { // readers of the log's tiles, and when their reading was last logged
@@ -126,9 +128,13 @@ func New(p Parts) *API {
 	if p.Log == nil {
 		p.Log = slog.Default()
 	}
+	if p.Tenant == nil {
+		p.Tenant = func(string) (watchword.TenantID, bool) { return watchword.DefaultTenant, true }
+	}
 	a := &API{
 		Parts: p, mux: http.NewServeMux(),
 		rates:        rates.New[netip.Prefix](p.TokenRate, "too many requests from this address"),
+		unknownHosts: rates.New[struct{}](p.TokenRate, "too many requests for hosts that are of no tenant"),
 		subjectRates: newSubjectRates(p.RequestRate),
 		requestQuota: quota.New[netip.Prefix](quota.Resource{
 			Name: "requests under way", Unit: "requests",

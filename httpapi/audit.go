@@ -65,6 +65,9 @@ func (a *API) auditRoutes() {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), writeTimeout/2)
 		defer cancel()
+		if _, err := a.tenantEntry(ctx, c, seq); err != nil {
+			return err
+		}
 		p, err := a.Audit.Prove(ctx, seq)
 		if err != nil {
 			return err
@@ -90,15 +93,29 @@ func writePlain(w http.ResponseWriter, contentType, cache string, b []byte) {
 	_, _ = w.Write(b) // the error means that the client has closed the connection
 }
 
-func (a *API) entryDetail(ctx context.Context, c *caller, seq int64) (out api.EntryDetail, err error) {
+// tenantEntry returns an entry of the caller's tenant, or one that was pruned, of which nobody knows whose it was. Code:
+// not_found, also for one of another tenant.
+func (a *API) tenantEntry(ctx context.Context, c *caller, seq int64) (audit.Record, error) {
 	rs, err := a.Entries.Records(ctx, seq-1, 1)
+	if err != nil {
+		return audit.Record{}, err
+	}
+	if len(rs) == 1 && rs[0].Seq == seq {
+		if rs[0].Pruned() {
+			return rs[0], nil
+		}
+		if e, err := rs[0].Entry(); err != nil || e.Tenant == c.Tenant() {
+			return rs[0], err
+		}
+	}
+	return audit.Record{}, watchword.Refuse(watchword.NotFound, "entry %d not found", seq)
+}
+
+func (a *API) entryDetail(ctx context.Context, c *caller, seq int64) (out api.EntryDetail, err error) {
+	r, err := a.tenantEntry(ctx, c, seq)
 	if err != nil {
 		return out, err
 	}
-	if len(rs) == 0 || rs[0].Seq != seq {
-		return out, watchword.Refuse(watchword.NotFound, "entry %d not found", seq)
-	}
-	r := rs[0]
 	if out.Entry, err = viewEntry(r); err != nil {
 		return out, err
 	}
@@ -219,6 +236,7 @@ func (a *API) listEntries(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err != nil {
 		return err
 	}
+	q.Tenant = c.Tenant()
 	if wantsStream(r) {
 		return a.streamEntries(w, r, c, q, p)
 	}
@@ -366,6 +384,7 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 	if err != nil {
 		return err
 	}
+	q.Tenant = c.Tenant()
 	for _, name := range []string{"after", "before", "limit", "order"} {
 		if v.Has(name) {
 			return watchword.RefuseField(name, "not allowed here: an export covers the whole log")

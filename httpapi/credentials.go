@@ -49,7 +49,7 @@ func (a *API) caller(r *http.Request) (*caller, error) {
 		return nil, err
 	}
 	in.actor.Subject, in.actor.Key = papers.Subject, papers.Key
-	if err := a.subjectRates.take(r.Pattern, papers.Subject, a.Now()); err != nil {
+	if err := a.subjectRates.take(r.Pattern, quota.Key{Tenant: papers.Tenant, Subject: papers.Subject}, a.Now()); err != nil {
 		return nil, err
 	}
 	in.writer.setAccount(quota.Key{Tenant: papers.Tenant, Subject: papers.Subject})
@@ -65,7 +65,7 @@ func (a *API) caller(r *http.Request) (*caller, error) {
 
 func (a *API) verifyCredentials(r *http.Request, scheme, raw string) (session.Credentials, error) {
 	if scheme == bearerScheme {
-		return a.Auth.VerifyBearer(r.Context(), tenant, raw, a.Now())
+		return a.Auth.VerifyBearer(r.Context(), tenantOf(r), raw, a.Now())
 	}
 	proof, err := a.dpopProof(r)
 	if err != nil {
@@ -74,7 +74,7 @@ func (a *API) verifyCredentials(r *http.Request, scheme, raw string) (session.Cr
 	if proof == nil {
 		return session.Credentials{}, watchword.Refuse(watchword.DPoPInvalid, "the Authorization scheme is DPoP: send the proof in the DPoP header")
 	}
-	return a.Auth.VerifyDPoP(r.Context(), tenant, raw, *proof, a.Now())
+	return a.Auth.VerifyDPoP(r.Context(), tenantOf(r), raw, *proof, a.Now())
 }
 
 // readAuthorization reads the token from the Authorization header only (RFC 6750 §2.1, RFC 9449

@@ -45,7 +45,7 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 		if err := decodeStrict(body, &e); err != nil {
 			return watchword.Subject{}, err
 		}
-		return a.Enrollment.Enroll(r.Context(), tenant, enroll.EnrollRequest{
+		return a.Enrollment.Enroll(r.Context(), tenantOf(r), enroll.EnrollRequest{
 			Code: e.Code, Sign: e.Keys.Sign, Seal: e.Keys.Seal, Proof: e.Proof,
 		}, in.remote, in.trace, a.Now())
 	}()

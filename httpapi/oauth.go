@@ -122,7 +122,7 @@ func (a *API) clientCredentials(r *http.Request, form url.Values, proof *authn.D
 			return nil, err
 		}
 	}
-	issued, err := a.Auth.Exchange(r.Context(), tenant, ask, in.trace, a.Now())
+	issued, err := a.Auth.Exchange(r.Context(), tenantOf(r), ask, in.trace, a.Now())
 	in.actor.Subject, in.actor.Key = issued.Subject, issued.Key
 	if err != nil {
 		return nil, err

@@ -44,7 +44,7 @@ func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return enroll.PairingResponse{}, err
 		}
-		return a.Enrollment.RequestPairing(r.Context(), tenant, enroll.PairingRequest{
+		return a.Enrollment.RequestPairing(r.Context(), tenantOf(r), enroll.PairingRequest{
 			ClientID: form.Get("client_id"), Sign: []byte(form.Get("sign")), Seal: []byte(form.Get("seal")), Proof: form.Get("proof"),
 		}, in.remote, now)
 	}()
@@ -92,11 +92,11 @@ func (a *API) pairingToken(r *http.Request, form url.Values, proof *authn.DPoPRe
 		}
 	}
 	now := a.Now()
-	s, key, possession, err := a.Enrollment.PollPairing(r.Context(), tenant, form.Get("device_code"), form.Get("client_id"), form.Get("proof"), now)
+	s, key, possession, err := a.Enrollment.PollPairing(r.Context(), tenantOf(r), form.Get("device_code"), form.Get("client_id"), form.Get("proof"), now)
 	if err != nil {
 		return nil, err
 	}
-	issued, err := a.Auth.IssueForPairing(r.Context(), tenant, s.ID, key, possession, proof, requestInfoOf(r.Context()).trace, now)
+	issued, err := a.Auth.IssueForPairing(r.Context(), tenantOf(r), s.ID, key, possession, proof, requestInfoOf(r.Context()).trace, now)
 	t := viewToken(issued)
 	return api.PairingResponse{EnrollResponse: a.enrollResponse(s), AccessToken: t.AccessToken, TokenType: t.TokenType, ExpiresIn: t.ExpiresIn}, err
 }

@@ -145,9 +145,11 @@ func (a *API) problem(r *http.Request, err error) *problem {
 		level = slog.LevelError
 	}
 	a.Log.LogAttrs(r.Context(), level, "request refused", append(attrs, slog.Any("err", err))...)
-	a.Recorder.Refused(in.actor.RefusedEntry(audit.RequestRefuse, r.Method+" "+clipLogText(r.URL.Path), a.Now(), err, map[string]string{
-		"remote": in.remote.String(), "rule": p.Rule,
-	}))
+	if in.actor.Tenant != "" { // a host that is of no tenant has no log either
+		a.Recorder.Refused(in.actor.RefusedEntry(audit.RequestRefuse, r.Method+" "+clipLogText(r.URL.Path), a.Now(), err, map[string]string{
+			"remote": in.remote.String(), "rule": p.Rule,
+		}))
+	}
 	return p
 }
 

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
@@ -60,7 +60,7 @@ func rateClassOf(pattern string) *rateClass {
 }
 
 // subjectRates counts requests by class and subject. It is safe for concurrent use.
-type subjectRates map[*rateClass]*rates.Map[watchword.SubjectID]
+type subjectRates map[*rateClass]*rates.Map[quota.Key]
 
 // newSubjectRates allows perSecond requests to each subject, or its class's share of that; 0: no
 // limit.
@@ -68,12 +68,12 @@ func newSubjectRates(perSecond float64) subjectRates {
 	out := subjectRates{}
 	for _, c := range rateClasses {
 		limit := perSecond * c.share
-		out[c] = rates.NewBurst[watchword.SubjectID](limit, int(max(10, math.Ceil(limit*c.burst))), "too many requests of this subject ("+c.name+")")
+		out[c] = rates.NewBurst[quota.Key](limit, int(max(10, math.Ceil(limit*c.burst))), "too many requests of this subject ("+c.name+")")
 	}
 	return out
 }
 
 // take counts a request to the route with that pattern. Code: rate_limited, with RetryAfter.
-func (s subjectRates) take(pattern string, id watchword.SubjectID, now time.Time) error {
-	return s[rateClassOf(pattern)].Take(id, now)
+func (s subjectRates) take(pattern string, of quota.Key, now time.Time) error {
+	return s[rateClassOf(pattern)].Take(of, now)
 }

@@ -59,9 +59,25 @@ func requestInfoOf(ctx context.Context) *requestInfo {
 	return &requestInfo{}
 }
 
+// resolveTenant finds the tenant of a request by its host. Codes: not_found, rate_limited.
+func (a *API) resolveTenant(r *http.Request, in *requestInfo) error {
+	t, ok := a.Tenant(r.Host)
+	if ok {
+		in.actor.Tenant = t
+		return nil
+	}
+	if err := a.unknownHosts.Take(struct{}{}, a.Now()); err != nil {
+		return err
+	}
+	return watchword.Refuse(watchword.NotFound, "no such address")
+}
+
+// tenantOf returns the tenant that a request is for.
+func tenantOf(r *http.Request) watchword.TenantID { return requestInfoOf(r.Context()).actor.Tenant }
+
 // ServeHTTP gives every request a trace id and its limits, and answers even if a handler panics.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	in := &requestInfo{trace: watchword.NewID("", a.Now()), actor: audit.Actor{Tenant: tenant}}
+	in := &requestInfo{trace: watchword.NewID("", a.Now()), actor: audit.Actor{}}
 	in.actor.Trace = in.trace
 	in.writer = newResponseWriter(w, r)
 	in.header = w.Header()
@@ -89,11 +105,16 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// Limits count requests, not connections: HTTP/2 carries many requests on one connection, and
 	// each takes memory until its answer is written.
 	network := rates.Network(in.remote)
+	unknown := a.resolveTenant(r, in)
 	if err := a.requestQuota.Reserve(network, 1); err != nil {
 		a.fail(in.writer, r, &watchword.Error{Code: watchword.Busy, Detail: "too many requests are under way", RetryAfter: time.Second, Err: err})
 	} else {
 		defer a.requestQuota.Release(network, 1)
-		a.serve(r, in, common)
+		if unknown != nil {
+			a.fail(in.writer, r, unknown)
+		} else {
+			a.serve(r, in, common)
+		}
 	}
 	a.delayRefusal(r.Context(), in)
 	a.finish(r, in, common)

@@ -32,7 +32,7 @@ func (a *API) introspect(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = a.runAuthorized(r, c, may, requestKind{readsOnly: true}, func() (err error) {
 			if len(form.Get("token")) <= maxTokenParameter {
-				i, err = a.Auth.Introspect(r.Context(), tenant, form.Get("token"), a.Guard.Check, a.Now())
+				i, err = a.Auth.Introspect(r.Context(), tenantOf(r), form.Get("token"), a.Guard.Check, a.Now())
 			}
 			return err
 		})
@@ -94,12 +94,12 @@ func (a *API) clientByAssertion(r *http.Request, form url.Values, may func(*watc
 	if err != nil {
 		return nil, err
 	}
-	c, err := a.Auth.AuthenticateClient(r.Context(), tenant, assertion, may, a.Now())
+	c, err := a.Auth.AuthenticateClient(r.Context(), tenantOf(r), assertion, may, a.Now())
 	in.actor.Subject, in.actor.Key = c.Subject, c.Key
 	if err != nil {
 		return nil, err
 	}
-	return &caller{credentials: session.ByKey(tenant, c.Subject, c.Incarnation, c.Key), actor: in.actor, remote: in.remote.String()}, nil
+	return &caller{credentials: session.ByKey(tenantOf(r), c.Subject, c.Incarnation, c.Key), actor: in.actor, remote: in.remote.String()}, nil
 }
 
 // revoke revokes a token of the client (RFC 7009) and ends its sessions before it answers. An
@@ -138,7 +138,7 @@ func (a *API) revokeOwnToken(r *http.Request, c *caller, raw string) error {
 	if !c.credentials.ByKey() {
 		with = c.Authority
 	}
-	rec, err := a.Auth.RevocableRecord(r.Context(), tenant, c.actor.Subject, with, raw, a.Now())
+	rec, err := a.Auth.RevocableRecord(r.Context(), tenantOf(r), c.actor.Subject, with, raw, a.Now())
 	if watchword.CodeOf(err) == watchword.Denied && rec != nil {
 		a.Recorder.Refused(c.actor.RefusedEntry(audit.TokenRevoke, rec.JTI, a.Now(), err, map[string]string{"subject": string(rec.Subject)}))
 		return nil

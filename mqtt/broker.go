@@ -62,6 +62,7 @@ type Broker struct {
 	system          bool // o.Now is the system's clock
 	stats           stats
 	connectRates    *rates.Map[netip.Prefix] // of CONNECTs
+	unknownHosts    *rates.Map[struct{}]     // of CONNECTs to hosts that are of no tenant, all together
 	floodRates      *rates.Map[netip.Prefix] // of connections, before anything is spent on them
 	lingerQuota     *quota.Ledger[netip.Prefix]
 	publishRates    *rates.Shared[quota.Key] // by subject
@@ -91,7 +92,7 @@ type Broker struct {
 // New returns a broker that serves no connection yet; see [Broker.Restore] and [Broker.Serve].
 func New(d Dependencies, options Options) *Broker {
 	o := options.withDefaults()
-	b := &Broker{deps: d, options: o, system: options.Now == nil, tenants: map[watchword.TenantID]*tenant{}, unauthenticated: map[*conn]struct{}{}, connectRates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address")}
+	b := &Broker{deps: d, options: o, system: options.Now == nil, tenants: map[watchword.TenantID]*tenant{}, unauthenticated: map[*conn]struct{}{}, connectRates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address"), unknownHosts: rates.New[struct{}](o.ConnectRate, "too many connections for hosts that are of no tenant")}
 	b.floodRates = rates.New[netip.Prefix](floodFactor*o.ConnectRate, "")
 	b.lingerQuota = newLingerQuota()
 	if b.publishRates = d.PublishRates; b.publishRates == nil {

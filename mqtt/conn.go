@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
@@ -29,7 +30,8 @@ type conn struct {
 	nc                 net.Conn
 	rawConn            syscall.RawConn // nil where a write cannot be tried
 	remote             string
-	trace              string // until there is a session, whose id it is then
+	tenant             atomic.Pointer[watchword.TenantID] // of the host that the client named; nil before CONNECT, and where there is none
+	trace              string                             // until there is a session, whose id it is then
 	version            packet.Version
 	wantsReasonStrings bool                            // the client wants reason strings
 	liveSession        atomic.Pointer[session.Session] // what the connection is authorized to do; nil until CONNECT is accepted

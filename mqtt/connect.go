@@ -121,7 +121,10 @@ func (c *conn) parseConnectOptions(p *packet.Connect) error {
 // authenticate verifies a password: an access token, or a client assertion, for which it issues an access
 // token. may is called with the credentials before the assertion is spent; its error is returned.
 func (c *conn) authenticate(ctx context.Context, now time.Time, password string, may func(session.Credentials) error) (session.Credentials, error) {
-	const t = watchword.DefaultTenant
+	t, err := c.resolveTenant(now)
+	if err != nil {
+		return session.Credentials{}, err
+	}
 	if password == "" {
 		return session.Credentials{}, watchword.Refuse(watchword.Unauthenticated, "send an access token or a client assertion as the password")
 	}

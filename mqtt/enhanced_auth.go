@@ -53,7 +53,11 @@ func (c *conn) parseAuthData(ctx context.Context, now time.Time, p *packet.Prope
 	if !ok || len(token) == 0 {
 		return credentials, nil, errAuthData
 	}
-	credentials, err = c.broker.deps.Auth.VerifyPoP(ctx, watchword.DefaultTenant, string(token), now)
+	t, err := c.resolveTenant(now)
+	if err != nil {
+		return credentials, nil, err
+	}
+	credentials, err = c.broker.deps.Auth.VerifyPoP(ctx, t, string(token), now)
 	return credentials, proof, err
 }
 

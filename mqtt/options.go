@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"log/slog"
 	"time"
+
+	"github.com/watchword-iot/watchword"
 )
 
 // Options is the broker's limits, clock and log. The zero value is usable: [New] replaces a zero by
@@ -45,13 +47,20 @@ type Options struct {
 	// HandshakeFailed is called for each connection that ended within its TLS handshake, with the error.
 	// It must not block; nil: no call.
 	HandshakeFailed func(remote string, err error)
-	Now             func() time.Time // nil: the system's clock, in milliseconds
-	Log             *slog.Logger     // nil: slog.Default
+	// Tenant returns the tenant of a connection by the TLS server name or the Host of WebSocket that the client named, empty
+	// where it named none. ok is false for one that is of no tenant: such connections share one rate, and are refused as
+	// those without a right. It decides which keys may prove somebody, not who it is. nil: the default tenant's.
+	Tenant func(host string) (t watchword.TenantID, ok bool)
+	Now    func() time.Time // nil: the system's clock, in milliseconds
+	Log    *slog.Logger     // nil: slog.Default
 }
 
 // withDefaults returns o with each zero field that has a default replaced by it. It is the one place
 // that states them.
 func (o Options) withDefaults() Options {
+	if o.Tenant == nil {
+		o.Tenant = func(string) (watchword.TenantID, bool) { return watchword.DefaultTenant, true }
+	}
 	o.PacketBytes = cmp.Or(o.PacketBytes, 64<<10)
 	o.QueueMessages = cmp.Or(o.QueueMessages, 10_000)
 	o.QueueBytes = cmp.Or(o.QueueBytes, 1<<20)

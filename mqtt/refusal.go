@@ -26,7 +26,7 @@ func (b *Broker) recordRefusal(c *conn, what, object string, err error) {
 		owner = audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: string(s.ID())}
 		attrs = append(attrs, slog.String("subject", string(a.Subject())), slog.String("trace", string(s.ID())))
 	} else {
-		owner = audit.Actor{Tenant: watchword.DefaultTenant, Trace: c.trace}
+		owner = audit.Actor{Tenant: c.refusedTenant(), Trace: c.trace}
 		attrs = append(attrs, slog.String("trace", c.trace))
 	}
 	if object != "" {
@@ -38,7 +38,7 @@ func (b *Broker) recordRefusal(c *conn, what, object string, err error) {
 		attrs = append(attrs, slog.String("rule", rule))
 	}
 	b.options.Log.LogAttrs(b.ctx, level, what, append(attrs, slog.Any("err", err))...)
-	if b.deps.Recorder != nil && code != "" {
+	if b.deps.Recorder != nil && code != "" && owner.Tenant != "" {
 		if object == "" {
 			object = c.session.id
 		}

@@ -29,7 +29,7 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = ws.Close(websocket.StatusProtocolError, "the subprotocol here is mqtt") // the connection has ended
 		return
 	}
-	b.Handle(&webSocketConn{Conn: websocket.NetConn(b.ctx, ws, websocket.MessageBinary), ws: ws, frameConn: h.frameConn})
+	b.Handle(&webSocketConn{Conn: websocket.NetConn(b.ctx, ws, websocket.MessageBinary), ws: ws, frameConn: h.frameConn, host: r.Host})
 }
 
 // hijacker gives the WebSocket library a connection whose frames are validated.
@@ -123,6 +123,7 @@ type webSocketConn struct {
 	net.Conn
 	ws        *websocket.Conn
 	frameConn *frameConn
+	host      string       // of the request
 	deadline  atomic.Int64 // read deadline in Unix nanoseconds; 0: none
 	closeErr  atomic.Pointer[error]
 }

@@ -43,6 +43,10 @@ type Options struct {
 	// WithoutAuditLog writes no audit log, to measure its cost. No configuration sets it.
 	WithoutAuditLog bool
 
+	// Hosts is the host names of further tenants, in lower case; every other host is the default tenant's. No configuration
+	// sets it: there is no API that makes a tenant.
+	Hosts map[string]watchword.TenantID
+
 	budget *logbudget.Handler // handler of Log
 	clock  func() time.Time   // Now as given
 }
@@ -198,6 +202,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	controls := rates.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "this subject connects, reports its state or hands in receipts too often (limits.control_rate)")
 	publishes := rates.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events from this device")
 	options := httpapi.Options{
+		Tenant:  s.tenantOf,
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.keys.JWKS, TrustBundle: func() string { return s.keys.Bundle(s.o.Now()) },
 		Time: func(nonce string, now time.Time) (string, error) {
 			return token.SignTime(s.keys.Signer(keyring.Time), s.keys.Issuer(), nonce, now)
@@ -223,6 +228,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.broker = mqtt.New(mqtt.Dependencies{
 		Auth: credentials, Guard: s.guard, Bus: messages, Commands: s.commands, Twins: twins, Recorder: s.recorder, Store: s.store, PublishRates: publishes, ControlRates: controls,
 	}, mqtt.Options{
+		Tenant:      s.tenantOf,
 		PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
 		PersistentSessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, OfflineBytes: int64(s.cfg.Limits.OfflineBytes), SubjectOfflineBytes: int64(s.cfg.Limits.SubjectOfflineBytes),
 		QueuedBytes: int64(s.cfg.Limits.QueuedBytes), SubjectQueueBytes: int64(s.cfg.Limits.SubjectQueueBytes),
