@@ -239,7 +239,7 @@ func (signer *CheckpointSigner) WaitCheckpoint(ctx context.Context, seq int64) (
 	return signer.waitFor(ctx, seq, &signer.latest)
 }
 
-// WaitCosigned is Cover for a checkpoint that a quorum of witnesses has signed.
+// WaitCosigned is WaitCheckpoint for a checkpoint that a quorum of witnesses has signed.
 func (signer *CheckpointSigner) WaitCosigned(ctx context.Context, seq int64) (c ledger.Checkpoint, note []byte, err error) {
 	return signer.waitFor(ctx, seq, &signer.cosigned)
 }

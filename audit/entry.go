@@ -81,7 +81,7 @@ var Kinds = []string{
 }
 
 // NeedsAuthority reports whether an act of this kind, done by a subject, is done under an authority
-// that the store compares ([watchword.Basis]). The others are no acts that policy allows: a code or
+// that the store compares ([watchword.AuthorityVersions]). The others are no acts that policy allows: a code or
 // an assertion that is redeemed, which the step itself checks, and what the server says of a session.
 func NeedsAuthority(kind string) bool {
 	switch kind {
@@ -91,7 +91,7 @@ func NeedsAuthority(kind string) bool {
 	return true
 }
 
-// Compared refuses an entry that says that its act was allowed, where the transaction compared another basis, or none. Code:
+// Compared refuses an entry that says that its act was allowed, where the transaction compared other versions, or none. Code:
 // internal, since only a mistake of the program leads here.
 func (e Entry) Compared(with watchword.AuthorityVersions) error {
 	if e.Outcome == Done && e.Actor != "" && (e.Versions != with || e.Versions.IsZero() && NeedsAuthority(e.Kind)) {

@@ -76,14 +76,14 @@ type Service struct {
 	assertionRate *rates.Map[subjectRef] // of assertions that are spent for anything else
 
 	mu        sync.Mutex
-	evictions uint64                                           // how often something was taken out of admitted
+	evictions uint64                                           // how often something was taken out of verified
 	verified  *recent.Sized[[sha256.Size]byte, *verifiedToken] // by the SHA-256 of the token; revoking a token removes it; package session ends credentials of revoked issuer keys
 }
 
-// verifiedCacheBytes is how much memory the admitted tokens that are remembered may take.
+// verifiedCacheBytes is how much memory the verified tokens that are remembered may take, in bytes.
 const verifiedCacheBytes = 128 << 20
 
-// New returns the office of one issuer, which signs and verifies with keys.
+// New returns the service of one issuer, which signs and verifies with keys.
 func New(issuer string, keys Keys, d Directory, records TokenStore, live Live, o Options) (*Service, error) {
 	decoy, err := jose.GenerateKey("P-256")
 	if err != nil {
@@ -165,8 +165,8 @@ func (i IssuedToken) TokenType() string {
 	return "Bearer"
 }
 
-// issue signs a token for who a proved, spends p and a, and puts it on record. p is
-// zero where ask has no proof.
+// issue signs a token for the subject s, which the assertion a proved. It spends a and the proof p, and records the
+// token. p is zero where req has no proof.
 func (svc *Service) issue(ctx context.Context, t watchword.TenantID, s *watchword.Subject, current *policy.Grant, a token.Assertion, req TokenRequest, p dpopProof, trace string, now time.Time) (IssuedToken, error) {
 	who := IssuedToken{Subject: s.ID, Key: a.Key}
 	if err := svc.issueRate.Take(subjectRef{t, s.ID}, now); err != nil {
@@ -192,7 +192,7 @@ func (svc *Service) issue(ctx context.Context, t watchword.TenantID, s *watchwor
 	return IssuedToken{Token: signed, Subject: s.ID, Key: a.Key, BoundKey: g.Bound, Expires: g.Expires, ExpiresIn: time.Duration(g.Expires.Unix()-g.Issued.Unix()) * time.Second}, nil
 }
 
-// requestedGrant is what the token of an ask says, but for its binding. Codes:
+// requestedGrant returns what the token for req says, but for its binding to a key. Codes:
 // proof_required, scope_invalid.
 func (svc *Service) requestedGrant(s *watchword.Subject, current *policy.Grant, a token.Assertion, req TokenRequest, now time.Time) (token.Grant, error) {
 	if req.Proof == nil {

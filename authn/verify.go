@@ -21,7 +21,7 @@ type verifiedToken struct {
 	grant       *policy.Grant
 }
 
-// verifiedTokenSize is about what a token takes that was admitted: what it says, parsed and compiled.
+// verifiedTokenSize is about what a verified token takes of memory, in bytes: its claims, parsed and compiled.
 func verifiedTokenSize(raw string) int { return 2048 + 6*len(raw) }
 
 func (v *verifiedToken) credentials() session.Credentials {
@@ -53,7 +53,7 @@ func (svc *Service) VerifyBearer(ctx context.Context, t watchword.TenantID, raw 
 var ErrKeyNotBound = errors.New("the token is not bound to this key")
 
 // VerifyDPoP is [Service.VerifyBearer] for a token that is bound to a key, with the proof of
-// that key for this one request (RFC 9449 §7.1). Codes: those of Admit; token_kind for
+// that key for this one request (RFC 9449 §7.1). Codes: those of VerifyBearer; token_kind for
 // a bearer token; dpop_invalid, dpop_nonce, busy.
 func (svc *Service) VerifyDPoP(ctx context.Context, t watchword.TenantID, raw string, req DPoPRequest, now time.Time) (session.Credentials, error) {
 	verified, err := svc.verifyCached(ctx, t, raw, now)
@@ -80,7 +80,7 @@ func (svc *Service) VerifyDPoP(ctx context.Context, t watchword.TenantID, raw st
 
 // VerifyPoP is [Service.VerifyBearer] for a connection that is about to prove the key
 // which the token's key claim names. A token that is bound to that key passes, one
-// that is bound to another does not. The credentials are not proved yet. Codes: those of Admit.
+// that is bound to another does not. The credentials are not proved yet. Codes: those of VerifyBearer.
 func (svc *Service) VerifyPoP(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Credentials, error) {
 	verified, err := svc.verifyCached(ctx, t, raw, now)
 	if err != nil {

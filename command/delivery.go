@@ -16,8 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// The keyring is what seals at rest and signs; the interface above is what the
-// desk asks of it.
+// A keyring encrypts what is stored, as [Sealer] demands.
 var _ Sealer = (*keyring.Ring)(nil)
 
 type deviceRef struct {
@@ -32,7 +31,7 @@ type Delivery struct {
 	svc      *Service
 	key      deviceRef
 	wake     chan struct{} // one token: something may be waiting
-	replaced chan struct{} // closed when a newer line took over
+	replaced chan struct{} // closed when a newer delivery took over
 	notify   func()        // if not nil, in the place of wake and taken
 	limits   Limits        // what may be handed over; of the goroutine that does
 
@@ -58,7 +57,7 @@ func (svc *Service) Attach(t watchword.TenantID, device watchword.SubjectID) *De
 
 // AttachFunc is [Service.Attach] for a connection that does not wait in Next: notify
 // is called whenever [Delivery.Take] may have something, and must neither block nor
-// call back. Behind a newer line it rests until that one closes.
+// call back. While the device has a newer delivery, notify is not called.
 func (svc *Service) AttachFunc(t watchword.TenantID, device watchword.SubjectID, notify func()) *Delivery {
 	l := &Delivery{svc: svc, key: deviceRef{t, device}, notify: notify}
 	svc.register(l)
@@ -76,7 +75,7 @@ func (svc *Service) register(l *Delivery) {
 	svc.deliveries[l.key] = append(slices.Clip(deliveries), l)
 }
 
-// Close gives the line up.
+// Close ends the delivery. Commands go to the one before it, if there is one.
 func (dl *Delivery) Close() {
 	d := dl.svc
 	d.mu.Lock()
@@ -108,7 +107,7 @@ func (dl *Delivery) signal() {
 	}
 }
 
-// wake tells the device's line, if it has one, that a command may be waiting.
+// wake tells the device's newest delivery, if it has one, that a command may be pending.
 func (svc *Service) wake(t watchword.TenantID, device watchword.SubjectID) {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
@@ -126,7 +125,7 @@ func (dl *Delivery) current() bool {
 }
 
 // Take returns what waits now, as [Delivery.Next] does, without waiting; nothing
-// while a newer line has the device's commands. more says that there may be more.
+// while a newer delivery has the device's commands. more says that there may be more.
 func (dl *Delivery) Take(ctx context.Context, after int64, nonce string, limit int) (out []SealedCommand, more bool, err error) {
 	if !dl.current() {
 		return nil, false, nil
@@ -156,7 +155,7 @@ func (dl *Delivery) AcknowledgeUpTo(ctx context.Context, epoch, seq int64) (afte
 }
 
 // Acknowledge notes that the device has acknowledged the commands with these numbers,
-// which were handed over on this line, and no others.
+// which were handed over by this delivery, and no others.
 func (dl *Delivery) Acknowledge(ctx context.Context, seqs []int64) error {
 	return dl.markDelivered(ctx, Acknowledgement{Each: seqs})
 }
@@ -238,7 +237,7 @@ func (dl *Delivery) pending(ctx context.Context, after int64, nonce string, limi
 
 // handOver signs r, unless a version for this nonce was signed before, seals it
 // to the device's current key, and stores the hash before it is sent. The error
-// is a misfit where the connection does not take as much, or no device would take it: as
+// is a [tooLargeError] where the connection does not take as much, or no device would take it: as
 // a rule nothing is kept then.
 func (dl *Delivery) handOver(ctx context.Context, r Row, nonce string) (SealedCommand, error) {
 	d := dl.svc

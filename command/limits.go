@@ -22,7 +22,7 @@ type tooLargeError struct{ Reason }
 
 func (m *tooLargeError) Error() string { return string(m.Code) + ": " + m.Detail }
 
-// check returns a misfit for a JWE of that many bytes that is too large.
+// check returns a [tooLargeError] for a JWE of that many bytes that is too large.
 func (f Limits) check(jwe int) error {
 	if f.MaxJWE > 0 && jwe > f.MaxJWE {
 		return &tooLargeError{Reason{watchword.TooLarge, fmt.Sprintf("the sealed command has %d bytes, and the device can hold %d", jwe, f.MaxJWE), jwe, f.MaxJWE}}
@@ -43,7 +43,7 @@ func PacketTooLarge(size, largest int) Reason {
 // SetLimits says what the connection takes, from the next command that is handed over.
 func (dl *Delivery) SetLimits(f Limits) { dl.limits = f }
 
-// Undeliverable ends a command that was handed over on this line and not sent after all,
+// Undeliverable ends a command that was handed over by this delivery and not sent after all,
 // because the device cannot take it. Where it has ended or was acknowledged meanwhile,
 // nothing changes.
 func (dl *Delivery) Undeliverable(ctx context.Context, c SealedCommand, why Reason) error {

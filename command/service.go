@@ -92,7 +92,7 @@ type Service struct {
 	schemas schemas
 
 	mu                 sync.Mutex
-	awaitingCheckpoint map[*Delivery]struct{}           // lines that wait for a checkpoint
+	awaitingCheckpoint map[*Delivery]struct{}           // deliveries that wait for a checkpoint
 	deliveries         map[deviceRef][]*Delivery        // the connections of a device; its commands go to the last
 	waiters            map[watchword.CommandID]*waiters // who waits for a command
 	nextExpiry         time.Time                        // the end that Run waits for, zero for none

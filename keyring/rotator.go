@@ -105,7 +105,7 @@ func (r *Rotator) newKey(role Role, state State, now, starts time.Time) (SealedK
 	return makeKey(r.ring.dataKey, role, state, r.ring.Issuer(), now, starts)
 }
 
-// published is the bundle of now, read; nil if there is none yet.
+// currentBundle returns the newest published bundle, verified; nil if there is none yet.
 func (r *Rotator) currentBundle(now time.Time) (*token.Trust, error) {
 	b, ok := currentBundle(r.ring.state.Load().bundles, now)
 	if !ok {

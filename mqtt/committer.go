@@ -107,7 +107,7 @@ func (j *committer) uncount(k *storedMessage) {
 	}
 }
 
-// whenWritten wakes a client that may have k only then: with QoS 2.
+// wakeWhenWritten wakes the client of st once k is written: with QoS 2 it gets k only then.
 func (j *committer) wakeWhenWritten(k *storedMessage, st *sessionState) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

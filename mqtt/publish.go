@@ -148,7 +148,7 @@ func (c *conn) decidePublish(topic string) *publishDecision {
 	return &c.publishDecision
 }
 
-// judge is the one place that decides on a publish.
+// decidePublish decides on a publish by authority a; nothing else does.
 func decidePublish(a *session.Authority, topic string) publishDecision {
 	v := publishDecision{authority: a, topic: topic, cost: controlCost(topic), system: parseSystemTopic(topic)}
 	if v.decision = a.Publish(topic); v.system.kind == topicServerOnly {

@@ -130,7 +130,7 @@ func (r *Registry) EditPolicies(ctx context.Context) (*PolicyEdit, error) {
 // Release lets the next edit pass.
 func (p *PolicyEdit) Release() { p.release() }
 
-// checkVersion returns ErrBasisMoved where an edit was decided under policies that are not in force
+// checkVersion returns ErrAuthorityChanged where an edit was decided under policies that are not in force
 // any more. The store compares too, with more, in the transaction: this is before the work.
 func (p *PolicyEdit) checkVersion(b watchword.AuthorityVersions, before *policy.Set) error {
 	if !b.IsZero() && !b.Local && b.Policies < before.Version() {
@@ -142,7 +142,7 @@ func (p *PolicyEdit) checkVersion(b watchword.AuthorityVersions, before *policy.
 // Apply puts a document in force: checked, stored, and every live session that it
 // touches recomputed before the answer. ifVersion is -1 for any, 0 for none yet, else
 // the version that was compared. Codes: policy_invalid, token_too_large, too_large,
-// precondition_failed, busy ([watchword.ErrBasisMoved]).
+// precondition_failed, busy ([watchword.ErrAuthorityChanged]).
 func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time) (policy.Stored, error) {
 	before, err := p.r.directory.Policies(ctx, by.Tenant)
 	if err == nil {

@@ -21,7 +21,7 @@ const maxDecisions = 64
 // do may run several times and must have no effect when it returns [watchword.ErrAuthorityChanged].
 // The input of the act must be complete before Act is called.
 //
-// Codes: the cause of the session's end; those of may and do; busy; those of [Directory.Renew].
+// Codes: the cause of the session's end; those of may and do; busy; those of [Directory.Refresh].
 func (s *Session) Act(ctx context.Context, may func(*Authority) error, do func(context.Context, *Authority) error) error {
 	return runUnderAuthority(ctx, may, do, s.current, s.renew)
 }

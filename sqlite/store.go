@@ -257,7 +257,7 @@ func primary(e *driver.Error) int {
 	return e.Code() & 0xff
 }
 
-// Times are stored as UTC milliseconds, the zero time as 0.
+// toMillis returns a time as it is stored: in UTC milliseconds, the zero time as 0.
 func toMillis(t time.Time) int64 {
 	if t.IsZero() {
 		return 0

@@ -236,7 +236,7 @@ func (w *writer) close() error {
 	return errors.Join(append(errs, w.db.Close())...)
 }
 
-// Statements of a step do not use its caller's context: an interrupt in the middle would end the
+// stmt prepares a statement, once. Statements of a step do not use the context of its caller: an interrupt in the middle would end the
 // whole group.
 func (t *tx) stmt(q string) (*sql.Stmt, error) {
 	st := t.stmts[q]

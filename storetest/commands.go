@@ -16,7 +16,7 @@ import (
 // unbounded lets a subject have any number of unfinished commands.
 var unbounded command.Bounds
 
-// ids grow with n, as real ones do with time.
+// commandID returns ids that grow with n, as real ones do with time.
 func commandID(n int) watchword.CommandID { return watchword.CommandID(fmt.Sprintf("cmd_%06d", n)) }
 
 func (t *T) row(n int, device watchword.SubjectID) command.Row {
@@ -384,7 +384,7 @@ func applyingReceipts(t *T) {
 	equal(t, "entry of the receipt", r.Entry, int64(n+1))
 }
 
-// What a device cannot take ends, and only what it has not taken.
+// undelivering: what a device cannot take ends, and only what it has not taken.
 func undelivering(t *T) {
 	t.enrolled("lamp-1")
 	for i := 1; i <= 5; i++ {

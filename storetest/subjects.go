@@ -147,7 +147,7 @@ func labelsUnderVersion(t *T) {
 	}
 }
 
-// Each of many edits at once says what it replaced: the entries are one chain, in their order.
+// labelsOfManyEditors: each of many edits at once says what it replaced: the entries are one chain, in their order.
 func labelsOfManyEditors(t *T) {
 	const editors, each = 8, 5
 	t.add("lamp-1", nil)

@@ -362,7 +362,7 @@ func (s *Server) Order() *Command {
 	return o
 }
 
-// Pass skips the next n sequence numbers, for a case that used them.
+// skipNumbers skips the next n sequence numbers, for a case that used them.
 func (s *Server) skipNumbers(n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -405,7 +405,7 @@ func (s *Server) acknowledge(seq int64) {
 	}
 }
 
-// seal signs and encrypts a command. nonce is the device's current nonce, or empty.
+// sealed signs and encrypts a command. nonce is the device's current nonce, or empty.
 func (s *Server) sealed(o *Command, nonce string) (string, error) {
 	return s.Seal(s.keys.command, o.N, func(c *token.Command) { c.ID, c.Seq, c.Nonce = o.ID, o.Seq, nonce })
 }

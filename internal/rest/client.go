@@ -147,7 +147,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 	return &Answer{res.StatusCode, res.Header, body}, nil
 }
 
-// refuse is [watchword.Because] for an answer that this client refuses; of a stranger
+// refuse is [watchword.Wrap] for an answer that this client refuses; of a stranger
 // it is unavailable.
 func (c *Client) refuse(err error, code watchword.Code, format string, a ...any) error {
 	if c.unauthenticated {

@@ -38,8 +38,7 @@ func (c *Client) Policy(ctx context.Context, name string) (text []byte, version 
 	return a.Body, version, err
 }
 
-// CheckPolicy finds the mistakes of a policy. Codes: policy_invalid (see
-// [Mistakes]), token_too_large.
+// CheckPolicy finds the mistakes of a policy. Codes: policy_invalid, token_too_large.
 func (c *Client) CheckPolicy(ctx context.Context, name string, text []byte) error {
 	_, err := c.rest.Do(ctx, rest.Request{
 		Method: http.MethodPost, Path: "/v1/policies/check", Query: url.Values{"name": {name}}, Type: "application/toml", Body: text,

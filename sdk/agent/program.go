@@ -144,7 +144,7 @@ func (r *runner) start(f Function, c *device.Command) (*program, error) {
 	return p, nil
 }
 
-// How a program came to its end.
+// exitCause is how a program came to its end.
 type exitCause int
 
 const (

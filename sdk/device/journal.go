@@ -154,7 +154,7 @@ func readJournal(disk durable.Disk, path string, n *counterFile) (j *journal, re
 	return j, rewrite, nil
 }
 
-// takeOver writes what was read as it shall be. The counts come first, and say that the
+// rewrite writes what was read as it shall be. The counts come first, and say that the
 // journal of a build without them is still to come; after a power cut between, it is neither
 // lost nor believed without them for ever.
 func (j *journal) rewrite() error {

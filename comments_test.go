@@ -1,0 +1,88 @@
+package watchword_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The comment of a function, method or type begins with its name, or names it in a list ("Suspend, Resume and Revoke ...").
+// What a comment links to, such as [watchword.Code], exists.
+func TestCommentsNameWhatExists(t *testing.T) {
+	link := regexp.MustCompile(`(?:^|[^A-Za-z0-9])\[\*?([A-Za-z][A-Za-z0-9]*(?:\.[A-Za-z][A-Za-z0-9]*){0,2})\]`)
+	type parsed struct {
+		path string
+		ast  *ast.File
+	}
+	var files []parsed
+	names, packages := map[string]bool{}, map[string]bool{} // by the package's name: package.Name and package.Type.Member
+	for _, s := range sources(t) {
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.FromSlash(s.path), nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, parsed{s.path, f})
+		packages[f.Name.Name] = true
+		eachDeclared(f, func(name string) { names[f.Name.Name+"."+name] = true })
+	}
+	links, docs := 0, 0
+	for _, f := range files {
+		for _, group := range f.ast.Comments {
+			for _, m := range link.FindAllStringSubmatch(group.Text(), -1) {
+				s := m[1]
+				first, _, dotted := strings.Cut(s, ".")
+				// Of another module, or a word that is no symbol of ours.
+				foreign := dotted && !packages[first] && first == strings.ToLower(first) || !dotted && !ast.IsExported(s)
+				if foreign {
+					continue
+				}
+				links++
+				if !names[s] && !names[f.ast.Name.Name+"."+s] {
+					t.Errorf("%s: a comment links to [%s], which does not exist", f.path, s)
+				}
+			}
+		}
+		for _, d := range f.ast.Decls {
+			name, doc := documented(d)
+			words := strings.Fields(doc.Text())
+			if len(words) == 0 {
+				continue
+			}
+			docs++
+			list := words[:1]
+			for len(list) < len(words) && (strings.HasSuffix(list[len(list)-1], ",") || words[len(list)] == "and" || list[len(list)-1] == "and") {
+				list = words[:len(list)+1]
+			}
+			found := false
+			for _, w := range list {
+				found = found || strings.TrimRight(w, ",:") == name
+			}
+			switch {
+			case found, words[0] == "A", words[0] == "An", words[0] == "The":
+			case strings.HasSuffix(f.path, "_test.go"): // what a test shows is a sentence of its own
+			default:
+				t.Errorf("%s: the comment of %s begins with %q", f.path, name, words[0])
+			}
+		}
+	}
+	if links < 400 || docs < 4000 {
+		t.Errorf("looked at %d links and %d comments", links, docs)
+	}
+}
+
+// documented returns the name and the comment of a function or of a single type.
+func documented(d ast.Decl) (name string, doc *ast.CommentGroup) {
+	switch d := d.(type) {
+	case *ast.FuncDecl:
+		return d.Name.Name, d.Doc
+	case *ast.GenDecl:
+		if x, ok := d.Specs[0].(*ast.TypeSpec); ok && len(d.Specs) == 1 && !d.Lparen.IsValid() {
+			return x.Name.Name, d.Doc
+		}
+	}
+	return "", nil
+}
