@@ -44,7 +44,7 @@ func ParseStored(name string, src []byte) (doc *Document, unread []string, err e
 	if err := toml.Unmarshal(src, &tree); err != nil {
 		return nil, nil, err
 	}
-	doc, err = parse(name, tree, nil, true)
+	doc, err = parse(name, tree, tomlpos.Locate(src), true)
 	if doc != nil {
 		unread = doc.skippedBounds
 	}
