@@ -85,10 +85,10 @@ type Instance struct {
 	At     time.Time
 }
 
-// The refusals of a store that has no founding, or has one already.
+// The refusals of a store that is not initialized, or is initialized already.
 var (
-	ErrNotFounded = watchword.Refuse(watchword.NotFound, "the house is not founded")
-	ErrFounded    = watchword.Refuse(watchword.Conflict, "the house stands already")
+	ErrNotFounded = watchword.Refuse(watchword.NotFound, "the store is not initialized")
+	ErrFounded    = watchword.Refuse(watchword.Conflict, "the store is initialized already")
 )
 
 // SignedBundle is a trust bundle as it was signed: published from Starts on, until

@@ -90,7 +90,7 @@ func (e brokerCollector) Collect(out chan<- prometheus.Metric) {
 		{"slow_clients_closed_total", "Connections cut since they were not read.", prometheus.CounterValue, st.SlowClosed},
 		{"publishes_delayed_total", "Publishes that waited for their rate.", prometheus.CounterValue, st.DelayedPublishes},
 		{"takeovers_total", "Connections whose client connected again.", prometheus.CounterValue, st.Takeovers},
-		{"refreshes_total", "Sessions that went on under newer papers.", prometheus.CounterValue, st.Refreshes},
+		{"refreshes_total", "Sessions that were refreshed with a newer token.", prometheus.CounterValue, st.Refreshes},
 		{"messages_dropped_total", "Messages that found no room where they were to wait.", prometheus.CounterValue, st.Dropped},
 		{"messages_expired_total", "Messages whose life ended before they were sent.", prometheus.CounterValue, st.Expired},
 		{"sessions", "Sessions that outlive their connection, with one or without.", prometheus.GaugeValue, st.PersistentSessions},

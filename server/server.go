@@ -185,13 +185,13 @@ func (s *Server) assemble(ctx context.Context) error {
 	})
 	s.live = session.NewLive()
 	reg := registry.New(s.store, directory, s.live, s.keys.Issuer())
-	room := fair.NewSemaphore()
-	gate := enroll.New(s.store, enroll.Options{
+	semaphore := fair.NewSemaphore()
+	enrollment := enroll.New(s.store, enroll.Options{
 		PublicURL: s.info.URL, Issuer: s.keys.Issuer(), Pin: func() string { return token.Pin(s.keys.Root()) },
-		CheckTokenSize: reg.CheckTokenSize, Live: s.live, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: room,
+		CheckTokenSize: reg.CheckTokenSize, Live: s.live, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: semaphore,
 	})
 	credentials, err := authn.New(s.keys.Issuer(), s.keys, directory, s.store, s.live,
-		authn.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Semaphore: room, IssueRate: float64(s.cfg.Limits.IssueRate)})
+		authn.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Semaphore: semaphore, IssueRate: float64(s.cfg.Limits.IssueRate)})
 	if err != nil {
 		return err
 	}
@@ -249,13 +249,13 @@ func (s *Server) assemble(ctx context.Context) error {
 	}
 	options.MQTTS = s.publicMQTTS()
 	api := httpapi.New(httpapi.Parts{
-		Registry: reg, Enrollment: gate, Auth: credentials, Guard: s.guard, Commands: s.commands, Bus: messages, Recorder: s.recorder,
-		Twins: twins, Entries: s.store, Audit: s.checkpoints, Keys: s.rotator, Broker: s.broker, SchemaSlots: room, Options: options,
+		Registry: reg, Enrollment: enrollment, Auth: credentials, Guard: s.guard, Commands: s.commands, Bus: messages, Recorder: s.recorder,
+		Twins: twins, Entries: s.store, Audit: s.checkpoints, Keys: s.rotator, Broker: s.broker, SchemaSlots: semaphore, Options: options,
 	})
 	if s.mqtts != nil {
-		s.mqtts = tls.NewListener(handshakeListener{s.mqtts, room}, withMQTTALPN(tlsConfig))
+		s.mqtts = tls.NewListener(handshakeListener{s.mqtts, semaphore}, withMQTTALPN(tlsConfig))
 	}
-	s.https = handshakeListener{s.https, room}
+	s.https = handshakeListener{s.https, semaphore}
 	s.http = newHTTPServer(s.routes(api))
 	s.http.TLSConfig = tlsConfig
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout, s.http.MaxHeaderBytes = 10*time.Second, 60*time.Second, 2*time.Minute, 16<<10

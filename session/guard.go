@@ -43,7 +43,7 @@ type GuardOptions struct {
 }
 
 // Guard knows every live session of this node. It is safe for concurrent use.
-// Lock order: Guard.changes, Session.mu, Guard.mu.
+// Lock order: Guard.changesMu, Session.mu, Guard.mu.
 type Guard struct {
 	directory     Directory
 	now           func() time.Time

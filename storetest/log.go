@@ -11,7 +11,7 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// AuditLog is what a cellar keeps of the log: entries, and the Merkle tree over them.
+// AuditLog is what a store has of the log: entries, and the Merkle tree over them.
 //
 // A store with one writer numbers entries in the transaction of their act. One with
 // many may queue them there, and number them in Number alone, which one node at a

@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/mqttstore"
 )
 
-// MQTTStore is what the MQTT engine asks of a cellar.
+// MQTTStore is what the MQTT server needs from a store.
 type MQTTStore interface {
 	// Sessions hands out every session with its subscriptions, by id, then every message without its packet, by id. What a
 	// function returns ends it.

@@ -1,6 +1,5 @@
-// Package storetest is the surveyor: it says what every cellar must do, and
-// walks through it. In comes a function that opens an empty store, out come the
-// failures. It is imported by the cellars' tests only.
+// Package storetest is the contract of a store, as tests that every store must pass. It takes a function that opens an empty
+// store, and reports what differs from the contract. Only the tests of stores import it.
 package storetest
 
 import (
@@ -17,20 +16,18 @@ import (
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// Store is everything the rooms together ask of a cellar. Each method is one
-// business step in one transaction, and returns only after it is durable. A
-// method that takes an audit entry writes it in that transaction: both are
-// there or neither. Times are kept in UTC milliseconds. Everything is safe for
-// concurrent use.
+// Store is the union of the Store interfaces of all packages, but for that of the MQTT server ([MQTTStore]). Each method is
+// one step of an act in one transaction, and returns only after it is durable. A method that takes an audit entry writes it in
+// that transaction: both are written or neither. Times are stored in UTC milliseconds. All methods are safe for concurrent use.
 //
-// An entry whose actor acts under an authority has a Basis. The step compares it before it writes:
-// where it is not what stands, watchword.ErrBasisMoved, and nothing is written.
+// An actor that acts under an authority gives its Versions. The step compares them before it writes: where they are not
+// the current ones, it returns [watchword.ErrAuthorityChanged] and writes nothing.
 //
-// What another tenant owns is not_found, like what nobody owns.
+// What belongs to another tenant is not_found, like what does not exist.
 type Store interface {
-	// Instance returns what the house decided at first start; not_found before Found.
+	// Instance returns what was decided at first start; not_found before Initialize.
 	Instance(ctx context.Context) (keyring.Instance, error)
-	// Initialize writes the founding, the first server keys and one operator subject (state active, with its
+	// Initialize writes the instance, the first server keys and one operator subject (state active, with its
 	// keys), once. Second call: conflict.
 	Initialize(ctx context.Context, f keyring.Instance, keys []keyring.SealedKey, operator watchword.Subject, es []audit.Entry) error
 	// ServerKeys returns all server keys, oldest first.

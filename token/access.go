@@ -179,7 +179,7 @@ func (g Grant) CheckSize() error {
 }
 
 // SignAccess signs g with the issuer key. Codes: token_too_large; bad_request where
-// no door would take it; unavailable.
+// no verifier would accept it; unavailable.
 func SignAccess(s *jose.Signer, g Grant) (string, error) {
 	b, err := g.claims()
 	if err != nil {
@@ -207,8 +207,8 @@ func SignAccess(s *jose.Signer, g Grant) (string, error) {
 
 // VerifyAccess checks an access token under the issuer's keys: shape, kind, key,
 // issuer, audience and time, and then, because it costs ten times as much as all that,
-// the signature. late is how long after exp it still counts: 0 at our own doors,
-// [Skew] elsewhere. That it is on record and not revoked is for the caller to see.
+// the signature. leeway is how long after exp it is still accepted: 0 by this server,
+// [Skew] by others. That it is on record and not revoked is for the caller to see.
 //
 // Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
 // issuer_mismatch, audience_mismatch, token_expired, token_early, token_lifetime,

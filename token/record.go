@@ -6,8 +6,8 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Record is the row of one access token that was issued. The doors open only
-// for a jti that has one, so a stolen issuer key alone opens nothing.
+// Record is the row of one access token that was issued. An access token is
+// accepted only if its jti has one, so a stolen issuer key alone gives no access.
 type Record struct {
 	Tenant      watchword.TenantID
 	JTI         string
