@@ -11,7 +11,8 @@ import (
 )
 
 // The comment of a function, method or type begins with its name, or names it in a list ("Suspend, Resume and Revoke ...").
-// What a comment links to, such as [watchword.Code], exists.
+// What a comment links to, such as [watchword.Code], exists. A sentence of it that begins with a small letter begins with a
+// name: of a parameter, a result or a field.
 func TestCommentsNameWhatExists(t *testing.T) {
 	link := regexp.MustCompile(`(?:^|[^A-Za-z0-9])\[\*?([A-Za-z][A-Za-z0-9]*(?:\.[A-Za-z][A-Za-z0-9]*){0,2})\]`)
 	type parsed struct {
@@ -19,7 +20,9 @@ func TestCommentsNameWhatExists(t *testing.T) {
 		ast  *ast.File
 	}
 	var files []parsed
+	sentence := regexp.MustCompile(`\. ([a-z][A-Za-z0-9]*) [a-z]+`)
 	names, packages := map[string]bool{}, map[string]bool{} // by the package's name: package.Name and package.Type.Member
+	members := map[string]bool{}                            // package.Member
 	for _, s := range sources(t) {
 		f, err := parser.ParseFile(token.NewFileSet(), filepath.FromSlash(s.path), nil, parser.ParseComments)
 		if err != nil {
@@ -27,7 +30,10 @@ func TestCommentsNameWhatExists(t *testing.T) {
 		}
 		files = append(files, parsed{s.path, f})
 		packages[f.Name.Name] = true
-		eachDeclared(f, func(name string) { names[f.Name.Name+"."+name] = true })
+		eachDeclared(f, func(name string) {
+			names[f.Name.Name+"."+name] = true
+			members[f.Name.Name+"."+name[strings.LastIndex(name, ".")+1:]] = true
+		})
 	}
 	links, docs := 0, 0
 	for _, f := range files {
@@ -56,6 +62,18 @@ func TestCommentsNameWhatExists(t *testing.T) {
 			list := words[:1]
 			for len(list) < len(words) && (strings.HasSuffix(list[len(list)-1], ",") || words[len(list)] == "and" || list[len(list)-1] == "and") {
 				list = words[:len(list)+1]
+			}
+			used := map[string]bool{"nil": true}
+			ast.Inspect(d, func(n ast.Node) bool {
+				if id, ok := n.(*ast.Ident); ok {
+					used[id.Name] = true
+				}
+				return true
+			})
+			for _, m := range sentence.FindAllStringSubmatch(strings.Join(words, " "), -1) {
+				if !used[m[1]] && !members[f.ast.Name.Name+"."+m[1]] && !strings.HasSuffix(f.path, "_test.go") {
+					t.Errorf("%s: the comment of %s speaks of %q, which it does not have", f.path, name, m[1])
+				}
 			}
 			found := false
 			for _, w := range list {

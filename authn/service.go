@@ -232,8 +232,8 @@ func apiPermissions(ps []watchword.Permission) (out []watchword.Permission) {
 
 // AuthenticateAssertion is [Service.Exchange] for a connection that needs the credentials and never
 // the token: what the token would say is on record and spent in the same way,
-// but nobody signs it. typ is mandatory. may is asked about the credentials before the
-// assertion is spent. Codes: those of Exchange, and may's.
+// but nobody signs it. The typ of the assertion is mandatory. allow is asked about the credentials before the
+// assertion is spent. Codes: those of Exchange, and those of allow.
 func (svc *Service) AuthenticateAssertion(ctx context.Context, t watchword.TenantID, raw string, allow func(session.Credentials) error, trace string, now time.Time) (session.Credentials, error) {
 	s, current, a, err := svc.verifyAssertion(ctx, t, raw, false, now)
 	if err != nil {

@@ -65,7 +65,7 @@ func ackType(qos byte) packet.Type {
 	return packet.PUBACK
 }
 
-// routePublish decides, and hands on. heard is whether anybody hears it, at what must be on the
+// routePublish decides on a publish and routes it. received says whether any subscriber has it, at what must be on the
 // disk before it is acknowledged.
 func (c *conn) routePublish(ctx context.Context, w *workBatch, p *packet.Publish) (at *commit, received bool, err error) {
 	if strings.HasPrefix(p.Topic, "$") && strings.HasPrefix(p.Topic, ownTopicPrefix) {
@@ -157,7 +157,7 @@ func decidePublish(a *session.Authority, topic string) publishDecision {
 	return v
 }
 
-// newMessage copies what outlives the read buffer. whole is the packet as it came, nil
+// newMessage copies what outlives the read buffer. encoded is the packet as received, nil
 // for a will.
 func (c *conn) newMessage(p *packet.Publish, encoded []byte, now time.Time) *message {
 	m := &message{topic: p.Topic, qos: p.QoS, retain: p.Retain, sender: c.session}

@@ -81,7 +81,7 @@ func (c *conn) leaveRates() {
 }
 
 // takeRate takes n from a rate and reports whether they were available; if not, they are reserved
-// and the packet must be delayed. tick is a recent time of the monotonic clock.
+// and the packet must be delayed. monotonic is a recent time of the monotonic clock.
 func (c *conn) takeRate(rate, n int, monotonic time.Time) bool {
 	p := &c.limiter
 	if p.accounts[rate] == nil {

@@ -123,7 +123,7 @@ func refusalDetail(err error) string {
 
 // ownGroup returns the group permission bit to ignore where the group is the user's own, with the
 // same number as the user, as useradd creates them. With umask 002, as on many distributions, that
-// group can write to every file. root has no such group.
+// group can write to every file. The user root has no such group.
 func ownGroup(info fs.FileInfo) fs.FileMode {
 	me := os.Geteuid()
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && me != 0 && os.Getegid() == me && int(st.Gid) == me {

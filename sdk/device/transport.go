@@ -60,8 +60,8 @@ func newTransport(t *token.Trust, now time.Time, dial rest.Dial) (*http.Transpor
 }
 
 // unverifiedClient is a client of whoever answers at server, for what carries its own proof: the
-// trust bundle and signed time. It believes nothing else that is said there. shown
-// returns the certificates that the last peer showed.
+// trust bundle and signed time. It believes nothing else that is said there. peerCerts
+// returns the certificates of the last peer.
 func (d *Device) unverifiedClient(server string) (c *rest.Client, peerCerts func() []*x509.Certificate) {
 	return d.insecureClient(server, &tls.Config{
 		MinVersion:         tls.VersionTLS13,
