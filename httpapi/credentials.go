@@ -23,7 +23,7 @@ const (
 type caller struct {
 	*session.Authority
 	credentials session.Credentials
-	actor       audit.Actor // Basis is that of Authority, inside [API.runAuthorized]
+	actor       audit.Actor // Versions are those of Authority, inside [API.runAuthorized]
 	remote      string
 	method      string
 	path        string          // path in the form that policies match
@@ -34,7 +34,7 @@ type caller struct {
 	policyEdit *registry.PolicyEdit // set for requests that edit policies, inside [API.runAuthorized]
 }
 
-// caller checks the request's papers. Codes: unauthenticated, those of
+// caller checks the request's credentials. Codes: unauthenticated, those of
 // [authn.Service.VerifyBearer], [authn.Service.VerifyDPoP] and [session.Guard.Check];
 // rate_limited, since each of these requests is counted against its subject; busy where there is no room for its body.
 func (a *API) caller(r *http.Request) (*caller, error) {
@@ -44,23 +44,23 @@ func (a *API) caller(r *http.Request) (*caller, error) {
 		return nil, err
 	}
 	in.scheme = scheme
-	papers, err := a.verifyCredentials(r, scheme, raw)
+	credentials, err := a.verifyCredentials(r, scheme, raw)
 	if err != nil {
 		return nil, err
 	}
-	in.actor.Subject, in.actor.Key = papers.Subject, papers.Key
-	if err := a.subjectRates.take(r.Pattern, quota.Key{Tenant: papers.Tenant, Subject: papers.Subject}, a.Now()); err != nil {
+	in.actor.Subject, in.actor.Key = credentials.Subject, credentials.Key
+	if err := a.subjectRates.take(r.Pattern, quota.Key{Tenant: credentials.Tenant, Subject: credentials.Subject}, a.Now()); err != nil {
 		return nil, err
 	}
-	in.writer.setAccount(quota.Key{Tenant: papers.Tenant, Subject: papers.Subject})
+	in.writer.setAccount(quota.Key{Tenant: credentials.Tenant, Subject: credentials.Subject})
 	if err := in.writer.chargeRequestBody(r); err != nil {
 		return nil, err
 	}
-	authority, err := a.Guard.Check(r.Context(), papers)
+	authority, err := a.Guard.Check(r.Context(), credentials)
 	if err != nil {
 		return nil, err
 	}
-	return &caller{Authority: authority, credentials: papers, actor: in.actor, remote: in.remote.String(), method: r.Method, path: policyPath(r)}, nil
+	return &caller{Authority: authority, credentials: credentials, actor: in.actor, remote: in.remote.String(), method: r.Method, path: policyPath(r)}, nil
 }
 
 func (a *API) verifyCredentials(r *http.Request, scheme, raw string) (session.Credentials, error) {

@@ -87,8 +87,8 @@ type Instance struct {
 
 // The refusals of a store that is not initialized, or is initialized already.
 var (
-	ErrNotFounded = watchword.Refuse(watchword.NotFound, "the store is not initialized")
-	ErrFounded    = watchword.Refuse(watchword.Conflict, "the store is initialized already")
+	ErrNotInitialized = watchword.Refuse(watchword.NotFound, "the store is not initialized")
+	ErrInitialized    = watchword.Refuse(watchword.Conflict, "the store is initialized already")
 )
 
 // SignedBundle is a trust bundle as it was signed: published from Starts on, until

@@ -15,7 +15,7 @@ func (s *Store) Instance(ctx context.Context) (keyring.Instance, error) {
 }
 
 func instance(ctx context.Context, from querier) (keyring.Instance, error) {
-	return queryOne(ctx, from, scanInstance, keyring.ErrNotFounded,
+	return queryOne(ctx, from, scanInstance, keyring.ErrNotInitialized,
 		`SELECT issuer, epoch, at FROM house`)
 }
 
@@ -34,7 +34,7 @@ func (s *Store) Initialize(ctx context.Context, f keyring.Instance, keys []keyri
 			return err
 		}
 		if n == 0 {
-			return keyring.ErrFounded
+			return keyring.ErrInitialized
 		}
 		for _, k := range keys {
 			if err := t.addServerKey(k); err != nil {

@@ -12,7 +12,7 @@ import (
 )
 
 // The methods of this file are those of the store that take an actor and a function that makes the entry, for contracts that
-// look at neither: the entry is finished, and says who acts on what basis.
+// look at neither: the entry is finished, and says who acts on which versions.
 
 func actor(e audit.Entry) audit.Actor {
 	return audit.Actor{Tenant: e.Tenant, Subject: e.Actor, Key: e.Key, Versions: e.Versions}

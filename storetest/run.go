@@ -27,7 +27,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		name string
 		walk func(*T)
 	}{
-		{"a house is founded once", initialized},
+		{"a store is initialized once", initialized},
 		{"bundles only grow", bundles},
 		{"keys turn whole or not at all", rotatingKeys},
 		{"a subject's life", subjectLife},
@@ -39,7 +39,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"suspending keeps, revoking ends", revocationEndsAccess},
 		{"a code is redeemed once", codeOnce},
 		{"of two racing devices one wins", codeRace},
-		{"a code is no key to a suspended door", codeRefused},
+		{"a code of a suspended subject is refused", codeRefused},
 		{"keys are used once in a tenant", keysOnce},
 		{"keys are changed by who holds them, once", rekeyOnce},
 		{"of racing key changes one wins", rekeyRace},
@@ -76,11 +76,11 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"checkpoints are kept", checkpoints},
 		{"of old checkpoints one of each hour is kept", fewerCheckpoints},
 		{"what is pruned leaves its hash", pruning},
-		{"what waits at the side door survives", mqttStateSurvives},
+		{"what the MQTT server stores survives", mqttStateSurvives},
 		{"a refused step leaves nothing", refusedLeavesNothing},
 		{"an act that was decided on something older does not commit", staleVersionsRefused},
 		{"an act that was decided on what stands commits", currentVersionsCommit},
-		{"what changes a subject returns the basis that stands then", basisReturned},
+		{"what changes a subject returns the version that it has then", versionReturned},
 		{"of two who revoke each other one does", versionsRace},
 	} {
 		t.Run(contract.name, func(t *testing.T) {

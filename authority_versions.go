@@ -4,7 +4,7 @@ package watchword
 // store compares it in the transaction of the act, before it writes: where one of them has
 // moved, nothing is written, and the act is decided again ([ErrAuthorityChanged]). So no change
 // commits after an edit that took its actor's right away, whatever was decided before, and
-// whichever node decided it. The zero Basis is that of the server's own acts.
+// whichever node decided it. The zero value is that of the server's own acts.
 type AuthorityVersions struct {
 	Subject SubjectID // the actor
 	// SubjectVersion is the actor's [Subject.AuthorityVersion].
@@ -21,7 +21,7 @@ type AuthorityVersions struct {
 	Local bool
 }
 
-// IsZero reports whether it is the basis of the server's own acts.
+// IsZero reports whether b is of the server's own acts.
 func (b AuthorityVersions) IsZero() bool { return b == AuthorityVersions{} }
 
 // Versions is the current versions of the things that an [AuthorityVersions] names.

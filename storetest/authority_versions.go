@@ -53,7 +53,7 @@ var withoutBasis = map[string]string{
 	"ExpireCommands":    "the server does it, when their time has come",
 }
 
-// everyActIsListed fails where a step takes an entry or a basis and is in no table.
+// everyActIsListed fails where a step takes an entry or versions and is in no table.
 func everyActIsListed(t *T) {
 	acts := t.authorizedSteps(audit.Entry{Versions: watchword.AuthorityVersions{Subject: "nobody"}})
 	store := reflect.TypeFor[Store]()
@@ -166,7 +166,7 @@ func currentVersionsCommit(t *T) {
 	t.must(err)
 	_, err = t.SetLabels(t.ctx, tenant, "other", watchword.Labels{"a": "b"}, 0, t.now, t.entryBy("boss", b, audit.DeviceLabel, "other"))
 	t.must(err) // what another subject may do is nothing to it
-	equal(t, "basis", t.versions("boss"), b)
+	equal(t, "versions", t.versions("boss"), b)
 
 	// An act is decided on its target's labels too.
 	onto := t.versions("lamp-1")
@@ -186,7 +186,7 @@ func currentVersionsCommit(t *T) {
 	e.Tenant = otherTenant
 	_, _, err = t.PutPolicy(t.ctx, otherTenant, "p", []byte("x"), -1, t.now, e)
 	t.must(err)
-	equal(t, "basis after another tenant's policy", t.versions("boss"), b)
+	equal(t, "versions after another tenant's policy", t.versions("boss"), b)
 
 	// Who takes their own right away does so.
 	_, err = t.Suspend(t.ctx, tenant, "boss", t.now, t.entryBy("boss", b, audit.DeviceSuspend, "boss"))
@@ -218,19 +218,19 @@ func versionsRace(t *T) {
 	}
 }
 
-// basisReturned holds that each step that changes a subject returns it as it stands then, with a basis that has grown: by that
+// versionReturned holds that each step that changes a subject returns it as it stands then, with a version that has grown: by that
 // version others know whether they have heard of a later change.
-func basisReturned(t *T) {
+func versionReturned(t *T) {
 	last := t.enrolled("lamp-1")
 	grown := func(what string, s watchword.Subject, err error) {
 		t.must(err)
-		equal(t, "basis after "+what, s.AuthorityVersion, t.versions("lamp-1").SubjectVersion)
+		equal(t, "versions after "+what, s.AuthorityVersion, t.versions("lamp-1").SubjectVersion)
 		if s.AuthorityVersion <= last.AuthorityVersion {
-			t.Fatalf("%s: basis %d after %d", what, s.AuthorityVersion, last.AuthorityVersion)
+			t.Fatalf("%s: version %d after %d", what, s.AuthorityVersion, last.AuthorityVersion)
 		}
 		last = s
 	}
-	equal(t, "basis after enrollment", last.AuthorityVersion, t.versions("lamp-1").SubjectVersion)
+	equal(t, "versions after enrollment", last.AuthorityVersion, t.versions("lamp-1").SubjectVersion)
 	s, err := t.SetLabels(t.ctx, tenant, "lamp-1", watchword.Labels{"a": "b"}, 0, t.now, t.entry(audit.DeviceLabel, "lamp-1"))
 	grown("labels", s, err)
 	s, err = t.SetProof(t.ctx, tenant, "lamp-1", watchword.RequireProof, t.now, t.entry(audit.DeviceProof, "lamp-1"))
