@@ -93,10 +93,10 @@ func (t *Tenant) Publish(p Publication, b *Batch, r *Result) error {
 	}
 	t.deliver(p.Message, filters, b, r)
 	switch {
-	case r.Err == nil, IsFull(r.Err) && (r.Receivers > 0 || r.Retained): // somebody has it
+	case r.Err == nil, IsFull(r.Err) && (r.Receivers > 0 || r.Retained): // a receiver has it already
 		return nil
 	case undo != nil:
-		undo() // what is refused is not retained either
+		undo() // a refused message is not retained either
 	}
 	return r.Err
 }

@@ -15,7 +15,7 @@ import (
 // all have together.
 type retainedQuota struct {
 	messages *quota.Ledger[quota.Key]
-	bytes    *quota.Ledger[quota.Key] // of memory
+	bytes    *quota.Ledger[quota.Key] // memory in bytes
 	gone     chan struct{}            // see [Bus.OwnersGone]
 }
 
@@ -57,7 +57,7 @@ func (t *Tenant) ToBeWritten(subject watchword.SubjectID, topic string, written 
 // pendingBytes is what a topic whose retained message is to be written takes beside its name.
 const pendingBytes = 128
 
-// accountOf returns the account of a subject; that of the server for none.
+// accountOf returns the account of a subject; "" is the server's.
 func accountOf(t watchword.TenantID, id watchword.SubjectID) quota.Key {
 	if id == "" {
 		return quota.Key{}
@@ -76,7 +76,7 @@ type Retained struct {
 	topicAt  uint8 // where the topic begins in encoded
 	topicLen uint16
 	gone     bool // it is not retained any more; under the store's mu
-	undone   bool // its publisher heard that it was refused; likewise
+	undone   bool // its publish was refused after all; likewise
 }
 
 // retainedBytes is what a retained message takes beside its encoding: itself, and its place in the list, which is
@@ -119,7 +119,7 @@ type RetainedStore struct {
 
 	mu      lockrank.RWMutex[retainedLock]
 	records records
-	number  int64 // of the last one that was set
+	number  int64 // number of the last message that was set
 	owners  owners
 }
 
@@ -132,7 +132,7 @@ func (r *RetainedStore) set(name string, now *Retained, who Owner) (undo func(),
 	defer r.mu.Unlock()
 	old := r.records.find(topic)
 	if old == nil && now == nil {
-		// It is written all the same: that it was removed before may not be on the disk.
+		// It is written all the same: an earlier removal may not be committed yet.
 		by, n := accountOf(r.tenant, who.Subject), pendingBytes+int64(len(topic))
 		if err := r.quota.bytes.Reserve(by, n); err != nil {
 			return nil, err
@@ -150,7 +150,7 @@ func (r *RetainedStore) set(name string, now *Retained, who Owner) (undo func(),
 			return nil, err
 		}
 	} else {
-		_ = r.count(old, nil, false) // never refused: it does not ask
+		_ = r.count(old, nil, false) // never refused without limits
 	}
 	r.replace(old, now)
 	return func() {
@@ -160,7 +160,7 @@ func (r *RetainedStore) set(name string, now *Retained, who Owner) (undo func(),
 			now.undone = true
 		}
 		if r.records.find(topic) != now {
-			return // another came meanwhile
+			return // another one was set meanwhile
 		}
 		back := old
 		if old != nil && (old.undone || old.owner.isDead()) {
@@ -169,14 +169,13 @@ func (r *RetainedStore) set(name string, now *Retained, who Owner) (undo func(),
 		if back != nil {
 			back.owner = r.owners.take(back.owner.whose())
 		}
-		_ = r.count(now, back, false) // never refused: it does not ask
+		_ = r.count(now, back, false) // never refused without limits
 		r.replace(now, back)
 	}, nil
 }
 
-// count moves what is counted from the account of old to that of now, of which either may
-// be nil; now's owner is taken already, so that an owner of both has two records. mu is
-// held.
+// count moves the charge from the account of old to that of now; either may be nil. now's owner is
+// acquired already, so an owner of both has two records. mu is held.
 func (r *RetainedStore) count(old, now *Retained, bounded bool) error {
 	from, to := r.accountOf(old), r.accountOf(now)
 	var had, has, hadBytes, hasBytes int64
@@ -217,8 +216,7 @@ func (r *RetainedStore) accountOf(x *Retained) quota.Key {
 	return accountOf(r.tenant, x.owner.whose().Subject)
 }
 
-// replace puts now in the place of old, of which either may be nil, and gives up old's
-// owner. mu is held.
+// replace replaces old by now, either of which may be nil, and releases old's owner. mu is held.
 func (r *RetainedStore) replace(old, now *Retained) {
 	if old != nil {
 		old.gone = true
@@ -241,7 +239,7 @@ func (r *RetainedStore) Load(x *Retained, who Owner) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	x.owner = r.owners.take(who)
-	_ = r.count(nil, x, false) // never refused: it does not ask
+	_ = r.count(nil, x, false) // never refused without limits
 	r.replace(nil, x)
 }
 
@@ -287,7 +285,7 @@ func (r *RetainedStore) removeAll(some []*Retained) (topics []string) {
 	defer r.mu.Unlock()
 	for _, x := range some {
 		if !x.gone {
-			_ = r.count(x, nil, false) // never refused: it does not ask
+			_ = r.count(x, nil, false) // never refused without limits
 			r.replace(x, nil)
 			topics = append(topics, string(x.Topic()))
 		}
@@ -344,7 +342,7 @@ func (r *RetainedStore) Delete(topic string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if x := r.records.find([]byte(topic)); x != nil {
-		_ = r.count(x, nil, false) // never refused: it does not ask
+		_ = r.count(x, nil, false) // never refused without limits
 		r.replace(x, nil)
 	}
 }

@@ -22,8 +22,7 @@ const chunkMost = 256
 // place is where a record is, or where it would be.
 type place struct{ chunk, at int }
 
-// compareTopics orders topics by their levels: / is below every character that a level
-// may have.
+// compareTopics compares topics level by level: / sorts before every other character.
 func compareTopics(a, b []byte) int {
 	n := min(len(a), len(b))
 	i := 0
@@ -48,8 +47,7 @@ func rank(c byte) byte {
 	return c
 }
 
-// seek returns the place of the first record whose topic is topic or comes after it, and
-// whether it is topic itself.
+// seek returns the position of the first record with a topic >= topic, and whether it is equal.
 func (l *records) seek(topic []byte) (p place, found bool) {
 	p.chunk = sort.Search(len(l.chunks), func(i int) bool {
 		c := l.chunks[i]
@@ -75,7 +73,7 @@ func (l *records) at(p place) *Retained {
 	return l.chunks[p.chunk][p.at]
 }
 
-// after returns the place behind p.
+// after returns the next position.
 func (l *records) after(p place) place {
 	if p.at++; p.at == len(l.chunks[p.chunk]) {
 		return place{chunk: p.chunk + 1}
@@ -102,15 +100,15 @@ func (l *records) find(topic []byte) *Retained {
 	return nil
 }
 
-// put adds a record, or puts it in the place of the one of its topic.
+// put inserts a record, or replaces the one of the same topic.
 func (l *records) put(r *Retained) {
 	p, found := l.seek(r.Topic())
 	switch {
 	case found:
 		l.chunks[p.chunk][p.at] = r
 		return
-	case p.chunk == len(l.chunks): // behind all
-		if n := len(l.chunks); n == 0 || len(l.chunks[n-1]) == chunkMost { // topics that come in order leave full chunks behind
+	case p.chunk == len(l.chunks): // at the end
+		if n := len(l.chunks); n == 0 || len(l.chunks[n-1]) == chunkMost { // ascending inserts leave full chunks
 			l.chunks = append(l.chunks, nil)
 		}
 		p.chunk = len(l.chunks) - 1
@@ -128,7 +126,7 @@ func (l *records) put(r *Retained) {
 	l.chunks[p.chunk] = slices.Insert(l.chunks[p.chunk], p.at, r)
 }
 
-// remove takes a record out.
+// remove removes a record.
 func (l *records) remove(r *Retained) {
 	p, found := l.seek(r.Topic())
 	if !found {
@@ -139,7 +137,7 @@ func (l *records) remove(r *Retained) {
 	if len(c) > chunkMost/4 {
 		return
 	}
-	for _, with := range []int{p.chunk - 1, p.chunk} { // of two that are next to each other one is more than a quarter full
+	for _, with := range []int{p.chunk - 1, p.chunk} { // of two neighbours one is more than a quarter full
 		if with < 0 || with+1 >= len(l.chunks) || len(l.chunks[with])+len(l.chunks[with+1]) > chunkMost/2 {
 			continue
 		}
@@ -156,10 +154,9 @@ func (l *records) remove(r *Retained) {
 	}
 }
 
-// scan calls f with the records that a filter matches ("": with all), in order, from the first topic
-// that comes after the one given, until f reports false; it looks at no more than most. It
-// returns the topic that it came to, behind which it goes on, and nil where nothing more
-// is. That topic is part of a record.
+// scan calls f with the records that a filter matches ("": all), in order, after a topic, until f
+// returns false; it examines at most that many. It returns the last examined topic, from which to
+// continue, and nil at the end. That topic aliases a record.
 func (l *records) scan(filter string, after []byte, most int, f func(*Retained) bool) (last []byte) {
 	p, found := l.seek(after)
 	if found {
@@ -205,17 +202,17 @@ func newSeeker(filter string) *seeker {
 	return &seeker{levels: bytes.Split([]byte(filter), []byte{'/'})}
 }
 
-// match reports whether the filter matches topic, as [policy.Match] says. Where it does
-// not, next is the least topic after it that it may match: nil where it matches none of
-// those, empty for whatever comes next. It stands until the next call.
+// match reports whether the filter matches topic, as [policy.Match]. If not, next is the least
+// later topic that it may match: nil if there is none, empty for the immediate successor. It is
+// valid until the next call.
 func (s *seeker) match(topic []byte) (matched bool, next []byte) {
 	if s.levels == nil {
 		return true, nil
 	}
 	begin := 0
-	plus := -1 // where the last level that a + stands for ends
+	plus := -1 // end of the last level matched by +
 	for i, level := range s.levels {
-		if begin > len(topic) { // the topic is above what the filter asks for
+		if begin > len(topic) { // the topic has fewer levels than the filter
 			if len(level) == 1 && level[0] == '#' { // a/# matches a
 				return true, nil
 			}
@@ -246,13 +243,13 @@ func (s *seeker) match(topic []byte) (matched bool, next []byte) {
 		}
 		begin = end + 1
 	}
-	if begin <= len(topic) { // the topic goes on where the filter ends
+	if begin <= len(topic) { // the topic has more levels than the filter
 		return false, s.past(topic[:begin-1])
 	}
 	return true, nil
 }
 
-// past returns what comes after a topic and all that is below it.
+// past returns the least topic after a topic and all below it.
 func (s *seeker) past(topic []byte) []byte {
 	s.next = append(append(s.next[:0], topic...), 1)
 	return s.next

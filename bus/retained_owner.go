@@ -31,12 +31,12 @@ type RetainedOwner struct {
 	records int
 
 	decided   bool
-	authority PublishAuthority // nil where nothing of it is given
-	changes   int64            // of what decides, as they were told
-	dead      bool             // the subject is revoked or deleted, or lives anew: nothing of it comes back
+	authority PublishAuthority // nil: nothing of it is delivered
+	changes   int64            // counts changes of its authority
+	dead      bool             // the subject was revoked, deleted or enrolled again: its messages are removed
 }
 
-// ownerBytes is what an owner takes of memory: itself, its authority, and its accounts.
+// ownerBytes is the memory of an owner: itself, its authority, and its accounts.
 const ownerBytes = 544
 
 // whose returns the owner, the zero one for nil.
@@ -49,7 +49,7 @@ func (o *RetainedOwner) whose() Owner {
 
 func (o *RetainedOwner) isDead() bool { return o != nil && o.dead }
 
-// changed has it asked again what of o may be given.
+// changed invalidates the decision about o.
 func (o *RetainedOwner) changed() {
 	o.decided, o.authority = false, nil
 	o.changes++
@@ -57,8 +57,8 @@ func (o *RetainedOwner) changed() {
 
 // owners is all owners in one world. It is under RetainedStore.mu.
 type owners struct {
-	of   map[watchword.SubjectID][]*RetainedOwner // one as a rule
-	most int                                      // how many there were since of was made
+	of   map[watchword.SubjectID][]*RetainedOwner // usually one
+	most int                                      // most owners since the map was made
 }
 
 // take returns the owner of one more record.
@@ -92,7 +92,7 @@ func (s *owners) drop(o *RetainedOwner) {
 	rest := slices.DeleteFunc(s.of[o.who.Subject], func(x *RetainedOwner) bool { return x == o })
 	if s.of[o.who.Subject] = rest; len(rest) == 0 {
 		delete(s.of, o.who.Subject)
-		if s.most > 64 && len(s.of) < s.most/2 { // a map does not shrink by itself
+		if s.most > 64 && len(s.of) < s.most/2 { // Go maps do not shrink
 			s.of, s.most = maps.Collect(maps.All(s.of)), len(s.of)
 		}
 	}
@@ -140,7 +140,7 @@ func (r *RetainedStore) Decide(ctx context.Context, o *RetainedOwner, ask Ask) e
 // Changed is told of each change of what a subject may ("": of all, since policy changed): before it returns, nobody is
 // given anything more that an owner may no longer publish. It returns the owners of that subject.
 func (r *RetainedStore) Changed(id watchword.SubjectID) (some []*RetainedOwner) {
-	r.mu.Lock() // waits for who is giving
+	r.mu.Lock() // waits for deliveries in progress
 	defer r.mu.Unlock()
 	if id == "" {
 		for _, list := range r.owners.of {

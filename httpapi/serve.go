@@ -69,7 +69,7 @@ func (a *API) resolveTenant(r *http.Request, in *requestInfo) error {
 	if err := a.unknownHosts.Take(struct{}{}, a.Now()); err != nil {
 		return err
 	}
-	return watchword.Refuse(watchword.NotFound, "no such address")
+	return watchword.Refuse(watchword.NotFound, "no such path")
 }
 
 // tenantOf returns the tenant that a request is for.

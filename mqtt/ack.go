@@ -4,7 +4,7 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// handleAck takes what a client says of a publish, its own or the server's.
+// handleAck handles PUBACK, PUBREC, PUBREL and PUBCOMP.
 func (c *conn) handleAck(p *packet.Ack) error {
 	var command int64
 	c.session.mu.Lock()
@@ -45,7 +45,7 @@ func (c *conn) handlePuback(p *packet.Ack) (command int64) {
 	return command
 }
 
-// handlePubrec is PUBREC: the receiver has the message, for good once that is on the disk
+// handlePubrec records that the receiver has the message; the record is committed before PUBREL
 // (MQTT 5.0 §4.3.3).
 func (c *conn) handlePubrec(p *packet.Ack) {
 	i := c.findInflight(p.ID)
@@ -66,7 +66,7 @@ func (c *conn) handlePubrec(p *packet.Ack) {
 	if !f.released {
 		f.released, f.message = true, nil
 		if f.counted {
-			at = c.session.markChanged() // before the message may go
+			at = c.session.markChanged() // committed before PUBREL is sent
 			if f.stored != nil {
 				c.broker.journal.release(f.stored)
 				f.stored = nil
@@ -82,8 +82,8 @@ func (c *conn) handlePubcomp(p *packet.Ack) {
 	}
 }
 
-// handlePubrel is PUBREL: the client has done with its identifier. That it is free must
-// be on the disk before the client hears so, and uses it for another message.
+// handlePubrel removes the packet identifier. The removal is committed before PUBCOMP, since the
+// client may then reuse the identifier.
 func (c *conn) handlePubrel(p *packet.Ack) {
 	if _, known := c.session.received[p.ID]; !known {
 		c.respondLocked(nil, &packet.Ack{Kind: packet.PUBCOMP, ID: p.ID, Reason: packet.PacketIdentifierNotFound})

@@ -12,27 +12,25 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// admission is a CONNECT that was found good: what it asks for, and the authority that
-// it was judged under. Everything that can be refused without an effect is refused
-// before there is one: no assertion is spent, and no session ended, for a CONNECT that
-// does not pass.
+// admission is a CONNECT that passed all checks, with the authority that it was checked under. All
+// checks come before the first effect: a refused CONNECT consumes no assertion and ends no session.
 type admission struct {
 	clientID  string
 	assigned  bool
 	owner     owner
 	clean     bool
 	expiry    uint32
-	will      *will // nil for none
+	will      *will // nil: no tokens
 	authority *session.Authority
-	narrowed  bool             // the session would begin with a narrowed token
-	reserved  *session.Session // entered, not started
+	narrowed  bool             // the session will be opened with a narrowed token
+	reserved  *session.Session // reserved, not started
 }
 
-// admit judges a CONNECT and takes its place within the bounds. Codes: those of
-// [session.Guard.Check] and [session.Guard.Reserve]; rate_limited by limits.control_rate; denied where the token gives no right
-// to any topic, where it does not give the will's, and where it does not cover what the
-// session of this client identifier holds; busy where a bound of wills is met. Reasons: client identifier not valid, topic
-// name invalid, quota exceeded.
+// admit checks a CONNECT and reserves a session within the limits. Codes: those of
+// [session.Guard.Check] and [session.Guard.Reserve]; rate_limited by limits.control_rate; denied
+// where the token allows no topic, not the will's topic, or does not cover the session of this
+// client identifier; busy where a limit of wills is reached. Reasons: client identifier not valid,
+// topic name invalid, quota exceeded.
 func (c *conn) admit(ctx context.Context, p *packet.Connect, credentials session.Credentials) (err error) {
 	ad := &admission{owner: owner{credentials.Subject, credentials.Incarnation}, clean: p.CleanStart, expiry: c.sessionExpiry(p)}
 	if ad.clientID, ad.assigned, err = c.assignClientID(p, credentials.Subject); err != nil {
@@ -49,7 +47,7 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, credentials session
 		return err
 	}
 	if !ad.authority.AnyTopic() {
-		return watchword.Refuse(watchword.Denied, "the token gives no right to publish or subscribe to any topic")
+		return watchword.Refuse(watchword.Denied, "the token allows no topic, neither to publish nor to subscribe")
 	}
 	ad.narrowed = ad.expiry > 0 && !ad.authority.CoversPolicyTopics()
 	if ad.will, err = c.newWill(p.Will, ad.expiry, ad.authority); err != nil {
@@ -73,14 +71,14 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, credentials session
 	return nil
 }
 
-// checkSessionQuota says whether a subject may have one more client that lasts, beside prev, whose
-// place it takes and which may be nil. w.mu is held.
+// checkSessionQuota returns an error if the subject may not have one more persistent session, not
+// counting prev, which it replaces and which may be nil. tn.mu is held.
 func (tn *tenant) checkSessionQuota(b *Broker, prev *sessionState, ad *admission) error {
 	if ad.expiry == 0 || prev != nil && prev.counted {
 		return nil
 	}
 	if int(b.persistentCount.Load()) >= b.options.PersistentSessions {
-		return protocolError(packet.QuotaExceeded, packet.CONNECT, "the server keeps no more sessions that outlive their connection")
+		return protocolError(packet.QuotaExceeded, packet.CONNECT, "the limit of persistent sessions is reached (limits.sessions)")
 	}
 	if n := tn.persistent[ad.owner.subject]; n >= maxPersistentPerSubject {
 		return protocolError(packet.QuotaExceeded, packet.CONNECT, fmt.Sprintf("%q has %d sessions that outlive their connection, the most that one subject may have: clean one, or let it end", ad.owner.subject, n))
@@ -88,9 +86,9 @@ func (tn *tenant) checkSessionQuota(b *Broker, prev *sessionState, ad *admission
 	return nil
 }
 
-// checkCovers says whether a's token covers what the client holds: its subscriptions, by
-// which also what waits for it came, and its will. What today's policy does not give is
-// not the token's to cover: that is taken away in any case. Code: denied. mu is held.
+// checkCovers checks that a's token covers the session: its subscriptions, by which its stored
+// messages came, and its will. What current policy does not allow need not be covered, since it is
+// removed in any case. Code: denied. mu is held.
 func (st *sessionState) checkCovers(a *session.Authority) error {
 	for name := range st.subs {
 		if a.WithholdsSubscription(name) {
@@ -109,12 +107,12 @@ func (st *sessionState) checkCovers(a *session.Authority) error {
 	return nil
 }
 
-// errTokenTooNarrow keeps to the log what it is: whoever has so narrow a token need not learn it.
+// errTokenTooNarrow puts the reason into the log only; the client is told denied without detail.
 func errTokenTooNarrow(of string) error {
 	return watchword.Wrap(fmt.Errorf("the token does not cover %s", of), watchword.Denied, "the token does not cover what this session holds: its subscriptions and its will")
 }
 
-// releaseReservation gives up the place of a session that does not start.
+// releaseReservation releases the reserved session of a CONNECT that does not start.
 func (c *conn) releaseReservation() {
 	if ad := c.admission; ad != nil {
 		c.admission = nil

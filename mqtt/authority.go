@@ -7,8 +7,8 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// authorityChanged takes away what a no longer allows: it is the session's, which holds
-// its own lock meanwhile.
+// authorityChanged removes what a does not allow any more. It is a callback of the session, called
+// with its lock held.
 func (c *conn) authorityChanged(a *session.Authority) {
 	c.session.mu.Lock()
 	if c.out.closed || c.session.conn != c {
@@ -16,7 +16,7 @@ func (c *conn) authorityChanged(a *session.Authority) {
 		return
 	}
 	listens := c.noticeSubscription != nil
-	lost, redistributions := c.session.removeDeniedSubscriptions(a) // who does not listen hears it when it comes back
+	lost, redistributions := c.session.removeDeniedSubscriptions(a) // without that subscription it is told in the next CONNACK
 	var r *lossReport
 	if listens && len(lost) > 0 && c.session.persistent != nil {
 		r = &lossReport{lost: c.session.unreportedLosses()}
@@ -26,7 +26,7 @@ func (c *conn) authorityChanged(a *session.Authority) {
 	}
 	c.recheckWill(a)
 	if listens {
-		c.refreshTimer.Reset(rand.N(c.broker.options.RefreshSpread)) // what was given works from the next refresh
+		c.refreshTimer.Reset(rand.N(c.broker.options.RefreshSpread)) // added permissions take effect with the next refresh
 	}
 	c.session.mu.Unlock()
 	if len(redistributions) > 0 {
@@ -41,18 +41,18 @@ func (c *conn) authorityChanged(a *session.Authority) {
 	}
 }
 
-// authorityEnded is the session's: nothing is left to stand on.
+// authorityEnded is the callback for the end of the session.
 func (c *conn) authorityEnded(cause error) {
 	if cause != nil {
 		c.close(cause)
 	}
 }
 
-// checkRefreshCovers is the session's, which holds its own lock meanwhile: whether the authority of
-// a newer token is enough for a refresh.
+// checkRefreshCovers is the Covers callback of the session, called with its lock held: it checks
+// that a new token covers the connection.
 func (c *conn) checkRefreshCovers(a *session.Authority) error {
 	if !a.AnyTopic() {
-		return watchword.Refuse(watchword.Denied, "the token gives no right to publish or subscribe to any topic")
+		return watchword.Refuse(watchword.Denied, "the token allows no topic, neither to publish nor to subscribe")
 	}
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()

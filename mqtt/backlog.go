@@ -10,7 +10,7 @@ type backlog struct {
 	entries  []backlogEntry // those that are not in the queue or in flight, by seq
 	loading  bool           // a page of entries is being moved to the queue
 	messages int            // in entries, in the queue and in flight
-	bytes    int            // that these count
+	bytes    int            // their bytes
 	lastSent int64          // the highest seq that was sent
 	skipped  sequenceSet    // seqs above lastSent that will not be sent
 
@@ -27,7 +27,7 @@ type backlogEntry struct {
 	qos         byte
 	retain      bool
 	released    bool
-	group       *sharedGroup // that it was picked from, or one of that name
+	group       *sharedGroup // shared subscription that it was received by, or one of the same name
 }
 
 func backlogEntryOf(it *queuedMessage) backlogEntry {

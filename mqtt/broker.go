@@ -23,18 +23,19 @@ import (
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// Authenticator checks papers: access tokens, client assertions and proofs of keys. It
-// is an [authn.Service].
+// Authenticator verifies credentials: access tokens, client assertions and proofs of keys.
+// [authn.Service] implements it.
 type Authenticator interface {
 	VerifyBearer(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Credentials, error)
 	VerifyPoP(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (session.Credentials, error)
-	// AuthenticateAssertion checks a client assertion and issues an access token for the connection. may is asked before the
-	// assertion is spent; its error is returned as it is.
+	// AuthenticateAssertion verifies a client assertion and issues an access token for the
+	// connection. It calls may before it consumes the assertion, and returns the error of may
+	// unchanged.
 	AuthenticateAssertion(ctx context.Context, t watchword.TenantID, raw string, may func(session.Credentials) error, trace string, now time.Time) (session.Credentials, error)
 	VerifyPossession(ctx context.Context, p session.Credentials, message, sig []byte) error
 }
 
-// Recorder takes the entries of refused acts, and never blocks.
+// Recorder writes audit entries of refused requests; it never blocks.
 type Recorder interface{ Refused(e audit.Entry) }
 
 // Dependencies is what the broker is built from. Office, Guard and Bus are required.
@@ -59,34 +60,34 @@ type Dependencies struct {
 type Broker struct {
 	deps            Dependencies
 	options         Options
-	system          bool // o.Now is the system's clock
+	system          bool // Options.Now is the system's clock
 	stats           stats
-	connectRates    *rates.Map[netip.Prefix] // of CONNECTs
+	connectRates    *rates.Map[netip.Prefix] // rate of CONNECTs by address
 	unknownHosts    *rates.Map[struct{}]     // of CONNECTs to hosts that are of no tenant, all together
-	floodRates      *rates.Map[netip.Prefix] // of connections, before anything is spent on them
+	floodRates      *rates.Map[netip.Prefix] // rate of connections by address, checked before anything else
 	lingerQuota     *quota.Ledger[netip.Prefix]
 	publishRates    *rates.Shared[quota.Key] // by subject
-	controlRates    *rates.Shared[quota.Key] // likewise
-	ctx             context.Context          // of all work that the doors begin; ends with stop
+	controlRates    *rates.Shared[quota.Key] // the same, by subject
+	ctx             context.Context          // context of all work of connections; cancelled by stop
 	stop            context.CancelFunc
 	mu              lockrank.Mutex[brokerLock]
 	tenants         map[watchword.TenantID]*tenant
 	closing         bool
 	clockWatch      *clockjump.Watch
-	unauthenticated map[*conn]struct{} // connections without a client
-	draining        atomic.Bool        // nothing new is taken in
+	unauthenticated map[*conn]struct{} // connections before CONNECT is accepted
+	draining        atomic.Bool        // no new connections
 	serving         sync.WaitGroup
 	halfClosedOnce  sync.Once
 	background      sync.WaitGroup
-	clientSequence  atomic.Int64 // of clients
-	persistentCount atomic.Int64 // clients whose state outlives their connection
+	clientSequence  atomic.Int64 // numbers of clients
+	persistentCount atomic.Int64 // number of persistent sessions
 	journal         *committer
 	wills           willStore
 	retainedPurge   retainedPurge
 
-	queueQuota      *quota.Ledger[quota.Key] // of what waits for connected clients, in bytes
-	offlineQuota    *quota.Ledger[quota.Key] // of what waits for lasting sessions, in bytes
-	connectionQuota *quota.Ledger[quota.Key] // of topic aliases and identifiers, in bytes
+	queueQuota      *quota.Ledger[quota.Key] // messages queued for connected clients, in bytes
+	offlineQuota    *quota.Ledger[quota.Key] // messages stored for persistent sessions, in bytes
+	connectionQuota *quota.Ledger[quota.Key] // topic aliases and packet identifiers, in bytes
 }
 
 // New returns a broker that serves no connection yet; see [Broker.Restore] and [Broker.Serve].
@@ -115,8 +116,8 @@ func New(d Dependencies, options Options) *Broker {
 	return b
 }
 
-// times is the time by the broker's clock, and the same by the clock of timers, which nobody
-// sets. Where both are the system's it is read once.
+// times returns the time by the broker's clock, and by the monotonic clock of timers. It reads the
+// clock once if both are the system's.
 func (b *Broker) times() (now, monotonic time.Time) {
 	monotonic = time.Now()
 	if b.system {
@@ -125,8 +126,8 @@ func (b *Broker) times() (now, monotonic time.Time) {
 	return b.options.Now(), monotonic
 }
 
-// clockAdvanced starts the clocks of the clients that are away anew: those count
-// monotonic time, and their wills and ends are due at a time of day.
+// clockAdvanced restarts the timers of offline sessions and wills: timers use monotonic time, and
+// these are due at a time of day.
 func (b *Broker) clockAdvanced() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -148,15 +149,15 @@ func (b *Broker) clockAdvanced() {
 	}
 }
 
-// Serve takes connections from l until it is closed. Where l's connections are
-// TLS ones, the handshake is part of the time that a client has for CONNECT.
+// Serve accepts connections from l until l is closed. With TLS, the handshake counts toward the
+// time that a client has for CONNECT.
 func (b *Broker) Serve(l net.Listener) error {
 	for pause := time.Duration(0); ; {
 		nc, err := l.Accept()
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return nil
-		case err != nil: // out of file descriptors, as a rule: it passes
+		case err != nil: // usually out of file descriptors, which is temporary
 			if pause = min(max(2*pause, 5*time.Millisecond), time.Second); !b.sleep(pause) {
 				return nil
 			}
@@ -178,24 +179,23 @@ func (b *Broker) sleep(d time.Duration) bool {
 	}
 }
 
-// floodFactor is how many times the rate of CONNECTs connections may come from one
-// address before they are closed unheard, and before a TLS handshake is paid for them:
-// up to there each is told 0x9F.
+// floodFactor times the CONNECT rate of one address is the rate above which its connections are
+// closed before the TLS handshake; below it each refused CONNECT is answered with 0x9F.
 const floodFactor = 1.25
 
-// Handle serves one connection in the background, and owns it from here on.
+// Handle serves one connection in the background and takes ownership of it.
 func (b *Broker) Handle(nc net.Conn) {
 	remote := nc.RemoteAddr().String()
 	if b.floodRates.Take(addressPrefix(remote), b.options.Now()) != nil {
 		b.stats.floodClosed.Add(1)
-		_ = nc.Close() // refused: nothing was read or written
+		_ = nc.Close() // nothing was read or written on it
 		return
 	}
 	c := &conn{broker: b, nc: nc, remote: remote, trace: watchword.NewID("", b.options.Now())}
 	b.mu.Lock()
 	if b.closing {
 		b.mu.Unlock()
-		_ = nc.Close() // refused: nothing was read or written
+		_ = nc.Close() // nothing was read or written on it
 		return
 	}
 	b.serving.Add(1)
@@ -209,7 +209,7 @@ func (b *Broker) Handle(nc net.Conn) {
 			b.halfClosedOnce.Do(func() { b.background.Go(b.wakeHalfClosed) })
 		}
 	}
-	_ = nc.SetDeadline(time.Now().Add(connectTimeout)) // the error is that of a closed connection, which the first read reports
+	_ = nc.SetDeadline(time.Now().Add(connectTimeout)) // fails on a closed connection only, which the first read reports
 	b.stats.connections.Add(1)
 	go func() {
 		defer b.serving.Done()
@@ -218,15 +218,15 @@ func (b *Broker) Handle(nc net.Conn) {
 	}()
 }
 
-// authenticated is told of a connection that has a client, or is over.
+// authenticated is called when the connection's CONNECT was accepted, or the connection has ended.
 func (b *Broker) authenticated(c *conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.unauthenticated, c)
 }
 
-// Close tells every client that the server goes, and waits until all have gone
-// or ctx ends. Sessions are the guard's to close: it closes theirs first.
+// Close disconnects all clients and waits until all connections have ended or ctx ends. The guard
+// closes its sessions before.
 func (b *Broker) Close(ctx context.Context) error {
 	b.mu.Lock()
 	b.closing = true
@@ -252,7 +252,7 @@ func (b *Broker) Close(ctx context.Context) error {
 	}
 }
 
-// connections returns those clients of all worlds of whom is says so.
+// connections returns the connections of all tenants for which is returns true.
 func (b *Broker) connections(is func(*conn) bool) (all []*conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -289,8 +289,9 @@ func (b *Broker) stopTimers() {
 	}
 }
 
-// commitOutcome has written what became of a message, with st where it is written too, whose mu
-// is held then, and what is retained for its topic. It returns with what, nil for nothing.
+// commitOutcome adds the stored copies of a message, the session st if it changed (its mu is held),
+// and the retained message to the next commit, and returns the commit; nil if nothing is to be
+// written.
 func (b *Broker) commitOutcome(o *bus.Result, st *sessionState, r *retainedKey) *commit {
 	k, _ := o.Stored.(*storedMessage)
 	a := change{message: k, retained: r}

@@ -9,29 +9,29 @@ import (
 	"github.com/watchword-iot/watchword/mqttstore"
 )
 
-// Store keeps what must survive this process. It is a cellar.
+// Store is the persistent storage of the engine.
 type Store interface {
 	Sessions(ctx context.Context, session func(mqttstore.Session) error, message func(mqttstore.Message) error) error
 	RetainedMessages(ctx context.Context, message func(mqttstore.Retained) error) error
 	Messages(ctx context.Context, ids []int64) ([]mqttstore.Message, error)
-	// Wills calls will with each will that is stored, in no order, and ends with its error.
+	// Wills calls will with each stored will, in any order, and stops at its error.
 	Wills(ctx context.Context, will func(mqttstore.Will) error) error
 	WriteMQTT(ctx context.Context, c mqttstore.Changes) error
 }
 
-// The states of a commit.
+// States of a commit.
 const (
 	commitOpen = iota
 	commitWritten
 	commitFailed
 )
 
-// commit is what is written in one transaction.
+// commit is what one transaction writes.
 type commit struct {
 	state atomic.Int32
 	ended chan struct{}
 
-	// Under journal.mu until it is taken to be written; nothing once it has ended.
+	// Protected by committer.mu until it is taken for writing; empty after its end.
 	messages        []*storedMessage
 	deletedMessages []int64
 	clients         []*sessionState
@@ -49,7 +49,7 @@ func (c *commit) Err() error {
 	if c.written() {
 		return nil
 	}
-	return watchword.Refuse(watchword.Unavailable, "this cannot be kept at the moment for those who are away")
+	return watchword.Refuse(watchword.Unavailable, "the message cannot be stored for offline sessions at the moment")
 }
 
 // Commit has the message written for those who wait for it, and gives up the publisher's reference; see [bus.Stored].
@@ -61,33 +61,33 @@ func (k *storedMessage) Commit() bus.Commit {
 
 func newCommit() *commit { return &commit{ended: make(chan struct{})} }
 
-// written reports whether it is on the disk.
+// written reports whether the commit is durable.
 func (c *commit) written() bool { return c.state.Load() == commitWritten }
 
 func (c *commit) empty() bool {
 	return len(c.messages)+len(c.deletedMessages)+len(c.clients)+len(c.deletedSessions)+len(c.retained)+len(c.wills)+len(c.waiters) == 0
 }
 
-// storedMessage is a message that sessions wait for.
+// storedMessage is a message that is stored for sessions.
 type storedMessage struct { // in this order it takes 96 bytes
 	journal         *committer
 	id              int64
 	size            int
 	body            atomic.Pointer[message]
 	receivers       []byte          // until it is written
-	wakeWhenWritten []*sessionState // under journal.mu: who may have it only when it is written
+	wakeWhenWritten []*sessionState // protected by committer.mu: sessions to be woken when it is written
 	refs            atomic.Int32    // sessions that wait, and who publishes it
 	durable         atomic.Bool
 	failed          atomic.Bool
-	collected       bool // under journal.mu: it is on the disk, or about to be
-	counted         bool // under journal.mu: in count and bytes
+	collected       bool // protected by committer.mu: it is written, or will be
+	counted         bool // protected by committer.mu: included in the totals
 }
 
-// change is what one act adds to the commit that is collected.
+// change is what one operation adds to the open commit.
 type change struct {
 	message        *storedMessage
 	client         *sessionState // its mu is held
-	deletedSession int64         // a session
+	deletedSession int64         // id of a session
 	retained       *retainedKey
 	will           *will
 }
@@ -99,8 +99,7 @@ func (c *commit) addWill(w *will) {
 	c.wills[w] = struct{}{}
 }
 
-// addRetained has the retained message of a topic written. It reports false where it is to be
-// already.
+// addRetained adds the retained message of a topic. It returns false if it is added already.
 func (c *commit) addRetained(key retainedKey) bool {
 	if _, known := c.retained[key]; known {
 		return false

@@ -10,19 +10,18 @@ import (
 	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
-// committer writes what must survive: what many do at once goes to the disk at once.
-// Messages are written or refused; what clients and topics are is written until it is
-// on the disk, since it is what it is.
+// committer writes persistent state in group commits. New messages are written or refused; changes
+// of sessions and retained messages are retried until they are written, since they have happened.
 type committer struct {
-	store Store // nil: nothing survives
+	store Store // nil: nothing is persistent
 	log   *slog.Logger
 
 	mu             lockrank.Mutex[journalLock]
-	open           *commit // what is collected
+	open           *commit // the commit that changes are added to
 	wake           chan struct{}
-	nextMessageID  int64                 // the id of the next message
-	failure        atomic.Pointer[error] // why nothing can be written at this moment
-	storedMessages atomic.Int64          // messages on the shelf
+	nextMessageID  int64                 // next message id
+	failure        atomic.Pointer[error] // why the store cannot write now; nil if it can
+	storedMessages atomic.Int64          // stored messages
 	storedBytes    atomic.Int64
 }
 
@@ -30,8 +29,7 @@ func newJournal(o *Options, store Store) *committer {
 	return &committer{store: store, log: o.Log, open: newCommit(), wake: make(chan struct{}, 1), nextMessageID: 1}
 }
 
-// add returns the commit with which all of it will be written, nil where nothing
-// survives.
+// add returns the commit that will write the change; nil if nothing is persistent.
 func (j *committer) add(a change) *commit {
 	if j.store == nil {
 		return nil
@@ -67,8 +65,8 @@ func (j *committer) wakeUp() {
 	}
 }
 
-// newStored makes the record of a message that the first session waits for. The caller
-// holds one reference more than there are sessions, until it has been added.
+// newStored makes the record of a message for its first session. The caller holds one extra
+// reference until the change is added.
 func (j *committer) newStored(m *message) *storedMessage {
 	k := &storedMessage{journal: j, size: m.size()}
 	k.body.Store(m)
@@ -77,14 +75,14 @@ func (j *committer) newStored(m *message) *storedMessage {
 	defer j.mu.Unlock()
 	k.id = j.nextMessageID
 	j.nextMessageID++
-	// It counts from here on: a disk that is slow does not make room.
+	// It counts from here on: a slow disk must not lift the limit.
 	k.counted = true
 	j.storedMessages.Add(1)
 	j.storedBytes.Add(int64(k.size))
 	return k
 }
 
-// release gives up one reference.
+// release drops one reference.
 func (j *committer) release(k *storedMessage) {
 	if k.refs.Add(-1) > 0 {
 		return
@@ -98,7 +96,7 @@ func (j *committer) release(k *storedMessage) {
 	}
 }
 
-// uncount takes k out of what is counted, once; mu is held.
+// uncount removes k from the totals, once; mu is held.
 func (j *committer) uncount(k *storedMessage) {
 	if k.counted {
 		k.counted = false
@@ -116,8 +114,7 @@ func (j *committer) wakeWhenWritten(k *storedMessage, st *sessionState) {
 	}
 }
 
-// wait puts c among those who hear of the end of at. It reports false where the end
-// has come.
+// wait registers c to be woken at the end of the commit. It returns false if the commit has ended.
 func (j *committer) wait(at *commit, c *conn) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -130,7 +127,7 @@ func (j *committer) wait(at *commit, c *conn) bool {
 	return true
 }
 
-// unavailable says why nothing can be kept at this moment, nil where it can.
+// unavailable returns why nothing can be stored now; nil if it can.
 func (j *committer) unavailable() error {
 	if e := j.failure.Load(); e != nil {
 		return *e
@@ -138,7 +135,7 @@ func (j *committer) unavailable() error {
 	return nil
 }
 
-// run writes until ctx ends, and then what is left.
+// run writes commits until ctx ends, and then what is left.
 func (j *committer) run(ctx context.Context) {
 	if j.store == nil {
 		return
@@ -160,26 +157,26 @@ func (j *committer) run(ctx context.Context) {
 	}
 }
 
-// finish writes what is left, and has everything that comes later fail at once.
+// finish writes what is left; later changes fail at once.
 func (j *committer) finish() {
 	j.writeOnce()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.open.state.Store(commitFailed)
 	close(j.open.ended)
-	e := error(watchword.Refuse(watchword.Unavailable, "the server is going down"))
+	e := error(watchword.Refuse(watchword.Unavailable, "the server is shutting down"))
 	j.failure.Store(&e)
 }
 
-// commitRetryDelay is how long a store that could not write is left alone.
+// commitRetryDelay is the pause after a failed write.
 const commitRetryDelay = 250 * time.Millisecond
 
-// writeOnce writes what was collected, and reports whether it could.
+// writeOnce writes the open commit and reports whether it succeeded.
 func (j *committer) writeOnce() bool {
 	j.mu.Lock()
 	c := j.open
 	if c.empty() {
-		j.failure.Store(nil) // the next message finds out
+		j.failure.Store(nil) // the next message detects it
 		j.mu.Unlock()
 		return true
 	}
@@ -190,7 +187,7 @@ func (j *committer) writeOnce() bool {
 	var err error
 	if !w.changes.Empty() {
 		lockrank.Block()
-		err = j.store.WriteMQTT(context.Background(), w.changes) // it is not given up in the middle
+		err = j.store.WriteMQTT(context.Background(), w.changes) // a write in progress is not interrupted
 	}
 	var waiters []*conn
 	var eager []*sessionState
@@ -203,11 +200,11 @@ func (j *committer) writeOnce() bool {
 		waiters, eager = j.end(c, w.messages, commitWritten)
 		j.mu.Unlock()
 	} else {
-		e := watchword.Wrap(err, watchword.Unavailable, "what must survive cannot be written")
+		e := watchword.Wrap(err, watchword.Unavailable, "persistent state cannot be written")
 		if j.failure.Swap(&e) == nil {
 			j.log.Error("messages are not kept", slog.Any("err", err))
 		}
-		// What came meanwhile must not be heard where what came before it is not.
+		// Later changes must not be acknowledged before this one, so they fail too.
 		behind := j.open
 		j.open = newCommit()
 		j.carryOver(c)
@@ -231,8 +228,7 @@ func (j *committer) writeOnce() bool {
 	return err == nil
 }
 
-// end is the end of a commit, one way or the other, and of the messages in it. It returns
-// who is to hear of it. mu is held.
+// end ends a commit and its messages, successful or not. It returns who is to be woken. mu is held.
 func (j *committer) end(c *commit, messages []*storedMessage, state int32) (waiters []*conn, eager []*sessionState) {
 	for _, k := range messages {
 		if state == commitWritten {
@@ -249,13 +245,13 @@ func (j *committer) end(c *commit, messages []*storedMessage, state int32) (wait
 	c.state.Store(state)
 	close(c.ended)
 	waiters = c.waiters
-	// Sessions and identifiers name a commit for longer than it takes: nothing stays with it.
+	// Sessions and identifiers refer to a commit after its end, so it must hold no memory.
 	c.messages, c.deletedMessages, c.clients, c.deletedSessions, c.retained, c.wills, c.waiters = nil, nil, nil, nil, nil, nil, nil
 	return waiters, eager
 }
 
-// carryOver takes what is to be written all the same from a commit that failed; clients
-// come by themselves. mu is held.
+// carryOver moves the changes of a failed commit that must be written to the open one; sessions are
+// added separately. mu is held.
 func (j *committer) carryOver(failed *commit) {
 	j.open.deletedMessages = append(j.open.deletedMessages, failed.deletedMessages...)
 	j.open.deletedSessions = append(j.open.deletedSessions, failed.deletedSessions...)

@@ -15,61 +15,61 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// The bounds of reading.
+// Limits of reading.
 const (
-	connectTimeout          = 10 * time.Second // from the connection, TLS and all, to the end of CONNECT
+	connectTimeout          = 10 * time.Second // from the connection, TLS handshake included, to the end of CONNECT
 	maxUnauthenticatedBytes = 16 << 10         // of CONNECT
 	maxSubscriptions        = 1024             // subscriptions of one connection
-	maxBatchDeliveries      = 4096             // deliveries before the receivers are flushed, however much is still to be read
+	maxBatchDeliveries      = 4096             // deliveries before receivers are flushed, however much input is left
 )
 
-// conn is one connection. One goroutine reads; what others may touch is in out,
-// or says so.
+// conn is one connection. One goroutine reads it; fields without a lock of their own belong to the
+// reader.
 type conn struct {
 	broker             *Broker
 	nc                 net.Conn
-	rawConn            syscall.RawConn // nil where a write cannot be tried
+	rawConn            syscall.RawConn // nil: nonblocking writes are not possible
 	remote             string
 	tenant             atomic.Pointer[watchword.TenantID] // of the host that the client named; nil before CONNECT, and where there is none
 	trace              string                             // until there is a session, whose id it is then
 	version            packet.Version
-	wantsReasonStrings bool                            // the client wants reason strings
+	wantsReasonStrings bool                            // Request Problem Information
 	liveSession        atomic.Pointer[session.Session] // what the connection is authorized to do; nil until CONNECT is accepted
 	processing         lockrank.Mutex[processingLock]  // held while packets are handled
 	closing            atomic.Bool
-	maybeHalfClosed    atomic.Bool    // the last read emptied the socket, and may have missed its end
-	detached           atomic.Bool    // it has
-	farewells          sync.WaitGroup // the farewell, while it lasts
-	noLinger           atomic.Bool    // nobody waits for the peer to hear it
-	lingerUntil        time.Time      // when that wait ends; zero for none. The farewell's, and then the reader's
+	maybeHalfClosed    atomic.Bool    // the last read emptied the socket, so an EOF may be pending
+	detached           atomic.Bool    // the EOF was read
+	farewells          sync.WaitGroup // finishClose, while it runs
+	noLinger           atomic.Bool    // the peer need not read the final packet
+	lingerUntil        time.Time      // end of the linger; zero: none. Set by finishClose, then read by the reader
 
 	// session is the Session State. A connection starts with an empty one of its own. Where
 	// CONNECT resumes a session, [conn.resume] replaces it, once, before the client can hear CONNACK.
 	session *sessionState
 	out     outbound
-	// Under sessionState.mu.
+	// Protected by sessionState.mu.
 	noticeSubscription *subscription // to $watchword/auth, or nil
-	refreshTimer       *time.Timer   // asks for a refresh in time; nil where nobody listens
-	pump               *commandPump  // hands commands over; nil where the client takes none
+	refreshTimer       *time.Timer   // requests a refresh in time; nil without subscription to $watchword/auth
+	pump               *commandPump  // delivers commands; nil if the client receives none
 
-	pendingReports     []lossReport        // what it was told of its losses, and may not have read yet
-	teardown           *teardown           // what is to be done once the client is taken away; nil before
-	retainedDeliveries []*retainedDelivery // who is to get what the server keeps; the first one is at it
+	pendingReports     []lossReport        // loss reports that the client may not have read yet
+	teardown           *teardown           // what is left to do after the detach; nil before
+	retainedDeliveries []*retainedDelivery // pending deliveries of retained messages; the first one is running
 
-	hello *hello // what a device said first, or nil
+	hello *hello // the device's hello, or nil
 
-	// The reader's own.
+	// Used by the reader only.
 	keepAlive        time.Duration
-	deadlineSetAt    time.Time // when the deadline of reading was set, by the broker's clock
+	deadlineSetAt    time.Time // when the read deadline was set, by the broker's clock
 	limiter          rateLimiter
 	publishDecision  publishDecision
-	admission        *admission // of a CONNECT whose session has not started; else nil
-	pendingChallenge *challenge // an exchange of enhanced authentication, or nil
+	admission        *admission // admission of a CONNECT whose session has not started; else nil
+	pendingChallenge *challenge // pending enhanced authentication, or nil
 	enhancedAuth     bool
-	inboundAliases   []string // topics by their aliases, from 1 on; see [conn.setInboundAlias]
+	inboundAliases   []string // topics by alias, from 1 on; see [conn.setInboundAlias]
 }
 
-// serve reads until the end. It owns the connection.
+// serve reads the connection until its end and owns it.
 func (c *conn) serve(ctx context.Context) {
 	defer c.cleanUp(ctx)
 	defer c.closeOnPanic(ctx)
@@ -93,7 +93,7 @@ func (c *conn) serve(ctx context.Context) {
 			in.consume(used, rest)
 		}
 		if err != nil {
-			c.waitForDelayed(0) // what came before the end is not lost with it
+			c.waitForDelayed(0) // packets before the EOF are handled
 			if !c.closing.Load() {
 				c.reportHandshakeError(err)
 				c.connectionLost(err)
@@ -103,7 +103,8 @@ func (c *conn) serve(ctx context.Context) {
 	}
 }
 
-// reportHandshakeError reports err if it ended the TLS handshake, which the first read is part of.
+// reportHandshakeError reports err if the TLS handshake, which is part of the first read, failed
+// with it.
 func (c *conn) reportHandshakeError(err error) {
 	tell := c.broker.options.HandshakeFailed
 	if tell == nil || c.live() != nil {

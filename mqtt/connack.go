@@ -9,15 +9,15 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// minConnackBytes is how long a CONNACK is that says nothing but its code: what may be sent
-// to whom nothing is known of.
+// minConnackBytes is the length of a CONNACK with only a reason code, which may be sent before the
+// client's Maximum Packet Size is known.
 const minConnackBytes = 5
 
-// ReceiveMaximum is how many publishes a client may have unacknowledged.
+// ReceiveMaximum is the Receive Maximum of the server: unacknowledged publishes of one client.
 const ReceiveMaximum = 256
 
-// checkConnackFits refuses a client that takes no packet as large as its CONNACK, which
-// it must have. Reason: packet too large.
+// checkConnackFits refuses a client whose Maximum Packet Size is below the size of its CONNACK.
+// Reason: packet too large.
 func (c *conn) checkConnackFits(p *packet.Connect, ad *admission) error {
 	if c.version != packet.V5 || c.out.maxPacket == 0 {
 		return nil
@@ -30,7 +30,7 @@ func (c *conn) checkConnackFits(p *packet.Connect, ad *admission) error {
 	return nil
 }
 
-// addConnackLimits says what there is and what not (MQTT 5.0 §3.2.2.3): what the client must hear.
+// addConnackLimits sets the properties that announce limits and features (MQTT 5.0 §3.2.2.3).
 func (c *conn) addConnackLimits(ack *packet.Connack, p *packet.Connect, ad *admission) {
 	props := &ack.Properties
 	props.SetNumber(packet.ReceiveMaximum, ReceiveMaximum)
@@ -60,7 +60,7 @@ func (c *conn) buildConnack(p *packet.Connect, ad *admission, s *session.Session
 	c.addConnackLimits(ack, p, ad)
 	props := &ack.Properties
 	props.User = []packet.UserProp{{Name: "session", Value: string(s.ID())}, {Name: "expires_at", Value: s.Authority().Expires().UTC().Format(time.RFC3339)}}
-	for _, f := range lost[:min(len(lost), maxReportedLost)] { // no client is left believing in a subscription that is gone
+	for _, f := range lost[:min(len(lost), maxReportedLost)] { // the client must know which subscriptions were removed
 		props.User = append(props.User, packet.UserProp{Name: "lost", Value: f})
 	}
 	if dropped > 0 {
@@ -77,10 +77,10 @@ func (c *conn) sendConnack(at *commit, ack *packet.Connack) {
 	}
 }
 
-// maxReportedLost is how many lost subscriptions CONNACK names.
+// maxReportedLost limits how many lost subscriptions CONNACK names.
 const maxReportedLost = 32
 
-// lostFitsConnack reports whether CONNACK has room for the lost subscriptions beside the rest.
+// lostFitsConnack reports whether CONNACK has room for the names of the lost subscriptions.
 func (c *conn) lostFitsConnack(lost []string) bool {
 	const rest, each = 512, len("lost") + 5
 	size := rest
@@ -90,7 +90,7 @@ func (c *conn) lostFitsConnack(lost []string) bool {
 	return len(lost) <= maxReportedLost && (c.out.maxPacket == 0 || size <= c.out.maxPacket)
 }
 
-// rejectConnect answers a CONNECT that is refused, and ends the connection.
+// rejectConnect answers a refused CONNECT and ends the connection.
 func (c *conn) rejectConnect(err error) error {
 	c.releaseReservation()
 	ack := &packet.Connack{Code: reasonCode(err)}
@@ -101,7 +101,7 @@ func (c *conn) rejectConnect(err error) error {
 		}
 		ack.Properties.SetText(packet.ReasonString, publicText(err))
 		ack.Properties.User = []packet.UserProp{{Name: "trace_id", Value: c.trace}}
-	default: // also where the version is none that we speak
+	default: // also for an unsupported protocol version
 		c.version = packet.V311
 		ack.Code = connectReturnCode(ack.Code)
 	}
@@ -111,7 +111,7 @@ func (c *conn) rejectConnect(err error) error {
 	return nil
 }
 
-// connectReturnCode is the answer to a refused CONNECT of version 3.1.1 (§3.2.2.3).
+// connectReturnCode returns the return code of a refused 3.1.1 CONNECT (§3.2.2.3).
 func connectReturnCode(r packet.Reason) packet.Reason {
 	switch r {
 	case packet.UnsupportedProtocolVersion:

@@ -30,13 +30,13 @@ func (c *conn) handleConnect(ctx context.Context, w *workBatch, first byte, body
 		}
 		return c.handleConnectAuth(ctx, w.now, p.(*packet.Auth))
 	default:
-		return protocolError(packet.ProtocolError, t, "CONNECT comes first")
+		return protocolError(packet.ProtocolError, t, "the first packet must be CONNECT")
 	}
 	if err := c.broker.connectRates.Take(addressPrefix(c.remote), w.now); err != nil {
-		c.isVersion5(body) // no more of it is read
+		c.isVersion5(body) // the rest is not parsed
 		return c.rejectConnect(err)
 	}
-	p, err := packet.Parse(first, bytes.Clone(body), packet.V5) // it may have to wait for a proof
+	p, err := packet.Parse(first, bytes.Clone(body), packet.V5) // it may be kept until the challenge is answered
 	if err != nil {
 		if e, ok := errors.AsType[*packet.Error](err); ok && e.Reason == packet.UnsupportedProtocolVersion || c.isVersion5(body) {
 			return c.rejectConnect(err)
@@ -78,7 +78,7 @@ func (c *conn) isVersion5(body []byte) bool {
 func (c *conn) rejectFrame(b []byte, err error) {
 	if c.live() == nil && c.pendingChallenge == nil && packet.Type(b[0]>>4) == packet.CONNECT {
 		at := 1
-		for at < len(b) && b[at] >= 128 && at < 4 { // its length
+		for at < len(b) && b[at] >= 128 && at < 4 { // remaining length
 			at++
 		}
 		if at+1 < len(b) && c.isVersion5(b[at+1:]) {
@@ -182,7 +182,7 @@ func (c *conn) assignClientID(p *packet.Connect, subject watchword.SubjectID) (i
 	id = p.ClientID
 	if id == "" {
 		if c.version == packet.V311 && !p.CleanStart {
-			return "", false, protocolError(packet.ClientIdentifierNotValid, packet.CONNECT, "an empty client id with clean session 0")
+			return "", false, protocolError(packet.ClientIdentifierNotValid, packet.CONNECT, "an empty client identifier needs Clean Session 1")
 		}
 		return string(subject) + "/" + strconv.FormatInt(c.session.number, 36) + "-" + watchword.NewNonce()[:6], true, nil
 	}

@@ -4,28 +4,28 @@ import (
 	"github.com/watchword-iot/watchword/internal/quota"
 )
 
-// What a connection or a session remembers between packets is counted against its subject:
-// its first rememberFree bytes are not, and the rest is in steps, so that hardly a packet
-// asks the account.
+// Memory of connections and sessions is charged to their subject in steps, beyond the first
+// connectionFreeBytes, so that few packets need the ledger.
 const (
 	connectionFreeBytes  = 4 << 10
 	connectionChargeStep = 4 << 10
 
-	// receivedEntryBytes is what an identifier of QoS 2 takes in the map, which does not shrink.
+	// receivedEntryBytes is the memory of one QoS 2 packet identifier in the map, which does not
+	// shrink.
 	receivedEntryBytes = 36
-	// smallReceivedMap is how many identifiers fit a map that is kept when it is empty.
+	// smallReceivedMap is the size up to which an empty map is kept.
 	smallReceivedMap = 8
-	// inboundAliasBytes is what a topic alias of the client takes beside the topic, and sentBytes
-	// one of the server.
+	// inboundAliasBytes is the memory of a client's topic alias beside the topic;
+	// outboundAliasBytes that of a server's.
 	inboundAliasBytes  = 16
 	outboundAliasBytes = 48
 )
 
-// chargedBytes is what of that one connection or session is counted now.
+// chargedBytes is what one connection or session is charged now.
 type chargedBytes int64
 
-// resize has n bytes remembered from now on. Code: busy, where that is more than before and
-// its account has no room, only where it is bounded.
+// resize changes the charge to n bytes. Code: busy if it grows beyond the limit, only where
+// bounded.
 func (c *chargedBytes) resize(q *quota.Ledger[quota.Key], k quota.Key, n int, bounded bool) error {
 	want := roundUpToStep(int64(n)-connectionFreeBytes, connectionChargeStep)
 	switch more := want - int64(*c); {
@@ -42,5 +42,5 @@ func (c *chargedBytes) resize(q *quota.Ledger[quota.Key], k quota.Key, n int, bo
 	return nil
 }
 
-// allocatedSize is what the bytes of a text take, which memory rounds up.
+// allocatedSize returns the memory of a string, rounded up as the allocator does.
 func allocatedSize(s string) int { return (len(s) + 15) &^ 15 }

@@ -7,19 +7,19 @@ import (
 )
 
 var (
-	errSessionQueueFull = bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "whoever this is for has no room for more messages (limits.queue_messages, limits.queue_bytes)")}
-	errOfflineFull      = bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "there is no room for more messages that wait for sessions (limits.offline_bytes)")}
+	errSessionQueueFull = bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "the subscriber's queue is full (limits.queue_messages, limits.queue_bytes)")}
+	errOfflineFull      = bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "the limit of messages for offline sessions is reached (limits.offline_bytes)")}
 )
 
-// The bounds of what a lasting client has in its queue: the rest waits on the shelf.
+// Limits of the messages of a persistent session that are in memory; others are in the store only.
 const (
 	queueWindow      = 256
 	queueWindowBytes = 256 << 10
 )
 
-// deliver queues m once, for those of the client's subscriptions that it matches. wake, if
-// not nil, is whom the caller must flush. Who has a connection and does not read what it
-// is sent loses it; the newest messages find no room where a client is away too long.
+// deliver queues m once for the subscriptions subs of this session. wake is the connection that the
+// caller must flush, or nil. A connected client that does not read is disconnected; an offline
+// session whose store quota is full loses the newest messages.
 func (st *sessionState) deliver(m *message, o *bus.Result, g *sharedGroup, subs ...*bus.Subscription) (wake *conn) {
 	st.mu.Lock()
 	c := st.conn
@@ -32,8 +32,8 @@ func (st *sessionState) deliver(m *message, o *bus.Result, g *sharedGroup, subs 
 	return wake
 }
 
-// chooseSubscription finds the subscription with the highest QoS among those that m is for (MQTT
-// 5.0 §3.3.4), and what goes along for all of them. mu is held.
+// chooseSubscription returns the subscription with the highest QoS among subs (MQTT 5.0 §3.3.4),
+// and the subscription identifiers of all. mu is held.
 func (st *sessionState) chooseSubscription(m *message, subs []*bus.Subscription) (by *subscription, retain bool, identifiers []uint32) {
 	retain = m.retained
 	for _, x := range subs {
@@ -80,7 +80,7 @@ func (st *sessionState) deliverLocked(m *message, o *bus.Result, g *sharedGroup,
 		return st.store(&it, o), nil
 	}
 	if c == nil {
-		return nil, nil // with QoS 0 nobody waits
+		return nil, nil // QoS 0 is not stored
 	}
 	full := errSlowConsumer
 	if len(st.queue)-st.head < st.broker.options.QueueMessages && st.queuedBytes+it.size() <= st.broker.options.QueueBytes {
@@ -97,7 +97,7 @@ func (st *sessionState) deliverLocked(m *message, o *bus.Result, g *sharedGroup,
 	return st.enqueue(it), nil
 }
 
-// store lets a message wait on the shelf, and in the queue too where it may go out soon.
+// store stores a message, and queues it too if it may be sent soon.
 func (st *sessionState) store(it *queuedMessage, o *bus.Result) (wake *conn) {
 	per, j := st.persistent, st.broker.journal
 	if st.offline() && per.offline.suspended {
@@ -116,7 +116,7 @@ func (st *sessionState) store(it *queuedMessage, o *bus.Result) (wake *conn) {
 				err = bus.FullError{Refusal: refused}
 			}
 		}
-		if err != nil && (it.extra == nil || it.extra.group == nil) { // else another member may have room
+		if err != nil && (it.extra == nil || it.extra.group == nil) { // otherwise another member may have room
 			st.countDropped()
 		}
 	}
@@ -153,7 +153,7 @@ func (st *sessionState) store(it *queuedMessage, o *bus.Result) (wake *conn) {
 	return st.enqueue(*it)
 }
 
-// countDropped counts a message that found no room: the client hears of it. mu is held.
+// countDropped counts a dropped message, which the client is told of. mu is held.
 func (st *sessionState) countDropped() {
 	if st.persistent == nil {
 		return
@@ -163,14 +163,14 @@ func (st *sessionState) countDropped() {
 	st.markChanged()
 }
 
-// countDroppedLocking is dropOne for who does not hold mu.
+// countDroppedLocking is countDropped for callers that do not hold mu.
 func (st *sessionState) countDroppedLocking() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.countDropped()
 }
 
-// needsFlush is called with mu held.
+// needsFlush requires mu to be held.
 func (c *conn) needsFlush() bool {
 	if c.out.writing || c.out.flushScheduled {
 		return false
@@ -179,7 +179,7 @@ func (c *conn) needsFlush() bool {
 	return true
 }
 
-// wakeWriter has the client's connection write what it may now.
+// wakeWriter makes the connection write what it may now.
 func (st *sessionState) wakeWriter() {
 	st.mu.Lock()
 	c := st.conn

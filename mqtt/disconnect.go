@@ -10,17 +10,16 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// errSlowConsumer ends a client that takes less than it asked for.
-var errSlowConsumer = watchword.Refuse(watchword.Busy, "this connection is read too slowly")
+// errSlowConsumer ends a client that does not read its messages.
+var errSlowConsumer = watchword.Refuse(watchword.Busy, "the client reads too slowly")
 
 var errPanic = watchword.Refuse(watchword.Internal, "panic")
 
-// errTakenOver ends a connection whose client id connected again.
-var errTakenOver = errors.New("the client connected again")
+// errTakenOver ends a connection whose client identifier connected again.
+var errTakenOver = errors.New("the client identifier connected again")
 
-// handleDisconnect is the client's own end: the will is dropped, unless the client
-// asks for it, and its state may end sooner or later than it said at first (MQTT 5.0
-// §3.14.2).
+// handleDisconnect handles DISCONNECT: the will is deleted unless the client asks for it, and the
+// Session Expiry Interval may change (MQTT 5.0 §3.14.2).
 func (c *conn) handleDisconnect(p *packet.Disconnect) error {
 	if err := c.applyDisconnect(p); err != nil {
 		return err
@@ -38,7 +37,7 @@ func (c *conn) applyDisconnect(p *packet.Disconnect) error {
 	per := c.session.persistent
 	if n, ok := p.Properties.Number(packet.SessionExpiryInterval); ok {
 		if n > 0 && (per == nil || per.expiry == 0) && c.broker.maxSessionExpiry() > 0 {
-			return protocolError(packet.ProtocolError, packet.DISCONNECT, "a session expiry where CONNECT had none")
+			return protocolError(packet.ProtocolError, packet.DISCONNECT, "a Session Expiry Interval, where CONNECT had none")
 		}
 		if per != nil {
 			per.setExpiry(min(n, c.broker.maxSessionExpiry()))
@@ -54,12 +53,11 @@ func (c *conn) applyDisconnect(p *packet.Disconnect) error {
 	return nil
 }
 
-// close takes the connection's rights at once and says goodbye in the background.
-// It never blocks, may be called by anybody, and does it once. cause is nil where
-// the client itself wants to go.
+// close ends the connection's authority at once and finishes in the background. It does not block,
+// is safe for concurrent use, and has an effect once. cause is nil for DISCONNECT of the client.
 func (c *conn) close(cause error) { _ = c.closeIf(cause, func() error { return nil }) } // no reason not to
 
-// closeIf is end where may, asked with the client's mu held, returns no error.
+// closeIf is close if may, called with the session's mu held, returns nil.
 func (c *conn) closeIf(cause error, may func() error) error {
 	c.session.mu.Lock()
 	if c.out.closed {
@@ -82,7 +80,7 @@ func (c *conn) closeIf(cause error, may func() error) error {
 	}
 	td := c.detachFor(cause)
 	c.farewells.Go(func() { c.finishClose(td) })
-	c.closing.Store(true) // the reader, which sees it, waits for the farewell
+	c.closing.Store(true) // the reader notices it and waits for finishClose
 	c.out.moved.Broadcast()
 	c.session.mu.Unlock()
 	if cause != nil {
@@ -91,7 +89,7 @@ func (c *conn) closeIf(cause error, may func() error) error {
 	return nil
 }
 
-// buildDisconnect is the DISCONNECT that tells a client of version 5 why.
+// buildDisconnect returns the DISCONNECT that tells a version 5 client why.
 func (c *conn) buildDisconnect(cause error) *packet.Disconnect {
 	d := &packet.Disconnect{}
 	switch e, wire := errors.AsType[*packet.Error](cause); {
@@ -114,21 +112,20 @@ func (c *conn) buildDisconnect(cause error) *packet.Disconnect {
 	return d
 }
 
-// appendDisconnect appends it as it goes over the wire. Version 3.1.1 has no word for
-// it, and before CONNECT there is no version.
+// appendDisconnect appends the encoded DISCONNECT. There is none for 3.1.1 and before CONNECT.
 func (c *conn) appendDisconnect(out []byte, cause error) []byte {
 	if c.version != packet.V5 || !c.out.connackSent {
 		return out
 	}
-	b, _ := c.encodeWithin(c.buildDisconnect(cause)) // where it does not, the end alone must do
+	b, _ := c.encodeWithin(c.buildDisconnect(cause)) // if it does not fit, the connection is closed without it
 	return append(out, b...)
 }
 
-// finishClose does what is left to do, writes what is left to say, and lets the peer hear
-// it before the connection goes: a reset would take the last words along.
+// finishClose does the remaining work, writes the remaining packets, and lets the peer read them
+// before the connection is closed: a reset would discard the final packet.
 func (c *conn) finishClose(td teardown) {
 	c.finishTeardown(c.broker.ctx, td)
-	_ = c.nc.SetWriteDeadline(time.Now().Add(closeTimeout)) // errors here are those of a connection that is gone
+	_ = c.nc.SetWriteDeadline(time.Now().Add(closeTimeout)) // errors mean that the connection is closed
 	c.session.mu.Lock()
 	for c.out.writing && !c.out.failed {
 		c.out.moved.Wait()
@@ -138,14 +135,15 @@ func (c *conn) finishClose(td teardown) {
 	c.lingerForPeer()
 }
 
-// connectionLost is the reader's: the peer is gone, or silent, or sent a frame of WebSocket that is refused.
+// connectionLost is called by the reader: the peer closed the connection, sent nothing, or sent an
+// invalid WebSocket frame.
 func (c *conn) connectionLost(err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		if c.live() == nil {
-			c.close(protocolError(packet.KeepAliveTimeout, packet.CONNECT, "no CONNECT in time"))
+			c.close(protocolError(packet.KeepAliveTimeout, packet.CONNECT, "no CONNECT within 10 s"))
 			return
 		}
-		c.close(protocolError(packet.KeepAliveTimeout, packet.PINGREQ, "nothing came for one and a half keep-alives"))
+		c.close(protocolError(packet.KeepAliveTimeout, packet.PINGREQ, "no packet within one and a half times the Keep Alive"))
 		return
 	}
 	if bad, ok := errors.AsType[*frameError](err); ok {
@@ -161,14 +159,14 @@ func (c *conn) connectionLost(err error) {
 	c.finishTeardown(c.broker.ctx, td)
 }
 
-// cleanUp is the reader's last step.
+// cleanUp is the last step of the reader.
 func (c *conn) cleanUp(ctx context.Context) {
 	c.releaseReservation()
 	c.broker.authenticated(c)
 	c.leaveRates()
 	c.farewells.Wait()
 	c.session.mu.Lock()
-	td := c.detachFor(nil) // where a write failed, nobody has it yet
+	td := c.detachFor(nil) // after a failed write the teardown is still to be done
 	c.session.mu.Unlock()
 	c.finishTeardown(ctx, td)
 	c.forgetAliases()

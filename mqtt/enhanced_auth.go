@@ -13,26 +13,26 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// Enhanced authentication with proof of possession (RFC 9431 §2.2.4, §4): the
-// token names a key, and the client proves it, by the TLS connection's exporter
-// or by a challenge. In session it is the challenge, always a fresh one.
+// Enhanced authentication with proof of possession (RFC 9431 §2.2.4, §4): the token names a key,
+// and the client proves it, by the exporter of the TLS connection or by a challenge. In
+// re-authentication it is always a fresh challenge.
 const (
 	authMethodACE  = "ace"
 	exporterLabel  = "EXPORTER-ACE-MQTT-Sign-Challenge"
 	challengeBytes = 8
 )
 
-// filterMatches is policy's, under a name that reads here.
+// filterMatches is [policy.Match].
 func filterMatches(filter, topic string) bool { return policy.Match(filter, topic) }
 
-// challenge is an exchange that waits for the client's answer.
+// challenge is an authentication exchange that waits for the client's answer.
 type challenge struct {
-	connect     *packet.Connect // nil in session
+	connect     *packet.Connect // nil during re-authentication
 	credentials session.Credentials
 	nonce       [challengeBytes]byte
 }
 
-// cutLengthPrefixed cuts what has its length before it, in two bytes, off b.
+// cutLengthPrefixed splits a field with a two-byte length prefix off b.
 func cutLengthPrefixed(b []byte) (first, rest []byte, ok bool) {
 	if len(b) < 2 {
 		return nil, nil, false
@@ -46,7 +46,7 @@ func cutLengthPrefixed(b []byte) (first, rest []byte, ok bool) {
 
 var errAuthData = watchword.Refuse(watchword.TokenMalformed, "the authentication data must be the token with its length before it, and the proof after it or nothing")
 
-// parseAuthData takes a token and what stands behind it out of the authentication data.
+// parseAuthData parses the Authentication Data into the token and the proof that follows it.
 func (c *conn) parseAuthData(ctx context.Context, now time.Time, p *packet.Properties) (credentials session.Credentials, proof []byte, err error) {
 	data, _ := p.Data(packet.AuthenticationData)
 	token, proof, ok := cutLengthPrefixed(data)
@@ -61,12 +61,12 @@ func (c *conn) parseAuthData(ctx context.Context, now time.Time, p *packet.Prope
 	return credentials, proof, err
 }
 
-// beginEnhancedAuth is CONNECT with the method: done by the exporter, or the beginning of
-// a challenge.
+// beginEnhancedAuth handles CONNECT with an Authentication Method: it verifies a proof by exporter,
+// or sends a challenge.
 func (c *conn) beginEnhancedAuth(ctx context.Context, now time.Time, method string, p *packet.Connect) error {
 	switch {
 	case method != authMethodACE:
-		return protocolError(packet.BadAuthenticationMethod, packet.CONNECT, "ace is the one authentication method here")
+		return protocolError(packet.BadAuthenticationMethod, packet.CONNECT, "the Authentication Method must be ace")
 	case p.HasUser || p.HasPass:
 		return protocolError(packet.ProtocolError, packet.CONNECT, "a user name or password beside the authentication data (RFC 9431 §2.2.3)")
 	}
@@ -80,12 +80,12 @@ func (c *conn) beginEnhancedAuth(ctx context.Context, now time.Time, method stri
 	}
 	secret, ok := c.nc.(*tls.Conn)
 	if !ok {
-		return watchword.Refuse(watchword.Denied, "a proof by the exporter needs TLS: ask for a challenge")
+		return watchword.Refuse(watchword.Denied, "a proof by TLS exporter needs TLS: use a challenge")
 	}
 	state := secret.ConnectionState()
 	material, err := state.ExportKeyingMaterial(exporterLabel, nil, 32)
 	if err != nil {
-		return watchword.Wrap(err, watchword.Denied, "this TLS connection exports nothing: ask for a challenge")
+		return watchword.Wrap(err, watchword.Denied, "this TLS connection has no exporter: use a challenge")
 	}
 	if err := c.broker.deps.Auth.VerifyPossession(ctx, credentials, material, proof); err != nil {
 		return err
@@ -94,7 +94,7 @@ func (c *conn) beginEnhancedAuth(ctx context.Context, now time.Time, method stri
 	return c.admitAndStart(ctx, now, p, credentials)
 }
 
-// admitAndStart is for a token that was proved, which is not spent.
+// admitAndStart admits a connection whose token was proved.
 func (c *conn) admitAndStart(ctx context.Context, now time.Time, p *packet.Connect, credentials session.Credentials) error {
 	if err := c.admit(ctx, p, credentials); err != nil {
 		return err
@@ -112,12 +112,12 @@ func (c *conn) sendChallenge(ch *challenge) error {
 	return nil
 }
 
-// verifyChallengeResponse checks the answer to the challenge that is under way, and ends it.
+// verifyChallengeResponse verifies the answer to the pending challenge and ends it.
 func (c *conn) verifyChallengeResponse(ctx context.Context, p *packet.Auth) (*challenge, error) {
 	ch := c.pendingChallenge
 	c.pendingChallenge = nil
 	if method, _ := p.Properties.Text(packet.AuthenticationMethod); method != authMethodACE || p.Reason != packet.ContinueAuthentication {
-		return ch, protocolError(packet.ProtocolError, packet.AUTH, "the exchange goes on with the same method and 0x18")
+		return ch, protocolError(packet.ProtocolError, packet.AUTH, "the exchange continues with the same method and reason code 0x18")
 	}
 	data, _ := p.Properties.Data(packet.AuthenticationData)
 	nonce, sig, ok := cutLengthPrefixed(data)
@@ -129,7 +129,7 @@ func (c *conn) verifyChallengeResponse(ctx context.Context, p *packet.Auth) (*ch
 	return ch, err
 }
 
-// handleConnectAuth is AUTH before the session stands.
+// handleConnectAuth handles AUTH before the session starts.
 func (c *conn) handleConnectAuth(ctx context.Context, now time.Time, p *packet.Auth) error {
 	ch, err := c.verifyChallengeResponse(ctx, p)
 	if err == nil {
@@ -141,22 +141,22 @@ func (c *conn) handleConnectAuth(ctx context.Context, now time.Time, p *packet.A
 	return nil
 }
 
-// reauthenticate is AUTH in session (MQTT 5.0 §4.12.1). The client begins it; its
-// subscriptions stay; where it fails, the connection ends.
+// reauthenticate handles AUTH of a started session (MQTT 5.0 §4.12.1). The client starts it; its
+// subscriptions stay; if it fails, the connection ends.
 func (c *conn) reauthenticate(ctx context.Context, p *packet.Auth, now time.Time) error {
 	if !c.enhancedAuth {
 		return protocolError(packet.ProtocolError, packet.AUTH, "CONNECT named no authentication method")
 	}
 	if c.pendingChallenge == nil {
 		if method, _ := p.Properties.Text(packet.AuthenticationMethod); method != authMethodACE || p.Reason != packet.ReAuthenticate {
-			return protocolError(packet.ProtocolError, packet.AUTH, "re-authentication begins with the same method and 0x19")
+			return protocolError(packet.ProtocolError, packet.AUTH, "re-authentication starts with the same method and reason code 0x19")
 		}
 		credentials, proof, err := c.parseAuthData(ctx, now, &p.Properties)
 		if err != nil {
 			return err
 		}
 		if len(proof) > 0 {
-			return watchword.Refuse(watchword.Denied, "in session the proof answers a fresh challenge (RFC 9431 §4)")
+			return watchword.Refuse(watchword.Denied, "re-authentication needs a fresh challenge (RFC 9431 §4)")
 		}
 		return c.sendChallenge(&challenge{credentials: credentials})
 	}

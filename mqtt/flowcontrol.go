@@ -6,18 +6,18 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// inflightMessage is a message that was sent with QoS 1 or 2 and is not done.
+// inflightMessage is a QoS 1 or 2 message that was sent and is not completed.
 type inflightMessage struct {
 	seq      int64
-	command  int64          // of the message
-	stored   *storedMessage // nil where it does not wait on the shelf, or the receiver has it
-	message  *message       // of a shared subscription alone: another may get it
-	size     uint32         // what it counts, if it counts
+	command  int64          // sequence number of the command in it
+	stored   *storedMessage // nil: not stored, or the receiver has it
+	message  *message       // of shared subscriptions only, for redistribution
+	size     uint32         // its size, if counted
 	qos      byte
 	retain   bool
-	released bool         // PUBREL is to be answered
-	counted  bool         // it waits on the shelf
-	group    *sharedGroup // that it was picked from
+	released bool         // PUBREL was sent
+	counted  bool         // stored, and counted so
+	group    *sharedGroup // shared subscription that it was received by
 
 	identifiers *[]uint32
 }
@@ -26,18 +26,18 @@ func (f *inflightMessage) backlogEntry() backlogEntry {
 	return backlogEntry{stored: f.stored, identifiers: f.identifiers, seq: f.seq, size: f.size, qos: f.qos, retain: f.retain, released: f.released, group: f.group}
 }
 
-// packetID is the packet identifier of the message with that number. It follows from the
-// number, so that what was sent before a restart has the same one after it.
+// packetID returns the packet identifier of a sequence number. It is a function of the number, so
+// that it stays the same after a restart.
 func packetID(seq int64) uint16 { return uint16((seq-1)%maxPacketIDs + 1) }
 
-// maxPacketIDs is how many packet identifiers there are: 0 is none.
+// maxPacketIDs is the number of packet identifiers; 0 is none.
 const maxPacketIDs = 65535
 
-// inflightKeptCapacity is the longest empty list of flights that is kept for what comes next.
+// inflightKeptCapacity is the largest capacity of an empty inflight list that is kept.
 const inflightKeptCapacity = 16
 
-// maySendInflight says whether one more message may go out unacknowledged: the client takes
-// one, its identifier has come free, and with QoS 2 it is on the disk.
+// maySendInflight reports whether one more message may be sent unacknowledged: the Receive Maximum
+// allows it, its packet identifier is free, and with QoS 2 it is committed.
 func (c *conn) maySendInflight(it *queuedMessage) bool {
 	if it.qos == 2 && it.extra != nil && it.extra.stored != nil && !it.extra.stored.durable.Load() && !it.extra.stored.failed.Load() {
 		return false
@@ -53,7 +53,7 @@ func (c *conn) maySendInflight(it *queuedMessage) bool {
 		return false
 	}
 	oldest, newest := c.session.inflight[0].seq, seq
-	if c.session.persistent != nil { // what does not wait on the shelf may have overtaken what does
+	if c.session.persistent != nil { // unstored messages may have overtaken stored ones
 		for i := range c.session.inflight {
 			oldest, newest = min(oldest, c.session.inflight[i].seq), max(newest, c.session.inflight[i].seq)
 		}
@@ -79,8 +79,8 @@ func (c *conn) addInflight(it *queuedMessage, seq int64) {
 	c.session.appendInflight(f)
 }
 
-// appendInflight adds a message to those in flight. They land at the front as a rule: what is
-// free there is used again before the list grows.
+// appendInflight appends an inflight message. They usually complete at the front, so free space
+// there is reused before the list grows.
 func (st *sessionState) appendInflight(f inflightMessage) {
 	if len(st.inflight) == cap(st.inflight) && 2*len(st.inflight) <= cap(st.inflightBuffer) {
 		n := copy(st.inflightBuffer, st.inflight)
@@ -93,8 +93,9 @@ func (st *sessionState) appendInflight(f inflightMessage) {
 	}
 }
 
-// findInflight finds what is in flight under a packet identifier; -1 for nothing: it is of a
-// connection before, or said twice, and nothing hangs on it (MQTT 5.0 §4.4).
+// findInflight returns the index of the inflight message with that packet identifier; -1 for none:
+// the acknowledgement belongs to an earlier connection or is a duplicate, and is ignored (MQTT 5.0
+// §4.4).
 func (c *conn) findInflight(id uint16) int {
 	for i := range c.session.inflight {
 		if packetID(c.session.inflight[i].seq) == id {
@@ -104,16 +105,17 @@ func (c *conn) findInflight(id uint16) int {
 	return -1
 }
 
-// removeInflight takes a message out of flight; size and the rest as in [sessionState.uncountOffline].
+// removeInflight removes an inflight message; its parameters are as in
+// [sessionState.uncountOffline].
 func (c *conn) removeInflight(i int) {
 	f := c.session.inflight[i]
-	if i == 0 { // as a rule
+	if i == 0 { // usually
 		c.session.inflight[0] = inflightMessage{}
 		c.session.inflight = c.session.inflight[1:]
 	} else {
 		c.session.inflight = slices.Delete(c.session.inflight, i, i+1)
 	}
-	if len(c.session.inflight) == 0 && cap(c.session.inflightBuffer) > inflightKeptCapacity { // an idle client keeps little
+	if len(c.session.inflight) == 0 && cap(c.session.inflightBuffer) > inflightKeptCapacity { // so that an idle client keeps little memory
 		c.session.inflight, c.session.inflightBuffer = nil, nil
 	}
 	if f.counted {
@@ -123,7 +125,7 @@ func (c *conn) removeInflight(i int) {
 	c.out.moved.Broadcast()
 }
 
-// unacknowledgedPublishes is how many publishes of the client wait for their end; mu is held.
+// unacknowledgedPublishes returns the number of the client's unacknowledged publishes; mu is held.
 func (c *conn) unacknowledgedPublishes() int {
 	n := len(c.session.received)
 	for i := range c.out.pendingResponses {

@@ -19,7 +19,7 @@ func (c *conn) effectiveKeepAlive(p *packet.Connect) time.Duration {
 // moves the deadline.
 func (c *conn) startKeepAlive(p *packet.Connect) {
 	c.keepAlive = c.effectiveKeepAlive(p)
-	_ = c.nc.SetDeadline(time.Time{}) // the error is that of a closed connection, which the next read reports
+	_ = c.nc.SetDeadline(time.Time{}) // an error means that the connection is closed, which the next read reports
 	c.deadlineSetAt = time.Time{}
 }
 
@@ -31,8 +31,8 @@ func (c *conn) extendReadDeadline(now time.Time) {
 		return
 	}
 	c.deadlineSetAt = now
-	// A connection's deadlines are of the machine's clock, whatever clock the broker is given.
-	_ = c.nc.SetReadDeadline(time.Now().Add(c.keepAlive * 3 / 2)) // the error is that of a closed connection, which the next read reports
+	// Deadlines use the system's clock, whatever clock the broker has.
+	_ = c.nc.SetReadDeadline(time.Now().Add(c.keepAlive * 3 / 2)) // an error means that the connection is closed, which the next read reports
 }
 
 // handlePingreq answers PINGREQ (MQTT 5.0 §3.12).

@@ -7,20 +7,20 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// lossReport is what a client was told of its losses over one connection, in CONNACK or in
-// $watchword/auth. It counts as told once the client is known to have read it: once it
-// acknowledges a message that was sent after it, or sends PINGREQ when all of it has been
-// written. Until then the next CONNACK says it again.
+// lossReport is what a client was told of its lost subscriptions and dropped messages over one
+// connection, in CONNACK or in $watchword/auth. It counts as read once the client acknowledges a
+// message that was sent after it, or sends PINGREQ after all of it was written. Until then the next
+// CONNACK repeats it.
 type lossReport struct {
 	lost           []mqttstore.LostFilter
 	dropped        int64
-	confirmedBySeq int64 // who acknowledges a message with this number or a higher one has read it
+	confirmedBySeq int64 // acknowledging a message with this or a higher number confirms it
 }
 
 // losses is what a persistent session lost while its client could not be told.
 type losses struct {
 	lost     []mqttstore.LostFilter // subscriptions
-	dropped  int64                  // messages that found no room
+	dropped  int64                  // messages dropped for lack of room
 	narrowed bool                   // the session began with a narrowed token, and nobody came with a whole one since
 }
 
@@ -102,7 +102,7 @@ func (st *sessionState) isSubscribed(filter string) bool {
 	return false
 }
 
-// lostFilters returns the filters of some losses, each once.
+// lostFilters returns the distinct filters of losses.
 func lostFilters(lost []mqttstore.LostFilter) (out []string) {
 	for _, x := range lost {
 		if !slices.Contains(out, x.Filter) {
@@ -112,7 +112,7 @@ func lostFilters(lost []mqttstore.LostFilter) (out []string) {
 	return out
 }
 
-// addReport notes a report that goes out; after is as in [lossReport]. mu is held.
+// addReport records a report that is being sent; after is as in [lossReport]. mu is held.
 func (c *conn) addReport(r lossReport, after int64) {
 	if len(r.lost) > 0 || r.dropped > 0 {
 		r.confirmedBySeq = after
@@ -120,14 +120,14 @@ func (c *conn) addReport(r lossReport, after int64) {
 	}
 }
 
-// withdrawConnackReport is for a CONNACK that went without the report.
+// withdrawConnackReport withdraws the report of a CONNACK that was sent without it.
 func (c *conn) withdrawConnackReport() {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
 	c.pendingReports = nil
 }
 
-// confirmReports is told that the client acknowledged the message with that number. mu is held.
+// confirmReports is called when the client acknowledges the message with that number. mu is held.
 func (c *conn) confirmReports(seq int64) {
 	rest := c.pendingReports[:0]
 	for _, r := range c.pendingReports {

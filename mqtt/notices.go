@@ -14,17 +14,16 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// The topics of one connection: consumed here, never routed, kept or logged.
+// Topics of one connection: handled here, never forwarded, stored or logged.
 const (
 	ownTopicPrefix = "$watchword/"
 	authTopic      = ownTopicPrefix + "auth"
 	helloTopic     = ownTopicPrefix + "hello"
 )
 
-// hello is what a device may say first: the nonce that its commands must carry,
-// the number of the last one that it began, if it obeys only what is logged, the
-// size of the log that it saw last (0: it saw none), and the bytes of the largest sealed
-// command that it can hold (0: any).
+// hello is what a device may publish first: the nonce for its commands, the sequence number of the
+// last command that it started, if it executes only logged commands the size of the log that it saw
+// last (0: none), and the largest sealed command that it accepts, in bytes (0: any).
 type hello struct {
 	Nonce string `json:"nonce"`
 	Epoch int64  `json:"epoch"`
@@ -33,19 +32,19 @@ type hello struct {
 	Max   int    `json:"max"`
 }
 
-// Notice is what the server says on $watchword/auth, as JSON.
+// Notice is a message of the server on $watchword/auth, as JSON.
 type Notice struct {
-	// Type is "refreshed", "refresh" (please do), "lost", "refused", or "trust": the
-	// trust bundle is another one, please fetch it.
+	// Type is "refreshed", "refresh" (a request to refresh), "lost", "refused", or "trust" (the
+	// trust bundle changed: fetch it).
 	Type      string         `json:"type"`
 	ExpiresAt *time.Time     `json:"expires_at,omitempty"`
 	Code      watchword.Code `json:"code,omitempty"`
 	Detail    string         `json:"detail,omitempty"`
-	// Subscriptions is what was taken away.
+	// Subscriptions lists the removed subscriptions.
 	Subscriptions []string `json:"subscriptions,omitempty"`
 }
 
-// handleOwnTopic takes what a client says to the server alone.
+// handleOwnTopic handles a publish to $watchword/….
 func (c *conn) handleOwnTopic(ctx context.Context, now time.Time, p *packet.Publish) error {
 	switch p.Topic {
 	case authTopic:
@@ -53,7 +52,7 @@ func (c *conn) handleOwnTopic(ctx context.Context, now time.Time, p *packet.Publ
 	case helloTopic:
 		return c.handleHello(p.Payload)
 	}
-	return watchword.Refuse(watchword.Denied, "of $watchword/… a client publishes to auth and hello alone")
+	return watchword.Refuse(watchword.Denied, "clients may publish to $watchword/auth and $watchword/hello only")
 }
 
 func (c *conn) handleHello(b []byte) error {
@@ -74,11 +73,11 @@ func (c *conn) handleHello(b []byte) error {
 	return nil
 }
 
-// refreshByPublish puts newer papers behind the session: refresh without AUTH. The answer
-// goes to whoever listens on $watchword/auth, beside the PUBACK.
+// refreshByPublish refreshes the session's credentials by a publish, without AUTH. The result is
+// sent on $watchword/auth, in addition to PUBACK.
 func (c *conn) refreshByPublish(ctx context.Context, now time.Time, password string) error {
 	if c.enhancedAuth {
-		return watchword.Refuse(watchword.Denied, "this session proved its key: it is refreshed by AUTH, with a proof")
+		return watchword.Refuse(watchword.Denied, "this session proved its key: refresh it by AUTH with a proof")
 	}
 	may := func(p session.Credentials) error { return c.live().MayRefresh(ctx, p) }
 	credentials, err := c.authenticate(ctx, now, strings.TrimSpace(password), may)
@@ -104,8 +103,7 @@ func (c *conn) scheduleRefreshRequest() {
 	}
 }
 
-// setNoticeSubscription lets the client hear the server on $watchword/auth, or no more. It is
-// called with mu held.
+// setNoticeSubscription sets or removes the subscription to $watchword/auth. mu is held.
 func (c *conn) setNoticeSubscription(s *subscription) {
 	if c.noticeSubscription != nil {
 		c.noticeSubscription.removed = true
@@ -120,8 +118,8 @@ func (c *conn) setNoticeSubscription(s *subscription) {
 	}
 }
 
-// refreshRequestDelay is when to ask for a refresh: after 70 to 85 of 100 parts of what is
-// left, never two sessions alike.
+// refreshRequestDelay returns when to request a refresh: after 70 to 85 percent of the remaining
+// lifetime, at random.
 func (c *conn) refreshRequestDelay() time.Duration {
 	left := c.live().Authority().Expires().Sub(c.broker.options.Now())
 	return left*70/100 + rand.N(max(left*15/100, 1))
@@ -132,25 +130,25 @@ func (c *conn) requestRefresh(reason string) {
 	c.sendNotice(Notice{Type: "refresh", ExpiresAt: &end, Detail: reason})
 }
 
-// TrustChanged tells every client that listens on $watchword/auth that the trust
-// bundle is another one.
+// TrustChanged tells every client that subscribes to $watchword/auth that the trust bundle changed.
 func (b *Broker) TrustChanged() {
 	for _, c := range b.connections(func(*conn) bool { return true }) {
 		c.sendNotice(Notice{Type: "trust"})
 	}
 }
 
-// sendNotice says n on $watchword/auth, if the client listens there. Anybody may call it.
+// sendNotice sends n on $watchword/auth if the client subscribes to it. It is safe for concurrent
+// use.
 func (c *conn) sendNotice(n Notice) { c.sendLossNotice(n, nil) }
 
-// sendLossNotice is tell for a notice that reports losses; r may be nil.
+// sendLossNotice is sendNotice for a notice with a loss report; r may be nil.
 func (c *conn) sendLossNotice(n Notice, r *lossReport) {
 	if c.queueLossNotice(n, r) {
 		go c.flush(true)
 	}
 }
 
-// queueNotice is tell for the reader, which flushes when it has answered too.
+// queueNotice is sendNotice for the reader, which flushes after its response.
 func (c *conn) queueNotice(n Notice) (wake bool) { return c.queueLossNotice(n, nil) }
 
 func (c *conn) queueLossNotice(n Notice, r *lossReport) (wake bool) {

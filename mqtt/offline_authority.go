@@ -8,8 +8,8 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// watchOffline has the guard say what a client that is away may have. Its answers come with
-// the session locked.
+// watchOffline opens an offline session with the guard. Its callbacks come with that session
+// locked.
 func (st *sessionState) watchOffline(ctx context.Context, turn int) {
 	st.mu.Lock()
 	tenant, owner := st.tenant.id, st.owner
@@ -36,12 +36,12 @@ func (st *sessionState) watchOffline(ctx context.Context, turn int) {
 		Withdrawn: func(cause error) {
 			still(func(per *persistent) {
 				switch watchword.CodeOf(cause) {
-				case watchword.SubjectSuspended, watchword.SubjectNew: // it may come back, with all it had
+				case watchword.SubjectSuspended, watchword.SubjectNew: // the subject may be resumed; the session keeps everything
 					per.offline.suspended = true
 				case watchword.SubjectRevoked, watchword.TokenRevoked:
 					per.offline.suspended = true
 					go st.endState()
-				default: // nobody can say: what waits goes on to wait, and is judged when its client comes
+				default: // authority is unknown: stored messages are kept, and checked when the client reconnects
 					per.startRetryTimer(offlineRetryDelay, func() { st.retryOffline(turn) })
 				}
 			})
@@ -54,10 +54,10 @@ func (st *sessionState) watchOffline(ctx context.Context, turn int) {
 	}
 }
 
-// offlineRetryDelay is when a question is asked again that nobody could answer.
+// offlineRetryDelay is the pause after the authority of an offline session could not be read.
 const offlineRetryDelay = time.Second
 
-// retryOffline has the guard look again at what a client that is away may have.
+// retryOffline makes the guard read the authority of an offline session again.
 func (st *sessionState) retryOffline(turn int) {
 	st.mu.Lock()
 	var hold *session.Session

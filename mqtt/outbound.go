@@ -8,44 +8,43 @@ import (
 	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
-// The bounds of writing.
+// Limits of writing.
 const (
-	maxBatchBytes       = 16 << 10         // what one write coalesces
-	maxResponseBytes    = 64 << 10         // answers that may wait while another write is stuck; then the reader waits too
-	writeTimeout        = 10 * time.Second // a peer that takes nothing for so long is cut
-	closeTimeout        = time.Second      // for the last words, and for the peer to hear them
-	maxInflight         = 1024             // unacknowledged messages to one client, however many it would take
-	maxPendingResponses = 1024             // answers that wait for the disk; then the reader waits too
+	maxBatchBytes       = 16 << 10         // bytes of one write
+	maxResponseBytes    = 64 << 10         // bytes of responses that may wait for a blocked write; then the reader waits
+	writeTimeout        = 10 * time.Second // a peer that does not read for this long is disconnected
+	closeTimeout        = time.Second      // time for the final packet to be written and read
+	maxInflight         = 1024             // unacknowledged messages to one client, whatever its Receive Maximum
+	maxPendingResponses = 1024             // responses that wait for a commit; then the reader waits
 	maxAliases          = 64               // topic aliases in each direction
 )
 
-// outbound is what goes to one connection, and whoever writes it: answers, and after them
-// the queue of the client. At most one goroutine writes; no lock is held while it
-// does. All is under the client's mu.
+// outbound is the writing side of a connection: responses, then the session's queue. At most one
+// goroutine writes, without a lock. The fields are protected by the session's mu.
 type outbound struct {
-	moved              sync.Cond  // something was written, or the end came; for the reader that waits
-	responses          []byte     // answers, which go before messages
-	pendingResponses   []response // those that wait for the disk, in order, and all that come after them
-	receiveMaximum     int        // how many flights the client takes
-	maxPacket          int        // the longest packet that the client takes; 0 for any
+	moved              sync.Cond  // signalled when something was written or the end came
+	responses          []byte     // encoded responses, sent before messages
+	pendingResponses   []response // responses that wait for a commit, in order, and all later ones
+	receiveMaximum     int        // Receive Maximum of the client
+	maxPacket          int        // largest packet that the client accepts; 0: any
 	outboundAliases    map[string]uint16
-	maxOutboundAliases int // how many the client takes, or there is room for
+	maxOutboundAliases int // largest alias that the client accepts, or that the quota allows
 
-	aliasBytes   int // of memory that aliases take, each way
+	aliasBytes   int // memory of aliases in both directions
 	aliasCharged chargedBytes
 
-	connackSent    bool // CONNACK is in control or beyond: messages may follow
-	writing        bool // somebody writes
-	deadlineSet    bool // a write deadline is set; the writer's
-	flushScheduled bool // somebody will
-	closed         bool // nothing comes in any more; what is in control still goes out
-	failed         bool // nothing goes out any more
+	connackSent    bool // CONNACK is in responses or was sent: messages may follow
+	writing        bool // a goroutine is writing
+	deadlineSet    bool // a write deadline is set; used by the writer
+	flushScheduled bool // a flush is scheduled
+	closed         bool // nothing is queued any more; responses are still sent
+	failed         bool // nothing is sent any more
 }
 
 var writeBuffers = sync.Pool{New: func() any { b := make([]byte, 0, maxBatchBytes+4<<10); return &b }}
 
-// flush writes what waits, unless somebody is at it. A patient caller is one who
-// may be held up by this peer: its own reader, or a goroutine for it alone.
+// flush writes what is queued, unless another goroutine is writing. A patient caller may block for
+// this peer: its reader, or a goroutine for it alone.
 func (c *conn) flush(patient bool) {
 	c.session.mu.Lock()
 	c.out.flushScheduled = false
@@ -65,7 +64,7 @@ func (c *conn) flush(patient bool) {
 	}
 }
 
-// write is called by the one who writes. rest is what is left of a batch.
+// write is called by the writing goroutine. rest is what is left of a batch.
 func (c *conn) write(rest *[]byte) {
 	b := rest
 	if b == nil {
@@ -99,8 +98,8 @@ func (c *conn) send(b []byte) error {
 	return err
 }
 
-// tryWrite writes as much as the system takes at once. What is left is a new
-// goroutine's: nobody waits for a stalled peer but itself.
+// tryWrite writes what the system accepts without blocking. The rest is written by a new goroutine,
+// so that a stalled peer delays only itself.
 func (c *conn) tryWrite() {
 	b := writeBuffers.Get().(*[]byte)
 	*b = (*b)[:0]
@@ -120,8 +119,8 @@ func (c *conn) tryWrite() {
 	writeBuffers.Put(b)
 }
 
-// writeNonblocking is a write that does not wait. A deadline that an earlier write left
-// behind would fail it.
+// writeNonblocking writes without blocking. It clears an earlier deadline, which would make it
+// fail.
 func (c *conn) writeNonblocking(b []byte) (n int, err error) {
 	if c.out.deadlineSet {
 		if err := c.nc.SetWriteDeadline(time.Time{}); err != nil {
@@ -140,13 +139,13 @@ func (c *conn) writeNonblocking(b []byte) (n int, err error) {
 	return n, err
 }
 
-// fillBatch takes the next batch out of the answers and the queue. It reports false, and
-// gives the writing up, where there is none.
+// fillBatch takes the next batch from responses and queue. It returns false and ends writing if
+// there is none.
 func (c *conn) fillBatch(b *[]byte) bool {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
 	buf := append(*b, c.out.responses...)
-	if c.out.responses = c.out.responses[:0]; cap(c.out.responses) > 64 { // an idle client keeps little
+	if c.out.responses = c.out.responses[:0]; cap(c.out.responses) > 64 { // so that an idle client keeps little memory
 		c.out.responses = nil
 	}
 	if c.session.conn == c && c.out.connackSent {
@@ -160,7 +159,7 @@ func (c *conn) fillBatch(b *[]byte) bool {
 	return len(buf) > 0
 }
 
-// encodeNext appends one message as it goes over the wire, if it still does.
+// encodeNext appends the encoding of one message, if it is still to be sent.
 func (c *conn) encodeNext(buf []byte, it *queuedMessage) []byte {
 	var now time.Time
 	if it.message.expiresAt != 0 {
@@ -183,7 +182,7 @@ func (c *conn) encodeNext(buf []byte, it *queuedMessage) []byte {
 	}
 	at := len(buf)
 	alias, known := c.assignAlias(it.message.topic)
-	if alias > 0 || !now.IsZero() || it.message.retained || it.extra != nil && it.extra.identifiers != nil { // what is kept is one receiver's alone
+	if alias > 0 || !now.IsZero() || it.message.retained || it.extra != nil && it.extra.identifiers != nil { // the encoding is for this receiver only
 		buf = it.message.encodeFor(buf, c.version, it, id, alias, known, now)
 	} else {
 		f := it.message.encoded(c.version, it.qos)
@@ -192,13 +191,13 @@ func (c *conn) encodeNext(buf []byte, it *queuedMessage) []byte {
 			binary.BigEndian.PutUint16(buf[at+f.idOffset:], id)
 		}
 	}
-	if c.out.maxPacket > 0 && len(buf)-at > c.out.maxPacket { // MQTT 5.0 §3.1.2.11.4: as if it had been delivered
+	if c.out.maxPacket > 0 && len(buf)-at > c.out.maxPacket { // MQTT 5.0 §3.1.2.11.4: handled as if it had been sent
 		c.broker.stats.tooLarge.Add(1)
 		if alias > 0 && !known {
-			delete(c.out.outboundAliases, it.message.topic)                              // it never heard it
-			_ = c.chargeAliases(-(outboundAliasBytes + allocatedSize(it.message.topic))) // never refused: it shrinks
+			delete(c.out.outboundAliases, it.message.topic)                              // the client never received it
+			_ = c.chargeAliases(-(outboundAliasBytes + allocatedSize(it.message.topic))) // never refused, since it shrinks
 		}
-		if n := it.message.command(); n > 0 && c.pump != nil { // but that a device has a command is said of no other
+		if n := it.message.command(); n > 0 && c.pump != nil { // only commands are acknowledged by their receipt too
 			c.pump.tooLargeToSend(n, len(buf)-at)
 		}
 		return c.skipMessage(buf[:at], it)
@@ -217,13 +216,13 @@ func (c *conn) encodeNext(buf []byte, it *queuedMessage) []byte {
 	return buf
 }
 
-// wasSent reports whether a message went out over an earlier connection: then it goes out
-// again whatever its age (MQTT 5.0 §4.3.3). mu is held.
+// wasSent reports whether a message was sent over an earlier connection; then it is sent again even
+// if it has expired (MQTT 5.0 §4.3.3). mu is held.
 func (st *sessionState) wasSent(it *queuedMessage) bool {
 	return st.persistent != nil && st.persistent.backlog.wasSent(it.sequence())
 }
 
-// skipMessage is for what is not sent after all.
+// skipMessage completes a message that is not sent.
 func (c *conn) skipMessage(buf []byte, it *queuedMessage) []byte {
 	if it.extra != nil && it.extra.stored != nil {
 		c.session.persistent.backlog.markSent(it.extra.seq)
@@ -232,7 +231,7 @@ func (c *conn) skipMessage(buf []byte, it *queuedMessage) []byte {
 	return buf
 }
 
-// writeFailed is the writer's: the peer is gone or stalled.
+// writeFailed is called by the writer when the peer is gone or stalled.
 func (c *conn) writeFailed() {
 	c.session.mu.Lock()
 	c.out.failed, c.out.writing, c.out.closed = true, false, true
@@ -240,15 +239,15 @@ func (c *conn) writeFailed() {
 	c.detach()
 	c.out.moved.Broadcast()
 	c.session.mu.Unlock()
-	// The reader sees it and takes the rest down. It may be the one who is here, in the
-	// middle of a read, and Close waits for the end of all reads.
+	// The reader notices it and cleans up. The caller may be the reader, in the middle of a read,
+	// and Close waits for reads to end.
 	go func() { _ = c.nc.Close() }()
 }
 
-// flushResponses is the reader's, at the end of each batch: it writes the answers, and
-// waits where too many are on their way already.
+// flushResponses is called by the reader after each batch: it writes the responses, and waits if
+// too many are pending.
 func (c *conn) flushResponses() {
-	c.flush(c.rawConn == nil) // a write that can be tried needs no deadline, and what it leaves is another's
+	c.flush(c.rawConn == nil) // a nonblocking write needs no deadline; the rest of it is written by another goroutine
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
 	for len(c.out.responses) > maxResponseBytes && !c.out.failed && c.out.writing || len(c.out.pendingResponses) >= maxPendingResponses && !c.out.closed {

@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// handlePublish passes a message on, if the session's authority says so now. An error
-// ends the connection; a refusal alone does not, where the version has a word for it.
+// handlePublish handles PUBLISH under the session's current authority. An error ends the
+// connection; refusals do not, if the version can report them.
 func (c *conn) handlePublish(ctx context.Context, w *workBatch, p *packet.Publish) error {
 	if !p.Properties.Empty() {
 		if err := c.resolveTopicAlias(p); err != nil {
@@ -25,7 +25,7 @@ func (c *conn) handlePublish(ctx context.Context, w *workBatch, p *packet.Publis
 		n = controlCost(p.Topic)
 	}
 	if n > 0 && !c.takeRate(controlRate, n, w.monotonic) {
-		c.limiter.credit[publishRate]++ // it is handled again
+		c.limiter.credit[publishRate]++ // it is handled again later
 		return errDelayed
 	}
 	c.broker.stats.received.Add(1)
@@ -57,7 +57,7 @@ func (c *conn) handlePublish(ctx context.Context, w *workBatch, p *packet.Publis
 	return nil
 }
 
-// ackType is what a publish is answered with.
+// ackType returns the packet type that acknowledges a publish.
 func ackType(qos byte) packet.Type {
 	if qos == 2 {
 		return packet.PUBREC
@@ -76,7 +76,7 @@ func (c *conn) routePublish(ctx context.Context, w *workBatch, p *packet.Publish
 	}
 	v := c.decidePublish(p.Topic)
 	if v == nil {
-		return nil, false, protocolError(packet.TopicNameInvalid, packet.PUBLISH, "not a topic that this server takes")
+		return nil, false, protocolError(packet.TopicNameInvalid, packet.PUBLISH, "the topic name is not valid")
 	}
 	if !v.decision.Allowed {
 		return nil, false, v.decision.Err()
@@ -89,17 +89,17 @@ func (c *conn) routePublish(ctx context.Context, w *workBatch, p *packet.Publish
 	*o = bus.Result{}
 	key, err := c.session.routeMessage(ctx, w, m, v.system, o, publisher{session: c.live()})
 	if bus.IsFull(err) && c.version == packet.V311 {
-		err = nil // it cannot be told, and one who is away must not end who publishes
+		err = nil // 3.1.1 cannot report it, and an offline subscriber must not end the publisher's connection
 	}
 	if err != nil {
-		c.broker.commitOutcome(o, nil, key) // a part of it may be under way already
+		c.broker.commitOutcome(o, nil, key) // a part of it may be in progress already
 		return nil, false, err
 	}
 	return c.commitPublish(p, o, key), o.Receivers > 0, nil
 }
 
-// commitPublish has written what there is to be written before p is acknowledged. The
-// identifier of a QoS 2 publish is written with the message, or neither is.
+// commitPublish adds what must be durable before p is acknowledged to the open commit. The packet
+// identifier of a QoS 2 publish is written with its message or not at all.
 func (c *conn) commitPublish(p *packet.Publish, o *bus.Result, key *retainedKey) (at *commit) {
 	if p.QoS < 2 {
 		return c.broker.commitOutcome(o, nil, key)
@@ -120,7 +120,7 @@ func (st *sessionState) routeMessage(ctx context.Context, w *workBatch, m *messa
 	p := bus.Publication{Message: m}
 	if m.retain && sys.kind != topicState && sys.kind != topicReceipts {
 		if err := st.broker.journal.unavailable(); err != nil {
-			return nil, err // what waits to be written would grow without end
+			return nil, err // pending writes would grow without limit
 		}
 		p.Retain = st.retain(m)
 	}
@@ -152,7 +152,7 @@ func (c *conn) decidePublish(topic string) *publishDecision {
 func decidePublish(a *session.Authority, topic string) publishDecision {
 	v := publishDecision{authority: a, topic: topic, cost: controlCost(topic), system: parseSystemTopic(topic)}
 	if v.decision = a.Publish(topic); v.system.kind == topicServerOnly {
-		v.decision = policy.Decision{} // whatever policy says
+		v.decision = policy.Decision{} // regardless of policy
 	}
 	return v
 }
@@ -175,8 +175,7 @@ func (c *conn) newMessage(p *packet.Publish, encoded []byte, now time.Time) *mes
 	return m
 }
 
-// refusePublish tells the client of a publish that did not pass, and never acknowledges
-// it as if it had.
+// refusePublish reports a refused publish to the client; it never acknowledges it as a success.
 func (c *conn) refusePublish(p *packet.Publish, err error) error {
 	c.broker.recordRefusal(c, "publish refused", p.Topic, err)
 	switch {
@@ -196,12 +195,11 @@ func (c *conn) refusePublish(p *packet.Publish, err error) error {
 	return nil
 }
 
-// publishDecision is what was decided on the topic that was published to last. It holds
-// for one authority.
+// publishDecision is the decision on the topic that was last published to, valid for one authority.
 type publishDecision struct {
 	authority *session.Authority
 	topic     string
-	cost      int // against controlRate
+	cost      int // cost against controlRate
 	decision  policy.Decision
 	system    systemTopic
 }

@@ -4,8 +4,8 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// isDuplicate says whether a publish was taken before: the client did not hear so, and says
-// it again (MQTT 5.0 §4.3.3). More of them than the client may have open end the
+// isDuplicate reports whether a publish was received before and is sent again because its
+// acknowledgement was lost (MQTT 5.0 §4.3.3). More open publishes than the Receive Maximum end the
 // connection.
 func (c *conn) isDuplicate(p *packet.Publish) (again bool, err error) {
 	c.session.mu.Lock()
@@ -14,7 +14,7 @@ func (c *conn) isDuplicate(p *packet.Publish) (again bool, err error) {
 		return true, nil
 	}
 	at, known := c.session.received[p.ID]
-	if known && at != nil && at.state.Load() == commitFailed { // nobody has it: neither a receiver nor the disk
+	if known && at != nil && at.state.Load() == commitFailed { // it was neither delivered nor written
 		c.session.removeReceived(p.ID)
 		known = false
 	}
@@ -24,21 +24,21 @@ func (c *conn) isDuplicate(p *packet.Publish) (again bool, err error) {
 	}
 	switch n := c.unacknowledgedPublishes(); {
 	case c.version == packet.V5 && n >= ReceiveMaximum:
-		return false, protocolError(packet.ReceiveMaximumExceeded, packet.PUBLISH, "more publishes open than the receive maximum")
+		return false, protocolError(packet.ReceiveMaximumExceeded, packet.PUBLISH, "more unacknowledged publishes than the Receive Maximum")
 	case p.QoS == 2 && len(c.session.received) >= maxPendingResponses:
-		return false, protocolError(packet.QuotaExceeded, packet.PUBLISH, "too many publishes with QoS 2 that were not released")
+		return false, protocolError(packet.QuotaExceeded, packet.PUBLISH, "too many QoS 2 publishes without PUBREL")
 	}
 	return false, nil
 }
 
-// reserveQoS2 makes room for the identifier of a publish with QoS 2. Code: busy.
+// reserveQoS2 reserves memory for the packet identifier of a QoS 2 publish. Code: busy.
 func (c *conn) reserveQoS2() error {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
 	return c.session.reserveReceived(true)
 }
 
-// reserveReceived makes room for one more identifier of QoS 2. Code: busy. mu is held.
+// reserveReceived reserves memory for one more QoS 2 packet identifier. Code: busy. mu is held.
 func (st *sessionState) reserveReceived(bounded bool) error {
 	n := len(st.received) + 1
 	if n <= st.receivedPeak {
@@ -51,8 +51,8 @@ func (st *sessionState) reserveReceived(bounded bool) error {
 	return err
 }
 
-// addReceived notes that a publish with QoS 2 was taken, with what is on the disk when it may be
-// acknowledged; nil: it may be. There is room for it. mu is held.
+// addReceived records a received QoS 2 publish with the commit after which it may be acknowledged;
+// nil: at once. reserveReceived was called. mu is held.
 func (st *sessionState) addReceived(id uint16, at *commit) {
 	if st.received == nil {
 		st.received = map[uint16]*commit{}
@@ -60,15 +60,14 @@ func (st *sessionState) addReceived(id uint16, at *commit) {
 	st.received[id] = at
 }
 
-// receivedWritten notes that at, with which a publish was taken, is on the disk: nobody needs
-// it any more. mu is held.
+// receivedWritten records that the commit of a received publish is durable. mu is held.
 func (st *sessionState) receivedWritten(id uint16, at *commit) {
 	if was, known := st.received[id]; known && was == at {
 		st.received[id] = nil
 	}
 }
 
-// removeReceived forgets an identifier. mu is held.
+// removeReceived removes a packet identifier. mu is held.
 func (st *sessionState) removeReceived(id uint16) {
 	delete(st.received, id)
 	if len(st.received) == 0 && st.receivedPeak > smallReceivedMap {
@@ -76,10 +75,10 @@ func (st *sessionState) removeReceived(id uint16) {
 	}
 }
 
-// removeAllReceived forgets them all. mu is held.
+// removeAllReceived removes all packet identifiers. mu is held.
 func (st *sessionState) removeAllReceived() {
 	st.received, st.receivedPeak = nil, 0
-	if st.receivedCharged > 0 { // else it may have no subject yet
-		_ = st.receivedCharged.resize(st.broker.connectionQuota, st.account(), 0, false) // never refused: it shrinks
+	if st.receivedCharged > 0 { // otherwise it may have no subject yet
+		_ = st.receivedCharged.resize(st.broker.connectionQuota, st.account(), 0, false) // never refused, since it shrinks
 	}
 }

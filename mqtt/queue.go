@@ -4,25 +4,25 @@ import (
 	"unsafe"
 )
 
-// queuedMessage is one message in a queue.
+// queuedMessage is an item of a queue.
 type queuedMessage struct {
 	message      *message
-	subscription *subscription // nil where it was fetched from the shelf
-	extra        *queuedExtra  // nil for most
+	subscription *subscription // nil: read from the store
+	extra        *queuedExtra  // nil for most items
 	qos          byte
-	flags        byte // RETAIN and DUP, for this receiver
+	flags        byte // RETAIN and DUP for this receiver
 }
 
-// queuedExtra is what few items have.
+// queuedExtra holds what few items need.
 type queuedExtra struct {
-	seq          int64          // its number, where it has one before it is sent
-	stored       *storedMessage // nil where it does not wait on the shelf
+	seq          int64          // sequence number, if assigned before sending
+	stored       *storedMessage // nil: not stored
 	identifiers  []uint32
-	group        *sharedGroup // that it was picked from
-	countedBytes uint32       // what it counts while it waits on the shelf
+	group        *sharedGroup // shared subscription that it was received by
+	countedBytes uint32       // its size among stored messages
 }
 
-// size is what the item counts against the bounds of a queue, or while it waits on the shelf.
+// size returns what the item counts against queue limits, or among stored messages.
 func (it *queuedMessage) size() int {
 	if it.extra == nil {
 		return it.message.size()
@@ -30,7 +30,8 @@ func (it *queuedMessage) size() int {
 	return it.message.size() + sizeOfIdentifiers(it.extra.identifiers)
 }
 
-// sizeOfIdentifiers is what they take: a message has as many as it matches subscriptions.
+// sizeOfIdentifiers returns the memory of subscription identifiers, one for each matching
+// subscription.
 func sizeOfIdentifiers(ids []uint32) int {
 	if ids == nil {
 		return 0
@@ -38,7 +39,7 @@ func sizeOfIdentifiers(ids []uint32) int {
 	return int(unsafe.Sizeof(queuedExtra{})) + 4*len(ids)
 }
 
-// sequence is the item's, 0 where it gets one when it is sent.
+// sequence returns the item's sequence number, 0 if it is assigned when sent.
 func (it *queuedMessage) sequence() int64 {
 	if it.extra == nil {
 		return 0
@@ -46,7 +47,7 @@ func (it *queuedMessage) sequence() int64 {
 	return it.extra.seq
 }
 
-// group names the shared subscription that it was picked from, "" for none.
+// group returns the name of the shared subscription that it was received by, "" for none.
 func (it *queuedMessage) group() string {
 	if it.extra == nil || it.extra.group == nil {
 		return ""
@@ -54,7 +55,7 @@ func (it *queuedMessage) group() string {
 	return it.extra.group.name
 }
 
-// queueKeptCapacity is the longest empty queue that is kept for what comes next.
+// queueKeptCapacity is the largest capacity of an empty queue that is kept.
 const queueKeptCapacity = 64
 
 func (st *sessionState) enqueue(it queuedMessage) (wake *conn) {
@@ -66,9 +67,9 @@ func (st *sessionState) enqueue(it queuedMessage) (wake *conn) {
 	return nil
 }
 
-// appendToQueue puts an item at the end of the queue. mu is held.
+// appendToQueue appends an item to the queue. mu is held.
 func (st *sessionState) appendToQueue(it queuedMessage) {
-	if n := len(st.queue); n == cap(st.queue) && 2*st.head >= n { // what was sent makes room before the queue grows
+	if n := len(st.queue); n == cap(st.queue) && 2*st.head >= n { // sent items are dropped before the queue grows
 		k := copy(st.queue, st.queue[st.head:])
 		clear(st.queue[k:])
 		st.queue, st.head = st.queue[:k], 0
@@ -77,7 +78,7 @@ func (st *sessionState) appendToQueue(it queuedMessage) {
 	st.queuedBytes += it.size()
 }
 
-// dropQueued takes what is queued and gone away again. It is called with mu held.
+// dropQueued removes matching items from the queue. mu is held.
 func (st *sessionState) dropQueued(gone func(*queuedMessage) bool) {
 	stays := st.queue[:0]
 	for i := range st.queue[st.head:] {
@@ -116,7 +117,7 @@ func (c *conn) fillFromQueue(buf []byte) []byte {
 		} else {
 			c.session.queue = c.session.queue[:0]
 		}
-	} else if c.session.head > 4*queueKeptCapacity && c.session.head > len(c.session.queue)/4*3 { // one who is never quite done keeps no more than it has
+	} else if c.session.head > 4*queueKeptCapacity && c.session.head > len(c.session.queue)/4*3 { // limits the memory of a client that always has messages
 		c.session.queue, c.session.head = append([]queuedMessage(nil), c.session.queue[c.session.head:]...), 0
 	}
 	c.session.updateLoad()

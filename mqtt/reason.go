@@ -8,14 +8,14 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// reasonOf is what a client of version 5 is told for each code (MQTT 5.0 §2.4).
-// Those that no CONNACK or PUBACK may carry are given in another way there.
+// reasonOf maps codes to reason codes of version 5 (MQTT 5.0 §2.4). Packets that may not carry a
+// reason get another one.
 var reasonOf = map[watchword.Code]packet.Reason{
 	watchword.BadRequest:           packet.PayloadFormatInvalid,
 	watchword.TooLarge:             packet.PacketTooLarge,
 	watchword.UnsupportedMediaType: packet.PayloadFormatInvalid,
 	watchword.MethodNotAllowed:     packet.ImplementationSpecificError,
-	watchword.NotFound:             packet.NotAuthorized, // whether it is there is not told
+	watchword.NotFound:             packet.NotAuthorized, // existence is not disclosed
 	watchword.Conflict:             packet.ImplementationSpecificError,
 	watchword.PreconditionFailed:   packet.ImplementationSpecificError,
 	watchword.Denied:               packet.NotAuthorized,
@@ -82,8 +82,8 @@ var reasonOf = map[watchword.Code]packet.Reason{
 	watchword.Internal:             packet.UnspecifiedError,
 }
 
-// disconnectReasonOf is what a session's end is called in DISCONNECT, where that is another
-// word than for a refusal.
+// disconnectReasonOf maps the causes of a session's end to reason codes of DISCONNECT, where they
+// differ from those of a refusal.
 var disconnectReasonOf = map[watchword.Code]packet.Reason{
 	watchword.TokenExpired:     packet.MaximumConnectTime,
 	watchword.SubjectSuspended: packet.AdministrativeAction,
@@ -94,7 +94,7 @@ var disconnectReasonOf = map[watchword.Code]packet.Reason{
 	watchword.Internal:         packet.UnspecifiedError,
 }
 
-// codeOf is the product's own word for why something is refused.
+// codeOf returns the code of an error.
 func codeOf(err error) watchword.Code {
 	if e, ok := errors.AsType[*packet.Error](err); ok {
 		switch e.Reason {
@@ -110,7 +110,7 @@ func codeOf(err error) watchword.Code {
 	return watchword.CodeOf(err)
 }
 
-// reasonCode is the reason code of a refusal in CONNACK, PUBACK or SUBACK.
+// reasonCode returns the reason code of a refusal in CONNACK, PUBACK or SUBACK.
 func reasonCode(err error) packet.Reason {
 	if e, ok := errors.AsType[*packet.Error](err); ok {
 		return e.Reason
@@ -121,8 +121,7 @@ func reasonCode(err error) packet.Reason {
 	return packet.UnspecifiedError
 }
 
-// publicText is what a client may read of err: the code and the detail, never the
-// private cause.
+// publicText returns what a client may read of err: code and detail, never the private cause.
 func publicText(err error) string {
 	if e, ok := errors.AsType[*packet.Error](err); ok {
 		return e.Detail

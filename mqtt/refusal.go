@@ -8,7 +8,7 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 )
 
-// recordRefusal counts, logs and records what was refused to c.
+// recordRefusal counts, logs and audits a refusal.
 func (b *Broker) recordRefusal(c *conn, what, object string, err error) {
 	b.stats.countRefusal(err)
 	code := codeOf(err)
@@ -43,12 +43,12 @@ func (b *Broker) recordRefusal(c *conn, what, object string, err error) {
 			object = c.session.id
 		}
 		e := owner.RefusedEntry(audit.RequestRefuse, what+" "+clipLogText(object), b.options.Now(), err, map[string]string{"remote": c.remote, "rule": rule})
-		e.Code = code // that of a protocol error too
+		e.Code = code // also of a protocol error
 		b.deps.Recorder.Refused(e)
 	}
 }
 
-// clipLogText bounds what a stranger can write into the log.
+// clipLogText limits the length of client-chosen text in the log.
 func clipLogText(s string) string {
 	const most = 200
 	if len(s) > most {

@@ -5,18 +5,18 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// response is what a client is told once something is on the disk.
+// response is a packet for the client, to be sent after a commit.
 type response struct {
-	after   *commit // nil: only what comes before it
-	encoded []byte  // as it goes over the wire; nil for a kind and an identifier alone
+	after   *commit // nil: only after earlier responses
+	encoded []byte  // encoded packet; nil: an acknowledgement of kind and id
 	kind    packet.Type
 	id      uint16
 }
 
-// respond appends a packet that goes before all messages. It is the reader's.
+// respond queues a packet that is sent before all messages. Only the reader calls it.
 func (c *conn) respond(p packet.Packet) { c.respondAfter(nil, p) }
 
-// respondAfter is answer for what must be on the disk first; nil for nothing.
+// respondAfter is respond after a commit; nil: at once.
 func (c *conn) respondAfter(at *commit, p packet.Packet) {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
@@ -43,9 +43,9 @@ func (c *conn) respondLocked(at *commit, p packet.Packet) {
 	c.out.pendingResponses = append(c.out.pendingResponses, a)
 }
 
-// encodeWithin is a packet as it goes over the wire, without its explanations where it would be
-// more than the client takes with them. Where it is without them too, it does not go, and
-// the connection ends (MQTT 5.0 §3.1.2.11.4).
+// encodeWithin encodes a packet, without reason string and user properties if it would exceed the
+// client's Maximum Packet Size. If it is still too large it is not sent, and the connection ends
+// (MQTT 5.0 §3.1.2.11.4).
 func (c *conn) encodeWithin(p packet.Packet) (b []byte, fits bool) {
 	b = packet.Append(nil, p, c.version)
 	if c.out.maxPacket == 0 || len(b) <= c.out.maxPacket {
@@ -55,11 +55,11 @@ func (c *conn) encodeWithin(p packet.Packet) (b []byte, fits bool) {
 	if b = packet.Append(nil, p, c.version); len(b) <= c.out.maxPacket {
 		return b, true
 	}
-	go c.close(protocolError(packet.PacketTooLarge, p.Type(), "more than this client takes")) // its caller holds mu
+	go c.close(protocolError(packet.PacketTooLarge, p.Type(), "more than this client takes")) // the caller holds mu
 	return nil, false
 }
 
-// acknowledge answers a publish in full success: the common case, in four bytes.
+// acknowledge queues a successful acknowledgement, which takes four bytes.
 func (c *conn) acknowledge(at *commit, kind packet.Type, id uint16) {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
@@ -79,10 +79,10 @@ func (c *conn) acknowledgeLocked(at *commit, kind packet.Type, id uint16) {
 	}
 }
 
-// startDelivery lets messages follow, once CONNACK is on its way: first what the client has from
-// an earlier connection and was not told PUBREL (MQTT 5.0 §4.4). mu is held.
+// startDelivery lets messages follow CONNACK, first those that were sent over an earlier connection
+// without PUBREL (MQTT 5.0 §4.4). mu is held.
 func (c *conn) startDelivery(after packet.Type) {
-	if after != packet.CONNACK || c.out.connackSent || c.live() == nil { // without a session it was a refusal
+	if after != packet.CONNACK || c.out.connackSent || c.live() == nil { // without a session CONNACK was a refusal
 		return
 	}
 	c.out.connackSent = true
@@ -106,8 +106,8 @@ func appendAck(out []byte, kind packet.Type, id uint16) []byte {
 	return append(out, first, 2, byte(id>>8), byte(id))
 }
 
-// mayRespondNow reports whether an answer may go out at once: answers keep their order
-// (MQTT 5.0 §4.6). mu is held.
+// mayRespondNow reports whether a response may be sent at once: responses keep their order (MQTT
+// 5.0 §4.6). mu is held.
 func (c *conn) mayRespondNow(at *commit) bool {
 	switch {
 	case len(c.out.pendingResponses) > 0:
@@ -117,13 +117,13 @@ func (c *conn) mayRespondNow(at *commit) bool {
 	case c.broker.journal.wait(at, c):
 		return false
 	case !at.written():
-		go c.releaseResponses() // it failed before anybody waited
+		go c.releaseResponses() // it failed before this call
 		return false
 	}
 	return true
 }
 
-// releaseResponses sends the answers that waited for what is over now.
+// releaseResponses sends the responses whose commits have ended.
 func (c *conn) releaseResponses() {
 	c.session.mu.Lock()
 	refused := c.releaseResponsesLocked()
@@ -165,12 +165,12 @@ func (c *conn) releaseResponsesLocked() (refused error) {
 	return refused
 }
 
-// handleWriteFailure answers for what could not be written, where the version has a word for
-// it; else the connection ends. mu is held.
+// handleWriteFailure answers for a failed commit, if the version can report it; otherwise the
+// connection ends. mu is held.
 func (c *conn) handleWriteFailure(a *response) error {
 	reason := c.broker.journal.unavailable()
 	if reason == nil {
-		reason = watchword.Refuse(watchword.Unavailable, "this could not be kept")
+		reason = watchword.Refuse(watchword.Unavailable, "the message could not be stored")
 	}
 	if c.version != packet.V5 || a.kind != packet.PUBACK && a.kind != packet.PUBREC {
 		return reason
@@ -182,7 +182,7 @@ func (c *conn) handleWriteFailure(a *response) error {
 	if c.wantsReasonStrings {
 		ack.Properties.SetText(packet.ReasonString, publicText(reason))
 	}
-	b, _ := c.encodeWithin(ack) // where it does not, the connection ends
+	b, _ := c.encodeWithin(ack) // if it cannot, the connection ends
 	c.out.responses = append(c.out.responses, b...)
 	return nil
 }

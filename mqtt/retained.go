@@ -13,8 +13,8 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// retainedKey is one topic whose retained message is to be written, and in whose account
-// it is until then.
+// retainedKey is a topic whose retained message is to be written, and the account that it is
+// charged to until then.
 type retainedKey struct {
 	tenant  *tenant
 	topic   string
@@ -27,7 +27,7 @@ func (k retainedKey) row() mqttstore.Retained {
 	return mqttstore.Retained{Tenant: k.tenant.id, Topic: k.topic, Packet: encoded, Expires: unixNano(expires), Subject: owner.Subject, Incarnation: owner.Incarnation}
 }
 
-// accountOf returns the account of a subject; that of the server for none.
+// accountOf returns the account of a subject; "" is the server's.
 func accountOf(t watchword.TenantID, id watchword.SubjectID) quota.Key {
 	if id == "" {
 		return quota.Key{}
@@ -53,7 +53,7 @@ func newRetained(m *message) *bus.Retained {
 // retainedOf makes a retained message of an encoded PUBLISH.
 func retainedOf(encoded []byte, ends int64) *bus.Retained {
 	at := 2
-	for encoded[at-1] >= 128 { // the remaining length
+	for encoded[at-1] >= 128 { // remaining length
 		at++
 	}
 	return bus.NewRetained(encoded, at+2, int(binary.BigEndian.Uint16(encoded[at:])), ends)
@@ -67,7 +67,7 @@ func retainedMessage(x *bus.Retained) (*message, error) {
 	if qos > 0 {
 		after = after[2:]
 	}
-	if after[0] == 0 { // no properties, as of most
+	if after[0] == 0 { // most have no properties
 		return &message{topic: string(topic), payload: after[1:], qos: qos, retain: true, retained: true, expiresAt: x.Expires()}, nil
 	}
 	m, err := decodeStored(encoded, unixNano(x.Expires()))
@@ -96,10 +96,10 @@ func (b *Broker) ask(t watchword.TenantID) bus.Ask {
 	}
 }
 
-// retainedSweepInterval is how often retained messages whose life has ended are looked for.
+// retainedSweepInterval is how often expired retained messages are removed.
 const retainedSweepInterval = time.Minute
 
-// sweepRetained forgets them.
+// sweepRetained removes expired retained messages.
 func (b *Broker) sweepRetained() {
 	for b.sleep(retainedSweepInterval) {
 		for _, tn := range b.allTenants() {
@@ -110,8 +110,7 @@ func (b *Broker) sweepRetained() {
 	}
 }
 
-// forgetRetained takes out of memory and store what f says of a world's retained messages,
-// in steps.
+// forgetRetained removes matching retained messages of a tenant from memory and store, in steps.
 func (b *Broker) forgetRetained(tn *tenant, f func(*bus.Retained) bool) {
 	tn.bus.Retained.Forget(f, func(topics []string) {
 		var at *commit

@@ -9,13 +9,12 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// retainedListBatch is how often [Broker.Retained] looks for more before it returns a short page.
+// retainedListBatch is how often [Broker.Retained] searches on before it returns a short page.
 const retainedListBatch = 16
 
-// Retained returns what is retained for the topics that a filter matches ("": for all) and
-// by an owner ("": by any), behind a topic and in order of the topics' levels, n at most.
-// next is the topic to go on behind, "" where there is nothing more; a page may be short,
-// or empty, before that. Code: unavailable, where nobody can say what an owner may.
+// Retained returns at most n retained messages for topics of a filter ("": all) of an owner ("":
+// any), after a topic, sorted level by level. next is where to continue, "" at the end; a page may
+// be short or empty before that. Code: unavailable, where an owner's authority cannot be read.
 func (b *Broker) Retained(ctx context.Context, t watchword.TenantID, filter string, by watchword.SubjectID, after string, n int) (out []session.Retained, next string, err error) {
 	tn, last := b.tenant(t), []byte(after)
 	for tries := 0; tries < retainedListBatch && len(out) < n; tries++ {
@@ -35,7 +34,7 @@ func (b *Broker) Retained(ctx context.Context, t watchword.TenantID, filter stri
 	return out, string(last), nil
 }
 
-// RetainedMessage returns what is retained for a topic. Codes: not_found, unavailable.
+// RetainedMessage returns the retained message of a topic. Codes: not_found, unavailable.
 func (b *Broker) RetainedMessage(ctx context.Context, t watchword.TenantID, topic string) (session.Retained, error) {
 	tn := b.tenant(t)
 	x := tn.bus.Retained.Of(topic, b.options.Now())
@@ -45,11 +44,10 @@ func (b *Broker) RetainedMessage(ctx context.Context, t watchword.TenantID, topi
 	return b.viewRetained(ctx, tn, x)
 }
 
-var errNotRetained = watchword.Refuse(watchword.NotFound, "nothing is retained for this topic")
+var errNotRetained = watchword.Refuse(watchword.NotFound, "no message is retained for this topic")
 
-// DeleteRetained removes what is retained for a topic, once note has written down what
-// that is; it returns when it is off the disk too. Codes: not_found, unavailable, those of
-// note.
+// DeleteRetained calls note with the retained message of a topic, then removes it; it returns when
+// the removal is durable. Codes: not_found, unavailable, those of note.
 func (b *Broker) DeleteRetained(ctx context.Context, t watchword.TenantID, topic string, note func(session.Retained) error) error {
 	v, err := b.RetainedMessage(ctx, t, topic)
 	if err != nil {
@@ -62,18 +60,18 @@ func (b *Broker) DeleteRetained(ctx context.Context, t watchword.TenantID, topic
 		return err
 	}
 	tn := b.tenant(t)
-	tn.bus.Retained.Delete(topic) // whatever is there now: what came since is deleted too
+	tn.bus.Retained.Delete(topic) // including a message that was set meanwhile
 	at := b.journal.add(change{retained: &retainedKey{tenant: tn, topic: topic}})
 	if at == nil {
 		return nil
 	}
 	if <-at.ended; !at.written() {
-		return watchword.Refuse(watchword.Unavailable, "it is removed, and that could not be written yet")
+		return watchword.Refuse(watchword.Unavailable, "the message is removed from memory, but the removal is not committed yet")
 	}
 	return nil
 }
 
-// viewRetained is a record as lists show it.
+// viewRetained converts a record for lists.
 func (b *Broker) viewRetained(ctx context.Context, tn *tenant, x *bus.Retained) (session.Retained, error) {
 	m, err := retainedMessage(x)
 	if err != nil {

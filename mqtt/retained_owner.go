@@ -32,12 +32,13 @@ func (b *Broker) authorityChanged(t watchword.TenantID, id watchword.SubjectID) 
 	b.retainedPurge.enqueue(tn, tn.bus.Retained.Changed(id))
 }
 
-// retainedPurge finds owners of whom nothing may come back, and takes away what they retained.
+// retainedPurge finds owners that were revoked, deleted or enrolled again, and removes their
+// retained messages.
 type retainedPurge struct {
 	wake chan struct{}
 
 	mu      lockrank.Mutex[purgeLock]
-	pending []purgeCandidate // owners of whom it is to be asked
+	pending []purgeCandidate // owners to check
 }
 
 type purgeCandidate struct {
@@ -68,7 +69,7 @@ func (p *retainedPurge) takePending() []purgeCandidate {
 	return asked
 }
 
-// purgeRetained does so until the broker ends.
+// purgeRetained runs until the broker closes.
 func (b *Broker) purgeRetained() {
 	for {
 		select {
@@ -90,8 +91,8 @@ func (b *Broker) purgeRetained() {
 	}
 }
 
-// enqueueUndecided has those owners asked for of whom nothing is known: at the start, after a
-// change of policy, and where the store could not be asked.
+// enqueueUndecided enqueues the owners without a decision: at start, after a change of policy, and
+// after the store was unavailable.
 func (b *Broker) enqueueUndecided(tn *tenant) {
 	b.retainedPurge.enqueue(tn, tn.bus.Retained.Undecided())
 }

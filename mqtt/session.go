@@ -15,8 +15,8 @@ import (
 type sessionState struct {
 	broker *Broker
 	tenant *tenant // nil before CONNECT
-	number int64   // no other client has it, nor ever had
-	id     string  // the client identifier
+	number int64   // never reused
+	id     string  // client identifier
 	owner  owner
 
 	// receiving is held from the look whether a PUBLISH with QoS 2 was received before until it is noted as
@@ -25,45 +25,45 @@ type sessionState struct {
 	receiving lockrank.Mutex[receivingLock]
 
 	mu      lockrank.Mutex[sessionLock]
-	conn    *conn // nil while it has none
-	removed bool  // it is no more
-	expired bool  // it lasted, and is over
+	conn    *conn // nil while offline
+	removed bool  // removed from the tenant
+	expired bool  // its persistent state has ended
 
-	subs         map[string]*subscription // by their filter as the client wrote it
-	will         *will                    // of its connection; one that waits for its time is in wills alone
-	queue        []queuedMessage          // from head on; to be sent
+	subs         map[string]*subscription // by the filter as sent by the client
+	will         *will                    // will of its connection; delayed wills are in willStore only
+	queue        []queuedMessage          // to be sent, from head on
 	head         int
-	queuedBytes  int   // of the queue
-	queueCharged int64 // what its subject is charged for the queue; see chargeQueue
-	offlineBytes int64 // bytes of all that waits on the shelf, with what is moving to others
+	queuedBytes  int   // bytes of the queue
+	queueCharged int64 // bytes of the queue charged to its subject; see chargeQueue
+	offlineBytes int64 // bytes of its stored messages, including those being redistributed
 
-	offlineCharged int64 // what its subject is charged for that; see chargeKept
+	offlineCharged int64 // bytes of stored messages charged to its subject; see chargeOffline
 
-	inflight       []inflightMessage  // in the order in which they were sent; a part of ground
-	inflightBuffer []inflightMessage  // see takeOff
-	lastSeq        int64              // the number of the last message with QoS 1 or 2
-	received       map[uint16]*commit // publishes with QoS 2 that were not released; see [sessionState.addReceived]
-	persistent     *persistent        // nil where it ends with its connection
-	load           atomic.Int32       // see weigh
-	inGroup        bool               // it is, or was, in a group
-	groups         []*sharedGroup     // that it is in
-	counted        bool               // under world.mu: against the bound of its subject
+	inflight       []inflightMessage  // in order of sending; part of inflightBuffer
+	inflightBuffer []inflightMessage  // see appendInflight
+	lastSeq        int64              // sequence number of the last QoS 1 or 2 message
+	received       map[uint16]*commit // received QoS 2 publishes without PUBREL; see [sessionState.addReceived]
+	persistent     *persistent        // nil if the session ends with its connection
+	load           atomic.Int32       // see updateLoad
+	inGroup        bool               // it is or was a member of a shared subscription
+	groups         []*sharedGroup     // shared subscriptions that it is a member of
+	counted        bool               // counted against its subject's limit; protected by tenant.mu
 
-	receivedPeak    int // identifiers that were in received at once since it was made
+	receivedPeak    int // largest size of received since the map was made
 	receivedCharged chargedBytes
 }
 
-// owner is whose client it is: a subject, in one of its lives.
+// owner is a subject in one incarnation.
 type owner struct {
 	subject     watchword.SubjectID
 	incarnation int64
 }
 
-// offline reports whether the client has no connection; called with mu held.
+// offline reports whether the session has no connection; mu is held.
 func (st *sessionState) offline() bool { return st.conn == nil }
 
-// countOffline counts a message in that waits on the shelf; [sessionState.uncountOffline] counts it out. Code:
-// busy where its subject has no room for it, only where it is bounded. mu is held.
+// countOffline counts a stored message; [sessionState.uncountOffline] uncounts it. Code: busy where
+// the subject's quota is used up, only where bounded. mu is held.
 func (st *sessionState) countOffline(size int, bounded bool) error {
 	if err := st.chargeOffline(size+entryOverhead, bounded); err != nil {
 		return err
@@ -72,8 +72,8 @@ func (st *sessionState) countOffline(size int, bounded bool) error {
 	return nil
 }
 
-// uncountOffline is called once for each message that waited on the shelf and is done, or
-// never will be: size is what it counted. mu is held.
+// uncountOffline is called once for each stored message that is completed or dropped, with its
+// counted size. mu is held.
 func (st *sessionState) uncountOffline(k *storedMessage, seq int64, size int) {
 	st.dischargeOffline(size + entryOverhead)
 	if p := st.persistent; p != nil {
@@ -85,8 +85,7 @@ func (st *sessionState) uncountOffline(k *storedMessage, seq int64, size int) {
 	}
 }
 
-// markChanged sees to it that how far the client has come is written, and returns with what.
-// mu is held.
+// markChanged adds the session's progress to the open commit and returns the commit. mu is held.
 func (st *sessionState) markChanged() *commit {
 	if st.persistent == nil {
 		return nil
@@ -94,9 +93,8 @@ func (st *sessionState) markChanged() *commit {
 	return st.broker.journal.add(change{client: st})
 }
 
-// requeueOffline takes what the client's connection held back to the shelf, in order, when it
-// ends. What does not wait there is lost, as it may be: QoS 0, and what the server
-// says to one connection. mu is held.
+// requeueOffline moves unsent stored messages from the queue back to the backlog when the
+// connection ends. Others are dropped: QoS 0, and messages for one connection. mu is held.
 func (st *sessionState) requeueOffline() {
 	p := st.persistent
 	var first []backlogEntry
@@ -118,19 +116,19 @@ func (st *sessionState) requeueOffline() {
 	}
 }
 
-// restoreInflight puts what its receiver has already, and is to be told PUBREL, among the
-// flights of a new connection. mu is held.
+// restoreInflight adds messages whose PUBREL is due to the inflight list of a new connection. mu is
+// held.
 func (st *sessionState) restoreInflight() {
 	for _, e := range st.persistent.backlog.take(func(e *backlogEntry) bool { return e.released }) {
 		st.appendInflight(inflightMessage{seq: e.seq, qos: 2, released: true, size: e.size, counted: true})
 	}
 }
 
-// progress is how far the client has come, for the commit c. mu is held.
+// progress returns the delivery state for the commit c. mu is held.
 func (st *sessionState) progress(c *commit) mqttstore.Progress {
 	per := st.persistent
 	p := mqttstore.Progress{Next: st.lastSeq, Sent: per.backlog.lastSent, Dropped: per.losses.dropped, Narrowed: per.losses.narrowed}
-	first := st.lastSeq + 1 // the lowest that is not done
+	first := st.lastSeq + 1 // lowest incomplete sequence number
 	for _, f := range st.inflight {
 		if f.counted {
 			p.Inflight = append(p.Inflight, mqttstore.Inflight{Seq: f.seq, Released: f.released})
@@ -138,7 +136,7 @@ func (st *sessionState) progress(c *commit) mqttstore.Progress {
 		}
 	}
 	open := func(seq int64, released bool) {
-		if first = min(first, seq); seq <= per.backlog.lastSent { // what was not sent yet is open by itself
+		if first = min(first, seq); seq <= per.backlog.lastSent { // unsent ones need no record
 			p.Inflight = append(p.Inflight, mqttstore.Inflight{Seq: seq, Released: released})
 		}
 	}
@@ -153,7 +151,7 @@ func (st *sessionState) progress(c *commit) mqttstore.Progress {
 	p.Lost = per.losses.notDoneBefore(first)
 	for id, at := range st.received {
 		if at != nil && at.written() {
-			st.received[id] = nil // nobody needs it any more
+			st.received[id] = nil // no longer needed
 		}
 		if at == nil || at == c || at.written() {
 			p.Received = append(p.Received, id)
@@ -162,7 +160,7 @@ func (st *sessionState) progress(c *commit) mqttstore.Progress {
 	return p
 }
 
-// reset takes everything away that the client has. mu is held.
+// reset removes all state of the session. mu is held.
 func (st *sessionState) reset() {
 	st.removeAllSubscriptions()
 	st.dropQueued(func(*queuedMessage) bool { return true })
@@ -185,7 +183,7 @@ func (st *sessionState) reset() {
 	st.markChanged()
 }
 
-// endPersistent ends the state of a client that was to last. mu is held.
+// endPersistent ends the persistent state. mu is held.
 func (st *sessionState) endPersistent() {
 	st.reset()
 	st.persistent.stopTimers()

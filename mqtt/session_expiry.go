@@ -9,12 +9,11 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// maxPersistentPerSubject is how many clients of one subject may have state that outlives their
-// connections.
+// maxPersistentPerSubject limits the persistent sessions of one subject.
 const maxPersistentPerSubject = 8
 
-// maxSessionExpiry is the longest session expiry that this server gives, in seconds; 0 where
-// nothing survives.
+// maxSessionExpiry returns the longest Session Expiry Interval of this server in seconds; 0 without
+// a store.
 func (b *Broker) maxSessionExpiry() uint32 {
 	if b.journal.store == nil {
 		return 0
@@ -22,7 +21,7 @@ func (b *Broker) maxSessionExpiry() uint32 {
 	return uint32(min(b.options.SessionExpiry/time.Second, mqttstore.NeverExpires-1))
 }
 
-// sessionExpiry is how long the session outlives its connection, in seconds.
+// sessionExpiry returns the effective Session Expiry Interval in seconds.
 func (c *conn) sessionExpiry(p *packet.Connect) uint32 {
 	limit := c.broker.maxSessionExpiry()
 	if c.version == packet.V311 {
@@ -35,7 +34,7 @@ func (c *conn) sessionExpiry(p *packet.Connect) uint32 {
 	return min(n, limit)
 }
 
-// makePersistent makes the client's state outlive its connection. mu is held.
+// makePersistent makes the session persistent. mu is held.
 func (st *sessionState) makePersistent(expiry uint32) {
 	st.persistent = newPersistent(expiry)
 	st.broker.persistentCount.Add(1)
@@ -47,8 +46,8 @@ func (st *sessionState) startTimers(now time.Time) {
 	st.persistent.startExpiryTimer(now, func() { st.expireIfDue(generation) })
 }
 
-// hasExpired reports whether the session of a client that is away is over by the time of
-// day, though no clock said so yet. mu is held.
+// hasExpired reports whether an offline session has expired although its timer has not fired yet.
+// mu is held.
 func (st *sessionState) hasExpired(now time.Time) bool {
 	if st.persistent == nil || !st.offline() {
 		return false
@@ -57,7 +56,7 @@ func (st *sessionState) hasExpired(now time.Time) bool {
 	return ok && !now.Before(ends)
 }
 
-// expireIfDue is the clock's.
+// expireIfDue is called by the expiry timer.
 func (st *sessionState) expireIfDue(turn int) {
 	st.mu.Lock()
 	now := st.persistent != nil && st.persistent.generation == turn
@@ -68,11 +67,11 @@ func (st *sessionState) expireIfDue(turn int) {
 	}
 }
 
-// endState ends a client without a connection: its time has come, or somebody begins anew in
-// its place. Where it has a connection again, it does nothing.
+// endState ends an offline session that expired or is replaced by a clean start. It does nothing if
+// the session has a connection again.
 func (st *sessionState) endState() { _ = st.endStateIf(func() error { return nil }) } // no reason not to
 
-// endStateIf is end where may, asked with mu held, returns no error.
+// endStateIf is endState if may, called with mu held, returns nil.
 func (st *sessionState) endStateIf(may func() error) error {
 	st.mu.Lock()
 	if st.removed || st.conn != nil {
@@ -100,8 +99,8 @@ func (st *sessionState) endStateIf(may func() error) error {
 	return nil
 }
 
-// removeFromTenant takes a client that is over out of the world. That its session ended is written
-// with what it handed on, or later.
+// removeFromTenant removes an ended session from its tenant. Its deletion is written together with
+// its redistributed messages, or later.
 func (st *sessionState) removeFromTenant() {
 	if st.expired {
 		st.broker.journal.add(change{deletedSession: st.number})

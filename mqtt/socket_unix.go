@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// rawConnOf returns the connection below nc to which a write can be tried, or nil.
+// rawConnOf returns the raw connection below nc for nonblocking writes, or nil.
 func rawConnOf(nc net.Conn) syscall.RawConn {
 	for {
 		if t, ok := nc.(*net.TCPConn); ok {

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// handleSubscribe answers each filter by itself.
+// handleSubscribe answers each filter separately.
 func (c *conn) handleSubscribe(ctx context.Context, p *packet.Subscribe) error {
 	var identifier uint32
 	if ids := p.Properties.Subscriptions; len(ids) > 0 {
@@ -19,9 +19,9 @@ func (c *conn) handleSubscribe(ctx context.Context, p *packet.Subscribe) error {
 	ack := &packet.Suback{ID: p.ID}
 	var stand []*subscription
 	var reason error
-	said := make(map[packet.Filter]packet.Reason, len(p.Filters)) // one that is there again, with the same options, is the same
+	said := make(map[packet.Filter]packet.Reason, len(p.Filters)) // an existing subscription with the same options stays
 	var latest map[string]packet.Filter
-	var final map[string]int // where each filter is for the last time: its options there are those that stay (MQTT 5.0 §3.8.4)
+	var final map[string]int // the last occurrence of each filter decides its options (MQTT 5.0 §3.8.4)
 	if len(p.Filters) > 1 {
 		latest, final = map[string]packet.Filter{}, map[string]int{}
 		for i, f := range p.Filters {
@@ -68,14 +68,13 @@ func (c *conn) handleSubscribe(ctx context.Context, p *packet.Subscribe) error {
 	return nil
 }
 
-// subscribeOne lets one subscription stand, or says why not. fresh is false where it
-// was there before.
+// subscribeOne adds one subscription or returns why not. fresh is false if it existed before.
 func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription, fresh bool, err error) {
 	_, filter, shared, err := policy.Share(f.Topic)
 	if err == nil {
 		err = policy.CheckFilter(filter)
 	}
-	if err == nil && !c.broker.acceptsText(f.Topic) { // no topic that is taken could match it by that level
+	if err == nil && !c.broker.acceptsText(f.Topic) { // no valid topic could match that level
 		err = watchword.RefuseField("filter", "holds control characters")
 	}
 	if err != nil {
@@ -86,10 +85,10 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 		return nil, false, watchword.Refuse(watchword.Denied, "of $watchword/… only %s can be subscribed to", authTopic)
 	}
 	if c.isCommandsFilter(f.Topic) && f.QoS == 0 {
-		return nil, false, protocolError(packet.ImplementationSpecificError, packet.SUBSCRIBE, "commands come with QoS 1: subscribe with it")
+		return nil, false, protocolError(packet.ImplementationSpecificError, packet.SUBSCRIBE, "commands need a subscription with QoS 1")
 	}
 	if c.isCommandsFilter(filter) && shared {
-		return nil, false, watchword.Refuse(watchword.Denied, "commands are for one connection, and for no group")
+		return nil, false, watchword.Refuse(watchword.Denied, "commands cannot be received by a shared subscription")
 	}
 	s = newSubscription(c.session, f.Topic, filter)
 	s.qos, s.noLocal, s.retainAsPublished, s.identifier = f.QoS, f.NoLocal, f.RetainAsPublished, identifier
@@ -104,10 +103,10 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 	}
 	old := c.session.subs[f.Topic]
 	if old == nil && len(c.session.subs) >= maxSubscriptions {
-		return nil, false, protocolError(packet.QuotaExceeded, packet.SUBSCRIBE, "1024 subscriptions are the most of one connection")
+		return nil, false, protocolError(packet.QuotaExceeded, packet.SUBSCRIBE, "a connection may have at most 1024 subscriptions")
 	}
-	// Asked with the lock held: a change of authority after this line finds the
-	// subscription and takes it away again.
+	// Checked with the lock held: a later change of authority finds the subscription and removes
+	// it.
 	if err := c.live().Authority().Subscribe(f.Topic).Err(); err != nil {
 		return nil, false, err
 	}

@@ -14,15 +14,15 @@ type subscription struct {
 	bus.Subscription // Filter is name without $share/group/
 
 	session           *sessionState
-	clientFilter      string // as the client wrote it
+	clientFilter      string // filter as the client sent it
 	qos               byte
 	noLocal           bool
 	retainAsPublished bool
-	identifier        uint32 // 0 for none
+	identifier        uint32 // 0: none
 	removed           bool
-	liveTopics        map[string]struct{} // topics that came since something kept is read for it; else nil
+	liveTopics        map[string]struct{} // topics received since a retained delivery began; else nil
 
-	memberOf *sharedGroup // of a shared subscription
+	memberOf *sharedGroup // for shared subscriptions
 }
 
 // newSubscription returns a subscription of st by the filter name, which is without $share/group/.
@@ -32,7 +32,7 @@ func newSubscription(st *sessionState, name, filter string) *subscription {
 	return s
 }
 
-// options is that of SUBSCRIBE (MQTT 5.0 §3.8.3.1).
+// options returns the Subscription Options byte (MQTT 5.0 §3.8.3.1).
 func (s *subscription) options() byte {
 	o := s.qos
 	if s.noLocal {
@@ -54,8 +54,8 @@ func (s *subscription) Deliver(x bus.Message, subs []*bus.Subscription, b *bus.B
 	}
 }
 
-// addSubscription lets a subscription stand. bounded is false for what stood before, whatever the
-// bounds say. Code: busy, where the subject or the server has no room for it. mu is held.
+// addSubscription adds a subscription. bounded is false for existing ones, which are not limited.
+// Code: busy, where a quota is used up. mu is held.
 func (st *sessionState) addSubscription(s *subscription, shared, bounded bool) error {
 	if err := st.tenant.chargeSubscription(s, shared, bounded); err != nil {
 		return err
@@ -76,7 +76,7 @@ func (st *sessionState) addSubscription(s *subscription, shared, bounded bool) e
 	return nil
 }
 
-// replaceSubscription puts s in the place of an equal filter's, without a gap (MQTT 5.0 §3.8.4).
+// replaceSubscription replaces a subscription with the same filter without a gap (MQTT 5.0 §3.8.4).
 // mu is held.
 func (st *sessionState) replaceSubscription(old, s *subscription) {
 	old.qos, old.noLocal, old.retainAsPublished, old.identifier = s.qos, s.noLocal, s.retainAsPublished, s.identifier
@@ -85,8 +85,8 @@ func (st *sessionState) replaceSubscription(old, s *subscription) {
 	}
 }
 
-// removeSubscription is called with mu held. What is queued already still goes out,
-// unless it is dropped too.
+// removeSubscription removes a subscription. Messages queued by it are still sent, unless dropped
+// too. mu is held.
 func (st *sessionState) removeSubscription(s *subscription) {
 	s.removed = true
 	delete(st.subs, s.clientFilter)
@@ -100,7 +100,7 @@ func (st *sessionState) removeSubscription(s *subscription) {
 	st.broker.stats.subscriptions.Add(-1)
 }
 
-// removeAllSubscriptions is called with mu held.
+// removeAllSubscriptions removes all subscriptions. mu is held.
 func (st *sessionState) removeAllSubscriptions() {
 	for _, s := range st.subs {
 		st.removeSubscription(s)
@@ -108,8 +108,8 @@ func (st *sessionState) removeAllSubscriptions() {
 	st.subs = nil
 }
 
-// removeDeniedSubscriptions takes away the subscriptions that a does not allow, and what waits by them. It
-// returns which. mu is held.
+// removeDeniedSubscriptions removes the subscriptions that a does not allow, and the messages
+// received by them only. It returns their filters. mu is held.
 func (st *sessionState) removeDeniedSubscriptions(a *session.Authority) (lost []string, redistributions []redistribution) {
 	for name, s := range st.subs {
 		if a.Subscribe(name).Allowed {
@@ -130,7 +130,7 @@ func (st *sessionState) removeDeniedSubscriptions(a *session.Authority) (lost []
 			return it.subscription != nil && it.subscription.removed && !st.stillSubscribed(it) || it.subscription == nil && st.cameByLost(it.message.topic, it.sequence()) && !st.stillSubscribed(it)
 		})
 	}
-	if st.head < len(st.queue) { // what came by a subscription that the client gave up itself
+	if st.head < len(st.queue) { // received by a subscription that the client unsubscribed
 		st.dropQueued(func(it *queuedMessage) bool {
 			return (it.subscription == nil || it.subscription.removed) && it.message.unicast == nil && !a.Subscribe(it.message.topic).Allowed
 		})
@@ -138,13 +138,13 @@ func (st *sessionState) removeDeniedSubscriptions(a *session.Authority) (lost []
 	return lost, redistributions
 }
 
-// cameByLost reports whether a message that waits came by what was lost since. mu is held.
+// cameByLost reports whether a stored message was received by a subscription lost since. mu is
+// held.
 func (st *sessionState) cameByLost(topic string, seq int64) bool {
 	return st.persistent.losses.cover(topic, seq)
 }
 
-// stillSubscribed reports whether a queued message is still under another subscription. It is
-// called with mu held.
+// stillSubscribed reports whether a queued message matches another subscription. mu is held.
 func (st *sessionState) stillSubscribed(it *queuedMessage) bool {
 	if it.message.command() > 0 {
 		return false

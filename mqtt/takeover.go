@@ -5,9 +5,9 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// attachSession makes c the connection of its client identifier. What was there before ends, or
-// goes on with c where it lasts: present says so. Whether it may is asked once more, at
-// the act: until the one before has ended, it may come to hold more.
+// attachSession makes c the connection of its client identifier. An earlier connection ends; a
+// persistent session is resumed, then present is true. Permission to take over is checked once
+// more, since the earlier connection may have gained subscriptions since admission.
 func (c *conn) attachSession(ad *admission) (present bool, err error) {
 	tn := c.session.tenant
 	for {
@@ -28,7 +28,7 @@ func (c *conn) attachSession(ad *admission) (present bool, err error) {
 		old := prev.conn
 		prev.mu.Unlock()
 		if old != nil {
-			if err := old.takeOver(ad); err != nil { // it has no client when it returns
+			if err := old.takeOver(ad); err != nil { // it has no session when it returns
 				return false, err
 			}
 		}
@@ -45,8 +45,8 @@ func (c *conn) attachSession(ad *admission) (present bool, err error) {
 	}
 }
 
-// checkTakeover says why a client may not take the place of its identifier, and which live
-// session ends when it does; nil for none.
+// checkTakeover returns why the client may not take over its client identifier, and the live
+// session that it would replace; nil for none.
 func (tn *tenant) checkTakeover(b *Broker, ad *admission) (replaces *session.Session, err error) {
 	tn.mu.Lock()
 	prev := tn.clients[ad.clientID]
@@ -63,8 +63,8 @@ func (tn *tenant) checkTakeover(b *Broker, ad *admission) (replaces *session.Ses
 	return replaces, prev.checkResumable(ad)
 }
 
-// checkResumable says why an admission does not suffice to resume, take over or end this client.
-// One of an earlier life of its subject holds nothing against it. mu is held.
+// checkResumable returns why an admission may not resume, take over or end this session. A session
+// of an earlier incarnation of the subject never refuses. mu is held.
 func (st *sessionState) checkResumable(ad *admission) error {
 	if st.removed || st.owner != ad.owner {
 		return nil
@@ -72,8 +72,8 @@ func (st *sessionState) checkResumable(ad *admission) error {
 	return st.checkCovers(ad.authority)
 }
 
-// takeOver ends the connection whose client id connected again, if the admission of the
-// other suffices. Its session is over when it returns without an error.
+// takeOver ends the connection that had the client identifier, if the admission of the new one
+// allows it. The old session has ended when it returns nil.
 func (c *conn) takeOver(ad *admission) error {
 	if err := c.closeIf(errTakenOver, func() error { return c.session.checkResumable(ad) }); err != nil {
 		return err
@@ -85,31 +85,31 @@ func (c *conn) takeOver(ad *admission) error {
 	return nil
 }
 
-// startNew makes the connection's own client that of an identifier.
+// startNew registers the connection's own session under its client identifier.
 func (c *conn) startNew(ad *admission) {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
 	c.session.id, c.session.owner = ad.clientID, ad.owner
 	if ad.expiry > 0 {
-		c.session.number = c.broker.clientSequence.Add(1) // in the order in which sessions begin: see Load
+		c.session.number = c.broker.clientSequence.Add(1) // ordered by session start: see Restore
 		c.session.makePersistent(ad.expiry)
 		c.session.persistent.losses.narrowed = ad.narrowed
 	}
 }
 
-// resume gives c the place of the connection that prev has no more. It reports false
-// where prev is over. Code: denied where the admission does not cover what prev holds.
+// resume attaches the persistent session prev to c. It returns false if prev has ended. Code:
+// denied where the admission does not cover prev.
 func (c *conn) resume(prev *sessionState, ad *admission) (bool, error) {
 	own := c.session
 	own.mu.Lock()
-	for c.out.writing && !c.out.failed { // what was said before CONNACK: a challenge
+	for c.out.writing && !c.out.failed { // a challenge that was sent before CONNACK
 		c.out.moved.Wait()
 	}
 	own.mu.Unlock()
-	prev.receiving.Lock() // the connection before may be in the middle of a publish
+	prev.receiving.Lock() // the earlier connection may be handling a publish
 	defer prev.receiving.Unlock()
 	prev.mu.Lock()
-	if prev.removed || prev.conn != nil || prev.hasExpired(prev.broker.options.Now()) { // somebody was quicker, or the time is
+	if prev.removed || prev.conn != nil || prev.hasExpired(prev.broker.options.Now()) { // another connection resumed it, or it expired
 		prev.mu.Unlock()
 		return false, nil
 	}
@@ -131,12 +131,11 @@ func (c *conn) resume(prev *sessionState, ad *admission) (bool, error) {
 	return true, nil
 }
 
-// resumeSubscriptions takes from a session that goes on what a does not allow, and returns what was
-// lost since its client last heard, how many messages found no room, and what must be on
-// the disk before the client may hear that it is there. A client of version 3.1.1 cannot
-// be told of a loss, nor one of more losses than CONNACK names: present becomes false, so
-// that it subscribes anew and hears what it may not have. The session keeps the
-// subscriptions that are left and what waits by them.
+// resumeSubscriptions removes the subscriptions of a resumed session that a does not allow. It
+// returns those lost since the client was last told, the number of dropped messages, and the commit
+// that must be durable before CONNACK. A 3.1.1 client cannot be told of losses, nor can CONNACK
+// name many: then *present becomes false, so that the client subscribes again and sees which
+// filters are refused. The session keeps its other subscriptions and their messages.
 func (c *conn) resumeSubscriptions(a *session.Authority, present *bool) (lost []string, dropped int64, at *commit) {
 	c.session.mu.Lock()
 	per := c.session.persistent
@@ -154,14 +153,14 @@ func (c *conn) resumeSubscriptions(a *session.Authority, present *bool) (lost []
 	}
 	lost, dropped = lostFilters(r.lost), r.dropped
 	if len(lost) > 0 && (c.version == packet.V311 || !c.lostFitsConnack(lost)) {
-		c.session.removeAllReceived() // it may discard its side and use the identifiers for other messages
+		c.session.removeAllReceived() // the client may discard its state and reuse its identifiers
 		*present = false
 	}
 	c.addReport(r, 0)
 	c.updatePump()
 	at = c.session.markChanged()
 	if *present && !per.uncommitted {
-		at = nil // it is on the disk
+		at = nil // it is committed
 	}
 	c.session.mu.Unlock()
 	if len(redistributions) > 0 {

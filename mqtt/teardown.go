@@ -9,15 +9,15 @@ import (
 // teardown is what is to be done once a connection has lost its client.
 type teardown struct {
 	publishWill     *will // to be published now
-	delayedWill     *will // to be published later: the guard is to know
+	delayedWill     *will // to be published later; the guard must watch it
 	redistributions []redistribution
-	onlineOnly      bool           // orphans are for who is there alone: the client may come for them
-	generation      int            // of which turn of a lasting client the guard is to know; 0 for none
-	removed         bool           // the client is no more
-	groups          []*sharedGroup // that may have other members for what waits with the client now
+	onlineOnly      bool           // redistribute to connected members only: the client may come back
+	generation      int            // generation of the offline session that the guard must watch; 0: none
+	removed         bool           // the session was removed
+	groups          []*sharedGroup // shared subscriptions that may have other members for its stored messages
 }
 
-// detach is detachFor for who cannot do what is to be done: another will.
+// detach detaches the session where the caller must not block; the reader finishes the teardown.
 func (c *conn) detach() {
 	if c.session.conn == c && c.teardown == nil {
 		td := c.detachFor(nil)
@@ -25,8 +25,8 @@ func (c *conn) detach() {
 	}
 }
 
-// detachFor takes the client from its connection. What lasts of it waits from here on;
-// what does not is gone. cause is as in [conn.close]. It does so once; mu is held.
+// detachFor detaches the session from its connection. A persistent session goes offline; any other
+// ends. cause is as in [conn.close]. It has an effect once; mu is held.
 func (c *conn) detachFor(cause error) (td teardown) {
 	if c.teardown != nil {
 		td, *c.teardown = *c.teardown, teardown{}
@@ -51,7 +51,7 @@ func (c *conn) detachFor(cause error) (td teardown) {
 	td.publishWill, td.delayedWill = c.endWill(cause, expiry, now)
 	if per := c.session.persistent; per != nil && (per.expiry == 0 || per.generation == 0 && c.live() == nil) {
 		td.redistributions = append(td.redistributions, c.session.takeAllForRedistribution()...)
-		c.session.endPersistent() // the client said so, or never came to be
+		c.session.endPersistent() // the expiry is 0, or CONNECT was not completed
 	}
 	if c.session.persistent == nil {
 		c.session.reset()
@@ -69,7 +69,7 @@ func (c *conn) detachFor(cause error) (td teardown) {
 	return td
 }
 
-// finishTeardown does what is left of a connection's end. It may block.
+// finishTeardown does the remaining work after a detach. It may block.
 func (c *conn) finishTeardown(ctx context.Context, td teardown) {
 	if td.publishWill != nil {
 		c.publishWill(ctx, td.publishWill)

@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
-// tenant is what one tenant's clients share.
+// tenant holds the sessions, subscriptions and retained messages of one tenant.
 type tenant struct {
 	id     watchword.TenantID
 	bus    *bus.Tenant
@@ -20,7 +20,7 @@ type tenant struct {
 	persistent map[watchword.SubjectID]int
 }
 
-// tenant returns the world of a tenant.
+// tenant returns the state of a tenant.
 func (b *Broker) tenant(t watchword.TenantID) *tenant {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -38,7 +38,7 @@ func (b *Broker) allTenants() []*tenant {
 	return slices.Collect(maps.Values(b.tenants))
 }
 
-// putClient makes st the client of its identifier. mu is held.
+// putClient registers st under its client identifier. mu is held.
 func (tn *tenant) putClient(st *sessionState) {
 	tn.clients[st.id] = st
 	if st.persistent != nil {
@@ -47,7 +47,7 @@ func (tn *tenant) putClient(st *sessionState) {
 	}
 }
 
-// removeClient takes a client out that is over; another that is not stays.
+// removeClient removes an ended session; a newer one of the same identifier stays.
 func (tn *tenant) removeClient(st *sessionState) {
 	st.mu.Lock()
 	over := st.removed

@@ -4,8 +4,8 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// resolveTopicAlias puts the topic in the place of its alias, and refuses properties that are not
-// a client's.
+// resolveTopicAlias replaces a topic alias by its topic, and refuses properties that clients must
+// not send.
 func (c *conn) resolveTopicAlias(p *packet.Publish) error {
 	if len(p.Properties.Subscriptions) > 0 {
 		return protocolError(packet.ProtocolError, packet.PUBLISH, "a subscription identifier from a client")
@@ -15,19 +15,19 @@ func (c *conn) resolveTopicAlias(p *packet.Publish) error {
 	case !aliased:
 		return nil
 	case n > maxAliases:
-		return protocolError(packet.TopicAliasInvalid, packet.PUBLISH, "a topic alias above the maximum")
+		return protocolError(packet.TopicAliasInvalid, packet.PUBLISH, "a topic alias above the Topic Alias Maximum")
 	case p.Topic != "":
 		return c.setInboundAlias(int(n), p.Topic)
 	case int(n) > len(c.inboundAliases) || c.inboundAliases[n-1] == "":
-		return protocolError(packet.ProtocolError, packet.PUBLISH, "a topic alias that stands for nothing yet")
+		return protocolError(packet.ProtocolError, packet.PUBLISH, "a topic alias that was not set before")
 	default:
 		p.Topic = c.inboundAliases[n-1]
 	}
 	return nil
 }
 
-// setInboundAlias has an alias stand for a topic from now on (MQTT 5.0 §3.3.2.3.4). Code: busy: the
-// client may use any alias up to the maximum, so that the connection ends where there is no room.
+// setInboundAlias sets a topic alias (MQTT 5.0 §3.3.2.3.4). Code: busy; then the connection ends,
+// since the client may use any alias up to the maximum.
 func (c *conn) setInboundAlias(alias int, topic string) error {
 	if len(c.inboundAliases) >= alias && c.inboundAliases[alias-1] == topic {
 		return nil
@@ -47,8 +47,8 @@ func (c *conn) setInboundAlias(alias int, topic string) error {
 	return nil
 }
 
-// assignAlias returns the alias of a topic for this client, 0 for none; known, if the client
-// has heard it. Where its subject has no room for another, topics go as they are.
+// assignAlias returns the topic alias for this client, 0 for none; known reports whether the client
+// has it already. Without quota topics are sent in full.
 func (c *conn) assignAlias(topic string) (alias uint16, known bool) {
 	if alias, known = c.lookUpAlias(topic); alias > 0 && !known {
 		if c.chargeAliases(outboundAliasBytes+allocatedSize(topic)) != nil {
@@ -63,7 +63,7 @@ func (c *conn) assignAlias(topic string) (alias uint16, known bool) {
 	return alias, known
 }
 
-// lookUpAlias returns the alias that a topic has or would get, as [conn.assignAlias] does.
+// lookUpAlias returns what [conn.assignAlias] would return, without assigning.
 func (c *conn) lookUpAlias(topic string) (alias uint16, known bool) {
 	if c.out.maxOutboundAliases == 0 {
 		return 0, false
@@ -74,7 +74,7 @@ func (c *conn) lookUpAlias(topic string) (alias uint16, known bool) {
 	return uint16(len(c.out.outboundAliases) + 1), false
 }
 
-// chargeAliases counts n bytes more of aliases, or less. mu is held.
+// chargeAliases changes the charge for aliases by n bytes. mu is held.
 func (c *conn) chargeAliases(n int) error {
 	err := c.out.aliasCharged.resize(c.broker.connectionQuota, c.session.account(), c.out.aliasBytes+n, true)
 	if err == nil {
@@ -83,12 +83,12 @@ func (c *conn) chargeAliases(n int) error {
 	return err
 }
 
-// forgetAliases is the reader's last word on them: nobody sends on the connection any more.
+// forgetAliases is called by the reader at the end, when nothing is sent any more.
 func (c *conn) forgetAliases() {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
 	c.inboundAliases, c.out.outboundAliases, c.out.maxOutboundAliases = nil, nil, 0
-	if c.out.aliasBytes > 0 { // else it may never have come to CONNECT
-		_ = c.chargeAliases(-c.out.aliasBytes) // never refused: it shrinks
+	if c.out.aliasBytes > 0 { // otherwise CONNECT was never accepted
+		_ = c.chargeAliases(-c.out.aliasBytes) // never refused, since it shrinks
 	}
 }

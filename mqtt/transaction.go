@@ -4,7 +4,7 @@ import (
 	"github.com/watchword-iot/watchword/mqttstore"
 )
 
-// transaction is a commit on its way to the disk.
+// transaction is a commit that is being written.
 type transaction struct {
 	commit   *commit
 	changes  mqttstore.Changes
@@ -12,14 +12,14 @@ type transaction struct {
 	clients  []clientRow
 }
 
-// clientRow is what of a client is written, so that it can be written again.
+// clientRow records what is written of a session, so that it can be written again.
 type clientRow struct {
 	st             *sessionState
 	rowChanged     bool
 	changedFilters map[string]struct{}
 }
 
-// build turns what was collected into what is written. What is over by now is left out.
+// build collects the values to be written, without sessions that have ended since.
 func (w *transaction) build(j *committer) {
 	c := w.commit
 	for _, st := range c.clients {
@@ -76,7 +76,7 @@ func (w *transaction) addClient(st *sessionState) {
 	w.changes.Sessions = append(w.changes.Sessions, s)
 }
 
-// markChangedAgain has clients written another time, since they were not.
+// markChangedAgain marks the sessions of a failed write as changed.
 func (w *transaction) markChangedAgain() {
 	for _, x := range w.clients {
 		x.st.mu.Lock()

@@ -160,7 +160,7 @@ func (s *webSocketConn) SetDeadline(t time.Time) error {
 func (s *webSocketConn) CloseWrite() error {
 	code, words := websocket.StatusNormalClosure, ""
 	if p := s.closeErr.Load(); p != nil && errors.Is(*p, errTakenOver) {
-		code, words = websocket.StatusPolicyViolation, "the client connected again"
+		code, words = websocket.StatusPolicyViolation, "the client identifier connected again"
 	} else if bad, ok := frameErrorOf(p); ok {
 		code, words = bad.code, bad.cause.Detail
 	} else if p != nil {

@@ -9,10 +9,10 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// watch has the guard follow what the subject of a waiting will may, so that a right that
-// goes takes the will along, also where it comes back before the will is due.
+// watch opens an offline session for the subject of a delayed will, so that losing the permission
+// deletes the will, even if the permission is given back before it is due.
 func (ws *willStore) watch(ctx context.Context, w *will) {
-	if w == nil || ws.broker.draining.Load() { // its next process watches it
+	if w == nil || ws.broker.draining.Load() { // the next process opens it
 		return
 	}
 	hold := ws.openOffline(ctx, w, session.Options{
@@ -46,8 +46,8 @@ func (ws *willStore) openOffline(ctx context.Context, w *will, o session.Options
 	return ws.broker.deps.Guard.OpenOffline(ctx, p, o)
 }
 
-// publishDue publishes a will that waited, if its subject may publish it today and the token
-// that it stands on was not revoked. Where nobody can say, it asks again.
+// publishDue publishes a delayed will, if its subject may publish it now and its token was not
+// revoked. If the store is unavailable, it tries again.
 func (ws *willStore) publishDue(w *will) {
 	ctx := ws.broker.ctx
 	ws.broker.deps.Guard.WaitForChanges()
@@ -68,18 +68,18 @@ func (ws *willStore) publishDue(w *will) {
 	}
 }
 
-// publishWill is the last act of a connection that was lost.
+// publishWill publishes the will of a lost connection.
 func (c *conn) publishWill(ctx context.Context, w *will) {
 	ws := &c.broker.wills
 	c.broker.deps.Guard.WaitForChanges()
-	if s := c.live(); s.Ended() && s.Cause() != nil { // it lost its session meanwhile
+	if s := c.live(); s.Ended() && s.Cause() != nil { // the session was taken over meanwhile
 		ws.watch(ctx, ws.sessionEnded(w, s.Cause(), 0, c.broker.options.Now()))
 	} else {
 		ws.publish(ctx, s.Authority(), w)
 	}
 }
 
-// publish publishes a will if a says so. It is over then.
+// publish publishes a will if a allows it, and ends it in any case.
 func (ws *willStore) publish(ctx context.Context, a *session.Authority, w *will) {
 	v := decidePublish(a, w.message.topic)
 	if !v.decision.Allowed {

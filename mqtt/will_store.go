@@ -12,17 +12,16 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// willStore is every will that stands: of connections, and of those that ended and whose
-// will waits until it is due. All of them are in the store too. It is safe for concurrent
-// use.
+// willStore holds all wills: of connections, and delayed ones that are not due yet. All are in the
+// store too. It is safe for concurrent use.
 type willStore struct {
 	broker *Broker
-	ledger *quota.Ledger[quota.Key] // their bytes
+	ledger *quota.Ledger[quota.Key] // bytes of wills
 
 	mu      lockrank.Mutex[willsLock]
-	lastID  int64 // the highest id
+	lastID  int64 // highest id
 	all     map[int64]*will
-	waiting map[clientName][]*will // those that have a time when they are due
+	waiting map[clientName][]*will // delayed wills
 }
 
 // clientName is a client identifier of a tenant.
@@ -42,7 +41,7 @@ func (ws *willStore) init(b *Broker) {
 	})
 }
 
-// reserve counts a will that is to stand; nil is none. Code: busy.
+// reserve charges a new will; nil is none. Code: busy.
 func (ws *willStore) reserve(w *will, of quota.Key) error {
 	if w == nil {
 		return nil
@@ -51,14 +50,14 @@ func (ws *willStore) reserve(w *will, of quota.Key) error {
 	return ws.ledger.Reserve(of, w.size())
 }
 
-// releaseReservation is for a will that was counted and does not stand any more, or never will.
+// releaseReservation releases the charge of a will that was removed or never added.
 func (ws *willStore) releaseReservation(w *will) {
 	if w != nil {
 		ws.ledger.Release(w.account, w.size())
 	}
 }
 
-// add lets a will stand that is counted, and returns with what it will be written.
+// add adds a charged will, and returns the commit that will write it.
 func (ws *willStore) add(w *will) *commit {
 	ws.mu.Lock()
 	ws.lastID++
@@ -68,10 +67,10 @@ func (ws *willStore) add(w *will) *commit {
 	return ws.write(w)
 }
 
-// write has the row of a will written as it will be then.
+// write adds the current row of a will to the open commit.
 func (ws *willStore) write(w *will) *commit { return ws.broker.journal.add(change{will: w}) }
 
-// rebind ties a will to another token: its session was refreshed.
+// rebind binds a will to the new token of a refreshed session.
 func (ws *willStore) rebind(w *will, p session.Credentials) {
 	ws.mu.Lock()
 	same := w.credentials.JTI == p.JTI
@@ -82,7 +81,7 @@ func (ws *willStore) rebind(w *will, p session.Credentials) {
 	}
 }
 
-// schedule sets when a will is due. The caller owes [willStore.watch].
+// schedule sets when a will is due. The caller must call [willStore.watch].
 func (ws *willStore) schedule(w *will, due, grace time.Time) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -100,7 +99,7 @@ func (ws *willStore) schedule(w *will, due, grace time.Time) {
 	ws.write(w)
 }
 
-// clockAdvanced starts the clocks of the wills that wait anew: see [Broker.clockAdvanced].
+// clockAdvanced restarts the timers of delayed wills: see [Broker.clockAdvanced].
 func (ws *willStore) clockAdvanced(now time.Time) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -111,8 +110,8 @@ func (ws *willStore) clockAdvanced(now time.Time) {
 	}
 }
 
-// sessionEnded decides on a will whose session ended for cause. It returns the will where
-// it waits; the caller owes [willStore.watch] then.
+// sessionEnded decides on a will whose session ended for cause. It returns the will if it is
+// delayed; then the caller must call [willStore.watch].
 func (ws *willStore) sessionEnded(w *will, cause error, delay time.Duration, now time.Time) *will {
 	if cancelsWill(cause) {
 		ws.cancel(w)
@@ -122,8 +121,8 @@ func (ws *willStore) sessionEnded(w *will, cause error, delay time.Duration, now
 	return w
 }
 
-// claim takes a will out of those that wait, for who is to publish or cancel it. It reports
-// false where somebody else did.
+// claim removes a delayed will in order to publish or cancel it. It returns false if another
+// goroutine did.
 func (ws *willStore) claim(w *will) bool {
 	ws.mu.Lock()
 	if w.finished {
@@ -144,13 +143,13 @@ func (ws *willStore) claim(w *will) bool {
 	w.offline = nil
 	ws.mu.Unlock()
 	if hold != nil {
-		go hold.Close(nil) // its lock may be held by who calls
+		go hold.Close(nil) // the caller may hold its lock
 	}
 	return true
 }
 
-// remove forgets a will that was claimed. What is written of its publishing goes with it:
-// a crash publishes it once.
+// remove deletes a claimed will. Its deletion and the writes of its publication are one commit, so
+// that a crash publishes it once.
 func (ws *willStore) remove(w *will, a change) *commit {
 	ws.mu.Lock()
 	delete(ws.all, w.id)
@@ -160,17 +159,17 @@ func (ws *willStore) remove(w *will, a change) *commit {
 	return ws.broker.journal.add(a)
 }
 
-// cancel ends a will that is not published.
+// cancel deletes a will without publishing it.
 func (ws *willStore) cancel(w *will) {
 	if ws.claim(w) {
 		ws.remove(w, change{})
 	}
 }
 
-// clientReturned is told of each connection that was let in: it cancels the will that the
-// connection before left behind (MQTT 5.0 §3.1.3.2.2). Where the session before did not
-// go on, it has ended now, and its will is due, unless it waits for its client to come
-// back at all: then the client has, if it may say what the will says.
+// clientReturned is called for each accepted connection: it cancels the delayed will of the earlier
+// connection (MQTT 5.0 §3.1.3.2.2). If the earlier session is not resumed, it ends now and its will
+// is due, unless the will is in its grace period and the new connection may publish it: then it is
+// cancelled.
 func (ws *willStore) clientReturned(st *sessionState, a *session.Authority, goesOn bool, now time.Time) {
 	ws.mu.Lock()
 	some := slices.Clone(ws.waiting[st.name()])
@@ -194,8 +193,8 @@ func (w *will) graceEnd() time.Time {
 	return w.graceUntil
 }
 
-// offlineSessionClosed is told of a session without a connection that an operator ended: the
-// will that waited longer than a minute waits for a minute.
+// offlineSessionClosed is called when an operator ends an offline session: a delay of more than
+// willGracePeriod is shortened to it.
 func (ws *willStore) offlineSessionClosed(st *sessionState, now time.Time) {
 	ws.mu.Lock()
 	some := slices.Clone(ws.waiting[st.name()])
@@ -207,8 +206,7 @@ func (ws *willStore) offlineSessionClosed(st *sessionState, now time.Time) {
 	}
 }
 
-// waitingTopics returns the topics of the wills that wait for a client's session to end, or
-// for their time.
+// waitingTopics returns the topics of the delayed wills of a client.
 func (ws *willStore) waitingTopics(st *sessionState) (topics []string) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -220,7 +218,7 @@ func (ws *willStore) waitingTopics(st *sessionState) (topics []string) {
 	return topics
 }
 
-// dueAt is when the will that a client left behind is due; zero for none.
+// dueAt returns when the delayed will of a client is due; zero for none.
 func (ws *willStore) dueAt(st *sessionState) time.Time {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -232,7 +230,7 @@ func (ws *willStore) dueAt(st *sessionState) time.Time {
 	return time.Time{}
 }
 
-// stopTimers stops the clocks: they go on at the next start.
+// stopTimers stops the timers; the next start starts them again.
 func (ws *willStore) stopTimers() {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -243,9 +241,9 @@ func (ws *willStore) stopTimers() {
 	}
 }
 
-// restore takes in a will of an earlier life of the server. Everybody is about to come back,
-// also who wants to hear it: its client has a minute, as after any end that it did not ask
-// for. Wills come by id.
+// restore adds a will of an earlier run. All clients are about to reconnect, also its subscribers,
+// so its client has willGracePeriod, as after any disconnect that it did not ask for. Wills are
+// restored by id.
 func (ws *willStore) restore(r mqttstore.Will, now time.Time) error {
 	w, err := decodeStoredWill(r.Bytes)
 	if err != nil {
@@ -253,7 +251,7 @@ func (ws *willStore) restore(r mqttstore.Will, now time.Time) error {
 	}
 	b, world := ws.broker, ws.broker.tenant(r.Tenant)
 	who := owner{r.Subject, r.Incarnation}
-	st := world.clients[r.Client] // nobody else knows the world yet
+	st := world.clients[r.Client] // nothing else uses the tenant yet
 	due := now.Add(willGracePeriod)
 	at := r.Due
 	if at.IsZero() {
@@ -276,14 +274,14 @@ func (ws *willStore) restore(r mqttstore.Will, now time.Time) error {
 	ws.all[w.id] = w
 	older := slices.Clone(ws.waiting[st.name()])
 	ws.mu.Unlock()
-	for _, x := range older { // of a connection that this one followed, and whose end was not written any more
+	for _, x := range older { // a later connection replaced it, and its deletion was not written
 		ws.cancel(x)
 	}
 	ws.schedule(w, due, now.Add(willGracePeriod))
 	return nil
 }
 
-// watchAll is watch for those that were loaded.
+// watchAll calls watch for restored wills.
 func (ws *willStore) watchAll(ctx context.Context) {
 	ws.mu.Lock()
 	var all []*will
@@ -299,7 +297,7 @@ func (ws *willStore) watchAll(ctx context.Context) {
 	}
 }
 
-// count returns how many wills there are, and the bytes that they count.
+// count returns the number of wills and their bytes.
 func (ws *willStore) count() (n, size int64) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()

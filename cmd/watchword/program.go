@@ -15,14 +15,16 @@ var program = sync.OnceValue(func() string {
 	if err != nil {
 		return "watchword"
 	}
-	found, err := exec.LookPath("watchword")
-	if err == nil {
-		found, err = filepath.EvalSymlinks(found)
-	}
-	if real, rerr := filepath.EvalSymlinks(self); rerr == nil {
+	if real, err := filepath.EvalSymlinks(self); err == nil {
 		self = real
 	}
-	return programName(self, found, os.Args[0])
+	inPath := ""
+	if found, err := exec.LookPath("watchword"); err == nil {
+		if real, err := filepath.EvalSymlinks(found); err == nil {
+			inPath = real
+		}
+	}
+	return programName(self, inPath, os.Args[0])
 })
 
 // programName decides for a binary at self, where the command in PATH is the file inPath (empty for none). called is os.Args[0].

@@ -120,7 +120,6 @@ type scenario struct {
 	*hub
 	one, two, three *wireActor
 	sensor          *wireActor
-	alice           *wireActor
 }
 
 func (s *scenario) discovery() {
