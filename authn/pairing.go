@@ -25,10 +25,9 @@ func (svc *Service) IssueForPairing(ctx context.Context, t watchword.TenantID, i
 	if err != nil {
 		return IssuedToken{}, err
 	}
-	s, current := who.Subject, who.Grant
-	if err := s.CheckActive(); err != nil {
+	if err := who.Subject.CheckActive(); err != nil {
 		return IssuedToken{}, err
 	}
 	a := token.Assertion{Subject: id, Key: key, JTI: possession.JTI, Expires: possession.Expires}
-	return svc.issue(ctx, t, s, current, a, TokenRequest{Proof: req}, p, trace, now)
+	return svc.issue(ctx, authenticated{t, who.Subject, who.Grant, a}, TokenRequest{Proof: req}, p, trace, now)
 }

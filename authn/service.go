@@ -154,7 +154,7 @@ func (svc *Service) Exchange(ctx context.Context, t watchword.TenantID, req Toke
 	if err != nil {
 		return IssuedToken{}, err
 	}
-	return svc.issue(ctx, t, s, current, a, req, p, trace, now)
+	return svc.issue(ctx, authenticated{t, s, current, a}, req, p, trace, now)
 }
 
 // TokenType is how a token is shown: "Bearer", or "DPoP" for a bound one.
@@ -165,14 +165,23 @@ func (i IssuedToken) TokenType() string {
 	return "Bearer"
 }
 
-// issue signs a token for the subject s, which the assertion a proved. It spends a and the proof p, and records the
-// token. p is zero where req has no proof.
-func (svc *Service) issue(ctx context.Context, t watchword.TenantID, s *watchword.Subject, current *policy.Grant, a token.Assertion, req TokenRequest, p dpopProof, trace string, now time.Time) (IssuedToken, error) {
+// authenticated is a subject with its current policy, and the assertion that proved it.
+type authenticated struct {
+	tenant    watchword.TenantID
+	subject   *watchword.Subject
+	grant     *policy.Grant
+	assertion token.Assertion
+}
+
+// issue signs a token for the subject of c. It spends the assertion of c and the proof p, and records the token.
+// p is zero where req has no proof.
+func (svc *Service) issue(ctx context.Context, c authenticated, req TokenRequest, p dpopProof, trace string, now time.Time) (IssuedToken, error) {
+	t, s, a := c.tenant, c.subject, c.assertion
 	who := IssuedToken{Subject: s.ID, Key: a.Key}
 	if err := svc.issueRate.Take(subjectRef{t, s.ID}, now); err != nil {
 		return who, err
 	}
-	g, err := svc.requestedGrant(s, current, a, req, now)
+	g, err := svc.requestedGrant(s, c.grant, a, req, now)
 	if err != nil {
 		return who, err
 	}
