@@ -3,7 +3,7 @@ package watchword
 // CommandState says how far a command has come.
 type CommandState string
 
-// The states of a command (DESIGN §6). Only a receipt with a good signature
+// The states of a command: docs/protocol.md, §5. Only a receipt with a good signature
 // leads to Done, Refused, Failed or Interrupted. Unknown means that the device
 // took it and its end passed without a receipt; a late receipt still settles it.
 // Undeliverable means that the device cannot take it, and that it was not given to
@@ -69,7 +69,7 @@ func (s ReceiptStatus) State() (CommandState, bool) {
 	}
 }
 
-// Bounds of what travels, in bytes (DESIGN §3).
+// Bounds of what travels, in bytes: docs/protocol.md, §2.
 const (
 	MaxToken    = 4 << 10  // access token, assertion, proof, order
 	MaxBundle   = 64 << 10 // trust bundle

@@ -9,7 +9,7 @@ import (
 // Role says what one of the server's keys is for. No key has two.
 type Role string
 
-// The roles of DESIGN §7. Data is the AES key that seals the others and what
+// The roles of the server's keys: docs/operations.md, The server's keys. Data is the AES key that seals the others and what
 // lies at rest; it is itself wrapped by the key-encryption key.
 const (
 	Root    Role = "root"

@@ -208,7 +208,7 @@ func TestMistakesOfAnotherErrorAreNone(t *testing.T) {
 	}
 }
 
-// lampsTOML is the example of DESIGN §3, and lampsJSON is the same document.
+// lampsTOML has every form that a rule can take, and lampsJSON is the same document.
 const (
 	lampsTOML = `name = "lamps"
 for  = { kind = "lamp" }
@@ -248,7 +248,7 @@ func lamp(id, site string) policy.Subject {
 	return policy.Subject{ID: watchword.SubjectID(id), Kind: watchword.Device, Labels: labels}
 }
 
-func TestTheExampleOfTheDesign(t *testing.T) {
+func TestLampsExample(t *testing.T) {
 	neighbour := policy.Target{ID: "lamp-2", Labels: watchword.Labels{"kind": "lamp", "site": "plant-1"}}
 	abroad := policy.Target{ID: "lamp-3", Labels: watchword.Labels{"kind": "lamp", "site": "plant-2"}}
 	pump := policy.Target{ID: "pump-1", Labels: watchword.Labels{"kind": "pump", "site": "plant-1"}}

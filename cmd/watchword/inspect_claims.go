@@ -23,7 +23,7 @@ type tokenKind struct {
 	signedBy                  string        // role of the server's keys, or empty
 }
 
-// tokenKinds is DESIGN §3's table; the first is the one that may go without a typ.
+// tokenKinds lists each kind of docs/protocol.md, §1 to §4; the first is the one that may go without a typ.
 var tokenKinds = []tokenKind{
 	{token.TypAssertion, "client assertion", "the subject's own key", "the token endpoint, and MQTT as a password", watchword.MaxToken, token.AssertionLifetime, "iss sub aud jti iat exp", ""},
 	{token.TypAccess, "access token", "the server's issuer key", "the server's doors, and services that check its tokens", watchword.MaxToken, 0, "iss sub aud jti iat exp key perm", "issuer"},
