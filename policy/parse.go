@@ -14,6 +14,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/permit"
 	"github.com/watchword-iot/watchword/internal/schema"
+	"github.com/watchword-iot/watchword/internal/spelling"
 	"github.com/watchword-iot/watchword/internal/tomlpos"
 )
 
@@ -108,7 +109,7 @@ func (p *parser) keys(path string, table map[string]any, known []string) {
 	for k := range table {
 		if !slices.Contains(known, k) {
 			hint := ""
-			if n := nearestWord(k, known); n != "" {
+			if n := spelling.Nearest(k, known, 2); n != "" {
 				hint = fmt.Sprintf("; did you mean %q?", n)
 			}
 			p.mistake(tomlpos.Below(path, k), "unknown key %q%s", k, hint)
@@ -411,37 +412,4 @@ func expand(s string, value func(name string) (string, bool)) (string, error) {
 		out.WriteString(v)
 		s = after
 	}
-}
-
-// nearestWord returns the known word within two edits of s; "" for none.
-func nearestWord(s string, known []string) string {
-	best, word := 3, ""
-	for _, k := range known {
-		if d := editDistance(s, k); d < best {
-			best, word = d, k
-		}
-	}
-	return word
-}
-
-func editDistance(a, b string) int {
-	if len(a) > 32 {
-		return len(a)
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		prev := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := prev
-			if a[i] != b[j] {
-				cost = 1 + min(prev, row[j], row[j+1])
-			}
-			prev, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
 }

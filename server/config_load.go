@@ -15,6 +15,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/internal/spelling"
 	"github.com/watchword-iot/watchword/internal/tomlpos"
 )
 
@@ -261,31 +262,5 @@ func nearestKey(key string) string {
 		known = append(known, section+"."+k, section)
 		return nil
 	})
-	best, at := "", 4
-	for _, k := range slices.Compact(known) {
-		if d := editDistance(key, k); d < at {
-			best, at = k, d
-		}
-	}
-	return best
-}
-
-// editDistance is the Levenshtein distance of a and b.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = min(diagonal, row[j], row[j+1]) + 1
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
+	return spelling.Nearest(key, slices.Compact(known), 3)
 }
