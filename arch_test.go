@@ -41,7 +41,7 @@ var allowed = map[string][]string{
 		"github.com/eclipse/paho.golang",
 	},
 	"sdk/verify": {
-		module, module + "/api", module + "/jose", module + "/token", module + "/internal/durable", module + "/internal/fair", module + "/internal/permit",
+		module, module + "/api", module + "/jose", module + "/token", module + "/internal/clip", module + "/internal/durable", module + "/internal/fair", module + "/internal/permit",
 		module + "/internal/recent", module + "/internal/rest", "github.com/go-json-experiment/json",
 	},
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/rates"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -72,7 +73,7 @@ func decodeStrict(body []byte, into any) error {
 	}
 	e := &watchword.Error{Code: watchword.BadRequest, Detail: "is no JSON of the expected shape", Err: err, Field: "body"}
 	if se, ok := err.(*jsonv2.SemanticError); ok && se.JSONPointer != "" {
-		e.Field = clipLogText(string(se.JSONPointer[1:]))
+		e.Field = clip.LogText(string(se.JSONPointer[1:]))
 	}
 	return e
 }

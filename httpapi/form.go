@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
@@ -35,7 +36,7 @@ func (a *API) oauthForm(r *http.Request) (url.Values, error) {
 	}
 	for name, values := range r.PostForm {
 		if len(values) > 1 && name != "resource" {
-			return nil, watchword.RefuseField(clipLogText(name), "is given twice")
+			return nil, watchword.RefuseField(clip.LogText(name), "is given twice")
 		}
 	}
 	return r.PostForm, nil

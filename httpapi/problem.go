@@ -13,6 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/authn"
+	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/policy"
 )
 
@@ -146,7 +147,7 @@ func (a *API) problem(r *http.Request, err error) *problem {
 	}
 	a.Log.LogAttrs(r.Context(), level, "request refused", append(attrs, slog.Any("err", err))...)
 	if in.actor.Tenant != "" { // a host that is of no tenant has no log either
-		a.Recorder.Refused(in.actor.RefusedEntry(audit.RequestRefuse, r.Method+" "+clipLogText(r.URL.Path), a.Now(), err, map[string]string{
+		a.Recorder.Refused(in.actor.RefusedEntry(audit.RequestRefuse, r.Method+" "+clip.LogText(r.URL.Path), a.Now(), err, map[string]string{
 			"remote": in.remote.String(), "rule": p.Rule,
 		}))
 	}
@@ -156,15 +157,6 @@ func (a *API) problem(r *http.Request, err error) *problem {
 // tell puts into p what its challenge says beside what was wrong.
 func (p *problem) tell(a *API, in *requestInfo) {
 	p.scheme, p.metadata = in.scheme, a.PublicURL+resourceMetadata
-}
-
-// clipLogText limits the length of client-chosen text in the log.
-func clipLogText(s string) string {
-	const most = 200
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
 }
 
 func newProblem(err error) *problem {

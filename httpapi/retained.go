@@ -11,6 +11,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/permit"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
@@ -18,7 +19,7 @@ import (
 
 func viewRetained(m session.Retained) api.Retained {
 	return api.Retained{
-		Topic: m.Topic, Owner: m.Owner, Incarnation: m.Incarnation, Deliverable: m.Deliverable, QoS: m.QoS, Bytes: len(m.Payload), MemoryBytes: m.MemoryBytes, ContentType: clipLogText(m.ContentType),
+		Topic: m.Topic, Owner: m.Owner, Incarnation: m.Incarnation, Deliverable: m.Deliverable, QoS: m.QoS, Bytes: len(m.Payload), MemoryBytes: m.MemoryBytes, ContentType: clip.LogText(m.ContentType),
 		ExpiresAt: optionalTime(m.Expires),
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/command"
+	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/schema"
 	"github.com/watchword-iot/watchword/jose"
@@ -158,7 +159,7 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err := a.PublishRates.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, 1, time.Now()); err != nil {
 		return err
 	}
-	e := &bus.Event{Device: c.Subject(), Stream: stream, ContentType: strings.Clone(clipLogText(r.Header.Get("Content-Type"))), At: now, Data: c.body}
+	e := &bus.Event{Device: c.Subject(), Stream: stream, ContentType: strings.Clone(clip.LogText(r.Header.Get("Content-Type"))), At: now, Data: c.body}
 	d := &bus.Document{Name: e.Topic(), ContentType: e.ContentType, Payload: c.body}
 	if err := a.Bus.Tenant(c.Tenant()).PublishDocument(d, e); err != nil {
 		return err

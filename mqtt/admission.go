@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/mqtt/packet"
@@ -92,7 +93,7 @@ func (tn *tenant) checkSessionQuota(b *Broker, prev *sessionState, ad *admission
 func (st *sessionState) checkCovers(a *session.Authority) error {
 	for name := range st.subs {
 		if a.WithholdsSubscription(name) {
-			return errTokenTooNarrow("the subscription " + clipLogText(name))
+			return errTokenTooNarrow("the subscription " + clip.LogText(name))
 		}
 	}
 	topics := st.broker.wills.waitingTopics(st)
@@ -101,7 +102,7 @@ func (st *sessionState) checkCovers(a *session.Authority) error {
 	}
 	for _, topic := range topics {
 		if a.WithholdsPublish(topic) {
-			return errTokenTooNarrow("the will's topic " + clipLogText(topic))
+			return errTokenTooNarrow("the will's topic " + clip.LogText(topic))
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
@@ -132,7 +133,7 @@ func publicText(err error) string {
 			s += ": " + e.Field
 		}
 		if e.Detail != "" {
-			s += ": " + clipLogText(e.Detail)
+			s += ": " + clip.LogText(e.Detail)
 		}
 		if e.Rule != "" && !strings.Contains(e.Detail, e.Rule) {
 			s += " (" + e.Rule + ")"

@@ -6,6 +6,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/clip"
 )
 
 // recordRefusal counts, logs and audits a refusal.
@@ -42,17 +43,8 @@ func (b *Broker) recordRefusal(c *conn, what, object string, err error) {
 		if object == "" {
 			object = c.session.id
 		}
-		e := owner.RefusedEntry(audit.RequestRefuse, what+" "+clipLogText(object), b.options.Now(), err, map[string]string{"remote": c.remote, "rule": rule})
+		e := owner.RefusedEntry(audit.RequestRefuse, what+" "+clip.LogText(object), b.options.Now(), err, map[string]string{"remote": c.remote, "rule": rule})
 		e.Code = code // also of a protocol error
 		b.deps.Recorder.Refused(e)
 	}
-}
-
-// clipLogText limits the length of client-chosen text in the log.
-func clipLogText(s string) string {
-	const most = 200
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/mqttstore"
 	"github.com/watchword-iot/watchword/policy"
 )
@@ -27,7 +28,7 @@ func (b *Broker) Restore(ctx context.Context) error {
 			return err
 		}
 		if !b.acceptsText(m.topic) {
-			b.options.Log.WarnContext(ctx, "a retained message is not given: its topic holds control characters", slog.String("topic", clipLogText(m.topic)))
+			b.options.Log.WarnContext(ctx, "a retained message is not given: its topic holds control characters", slog.String("topic", clip.LogText(m.topic)))
 			return nil
 		}
 		b.tenant(r.Tenant).bus.Retained.Load(retainedOf(r.Packet, m.expiresAt), bus.Owner{Subject: r.Subject, Incarnation: r.Incarnation})

@@ -11,6 +11,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/bus"
+	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
@@ -120,7 +121,7 @@ func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, p bus.Public
 	e := &bus.Event{Device: sys.device, Stream: sys.stream, At: w.now, Data: m.payload}
 	if m.props != nil {
 		e.ContentType, _ = m.props.Text(packet.ContentType)
-		e.ContentType = clipLogText(e.ContentType)
+		e.ContentType = clip.LogText(e.ContentType)
 	}
 	p.Event = e
 	return st.tenant.bus.Publish(p, &w.Batch, o)

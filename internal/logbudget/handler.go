@@ -12,8 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
+	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
@@ -114,7 +114,7 @@ func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	if !h.shared.take(kind, source, r.Message, time.Now()) {
 		return nil
 	}
-	out := slog.NewRecord(r.Time, r.Level, clipText(r.Message, maxText), r.PC)
+	out := slog.NewRecord(r.Time, r.Level, clip.Text(r.Message, maxText), r.PC)
 	r.Attrs(func(a slog.Attr) bool {
 		out.AddAttrs(clipAttr(a))
 		return true
@@ -151,7 +151,7 @@ func (b *sharedBudgets) printCounts(ctx context.Context, now time.Time) {
 		b.mu.Unlock()
 		for message, n := range left {
 			r := slog.NewRecord(now, slog.LevelWarn, "log lines left out", 0)
-			r.AddAttrs(slog.String("of", kindNames[kind]), slog.String("line", clipText(message, maxText)), slog.Int64("lines", n))
+			r.AddAttrs(slog.String("of", kindNames[kind]), slog.String("line", clip.Text(message, maxText)), slog.Int64("lines", n))
 			if b.out.Enabled(ctx, r.Level) {
 				_ = b.out.Handle(ctx, r) // an error of the log cannot be logged
 			}
@@ -201,10 +201,10 @@ func sourceOf(a slog.Attr) string {
 	}
 	switch s := v.String(); a.Key {
 	case "subject", "device":
-		return subjectPrefix + clipText(s, maxText)
+		return subjectPrefix + clip.Text(s, maxText)
 	case "client":
 		id, _, _ := strings.Cut(s, "/")
-		return subjectPrefix + clipText(id, maxText)
+		return subjectPrefix + clip.Text(id, maxText)
 	case "remote":
 		return addressPrefix(s)
 	}
@@ -241,11 +241,11 @@ func clipAttr(a slog.Attr) slog.Attr {
 	switch v.Kind() {
 	case slog.KindString:
 		if s := v.String(); len(s) > limit {
-			return slog.String(a.Key, clipText(s, limit))
+			return slog.String(a.Key, clip.Text(s, limit))
 		}
 	case slog.KindAny:
 		if err, ok := v.Any().(error); ok {
-			return slog.String(a.Key, clipText(err.Error(), limit))
+			return slog.String(a.Key, clip.Text(err.Error(), limit))
 		}
 	case slog.KindGroup:
 		in := v.Group()
@@ -256,15 +256,4 @@ func clipAttr(a slog.Attr) slog.Attr {
 		return slog.Attr{Key: a.Key, Value: slog.GroupValue(out...)}
 	}
 	return a
-}
-
-// clipText returns at most so many bytes of s, with a mark where it was longer.
-func clipText(s string, limit int) string {
-	if len(s) <= limit {
-		return s
-	}
-	for limit > 0 && !utf8.RuneStart(s[limit]) {
-		limit--
-	}
-	return s[:limit] + "…"
 }

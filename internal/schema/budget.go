@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/watchword-iot/watchword/internal/clip"
 )
 
 // The budget limits the work of a schema on any value; it is computed from the schema alone. The
@@ -74,7 +76,7 @@ func (b *costBudget) costOf(s *jsonschema.Schema, depth int) (cost, error) {
 	here := schemaPointer(s)
 	switch {
 	case !strings.HasPrefix(s.Location, url+"#"):
-		return cost{}, badSchema(errOther, "refers to another document: %s", clip(s.Location))
+		return cost{}, badSchema(errOther, "refers to another document: %s", clip.Text(s.Location, 100))
 	case b.inProgress[v]:
 		return cost{}, badSchemaAt(here, "the schema applies to itself on the same value")
 	case s.Format != nil && s.Format.Name == "regex":
@@ -289,12 +291,4 @@ func equalityCost(v any) float64 {
 func schemaPointer(s *jsonschema.Schema) string {
 	_, p, _ := strings.Cut(s.Location, "#")
 	return p
-}
-
-func clip(s string) string {
-	const most = 100
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
 }

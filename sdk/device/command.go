@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	jsonv2 "github.com/go-json-experiment/json"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/clip"
 )
 
 // Command is a command that has passed every check, in the hand of the function
@@ -126,42 +126,33 @@ func (d *Device) runHandler(ctx context.Context, c *Command) (st watchword.Recei
 	if refusal, ok := errors.AsType[*Refusal](err); ok {
 		f := failureResult{Code: refusal.Code}
 		if refusal.Err != nil {
-			f.Detail = clip(refusal.Err.Error())
+			f.Detail = clip.Text(refusal.Err.Error(), maxFailureText)
 		}
 		return watchword.StatusRefused, f
 	}
 	if err != nil && ctx.Err() != nil {
-		return watchword.StatusInterrupted, failureResult{"interrupted", clip("the device stopped while it carried this out: " + err.Error())}
+		return watchword.StatusInterrupted, failureResult{"interrupted", clip.Text("the device stopped while it carried this out: "+err.Error(), maxFailureText)}
 	}
 	if failure, ok := errors.AsType[*Failure](err); ok {
 		f := failureResult{Code: failure.Code}
 		if failure.Err != nil {
-			f.Detail = clip(failure.Err.Error())
+			f.Detail = clip.Text(failure.Err.Error(), maxFailureText)
 		}
 		return watchword.StatusFailed, f
 	}
 	if err != nil {
-		return watchword.StatusFailed, failureResult{"failed", clip(err.Error())}
+		return watchword.StatusFailed, failureResult{"failed", clip.Text(err.Error(), maxFailureText)}
 	}
 	return watchword.StatusDone, result
 }
+
+// maxFailureText is the most bytes of a function's error in a receipt.
+const maxFailureText = 1000
 
 // failureResult is the result of a receipt that is no success.
 type failureResult struct {
 	Code   string `json:"code"`
 	Detail string `json:"detail,omitempty"`
-}
-
-func clip(s string) string {
-	const most = 1000
-	if len(s) <= most {
-		return s
-	}
-	end := most
-	for end > most-utf8.UTFMax && !utf8.RuneStart(s[end]) {
-		end--
-	}
-	return s[:end] + "…"
 }
 
 // recoverHandler turns a handler's panic into an error: one bad function must not cost

@@ -11,6 +11,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
+	"github.com/watchword-iot/watchword/internal/clip"
 )
 
 // algs is what DPoP proofs may be signed with (RFC 9449 §7.1).
@@ -44,7 +45,7 @@ func (v *Verifier) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 		level = slog.LevelWarn
 	}
 	v.log.LogAttrs(r.Context(), level, "request refused", slog.String("code", string(code)), slog.String("method", r.Method),
-		slog.String("path", clip(r.URL.Path)), slog.String("rule", p.Rule), slog.Any("err", err))
+		slog.String("path", clip.LogText(r.URL.Path)), slog.String("rule", p.Rule), slog.Any("err", err))
 
 	h := w.Header()
 	for _, c := range v.challenges(r, err, status) {
@@ -112,13 +113,4 @@ func oauthError(err error, status int) string {
 func usesDPoP(r *http.Request) bool {
 	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	return strings.EqualFold(scheme, "DPoP")
-}
-
-// clip bounds what a stranger can write into the log.
-func clip(s string) string {
-	const most = 200
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
 }
