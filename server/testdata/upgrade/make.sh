@@ -53,7 +53,7 @@ enroll lamp-4
 enroll lamp-6
 enroll lamp-7
 "$ww" agent rekey --dir lamp-7
-"$ww" device proof lamp-7 required
+"$ww" device require-proof lamp-7 yes
 
 # as DEVICE: sets flags to those of a mosquitto client that connects as that device.
 as() {
