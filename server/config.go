@@ -21,13 +21,11 @@ type Config struct {
 	Data    string        `toml:"-"` // data folder, from the flag --data or WATCHWORD_DATA
 	Server  ServerConfig  `toml:"server"`
 	Store   StoreConfig   `toml:"store"`
-	Cluster ClusterConfig `toml:"cluster"`
 	Keys    KeysConfig    `toml:"keys"`
 	Token   TokenConfig   `toml:"token"`
 	Command CommandConfig `toml:"command"`
 	Pairing PairingConfig `toml:"pairing"`
 	Limits  LimitsConfig  `toml:"limits"`
-	Auth    AuthConfig    `toml:"auth"`
 	Audit   AuditConfig   `toml:"audit"`
 	Log     LogConfig     `toml:"log"`
 	Metrics MetricsConfig `toml:"metrics"`
@@ -37,17 +35,15 @@ type Config struct {
 // Names or else localhost, and the port of HTTPS. The server's own CA issues a certificate for
 // Names, unless TLSCert and TLSKey name one.
 type ServerConfig struct {
-	PublicURL      string   `toml:"public_url"`
-	HTTPS          string   `toml:"https"`
-	MQTTS          string   `toml:"mqtts"`
-	MQTT           string   `toml:"mqtt"` // without TLS; loopback addresses only
-	Names          []string `toml:"names"`
-	TLSCert        string   `toml:"tls_cert"`
-	TLSKey         string   `toml:"tls_key"`
-	ACMEDomain     string   `toml:"acme_domain"`
-	TrustedProxies []string `toml:"trusted_proxies"`
-	ProxyProtocol  []string `toml:"proxy_protocol"` // addresses or prefixes of proxies that send a PROXY header, version 2
-	TLSMin         string   `toml:"tls_min"`        // "1.3", or "1.2" for devices without TLS 1.3
+	PublicURL     string   `toml:"public_url"`
+	HTTPS         string   `toml:"https"`
+	MQTTS         string   `toml:"mqtts"`
+	MQTT          string   `toml:"mqtt"` // without TLS; loopback addresses only
+	Names         []string `toml:"names"`
+	TLSCert       string   `toml:"tls_cert"`
+	TLSKey        string   `toml:"tls_key"`
+	ProxyProtocol []string `toml:"proxy_protocol"` // addresses or prefixes of proxies that send a PROXY header, version 2
+	TLSMin        string   `toml:"tls_min"`        // "1.3", or "1.2" for devices without TLS 1.3
 
 	// MQTTControlCharacters accepts MQTT strings with control characters or non-characters.
 	MQTTControlCharacters bool `toml:"mqtt_control_characters"`
@@ -57,15 +53,6 @@ type ServerConfig struct {
 type StoreConfig struct {
 	URL     string `toml:"url" secret:"true"`
 	URLFile string `toml:"url_file"`
-}
-
-// ClusterConfig describes the other nodes.
-type ClusterConfig struct {
-	Node       string   `toml:"node"`
-	Routes     []string `toml:"routes"`
-	Listen     string   `toml:"listen"`
-	Secret     string   `toml:"secret" secret:"true"`
-	SecretFile string   `toml:"secret_file"`
 }
 
 // KeysConfig sets the file of the key-encryption key, and the rotation of keys.
@@ -78,7 +65,6 @@ type KeysConfig struct {
 // TokenConfig limits access tokens.
 type TokenConfig struct {
 	Lifetime Duration `toml:"lifetime"` // 1m to 24h
-	Skew     Duration `toml:"skew"`
 }
 
 // CommandConfig limits commands.
@@ -140,15 +126,6 @@ type LimitsConfig struct {
 	KeepAlive Duration `toml:"keep_alive"` // longest Keep Alive of MQTT 5 clients; whole seconds
 }
 
-// AuthConfig sets how people log in.
-type AuthConfig struct {
-	OIDCIssuer           string   `toml:"oidc_issuer"`
-	OIDCClientID         string   `toml:"oidc_client_id"`
-	OIDCClientSecret     string   `toml:"oidc_client_secret" secret:"true"`
-	OIDCClientSecretFile string   `toml:"oidc_client_secret_file"`
-	SessionLifetime      Duration `toml:"session_lifetime"`
-}
-
 // AuditConfig sets how the log is signed.
 type AuditConfig struct {
 	CheckpointEvery Duration `toml:"checkpoint_every"`
@@ -194,7 +171,7 @@ func Defaults() Config {
 		Server:  ServerConfig{HTTPS: "localhost:8443", MQTTS: "localhost:8883", TLSMin: "1.3"},
 		Store:   StoreConfig{URL: "sqlite"},
 		Keys:    KeysConfig{RotateEvery: Duration{720 * time.Hour}, Overlap: Duration{48 * time.Hour}},
-		Token:   TokenConfig{Lifetime: Duration{10 * time.Minute}, Skew: Duration{time.Minute}},
+		Token:   TokenConfig{Lifetime: Duration{10 * time.Minute}},
 		Command: CommandConfig{TTL: Duration{2 * time.Minute}, MaxBytes: watchword.MaxArgs},
 		Pairing: PairingConfig{Lifetime: Duration{enroll.DefaultPairingLifetime}, Interval: Duration{enroll.DefaultPairingInterval}},
 		Limits: LimitsConfig{
@@ -209,7 +186,6 @@ func Defaults() Config {
 			SubjectRetainedMessages: 5_000, SubjectRetainedBytes: 1 << 20,
 			KeepAlive: Duration{30 * time.Minute},
 		},
-		Auth:    AuthConfig{SessionLifetime: Duration{12 * time.Hour}},
 		Audit:   AuditConfig{CheckpointEvery: Duration{time.Second}},
 		Log:     LogConfig{Level: "info", Format: "text"},
 		Metrics: MetricsConfig{Listen: "127.0.0.1:9464"},
@@ -253,7 +229,7 @@ func (c Config) Check() error {
 		}
 	}
 	if c.Store.URL != "sqlite" {
-		return configError("store.url", `only "sqlite" is there yet`)
+		return configError("store.url", `must be "sqlite"; other stores are not in this version`)
 	}
 	return nil
 }
@@ -360,13 +336,11 @@ func (c Config) checkTimes() error {
 		min, max time.Duration
 	}{
 		{"token.lifetime", c.Token.Lifetime, time.Minute, 24 * time.Hour},
-		{"token.skew", c.Token.Skew, 0, 5 * time.Minute},
 		{"command.ttl", c.Command.TTL, time.Second, 24 * time.Hour},
 		{"pairing.lifetime", c.Pairing.Lifetime, time.Minute, time.Hour},
 		{"pairing.interval", c.Pairing.Interval, time.Millisecond, time.Minute},
 		{"keys.rotate_every", c.Keys.RotateEvery, 0, 10 * 365 * 24 * time.Hour},
 		{"keys.overlap", c.Keys.Overlap, time.Hour, 365 * 24 * time.Hour},
-		{"auth.session_lifetime", c.Auth.SessionLifetime, time.Minute, 30 * 24 * time.Hour},
 		{"audit.checkpoint_every", c.Audit.CheckpointEvery, 100 * time.Millisecond, time.Hour},
 		{"limits.session_expiry", c.Limits.SessionExpiry, time.Second, 365 * 24 * time.Hour},
 		{"limits.keep_alive", c.Limits.KeepAlive, 5 * time.Second, 65535 * time.Second},
@@ -463,27 +437,6 @@ func (c Config) checkLog() error {
 		return configError("log.format", "must be text or json")
 	}
 	return nil
-}
-
-// Warnings lists keys that are set but not used by this version.
-func (c Config) Warnings() []string {
-	var out []string
-	d := Defaults()
-	for _, w := range []struct {
-		key string
-		set bool
-	}{
-		{"server.acme_domain", c.Server.ACMEDomain != ""},
-		{"server.trusted_proxies", len(c.Server.TrustedProxies) > 0},
-		{"cluster", c.Cluster.Node != "" || c.Cluster.Listen != "" || len(c.Cluster.Routes) > 0},
-		{"token.skew", c.Token.Skew != d.Token.Skew},
-		{"auth", c.Auth.OIDCIssuer != "" || c.Auth.SessionLifetime != d.Auth.SessionLifetime},
-	} {
-		if w.set {
-			out = append(out, w.key+" is set, but its part does not exist yet")
-		}
-	}
-	return out
 }
 
 // absolute makes the data folder's path absolute.

@@ -90,6 +90,23 @@ var renamedKeys = map[string]string{
 	"limits.subject_kept_bytes": "limits.subject_offline_bytes",
 }
 
+// absentKeys is the keys of parts that are not in this version. They are refused, so that nobody believes that what they
+// ask for is in force. When a part is added, its keys move from here into [Config].
+var absentKeys = []string{
+	"server.public_mqtts", "server.console", "server.acme_domain", "server.trusted_proxies",
+	"cluster.node", "cluster.routes", "cluster.listen", "cluster.secret", "cluster.secret_file",
+	"token.skew",
+	"auth.oidc_issuer", "auth.oidc_client_id", "auth.oidc_client_secret", "auth.oidc_client_secret_file", "auth.session_lifetime",
+}
+
+// isAbsent reports whether key, which is not in [Config], is one of absentKeys or a section of such keys alone.
+func isAbsent(key string) bool {
+	return slices.ContainsFunc(absentKeys, func(k string) bool {
+		section, _, _ := strings.Cut(k, ".")
+		return key == k || key == section
+	})
+}
+
 func decode(file string, text []byte, c *Config) error {
 	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
 	err := d.Decode(c)
@@ -100,6 +117,14 @@ func decode(file string, text []byte, c *Config) error {
 		e := strict.Errors[0]
 		line, column := e.Position()
 		key := strings.Join(e.Key(), ".")
+		for path, at := range tomlpos.Locate(text) { // the decoder leaves out the section of an inline table
+			if at == [2]int{line, column} && strings.HasSuffix(path, "."+key) {
+				key = path
+			}
+		}
+		if isAbsent(key) {
+			return watchword.Refuse(watchword.ConfigInvalid, "%s:%d:%d: %s is not in this version: remove it", file, line, column, key)
+		}
 		hint := ""
 		if now := renamedKeys[key]; now != "" {
 			hint = fmt.Sprintf("; it was renamed to %s", now)
@@ -165,9 +190,19 @@ func eachKey(c *Config, see func(section, key string, v reflect.Value, secret bo
 	return nil
 }
 
+// variable returns the environment variable of a key as "server.https".
+func variable(key string) string {
+	return "WATCHWORD_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+}
+
 func overlayEnvironment(c *Config, env func(string) (string, bool)) error {
+	for _, key := range absentKeys {
+		if _, set := env(variable(key)); set {
+			return watchword.Refuse(watchword.ConfigInvalid, "%s: %s is not in this version: remove the variable", variable(key), key)
+		}
+	}
 	return eachKey(c, func(section, key string, v reflect.Value, _ bool) error {
-		name := "WATCHWORD_" + strings.ToUpper(section+"_"+key)
+		name := variable(section + "." + key)
 		text, ok := env(name)
 		if !ok {
 			return nil
@@ -216,8 +251,6 @@ func readSecrets(c *Config, env func(string) (string, bool)) error {
 		into      *string
 	}{
 		{"store.url_file", c.Store.URLFile, &c.Store.URL},
-		{"cluster.secret_file", c.Cluster.SecretFile, &c.Cluster.Secret},
-		{"auth.oidc_client_secret_file", c.Auth.OIDCClientSecretFile, &c.Auth.OIDCClientSecret},
 	} {
 		if s.file == "" {
 			continue

@@ -56,6 +56,7 @@ func TestWhatDoesNotHoldIsRefusedWithItsPlace(t *testing.T) {
 		{"a renamed key", "[limits]\nkept_bytes = 1048576\n", ":2:1: unknown key limits.kept_bytes; it was renamed to limits.offline_bytes"},
 		{"another renamed key", "[limits]\nsubject_kept_bytes = 65536\n", ":2:1: unknown key limits.subject_kept_bytes; it was renamed to limits.subject_offline_bytes"},
 		{"an unknown key", "[token]\nlifetme = \"5m\"\n", ":2:1: unknown key token.lifetme; did you mean token.lifetime?"},
+		{"an unknown key of an inline table", "token = { lifetme = \"5m\" }\n", ":1:11: unknown key token.lifetme; did you mean token.lifetime?"},
 		{"no TOML", "[token\n", ":1:"},
 		{"a wrong type", "[limits]\nconnections = \"many\"\n", ":2:15:"},
 		{"a duration that is none", "[token]\nlifetime = \"soon\"\n", ":2:12:"},
@@ -95,35 +96,59 @@ func TestWhatDoesNotHoldIsRefusedWithItsPlace(t *testing.T) {
 
 func TestSecretsComeFromPrivateFilesAndAreMasked(t *testing.T) {
 	dir := t.TempDir()
-	file := filepath.Join(dir, "oidc")
+	file := filepath.Join(dir, "store")
 	if err := os.WriteFile(file, []byte("hush\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, err := load(t, "[auth]\noidc_client_secret_file = \"oidc\"\n", map[string]string{"CREDENTIALS_DIRECTORY": dir})
-	if err != nil || c.Auth.OIDCClientSecret != "hush" {
-		t.Fatalf("got %q, %v", c.Auth.OIDCClientSecret, err)
+	// Check refuses the value, since it names no store of this version; it was read from the file nevertheless.
+	c, err := load(t, "[store]\nurl_file = \"store\"\n", map[string]string{"CREDENTIALS_DIRECTORY": dir})
+	if watchword.CodeOf(err) != watchword.ConfigInvalid || strings.Contains(err.Error(), "hush") || c.Store.URL != "hush" {
+		t.Fatalf("got %q, %v", c.Store.URL, err)
 	}
 	text, err := c.Print()
 	if err != nil || strings.Contains(string(text), "hush") || !strings.Contains(string(text), "[secret]") {
 		t.Errorf("printed: %s %v", text, err)
 	}
-	if c.Auth.OIDCClientSecret != "hush" {
+	if c.Store.URL != "hush" {
 		t.Error("printing masked the configuration itself")
 	}
 	if err := os.Chmod(file, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := load(t, "[auth]\noidc_client_secret_file = \""+file+"\"\n", nil); watchword.CodeOf(err) != watchword.KeyExposed {
+	if _, err := load(t, "[store]\nurl_file = \""+file+"\"\n", nil); watchword.CodeOf(err) != watchword.KeyExposed {
 		t.Errorf("a secret that others can read: %v", err)
 	}
 }
 
-func TestUnusedConfigurationWarns(t *testing.T) {
-	c, err := load(t, "[cluster]\nnode = \"a\"\n[token]\nskew = \"30s\"\n", nil)
-	if err != nil || len(c.Warnings()) != 2 {
-		t.Errorf("got %v, %v", c.Warnings(), err)
+// A key whose part is not in this version ends the start, in whatever form it is written and even with its default value:
+// nobody may believe that it is in force.
+func TestKeysOfAbsentPartsAreRefused(t *testing.T) {
+	keys := []string{
+		"server.public_mqtts", "server.console", "server.acme_domain", "server.trusted_proxies",
+		"cluster.node", "cluster.routes", "cluster.listen", "cluster.secret", "cluster.secret_file",
+		"token.skew",
+		"auth.oidc_issuer", "auth.oidc_client_id", "auth.oidc_client_secret", "auth.oidc_client_secret_file", "auth.session_lifetime",
 	}
-	if w := server.Defaults().Warnings(); len(w) != 0 {
-		t.Errorf("the defaults warn: %v", w)
+	for _, key := range keys {
+		section, name, _ := strings.Cut(key, ".")
+		for _, text := range []string{"[" + section + "]\n" + name + " = \"60s\"\n", key + " = \"60s\"\n", section + " = { " + name + " = [] }\n"} {
+			_, err := load(t, text, nil)
+			if watchword.CodeOf(err) != watchword.ConfigInvalid || !strings.Contains(err.Error(), " is not in this version") || !strings.Contains(err.Error(), section) {
+				t.Errorf("%q: got %v", text, err)
+			}
+		}
+		variable := "WATCHWORD_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+		for _, value := range []string{"60s", ""} {
+			_, err := load(t, "", map[string]string{variable: value})
+			if watchword.CodeOf(err) != watchword.ConfigInvalid || !strings.Contains(err.Error(), key+" is not in this version") {
+				t.Errorf("%s=%q: got %v", variable, value, err)
+			}
+		}
+	}
+	if _, err := load(t, "[cluster]\n", nil); err == nil || !strings.Contains(err.Error(), ":1:2: cluster is not in this version") {
+		t.Errorf("an empty section: got %v", err)
+	}
+	if _, err := load(t, "[token]\nskev = \"60s\"\n", nil); err == nil || strings.Contains(err.Error(), "not in this version") {
+		t.Errorf("an unknown key beside them: got %v", err)
 	}
 }

@@ -135,8 +135,8 @@ func TestNoConfigurationIsBelievedFromOthers(t *testing.T) {
 		must(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
-	secret := write("secret", "hush")
-	file := write("watchword.toml", "[auth]\noidc_client_secret_file = \""+secret+"\"\n")
+	secret := write("secret", "sqlite")
+	file := write("watchword.toml", "[store]\nurl_file = \""+secret+"\"\n")
 	for _, usual := range []bool{false, true} {
 		load := func() error {
 			src := server.Source{File: file, Data: dir, Env: func(string) (string, bool) { return "", false }}

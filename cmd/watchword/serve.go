@@ -31,9 +31,6 @@ func (a *app) serveCommand() *cobra.Command {
 		}
 		log := a.logger(cfg.Log)
 		slog.SetDefault(log)
-		for _, w := range cfg.Warnings() {
-			log.Warn("configuration", slog.String("warning", w))
-		}
 		s, err := server.New(c.Context(), cfg, server.Options{Log: log, Version: version()})
 		if err != nil {
 			return err
