@@ -22,8 +22,9 @@ const ReceiptCost = 1
 // The same receipt again changes nothing and is not an error. b is what the device's right to hand it in
 // was decided on: run it in [session.Session.Act]. trace is the request's.
 //
-// Codes: those of [token.VerifyReceipt]; receipt_invalid where it fits nothing
-// that was handed over; conflict where the command was settled otherwise.
+// Codes: receipt_invalid where the receipt does not verify or matches nothing that was delivered, so
+// that its fault is not taken for one of the caller's token; too_large; conflict where the command was
+// settled otherwise.
 func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, b watchword.AuthorityVersions, raw, trace string) (Row, error) {
 	now := svc.opts.Now()
 	who, err := svc.directory.Principal(ctx, t, device)
@@ -35,8 +36,11 @@ func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, devi
 		return Row{}, err
 	}
 	r, key, err := token.VerifyReceipt(raw, keys, device, svc.opts.Issuer)
-	if err != nil {
+	switch code := watchword.CodeOf(err); {
+	case code == watchword.TooLarge:
 		return Row{}, err
+	case err != nil:
+		return Row{}, watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt is not valid: %s", code)
 	}
 	if err := svc.checkRetiredKey(ctx, who.Subject, key, r); err != nil {
 		return Row{}, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -38,6 +39,7 @@ func TestApplyReceipt(t *testing.T) {
 		edit   func(r *token.Receipt)
 		by     func(s *setup) *jose.Signer
 		code   watchword.Code
+		why    watchword.Code // of the verification that failed
 		state  watchword.CommandState
 	}{
 		"done":             {status: watchword.StatusDone, state: watchword.Done},
@@ -46,15 +48,15 @@ func TestApplyReceipt(t *testing.T) {
 		"failed":           {status: watchword.StatusFailed, state: watchword.Failed},
 		"interrupted":      {status: watchword.StatusInterrupted, state: watchword.Interrupted},
 		"a conflict":       {status: watchword.StatusConflict, state: watchword.Failed},
-		"another status":   {status: "well", code: watchword.TokenMalformed, state: watchword.Sent},
+		"another status":   {status: "well", code: watchword.ReceiptInvalid, why: watchword.TokenMalformed, state: watchword.Sent},
 		"another epoch":    {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Epoch = 2 }, code: watchword.ReceiptInvalid, state: watchword.Sent},
 		"another number":   {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Seq++ }, code: watchword.ReceiptInvalid, state: watchword.Sent},
 		"another command":  {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Command = "cmd_other" }, code: watchword.ReceiptInvalid, state: watchword.Sent},
 		"another version":  {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Hash = jose.HashString("x") }, code: watchword.ReceiptInvalid, state: watchword.Sent},
-		"another device":   {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Device = "lamp-2" }, code: watchword.IssuerMismatch, state: watchword.Sent},
-		"another issuer":   {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Issuer = "https://other.example" }, code: watchword.AudienceMismatch, state: watchword.Sent},
-		"a stranger's key": {status: watchword.StatusDone, by: func(s *setup) *jose.Signer { return signer(s.t, jose.P256) }, code: watchword.KeyUnknown, state: watchword.Sent},
-		"the orderer's":    {status: watchword.StatusDone, by: func(s *setup) *jose.Signer { return s.signs["alice"] }, code: watchword.KeyUnknown, state: watchword.Sent},
+		"another device":   {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Device = "lamp-2" }, code: watchword.ReceiptInvalid, why: watchword.IssuerMismatch, state: watchword.Sent},
+		"another issuer":   {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Issuer = "https://other.example" }, code: watchword.ReceiptInvalid, why: watchword.AudienceMismatch, state: watchword.Sent},
+		"a stranger's key": {status: watchword.StatusDone, by: func(s *setup) *jose.Signer { return signer(s.t, jose.P256) }, code: watchword.ReceiptInvalid, why: watchword.KeyUnknown, state: watchword.Sent},
+		"the orderer's":    {status: watchword.StatusDone, by: func(s *setup) *jose.Signer { return s.signs["alice"] }, code: watchword.ReceiptInvalid, why: watchword.KeyUnknown, state: watchword.Sent},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := s.handed("")
@@ -70,7 +72,7 @@ func TestApplyReceipt(t *testing.T) {
 				edit = func(*token.Receipt) {}
 			}
 			raw := ""
-			if c.code == watchword.TokenMalformed { // none that our own signs
+			if c.why == watchword.TokenMalformed { // none that our own signs
 				var err error
 				raw, err = by.Sign(token.TypReceipt, fmt.Appendf(nil, `{"iss":"lamp-1","aud":%q,"jti":"j","iat":1,"epoch":1,"seq":%s,"cid":%q,"ch":%q,"st":%q}`,
 					issuer, seq, u.Command.ID, jose.HashString(u.jws), c.status))
@@ -80,6 +82,9 @@ func TestApplyReceipt(t *testing.T) {
 			}
 			row, err := s.ApplyReceipt(t.Context(), tenant, "lamp-1", watchword.AuthorityVersions{Local: true}, raw, "trace")
 			wantCode(t, "the receipt", err, c.code)
+			if e, ok := err.(*watchword.Error); c.why != "" && (!ok || e.Detail != "the receipt is not valid: "+string(c.why)) {
+				t.Errorf("got %v, want it to say %s", err, c.why)
+			}
 			if got := s.state(u.Command.ID); got != c.state {
 				t.Errorf("it is %s, want %s", got, c.state)
 			}
@@ -164,7 +169,7 @@ func TestReceiptsUnderARevokedKey(t *testing.T) {
 	must(t, err)
 	s.changed("lamp-1")
 	_, err = s.ApplyReceipt(t.Context(), tenant, "lamp-1", watchword.AuthorityVersions{Local: true}, s.receipt(s.signs["lamp-1"], u, watchword.StatusDone), "")
-	wantCode(t, "a revoked device", err, watchword.KeyUnknown)
+	wantCode(t, "a revoked device", err, watchword.ReceiptInvalid)
 }
 
 // storeHooks runs something between what the store did and what the service makes of it.
@@ -487,4 +492,10 @@ func TestClosedDeliveriesAndWaitersReleaseMemory(t *testing.T) {
 	if watched, deliveries, covers := s.Remaining(); watched != 0 || deliveries != 0 || covers != 0 {
 		t.Errorf("%d commands are watched, %d devices have lines, %d wait for a checkpoint, after all have gone", watched, deliveries, covers)
 	}
+}
+
+func TestAReceiptTooLargeIsRefusedAsSuch(t *testing.T) {
+	s := newSetup(t, options{})
+	_, err := s.ApplyReceipt(t.Context(), tenant, "lamp-1", watchword.AuthorityVersions{Local: true}, strings.Repeat("x", watchword.MaxDocument+1), "")
+	wantCode(t, "a receipt over the limit", err, watchword.TooLarge)
 }

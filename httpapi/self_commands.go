@@ -59,21 +59,12 @@ func (a *API) selfCommandRoutes() {
 			}
 			row, err := a.Commands.ApplyReceipt(ctx, c.Tenant(), c.Subject(), c.Versions(), in.Body.Receipt, c.actor.Trace)
 			if err != nil {
-				return nil, receiptError(err)
+				return nil, err
 			}
 			out := &receiptOut{}
 			out.Body.Command, out.Body.State = row.ID, row.State
 			return out, nil
 		})
-}
-
-// receiptError converts errors of a receipt's verification to receipt_invalid, so that they are not
-// taken for errors of the caller's token.
-func receiptError(err error) error {
-	if statusOf[watchword.CodeOf(err)] == http.StatusUnauthorized {
-		return watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt is not valid: %s", watchword.CodeOf(err))
-	}
-	return err
 }
 
 // mayReceiveCommands returns the check that a device may receive its commands.

@@ -9,7 +9,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/lockrank"
@@ -155,15 +154,10 @@ func (st *sessionState) takeReceipt(ctx context.Context, sys systemTopic, m *mes
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a receipt may have at most 32 KiB")
 	}
-	err := st.actAs(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
+	return st.actAs(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
 		_, err := st.broker.deps.Commands.ApplyReceipt(ctx, st.tenant.id, sys.device, a.Versions(), string(m.payload), by.trace())
 		return err
 	})
-	if code := codeOf(err); code != watchword.ReceiptInvalid && audit.ShouldRecord(audit.RequestRefuse, code, true) {
-		// The credentials are valid, the receipt is not.
-		return watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt is not valid: %s", watchword.CodeOf(err))
-	}
-	return err
 }
 
 // isCommandsFilter reports whether filter is the commands topic of this client.
