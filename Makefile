@@ -7,7 +7,7 @@ GO   ?= go
 TOOL  = $(GO) tool -modfile=tools/go.mod
 FUZZ ?= 30s
 
-.PHONY: build cross test test-386 deps fmt lint bench fuzz mutate
+.PHONY: build cross test test-386 deps fmt deadcode lint bench fuzz mutate
 build:
 	$(GO) build -o bin/watchword ./cmd/watchword
 
@@ -21,7 +21,7 @@ cross:
 test-386:
 	test "$$($(GO) env GOHOSTARCH)" != amd64 || CGO_ENABLED=0 GOARCH=386 $(GO) test ./api ./audit/... ./authn ./bus ./internal/... ./jose ./mqtt/packet ./policy ./registry ./sdk/verify ./session ./token ./twin
 
-test: deps fmt
+test: deps fmt deadcode
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
 	$(GO) test ./bench
@@ -33,6 +33,13 @@ test: deps fmt
 
 fmt:
 	@bad=$$($(TOOL) gofumpt -l .); test -z "$$bad" || { echo "not gofumpt'ed:"; echo "$$bad"; exit 1; }
+
+# Functions that no program and no test reaches, other than those of tools/deadcode.txt: examples without output, which
+# are compiled only. With the tag of the race detector, under which the order of locks is checked.
+deadcode:
+	@all=$$($(TOOL) deadcode -tags race -test -f '{{$$p := .Path}}{{range .Funcs}}{{$$p}}.{{.Name}}{{println}}{{end}}' ./...) || exit 1; \
+	found=$$(printf '%s\n' "$$all" | grep -v '^$$' | grep -vxFf tools/deadcode.txt); \
+	test -z "$$found" || { echo "not reached from any program or test; delete it, or state it in tools/deadcode.txt:"; echo "$$found"; exit 1; }
 
 # The outside programs that tests use, from Debian's packages and npm, where they are missing; and libraries of others
 # in a program and a module of their own (docs/decisions/0025-modules.md).
