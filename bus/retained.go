@@ -46,7 +46,7 @@ func (b *Bus) OwnersGone() <-chan struct{} { return b.retained.gone }
 // ToBeWritten counts memory that a topic takes in the account of a subject ("": of the server) until its retained
 // message is written; n below zero gives it back.
 func (t *Tenant) ToBeWritten(subject watchword.SubjectID, topic string, written bool) {
-	by, n := accountOf(t.id, subject), pendingBytes+int64(len(topic))
+	by, n := quota.KeyOf(t.id, subject), pendingBytes+int64(len(topic))
 	if written {
 		t.bus.retained.bytes.Release(by, n)
 	} else {
@@ -56,14 +56,6 @@ func (t *Tenant) ToBeWritten(subject watchword.SubjectID, topic string, written 
 
 // pendingBytes is what a topic whose retained message is to be written takes beside its name.
 const pendingBytes = 128
-
-// accountOf returns the account of a subject; "" is the server's.
-func accountOf(t watchword.TenantID, id watchword.SubjectID) quota.Key {
-	if id == "" {
-		return quota.Key{}
-	}
-	return quota.Key{Tenant: t, Subject: id}
-}
 
 // Retained is one retained message (MQTT 5.0 §3.3.1.3) as it is in memory: encoded by its transport, as a store has it
 // too, with what is looked at without decoding it. A topic of many levels takes no more than its bytes.
@@ -133,7 +125,7 @@ func (r *RetainedStore) set(name string, now *Retained, who Owner) (undo func(),
 	old := r.records.find(topic)
 	if old == nil && now == nil {
 		// It is written all the same: an earlier removal may not be committed yet.
-		by, n := accountOf(r.tenant, who.Subject), pendingBytes+int64(len(topic))
+		by, n := quota.KeyOf(r.tenant, who.Subject), pendingBytes+int64(len(topic))
 		if err := r.quota.bytes.Reserve(by, n); err != nil {
 			return nil, err
 		}
@@ -213,7 +205,7 @@ func (r *RetainedStore) accountOf(x *Retained) quota.Key {
 	if x == nil {
 		return quota.Key{}
 	}
-	return accountOf(r.tenant, x.owner.whose().Subject)
+	return quota.KeyOf(r.tenant, x.owner.whose().Subject)
 }
 
 // replace replaces old by now, either of which may be nil, and releases old's owner. mu is held.

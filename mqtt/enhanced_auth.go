@@ -9,7 +9,6 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/mqtt/packet"
-	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -21,9 +20,6 @@ const (
 	exporterLabel  = "EXPORTER-ACE-MQTT-Sign-Challenge"
 	challengeBytes = 8
 )
-
-// filterMatches is [policy.Match].
-func filterMatches(filter, topic string) bool { return policy.Match(filter, topic) }
 
 // challenge is an authentication exchange that waits for the client's answer.
 type challenge struct {

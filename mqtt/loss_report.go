@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/watchword-iot/watchword/mqttstore"
+	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -38,7 +39,7 @@ func (l *losses) add(filter string, seq int64) {
 
 // cover reports whether a message of the backlog may have come by a subscription that was lost since.
 func (l *losses) cover(topic string, seq int64) bool {
-	return slices.ContainsFunc(l.lost, func(x mqttstore.LostFilter) bool { return seq <= x.Seq && filterMatches(x.Filter, topic) })
+	return slices.ContainsFunc(l.lost, func(x mqttstore.LostFilter) bool { return seq <= x.Seq && policy.Match(x.Filter, topic) })
 }
 
 // untold returns the lost subscriptions that the client was not told of. One whose filter it subscribed to

@@ -8,7 +8,6 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/lockrank"
-	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/mqttstore"
 	"github.com/watchword-iot/watchword/session"
 )
@@ -25,14 +24,6 @@ type retainedKey struct {
 func (k retainedKey) row() mqttstore.Retained {
 	encoded, expires, owner := k.tenant.bus.Retained.Row(k.topic)
 	return mqttstore.Retained{Tenant: k.tenant.id, Topic: k.topic, Packet: encoded, Expires: unixNano(expires), Subject: owner.Subject, Incarnation: owner.Incarnation}
-}
-
-// accountOf returns the account of a subject; "" is the server's.
-func accountOf(t watchword.TenantID, id watchword.SubjectID) quota.Key {
-	if id == "" {
-		return quota.Key{}
-	}
-	return quota.Key{Tenant: t, Subject: id}
 }
 
 // retain is what is to be retained of m, which the session publishes: nothing where its payload is empty, which removes

@@ -115,7 +115,7 @@ func (st *sessionState) queuedSize() int64 {
 	return int64(st.queuedBytes) + int64(len(st.queue)-st.head)*queueItemBytes
 }
 
-func (st *sessionState) account() quota.Key { return accountOf(st.tenant.id, st.owner.subject) }
+func (st *sessionState) account() quota.Key { return quota.KeyOf(st.tenant.id, st.owner.subject) }
 
 // bytes returns the memory of a subscription without tree levels. Its filter is rounded up, as the
 // allocator does.

@@ -311,7 +311,7 @@ func (st *sessionState) fetchRedistributions(page []redistribution) {
 // committed.
 func (st *sessionState) redistributeOne(w *workBatch, rd redistribution, online bool) bool {
 	res := bus.Result{Redelivered: true}
-	if rd.message == nil || !filterMatches(rd.group.treeEntry.Filter, rd.message.topic) {
+	if rd.message == nil || !policy.Match(rd.group.treeEntry.Filter, rd.message.topic) {
 		switch {
 		case rd.writeFailed:
 			st.redistributed(rd.entry)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -150,7 +151,7 @@ func (st *sessionState) stillSubscribed(it *queuedMessage) bool {
 		return false
 	}
 	for _, s := range st.subs {
-		if filterMatches(s.Filter, it.message.topic) {
+		if policy.Match(s.Filter, it.message.topic) {
 			it.subscription = s
 			return true
 		}

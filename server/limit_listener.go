@@ -79,8 +79,11 @@ func (c *limitedConn) Close() error {
 func (c *limitedConn) Below() net.Conn { return c.Conn }
 
 // CloseWrite closes the writing side.
-func (c *limitedConn) CloseWrite() error {
-	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+func (c *limitedConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+// closeWrite closes the writing side of c, if it can be closed alone.
+func closeWrite(c net.Conn) error {
+	if w, ok := c.(interface{ CloseWrite() error }); ok {
 		return w.CloseWrite()
 	}
 	return nil

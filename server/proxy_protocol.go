@@ -178,9 +178,4 @@ func (c *proxiedConn) RemoteAddr() net.Addr { return c.client }
 func (c *proxiedConn) Below() net.Conn { return c.Conn }
 
 // CloseWrite closes the writing side.
-func (c *proxiedConn) CloseWrite() error {
-	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return w.CloseWrite()
-	}
-	return nil
-}
+func (c *proxiedConn) CloseWrite() error { return closeWrite(c.Conn) }

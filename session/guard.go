@@ -142,15 +142,16 @@ func (g *Guard) Open(ctx context.Context, p Credentials, o Options) (*Session, e
 // consume or replace something first. It has no authority and calls no callback until
 // [Session.Start]; [Session.Close] gives it up. Codes: busy, unavailable.
 func (g *Guard) Reserve(p Credentials, o Options) (*Session, error) {
-	now := g.now()
-	s := &Session{
-		guard: g, id: watchword.SessionID(watchword.NewID("ses_", now)), opened: now, options: o,
-		credentials: p,
-	}
+	s := g.newSession(p, o)
 	if err := g.add(s); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+func (g *Guard) newSession(p Credentials, o Options) *Session {
+	now := g.now()
+	return &Session{guard: g, id: watchword.SessionID(watchword.NewID("ses_", now)), opened: now, options: o, credentials: p}
 }
 
 // OpenOffline opens a session for state that outlives a connection: an MQTT persistent session, or
@@ -162,10 +163,9 @@ func (g *Guard) Reserve(p Credentials, o Options) (*Session, error) {
 // incarnation), issuer_revoked, proof_required, unavailable. It ends by [Session.Close]. It appears
 // in no list and counts against no limit: its transport has its own.
 func (g *Guard) OpenOffline(ctx context.Context, p Credentials, o Options) *Session {
-	now := g.now()
 	p.offline = true
-	s := &Session{guard: g, opened: now, options: o, credentials: p, offline: true}
-	s.id = watchword.SessionID(watchword.NewID("ses_", now))
+	s := g.newSession(p, o)
+	s.offline = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g.mu.Lock()

@@ -103,9 +103,7 @@ func (s *Session) Done() <-chan struct{} {
 	if s.done == nil {
 		s.done = make(chan struct{})
 		if s.ended.Load() {
-			if s.done != nil {
-				close(s.done)
-			}
+			close(s.done)
 		}
 	}
 	return s.done

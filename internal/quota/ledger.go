@@ -20,6 +20,14 @@ type Key struct {
 	Subject watchword.SubjectID
 }
 
+// KeyOf returns the account of a subject; for an empty id that of the server, the zero Key.
+func KeyOf(t watchword.TenantID, id watchword.SubjectID) Key {
+	if id == "" {
+		return Key{}
+	}
+	return Key{Tenant: t, Subject: id}
+}
+
 // Bound is a limit in the ledger's unit, and the configuration key that sets it. A Max of 0 means
 // no limit.
 type Bound struct {
