@@ -243,3 +243,11 @@ func CodeOf(err error) Code {
 	}
 	return Internal
 }
+
+// DetailOf returns the detail of an error of this package, without its code; the text of any other.
+func DetailOf(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Detail
+	}
+	return err.Error()
+}

@@ -87,3 +87,14 @@ func TestACauseIsPrintedOnce(t *testing.T) {
 		}
 	}
 }
+
+func TestDetailOf(t *testing.T) {
+	for want, err := range map[string]error{
+		"the reason": watchword.Refuse(watchword.Denied, "the %s", "reason"),
+		"the cause":  errors.New("the cause"),
+	} {
+		if got := watchword.DetailOf(err); got != want {
+			t.Errorf("the detail of %v is %q, want %q", err, got, want)
+		}
+	}
+}

@@ -235,18 +235,10 @@ func (p *parser) filters(path string, table map[string]any, key string, check fu
 			err = check(filled)
 		}
 		if err != nil {
-			p.mistake(at, "%s", detail(err))
+			p.mistake(at, "%s", watchword.DetailOf(err))
 		}
 	}
 	return list
-}
-
-// detail returns an error's text without its code.
-func detail(err error) string {
-	if e, ok := errors.AsType[*watchword.Error](err); ok {
-		return e.Detail
-	}
-	return err.Error()
 }
 
 func (p *parser) target(path string, table map[string]any, r *rule) {
@@ -327,7 +319,7 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 				panic(err) // true and false are valid schemas
 			}
 		case errors.Is(err, schema.ErrBounds):
-			p.mistake(tomlpos.Below(path, name), "the bound of %q is not taken: %s", name, detail(err))
+			p.mistake(tomlpos.Below(path, name), "the bound of %q is not taken: %s", name, watchword.DetailOf(err))
 			continue
 		default:
 			p.mistake(tomlpos.Below(path, name), "the bound of %q is no JSON Schema", name)
@@ -360,7 +352,7 @@ func (p *parser) labels(path string, v any, template bool) watchword.Labels {
 		if template && ok {
 			var err error
 			if filled, err = expand(s, func(string) (string, bool) { return "x", true }); err != nil {
-				p.mistake(tomlpos.Below(path, k), "%s", detail(err))
+				p.mistake(tomlpos.Below(path, k), "%s", watchword.DetailOf(err))
 				continue
 			}
 		}

@@ -3,7 +3,6 @@
 package durable
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -88,7 +87,7 @@ func split(path string) (names []string) {
 // checkAncestor checks a folder on the path.
 func checkAncestor(dir, path string, info fs.FileInfo, forbidden fs.FileMode) error {
 	if err := checkOwner(dir, info); err != nil {
-		return watchword.Wrap(err, watchword.FileUntrusted, "%s lies below a folder of another user, who could put another in its place; take one that lies elsewhere, or: %s", path, refusalDetail(err))
+		return watchword.Wrap(err, watchword.FileUntrusted, "%s lies below a folder of another user, who could put another in its place; take one that lies elsewhere, or: %s", path, watchword.DetailOf(err))
 	}
 	if mode := info.Mode(); mode.Perm()&forbidden&^ownGroup(info) != 0 && mode&fs.ModeSticky == 0 {
 		return watchword.Refuse(watchword.FileUntrusted, "the folder %s can be written by others (mode %04o), who could put another in the place of %s; run chmod go-w %s", dir, mode.Perm(), path, shellWord(dir))
@@ -111,14 +110,6 @@ func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
 		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if somebody may have read it", path, mode, shellWord(path))
 	}
 	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o); look whether it is still what it should be, and run chmod go-w %s", path, mode, shellWord(path))
-}
-
-// refusalDetail returns the text of a refusal without its code.
-func refusalDetail(err error) string {
-	if e, ok := errors.AsType[*watchword.Error](err); ok {
-		return e.Detail
-	}
-	return err.Error()
 }
 
 // ownGroup returns the group permission bit to ignore where the group is the user's own, with the

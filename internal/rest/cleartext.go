@@ -7,8 +7,8 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// loopback reports whether host is "localhost" or a loopback address.
-func loopback(host string) bool {
+// IsLoopback reports whether host is "localhost" or a loopback address.
+func IsLoopback(host string) bool {
 	a, err := netip.ParseAddr(host)
 	return err == nil && a.IsLoopback() || host == "localhost"
 }
@@ -17,7 +17,7 @@ func loopback(host string) bool {
 // token, code or assertion in it. Requests of [NewUnauthenticated] without secrets may use plain
 // HTTP. It is called with the request as it will be sent. Code: bad_request.
 func (c *Client) checkCleartext(req *http.Request, body []byte) error {
-	if req.URL.Scheme == "https" || loopback(req.URL.Hostname()) {
+	if req.URL.Scheme == "https" || IsLoopback(req.URL.Hostname()) {
 		return nil
 	}
 	secret := len(body) > 0 || req.URL.User != nil || c.tokens != nil

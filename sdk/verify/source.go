@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -44,12 +43,7 @@ func (s *keySource) allows(u *url.URL) bool {
 	if u.Host == "" || u.User != nil || u.Opaque != "" {
 		return false
 	}
-	return u.Scheme == "https" || u.Scheme == "http" && s.loopback && loopback(u.Hostname())
-}
-
-func loopback(host string) bool {
-	a, err := netip.ParseAddr(host)
-	return err == nil && a.IsLoopback() || host == "localhost"
+	return u.Scheme == "https" || u.Scheme == "http" && s.loopback && rest.IsLoopback(u.Hostname())
 }
 
 // fetch returns the keys that the issuer publishes now. Codes: unavailable,
