@@ -266,13 +266,31 @@ func isLogged(code watchword.Code) bool {
 }
 
 func hasLogLine(text, trace string, code watchword.Code, detail string) bool {
-	said := strconv.Quote(detail) // as the log escapes it
+	said := strconv.Quote(oauthText(detail)) // as the log escapes it
 	for line := range strings.Lines(text) {
+		if !strings.Contains(line, trace) {
+			continue
+		}
+		line = oauthText(strings.ReplaceAll(line, `\"`, "'"))
 		if strings.Contains(line, "trace="+trace) && strings.Contains(line, "code="+string(code)+" ") && strings.Contains(line, said[1:len(said)-1]) {
 			return true
 		}
 	}
 	return false
+}
+
+// oauthText replaces double quotation marks and what is not printable ASCII, which error_description cannot contain
+// (RFC 6749 §5.2), as the token endpoint does.
+func oauthText(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '"':
+			return '\''
+		case r < 0x20 || r > 0x7e:
+			return '?'
+		}
+		return r
+	}, text)
 }
 
 // recorded waits until as many refusals as were seen of each trace and code are on

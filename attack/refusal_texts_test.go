@@ -54,7 +54,7 @@ func (ep *endpointFixture) wantSameTexts(t *testing.T, d endpoint, shown []matri
 				if d.typ == token.TypDPoP && kind != "DPoP proof" {
 					continue // the header does not say what it is
 				}
-				if !said[refusalText{c.seen.code, c.seen.detail()}] {
+				if !said[refusalText{c.seen.code, oauthText(c.seen.detail())}] {
 					t.Errorf("%s: the door says %q, %q; token inspect %v", c.name, c.seen.code, c.seen.detail(), said)
 				}
 			}
@@ -121,7 +121,7 @@ func (ep *endpointFixture) inspect(t *testing.T, bin, raw string) (said map[refu
 	said = map[refusalText]bool{}
 	for _, v := range p.Checks {
 		if v.Check == "refusal" {
-			said[refusalText{v.Code, v.Detail}] = true
+			said[refusalText{v.Code, oauthText(v.Detail)}] = true
 		}
 	}
 	return said, p.Kind
