@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"testing"
 
@@ -19,10 +20,14 @@ func TestASecretIsNotPrinted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for form, got := range map[string]string{
-		"%v": fmt.Sprintf("%v", secret), "%s": fmt.Sprintf("%s", secret), "%q": fmt.Sprintf("%q", secret), "%#v": fmt.Sprintf("%#v", secret),
+	verbs := map[string]string{}
+	for _, verb := range []string{"%v", "%s", "%q", "%#v"} {
+		verbs[verb] = fmt.Sprintf(verb, secret)
+	}
+	maps.Copy(verbs, map[string]string{
 		"%+v of a struct": fmt.Sprintf("%+v", in), "%#v of a struct": fmt.Sprintf("%#v", in), "JSON": string(encoded), "slog": logged.String(),
-	} {
+	})
+	for form, got := range verbs {
 		if strings.Contains(got, string(secret)) || !strings.Contains(got, "[secret]") {
 			t.Errorf("%s gives %s", form, got)
 		}
