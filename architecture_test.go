@@ -1,6 +1,7 @@
 package watchword_test
 
 import (
+	"cmp"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -309,4 +310,34 @@ func (a architecture) mistakes(text string) (out []string) {
 		wrong("%d tasks with %d answers, want ten of each", q, n)
 	}
 	return out
+}
+
+// docs/renamed-names.md translates old names of the code; each new one exists.
+func TestRenamedNamesExist(t *testing.T) {
+	doc, err := os.ReadFile("docs/renamed-names.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	symbols := readArchitecture(t).symbols
+	heading := regexp.MustCompile(`^## ([a-z/]+)(?:, now ([a-z/]+))?$`)
+	row := regexp.MustCompile(`^\| ([A-Za-z0-9.]+) \| ([A-Za-z0-9.]+) \|$`)
+	folder, rows := "", 0
+	for line := range strings.Lines(string(doc)) {
+		line = strings.TrimSpace(line)
+		if m := heading.FindStringSubmatch(line); m != nil {
+			folder = cmp.Or(m[2], m[1])
+			continue
+		}
+		m := row.FindStringSubmatch(line)
+		if m == nil || m[1] == "old" {
+			continue
+		}
+		rows++
+		if len(symbols[folder+"."+m[2]]) == 0 {
+			t.Errorf("%s has no %s, which %s is said to be now", folder, m[2], m[1])
+		}
+	}
+	if rows < 300 {
+		t.Errorf("%d names: the test reads too few", rows)
+	}
 }

@@ -24,10 +24,10 @@ import (
 // persistentClient is one client with a session that lasts, and its own side of it (MQTT 5.0 §4.1):
 // what it has not heard the end of it says again over the next connection.
 type persistentClient struct {
-	t       testing.TB
-	id      string
-	address string
-	papers  func() string
+	t        testing.TB
+	id       string
+	address  string
+	password func() string
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -47,7 +47,7 @@ type inflightPublish struct {
 }
 
 func newPeer(t testing.TB, id, address string, credentials func() string) *persistentClient {
-	p := &persistentClient{t: t, id: id, address: address, papers: credentials, held: map[uint16]bool{}}
+	p := &persistentClient{t: t, id: id, address: address, password: credentials, held: map[uint16]bool{}}
 	p.changed = sync.NewCond(&p.mu)
 	return p
 }
@@ -75,7 +75,7 @@ func (p *persistentClient) connect(ctx context.Context, first bool, filters []st
 	}
 	defer nc.Close()
 	defer context.AfterFunc(ctx, func() { _ = nc.Close() })()
-	c := &packet.Connect{Version: packet.V5, ClientID: p.id, Username: "jwt", HasUser: true, HasPass: true, Password: []byte(p.papers())}
+	c := &packet.Connect{Version: packet.V5, ClientID: p.id, Username: "jwt", HasUser: true, HasPass: true, Password: []byte(p.password())}
 	c.Properties.SetNumber(packet.SessionExpiryInterval, 3600)
 	b := packet.Append(nil, c, packet.V5)
 	if first && len(filters) > 0 {

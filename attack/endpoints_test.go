@@ -27,14 +27,14 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// What a door says that is no code.
+// What an endpoint says that is no code.
 const (
 	accepted watchword.Code = "taken"
 	inactive watchword.Code = "inactive" // of introspection
 	nothing  watchword.Code = "nothing"  // of revocation: no error, and nothing happened
 )
 
-// observed is what a door said to one paper.
+// observed is what an endpoint said to one credential.
 type observed struct {
 	code  watchword.Code // taken, or the code of the refusal
 	text  string         // the words that came with it
@@ -58,7 +58,7 @@ func (s observed) detail() string {
 	return strings.TrimPrefix(strings.TrimPrefix(s.text, string(s.code)), ": ")
 }
 
-// endpoint is one place that takes papers of one kind.
+// endpoint is one place that takes credentials of one kind.
 type endpoint struct {
 	name        string
 	typ         string
@@ -67,13 +67,13 @@ type endpoint struct {
 	keyInHeader bool         // the key stands in the header
 	max         int          // bytes; 0 means those of a token
 	refusalCode watchword.Code
-	unlogged    bool                  // it refuses without a word in the log: nothing was asked for with the paper
+	unlogged    bool                  // it refuses without a word in the log: nothing was asked for with the credential
 	leeway      time.Duration         // how long after exp it counts
-	claims      func() map[string]any // of a fresh good paper
+	claims      func() map[string]any // of a fresh good credential
 	present     func(raw string) observed
 }
 
-// sign signs claims as the door wants them, as another kind if typ is one.
+// sign signs claims as the endpoint wants them, as another kind if typ is one.
 func (d endpoint) sign(t testing.TB, typ string, c map[string]any) string {
 	t.Helper()
 	b, err := json.Marshal(c)
@@ -81,7 +81,7 @@ func (d endpoint) sign(t testing.TB, typ string, c map[string]any) string {
 	return d.forge(t, d.header(typ, d.key), string(b))
 }
 
-// header is the header of a good paper, but for its typ.
+// header is the header of a good credential, but for its typ.
 func (d endpoint) header(typ string, s *jose.Signer) string {
 	m := map[string]any{"alg": s.Public().Alg()}
 	if typ != "" {
@@ -96,7 +96,7 @@ func (d endpoint) header(typ string, s *jose.Signer) string {
 	return string(b)
 }
 
-// forge signs whatever header and payload, with the door's keys: the signature holds.
+// forge signs whatever header and payload, with the endpoint's keys: the signature holds.
 func (d endpoint) forge(t testing.TB, head, payload string) string {
 	t.Helper()
 	first := forge(t, d.key, head, payload)
@@ -118,7 +118,7 @@ func forge(t testing.TB, s *jose.Signer, head, payload string) string {
 	return input + "." + b64(sig)
 }
 
-// codeFor is the door's word for a refusal with code.
+// codeFor is the endpoint's word for a refusal with code.
 func (d endpoint) codeFor(code watchword.Code) watchword.Code {
 	if d.refusalCode != "" {
 		return d.refusalCode
@@ -126,7 +126,7 @@ func (d endpoint) codeFor(code watchword.Code) watchword.Code {
 	return code
 }
 
-// endpointFixture is a house with all its doors, and everything a burglar could steal.
+// endpointFixture is a server with all its endpoints, and everything an attacker could steal.
 type endpointFixture struct {
 	*testServer
 	ring           *keyring.Ring
@@ -145,7 +145,7 @@ type endpointFixture struct {
 	refusals       int // how many refusals it was seen to make
 }
 
-// newEndpoints serves by a clock and collects the papers. It begins with no refusal on record.
+// newEndpoints serves by a clock and collects the credentials. It begins with no refusal on record.
 func newEndpoints(t *testing.T, now func() time.Time) *endpointFixture {
 	t.Helper()
 	return newEndpointsFor(t, now, device.Options{})
@@ -172,7 +172,7 @@ func newEndpointsFor(t *testing.T, now func() time.Time, o device.Options) *endp
 	return ep
 }
 
-// freshTimes are those of a fresh paper.
+// freshTimes are those of a fresh credential.
 func (ep *endpointFixture) freshTimes(c map[string]any, life int64) map[string]any {
 	n := ep.now().Unix()
 	return with(c, "iat", n, "exp", n+life, "jti", watchword.NewNonce())

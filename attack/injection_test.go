@@ -176,7 +176,7 @@ func TestHostileNamesInCLI(t *testing.T) {
 	}
 }
 
-// Other tenants have no door yet: no path, no header and no issuer of theirs leads
+// Other tenants have no endpoint yet: no path, no header and no issuer of theirs leads
 // anywhere, and whether there are any is not told.
 func TestNoWayToAnotherTenant(t *testing.T) {
 	ep := newEndpoints(t, newClock().now)

@@ -139,7 +139,7 @@ func TestKeyRotationUnderLoad(t *testing.T) {
 }
 
 // A stolen issuer key: revoked, every session of its tokens ends and says so, on
-// every door; its tokens are refused by name; who holds a private key comes back.
+// every endpoint; its tokens are refused by name; who holds a private key comes back.
 func TestRevokingTheIssuerKeyEndsEverySession(t *testing.T) {
 	srv := serve(t, nil)
 	_, up := running(t, srv, "lamp-1", obey)

@@ -31,7 +31,7 @@ type credential struct {
 }
 
 // credentials is one of each kind, as its owner would make it: fresh, signed by the
-// right key, and good at its own door.
+// right key, and good at its own endpoint.
 func (ep *endpointFixture) credentials() []credential {
 	t, iss, now := ep.t, ep.ring.Issuer(), ep.now()
 	ok := func(raw string, err error) string {
@@ -74,7 +74,7 @@ func (ep *endpointFixture) credentials() []credential {
 	}
 }
 
-// acceptedAt is what doors take beside their own kind, and what they say of a paper of
+// acceptedAt is what endpoints take beside their own kind, and what they say of a credential of
 // their own kind that is no good here.
 var acceptedAt = map[[2]string]watchword.Code{
 	{"HTTP, Bearer", "an access token"}:                                   accepted,
@@ -122,7 +122,7 @@ var acceptedAt = map[[2]string]watchword.Code{
 	{"the device, a configuration", "a configuration"}:                    accepted,
 	{"the device, signed time", "signed time"}:                            watchword.NonceMismatch,
 	{"the device, a trust bundle", "a trust bundle"}:                      accepted,
-	{"the device, a trust bundle", "a key change"}:                        watchword.TokenKind, // two papers may be a bundle
+	{"the device, a trust bundle", "a key change"}:                        watchword.TokenKind, // two credentials may be a bundle
 }
 
 // expected says what d answers to p.
@@ -150,7 +150,7 @@ func (d endpoint) maxBytes() int {
 	return watchword.MaxToken
 }
 
-// Every paper at every door: what is no paper of this door is refused by its kind,
+// Every credential at every endpoint: what is not a credential of this endpoint is refused by its kind,
 // whoever signed it. And each refusal can be found again: in the answer, in the
 // server's log and in the log of privileged acts, by one trace and one code.
 func TestEveryCredentialAtEveryEndpoint(t *testing.T) {
@@ -159,7 +159,7 @@ func TestEveryCredentialAtEveryEndpoint(t *testing.T) {
 		ep = ep.withinLimits(t)
 		d := ep.endpoints[i]
 		if strings.HasSuffix(d.name, ", an assertion") {
-			continue // one door with the token's
+			continue // one endpoint with the token's
 		}
 		t.Run(d.name, func(t *testing.T) {
 			var shown []matrixCell
@@ -171,7 +171,7 @@ func TestEveryCredentialAtEveryEndpoint(t *testing.T) {
 	}
 }
 
-// Kinds × doors: a door's own key signs what the door would take, as every other
+// Kinds × endpoints: an endpoint's own key signs what the endpoint would take, as every other
 // kind. Nothing crosses but what is said here.
 func TestNoTokenTypeConfusion(t *testing.T) {
 	ep := newEndpoints(t, time.Now)
@@ -220,7 +220,7 @@ type matrixCell struct {
 	seen observed
 }
 
-// compare holds what a door said against what it had to say, and against the logs.
+// compare holds what an endpoint said against what it had to say, and against the logs.
 func (ep *endpointFixture) compare(t *testing.T, d endpoint, shown []matrixCell) {
 	t.Helper()
 	found := map[string]int{}

@@ -37,7 +37,7 @@ subscribe = ["plant/#", "answers/${id}", "ask/#"]
 publish   = ["plant/+/secret"]
 `
 
-// meterServer is a house with plain MQTT beside the other doors, and two devices.
+// meterServer is a server with plain MQTT beside the other endpoints, and two devices.
 func meterServer(t *testing.T) (srv *testServer, one, two *device.Device) {
 	srv = serve(t, func(c *server.Config) { c.Server.MQTT = "127.0.0.1:0" })
 	_, err := srv.admin.ApplyPolicy(t.Context(), "meters", []byte(meterPolicy), 0)
@@ -276,7 +276,7 @@ func mustDir(t *testing.T) string {
 	return dir
 }
 
-// Forged, stale and foreign papers at the MQTT door.
+// Forged, stale and foreign credentials at the MQTT endpoint.
 func TestCredentialsOverMQTT(t *testing.T) {
 	srv, one, two := meterServer(t)
 	good, err := one.NewToken(t.Context())

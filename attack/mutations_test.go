@@ -15,7 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// mutation makes a bad paper of what would be a good one. Its signature holds,
+// mutation makes a bad credential of what would be a good one. Its signature holds,
 // unless the mutation is of the signature.
 type mutation struct {
 	name string
@@ -31,7 +31,7 @@ func put(member string) func(string) string {
 	return func(s string) string { return "{" + member + "," + strings.TrimPrefix(s, "{") }
 }
 
-// set changes the value of a member; a door whose papers lack it gets it.
+// set changes the value of a member; an endpoint whose credentials lack it gets it.
 func set(name, value string) func(string) string {
 	return func(s string) string {
 		var m map[string]json.RawMessage
@@ -100,7 +100,7 @@ func der(b []byte) []byte {
 }
 
 // mutations is every game that is known to us, for keys of one curve; other is the
-// algorithms of the others. kid and jwk are left to the doors that take them.
+// algorithms of the others. kid and jwk are left to the endpoints that take them.
 func mutations(other ...string) []mutation {
 	const (
 		malformed = watchword.TokenMalformed
@@ -205,7 +205,7 @@ func mutations(other ...string) []mutation {
 
 var order256, _ = new(big.Int).SetString("ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551", 16)
 
-// kidMutations is for the doors that find the key by its kid.
+// kidMutations is for the endpoints that find the key by its kid.
 func kidMutations(ep *endpointFixture, d endpoint) []mutation {
 	var out []mutation
 	kid := func(v string, want watchword.Code) {
@@ -245,7 +245,7 @@ func hmacOf(key []byte) func(string) string {
 	}
 }
 
-// foreignClaims is what a paper of the wrong tenant, issuer and audience says.
+// foreignClaims is what a credential of the wrong tenant, issuer and audience says.
 func foreignClaims(d endpoint, issuer string) []mutation {
 	var out []mutation
 	c := d.claims()
@@ -267,7 +267,7 @@ func foreignClaims(d endpoint, issuer string) []mutation {
 	return out
 }
 
-// noTime is what a paper may say of a device that has no clock.
+// noTime is what a credential may say of a device that has no clock.
 var noTime = map[string]bool{"claims: iat 0": true, "claims: iat -1": true, "claims: iat -9223372036854775808": true}
 
 // of is what d says to m; ok is false where m is no mutation there.
@@ -306,7 +306,7 @@ func (m mutation) of(d endpoint) (code watchword.Code, ok bool) {
 	return d.codeFor(m.want), true
 }
 
-// Every game with header, encoding, numbers and text, at every door that checks a
+// Every game with header, encoding, numbers and text, at every endpoint that checks a
 // signature, with signatures that hold.
 func TestMutatedCredentials(t *testing.T) {
 	_, err := buildBinary() // before anything has a clock that runs
@@ -324,7 +324,7 @@ func mutationsAtEndpoints(t *testing.T, ep *endpointFixture, at func(endpoint) b
 	cells := 0
 	for _, d := range ep.endpoints {
 		if strings.HasPrefix(d.name, "MQTT 3.1.1") || !at(d) {
-			continue // of MQTT 3.1.1: the same door with fewer words
+			continue // of MQTT 3.1.1: the same endpoint with fewer words
 		}
 		t.Run(d.name, func(t *testing.T) {
 			ms := append(mutations(otherAlgs...), foreignClaims(d, ep.ring.Issuer())...)

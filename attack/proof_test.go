@@ -221,7 +221,7 @@ func TestBoundTokensOverMQTT(t *testing.T) {
 	if ack.ReasonCode != 0 {
 		t.Fatalf("%#x %+v", ack.ReasonCode, ack.Properties)
 	}
-	// A session that proved its key is not refreshed by a bearer token, over whatever door.
+	// A session that proved its key is not refreshed by a bearer token, over whatever endpoint.
 	list, err := srv.admin.Sessions(t.Context(), "lamp-1")
 	must(t, err)
 	if a := srv.request("PUT", "/v1/self/sessions/"+string(list[0].ID), srv.token(d), ""); a.code != watchword.ProofRequired {

@@ -116,7 +116,7 @@ func TestTokensHaveARateBySubject(t *testing.T) {
 	const free = 10
 	for n := range free {
 		var err error
-		if n%2 == 0 { // both doors, one account
+		if n%2 == 0 { // both endpoints, one account
 			if a := srv.exchangeAssertion(assertion(d)); a.status != 200 {
 				err = fmt.Errorf("%d %s", a.status, a.body)
 			}

@@ -16,8 +16,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// explained is the doors whose papers `watchword token inspect` judges by the readers of
-// the door itself, and which of their refusals it cannot know: what only the server knows,
+// explained is the endpoints whose credentials `watchword token inspect` judges by the readers of
+// the endpoint itself, and which of their refusals it cannot know: what only the server knows,
 // and what it tells no stranger.
 var explained = map[string][]watchword.Code{
 	"HTTP, Bearer":                {watchword.AudienceMismatch, watchword.TokenKind},

@@ -39,7 +39,7 @@ func rekeyBody(t testing.TB, sign, seal *jose.PublicKey, proof string) string {
 func pair(first, second string) string { return `["` + first + `","` + second + `"]` }
 
 // entries returns the log's entries of one kind and outcome. Refusals are written
-// behind the answer: they are all there once the house is stopped.
+// behind the answer: they are all there once the server is stopped.
 func (srv *testServer) entries(kind string, outcome audit.Outcome) []audit.Entry {
 	srv.t.Helper()
 	st, err := sqlite.Open(srv.t.Context(), filepath.Join(srv.dir, "watchword.db"), sqlite.Options{})

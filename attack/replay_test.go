@@ -102,7 +102,7 @@ func (srv *testServer) atOnce(clients []*http.Client, shots ...shot) map[watchwo
 
 func twice(s shot) []shot { return []shot{s, s} }
 
-// One paper on two sockets at the same instant: it counts once, round after round.
+// One credential on two sockets at the same instant: it counts once, round after round.
 func TestOneAssertionOnTwoSockets(t *testing.T) {
 	const rounds = 25
 	ep := newEndpoints(t, time.Now)
@@ -233,7 +233,7 @@ func TestMalleableSignatureIsNoNewAssertion(t *testing.T) {
 	}
 }
 
-// What was spent stays spent when the house was closed and opened again.
+// What was spent stays spent when the server was closed and opened again.
 func TestSpentAssertionStaysSpent(t *testing.T) {
 	ep := newEndpoints(t, time.Now)
 	bearer := func() http.Header {

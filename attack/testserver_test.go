@@ -27,7 +27,7 @@ import (
 	"github.com/watchword-iot/watchword/sqlite"
 )
 
-// testServer is a whole server on loopback, with what a burglar may know of it.
+// testServer is a whole server on loopback, with what an attacker may know of it.
 type testServer struct {
 	t     testing.TB
 	dir   string
@@ -161,7 +161,7 @@ func (srv *testServer) stealKeys() *keyring.Ring {
 	return ring
 }
 
-// client trusts the house's authority, and shows no token by itself.
+// client trusts the server's authority, and shows no token by itself.
 func (srv *testServer) client() *http.Client {
 	srv.t.Helper()
 	pem, err := os.ReadFile(filepath.Join(srv.dir, "tls", "ca.pem"))
@@ -173,7 +173,7 @@ func (srv *testServer) client() *http.Client {
 	return &http.Client{Transport: tr, Timeout: 30 * time.Second}
 }
 
-// answer is what a door said.
+// answer is what an endpoint said.
 type answer struct {
 	status int
 	header http.Header

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// timeBound is a paper whose times lie at an edge.
+// timeBound is a credential whose times lie at an edge.
 type timeBound struct {
 	name     string
 	iat, exp time.Duration // from now
@@ -40,7 +40,7 @@ var maxLifetimes = map[string]time.Duration{
 	token.TypCommand: token.CommandLifetime, token.TypConfig: token.ConfigLifetime, token.TypTrust: token.TrustLifetime,
 }
 
-// Each kind at each door, one second on either side of every edge of its time.
+// Each kind at each endpoint, one second on either side of every edge of its time.
 func TestTimeLimits(t *testing.T) {
 	c := newClock()
 	c.set(c.now().Truncate(time.Second))
@@ -105,7 +105,7 @@ func TestProofAgeLimits(t *testing.T) {
 	}
 }
 
-// Our own access tokens end sharp, at every one of our doors: also where they were
+// Our own access tokens end sharp, at every one of our endpoints: also where they were
 // seen before, and are remembered.
 func TestAccessTokensExpireExactly(t *testing.T) {
 	c := newClock()

@@ -18,7 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// sign makes a paper with any header kind and claims.
+// sign makes a credential with any header kind and claims.
 func sign(t testing.TB, s *jose.Signer, typ string, claims map[string]any) string {
 	t.Helper()
 	b, err := json.Marshal(claims)

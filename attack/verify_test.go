@@ -87,7 +87,7 @@ func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
 		}
 	}
 
-	// With the issuer's stolen key, and what else a burglar may have.
+	// With the issuer's stolen key, and what else an attacker may have.
 	issuer, own := ring.Signer(keyring.Issuer), deviceSigner(t, meter)
 	c := claims(t, good)
 	_, unknown := newKey(t, "P-256")

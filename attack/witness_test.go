@@ -256,7 +256,7 @@ func TestLoggedOnlyWithoutWitnesses(t *testing.T) {
 	}
 }
 
-// A checker of another's making reads the log from the door.
+// A checker of another's making reads the log from the endpoint.
 func TestThirdPartyVerifierReadsTheLog(t *testing.T) {
 	srv := serve(t, nil)
 	ctx := t.Context()

@@ -6,7 +6,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Actor is who does something, as the doors know it: a subject that proved
+// Actor is who does something, as the endpoints know it: a subject that proved
 // itself with a key, or the zero subject for the server itself and for strangers.
 type Actor struct {
 	Tenant  watchword.TenantID

@@ -37,7 +37,7 @@ func (r roll) Principal(_ context.Context, _ watchword.TenantID, id watchword.Su
 }
 
 // Where too many signatures wait already, whoever comes is told so, by that word,
-// and nothing is said of papers that nobody looked at: not that they are bad, nor
+// and nothing is said of credentials that nobody looked at: not that they are bad, nor
 // whether their subject is known.
 func TestBusyHidesNoOtherRefusal(t *testing.T) {
 	_, s := newKey(t)

@@ -17,7 +17,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// DPoPRequest is a DPoP proof as a door got it: what stood in the header, and the
+// DPoPRequest is a DPoP proof as an endpoint got it: what stood in the header, and the
 // request that it stood in.
 type DPoPRequest struct {
 	Proof  string

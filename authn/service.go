@@ -60,7 +60,7 @@ type Options struct {
 }
 
 // Service exchanges client assertions for access tokens, and admits those tokens
-// at the doors. It is safe for concurrent use.
+// at the endpoints. It is safe for concurrent use.
 type Service struct {
 	issuer    string
 	keys      Keys

@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// verifiedToken is an access token that stood at a door: checked, and on record.
+// verifiedToken is an access token that stood at an endpoint: checked, and on record.
 type verifiedToken struct {
 	tenant      watchword.TenantID
 	access      *token.Access

@@ -100,7 +100,7 @@ func (x *Retained) Bytes() int64 { return retainedBytes + int64(cap(x.encoded)) 
 func (x *Retained) Expired(nano int64) bool { return x.expires != 0 && nano >= x.expires }
 
 // OwnerIsGone reports whether its owner is revoked or deleted. It is for the condition of [RetainedStore.Forget].
-func (x *Retained) OwnerIsGone() bool { return x.owner.isDead() }
+func (x *Retained) OwnerIsGone() bool { return x.owner.isGone() }
 
 // RetainedStore has the retained messages of one tenant. Who gives one to a subscriber holds mu for reading until it is
 // queued, and who sets one holds it for writing before it is published: so nobody has an older message
@@ -133,12 +133,12 @@ func (r *RetainedStore) set(name string, now *Retained, who Owner) (undo func(),
 		return func() {}, nil
 	}
 	if now != nil {
-		if now.owner = r.owners.take(who); now.owner.isDead() {
-			r.owners.drop(now.owner)
+		if now.owner = r.owners.acquire(who); now.owner.isGone() {
+			r.owners.release(now.owner)
 			return nil, watchword.Refuse(watchword.SubjectRevoked, "the subject %q is gone", who.Subject)
 		}
 		if err := r.count(old, now, true); err != nil {
-			r.owners.drop(now.owner)
+			r.owners.release(now.owner)
 			return nil, err
 		}
 	} else {
@@ -155,11 +155,11 @@ func (r *RetainedStore) set(name string, now *Retained, who Owner) (undo func(),
 			return // another one was set meanwhile
 		}
 		back := old
-		if old != nil && (old.undone || old.owner.isDead()) {
+		if old != nil && (old.undone || old.owner.isGone()) {
 			back = nil
 		}
 		if back != nil {
-			back.owner = r.owners.take(back.owner.whose())
+			back.owner = r.owners.acquire(back.owner.identity())
 		}
 		_ = r.count(now, back, false) // never refused without limits
 		r.replace(now, back)
@@ -205,14 +205,14 @@ func (r *RetainedStore) accountOf(x *Retained) quota.Key {
 	if x == nil {
 		return quota.Key{}
 	}
-	return quota.KeyOf(r.tenant, x.owner.whose().Subject)
+	return quota.KeyOf(r.tenant, x.owner.identity().Subject)
 }
 
 // replace replaces old by now, either of which may be nil, and releases old's owner. mu is held.
 func (r *RetainedStore) replace(old, now *Retained) {
 	if old != nil {
 		old.gone = true
-		r.owners.drop(old.owner)
+		r.owners.release(old.owner)
 	}
 	switch {
 	case now == nil:
@@ -230,7 +230,7 @@ func (r *RetainedStore) replace(old, now *Retained) {
 func (r *RetainedStore) Load(x *Retained, who Owner) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	x.owner = r.owners.take(who)
+	x.owner = r.owners.acquire(who)
 	_ = r.count(nil, x, false) // never refused without limits
 	r.replace(nil, x)
 }
@@ -301,7 +301,7 @@ func (r *RetainedStore) Page(filter string, by watchword.SubjectID, after []byte
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	last = r.records.scan(filter, after, looked, func(x *Retained) bool {
-		if !x.Expired(nano) && (by == "" || x.owner.whose().Subject == by) {
+		if !x.Expired(nano) && (by == "" || x.owner.identity().Subject == by) {
 			out = append(out, x)
 		}
 		return len(out) < n
@@ -314,7 +314,7 @@ func (r *RetainedStore) Row(topic string) (encoded []byte, expires int64, who Ow
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if x := r.records.find([]byte(topic)); x != nil {
-		return x.encoded, x.expires, x.owner.whose()
+		return x.encoded, x.expires, x.owner.identity()
 	}
 	return nil, 0, Owner{}
 }
@@ -346,7 +346,7 @@ func (r *RetainedStore) Give(ctx context.Context, x *Retained, latest int64, ask
 	for {
 		r.mu.RLock()
 		owner := x.owner
-		may, known := owner.mayBeGiven(x.Topic())
+		may, known := owner.mayDeliver(x.Topic())
 		if x.gone || x.number > latest {
 			may, known = false, true
 		}
@@ -368,13 +368,13 @@ func (r *RetainedStore) Given(ctx context.Context, x *Retained, ask Ask) (who Ow
 	for {
 		r.mu.RLock()
 		owner := x.owner
-		given, known := owner.mayBeGiven(x.Topic())
+		given, known := owner.mayDeliver(x.Topic())
 		r.mu.RUnlock()
 		if known {
-			return owner.whose(), given, nil
+			return owner.identity(), given, nil
 		}
 		if err := r.Decide(ctx, owner, ask); err != nil {
-			return owner.whose(), false, err
+			return owner.identity(), false, err
 		}
 	}
 }

@@ -33,21 +33,21 @@ type RetainedOwner struct {
 	decided   bool
 	authority PublishAuthority // nil: nothing of it is delivered
 	changes   int64            // counts changes of its authority
-	dead      bool             // the subject was revoked, deleted or enrolled again: its messages are removed
+	gone      bool             // the subject was revoked, deleted or enrolled again: its messages are removed
 }
 
 // ownerBytes is the memory of an owner: itself, its authority, and its accounts.
 const ownerBytes = 544
 
-// whose returns the owner, the zero one for nil.
-func (o *RetainedOwner) whose() Owner {
+// identity returns the owner, the zero one for nil.
+func (o *RetainedOwner) identity() Owner {
 	if o == nil {
 		return Owner{}
 	}
 	return o.who
 }
 
-func (o *RetainedOwner) isDead() bool { return o != nil && o.dead }
+func (o *RetainedOwner) isGone() bool { return o != nil && o.gone }
 
 // changed invalidates the decision about o.
 func (o *RetainedOwner) changed() {
@@ -57,60 +57,60 @@ func (o *RetainedOwner) changed() {
 
 // owners is all owners in one world. It is under RetainedStore.mu.
 type owners struct {
-	of   map[watchword.SubjectID][]*RetainedOwner // usually one
-	most int                                      // most owners since the map was made
+	bySubject map[watchword.SubjectID][]*RetainedOwner // usually one
+	most      int                                      // most owners since the map was made
 }
 
-// take returns the owner of one more record.
-func (s *owners) take(who Owner) *RetainedOwner {
+// acquire returns the owner of one more record.
+func (s *owners) acquire(who Owner) *RetainedOwner {
 	if who.Subject == "" {
 		return nil
 	}
-	for _, o := range s.of[who.Subject] {
+	for _, o := range s.bySubject[who.Subject] {
 		if o.who == who {
 			o.records++
 			return o
 		}
 	}
-	if s.of == nil {
-		s.of = map[watchword.SubjectID][]*RetainedOwner{}
+	if s.bySubject == nil {
+		s.bySubject = map[watchword.SubjectID][]*RetainedOwner{}
 	}
 	o := &RetainedOwner{who: who, records: 1}
-	s.of[who.Subject] = append(s.of[who.Subject], o)
-	s.most = max(s.most, len(s.of))
+	s.bySubject[who.Subject] = append(s.bySubject[who.Subject], o)
+	s.most = max(s.most, len(s.bySubject))
 	return o
 }
 
-// drop takes one record from an owner.
-func (s *owners) drop(o *RetainedOwner) {
+// release takes one record from an owner.
+func (s *owners) release(o *RetainedOwner) {
 	if o == nil {
 		return
 	}
 	if o.records--; o.records > 0 {
 		return
 	}
-	rest := slices.DeleteFunc(s.of[o.who.Subject], func(x *RetainedOwner) bool { return x == o })
-	if s.of[o.who.Subject] = rest; len(rest) == 0 {
-		delete(s.of, o.who.Subject)
-		if s.most > 64 && len(s.of) < s.most/2 { // Go maps do not shrink
-			s.of, s.most = maps.Collect(maps.All(s.of)), len(s.of)
+	rest := slices.DeleteFunc(s.bySubject[o.who.Subject], func(x *RetainedOwner) bool { return x == o })
+	if s.bySubject[o.who.Subject] = rest; len(rest) == 0 {
+		delete(s.bySubject, o.who.Subject)
+		if s.most > 64 && len(s.bySubject) < s.most/2 { // Go maps do not shrink
+			s.bySubject, s.most = maps.Collect(maps.All(s.bySubject)), len(s.bySubject)
 		}
 	}
 }
 
-// mayBeGiven reports whether o may publish to topic today; known, whether that is decided.
-func (o *RetainedOwner) mayBeGiven(topic []byte) (may, known bool) {
+// mayDeliver reports whether o may publish to topic today; known, whether that is decided.
+func (o *RetainedOwner) mayDeliver(topic []byte) (may, known bool) {
 	if o == nil {
 		return true, true
 	}
-	return o.authority != nil && o.authority.MayPublish(string(topic)), o.decided || o.dead
+	return o.authority != nil && o.authority.MayPublish(string(topic)), o.decided || o.gone
 }
 
 // Decide asks what of an owner may be given today, where that is not known: then it is, unless something changed
 // meanwhile. Code: that of ask.
 func (r *RetainedStore) Decide(ctx context.Context, o *RetainedOwner, ask Ask) error {
 	r.mu.RLock()
-	decided, changes := o.decided || o.dead, o.changes
+	decided, changes := o.decided || o.gone, o.changes
 	r.mu.RUnlock()
 	if decided {
 		return nil
@@ -126,7 +126,7 @@ func (r *RetainedStore) Decide(ctx context.Context, o *RetainedOwner, ask Ask) e
 	case "", watchword.SubjectSuspended, watchword.SubjectNew:
 		o.decided, o.authority = true, a
 	case watchword.SubjectRevoked, watchword.TokenRevoked:
-		o.dead = true
+		o.gone = true
 		select {
 		case r.quota.gone <- struct{}{}:
 		default: // it has a value already
@@ -143,14 +143,14 @@ func (r *RetainedStore) Changed(id watchword.SubjectID) (some []*RetainedOwner) 
 	r.mu.Lock() // waits for deliveries in progress
 	defer r.mu.Unlock()
 	if id == "" {
-		for _, list := range r.owners.of {
+		for _, list := range r.owners.bySubject {
 			for _, o := range list {
 				o.changed()
 			}
 		}
 		return nil
 	}
-	for _, o := range r.owners.of[id] {
+	for _, o := range r.owners.bySubject[id] {
 		o.changed()
 		some = append(some, o)
 	}
@@ -162,9 +162,9 @@ func (r *RetainedStore) Changed(id watchword.SubjectID) (some []*RetainedOwner) 
 func (r *RetainedStore) Undecided() (some []*RetainedOwner) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	for _, list := range r.owners.of {
+	for _, list := range r.owners.bySubject {
 		for _, o := range list {
-			if !o.decided && !o.dead {
+			if !o.decided && !o.gone {
 				some = append(some, o)
 			}
 		}
@@ -176,8 +176,8 @@ func (r *RetainedStore) Undecided() (some []*RetainedOwner) {
 func (r *RetainedStore) AnyGone() bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	for _, list := range r.owners.of {
-		if slices.ContainsFunc(list, (*RetainedOwner).isDead) {
+	for _, list := range r.owners.bySubject {
+		if slices.ContainsFunc(list, (*RetainedOwner).isGone) {
 			return true
 		}
 	}
@@ -185,4 +185,4 @@ func (r *RetainedStore) AnyGone() bool {
 }
 
 // Owner returns who it is.
-func (o *RetainedOwner) Owner() Owner { return o.whose() }
+func (o *RetainedOwner) Owner() Owner { return o.identity() }

@@ -88,7 +88,7 @@ func TestAccountsFollowWhatIsRefusedAndUndone(t *testing.T) {
 	}
 	r.holds(map[Owner]int64{one: 0, two: 1})
 	undo()
-	if r.records.find([]byte("a")) != first || first.gone || first.number != number || first.owner.whose() != one {
+	if r.records.find([]byte("a")) != first || first.gone || first.number != number || first.owner.identity() != one {
 		t.Error("what was there is not there again as it was")
 	}
 	r.holds(map[Owner]int64{one: 1, two: 0})
@@ -97,8 +97,8 @@ func TestAccountsFollowWhatIsRefusedAndUndone(t *testing.T) {
 	undo()
 	r.holds(map[Owner]int64{one: 1, two: 0})
 	r.must(one, "a", "")
-	if n := r.quota.bytes.Total(); n != 0 || len(r.owners.of) != 0 {
-		t.Errorf("%d bytes of %d owners are left", n, len(r.owners.of))
+	if n := r.quota.bytes.Total(); n != 0 || len(r.owners.bySubject) != 0 {
+		t.Errorf("%d bytes of %d owners are left", n, len(r.owners.bySubject))
 	}
 }
 
@@ -109,7 +109,7 @@ func TestDeletedOwnerRetainsNothing(t *testing.T) {
 	r.must(one, "a", "1")
 	x, _ := r.must(one, "b", "1")
 	_, undo := r.must(two, "a", "2")
-	x.owner.dead = true
+	x.owner.gone = true
 	if _, err := r.set(one, "c", "1"); watchword.CodeOf(err) != watchword.SubjectRevoked {
 		t.Errorf("%v", err)
 	}
@@ -150,7 +150,7 @@ func TestStaleOwnerDecisionIsIgnored(t *testing.T) {
 			}); err != nil {
 				t.Fatal(err)
 			}
-			if _, known := x.owner.mayBeGiven([]byte("a")); known != (id == "two") {
+			if _, known := x.owner.mayDeliver([]byte("a")); known != (id == "two") {
 				t.Errorf("decided: %v", known)
 			}
 		})

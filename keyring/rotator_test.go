@@ -33,8 +33,8 @@ var (
 	by    = audit.Actor{Tenant: watchword.DefaultTenant, Subject: "operator", Versions: watchword.AuthorityVersions{Local: true}}
 )
 
-// house is a founded ring over a real store, with a clock that the test moves.
-type house struct {
+// ringFixture is a founded ring over a real store, with a clock that the test moves.
+type ringFixture struct {
 	*testing.T
 	st   *sqlite.Store
 	kek  keyring.KEK
@@ -44,10 +44,10 @@ type house struct {
 	told int // how often the keys changed
 }
 
-func found(t *testing.T) *house {
+func newRingFixture(t *testing.T) *ringFixture {
 	t.Helper()
 	dir := t.TempDir()
-	h := &house{T: t, now: start}
+	h := &ringFixture{T: t, now: start}
 	var err error
 	h.kek, err = keyring.OpenKEK(filepath.Join(dir, "kek"), true)
 	h.must(err)
@@ -65,7 +65,7 @@ func found(t *testing.T) *house {
 }
 
 // Receive counts, behind the ring.
-func (h *house) Receive(_ context.Context, c watchword.Change) error {
+func (h *ringFixture) Receive(_ context.Context, c watchword.Change) error {
 	if c.Kind == watchword.ServerKeysChanged {
 		h.told++
 	}
@@ -73,7 +73,7 @@ func (h *house) Receive(_ context.Context, c watchword.Change) error {
 }
 
 // restart opens ring and keeper anew, as a process does.
-func (h *house) restart() {
+func (h *ringFixture) restart() {
 	h.Helper()
 	var err error
 	h.ring, err = keyring.Open(h.Context(), h.st, h.kek)
@@ -86,14 +86,14 @@ func (h *house) restart() {
 	h.must(err)
 }
 
-func (h *house) must(err error) {
+func (h *ringFixture) must(err error) {
 	h.Helper()
 	if err != nil {
 		h.Fatal(err)
 	}
 }
 
-func (h *house) wants(code watchword.Code, err error) {
+func (h *ringFixture) wants(code watchword.Code, err error) {
 	h.Helper()
 	if got := watchword.CodeOf(err); got != code {
 		h.Errorf("got %q (%v), want %q", got, err, code)
@@ -101,13 +101,13 @@ func (h *house) wants(code watchword.Code, err error) {
 }
 
 // at moves the clock and lets the keeper do what is due.
-func (h *house) at(d time.Duration) {
+func (h *ringFixture) at(d time.Duration) {
 	h.Helper()
 	h.now = start.Add(d)
 	h.must(h.k.Step(h.Context(), h.now))
 }
 
-func (h *house) bundle() token.Trust {
+func (h *ringFixture) bundle() token.Trust {
 	h.Helper()
 	t, err := token.ReadTrust(h.ring.Bundle(h.now))
 	h.must(err)
@@ -122,7 +122,7 @@ func ids(ks []*jose.PublicKey) (out []watchword.KeyID) {
 }
 
 // states is the states of a role's keys, oldest first.
-func (h *house) states(role keyring.Role) string {
+func (h *ringFixture) states(role keyring.Role) string {
 	var out []string
 	for _, k := range h.k.Status(h.now).Keys {
 		if k.Role == role {
@@ -133,10 +133,10 @@ func (h *house) states(role keyring.Role) string {
 }
 
 func TestKeysRotateOnSchedule(t *testing.T) {
-	h := found(t)
+	h := newRingFixture(t)
 	for _, role := range []keyring.Role{keyring.Issuer, keyring.Command, keyring.Time} {
 		t.Run(string(role), func(t *testing.T) {
-			h := found(t)
+			h := newRingFixture(t)
 			listed := func() []watchword.KeyID {
 				b := h.bundle()
 				return ids(map[keyring.Role][]*jose.PublicKey{keyring.Issuer: b.Issuers, keyring.Command: b.Command, keyring.Time: b.Time}[role])
@@ -192,7 +192,7 @@ func TestKeysRotateOnSchedule(t *testing.T) {
 // Whatever the clock does between two looks, no token is lost: what was signed
 // last by a key verifies until its end.
 func TestAKeyStaysValidAsLongAsWhatItSigned(t *testing.T) {
-	h := found(t)
+	h := newRingFixture(t)
 	h.at(every - overlap)
 	grant := token.Grant{Issuer: issuer, Subject: watchword.Subject{ID: "lamp-1"}, Key: "k", JTI: "t1", Issued: h.now, Expires: start.Add(every + day - time.Second)}
 	grant.Issued = start.Add(every - time.Second)
@@ -221,7 +221,7 @@ func kid(t *testing.T, raw string) string {
 }
 
 func TestRotate(t *testing.T) {
-	h := found(t)
+	h := newRingFixture(t)
 	ctx := t.Context()
 	_, err := h.k.Rotate(ctx, by, "door", false, h.now)
 	h.wants(watchword.NotFound, err)
@@ -272,7 +272,7 @@ func TestRotate(t *testing.T) {
 func TestRevoke(t *testing.T) {
 	ctx := t.Context()
 	t.Run("the active key: another signs", func(t *testing.T) {
-		h := found(t)
+		h := newRingFixture(t)
 		h.told = 0
 		bundle := h.ring.Bundle(h.now)
 		old := h.ring.IssuerSigner().Public().ID()
@@ -295,7 +295,7 @@ func TestRevoke(t *testing.T) {
 		}
 	})
 	t.Run("the active key with a next one waiting: that one signs", func(t *testing.T) {
-		h := found(t)
+		h := newRingFixture(t)
 		next, err := h.k.Rotate(ctx, by, keyring.Command, false, h.now)
 		h.must(err)
 		_, err = h.k.Revoke(ctx, by, h.ring.CommandSigner().Public().ID(), "", h.now)
@@ -305,7 +305,7 @@ func TestRevoke(t *testing.T) {
 		}
 	})
 	t.Run("a next key", func(t *testing.T) {
-		h := found(t)
+		h := newRingFixture(t)
 		next, err := h.k.Rotate(ctx, by, keyring.Time, false, h.now)
 		h.must(err)
 		_, err = h.k.Revoke(ctx, by, next.ID, "", h.now)
@@ -315,7 +315,7 @@ func TestRevoke(t *testing.T) {
 		}
 	})
 	t.Run("nobody, and the active root", func(t *testing.T) {
-		h := found(t)
+		h := newRingFixture(t)
 		_, err := h.k.Revoke(ctx, by, "nobody", "", h.now)
 		h.wants(watchword.NotFound, err)
 		_, err = h.k.Revoke(ctx, by, h.ring.Root().ID(), "", h.now)
@@ -326,7 +326,7 @@ func TestRevoke(t *testing.T) {
 }
 
 func TestANewRootIsIntroducedByTheOldOne(t *testing.T) {
-	h := found(t)
+	h := newRingFixture(t)
 	ctx := t.Context()
 	before := h.ring.Bundle(h.now)
 	oldPin := token.Pin(h.ring.Root())
@@ -394,7 +394,7 @@ func TestANewRootIsIntroducedByTheOldOne(t *testing.T) {
 }
 
 func TestOfflineRoot(t *testing.T) {
-	h := found(t)
+	h := newRingFixture(t)
 	ctx := t.Context()
 	var medium []byte
 	h.wants(watchword.Internal, h.k.ExportRoot(ctx, by, func([]byte) error { return os.ErrPermission }, h.now))
@@ -535,7 +535,7 @@ func newSigner(t *testing.T) (*jose.PrivateKey, *jose.Signer) {
 }
 
 func TestMissingWrongAndDamagedKeysAreToldApart(t *testing.T) {
-	h := found(t)
+	h := newRingFixture(t)
 	ctx := t.Context()
 	dir := t.TempDir()
 	_, err := keyring.OpenKEK(filepath.Join(dir, "none"), false)

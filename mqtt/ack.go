@@ -68,7 +68,7 @@ func (c *conn) handlePubrec(p *packet.Ack) {
 		if f.counted {
 			at = c.session.markChanged() // committed before PUBREL is sent
 			if f.stored != nil {
-				c.broker.journal.release(f.stored)
+				c.broker.committer.release(f.stored)
 				f.stored = nil
 			}
 		}

@@ -81,7 +81,7 @@ type Broker struct {
 	background      sync.WaitGroup
 	clientSequence  atomic.Int64 // numbers of clients
 	persistentCount atomic.Int64 // number of persistent sessions
-	journal         *committer
+	committer       *committer
 	wills           willStore
 	retainedPurge   retainedPurge
 
@@ -105,10 +105,10 @@ func New(d Dependencies, options Options) *Broker {
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.retainedPurge.wake = make(chan struct{}, 1)
 	b.queueQuota, b.offlineQuota, b.connectionQuota = newQueueQuota(&b.options), newOfflineQuota(&b.options), newConnectionQuota(&b.options)
-	b.journal = newJournal(&b.options, d.Store)
+	b.committer = newCommitter(&b.options, d.Store)
 	b.wills.init(b)
 	if d.Store != nil {
-		b.background.Go(func() { b.journal.run(b.ctx) })
+		b.background.Go(func() { b.committer.run(b.ctx) })
 	}
 	b.background.Go(b.sweepRetained)
 	b.background.Go(b.purgeRetained)
@@ -301,9 +301,9 @@ func (b *Broker) commitOutcome(o *bus.Result, st *sessionState, r *retainedKey) 
 	if a.message == nil && a.client == nil && a.retained == nil {
 		return nil
 	}
-	at := b.journal.add(a)
+	at := b.committer.add(a)
 	if k != nil {
-		b.journal.release(k) // who published it had it too
+		b.committer.release(k) // who published it had it too
 		o.Stored = nil
 	}
 	return at

@@ -16,7 +16,7 @@ type committer struct {
 	store Store // nil: nothing is persistent
 	log   *slog.Logger
 
-	mu             lockrank.Mutex[journalLock]
+	mu             lockrank.Mutex[committerLock]
 	open           *commit // the commit that changes are added to
 	wake           chan struct{}
 	nextMessageID  int64                 // next message id
@@ -25,7 +25,7 @@ type committer struct {
 	storedBytes    atomic.Int64
 }
 
-func newJournal(o *Options, store Store) *committer {
+func newCommitter(o *Options, store Store) *committer {
 	return &committer{store: store, log: o.Log, open: newCommit(), wake: make(chan struct{}, 1), nextMessageID: 1}
 }
 

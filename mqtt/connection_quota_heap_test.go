@@ -67,7 +67,7 @@ func TestConnectionMemoryIsChargedExactly(t *testing.T) {
 // are there: it must not keep what it wrote.
 func TestEndedCommitReleasesMemory(t *testing.T) {
 	for _, state := range []int32{commitWritten, commitFailed} {
-		j := newJournal(&Options{}, nil)
+		j := newCommitter(&Options{}, nil)
 		k := &storedMessage{size: 1}
 		c := j.open
 		c.messages, c.deletedMessages, c.clients, c.deletedSessions = []*storedMessage{k}, []int64{1}, []*sessionState{{}}, []int64{2}

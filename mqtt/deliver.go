@@ -99,7 +99,7 @@ func (st *sessionState) deliverLocked(m *message, o *bus.Result, g *sharedGroup,
 
 // store stores a message, and queues it too if it may be sent soon.
 func (st *sessionState) store(it *queuedMessage, o *bus.Result) (wake *conn) {
-	per, j := st.persistent, st.broker.journal
+	per, j := st.persistent, st.broker.committer
 	if st.offline() && per.offline.suspended {
 		return nil
 	}

@@ -23,7 +23,7 @@ type (
 	sessionLock    struct{} // sessionState.mu: the Session State, and the outgoing side of its connection
 	sharedLock     struct{} // sharedGroups.mu: shared subscriptions
 	willsLock      struct{} // willStore.mu
-	journalLock    struct{} // committer.mu: what is collected for the next write
+	committerLock  struct{} // committer.mu: what is collected for the next write
 	pumpLock       struct{} // commandPump.mu: delivery of a device's commands
 	purgeLock      struct{} // retainedPurge.mu: owners of retained messages that are to be checked
 	statsLock      struct{} // stats.mu
@@ -59,7 +59,7 @@ func (sharedLock) LockInfo() lockrank.Info {
 func (willsLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt willStore.mu", Rank: 190} }
 
 // LockInfo is [lockrank.Kind]'s.
-func (journalLock) LockInfo() lockrank.Info {
+func (committerLock) LockInfo() lockrank.Info {
 	return lockrank.Info{Name: "mqtt committer.mu", Rank: 200}
 }
 

@@ -68,7 +68,7 @@ func (c *conn) fetch(turn int) {
 			it.flags |= 8 // DUP
 		}
 		if it.qos == 2 {
-			c.broker.journal.wakeWhenWritten(e.stored, c.session)
+			c.broker.committer.wakeWhenWritten(e.stored, c.session)
 		}
 		c.session.appendToQueue(it)
 	}
@@ -114,7 +114,7 @@ func (st *sessionState) loadMessages(page []backlogEntry) (map[int64]*message, e
 		return out, nil
 	}
 	lockrank.Block()
-	ms, err := st.broker.journal.store.Messages(st.broker.ctx, ids)
+	ms, err := st.broker.committer.store.Messages(st.broker.ctx, ids)
 	if err != nil {
 		return nil, err
 	}

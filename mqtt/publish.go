@@ -119,7 +119,7 @@ func (c *conn) commitPublish(p *packet.Publish, o *bus.Result, key *retainedKey)
 func (st *sessionState) routeMessage(ctx context.Context, w *workBatch, m *message, sys systemTopic, o *bus.Result, by publisher) (key *retainedKey, err error) {
 	p := bus.Publication{Message: m}
 	if m.retain && sys.kind != topicState && sys.kind != topicReceipts {
-		if err := st.broker.journal.unavailable(); err != nil {
+		if err := st.broker.committer.unavailable(); err != nil {
 			return nil, err // pending writes would grow without limit
 		}
 		p.Retain = st.retain(m)

@@ -62,7 +62,7 @@ func withCommands(t *testing.T, f func(t *testing.T, srv *testServer, o *command
 		}
 		alice, err := jose.GenerateKey(jose.P256)
 		must(err)
-		must(keyring.Initialize(t.Context(), st, keyring.InitOptions{Issuer: "https://house.example", KEK: kek, Now: now, Operator: watchword.Subject{
+		must(keyring.Initialize(t.Context(), st, keyring.InitOptions{Issuer: "https://server.example", KEK: kek, Now: now, Operator: watchword.Subject{
 			Tenant: watchword.DefaultTenant, ID: "alice", Kind: watchword.Operator, State: watchword.Active, Labels: watchword.Labels{"role": "owner"},
 			Version: 1, Incarnation: 1, Created: now, Changed: now, Keys: []watchword.Key{key(alice, watchword.Sign)},
 		}}))
@@ -86,7 +86,7 @@ func withCommands(t *testing.T, f func(t *testing.T, srv *testServer, o *command
 			Tenant: watchword.DefaultTenant, Subject: "alice", Incarnation: 1, Key: alice.Public().ID(), Expires: now.Add(24 * time.Hour), Permissions: all,
 		})
 		must(err)
-		o.desk = command.New(st, directory, ring, ring, command.Options{Issuer: "https://house.example", Epoch: 1})
+		o.desk = command.New(st, directory, ring, ring, command.Options{Issuer: "https://server.example", Epoch: 1})
 		srv.close()
 		srv.commands = o.desk
 		srv.start(mqtt.Options{})

@@ -114,7 +114,7 @@ func (c *conn) mayRespondNow(at *commit) bool {
 		return false
 	case at == nil:
 		return true
-	case c.broker.journal.wait(at, c):
+	case c.broker.committer.wait(at, c):
 		return false
 	case !at.written():
 		go c.releaseResponses() // it failed before this call
@@ -139,7 +139,7 @@ func (c *conn) releaseResponsesLocked() (refused error) {
 	n := 0
 	for ; n < len(c.out.pendingResponses) && !c.out.closed; n++ {
 		a := &c.out.pendingResponses[n]
-		if a.after != nil && c.broker.journal.wait(a.after, c) {
+		if a.after != nil && c.broker.committer.wait(a.after, c) {
 			break
 		}
 		if a.after != nil && !a.after.written() {
@@ -168,7 +168,7 @@ func (c *conn) releaseResponsesLocked() (refused error) {
 // handleWriteFailure answers for a failed commit, if the version can report it; otherwise the
 // connection ends. mu is held.
 func (c *conn) handleWriteFailure(a *response) error {
-	reason := c.broker.journal.unavailable()
+	reason := c.broker.committer.unavailable()
 	if reason == nil {
 		reason = watchword.Refuse(watchword.Unavailable, "the message could not be stored")
 	}

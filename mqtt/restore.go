@@ -14,7 +14,7 @@ import (
 // Restore loads the state of earlier runs: sessions with subscriptions and messages, retained
 // messages and wills. It is called once, before the first connection.
 func (b *Broker) Restore(ctx context.Context) error {
-	store := b.journal.store
+	store := b.committer.store
 	if store == nil {
 		return nil
 	}
@@ -49,7 +49,7 @@ func (b *Broker) Restore(ctx context.Context) error {
 		return err
 	}
 	b.clientSequence.Store(l.maxClientNumber)
-	b.journal.nextMessageID = l.maxMessageID + 1
+	b.committer.nextMessageID = l.maxMessageID + 1
 	l.start(ctx)
 	return nil
 }
@@ -117,7 +117,7 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 
 func (l *restorer) restoreMessage(m mqttstore.Message) error {
 	l.maxMessageID = max(l.maxMessageID, m.ID)
-	j := l.broker.journal
+	j := l.broker.committer
 	k := &storedMessage{journal: j, id: m.ID, size: storedSize(m.Size), collected: true, counted: true}
 	k.durable.Store(true)
 	err := mqttstore.Receivers(m.Receivers, func(r mqttstore.Receiver) {

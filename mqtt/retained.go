@@ -106,7 +106,7 @@ func (b *Broker) forgetRetained(tn *tenant, f func(*bus.Retained) bool) {
 	tn.bus.Retained.Forget(f, func(topics []string) {
 		var at *commit
 		for _, topic := range topics {
-			at = b.journal.add(change{retained: &retainedKey{tenant: tn, topic: topic}})
+			at = b.committer.add(change{retained: &retainedKey{tenant: tn, topic: topic}})
 		}
 		if at != nil {
 			lockrank.Block()

@@ -39,7 +39,7 @@ func TestBacklogMemoryIsCharged(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := &Broker{options: Options{QueueMessages: 10_000, QueueBytes: 1 << 30, OfflineBytes: 1 << 40, Now: time.Now}}
-			b.journal = newJournal(&b.options, discardingStore{})
+			b.committer = newCommitter(&b.options, discardingStore{})
 			b.offlineQuota, b.queueQuota, b.connectionQuota = newOfflineQuota(&b.options), newQueueQuota(&b.options), newConnectionQuota(&b.options)
 			tn := &tenant{id: watchword.DefaultTenant, clients: map[string]*sessionState{}}
 			sessions := make([]*sessionState, shape.sessions)
@@ -67,7 +67,7 @@ func TestBacklogMemoryIsCharged(t *testing.T) {
 					t.Fatal(o.Err)
 				}
 				b.commitOutcome(&o, nil, nil)
-				if b.journal.nextMessageID%500 == 0 && !b.journal.writeOnce() {
+				if b.committer.nextMessageID%500 == 0 && !b.committer.writeOnce() {
 					t.Fatal("not written")
 				}
 			}
@@ -84,8 +84,8 @@ func TestBacklogMemoryIsCharged(t *testing.T) {
 					offer(i)
 				}
 			}
-			b.journal.writeOnce()
-			b.journal.writeOnce() // what a commit has written it does not hold
+			b.committer.writeOnce()
+			b.committer.writeOnce() // what a commit has written it does not hold
 			var counted int64
 			for _, st := range sessions {
 				counted += st.offlineBytes
@@ -98,8 +98,8 @@ func TestBacklogMemoryIsCharged(t *testing.T) {
 			for _, st := range sessions {
 				st.endPersistent()
 			}
-			b.journal.writeOnce()
-			b.journal.writeOnce()
+			b.committer.writeOnce()
+			b.committer.writeOnce()
 			if left := liveHeap() - before; left > used/10+64<<10 {
 				t.Errorf("%d bytes of %d are left when the sessions have ended", left, used)
 			}

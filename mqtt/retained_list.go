@@ -53,7 +53,7 @@ func (b *Broker) DeleteRetained(ctx context.Context, t watchword.TenantID, topic
 	if err != nil {
 		return err
 	}
-	if err := b.journal.unavailable(); err != nil {
+	if err := b.committer.unavailable(); err != nil {
 		return err
 	}
 	if err := note(v); err != nil {
@@ -61,7 +61,7 @@ func (b *Broker) DeleteRetained(ctx context.Context, t watchword.TenantID, topic
 	}
 	tn := b.tenant(t)
 	tn.bus.Retained.Delete(topic) // including a message that was set meanwhile
-	at := b.journal.add(change{retained: &retainedKey{tenant: tn, topic: topic}})
+	at := b.committer.add(change{retained: &retainedKey{tenant: tn, topic: topic}})
 	if at == nil {
 		return nil
 	}

@@ -81,7 +81,7 @@ func (st *sessionState) uncountOffline(k *storedMessage, seq int64, size int) {
 		st.markChanged()
 	}
 	if k != nil {
-		st.broker.journal.release(k)
+		st.broker.committer.release(k)
 	}
 }
 
@@ -90,7 +90,7 @@ func (st *sessionState) markChanged() *commit {
 	if st.persistent == nil {
 		return nil
 	}
-	return st.broker.journal.add(change{client: st})
+	return st.broker.committer.add(change{client: st})
 }
 
 // requeueOffline moves unsent stored messages from the queue back to the backlog when the

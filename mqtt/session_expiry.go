@@ -15,7 +15,7 @@ const maxPersistentPerSubject = 8
 // maxSessionExpiry returns the longest Session Expiry Interval of this server in seconds; 0 without
 // a store.
 func (b *Broker) maxSessionExpiry() uint32 {
-	if b.journal.store == nil {
+	if b.committer.store == nil {
 		return 0
 	}
 	return uint32(min(b.options.SessionExpiry/time.Second, mqttstore.NeverExpires-1))
@@ -103,7 +103,7 @@ func (st *sessionState) endStateIf(may func() error) error {
 // its redistributed messages, or later.
 func (st *sessionState) removeFromTenant() {
 	if st.expired {
-		st.broker.journal.add(change{deletedSession: st.number})
+		st.broker.committer.add(change{deletedSession: st.number})
 	}
 	if st.tenant != nil {
 		st.tenant.removeClient(st)

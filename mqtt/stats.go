@@ -69,7 +69,7 @@ func (b *Broker) Stats() Stats {
 		Connections: s.connections.Load(), Subscriptions: s.subscriptions.Load(), Connects: s.connects.Load(), RefusedConnects: s.refusedConnects.Load(),
 		Received: s.received.Load(), Sent: s.sent.Load(), Commands: s.commands.Load(), TooLarge: s.tooLarge.Load(), SlowClosed: s.slowClosed.Load(),
 		DelayedPublishes: s.delayedPublishes.Load(), Takeovers: s.takeovers.Load(), Refreshes: s.refreshes.Load(),
-		FloodClosed: s.floodClosed.Load(), Dropped: s.dropped.Load(), Expired: s.expired.Load(), PersistentSessions: b.persistentCount.Load(), OfflineMessages: b.journal.storedMessages.Load(), OfflineBytes: b.journal.storedBytes.Load(), Refusals: map[watchword.Code]int64{},
+		FloodClosed: s.floodClosed.Load(), Dropped: s.dropped.Load(), Expired: s.expired.Load(), PersistentSessions: b.persistentCount.Load(), OfflineMessages: b.committer.storedMessages.Load(), OfflineBytes: b.committer.storedBytes.Load(), Refusals: map[watchword.Code]int64{},
 	}
 	out.Retained, out.RetainedBytes = b.deps.Bus.Retained()
 	out.SubscriptionBytes, out.QueuedBytes, out.ConnectionBytes = b.deps.Bus.SubscriptionBytes(), b.queueQuota.Total(), b.connectionQuota.Total()

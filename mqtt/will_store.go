@@ -68,7 +68,7 @@ func (ws *willStore) add(w *will) *commit {
 }
 
 // write adds the current row of a will to the open commit.
-func (ws *willStore) write(w *will) *commit { return ws.broker.journal.add(change{will: w}) }
+func (ws *willStore) write(w *will) *commit { return ws.broker.committer.add(change{will: w}) }
 
 // rebind binds a will to the new token of a refreshed session.
 func (ws *willStore) rebind(w *will, p session.Credentials) {
@@ -156,7 +156,7 @@ func (ws *willStore) remove(w *will, a change) *commit {
 	ws.mu.Unlock()
 	ws.releaseReservation(w)
 	a.will = w
-	return ws.broker.journal.add(a)
+	return ws.broker.committer.add(a)
 }
 
 // cancel deletes a will without publishing it.

@@ -77,7 +77,7 @@ func (d *Directory) Policies(ctx context.Context, t watchword.TenantID) (*policy
 	return d.readPolicies(ctx, t)
 }
 
-// put is called with reading held. nil has them read when they are asked for.
+// put is called with reloadMu held. nil has them read when they are asked for.
 func (d *Directory) put(t watchword.TenantID, set *policy.Set) {
 	all := maps.Clone(*d.policies.Load())
 	if all[t] = set; set == nil {
@@ -86,7 +86,7 @@ func (d *Directory) put(t watchword.TenantID, set *policy.Set) {
 	d.policies.Store(&all)
 }
 
-// readPolicies reads the policies of a tenant and puts them in force. It is called with reading held.
+// readPolicies reads the policies of a tenant and puts them in force. It is called with reloadMu held.
 func (d *Directory) readPolicies(ctx context.Context, t watchword.TenantID) (*policy.Set, error) {
 	number, err := d.store.PolicyVersion(ctx, t)
 	if err != nil {

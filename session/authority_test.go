@@ -18,7 +18,7 @@ func may(a *session.Authority) string {
 	return fmt.Sprint(a.Publish("a/x").Allowed, a.Subscribe("a/#").Allowed, a.Call(policy.Target{ID: "d"}, "f", []byte(`{"level":5}`)).Allowed, a.Request("GET", "/v1/x").Allowed)
 }
 
-// Both token and policy must allow; what nobody shows papers for stands under policy, and
+// Both token and policy must allow; what nobody shows credentials for stands under policy, and
 // under the token that it came by where it has one.
 func TestAuthorityAllows(t *testing.T) {
 	ctx := context.Background()
@@ -372,7 +372,7 @@ func TestMayRefresh(t *testing.T) {
 			t.Errorf("%s: asking changed something", name)
 		}
 		err = s.Refresh(ctx, p)
-		if c.code == watchword.TokenExpired || name == "an older one" { // older papers change nothing and are no error
+		if c.code == watchword.TokenExpired || name == "an older one" { // older credentials change nothing and are no error
 			wantCode(t, err, "")
 		} else {
 			wantCode(t, err, c.code)

@@ -81,7 +81,7 @@ func TestRevokedTokenEndsOnlyItsSessions(t *testing.T) {
 	gone, moved, kept := open(one), open(one), open(two)
 	wantCode(t, moved.Refresh(t.Context(), two), "")
 
-	// One more is on its way in, with papers that were good when they were read.
+	// One more is on its way in, with credentials that were good when they were read.
 	r.asked = make(chan struct{})
 	late := make(chan error, 1)
 	go func() {

@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// consumedAssertions knows every paper whose single use was spent and whose end has not come: an
+// consumedAssertions knows every credential whose single use was spent and whose end has not come: an
 // index over random names, kept in memory, because on the disk it would cost half
 // of what a token costs. What is in it is in the tables too, and is read from there
 // at start. It belongs to the writer: what a step adds goes with it when it is

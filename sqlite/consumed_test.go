@@ -31,7 +31,7 @@ func wants(t *testing.T, what string, err error, code watchword.Code) {
 }
 
 // What is in memory alone is read from the tables at start, for tokens and for
-// other papers, and forgotten when it is over.
+// other credentials, and forgotten when it is over.
 func TestSpentAssertionsSurviveRestart(t *testing.T) {
 	ctx, now := t.Context(), time.Now().Truncate(time.Millisecond)
 	path := filepath.Join(t.TempDir(), "db")
@@ -75,7 +75,7 @@ func TestSpentAssertionsSurviveRestart(t *testing.T) {
 	}
 }
 
-// A paper counts once, but what was rolled back did not count.
+// A credential counts once, but what was rolled back did not count.
 func TestRolledBackAssertionIsUnspent(t *testing.T) {
 	ctx, now := t.Context(), time.Now()
 	s := opened(t, filepath.Join(t.TempDir(), "db"))

@@ -178,7 +178,7 @@ func FuzzVerifyTrust(f *testing.F) {
 	})
 }
 
-// FuzzPaper gives any bytes to every verifier: what one takes is the paper that
+// FuzzPaper gives any bytes to every verifier: what one takes is the credential that
 // the key signed, or, of ES256, its twin; and no other takes it.
 func FuzzPaper(f *testing.F) {
 	s := signer(f, jose.P256)

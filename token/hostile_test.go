@@ -24,7 +24,7 @@ type claim struct {
 	value string
 }
 
-// claims takes a paper apart; write puts it together again and signs it.
+// claims takes a credential apart; write puts it together again and signs it.
 func claims(t testing.TB, raw string) []claim {
 	t.Helper()
 	payload := ""

@@ -27,7 +27,7 @@ func signer(t testing.TB, crv string) *jose.Signer {
 	return s
 }
 
-// kind is one kind of paper: how a good one is made, and how it is checked. All
+// kind is one kind of credential: how a good one is made, and how it is checked. All
 // are signed by one and the same key here, so that the kind alone keeps them apart.
 type kind struct {
 	name  string
@@ -179,7 +179,7 @@ var kinds = []kind{
 	},
 }
 
-// Every paper at every verifier: its own takes it, every other refuses it.
+// Every credential at every verifier: its own takes it, every other refuses it.
 func TestATokenOfAnotherTypeIsRefused(t *testing.T) {
 	for _, crv := range []string{jose.P256, jose.Ed} {
 		s := signer(t, crv)
@@ -209,8 +209,8 @@ func TestATokenOfAnotherTypeIsRefused(t *testing.T) {
 	}
 }
 
-// What is sealed is a paper for nobody until it is opened; and two in an array, or
-// one in a JSON serialization, are no paper of these kinds.
+// What is sealed is a credential for nobody until it is opened; and two in an array, or
+// one in a JSON serialization, are not a credential of these kinds.
 func TestWhatIsNoCompactSignatureIsRefusedEverywhere(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())

@@ -11,7 +11,7 @@ import (
 // LoggedType is the content type (cty, RFC 7516 §4.1.12) of a [LoggedJWS].
 const LoggedType = "vnd.watchword.logged+json"
 
-// LoggedJWS is a signed paper with the proof that the log has its entry, for whoever
+// LoggedJWS is a signed JWS with the proof that the log has its entry, for whoever
 // executes only logged commands: the entry, its proof and a signed checkpoint, and the
 // proof that the log extends the one that the reader saw last.
 type LoggedJWS struct {
@@ -21,7 +21,7 @@ type LoggedJWS struct {
 	ConsistencyProof [][]byte `json:"extends,omitempty"` // base64 hashes: the log of the checkpoint begins with that one
 }
 
-// NewLoggedJWS puts a paper and its proofs together.
+// NewLoggedJWS puts a JWS and its proofs together.
 func NewLoggedJWS(jws string, p Proof, from int64, extends []Hash) LoggedJWS {
 	l := LoggedJWS{JWS: jws, Proof: string(p.Marshal()), FromSize: from}
 	for _, h := range extends {

@@ -273,7 +273,7 @@ func (t *demoRun) receipt(ctx context.Context) (string, error) {
 	return fmt.Sprintf("lamp-2 decrypted, checked, executed and signed: %s; receipt verified with its key %.8s…", r.Result, sign.ID()), nil
 }
 
-// forgedCommand shows a device a command that a burglar signed, sealed as it should be.
+// forgedCommand shows a device a command that an attacker signed, sealed as it should be.
 func (t *demoRun) forgedCommand(ctx context.Context) (string, error) {
 	l := t.last()
 	attacker, err := jose.GenerateKey("P-256")

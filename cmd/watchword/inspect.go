@@ -25,8 +25,8 @@ type inspection struct {
 	Header  []inspectedMember `json:"header,omitempty"`
 	Claims  []inspectedMember `json:"claims,omitempty"`
 	Checks  []checkResult     `json:"checks"`
-	Parts   []*inspection     `json:"papers,omitempty"` // of an array, and what rides inside
-	Good    bool              `json:"good"`             // nothing that could be checked is wrong
+	Parts   []*inspection     `json:"parts,omitempty"` // of an array, and what rides inside
+	Good    bool              `json:"good"`            // nothing that could be checked is wrong
 	Checked bool              `json:"signature_checked"`
 
 	raw  string
@@ -116,7 +116,7 @@ func inspect(raw string, now time.Time) *inspection {
 	return p.summarize()
 }
 
-// inspectArray is two papers over one payload, for what two keys must sign.
+// inspectArray is two JWS over one payload, for what two keys must sign.
 func (p *inspection) inspectArray(now time.Time) {
 	p.Kind = "array"
 	vs := items(jsontext.Value(p.raw))

@@ -26,7 +26,7 @@ type tokenKind struct {
 // tokenKinds lists each kind of docs/protocol.md, §1 to §4; the first is the one that may go without a typ.
 var tokenKinds = []tokenKind{
 	{token.TypAssertion, "client assertion", "the subject's own key", "the token endpoint, and MQTT as a password", watchword.MaxToken, token.AssertionLifetime, "iss sub aud jti iat exp", ""},
-	{token.TypAccess, "access token", "the server's issuer key", "the server's doors, and services that check its tokens", watchword.MaxToken, 0, "iss sub aud jti iat exp key perm", "issuer"},
+	{token.TypAccess, "access token", "the server's issuer key", "the server's endpoints, and services that check its tokens", watchword.MaxToken, 0, "iss sub aud jti iat exp key perm", "issuer"},
 	{token.TypDPoP, "DPoP proof", "the key in its header", "whoever takes the token beside it", watchword.MaxToken, 0, "jti htm htu iat", ""},
 	{token.TypEnrollment, "enrollment proof", "the new key itself", "POST /v1/enroll", watchword.MaxToken, token.ProofLifetime, "aud code_hash seal_jkt jti iat exp", ""},
 	{token.TypRekey, "key change", "the old key, and the new one", "the server", watchword.MaxToken, token.RekeyLifetime, "iss sub aud jti iat exp sign_jkt seal_jkt", ""},
@@ -53,7 +53,7 @@ func headerMeaning(name, v string) string {
 	case "enc":
 		return "how the content is encrypted"
 	case "typ":
-		return "the kind of paper"
+		return "the kind of token"
 	case "cty":
 		return "what is sealed inside"
 	case "kid":

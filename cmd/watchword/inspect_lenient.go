@@ -11,7 +11,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Lenient reading, to explain papers that nobody takes: it reads what it can of
+// Lenient reading, to explain credentials that nobody takes: it reads what it can of
 // anything. Nothing that it reads is ever acted on; what is taken is decided by
 // jose and token alone.
 

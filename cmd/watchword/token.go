@@ -25,8 +25,8 @@ func (a *app) tokenCommand() *cobra.Command {
 func (a *app) tokenInspect() *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect JWT|-", Short: "Explain a token: its members, what can be checked, and what is wrong",
-		Long: "Explains any token, good or bad, line by line. It is sent nowhere. The server's own papers are checked\n" +
-			"under its keys if it runs here. Exit status 8: some door would refuse it.",
+		Long: "Explains any token, good or bad, line by line. It is sent nowhere. The server's own tokens are checked\n" +
+			"under its keys if it runs here. Exit status 8: an endpoint would refuse it.",
 		Args: positional(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			raw := args[0]
@@ -92,7 +92,7 @@ func (a *app) verify(ctx context.Context, p *inspection) {
 	p.Checked = true
 	p.good("signature", "holds under the %s key of the server on this machine, %s", p.kind.signedBy, t.Issuer)
 	if p.kind.typ == token.TypAccess {
-		p.unknown("record", "that it was issued, and is not revoked, only the server's doors can say")
+		p.unknown("record", "that it was issued, and is not revoked, only the server's endpoints can say")
 	}
 }
 
@@ -174,7 +174,7 @@ func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	return t, nil
 }
 
-// write prints a paper for people. What the token says is shown with nothing in it
+// write prints a credential for people. What the token says is shown with nothing in it
 // that a terminal would obey.
 func (p *inspection) write(w *terminal.Writer, indent string) {
 	line := func(cells ...string) {

@@ -196,7 +196,7 @@ func (h *hub) dpop(key *jose.PrivateKey, method, path, access string) string {
 	return raw
 }
 
-// wireAnswer is an answer of the HTTPS door.
+// wireAnswer is an answer of the HTTPS endpoint.
 type wireAnswer struct {
 	h      *hub
 	status int

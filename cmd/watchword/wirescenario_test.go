@@ -41,7 +41,7 @@ var wireRenames = []wireRename{
 
 var memoryForm = regexp.MustCompile(`"memory":[0-9]+`)
 
-// One scenario over both doors is, decoded, what it was: methods, paths, statuses, headers,
+// One scenario over both endpoints is, decoded, what it was: methods, paths, statuses, headers,
 // JSON members with their values and their order, packets with flags, codes and properties.
 func TestTheWireIsWhatItWas(t *testing.T) {
 	s := &scenario{hub: newHub(t)}

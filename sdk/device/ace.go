@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// How a device proves its key to the MQTT door (RFC 9431 §2.2.4): at CONNECT by
+// How a device proves its key to the MQTT endpoint (RFC 9431 §2.2.4): at CONNECT by
 // what this TLS connection alone exports, in session by a fresh challenge.
 const (
 	aceMethod     = "ace"

@@ -33,7 +33,7 @@ func changed(raw string) string {
 func TestInvalidTokens(t *testing.T) {
 	key, other, ed := newSigner(t, jose.P256), newSigner(t, jose.P256), newSigner(t, jose.Ed)
 	v, _ := static(t, jwks(key, ed))
-	good := paper(t, key, noon, nil)
+	good := signToken(t, key, noon, nil)
 	kid := string(key.Public().ID())
 	kind := func(typ string) string {
 		raw, err := key.Sign(typ, claims(noon, nil))
@@ -42,13 +42,13 @@ func TestInvalidTokens(t *testing.T) {
 		}
 		return raw
 	}
-	with := func(name string, value any) string { return paper(t, key, noon, map[string]any{name: value}) }
+	with := func(name string, value any) string { return signToken(t, key, noon, map[string]any{name: value}) }
 	for _, tc := range []struct {
 		name, raw string
 		code      watchword.Code
 	}{
 		{"a good one", good, ""},
-		{"a good one by the other key", paper(t, ed, noon, nil), ""},
+		{"a good one by the other key", signToken(t, ed, noon, nil), ""},
 		{"a good one for several audiences", with("aud", []string{"https://other.example", audience}), ""},
 		{"nothing", "", watchword.TokenMalformed},
 		{"no token", "abc", watchword.TokenMalformed},
@@ -61,8 +61,8 @@ func TestInvalidTokens(t *testing.T) {
 		{"for an audience that begins alike", with("aud", audience+"/v1"), watchword.AudienceMismatch},
 		{"for nobody", with("aud", []string{}), watchword.AudienceMismatch},
 		{"without audience", with("aud", nil), watchword.AudienceMismatch},
-		{"by a key that is not published", paper(t, other, noon, nil), watchword.KeyUnknown},
-		{"by another key in the name of a published one", reheaded(paper(t, other, noon, nil), `{"alg":"ES256","typ":"at+jwt","kid":"`+kid+`"}`), watchword.SignatureInvalid},
+		{"by a key that is not published", signToken(t, other, noon, nil), watchword.KeyUnknown},
+		{"by another key in the name of a published one", reheaded(signToken(t, other, noon, nil), `{"alg":"ES256","typ":"at+jwt","kid":"`+kid+`"}`), watchword.SignatureInvalid},
 		{"without kid", reheaded(good, `{"alg":"ES256","typ":"at+jwt"}`), watchword.KeyUnknown},
 		{"alg none", reheaded(good, `{"alg":"none","typ":"at+jwt","kid":"`+kid+`"}`), watchword.AlgorithmInvalid},
 		{"alg none, and no signature", reheaded(good[:strings.LastIndexByte(good, '.')+1], `{"alg":"none","typ":"at+jwt","kid":"`+kid+`"}`), watchword.AlgorithmInvalid},
@@ -81,7 +81,7 @@ func TestInvalidTokens(t *testing.T) {
 		{"a perm with a filter that is none", with("perm", [][]any{{"topic:a/#/b", []string{"pub"}}}), watchword.TokenMalformed},
 		{"a deny that is none", with("deny", []any{"topic:#"}), watchword.TokenMalformed},
 		{"labels that are none", with("dev", map[string]any{"labels": map[string]any{"a/b": "c"}}), watchword.TokenMalformed},
-		{"bound to a key, as a bearer", paper(t, key, noon, bound(other)), watchword.ProofRequired},
+		{"bound to a key, as a bearer", signToken(t, key, noon, bound(other)), watchword.ProofRequired},
 	} {
 		for range 2 { // the second time from memory, if at all
 			got, err := v.Check(t.Context(), tc.raw)
@@ -99,7 +99,7 @@ func TestInvalidTokens(t *testing.T) {
 func TestCheckedTokenFields(t *testing.T) {
 	key := newSigner(t, jose.P256)
 	v, _ := static(t, jwks(key))
-	got, err := v.Check(t.Context(), paper(t, key, noon, map[string]any{"jti": "tok_1"}))
+	got, err := v.Check(t.Context(), signToken(t, key, noon, map[string]any{"jti": "tok_1"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestATokenEndsAfterItsSkewToTheSecond(t *testing.T) {
 	key := newSigner(t, jose.P256)
 	for _, remembered := range []int{0, 16} {
 		v, c := static(t, jwks(key), verify.Remember(remembered))
-		raw := paper(t, key, noon, nil)
+		raw := signToken(t, key, noon, nil)
 		end := noon.Add(10*time.Minute + token.Skew)
 		for _, tc := range []struct {
 			at   time.Time
@@ -139,7 +139,7 @@ func TestATokenEndsAfterItsSkewToTheSecond(t *testing.T) {
 func TestTokenAllows(t *testing.T) {
 	key := newSigner(t, jose.P256)
 	v, _ := static(t, jwks(key))
-	tok, err := v.Check(t.Context(), paper(t, key, noon, nil))
+	tok, err := v.Check(t.Context(), signToken(t, key, noon, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +255,7 @@ func TestTheKeysOfASetAreStrict(t *testing.T) {
 					want = ""
 				}
 			}
-			_, err := v.Check(t.Context(), paper(t, s, noon, nil))
+			_, err := v.Check(t.Context(), signToken(t, s, noon, nil))
 			wants(t, tc.name, err, want)
 		}
 	}
@@ -266,7 +266,7 @@ func TestManyAtOnceGetTheSameAnswer(t *testing.T) {
 	v, _ := static(t, jwks(key), verify.Remember(8)) // forgetting while others read
 	var papers []string
 	for range 40 {
-		papers = append(papers, paper(t, key, noon, nil))
+		papers = append(papers, signToken(t, key, noon, nil))
 	}
 	var wg sync.WaitGroup
 	for g := range 8 {
@@ -288,7 +288,7 @@ func TestManyAtOnceGetTheSameAnswer(t *testing.T) {
 
 func TestCheckingCostsHardlyMoreThanTheSignature(t *testing.T) {
 	key := newSigner(t, jose.P256)
-	raw := paper(t, key, noon, nil)
+	raw := signToken(t, key, noon, nil)
 	for name, tc := range map[string]struct {
 		remembered int
 		most       float64
@@ -312,7 +312,7 @@ func TestCheckingCostsHardlyMoreThanTheSignature(t *testing.T) {
 
 func BenchmarkCheck(b *testing.B) {
 	key := newSigner(b, jose.P256)
-	raw := paper(b, key, noon, nil)
+	raw := signToken(b, key, noon, nil)
 	keys := token.NewKeySet(key.Public())
 	b.Run("token.VerifyAccess", func(b *testing.B) {
 		b.ReportAllocs()

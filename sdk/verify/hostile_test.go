@@ -79,7 +79,7 @@ func TestAnIssuerThatStallsDoesNoHarm(t *testing.T) {
 		if n := stalls.asked.Load(); n < 12 || n > 60 {
 			t.Errorf("it was asked %d times in an hour", n)
 		}
-		if _, err := v.Check(t.Context(), paper(t, key, time.Now(), nil)); err != nil {
+		if _, err := v.Check(t.Context(), signToken(t, key, time.Now(), nil)); err != nil {
 			t.Errorf("a good token: %v", err)
 		}
 	})

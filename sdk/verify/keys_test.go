@@ -34,7 +34,7 @@ func start(ctx context.Context, w *web, opts ...verify.Option) (*verify.Verifier
 // check signs a token now and shows it.
 func check(t *testing.T, v *verify.Verifier, s *jose.Signer) error {
 	t.Helper()
-	_, err := v.Check(t.Context(), paper(t, s, time.Now(), nil))
+	_, err := v.Check(t.Context(), signToken(t, s, time.Now(), nil))
 	return err
 }
 
@@ -50,7 +50,7 @@ func TestKeySetChanges(t *testing.T) {
 		v := follow(t, w)
 		defer v.Close()
 		wants(t, "the key of the start", check(t, v, a), "")
-		raw := paper(t, a, time.Now(), map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
+		raw := signToken(t, a, time.Now(), map[string]any{"exp": time.Now().Add(time.Hour).Unix()})
 		_, err := v.Check(t.Context(), raw)
 		wants(t, "its token", err, "")
 
@@ -103,7 +103,7 @@ func TestAFloodOfUnknownKeysFetchesOnceAMinute(t *testing.T) {
 		pass(time.Minute)
 		forged := make([]string, 50)
 		for i := range forged {
-			forged[i] = paper(t, newSigner(t, jose.Ed), time.Now(), nil)
+			forged[i] = signToken(t, newSigner(t, jose.Ed), time.Now(), nil)
 		}
 		begin := time.Now()
 		for range 300 { // one each second, for five minutes
@@ -143,7 +143,7 @@ func TestARequestWaitsABoundedTimeForAKey(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		begin = time.Now()
-		_, err := v.Check(ctx, paper(t, b, time.Now(), nil))
+		_, err := v.Check(ctx, signToken(t, b, time.Now(), nil))
 		wants(t, "for who has gone", err, watchword.KeyUnknown)
 		wants(t, "known keys meanwhile", check(t, v, a), "")
 		if took := time.Since(begin); took != 0 {
@@ -155,7 +155,7 @@ func TestARequestWaitsABoundedTimeForAKey(t *testing.T) {
 		var mu sync.Mutex
 		waited, papers := map[time.Duration]int{}, make([]string, 100)
 		for i := range papers {
-			papers[i] = paper(t, b, time.Now(), nil)
+			papers[i] = signToken(t, b, time.Now(), nil)
 		}
 		begin = time.Now()
 		for _, raw := range papers {

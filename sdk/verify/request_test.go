@@ -48,11 +48,11 @@ func TestRefusalsSayWhatTheStandardsSay(t *testing.T) {
 	v, _ := static(t, jwks(key))
 	h := v.Require("api:/readings", "post")(open)
 	const uri = audience + "/readings"
-	plain := paper(t, key, noon, nil)
-	tied := paper(t, key, noon, bound(lamp))
-	other := paper(t, key, noon, bound(lamp))
-	poor := paper(t, key, noon, map[string]any{"perm": []any{}})
-	poorTied := paper(t, key, noon, map[string]any{"perm": []any{}, "cnf": bound(lamp)["cnf"]})
+	plain := signToken(t, key, noon, nil)
+	tied := signToken(t, key, noon, bound(lamp))
+	other := signToken(t, key, noon, bound(lamp))
+	poor := signToken(t, key, noon, map[string]any{"perm": []any{}})
+	poorTied := signToken(t, key, noon, map[string]any{"perm": []any{}, "cnf": bound(lamp)["cnf"]})
 	dpop := func(access, p string) []string { return []string{"Authorization: DPoP " + access, "DPoP: " + p} }
 	good := func() string { return proof(t, lamp, "POST", uri, "", tied, noon) }
 	bearerWrong := func(name string, code watchword.Code) []string {
@@ -80,7 +80,7 @@ func TestRefusalsSayWhatTheStandardsSay(t *testing.T) {
 		{"two in one", []string{"Authorization: Bearer a, Bearer b"}, 400, watchword.BadRequest, []string{withError(bearerOnly, "invalid_request", watchword.BadRequest)}},
 		{"no token at all, as DPoP", []string{"Authorization: DPoP "}, 400, watchword.BadRequest, []string{withError(dpopOnly, "invalid_request", watchword.BadRequest)}},
 		{"a bad token", []string{"Authorization: Bearer abc"}, 401, watchword.TokenMalformed, bearerWrong("invalid_token", watchword.TokenMalformed)},
-		{"an old token", []string{"Authorization: Bearer " + paper(t, key, noon.Add(-time.Hour), nil)}, 401, watchword.TokenExpired, bearerWrong("invalid_token", watchword.TokenExpired)},
+		{"an old token", []string{"Authorization: Bearer " + signToken(t, key, noon.Add(-time.Hour), nil)}, 401, watchword.TokenExpired, bearerWrong("invalid_token", watchword.TokenExpired)},
 		{"a poor token", []string{"Authorization: Bearer " + poor}, 403, watchword.Denied, []string{withError(bearerOnly, "insufficient_scope", watchword.Denied)}},
 		{"a poor token with a proof", dpop(poorTied, proof(t, lamp, "POST", uri, "", poorTied, noon)), 403, watchword.Denied, []string{withError(dpopOnly, "insufficient_scope", watchword.Denied)}},
 		{"a bound token as a bearer", []string{"Authorization: Bearer " + tied}, 401, watchword.ProofRequired, bearerWrong("invalid_token", watchword.ProofRequired)},
@@ -127,7 +127,7 @@ func TestAProofIsUsedOnce(t *testing.T) {
 	key, lamp := newSigner(t, jose.P256), newSigner(t, jose.P256)
 	v, c := static(t, jwks(key))
 	h := v.RequireToken()(open)
-	tied := paper(t, key, noon, map[string]any{"cnf": bound(lamp)["cnf"], "exp": noon.Add(time.Hour).Unix()})
+	tied := signToken(t, key, noon, map[string]any{"cnf": bound(lamp)["cnf"], "exp": noon.Add(time.Hour).Unix()})
 	p := proof(t, lamp, "GET", audience+"/", "", tied, noon.Add(token.Skew)) // by a clock that goes ahead
 	once := func() watchword.Code {
 		w := ask(h, "GET", "/", "Authorization: DPoP "+tied, "DPoP: "+p)
@@ -153,7 +153,7 @@ func TestProofMemoryIsBoundedAndRefuses(t *testing.T) {
 	v, c := static(t, jwks(key), verify.Proofs(40))
 	h := v.RequireToken()(open)
 	long := func(s *jose.Signer, who string) string {
-		return paper(t, key, noon, map[string]any{"sub": who, "client_id": who, "cnf": bound(s)["cnf"], "exp": noon.Add(time.Hour).Unix()})
+		return signToken(t, key, noon, map[string]any{"sub": who, "client_id": who, "cnf": bound(s)["cnf"], "exp": noon.Add(time.Hour).Unix()})
 	}
 	use := func(s *jose.Signer, access string) (*httptest.ResponseRecorder, string) {
 		p := proof(t, s, "GET", audience+"/", "", access, c.now())
@@ -219,7 +219,7 @@ func TestAUsedProofIsNotForgottenByAClockThatGoesBack(t *testing.T) {
 	key, lamp := newSigner(t, jose.P256), newSigner(t, jose.P256)
 	v, c := static(t, jwks(key))
 	h := v.RequireToken()(open)
-	tied := paper(t, key, noon, map[string]any{"cnf": bound(lamp)["cnf"], "exp": noon.Add(time.Hour).Unix()})
+	tied := signToken(t, key, noon, map[string]any{"cnf": bound(lamp)["cnf"], "exp": noon.Add(time.Hour).Unix()})
 	p := proof(t, lamp, "GET", audience+"/", "", tied, noon)
 	use := func(p string) watchword.Code {
 		w := ask(h, "GET", "/", "Authorization: DPoP "+tied, "DPoP: "+p)
@@ -249,7 +249,7 @@ func TestOneProofManyTimesAtOncePassesOnce(t *testing.T) {
 	key, lamp := newSigner(t, jose.P256), newSigner(t, jose.P256)
 	v, _ := static(t, jwks(key))
 	h := v.RequireToken()(open)
-	tied := paper(t, key, noon, bound(lamp))
+	tied := signToken(t, key, noon, bound(lamp))
 	p := proof(t, lamp, "GET", audience+"/", "", tied, noon)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -274,7 +274,7 @@ func TestAServiceMayAskForItsNonce(t *testing.T) {
 	secret := []byte("one of 16 bytes!")
 	v, c := static(t, jwks(key), verify.Nonces(secret))
 	h := v.RequireToken()(open)
-	tied := paper(t, key, noon, map[string]any{"cnf": bound(lamp)["cnf"], "exp": noon.Add(time.Hour).Unix()})
+	tied := signToken(t, key, noon, map[string]any{"cnf": bound(lamp)["cnf"], "exp": noon.Add(time.Hour).Unix()})
 	send := func(h http.Handler, nonce string) *httptest.ResponseRecorder {
 		return ask(h, "GET", "/", "Authorization: DPoP "+tied, "DPoP: "+proof(t, lamp, "GET", audience+"/", nonce, tied, c.now()))
 	}
@@ -329,7 +329,7 @@ func TestAServiceMayTakeProofsAlone(t *testing.T) {
 	const meta = audience + "/.well-known/oauth-protected-resource"
 	v, _ := static(t, jwks(key), verify.ProofRequired(), verify.ResourceMetadata(meta))
 	h := v.RequireToken()(open)
-	plain, tied := paper(t, key, noon, nil), paper(t, key, noon, bound(lamp))
+	plain, tied := signToken(t, key, noon, nil), signToken(t, key, noon, bound(lamp))
 	challenge := `DPoP realm="https://api.example", resource_metadata="` + meta + `", algs="ES256 Ed25519 EdDSA"`
 	w := ask(h, "GET", "/")
 	if got := w.Header().Values("WWW-Authenticate"); len(got) != 1 || got[0] != challenge {
@@ -355,11 +355,11 @@ func TestAServiceThatDoesNotKnowItsAddressTakesNoProofs(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := v.RequireToken()(open)
-	own := paper(t, key, noon, map[string]any{"aud": issuerID})
+	own := signToken(t, key, noon, map[string]any{"aud": issuerID})
 	if w := ask(h, "GET", "/", "Authorization: Bearer "+own); w.Code != 200 {
 		t.Errorf("the issuer's own audience is the default: %s", w.Body)
 	}
-	tied := paper(t, key, noon, map[string]any{"aud": issuerID, "cnf": bound(lamp)["cnf"]})
+	tied := signToken(t, key, noon, map[string]any{"aud": issuerID, "cnf": bound(lamp)["cnf"]})
 	w := ask(h, "GET", "/", "Authorization: DPoP "+tied, "DPoP: "+proof(t, lamp, "GET", "http://example.com/", "", tied, noon))
 	if got := w.Header().Values("WWW-Authenticate"); codeIn(t, w) != watchword.DPoPInvalid || len(got) != 1 || !strings.HasPrefix(got[0], "Bearer ") {
 		t.Errorf("%d %q", w.Code, got)
@@ -368,7 +368,7 @@ func TestAServiceThatDoesNotKnowItsAddressTakesNoProofs(t *testing.T) {
 
 func TestAProofIsForTheAddressThatClientsKnow(t *testing.T) {
 	key, lamp := newSigner(t, jose.P256), newSigner(t, jose.Ed)
-	tied := paper(t, key, noon, bound(lamp))
+	tied := signToken(t, key, noon, bound(lamp))
 	v, _ := static(t, jwks(key), verify.PublicURL("https://one.example/api/", "HTTPS://two.example:443"))
 	mux := http.NewServeMux()
 	mux.Handle("/", v.RequireToken()(open))
@@ -405,7 +405,7 @@ func TestCheckRequestIsTheMiddlewareForOtherRouters(t *testing.T) {
 	if w.Code != 401 || codeIn(t, w) != watchword.Unauthenticated {
 		t.Errorf("got %d %s", w.Code, w.Body)
 	}
-	r.Header.Set("Authorization", "Bearer "+paper(t, key, noon, nil))
+	r.Header.Set("Authorization", "Bearer "+signToken(t, key, noon, nil))
 	tok, err := v.CheckRequest(r)
 	if err != nil || tok.Subject != "lamp-1" {
 		t.Errorf("got %v, %v", tok, err)

@@ -17,7 +17,7 @@ func TestRequireDecidesByTheRequest(t *testing.T) {
 	mux.Handle("GET /read/{id}", v.Require("api:/lamps/{id}", "get")(open))
 	mux.Handle("/lamps/", v.RequirePath()(open))
 	mux.Handle("/whoever", v.RequireToken()(open))
-	auth := "Authorization: Bearer " + paper(t, key, noon, map[string]any{"deny": [][]any{{"topic:plant/secret/#", []string{"pub", "sub"}}, {"api:/lamps/9/#", []string{"put"}}}})
+	auth := "Authorization: Bearer " + signToken(t, key, noon, map[string]any{"deny": [][]any{{"topic:plant/secret/#", []string{"pub", "sub"}}, {"api:/lamps/9/#", []string{"put"}}}})
 	for _, tc := range []struct {
 		method, path string
 		status       int

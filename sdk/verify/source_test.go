@@ -65,7 +65,7 @@ func TestAnIssuerIsFoundByItsMetadata(t *testing.T) {
 				t.Errorf("%q by %s: %v", path, name, err)
 				continue
 			}
-			_, err = v.Check(t.Context(), paper(t, key, noon, map[string]any{"iss": issuer, "aud": issuer}))
+			_, err = v.Check(t.Context(), signToken(t, key, noon, map[string]any{"iss": issuer, "aud": issuer}))
 			wants(t, path+" by "+name, err, "")
 			v.Close()
 		}
@@ -85,7 +85,7 @@ func TestAnIssuerBehindTLS12(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer v.Close()
-	_, err = v.Check(t.Context(), paper(t, key, noon, map[string]any{"iss": issuer, "aud": issuer}))
+	_, err = v.Check(t.Context(), signToken(t, key, noon, map[string]any{"iss": issuer, "aud": issuer}))
 	wants(t, "with TLS12", err, "")
 	srv.TLS.MaxVersion = tls.VersionTLS11
 	_, err = verify.New(t.Context(), issuer, verify.CAPool(poolOf(srv)), verify.TLS12(), verify.Now(c.now), quiet())
@@ -106,7 +106,7 @@ func TestAnIssuerThatIsGoneIsNotAsked(t *testing.T) {
 	}
 	defer v.Close()
 	srv.Close()
-	_, err = v.Check(t.Context(), paper(t, key, noon, map[string]any{"iss": issuer, "aud": issuer}))
+	_, err = v.Check(t.Context(), signToken(t, key, noon, map[string]any{"iss": issuer, "aud": issuer}))
 	wants(t, "with the server closed", err, "")
 	_, err = verify.New(t.Context(), issuer, verify.CAPool(poolOf(srv)), quiet())
 	wants(t, "a start then", err, watchword.Unavailable)

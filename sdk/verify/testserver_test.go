@@ -91,7 +91,7 @@ func claims(at time.Time, change map[string]any) []byte {
 	return b
 }
 
-func paper(t testing.TB, s *jose.Signer, at time.Time, change map[string]any) string {
+func signToken(t testing.TB, s *jose.Signer, at time.Time, change map[string]any) string {
 	t.Helper()
 	raw, err := s.Sign(token.TypAccess, claims(at, change))
 	if err != nil {
