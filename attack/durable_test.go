@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/testport"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/token"
@@ -229,14 +230,11 @@ func (p *persistentClient) until(is func() bool) {
 func TestAKilledServerLosesNoMessage(t *testing.T) {
 	const publishers, kills, each = 3, 5, 250
 	data := filepath.Join(t.TempDir(), "data")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	address := l.Addr().String()
-	must(t, l.Close())
+	address := "127.0.0.1:" + testport.Reserve(t)
 	t.Setenv("WATCHWORD_SERVER_MQTT", address)
+	t.Setenv("WATCHWORD_SERVER_HTTPS", "localhost:"+testport.Reserve(t)) // one port for all starts: the issuer names it
 	s := start(t, data, "serve")
 	s.until("next ")
-	t.Setenv("WATCHWORD_SERVER_HTTPS", "localhost:"+port(t, data)) // the issuer names it
 	credentials := operatorPasswords(t, data)
 
 	ctx, cancel := context.WithCancel(t.Context())

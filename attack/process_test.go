@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword/api"
+	"github.com/watchword-iot/watchword/internal/testport"
 	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
@@ -154,9 +155,9 @@ func port(t testing.TB, data string) string {
 func TestAKilledServerLosesNoCommandAndTheDeviceActsOnce(t *testing.T) {
 	dir := t.TempDir()
 	data, lamp := filepath.Join(dir, "data"), filepath.Join(dir, "lamp-1")
+	t.Setenv("WATCHWORD_SERVER_HTTPS", "localhost:"+testport.Reserve(t)) // one port for all starts
 	s := start(t, data, "serve")
 	s.until("next ")
-	t.Setenv("WATCHWORD_SERVER_HTTPS", "localhost:"+port(t, data))
 
 	link, status := command(t, data, "", "device", "create", "lamp-1")
 	if status != 0 {

@@ -8,7 +8,6 @@ import (
 	"database/sql"
 	"encoding/base64"
 	"encoding/json"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -24,6 +23,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/peers"
+	"github.com/watchword-iot/watchword/internal/testport"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/sdk/admin"
@@ -48,10 +48,7 @@ func startWitness(t *testing.T, name string) *litewitness {
 	_, priv, err := ed25519.GenerateKey(rand.Reader)
 	must(t, err)
 	fingerprint := peers.Find(t).Agent(t, filepath.Join(w.dir, "agent"), priv)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	address := l.Addr().String()
-	must(t, l.Close())
+	address := "127.0.0.1:" + testport.Reserve(t)
 	c := exec.Command(outside(t, "litewitness"), "-name", name, "-db", filepath.Join(w.dir, "db"), "-ssh-agent", filepath.Join(w.dir, "agent"), "-key", fingerprint, "-listen", address)
 	out, err := c.StderrPipe()
 	must(t, err)

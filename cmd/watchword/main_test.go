@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/testport"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
@@ -202,14 +202,7 @@ func TestGettingStarted(t *testing.T) {
 	if err := os.Mkdir(work, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") // a port of one's own: 8443 may be taken
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := fmt.Sprint(l.Addr().(*net.TCPAddr).Port)
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	port := testport.Reserve(t) // 8443 may be taken
 	script := "set -eo pipefail\ntrap 'p=$(jobs -p); kill $p 2>/dev/null; wait $p' EXIT\nexport WATCHWORD_METRICS_LISTEN=127.0.0.1:0 WATCHWORD_PAIRING_INTERVAL=1ms WATCHWORD_SERVER_MQTTS=localhost:0 WATCHWORD_SERVER_HTTPS=localhost:" + port + "\n" +
 		strings.ReplaceAll(typed(string(text)), "localhost:8443", "localhost:"+port)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
@@ -298,17 +291,7 @@ esac`,
 			t.Fatal(err)
 		}
 	}
-	var ports [2]string
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		ports[i] = fmt.Sprint(l.Addr().(*net.TCPAddr).Port)
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	ports := [2]string{testport.Reserve(t), testport.Reserve(t)}
 	var pasted strings.Builder
 	inside := false
 	for line := range strings.SplitSeq(string(text), "\n") {
