@@ -62,10 +62,11 @@ type usedProofs struct {
 	bySubject map[subjectRef]int
 }
 
-// proofID is one proof that was used: its key, and a hash of its jti.
+// proofID is one proof that was used: the tenant that it was used in, its key, and a hash of its jti.
 type proofID struct {
-	key watchword.KeyID
-	jti [16]byte
+	tenant watchword.TenantID
+	key    watchword.KeyID
+	jti    [16]byte
 }
 
 func newDPoPVerifier(origins token.Origins) *dpopVerifier {
@@ -119,7 +120,7 @@ func (p *dpopVerifier) verify(s DPoPRequest, access string, now time.Time) (dpop
 // valid token fill the memory, each its share of it. Codes: dpop_invalid, dpop_nonce, busy.
 func (p *dpopVerifier) consume(who subjectRef, d dpopProof, now time.Time) error {
 	sum := sha256.Sum256([]byte(d.JTI))
-	one := proofID{d.Key, [16]byte(sum[:])}
+	one := proofID{who.tenant, d.Key, [16]byte(sum[:])}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range p.used {

@@ -18,7 +18,7 @@ import (
 func TestHandover(t *testing.T) {
 	s := newSetup(t, options{})
 	one, two := s.order(command.Call{Args: []byte(`{"level":1}`)}), s.order(command.Call{TTL: time.Hour})
-	watch := s.Watch(one.ID)
+	watch := s.Watch(tenant, one.ID)
 	defer watch.Close()
 	l := s.Attach(tenant, "lamp-1")
 	defer l.Close()
@@ -284,7 +284,7 @@ func TestAcknowledgements(t *testing.T) {
 	if len(cs) != 2 {
 		t.Fatalf("got %d", len(cs))
 	}
-	w := s.Watch(one.ID)
+	w := s.Watch(tenant, one.ID)
 	defer w.Close()
 	for _, c := range []struct {
 		name                string

@@ -123,7 +123,7 @@ func TestAFailedStepFailsTheOperation(t *testing.T) {
 	}
 	old := s.signs["lamp-1"]
 	s.rekey("lamp-1")
-	w := s.Watch(u.Command.ID)
+	w := s.Watch(tenant, u.Command.ID)
 	defer w.Close()
 	settle := func() error {
 		_, err := s.ApplyReceipt(t.Context(), tenant, "lamp-1", watchword.AuthorityVersions{Local: true}, s.receipt(old, u, watchword.StatusDone), "")

@@ -42,7 +42,7 @@ func TestACommandTooLargeForItsClientIsUndeliverable(t *testing.T) {
 				large = append(large, s.order(command.Call{Args: long(2000)}))
 			}
 			small := s.order(command.Call{})
-			w := s.Watch(large[0].ID)
+			w := s.Watch(tenant, large[0].ID)
 			defer w.Close()
 			l := s.Attach(tenant, "lamp-1")
 			defer l.Close()

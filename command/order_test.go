@@ -279,7 +279,7 @@ func TestCancelling(t *testing.T) {
 	s := newSetup(t, options{})
 	by := audit.Actor{Tenant: tenant, Subject: "alice", Trace: "why", Versions: watchword.AuthorityVersions{Local: true}}
 	row := s.order(command.Call{})
-	w := s.Watch(row.ID)
+	w := s.Watch(tenant, row.ID)
 	defer w.Close()
 	got, err := s.Cancel(t.Context(), by, row.ID)
 	if err != nil || got.State != watchword.Cancelled {

@@ -61,7 +61,7 @@ func TestApplyReceipt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			u := s.handed("")
 			seq := fmt.Sprint(u.Command.Seq)
-			w := s.Watch(u.Command.ID)
+			w := s.Watch(tenant, u.Command.ID)
 			defer w.Close()
 			by := s.signs["lamp-1"]
 			if c.by != nil {
@@ -203,7 +203,7 @@ func TestALateChangeDoesNotUndoAFinalState(t *testing.T) {
 	}})
 	u := s.handed("")
 	id := u.Command.ID
-	w := s.Watch(id)
+	w := s.Watch(tenant, id)
 	defer w.Close()
 	row, err := s.Command(t.Context(), tenant, id)
 	must(t, err)
@@ -225,7 +225,7 @@ func TestALateChangeDoesNotUndoAFinalState(t *testing.T) {
 	// What has no end yet follows the news as it comes.
 	b.delivered = nil
 	u = s.handed("")
-	w2 := s.Watch(u.Command.ID)
+	w2 := s.Watch(tenant, u.Command.ID)
 	defer w2.Close()
 	row, err = s.Command(t.Context(), tenant, u.Command.ID)
 	must(t, err)
@@ -246,7 +246,7 @@ func TestALateChangeDoesNotUndoAFinalState(t *testing.T) {
 
 	// One end after another: expired, and then answered after all.
 	u = s.handed("")
-	w3 := s.Watch(u.Command.ID)
+	w3 := s.Watch(tenant, u.Command.ID)
 	defer w3.Close()
 	row, err = s.Command(t.Context(), tenant, u.Command.ID)
 	must(t, err)
@@ -298,7 +298,7 @@ func TestWaiting(t *testing.T) {
 	}
 	got := make(chan command.Row, 2)
 	for range 2 {
-		w := s.Watch(u.Command.ID)
+		w := s.Watch(tenant, u.Command.ID)
 		go func() {
 			defer w.Close()
 			got <- w.Wait(short(t), command.Row{Tenant: tenant, State: watchword.Sent})
@@ -320,10 +320,10 @@ func TestWaiting(t *testing.T) {
 		t.Errorf("what has ended: %s, %v", row.State, err)
 	}
 	// What was told of another tenant's command of that name is not for this one.
-	w := s.Watch(u.Command.ID)
+	w := s.Watch(tenant, u.Command.ID)
 	defer w.Close()
 	u = s.handed("")
-	v := s.Watch(u.Command.ID)
+	v := s.Watch("other", u.Command.ID)
 	defer v.Close()
 	answer(watchword.StatusDone)
 	if row := v.Wait(ended(), command.Row{Tenant: "other", State: watchword.Queued}); row.State != watchword.Queued {
@@ -381,7 +381,7 @@ func TestExpiryRunsInBatches(t *testing.T) {
 		m.Store = st
 		return m
 	}})
-	w := s.Watch("cmd_499") // of the first two batches
+	w := s.Watch(tenant, "cmd_499") // of the first two batches
 	defer w.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -467,7 +467,7 @@ func TestClosedDeliveriesAndWaitersReleaseMemory(t *testing.T) {
 	if _, err := s.Wait(ended(), tenant, "cmd_other"); err == nil {
 		t.Error("no error")
 	}
-	a, b := s.Watch(row.ID), s.Watch(row.ID)
+	a, b := s.Watch(tenant, row.ID), s.Watch(tenant, row.ID)
 	a.Close()
 	if watched, _, _ := s.Remaining(); watched != 1 {
 		t.Errorf("%d commands are watched by one of two, want 1", watched)

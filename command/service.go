@@ -92,11 +92,11 @@ type Service struct {
 	schemas schemas
 
 	mu                 sync.Mutex
-	awaitingCheckpoint map[*Delivery]struct{}           // deliveries that wait for a checkpoint
-	deliveries         map[deviceRef][]*Delivery        // the connections of a device; its commands go to the last
-	waiters            map[watchword.CommandID]*waiters // who waits for a command
-	nextExpiry         time.Time                        // the end that Run waits for, zero for none
-	wakeExpiry         chan struct{}                    // tells Run that an end may be nearer than it knows
+	awaitingCheckpoint map[*Delivery]struct{}    // deliveries that wait for a checkpoint
+	deliveries         map[deviceRef][]*Delivery // the connections of a device; its commands go to the last
+	waiters            map[commandRef]*waiters   // who waits for a command
+	nextExpiry         time.Time                 // the end that Run waits for, zero for none
+	wakeExpiry         chan struct{}             // tells Run that an end may be nearer than it knows
 }
 
 // New returns a service over st, which signs with sign. Run it, so that commands end on time.
@@ -112,7 +112,7 @@ func New(st Store, dir Directory, sealer Sealer, sign Keys, o Options) *Service 
 	}
 	return &Service{
 		store: st, directory: dir, sealer: sealer, keys: sign, opts: o, schemas: newSchemas(),
-		awaitingCheckpoint: map[*Delivery]struct{}{}, deliveries: map[deviceRef][]*Delivery{}, waiters: map[watchword.CommandID]*waiters{},
+		awaitingCheckpoint: map[*Delivery]struct{}{}, deliveries: map[deviceRef][]*Delivery{}, waiters: map[commandRef]*waiters{},
 		wakeExpiry: make(chan struct{}, 1),
 	}
 }

@@ -11,7 +11,7 @@ import (
 // each change.
 type waiters struct {
 	count   int
-	device  deviceRef // whose command it is; zero while nobody has said
+	device  watchword.SubjectID // whose command it is; empty until a watcher has read it
 	changed chan struct{}
 	row     *Row // its state after the last change; nil before the first
 }
@@ -19,7 +19,7 @@ type waiters struct {
 // Wait returns the command as soon as it is final, or in its state when ctx
 // ends: then with no error. Code: not_found.
 func (svc *Service) Wait(ctx context.Context, t watchword.TenantID, id watchword.CommandID) (Row, error) {
-	w := svc.Watch(id)
+	w := svc.Watch(t, id)
 	defer w.Close()
 	row, err := svc.store.Command(context.WithoutCancel(ctx), t, id)
 	if err != nil {
@@ -32,17 +32,24 @@ func (svc *Service) Wait(ctx context.Context, t watchword.TenantID, id watchword
 // read, so that no change is missed.
 type Watcher struct {
 	svc *Service
-	id  watchword.CommandID
+	key commandRef
 	w   *waiters
 }
 
+// commandRef is a command of a tenant.
+type commandRef struct {
+	tenant watchword.TenantID
+	id     watchword.CommandID
+}
+
 // Watch begins to watch a command, which need not be there yet. Close the watch.
-func (svc *Service) Watch(id watchword.CommandID) *Watcher {
-	return &Watcher{svc, id, svc.addWaiter(id)}
+func (svc *Service) Watch(t watchword.TenantID, id watchword.CommandID) *Watcher {
+	k := commandRef{t, id}
+	return &Watcher{svc, k, svc.addWaiter(k)}
 }
 
 // Close ends the watch.
-func (w *Watcher) Close() { w.svc.removeWaiter(w.id, w.w) }
+func (w *Watcher) Close() { w.svc.removeWaiter(w.key, w.w) }
 
 // Wait returns the command as soon as it is final, or in its state when ctx ends.
 // row is how it stood at some moment since the watch began.
@@ -50,8 +57,8 @@ func (w *Watcher) Wait(ctx context.Context, row Row) Row {
 	for {
 		w.svc.mu.Lock()
 		changed := w.w.changed
-		w.w.device = deviceRef{row.Tenant, row.Device}
-		if now := w.w.row; now != nil && now.Tenant == row.Tenant {
+		w.w.device = row.Device
+		if now := w.w.row; now != nil {
 			row = *now
 		}
 		w.svc.mu.Unlock()
@@ -66,23 +73,23 @@ func (w *Watcher) Wait(ctx context.Context, row Row) Row {
 	}
 }
 
-func (svc *Service) addWaiter(id watchword.CommandID) *waiters {
+func (svc *Service) addWaiter(k commandRef) *waiters {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
-	w := svc.waiters[id]
+	w := svc.waiters[k]
 	if w == nil {
 		w = &waiters{changed: make(chan struct{})}
-		svc.waiters[id] = w
+		svc.waiters[k] = w
 	}
 	w.count++
 	return w
 }
 
-func (svc *Service) removeWaiter(id watchword.CommandID, w *waiters) {
+func (svc *Service) removeWaiter(k commandRef, w *waiters) {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	if w.count--; w.count == 0 {
-		delete(svc.waiters, id)
+		delete(svc.waiters, k)
 	}
 }
 
@@ -94,9 +101,9 @@ func (svc *Service) Receive(ctx context.Context, c watchword.Change) error {
 	}
 	var ids []watchword.CommandID
 	svc.mu.Lock()
-	for id, w := range svc.waiters {
-		if of := (deviceRef{c.Tenant, watchword.SubjectID(c.ID)}); w.device == of || w.device == (deviceRef{}) {
-			ids = append(ids, id)
+	for k, w := range svc.waiters {
+		if k.tenant == c.Tenant && (w.device == watchword.SubjectID(c.ID) || w.device == "") {
+			ids = append(ids, k.id)
 		}
 	}
 	svc.mu.Unlock()
@@ -106,7 +113,7 @@ func (svc *Service) Receive(ctx context.Context, c watchword.Change) error {
 		switch {
 		case err == nil && row.Device == watchword.SubjectID(c.ID) && row.State.Final():
 			svc.notify(row)
-		case err != nil && watchword.CodeOf(err) != watchword.NotFound: // of another tenant, or not there yet
+		case err != nil && watchword.CodeOf(err) != watchword.NotFound: // not stored yet
 			errs = append(errs, err)
 		}
 	}
@@ -118,7 +125,7 @@ func (svc *Service) Receive(ctx context.Context, c watchword.Change) error {
 func (svc *Service) notify(r Row) {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
-	if w := svc.waiters[r.ID]; w != nil {
+	if w := svc.waiters[commandRef{r.Tenant, r.ID}]; w != nil {
 		if w.row == nil || r.State.Final() || !w.row.State.Final() {
 			now := r // here, so that nothing is copied where nobody waits
 			w.row = &now

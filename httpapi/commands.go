@@ -66,7 +66,7 @@ func (a *API) commandRoutes() {
 				return nil, err
 			}
 			id := command.NewCommandID(a.Now())
-			watch := a.Commands.Watch(id) // watching starts before the command exists, so that no change is missed
+			watch := a.Commands.Watch(c.Tenant(), id) // watching starts before the command exists, so that no change is missed
 			defer watch.Close()
 			row, err := a.Commands.Order(ctx, c.Authority, command.Call{
 				ID: id, Device: in.Body.Device, Function: in.Body.Function, Args: in.Body.Args, TTL: ttl, SignedOrder: in.Body.Order, IdempotencyKey: in.Once,

@@ -46,6 +46,7 @@ func (a *API) logTile(w http.ResponseWriter, r *http.Request) error {
 const mirrorAuditInterval = time.Hour
 
 type mirrorReader struct {
+	tenant  watchword.TenantID
 	subject watchword.SubjectID
 	key     watchword.KeyID
 }
@@ -53,7 +54,7 @@ type mirrorReader struct {
 // auditMirrorRead is [API.auditRead] for the many reads of a mirror: one entry for each reader and
 // hour.
 func (a *API) auditMirrorRead(ctx context.Context, c *caller) error {
-	actor, now := mirrorReader{c.Subject(), c.Key()}, a.Now()
+	actor, now := mirrorReader{c.Tenant(), c.Subject(), c.Key()}, a.Now()
 	a.mirrorReads.Lock()
 	defer a.mirrorReads.Unlock() // concurrent reads of the same mirror wait until the entry is written
 	if last, ok := a.mirrorReads.last.Get(actor); ok && now.Sub(last) < mirrorAuditInterval {
