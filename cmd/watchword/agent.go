@@ -179,7 +179,7 @@ func (a *app) agentRun() *cobra.Command {
 			return usage("%s is not enrolled; see %s agent enroll --help", *dir, program())
 		}
 		if *functions != "" {
-			fs, err := agent.Load(*functions)
+			fs, err := readFunctions(*functions)
 			if err != nil {
 				return err
 			}

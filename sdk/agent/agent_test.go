@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -66,42 +64,32 @@ func TestProgramFailures(t *testing.T) {
 	}
 }
 
-func TestFunctionsFiles(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "s.json"), []byte(`{"type":"object"}`), 0o600); err != nil {
-		t.Fatal(err)
+func TestFunctionsAreChecked(t *testing.T) {
+	good := Function{Name: "lamp.set", Run: []string{"sh", "-c", "true"}, Timeout: time.Hour, Grace: 15 * time.Second, Env: map[string]string{"A": "b"}, Pass: []string{"HOME"}}
+	f, err := good.Check()
+	if err != nil || !strings.HasPrefix(f.Run[0], "/") || len(f.Run) != 3 || good.Run[0] != "sh" {
+		t.Errorf("%+v, %v; what it was made of is %v", f, err, good.Run)
 	}
-	load := func(text string) ([]Function, error) {
-		p := filepath.Join(dir, "f.toml")
-		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return Load(p)
-	}
-	fs, err := load("[functions.\"lamp.set\"]\nrun = [\"sh\", \"-c\", \"true\"]\ntimeout = \"5s\"\nschema = \"s.json\"\n[functions.\"a\"]\nrun = [\"/bin/sh\"]\n")
-	if err != nil || len(fs) != 2 || fs[1].Name != "lamp.set" || fs[1].Timeout != 5*time.Second || string(fs[1].Schema) != `{"type":"object"}` || !filepath.IsAbs(fs[1].Run[0]) {
-		t.Fatalf("%+v %v", fs, err)
-	}
-	for name, tc := range map[string]struct{ text, says string }{
-		"no TOML":             {"[functions", "f.toml:1:"},
-		"an unknown key":      {"[functions.\"a\"]\nrum = [\"sh\"]\n", "f.toml:2:1: unknown key rum"},
-		"no program":          {"[functions.\"a\"]\ntimeout = \"5s\"\n", "run is missing"},
-		"a program nowhere":   {"[functions.\"a\"]\nrun = [\"no-such-program-here\"]\n", "run:"},
-		"a bad name":          {"[functions.\"a/b\"]\nrun = [\"sh\"]\n", "a name must be"},
-		"a bad grace":         {"[functions.\"a\"]\nrun = [\"sh\"]\ngrace = \"2m\"\n", "grace must be"},
-		"a grace below 0":     {"[functions.\"a\"]\nrun = [\"sh\"]\ngrace = \"-1s\"\n", "grace must be"},
-		"our own variable":    {"[functions.\"a\"]\nrun = [\"sh\"]\nenv = {WATCHWORD_BY = \"x\"}\n", "WATCHWORD_BY"},
-		"a NUL":               {"[functions.\"a\"]\nrun = [\"sh\"]\nenv = {A = \"\\u0000\"}\n", "cannot be set"},
-		"a name that is none": {"[functions.\"a\"]\nrun = [\"sh\"]\npass = [\"A=B\"]\n", "cannot be passed on"},
-		"a bad timeout":       {"[functions.\"a\"]\nrun = [\"sh\"]\ntimeout = \"2h\"\n", "timeout must be"},
-		"a schema nowhere":    {"[functions.\"a\"]\nrun = [\"sh\"]\nschema = \"none.json\"\n", "schema:"},
+	for name, tc := range map[string]struct {
+		edit func(*Function)
+		says string
+	}{
+		"a bad name":          {func(f *Function) { f.Name = "a/b" }, "a name must be"},
+		"no program":          {func(f *Function) { f.Run = nil }, "run is missing"},
+		"a program nowhere":   {func(f *Function) { f.Run = []string{"no-such-program-here"} }, "run:"},
+		"no timeout":          {func(f *Function) { f.Timeout = 0 }, "timeout must be"},
+		"too long a timeout":  {func(f *Function) { f.Timeout = time.Hour + 1 }, "timeout must be"},
+		"too long a grace":    {func(f *Function) { f.Grace = 15*time.Second + 1 }, "grace must be"},
+		"a grace below 0":     {func(f *Function) { f.Grace = -1 }, "grace must be"},
+		"our own variable":    {func(f *Function) { f.Env = map[string]string{"WATCHWORD_BY": "x"} }, "WATCHWORD_BY"},
+		"a NUL":               {func(f *Function) { f.Env = map[string]string{"A": "\x00"} }, "cannot be set"},
+		"our own, passed on":  {func(f *Function) { f.Pass = []string{"WATCHWORD_BY"} }, "cannot be passed on"},
+		"a name that is none": {func(f *Function) { f.Pass = []string{"A=B"} }, "cannot be passed on"},
 	} {
-		_, err := load(tc.text)
-		if watchword.CodeOf(err) != watchword.ConfigInvalid || !strings.Contains(err.Error(), tc.says) {
+		f := good
+		tc.edit(&f)
+		if _, err := f.Check(); watchword.CodeOf(err) != watchword.ConfigInvalid || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
-	if _, err := Load(filepath.Join(dir, "none.toml")); watchword.CodeOf(err) != watchword.ConfigInvalid {
-		t.Errorf("no file: %v", err)
 	}
 }

@@ -58,7 +58,7 @@ func environment(f Function, c *device.Command, mark string) []string {
 		runMark+"="+mark)
 }
 
-// validVariable reports whether a functions file may name a variable so.
+// validVariable reports whether a function may name a variable so.
 func validVariable(name string) bool {
 	return name != "" && !strings.ContainsAny(name, "=\x00") && !strings.HasPrefix(name, reservedPrefix)
 }

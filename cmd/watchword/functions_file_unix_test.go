@@ -1,6 +1,6 @@
 //go:build unix
 
-package agent
+package main
 
 import (
 	"fmt"
@@ -28,7 +28,7 @@ func TestUntrustedFunctionsFilesAreRefused(t *testing.T) {
 	must(os.WriteFile(file, fmt.Appendf(nil, "[functions.f]\nrun = [%q]\nschema = \"schema.json\"\n", program), 0o644))
 	must(os.WriteFile(schema, []byte(`{}`), 0o644))
 	must(os.WriteFile(program, []byte("#!/bin/sh\n"), 0o755))
-	if _, err := Load(file); err != nil {
+	if _, err := readFunctions(file); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{file, schema, program} {
@@ -40,7 +40,7 @@ func TestUntrustedFunctionsFilesAreRefused(t *testing.T) {
 			"that a group writes": func() error { return os.Chmod(path, info.Mode()|0o020) },
 		} {
 			must(f())
-			if _, err := Load(file); watchword.CodeOf(err) != watchword.FileUntrusted || !strings.Contains(err.Error(), path) {
+			if _, err := readFunctions(file); watchword.CodeOf(err) != watchword.FileUntrusted || !strings.Contains(err.Error(), path) {
 				t.Errorf("%s %s: %v", path, what, err)
 			}
 			must(os.Chown(path, 0, 0))
