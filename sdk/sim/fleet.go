@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/sdk/device"
 )
@@ -103,9 +101,17 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	}
 	life, stop := context.WithCancel(context.WithoutCancel(ctx)) // of the devices: they are looked at before they go
 	defer stop()
-	g, all := errgroup.WithContext(life)
+	all, stopAll := context.WithCancel(life)
+	defer stopAll()
+	var devices sync.WaitGroup
+	var once sync.Once
+	var failure error // of the first device that failed; it ends the others
 	for _, t := range f.devices {
-		g.Go(func() error { return t.run(all) })
+		devices.Go(func() {
+			if err := t.run(all); err != nil {
+				once.Do(func() { failure = err; stopAll() })
+			}
+		})
 	}
 	acting, still := context.WithCancel(all) // of what is done to them
 	ordering, enough := context.WithCancel(all)
@@ -133,11 +139,11 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	r := f.snapshot()
 	r.OK = r.Devices.MQTT+r.Devices.HTTPS == r.Devices.Planned && len(r.GaveUp) == 0
 	stop()
-	err := g.Wait()
-	if errors.Is(err, context.Canceled) {
-		err = nil
+	devices.Wait()
+	if errors.Is(failure, context.Canceled) {
+		failure = nil
 	}
-	return r, err
+	return r, failure
 }
 
 // wait is until the time is over, somebody interrupts, or a device cannot even begin.
