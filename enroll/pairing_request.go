@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -57,7 +57,7 @@ func (svc *Service) RequestPairing(ctx context.Context, t watchword.TenantID, a 
 		Tenant: t, ID: watchword.NewID("pair_", now), Hash: token.CodeDigest(code), RequestedID: requestedID,
 		Sign:   watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now},
 		Seal:   watchword.Key{ID: seal.ID(), Purpose: watchword.Seal, JWK: seal.JWK(), State: watchword.KeyActive, Added: now},
-		Remote: from.Unmap().String(), Network: rates.Network(from.Unmap()).String(),
+		Remote: from.Unmap().String(), Network: fair.Network(from.Unmap()).String(),
 		State: PairingPending, Created: now, Expires: now.Add(svc.opts.PairingLifetime),
 	}
 	for {

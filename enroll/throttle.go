@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/recent"
 )
 
@@ -41,7 +41,7 @@ func newThrottle() *throttle {
 func (th *throttle) check(a netip.Addr, now time.Time) error {
 	th.mu.Lock()
 	defer th.mu.Unlock()
-	n, ok := th.byNetwork.Get(rates.Network(a.Unmap()))
+	n, ok := th.byNetwork.Get(fair.Network(a.Unmap()))
 	if !ok || n.count <= freeFailures {
 		return nil
 	}
@@ -58,7 +58,7 @@ func (th *throttle) check(a netip.Addr, now time.Time) error {
 func (th *throttle) fail(a netip.Addr, now time.Time) {
 	th.mu.Lock()
 	defer th.mu.Unlock()
-	k := rates.Network(a.Unmap())
+	k := fair.Network(a.Unmap())
 	n, _ := th.byNetwork.Get(k)
 	if now.Sub(n.last) > failuresExpire {
 		n.count = 0

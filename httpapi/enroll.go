@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/internal/clip"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -35,7 +35,7 @@ func (a *API) enrollRoutes() {
 func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 	in := requestInfoOf(r.Context())
 	s, err := func() (watchword.Subject, error) {
-		if err := a.rates.Take(rates.Network(in.remote), a.Now()); err != nil {
+		if err := a.rates.Take(fair.Network(in.remote), a.Now()); err != nil {
 			return watchword.Subject{}, err
 		}
 		body, err := readBody(w, r, "application/json", 16<<10)

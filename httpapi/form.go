@@ -8,14 +8,14 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/clip"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/fair"
 )
 
 // oauthForm reads the form of an OAuth endpoint, within the rate limit of its address. A duplicate
 // parameter is refused (RFC 6749 §3.2), except resource, as is a parameter in the URL. Codes:
 // rate_limited, unsupported_media_type, too_large, bad_request.
 func (a *API) oauthForm(r *http.Request) (url.Values, error) {
-	if err := a.rates.Take(rates.Network(requestInfoOf(r.Context()).remote), a.Now()); err != nil {
+	if err := a.rates.Take(fair.Network(requestInfoOf(r.Context()).remote), a.Now()); err != nil {
 		return nil, err
 	}
 	if ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(ct), "application/x-www-form-urlencoded") {

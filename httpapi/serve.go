@@ -17,7 +17,6 @@ import (
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/permit"
-	"github.com/watchword-iot/watchword/internal/rates"
 )
 
 // Limits of one request that is no stream.
@@ -84,8 +83,8 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		in.remote = ap.Addr().Unmap()
 	}
-	in.writer.quota, in.writer.account.network = a.answerQuota, rates.Network(in.remote)
-	r = r.WithContext(context.WithValue(fair.WithNetwork(r.Context(), rates.Network(in.remote)), infoKey{}, in))
+	in.writer.quota, in.writer.account.network = a.answerQuota, fair.Network(in.remote)
+	r = r.WithContext(context.WithValue(fair.WithNetwork(r.Context(), fair.Network(in.remote)), infoKey{}, in))
 	h := w.Header()
 	h.Set("Trace-Id", in.trace)
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -104,7 +103,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	// Limits count requests, not connections: HTTP/2 carries many requests on one connection, and
 	// each takes memory until its answer is written.
-	network := rates.Network(in.remote)
+	network := fair.Network(in.remote)
 	unknown := a.resolveTenant(r, in)
 	if err := a.requestQuota.Reserve(network, 1); err != nil {
 		a.fail(in.writer, r, &watchword.Error{Code: watchword.Busy, Detail: "too many requests are under way", RetryAfter: time.Second, Err: err})

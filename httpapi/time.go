@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword/api"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -22,7 +22,7 @@ func (a *API) timeRoutes() {
 func (a *API) time(w http.ResponseWriter, r *http.Request) {
 	jws, err := func() (string, error) {
 		now := a.Now()
-		if err := a.rates.Take(rates.Network(requestInfoOf(r.Context()).remote), now); err != nil {
+		if err := a.rates.Take(fair.Network(requestInfoOf(r.Context()).remote), now); err != nil {
 			return "", err
 		}
 		body, err := readBody(w, r, "application/json", 1<<10)

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/token"
@@ -95,7 +95,7 @@ func addressPrefix(remote string) netip.Prefix {
 	if err != nil {
 		return netip.Prefix{}
 	}
-	return rates.Network(ap.Addr().Unmap())
+	return fair.Network(ap.Addr().Unmap())
 }
 
 // parseConnectOptions notes the limits of the client that CONNECT states.

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/rates"
 )
 
@@ -101,7 +102,7 @@ func (h *handshakes) failed(listener, remote, text string) {
 	now := h.now()
 	ap, _ := netip.ParseAddrPort(remote) // unparsable addresses share one limit
 	h.mu.Lock()
-	if h.from.Take(rates.Network(ap.Addr().Unmap()), now) != nil || !h.logLimiter.AllowN(now, 1) {
+	if h.from.Take(fair.Network(ap.Addr().Unmap()), now) != nil || !h.logLimiter.AllowN(now, 1) {
 		h.leftOut++
 		h.mu.Unlock()
 		return

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 
 	"github.com/watchword-iot/watchword/internal/fair"
-	"github.com/watchword-iot/watchword/internal/rates"
 )
 
 // A TLS handshake costs about as much as anything else that an unauthenticated peer can request: a
@@ -62,7 +61,7 @@ type handshakeConn struct {
 func (c *handshakeConn) enter(hello *tls.ClientHelloInfo) error {
 	var network netip.Prefix
 	if ap, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil { // unparsable addresses share one queue
-		network = rates.Network(ap.Addr().Unmap())
+		network = fair.Network(ap.Addr().Unmap())
 	}
 	c.ctx = fair.WithNetwork(hello.Context(), network)
 	return c.wait()

@@ -52,6 +52,17 @@ func newSemaphore(places, most int) *Semaphore {
 
 type networkKey struct{}
 
+// Network returns the network that an address is counted with: the address itself, for IPv6 its
+// /64, since one customer has at least that many addresses.
+func Network(a netip.Addr) netip.Prefix {
+	bits := a.BitLen()
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.Prefix(bits) // an invalid address has the zero prefix
+	return p
+}
+
 // WithNetwork sets the network in whose queue ctx waits.
 func WithNetwork(ctx context.Context, network netip.Prefix) context.Context {
 	return context.WithValue(ctx, networkKey{}, network)

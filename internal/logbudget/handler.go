@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword/internal/clip"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/fair"
 )
 
 // Limits. There are three budgets, so that records of one kind do not displace those of another: of
@@ -228,7 +228,7 @@ func addressPrefix(s string) string {
 	if err != nil {
 		return "an address"
 	}
-	return rates.Network(a.Unmap()).String()
+	return fair.Network(a.Unmap()).String()
 }
 
 // clipAttr clips the texts of an attribute.

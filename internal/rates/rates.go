@@ -3,7 +3,6 @@
 package rates
 
 import (
-	"net/netip"
 	"sync"
 	"time"
 
@@ -52,15 +51,4 @@ func (l *Map[K]) Take(k K, now time.Time) error {
 		return &watchword.Error{Code: watchword.RateLimited, Detail: l.detail, RetryAfter: wait}
 	}
 	return nil
-}
-
-// Network returns the network that an address is counted with: the address itself, for IPv6 its
-// /64, since one customer has at least that many addresses.
-func Network(a netip.Addr) netip.Prefix {
-	bits := a.BitLen()
-	if a.Is6() {
-		bits = 64
-	}
-	p, _ := a.Prefix(bits) // an invalid address has the zero prefix
-	return p
 }
