@@ -379,9 +379,9 @@ func TestEveryRequestIsListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, table, ok := strings.Cut(string(doc), "| what a device asks |")
+	_, table, ok := strings.Cut(string(doc), "| request of a device |")
 	if !ok {
-		t.Fatal("docs/protocol.md has no table of what a device asks")
+		t.Fatal("docs/protocol.md has no table of the requests of a device")
 	}
 	table, _, _ = strings.Cut(table, "\n\n")
 	listed := map[string]bool{}
