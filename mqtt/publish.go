@@ -151,6 +151,7 @@ func (c *conn) decidePublish(topic string) *publishDecision {
 // decidePublish decides on a publish by authority a; nothing else does.
 func decidePublish(a *session.Authority, topic string) publishDecision {
 	v := publishDecision{authority: a, topic: topic, cost: controlCost(topic), system: parseSystemTopic(topic)}
+	v.system.invalid = v.system.check()
 	if v.decision = a.Publish(topic); v.system.kind == topicServerOnly {
 		v.decision = policy.Decision{} // regardless of policy
 	}

@@ -32,9 +32,26 @@ const (
 
 // systemTopic is a parsed topic; kind 0 is a topic of the application.
 type systemTopic struct {
-	kind   systemTopicKind
-	device watchword.SubjectID
-	stream string
+	kind    systemTopicKind
+	device  watchword.SubjectID
+	stream  string
+	invalid error // why nothing is published to it, see [systemTopic.check]; set by [decidePublish] alone
+}
+
+// check returns why a device's id or the name of a stream is not valid. Code: bad_request.
+func (sys systemTopic) check() error {
+	if sys.kind == 0 {
+		return nil
+	}
+	if err := watchword.CheckName("device", string(sys.device)); err != nil || sys.kind != topicEvents {
+		return err
+	}
+	for s := range strings.SplitSeq(sys.stream, "/") {
+		if err := watchword.CheckName("stream", s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func parseSystemTopic(topic string) systemTopic {
@@ -93,8 +110,8 @@ func (st *sessionState) actAs(ctx context.Context, by publisher, topic string, d
 
 // handleSystemTopic handles a publish to a system topic. The server itself counts as a receiver.
 func (st *sessionState) handleSystemTopic(ctx context.Context, w *workBatch, sys systemTopic, p bus.Publication, m *message, o *bus.Result, by publisher) error {
-	if err := watchword.CheckName("device", string(sys.device)); err != nil {
-		return err
+	if sys.invalid != nil {
+		return sys.invalid
 	}
 	o.Receivers++
 	switch sys.kind {
@@ -109,11 +126,6 @@ func (st *sessionState) handleSystemTopic(ctx context.Context, w *workBatch, sys
 }
 
 func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, p bus.Publication, m *message, o *bus.Result) error {
-	for s := range strings.SplitSeq(sys.stream, "/") {
-		if err := watchword.CheckName("stream", s); err != nil {
-			return err
-		}
-	}
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "an event may have at most 32 KiB")
 	}
