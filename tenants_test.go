@@ -15,11 +15,14 @@ import (
 // A tenant is resolved once, at the door. Further in it comes with each call: no other code names the default one.
 func TestTheDefaultTenantIsNamedAtTheDoorAlone(t *testing.T) {
 	may := map[string]string{
-		"id.go":                 "declares it",
-		"httpapi/api.go":        "the door without a resolver",
-		"mqtt/options.go":       "likewise",
-		"keyring/initialize.go": "the first start of a server",
-		"keyring/rotator.go":    "the server's own acts, which are of the first tenant's log",
+		"id.go":                    "declares it",
+		"issuer.go":                "its issuer has no path",
+		"httpapi/api.go":           "the door without a resolver",
+		"httpapi/tenant.go":        "the server's keys are its own",
+		"keyring/tenant_bundle.go": "the stored trust bundles are its own",
+		"mqtt/options.go":          "likewise",
+		"keyring/initialize.go":    "the first start of a server",
+		"keyring/rotator.go":       "the server's own acts, which are of the first tenant's log",
 	}
 	rooms := map[string]bool{"server": true, "cmd": true, "bench": true, "attack": true, "storetest": true}
 	found := map[string]bool{}
@@ -79,13 +82,13 @@ var keptByName = map[string]string{
 	"policy.Document.subjects":              "of one policy",
 	"session.Guard.sessions":                "a random id, unique in the process; whoever looks one up by an id that a client named compares the tenant",
 	"session.Guard.offline":                 "likewise",
+	"server.Server.hosts":                   "the value is the tenant",
 	"session.Keys.signing":                  "of one subject",
 	"keyring.keyState.private":              "keys of the server",
 	"keyring.keyState.issuers":              "keys of the server",
 	"keyring.keyState.revoked":              "keys of the server",
 	"token.KeySet":                          "the keys that the caller verifies with",
 	"token.Origins":                         "addresses of the server",
-	"server.Options.Hosts":                  "the value is the tenant",
 	"internal/logbudget.lineBudget.sources": "addresses",
 	"internal/logbudget.lineBudget.leftOut": "kinds of lines",
 	"sqlite.Store.read":                     "statements",

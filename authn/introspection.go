@@ -58,7 +58,7 @@ func (svc *Service) Introspect(ctx context.Context, t watchword.TenantID, raw st
 }
 
 func (svc *Service) introspect(ctx context.Context, t watchword.TenantID, raw string, authorize func(context.Context, session.Credentials) (*session.Authority, error), now time.Time) (*Introspection, error) {
-	a, err := svc.verifyIssued(ctx, raw, now)
+	a, err := svc.verifyIssued(ctx, t, raw, now)
 	if err != nil {
 		return nil, err
 	}
@@ -88,9 +88,9 @@ func (svc *Service) introspect(ctx context.Context, t watchword.TenantID, raw st
 }
 
 // verifyIssued is [token.VerifyIssued] within the concurrency limit.
-func (svc *Service) verifyIssued(ctx context.Context, raw string, now time.Time) (a *token.Access, err error) {
+func (svc *Service) verifyIssued(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (a *token.Access, err error) {
 	err = svc.semaphore.Do(ctx, func() (err error) {
-		a, err = token.VerifyIssued(raw, svc.keys.IssuerKeys(), svc.issuer, now)
+		a, err = token.VerifyIssued(raw, svc.keys.IssuerKeys(), svc.issuers.Of(t), now)
 		return err
 	})
 	return a, err
@@ -103,7 +103,7 @@ func (svc *Service) verifyIssued(ctx context.Context, raw string, now time.Time)
 // token that was shown is too narrow, and with it where the other is another's; busy,
 // unavailable.
 func (svc *Service) RevocableRecord(ctx context.Context, t watchword.TenantID, c watchword.SubjectID, by *session.Authority, raw string, now time.Time) (*token.Record, error) {
-	a, err := svc.verifyIssued(ctx, raw, now)
+	a, err := svc.verifyIssued(ctx, t, raw, now)
 	if watchword.CodeOf(err) == watchword.Busy {
 		return nil, err
 	}

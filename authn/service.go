@@ -62,7 +62,7 @@ type Options struct {
 // Service exchanges client assertions for access tokens, and admits those tokens
 // at the endpoints. It is safe for concurrent use.
 type Service struct {
-	issuer    string
+	issuers   watchword.Issuers
 	keys      Keys
 	directory Directory
 	live      Live
@@ -83,7 +83,7 @@ type Service struct {
 // verifiedCacheBytes is how much memory the verified tokens that are remembered may take, in bytes.
 const verifiedCacheBytes = 128 << 20
 
-// New returns the service of one issuer, which signs and verifies with keys.
+// New returns the service of the issuers of all tenants, which sign and verify with keys. issuer is that of the default tenant.
 func New(issuer string, keys Keys, d Directory, records TokenStore, live Live, o Options) (*Service, error) {
 	decoy, err := jose.GenerateKey("P-256")
 	if err != nil {
@@ -99,13 +99,13 @@ func New(issuer string, keys Keys, d Directory, records TokenStore, live Live, o
 		dpop: newDPoPVerifier(o.Origins), semaphore: o.Semaphore,
 		issueRate:     rates.NewBurst[subjectRef](o.IssueRate, int(max(10, 10*o.IssueRate)), "too many tokens for this subject"),
 		assertionRate: rates.NewBurst[subjectRef](10*o.IssueRate, int(max(10, 100*o.IssueRate)), "too many assertions of this subject"),
-		issuer:        issuer, keys: keys, directory: d, live: live, tokens: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
+		issuers:       watchword.Issuers(issuer), keys: keys, directory: d, live: live, tokens: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
 		verified: recent.NewSized[[sha256.Size]byte, *verifiedToken](verifiedCacheBytes),
 	}, nil
 }
 
-// Issuer returns the issuer identifier.
-func (svc *Service) Issuer() string { return svc.issuer }
+// Issuer returns the issuer identifier of a tenant.
+func (svc *Service) Issuer(t watchword.TenantID) string { return svc.issuers.Of(t) }
 
 // TokenRequest is what a client shows for an access token, and what it asks for.
 type TokenRequest struct {
@@ -210,7 +210,7 @@ func (svc *Service) requestedGrant(s *watchword.Subject, current *policy.Grant, 
 		}
 	}
 	g := svc.fullGrant(s, current, a, now)
-	if req.Resource != "" && req.Resource != svc.issuer {
+	if req.Resource != "" && req.Resource != svc.issuers.Of(s.Tenant) {
 		g.Audience = req.Resource
 		if req.Scope == nil && !req.FullScope {
 			// Topics and functions are this server's: another service that gets hold of the
@@ -278,7 +278,7 @@ func (svc *Service) verifyAssertion(ctx context.Context, t watchword.TenantID, r
 	if err != nil {
 		return nil, nil, token.Assertion{}, err
 	}
-	if err := p.CheckClaims(svc.issuer, now); err != nil {
+	if err := p.CheckClaims(svc.issuers.Of(t), now); err != nil {
 		return nil, nil, token.Assertion{}, err
 	}
 	s, current, a, err := svc.authenticate(ctx, t, p)
@@ -291,7 +291,7 @@ func (svc *Service) verifyAssertion(ctx context.Context, t watchword.TenantID, r
 // fullGrant is what a token for s says.
 func (svc *Service) fullGrant(s *watchword.Subject, current *policy.Grant, a token.Assertion, now time.Time) token.Grant {
 	g := token.Grant{
-		Issuer: svc.issuer, Subject: *s, Key: a.Key, JTI: watchword.NewID("tok_", now),
+		Issuer: svc.issuers.Of(s.Tenant), Subject: *s, Key: a.Key, JTI: watchword.NewID("tok_", now),
 		Issued: now.Truncate(time.Second), Perm: current.Perm(), Deny: current.Deny(),
 	}
 	g.Expires = g.Issued.Add(svc.lifetime)
@@ -349,7 +349,7 @@ func (svc *Service) authenticate(ctx context.Context, t watchword.TenantID, p *t
 		return nil, nil, token.Assertion{}, cerr
 	}
 	if err != nil || cerr != nil {
-		return nil, nil, token.Assertion{}, watchword.Wrap(errors.Join(err, cerr), watchword.ClientInvalid, "the client assertion is not valid: iss and sub must be a client of this server, aud exactly %q, kid an active key of the client; see docs/errors.md", svc.issuer)
+		return nil, nil, token.Assertion{}, watchword.Wrap(errors.Join(err, cerr), watchword.ClientInvalid, "the client assertion is not valid: iss and sub must be a client of this server, aud exactly %q, kid an active key of the client; see docs/errors.md", svc.issuers.Of(t))
 	}
 	return who.Subject, who.Grant, a, nil
 }

@@ -104,8 +104,9 @@ func (svc *Service) verifyCached(ctx context.Context, t watchword.TenantID, raw 
 		return verified, nil
 	}
 	var a *token.Access
+	issuer := svc.issuers.Of(t)
 	err := svc.semaphore.Do(ctx, func() (err error) {
-		a, err = token.VerifyAccess(raw, svc.keys.IssuerKeys(), svc.issuer, svc.issuer, now, 0)
+		a, err = token.VerifyAccess(raw, svc.keys.IssuerKeys(), issuer, issuer, now, 0)
 		return err
 	})
 	if err != nil {

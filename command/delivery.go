@@ -384,7 +384,7 @@ func (svc *Service) signedVersion(ctx context.Context, r Row, nonce string) (str
 		return "", watchword.Refuse(watchword.Conflict, "the command cannot be signed now: it ends at %s", r.Expires.UTC().Format(time.RFC3339))
 	}
 	jws, err := token.SignCommand(svc.keys.CommandSigner(), token.Command{
-		Issuer: svc.opts.Issuer, Device: r.Device, ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Function: r.Function, Args: args,
+		Issuer: svc.issuer(r.Tenant), Device: r.Device, ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Function: r.Function, Args: args,
 		By: r.By, Nonce: nonce, Order: r.Order, Issued: now, Expires: r.Expires,
 	})
 	switch code := watchword.CodeOf(err); code {

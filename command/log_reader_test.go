@@ -115,7 +115,7 @@ func TestEvidenceOfAFinishedCommand(t *testing.T) {
 
 func TestAConfigurationIsSignedWithTheCommandKey(t *testing.T) {
 	s := newSetup(t, options{})
-	raw, err := s.SignConfig("lamp-1", 7, []byte(`{"lux":3}`))
+	raw, err := s.SignConfig(tenant, "lamp-1", 7, []byte(`{"lux":3}`))
 	must(t, err)
 	c, err := token.VerifyConfig(raw, token.NewKeySet(s.ring.Public(keyring.Command)...), issuer, "lamp-1", s.now())
 	if err != nil || c.Version != 7 || string(c.Document) != `{"lux":3}` || !c.Issued.Equal(s.now()) {

@@ -35,7 +35,7 @@ func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, devi
 	if err != nil {
 		return Row{}, err
 	}
-	r, key, err := token.VerifyReceipt(raw, keys, device, svc.opts.Issuer)
+	r, key, err := token.VerifyReceipt(raw, keys, device, svc.issuer(t))
 	switch code := watchword.CodeOf(err); {
 	case code == watchword.TooLarge:
 		return Row{}, err

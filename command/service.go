@@ -71,7 +71,7 @@ type Log interface {
 
 // Options is what a service needs to know beside its store.
 type Options struct {
-	Issuer  string
+	Issuer  string // of the default tenant
 	Epoch   int64
 	TTL     time.Duration // of a command that asks for none; 0 means 120 s
 	Log     Log
@@ -157,13 +157,18 @@ func (svc *Service) List(ctx context.Context, t watchword.TenantID, f Filter, be
 	return svc.store.Commands(ctx, t, f, before, limit)
 }
 
+// issuer returns the issuer identifier of a tenant.
+func (svc *Service) issuer(t watchword.TenantID) string {
+	return watchword.Issuers(svc.opts.Issuer).Of(t)
+}
+
 // Epoch is that of the commands and configurations that the service signs.
 func (svc *Service) Epoch() int64 { return svc.opts.Epoch }
 
 // SignConfig signs a device's wanted configuration with the command key: what a
 // device shall be is as much an order as what it shall do.
-func (svc *Service) SignConfig(device watchword.SubjectID, version int64, document []byte) (string, error) {
+func (svc *Service) SignConfig(t watchword.TenantID, device watchword.SubjectID, version int64, document []byte) (string, error) {
 	return token.SignConfig(svc.keys.CommandSigner(), token.Config{
-		Issuer: svc.opts.Issuer, Device: device, Epoch: svc.opts.Epoch, Version: version, Document: document, Issued: svc.opts.Now(),
+		Issuer: svc.issuer(t), Device: device, Epoch: svc.opts.Epoch, Version: version, Document: document, Issued: svc.opts.Now(),
 	})
 }

@@ -142,7 +142,7 @@ func (svc *Service) checkRekey(s watchword.Subject, by audit.Actor, r RekeyReque
 	if change.Sign.ID == current.ID && change.Seal.ID == seal.ID {
 		return none(nil)
 	}
-	p, err := token.VerifyRekey(string(r.Proof), from, to, s.ID, svc.opts.Issuer, now)
+	p, err := token.VerifyRekey(string(r.Proof), from, to, s.ID, svc.issuer(s.Tenant), now)
 	if err == nil && (p.Sign != change.Sign.ID || p.Seal != change.Seal.ID) {
 		err = watchword.Refuse(watchword.KeyUnknown, "the thumbprints are not those of the keys beside it")
 	}

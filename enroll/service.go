@@ -23,8 +23,8 @@ type Store interface {
 
 // Options is what a service needs to know beside the store.
 type Options struct {
-	PublicURL string // where links point
-	Issuer    string
+	PublicURL string        // where links of the default tenant point, without a path
+	Issuer    string        // of the default tenant
 	Pin       func() string // of the root of this moment
 	// CheckTokenSize refuses a subject whose token would outgrow its bound.
 	CheckTokenSize func(ctx context.Context, s watchword.Subject) error
@@ -56,6 +56,11 @@ func New(st Store, o Options) *Service {
 		o.PairingInterval = DefaultPairingInterval
 	}
 	return &Service{store: st, opts: o, throttle: newThrottle(), polls: newPollLimiter(o.PairingInterval)}
+}
+
+// issuer returns the issuer identifier of a tenant.
+func (svc *Service) issuer(t watchword.TenantID) string {
+	return watchword.Issuers(svc.opts.Issuer).Of(t)
 }
 
 // CreateDevice writes a new device down and returns the link by which it comes in. ttl 0
@@ -115,7 +120,7 @@ func (svc *Service) newCode(by audit.Actor, id watchword.SubjectID, ttl time.Dur
 		return Code{}, Link{}, watchword.RefuseField("ttl", "must lie between 1 s and 30 days")
 	}
 	code := watchword.NewNonce()
-	link := newLink(svc.opts.PublicURL, code, svc.opts.Pin(), now.Add(ttl))
+	link := newLink(svc.opts.PublicURL+watchword.TenantPath(by.Tenant), code, svc.opts.Pin(), now.Add(ttl))
 	return Code{Tenant: by.Tenant, Hash: token.CodeDigest(code), Subject: id, Expires: link.Expires, CreatedBy: by.Subject}, link, nil
 }
 
@@ -171,7 +176,7 @@ func (svc *Service) verifyRequest(ctx context.Context, t watchword.TenantID, r E
 		return Redemption{}, err
 	}
 	if err := svc.opts.Semaphore.Do(ctx, func() error {
-		return proofInvalid(token.VerifyEnrollment(r.Proof, sign, svc.opts.Issuer, token.CodeHashClaim(r.Code), seal.ID(), now))
+		return proofInvalid(token.VerifyEnrollment(r.Proof, sign, svc.issuer(t), token.CodeHashClaim(r.Code), seal.ID(), now))
 	}); err != nil {
 		return Redemption{}, err
 	}

@@ -70,14 +70,15 @@ type Broker interface {
 
 // Options holds the settings of an [API].
 type Options struct {
-	Version     string
-	PublicURL   string        // no trailing slash
-	MQTTS       string        // HOST:PORT of MQTT over TLS, for the enrollment answer; empty: none
-	CAPEM       func() []byte // the server's own CA certificates, for the enrollment answer; nil: the certificate is from a public CA
-	JWKS        func() []byte // the issuer's public keys as a JWK set (RFC 7517 §5)
-	TrustBundle func() string // the current trust bundle
-	Time        TimeSigner    // signs the answers of POST /v1/time
-	TokenRate   float64       // requests a second from one address to endpoints that need no token; 0: no limit
+	Version   string
+	PublicURL string        // no trailing slash
+	MQTTS     string        // HOST:PORT of MQTT over TLS, for the enrollment answer; empty: none
+	CAPEM     func() []byte // the server's own CA certificates, for the enrollment answer; nil: the certificate is from a public CA
+	JWKS      func() []byte // the issuer's public keys as a JWK set (RFC 7517 §5)
+	Time      TimeSigner    // signs the answers of POST /v1/time
+	// TrustBundle returns the current trust bundle of a tenant. Code: unavailable.
+	TrustBundle func(t watchword.TenantID) (string, error)
+	TokenRate   float64 // requests a second from one address to endpoints that need no token; 0: no limit
 	// PublishRates limits the publishes of a subject over all transports; nil: no limit.
 	PublishRates *rates.Shared[quota.Key]
 	// ControlRates limits the states and receipts that a subject writes, over all transports; nil:
@@ -90,10 +91,11 @@ type Options struct {
 	// connection has not taken yet, beyond 4 KiB of each: of one subject (without a token: of one
 	// network), and of all. 0: no limit.
 	SubjectBodyBytes, BodyBytes int64
-	// Tenant says which tenant a request is for, by its Host. ok is false for a host that is of no tenant: such requests share
-	// one rate, and are answered with not_found. It is called once for each request, and decides which keys may prove
-	// somebody, not who it is. nil: every host is the default tenant's.
-	Tenant func(host string) (t watchword.TenantID, ok bool)
+	// Tenant returns the tenant that a request is for, by its Host and by the tenant that its path names, as in
+	// /t/TENANT/oauth/token (empty: none). ok is false where there is none: such requests share one rate, and are answered with
+	// not_found. It is called once for each request. What a request says of its tenant decides which keys may prove the caller,
+	// and nothing else. nil: there is the default tenant alone.
+	Tenant func(host string, named watchword.TenantID) (t watchword.TenantID, ok bool)
 	Now    func() time.Time
 	Log    *slog.Logger
 }
@@ -129,7 +131,9 @@ func New(p Parts) *API {
 		p.Log = slog.Default()
 	}
 	if p.Tenant == nil {
-		p.Tenant = func(string) (watchword.TenantID, bool) { return watchword.DefaultTenant, true }
+		p.Tenant = func(_ string, named watchword.TenantID) (watchword.TenantID, bool) {
+			return watchword.DefaultTenant, named == ""
+		}
 	}
 	a := &API{
 		Parts: p, mux: http.NewServeMux(),

@@ -157,7 +157,7 @@ func (a *API) evidence(w http.ResponseWriter, r *http.Request, c *caller) error 
 	if err := a.auditRead(r.Context(), c, "evidence", string(id)); err != nil {
 		return err
 	}
-	bundles, err := a.Keys.BundleChain(row.Created, row.Expires, a.Now())
+	bundles, err := a.Keys.BundleChain(row.Tenant, row.Created, row.Expires, a.Now())
 	if err != nil {
 		return err
 	}

@@ -109,7 +109,7 @@ func (a *API) dpopProof(r *http.Request) (*authn.DPoPRequest, error) {
 	case 0:
 		return nil, nil
 	case 1:
-		return &authn.DPoPRequest{Proof: values[0], Method: r.Method, Path: r.URL.EscapedPath()}, nil
+		return &authn.DPoPRequest{Proof: values[0], Method: r.Method, Path: in.prefix + r.URL.EscapedPath()}, nil
 	}
 	return nil, watchword.Refuse(watchword.DPoPInvalid, "send exactly one DPoP header")
 }

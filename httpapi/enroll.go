@@ -18,9 +18,14 @@ import (
 
 func (a *API) enrollRoutes() {
 	a.mux.HandleFunc("GET /v1/trust", func(w http.ResponseWriter, r *http.Request) {
+		bundle, err := a.TrustBundle(tenantOf(r))
+		if err != nil {
+			a.fail(w, r, err)
+			return
+		}
 		w.Header().Set("Content-Type", "application/"+token.TypTrust)
 		w.Header().Set("Cache-Control", "no-cache")
-		_, _ = io.WriteString(w, a.TrustBundle()) // the error means that the client has closed the connection
+		_, _ = io.WriteString(w, bundle) // the error means that the client has closed the connection
 	})
 	a.mux.HandleFunc("POST /v1/enroll", a.enroll)
 	a.mux.HandleFunc("GET /e", func(w http.ResponseWriter, r *http.Request) {
@@ -59,8 +64,8 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 
 func (a *API) enrollResponse(s watchword.Subject) api.EnrollResponse {
 	return api.EnrollResponse{
-		ID: s.ID, Kind: s.Kind, Labels: s.Labels, Issuer: a.Auth.Issuer(), TokenEndpoint: a.PublicURL + "/oauth/token",
-		HTTPS: a.PublicURL, MQTTS: a.MQTTS, CA: a.caPEM(),
+		ID: s.ID, Kind: s.Kind, Labels: s.Labels, Issuer: a.Auth.Issuer(s.Tenant), TokenEndpoint: a.url(s.Tenant) + "/oauth/token",
+		HTTPS: a.url(s.Tenant), MQTTS: a.MQTTS, CA: a.caPEM(),
 	}
 }
 

@@ -20,7 +20,11 @@ const (
 	proofAlgs     = "ES256 Ed25519 EdDSA" // algorithms of DPoP proofs
 )
 
-const resourceMetadata = "/.well-known/oauth-protected-resource"
+// The well-known paths of metadata; for another tenant than the default one /t/TENANT stands behind them.
+const (
+	issuerMetadata   = "/.well-known/oauth-authorization-server"
+	resourceMetadata = "/.well-known/oauth-protected-resource"
+)
 
 func (a *API) oauthRoutes() {
 	a.mux.HandleFunc("POST /oauth/token", a.token)
@@ -29,16 +33,25 @@ func (a *API) oauthRoutes() {
 	a.describePublic(http.MethodPost, "/oauth/token", "A client assertion for an access token (RFC 6749, 7523), or the poll of a pairing (RFC 8628); a form")
 	a.describePublic(http.MethodPost, "/oauth/introspect", "What an access token counts for now (RFC 7662); a form")
 	a.describePublic(http.MethodPost, "/oauth/revoke", "End an access token of one's own (RFC 7009); a form")
-	issuer := a.Auth.Issuer()
-	methods := []string{"private_key_jwt"}
-	algs := []string{"ES256", "Ed25519", "EdDSA"}
-	metadata := map[string]any{ // RFC 8414 §2
-		"issuer":                                issuer,
-		"token_endpoint":                        a.PublicURL + "/oauth/token",
-		"introspection_endpoint":                a.PublicURL + "/oauth/introspect",
-		"revocation_endpoint":                   a.PublicURL + "/oauth/revoke",
-		"jwks_uri":                              a.PublicURL + "/.well-known/jwks.json",
-		"device_authorization_endpoint":         a.PublicURL + "/oauth/device_authorization", // RFC 8628 §4
+	a.mux.HandleFunc("GET "+issuerMetadata, a.publicDocument(a.issuerMetadata))
+	a.mux.HandleFunc("GET "+resourceMetadata, a.publicDocument(a.resourceMetadata))
+	a.mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/jwk-set+json")
+		w.Header().Set("Cache-Control", "public, max-age=300")
+		_, _ = w.Write(a.JWKS()) // the error means that the client has closed the connection
+	})
+}
+
+// issuerMetadata describes the issuer of a tenant (RFC 8414 §2).
+func (a *API) issuerMetadata(t watchword.TenantID) map[string]any {
+	at, methods, algs := a.url(t), []string{"private_key_jwt"}, []string{"ES256", "Ed25519", "EdDSA"}
+	return map[string]any{
+		"issuer":                                a.Auth.Issuer(t),
+		"token_endpoint":                        at + "/oauth/token",
+		"introspection_endpoint":                at + "/oauth/introspect",
+		"revocation_endpoint":                   at + "/oauth/revoke",
+		"jwks_uri":                              at + "/.well-known/jwks.json",
+		"device_authorization_endpoint":         at + "/oauth/device_authorization", // RFC 8628 §4
 		"grant_types_supported":                 []string{"client_credentials", deviceGrant},
 		"response_types_supported":              []string{},
 		"token_endpoint_auth_methods_supported": methods,
@@ -49,29 +62,28 @@ func (a *API) oauthRoutes() {
 		"revocation_endpoint_auth_methods_supported":               methods,
 		"revocation_endpoint_auth_signing_alg_values_supported":    algs,
 		"dpop_signing_alg_values_supported":                        strings.Fields(proofAlgs), // RFC 9449 §5.1
-		"service_documentation":                                    a.PublicURL + "/openapi.json",
+		"service_documentation":                                    at + "/openapi.json",
 	}
-	resource := map[string]any{ // RFC 9728 §2
+}
+
+// resourceMetadata describes a tenant's API (RFC 9728 §2).
+func (a *API) resourceMetadata(t watchword.TenantID) map[string]any {
+	at, issuer := a.url(t), a.Auth.Issuer(t)
+	return map[string]any{
 		"resource":                          issuer,
 		"authorization_servers":             []string{issuer},
 		"bearer_methods_supported":          []string{"header"},
 		"dpop_signing_alg_values_supported": strings.Fields(proofAlgs),
-		"resource_documentation":            a.PublicURL + "/openapi.json",
+		"resource_documentation":            at + "/openapi.json",
 	}
-	a.mux.HandleFunc("GET /.well-known/oauth-authorization-server", publicDocument(metadata))
-	a.mux.HandleFunc("GET "+resourceMetadata, publicDocument(resource))
-	a.mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/jwk-set+json")
-		w.Header().Set("Cache-Control", "public, max-age=300")
-		_, _ = w.Write(a.JWKS()) // the error means that the client has closed the connection
-	})
 }
 
-func publicDocument(doc map[string]any) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
+// publicDocument serves a document about a tenant.
+func (a *API) publicDocument(of func(watchword.TenantID) map[string]any) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "public, max-age=300")
-		writeJSON(w, doc)
+		writeJSON(w, of(tenantOf(r)))
 	}
 }
 

@@ -55,8 +55,8 @@ func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 	code := enroll.FormatUserCode(asked.UserCode)
 	interval := wholeSeconds(asked.Interval)
 	writeAnswer(w, http.StatusOK, api.DeviceAuthorization{
-		DeviceCode: asked.DeviceCode, UserCode: code, VerificationURI: a.PublicURL + "/enroll",
-		VerificationURIComplete: a.PublicURL + "/enroll?user_code=" + code,
+		DeviceCode: asked.DeviceCode, UserCode: code, VerificationURI: a.url(tenantOf(r)) + "/enroll",
+		VerificationURIComplete: a.url(tenantOf(r)) + "/enroll?user_code=" + code,
 		ExpiresIn:               int64(asked.Expires.Sub(now) / time.Second), Interval: &interval,
 	})
 }

@@ -156,7 +156,7 @@ func (a *API) problem(r *http.Request, err error) *problem {
 
 // tell puts into p what its challenge says beside what was wrong.
 func (p *problem) tell(a *API, in *requestInfo) {
-	p.scheme, p.metadata = in.scheme, a.PublicURL+resourceMetadata
+	p.scheme, p.metadata = in.scheme, a.PublicURL+resourceMetadata+watchword.TenantPath(in.actor.Tenant)
 }
 
 func newProblem(err error) *problem {

@@ -46,7 +46,7 @@ func (a *API) selfRoutes() {
 			}
 			d := viewDevice(s)
 			out := &selfOut{api.Self{
-				ID: s.ID, Kind: s.Kind, State: s.State, Labels: d.Labels, Incarnation: s.Incarnation, Issuer: a.Auth.Issuer(),
+				ID: s.ID, Kind: s.Kind, State: s.State, Labels: d.Labels, Incarnation: s.Incarnation, Issuer: a.Auth.Issuer(c.Tenant()),
 				Token: api.SelfToken{JTI: c.JTI(), ExpiresAt: c.Expires().UTC(), Key: c.Key()},
 			}}
 			if out.Body.Permissions.Perm, err = viewPermissions(c.Policy().Perm()); err != nil {
@@ -236,7 +236,7 @@ func (a *API) selfConfig(w http.ResponseWriter, r *http.Request, c *caller) erro
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	jws, err := a.Commands.SignConfig(c.Subject(), t.ConfigVersion, t.Config)
+	jws, err := a.Commands.SignConfig(c.Tenant(), c.Subject(), t.ConfigVersion, t.Config)
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,7 @@ type requestInfo struct {
 	trace  string
 	remote netip.Addr
 	actor  audit.Actor
+	prefix string      // what the path of the request has before that of its route: /t/TENANT, or nothing
 	scheme string      // scheme of the Authorization header; empty without one
 	header http.Header // header of the answer
 	writer *responseWriter
@@ -57,22 +58,6 @@ func requestInfoOf(ctx context.Context) *requestInfo {
 	}
 	return &requestInfo{}
 }
-
-// resolveTenant finds the tenant of a request by its host. Codes: not_found, rate_limited.
-func (a *API) resolveTenant(r *http.Request, in *requestInfo) error {
-	t, ok := a.Tenant(r.Host)
-	if ok {
-		in.actor.Tenant = t
-		return nil
-	}
-	if err := a.unknownHosts.Take(struct{}{}, a.Now()); err != nil {
-		return err
-	}
-	return watchword.Refuse(watchword.NotFound, "no such path")
-}
-
-// tenantOf returns the tenant that a request is for.
-func tenantOf(r *http.Request) watchword.TenantID { return requestInfoOf(r.Context()).actor.Tenant }
 
 // ServeHTTP gives every request a trace id and its limits, and answers even if a handler panics.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -26,7 +26,7 @@ func TestARequestIsForTheTenantOfItsHost(t *testing.T) {
 	now := time.Now()
 	a := New(Parts{Auth: auth, Recorder: log, Options: Options{
 		PublicURL: "https://hub.example", TokenRate: 1, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
-		Tenant: func(host string) (watchword.TenantID, bool) {
+		Tenant: func(host string, _ watchword.TenantID) (watchword.TenantID, bool) {
 			t, ok := map[string]watchword.TenantID{"one.example": "one", "two.example": "two"}[host]
 			return t, ok
 		},

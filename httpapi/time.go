@@ -5,13 +5,14 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/token"
 )
 
-// TimeSigner returns the current time, signed with the current time key.
-type TimeSigner func(nonce string, now time.Time) (string, error)
+// TimeSigner returns the current time, signed with the current time key for the issuer of a tenant.
+type TimeSigner func(t watchword.TenantID, nonce string, now time.Time) (string, error)
 
 // timeRoutes serve signed time to devices without a clock, which cannot sign an assertion yet.
 func (a *API) timeRoutes() {
@@ -36,7 +37,7 @@ func (a *API) time(w http.ResponseWriter, r *http.Request) {
 		if err := token.CheckNonce(q.Nonce); err != nil {
 			return "", err
 		}
-		return a.Time(q.Nonce, a.Now()) // the clock is read again after the body: reading it may have taken long
+		return a.Time(tenantOf(r), q.Nonce, a.Now()) // the clock is read again after the body: reading it may have taken long
 	}()
 	if err != nil {
 		a.fail(w, r, err)

@@ -76,7 +76,7 @@ func (a *API) twinRoutes() {
 			}
 			// Checked before it is stored: a configuration that no device accepts must not replace
 			// the current one.
-			if _, err := a.Commands.SignConfig(in.ID, 1, doc); err != nil {
+			if _, err := a.Commands.SignConfig(c.Tenant(), in.ID, 1, doc); err != nil {
 				return nil, fieldError("config", err, "must be one JSON object, no member twice, at most 7 deep")
 			}
 			e := c.actor.DoneEntry(audit.ConfigSet, string(in.ID), a.Now(), map[string]string{"sha256": jose.Hash(doc)})
@@ -84,7 +84,7 @@ func (a *API) twinRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			signed, err := a.Commands.SignConfig(in.ID, t.ConfigVersion, doc)
+			signed, err := a.Commands.SignConfig(c.Tenant(), in.ID, t.ConfigVersion, doc)
 			if err != nil {
 				return nil, err
 			}

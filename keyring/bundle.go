@@ -63,8 +63,9 @@ func currentBundle(bundles []SignedBundle, now time.Time) (SignedBundle, bool) {
 
 // BundleChain returns the bundles that a later reader needs to check what was signed from
 // one moment to another, and what is signed now: those of that time, the one of now,
-// and between them each that names other roots, so that one leads to the next.
-func (r *Rotator) BundleChain(from, until, now time.Time) (out []string, err error) {
+// and between them each that names other roots, so that one leads to the next. For another tenant than the default one they are
+// signed now, with its issuer in them. Codes: not_found; unavailable where a root that must sign is offline or erased.
+func (r *Rotator) BundleChain(tenant watchword.TenantID, from, until, now time.Time) (out []string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	first, ok := currentBundle(r.ring.state.Load().bundles, from)
@@ -83,6 +84,9 @@ func (r *Rotator) BundleChain(from, until, now time.Time) (out []string, err err
 		}
 		rotated := !slices.EqualFunc(t.Roots, roots, func(a, b *jose.PublicKey) bool { return a.ID() == b.ID() })
 		if roots = t.Roots; rotated || b.Version == last.Version || !b.Starts.After(until) {
+			if b, err = r.ring.forTenant(r.ring.state.Load(), b, tenant); err != nil {
+				return nil, err
+			}
 			out = append(out, string(b.JWS))
 		}
 	}

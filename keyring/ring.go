@@ -40,6 +40,8 @@ type Ring struct {
 	reading sync.Mutex               // held while the keys are read, so that a later reading is not overwritten
 	missed  atomic.Bool              // the keys changed, and could not be read
 	written atomic.Pointer[keyState] // what this process wrote since they were read; nil: nothing
+
+	tenantBundles tenantBundles
 }
 
 // keyState is one state of the ring. It is immutable.
@@ -296,7 +298,7 @@ func (r *Ring) IssuerKeyRevoked(id watchword.KeyID) bool { return r.state.Load()
 // JWKS returns the valid issuer keys, as a JWK Set.
 func (r *Ring) JWKS() []byte { return r.state.Load().jwks }
 
-// Bundle returns the trust bundle that counts now; empty before a [Rotator] began.
+// Bundle returns the trust bundle of the default tenant that counts now; empty before a [Rotator] began.
 func (r *Ring) Bundle(now time.Time) string {
 	b, _ := currentBundle(r.state.Load().bundles, now)
 	return string(b.JWS)

@@ -5,22 +5,29 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/token"
 )
 
-// resolveTenant finds the tenant whose keys may prove the client, by the host that it named. It is called while CONNECT or
-// AUTH is handled: the TLS handshake is over. Codes: rate_limited; denied for a host that is of no tenant.
-func (c *conn) resolveTenant(now time.Time) (watchword.TenantID, error) {
+// resolveTenant finds the tenant whose keys may prove the client: by the host that it named, by the path of its WebSocket
+// request, and where these name none by the issuer that its token names. It is called while CONNECT or AUTH is handled: the TLS
+// handshake is over. Codes: rate_limited; denied where there is no such tenant.
+func (c *conn) resolveTenant(presented string, now time.Time) (watchword.TenantID, error) {
 	if t := c.tenant.Load(); t != nil {
 		return *t, nil
 	}
-	host := ""
+	var host string
+	var path, named watchword.TenantID
 	switch nc := c.nc.(type) {
 	case *tls.Conn:
 		host = nc.ConnectionState().ServerName
 	case *webSocketConn:
-		host = nc.host
+		host, path = nc.host, nc.tenant
 	}
-	t, ok := c.broker.options.Tenant(host)
+	if named = path; named == "" && c.broker.options.Issuers != "" {
+		named = c.broker.options.Issuers.Tenant(token.UnverifiedIssuer(presented))
+	}
+	t, ok := c.broker.options.Tenant(host, named)
+	ok = ok && (path == "" || path == t)
 	if ok {
 		c.tenant.Store(&t)
 		return t, nil
@@ -28,7 +35,7 @@ func (c *conn) resolveTenant(now time.Time) (watchword.TenantID, error) {
 	if err := c.broker.unknownHosts.Take(struct{}{}, now); err != nil {
 		return "", err
 	}
-	return "", watchword.Refuse(watchword.Denied, "this host is of no tenant")
+	return "", watchword.Refuse(watchword.Denied, "there is no such tenant here")
 }
 
 // refusedTenant is the tenant in whose log the refusal of a connection without a session stands: that of a client that named
@@ -37,6 +44,6 @@ func (c *conn) refusedTenant() watchword.TenantID {
 	if t := c.tenant.Load(); t != nil {
 		return *t
 	}
-	t, _ := c.broker.options.Tenant("")
+	t, _ := c.broker.options.Tenant("", "")
 	return t
 }

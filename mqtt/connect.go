@@ -121,7 +121,7 @@ func (c *conn) parseConnectOptions(p *packet.Connect) error {
 // authenticate verifies a password: an access token, or a client assertion, for which it issues an access
 // token. may is called with the credentials before the assertion is spent; its error is returned.
 func (c *conn) authenticate(ctx context.Context, now time.Time, password string, may func(session.Credentials) error) (session.Credentials, error) {
-	t, err := c.resolveTenant(now)
+	t, err := c.resolveTenant(password, now)
 	if err != nil {
 		return session.Credentials{}, err
 	}

@@ -49,7 +49,7 @@ func (c *conn) parseAuthData(ctx context.Context, now time.Time, p *packet.Prope
 	if !ok || len(token) == 0 {
 		return credentials, nil, errAuthData
 	}
-	t, err := c.resolveTenant(now)
+	t, err := c.resolveTenant(string(token), now)
 	if err != nil {
 		return credentials, nil, err
 	}

@@ -47,19 +47,24 @@ type Options struct {
 	// HandshakeFailed is called for each connection that ended within its TLS handshake, with the error.
 	// It must not block; nil: no call.
 	HandshakeFailed func(remote string, err error)
-	// Tenant returns the tenant of a connection by the TLS server name or the Host of WebSocket that the client named, empty
-	// where it named none. ok is false for one that is of no tenant: such connections share one rate, and are refused as
-	// those without a right. It decides which keys may prove somebody, not who it is. nil: the default tenant's.
-	Tenant func(host string) (t watchword.TenantID, ok bool)
-	Now    func() time.Time // nil: the system's clock, in milliseconds
-	Log    *slog.Logger     // nil: slog.Default
+	// Tenant returns the tenant of a connection, by the TLS server name or the Host of WebSocket (empty: none), and by the tenant
+	// that the path of the WebSocket request names, else the issuer that the token names (empty: none). ok is false where there is
+	// none: such connections share one rate and are refused with denied. What a client says of its tenant decides which keys may
+	// prove it, and nothing else. nil: there is the default tenant alone.
+	Tenant func(host string, named watchword.TenantID) (t watchword.TenantID, ok bool)
+	// Issuers are the issuers of the tenants. Empty: which issuer a token names is not looked at before it is verified.
+	Issuers watchword.Issuers
+	Now     func() time.Time // nil: the system's clock, in milliseconds
+	Log     *slog.Logger     // nil: slog.Default
 }
 
 // withDefaults returns o with each zero field that has a default replaced by it. It is the one place
 // that states them.
 func (o Options) withDefaults() Options {
 	if o.Tenant == nil {
-		o.Tenant = func(string) (watchword.TenantID, bool) { return watchword.DefaultTenant, true }
+		o.Tenant = func(_ string, named watchword.TenantID) (watchword.TenantID, bool) {
+			return watchword.DefaultTenant, named == ""
+		}
 	}
 	o.PacketBytes = cmp.Or(o.PacketBytes, 64<<10)
 	o.QueueMessages = cmp.Or(o.QueueMessages, 10_000)

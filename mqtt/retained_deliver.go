@@ -100,7 +100,7 @@ func (c *conn) deliverTwin(ctx context.Context, s *subscription) {
 		c.deliverOneRetained(s, stateTopic(device), tw.State, "application/json")
 	}
 	if wantsConfig && tw.ConfigVersion > 0 && c.broker.deps.Commands != nil {
-		jws, err := c.broker.deps.Commands.SignConfig(device, tw.ConfigVersion, tw.Config)
+		jws, err := c.broker.deps.Commands.SignConfig(c.session.tenant.id, device, tw.ConfigVersion, tw.Config)
 		if err != nil {
 			c.broker.recordRefusal(c, "kept message not given", s.Filter, err)
 			return

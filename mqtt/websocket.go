@@ -20,6 +20,7 @@ import (
 // ServeHTTP serves MQTT over WebSocket (MQTT 5.0 §6). Origin is not checked: authority comes from
 // CONNECT only, and browsers add no credentials to it.
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	named, _ := watchword.CutTenantPath(r.URL.Path)
 	h := &hijacker{ResponseWriter: w, frames: newFrameValidator(b.options.PacketBytes)}
 	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{Subprotocols: []string{"mqtt"}, InsecureSkipVerify: true})
 	if err != nil {
@@ -29,7 +30,7 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = ws.Close(websocket.StatusProtocolError, "the subprotocol here is mqtt") // the connection has ended
 		return
 	}
-	b.Handle(&webSocketConn{Conn: websocket.NetConn(b.ctx, ws, websocket.MessageBinary), ws: ws, frameConn: h.frameConn, host: r.Host})
+	b.Handle(&webSocketConn{Conn: websocket.NetConn(b.ctx, ws, websocket.MessageBinary), ws: ws, frameConn: h.frameConn, host: r.Host, tenant: named})
 }
 
 // hijacker gives the WebSocket library a connection whose frames are validated.
@@ -123,8 +124,9 @@ type webSocketConn struct {
 	net.Conn
 	ws        *websocket.Conn
 	frameConn *frameConn
-	host      string       // of the request
-	deadline  atomic.Int64 // read deadline in Unix nanoseconds; 0: none
+	host      string             // of the request
+	tenant    watchword.TenantID // that the path of the request names; empty: none
+	deadline  atomic.Int64       // read deadline in Unix nanoseconds; 0: none
 	closeErr  atomic.Pointer[error]
 }
 

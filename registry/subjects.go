@@ -40,14 +40,14 @@ type Registry struct {
 	store     Store
 	directory *Directory
 	live      Live
-	issuer    string
+	issuers   watchword.Issuers
 
 	editLock editLock
 }
 
 // New returns a registry that writes to st, asks d, and takes its changes to live.
 func New(st Store, d *Directory, live Live, issuer string) *Registry {
-	return &Registry{store: st, directory: d, live: live, issuer: issuer, editLock: newEditLock()}
+	return &Registry{store: st, directory: d, live: live, issuers: watchword.Issuers(issuer), editLock: newEditLock()}
 }
 
 // Subject returns one subject with its keys. Code: not_found.
@@ -81,7 +81,7 @@ func (r *Registry) CheckTokenSize(ctx context.Context, s watchword.Subject) erro
 
 func (r *Registry) checkTokenSize(set *policy.Set, s watchword.Subject) error {
 	g := set.For(session.PolicySubject(&s))
-	return token.Grant{Issuer: r.issuer, Subject: s, Perm: g.Perm(), Deny: g.Deny()}.CheckSize()
+	return token.Grant{Issuer: r.issuers.Of(s.Tenant), Subject: s, Perm: g.Perm(), Deny: g.Deny()}.CheckSize()
 }
 
 // SetLabels replaces the labels and recomputes what they decide. Codes:

@@ -142,7 +142,7 @@ func (s *Server) tls() (*tls.Config, error) {
 // routes adds MQTT over WebSocket to the API.
 func (s *Server) routes(api http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/mqtt" {
+		if _, path := watchword.CutTenantPath(r.URL.Path); path == "/mqtt" {
 			s.broker.ServeHTTP(w, r)
 			return
 		}

@@ -43,9 +43,9 @@ type Options struct {
 	// WithoutAuditLog writes no audit log, to measure its cost. No configuration sets it.
 	WithoutAuditLog bool
 
-	// Hosts is the host names of further tenants, in lower case; every other host is the default tenant's. No configuration
+	// Tenants are the tenants beside the default one, with the host names that are theirs alone, in lower case. No configuration
 	// sets it: there is no API that makes a tenant.
-	Hosts map[string]watchword.TenantID
+	Tenants map[watchword.TenantID][]string
 
 	budget *logbudget.Handler // handler of Log
 	clock  func() time.Time   // Now as given
@@ -116,6 +116,7 @@ type Server struct {
 	broker         *mqtt.Broker
 	operationsHTTP *http.Server
 
+	hosts      map[string]watchword.TenantID // [Options.Tenants] by host
 	handshakes *handshakes
 	http       *http.Server
 	ready      chan struct{}
@@ -124,7 +125,7 @@ type Server struct {
 // New opens the data folder, initializes it if it is empty, and listens, but does not serve yet.
 // Codes: config_invalid, folder_in_use, key_exposed, file_untrusted, key_unwrap, unavailable.
 func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
-	s := &Server{cfg: cfg, o: o.filled(), ready: make(chan struct{})}
+	s := &Server{cfg: cfg, o: o.filled(), hosts: o.tenantHosts(), ready: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -203,9 +204,9 @@ func (s *Server) assemble(ctx context.Context) error {
 	publishes := rates.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events from this device")
 	options := httpapi.Options{
 		Tenant:  s.tenantOf,
-		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.keys.JWKS, TrustBundle: func() string { return s.keys.Bundle(s.o.Now()) },
-		Time: func(nonce string, now time.Time) (string, error) {
-			return token.SignTime(s.keys.Signer(keyring.Time), s.keys.Issuer(), nonce, now)
+		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.keys.JWKS, TrustBundle: func(t watchword.TenantID) (string, error) { return s.keys.TenantBundle(t, s.o.Now()) },
+		Time: func(t watchword.TenantID, nonce string, now time.Time) (string, error) {
+			return token.SignTime(s.keys.Signer(keyring.Time), watchword.Issuers(s.keys.Issuer()).Of(t), nonce, now)
 		},
 		TokenRate: float64(s.cfg.Limits.TokenRate), PublishRates: publishes, ControlRates: controls,
 		BodyBytes: int64(s.cfg.Limits.BodyBytes), SubjectBodyBytes: int64(s.cfg.Limits.SubjectBodyBytes),
@@ -228,7 +229,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.broker = mqtt.New(mqtt.Dependencies{
 		Auth: credentials, Guard: s.guard, Bus: messages, Commands: s.commands, Twins: twins, Recorder: s.recorder, Store: s.store, PublishRates: publishes, ControlRates: controls,
 	}, mqtt.Options{
-		Tenant:      s.tenantOf,
+		Tenant: s.tenantOf, Issuers: s.tokenIssuers(),
 		PacketBytes: s.cfg.Limits.PacketBytes, QueueMessages: s.cfg.Limits.QueueMessages, QueueBytes: s.cfg.Limits.QueueBytes,
 		PersistentSessions: s.cfg.Limits.Sessions, SessionExpiry: s.cfg.Limits.SessionExpiry.Duration, OfflineBytes: int64(s.cfg.Limits.OfflineBytes), SubjectOfflineBytes: int64(s.cfg.Limits.SubjectOfflineBytes),
 		QueuedBytes: int64(s.cfg.Limits.QueuedBytes), SubjectQueueBytes: int64(s.cfg.Limits.SubjectQueueBytes),

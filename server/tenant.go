@@ -6,17 +6,40 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// tenantOf returns the tenant of a host that a client named, with or without a port: one of [Options.Hosts], else the default
-// tenant, whatever the host is: clients may reach the server by any name or address of the machine.
-func (s *Server) tenantOf(host string) (watchword.TenantID, bool) {
-	if len(s.o.Hosts) == 0 {
+// tenantOf returns the tenant that a client is for: that of the host that it named, with or without a port; at a host that is of
+// no other tenant the named one, and where none is named (empty) the default tenant. Clients may reach the server by any name or
+// address of the machine. ok is false where there is no such tenant.
+func (s *Server) tenantOf(host string, named watchword.TenantID) (t watchword.TenantID, ok bool) {
+	if len(s.hosts) > 0 {
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		if t, ok = s.hosts[canonicalHost(host)]; ok {
+			return t, true
+		}
+	}
+	if named == "" || named == watchword.DefaultTenant {
 		return watchword.DefaultTenant, true
 	}
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
+	_, ok = s.o.Tenants[named]
+	return named, ok
+}
+
+// tenantHosts returns the tenants by their host names.
+func (o Options) tenantHosts() map[string]watchword.TenantID {
+	out := map[string]watchword.TenantID{}
+	for t, hosts := range o.Tenants {
+		for _, h := range hosts {
+			out[h] = t
+		}
 	}
-	if t, ok := s.o.Hosts[canonicalHost(host)]; ok {
-		return t, true
+	return out
+}
+
+// tokenIssuers returns the issuers by which tokens name their tenants; empty where there is the default tenant alone.
+func (s *Server) tokenIssuers() watchword.Issuers {
+	if len(s.o.Tenants) == 0 {
+		return ""
 	}
-	return watchword.DefaultTenant, true
+	return watchword.Issuers(s.keys.Issuer())
 }

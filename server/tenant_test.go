@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,7 +20,9 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/verify"
 	"github.com/watchword-iot/watchword/server"
 	"github.com/watchword-iot/watchword/sqlite"
 	"github.com/watchword-iot/watchword/token"
@@ -59,18 +62,20 @@ func addOwner(t *testing.T, dir string, tenant watchword.TenantID) *jose.Signer 
 	return s
 }
 
-// tenantClient is an owner who speaks to one host.
+// tenantClient is an owner that speaks to one tenant, by its host or by the path of its issuer.
 type tenantClient struct {
-	t    *testing.T
-	info server.Info
-	http *http.Client
-	host string
-	key  *jose.Signer
+	t      *testing.T
+	info   server.Info
+	http   *http.Client
+	host   string
+	prefix string // of the path: /t/TENANT, or nothing
+	issuer string
+	key    *jose.Signer
 }
 
 func (c *tenantClient) do(method, path, access, contentType, body string, header ...string) (int, string) {
 	c.t.Helper()
-	r, err := http.NewRequestWithContext(c.t.Context(), method, "https://"+c.info.HTTPS+path, strings.NewReader(body))
+	r, err := http.NewRequestWithContext(c.t.Context(), method, "https://"+c.info.HTTPS+c.prefix+path, strings.NewReader(body))
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -96,10 +101,10 @@ func (c *tenantClient) do(method, path, access, contentType, body string, header
 	return resp.StatusCode, string(b)
 }
 
-// login returns the answer to an assertion, and the token in it.
-func (c *tenantClient) login(by *jose.Signer) (status int, access, answer string) {
+// login returns the answer to an assertion for an issuer, and the token in it.
+func (c *tenantClient) login(by *jose.Signer, issuer string) (status int, access, answer string) {
 	c.t.Helper()
-	assertion, err := token.SignAssertion(by, "operator", c.info.Issuer, time.Now(), time.Minute)
+	assertion, err := token.SignAssertion(by, "operator", issuer, time.Now(), time.Minute)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -112,12 +117,13 @@ func (c *tenantClient) login(by *jose.Signer) (status int, access, answer string
 	return status, out.Access, answer
 }
 
-// Two tenants on one server, each with an operator of the same id, share neither proofs nor tokens, subjects, policies nor
-// entries of the log.
-func TestTenantsOfOneServerShareNothing(t *testing.T) {
+// startTenants starts a server with the tenant "other" beside the default one, whose host is other.example, and returns owners of
+// both. The second owner of the other tenant speaks to the default tenant's host, under the path of its issuer.
+func startTenants(t *testing.T) (first, byHost, byPath *tenantClient) {
+	t.Helper()
 	dir := filepath.Join(t.TempDir(), "data")
 	c := config(t, dir)
-	once(t, c)
+	c.Server.HTTPS = once(t, c).HTTPS // the issuer names the port
 	otherKey := addOwner(t, dir, "other")
 	raw, err := os.ReadFile(filepath.Join(dir, "operator.jwk"))
 	if err != nil {
@@ -132,7 +138,7 @@ func TestTenantsOfOneServerShareNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := quiet
-	o.Hosts = map[string]watchword.TenantID{"other.example": "other"}
+	o.Tenants = map[watchword.TenantID][]string{"other": {"other.example"}}
 	s, err := server.New(t.Context(), c, o)
 	if err != nil {
 		t.Fatal(err)
@@ -140,58 +146,78 @@ func TestTenantsOfOneServerShareNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
-	defer func() {
+	t.Cleanup(func() {
 		cancel()
-		if err := <-ended; err != nil {
+		if err := testwait.For(t, "the end of the server", ended); err != nil {
 			t.Error(err)
 		}
-	}()
-	<-s.Ready()
+	})
+	testwait.For(t, "the start of the server", s.Ready())
 	pem, err := os.ReadFile(s.Info().CAFile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(pem)
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "localhost"}}}
-	defer client.CloseIdleConnections()
-	first := &tenantClient{t, s.Info(), client, "localhost", firstKey}
-	other := &tenantClient{t, s.Info(), client, "other.example", otherKey}
+	client := &http.Client{Timeout: testwait.Limit, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "localhost"}}}
+	t.Cleanup(client.CloseIdleConnections)
+	i := s.Info()
+	return &tenantClient{t, i, client, "localhost", "", i.Issuer, firstKey},
+		&tenantClient{t, i, client, "other.example", "", i.Issuer + "/t/other", otherKey},
+		&tenantClient{t, i, client, "localhost", "/t/other", i.Issuer + "/t/other", otherKey}
+}
+
+// Two tenants on one server, each with an operator of the same id, share neither proofs nor tokens, subjects, policies nor
+// entries of the log, whether the request names its tenant by host or by path.
+func TestTenantsOfOneServerShareNothing(t *testing.T) {
+	first, byHost, byPath := startTenants(t)
+	for name, other := range map[string]*tenantClient{"by host": byHost, "by path": byPath} {
+		t.Run(name, func(t *testing.T) { sharesNothing(t, first, other) })
+	}
+}
+
+func sharesNothing(t *testing.T, first, other *tenantClient) {
 	tokens := map[*tenantClient]string{}
 	for _, x := range []struct{ at, not *tenantClient }{{first, other}, {other, first}} {
-		status, access, answer := x.at.login(x.at.key)
+		status, access, answer := x.at.login(x.at.key, x.at.issuer)
 		if status != http.StatusOK {
-			t.Fatalf("%s: %d %s", x.at.host, status, answer)
+			t.Fatalf("%s: %d %s", x.at.issuer, status, answer)
 		}
 		tokens[x.at] = access
-		if status, _, answer := x.not.login(x.at.key); status != http.StatusUnauthorized {
-			t.Errorf("the key of %s at %s: %d %s", x.at.host, x.not.host, status, answer)
+		for _, issuer := range []string{x.at.issuer, x.not.issuer} { // the key is not enrolled there, whatever its holder signs
+			if status, _, answer := x.not.login(x.at.key, issuer); status != http.StatusUnauthorized {
+				t.Errorf("the key of %s at %s, for %s: %d %s", x.at.issuer, x.not.issuer, issuer, status, answer)
+			}
 		}
-		if status, answer := x.not.do(http.MethodGet, "/v1/self", access, "", ""); status != http.StatusUnauthorized || !strings.Contains(answer, "token_unrecorded") {
-			t.Errorf("the token of %s at %s: %d %s", x.at.host, x.not.host, status, answer)
+		if status, _, answer := x.at.login(x.at.key, x.not.issuer); status != http.StatusUnauthorized || !strings.Contains(answer, "audience_mismatch") {
+			t.Errorf("an assertion for %s at %s: %d %s", x.not.issuer, x.at.issuer, status, answer)
+		}
+		if status, answer := x.not.do(http.MethodGet, "/v1/self", access, "", ""); status != http.StatusUnauthorized || !strings.Contains(answer, "issuer_mismatch") {
+			t.Errorf("the token of %s at %s: %d %s", x.at.issuer, x.not.issuer, status, answer)
 		}
 	}
+	lamp := "lamp-" + strings.ReplaceAll(path.Base(t.Name()), "_", "-")
 	// Each has a device and a policy of the same name; neither sees the other's.
 	for _, x := range []struct {
 		at     *tenantClient
 		site   string
 		status int
 	}{{first, "plant-1", http.StatusCreated}, {other, "plant-2", http.StatusCreated}} {
-		if status, answer := x.at.do(http.MethodPost, "/v1/devices", tokens[x.at], "application/json", `{"id":"lamp","labels":{"site":"`+x.site+`"}}`); status != x.status {
-			t.Fatalf("%s: %d %s", x.at.host, status, answer)
+		if status, answer := x.at.do(http.MethodPost, "/v1/devices", tokens[x.at], "application/json", `{"id":"`+lamp+`","labels":{"site":"`+x.site+`"}}`); status != x.status {
+			t.Fatalf("%s: %d %s", x.at.issuer, status, answer)
 		}
-		if status, answer := x.at.do(http.MethodPut, "/v1/policies/lamps", tokens[x.at], "application/toml", "for = {}\n[[allow]]\npublish = [\""+x.site+"\"]\n"); status >= 300 {
-			t.Fatalf("%s: %d %s", x.at.host, status, answer)
+		if status, answer := x.at.do(http.MethodPut, "/v1/policies/"+lamp, tokens[x.at], "application/toml", "for = {}\n[[allow]]\npublish = [\""+x.site+"\"]\n"); status >= 300 {
+			t.Fatalf("%s: %d %s", x.at.issuer, status, answer)
 		}
 	}
 	for _, x := range []struct {
 		at       *tenantClient
 		has, not string
 	}{{first, "plant-1", "plant-2"}, {other, "plant-2", "plant-1"}} {
-		for _, path := range []string{"/v1/devices", "/v1/devices/lamp", "/v1/policies/lamps", "/v1/audit?limit=1000", "/v1/audit/export"} {
-			status, answer := x.at.do(http.MethodGet, path, tokens[x.at], "", "")
+		for _, at := range []string{"/v1/devices", "/v1/devices/" + lamp, "/v1/policies/" + lamp, "/v1/audit?limit=1000", "/v1/audit/export"} {
+			status, answer := x.at.do(http.MethodGet, at, tokens[x.at], "", "")
 			if status != http.StatusOK || !strings.Contains(answer, x.has) || strings.Contains(answer, x.not) {
-				t.Errorf("%s%s: %d, want %s and not %s: %s", x.at.host, path, status, x.has, x.not, answer)
+				t.Errorf("%s%s: %d, want %s and not %s: %s", x.at.issuer, at, status, x.has, x.not, answer)
 			}
 		}
 	}
@@ -204,20 +230,85 @@ func TestTenantsOfOneServerShareNothing(t *testing.T) {
 	if _, answer := first.do(http.MethodGet, "/v1/audit?limit=1", tokens[first], "", ""); json.Unmarshal([]byte(answer), &page) != nil || len(page.Entries) != 1 {
 		t.Fatalf("no entry: %s", answer)
 	}
-	for _, path := range []string{"/v1/audit/%d", "/v1/audit/%d/proof"} {
-		path = fmt.Sprintf(path, page.Entries[0].Seq)
-		if status, answer := other.do(http.MethodGet, path, tokens[other], "", ""); status != http.StatusNotFound {
-			t.Errorf("other %s: %d %s", path, status, answer)
+	for _, at := range []string{"/v1/audit/%d", "/v1/audit/%d/proof"} {
+		at = fmt.Sprintf(at, page.Entries[0].Seq)
+		if status, answer := other.do(http.MethodGet, at, tokens[other], "", ""); status != http.StatusNotFound {
+			t.Errorf("other %s: %d %s", at, status, answer)
 		}
-		if status, answer := first.do(http.MethodGet, path, tokens[first], "", ""); status != http.StatusOK {
-			t.Errorf("own %s: %d %s", path, status, answer)
+		if status, answer := first.do(http.MethodGet, at, tokens[first], "", ""); status != http.StatusOK {
+			t.Errorf("own %s: %d %s", at, status, answer)
 		}
 	}
 	// The end of one tenant's device is nothing to the other's.
-	if status, answer := first.do(http.MethodPost, "/v1/devices/lamp/suspend", tokens[first], "application/json", `{}`); status >= 300 {
+	if status, answer := first.do(http.MethodPost, "/v1/devices/"+lamp+"/suspend", tokens[first], "application/json", `{}`); status >= 300 {
 		t.Fatalf("%d %s", status, answer)
 	}
-	if _, answer := other.do(http.MethodGet, "/v1/devices/lamp", tokens[other], "", ""); strings.Contains(answer, "suspended") {
+	if _, answer := other.do(http.MethodGet, "/v1/devices/"+lamp, tokens[other], "", ""); strings.Contains(answer, "suspended") {
 		t.Errorf("the device of another tenant was suspended: %s", answer)
+	}
+}
+
+// The documents of a tenant's issuer name it and its addresses, and lie where RFC 8414 §3 and RFC 9728 §3.1 look for them.
+func TestAnIssuerWithAPathDescribesItself(t *testing.T) {
+	first, byHost, byPath := startTenants(t)
+	for _, x := range []struct {
+		at         *tenantClient
+		path, says string
+	}{
+		{first, "", first.issuer},
+		{first, "/t/other", byPath.issuer},
+		{byHost, "", byPath.issuer},
+		{byHost, "/t/other", byPath.issuer},
+	} {
+		for document, members := range map[string]map[string]string{
+			"/.well-known/oauth-authorization-server": {"issuer": "", "token_endpoint": "/oauth/token", "jwks_uri": "/.well-known/jwks.json", "revocation_endpoint": "/oauth/revoke"},
+			"/.well-known/oauth-protected-resource":   {"resource": ""},
+		} {
+			status, answer := x.at.do(http.MethodGet, document+x.path, "", "", "")
+			var got map[string]any
+			if err := json.Unmarshal([]byte(answer), &got); err != nil || status != http.StatusOK {
+				t.Fatalf("%s%s at %s: %d %s", document, x.path, x.at.host, status, answer)
+			}
+			for name, at := range members {
+				if got[name] != x.says+at {
+					t.Errorf("%s%s at %s: %s is %q, want %q", document, x.path, x.at.host, name, got[name], x.says+at)
+				}
+			}
+		}
+	}
+	// A program elsewhere finds the tenant's keys by its issuer, and takes its tokens alone.
+	_, own, _ := byPath.login(byPath.key, byPath.issuer)
+	_, foreign, _ := first.login(first.key, first.issuer)
+	v, err := verify.New(t.Context(), byPath.issuer, verify.CAFile(first.info.CAFile), verify.Log(quiet.Log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	if _, err := v.Check(t.Context(), own); err != nil {
+		t.Errorf("its own token: %v", err)
+	}
+	if _, err := v.Check(t.Context(), foreign); watchword.CodeOf(err) != watchword.IssuerMismatch {
+		t.Errorf("the default tenant's token: %v", err)
+	}
+	// No request leads to a tenant that there is not, or to one tenant over the host of another; nor to the server's keys from
+	// another tenant than the default one.
+	_, access, _ := byPath.login(byPath.key, byPath.issuer)
+	for _, x := range []struct {
+		at   *tenantClient
+		path string
+	}{
+		{first, "/t/none/v1/self"},
+		{first, "/.well-known/oauth-authorization-server/t/none"},
+		{first, "/t/default/v1/self"},
+		{byHost, "/t/none/v1/self"},
+		{first, "/t/other/t/other/v1/self"},
+		{first, "/t/%6fther/v1/self"},
+		{first, "/t/other/.well-known/oauth-authorization-server/t/other"},
+		{byPath, "/v1/keys"},
+		{byHost, "/v1/keys"},
+	} {
+		if status, answer := x.at.do(http.MethodGet, x.path, access, "", ""); status != http.StatusNotFound || !strings.Contains(answer, `"not_found"`) {
+			t.Errorf("%s at %s: %d %s", x.path, x.at.issuer, status, answer)
+		}
 	}
 }

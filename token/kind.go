@@ -251,3 +251,26 @@ func LooksLikeAssertion(raw string) bool {
 	u, err := jose.ParseJWS(raw, watchword.MaxToken)
 	return err == nil && jose.SameType(u.Typ, TypAssertion)
 }
+
+// UnverifiedIssuer returns the issuer that an access token (iss) or a client assertion (aud) names; empty where it cannot be
+// read. Nothing is verified: it may choose the keys that the token is verified with, and nothing else.
+func UnverifiedIssuer(raw string) (issuer string) {
+	u, err := jose.ParseJWS(raw, watchword.MaxToken)
+	if err != nil {
+		return ""
+	}
+	claim := "iss"
+	if jose.SameType(u.Typ, TypAssertion) {
+		claim = "aud"
+	}
+	err = jose.Walk(u.UnverifiedPayload(), func(name string, v jsontext.Value) (err error) {
+		if name == claim && v.Kind() == '"' {
+			issuer, err = jose.String(v)
+		}
+		return err
+	})
+	if err != nil {
+		return ""
+	}
+	return issuer
+}

@@ -128,11 +128,17 @@ type Signer struct {
 // Sign signs a note's text.
 func (s Signer) Sign(msg []byte) ([]byte, error) { return s.SignFunc(msg) }
 
-// Origin is the name of the log that an issuer keeps: its address without the scheme.
+// Origin is the name of the log that an issuer keeps: its address without the scheme, and without the path of a tenant
+// ([watchword.TenantPath]), since the tenants of a server have one log.
 func Origin(issuer string) string {
 	_, rest, ok := strings.Cut(issuer, "://")
 	if !ok {
 		rest = issuer
+	}
+	if i := strings.LastIndex(rest, "/t/"); i >= 0 {
+		if t, more := watchword.CutTenantPath(rest[i:]); t != "" && more == "" {
+			rest = rest[:i]
+		}
 	}
 	return rest + "/log"
 }

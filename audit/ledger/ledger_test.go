@@ -480,3 +480,18 @@ func TestLoggedJWSExtendsTheSeenCheckpoint(t *testing.T) {
 		t.Errorf("an unknown member: %v", err)
 	}
 }
+
+// The tenants of a server have one log, whose name is that of the default tenant.
+func TestTheLogHasOneNameForAllTenants(t *testing.T) {
+	for issuer, want := range map[string]string{
+		"https://hub.example":              "hub.example/log",
+		"https://hub.example:8443/t/other": "hub.example:8443/log",
+		"https://hub.example/t/default":    "hub.example/t/default/log",
+		"https://hub.example/t/other/more": "hub.example/t/other/more/log",
+		"https://hub.example/elsewhere":    "hub.example/elsewhere/log",
+	} {
+		if got := ledger.Origin(issuer); got != want {
+			t.Errorf("%s: %s, want %s", issuer, got, want)
+		}
+	}
+}
