@@ -14,21 +14,21 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// How a device proves its key to the MQTT endpoint (RFC 9431 §2.2.4): at CONNECT by
-// what this TLS connection alone exports, in session by a fresh challenge.
+// Constants of the proof of possession towards the MQTT endpoint (RFC 9431 §2.2.4): at CONNECT the device signs a value
+// that only this TLS connection exports; in a session it signs a new challenge of the server.
 const (
 	aceMethod     = "ace"
 	exporterLabel = "EXPORTER-ACE-MQTT-Sign-Challenge"
-	authPackets   = 2 // AUTH packets that an exchange takes: the challenge, and its end
+	authPackets   = 2 // AUTH packets of an exchange: the challenge and the final one
 )
 
-// lengthPrefixed puts the length of first, in two bytes, before it, and rest behind.
+// lengthPrefixed returns the length of first in two bytes, then first, then rest.
 func lengthPrefixed(first, rest []byte) []byte {
 	out := binary.BigEndian.AppendUint16(nil, uint16(len(first)))
 	return append(append(out, first...), rest...)
 }
 
-// proveConnection puts a new token and the proof for this connection into CONNECT.
+// proveConnection adds a new token, and the proof of possession for this connection, to CONNECT.
 func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc net.Conn) error {
 	raw, err := d.tokens.Renew(ctx)
 	if err != nil {
@@ -51,7 +51,7 @@ func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc ne
 	return nil
 }
 
-// reauthenticate refreshes the session by AUTH; its subscriptions stay.
+// reauthenticate refreshes the session by AUTH (MQTT 5.0 §4.12.1). Subscriptions are not affected.
 func (c *mqttConn) reauthenticate(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, mqttTimeout)
 	defer cancel()
@@ -78,14 +78,14 @@ func (c *mqttConn) reauthenticate(ctx context.Context) error {
 // aceAuther answers the server's challenge.
 type aceAuther struct{ w *mqttConn }
 
-// Authenticate signs the server's nonce and one of our own.
+// Authenticate signs the server's nonce and a nonce of the device.
 func (p aceAuther) Authenticate(a *paho.Auth) *paho.Auth {
 	out := &paho.Auth{ReasonCode: packets.AuthContinueAuthentication, Properties: &paho.AuthProperties{AuthMethod: aceMethod}}
 	if a.Properties == nil || len(a.Properties.AuthData) == 0 {
-		return out // the server will not take it
+		return out // the server will refuse it
 	}
 	own := make([]byte, 16)
-	_, _ = rand.Read(own) // never fails
+	_, _ = rand.Read(own) // Read never returns an error
 	sig, err := p.w.run.signer.Load().SignBytes(append(append([]byte{}, a.Properties.AuthData...), own...))
 	if err != nil {
 		p.w.fail(err)
@@ -95,5 +95,5 @@ func (p aceAuther) Authenticate(a *paho.Auth) *paho.Auth {
 	return out
 }
 
-// Authenticated is paho's to tell; CONNACK and the answer to AUTH say it too.
+// Authenticated does nothing: the device reads the result of authentication from CONNACK and from the answer to AUTH.
 func (aceAuther) Authenticated() {}

@@ -10,10 +10,9 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// announce tells the server of the functions that have handlers. Those that the server refuses
-// are reported by name and left out, and the others are announced. Where it refuses without naming
-// one, the function with the longest schema is left out. Nothing is announced where all are refused: no
-// function at all would let every name pass.
+// announce sends the list of functions with handlers to the server. Functions that the server refuses are logged by name
+// and left out of the next attempt. If a refusal names no function, the one with the longest schema is left out. If all are
+// refused, nothing is announced: with an empty list the server would accept every function name.
 func (r *run) announce(ctx context.Context) error {
 	r.handlers.mu.RLock()
 	list, open := slices.Clone(r.handlers.list), r.handlers.fallback != nil
@@ -39,8 +38,8 @@ func (r *run) announce(ctx context.Context) error {
 	return nil
 }
 
-// refusedFunction returns the index of the function that a refusal speaks of, or else of the one
-// with the longest schema; -1 where none has a schema.
+// refusedFunction returns the index of the function that a refusal names, or else of the one with the longest schema; -1 if
+// none has a schema.
 func refusedFunction(err error, list []Function) int {
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
 		if name, ok := strings.CutPrefix(e.Field, "functions."); ok {

@@ -19,25 +19,24 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// How a device goes by the server's statement for the time.
+// Time that the server signs.
 const (
-	timeRoundTrip    = 10 * time.Second // a question and its answer; half of it is the error
-	timeRefreshEvery = 4 * time.Hour    // asked again: crystals drift
-	timeValid        = 48 * time.Hour   // without a further answer
-	timeRetry        = time.Minute      // after no answer
-	maxClockOffset   = 30 * time.Second // the device's clock is right where it is no further off
+	timeRoundTrip    = 10 * time.Second // maximum duration of a request; half of it is the maximum error
+	timeRefreshEvery = 4 * time.Hour    // interval of requests: oscillators drift
+	timeValid        = 48 * time.Hour   // how long a signed time is used without a newer one
+	timeRetry        = time.Minute      // pause after a request without an answer
+	maxClockOffset   = 30 * time.Second // a device clock within this offset of the signed time is not corrected
 )
 
-// signedClock is what a device knows of the time beside its own clock: what the server
-// signed last, and how long that is ago by the monotonic clock.
+// signedClock is the time that the server signed last, and the monotonic time that has passed since then.
 type signedClock struct {
-	requestMu sync.Mutex // one question at a time; before mu
+	requestMu sync.Mutex // one request at a time; locked before mu
 
 	mu          sync.Mutex
-	signed      time.Time // zero: nothing that counts
-	signedMono  time.Time // its moment by the monotonic clock
-	signedWall  time.Time // and by the own one, right or wrong
-	lastRequest time.Time // the last question, by the monotonic clock
+	signed      time.Time // zero: there is no valid signed time
+	signedMono  time.Time // when signed was received, by the monotonic clock
+	signedWall  time.Time // and by the device's clock, which may be wrong
+	lastRequest time.Time // time of the last request, by the monotonic clock
 	floor       time.Time // the last signed time, also of an earlier run
 	warned      bool
 
@@ -51,8 +50,8 @@ func (c *signedClock) monotonic() time.Time {
 	return time.Now()
 }
 
-// reading returns the signed time of this moment. It ends where the device's clock and
-// the monotonic one part: then the device slept, or somebody set its clock.
+// reading returns the current time by the last signed time. It returns false once the device's clock and the monotonic
+// clock have diverged: then the device was suspended, or its clock was set.
 func (c *signedClock) reading(wall time.Time) (time.Time, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -67,20 +66,19 @@ func (c *signedClock) reading(wall time.Time) (time.Time, bool) {
 	return c.signed.Add(gone), true
 }
 
-// lowerBound returns a moment that has certainly passed.
+// lowerBound returns a time that is certainly not in the future.
 func (c *signedClock) lowerBound() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.floor
 }
 
-// Time returns the current time: that of the device's clock, or of the server's signed time where the device has no clock or a
-// wrong one. It returns the zero time where the time is not known.
+// Time returns the current time: that of the device's clock, or the server's signed time if the device has no clock or a
+// wrong one. It returns the zero time if the time is unknown.
 func (d *Device) Time() time.Time { return d.now() }
 
-// now returns the time where it is known, and the zero time where it is not: on a
-// device without a clock, or with one that is plainly wrong, before the server
-// said what time it is.
+// now returns the current time, and the zero time if it is unknown: on a device without a clock, or with a clock that is
+// provably wrong, before the server has sent signed time.
 func (d *Device) now() time.Time { return d.nowUnder(d.trust.Load()) }
 
 func (d *Device) nowUnder(t *token.Trust) time.Time {
@@ -94,13 +92,12 @@ func (d *Device) nowUnder(t *token.Trust) time.Time {
 	return wall
 }
 
-// isBeforeTrust reports whether a clock lies before what the root has signed already.
+// isBeforeTrust reports whether a clock is earlier than the times that the root has signed in t.
 func isBeforeTrust(wall time.Time, t *token.Trust) bool {
 	return t != nil && wall.Before(t.Issued.Add(-token.Skew))
 }
 
-// bestTime returns the best word on the time that there is: to sign with, never to
-// judge by.
+// bestTime returns the best estimate of the time. It is used for signing, never for verifying.
 func (d *Device) bestTime() time.Time { return d.bestTimeUnder(d.trust.Load()) }
 
 func (d *Device) bestTimeUnder(t *token.Trust) time.Time {
@@ -117,9 +114,8 @@ func (d *Device) bestTimeUnder(t *token.Trust) time.Time {
 	return best
 }
 
-// hasExpired reports whether an end has certainly passed: by the time where it is known,
-// and else by the last that the server signed, so that a device without a clock
-// takes nothing after a reboot that was over before it.
+// hasExpired reports whether end has certainly passed: by the current time if it is known, else by the last time that the
+// server signed. So a device without a clock accepts nothing after a reboot that had expired before it.
 func (d *Device) hasExpired(end time.Time) bool {
 	at := d.now()
 	if at.IsZero() {
@@ -128,12 +124,10 @@ func (d *Device) hasExpired(end time.Time) bool {
 	return at.After(end.Add(token.Skew))
 }
 
-// needsNonce reports whether only a nonce shows that a command is fresh. The caller
-// holds memory.
+// needsNonce reports whether only a nonce can show that a command is fresh. The caller holds stateMu.
 func (d *Device) needsNonce() bool { return d.journal.lost || d.now().IsZero() }
 
-// transportFor is [newTransport] under the device's own word on the time, and never before
-// the trust bundle.
+// transportFor returns [newTransport] with the device's own time, and never a time before the trust bundle.
 func (d *Device) transportFor(t *token.Trust) (*http.Transport, error) {
 	tr, err := newTransport(t, d.nowUnder(t), d.connect)
 	if err != nil {
@@ -148,13 +142,12 @@ func (d *Device) transportFor(t *token.Trust) (*http.Transport, error) {
 	return tr, nil
 }
 
-// SyncTime asks the server for the time where the device does not know it: for callers
-// that sign assertions themselves. [Device.Run] and the token methods do it when they need it.
+// SyncTime requests signed time from the server if the device does not know the time. Applications need it only if they
+// sign assertions themselves: [Device.Run] and the token methods call it when needed.
 func (d *Device) SyncTime(ctx context.Context) { d.syncTimeIfDue(ctx) }
 
-// syncTimeIfDue asks the server for the time where the device does not know it, and
-// every few hours where it goes by the server's statement. Without an answer it goes
-// on as it is, by nonce.
+// syncTimeIfDue requests signed time if the device does not know the time, and every few hours if it depends on signed
+// time. Without an answer the device continues unchanged, with nonces.
 func (d *Device) syncTimeIfDue(ctx context.Context) {
 	if d.identity == nil {
 		return
@@ -170,7 +163,7 @@ func (d *Device) syncTimeIfDue(ctx context.Context) {
 func (d *Device) timeDue() bool {
 	_, known := d.clock.reading(d.opts.Now())
 	if !known && !d.now().IsZero() {
-		return false // its own clock does
+		return false // the device's own clock is used
 	}
 	pause := timeRetry
 	if known {
@@ -179,16 +172,15 @@ func (d *Device) timeDue() bool {
 	return d.clock.lastRequestBefore(pause)
 }
 
-// lastRequestBefore reports whether the last question is longer ago than pause.
+// lastRequestBefore reports whether the last request was made longer ago than pause.
 func (c *signedClock) lastRequestBefore(pause time.Duration) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.lastRequest.IsZero() || c.monotonic().Sub(c.lastRequest) > pause
 }
 
-// timeRejected is told how the server answered what was signed just now. Where it
-// found that from the past or the future, the device asks for the time. It
-// reports whether it knows better than before.
+// timeRejected takes the server's answer to something that was just signed. If the server refused its time as past or
+// future, the device requests signed time. The result reports whether the device's time has changed.
 func (d *Device) timeRejected(ctx context.Context, err error) bool {
 	switch watchword.CodeOf(err) {
 	case watchword.TokenEarly, watchword.TokenExpired:
@@ -198,16 +190,16 @@ func (d *Device) timeRejected(ctx context.Context, err error) bool {
 	d.clock.requestMu.Lock()
 	defer d.clock.requestMu.Unlock()
 	if !d.clock.lastRequestBefore(timeRetry) || d.hasExpired(d.trust.Load().Expires) {
-		return false // a bundle that is over does not say what time it is
+		return false // an expired bundle does not prove that the clock is wrong
 	}
 	return d.trySyncTime(ctx, d.identity.HTTPS, d.trust.Load())
 }
 
-// withTime gets a token under the right time: known before, or asked for once where
-// the server does not agree.
+// withTime calls get with the correct time: requested before if it is unknown, and once more if the server refuses the
+// time.
 func (d *Device) withTime(ctx context.Context, get func(context.Context) error) error {
 	if err := d.revoked.current(); err != nil {
-		return err // every request with a token comes here first
+		return err // every request with a token calls this first
 	}
 	d.syncTimeIfDue(ctx)
 	err := get(ctx)
@@ -217,8 +209,7 @@ func (d *Device) withTime(ctx context.Context, get func(context.Context) error) 
 	return err
 }
 
-// trySyncTime is [Device.requestTime] where no answer is not an error: the device goes on as
-// it is.
+// trySyncTime calls [Device.requestTime]; an error is ignored, and the device continues unchanged.
 func (d *Device) trySyncTime(ctx context.Context, server string, t *token.Trust) bool {
 	changed, err := d.requestTime(ctx, server, t)
 	if err != nil && ctx.Err() == nil {
@@ -227,11 +218,10 @@ func (d *Device) trySyncTime(ctx context.Context, server string, t *token.Trust)
 	return changed
 }
 
-// requestTime asks a server for the time, signed under the time keys of t for a fresh
-// nonce, and reports whether the device goes by another time from now on. Nobody
-// need be trusted to carry the answer: it can be held back for [timeRoundTrip] at most,
-// and is no other's. The caller holds asking. Codes: those of [token.VerifyTime];
-// timed_out; token_expired where the answer lies before what the root has signed.
+// requestTime requests the time from a server, signed by a time key of t for a new nonce, and reports whether the device's
+// time has changed. The network is not trusted: it can delay the answer by at most [timeRoundTrip], and cannot replace it.
+// The caller holds requestMu. Codes: those of [token.VerifyTime]; timed_out; token_expired if the answer is earlier than
+// times that the root has signed.
 func (d *Device) requestTime(ctx context.Context, server string, t *token.Trust) (changed bool, err error) {
 	c := &d.clock
 	start := c.monotonic()
@@ -261,11 +251,11 @@ func (d *Device) requestTime(ctx context.Context, server string, t *token.Trust)
 	if isBeforeTrust(at, t) {
 		return false, watchword.Refuse(watchword.TokenExpired, "the signed time lies before the trust bundle that the root signed")
 	}
-	// Between the question and the answer, and the second that tokens cut off.
+	// The time is between request and answer, and tokens have whole seconds.
 	return d.applyTime(at.Add(time.Second/2+duration/2), t)
 }
 
-// applyTime takes a signed time of this moment, and remembers it for the next start.
+// applyTime uses a signed current time, and stores it for the next start.
 func (d *Device) applyTime(at time.Time, t *token.Trust) (changed bool, err error) {
 	before, wall := d.bestTimeUnder(t), d.opts.Now()
 	off := wall.Sub(at)
@@ -276,7 +266,8 @@ func (d *Device) applyTime(at time.Time, t *token.Trust) (changed bool, err erro
 		c.signed = time.Time{}
 	}
 	if c.floor.After(at.Add(token.Skew)) {
-		// A fresh answer counts all the same: a server whose clock was ahead for an hour must not cost a fleet.
+		// A new answer is used even if it is earlier: a server whose clock was ahead for an hour must not make a fleet
+		// unusable.
 		d.opts.Log.Warn("the server's time went back", slog.Time("from", c.floor), slog.Time("to", at))
 	}
 	c.floor = at
@@ -285,7 +276,7 @@ func (d *Device) applyTime(at time.Time, t *token.Trust) (changed bool, err erro
 	c.mu.Unlock()
 	changed = before.Sub(at).Abs() > maxClockOffset
 	if changed && d.tokens != nil {
-		d.tokens.Forget() // its end was reckoned by another clock
+		d.tokens.Forget() // their expiry was computed by another clock
 	}
 	switch {
 	case !first:
@@ -303,8 +294,8 @@ func (d *Device) applyTime(at time.Time, t *token.Trust) (changed bool, err erro
 	return changed, d.counters.update(func(c *counters) { c.Time = at.Unix() })
 }
 
-// readFloor returns the last signed time of an earlier run; zero if there was none. The counts
-// have it too: they have a checksum, and the file is read where they do not.
+// readFloor returns the last signed time of an earlier run; zero if there was none. The counters file has it too, with a
+// checksum; the file is read if the counters file lacks it.
 func (d *Device) readFloor() (time.Time, error) {
 	b, err := durable.ReadTrusted(d.path(clockFile), durable.MaxPrivate)
 	if isUntrustedFile(err) {

@@ -13,48 +13,44 @@ import (
 	"github.com/watchword-iot/watchword/internal/clip"
 )
 
-// Command is a command that has passed every check, in the hand of the function
-// that carries it out.
+// Command is a verified command, as it is passed to the handler of its function.
 type Command struct {
 	ID       watchword.CommandID
 	Function string
-	By       watchword.SubjectID // who ordered it, by the server's statement, or by their own where their key is pinned
+	By       watchword.SubjectID // subject that ordered it: stated by the server, or verified by its own key if order keys are pinned
 	Epoch    int64
 	Seq      int64
-	Expires  time.Time // until when it may be begun
+	Expires  time.Time // end of the time in which it may be begun
 	// Raw is the arguments, one JSON object, byte for byte as ordered.
 	Raw []byte
 
 	accept func(context.Context) error
 }
 
-// Accept tells the server, signed, that the command has begun and will take a
-// while: its state becomes accepted, and whoever waits sees it. It is no end, and
-// nothing is lost if it does not arrive. Codes: as [Device.SendReceipt].
+// Accept sends a signed receipt with status accepted: the command has begun and will take some time. It is not final, and
+// may be lost without consequence. Codes: as [Device.SendReceipt].
 func (c *Command) Accept(ctx context.Context) error { return c.accept(ctx) }
 
-// Args reads the arguments into a struct. Members that the struct does not have,
-// and members that stand twice, are refused: an argument that is not understood
-// is not one to pass over.
+// Args decodes the arguments into a struct. Members that the struct does not have, and duplicate members, are errors, so
+// that no argument is ignored.
 func (c *Command) Args(into any) error {
 	return jsonv2.Unmarshal(c.Raw, into, jsonv2.RejectUnknownMembers(true))
 }
 
-// Handler carries out a command. What it returns becomes the receipt's result,
-// as JSON; nil for none. An error of [Refuse] becomes a signed refusal, any other
-// a signed failure. One runs at a time, in the order of the numbers; while it runs, the device goes on
-// receiving and reporting, and no other command is begun, however long it takes. Its context ends where
-// the device stops, and context.Cause then says why: [ErrStopping] where [Device.Run] ends. A handler
-// that returns an error after that was cut off: the receipt is "interrupted", unless the error is of [Refuse].
+// Handler executes a command. Its return value becomes the receipt's result, as JSON; nil means no result. An error of
+// [Refuse] becomes a signed refusal, any other error a signed failure. One handler runs at a time, in the order of the
+// sequence numbers. While it runs, the device continues to receive and to publish, and begins no other command. When the
+// device stops, the handler's context ends, and context.Cause is [ErrStopping] if [Device.Run] ends. If the handler returns
+// an error after that, the receipt is "interrupted", unless the error is of [Refuse].
 type Handler func(ctx context.Context, c *Command) (any, error)
 
-// Refusal is an error that says: the device will not.
+// Refusal is the error of a handler that refuses a command.
 type Refusal struct {
-	Code string // the application's own, as "bad_args"
+	Code string // application-defined, as "bad_args"
 	Err  error
 }
 
-// Error joins code and reason.
+// Error returns code and reason.
 func (r *Refusal) Error() string {
 	if r.Err == nil {
 		return r.Code
@@ -65,12 +61,11 @@ func (r *Refusal) Error() string {
 // Unwrap returns the reason.
 func (r *Refusal) Unwrap() error { return r.Err }
 
-// Refuse is the error of a handler that will not, for a reason that the receipt
-// carries. code is a name, err may be nil.
+// Refuse returns an error with which a handler refuses a command; the receipt contains code and reason. code is a name; err
+// may be nil.
 func Refuse(code string, err error) error { return &Refusal{code, err} }
 
-// Function describes what a device can be asked to do. Schema is the JSON Schema
-// of its arguments, or nil.
+// Function describes a function of the device. Schema is the JSON Schema of its arguments, or nil.
 type Function struct {
 	Name   string
 	Schema []byte
@@ -84,10 +79,11 @@ type handlers struct {
 	config   func(context.Context, Config) error
 }
 
-// Handle registers the handler of a function, which Run announces to the server when it starts. It panics for an invalid name.
+// Handle registers the handler of a function. Run announces it to the server when it starts. Handle panics if the name is
+// invalid.
 func (d *Device) Handle(function string, h Handler) { d.HandleFunction(Function{Name: function}, h) }
 
-// HandleFunction is [Device.Handle] with a JSON Schema, by which the server checks the arguments of each command.
+// HandleFunction is [Device.Handle] with a JSON Schema, which the server applies to the arguments of each command.
 func (d *Device) HandleFunction(f Function, h Handler) {
 	if !watchword.ValidName(f.Name) {
 		panic(fmt.Sprintf("device: %q cannot be the name of a function", f.Name))
@@ -103,15 +99,15 @@ func (d *Device) HandleFunction(f Function, h Handler) {
 	d.handlers.byName[f.Name] = h
 }
 
-// HandleAny registers the handler of all functions without a handler of their own. With it, no functions are announced, and the
-// server accepts every function name.
+// HandleAny registers the handler of all functions without a handler of their own. With it the device announces no
+// functions, and the server accepts every function name.
 func (d *Device) HandleAny(h Handler) {
 	d.handlers.mu.Lock()
 	defer d.handlers.mu.Unlock()
 	d.handlers.fallback = h
 }
 
-// runHandler runs the handler and says how it ended.
+// runHandler runs the handler and returns the receipt's status and result.
 func (d *Device) runHandler(ctx context.Context, c *Command) (st watchword.ReceiptStatus, result any) {
 	d.handlers.mu.RLock()
 	h := d.handlers.byName[c.Function]
@@ -146,17 +142,16 @@ func (d *Device) runHandler(ctx context.Context, c *Command) (st watchword.Recei
 	return watchword.StatusDone, result
 }
 
-// maxFailureText is the most bytes of a function's error in a receipt.
+// maxFailureText is the maximum size of a handler's error text in a receipt, in bytes.
 const maxFailureText = 1000
 
-// failureResult is the result of a receipt that is no success.
+// failureResult is the result in a receipt of a refusal or failure.
 type failureResult struct {
 	Code   string `json:"code"`
 	Detail string `json:"detail,omitempty"`
 }
 
-// recoverHandler turns a handler's panic into an error: one bad function must not cost
-// the device its ears.
+// recoverHandler converts a handler's panic into an error, so that a faulty function does not end the device.
 func recoverHandler(ctx context.Context, h Handler, c *Command) (result any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -166,18 +161,18 @@ func recoverHandler(ctx context.Context, h Handler, c *Command) (result any, err
 	return h(ctx, c)
 }
 
-// Failure is an error that says: it was tried, and failed.
+// Failure is the error of a handler that tried to execute a command and failed.
 type Failure struct {
 	Code string
 	Err  error
 }
 
-// Error joins code and reason.
+// Error returns code and reason.
 func (f *Failure) Error() string { return (&Refusal{f.Code, f.Err}).Error() }
 
 // Unwrap returns the reason.
 func (f *Failure) Unwrap() error { return f.Err }
 
-// Fail is the error of a handler that tried: as any other error, but with a code
-// of the application's own. err may be nil.
+// Fail returns a handler's error with an application-defined code. Without it the receipt has a general code. err may be
+// nil.
 func Fail(code string, err error) error { return &Failure{code, err} }

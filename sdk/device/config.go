@@ -16,28 +16,27 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Config is what is wanted of the device: one JSON object, signed by the server,
-// whose version only grows within an epoch, and whose epoch only grows.
+// Config is the desired configuration of the device: one JSON object, signed by the server. Its version only grows within
+// an epoch, and its epoch only grows.
 type Config struct {
-	Epoch   int64 // as of commands; 1 from a server that does not say
+	Epoch   int64 // as of commands; 1 if the server states none
 	Version int64
 	Raw     []byte
 }
 
-// Into reads the configuration into a value.
+// Into decodes the configuration into a value.
 func (c Config) Into(v any) error { return jsonv2.Unmarshal(c.Raw, v) }
 
-// OnConfig registers the handler of new configurations. It is called once for each
-// version; after an error, again later. In [Device.Run] it runs beside commands and functions, and never
-// twice at once: where it hangs, newer configurations wait, of which the newest counts. Its context ends
-// with [ErrStopping] as the cause where Run ends.
+// OnConfig registers the handler of new configurations. It is called once for each version, and again later after an error.
+// In [Device.Run] it runs concurrently with commands and functions, never twice at once: while it runs, only the newest of
+// the configurations that arrive is kept. Its context ends with the cause [ErrStopping] when Run ends.
 func (d *Device) OnConfig(f func(context.Context, Config) error) {
 	d.handlers.mu.Lock()
 	defer d.handlers.mu.Unlock()
 	d.handlers.config = f
 }
 
-// fetchConfig asks for the wanted configuration and hands a new one on.
+// fetchConfig fetches the configuration and passes a new one to the handler.
 func (d *Device) fetchConfig(ctx context.Context) error {
 	if !d.wantsConfig() {
 		return nil
@@ -63,15 +62,15 @@ func (d *Device) fetchConfig(ctx context.Context) error {
 	return nil
 }
 
-// wantsConfig reports whether anybody hears of configurations.
+// wantsConfig reports whether a handler of configurations is registered.
 func (d *Device) wantsConfig() bool {
 	d.handlers.mu.RLock()
 	defer d.handlers.mu.RUnlock()
 	return d.handlers.config != nil
 }
 
-// applyConfig checks a signed configuration and hands a new one on. The one that is
-// known already is not an error.
+// applyConfig verifies a signed configuration and passes a new one to the handler. It is no error if the configuration is
+// already known.
 func (d *Device) applyConfig(ctx context.Context, raw []byte) error {
 	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.identity.Issuer, d.identity.ID, d.now())
 	if err != nil {
@@ -79,10 +78,10 @@ func (d *Device) applyConfig(ctx context.Context, raw []byte) error {
 	}
 	epoch := d.trust.Load().Epoch
 	switch {
-	case c.Epoch > epoch: // only the root's word starts the versions anew
+	case c.Epoch > epoch: // only the root can restart the versions
 		return watchword.Refuse(watchword.BundleInvalid, "the configuration is of a later epoch than the trust bundle")
 	case c.Epoch == 0:
-		c.Epoch = 1 // of a server that does not say: no later than any that it could say
+		c.Epoch = 1 // the server states no epoch: treated as the lowest
 	case c.Epoch < epoch:
 		return watchword.Refuse(watchword.CommandStale, "the configuration is from before the server lost its counters")
 	}
@@ -110,14 +109,14 @@ func (d *Device) applyConfig(ctx context.Context, raw []byte) error {
 
 func configPosition(c token.Config) position { return position{max(c.Epoch, 1), c.Version} }
 
-// knownConfig returns the epoch and version that were handed on last. They are kept as numbers: what
-// signed the configuration then may not count any more.
+// knownConfig returns epoch and version of the configuration that was last passed to the handler. They are stored as
+// numbers, because the key that signed it may no longer be valid.
 func (d *Device) knownConfig() position {
 	c := d.counters.values()
 	return position{c.ConfigEpoch, c.ConfigVersion}
 }
 
-// restoreConfig writes the configuration that is known where the folder does not have it any more.
+// restoreConfig writes the known configuration to the folder if it is missing there.
 func (d *Device) restoreConfig(raw []byte, number position) error {
 	if file, _ := d.configInFolder(); file == number {
 		return nil
@@ -125,15 +124,14 @@ func (d *Device) restoreConfig(raw []byte, number position) error {
 	return durable.WriteFile(d.path(configFile), raw, 0o600)
 }
 
-// configInFolder returns epoch and version of the configuration in the folder; zero where there is
-// none, or none that can be believed. signed says that a valid key has signed it; else a key that
-// does not count any more may have.
+// configInFolder returns epoch and version of the configuration in the folder; zero if there is none that can be trusted.
+// signed reports whether a currently valid key has signed it; otherwise a key that is no longer valid may have.
 func (d *Device) configInFolder() (number position, signed bool) {
 	raw, err := durable.ReadTrusted(d.path(configFile), 2*watchword.MaxDocument)
 	if err != nil {
 		return position{}, false
 	}
-	// It was in time when it came.
+	// It was valid when it was received, so its expiry is not checked.
 	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.identity.Issuer, d.identity.ID, time.Time{})
 	signed = err == nil
 	if watchword.CodeOf(err) == watchword.KeyUnknown {
@@ -145,13 +143,13 @@ func (d *Device) configInFolder() (number position, signed bool) {
 	return configPosition(c), signed
 }
 
-// notApplied is the error of a handler of configurations: another try may do better.
+// notApplied is the error of a handler of configurations; the call may be repeated.
 type notApplied struct{ err error }
 
 func (e *notApplied) Error() string { return "the configuration was not applied: " + e.err.Error() }
 func (e *notApplied) Unwrap() error { return e.err }
 
-// callConfigHandler turns a handler's panic into an error.
+// callConfigHandler calls f and converts a panic into an error.
 func callConfigHandler(ctx context.Context, f func(context.Context, Config) error, c Config) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -161,13 +159,13 @@ func callConfigHandler(ctx context.Context, f func(context.Context, Config) erro
 	return f(ctx, c)
 }
 
-// pushedConfig is the configuration that came last over MQTT and was not looked at yet.
+// pushedConfig is the last configuration that was received over MQTT and is not processed yet.
 type pushedConfig struct {
 	mu  sync.Mutex
 	raw []byte
 }
 
-// put replaces what is there; where it is kept for another try, only nothing.
+// put replaces the stored configuration; with again set, for another attempt, only if none is stored.
 func (p *pushedConfig) put(raw []byte, again bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -183,7 +181,7 @@ func (p *pushedConfig) take() (raw []byte) {
 	return raw
 }
 
-// updateConfig hands on the configuration that came over MQTT, or asks for it.
+// updateConfig processes the configuration that was received over MQTT, or else fetches it.
 func (r *run) updateConfig(ctx context.Context) error {
 	raw := r.pushedConfig.take()
 	if raw == nil {

@@ -12,36 +12,35 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 )
 
-// counters is every number of the folder that must not go back, kept a second time
-// beside the files that it is about: so that a damaged file is seen to be one, and is
-// never taken for an older state.
+// counters is a second copy of every number of the folder that must not decrease. With it the device detects a damaged or
+// older file, and does not take it for the current state.
 type counters struct {
-	Generation int64 `json:"n"` // how often the counts were written
+	Generation int64 `json:"n"` // number of writes of the counters
 	position         // of the last command that was begun
-	// Adopting says that the folder is of a build without counts, and is being taken over.
+	// Adopting reports that the folder is of a build without counters, and is being converted.
 	Adopting bool `json:"adopting,omitempty"`
 
 	TrustVersion int64 `json:"trust,omitempty"`
 	TrustEpoch   int64 `json:"trust_epoch,omitempty"`
 
-	ConfigEpoch   int64 `json:"config_epoch,omitempty"` // of the configuration that was handed on last
+	ConfigEpoch   int64 `json:"config_epoch,omitempty"` // of the configuration that was last passed to the handler
 	ConfigVersion int64 `json:"config,omitempty"`
 
-	LogSize int64       `json:"log,omitempty"` // the log's checkpoint that was seen last
+	LogSize int64       `json:"log,omitempty"` // the last checkpoint of the log that was seen
 	LogRoot ledger.Hash `json:"log_root,omitzero"`
 
 	Time int64 `json:"time,omitempty"` // the last signed time, in seconds
 }
 
-// numbersFile holds the counts in two slots, written in turn and in place, each with its
-// checksum: a write that is cut off damages one, and costs one sync.
+// numbersFile holds the counters in two slots, written alternately and in place, each with its checksum. An interrupted
+// write damages one slot only, and a write needs one sync.
 const (
 	countersFile = "numbers"
 	slotSize     = 512
-	slotDistance = 4096 // the slots lie in different blocks
+	slotDistance = 4096 // the slots are in different disk blocks
 )
 
-// counterFile keeps the counts on the disk. It is safe for concurrent use.
+// counterFile stores the counters on the disk. It is safe for concurrent use.
 type counterFile struct {
 	disk durable.Disk
 	path string
@@ -49,21 +48,21 @@ type counterFile struct {
 	mu          sync.Mutex
 	current     counters
 	found       fileState
-	staged      func(*counters) // what the next write takes along
-	damagedSlot bool            // a slot is damaged: the next write writes both
+	staged      func(*counters) // change that the next write includes
+	damagedSlot bool            // one slot is damaged: the next write writes both
 }
 
-// fileState is what was found of the counts.
+// fileState is the state in which the counters file was found.
 type fileState int
 
 const (
 	absent  fileState = iota // no such file
-	damaged                  // a file, of which nothing can be read
+	damaged                  // the file exists, but no slot can be read
 	whole
 )
 
-// readCounters reads the counts of a folder. The error is that of a file that is not
-// believed; one that cannot be read is damaged.
+// readCounters reads the counters of a folder. It returns an error if the file is untrusted; a file that cannot be read is
+// treated as damaged.
 func readCounters(disk durable.Disk, path string) (*counterFile, error) {
 	n := &counterFile{disk: disk, path: path}
 	b, err := disk.Read(path, 2*slotDistance)
@@ -84,8 +83,8 @@ func readCounters(disk durable.Disk, path string) (*counterFile, error) {
 	return n, nil
 }
 
-// isUntrustedFile reports whether a file is refused for its owner, its mode or its way. Any
-// other error means that it cannot be read: its content is lost.
+// isUntrustedFile reports whether a file is refused because of its owner, its mode or its path. Any other error means that
+// its content is lost.
 func isUntrustedFile(err error) bool {
 	code := watchword.CodeOf(err)
 	return err != nil && (code == watchword.FileUntrusted || code == watchword.KeyExposed)
@@ -103,15 +102,14 @@ func readSlot(b []byte, at int) (c counters, ok bool) {
 	return c, ok && json.Unmarshal(body, &c) == nil && c.Generation > 0
 }
 
-// values returns what is known.
+// values returns the current counters.
 func (n *counterFile) values() counters {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.current
 }
 
-// update changes the counts and returns when they are on the disk. After an error they
-// are as before.
+// update changes the counters and returns when they are on the disk. After an error they are unchanged.
 func (n *counterFile) update(change func(*counters)) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -144,21 +142,21 @@ func (n *counterFile) update(change func(*counters)) error {
 	}
 	copy(both[slotOf(next):], slot)
 	if _, err := durable.Replace(n.disk, n.path, both); err != nil {
-		n.damagedSlot = true // whichever file is there now: the next write makes it anew
+		n.damagedSlot = true // the file may have been replaced: the next write creates it again
 		return err
 	}
 	n.current, n.staged, n.found, n.damagedSlot = next, nil, whole, false
 	return nil
 }
 
-// slotOf is where counts are written: the slot of those before stays.
+// slotOf returns the offset at which counters are written; the slot of the previous ones is not changed.
 func slotOf(c counters) int64 { return c.Generation % 2 * slotDistance }
 
-// stage leaves a change of the log's number for the next update: the folder has it elsewhere too.
+// stage stores a change of the log size for the next update. It needs no write of its own, since another file has it too.
 func (n *counterFile) stage(change func(*counters)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.staged = change // each is of the same number, and later than the one before
+	n.staged = change // each change sets the same number, and a later one has the larger value
 }
 
 func (n *counterFile) writeSlot(slot []byte, at int64) error {

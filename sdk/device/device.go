@@ -24,19 +24,16 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Options is what a device may be opened with beside its folder. The zero value
-// is ready to use.
+// Options are the options of [OpenWith]. The zero value is ready to use.
 type Options struct {
-	// SignCurve is "P-256" or "Ed25519", SealCurve "P-256" or "X25519": the keys
-	// that Enroll makes. Empty means P-256.
+	// SignCurve is "P-256" or "Ed25519", SealCurve "P-256" or "X25519": the curves of the keys that Enroll generates. Empty
+	// means P-256.
 	SignCurve, SealCurve string
-	// Signer and Opener are keys that live elsewhere (TPM, PKCS#11) instead of
-	// files: P-256 or Ed25519, and P-256 or X25519.
+	// Signer and Opener are external keys (TPM, PKCS#11) that replace the key files: P-256 or Ed25519, and P-256 or X25519.
 	Signer    crypto.Signer
 	Decrypter ecdh.KeyExchanger
-	// NoClock says that the device does not know the time: then it asks the server
-	// for signed time, and until it has an answer it obeys only commands that carry
-	// its own nonce.
+	// NoClock states that the device has no clock. It then requests signed time from the server, and until it has an answer
+	// it obeys only commands that carry its nonce.
 	NoClock bool
 	// ProvePossession makes the device prove its signing key with each request (DPoP, RFC 9449) and in each MQTT connection
 	// (RFC 9431). Without it, the device does so once the server requires it (proof_required).
@@ -76,42 +73,42 @@ func (o *Options) fill() {
 	}
 }
 
-// Device is one device. Its methods are safe for concurrent use. Close it at the end.
+// Device is one device. Its methods are safe for concurrent use. Call Close at the end.
 type Device struct {
 	dir         string
 	opts        Options
-	lock        *os.File // nil where the folder is shared
+	lock        *os.File // nil if the folder is shared
 	dialLimiter dialLimiter
 
-	signer    atomic.Pointer[jose.Signer] // nil until the keys exist; another one after [Device.Rekey]
+	signer    atomic.Pointer[jose.Signer] // nil until the keys exist; replaced by [Device.Rekey]
 	decrypter atomic.Pointer[jose.Decrypter]
 	keyChange keyChange
 
 	identity   *identity // nil until enrolled
 	trust      atomic.Pointer[token.Trust]
-	pinnedRoot string // pin of the root that the folder uses, where it is not that of identity any more; read only when the trust is renewed
+	pinnedRoot string // pin of the current root, if it differs from that of identity; used only when the trust bundle is renewed
 	transport  transportRef
 	client     *rest.Client
 	tokens     *rest.Tokens
-	mqtt       atomic.Pointer[mqttConn] // the MQTT connection, while there is one
+	mqtt       atomic.Pointer[mqttConn] // the current MQTT connection, or nil
 
 	clock     signedClock
 	revoked   revocation
 	handlers  handlers
-	orderKeys atomic.Pointer[token.KeySet] // keys that orders must be signed by; nil: orders need no signature
+	orderKeys atomic.Pointer[token.KeySet] // keys of which one must have signed an order; nil: orders need no signature
 	nonce     nonce
 
-	executeMu sync.Mutex // one act at a time, from its checks to its receipt; before memory
-	stateMu   sync.Mutex // of journal, log and nonce; held while the disk is written, never while a function runs
+	executeMu sync.Mutex // one command at a time, from its checks to its receipt; locked before stateMu
+	stateMu   sync.Mutex // guards journal, log and nonce; held during disk writes, never while a function runs
 	journal   *journal
-	counters  *counterFile // has a lock of its own
+	counters  *counterFile // has its own lock
 
-	configETag     atomic.Pointer[string] // the ETag of the configuration that is known; nil for none
-	seenCheckpoint ledger.Checkpoint      // that was seen last, where only what is logged is obeyed
+	configETag     atomic.Pointer[string] // the ETag of the known configuration; nil for none
+	seenCheckpoint ledger.Checkpoint      // the last one seen, if RequireLogProof is set
 }
 
-// Open opens or makes a device's folder for this process alone. Codes:
-// folder_in_use, key_exposed, file_untrusted, key_damaged, internal where another file is damaged.
+// Open opens or creates a device's folder, and locks it for this process. Codes: folder_in_use, key_exposed,
+// file_untrusted, key_damaged, internal if another file is damaged.
 func Open(dir string) (*Device, error) { return OpenWith(dir, Options{}) }
 
 // OpenWith is [Open] with options.
@@ -132,7 +129,7 @@ func OpenWith(dir string, o Options) (_ *Device, err error) {
 	return d, d.load()
 }
 
-// load reads what the folder holds.
+// load reads the folder.
 func (d *Device) load() (err error) {
 	if d.counters, err = readCounters(durable.OS{}, d.path(countersFile)); err != nil {
 		return err
@@ -151,7 +148,7 @@ func (d *Device) load() (err error) {
 
 func (d *Device) path(name string) string { return filepath.Join(d.dir, name) }
 
-// loadKeys takes the keys that were given, or those of the folder, if they are there.
+// loadKeys uses the keys of the options, or else those of the folder, if they exist.
 func (d *Device) loadKeys() error {
 	var signer *jose.Signer
 	var opener *jose.Decrypter
@@ -182,7 +179,7 @@ func (d *Device) loadKeys() error {
 	return err
 }
 
-// prepare makes an enrolled device ready to talk.
+// prepare makes an enrolled device ready for requests.
 func (d *Device) prepare() error {
 	if d.signer.Load() == nil || d.decrypter.Load() == nil {
 		return watchword.Refuse(watchword.Internal, "%s holds an enrollment, but not its keys", d.dir)
@@ -214,12 +211,12 @@ func (d *Device) prepare() error {
 	return nil
 }
 
-// adoptCounters takes over into the counts what the files say and the counts do not: of a build
-// that kept none, or where they were lost.
+// adoptCounters copies numbers from the files that are missing in the counters: of a build without counters, or if the
+// counters were lost.
 func (d *Device) adoptCounters() {
 	config, trust := d.knownConfig(), d.trust.Load()
 	if file, signed := d.configInFolder(); config.Seq == 0 || signed && file.after(config) {
-		config = file // the counts are damaged, or of an older time than the file
+		config = file // the counters are damaged, or older than the file
 	}
 	err := d.counters.update(func(c *counters) {
 		c.ConfigEpoch, c.ConfigVersion = config.Epoch, config.Seq
@@ -234,7 +231,7 @@ func (d *Device) adoptCounters() {
 	}
 }
 
-// useTrust talks to the server that a trust bundle vouches for.
+// useTrust directs requests to the server that a trust bundle vouches for.
 func (d *Device) useTrust(t *token.Trust) error {
 	tr, err := d.transportFor(t)
 	if err != nil {
@@ -253,7 +250,7 @@ func (d *Device) useTrust(t *token.Trust) error {
 	return nil
 }
 
-// authClient asks the server as the holder of a key, at the right time.
+// authClient returns a client that authenticates with a key, and its tokens.
 func (d *Device) authClient(signer func() *jose.Signer) (*rest.Client, *rest.Tokens) {
 	tokens := &rest.Tokens{
 		Client: rest.New(d.identity.HTTPS, &d.transport, nil), Path: "/oauth/token", Now: d.bestTime,
@@ -263,21 +260,21 @@ func (d *Device) authClient(signer func() *jose.Signer) (*rest.Client, *rest.Tok
 	return rest.New(d.identity.HTTPS, &d.transport, tokens), tokens
 }
 
-// dpopProver proves the device's key with requests, where the server wants it.
+// dpopProver returns the prover that adds DPoP proofs by the device's key if the server requires them.
 func (d *Device) dpopProver(signer func() *jose.Signer) *rest.Prover {
 	return &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
 		return token.SignDPoP(signer(), method, uri, nonce, access, d.bestTime())
 	}}
 }
 
-// withValidKey gets a token with the key that counts, at the right time.
+// withValidKey calls get with the key that is currently valid, and with the correct time.
 func (d *Device) withValidKey(ctx context.Context, get func(context.Context) error) error {
 	if isLostTrust(d.trust.Load()) {
 		if err := d.renewTrust(ctx); err != nil {
 			return err
 		}
 	}
-	if err := d.finishKeyChange(ctx); err != nil { // it goes on as who it was, and tries again later
+	if err := d.finishKeyChange(ctx); err != nil { // the device continues with the old key, and tries again later
 		d.opts.Log.Info("keys not changed yet", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 	}
 	return d.withTime(ctx, get)
@@ -286,7 +283,7 @@ func (d *Device) withValidKey(ctx context.Context, get func(context.Context) err
 // Enrolled reports whether the device has an identity.
 func (d *Device) Enrolled() bool { return d.identity != nil }
 
-// ID returns the device's id; empty before it is enrolled.
+// ID returns the device's ID; empty before it is enrolled.
 func (d *Device) ID() watchword.SubjectID {
 	if d.identity == nil {
 		return ""
@@ -302,8 +299,7 @@ func (d *Device) Server() string {
 	return d.identity.HTTPS
 }
 
-// MQTT returns HOST:PORT of the server's MQTT over TLS; empty where it has none,
-// and before the device is enrolled.
+// MQTT returns HOST:PORT of the server's MQTT listener over TLS; empty if it has none, and before the device is enrolled.
 func (d *Device) MQTT() string {
 	if d.identity == nil {
 		return ""
@@ -311,7 +307,7 @@ func (d *Device) MQTT() string {
 	return d.identity.MQTTS
 }
 
-// Keys returns the public keys, to sign and to seal; nil before they are made.
+// Keys returns the public keys for signing and encryption; nil before they exist.
 func (d *Device) Keys() (sign, seal *jose.PublicKey) {
 	signer, opener := d.signer.Load(), d.decrypter.Load()
 	if signer == nil || opener == nil {
@@ -320,11 +316,11 @@ func (d *Device) Keys() (sign, seal *jose.PublicKey) {
 	return signer.Public(), opener.Public()
 }
 
-// CAFile returns the path of a PEM file with the authorities of the server's certificate, for other clients.
+// CAFile returns the path of a PEM file with the certificate authorities of the server, for other clients.
 func (d *Device) CAFile() string { return d.path(caFile) }
 
-// Trust returns the trust bundle in use; nil before it is enrolled, and
-// where the folder's is lost until the server gave the next one.
+// Trust returns the current trust bundle; nil before the device is enrolled, and if the bundle in the folder is lost, until
+// the server has sent the next one.
 func (d *Device) Trust() *token.Trust {
 	t := d.trust.Load()
 	if t != nil && isLostTrust(t) {
@@ -333,7 +329,7 @@ func (d *Device) Trust() *token.Trust {
 	return t
 }
 
-// Position returns epoch and number of the last command whose execution began.
+// Position returns epoch and sequence number of the last command whose execution began.
 func (d *Device) Position() (epoch, seq int64) {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
@@ -343,8 +339,8 @@ func (d *Device) Position() (epoch, seq int64) {
 	return d.journal.last.Epoch, d.journal.last.Seq
 }
 
-// MemoryLost returns why the journal of executed commands is lost; empty where it is not. Until the next command, only one that
-// carries this device's nonce is executed.
+// MemoryLost returns the reason for which the journal of executed commands is lost; empty if it is not. While it is lost,
+// only a command that carries this device's nonce is executed.
 func (d *Device) MemoryLost() string {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
@@ -357,8 +353,8 @@ func (d *Device) MemoryLost() string {
 	return d.journal.lostReason
 }
 
-// Assertion signs a client assertion, good for life, at most 300 s: for clients
-// that fetch tokens themselves. Code: conflict before the device is enrolled.
+// Assertion signs a client assertion that is valid for life, at most 300 s, for clients that request tokens themselves.
+// Code: conflict before the device is enrolled.
 func (d *Device) Assertion(life time.Duration) (string, error) {
 	if d.identity == nil {
 		return "", errNotEnrolled()
@@ -370,7 +366,7 @@ func (d *Device) assertion(s *jose.Signer, life time.Duration) (string, error) {
 	return token.SignAssertion(s, d.identity.ID, d.identity.Issuer, d.bestTime(), life)
 }
 
-// Token returns an access token that is still valid for some time.
+// Token returns an access token that is valid for some time; it may be a cached one.
 func (d *Device) Token(ctx context.Context) (string, error) {
 	if d.identity == nil {
 		return "", errNotEnrolled()
@@ -390,16 +386,15 @@ func errNotEnrolled() error {
 	return watchword.Refuse(watchword.Conflict, "the device has not enrolled yet")
 }
 
-// Close releases the folder. It does not wait for functions that run: end the context of
-// [Device.Run], and wait for it, before. The receipt of one that runs on cannot be written, and is
-// "interrupted" at the next start.
+// Close releases the folder. It does not wait for functions that run: first end the context of [Device.Run], and wait for
+// its return. A function that still runs cannot write its receipt, which is "interrupted" at the next start.
 func (d *Device) Close() error {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
 	var errs []error
 	if d.journal != nil {
 		errs = append(errs, d.journal.close())
-		// What still runs beside finds a journal that takes nothing.
+		// Functions that still run get a journal that refuses every write.
 		d.journal = &journal{last: d.journal.last, writeErr: watchword.Refuse(watchword.Unavailable, "the device is closed")}
 	}
 	if d.client != nil {
@@ -411,8 +406,8 @@ func (d *Device) Close() error {
 	return errors.Join(errs...)
 }
 
-// OpenShared opens the folder of an enrolled device beside a process that runs
-// it: for tokens, assertions and publishing. It neither enrolls nor obeys.
+// OpenShared opens the folder of an enrolled device that another process runs: for tokens, assertions and publishing. It
+// can neither enroll nor execute commands.
 func OpenShared(dir string, o Options) (*Device, error) {
 	o.fill()
 	dir, err := filepath.Abs(dir)

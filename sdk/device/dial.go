@@ -9,21 +9,21 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// How often a device connects at most, whatever its server does: net/http by itself connects
-// again at once, without end, where a server says GOAWAY before any answer (RFC 9113 §6.8).
+// Maximum rate of connections, whatever the server does: net/http reconnects at once and without limit if a server sends
+// GOAWAY before any answer (RFC 9113 §6.8).
 const (
 	dialBurst = 20          // connections at once
-	dialEvery = time.Second // from then on
+	dialEvery = time.Second // interval of further ones
 )
 
-// dialLimiter counts connections. It is safe for concurrent use.
+// dialLimiter limits the rate of connections. It is safe for concurrent use.
 type dialLimiter struct {
 	mu   sync.Mutex
-	free time.Time // when all of the burst is there again
+	free time.Time // when the whole burst is available again
 }
 
-// take reports whether one more connection may be made now. Nothing waits: net/http goes on
-// connecting for requests that have ended, so that waits would pile up.
+// take reports whether one more connection may be made now. It does not wait: net/http keeps dialing for requests that have
+// ended, so waiting calls would accumulate.
 func (p *dialLimiter) take(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -37,7 +37,7 @@ func (p *dialLimiter) take(now time.Time) bool {
 	return true
 }
 
-// connect is [Options.Dial] at the pace of a device. Code: unavailable beyond it.
+// connect calls [Options.Dial] within the device's rate of connections. Code: unavailable above it.
 func (d *Device) connect(ctx context.Context, network, address string) (net.Conn, error) {
 	if !d.dialLimiter.take(time.Now()) {
 		return nil, watchword.Refuse(watchword.Unavailable, "this device connects too often; a connection a second is free again")

@@ -17,13 +17,12 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Enroll makes the device's keys, if it has none, and enrolls them with a one-time link. The code is sent only after the trust
-// bundle was verified by the pin of the link, and the TLS certificate by the bundle. Calling it again with the same link, after
-// success or after a crash at any point, gives the same result.
+// Enroll generates the device's keys, if it has none, and enrolls them with a one-time link. It sends the code only after
+// it has verified the trust bundle by the pin of the link, and the TLS certificate by the bundle. Calling it again with the
+// same link, after success or after a crash at any point, has the same result.
 //
-// Codes: bad_request for an invalid link; conflict where the device is enrolled
-// by another link; pin_mismatch, bundle_invalid, peer_untrusted where the server
-// is not the link's; code_invalid, rate_limited, unavailable.
+// Codes: bad_request for an invalid link; conflict if the device is enrolled by another link; pin_mismatch, bundle_invalid,
+// peer_untrusted if the server is not the link's; code_invalid, rate_limited, unavailable.
 func (d *Device) Enroll(ctx context.Context, link string) error {
 	if d.lock == nil {
 		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to enroll")
@@ -49,7 +48,7 @@ func (d *Device) Enroll(ctx context.Context, link string) error {
 	}
 	id, err := d.register(ctx, server, code, hash, t)
 	if watchword.CodeOf(err) == watchword.ProofInvalid && d.syncFirstTime(ctx, server, t) {
-		id, err = d.register(ctx, server, code, hash, t) // nothing was wrong with it but its time
+		id, err = d.register(ctx, server, code, hash, t) // only its time was refused
 	}
 	if err != nil {
 		return err
@@ -77,8 +76,7 @@ func (d *Device) makeKeys() error {
 	return d.loadKeys()
 }
 
-// verifyServer fetches the trust bundle from a stranger and finds out whether it is the
-// server of the link.
+// verifyServer fetches the trust bundle from the unauthenticated server and verifies that it is the server of the link.
 func (d *Device) verifyServer(ctx context.Context, server, pin string) (*token.Trust, string, error) {
 	c, peerCerts := d.unverifiedClient(server)
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
@@ -89,7 +87,7 @@ func (d *Device) verifyServer(ctx context.Context, server, pin string) (*token.T
 	if err != nil {
 		return nil, "", notABundle(err)
 	}
-	if d.nowUnder(&t).IsZero() { // no clock, or one that the root's own word proves wrong
+	if d.nowUnder(&t).IsZero() { // no clock, or one that is earlier than times signed by the root
 		d.syncFirstTime(ctx, server, &t)
 	}
 	if at := d.nowUnder(&t); !at.IsZero() {
@@ -100,8 +98,7 @@ func (d *Device) verifyServer(ctx context.Context, server, pin string) (*token.T
 	return &t, string(a.Body), checkPeer(peerCerts(), server, &t, d.nowUnder(&t))
 }
 
-// notABundle is why what a peer showed is not the server's trust bundle: bundle_invalid for
-// what is not even one.
+// notABundle returns the error for a document that is not the server's trust bundle: bundle_invalid if it cannot be parsed.
 func notABundle(err error) error {
 	if watchword.CodeOf(err) == watchword.TokenMalformed {
 		return watchword.Wrap(err, watchword.BundleInvalid, "who answers there shows no trust bundle")
@@ -109,15 +106,15 @@ func notABundle(err error) error {
 	return err
 }
 
-// syncFirstTime asks a server that is not one's own yet what time it is, and reports
-// whether the device knows better now. Without an answer it goes on as it is.
+// syncFirstTime requests signed time from a server before enrollment, and reports whether the device's time has changed.
+// Without an answer the device continues unchanged.
 func (d *Device) syncFirstTime(ctx context.Context, server string, t *token.Trust) bool {
 	d.clock.requestMu.Lock()
 	defer d.clock.requestMu.Unlock()
 	return d.trySyncTime(ctx, server, t)
 }
 
-// register shows the code and the public keys, over a connection that the bundle vouches for.
+// register sends the code and the public keys, over a connection that the bundle vouches for.
 func (d *Device) register(ctx context.Context, server, code, hash string, t *token.Trust) (*identity, error) {
 	tr, err := d.transportFor(t)
 	if err != nil {
@@ -138,7 +135,7 @@ func (d *Device) register(ctx context.Context, server, code, hash string, t *tok
 	return newIdentity(out, t)
 }
 
-// newIdentity takes a server's answer, if it is for the issuer of the trust bundle. Code: issuer_mismatch.
+// newIdentity returns the identity of a server's answer, if it names the issuer of the trust bundle. Code: issuer_mismatch.
 func newIdentity(r api.EnrollResponse, t *token.Trust) (*identity, error) {
 	if r.Issuer != t.Issuer || !watchword.ValidName(string(r.ID)) || r.HTTPS == "" {
 		return nil, watchword.Refuse(watchword.IssuerMismatch, "the server's answer is not for the issuer of its trust bundle")
@@ -146,7 +143,7 @@ func newIdentity(r api.EnrollResponse, t *token.Trust) (*identity, error) {
 	return &identity{ID: r.ID, Labels: r.Labels, Issuer: r.Issuer, TokenEndpoint: r.TokenEndpoint, HTTPS: r.HTTPS, MQTTS: r.MQTTS}, nil
 }
 
-// persist writes everything down, the identity last: it is what counts.
+// persist writes all files, the identity last: it marks the device as enrolled.
 func (d *Device) persist(id *identity, bundle string, t *token.Trust) error {
 	if err := d.writeAnchors(t); err != nil {
 		return err
@@ -154,7 +151,7 @@ func (d *Device) persist(id *identity, bundle string, t *token.Trust) error {
 	if err := durable.WriteFile(d.path(trustFile), []byte(bundle), 0o600); err != nil {
 		return err
 	}
-	// Another server's log is none that this one's must extend.
+	// A checkpoint of another server's log would make every log of this server look inconsistent.
 	if err := os.Remove(d.path(checkpointFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -12,18 +12,14 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Execute takes one sealed command through every check, carries it out, and returns
-// the signed receipt, which is on the disk already. It is for transports of
-// one's own: [Device.Run] does it for the built-in ones. A command that was
-// obeyed before is not obeyed again: its receipt of then is returned. One act
-// runs at a time.
+// Execute verifies one encrypted command, executes it, and returns the signed receipt, which is already on the disk. Only
+// applications with a transport of their own need it: [Device.Run] calls it for the built-in transports. A command that was
+// executed before is not executed again: its earlier receipt is returned. One command is executed at a time.
 //
-// An error means that there is no receipt, because nothing of the command can be
-// trusted, or it comes too late: command_unsealed, signature_invalid,
-// token_malformed, token_kind, algorithm_invalid, key_unknown, issuer_mismatch,
-// audience_mismatch, command_expired, token_early, nonce_mismatch,
-// command_stale, bundle_invalid, command_unlogged (with [Options.RequireLogProof]), too_large (with [Options.MaxCommand]),
-// unavailable where the journal cannot be written.
+// An error means that there is no receipt, because the command cannot be authenticated, or because it arrived too late:
+// command_unsealed, signature_invalid, token_malformed, token_kind, algorithm_invalid, key_unknown, issuer_mismatch,
+// audience_mismatch, command_expired, token_early, nonce_mismatch, command_stale, bundle_invalid, command_unlogged (with
+// [Options.RequireLogProof]), too_large (with [Options.MaxCommand]), unavailable if the journal cannot be written.
 func (d *Device) Execute(ctx context.Context, jwe string) (receipt string, err error) {
 	if d.identity == nil {
 		return "", errNotEnrolled()
@@ -37,14 +33,14 @@ func (d *Device) Execute(ctx context.Context, jwe string) (receipt string, err e
 	return d.finish(ctx, t)
 }
 
-// startedCommand is a command between its checks and its receipt.
+// startedCommand is a verified command before its receipt.
 type startedCommand struct {
 	command token.Command
 	hash    string
-	receipt string // set where the answer is known already
+	receipt string // set if the receipt is already known
 }
 
-// begin checks a command and writes its number down. The caller holds obeying.
+// begin verifies a command and stores its number. The caller holds executeMu.
 func (d *Device) begin(jwe string) (startedCommand, error) {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
@@ -66,8 +62,8 @@ func (d *Device) begin(jwe string) (startedCommand, error) {
 	return t, d.journal.write(journalRecord{"begin", execution{position: p, ID: c.ID, Hash: hash}}, true)
 }
 
-// verifyCommand is everything that needs no memory: seal, signature, issuer, audience,
-// time or nonce. The caller holds memory.
+// verifyCommand makes all checks that do not need the journal: encryption, signature, issuer, audience, time or nonce. The
+// caller holds stateMu.
 func (d *Device) verifyCommand(jwe string) (token.Command, string, error) {
 	if limit := d.opts.MaxCommand; limit > 0 && len(jwe) > limit {
 		return token.Command{}, "", watchword.Refuse(watchword.TooLarge, "the sealed command has %d bytes, and this device holds %d", len(jwe), limit)
@@ -98,13 +94,13 @@ func (d *Device) verifyCommand(jwe string) (token.Command, string, error) {
 	if c.Epoch < trust.Epoch {
 		return token.Command{}, "", watchword.Refuse(watchword.CommandStale, "the command is from before the server lost its counters")
 	}
-	if c.Epoch > trust.Epoch { // only the root's word starts the counters anew
+	if c.Epoch > trust.Epoch { // only the root can restart the counters
 		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the command is of a later epoch than the trust bundle")
 	}
 	return c, jose.HashString(string(jws)), nil
 }
 
-// handleKnown answers a command whose number does not grow. The caller holds memory.
+// handleKnown handles a command whose number is not greater than the last one. The caller holds stateMu.
 func (d *Device) handleKnown(t startedCommand, p position) (startedCommand, error) {
 	known := d.journal.find(p)
 	switch {
@@ -112,7 +108,7 @@ func (d *Device) handleKnown(t startedCommand, p position) (startedCommand, erro
 		return t, watchword.Refuse(watchword.CommandStale, "the number %d does not grow, and was never begun here", p.Seq)
 	case known.ID == t.command.ID:
 		var err error
-		if known.Receipt == "" { // begun, and cut off before its end
+		if known.Receipt == "" { // begun, and interrupted before its end
 			err = d.interrupt(known)
 		}
 		t.receipt = known.Receipt
@@ -126,7 +122,7 @@ func (d *Device) handleKnown(t startedCommand, p position) (startedCommand, erro
 	}
 }
 
-// finish carries a begun command out and writes its receipt down. The caller holds obeying.
+// finish executes a begun command and stores its receipt. The caller holds executeMu.
 func (d *Device) finish(ctx context.Context, t startedCommand) (string, error) {
 	c := t.command
 	var st watchword.ReceiptStatus
@@ -148,7 +144,7 @@ func (d *Device) finish(ctx context.Context, t startedCommand) (string, error) {
 	p := position{c.Epoch, c.Seq}
 	receipt, err := d.signReceipt(p, c.ID, t.hash, st, result)
 	switch watchword.CodeOf(err) {
-	case watchword.BadRequest, watchword.TooLarge: // the act was done all the same
+	case watchword.BadRequest, watchword.TooLarge: // the function has run nevertheless
 		d.opts.Log.Warn("the result of a command cannot stand in a receipt", slog.String("command", string(c.ID)), slog.Any("err", err))
 		receipt, err = d.signReceipt(p, c.ID, t.hash, invalidStatus(st), resultInvalid)
 	}
@@ -160,8 +156,7 @@ func (d *Device) finish(ctx context.Context, t startedCommand) (string, error) {
 	return receipt, d.journal.write(journalRecord{"end", execution{position: p, ID: c.ID, Hash: t.hash, Receipt: receipt}}, true)
 }
 
-// interrupt signs for an act that was cut off: nobody knows how far it came. The caller
-// holds memory.
+// interrupt signs the receipt of an interrupted command, whose effects are unknown. The caller holds stateMu.
 func (d *Device) interrupt(a *execution) error {
 	why := failureResult{"interrupted", "the device stopped while it carried this out"}
 	if d.journal.lost {
@@ -174,11 +169,11 @@ func (d *Device) interrupt(a *execution) error {
 	return d.journal.write(journalRecord{"end", execution{position: a.position, ID: a.ID, Hash: a.Hash, Receipt: receipt}}, true)
 }
 
-// resultInvalid stands in the place of a result that no receipt can hold.
+// resultInvalid replaces a result that is not allowed in a receipt.
 var resultInvalid = failureResult{"result_invalid", "the function ended, but its result cannot stand in a receipt: it must be strict JSON, at most 7 deep, with which the receipt has 32 KiB"}
 
-// invalidStatus is the status of a receipt whose result was replaced. A refusal stays one:
-// nothing was done.
+// invalidStatus returns the status of a receipt whose result was replaced. A refusal stays a refusal, because nothing was
+// done.
 func invalidStatus(st watchword.ReceiptStatus) watchword.ReceiptStatus {
 	if st == watchword.StatusDone {
 		return watchword.StatusFailed
@@ -186,8 +181,8 @@ func invalidStatus(st watchword.ReceiptStatus) watchword.ReceiptStatus {
 	return st
 }
 
-// signReceipt signs what became of a command, as the server takes it. Codes: bad_request and
-// too_large where result cannot stand in a receipt; unavailable where the key does not sign.
+// signReceipt signs a receipt within the limits that the server checks. Codes: bad_request and too_large if result is not
+// allowed in a receipt; unavailable if the key does not sign.
 func (d *Device) signReceipt(p position, id watchword.CommandID, hash string, st watchword.ReceiptStatus, result any) (string, error) {
 	r := token.Receipt{
 		Device: d.identity.ID, Issuer: d.identity.Issuer, Epoch: p.Epoch, Seq: p.Seq, Command: id, Hash: hash, Status: st, At: d.bestTime(),
@@ -202,7 +197,7 @@ func (d *Device) signReceipt(p position, id watchword.CommandID, hash string, st
 	return token.SignReceipt(d.signer.Load(), r)
 }
 
-// encodeResult is json.Marshal where a panic of a handler's type is an error.
+// encodeResult is json.Marshal; a panic of a handler's type becomes an error.
 func encodeResult(v any) (b []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -212,14 +207,14 @@ func encodeResult(v any) (b []byte, err error) {
 	return json.Marshal(v)
 }
 
-// PinOrderKeys makes the device execute only commands that carry an order signed by one of these keys. Without it, the device
-// relies on the server for who ordered a command.
+// PinOrderKeys makes the device execute only commands that carry an order signed by one of these keys. Without it, the
+// device trusts the server's statement of the subject that ordered a command.
 func (d *Device) PinOrderKeys(keys ...*jose.PublicKey) {
 	set := token.NewKeySet(keys...)
 	d.orderKeys.Store(&set)
 }
 
-// verifyOrder checks the order that rides along, if keys were pinned.
+// verifyOrder verifies the order in the command, if keys were pinned.
 func (d *Device) verifyOrder(c token.Command) error {
 	keys := d.orderKeys.Load()
 	if keys == nil {
@@ -232,19 +227,18 @@ func (d *Device) verifyOrder(c token.Command) error {
 	return o.Covers(c.Function, c.Args, c.By, c.Expires)
 }
 
-// nonceLife is how long a nonce is good, by the monotonic clock and by the own one, right
-// or wrong: the first stands still while a machine sleeps.
+// nonceLife is the lifetime of a nonce, by the monotonic clock and by the device's clock, even if that is wrong: the
+// monotonic clock may stop while a machine is suspended.
 const nonceLife = 2 * time.Minute
 
-// nonce is what a device without a clock, or without its counters, knows a fresh
-// command by.
+// nonce is the value by which a device without a clock, or without its counters, recognizes a fresh command.
 type nonce struct {
 	value string
 	made  time.Time // by the monotonic clock
-	wall  time.Time // by the own one
+	wall  time.Time // by the device's clock
 }
 
-// current returns the nonce that commands must carry. Its holder holds memory.
+// current returns the nonce that commands must carry. The caller holds stateMu.
 func (n *nonce) current(now time.Time) string {
 	if n.value == "" || time.Since(n.made) > nonceLife || now.Round(0).Sub(n.wall) > nonceLife {
 		n.value, n.made, n.wall = watchword.NewNonce(), time.Now(), now.Round(0)

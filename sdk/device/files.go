@@ -16,16 +16,15 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// Keys and identity exist nowhere else: each is kept twice, in its file and in a copy beside
-// it, so that one damaged file is survived and mended. Where both can be read the file counts:
-// an older build writes the file alone.
+// Keys and identity exist only on the device. Each is stored in a file and in a copy beside it, so that one damaged file
+// can be repaired. If both can be read the file is used: an older build writes the file only.
 
-// copyPath names the copy of a file.
+// copyPath returns the path of the copy of a file.
 func copyPath(path string) string { return path + ".copy" }
 
-// readWithCopy reads a file or its copy, the first that check takes, and returns nil where neither is
-// there. Where the folder is held, the other one is rewritten. Codes: key_exposed,
-// file_untrusted; key_damaged where nothing that is there can be read.
+// readWithCopy reads a file or its copy, the first one that check accepts, and returns nil if neither exists. If this
+// process holds the folder's lock, the other one is rewritten. Codes: key_exposed, file_untrusted; key_damaged if none of
+// the existing ones can be read.
 func (d *Device) readWithCopy(name string, private bool, check func([]byte) error) ([]byte, error) {
 	read := func(path string) ([]byte, error) { return durable.ReadTrusted(path, durable.MaxPrivate) }
 	if private {
@@ -77,7 +76,7 @@ func writeWithCopy(path string, b []byte) error {
 	return durable.WriteFile(copyPath(path), b, 0o600)
 }
 
-// removeWithCopy removes both.
+// removeWithCopy removes a file and its copy.
 func removeWithCopy(path string) error {
 	for _, p := range []string{path, copyPath(path)} {
 		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -87,11 +86,11 @@ func removeWithCopy(path string) error {
 	return nil
 }
 
-// checksumFormat is how a JSON file of ours ends: with a checksum of all that is before it. A JWK has none: its
-// public members prove its secret.
+// checksumFormat is the end of the device's JSON files: a checksum of everything before it. A JWK needs none, since its
+// public members verify its private one.
 const checksumFormat = ",\n  \"sum\": \"%08x\"\n}\n"
 
-// withChecksum writes a JSON object with a checksum.
+// withChecksum returns a value as a JSON object with a checksum.
 func withChecksum(v any) ([]byte, error) {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -101,7 +100,7 @@ func withChecksum(v any) ([]byte, error) {
 	return fmt.Appendf(b, checksumFormat, checksum(b)), nil
 }
 
-// verifyChecksum reads what withSum has written; a file of a build that wrote no checksum is only read.
+// verifyChecksum decodes the output of withChecksum; a file of a build without checksums is decoded unverified.
 func verifyChecksum(b []byte, into any) error {
 	if has, good := findChecksum(b); has && !good {
 		return watchword.Refuse(watchword.KeyDamaged, "its checksum is another")
@@ -109,7 +108,7 @@ func verifyChecksum(b []byte, into any) error {
 	return json.Unmarshal(b, into)
 }
 
-// findChecksum reports whether a file ends with a checksum, and whether that is the file's.
+// findChecksum reports whether a file ends with a checksum, and whether it is correct.
 func findChecksum(b []byte) (has, good bool) {
 	n := len(b) - len(fmt.Sprintf(checksumFormat, 0))
 	if n <= 0 {
@@ -124,7 +123,7 @@ func findChecksum(b []byte) (has, good bool) {
 	return true, uint32(sum) == checksum(body)
 }
 
-// addChecksum writes a file anew, with its checksum, where it was read without.
+// addChecksum rewrites a file with a checksum if it was read without one.
 func (d *Device) addChecksum(name string, read []byte, v any) error {
 	if has, _ := findChecksum(read); has || read == nil || d.lock == nil {
 		return nil
@@ -139,7 +138,7 @@ func (d *Device) addChecksum(name string, read []byte, v any) error {
 	return nil
 }
 
-// readKey returns the key in a file, which is for use; nil if there is none.
+// readKey returns the key in a file, which must be for use; nil if there is none.
 func (d *Device) readKey(name string, use jose.Use) (k *jose.PrivateKey, err error) {
 	_, err = d.readWithCopy(name, true, func(b []byte) (err error) {
 		parsed, err := jose.ParsePrivateJWK(b, use)
@@ -148,13 +147,13 @@ func (d *Device) readKey(name string, use jose.Use) (k *jose.PrivateKey, err err
 		}
 		return err
 	})
-	if err != nil { // also where one of the two was good: the other is not to be believed
+	if err != nil { // also if one of the two files is valid: the other is not trusted
 		return nil, err
 	}
 	return k, nil
 }
 
-// ensureKey makes the key in a file, if there is none.
+// ensureKey generates the key in a file, if there is none.
 func (d *Device) ensureKey(name, curve string, use jose.Use) error {
 	k, err := d.readKey(name, use)
 	if k != nil || err != nil {

@@ -10,12 +10,11 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 )
 
-// What lies in a device's folder (0700). Everything is written so that a power
-// cut leaves the old file or the new one.
+// Files of a device's folder (0700). Every write is such that a power cut leaves either the old file or the new one.
 const (
 	signFile     = "sign.jwk"
 	sealFile     = "seal.jwk"
-	newKeysFile  = "keys.next" // while keys change: both new ones
+	newKeysFile  = "keys.next" // during a key change: both new keys
 	identityFile = "device.json"
 	trustFile    = "trust.jws"
 	caFile       = "ca.pem"
@@ -25,7 +24,7 @@ const (
 	lockFile     = "LOCK"
 )
 
-// identity is what enrollment gave.
+// identity is the result of enrollment.
 type identity struct {
 	ID            watchword.SubjectID `json:"id"`
 	Labels        watchword.Labels    `json:"labels,omitempty"`
@@ -37,12 +36,13 @@ type identity struct {
 	Pin           string              `json:"pin"`
 }
 
-// openFolder makes and locks a device's folder. Nothing is made where others could write. Codes: folder_in_use, file_untrusted.
+// openFolder creates and locks a device's folder. It creates nothing in a folder that other users can write to. Codes:
+// folder_in_use, file_untrusted.
 func openFolder(dir string) (*os.File, error) {
 	if err := durable.EnsureFolder(dir, false); err != nil {
 		return nil, err
 	}
-	// Beside those that are read through durable: what is only written, or believed by others.
+	// durable checks files when it reads them; these are only written, or are read by other programs.
 	for _, name := range []string{lockFile, journalFile, caFile, configFile} {
 		if err := durable.CheckFile(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err

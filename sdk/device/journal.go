@@ -15,17 +15,15 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 )
 
-// The journal is the device's memory of commands: one record a line, each with
-// its checksum, synced before anything is done that it speaks of. Its first record is
-// written at enrollment, and the number of the last command that was begun stands a second
-// time in the counts ([counterFile]), written after the journal and before the command is begun.
+// The journal is the device's durable record of commands: one record a line, each with its checksum, synced before the
+// action that it records. Its first record is written at enrollment. The number of the last command that was begun is
+// stored a second time in the counters ([counterFile]), after the journal and before the command is begun.
 //
-// A power cut can tear the last line only, which then has no end and speaks of nothing that
-// was done: the counts prove that. Anything else that is missing or damaged means that the
-// memory is lost: from then on only a nonce shows that a command is new, until one was.
-// What can be read of a lost memory still counts.
+// A power cut can tear the last line only; it then has no line end and records nothing that was done, which the counters
+// prove. Any other missing or damaged part means that the memory is lost: from then on only a nonce shows that a command is
+// new, until a command with the nonce has been executed. Records of a lost memory that can be read are still used.
 
-// position is a command's number, which only grows.
+// position is the number of a command, which only grows.
 type position struct {
 	Epoch int64 `json:"epoch"`
 	Seq   int64 `json:"seq"`
@@ -35,7 +33,7 @@ func (p position) after(q position) bool {
 	return p.Epoch > q.Epoch || p.Epoch == q.Epoch && p.Seq > q.Seq
 }
 
-// execution is one command that was begun. Receipt is empty until it ended.
+// execution is one command that was begun. Receipt is empty until it has ended.
 type execution struct {
 	position
 	ID      watchword.CommandID `json:"cid"`
@@ -43,42 +41,40 @@ type execution struct {
 	Receipt string              `json:"receipt,omitempty"`
 	Sent    bool                `json:"sent,omitempty"`
 
-	refused bool // the server said no to the receipt, in this run
+	refused bool // the server refused the receipt, in this run
 }
 
-// journalRecord is one line. Op is first, begin, end, sent, or lost: the counters before this
-// line are unknown.
+// journalRecord is one line. Op is first, begin, end, sent, or lost: the counters before this line are unknown.
 type journalRecord struct {
 	Op string `json:"op"`
 	execution
 }
 
-// How many acts are remembered, and how long the file grows before it is
-// rewritten with those alone.
+// Number of executions that are remembered, and the size at which the file is rewritten with only those.
 const (
 	maxExecutions = 512
 	journalBytes  = 4 << 20
-	maxJournal    = 64 << 20 // a compact one holds journalActs receipts, and may be over journalBytes
+	maxJournal    = 64 << 20 // a compacted one holds journalActs receipts, and may exceed journalBytes
 )
 
 type journal struct {
 	disk       durable.Disk
 	path       string
-	f          durable.File // nil where the next write opens it
+	f          durable.File // nil: the next write opens it
 	size       int64
-	limit      int64 // of size: then it is rewritten
+	limit      int64 // size at which it is rewritten
 	last       position
 	lost       bool   // the counters were lost: only a nonce shows that a command is new
-	lostReason string // what was found at the opening, where the memory was lost then
+	lostReason string // the reason, if the memory was lost when it was opened
 	executions []*execution
-	writeErr   error // a write that failed: nothing may follow it before the file is rewritten
+	writeErr   error // of a failed write: the file must be rewritten before the next one
 
-	counters *counterFile // nil where nothing can be begun
+	counters *counterFile // nil if no command can be begun
 	first    bool         // the file begins with its first record
 }
 
-// newJournal makes the memory of a device that enrolls. What is there of an earlier
-// enrollment is not believed: then the memory begins as a lost one.
+// newJournal creates the journal of a device that enrolls. If files of an earlier enrollment exist they are not trusted:
+// the memory then begins as lost.
 func newJournal(disk durable.Disk, path string, n *counterFile) error {
 	b, err := disk.Read(path, maxJournal)
 	if isUntrustedFile(err) {
@@ -94,9 +90,8 @@ func newJournal(disk durable.Disk, path string, n *counterFile) error {
 	return errors.Join(n.update(func(c *counters) { *c = counters{Generation: c.Generation} }), j.close())
 }
 
-// openJournal reads the memory of an enrolled device. It never fails for damage, and not
-// because nothing can be written: then it is tried again before the next command is
-// begun. Codes: file_untrusted, key_exposed.
+// openJournal reads the journal of an enrolled device. It does not fail if the file is damaged or cannot be written:
+// writing is tried again before the next command is begun. Codes: file_untrusted, key_exposed.
 func openJournal(disk durable.Disk, path string, n *counterFile) (*journal, error) {
 	j, rewrite, err := readJournal(disk, path, n)
 	if err != nil {
@@ -109,8 +104,7 @@ func openJournal(disk durable.Disk, path string, n *counterFile) (*journal, erro
 	return j, nil
 }
 
-// openSharedJournal reads a journal that another process may be writing. Nothing can
-// be begun with it.
+// openSharedJournal reads a journal that another process may be writing. No command can be begun with it.
 func openSharedJournal(disk durable.Disk, path string, n *counterFile) (*journal, error) {
 	j, _, err := readJournal(disk, path, n)
 	if err == nil {
@@ -119,8 +113,7 @@ func openSharedJournal(disk durable.Disk, path string, n *counterFile) (*journal
 	return j, err
 }
 
-// readJournal finds out what is remembered, and whether the file and the counts must be
-// rewritten.
+// readJournal reads the records, and reports whether the file and the counters must be rewritten.
 func readJournal(disk durable.Disk, path string, n *counterFile) (j *journal, rewrite bool, err error) {
 	b, err := disk.Read(path, maxJournal)
 	if isUntrustedFile(err) {
@@ -130,7 +123,7 @@ func readJournal(disk durable.Disk, path string, n *counterFile) (j *journal, re
 	j = &journal{disk: disk, path: path, limit: journalBytes}
 	damage := j.replay(b)
 	c := n.values()
-	old := n.found == absent && !j.first || n.found == whole && c.Adopting // of a build that kept no counts
+	old := n.found == absent && !j.first || n.found == whole && c.Adopting // of a build without counters
 	var why []string
 	say := func(is bool, format string, a ...any) {
 		if is {
@@ -154,9 +147,9 @@ func readJournal(disk durable.Disk, path string, n *counterFile) (j *journal, re
 	return j, rewrite, nil
 }
 
-// rewrite writes what was read as it shall be. The counts come first, and say that the
-// journal of a build without them is still to come; after a power cut between, it is neither
-// lost nor believed without them for ever.
+// rewrite writes the memory that was read. The counters are written first, and state that the journal of a build without
+// counters is not rewritten yet. After a power cut between the two writes the journal is neither lost nor permanently
+// trusted without counters.
 func (j *journal) rewrite() error {
 	if j.counters.found == absent && !j.lost {
 		if err := j.counters.update(func(c *counters) { c.position, c.Adopting = j.last, true }); err != nil {
@@ -174,11 +167,11 @@ func (j *journal) rewrite() error {
 	})
 }
 
-// damage is what replay could not read.
+// damage describes the lines that replay could not read.
 type damage struct {
-	lines int // whole lines
-	first int // of them
-	tail  int // bytes of a last line without its end
+	lines int // complete lines
+	first int // the first damaged one
+	tail  int // bytes of a last line without a line end
 }
 
 // replay applies every line that can be read.
@@ -209,7 +202,7 @@ func parseRecord(line []byte) (r journalRecord, ok bool) {
 	return r, ok && json.Unmarshal(body, &r) == nil
 }
 
-// parseLine returns what a line says behind its checksum.
+// parseLine returns the content of a line after its checksum.
 func parseLine(line []byte) (body []byte, ok bool) {
 	if len(line) < 10 || line[8] != ' ' {
 		return nil, false
@@ -231,10 +224,10 @@ func (j *journal) apply(r journalRecord) {
 		j.lost = true
 	case "begin":
 		j.add(r.execution)
-		j.lost, j.lostReason = false, "" // this one was proven new, and every older one has a smaller number
+		j.lost, j.lostReason = false, "" // this command was proved new, and every older one has a smaller number
 	case "end", "sent":
 		a := j.find(r.position)
-		if a == nil && r.ID != "" { // its beginning is damaged
+		if a == nil && r.ID != "" { // its begin record is damaged
 			a = j.add(execution{position: r.position, ID: r.ID, Hash: r.Hash})
 		}
 		if a == nil {
@@ -264,8 +257,7 @@ func (j *journal) find(p position) *execution {
 	return nil
 }
 
-// ready returns why nothing can be begun; nil where something can. After a write that
-// failed it writes the memory anew first.
+// ready returns the error for which no command can be begun, or nil. After a failed write it first rewrites the file.
 func (j *journal) ready() error {
 	if j.writeErr == nil || j.counters == nil {
 		return j.writeErr
@@ -275,17 +267,16 @@ func (j *journal) ready() error {
 	return j.writeErr
 }
 
-// fail notes that what is on the disk is not known to be what is remembered.
+// fail records that the file may differ from the memory.
 func (j *journal) fail(err error) {
 	if err != nil {
 		j.writeErr = watchword.Wrap(err, watchword.Unavailable, "the journal cannot be written; no command is obeyed until it can")
 	}
 }
 
-// write adds a record; sync says whether it must be on the disk before the return, and
-// with begin the counts with it. A begin that fails was not begun, and is not remembered. What
-// happened is remembered though it cannot be written: it is, before the next command is begun.
-// Code: unavailable.
+// write adds a record. sync says whether it must be on the disk before write returns; a begin record also updates the
+// counters. If a begin record cannot be written, the command is not begun and not remembered. Other records are remembered
+// even if they cannot be written: the file is rewritten before the next command is begun. Code: unavailable.
 func (j *journal) write(r journalRecord, sync bool) error {
 	err := j.ready()
 	if err == nil {
@@ -308,13 +299,13 @@ func (j *journal) write(r journalRecord, sync bool) error {
 	}
 	if j.size > j.limit {
 		if kept, err := j.compact(); !kept {
-			j.fail(err) // the record is on the disk, and what comes next waits for the file
+			j.fail(err) // the record is on the disk; the next write waits for the rewrite
 		}
 	}
 	return nil
 }
 
-// append adds a line to the file.
+// append appends a line to the file.
 func (j *journal) append(r journalRecord, sync bool) error {
 	line, err := encodeRecord(r)
 	if err != nil {
@@ -343,8 +334,7 @@ func encodeRecord(r journalRecord) ([]byte, error) {
 	return encodeLine(b), nil
 }
 
-// compact writes the file anew with what is remembered. kept is true where nothing came
-// of it and the old file goes on.
+// compact rewrites the file with the remembered executions. kept is true if that failed and the old file stays in use.
 func (j *journal) compact() (kept bool, err error) {
 	out, err := encodeRecord(journalRecord{Op: "first", execution: execution{position: j.last}})
 	if err != nil {
@@ -359,7 +349,7 @@ func (j *journal) compact() (kept bool, err error) {
 	}
 	for _, a := range j.executions {
 		if a.Seq == 0 {
-			continue // a conflict on its way
+			continue // a conflict that is being sent
 		}
 		add(journalRecord{"begin", execution{position: a.position, ID: a.ID, Hash: a.Hash}})
 		if a.Receipt != "" {
@@ -377,11 +367,11 @@ func (j *journal) compact() (kept bool, err error) {
 	}
 	if kept, err = durable.Replace(j.disk, j.path, out); err != nil {
 		if kept {
-			j.limit = j.size + journalBytes/4 // the disk may be full: it goes on as it is for a while
+			j.limit = j.size + journalBytes/4 // the disk may be full: the old file is used for a while
 		}
 		return kept, err
 	}
-	_ = j.close() // what it would say is of the old file
+	_ = j.close() // the error would concern the old file
 	j.size, j.first, j.limit = int64(len(out)), true, max(journalBytes, 2*int64(len(out)))
 	return false, nil
 }

@@ -14,11 +14,11 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// checkpointFile is the log's checkpoint that this device saw last.
+// checkpointFile is the last checkpoint of the log that this device saw.
 const checkpointFile = "log.checkpoint"
 
-// readCheckpoint returns the checkpoint of the log that was seen last; a zero one for none. The file
-// counts where the log's signature shows that it is whole, else the counts.
+// readCheckpoint returns the last checkpoint of the log that was seen; a zero one for none. The file is used if the log's
+// signature on it is valid, else the counters.
 func (d *Device) readCheckpoint(t *token.Trust) (ledger.Checkpoint, error) {
 	c := d.counters.values()
 	stored := ledger.Checkpoint{Origin: ledger.Origin(d.identity.Issuer), Size: c.LogSize, Root: c.LogRoot}
@@ -41,7 +41,7 @@ func (d *Device) readCheckpoint(t *token.Trust) (ledger.Checkpoint, error) {
 		if err == nil && o.Size >= stored.Size {
 			return o.Checkpoint, nil
 		}
-		if err != nil && stored.Size == 0 { // of a build that kept no counts: the key that signed it may be gone
+		if err != nil && stored.Size == 0 { // of a build without counters: the key that signed it may no longer exist
 			if c, rerr := ledger.ReadCheckpoint(b); rerr == nil {
 				return c, nil
 			}
@@ -53,9 +53,8 @@ func (d *Device) readCheckpoint(t *token.Trust) (ledger.Checkpoint, error) {
 	return stored, nil
 }
 
-// verifyLogProof checks that the log has what is to be obeyed, remembers how far the log was
-// seen, and returns the command that was proved. The caller holds memory. Code:
-// command_unlogged.
+// verifyLogProof verifies that the log contains the command, stores the size of the log, and returns the proved command.
+// The caller holds stateMu. Code: command_unlogged.
 func (d *Device) verifyLogProof(plain []byte, cty string) ([]byte, error) {
 	no := func(err error) ([]byte, error) {
 		d.opts.Log.Error("ALARM: a command that the log does not show", slog.Any("err", err))
@@ -77,12 +76,12 @@ func (d *Device) verifyLogProof(plain []byte, cty string) ([]byte, error) {
 	if err != nil {
 		return no(err)
 	}
-	if seen.Size > d.seenCheckpoint.Size { // before anything is done: a device that restarts is shown no older log
+	if seen.Size > d.seenCheckpoint.Size { // before the command is begun: a device that restarts must not accept an older log
 		if err := durable.WriteFile(d.path(checkpointFile), p.Checkpoint, 0o600); err != nil {
 			return nil, watchword.Wrap(err, watchword.Unavailable, "the log's checkpoint cannot be written")
 		}
 		d.seenCheckpoint = seen.Checkpoint
-		d.counters.stage(func(c *counters) { c.LogSize, c.LogRoot = seen.Size, seen.Root }) // written with the command's number
+		d.counters.stage(func(c *counters) { c.LogSize, c.LogRoot = seen.Size, seen.Root }) // written together with the command's number
 	}
 	if err := d.checkHandover(p.Body, l.JWS); err != nil {
 		return no(err)
@@ -90,7 +89,7 @@ func (d *Device) verifyLogProof(plain []byte, cty string) ([]byte, error) {
 	return []byte(l.JWS), nil
 }
 
-// checkHandover checks that an entry says that these bytes were handed over to this device.
+// checkHandover verifies that an entry records the handover of these bytes to this device.
 func (d *Device) checkHandover(body []byte, jws string) error {
 	var kind, device, hash, outcome string
 	err := jose.Walk(body, func(name string, v jsontext.Value) (err error) {

@@ -21,12 +21,12 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// How a device keeps its MQTT connection.
+// Timing of the MQTT connection.
 const (
 	mqttTimeout        = 15 * time.Second // for a connection, and for each answer
 	mqttKeepAlive      = 60               // seconds
-	minRefreshInterval = 2 * time.Second  // between two refreshes of a session at least; the server waits 5 s for one
-	mqttRetryPause     = 30 * time.Second // over HTTPS, after MQTT could not be had
+	minRefreshInterval = 2 * time.Second  // minimum interval of session refreshes; the server waits 5 s for one
+	mqttRetryPause     = 30 * time.Second // how long HTTPS is used after MQTT has failed
 )
 
 const (
@@ -39,24 +39,24 @@ type mqttConn struct {
 	run       *run
 	client    *paho.Client
 	conn      *checkedConn
-	maxPacket int // bytes of a packet that the server takes; 0 for any
+	maxPacket int // maximum packet size of the server in bytes; 0: unlimited
 	commands  chan *paho.Publish
 	refresh   chan struct{}
 
 	session *mqttstate.State
 
 	once            sync.Once
-	done            context.Context // ends with the connection; why says why
+	done            context.Context // ends with the connection; context.Cause is the reason
 	cancel          context.CancelFunc
 	cause           error
-	sessionLifetime time.Duration // of a session, as CONNACK said
-	provedKey       bool          // it proved its key
+	sessionLifetime time.Duration // lifetime of a session, stated in CONNACK
+	provedKey       bool          // the device proved its key in CONNECT
 }
 
 func (c *mqttConn) fail(err error) { c.failAfter(err, func() {}) }
 
-// failAfter is fail that calls leave first, for as long as which nobody else ends the connection: the
-// server is to hear why.
+// failAfter ends the connection like fail, after it has called leave, which tells the server the reason. While leave runs
+// no other goroutine ends the connection.
 func (c *mqttConn) failAfter(err error, leave func()) {
 	c.once.Do(func() {
 		c.cause = err
@@ -65,14 +65,14 @@ func (c *mqttConn) failAfter(err error, leave func()) {
 	})
 }
 
-// mqttUnavailable is why a device goes on over HTTPS: nobody answers MQTT.
+// mqttUnavailable is the error for which a device continues over HTTPS: MQTT does not answer.
 type mqttUnavailable struct{ err error }
 
 func (e *mqttUnavailable) Error() string { return "no MQTT: " + e.err.Error() }
 func (e *mqttUnavailable) Unwrap() error { return e.err }
 
-// connectMQTT connects and proves who this is: by an assertion as the password, or by the
-// key itself where the device proves it everywhere.
+// connectMQTT connects and authenticates: by an assertion as the password, or by a proof of possession if the device proves
+// its key everywhere.
 func (d *run) connectMQTT(ctx context.Context) (*mqttConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, mqttTimeout)
 	defer cancel()
@@ -92,7 +92,7 @@ func (d *run) connectMQTT(ctx context.Context) (*mqttConn, error) {
 	w.done, w.cancel = context.WithCancel(context.Background())
 	max := d.maxPacket()
 	w.conn = newCheckedConn(nc, max, w.failAfter)
-	// Each call has a context of its own, which ends before PacketTimeout.
+	// Each call has its own context, which ends before PacketTimeout.
 	w.client = paho.NewClient(paho.ClientConfig{
 		AuthHandler: aceAuther{w}, Conn: w.conn, PingHandler: newPinger(), PacketTimeout: 2 * mqttTimeout, Session: manualAcks{w.session},
 		OnPublishReceived:  []func(paho.PublishReceived) (bool, error){w.received},
@@ -135,7 +135,7 @@ func (d *run) connectMQTT(ctx context.Context) (*mqttConn, error) {
 	return w, nil
 }
 
-// alsoOverHTTPS reports whether what MQTT refuses with is said over HTTPS too.
+// alsoOverHTTPS reports whether HTTPS would answer with the same refusal as MQTT.
 func alsoOverHTTPS(err error) bool {
 	switch watchword.CodeOf(err) {
 	case watchword.SubjectRevoked, watchword.ClientInvalid, watchword.ProofRequired, watchword.TokenEarly, watchword.TokenExpired, watchword.SubjectSuspended, watchword.Busy, watchword.RateLimited:
@@ -144,7 +144,7 @@ func alsoOverHTTPS(err error) bool {
 	return false
 }
 
-// dialTLS makes a connection to an address, whose name the other side must prove.
+// dialTLS connects to an address with TLS, and verifies that the certificate is for the address's host name.
 func (d *Device) dialTLS(ctx context.Context, c *tls.Config, address string) (net.Conn, error) {
 	var err error
 	if c.ServerName, _, err = net.SplitHostPort(address); err != nil {
@@ -169,8 +169,7 @@ func closed(c io.Closer) error {
 	return nil
 }
 
-// refusalOf turns the server's reason string, "code: detail", into the refusal that it
-// is; other if it is none.
+// refusalOf converts the server's reason string, "code: detail", into an error; other if it has another form.
 func refusalOf(reason string, other error) error {
 	code, detail, _ := strings.Cut(reason, ": ")
 	if slices.Contains(watchword.Codes, watchword.Code(code)) {
@@ -193,7 +192,7 @@ func disconnected(p *paho.Disconnect) error {
 	return refusalOf(reason, errors.New("the server ended the connection"))
 }
 
-// received is the connection's: it sorts what came, and never waits long.
+// received is called for each PUBLISH of the connection. It does not block for long.
 func (c *mqttConn) received(r paho.PublishReceived) (bool, error) {
 	p := r.Packet
 	switch own := "devices/" + string(c.run.identity.ID); p.Topic {
@@ -203,7 +202,7 @@ func (c *mqttConn) received(r paho.PublishReceived) (bool, error) {
 			return true, nil
 		}
 		select {
-		case c.commands <- p: // acknowledged when its number is written down
+		case c.commands <- p: // acknowledged when its number is stored
 		case <-c.done.Done():
 		}
 		return true, nil
@@ -216,8 +215,8 @@ func (c *mqttConn) received(r paho.PublishReceived) (bool, error) {
 	return true, c.acknowledge(p)
 }
 
-// manualAcks is a session that acknowledges no message by itself. Commands are acknowledged in the
-// order in which they came (MQTT-4.6.0-2), and no other messages come with QoS 1.
+// manualAcks is a session without automatic acknowledgements. Commands are acknowledged in the order in which they arrived
+// (MQTT-4.6.0-2), and no other messages have QoS 1.
 type manualAcks struct{ *mqttstate.State }
 
 // Ack is called when a message was received.
@@ -232,8 +231,7 @@ func (c *mqttConn) acknowledge(p *paho.Publish) error {
 	return c.session.Ack(&packets.Publish{PacketID: p.PacketID, QoS: p.QoS})
 }
 
-// reject sends PUBACK with a reason code that says that the message was not taken: the server does
-// not count the command as delivered.
+// reject sends PUBACK with a reason code of 0x80 or more: the server does not count the command as delivered.
 func (c *mqttConn) reject(p *paho.Publish) error {
 	c.conn.acknowledged(p.PacketID)
 	a := packets.Puback{PacketID: p.PacketID, ReasonCode: packets.PubackImplementationSpecificError, Properties: &packets.Properties{}}
@@ -241,7 +239,7 @@ func (c *mqttConn) reject(p *paho.Publish) error {
 	return err
 }
 
-// handleNotice is what the server says about this session.
+// handleNotice handles a message of the server about this session.
 func (c *mqttConn) handleNotice(b []byte) {
 	var n struct {
 		Type      string    `json:"type"`
@@ -262,7 +260,7 @@ func (c *mqttConn) handleNotice(b []byte) {
 	}
 }
 
-// signal leaves word in c, unless word is there already.
+// signal puts a token into c, unless there is one already.
 func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -270,8 +268,8 @@ func signal(c chan<- struct{}) {
 	}
 }
 
-// publish sends one message with QoS 1 and waits until the server has it, for [mqttTimeout] at
-// most: then the connection is over. Codes: those that the server refuses with; unavailable.
+// publish sends one message with QoS 1 and waits for PUBACK, for [mqttTimeout] at most; then the connection ends. Codes:
+// those with which the server refuses; unavailable.
 func (c *mqttConn) publish(ctx context.Context, topic, kind string, payload []byte) error {
 	if c.maxPacket > 0 && len(topic)+len(kind)+len(payload)+32 > c.maxPacket {
 		return &mqttUnavailable{watchword.Refuse(watchword.TooLarge, "the server takes packets of %d bytes over MQTT", c.maxPacket)}
@@ -279,7 +277,7 @@ func (c *mqttConn) publish(ctx context.Context, topic, kind string, payload []by
 	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, mqttTimeout)
 	defer cancel()
-	defer context.AfterFunc(c.done, cancel)() // the client waits on when the connection is lost
+	defer context.AfterFunc(c.done, cancel)() // paho keeps waiting when the connection is lost
 	r, err := c.client.Publish(ctx, &paho.Publish{Topic: topic, QoS: 1, Payload: payload, Properties: &paho.PublishProperties{ContentType: kind}})
 	if err == nil {
 		return nil
@@ -292,14 +290,14 @@ func (c *mqttConn) publish(ctx context.Context, topic, kind string, payload []by
 		return refusalOf(reason, err)
 	}
 	if caller.Err() == nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		// What it holds of the message, and its place among those that the server takes, go with it.
+		// Ending the connection releases the client's copy of the message, and its place in the server's Receive Maximum.
 		c.fail(&mqttUnavailable{watchword.Wrap(err, watchword.Unavailable, "no PUBACK within %s", mqttTimeout)})
 	}
 	return &mqttUnavailable{err}
 }
 
-// subscribe subscribes to the commands with QoS 1, so that they are acknowledged, and to other topics
-// with QoS 0: their messages must not wait behind commands for a place under Receive Maximum.
+// subscribe subscribes to the commands with QoS 1, so that they are acknowledged, and to other topics with QoS 0, so that
+// their messages do not wait behind commands for Receive Maximum.
 func (c *mqttConn) subscribe(ctx context.Context, commands string, topics ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, mqttTimeout)
 	defer cancel()
@@ -320,12 +318,12 @@ func (c *mqttConn) subscribe(ctx context.Context, commands string, topics ...str
 	return nil
 }
 
-// hello is what a device says of itself before it is handed commands.
+// hello is the message with which a device reports its state before it receives commands.
 type hello struct {
-	Nonce string `json:"nonce"` // that commands must carry; empty for none
-	Epoch int64  `json:"epoch"` // and seq: the last command that was begun
+	Nonce string `json:"nonce"` // nonce that commands must carry; empty for none
+	Epoch int64  `json:"epoch"` // with Seq the number of the last command that was begun
 	Seq   int64  `json:"seq"`
-	Log   *int64 `json:"log,omitempty"` // the size of the log that was seen last, where only what is logged is obeyed
+	Log   *int64 `json:"log,omitempty"` // size of the last log that was seen, with RequireLogProof
 	Max   int    `json:"max,omitempty"`
 }
 
@@ -343,7 +341,7 @@ func (d *Device) hello() hello {
 	return g
 }
 
-// sendHello says where this device is, and which nonce it waits for, if any.
+// sendHello sends the device's position, and the nonce that it requires, if any.
 func (c *mqttConn) sendHello(ctx context.Context) (nonce string, err error) {
 	g := c.run.hello()
 	b, err := json.Marshal(g)
@@ -360,7 +358,7 @@ func (d *Device) connected(over string) {
 	}
 }
 
-// connectionLost is the error of a connection that was good until now: another one may be had.
+// connectionLost is the error of a connection that worked; the device reconnects.
 func connectionLost(err error) error {
 	if no, ok := errors.AsType[*mqttUnavailable](err); ok {
 		return watchword.Wrap(no.err, watchword.Unavailable, "the MQTT connection was lost")
@@ -368,8 +366,8 @@ func connectionLost(err error) error {
 	return err
 }
 
-// serveMQTT keeps one connection until it ends, and says why. Commands that came wait in it, and go
-// with it: those that were not begun are not acknowledged, and come again.
+// serveMQTT serves one connection until it ends, and returns the reason. Commands that were received and not begun are
+// dropped with it: they are not acknowledged, and the server sends them again.
 func (d *run) serveMQTT(ctx context.Context) error {
 	w, err := d.connectMQTT(ctx)
 	if err != nil {
@@ -380,7 +378,7 @@ func (d *run) serveMQTT(ctx context.Context) error {
 		d.mqtt.CompareAndSwap(w, nil)
 		w.fail(nil)
 		w.conn.limitWrites()
-		_ = w.client.Disconnect(&paho.Disconnect{}) // the error is that of a connection that is gone
+		_ = w.client.Disconnect(&paho.Disconnect{}) // the connection may be closed already
 	}()
 	nonce, err := w.sendHello(ctx)
 	if err != nil {
@@ -399,11 +397,11 @@ func (d *run) serveMQTT(ctx context.Context) error {
 	again := time.NewTicker(nonceLife / 4)
 	defer again.Stop()
 	var (
-		renewed time.Time              // when the session was
-		waiting []*paho.Publish        // commands that came, oldest first
+		renewed time.Time              // time of the last session refresh
+		waiting []*paho.Publish        // received commands, oldest first
 		first   receivedCommand        // the oldest, which is offered
 		acting  chan<- receivedCommand // nil while nothing is offered
-		begun   <-chan error           // nil while nothing was taken
+		begun   <-chan error           // nil while no command was taken
 	)
 	for {
 		if acting == nil && begun == nil && len(waiting) > 0 {
@@ -420,7 +418,7 @@ func (d *run) serveMQTT(ctx context.Context) error {
 			switch watchword.CodeOf(err) {
 			case "":
 				err = w.acknowledge(waiting[0])
-			case watchword.CommandExpired: // those behind it wait for no other connection
+			case watchword.CommandExpired: // the next command need not wait for another connection
 				err = w.reject(waiting[0])
 			default:
 				return err
@@ -439,10 +437,10 @@ func (d *run) serveMQTT(ctx context.Context) error {
 			continue
 		case <-w.refresh:
 			if left := minRefreshInterval - time.Since(renewed); left > 0 {
-				renew.Reset(left) // however often it asks
+				renew.Reset(left) // however often the server requests it
 				continue
 			}
-		case <-renew.C: // the server asked, but it was not heard
+		case <-renew.C: // the server's request may have been lost
 		case <-w.done.Done():
 			return w.cause
 		case <-ctx.Done():
@@ -468,5 +466,5 @@ func (c *mqttConn) refreshSession(ctx context.Context) error {
 	return c.publish(ctx, authTopic, "application/jwt", []byte(assertion))
 }
 
-// refreshIn is when the device refreshes by itself, if nobody asked it before.
+// refreshIn is the time after which the device refreshes the session without a request of the server.
 func (c *mqttConn) refreshIn() time.Duration { return max(c.sessionLifetime, time.Minute) * 9 / 10 }

@@ -16,16 +16,16 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// What the device tells the server in CONNECT (MQTT 5.0 §3.1.2.11), and holds it to.
+// Limits that the device states in CONNECT (MQTT 5.0 §3.1.2.11) and enforces.
 const (
-	receiveMaximum    = 8       // PUBLISH with QoS 1 that are not acknowledged
-	maxProperties     = 4 << 10 // bytes of a packet beside topic and payload
+	receiveMaximum    = 8       // PUBLISH packets with QoS 1 that are not acknowledged
+	maxProperties     = 4 << 10 // bytes of a packet besides topic and payload
 	maxTopic          = 512     // bytes
 	disconnectTimeout = time.Second
 )
 
-// maxPacket is the Maximum Packet Size: of the largest command, or configuration if anybody hears of
-// those, and what goes along. Notices and answers are smaller.
+// maxPacket is the Maximum Packet Size in bytes: the largest command, or configuration if there is a handler, plus topic
+// and properties. Notices and acknowledgements are smaller.
 func (d *Device) maxPacket() int {
 	limit := watchword.MaxDocument
 	if d.opts.MaxCommand > 0 {
@@ -37,45 +37,44 @@ func (d *Device) maxPacket() int {
 	return limit + maxProperties
 }
 
-// checkedConn is a connection under an MQTT client that reads any packet whole, however long it says
-// that it is. It hands on only packets that the server may send to this device, and ends the
-// connection at the first that it may not: before the body of one that is over the bound is read.
-// It sets a deadline for each write. One goroutine reads, any may write.
+// checkedConn is the connection of an MQTT client that would read a packet of any length. It passes on only packets that
+// the server may send to this device, and ends the connection at the first other one; a packet that is too long is refused
+// before its body is read. It sets a deadline for each write. One goroutine reads, any may write.
 type checkedConn struct {
 	net.Conn
-	sync.Mutex // of writes; the MQTT client holds it for each packet
+	sync.Mutex // guards writes; the MQTT client holds it for each packet
 
-	max         int                           // bytes of a packet
-	onViolation func(why error, leave func()) // is told why the server is left, and calls leave before anybody else ends the connection
-	r           *bufio.Reader                 // of one goroutine, with packet and rest
+	max         int                           // maximum bytes of a packet
+	onViolation func(why error, leave func()) // gets the violation, and calls leave before another goroutine ends the connection
+	r           *bufio.Reader                 // used by one goroutine, with packet and rest
 	body        []byte
-	rest        []byte // of a packet that was checked: not read yet
+	rest        []byte // bytes of a verified packet that are not read yet
 
-	auths         atomic.Int32 // AUTH packets that may come
+	auths         atomic.Int32 // AUTH packets that are expected
 	disconnecting atomic.Bool
 
 	inflightMu sync.Mutex
-	inflight   map[uint16]struct{} // identifiers of PUBLISH with QoS 1 that were not acknowledged
+	inflight   map[uint16]struct{} // packet identifiers of PUBLISH with QoS 1 that are not acknowledged
 }
 
 func newCheckedConn(nc net.Conn, max int, wrong func(why error, leave func())) *checkedConn {
 	return &checkedConn{Conn: nc, max: max, onViolation: wrong, r: bufio.NewReader(nc), inflight: map[uint16]struct{}{}}
 }
 
-// protocolViolation is why the server is left.
+// protocolViolation is the error for which the device disconnects.
 type protocolViolation struct {
 	reason byte // for DISCONNECT (MQTT 5.0 §2.4)
 	what   string
 }
 
-// Error says what the server did, for the log.
+// Error describes the violation, for the log.
 func (v *protocolViolation) Error() string {
 	return fmt.Sprintf("the server breaks the protocol: %s (0x%02X)", v.what, v.reason)
 }
 
 func malformed(what string) error { return &protocolViolation{packets.DisconnectMalformedPacket, what} }
 
-// Read returns bytes of packets that were checked whole.
+// Read returns bytes of packets that were verified completely.
 func (c *checkedConn) Read(p []byte) (int, error) {
 	if len(c.rest) == 0 {
 		err := c.next()
@@ -91,7 +90,7 @@ func (c *checkedConn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next reads one packet, and checks its length before its body.
+// next reads one packet, and checks its length before it reads its body.
 func (c *checkedConn) next() error {
 	first, err := c.r.ReadByte()
 	if err != nil {
@@ -136,9 +135,9 @@ func (c *checkedConn) next() error {
 	return nil
 }
 
-// check holds a packet against what a server may send to this device.
+// check checks that the server may send this packet to this device.
 func (c *checkedConn) check(first byte, body []byte) error {
-	at := len(body) // of the properties
+	at := len(body) // offset of the properties
 	switch kind, flags := first>>4, first&15; {
 	case kind == packets.PUBLISH:
 		return c.publish(flags, body)
@@ -160,7 +159,7 @@ func (c *checkedConn) check(first byte, body []byte) error {
 		}
 		at = 1
 	case kind == packets.PINGRESP:
-	default: // no PUBREC to PUBCOMP: no QoS 2 was asked for
+	default: // including PUBREC to PUBCOMP: the device uses no QoS 2
 		return &protocolViolation{packets.DisconnectProtocolError, fmt.Sprintf("a packet of type %d", kind)}
 	}
 	if at >= len(body) {
@@ -208,7 +207,7 @@ func (c *checkedConn) publish(flags byte, body []byte) error {
 	return nil
 }
 
-// properties returns what follows the properties that b begins with.
+// properties returns the bytes after the properties at the beginning of b.
 func properties(b []byte) (rest []byte, err error) {
 	length := 0
 	for i := range min(len(b), 4) {
@@ -224,15 +223,15 @@ func properties(b []byte) (rest []byte, err error) {
 	return nil, malformed("properties that are cut off or too long")
 }
 
-// acknowledged is told before a PUBLISH is acknowledged: its identifier may come again.
+// acknowledged is called before a PUBLISH is acknowledged: its packet identifier may be used again.
 func (c *checkedConn) acknowledged(id uint16) {
 	c.inflightMu.Lock()
 	defer c.inflightMu.Unlock()
 	delete(c.inflight, id)
 }
 
-// Write writes, and fails where the peer takes nothing for too long. A write that failed ends the
-// connection: nobody knows how far it came.
+// Write writes, and fails if the peer does not read for too long. A failed write ends the connection, because the number of
+// bytes sent is unknown.
 func (c *checkedConn) Write(b []byte) (int, error) {
 	if !c.disconnecting.Load() {
 		if err := c.SetWriteDeadline(time.Now().Add(mqttTimeout)); err != nil {
@@ -241,35 +240,35 @@ func (c *checkedConn) Write(b []byte) (int, error) {
 	}
 	n, err := c.Conn.Write(b)
 	if err != nil {
-		_ = c.Close() // of a connection that is broken
+		_ = c.Close() // the connection is already broken
 	}
 	return n, err
 }
 
-// limitWrites lets what is written from now on, and what is being written, take a moment alone.
+// limitWrites shortens the deadline of current and further writes.
 func (c *checkedConn) limitWrites() {
 	c.disconnecting.Store(true)
-	_ = c.SetWriteDeadline(time.Now().Add(disconnectTimeout)) // it fails where the connection is gone
+	_ = c.SetWriteDeadline(time.Now().Add(disconnectTimeout)) // it fails if the connection is closed
 }
 
-// disconnect says why the connection ends, if that can be said, and ends it.
+// disconnect sends DISCONNECT with the reason, if possible, and closes the connection.
 func (c *checkedConn) disconnect(reason byte) {
 	c.limitWrites()
-	c.Lock()                                                           // who writes now has a moment left
-	_, _ = c.Conn.Write([]byte{packets.DISCONNECT << 4, 2, reason, 0}) // nobody needs to hear it
+	c.Lock()                                                           // a write in progress has a moment left
+	_, _ = c.Conn.Write([]byte{packets.DISCONNECT << 4, 2, reason, 0}) // delivery is not required
 	c.Unlock()
 	_ = c.Close()
 }
 
-// pinger finds out whether the server is still there. Unlike the MQTT client's own, it asks whatever
-// keep alive the server says, and waits for the answer for no longer than for any other.
+// pinger checks that the server still answers. Unlike the MQTT client's own, it ignores the server's keep alive, and has
+// the same timeout as every other request.
 type pinger struct {
 	answered chan struct{} // one token
 }
 
 func newPinger() *pinger { return &pinger{answered: make(chan struct{}, 1)} }
 
-// Run asks until ctx ends, and returns why the connection is over.
+// Run sends PINGREQ until ctx ends, and returns the reason for which the connection is lost.
 func (p *pinger) Run(ctx context.Context, conn net.Conn, keepAlive uint16) error {
 	every := time.Duration(mqttKeepAlive) * time.Second
 	if keepAlive > 0 && keepAlive < mqttKeepAlive {
@@ -277,7 +276,7 @@ func (p *pinger) Run(ctx context.Context, conn net.Conn, keepAlive uint16) error
 	}
 	for sleep(ctx, every) {
 		for len(p.answered) > 0 {
-			<-p.answered // of an earlier question, or of none
+			<-p.answered // of an earlier PINGREQ, or unsolicited
 		}
 		if _, err := packets.NewControlPacket(packets.PINGREQ).WriteTo(conn); err != nil {
 			return err
@@ -294,10 +293,10 @@ func (p *pinger) Run(ctx context.Context, conn net.Conn, keepAlive uint16) error
 	return nil
 }
 
-// PingResp is told of each PINGRESP.
+// PingResp is called for each PINGRESP.
 func (p *pinger) PingResp() { signal(p.answered) }
 
-// PacketSent, PacketReceived and SetDebug are of no use here: it asks in any case.
+// PacketSent, PacketReceived and SetDebug do nothing: PINGREQ is sent in any case.
 func (*pinger) PacketSent()         {}
 func (*pinger) PacketReceived()     {}
 func (*pinger) SetDebug(log.Logger) {}

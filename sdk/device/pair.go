@@ -20,37 +20,35 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// pairingFile (0600) keeps the device code while an operator decides, so that a
-// device that is switched off and on goes on with the same pairing.
+// pairingFile (0600) stores the device code while an operator decides, so that the pairing survives a restart of the
+// device.
 const pairingFile = "pairing.json"
 
-// PairOptions is what pairing takes beside the server's URL. The zero value is
-// ready to use.
+// PairOptions are the options of [Device.Pair]. The zero value is ready to use.
 type PairOptions struct {
-	// ID is who the device would like to be; the operator has the last word. Empty
-	// means no wish.
+	// ID is the ID that the device requests; the operator decides. Empty requests none.
 	ID watchword.SubjectID
 	// Pin is the pin of the server's root, as in enrollment links. Empty means that
 	// the public Web PKI vouches for the server.
 	Pin string
-	// Show is told what people must see: once when the pairing begins, and once when
-	// it goes on after a restart. It must not wait.
+	// Show is called with the values that a person must see: once when the pairing begins, and once when it continues after
+	// a restart. It must not block.
 	Show func(Pairing)
-	// Wait pauses between two polls; nil means a timer.
+	// Wait waits between two polls; nil means a timer.
 	Wait func(ctx context.Context, d time.Duration) error
 }
 
-// Pairing is what a device shows while it waits: the operator compares Sign,
-// whole, with what the server has.
+// Pairing is what a device shows while it waits for approval. The operator compares all of Sign with the thumbprint that
+// the server shows.
 type Pairing struct {
 	UserCode    string // XXXX-XXXX
-	URI         string // where people approve
-	URIComplete string // the same with the code in it, for a QR picture
+	URI         string // page on which the operator approves
+	URIComplete string // the same with the code in it, for a QR code
 	Sign, Seal  watchword.KeyID
 	Expires     time.Time // by the device's clock
 }
 
-// pairingState is a pairing under way, as the folder keeps it.
+// pairingState is a pairing in progress, as stored in the folder.
 type pairingState struct {
 	Server      string              `json:"server"`
 	RequestedID watchword.SubjectID `json:"wish,omitempty"`
@@ -64,22 +62,20 @@ type pairingState struct {
 	Expires     time.Time           `json:"expires"`
 }
 
-// How a device asks (RFC 8628 §3.5).
+// Polling (RFC 8628 §3.5).
 const (
-	pairInterval = 5 * time.Second // where the server says nothing, and what slow_down adds
-	pairPollMin  = time.Second     // however fast the server would let it ask
+	pairInterval = 5 * time.Second // default, and the increment of slow_down
+	pairPollMin  = time.Second     // minimum, even if the server allows less
 	pairPollMax  = 5 * time.Minute
 )
 
-// Pair makes the device's keys, if it has none, shows a code, and waits until an
-// operator has approved them: then the device is enrolled, as after [Device.Enroll].
-// The server is verified before the request is sent. Calling it again, after success
-// or after a crash at any point, goes on where it was.
+// Pair generates the device's keys, if it has none, shows a code, and waits until an operator has approved the keys: then
+// the device is enrolled, as after [Device.Enroll]. It verifies the server before it sends the request. Calling it again,
+// after success or after a crash at any point, continues the pairing.
 //
-// Codes: bad_request; conflict where the device is enrolled elsewhere, or its keys
-// were used before; pin_mismatch, bundle_invalid, peer_untrusted where the server
-// is not the right one; pairing_rejected, pairing_expired; rate_limited, busy,
-// unavailable before the pairing has begun: after that it keeps asking.
+// Codes: bad_request; conflict if the device is enrolled elsewhere, or its keys were used before; pin_mismatch,
+// bundle_invalid, peer_untrusted if the server is not the expected one; pairing_rejected, pairing_expired; rate_limited,
+// busy, unavailable before the pairing has begun: after that it keeps polling.
 func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
 	if d.lock == nil {
 		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to enroll")
@@ -127,7 +123,7 @@ func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
 	return d.forgetPairing()
 }
 
-// pairServer checks what Pair was told, and returns the URL without a slash at its end.
+// pairServer checks Pair's arguments, and returns the URL without a trailing slash.
 func pairServer(server string, o *PairOptions) (string, error) {
 	u, err := url.Parse(strings.TrimSpace(server))
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
@@ -155,8 +151,8 @@ func pause(ctx context.Context, d time.Duration) error {
 	return ctx.Err()
 }
 
-// verifyServerToPair is [Device.verifyServer], or, without a pin, takes the public Web PKI's word
-// for the server, and the server's statement for its root.
+// verifyServerToPair is [Device.verifyServer]; without a pin it authenticates the server by the public Web PKI, and trusts
+// the root that the server names.
 func (d *Device) verifyServerToPair(ctx context.Context, server, pin string) (*token.Trust, string, string, error) {
 	if pin != "" {
 		t, raw, err := d.verifyServer(ctx, server, pin)
@@ -192,14 +188,14 @@ func (d *Device) forgetPairing() error {
 	return err
 }
 
-// pairer asks one server, over a connection that its bundle vouches for.
+// pairer sends the requests of a pairing to one server, over connections that its bundle vouches for.
 type pairer struct {
 	pairingState
 	d      *Device
 	o      PairOptions
 	trust  *token.Trust
 	client *rest.Client
-	prover *rest.Prover // so that a policy which wants proofs stands in nobody's way
+	prover *rest.Prover // so that a policy that requires proofs does not prevent pairing
 }
 
 func (p *pairer) now() time.Time { return p.d.bestTimeUnder(p.trust) }
@@ -208,7 +204,7 @@ func (p *pairer) proof(codeHash string) (string, error) {
 	return token.SignEnrollment(p.d.signer.Load(), p.trust.Issuer, codeHash, p.d.decrypter.Load().Public().ID(), p.now())
 }
 
-// clientID is the wish, or else the signing key (RFC 8628 §3.1 wants one).
+// clientID is the requested ID, or else the signing key's thumbprint (RFC 8628 §3.1 requires one).
 func (p *pairer) clientID() string {
 	if p.RequestedID == "" {
 		return string(p.Sign)
@@ -216,7 +212,7 @@ func (p *pairer) clientID() string {
 	return string(p.RequestedID)
 }
 
-// begin goes on with the folder's pairing, if it is this one, or asks for a new one.
+// begin continues the folder's pairing, if it is for this server, or starts a new one.
 func (p *pairer) begin(ctx context.Context) error {
 	known, err := p.d.readPairing()
 	if err != nil {
@@ -279,8 +275,8 @@ func (p *pairer) post(ctx context.Context, path string, form url.Values, out any
 	return err
 }
 
-// wait asks until an operator has decided. How long that may last is the
-// server's to say: an approval at the last moment still counts.
+// wait polls until an operator has decided. The server decides when the pairing expires: an approval at the last moment
+// still counts.
 func (p *pairer) wait(ctx context.Context) (*identity, error) {
 	interval := pairInterval
 	if p.Interval != nil {
@@ -292,7 +288,7 @@ func (p *pairer) wait(ctx context.Context) (*identity, error) {
 		switch watchword.CodeOf(err) {
 		case watchword.PairingPending:
 			failures = 0
-		case watchword.PairingSlow: // RFC 8628 §3.5: for this and every poll to come
+		case watchword.PairingSlow: // RFC 8628 §3.5: for this and all further polls
 			interval += pairInterval
 			gap, failures = interval, 0
 		case watchword.Unavailable, watchword.RateLimited, watchword.Busy, watchword.TimedOut:

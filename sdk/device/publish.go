@@ -16,14 +16,13 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// sendTimeout is how long the server may take to answer what an application sends: [mqttTimeout] over
-// MQTT, and then the whole exchange over HTTPS.
+// sendTimeout is the maximum time for a request of the application: [mqttTimeout] over MQTT, and then a whole exchange over
+// HTTPS.
 const sendTimeout = time.Minute
 
-// Publish sends an event of a stream, whose segments are names joined by "/".
-// v becomes JSON; bytes go as they are. Codes: bad_request, denied, too_large,
-// rate_limited, unavailable, also where the server has not answered within a minute: then it is unknown
-// whether the server has the event.
+// Publish sends an event of a stream, whose segments are names joined by "/". v becomes JSON; a byte slice is sent
+// unchanged. Codes: bad_request, denied, too_large, rate_limited, unavailable. It is also unavailable if the server has not
+// answered within a minute: then it is unknown whether the server has the event.
 func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 	if d.identity == nil {
 		return errNotEnrolled()
@@ -52,8 +51,8 @@ func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 	return err
 }
 
-// checkState runs the server's own check of a reported state: one strict JSON object of
-// at most 32 KiB, in UTF-8, no member twice, at most 8 deep. Codes: bad_request, too_large.
+// checkState makes the server's checks of a reported state: one strict JSON object of at most 32 KiB, in UTF-8, without
+// duplicate members, at most 8 deep. Codes: bad_request, too_large.
 func checkState(state []byte) error {
 	if err := checkSize("the state", state); err != nil {
 		return err
@@ -64,7 +63,7 @@ func checkState(state []byte) error {
 	return nil
 }
 
-// checkSize refuses what the server would refuse as too long. Code: too_large.
+// checkSize refuses a body that the server would refuse as too large. Code: too_large.
 func checkSize(what string, body []byte) error {
 	if len(body) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "%s has %d bytes, and may have %d", what, len(body), watchword.MaxDocument)
@@ -72,9 +71,9 @@ func checkSize(what string, body []byte) error {
 	return nil
 }
 
-// ReportState replaces the device's reported state. v becomes one JSON object, as the
-// server takes it; else nothing is sent. Codes: bad_request, too_large, denied,
-// rate_limited, unavailable, also where the server has not answered within a minute.
+// ReportState replaces the device's reported state. v must encode to one JSON object that the server accepts; otherwise
+// nothing is sent. Codes: bad_request, too_large, denied, rate_limited, unavailable, also if the server has not answered
+// within a minute.
 func (d *Device) ReportState(ctx context.Context, v any) error {
 	if d.identity == nil {
 		return errNotEnrolled()
@@ -93,9 +92,9 @@ func (d *Device) ReportState(ctx context.Context, v any) error {
 	return err
 }
 
-// Announce sends the functions of this device to the server. Codes: bad_request and too_large,
-// where the field is "functions.NAME" if the server says which function is at fault; denied,
-// rate_limited, unavailable, also where the server has not answered within a minute. It takes effect as a whole or not at all.
+// Announce sends the list of this device's functions to the server, which accepts all or none. Codes: bad_request and
+// too_large, with field "functions.NAME" if the server names the function; denied, rate_limited, unavailable, also if the
+// server has not answered within a minute.
 func (d *Device) Announce(ctx context.Context, fs ...Function) error {
 	out := api.FunctionList{Functions: []api.Function{}}
 	for _, f := range fs {
@@ -112,9 +111,9 @@ func (d *Device) Announce(ctx context.Context, fs ...Function) error {
 	return err
 }
 
-// Call orders another device to run a function, and waits for its receipt for at
-// most wait (60 s; 0 does not wait). Codes: denied, not_found, args_invalid and
-// the others of POST /v1/commands; unavailable, also where the server has not answered a minute after wait.
+// Call orders another device to run a function, and waits for its receipt for at most wait (60 s; 0 does not wait). Codes:
+// denied, not_found, args_invalid and the others of POST /v1/commands; unavailable, also if the server has not answered a
+// minute after wait.
 func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function string, args any, wait time.Duration) (api.Command, error) {
 	if d.identity == nil {
 		return api.Command{}, errNotEnrolled()
@@ -142,8 +141,8 @@ func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function stri
 	return c, json.Unmarshal(a.Body, &c)
 }
 
-// publishMQTT publishes on a topic of this device over the MQTT connection, if there
-// is one. sent is false where the message must go another way.
+// publishMQTT publishes on a topic of this device over the MQTT connection, if there is one. sent is false if the message
+// must be sent by another transport.
 func (d *Device) publishMQTT(ctx context.Context, topic, kind string, payload []byte) (sent bool, err error) {
 	w := d.mqtt.Load()
 	if w == nil {

@@ -14,27 +14,27 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Receipts on their way.
+// Sending of receipts.
 const (
-	maxUnansweredReceipts = 256              // that the server has not answered; with more, no further command is begun
-	receiptRetry          = time.Minute      // before a receipt that was refused for now is sent again; doubled each time
-	receiptRejectedRetry  = 24 * time.Hour   // before one that was refused permanently is
-	receiptCheckEvery     = 30 * time.Second // between two looks for receipts whose pause is over
+	maxUnansweredReceipts = 256              // receipts without an answer of the server; above it no further command is begun
+	receiptRetry          = time.Minute      // pause before a temporarily refused receipt is sent again; doubled each time
+	receiptRejectedRetry  = 24 * time.Hour   // pause before a permanently refused receipt is sent again
+	receiptCheckEvery     = 30 * time.Second // interval of checks for receipts whose pause has ended
 )
 
-// ErrStopping is the cause (context.Cause) of the end of a handler's context where [Device.Run]
-// ends. A handler that was cut off by it returns an error, and the receipt is "interrupted".
+// ErrStopping is the cause (context.Cause) with which a handler's context ends when [Device.Run] ends. If the handler then
+// returns an error, the receipt is "interrupted".
 var ErrStopping = errors.New("the device stops")
 
-// receivedCommand is a sealed command on its way from the connection to the goroutine that carries it
-// out. begun says that its number is on the disk, or why it is nothing to obey.
+// receivedCommand is an encrypted command on its way from the connection to the goroutine that executes commands. begun
+// receives nil when its number is on the disk, or the error for which it is not executed.
 type receivedCommand struct {
 	jwe   string
 	begun chan error
 }
 
-// executeLoop carries out one command after the other until ctx ends. Where the journal cannot be
-// written none is begun, and the next one tries anew. handlers is the context of the functions.
+// executeLoop executes one command after the other until ctx ends. If the journal cannot be written no command is begun,
+// and the next command tries to write again. handlers is the context of the functions.
 func (r *run) executeLoop(ctx, handlers context.Context) {
 	r.signInterrupted()
 	r.receipts.trigger()
@@ -47,7 +47,7 @@ func (r *run) executeLoop(ctx, handlers context.Context) {
 		case h := <-acting:
 			r.executeReceived(handlers, h)
 			r.receipts.trigger()
-		case <-r.receiptAnswered: // there may be room again
+		case <-r.receiptAnswered: // there may be room for further commands
 		case <-ctx.Done():
 			return
 		}
@@ -71,7 +71,7 @@ func (d *Device) executeReceived(ctx context.Context, h receivedCommand) {
 	}
 }
 
-// resendReceipt makes sure that the receipt of a command that came twice is sent twice.
+// resendReceipt sends the receipt again of a command that was received twice.
 func (d *Device) resendReceipt(t startedCommand) {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
@@ -85,9 +85,9 @@ func (d *Device) resendReceipt(t startedCommand) {
 	}
 }
 
-// signInterrupted signs for what was cut off. What cannot be written down is said all the same.
+// signInterrupted signs receipts for interrupted commands. They are sent even if they cannot be stored.
 func (d *Device) signInterrupted() {
-	d.executeMu.Lock() // an act of an earlier Run that did not end may be under way
+	d.executeMu.Lock() // a function of an earlier Run may still be running
 	defer d.executeMu.Unlock()
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
@@ -101,19 +101,18 @@ func (d *Device) signInterrupted() {
 	}
 }
 
-// receiptPause is when a receipt that the server refused is sent again.
+// receiptPause is the time at which a refused receipt is sent again.
 type receiptPause struct {
 	until time.Time
 	last  time.Duration
 }
 
-// sendReceipts sends the receipts that the server has not taken yet, oldest first. One that the
-// server refuses stands in no other's way: it stays unsent, and is sent again after a pause.
-// The error is why the server could not be asked.
+// sendReceipts sends the receipts that the server has not accepted yet, oldest first. A refused receipt does not delay the
+// others: it stays unsent, and is sent again after a pause. The error is that of an unreachable server.
 func (r *run) sendReceipts(ctx context.Context) error {
 	var list []*execution
 	r.unansweredReceipts(&list)
-	kept := map[string]receiptPause{} // of those that are still there
+	kept := map[string]receiptPause{} // of the receipts that still exist
 	for _, a := range list {
 		if p, ok := r.receiptPauses[a.Receipt]; ok {
 			kept[a.Receipt] = p
@@ -157,13 +156,13 @@ func (r *run) sendReceipts(ctx context.Context) error {
 	return nil
 }
 
-// resignReceipt signs again where the server refused a receipt and the fault is in it: one of a build that
-// did not check what it signed, or one by a key that is not valid any more. It reports whether
-// there is another receipt now, which this device would take as the server does; so that comes once.
+// resignReceipt signs a refused receipt again if the fault is in the receipt: it is of a build that did not check what it
+// signed, or its key is no longer valid. It reports whether there is a new receipt, which passes the server's checks; so
+// this happens once.
 func (d *Device) resignReceipt(a *execution, refused error) bool {
 	switch watchword.CodeOf(refused) {
 	case watchword.Conflict, watchword.NotFound:
-		return false // the server has another answer, or never ordered it: nothing that is signed changes that
+		return false // the server has another receipt, or did not order the command: a new signature does not help
 	}
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
@@ -192,7 +191,7 @@ func (d *Device) resignReceipt(a *execution, refused error) bool {
 	return true
 }
 
-// markRefused notes that a receipt holds up no further commands: the server has answered it.
+// markRefused records that a receipt no longer delays further commands: the server has answered it.
 func (d *Device) markRefused(a *execution) {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
@@ -204,13 +203,13 @@ func (d *Device) markSent(a *execution) error {
 	defer d.stateMu.Unlock()
 	a.Sent = true
 	if a.Seq == 0 {
-		return nil // a conflict, which the journal does not have
+		return nil // a conflict, which is not in the journal
 	}
 	return d.journal.write(journalRecord{"sent", execution{position: a.position}}, false)
 }
 
-// unansweredReceipts counts the receipts that the server has not answered, and lists those that it has not
-// taken where list is not nil. What is listed has its receipt, which does not change any more.
+// unansweredReceipts counts the receipts that the server has not answered. If list is not nil it appends those that the
+// server has not accepted; their receipts no longer change.
 func (d *Device) unansweredReceipts(list *[]*execution) (n int) {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
@@ -240,8 +239,8 @@ func (d *Device) postReceipt(ctx context.Context, receipt string) error {
 	return err
 }
 
-// isUnreachable reports whether the server was not reached, has no time now, or hears nothing of
-// this device: what it says of one message, it would say of each.
+// isUnreachable reports whether an error concerns the server or the device as a whole, not one message: the server was not
+// reached, is busy, or refuses this device.
 func isUnreachable(err error) bool {
 	switch watchword.CodeOf(err) {
 	case watchword.Unavailable, watchword.Busy, watchword.RateLimited, watchword.TimedOut, watchword.SubjectRevoked:
@@ -250,8 +249,7 @@ func isUnreachable(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded)
 }
 
-// isFinalRefusal reports whether the server has said no to this very receipt,
-// and will go on saying so.
+// isFinalRefusal reports whether the server has permanently refused this receipt.
 func isFinalRefusal(err error) bool {
 	switch watchword.CodeOf(err) {
 	case watchword.ReceiptInvalid, watchword.Conflict, watchword.BadRequest, watchword.TooLarge, watchword.NotFound:

@@ -20,20 +20,17 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// RekeyOptions says which keys a device changes: the curve of each new one, "P-256"
-// or "Ed25519" to sign, "P-256" or "X25519" to seal. Empty means that it stays; both
-// empty, that both change and keep their curves.
+// RekeyOptions states which keys a device changes: the curve of each new key, "P-256" or "Ed25519" for signing, "P-256" or
+// "X25519" for encryption. An empty curve keeps that key; if both are empty, both keys change and keep their curves.
 type RekeyOptions struct{ Sign, Seal string }
 
-// Rekey makes new keys and puts them in the place of the old ones, here and at the
-// server, which ends every session of the old ones. It may be called while
-// [Device.Run] runs. New keys lie beside the old ones until the server has taken
-// them, so that no power cut loses the device: what was cut off is finished before
-// the next token is asked for, and by the next call of Rekey.
+// Rekey generates new keys that replace the old ones, in the folder and at the server, which ends every session of the old
+// ones. It may be called while [Device.Run] runs. New keys are stored beside the old ones until the server has accepted
+// them, so that a power cut does not lose the device's identity: an interrupted change is completed before the next token
+// is requested, and by the next call of Rekey.
 //
-// Codes: conflict before enrollment; folder_in_use where the folder was opened to
-// look; bad_request for another curve, or a key that lives elsewhere; denied,
-// rate_limited, unavailable and what else the server says: then the old keys go on.
+// Codes: conflict before enrollment; folder_in_use if the folder was opened by OpenShared; bad_request for another curve,
+// or an external key; denied, rate_limited, unavailable and other codes of the server: then the old keys stay in use.
 func (d *Device) Rekey(ctx context.Context, o RekeyOptions) error {
 	if d.identity == nil {
 		return errNotEnrolled()
@@ -65,7 +62,7 @@ func (d *Device) Rekey(ctx context.Context, o RekeyOptions) error {
 	return d.changeKeys(ctx, false)
 }
 
-// curves fills in and checks what o leaves open.
+// curves completes and checks o.
 func (d *Device) curves(o RekeyOptions) (RekeyOptions, error) {
 	if o.Sign == "" && o.Seal == "" {
 		if d.opts.Signer == nil {
@@ -86,24 +83,24 @@ func (d *Device) curves(o RekeyOptions) (RekeyOptions, error) {
 	return o, nil
 }
 
-// keyChange is a change of keys that is under way.
+// keyChange is a key change in progress.
 type keyChange struct {
 	mu      sync.Mutex
 	next    *nextKeys   // nil: none
-	pending atomic.Bool // next is there, and worth another try
-	failed  time.Time   // the last try of [Device.finishKeyChange] that is worth another one
+	pending atomic.Bool // next exists, and may be tried again
+	failed  time.Time   // time of the last failed attempt of [Device.finishKeyChange] that may be repeated
 }
 
-// keyChangeRetry is the pause before the server is asked again to take keys, where it had no answer.
+// keyChangeRetry is the pause between two attempts if the server does not answer.
 const keyChangeRetry = time.Minute
 
-// set is called with mu held, or before anybody else knows of the device.
+// set is called with mu held, or before the device is used concurrently.
 func (c *keyChange) set(n *nextKeys) {
 	c.next = n
 	c.pending.Store(n != nil)
 }
 
-// nextKeys is new keys that the server may have taken, or not. nil is one that stays.
+// nextKeys is new keys that the server may or may not have accepted. A nil key does not change.
 type nextKeys struct{ sign, seal *jose.PrivateKey }
 
 func makeNextKeys(o RekeyOptions) (*nextKeys, error) {
@@ -124,7 +121,7 @@ func makeNextKeys(o RekeyOptions) (*nextKeys, error) {
 	return n, nil
 }
 
-// matches reports whether these are the keys that o asks for.
+// matches reports whether these keys have the curves of o.
 func (n *nextKeys) matches(o RekeyOptions) bool {
 	curve := func(k *jose.PrivateKey) string {
 		if k == nil {
@@ -135,7 +132,7 @@ func (n *nextKeys) matches(o RekeyOptions) bool {
 	return curve(n.sign) == o.Sign && curve(n.seal) == o.Seal
 }
 
-// nextJSON is the file of next keys: one file, so that both are there or neither.
+// nextJSON is the file of the next keys: one file, so that both exist or neither.
 type nextJSON struct {
 	Sign json.RawMessage `json:"sign,omitempty"`
 	Seal json.RawMessage `json:"seal,omitempty"`
@@ -159,7 +156,7 @@ func (n *nextKeys) write(path string) error {
 	return writeWithCopy(path, b)
 }
 
-// readNextKeys returns the next keys of a folder; nil where there are none.
+// readNextKeys returns the next keys of a folder; nil if there are none.
 func (d *Device) readNextKeys() (n *nextKeys, err error) {
 	b, err := d.readWithCopy(newKeysFile, true, func(b []byte) error {
 		var f nextJSON
@@ -188,10 +185,9 @@ func (d *Device) readNextKeys() (n *nextKeys, err error) {
 	return n, d.addChecksum(newKeysFile, b, n.json())
 }
 
-// finishKeyChange finishes a change of keys that was cut off, before anything is
-// signed with a key that may be the wrong one. Where somebody is at it already, the
-// device goes on as it is, and where the server had no answer within [keyChangeRetry]. It
-// returns an error only where another try is worth it.
+// finishKeyChange completes an interrupted key change, before anything is signed with a key that may be invalid. If another
+// goroutine is already completing it, or if the server did not answer within the last [keyChangeRetry], the device
+// continues with its current keys. It returns an error only if another attempt may succeed.
 func (d *Device) finishKeyChange(ctx context.Context) error {
 	c := &d.keyChange
 	if !c.pending.Load() || !c.mu.TryLock() {
@@ -217,14 +213,13 @@ func (d *Device) finishKeyChange(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return err
 	}
-	c.pending.Store(false) // until somebody asks for it, or the next start
+	c.pending.Store(false) // until a caller requests it, or the next start
 	d.opts.Log.Warn("keys not changed", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 	return nil
 }
 
-// changeKeys asks the server to take the next keys. It does so as who it was, and
-// as who it will be if it is that already: first says which is likelier. The caller
-// holds change.mu.
+// changeKeys asks the server to accept the next keys. It authenticates with the old key, and with the new one in case the
+// server has accepted it already; resumed selects which is tried first. The caller holds change.mu.
 func (d *Device) changeKeys(ctx context.Context, resumed bool) error {
 	n, from := d.keyChange.next, d.signer.Load()
 	to := from
@@ -244,12 +239,12 @@ func (d *Device) changeKeys(ctx context.Context, resumed bool) error {
 	}
 	var err error
 	for _, as := range tries {
-		// Both keys are at hand, so that the same is said whoever asks.
+		// The request has both keys, so it is the same for either authentication.
 		if err = d.requestRekey(ctx, as, from, to, n); watchword.CodeOf(err) != watchword.ClientInvalid {
 			break
 		}
 	}
-	if watchword.CodeOf(err) == watchword.Conflict { // used before, and not the ones that count: they never will
+	if watchword.CodeOf(err) == watchword.Conflict { // used before, and not the current keys: they will never be accepted
 		d.keyChange.set(nil)
 		return errors.Join(err, removeWithCopy(d.path(newKeysFile)))
 	}
@@ -259,10 +254,10 @@ func (d *Device) changeKeys(ctx context.Context, resumed bool) error {
 	return d.promote(n, to)
 }
 
-// requestRekey asks with the token of one of the keys.
+// requestRekey sends the request with a token of one of the keys.
 func (d *Device) requestRekey(ctx context.Context, as, from, to *jose.Signer, n *nextKeys) error {
 	client, tokens := d.authClient(func() *jose.Signer { return as })
-	if _, err := tokens.Get(ctx); err != nil { // before the proof is dated
+	if _, err := tokens.Get(ctx); err != nil { // before the proof gets its time
 		return err
 	}
 	seal := d.decrypter.Load().Public()
@@ -288,8 +283,8 @@ func (d *Device) requestRekey(ctx context.Context, as, from, to *jose.Signer, n 
 	return nil
 }
 
-// promote goes by the next keys from now on. A power cut between its steps leaves
-// what the next start finds out.
+// promote replaces the current keys with the next ones. A power cut between its steps leaves a state that the next start
+// completes.
 func (d *Device) promote(n *nextKeys, to *jose.Signer) error {
 	d.signer.Store(to)
 	if n.seal != nil {
@@ -320,8 +315,7 @@ func (d *Device) promote(n *nextKeys, to *jose.Signer) error {
 	return durable.SyncDir(d.dir)
 }
 
-// detectActiveKey finds out, in a folder that another process holds, which signing key
-// counts. It changes nothing.
+// detectActiveKey finds out which signing key is valid, in a folder that another process has locked. It changes nothing.
 func (d *Device) detectActiveKey(ctx context.Context) error {
 	n := d.keyChange.next
 	if n.sign == nil {
@@ -342,8 +336,8 @@ func (d *Device) detectActiveKey(ctx context.Context) error {
 	return err
 }
 
-// RekeyEvery changes both keys each time they are as old as every, by the clock of
-// the file system, until ctx ends. No two devices do it at one time.
+// RekeyEvery changes both keys each time they are as old as every, by the file system's clock, until ctx ends. The time is
+// randomized, so that devices do not change keys simultaneously.
 func (d *Device) RekeyEvery(ctx context.Context, every time.Duration) error {
 	var wait time.Duration
 	for {
@@ -351,7 +345,7 @@ func (d *Device) RekeyEvery(ctx context.Context, every time.Duration) error {
 		if err != nil {
 			return err
 		}
-		due := every - min(max(time.Since(made), 0), every) // a time to come is a clock that was wrong
+		due := every - min(max(time.Since(made), 0), every) // a time in the future is of a wrong clock
 		t := time.NewTimer(max(due, wait) + rand.N(every/20+1))
 		select {
 		case <-t.C:
@@ -373,7 +367,7 @@ func (d *Device) RekeyEvery(ctx context.Context, every time.Duration) error {
 	}
 }
 
-// keysMade returns when the older of the keys in files was made.
+// keysMade returns the creation time of the older key file.
 func (d *Device) keysMade() (time.Time, error) {
 	var oldest time.Time
 	for _, k := range []struct {

@@ -10,19 +10,18 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// revokedPause is how long a device that the server says is revoked asks for nothing; a
-// tenth more or less, so that a fleet does not ask at once.
+// revokedPause is how long a device sends no request after the server has said that it is revoked; randomized by a tenth,
+// so that devices do not send simultaneously.
 const revokedPause = 24 * time.Hour
 
-// revocation is the server's statement that this device is revoked, and until when it stands
-// without asking again. Only an authenticated server has that word: what an
-// unauthenticated one says is unavailable (see rest.NewStranger).
+// revocation is the server's statement that this device is revoked, and the time until which it is not asked again. Only an
+// authenticated server can make it: from any other the answer is unavailable (see rest.NewUnauthenticated).
 type revocation struct {
 	mu    sync.Mutex
-	until time.Time // by the monotonic clock; zero: not revoked, as far as is known
+	until time.Time // by the monotonic clock; zero: not known to be revoked
 }
 
-// current returns the refusal that stands, with how long it does; nil for none.
+// current returns the current refusal, with its remaining time; nil for none.
 func (r *revocation) current() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -32,8 +31,8 @@ func (r *revocation) current() error {
 	return nil
 }
 
-// record notes a refusal and returns how long it stands. again reports whether it is a new
-// one: of several requests that are refused at a time, one begins the pause.
+// record records a refusal and returns its duration. again reports whether it is a new one: of several simultaneous
+// refusals, one begins the pause.
 func (r *revocation) record() (pause time.Duration, again bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -45,9 +44,8 @@ func (r *revocation) record() (pause time.Duration, again bool) {
 	return pause, true
 }
 
-// onRefusal is called with each refusal that ends a round of [Device.Run]. Where the server
-// says that the device is revoked, it tells the application and returns the refusal with
-// the time of the pause; any other error as it is.
+// onRefusal is called with each error that ends a round of [Device.Run]. If the server says that the device is revoked, it
+// notifies the application and returns the refusal with the duration of the pause; any other error is returned unchanged.
 func (d *Device) onRefusal(err error) error {
 	if watchword.CodeOf(err) != watchword.SubjectRevoked {
 		return err

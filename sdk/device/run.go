@@ -18,40 +18,36 @@ import (
 	"github.com/watchword-iot/watchword/internal/rest"
 )
 
-// How a device waits: for commands, and after an error, longer each time.
+// Waiting for commands, and pauses after errors.
 const (
 	pollWait   = 30 * time.Second
 	backoffMin = 500 * time.Millisecond
 	backoffMax = time.Minute
 	trustEvery = 12 * time.Hour
-	// pollPause is the time from a poll that brought nothing new to the next one. It grows to
-	// half of pollWait, which is how long the server may hold a poll back: one that does so is
-	// asked again at once.
+	// pollPause is the time between a poll without a new command and the next one. It grows to half of pollWait, the time
+	// for which the server may hold a poll. A poll that the server held for that long is followed by the next one at once.
 	pollPause      = time.Second
-	timeCheckEvery = nonceLife / 4 // between two looks whether the time is to be asked for
+	timeCheckEvery = nonceLife / 4 // interval of checks whether signed time must be requested
 )
 
-// Run takes commands and obeys them until ctx ends: over MQTT 5, and over HTTPS while that
-// cannot be had. It gets over lost connections, restarts of the server and ended tokens by itself.
+// Run receives and executes commands until ctx ends: over MQTT 5, and over HTTPS while MQTT is unavailable. It recovers
+// from lost connections, restarts of the server and expired tokens.
 //
-// What goes on beside the commands is a task of its own each: to announce the functions, look at
-// the configuration, renew the trust bundle, ask for the time, finish a change of keys, hand in
-// receipts. A task that fails is reported in the log with its code and tried again after a pause that
-// grows to 10 minutes; commands wait for none of them. Receiving, refreshing and reconnecting go
-// on while a function runs, however long. One function runs at a time ([Handler]); a command is
-// acknowledged when it is begun and its number is on the disk. Those behind it, as many as MQTT's
-// Receive Maximum lets the server hand over, wait unacknowledged: after a reconnection the
-// server hands them over again, none is lost, and none is done twice; one that expires meanwhile is not begun. With 256 receipts that the server has
-// not answered no further command is begun.
+// Background tasks run concurrently with the commands: announcing functions, fetching the configuration, renewing the trust
+// bundle, requesting signed time, completing a key change, sending receipts. A failed task is logged with its code and
+// repeated after a pause that grows to 10 minutes; commands wait for none of them. Receiving, token refresh and
+// reconnecting continue while a function runs. One function runs at a time ([Handler]); a command is acknowledged when it
+// is begun and its number is on the disk. The following commands, up to MQTT's Receive Maximum, wait unacknowledged: after
+// a reconnection the server sends them again, none is lost, and none is executed twice; a command that expires meanwhile is
+// not begun. If the server has not answered 256 receipts no further command is begun.
 //
-// When ctx ends, the context of a function that runs, and of an OnConfig handler, ends with the cause
-// [ErrStopping]. Run waits 20 s for them, writes the receipt down, tries for 3 s to hand it in, and returns. A function that does
-// not return is left behind, and its receipt is "interrupted" at the next start. End ctx and wait
-// for Run before Close.
+// When ctx ends, the contexts of a running function and of an OnConfig handler end with the cause [ErrStopping]. Run waits
+// 20 s for them, stores the receipt, tries for 3 s to send it, and returns. A function that does not return is abandoned,
+// and its receipt is "interrupted" at the next start. End ctx and wait for Run before you call Close.
 //
-// Where the server says that the device is revoked, it asks again once a day: see [Options.Revoked].
+// If the server says that the device is revoked, Run sends one request a day: see [Options.Revoked].
 //
-// Where the journal cannot be written no command is begun; with each that comes it is tried again.
+// If the journal cannot be written no command is begun; each further command tries to write it again.
 //
 // It returns nil when ctx ended.
 func (d *Device) Run(ctx context.Context) error {
@@ -65,18 +61,18 @@ func (d *Device) Run(ctx context.Context) error {
 }
 
 const (
-	stopGrace           = 20 * time.Second // that Run waits for what its handlers do after ctx ended
-	finalReceiptTimeout = 3 * time.Second  // that it then tries to hand in receipts
+	stopGrace           = 20 * time.Second // how long Run waits for handlers after ctx has ended
+	finalReceiptTimeout = 3 * time.Second  // how long it then tries to send receipts
 )
 
 // run is one call of Run.
 type run struct {
 	*Device
-	commands        chan receivedCommand    // to the goroutine that carries commands out, which takes one when it is idle
+	commands        chan receivedCommand    // to the goroutine that executes commands, which receives when it is idle
 	receiptAnswered chan struct{}           // one token: a receipt was answered
-	receiptPauses   map[string]receiptPause // receipts that were refused; of the task that hands in
+	receiptPauses   map[string]receiptPause // of refused receipts; used by the task that sends receipts
 	pushedConfig    pushedConfig
-	// timeDoubted says that the server found what was signed from the past or the future.
+	// timeDoubted reports that the server refused a signature as too early or expired.
 	timeDoubted atomic.Bool
 
 	functions, config, bundle, time, keys, receipts *task
@@ -101,7 +97,7 @@ func (r *run) tasks() []*task {
 	return []*task{r.functions, r.config, r.bundle, r.time, r.keys, r.receipts}
 }
 
-// onConnected is told when the server was reached again: what failed may go better now.
+// onConnected is called when the server was reached again: failed tasks are repeated.
 func (r *run) onConnected(over string) {
 	r.connected(over)
 	for _, t := range r.tasks() {
@@ -111,7 +107,7 @@ func (r *run) onConnected(over string) {
 	}
 }
 
-// runAll runs all parts, and ends them.
+// runAll runs all goroutines of Run, and ends them.
 func (r *run) runAll(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -144,8 +140,8 @@ func (r *run) runAll(ctx context.Context) error {
 	return err
 }
 
-// sendFinalReceipts tries once to hand in what is left when everything has ended, as a receipt of a function that
-// was cut off: who waits for it need not wait for the next start.
+// sendFinalReceipts tries once to send the remaining receipts when everything else has ended, for example that of an
+// interrupted function, so that the server gets them before the next start.
 func (r *run) sendFinalReceipts(ctx context.Context) {
 	if r.unansweredReceipts(nil) == 0 {
 		return
@@ -157,7 +153,7 @@ func (r *run) sendFinalReceipts(ctx context.Context) {
 	}
 }
 
-// await waits for the first runs of tasks, and for no longer than most.
+// await waits for the first runs of tasks, for at most limit.
 func (r *run) await(ctx context.Context, limit time.Duration, tasks ...*task) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -170,8 +166,8 @@ func (r *run) await(ctx context.Context, limit time.Duration, tasks ...*task) {
 	}
 }
 
-// receiveLoop takes commands over MQTT, and where that cannot be had by polling over HTTPS,
-// with what was begun as acknowledged.
+// receiveLoop receives commands over MQTT, and by polling over HTTPS while MQTT is unavailable. A poll acknowledges the
+// commands that were begun.
 func (r *run) receiveLoop(ctx context.Context) error {
 	b := backoff{most: backoffMax}
 	pace := rest.PollPace{Least: pollPause, Most: pollWait / 2}
@@ -187,7 +183,7 @@ func (r *run) receiveLoop(ctx context.Context) error {
 			if r.identity.MQTTS == "" || time.Since(rested) < mqttRetryPause {
 				wait := pollWait
 				if probe = !polling; probe {
-					wait = 0 // the server is reached once it has answered, not before
+					wait = 0 // the server counts as reached only after an answer
 				}
 				before := r.at()
 				err := r.poll(ctx, wait)
@@ -215,7 +211,7 @@ func (r *run) receiveLoop(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			if !probe { // or else one that answers these alone would be asked twice a second
+			if !probe { // otherwise a server that answers only these would get two requests a second
 				b.last = 0
 			}
 			continue
@@ -224,7 +220,7 @@ func (r *run) receiveLoop(ctx context.Context) error {
 			continue
 		}
 		if time.Since(begun) > backoffMax {
-			b.last = 0 // it was a good connection
+			b.last = 0 // the connection worked
 		}
 		r.refreshAfterError(err)
 		err = r.onRefusal(err)
@@ -236,18 +232,18 @@ func (r *run) receiveLoop(ctx context.Context) error {
 	return nil
 }
 
-// refreshAfterError asks for what may mend the cause of an error: a newer trust bundle, another time.
+// refreshAfterError starts the tasks that may remove the cause of an error: a newer trust bundle, signed time.
 func (r *run) refreshAfterError(err error) {
 	switch code := watchword.CodeOf(err); {
 	case isUnknownAuthority(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid:
-		r.bundle.trigger() // a key, or an authority, that is newer than the bundle
+		r.bundle.trigger() // the server's key or authority may be newer than the bundle
 	case code == watchword.TokenEarly, code == watchword.TokenExpired:
 		r.timeDoubted.Store(true)
 		r.time.trigger()
 	}
 }
 
-// refreshTime asks where the time is not known, or where the server does not agree.
+// refreshTime requests signed time if the time is unknown, or if the server refuses it.
 func (r *run) refreshTime(ctx context.Context) error {
 	r.syncTimeIfDue(ctx)
 	if r.timeDoubted.Swap(false) {
@@ -256,15 +252,15 @@ func (r *run) refreshTime(ctx context.Context) error {
 	return nil
 }
 
-// at is the number of the last command that was begun.
+// at returns the number of the last command that was begun.
 func (d *Device) at() position {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
 	return d.journal.last
 }
 
-// poll asks for one command, for which the server may wait, and hands it on. One at a time: what the device
-// acknowledges is what it has written down.
+// poll requests one command, for which the server may hold the request, and executes it. It requests one at a time, because
+// it acknowledges only what is stored.
 func (r *run) poll(ctx context.Context, wait time.Duration) error {
 	at := r.hello()
 	q := url.Values{"limit": {"1"}}
@@ -293,12 +289,12 @@ func (r *run) poll(ctx context.Context, wait time.Duration) error {
 		r.config.trigger()
 		return nil
 	}
-	return r.enqueue(ctx, out.Commands[0].JWE) // the others come again: only this one can be acknowledged
+	return r.enqueue(ctx, out.Commands[0].JWE) // only this one can be acknowledged; the server sends the others again
 }
 
-// enqueue hands one command on, and returns when its number is on the disk, or with
-// why it is nothing to obey. Where a function runs for longer than [pollWait], it gives up: the
-// server hands the command over again, and meanwhile there is time to look for a better connection.
+// enqueue passes one command to the executing goroutine, and returns when its number is on the disk, or with the error for
+// which it is not executed. If a function runs for longer than [pollWait] it gives up: the server sends the command again,
+// and meanwhile the device can try MQTT.
 func (r *run) enqueue(ctx context.Context, jwe string) error {
 	h := receivedCommand{jwe, make(chan error, 1)}
 	limit := time.NewTimer(pollWait)
@@ -318,7 +314,7 @@ func (r *run) enqueue(ctx context.Context, jwe string) error {
 	}
 }
 
-// backoff waits longer after each error, never two devices alike.
+// backoff is a randomized pause that grows with each error.
 type backoff struct{ last, most time.Duration }
 
 // next returns how long to wait after err.
@@ -330,11 +326,11 @@ func (b *backoff) next(err error) time.Duration {
 	return b.last/2 + rand.N(b.last/2)
 }
 
-// wait reports false where ctx ended first.
+// wait waits for the pause after err. It returns false if ctx ended first.
 func (b *backoff) wait(ctx context.Context, err error) bool { return sleep(ctx, b.next(err)) }
 
 // SendReceipt sends a receipt that [Device.Execute] returned, for applications with a transport of their own. Codes:
-// receipt_invalid; denied, rate_limited; unavailable, also where the server has not answered within a minute.
+// receipt_invalid; denied, rate_limited; unavailable, also if the server has not answered within a minute.
 func (d *Device) SendReceipt(ctx context.Context, receipt string) error {
 	if d.identity == nil {
 		return errNotEnrolled()

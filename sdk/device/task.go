@@ -10,19 +10,19 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// How the tasks beside the commands wait.
+// Pauses of background tasks.
 const (
-	taskPause       = time.Second      // between two runs of one task at least, whoever asks
-	taskMax         = 10 * time.Minute // the longest pause after an error, unless the server asks for more
-	initialTaskWait = 2 * time.Second  // of the first runs before the first connection
+	taskPause       = time.Second      // minimum between two runs of one task
+	taskMax         = 10 * time.Minute // maximum after an error, unless the server requests more
+	initialTaskWait = 2 * time.Second  // for the first runs before the first connection
 )
 
-// task is work that goes on beside the commands: it has one goroutine, fails by itself, and
-// is tried again after a pause that grows. Commands never wait for it.
+// task is a background task: it has its own goroutine, its errors affect nothing else, and it is repeated after a pause
+// that grows. Commands never wait for it.
 type task struct {
 	name  string
-	every time.Duration // after a success; 0 runs it when asked alone
-	pause time.Duration // after a success at least, whoever asks; after an error it is taskPause
+	every time.Duration // interval after a success; 0: only when triggered
+	pause time.Duration // minimum pause after a success; after an error it is taskPause
 	do    func(context.Context) error
 
 	wake   chan struct{} // one token: run it soon
@@ -34,7 +34,7 @@ func newTask(name string, every, pause time.Duration, do func(context.Context) e
 	return &task{name: name, every: every, pause: pause, do: do, wake: make(chan struct{}, 1), first: make(chan struct{})}
 }
 
-// trigger makes the task run again, as soon as its pause allows. It never waits.
+// trigger makes the task run again, as soon as its pause allows. It does not block.
 func (t *task) trigger() { signal(t.wake) }
 
 // run runs the task until ctx ends.
@@ -62,8 +62,7 @@ func (t *task) run(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// wait waits until somebody asks for the task, or, if timed, for a pause. It reports false
-// where ctx ended.
+// wait waits until the task is triggered, or, if timed, for a pause. It returns false if ctx ended.
 func (t *task) wait(ctx context.Context, pause time.Duration, timed bool) bool {
 	var over <-chan time.Time
 	if timed {
@@ -80,7 +79,7 @@ func (t *task) wait(ctx context.Context, pause time.Duration, timed bool) bool {
 	return true
 }
 
-// sleep reports false where ctx ended first. Where there is nothing to wait for no timer is made.
+// sleep waits for d and returns false if ctx ended first. For d of 0 it creates no timer.
 func sleep(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return ctx.Err() == nil

@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// anchors returns what may vouch for the server's TLS.
+// anchors returns the certificate authorities that may certify the server's TLS key.
 func anchors(t *token.Trust) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	if t.WebPKI {
@@ -33,19 +33,19 @@ func anchors(t *token.Trust) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// transportRef is a transport that can be replaced while requests are under way.
+// transportRef is a transport that can be replaced while requests are in progress.
 type transportRef struct{ atomic.Pointer[http.Transport] }
 
-// RoundTrip takes the road of this moment.
+// RoundTrip uses the current transport.
 func (r *transportRef) RoundTrip(q *http.Request) (*http.Response, error) {
 	return r.Load().RoundTrip(q)
 }
 
-// CloseIdleConnections closes those of this moment.
+// CloseIdleConnections closes those of the current transport.
 func (r *transportRef) CloseIdleConnections() { r.Load().CloseIdleConnections() }
 
-// newTransport trusts nobody but t's anchors. now is zero for a device without a
-// clock: then certificates are checked at the time of the bundle.
+// newTransport returns a transport that trusts only t's certificate authorities. now is zero for a device without a clock:
+// then certificates are verified at the time of the bundle.
 func newTransport(t *token.Trust, now time.Time, dial rest.Dial) (*http.Transport, error) {
 	pool, err := anchors(t)
 	if err != nil {
@@ -59,17 +59,16 @@ func newTransport(t *token.Trust, now time.Time, dial rest.Dial) (*http.Transpor
 	return rest.Transport(c, dial), nil
 }
 
-// unverifiedClient is a client of whoever answers at server, for what carries its own proof: the
-// trust bundle and signed time. It believes nothing else that is said there. peerCerts
-// returns the certificates of the last peer.
+// unverifiedClient returns a client that does not authenticate the server, for content that proves its own authenticity:
+// the trust bundle and signed time. No other answer is used. peerCerts returns the certificates of the last peer.
 func (d *Device) unverifiedClient(server string) (c *rest.Client, peerCerts func() []*x509.Certificate) {
 	return d.insecureClient(server, &tls.Config{
 		MinVersion:         tls.VersionTLS13,
-		InsecureSkipVerify: true, // the bundle is checked under the pin, then this peer under the bundle
+		InsecureSkipVerify: true, // the bundle is verified by the pin, then this peer by the bundle
 	})
 }
 
-// insecureClient is a client of a server of which no bundle is known yet.
+// insecureClient returns a client for a server whose bundle is not known yet.
 func (d *Device) insecureClient(server string, conf *tls.Config) (c *rest.Client, peerCerts func() []*x509.Certificate) {
 	var peer atomic.Pointer[[]*x509.Certificate]
 	conf.VerifyConnection = func(s tls.ConnectionState) error {
@@ -84,8 +83,7 @@ func (d *Device) insecureClient(server string, conf *tls.Config) (c *rest.Client
 	}
 }
 
-// checkPeer holds what a TLS peer showed against the anchors of a bundle that
-// was checked. Code: peer_untrusted.
+// checkPeer verifies the certificates of a TLS peer with the authorities of a verified bundle. Code: peer_untrusted.
 func checkPeer(peerCerts []*x509.Certificate, server string, t *token.Trust, now time.Time) error {
 	pool, err := anchors(t)
 	if err != nil {

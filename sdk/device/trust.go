@@ -16,8 +16,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// renewTrust asks for the newest trust bundle, which a root that this device
-// knows must have signed, beside every root that it names.
+// renewTrust fetches the newest trust bundle. A root that this device knows must have signed it, and so must every root
+// that it names.
 func (d *Device) renewTrust(ctx context.Context) error {
 	raw, proved, err := d.fetchTrust(ctx)
 	if err != nil {
@@ -31,14 +31,14 @@ func (d *Device) renewTrust(ctx context.Context) error {
 		return err
 	case err != nil:
 		return watchword.Wrap(err, watchword.Unavailable, "who answers there has no certificate that counts, and shows no trust bundle that does (%s)", watchword.CodeOf(err))
-	case !proved && t.Version <= known.Version && !lost: // anybody may show what is public
+	case !proved && t.Version <= known.Version && !lost: // any peer can send what is public
 		return watchword.Refuse(watchword.Unavailable, "who answers there has no certificate that counts, and shows no newer trust bundle")
 	}
 	if t.Version > known.Version || lost {
 		if d.hasExpired(t.Expires) {
 			return watchword.Refuse(watchword.BundleInvalid, "the trust bundle was over before this device started")
 		}
-		if d.lock != nil { // the folder that another holds is that one's to mend
+		if d.lock != nil { // a folder that another process has locked is repaired by that process
 			if err := d.storeTrust(raw, &t); err != nil {
 				return err
 			}
@@ -48,12 +48,12 @@ func (d *Device) renewTrust(ctx context.Context) error {
 		}
 		d.opts.Log.Info("a newer trust bundle", slog.Int64("version", t.Version))
 	}
-	return d.updatePin(d.trust.Load()) // by the bundle that is kept: another of the same version is not
+	return d.updatePin(d.trust.Load()) // by the stored bundle: another one of the same version is not used
 }
 
-// readTrust returns the folder's trust bundle. One that is missing, damaged, or older than the device
-// has had is lost: then it returns one without keys and anchors, under which nothing counts but
-// the next bundle under the pin, which must not be older than the one that was had.
+// readTrust returns the folder's trust bundle. If it is missing, damaged, or older than the device has seen, it is lost:
+// readTrust then returns one without keys and authorities. Under it nothing is valid except the next bundle that matches
+// the pin and is not older than the last one seen.
 func (d *Device) readTrust() (t token.Trust, err error) {
 	stored := d.counters.values()
 	raw, err := durable.ReadTrusted(d.path(trustFile), 2*watchword.MaxBundle)
@@ -61,7 +61,7 @@ func (d *Device) readTrust() (t token.Trust, err error) {
 		return t, err
 	}
 	if err == nil {
-		// It was checked before it was written; a bundle that is over meanwhile must still lead to the next one.
+		// It was verified before it was stored; an expired bundle must still lead to the next one.
 		t, err = token.VerifyTrust(string(raw), d.identity.Pin, time.Time{})
 	}
 	if err == nil && (t.Version < stored.TrustVersion || t.Epoch < stored.TrustEpoch) {
@@ -75,10 +75,10 @@ func (d *Device) readTrust() (t token.Trust, err error) {
 	return token.Trust{Issuer: d.identity.Issuer, Version: stored.TrustVersion, Epoch: stored.TrustEpoch}, nil
 }
 
-// isLostTrust reports whether a bundle stands for one that is lost.
+// isLostTrust reports whether a bundle is the placeholder of a lost one.
 func isLostTrust(t *token.Trust) bool { return t != nil && len(t.Roots) == 0 }
 
-// verifyNext checks the bundle that follows known.
+// verifyNext verifies the bundle that follows known.
 func (d *Device) verifyNext(raw string, known *token.Trust) (token.Trust, error) {
 	if !isLostTrust(known) {
 		return token.VerifyNextTrust(raw, *known, d.now())
@@ -90,7 +90,7 @@ func (d *Device) verifyNext(raw string, known *token.Trust) (token.Trust, error)
 	return t, err
 }
 
-// storeTrust writes a bundle down, and its number last: the counts are never ahead of the file.
+// storeTrust writes a bundle, and its number last: the counters are never ahead of the file.
 func (d *Device) storeTrust(raw []byte, t *token.Trust) error {
 	if err := durable.WriteFile(d.path(trustFile), raw, 0o600); err != nil {
 		return err
@@ -103,7 +103,7 @@ func (d *Device) storeTrust(raw []byte, t *token.Trust) error {
 	})
 }
 
-// restoreAnchors writes the anchors anew where the file does not have them.
+// restoreAnchors writes the file of certificate authorities if it is missing or differs.
 func (d *Device) restoreAnchors(t *token.Trust) {
 	if d.lock == nil {
 		return
@@ -116,14 +116,14 @@ func (d *Device) restoreAnchors(t *token.Trust) {
 	}
 }
 
-// updatePin goes by the newest root from now on. The bundle on the disk names the old
-// one too, so that a power cut between leaves a folder that opens.
+// updatePin makes the newest root the pinned one. The bundle on the disk names the old root too, so that the folder can be
+// opened after a power cut between the two writes.
 func (d *Device) updatePin(t *token.Trust) error {
 	pin := token.Pin(t.Roots[len(t.Roots)-1])
 	if pin == d.identity.Pin || pin == d.pinnedRoot {
 		return nil
 	}
-	id := *d.identity // others read d.id meanwhile; nobody but the next start reads its pin
+	id := *d.identity // other goroutines read d.id; only the next start reads its pin
 	id.Pin = pin
 	if err := writeIdentity(d.dir, &id); err != nil {
 		return err
@@ -132,9 +132,8 @@ func (d *Device) updatePin(t *token.Trust) error {
 	return nil
 }
 
-// fetchTrust asks the server; and, where its authority is one that this device
-// does not know yet, whoever answers there: a bundle carries its own proof. proved
-// reports whether the server's certificate counts.
+// fetchTrust requests the bundle from the server. If the server's certificate authority is unknown, it requests it without
+// authentication, since a bundle proves its own authenticity. proved reports whether the server was authenticated.
 func (d *Device) fetchTrust(ctx context.Context) (raw []byte, proved bool, err error) {
 	proved = true
 	r := rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle}
@@ -150,14 +149,14 @@ func (d *Device) fetchTrust(ctx context.Context) (raw []byte, proved bool, err e
 	return a.Body, proved, nil
 }
 
-// isUnknownAuthority reports whether an error says that who answers has no certificate that
-// the trust bundle vouches for: the server's authority may have changed.
+// isUnknownAuthority reports whether an error means that the trust bundle does not vouch for the peer's certificate: the
+// server's authority may have changed.
 func isUnknownAuthority(err error) bool {
 	_, is := errors.AsType[*tls.CertificateVerificationError](err)
 	return is
 }
 
-// writeAnchors keeps what other clients may trust the server by.
+// writeAnchors writes the file of certificate authorities, for other clients of the server.
 func (d *Device) writeAnchors(t *token.Trust) error {
 	return durable.WriteFile(d.path(caFile), anchorsPEM(t), 0o644)
 }
