@@ -26,18 +26,18 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Options says whom to ask, and as whom.
+// Options states which server to use, and as which subject.
 type Options struct {
-	URL     string // https://host:port, no slash at the end
-	Dial    string // host:port to connect to instead of URL's, whose name the certificate must still have; empty means URL's
+	URL     string // https://host:port, without a trailing slash
+	Dial    string // host:port to connect to instead of URL's; the certificate must still be for URL's host; empty means URL's
 	Issuer  string // the issuer identifier; empty means URL
-	CA      []byte // PEM of the authority to trust; nil means the system's
+	CA      []byte // PEM of the trusted authority; nil means the system's
 	Subject watchword.SubjectID
 	Key     *jose.PrivateKey // Subject's signing key
 	Now     func() time.Time // nil means time.Now
 }
 
-// Client asks the management API. It is safe for concurrent use.
+// Client is a client of the management API. It is safe for concurrent use.
 type Client struct {
 	opts   Options
 	signer *jose.Signer
@@ -45,7 +45,7 @@ type Client struct {
 	tokens *rest.Tokens
 }
 
-// New returns a client. It asks nothing yet. Code: bad_request.
+// New returns a client. It sends no request. Code: bad_request.
 func New(o Options) (*Client, error) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -66,7 +66,7 @@ func New(o Options) (*Client, error) {
 	}
 	var dial rest.Dial
 	if o.Dial != "" {
-		if !strings.HasPrefix(o.URL, "https://") { // its host is what decides whether a token may go in clear
+		if !strings.HasPrefix(o.URL, "https://") { // its host decides whether a token may be sent without TLS
 			return nil, watchword.RefuseField("url", "must be https:// where another address is dialled")
 		}
 		var d net.Dialer
@@ -89,9 +89,8 @@ func New(o Options) (*Client, error) {
 	return c, nil
 }
 
-// Local returns the client of the server that runs on a data folder of this
-// machine, as its first operator. Codes: not_found where no server was started
-// on it, key_exposed, file_untrusted.
+// Local returns a client of the server that uses a data folder of this machine, as its first operator. Codes: not_found if
+// no server was started with the folder, key_exposed, file_untrusted.
 func Local(dir string) (*Client, error) {
 	const mostPlace, mostCA = 64 << 10, 1 << 20
 	b, err := durable.ReadTrusted(filepath.Join(dir, "server.json"), mostPlace)
@@ -130,8 +129,8 @@ func Local(dir string) (*Client, error) {
 	return New(o)
 }
 
-// localAddress is how an address that a server listens on is reached from its own
-// machine: the name that it has for the others may mean nothing here.
+// localAddress returns the address by which this machine reaches a server that listens on listens: the server's public name
+// may not resolve here.
 func localAddress(listens string) string {
 	a, err := netip.ParseAddrPort(listens)
 	if err != nil || !a.Addr().IsUnspecified() {
@@ -146,16 +145,16 @@ func (c *Client) URL() string { return c.opts.URL }
 // Issuer returns the issuer identifier, which assertions must name.
 func (c *Client) Issuer() string { return c.opts.Issuer }
 
-// Subject returns as whom the client asks.
+// Subject returns the subject as which the client authenticates.
 func (c *Client) Subject() watchword.SubjectID { return c.opts.Subject }
 
-// Tokens returns where the client has its tokens from.
+// Tokens returns the client's source of access tokens.
 func (c *Client) Tokens() *rest.Tokens { return c.tokens }
 
-// Rest returns the client beneath: for requests that have no method here.
+// Rest returns the underlying client, for requests without a method here.
 func (c *Client) Rest() *rest.Client { return c.rest }
 
-// list asks for the pages of a list and calls f with each item. items returns the items of a page P and its
+// list requests the pages of a list and calls f with each item. items returns the items of a page P and its
 // next_page_token. It ends with f's error.
 func list[P, T any](ctx context.Context, c *Client, path string, q url.Values, items func(P) ([]T, string), f func(T) error) error {
 	q.Set("page_size", "500")
@@ -180,7 +179,7 @@ func list[P, T any](ctx context.Context, c *Client, path string, q url.Values, i
 	}
 }
 
-// pages follows the pages of a list: one may be empty, and have a next one.
+// pages paces the requests for the pages of a list: a page may be empty and have a next one.
 type pages struct {
 	pace rest.PollPace
 	last string
@@ -190,8 +189,8 @@ func newPages() *pages {
 	return &pages{pace: rest.PollPace{Least: 10 * time.Millisecond, Most: time.Second}}
 }
 
-// next returns when the page of a token may be asked for: at once after a page with
-// items. Code: internal where it is the page that was just read.
+// next waits until the page of a token may be requested: no time after a page with items. Code: internal if it is the page
+// that was just read.
 func (p *pages) next(ctx context.Context, token string, items int) error {
 	if token == p.last {
 		return watchword.Refuse(watchword.Internal, "the server's list does not end: a page names itself as the next one")

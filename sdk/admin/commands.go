@@ -16,23 +16,21 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// CommandOrder is a command to be sent. Args is one JSON object, nil for none; TTL 0
-// means 120 s. It is signed by the client's own key: the device and the log
-// then have more than the server's statement for who ordered.
+// CommandOrder is a command to be ordered. Args is one JSON object, nil for none; TTL 0 means 120 s. The client signs it
+// with its own key, so that device and audit log need not rely on the server's statement of the orderer.
 type CommandOrder struct {
 	Device      watchword.SubjectID
 	Function    string
 	Args        json.RawMessage
 	TTL         time.Duration
-	WaitReceipt time.Duration // for the receipt, at most 60 s; 0 does not wait
+	WaitReceipt time.Duration // how long to wait for the receipt, at most 60 s; 0 does not wait
 }
 
-// DefaultTTL is how long a command may be begun by default.
+// DefaultTTL is the default time within which a command may be begun.
 const DefaultTTL = 120 * time.Second
 
-// Send orders a command and returns it once it is stored, or, with Wait, once it
-// is final or the wait is over. Codes: bad_request, denied, not_found,
-// function_unknown, args_invalid, subject_revoked, busy.
+// Send orders a command and returns it once it is stored, or, with WaitReceipt, once it is final or the wait has ended.
+// Codes: bad_request, denied, not_found, function_unknown, args_invalid, subject_revoked, busy.
 func (c *Client) Send(ctx context.Context, o CommandOrder) (out api.Command, err error) {
 	if len(o.Args) == 0 {
 		o.Args = json.RawMessage("{}")
@@ -40,7 +38,7 @@ func (c *Client) Send(ctx context.Context, o CommandOrder) (out api.Command, err
 	if o.TTL == 0 {
 		o.TTL = DefaultTTL
 	}
-	var compact bytes.Buffer // the encoder of the body would do it anyway, and the hash must hold
+	var compact bytes.Buffer // the encoder of the body would compact it, and the hash must match
 	if err := json.Compact(&compact, o.Args); err != nil {
 		return out, watchword.RefuseField("args", "is no JSON")
 	}
@@ -52,7 +50,7 @@ func (c *Client) Send(ctx context.Context, o CommandOrder) (out api.Command, err
 		return out, err
 	}
 	body := []byte(`{"device":` + quote(string(o.Device)) + `,"function":` + quote(o.Function) + `,"order":` + quote(signed) + `,"args":`)
-	body = append(append(body, compact.Bytes()...), '}') // by hand: args travels byte for byte as it was hashed
+	body = append(append(body, compact.Bytes()...), '}') // built by hand: args is sent byte for byte as it was hashed
 	r := rest.Request{
 		Method: http.MethodPost, Path: "/v1/commands", Type: "application/json", Body: body,
 		Header: map[string]string{"Idempotency-Key": watchword.NewNonce()},
@@ -70,16 +68,15 @@ func quote(s string) string {
 	return string(b)
 }
 
-// Command returns one command; with wait, once it is final or the wait is over.
+// Command returns one command; with wait, once it is final or the wait has ended.
 func (c *Client) Command(ctx context.Context, id watchword.CommandID, wait time.Duration) (out api.Command, err error) {
 	_, err = c.rest.JSON(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/commands/" + url.PathEscape(string(id)), Wait: wait}, nil, &out)
 	return out, err
 }
 
-// Await waits until a command is final, for as long as wait, and returns it as it stands
-// then. It asks again in steps that the server allows, and no sooner than a second after
-// an answer that came early: the server answers at once where as many wait already as may.
-// After an error the command is returned as it was known before.
+// Await waits until a command is final, for at most wait, and returns its current state. It repeats the request in steps
+// that the server allows, at least a second after an early answer: the server answers at once if too many requests wait
+// already. After an error it returns the last known state.
 func (c *Client) Await(ctx context.Context, cmd api.Command, wait time.Duration) (api.Command, error) {
 	const most, apart = 50 * time.Second, time.Second
 	for end := time.Now().Add(wait); !cmd.State.Final(); {
@@ -104,13 +101,13 @@ func (c *Client) Await(ctx context.Context, cmd api.Command, wait time.Duration)
 	return cmd, nil
 }
 
-// Cancel takes back a queued command. Code: conflict.
+// Cancel cancels a queued command. Code: conflict.
 func (c *Client) Cancel(ctx context.Context, id watchword.CommandID) (out api.Command, err error) {
 	err = c.call(ctx, http.MethodPost, "/v1/commands/"+url.PathEscape(string(id))+"/cancel", nil, nil, &out)
 	return out, err
 }
 
-// Filter chooses commands; empty fields choose all.
+// Filter selects commands; empty fields select all.
 type Filter struct {
 	Device watchword.SubjectID
 	By     watchword.SubjectID

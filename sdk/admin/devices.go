@@ -17,20 +17,20 @@ func devicePath(id watchword.SubjectID, rest string) string {
 	return "/v1/devices/" + url.PathEscape(string(id)) + rest
 }
 
-// call asks with a JSON body (nil for none) and reads a JSON answer into out (nil: none).
+// call sends a JSON body (nil for none) and decodes a JSON response into out (nil: none).
 func (c *Client) call(ctx context.Context, method, path string, q url.Values, in, out any) error {
 	_, err := c.rest.JSON(ctx, rest.Request{Method: method, Path: path, Query: q}, in, out)
 	return err
 }
 
-// CreateDevice adds a device and returns its one-time link. ttl is the link's
-// life; 0 means 24 h. Codes: bad_request, conflict, token_too_large, denied.
+// CreateDevice adds a device and returns its one-time link. ttl is the lifetime of the link; 0 means 24 h. Codes:
+// bad_request, conflict, token_too_large, denied.
 func (c *Client) CreateDevice(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ttl time.Duration) (api.Device, error) {
 	return c.CreateDeviceWithProof(ctx, id, l, "", ttl)
 }
 
-// CreateDeviceWithProof is CreateDevice for a device that gets nothing without a proof
-// of its key, where proof is [watchword.RequireProof].
+// CreateDeviceWithProof is CreateDevice for a device that must prove its key with every request, if proof is
+// [watchword.RequireProof].
 func (c *Client) CreateDeviceWithProof(ctx context.Context, id watchword.SubjectID, l watchword.Labels, proof string, ttl time.Duration) (d api.Device, err error) {
 	in := api.CreateDeviceRequest{ID: string(id), Labels: l, Proof: proof}
 	if ttl > 0 {
@@ -40,19 +40,19 @@ func (c *Client) CreateDeviceWithProof(ctx context.Context, id watchword.Subject
 	return d, err
 }
 
-// SetProof says whether a device gets anything without a proof of its key: proof is
-// [watchword.RequireProof] or empty. Its live sessions have followed when it returns.
+// SetProof sets whether a device must prove its key with every request: proof is [watchword.RequireProof] or empty. The
+// change is effective for its live sessions when SetProof returns.
 func (c *Client) SetProof(ctx context.Context, id watchword.SubjectID, proof string) (d api.Device, err error) {
 	err = c.call(ctx, http.MethodPut, devicePath(id, "/proof"), nil, api.ProofRequest{Proof: proof}, &d)
 	return d, err
 }
 
-// RevokeToken ends one access token, and the sessions on it. Code: not_found.
+// RevokeToken revokes one access token, and ends its sessions. Code: not_found.
 func (c *Client) RevokeToken(ctx context.Context, jti string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/tokens/"+url.PathEscape(jti), nil, nil, nil)
 }
 
-// Devices calls f for each device that carries every label of sel, in order of id.
+// Devices calls f for each device that has every label of sel, sorted by ID.
 func (c *Client) Devices(ctx context.Context, sel watchword.Labels, state watchword.State, f func(api.Device) error) error {
 	q := url.Values{}
 	for k, v := range sel {
@@ -64,7 +64,7 @@ func (c *Client) Devices(ctx context.Context, sel watchword.Labels, state watchw
 	return list(ctx, c, "/v1/devices", q, func(p api.DeviceList) ([]api.Device, string) { return p.Devices, p.NextPageToken }, f)
 }
 
-// Device returns one device whole. Code: not_found.
+// Device returns all data of one device. Code: not_found.
 func (c *Client) Device(ctx context.Context, id watchword.SubjectID) (d api.Device, err error) {
 	err = c.call(ctx, http.MethodGet, devicePath(id, ""), nil, nil, &d)
 	return d, err
@@ -85,7 +85,7 @@ func (c *Client) SetLabels(ctx context.Context, id watchword.SubjectID, l watchw
 
 func etag(v int64) string { return strconv.Quote(strconv.FormatInt(v, 10)) }
 
-// Link makes a new one-time link; the old one dies. Code: conflict for an active device.
+// Link creates a new one-time link; the previous one becomes invalid. Code: conflict for an active device.
 func (c *Client) Link(ctx context.Context, id watchword.SubjectID, ttl time.Duration) (e api.Enrollment, err error) {
 	var in api.LinkRequest
 	if ttl > 0 {
@@ -95,26 +95,26 @@ func (c *Client) Link(ctx context.Context, id watchword.SubjectID, ttl time.Dura
 	return e, err
 }
 
-// Suspend, Resume and Revoke change a device's state; its live sessions have
-// followed when they return. Codes: not_found, conflict.
+// Suspend, Resume and Revoke change a device's state. The change is effective for its live sessions when they return.
+// Codes: not_found, conflict.
 func (c *Client) Suspend(ctx context.Context, id watchword.SubjectID, reason string) (d api.Device, err error) {
 	err = c.call(ctx, http.MethodPost, devicePath(id, "/suspend"), nil, api.ReasonRequest{Reason: reason}, &d)
 	return d, err
 }
 
-// Resume gives a suspended device back all it had.
+// Resume makes a suspended device active again, with its earlier keys and permissions.
 func (c *Client) Resume(ctx context.Context, id watchword.SubjectID) (d api.Device, err error) {
 	err = c.call(ctx, http.MethodPost, devicePath(id, "/resume"), nil, api.ReasonRequest{}, &d)
 	return d, err
 }
 
-// Revoke ends a device's keys permanently.
+// Revoke permanently invalidates a device's keys.
 func (c *Client) Revoke(ctx context.Context, id watchword.SubjectID, reason string) (d api.Device, err error) {
 	err = c.call(ctx, http.MethodPost, devicePath(id, "/revoke"), nil, api.ReasonRequest{Reason: reason}, &d)
 	return d, err
 }
 
-// DeleteDevice revokes a device and never frees its id again.
+// DeleteDevice revokes a device; its ID can never be used again.
 func (c *Client) DeleteDevice(ctx context.Context, id watchword.SubjectID) error {
 	return c.call(ctx, http.MethodDelete, devicePath(id, ""), nil, nil, nil)
 }
@@ -125,8 +125,8 @@ func (c *Client) Twin(ctx context.Context, id watchword.SubjectID) (t api.Twin, 
 	return t, err
 }
 
-// SetConfig replaces the wanted configuration, one JSON object. ifVersion below
-// 0 means any, 0 that none was set yet. Code: precondition_failed.
+// SetConfig replaces the desired configuration, one JSON object. ifVersion below 0 means any, 0 that none was set yet.
+// Code: precondition_failed.
 func (c *Client) SetConfig(ctx context.Context, id watchword.SubjectID, config json.RawMessage, ifVersion int64) (t api.Twin, err error) {
 	r := rest.Request{Method: http.MethodPut, Path: devicePath(id, "/config")}
 	if ifVersion >= 0 {
@@ -142,8 +142,8 @@ func (c *Client) Sessions(ctx context.Context, device watchword.SubjectID) ([]ap
 	return live, err
 }
 
-// AllSessions returns the live sessions on the node that answers, and those that MQTT
-// clients left behind, of one device or of all with an empty name.
+// AllSessions returns the live sessions on the node that answers, and the offline sessions of MQTT clients, of one device
+// or of all if device is empty.
 func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([]api.Session, []api.OfflineSession, error) {
 	live, offline := []api.Session{}, []api.OfflineSession{}
 	q := url.Values{"page_size": {"500"}}
@@ -155,7 +155,7 @@ func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([
 		if err := c.call(ctx, http.MethodGet, "/v1/sessions", q, nil, &page); err != nil {
 			return nil, nil, err
 		}
-		for _, s := range page.Sessions { // one with many subscriptions comes in parts
+		for _, s := range page.Sessions { // a session with many subscriptions is listed in parts
 			if n := len(live); n > 0 && live[n-1].ID == s.ID && live[n-1].MQTT != nil && s.MQTT != nil {
 				live[n-1].MQTT.Subscriptions = append(live[n-1].MQTT.Subscriptions, s.MQTT.Subscriptions...)
 				continue
@@ -179,7 +179,7 @@ func (c *Client) AllSessions(ctx context.Context, device watchword.SubjectID) ([
 	}
 }
 
-// CloseSession ends one live session, or one that a client left behind. Code: not_found.
+// CloseSession ends one live session, or deletes an offline one. Code: not_found.
 func (c *Client) CloseSession(ctx context.Context, id watchword.SessionID) error {
 	return c.call(ctx, http.MethodDelete, "/v1/sessions/"+url.PathEscape(string(id)), nil, nil, nil)
 }

@@ -18,7 +18,7 @@ func (c *Client) Pairings(ctx context.Context, f func(api.Pairing) error) error 
 	return list(ctx, c, "/v1/enrollments", url.Values{}, func(p api.PairingList) ([]api.Pairing, string) { return p.Pairings, p.NextPageToken }, f)
 }
 
-// Pin returns what a device checks the server's root by.
+// Pin returns the pin by which devices verify the server's root.
 func (c *Client) Pin(ctx context.Context) (string, error) {
 	var out api.PairingList
 	err := c.call(ctx, http.MethodGet, "/v1/enrollments", url.Values{"page_size": {"1"}}, nil, &out)
@@ -31,9 +31,8 @@ func (c *Client) Pairing(ctx context.Context, userCode string) (p api.Pairing, e
 	return p, err
 }
 
-// ApprovePairing makes the keys behind a user code those of a device. sign is the
-// whole thumbprint that the device shows. id empty means the device's wish; only
-// an id that is said here may be that of a device that is there already, new or
+// ApprovePairing enrolls the keys of a user code as a device. sign is the whole thumbprint that the device shows. An empty
+// id means the ID that the device requested. Only an id that is stated here may be that of an existing device, new or
 // revoked. Codes: bad_request, not_found, conflict, token_too_large.
 func (c *Client) ApprovePairing(ctx context.Context, userCode string, sign watchword.KeyID, id watchword.SubjectID, l watchword.Labels) (d api.Device, err error) {
 	in := api.ApprovePairingRequest{Sign: string(sign), ID: string(id), Labels: l}
@@ -41,7 +40,7 @@ func (c *Client) ApprovePairing(ctx context.Context, userCode string, sign watch
 	return d, err
 }
 
-// RejectPairing turns a device down. Codes: bad_request, not_found, conflict.
+// RejectPairing rejects a device's pairing. Codes: bad_request, not_found, conflict.
 func (c *Client) RejectPairing(ctx context.Context, userCode string) (p api.Pairing, err error) {
 	err = c.call(ctx, http.MethodPost, pairingPath(userCode, "/reject"), nil, nil, &p)
 	return p, err

@@ -14,14 +14,13 @@ import (
 	"github.com/watchword-iot/watchword/internal/sse"
 )
 
-// WatchWithGaps is [Client.Watch] that calls gap for what was missed, before the events that came after it.
+// WatchWithGaps is [Client.Watch], and calls gap for lost events, before the events that follow them.
 func (c *Client) WatchWithGaps(ctx context.Context, device watchword.SubjectID, stream string, opened func(), gap func(api.EventGap), f func(api.Event) error) error {
 	return c.watch(ctx, device, stream, opened, gap, f)
 }
 
-// Watch calls f for each event of a device and stream (empty: all) until ctx or
-// the stream ends. opened, if not nil, is called once the stream stands. The
-// stream is refreshed with new tokens while it lasts.
+// Watch calls f for each event of a device and stream (empty: all) until ctx or the stream ends. opened, if not nil, is
+// called once the stream is open. The stream is refreshed with new tokens.
 func (c *Client) Watch(ctx context.Context, device watchword.SubjectID, stream string, opened func(), f func(api.Event) error) error {
 	return c.watch(ctx, device, stream, opened, func(api.EventGap) {}, f)
 }
@@ -53,7 +52,7 @@ func (c *Client) watch(ctx context.Context, device watchword.SubjectID, stream s
 	})
 }
 
-// stream reads a stream, which is refreshed with new tokens while it lasts.
+// stream reads a stream and refreshes it with new tokens.
 func (c *Client) stream(ctx context.Context, path string, q url.Values, opened func(), on map[string]func(data []byte) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -63,7 +62,7 @@ func (c *Client) stream(ctx context.Context, path string, q url.Values, opened f
 	}
 	defer res.Close()
 	r := sse.NewReader(res)
-	refreshing := func() {} // ends the keeping of the session that was named last
+	refreshing := func() {} // stops refreshing the session that was named last
 	defer func() { refreshing() }()
 	for {
 		e, err := r.Next()
@@ -104,15 +103,15 @@ func (c *Client) stream(ctx context.Context, path string, q url.Values, opened f
 	}
 }
 
-// startRefreshing keeps a session until ctx ends or stop is called.
+// startRefreshing refreshes a session until ctx ends or stop is called.
 func (c *Client) startRefreshing(ctx context.Context, id watchword.SessionID, ends time.Time) (stop func()) {
 	ctx, stop = context.WithCancel(ctx)
 	go c.refreshUntil(ctx, id, ends)
 	return stop
 }
 
-// refreshUntil refreshes a session before its token ends, until ctx does. Where that
-// fails the stream's own end says why.
+// refreshUntil refreshes a session before its token expires, until ctx ends. If that fails, the end of the stream has the
+// reason.
 func (c *Client) refreshUntil(ctx context.Context, id watchword.SessionID, ends time.Time) {
 	for {
 		t := time.NewTimer(max(ends.Sub(c.opts.Now())*4/5, time.Second))
@@ -133,8 +132,7 @@ func (c *Client) refreshUntil(ctx context.Context, id watchword.SessionID, ends 
 	}
 }
 
-// RefreshSession puts the client's token of now under one of its live sessions
-// and returns when it ends.
+// RefreshSession refreshes one of the client's live sessions with its current token, and returns when the session expires.
 func (c *Client) RefreshSession(ctx context.Context, id watchword.SessionID) (time.Time, error) {
 	var out api.SessionRefresh
 	err := c.call(ctx, http.MethodPut, "/v1/self/sessions/"+url.PathEscape(string(id)), nil, nil, &out)

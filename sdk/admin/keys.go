@@ -29,32 +29,31 @@ func (c *Client) ServerKeys(ctx context.Context) (ks api.ServerKeyList, err erro
 	}
 }
 
-// RotateKey makes a role's next key; atOnce lets it sign now. Codes: not_found, conflict.
+// RotateKey creates a role's next key; with atOnce it signs immediately. Codes: not_found, conflict.
 func (c *Client) RotateKey(ctx context.Context, role string, atOnce bool) (k api.ServerKey, err error) {
 	err = c.call(ctx, http.MethodPost, "/v1/keys/"+url.PathEscape(role)+"/rotate", nil, api.RotateKeyRequest{Now: atOnce}, &k)
 	return k, err
 }
 
-// RevokeKey ends one of the server's keys. Codes: not_found, conflict.
+// RevokeKey revokes one of the server's keys. Codes: not_found, conflict.
 func (c *Client) RevokeKey(ctx context.Context, id watchword.KeyID, reason string) (k api.ServerKey, err error) {
 	err = c.call(ctx, http.MethodPost, "/v1/keys/"+url.PathEscape(string(id))+"/revoke", nil, api.ReasonRequest{Reason: reason}, &k)
 	return k, err
 }
 
-// PlanBundles lays out count trust bundles for a root that lives offline. Code: conflict.
+// PlanBundles returns count trust bundles for an offline root to sign. Code: conflict.
 func (c *Client) PlanBundles(ctx context.Context, count int) ([]api.PlannedBundle, error) {
 	var out api.PlannedBundles
 	err := c.call(ctx, http.MethodPost, "/v1/keys/bundles/plan", nil, api.PlanBundlesRequest{Count: count}, &out)
 	return out.Bundles, err
 }
 
-// ImportBundles brings back what was planned, signed. Codes: bundle_invalid,
-// key_unknown, signature_invalid, conflict.
+// ImportBundles imports signed bundles of a plan. Codes: bundle_invalid, key_unknown, signature_invalid, conflict.
 func (c *Client) ImportBundles(ctx context.Context, bundles []string) error {
 	return c.call(ctx, http.MethodPost, "/v1/keys/bundles", nil, api.ImportBundlesRequest{Bundles: bundles}, nil)
 }
 
-// TrustBundle returns the trust bundle that the server publishes, as it is.
+// TrustBundle returns the published trust bundle, unchanged.
 func (c *Client) TrustBundle(ctx context.Context) (string, error) {
 	a, err := c.rest.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
 	if err != nil {

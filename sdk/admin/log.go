@@ -15,9 +15,9 @@ import (
 	"github.com/watchword-iot/watchword/internal/rest"
 )
 
-// LogQuery chooses entries; empty fields choose all.
+// LogQuery selects entries; empty fields select all.
 type LogQuery struct {
-	Subject watchword.SubjectID // who acted, or was acted upon
+	Subject watchword.SubjectID // actor or object
 	Object  string
 	Kind    string // one kind, or a group as "device.*"
 	Cause   string // the code of a refusal, or the cause of a session's end
@@ -62,7 +62,7 @@ func (c *Client) Entries(ctx context.Context, after int64, limit int) ([]api.Ent
 	return c.FindEntries(ctx, LogQuery{After: after}, limit)
 }
 
-// FindEntries returns up to limit entries that q chooses.
+// FindEntries returns up to limit entries that q selects.
 func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]api.Entry, error) {
 	const page = 1000
 	all := []api.Entry{}
@@ -90,14 +90,13 @@ func (c *Client) FindEntries(ctx context.Context, q LogQuery, limit int) ([]api.
 	return all, nil
 }
 
-// Entry returns one entry, whole. Code: not_found.
+// Entry returns one entry with its body. Code: not_found.
 func (c *Client) Entry(ctx context.Context, seq int64) (e api.EntryDetail, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/audit/"+strconv.FormatInt(seq, 10), nil, nil, &e)
 	return e, err
 }
 
-// FollowLog calls f for each entry that q chooses as it is logged, from after
-// q.After (0: now) on, until ctx or the stream ends.
+// FollowLog calls f for each new entry that q selects, from after q.After (0: now) on, until ctx or the stream ends.
 func (c *Client) FollowLog(ctx context.Context, q LogQuery, opened func(), f func(api.Entry) error) error {
 	return c.stream(ctx, "/v1/audit", q.values(), opened, map[string]func([]byte) error{"entry": func(data []byte) error {
 		var e api.Entry
@@ -108,12 +107,11 @@ func (c *Client) FollowLog(ctx context.Context, q LogQuery, opened func(), f fun
 	}})
 }
 
-// maxExportLine is the bytes of the longest line of an export: a policy's text, twice escaped.
+// maxExportLine is the maximum size of a line of an export in bytes: a policy's text, escaped twice.
 const maxExportLine = 1 << 20
 
-// ExportLog writes the log as JSON lines: what q does not choose is there by its
-// hash alone. Codes: too_large for a line of over 1 MiB; unavailable where the export
-// breaks off, or brings nothing for 90 s.
+// ExportLog writes the log as JSON lines; entries that q does not select are written as hashes only. Codes: too_large for a
+// line of over 1 MiB; unavailable if the export breaks off, or sends nothing for 90 s.
 func (c *Client) ExportLog(ctx context.Context, q LogQuery, w io.Writer) error {
 	res, err := c.rest.Stream(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/audit/export", Query: q.values()})
 	if err != nil {
@@ -139,9 +137,8 @@ func (c *Client) Proof(ctx context.Context, seq int64) ([]byte, error) {
 	return a.Body, nil
 }
 
-// Evidence returns all that shows, under the root's public key alone, that a command
-// was ordered, handed over and answered: one file. Codes: conflict before there is a
-// receipt, not_found.
+// Evidence returns the evidence that a command was ordered, handed over and answered, as one file that can be verified with
+// the root's public key alone. Codes: conflict before there is a receipt, not_found.
 func (c *Client) Evidence(ctx context.Context, id watchword.CommandID) ([]byte, error) {
 	a, err := c.rest.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/commands/" + url.PathEscape(string(id)) + "/evidence", Max: 8 << 20})
 	if err != nil {
@@ -150,7 +147,7 @@ func (c *Client) Evidence(ctx context.Context, id watchword.CommandID) ([]byte, 
 	return a.Body, nil
 }
 
-// LogFile fetches the file at a path of the log's own address, as "checkpoint".
+// LogFile fetches the file at a path below the log's URL, as "checkpoint".
 func (c *Client) LogFile(ctx context.Context, path string) ([]byte, error) {
 	a, err := c.rest.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/log/" + path})
 	if err != nil {

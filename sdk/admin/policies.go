@@ -38,7 +38,7 @@ func (c *Client) Policy(ctx context.Context, name string) (text []byte, version 
 	return a.Body, version, err
 }
 
-// CheckPolicy finds the mistakes of a policy. Codes: policy_invalid, token_too_large.
+// CheckPolicy reports the mistakes in a policy. Codes: policy_invalid, token_too_large.
 func (c *Client) CheckPolicy(ctx context.Context, name string, text []byte) error {
 	_, err := c.rest.Do(ctx, rest.Request{
 		Method: http.MethodPost, Path: "/v1/policies/check", Query: url.Values{"name": {name}}, Type: "application/toml", Body: text,
@@ -46,9 +46,8 @@ func (c *Client) CheckPolicy(ctx context.Context, name string, text []byte) erro
 	return err
 }
 
-// ApplyPolicy puts a policy in force; live sessions have followed when it
-// returns. ifVersion below 0 means any, 0 that it must not exist. Codes:
-// policy_invalid, token_too_large, precondition_failed.
+// ApplyPolicy applies a policy, which is effective for live sessions when it returns. ifVersion below 0 means any, 0 that
+// it must not exist. Codes: policy_invalid, token_too_large, precondition_failed.
 func (c *Client) ApplyPolicy(ctx context.Context, name string, text []byte, ifVersion int64) (p api.Policy, err error) {
 	r := rest.Request{Method: http.MethodPut, Path: policyPath(name), Type: "application/toml", Body: text}
 	switch {
@@ -61,19 +60,19 @@ func (c *Client) ApplyPolicy(ctx context.Context, name string, text []byte, ifVe
 	return p, err
 }
 
-// DeletePolicy takes a policy out of force. Code: not_found.
+// DeletePolicy deletes a policy. Code: not_found.
 func (c *Client) DeletePolicy(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, policyPath(name), nil, nil, nil)
 }
 
-// Explain asks what policy says of a subject, an action and a resource. Code: not_found.
+// Explain returns policy's decision on a subject, an action and a resource. Code: not_found.
 func (c *Client) Explain(ctx context.Context, subject watchword.SubjectID, action, resource string, args json.RawMessage) (e api.Explanation, err error) {
 	in := api.ExplainRequest{Subject: subject, Action: action, Resource: resource, Args: args}
 	err = c.call(ctx, http.MethodPost, "/v1/explain", nil, in, &e)
 	return e, err
 }
 
-// Self asks who the client is, and what it may do.
+// Self returns the client's own subject and permissions.
 func (c *Client) Self(ctx context.Context) (s api.Self, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/self", nil, nil, &s)
 	return s, err

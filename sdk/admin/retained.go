@@ -10,14 +10,13 @@ import (
 	"github.com/watchword-iot/watchword/api"
 )
 
-// RetainedQuery chooses retained messages. Empty fields choose all.
+// RetainedQuery selects retained messages. Empty fields select all.
 type RetainedQuery struct {
 	Filter string              // an MQTT topic filter
-	Owner  watchword.SubjectID // who published them
+	Owner  watchword.SubjectID // the subject that published them
 }
 
-// Retained calls f with the retained messages that q chooses, in the order of their topics'
-// levels, and ends with its error.
+// Retained calls f for each retained message that q selects, sorted by the levels of their topics, and ends with f's error.
 func (c *Client) Retained(ctx context.Context, q RetainedQuery, f func(api.Retained) error) error {
 	v := url.Values{}
 	if q.Filter != "" {
@@ -40,8 +39,8 @@ func (c *Client) DeleteRetained(ctx context.Context, topic string) error {
 	return c.call(ctx, http.MethodDelete, retainedPath(topic), nil, nil, nil)
 }
 
-// retainedPath is the path of a topic's retained message. Dots are encoded too: a topic of
-// one or two is no step of a path.
+// retainedPath returns the path of a topic's retained message. Dots are encoded too, since a segment of one or two dots
+// would be removed from a path.
 func retainedPath(topic string) string {
 	return "/v1/retained/" + strings.ReplaceAll(url.PathEscape(topic), ".", "%2E")
 }

@@ -9,32 +9,30 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// inherited are the variables that a program has from the agent's environment, besides
-// those that begin with "LC_". All others, with what may be secret in them, it has only
-// where the functions file says so.
+// inherited are the variables of the agent's environment that every program gets, besides those that begin with "LC_". All
+// others, which may be secret, must be named in the functions file.
 var inherited = map[string]bool{
 	"PATH": true, "HOME": true, "USER": true, "LOGNAME": true, "SHELL": true,
 	"LANG": true, "LANGUAGE": true, "TZ": true, "TMPDIR": true, "XDG_RUNTIME_DIR": true,
 }
 
-// inheritedWindows are those without which programs of Windows do not run.
+// inheritedWindows are the variables without which Windows programs do not run.
 var inheritedWindows = map[string]bool{
 	"SYSTEMROOT": true, "SYSTEMDRIVE": true, "WINDIR": true, "COMSPEC": true, "PATHEXT": true, "TEMP": true, "TMP": true,
 	"USERPROFILE": true, "USERNAME": true, "PROGRAMDATA": true, "PROGRAMFILES": true, "APPDATA": true, "LOCALAPPDATA": true,
 }
 
-// defaultPath is a program's PATH where the agent has none.
+// defaultPath is a program's PATH if the agent has none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// runMark is the variable that marks the processes of one run.
+// runMark is the variable that identifies the processes of one run.
 const runMark = "WATCHWORD_RUN"
 
-// reservedPrefix begins the variables that are the agent's to set.
+// reservedPrefix is the prefix of the variables that only the agent sets.
 const reservedPrefix = "WATCHWORD_"
 
-// environment is the whole environment of a program: the stated variables of the agent,
-// those that the function passes on, those that it sets, and the command's. A later one
-// replaces an earlier one of the same name ([os/exec.Cmd]).
+// environment returns the environment of a program: the inherited variables of the agent, those that the function passes
+// on, those that it sets, and those of the command. A later one replaces an earlier one of the same name ([os/exec.Cmd]).
 func environment(f Function, c *device.Command, mark string) []string {
 	var env []string
 	if runtime.GOOS != "windows" {
@@ -58,7 +56,7 @@ func environment(f Function, c *device.Command, mark string) []string {
 		runMark+"="+mark)
 }
 
-// validVariable reports whether a function may name a variable so.
+// validVariable reports whether a function may set or pass on a variable of this name.
 func validVariable(name string) bool {
 	return name != "" && !strings.ContainsAny(name, "=\x00") && !strings.HasPrefix(name, reservedPrefix)
 }

@@ -14,19 +14,19 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// Function is a function of the device that a program carries out. The arguments go to the program's
-// standard input as one JSON object without a newline.
+// Function is a function of the device that a program implements. The program reads the arguments from standard input, as
+// one JSON object without a newline.
 type Function struct {
 	Name    string
 	Run     []string          // the program, looked up in PATH if its name is bare, and its arguments
-	Timeout time.Duration     // then all that the program started is killed
-	Grace   time.Duration     // how long the program may go on after SIGTERM, when the agent ends; 0 is not at all
-	Env     map[string]string // variables that it has besides those of the agent
-	Pass    []string          // names of variables of the agent that it has too
+	Timeout time.Duration     // maximum time of the program; then all its processes are killed
+	Grace   time.Duration     // time for which the program may go on after SIGTERM, when the agent ends; 0: none
+	Env     map[string]string // additional environment variables
+	Pass    []string          // names of variables of the agent that are passed on
 	Schema  []byte            // JSON Schema of the arguments, or nil
 }
 
-// The values for a function that names none.
+// Defaults and limits of a function.
 const (
 	DefaultTimeout = 30 * time.Second
 	DefaultGrace   = 5 * time.Second
@@ -37,9 +37,9 @@ const (
 	maxGrace   = 15 * time.Second // device.Run waits 20 s for a handler
 )
 
-// Check looks up the program, and returns the function with the program's path in the place of its name. The owner of the
-// program must be trusted: who can write to it decides what the device does. Codes: config_invalid, with what is wrong;
-// file_untrusted.
+// Check looks up the program, and returns the function with the program's path instead of its name. The owner of the
+// program must be trusted, since whoever can write to it determines what the device does. Codes: config_invalid, with the
+// reason; file_untrusted.
 func (f Function) Check() (Function, error) {
 	wrong := func(format string, a ...any) error {
 		return watchword.Refuse(watchword.ConfigInvalid, format, a...)
@@ -80,23 +80,23 @@ func (f Function) Check() (Function, error) {
 	return f, nil
 }
 
-// Options is what [Register] may be told. Its zero value works.
+// Options are the options of [Register]. The zero value is ready to use.
 type Options struct {
-	// Dedicated says that this process starts no other processes than the programs of one
-	// device, so that on Linux each child that it has while a program runs is the program's:
-	// it becomes the parent of its descendants' orphans, and kills them with the program.
+	// Dedicated states that this process starts no other processes than the programs of one device. On Linux the process
+	// then becomes the parent of its descendants' orphans, treats each child as the program's while one runs, and kills
+	// them with the program.
 	Dedicated bool
-	// Log is told of processes that could not be killed; nil is [slog.Default].
+	// Log logs processes that could not be killed; nil is [slog.Default].
 	Log *slog.Logger
 }
 
 type runner struct {
 	opts     Options
-	noCgroup bool // do as where no control group can be made
+	noCgroup bool // behave as if no control group can be created
 }
 
-// Register makes the programs of fs, which were checked ([Function.Check]), the device's functions. Where programs have control
-// groups (Linux), it ends those that an agent before left when it was killed.
+// Register registers the programs of fs, which must have passed [Function.Check], as the device's functions. If programs
+// have control groups (Linux), it kills programs that an earlier agent left when it was killed.
 func Register(d *device.Device, fs []Function, o Options) {
 	r := newRunner(o)
 	sweepCgroups()

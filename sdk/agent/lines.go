@@ -17,25 +17,23 @@ import (
 )
 
 const (
-	lineRetryMin = 500 * time.Millisecond // the first pause of a line, or of a read, that is tried again
-	lineRetryMax = time.Minute            // the longest, unless the server asks for more
-	faultTries   = 5                      // of a line that the server answers with an error of its own
-	lineReports  = 20                     // lines that are reported as passed over in each second
+	lineRetryMin = 500 * time.Millisecond // first pause before a line, or a read, is tried again
+	lineRetryMax = time.Minute            // longest pause, unless the server states a longer one
+	faultTries   = 5                      // attempts for a line that the server answers with internal
+	lineReports  = 20                     // skipped lines that are reported in each second
 )
 
-// Lines publishes each line of r in order, until r ends or ctx does: as JSON
-// ([json.RawMessage]) where it is JSON, else as a JSON string (string) of all its
-// characters, and as bytes ([]byte) where it is not UTF-8. A line ends with "\n" or "\r\n";
-// lines of white space alone are passed over. It holds one line at a time.
+// Lines publishes each line of r in order, until r ends or ctx does: as JSON ([json.RawMessage]) if it is JSON, else as a
+// JSON string (string) of all its characters, and as bytes ([]byte) if it is not UTF-8. A line ends with "\n" or "\r\n";
+// lines of white space are skipped. Lines holds one line at a time.
 //
-// A line over 32 KiB, and one that publish refuses for what it is or where it goes (denied,
-// bad_request, too_large and the like), is passed over; one that publish cannot bring through
-// now (unavailable, rate_limited, no session) is tried again after a pause that grows to a minute, and
-// r is not read meanwhile: it may be published twice where an answer was lost. After five answers of
-// internal it is passed over. An error of reading is no end: it is tried again too.
+// It skips a line over 32 KiB, and a line that publish refuses because of its content or topic (denied, bad_request,
+// too_large and the like). A line that publish cannot send now (unavailable, rate_limited, no session) is tried again after
+// a pause that grows to a minute, and r is not read meanwhile; such a line may be published twice if an answer was lost.
+// After five answers with internal it is skipped. A read error does not end Lines: the read is tried again too.
 //
-// log is told of each such line with its number, from 1, its length in bytes and the code, of at most 20
-// that are passed over in a second, and of how many more.
+// Each such line is logged with its number, from 1, its length in bytes and the code; of skipped lines at most 20 a second,
+// and the number of the others.
 //
 // The error is nil at the end of r and of ctx; else r was closed ([os.ErrClosed]).
 func Lines(ctx context.Context, r io.Reader, publish func(ctx context.Context, v any) error, log *slog.Logger) error {
@@ -49,7 +47,7 @@ func Lines(ctx context.Context, r io.Reader, publish func(ctx context.Context, v
 		case err == nil || errors.Is(err, io.EOF):
 			l.send(ctx, line)
 		case size > 0:
-			l.skip(size, err) // nobody knows what was lost
+			l.skip(size, err) // the length of the lost input is unknown
 		}
 		switch {
 		case err == nil:
@@ -67,20 +65,20 @@ func Lines(ctx context.Context, r io.Reader, publish func(ctx context.Context, v
 	return nil
 }
 
-// lineReader is one call of Lines.
+// lineReader is the state of one call of Lines.
 type lineReader struct {
 	r       *bufio.Reader
 	publish func(context.Context, any) error
 	log     *slog.Logger
 	number  int64 // of the line that was read last
 
-	second     time.Time // in which reported were
+	second     time.Time // the second that reported counts
 	reported   int
-	unreported int64 // passed over since the last that was told
+	unreported int64 // skipped since the last report
 }
 
-// next reads a line, without its end. size is its length; of a line over MaxDocument line
-// is nil. An error comes with what was read before it.
+// next reads a line, without its end. size is its length; for a line over MaxDocument line is nil. An error is returned
+// together with the bytes that were read before it.
 func (l *lineReader) next() (line []byte, size int64, err error) {
 	l.number++
 	line, err = l.r.ReadSlice('\n')
@@ -103,7 +101,7 @@ func cutEnd(line []byte) []byte {
 	return line
 }
 
-// send publishes a line, as often as it takes.
+// send publishes a line, and repeats it as long as necessary.
 func (l *lineReader) send(ctx context.Context, line []byte) {
 	var v any
 	trimmed := bytes.TrimSpace(line)
@@ -149,9 +147,8 @@ func (l *lineReader) skip(size int64, err error) {
 	l.unreported = 0
 }
 
-// isLineError reports whether an error of publishing is about what was published, or where:
-// the same line would meet it again, and the next one may not. All other errors are about the
-// device, its session or the server.
+// isLineError reports whether an error of publishing concerns the content or topic of the line: the same line would fail
+// again, and the next one may not. All other errors concern the device, its session or the server.
 func isLineError(err error) bool {
 	switch watchword.CodeOf(err) {
 	case watchword.BadRequest, watchword.TooLarge, watchword.UnsupportedMediaType, watchword.MethodNotAllowed, watchword.NotFound,
@@ -161,15 +158,15 @@ func isLineError(err error) bool {
 	return false
 }
 
-// isUnexpected reports whether an error is one that nobody foresaw. A deadline was.
+// isUnexpected reports whether an error has no code. An expired deadline is an expected error.
 func isUnexpected(err error) bool {
 	return watchword.CodeOf(err) == watchword.Internal && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// retryDelay grow after each error; no two are alike.
+// retryDelay is a randomized pause that grows after each error.
 type retryDelay struct{ last time.Duration }
 
-// next is the next pause: at least what the server asks for.
+// next returns the next pause: at least the one that the server states.
 func (p *retryDelay) next(err error) time.Duration {
 	p.last = min(max(2*p.last, lineRetryMin), lineRetryMax)
 	pause := p.last/2 + rand.N(p.last/2)
@@ -179,7 +176,7 @@ func (p *retryDelay) next(err error) time.Duration {
 	return pause
 }
 
-// sleep returns early where ctx ends.
+// sleep waits for d. It returns early if ctx ends.
 func sleep(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()

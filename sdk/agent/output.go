@@ -10,16 +10,16 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// maxOutput is how much of a program's output goes into the receipt, in bytes.
+// maxOutput is the maximum size of a program's output in the receipt, in bytes.
 const maxOutput = 16 << 10
 
-// outputBuffer keeps the first maxOutput bytes of what is written and counts the rest.
+// outputBuffer stores the first maxOutput bytes and counts the rest.
 type outputBuffer struct {
-	head    bytes.Buffer // a field: embedded, its ReadFrom would take everything
+	head    bytes.Buffer // a field: an embedded Buffer would add ReadFrom, which stores everything
 	dropped int
 }
 
-// Write never fails: a program that prints too much must not be ended by SIGPIPE.
+// Write never fails: otherwise SIGPIPE would end a program that prints too much.
 func (o *outputBuffer) Write(b []byte) (int, error) {
 	keep := min(len(b), maxOutput-o.head.Len())
 	o.head.Write(b[:keep])
@@ -27,12 +27,12 @@ func (o *outputBuffer) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// text is what was kept, with U+FFFD for what is not UTF-8: for the detail of a failure.
+// text returns the stored output, with U+FFFD for invalid UTF-8: for the detail of a failure.
 func (o *outputBuffer) text() string { return strings.ToValidUTF8(o.head.String(), "\uFFFD") }
 
-// result is what was printed, as it is if it is JSON, else as {"output": TEXT}. What is
-// not UTF-8, and text that would be too long in JSON, is {"output_base64": BYTES} (RFC 4648
-// §4), so that no byte changes. Bytes that were not kept are counted as "left_out".
+// result returns the output, unchanged if it is JSON, else as {"output": TEXT}. Output that is not UTF-8, and text that
+// would be too long in JSON, is {"output_base64": BYTES} (RFC 4648 §4), so that no byte changes. "left_out" is the number
+// of bytes that were not stored.
 func (o *outputBuffer) result() any {
 	b := o.head.Bytes()
 	left := o.dropped

@@ -15,26 +15,24 @@ import (
 )
 
 const (
-	// drainTimeout is how long after a program's end its output is still read: it may be
-	// held open by a process that could not be killed.
+	// drainTimeout is how long output is read after the end of a program: a process that could not be killed may hold the
+	// pipe open.
 	drainTimeout = 2 * time.Second
-	// killTimeout is how long processes that were sent SIGKILL are awaited. One that waits for
-	// a device in the kernel does not end before that does.
+	// killTimeout is how long to wait for the end of processes that were sent SIGKILL. A process that waits for a device in
+	// the kernel ends only after that.
 	killTimeout = 10 * time.Second
-	// managerTimeout is how long an end by SIGTERM waits for the end of the agent itself: a
-	// service manager sends SIGTERM to both, in no order.
+	// managerTimeout is how long to wait for the end of the agent after a program ended by SIGTERM: a service manager sends
+	// SIGTERM to both, in any order.
 	managerTimeout = time.Second
 )
 
-// execute runs the program. Exit status 0 is done, with what it printed as the
-// result (see output.result). Any other status is a failure exit_N, with what it printed
-// on standard error.
+// execute runs the program. Exit status 0 is done, with the output as the result (see output.result). Any other status is a
+// failure exit_N, with the standard error output.
 //
-// When the program has ended, what it started and left running is killed. Past the
-// timeout all of it is killed at once: a failure with code timeout. When ctx ends, the
-// program gets SIGTERM, and all of it is killed after the grace. The error is then none of
-// [device.Fail], so the command is interrupted ([device.Handler]), unless the program has
-// ended with status 0.
+// When the program has ended, the processes that it left running are killed. After the timeout all its processes are killed
+// at once: a failure with code timeout. When ctx ends, the program gets SIGTERM, and all its processes are killed after the
+// grace period. The error is then not one of [device.Fail], so the command is interrupted ([device.Handler]), unless the
+// program has ended with status 0.
 func (r *runner) execute(ctx context.Context, f Function, c *device.Command) (any, error) {
 	if ctx.Err() != nil {
 		return nil, errors.New("the program was not started")
@@ -68,25 +66,25 @@ func (r *runner) execute(ctx context.Context, f Function, c *device.Command) (an
 	return p.stdout.result(), nil
 }
 
-// program is one that runs.
+// program is a running program.
 type program struct {
 	tree           *tree
 	exited         chan error // what [exec.Cmd.Wait] returned
-	stdin          *os.File   // our ends
+	stdin          *os.File   // the agent's ends of the pipes
 	readers        [2]*os.File
 	copied         chan struct{} // twice, once for each reader
 	stdout, stderr outputBuffer
 }
 
-// start starts the program in a tree of its own. It copies by itself, since [exec.Cmd]
-// would await the end of its output before it says that the program has ended.
+// start starts the program in a process tree of its own. It copies the output itself, since [exec.Cmd] would wait for the
+// end of the output before it reports the end of the program.
 func (r *runner) start(f Function, c *device.Command) (*program, error) {
 	p := &program{exited: make(chan error, 1), copied: make(chan struct{}, 2)}
 	var theirs []*os.File
 	var err error
 	defer func() {
 		for _, file := range theirs {
-			_ = file.Close() // the program has its own, or there is none
+			_ = file.Close() // the program has its own descriptor, or was not started
 		}
 		if err != nil {
 			for _, file := range []*os.File{p.stdin, p.readers[0], p.readers[1]} {
@@ -137,26 +135,25 @@ func (r *runner) start(f Function, c *device.Command) (*program, error) {
 	}()
 	for i, to := range []*outputBuffer{&p.stdout, &p.stderr} {
 		go func() {
-			_, _ = io.Copy(to, p.readers[i]) // what was read until an error counts
+			_, _ = io.Copy(to, p.readers[i]) // the output before an error is used
 			p.copied <- struct{}{}
 		}()
 	}
 	return p, nil
 }
 
-// exitCause is how a program came to its end.
+// exitCause is the reason for which a program ended.
 type exitCause int
 
 const (
 	exitedItself exitCause = iota
 	exitedTimeout
-	exitedStopped // the agent's end came first
+	exitedStopped // because the agent ends
 )
 
 var errUnkillable = errors.New("the program does not end after SIGKILL")
 
-// wait waits for the program's end and brings it about where it must. The error is that
-// of [exec.Cmd.Wait].
+// wait waits for the end of the program, and ends it if necessary. The error is that of [exec.Cmd.Wait].
 func (p *program) wait(ctx context.Context, f Function) (exitCause, error) {
 	timeout := time.NewTimer(f.Timeout)
 	defer timeout.Stop()
@@ -187,9 +184,9 @@ func (p *program) wait(ctx context.Context, f Function) (exitCause, error) {
 	return exitedStopped, p.killed()
 }
 
-// killed kills all of the program and returns how it ended.
+// killed kills all processes of the program and returns how it ended.
 func (p *program) killed() error {
-	_ = p.tree.kill() // the caller kills again what is left, and says so
+	_ = p.tree.kill() // the caller kills the remaining ones again, and logs it
 	select {
 	case err := <-p.exited:
 		return err
@@ -203,7 +200,7 @@ func (p *program) killed() error {
 func (p *program) drain() {
 	late := time.AfterFunc(drainTimeout, func() {
 		for _, r := range p.readers {
-			_ = r.Close() // ends the copying; what holds the other end gets SIGPIPE
+			_ = r.Close() // ends the copying; a writer at the other end gets SIGPIPE
 		}
 	})
 	defer late.Stop()
@@ -212,6 +209,6 @@ func (p *program) drain() {
 		<-p.copied
 	}
 	for _, r := range p.readers {
-		_ = r.Close() // nothing is lost: all was read
+		_ = r.Close() // all was read
 	}
 }

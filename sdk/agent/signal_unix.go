@@ -8,8 +8,7 @@ import (
 	"syscall"
 )
 
-// endedBySIGTERM reports whether a program was ended by SIGTERM, or says so by the status
-// that shells have for it.
+// endedBySIGTERM reports whether a program was ended by SIGTERM, or has the exit status that shells use for it.
 func endedBySIGTERM(err error) bool {
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	if !ok {

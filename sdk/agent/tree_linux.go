@@ -33,12 +33,12 @@ type tree struct {
 	folder *os.File // of cgroup
 
 	pid   int
-	start uint64 // when the program started, in the kernel's ticks; 0 where /proc cannot be read
+	start uint64 // start time of the program, in kernel ticks; 0 if /proc cannot be read
 	stop  chan struct{}
 	swept sync.WaitGroup
 }
 
-// sweepEvery is how often a dedicated process collects orphans that ended.
+// sweepEvery is the interval at which a dedicated process reaps orphans.
 const sweepEvery = 5 * time.Second
 
 func newTree(o runner, mark string) *tree {
@@ -49,7 +49,7 @@ func newTree(o runner, mark string) *tree {
 	return t
 }
 
-// makeCgroup makes a group below the agent's own. Without it the other ways are left.
+// makeCgroup creates a group below the agent's own. If it fails, the other methods are used.
 func (t *tree) makeCgroup() {
 	own, err := ownCgroup()
 	if err != nil {
@@ -72,13 +72,13 @@ func (t *tree) makeCgroup() {
 // process follows.
 const cgroupPrefix = "watchword-"
 
-// sweepCgroups ends the programs of agents that were killed, and removes their groups.
+// sweepCgroups kills the programs of agents that were killed, and removes their groups.
 func sweepCgroups() {
 	own, err := ownCgroup()
 	if err != nil {
 		return
 	}
-	groups, _ := filepath.Glob(filepath.Join(own, cgroupPrefix+"*")) // the pattern is a good one
+	groups, _ := filepath.Glob(filepath.Join(own, cgroupPrefix+"*")) // the pattern is valid
 	for _, dir := range groups {
 		name := strings.TrimPrefix(filepath.Base(dir), cgroupPrefix)
 		number, _, _ := strings.Cut(name, "-")
@@ -87,17 +87,17 @@ func sweepCgroups() {
 			continue // the agent runs
 		}
 		t := &tree{cgroup: dir}
-		_ = t.kill() // what cannot be killed keeps its group
+		_ = t.kill() // the group of a process that cannot be killed stays
 		t.dropCgroup()
 	}
 }
 
 func (t *tree) dropCgroup() {
 	if t.folder != nil {
-		_ = t.folder.Close() // nothing was written
+		_ = t.folder.Close() // it was only read
 	}
 	if t.cgroup != "" {
-		_ = os.Remove(t.cgroup) // it stays where a process does that cannot be killed
+		_ = os.Remove(t.cgroup) // it stays if it has a process that cannot be killed
 	}
 	t.folder, t.cgroup = nil, ""
 }
@@ -115,8 +115,8 @@ func (t *tree) attach(cmd *exec.Cmd) {
 	}
 }
 
-// withoutCgroup gives the control group up, after an error of the start: the kernel or a
-// container may forbid to start a process in it. It reports whether there was one.
+// withoutCgroup discards the control group after a start failed: the kernel or a container may forbid starting a process in
+// it. It reports whether there was one.
 func (t *tree) withoutCgroup() bool {
 	existed := t.cgroup != ""
 	t.dropCgroup()
@@ -146,11 +146,10 @@ func (t *tree) started(pid int) {
 	})
 }
 
-// terminate sends SIGTERM to the program's process group: what left it has no part in
-// an orderly end.
+// terminate sends SIGTERM to the program's process group; processes outside of it are only killed.
 func (t *tree) terminate() { _ = syscall.Kill(-t.pid, syscall.SIGTERM) } // it may have ended
 
-// kill kills all, again and again until none is left, in two looks where there is no control group, for
+// kill kills all processes repeatedly until none is left (without a control group: until two checks find none), for
 // killLimit at most.
 func (t *tree) kill() error {
 	if t.stop != nil {
@@ -164,8 +163,8 @@ func (t *tree) kill() error {
 		if none++; err != nil || left > 0 {
 			none = 0
 		}
-		// Of /proc one look is not enough: in the middle of execve(2) a process has no environment, and one
-		// that is born while it is read is missed where its parent ends meanwhile.
+		// One check of /proc is not enough: during execve(2) a process has no environment, and a process that is created
+		// while /proc is read is missed if its parent ends meanwhile.
 		if none > 1 || none == 1 && t.cgroup != "" {
 			return nil
 		}
@@ -176,14 +175,14 @@ func (t *tree) kill() error {
 	}
 }
 
-// killOnce sends SIGKILL to all that are there, and returns how many were.
+// killOnce sends SIGKILL to all processes of the program, and returns their number.
 func (t *tree) killOnce() (int, error) {
 	if t.pid > 0 {
 		_ = syscall.Kill(-t.pid, syscall.SIGKILL) // it may have ended
 	}
 	if t.cgroup != "" {
 		if err := os.WriteFile(filepath.Join(t.cgroup, "cgroup.kill"), []byte("1"), 0); errors.Is(err, fs.ErrNotExist) {
-			return 0, nil // somebody removed it: it was empty
+			return 0, nil // it was removed, so it was empty
 		} else if err != nil {
 			return 1, err
 		}
@@ -204,9 +203,9 @@ func (t *tree) killOnce() (int, error) {
 	return len(mine), nil
 }
 
-// running returns those of all that are the program's and have not ended.
+// running returns the processes in all that belong to the program and have not ended.
 func (t *tree) running(all map[int]process) []process {
-	if t.start == 0 { // the program had ended before it was looked at, or there is no /proc
+	if t.start == 0 { // the program had ended before it was examined, or there is no /proc
 		return nil
 	}
 	self := os.Getpid()
@@ -216,7 +215,7 @@ func (t *tree) running(all map[int]process) []process {
 		if v, ok := known[p.pid]; ok || depth > len(all) {
 			return v
 		}
-		known[p.pid] = false // for a ring, which a snapshot of numbers used twice may show
+		known[p.pid] = false // ends a cycle
 		v := p.pid == t.pid || p.group == t.pid || p.session == t.pid || t.dedicated && p.parent == self
 		if parent, ok := all[p.parent]; !v && ok && p.parent != self {
 			v = is(parent, depth+1)

@@ -9,26 +9,26 @@ import (
 	"time"
 )
 
-// conn is one connection of a device, that may be bad.
+// conn is one connection of a device. It may be slow, stall or break.
 type conn struct {
 	net.Conn
 	dev       *simDevice
 	mqtt      bool
 	slow      bool
-	stalled   atomic.Bool // nothing goes through, either way
+	stalled   atomic.Bool // no data passes in either direction
 	closed    chan struct{}
 	once      sync.Once
 	resetOnce sync.Once
 }
 
-// The fates of bad lines, of a hundred.
+// Percentages of lossy connections that are slow or stall; the others break at once.
 const (
 	slowPercent  = 20 // carry a few bytes at a time, until they break
-	stallPercent = 30 // go dead, and break a while later
+	stallPercent = 30 // stall, and break later
 	maxStall     = 20 * time.Second
 )
 
-// dial makes the device's connections.
+// dial opens a connection of the device.
 func (sd *simDevice) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	nc, err := (&net.Dialer{}).DialContext(ctx, network, address)
 	if err != nil {
@@ -36,13 +36,13 @@ func (sd *simDevice) dial(ctx context.Context, network, address string) (net.Con
 	}
 	l := &conn{Conn: nc, dev: sd, mqtt: address == sd.mqttAddress(), closed: make(chan struct{})}
 	sd.connOpened(l)
-	if sd.lossy && sd.id() != "" && sd.fleet.breaking.Load() { // devices enroll where lines are good
+	if sd.lossy && sd.id() != "" && sd.fleet.breaking.Load() { // devices enroll over reliable connections
 		l.scheduleFailure(sd.random)
 	}
 	return l, nil
 }
 
-// scheduleFailure decides on the end of a bad line.
+// scheduleFailure chooses how and when a lossy connection fails.
 func (c *conn) scheduleFailure(chance func(func(*rand.Rand))) {
 	var life, silence time.Duration
 	fate := 0
@@ -66,7 +66,7 @@ func (c *conn) scheduleFailure(chance func(func(*rand.Rand))) {
 		}
 		if silent {
 			if c.stalled.Store(true); !c.dev.fleet.breaking.Load() {
-				c.reset() // no line is dead at the end
+				c.reset() // no connection is stalled at the end of the run
 				return
 			}
 			if !c.waitOpen(silence) {
@@ -77,7 +77,7 @@ func (c *conn) scheduleFailure(chance func(func(*rand.Rand))) {
 	}()
 }
 
-// waitOpen waits, and reports false where somebody closed the line meanwhile.
+// waitOpen waits for d, and returns false if the connection was closed meanwhile.
 func (c *conn) waitOpen(d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -89,14 +89,14 @@ func (c *conn) waitOpen(d time.Duration) bool {
 	}
 }
 
-// breakConn is snap, as long as lines may break.
+// breakConn calls reset, while the run still breaks connections.
 func (c *conn) breakConn() {
 	if c.dev.fleet.breaking.Load() {
 		c.reset()
 	}
 }
 
-// reset breaks the line as a power cut does: without a word.
+// reset breaks the connection as a power cut does: without closing it in the protocol.
 func (c *conn) reset() {
 	c.resetOnce.Do(func() {
 		if c.mqtt {
@@ -104,12 +104,12 @@ func (c *conn) reset() {
 		}
 	})
 	if tc, ok := c.Conn.(*net.TCPConn); ok {
-		_ = tc.SetLinger(0) // the other side hears of it at once, or never: both are true to life
+		_ = tc.SetLinger(0) // the peer may see the reset at once or never; both happen in practice
 	}
 	_ = c.Close()
 }
 
-// Close is also called by whoever uses the line.
+// Close closes the connection. The user of the connection calls it too.
 func (c *conn) Close() error {
 	c.once.Do(func() {
 		close(c.closed)
@@ -118,7 +118,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// Read gives nothing of what comes over a dead line.
+// Read returns no data of a stalled connection.
 func (c *conn) Read(b []byte) (int, error) {
 	if c.slow && len(b) > slowBytes {
 		b = b[:slowBytes]
@@ -134,13 +134,13 @@ func (c *conn) Read(b []byte) (int, error) {
 	}
 }
 
-// A slow line carries so many bytes at a time, and so seldom: some 50 kB a second.
+// A slow connection carries this many bytes at these intervals: some 50 kB a second.
 const (
 	slowBytes = 256
 	slowPause = 5 * time.Millisecond
 )
 
-// Write takes what goes nowhere over a dead line.
+// Write discards the data of a stalled connection.
 func (c *conn) Write(b []byte) (n int, err error) {
 	if c.stalled.Load() {
 		return len(b), nil

@@ -16,19 +16,19 @@ import (
 type simDevice struct {
 	fleet  *fleet
 	number int
-	lossy  bool // its lines are
+	lossy  bool // its connections are lossy
 
 	mu           sync.Mutex
 	dev          *device.Device // nil until it is enrolled
 	conns        map[*conn]struct{}
-	mqttConn     *conn     // for MQTT, while there is one
-	transport    string    // "mqtt", "https", or "" while it is neither
-	offlineSince time.Time // since when it has been without a line that was broken
-	storm        *storm    // it has not come back from
-	ended        bool      // it will not come back
+	mqttConn     *conn     // the current MQTT connection, or nil
+	transport    string    // "mqtt", "https", or "" if it has no connection
+	offlineSince time.Time // time since which it has had no unbroken connection
+	storm        *storm    // the storm from which it has not reconnected yet
+	ended        bool      // it will not reconnect
 }
 
-// run is the device's life, from its place in the ramp on.
+// run runs the device, from its time in the ramp on.
 func (sd *simDevice) run(ctx context.Context) error {
 	f := sd.fleet
 	if !sleep(ctx, time.Duration(int64(f.plan.Ramp)*int64(sd.number)/int64(f.plan.Devices))) {
@@ -58,7 +58,7 @@ func (sd *simDevice) run(ctx context.Context) error {
 	return d.Close()
 }
 
-// sendEvents sends the device's events, each at its time.
+// sendEvents sends the device's events, each at its scheduled time.
 func (sd *simDevice) sendEvents(ctx context.Context) {
 	f := sd.fleet
 	if f.plan.EventRate == 0 {
@@ -94,7 +94,7 @@ func (sd *simDevice) sendEvents(ctx context.Context) {
 	}
 }
 
-// random lets f draw from the run's random numbers.
+// random calls f with the run's random number generator.
 func (sd *simDevice) random(f func(*rand.Rand)) {
 	sd.fleet.randomMu.Lock()
 	defer sd.fleet.randomMu.Unlock()
@@ -125,7 +125,7 @@ func (sd *simDevice) currentTransport() string {
 	return sd.transport
 }
 
-// connOpened is told of each line.
+// connOpened is called for each new connection.
 func (sd *simDevice) connOpened(l *conn) {
 	sd.mu.Lock()
 	defer sd.mu.Unlock()
@@ -139,7 +139,7 @@ func (sd *simDevice) connOpened(l *conn) {
 	}
 }
 
-// stalledConns returns the device's lines that nothing goes through.
+// stalledConns returns the device's stalled connections.
 func (sd *simDevice) stalledConns() (out []*conn) {
 	sd.mu.Lock()
 	defer sd.mu.Unlock()
@@ -151,7 +151,7 @@ func (sd *simDevice) stalledConns() (out []*conn) {
 	return out
 }
 
-// connClosed is told of the end of each line, whoever ended it.
+// connClosed is called when a connection was closed by either side.
 func (sd *simDevice) connClosed(l *conn) {
 	sd.mu.Lock()
 	defer sd.mu.Unlock()
@@ -161,7 +161,7 @@ func (sd *simDevice) connClosed(l *conn) {
 	}
 }
 
-// connBroken is told of the end of a line that the simulation ended.
+// connBroken is called when the simulation has broken a connection.
 func (sd *simDevice) connBroken(l *conn) {
 	sd.fleet.broken.Add(1)
 	if l.stalled.Load() {
@@ -174,7 +174,7 @@ func (sd *simDevice) connBroken(l *conn) {
 	}
 }
 
-// hitByStorm returns the line of a device that a storm hits, nil where there is none.
+// hitByStorm returns the connection of the device that a storm breaks, nil if it has none.
 func (sd *simDevice) hitByStorm(s *storm) *conn {
 	sd.mu.Lock()
 	defer sd.mu.Unlock()
@@ -185,10 +185,10 @@ func (sd *simDevice) hitByStorm(s *storm) *conn {
 	return sd.mqttConn
 }
 
-// connected is the device's word.
+// connected is called by the SDK when the device has connected.
 func (sd *simDevice) connected(over string) {
 	sd.mu.Lock()
-	if over == "mqtt" && sd.mqttConn == nil { // it broke just now
+	if over == "mqtt" && sd.mqttConn == nil { // it was broken at this moment
 		sd.mu.Unlock()
 		return
 	}
@@ -208,7 +208,7 @@ func (sd *simDevice) connected(over string) {
 	}
 }
 
-// giveUp counts a device that will not come back, once; the others go on.
+// giveUp counts once a device that will not reconnect; the other devices go on.
 func (sd *simDevice) giveUp(err error) {
 	sd.mu.Lock()
 	first := !sd.ended

@@ -15,16 +15,16 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// The bounds of a run.
+// Limits of a run.
 const (
 	maxEnrolling     = 16
 	maxCommands      = 1024
-	maxStorms        = 1000             // that a report lists
-	reconnectTimeout = 90 * time.Second // for all to be back at the end: a device waits for up to a minute
-	maxBacklog       = 10               // events that a device may be late with before it leaves some out
+	maxStorms        = 1000             // in a report
+	reconnectTimeout = 90 * time.Second // for all devices to reconnect at the end: a device waits for up to a minute
+	maxBacklog       = 10               // events that a device may be late with before it skips some
 )
 
-// fleet is a run.
+// fleet is the state of a run.
 type fleet struct {
 	plan    Plan
 	hooks   Hooks
@@ -32,8 +32,8 @@ type fleet struct {
 	devices []*simDevice
 
 	enrolling  chan struct{}
-	breaking   atomic.Bool  // lines may still break
-	sendTime   atomic.Int64 // how long events and commands were sent, once that is over
+	breaking   atomic.Bool  // connections may still be broken
+	sendTime   atomic.Int64 // duration for which events and commands were sent, once that has ended
 	begun      atomic.Int64
 	enrolled   atomic.Int64
 	made       atomic.Int64
@@ -47,10 +47,10 @@ type fleet struct {
 
 	mu             sync.Mutex
 	storms         []Storm
-	returnedSignal chan struct{} // has a word in it after a device was back
-	random         *rand.Rand    // under chance
+	returnedSignal chan struct{} // has a token after a device has reconnected
+	random         *rand.Rand    // guarded by chance
 	randomMu       sync.Mutex
-	orders         sync.WaitGroup // under way
+	orders         sync.WaitGroup // in progress
 }
 
 type opStats struct {
@@ -59,16 +59,15 @@ type opStats struct {
 	refused codeCounter
 }
 
-// storm is a break of all lines, until all are back.
+// storm is a simultaneous break of all connections, until all devices have reconnected.
 type storm struct {
-	number  int // in storms, -1 where the list is full
+	number  int // index in storms, -1 if the list is full
 	at      time.Time
 	missing int
 }
 
-// Run does what p says until it expires or ctx ends, and returns what was seen. All
-// devices are closed when it returns. Codes: bad_request, those of enrollment, and
-// those of opening the folders.
+// Run runs the plan p until its duration has passed or ctx ends, and returns the report. All devices are closed when it
+// returns. Codes: bad_request, those of enrollment, and those of opening the folders.
 func Run(ctx context.Context, p Plan, parts Hooks) (Report, error) {
 	if err := p.Check(); err != nil {
 		return Report{}, err
@@ -99,13 +98,13 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	for n := range f.plan.Devices {
 		f.devices = append(f.devices, &simDevice{fleet: f, number: n, lossy: f.random.Float64() < f.plan.Lossy})
 	}
-	life, stop := context.WithCancel(context.WithoutCancel(ctx)) // of the devices: they are looked at before they go
+	life, stop := context.WithCancel(context.WithoutCancel(ctx)) // context of the devices: their state is read before they end
 	defer stop()
 	all, stopAll := context.WithCancel(life)
 	defer stopAll()
 	var devices sync.WaitGroup
 	var once sync.Once
-	var failure error // of the first device that failed; it ends the others
+	var failure error // error of the first device that failed, which ends the others
 	for _, t := range f.devices {
 		devices.Go(func() {
 			if err := t.run(all); err != nil {
@@ -113,10 +112,10 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 			}
 		})
 	}
-	acting, still := context.WithCancel(all) // of what is done to them
+	acting, still := context.WithCancel(all) // context of storms and orders
 	ordering, enough := context.WithCancel(all)
 	defer enough()
-	defer context.AfterFunc(ctx, enough)() // then nobody wants to wait any more
+	defer context.AfterFunc(ctx, enough)() // an interrupt ends all waiting
 	var hands sync.WaitGroup
 	hands.Go(func() { f.reportLoop(acting) })
 	hands.Go(func() { f.stormLoop(acting) })
@@ -128,7 +127,7 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	f.breaking.Store(false)
 	still()
 	hands.Wait()
-	for _, t := range f.devices { // a dead line would pass for one that is there
+	for _, t := range f.devices { // a stalled connection would be counted as connected
 		for _, l := range t.stalledConns() {
 			l.reset()
 		}
@@ -146,7 +145,7 @@ func (f *fleet) run(ctx context.Context) (Report, error) {
 	return r, failure
 }
 
-// wait is until the time is over, somebody interrupts, or a device cannot even begin.
+// wait waits until the duration has passed, ctx ends, or a device cannot start.
 func (f *fleet) wait(ctx, all context.Context) {
 	var over <-chan time.Time
 	if f.plan.Duration > 0 {
@@ -161,7 +160,7 @@ func (f *fleet) wait(ctx, all context.Context) {
 	}
 }
 
-// sleep reports false where ctx ended first.
+// sleep returns false if ctx ended first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -173,7 +172,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// waitForReconnects gives those that are away the time to come back.
+// waitForReconnects waits for devices without a connection to reconnect.
 func (f *fleet) waitForReconnects(ctx, all context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, reconnectTimeout)
 	defer cancel()
@@ -201,7 +200,7 @@ func (f *fleet) reportLoop(ctx context.Context) {
 	}
 }
 
-// stormLoop breaks all lines every so often.
+// stormLoop breaks all connections at intervals.
 func (f *fleet) stormLoop(ctx context.Context) {
 	if f.plan.StormEvery == 0 || !sleep(ctx, f.plan.Ramp) {
 		return
@@ -227,7 +226,7 @@ func (f *fleet) stormLoop(ctx context.Context) {
 	}
 }
 
-// returned is told by a device that a storm had hit.
+// returned is called when a device has reconnected after a storm.
 func (f *fleet) returned(s *storm) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -236,8 +235,7 @@ func (f *fleet) returned(s *storm) {
 	}
 }
 
-// commandLoop sends commands to the devices by turns until ctx ends; those that are under way
-// then end with life.
+// commandLoop sends commands to the devices in round robin until ctx ends; commands in progress then end with life.
 func (f *fleet) commandLoop(ctx, life context.Context) {
 	if f.plan.CommandRate == 0 || !sleep(ctx, f.plan.Ramp) {
 		return
@@ -258,7 +256,7 @@ func (f *fleet) commandLoop(ctx, life context.Context) {
 		f.orders.Go(func() {
 			defer func() { <-hands }()
 			err := f.hooks.Order(life, id, Function, fmt.Appendf(nil, `{"n":%d}`, n))
-			if life.Err() != nil { // nobody waited for its end
+			if life.Err() != nil { // its result is not counted
 				return
 			}
 			if f.commands.done(due, err); err != nil {
@@ -268,7 +266,7 @@ func (f *fleet) commandLoop(ctx, life context.Context) {
 	}
 }
 
-// elapsed is how long events and commands have been sent.
+// elapsed returns for how long events and commands have been sent.
 func (f *fleet) elapsed() time.Duration {
 	if d := f.sendTime.Load(); d > 0 {
 		return time.Duration(d)
@@ -293,7 +291,7 @@ func (a *opStats) snapshot(over time.Duration) Operations {
 	return out
 }
 
-// snapshot is what was seen so far.
+// snapshot returns the report of the run so far.
 func (f *fleet) snapshot() Report {
 	acting := f.elapsed()
 	r := Report{
@@ -315,10 +313,10 @@ func (f *fleet) snapshot() Report {
 	return r
 }
 
-// folder is where the device of that number lives.
+// folder returns the folder of the device with that number.
 func (f *fleet) folder(n int) string { return filepath.Join(f.hooks.Dir, fmt.Sprintf("%05d", n)) }
 
-// open opens a device, and enrolls it unless it is.
+// open opens a device, and enrolls it if needed.
 func (f *fleet) open(ctx context.Context, t *simDevice) (*device.Device, error) {
 	d, err := device.OpenWith(f.folder(t.number), device.Options{
 		Log: f.hooks.Log, Connected: t.connected, Dial: t.dial,

@@ -11,34 +11,34 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// MaxDevices is how many devices one run may have.
+// MaxDevices is the maximum number of devices in one run.
 const MaxDevices = 20_000
 
-// MaxEvent is how large an event may be, in bytes.
+// MaxEvent is the maximum size of an event, in bytes.
 const MaxEvent = 32 << 10
 
 const daySeconds = 24 * 60 * 60
 
-// Plan is what is to be done. The zero value of a field leaves its part out.
+// Plan describes a run. A field with its zero value disables its part.
 type Plan struct {
 	Devices      int           // 1 to MaxDevices
 	EventRate    float64       // events a second, of all devices together
-	EventBytes   int           // bytes of an event, at most MaxEvent; 0 means 64
-	Ramp         time.Duration // over which the devices begin
-	Duration     time.Duration // how long it goes on after the ramp; 0: until the context ends
-	StormEvery   time.Duration // every so often all lines break at once
-	Lossy        float64       // the share of devices whose lines are bad, 0 to 1
-	ConnLifetime time.Duration // how long a bad line holds, in the mean; 0 means 10 s
-	CommandRate  float64       // a second, to devices by turns; wants Parts.Order
-	Seed         uint64        // of what is left to chance
+	EventBytes   int           // size of an event in bytes, at most MaxEvent; 0 means 64
+	Ramp         time.Duration // time over which the devices start
+	Duration     time.Duration // duration after the ramp; 0: until the context ends
+	StormEvery   time.Duration // interval at which all connections break at once
+	Lossy        float64       // share of devices with lossy connections, 0 to 1
+	ConnLifetime time.Duration // mean lifetime of a lossy connection; 0 means 10 s
+	CommandRate  float64       // commands a second, to the devices in round robin; needs Hooks.Order
+	Seed         uint64        // of the random number generator
 }
 
-// Check says what is wrong with a plan. Code: bad_request, with the field.
+// Check validates a plan. Code: bad_request, with the field.
 func (p Plan) Check() error {
 	switch {
 	case p.Devices < 1 || p.Devices > MaxDevices:
 		return watchword.RefuseField("devices", "must be 1 to %d", MaxDevices)
-	case !(p.EventRate >= 0 && p.EventRate <= 1e6) || p.EventRate > 0 && float64(p.Devices)/p.EventRate > daySeconds: // NaN is neither
+	case !(p.EventRate >= 0 && p.EventRate <= 1e6) || p.EventRate > 0 && float64(p.Devices)/p.EventRate > daySeconds: // also refuses NaN
 		return watchword.RefuseField("rate", "must be 0 to 1000000 events a second, or at least one of each device a day")
 	case p.EventBytes < 0 || p.EventBytes > MaxEvent:
 		return watchword.RefuseField("size", "must be 0 to %d bytes", MaxEvent)
@@ -56,23 +56,22 @@ func (p Plan) Check() error {
 	return nil
 }
 
-// Hooks is what a run needs beside its plan.
+// Hooks are the functions and settings that a run needs besides its plan.
 type Hooks struct {
-	// Dir is where the devices' folders are, or come to be. A device that is enrolled
-	// there already goes on as it is.
+	// Dir is the folder of the devices' folders. A device that is enrolled there already is used unchanged.
 	Dir string
-	// Link returns a link that enrolls the device of that number, counted from 0.
+	// Link returns a link that enrolls the device with number n, counted from 0.
 	Link func(ctx context.Context, n int) (string, error)
-	// Order sends a command with this function and arguments, and waits for its receipt.
+	// Order orders a command with this function and these arguments, and waits for its receipt.
 	Order func(ctx context.Context, to watchword.SubjectID, function string, args []byte) error
-	// OnReport, if not nil, hears every Every what was seen so far. It must not wait long.
+	// OnReport, if not nil, is called with the report so far at the interval ReportEvery. It must not block for long.
 	OnReport    func(Report)
 	ReportEvery time.Duration // 0 means 5 s
 	Log         *slog.Logger  // of the devices; nil means none
 }
 
-// Function is what each device can be asked to do: it returns its arguments.
+// Function is the function of each device: it returns its arguments.
 const Function = "sim.echo"
 
-// Stream is where each device reports its events.
+// Stream is the stream to which each device publishes its events.
 const Stream = "sim"

@@ -8,10 +8,10 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Report is what was seen so far. Times are in milliseconds.
+// Report is the result of a run, or of its part so far. Times are in milliseconds.
 type Report struct {
 	Seconds     float64        `json:"seconds"`
-	OK          bool           `json:"ok"` // at the end: every device is there
+	OK          bool           `json:"ok"` // at the end: every device is connected
 	Devices     Devices        `json:"devices"`
 	Connections Connections    `json:"lines"`
 	Storms      []Storm        `json:"storms"`
@@ -20,41 +20,41 @@ type Report struct {
 	GaveUp      map[string]int `json:"ended"` // devices that gave up, by code
 }
 
-// Devices is where the devices are.
+// Devices counts devices by their state.
 type Devices struct {
 	Planned  int `json:"planned"`
 	Begun    int `json:"begun"`
 	Enrolled int `json:"enrolled"` // in this run
-	MQTT     int `json:"mqtt"`     // that have a connection
-	HTTPS    int `json:"https"`    // that ask for commands there
+	MQTT     int `json:"mqtt"`     // with a connection
+	HTTPS    int `json:"https"`    // polling for commands
 }
 
-// Connections is what became of the connections for MQTT.
+// Connections counts the MQTT connections by their fate.
 type Connections struct {
 	Made      int     `json:"made"`
 	Broken    int     `json:"broken"` // by the simulation
-	Stalled   int     `json:"silent"` // of those: went dead first, both ways
-	Slow      int     `json:"slow"`   // of those made: carry a few bytes at a time
+	Stalled   int     `json:"silent"` // of the broken ones: stalled first, in both directions
+	Slow      int     `json:"slow"`   // of the opened ones: carry a few bytes at a time
 	Reconnect Latency `json:"back"`   // from the break until the device is connected again
 }
 
-// Storm is one break of all lines at once.
+// Storm is one simultaneous break of all connections.
 type Storm struct {
-	At         float64 `json:"at"`      // seconds from the begin
-	Devices    int     `json:"devices"` // that had a line
-	RecoveryMS float64 `json:"back_ms"` // until the last of them was back; 0 while some are not
+	At         float64 `json:"at"`      // seconds from the start
+	Devices    int     `json:"devices"` // with a connection
+	RecoveryMS float64 `json:"back_ms"` // until the last of them was connected again; 0 while some are not
 }
 
-// Operations is events or commands.
+// Operations counts events or commands.
 type Operations struct {
 	Done    int            `json:"done"` // acknowledged, or answered with a receipt
 	Rate    float64        `json:"per_second"`
-	Latency Latency        `json:"took"` // from when it was due
-	Late    int            `json:"late"` // left out, since those before took too long
+	Latency Latency        `json:"took"` // from the scheduled time
+	Late    int            `json:"late"` // skipped, because earlier ones took too long
 	Refused map[string]int `json:"refused"`
 }
 
-// Latency is how long many things took, to within 3 %.
+// Latency is a distribution of durations, with an error of at most 3 %.
 type Latency struct {
 	Count int     `json:"count"`
 	P50   float64 `json:"p50_ms"`
@@ -62,7 +62,7 @@ type Latency struct {
 	Max   float64 `json:"most_ms"`
 }
 
-// histogram collects times. It is of one size however many they are.
+// histogram collects durations. Its size does not depend on their number.
 type histogram struct {
 	mu     sync.Mutex
 	count  int
@@ -70,15 +70,15 @@ type histogram struct {
 	counts [64 * stepsPerDoubling]uint32
 }
 
-const stepsPerDoubling = 32 // steps in each doubling
+const stepsPerDoubling = 32 // buckets for each power of two
 
-// bucketOf returns the number of the step that a time in microseconds is in.
+// bucketOf returns the bucket of a duration in microseconds.
 func bucketOf(us uint64) int {
 	e := max(bits.Len64(us)-6, 0)
 	return stepsPerDoubling*e + int(us>>e)
 }
 
-// bucketMax is the longest time of a step, in microseconds.
+// bucketMax returns the longest duration of a bucket, in microseconds.
 func bucketMax(n int) uint64 {
 	if n < 2*stepsPerDoubling {
 		return uint64(n)
@@ -111,10 +111,10 @@ func (c *histogram) latency() Latency {
 	return Latency{c.count, at(0.5), at(0.99), float64(c.max.Microseconds()) / 1000}
 }
 
-// codeCounter counts by code.
+// codeCounter counts errors by code.
 type codeCounter struct {
 	mu sync.Mutex
-	by map[string]int // codes are few
+	by map[string]int // there are few codes
 }
 
 func (t *codeCounter) add(err error) {

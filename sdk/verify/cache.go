@@ -9,15 +9,15 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// keysFile is the file of the last good keys. A caller that can write it says which keys
-// count, so it is as private as a key.
+// keysFile is the content of the cache file. Whoever can write it determines which keys are trusted, so it is as private as
+// a key.
 type keysFile struct {
 	Issuer  string            `json:"issuer"`
 	Fetched int64             `json:"fetched"`
 	Keys    []json.RawMessage `json:"keys"`
 }
 
-// saveKeys writes the file so that it is the old one or the new one, 0600.
+// saveKeys replaces the file atomically, with mode 0600.
 func saveKeys(path, issuer string, s *keySet) error {
 	c := keysFile{Issuer: issuer, Fetched: s.fetched.Unix(), Keys: []json.RawMessage{}}
 	for id, k := range s.keys {
@@ -31,8 +31,8 @@ func saveKeys(path, issuer string, s *keySet) error {
 	return durable.WriteFile(path, append(b, '\n'), 0o600)
 }
 
-// loadKeys reads it. Codes: key_exposed, key_damaged, issuer_mismatch; what else
-// the system says, as that there is no such file.
+// loadKeys reads the cache file. Codes: key_exposed, key_damaged, issuer_mismatch; or the error of the system, for example
+// that the file does not exist.
 func loadKeys(path, issuer string, now time.Time) (*keySet, error) {
 	b, err := durable.ReadPrivate(path)
 	if watchword.CodeOf(err) == watchword.KeyExposed {
@@ -48,7 +48,7 @@ func loadKeys(path, issuer string, now time.Time) (*keySet, error) {
 	if c.Issuer != issuer {
 		return nil, watchword.Refuse(watchword.IssuerMismatch, "%s holds the keys of another issuer", path)
 	}
-	keys, err := parseJWKS(b) // the members beside keys are passed over
+	keys, err := parseJWKS(b) // parseJWKS ignores the members besides keys
 	if err != nil {
 		return nil, watchword.Wrap(err, watchword.KeyDamaged, "%s is not what was written", path)
 	}

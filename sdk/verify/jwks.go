@@ -11,17 +11,15 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// The bounds of a key set.
+// Limits of a key set.
 const (
 	maxJWKS = 64 << 10
 	maxKeys = 64
 )
 
-// parseJWKS reads a JWK set (RFC 7517 §5). Keys of kinds that do not sign here, and
-// keys that say that they are for encryption alone, are passed over; what is left must
-// be strict: each key for signing by all that it says, named by its own thumbprint,
-// none twice, none private. A set without
-// any is good: then no key counts. Code: key_damaged.
+// parseJWKS parses a JWK set (RFC 7517 §5). Keys of types that cannot sign here, and keys that are only for encryption, are
+// ignored. The other keys are checked strictly: use, key_ops and alg must allow signing, kid must be the thumbprint, and no
+// key may be duplicate or private. A set without signing keys is valid; then no token is. Code: key_damaged.
 func parseJWKS(b []byte) (token.KeySet, error) {
 	var doc struct {
 		Keys *[]jsontext.Value `json:"keys"`
@@ -51,8 +49,8 @@ func parseJWKS(b []byte) (token.KeySet, error) {
 	return set, nil
 }
 
-// parseKey returns nil for a key that is not for signing here: one of another kind,
-// or one that is for encryption by all that it says. A key that contradicts itself is refused.
+// parseKey returns nil for a key that cannot sign here: of another type, or only for encryption. A key with contradictory
+// members is refused.
 func parseKey(raw jsontext.Value) (*jose.PublicKey, error) {
 	var kty, crv, use, alg string
 	kid, ops := false, []string(nil)
@@ -70,7 +68,7 @@ func parseKey(raw jsontext.Value) (*jose.PublicKey, error) {
 			alg, err = jose.String(v)
 		case "key_ops":
 			ops, err = jose.Strings(v)
-		case "d", "k", "priv": // of any kind: whoever publishes one has lost it
+		case "d", "k", "priv": // of any key type: a published private key is compromised
 			err = watchword.Refuse(watchword.BadRequest, "it is private or symmetric")
 		}
 		return err

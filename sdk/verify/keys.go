@@ -17,26 +17,25 @@ import (
 )
 
 const (
-	// unknownKeyPause is how long after a fetch began no unknown kid begins another.
+	// unknownKeyPause is the minimum interval of fetches that an unknown kid causes.
 	unknownKeyPause = time.Minute
-	// unknownKeyWait is how long a request with an unknown kid waits for a fetch.
+	// unknownKeyWait is the maximum time for which a request with an unknown kid waits for a fetch.
 	unknownKeyWait = 2 * time.Second
-	// maxWaiting is how many such requests wait at once; the others are refused.
+	// maxWaiting is the maximum number of such requests that wait at once; further ones are refused.
 	maxWaiting = 64
-	// firstRetry is the wait after a first fetch that failed; it doubles with each.
+	// firstRetry is the pause after the first failed fetch; it doubles with each further failure.
 	firstRetry = time.Second
 )
 
-// keySet is the valid keys, and when they were asked for.
+// keySet is the valid keys, and the time at which they were requested.
 type keySet struct {
 	keys    token.KeySet
 	fetched time.Time
 }
 
-// issuerKeys keeps the issuer's keys. One goroutine fetches, whoever asks; a fetch that
-// fails changes nothing.
+// issuerKeys holds the issuer's keys. A single goroutine fetches them for all requests; a failed fetch changes nothing.
 type issuerKeys struct {
-	source  *keySource // nil where the keys were given
+	source  *keySource // nil if the keys were given
 	cache   string     // path, or empty
 	refresh time.Duration
 	maxAge  time.Duration // 0: any age
@@ -50,13 +49,13 @@ type issuerKeys struct {
 	ended chan struct{}
 
 	mu       sync.Mutex
-	began    time.Time     // when the last fetch began
-	inFlight chan struct{} // closed when the fetch under way ends; nil where none is
+	began    time.Time     // time at which the last fetch began
+	inFlight chan struct{} // closed when the current fetch ends; nil if there is none
 	waiting  int
 }
 
-// start fetches the first keys, or takes those of the cache, and keeps them fresh
-// until ctx or [issuerKeys.close].
+// start fetches the first keys, or loads those of the cache, and refreshes them until ctx ends or [issuerKeys.close] is
+// called.
 func (k *issuerKeys) start(ctx context.Context) error {
 	k.wake, k.ended, k.began = make(chan struct{}, 1), make(chan struct{}), time.Now()
 	failures, err := 0, k.fetch(ctx)
@@ -96,7 +95,7 @@ func (k *issuerKeys) save() error {
 	return saveKeys(k.cache, k.source.issuer, k.set.Load())
 }
 
-// close ends the fetching and waits for it. The keys stay, as long as they are not too old.
+// close ends the fetching and waits for its end. The keys stay valid until their maximum age.
 func (k *issuerKeys) close() {
 	if k.source != nil {
 		k.stop()
@@ -132,7 +131,7 @@ func (k *issuerKeys) run(failures int) {
 	}
 }
 
-// outageLevel lets a long outage warn now and then, not at each try.
+// outageLevel returns the log level of a failed fetch: a long outage logs a warning occasionally, not at each attempt.
 func outageLevel(failures int) slog.Level {
 	if failures&(failures-1) == 0 {
 		return slog.LevelWarn
@@ -140,8 +139,8 @@ func outageLevel(failures int) slog.Level {
 	return slog.LevelDebug
 }
 
-// pause is how long to wait after so many failures in a row, spread so that many
-// services do not come at once.
+// pause returns the pause after a number of failures in a row. It is randomized, so that services do not fetch
+// simultaneously.
 func (k *issuerKeys) pause(failures int) time.Duration {
 	d, spread := k.refresh, k.refresh/5
 	if failures > 0 {
@@ -152,7 +151,7 @@ func (k *issuerKeys) pause(failures int) time.Duration {
 }
 
 func (k *issuerKeys) fetch(ctx context.Context) error {
-	at := k.now().Round(0) // by the wall clock: a machine that slept has old keys
+	at := k.now().Round(0) // by the wall clock: after a suspension of the machine the keys are old
 	got, err := k.source.fetch(ctx)
 	if err != nil {
 		return err
@@ -167,10 +166,10 @@ func (k *issuerKeys) fetch(ctx context.Context) error {
 }
 
 func sameKeys(a, b token.KeySet) bool {
-	return maps.EqualFunc(a, b, func(_, _ *jose.PublicKey) bool { return true }) // named by thumbprint
+	return maps.EqualFunc(a, b, func(_, _ *jose.PublicKey) bool { return true }) // keys are named by thumbprint
 }
 
-// begin marks a fetch as under way, and takes back what asked for it meanwhile.
+// begin marks a fetch as started, and removes the request for it.
 func (k *issuerKeys) begin() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -190,7 +189,7 @@ func (k *issuerKeys) end() {
 	k.inFlight = nil
 }
 
-// at returns the valid keys. Code: unavailable where they are too old.
+// at returns the valid keys. Code: unavailable if they are too old.
 func (k *issuerKeys) at(now time.Time) (*keySet, error) {
 	s := k.set.Load()
 	if k.maxAge > 0 && now.Sub(s.fetched) > k.maxAge {
@@ -201,9 +200,8 @@ func (k *issuerKeys) at(now time.Time) (*keySet, error) {
 	return s, nil
 }
 
-// withNewKey is asked for a kid that is not in s. It returns newer keys, if there are
-// or will be any within a bounded wait, else s. However many ask, one fetch begins
-// in [unknownKeyPause].
+// withNewKey is called for a kid that is not in s. It returns newer keys, if there are any or a fetch brings them within a
+// bounded wait, else s. All calls together start one fetch in [unknownKeyPause].
 func (k *issuerKeys) withNewKey(ctx context.Context, s *keySet) *keySet {
 	under := k.startFetch(s)
 	if under == nil {
@@ -223,7 +221,7 @@ func (k *issuerKeys) withNewKey(ctx context.Context, s *keySet) *keySet {
 	return k.set.Load()
 }
 
-// startFetch returns what to wait for; nil for nothing.
+// startFetch starts a fetch if needed and returns the channel to wait on; nil if there is nothing to wait for.
 func (k *issuerKeys) startFetch(s *keySet) chan struct{} {
 	if k.source == nil || k.ctx.Err() != nil || k.set.Load() != s {
 		return nil
@@ -238,13 +236,13 @@ func (k *issuerKeys) startFetch(s *keySet) chan struct{} {
 			return nil
 		}
 		k.inFlight, k.began = make(chan struct{}), time.Now()
-		k.wake <- struct{}{} // never waits: nothing was asked for since the last begin
+		k.wake <- struct{}{} // does not block: the channel is empty since the last begin
 	}
 	k.waiting++
 	return k.inFlight
 }
 
-// errorText is an error's words for people.
+// errorText returns an error's text without its code.
 func errorText(err error) string {
 	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Detail != "" {
 		return e.Detail

@@ -8,12 +8,11 @@ import (
 	"time"
 )
 
-// nonceLife is how long a nonce is given out. It is taken for one such time more,
-// and one earlier, since the clocks of several instances differ.
+// nonceLife is the time for which a nonce is issued. It is accepted for one such time longer, and one earlier, since the
+// clocks of several instances differ.
 const nonceLife = 2 * time.Minute
 
-// nonces makes the DPoP nonces of a resource server (RFC 9449 §9) from a key and the
-// time, so that there is nothing to remember.
+// nonces computes the DPoP nonces of a resource server (RFC 9449 §9) from a key and the time, so that no nonce is stored.
 type nonces struct{ key []byte }
 
 func (n *nonces) at(slot int64) string {
@@ -25,10 +24,10 @@ func (n *nonces) at(slot int64) string {
 
 func slotOf(now time.Time) int64 { return now.Unix() / int64(nonceLife/time.Second) }
 
-// current is the nonce to use from now on.
+// current returns the nonce that clients should use now.
 func (n *nonces) current(now time.Time) string { return n.at(slotOf(now)) }
 
-// valid reports whether nonce is ours and not too old.
+// valid reports whether nonce was issued with this key and is not too old.
 func (n *nonces) valid(nonce string, now time.Time) bool {
 	slot, good := slotOf(now), false
 	for _, s := range []int64{slot, slot - 1, slot + 1} {

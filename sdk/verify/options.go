@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 )
 
-// Option changes one thing that [New] would do otherwise.
+// Option is an option of [New].
 type Option func(*options)
 
 type options struct {
@@ -26,7 +26,7 @@ type options struct {
 	now                       func() time.Time
 	log                       *slog.Logger
 	jwks                      []byte
-	keysGiven                 bool // jwks
+	keysGiven                 bool // jwks is set
 	proof, loopback, nonces   bool
 	tls12                     bool
 	nonceKey                  []byte
@@ -38,88 +38,79 @@ func defaults() options {
 	return options{now: time.Now, log: slog.Default(), refresh: 5 * time.Minute, maxAge: 24 * time.Hour, proofs: 1 << 19, remembered: 4096}
 }
 
-// Audience says who this service is: what must stand in a token's aud. By default
-// that is the issuer identifier, which is what a token has that was asked for
-// without a resource (RFC 8707).
+// Audience sets the identifier of this service, which a token's aud must contain. The default is the issuer identifier,
+// which is the aud of a token that was requested without a resource (RFC 8707).
 func Audience(aud string) Option { return func(o *options) { o.audience = aud } }
 
-// PublicURL says at which addresses clients reach this service, as
-// "https://api.example" or "https://example.com/api" where a proxy cuts the path: what
-// a DPoP proof is compared with (RFC 9449 §4.3), since a Host header is the client's own
-// word. By default it is the audience's scheme and host, if [Audience] has them; where
-// neither is, DPoP is refused.
+// PublicURL sets the addresses at which clients reach this service, as "https://api.example" or "https://example.com/api"
+// if a proxy removes the path. The htu of a DPoP proof is compared with them (RFC 9449 §4.3); the Host header is not used,
+// because the client chooses it. The default is the audience's scheme and host, if [Audience] has them; if there is
+// neither, DPoP is refused.
 func PublicURL(urls ...string) Option {
 	return func(o *options) { o.public = append(o.public, urls...) }
 }
 
-// ProofRequired refuses tokens that work without a proof: DPoP alone.
+// ProofRequired refuses bearer tokens: only DPoP is accepted.
 func ProofRequired() Option { return func(o *options) { o.proof = true } }
 
-// Nonces asks for a nonce of this service in each DPoP proof (RFC 9449 §9). Several
-// instances behind one address share key, at least 16 secret bytes; nil makes one for
-// this process.
+// Nonces requires a nonce of this service in each DPoP proof (RFC 9449 §9). Several instances behind one address must share
+// key, at least 16 secret bytes; nil generates one for this process.
 func Nonces(key []byte) Option { return func(o *options) { o.nonces, o.nonceKey = true, key } }
 
-// Proofs bounds how many DPoP proofs are remembered, which they are for two to three
-// minutes each. Beyond n a request gets 429, and so does one of a subject that has its share: a
-// quarter of n where it is alone, and the less the more the others have, so that those who send all
-// that they can shut nobody out. By default n is 524288: 3,000 requests a second for ever, of
-// one subject some 800; about 50 MB if it is ever reached.
+// Proofs sets the number of DPoP proofs that are remembered, each for two to three minutes. Above n a request gets 429, and
+// so does a request of a subject that has reached its share: a quarter of n while the memory is otherwise empty, and less
+// as others use more, so that subjects which send as fast as they can do not lock out the others. The default is 524288:
+// 3,000 requests a second without end, of one subject some 800; about 50 MB when full.
 func Proofs(n int) Option { return func(o *options) { o.proofs = n } }
 
-// Cache keeps the last good keys in a file (0600), so that a restart while the issuer
-// cannot be reached does no harm. A caller that can write the file or its folder says whose
-// tokens count here: the folder must be this service's own.
+// Cache stores the last valid keys in a file (0600), so that the service can restart while the issuer is unreachable.
+// Whoever can write the file or its folder determines which tokens are accepted: the folder must belong to this service
+// alone.
 func Cache(path string) Option { return func(o *options) { o.cache = path } }
 
-// Refresh says how often the issuer's keys are fetched; by default each 5 minutes, at
-// least a second. A key that the issuer took back counts here until then.
+// Refresh sets the interval at which the issuer's keys are fetched: 5 minutes by default, at least a second. A key that the
+// issuer revoked is accepted until the next fetch.
 func Refresh(every time.Duration) Option { return func(o *options) { o.refresh = every } }
 
-// MaxAge says for how long the last good keys count while the issuer cannot be reached;
-// by default 24 hours, then every request gets 503.
+// MaxAge sets how long the last valid keys are used while the issuer is unreachable: 24 hours by default, then every
+// request gets 503.
 func MaxAge(d time.Duration) Option { return func(o *options) { o.maxAge = d } }
 
-// Keys gives the issuer's keys as a JWK set, and asks the issuer for nothing: they count
-// for the life of the process.
+// Keys sets the issuer's keys as a JWK set. Nothing is fetched, and the keys are valid for the life of the process.
 func Keys(jwks []byte) Option { return func(o *options) { o.jwks, o.keysGiven = jwks, true } }
 
-// HTTPClient fetches metadata and keys through the Transport of c. Redirects are not
-// followed, whatever c does, each fetch ends after 10 s, and where the Transport is an
-// [http.Transport] without a bound of response headers, they may have 64 KiB.
+// HTTPClient fetches metadata and keys with the Transport of c. Redirects are not followed, whatever c's settings, and each
+// fetch ends after 10 s. If the Transport is an [http.Transport] without a limit of response headers, the limit is 64 KiB.
 func HTTPClient(c *http.Client) Option { return func(o *options) { o.http = c } }
 
-// CAFile trusts the authorities in a PEM file, and no others, for the issuer's TLS: its
-// ca.pem, where it is its own authority.
+// CAFile trusts only the certificate authorities in a PEM file for the issuer's TLS: the server's ca.pem, if it uses its
+// own authority.
 func CAFile(path string) Option { return func(o *options) { o.caFile = path } }
 
 // CAPool is [CAFile] for a pool in memory.
 func CAPool(p *x509.CertPool) Option { return func(o *options) { o.pool = p } }
 
-// TLS12 takes TLS 1.2 from the issuer as well: for one behind a load balancer that has
-// no newer. By default it is TLS 1.3 alone.
+// TLS12 also accepts TLS 1.2 from the issuer, for an issuer behind a load balancer without TLS 1.3. The default is TLS 1.3
+// only.
 func TLS12() Option { return func(o *options) { o.tls12 = true } }
 
-// LoopbackHTTP takes an issuer without TLS at a loopback address: for tests alone.
+// LoopbackHTTP accepts an issuer without TLS at a loopback address, for tests.
 func LoopbackHTTP() Option { return func(o *options) { o.loopback = true } }
 
-// ResourceMetadata is the address of this service's own metadata (RFC 9728 §5.1), which
-// refusals then name.
+// ResourceMetadata sets the address of this service's metadata (RFC 9728 §5.1), which refusals then name.
 func ResourceMetadata(u string) Option { return func(o *options) { o.metadata = u } }
 
-// Remember bounds how many checked tokens are remembered, so that the next request with
-// the same one costs a hash, not a signature. By default that is 4096 to twice as many; 0
-// is none.
+// Remember sets the number of verified tokens that are cached, so that the next request with the same token costs a hash
+// instead of a signature. The default is 4096 (up to twice as many are held); 0 disables the cache.
 func Remember(n int) Option { return func(o *options) { o.remembered = n } }
 
-// Now replaces the clock that tokens, proofs and the age of keys are judged by.
+// Now replaces the clock that is used for tokens, proofs and the age of keys.
 func Now(now func() time.Time) Option { return func(o *options) { o.now = now } }
 
-// Log says where refusals and trouble with the issuer go; by default to [slog.Default].
-// No token or proof is ever logged.
+// Log sets the logger of refusals and of failed fetches; the default is [slog.Default]. No token or proof is logged.
 func Log(l *slog.Logger) Option { return func(o *options) { o.log = l } }
 
-// check refuses what does not fit together. Code: config_invalid.
+// check refuses invalid and contradictory options. Code: config_invalid.
 func (o *options) check(issuer string) error {
 	if o.audience == "" {
 		o.audience = issuer
@@ -164,7 +155,7 @@ func (o *options) check(issuer string) error {
 	return nil
 }
 
-// trust returns the authorities of the issuer's TLS; nil means the system's.
+// trust returns the certificate authorities for the issuer's TLS; nil means the system's.
 func (o *options) trust() (*x509.CertPool, error) {
 	if o.caFile == "" {
 		return o.pool, nil
@@ -180,7 +171,7 @@ func (o *options) trust() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// tls returns the lowest version of TLS for the issuer.
+// tls returns the minimum TLS version for the issuer.
 func (o *options) tls() uint16 {
 	if o.tls12 {
 		return tls.VersionTLS12
@@ -193,11 +184,11 @@ func (o *options) secret() []byte {
 		return o.nonceKey
 	}
 	key := make([]byte, 32)
-	_, _ = rand.Read(key) // never fails (crypto/rand)
+	_, _ = rand.Read(key) // never returns an error (crypto/rand)
 	return key
 }
 
-// parseBase checks an address of this service and returns it without a slash at its end.
+// parseBase checks an address of this service and returns it without a trailing slash.
 func parseBase(s string) (string, bool) {
 	u, err := url.Parse(s)
 	ok := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && u.User == nil &&
@@ -205,7 +196,7 @@ func parseBase(s string) (string, bool) {
 	return strings.TrimSuffix(s, "/"), ok
 }
 
-// quotable reports whether s may stand between quotes in a header (RFC 9110 §5.6.4).
+// quotable reports whether s may be used in a quoted string of a header (RFC 9110 §5.6.4).
 func quotable(s string) bool {
 	for i := range len(s) {
 		if s[i] < 0x21 || s[i] > 0x7e || s[i] == '"' || s[i] == '\\' {

@@ -15,12 +15,12 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// errKeyNotBound marks a refusal where the proof is good, but is not this token's: to
-// OAuth that is an invalid token (RFC 9449 §7.1).
+// errKeyNotBound marks a refusal of a valid proof by another key than the token's, which OAuth reports as an invalid token
+// (RFC 9449 §7.1).
 var errKeyNotBound = errors.New("the token is not bound to this key")
 
-// verifyProof checks the DPoP proof of a request for a token that was checked (RFC 9449
-// §4.3, §7.1), and spends it. Codes: dpop_invalid, dpop_nonce, busy.
+// verifyProof verifies the DPoP proof of a request for a verified token (RFC 9449 §4.3, §7.1), and marks it used. Codes:
+// dpop_invalid, dpop_nonce, busy.
 func (v *Verifier) verifyProof(r *http.Request, raw string, t *Token, now time.Time) (nonce string, err error) {
 	headers := r.Header.Values("DPoP")
 	switch {
@@ -50,65 +50,63 @@ func (v *Verifier) verifyProof(r *http.Request, raw string, t *Token, now time.T
 	return p.Nonce, v.usedProofs.consume(t.Subject, p, now)
 }
 
-// requestPath is the path that the client asked for, escaped as it was sent: a mux
-// may have cut the request's URL meanwhile, never its request line.
+// requestPath returns the path of the request line, escaped as it was sent: a mux may have shortened the request's URL, but
+// does not change its request line.
 func requestPath(r *http.Request) string {
 	target, _, _ := strings.Cut(r.RequestURI, "?")
 	if strings.HasPrefix(target, "/") {
 		return target
 	}
-	if u, err := url.Parse(target); err == nil && u.Host != "" { // a proxy's form (RFC 9112 §3.2.2)
+	if u, err := url.Parse(target); err == nil && u.Host != "" { // absolute form (RFC 9112 §3.2.2)
 		return u.EscapedPath()
 	}
 	return "/" + strings.TrimPrefix(r.URL.EscapedPath(), "/")
 }
 
-// maxSubjectShare is which part of the memory one subject alone may fill.
+// maxSubjectShare is the divisor of the memory that gives the maximum share of one subject.
 const maxSubjectShare = 4
 
-// usedProofs remembers the proofs that were used, until their time is over. It never
-// forgets earlier: when it is full, or one subject has its share ([fair.Share]), it refuses.
-// An entry takes about 100 bytes. It is safe for concurrent use.
+// usedProofs is the set of used proofs that have not expired. It never drops a proof earlier: when it is full, or a subject
+// has reached its share ([fair.Share]), it refuses. An entry takes about 100 bytes. It is safe for concurrent use.
 type usedProofs struct {
-	max int // in all
+	max int // of all subjects
 
 	mu        sync.Mutex
 	used      map[proofID]struct{}
 	bySubject map[watchword.SubjectID]*subjectShare
-	byExpiry  map[int64][]usedProof // by the time after which they may go, in steps
-	swept     int64                 // the last step that went away; a proof that ended in it or before may have been used
+	byExpiry  map[int64][]usedProof // by expiry, in steps
+	swept     int64                 // the last step that was removed; a proof that expired in it or before may have been used
 }
 
-// subjectShare is what one subject has, whatever keys its tokens are bound to.
+// subjectShare is the number of proofs of one subject, whatever keys its tokens are bound to.
 type subjectShare struct {
 	subject watchword.SubjectID
 	count   int
 }
 
-// usedProof is a use, and whose share it takes.
+// usedProof is a used proof and the subject to whose share it counts.
 type usedProof struct {
 	proofID
 	share *subjectShare
 }
 
-// proofID is one proof: half of the SHA-256 of its key and jti. A caller that finds two alike
-// (2^64 tries) has the second of their own refused.
+// proofID identifies a proof: half of the SHA-256 of its key and jti. A client that finds a collision (2^64 tries) gains
+// nothing: its second proof is refused.
 type proofID [sha256.Size / 2]byte
 
 func proofIDOf(p token.DPoP) proofID {
-	sum := sha256.Sum256([]byte(string(p.Key) + "\x00" + p.JTI)) // no key has a NUL
+	sum := sha256.Sum256([]byte(string(p.Key) + "\x00" + p.JTI)) // no key contains NUL
 	return proofID(sum[:])
 }
 
-// expiryStep is how many seconds go away at once.
+// expiryStep is the interval in seconds in which expired proofs are removed together.
 const expiryStep = 16
 
 func newUsedProofs(limit int) *usedProofs {
 	return &usedProofs{max: limit, used: map[proofID]struct{}{}, bySubject: map[watchword.SubjectID]*subjectShare{}, byExpiry: map[int64][]usedProof{}, swept: math.MinInt64}
 }
 
-// consume spends a proof. Codes: dpop_invalid where it was spent before, or may have been
-// (the clock went back), busy.
+// consume marks a proof used. Codes: dpop_invalid if it was used before, or may have been (the clock was set back), busy.
 func (s *usedProofs) consume(who watchword.SubjectID, p token.DPoP, now time.Time) error {
 	u := proofIDOf(p)
 	end := p.Issued.Add(token.DPoPLifetime+token.Skew).Unix() / expiryStep
@@ -135,7 +133,7 @@ func (s *usedProofs) consume(who watchword.SubjectID, p token.DPoP, now time.Tim
 	return nil
 }
 
-// sweep drops what no proof can be accepted for any more.
+// sweep removes the proofs that have expired.
 func (s *usedProofs) sweep(now int64) {
 	if now-1 <= s.swept {
 		return

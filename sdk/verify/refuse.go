@@ -14,10 +14,10 @@ import (
 	"github.com/watchword-iot/watchword/internal/clip"
 )
 
-// algs is what DPoP proofs may be signed with (RFC 9449 §7.1).
+// algs is the list of signature algorithms for DPoP proofs (RFC 9449 §7.1).
 const algs = `algs="ES256 Ed25519 EdDSA"`
 
-// statusByCode maps the codes of this package to HTTP; what is missing is the token's fault.
+// statusByCode maps codes of this package to HTTP status codes; the other codes concern the token: 401.
 var statusByCode = map[watchword.Code]int{
 	watchword.BadRequest:  http.StatusBadRequest,
 	watchword.Denied:      http.StatusForbidden,
@@ -26,9 +26,8 @@ var statusByCode = map[watchword.Code]int{
 	watchword.Internal:    http.StatusInternalServerError,
 }
 
-// Refuse answers a request with an error of this package: the status and challenges of
-// RFC 6750 §3 and RFC 9449 §7.1, and a problem document. The log gets the cause beside;
-// nothing of the token goes anywhere.
+// Refuse answers a request with an error of this package: the status and challenges of RFC 6750 §3 and RFC 9449 §7.1, and a
+// problem document. It also logs the cause. Neither contains parts of the token.
 func (v *Verifier) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	code := watchword.CodeOf(err)
 	status, ok := statusByCode[code]
@@ -62,11 +61,11 @@ func (v *Verifier) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	w.WriteHeader(status)
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(p) // the error is the connection's, and whoever was on it has gone
+	_ = enc.Encode(p) // the connection is broken; there is no client to inform
 }
 
-// challenges returns one for the scheme that was used, with the error, and where another
-// token would help one for the other scheme that this service takes (RFC 9449 §7.2).
+// challenges returns a challenge with the error for the scheme that was used, and, if another token would help, one for the
+// other scheme that this service accepts (RFC 9449 §7.2).
 func (v *Verifier) challenges(r *http.Request, err error, status int) []string {
 	switch status {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
@@ -92,8 +91,7 @@ func (v *Verifier) challenges(r *http.Request, err error, status int) []string {
 	return []string{used, other}
 }
 
-// oauthError is the error of RFC 6750 §3.1 and RFC 9449 §7.1; empty where no token was
-// sent at all.
+// oauthError returns the error of RFC 6750 §3.1 and RFC 9449 §7.1; empty if no token was sent.
 func oauthError(err error, status int) string {
 	switch code := watchword.CodeOf(err); {
 	case code == watchword.Unauthenticated:

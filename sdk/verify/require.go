@@ -9,15 +9,14 @@ import (
 	"github.com/watchword-iot/watchword/internal/permit"
 )
 
-// Require returns a middleware that lets a request through whose token allows action on
-// resource, and gives its handler the token by [FromContext]. {name} in a resource stands
-// for what [http.Request.PathValue] has for that name, which must be one level: not empty,
-// no slash, no wildcard, no control character, no . or ..; else it is nobody's.
+// Require returns a middleware that passes on a request if its token allows action on resource. The handler gets the token
+// by [FromContext]. {name} in a resource is replaced by the request's [http.Request.PathValue] of that name, which must be
+// one level: not empty, without slash, wildcard or control character, and not . or ..; otherwise the request is denied.
 //
 //	mux.Handle("POST /readings", v.Require("api:/readings", "post")(handler))
 //	mux.Handle("PUT /lamps/{id}", v.Require("fn:{id}/lamp.set", "call")(handler))
 //
-// It panics where resource and action are none that a token can allow.
+// It panics if no token can allow this action on this resource.
 func (v *Verifier) Require(resource, action string) func(http.Handler) http.Handler {
 	if !canMatch(resource, action) {
 		panic("verify: Require(" + strconv.Quote(resource) + ", " + strconv.Quote(action) + "): no token can allow that")
@@ -31,20 +30,17 @@ func (v *Verifier) Require(resource, action string) func(http.Handler) http.Hand
 	})
 }
 
-// canMatch reports whether a token that allows just this, with names filled in, would
-// let it pass.
+// canMatch reports whether a token can have a permission for this resource and action, with names filled in.
 func canMatch(resource, action string) bool {
 	filled, ok := fillPattern(resource, func(string) string { return "x" })
 	g, err := permit.FromPermissions[struct{}]([]watchword.Permission{{Resource: filled, Actions: []string{action}}}, nil)
 	return ok && err == nil && (&Token{grant: g}).Allows(filled, action).Allowed
 }
 
-// RequirePath returns a middleware that lets a request through whose token allows its
-// method on its own path: api:/readings/7 get for GET /readings/7, HEAD as GET. Other
-// methods, and paths with an escaped slash, are nobody's. Other escapes are decoded once,
-// as [http.Request.URL] has them, and what they stand for is judged: %00 is a NUL, which
-// is nobody's, and %2500 is the four characters %00. The path is the one that the
-// middleware sees: inside [http.StripPrefix] what is left of it.
+// RequirePath returns a middleware that passes on a request if its token allows its method on its own path: api:/readings/7
+// get for GET /readings/7, HEAD as GET. Other methods, and paths with an escaped slash, are denied. Other escapes are
+// decoded once, as [http.Request.URL] has them, and the decoded path is compared: %00 is a NUL, which is denied, and %2500
+// is the four characters %00. The path is the one that the middleware sees: inside [http.StripPrefix] the rest of it.
 func (v *Verifier) RequirePath() func(http.Handler) http.Handler {
 	return v.middleware(func(r *http.Request, t *Token) error {
 		if strings.Contains(strings.ToLower(r.URL.RawPath), "%2f") {
@@ -54,8 +50,8 @@ func (v *Verifier) RequirePath() func(http.Handler) http.Handler {
 	})
 }
 
-// RequireToken returns a middleware that lets a request through whose token is good,
-// whatever it allows: the handler asks it.
+// RequireToken returns a middleware that passes on a request if its token is valid, whatever it allows. The handler must
+// check the token's permissions.
 func (v *Verifier) RequireToken() func(http.Handler) http.Handler {
 	return v.middleware(func(*http.Request, *Token) error { return nil })
 }
@@ -83,8 +79,8 @@ func (v *Verifier) middleware(may func(*http.Request, *Token) error) func(http.H
 	}
 }
 
-// fillPattern puts values in the place of {name}. It reports false for one that is no single
-// level of a topic, path or call.
+// fillPattern replaces each {name} by its value. It returns false if a value is not a single level of a topic, path or
+// call.
 func fillPattern(resource string, value func(name string) string) (string, bool) {
 	if !strings.Contains(resource, "{") {
 		return resource, true

@@ -15,16 +15,16 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// fetchTimeout bounds one fetch, metadata and keys together.
+// fetchTimeout is the maximum duration of one fetch, metadata and keys together.
 const fetchTimeout = 10 * time.Second
 
-// keySource is where an issuer publishes its keys. One at a time may use it.
+// keySource fetches the keys that an issuer publishes. It is not safe for concurrent use.
 type keySource struct {
 	issuer   string
 	base     *url.URL
-	loopback bool // http is taken at loopback addresses
+	loopback bool // http is accepted at loopback addresses
 	http     http.RoundTripper
-	jwksPath string // path of the keys; empty before the metadata was read, and after a fetch that failed
+	jwksPath string // path of the keys; empty before the metadata was read, and after a failed fetch
 }
 
 // newSource checks the issuer identifier (RFC 8414 §2): https, no query, no fragment.
@@ -38,7 +38,7 @@ func newSource(issuer string, loopback bool, c http.RoundTripper) (*keySource, e
 	return s, nil
 }
 
-// allows reports whether a URL may be asked.
+// allows reports whether a URL may be requested.
 func (s *keySource) allows(u *url.URL) bool {
 	if u.Host == "" || u.User != nil || u.Opaque != "" {
 		return false
@@ -46,14 +46,13 @@ func (s *keySource) allows(u *url.URL) bool {
 	return u.Scheme == "https" || u.Scheme == "http" && s.loopback && rest.IsLoopback(u.Hostname())
 }
 
-// fetch returns the keys that the issuer publishes now. Codes: unavailable,
-// issuer_mismatch, key_damaged.
+// fetch returns the keys that the issuer publishes now. Codes: unavailable, issuer_mismatch, key_damaged.
 func (s *keySource) fetch(ctx context.Context) (_ token.KeySet, err error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	defer func() {
 		if err != nil {
-			s.jwksPath = "" // it may have moved
+			s.jwksPath = "" // the path may have changed
 		}
 	}()
 	if s.jwksPath == "" {
@@ -68,8 +67,8 @@ func (s *keySource) fetch(ctx context.Context) (_ token.KeySet, err error) {
 	return parseJWKS(b)
 }
 
-// discover reads the metadata (RFC 8414 §3), whose address has the issuer's path
-// behind the well-known one, and returns the path of the keys.
+// discover reads the metadata (RFC 8414 §3), at the well-known path followed by the issuer's path, and returns the path of
+// the keys.
 func (s *keySource) discover(ctx context.Context) (string, error) {
 	b, err := s.get(ctx, "/.well-known/oauth-authorization-server"+strings.TrimSuffix(s.base.EscapedPath(), "/"))
 	if err != nil {
@@ -100,14 +99,14 @@ func (s *keySource) discover(ctx context.Context) (string, error) {
 }
 
 func (s *keySource) get(ctx context.Context, path string) ([]byte, error) {
-	c := rest.NewUnauthenticated(s.base.Scheme+"://"+s.base.Host, s.http) // certified or not: what counts are the keys
+	c := rest.NewUnauthenticated(s.base.Scheme+"://"+s.base.Host, s.http) // the transport authenticates the server, if it does at all
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: path, Max: maxJWKS, Header: map[string]string{"Accept": "application/json, application/jwk-set+json"}})
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, watchword.Wrap(err, watchword.Unavailable, "the issuer does not answer in time")
 	case err != nil:
 		return nil, err
-	case !strings.Contains(strings.ToLower(a.Header.Get("Content-Type")), "json"): // a portal's page, mostly
+	case !strings.Contains(strings.ToLower(a.Header.Get("Content-Type")), "json"): // usually the page of a captive portal
 		return nil, watchword.Refuse(watchword.Unavailable, "what answers for the issuer speaks no JSON")
 	}
 	return a.Body, nil
@@ -121,13 +120,13 @@ func origin(u *url.URL) string {
 	return u.Scheme + "://" + strings.ToLower(u.Hostname()) + ":" + port
 }
 
-// newTransport returns how the issuer is reached: c's way where that is given, else its own,
-// which trusts pool (nil: the system's authorities) and speaks at least version.
+// newTransport returns the transport to the issuer: c's if c is given, else one that trusts pool (nil: the system's
+// authorities) and requires at least TLS version.
 func newTransport(c *http.Client, pool *x509.CertPool, version uint16) http.RoundTripper {
 	if c != nil {
 		return rest.WithHeaderLimit(c.Transport)
 	}
 	t := rest.Transport(&tls.Config{RootCAs: pool, MinVersion: version}, nil)
-	t.Proxy, t.DisableKeepAlives = http.ProxyFromEnvironment, true // it asks once in minutes
+	t.Proxy, t.DisableKeepAlives = http.ProxyFromEnvironment, true // fetches are minutes apart
 	return t
 }

@@ -10,42 +10,39 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Token is an access token that was checked: by [Verifier.Check], or with its proof
-// of possession by [Verifier.CheckRequest]. Requests share it, so it must not be
-// changed.
+// Token is a verified access token: by [Verifier.Check], or with its proof of possession by [Verifier.CheckRequest].
+// Requests share it, so it must not be modified.
 type Token struct {
 	ID       string              // jti
 	Subject  watchword.SubjectID // device, operator or service
 	Labels   watchword.Labels    // of the subject, when the token was issued
-	Key      watchword.KeyID     // that the subject proved itself with
+	Key      watchword.KeyID     // thumbprint of the key with which the subject authenticated
 	Bound    watchword.KeyID     // cnf.jkt: the key that each request must prove; empty for a bearer token
 	SignedBy watchword.KeyID     // the issuer's key
 	Issuer   string
 	Audience []string
 	Issued   time.Time
-	Expires  time.Time // this service takes it for [token.Skew] longer
+	Expires  time.Time // this service accepts it for [token.Skew] longer
 
 	grant *grant
 }
 
-type grant = permit.Grant[struct{}] // a token carries no bounds on arguments
+type grant = permit.Grant[struct{}] // a token carries no constraints on arguments
 
-// Decision is the answer to one question: Allowed, and Err with code denied where it
-// is not.
+// Decision is the result of an authorization check: Allowed, and Err with code denied if it is not allowed.
 type Decision = permit.Decision
 
-// Allows decides on one thing that the subject wants to do, denied lines first:
+// Allows decides whether the token allows an action on a resource. The claim deny takes precedence:
 //
 //	topic:plant/1/lux      pub          one topic
 //	topic:plant/+/lux      sub          one filter: all of it must be allowed
-//	api:/readings/lamp-7   get          one path; put, post, patch, delete beside; HEAD is get
+//	api:/readings/lamp-7   get          one path; also put, post, patch, delete; HEAD is get
 //	fn:lamp-7/lamp.set     call         one function of one device
 //
-// What is none of these is nobody's, nor what has control characters or no UTF-8. A path is
-// one that was decoded. For a call the device's labels are not known here:
-// what the token allows by labels is then not allowed, and what it denies by labels is
-// denied; [Token.AllowsCall] takes them. Bounds on a call's arguments stand in policy
-// alone; the token does not carry them.
+// Any other resource is denied, and so is one with control characters or invalid UTF-8. A path is the decoded one. For a
+// call the device's labels are not known here: permissions by label do not allow the call, and denials by label deny it;
+// use [Token.AllowsCall] if the labels are known. Constraints on a call's arguments are in policy only; the token does not
+// carry them.
 func (t *Token) Allows(resource, action string) Decision {
 	if !permit.Printable(resource) {
 		return Decision{}
@@ -69,7 +66,7 @@ func (t *Token) Allows(resource, action string) Decision {
 	return Decision{}
 }
 
-// AllowsCall decides on one function of one device whose labels are known.
+// AllowsCall decides on one function of one device with known labels.
 func (t *Token) AllowsCall(device watchword.SubjectID, labels watchword.Labels, function string) Decision {
 	return t.call(permit.Target{ID: device, Labels: labels}, function)
 }
@@ -81,14 +78,13 @@ func (t *Token) call(target permit.Target, function string) Decision {
 	return t.grant.Call(target, function, nil)
 }
 
-// stillValid reports whether a token that was good once still is: its key counts and its
-// time has not expired.
+// stillValid reports whether a token that was valid before still is: its key is valid and it has not expired.
 func (t *Token) stillValid(s *keySet, now time.Time) bool {
 	_, counts := s.keys[t.SignedBy]
 	return counts && now.Before(t.Expires.Add(token.Skew)) && !t.Issued.After(now.Add(token.Skew))
 }
 
-// newToken reads what [token.VerifyAccess] leaves to the caller. Code: token_malformed.
+// newToken checks the claims that [token.VerifyAccess] leaves to the caller. Code: token_malformed.
 func newToken(a *token.Access, raw string) (*Token, error) {
 	labels, err := a.Labels(raw)
 	if err != nil {
@@ -110,14 +106,12 @@ func newToken(a *token.Access, raw string) (*Token, error) {
 
 type contextKey struct{}
 
-// NewContext returns a context that carries a checked token, as [Verifier.Require]
-// gives it to its handler.
+// NewContext returns a context that carries a verified token, as [Verifier.Require] passes it to its handler.
 func NewContext(ctx context.Context, t *Token) context.Context {
 	return context.WithValue(ctx, contextKey{}, t)
 }
 
-// FromContext returns the token of a request that passed [Verifier.Require]; nil
-// where none did.
+// FromContext returns the token of a request that passed [Verifier.Require]; nil if there is none.
 func FromContext(ctx context.Context) *Token {
 	t, _ := ctx.Value(contextKey{}).(*Token)
 	return t

@@ -14,32 +14,29 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Verifier checks the access tokens of one issuer for one audience. It is safe for
-// concurrent use. Close it at the end.
+// Verifier verifies the access tokens of one issuer for one audience. It is safe for concurrent use. Call Close at the end.
 type Verifier struct {
 	issuer, audience string
-	bases            []string // where clients reach this service, without a slash at the end
+	bases            []string // addresses of this service, without a trailing slash
 	proof            bool
 	metadata         string
 	now              func() time.Time
 	log              *slog.Logger
 
 	keys       issuerKeys
-	nonces     *nonces // nil: none are asked for
+	nonces     *nonces // nil: not required
 	usedProofs *usedProofs
 
 	mu       sync.Mutex
-	verified *recent.Map[[sha256.Size]byte, *Token] // by the hash of the whole token; nil: none are remembered
+	verified *recent.Map[[sha256.Size]byte, *Token] // by the hash of the whole token; nil: no cache
 }
 
-// New finds the issuer's keys by its metadata (RFC 8414) and keeps them fresh until ctx
-// ends or [Verifier.Close]: so ctx is the service's own, not one with a deadline. issuer
-// is the identifier exactly as the issuer has it, without a slash at its end where it has
-// none.
+// New fetches the issuer's keys by its metadata (RFC 8414) and refreshes them until ctx ends or [Verifier.Close] is called:
+// ctx must be the service's own context, not one with a deadline. issuer is the identifier exactly as the issuer states it,
+// including the presence or absence of a trailing slash.
 //
-// Where the issuer cannot be reached New fails, unless [Cache] has keys that are good
-// enough; later it does no harm (see [MaxAge]). Codes: config_invalid, unavailable,
-// issuer_mismatch, key_damaged.
+// If the issuer is unreachable New fails, unless [Cache] has keys that are not too old; later the verifier goes on without
+// the issuer (see [MaxAge]). Codes: config_invalid, unavailable, issuer_mismatch, key_damaged.
 func New(ctx context.Context, issuer string, opts ...Option) (*Verifier, error) {
 	o := defaults()
 	for _, set := range opts {
@@ -81,17 +78,15 @@ func New(ctx context.Context, issuer string, opts ...Option) (*Verifier, error) 
 	return v, nil
 }
 
-// Close ends the fetching of keys and waits for its end. What was fetched counts on, up
-// to [MaxAge].
+// Close ends the fetching of keys and waits for its end. The last keys stay valid, up to [MaxAge].
 func (v *Verifier) Close() { v.keys.close() }
 
-// Check checks a token that came as a bearer: signature, kind, issuer, audience and
-// time. A token that is bound to a key is refused (RFC 9449 §7.2). What it allows is asked
-// of the token.
+// Check verifies a token that was presented as a bearer token: signature, typ, issuer, audience and time. A token that is
+// bound to a key is refused (RFC 9449 §7.2). The caller must check the permissions of the result.
 //
-// Codes: token_malformed, algorithm_invalid, token_kind, key_unknown,
-// signature_invalid, issuer_mismatch, audience_mismatch, token_expired, token_early,
-// token_lifetime, proof_required; unavailable where the issuer's keys are too old.
+// Codes: token_malformed, algorithm_invalid, token_kind, key_unknown, signature_invalid, issuer_mismatch,
+// audience_mismatch, token_expired, token_early, token_lifetime, proof_required; unavailable if the issuer's keys are too
+// old.
 func (v *Verifier) Check(ctx context.Context, raw string) (*Token, error) {
 	t, err := v.check(ctx, raw, v.now())
 	if err != nil {
@@ -113,8 +108,8 @@ func (v *Verifier) checkBearerAllowed(t *Token) error {
 	return nil
 }
 
-// CheckRequest checks the token of a request, and its proof where it came as DPoP: for
-// who does not use [Verifier.Require]. [Verifier.Refuse] answers what it refuses.
+// CheckRequest verifies the token of a request, and its proof if it was sent as DPoP, for services that do not use
+// [Verifier.Require]. [Verifier.Refuse] writes the response for its errors.
 //
 // Codes: unauthenticated, bad_request, those of Check, dpop_invalid, dpop_nonce, busy.
 func (v *Verifier) CheckRequest(r *http.Request) (*Token, error) {
@@ -122,7 +117,7 @@ func (v *Verifier) CheckRequest(r *http.Request) (*Token, error) {
 	return t, err
 }
 
-// checkRequest returns the nonce of the request's proof beside, empty where there is none.
+// checkRequest also returns the nonce of the request's proof; empty if there is none.
 func (v *Verifier) checkRequest(r *http.Request, now time.Time) (t *Token, nonce string, err error) {
 	bound, raw, err := credentials(r)
 	if err != nil {
@@ -142,8 +137,8 @@ func (v *Verifier) checkRequest(r *http.Request, now time.Time) (t *Token, nonce
 	return t, nonce, nil
 }
 
-// credentials takes the token from the Authorization header and from nowhere else (RFC
-// 6750 §2.1). bound says that it came as DPoP. Codes: unauthenticated, bad_request.
+// credentials returns the token of the Authorization header; no other place is read (RFC 6750 §2.1). bound reports that the
+// scheme is DPoP. Codes: unauthenticated, bad_request.
 func credentials(r *http.Request) (bound bool, raw string, err error) {
 	values := r.Header.Values("Authorization")
 	if len(values) == 0 {
@@ -162,9 +157,8 @@ func credentials(r *http.Request) (bound bool, raw string, err error) {
 	return bound, raw, nil
 }
 
-// check is all checks but who may show the token. A token that was good before, byte for
-// byte, is good again as long as its key counts and its time has not expired: nothing else
-// that was checked can change.
+// check makes all checks except the proof of possession. A token that was verified before, byte for byte, is still valid
+// while its key is valid and it has not expired: the results of the other checks cannot change.
 func (v *Verifier) check(ctx context.Context, raw string, now time.Time) (*Token, error) {
 	if len(raw) > watchword.MaxToken {
 		return nil, watchword.Refuse(watchword.TokenMalformed, "a token may have %d bytes", watchword.MaxToken)
