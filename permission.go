@@ -32,6 +32,16 @@ var actionsByPrefix = map[string][]string{
 	APIPrefix:      {"get", "put", "post", "patch", "delete"},
 }
 
+// ActionsOf returns all actions that a resource has; nil for an unknown kind of resource.
+func ActionsOf(resource string) []string {
+	for prefix, actions := range actionsByPrefix {
+		if strings.HasPrefix(resource, prefix) {
+			return slices.Clone(actions)
+		}
+	}
+	return nil
+}
+
 // Check refuses a permission whose resource or actions are not of the table
 // above. It does not parse the filter. Code: token_malformed.
 func (p Permission) Check() error {

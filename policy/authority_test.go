@@ -17,31 +17,28 @@ func parsed(t *testing.T, name, src string) *policy.Document {
 	return d
 }
 
-// An owner is an operator whose label role is owner. Nothing else makes one: no other
-// kind, no other value, no other label.
-func TestRetainedOwnership(t *testing.T) {
+// An owner is an operator whose role is owner. Nothing else makes one: no label, no other kind, no other role.
+func TestOnlyTheRoleMakesAnOwner(t *testing.T) {
 	set := policy.NewSet()
 	for _, tc := range []struct {
 		name   string
 		kind   watchword.Kind
+		role   string
 		labels watchword.Labels
 		owner  bool
 	}{
-		{"an operator with role owner", watchword.Operator, watchword.Labels{"role": "owner"}, true},
-		{"with other labels beside it", watchword.Operator, watchword.Labels{"role": "owner", "site": "a"}, true},
-		{"an operator without labels", watchword.Operator, nil, false},
-		{"with another role", watchword.Operator, watchword.Labels{"role": "viewer"}, false},
-		{"with a role that begins like it", watchword.Operator, watchword.Labels{"role": "owners"}, false},
-		{"with a role that comes before it", watchword.Operator, watchword.Labels{"role": "admin"}, false},
-		{"in capitals", watchword.Operator, watchword.Labels{"role": "Owner"}, false},
-		{"with an empty role", watchword.Operator, watchword.Labels{"role": ""}, false},
-		{"the value in another label", watchword.Operator, watchword.Labels{"site": "owner"}, false},
-		{"the name as a value", watchword.Operator, watchword.Labels{"owner": "role"}, false},
-		{"a device", watchword.Device, watchword.Labels{"role": "owner"}, false},
-		{"a service", watchword.Service, watchword.Labels{"role": "owner"}, false},
-		{"a subject of no kind", "", watchword.Labels{"role": "owner"}, false},
+		{"an operator with role owner", watchword.Operator, "owner", nil, true},
+		{"with labels beside it", watchword.Operator, "owner", watchword.Labels{"role": "viewer", "site": "a"}, true},
+		{"an operator without role", watchword.Operator, "", nil, false},
+		{"an operator with the label role", watchword.Operator, "", watchword.Labels{"role": "owner"}, false},
+		{"with another role", watchword.Operator, "auditor", nil, false},
+		{"with a role that begins like it", watchword.Operator, "owners", nil, false},
+		{"in capitals", watchword.Operator, "Owner", nil, false},
+		{"a device", watchword.Device, "owner", watchword.Labels{"role": "owner"}, false},
+		{"a service", watchword.Service, "owner", watchword.Labels{"role": "owner"}, false},
+		{"a subject of no kind", "", "owner", watchword.Labels{"role": "owner"}, false},
 	} {
-		g := set.For(policy.Subject{ID: "owner", Kind: tc.kind, Labels: tc.labels})
+		g := set.For(policy.Subject{ID: "owner", Kind: tc.kind, Role: tc.role, Labels: tc.labels})
 		for what, d := range map[string]policy.Decision{
 			"publish":   g.Publish("plant/lux"),
 			"subscribe": g.Subscribe("#"),
@@ -55,6 +52,20 @@ func TestRetainedOwnership(t *testing.T) {
 		}
 		if wide := slices.ContainsFunc(g.Perm(), func(p watchword.Permission) bool { return p.Resource == "api:/#" }); wide != tc.owner {
 			t.Errorf("%s: the token's claims are an owner's: %v", tc.name, wide)
+		}
+	}
+}
+
+// No document takes anything from an owner; it takes from every other role.
+func TestDocumentsDenyNothingToOwners(t *testing.T) {
+	all := parsed(t, "all", "for = {}\n[[deny]]\nget = [\"/#\"]\npublish = [\"#\"]\ncall = [\"*\"]\n")
+	for role, allowed := range map[string]bool{"owner": true, "admin": false, "operator": false} {
+		g := policy.NewSet(all).For(policy.Subject{ID: "x", Kind: watchword.Operator, Role: role})
+		if got := g.Request("GET", "/v1/devices").Allowed; got != allowed {
+			t.Errorf("%s: reading devices is %v", role, got)
+		}
+		if got := g.Call(policy.Target{ID: "lamp-1"}, "lamp.set", nil).Allowed; got != allowed {
+			t.Errorf("%s: calling is %v", role, got)
 		}
 	}
 }

@@ -25,7 +25,9 @@ type Document struct {
 	labels        watchword.Labels                 // the member for
 	subjects      map[watchword.SubjectID]struct{} // the member subjects; nil where labels select
 	kinds         []watchword.Kind                 // nil: any kind
+	role          string                           // the member role; "" where labels or subjects select
 	rules         []rule
+	mayGive       []rule   // the member may_give; nil: what the document allows. Not nil and empty: nothing
 	skippedBounds []string // arguments whose bound may take too long to evaluate: see [ParseStored]
 }
 
@@ -45,6 +47,7 @@ type rule struct {
 // bound is the JSON Schema of one argument of a call.
 type bound struct {
 	name   string
+	text   string // of the schema: equal texts bound alike
 	schema *schema.Schema
 	deny   bool // the rule denies: an argument that cannot be evaluated counts as fitting
 }
@@ -53,11 +56,15 @@ type bound struct {
 type Subject struct {
 	ID     watchword.SubjectID
 	Kind   watchword.Kind
+	Role   string // of an operator
 	Labels watchword.Labels
 }
 
+// Role returns the custom role that the document is for; "" where it is for ids or labels.
+func (d *Document) Role() string { return d.role }
+
 // For returns the subjects of the document: some ids, or, where ids is nil, all subjects with these
-// labels.
+// labels (and the role of [Document.Role], if there is one).
 func (d *Document) For() (ids []watchword.SubjectID, labels watchword.Labels) {
 	if d.subjects != nil {
 		return slices.AppendSeq([]watchword.SubjectID{}, maps.Keys(d.subjects)), nil
@@ -67,20 +74,25 @@ func (d *Document) For() (ids []watchword.SubjectID, labels watchword.Labels) {
 
 // Applies reports whether the document is for w.
 func (d *Document) Applies(w Subject) bool {
-	if d.kinds != nil {
-		found := false
-		for _, k := range d.kinds {
-			found = found || k == w.Kind
-		}
-		if !found {
-			return false
-		}
+	if !d.hasKind(w.Kind) {
+		return false
+	}
+	if d.role != "" {
+		return d.role == w.Role
 	}
 	if d.subjects != nil {
 		_, ok := d.subjects[w.ID]
 		return ok
 	}
 	return w.Labels.Has(d.labels)
+}
+
+// hasKind reports whether the document is for subjects of that kind. Only operators have roles.
+func (d *Document) hasKind(k watchword.Kind) bool {
+	if d.role != "" {
+		return k == watchword.Operator
+	}
+	return d.kinds == nil || slices.Contains(d.kinds, k)
 }
 
 // Mistake is one error in a document. Line and column count from 1; 0 is unknown.

@@ -19,7 +19,7 @@ const (
 	badWildcard = "+ and # must stand alone in their level"
 	badEnd      = "# must be the last level"
 	badLength   = "must have 1 to 1024 bytes"
-	noSubjects  = `say whom it is for: either for = { label = "value" } or subjects = ["id"]; for = {} is everybody`
+	noSubjects  = `say whom it is for, in one way: for = { label = "value" }, subjects = ["id"] or role = "name"; for = {} is everybody`
 	noList      = "a policy needs at least one [[allow]] or [[deny]]"
 	noAction    = "a rule needs at least one of publish, subscribe, call, get, put, post, patch, delete"
 	noTable     = "args is a table: args = { level = { maximum = 80 } }"

@@ -60,7 +60,7 @@ func TestTheNearestMiss(t *testing.T) {
 			t.Errorf("%s %s: got %+v", tc.action, tc.resource, e)
 		}
 	}
-	e := policy.NewSet().For(policy.Subject{ID: "x", Kind: watchword.Operator, Labels: watchword.Labels{"role": "owner"}}).Explain("pub", "topic:$SYS/x", policy.Target{}, nil)
+	e := policy.NewSet().For(policy.Subject{ID: "x", Kind: watchword.Operator, Role: policy.RoleOwner}).Explain("pub", "topic:$SYS/x", policy.Target{}, nil)
 	if e.Nearest != "owner: allows #" {
 		t.Errorf("got %+v", e)
 	}

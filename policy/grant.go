@@ -14,7 +14,9 @@ import (
 type Grant struct {
 	permit.Grant[bound]
 	version     int64
-	proof       *origin // the first document that requires a proof; nil for none
+	proof       *origin  // the first document that requires a proof; nil for none
+	give        rules    // what the subject may give by its built-in role, or by a member may_give
+	givesStated []string // the documents that have a member may_give
 	claims      sync.Once
 	perm, denyP []watchword.Permission
 }

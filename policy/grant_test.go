@@ -244,7 +244,7 @@ func TestTheBuiltInPolicies(t *testing.T) {
 	set := policy.NewSet()
 	dev := set.For(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"role": "owner"}})
 	op := set.For(policy.Subject{ID: "alice", Kind: watchword.Operator})
-	owner := set.For(policy.Subject{ID: "root", Kind: watchword.Operator, Labels: watchword.Labels{"role": "owner"}})
+	owner := set.For(policy.Subject{ID: "root", Kind: watchword.Operator, Role: policy.RoleOwner})
 	for _, tc := range []struct {
 		name string
 		got  policy.Decision

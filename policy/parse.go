@@ -100,7 +100,7 @@ func (p *parser) mistake(path, format string, a ...any) {
 
 // Keys of a document and of a rule, and the actions that they grant.
 var (
-	documentKeys = []string{"name", "for", "subjects", "kinds", "proof", "allow", "deny"}
+	documentKeys = []string{"name", "for", "subjects", "role", "kinds", "proof", "allow", "deny", "may_give"}
 	ruleKeys     = append([]string{"publish", "subscribe", "call", "on", "devices", "args"}, permit.PathActions...)
 )
 
@@ -128,7 +128,7 @@ func (p *parser) document(tree map[string]any) {
 			p.mistake("name", "the document calls itself %q, but it is to be %q", s, p.doc.Name)
 		}
 	}
-	if p.doc.Name == selfPolicy || p.doc.Name == ownerPolicy {
+	if p.doc.Name == selfPolicy || p.doc.Name == RoleOwner || IsBuiltInRole(p.doc.Name) && !p.stored {
 		p.mistake("name", "%q is built in", p.doc.Name)
 	} else if !watchword.ValidName(p.doc.Name) {
 		p.mistake("name", "a policy needs a name: 1 to 64 of A-Z a-z 0-9 . _ ~ -")
@@ -143,7 +143,10 @@ func (p *parser) document(tree map[string]any) {
 	for _, list := range []string{"deny", "allow"} {
 		p.rules(list, tree[list])
 	}
-	if tree["allow"] == nil && tree["deny"] == nil && !p.doc.ProofRequired {
+	if v, ok := tree["may_give"]; ok {
+		p.mayGive(v)
+	}
+	if tree["allow"] == nil && tree["deny"] == nil && tree["may_give"] == nil && !p.doc.ProofRequired {
 		p.mistake("", "a policy needs at least one [[allow]] or [[deny]]")
 	}
 }
@@ -151,9 +154,12 @@ func (p *parser) document(tree map[string]any) {
 func (p *parser) subjects(tree map[string]any) {
 	labels, byLabels := tree["for"]
 	subjects, bySubjects := tree["subjects"]
+	role, byRole := tree["role"]
 	switch {
-	case byLabels == bySubjects:
-		p.mistake("for", `say whom it is for: either for = { label = "value" } or subjects = ["id"]; for = {} is everybody`)
+	case byLabels && bySubjects, byLabels && byRole, bySubjects && byRole, !byLabels && !bySubjects && !byRole:
+		p.mistake("for", `say whom it is for, in one way: for = { label = "value" }, subjects = ["id"] or role = "name"; for = {} is everybody`)
+	case byRole:
+		p.role(role, tree["kinds"] != nil)
 	case byLabels:
 		p.doc.labels = p.labels("for", labels, false)
 	default:
@@ -176,6 +182,61 @@ func (p *parser) subjects(tree map[string]any) {
 			}
 		}
 	}
+}
+
+// role parses the member role, which makes the document one of a custom role.
+func (p *parser) role(v any, kinds bool) {
+	name, ok := v.(string)
+	switch {
+	case !ok || !watchword.ValidName(name):
+		p.mistake("role", "a role must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+	case name == RoleOwner:
+		p.mistake("role", "no document is for owners: they may do everything")
+	case kinds:
+		p.mistake("kinds", "kinds does not belong to role: only operators have roles")
+	}
+	p.doc.role = name
+}
+
+// mayGive parses the member may_give: resources of permissions, with all their actions.
+func (p *parser) mayGive(v any) {
+	p.doc.mayGive = []rule{}
+	for i, s := range p.strings("may_give", v) {
+		at := "may_give." + strconv.Itoa(i)
+		one := rule{line: max(p.at[at][0], 1), paths: map[string][]string{}}
+		filled, err := expand(s, func(string) (string, bool) { return "x", true })
+		if err == nil {
+			_, err = permit.FromPermissions[bound]([]watchword.Permission{allActions(filled)}, nil)
+		}
+		switch prefix, rest, _ := strings.Cut(s, ":"); {
+		case err != nil:
+			p.mistake(at, "a resource is topic:FILTER, fn:DEVICE/FUNCTION or api:/PATH")
+			continue
+		case prefix+":" == watchword.TopicPrefix:
+			one.publish, one.subscribe = []string{rest}, []string{rest}
+		case prefix+":" == watchword.APIPrefix:
+			for _, a := range permit.PathActions {
+				one.paths[a] = []string{rest}
+			}
+		default:
+			device, function, _ := strings.Cut(rest, "/")
+			if one.call = []string{function}; strings.Contains(device, "=") {
+				one.on = watchword.Labels{}
+				for pair := range strings.SplitSeq(device, ",") {
+					k, v, _ := strings.Cut(pair, "=")
+					one.on[k] = v
+				}
+			} else if device != "*" {
+				one.devices = []string{device}
+			}
+		}
+		p.doc.mayGive = append(p.doc.mayGive, one)
+	}
+}
+
+// allActions is the permission on a resource with all the actions that it has.
+func allActions(resource string) watchword.Permission {
+	return watchword.Permission{Resource: resource, Actions: watchword.ActionsOf(resource)}
 }
 
 func (p *parser) rules(list string, v any) {
@@ -310,7 +371,7 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 		if !r.deny {
 			text = withType(text)
 		}
-		compiled, err := compileBound(text)
+		compiled, source, err := compileBound(text)
 		switch {
 		case err == nil:
 		case p.stored:
@@ -325,17 +386,18 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 			p.mistake(tomlpos.Below(path, name), "the bound of %q is no JSON Schema", name)
 			continue
 		}
-		r.args = append(r.args, bound{name, compiled, r.deny})
+		r.args = append(r.args, bound{name, source, compiled, r.deny})
 	}
 }
 
 // compileBound compiles a bound that was decoded from TOML or JSON. Code: bad_request.
-func compileBound(v any) (*schema.Schema, error) {
-	b, err := json.Marshal(v)
+func compileBound(v any) (s *schema.Schema, text string, err error) {
+	b, err := json.Marshal(v) // the members of an object in the order of their names
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.BadRequest, "the value cannot be written as JSON")
+		return nil, "", watchword.Wrap(err, watchword.BadRequest, "the value cannot be written as JSON")
 	}
-	return schema.Compile(b)
+	s, err = schema.Compile(b)
+	return s, string(b), err
 }
 
 // labels parses a table of labels; template says whether values may be templates.

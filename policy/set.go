@@ -9,11 +9,21 @@ import (
 	"github.com/watchword-iot/watchword/internal/permit"
 )
 
-// Built-in policies.
-const (
-	selfPolicy  = "self"
-	ownerPolicy = "owner"
+// selfPolicy is the built-in policy of every subject; the other built-in ones are roles.
+const selfPolicy = "self"
+
+// The origins of built-in rules are these values: a stored document may have the name of a role that was not built in when it
+// was written.
+var (
+	selfOrigin  = &origin{Policy: selfPolicy}
+	roleOrigins = map[string]*origin{
+		RoleOwner: {Policy: RoleOwner}, RoleAdmin: {Policy: RoleAdmin}, RoleOperator: {Policy: RoleOperator},
+		RoleViewer: {Policy: RoleViewer}, RoleAuditor: {Policy: RoleAuditor},
+	}
 )
+
+// isBuiltIn reports whether no document has the rule.
+func isBuiltIn(o *origin) bool { return o == selfOrigin || o != nil && o == roleOrigins[o.Policy] }
 
 // Set is all policy documents of a tenant, with the built-in ones. It is immutable and safe for
 // concurrent use.
@@ -21,6 +31,7 @@ type Set struct {
 	version   int64
 	docs      map[string]*Document
 	bySubject map[watchword.SubjectID][]*Document
+	byRole    map[string][]*Document
 	byLabel   map[[2]string][]*Document // each document under one of its label pairs
 	everybody []*Document               // documents with for = {}
 }
@@ -35,10 +46,12 @@ func NewSet(docs ...*Document) *Set {
 }
 
 func index(docs map[string]*Document) *Set {
-	s := &Set{docs: docs, bySubject: map[watchword.SubjectID][]*Document{}, byLabel: map[[2]string][]*Document{}}
+	s := &Set{docs: docs, bySubject: map[watchword.SubjectID][]*Document{}, byRole: map[string][]*Document{}, byLabel: map[[2]string][]*Document{}}
 	for _, name := range slices.Sorted(maps.Keys(docs)) {
 		d := docs[name]
 		switch {
+		case d.role != "":
+			s.byRole[d.role] = append(s.byRole[d.role], d)
 		case d.subjects != nil:
 			for id := range d.subjects {
 				s.bySubject[id] = append(s.bySubject[id], d)
@@ -103,33 +116,51 @@ func (s *Set) For(w Subject) *Grant {
 	for k, v := range w.Labels {
 		found = append(found, s.byLabel[[2]string{k, v}]...)
 	}
+	if w.Role != "" {
+		found = append(found, s.byRole[w.Role]...)
+	}
 	found = append(found, s.everybody...)
 	found = slices.DeleteFunc(found, func(d *Document) bool { return !d.Applies(w) })
 	slices.SortFunc(found, func(a, b *Document) int { return cmp.Compare(a.Name, b.Name) })
-	c := compiler{subject: w, g: &Grant{version: s.version}}
-	c.builtIn()
+	c := compiler{fill: w.fill, g: &Grant{version: s.version}}
+	c.builtIn(w)
 	for _, d := range found {
-		if d.ProofRequired && c.g.proof == nil {
-			c.g.proof = &origin{Policy: d.Name}
-		}
-		for i := range d.rules {
-			c.rule(d.Name, &d.rules[i])
-		}
+		c.document(d)
+	}
+	if w.isOwner() { // no document takes anything from an owner, or nobody could take the document back
+		c.g.Denied = rules{}
 	}
 	return c.g
 }
 
 // compiler fills a grant with the rules that apply to one subject.
 type compiler struct {
-	subject Subject
-	g       *Grant
+	fill func(template string) string // fills a template for the subject; "" where a label is missing
+	g    *Grant
 }
 
-func (c *compiler) builtIn() {
-	self := &origin{Policy: selfPolicy}
+// document adds what a document says.
+func (c *compiler) document(d *Document) {
+	if d.ProofRequired && c.g.proof == nil {
+		c.g.proof = &origin{Policy: d.Name}
+	}
+	for i := range d.rules {
+		c.rule(d.Name, &d.rules[i])
+	}
+	if d.mayGive == nil {
+		return
+	}
+	c.g.givesStated = append(c.g.givesStated, d.Name)
+	for i := range d.mayGive {
+		c.add(&c.g.give, d.Name, &d.mayGive[i])
+	}
+}
+
+func (c *compiler) builtIn(w Subject) {
+	self := selfOrigin
 	c.g.Allowed.Paths = append(c.g.Allowed.Paths, permit.NewPath("/v1/self/#", permit.AllPaths, self))
-	if c.subject.Kind == watchword.Device {
-		own := "devices/" + string(c.subject.ID) + "/"
+	if w.Kind == watchword.Device {
+		own := "devices/" + string(w.ID) + "/"
 		c.g.Allowed.Topics = append(c.g.Allowed.Topics,
 			permit.NewTopic(own+"events/#", true, false, self),
 			permit.NewTopic(own+"state", true, true, self),
@@ -138,21 +169,29 @@ func (c *compiler) builtIn() {
 			permit.NewTopic(own+"commands", false, true, self),
 		)
 	}
-	if c.subject.Kind == watchword.Operator && c.subject.Labels["role"] == "owner" {
-		owner := &origin{Policy: ownerPolicy}
-		c.g.Allowed.Topics = append(c.g.Allowed.Topics, permit.NewTopic("#", true, true, owner))
-		c.g.Allowed.Calls = append(c.g.Allowed.Calls, callRule{Device: "*", Function: "*", Origin: owner})
-		c.g.Allowed.Paths = append(c.g.Allowed.Paths, permit.NewPath("/#", permit.AllPaths, owner))
+	if role := w.builtInRole(); role != nil {
+		appendRules(&c.g.Allowed, &role.do)
+		appendRules(&c.g.give, &role.give)
 	}
 }
 
+// builtInRole returns the rules of the subject's role; nil where it has none, or a custom one.
+func (w *Subject) builtInRole() *roleRules {
+	if w.Kind != watchword.Operator {
+		return nil
+	}
+	return builtInRoles[w.Role]
+}
+
+func (w *Subject) isOwner() bool { return w.Kind == watchword.Operator && w.Role == RoleOwner }
+
 // fill expands a template for the subject; "" where a label is missing.
-func (c *compiler) fill(template string) string {
+func (w *Subject) fill(template string) string {
 	s, err := expand(template, func(name string) (string, bool) {
 		if name == "id" {
-			return string(c.subject.ID), true
+			return string(w.ID), true
 		}
-		v, ok := c.subject.Labels[name]
+		v, ok := w.Labels[name]
 		return v, ok && watchword.ValidName(v) // a valid name contains no wildcard, so it cannot widen a filter
 	})
 	if err != nil {
@@ -166,6 +205,11 @@ func (c *compiler) rule(policy string, r *rule) {
 	if r.deny {
 		side = &c.g.Denied
 	}
+	c.add(side, policy, r)
+}
+
+// add appends the permissions of a rule to one side.
+func (c *compiler) add(side *rules, policy string, r *rule) {
 	o := &origin{Policy: policy, Line: r.line}
 	for _, t := range r.publish {
 		if f := c.fill(t); f != "" {
@@ -187,6 +231,12 @@ func (c *compiler) rule(policy string, r *rule) {
 	for _, fn := range r.call {
 		c.call(side, r, fn, o)
 	}
+}
+
+func appendRules(to, from *rules) {
+	to.Topics = append(to.Topics, from.Topics...)
+	to.Calls = append(to.Calls, from.Calls...)
+	to.Paths = append(to.Paths, from.Paths...)
 }
 
 func (c *compiler) call(side *rules, r *rule, fn string, o *origin) {

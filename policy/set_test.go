@@ -27,22 +27,28 @@ func permissions(ps []watchword.Permission) (out []string) {
 // What a subject has without any policy, line by line.
 func TestBuiltInSchemas(t *testing.T) {
 	for _, tc := range []struct {
-		kind   watchword.Kind
-		labels watchword.Labels
-		want   []string
+		kind watchword.Kind
+		role string
+		want []string
 	}{
-		{watchword.Device, nil, []string{
+		{watchword.Device, "", []string{
 			"get,put,post,patch,delete api:/v1/self/#",
 			"sub topic:devices/x/commands", "sub topic:devices/x/config", "pub topic:devices/x/events/#",
 			"pub topic:devices/x/receipts", "pub,sub topic:devices/x/state",
 		}},
-		{watchword.Service, nil, []string{"get,put,post,patch,delete api:/v1/self/#"}},
-		{watchword.Operator, nil, []string{"get,put,post,patch,delete api:/v1/self/#"}},
-		{watchword.Operator, watchword.Labels{"role": "owner"}, []string{"get,put,post,patch,delete api:/#", "call fn:*/*", "pub,sub topic:#"}},
+		{watchword.Service, "", []string{"get,put,post,patch,delete api:/v1/self/#"}},
+		{watchword.Operator, "", []string{"get,put,post,patch,delete api:/v1/self/#"}},
+		{watchword.Operator, policy.RoleOwner, []string{"get,put,post,patch,delete api:/#", "call fn:*/*", "pub,sub topic:#"}},
+		{watchword.Operator, policy.RoleViewer, []string{
+			"get api:/v1/commands/#", "get api:/v1/devices/#", "get api:/v1/enrollments/#", "get api:/v1/events/#", "post api:/v1/explain", "get api:/v1/policies/#",
+			"post api:/v1/policies/check", "post api:/v1/policies/diff", "get api:/v1/retained/#", "get,put,post,patch,delete api:/v1/self/#", "get api:/v1/services/#",
+			"get api:/v1/sessions/#", "sub topic:devices/+/events/#", "sub topic:devices/+/state",
+		}},
+		{watchword.Operator, policy.RoleAuditor, []string{"get api:/v1/audit/#", "get,put,post,patch,delete api:/v1/self/#"}},
 	} {
-		g := policy.NewSet().For(policy.Subject{ID: "x", Kind: tc.kind, Labels: tc.labels})
+		g := policy.NewSet().For(policy.Subject{ID: "x", Kind: tc.kind, Role: tc.role})
 		if got := permissions(g.Perm()); !slices.Equal(got, tc.want) {
-			t.Errorf("%s %v: got %q, want %q", tc.kind, tc.labels, got, tc.want)
+			t.Errorf("%s %s: got %q, want %q", tc.kind, tc.role, got, tc.want)
 		}
 		if got := g.Deny(); len(got) != 0 {
 			t.Errorf("%s: denied %v", tc.kind, got)
