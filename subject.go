@@ -81,6 +81,7 @@ type Subject struct {
 	Tenant           TenantID
 	ID               SubjectID
 	Kind             Kind
+	Role             string // of an operator: a built-in role or a custom one (package policy); empty for none and for other kinds
 	State            State
 	Labels           Labels
 	Version          int64

@@ -79,6 +79,7 @@ var keptByName = map[string]string{
 	"policy.Set.docs":                       "the policies of one tenant",
 	"policy.Set.bySubject":                  "the policies of one tenant",
 	"policy.Set.byLabel":                    "the policies of one tenant",
+	"policy.Set.byRole":                     "the policies of one tenant",
 	"policy.Document.subjects":              "of one policy",
 	"session.Guard.sessions":                "a random id, unique in the process; whoever looks one up by an id that a client named compares the tenant",
 	"session.Guard.offline":                 "likewise",

@@ -63,7 +63,7 @@ func withCommands(t *testing.T, f func(t *testing.T, srv *testServer, o *command
 		alice, err := jose.GenerateKey(jose.P256)
 		must(err)
 		must(keyring.Initialize(t.Context(), st, keyring.InitOptions{Issuer: "https://server.example", KEK: kek, Now: now, Operator: watchword.Subject{
-			Tenant: watchword.DefaultTenant, ID: "alice", Kind: watchword.Operator, State: watchword.Active, Labels: watchword.Labels{"role": "owner"},
+			Tenant: watchword.DefaultTenant, ID: "alice", Kind: watchword.Operator, State: watchword.Active, Role: policy.RoleOwner,
 			Version: 1, Incarnation: 1, Created: now, Changed: now, Keys: []watchword.Key{key(alice, watchword.Sign)},
 		}}))
 		ring, err := keyring.Open(t.Context(), st, kek)

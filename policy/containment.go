@@ -7,7 +7,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/permit"
 )
 
-// permissions of one side: what allowed rules allow and no denied rule denies. nil denies nothing.
+// extent is what is allowed on one side: what allowed rules allow and no denied rule denies. nil denies nothing.
 type extent struct {
 	allowed, denied *rules
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/keyring"
+	"github.com/watchword-iot/watchword/policy"
 )
 
 // File names in a data folder (mode 0700).
@@ -86,7 +87,7 @@ func initializeIfNew(ctx context.Context, cfg Config, st keyring.Store, now time
 		Issuer: cfg.PublicURL(), KEK: kek, Now: now,
 		Operator: watchword.Subject{
 			Tenant: watchword.DefaultTenant, ID: FirstOperator, Kind: watchword.Operator, State: watchword.Active,
-			Labels: watchword.Labels{"role": "owner"}, Version: 1, Incarnation: 1, Created: now, Changed: now,
+			Role: policy.RoleOwner, Version: 1, Incarnation: 1, Created: now, Changed: now,
 			Keys: []watchword.Key{{ID: pub.ID(), Purpose: watchword.Sign, JWK: pub.JWK(), State: watchword.KeyActive, Added: now}},
 		},
 	})

@@ -22,6 +22,7 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/sdk/verify"
 	"github.com/watchword-iot/watchword/server"
 	"github.com/watchword-iot/watchword/sqlite"
@@ -49,7 +50,7 @@ func addOwner(t *testing.T, dir string, tenant watchword.TenantID) *jose.Signer 
 		return audit.Entry{Tenant: tenant, At: now, Kind: kind, Object: "operator", Outcome: audit.Done}
 	}
 	must(st.CreateSubject(t.Context(), watchword.Subject{
-		Tenant: tenant, ID: "operator", Kind: watchword.Operator, State: watchword.New, Labels: watchword.Labels{"role": "owner"}, Created: now, Changed: now,
+		Tenant: tenant, ID: "operator", Kind: watchword.Operator, State: watchword.New, Role: policy.RoleOwner, Created: now, Changed: now,
 	}, &enroll.Code{Tenant: tenant, Hash: hash, Subject: "operator", Expires: now.Add(time.Hour)}, entry(audit.OperatorCreate)))
 	key := func(p *jose.PublicKey, of watchword.Purpose) watchword.Key {
 		return watchword.Key{ID: p.ID(), Purpose: of, JWK: p.JWK(), State: watchword.KeyActive, Added: now}

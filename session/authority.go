@@ -67,7 +67,7 @@ func authorize(p Credentials, s *watchword.Subject, today *policy.Grant, now tim
 	if s.Incarnation != p.Incarnation {
 		return nil, watchword.Refuse(watchword.TokenRevoked, "the token was issued before %q was enrolled again", s.ID)
 	}
-	a := &Authority{credentials: p, subject: policy.Subject{ID: s.ID, Kind: s.Kind, Labels: s.Labels}, subjectVersion: s.AuthorityVersion, policy: today}
+	a := &Authority{credentials: p, subject: PolicySubject(s), subjectVersion: s.AuthorityVersion, policy: today}
 	if p.offline && p.Key == "" { // an offline session without a key does not depend on the subject's keys
 		return a, nil
 	}

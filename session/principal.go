@@ -30,7 +30,7 @@ func (p *Principal) Under(set *policy.Set) *Principal {
 
 // PolicySubject is s as policies see it.
 func PolicySubject(s *watchword.Subject) policy.Subject {
-	return policy.Subject{ID: s.ID, Kind: s.Kind, Labels: s.Labels}
+	return policy.Subject{ID: s.ID, Kind: s.Kind, Role: s.Role, Labels: s.Labels}
 }
 
 // Memory of a principal beside its texts: its structures, one parsed key, and one label.

@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 )
 
-const subjectColumns = `tenant, id, kind, state, labels, version, basis, incarnation, proof, created, changed`
+const subjectColumns = `tenant, id, kind, role, state, labels, version, basis, incarnation, proof, created, changed`
 
 // subjectRow is the scan target of a subject's columns.
 type subjectRow struct {
@@ -24,7 +24,7 @@ type subjectRow struct {
 }
 
 func (r *subjectRow) columns() []any {
-	return []any{&r.Tenant, &r.ID, &r.Kind, &r.State, &r.labels, &r.Version, &r.AuthorityVersion, &r.Incarnation, &r.Proof, &r.created, &r.changed}
+	return []any{&r.Tenant, &r.ID, &r.Kind, &r.Role, &r.State, &r.labels, &r.Version, &r.AuthorityVersion, &r.Incarnation, &r.Proof, &r.created, &r.changed}
 }
 
 func (r *subjectRow) subject() (watchword.Subject, error) {
@@ -53,7 +53,7 @@ func subject(ctx context.Context, from querier, t watchword.TenantID, id watchwo
 		k.Added, k.Retired = fromMillis(added), fromMillis(retired)
 		return k, err
 	}
-	const query = `SELECT s.tenant, s.id, s.kind, s.state, s.labels, s.version, s.basis, s.incarnation, s.proof, s.created, s.changed,
+	const query = `SELECT s.tenant, s.id, s.kind, s.role, s.state, s.labels, s.version, s.basis, s.incarnation, s.proof, s.created, s.changed,
 			coalesce(k.id, ''), coalesce(k.purpose, ''), coalesce(k.jwk, x''), coalesce(k.state, ''), coalesce(k.added, 0), coalesce(k.retired, 0)
 		FROM subjects s LEFT JOIN subject_keys k ON k.tenant = s.tenant AND k.subject = s.id
 		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0`
@@ -113,8 +113,8 @@ func (t *tx) addSubject(s watchword.Subject) error {
 	if err != nil {
 		return err
 	}
-	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-		s.Tenant, s.ID, s.Kind, s.State, labels, s.Version, s.Incarnation, s.Proof, toMillis(s.Created), toMillis(s.Changed))
+	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+		s.Tenant, s.ID, s.Kind, s.Role, s.State, labels, s.Version, s.Incarnation, s.Proof, toMillis(s.Created), toMillis(s.Changed))
 	if err != nil {
 		return err
 	}
@@ -198,8 +198,8 @@ func (t *tx) putRow(before, after watchword.Subject) error {
 	if err != nil {
 		return err
 	}
-	if _, err := t.exec(`UPDATE subjects SET state = ?, labels = ?, proof = ?, version = ?, incarnation = ?, changed = ? WHERE tenant = ? AND id = ?`,
-		after.State, labels, after.Proof, after.Version, after.Incarnation, toMillis(after.Changed), after.Tenant, after.ID); err != nil {
+	if _, err := t.exec(`UPDATE subjects SET role = ?, state = ?, labels = ?, proof = ?, version = ?, incarnation = ?, changed = ? WHERE tenant = ? AND id = ?`,
+		after.Role, after.State, labels, after.Proof, after.Version, after.Incarnation, toMillis(after.Changed), after.Tenant, after.ID); err != nil {
 		return err
 	}
 	if maps.Equal(before.Labels, after.Labels) {

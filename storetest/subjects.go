@@ -22,7 +22,7 @@ func initialized(t *T) {
 		{ID: "ca", Role: keyring.CA, State: keyring.Active, Public: []byte("{}"), Private: []byte{2}, Cert: []byte{3}, Created: t.now},
 	}
 	operator := watchword.Subject{
-		Tenant: tenant, ID: "operator", Kind: watchword.Operator, State: watchword.Active, Labels: watchword.Labels{"role": "owner"}, Version: 1, Incarnation: 1,
+		Tenant: tenant, ID: "operator", Kind: watchword.Operator, State: watchword.Active, Role: "owner", Version: 1, Incarnation: 1,
 		Created: t.now, Changed: t.now, Keys: []watchword.Key{{ID: "op", Purpose: watchword.Sign, JWK: []byte("{}"), State: watchword.KeyActive, Added: t.now}},
 	}
 	es := []audit.Entry{t.entry(audit.KeyCreate, "ca"), t.entry(audit.OperatorCreate, "operator")}
@@ -41,7 +41,7 @@ func initialized(t *T) {
 	s, err := t.Subject(t.ctx, tenant, "operator")
 	t.must(err)
 	equal(t, "operator's state", s.State, watchword.Active)
-	equal(t, "operator's label", s.Labels["role"], "owner")
+	equal(t, "operator's role", s.Role, "owner")
 	if _, ok := s.SignKey("op"); !ok {
 		t.Fatal("the operator's key is not there")
 	}

@@ -37,6 +37,8 @@ var wireRenames = []wireRename{
 	{`"wish":`, `"requested_id":`},
 	{`urn:watchword:error:`, `https://github.com/watchword-iot/watchword/blob/main/docs/errors.md#`},
 	{`"given":`, `"deliverable":`},
+	{`,"labels":{"role":"owner"}`, ``}, // a role is a field of the subject
+	{`"labels":"role=owner"`, `"labels":"","role":"owner"`},
 }
 
 var memoryForm = regexp.MustCompile(`"memory":[0-9]+`)
