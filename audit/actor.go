@@ -6,18 +6,18 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Actor is who does something, as the endpoints know it: a subject that proved
-// itself with a key, or the zero subject for the server itself and for strangers.
+// Actor is the subject that acts, as the transports authenticated it; the zero subject stands for the server itself and for
+// unauthenticated clients.
 type Actor struct {
 	Tenant  watchword.TenantID
 	Subject watchword.SubjectID
 	Key     watchword.KeyID
 	Trace   string // the request's trace id
-	// Versions is what the actor's act was decided on; zero for acts that no authority is asked for.
+	// Versions are the authority versions on which the act was authorized; zero for acts that need no authority.
 	Versions watchword.AuthorityVersions
 }
 
-// DoneEntry returns the entry for an act that is being done.
+// DoneEntry returns the entry of an act that is done.
 func (a Actor) DoneEntry(kind, object string, now time.Time, data map[string]string) Entry {
 	return Entry{
 		Tenant: a.Tenant, At: now, Kind: kind, Actor: a.Subject, Key: a.Key, Object: object,

@@ -11,9 +11,9 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// Log is what it needs from the store.
+// Log is the part of the store that a CheckpointSigner uses.
 type Log interface {
-	// Sequence gives each entry that is committed its number.
+	// Sequence assigns a number to each committed entry.
 	Sequence(ctx context.Context) error
 	Tree(ctx context.Context) (ledger.Tree, error)
 	Tile(ctx context.Context, level int, n int64, width int) ([]byte, error)
@@ -23,36 +23,36 @@ type Log interface {
 	LastCheckpoint(ctx context.Context) (SignedCheckpoint, error)
 }
 
-// Keys is the log's keys as they are now.
+// Keys returns the current keys of the log.
 type Keys interface {
 	LogSigner() ledger.Signer
-	// LogKeys is every key that a checkpoint of ours may be signed with, also those that sign no more.
+	// LogKeys returns every key that may have signed a checkpoint of this log, including those that no longer sign.
 	LogKeys() []ledger.Key
 }
 
-// CheckpointOptions is what it needs to know beside the store and the keys.
+// CheckpointOptions are the options of [NewCheckpointSigner].
 type CheckpointOptions struct {
-	Every     time.Duration // between checkpoints, while there is something new; 0 means 1 s
+	Every     time.Duration // interval of checkpoints while there are new entries; 0 means 1 s
 	Witnesses []*Witness
-	Quorum    int // how many of them must have signed what Cosigned returns
-	// Saved is a checkpoint that was kept outside the store, or nil: the log must extend it too.
+	Quorum    int // number of witnesses that must have cosigned what Cosigned returns
+	// Saved is a checkpoint that was stored outside the store, or nil: the log must extend it too.
 	Saved []byte
-	// OnCheckpoint, if not nil, is told of each checkpoint that is published. It must not wait.
+	// OnCheckpoint, if not nil, is called with each published checkpoint. It must not block.
 	OnCheckpoint func(note []byte)
 	Now          func() time.Time
 	Log          *slog.Logger
 }
 
-// CheckpointSigner signs the log's checkpoints. It never signs one that does not follow from
-// the last. Make one with [NewCheckpointSigner], and run it. It is safe for concurrent use.
+// CheckpointSigner signs the log's checkpoints. It signs only a checkpoint that extends the last one. Create it with
+// [NewCheckpointSigner], and call Run. It is safe for concurrent use.
 type CheckpointSigner struct {
 	log  Log
 	keys Keys
 	opts CheckpointOptions
 
-	mu       sync.Mutex // held over a step
+	mu       sync.Mutex // held during a step
 	latest   atomic.Pointer[publishedCheckpoint]
-	cosigned atomic.Pointer[publishedCheckpoint] // the last with a quorum of cosignatures
+	cosigned atomic.Pointer[publishedCheckpoint] // the last one with a quorum of cosignatures
 	wake     chan struct{}
 
 	waiters struct {
@@ -61,14 +61,14 @@ type CheckpointSigner struct {
 	}
 }
 
-// publishedCheckpoint is the checkpoint of this moment.
+// publishedCheckpoint is the latest checkpoint.
 type publishedCheckpoint struct {
 	ledger.Checkpoint
 	note []byte
 }
 
-// NewCheckpointSigner returns the keeper of a log, and holds the log against its last
-// checkpoint: one that does not extend it is not gone on with. Code: log_invalid.
+// NewCheckpointSigner returns the signer of a log. It verifies that the log extends its last checkpoints, and fails if it
+// does not. Code: log_invalid.
 func NewCheckpointSigner(ctx context.Context, log Log, keys Keys, o CheckpointOptions) (*CheckpointSigner, error) {
 	if o.Every == 0 {
 		o.Every = time.Second
@@ -93,12 +93,12 @@ func NewCheckpointSigner(ctx context.Context, log Log, keys Keys, o CheckpointOp
 		if err != nil {
 			return nil, err
 		}
-		k.publish(c, note) // of the two the store's is the later one, as a rule
+		k.publish(c, note) // usually the store's is the later one
 	}
 	return k, nil
 }
 
-// checkExtends checks that the log as it stands goes on from a checkpoint of ours.
+// checkExtends verifies that the log extends a signed checkpoint.
 func (signer *CheckpointSigner) checkExtends(ctx context.Context, note []byte) (ledger.Checkpoint, error) {
 	o, err := ledger.VerifyCheckpoint(note, signer.keys.LogKeys()...)
 	if err != nil {
@@ -122,7 +122,7 @@ func (signer *CheckpointSigner) checkExtends(ctx context.Context, note []byte) (
 	return c, nil
 }
 
-// publish makes a checkpoint that of this moment.
+// publish makes a checkpoint the latest one.
 func (signer *CheckpointSigner) publish(c ledger.Checkpoint, note []byte) {
 	p := &publishedCheckpoint{c, note}
 	if last := signer.latest.Load(); last != nil && last.Size > c.Size {
@@ -141,17 +141,17 @@ func (signer *CheckpointSigner) publish(c ledger.Checkpoint, note []byte) {
 	}
 }
 
-// FinalCheckpointTimeout bounds the checkpoint that [CheckpointSigner.Run] signs at its end: a store or a witness that
-// does not answer holds up no stop of the server.
+// FinalCheckpointTimeout is the maximum time for the checkpoint that [CheckpointSigner.Run] signs at its end, so that a
+// store or a witness that does not answer does not delay the stop of the server.
 const FinalCheckpointTimeout = 5 * time.Second
 
-// Run signs a checkpoint each while, or when somebody waits for one, until ctx ends;
-// then, within [FinalCheckpointTimeout], one of all that was written before ctx ended. It returns an error
-// where that one could not be signed: the next start signs it.
+// Run signs checkpoints at intervals, and when a caller waits for one, until ctx ends. Then, within
+// [FinalCheckpointTimeout], it signs one of all entries that were written before ctx ended. It returns an error if that one
+// could not be signed: the next start signs it.
 func (signer *CheckpointSigner) Run(ctx context.Context) error {
 	tick := time.NewTicker(signer.opts.Every)
 	defer tick.Stop()
-	signer.signSoon() // the start itself is in the log
+	signer.signSoon() // the start itself is an entry
 	for {
 		select {
 		case <-tick.C:
@@ -170,7 +170,7 @@ func (signer *CheckpointSigner) Run(ctx context.Context) error {
 	}
 }
 
-// signNext publishes a checkpoint if there is something new.
+// signNext publishes a checkpoint if there are new entries.
 func (signer *CheckpointSigner) signNext(ctx context.Context) error {
 	signer.mu.Lock()
 	defer signer.mu.Unlock()
@@ -191,7 +191,7 @@ func (signer *CheckpointSigner) signNext(ctx context.Context) error {
 		if signer.cosigned.Load() == last {
 			return nil
 		}
-		// Nothing is new, but somebody may wait for witnesses that were away.
+		// There is no new entry, but a caller may wait for witnesses that did not answer.
 		if note = signer.collectCosignatures(ctx, c, last.note); len(note) == len(last.note) {
 			return nil
 		}
@@ -201,7 +201,7 @@ func (signer *CheckpointSigner) signNext(ctx context.Context) error {
 		}
 		note = signer.collectCosignatures(ctx, c, note)
 	}
-	// Kept before anybody sees it: what a reader remembers is remembered here.
+	// Stored before it is published, so that this log never contradicts a checkpoint that a reader has seen.
 	if err := signer.log.AddCheckpoint(ctx, SignedCheckpoint{Size: c.Size, Note: note, At: signer.opts.Now()}); err != nil {
 		return err
 	}
@@ -225,21 +225,20 @@ func (signer *CheckpointSigner) Checkpoint() (c ledger.Checkpoint, note []byte, 
 	return p.Checkpoint, p.note, nil
 }
 
-// NextCheckpoint is closed when the next checkpoint is there.
+// NextCheckpoint returns a channel that is closed when the next checkpoint is published.
 func (signer *CheckpointSigner) NextCheckpoint() <-chan struct{} {
 	signer.waiters.Lock()
 	defer signer.waiters.Unlock()
 	return signer.waiters.grown
 }
 
-// WaitCheckpoint returns a signed checkpoint of a log that has an entry of that number; it
-// waits for one. Code: timed_out where ctx ends before, not_found for a number that
-// no entry has.
+// WaitCheckpoint returns a signed checkpoint of a log that contains the entry with number seq, and waits for one if
+// necessary. Code: timed_out if ctx ends before, not_found if there is no such entry.
 func (signer *CheckpointSigner) WaitCheckpoint(ctx context.Context, seq int64) (c ledger.Checkpoint, note []byte, err error) {
 	return signer.waitFor(ctx, seq, &signer.latest)
 }
 
-// WaitCosigned is WaitCheckpoint for a checkpoint that a quorum of witnesses has signed.
+// WaitCosigned is WaitCheckpoint for a checkpoint that a quorum of witnesses has cosigned.
 func (signer *CheckpointSigner) WaitCosigned(ctx context.Context, seq int64) (c ledger.Checkpoint, note []byte, err error) {
 	return signer.waitFor(ctx, seq, &signer.cosigned)
 }
@@ -262,8 +261,7 @@ func (signer *CheckpointSigner) waitFor(ctx context.Context, seq int64, of *atom
 	}
 }
 
-// CheckpointNow returns a signed checkpoint of everything that is in the log by now. Code:
-// timed_out.
+// CheckpointNow returns a signed checkpoint of all current entries. Code: timed_out.
 func (signer *CheckpointSigner) CheckpointNow(ctx context.Context) (c ledger.Checkpoint, note []byte, err error) {
 	tree, err := signer.log.Tree(ctx)
 	if err != nil {
@@ -272,7 +270,7 @@ func (signer *CheckpointSigner) CheckpointNow(ctx context.Context) (c ledger.Che
 	return signer.WaitCheckpoint(ctx, tree.Size())
 }
 
-// signSoon asks for a checkpoint now.
+// signSoon requests a checkpoint now.
 func (signer *CheckpointSigner) signSoon() {
 	select {
 	case signer.wake <- struct{}{}:
@@ -280,8 +278,8 @@ func (signer *CheckpointSigner) signSoon() {
 	}
 }
 
-// LatestCosigned returns the last checkpoint that a quorum of witnesses has signed, if it
-// has the entry of that number; if not, the next one is signed soon.
+// LatestCosigned returns the last checkpoint that a quorum of witnesses has cosigned, if it contains the entry with number
+// seq; otherwise the next one is signed soon.
 func (signer *CheckpointSigner) LatestCosigned(seq int64) (c ledger.Checkpoint, note []byte, ok bool) {
 	if p := signer.cosigned.Load(); p != nil && p.Size >= seq {
 		return p.Checkpoint, p.note, true
@@ -290,13 +288,13 @@ func (signer *CheckpointSigner) LatestCosigned(seq int64) (c ledger.Checkpoint, 
 	return c, nil, false
 }
 
-// TileReader reads the log's tiles.
+// TileReader returns a function that reads the log's tiles.
 func (signer *CheckpointSigner) TileReader(ctx context.Context) ledger.TileReader {
 	return func(level int, n int64, width int) ([]byte, error) { return signer.log.Tile(ctx, level, n, width) }
 }
 
-// Prove returns the proof that the entry of that number is in the log, with the
-// entry. Codes: not_found, timed_out, log_invalid.
+// Prove returns the proof that the log contains the entry with number seq, and the entry. Codes: not_found, timed_out,
+// log_invalid.
 func (signer *CheckpointSigner) Prove(ctx context.Context, seq int64) (ledger.Proof, error) {
 	c, note, err := signer.WaitCheckpoint(ctx, seq)
 	if err != nil {
@@ -305,7 +303,7 @@ func (signer *CheckpointSigner) Prove(ctx context.Context, seq int64) (ledger.Pr
 	return signer.ProveAt(ctx, c, note, seq)
 }
 
-// ProveAt is Prove for a checkpoint that has the entry.
+// ProveAt is Prove for a checkpoint that contains the entry.
 func (signer *CheckpointSigner) ProveAt(ctx context.Context, c ledger.Checkpoint, note []byte, seq int64) (ledger.Proof, error) {
 	rs, err := signer.log.Records(ctx, seq-1, 1)
 	if err != nil {
@@ -321,25 +319,24 @@ func (signer *CheckpointSigner) ProveAt(ctx context.Context, c ledger.Checkpoint
 	if err != nil {
 		return ledger.Proof{}, err
 	}
-	// What is handed over fits: the signature is our own, the body comes from the disk.
+	// The result is verified before it is returned: the body comes from the disk.
 	err = ledger.VerifyInclusion(c, seq-1, ledger.LeafHash(ledger.Commitment(rs[0].Salt, rs[0].Body)), hs)
 	return ledger.Proof{Index: seq - 1, Salt: rs[0].Salt, Body: rs[0].Body, Hashes: hs, Checkpoint: note}, err
 }
 
-// ConsistencyProof returns the proof that the log of c begins with what it was when it had
-// so many entries. Code: log_invalid where it has fewer.
+// ConsistencyProof returns the proof that the log of c extends its first size entries. Code: log_invalid if it has fewer.
 func (signer *CheckpointSigner) ConsistencyProof(ctx context.Context, c ledger.Checkpoint, size int64) ([]ledger.Hash, error) {
 	return ledger.ConsistencyProof(c, size, signer.TileReader(ctx))
 }
 
-// Tile serves a tile, or a bundle of entries, of the log as its last checkpoint has
-// it (C2SP tlog-tiles). Code: not_found for what that log does not have.
+// Tile returns a tile, or a bundle of entries, of the log at its last checkpoint (C2SP tlog-tiles). Code: not_found for a
+// tile that this log does not have.
 func (signer *CheckpointSigner) Tile(ctx context.Context, level int, n int64, width int) ([]byte, error) {
 	c, _, err := signer.Checkpoint()
 	if err != nil {
 		return nil, err
 	}
-	height := max(level, 0) // of what one hash or entry stands for
+	height := max(level, 0) // height of the subtree of one hash or entry
 	if height > 6 || (n*ledger.TileWidth+int64(width)) > c.Size>>(ledger.TileHeight*height) {
 		return nil, watchword.Refuse(watchword.NotFound, "the log has no such tile")
 	}
@@ -360,7 +357,7 @@ func (signer *CheckpointSigner) Tile(ctx context.Context, level int, n int64, wi
 	return b, nil
 }
 
-// Entries reads up to limit entries after a number; pruned ones are passed over.
+// Entries reads up to limit entries after a number; pruned ones are skipped.
 func Entries(ctx context.Context, from interface {
 	Records(ctx context.Context, after int64, limit int) ([]Record, error)
 }, after int64, limit int,

@@ -2,32 +2,33 @@ package audit
 
 import "github.com/watchword-iot/watchword/audit/ledger"
 
-// Edge is the right edge of the log: the tree over its entries, and the terms of those entries that fill no tile yet.
+// Edge is the right edge of the log: the tree over its entries, and the search terms of the entries that are not in a full
+// tile yet.
 type Edge struct {
 	Tree  ledger.Tree
 	Terms TileFilter
 }
 
-// Leaf is an entry that joins the log, and its hash in the tree.
+// Leaf is an entry that is appended to the log, and its hash in the tree.
 type Leaf struct {
 	Hash  ledger.Hash
 	Entry Entry
 }
 
-// Growth is what a store writes when entries join the log, beside the entries: the tiles that they fill, and the terms of
-// those of the lowest level.
+// Growth is what a store writes besides the entries when entries are appended: the tiles that become full, and the search
+// terms of those of the lowest level.
 type Growth struct {
 	Tiles []ledger.Tile
 	Terms []TileTerms
 }
 
-// TileTerms are the terms of tile N of the lowest level.
+// TileTerms is the search filter of tile N of the lowest level.
 type TileTerms struct {
 	N int64
 	TileFilter
 }
 
-// Append returns the edge with leaves behind it. The edge that it got does not change.
+// Append returns the edge after leaves were appended. The receiver is not changed.
 func (e Edge) Append(leaves []Leaf) (Edge, Growth) {
 	if len(leaves) == 0 {
 		return e, Growth{}
@@ -47,7 +48,7 @@ func (e Edge) Append(leaves []Leaf) (Edge, Growth) {
 	return e, g
 }
 
-// NewRecord returns an entry as it is stored, under a salt of its own, and its hash in the tree.
+// NewRecord returns an entry as it is stored, with a new salt, and its hash in the tree.
 func NewRecord(seq int64, body []byte) (Record, ledger.Hash) {
 	r := Record{Seq: seq, Salt: ledger.NewSalt(), Body: body}
 	r.Hash = ledger.Commitment(r.Salt, body)

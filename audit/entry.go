@@ -16,17 +16,16 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Outcome says how a privileged act ended.
+// Outcome is the result of a privileged act.
 type Outcome string
 
-// An act is done or refused. What failed for a fault of ours is neither, and
-// changed nothing.
+// An act is done or refused. An act that failed because of a server error has no entry, and changed nothing.
 const (
 	Done    Outcome = "done"
 	Refused Outcome = "refused"
 )
 
-// The stable names of what is recorded. A name is never used for anything else.
+// The kinds of entries. A name never gets another meaning.
 const (
 	ServerStart      = "server.start"
 	KeyCreate        = "key.create"
@@ -71,7 +70,7 @@ const (
 	LogPrune         = "log.prune"
 )
 
-// Kinds lists them all.
+// Kinds is the list of all kinds.
 var Kinds = []string{
 	ServerStart, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign, DeviceCreate,
 	OperatorCreate, DeviceLink, DeviceEnroll, DeviceRekey, PairingReject, DeviceLabel, DeviceProof, DeviceSuspend,
@@ -80,9 +79,9 @@ var Kinds = []string{
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
 }
 
-// NeedsAuthority reports whether an act of this kind, done by a subject, is done under an authority
-// that the store compares ([watchword.AuthorityVersions]). The others are no acts that policy allows: a code or
-// an assertion that is redeemed, which the step itself checks, and what the server says of a session.
+// NeedsAuthority reports whether a subject's act of this kind is authorized by versions that the store compares
+// ([watchword.AuthorityVersions]). The other kinds are not authorized by policy: an enrollment code or an assertion that is
+// redeemed, which the transaction itself checks, and entries of the server about a session.
 func NeedsAuthority(kind string) bool {
 	switch kind {
 	case DeviceEnroll, TokenIssue, SessionOpen, SessionClose:
@@ -91,8 +90,8 @@ func NeedsAuthority(kind string) bool {
 	return true
 }
 
-// Compared refuses an entry that says that its act was allowed, where the transaction compared other versions, or none. Code:
-// internal, since only a mistake of the program leads here.
+// Compared returns an error if the entry's act was authorized by other versions than those that the transaction compared,
+// or if none were compared. Code: internal, since only a programming error causes it.
 func (e Entry) Compared(with watchword.AuthorityVersions) error {
 	if e.Outcome == Done && e.Actor != "" && (e.Versions != with || e.Versions.IsZero() && NeedsAuthority(e.Kind)) {
 		return watchword.Refuse(watchword.Internal, "%s by %q: nothing compared what the act was decided on", e.Kind, e.Actor)
@@ -100,30 +99,31 @@ func (e Entry) Compared(with watchword.AuthorityVersions) error {
 	return nil
 }
 
-// Entry is one line of the log. Seq is given by the store, from 1, without gaps.
+// Entry is one entry of the log. The store assigns Seq, from 1, without gaps.
 type Entry struct {
 	Seq    int64              `json:"-"`
 	Tenant watchword.TenantID `json:"tenant"`
 	At     time.Time          `json:"at"` // UTC, milliseconds
 	Kind   string             `json:"kind"`
-	// Actor is who acted; empty for the server itself and for strangers.
+	// Actor is the subject that acted; empty for the server itself and for unauthenticated clients.
 	Actor watchword.SubjectID `json:"actor,omitempty"`
-	// Key is the thumbprint with which the actor proved itself.
+	// Key is the thumbprint of the key by which the actor authenticated.
 	Key watchword.KeyID `json:"key,omitempty"`
-	// Object is what was acted upon: a subject, policy or command id.
+	// Object is the ID of what was acted upon: a subject, policy or command.
 	Object  string         `json:"object,omitempty"`
 	Outcome Outcome        `json:"outcome"`
 	Code    watchword.Code `json:"code,omitempty"`
-	// Trace is the id that the refusal's answer and the server's log carry too.
+	// Trace is the ID that is also in the response and in the server's log.
 	Trace string `json:"trace,omitempty"`
-	// Data holds what else belongs to this kind, in flat text.
+	// Data has the further members of this kind, as strings.
 	Data map[string]string `json:"data,omitempty"`
-	// Versions is what the act was decided on. The store compares it before the act is done; it is not logged.
+	// Versions are the versions on which the act was authorized. The store compares them before the act is done; they are
+	// not logged.
 	Versions watchword.AuthorityVersions `json:"-"`
 }
 
-// With returns the entry with more data: names and values, in turn. What a store knows
-// first, such as what was there before, comes in so.
+// With returns the entry with additional data: names and values, alternately. It adds values that only the store knows,
+// such as the previous state.
 func (e Entry) With(pairs ...string) Entry {
 	data := maps.Clone(e.Data)
 	if data == nil {
@@ -136,15 +136,15 @@ func (e Entry) With(pairs ...string) Entry {
 	return e
 }
 
-// Body returns the entry's canonical bytes, which the store keeps as they are and the
-// log commits to: JSON with the member v (1: the version of this form), then those of
-// the struct in their order, Data's in that of their keys. Seq is not among them.
+// Body returns the entry's canonical bytes, which the store stores unchanged and the log commits to: JSON with the member v
+// (1: the version of this form), then the members of the struct in their order, those of Data sorted by key. Seq is not
+// included.
 func (e Entry) Body() ([]byte, error) {
-	// Written by hand, since one stands behind every token: a fuzz test holds it to Parse.
+	// Written without an encoder, since every token has an entry; a fuzz test compares it with Parse.
 	var err error
 	b := append(make([]byte, 0, 384), `{"v":1,"tenant":`...)
 	text := func(s string) {
-		if err == nil { // what a stranger wrote may be anything
+		if err == nil { // text of an unauthenticated client may be anything
 			b, err = jsontext.AppendQuote(b, strings.ToValidUTF8(s, "\uFFFD"))
 		}
 	}
@@ -181,7 +181,7 @@ func (e Entry) Body() ([]byte, error) {
 	return append(b, '}'), err
 }
 
-// Parse reads what Body wrote.
+// Parse parses the output of Body.
 func Parse(seq int64, body []byte) (Entry, error) {
 	var e Entry
 	err := json.Unmarshal(body, &e)

@@ -7,9 +7,8 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// ExportLine is one line of an exported log: an entry (its body and salt, or, where
-// it was not asked for or is pruned, its hash alone), or, at the end, the signed
-// checkpoint that all the entries before it add up to.
+// ExportLine is one line of an exported log: an entry (its body and salt, or its hash only, if it was not selected or is
+// pruned), or, as the last line, the signed checkpoint of all the entries before it.
 type ExportLine struct {
 	Seq        int64  `json:"seq,omitempty"`
 	Hash       string `json:"hash,omitempty"` // base64
@@ -18,7 +17,7 @@ type ExportLine struct {
 	Checkpoint string `json:"checkpoint,omitempty"`
 }
 
-// NewExportLine is a record as a line; whole where q chooses it.
+// NewExportLine returns the line of a record, with its body if q selects it.
 func NewExportLine(r Record, q Query) ExportLine {
 	l := ExportLine{Seq: r.Seq}
 	e, err := r.Entry()
@@ -30,7 +29,7 @@ func NewExportLine(r Record, q Query) ExportLine {
 	return l
 }
 
-// Record reads a line that is an entry. Code: log_invalid.
+// Record returns the record of a line that is an entry. Code: log_invalid.
 func (l ExportLine) Record() (r Record, err error) {
 	bad := watchword.Refuse(watchword.LogInvalid, "entry %d of the export is damaged", l.Seq)
 	r.Seq = l.Seq

@@ -10,23 +10,23 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// Pruning is how far a log is pruned: of the entries up to Through, which ends a tile,
-// Kept have their bodies still, those of kinds that last ([Permanent]); Chain names each
-// of them. The log says so itself, in an entry log.prune, before anything is taken.
+// Pruning describes how far a log is pruned. Of the entries up to Through, which is the end of a tile, Retained still have
+// their bodies: those of permanent kinds ([Permanent]). Chain is a hash over their numbers. The log itself records it in an
+// entry log.prune before any body is deleted.
 type Pruning struct {
 	Through  int64
 	Retained int64
 	Chain    ledger.Hash // SHA-256 over the chain before it and the number of each, 8 bytes
 }
 
-// AddRetained adds the number of an entry that is kept.
+// AddRetained adds the number of an entry whose body is retained.
 func (p *Pruning) AddRetained(seq int64) {
 	p.Retained++
 	p.Chain = sha256.Sum256(binary.BigEndian.AppendUint64(p.Chain[:], uint64(seq)))
 }
 
-// Tile goes one tile further, whose entries are rs: goes are the numbers of those whose bodies go, and stays the terms of the
-// others. Code: log_invalid, and not_found where the tile was pruned before.
+// Tile adds the next tile, whose entries are rs. It returns the numbers of the entries whose bodies are deleted, and the
+// search filter of the others. Code: log_invalid, and not_found if the tile was pruned before.
 func (p *Pruning) Tile(rs []Record) (goes []int64, stays TileFilter, err error) {
 	for _, r := range rs {
 		e, err := r.Entry()
@@ -44,7 +44,7 @@ func (p *Pruning) Tile(rs []Record) (goes []int64, stays TileFilter, err error) 
 	return goes, stays, nil
 }
 
-// Reached refuses where p is not the pruning that was announced. Code: conflict.
+// Reached returns an error if p is not the pruning that was announced. Code: conflict.
 func (p Pruning) Reached(announced Pruning) error {
 	if p != announced {
 		return watchword.Refuse(watchword.Conflict, "the log is pruned up to %d already, or has other entries", p.Through)
@@ -52,12 +52,12 @@ func (p Pruning) Reached(announced Pruning) error {
 	return nil
 }
 
-// AddTo returns e with what it says of p.
+// AddTo returns e with the data of p.
 func (p Pruning) AddTo(e Entry) Entry {
 	return e.With("through", strconv.FormatInt(p.Through, 10), "kept", strconv.FormatInt(p.Retained, 10), "chain", base64.StdEncoding.EncodeToString(p.Chain[:]))
 }
 
-// readPruning reads what Say wrote. Code: log_invalid.
+// readPruning parses the output of AddTo. Code: log_invalid.
 func readPruning(e Entry) (p Pruning, err error) {
 	p.Through, err = strconv.ParseInt(e.Data["through"], 10, 64)
 	if err == nil {
@@ -71,20 +71,19 @@ func readPruning(e Entry) (p Pruning, err error) {
 	return p, nil
 }
 
-// tileBodies is what a check remembers of one tile's.
+// tileBodies counts the bodies of one tile during verification.
 type tileBodies struct {
-	missing  int64 // the first entry that has lost its own; 0: none
+	missing  int64 // the first entry without its body; 0: none
 	retained Pruning
 }
 
-// CheckPruning checks that what is pruned is what the log says was pruned, under its own
-// signature: who takes a body away, or says so themselves, is found out. For a log
-// that is seen whole.
+// CheckPruning verifies that exactly the bodies are missing that a signed log.prune entry covers. It detects a body that
+// was deleted without such an entry, and a forged entry. The log must have been verified completely.
 func (v *LogVerifier) CheckPruning() error {
 	var p Pruning
 	stated := int64(0)
 	for _, e := range v.prunes {
-		if e.Seq > v.result.Checkpoint.Size { // nobody's word yet
+		if e.Seq > v.result.Checkpoint.Size { // not covered by a checkpoint yet
 			continue
 		}
 		q, err := readPruning(e)
@@ -110,9 +109,8 @@ func (v *LogVerifier) CheckPruning() error {
 	return nil
 }
 
-// Permanent reports whether entries of a kind are kept for ever: who had which key
-// when, what the server's own keys were, which policies there were, and what was
-// pruned. Evidence stands on them.
+// Permanent reports whether bodies of a kind are never pruned: which subject had which key when, the server's own keys, the
+// policies, and the prunings. Evidence of commands depends on them.
 func Permanent(kind string) bool {
 	switch kind {
 	case DeviceEnroll, DeviceRekey, DeviceRevoke, DeviceDelete, OperatorCreate, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,

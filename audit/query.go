@@ -9,26 +9,26 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Query chooses entries; empty fields choose all.
+// Query selects entries; empty fields select all.
 type Query struct {
-	Tenant watchword.TenantID // whose entries; empty: those of all, for who verifies the log
-	// Subject is who acted, or was acted upon, or whose device or token it was.
+	Tenant watchword.TenantID // tenant of the entries; empty: all, for verification of the log
+	// Subject is the actor, the object, or the subject to which the device or token belongs.
 	Subject watchword.SubjectID
 	Object  string // a subject, policy, command, key, … id
 	Kind    string // one kind, or a group of them as "device.*"
 	Cause   string // the code of a refusal, or the cause of a session's end
 	From    time.Time
-	To      time.Time // up to and not with
+	To      time.Time // exclusive
 }
 
-// IsEmpty reports whether q chooses everything that its tenant has.
+// IsEmpty reports whether q selects all entries of its tenant.
 func (q Query) IsEmpty() bool {
 	q.Tenant = ""
 	return q == Query{}
 }
 
-// Check refuses a kind that no entry has: who mistypes one learns it, and is not told
-// that nothing happened. Code: bad_request.
+// Check refuses a kind that does not exist, so that a mistyped kind is an error instead of an empty result. Code:
+// bad_request.
 func (q Query) Check() error {
 	group, grouped := strings.CutSuffix(q.Kind, ".*")
 	for _, k := range Kinds {
@@ -42,7 +42,7 @@ func (q Query) Check() error {
 	return watchword.RefuseField("kind", "is no kind of entry, nor a group of them as device.*")
 }
 
-// Matches reports whether q chooses e.
+// Matches reports whether q selects e.
 func (q Query) Matches(e Entry) bool {
 	if q.Tenant != "" && e.Tenant != q.Tenant {
 		return false
@@ -62,23 +62,22 @@ func (q Query) Matches(e Entry) bool {
 		(q.From.IsZero() || !e.At.Before(q.From)) && (q.To.IsZero() || e.At.Before(q.To))
 }
 
-// TileFilter says which entries may stand in one full tile of the log, so that a search
-// need not look at them: a Bloom filter over what a [Query] asks for, and the
-// earliest and latest time. It stands beside the log and is no part of it: whoever
-// verifies the log makes it anew. An index of each entry on the disk would cost as
-// much as the entry. The zero value is that of no entries.
+// TileFilter describes the entries of one full tile of the log, so that a search can skip tiles: a Bloom filter over the
+// members that a [Query] can select, and the earliest and latest time. It is not part of the log, and verification of the
+// log computes it again. An index of each entry on the disk would cost as much as the entry. The zero value is that of no
+// entries.
 type TileFilter struct {
 	Bits        [filterBytes]byte
-	First, Last int64 // milliseconds; both 0 with no entries
+	First, Last int64 // milliseconds; both 0 if there are no entries
 }
 
-// With 256 entries of five terms each, one in 200 is found where it is not.
+// With 256 entries of five terms each, about one query in 200 is a false positive.
 const (
 	filterBytes  = 2048
 	filterHashes = 6
 )
 
-// filterTerm names something to ask for: what it is, and its value.
+// filterTerm returns the hash of a term: its type and its value.
 func filterTerm(what byte, value string) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte{what}) // hashing does not fail
@@ -86,7 +85,7 @@ func filterTerm(what byte, value string) uint64 {
 	return h.Sum64()
 }
 
-// What terms are of.
+// Types of terms.
 const (
 	ofSubject = 's'
 	ofObject  = 'o'
@@ -118,7 +117,7 @@ func (t *TileFilter) Add(e Entry) {
 	t.First, t.Last = min(t.First, at), max(t.Last, at)
 }
 
-// MayMatch reports whether an entry that q chooses may be among them: false is certain.
+// MayMatch reports whether the tile may contain an entry that q selects; false is certain.
 func (t *TileFilter) MayMatch(q Query) bool {
 	has := func(what byte, value string) bool {
 		return t.eachBit(filterTerm(what, value), func(at int, bit byte) bool { return t.Bits[at]&bit != 0 })
@@ -137,7 +136,7 @@ func (t *TileFilter) MayMatch(q Query) bool {
 	return true
 }
 
-// eachBit calls f for the bits of a term while it returns true.
+// eachBit calls f for the bits of a term until it returns false.
 func (t *TileFilter) eachBit(h uint64, f func(at int, bit byte) bool) bool {
 	a, b := uint32(h), uint32(h>>32)|1
 	for range filterHashes {

@@ -7,8 +7,8 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// Record is an entry as it is kept: Hash is what the log's leaf commits to, Salt and
-// Body what it was made of. Of a pruned entry there is the hash alone, and Body is nil.
+// Record is an entry as it is stored: Hash is the value to which the log's leaf commits, Salt and Body are what it was
+// computed from. A pruned entry has only the hash, and Body is nil.
 type Record struct {
 	Seq  int64 // from 1; the leaf's index is one less
 	Hash ledger.Hash
@@ -16,13 +16,13 @@ type Record struct {
 	Body []byte
 }
 
-// Pruned reports whether the entry is not kept any more.
+// Pruned reports whether the body was deleted.
 func (r Record) Pruned() bool { return r.Body == nil }
 
-// MatchesHash reports whether the body is the one that the log commits to.
+// MatchesHash reports whether the body matches the hash to which the log commits.
 func (r Record) MatchesHash() bool { return r.Pruned() || ledger.Commitment(r.Salt, r.Body) == r.Hash }
 
-// Entry reads the body. Codes: not_found for a pruned one; log_invalid.
+// Entry parses the body. Codes: not_found for a pruned one; log_invalid.
 func (r Record) Entry() (Entry, error) {
 	if r.Pruned() {
 		return Entry{}, watchword.Refuse(watchword.NotFound, "entry %d is not kept any more: the log has its hash alone", r.Seq)
@@ -34,22 +34,22 @@ func (r Record) Entry() (Entry, error) {
 	return e, nil
 }
 
-// SignedCheckpoint is a signed checkpoint as it is kept.
+// SignedCheckpoint is a signed checkpoint as it is stored.
 type SignedCheckpoint struct {
 	Size int64
 	Note []byte // with its cosignatures
 	At   time.Time
 }
 
-// Page says which of the entries that a [Query] chooses are wanted.
+// Page selects a part of the entries of a [Query].
 type Page struct {
-	After  int64 // numbers above it
-	Before int64 // and below it; 0: all
+	After  int64 // only larger numbers
+	Before int64 // only smaller numbers; 0: all
 	Newest bool  // newest first
 	Limit  int
 }
 
-// MaxSeq is the largest number that may be wanted of a log of so many entries.
+// MaxSeq returns the largest number that a page of a log with size entries can have.
 func (p Page) MaxSeq(size int64) int64 {
 	if p.Before > 0 && p.Before <= size {
 		return p.Before - 1
@@ -57,9 +57,8 @@ func (p Page) MaxSeq(size int64) int64 {
 	return size
 }
 
-// Filter returns those of rs, which are in order, that q and p choose, at most limit.
-// Of entries that are pruned nobody knows what they were: only who asks for all
-// gets them.
+// Filter returns those of rs, which are sorted, that q and p select, at most limit. The content of pruned entries is
+// unknown: only a query without conditions gets them.
 func (p Page) Filter(q Query, rs []Record, limit int) (out []Record) {
 	for i := range rs {
 		r := rs[i]

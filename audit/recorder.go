@@ -11,30 +11,27 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Store is what a recorder needs from the store.
+// Store is the part of the store that a Recorder uses.
 type Store interface {
 	AddEntry(ctx context.Context, es ...Entry) error
 }
 
-// The bounds of a recorder, for refusals and for what happens to sessions: how many
-// wait to be written, how many are written at once after a quiet time, and how many in
-// each second of a long flood; and, where less than half is left, how many of one
-// source (a subject, or a stranger's address) in one second, so that nobody's flood
-// hides what others do. What is over is counted, by kind and code, and the counts are
-// written.
+// Limits of a recorder, for refusals and for session entries: entries that wait to be written, entries that may be written
+// at once after a quiet time, and entries a second in a long flood. If less than half of the budget is left, one source (a
+// subject, or the address of an unauthenticated client) may add only so many in a second, so that its flood does not hide
+// the entries of others. Entries beyond the limits are counted, by kind and code, and the counts are written.
 const (
-	refusalsQueue, refusalsBurst, refusalsRate                      = 1024, 1000, 50 // of who proved to be somebody
+	refusalsQueue, refusalsBurst, refusalsRate                      = 1024, 1000, 50 // of authenticated subjects
 	unauthenticatedQueue, unauthenticatedBurst, unauthenticatedRate = 1024, 1000, 20
 	sessionsQueue, sessionsBurst, sessionsRate                      = 8192, 20_000, 200
 	maxPerSource                                                    = 20
 	recorderBatch                                                   = 256
 )
 
-// Recorder writes the entries of what nobody waits for: refused acts, sessions that
-// open and close. They must not wait for the disk, and a stranger who is refused a
-// thousand times must not fill it: so they go through bounded queues with a budget,
-// and what was left out is an entry of its own (refusals.overflow,
-// sessions.overflow). Make one with [NewRecorder], and run it.
+// Recorder writes the entries of refused acts and of sessions, which are written after the response. Their requests must
+// not wait for the disk, and refusals of unauthenticated clients must not fill it. So they pass through bounded queues with
+// a budget, and the number of entries that were left out is an entry of its own (refusals.overflow, sessions.overflow).
+// Create it with [NewRecorder], and call Run.
 type Recorder struct {
 	store                               Store
 	refusals, unauthenticated, sessions *boundedQueue
@@ -46,21 +43,21 @@ func (r *Recorder) queues() []*boundedQueue {
 
 // boundedQueue is one queue and its budget.
 type boundedQueue struct {
-	overflow string // the kind of the entry that says what was left out
+	overflow string // kind of the entry with the counts of dropped entries
 	queue    chan Entry
 	burst    int
 	rate     int         // a second
-	budget   int         // for Run alone
+	budget   int         // used by Run only
 	low      atomic.Bool // less than half of it is left
 
 	mu      sync.Mutex
 	dropped map[droppedKey]int64
-	sources map[string]int // how many came in this second; at most maxSources are told apart
+	sources map[string]int // entries of each source in this second; at most maxSources sources
 }
 
 const maxSources = 10_000
 
-// droppedKey is what is counted of entries that are not written.
+// droppedKey is the key by which dropped entries are counted.
 type droppedKey struct {
 	tenant watchword.TenantID
 	kind   string
@@ -80,8 +77,8 @@ func NewRecorder(st Store) *Recorder {
 	}
 }
 
-// Refused hands over the entry of a refused act, which is written if [ShouldRecord] says so.
-// It never blocks and is safe for concurrent use.
+// Refused adds the entry of a refused act, which is written if [ShouldRecord] returns true. It never blocks and is safe for
+// concurrent use.
 func (r *Recorder) Refused(e Entry) {
 	if !ShouldRecord(e.Kind, e.Code, e.Actor != "") {
 		return
@@ -93,7 +90,7 @@ func (r *Recorder) Refused(e Entry) {
 	r.refusals.enqueue(e)
 }
 
-// Session hands over an entry about a session, under the same rules.
+// Session adds an entry about a session, under the same rules.
 func (r *Recorder) Session(e Entry) { r.sessions.enqueue(e) }
 
 func (q *boundedQueue) enqueue(e Entry) {
@@ -108,8 +105,7 @@ func (q *boundedQueue) enqueue(e Entry) {
 	}
 }
 
-// admits reports whether there is enough for all, or e's source has not had its share of
-// this second.
+// admits reports whether there is budget for all sources, or e's source has not used its share of this second.
 func (q *boundedQueue) admits(e Entry) bool {
 	if !q.low.Load() {
 		return true
@@ -122,7 +118,7 @@ func (q *boundedQueue) admits(e Entry) bool {
 	defer q.mu.Unlock()
 	n, known := q.sources[source]
 	if !known && len(q.sources) >= maxSources {
-		return true // the queue's bound is there too
+		return true // the length of the queue is bounded too
 	}
 	q.sources[source] = n + 1
 	return n < maxPerSource
@@ -141,7 +137,7 @@ func (q *boundedQueue) drop(es ...Entry) {
 	}
 }
 
-// Run writes until ctx ends, then writes what is left in the queues.
+// Run writes entries until ctx ends, and then those that are left in the queues.
 func (r *Recorder) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -167,7 +163,7 @@ func (r *Recorder) Run(ctx context.Context) error {
 	}
 }
 
-// nextSecond begins another one.
+// nextSecond renews the budgets for the next second.
 func (r *Recorder) nextSecond(ctx context.Context, now time.Time) {
 	for _, l := range r.queues() {
 		l.budget = min(l.budget+l.rate, l.burst)
@@ -190,7 +186,7 @@ func (r *Recorder) writeAll(ctx context.Context, l *boundedQueue) {
 	}
 }
 
-// write writes first, and what else waits in its lane, in one step of the store.
+// write writes first, and the further entries of its queue, in one transaction.
 func (r *Recorder) write(ctx context.Context, l *boundedQueue, first Entry) {
 	batch := []Entry{first}
 	for len(batch) < recorderBatch {
@@ -213,13 +209,12 @@ func (r *Recorder) write(ctx context.Context, l *boundedQueue, first Entry) {
 
 func (r *Recorder) add(ctx context.Context, l *boundedQueue, es []Entry) {
 	if err := r.store.AddEntry(ctx, es...); err != nil {
-		l.drop(es...) // they are counted, and the count is written when the store can
+		l.drop(es...) // they are counted, and the count is written when the store can write again
 		slog.ErrorContext(ctx, "audit entries not written", slog.Int("entries", len(es)), slog.Any("err", err))
 	}
 }
 
-// overflow writes what was left out, an entry for each tenant. What cannot be
-// written stays counted.
+// overflow writes the counts of dropped entries, one entry for each tenant. Counts that cannot be written are kept.
 func (r *Recorder) overflow(ctx context.Context, l *boundedQueue, now time.Time) {
 	l.mu.Lock()
 	counted := l.dropped

@@ -6,23 +6,23 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// recording says when the log records a refused request.
+// recording is the rule for recording a refused request.
 type recording byte
 
 const (
-	never             recording = iota + 1 // it is about the request's form, or about the server
-	always                                 // it is about authority
-	authenticatedOnly                      // it is about what a subject may have: where it is known which
+	never             recording = iota + 1 // it concerns the form of the request, or the server
+	always                                 // it concerns authority
+	authenticatedOnly                      // it concerns a subject's permissions: if the subject is known
 )
 
-// requestRefusals is which refusals of requests are recorded, over HTTP and MQTT alike. A test
-// holds it against the codes that there are.
+// requestRefusals is the rule for each code of a refused request, over HTTP and MQTT alike. A test compares it with the
+// list of codes.
 var requestRefusals = map[watchword.Code]recording{
 	watchword.BadRequest:           never,
 	watchword.TooLarge:             never,
 	watchword.UnsupportedMediaType: never,
 	watchword.MethodNotAllowed:     never,
-	watchword.NotFound:             never, // whether it is there is not said
+	watchword.NotFound:             never, // whether the object exists is not disclosed
 	watchword.Conflict:             never,
 	watchword.PreconditionFailed:   never,
 	watchword.Denied:               always,
@@ -37,7 +37,7 @@ var requestRefusals = map[watchword.Code]recording{
 	watchword.TargetInvalid:        never,
 	watchword.ProofRequired:        always,
 	watchword.DPoPInvalid:          always,
-	watchword.DPoPNonce:            never, // the usual way of the protocol: the client comes again
+	watchword.DPoPNonce:            never, // part of the protocol: the client repeats the request
 	watchword.TokenMalformed:       always,
 	watchword.TokenKind:            always,
 	watchword.AlgorithmInvalid:     always,
@@ -56,7 +56,7 @@ var requestRefusals = map[watchword.Code]recording{
 	watchword.SubjectNew:           always,
 	watchword.SubjectSuspended:     always,
 	watchword.SubjectRevoked:       always,
-	watchword.SessionClosed:        never, // the act of whoever closed it is recorded
+	watchword.SessionClosed:        never, // the act that closed the session is recorded
 	watchword.CodeInvalid:          always,
 	watchword.ProofInvalid:         always,
 	watchword.PairingPending:       never,
@@ -69,7 +69,7 @@ var requestRefusals = map[watchword.Code]recording{
 	watchword.PolicyInvalid:        never,
 	watchword.ArgsInvalid:          never,
 	watchword.FunctionUnknown:      never,
-	watchword.OrderInvalid:         always, // a signature that does not hold
+	watchword.OrderInvalid:         always, // an invalid signature
 	watchword.CommandUnsealed:      never,
 	watchword.CommandStale:         never,
 	watchword.CommandExpired:       never,
@@ -89,18 +89,17 @@ var requestRefusals = map[watchword.Code]recording{
 	watchword.Internal:             never,
 }
 
-// actRefusals is which refusals are recorded as the act that they refuse, beside or instead of
-// the request: of the codes given, or, where there are none, of all that are no fault of
-// the server.
+// actRefusals lists the kinds whose refusals are recorded as a refused act, in addition to or instead of the refused
+// request: with the given codes, or, if nil, with all codes except those of server errors.
 var actRefusals = map[string][]watchword.Code{
-	DeviceEnroll:  nil, // whoever tries user codes, or keys, leaves a trace for each
+	DeviceEnroll:  nil, // each attempt with a user code or key is recorded
 	PairingReject: nil,
 	TokenRevoke:   {watchword.Denied},
-	DeviceRekey:   {watchword.Conflict}, // somebody brought a key that was used; what is about authority is recorded as a request
+	DeviceRekey:   {watchword.Conflict}, // a used key was presented; refusals that concern authority are recorded as requests
 }
 
-// ShouldRecord reports whether the log records a refusal of that kind with code. known says
-// that it is known who was refused. Transports need not ask: [Recorder.Refused] does.
+// ShouldRecord reports whether the log records a refusal of that kind with code. known reports that the refused subject is
+// known. Transports need not call it: [Recorder.Refused] does.
 func ShouldRecord(kind string, code watchword.Code, known bool) bool {
 	if kind == RequestRefuse {
 		when := requestRefusals[code]

@@ -9,41 +9,40 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// VerifyResult is what was found of a log that is good.
+// VerifyResult is the result for a valid log.
 type VerifyResult struct {
 	Origin       string
-	Checkpoint   ledger.Checkpoint // the largest that was checked
+	Checkpoint   ledger.Checkpoint // the largest one that was verified
 	Entries      int64
-	Bodies       int64 // entries that were seen whole
+	Bodies       int64 // entries with their bodies
 	Pruned       int64
-	Uncovered    int64 // entries after the last checkpoint: nothing signed speaks of them yet
-	Checkpoints  int   // that were held against the entries
+	Uncovered    int64 // entries after the last checkpoint, which no signature covers yet
+	Checkpoints  int   // compared with the entries
 	Cosignatures []ledger.Cosignature
 }
 
-// LogVerifier recomputes a log, entry by entry, and holds it against signed checkpoints.
-// What it says of the first thing that does not fit is log_invalid. It is for one
-// goroutine, and for one log.
+// LogVerifier recomputes a log, entry by entry, and compares it with signed checkpoints. It reports the first mismatch as
+// log_invalid. It is not safe for concurrent use, and verifies one log.
 type LogVerifier struct {
 	expected     []expectedCheckpoint // by size
-	externalSize int64                // up to here by checkpoints that were kept elsewhere
+	externalSize int64                // size up to which checkpoints that were stored elsewhere cover the log
 	tree         ledger.Tree
 	result       VerifyResult
 	leaves       []ledger.Hash
 
 	tiles   []tileBodies
-	pruning Pruning // as it would be said of the entries so far
+	pruning Pruning // the pruning of the entries so far
 	prunes  []Entry // log.prune
 }
 
 // expectedCheckpoint is a checkpoint that the log must extend.
 type expectedCheckpoint struct {
 	ledger.VerifiedCheckpoint
-	external bool // it was not kept by the log itself
+	external bool // stored elsewhere, not by the log itself
 }
 
-// NewLogVerifier returns a check by the log's keys. own and elsewhere are signed checkpoints, kept
-// by the log and by others: the log must extend all.
+// NewLogVerifier returns a verifier that uses the log's keys. own and external are signed checkpoints, stored by the log
+// and by others: the log must extend all of them.
 func NewLogVerifier(keys []ledger.Key, own, external [][]byte) (*LogVerifier, error) {
 	c := &LogVerifier{}
 	for i, n := range slices.Concat(own, external) {
@@ -54,7 +53,7 @@ func NewLogVerifier(keys []ledger.Key, own, external [][]byte) (*LogVerifier, er
 		if len(c.expected) > 0 && o.Origin != c.expected[0].Origin {
 			return nil, watchword.Refuse(watchword.LogInvalid, "the checkpoints are of two logs, %s and %s", c.expected[0].Origin, o.Origin)
 		}
-		if o.Size > 0 { // that of nothing says nothing
+		if o.Size > 0 { // a checkpoint of the empty log proves nothing
 			c.expected = append(c.expected, expectedCheckpoint{o, i >= len(own)})
 		}
 	}
@@ -62,7 +61,7 @@ func NewLogVerifier(keys []ledger.Key, own, external [][]byte) (*LogVerifier, er
 	return c, nil
 }
 
-// Record takes the next entry. It returns the tiles that it fills, as they must be.
+// Record verifies the next entry. It returns the expected tiles that become full with it.
 func (v *LogVerifier) Record(r Record) ([]ledger.Tile, error) {
 	if next := v.result.Entries + 1; r.Seq != next {
 		return nil, watchword.Refuse(watchword.LogInvalid, "entry %d is missing, or is not in its place: %d follows %d", next, r.Seq, next-1)
@@ -84,7 +83,7 @@ func (v *LogVerifier) Record(r Record) ([]ledger.Tile, error) {
 	return v.addLeaf(ledger.LeafHash(r.Hash))
 }
 
-// CheckEntry takes what the entry says that Record took last, where it has a body.
+// CheckEntry examines the content of the entry that Record got last, if it has a body.
 func (v *LogVerifier) CheckEntry(e Entry) {
 	if Permanent(e.Kind) {
 		v.pruning.AddRetained(e.Seq)
@@ -107,13 +106,13 @@ func (v *LogVerifier) addLeaf(h ledger.Hash) (full []ledger.Tile, err error) {
 	return full, v.compare()
 }
 
-// compare holds the tree against the checkpoints of its size.
+// compare compares the tree with the checkpoints of its size.
 func (v *LogVerifier) compare() error {
 	for len(v.expected) > 0 && v.expected[0].Size == v.tree.Size() {
 		w := v.expected[0]
 		if root := v.tree.Root(); root != w.Root {
 			from := v.result.Checkpoint.Size + 1
-			if w.external { // what the log says of itself in between is nobody's word
+			if w.external { // only external checkpoints prove anything about the log between them
 				from = v.externalSize + 1
 			}
 			return watchword.Refuse(watchword.LogInvalid, "entry %s: the log was rewritten there: its first %d entries are not those that their checkpoint was signed for", span(from, w.Size), w.Size)
@@ -135,7 +134,7 @@ func span(from, to int64) string {
 	return strconv.FormatInt(from, 10) + " or one up to " + strconv.FormatInt(to, 10)
 }
 
-// Finish says what was found: every entry has been taken.
+// Finish returns the result, after every entry was passed to Record.
 func (v *LogVerifier) Finish() (VerifyResult, error) {
 	if len(v.leaves) > 0 {
 		v.tree, _ = v.tree.Append(v.leaves...)

@@ -13,14 +13,12 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// Fetch fetches the file at a path below a log's own address, as "checkpoint".
-// Code: not_found.
+// Fetch fetches the file at a path below a log's URL, as "checkpoint". Code: not_found.
 type Fetch func(ctx context.Context, path string) ([]byte, error)
 
-// VerifyMirror recomputes a log that is served, or kept, as C2SP tlog-tiles: every
-// entry against its tile, every tile against those above, the whole against the
-// checkpoint, and against checkpoints that were kept elsewhere. Codes: log_invalid,
-// and those of get.
+// VerifyMirror recomputes a log that is served, or stored, as C2SP tlog-tiles: every entry against its tile, every tile
+// against those above, the whole against the checkpoint, and against checkpoints that were stored elsewhere. Codes:
+// log_invalid, and those of get.
 func VerifyMirror(ctx context.Context, get Fetch, keys []ledger.Key, against ...[]byte) (VerifyResult, error) {
 	note, err := get(ctx, "checkpoint")
 	if err != nil {
@@ -47,8 +45,7 @@ func VerifyMirror(ctx context.Context, get Fetch, keys []ledger.Key, against ...
 	return v, c.checkPartialTiles(ctx, get)
 }
 
-// fetchTile gets a tile or bundle; a partial one that is not there any more is the
-// beginning of the full one.
+// fetchTile fetches a tile or bundle; if a partial one no longer exists, the beginning of the full one replaces it.
 func fetchTile(ctx context.Context, get Fetch, level int, n int64, width, each int) ([]byte, error) {
 	b, err := get(ctx, ledger.Path(level, n, width))
 	if width < ledger.TileWidth && watchword.CodeOf(err) == watchword.NotFound {
@@ -59,7 +56,7 @@ func fetchTile(ctx context.Context, get Fetch, level int, n int64, width, each i
 	return b, err
 }
 
-// bundle checks a bundle of entries, and the tiles that they end.
+// bundle verifies a bundle of entries, and the tiles that become full with it.
 func (v *LogVerifier) bundle(ctx context.Context, get Fetch, at int64, width int) error {
 	n := at / ledger.TileWidth
 	b, err := fetchTile(ctx, get, ledger.EntriesLevel, n, width, ledger.EntrySize)
@@ -84,7 +81,7 @@ func (v *LogVerifier) bundle(ctx context.Context, get Fetch, at int64, width int
 		if err != nil {
 			return err
 		}
-		for _, t := range full[min(len(full), 1):] { // the first was compared just now
+		for _, t := range full[min(len(full), 1):] { // the first was already compared
 			if err := v.tile(ctx, get, t.Level, t.N, t.Hashes); err != nil {
 				return err
 			}
@@ -96,7 +93,7 @@ func (v *LogVerifier) bundle(ctx context.Context, get Fetch, at int64, width int
 	return nil
 }
 
-// tile compares a tile with the one that its entries add up to.
+// tile compares a tile with the expected one.
 func (v *LogVerifier) tile(ctx context.Context, get Fetch, level int, n int64, want []ledger.Hash) error {
 	b, err := fetchTile(ctx, get, level, n, len(want), len(ledger.Hash{}))
 	first := n << (ledger.TileHeight * (level + 1))
@@ -106,7 +103,7 @@ func (v *LogVerifier) tile(ctx context.Context, get Fetch, level int, n int64, w
 	return CompareTile(b, level, n, want)
 }
 
-// CompareTile compares a tile with the one that its entries add up to. Code: log_invalid.
+// CompareTile compares a tile with the hashes computed from its entries. Code: log_invalid.
 func CompareTile(b []byte, level int, n int64, want []ledger.Hash) error {
 	each := int64(1) << (ledger.TileHeight * level)
 	first := n*each*ledger.TileWidth + 1
@@ -143,13 +140,12 @@ func missingFile(err error, path string, at int64) error {
 	return watchword.Wrap(err, watchword.LogInvalid, "entry %d: %s is not there", at+1, path)
 }
 
-// VerifyExport recomputes an exported log, of which entries may be there by their
-// hash alone. Code: log_invalid.
+// VerifyExport recomputes an exported log, whose entries may be hashes only. Code: log_invalid.
 func VerifyExport(r io.Reader, keys []ledger.Key, against ...[]byte) (VerifyResult, error) {
-	const most = 1 << 20 // the longest line: a policy's text, twice escaped
+	const most = 1 << 20 // maximum line length: a policy's text, escaped twice
 	lines := bufio.NewReaderSize(r, most)
 	var c *LogVerifier
-	var rs []Record // until the checkpoint is known, which stands at the end
+	var rs []Record // until the checkpoint is known, which is the last line
 	for {
 		raw, err := lines.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {
@@ -159,7 +155,7 @@ func VerifyExport(r io.Reader, keys []ledger.Key, against ...[]byte) (VerifyResu
 			return VerifyResult{}, watchword.Wrap(err, watchword.LogInvalid, "entry %d of the export is damaged, or too long", len(rs)+1)
 		}
 		var l ExportLine
-		if err := jsonv2.Unmarshal(raw, &l, jsonv2.RejectUnknownMembers(true)); err != nil { // no member twice: all read the same
+		if err := jsonv2.Unmarshal(raw, &l, jsonv2.RejectUnknownMembers(true)); err != nil { // duplicate members are refused, so that all readers get the same value
 			return VerifyResult{}, watchword.Wrap(err, watchword.LogInvalid, "entry %d of the export is damaged", len(rs)+1)
 		}
 		if l.Checkpoint != "" {
@@ -172,7 +168,7 @@ func VerifyExport(r io.Reader, keys []ledger.Key, against ...[]byte) (VerifyResu
 		if err != nil {
 			return VerifyResult{}, err
 		}
-		rec.Body, rec.Salt = bodyMarker(rec.Body), ledger.Salt{} // it was hashed, and is not needed any more
+		rec.Body, rec.Salt = bodyMarker(rec.Body), ledger.Salt{} // it was hashed, and is no longer needed
 		rs = append(rs, rec)
 	}
 	if _, err := lines.ReadByte(); err == nil {
@@ -197,7 +193,7 @@ func VerifyExport(r io.Reader, keys []ledger.Key, against ...[]byte) (VerifyResu
 	return v, err
 }
 
-// bodyMarker keeps of a body only that there was one.
+// bodyMarker returns a value that records only whether there was a body.
 func bodyMarker(body []byte) []byte {
 	if body == nil {
 		return nil

@@ -8,24 +8,23 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// StoredLog is a log as a store keeps it, at one moment.
+// StoredLog is a log in a store, at one moment.
 type StoredLog interface {
-	// Each calls f for every entry, in order of number, until it returns an error.
+	// Each calls f for every entry, sorted by number, until it returns an error.
 	Each(ctx context.Context, f func(Record) error) error
-	// FullTile returns the hashes of a full tile, and what they add up to; not_found.
+	// FullTile returns the hashes of a full tile, and their root; not_found.
 	FullTile(ctx context.Context, level int, n int64) (hashes []byte, root ledger.Hash, err error)
-	// TileFilter returns the terms of a full tile's entries; not_found.
+	// TileFilter returns the search filter of a full tile's entries; not_found.
 	TileFilter(ctx context.Context, n int64) (TileFilter, error)
-	// Counts returns how many full tiles and terms there are.
+	// Counts returns the numbers of full tiles and of search filters.
 	Counts(ctx context.Context) (tiles, terms int64, err error)
-	// Checkpoints returns every checkpoint, by size.
+	// Checkpoints returns every checkpoint, sorted by size.
 	Checkpoints(ctx context.Context) ([]SignedCheckpoint, error)
 }
 
-// VerifyStore recomputes a store's log: every entry's body against what was logged of
-// it, the leaves against the tiles, those against each other, the whole against every
-// checkpoint that the store keeps, and against those that were kept elsewhere; and
-// that what is pruned was pruned by the log's own word. Code: log_invalid.
+// VerifyStore recomputes the log of a store: every entry's body against its hash, the leaves against the tiles, the tiles
+// against each other, the whole against every checkpoint in the store, and against those that were stored elsewhere. It
+// also verifies that each missing body is covered by a log.prune entry. Code: log_invalid.
 func VerifyStore(ctx context.Context, k StoredLog, keys []ledger.Key, against ...[]byte) (VerifyResult, error) {
 	signed, err := k.Checkpoints(ctx)
 	if err != nil {
@@ -66,18 +65,18 @@ func VerifyStore(ctx context.Context, k StoredLog, keys []ledger.Key, against ..
 	return v, err
 }
 
-// storeCheck is a check under way.
+// storeCheck is the state of a verification.
 type storeCheck struct {
 	c      *LogVerifier
 	k      StoredLog
 	filter TileFilter
 	tiles  int64
-	stored []byte // the tile that the entry at hand stands in; nil where it is not full
+	stored []byte // the tile of the current entry; nil if that is not full
 }
 
 func (w *storeCheck) record(ctx context.Context, r Record) error {
-	// The tile names the very entry that is another one, and a checkpoint only how far
-	// all is well: so it is asked first.
+	// The tile is compared first: a mismatch there names the changed entry, while a checkpoint only shows up to which size
+	// the log is valid.
 	if err := w.inTile(ctx, r); err != nil {
 		return err
 	}
@@ -85,7 +84,7 @@ func (w *storeCheck) record(ctx context.Context, r Record) error {
 	if err != nil {
 		return err
 	}
-	if !r.Pruned() { // what was pruned is searched for no more
+	if !r.Pruned() { // pruned entries are not searched
 		e, err := r.Entry()
 		if err != nil {
 			return err
@@ -102,7 +101,7 @@ func (w *storeCheck) record(ctx context.Context, r Record) error {
 }
 
 func (w *storeCheck) inTile(ctx context.Context, r Record) error {
-	at := w.c.result.Entries // its index, if it is in its place
+	at := w.c.result.Entries // its index, if it is in order
 	if at%ledger.TileWidth == 0 {
 		b, _, err := w.k.FullTile(ctx, 0, at/ledger.TileWidth)
 		if w.stored = b; err != nil && watchword.CodeOf(err) != watchword.NotFound {
@@ -112,7 +111,7 @@ func (w *storeCheck) inTile(ctx context.Context, r Record) error {
 	leaf := ledger.LeafHash(r.Hash)
 	from := int(at%ledger.TileWidth) * len(leaf)
 	if r.Seq != at+1 || !r.MatchesHash() || len(w.stored) < from+len(leaf) || bytes.Equal(w.stored[from:from+len(leaf)], leaf[:]) {
-		return nil // or Record says what is wrong
+		return nil // Record reports the error, if there is one
 	}
 	return watchword.Refuse(watchword.LogInvalid, "entry %d is not the one that its tile has", r.Seq)
 }

@@ -20,24 +20,23 @@ import (
 	"github.com/watchword-iot/watchword/internal/rest"
 )
 
-// Witness is somebody elsewhere who remembers what this log said last, and puts a
-// signature under what follows from it (C2SP tlog-witness). One goroutine at a time
-// asks it.
+// Witness is a witness of another party, which remembers the last checkpoint that it saw, and cosigns only checkpoints that
+// extend it (C2SP tlog-witness). It is not safe for concurrent use.
 type Witness struct {
 	Key    ledger.Key
 	url    string
 	client *http.Client
 
-	size     int64     // of the checkpoint that it signed last, as far as is known
-	retryAt  time.Time // not asked before
+	size     int64     // of the checkpoint that it cosigned last, as far as known
+	retryAt  time.Time // no request before this time
 	failures int
 }
 
 // witnessTimeout is how long a checkpoint waits for its witnesses.
 const witnessTimeout = 2 * time.Second
 
-// ParseWitness reads a line of the configuration: a witness's verifier key, a space,
-// the address that its add-checkpoint stands below. Code: config_invalid.
+// ParseWitness parses a witness of the configuration: its verifier key, a space, the URL below which its add-checkpoint is.
+// Code: config_invalid.
 func ParseWitness(line string) (*Witness, error) {
 	vkey, address, ok := strings.Cut(strings.TrimSpace(line), " ")
 	bad := func(what string) (*Witness, error) {
@@ -62,9 +61,8 @@ func ParseWitness(line string) (*Witness, error) {
 
 func loopback(host string) bool { return host == "localhost" || host == "127.0.0.1" || host == "::1" }
 
-// collectCosignatures asks every witness for its signature under a checkpoint, all at once, and
-// returns the note with those that came. Who does not answer is asked again, after a
-// while.
+// collectCosignatures requests the cosignatures of all witnesses concurrently, and returns the note with those that were
+// received. A witness that does not answer is tried again after a pause.
 func (signer *CheckpointSigner) collectCosignatures(ctx context.Context, c ledger.Checkpoint, note []byte) []byte {
 	if len(signer.opts.Witnesses) == 0 {
 		return note
@@ -83,7 +81,7 @@ func (signer *CheckpointSigner) collectCosignatures(ctx context.Context, c ledge
 				w.failures, answers[i] = 0, answer
 				return
 			}
-			// One that is away costs each checkpoint its patience: it is asked more and more seldom.
+			// A witness that does not answer delays each checkpoint by the timeout, so it is tried at growing intervals.
 			w.retryAt = signer.opts.Now().Add(min(time.Minute, time.Second<<min(w.failures, 6)))
 			signer.opts.Log.WarnContext(ctx, "witness did not sign", slog.String("witness", w.Key.Name()), slog.Any("err", err))
 		})
@@ -100,10 +98,10 @@ func (signer *CheckpointSigner) collectCosignatures(ctx context.Context, c ledge
 	return note
 }
 
-// errSizeMismatch means that the witness signed another size than was thought.
+// errSizeMismatch means that the witness cosigned another size last than expected.
 var errSizeMismatch = errors.New("the witness knows another size")
 
-// cosign returns the witness's signature lines, which are checked.
+// cosign returns the verified signature lines of the witness.
 func (w *Witness) cosign(ctx context.Context, c ledger.Checkpoint, note []byte, read ledger.TileReader) ([]byte, error) {
 	for range 2 {
 		answer, err := w.request(ctx, c, note, read)

@@ -10,10 +10,9 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// What lies at rest is: one byte of version, 16 of salt, 12 of nonce, then
-// AES-256-GCM. The key of each message is HMAC-SHA-256 of the salt under the
-// long-lived key, so that the number of messages has no bound worth counting
-// (random 96-bit nonces alone would end near 2^32).
+// Encrypted data in the store is: one byte of version, 16 of salt, 12 of nonce, then AES-256-GCM. The key of each message
+// is HMAC-SHA-256 of the salt under the long-lived key, so that the number of messages is practically unlimited (random
+// 96-bit nonces alone would be safe for about 2^32).
 const (
 	atRestV1 = 1
 	saltSize = 16

@@ -10,14 +10,13 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// When a bundle is signed again: this long before its end. Bundles signed ahead
-// follow each other as closely.
+// How long before its end a bundle is replaced. Bundles that were signed in advance overlap by the same time.
 const (
 	bundleRenewAfter  = 60 * 24 * time.Hour
 	bundleRenewBefore = token.TrustLifetime - bundleRenewAfter
 )
 
-// bundle is the bundle that says what k says, from at on.
+// bundle returns the bundle with the keys of k, valid from at on.
 func (k *keyState) bundle(f Instance, n BundleInfo, version int64, at time.Time) token.Trust {
 	return token.Trust{
 		Issuer: f.Issuer, Version: version, Epoch: f.Epoch, Roots: k.public[Root], Issuers: k.public[Issuer],
@@ -26,8 +25,7 @@ func (k *keyState) bundle(f Instance, n BundleInfo, version int64, at time.Time)
 	}
 }
 
-// signBundle signs a bundle with every root that it names. Code: key_missing where one
-// lives offline.
+// signBundle signs a bundle with every root that it names. Code: key_missing if one is offline.
 func (k *keyState) signBundle(t token.Trust) (SignedBundle, error) {
 	var roots []*jose.Signer
 	for _, r := range t.Roots {
@@ -41,7 +39,7 @@ func (k *keyState) signBundle(t token.Trust) (SignedBundle, error) {
 	return SignedBundle{Version: t.Version, JWS: []byte(raw), Starts: t.Issued, Expires: t.Expires}, err
 }
 
-// rootOffline reports whether a root that must sign bundles is not here.
+// rootOffline reports whether the private key of a root that must sign bundles is not here.
 func (k *keyState) rootOffline() bool {
 	for _, r := range k.public[Root] {
 		if k.private[r.ID()] == nil {
@@ -51,7 +49,7 @@ func (k *keyState) rootOffline() bool {
 	return false
 }
 
-// currentBundle is the newest of bundles, which are in order, that has started.
+// currentBundle returns the newest of bundles, which are sorted, that has started.
 func currentBundle(bundles []SignedBundle, now time.Time) (SignedBundle, bool) {
 	for _, b := range slices.Backward(bundles) {
 		if !now.Before(b.Starts) {
@@ -61,10 +59,10 @@ func currentBundle(bundles []SignedBundle, now time.Time) (SignedBundle, bool) {
 	return SignedBundle{}, false
 }
 
-// BundleChain returns the bundles that a later reader needs to check what was signed from
-// one moment to another, and what is signed now: those of that time, the one of now,
-// and between them each that names other roots, so that one leads to the next. For another tenant than the default one they are
-// signed now, with its issuer in them. Codes: not_found; unavailable where a root that must sign is offline or erased.
+// BundleChain returns the bundles that a later reader needs to verify what was signed from one time to another, and what is
+// signed now: those of that time, the current one, and between them each that names other roots, so that each can be
+// verified with the one before. For another tenant than the default one they are signed now, with its issuer in them.
+// Codes: not_found; unavailable if a root that must sign is offline or erased.
 func (r *Rotator) BundleChain(tenant watchword.TenantID, from, until, now time.Time) (out []string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -102,8 +100,7 @@ func sameTrust(a, b token.Trust) bool {
 		slices.EqualFunc(a.CAs, b.CAs, bytes.Equal)
 }
 
-// bundleHasKey reports whether a bundle names a key. An authority's key is named by its
-// certificate.
+// bundleHasKey reports whether a bundle contains a key. A certificate authority's key is contained as its certificate.
 func bundleHasKey(t token.Trust, k SealedKey) bool {
 	if k.Role == CA {
 		return slices.ContainsFunc(t.CAs, func(der []byte) bool { return bytes.Equal(der, k.Cert) })
@@ -112,19 +109,17 @@ func bundleHasKey(t token.Trust, k SealedKey) bool {
 	return slices.ContainsFunc(named, func(p *jose.PublicKey) bool { return p.ID() == k.ID })
 }
 
-// PlannedBundle is a bundle that waits for a root that lives offline. Payload is what
-// each root signs, byte for byte.
+// PlannedBundle is a bundle for an offline root to sign. Each root signs exactly the bytes of Payload.
 type PlannedBundle struct {
 	Version int64             `json:"ver"`
 	Starts  time.Time         `json:"starts"`
 	Expires time.Time         `json:"expires"`
-	Roots   []watchword.KeyID `json:"roots"`   // who must sign
-	Payload string            `json:"payload"` // the claims, JSON
+	Roots   []watchword.KeyID `json:"roots"`   // roots that must sign
+	Payload string            `json:"payload"` // claims as JSON
 }
 
-// planBundles lays bundles ahead of each other: each names the keys that sign while it
-// is published, those that are still valid, and those that sign within a refresh
-// after it.
+// planBundles returns a sequence of future bundles: each names the keys that sign while it is published, those that are
+// still valid, and those that sign within a refresh interval after it.
 func (k *keyState) planBundles(f Instance, r Schedule, n BundleInfo, first int64, count int, now time.Time) ([]PlannedBundle, error) {
 	var out []PlannedBundle
 	for i := range count {
@@ -160,15 +155,15 @@ func (k *keyState) planBundles(f Instance, r Schedule, n BundleInfo, first int64
 	return out, nil
 }
 
-// validBetween reports whether s signs, or what it signed is valid, at some time between
-// from and to, if every next key takes its turn when it is to start.
+// validBetween reports whether s signs, or its signatures are valid, at some time between from and to, if every next key
+// begins to sign at its scheduled time.
 func validBetween(ks []SealedKey, s SealedKey, from, to time.Time) bool {
 	if s.State == Next && !s.Starts.Before(to) {
 		return false
 	}
 	ends := s.Ends
 	if s.State != Retiring {
-		for _, n := range keysOf(ks, s.Role, Next) { // the one that takes its place
+		for _, n := range keysOf(ks, s.Role, Next) { // the key that replaces it
 			if n.ID != s.ID && n.Starts.After(s.Starts) {
 				ends = goneAt(s.Role, n.Starts)
 				break

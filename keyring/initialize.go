@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// InitOptions is what [Initialize] needs beside the store.
+// InitOptions are the arguments of [Initialize].
 type InitOptions struct {
 	Issuer   string
 	Operator watchword.Subject // the first operator, active, with its keys
@@ -17,8 +17,8 @@ type InitOptions struct {
 	Now      time.Time
 }
 
-// Initialize makes every role's key, seals them, and writes them with the founding
-// and the first operator in one step. Code: conflict if the server is initialized already.
+// Initialize creates every role's key, encrypts them, and writes them with the instance and the first operator in one
+// transaction. Code: conflict if the server is initialized already.
 func Initialize(ctx context.Context, st Store, f InitOptions) error {
 	data := randomKey()
 	wrapped, err := f.KEK.Wrap(data)
@@ -42,12 +42,12 @@ func Initialize(ctx context.Context, st Store, f InitOptions) error {
 	return st.Initialize(ctx, Instance{Issuer: f.Issuer, Epoch: 1, At: f.Now}, sealed, f.Operator, entries)
 }
 
-// makeKey makes a key of a role, sealed under data. An authority certifies
-// itself from now on, whenever it is to start.
+// makeKey creates a key of a role, encrypted under data. The certificate of an authority is valid from now on, even if the
+// key starts to sign later.
 func makeKey(data []byte, role Role, state State, issuer string, now, starts time.Time) (SealedKey, error) {
 	curve := jose.P256
 	if role == Log {
-		curve = jose.Ed // C2SP signed notes
+		curve = jose.Ed // required by C2SP signed notes
 	}
 	k, err := jose.GenerateKey(curve)
 	if err != nil {

@@ -13,24 +13,23 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 )
 
-// KEK wraps the data key, and nothing else. A file stands behind it today; a
-// PKCS#11, TPM or Vault backend fits the same two methods.
+// KEK is the key-encryption key, which encrypts only the data key. It is read from a file now; a PKCS#11, TPM or Vault
+// backend could implement the same methods.
 type KEK interface {
-	// ID names the key without telling it: 43 characters.
+	// ID identifies the key without disclosing it: 43 characters.
 	ID() watchword.KeyID
-	// Wrap seals a data key of 32 bytes.
+	// Wrap encrypts a data key of 32 bytes.
 	Wrap(key []byte) ([]byte, error)
-	// Unwrap opens what Wrap sealed. Code: key_damaged.
+	// Unwrap decrypts the output of Wrap. Code: key_damaged.
 	Unwrap(wrapped []byte) ([]byte, error)
 }
 
-// fileKEK is 32 bytes from a file of 43 characters of base64url.
+// fileKEK is a key of 32 bytes, read from a file of 43 characters of base64url.
 type fileKEK struct{ key []byte }
 
-// OpenKEK reads the key-encryption key at path, which only its owner may
-// read. If make is set and there is no such file, a new key is made and written
-// (0600, synced) first. Codes: key_exposed, file_untrusted; key_missing for a file that
-// is not there, key_damaged for one that holds no key.
+// OpenKEK reads the key-encryption key at path, which only its owner may read. If make is set and the file does not exist,
+// it first generates a key and writes it (0600, synced). Codes: key_exposed, file_untrusted; key_missing if the file does
+// not exist, key_damaged if it contains no key.
 func OpenKEK(path string, make bool) (KEK, error) {
 	b, err := durable.ReadPrivate(path)
 	if errors.Is(err, fs.ErrNotExist) && make {
@@ -64,6 +63,6 @@ func (k fileKEK) Unwrap(wrapped []byte) ([]byte, error) { return openBytes(k.key
 
 func randomKey() []byte {
 	b := make([]byte, 32)
-	_, _ = rand.Read(b) // never fails (crypto/rand)
+	_, _ = rand.Read(b) // never returns an error (crypto/rand)
 	return b
 }

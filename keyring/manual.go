@@ -11,14 +11,12 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Rotate makes a role's next key: published now, signing after the overlap. With
-// atOnce the next key, which is made if there is none, signs now, and whoever
-// verifies must ask for the newest keys. A root always takes over at once, and the
-// old one goes on signing bundles beside it. It returns the key that is next, or
-// active.
+// Rotate creates a role's next key, which is published now and signs after the overlap. With atOnce the next key, which is
+// created if there is none, signs now, and verifiers must fetch the newest keys. A root always replaces the old one at
+// once, and the old one signs bundles beside it for a time. It returns the key that is next, or active.
 //
-// Codes: not_found for no such role; conflict where a next key waits already, two
-// roots sign, or the root that would have to sign the bundle lives offline.
+// Codes: not_found for an unknown role; conflict if a next key waits already, two roots sign, or the root that would have
+// to sign the bundle is offline.
 func (r *Rotator) Rotate(ctx context.Context, by audit.Actor, role Role, atOnce bool, now time.Time) (Info, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -61,9 +59,9 @@ func (r *Rotator) Rotate(ctx context.Context, by audit.Actor, role Role, atOnce 
 	return r.info(rotated.ID, role), nil
 }
 
-// Revoke ends a key at once: what it signed is not valid any more. If it was the active
-// one, the next key signs now, or a new one does. An active root cannot be revoked:
-// devices go by it; rotate first, and revoke the old one when they know the new.
+// Revoke invalidates a key at once, and everything that it signed. If it was the active key, the next key signs now, or a
+// new one is created. An active root cannot be revoked, because devices verify by it: rotate it first, and revoke the old
+// one when devices know the new one.
 //
 // Codes: not_found; conflict for the active root and for a key that is not valid any more.
 func (r *Rotator) Revoke(ctx context.Context, by audit.Actor, id watchword.KeyID, reason string, now time.Time) (Info, error) {
@@ -108,15 +106,14 @@ func (r *Rotator) info(id watchword.KeyID, role Role) Info {
 	return Info{}
 }
 
-// MaxPlannedBundles is how many bundles may be signed ahead: two years' worth.
+// MaxPlannedBundles is the maximum number of bundles that may be signed in advance: two years.
 const MaxPlannedBundles = 24
 
-// PlanBundles lays out the trust bundles of the time ahead, for a root that lives
-// offline, and makes the keys that will take their turns in it. Each is to be
-// signed as it stands, by every root that it names, and brought back to
-// [Rotator.ImportBundles]. A later plan takes the place of an earlier one.
+// PlanBundles returns the future trust bundles for an offline root to sign, and creates the keys that will sign during
+// them. Every root that a bundle names must sign its payload unchanged; [Rotator.ImportBundles] imports the result. A later
+// plan replaces an earlier one.
 //
-// Codes: bad_request for a count that is none; conflict where the root is here.
+// Codes: bad_request for an invalid count; conflict if the root is not offline.
 func (r *Rotator) PlanBundles(ctx context.Context, by audit.Actor, count int, now time.Time) ([]PlannedBundle, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -154,9 +151,9 @@ func (r *Rotator) PlanBundles(ctx context.Context, by audit.Actor, count int, no
 	return r.ring.state.Load().planBundles(r.ring.instance, r.opts.Schedule, r.opts.BundleInfo, version+1, count, now)
 }
 
-// ImportBundles takes bundles that were signed offline: by every root that they name,
-// about valid keys of this ring, each later than the one before. The first
-// must name every key that signs now. Nothing is taken where one is wrong.
+// ImportBundles imports bundles that were signed offline: each signed by every root that it names, with valid keys of this
+// ring, and with a greater version than the one before. The first must name every key that signs now. If one is invalid,
+// none is imported.
 //
 // Codes: those of [token.VerifyNextTrust]; bundle_invalid; conflict.
 func (r *Rotator) ImportBundles(ctx context.Context, by audit.Actor, raws []string, now time.Time) error {
@@ -212,9 +209,8 @@ func (r *Rotator) ImportBundles(ctx context.Context, by audit.Actor, raws []stri
 	return r.apply(ctx, by, t, "", now)
 }
 
-// ExportRoot takes the root's private key out of the store: write must have it on
-// another medium, permanently, before it returns nil. Code: conflict where two roots
-// sign, or it is not here.
+// ExportRoot removes the root's private key from the store. write must store it permanently elsewhere before it returns
+// nil. Code: conflict if two roots sign, or it is not here.
 func (r *Rotator) ExportRoot(ctx context.Context, by audit.Actor, write func(jwk []byte) error, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -233,7 +229,7 @@ func (r *Rotator) ExportRoot(ctx context.Context, by audit.Actor, write func(jwk
 	return r.apply(ctx, by, KeyUpdate{Change: []StateChange{{Role: Root, ID: ks.root.ID(), From: Active, To: Active, Starts: at, Private: []byte{}}}}, "", now)
 }
 
-// ImportRoot puts the root's private key back. Code: conflict for another key.
+// ImportRoot stores the root's private key again. Code: conflict for another key.
 func (r *Rotator) ImportRoot(ctx context.Context, by audit.Actor, jwk []byte, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

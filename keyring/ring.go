@@ -18,7 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// Store is what a ring needs from the store.
+// Store is the part of the store that a Ring uses.
 type Store interface {
 	Instance(ctx context.Context) (Instance, error)
 	Initialize(ctx context.Context, f Instance, keys []SealedKey, operator watchword.Subject, es []audit.Entry) error
@@ -27,35 +27,34 @@ type Store interface {
 	RotateKeys(ctx context.Context, t KeyUpdate, es ...audit.Entry) error
 }
 
-// Ring holds the opened keys as they stand at this moment: ask it each time, and
-// keep nothing that it lends. It is safe for concurrent use. A [Rotator] turns the keys
-// in the store; the ring reads them from there ([Ring.Receive]).
+// Ring holds the decrypted current keys. Callers must get a key each time they use one, and not store it. It is safe for
+// concurrent use. A [Rotator] rotates the keys in the store; the ring reads them from there ([Ring.Receive]).
 type Ring struct {
 	store     Store
 	instance  Instance
 	dataKey   []byte
-	deriveKey []byte // made of data: no key has two uses
+	deriveKey []byte // derived from data, so that no key has two uses
 	state     atomic.Pointer[keyState]
 
-	reading sync.Mutex               // held while the keys are read, so that a later reading is not overwritten
+	reading sync.Mutex               // held while the keys are read, so that an earlier read does not overwrite a later one
 	missed  atomic.Bool              // the keys changed, and could not be read
-	written atomic.Pointer[keyState] // what this process wrote since they were read; nil: nothing
+	written atomic.Pointer[keyState] // state that this process wrote since the keys were last read; nil: none
 
 	tenantBundles tenantBundles
 }
 
-// keyState is one state of the ring. It is immutable.
+// keyState is one immutable state of the ring.
 type keyState struct {
 	all     []SealedKey                  // all, oldest first
-	bundles []SignedBundle               // in order of their versions
-	signers map[Role]*jose.Signer        // the active key of each role; no root where it lives offline
+	bundles []SignedBundle               // sorted by version
+	signers map[Role]*jose.Signer        // the active key of each role; no root if it is offline
 	public  map[Role][]*jose.PublicKey   // every valid key, oldest first
-	private map[watchword.KeyID]*private // of every valid key whose private half is here
+	private map[watchword.KeyID]*private // of every valid key whose private key is here
 	issuers map[watchword.KeyID]*jose.PublicKey
 	revoked map[watchword.KeyID]bool // of the issuer keys
 	jwks    []byte
 	ca      *authority
-	anchors [][]byte // DER of every valid authority, oldest first
+	anchors [][]byte // DER of every valid certificate authority, oldest first
 	root    *jose.PublicKey
 }
 
@@ -64,13 +63,11 @@ type private struct {
 	key  *jose.PrivateKey
 }
 
-// sealContext ties a sealed private key to its role and public half, so that
-// rows cannot be swapped.
+// sealContext binds an encrypted private key to its role and public key, so that rows cannot be swapped.
 func sealContext(s SealedKey) string { return "key/" + string(s.Role) + "/" + string(s.ID) }
 
-// Open reads the ring of an initialized server. Codes: not_found before [Initialize];
-// key_unwrap for a wrong key-encryption key, key_damaged for what is not as it was
-// written.
+// Open reads the ring of an initialized server. Codes: not_found before [Initialize]; key_unwrap for a wrong key-encryption
+// key, key_damaged for data that was changed.
 func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	founding, err := st.Instance(ctx)
 	if err != nil {
@@ -109,8 +106,8 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	return r, nil
 }
 
-// Receive reads the keys and the trust bundles from the store again. Codes: unavailable, key_damaged; the keys are what this
-// process wrote last then, and [Rotator.Step] has them read again.
+// Receive reads the keys and the trust bundles from the store again. If that fails, the keys are those that this process
+// wrote last, and [Rotator.Step] reads them again. Codes: unavailable, key_damaged.
 func (r *Ring) Receive(ctx context.Context, c watchword.Change) error {
 	if c.Kind != watchword.ServerKeysChanged {
 		return nil
@@ -120,7 +117,7 @@ func (r *Ring) Receive(ctx context.Context, c watchword.Change) error {
 	k, err := r.read(ctx)
 	r.missed.Store(err != nil)
 	if err != nil {
-		k = r.written.Load() // a key that was revoked here counts no more, whether or not the store can be read
+		k = r.written.Load() // a key that was revoked here is invalid, whether or not the store can be read
 	}
 	if k != nil {
 		r.state.Store(k)
@@ -142,7 +139,7 @@ func (r *Ring) read(ctx context.Context) (*keyState, error) {
 	return k, err
 }
 
-// version counts the steps that all keys have taken: see [watchword.ServerKeysChanged].
+// version returns the number of steps that all keys have taken: see [watchword.ServerKeysChanged].
 func (k *keyState) version() (n int64) {
 	for _, s := range k.all {
 		n += 1 + int64(slices.Index(steps, s.State))
@@ -150,10 +147,10 @@ func (k *keyState) version() (n int64) {
 	return n
 }
 
-// steps is the states of a key in the order in which it takes them. One may be left out.
+// steps are the states of a key in order. One may be skipped.
 var steps = []State{Next, Active, Retiring, Gone, Revoked}
 
-// open opens every key that counts, and refuses a ring that lacks one.
+// open decrypts every valid key, and returns an error if a required key is missing.
 func (r *Ring) open(sealed []SealedKey) (*keyState, error) {
 	k := &keyState{
 		all: sealed, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{},
@@ -201,7 +198,7 @@ func (k *keyState) add(data []byte, s SealedKey) error {
 			k.root = pub
 		}
 		if len(s.Private) == 0 {
-			return nil // it lives offline
+			return nil // it is offline
 		}
 	}
 	plain, err := openBytes(data, sealContext(s), s.Private)
@@ -227,7 +224,7 @@ func (k *keyState) add(data []byte, s SealedKey) error {
 	return nil
 }
 
-// jwkSet is keys as a JWK Set (RFC 7517 §5).
+// jwkSet returns keys as a JWK Set (RFC 7517 §5).
 func jwkSet(ks []*jose.PublicKey) ([]byte, error) {
 	set := struct {
 		Keys []map[string]any `json:"keys"`
@@ -249,7 +246,7 @@ func (r *Ring) Issuer() string { return r.instance.Issuer }
 // Epoch returns the epoch that commands carry.
 func (r *Ring) Epoch() int64 { return r.instance.Epoch }
 
-// Signer returns the active signer of a role; nil for a root that lives offline.
+// Signer returns the active signer of a role; nil for an offline root.
 func (r *Ring) Signer(role Role) *jose.Signer { return r.state.Load().signers[role] }
 
 // Public returns every valid public key of a role for verifying, oldest first.
@@ -261,7 +258,7 @@ func (r *Ring) Root() *jose.PublicKey { return r.state.Load().root }
 // IssuerSigner returns the active issuer key.
 func (r *Ring) IssuerSigner() *jose.Signer { return r.Signer(Issuer) }
 
-// IssuerKeys returns every valid issuer key, by id. It is read only.
+// IssuerKeys returns every valid issuer key, by ID. The result must not be modified.
 func (r *Ring) IssuerKeys() map[watchword.KeyID]*jose.PublicKey { return r.state.Load().issuers }
 
 // CommandSigner returns the active command key.
@@ -273,50 +270,49 @@ func (r *Ring) CommandKeyValid(id watchword.KeyID) bool {
 	return p != nil && p.role == Command
 }
 
-// LogSigner signs the log's checkpoints with the active log key.
+// LogSigner returns the signer of the log's checkpoints, with the active log key.
 func (r *Ring) LogSigner() ledger.Signer {
 	s := r.Signer(Log)
-	return ledger.Signer{Key: ledger.LogKeys(r.Issuer(), s.Public())[0], SignFunc: s.SignBytes} // log keys are Ed25519 (found.go)
+	return ledger.Signer{Key: ledger.LogKeys(r.Issuer(), s.Public())[0], SignFunc: s.SignBytes} // log keys are Ed25519 (initialize.go)
 }
 
-// LogKeys returns every key that the log's checkpoints were ever signed with, or will be.
+// LogKeys returns every key with which checkpoints of the log were signed or will be.
 func (r *Ring) LogKeys() (out []ledger.Key) {
 	for _, s := range r.state.Load().all {
 		if s.Role != Log {
 			continue
 		}
-		if pub, err := jose.ParseJWK(s.Public, jose.ForSigning); err == nil { // those that are valid were read when the ring was opened
+		if pub, err := jose.ParseJWK(s.Public, jose.ForSigning); err == nil { // those of valid keys were parsed when the ring was opened
 			out = append(out, ledger.LogKeys(r.Issuer(), pub)...)
 		}
 	}
 	return out
 }
 
-// IssuerKeyRevoked reports whether id was an issuer key and was revoked.
+// IssuerKeyRevoked reports whether id is a revoked issuer key.
 func (r *Ring) IssuerKeyRevoked(id watchword.KeyID) bool { return r.state.Load().revoked[id] }
 
 // JWKS returns the valid issuer keys, as a JWK Set.
 func (r *Ring) JWKS() []byte { return r.state.Load().jwks }
 
-// Bundle returns the trust bundle of the default tenant that counts now; empty before a [Rotator] began.
+// Bundle returns the current trust bundle of the default tenant; empty before the first [Rotator] was created.
 func (r *Ring) Bundle(now time.Time) string {
 	b, _ := currentBundle(r.state.Load().bundles, now)
 	return string(b.JWS)
 }
 
-// Seal seals bytes for rest. context says what they are and whose, as
-// "args/cmd_01…"; the same must be given to [Ring.Open].
+// Seal encrypts bytes for storage. context identifies the data, as "args/cmd_01…"; [Ring.Open] needs the same context.
 func (r *Ring) Seal(context string, plaintext []byte) ([]byte, error) {
 	return sealBytes(r.dataKey, "row/"+context, plaintext)
 }
 
-// Open opens what Seal sealed for the same context. Code: key_damaged.
+// Open decrypts the output of Seal for the same context. Code: key_damaged.
 func (r *Ring) Open(context string, sealed []byte) ([]byte, error) {
 	return openBytes(r.dataKey, "row/"+context, sealed)
 }
 
-// DeriveSecret returns bytes that belong to a context, as "salt/cmd_01…", and that nobody
-// knows who has not the data key.
+// DeriveSecret returns secret bytes for a context, as "salt/cmd_01…". They are the same each time, and cannot be computed
+// without the data key.
 func (r *Ring) DeriveSecret(context string) (out [32]byte) {
 	h := hmac.New(sha256.New, r.deriveKey)
 	h.Write([]byte(context)) // hashing does not fail
@@ -324,7 +320,7 @@ func (r *Ring) DeriveSecret(context string) (out [32]byte) {
 	return out
 }
 
-// signer returns a valid key whose private half is here, active or not. Code: key_missing.
+// signer returns a valid key whose private key is here, active or not. Code: key_missing.
 func (k *keyState) signer(id watchword.KeyID) (*jose.Signer, error) {
 	p := k.private[id]
 	if p == nil {
@@ -333,7 +329,7 @@ func (k *keyState) signer(id watchword.KeyID) (*jose.Signer, error) {
 	return p.key.Signer()
 }
 
-// auditData returns what an entry says of a key.
+// auditData returns the audit data of a key.
 func auditData(s SealedKey, more map[string]string) map[string]string {
 	out := map[string]string{"role": string(s.Role)}
 	maps.Copy(out, more)

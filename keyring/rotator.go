@@ -14,40 +14,39 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// RotatorOptions is what it needs to know beside the store and the ring.
+// RotatorOptions are the options of [NewRotator].
 type RotatorOptions struct {
 	Schedule
 	BundleInfo
 	Log *slog.Logger // nil means slog.Default
 }
 
-// BundleInfo is what a bundle says beside the keys.
+// BundleInfo is the content of a bundle besides the keys.
 type BundleInfo struct {
-	WebPKI    bool     // the server's certificate is one of the public Web PKI
-	Witnesses []string // who cosigns the log, as verifier keys
-	Quorum    int      // how many of them a device wants
+	WebPKI    bool     // the server's certificate is of the public Web PKI
+	Witnesses []string // witnesses that cosign the log, as verifier keys
+	Quorum    int      // number of cosignatures that a device requires
 }
 
-// Live takes a change to whoever must know: the ring first. It is a [session.Live].
+// Live passes a change to all receivers: the ring first. It is a [session.Live].
 type Live interface {
 	Apply(ctx context.Context, c watchword.Change) error
 }
 
-// Rotator turns the keys of a ring: by time, by hand, for cause. It signs the
-// trust bundle with them, or has it signed elsewhere. It is safe for concurrent use.
+// Rotator rotates the keys of a ring: by schedule, by command, and on revocation. It signs the trust bundle, or accepts one
+// that was signed elsewhere. It is safe for concurrent use.
 type Rotator struct {
 	store Store
 	ring  *Ring
 	live  Live
 	opts  RotatorOptions
 
-	mu         sync.Mutex // held over a turn, until everybody is past it
-	bundle     string     // that was published when everybody was told last
-	lastWarned time.Time  // when it was last said that a bundle must be signed elsewhere
+	mu         sync.Mutex // held during a rotation, until all receivers have processed it
+	bundle     string     // the published bundle of the last notification
+	lastWarned time.Time  // time of the last warning that a bundle must be signed elsewhere
 }
 
-// NewRotator returns the rotator of ring, with a trust bundle published. Codes: as
-// [Rotator.Step].
+// NewRotator returns the rotator of ring, after it has published a trust bundle. Codes: as [Rotator.Step].
 func NewRotator(ctx context.Context, st Store, ring *Ring, live Live, o RotatorOptions, now time.Time) (*Rotator, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -56,8 +55,8 @@ func NewRotator(ctx context.Context, st Store, ring *Ring, live Live, o RotatorO
 	return k, k.Step(ctx, now)
 }
 
-// OpenRotator returns the rotator of a server that does not run: nothing turns, and
-// what the bundle says of the server's certificate stays as it was said last.
+// OpenRotator returns the rotator of a server that does not run: it rotates nothing by schedule, and bundles state the
+// server's certificate as the last one did.
 func OpenRotator(st Store, ring *Ring, live Live, now time.Time) (*Rotator, error) {
 	k := &Rotator{store: st, ring: ring, live: live, opts: RotatorOptions{Log: slog.Default()}, bundle: ring.Bundle(now)}
 	if t, err := k.currentBundle(now); err != nil {
@@ -68,9 +67,8 @@ func OpenRotator(st Store, ring *Ring, live Live, now time.Time) (*Rotator, erro
 	return k, nil
 }
 
-// Step does what is due: next keys are made and published, begin to sign, and go;
-// the bundle is signed again before its end. Call it each minute or so. Codes:
-// conflict where another node was faster, unavailable.
+// Step does what is due: it creates and publishes next keys, activates and retires keys, and signs the bundle again before
+// its end. Call it about once a minute. Codes: conflict if another node was faster, unavailable.
 func (r *Rotator) Step(ctx context.Context, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -118,10 +116,10 @@ func (r *Rotator) currentBundle(now time.Time) (*token.Trust, error) {
 	return &t, nil
 }
 
-// apply carries t out, signs what it makes necessary, and tells whoever must know. It is called with mu held.
+// apply writes t, signs the bundle that it makes necessary, and notifies the receivers. It is called with mu held.
 func (r *Rotator) apply(ctx context.Context, by audit.Actor, t KeyUpdate, reason string, now time.Time) error {
 	before := r.ring.state.Load()
-	after, err := r.ring.open(t.after(before.all)) // before it is written: what cannot be opened is not begun
+	after, err := r.ring.open(t.after(before.all)) // before the write: keys that cannot be opened are not written
 	if err != nil {
 		return err
 	}
@@ -136,7 +134,7 @@ func (r *Rotator) apply(ctx context.Context, by audit.Actor, t KeyUpdate, reason
 		after.bundles = slices.DeleteFunc(append(slices.Clone(before.bundles), t.Bundles...), func(b SignedBundle) bool { return slices.Contains(t.DropBundles, b.Version) })
 		r.ring.written.Store(after)
 	}
-	// A bundle that was signed ahead begins by itself.
+	// A bundle that was signed in advance starts without a write.
 	if bundle := r.ring.Bundle(now); turns || bundle != r.bundle {
 		if err := r.tell(ctx, after.version()); err != nil {
 			return err
@@ -147,13 +145,12 @@ func (r *Rotator) apply(ctx context.Context, by audit.Actor, t KeyUpdate, reason
 	return nil
 }
 
-// tell takes what stands in the store to the ring and whoever must know. version is that of the keys.
+// tell passes the stored keys to the ring and the other receivers. version is that of the keys.
 func (r *Rotator) tell(ctx context.Context, version int64) error {
 	return r.live.Apply(ctx, watchword.Change{Kind: watchword.ServerKeysChanged, Version: version})
 }
 
-// signBundles adds to t the bundle that the ring needs after it, and drops those signed
-// ahead that a turn has overtaken.
+// signBundles adds to t the bundle that the ring needs after it, and drops bundles signed in advance that no longer match.
 func (r *Rotator) signBundles(t *KeyUpdate, after *keyState, now time.Time) error {
 	all := append(slices.Clone(r.ring.state.Load().bundles), t.Bundles...)
 	version := int64(0)
@@ -204,8 +201,7 @@ func (k *keyState) trusts(t token.Trust) bool {
 	return true
 }
 
-// staleReason says why the published bundle needs a root that is not here; empty if it
-// does not.
+// staleReason returns why the published bundle must be replaced by one of an offline root; empty if it need not.
 func (r *Rotator) staleReason(ks *keyState, now time.Time) string {
 	if !ks.rootOffline() {
 		return ""
@@ -237,7 +233,7 @@ func (r *Rotator) staleReason(ks *keyState, now time.Time) string {
 	return ""
 }
 
-// warnStale logs, at most each hour, that a root that is not here must sign.
+// warnStale logs, at most once an hour, that an offline root must sign.
 func (r *Rotator) warnStale(ctx context.Context, ks *keyState, now time.Time) {
 	why := r.staleReason(ks, now)
 	if why == "" || now.Sub(r.lastWarned) < time.Hour {
@@ -247,7 +243,7 @@ func (r *Rotator) warnStale(ctx context.Context, ks *keyState, now time.Time) {
 	r.opts.Log.ErrorContext(ctx, "the root lives offline, and must sign a trust bundle: watchword key plan", slog.String("why", why))
 }
 
-// auditKind is what the log calls a step.
+// auditKind is the kind of audit entry of each step.
 var auditKind = map[State]string{Active: audit.KeyActivate, Retiring: audit.KeyRetire, Gone: audit.KeyErase, Revoked: audit.KeyRevoke}
 
 func auditEntries(by audit.Actor, t KeyUpdate, reason string, now time.Time) (out []audit.Entry) {
@@ -264,7 +260,7 @@ func auditEntries(by audit.Actor, t KeyUpdate, reason string, now time.Time) (ou
 			data["reason"] = reason
 		}
 		kind := auditKind[m.To]
-		if m.From == m.To { // a root that goes away, or comes back
+		if m.From == m.To { // a root that is exported or imported
 			kind, data["private"] = audit.KeyMove, "here"
 			if len(m.Private) == 0 {
 				data["private"] = "offline"
@@ -280,7 +276,7 @@ func auditEntries(by audit.Actor, t KeyUpdate, reason string, now time.Time) (ou
 	return out
 }
 
-// Info is a key as people see it.
+// Info describes a key for display.
 type Info struct {
 	ID      watchword.KeyID
 	Role    Role
@@ -288,7 +284,7 @@ type Info struct {
 	Alg     string
 	Created time.Time
 	Starts  time.Time
-	Ends    time.Time // zero: not said yet, or never
+	Ends    time.Time // zero: not known yet, or never
 	Offline bool
 }
 
@@ -303,14 +299,14 @@ func (s SealedKey) info() Info {
 	}
 }
 
-// Status is the ring as people see it.
+// Status describes the ring for display.
 type Status struct {
 	Keys           []Info
 	Pin            string
 	Version        int64 // of the published bundle
 	BundleExpires  time.Time
-	PlannedBundles int    // bundles signed ahead
-	Stale          string // why a root that is not here must sign a bundle; empty if it need not
+	PlannedBundles int    // bundles signed in advance
+	Stale          string // why an offline root must sign a bundle; empty if it need not
 }
 
 // Status returns the valid keys, and those that are not valid any more, oldest first.

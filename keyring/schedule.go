@@ -8,22 +8,22 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Schedule says when keys turn. What they answer depends on their arguments alone.
+// Schedule determines when keys are rotated. Its methods depend on their arguments only.
 type Schedule struct {
 	RotateEvery time.Duration // how long an issuer, command or time key signs; 0: until an operator rotates it
-	Overlap     time.Duration // how long before it signs a key is published: one refresh of the verifiers
+	Overlap     time.Duration // how long a key is published before it signs: at least one refresh interval of verifiers
 }
 
-// caRotateAfter is how long an authority signs before the next one takes its place.
+// caRotateAfter is how long a certificate authority signs before it is replaced.
 const caRotateAfter = caLifetime - 365*24*time.Hour
 
-// maxAccessLifetime is the longest life that an access token can be given (server.Config).
+// maxAccessLifetime is the maximum lifetime of an access token (server.Config).
 const maxAccessLifetime = 24 * time.Hour
 
-// maxCodeLifetime is the longest life of an enrollment link, whose pin is a root's.
+// maxCodeLifetime is the maximum lifetime of an enrollment link, which contains the pin of a root.
 const maxCodeLifetime = 30 * 24 * time.Hour
 
-// signingPeriod is how long a key of a role signs; 0: until an operator rotates it.
+// signingPeriod returns how long a key of a role signs; 0: until an operator rotates it.
 func (r Schedule) signingPeriod(role Role) time.Duration {
 	switch role {
 	case Issuer, Command, Time:
@@ -35,8 +35,7 @@ func (r Schedule) signingPeriod(role Role) time.Duration {
 	}
 }
 
-// validAfterLastUse is how long anything that a key of a role signed can be valid after it
-// signed the last; 0: for ever.
+// validAfterLastUse returns how long the last signature of a key of a role can be valid; 0: forever.
 func validAfterLastUse(role Role) time.Duration {
 	switch role {
 	case Issuer:
@@ -54,7 +53,7 @@ func validAfterLastUse(role Role) time.Duration {
 	}
 }
 
-// goneAt is when a key that stops signing now is gone; zero: it stays.
+// goneAt returns when a key that stops signing now becomes invalid; zero: never.
 func goneAt(role Role, now time.Time) time.Time {
 	if t := validAfterLastUse(role); t > 0 {
 		return now.Add(t)
@@ -72,10 +71,9 @@ func keysOf(ks []SealedKey, role Role, state State) (out []SealedKey) {
 	return out
 }
 
-// due is what time asks of a ring: which role wants a next key, to start when,
-// and which keys move. listed says whether a key stands in the bundle that is
-// published: one that nobody could know does not begin to sign. offline says that
-// nobody here can sign a bundle, so that no key is made either.
+// due returns what the schedule requires: which role needs a next key, to start when, and which keys change their state.
+// listed reports whether a key is in the published bundle; a key that is not does not begin to sign. offline means that no
+// bundle can be signed here, so that no key is created either.
 func (r Schedule) due(ks []SealedKey, now time.Time, offline bool, listed func(watchword.KeyID) bool) (next map[Role]time.Time, changes []StateChange) {
 	next = map[Role]time.Time{}
 	for _, role := range Roles {
@@ -96,8 +94,8 @@ func (r Schedule) due(ks []SealedKey, now time.Time, offline bool, listed func(w
 	return next, changes
 }
 
-// activate lets the last of the next keys whose time has come sign, in the place of
-// the active one. Those that it passes over never signed.
+// activate activates the latest next key whose start time has passed, instead of the active one. Earlier next keys are
+// skipped; they have signed nothing.
 func (r Schedule) activate(ks []SealedKey, role Role, now time.Time, listed func(watchword.KeyID) bool) (changes []StateChange) {
 	var ready []SealedKey
 	for _, k := range keysOf(ks, role, Next) {
@@ -114,13 +112,13 @@ func (r Schedule) activate(ks []SealedKey, role Role, now time.Time, listed func
 	return append(changes, replaceActive(ks, ready[len(ready)-1], now)...)
 }
 
-// replaceActive puts k in the place of its role's active key.
+// replaceActive makes k its role's active key.
 func replaceActive(ks []SealedKey, k SealedKey, now time.Time) []StateChange {
 	changes := retire(ks, k.Role, now)
 	return append(changes, StateChange{Role: k.Role, ID: k.ID, From: k.State, To: Active, Starts: now})
 }
 
-// retire lets a role's active key sign no more.
+// retire retires a role's active key.
 func retire(ks []SealedKey, role Role, now time.Time) (changes []StateChange) {
 	for _, old := range keysOf(ks, role, Active) {
 		changes = append(changes, StateChange{Role: role, ID: old.ID, From: Active, To: Retiring, Starts: old.Starts, Ends: goneAt(role, now)})
@@ -128,8 +126,8 @@ func retire(ks []SealedKey, role Role, now time.Time) (changes []StateChange) {
 	return changes
 }
 
-// Apply returns the keys as the turn leaves them, in the order of ks and then of t.Add. Code: conflict where a key has moved
-// since the turn was decided on, or a bundle has no greater version than all the others.
+// Apply returns the keys after the update, in the order of ks and then of t.Add. Code: conflict if a key has changed since
+// the update was decided, or a bundle's version is not greater than all others.
 func (t KeyUpdate) Apply(ks []SealedKey, bundles []SignedBundle) ([]SealedKey, error) {
 	standing := append(slices.Clone(ks), t.Add...)
 	for i, m := range t.Change {
@@ -152,7 +150,7 @@ func (t KeyUpdate) Apply(ks []SealedKey, bundles []SignedBundle) ([]SealedKey, e
 	return t.after(ks), nil
 }
 
-// after is the ring as a turn leaves it.
+// after returns the keys after an update.
 func (t KeyUpdate) after(ks []SealedKey) []SealedKey {
 	out := append(slices.Clone(ks), t.Add...)
 	for _, m := range t.Change {

@@ -9,15 +9,15 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// tenantBundles remembers the trust bundles that were signed last for the issuers of other tenants than the default one.
+// tenantBundles caches the last signed trust bundles for the issuers of other tenants than the default one.
 type tenantBundles struct {
 	mu   sync.Mutex
 	last map[watchword.TenantID]SignedBundle
 }
 
-// TenantBundle returns the trust bundle of a tenant that counts now. The bundle of another tenant than the default one is not
-// stored: it is the bundle of the default tenant with the tenant's issuer in it, signed when it is asked for first. The tenant
-// must exist, since its bundle is remembered. Code: unavailable where a root that must sign it is offline.
+// TenantBundle returns the current trust bundle of a tenant. The bundle of another tenant than the default one is not
+// stored: it is the bundle of the default tenant with the tenant's issuer in it, signed when it is first requested. The
+// tenant must exist, since its bundle is cached. Code: unavailable if a root that must sign it is offline.
 func (r *Ring) TenantBundle(t watchword.TenantID, now time.Time) (string, error) {
 	k := r.state.Load()
 	b, _ := currentBundle(k.bundles, now)

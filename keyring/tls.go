@@ -16,8 +16,7 @@ import (
 	"time"
 )
 
-// How long the authority and what it certifies live, and when a server
-// certificate is made anew.
+// Lifetimes of the authority's and of the server's certificate, and when a server certificate is replaced.
 const (
 	caLifetime      = 10 * 365 * 24 * time.Hour
 	leafLifetime    = 90 * 24 * time.Hour
@@ -58,7 +57,7 @@ func newAuthority(key crypto.Signer, der []byte) (*authority, error) {
 	return &authority{key: key, cert: cert}, nil
 }
 
-// CAs returns the certificates of the server's own authority that count, as DER, oldest first.
+// CAs returns the valid certificates of the server's own authority, as DER, oldest first.
 func (r *Ring) CAs() [][]byte { return r.state.Load().anchors }
 
 // CAPEM returns them as PEM, the active one first.
@@ -73,10 +72,9 @@ func (r *Ring) CAPEM() []byte {
 	return out
 }
 
-// CertSource hands out a certificate of the server's own authority for a fixed list of
-// names, made when first needed, and anew when the authority's key turns or 30
-// days before its end. Its key never leaves the process. It is safe for
-// concurrent use.
+// CertSource provides a certificate of the server's own authority for a fixed list of names. It is created when first
+// needed, and again when the authority's key is rotated or 30 days before its end. Its private key exists only in memory.
+// It is safe for concurrent use.
 type CertSource struct {
 	ring  *Ring
 	names []string
@@ -87,13 +85,13 @@ type CertSource struct {
 	leaf *tls.Certificate
 }
 
-// CertSource certifies localhost, 127.0.0.1, ::1 and names, which are DNS names
-// and IP addresses.
+// CertSource returns a source of certificates for localhost, 127.0.0.1, ::1 and names, which are DNS names and IP
+// addresses.
 func (r *Ring) CertSource(names []string, now func() time.Time) *CertSource {
 	return &CertSource{ring: r, names: append([]string{"localhost", "127.0.0.1", "::1"}, names...), now: now}
 }
 
-// GetCertificate fits [tls.Config].
+// GetCertificate is the function for [tls.Config].
 func (c *CertSource) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	now, ca := c.now(), c.ring.state.Load().ca
 	c.mu.Lock()

@@ -27,14 +27,13 @@ type Access struct {
 	Bound    watchword.KeyID // cnf.jkt; empty for a bearer token
 	SignedBy watchword.KeyID // the issuer key
 
-	// perm and deny are the claims as they stand in the token. They are read by
-	// Permissions, so that a token seen before costs no second parse.
+	// perm and deny are the unparsed claims. Permissions parses them, so that a token that was seen before needs no second
+	// parse.
 	perm, deny jsontext.Value
-	audience   [1]string // what Audience is made of where it is one
+	audience   [1]string // storage of Audience if there is one
 }
 
-// Grant is what an access token says: the device information and permissions
-// that SignAccess puts into it.
+// Grant is the content of an access token: the device information and permissions that SignAccess writes.
 type Grant struct {
 	Issuer  string
 	Subject watchword.Subject // ID, Kind and Labels are used
@@ -44,14 +43,14 @@ type Grant struct {
 	Expires time.Time
 	Perm    []watchword.Permission
 	Deny    []watchword.Permission
-	// Audience is who shall read it (RFC 8707); empty means the issuer.
+	// Audience is the intended recipient (RFC 8707); empty means the issuer.
 	Audience string
-	// Bound is the key without whose proof it does not pass (cnf.jkt); empty for a bearer token.
+	// Bound is the key of which each request must have a proof (cnf.jkt); empty for a bearer token.
 	Bound watchword.KeyID
 }
 
-// claims returns the payload of g's token. It is written by hand, since each token
-// costs it: VerifyAccess and encoding/json read it back in the tests.
+// claims returns the payload of g's token. It is written without an encoder for speed; tests read it back with VerifyAccess
+// and encoding/json.
 func (g Grant) claims() ([]byte, error) {
 	aud := g.Issuer
 	if g.Audience != "" {
@@ -87,9 +86,8 @@ func (g Grant) claims() ([]byte, error) {
 	return append(w.b, '}'), w.err
 }
 
-// ClaimsDigest is a hash over what g gives and to whom: audience, binding, permissions. It
-// stands in the record, so that nobody who has the issuer key alone gives an issued
-// token other claims.
+// ClaimsDigest returns a hash over the audience, the binding and the permissions. It is in the token's record, so that a
+// stolen issuer key is not enough to change the claims of an issued token.
 func (g Grant) ClaimsDigest() [32]byte {
 	aud := g.Issuer
 	if g.Audience != "" {
@@ -103,12 +101,12 @@ func (g Grant) ClaimsDigest() [32]byte {
 	return claimsDigest([]string{aud}, g.Bound, perm.b, deny.b)
 }
 
-// ClaimsDigest is [Grant.ClaimsDigest] of the grant that a was made of.
+// ClaimsDigest is [Grant.ClaimsDigest] of the grant of a.
 func (a *Access) ClaimsDigest() [32]byte { return claimsDigest(a.Audience, a.Bound, a.perm, a.deny) }
 
 func claimsDigest(aud []string, bound watchword.KeyID, perm, deny []byte) [32]byte {
 	h := sha256.New()
-	part := func(b []byte) { // with its length before it: no two lists are one text
+	part := func(b []byte) { // with its length before it: different lists never have the same encoding
 		var size [4]byte
 		binary.BigEndian.PutUint32(size[:], uint32(len(b)))
 		h.Write(size[:])
@@ -124,7 +122,7 @@ func claimsDigest(aud []string, bound watchword.KeyID, perm, deny []byte) [32]by
 	return [32]byte(h.Sum(nil))
 }
 
-// jsonWriter writes JSON.
+// jsonWriter appends JSON to a buffer.
 type jsonWriter struct {
 	b   []byte
 	err error
@@ -159,10 +157,10 @@ func (w *jsonWriter) permissions(before string, ps []watchword.Permission) {
 	w.b = append(w.b, ']')
 }
 
-// CheckSize refuses a grant whose token would be longer than [watchword.MaxToken].
-// Code: token_too_large, naming the subject.
+// CheckSize returns an error if the token of the grant would be longer than [watchword.MaxToken]. Code: token_too_large,
+// naming the subject.
 func (g Grant) CheckSize() error {
-	// The longest header and signature that an issuer key makes, and the longest jti, key and times.
+	// Maximum size of the header and signature of an issuer key, and of jti, key and times.
 	const around = 200 + 2
 	g.JTI, g.Key = "tok_01JD0000000000000000000000", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 	g.Bound = g.Key
@@ -178,8 +176,7 @@ func (g Grant) CheckSize() error {
 	return nil
 }
 
-// SignAccess signs g with the issuer key. Codes: token_too_large; bad_request where
-// no verifier would accept it; unavailable.
+// SignAccess signs g with the issuer key. Codes: token_too_large; bad_request if verifiers would refuse it; unavailable.
 func SignAccess(s *jose.Signer, g Grant) (string, error) {
 	b, err := g.claims()
 	if err != nil {
@@ -205,14 +202,12 @@ func SignAccess(s *jose.Signer, g Grant) (string, error) {
 	})
 }
 
-// VerifyAccess checks an access token under the issuer's keys: shape, kind, key,
-// issuer, audience and time, and then, because it costs ten times as much as all that,
-// the signature. leeway is how long after exp it is still accepted: 0 by this server,
-// [Skew] by others. That it is on record and not revoked is for the caller to see.
+// VerifyAccess verifies an access token with the issuer's keys: form, typ, key, issuer, audience and time, and then the
+// signature, which costs ten times as much as all the others. leeway is how long after exp it is still accepted: 0 by this
+// server, [Skew] by others. The caller must check that it is on record and not revoked.
 //
-// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
-// issuer_mismatch, audience_mismatch, token_expired, token_early, token_lifetime,
-// signature_invalid. Safe for concurrent use.
+// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown, issuer_mismatch, audience_mismatch,
+// token_expired, token_early, token_lifetime, signature_invalid. Safe for concurrent use.
 func VerifyAccess(raw string, keys KeySet, issuer, aud string, now time.Time, leeway time.Duration) (*Access, error) {
 	u, k, err := parseTyped(raw, watchword.MaxToken, TypAccess, keys)
 	if err != nil {
@@ -252,8 +247,8 @@ func readAccess(payload []byte, a *Access, issuer, aud string, now time.Time, le
 	return a, nil
 }
 
-// accessReader reads the claims of an access token. What is nearly always the
-// same (iss and aud the issuer, client_id the sub) costs no allocation.
+// accessReader parses the claims of an access token. The usual values (iss and aud the issuer, client_id the sub) need no
+// allocation.
 type accessReader struct {
 	*Access
 	validity
@@ -292,7 +287,7 @@ func (r *accessReader) member(name string, v jsontext.Value) error {
 	return r.validity.member(name, v)
 }
 
-// isArray refuses what [Access.Permissions] would: a session is not opened first.
+// isArray refuses what [Access.Permissions] would refuse, before a session is opened.
 func isArray(v jsontext.Value) error {
 	if v.Kind() != '[' {
 		return refuse(watchword.TokenMalformed, "perm and deny must be arrays")
@@ -300,8 +295,8 @@ func isArray(v jsontext.Value) error {
 	return nil
 }
 
-// confirmation reads cnf (RFC 7800 §3). A token that is bound in a way that we do
-// not know is refused: taken without its proof it would be a bearer's.
+// confirmation parses cnf (RFC 7800 §3). A token with an unknown kind of binding is refused: otherwise it would be accepted
+// as a bearer token, without its proof.
 func (r *accessReader) confirmation(v jsontext.Value) error {
 	err := jose.Walk(v, func(name string, v jsontext.Value) error {
 		if name != "jkt" {
@@ -315,7 +310,7 @@ func (r *accessReader) confirmation(v jsontext.Value) error {
 	return err
 }
 
-// Permissions reads the perm and deny claims. perm is never nil. Code: token_malformed.
+// Permissions parses the perm and deny claims. perm is never nil. Code: token_malformed.
 func (a *Access) Permissions() (perm, deny []watchword.Permission, err error) {
 	if perm, err = permissions(a.perm); err != nil || a.deny == nil {
 		return perm, nil, err
@@ -324,7 +319,7 @@ func (a *Access) Permissions() (perm, deny []watchword.Permission, err error) {
 	return perm, deny, err
 }
 
-// permissions reads an array of [resource, [action…]].
+// permissions parses an array of [resource, [action…]].
 func permissions(v jsontext.Value) ([]watchword.Permission, error) {
 	r := permissionReader{out: make([]watchword.Permission, 0, 8), actions: make([]string, 0, 16)}
 	r.part, r.action = r.readPart, r.readAction
@@ -334,12 +329,12 @@ func permissions(v jsontext.Value) ([]watchword.Permission, error) {
 	return r.out, nil
 }
 
-// permissionReader reads permission after permission into few allocations.
+// permissionReader parses permissions with few allocations.
 type permissionReader struct {
 	out          []watchword.Permission
-	actions      []string // of all
+	actions      []string // of all permissions
 	current      watchword.Permission
-	parts        int // of now that were read
+	parts        int // number of resources and actions read
 	part, action func(jsontext.Value) error
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// Assertion is a checked client assertion (RFC 7523 §3): Subject signed it with
-// Key. JTI is not yet spent; whoever acts on it spends it.
+// Assertion is a verified client assertion (RFC 7523 §3): Subject signed it with Key. JTI is not marked used yet; the code
+// that acts on the assertion does that.
 type Assertion struct {
 	Subject watchword.SubjectID
 	Key     watchword.KeyID
@@ -40,9 +40,8 @@ func (c *assertionClaims) member(name string, v jsontext.Value) error {
 	return c.validity.member(name, v)
 }
 
-// SignAssertion makes an assertion by which sub proves itself to issuer, good
-// for life, which is at most [AssertionLifetime]. Codes: bad_request where the server
-// would refuse it; unavailable.
+// SignAssertion returns an assertion by which sub authenticates to issuer, valid for life, which is at most
+// [AssertionLifetime]. Codes: bad_request if the server would refuse it; unavailable.
 func SignAssertion(s *jose.Signer, sub watchword.SubjectID, issuer string, now time.Time, lifetime time.Duration) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"iss": sub, "sub": sub, "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(lifetime).Unix(),
@@ -61,16 +60,15 @@ func SignAssertion(s *jose.Signer, sub watchword.SubjectID, issuer string, now t
 	return raw, signerError(err, TypAssertion)
 }
 
-// UnverifiedAssertion is a client assertion whose signature nobody has checked. It is
-// another type than [Assertion] so that neither passes for the other.
+// UnverifiedAssertion is a client assertion whose signature was not verified. It is a separate type, so that it cannot be
+// used as an [Assertion].
 type UnverifiedAssertion struct {
 	jws    *jose.Unverified
 	claims assertionClaims
 }
 
-// ParseAssertion reads the shape of a client assertion. untyped says whether a
-// typ that is absent or "JWT" is taken too: at /oauth/token only. Codes:
-// too_large, token_malformed, algorithm_invalid, token_kind.
+// ParseAssertion parses a client assertion. untyped states that a typ that is absent or "JWT" is accepted too: only at
+// /oauth/token. Codes: too_large, token_malformed, algorithm_invalid, token_kind.
 func ParseAssertion(raw string, untyped bool) (*UnverifiedAssertion, error) {
 	u, err := jose.ParseJWS(raw, watchword.MaxToken)
 	if err != nil {
@@ -89,11 +87,11 @@ func ParseAssertion(raw string, untyped bool) (*UnverifiedAssertion, error) {
 	return p, checkJTI(p.claims.jti)
 }
 
-// Subject says who the assertion claims to come from.
+// Subject returns the unverified subject of the assertion.
 func (u *UnverifiedAssertion) Subject() watchword.SubjectID { return u.claims.sub }
 
-// CheckClaims does what costs no signature: audience and time. Codes:
-// audience_mismatch, token_malformed, token_lifetime, token_expired, token_early.
+// CheckClaims makes the checks that need no signature: audience and time. Codes: audience_mismatch, token_malformed,
+// token_lifetime, token_expired, token_early.
 func (u *UnverifiedAssertion) CheckClaims(issuer string, now time.Time) error {
 	if err := checkAudience(u.claims.aud, issuer); err != nil {
 		return err
@@ -101,9 +99,8 @@ func (u *UnverifiedAssertion) CheckClaims(issuer string, now time.Time) error {
 	return u.claims.check(now, AssertionLifetime, Skew, Skew)
 }
 
-// Verify verifies the signature under one of keys, the subject's active signing
-// keys. Without a kid each that fits the alg is tried; a subject has at most a
-// few. Codes: key_unknown, algorithm_invalid, signature_invalid.
+// Verify verifies the signature with one of keys, the subject's active signing keys. Without a kid each key that fits the
+// alg is tried; a subject has only a few. Codes: key_unknown, algorithm_invalid, signature_invalid.
 func (u *UnverifiedAssertion) Verify(keys KeySet) (Assertion, error) {
 	if kid := watchword.KeyID(u.jws.Kid); kid != "" {
 		k, ok := keys[kid]
@@ -118,7 +115,7 @@ func (u *UnverifiedAssertion) Verify(keys KeySet) (Assertion, error) {
 		if keyErr == nil {
 			return a, nil
 		}
-		if watchword.CodeOf(err) != watchword.SignatureInvalid { // which says more than that another key has another alg
+		if watchword.CodeOf(err) != watchword.SignatureInvalid { // this code is more specific than that of a key with another alg
 			err = keyErr
 		}
 	}

@@ -10,8 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// Command is the claims of a command. Args is one JSON object, byte for byte as
-// it was ordered.
+// Command is the claims of a command. Args is one JSON object, byte for byte as it was ordered.
 type Command struct {
 	Issuer   string
 	Device   watchword.SubjectID // aud
@@ -20,15 +19,15 @@ type Command struct {
 	Seq      int64
 	Function string
 	Args     []byte
-	By       watchword.SubjectID // act.sub, RFC 8693 §4.1: the server's statement for who ordered it
-	Nonce    string              // the device's own, or empty
+	By       watchword.SubjectID // act.sub, RFC 8693 §4.1: the orderer, as the server states it
+	Nonce    string              // of the device, or empty
 	Order    string              // the orderer's signed order, or empty
 	Issued   time.Time
 	Expires  time.Time
 }
 
-// CommandExpiry is when a command ordered now for ttl ends: tokens know whole seconds
-// alone, so it is rounded up, but never beyond [CommandLifetime].
+// CommandExpiry returns when a command that is ordered now for ttl expires. Tokens have whole seconds, so it is rounded up,
+// but never beyond [CommandLifetime].
 func CommandExpiry(now time.Time, ttl time.Duration) time.Time {
 	issuedAt := now.Truncate(time.Second)
 	end := now.Add(ttl).Truncate(time.Second)
@@ -80,8 +79,8 @@ func (c *commandClaims) member(name string, v jsontext.Value) error {
 	return c.validity.member(name, v)
 }
 
-// SignCommand signs c with the command key. Args must be one compact JSON object.
-// Codes: bad_request, too_large where no device would take it; unavailable.
+// SignCommand signs c with the command key. Args must be one compact JSON object. Codes: bad_request, too_large if devices
+// would refuse it; unavailable.
 func SignCommand(s *jose.Signer, c Command) (string, error) {
 	m := map[string]any{
 		"iss": c.Issuer, "aud": c.Device, "jti": c.ID, "iat": c.Issued.Unix(), "exp": c.Expires.Unix(),
@@ -97,7 +96,7 @@ func SignCommand(s *jose.Signer, c Command) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// Args goes in by hand: an encoder would rewrite it, and its hash is what was ordered.
+	// Args is inserted unchanged: an encoder would rewrite it, and the order has its hash.
 	b = append(b[:len(b)-1], `,"args":`...)
 	b = append(append(b, c.Args...), '}')
 	return signTyped(s, TypCommand, watchword.MaxDocument, b, func(payload []byte) error {
@@ -109,13 +108,11 @@ func SignCommand(s *jose.Signer, c Command) (string, error) {
 	})
 }
 
-// VerifyCommand checks the JWS of a command that was sealed to device, under the
-// command keys of the trust bundle. A device without a clock passes the zero
-// time and its nonce: then no time is checked and the nonce must be there.
+// VerifyCommand verifies the JWS of a command that was encrypted to device, with the command keys of the trust bundle. A
+// device without a clock passes the zero time and its nonce: then no time is checked and the nonce must match.
 //
-// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
-// signature_invalid, issuer_mismatch, audience_mismatch, command_expired,
-// token_early, nonce_mismatch.
+// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown, signature_invalid, issuer_mismatch,
+// audience_mismatch, command_expired, token_early, nonce_mismatch.
 func VerifyCommand(raw string, keys KeySet, issuer string, dev watchword.SubjectID, now time.Time, nonce string) (Command, error) {
 	payload, _, err := verifyTyped(raw, watchword.MaxDocument, TypCommand, keys)
 	if err != nil {
@@ -157,7 +154,7 @@ func commandTimes(w validity, now time.Time, nonce string) error {
 		if nonce == "" {
 			return refuse(watchword.NonceMismatch, "nonce is required for a device that does not know the time")
 		}
-		now = w.iat.time() // its own word: only that the window is one
+		now = w.iat.time() // only the consistency of its own times is checked
 	}
 	err := w.check(now, CommandLifetime, Skew, Skew)
 	if watchword.CodeOf(err) == watchword.TokenExpired {

@@ -10,11 +10,11 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// Config is the claims of a device's wanted configuration. Document is one JSON object.
+// Config is the claims of a device's desired configuration. Document is one JSON object.
 type Config struct {
 	Issuer   string
 	Device   watchword.SubjectID
-	Epoch    int64 // as of commands; 0 where the server is of before configurations had one
+	Epoch    int64 // as of commands; 0 if the server's version has no epochs of configurations
 	Version  int64 // grows within the epoch, from 1 to 2^53-1
 	Document json.RawMessage
 	Issued   time.Time
@@ -48,9 +48,8 @@ func (c *configClaims) member(name string, v jsontext.Value) error {
 	return c.validity.member(name, v)
 }
 
-// SignConfig signs c with the command key, good for [ConfigLifetime]. Document must be one
-// compact JSON object, at most 7 deep. Codes: bad_request, too_large where no device
-// would take it; unavailable.
+// SignConfig signs c with the command key, valid for [ConfigLifetime]. Document must be one compact JSON object, at most 7
+// deep. Codes: bad_request, too_large if devices would refuse it; unavailable.
 func SignConfig(s *jose.Signer, c Config) (string, error) {
 	m := map[string]any{
 		"iss": c.Issuer, "aud": c.Device, "jti": watchword.NewNonce(), "iat": c.Issued.Unix(), "exp": c.Issued.Add(ConfigLifetime).Unix(), "ver": c.Version,
@@ -62,7 +61,7 @@ func SignConfig(s *jose.Signer, c Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// Document goes in by hand: an encoder would escape it to up to six times its length.
+	// Document is inserted unchanged: an encoder would escape it to up to six times its length.
 	b = append(b[:len(b)-1], `,"config":`...)
 	b = append(append(b, c.Document...), '}')
 	return signTyped(s, TypConfig, 2*watchword.MaxDocument, b, func(payload []byte) error {
@@ -74,8 +73,8 @@ func SignConfig(s *jose.Signer, c Config) (string, error) {
 	})
 }
 
-// VerifyConfig checks a configuration for device under the command keys. now is
-// zero for a device without a clock. Codes: as [VerifyCommand], but token_expired.
+// VerifyConfig verifies a configuration for device with the command keys. now is zero for a device without a clock. Codes:
+// as [VerifyCommand], but token_expired.
 func VerifyConfig(raw string, keys KeySet, issuer string, dev watchword.SubjectID, now time.Time) (Config, error) {
 	payload, _, err := verifyTyped(raw, 2*watchword.MaxDocument, TypConfig, keys)
 	if err != nil {
@@ -84,8 +83,8 @@ func VerifyConfig(raw string, keys KeySet, issuer string, dev watchword.SubjectI
 	return readConfig(payload, issuer, dev, now)
 }
 
-// ReadConfig reads a configuration without checking who signed it, for whom and when: one
-// that was checked before. Codes: too_large, token_malformed, algorithm_invalid, token_kind.
+// ReadConfig parses a configuration that was verified before, without verifying signature, recipient and time. Codes:
+// too_large, token_malformed, algorithm_invalid, token_kind.
 func ReadConfig(raw string) (Config, error) {
 	u, err := jose.ParseJWS(raw, 2*watchword.MaxDocument)
 	if err != nil {
@@ -125,7 +124,7 @@ func readConfig(payload []byte, issuer string, dev watchword.SubjectID, now time
 	return out, nil
 }
 
-// configOf reads what a configuration says.
+// configOf parses the claims of a configuration.
 func configOf(payload []byte) (Config, error) {
 	c := configClaims{epoch: -1}
 	if err := jose.Walk(payload, c.member); err != nil {

@@ -14,12 +14,12 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// DPoP is a checked proof of possession (RFC 9449 §4.2). JTI is not yet spent,
-// and Nonce not yet compared: whoever acts on it does both.
+// DPoP is a verified proof of possession (RFC 9449 §4.2). JTI is not marked used yet, and Nonce is not compared; the caller
+// must do both.
 type DPoP struct {
 	Key    watchword.KeyID // the RFC 7638 thumbprint of the key in its header
 	JTI    string
-	Nonce  string // empty where it has none
+	Nonce  string // empty if it has none
 	Issued time.Time
 }
 
@@ -44,10 +44,9 @@ func (c *dpopClaims) member(name string, v jsontext.Value) error {
 	return c.validity.member(name, v)
 }
 
-// SignDPoP makes a proof for one request. uri is the target without query and
-// fragment, which are cut off; nonce is the server's, or empty; access is the
-// token that is shown beside it, or empty at the token endpoint. Codes: bad_request
-// where the server would refuse it; unavailable.
+// SignDPoP signs a proof for one request. uri is the target; query and fragment are removed. nonce is the server's, or
+// empty; accessToken is the token of the request, or empty at the token endpoint. Codes: bad_request if the server would
+// refuse it; unavailable.
 func SignDPoP(s *jose.Signer, method, uri, nonce, accessToken string, now time.Time) (string, error) {
 	uri, _, _ = strings.Cut(uri, "#")
 	uri, _, _ = strings.Cut(uri, "?")
@@ -70,22 +69,21 @@ func SignDPoP(s *jose.Signer, method, uri, nonce, accessToken string, now time.T
 	return raw, signerError(err, TypDPoP)
 }
 
-// VerifyDPoP checks a proof for one request (RFC 9449 §4.3): kind, the signature
-// under the key that it carries, method, target URI, the hash of the access token
-// shown beside it (empty at the token endpoint), and that it was made at most
-// [DPoPLifetime] ago, give or take [Skew]. That the jti is new, that the nonce is the
-// server's, and whose key it is, is for the caller to see.
+// VerifyDPoP verifies a proof for one request (RFC 9449 §4.3): typ, the signature with the key that it contains, method,
+// target URI, the hash of the request's access token (empty at the token endpoint), and that it was signed at most
+// [DPoPLifetime] ago, plus or minus [Skew]. The caller must check that the jti is new, that the nonce is the server's, and
+// that the key is the expected one.
 //
 // Code: dpop_invalid, with the reason in words.
 func VerifyDPoP(raw, method, uri, accessToken string, now time.Time) (DPoP, error) {
 	return verifyDPoP(raw, method, func(htu string) bool { return sameURI(htu, uri) }, accessToken, now)
 }
 
-// Origins is the addresses that one server is known by, each https://host:port:
-// a proof names any of them. What a request says of itself (Host) is no address.
+// Origins is the set of a server's addresses, each https://host:port: a proof may name any of them. The Host header of a
+// request is not used.
 type Origins map[string]struct{}
 
-// NewOrigins returns the set of those urls that are some; their paths do not count.
+// NewOrigins returns the origins of those urls that have one; paths are ignored.
 func NewOrigins(urls ...string) Origins {
 	o := Origins{}
 	for _, u := range urls {
@@ -96,8 +94,7 @@ func NewOrigins(urls ...string) Origins {
 	return o
 }
 
-// VerifyDPoP is the function of that name for a server with several addresses:
-// htu must be path at one of them.
+// VerifyDPoP is the function of that name for a server with several addresses: htu must be path at one of them.
 func (o Origins) VerifyDPoP(raw, method, path, accessToken string, now time.Time) (DPoP, error) {
 	return verifyDPoP(raw, method, func(htu string) bool {
 		at, p, ok := splitURI(htu)
@@ -117,7 +114,7 @@ func verifyDPoP(raw, method string, same func(htu string) bool, accessToken stri
 	return DPoP{Key: k.ID(), JTI: c.jti, Nonce: c.nonce, Issued: c.iat.time()}, nil
 }
 
-// readDPoP is everything but the signature.
+// readDPoP makes all checks except the signature.
 func readDPoP(raw, method string, same func(htu string) bool, accessToken string, now time.Time) (u *jose.Unverified, k *jose.PublicKey, c dpopClaims, err error) {
 	no := func(err error, why string) (*jose.Unverified, *jose.PublicKey, dpopClaims, error) {
 		return nil, nil, dpopClaims{}, dpopInvalid(err, why)
@@ -157,9 +154,8 @@ func dpopInvalid(err error, why string) error {
 	return watchword.Wrap(err, watchword.DPoPInvalid, "the DPoP proof is not valid: %s; see docs/errors.md", why)
 }
 
-// sameURI compares two URIs without query and fragment, after the
-// normalization of RFC 3986 §6.2.2 and §6.2.3 as far as http needs it: scheme and
-// host by their letters, the default port, an empty path.
+// sameURI compares two URIs without query and fragment, after the normalization of RFC 3986 §6.2.2 and §6.2.3 as far as
+// http needs it: case of scheme and host, default port, empty path.
 func sameURI(a, b string) bool {
 	x, xpath, okx := splitURI(a)
 	y, ypath, oky := splitURI(b)

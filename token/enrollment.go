@@ -32,9 +32,8 @@ func (c *enrollmentClaims) member(name string, v jsontext.Value) error {
 	return c.validity.member(name, v)
 }
 
-// SignEnrollment makes the proof by which a stranger shows that it holds the new
-// signing key, for one code (as its base64url SHA-256), one sealing key and one issuer.
-// Codes: bad_request where the server would refuse it; unavailable.
+// SignEnrollment signs the proof that an unenrolled device holds the new signing key, for one code (as its base64url
+// SHA-256), one encryption key and one issuer. Codes: bad_request if the server would refuse it; unavailable.
 func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyID, now time.Time) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"aud": issuer, "code_hash": codeHash, "seal_jkt": seal,
@@ -49,9 +48,8 @@ func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyI
 	})
 }
 
-// VerifyEnrollment checks the proof under the new key itself, the signature last.
-// Codes: as [VerifyAccess], and proof_invalid where it is about another code or
-// sealing key.
+// VerifyEnrollment verifies the proof with the new key itself, the signature last. Codes: as [VerifyAccess], and
+// proof_invalid if it is for another code or encryption key.
 func VerifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) error {
 	_, err := verifyEnrollment(raw, key, issuer, codeHash, seal, now)
 	return err

@@ -9,8 +9,8 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// VerifyIssued is [VerifyAccess] for the issuer itself, which answers for tokens of
-// every audience that it gave: to say whether one counts, never to act on it.
+// VerifyIssued is [VerifyAccess] for introspection and revocation at the issuer: it accepts tokens of every audience. Its
+// result must not be used to authorize a request.
 func VerifyIssued(raw string, keys KeySet, issuer string, now time.Time) (*Access, error) {
 	u, err := jose.ParseJWS(raw, watchword.MaxToken)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// The typ header of each kind (RFC 8725 §3.11). No two kinds share one.
+// The typ header of each kind (RFC 8725 §3.11). No two kinds have the same.
 const (
 	TypAssertion  = "client-authentication+jwt"
 	TypAccess     = "at+jwt"
@@ -25,11 +25,11 @@ const (
 	TypRekey      = "vnd.watchword.rekey+jwt"
 )
 
-// The longest life of each kind, from iat to exp.
+// The maximum lifetime of each kind, from iat to exp.
 const (
 	AssertionLifetime = 300 * time.Second
 	ProofLifetime     = 300 * time.Second
-	CommandLifetime   = 24 * time.Hour // the default is 120 s; a caller may ask for up to this
+	CommandLifetime   = 24 * time.Hour // the default is 120 s; a request may state up to this
 	ConfigLifetime    = 30 * 24 * time.Hour
 	TrustLifetime     = 90 * 24 * time.Hour
 	DPoPLifetime      = 60 * time.Second // from iat: a proof has no exp
@@ -37,10 +37,10 @@ const (
 	RekeyLifetime     = 300 * time.Second
 )
 
-// Skew is how far another's clock may be from ours.
+// Skew is the accepted difference between the clocks of two parties.
 const Skew = 60 * time.Second
 
-// KeySet is the public keys that count for one kind, by key id. It is read only.
+// KeySet is the valid public keys for one kind, by key ID. It must not be modified.
 type KeySet map[watchword.KeyID]*jose.PublicKey
 
 // NewKeySet returns the set of ks.
@@ -52,9 +52,8 @@ func NewKeySet(ks ...*jose.PublicKey) KeySet {
 	return s
 }
 
-// parseTyped reads raw, which must be of kind typ, and finds the key of keys that its
-// kid names. Its signature is not checked. Codes: too_large, token_malformed,
-// algorithm_invalid, token_kind, key_unknown.
+// parseTyped parses raw, which must be of kind typ, and finds the key of keys that its kid names. The signature is not
+// verified. Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown.
 func parseTyped(raw string, max int, typ string, keys KeySet) (*jose.Unverified, *jose.PublicKey, error) {
 	u, err := jose.ParseJWS(raw, max)
 	if err != nil {
@@ -70,7 +69,7 @@ func parseTyped(raw string, max int, typ string, keys KeySet) (*jose.Unverified,
 	return u, k, nil
 }
 
-// verifyTyped is [parseTyped], and verifies the signature. Codes: those of parse, signature_invalid.
+// verifyTyped is [parseTyped], and verifies the signature. Codes: those of parseTyped, signature_invalid.
 func verifyTyped(raw string, max int, typ string, keys KeySet) ([]byte, *jose.PublicKey, error) {
 	u, k, err := parseTyped(raw, max, typ, keys)
 	if err != nil {
@@ -80,9 +79,9 @@ func verifyTyped(raw string, max int, typ string, keys KeySet) ([]byte, *jose.Pu
 	return payload, k, err
 }
 
-// signTyped makes a token of type typ and runs the verifier's checks on it, without the signature, so that a token that
-// verifiers would refuse is never issued. max is the verifiers' bound in bytes. Codes: too_large, bad_request where read
-// refuses, unavailable where the key does not sign.
+// signTyped signs a token of type typ and makes the verifier's checks on it, except the signature, so that a token that
+// verifiers would refuse is never issued. max is the verifiers' limit in bytes. Codes: too_large, bad_request if read
+// refuses, unavailable if the key does not sign.
 func signTyped(s *jose.Signer, typ string, max int, payload []byte, read func(payload []byte) error) (string, error) {
 	raw, err := s.Sign(typ, payload)
 	if err != nil {
@@ -91,7 +90,7 @@ func signTyped(s *jose.Signer, typ string, max int, payload []byte, read func(pa
 	return raw, checkSigned(raw, typ, max, read)
 }
 
-// checkSigned runs the verifiers' checks of form and claims on a token that was just signed.
+// checkSigned makes the verifiers' checks of form and claims on a token that was just signed.
 func checkSigned(raw, typ string, max int, read func(payload []byte) error) error {
 	u, err := jose.ParseJWS(raw, max)
 	if err == nil && !jose.SameType(u.Typ, typ) {
@@ -103,7 +102,8 @@ func checkSigned(raw, typ string, max int, read func(payload []byte) error) erro
 	return signerError(err, typ)
 }
 
-// signerError translates the refusal of a verifier for the signer, whose input is wrong. Codes: too_large, bad_request.
+// signerError converts the refusal of a verifier into the error of a signer, whose input is invalid. Codes: too_large,
+// bad_request.
 func signerError(err error, typ string) error {
 	switch code := watchword.CodeOf(err); code {
 	case "":
@@ -123,7 +123,7 @@ func invalidUTF8Claim() error {
 // numericDate is a NumericDate without fraction (RFC 7519 §2): seconds since 1970.
 type numericDate int64
 
-// UnmarshalJSON takes JSON integers alone: no fraction, no exponent.
+// UnmarshalJSON accepts only JSON integers: no fraction, no exponent.
 func (u *numericDate) UnmarshalJSON(b []byte) error {
 	n, err := jose.Int(b)
 	*u = numericDate(n)
@@ -139,7 +139,7 @@ type validity struct {
 	iat, exp, nbf numericDate
 }
 
-// member reads the claim called name, if it is iat, exp or nbf.
+// member parses the claim called name, if it is iat, exp or nbf.
 func (w *validity) member(name string, v jsontext.Value) error {
 	switch name {
 	case "iat":
@@ -149,11 +149,11 @@ func (w *validity) member(name string, v jsontext.Value) error {
 	case "nbf":
 		return readInt(&w.nbf, v)
 	default:
-		return nil // claims that we do not know are passed over (RFC 7519 §4)
+		return nil // unknown claims are ignored (RFC 7519 §4)
 	}
 }
 
-// readString and readInt read one claim. A claim that is present must have its type; null is refused.
+// readString and readInt parse one claim. A claim that is present must have its type; null is refused.
 func readString[T ~string](into *T, v jsontext.Value) error {
 	s, err := jose.String(v)
 	*into = T(s)
@@ -166,7 +166,7 @@ func readInt[T ~int64](into *T, v jsontext.Value) error {
 	return err
 }
 
-// readExpected is readString for a claim that nearly always has the value expected: then nothing is allocated.
+// readExpected is readString for a claim that usually has the value expected: then nothing is allocated.
 func readExpected[T ~string](into *T, v jsontext.Value, expected T) error {
 	if len(v) == len(expected)+2 && v[0] == '"' && string(v[1:len(v)-1]) == string(expected) {
 		*into = expected
@@ -182,7 +182,7 @@ func (w validity) check(now time.Time, lifetime, leeway, earlyLeeway time.Durati
 	switch {
 	case w.iat <= 0 || w.exp <= 0:
 		return refuse(watchword.TokenMalformed, "iat and exp are required, as integers of seconds since 1970")
-	case w.exp <= w.iat || lifetime > 0 && w.exp-w.iat > numericDate(lifetime/time.Second): // in seconds: as a Duration, centuries turn negative
+	case w.exp <= w.iat || lifetime > 0 && w.exp-w.iat > numericDate(lifetime/time.Second): // compared in seconds: as a Duration, centuries overflow to negative values
 		if lifetime <= 0 {
 			return refuse(watchword.TokenLifetime, "exp must be after iat")
 		}
@@ -203,12 +203,12 @@ func checkJTI(jti string) error {
 	return nil
 }
 
-// refuse builds a refusal of a token. Its detail ends with the page that explains the code.
+// refuse returns a refusal of a token. Its detail ends with the page that explains the code.
 func refuse(c watchword.Code, format string, a ...any) error {
 	return watchword.Refuse(c, "%s; see docs/errors.md", fmt.Sprintf(format, a...))
 }
 
-// refuseTyp refuses a token of another type than expected. Code: token_kind.
+// refuseTyp returns the refusal of a token of another type than expected. Code: token_kind.
 func refuseTyp(got, want string) error {
 	if got == "" || len(got) > 64 {
 		return refuse(watchword.TokenKind, "typ must be %q", want)
@@ -233,7 +233,7 @@ func checkAudience(got audience, want string) error {
 // audience is the aud claim: a string, or an array of strings (RFC 7519 §4.1.3).
 type audience []string
 
-// UnmarshalJSON takes both forms.
+// UnmarshalJSON accepts both forms.
 func (a *audience) UnmarshalJSON(b []byte) error {
 	if len(b) > 0 && b[0] == '[' {
 		ss, err := jose.Strings(b)
@@ -245,8 +245,8 @@ func (a *audience) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// LooksLikeAssertion reports whether the typ of raw is that of a client assertion. It checks nothing else: for endpoints that
-// accept both access tokens and assertions.
+// LooksLikeAssertion reports whether the typ of raw is that of a client assertion. It checks nothing else: for endpoints
+// that accept both access tokens and assertions.
 func LooksLikeAssertion(raw string) bool {
 	u, err := jose.ParseJWS(raw, watchword.MaxToken)
 	return err == nil && jose.SameType(u.Typ, TypAssertion)

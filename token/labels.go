@@ -7,9 +7,8 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// Labels reads the labels of the dev claim from raw, the very token that a was
-// made of: for callers without a registry. nil if there are none. Code:
-// token_malformed.
+// Labels parses the labels of the dev claim from raw, the token of which a is the result: for callers without a registry.
+// The result is nil if there are none. Code: token_malformed.
 func (a *Access) Labels(raw string) (watchword.Labels, error) {
 	u, err := jose.ParseJWS(raw, watchword.MaxToken)
 	if err != nil {

@@ -9,14 +9,13 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Link returns the enrollment link of a code: what must stay secret stands in
-// the fragment, which no client sends.
+// Link returns the enrollment link of a code. The secret part is in the fragment, which HTTP clients do not send.
 func Link(publicURL, code, pin string) string {
 	return publicURL + "/e#code=" + code + "&pin=" + pin
 }
 
-// ParseLink reads what [Link] wrote, and nothing beside it: the server's URL, the
-// code of 22 and the pin of 43 characters. Code: bad_request, never repeating the link.
+// ParseLink parses a link of exactly the form that [Link] returns: the server's URL, the code of 22 and the pin of 43
+// characters. Code: bad_request, whose detail never contains the link.
 func ParseLink(link string) (server, code, pin string, err error) {
 	u, err := url.Parse(strings.TrimSpace(link))
 	if err != nil {
@@ -31,8 +30,7 @@ func ParseLink(link string) (server, code, pin string, err error) {
 	return "https://" + u.Host + base, q.Get("code"), q.Get("pin"), nil
 }
 
-// CodeDigest returns the SHA-256 of a code's characters, as the store and the
-// enrollment proof know it.
+// CodeDigest returns the SHA-256 of a code's characters, which the store and the enrollment proof have.
 func CodeDigest(code string) [32]byte { return sha256.Sum256([]byte(code)) }
 
 // WellFormedCode reports whether s is 128 bits in strict base64url.

@@ -10,9 +10,8 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// Order is the claims of an order: the orderer's own word for what a device
-// shall do. It rides inside the command, and a device that pinned the orderer's
-// key checks it.
+// Order is the claims of an order: the orderer's signed statement of a command. It is contained in the command, and a
+// device that pinned the orderer's key verifies it.
 type Order struct {
 	By       watchword.SubjectID // iss
 	Device   watchword.SubjectID // aud
@@ -45,8 +44,8 @@ func (c *orderClaims) member(name string, v jsontext.Value) error {
 	return c.validity.member(name, v)
 }
 
-// SignOrder signs o with the orderer's signing key and gives it a jti. Codes:
-// bad_request where no device would take it; unavailable.
+// SignOrder signs o with the orderer's signing key, with a new jti. Codes: bad_request if devices would refuse it;
+// unavailable.
 func SignOrder(s *jose.Signer, o Order) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"iss": o.By, "aud": o.Device, "cmd": o.Function, "args_hash": o.ArgsHash,
@@ -64,9 +63,8 @@ func SignOrder(s *jose.Signer, o Order) (string, error) {
 	})
 }
 
-// VerifyOrder checks an order under the keys that may give it: the orderer's own
-// at the server, the pinned ones at the device. now is zero for a device without
-// a clock. That it fits its command is [Order.Covers]. Codes: as [VerifyReceipt],
+// VerifyOrder verifies an order with the allowed keys: the orderer's own at the server, the pinned ones at the device. now
+// is zero for a device without a clock. [Order.Covers] checks that it matches its command. Codes: as [VerifyReceipt],
 // token_expired, token_early, token_lifetime.
 func VerifyOrder(raw string, keys KeySet, dev watchword.SubjectID, now time.Time) (Order, error) {
 	payload, _, err := verifyTyped(raw, watchword.MaxToken, TypOrder, keys)
@@ -98,8 +96,8 @@ func readOrder(payload []byte, dev watchword.SubjectID, now time.Time) (Order, e
 	return o, nil
 }
 
-// Covers refuses a command that is not what o ordered: function, arguments byte
-// for byte, orderer and end. Code: order_invalid.
+// Covers returns an error if a command is not the one that was ordered: function, arguments byte for byte, orderer and
+// expiry. Code: order_invalid.
 func (o Order) Covers(function string, args []byte, by watchword.SubjectID, expires time.Time) error {
 	if o.Function != function || o.ArgsHash != jose.Hash(args) || o.By != by || !o.Expires.Equal(expires.Truncate(time.Second)) {
 		return watchword.Refuse(watchword.OrderInvalid, "cmd, args_hash, exp and iss of the signed order must be those of the command; see docs/errors.md")

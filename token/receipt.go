@@ -54,12 +54,11 @@ func (c *receiptClaims) member(name string, v jsontext.Value) error {
 	return c.validity.member(name, v)
 }
 
-// hashLength is the characters of a SHA-256 in base64url.
+// hashLength is the length of a SHA-256 in base64url, in characters.
 const hashLength = 43
 
-// SignReceipt signs r with the device's signing key. Codes: too_large for a receipt
-// over 32 KiB; bad_request where the server would refuse it: a result that is no
-// strict JSON (UTF-8, no member twice, at most 7 deep), a claim that is missing;
+// SignReceipt signs r with the device's signing key. Codes: too_large for a receipt over 32 KiB; bad_request if the server
+// would refuse it: a result that is not strict JSON (UTF-8, no duplicate member, at most 7 deep), a missing claim;
 // unavailable.
 func SignReceipt(s *jose.Signer, r Receipt) (string, error) {
 	m := map[string]any{
@@ -82,13 +81,12 @@ func SignReceipt(s *jose.Signer, r Receipt) (string, error) {
 	})
 }
 
-// VerifyReceipt checks a receipt under the device's signing keys. A receipt has
-// no end, and its iat is not held against a clock that the device may not have.
-// That its command exists, and that Hash is one of the versions handed over, is
-// for the caller to see.
+// VerifyReceipt verifies a receipt with the device's signing keys. A receipt does not expire, and its iat is not checked,
+// since the device may have no clock. The caller must check that its command exists, and that Hash is that of a version
+// that was handed over.
 //
-// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
-// signature_invalid, issuer_mismatch, audience_mismatch.
+// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown, signature_invalid, issuer_mismatch,
+// audience_mismatch.
 func VerifyReceipt(raw string, keys KeySet, dev watchword.SubjectID, issuer string) (Receipt, watchword.KeyID, error) {
 	payload, key, err := verifyTyped(raw, watchword.MaxDocument, TypReceipt, keys)
 	if err != nil {
@@ -123,8 +121,8 @@ func readReceipt(payload []byte, dev watchword.SubjectID, issuer string) (Receip
 	return r, nil
 }
 
-// ReadReceipt reads a receipt without checking who signed it: one's own. Codes: as [VerifyReceipt],
-// but those of the signature.
+// ReadReceipt parses the device's own receipt without verifying its signature. Codes: as [VerifyReceipt], but those of the
+// signature.
 func ReadReceipt(raw string, dev watchword.SubjectID, issuer string) (Receipt, error) {
 	u, err := jose.ParseJWS(raw, watchword.MaxDocument)
 	if err != nil {
@@ -136,7 +134,7 @@ func ReadReceipt(raw string, dev watchword.SubjectID, issuer string) (Receipt, e
 	return readReceipt(u.UnverifiedPayload(), dev, issuer)
 }
 
-// ReceiptResult reads the result of a receipt that was verified before; nil if it has none.
+// ReceiptResult returns the result of a receipt that was verified before; nil if it has none.
 func ReceiptResult(raw string) (json.RawMessage, error) {
 	u, err := jose.ParseJWS(raw, watchword.MaxDocument)
 	if err != nil {

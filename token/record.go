@@ -6,30 +6,28 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Record is the row of one access token that was issued. An access token is
-// accepted only if its jti has one, so a stolen issuer key alone gives no access.
+// Record is the row of one issued access token. An access token is accepted only if there is a row for its jti, so a stolen
+// issuer key alone gives no access.
 type Record struct {
 	Tenant      watchword.TenantID
 	JTI         string
 	Subject     watchword.SubjectID
 	Incarnation int64 // of the subject when it was issued
 	Key         watchword.KeyID
-	// ClaimsDigest is what the token gives, and to whom: [Grant.ClaimsDigest]. Zero where nobody signed
-	// one, so that none passes.
+	// ClaimsDigest is [Grant.ClaimsDigest] of the token. It is zero if no token was signed, so that none is accepted.
 	ClaimsDigest [32]byte
 	Issued       time.Time
 	Expires      time.Time
 	Revoked      bool
 }
 
-// SingleUse is a client assertion's single use: (tenant, subject, jti), kept until
-// Expires plus the skew.
+// SingleUse is the single use of a client assertion: (tenant, subject, jti), stored until Expires plus the skew.
 type SingleUse struct {
 	JTI     string
 	Expires time.Time
 }
 
-// Holder is what a transaction knows of the subject of a token; the zero value is that of no subject.
+// Holder is the state of a token's subject in a transaction; the zero value means that there is no subject.
 type Holder struct {
 	Kind        watchword.Kind
 	State       watchword.State
@@ -37,8 +35,8 @@ type Holder struct {
 	Keyed       bool // the token's key is one of its active signing keys
 }
 
-// Issue decides whether the token of r may be issued; used says that the assertion was spent before. Codes: client_invalid,
-// subject_new, subject_suspended, subject_revoked, token_replayed.
+// Issue decides whether the token of r may be issued; used states that the assertion was used before. Codes:
+// client_invalid, subject_new, subject_suspended, subject_revoked, token_replayed.
 func (r Record) Issue(h Holder, used bool) error {
 	if h.State == "" {
 		return watchword.Refuse(watchword.ClientInvalid, "there is no such subject")
@@ -55,8 +53,8 @@ func (r Record) Issue(h Holder, used bool) error {
 	return nil
 }
 
-// Beside returns the record as it stands beside its subject: the token of a subject that is revoked, deleted or in another
-// incarnation is revoked with it.
+// Beside returns the record in the current state of its subject: the token of a subject that is revoked, deleted or in
+// another incarnation is revoked with it.
 func (r Record) Beside(h Holder) Record {
 	if h.State == "" || h.State == watchword.Revoked || h.Incarnation != r.Incarnation {
 		r.Revoked = true
@@ -64,7 +62,7 @@ func (r Record) Beside(h Holder) Record {
 	return r
 }
 
-// Counts refuses a token that was revoked, or whose issuer key was. Codes: token_revoked, issuer_revoked.
+// Counts returns an error for a token that was revoked, or whose issuer key was. Codes: token_revoked, issuer_revoked.
 func Counts(revoked, issuerRevoked bool) error {
 	if revoked {
 		return watchword.Refuse(watchword.TokenRevoked, "this token was revoked")
@@ -75,8 +73,8 @@ func Counts(revoked, issuerRevoked bool) error {
 	return nil
 }
 
-// ErrUnknown is the refusal of a token that is not on record.
+// ErrUnknown is the error for a token that is not on record.
 var ErrUnknown = watchword.Refuse(watchword.NotFound, "no such token")
 
-// ErrSpent is the refusal of an assertion, or a proof of a key change, that was spent before.
+// ErrSpent is the error for an assertion, or a proof of a key change, that was used before.
 var ErrSpent = watchword.Refuse(watchword.TokenReplayed, "jti was used before: sign a new one for each request; see docs/errors.md")

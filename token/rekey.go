@@ -10,9 +10,8 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// Rekey is the claims of a key change: Sign and Seal are the thumbprints of the
-// keys that count after it, whether they are new or stay. JTI is not yet spent;
-// whoever acts on it spends it.
+// Rekey is the claims of a key change: Sign and Seal are the thumbprints of the keys that are valid after it, whether or
+// not they change. JTI is not marked used yet; the caller must do that.
 type Rekey struct {
 	Sign    watchword.KeyID
 	Seal    watchword.KeyID
@@ -31,11 +30,9 @@ type rekeyClaims struct {
 	Seal watchword.KeyID     `json:"seal_jkt"`
 }
 
-// SignRekey makes the proof by which sub goes from one signing key to another and
-// to the sealing key seal: a JSON array of two compact JWSs over one payload, by
-// the old key and by the new one. Where the signing key stays it is signed once:
-// pass the same signer twice. Codes: bad_request where the server would refuse it;
-// unavailable.
+// SignRekey signs the proof with which sub changes its signing key, and its encryption key to seal: a JSON array of two
+// compact JWSs over one payload, by the old key and by the new one. If the signing key does not change it is signed once:
+// pass the same signer twice. Codes: bad_request if the server would refuse it; unavailable.
 func SignRekey(from, to *jose.Signer, sub watchword.SubjectID, issuer string, seal watchword.KeyID, now time.Time) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"iss": sub, "sub": sub, "aud": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(RekeyLifetime).Unix(),
@@ -63,13 +60,11 @@ func SignRekey(from, to *jose.Signer, sub watchword.SubjectID, issuer string, se
 	return raw, signerError(err, TypRekey)
 }
 
-// VerifyRekey checks a key change of sub: the first signature under from, the key
-// that counts now, the second under to, the key that shall count. Where to is
-// from there is one signature. The thumbprints in it are the caller's to compare.
+// VerifyRekey verifies a key change of sub: the first signature with from, the current key, the second with to, the new
+// key. If to is from there is one signature. The caller must compare the thumbprints.
 //
-// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
-// signature_invalid, issuer_mismatch, audience_mismatch, token_lifetime,
-// token_expired, token_early.
+// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown, signature_invalid, issuer_mismatch,
+// audience_mismatch, token_lifetime, token_expired, token_early.
 func VerifyRekey(raw string, from, to *jose.PublicKey, sub watchword.SubjectID, issuer string, now time.Time) (Rekey, error) {
 	payload, err := openRekey(raw, from, to)
 	if err != nil {
@@ -98,7 +93,7 @@ func readRekey(payload []byte, sub watchword.SubjectID, issuer string, now time.
 	return Rekey{Sign: c.Sign, Seal: c.Seal, JTI: c.JTI, Expires: c.EXP.time()}, nil
 }
 
-// openRekey is open for one signature or two. A kid is mandatory, as everywhere.
+// openRekey verifies one signature or two and returns the payload. A kid is mandatory, as everywhere.
 func openRekey(raw string, from, to *jose.PublicKey) ([]byte, error) {
 	if from.ID() == to.ID() {
 		if len(raw) > watchword.MaxToken {

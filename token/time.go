@@ -16,8 +16,7 @@ type timeClaims struct {
 	Nonce string      `json:"nonce"`
 }
 
-// CheckNonce refuses what is no nonce of a device: 22 to 64 characters of
-// base64url. Code: bad_request.
+// CheckNonce returns an error if nonce is not a device's nonce: 22 to 64 characters of base64url. Code: bad_request.
 func CheckNonce(nonce string) error {
 	good := len(nonce) >= 22 && len(nonce) <= 64
 	for _, c := range []byte(nonce) {
@@ -29,8 +28,8 @@ func CheckNonce(nonce string) error {
 	return nil
 }
 
-// SignTime says with the time key what time it is, to anyone who chose nonce. Tokens
-// know whole seconds alone: up to one is cut off. Codes: bad_request, unavailable.
+// SignTime signs the current time with the time key, for the client that chose nonce. Tokens have whole seconds: up to one
+// second is cut off. Codes: bad_request, unavailable.
 func SignTime(s *jose.Signer, issuer, nonce string, now time.Time) (string, error) {
 	b, err := json.Marshal(map[string]any{
 		"iss": issuer, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(TimeLifetime).Unix(), "nonce": nonce,
@@ -44,12 +43,11 @@ func SignTime(s *jose.Signer, issuer, nonce string, now time.Time) (string, erro
 	})
 }
 
-// VerifyTime checks a signed time under the time keys of the trust bundle and
-// returns it. It is fresh because it carries the nonce, and as old as the nonce
-// is: whoever made that bounds by a monotonic clock how long the answer took.
+// VerifyTime verifies a signed time with the time keys of the trust bundle and returns it. The nonce proves that it was
+// signed after the nonce was generated; the caller must bound the time since then by a monotonic clock.
 //
-// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown,
-// signature_invalid, issuer_mismatch, nonce_mismatch, token_lifetime.
+// Codes: too_large, token_malformed, algorithm_invalid, token_kind, key_unknown, signature_invalid, issuer_mismatch,
+// nonce_mismatch, token_lifetime.
 func VerifyTime(raw string, keys KeySet, issuer, nonce string) (time.Time, error) {
 	payload, _, err := verifyTyped(raw, watchword.MaxToken, TypTime, keys)
 	if err != nil {
@@ -72,7 +70,7 @@ func readTime(payload []byte, issuer, nonce string) (time.Time, error) {
 	if nonce == "" || c.Nonce != nonce {
 		return time.Time{}, refuse(watchword.NonceMismatch, "nonce of the signed time must be the one that was sent")
 	}
-	// By its own word: only that the window is one.
+	// Only the consistency of its own times is checked.
 	if err := (validity{iat: c.IAT, exp: c.EXP}).check(c.IAT.time(), TimeLifetime, 0, 0); err != nil {
 		return time.Time{}, err
 	}

@@ -14,8 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// Trust is a trust bundle: the server's public keys by role and the anchors for
-// its TLS, signed by the root.
+// Trust is a trust bundle: the server's public keys by role and its TLS certificate authorities, signed by the root.
 type Trust struct {
 	Issuer  string
 	Version int64
@@ -25,12 +24,12 @@ type Trust struct {
 	Command []*jose.PublicKey
 	Time    []*jose.PublicKey
 	Log     []*jose.PublicKey
-	// Witnesses is who cosigns the log's checkpoints, as C2SP verifier keys, at most
-	// 16; Quorum how many of them must have, for a device that executes only logged commands.
+	// Witnesses are the witnesses that cosign the log's checkpoints, as C2SP verifier keys, at most 16. Quorum is the
+	// number of cosignatures that a device requires if it executes only logged commands.
 	Witnesses []string
 	Quorum    int64
 	CAs       [][]byte // DER of the server's own authority's certificates, if any
-	WebPKI    bool     // the server has a certificate from the public Web PKI
+	WebPKI    bool     // the server's certificate is of the public Web PKI
 	Issued    time.Time
 	Expires   time.Time
 }
@@ -40,7 +39,7 @@ type trustTLS struct {
 	WebPKI bool     `json:"web_pki,omitempty"`
 }
 
-// Pin is the SHA-256 of a root key's SubjectPublicKeyInfo, in base64url.
+// Pin returns the SHA-256 of a root key's SubjectPublicKeyInfo, in base64url.
 func Pin(root *jose.PublicKey) string {
 	sum := sha256.Sum256(root.SPKI())
 	return base64.RawURLEncoding.EncodeToString(sum[:])
@@ -56,13 +55,11 @@ func SignTrust(t Trust, roots ...*jose.Signer) (string, error) {
 	return SignTrustPayload(payload, roots...)
 }
 
-// TrustPayload returns the bytes that the roots of t sign: for a root that lives
-// elsewhere.
+// TrustPayload returns the bytes that the roots of t sign, for an offline root.
 func TrustPayload(t Trust) ([]byte, error) { return t.payload() }
 
-// SignTrustPayload signs what [TrustPayload] returned. One signer gives a compact
-// JWS, two a JSON array. Codes: bad_request for more, and, as too_large, for what
-// no device would take; unavailable.
+// SignTrustPayload signs the output of [TrustPayload]. One signer gives a compact JWS, two a JSON array. Codes: bad_request
+// for more signers; bad_request and too_large if devices would refuse the bundle; unavailable.
 func SignTrustPayload(payload []byte, roots ...*jose.Signer) (string, error) {
 	var raw string
 	var err error
@@ -83,7 +80,7 @@ func SignTrustPayload(payload []byte, roots ...*jose.Signer) (string, error) {
 	}
 	t, signatures, err := readTrust(raw)
 	if err == nil {
-		err = t.verifySignatures(signatures, known, time.Time{}) // signed seldom, and by keys that others keep: the signatures too
+		err = t.verifySignatures(signatures, known, time.Time{}) // includes the signatures: bundles are rarely signed, and some of the keys are external
 	}
 	return raw, signerError(err, TypTrust)
 }
@@ -111,11 +108,9 @@ func (t Trust) payload() ([]byte, error) {
 	return json.Marshal(m)
 }
 
-// VerifyTrust checks a trust bundle for the first time: the root whose SPKI has
-// the SHA-256 pin must be among those that it names, and each of those must have
-// signed it. Codes: too_large, token_malformed, algorithm_invalid, token_kind,
-// pin_mismatch, key_unknown, signature_invalid, bundle_invalid. now is zero for a
-// device without a clock.
+// VerifyTrust verifies the first trust bundle of a device: the root whose SPKI has the SHA-256 pin must be among those that
+// it names, and each of those must have signed it. now is zero for a device without a clock. Codes: too_large,
+// token_malformed, algorithm_invalid, token_kind, pin_mismatch, key_unknown, signature_invalid, bundle_invalid.
 func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
 	t, signatures, err := readTrust(raw)
 	if err != nil {
@@ -132,9 +127,8 @@ func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
 	return Trust{}, watchword.Refuse(watchword.PinMismatch, "the root key of the trust bundle does not match the pin: this is not the server that made the link")
 }
 
-// VerifyNextTrust checks a bundle that follows known: signed by a root of known
-// and by each root that it names, same issuer, and not older. So a new root comes
-// in by a bundle that the old one signed too. Codes: as [VerifyTrust].
+// VerifyNextTrust verifies a bundle that follows known: signed by a root of known and by each root that it names, with the
+// same issuer, and not older. So a new root is introduced by a bundle that the old one signed too. Codes: as [VerifyTrust].
 func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
 	t, signatures, err := readTrust(raw)
 	if err != nil {
@@ -149,8 +143,8 @@ func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
 	return t, nil
 }
 
-// readTrust reads a bundle before anybody checked it: who signed is found in it,
-// and counts only if it is known.
+// readTrust parses a bundle without verifying it. The bundle itself contains the keys of its signers, which the caller must
+// verify.
 func readTrust(raw string) (Trust, []*jose.Unverified, error) {
 	if len(raw) > watchword.MaxBundle {
 		return Trust{}, nil, watchword.Refuse(watchword.TooLarge, "a trust bundle must have at most 64 KiB")
@@ -176,8 +170,8 @@ func readTrust(raw string) (Trust, []*jose.Unverified, error) {
 	return t, signatures, err
 }
 
-// verifySignatures checks that each root that t names signed it, and nobody else, one of
-// known among them, and that it is its time.
+// verifySignatures verifies that exactly the roots that t names have signed it, among them one of known, and that it is
+// valid now.
 func (t Trust) verifySignatures(signatures []*jose.Unverified, known KeySet, now time.Time) error {
 	roots, signed, knownSigner := NewKeySet(t.Roots...), KeySet{}, false
 	for _, p := range signatures {
@@ -244,7 +238,7 @@ func parseTrust(payload []byte) (Trust, error) {
 	return t, checkJTI(jti)
 }
 
-// readRole reads the keys of one role; roles that we do not know are passed over.
+// readRole parses the keys of one role; unknown roles are ignored.
 func (t *Trust) readRole(name string, v jsontext.Value) error {
 	to, ok := map[string]*[]*jose.PublicKey{
 		"root": &t.Roots, "issuer": &t.Issuers, "command": &t.Command, "time": &t.Time, "log": &t.Log,
@@ -262,10 +256,10 @@ func (t *Trust) readRole(name string, v jsontext.Value) error {
 	})
 }
 
-// MaxWitnesses is how many witnesses a bundle may name.
+// MaxWitnesses is the maximum number of witnesses in a bundle.
 const MaxWitnesses = 16
 
-// readWitness reads one of the witnesses. What it is, those say who check checkpoints.
+// readWitness parses one of the witnesses. Its key is validated when checkpoints are verified.
 func (t *Trust) readWitness(item jsontext.Value) error {
 	s, err := jose.String(item)
 	if err != nil {
@@ -278,8 +272,7 @@ func (t *Trust) readWitness(item jsontext.Value) error {
 	return nil
 }
 
-// readTLS reads what the bundle says of TLS: ca, standard base64 of DER as x5c has
-// it, and web_pki.
+// readTLS parses the TLS part: ca, standard base64 of DER as in x5c, and web_pki.
 func (t *Trust) readTLS(name string, v jsontext.Value) error {
 	switch name {
 	case "ca":

@@ -12,43 +12,41 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// MaxNote is the bound of a checkpoint with its signatures.
+// MaxNote is the maximum size of a checkpoint with its signatures, in bytes.
 const MaxNote = 16 << 10
 
-// Checkpoint is what a log says of itself at one moment (tlog-checkpoint).
+// Checkpoint is the size and root of a log at one moment (C2SP tlog-checkpoint).
 type Checkpoint struct {
 	Origin string
 	Size   int64
 	Root   Hash
 }
 
-// text is the note's text: three lines.
+// text returns the note's text: three lines.
 func (c Checkpoint) text() string {
 	return c.Origin + "\n" + strconv.FormatInt(c.Size, 10) + "\n" + strictBase64.EncodeToString(c.Root[:]) + "\n"
 }
 
-// Sign signs a checkpoint: a signed note.
+// Sign returns the checkpoint as a signed note.
 func (c Checkpoint) Sign(s Signer) ([]byte, error) {
 	return note.Sign(&note.Note{Text: c.text()}, s)
 }
 
-// Cosignature is what a witness said of a checkpoint, and when.
+// Cosignature is the signature of a witness under a checkpoint, and its time.
 type Cosignature struct {
 	Witness Key
 	At      time.Time
 }
 
-// VerifiedCheckpoint is a checkpoint whose log's signature is good.
+// VerifiedCheckpoint is a checkpoint whose log signature was verified.
 type VerifiedCheckpoint struct {
 	Checkpoint
-	Cosignatures      []Cosignature // of witnesses among the keys, one each
-	UnknownSignatures int           // signatures by others, who may be anybody
+	Cosignatures      []Cosignature // of witnesses among the keys, at most one each
+	UnknownSignatures int           // number of signatures by other keys, which are not verified
 }
 
-// VerifyCheckpoint checks a signed checkpoint: one of keys must be the log's, its name the
-// origin, and have signed; the others, if they are witnesses that signed, stand in
-// what is returned. Signatures by keys that are not among keys say nothing. Code:
-// log_invalid.
+// VerifyCheckpoint verifies a signed checkpoint: one of keys must be the log's, its name the origin, and have signed. The
+// cosignatures of witnesses among keys are in the result. Signatures by other keys are ignored. Code: log_invalid.
 func VerifyCheckpoint(raw []byte, keys ...Key) (VerifiedCheckpoint, error) {
 	if len(raw) > MaxNote {
 		return VerifiedCheckpoint{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint is larger than 16 KiB")
@@ -57,7 +55,7 @@ func VerifyCheckpoint(raw []byte, keys ...Key) (VerifiedCheckpoint, error) {
 	byID := map[string]Key{}
 	for _, k := range keys {
 		if known, twice := byID[k.id()]; twice && known.String() == k.String() {
-			continue // several bundles name it
+			continue // several bundles name the key
 		}
 		vs = append(vs, k)
 		byID[k.id()] = k
@@ -74,7 +72,7 @@ func VerifyCheckpoint(raw []byte, keys ...Key) (VerifiedCheckpoint, error) {
 	for _, s := range n.Sigs {
 		b, err := strictBase64.DecodeString(s.Base64)
 		if err != nil {
-			out.UnknownSignatures++ // a second form of a signature is none
+			out.UnknownSignatures++ // a second signature of one key is not counted
 			continue
 		}
 		k := byID[Key{name: s.Name}.idOf(s.Hash)]
@@ -82,7 +80,7 @@ func VerifyCheckpoint(raw []byte, keys ...Key) (VerifiedCheckpoint, error) {
 			signed = signed || k.name == c.Origin
 			continue
 		}
-		out.Cosignatures = append(out.Cosignatures, Cosignature{k, time.Unix(int64(binary.BigEndian.Uint64(b[4:])), 0).UTC()}) // it verified, so it has its length
+		out.Cosignatures = append(out.Cosignatures, Cosignature{k, time.Unix(int64(binary.BigEndian.Uint64(b[4:])), 0).UTC()}) // it was verified, so it has the right length
 	}
 	if !signed {
 		return VerifiedCheckpoint{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint is not signed by the log's key")
@@ -93,8 +91,7 @@ func VerifyCheckpoint(raw []byte, keys ...Key) (VerifiedCheckpoint, error) {
 func (k Key) id() string              { return k.idOf(k.KeyHash()) }
 func (k Key) idOf(hash uint32) string { return k.name + "+" + strconv.FormatUint(uint64(hash), 16) }
 
-// ReadCheckpoint reads a checkpoint before anybody checked its signature. Code:
-// log_invalid.
+// ReadCheckpoint parses a checkpoint without verifying its signature. Code: log_invalid.
 func ReadCheckpoint(raw []byte) (Checkpoint, error) {
 	text, _, ok := bytes.Cut(raw, []byte("\n\n"))
 	if !ok || len(raw) > MaxNote {
@@ -117,15 +114,14 @@ func parseText(text string) (c Checkpoint, err error) {
 	}
 	c.Size = size
 	copy(c.Root[:], root)
-	if !strings.HasPrefix(text, c.text()) { // one encoding alone
+	if !strings.HasPrefix(text, c.text()) { // only one encoding is valid
 		return c, invalid
 	}
 	return c, nil
 }
 
-// Cosign adds to a checkpoint the signature lines of a witness's answer that are
-// that witness's, and returns it with them; unchanged if there is none. Code:
-// log_invalid for an answer that holds none that is good.
+// Cosign adds the signature lines of witness that are in its answer to a checkpoint, and returns the result. Code:
+// log_invalid for an answer without a valid one.
 func Cosign(raw, answer []byte, witness Key) ([]byte, error) {
 	text, _, ok := bytes.Cut(raw, []byte("\n\n"))
 	if !ok || len(answer) > MaxNote {
@@ -135,7 +131,7 @@ func Cosign(raw, answer []byte, witness Key) ([]byte, error) {
 	if err != nil {
 		return nil, watchword.Wrap(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
 	}
-	if _, err := strictBase64.DecodeString(n.Sigs[0].Base64); err != nil { // a second form would be nobody's to a strict reader
+	if _, err := strictBase64.DecodeString(n.Sigs[0].Base64); err != nil { // a strict reader would refuse another encoding
 		return nil, watchword.Wrap(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
 	}
 	line := "— " + n.Sigs[0].Name + " " + n.Sigs[0].Base64 + "\n"

@@ -12,32 +12,31 @@ import (
 // Hash is a SHA-256 hash.
 type Hash = tlog.Hash
 
-// Salt is what keeps the hash of a body that can be guessed from telling it.
+// Salt prevents guessing a body from its hash.
 type Salt [16]byte
 
-// NewSalt makes one.
+// NewSalt returns a random salt.
 func NewSalt() (s Salt) {
 	_, _ = rand.Read(s[:]) // never fails (crypto/rand)
 	return s
 }
 
-// Commitment is what the log keeps of a body for ever: SHA-256 over its salt, then
-// its bytes.
+// Commitment returns the hash of a body that the log stores permanently: SHA-256 over its salt, then its bytes.
 func Commitment(salt Salt, body []byte) (h Hash) {
-	var stack [1024]byte // an entry of most kinds is smaller, and then nothing is allocated
+	var stack [1024]byte // most entries are smaller, and then nothing is allocated
 	return sha256.Sum256(append(append(stack[:0], salt[:]...), body...))
 }
 
-// What a leaf's data begins with, and how long it is: a version, and the commitment.
+// Version and length of a leaf's data: the version, then the commitment.
 const (
 	leafVersion = 1
 	leafSize    = 1 + tlog.HashSize
 )
 
-// EntrySize is how many bytes one entry has in a bundle.
+// EntrySize is the size of one entry in a bundle, in bytes.
 const EntrySize = 2 + leafSize
 
-// Leaf is the data of the leaf that commits to a body: an item of an entry bundle.
+// Leaf returns the data of the leaf for a commitment: an item of an entry bundle.
 func Leaf(commit Hash) [leafSize]byte {
 	var b [leafSize]byte
 	b[0] = leafVersion
@@ -45,9 +44,9 @@ func Leaf(commit Hash) [leafSize]byte {
 	return b
 }
 
-// LeafHash is the hash of that leaf in the tree (RFC 6962 §2.1).
+// LeafHash returns the hash of that leaf in the tree (RFC 6962 §2.1).
 func LeafHash(commit Hash) Hash {
-	var b [1 + leafSize]byte // the first zero is RFC 6962's prefix of a leaf
+	var b [1 + leafSize]byte // the first zero is the leaf prefix of RFC 6962
 	b[1] = leafVersion
 	copy(b[2:], commit[:])
 	return sha256.Sum256(b[:])
@@ -59,7 +58,7 @@ func AppendBundle(bundle []byte, commit Hash) []byte {
 	return append(append(bundle, 0, leafSize), leaf[:]...)
 }
 
-// ParseBundle reads a bundle of width entries. Code: log_invalid.
+// ParseBundle parses a bundle of width entries. Code: log_invalid.
 func ParseBundle(b []byte, width int) ([]Hash, error) {
 	if len(b) != width*(2+leafSize) {
 		return nil, watchword.Refuse(watchword.LogInvalid, "the bundle has %d bytes, and %d entries have %d", len(b), width, width*(2+leafSize))

@@ -11,17 +11,17 @@ import (
 // LoggedType is the content type (cty, RFC 7516 §4.1.12) of a [LoggedJWS].
 const LoggedType = "vnd.watchword.logged+json"
 
-// LoggedJWS is a signed JWS with the proof that the log has its entry, for whoever
-// executes only logged commands: the entry, its proof and a signed checkpoint, and the
-// proof that the log extends the one that the reader saw last.
+// LoggedJWS is a signed JWS with the proof that the log contains its entry, for devices that execute only logged commands:
+// the entry, its inclusion proof and a signed checkpoint, and the proof that the log extends the one that the device saw
+// last.
 type LoggedJWS struct {
 	JWS              string   `json:"jws"`
 	Proof            string   `json:"proof"`             // C2SP tlog-proof, as [Proof] writes it
 	FromSize         int64    `json:"from"`              // size of the log that the reader saw last; 0: none
-	ConsistencyProof [][]byte `json:"extends,omitempty"` // base64 hashes: the log of the checkpoint begins with that one
+	ConsistencyProof [][]byte `json:"extends,omitempty"` // base64 hashes: consistency proof from that log to the checkpoint
 }
 
-// NewLoggedJWS puts a JWS and its proofs together.
+// NewLoggedJWS returns a JWS with its proofs.
 func NewLoggedJWS(jws string, p Proof, from int64, extends []Hash) LoggedJWS {
 	l := LoggedJWS{JWS: jws, Proof: string(p.Marshal()), FromSize: from}
 	for _, h := range extends {
@@ -30,10 +30,10 @@ func NewLoggedJWS(jws string, p Proof, from int64, extends []Hash) LoggedJWS {
 	return l
 }
 
-// Marshal writes it as JSON.
+// Marshal returns its JSON encoding.
 func (l LoggedJWS) Marshal() ([]byte, error) { return json.Marshal(l) }
 
-// ParseLoggedJWS reads what Marshal wrote. Code: command_unlogged.
+// ParseLoggedJWS parses the output of Marshal. Code: command_unlogged.
 func ParseLoggedJWS(b []byte) (l LoggedJWS, err error) {
 	err = jsonv2.Unmarshal(b, &l, jsonv2.RejectUnknownMembers(true))
 	if err != nil || l.JWS == "" || l.Proof == "" || l.FromSize < 0 || len(l.ConsistencyProof) > 63 {
@@ -42,10 +42,9 @@ func ParseLoggedJWS(b []byte) (l LoggedJWS, err error) {
 	return l, nil
 }
 
-// Verify checks that the log has the entry, that its checkpoint is signed by one of
-// keys and by a quorum of the witnesses among them, and that it extends the last one
-// that the reader saw (zero: none). It returns the proof, and the checkpoint to
-// remember. Code: log_invalid.
+// Verify verifies that the log contains the entry, that its checkpoint is signed by one of keys and by a quorum of the
+// witnesses among them, and that it extends the last one that the reader saw (zero: none). It returns the proof, and the
+// checkpoint to store. Code: log_invalid.
 func (l LoggedJWS) Verify(seen Checkpoint, quorum int, keys ...Key) (Proof, VerifiedCheckpoint, error) {
 	p, err := ParseProof([]byte(l.Proof))
 	if err != nil {

@@ -8,11 +8,11 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// EntriesLevel is the level of a bundle of entries among the tiles.
+// EntriesLevel is the level number of a bundle of entries.
 const EntriesLevel = -1
 
-// Path is the address of a tile, or of a bundle of entries, below the log's prefix:
-// C2SP's, which is not that of the module proxy's checksum database.
+// Path returns the path of a tile, or of a bundle of entries, below the log's prefix, as C2SP tlog-tiles defines it; the
+// module proxy's checksum database uses other paths.
 func Path(level int, n int64, width int) string {
 	name := strconv.Itoa(level)
 	if level == EntriesLevel {
@@ -29,7 +29,7 @@ func Path(level int, n int64, width int) string {
 	return "tile/" + name + "/" + digits
 }
 
-// ParsePath reads what Path wrote, and nothing else. Code: not_found.
+// ParsePath parses a path of exactly the form that Path returns. Code: not_found.
 func ParsePath(path string) (level int, n int64, width int, err error) {
 	rest, ok := strings.CutPrefix(path, "tile/")
 	name, rest, ok2 := strings.Cut(rest, "/")
@@ -48,7 +48,7 @@ func ParsePath(path string) (level int, n int64, width int, err error) {
 			break
 		}
 	}
-	// What is written again the same way had the one right form.
+	// Comparing with Path ensures that only the canonical form is accepted.
 	if !ok || !ok2 || err != nil || n < 0 || width < 1 || level > 63 || Path(level, n, width) != path {
 		return 0, 0, 0, watchword.Refuse(watchword.NotFound, "no such tile")
 	}

@@ -11,11 +11,11 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// TileReader gives the hashes of a tile, as many as width says. Level, number and width
-// are always those of a tile that a tree of the size at hand has.
+// TileReader returns the first width hashes of a tile. Level, number and width are always those of a tile that a tree of
+// the current size has.
 type TileReader func(level int, n int64, width int) ([]byte, error)
 
-// tiles is a Read as the tlog package wants it.
+// tiles adapts a TileReader to the interface of the tlog package.
 type tiles struct{ read TileReader }
 
 func (t tiles) Height() int { return TileHeight }
@@ -33,9 +33,8 @@ func (t tiles) ReadTiles(ts []tlog.Tile) ([][]byte, error) {
 
 func (tiles) SaveTiles([]tlog.Tile, [][]byte) {}
 
-// InclusionProof returns the proof that the index-th leaf is in the tree of c. Every tile is
-// held against c's root: tiles that do not fit give no proof. Code: log_invalid,
-// and those of read.
+// InclusionProof returns the proof that the tree of c contains the leaf with that index. Every tile is verified against c's
+// root; tiles that do not match are an error. Code: log_invalid, and those of read.
 func InclusionProof(c Checkpoint, index int64, read TileReader) ([]Hash, error) {
 	if index < 0 || index >= c.Size {
 		return nil, watchword.Refuse(watchword.NotFound, "entry %d is not in the log of %d entries", index+1, c.Size)
@@ -44,8 +43,7 @@ func InclusionProof(c Checkpoint, index int64, read TileReader) ([]Hash, error) 
 	return p, proofInvalid(err)
 }
 
-// ConsistencyProof returns the proof that the tree of c begins with the one of an older
-// size. Codes: as [InclusionProof].
+// ConsistencyProof returns the proof that the tree of c extends the one of an older size. Codes: as [InclusionProof].
 func ConsistencyProof(c Checkpoint, size int64, read TileReader) ([]Hash, error) {
 	if size < 0 || size > c.Size {
 		return nil, watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and had %d before", c.Size, size)
@@ -64,7 +62,7 @@ func proofInvalid(err error) error {
 	return watchword.Wrap(err, watchword.LogInvalid, "the log's tiles do not fit its checkpoint")
 }
 
-// VerifyInclusion checks a proof that a leaf is in the tree of c. Code: log_invalid.
+// VerifyInclusion verifies a proof that the tree of c contains a leaf. Code: log_invalid.
 func VerifyInclusion(c Checkpoint, index int64, leaf Hash, proof []Hash) error {
 	if index < 0 || index >= c.Size || tlog.CheckRecord(proof, c.Size, c.Root, index, leaf) != nil {
 		return watchword.Refuse(watchword.LogInvalid, "entry %d is not in the log of this checkpoint", index+1)
@@ -72,8 +70,8 @@ func VerifyInclusion(c Checkpoint, index int64, leaf Hash, proof []Hash) error {
 	return nil
 }
 
-// VerifyConsistency checks a proof that the tree of c begins with that of before: nothing was
-// changed, nothing was taken away. Code: log_invalid.
+// VerifyConsistency verifies a proof that the tree of c extends that of before: no leaf was changed or removed. Code:
+// log_invalid.
 func VerifyConsistency(c, before Checkpoint, proof []Hash) error {
 	good := false
 	switch {
@@ -94,8 +92,8 @@ func VerifyConsistency(c, before Checkpoint, proof []Hash) error {
 	return nil
 }
 
-// Proof says that an entry is in a log, to anyone who has the log's public key alone:
-// a tlog-proof, with the entry's salt and body as extra data.
+// Proof proves that a log contains an entry, and can be verified with the log's public key alone: a C2SP tlog-proof, with
+// the entry's salt and body as extra data.
 type Proof struct {
 	Index      int64 // from 0
 	Salt       Salt
@@ -104,12 +102,12 @@ type Proof struct {
 	Checkpoint []byte // signed
 }
 
-// strictBase64 has one form for each content.
+// strictBase64 accepts one form for each content.
 var strictBase64 = base64.StdEncoding.Strict()
 
 const proofHead = "c2sp.org/tlog-proof@v1\n"
 
-// Marshal writes it as text.
+// Marshal returns the proof as text.
 func (p Proof) Marshal() []byte {
 	var b bytes.Buffer
 	b.WriteString(proofHead)
@@ -123,13 +121,13 @@ func (p Proof) Marshal() []byte {
 	return b.Bytes()
 }
 
-// MaxProof is the bound of a proof in text.
+// MaxProof is the maximum size of a proof as text, in bytes.
 const MaxProof = 512 << 10
 
-// IsProof reports whether b begins as a proof does.
+// IsProof reports whether b begins like a proof.
 func IsProof(b []byte) bool { return bytes.HasPrefix(b, []byte(proofHead)) }
 
-// ParseProof reads what Marshal wrote. Code: log_invalid.
+// ParseProof parses the output of Marshal. Code: log_invalid.
 func ParseProof(b []byte) (p Proof, err error) {
 	invalid := func(what string) (Proof, error) {
 		return Proof{}, watchword.Refuse(watchword.LogInvalid, "the proof is malformed: %s", what)
@@ -167,8 +165,7 @@ func ParseProof(b []byte) (p Proof, err error) {
 	return p, nil
 }
 
-// Verify checks that the entry is in the log that one of keys signs for. Code:
-// log_invalid.
+// Verify verifies that the log that one of keys has signed contains the entry. Code: log_invalid.
 func (p Proof) Verify(keys ...Key) (VerifiedCheckpoint, error) {
 	c, err := VerifyCheckpoint(p.Checkpoint, keys...)
 	if err != nil {

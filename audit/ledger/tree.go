@@ -8,13 +8,13 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// The shape of a tile (tlog-tiles, Merkle Tree).
+// Size of a tile (tlog-tiles, Merkle Tree).
 const (
 	TileHeight = 8
 	TileWidth  = 1 << TileHeight
 )
 
-// Tile is a full tile: TileWidth hashes, and the one that they add up to.
+// Tile is a full tile: TileWidth hashes, and their root.
 type Tile struct {
 	Level  int
 	N      int64
@@ -22,19 +22,18 @@ type Tile struct {
 	Root   Hash
 }
 
-// Tree is the right edge of a tree: as much as is needed to go on and to know the
-// root. It is a value; what Append returns may share memory with what it was called
-// on, so that of two trees appended to the same one only the last counts. The zero
-// value is the empty tree.
+// Tree is the right edge of a tree: the part that is needed to append leaves and to compute the root. It is a value. The
+// result of Append may share memory with its receiver: if Append is called twice on one tree, only the last result may be
+// used. The zero value is the empty tree.
 type Tree struct {
 	size  int64
 	edges [][]Hash // by level: the hashes of the tile that is not full yet
 }
 
-// Size is how many leaves there are.
+// Size returns the number of leaves.
 func (t Tree) Size() int64 { return t.size }
 
-// Append adds leaves, and returns the tiles that they fill.
+// Append appends leaves, and returns the tiles that become full.
 func (t Tree) Append(leaves ...Hash) (Tree, []Tile) {
 	next := Tree{t.size + int64(len(leaves)), slices.Clone(t.edges)}
 	var full []Tile
@@ -58,25 +57,25 @@ func (t *Tree) put(level int, n int64, h Hash, full []Tile) []Tile {
 		t.edges[level] = edge
 		return full
 	}
-	t.edges[level] = nil // the full one is given away
+	t.edges[level] = nil // the full tile belongs to the caller
 	tile := Tile{Level: level, N: n / TileWidth, Hashes: edge, Root: Root(edge)}
 	return t.put(level+1, tile.N, tile.Root, append(full, tile))
 }
 
-// Root is the tree's hash (RFC 6962 §2.1).
+// Root returns the tree's hash (RFC 6962 §2.1).
 func (t Tree) Root() Hash {
 	if t.size == 0 {
-		h, _ := tlog.TreeHash(0, nil) // that of nothing needs no reader, and cannot fail
+		h, _ := tlog.TreeHash(0, nil) // the empty tree needs no reader, and cannot fail
 		return h
 	}
-	var stack []Hash // perfect subtrees, the largest first
+	var stack []Hash // roots of perfect subtrees, the largest first
 	for _, edge := range slices.Backward(t.edges) {
 		stack = appendPerfect(stack, edge)
 	}
 	return foldRight(stack)
 }
 
-// Edge is the tile of a level that is not full yet: the n-th. It is read only.
+// Edge returns the tile of a level that is not full yet, and its number n. The result must not be modified.
 func (t Tree) Edge(level int) (n int64, hashes []Hash) {
 	n = t.size >> (TileHeight * (level + 1))
 	if level < len(t.edges) {
@@ -85,7 +84,7 @@ func (t Tree) Edge(level int) (n int64, hashes []Hash) {
 	return n, hashes
 }
 
-// TreeFromEdges is the tree whose tiles that are not full yet hold edges, by level.
+// TreeFromEdges returns the tree whose incomplete tiles have these hashes, by level.
 func TreeFromEdges(edges [][]Hash) Tree {
 	t := Tree{edges: make([][]Hash, len(edges))}
 	for i, e := range edges {
@@ -95,7 +94,7 @@ func TreeFromEdges(edges [][]Hash) Tree {
 	return t
 }
 
-// PartialWidths is how wide the unfinished tile of each level is in a tree of that size.
+// PartialWidths returns the width of the incomplete tile of each level in a tree of that size.
 func PartialWidths(size int64) (out []int) {
 	for ; size > 0; size >>= TileHeight {
 		out = append(out, int(size%TileWidth))
@@ -103,10 +102,10 @@ func PartialWidths(size int64) (out []int) {
 	return out
 }
 
-// Root is the hash of at least one leaf or subtree, all of the same height.
+// Root returns the root over at least one leaf or subtree, all of the same height.
 func Root(hashes []Hash) Hash { return foldRight(appendPerfect(nil, hashes)) }
 
-// appendPerfect appends the roots of the perfect trees that hashes are made of.
+// appendPerfect appends the roots of the perfect subtrees over hashes.
 func appendPerfect(stack, hashes []Hash) []Hash {
 	for len(hashes) > 0 {
 		n := 1
@@ -134,7 +133,7 @@ func foldRight(stack []Hash) Hash {
 	return h
 }
 
-// TreeAt is the tree of a size, from the tiles at its right edge, which are believed.
+// TreeAt returns the tree of a size, from the tiles at its right edge, which are not verified.
 func TreeAt(size int64, read TileReader) (Tree, error) {
 	var edges [][]Hash
 	for level, w := range PartialWidths(size) {
@@ -153,7 +152,7 @@ func TreeAt(size int64, read TileReader) (Tree, error) {
 	return TreeFromEdges(edges), nil
 }
 
-// AppendTile appends hashes as a tile has them.
+// AppendTile appends hashes in the encoding of a tile.
 func AppendTile(b []byte, hashes ...Hash) []byte {
 	for _, h := range hashes {
 		b = append(b, h[:]...)
@@ -161,7 +160,7 @@ func AppendTile(b []byte, hashes ...Hash) []byte {
 	return b
 }
 
-// ParseTile reads a tile of width hashes. Code: log_invalid.
+// ParseTile parses a tile of width hashes. Code: log_invalid.
 func ParseTile(b []byte, width int) ([]Hash, error) {
 	if len(b) != width*tlog.HashSize {
 		return nil, watchword.Refuse(watchword.LogInvalid, "the tile has %d bytes, and %d hashes have %d", len(b), width, width*tlog.HashSize)
